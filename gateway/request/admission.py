@@ -36,6 +36,8 @@ RATE_WINDOW = 5.0
 WATCH_DELAY = 0.05
 """Seconds after which a request watches for its client to leave, and sets a timer for its deadline. The task that
 watches costs a twentieth of the processor time of a short request."""
+RESERVE_DIVISOR = 16
+"""The reserve is this part of all permits, and at least one."""
 MIN_EVICTION_LEAD = 2
 """A caller loses its newest queue place to another that has at least this many fewer; at a lead of one, two callers
 would take the same place from each other again and again."""
@@ -44,18 +46,21 @@ _Queue = OrderedDict["ActiveRequest", None]
 
 
 class Admission:
-    """Counts permits and queues requests that find none free.
+    """Counts permits and queues requests that may not have one.
 
-    Free permits go to the callers in turn, so that a caller with a thousand waiting requests does not starve another
-    caller's only one. When the queue is full, a caller with fewer waiting requests evicts the newest request of the
-    caller with most. Requests whose body still arrives hold neither a permit nor a place in the queue; there may be
-    twice as many of them as permits and places, shared fairly among the callers.
+    A caller may hold all permits but the reserve, of which it may hold at most as many as are still free. So a caller
+    without a permit gets one while any is free, however long the requests of another last. A permit that comes free
+    goes to the waiting caller that holds fewest, and in turn to those that hold as many. The one caller of a gateway
+    without keys may hold all permits.
+
+    When the queue is full, a caller with fewer waiting requests evicts the newest request of the caller with most.
+    Requests whose body still arrives hold neither a permit nor a place in the queue; there may be twice as many of them
+    as permits and places, shared fairly among the callers.
     """
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         """Limits, which may be replaced. Permits in use beyond a lower limit end with their requests."""
-        self.in_use = 0
         self.queued = 0
         self.closed = False
         """True if all new requests are refused because the process is shutting down."""
@@ -63,9 +68,15 @@ class Admission:
         """Requests that arrive, wait or run, for the end of the process to cancel."""
         self.large_bodies = LargeBodies()
         self.watch = _WatchTimer()
+        self._permits = FairShares()
         self._arriving = FairShares()
         self._queues: OrderedDict[str | None, _Queue] = OrderedDict()
         self._rate = _CompletionRate()
+
+    @property
+    def in_use(self) -> int:
+        """Permits in use."""
+        return self._permits.held
 
     @property
     def arriving(self) -> int:
@@ -83,8 +94,12 @@ class Admission:
         if self.closed:
             raise Draining("this gateway is shutting down; send the request again", retry_after=MIN_RETRY_SECONDS)
         permits, places = self.limits.concurrent_requests, self.limits.queued_requests
-        if self.in_use >= permits and self.queued >= places and self._evictable(caller) is None:
-            raise self._queue_full()
+        if (
+            self.queued >= places
+            and not self._permits.allows(caller, capacity=permits, reserve=self._reserve(caller))
+            and self._evictable(caller) is None
+        ):
+            raise self._queue_full(caller)
         if not self._arriving.acquire(caller, capacity=2 * (permits + places)):
             own = self._arriving.of(caller)
             reason = f"the bodies of {self.arriving} requests are still arriving, {own} of them from this caller"
@@ -93,21 +108,27 @@ class Admission:
 
     def body_arrived(self, request: ActiveRequest) -> None:
         """Give the request a permit or a place in the queue. Raises Overloaded if there is neither."""
-        if self.in_use < self.limits.concurrent_requests:
-            self.in_use += 1
-        elif self.queued < self.limits.queued_requests:
+        if not self._acquire_permit(request.caller):
+            if self.queued >= self.limits.queued_requests:
+                queue = self._evictable(request.caller)
+                if queue is None:
+                    raise self._queue_full(request.caller)
+                self._evict_newest(queue)
             self._enqueue(request)
-        elif (queue := self._evictable(request.caller)) is not None:
-            self._evict_newest(queue)
-            self._enqueue(request)
-        else:
-            raise self._queue_full()
         self.end_arrival(request)
 
     def end_arrival(self, request: ActiveRequest) -> None:
         """Free the request's place among the arriving ones."""
         request.arriving = False
         self._arriving.release(request.caller)
+
+    def _reserve(self, caller: str | None) -> int:
+        """Return the permits of which the caller may hold at most as many as are still free."""
+        return 0 if caller is None else max(1, self.limits.concurrent_requests // RESERVE_DIVISOR)
+
+    def _acquire_permit(self, caller: str | None) -> bool:
+        capacity = self.limits.concurrent_requests
+        return self._permits.acquire(caller, capacity=capacity, reserve=self._reserve(caller))
 
     def _enqueue(self, request: ActiveRequest) -> None:
         request.granted = asyncio.get_running_loop().create_future()
@@ -127,32 +148,35 @@ class Admission:
         assert request.granted is not None
         request.granted.set_result(False)
 
-    def _queue_full(self) -> Overloaded:
-        return self.overloaded("and the queue is full")
+    def _queue_full(self, caller: str | None) -> Overloaded:
+        return self.overloaded(caller, "and the queue is full")
 
-    def overloaded(self, reason: str) -> Overloaded:
+    def overloaded(self, caller: str | None, reason: str) -> Overloaded:
         """The refusal of a request. Its Retry-After is the time in which the requests that wait now will be served."""
-        retry = self._rate.seconds_for(self.queued + 1)
-        return Overloaded(f"all {self.limits.concurrent_requests} permits are in use {reason}", retry_after=retry)
+        own, permits = self._permits.of(caller), self.limits.concurrent_requests
+        used = f"no permit is free for this caller ({self.in_use} of {permits} are in use, {own} of them by it)"
+        return Overloaded(f"{used} {reason}", retry_after=self._rate.seconds_for(self.queued + 1))
 
-    def release(self) -> None:
-        """Return a permit, which goes to the next request in the queue."""
-        self.in_use -= 1
+    def release(self, caller: str | None) -> None:
+        """Return a permit of the caller, which may go to a request in the queue."""
+        self._permits.release(caller)
         self._rate.completed += 1
         if self._queues:
             self.grant()
 
     def grant(self) -> None:
-        """Give free permits to waiting requests, one caller after another."""
-        while self._queues and self.in_use < self.limits.concurrent_requests:
-            caller, queue = next(iter(self._queues.items()))
+        """Give free permits to waiting requests, each to the caller that holds fewest, and in turn among equals."""
+        while self._queues:
+            caller = min(self._queues, key=self._permits.of)
+            if not self._acquire_permit(caller):
+                return  # no other caller may have it, as each holds at least as many
+            queue = self._queues[caller]
             request, _ = queue.popitem(last=False)
             if queue:
                 self._queues.move_to_end(caller)
             else:
                 del self._queues[caller]
             self.queued -= 1
-            self.in_use += 1
             assert request.granted is not None
             request.granted.set_result(True)
 
@@ -233,7 +257,7 @@ class ActiveRequest:
         elif self.granted is not None and not self.granted.done():
             self._admission.dequeue(self)
         elif self.granted is None or self.granted.result():
-            self._admission.release()
+            self._admission.release(self.caller)
         if self._reason is not None:
             self._task.uncancel()
             if kind is asyncio.CancelledError:
@@ -264,13 +288,15 @@ class ActiveRequest:
                 await asyncio.shield(self.granted)  # Admission sets its result, so it must not be cancelled
         except TimeoutError:
             if not self.granted.done():
-                raise self._admission.overloaded(f"and none came free within {timeout:g} s") from None
+                raise self._admission.overloaded(self.caller, f"and none came free within {timeout:g} s") from None
         if not self.granted.result():  # an exception set on the future would keep the request alive in a cycle
-            raise self._admission.overloaded("and the place in the queue went to a caller with fewer waiting")
+            raise self._admission.overloaded(
+                self.caller, "and the place in the queue went to a caller with fewer waiting"
+            )
 
     async def parse(self, parse: Callable[[], T], *, size: int) -> T:
         """Returns the result of `parse` for a body of `size` bytes. Raises InvalidRequest."""
-        return parse() if size <= SMALL_BODY else await self._admission.large_bodies.parse(parse)
+        return parse() if size <= SMALL_BODY else await self.process(parse)
 
     def reserve_memory(self, size: int) -> None:
         """Reserve memory for the body until it has `size` bytes in all. Raises BodyMemoryFull."""
@@ -278,9 +304,9 @@ class ActiveRequest:
             self._admission.large_bodies.reserve(self.caller, size - self.memory, self._admission.limits)
             self.memory = size
 
-    async def pace(self, arrived: int) -> None:
-        """Wait until `arrived` bytes more of the large body may be read."""
-        await self._admission.large_bodies.pace(arrived)
+    async def process(self, work: Callable[[], T]) -> T:
+        """Return the result of `work` on the large body, once it is the caller's turn."""
+        return await self._admission.large_bodies.process(self.caller, work)
 
     def release_body(self) -> None:
         """Return the memory reserved for the body."""

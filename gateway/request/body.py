@@ -9,7 +9,10 @@ the values of a large body while its bytes arrive; `LargeBodies` bounds all larg
 from __future__ import annotations
 
 import asyncio
+import time
+from collections import OrderedDict, deque
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -22,16 +25,16 @@ from coe.registry import Limits
 T = TypeVar("T")
 SMALL_BODY = 2**16
 """Bytes of the largest body that is not scanned and for which no memory is reserved."""
-BYTES_PER_SECOND = 100e6
-"""Rate at which large bodies are read. A large body costs about 3 ns of processor time a byte, so this rate leaves two
-thirds of a processor to other requests."""
 MIN_MEMORY_IN_BODIES = 12
 """Minimum memory for large bodies, as a multiple of the maximum body size. A body that is not ASCII needs up to six
 times its size, and one caller gets half of the memory, so 12 admits any single body."""
 RETRY_SECONDS = 1.0
 """Retry-After of a refusal for lack of memory."""
-PARSE_PAUSE = 0.02
-"""Seconds before a large body is parsed, during which the event loop serves other requests."""
+PAUSE = 1.0
+"""Length of the pause after work on a large body, as a multiple of the time that the work took. In the pause the event
+loop serves other requests, and serializes the body for its expert, which takes about as long as to parse it."""
+MAX_DEBT = 0.005
+"""Seconds of pauses that may be due before the next work has to wait, so that short work needs no timer."""
 
 CONTAINER_WEIGHT = 10
 """Values that an object or array counts as: it takes that much more memory and time than a number."""
@@ -50,6 +53,9 @@ class FairShares:
 
     One caller alone gets half of the capacity, each of two callers a third. A caller at its limit leaves half of what
     it found free, so 128 units are exhausted only when about eight callers are at their limit.
+
+    With a `reserve`, the rule applies only to the last `reserve` units of the capacity: a caller may hold any number of
+    the units before.
     """
 
     def __init__(self) -> None:
@@ -60,12 +66,16 @@ class FairShares:
         """Return the units that this caller holds."""
         return self._held_by.get(caller, 0)
 
-    def acquire(self, caller: str | None, *, capacity: int, count: int = 1) -> bool:
-        """Give the caller `count` more units of `capacity`, or return False if that exceeds its share."""
+    def allows(self, caller: str | None, *, capacity: int, count: int = 1, reserve: int | None = None) -> bool:
+        """Return True if the caller may hold `count` more units of `capacity`. The default reserve is all of it."""
         own = self._held_by.get(caller, 0)
-        if own + count > capacity - self.held:
+        return capacity - self.held - count >= (own if reserve is None else min(own, reserve))
+
+    def acquire(self, caller: str | None, *, capacity: int, count: int = 1, reserve: int | None = None) -> bool:
+        """Give the caller `count` more units of `capacity`, or return False if that exceeds its share."""
+        if not self.allows(caller, capacity=capacity, count=count, reserve=reserve):
             return False
-        self._held_by[caller] = own + count
+        self._held_by[caller] = self._held_by.get(caller, 0) + count
         self.held += count
         return True
 
@@ -79,12 +89,14 @@ class FairShares:
 
 
 class LargeBodies:
-    """The large bodies of all requests of one process. Callers share the memory fairly."""
+    """The large bodies of all requests of one process. Callers share the memory fairly, and process bodies in turn."""
 
     def __init__(self) -> None:
         self._memory = FairShares()
-        self._next_read = 0.0
-        self._parsing = asyncio.Lock()
+        self._paused_until = 0.0
+        """When the pauses after all work so far will be over."""
+        self._waiting: OrderedDict[str | None, deque[asyncio.Future[None]]] = OrderedDict()
+        """The turns that requests wait for, by caller; the first caller is the next."""
 
     @property
     def memory(self) -> int:
@@ -104,22 +116,41 @@ class LargeBodies:
         """Return reserved bytes."""
         self._memory.release(caller, count=size)
 
-    async def pace(self, size: int) -> None:
-        """Wait until `size` bytes more fit into BYTES_PER_SECOND."""
-        now = asyncio.get_running_loop().time()
-        wait = self._next_read - now
-        self._next_read = max(now, self._next_read) + size / BYTES_PER_SECOND
-        if wait > 0:
-            await asyncio.sleep(wait)
+    async def process(self, caller: str | None, work: Callable[[], T]) -> T:
+        """Return the result of `work`, which blocks the event loop, once it is the caller's turn."""
+        if self._waiting or self._pause() > 0:
+            await self._turn(caller)
+        begin = time.perf_counter()
+        try:
+            return work()
+        finally:
+            seconds = time.perf_counter() - begin
+            self._paused_until = max(self._paused_until, begin) + (1 + PAUSE) * seconds
 
-    async def parse(self, parse: Callable[[], T]) -> T:
-        """Parse one body at a time, with a pause between two. Parsing one blocks the event loop, and so does
-        serializing the previous one for its expert."""
-        async with self._parsing:
-            await asyncio.sleep(PARSE_PAUSE)
-            parsed = parse()
-            await asyncio.sleep(0)
-        return parsed
+    def _pause(self) -> float:
+        """Return the seconds until the next work may begin; not above zero if it may begin now."""
+        return self._paused_until - MAX_DEBT - time.perf_counter()
+
+    def _turn(self, caller: str | None) -> asyncio.Future[None]:
+        """Return a turn of this caller, to be awaited."""
+        loop = asyncio.get_running_loop()
+        turn: asyncio.Future[None] = loop.create_future()
+        if not self._waiting:
+            loop.call_later(self._pause(), self._begin_turn)
+        self._waiting.setdefault(caller, deque()).append(turn)
+        return turn
+
+    def _begin_turn(self) -> None:
+        """Let the oldest request of the next caller work, unless it is too early, and repeat this while some wait."""
+        if self._pause() <= 0:
+            caller, turns = self._waiting.popitem(last=False)
+            turn = turns.popleft()
+            if turns:
+                self._waiting[caller] = turns  # behind the others
+            if not turn.done():  # its request goes on
+                turn.set_result(None)
+        if self._waiting:
+            asyncio.get_running_loop().call_later(self._pause(), self._begin_turn)
 
 
 class JsonScan:
@@ -174,7 +205,9 @@ class JsonScan:
                 self._count(window)
             return
         if escapes:
-            window = window.replace(b"\\\\", b"").replace(b'\\"', b"")
+            if b'\\\\"' in window:  # else a backslash before a quote escapes it
+                window = window.replace(b"\\\\", b"")
+            window = window.replace(b'\\"', b"")
         chunks = window.split(b'"')  # every second chunk is outside of strings
         self._count(b"".join(chunks[self._in_string :: 2]))
         quotes = len(chunks) - 1
@@ -206,11 +239,12 @@ class FormScan:
 
 def _width(window: bytes, *, escapes: bool) -> int:
     """Return the bytes of memory that the widest character takes."""
-    if escapes and (b"\\ud" in window or b"\\uD" in window):
+    is_escaped = escapes and b"\\u" in window
+    if is_escaped and (b"\\ud" in window or b"\\uD" in window):
         return 4
     if not window.isascii():
         return 4 if window.translate(None, _BELOW_ASTRAL) else 2
-    return 2 if escapes and b"\\u" in window else 1
+    return 2 if is_escaped else 1
 
 
 FORM = b"multipart/form-data"
@@ -241,8 +275,8 @@ class BodyReservation(Protocol):
     def reserve_memory(self, size: int) -> None:
         """Grow the reservation to `size` bytes in all. Raises BodyMemoryFull."""
 
-    async def pace(self, arrived: int) -> None:
-        """Wait until `arrived` bytes more may be read."""
+    async def process(self, work: Callable[[], T]) -> T:
+        """Return the result of `work` on the body, once it is the caller's turn."""
 
 
 async def read_json_body(
@@ -295,10 +329,11 @@ async def _read(
         if len(body) + len(chunk) > limit:
             raise _too_large(limit)
         body += chunk
-        scan.feed(chunk)
-        if reservation and scan.size > SMALL_BODY:
+        if reservation and len(body) > SMALL_BODY:
+            await reservation.process(partial(scan.feed, chunk))
             reservation.reserve_memory(scan.memory)
-            await reservation.pace(len(chunk))
+        else:
+            scan.feed(chunk)
         if not message.get("more_body", False):
             return body
         message = await receive()

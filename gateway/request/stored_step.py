@@ -206,9 +206,7 @@ class _Loading:
             stored |= zip(names, values, strict=True)
         for name, value in stored.items():
             for _ in range(uses[name]):
-                self._scan.feed(value or b"")
-            if self.size > SMALL_BODY:
-                await self._request.pace(uses[name] * len(value or b""))
+                await self._request.parse(partial(self._scan.feed, value or b""), size=self.size)
         self._reserve(self._scan.memory)
         return await self._request.parse(partial(_parsed, [stored.get(name) for name in uses]), size=size)
 

@@ -1,7 +1,9 @@
 """Permits, the queue for them, and the order in which callers get them."""
 
 import asyncio
-from collections import deque
+import random
+from collections import Counter, deque
+from collections.abc import Iterable
 from contextlib import suppress
 
 import pytest
@@ -10,7 +12,7 @@ from starlette.types import Message
 from coe.errors import Draining, Overloaded
 from coe.registry import Limits
 from gateway.request import admission as admissions
-from gateway.request.admission import MAX_RETRY_SECONDS, MIN_RETRY_SECONDS, RATE_WINDOW, Admission
+from gateway.request.admission import MAX_RETRY_SECONDS, MIN_RETRY_SECONDS, RATE_WINDOW, ActiveRequest, Admission
 from gateway.request.body import ClientLeftError
 from tests.gateway.active_requests import admission_of, arrived, evicted, has_permit, leave, opened
 
@@ -36,6 +38,56 @@ async def test_callers_are_served_round_robin_however_many_requests_one_has_wait
     assert [has_permit(request) for request in greedy[1:3]] == [True, False]
 
 
+def permits_of(requests: Iterable[ActiveRequest]) -> Counter[str | None]:
+    """Count the permits of each caller."""
+    return Counter(request.caller for request in requests if has_permit(request))
+
+
+@pytest.mark.parametrize(("permits", "own"), [(1, 1), (2, 1), (3, 2), (20, 19), (1024, 960)])
+async def test_a_key_alone_may_have_all_permits_but_a_sixteenth_and_a_caller_without_a_key_all(
+    permits: int, own: int
+) -> None:
+    for caller, count in ("a", own), (None, permits):
+        admission = admission_of(permits)
+        requests = [arrived(admission, caller) for _ in range(permits + 1)]
+        assert permits_of(requests) == {caller: count}
+        leave(requests[0])
+        assert permits_of(requests[1:]) == {caller: count}
+
+
+async def test_a_caller_without_a_permit_gets_one_while_any_is_free() -> None:
+    admission = admission_of(1024)
+    greedy = [arrived(admission, "greedy") for _ in range(1000)]
+    modest = [arrived(admission, f"modest-{number}") for number in range(64)]
+    assert permits_of(greedy + modest) == {"greedy": 960} | {f"modest-{number}": 1 for number in range(64)}
+    assert not has_permit(late := arrived(admission, "late"))
+    leave(greedy[0])
+    assert has_permit(late)
+
+
+async def test_callers_at_the_reserve_leave_half_of_it_to_others() -> None:
+    admission = admission_of(1024, queued=1000)
+    requests = [arrived(admission, caller) for caller in "abcdefgh" for _ in range(961 if caller == "a" else 40)]
+    assert list(permits_of(requests).values()) == [960, 32, 16, 8, 4, 2, 1, 1]
+
+
+@pytest.mark.parametrize("seed", range(5))
+async def test_permits_that_come_free_go_to_the_waiting_caller_that_holds_fewest(seed: int) -> None:
+    rng, admission = random.Random(seed), admission_of(64, queued=1000)
+    requests = [arrived(admission, caller) for caller in "abc" for _ in range(200)]
+    assert permits_of(requests) == {"a": 60, "b": 2, "c": 1}
+    for _ in range(100):
+        before = permits_of(requests)
+        request = rng.choice([request for request in requests if has_permit(request)])
+        requests.remove(request)
+        leave(request)
+        before[request.caller] -= 1
+        gained = permits_of(requests) - before
+        assert all(before[caller] == min(before.values()) for caller in gained)
+        assert gained.total() <= 2
+    assert sorted(permits_of(requests).values()) == [20, 20, 20]
+
+
 async def test_a_ticket_that_is_left_while_waiting_leaves_no_trace() -> None:
     admission = admission_of()
     first = arrived(admission, "a")
@@ -53,7 +105,7 @@ async def test_a_ticket_that_is_left_while_waiting_leaves_no_trace() -> None:
 async def test_no_permit_within_the_queue_timeout_is_overload() -> None:
     admission = admission_of(timeout=0.01)
     first = arrived(admission, "a")
-    with pytest.raises(Overloaded, match=r"all 1 permits are in use and none came free within 0\.01 s"):
+    with pytest.raises(Overloaded, match=r"1 of 1 are in use.* and none came free within 0\.01 s"):
         await one(admission)
     assert admission.queued == 0
     leave(first)
@@ -76,7 +128,9 @@ async def test_another_finds_a_place_in_a_full_queue_that_of_the_latest_of_who_h
     third = arrived(admission, "third")
     assert [evicted(request) for request in greedy] == [False] * 3 + [True] * 3
     assert (admission.in_use, admission.queued) == (1, 6)
-    with pytest.raises(Overloaded, match=r"all 1 permits .* the place in the queue went to a caller with fewer") as no:
+    with pytest.raises(
+        Overloaded, match=r"1 of 1 are in use.* the place in the queue went to a caller with fewer"
+    ) as no:
         await greedy[-1].wait_for_permit()
     assert no.value.retry_after == MIN_RETRY_SECONDS
     served = [first, greedy[0], modest[0], third, greedy[1], modest[1], greedy[2]]
@@ -185,7 +239,7 @@ async def test_lowered_limits_apply_to_the_next_arrivals_and_to_bodies_that_arri
     admission.body_arrived(arriving[0])
     admission.body_arrived(arriving[1])
     assert [has_permit(request) for request in arriving] == [True, False, False, False]
-    with pytest.raises(Overloaded, match="all 1 permits"):
+    with pytest.raises(Overloaded, match="1 are in use"):
         admission.body_arrived(arriving[2])
     for request in arriving:
         leave(request)
@@ -207,7 +261,7 @@ async def test_a_closed_gateway_takes_nothing_new_and_serves_those_who_wait() ->
 
 async def test_more_permits_let_in_who_waits_and_fewer_come_to_count_as_requests_end() -> None:
     admission = admission_of(2)
-    requests = [arrived(admission, "a") for _ in range(5)]
+    requests = [arrived(admission, None) for _ in range(5)]
     admission.limits = Limits(concurrent_requests=4)
     admission.grant()
     assert [has_permit(request) for request in requests] == [True] * 4 + [False]
@@ -225,7 +279,7 @@ async def test_the_time_to_come_back_follows_the_rate_of_late(monkeypatch: pytes
     admission = admission_of(queued=19)
 
     def retry() -> float:
-        return admission.overloaded("").retry_after or 0.0
+        return admission.overloaded("a", "").retry_after or 0.0
 
     requests = deque([arrived(admission, "a")])
     assert retry() == MIN_RETRY_SECONDS  # nothing is known yet

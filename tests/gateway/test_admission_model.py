@@ -1,6 +1,7 @@
 """Random sequences of events: admission grants, queues and evicts as a simple model does."""
 
 import random
+from collections.abc import Sequence
 from contextlib import nullcontext
 
 import pytest
@@ -27,19 +28,27 @@ class Model:
     def waiting(self) -> list[ActiveRequest]:
         return [request for queue in self.queues.values() for request in queue]
 
+    def holds(self, caller: str | None) -> int:
+        return [request.caller for request in self.held].count(caller)
+
+    def may_run(self, caller: str | None) -> bool:
+        free = self.permits - len(self.held)
+        reserve = 0 if caller is None else max(1, self.permits // 16)
+        return free > reserve or free > self.holds(caller)
+
     def full_for(self, caller: str | None) -> bool:
-        if len(self.held) < self.permits or len(self.waiting) < self.room:
+        if self.may_run(caller) or len(self.waiting) < self.room:
             return False
         waiting = [request.caller for request in self.waiting]
-        return all(waiting.count(other) <= waiting.count(caller) + 1 for other in "abc")
+        return all(waiting.count(other) <= waiting.count(caller) + 1 for other in waiting)
 
-    def refuses(self, caller: str) -> bool:
+    def refuses(self, caller: str | None) -> bool:
         own = [request for request in self.arriving if request.caller == caller]
         return self.full_for(caller) or len(own) + len(self.arriving) >= 2 * (self.permits + self.room)
 
     def arrived(self, request: ActiveRequest) -> None:
         self.arriving.remove(request)
-        if len(self.held) < self.permits:
+        if self.may_run(request.caller):
             self.held.append(request)
             return
         if len(self.waiting) == self.room:
@@ -48,8 +57,8 @@ class Model:
 
     def ended(self, request: ActiveRequest) -> None:
         self.held.remove(request)
-        if self.queues:
-            caller = next(iter(self.queues))
+        while entitled := [caller for caller in self.queues if self.may_run(caller)]:
+            caller = min(entitled, key=self.holds)
             queue = self.queues.pop(caller)
             self.held.append(queue.pop(0))
             if queue:
@@ -67,15 +76,16 @@ class Model:
             del self.queues[request.caller]
 
 
+@pytest.mark.parametrize("callers", ["aaaabbc", (None,)])
 @pytest.mark.parametrize("seed", range(20))
-async def test_it_does_what_a_simple_model_does(seed: int) -> None:
+async def test_it_does_what_a_simple_model_does(seed: int, callers: Sequence[str | None]) -> None:
     rng = random.Random(seed)
-    model = Model(permits=rng.randint(1, 4), room=rng.randint(0, 12))
+    model = Model(permits=rng.choice((1, 2, 3, 4, 40)), room=rng.randint(0, 12))
     admission = admission_of(model.permits, queued=model.room)
     for _ in range(600):
         action = rng.choice(("come", "come", "come", "arrive", "arrive", "end", "give up"))
         if action == "come":
-            caller = rng.choice("aaaabbc")
+            caller = rng.choice(callers)
             with pytest.raises(Overloaded) if model.refuses(caller) else nullcontext():
                 model.arriving.append(opened(admission, caller))
         elif action == "arrive" and model.arriving:
@@ -92,5 +102,6 @@ async def test_it_does_what_a_simple_model_does(seed: int) -> None:
         assert all(map(has_permit, model.held))
         assert all(map(evicted, model.lost))
         assert not any(has_permit(request) or evicted(request) for request in model.waiting + model.arriving)
+        assert all(model.holds(caller) for caller in model.queues) or len(model.held) == model.permits
         counts = len(model.arriving), len(model.held), len(model.waiting)
         assert (admission.arriving, admission.in_use, admission.queued) == counts

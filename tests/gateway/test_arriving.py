@@ -81,7 +81,7 @@ async def test_with_all_permits_in_use_and_the_queue_full_a_body_that_comes_is_r
         held.set()
         assert (await quick).status == 200
     assert refused.status == 429
-    assert "all 1 permits are in use" in refused.error["message"]
+    assert "(1 of 1 are in use, 0 of them by it)" in refused.error["message"]
 
 
 async def test_a_client_that_leaves_in_mid_body_frees_its_place() -> None:

@@ -1,4 +1,4 @@
-"""One key uses all permits, the queue and the feedback slots; another key is still served."""
+"""One key uses all permits that it may have, the queue and the feedback slots; another key is still served."""
 
 import asyncio
 
@@ -20,19 +20,17 @@ def send_chat(gateway: Gateway, key: str, path: str = CHAT) -> asyncio.Task[Resp
 
 
 async def flooded(gateway: Gateway) -> list[asyncio.Task[Response]]:
-    """Send requests as mallory until the permits and the queue are full and the rest is refused; return them."""
+    """Send requests as mallory until the only permit and the queue are full and the rest is refused; return them."""
     limits = gateway.serving_state.admission.limits
     flood = [send_chat(gateway, "mallory") for _ in range(20)]
-    await wait_until(
-        lambda: sum(task.done() for task in flood) == 20 - limits.concurrent_requests - limits.queued_requests
-    )
+    await wait_until(lambda: sum(task.done() for task in flood) == 19 - limits.queued_requests)
     return flood
 
 
 @pytest.mark.parametrize("path", [CHAT, ROUTE])
 async def test_another_key_finds_a_place_in_the_queue(path: str) -> None:
     slow = asyncio.Event()
-    async with gateway_of(keyed(concurrent_requests=2, queued_requests=4), coder=slow) as gateway:
+    async with gateway_of(keyed(concurrent_requests=1, queued_requests=4), coder=slow) as gateway:
         flood = await flooded(gateway)
         kept = [task for task in flood if not task.done()]
         modest = [send_chat(gateway, "alice", path) for _ in range(3)]
@@ -43,7 +41,7 @@ async def test_another_key_finds_a_place_in_the_queue(path: str) -> None:
         statuses = [(await task).status for task in modest]
         assert (gateway.serving_state.admission.in_use, gateway.serving_state.admission.queued) == (0, 0)
     assert statuses == [200, 200, 429]
-    assert sorted(answer.status for answer in answers) == [200] * 4 + [429] * 16
+    assert sorted(answer.status for answer in answers) == [200] * 3 + [429] * 17
     assert [answer.error["code"] for answer in displaced] == ["overloaded"] * 2
     assert "the place in the queue went to a caller with fewer waiting" in displaced[0].error["message"]
     assert displaced[0].headers["retry-after"] == "1"
@@ -59,6 +57,19 @@ async def test_another_key_is_served_next_to_the_one_that_fills_the_queue() -> N
     served = [record.key for record in gateway.records if record.outcome == "ok"]
     assert served == ["mallory", "mallory", "alice", "mallory", "mallory"]
     assert [record.outcome for record in gateway.records].count("overloaded") == 16
+
+
+@pytest.mark.parametrize("path", [CHAT, ROUTE])
+async def test_another_key_is_served_while_one_with_endless_answers_may_have_no_more_permits(path: str) -> None:
+    body = orjson.dumps({"model": "generalist", "messages": [{"role": "user", "content": "hi"}]})
+    endless = asyncio.Event()
+    async with gateway_of(keyed(concurrent_requests=20), coder=endless) as gateway:
+        flood = [send_chat(gateway, "mallory") for _ in range(30)]
+        await wait_until(lambda: len(gateway.experts["coder"].calls) == 19)
+        for _ in range(5):
+            assert (await gateway.post(path, body, headers=bearer("alice"))).status == 200
+        endless.set()
+        assert {(await task).status for task in flood} == {200}
 
 
 @pytest.mark.parametrize("slow", [True, False])

@@ -53,3 +53,13 @@ def test_what_is_taken_and_given_back_is_counted_exactly() -> None:
             shares.release(caller)
             counted[caller] -= 1
         assert (shares.of("a"), shares.of("b"), shares.held) == (counted["a"], counted["b"], counted.total())
+
+
+@pytest.mark.parametrize(("reserve", "own"), [(0, 128), (1, 127), (8, 120), (64, 64), (200, 64)])
+def test_with_a_reserve_a_caller_alone_gets_the_units_before_it(reserve: int, own: int) -> None:
+    shares = FairShares()
+    while shares.acquire("a", capacity=128, reserve=reserve):
+        pass
+    assert shares.of("a") == own
+    assert shares.allows("b", capacity=128, reserve=reserve) == (own < 128)
+    assert not shares.allows("b", capacity=127 - reserve, reserve=reserve)
