@@ -187,8 +187,8 @@ class Limits(StrictModel):
     """Limits of one gateway process."""
 
     concurrent_requests: Count = 1024
-    """Largest number of requests in progress. Further requests wait in a queue. One key may hold all but a sixteenth, so
-    that other keys find some free."""
+    """Largest number of requests in progress. Further requests wait in a queue. One key may hold all but a sixteenth,
+    so that other keys find some free."""
     queued_requests: Annotated[int, Field(ge=0)] = 1024
     """Length of the queue, which serves the API key with fewest requests in progress first. When it is full, the key
     with most waiting requests loses its newest one."""
