@@ -249,6 +249,11 @@ class Decision:
     cause: Cause | Literal[""] = ""
 
 
+AnswerMemory = Callable[[int], None]
+"""Holds so many more bytes of the caller's answers, fewer if the number is negative. Raises AnswerMemoryFull. May be
+called in any thread."""
+
+
 @fast_init
 @dataclass(frozen=True, slots=True)
 class Call:
@@ -271,6 +276,9 @@ class Call:
 
     An expert adds to `dropped` the types of items that it left out, because its server cannot read them. The first
     replica that gets the call ends `pending`, since its requests in flight include the call from then on.
+
+    Whatever holds more of the answer than its next part reports it to `memory` (`coe.experts.held_answer`); None for no
+    bound.
     """
 
     fields: Mapping[str, Any]
@@ -292,6 +300,7 @@ class Call:
     renames_limit: bool = False
     dropped: set[str] | None = field(default=None, repr=False)
     pending: PendingCall | None = field(default=None, repr=False)
+    memory: AnswerMemory | None = field(default=None, repr=False)
 
 
 class Chunks(Protocol):

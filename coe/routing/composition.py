@@ -278,6 +278,7 @@ class Composition:
             recipe_log=attempts.recipe_log,
             dropped=attempts.dropped,
             pending=attempts.pending,
+            memory=attempts.memory,
         )
         if self._shares_devices:
             call = self._waking(call, order[1] if len(order) > 1 and not stays else "")

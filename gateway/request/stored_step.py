@@ -317,7 +317,9 @@ class _StoringReply:
             async for chunk in chunks:
                 if use.part and (response := self._answer(chunk)) is not None:
                     await self._step.keep(use, response)
-                yield self._echoed(chunk) if use.previous_id else chunk
+                if use.previous_id:
+                    chunk = self._echoed(chunk)
+                yield chunk
 
     def _answer(self, chunk: bytes) -> dict[str, Any] | None:
         """The complete answer, if the chunk has it."""

@@ -77,6 +77,8 @@ class Trace:
     """None if the request does not use the answer cache."""
     dropped: tuple[str, ...] = ()
     """Types of the parts that were left out, because the expert's server cannot read them."""
+    in_part: bool = False
+    """True while a part of the answer is being sent into which no error may be inserted."""
     stored: StoredUse | None = None
     """None unless the request's answer can be referred to later."""
     step_name: StepName = field(init=False)
