@@ -249,6 +249,11 @@ class Decision:
     cause: Cause | Literal[""] = ""
 
 
+AnswerMemory = Callable[[int], None]
+"""Holds so many more bytes of the caller's answers, fewer if the number is negative. Raises AnswerMemoryFull. May be
+called in any thread."""
+
+
 @fast_init
 @dataclass(frozen=True, slots=True)
 class Call:
@@ -274,6 +279,9 @@ class Call:
 
     An expert adds to `sent` each request whose bytes it writes to a server, and removes one that the server refuses:
     what remains may be billed. `arm` is the variant that the call is for, empty for the expert itself.
+
+    Whatever holds more of the answer than its next part reports it to `memory` (`coe.experts.held_answer`); None for no
+    bound.
     """
 
     fields: Mapping[str, Any]
@@ -297,6 +305,7 @@ class Call:
     pending: PendingCall | None = field(default=None, repr=False)
     sent: list[SentCall] = field(default_factory=list, repr=False)
     arm: str = ""
+    memory: AnswerMemory | None = field(default=None, repr=False)
 
 
 class Chunks(Protocol):

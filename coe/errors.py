@@ -387,6 +387,14 @@ class OutOfDescriptors(ExpertError, code="overloaded"):
     unhealthy = False
 
 
+class AnswerMemoryFull(ExpertError, code="answer_memory_full"):
+    """The memory for answers that are held whole is in use. The expert is healthy; no other expert can help."""
+
+    cause: Cause = "gateway_limit"
+    retryable = False
+    unhealthy = False
+
+
 class ExpertBusy(ExpertError, code="expert_busy"):
     """The expert answered 429 before the first chunk."""
 

@@ -401,12 +401,10 @@ async def _open_stored_step(
     stack: AsyncExitStack, registry: Registry, settings: Settings, metrics: Metrics
 ) -> StoredStep | None:
     """Open the store of answers that clients may refer to, None if none is declared."""
-    step = await stack.enter_async_context(open_stored_step(registry.stored_responses, settings.home))
+    opening = open_stored_step(registry.stored_responses, settings.home, count=metrics.record_unstored)
+    step = await stack.enter_async_context(opening)
     metrics.gauge(
-        "coe_stored_responses_degraded",
-        STORED_DEGRADED,
-        lambda: step is not None and step.store.degraded,
-        largest=True,
+        "coe_stored_responses_degraded", STORED_DEGRADED, lambda: step is not None and step.degraded, largest=True
     )
     return step
 

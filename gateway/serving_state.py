@@ -29,6 +29,7 @@ from gateway.access import Access, IssuedKeyWatch, Limiter, access_of
 from gateway.cohort import Cohort
 from gateway.http.known_heads import KnownHeads
 from gateway.request.admission import Admission
+from gateway.request.answers import AnswerPool
 
 _log = logging.getLogger("gateway")
 
@@ -64,12 +65,13 @@ class Serving:
 
 
 class ServingState:
-    """Holds the state for new requests, and what outlives a reload: the admission, the cohort of ready
-    requests, and the known heads."""
+    """Holds the state for new requests, and what outlives a reload: the admission, the memory for answers, the cohort
+    of ready requests, and the known heads."""
 
     def __init__(self, serving: Serving) -> None:
         self.serving = serving
         self.admission = Admission(serving.registry.limits)
+        self.answers = AnswerPool()
         self.cohort = Cohort()
         self.heads = KnownHeads()
         self.leaving = False

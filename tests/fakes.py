@@ -326,7 +326,9 @@ async def gateway_of(
             async with (
                 FeedbackWriter(log, log, spool=spool, count=metrics.record_feedback, **QUICKLY) as writer,
                 open_cache(registry.cache) as cache,
-                open_stored_step(registry.stored_responses, stored) if stored else nullcontext() as step,
+                nullcontext()
+                if stored is None
+                else open_stored_step(registry.stored_responses, stored, count=metrics.record_unstored) as step,
             ):
                 signals = ImplicitSignals(writer.put)
                 audits = Audits(current, store=writer.put, metrics=metrics)

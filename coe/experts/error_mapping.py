@@ -295,8 +295,8 @@ REMEDIES: Mapping[Cause, tuple[str, str]] = MappingProxyType(
         "asleep": ("it shares a device and was not loaded in time", "see `residency` in experts.yaml"),
         "hedged": ("it was slower than the expert called in parallel (hedging)", "see `policy.hedge` in experts.yaml"),
         "gateway_limit": (
-            "the gateway had no file descriptor left for a connection",
-            "raise its limit of open files (`ulimit -n`, LimitNOFILE in systemd)",
+            "the gateway had no file descriptor left for a connection, or no memory for an answer",
+            "raise its limit of open files (`ulimit -n`, LimitNOFILE in systemd), or `limits.body_memory_mb`",
         ),
         "circuit_open": ("it failed too often lately", "see the causes in the log of the gateway"),
         "error": ("it fails", "read the server's own log"),

@@ -103,7 +103,7 @@ class Replica:
             self.breaker.cancelled(generation)
 
     def _record_failure(self, error: BaseException, generation: int, caller: str) -> None:
-        if not isinstance(error, ExpertError) or not error.request_sent:
+        if not isinstance(error, ExpertError) or not error.request_sent or error.cause == "gateway_limit":
             self.breaker.cancelled(generation)
             return
         self.incidents.failed(error, address=self.address)

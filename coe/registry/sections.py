@@ -198,7 +198,7 @@ class Limits(StrictModel):
     """Largest size of a request body in MiB; with the stored conversation that it continues."""
     body_memory_mb: Annotated[int, Field(ge=1)] = 512
     """Memory in MiB for bodies over 64 KiB until their responses begin, at least 12 times max_body_mb. One key may use
-    half of it."""
+    half of it. Answers over 64 KiB that are held whole until they are sent have as much again, at least 128."""
     max_json_values: Annotated[int, Field(ge=1000)] = 500_000
     """Largest number of JSON values in a body over 64 KiB. An object or array counts as 10."""
 

@@ -279,6 +279,7 @@ class Composition:
             dropped=attempts.dropped,
             pending=attempts.pending,
             sent=attempts.sent,
+            memory=attempts.memory,
         )
         if self._shares_devices:
             call = self._waking(call, order[1] if len(order) > 1 and not stays else "")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
@@ -16,15 +16,15 @@ import orjson
 from numpy.typing import NDArray
 
 from coe import json_text
-from coe.core import Api, Decision, Prediction, Reply
+from coe.core import AnswerMemory, Api, Decision, Prediction, Reply
+from coe.errors import AnswerMemoryFull
+from coe.experts.held_answer import HeldAnswer
 from coe.experts.http import sse
 from coe.experts.http.sse import EVENT_STREAM
 from coe.usage import Usage
 
 MAX_ANSWER_BYTES = 2**20
 """Bytes of an answer that is stored."""
-MAX_CAPTURED_BYTES = 64 * 2**20
-"""Maximum bytes of answers in progress that a process holds. An answer that would exceed it is not cached."""
 _MALFORMED = (ValueError, TypeError, KeyError, AttributeError, LookupError)
 """Errors of reading an answer or an entry that does not have the expected form."""
 _RESPONSE_COMPLETED = sse.EventTypes("response.completed")
@@ -123,25 +123,16 @@ def _plain(probabilities: NDArray[np.float32] | None) -> NDArray[np.float32] | N
     return None if probabilities is None else np.ascontiguousarray(probabilities)
 
 
-class CapturedBytes:
-    """The number of bytes that all requests of a process keep."""
-
-    __slots__ = ("count",)
-
-    def __init__(self) -> None:
-        self.count = 0
-
-
 class CacheUse:
     """Cache state of one request: its key, and the cached answer (hit) or the captured bytes of its reply (miss).
 
-    Captured bytes are dropped if one answer exceeds MAX_ANSWER_BYTES or all of a process exceed MAX_CAPTURED_BYTES.
+    Captured bytes are dropped if they exceed MAX_ANSWER_BYTES or find no `memory`.
     """
 
-    __slots__ = ("_chunks", "_size", "_total", "answer", "choices", "key")
+    __slots__ = ("_chunks", "_held", "_size", "answer", "choices", "key")
 
-    def __init__(self, key: bytes, answer: CachedAnswer | None, *, choices: int, total: CapturedBytes) -> None:
-        self._total = total
+    def __init__(self, key: bytes, answer: CachedAnswer | None, *, choices: int, memory: AnswerMemory | None) -> None:
+        self._held = HeldAnswer(memory)
         self.key = key
         self.answer = answer
         self.choices = choices
@@ -155,18 +146,18 @@ class CacheUse:
 
     def keep(self, chunk: bytes) -> None:
         """Keep the next bytes of the answer."""
-        size = len(chunk)
-        if self._size + size > MAX_ANSWER_BYTES or self._total.count + size > MAX_CAPTURED_BYTES:
-            self.release()
-            self._size = math.inf
-        else:
-            self._chunks.append(chunk)
-            self._size += size
-            self._total.count += size
+        self._size += len(chunk)
+        if self._size <= MAX_ANSWER_BYTES:
+            with suppress(AnswerMemoryFull):
+                self._held.resize(int(self._size))
+                self._chunks.append(chunk)
+                return
+        self.release()
+        self._size = math.inf
 
     def release(self) -> None:
         """Drop the bytes that are kept."""
-        self._total.count -= sum(map(len, self._chunks))
+        self._held.resize(0)
         self._chunks.clear()
 
     @property
@@ -178,17 +169,19 @@ class CacheUse:
 class ReplayedReply:
     """A cached answer as a reply. Its usage are the tokens of the original answer; nothing is charged for them."""
 
-    def __init__(self, answer: CachedAnswer) -> None:
+    def __init__(self, answer: CachedAnswer, *, memory: AnswerMemory | None) -> None:
+        self._held = HeldAnswer(memory)
         self.media_type = answer.media_type
         self.usage = Usage()
         self.usage.input_tokens, self.usage.output_tokens = answer.input_tokens, answer.output_tokens
         self._body = answer.body
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
+        self._held.resize(len(self._body))
         yield self._body
 
     async def aclose(self) -> None:
-        """Does nothing: there is no connection."""
+        self._held.resize(0)  # there is no connection
 
 
 class CapturedReply:

@@ -249,6 +249,8 @@ class Metrics:
         lookups = "Requests that used the answer cache, by the result: hit or miss."
         self._cache_lookups = counter("coe_cache_requests_total", lookups, ("result",))
         self._feedback = counter("coe_feedback_total", "Feedback that was stored.", ("kind",))
+        unstored = "Answers of the Responses API that could not be stored, by the reason: memory, size or store."
+        self._unstored = counter("coe_responses_not_stored_total", unstored, ("reason",))
         refusals = "Requests refused for their Host or Origin header."
         self._refusals = counter("coe_refused_total", refusals, ("outcome",))
         failures = "Background tasks that ended unexpectedly and restarted."
@@ -325,6 +327,10 @@ class Metrics:
     def record_refusal(self, code: str) -> None:
         """Counts one request that was refused for its Host or Origin header."""
         self._refusals.add((code,))
+
+    def record_unstored(self, reason: str) -> None:
+        """Counts one answer of the Responses API that could not be stored."""
+        self._unstored.add((reason,))
 
     def record_audit(self, recipe: str, outcome: str) -> None:
         """Counts one answer that was drawn for an audit."""

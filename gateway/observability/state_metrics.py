@@ -50,6 +50,8 @@ class StateMetrics:
         gauge("coe_requests_in_flight", "Requests in progress.", lambda: admission.in_use)
         gauge("coe_requests_arriving", "Requests whose body has not arrived yet.", lambda: admission.arriving)
         gauge("coe_body_memory_bytes", "Memory held for bodies over 64 KiB.", lambda: admission.body_memory)
+        answers = "Memory held for answers over 64 KiB."
+        gauge("coe_answer_memory_bytes", answers, lambda: self._current.answers.held)
         gauge("coe_queue_length", "Requests that wait for a permit.", lambda: admission.queued)
         gauge("coe_tasks", "Tasks of the event loop.", lambda: len(asyncio.all_tasks()))
         router = "1 for the router and declaration in use."

@@ -16,7 +16,7 @@ from coe.core import FAST_UNCERTAIN, Reason
 from coe.experts.recipes.calls import VERIFIED
 from coe.registry import CacheSpec
 from coe.supervision import TaskFailed, ignore_failure
-from gateway.cache.answer import CachedAnswer, CacheUse, CapturedBytes, ReplayedReply, is_complete
+from gateway.cache.answer import CachedAnswer, CacheUse, ReplayedReply, is_complete
 from gateway.cache.key import MAX_BODY_BYTES, cache_key, choices_of, is_cacheable
 from gateway.cache.memory import AnswerCache, MemoryAnswerCache
 from gateway.cache.redis import RedisAnswerCache, cache_client
@@ -59,7 +59,6 @@ class CacheStep:
 
     def __init__(self, answers: AnswerCache) -> None:
         self.answers = answers
-        self._captured = CapturedBytes()
         self._state: tuple[Serving | None, bytes] = (None, b"")
 
     async def lookup(self, trace: Trace, *, path: str, body_bytes: int) -> ReplayedReply | None:
@@ -76,10 +75,10 @@ class CacheStep:
                 return None
             categories = len(trace.serving.composition.router.categories)
             found = _answer_of(await self.answers.get(key), categories)
-        trace.cache = CacheUse(key, found, choices=choices_of(chat), total=self._captured)
+        trace.cache = CacheUse(key, found, choices=choices_of(chat), memory=trace.attempts.memory)
         if found is None:
             return None
-        reply = ReplayedReply(found)
+        reply = ReplayedReply(found, memory=trace.attempts.memory)
         trace.replayed(found, reply)
         return reply
 

@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing
+from itertools import islice
 from typing import Any
 
 import orjson
@@ -26,6 +27,8 @@ Passages = Sequence[Passage]
 """The passages that the expert was given, in the order of their numbers."""
 TextPosition = tuple[Any, Any]
 """Index of an output item, and index of a part of its content."""
+MAX_MENTIONS = 1_000
+"""Mentions of one text that get an annotation, which is a hundred times as long."""
 _MENTION = re.compile(r"\[(\d{1,2})\]")
 _MALFORMED = (ValueError, TypeError, KeyError, AttributeError, LookupError)
 """Errors of reading an answer that does not have its API's form."""
@@ -43,7 +46,7 @@ def cited(reply: Reply, passages: Passages, api: Api) -> Reply:
 def annotations_of(text: str, passages: Passages) -> list[JsonObject]:
     """The annotations of a text in the form of Chat Completions."""
     mentions: dict[int, list[tuple[int, int]]] = {}
-    for mention in _MENTION.finditer(text):
+    for mention in islice(_MENTION.finditer(text), MAX_MENTIONS):
         mentions.setdefault(int(mention[1]), []).append(mention.span())
     return [
         _annotation(passage, span)

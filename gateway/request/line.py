@@ -44,6 +44,8 @@ _log = logging.getLogger("gateway")
 ERROR_EVENT_TIMEOUT = 1.0
 """Seconds that the error event at the end of a stream waits for a client that does not read."""
 
+PIECE_BYTES = 2**18
+"""Bytes of an answer that are sent at a time."""
 DEPLOYMENT = "model"
 """Parameter of a path that names the model in place of the body."""
 JSON = "application/json"
@@ -85,6 +87,7 @@ class Line:
         self.active += 1
         try:
             options = self._read_head(trace, scope)
+            trace.attempts.memory = partial(self._state.answers.grow, trace.caller.key, trace.serving.registry.limits)
             trace.options = options if self._tracing is None else self._tracing.begin(trace, options)
             with self._state.admission.open(trace.caller.key, timeout=options.timeout) as request:
                 trace.allowance = allowance = trace.serving.access.allowance(trace.caller, trace.attempts.sent)
@@ -230,7 +233,7 @@ class Line:
 
     async def _refuse(self, error: RequestError, trace: Trace, send: Send) -> None:
         """Send the error: as the response, or as an event of the stream whose headers are sent."""
-        if trace.reply is not None and trace.reply.media_type not in (JSON, EVENT_STREAM):
+        if trace.in_part or (trace.reply is not None and trace.reply.media_type not in (JSON, EVENT_STREAM)):
             return  # a part of the answer is sent: the server closes the connection, so that the client notices
         if trace.stream_begun:
             event = {"type": "http.response.body", "body": self._dialect.error_event(error), "more_body": False}
@@ -306,16 +309,16 @@ async def _relay(reply: Reply, trace: Trace, request: ActiveRequest, send: Send,
     """Send the reply to its end and close it. Raises the ExpertError that breaks it off."""
     try:
         if stream is None:
-            await relay(reply, send, headers=trace.headers())
+            await relay(reply, send, trace)
         else:
-            await relay(reply, stream.send, headers=trace.headers(), sink=stream.sink)
+            await relay(reply, stream.send, trace, sink=stream.sink)
         request.complete()
         trace.outcome = "ok"
     finally:
         await reply.aclose()
 
 
-async def relay(reply: Reply, send: Send, *, headers: Headers, sink: Sink | None = None) -> None:
+async def relay(reply: Reply, send: Send, trace: Trace, *, sink: Sink | None = None) -> None:
     """Send a reply to its end. Raises the ExpertError that breaks it off; the headers of a stream are already sent.
 
     `send` waits for the socket: a client that reads slowly slows down the expert and uses no memory of this process.
@@ -323,14 +326,20 @@ async def relay(reply: Reply, send: Send, *, headers: Headers, sink: Sink | None
     """
     if reply.media_type == JSON:
         body = b"".join([chunk async for chunk in reply.chunks()])
-        await respond(send, status=200, body=body, headers=headers)
+        trace.in_part = True
+        await respond(send, status=200, body=body, headers=trace.headers())
         return
-    await send(stream_head(headers, media_type=reply.media_type))
+    await send(stream_head(trace.headers(), media_type=reply.media_type))
     if sink is not None and isinstance(reply, DirectReply):
         reply.set_sink(sink)
     async with aclosing(reply.chunks()) as chunks:
         async for chunk in chunks:
-            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            if len(chunk) > PIECE_BYTES:
+                trace.in_part = True
+                await _send_pieces(send, chunk, more=True)
+                trace.in_part = False
+            else:
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
@@ -338,4 +347,15 @@ async def respond(send: Send, *, status: int, body: bytes, headers: Headers = ()
     """Send a whole JSON response."""
     start = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *headers]
     await send({"type": "http.response.start", "status": status, "headers": start})
-    await send({"type": "http.response.body", "body": body, "more_body": False})
+    await _send_pieces(send, body, more=False)
+
+
+async def _send_pieces(send: Send, body: bytes, *, more: bool) -> None:
+    """Send a part of the body. `send` waits for the client before each piece, so the server buffers one at most, and
+    the memory of a large answer stays reserved until its client has read the rest."""
+    at = 0
+    while len(body) - at > PIECE_BYTES:
+        await send({"type": "http.response.body", "body": body[at : at + PIECE_BYTES], "more_body": True})
+        at += PIECE_BYTES
+        await asyncio.sleep(0)  # so that the request notices a client that left, to which `send` does nothing
+    await send({"type": "http.response.body", "body": body[at:], "more_body": more})

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 
@@ -23,22 +23,26 @@ from coe.errors import BodyTooLarge, InvalidRequest, ResponseNotFound, Responses
 from coe.experts.http import sse
 from coe.experts.http.sse import EVENT_STREAM
 from coe.experts.translation.expert import is_translated
+from coe.records.outage import Outage
 from coe.registry import ExpertSpec, Limits, Registry, StoredResponsesSpec
 from coe.routing.eligibility import check_thread
 from gateway.access import Caller
 from gateway.dialects import responses
 from gateway.request.admission import ActiveRequest
-from gateway.request.body import INITIAL_COPIES, SMALL_BODY, JsonScan
+from gateway.request.body import INITIAL_COPIES, SMALL_BODY, FairShares, JsonScan
 from gateway.stored_responses.conversation import (
     MAX_ID_CHARACTERS,
     REFERENCE,
     Item,
     StoredResponse,
     StoredUse,
+    entries_of,
     is_id,
+    is_storable,
     item_name,
     items_of,
     references,
+    request_part,
     resolved,
     response_name,
 )
@@ -46,10 +50,14 @@ from gateway.stored_responses.redis_store import RedisResponseStore
 from gateway.stored_responses.store import FILE, ResponseStore, SqliteResponseStore
 
 _log = logging.getLogger("gateway")
+NotStored = Literal["memory", "size", "store"]
+"""Why an answer is not stored: its caller's share of the memory is used up, it is too long, or the store failed."""
 NONE, SQLITE = "none", "sqlite"
 """Values of `stored_responses.store` that are not an address."""
 MAX_HELD_BYTES = 64 * 2**20
-"""Bytes of request bodies that a process keeps until their answers are stored; answers to others are not stored."""
+"""Bytes of inputs that a process holds until their answers are stored. One tenant or API key may hold half."""
+RECOVERED_SHARE = 0.25
+"""Share of this memory; once no more is held, a shortage is over."""
 MAX_REFERENCES = 2_000
 """References to items in one conversation."""
 REMEDY = (
@@ -70,8 +78,11 @@ def check_stored_responses(spec: StoredResponsesSpec) -> None:
 
 
 @asynccontextmanager
-async def open_stored_step(spec: StoredResponsesSpec, home: Path) -> AsyncIterator[StoredStep | None]:
-    """The declared store, None without one. Raises ConfigError for an invalid address."""
+async def open_stored_step(
+    spec: StoredResponsesSpec, home: Path, *, count: Callable[[NotStored], None]
+) -> AsyncIterator[StoredStep | None]:
+    """The declared store, None without one. `count` is called for every answer that should have been stored and is not.
+    Raises ConfigError for an invalid address."""
     store: ResponseStore
     limits: Any = {"lifetime": spec.lifetime, "max_bytes": spec.max_bytes}
     if spec.store == NONE:
@@ -82,7 +93,7 @@ async def open_stored_step(spec: StoredResponsesSpec, home: Path) -> AsyncIterat
     else:
         store = RedisResponseStore(spec.store, **limits)
     try:
-        yield StoredStep(store)
+        yield StoredStep(store, count=count)
     finally:
         await store.aclose()
 
@@ -90,9 +101,16 @@ async def open_stored_step(spec: StoredResponsesSpec, home: Path) -> AsyncIterat
 class StoredStep:
     """The stored responses of a process."""
 
-    def __init__(self, store: ResponseStore) -> None:
+    def __init__(self, store: ResponseStore, *, count: Callable[[NotStored], None]) -> None:
         self.store = store
-        self._held_bytes = 0
+        self._count = count
+        self._shares = FairShares()
+        self._shortage = Outage("stored responses", lambda: f"{self._shares.held} bytes held")
+
+    @property
+    def degraded(self) -> bool:
+        """True while answers cannot be stored or read."""
+        return self.store.degraded or self._shortage.cause is not None
 
     async def continued(
         self, chat: Chat, options: RequestOptions, registry: Registry, request: ActiveRequest, *, body_bytes: int
@@ -104,7 +122,8 @@ class StoredStep:
         owners: a request that is not limited in the same way could send them to any expert."""
         rule = options.rule
         owners = _owners(options.tenant, rule, only_local=rule is not None and rule.only_local)
-        use, sent, fields = StoredUse(owners[0]), items_of(chat.fields), dict(chat.fields)
+        use, sent = StoredUse(owners[0], caller=options.tenant), items_of(chat.fields)
+        fields = dict(chat.fields)
         previous_id, items = fields.get("previous_response_id"), sent
         keeps_state = _keeps_state(chat, registry)
         loading = _Loading(self.store, owners, request, registry.limits, size=body_bytes)
@@ -121,15 +140,30 @@ class StoredStep:
         if previous_id is not None or wanted:
             fields["input"], use.stateful = items, True
             chat = await request.parse(partial(responses.read, fields, model=chat.model), size=loading.size)
-        if fields.get("store") is not False and self._held_bytes + body_bytes <= MAX_HELD_BYTES:
-            use.input, use.body_bytes, use.stateful = sent, body_bytes, True
-            self._held_bytes += body_bytes
+        if fields.get("store") is not False:
+            part = await request.parse(partial(request_part, sent, use.previous), size=body_bytes)
+            self._hold(use, part)
         return chat, use
 
+    def _hold(self, use: StoredUse, part: bytes) -> None:
+        """Hold the request's part until its answer is stored, unless it is empty or its caller's share is used up."""
+        if not part:
+            self._count("size")
+        elif self._shares.acquire(use.caller, capacity=MAX_HELD_BYTES, count=len(part)):
+            use.part, use.stateful = part, True
+        else:
+            self._count("memory")
+            own = f"{self._shares.of(use.caller)} bytes of {use.caller or 'callers without an API key'}"
+            self._shortage.began(f"no memory for an input of {len(part)} bytes besides {own}", "; it is not stored")
+
     def release(self, use: StoredUse) -> None:
-        """Drops the request's input, and frees its bytes."""
-        self._held_bytes -= use.body_bytes
-        use.body_bytes, use.input = 0, ()
+        """Drops the request's part, and frees its bytes."""
+        if not use.part:
+            return
+        self._shares.release(use.caller, count=len(use.part))
+        use.part = b""
+        if self._shortage.cause is not None and self._shares.held <= RECOVERED_SHARE * MAX_HELD_BYTES:
+            self._shortage.ended()
 
     def relayed(self, reply: Reply, use: StoredUse) -> Reply:
         """Returns a reply that stores its answer."""
@@ -154,16 +188,20 @@ class StoredStep:
         raise not_found(response_id)
 
     async def keep(self, use: StoredUse, response: dict[str, Any]) -> None:
-        """Stores an answer. If the store is unavailable, the answer is not stored, and the gauge and the log say so."""
+        """Stores an answer. If that is impossible, a gauge, the log and a count say so."""
+        if not is_storable(response):
+            return
         if use.previous_id:
             response["previous_response_id"] = use.previous_id
-        entries = StoredResponse(response, use.input, use.previous).entries()
+        entries = entries_of(response, use.part)
         if not entries:
+            self._count("size")
             return
         was_degraded = self.store.degraded
         try:
             await self.store.put(use.owner, entries)
         except ResponsesUnavailable as error:
+            self._count("store")
             if not was_degraded:
                 _log.warning("an answer was not stored: %s", error)
 
@@ -276,9 +314,11 @@ class _StoringReply:
         use = self._use
         async with aclosing(self._reply.chunks()) as chunks:
             async for chunk in chunks:
-                if use.body_bytes and (response := self._answer(chunk)) is not None:
+                if use.part and (response := self._answer(chunk)) is not None:
                     await self._step.keep(use, response)
-                yield self._echoed(chunk) if use.previous_id else chunk
+                if use.previous_id:
+                    chunk = self._echoed(chunk)
+                yield chunk
 
     def _answer(self, chunk: bytes) -> dict[str, Any] | None:
         """The complete answer, if the chunk has it."""

@@ -75,6 +75,8 @@ class Trace:
     """None if the request does not use the answer cache."""
     dropped: tuple[str, ...] = ()
     """What was left out: types of parts that the expert's server cannot read, and names of fields."""
+    in_part: bool = False
+    """True while a part of the answer is being sent into which no error may be inserted."""
     stored: StoredUse | None = None
     """None unless the request's answer can be referred to later."""
     step_name: StepName = field(init=False)

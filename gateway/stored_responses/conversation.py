@@ -51,39 +51,55 @@ class StoredResponse:
             listed.append(_listed(item, name))
         return listed
 
-    def entries(self) -> dict[str, bytes]:
-        """Returns the values to store, by name; empty for an answer without id, or one that is too long or too deep."""
-        output = self.response.get("output")
-        if not is_id(self.response.get("id")) or not isinstance(output, list) or len(self.previous) >= MAX_TURNS:
-            return {}
-        head = {"response": self.response, "input": self.input, "previous": self.previous}
-        try:
-            items = {item_name(item["id"]): json_text.dumps(item) for item in output if is_id(item.get("id"))}
-            entries = {response_name(self.response["id"]): json_text.dumps(head), **items}
-        except RecursionError:
-            return {}
-        return entries if sum(map(len, entries.values())) <= MAX_ENTRY_BYTES else {}
-
     @classmethod
     def of(cls, found: Mapping[str, Any]) -> Self:
         """Returns the answer of a parsed entry."""
         return cls(found["response"], found["input"], tuple(found["previous"]))
 
 
+def request_part(items: Sequence[Item], previous: Sequence[str]) -> bytes:
+    """Return a request's part of an entry as JSON: its input items as they were sent, and the ids of the answers before
+    it, the oldest first. Empty if it is too long or too deep."""
+    try:
+        part = json_text.dumps({"input": items, "previous": previous}) if len(previous) < MAX_TURNS else b""
+    except RecursionError:
+        return b""
+    return part if len(part) <= MAX_ENTRY_BYTES else b""
+
+
+def entries_of(response: Mapping[str, Any], part: bytes) -> dict[str, bytes]:
+    """Return the values to store, by name, for an answer with an id and output, and the `request_part`. Empty if they
+    are too long or too deep."""
+    try:
+        entry = b'{"response":%b,%b' % (json_text.dumps(response), part[1:])
+        items = {item_name(item["id"]): json_text.dumps(item) for item in response["output"] if is_id(item.get("id"))}
+    except RecursionError:
+        return {}
+    entries = {response_name(response["id"]): entry, **items}
+    return entries if sum(map(len, entries.values())) <= MAX_ENTRY_BYTES else {}
+
+
 class StoredUse:
-    """Data with which one request stores its answer. `body_bytes` is 0 for an answer that is not stored."""
+    """Data with which one request stores its answer."""
 
-    __slots__ = ("body_bytes", "input", "owner", "previous", "previous_id", "stateful")
+    __slots__ = ("caller", "owner", "part", "previous", "previous_id", "stateful")
 
-    def __init__(self, owner: str) -> None:
+    def __init__(self, owner: str, *, caller: str | None) -> None:
         self.owner = owner
-        self.input: Sequence[Item] = ()
+        self.caller = caller
+        """The tenant or API key whose share of the memory the request uses."""
+        self.part = b""
+        """The `request_part`; empty if the answer is not stored."""
         self.previous: tuple[str, ...] = ()
         self.previous_id = ""
         """`previous_response_id` of the request. The expert gets the conversation instead; the answer has the id."""
-        self.body_bytes = 0
         self.stateful = False
         """True if the request depends on stored answers, or its own is stored. It then bypasses the answer cache."""
+
+
+def is_storable(response: Mapping[str, Any]) -> bool:
+    """True for an answer with an id and output."""
+    return is_id(response.get("id")) and isinstance(response.get("output"), list)
 
 
 def is_id(value: Any) -> bool:

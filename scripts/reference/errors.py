@@ -52,6 +52,7 @@ _REMEDIES: Mapping[str, str] = {
     "ambiguous_model": "Name one embedding expert as `model`, since vectors of different models cannot be compared.",
     "artifact_not_found": "List the versions with `coe versions`.",
     "artifact_refused": "Read the message; train or plan again for the current experts.yaml.",
+    "answer_memory_full": "Request a stream, raise `limits.body_memory_mb`, or limit the key's `concurrent_requests`.",
     "body_memory_full": "Raise `limits.body_memory_mb`, or limit the key's `concurrent_requests`.",
     "body_too_large": "Send a smaller body, or raise `limits.max_body_mb`.",
     "budget_impossible": "Raise the limit that the message names.",

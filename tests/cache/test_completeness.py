@@ -9,9 +9,10 @@ import orjson
 import pytest
 
 from coe.core import Api, Prediction
+from coe.experts.held_answer import SMALL_ANSWER
 from coe.experts.http.sse import DONE, EVENT_STREAM
-from gateway.cache import answer as cached_answer
-from gateway.cache.answer import CachedAnswer, CacheUse, CapturedBytes, is_complete
+from gateway.cache.answer import CachedAnswer, CacheUse, is_complete
+from tests.experts.answer_memory import Memory
 from tests.recipes.members import answer, event, stream
 
 
@@ -88,18 +89,17 @@ def test_an_entry_with_a_value_of_another_type_is_not_read_as_an_answer(field: s
         CachedAnswer.from_bytes(orjson.dumps({**orjson.loads(head), field: value}) + b"\n" + body)
 
 
-def test_the_bytes_of_answers_on_their_way_are_bounded_for_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cached_answer, "MAX_CAPTURED_BYTES", 10)
-    total = CapturedBytes()
-    first, second = (CacheUse(b"key", None, choices=1, total=total) for _ in range(2))
-    first.keep(b"123456")
-    second.keep(b"123")
-    second.keep(b"456")  # the second answer does not fit beside the first
-    assert (first.body, second.body, total.count) == (b"123456", None, 6)
+def test_the_bytes_of_answers_on_their_way_take_the_memory_for_answers() -> None:
+    memory, part = Memory(limit=5 * SMALL_ANSWER), bytes(SMALL_ANSWER)
+    first, second = (CacheUse(b"key", None, choices=1, memory=memory) for _ in range(2))
+    for _ in range(3):
+        first.keep(part)
+        second.keep(part)  # the second answer does not fit beside the first
+    assert (first.body, second.body, memory.held) == (3 * part, None, 3 * SMALL_ANSWER)
     second.keep(b"7")
-    assert (second.body, total.count) == (None, 6)
+    assert (second.body, memory.held) == (None, 3 * SMALL_ANSWER)
     first.release()
-    assert total.count == 0
+    assert memory.held == 0
 
 
 @pytest.mark.parametrize("stored", [b"", b"{}\nbody", b"[]\n", b"\xff\n", b'{"media_type": "x"}'])

@@ -182,6 +182,17 @@ class FaultyServer:
             raise
         return await self._end(response)
 
+    async def _long_event(self, request: web.Request, _: str) -> web.StreamResponse:
+        """A plain answer of 300 kB in two pieces, or a stream with an event of that length."""
+        body = CHUNK % b"m" + CHUNK.replace(b"hi", b"x" * 300_000) % b"m" + LAST + DONE
+        if (await request.json()).get("stream"):
+            return await self._events(request, body[:200_000], body[200_000:])
+        response = web.StreamResponse(headers={"content-type": "application/json"})
+        await response.prepare(request)
+        await response.write(b'{"choices": [{"message": {"content": "' + b"x" * 200_000)
+        await response.write(b"x" * 100_000 + b'"}}]}')
+        return response
+
     async def _late_end(self, request: web.Request, _: str) -> web.StreamResponse:
         """Send the end of the HTTP body half a second after the end of the answer."""
         response = await self._events(request, CHUNK % b"m", end=False)

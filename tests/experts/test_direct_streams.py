@@ -13,6 +13,7 @@ from coe.core import Api, DirectReply
 from coe.errors import ExpertError
 from coe.experts.api_formats import API_FORMATS
 from coe.experts.error_mapping import ErrorMapping
+from coe.experts.held_answer import HeldAnswer
 from coe.experts.http.client import Response, Target
 from coe.experts.http.connection import Connection
 from coe.experts.http.replies import ModelNameRewriter, StreamedReply
@@ -99,6 +100,7 @@ class Relay:
             errors=ErrorMapping("writer", key=""),
             rewriter=ModelNameRewriter(server_name="served", client_name="writer"),
             stream_idle_timeout=60.0,
+            held=HeldAnswer(None),
             **options,
         )
         self.usage, affinity = reply.usage, Affinity()

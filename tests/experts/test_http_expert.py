@@ -22,6 +22,7 @@ from coe.errors import (
 )
 from coe.experts.api_formats import API_FORMATS
 from coe.experts.error_mapping import ErrorMapping
+from coe.experts.held_answer import HeldAnswer
 from coe.experts.http.client import Client
 from coe.experts.http.connection import Connection
 from coe.experts.http.expert import HttpExpert
@@ -143,7 +144,12 @@ async def test_events_before_an_error_event_are_relayed() -> None:
     response: Any = Chunks(CHUNK % b"m", CHUNK % b"n" + error + DONE)
     rewriter, errors = ModelNameRewriter(server_name="m", client_name="clever"), ErrorMapping("clever", key="")
     reply = StreamedReply(
-        response, api_format=API_FORMATS["chat"], errors=errors, rewriter=rewriter, stream_idle_timeout=5.0
+        response,
+        api_format=API_FORMATS["chat"],
+        errors=errors,
+        rewriter=rewriter,
+        stream_idle_timeout=5.0,
+        held=HeldAnswer(None),
     )
     await reply.begin()
     chunks = reply.chunks()

@@ -9,6 +9,7 @@ from coe.core import Api
 from coe.errors import ExpertError, ExpertInvalidResponse, ExpertUnavailable
 from coe.experts.api_formats import API_FORMATS
 from coe.experts.error_mapping import ErrorMapping
+from coe.experts.held_answer import HeldAnswer
 from coe.experts.http.client import Response
 from coe.experts.http.replies import MAX_ERROR_BYTES, JsonReply, ModelNameRewriter, StreamedReply
 from tests.experts.faulty_server import CHUNK, DONE, LAST
@@ -52,7 +53,13 @@ def streamed(*chunks: bytes, api: Api = "chat", choices: int = 1, **response: st
     answer: Any = Chunks(*chunks, **response)
     rewriter, errors = ModelNameRewriter(server_name="m", client_name="clever"), ErrorMapping("clever", key="")
     return StreamedReply(
-        answer, api_format=API_FORMATS[api], errors=errors, rewriter=rewriter, stream_idle_timeout=5.0, choices=choices
+        answer,
+        api_format=API_FORMATS[api],
+        errors=errors,
+        rewriter=rewriter,
+        stream_idle_timeout=5.0,
+        choices=choices,
+        held=HeldAnswer(None),
     )
 
 
@@ -63,6 +70,7 @@ def plain(*chunks: bytes, api: Api = "chat") -> JsonReply:
         api_format=API_FORMATS[api],
         errors=ErrorMapping("clever", key=""),
         rewriter=ModelNameRewriter(server_name="m", client_name="clever"),
+        held=HeldAnswer(None),
     )
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from coe.core import Call
 from coe.errors import (
+    AnswerMemoryFull,
     ExpertBusy,
     ExpertInvalidResponse,
     ExpertRejected,
@@ -114,6 +115,16 @@ async def test_an_abandoned_reply_is_released_once_and_is_no_outcome() -> None:
         assert expert.replicas[0].in_flight == 0
     assert all(reply.closed for reply in server.replies)
     assert expert.health.up
+
+
+@pytest.mark.parametrize("begun", [True, False])
+async def test_an_answer_that_finds_no_memory_is_no_failure_of_its_server(begun: bool) -> None:
+    expert, _, _ = made((b"one", error(AnswerMemoryFull)) if begun else error(AnswerMemoryFull))
+    for _ in range(2 * MAX_CONSECUTIVE_FAILURES):
+        with pytest.raises(AnswerMemoryFull):
+            await whole(expert)
+    assert expert.health.up
+    assert not expert.incidents.active
 
 
 @pytest.mark.parametrize("kind", [ExpertUnavailable, ExpertTimeout, ExpertInvalidResponse])

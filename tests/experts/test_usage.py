@@ -14,6 +14,7 @@ from coe.core import Api, Call, Reply
 from coe.errors import ExpertRejected
 from coe.experts.api_formats import API_FORMATS
 from coe.experts.error_mapping import ErrorMapping
+from coe.experts.held_answer import HeldAnswer
 from coe.experts.http.client import Client
 from coe.experts.http.expert import HttpExpert
 from coe.experts.http.replies import ModelNameRewriter, StreamedReply
@@ -218,6 +219,7 @@ async def test_token_counts_split_into_single_bytes_are_hidden_too() -> None:
         errors=errors,
         rewriter=rewriter,
         stream_idle_timeout=5.0,
+        held=HeldAnswer(None),
         with_usage=False,
     )
     await reply.begin()

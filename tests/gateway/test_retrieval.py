@@ -23,6 +23,7 @@ from coe.settings import Settings
 from gateway.main import open_parts
 from gateway.process.reload import Reload
 from gateway.process.watched_files import file_states, watched_files
+from gateway.request.citations import MAX_MENTIONS
 from tests.fakes import Gateway, Response, gateway_of, registry_of
 from tests.gateway import words_server
 from tests.retrieval.gates import FlatEncoder, ListRetriever, ScriptedRetrieval, gate_of, passage
@@ -70,6 +71,13 @@ async def test_where_the_gate_opens_the_expert_reads_the_passages_and_the_client
             },
         }
     ]
+
+
+async def test_an_answer_of_nothing_but_mentions_gets_a_bounded_number_of_annotations() -> None:
+    scripted = ScriptedRetrieval(passage(TOWER), gate=gate_of(3.0))
+    async with gateway_of(retrieval=scripted.retrieval, generalist=answer("[1]" * 20_000)) as gateway:
+        response = await gateway.chat("general: when was it built?")
+    assert len(response.json["choices"][0]["message"]["annotations"]) == MAX_MENTIONS
 
 
 async def test_a_shut_gate_asks_neither_encoder_nor_store_and_changes_no_byte() -> None:

@@ -38,6 +38,7 @@ FAULTS = (
     "truncated",
     "drips",
     "half",
+    "long-event",
 )
 NAMES = tuple(fault.replace(":", "-") for fault in FAULTS)
 PATHS = ("/v1/chat/completions", "/v1/chat/completions", "/v1/messages", "/v1/responses", "/v1/route", "/v1/embeddings")
@@ -133,6 +134,7 @@ def held(gateway: Gateway, server: HttpServer, session: Client) -> dict[str, Any
     admission, experts = state.admission, state.serving.composition.experts.values()
     found: dict[str, Any] = {
         "admission": [admission.in_use, admission.queued, admission.arriving, admission.body_memory],
+        "answers": state.answers.held,
         "active": [*admission.active, *admission.watch._due],
         "cohort": state.cohort.ready,
         "server": [*server.state.tasks, *server.state.connections],

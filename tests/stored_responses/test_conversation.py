@@ -8,7 +8,15 @@ import pytest
 
 from coe import json_text
 from gateway.stored_responses import conversation
-from gateway.stored_responses.conversation import MAX_TURNS, StoredResponse, references, resolved
+from gateway.stored_responses.conversation import (
+    MAX_TURNS,
+    StoredResponse,
+    entries_of,
+    is_storable,
+    references,
+    request_part,
+    resolved,
+)
 from tests.nesting import is_serializable, nested
 
 ITEM = {"id": "msg_1", "type": "message", "role": "assistant", "content": []}
@@ -18,7 +26,7 @@ INPUT = [{"role": "user", "content": "hi \ud800"}]
 
 def test_an_answer_is_stored_with_its_items_and_read_again() -> None:
     stored = StoredResponse(ANSWER, INPUT, ("resp_0",))
-    entries = stored.entries()
+    entries = entries_of(ANSWER, request_part(INPUT, ("resp_0",)))
     assert set(entries) == {"r:resp_1", "i:msg_1"}
     assert StoredResponse.of(json_text.loads(entries["r:resp_1"])) == stored
     assert stored.items == [*INPUT, *ANSWER["output"]]
@@ -27,7 +35,7 @@ def test_an_answer_is_stored_with_its_items_and_read_again() -> None:
 @pytest.mark.parametrize("wrong", [{}, {"id": ""}, {"id": 5}, {"id": "x" * 201}, {"output": None}])
 def test_an_answer_without_id_or_output_is_not_stored(wrong: dict[str, Any]) -> None:
     answer = {**ANSWER, **wrong} if wrong else {"output": []}
-    assert StoredResponse(answer, INPUT, ()).entries() == {}
+    assert not is_storable(answer)
 
 
 def test_each_input_item_is_listed_under_an_id_of_its_own() -> None:
@@ -44,16 +52,20 @@ def test_each_input_item_is_listed_under_an_id_of_its_own() -> None:
 
 
 def test_long_answers_and_conversations_are_not_stored(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert StoredResponse(ANSWER, INPUT, ("resp_0",) * (MAX_TURNS - 1)).entries()
-    assert StoredResponse(ANSWER, INPUT, ("resp_0",) * MAX_TURNS).entries() == {}
+    assert request_part(INPUT, ("resp_0",) * (MAX_TURNS - 1))
+    assert not request_part(INPUT, ("resp_0",) * MAX_TURNS)
     monkeypatch.setattr(conversation, "MAX_ENTRY_BYTES", 300)
-    assert StoredResponse(ANSWER, INPUT, ()).entries()
-    assert StoredResponse(ANSWER, [{"role": "user", "content": "x" * 200}], ()).entries() == {}
+    assert entries_of(ANSWER, request_part(INPUT, ()))
+    for length, has_part in ((300, False), (200, True)):
+        part = request_part([{"role": "user", "content": "x" * length}], ())
+        assert bool(part) is has_part
+    assert entries_of(ANSWER, part) == {}
 
 
 def test_an_answer_that_is_nested_too_deeply_is_not_stored() -> None:
     for depth, is_stored in ((300, True), (1000, is_serializable(nested(1000)))):
-        assert bool(StoredResponse({**ANSWER, "metadata": nested(depth)}, INPUT, ()).entries()) is is_stored
+        assert bool(entries_of({**ANSWER, "metadata": nested(depth)}, request_part(INPUT, ()))) is is_stored
+        assert bool(request_part([{"metadata": nested(depth)}], ())) is is_stored
 
 
 def test_references_are_replaced_as_far_as_they_are_found() -> None:

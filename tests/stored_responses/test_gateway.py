@@ -307,18 +307,18 @@ async def test_a_stored_conversation_takes_the_memory_of_large_bodies_until_the_
 async def test_the_input_is_kept_only_for_an_answer_that_is_stored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept: list[Any] = []
+    kept: list[bytes] = []
     relayed = StoredStep.relayed
 
     def relay(step: StoredStep, reply: Reply, use: StoredUse) -> Reply:
-        kept.append(use.input)
+        kept.append(use.part)
         return relayed(step, reply, use)
 
     monkeypatch.setattr(StoredStep, "relayed", relay)
     async with served(tmp_path) as one:
         for store in (True, False):
             await one.client.responses.create(model="generalist", input="hi", store=store)
-    assert kept == [[{"role": "user", "content": "hi"}], ()]
+    assert kept == [b'{"input":[{"role":"user","content":"hi"}],"previous":[]}', b""]
 
 
 async def test_stored_answers_and_those_that_continue_them_are_left_out_of_the_answer_cache(tmp_path: Path) -> None:
@@ -355,15 +355,15 @@ async def test_lone_surrogates_are_stored_continued_read_and_deleted_at_azures_p
         assert (deleted.status, deleted.json["deleted"]) == (200, True)
 
 
-async def test_bodies_are_kept_up_to_a_limit_and_given_up_at_the_end(
+async def test_inputs_are_kept_up_to_a_limit_and_given_up_at_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with served(tmp_path) as one:
-        monkeypatch.setattr(stored_step, "MAX_HELD_BYTES", 500)
+        monkeypatch.setattr(stored_step, "MAX_HELD_BYTES", 5_000)
         for _ in range(20):
             kept = await one.client.responses.create(model="auto", input="hi")
         assert (await one.client.responses.retrieve(kept.id)).id == kept.id
-        large = await one.client.responses.create(model="auto", input="x" * 500)
+        large = await one.client.responses.create(model="auto", input="x" * 5_000)
         with pytest.raises(openai.NotFoundError):
             await one.client.responses.retrieve(large.id)
 

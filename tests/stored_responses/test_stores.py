@@ -122,7 +122,7 @@ async def test_a_folder_that_cannot_be_used_stops_no_start_and_the_file_follows(
     home = tmp_path / "home"
     home.write_text("a file where the folder should be")
     spec = StoredResponsesSpec(store="sqlite")
-    async with open_stored_step(spec, home) as step:
+    async with open_stored_step(spec, home, count=[].append) as step:
         assert step is not None
         with pytest.raises(ResponsesUnavailable, match=r"stored-responses\.sqlite.*check that the disk has room"):
             await step.store.put("a", {"1": b"1"})

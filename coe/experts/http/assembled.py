@@ -13,6 +13,7 @@ from typing import Any
 from coe import json_text
 from coe.core import Chunks
 from coe.experts.error_mapping import ErrorMapping
+from coe.experts.held_answer import HeldAnswer
 from coe.experts.http import sse
 from coe.experts.http.replies import MAX_ANSWER_BYTES, SingleChunk, StreamedReply
 
@@ -25,13 +26,21 @@ class AssembledReply:
 
     media_type = "application/json"
 
-    def __init__(self, stream: StreamedReply, *, errors: ErrorMapping) -> None:
+    def __init__(self, stream: StreamedReply, *, errors: ErrorMapping, held: HeldAnswer) -> None:
         self._stream = stream
         self._errors = errors
+        self._held = held
         self._body = b""
         self.usage = stream.usage
 
     async def begin(self) -> None:
+        try:
+            await self._read()
+        except BaseException:
+            self._held.resize(0)
+            raise
+
+    async def _read(self) -> None:
         await self._stream.begin()
         answer, size = Assembly(), 0
         try:
@@ -40,15 +49,19 @@ class AssembledReply:
                     size += len(events)
                     if size > MAX_ANSWER_BYTES:
                         raise self._errors.invalid_response("an answer longer than the limit of 64 MiB")
+                    self._held.resize(size)
                     answer.add(events)
             self._body = json_text.dumps_with_nan(answer.plain())
+            self._held.resize(len(self._body))
         except (AttributeError, LookupError, TypeError, ValueError):
             raise self._errors.invalid_response("events that do not belong to this API") from None
 
     def chunks(self) -> Chunks:
-        return SingleChunk(self._body)
+        body, self._body = self._body, b""
+        return SingleChunk(body)
 
     async def aclose(self) -> None:
+        self._held.resize(0)
         await self._stream.aclose()
 
 

@@ -209,8 +209,9 @@ class Response:
         """True if the whole body has arrived."""
         return self._connection.parser.complete
 
-    async def read(self, max_bytes: int) -> bytes:
-        """Returns the body, or its start with more than `max_bytes` bytes if it is longer. Raises OSError."""
+    async def read(self, max_bytes: int, *, report: Callable[[int], None] | None = None) -> bytes:
+        """Returns the body, or its start with more than `max_bytes` bytes if it is longer. `report` is called with the
+        bytes so far. Raises OSError, and what `report` raises."""
         first = await self.chunk()
         if self.complete:  # as most bodies are, with their head
             return first
@@ -218,6 +219,8 @@ class Response:
         while size <= max_bytes and (chunk := await self.chunk()):
             chunks.append(chunk)
             size += len(chunk)
+            if report is not None:
+                report(size)
         return b"".join(chunks)
 
     async def chunk(self, within: float | None = None, sink: Sink | None = None) -> bytes:

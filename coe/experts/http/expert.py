@@ -20,6 +20,7 @@ from coe.errors import ExpertError, InvalidRequest
 from coe.experts.api_formats import API_FORMATS, applicable_defaults, without_own_ids
 from coe.experts.error_mapping import ErrorMapping
 from coe.experts.file_descriptors import NoDescriptor
+from coe.experts.held_answer import HeldAnswer
 from coe.experts.http import sse
 from coe.experts.http.assembled import AssembledReply
 from coe.experts.http.client import Client, Response, Target, Unreachable
@@ -83,11 +84,11 @@ class HttpExpert:
             headers = {**headers, "content-type": form}
         sent = self._streamed(call) if self._queues and not call.stream else call
         response: Response | None = None
-        record = SentCall(call.arm or self.name)
+        record, held = SentCall(call.arm or self.name), HeldAnswer(call.memory)
         limit = asyncio.get_running_loop().time() + call.first_token_timeout
         try:
             response = await self._accepted(sent, headers, limit, record)
-            reply = self._reply(call, response, assembled=sent is not call)
+            reply = self._reply(call, response, held, assembled=sent is not call)
             record.usage = reply.usage
             await reply.begin()
             response.lift_limit()
@@ -98,6 +99,7 @@ class HttpExpert:
             unbilled = isinstance(error, Unreachable) or (isinstance(error, ExpertError) and not error.may_be_billed)
             if unbilled and record in call.sent:
                 call.sent.remove(record)
+            held.resize(0)
             if isinstance(error, LimitExceeded):
                 raise self._errors.timed_out(
                     f"gave no {'first chunk' if call.stream else 'answer'} within {call.first_token_timeout:g} s"
@@ -199,15 +201,15 @@ class HttpExpert:
         )
 
     def _reply(
-        self, call: Call, response: Response, *, assembled: bool
+        self, call: Call, response: Response, held: HeldAnswer, *, assembled: bool
     ) -> JsonReply | StreamedReply | AssembledReply | RelayedReply:
         api_format, errors, rewriter = API_FORMATS[call.api], self._errors, self._rewriter
         if call.api in PASS_THROUGH_APIS:
             return RelayedReply(
-                response, errors=errors, rewriter=rewriter, stream_idle_timeout=call.stream_idle_timeout
+                response, errors=errors, rewriter=rewriter, stream_idle_timeout=call.stream_idle_timeout, held=held
             )
         if not call.stream and not assembled:
-            return JsonReply(response, api_format=api_format, errors=errors, rewriter=rewriter)
+            return JsonReply(response, api_format=api_format, errors=errors, rewriter=rewriter, held=held)
         if self._queues:
             api_format = replace(api_format, preamble=sse.has_no_content)  # it sends the role to waiting requests
         stream = StreamedReply(
@@ -216,10 +218,11 @@ class HttpExpert:
             errors=errors,
             rewriter=rewriter,
             stream_idle_timeout=call.first_token_timeout if assembled else call.stream_idle_timeout,
+            held=held,
             choices=_choices(call),
             with_usage=_shows_usage(call) if call.api in APIS_WITH_STREAM_OPTIONS and not assembled else None,
         )
-        return AssembledReply(stream, errors=errors) if assembled else stream
+        return AssembledReply(stream, errors=errors, held=HeldAnswer(call.memory)) if assembled else stream
 
 
 async def _refusal_body(response: Response) -> bytes:

@@ -11,6 +11,7 @@ from typing import Any
 from coe import json_text
 from coe.experts.api_formats import record_usage
 from coe.experts.error_mapping import ErrorMapping
+from coe.experts.held_answer import HeldAnswer
 from coe.experts.http.client import Response
 from coe.experts.http.replies import MAX_ANSWER_BYTES, JsonReply, ModelNameRewriter
 from coe.usage import Usage
@@ -22,12 +23,19 @@ class RelayedReply:
     """A response of any media type. `begin` reads the first chunk, or all of a JSON body."""
 
     def __init__(
-        self, response: Response, *, errors: ErrorMapping, rewriter: ModelNameRewriter, stream_idle_timeout: float
+        self,
+        response: Response,
+        *,
+        errors: ErrorMapping,
+        rewriter: ModelNameRewriter,
+        stream_idle_timeout: float,
+        held: HeldAnswer,
     ) -> None:
         self._response = response
         self._errors = errors
         self._rewriter = rewriter
         self._stream_idle_timeout = stream_idle_timeout
+        self._held = held
         self._is_json = response.media_type == JsonReply.media_type
         self.media_type = response.media_type if self._is_json else response.headers.get("content-type", DEFAULT_TYPE)
         self._first = b""
@@ -37,7 +45,7 @@ class RelayedReply:
         self._first = await (self._json() if self._is_json else self._response.chunk())
 
     async def _json(self) -> bytes:
-        body = await self._response.read(MAX_ANSWER_BYTES)
+        body = await self._response.read(MAX_ANSWER_BYTES, report=self._held.resize)
         if len(body) > MAX_ANSWER_BYTES:
             raise self._errors.invalid_response("an answer longer than the limit of 64 MiB")
         try:
@@ -65,4 +73,5 @@ class RelayedReply:
             raise self._errors.connection_lost("broke off the answer") from error
 
     async def aclose(self) -> None:
+        self._held.resize(0)
         self._response.release()

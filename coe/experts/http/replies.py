@@ -17,6 +17,7 @@ from coe import json_text
 from coe.core import Chunks, Sink
 from coe.experts.api_formats import ApiFormat, is_empty_answer, record_usage
 from coe.experts.error_mapping import ErrorMapping
+from coe.experts.held_answer import HeldAnswer
 from coe.experts.http import sse
 from coe.experts.http.client import Response
 from coe.usage import Usage
@@ -63,17 +64,24 @@ class JsonReply:
     media_type = "application/json"
 
     def __init__(
-        self, response: Response, *, api_format: ApiFormat, errors: ErrorMapping, rewriter: ModelNameRewriter
+        self,
+        response: Response,
+        *,
+        api_format: ApiFormat,
+        errors: ErrorMapping,
+        rewriter: ModelNameRewriter,
+        held: HeldAnswer,
     ) -> None:
         self._response = response
         self._api_format = api_format
         self._errors = errors
         self._rewriter = rewriter
+        self._held = held
         self._body = b""
         self.usage = Usage()
 
     async def begin(self) -> None:
-        body = await _read_body(self._response, max_bytes=MAX_ANSWER_BYTES)
+        body = await _read_body(self._response, max_bytes=MAX_ANSWER_BYTES, held=self._held)
         if body is None:
             raise self._errors.invalid_response("an answer longer than the limit of 64 MiB")
         try:
@@ -88,9 +96,11 @@ class JsonReply:
         self._body = self._rewriter.in_answer(body, answer)
 
     def chunks(self) -> Chunks:
-        return SingleChunk(self._body)
+        body, self._body = self._body, b""
+        return SingleChunk(body)
 
     async def aclose(self) -> None:
+        self._held.resize(0)
         self._response.release()
 
 
@@ -133,6 +143,7 @@ class StreamedReply:
         errors: ErrorMapping,
         rewriter: ModelNameRewriter,
         stream_idle_timeout: float,
+        held: HeldAnswer,
         choices: int = 1,
         with_usage: bool | None = None,
     ) -> None:
@@ -142,6 +153,7 @@ class StreamedReply:
         self._rewriter = rewriter
         self._stream_idle_timeout = stream_idle_timeout
         self._buffer = sse.EventBuffer()
+        self._held = held
         self._first_events = b""
         self._multiline = False
         self._finished = False
@@ -187,7 +199,8 @@ class StreamedReply:
         kind, answer = self._response.media_type, None
         if kind == JsonReply.media_type:
             with contextlib.suppress(ValueError):
-                answer = json_text.loads(await _read_body(self._response, max_bytes=MAX_ERROR_BYTES) or b"")
+                body = await _read_body(self._response, max_bytes=MAX_ERROR_BYTES, held=self._held)
+                answer = json_text.loads(body or b"")
         if isinstance(answer, dict) and answer.get("error"):
             raise self._errors.server_error("answered with an error", answer)
         raise self._errors.invalid_response(f"{kind} where an event stream was requested")
@@ -228,6 +241,7 @@ class StreamedReply:
         sink = self._sent if self._sink is not None else None
         if self._first_events:
             yield self._rewriter.in_events(self._first_events)
+            self._first_events = b""
         try:
             while not self._done:
                 chunk = await self._response.chunk(self._stream_idle_timeout, sink)
@@ -256,6 +270,7 @@ class StreamedReply:
 
     async def aclose(self) -> None:
         self._sink = None  # it refers to the request, whose trace refers to this reply: a cycle
+        self._held.resize(0)
         if not self._done:
             self._response.close()  # the answer is incomplete: closing tells the server to stop
             return
@@ -285,6 +300,7 @@ class StreamedReply:
             events = self._buffer.feed(chunk)
         except ValueError as error:
             raise self._errors.invalid_response(f"a broken event stream ({error})") from None
+        self._held.resize(len(self._buffer.rest) + len(events))
         return sse.join_data_lines(events) if self._multiline else events
 
     def _process(self, events: bytes) -> bytes:
@@ -316,9 +332,9 @@ class StreamedReply:
         return self._choices == 1 or len(self._ended_choices) >= self._choices
 
 
-async def _read_body(response: Response, *, max_bytes: int) -> bytes | None:
+async def _read_body(response: Response, *, max_bytes: int, held: HeldAnswer) -> bytes | None:
     """The body, None if it is longer than `max_bytes`."""
     if (response.length or 0) > max_bytes:
         return None
-    body = await response.read(max_bytes)
+    body = await response.read(max_bytes, report=held.resize)
     return body if len(body) <= max_bytes else None

@@ -25,6 +25,7 @@ from coe.errors import ConfigError, ExpertError, pip_install
 from coe.experts.api_formats import API_FORMATS, is_empty_answer, record_usage
 from coe.experts.error_mapping import ErrorMapping, connection_cause
 from coe.experts.file_descriptors import out_of_descriptors
+from coe.experts.held_answer import HeldAnswer
 from coe.experts.litellm.response_limits import ResponseLimits
 from coe.experts.litellm.translation import (
     forwarded_headers,
@@ -106,13 +107,15 @@ class LitellmExpert:
                 raise self.errors.no_descriptor() from None
             raise
 
-    def expert_error(self, error: Exception, api: Api, exceeded_limit: str = "") -> ExpertError:
-        """Converts litellm's exception. With `exceeded_limit` the exception is a consequence of that limit, whatever
-        its class."""
+    def expert_error(self, error: Exception, api: Api, limits: ResponseLimits) -> ExpertError:
+        """Converts litellm's exception. If a response exceeded one of the limits, the exception is a consequence of
+        that, whatever its class."""
         if out_of_descriptors(error):
             return self.errors.no_descriptor()
-        if exceeded_limit:
-            return self.errors.invalid_response(exceeded_limit)
+        if limits.full is not None:
+            return limits.full
+        if limits.exceeded_limit:
+            return self.errors.invalid_response(limits.exceeded_limit)
         if isinstance(error, ExpertError):
             return error
         translated = self._translated(error, api)
@@ -152,32 +155,45 @@ class _JsonReply:
     def __init__(self, expert: LitellmExpert, call: Call) -> None:
         self._expert = expert
         self._api = call.api
-        self._limits = ResponseLimits(stream=False)
+        self._held = HeldAnswer(call.memory)
+        self._limits = ResponseLimits(stream=False, held=self._held)
         self._body = b""
+        self._abandoned = False
         self.usage = Usage()
 
     async def begin(self, arguments: dict[str, Any]) -> None:
         """Runs in the background loop."""
         self._limits.begin()
         try:
+            self._body = await self._answer(arguments)
+        finally:
+            if self._abandoned or not self._body:
+                self._held.resize(0)
+
+    async def _answer(self, arguments: dict[str, Any]) -> bytes:
+        try:
             answer = with_expert_name(to_json_types(await _entry_points()[self._api](**arguments)), self._expert.name)
-        except Exception as error:
-            raise self._expert.expert_error(
-                error, self._api, self._limits.exceeded_limit
-            ) from None  # its traceback may hold the prompt
+        except Exception as error:  # its traceback may hold the prompt
+            raise self._expert.expert_error(error, self._api, self._limits) from None
         if API_FORMATS[self._api].answer_field not in answer:
             raise self._expert.errors.invalid_response("something other than requested")
         record_usage(self.usage, answer.get("usage"))
-        self._body = orjson.dumps(answer)
+        return orjson.dumps(answer)
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
         yield self._body
 
     def abandon(self) -> None:
-        """Does nothing: no connection is open."""
+        """Let the background loop give up the memory: litellm may lose the cancellation and read on."""
+
+        def end() -> None:
+            self._abandoned = True
+            self._held.resize(0)
+
+        _background_loop().call_soon_threadsafe(end)
 
     async def aclose(self) -> None:
-        """Does nothing: no connection is open."""
+        self._held.resize(0)  # no connection is open
 
 
 class _StreamedReply:
@@ -206,7 +222,7 @@ class _StreamedReply:
         try:
             self._source = aiter(await _entry_points()[self._call.api](**arguments))
         except Exception as error:
-            raise self._expert.expert_error(error, self._call.api, self._limits.exceeded_limit) from None
+            raise self._expert.expert_error(error, self._call.api, self._limits) from None
         while not (self._has_content or self._abandoned or self._ended):
             self._first += await self._next()
         if self._abandoned:  # litellm may lose a cancellation: close what it opened
@@ -246,7 +262,7 @@ class _StreamedReply:
                 if chunk := self._visible_bytes(with_expert_name(to_json_types(item), self._expert.name)):
                     return chunk
         except Exception as error:
-            raise self._expert.expert_error(error, self._call.api, self._limits.exceeded_limit) from None
+            raise self._expert.expert_error(error, self._call.api, self._limits) from None
         self._ended = True
         return b""
 

@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 
 import httpx
 
+from coe.errors import AnswerMemoryFull
+from coe.experts.held_answer import HeldAnswer
 from coe.experts.http.expert import MAX_REFUSAL_BYTES
 from coe.experts.http.replies import MAX_ANSWER_BYTES
 from coe.experts.http.sse import MAX_EVENT_BYTES
@@ -29,9 +31,12 @@ class ResponseLimitExceeded(Exception):
 class ResponseLimits:
     """The limits for the responses to one call. `exceeded_limit` describes the limit that a response exceeded."""
 
-    def __init__(self, *, stream: bool) -> None:
+    def __init__(self, *, stream: bool, held: HeldAnswer | None = None) -> None:
         self._stream = stream
+        self._held = HeldAnswer(None) if held is None else held
         self.exceeded_limit = ""
+        self.full: AnswerMemoryFull | None = None
+        """Set if the memory for answers had no room for a response without a stream."""
 
     def begin(self) -> None:
         """Applies these limits to all requests that this task, and threads that it starts, send from now on."""
@@ -47,6 +52,14 @@ class ResponseLimits:
             raise self.exceed("a compressed answer, which was not requested")
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         return _EventStream(self).read if self._stream and kind == "text/event-stream" else _Whole(self).read
+
+    def hold(self, size: int) -> None:
+        """Hold `size` bytes of a response in all. Raises AnswerMemoryFull."""
+        try:
+            self._held.resize(size)
+        except AnswerMemoryFull as error:
+            self.full = error
+            raise
 
     def exceed(self, how: str) -> ResponseLimitExceeded:
         self.exceeded_limit = how
@@ -84,6 +97,7 @@ class _Whole:
         self._size += len(chunk)
         if self._size > MAX_ANSWER_BYTES:
             raise self._limits.exceed("an answer longer than the limit of 64 MiB")
+        self._limits.hold(self._size)
         return chunk
 
 

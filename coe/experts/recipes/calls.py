@@ -66,7 +66,7 @@ class MemberCalls:
         self._max_calls = limits.max_calls
         self._max_hold = max_hold
         self._running: list[tuple[Draft, asyncio.Task[None]]] = []
-        self._held = HeldBytes(MAX_HELD_BYTES)
+        self._held = HeldBytes(MAX_HELD_BYTES, call.memory)
         self._clock = asyncio.get_running_loop().time
         left = call.deadline - self._clock()
         self._stop_at = call.deadline - min(DEADLINE_MARGIN_SECONDS, DEADLINE_MARGIN_SHARE * left)
@@ -172,11 +172,13 @@ class MemberCalls:
         return RecipeReply(self, best)
 
     async def aclose(self) -> None:
-        """Cancel all calls that are not complete, and wait until every connection is closed."""
+        """Cancel all calls that are not complete, wait until every connection is closed, and drop what is held."""
         for draft, task in self._running:
             if not draft.complete:
                 task.cancel()
         await asyncio.gather(*(task for _, task in self._running), return_exceptions=True)
+        for draft, _ in self._running:
+            draft.discard()
 
     def _calls_used_up(self) -> ExpertError:
         message = f"recipe {self.log.recipe!r} has made all {self._max_calls} calls it may"

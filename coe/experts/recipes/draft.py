@@ -14,8 +14,9 @@ from contextlib import aclosing
 from typing import Any
 
 from coe import json_text
-from coe.core import Call, Expert
+from coe.core import AnswerMemory, Call, Expert
 from coe.errors import ExpertError, InvalidRequest
+from coe.experts.held_answer import HeldAnswer
 from coe.experts.http import sse
 from coe.experts.http.sse import EVENT_STREAM
 from coe.experts.recipes.chat_answer import LENGTH_REASONS, MALFORMED, answer_text, called_tools, finish_reason
@@ -39,12 +40,18 @@ class HeldBytes:
     """Bytes that all drafts of one request hold. `changed` is set when they exceed `limit` or a draft begins or
     settles."""
 
-    __slots__ = ("changed", "count", "limit")
+    __slots__ = ("_held", "changed", "count", "limit")
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, memory: AnswerMemory | None = None) -> None:
         self.count = 0
         self.limit = limit
         self.changed = asyncio.Event()
+        self._held = HeldAnswer(memory)
+
+    def add(self, count: int) -> None:
+        """Hold so many more bytes, fewer if the number is negative. Raises AnswerMemoryFull."""
+        self._held.resize(self.count + count)
+        self.count += count
 
     @property
     def full(self) -> bool:
@@ -157,9 +164,9 @@ class Draft:
         self._held.changed.set()
 
     def _keep(self, chunk: bytes) -> None:
+        self._held.add(len(chunk))
         self._chunks.append(chunk)
         self._size += len(chunk)
-        self._held.count += len(chunk)
         self._news.set()
         if self._held.full:
             self._held.changed.set()
@@ -208,7 +215,7 @@ class Draft:
 
     def discard(self) -> None:
         """Drop the chunks that are held."""
-        self._held.count -= self._size
+        self._held.add(-self._size)
         self._size = 0
         self._chunks.clear()
 
@@ -230,9 +237,10 @@ class Draft:
         while True:
             while self._chunks:
                 chunk = self._chunks.popleft()
-                self._size -= len(chunk)
-                self._room.set()
                 yield chunk
+                self._size -= len(chunk)
+                self._held.add(-len(chunk))
+                self._room.set()
             if self.error is not None:
                 raise self.error
             if self.settled:

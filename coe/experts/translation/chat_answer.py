@@ -14,6 +14,8 @@ from coe import json_text
 
 MAX_CALLS = 1024
 """Tool calls of one answer."""
+OBJECT_BYTES = 2**8
+"""Approximate bytes of memory of a short text or a small object."""
 _REASONING_FIELDS = ("reasoning_content", "reasoning")
 """DeepSeek, litellm and older vLLM; newer vLLM, Ollama and OpenRouter."""
 
@@ -43,6 +45,14 @@ class Delta:
     redacted: tuple[str, ...] = ()
     finish_reason: str = ""
     stop_sequence: str = ""
+
+    @property
+    def size(self) -> int:
+        """Approximate bytes of memory that it takes in an answer."""
+        written = sum(len(call.arguments) for call in self.calls) + sum(map(len, self.redacted))
+        objects = len(self.calls) + len(self.redacted) + len(self.annotations) + len(self.logprobs)
+        texts = len(self.reasoning) + len(self.text) + len(self.refusal) + len(self.signature)
+        return texts + written + OBJECT_BYTES * (1 + objects)
 
 
 class ChatReader:

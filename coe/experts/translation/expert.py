@@ -17,6 +17,7 @@ from coe import json_text
 from coe.core import Api, Call, Expert, Health, Reply
 from coe.errors import ExpertRejected, InvalidRequest
 from coe.experts.error_mapping import ErrorMapping
+from coe.experts.held_answer import HeldAnswer
 from coe.experts.http import sse
 from coe.experts.http.replies import JsonReply
 from coe.experts.translation import messages_request, responses_request
@@ -81,8 +82,8 @@ class TranslatedExpert:
             headers = {name: value for name, value in headers.items() if name not in _CLAUDE_HEADERS}
         reply = await self._accepted(replace(call, api="chat", fields=body, headers=headers))
         if call.stream:
-            return _StreamedReply(reply, builder, self._errors, opening=opening)
-        return await self._whole(reply, builder)
+            return _StreamedReply(reply, builder, self._errors, opening=opening, held=HeldAnswer(call.memory))
+        return await self._whole(reply, builder, HeldAnswer(call.memory))
 
     def _request(self, call: Call) -> tuple[dict[str, Any], ResponseBuilder | MessageBuilder]:
         """The body for chat, and the builder of the answer."""
@@ -120,7 +121,7 @@ class TranslatedExpert:
                     call.dropped.update(left_out)
                 return reply
 
-    async def _whole(self, reply: Reply, builder: ResponseBuilder | MessageBuilder) -> Reply:
+    async def _whole(self, reply: Reply, builder: ResponseBuilder | MessageBuilder, held: HeldAnswer) -> Reply:
         try:
             async with aclosing(reply.chunks()) as chunks:
                 body = b"".join([chunk async for chunk in chunks])
@@ -131,7 +132,7 @@ class TranslatedExpert:
             await reply.aclose()
         builder.end(reply.usage)
         answer = builder.response if isinstance(builder, ResponseBuilder) else builder.message
-        return _JsonReply(_dumps(answer), reply.usage)
+        return _JsonReply(_dumps(answer), reply.usage, held)
 
 
 def is_translated(spec: ExpertSpec, api: Api) -> bool:
@@ -164,15 +165,17 @@ class _JsonReply:
 
     media_type = JsonReply.media_type
 
-    def __init__(self, body: bytes, usage: Usage) -> None:
+    def __init__(self, body: bytes, usage: Usage, held: HeldAnswer) -> None:
+        held.resize(len(body))
         self.usage = usage
         self._body = body
+        self._held = held
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
         yield self._body
 
     async def aclose(self) -> None:
-        """Does nothing: the connection was released."""
+        self._held.resize(0)  # the connection was released
 
 
 class _StreamedReply:
@@ -180,24 +183,29 @@ class _StreamedReply:
 
     media_type = sse.EVENT_STREAM
 
-    def __init__(self, reply: Reply, builder: Builder, errors: ErrorMapping, *, opening: bytes) -> None:
+    def __init__(
+        self, reply: Reply, builder: Builder, errors: ErrorMapping, *, opening: bytes, held: HeldAnswer
+    ) -> None:
         self.usage = reply.usage
         self._opening = opening
         self._reply = reply
         self._builder = builder
         self._errors = errors
+        self._held = held
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
-        reader, order, opening = ChatReader(), CallOrder(), self._opening
+        reader, order, opening, size = ChatReader(), CallOrder(), self._opening, 0
         async with aclosing(self._reply.chunks()) as chunks:
             async for chunk in chunks:
                 events: list[Event] = []
                 try:
                     for read in reader.deltas(chunk):
+                        size += read.size
                         for delta in order.add(read):
                             events += self._builder.add(delta)
                 except ValueError as error:
                     raise self._errors.invalid_response(f"a broken event stream ({error})") from None
+                self._held.resize(size)
                 if opening or events:
                     yield opening + b"".join(map(_event, events))
                 opening = b""
@@ -205,6 +213,7 @@ class _StreamedReply:
         yield opening + b"".join(map(_event, [*events, *self._builder.end(self.usage)]))
 
     async def aclose(self) -> None:
+        self._held.resize(0)
         await self._reply.aclose()
 
 

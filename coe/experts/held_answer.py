@@ -1,0 +1,29 @@
+"""Counts the bytes of answers that are held whole, so that all answers of a process have bounded memory.
+
+An answer without a stream is held from its first byte until the client has it, a long event until it is complete and
+sent. The holder of such bytes has a `HeldAnswer`, which reports to the memory of its call.
+"""
+
+from __future__ import annotations
+
+from coe.core import AnswerMemory
+
+SMALL_ANSWER = 2**16
+"""Bytes of an answer that are not counted; the permits bound them."""
+
+
+class HeldAnswer:
+    """The bytes that one holder has."""
+
+    __slots__ = ("_counted", "_memory")
+
+    def __init__(self, memory: AnswerMemory | None) -> None:
+        self._memory = memory
+        self._counted = 0
+
+    def resize(self, size: int) -> None:
+        """Hold `size` bytes in all, of which up to SMALL_ANSWER are not counted. Raises AnswerMemoryFull."""
+        counted = size if size > SMALL_ANSWER else 0
+        if counted != self._counted and self._memory is not None:
+            self._memory(counted - self._counted)
+            self._counted = counted
