@@ -29,6 +29,9 @@ the idle timeout of nginx and AWS (60 s), so that they send no request on a conn
 is an hour: set it below 75 s."""
 CLOSING_HEAD_SECONDS = 4.0
 """Time limit for a head that is arriving when the server stops."""
+CLOSING_IDLE_SECONDS = 1.0
+"""Idle time after which a connection closes when the server stops. A proxy may have just sent a request on a younger
+one, and would not repeat it."""
 DISCARD_SECONDS = 30.0
 """Time in which bytes that arrive after a response are read and discarded. If a socket is closed with unread bytes, the
 kernel resets the connection, and the client can lose the response."""
@@ -127,8 +130,6 @@ class Connection(asyncio.Protocol):
         self._shared.add(self)
         self._deadline = self._loop.time() + IDLE_SECONDS
         self._timer = self._loop.call_at(self._deadline, self._on_timer)
-        if self._shared.closing:  # the server has stopped during the accept
-            self.close()
 
     def data_received(self, data: bytes) -> None:
         if self._is_last and self._reading is None:
@@ -386,15 +387,15 @@ class Connection(asyncio.Protocol):
         self._close_after_client()
 
     def shutdown(self) -> None:
-        """Close the connection after the responses that are due. A request whose head is arriving is still served."""
+        """Close the connection after the responses that are due. A request that is arriving, or about to, is served."""
         if (last := self._last_exchange()) is not None:
             last.keep_alive = False
         elif self._is_last:
             return  # it closes once the client has read its last response
         elif self._unparsed:
             self._close_at(self._loop.time() + CLOSING_HEAD_SECONDS)
-        else:
-            self.close()
+        elif self._deadline is not None:
+            self._close_at(self._deadline - IDLE_SECONDS + CLOSING_IDLE_SECONDS)
 
     def abort(self) -> None:
         """Close the connection at once and discard unsent bytes."""

@@ -8,9 +8,12 @@ event loop, each of which takes tens of milliseconds under load.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import errno
 import logging
 import socket
+import struct
+import sys
 import time
 from contextlib import suppress
 from email.utils import formatdate
@@ -32,9 +35,13 @@ CLOSING_SECONDS = 5.0
 DEFER_SECONDS, MAX_DEFERRALS = 0.001, 5
 """Length and largest number of the pauses before an accept in which a process with fewer connections can accept."""
 MAX_ACCEPTS = 64
-"""Most connections that are accepted together; half of the free places is another limit."""
+"""Most connections that are accepted together; half of the free places is another limit, since a connection that has
+just ended holds file descriptors for another moment."""
 BACKLOG = 2048
 """Connections that the kernel queues until they are accepted."""
+HANDSHAKE_SECONDS = 0.02
+"""Time for a connection that a client has begun to be established."""
+SO_ATTACH_FILTER = 26
 Accepted = tuple[socket.socket, Any]
 """A client's socket and its address."""
 _log = logging.getLogger("gateway.http")
@@ -53,6 +60,20 @@ def open_listener(host: str, port: int, *, stalled_after: float) -> socket.socke
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(stalled_after * 1000))
     listener.setblocking(False)
     return listener
+
+
+def ignore_new_connections(listener: socket.socket) -> None:
+    """Make the kernel ignore connections that begin from now on, and wait until those that have begun are established.
+
+    A listener that closes resets the connections that wait to be accepted, and a proxy may have sent a request on them.
+    So on Linux a filter (BPF) of the listener first drops packets with the flag SYN; no more connections can wait then.
+    """
+    load_flags, if_syn, drop, keep = (0x30, 0, 0, 13), (0x45, 0, 1, 0x02), (0x06, 0, 0, 0), (0x06, 0, 0, 0xFFFFFFFF)
+    program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in (load_flags, if_syn, drop, keep)))
+    if sys.platform == "linux":
+        with suppress(OSError):
+            listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HP", 4, ctypes.addressof(program)))
+            time.sleep(HANDSHAKE_SECONDS)
 
 
 def _close_failed(client: socket.socket, opening: asyncio.Task[Any]) -> None:
@@ -122,11 +143,13 @@ class HttpServer:
         if self._peers is not None:
             state.on_change = lambda _: None
             self._peers.leave()
+            self._peers = None
         self._accepting.cancel()
         await asyncio.gather(self._accepting, return_exceptions=True)
+        waiting: list[Accepted] = []
+        self._accept_waiting(waiting, self._free_places)  # their clients may have sent a request already
         self._listener.close()
-        if self._opening:
-            await asyncio.wait(self._opening)
+        await self._open(waiting)
         for connection in tuple(state.connections):
             connection.shutdown()
         await self._wait_for_clients()
@@ -166,7 +189,7 @@ class HttpServer:
                     warned = True
                 await asyncio.sleep(ACCEPT_PAUSE_SECONDS)
             else:
-                self._accept_waiting(accepted)
+                self._accept_waiting(accepted, min(MAX_ACCEPTS, self._free_places // 2))
                 await self._open(accepted)
 
     async def _defer(self) -> None:
@@ -176,11 +199,13 @@ class HttpServer:
                 return
             await asyncio.sleep(DEFER_SECONDS)
 
-    def _accept_waiting(self, accepted: list[Accepted]) -> None:
-        """Accept further connections that wait, unless another process has clearly fewer. At most half of the free
-        places are filled: a connection that has just ended holds file descriptors for another moment."""
+    @property
+    def _free_places(self) -> int:
+        return self._max_connections - len(self.state.connections)
+
+    def _accept_waiting(self, accepted: list[Accepted], limit: int) -> None:
+        """Accept further connections that wait, up to `limit`, unless another process has clearly fewer."""
         connections = len(self.state.connections)
-        limit = min(MAX_ACCEPTS, (self._max_connections - connections) // 2)
         with suppress(OSError):  # none waits, or the next accept reports the error
             while len(accepted) < limit:
                 if self._peers is not None:
@@ -200,7 +225,8 @@ class HttpServer:
             task.add_done_callback(partial(_close_failed, client))
             self._opening.add(task)
             task.add_done_callback(self._opening.discard)
-        await asyncio.wait(self._opening)
+        if self._opening:
+            await asyncio.wait(self._opening)
         self.state.on_change(len(self.state.connections))
 
     def _set_date(self) -> None:
