@@ -69,7 +69,9 @@ def ignore_new_connections(listener: socket.socket) -> None:
     So on Linux a filter (BPF) of the listener first drops packets with the flag SYN; no more connections can wait then.
     """
     load_flags, if_syn, drop, keep = (0x30, 0, 0, 13), (0x45, 0, 1, 0x02), (0x06, 0, 0, 0), (0x06, 0, 0, 0xFFFFFFFF)
-    program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in (load_flags, if_syn, drop, keep)))
+    program = ctypes.create_string_buffer(
+        b"".join(struct.pack("HBBI", *step) for step in (load_flags, if_syn, drop, keep))
+    )
     if sys.platform == "linux":
         with suppress(OSError):
             listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HP", 4, ctypes.addressof(program)))

@@ -18,9 +18,7 @@ MISSING = "nginx is not installed; on Debian or Ubuntu: apt-get install nginx-li
 
 
 @asynccontextmanager
-async def balancing(
-    folder: Path, ports: Sequence[int], *, read_timeout: str | None = None
-) -> AsyncIterator[str]:
+async def balancing(folder: Path, ports: Sequence[int], *, read_timeout: str | None = None) -> AsyncIterator[str]:
     """Its address, before gateways on these loopback ports; runs in `folder` until the block ends. `read_timeout`
     replaces how long it waits for a gateway."""
     assert NGINX
