@@ -21,7 +21,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from coe.errors import RequestError
 from gateway.dialects.chat import CHAT
@@ -67,8 +67,6 @@ class CrossOriginMiddleware:
         self._cors = _with_cors(app)
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Serve:
-        if self._current.leaving:
-            send = _ending_connection(send)
         serving, derived = self._current.serving, scope.get(DERIVED)
         if derived is not None and derived.get(self) is serving.token:
             return self._app(scope, receive, send)
@@ -82,18 +80,6 @@ class CrossOriginMiddleware:
         if derived is not None:  # a request with the same head passes this policy too
             derived[self] = serving.token
         return self._app(scope, receive, send)
-
-
-def _ending_connection(send: Send) -> Send:
-    """Adds `connection: close` to the response, so that a proxy sends its next request on a new connection. It would lose
-    one that it sends on an old connection just when the gateway closes it."""
-
-    async def send_last(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            message = {**message, "headers": [*message.get("headers", ()), (b"connection", b"close")]}
-        await send(message)
-
-    return send_last
 
 
 def _with_cors(app: ASGIApp) -> CORSMiddleware:

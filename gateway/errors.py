@@ -74,11 +74,12 @@ def body_of(error: errors.RequestError) -> bytes:
 
 
 def headers_of(error: errors.RequestError) -> list[tuple[bytes, bytes]]:
-    """The headers of an error: `retry-after` in whole seconds if the error has a time, and `www-authenticate` for a
-    missing key."""
+    """The headers of an error: `retry-after` in whole seconds if the error has a time, `www-authenticate` for a missing
+    key, and `connection: close` if this process is shutting down."""
     if isinstance(error, errors.Unauthorized):
         return [(b"www-authenticate", b"Bearer")]
-    return [] if error.retry_after is None else [(b"retry-after", b"%d" % max(1, math.ceil(error.retry_after)))]
+    headers = [] if error.retry_after is None else [(b"retry-after", b"%d" % max(1, math.ceil(error.retry_after)))]
+    return [*headers, (b"connection", b"close")] if isinstance(error, errors.Draining) else headers
 
 
 def error_body(message: str, *, kind: str, code: str, param: str | None = None) -> bytes:

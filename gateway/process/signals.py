@@ -1,8 +1,8 @@
 """Signals to a worker process (drain, reload, abort), its drain, and its end when the parent dies.
 
-`handle_signals` connects the parent's signals. `Drain` reports the worker as not ready, ends each connection after its
-next response, and finally aborts the requests that still run. `end_with_parent` ends a worker whose parent has died,
-even by SIGKILL, so that the port is free for the next start.
+`handle_signals` connects the parent's signals. `Drain` reports the worker as not ready, and finally aborts the requests
+that still run. `end_with_parent` ends a worker whose parent has died, even by SIGKILL, so that the port is free for the
+next start.
 """
 
 from __future__ import annotations
@@ -90,9 +90,9 @@ FINISH_SECONDS = 30.0
 class Drain:
     """Ends a worker gracefully: reports it as not ready, and later cancels the requests that still run.
 
-    `begin` starts the drain. For `lame_duck` seconds, readiness is off but requests are still served, each as the last
-    of its connection, so that a load balancer can stop sending them. Then the listener closes. A request that arrives on
-    a connection made before is still served. Without a load balancer pass 0.
+    `begin` starts the drain. For `lame_duck` seconds, readiness is off but connections are accepted, so that a load
+    balancer can stop sending requests. Without a load balancer pass 0. Then the server closes its listener and idle
+    connections; a request on another connection is still served.
     """
 
     def __init__(self, current: ServingState, *, lame_duck: float, finish: float = FINISH_SECONDS) -> None:

@@ -117,7 +117,7 @@ async def test_during_the_lame_duck_period_readiness_is_off_and_requests_are_ser
             pass
         assert reported["status"] == "not ready"
         async with served.send_chat("good") as response:
-            assert (response.status, response.headers["connection"]) == (200, "close")
+            assert response.status == 200
         assert await ended(served) == 0
 
 
