@@ -30,7 +30,7 @@ is an hour: set it below 75 s."""
 CLOSING_HEAD_SECONDS = 4.0
 """Time limit for a head that is arriving when the server stops."""
 CLOSING_IDLE_SECONDS = 1.0
-"""Time limit for the next request of an idle connection when the server stops. A proxy may have just sent one, and would
+"""Time limit for the next request of an idle connection when the server stops. A proxy may have just sent one and would
 not repeat it."""
 DISCARD_SECONDS = 30.0
 """Time in which bytes that arrive after a response are read and discarded. If a socket is closed with unread bytes, the

@@ -8,12 +8,9 @@ event loop, each of which takes tens of milliseconds under load.
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import errno
 import logging
 import socket
-import struct
-import sys
 import time
 from contextlib import suppress
 from email.utils import formatdate
@@ -39,9 +36,6 @@ MAX_ACCEPTS = 64
 just ended holds file descriptors for another moment."""
 BACKLOG = 2048
 """Connections that the kernel queues until they are accepted."""
-HANDSHAKE_SECONDS = 0.02
-"""Time for a connection that a client has begun to be established."""
-SO_ATTACH_FILTER = 26
 Accepted = tuple[socket.socket, Any]
 """A client's socket and its address."""
 _log = logging.getLogger("gateway.http")
@@ -60,22 +54,6 @@ def open_listener(host: str, port: int, *, stalled_after: float) -> socket.socke
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(stalled_after * 1000))
     listener.setblocking(False)
     return listener
-
-
-def ignore_new_connections(listener: socket.socket) -> None:
-    """Make the kernel ignore connections that begin from now on, and wait until those that have begun are established.
-
-    A listener that closes resets the connections that wait to be accepted, and a proxy may have sent a request on them.
-    So on Linux a filter (BPF) of the listener first drops packets with the flag SYN; no more connections can wait then.
-    """
-    load_flags, if_syn, drop, keep = (0x30, 0, 0, 13), (0x45, 0, 1, 0x02), (0x06, 0, 0, 0), (0x06, 0, 0, 0xFFFFFFFF)
-    program = ctypes.create_string_buffer(
-        b"".join(struct.pack("HBBI", *step) for step in (load_flags, if_syn, drop, keep))
-    )
-    if sys.platform == "linux":
-        with suppress(OSError):
-            listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HP", 4, ctypes.addressof(program)))
-            time.sleep(HANDSHAKE_SECONDS)
 
 
 def _close_failed(client: socket.socket, opening: asyncio.Task[Any]) -> None:

@@ -28,7 +28,6 @@ from types import FrameType
 
 from coe.errors import WorkerError
 from coe.settings import Settings
-from gateway.http.server import ignore_new_connections
 from gateway.observability.logs import logging_config
 from gateway.process.connections import raise_limit
 from gateway.process.signals import DRAIN_SIGNAL, FINISH_SECONDS, RELOAD_SIGNAL
@@ -126,7 +125,6 @@ class _Processes:
             if self._at_intervals is not None:
                 self._at_intervals()
             self._check_workers()
-        ignore_new_connections(self._listener)
         self._listener.close()  # otherwise new connections would wait in its queue
         self._stop_workers()
         signal.signal(RELOAD_SIGNAL, signal.SIG_IGN)  # at exit Python restores the default of a handled signal: to end

@@ -84,7 +84,9 @@ async def test_new_connections_are_refused_while_the_last_streams_end(tmp_path: 
         assert await ended(served) == 0
 
 
-async def test_of_connections_that_were_open_idle_ones_are_closed_and_arriving_requests_are_served(tmp_path: Path) -> None:
+async def test_of_connections_that_were_open_idle_ones_are_closed_and_arriving_requests_are_served(
+    tmp_path: Path,
+) -> None:
     async with serving(tmp_path) as served:
         idle, idle_writer = await asyncio.open_connection("127.0.0.1", served.port)
         arriving, arriving_writer = await asyncio.open_connection("127.0.0.1", served.port)
