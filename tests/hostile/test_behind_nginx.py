@@ -38,9 +38,9 @@ class Fleet:
     gateways: list[Served]
     client: aiohttp.ClientSession
 
-    async def send(self, key: str, model: str = "good", *, stream: bool = False, timeout: float = 60) -> int:
+    async def send(self, key: str, model: str = "good", *, stream: bool = False, seconds: float = 60) -> int:
         """Send a request pinned to an expert, read the answer, and return its status; 0 if it breaks off."""
-        headers = {"x-api-key": key, "x-coe-timeout": str(timeout)}
+        headers = {"x-api-key": key, "x-coe-timeout": str(seconds)}
         body = chat(model, stream=stream)
         async with self.client.post(self.url + CHAT, json=body, headers=headers) as response:
             try:
@@ -66,7 +66,7 @@ async def fleet(folder: Path) -> AsyncIterator[Fleet]:
 async def test_a_tenant_that_provokes_failures_disturbs_no_other_and_each_request_runs_once(tmp_path: Path) -> None:
     async with fleet(tmp_path) as service:
         attack = [
-            service.send("mallory", model, stream=number % 2 == 0, timeout=0.5)
+            service.send("mallory", model, stream=number % 2 == 0, seconds=0.5)
             for number in range(10)
             for model in PROVOKED
         ]
@@ -75,7 +75,7 @@ async def test_a_tenant_that_provokes_failures_disturbs_no_other_and_each_reques
         statuses = Counter(await failed)
         asked = Counter(body["model"] for gateway in service.gateways for body in gateway.upstream.seen)
     assert answered == {200: 100}
-    assert statuses[503]
+    assert statuses.keys() - {200}
     assert asked["good"] == 100
     assert asked <= Counter({"good": 100} | {model.replace("-", ":"): 10 for model in PROVOKED})
 

@@ -260,9 +260,9 @@ async def test_a_request_on_a_connection_that_waits_to_be_accepted_at_shutdown_i
         assert b'"path":"/late"' in response
         assert b"\r\nconnection: close\r\n" in response
         assert await asyncio.wait_for(silent.read(), LIMIT) == b""
-        await asyncio.wait_for(ending, LIMIT)
         for client in (writer, silent_writer):
             client.close()
+        await asyncio.wait_for(ending, LIMIT)
 
 
 def test_signals_after_the_drain_do_not_end_a_worker_that_writes_its_records() -> None:
