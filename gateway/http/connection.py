@@ -29,6 +29,9 @@ the idle timeout of nginx and AWS (60 s), so that they send no request on a conn
 is an hour: set it below 75 s."""
 CLOSING_HEAD_SECONDS = 4.0
 """Time limit for a head that is arriving when the server stops."""
+CLOSING_IDLE_SECONDS = 1.0
+"""Time limit for the next request of an idle connection when the server stops. A proxy may have just sent one and would
+not repeat it."""
 DISCARD_SECONDS = 30.0
 """Time in which bytes that arrive after a response are read and discarded. If a socket is closed with unread bytes, the
 kernel resets the connection, and the client can lose the response."""
@@ -41,6 +44,8 @@ it."""
 MAX_PIPELINED = 16
 """Requests of one connection that wait for earlier responses. At this number no more are read, and the connection
 closes after the last response."""
+LAST_READ_SECONDS = 0.01
+"""Time between the deadline of a connection and its end, in which the event loop reads once more."""
 _FRAMING = (b"content-length", b"transfer-encoding")
 _WITHOUT_BODY = (b"content-length", b"0")
 _ASGI = {"version": "3.0", "spec_version": "2.3"}
@@ -127,8 +132,6 @@ class Connection(asyncio.Protocol):
         self._shared.add(self)
         self._deadline = self._loop.time() + IDLE_SECONDS
         self._timer = self._loop.call_at(self._deadline, self._on_timer)
-        if self._shared.closing:  # the server has stopped during the accept
-            self.close()
 
     def data_received(self, data: bytes) -> None:
         if self._is_last and self._reading is None:
@@ -226,11 +229,21 @@ class Connection(asyncio.Protocol):
         self._timer = self._loop.call_at(deadline, self._on_timer)
 
     def _on_timer(self) -> None:
-        if self._deadline is not None and self._deadline <= self._loop.time():
-            self.close()
+        if self._is_due:  # a request may have arrived that a busy event loop reads only after its timers
+            self._timer = self._loop.call_later(LAST_READ_SECONDS, self._close_if_due)
         else:
             due = self._deadline or self._loop.time() + IDLE_SECONDS
             self._timer = self._loop.call_at(due, self._on_timer)
+
+    def _close_if_due(self) -> None:
+        if self._is_due:
+            self.close()
+        else:
+            self._on_timer()
+
+    @property
+    def _is_due(self) -> bool:
+        return self._deadline is not None and self._deadline <= self._loop.time()
 
     # ---------------------------------------------------------------------------------------- parser
 
@@ -332,8 +345,10 @@ class Connection(asyncio.Protocol):
         elif self._waiting:
             self._start(self._waiting.pop(0))
             self.update_reading()
-        elif self._is_last or self._shared.closing:
+        elif self._is_last:
             self._close_after_client()
+        elif self._shared.closing:  # the response began before, and did not announce the end of the connection
+            self._close_at(self._loop.time() + CLOSING_IDLE_SECONDS)
         else:
             self._deadline = self._loop.time() + IDLE_SECONDS
 
@@ -386,15 +401,14 @@ class Connection(asyncio.Protocol):
         self._close_after_client()
 
     def shutdown(self) -> None:
-        """Close the connection after the responses that are due. A request whose head is arriving is still served."""
+        """Close the connection after the responses that are due. A request that is arriving, or about to, is served."""
         if (last := self._last_exchange()) is not None:
-            last.keep_alive = False
+            last.keep_alive = last.keep_alive and last.begun
         elif self._is_last:
             return  # it closes once the client has read its last response
-        elif self._unparsed:
-            self._close_at(self._loop.time() + CLOSING_HEAD_SECONDS)
         else:
-            self.close()
+            limit = CLOSING_HEAD_SECONDS if self._unparsed else CLOSING_IDLE_SECONDS
+            self._close_at(self._loop.time() + limit)
 
     def abort(self) -> None:
         """Close the connection at once and discard unsent bytes."""

@@ -113,6 +113,11 @@ class Exchange:
             self._channel.close()
 
     @property
+    def begun(self) -> bool:
+        """True once the response has begun: its head does not change any more."""
+        return self._head is not None
+
+    @property
     def head_sent(self) -> bool:
         """True once the head of the response is sent."""
         return self._head == b""

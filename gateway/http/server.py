@@ -32,7 +32,8 @@ CLOSING_SECONDS = 5.0
 DEFER_SECONDS, MAX_DEFERRALS = 0.001, 5
 """Length and largest number of the pauses before an accept in which a process with fewer connections can accept."""
 MAX_ACCEPTS = 64
-"""Most connections that are accepted together; half of the free places is another limit."""
+"""Most connections that are accepted together; half of the free places is another limit, since a connection that has
+just ended holds file descriptors for another moment."""
 BACKLOG = 2048
 """Connections that the kernel queues until they are accepted."""
 Accepted = tuple[socket.socket, Any]
@@ -122,11 +123,13 @@ class HttpServer:
         if self._peers is not None:
             state.on_change = lambda _: None
             self._peers.leave()
+            self._peers = None
         self._accepting.cancel()
         await asyncio.gather(self._accepting, return_exceptions=True)
+        waiting: list[Accepted] = []
+        self._accept_waiting(waiting, self._free_places)  # their clients may have sent a request already
         self._listener.close()
-        if self._opening:
-            await asyncio.wait(self._opening)
+        await self._open(waiting)
         for connection in tuple(state.connections):
             connection.shutdown()
         await self._wait_for_clients()
@@ -166,7 +169,7 @@ class HttpServer:
                     warned = True
                 await asyncio.sleep(ACCEPT_PAUSE_SECONDS)
             else:
-                self._accept_waiting(accepted)
+                self._accept_waiting(accepted, min(MAX_ACCEPTS, self._free_places // 2))
                 await self._open(accepted)
 
     async def _defer(self) -> None:
@@ -176,11 +179,13 @@ class HttpServer:
                 return
             await asyncio.sleep(DEFER_SECONDS)
 
-    def _accept_waiting(self, accepted: list[Accepted]) -> None:
-        """Accept further connections that wait, unless another process has clearly fewer. At most half of the free
-        places are filled: a connection that has just ended holds file descriptors for another moment."""
+    @property
+    def _free_places(self) -> int:
+        return self._max_connections - len(self.state.connections)
+
+    def _accept_waiting(self, accepted: list[Accepted], limit: int) -> None:
+        """Accept further connections that wait, up to `limit`, unless another process has clearly fewer."""
         connections = len(self.state.connections)
-        limit = min(MAX_ACCEPTS, (self._max_connections - connections) // 2)
         with suppress(OSError):  # none waits, or the next accept reports the error
             while len(accepted) < limit:
                 if self._peers is not None:
@@ -200,7 +205,8 @@ class HttpServer:
             task.add_done_callback(partial(_close_failed, client))
             self._opening.add(task)
             task.add_done_callback(self._opening.discard)
-        await asyncio.wait(self._opening)
+        if self._opening:
+            await asyncio.wait(self._opening)
         self.state.on_change(len(self.state.connections))
 
     def _set_date(self) -> None:

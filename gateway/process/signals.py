@@ -1,8 +1,8 @@
 """Signals to a worker process (drain, reload, abort), its drain, and its end when the parent dies.
 
-`handle_signals` connects the parent's signals. `Drain` reports the worker as not ready, later refuses new requests, and
-finally aborts the running ones. `end_with_parent` ends a worker whose parent has died, even by SIGKILL, so that the
-port is free for the next start.
+`handle_signals` connects the parent's signals. `Drain` reports the worker as not ready, and finally aborts the requests
+that still run. `end_with_parent` ends a worker whose parent has died, even by SIGKILL, so that the port is free for the
+next start.
 """
 
 from __future__ import annotations
@@ -84,14 +84,15 @@ def _watch_parent(parent: int, serving: threading.Event) -> None:
 
 
 FINISH_SECONDS = 30.0
-"""Time for running requests to end, after new ones are refused."""
+"""Time for running requests to end, after the lame duck period."""
 
 
 class Drain:
-    """Ends a worker gracefully: reports it as not ready, then refuses new requests, then cancels the running ones.
+    """Ends a worker gracefully: reports it as not ready, and later cancels the requests that still run.
 
-    `begin` starts the drain. For `lame_duck` seconds, readiness is off but requests are still served, so that a load
-    balancer can stop sending them. Without a load balancer pass 0.
+    `begin` starts the drain. For `lame_duck` seconds, readiness is off but connections are accepted, so that a load
+    balancer can stop sending requests. Without a load balancer pass 0. Then the server closes its listener and idle
+    connections; a request on another connection is still served.
     """
 
     def __init__(self, current: ServingState, *, lame_duck: float, finish: float = FINISH_SECONDS) -> None:
@@ -105,13 +106,10 @@ class Drain:
             return
         self._current.leaving = True
         loop = asyncio.get_running_loop()
-        loop.call_later(self._lame_duck, self._stop_accepting)
         loop.call_later(self._lame_duck + self._finish, self.abort)
 
-    def _stop_accepting(self) -> None:
-        self._current.admission.closed = True
-
     def abort(self) -> None:
-        """Ends every running request with an error."""
+        """Refuses new requests, and ends every running one with an error."""
+        self._current.admission.closed = True
         for request in tuple(self._current.admission.active):
             request.cancel(Draining("this gateway ended before the answer was complete; try again", retry_after=1.0))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import re
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +14,24 @@ import pytest
 from ruamel.yaml import YAML
 
 from coe.registry import load
+from tests.deploy import cluster
 
 ROOT = Path(__file__).parent.parent.parent
 CHART = ROOT / "deploy" / "helm" / "coe"
 EXPERTS = (ROOT / "deploy" / "compose" / "experts.yaml").read_text()
 KUBERNETES = ("1.27", "1.34")
-OF_OTHERS = {"ServiceMonitor"}
+OF_OTHERS = {"ServiceMonitor", "PrometheusRule"}
 """Kinds that Kubernetes itself does not define."""
 EVERYTHING: dict[str, Any] = {
     "experts": EXPERTS,
     "environmentSecret": "keys",
     "imagePullSecrets": [{"name": "registry"}],
+    "extraEnv": [{"name": "COE_ACCESS_LOG", "value": "1"}],
+    "extraVolumes": [{"name": "authorities", "configMap": {"name": "authorities"}}],
+    "extraVolumeMounts": [{"name": "authorities", "mountPath": "/etc/authorities"}],
+    "podAnnotations": {"example.com/team": "apps"},
+    "serviceAccount": {"create": True, "annotations": {"example.com/role": "gateway"}},
     "gateway": {
-        "environment": {"COE_ACCESS_LOG": "1"},
         "nodeSelector": {"disk": "fast"},
         "tolerations": [{"key": "gpu", "operator": "Exists"}],
         "autoscaling": {"enabled": True},
@@ -35,7 +42,13 @@ EVERYTHING: dict[str, Any] = {
         "from": [{"namespaceSelector": {"matchLabels": {"team": "apps"}}}],
         "to": [{"podSelector": {"matchLabels": {"app": "redis"}}}],
     },
-    "monitor": {"enabled": True, "bearerTokenSecret": {"name": "metrics", "key": "token"}},
+    "monitor": {
+        "enabled": True,
+        "labels": {"release": "prometheus"},
+        "bearerTokenSecret": {"name": "metrics", "key": "token"},
+        "rules": True,
+        "dashboard": True,
+    },
     "vllm": [
         {"name": "coder", "model": "a/b", "gpus": 2, "args": ["--max-model-len", "4096"], "cacheClaim": "models"},
         {"name": "generalist", "model": "c/d", "nodeSelector": {"gpu": "l4"}, "tolerations": [{"operator": "Exists"}]},
@@ -54,6 +67,12 @@ def rendered(values: dict[str, Any]) -> list[dict[str, Any]]:
 def of(objects: list[dict[str, Any]], kind: str, end: str = "") -> dict[str, Any]:
     (found,) = [one for one in objects if one["kind"] == kind and one["metadata"]["name"].endswith(end)]
     return found
+
+
+def notes(values: dict[str, Any]) -> str:
+    """What Helm prints after an installation of these values."""
+    with helm_python.Chart.load(str(CHART)) as chart:
+        return str(chart.render(values, name="prod", namespace="llm")["coe/templates/NOTES.txt"])
 
 
 def gateway(objects: list[dict[str, Any]]) -> dict[str, Any]:
@@ -77,7 +96,7 @@ def test_helm_finds_nothing_to_mend() -> None:
 
 def test_the_declaration_arrives_as_it_was_written(tmp_path: Path) -> None:
     written = tmp_path / "experts.yaml"
-    written.write_text(of(rendered(EVERYTHING), "ConfigMap")["data"]["experts.yaml"])
+    written.write_text(of(rendered(EVERYTHING), "ConfigMap", "prod-coe")["data"]["experts.yaml"])
     assert load(written, environ={}).expert_names == ("coder", "mathematician", "generalist")
 
 
@@ -90,7 +109,7 @@ def test_a_pod_may_do_little_and_has_time_to_drain() -> None:
     pod = gateway(rendered(EVERYTHING))["spec"]
     assert pod["securityContext"]["runAsNonRoot"]
     assert pod["automountServiceAccountToken"] is False
-    for container in (*pod["initContainers"], *pod["containers"]):
+    for container in pod["containers"]:
         assert container["securityContext"]["readOnlyRootFilesystem"]
         assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
     environ = {entry["name"]: entry["value"] for entry in pod["containers"][0]["env"]}
@@ -158,8 +177,119 @@ def test_values_that_cannot_be_meant_are_refused(place: tuple[str, ...], value: 
     "line", ["", "artifacts: folder", "artifacts: redis://redis:6379/0", 'artifacts: "rediss://r"']
 )
 def test_the_notes_warn_where_gateways_would_share_nothing(line: str) -> None:
-    with helm_python.Chart.load(str(CHART)) as chart:
-        notes = chart.render({"experts": f"{EXPERTS}\n{line}\n"}, name="prod", namespace="llm")[
-            "coe/templates/NOTES.txt"
-        ]
-    assert ("each pod keeps its own" in notes) == ("redis" not in line)
+    assert ("each pod keeps its own" in notes({"experts": f"{EXPERTS}\n{line}\n"})) == ("redis" not in line)
+
+
+NO_NAMESPACE: dict[str, Any] = {"namespaceSelector": {}}
+
+
+@pytest.mark.parametrize("name", ["ingress", "monitor"])
+def test_the_ingress_controller_and_prometheus_reach_the_gateway_from_other_namespaces(name: str) -> None:
+    only = {"experts": EXPERTS, name: EVERYTHING[name]}
+    narrowed = {"experts": EXPERTS, name: EVERYTHING[name] | {"namespace": "edge"}}
+    assert allowed({"experts": EXPERTS}) == [{"podSelector": {}}]
+    assert allowed(only) == [{"podSelector": {}}, NO_NAMESPACE]
+    edge = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "edge"}}}
+    assert allowed(narrowed) == [{"podSelector": {}}, edge]
+    assert allowed(EVERYTHING) == [*EVERYTHING["networkPolicy"]["from"], NO_NAMESPACE, NO_NAMESPACE]
+    assert f"{name}.namespace" in notes(only)
+    assert "the namespace edge" in notes(narrowed)
+
+
+def allowed(values: dict[str, Any]) -> list[dict[str, Any]]:
+    """The peers that may reach the gateway."""
+    (rule,) = of(rendered(values), "NetworkPolicy", "prod-coe")["spec"]["ingress"]
+    peers: list[dict[str, Any]] = rule["from"]
+    return peers
+
+
+@pytest.mark.parametrize("peers", [[], EVERYTHING["networkPolicy"]["to"]])
+def test_the_notes_warn_where_the_policy_cuts_the_gateway_off_from_redis(peers: list[dict[str, Any]]) -> None:
+    warns = "networkPolicy.to" in notes({"experts": EXPERTS, "networkPolicy": {"to": peers}})
+    assert warns == (not peers)
+
+
+@pytest.mark.parametrize("secret", [{}, {"name": "metrics"}])
+def test_a_monitor_that_would_get_401_is_refused_with_the_remedy(secret: dict[str, str]) -> None:
+    with pytest.raises(helm_python.HelmRenderError, match=r"monitor\.bearerTokenSecret"):
+        rendered({"experts": EXPERTS, "monitor": {"enabled": True, "bearerTokenSecret": secret}})
+
+
+def test_pods_of_the_gateway_and_of_the_job_have_what_is_declared_for_them() -> None:
+    objects = rendered(EVERYTHING)
+    job = of(objects, "CronJob")["spec"]["jobTemplate"]["spec"]["template"]
+    assert of(objects, "ServiceAccount")["metadata"]["annotations"] == EVERYTHING["serviceAccount"]["annotations"]
+    for pod in (gateway(objects), job):
+        (container,) = pod["spec"]["containers"]
+        assert EVERYTHING["podAnnotations"].items() <= pod["metadata"]["annotations"].items()
+        assert pod["spec"]["serviceAccountName"] == of(objects, "ServiceAccount")["metadata"]["name"]
+        for key, entries in (("env", "extraEnv"), ("volumeMounts", "extraVolumeMounts")):
+            assert container[key][-1:] == EVERYTHING[entries]
+        assert pod["spec"]["volumes"][-1:] == EVERYTHING["extraVolumes"]
+
+
+def test_an_existing_service_account_is_used() -> None:
+    objects = rendered({"experts": EXPERTS, "serviceAccount": {"name": "models"}})
+    assert gateway(objects)["spec"]["serviceAccountName"] == "models"
+    assert "ServiceAccount" not in {entry["kind"] for entry in objects}
+
+
+def test_rules_and_dashboard_are_those_of_the_repository_and_off_by_default(tmp_path: Path) -> None:
+    yaml = YAML(typ="safe")
+    objects = rendered(EVERYTHING)
+    rule = of(objects, "PrometheusRule")
+    assert rule["spec"] == yaml.load(ROOT / "deploy" / "prometheus" / "rules.yml")
+    assert rule["metadata"]["labels"].items() >= EVERYTHING["monitor"]["labels"].items()
+    dashboard = of(objects, "ConfigMap", "-dashboard")["data"]["coe.json"]
+    assert dashboard == (ROOT / "deploy" / "grafana" / "coe.json").read_text()
+    assert {"PrometheusRule", "ServiceMonitor"}.isdisjoint(entry["kind"] for entry in rendered({"experts": EXPERTS}))
+    with tarfile.open(helm_python.package(str(CHART), destination=str(tmp_path))) as archive:
+        assert {member.name for member in archive if member.isfile()} >= {"coe/files/rules.yml", "coe/files/coe.json"}
+
+
+def test_the_job_that_the_rules_name_is_the_one_that_the_monitor_scrapes() -> None:
+    objects = rendered(EVERYTHING)
+    label = of(objects, "ServiceMonitor")["spec"]["jobLabel"]
+    job = of(objects, "Service", "prod-coe")["metadata"]["labels"][label]
+    expressions = " ".join(rule["expr"] for rule in of(objects, "PrometheusRule")["spec"]["groups"][0]["rules"])
+    assert set(re.findall(r'job="(\w+)"', expressions)) == {job}
+
+
+@pytest.mark.parametrize(
+    ("line", "changed", "restarts"),
+    [
+        ("rate: 0.02", "rate: 0.03", False),
+        ("redis:6379/0", "redis:6379/3", True),
+        ("redis:6379/1", "redis:6379/3", True),
+        ("version: 1", "version: 1\nartifacts: redis://redis:6379/0", True),
+    ],
+    ids=["policy", "log", "access.counters", "artifacts"],
+)
+def test_pods_start_again_only_for_a_declaration_that_no_reload_applies(
+    line: str, changed: str, restarts: bool
+) -> None:
+    texts = (EXPERTS, EXPERTS.replace(line, changed))
+    before, after = (gateway(rendered({"experts": text}))["metadata"]["annotations"] for text in texts)
+    assert (before != after) == restarts
+
+
+def test_pods_start_again_after_their_secret_has_changed() -> None:
+    with cluster.serving_secret("llm", "keys") as kubernetes:
+        first, second = (installed(kubernetes) for _ in range(2))
+        kubernetes.secret_version = "2"
+        third = installed(kubernetes)
+    assert first == second != third
+
+
+def installed(kubernetes: cluster.Kubernetes) -> dict[str, str]:
+    """The annotations of the gateway's pods in an installation that may read the cluster."""
+    values = {"experts": EXPERTS, "environmentSecret": "keys"}
+    with (
+        helm_python.Config(kube_apiserver=kubernetes.url, namespace="llm", storage_driver="memory") as config,
+        helm_python.Chart.load(str(CHART)) as chart,
+    ):
+        release = config.install(chart, "prod", values, namespace="llm", dry_run="server")
+    annotations: dict[str, str] = gateway(list(YAML(typ="safe").load_all(release["manifest"])))["metadata"][
+        "annotations"
+    ]
+    return annotations

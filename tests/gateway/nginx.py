@@ -18,13 +18,16 @@ MISSING = "nginx is not installed; on Debian or Ubuntu: apt-get install nginx-li
 
 
 @asynccontextmanager
-async def balancing(folder: Path, ports: Sequence[int]) -> AsyncIterator[str]:
-    """Its address, before gateways on these loopback ports; runs in `folder` until the block ends."""
+async def balancing(folder: Path, ports: Sequence[int], *, read_timeout: str | None = None) -> AsyncIterator[str]:
+    """Its address, before gateways on these loopback ports; runs in `folder` until the block ends. `read_timeout`
+    replaces how long it waits for a gateway."""
     assert NGINX
     port = free_port()
     declared = re.sub(r"listen \d+", f"listen 127.0.0.1:{port}", CONF.read_text())
     for number, one in enumerate(ports, start=1):
         declared = declared.replace(f"10.0.0.{number}:8080", f"127.0.0.1:{one}")
+    if read_timeout is not None:
+        declared = re.sub(r"proxy_read_timeout \w+", f"proxy_read_timeout {read_timeout}", declared)
     temporary = (f"{kind}_temp_path {folder}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
     conf = folder / "nginx.conf"
     conf.write_text(

@@ -249,12 +249,20 @@ async def test_shutdown_while_a_connection_is_being_accepted(monkeypatch: pytest
     writer.close()
 
 
-async def test_a_connection_that_is_accepted_at_shutdown_is_closed() -> None:
+async def test_a_request_on_a_connection_that_waits_to_be_accepted_at_shutdown_is_served() -> None:
     async with served(echo) as (server, port):
-        server.state.closing = True
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        assert await asyncio.wait_for(reader.read(), LIMIT) == b""
-        writer.close()
+        server._accepting.cancel()
+        await asyncio.gather(server._accepting, return_exceptions=True)
+        (silent, silent_writer), (reader, writer) = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
+        writer.write(GET % b"late")
+        ending = asyncio.create_task(server.__aexit__())
+        response = await asyncio.wait_for(reader.read(), LIMIT)
+        assert b'"path":"/late"' in response
+        assert b"\r\nconnection: close\r\n" in response
+        assert await asyncio.wait_for(silent.read(), LIMIT) == b""
+        for client in (writer, silent_writer):
+            client.close()
+        await asyncio.wait_for(ending, LIMIT)
 
 
 def test_signals_after_the_drain_do_not_end_a_worker_that_writes_its_records() -> None:

@@ -14,7 +14,21 @@ app.kubernetes.io/name: {{ .Chart.Name }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
+{{/* Annotations of pods. The checksum changes with what is read at the start only, so that pods start again. */}}
+{{- define "coe.annotations" -}}
+{{- $declared := fromYaml .Values.experts }}
+{{- $read := list $declared.log $declared.artifacts ($declared.access | default dict).counters }}
+{{- with .Values.environmentSecret }}
+{{- $secret := lookup "v1" "Secret" $.Release.Namespace . | default dict }}
+{{- $read = append $read ($secret.metadata | default dict).resourceVersion }}
+{{- end }}
+{{- toJson (merge (dict "checksum/start" (toJson $read | sha256sum)) .Values.podAnnotations) }}
+{{- end }}
+
 {{- define "coe.pod" -}}
+{{- if or .Values.serviceAccount.create .Values.serviceAccount.name }}
+serviceAccountName: {{ .Values.serviceAccount.name | default (include "coe.name" .) }}
+{{- end }}
 securityContext: {runAsNonRoot: true, runAsUser: 10001, runAsGroup: 10001, fsGroup: 10001, seccompProfile: {type: RuntimeDefault}}
 automountServiceAccountToken: false
 {{- with .Values.imagePullSecrets }}
@@ -31,6 +45,7 @@ volumeMounts:
   - {name: declaration, mountPath: /etc/coe}
   - {name: state, mountPath: /var/lib/coe}
   - {name: tmp, mountPath: /tmp}
+  {{- with .Values.extraVolumeMounts }}{{ toYaml . | nindent 2 }}{{ end }}
 {{- end }}
 
 {{- define "coe.volumes" -}}
@@ -43,6 +58,7 @@ volumeMounts:
   emptyDir: {}
 {{- end }}
 - {name: tmp, emptyDir: {}}
+{{- with .Values.extraVolumes }}{{ toYaml . | nindent 0 }}{{ end }}
 {{- end }}
 
 {{- define "coe.image" -}}
