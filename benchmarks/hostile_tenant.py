@@ -16,8 +16,9 @@ a process of lower priority. The latency of a chat is counted from when it was d
 - `objects`, `string`: 50 bodies of 20 MB: `[{},{},...]`, which costs most memory for its bytes, or one long string
 - `over_limit`: the string, from a key whose requests_per_minute are used up
 
-The goals are a p99 of at most twice that alone, and no error. Besides: the largest RSS of the gateway's worker so far,
-what the attacker was answered, and the cores that gateway and attacker used. Needs Linux and nginx.
+Goals: a p99 of at most twice that alone, and no error. `rss_mb` is the largest of the gateway's worker before and
+after, `cores` processor time a second. Needs Linux and nginx. On a machine with other work, start it with
+`chrt --rr 10`: gateways and chats then have real-time priority, attacks and their experts do not.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import argparse
 import asyncio
 import itertools
 import json
+import os
 import re
 import signal
 import statistics
@@ -45,7 +47,7 @@ import psutil
 import uvloop
 
 from benchmarks import harness
-from benchmarks.large_body import READING_PORT, cpu, reading_upstream
+from benchmarks.large_body import cpu
 from benchmarks.streaming_upstream import HEAD, chunk, event
 from coe.registry import load
 from coe.runtime.api_keys import digest_of
@@ -59,11 +61,10 @@ PRICE = 20.0  # dollars per million tokens of an answer
 KEY, HOSTILE_KEY, ADMIN_KEY = "sk-everyday", "sk-hostile", "sk-admin"
 MEMBERS = ["member-1", "member-2", "member-3"]
 PLAIN = b"HTTP/1.1 %d X\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b"
-ENDLESS = {
+ENDLESS = {  # by model: the start of an answer, data that follow it without end, and seconds between them
     "slow": (HEAD, chunk(event()), 0.5),
     "endless": (HEAD.replace(b"text/event-stream", b"application/json"), chunk(b"x" * PIECE), PIECE / 4e6),
 }
-"""By model: the start of an answer, data that follow it without end, and seconds between them."""
 
 
 def request(fields: Any, key: str = HOSTILE_KEY, *, path: bytes = b"chat/completions", more: bytes = b"") -> bytes:
@@ -85,18 +86,17 @@ def schemas() -> list[bytes]:
 
 
 def string(start: bytes = b'[{"role":"user","content":"', text: bytes = b"long ", end: bytes = b'"}]') -> list[bytes]:
-    return [request(b'{"model":"auto","messages":' + start + text * (20_000_000 // len(text)) + end + b"}")]
+    return [request(b'{"model":"member-1","messages":' + start + text * (20_000_000 // len(text)) + end + b"}")]
 
 
 @dataclass(frozen=True, slots=True)
 class Attack:
-    """`pause` is seconds between an answer and a connection's next request, `lead` those before anything is measured.
-    `limits` are the gateway's, `key_limits` the hostile key's. The other key's chats have `chat_bytes` more."""
+    """`pause` is seconds between an answer and the next request of a connection. `limits` are the gateway's,
+    `key_limits` the hostile key's. The other key's chats have `chat_bytes` more."""
 
     requests: Callable[[], list[bytes]]
     connections: int
     pause: float = 0.0
-    lead: float = 0.0
     limits: Mapping[str, Any] = field(default_factory=dict)
     key_limits: Mapping[str, Any] = field(default_factory=dict)
     chat_bytes: int = 0
@@ -113,9 +113,9 @@ ATTACKS = {
     "timeouts": Attack(lambda: [BILLED], 4, pause=0.05, key_limits={"dollars_per_day": 0.5}),
     "large_bodies": Attack(lambda: [UNKNOWN], 16),
     "large_bodies_of_both": Attack(lambda: [UNKNOWN], 16, chat_bytes=66_000),
-    "stored_streams": Attack(lambda: [request(HELD, path=b"responses")], 5, pause=1.0, lead=3.0, continues=True),
-    "slow_streams": Attack(lambda: [request(chat("slow", stream=True))], 40, pause=0.5, lead=1.0, limits=FEW),
-    "endless_answers": Attack(lambda: [request(chat("endless"))], 40, pause=0.5, lead=1.0),
+    "stored_streams": Attack(lambda: [request(HELD, path=b"responses")], 5, pause=1.0, continues=True),
+    "slow_streams": Attack(lambda: [request(chat("slow", stream=True))], 40, pause=0.5, limits=FEW),
+    "endless_answers": Attack(lambda: [request(chat("endless"))], 40, pause=0.5),
     "refusals": Attack(lambda: [request(chat("failing"))], 1, pause=1.0, gateways=2),
     "objects": Attack(lambda: string(b"[", b"{},", b"{}]"), 50, pause=1.0),
     "string": Attack(string, 50, pause=1.0),
@@ -132,10 +132,12 @@ def main() -> None:
     parser.add_argument("--process", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.process:
-        psutil.Process().nice(10)
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+        os.nice(10)
         uvloop.run(serve_expert() if options.process == "expert" else attack(options.process, int(options.attacks[0])))
         return
     harness.require("nginx")
+    os.environ["COE_CHECK_EXPERTS"] = "0"
     for name in options.attacks or ATTACKS:
         print(json.dumps({name: uvloop.run(measured(name, options))}), flush=True)
 
@@ -146,11 +148,9 @@ async def measured(name: str, options: argparse.Namespace) -> dict[str, Any]:
     async with AsyncExitStack() as stack:
         folder, *homes = (Path(stack.enter_context(tempfile.TemporaryDirectory())) for _ in range(one.gateways + 1))
         stack.enter_context(harness.upstream(folder))
-        stack.enter_context(reading_upstream(folder))
         stack.enter_context(harness.running((*process, "expert"), ready=EXPERT))
-        declaration = json.dumps(declared(one))
         for number, home in enumerate(homes):
-            served = harness.gateway(home, workers=1, home=options.home, port=port + number, declared=declaration)
+            served = harness.gateway(home, workers=1, home=options.home, port=port + number, declared=declared(one))
             gateways.append(stack.enter_context(served)[0])
         if one.gateways > 1:
             port = int((await stack.enter_async_context(balancing(homes[0], [port, port + 1]))).rpartition(":")[2])
@@ -170,20 +170,19 @@ async def measured(name: str, options: argparse.Namespace) -> dict[str, Any]:
         return figures | {
             "p99_ratio": round(figures["attacked"]["p99"] / figures["alone"]["p99"], 2),
             "rss_mb": [rss_mb, harness.peak_rss_mb(gateways[0])],
-            "attacker": dict(sum((Counter(report["answers"]) for report in reports), Counter())),
-            "attacker_cores": round(sum(report["cores"] for report in reports) / len(reports), 2),
+            "attacker": reports,
             **dollars(),
         }
 
 
-def declared(attack: Attack) -> dict[str, Any]:
+def declared(attack: Attack) -> str:
     """The gateway's declaration: an expert for everyday chats, and those that the attacks use."""
     external = {"runtime": "external", "context_length": 10**8, "capabilities": ["json_schema"]}
     hostile = external | {"base_url": f"{EXPERT}v1", "prices": {"output": PRICE}}
-    everyday = {"name": "everyday", "model": "m", "base_url": f"http://127.0.0.1:{READING_PORT}/v1"}
+    everyday = {"name": "everyday", "model": "m", "base_url": f"http://127.0.0.1:{harness.UPSTREAM_PORT}/v1"}
     names = ["billing", "failing", *ENDLESS, *MEMBERS]
     rights = {KEY: {}, HOSTILE_KEY: {"limits": attack.key_limits}, ADMIN_KEY: {"scopes": ["admin"]}}
-    return {
+    declaration = {
         "version": 1,
         "categories": [
             one.model_dump(mode="json") for one in load(harness.ROOT / "experts.yaml", environ={}).categories
@@ -194,6 +193,7 @@ def declared(attack: Attack) -> dict[str, Any]:
         "limits": attack.limits,
         "access": {"keys": [{"name": key[3:], "sha256": digest_of(key), **more} for key, more in rights.items()]},
     }
+    return json.dumps(declaration)
 
 
 def dollars() -> dict[str, float]:
@@ -311,12 +311,13 @@ async def attack(name: str, port: int) -> None:
 
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, over.set)
     clients = asyncio.gather(*(repeat(number) for number in range(ATTACKS[name].connections)))
-    await asyncio.sleep(ATTACKS[name].lead)
+    await asyncio.sleep(3.0)  # streams have begun, bodies have arrived
     began, used = time.perf_counter(), time.process_time()
     print("ready", flush=True)
     await over.wait()
     clients.cancel()
-    print(json.dumps({"answers": answers, "cores": (time.process_time() - used) / (time.perf_counter() - began)}))
+    cores = (time.process_time() - used) / (time.perf_counter() - began)
+    print(json.dumps({"answers": answers, "cores": round(cores, 2)}))
 
 
 async def serve_expert() -> None:
