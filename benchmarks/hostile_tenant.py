@@ -198,8 +198,7 @@ def declared(attack: Attack) -> str:
 
 def dollars() -> dict[str, float]:
     """What the hostile key was charged, and what its provider billed."""
-    metrics = f"http://127.0.0.1:{harness.GATEWAY_PORT}/metrics"
-    asked = urllib.request.Request(metrics, headers={"x-api-key": ADMIN_KEY})
+    asked = urllib.request.Request(f"http://127.0.0.1:{harness.GATEWAY_PORT}/metrics", headers={"x-api-key": ADMIN_KEY})
     with urllib.request.urlopen(asked) as page, urllib.request.urlopen(EXPERT) as bill:
         charged = re.search(rb'coe_key_cost_dollars_total\{key="hostile"\} (\S+)', page.read())
         return {"charged": float(charged[1]) if charged else 0.0, "billed": json.load(bill)["billed"]}
