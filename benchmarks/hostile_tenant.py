@@ -155,7 +155,7 @@ async def measured(name: str, options: argparse.Namespace) -> dict[str, Any]:
         if one.gateways > 1:
             port = int((await stack.enter_async_context(balancing(homes[0], [port, port + 1]))).rpartition(":")[2])
         victim, alone, attacked, reports = Victim(port, one, gateways[0]), Measured(), Measured(), []
-        await victim.send(2.0, Measured())  # warms up
+        await victim.send(options.seconds, Measured())  # warms up
         rss_mb = harness.peak_rss_mb(gateways[0])
         for _ in range(options.rounds):
             await victim.until_quiet()
@@ -218,15 +218,13 @@ class Measured:
 
 
 class Victim:
-    """The key that is not hostile. No conversation is sent twice."""
+    """The key that is not hostile. Each phase has the same prompts, which differ in blanks at their end."""
 
     def __init__(self, port: int, attack: Attack, gateway: psutil.Process) -> None:
-        self._port, self._attack, self._gateway = port, attack, gateway
+        self._port, self._attack, self._gateway, self._blanks = port, attack, gateway, ""
         lines = harness.STARTER.read_text("utf-8").splitlines()
-        texts = sorted((json.loads(line)["prompt"] for line in lines), key=digest_of)  # shuffled
-        system = {"role": "system", "content": "Be brief. " + "word " * (attack.chat_bytes // 5)}
-        chats = (chat("auto", text + " " * blanks) for blanks in itertools.count() for text in texts)
-        self._requests = (request(one | {"messages": [system, *one["messages"]]}, KEY) for one in chats)
+        self._texts = sorted((json.loads(line)["prompt"] for line in lines), key=digest_of)  # shuffled
+        self._system = {"role": "system", "content": "Be brief. " + "word " * (attack.chat_bytes // 5)}
 
     async def until_quiet(self) -> None:
         """Wait until the last attack is over, at most five minutes."""
@@ -237,6 +235,7 @@ class Victim:
 
     async def send(self, seconds: float, measured: Measured) -> None:
         """Send chats for so long."""
+        self._blanks += " "
         began, used = time.perf_counter(), cpu(self._gateway)
         await asyncio.gather(*(self._send_chats(first, seconds, measured) for first in range(CONNECTIONS)))
         measured.cores.append((cpu(self._gateway) - used) / (time.perf_counter() - began))
@@ -245,10 +244,11 @@ class Victim:
         """Send the chats of one connection, each when it is due or else once the one before is answered."""
         start, connection = time.perf_counter(), Connection(self._port)
         for number in range(first, int(seconds / PACE), CONNECTIONS):
-            due = start + number * PACE
+            due, fields = start + number * PACE, chat("auto", self._texts[number] + self._blanks)
+            data = request(fields | {"messages": [self._system, *fields["messages"]]}, KEY)
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
             late = time.perf_counter() > start + 2 * seconds
-            outcome = "not sent" if late else (await connection.exchange(next(self._requests), ANSWER_TIMEOUT))[0]
+            outcome = "not sent" if late else (await connection.exchange(data, ANSWER_TIMEOUT))[0]
             measured.answers[outcome] += 1
             measured.times.append(1000 * (time.perf_counter() - due))
             if self._attack.continues and number % 12 == 0:
