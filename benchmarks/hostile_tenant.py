@@ -30,6 +30,7 @@ import json
 import os
 import re
 import signal
+import sqlite3
 import statistics
 import sys
 import tempfile
@@ -37,7 +38,7 @@ import time
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Mapping
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack, closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ from benchmarks.large_body import cpu
 from benchmarks.streaming_upstream import HEAD, chunk, event
 from coe.registry import load
 from coe.runtime.api_keys import digest_of
+from gateway.access.durable import KEY_USAGE_FILE
 from tests.gateway.nginx import balancing
 
 EXPERT_PORT = 18099
@@ -58,7 +60,7 @@ EXPERT = f"http://127.0.0.1:{EXPERT_PORT}/"
 PACE, CONNECTIONS, ANSWER_TIMEOUT = 0.04, 2, 10.0  # seconds between two chats; seconds until one counts as an error
 PIECE = 2**18
 PRICE = 20.0  # dollars per million tokens of an answer
-KEY, HOSTILE_KEY, ADMIN_KEY = "sk-everyday", "sk-hostile", "sk-admin"
+KEY, HOSTILE_KEY = "sk-everyday", "sk-hostile"
 MEMBERS = ["member-1", "member-2", "member-3"]
 PLAIN = b"HTTP/1.1 %d X\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b"
 ENDLESS = {  # by model: the start of an answer, data that follow it without end, and seconds between them
@@ -171,7 +173,7 @@ async def measured(name: str, options: argparse.Namespace) -> dict[str, Any]:
             "p99_ratio": round(figures["attacked"]["p99"] / figures["alone"]["p99"], 2),
             "rss_mb": [rss_mb, harness.peak_rss_mb(gateways[0])],
             "attacker": reports,
-            **dollars(),
+            **dollars(homes[0] / "state"),
         }
 
 
@@ -181,7 +183,7 @@ def declared(attack: Attack) -> str:
     hostile = external | {"base_url": f"{EXPERT}v1", "prices": {"output": PRICE}}
     everyday = {"name": "everyday", "model": "m", "base_url": f"http://127.0.0.1:{harness.UPSTREAM_PORT}/v1"}
     names = ["billing", "failing", *ENDLESS, *MEMBERS]
-    rights = {KEY: {}, HOSTILE_KEY: {"limits": attack.key_limits}, ADMIN_KEY: {"scopes": ["admin"]}}
+    limits = {KEY: {"requests_per_minute": 10**6}, HOSTILE_KEY: attack.key_limits}
     declaration = {
         "version": 1,
         "categories": [
@@ -191,17 +193,16 @@ def declared(attack: Attack) -> str:
         "recipes": [{"name": "council", "vote": MEMBERS}],
         "assignment": {"general": "everyday"},
         "limits": attack.limits,
-        "access": {"keys": [{"name": key[3:], "sha256": digest_of(key), **more} for key, more in rights.items()]},
+        "access": {"keys": [{"name": key[3:], "sha256": digest_of(key), "limits": limits[key]} for key in limits]},
     }
     return json.dumps(declaration)
 
 
-def dollars() -> dict[str, float]:
+def dollars(state: Path) -> dict[str, float]:
     """What the hostile key was charged, and what its provider billed."""
-    asked = urllib.request.Request(f"http://127.0.0.1:{harness.GATEWAY_PORT}/metrics", headers={"x-api-key": ADMIN_KEY})
-    with urllib.request.urlopen(asked) as page, urllib.request.urlopen(EXPERT) as bill:
-        charged = re.search(rb'coe_key_cost_dollars_total\{key="hostile"\} (\S+)', page.read())
-        return {"charged": float(charged[1]) if charged else 0.0, "billed": json.load(bill)["billed"]}
+    with closing(sqlite3.connect(state / KEY_USAGE_FILE)) as usage, urllib.request.urlopen(EXPERT) as bill:
+        ((charged,),) = usage.execute("SELECT total(used) FROM use WHERE key = 'hostile' AND meter LIKE 'dollars%'")
+        return {"charged": round(charged, 2), "billed": round(json.load(bill)["billed"], 2)}
 
 
 @dataclass(slots=True)
@@ -309,12 +310,11 @@ async def attack(name: str, port: int) -> None:
             await asyncio.sleep(0.2 if outcome == "closed" else ATTACKS[name].pause)
 
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, over.set)
-    clients = asyncio.gather(*(repeat(number) for number in range(ATTACKS[name].connections)))
-    await asyncio.sleep(3.0)  # streams have begun, bodies have arrived
+    clients = asyncio.gather(*(repeat(n) for n in range(ATTACKS[name].connections)), return_exceptions=True)
+    await asyncio.wait((clients,), timeout=3.0)  # streams have begun, bodies have arrived
     began, used = time.perf_counter(), time.process_time()
     print("ready", flush=True)
     await over.wait()
-    clients.cancel()
     cores = (time.process_time() - used) / (time.perf_counter() - began)
     print(json.dumps({"answers": answers, "cores": round(cores, 2)}))
 
