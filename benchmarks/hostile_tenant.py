@@ -7,7 +7,7 @@ a process of lower priority. The latency of a chat is counted from when it was d
 
 - `schemas`: schemas of up to 8 kB with patterns that are expensive to compile, for a vote
 - `timeouts`: requests for 2,000 tokens that end after 0.2 s, from a key with a limit of $0.50; the provider bills them
-- `large_bodies`: bodies of 66 kB that name an unknown model, on 16 connections
+- `large_bodies`: bodies of 66 kB that name an unknown model, on 16 connections, at most 530 a second
 - `large_bodies_of_both`: the same, and the chats of the other key have 66 kB too
 - `stored_streams`: five Responses streams of 13.4 MB, 64 MiB together; the other key continues stored responses
 - `slow_streams`: 40 streams without end, for a gateway of 20 permits
@@ -113,8 +113,8 @@ FEW = {"concurrent_requests": 20, "queue_timeout": 2}
 ATTACKS = {
     "schemas": Attack(schemas, 2, pause=0.2),
     "timeouts": Attack(lambda: [BILLED], 4, pause=0.05, key_limits={"dollars_per_day": 0.5}),
-    "large_bodies": Attack(lambda: [UNKNOWN], 16),
-    "large_bodies_of_both": Attack(lambda: [UNKNOWN], 16, chat_bytes=66_000),
+    "large_bodies": Attack(lambda: [UNKNOWN], 16, pause=0.03),
+    "large_bodies_of_both": Attack(lambda: [UNKNOWN], 16, pause=0.03, chat_bytes=66_000),
     "stored_streams": Attack(lambda: [request(HELD, path=b"responses")], 5, pause=1.0, continues=True),
     "slow_streams": Attack(lambda: [request(chat("slow", stream=True))], 40, pause=0.5, limits=FEW),
     "endless_answers": Attack(lambda: [request(chat("endless"))], 40, pause=0.5),
