@@ -183,6 +183,7 @@ def _unlike(bodies: Sequence[bytes]) -> Iterator[bytes]:
 @contextmanager
 def upstream(folder: Path) -> Iterator[None]:
     """Run nginx with a fixed response."""
+    folder.chmod(0o755)  # nginx's worker, which may be another user, buffers large bodies there
     conf = folder / "nginx.conf"
     conf.write_text(
         f"""
@@ -216,13 +217,15 @@ def gateway(
     *,
     workers: int,
     home: Path,
-    base_url: str,
+    base_url: str = "",
     keys: str = ACCESS,
     port: int = GATEWAY_PORT,
     checkout: Path = ROOT,
+    declared: str = "",
 ) -> Iterator[tuple[psutil.Process, float]]:
     """The gateway with keys, limits, metrics and log on, every expert at `base_url`; and the seconds until ready.
-    `keys` is the section `access` of its experts.yaml. `checkout` is the folder whose code serves."""
+    `keys` is the section `access` of its experts.yaml, `declared` another text of the file. `checkout` is the folder
+    whose code serves."""
     state = folder / "state"
     trained(home)
     shutil.copytree(home / "artifacts", state / "artifacts")
@@ -232,7 +235,7 @@ def gateway(
     served = f"    runtime: external\n    base_url: {base_url}\n    context_length: 100000000"
     text = text.replace("    runtime: transformers", served)
     access = keys + (f"  counters: redis://127.0.0.1:{REDIS_PORT}/0\n" if workers > 1 else "")
-    config.write_text(re.sub(r"^access:\n(?:  .*\n)*", access, text, flags=re.MULTILINE))
+    config.write_text(declared or re.sub(r"^access:\n(?:  .*\n)*", access, text, flags=re.MULTILINE))
     env = os.environ | {"COE_HOME": str(state), "COE_WORKERS": str(workers)}
     env["PYTHONPATH"] = str(checkout)
     command = [sys.executable, "-m", "coe.cli", "serve", "--config", str(config), "--port", str(port)]
@@ -316,6 +319,12 @@ def worker_of(process: psutil.Process) -> psutil.Process:
 def rss_mb(process: psutil.Process) -> float:
     """Of the largest process. Pages that it shares with its parent count in full."""
     return round(worker_of(process).memory_info().rss / 1e6, 1)
+
+
+def peak_rss_mb(process: psutil.Process) -> float:
+    """Of the largest process so far, on Linux."""
+    status = Path(f"/proc/{worker_of(process).pid}/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024 // 10**6
 
 
 def median(rounds: Sequence[dict[str, float]], key: str) -> float:
