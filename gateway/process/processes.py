@@ -5,8 +5,9 @@ makes the workers drain (SIGUSR1, see `gateway/process/signals.py`), waits for t
 worker closes the listener and idle connections, waits for running requests and closes the application, which writes the
 records. A second signal kills all processes at once. On SIGHUP the workers reload.
 
-A worker that crashes starts again after a delay of its own; the other workers continue. If no worker ever became ready
-and all have ended, the gateway stops with the cause. Workers end when the parent dies (`gateway/process/signals.py`).
+A worker that crashes starts again after a delay of its own; the other workers continue. One whose event loop hangs is
+killed first. If no worker ever became ready and all have ended, the gateway stops with the cause. Workers end when the
+parent dies (`gateway/process/signals.py`).
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from gateway.observability.logs import logging_config
 from gateway.process.connections import raise_limit
 from gateway.process.signals import DRAIN_SIGNAL, FINISH_SECONDS, RELOAD_SIGNAL
 from gateway.process.worker import Build, run_worker
-from gateway.process.worker_states import RespawnSchedule, WorkerStates
+from gateway.process.worker_states import CHECK_SECONDS, MAX_SILENT_CHECKS, RespawnSchedule, Watchdog, WorkerStates
 
 SHARES_MEMORY = sys.platform == "linux"
 """True if workers are forks, which share the memory that the parent has filled. Libraries of macOS do not work after a
@@ -41,8 +42,6 @@ FLUSH_SECONDS = 20
 """Time for a worker to write its records after its requests have ended."""
 START_CHECK_SECONDS = 0.5
 """Interval of checks for a first ready worker. Crashed workers restart only after one was ready."""
-INTERVAL_SECONDS = 60.0
-"""Longest interval between two calls of `at_intervals`."""
 
 _CONTEXT = multiprocessing.get_context("fork") if SHARES_MEMORY else multiprocessing.get_context("spawn")
 _log = logging.getLogger("gateway")
@@ -56,7 +55,7 @@ def serve(
     at_intervals: Callable[[], None] | None = None,
 ) -> None:
     """Serves the application that `build` makes, once in every worker, until SIGINT or SIGTERM. The parent calls
-    `at_intervals` at least every INTERVAL_SECONDS. Raises WorkerError if no worker could start."""
+    `at_intervals` at least every CHECK_SECONDS. Raises WorkerError if no worker could start."""
     logging.config.dictConfig(logging_config(settings))
     raise_limit()
     processes = _Processes(build, settings, listener=listener, at_intervals=at_intervals)
@@ -105,6 +104,7 @@ class _Processes:
         self._workers: dict[int, _Worker] = {}
         self._count = settings.workers
         self._respawns = RespawnSchedule()
+        self._watchdog = Watchdog(self._states)
         self._lame_duck = settings.drain
         self._at_intervals = at_intervals
         self._stop_at: float | None = None
@@ -160,17 +160,22 @@ class _Processes:
         if self._woken in wait([self._woken, *ended], self._pause()):
             os.read(self._woken, 64)
 
-    def _pause(self) -> float | None:
-        """Seconds until the next check; None if only a signal or a crash can require one."""
+    def _pause(self) -> float:
+        """Seconds until the next check."""
         if self._stop_at is not None:
             return max(0.0, self._stop_at - time.monotonic())
-        if (pause := self._respawns.wait()) is None:
-            return INTERVAL_SECONDS if self._at_intervals is not None else None
-        return pause if self._states.ever_ready else START_CHECK_SECONDS
+        pause = self._watchdog.wait()
+        if (respawn := self._respawns.wait()) is None:
+            return pause
+        return min(pause, respawn if self._states.ever_ready else START_CHECK_SECONDS)
 
     # ------------------------------------------------------------------------------------------- crashes
 
     def _check_workers(self) -> None:
+        for number in self._watchdog.hanging() if self._stop_at is None else ():
+            hanging = self._workers[number]
+            _log.error("%s has not answered for %g s and is killed", hanging.name, MAX_SILENT_CHECKS * CHECK_SECONDS)
+            hanging.signal(signal.SIGKILL)
         for worker in [one for one in self._workers.values() if one.process.exitcode is not None]:
             del self._workers[worker.number]
             if self._stop_at is None:

@@ -51,6 +51,7 @@ def run_worker(
 
     def started() -> None:
         states.set_ready(number)
+        states.beat(number)
         serving.set()
 
     try:

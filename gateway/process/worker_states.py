@@ -1,8 +1,9 @@
-"""The state of each worker process, shared in memory by parent and workers, and the schedule of restarts after
-crashes."""
+"""The state of each worker process, shared in memory by parent and workers, the search for workers that hang, and the
+schedule of restarts after crashes."""
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import time
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ class _Cell(ctypes.Structure):
         ("crashes", ctypes.c_uint64),
         ("cause", ctypes.c_char * CAUSE_BYTES),
         ("connections", ctypes.c_int32),
+        ("beats", ctypes.c_uint64),
     )
 
 
@@ -50,10 +52,16 @@ class WorkerStates:
         """The error that ended a worker's start; empty if it reported none."""
         return bytes(self.cells[worker].cause).decode("utf-8", "replace")
 
+    def beat(self, worker: int) -> None:
+        """Record that a worker's event loop runs, now and every BEAT_SECONDS. Call it in the loop, once."""
+        self.cells[worker].beats += 1
+        asyncio.get_running_loop().call_later(BEAT_SECONDS, self.beat, worker)
+
     def count_crash(self, worker: int) -> None:
         """Count a crash."""
         self.cells[worker].crashes += 1
         self.cells[worker].connections = _NOT_ACCEPTING
+        self.cells[worker].beats = 0
 
     def crashes(self) -> dict[tuple[str, ...], float]:
         """Crashes since the parent started, by worker."""
@@ -81,6 +89,42 @@ class AcceptingWorkers:
         counts = [cell.connections for cell in self._cells if cell.connections != _NOT_ACCEPTING]
         own: int = self._own.connections
         return own > 2 + 1.25 * min(counts, default=own)
+
+
+BEAT_SECONDS = 5.0
+CHECK_SECONDS = 15.0
+MAX_SILENT_CHECKS = 2
+"""A worker hangs if it has not beaten before this many checks in succession: for 30 to 45 s."""
+
+
+class Watchdog:
+    """Finds the workers whose event loop hangs. One that is starting does not beat yet, and is not watched.
+
+    It counts checks and not seconds: after a pause of the whole gateway, the workers beat before the next check.
+    `clock` is in seconds and monotonic.
+    """
+
+    def __init__(self, states: WorkerStates, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._cells = states.cells
+        self._clock = clock
+        self._beats = [0] * len(states.cells)
+        self._silent_checks = [0] * len(states.cells)
+        self._next_check = clock() + CHECK_SECONDS
+
+    def wait(self) -> float:
+        """Seconds until the next check."""
+        return max(self._next_check - self._clock(), 0.0)
+
+    def hanging(self) -> Sequence[int]:
+        """Check the workers, if a check is due; return those that hang."""
+        if self.wait():
+            return ()
+        self._next_check = self._clock() + CHECK_SECONDS
+        for worker, cell in enumerate(self._cells):
+            is_silent = 0 < cell.beats == self._beats[worker]
+            self._silent_checks[worker] = self._silent_checks[worker] + 1 if is_silent else 0
+            self._beats[worker] = cell.beats
+        return [worker for worker, checks in enumerate(self._silent_checks) if checks >= MAX_SILENT_CHECKS]
 
 
 FIRST_DELAY_SECONDS = 0.5

@@ -1,14 +1,16 @@
-"""When a crashed worker starts again."""
+"""When a crashed worker starts again, and when a worker hangs."""
 
 import pytest
 
 from gateway.process.worker_states import (
     CAUSE_BYTES,
+    CHECK_SECONDS,
     FIRST_DELAY_SECONDS,
     HEALTHY_SECONDS,
     MAX_DELAY_SECONDS,
     AcceptingWorkers,
     RespawnSchedule,
+    Watchdog,
     WorkerStates,
 )
 from tests.waiting import ManualClock
@@ -85,3 +87,53 @@ def test_a_worker_that_accepts_waits_only_if_another_that_accepts_has_clearly_fe
     other.report(0)
     states.count_crash(1)
     assert not own.has_more
+
+
+class Checks:
+    """A watchdog over two workers, and the worker that beats while time passes."""
+
+    def __init__(self) -> None:
+        self.clock = ManualClock(0.0)
+        self.states = WorkerStates(2)
+        self.watchdog = Watchdog(self.states, clock=self.clock)
+
+    def after(self, seconds: float, *, beats: tuple[int, ...] = ()) -> list[int]:
+        """Return the workers that hang after these seconds, in which the workers `beats` have beaten."""
+        self.clock.now += seconds
+        for worker in beats:
+            self.states.cells[worker].beats += 1
+        return list(self.watchdog.hanging())
+
+
+def test_a_worker_that_stops_to_beat_hangs_after_two_checks() -> None:
+    checks = Checks()
+    assert checks.after(CHECK_SECONDS, beats=(0, 1)) == []
+    assert checks.after(CHECK_SECONDS, beats=(0,)) == []
+    assert checks.after(CHECK_SECONDS - 1, beats=(0,)) == []
+    assert checks.watchdog.wait() == 1
+    assert checks.after(1) == [1]
+
+
+def test_a_beat_in_between_shows_that_a_worker_runs() -> None:
+    checks = Checks()
+    assert checks.after(CHECK_SECONDS, beats=(0, 1)) == []
+    for _ in range(3):
+        assert checks.after(CHECK_SECONDS, beats=(0,)) == []
+        assert checks.after(CHECK_SECONDS, beats=(0, 1)) == []
+
+
+def test_workers_that_start_are_not_watched() -> None:
+    checks = Checks()
+    checks.after(CHECK_SECONDS, beats=(0, 1))
+    checks.states.count_crash(1)
+    assert [checks.after(CHECK_SECONDS, beats=(0,)) for _ in range(9)] == [[]] * 9
+    checks.after(CHECK_SECONDS, beats=(0, 1))
+    assert [checks.after(CHECK_SECONDS, beats=(0,)) for _ in range(2)] == [[], [1]]
+
+
+def test_after_a_pause_of_the_whole_gateway_its_workers_have_time_to_beat() -> None:
+    checks = Checks()
+    checks.after(CHECK_SECONDS, beats=(0, 1))
+    assert checks.after(1000 * CHECK_SECONDS) == []
+    assert checks.after(1) == []
+    assert checks.after(CHECK_SECONDS, beats=(0, 1)) == []

@@ -1,6 +1,7 @@
 """Runs the gateway with workers that fail at their start, in the way that the environment variable FAILS selects.
 
-`import`, `lifespan`, `killed`: every start fails. `once`: the first start fails, by the marker file MARKER.
+`import`, `lifespan`, `killed`: every start fails. `once`: the first start fails, by the marker file MARKER. `never`: no
+start fails. The gateway soon finds workers that hang.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from starlette.applications import Starlette
 from coe.settings import Settings
 from gateway.http.server import open_listener
 from gateway.main import workers_folder
-from gateway.process import processes
+from gateway.process import processes, worker_states
 from tests.gateway.words_server import build as build_well
 
 
@@ -40,6 +41,7 @@ async def _fails(_: Starlette) -> AsyncIterator[None]:
 
 
 if __name__ == "__main__":
+    worker_states.BEAT_SECONDS, worker_states.CHECK_SECONDS = 0.1, 2.0
     settings = Settings.read()
     listener = open_listener(settings.host, settings.port, stalled_after=60)
     with workers_folder(settings.workers) as workers:

@@ -3,7 +3,8 @@
 import asyncio
 import os
 import signal
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import aiohttp
@@ -118,6 +119,21 @@ async def start(folder: Path, **environ: str) -> tuple[asyncio.subprocess.Proces
     return started, port
 
 
+@asynccontextmanager
+async def started(folder: Path, **environ: str) -> AsyncIterator[Served]:
+    """A gateway of `failing_server` that is ready; it ends well after the block."""
+    process, port = await start(folder, **environ)
+    try:
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as client:
+            served = Served(port, None, client, process, folder, {})  # type: ignore[arg-type]  # it asks no expert
+            await until_ready(served)
+            yield served
+    finally:
+        process.terminate()
+        await process.communicate()
+    assert process.returncode == 0
+
+
 @pytest.mark.parametrize("workers", ["1", "3"])
 @pytest.mark.parametrize(
     ("fails", "cause"),
@@ -139,16 +155,16 @@ async def test_workers_that_cannot_start_end_the_gateway_with_the_cause(
 
 
 async def test_a_worker_that_could_not_start_once_starts_again_beside_the_others(tmp_path: Path) -> None:
-    process, port = await start(tmp_path, FAILS="once", COE_WORKERS="2")
-    parent = psutil.Process(process.pid)
-    try:
-        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as client:
-            served = Served(port, None, client, process, tmp_path, {})  # type: ignore[arg-type]  # it asks no expert
-            await until_ready(served)
-            async with asyncio.timeout(DEADLINE):
-                while await served.metric("coe_worker_crashes") != 1 or len(parent.children()) != 2:
-                    await asyncio.sleep(0.05)
-    finally:
-        process.terminate()
-        await process.communicate()
-    assert process.returncode == 0
+    async with started(tmp_path, FAILS="once", COE_WORKERS="2") as served:
+        async with asyncio.timeout(DEADLINE):
+            while await served.metric("coe_worker_crashes") != 1 or len(served.workers) != 2:
+                await asyncio.sleep(0.05)
+
+
+async def test_a_worker_that_hangs_is_replaced(tmp_path: Path) -> None:
+    async with started(tmp_path, FAILS="never") as served:
+        (victim,) = served.workers
+        victim.suspend()
+        await wait_until(lambda: served.workers not in ([], [victim]), pause=0.02)
+        await until_ready(served)
+        assert await served.metric("coe_worker_crashes") == 1

@@ -1,12 +1,18 @@
 """An answer counts only if it has the form that the request's response_format demands."""
 
+import json
+import random
+import sys
+from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import orjson
 import pytest
+from jsonschema import Draft202012Validator
 
 from coe.core import Call
-from coe.experts.recipes.response_format import in_demanded_form
+from coe.experts.recipes.response_format import MAX_STEPS, in_demanded_form
 from coe.usage import RecipeLog
 from tests.fakes import ScriptedExpert
 from tests.recipes.members import answer, bytes_of, call_of, calls_of, recipe_of
@@ -52,10 +58,12 @@ def test_an_answer_counts_if_it_has_the_demanded_form(response_format: Any, text
     "schema",
     [
         {"type": "nonsense"},
+        {"required": 5},
         {"$ref": "http://127.0.0.1:9/schema.json"},
         {"$ref": "#"},
-        {"properties": {"a": {"$ref": "#/$defs/a"}}, "$defs": {"a": {"properties": {"a": {"$ref": "#/$defs/a"}}}}},
-        {"properties": {"a": {"pattern": "(?=x)y"}}},
+        {"$ref": "#/$defs/missing"},
+        {"properties": {"a": {"pattern": "^y"}}},
+        {"allOf": [{"$id": "http://inner.example/schema", "$ref": "#/$defs/a"}], "$defs": {"a": False}},
         None,
         [],
     ],
@@ -65,45 +73,109 @@ def test_any_json_counts_for_a_schema_that_cannot_be_checked(schema: Any) -> Non
     assert not reads(demanded(schema), "z")
 
 
-def doubling(name: str, extra: dict[str, Any]) -> dict[str, Any]:
-    """A schema each of whose 60 parts refers twice to the next one: checking it takes 2^60 steps."""
-    parts = {
-        name.format(depth).replace("%61", "a"): {"allOf": [{"$ref": f"#/$defs/{name.format(depth + 1)}"}] * 2, **extra}
-        for depth in range(60)
-    }
-    last = {name.format(60).replace("%61", "a"): {"type": "object"}}
-    return {"$ref": f"#/$defs/{name.format(0)}", "$defs": {**parts, **last}}
+def test_a_recursive_schema_is_checked() -> None:
+    tree = {"properties": {"children": {"items": {"$ref": "#"}}}, "required": ["name"]}
+    assert reads(demanded(tree), '{"name": "a", "children": [{"name": "b"}]}')
+    assert not reads(demanded(tree), '{"name": "a", "children": [{"title": "b"}]}')
 
 
-@pytest.mark.parametrize("name", ["d{}", "%61{}"])
-def test_a_schema_that_doubles_at_each_reference_is_not_checked(name: str) -> None:
-    assert reads(demanded(doubling(name, {})), "{}")
+def chain(keyword: str, levels: int) -> dict[str, Any]:
+    """Return a schema of this depth, whose parts are reached by a key `a`."""
+    schema: dict[str, Any] = {}
+    for _ in range(levels):
+        schema = {keyword: {"a": schema}}
+    return schema
 
 
-def test_references_below_a_part_with_an_id_of_its_own_are_not_followed() -> None:
-    """There `#/$defs` is another place, with the doubling parts, than at the root."""
-    harmless: dict[str, Any] = {f"d{depth}": {} for depth in range(61)}
-    inner = {"$id": "http://inner.example/schema", **doubling("d{}", {})}
-    assert reads(demanded({"allOf": [inner], "$defs": harmless}), "{}")
+def doubled(keyword: str, levels: int, *, last: bool) -> Any:
+    schema: Any = last
+    for _ in range(levels):
+        schema = {keyword: [schema] * 2}
+    return schema
+
+
+def calls_during(action: Callable[[], object]) -> int:
+    """Return how many functions `action` calls."""
+    count = 0
+
+    def on_event(frame: FrameType, event: str, argument: object) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    sys.setprofile(on_event)
+    try:
+        action()
+    finally:
+        sys.setprofile(None)
+    return count
 
 
 @pytest.mark.parametrize(
-    ("schema", "text"),
+    ("schema", "value"),
     [
-        ({"enum": [f"v{number}" for number in range(6000)]}, '"other"'),
-        ({"anyOf": [{"const": number} for number in range(2000)]}, f'"{"x" * 10_000}"'),
+        ({"allOf": [{"pattern": r"\pL{100}0"}] * 3000}, ""),
+        (doubled("allOf", 60, last=True), {}),
+        (doubled("anyOf", 60, last=False), {}),
+        ({"allOf": [{"$ref": "#" + "/a/a" * 100}] * 1000} | chain("a", 100), {}),
+        ({"items": {"type": "integer"}}, [1] * 200_000),
+        ({"anyOf": [{"items": False}] * 100_000}, [1] * 200_000),
+        ({"items": {"enum": [1e300] * 300 + [5]}}, [5] * 10_000),
+        ({"additionalProperties": {"minimum": 1}}, {str(number): 1 for number in range(100_000)}),
+        (chain("properties", 400), {}),
     ],
 )
-def test_a_check_that_takes_long_is_left_out(schema: dict[str, Any], text: str) -> None:
+def test_a_check_takes_a_bounded_number_of_steps(schema: Any, value: Any) -> None:
+    read = in_demanded_form(lambda text: text, {"response_format": demanded(schema)})
+    text = json.dumps(value)
+    assert calls_during(lambda: read(text)) < 20 * MAX_STEPS
     assert reads(demanded(schema), text)
-    assert not reads(demanded({"enum": ["v1"]}), '"other"')
 
 
-def test_a_schema_as_deep_as_json_allows_is_not_checked() -> None:
-    schema: dict[str, Any] = {}
-    for _ in range(1000):
-        schema = {"properties": {"a": schema}}
-    assert reads(demanded(schema), "{}")
+SCALARS = (None, True, False, 0, 1, -1, 1.0, 2.5, "", "a", "ab")
+
+
+def random_value(draw: random.Random, depth: int = 2) -> Any:
+    kind = draw.randrange(6) if depth else 0
+    if kind == 4:
+        return [random_value(draw, depth - 1) for _ in range(draw.randrange(4))]
+    if kind == 5:
+        return {name: random_value(draw, depth - 1) for name in draw.sample("abc", draw.randrange(4))}
+    return draw.choice(SCALARS)
+
+
+def random_schema(draw: random.Random, depth: int = 3) -> Any:
+    """Return a schema of the keywords that are checked."""
+    if not depth:
+        return draw.choice((True, True, False, {}, {"$ref": "#/$defs/d"}))
+
+    def part() -> Any:
+        return random_schema(draw, depth - 1)
+
+    arguments: dict[str, Callable[[], Any]] = {
+        "type": lambda: draw.choice(("object", "array", "string", "integer", "number", ["null", "boolean", "object"])),
+        "enum": lambda: draw.sample(SCALARS, 4),
+        "required": lambda: draw.sample("abc", 1),
+        "properties": lambda: {name: part() for name in draw.sample("abc", 2)},
+        "additionalProperties": part,
+        "items": part,
+        "prefixItems": lambda: [True],
+        "allOf": lambda: [part(), part()],
+        "anyOf": lambda: [part(), part()],
+        **{name: lambda: draw.randrange(-1, 3) for name in ("minimum", "exclusiveMaximum")},
+        **{name: lambda: draw.randrange(3) for name in ("minLength", "maxLength", "minItems", "maxItems")},
+    }
+    return {name: arguments[name]() for name in draw.sample(sorted(arguments), draw.randrange(4))}
+
+
+def test_checks_agree_with_a_library() -> None:
+    draw = random.Random(1)
+    results = set()
+    for _ in range(3000):
+        schema = {"$defs": {"d": {"type": ["integer", "object"]}}, "allOf": [random_schema(draw)]}
+        value = random_value(draw)
+        results.add(is_valid := Draft202012Validator(schema).is_valid(value))
+        assert reads(demanded(schema), json.dumps(value)) is is_valid, (schema, value)
+    assert results == {True, False}
 
 
 @pytest.mark.anyio
