@@ -163,7 +163,7 @@ class SharedAccount:
             now = self._context.now()
             lease, shortage, until = self._shortage
             amount = amounts.get(lease, 0.0)
-            missing = amount - lease.available
+            missing = amount - lease.available - lease.refund
             if now < until and missing >= shortage:
                 raise limit_error(self._key, lease.meter, amount, wait=lease.counter.retry_after(missing, now))
         for lease, amount in amounts.items():

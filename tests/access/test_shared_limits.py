@@ -164,7 +164,7 @@ async def test_a_gateway_that_ends_returns_its_leases(redis_url: str) -> None:
 
 def slots(client: Redis) -> dict[bytes, tuple[bytes, float]]:
     """Return how many slots each gateway holds, and the time at which they are free again."""
-    held = {name: value.partition(b":") for name, value in client.hgetall("coe:use:{alice}:slots").items()}
+    held = {name: value.partition(b":") for name, value in client.hgetall("coe:use:{alice}:leases").items()}
     return {name: (count, float(ends)) for name, (count, _, ends) in held.items()}
 
 
@@ -177,7 +177,7 @@ async def test_slots_of_a_gateway_that_crashed_are_free_again(gateways: Gateways
         ((name, (count, ends)),) = slots(client).items()
         seconds, _ = client.time()
         assert seconds - 60 < ends - shared_account.SLOT_LEASE_SECONDS < seconds + 1
-        client.hset("coe:use:{alice}:slots", name, count + b":%d" % (seconds - 1))  # as if the time had passed
+        client.hset("coe:use:{alice}:leases", name, count + b":%d" % (seconds - 1))  # as if the time had passed
     await wait_until(lambda: _some(other))
     await crashed._redis.aclose()
 
