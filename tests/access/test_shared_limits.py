@@ -109,6 +109,14 @@ async def test_what_is_spent_beyond_the_estimate_holds_the_others_too(gateways: 
     await wait_until(refused)
 
 
+async def test_a_request_without_tokens_reports_the_tokens_that_others_left(gateways: Gateways) -> None:
+    one, other = [account_of(await gateways(), tokens_per_minute=1000) for _ in range(2)]
+    with refilling(1000) as refilled:
+        await one.reserve(tokens(950))
+        await other.reserve(ONE)
+        assert other.remaining()[0] <= 50 + refilled()
+
+
 async def test_a_busy_gateway_asks_redis_seldom(gateways: Gateways, monkeypatch: pytest.MonkeyPatch) -> None:
     refills = 0
     limiter = await gateways()
