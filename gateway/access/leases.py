@@ -1,8 +1,8 @@
 """Leases: the part of a shared limit that one gateway fetches from Redis in advance and spends request by request.
 
-A unit is either left in Redis, available in the lease of one gateway, or spent, so the sum never exceeds the limit. If
-a refill gets no reply, its outcome is unknown. Units that it may have granted then count as spent, and units that it
-returned are not used again.
+A unit is either left in Redis, available in the lease of one gateway, or spent, so the sum never exceeds the limit: a
+bucket refills up to what is leased. If a refill gets no reply, its outcome is unknown. Units that it may have granted
+then count as spent, and units that it returned are not used again.
 
 AmountLease holds tokens, requests a minute or money; SlotLease holds concurrent requests. `SharedAccount` has one lease
 for each meter of a key.
@@ -32,7 +32,8 @@ class AmountLease:
     """A lease of tokens, requests a minute, or money. SlotLease has the same methods.
 
     `counter` holds the last reply of Redis, and counts in its place while Redis is down. `available` can be spent
-    without a refill. `waiting` is the sum of the amounts that requests wait for.
+    without a refill. `waiting` is the sum of the amounts that requests wait for. `refund` is the unused amount that
+    Redis has to take back first, because the bucket may have refilled since it was reserved.
     """
 
     def __init__(self, meter: Meter, counter: TokenBucket | CalendarWindow) -> None:
@@ -42,6 +43,8 @@ class AmountLease:
         self._has_windows = counter.kind == "window"
         self.available = 0.0
         self.waiting = 0.0
+        self.refund = 0.0
+        self._leased = 0.0  # the available amount that Redis knows: a bucket does not refill in its place
         self._unreported = 0.0  # positive: spent, to be reported to Redis; negative: unused, to be returned to it
         self._in_flight = 0.0  # in the running refill, with the opposite sign: positive: returned; negative: reported
 
@@ -52,11 +55,11 @@ class AmountLease:
     @property
     def is_open(self) -> bool:
         """True if there is something to return or report to Redis."""
-        return self.available > 0 or self._unreported != 0
+        return self.available > 0 or self.refund > 0 or self._unreported != 0
 
     def remaining(self, now: float) -> float:
         """The remainder for all gateways, as far as this one knows."""
-        return self._update(now) + self.available
+        return min(self.counter.limit, self._update(now) + self.available + self.refund)
 
     def covers(self, amount: float, now: float) -> bool:
         """Returns whether `amount` can be spent without a refill."""
@@ -89,13 +92,14 @@ class AmountLease:
         if was_offline or not online:
             self._report_later(used - reserved)
         elif (available := self.available + reserved - used) >= 0:
-            self.available = available
+            self.available = available if self._has_windows else min(available, self._leased)
+            self.refund += available - self.available
         else:
             self.available, self._unreported = 0.0, self._unreported - available
 
     def surplus(self, keep: float) -> float:
         """The amounts to return or report to Redis if `keep` stays available."""
-        return max(0.0, self.available - keep) + abs(self._unreported)
+        return max(0.0, self.available + self.refund - keep) + abs(self._unreported)
 
     def refill_arguments(self, amount: float, *, keep: float, now: float) -> list[Argument]:
         """Arguments of the refill script for this meter. They return what is available beyond `keep`, and request at
@@ -104,16 +108,18 @@ class AmountLease:
         keep = max(amount, keep)
         returned = max(0.0, self.available - keep)
         self.available -= returned
-        self._in_flight, self._unreported = returned - self._unreported, 0.0
+        self._in_flight, self.refund, self._unreported = returned + self.refund - self._unreported, 0.0, 0.0
         least = max(0.0, amount - self.available)
         most = max(least, keep - self.available)
-        return [self.counter.kind, self.meter.name, self.counter.limit, self.window, self._in_flight, least, most]
+        meter = self.counter.kind, self.meter.name, self.counter.limit, self.window
+        return [*meter, self.available, self.waiting, self._in_flight, least, most]
 
     def on_grant(self, granted: float, remaining: float, *, window: int, now: float) -> None:
         """Redis granted an amount; `remaining` is left there."""
         self._update(now)
         if window == self.window:
             self.available += granted
+            self._leased = max(0.0, self.available - self.waiting)
             self.counter.set_remaining(remaining, now)
 
     def on_timeout(self) -> None:
@@ -123,9 +129,9 @@ class AmountLease:
     def go_offline(self, now: float) -> None:
         """Redis is down: continue alone from the last reply."""
         self._update(now)
-        self.counter.settle(self.available, 0.0, self.window)
+        self.counter.settle(self.available + self.refund, 0.0, self.window)
         self._report_later(-self.available)
-        self.available = 0.0
+        self.available = self.refund = 0.0
 
     def _report_later(self, amount: float) -> None:
         """Report the amount to Redis once it is back. Buckets report nothing, since they will have refilled by then."""
@@ -145,6 +151,8 @@ class SlotLease:
 
     The slots in use are those of its counter; further held ones are available.
     """
+
+    refund = 0.0
 
     def __init__(self, meter: Meter, counter: ConcurrencySlots) -> None:
         self.counter = counter
@@ -192,7 +200,7 @@ class SlotLease:
         self._held = self.counter.used + available
         least = max(0.0, amount - available)
         most = max(least, keep - available)
-        return [self.counter.kind, self.meter.name, self.counter.limit, 0, self._held, least, most]
+        return [self.counter.kind, self.meter.name, self.counter.limit, 0, self._held, 0, 0, least, most]
 
     def on_grant(self, granted: float, remaining: float, *, window: int, now: float) -> None:
         self._held += granted

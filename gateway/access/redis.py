@@ -36,29 +36,43 @@ CONNECT_TIMEOUT_SECONDS = 5.0
 Redis this takes longer than the time limit of a refill, after which the connection is closed."""
 MAX_CONNECTIONS = 8
 
-# KEYS: the key's counts (hash), its slots by gateway (hash). ARGV: the gateway, the seconds for which its slots are
-# leased, then seven arguments a meter:
+# KEYS: the key's counts (hash), its leases of slots and buckets by gateway (hash). ARGV: the gateway, the seconds for
+# which its leases are kept, then nine arguments a meter:
 #   kind (bucket, window, slots), name, limit, number of the calendar window
-#   returned: the amount that the gateway releases (negative: spent beyond its lease); for slots: how many it holds
+#   held: the amount that the gateway keeps
+#   waiting: the amount that its waiting requests spend at once if it is granted; slots stay leased
+#   returned: the amount that the gateway releases (negative: spent beyond its lease); slots need none
 #   least: the minimum to grant; if any meter has less, nothing is granted of any meter
 #   most: the amount to grant if the meter has enough
 # Returns the number of the first meter that has less than `least` (0: none), then for each meter the granted and the
 # remaining amount.
 # Counts are floats. Redis would truncate returned numbers to integers, so they are returned as text.
 # A bucket refills by the server's clock, so gateways need not agree on the time; they name the calendar window.
+# A bucket and its leases never exceed the limit together: it does not refill in the place of leased units.
 REFILL = """
 local function text(number) return string.format('%.17g', number) end
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1e6
 local gateway, lease = ARGV[1], tonumber(ARGV[2])
+local own, others = {}, {}
+local leases = redis.call('HGETALL', KEYS[2])
+for i = 1, #leases, 2 do
+  local owner, name = string.match(leases[i], '^(.-):(.+)$')
+  local count, ends = string.match(leases[i + 1], '^(.-):(.+)$')
+  if tonumber(ends) < now then redis.call('HDEL', KEYS[2], leases[i])
+  elseif owner == gateway then own[name] = tonumber(count)
+  else others[name] = (others[name] or 0) + tonumber(count) end
+end
 local meters, lacking = {}, 0
-for p = 3, #ARGV, 7 do
+for p = 3, #ARGV, 9 do
   local m = {kind = ARGV[p], name = ARGV[p + 1], limit = tonumber(ARGV[p + 2]), window = tonumber(ARGV[p + 3]),
-    returned = tonumber(ARGV[p + 4]), least = tonumber(ARGV[p + 5]), most = tonumber(ARGV[p + 6])}
+    held = tonumber(ARGV[p + 4]), waiting = tonumber(ARGV[p + 5]), returned = tonumber(ARGV[p + 6]),
+    least = tonumber(ARGV[p + 7]), most = tonumber(ARGV[p + 8])}
+  local free = m.limit - (others[m.name] or 0)
   if m.kind == 'bucket' then
     local stored = redis.call('HMGET', KEYS[1], m.name, m.name .. ':at')
     local level = tonumber(stored[1] or m.limit) + math.max(0, now - tonumber(stored[2] or now)) * m.limit / 60
-    m.left = math.min(m.limit, math.min(m.limit, level) + m.returned)
+    m.left = math.min(free - m.held, math.min(free - (own[m.name] or 0), level) + m.returned)
   elseif m.kind == 'window' then
     local stored = redis.call('HMGET', KEYS[1], m.name, m.name .. ':window')
     local spent, window = tonumber(stored[1] or 0), tonumber(stored[2] or m.window)
@@ -66,13 +80,7 @@ for p = 3, #ARGV, 7 do
     m.window = window
     m.left = m.limit - math.max(0, spent - m.returned)
   else
-    local held = redis.call('HGETALL', KEYS[2])
-    m.left = m.limit - m.returned
-    for i = 1, #held, 2 do
-      local count, ends = string.match(held[i + 1], '^(.-):(.+)$')
-      if tonumber(ends) < now then redis.call('HDEL', KEYS[2], held[i])
-      elseif held[i] ~= gateway then m.left = m.left - tonumber(count) end
-    end
+    m.left = free - m.held
   end
   meters[#meters + 1] = m
   if lacking == 0 and m.least > 0 and m.left + m.limit * 1e-9 < m.least then lacking = #meters end
@@ -80,22 +88,24 @@ end
 local reply = {text(lacking)}
 for _, m in ipairs(meters) do
   local granted = 0
-  if lacking == 0 then granted = math.max(m.least, math.min(m.most, m.left)) end
-  m.left = m.left - granted
-  if m.kind == 'bucket' then
-    redis.call('HSET', KEYS[1], m.name, text(m.left), m.name .. ':at', text(now))
-  elseif m.kind == 'window' then
-    redis.call('HSET', KEYS[1], m.name, text(m.limit - m.left), m.name .. ':window', text(m.window))
-  elseif m.returned + granted > 0 then
-    redis.call('HSET', KEYS[2], gateway, text(m.returned + granted) .. ':' .. text(now + lease))
-    redis.call('EXPIRE', KEYS[2], math.ceil(lease))
-  else
-    redis.call('HDEL', KEYS[2], gateway)
+  if lacking == 0 then
+    granted = math.max(m.least, math.min(m.most, m.left))
+    m.held = m.held + granted - m.waiting
   end
+  m.left = m.left - granted
+  if m.kind == 'window' then
+    redis.call('HSET', KEYS[1], m.name, text(m.limit - m.left), m.name .. ':window', text(m.window))
+  elseif m.held > 0 then
+    redis.call('HSET', KEYS[2], gateway .. ':' .. m.name, text(m.held) .. ':' .. text(now + lease))
+  else
+    redis.call('HDEL', KEYS[2], gateway .. ':' .. m.name)
+  end
+  if m.kind == 'bucket' then redis.call('HSET', KEYS[1], m.name, text(m.left), m.name .. ':at', text(now)) end
   reply[#reply + 1] = text(granted)
   reply[#reply + 1] = text(m.left)
 end
 redis.call('EXPIRE', KEYS[1], 3456000)
+redis.call('EXPIRE', KEYS[2], math.ceil(lease))
 return reply
 """
 
@@ -178,7 +188,7 @@ class RedisLimiter:
 
     async def _run_script(self, key: str, arguments: list[str | float]) -> list[float]:
         counts = f"coe:use:{{{key}}}"  # the braces put both keys into one slot of a Redis cluster
-        reply = asyncio.ensure_future(self._redis.run(self._script(keys=[counts, f"{counts}:slots"], args=arguments)))
+        reply = asyncio.ensure_future(self._redis.run(self._script(keys=[counts, f"{counts}:leases"], args=arguments)))
         try:
             for seconds in (REFILL_TIMEOUT_SECONDS, REFILL_GRACE_SECONDS):
                 await asyncio.wait((reply,), timeout=seconds)

@@ -121,7 +121,7 @@ class SharedAccount:
             reservation.rebase(self._leases)
         now, offline, reserved = self._context.now(), self.offline, reservation.amounts
         missing: list[tuple[int, Lease, float]] = []
-        is_covered = True
+        is_covered = offline or not self._must_hear_from_redis(now)
         for index, lease in enumerate(reservation.leases):
             if amount := amounts[lease.unit] - reserved[index]:
                 missing.append((index, lease, amount))
@@ -163,7 +163,7 @@ class SharedAccount:
             now = self._context.now()
             lease, shortage, until = self._shortage
             amount = amounts.get(lease, 0.0)
-            missing = amount - lease.available
+            missing = amount - lease.available - lease.refund
             if now < until and missing >= shortage:
                 raise limit_error(self._key, lease.meter, amount, wait=lease.counter.retry_after(missing, now))
         for lease, amount in amounts.items():
@@ -187,10 +187,14 @@ class SharedAccount:
         slots in use where needed."""
         now = self._context.now()
         surplus = any(map(has_surplus, self._leases, self._recent_use(now)))
-        if everything or surplus or now - self._last_refill > SLOT_LEASE_SECONDS / 3:
+        if everything or surplus or self._must_hear_from_redis(now):
             while self._refill:
                 await asyncio.shield(self._refill)
             await self._start_refill({}, prefetch=not everything)
+
+    def _must_hear_from_redis(self, now: float) -> bool:
+        """Returns whether slots must be renewed, and the use at other gateways is too old to be reported."""
+        return now - self._last_refill > SLOT_LEASE_SECONDS / 3
 
     def go_offline(self) -> None:
         """Counts in this process only from now on."""

@@ -16,6 +16,7 @@ from typing import Protocol
 import numpy as np
 
 from coe.errors import ArtifactError
+from coe.pinned_weights import digest_of
 from routers.calibration import Floats
 from routers.encoders import ROUTING_TOKENS, OnnxEncoder, TaskRunner
 from routers.training.export import EXPORT_VERSION, export_encoder
@@ -31,7 +32,7 @@ def export_with_cache(source: str, *, network: Path, tokenizer: Path, cache: Pat
     if cache is None or not Path(source).is_dir():
         export_encoder(source, network=network, tokenizer=tokenizer)
         return
-    cached = cache / f"export-{EXPORT_VERSION}-{_folder_digest(Path(source))}"
+    cached = cache / f"export-{EXPORT_VERSION}-{digest_of(Path(source))[:16]}"
     if not cached.is_dir():
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as draft:
@@ -121,11 +122,3 @@ def open_encoder(
         return encoder
     digest = hashlib.sha256(network.read_bytes() + tokenizer.read_bytes()).hexdigest()[:16]
     return CachedEncoder(encoder, cache / f"embeddings-{digest}.npz")
-
-
-def _folder_digest(folder: Path) -> str:
-    digest = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        digest.update(str(path.relative_to(folder)).encode() + b"\0")
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()[:16]

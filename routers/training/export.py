@@ -19,6 +19,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnxscript.rewriter import pattern, rewrite
 
+from coe import pinned_weights
 from coe.errors import DataError
 from routers.encoders import OnnxEncoder
 
@@ -43,7 +44,7 @@ MASK_TOLERANCE = 1e-5
 def locate_encoder(encoder: str) -> str:
     """Return the folder of `encoder` if it is a folder or an installed package, else `encoder` as a hub name.
 
-    Raises DataError for an identifier that is not such a package.
+    Raises DataError for an identifier that is not such a package, and for pinned weights that changed.
     """
     if Path(encoder).is_dir():
         return encoder
@@ -51,6 +52,7 @@ def locate_encoder(encoder: str) -> str:
         found = importlib.util.find_spec(encoder)
         for folder in (found.submodule_search_locations or []) if found else []:
             if (Path(folder) / "model" / "modules.json").is_file():
+                pinned_weights.check(encoder, Path(folder) / "model")
                 return str(Path(folder) / "model")
         raise DataError(
             f"encoder {encoder!r}: neither a folder nor an installed package with a folder model/; install it"

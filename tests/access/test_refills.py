@@ -1,14 +1,22 @@
 """Refills of an account over Redis, and the amounts that it holds, on a clock that the test sets."""
 
 import asyncio
+from contextlib import suppress
+from typing import Any
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from redis import Redis
 
+from coe.errors import LimitReached
+from gateway.access import leases, redis
 from gateway.access.leases import MAX_PREFETCH_SHARE
-from gateway.access.limits import Amounts, meters_of
-from gateway.access.redis import RETURN_INTERVAL_SECONDS
+from gateway.access.limits import Account, Amounts, meters_of
+from gateway.access.redis import RETURN_INTERVAL_SECONDS, RedisLimiter
 from gateway.access.shared_account import RedisUnavailable, SharedAccount
-from tests.access.samples import ONE, key_of, tokens
+from tests.access.samples import ONE, Clock, account_of, key_of, refilling, tokens
+from tests.records.redis_server import RedisServer
 
 pytestmark = pytest.mark.anyio
 
@@ -37,9 +45,9 @@ class Counts:
         self.refills += 1
         await asyncio.sleep(0)
         reply = [0.0]
-        for at in range(1, len(arguments), 7):
+        for at in range(1, len(arguments), 9):
             name = str(arguments[at + 1])
-            returned, least, most = (float(value) for value in arguments[at + 4 : at + 7])
+            returned, least, most = (float(value) for value in arguments[at + 6 : at + 9])
             assert name != "concurrent_requests"
             self.left[name] += returned
             granted = max(least, min(most, self.left[name]))
@@ -120,3 +128,83 @@ async def test_a_reload_while_surplus_waits_for_a_refill_is_followed() -> None:
     counts.declare(tokens_per_minute=1e9)
     await asyncio.gather(running, returning)
     assert [meter.name for meter in counts.account.meters] == ["tokens_per_minute"]
+
+
+LIMIT, PREFETCH_SHARE = 6000.0, 0.1
+Round = tuple[int, int, float, float, bool, bool, float]
+ROUNDS = st.lists(
+    st.tuples(
+        st.integers(0, 1),  # the gateway
+        st.integers(1, 40),  # requests
+        st.sampled_from([1, 10, 60, 2000]),  # tokens that each reserves
+        st.sampled_from([0.0, 0.5, 1.0, 1.5]),  # share that it uses
+        st.booleans(),  # whether all running requests end in this round
+        st.booleans(),  # whether the gateways then return their surplus
+        st.sampled_from([0.0, 0.02, 0.3, 0.6, 3.0, 90.0]),  # seconds until the next round
+    ),
+    max_size=12,
+)
+LAST_ROUND = (0, 1, 1, 1.0, True, True, 2.0)
+REFILLED_BESIDE_A_LEASE = [(0, 40, 10, 1.0, True, False, 90.0)]
+REFILLED_BEFORE_A_REFUND = [(0, 1, 2000, 0.0, False, False, 90.0)]
+
+
+def pass_time(client: Redis, clock: Clock, seconds: float) -> None:
+    """Let a time pass for the gateways and for the buckets in Redis."""
+    clock.ahead += seconds
+    client.hincrbyfloat("coe:use:{alice}", "tokens_per_minute:at", -seconds)
+
+
+async def take_all(account: Account, amount: float) -> float:
+    """Reserve as much as the account allows. Returns the sum."""
+    taken = 0.0
+    with suppress(LimitReached):
+        while True:
+            await account.reserve(tokens(amount))
+            taken += amount
+    return taken
+
+
+async def burst_after(rounds: list[Round], url: str) -> None:
+    """Send the requests of the rounds, and then as many as the gateways allow."""
+    clock = Clock()
+    async with RedisLimiter(url, clock=clock) as first, RedisLimiter(url, clock=clock) as second:
+        accounts = [account_of(limiter, tokens_per_minute=LIMIT) for limiter in (first, second)]
+        running: list[tuple[Account, Any, float]] = []
+        with Redis.from_url(url) as client:
+            client.flushall()
+            for gateway, requests, reserved, share, ends, returns, pause in [*rounds, LAST_ROUND]:
+                with suppress(LimitReached):
+                    for _ in range(requests):
+                        reservation = await accounts[gateway].reserve(tokens(reserved))
+                        running.append((accounts[gateway], reservation, reserved * share))
+                if ends:
+                    for account, reservation, used in running:
+                        account.settle(reservation, tokens(used))
+                    running.clear()
+                for account in accounts:
+                    if returns:
+                        await account.return_surplus()
+                    assert account.remaining()[0] <= LIMIT
+                pass_time(client, clock, pause)
+                assert max(account.remaining()[0] for account in accounts) <= LIMIT
+        refunds = [account._leases[0].refund for account in accounts]
+        assert max(refunds) <= PREFETCH_SHARE * LIMIT, "returned with the next refill"
+        with refilling(LIMIT) as refilled:
+            taken = [await take_all(account, 20) for account in accounts * 2]
+            assert sum(taken) <= LIMIT + sum(refunds) + refilled() + 1
+        assert not first.degraded
+        assert not second.degraded
+
+
+@settings(max_examples=30, deadline=None)
+@example(REFILLED_BESIDE_A_LEASE)
+@example(REFILLED_BEFORE_A_REFUND)
+@given(ROUNDS)
+def test_a_burst_on_all_gateways_takes_at_most_the_limit_and_none_reports_more(
+    shared_redis: RedisServer, rounds: list[Round]
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(redis, "RETURN_INTERVAL_SECONDS", 1e9)  # the rounds return
+        patch.setattr(leases, "MAX_PREFETCH_SHARE", PREFETCH_SHARE)
+        asyncio.run(burst_after(rounds, shared_redis.url))

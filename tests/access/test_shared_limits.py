@@ -109,6 +109,14 @@ async def test_what_is_spent_beyond_the_estimate_holds_the_others_too(gateways: 
     await wait_until(refused)
 
 
+async def test_a_request_without_tokens_reports_the_tokens_that_others_left(gateways: Gateways) -> None:
+    one, other = [account_of(await gateways(), tokens_per_minute=1000) for _ in range(2)]
+    with refilling(1000) as refilled:
+        await one.reserve(tokens(950))
+        await other.reserve(ONE)
+        assert other.remaining()[0] <= 50 + refilled()
+
+
 async def test_a_busy_gateway_asks_redis_seldom(gateways: Gateways, monkeypatch: pytest.MonkeyPatch) -> None:
     refills = 0
     limiter = await gateways()
@@ -164,7 +172,7 @@ async def test_a_gateway_that_ends_returns_its_leases(redis_url: str) -> None:
 
 def slots(client: Redis) -> dict[bytes, tuple[bytes, float]]:
     """Return how many slots each gateway holds, and the time at which they are free again."""
-    held = {name: value.partition(b":") for name, value in client.hgetall("coe:use:{alice}:slots").items()}
+    held = {name: value.partition(b":") for name, value in client.hgetall("coe:use:{alice}:leases").items()}
     return {name: (count, float(ends)) for name, (count, _, ends) in held.items()}
 
 
@@ -177,7 +185,7 @@ async def test_slots_of_a_gateway_that_crashed_are_free_again(gateways: Gateways
         ((name, (count, ends)),) = slots(client).items()
         seconds, _ = client.time()
         assert seconds - 60 < ends - shared_account.SLOT_LEASE_SECONDS < seconds + 1
-        client.hset("coe:use:{alice}:slots", name, count + b":%d" % (seconds - 1))  # as if the time had passed
+        client.hset("coe:use:{alice}:leases", name, count + b":%d" % (seconds - 1))  # as if the time had passed
     await wait_until(lambda: _some(other))
     await crashed._redis.aclose()
 

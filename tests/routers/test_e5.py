@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -95,23 +94,6 @@ def test_blocks_are_a_scale_and_the_low_and_high_halves_of_bytes() -> None:
     weights = dequantise(block)
     assert weights.shape == (1, 32)
     assert (weights[0, 0], weights[0, 1], weights[0, 16], weights[0, 17]) == (0.5, 0.0, 3.5, -4.0)
-
-
-@pytest.mark.parametrize("content", [b"", b"E5S1", b"E5S2" + b"\0" * 100], ids=["empty", "cut", "other"])
-def test_a_file_of_another_format_is_an_error(content: bytes, tmp_path: Path) -> None:
-    file = tmp_path / "model.bin"
-    file.write_bytes(content)
-    with pytest.raises(ValueError, match="format"):
-        Model(file)
-
-
-def test_a_file_that_ends_early_is_an_error_of_the_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = model_file().read_bytes()
-    file = tmp_path / "model.bin"
-    file.write_bytes(whole[: len(whole) // 2])
-    monkeypatch.setattr(routers.e5, "model_file", lambda: file)
-    with pytest.raises(ValueError, match="another format or is damaged"):
-        E5Encoder(build_network())
 
 
 def test_a_missing_package_is_an_import_error(monkeypatch: pytest.MonkeyPatch) -> None:

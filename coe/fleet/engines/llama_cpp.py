@@ -53,6 +53,8 @@ class LlamaCpp(InferenceEngine):
         self, first: ExpertSpec, *, adapters: Mapping[str, Path], models: ModelFolders, address: ListenAddress
     ) -> ServerSpec:
         file = weights.locate_gguf(first.model, base_folder=models.base_folder)
+        if file is not None:
+            weights.check_packaged(first.model, file)
         source = ("--hf-repo", first.model) if file is None else ("--model", str(file), "--offline")
         listen = ("--alias", first.name, "--host", address.host, "--port", str(address.port))
         return self.spec(
