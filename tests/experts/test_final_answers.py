@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from coe.experts.recipes.final_answers.answers import final_answer
 from coe.experts.recipes.final_answers.numbers import number_form
 from coe.experts.recipes.final_answers.wording import MAX_READ_CHARACTERS
+from tests.call_count import calls_during
 
 SAME = {
     "B": [
@@ -307,3 +308,10 @@ def test_no_response_takes_long(piece: str) -> None:
         for response in (text, f"The answer is {text}", f"```python\n{text}", f"{text}\n\nSo {text[:300]}"):
             final_answer(response)
     assert time.process_time() - began < 5.0
+
+
+@pytest.mark.parametrize("statement", ["\\boxed{}", "Answer\n", "the answer is (B) ", "1) answer is \r\n"])
+def test_of_many_statements_the_last_ones_are_read(statement: str) -> None:
+    text = statement * (MAX_READ_CHARACTERS // len(statement))
+    assert calls_during(lambda: final_answer(text)) < 50_000
+    assert final_answer(f"{text}\nThe answer is 7.") == "7"

@@ -2,9 +2,7 @@
 
 import json
 import random
-import sys
 from collections.abc import Callable
-from types import FrameType
 from typing import Any
 
 import orjson
@@ -14,6 +12,7 @@ from jsonschema import Draft202012Validator
 from coe.core import Call
 from coe.experts.recipes.response_format import MAX_STEPS, in_demanded_form
 from coe.usage import RecipeLog
+from tests.call_count import calls_during
 from tests.fakes import ScriptedExpert
 from tests.recipes.members import answer, bytes_of, call_of, calls_of, recipe_of
 
@@ -92,22 +91,6 @@ def doubled(keyword: str, levels: int, *, last: bool) -> Any:
     for _ in range(levels):
         schema = {keyword: [schema] * 2}
     return schema
-
-
-def calls_during(action: Callable[[], object]) -> int:
-    """Return how many functions `action` calls."""
-    count = 0
-
-    def on_event(frame: FrameType, event: str, argument: object) -> None:
-        nonlocal count
-        count += event in ("call", "c_call")
-
-    sys.setprofile(on_event)
-    try:
-        action()
-    finally:
-        sys.setprofile(None)
-    return count
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,8 @@ class Conversation:
     """The messages so far. System messages at the beginning become one, since many chat templates accept only one."""
 
     def __init__(self) -> None:
+        self._opening: list[Mapping[str, Any]] = []
+        """Parts of the system messages at the beginning."""
         self._messages: list[dict[str, Any]] = []
         self._images: list[Mapping[str, Any]] = []
         """Parts of tool results that chat accepts in messages of users only."""
@@ -25,7 +27,8 @@ class Conversation:
     @property
     def messages(self) -> list[dict[str, Any]]:
         self._flush()
-        return self._messages
+        opening = [_message("system", self._opening)] if self._opening else []
+        return [*opening, *self._messages]
 
     def add(self, role: str, parts: Parts) -> None:
         """Adds a message of parts; texts alone are joined."""
@@ -33,13 +36,12 @@ class Conversation:
             parts, self._images = [*self._images, *parts], []
         self._flush()
         last = self._messages[-1] if self._messages else None
-        if role == "system" and last is not None and last["role"] == "system" and len(self._messages) == 1:
-            parts = [*_parts_of(last["content"]), *parts]
-            self._messages.pop()
+        if role == "system" and last is None:
+            self._opening += parts
         elif role == "assistant" and last is not None and last["role"] == "assistant" and last.get("content") is None:
             last["content"] = _content(parts, "\n")
-            return
-        self._messages.append({"role": role, "content": _content(parts, "\n\n" if role == "system" else "\n")})
+        else:
+            self._messages.append(_message(role, parts))
 
     def add_call(self, call_id: str, name: str, arguments: str) -> None:
         """Adds a tool call to the assistant's turn."""
@@ -84,8 +86,8 @@ def image_part(url: str, detail: Any = None) -> dict[str, Any]:
     return {"type": "image_url", "image_url": image}
 
 
-def _parts_of(content: Any) -> list[Mapping[str, Any]]:
-    return [text_part(content)] if isinstance(content, str) else list(content or ())
+def _message(role: str, parts: Parts) -> dict[str, Any]:
+    return {"role": role, "content": _content(parts, "\n\n" if role == "system" else "\n")}
 
 
 def _content(parts: Parts, joint: str) -> Any:

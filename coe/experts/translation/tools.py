@@ -16,6 +16,8 @@ from coe.errors import InvalidRequest
 
 MAX_NAME = 64
 """Characters of a function's name."""
+MAX_CLIENT_NAME = 256
+"""Characters of the name of a function or namespace in a request."""
 INPUT = "input"
 """The argument of a function that stands for a custom tool."""
 _INPUT_SCHEMA = {"type": "object", "properties": {INPUT: {"type": "string"}}, "required": [INPUT]}
@@ -58,8 +60,9 @@ def read_tools(tools: Any) -> Tools:
                 dropped.append(str(kind))
                 continue
             name = ToolName(_name_of(one, path), namespace, kind == "custom")
-            names[chat_name(name.name, namespace)] = name
-            functions.append(_function(one, name))
+            in_chat = chat_name(name.name, namespace)
+            names[in_chat] = name
+            functions.append(_function(one, in_chat, custom=name.custom))
     return Tools(tuple(functions), names, tuple(dropped))
 
 
@@ -100,11 +103,11 @@ def _chosen(choice: Mapping[str, Any]) -> str:
     return chat_name(str(choice.get("name") or ""), str(choice.get("namespace") or ""))
 
 
-def _function(tool: Mapping[str, Any], name: ToolName) -> dict[str, Any]:
-    function: dict[str, Any] = {"name": chat_name(name.name, name.namespace)}
+def _function(tool: Mapping[str, Any], name: str, *, custom: bool) -> dict[str, Any]:
+    function: dict[str, Any] = {"name": name}
     if description := _description(tool):
         function["description"] = description
-    if name.custom:
+    if custom:
         function["parameters"] = _INPUT_SCHEMA
     else:
         function |= {key: tool[key] for key in ("parameters", "strict") if tool.get(key) is not None}
@@ -122,6 +125,7 @@ def _description(tool: Mapping[str, Any]) -> str:
 
 def _name_of(tool: Mapping[str, Any], path: str) -> str:
     name = tool.get("name")
-    if not isinstance(name, str) or not name:
-        raise InvalidRequest(f"{path} needs a name", param=f"{path}.name")
+    if not isinstance(name, str) or not 0 < len(name) <= MAX_CLIENT_NAME:  # each tool repeats its namespace's name
+        message = f"{path} needs a name of at most {MAX_CLIENT_NAME} characters"
+        raise InvalidRequest(message, param=f"{path}.name")
     return name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -11,7 +12,9 @@ from pydantic import TypeAdapter
 
 from coe.core import Call, Reply
 from coe.errors import ExpertInvalidResponse, InvalidRequest
+from coe.experts.translation import conversation
 from coe.experts.translation.expert import dropped_parts
+from coe.experts.translation.tools import MAX_CLIENT_NAME
 from tests.experts.translation.chat_expert import ChatExpert, ChatReply, answer, sent
 from tests.nesting import is_serializable, nested
 
@@ -157,6 +160,26 @@ async def test_tools_become_functions_and_built_in_ones_are_left_out() -> None:
     body = await sent("responses", tools=TOOLS, tool_choice=allowed)
     assert [tool["function"]["name"] for tool in body["tools"]] == ["look"]
     assert body["tool_choice"] == "required"
+
+
+async def test_a_name_that_every_tool_of_a_namespace_would_repeat_has_a_bound() -> None:
+    tools = [{"type": "function", "name": "find"}]
+    await sent("responses", tools=[{"type": "namespace", "name": "s" * MAX_CLIENT_NAME, "tools": tools}])
+    with pytest.raises(InvalidRequest, match=f"at most {MAX_CLIENT_NAME} characters"):
+        await sent("responses", tools=[{"type": "namespace", "name": "s" * (MAX_CLIENT_NAME + 1), "tools": tools}])
+
+
+async def test_the_system_messages_at_the_beginning_are_joined_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    joined = []
+
+    def content(parts: Sequence[dict[str, Any]], joint: str) -> str:
+        joined.append(len(text := joint.join(part["text"] for part in parts)))
+        return text
+
+    monkeypatch.setattr(conversation, "_content", content)
+    body = await sent("responses", input=[{"role": "system", "content": "Be kind."}] * 100)
+    assert body["messages"] == [{"role": "system", "content": "\n\n".join(["Be kind."] * 100)}]
+    assert sum(joined) == len(body["messages"][0]["content"])
 
 
 async def test_a_long_namespace_leaves_a_valid_and_unique_name() -> None:

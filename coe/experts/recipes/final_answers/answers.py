@@ -8,7 +8,7 @@ canonical form. Work is bounded on any input, and nothing raises.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
@@ -22,7 +22,12 @@ from coe.experts.recipes.final_answers.choices import (
 )
 from coe.experts.recipes.final_answers.numbers import BOXED, concluded_number, number_form
 from coe.experts.recipes.final_answers.programs import Block, fenced_blocks, program_form
-from coe.experts.recipes.final_answers.wording import MAX_READ_CHARACTERS, MAX_SHORT_CHARACTERS, text_form
+from coe.experts.recipes.final_answers.wording import (
+    MAX_READ_CHARACTERS,
+    MAX_SHORT_CHARACTERS,
+    MAX_STATEMENTS,
+    text_form,
+)
 
 MAX_PASSES = 4
 """Passes until the form of an answer no longer changes; an answer that needs more has no form."""
@@ -84,7 +89,8 @@ def _form(text: str) -> str | None:
     if not answer:
         return None
     if len(answer) > MAX_READ_CHARACTERS:
-        return _stated(answer[-MAX_READ_CHARACTERS:])
+        end = answer[-MAX_READ_CHARACTERS:]
+        return _stated(end, _statements(end))
     if (value := json_form(answer)) is not None:
         return value
     if blocks := list(fenced_blocks(answer)):
@@ -109,7 +115,8 @@ def without_reasoning(text: str) -> str:
 def _of_blocks(answer: str, blocks: list[Block]) -> str | None:
     """Return the value that is stated after the last fenced block, else the content of the blocks."""
     last = blocks[-1]
-    stated = _stated(answer[last.end :]) if last.is_closed else None
+    after = answer[last.end :] if last.is_closed else ""
+    stated = _stated(after, _statements(after))
     if stated is not None and (len(stated) == 1 or stated in _VALUES or number_form(stated) == stated):
         return stated
     if len(blocks) == 1 and last.is_closed:
@@ -143,30 +150,29 @@ def _by_value(value: Any) -> Any:
 
 
 def _of_prose(text: str) -> str | None:
-    stated = _stated(text)
-    if stated is not None or any(
-        _REFUSAL.match(part) for part in (text, *(content for _, content in _statements(text)))
-    ):
+    statements = _statements(text)
+    stated = _stated(text, statements)
+    if stated is not None or any(_REFUSAL.match(part) for part in (text, *(content for _, content in statements))):
         return stated
     if len(text) <= MAX_SHORT_CHARACTERS and "\n" not in text:
         return _short_form(text)
     return _concluded(text)
 
 
-def _stated(text: str) -> str | None:
-    """Return the form of the last answer that a text states."""
-    found = [(place, form) for place, content in _statements(text) if (form := _short_form(content)) is not None]
+def _stated(text: str, statements: Sequence[tuple[int, str]]) -> str | None:
+    """Return the form of the last answer that a text states, in one of the `statements` or as a letter."""
+    found = [(place, form) for place, content in statements if (form := _short_form(content)) is not None]
     found += [(place, letter) for place, letter in stated_letters(text) if not _WORD_AFTER_A.match(text, place)]
     return max(reversed(found), key=lambda one: one[0])[1] if found else None
 
 
-def _statements(text: str) -> Iterator[tuple[int, str]]:
-    """Yield the place and the content of each statement of an answer, up to the end of its sentence."""
-    for match in _STATEMENT.finditer(text):
-        content = match[match.lastindex or 0]
-        yield match.start(match.lastindex or 0), _SENTENCE_END.split(content, maxsplit=1)[0]
-    for match in BOXED.finditer(text):
-        yield match.start(1), match[1]
+def _statements(text: str) -> list[tuple[int, str]]:
+    """Return the place and the content of the last MAX_STATEMENTS statements, each up to the end of its sentence."""
+    found = [
+        (match.start(match.lastindex or 0), _SENTENCE_END.split(match[match.lastindex or 0], maxsplit=1)[0])
+        for match in _STATEMENT.finditer(text)
+    ]
+    return sorted(found + [(match.start(1), match[1]) for match in BOXED.finditer(text)])[-MAX_STATEMENTS:]
 
 
 def _short_form(text: str) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-from coe.experts.recipes.final_answers.wording import MAX_READ_CHARACTERS, SPACED, UNSPACED
+from coe.experts.recipes.final_answers.wording import MAX_READ_CHARACTERS, MAX_STATEMENTS, SPACED, UNSPACED
 
 # Every run is bounded: an answer of nothing but spaces must not hold up the checker.
 _OPEN, _CLOSE = r"[\s(\[{*_\"'`$\\「『【]{0,9}", r"[)\]}*_\"'`$.,;:!。、」』】]"
@@ -96,7 +96,7 @@ def stated_letters(text: str) -> list[tuple[int, str]]:
     """
     found = []
     for pattern in (_STATED, _PICKED):
-        for match in pattern.finditer(text):
+        for match in list(pattern.finditer(text))[-MAX_STATEMENTS:]:
             place = match.start(match.lastindex or 0)
             if not _GRADE.match(text, place) and not _negated(text, place):
                 found.append((place, text[place].upper()))

@@ -87,7 +87,7 @@ def _parse(program: str) -> ast.Module | None:
         return None
 
 
-MAX_PARSED_CHARACTERS = 20_000
+MAX_PARSED_CHARACTERS = 5_000
 """Longer programs are compared by their text."""
 
 

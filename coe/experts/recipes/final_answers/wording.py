@@ -11,6 +11,8 @@ import unicodedata
 
 MAX_READ_CHARACTERS = 50_000
 """Characters at the end of an answer that are searched for its final letter, number or text."""
+MAX_STATEMENTS = 50
+"""Statements of a kind in them that are read, the last ones: the last that can be read counts."""
 
 # Letters of Latin, Greek and Cyrillic, whose words stand between spaces; and those of other scripts.
 SPACED = "0-9A-Za-z\u00c0-\u052f\u1e00-\u1fff"
