@@ -45,7 +45,7 @@ MAX_PIPELINED = 16
 """Requests of one connection that wait for earlier responses. At this number no more are read, and the connection
 closes after the last response."""
 LAST_READ_SECONDS = 0.01
-"""Time between the deadline of a connection and its end, in which the event loop reads once more."""
+"""Time after the deadline of a connection in which the event loop reads once more."""
 _FRAMING = (b"content-length", b"transfer-encoding")
 _WITHOUT_BODY = (b"content-length", b"0")
 _ASGI = {"version": "3.0", "spec_version": "2.3"}
@@ -228,22 +228,16 @@ class Connection(asyncio.Protocol):
         self._deadline = deadline
         self._timer = self._loop.call_at(deadline, self._on_timer)
 
-    def _on_timer(self) -> None:
-        if self._is_due:  # a request may have arrived that a busy event loop reads only after its timers
-            self._timer = self._loop.call_later(LAST_READ_SECONDS, self._close_if_due)
-        else:
-            due = self._deadline or self._loop.time() + IDLE_SECONDS
-            self._timer = self._loop.call_at(due, self._on_timer)
-
-    def _close_if_due(self) -> None:
-        if self._is_due:
+    def _on_timer(self, was_due: bool = False) -> None:
+        """Close the connection if its deadline has passed. First the event loop reads once more: after a pause it runs
+        timers before it reads what has arrived."""
+        deadline = self._deadline or self._loop.time() + IDLE_SECONDS
+        if deadline > self._loop.time():
+            self._timer = self._loop.call_at(deadline, self._on_timer)
+        elif was_due:
             self.close()
         else:
-            self._on_timer()
-
-    @property
-    def _is_due(self) -> bool:
-        return self._deadline is not None and self._deadline <= self._loop.time()
+            self._timer = self._loop.call_later(LAST_READ_SECONDS, self._on_timer, True)
 
     # ---------------------------------------------------------------------------------------- parser
 
