@@ -93,6 +93,8 @@ class LargeBodies:
 
     def __init__(self) -> None:
         self._memory = FairShares()
+        self._is_busy = False
+        """True if work was done in this iteration of the event loop, or a pause is due."""
         self._paused_until = 0.0
         """When the pauses after all work so far will be over."""
         self._waiting: OrderedDict[str | None, deque[asyncio.Future[None]]] = OrderedDict()
@@ -118,8 +120,14 @@ class LargeBodies:
 
     async def process(self, caller: str | None, work: Callable[[], T]) -> T:
         """Return the result of `work`, which blocks the event loop, once it is the caller's turn."""
-        if self._waiting or self._pause() > 0:
-            await self._turn(caller)
+        loop = asyncio.get_running_loop()
+        if self._is_busy:
+            turn: asyncio.Future[None] = loop.create_future()
+            self._waiting.setdefault(caller, deque()).append(turn)
+            await turn
+        else:
+            self._is_busy = True
+            loop.call_soon(self._begin_turn)
         begin = time.perf_counter()
         try:
             return work()
@@ -127,30 +135,20 @@ class LargeBodies:
             seconds = time.perf_counter() - begin
             self._paused_until = max(self._paused_until, begin) + (1 + PAUSE) * seconds
 
-    def _pause(self) -> float:
-        """Return the seconds until the next work may begin; not above zero if it may begin now."""
-        return self._paused_until - MAX_DEBT - time.perf_counter()
-
-    def _turn(self, caller: str | None) -> asyncio.Future[None]:
-        """Return a turn of this caller, to be awaited."""
-        loop = asyncio.get_running_loop()
-        turn: asyncio.Future[None] = loop.create_future()
-        if not self._waiting:
-            loop.call_later(self._pause(), self._begin_turn)
-        self._waiting.setdefault(caller, deque()).append(turn)
-        return turn
-
     def _begin_turn(self) -> None:
-        """Let the oldest request of the next caller work, unless it is too early, and repeat this while some wait."""
-        if self._pause() <= 0:
+        """Let the oldest request of the next caller work, once in an iteration of the event loop and not in a pause."""
+        pause = self._paused_until - MAX_DEBT - time.perf_counter()
+        if pause <= 0:
+            if not self._waiting:
+                self._is_busy = False
+                return
             caller, turns = self._waiting.popitem(last=False)
             turn = turns.popleft()
             if turns:
                 self._waiting[caller] = turns  # behind the others
             if not turn.done():  # its request goes on
                 turn.set_result(None)
-        if self._waiting:
-            asyncio.get_running_loop().call_later(self._pause(), self._begin_turn)
+        asyncio.get_running_loop().call_later(pause, self._begin_turn)
 
 
 class JsonScan:
