@@ -16,7 +16,7 @@ from coe.core import Call, Chat
 from coe.experts import build_experts
 from coe.experts.http.client import Client
 from coe.registry import Registry
-from gateway.request.body import DEFAULT_MAX_VALUES, MAX_DEBT, SMALL_BODY, LargeBodies
+from gateway.request.body import DEFAULT_MAX_VALUES, PAUSE, SHORT_WORK, SMALL_BODY, LargeBodies
 from tests.access.samples import key_of
 from tests.experts.faulty_server import FaultyServer
 from tests.fakes import Gateway, Response, gateway_of, registry_of
@@ -273,24 +273,37 @@ async def test_a_flood_of_one_key_delays_the_large_body_of_another_by_a_few_bodi
     assert "alice" in ends[:4]
 
 
-@pytest.mark.parametrize(("cost", "count"), [(0.0, 100), (MAX_DEBT / 4, 5), (MAX_DEBT / 2, 3), (3600.0, 1)])
-async def test_work_on_large_bodies_waits_once_pauses_as_long_as_the_work_so_far_are_due(
+@pytest.mark.parametrize(("cost", "count"), [(0.0, 100), (SHORT_WORK / 2, 100), (3600.0, 1)])
+async def test_long_work_on_a_large_body_is_followed_by_a_pause_and_short_work_is_not(
     cost: float, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock, bodies, done = 0.0, LargeBodies(), list[float]()
-    monkeypatch.setattr("gateway.request.body.time.perf_counter", lambda: clock)
-
-    def work() -> None:
-        nonlocal clock
-        clock += cost
-        done.append(clock)
-
-    tasks = [asyncio.create_task(bodies.process("a", work)) for _ in range(100)]
+    bodies, done = LargeBodies(), list[None]()
+    monkeypatch.setattr("gateway.request.body.time.perf_counter", lambda: cost * len(done))
+    tasks = [asyncio.create_task(bodies.process("a", partial(done.append, None))) for _ in range(100)]
     for _ in range(1_000):
         await asyncio.sleep(0)
     assert len(done) == count
     for task in tasks:
         task.cancel()
+
+
+async def test_the_pause_is_in_proportion_to_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, bodies = 0.0, LargeBodies()
+    monkeypatch.setattr("gateway.request.body.time.perf_counter", lambda: clock)
+
+    def work(cost: float) -> None:
+        nonlocal clock
+        clock += cost
+
+    for cost in (2 * SHORT_WORK, 10 * SHORT_WORK):
+        first, second = (asyncio.create_task(bodies.process("a", partial(work, cost))) for _ in range(2))
+        await first
+        clock += 0.9 * PAUSE * cost
+        await asyncio.sleep(2 * PAUSE * cost)
+        assert not second.done()
+        clock += 0.2 * PAUSE * cost
+        await second
+        clock += 2 * PAUSE * cost
 
 
 async def test_turns_go_round_the_keys_one_in_an_iteration_whatever_requests_end_while_they_wait() -> None:
