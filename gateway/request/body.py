@@ -30,18 +30,20 @@ MIN_MEMORY_IN_BODIES = 12
 times its size, and one caller gets half of the memory, so 12 admits any single body."""
 RETRY_SECONDS = 1.0
 """Retry-After of a refusal for lack of memory."""
-PAUSE = 1.0
-"""Length of the pause after work on a large body, as a multiple of the time that the work took. In the pause the event
-loop serves other requests, and serializes the body for its expert, which takes about as long as to parse it."""
-MAX_DEBT = 0.005
-"""Seconds of pauses that may be due before the next work has to wait, so that short work needs no timer."""
+PAUSE = 3.0
+"""Length of the pause after long work on a large body, as a multiple of the time that the work took. In the pause the
+event loop serves other requests, and serializes the body for its expert, which takes about as long as to parse it."""
+SHORT_WORK = 0.001
+"""Seconds of work after which no pause is needed, as it delays other requests by at most this in each iteration of the
+event loop."""
 
 CONTAINER_WEIGHT = 10
 """Values that an object or array counts as: it takes that much more memory and time than a number."""
 VALUE_BYTES = 24
 """Approximate bytes of memory of one counted value."""
-SCAN_WINDOW = 2**16
-"""Bytes scanned at a time, which bounds the memory of a scan."""
+SCAN_WINDOW = 2**18
+"""Bytes scanned at a time, which bounds the memory of a scan. One read of a connection is not longer, so it is scanned
+without a copy."""
 _NOT_COUNTED = bytes(set(range(256)) - set(b"[{,"))
 _BELOW_ASTRAL = bytes(range(0xF0))
 
@@ -93,8 +95,10 @@ class LargeBodies:
 
     def __init__(self) -> None:
         self._memory = FairShares()
+        self._is_busy = False
+        """True if work was done in this iteration of the event loop, or a pause is due."""
         self._paused_until = 0.0
-        """When the pauses after all work so far will be over."""
+        """End of the pause after the last long work."""
         self._waiting: OrderedDict[str | None, deque[asyncio.Future[None]]] = OrderedDict()
         """The turns that requests wait for, by caller; the first caller is the next."""
 
@@ -118,39 +122,36 @@ class LargeBodies:
 
     async def process(self, caller: str | None, work: Callable[[], T]) -> T:
         """Return the result of `work`, which blocks the event loop, once it is the caller's turn."""
-        if self._waiting or self._pause() > 0:
-            await self._turn(caller)
+        loop = asyncio.get_running_loop()
+        if self._is_busy:
+            turn: asyncio.Future[None] = loop.create_future()
+            self._waiting.setdefault(caller, deque()).append(turn)
+            await turn
+        else:
+            self._is_busy = True
+            loop.call_soon(self._begin_turn)
         begin = time.perf_counter()
         try:
             return work()
         finally:
-            seconds = time.perf_counter() - begin
-            self._paused_until = max(self._paused_until, begin) + (1 + PAUSE) * seconds
-
-    def _pause(self) -> float:
-        """Return the seconds until the next work may begin; not above zero if it may begin now."""
-        return self._paused_until - MAX_DEBT - time.perf_counter()
-
-    def _turn(self, caller: str | None) -> asyncio.Future[None]:
-        """Return a turn of this caller, to be awaited."""
-        loop = asyncio.get_running_loop()
-        turn: asyncio.Future[None] = loop.create_future()
-        if not self._waiting:
-            loop.call_later(self._pause(), self._begin_turn)
-        self._waiting.setdefault(caller, deque()).append(turn)
-        return turn
+            end = time.perf_counter()
+            if end - begin > SHORT_WORK:
+                self._paused_until = end + PAUSE * (end - begin)
 
     def _begin_turn(self) -> None:
-        """Let the oldest request of the next caller work, unless it is too early, and repeat this while some wait."""
-        if self._pause() <= 0:
+        """Let the oldest request of the next caller work, once in an iteration of the event loop and not in a pause."""
+        pause = self._paused_until - time.perf_counter()
+        if pause <= 0:
+            if not self._waiting:
+                self._is_busy = False
+                return
             caller, turns = self._waiting.popitem(last=False)
             turn = turns.popleft()
             if turns:
                 self._waiting[caller] = turns  # behind the others
             if not turn.done():  # its request goes on
                 turn.set_result(None)
-        if self._waiting:
-            asyncio.get_running_loop().call_later(self._pause(), self._begin_turn)
+        asyncio.get_running_loop().call_later(pause, self._begin_turn)
 
 
 class JsonScan:
@@ -180,9 +181,8 @@ class JsonScan:
 
     def feed(self, data: bytes | bytearray | memoryview) -> None:
         """Scan the next bytes of the body. Raises InvalidRequest as soon as there are more values than allowed."""
-        view = memoryview(data)
-        for at in range(0, len(view), SCAN_WINDOW):
-            self._scan(bytes(view[at : at + SCAN_WINDOW]))
+        for at in range(0, len(data), SCAN_WINDOW):
+            self._scan(bytes(data[at : at + SCAN_WINDOW]))
             if self.values > self._max_values:
                 raise InvalidRequest(
                     f"the body holds more than {self._max_values} JSON values, where an object or array counts as "

@@ -2,7 +2,6 @@
 
 import asyncio
 import gc
-import itertools
 import random
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -17,7 +16,7 @@ from coe.core import Call, Chat
 from coe.experts import build_experts
 from coe.experts.http.client import Client
 from coe.registry import Registry
-from gateway.request.body import DEFAULT_MAX_VALUES, MAX_DEBT, SMALL_BODY, LargeBodies
+from gateway.request.body import DEFAULT_MAX_VALUES, PAUSE, SHORT_WORK, SMALL_BODY, LargeBodies
 from tests.access.samples import key_of
 from tests.experts.faulty_server import FaultyServer
 from tests.fakes import Gateway, Response, gateway_of, registry_of
@@ -261,11 +260,8 @@ async def test_a_small_body_is_neither_scanned_nor_counted() -> None:
 # ------------------------------------------------------------------------------------------------- turns
 
 
-async def test_a_flood_of_one_key_delays_the_large_body_of_another_by_a_few_bodies_only(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_a_flood_of_one_key_delays_the_large_body_of_another_by_a_few_bodies_only() -> None:
     """A body takes two turns, one to scan its last bytes and one to parse it."""
-    monkeypatch.setattr("gateway.request.body.MAX_DEBT", 0.0)
     ends = list[str]()
 
     async def post(key: str) -> None:
@@ -277,19 +273,13 @@ async def test_a_flood_of_one_key_delays_the_large_body_of_another_by_a_few_bodi
     assert "alice" in ends[:4]
 
 
-@pytest.mark.parametrize(("cost", "count"), [(0.0, 100), (MAX_DEBT / 4, 5), (MAX_DEBT / 2, 3), (3600.0, 1)])
-async def test_work_on_large_bodies_waits_once_pauses_as_long_as_the_work_so_far_are_due(
+@pytest.mark.parametrize(("cost", "count"), [(0.0, 100), (SHORT_WORK / 2, 100), (3600.0, 1)])
+async def test_long_work_on_a_large_body_is_followed_by_a_pause_and_short_work_is_not(
     cost: float, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock, bodies, done = 0.0, LargeBodies(), list[float]()
-    monkeypatch.setattr("gateway.request.body.time.perf_counter", lambda: clock)
-
-    def work() -> None:
-        nonlocal clock
-        clock += cost
-        done.append(clock)
-
-    tasks = [asyncio.create_task(bodies.process("a", work)) for _ in range(100)]
+    bodies, done = LargeBodies(), list[None]()
+    monkeypatch.setattr("gateway.request.body.time.perf_counter", lambda: cost * len(done))
+    tasks = [asyncio.create_task(bodies.process("a", partial(done.append, None))) for _ in range(100)]
     for _ in range(1_000):
         await asyncio.sleep(0)
     assert len(done) == count
@@ -297,24 +287,41 @@ async def test_work_on_large_bodies_waits_once_pauses_as_long_as_the_work_so_far
         task.cancel()
 
 
-async def test_turns_go_round_the_keys_whatever_requests_of_one_end_while_they_wait(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    rng, clock, bodies, done = random.Random(0), itertools.count(), LargeBodies(), list[str]()
-    monkeypatch.setattr("gateway.request.body.MAX_DEBT", 0.0)
-    monkeypatch.setattr("gateway.request.body.time.perf_counter", lambda: 1e-6 * next(clock))  # all work takes time
+async def test_the_pause_is_in_proportion_to_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, bodies = 0.0, LargeBodies()
+    monkeypatch.setattr("gateway.request.body.time.perf_counter", lambda: clock)
+
+    def work(cost: float) -> None:
+        nonlocal clock
+        clock += cost
+
+    for cost in (2 * SHORT_WORK, 10 * SHORT_WORK):
+        first, second = (asyncio.create_task(bodies.process("a", partial(work, cost))) for _ in range(2))
+        await first
+        clock += 0.9 * PAUSE * cost
+        await asyncio.sleep(2 * PAUSE * cost)
+        assert not second.done()
+        clock += 0.2 * PAUSE * cost
+        await second
+        clock += 2 * PAUSE * cost
+
+
+async def test_turns_go_round_the_keys_one_in_an_iteration_whatever_requests_end_while_they_wait() -> None:
+    rng, bodies, done = random.Random(0), LargeBodies(), list[str]()
     keys = [rng.choice("aaaabbc") for _ in range(300)]
     tasks = [asyncio.create_task(bodies.process(key, partial(done.append, key))) for key in keys]
     ended = [task for task, key in zip(tasks, keys, strict=True) if key == "a"]
     while not all(task.done() for task in tasks):
+        before = len(done)
         await asyncio.sleep(0)
+        assert len(done) <= before + 1
         ended = [task for task in ended if not task.done()]
         if ended and rng.random() < 0.1:
             rng.choice(ended[:2]).cancel()  # its turn comes next, or has just come
     cancelled = sum(map(asyncio.Task.cancelled, tasks))
     assert cancelled > 10
     assert Counter(done) == Counter(keys) - Counter(a=cancelled)
-    for key in "bc":  # from the moment when all wait
-        between = "".join(done[10:]).strip("abc".replace(key, "")).split(key)
+    for key in "bc":
+        between = "".join(done).strip("abc".replace(key, "")).split(key)
         assert all(len(turns) == len(set(turns)) for turns in between)
     assert await bodies.process("a", lambda: "free") == "free"
