@@ -159,6 +159,13 @@ def test_an_expert_gets_its_gpus_and_what_was_declared_of_it() -> None:
     assert container["resources"]["limits"] == {"nvidia.com/gpu": "2"}
 
 
+def test_an_image_may_be_named_by_digest() -> None:
+    digest = "sha256:" + "a" * 64
+    image = {"repository": "r/coe-gateway", "tag": "1", "digest": digest}
+    (container,) = gateway(rendered({"experts": EXPERTS, "image": image}))["spec"]["containers"]
+    assert container["image"] == f"r/coe-gateway:1@{digest}"
+
+
 @pytest.mark.parametrize(
     ("place", "value"),
     [(("gateway", "replicas"), "two"), (("vllm",), [{"model": "m"}]), (("gatway",), {}), (("retrain", "schedule"), 6)],

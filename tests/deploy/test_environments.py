@@ -6,8 +6,10 @@ interruption."""
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -111,3 +113,13 @@ def test_the_environment_is_made_anew_after_an_interruption_of_its_creation(chec
     write(checkout / "stand-ins" / "python", MAKE_VENV)
     assert run(checkout, "setup") == 0
     assert not (checkout / ".venv" / "half").exists()
+
+
+@pytest.mark.parametrize("name", ["constraints.txt", f"{MATRIX}/constraints.txt", "tests/vllm/constraints.txt"])
+def test_every_pinned_version_but_those_of_torch_has_digests(name: str) -> None:
+    lines = (ROOT / name).read_text().splitlines()
+    pins = [(line, after) for line, after in pairwise([*lines, ""]) if re.match(r"[A-Za-z]", line)]
+    assert len(pins) > 50
+    for line, after in pins:
+        is_checked = bool(re.fullmatch(r"\S+==\S+ \\", line) and re.match(r"    --hash=sha256:[0-9a-f]{64}", after))
+        assert is_checked != line.startswith(("torch>", "torch=", "torchvision=")), line

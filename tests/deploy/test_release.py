@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +70,43 @@ def test_everything_is_released_after_the_wheel_was_tried() -> None:
     assert tried.index("make wheel") < tried.index(".venv/bin/python scripts/try_wheel.py")
     needs = {name: job.get("needs") for name, job in workflow()["jobs"].items()}
     assert needs == {"wheel": None, "pypi": "wheel", "image": "wheel", "chart": "image"}
+
+
+def test_the_images_are_built_on_the_digest_of_the_base_image(tmp_path: Path) -> None:
+    for failure in ("exit 1", "echo Name: python"):
+        with pytest.raises(subprocess.CalledProcessError):
+            run_step("image", "base", tmp_path, docker=failure)
+    digest = run_step("image", "base", tmp_path, docker=f"echo '\"sha256:{'1' * 64}\"'")
+    assert digest == f"base=python:3.13-slim@sha256:{'1' * 64}\n"
+    (build,) = [step["with"] for step in steps("image") if step.get("id") == "build"]
+    assert build["build-args"] == "BASE=${{ steps.base.outputs.base }}"
+    assert "\nARG BASE=python:3.13-slim\n" in (ROOT / "deploy" / "Dockerfile").read_text()
+
+
+def test_the_chart_names_the_images_of_the_release_by_digest(tmp_path: Path) -> None:
+    values = tmp_path / "deploy" / "helm" / "coe" / "values.yaml"
+    values.parent.mkdir(parents=True)
+    shutil.copy(ROOT / "deploy" / "helm" / "coe" / "values.yaml", values)
+    digests = {name: "sha256:" + number * 64 for name, number in (("GATEWAY", "a"), ("JOBS", "b"))}
+    with pytest.raises(subprocess.CalledProcessError):
+        run_step("chart", "The chart names the images", tmp_path, **digests | {"JOBS": ""})
+    shutil.copy(ROOT / "deploy" / "helm" / "coe" / "values.yaml", values)
+    run_step("chart", "The chart names the images", tmp_path, **digests)
+    written = YAML(typ="safe").load(values)
+    assert (written["image"]["digest"], written["jobsImage"]["digest"]) == tuple(digests.values())
+    assert written["jobsImage"]["repository"] == "ghcr.io/owner/name/coe-jobs"
+
+
+def run_step(job: str, name: str, folder: Path, *, docker: str = "exit 1", **environ: str) -> str:
+    """Run the script of the step with this id or start of its name. Returns its outputs."""
+    (step,) = [step for step in steps(job) if step.get("id") == name or step.get("name", "").startswith(name)]
+    (folder / "docker").write_text(f"#!/bin/sh\n{docker}\n")
+    (folder / "docker").chmod(0o755)
+    environ |= {"PATH": f"{folder}:{os.environ['PATH']}", "GITHUB_OUTPUT": str(folder / "output")}
+    where = folder if (folder / "deploy").exists() else ROOT
+    script = ["bash", "-e", "-c", step["run"]]
+    subprocess.run(script, env=environ | {"GITHUB_REPOSITORY": "Owner/Name"}, cwd=where, check=True)
+    return (folder / "output").read_text() if (folder / "output").exists() else ""
 
 
 def test_its_commands_and_targets_exist() -> None:

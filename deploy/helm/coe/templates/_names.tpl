@@ -62,5 +62,5 @@ volumeMounts:
 {{- end }}
 
 {{- define "coe.image" -}}
-{{ .image.repository }}:{{ .image.tag | default .version }}
+{{ .image.repository }}:{{ .image.tag | default .version }}{{ with .image.digest }}@{{ . }}{{ end }}
 {{- end }}
