@@ -61,6 +61,7 @@ def test_an_answer_counts_if_it_has_the_demanded_form(response_format: Any, text
         {"$ref": "http://127.0.0.1:9/schema.json"},
         {"$ref": "#"},
         {"$ref": "#/$defs/missing"},
+        {"type": "object", "properties": {"a": {"$ref": "#text"}}, "$defs": {"text": {"$anchor": "text"}}},
         {"properties": {"a": {"pattern": "^y"}}},
         {"allOf": [{"$id": "http://inner.example/schema", "$ref": "#/$defs/a"}], "$defs": {"a": False}},
         None,

@@ -110,6 +110,7 @@ class _Check:
 
     def _allows_items(self, schema: dict[str, Any], value: list[Any]) -> bool:
         part, first = schema.get("items", True), len(schema.get("prefixItems", ()))
+        self._spend(first)
         return (
             part is True
             or isinstance(part, list)
@@ -117,8 +118,8 @@ class _Check:
         )
 
     def _target(self, reference: str) -> Any:
-        """Return the part that a reference names, which allows everything if it is not in this schema."""
-        if not reference.startswith("#"):
+        """Return the part that a pointer names; True, which allows everything, for another reference."""
+        if reference != "#" and not reference.startswith("#/"):
             return True
         self._spend(len(reference) // 8)
         target = self._root
