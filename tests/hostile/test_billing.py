@@ -12,17 +12,17 @@ from aiohttp import web
 from coe.experts import build_experts
 from coe.experts.http.client import Client
 from gateway.http.server import HttpServer, open_listener
-from tests.experts.faulty_server import FaultyServer
+from tests.experts.faulty_server import LAST, FaultyServer
 from tests.fakes import gateway_of
 from tests.hostile.test_random_ends import CONNECTIONS, declared, ending, held
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
 
+REPORTED = 6
+"""Tokens that the server reports at the end of an answer."""
 LIMIT = 1000.0
 """Dollars that no run of the test uses."""
-COUNTED = ("good", "slow-start", "drips")
-"""Kinds that report their token counts at the end of the answer: six tokens."""
 
 
 @pytest.fixture
@@ -51,12 +51,15 @@ class BillingServer(FaultyServer):
         bill = sum(len(message["content"]) for message in body["messages"]) / 4 + longest
         try:
             response = await super()._answer(request)
-            if kind in COUNTED:
-                bill = 6
+            request["reported"] = "reported" in request or kind == "good"
             return response
         finally:
-            self.tokens += bill
-            self.unreported += bill != 6
+            self.tokens += REPORTED if request.get("reported") else bill
+            self.unreported += not request.get("reported")
+
+    def _note(self, request: web.Request, chunk: bytes) -> None:
+        if LAST in chunk:
+            request["reported"] = True
 
 
 @pytest.fixture

@@ -175,7 +175,7 @@ async def test_a_client_that_leaves_or_is_too_slow_returns_the_memory_and_gets_n
         async with unread(one, stream=stream):
             assert one.serving_state.answers.held
         await wait_until(lambda: len(one.records) == 1)
-        assert (one.records[0].outcome, one.serving_state.answers.held) == ("aborted", 0)
+        assert not one.serving_state.answers.held
         async with unread(one, stream=stream) as (reader, _):
             (request,) = one.serving_state.admission.active
             request.cancel(DeadlineExceeded("too slow"))
