@@ -13,7 +13,7 @@ from coe.errors import CoEError, DataError
 
 
 class Pin(NamedTuple):
-    """What is installed, and the `digest_of` its file or folder of weights."""
+    """A requirement, and the `digest_of` its file or folder of weights."""
 
     requirement: str
     sha256: str

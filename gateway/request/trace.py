@@ -74,7 +74,7 @@ class Trace:
     cache: CacheUse | None = None
     """None if the request does not use the answer cache."""
     dropped: tuple[str, ...] = ()
-    """What was left out: types of parts that the expert's server cannot read, and names of fields."""
+    """Left out of the request: types of parts that the expert's server cannot read, and names of fields."""
     in_part: bool = False
     """True while a part of the answer is being sent into which no error may be inserted."""
     stored: StoredUse | None = None
