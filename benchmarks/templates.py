@@ -25,6 +25,7 @@ import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -87,19 +88,21 @@ def main() -> None:
 
 async def examine(router: Router, frames: Sequence[Frame], questions: Sequence[Question], *, alone: bool) -> Any:
     """Report on templates and, unless these are wanted `alone`, on agents and robustness."""
-    with ThreadPoolExecutor(1) as threads:
-        classify = served(router, threads)
-        texts = dict.fromkeys(one.prompt + options for one in questions for options in ("", one.options))
-        plain = {text: await classify(plain_chat(text)) for text in texts}
-        report = {"templates": await templates(classify, frames, questions, plain)}
-        if not alone:
-            report["agents"] = await agents(classify)
-            report["robustness"] = await robustness(classify, router, questions, plain)
+    classify = served(router)
+    texts = dict.fromkeys(one.prompt + options for one in questions for options in ("", one.options))
+    plain = {text: await classify(plain_chat(text)) for text in texts}
+    report = {"templates": await templates(classify, frames, questions, plain)}
+    if not alone:
+        report["agents"] = await agents(classify)
+        report["robustness"] = await robustness(classify, router, questions, plain)
     return report
 
 
-def served(router: Router, threads: ThreadPoolExecutor) -> Classify:
-    """The gateway's way from a chat to its most likely category, with an encoder pass for each unsure text."""
+def served(router: Router) -> Classify:
+    """The gateway's way from a chat to its most likely category, with an encoder pass for each unsure text.
+
+    The classifier chooses the routed text. Its own encoder passes are off, since a busy machine skips some of them.
+    """
     names = router.categories
     classifier = Classifier(
         router,
@@ -107,14 +110,15 @@ def served(router: Router, threads: ThreadPoolExecutor) -> Classify:
         specs=(),
         confidence_threshold=0.0,
         encoder_timeout=None,
-        threads=threads,
+        threads=ThreadPoolExecutor(1),
         overlays=Overlays(),
-        retrieves=True,  # else the encoder would run only where it may change the choice of an expert
+        retrieves=False,
     )
+    predict = lru_cache(maxsize=None)(lambda text: router.predict([text])[0])
 
     async def classify(chat: Chat) -> str:
-        _, prediction = await classifier.classify(chat, None)
-        return names[prediction.best]
+        routed, _ = await classifier.classify(chat, None)
+        return names[predict(routed.text).best]
 
     return classify
 
