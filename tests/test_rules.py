@@ -15,7 +15,7 @@ from coe.errors import ConfigError, RequestError
 from coe.mapping.problem import declared_assignment
 from coe.registry import Registry
 from coe.registry.rules import RuleSpec, rule_notes
-from coe.routing.decision import decide
+from coe.routing.decision import Previous, decide
 from coe.routing.eligibility import exclusion
 from coe.routing.rules import MAX_SYSTEM_CHARACTERS, MAX_TOOLS, RequestFacts, Rules
 from gateway.access import Caller
@@ -131,6 +131,7 @@ def choose(
         health_by_expert=health or {},
         rule=rule,
         named=named,
+        previous=Previous("generalist", continues=True),
     )
     assert decision.rule == "r"
     assert len(set(decision.candidates)) == len(decision.candidates) == len(decision.utility)
@@ -143,7 +144,7 @@ def test_a_named_expert_answers_if_it_is_eligible_and_up() -> None:
     assert choose(health={"painter": full}) == ("painter", "rule", "")
     assert choose(health={"painter": down}) == ("coder", "fallback", "painter")
     assert choose(health=dict.fromkeys(("coder", "painter", "generalist"), down)) == ("painter", "rule", "")
-    assert choose(rule=ExpertRule("k", ("coder", "generalist"))) == ("coder", "routed", "")
+    assert choose(rule=ExpertRule("k", ("coder", "generalist"))) == ("generalist", "sticky", "")
     recipe = {"name": "both", "cascade": ["coder", "painter"]}
     assert choose(recipes=[recipe], named="both@2") == ("both@2", "rule", "")
     assert choose(recipes=[recipe], named="both@2", rule=ExpertRule("k", ("coder",))) == ("coder", "routed", "")
@@ -249,6 +250,10 @@ def test_rules_name_tenants_patterns_and_aliases_and_no_plan_depends_on_them() -
         ("when: {}, category: law", "rules.0.when: needs one of tools, client, key, path, model, system, language"),
         ("when: {tool: Bash}, category: law", "unknown key 'tool'; did you mean 'tools'?"),
         ("when: {language: english}, category: law", "rules.0.when.language.0"),
+        (
+            f"when: {{tools: [{', '.join('a' * 33)}]}}, category: law",
+            "rules.0.when.tools: tuple should have at most 32",
+        ),
         ("when: {path: '*'}", "rules.0: needs an action: category, expert, odds or only_local"),
         ("when: {path: '*'}, category: law, odds: {law: 2}", "rules.0: category and odds exclude each other"),
         ("when: {path: '*'}, odds: {law: 0}", "rules.0.odds.law: input should be greater"),

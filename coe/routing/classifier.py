@@ -72,8 +72,11 @@ class Classifier:
             routed, fast = routed.of_topic(opens=opens), alone if opens else None
         fast = fast or self._predict_fast(routed.text, tenant)
         matching = self._rules if rules else None
-        if fast.stage == FAST_UNCERTAIN and not (matching and matching.needs_no_encoder(rules)):
-            fast = await self._refined(fast, routed.text, chat, tenant, rule)
+        if fast.stage == FAST_UNCERTAIN:
+            if matching is not None and matching.needs_no_encoder(rules):
+                fast = replace(fast, stage=SHORT_CIRCUIT)
+            else:
+                fast = await self._refined(fast, routed.text, chat, tenant, rule)
         return routed, matching.apply(rules, fast) if matching else fast
 
     async def classify_text(
