@@ -227,7 +227,7 @@ def load(rules: str) -> Registry:
 
 
 def test_rules_name_tenants_patterns_and_aliases_and_no_plan_depends_on_them() -> None:
-    rule = "  - {name: a, when: {key: [acme, issued-*], model: ['gpt-4*', gpt-5], path: /v1/*}, expert: small}"
+    rule = "  - {name: a, when: {key: [acme, issued-*], model: ['gpt-4*', gpt-5, 'f*'], path: /v1/*}, expert: small}"
     assert load(rule).digest == load("").digest
 
 

@@ -160,14 +160,15 @@ def _unknown_in(when: Conditions, keys: Sequence[str], models: ModelNames) -> Pr
         if not apis_of((path,)):
             yield ("path",), f"no endpoint has the path {path!r}{nearest(path, [*PATHS.values()])}"
     for name in when.model or ():
-        if not any(overlap(name, one) for one in models.names):
+        is_pattern = "*" in name
+        if models.resolve(name) is None and not (is_pattern and any(overlap(name, one) for one in models.names)):
             yield ("model",), f"unknown model or alias {name!r}{nearest(name, models.names)}"
 
 
 def _pinned_models(rule: RuleSpec, models: ModelNames) -> Problems:
     """Yield models of a rule for routing that pin an expert, so that their requests are not routed."""
     for name in () if rule.only_local else rule.when.model or ():
-        found = models.resolve(name)
+        found = None if "*" in name else models.resolve(name)
         if found is not None and found.model != AUTO:
             yield ("model",), f"requests for {name!r} are not routed, so only `only_local` applies to them"
 
