@@ -28,12 +28,24 @@ PassThroughApi = Literal[
 PASS_THROUGH_APIS: frozenset[PassThroughApi] = frozenset(get_args(PassThroughApi))
 Api = Literal["chat", "completions", "responses", "messages", "embeddings", PassThroughApi]
 """APIs of clients and experts: OpenAI's and Anthropic's for text, and those that pass through."""
+PATHS: Mapping[Api, str] = {
+    "chat": "/v1/chat/completions",
+    "completions": "/v1/completions",
+    "responses": "/v1/responses",
+    "messages": "/v1/messages",
+    "embeddings": "/v1/embeddings",
+    **{api: f"/v1/{api}" for api in PASS_THROUGH_APIS},
+    "tokenize": "/tokenize",
+}
+"""The gateway's path of each API."""
 TEXT_APIS: frozenset[Api] = frozenset(("chat", "completions", "responses", "messages"))
 """APIs whose answers are texts of a language model."""
 Capability = Literal["tools", "json_schema", "images", "audio", "files", "json_object", "n", "logprobs", "echo"]
 OPTIONAL_CAPABILITIES: frozenset[Capability] = frozenset(("files", "json_object", "n", "logprobs", "echo"))
 """Capabilities that restrict routing only if an expert declares them. Other servers usually ignore the field."""
-Reason = Literal["routed", "explored", "uncertain", "sticky", "escalated", "pinned", "spilled", "fallback", "cached"]
+Reason = Literal[
+    "routed", "explored", "uncertain", "sticky", "escalated", "pinned", "rule", "spilled", "fallback", "cached"
+]
 RetrievalMode = Literal["auto", "on", "off"]
 """When passages are retrieved for a request: if the gate expects a gain, always, or never."""
 Purpose = Literal["score", "chat"]
@@ -114,7 +126,8 @@ class RequestOptions:
     (version and betas of the client's API) are forwarded to the expert. `explain` requests the explanation of the
     decision in the response. `tenant` is the tenant of the API key. `purpose` is None for a user's request. `recipe` is
     the name of the recipe to use, NO_RECIPE for single experts only, or empty if the plan decides. `cache` is False if
-    the answer cache must not be used. `rule` limits the experts; None if all may receive the request.
+    the answer cache must not be used. `rule` limits the experts; None if all may receive the request. `rules` are the
+    names of the rules in experts.yaml of which one applies (`coe.routing.rules`).
     """
 
     session: str | None = None
@@ -129,6 +142,7 @@ class RequestOptions:
     recipe: str = ""
     cache: bool = True
     rule: ExpertRule | None = None
+    rules: tuple[str, ...] = ()
 
     @property
     def forwarded_headers(self) -> Mapping[str, str]:
@@ -147,9 +161,10 @@ class Prediction:
     `probabilities` is the calibrated posterior over the router's `categories`, float32 of shape (n_categories,). It
     sums to 1, and is conditional on the text being in-distribution. `in_distribution` is the probability of that (0 to
     1). `stage` names the part of the router that decided, for the routing log. If a tenant's overlay
-    (`coe/routing/classification.py`) changed the posterior, `overlay_version` is the version of the overlays and
-    `router_probabilities` is the posterior before the overlay. `language` is the ISO 639 code of the text's language,
-    UNDETERMINED if it is not English and not identified, or empty if the router does not distinguish languages.
+    (`coe/routing/classification.py`) changed the posterior, `overlay_version` is the version of the overlays. `rule`
+    is the name of the rule in experts.yaml that applies, empty without one. `router_probabilities` is the posterior
+    before overlay and rule, if they changed it. `language` is the ISO 639 code of the text's language, UNDETERMINED if
+    it is not English and not identified, or empty if the router does not distinguish languages.
     """
 
     probabilities: NDArray[np.float32] = field(repr=False)
@@ -158,6 +173,7 @@ class Prediction:
     overlay_version: str = ""
     router_probabilities: NDArray[np.float32] | None = field(default=None, repr=False)
     language: str = ""
+    rule: str = ""
     best: int = field(init=False)
     """Index of the most likely category."""
     confidence: float = field(init=False)
@@ -234,7 +250,7 @@ class Decision:
     are empty for a pinned expert; `price` is also empty if every price is 0.
 
     After a fallback, `fallback_from` is the first choice and `cause` the reason why it did not answer. A failed request
-    has a `cause` too. Otherwise both are empty.
+    has a `cause` too. Otherwise both are empty. `rule` is that of the prediction.
     """
 
     expert: str
@@ -247,6 +263,7 @@ class Decision:
     price: tuple[float, ...] = ()
     fallback_from: str = ""
     cause: Cause | Literal[""] = ""
+    rule: str = ""
 
 
 AnswerMemory = Callable[[int], None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from coe.core import ExpertRule
 from coe.mapping import Assignment, routing_gain
 from coe.routing import classifier
 from tests.decisions import chat_of
-from tests.fakes import Gateway, WordRouter, gateway_of
+from tests.fakes import Gateway, WordRouter, gateway_of, registry_of
 
 pytestmark = pytest.mark.anyio
 
@@ -49,6 +50,17 @@ async def test_the_routing_gain_is_computed_once_for_each_set_of_eligible_expert
         stages = [await stage_of(gateway, rule) for rule in (None, WITHOUT_PAINTER, None, WITHOUT_PAINTER, None)]
     assert computed == [[0, 1, 2], [0, 2]]
     assert stages == ["predict"] * 5
+
+
+@pytest.mark.parametrize(
+    ("action", "stage"),
+    [({"category": "code"}, "rule"), ({"expert": "coder"}, "short_circuit"), ({"odds": {"code": 2}}, "predict")],
+)
+async def test_a_rule_that_decides_alone_needs_no_encoder(action: dict[str, Any], stage: str) -> None:
+    rules = [{"name": "r", "when": {"path": "*"}, **action}]
+    async with gateway_of(registry_of(rules=rules), assignment=SPECIALIZED) as gateway:
+        await gateway.chat("ponder art")
+    assert [(record.rule, record.stage) for record in gateway.records] == [("r", stage)]
 
 
 async def test_each_plan_has_its_own_routing_gain() -> None:

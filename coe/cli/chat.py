@@ -12,7 +12,7 @@ import orjson
 import typer
 
 from coe.cli.common import Config, Json, settings_for, writable_file
-from coe.core import Decision, Prediction
+from coe.core import Decision
 from coe.errors import CoEError, DataError, ExpertUnavailable
 from coe.learning.evaluation.tables import numbered_rows
 from coe.terminal import print_json, print_line, print_part
@@ -31,7 +31,7 @@ def utf8_text(text: str | None) -> str | None:
 
 
 Text = Annotated[str | None, typer.Argument(callback=utf8_text, help="The user's message.")]
-Input = Annotated[Path | None, typer.Option("--input", help="JSONL or parquet with prompt or messages.")]
+Input = Annotated[Path | None, typer.Option("--input", help="JSONL or parquet with prompt, or messages and tools.")]
 Output = Annotated[
     Path | None, typer.Option("--output", callback=writable_file, help="File for the rows, each with its `decision`.")
 ]
@@ -39,6 +39,9 @@ Explain = Annotated[
     bool, typer.Option("--explain", help="Also show the text that is routed, and what it leaves out of the messages.")
 ]
 Key = Annotated[str, typer.Option("--key", help="Name of an API key, whose rules for experts apply.")]
+Client = Annotated[str, typer.Option("--client", help="Value of the header user-agent, for rules.")]
+System = Annotated[str, typer.Option("--system", callback=utf8_text, help="System prompt before TEXT.")]
+Tools = Annotated[list[str] | None, typer.Option("--tool", help="Name of a tool that the request declares, for rules.")]
 OnlyLocal = Annotated[bool, typer.Option("--only-local", help="Only experts that run locally may answer.")]
 Model = Annotated[str, typer.Option("--model", help="auto, or the name of an expert.")]
 
@@ -52,13 +55,21 @@ def route(
     explain: Explain = False,
     key: Key = "",
     only_local: OnlyLocal = False,
+    client: Client = "",
+    system: System = "",
+    tools: Tools = None,
 ) -> None:
     """Show which expert a request would go to, and why."""
     if (text is None) == (source is None):
         raise typer.BadParameter("give either a TEXT or --input FILE")
-    route_request = _open_router(config, key, only_local)
+    route_request = _open_router(config, key, only_local, client)
     if text is not None:
-        routed = route_request({"messages": [{"role": "user", "content": text}]})
+        fields: dict[str, Any] = {"messages": [{"role": "user", "content": text}]}
+        if system:
+            fields["messages"].insert(0, {"role": "system", "content": system})
+        if tools:
+            fields["tools"] = [{"type": "function", "function": {"name": name}} for name in tools]
+        routed = route_request(fields)
         print_json(_to_json(routed, explain=explain)) if json else _print(routed, explain=explain)
         return
     assert source is not None
@@ -84,13 +95,15 @@ RouteRequest = Callable[[dict[str, Any]], Routed]
 """Decides the fields of a request."""
 
 
-def _open_router(config: Path | None, key: str, is_only_local: bool) -> RouteRequest:
+def _open_router(config: Path | None, key: str, is_only_local: bool, client: str) -> RouteRequest:
     from coe.mapping.problem import relative_cost
     from coe.routing.decision import decide
     from coe.routing.eligibility import excluded_experts, only_local
     from coe.routing.request_text import read_request
+    from coe.routing.rules import RequestFacts, Rules
     from coe.runtime.active_state import load_active_state
     from coe.runtime.api_keys import rule_of
+    from gateway.access.estimate import input_tokens
     from gateway.dialects.chat import parse
 
     in_use = load_active_state(settings_for(config))
@@ -99,16 +112,17 @@ def _open_router(config: Path | None, key: str, is_only_local: bool) -> RouteReq
     if key and declared is None:
         known = ", ".join(one.name for one in registry.access.keys) or "none"
         raise typer.BadParameter(f"no such key in access.keys; known: {known}", param_hint="--key")
-    rule = None if declared is None else rule_of(declared)
-    if is_only_local:
-        rule = only_local(rule)
-    excluded = excluded_experts(registry, rule)
+    key_rule = None if declared is None else rule_of(declared)
+    tenant = "" if declared is None else declared.tenant or key
+    rules = Rules(registry, router.categories)
     charge = registry.policy.cost_weight * relative_cost(registry, in_use.assignment.experts)
 
     def route_request(fields: dict[str, Any]) -> Routed:
         chat = parse(orjson.dumps({"model": "auto", **fields}))
         text = read_request(chat)
-        prediction: Prediction = router.predict([text.text])[0]
+        matching = rules.matching(RequestFacts(chat, chat.model, input_tokens, client, key, tenant))
+        rule = only_local(key_rule) if is_only_local or rules.only_local(matching) else key_rule
+        prediction = rules.apply(matching, router.predict([text.text])[0])
         decision = decide(
             chat,
             prediction,
@@ -117,9 +131,10 @@ def _open_router(config: Path | None, key: str, is_only_local: bool) -> RouteReq
             confidence_threshold=in_use.confidence_threshold,
             extra_price=charge,
             rule=rule,
+            named=rules.arms.get(prediction.rule, ""),
         )
         posterior = dict(zip(router.categories, prediction.probabilities.tolist(), strict=True))
-        return Routed(decision, posterior, text, excluded)
+        return Routed(decision, posterior, text, excluded_experts(registry, rule))
 
     return route_request
 
@@ -130,7 +145,8 @@ def _route_file(path: Path, route_request: RouteRequest, *, explain: bool) -> li
     for number, row in numbered_rows(path):
         try:
             messages = row.get("messages") or [{"role": "user", "content": row["prompt"]}]
-            decision = _to_json(route_request({"messages": messages}), explain=explain)
+            more = {"tools": row["tools"]} if row.get("tools") else {}
+            decision = _to_json(route_request({"messages": messages, **more}), explain=explain)
             lines.append(orjson.dumps({**row, "decision": decision}).decode() + "\n")
         except (AttributeError, KeyError, TypeError) as error:
             raise DataError(f"{path}:{number}: expected JSON with prompt or messages ({error!r})") from None
@@ -150,6 +166,7 @@ def _to_json(routed: Routed, *, explain: bool) -> dict[str, Any]:
         "category": decision.category,
         "confidence": round(decision.confidence, 4),
         "reason": decision.reason,
+        "rule": decision.rule,
         "candidates": decision.candidates,
         "probabilities": {name: round(p, 4) for name, p in routed.posterior.items()},
         **explanation,
@@ -164,6 +181,8 @@ def _print(routed: Routed, *, explain: bool) -> None:
     print_line(
         f"expert      {decision.expert}  ({decision.reason}; then {', '.join(decision.candidates[1:]) or 'none'})"
     )
+    if decision.rule:
+        print_line(f"rule        {decision.rule}")
     for name, probability in sorted(routed.posterior.items(), key=lambda item: -item[1])[:3]:
         print_line(f"{probability:10.1%}  {name}")
     if explain:

@@ -23,6 +23,7 @@ from coe.experts.http.client import Client
 from coe.experts.live_check import Finding, check_experts
 from coe.mapping import Consequence
 from coe.registry import Registry, yaml_source
+from coe.registry.rules import rule_notes
 from coe.settings import Endpoint, Settings
 from coe.terminal import print_json, print_line
 
@@ -116,15 +117,18 @@ def _check_categories(declared: Registry, settings: Settings) -> None:
 
 def notes_on(declared: Registry, settings: Settings) -> list[str]:
     """Return notes on settings that are valid but have an effect that is easily missed."""
+    source = yaml_source.read(settings.config)
+    notes = [f"{source.at(('rules', index))}: {note}" for index, note in rule_notes(declared.rules)]
     retrieval = declared.retrieval
     if declared.cache is None or retrieval.store is None or retrieval.default_similarity >= 1:
-        return []
+        return notes
     if declared.artifacts != "folder" or ArtifactStore(settings.artifacts, GATE).in_use() is not None:
-        return []
+        return notes
     return [
+        *notes,
         "cache stores no answer of a request with text while no retrieval gate is fitted, because each one is searched "
         "for passages: fit a gate with `coe plan quality`, set retrieval.default_similarity to 1, or send "
-        "x-coe-retrieval: off"
+        "x-coe-retrieval: off",
     ]
 
 

@@ -173,7 +173,7 @@ class RoutingRecord:
     ] = None
     overlay: Annotated[str, FieldInfo("Version of the tenant overlay that changed the probabilities.")] = ""
     router_probabilities: Annotated[
-        Mapping[str, float] | None, FieldInfo("The router's own probabilities, before the tenant overlay.")
+        Mapping[str, float] | None, FieldInfo("The router's own probabilities, before a tenant overlay or rule.")
     ] = None
     retrieval: Annotated[
         str, FieldInfo("Result of retrieval: none, off, skipped, empty, failed, withheld or used.", api="list")
@@ -237,7 +237,7 @@ class RoutingRecord:
     ] = ()
     limited: Annotated[
         bool,
-        FieldInfo("True if the API key has a list of experts or `only_local`, or the request `x-coe-only-local`."),
+        FieldInfo("True if the API key has a list of experts, or key, rule or header limits it to local experts."),
     ] = False
     plan: Annotated[str, FieldInfo("Version of the plan in use; empty for the declared assignment.")] = ""
     unpriced: Annotated[
@@ -248,6 +248,7 @@ class RoutingRecord:
             api="list",
         ),
     ] = 0
+    rule: Annotated[str, FieldInfo("Rule of experts.yaml that applied; empty if none did.", api="list")] = ""
     schema: Annotated[int, FieldInfo("Version of this list of fields.")] = 1
 
     def is_by(self, router: str, *, categories: Collection[str]) -> bool:

@@ -12,8 +12,7 @@ from coe.registry.yaml_source import Problems
 
 def is_named(spec: ExpertSpec, pattern: str) -> bool:
     """Return whether a name or pattern names an expert or variant. The name of an expert includes its variants."""
-    names = (spec.name, spec.expert_name)
-    return pattern in names or ("*" in pattern and any(matches(pattern, name) for name in names))
+    return matches(pattern, spec.name) or matches(pattern, spec.expert_name)
 
 
 def key_problems(registry: Registry) -> Problems:

@@ -61,6 +61,11 @@ class ModelNames:
         self._patterns = [(name, targets[name]) for name in sorted(targets, key=_precedence) if "*" in name]
         self._exact = {name: target for name, target in targets.items() if "*" not in name} | self._exact
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names, and the aliases that are patterns."""
+        return (*self._exact, *(pattern for pattern, _ in self._patterns))
+
     def resolve(self, model: str) -> ResolvedModel | None:
         """Return the model that a value of `model` stands for; None if it is not known."""
         if (found := self._exact.get(model)) is not None or len(model) > MAX_MODEL_CHARACTERS:
@@ -74,7 +79,9 @@ def _precedence(pattern: str) -> tuple[int, int]:
 
 
 def matches(pattern: str, name: str) -> bool:
-    """Return whether a pattern with `*` matches a name, in linear time for each `*`."""
+    """Return whether a name, or a pattern with `*`, matches a name, in linear time for each `*`."""
+    if "*" not in pattern:
+        return pattern == name
     first, *middle, last = pattern.split("*")
     if len(name) < len(first) + len(last) or not name.startswith(first) or not name.endswith(last):
         return False

@@ -24,6 +24,7 @@ from coe.registry.experts import ExpertSpec, address_problems
 from coe.registry.hints import nearest, problems_of
 from coe.registry.recipes import MIN_JUDGE_CONTEXT, PROPOSED_PREFIX, RecipeSpec, cap_problems
 from coe.registry.residency import residency_problems, server_memory
+from coe.registry.rules import rule_problems
 from coe.registry.runtimes import LOCAL_RUNTIMES
 from coe.registry.specs import Registry
 from coe.registry.yaml_source import KeyPath, Problems, YamlSource
@@ -117,6 +118,14 @@ def _cross_checks(source: YamlSource, registry: Registry) -> Problems:
     yield from _duplicates(source, ("access", "keys"), tuple(key.name for key in keys))
     yield from _duplicates(source, ("access", "keys"), tuple(key.sha256 for key in keys), field="sha256")
     yield from key_problems(registry)
+    yield from _duplicates(source, ("rules",), tuple(rule.name for rule in registry.rules))
+    yield from rule_problems(
+        registry.rules,
+        categories=registry.category_names,
+        experts=tuple(registry.arm_of_model),
+        keys=tuple(name for key in keys for name in (key.name, key.tenant) if name),
+        models=registry.models,
+    )
     if registry.residency is None:
         yield from _memory_problems(registry)
     yield from residency_problems(registry)

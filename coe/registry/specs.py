@@ -18,6 +18,7 @@ from coe.core import GENERAL
 from coe.registry.aliases import AUTO, POINT_PREFIX, AliasName, ModelNames, OperatingPoint
 from coe.registry.experts import ExpertSpec, ExpertVariant
 from coe.registry.recipes import PROPOSED_PREFIX, ArmSpec, RecipeItems, RecipeSpec
+from coe.registry.rules import MAX_RULES, RuleSpec
 from coe.registry.runtimes import LOCAL_RUNTIMES, RUNTIMES
 from coe.registry.sections import (
     ANY_DEVICE,
@@ -100,6 +101,8 @@ class Registry(StrictModel):
     operating point. In an alias `*` stands for any characters, as in `gpt-*: auto`."""
     operating_points: dict[Name, OperatingPoint] = Field(default_factory=dict)
     """Named trade-offs between quality and cost, which clients request as the model `coe/NAME`."""
+    rules: Annotated[tuple[RuleSpec, ...], Field(max_length=MAX_RULES)] = ()
+    """Rules for certain requests, at most 100. The first rule that matches a request applies, and no other."""
     router: RouterSpec = RouterSpec()
     """Settings of the category router."""
     policy: Policy = Policy()
@@ -309,8 +312,9 @@ class Registry(StrictModel):
     def digest(self) -> str:
         """Short SHA-256 digest of everything that a plan depends on, without secrets.
 
-        It leaves out the sections aliases, operating_points, access, cache, stored_responses, limits, log, artifacts,
-        retrieval and residency, and the policy's timeouts, attempts and exploration. Records hold that rate themselves.
+        It leaves out the sections aliases, operating_points, rules, access, cache, stored_responses, limits, log,
+        artifacts, retrieval and residency, and the policy's timeouts, attempts and exploration. Records hold that rate
+        themselves.
         """
         plain = self.model_dump(
             mode="json",
@@ -319,6 +323,7 @@ class Registry(StrictModel):
                 "policy": {"exploration", *_CALLING_KEYS},
                 "aliases": True,
                 "operating_points": True,
+                "rules": True,
                 "access": True,
                 "cache": True,
                 "stored_responses": True,

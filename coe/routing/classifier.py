@@ -14,6 +14,7 @@ from coe.routing.classification import SHORT_CIRCUIT, EncoderPasses, Overlays
 from coe.routing.eligibility import exclusion, ineligibility
 from coe.routing.phrases import opens_topic
 from coe.routing.request_text import RoutedText, read_request
+from coe.routing.rules import Rules
 
 MIN_INFORMATION_VALUE = 0.01
 MIN_SHARE_OF_ROUTING_GAIN = 0.5
@@ -42,6 +43,7 @@ class Classifier:
         threads: Executor,
         overlays: Overlays,
         retrieves: bool,
+        rules: Rules | None = None,
     ) -> None:
         self._router = router
         self._assignment = assignment
@@ -52,12 +54,14 @@ class Classifier:
         self._encoder_passes = EncoderPasses(router, threads=threads, timeout=encoder_timeout)
         self._overlays = overlays
         self._retrieves = retrieves
+        self._rules = rules
         self._general = router.categories.index(GENERAL)
 
     async def classify(
-        self, chat: Chat, tenant: str | None, rule: ExpertRule | None = None
+        self, chat: Chat, tenant: str | None, rule: ExpertRule | None = None, rules: Sequence[str] = ()
     ) -> tuple[RoutedText, Prediction]:
-        """Return the routed text and its posterior, with the tenant's overlay if there is one.
+        """Return the routed text and its posterior, with the tenant's overlay if there is one, and after the first of
+        the matching `rules` that holds.
 
         The newest request of a conversation is routed alone if it opens a topic, which the fast heads help to decide.
         """
@@ -67,9 +71,13 @@ class Classifier:
             opens = opens_topic(routed.newest, float(alone.probabilities[self._general]))
             routed, fast = routed.of_topic(opens=opens), alone if opens else None
         fast = fast or self._predict_fast(routed.text, tenant)
-        if fast.stage != FAST_UNCERTAIN:
-            return routed, fast
-        return routed, await self._refined(fast, routed.text, chat, tenant, rule)
+        matching = self._rules if rules else None
+        if fast.stage == FAST_UNCERTAIN:
+            if matching is not None and matching.needs_no_encoder(rules):
+                fast = replace(fast, stage=SHORT_CIRCUIT)
+            else:
+                fast = await self._refined(fast, routed.text, chat, tenant, rule)
+        return routed, matching.apply(rules, fast) if matching else fast
 
     async def classify_text(
         self, text: str, chat: Chat, tenant: str | None, *, rule: ExpertRule | None = None

@@ -42,6 +42,7 @@ from coe.routing.continuity import ESCALATED_MARK, Continuity
 from coe.routing.conversation import Affinity, Conversation
 from coe.routing.decision import NO_PREVIOUS, Previous, decide, with_fallback
 from coe.routing.request_text import RoutedText
+from coe.routing.rules import Rules
 from coe.usage import RecipeLog
 
 NO_RETRIEVAL = RetrievalResult()
@@ -99,6 +100,8 @@ class Composition:
         self._shares_devices = registry.residency is not None
         self.prices = {arm.name: arm.prices for arm in registry.arms}
         """The prices of experts and arms by name."""
+        self.rules = Rules(registry, router.categories) if registry.rules else None
+        """The rules of experts.yaml; None without any."""
         self.classifier = Classifier(
             router,
             assignment=assignment,
@@ -108,18 +111,17 @@ class Composition:
             threads=threads,
             overlays=overlays or Overlays(),
             retrieves=self.retrieves,
+            rules=self.rules,
         )
         self.continuity = Continuity(registry, assignment=assignment, affinity=self.affinity, arms=self._arms)
 
     @property
     def routed_arms(self) -> tuple[str, ...]:
-        """The arms of recipes that routing may select for some category."""
+        """The arms of recipes that routing may select for some category, or by a rule."""
         possible: list[bool] = np.isfinite(self.assignment.quality.max(axis=0)).tolist()
-        return tuple(
-            name
-            for name, is_possible in zip(self.assignment.experts, possible, strict=True)
-            if is_possible and name in self.recipes
-        )
+        planned = {name for name, is_possible in zip(self.assignment.experts, possible, strict=True) if is_possible}
+        named = () if self.rules is None else self.rules.arms.values()
+        return tuple(name for name in self.recipes if name in planned or name in named)
 
     async def warm(self) -> None:
         """Prepare the document store for the first request; without documents nothing is done."""
@@ -151,9 +153,13 @@ class Composition:
         return decision
 
     def assign_general(self, chat: Chat, options: RequestOptions) -> Decision:
-        """Decide on a request that passes through: as for a text that is certainly of the category `general`."""
+        """Decide on a request that passes through: as for a text that is certainly of the category `general`, unless a
+        rule sets another one."""
         posterior = np.array([name == GENERAL for name in self.router.categories], dtype=np.float32)
-        return self.decide(chat, Prediction(posterior, "pass_through"), options)
+        prediction = Prediction(posterior, "pass_through")
+        if self.rules is not None:
+            prediction = self.rules.apply(options.rules, prediction)
+        return self.decide(chat, prediction, options)
 
     def decide(
         self,
@@ -177,6 +183,7 @@ class Composition:
             uniform=uniform,
             recipe=options.recipe,
             rule=options.rule,
+            named=self.rules.arms.get(prediction.rule, "") if self.rules is not None else "",
         )
 
     def _health(self) -> dict[str, Health]:

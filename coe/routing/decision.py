@@ -70,6 +70,7 @@ def decide(
     uniform: float | None = None,
     recipe: str = "",
     rule: ExpertRule | None = None,
+    named: str = "",
 ) -> Decision:
     """Select the expert and the fallback order.
 
@@ -79,7 +80,8 @@ def decide(
     request continues its task or is uncertain, or if no other is better by more than `sticky_margin` and the switching
     cost. Otherwise an uncertain request (confidence below the threshold, declared or else trained) goes to the expert
     of `general`, any other to the expert of highest utility. An expert that is down is replaced (a fallback); an
-    overloaded one is, if the other is worse by at most `max_quality_loss`.
+    overloaded one is, if the other is worse by at most `max_quality_loss`. An eligible expert or arm that a rule of
+    experts.yaml has `named` is selected before all of these unless it is down.
 
     `extra_price`, shape (n_experts,) in units of quality, is added to the plan's expected prices; it is negative where
     passages are expected to add quality. An expert that `health_by_expert` lacks is up and idle. `uniform`, drawn from
@@ -89,11 +91,14 @@ def decide(
     """
     category, confidence = assignment.categories[prediction.best], prediction.confidence
     if pinned := pinned_arm(chat, registry, recipe, rule):
-        return Decision(pinned, category, confidence, "pinned", (pinned,))
+        return Decision(pinned, category, confidence, "pinned", (pinned,), rule=prediction.rule)
     utilities, prices = _utilities_and_prices(assignment, prediction, extra_price)
-    eligible = eligible_arms(chat, registry, utilities, recipe, language=prediction.language, rule=rule)
+    eligible = eligible_arms(chat, registry, utilities, recipe, language=prediction.language, rule=rule, named=named)
     if registry.variants:
         utilities = _with_experts_of_variants(utilities, eligible, registry)
+    if named in eligible:
+        previous = Previous(named, continues=True, in_loop=True)  # stays whatever its utility and load
+        utilities.setdefault(named, -math.inf)
     policy = registry.policy
     threshold = confidence_threshold if policy.confidence_threshold is None else policy.confidence_threshold
     candidates = _Candidates.of(eligible, utilities, health_by_expert)
@@ -110,13 +115,14 @@ def decide(
         expert,
         category,
         confidence,
-        reason,
+        "rule" if reason == "sticky" and expert == named else reason,
         order,
         propensity,
         utility=tuple([utilities[name] for name in order]),
-        price=tuple([prices[name] for name in order]) if prices and any(prices.values()) else (),
+        price=tuple([prices.get(name, 0.0) for name in order]) if prices and any(prices.values()) else (),
         fallback_from=avoided,
         cause=(health_by_expert[avoided].cause or "circuit_open") if avoided else "",
+        rule=prediction.rule,
     )
 
 

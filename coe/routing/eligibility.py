@@ -78,8 +78,11 @@ def _check_local(arm: ExpertSpec | ArmSpec, registry: Registry, rule: ExpertRule
 
 def _local_remedy(rule: ExpertRule) -> str:
     """Return the end of an error message about a request for local experts."""
-    source = f"x-coe-only-local or the API key {rule.key!r}" if rule.key else "the header x-coe-only-local"
-    return f"The rule is from {source}; a server of your own needs `local: true` in experts.yaml"
+    source = f", or the API key {rule.key!r}" if rule.key else ""
+    return (
+        f"This is from the header x-coe-only-local, `rules` in experts.yaml{source}; a server of your own needs "
+        "`local: true` in experts.yaml"
+    )
 
 
 def pinned_arm(chat: Chat, registry: Registry, recipe: str, rule: ExpertRule | None = None) -> str:
@@ -117,24 +120,25 @@ def eligible_arms(
     *,
     language: str,
     rule: ExpertRule | None = None,
+    named: str = "",
 ) -> Collection[str]:
-    """Return the names of the eligible experts and arms. Raises InvalidRequest if no expert can take the chat,
-    Forbidden if the rule excludes all."""
+    """Return the names of the eligible experts and arms; the one that is `named` needs no measured quality. Raises
+    InvalidRequest if no expert can take the chat, Forbidden if the rule excludes all."""
     plain = registry.plain_chat_arms
     fits = chat.characters <= registry.plain_context * MAX_CHARACTERS_PER_TOKEN
     if plain and fits and chat.api == "chat" and not chat.needs and rule is None:
         return plain
-    eligible = _eligible_experts(chat, registry, rule)
+    eligible = _eligible_experts(chat, registry, rule, named)
     if registry.recipe_arms and recipe != NO_RECIPE:
-        eligible += _eligible_recipes(chat, registry, utilities, rule)
+        eligible += _eligible_recipes(chat, registry, utilities, rule, named)
     if chat.needs:
         eligible = _with_optional_capabilities(eligible, chat, registry)
     return _with_language(eligible, language, registry) if registry.restricts_languages else eligible
 
 
-def _eligible_experts(chat: Chat, registry: Registry, rule: ExpertRule | None) -> list[str]:
-    """Return the names of the eligible experts. Raises InvalidRequest if none can take the chat, Forbidden if the rule
-    excludes all."""
+def _eligible_experts(chat: Chat, registry: Registry, rule: ExpertRule | None, named: str) -> list[str]:
+    """Return the names of the eligible experts; for embeddings only the `named` one. Raises InvalidRequest if none can
+    take the chat, Forbidden if the rule excludes all."""
     permitted = registry.single_arms if rule is None else _permitted_experts(registry, rule)
     eligible = [spec.name for spec in permitted if not ineligibility(chat, spec)]
     if not eligible:
@@ -144,6 +148,8 @@ def _eligible_experts(chat: Chat, registry: Registry, rule: ExpertRule | None) -
         message = f"no expert can take this request: {reasons}{_remedy(chat, experts)}"
         raise InvalidRequest(message, code="no_capable_expert")
     if chat.api == "embeddings" and len(eligible) > 1:
+        if named in eligible:
+            return [named]
         message = f"vectors of different models are not comparable: set model to one of {', '.join(eligible)}"
         raise InvalidRequest(message, param="model", code="ambiguous_model")
     if chat.api in _TRANSLATED_APIS:
@@ -224,15 +230,15 @@ def check_thread(chat: Chat) -> None:
 
 
 def _eligible_recipes(
-    chat: Chat, registry: Registry, utilities: Mapping[str, float], rule: ExpertRule | None
+    chat: Chat, registry: Registry, utilities: Mapping[str, float], rule: ExpertRule | None, named: str
 ) -> list[str]:
-    """Return the eligible arms of recipes whose quality was measured for the category."""
+    """Return the eligible arms of recipes whose quality was measured for the category, or that are `named`."""
     if single_expert_reason(chat):
         return []
     return [
         arm.name
         for arm in registry.recipe_arms
-        if utilities.get(arm.name, -np.inf) > -np.inf
+        if (arm.name == named or utilities.get(arm.name, -np.inf) > -np.inf)
         and not (rule is not None and exclusion(rule, arm))
         and not ineligibility(chat, arm)
     ]

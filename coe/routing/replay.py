@@ -33,7 +33,8 @@ class ReplayedDecision:
 
 
 async def replay(composition: Composition, record: RoutingRecord) -> ReplayedDecision:
-    """Decide a logged request again, without exploration. Pinned and sticky requests keep their expert.
+    """Decide a logged request again, without exploration. Pinned and sticky requests keep their expert. The rule of
+    the logged name applies again, as it is now declared.
 
     Raises NotClassified if the request ended before classification, and the errors of `decide`.
     """
@@ -46,6 +47,8 @@ async def replay(composition: Composition, record: RoutingRecord) -> ReplayedDec
         prediction = await composition.classifier.classify_text(record.prompt, chat, record.tenant, rule=rule)
     else:
         source, prediction = "posterior", _logged_prediction(composition, record)
+    if composition.rules is not None:
+        prediction = composition.rules.apply((record.rule,), prediction)
     options = RequestOptions(
         cost_weight=record.cost_weight,
         retrieval="off" if record.retrieval == "off" else "auto",

@@ -64,6 +64,7 @@ def cache_key(state: bytes, chat: Chat, options: RequestOptions, *, path: str, t
     headers = [options.recipe, options.cost_weight, options.retrieval, sorted(options.version_headers.items())]
     if (rule := options.rule) is not None:  # a request must not get the answer of an expert that its rule excludes
         headers.append([rule.experts, rule.only_local])
+    headers.append(options.rules)
     try:
         identity = orjson.dumps([tenant, chat.api, path, headers, body], option=orjson.OPT_SORT_KEYS)
     except TypeError:  # orjson reads deeper nesting than it writes

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+from coe.core import PATHS
 from coe.registry import AUTO
 from gateway.dialects import Dialect, chat, messages, responses
 from gateway.dialects.chat import CHAT, COMPLETIONS, EMBEDDINGS
@@ -16,7 +17,6 @@ from gateway.dialects.parsing import TEXT_PARTS
 from gateway.dialects.responses import RESPONSES
 from gateway.endpoints.openapi import ANTHROPIC_HEADERS, CALL_HEADERS, ROUTING_HEADERS
 from gateway.endpoints.operation import CALL_PROBLEMS, EVENTS, JSON, NUMBER, TEXT, Operation, Schema, Success, ref
-from gateway.observability.tracing import PATHS
 from gateway.parts import Parts
 from gateway.request.line import DEPLOYMENT, Line
 

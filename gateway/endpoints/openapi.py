@@ -36,6 +36,7 @@ _ROUTING: Mapping[str, tuple[str, str, Schema]] = {
     "x-coe-category": ("Category", "The predicted category of the conversation.", TEXT),
     "x-coe-confidence": ("Confidence", "Calibrated probability of the category.", _SHARE),
     "x-coe-reason": ("Reason", "Why this expert was chosen.", TEXT),
+    "x-coe-rule": ("Rule", "The rule of experts.yaml that applied, where one did.", TEXT),
     "x-coe-fallback-from": ("FallbackFrom", "The first choice, where another expert answers in its place.", TEXT),
     "x-coe-cause": (
         "Cause",

@@ -70,7 +70,7 @@ class _Decisions:
 
     async def answer(self, serving: Serving, chat: Chat, options: RequestOptions) -> dict[str, Any]:
         composition = serving.composition
-        routed, prediction = await composition.classifier.classify(chat, options.tenant, options.rule)
+        routed, prediction = await composition.classifier.classify(chat, options.tenant, options.rule, options.rules)
         conversation = read_conversation(chat, options, routed.requests)
         previous = await composition.continuity.find(chat, conversation, routed, options)
         decision = composition.assign(chat, prediction, options, previous=previous)
@@ -86,6 +86,7 @@ class _Decisions:
             "category": decision.category,
             "confidence": round(decision.confidence, 4),
             "reason": decision.reason,
+            "rule": decision.rule,
             "fallback_from": decision.fallback_from,
             "cause": decision.cause,
             "candidates": decision.candidates,
@@ -152,6 +153,7 @@ SCHEMAS: Schema = {
             "category": TEXT,
             "confidence": NUMBER,
             "reason": TEXT,
+            "rule": TEXT | {"description": "The rule of experts.yaml that applies; empty if none does."},
             "fallback_from": TEXT,
             "cause": {
                 "enum": ["", *CAUSES],

@@ -160,6 +160,7 @@ def record_of(trace: Trace) -> RoutingRecord:
         dropped=trace.dropped,
         cache=trace.cache.result if trace.cache is not None else "",
         plan=trace.serving.plan,
+        rule=decision.rule,
         assignment=composition.assignment_digest,
         utility=tuple([round(utility, 4) for utility in decision.utility]),
         price=tuple([round(price, 4) for price in decision.price]),

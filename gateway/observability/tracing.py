@@ -27,21 +27,12 @@ if TYPE_CHECKING:
 from typing import Any
 from urllib.parse import urlsplit
 
-from coe.core import PASS_THROUGH_APIS, Api
+from coe.core import PASS_THROUGH_APIS, PATHS, Api
 from coe.registry import ExpertSpec
 from coe.routing.composition import first_expert
 
 Attributes = dict[str, Any]
 
-PATHS: dict[Api, str] = {
-    "chat": "/v1/chat/completions",
-    "completions": "/v1/completions",
-    "responses": "/v1/responses",
-    "messages": "/v1/messages",
-    "embeddings": "/v1/embeddings",
-    **{api: f"/v1/{api}" for api in PASS_THROUGH_APIS},
-    "tokenize": "/tokenize",
-}
 _OPERATIONS: dict[Api, str] = {
     "completions": "text_completion",
     "embeddings": "embeddings",

@@ -25,7 +25,7 @@ from gateway.serving_state import Serving
 
 MEMORY = "memory"
 """The value of `cache.store` for a store in each process."""
-_STORED_REASONS: frozenset[Reason] = frozenset(("routed", "uncertain", "sticky", "pinned"))
+_STORED_REASONS: frozenset[Reason] = frozenset(("routed", "uncertain", "sticky", "pinned", "rule"))
 """Decision reasons whose answers are stored. Fallback, spill, exploration and escalation answer with another expert."""
 _STORED_RETRIEVAL = ("none", "off", "skipped")
 """Retrieval results that do not depend on documents, provided that the store was not searched."""
@@ -155,6 +155,7 @@ def _digest(serving: Serving) -> bytes:
         registry.digest,
         registry.policy.model_dump(mode="json"),
         registry.retrieval.model_dump(mode="json"),
+        [rule.model_dump(mode="json") for rule in registry.rules],
         composition.router.version,
         composition.assignment_digest,
         sorted((kind, version) for kind, version in serving.versions.items()),

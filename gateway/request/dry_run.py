@@ -17,7 +17,7 @@ from gateway.dialects import Dialect
 from gateway.errors import headers_of, status_of
 from gateway.request.body import ClientLeftError
 from gateway.request.line import respond
-from gateway.request.options import read_options, resolve_model
+from gateway.request.options import read_options, resolve_model, with_rules
 from gateway.serving_state import Serving, ServingState
 
 Answer = Callable[[Serving, Chat, RequestOptions], Awaitable[dict[str, Any]]]
@@ -50,7 +50,10 @@ class DryRun:
                 async with allowance:
                     body = await request.admit(scope, receive)
                     chat = await request.parse(partial(self._dialect.parse, body), size=len(body))
+                    model = chat.model
                     chat, options = resolve_model(chat, options, serving.registry, scope["headers"])
+                    if (rules := serving.composition.rules) is not None:
+                        options = with_rules(chat, options, rules, scope["headers"], caller=caller, model=model)
                     answer = await self._answer(serving, chat, options)
             await respond(send, status=200, body=orjson.dumps(answer), headers=allowance.headers())
         except RequestError as error:

@@ -34,7 +34,13 @@ from gateway.request.body import ClientLeftError
 from gateway.request.cache_step import CacheStep
 from gateway.request.citations import cited
 from gateway.request.keep_alive import KeepAlive, stream_head
-from gateway.request.options import has_session_or_trace, read_options, resolve_model, with_session_and_trace
+from gateway.request.options import (
+    has_session_or_trace,
+    read_options,
+    resolve_model,
+    with_rules,
+    with_session_and_trace,
+)
 from gateway.request.stored_step import StoredStep, check_owned
 from gateway.request.trace import Trace
 from gateway.serving_state import ServingState
@@ -147,7 +153,7 @@ class Line:
                     await cohort.yield_to_others()
                     with trace.step("classify"):  # 3
                         trace.routed, trace.prediction = await composition.classifier.classify(
-                            chat, trace.caller.tenant, options.rule
+                            chat, trace.caller.tenant, options.rule, options.rules
                         )
                     await cohort.yield_to_others()
                     with trace.step("assign"):  # 4
@@ -179,13 +185,16 @@ class Line:
     async def _parse(
         self, trace: Trace, request: ActiveRequest, scope: Scope, body: bytes | bytearray
     ) -> tuple[Chat, RequestOptions]:
-        """Return the chat with its resolved model, and its options."""
+        """Return the chat with its resolved model, and its options with the rules that match."""
         assert trace.options is not None
         deployment = scope["path_params"].get(DEPLOYMENT, "") if "path_params" in scope else ""
         parse = partial(self._dialect.parse, body, model=deployment)
         trace.chat = chat = await request.parse(parse, size=len(body))
         trace.requested_model = chat.model
         chat, options = resolve_model(chat, trace.options, trace.serving.registry, scope["headers"])
+        if (rules := trace.serving.composition.rules) is not None:
+            model = trace.requested_model
+            options = with_rules(chat, options, rules, scope["headers"], caller=trace.caller, model=model)
         trace.chat, trace.options = chat, options
         return chat, options
 

@@ -1,5 +1,5 @@
 """Reads the options of a request from its headers: session, cost weight, timeout, retrieval, trace context, versions.
-`resolve_model` adds what an alias or operating point in `model` stands for.
+`resolve_model` adds what an alias or operating point in `model` stands for, `with_rules` the rules that match.
 
 Without a header, the value declared in experts.yaml applies. `gateway/endpoints/openapi.py` describes each header.
 """
@@ -18,6 +18,9 @@ from coe.errors import HeadersTooLarge, InvalidRequest
 from coe.registry import AUTO, Policy, Registry
 from coe.registry.aliases import ResolvedModel
 from coe.routing.eligibility import check_model, check_recipe, only_local
+from coe.routing.rules import RequestFacts, Rules
+from gateway.access import Caller
+from gateway.access.estimate import input_tokens
 from gateway.http.known_heads import SESSION, TRACE_HEADERS
 
 MAX_SESSION_CHARACTERS = 128
@@ -115,6 +118,25 @@ def resolve_model(
     if found.cost_weight is not None and all(name != b"x-coe-cost-weight" for name, _ in headers):
         options = replace(options, cost_weight=found.cost_weight)
     return chat if found.model == chat.model else replace(chat, model=found.model), options
+
+
+def with_rules(
+    chat: Chat,
+    options: RequestOptions,
+    rules: Rules,
+    headers: Iterable[tuple[bytes, bytes]],
+    *,
+    caller: Caller,
+    model: str,
+) -> RequestOptions:
+    """Add the rules of experts.yaml that match, and limit the request to local experts if one says so. `model` is the
+    client's value."""
+    client = next((value for name, value in headers if name == b"user-agent"), b"").decode("latin-1")
+    routed = chat.model == AUTO and options.recipe in ("", NO_RECIPE)
+    key, tenant = caller.key or "", caller.tenant or ""
+    names = rules.matching(RequestFacts(chat, model, input_tokens, client, key, tenant, routed))
+    rule = only_local(options.rule) if rules.only_local(names) else options.rule
+    return replace(options, rules=names, rule=rule) if names else options
 
 
 def _add_version(versions: dict[str, str], name: str, value: str) -> None:

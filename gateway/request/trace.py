@@ -249,6 +249,8 @@ class Trace:
         )
         if self.prediction is not None and self.prediction.language:
             found.append((b"x-coe-language", self.prediction.language.encode()))
+        if decision.rule:
+            found.append((b"x-coe-rule", decision.rule.encode()))
         if variant:
             found.append((b"x-coe-variant", variant.encode()))
         if decision.fallback_from:

@@ -47,6 +47,7 @@ _REASONS: Mapping[str, str] = {
     "sticky": "A follow-up stays with the expert of the conversation.",
     "escalated": "The session was stuck with another expert, so the next declared one continues it.",
     "pinned": "The client named the expert in `model`.",
+    "rule": "A rule of experts.yaml names the expert.",
     "spilled": "The best expert is overloaded, and another is hardly worse.",
     "cached": "An identical request was answered before; this expert wrote the answer.",
     "fallback": "The first choice did not answer; another expert answers in its place.",

@@ -127,3 +127,29 @@ def test_a_wrong_data_file_is_named_with_its_line(config: Path, content: str, me
 def test_routing_before_training_names_the_command(config: Path) -> None:
     with pytest.raises(ArtifactError, match="run `coe train`"):
         run("route", "hello", "--config", config)
+
+
+RULES = """\
+rules:
+  - {name: agents, when: {tools: [Bash], client: "claude-*"}, category: general}
+  - {name: poets, when: {system: a poet}, expert: generalist}
+  - {name: shadowed, when: {system: You are a poet}, expert: chef}
+"""
+
+
+def test_rules_are_tried_and_those_without_effect_are_noted(config: Path) -> None:
+    config.write_text(config.read_text().replace("external,", "external, capabilities: [tools],") + RULES)
+    run("train", "--config", config)
+
+    def routed(*words: str) -> list[str]:
+        found = json.loads(run("route", "how do i bake the bread dough", *words, "--config", config, "--json"))
+        return [found[name] for name in ("expert", "reason", "rule")]
+
+    assert routed() == ["chef", "routed", ""]
+    assert routed("--system", "You are a poet") == ["generalist", "rule", "poets"]
+    assert routed("--tool", "Edit", "--client", "claude-cli") == ["chef", "routed", ""]
+    assert routed("--tool", "Bash", "--client", "claude-cli") == ["generalist", "routed", "agents"]
+    shown = run("route", "hello", "--system", "You are a poet", "--explain", "--config", config)
+    assert "rule        poets\n" in shown
+    notes = json.loads(run("check", config, "--json"))["notes"]
+    assert notes == ["experts.yaml:17: rule 'shadowed' can never match: 'poets' matches all its requests before it"]

@@ -42,7 +42,7 @@ def test_a_record_and_its_feedback_become_one_row() -> None:
     assert found.usable_off_policy.tolist() == [True]
 
 
-@pytest.mark.parametrize("reason", ["pinned", "sticky", "uncertain", "spilled", "fallback", "cached"])
+@pytest.mark.parametrize("reason", ["pinned", "rule", "sticky", "uncertain", "spilled", "fallback", "cached"])
 def test_a_choice_that_quality_did_not_make_is_kept_without_a_propensity(reason: str) -> None:
     found = joined([record("r", reason=reason)], [event("score", 1.0)]).experience
     assert np.isnan(found.propensity).all()

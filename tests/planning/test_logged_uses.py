@@ -145,14 +145,14 @@ def test_the_names_of_a_log_are_bounded() -> None:
     assert found.left_out == {"of further names": 3}
 
 
-def test_the_mix_of_traffic_is_that_of_one_router_without_pinned_requests_and_cached_answers() -> None:
+def test_the_mix_of_traffic_is_that_of_one_router_without_pinned_and_forced_requests_and_cached_answers() -> None:
     """Two gateways with different routers write into one log."""
     posterior, other = {"code": 0.5, "law": 0.3, "general": 0.2}, {"code": 1.0, "law": 0, "general": 0}
     old = [answered(number, router="r0", probabilities=other) for number in range(MIN_TRAFFIC_REQUESTS)]
     new = [answered(number, router="r1", probabilities=posterior) for number in range(MIN_TRAFFIC_REQUESTS)]
     others = [
         answered(number, router="r1", reason=reason, probabilities=other)
-        for number, reason in enumerate(("pinned", "cached") * 9)
+        for number, reason in enumerate(("pinned", "rule", "cached") * 6)
     ]
     mixed = [one for pair in zip(old, new, strict=True) for one in pair]
     found = uses_of([*mixed[2:], *others])

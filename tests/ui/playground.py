@@ -42,7 +42,8 @@ async def open_playground(folder: Path) -> AsyncIterator[Playground]:
     usual = {"runtime": "external", "base_url": echo.url, "prices": {"output": 2.0}, "context_length": 10**6}
     experts = [{"name": name, "model": model, **usual} for name, model in MODELS.items()]
     assignment = {"code": "coder", "art": "painter", "general": "coder"}
-    async with serving(folder, experts=experts, assignment=assignment) as served:
+    rules = [{"name": "poets", "when": {"system": "poet"}, "expert": "painter"}]
+    async with serving(folder, experts=experts, assignment=assignment, rules=rules) as served:
         yield Playground(served, echo)
     await runner.cleanup()
 

@@ -117,6 +117,14 @@ async def test_a_reload_keeps_conversation_settings_and_draft_and_a_new_one_begi
         assert await page.evaluate("document.body.innerText.includes('keep me')") is False
 
 
+async def test_the_rule_that_chose_the_expert_is_named(browser: Browser, playground: Playground) -> None:
+    async with visiting(browser, playground.url) as page:
+        await page.get_by_text("More", exact=True).click()
+        await page.get_by_label("System prompt").fill("you are a poet")
+        await send_prompt(page, "code")
+        await expect(page.get_by_text("The rule names painter (code")).to_contain_text("; rule poets")
+
+
 async def test_thumbs_are_stored(browser: Browser, playground: Playground) -> None:
     async with visiting(browser, playground.url) as page:
         await send_prompt(page, "code")

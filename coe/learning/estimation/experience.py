@@ -71,8 +71,8 @@ class Experience:
 
     `posterior` (n, m) is float32; `chosen` (n,) is the expert that answered, `allowed` (n, k) are those that could
     have. `propensity` (n,) is the probability with which it was chosen, NaN where expected quality did not decide
-    (pinned, sticky, uncertain, spilled, fallback): fits use such requests, off-policy estimates cannot. `reward` (n,)
-    is 0 to 1, NaN without feedback; `kind` (n,) is the index into KINDS of its feedback; `corrected` (n,) is the
+    (pinned, rule, sticky, uncertain, spilled, fallback): fits use such requests, off-policy estimates cannot. `reward`
+    (n,) is 0 to 1, NaN without feedback; `kind` (n,) is the index into KINDS of its feedback; `corrected` (n,) is the
     corrected category; `tenant` and `version` (of router and configuration) have shape (n,); `time` (n,) is in Unix
     seconds; `identity` (n,) is the digest of the request's id. Indices are NONE where there is nothing.
     """

@@ -73,7 +73,7 @@ class LoggedUses:
 
     def add(self, record: RoutingRecord) -> None:
         """Add a record, or count it under `left_out`."""
-        if record.reason not in ("", "pinned", "cached") and not record.purpose:
+        if record.reason not in ("", "pinned", "rule", "cached") and not record.purpose:
             self.traffic.add(record.router, record.probabilities)
         if record.attempts and not record.purpose:
             hour = int(record.time // 3600)

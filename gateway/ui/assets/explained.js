@@ -11,9 +11,9 @@ export const outcome = (word) => badge(word, KINDS[word] ?? "bad");
 
 /** Why the expert was chosen, as a sentence. */
 export function sentence(decision) {
-  const { reason, expert, category, confidence, candidates, attempts, propensity, utility, price } = decision;
+  const { reason, expert, category, confidence, candidates, attempts, propensity, utility, price, rule } = decision;
   if (!expert) return "Ended before routing.";
-  const prediction = `${category}, confidence ${percent(confidence)}`;
+  const prediction = `${category}, confidence ${percent(confidence)}${rule ? `; rule ${rule}` : ""}`;
   switch (reason) {
     case "routed":
       return `${expert} is expected to answer best (${prediction}).${cheaper({ expert, candidates, utility, price })}`;
@@ -28,7 +28,9 @@ export function sentence(decision) {
     case "escalated":
       return `The session was stuck; ${expert} continues it (${prediction}).`;
     case "pinned":
-      return `${expert} was pinned; predicted category ${category} (${percent(confidence)}).`;
+      return `${expert} was pinned (${prediction}).`;
+    case "rule":
+      return `The rule names ${expert} (${prediction}).`;
     case "spilled":
       return `The best expert was overloaded; spilled to ${expert} (${prediction}).`;
     case "fallback":

@@ -48,6 +48,7 @@ function decisionOf({ record, headers: found, explanation }) {
     category: found["x-coe-category"],
     confidence: Number(found["x-coe-confidence"]),
     reason: found["x-coe-reason"],
+    rule: found["x-coe-rule"] ?? "",
     fallback_from: found["x-coe-fallback-from"] ?? "",
     cause: found["x-coe-cause"] ?? "",
     attempts: Number(found["x-coe-attempts"]),

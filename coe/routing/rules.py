@@ -1,0 +1,156 @@
+"""The rules of experts.yaml: which one applies to a request, and what it does to the prediction. Pure.
+
+A rule without a language condition is known before classification. So `Rules.matching` returns the names of the rules
+that may apply: some that depend on the language, then at most one that does not. `Rules.apply` selects the first of
+them that holds for a prediction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coe.core import Chat, Prediction
+from coe.registry import Registry
+from coe.registry.aliases import matches
+from coe.registry.rules import Conditions, RuleSpec, apis_of
+
+MAX_TOOLS = 256
+"""Tools of a request whose names are compared."""
+MAX_NAME_CHARACTERS = 256
+"""Characters of a tool's name, of `model` and of the user agent. A longer text matches no pattern."""
+MAX_SYSTEM_CHARACTERS = 100_000
+"""Characters of the system prompt that are searched."""
+RULE = "rule"
+"""Stage of a prediction whose category a rule sets."""
+
+
+@dataclass(frozen=True)
+class RequestFacts:
+    """What conditions are about. `model` is as the client sent it, and `client` the user agent.
+
+    `key` and `tenant` are empty without API keys. `estimate` returns the input tokens of a chat. With `routed` False,
+    the client chose the expert.
+    """
+
+    chat: Chat
+    model: str
+    estimate: Callable[[Chat], float]
+    client: str = ""
+    key: str = ""
+    tenant: str = ""
+    routed: bool = True
+
+    @cached_property
+    def tools(self) -> list[str]:
+        declared = self.chat.fields.get("tools") or self.chat.fields.get("functions")
+        listed = declared[:MAX_TOOLS] if isinstance(declared, list) else ()
+        return [name for tool in listed if isinstance(tool, dict) and isinstance(name := _name_of(tool), str)]
+
+    @cached_property
+    def system(self) -> str:
+        texts = [one.text for one in self.chat.messages if one.role in ("system", "developer")]
+        return "\n".join(texts)[:MAX_SYSTEM_CHARACTERS].lower()
+
+    @cached_property
+    def tokens(self) -> float:
+        return self.estimate(self.chat)
+
+
+def _name_of(tool: dict[str, Any]) -> Any:
+    """Return the name of a declared tool in any API; the type for a tool of the provider's own."""
+    nested = tool.get(str(tool.get("type")))
+    return tool.get("name") or (nested.get("name") if isinstance(nested, dict) else tool.get("type"))
+
+
+class Rules:
+    """The rules of a declaration, compiled for the `categories` of a router."""
+
+    def __init__(self, registry: Registry, categories: Sequence[str]) -> None:
+        self._by_name = {rule.name: rule for rule in registry.rules}
+        self._tests = [(rule, _tests_of(rule.when)) for rule in registry.rules]
+        self.arms = {one.name: registry.arm_of_model[one.expert] for one in registry.rules if one.expert is not None}
+        """The arm of the expert or recipe that a rule names, by the name of the rule."""
+        self._factors: dict[str, NDArray[np.float32]] = {}
+        for rule in registry.rules:
+            odds = {rule.category: 1.0} if rule.category is not None else rule.odds or {}
+            default = 1.0 if rule.category is None else 0.0
+            self._factors[rule.name] = np.array([odds.get(name, default) for name in categories], dtype=np.float32)
+
+    def matching(self, facts: RequestFacts) -> tuple[str, ...]:
+        """Return the names of the rules of which one may apply, in order.
+
+        A request that is not routed has only rules with `only_local`.
+        """
+        names = []
+        for rule, tests in self._tests:
+            if (facts.routed or rule.only_local) and all(test(facts) for test in tests):
+                names.append(rule.name)
+                if rule.when.language is None:
+                    break
+        return tuple(names)
+
+    def only_local(self, names: Sequence[str]) -> bool:
+        """Return whether only local experts may receive a request with these matching rules."""
+        return any(self._by_name[name].only_local for name in names)
+
+    def needs_no_encoder(self, names: Sequence[str]) -> bool:
+        """Return whether the first of the matching rules decides, whatever a better prediction is."""
+        first = self._by_name[names[0]]
+        return first.when.language is None and (first.category is not None or first.expert is not None)
+
+    def apply(self, names: Sequence[str], prediction: Prediction) -> Prediction:
+        """Return the prediction after the first of the matching rules that holds for its language, if any does."""
+        for rule in filter(None, map(self._by_name.get, names)):
+            if rule.when.language is None or prediction.language in rule.when.language:
+                return self._after(rule, prediction)
+        return prediction
+
+    def _after(self, rule: RuleSpec, prediction: Prediction) -> Prediction:
+        if rule.category is None and rule.odds is None:
+            return replace(prediction, rule=rule.name)
+        posterior, factors = prediction.probabilities, self._factors[rule.name]
+        own = posterior if prediction.router_probabilities is None else prediction.router_probabilities
+        if rule.category is not None:
+            certain = replace(prediction, probabilities=factors, stage=RULE, in_distribution=1.0)
+            return replace(certain, rule=rule.name, router_probabilities=own)
+        weighted = posterior * factors
+        return replace(prediction, probabilities=weighted / weighted.sum(), rule=rule.name, router_probabilities=own)
+
+
+def _tests_of(when: Conditions) -> list[Callable[[RequestFacts], bool]]:
+    """Return a test for each condition but the language, those that read most of the request last."""
+    tests: list[Callable[[RequestFacts], bool]] = []
+    if when.path is not None:
+        apis = apis_of(when.path)
+        tests.append(lambda facts: facts.chat.api in apis)
+    if when.key is not None:
+        is_key = _matcher(when.key)
+        tests.append(lambda facts: is_key(facts.key) or is_key(facts.tenant))
+    if when.model is not None:
+        is_model = _matcher(when.model)
+        tests.append(lambda facts: is_model(facts.model))
+    if when.client is not None:
+        is_client = _matcher(when.client)
+        tests.append(lambda facts: is_client(facts.client.lower()))
+    if when.tools is not None:
+        is_tool = _matcher(when.tools)
+        tests.append(lambda facts: any(map(is_tool, facts.tools)))
+    if when.system is not None:
+        parts = when.system
+        tests.append(lambda facts: any(part in facts.system for part in parts))
+    if when.tokens is not None:
+        low, high = when.tokens.limits
+        tests.append(lambda facts: low <= facts.tokens <= high)
+    return tests
+
+
+def _matcher(patterns: Sequence[str]) -> Callable[[str], bool]:
+    names = frozenset(one for one in patterns if "*" not in one)
+    globs = [one for one in patterns if "*" in one]
+    return lambda name: name in names or (len(name) <= MAX_NAME_CHARACTERS and any(matches(one, name) for one in globs))
