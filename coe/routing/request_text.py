@@ -12,6 +12,7 @@ from types import MappingProxyType
 
 from coe.core import Chat, Message
 from coe.frozen import fast_init
+from coe.routing.agents import CODING_AGENT, is_coding_agent
 from coe.routing.conversation import MAX_TURN_CHARACTERS, newest_turn
 from coe.routing.message_parts import MAX_MESSAGE_CHARACTERS, MessageParts, split_message
 from coe.routing.phrases import has_topic, is_instruction, is_nudge, refers_to_context
@@ -39,15 +40,10 @@ MAX_NEWEST_TURNS, MAX_OLDEST_TURNS = 40, 10
 REASONS: Mapping[str, str] = MappingProxyType(
     {
         "block": "a block between tags",
-        "file": "a file or fenced text",
-        "quote": "quoted lines",
         "tool result": "a tool's result, sent as the user's message",
-        "environment": "lines about the date, the folder or the system",
-        "courtesy": "a greeting, small talk or thanks",
         "document": "a document of instructions",
-        "history": "a quoted conversation",
-        "scaffold": "labels of an agent's prompt",
-        "material": "the text that an instruction is about",
+        "material": "the text that the request is about",
+        "frame": "what a client, a template or courtesy puts around a request",
         "nudge": "a request to continue the task",
         "blank": "no text",
     }
@@ -127,6 +123,7 @@ def read_request(chat: Chat) -> RoutedText:
     turns = _user_turns(chat)
     newest, end = newest_turn(chat.messages)
     count = 0
+    has_material = False
     for index in turns:
         text = chat.messages[index].text
         parts = split_message(text)
@@ -139,6 +136,7 @@ def read_request(chat: Chat) -> RoutedText:
             OmittedPart(index, cut.kind, cut.name, cut.characters, shortened=bool(material) and cut.is_material)
             for cut in parts.cuts
         ]
+        has_material = has_material or (bool(parts.material) and not texts)
         texts += [shorten(parts.request, limit), material] if material else [shorten(parts.request, limit)]
         if index >= newest > 0:
             count = len(texts)
@@ -146,13 +144,14 @@ def read_request(chat: Chat) -> RoutedText:
             break
     if not texts:
         texts, left_out = [_last_turn(chat)], []
-    if chat.messages and (first := chat.messages[0]).role != "user" and _needs_system_prompt(texts):
-        texts.append(first.text[:MAX_SYSTEM_PROMPT_CHARACTERS])
+    marks = [CODING_AGENT] if is_coding_agent(chat) else []
+    opening = [one.text[:MAX_SYSTEM_PROMPT_CHARACTERS] for one in chat.messages[:1] if one.role != "user"]
+    ending = marks or (opening if not has_material and _needs_system_prompt(texts) else [])
     in_loop = newest > 0 and any(message.role in TOOL_ROLES for message in chat.messages[newest:end])
     return RoutedText(
-        "\n".join([text for text in texts if text]),
+        "\n".join([text for text in texts + ending if text]),
         tuple(left_out[:MAX_LEFT_OUT]),
-        "" if in_loop else "\n".join(texts[:count]),
+        "" if in_loop or not count else "\n".join(texts[:count] + marks),
         in_loop or (newest > 0 and not count),
         in_loop,
         count > 0 and any(has_topic(chat.messages[index].text) for index in turns if index < newest),

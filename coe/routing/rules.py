@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +18,8 @@ from coe.core import Chat, Prediction
 from coe.registry import Registry
 from coe.registry.aliases import matches
 from coe.registry.rules import Conditions, RuleSpec, apis_of
+from coe.routing.agents import tool_names
 
-MAX_TOOLS = 256
-"""Tools of a request whose names are compared."""
 MAX_NAME_CHARACTERS = 256
 """Characters of a tool's name, of `model` and of the user agent. A longer text matches no pattern."""
 MAX_SYSTEM_CHARACTERS = 100_000
@@ -48,9 +46,7 @@ class RequestFacts:
 
     @cached_property
     def tools(self) -> list[str]:
-        declared = self.chat.fields.get("tools") or self.chat.fields.get("functions")
-        listed = declared[:MAX_TOOLS] if isinstance(declared, list) else ()
-        return [name for tool in listed if isinstance(tool, dict) and isinstance(name := _name_of(tool), str)]
+        return list(tool_names(self.chat))
 
     @cached_property
     def system(self) -> str:
@@ -60,12 +56,6 @@ class RequestFacts:
     @cached_property
     def tokens(self) -> float:
         return self.estimate(self.chat)
-
-
-def _name_of(tool: dict[str, Any]) -> Any:
-    """Return the name of a declared tool in any API; the type for a tool of the provider's own."""
-    nested = tool.get(str(tool.get("type")))
-    return tool.get("name") or (nested.get("name") if isinstance(nested, dict) else tool.get("type"))
 
 
 class Rules:

@@ -1,0 +1,333 @@
+"""Cuts a user message into units (sentences, labels, options, fenced text) and describes each by features.
+
+Only structure and wording are features, no topics: whether a line is a label or an option, under which label, heading
+or tag a unit stands, its place, its length, and its words. `reading` weighs them. All searches are linear.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+UnitKind = Literal["sentence", "label", "heading", "intro", "option", "bullet", "fence", "quote", "literal", "long"]
+
+MAX_UNITS = 150
+"""Units that are read of a message; the head and the tail of a longer one, half each."""
+MAX_SENTENCES_LINE = 3000
+"""Characters of the longest line that is cut into sentences."""
+MAX_UNIT_WORDS = 40
+MAX_WORD_CHARACTERS = 400
+"""Characters of a unit in which its words are read."""
+MIN_WRAPPED_LINE = 40
+"""Characters of a line that the next one may continue in lower case."""
+MIN_VALUE = 12
+"""Characters of the shortest value of a JSON object that is a unit."""
+STEM = 6
+"""Characters of a label's words that are compared, so that `passage` and `passages` are one."""
+
+_WORD = re.compile(r"[^\W\d_]+")
+_FENCE = re.compile(r"\s{0,3}(```|~~~)")
+_TAG = re.compile(r"</?([A-Za-z][\w.:-]{0,40})(?:\s[^<>]{0,200})?/?>")
+_RULE = re.compile(r"\W*\Z")
+_HEADING = re.compile(r"\s{0,3}#{1,6}\s+(.{1,80}?)\s*#*:?\s*\Z")
+_BRACKETED = re.compile(
+    r"\s{0,3}(?:\[|\*\*|={2,9}|-{2,9}|<<|\|)\s{0,3}([^\]*=|<>\n-]{1,40}?)\s{0,3}(?:\]|\*\*|={2,9}|-{2,9}|>>|\|):?\s*\Z"
+)
+_LABEL = re.compile(r"[\s\-*#>\[(]{0,6}([^\W\d_][\w'’ /-]{0,38}?)[\])*_ ]{0,4}(?::|=>|->)(?=\s|\Z|[\"'“])")
+_OPTION = re.compile(r"\s*\(?[A-Ja-j][.):]\s|\s*\(\d{1,2}[.):]\s")
+_BULLET = re.compile(r"\s*[-*•+]\s|\s*\d{1,2}[.)]\s")
+_PAIR = re.compile(r'"([\w ]{1,30})"\s*:\s*"((?:[^"\\]|\\.)*+)"')
+_COMMENT = re.compile(r"\s*(?://|--|\|)\s+")
+_MARKS = re.compile(r'[:"{}>|]')
+"""What labels, objects and ruled headings that begin with a letter contain."""
+_LITERAL = re.compile(r"\s*(?:[{}\"\]]|\[(?!\w))")
+_CITED = re.compile(r"\[[\w ]{1,12}\]|\(\d\)")
+_SENTENCE_END = re.compile(
+    r"(?<=[^\W\d][.!?…])[\"'”)\]]*+\s+|(?<=[!?…)\"”][.!?…])[\"'”)\]]*+\s+|(?<=[。！？])"
+    r"|(?<=[;,\t|])(?=\")|(?<=:)\s+"
+)
+_QUOTES = "\"'“"
+_CLOSING_TAG = re.compile(r"</([A-Za-z][\w.:-]{0,40})")
+_MIN_BRACES = 3
+_ENDS_QUESTION = " \"'”)"
+_MAX_LABEL_WORDS = 5
+_MAX_INTRO_CHARACTERS = 140
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_QUESTION_WORDS = _words(
+    "what which who whom whose how why when where is are was were do does did can could would should will"
+)
+_TRANSFORMATIONS = _words(
+    "translate summarise summarize rewrite proofread classify extract paraphrase correct shorten explain turn list "
+    "find give make fix improve analyse analyze review describe identify write answer übersetze übersetzen traduis "
+    "traduire"
+)
+"""First words of instructions about a text that follows."""
+_REQUEST_LABELS = frozenset(
+    word[:STEM]
+    for word in _words(
+        "question query queries task request problem message user human customer instruction goal ask asks asked "
+        "inquiry q prompt exercise assignment issue"
+    )
+)
+"""Labels under which a request stands, whatever the rest of the message is."""
+
+
+@dataclass(slots=True)
+class Unit:
+    """One unit. `label`, `tags` and `heading` are the stems under which it stands; `near`: the label is in its
+    paragraph. A label, a heading, a tag or a ruled line begins a new section."""
+
+    text: str
+    kind: UnitKind
+    paragraph: int
+    section: int
+    label: tuple[str, ...] = ()
+    near: bool = False
+    tags: tuple[str, ...] = ()
+    heading: tuple[str, ...] = ()
+
+    @property
+    def is_name(self) -> bool:
+        """True if it only names what follows."""
+        return self.kind in ("label", "heading")
+
+
+def words_of(text: str, limit: int = MAX_UNIT_WORDS) -> list[str]:
+    """The first words, in lower case."""
+    return _WORD.findall(text[:MAX_WORD_CHARACTERS].lower())[:limit]
+
+
+def _stems(text: str, limit: int) -> tuple[str, ...]:
+    return tuple(word[:STEM] for word in words_of(text.replace("_", " ").replace("-", " "), limit))
+
+
+def units_of(text: str) -> list[Unit]:
+    """The units of a text, in order."""
+    reader = _Reader(text)
+    for line in _unwrapped(text):
+        reader.read(line)
+    reader.end_fence()
+    found = reader.units
+    if len(found) > MAX_UNITS:
+        half = MAX_UNITS // 2
+        found = found[:half] + found[-half:]
+    return found
+
+
+def _unwrapped(text: str) -> Iterator[str]:
+    """The lines, with those joined that were broken for their length."""
+    whole = ""
+    for line in text.split("\n"):
+        if len(whole) >= MIN_WRAPPED_LINE and line[:1].islower() and whole.rstrip()[-1:] not in ".!?:;|":
+            whole = f"{whole} {line}" if len(whole) < MAX_WORD_CHARACTERS * 10 else line
+            continue
+        if whole:
+            yield whole
+        whole = line
+        if not line:
+            yield line
+    if whole:
+        yield whole
+
+
+class _Reader:
+    """Reads lines, and keeps the label, heading, tags and fence under which the next line stands."""
+
+    def __init__(self, text: str) -> None:
+        self.units: list[Unit] = []
+        self._closed = frozenset(_CLOSING_TAG.findall(text)) if "</" in text else frozenset()
+        self._paragraph = self._section = 0
+        self._label: tuple[str, ...] = ()
+        self._labelled = 0
+        """Paragraph of the label."""
+        self._heading: tuple[str, ...] = ()
+        self._tags: list[str] = []
+        self._fence = ""
+        self._fenced: list[str] = []
+
+    def read(self, line: str) -> None:
+        """Add the units of a line."""
+        fence = _FENCE.match(line) if "```" in line or "~~~" in line else None
+        if self._fence:
+            if fence is not None and fence[1] == self._fence:
+                self.end_fence()
+            else:
+                self._fenced.append(line)
+        elif fence is not None:
+            self._fence = fence[1]
+        elif "<" in line and _TAG.search(line):
+            self._read_tags(line)
+        elif not line.strip():
+            if self.units and self.units[-1].paragraph == self._paragraph:
+                self._paragraph += 1
+        else:
+            self._read_line(line)
+
+    def end_fence(self) -> None:
+        """Add the fenced text."""
+        if self._fenced:
+            self._add("\n".join(self._fenced), "fence")
+        self._fence, self._fenced = "", []
+
+    def _read_tags(self, line: str) -> None:
+        position = 0
+        for tag in _TAG.finditer(line):
+            self._add_sentences(line[position : tag.start()])
+            position, name = tag.end(), tag[1]
+            self._section += 1
+            if tag[0].startswith("</"):
+                if name in self._tags:
+                    del self._tags[self._tags.index(name) :]
+            elif name in self._closed and not tag[0].endswith("/>"):
+                self._tags.append(name)
+        if line[position:].strip():
+            self._read_line(line[position:])
+
+    def _read_line(self, line: str) -> None:
+        if line[0].isalpha() and not _MARKS.search(line):  # saves prose the other searches
+            self._add_sentences(line)
+            return
+        if _RULE.match(line):
+            self._paragraph += 1
+            self._set_label(())
+            return
+        if heading := _HEADING.match(line) or _BRACKETED.match(line):
+            self._paragraph += 1
+            self._set_label(())
+            self._heading = ()
+            self._add(heading[1], "heading")
+            self._heading = _stems(heading[1], _MAX_LABEL_WORDS)
+            return
+        if line.startswith(">"):
+            self._add(line.lstrip("> "), "quote")
+            return
+        if pairs := [pair for pair in _PAIR.findall(line) if len(pair[1]) >= MIN_VALUE] if '"' in line else ():
+            for name, value in pairs:
+                self._set_label(_stems(name, _MAX_LABEL_WORDS))
+                self._add_sentences(value)
+            self._set_label(())
+            return
+        line = _COMMENT.sub("", line)
+        if not _LITERAL.match(line):
+            line = self._without_label(line)
+        self._add_sentences(line)
+
+    def _without_label(self, line: str) -> str:
+        """The text after a label, which it adds; an introduction, such as "Some passages that may help:", is one."""
+        label = _LABEL.match(line)
+        if label is None or len(_WORD.findall(label[1])) > _MAX_LABEL_WORDS:
+            alone = line.strip(" *_")
+            if not alone.endswith(":") or len(alone) > _MAX_INTRO_CHARACTERS:
+                return line
+            self._add(alone, "intro")
+            self._set_label(_stems(alone, 3 * _MAX_LABEL_WORDS), paragraph=self._paragraph + 1)
+            return ""
+        self._set_label(())
+        self._add(label[0], "label")
+        self._set_label(_stems(label[1], _MAX_LABEL_WORDS))
+        return line[label.end() :].strip(" *_")
+
+    def _set_label(self, label: tuple[str, ...], *, paragraph: int | None = None) -> None:
+        self._label, self._labelled = label, self._paragraph if paragraph is None else paragraph
+        self._section += 1
+
+    def _add_sentences(self, line: str) -> None:
+        if _OPTION.match(line):
+            self._add(line, "option")
+        elif line.count("{") + line.count("}") + line.count('":') >= _MIN_BRACES or _LITERAL.match(line):
+            self._add(line, "literal")
+        elif len(line) > MAX_SENTENCES_LINE:
+            self._add(line, "long")
+        else:
+            kind: UnitKind = "bullet" if _BULLET.match(line) else "sentence"
+            for sentence in _SENTENCE_END.split(line):
+                self._add(sentence, kind)
+
+    def _add(self, text: str, kind: UnitKind) -> None:
+        if text := text.strip():
+            tags = tuple(_stems(self._tags[-1], 3)) if self._tags else ()
+            near = self._labelled == self._paragraph
+            self.units.append(Unit(text, kind, self._paragraph, self._section, self._label, near, tags, self._heading))
+
+
+def own_features(text: str, kind: UnitKind) -> tuple[str, ...]:
+    """The names of the features that a unit has wherever it stands."""
+    words = words_of(text)
+    names = [kind, f"length {min(6, len(text) // 40)}", f"opens {words[0]}" if words else "no words"]
+    prefix = "name " if kind in ("label", "heading") else "word "
+    names += [prefix + word for word in dict.fromkeys(words)]
+    if words and words[0] in _QUESTION_WORDS:
+        names.append("asks")
+    if is_question(text):
+        names.append("question")
+    if text[0] in _QUOTES:
+        names.append("quoted")
+    if any(map(str.isdigit, text[:MAX_WORD_CHARACTERS])):
+        names.append("digits")
+    if len(text) > MIN_VALUE and " " not in text:
+        names.append("no space")
+    if _CITED.match(text):
+        names.append("cited")
+    return tuple(names)
+
+
+def is_question(text: str) -> bool:
+    """True if a text ends with a question mark, after which quotes may close."""
+    return text.rstrip(_ENDS_QUESTION).endswith("?")
+
+
+def place_features(units: Sequence[Unit]) -> list[list[str]]:
+    """The names of the features that each unit has by its place among the others."""
+    stems = [{*unit.label, *unit.tags, *unit.heading} for unit in units]
+    asked = [not stem.isdisjoint(_REQUEST_LABELS) for stem in stems]
+    has_asked = any(hit and not unit.is_name for hit, unit in zip(asked, units, strict=True))
+    question_elsewhere = "question elsewhere" if any(is_question(unit.text) for unit in units) else "no question"
+    openings = [word for unit in units[:3] for word in words_of(unit.text, 1)[:1] or [""]]
+    afters = [
+        [f"after {word}" for word in dict.fromkeys(openings[:count]) if word in _TRANSFORMATIONS] for count in range(4)
+    ]
+    first_paragraph, last_paragraph = units[0].paragraph, units[-1].paragraph
+    lengths = dict.fromkeys((unit.paragraph for unit in units), 0)
+    sections: dict[tuple[str, ...], list[int]] = {}
+    for unit in units:
+        lengths[unit.paragraph] += len(unit.text)
+        if unit.label and not unit.is_name:
+            sections.setdefault(unit.label, []).append(unit.section)
+    count = len(units)
+    shape = "only" if count == 1 else "one paragraph" if len(lengths) == 1 else "paragraphs"
+    result = []
+    for index, unit in enumerate(units):
+        names = [shape, f"paragraph {min(8, lengths[unit.paragraph] // 100)}"]
+        if stems[index]:
+            names += [f"tag {stem}" for stem in unit.tags]
+            names += [f"heading {stem}" for stem in unit.heading]
+            names += [f"{'near' if unit.near else 'far'} label {stem}" for stem in unit.label]
+            names.append("labelled")
+        names += afters[index] if index < 3 else afters[-1]
+        names.append("first" if index == 0 else "second" if index == 1 else "later")
+        if index >= count - 2:
+            names.append("last" if index == count - 1 else "last but one")
+        if unit.paragraph == first_paragraph:
+            names.append("first paragraph")
+        if unit.paragraph == last_paragraph:
+            names.append("last paragraph")
+        names.append("asked" if asked[index] else "asked elsewhere" if has_asked else "nothing asked")
+        names.append(question_elsewhere)
+        if (same := sections.get(unit.label)) is not None:
+            if same[-1] > unit.section:
+                names.append("label again")
+            elif same[0] < unit.section:
+                names.append("label before")
+        if count <= 3:
+            names.append("few")
+        if index and units[index - 1].text.endswith(":"):
+            names.append("after colon")
+        result.append(names)
+    return result
