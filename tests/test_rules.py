@@ -15,9 +15,10 @@ from coe.errors import ConfigError, RequestError
 from coe.mapping.problem import declared_assignment
 from coe.registry import Registry
 from coe.registry.rules import RuleSpec, rule_notes
+from coe.routing.agents import MAX_TOOLS
 from coe.routing.decision import Previous, decide
 from coe.routing.eligibility import exclusion
-from coe.routing.rules import MAX_SYSTEM_CHARACTERS, MAX_TOOLS, RequestFacts, Rules
+from coe.routing.rules import MAX_SYSTEM_CHARACTERS, RequestFacts, Rules
 from gateway.access import Caller
 from gateway.request.options import with_rules
 from tests.access.samples import key_of
