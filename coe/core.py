@@ -150,6 +150,7 @@ class Prediction:
     (`coe/routing/classification.py`) changed the posterior, `overlay_version` is the version of the overlays and
     `router_probabilities` is the posterior before the overlay. `language` is the ISO 639 code of the text's language,
     UNDETERMINED if it is not English and not identified, or empty if the router does not distinguish languages.
+    `features` (width,) are those of the router's encoder, None unless they were requested.
     """
 
     probabilities: NDArray[np.float32] = field(repr=False)
@@ -158,6 +159,7 @@ class Prediction:
     overlay_version: str = ""
     router_probabilities: NDArray[np.float32] | None = field(default=None, repr=False)
     language: str = ""
+    features: NDArray[np.float32] | None = field(default=None, repr=False)
     best: int = field(init=False)
     """Index of the most likely category."""
     confidence: float = field(init=False)
@@ -205,9 +207,10 @@ class Router(Protocol):
     `predict_fast` takes about 0.1 ms, so it may run on the event loop. It returns None for an uncertain text, for which
     the slower `predict` (milliseconds per text, uses the sentence encoder) is more accurate; with `force` it returns
     its uncertain prediction with the stage FAST_UNCERTAIN instead. If `predict_fast` returns a prediction, `predict`
-    returns the same one. Given `embeddings`, the `features` of the router's own encoder, `predict` uses them for every
-    text and does not run the encoder. `neighbours` returns the nearest training texts, nearest first, as far as the
-    router stores any; it takes as long as `predict`.
+    returns the same one, unless `encode` requests an encoder pass for every text, and its features. Given `embeddings`,
+    the `features` of the router's own encoder, `predict` uses them for every text and does not run the encoder.
+    `neighbours` returns the nearest training texts, nearest first, as far as the router stores any; it takes as long as
+    `predict`.
     """
 
     categories: tuple[str, ...]
@@ -215,7 +218,9 @@ class Router(Protocol):
 
     def predict_fast(self, text: str, *, force: bool = False) -> Prediction | None: ...
 
-    def predict(self, texts: Sequence[str], *, embeddings: NDArray[np.float32] | None = None) -> list[Prediction]: ...
+    def predict(
+        self, texts: Sequence[str], *, embeddings: NDArray[np.float32] | None = None, encode: bool = False
+    ) -> list[Prediction]: ...
 
     def neighbours(self, text: str, *, limit: int) -> list[Neighbour]: ...
 

@@ -80,7 +80,9 @@ class WordRouter:
             return self._prediction(text, "fast_uncertain", confidence_threshold=1.0) if force else None
         return self._prediction(text, "predict_fast")
 
-    def predict(self, texts: Sequence[str], *, embeddings: NDArray[np.float32] | None = None) -> list[Prediction]:
+    def predict(
+        self, texts: Sequence[str], *, embeddings: NDArray[np.float32] | None = None, encode: bool = False
+    ) -> list[Prediction]:
         return [self._prediction(text, "predict" if "ponder" in text else "predict_fast") for text in texts]
 
     def neighbours(self, text: str, *, limit: int) -> list[Neighbour]:

@@ -5,6 +5,7 @@ from coe.mapping.assignment import (
     expected_price,
     expected_utility,
     information_value,
+    residual_gain,
     routing_gain,
 )
 from coe.mapping.consequences import Consequence
@@ -33,6 +34,7 @@ from coe.mapping.plan_file import (
     read_problem,
     read_published,
     round_traffic,
+    save_assignment,
 )
 from coe.mapping.problem import ANSWER_FIELDS, Budget, Dependencies, Problem, changed_fields
 from coe.mapping.program import TimeBudget, smallest_limit
@@ -74,9 +76,11 @@ __all__ = [
     "read_plan_file",
     "read_problem",
     "read_published",
+    "residual_gain",
     "round_traffic",
     "routed_use",
     "routing_gain",
+    "save_assignment",
     "smallest_limit",
     "solve",
     "sweep",

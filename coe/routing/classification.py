@@ -50,8 +50,8 @@ MAX_BACKOFF_SECONDS = 1.0
 """Limit of the time without passes. Without it, the first pass, which also loads the multilingual encoder, would stop
 passes for long."""
 MAX_CACHED_RESULTS = 1024
-"""Most recently used encoder results that are cached, about 500 kB. Loops of tool calls repeat a request, and several
-clients send the same prompts."""
+"""Most recently used encoder results that are cached, about 5 MB with the encoder's features. Loops of tool calls
+repeat a request, and several clients send the same prompts."""
 SHORT_CIRCUIT = "short_circuit"
 """Stage of a fast prediction that is uncertain, but for which an encoder pass is not worth its time."""
 
@@ -113,7 +113,7 @@ class EncoderPasses:
         """Cached results, the most recently used last."""
 
     async def predict(self, text: str, *, foreign: bool) -> Prediction | None:
-        """Return the router's prediction for an uncertain text; None if passes are disabled, skipped or too slow.
+        """Return the router's prediction for a text by all its heads; None if passes are disabled, skipped or too slow.
 
         `foreign`: the text is probably not English, so it takes a pass of the multilingual encoder.
         """
@@ -146,7 +146,7 @@ class EncoderPasses:
     def _predict(self, text: str) -> tuple[Prediction, float]:
         """Return the router's prediction, and the processor time in seconds that this thread spent on it."""
         start = time.thread_time()
-        (found,) = self._router.predict((text,))
+        (found,) = self._router.predict((text,), encode=True)
         return found, time.thread_time() - start
 
 

@@ -31,8 +31,7 @@ from coe.learning.recipes.columns import RecipeColumns, recipe_columns
 from coe.learning.retraining.budget_solver import BudgetSolver
 from coe.learning.retraining.moves import HeldOutProbes
 from coe.learning.retraining.plan_candidate import CurrentPlan, JudgedPlan, judge_plan
-from coe.mapping import PlanEvidence, PlanInputs, read_evidence, read_published
-from coe.mapping.plan_file import ASSIGNMENT_FILE
+from coe.mapping import PlanEvidence, PlanInputs, read_evidence, read_published, save_assignment
 from coe.mapping.problem import Array, relative_cost
 from coe.mapping.score_table import ScoreTable, fit_pseudo_count
 from coe.records.feedback import FEEDBACK_KINDS
@@ -140,6 +139,7 @@ def _judge(
         weighting=measured.weighting,
         guarded=job.registry.category_names,
     )
+    judged = replace(judged, candidate=replace(judged.candidate, residual=current.assignment.residual))
     judgement = judged.judgement
     state = replace(state, feedback=cursor, promoted=judgement.promote, sentence=judgement.sentence)
     if judgement.evidence and judged.tested:
@@ -177,7 +177,7 @@ def _save(judged: JudgedPlan, basis: PlanInputs, folder: Path, *, config: str, p
     """Write the plan. The policies of recipes are those of `plan`, the one in use."""
     if plan is not None and (plan / RECIPES_FILE).exists():
         shutil.copyfile(plan / RECIPES_FILE, folder / RECIPES_FILE)
-    (folder / ASSIGNMENT_FILE).write_bytes(judged.candidate.to_json())
+    save_assignment(folder, judged.candidate)
     basis.save(folder, judged.candidate)
     return {"categories": judged.candidate.categories, "data": config, "metrics": {}}
 
