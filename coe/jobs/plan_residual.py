@@ -2,39 +2,44 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 from numpy.typing import NDArray
 
 from coe.errors import ArtifactError
 from coe.jobs.foreground import note_if_slow
-from coe.mapping import Assignment, PlanInputs
+from coe.mapping import Assignment, PlanInputs, solve
 from coe.mapping.residual import Evidence, fit_residual
+from coe.registry import Registry
 from coe.routing.request_text import prompt_text
 from coe.settings import Settings
 
 
-def with_residual(settings: Settings, basis: PlanInputs, assignment: Assignment) -> tuple[Assignment, Evidence]:
-    """Return the assignment with its residual, if that improves decisions, and the evidence."""
+def with_residual(
+    settings: Settings, registry: Registry, basis: PlanInputs, assignment: Assignment
+) -> tuple[Assignment, Evidence]:
+    """Return the assignment with its residual and the prices for it, if that improves decisions; and the evidence."""
     import routers
-    from coe.runtime.active_state import check_router, encoder_digest
+    from coe.runtime.active_state import check_router, encoder_digest, load_router
 
     if basis.prompt_scores is None:
         return assignment, Evidence(0.0, 0.0, "no prompts are measured")
     try:
-        router = check_router(settings)[1]
-        encoder = routers.load_encoder(router.folder)
+        artifact = check_router(settings)[1]
+        encoder, router = routers.load_encoder(artifact.folder), load_router(registry, artifact)
     except ArtifactError as error:
         return assignment, Evidence(0.0, 0.0, f"the router cannot be used ({error})")
+    columns = [router.categories.index(name) for name in assignment.categories]
 
-    def features(rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    def read(rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        texts = [prompt_text(basis.prompts[row][1]) for row in rows.tolist()]
         with note_if_slow("encoding the measured prompts"):
-            return encoder.features([prompt_text(basis.prompts[row][1]) for row in rows.tolist()])
+            features = encoder.features(texts)
+        predictions = router.predict(texts, embeddings=features)
+        return features, np.stack([one.probabilities[columns] for one in predictions])
 
     labels, scores = basis.prompt_scores
     residual, evidence = fit_residual(
-        features,
+        read,
         labels,
         scores,
         dimensions=encoder.dimensions,
@@ -42,6 +47,8 @@ def with_residual(settings: Settings, basis: PlanInputs, assignment: Assignment)
         categories=assignment.categories,
         experts=assignment.experts,
         prompt_ids=[prompt_id for prompt_id, _ in basis.prompts],
-        encoder=encoder_digest(router),
+        encoder=encoder_digest(artifact),
     )
-    return replace(assignment, residual=residual), evidence
+    if residual is not None:
+        assignment = solve(basis.problem, traffic=basis.traffic, residual=residual)
+    return assignment, evidence

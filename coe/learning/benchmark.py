@@ -274,10 +274,11 @@ def _with_residual(
     encoder: Encoder,
 ) -> Assignment:
     """The assignment with the residual of the `labelled` training prompts, whose category is given by index."""
-    rows = np.array(list(labelled))
+    rows, labels = np.array(list(labelled)), np.array(list(labelled.values()))
+    certain = np.eye(len(assignment.categories))
     residual, _ = fit_residual(
-        lambda some: embeddings[rows[some]],
-        np.array(list(labelled.values())),
+        lambda some: (embeddings[rows[some]], certain[labels[some]]),
+        labels,
         data.scores[rows],
         dimensions=encoder.dimensions,
         charge=assignment.price,

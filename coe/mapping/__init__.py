@@ -5,6 +5,7 @@ from coe.mapping.assignment import (
     expected_price,
     expected_utility,
     information_value,
+    nearest_measured,
     residual_gain,
     routing_gain,
 )
@@ -70,6 +71,7 @@ __all__ = [
     "frontiers",
     "information_value",
     "marginal_values",
+    "nearest_measured",
     "planned_quality",
     "planned_use",
     "read_evidence",

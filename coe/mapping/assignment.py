@@ -9,12 +9,13 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from coe.core import GENERAL
+from coe.core import GENERAL, Prediction
 from coe.errors import ArtifactError
 from coe.mapping.residual import Residual
 
@@ -251,3 +252,10 @@ def residual_gain(assignment: Assignment, eligible: Sequence[int]) -> NDArray[np
     if assignment.residual is None:
         return np.zeros(len(assignment.categories))
     return assignment.residual.gain(assignment._value, eligible)
+
+
+def nearest_measured(assignment: Assignment, prediction: Prediction, *, limit: int) -> list[dict[str, Any]]:
+    """Return the measured prompts nearest to a text, with their scores; none if the residual does not count for it."""
+    if assignment.residual is None or prediction.features is None:
+        return []
+    return assignment.residual.nearest(prediction.features, limit=limit)

@@ -46,15 +46,6 @@ LEVEL_ERRORS = 2.0
 """Standard errors by which decisions must improve."""
 
 
-class NearPrompt(NamedTuple):
-    """A measured prompt near a text: its id, category and scores (n_experts,), NaN where unknown; and its cosine."""
-
-    prompt_id: str
-    category: str
-    similarity: float
-    scores: Array
-
-
 class Evidence(NamedTuple):
     """The gain in score that decisions with a residual had on prompts that it was not fitted to, with its standard
     error, and the reason why the residual is not used; empty if it is."""
@@ -96,6 +87,7 @@ class Residual:
 
     - `encoder`: the digest of the encoder whose features `projection` maps to `vectors` (n_prompts, n_axes).
     - `labels` (n_prompts,): the index of each prompt's category, -1 if it is not among `categories`.
+    - `posteriors` (n_prompts, n_categories): the router's, which the prices of budgets are fitted to.
     - `scores` (n_prompts, n_experts), NaN where missing, and `expected`, of the same shape: the table's.
     - `left_out`, of the same shape: the residual of each prompt by the others.
     """
@@ -105,6 +97,7 @@ class Residual:
     encoder: str
     prompt_ids: tuple[str, ...]
     labels: NDArray[np.int64]
+    posteriors: Array
     scores: Array
     expected: Array
     left_out: Array
@@ -122,12 +115,21 @@ class Residual:
         """Return the expected score of each expert beyond its category, shape (n_experts,), for features (width,)."""
         return np.asarray(smoothed(self._similarity(features)[None], self._errors, self._known)[0])
 
-    def nearest(self, features: Array, *, limit: int) -> list[NearPrompt]:
-        """Return the measured prompts that are nearest to features (width,), nearest first."""
-        similarity = self._similarity(features)
-        names = (*self.categories, "")
+    def nearest(self, features: Array, *, limit: int) -> list[dict[str, Any]]:
+        """Return the measured prompts that are nearest to features (width,), nearest first: id, category, similarity
+        and the known scores by expert."""
+        similarity, names = self._similarity(features), (*self.categories, "")
         return [
-            NearPrompt(self.prompt_ids[row], names[self.labels[row]], float(similarity[row]), self.scores[row])
+            {
+                "prompt_id": self.prompt_ids[row],
+                "category": names[self.labels[row]],
+                "similarity": round(float(similarity[row]), 4),
+                "scores": {
+                    name: one
+                    for name, one in zip(self.experts, self.scores[row].tolist(), strict=True)
+                    if np.isfinite(one)
+                },
+            }
             for row in np.argsort(-similarity)[:limit].tolist()
         ]
 
@@ -146,12 +148,20 @@ class Residual:
             gains[row] = total.max(axis=1).mean() - total.mean(axis=0).max()
         return gains
 
+    def mass(self, weights: Array) -> Array:
+        """Return the weight of each prompt, (n_prompts,), so that its categories have these `weights`."""
+        known = self.labels >= 0
+        count = np.bincount(self.labels[known], minlength=len(weights))
+        mass = np.where(known, (weights / np.maximum(count, 1))[self.labels], 0.0)
+        return np.asarray(mass / mass.sum())
+
     def over(self, categories: Sequence[str], experts: Sequence[str]) -> Residual:
         """Return the residual over other names. Experts that it lacks have no scores."""
         row = [categories.index(name) if name in categories else -1 for name in self.categories]
         column = [self.experts.index(name) if name in self.experts else -1 for name in experts]
+        shown = [self.categories.index(name) if name in self.categories else -1 for name in categories]
 
-        def columns(values: Array, missing: float) -> Array:
+        def columns(values: Array, missing: float, column: list[int] = column) -> Array:
             return np.asarray(np.pad(values, ((0, 0), (0, 1)), constant_values=missing)[:, column])
 
         return replace(
@@ -159,6 +169,7 @@ class Residual:
             categories=tuple(categories),
             experts=tuple(experts),
             labels=np.array([*row, -1])[self.labels],
+            posteriors=columns(self.posteriors, 0.0, shown),
             scores=columns(self.scores, np.nan),
             expected=columns(self.expected, 0.0),
             left_out=columns(self.left_out, 0.0),
@@ -167,7 +178,7 @@ class Residual:
     def to_bytes(self) -> bytes:
         """Serialize; at most MAX_BYTES for a residual that `fit_residual` made."""
         names = {name: getattr(self, name) for name in ("categories", "experts", "encoder", "prompt_ids")}
-        arrays = {name: getattr(self, name) for name in ("scores", "expected", "left_out", "vectors")}
+        arrays = {name: getattr(self, name) for name in ("posteriors", "scores", "expected", "left_out", "vectors")}
         arrays |= {"centre": self.projection.centre, "axes": self.projection.axes}
         file = io.BytesIO()
         np.savez(
@@ -201,6 +212,8 @@ class Residual:
             shape = (len(labels), len(found.experts))
             if {found.scores.shape, found.expected.shape, found.left_out.shape} != {shape}:
                 raise ValueError(f"scores of shape {found.scores.shape}, not {shape}")
+            if found.posteriors.shape != (len(labels), len(found.categories)):
+                raise ValueError(f"posteriors of shape {found.posteriors.shape}")
             if found.vectors.shape != (len(labels), projection.axes.shape[1]) or len(found.prompt_ids) != len(labels):
                 raise ValueError(f"vectors of shape {found.vectors.shape} for {len(labels)} prompts")
             if not -1 <= labels.min(initial=0) <= labels.max(initial=-1) < len(found.categories):
@@ -224,8 +237,13 @@ def smoothed(similarity: Array, errors: Array, known: Array) -> Array:
     return np.asarray((weights @ errors) / (weights @ known + PSEUDO_COUNT))
 
 
+Read = Callable[[NDArray[np.int64]], tuple[Array, Array]]
+"""Maps rows of prompts to the encoder's features (n_rows, width), whose sentence vectors come first, and the router's
+posteriors (n_rows, n_categories)."""
+
+
 def fit_residual(
-    features: Callable[[NDArray[np.int64]], Array],
+    read: Read,
     labels: NDArray[np.int64],
     scores: Array,
     *,
@@ -238,10 +256,9 @@ def fit_residual(
 ) -> tuple[Residual | None, Evidence]:
     """Fit the residual of measured prompts, and test on other prompts whether decisions improve.
 
-    `features` returns those of some prompts (n_rows, width), by an encoder whose sentence vectors have `dimensions`.
-    `scores` (n_prompts, n_experts) are NaN where missing. `charge` (n_categories, n_experts) is the plan's price,
-    infinite where an expert may not serve a category. Returns None, with the reason, unless decisions improve by two
-    standard errors.
+    `dimensions` is the width of a sentence vector. `scores` (n_prompts, n_experts) are NaN where missing. `charge`
+    (n_categories, n_experts) is the plan's price, infinite where an expert may not serve a category. Returns None, with
+    the reason, unless decisions improve by two standard errors.
 
     On each fold, table and residual are those of the other folds. Every pair of prompts tests each other, so that the
     variance of their gains is twice that of independent ones: without this factor the test would accept three times as
@@ -250,12 +267,12 @@ def fit_residual(
     rows = np.random.default_rng(0).permutation(len(labels))[:MAX_PROMPTS]
     if len(rows) < MIN_PROMPTS:
         return None, Evidence(0.0, 0.0, f"{len(rows)} prompts are measured; it needs {MIN_PROMPTS}")
-    found = features(rows).astype(np.float32)
-    bytes_left = MAX_BYTES - 2 * found.shape[1] * (MAX_AXES + 1) - 20_000
-    rows = rows[: bytes_left // (2 * (MAX_AXES + 3 * len(experts)) + MAX_ID_CHARACTERS + 8)]
-    labels, scores, found = labels[rows], scores[rows], found[: len(rows)]
-    projection = Projection.of(found, dimensions)
-    vectors = projection(found)
+    features, posteriors = read(rows)
+    bytes_left = MAX_BYTES - 2 * features.shape[1] * (MAX_AXES + 1) - 20_000
+    rows = rows[: bytes_left // (2 * (MAX_AXES + 3 * len(experts) + len(categories)) + MAX_ID_CHARACTERS + 8)]
+    labels, scores, features = labels[rows], scores[rows], features[: len(rows)].astype(np.float32)
+    projection = Projection.of(features, dimensions)
+    vectors = projection(features)
     similarity = vectors @ vectors.T
     fold = np.random.default_rng(0).permutation(len(rows)) % FOLDS
     before, left_out = np.zeros(scores.shape), np.zeros(scores.shape)
@@ -272,6 +289,7 @@ def fit_residual(
         encoder,
         tuple(prompt_ids[row][:MAX_ID_CHARACTERS] for row in rows.tolist()),
         labels,
+        posteriors[: len(rows)],
         scores,
         quality[labels],
         left_out,

@@ -57,7 +57,9 @@ def fitted(pool: Pool, count: int = 400, *, seed: int = 0, **given: Any) -> tupl
     features, labels, scores = drawn(pool, count, seed=seed)
     options: dict[str, Any] = {"charge": np.zeros((2, 3)), "encoder": "e", "experts": EXPERTS, "dimensions": DIMENSIONS}
     options |= {"categories": CATEGORIES, "prompt_ids": [f"p{row}" for row in range(count)]} | given
-    return fit_residual(lambda rows: features[rows], labels, options.pop("scores", scores), **options)
+    return fit_residual(
+        lambda rows: (features[rows], np.eye(2)[labels[rows]]), labels, options.pop("scores", scores), **options
+    )
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +135,7 @@ def test_its_file_is_at_most_five_megabytes(experts: int, monkeypatch: pytest.Mo
     monkeypatch.setattr("coe.mapping.residual.Projection.of", lambda features, dimensions: Flat())
     monkeypatch.setattr("coe.mapping.residual._evidence", lambda *_: Evidence(0.0, 0.0, ""))
     found, _ = fit_residual(
-        lambda some: np.zeros((len(some), width)),
+        lambda some: (np.zeros((len(some), width)), np.ones((len(some), 1))),
         np.zeros(rows, dtype=np.int64),
         rng.random((rows, experts)).round(),
         dimensions=384,
@@ -173,6 +175,9 @@ def test_the_expected_gain_is_where_texts_decide(residual: Residual) -> None:
 def test_the_nearest_prompts_come_with_their_scores(residual: Residual) -> None:
     features, labels, scores = drawn(hidden, 400, seed=0)
     nearest = residual.nearest(features[17], limit=3)
-    assert (nearest[0].prompt_id, nearest[0].category) == ("p17", CATEGORIES[labels[17]])
-    assert nearest[0].similarity == pytest.approx(1.0, abs=1e-4)
-    assert nearest[0].scores.tolist() == scores[17].tolist()
+    assert nearest[0] == {
+        "prompt_id": "p17",
+        "category": CATEGORIES[labels[17]],
+        "similarity": pytest.approx(1.0, abs=1e-4),
+        "scores": dict(zip(EXPERTS, scores[17].tolist(), strict=True)),
+    }

@@ -127,7 +127,8 @@ def _judge(
     evidence = _evidence_in_use(job, version)
     folder = None if version is None else job.store(ASSIGNMENT).published(version).folder
     recipes = RecipeColumns() if version is None or folder is None else _planned_arms(job, folder, version)
-    solver = BudgetSolver(job.registry, experience, evidence.measured_uses, recipes)
+    residual = job.in_use.assignment.residual
+    solver = BudgetSolver(job.registry, experience, evidence.measured_uses, recipes, residual)
     base = evidence.measured if measured.table is None else measured.table
     judged = judge_plan(
         experience,
@@ -139,7 +140,6 @@ def _judge(
         weighting=measured.weighting,
         guarded=job.registry.category_names,
     )
-    judged = replace(judged, candidate=replace(judged.candidate, residual=current.assignment.residual))
     judgement = judged.judgement
     state = replace(state, feedback=cursor, promoted=judgement.promote, sentence=judgement.sentence)
     if judgement.evidence and judged.tested:
