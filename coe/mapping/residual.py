@@ -1,9 +1,9 @@
 """The residual of a plan: what the text of a request says about the experts beyond its category.
 
 It is a mean over measured prompts i, weighted by how similar they are to the text: sum_i w_i e_i / (sum_i w_i +
-PSEUDO_COUNT), with w_i = exp(SHARPNESS * (cosine_i - 1)). e_i are the prompt's scores less those of the score table for
-its category, centred over the experts, because only differences between experts decide. The cosine is that of the
-encoder's layers, each centred and of unit length.
+PSEUDO_COUNT), with w_i = exp(SHARPNESS * (cosine_i - 1)). e_i are the prompt's scores less those that the score table
+expects under its posterior, centred over the experts, because only differences between experts decide. The cosine is
+that of the encoder's layers, each centred and of unit length.
 
 A residual is used only if it improves decisions on prompts that it was not fitted to (`fit_residual`).
 """
@@ -87,8 +87,8 @@ class Residual:
 
     - `encoder`: the digest of the encoder whose features `projection` maps to `vectors` (n_prompts, n_axes).
     - `labels` (n_prompts,): the index of each prompt's category, -1 if it is not among `categories`.
-    - `posteriors` (n_prompts, n_categories): the router's, which the prices of budgets are fitted to.
-    - `scores` (n_prompts, n_experts), NaN where missing, and `expected`, of the same shape: the table's.
+    - `posteriors` (n_prompts, n_categories): the router's. The prices of budgets are fitted to them too.
+    - `scores` (n_prompts, n_experts), NaN where missing, and `expected`, of the same shape, by table and posterior.
     - `left_out`, of the same shape: the residual of each prompt by the others.
     """
 
@@ -275,13 +275,15 @@ def fit_residual(
     vectors = projection(features)
     similarity = vectors @ vectors.T
     fold = np.random.default_rng(0).permutation(len(rows)) % FOLDS
-    before, left_out = np.zeros(scores.shape), np.zeros(scores.shape)
+    price, posteriors = np.where(np.isfinite(charge), charge, 0.0), posteriors[: len(rows)]
+    before = np.where(np.isfinite(charge), 0.0, -np.inf)[posteriors.argmax(axis=1)] - posteriors @ price
+    left_out = np.zeros(scores.shape)
     for held in range(FOLDS):
         tested, others = np.flatnonzero(fold == held), np.flatnonzero(fold != held)
         quality = _quality(labels[others], scores[others], len(categories))
-        known, errors = centred_errors(scores[others], quality[labels[others]])
+        known, errors = centred_errors(scores[others], posteriors[others] @ quality)
         left_out[tested] = smoothed(similarity[np.ix_(tested, others)], errors, known)
-        before[tested] = quality[labels[tested]] - charge[labels[tested]]
+        before[tested] += posteriors[tested] @ quality
     quality = _quality(labels, scores, len(categories))
     residual = Residual(
         tuple(categories),
@@ -289,9 +291,9 @@ def fit_residual(
         encoder,
         tuple(prompt_ids[row][:MAX_ID_CHARACTERS] for row in rows.tolist()),
         labels,
-        posteriors[: len(rows)],
+        posteriors,
         scores,
-        quality[labels],
+        posteriors @ quality,
         left_out,
         projection,
         vectors,
