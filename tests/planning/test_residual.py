@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from coe.errors import ArtifactError
+from coe.mapping import Budget, Problem, Uses, expected_utility, routed_use, solve
 from coe.mapping.residual import MAX_BYTES, MAX_PROMPTS, Evidence, Residual, fit_residual
 
 DIMENSIONS, CATEGORIES, EXPERTS = 8, ("code", "general"), ("a", "b", "c")
@@ -181,3 +182,30 @@ def test_the_nearest_prompts_come_with_their_scores(residual: Residual) -> None:
         "similarity": pytest.approx(1.0, abs=1e-4),
         "scores": dict(zip(EXPERTS, scores[17].tolist(), strict=True)),
     }
+
+
+def test_prices_of_a_budget_are_those_of_decisions_with_the_residual() -> None:
+    """Without it, no price parts the requests of one category; with it, the budget is spent where it helps."""
+    cost = np.array([[1.0, 9.0, 1.0]])
+    problem = Problem(
+        ("general",), EXPERTS, np.array([[0.5, 0.55, 0.3]]), np.ones(1), Uses(cost=cost), Budget(mean_cost=3.0)
+    )
+    plan = solve(problem, traffic=np.ones((400, 1)))
+    features, _, scores = drawn(hidden, 2000, seed=3)
+    found, _ = fit_residual(
+        lambda rows: (features[rows], np.ones((len(rows), 1))),
+        np.zeros(2000, dtype=np.int64),
+        scores,
+        dimensions=DIMENSIONS,
+        charge=plan.price,
+        categories=("general",),
+        experts=EXPERTS,
+        prompt_ids=["p"] * 2000,
+    )
+    assert found is not None
+    priced = solve(problem, traffic=np.ones((400, 1)), residual=found)
+    assert routed_use(problem, priced, np.ones((400, 1)))["mean_cost"] == pytest.approx(3.0, rel=0.02)
+    unseen = drawn(hidden, 2000, seed=4)[0]
+    chosen = np.array([expected_utility(priced, np.ones(1), row).argmax() for row in unseen])
+    assert cost[0, chosen].mean() == pytest.approx(3.0, rel=0.15)
+    assert cost[0, [expected_utility(plan, np.ones(1)).argmax()]].mean() == 1.0
