@@ -150,7 +150,8 @@ class Prediction:
     (`coe/routing/classification.py`) changed the posterior, `overlay_version` is the version of the overlays and
     `router_probabilities` is the posterior before the overlay. `language` is the ISO 639 code of the text's language,
     UNDETERMINED if it is not English and not identified, or empty if the router does not distinguish languages.
-    `features` (width,) are those of the router's encoder, None unless they were requested.
+    `features` (width,) are those of the router's encoder, None unless they were requested, and `residual` (n_experts,)
+    is what the plan expects of the text beyond its categories, None if it is not known.
     """
 
     probabilities: NDArray[np.float32] = field(repr=False)
@@ -160,6 +161,7 @@ class Prediction:
     router_probabilities: NDArray[np.float32] | None = field(default=None, repr=False)
     language: str = ""
     features: NDArray[np.float32] | None = field(default=None, repr=False)
+    residual: NDArray[np.float32] | None = field(default=None, repr=False)
     best: int = field(init=False)
     """Index of the most likely category."""
     confidence: float = field(init=False)

@@ -96,12 +96,11 @@ async def test_the_residual_changes_the_choice_of_an_encoded_text_alone() -> Non
         composition = gateway.serving_state.serving.composition
         _, prediction = await composition.classifier.classify(SURE, None)
         assert composition.decide(SURE, prediction, RequestOptions()).expert == "generalist"
-        without = replace(prediction, features=None)
+        without = replace(prediction, residual=None)
         assert composition.decide(SURE, without, RequestOptions()).expert == "painter"
 
 
 def test_an_expert_that_may_not_serve_a_category_has_no_residual_there() -> None:
     quality = np.array([[0.6, 0.7, 0.6], [0.6, 0.7, -np.inf], [0.6, 0.7, 0.6]])
     plan = replace(GAINS, quality=quality)
-    art = np.array([0.0, 1.0, 0.0])
-    assert expected_utility(plan, art, art)[2] == -np.inf
+    assert expected_utility(plan, np.array([0.0, 1.0, 0.0]), np.ones(3))[2] == -np.inf

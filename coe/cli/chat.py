@@ -12,7 +12,7 @@ import orjson
 import typer
 
 from coe.cli.common import Config, Json, settings_for, writable_file
-from coe.core import Decision, Prediction
+from coe.core import Decision
 from coe.errors import CoEError, DataError, ExpertUnavailable
 from coe.learning.evaluation.tables import numbered_rows
 from coe.terminal import print_json, print_line, print_part
@@ -88,7 +88,7 @@ RouteRequest = Callable[[dict[str, Any]], Routed]
 
 
 def _open_router(config: Path | None, key: str, is_only_local: bool) -> RouteRequest:
-    from coe.mapping import nearest_measured
+    from coe.mapping import apply_residual, nearest_measured
     from coe.mapping.problem import relative_cost
     from coe.routing.decision import decide
     from coe.routing.eligibility import excluded_experts, only_local
@@ -112,7 +112,8 @@ def _open_router(config: Path | None, key: str, is_only_local: bool) -> RouteReq
     def route_request(fields: dict[str, Any]) -> Routed:
         chat = parse(orjson.dumps({"model": "auto", **fields}))
         text = read_request(chat)
-        prediction: Prediction = router.predict([text.text], encode=in_use.assignment.residual is not None)[0]
+        (prediction,) = router.predict([text.text], encode=in_use.assignment.residual is not None)
+        prediction = apply_residual(in_use.assignment, prediction)
         decision = decide(
             chat,
             prediction,

@@ -26,8 +26,8 @@ def with_residual(
     try:
         artifact = check_router(settings)[1]
         encoder, router = routers.load_encoder(artifact.folder), load_router(registry, artifact)
-    except ArtifactError as error:
-        return assignment, Evidence(0.0, 0.0, f"the router cannot be used ({error})")
+    except ArtifactError:
+        return assignment, Evidence(0.0, 0.0, "it needs the encoder of a router; run `coe train`")
     columns = [router.categories.index(name) for name in assignment.categories]
 
     def read(rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -24,7 +24,7 @@ from coe.learning.evaluation.quality import Quality
 from coe.learning.evaluation.recorded_answers import RecordedAnswers
 from coe.learning.recipes.answers import Answers
 from coe.learning.recipes.benchmark import compare, recipe_report
-from coe.mapping import Assignment, Problem, expected_utility, residual_gain, solve
+from coe.mapping import Assignment, Problem, apply_residual, expected_utility, residual_gain, solve
 from coe.mapping.residual import fit_residual
 from coe.mapping.score_table import fit_pseudo_count, tabulate_prompts
 from coe.routing.classifier import MIN_RESIDUAL_GAIN
@@ -247,7 +247,7 @@ def _decide(router: Router, assignment: Assignment) -> Callable[[Sequence[str]],
 
 
 def _utility(assignment: Assignment, prediction: Prediction) -> Floats:
-    return expected_utility(assignment, prediction.probabilities, prediction.features)
+    return expected_utility(assignment, prediction.probabilities, prediction.residual)
 
 
 def _served(router: Router, assignment: Assignment, texts: Sequence[str]) -> tuple[list[Prediction], float]:
@@ -262,7 +262,7 @@ def _served(router: Router, assignment: Assignment, texts: Sequence[str]) -> tup
     if rows:
         refined = router.predict([texts[row] for row in rows], encode=assignment.residual is not None)
         for row, prediction in zip(rows, refined, strict=True):
-            served[row] = prediction
+            served[row] = apply_residual(assignment, prediction)
     return served, float(np.mean(is_read))
 
 

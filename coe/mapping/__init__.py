@@ -2,6 +2,7 @@
 
 from coe.mapping.assignment import (
     Assignment,
+    apply_residual,
     expected_price,
     expected_utility,
     information_value,
@@ -60,6 +61,7 @@ __all__ = [
     "PublishedPlan",
     "TimeBudget",
     "Uses",
+    "apply_residual",
     "best_choice",
     "changed_fields",
     "common_part",

@@ -192,21 +192,19 @@ class Assignment:
 
 
 def expected_utility(
-    assignment: Assignment, posterior: NDArray[np.floating], features: NDArray[np.floating] | None = None
+    assignment: Assignment, posterior: NDArray[np.floating], residual: NDArray[np.floating] | None = None
 ) -> NDArray[np.floating]:
     """Return expected quality minus price of each expert, shape (n_experts,), for a posterior (n_categories,).
 
-    With the encoder's `features` of the text (width,), the plan's residual counts. An expert that may not serve the
-    most likely category gets -inf; in other categories it counts with quality 0. The result has the type of the
+    The `residual` of the text (n_experts,) is added, if it is known (`apply_residual`). An expert that may not serve
+    the most likely category gets -inf; in other categories it counts with quality 0. The result has the type of the
     posterior: float32 for a router's, which takes half the time.
     """
     value = assignment._value_of_request if posterior.dtype == np.float32 else assignment._value
     utility: NDArray[np.floating] = posterior.dot(value)
     if assignment._excludes:
         utility += assignment._exclusion[posterior.argmax()]
-    if features is not None and assignment.residual is not None:
-        utility = utility + assignment.residual(features)
-    return utility
+    return utility if residual is None else utility + residual
 
 
 def expected_price(assignment: Assignment, posterior: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -259,3 +257,10 @@ def nearest_measured(assignment: Assignment, prediction: Prediction, *, limit: i
     if assignment.residual is None or prediction.features is None:
         return []
     return assignment.residual.nearest(prediction.features, limit=limit)
+
+
+def apply_residual(assignment: Assignment, prediction: Prediction) -> Prediction:
+    """Return the prediction with the plan's residual of the text, if there is one and the encoder has read the text."""
+    if assignment.residual is None or prediction.features is None:
+        return prediction
+    return replace(prediction, residual=assignment.residual(prediction.features))

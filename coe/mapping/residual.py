@@ -77,7 +77,7 @@ class Projection:
     def __call__(self, features: Array) -> Array:
         """Return the projected features (n_prompts, n_axes), of at most unit length."""
         layers = features[:, : self.centre.size].reshape(-1, *self.centre.shape) - self.centre
-        length = np.maximum(np.linalg.norm(layers, axis=2, keepdims=True), 1e-9) * np.sqrt(len(self.centre))
+        length = np.maximum(np.linalg.norm(layers, axis=2, keepdims=True), 1e-9) * float(np.sqrt(len(self.centre)))
         return np.asarray((layers / length).reshape(len(features), -1) @ self.axes)
 
 

@@ -97,14 +97,23 @@ class LoadShedding:
 
 class EncoderPasses:
     """Runs the encoder passes of a router, within limits of time and load. For one event loop; owns none of its parts.
+    `finish` completes a prediction in the thread of its pass.
 
     `timeout` limits a pass in seconds: None means unlimited, 0 disables passes. The MAX_CACHED_RESULTS most recently
     used results are cached by the digest of the stripped text. So are results without an identified language, since a
     multilingual stage that is absent or cannot be loaded stays so.
     """
 
-    def __init__(self, router: Router, *, threads: Executor, timeout: float | None) -> None:
+    def __init__(
+        self,
+        router: Router,
+        *,
+        threads: Executor,
+        timeout: float | None,
+        finish: Callable[[Prediction], Prediction] = lambda prediction: prediction,
+    ) -> None:
         self._router = router
+        self._finish = finish
         self._threads = threads
         self._timeout = timeout
         self._load_shedding = LoadShedding()
@@ -147,7 +156,7 @@ class EncoderPasses:
         """Return the router's prediction, and the processor time in seconds that this thread spent on it."""
         start = time.thread_time()
         (found,) = self._router.predict((text,), encode=True)
-        return found, time.thread_time() - start
+        return self._finish(found), time.thread_time() - start
 
 
 @dataclass(frozen=True, slots=True, eq=False)

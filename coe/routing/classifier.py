@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import lru_cache, partial
 
 from coe.core import FAST_UNCERTAIN, GENERAL, UNDETERMINED, Chat, ExpertRule, Prediction, Router
-from coe.mapping import Assignment, information_value, residual_gain, routing_gain
+from coe.mapping import Assignment, apply_residual, information_value, residual_gain, routing_gain
 from coe.registry import AUTO, ArmSpec, ExpertSpec
 from coe.routing.classification import SHORT_CIRCUIT, EncoderPasses, Overlays
 from coe.routing.eligibility import exclusion, ineligibility
@@ -21,7 +21,7 @@ MIN_SHARE_OF_ROUTING_GAIN = 0.5
 MIN_INFORMATION_VALUE, and more than this share of the routing gain. Declared qualities have an
 arbitrary scale, so the bound is also relative to the routing gain. Both were chosen on held-out training prompts
 (docs/experiments/encoder-escalation.md)."""
-MIN_RESIDUAL_GAIN = 0.001
+MIN_RESIDUAL_GAIN = 0.002
 """An encoder pass is also worth its time if the plan's residual is expected to gain more than this much quality in the
 categories of the posterior (docs/experiments/residual-models.md)."""
 MAX_CACHED_GAINS = 128
@@ -53,7 +53,8 @@ class Classifier:
         self._routing_gain = lru_cache(maxsize=MAX_CACHED_GAINS)(partial(routing_gain, assignment))
         self._residual_gain = lru_cache(maxsize=MAX_CACHED_GAINS)(partial(residual_gain, assignment))
         self._confidence_threshold = confidence_threshold
-        self._encoder_passes = EncoderPasses(router, threads=threads, timeout=encoder_timeout)
+        finish = partial(apply_residual, assignment)
+        self._encoder_passes = EncoderPasses(router, threads=threads, timeout=encoder_timeout, finish=finish)
         self._overlays = overlays
         self._retrieves = retrieves
         self._general = router.categories.index(GENERAL)

@@ -206,6 +206,6 @@ def test_prices_of_a_budget_are_those_of_decisions_with_the_residual() -> None:
     priced = solve(problem, traffic=np.ones((400, 1)), residual=found)
     assert routed_use(problem, priced, np.ones((400, 1)))["mean_cost"] == pytest.approx(3.0, rel=0.02)
     unseen = drawn(hidden, 2000, seed=4)[0]
-    chosen = np.array([expected_utility(priced, np.ones(1), row).argmax() for row in unseen])
+    chosen = np.array([expected_utility(priced, np.ones(1), found(row)).argmax() for row in unseen])
     assert cost[0, chosen].mean() == pytest.approx(3.0, rel=0.15)
     assert cost[0, [expected_utility(plan, np.ones(1)).argmax()]].mean() == 1.0
