@@ -164,7 +164,9 @@ class Prediction:
     (`coe/routing/classification.py`) changed the posterior, `overlay_version` is the version of the overlays. `rule`
     is the name of the rule in experts.yaml that applies, empty without one. `router_probabilities` is the posterior
     before overlay and rule, if they changed it. `language` is the ISO 639 code of the text's language, UNDETERMINED if
-    it is not English and not identified, or empty if the router does not distinguish languages.
+    it is not English and not identified, or empty if the router does not distinguish languages. `features` (width,)
+    are those of the router's encoder, None unless they were requested, and `residual` (n_experts,) is what the plan
+    expects of the text beyond its categories, None if it is not known.
     """
 
     probabilities: NDArray[np.float32] = field(repr=False)
@@ -174,6 +176,8 @@ class Prediction:
     router_probabilities: NDArray[np.float32] | None = field(default=None, repr=False)
     language: str = ""
     rule: str = ""
+    features: NDArray[np.float32] | None = field(default=None, repr=False)
+    residual: NDArray[np.float32] | None = field(default=None, repr=False)
     best: int = field(init=False)
     """Index of the most likely category."""
     confidence: float = field(init=False)
@@ -221,9 +225,10 @@ class Router(Protocol):
     `predict_fast` takes about 0.1 ms, so it may run on the event loop. It returns None for an uncertain text, for which
     the slower `predict` (milliseconds per text, uses the sentence encoder) is more accurate; with `force` it returns
     its uncertain prediction with the stage FAST_UNCERTAIN instead. If `predict_fast` returns a prediction, `predict`
-    returns the same one. Given `embeddings`, the `features` of the router's own encoder, `predict` uses them for every
-    text and does not run the encoder. `neighbours` returns the nearest training texts, nearest first, as far as the
-    router stores any; it takes as long as `predict`.
+    returns the same one, unless `encode` requests an encoder pass for every text, and its features. Given `embeddings`,
+    the `features` of the router's own encoder, `predict` uses them for every text and does not run the encoder.
+    `neighbours` returns the nearest training texts, nearest first, as far as the router stores any; it takes as long as
+    `predict`.
     """
 
     categories: tuple[str, ...]
@@ -231,7 +236,9 @@ class Router(Protocol):
 
     def predict_fast(self, text: str, *, force: bool = False) -> Prediction | None: ...
 
-    def predict(self, texts: Sequence[str], *, embeddings: NDArray[np.float32] | None = None) -> list[Prediction]: ...
+    def predict(
+        self, texts: Sequence[str], *, embeddings: NDArray[np.float32] | None = None, encode: bool = False
+    ) -> list[Prediction]: ...
 
     def neighbours(self, text: str, *, limit: int) -> list[Neighbour]: ...
 

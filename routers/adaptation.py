@@ -78,11 +78,14 @@ class AdaptedRouter:
         prediction = self._fast_prediction(self.base.fast_heads(text))
         return prediction if force or prediction.stage != FAST_UNCERTAIN else None
 
-    def predict(self, texts: Sequence[str], *, embeddings: Floats | None = None) -> list[Prediction]:
+    def predict(
+        self, texts: Sequence[str], *, embeddings: Floats | None = None, encode: bool = False
+    ) -> list[Prediction]:
         """Predict like `CascadeRouter.predict`."""
         return self.base.run(
             texts,
             embeddings,
+            encode,
             fast=self._fast_prediction,
             encoder=self._encoder_predictions,
             multilingual=partial(self._with_new_categories, odds=np.zeros(len(self.new), dtype=np.float32)),

@@ -111,11 +111,13 @@ class InDistributionModels:
 class HeadOutputs:
     """Outputs of all heads for some texts.
 
-    `logits` (n_texts, n_categories) by head, sentence `vectors` (n_texts, dimensions), the same `projected` to the
-    nearest-neighbour axes (n_texts, n_axes), and `similarity` to the nearest exemplars (n_texts,).
+    `logits` (n_texts, n_categories) by head, the encoder's `features` (n_texts, width), of which the sentence `vectors`
+    (n_texts, dimensions) come first, the same `projected` to the nearest-neighbour axes (n_texts, n_axes), and
+    `similarity` to the nearest exemplars (n_texts,).
     """
 
     logits: dict[str, Floats]
+    features: Floats
     vectors: Floats
     projected: Floats
     similarity: Floats
@@ -142,15 +144,19 @@ class CascadeRouter:
         prediction = self.fast_prediction(self.fast_heads(text))
         return prediction if force or prediction.stage != FAST_UNCERTAIN else None
 
-    def predict(self, texts: Sequence[str], *, embeddings: Floats | None = None) -> list[Prediction]:
-        """Predict every text, in order. The encoder runs only for texts that `predict_fast` leaves open; given
-        `embeddings` (n_texts, width), all heads score all English texts and the encoder does not run."""
-        return self.run(texts, embeddings, fast=self.fast_prediction, encoder=self.encoder_predictions)
+    def predict(
+        self, texts: Sequence[str], *, embeddings: Floats | None = None, encode: bool = False
+    ) -> list[Prediction]:
+        """Predict every text, in order. The encoder runs only for texts that `predict_fast` leaves open. With `encode`
+        it runs for all English texts, and their predictions have its features. Given `embeddings` (n_texts, width), all
+        heads score the English texts and the encoder does not run."""
+        return self.run(texts, embeddings, encode, fast=self.fast_prediction, encoder=self.encoder_predictions)
 
     def run(
         self,
         texts: Sequence[str],
         embeddings: Floats | None,
+        encode: bool,
         *,
         fast: Callable[[FastFeatures], Prediction],
         encoder: Callable[[HeadOutputs], list[Prediction]],
@@ -169,16 +175,21 @@ class CascadeRouter:
             if posterior is not None:
                 predictions[index] = multilingual(Prediction(posterior, MULTILINGUAL, language=languages[index]))
                 done.add(index)
-        rows = [i for i, one in enumerate(predictions) if embeddings is not None or one.stage == FAST_UNCERTAIN]
+        every = encode or embeddings is not None
+        rows = [i for i, one in enumerate(predictions) if every or one.stage == FAST_UNCERTAIN]
         if rows := [index for index in rows if index not in done]:
             known = None if embeddings is None else embeddings[rows]
             outputs = self.head_outputs(
                 [texts[i] for i in rows], features=[features[i] for i in rows], embeddings=known
             )
-            for index, prediction in zip(rows, encoder(outputs), strict=True):
+            for row, (index, prediction) in enumerate(zip(rows, encoder(outputs), strict=True)):
                 language = languages.get(index, ENGLISH)
-                in_distribution = prediction.in_distribution * _shared_words(features[index], language)
-                predictions[index] = replace(prediction, in_distribution=in_distribution, language=language)
+                predictions[index] = replace(
+                    prediction,
+                    in_distribution=prediction.in_distribution * _shared_words(features[index], language),
+                    language=language,
+                    features=outputs.features[row] if encode else None,
+                )
         return predictions
 
     def neighbours(self, text: str, *, limit: int) -> list[Neighbour]:
@@ -227,7 +238,7 @@ class CascadeRouter:
             "linear": self.linear.logits(embeddings),
             "knn": votes,
         }
-        return HeadOutputs(logits, vectors, projected, similarity)
+        return HeadOutputs(logits, embeddings, vectors, projected, similarity)
 
 
 def _shared_words(features: FastFeatures, language: str) -> float:

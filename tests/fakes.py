@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -70,7 +70,7 @@ def registry_of(**changes: Any) -> Registry:
 
 class WordRouter:
     """A router that predicts the category named in the text; it is uncertain where the text has the word `ponder`. The
-    language is the word after `language:`."""
+    language is the word after `language:`. The encoder's features are the probabilities."""
 
     categories = ("code", "art", "general")
     version = "words"
@@ -80,8 +80,11 @@ class WordRouter:
             return self._prediction(text, "fast_uncertain", confidence_threshold=1.0) if force else None
         return self._prediction(text, "predict_fast")
 
-    def predict(self, texts: Sequence[str], *, embeddings: NDArray[np.float32] | None = None) -> list[Prediction]:
-        return [self._prediction(text, "predict" if "ponder" in text else "predict_fast") for text in texts]
+    def predict(
+        self, texts: Sequence[str], *, embeddings: NDArray[np.float32] | None = None, encode: bool = False
+    ) -> list[Prediction]:
+        found = [self._prediction(text, "predict" if encode or "ponder" in text else "predict_fast") for text in texts]
+        return [replace(one, features=one.probabilities) for one in found] if encode else found
 
     def neighbours(self, text: str, *, limit: int) -> list[Neighbour]:
         """The similarity of a category's description equals its probability."""

@@ -1,4 +1,4 @@
-"""When an uncertain request uses the encoder: the routing gain of the experts that are eligible for it."""
+"""When a request uses the encoder: the routing gain and the residual of the experts that are eligible for it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from coe.core import ExpertRule
-from coe.mapping import Assignment, routing_gain
+from coe.core import Chat, ExpertRule, RequestOptions
+from coe.mapping import Assignment, expected_utility, routing_gain
+from coe.mapping.residual import Projection, Residual
 from coe.routing import classifier
 from tests.decisions import chat_of
 from tests.fakes import Gateway, WordRouter, gateway_of, registry_of
@@ -31,9 +32,9 @@ SPECIALIZED = plan_of([[0.9, 0.2, 0.5], [0.2, 0.9, 0.5], [0.5, 0.5, 0.6]])
 ONE_BEST = plan_of([[0.6, 0.7, 0.6], [0.6, 0.7, 0.6], [0.6, 0.7, 0.6]])
 
 
-async def stage_of(gateway: Gateway, rule: ExpertRule | None = None) -> str:
+async def stage_of(gateway: Gateway, rule: ExpertRule | None = None, chat: Chat = ART) -> str:
     composition = gateway.serving_state.serving.composition
-    return (await composition.classifier.classify(ART, None, rule))[1].stage
+    return (await composition.classifier.classify(chat, None, rule))[1].stage
 
 
 async def test_the_routing_gain_is_computed_once_for_each_set_of_eligible_experts(
@@ -66,3 +67,52 @@ async def test_a_rule_that_decides_alone_needs_no_encoder(action: dict[str, Any]
 async def test_each_plan_has_its_own_routing_gain() -> None:
     async with gateway_of(assignment=SPECIALIZED) as before, gateway_of(assignment=ONE_BEST) as after:
         assert [await stage_of(one) for one in (before, after, before)] == ["predict", "short_circuit", "predict"]
+
+
+def residual_of(left_out: Sequence[float], label: int) -> Residual:
+    """The residual of two measured prompts of a category, whose features are like those of no text and of `art`."""
+    scores = np.array([[0.5, 0.5, 0.5], [0.0, 0.0, 1.0]])
+    vectors = np.array([[-1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    return Residual(
+        categories=WordRouter.categories,
+        experts=EXPERTS,
+        encoder="e",
+        prompt_ids=("p0", "p1"),
+        labels=np.array([label, label]),
+        posteriors=np.eye(3)[[label, label]],
+        scores=scores,
+        expected=np.full((2, 3), 0.5),
+        left_out=np.array([[0.0, 0.0, 0.0], left_out]),
+        projection=Projection(np.zeros((1, 3)), np.eye(3)),
+        vectors=vectors,
+    )
+
+
+SURE = chat_of("art")
+GAINS = replace(ONE_BEST, residual=residual_of([0.0, 0.0, 0.2], label=1))
+
+
+async def test_a_sure_text_is_encoded_where_the_residual_may_change_the_choice_and_others_are_not() -> None:
+    async with gateway_of(assignment=GAINS) as gateway:
+        assert await stage_of(gateway, chat=SURE) == "predict"
+        assert await stage_of(gateway, chat=chat_of("code")) == "predict_fast"  # the residual is of `art`
+        assert await stage_of(gateway, ExpertRule(experts=("coder", "painter")), chat=SURE) == "predict_fast"
+        assert await stage_of(gateway, chat=replace(SURE, model="coder")) == "predict_fast"
+    for plan in (ONE_BEST, replace(ONE_BEST, residual=residual_of([0.0, 0.0, 0.05], label=1))):
+        async with gateway_of(assignment=plan) as gateway:
+            assert await stage_of(gateway, chat=SURE) == "predict_fast"
+
+
+async def test_the_residual_changes_the_choice_of_an_encoded_text_alone() -> None:
+    async with gateway_of(assignment=GAINS) as gateway:
+        composition = gateway.serving_state.serving.composition
+        _, prediction = await composition.classifier.classify(SURE, None)
+        assert composition.decide(SURE, prediction, RequestOptions()).expert == "generalist"
+        without = replace(prediction, residual=None)
+        assert composition.decide(SURE, without, RequestOptions()).expert == "painter"
+
+
+def test_an_expert_that_may_not_serve_a_category_has_no_residual_there() -> None:
+    quality = np.array([[0.6, 0.7, 0.6], [0.6, 0.7, -np.inf], [0.6, 0.7, 0.6]])
+    plan = replace(GAINS, quality=quality)
+    assert expected_utility(plan, np.array([0.0, 1.0, 0.0]), np.ones(3))[2] == -np.inf

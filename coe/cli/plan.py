@@ -134,6 +134,7 @@ def show_plan(report: Mapping[str, Any], scores: Path, *, is_dry_run: bool) -> N
         )
     if logged := report["uses"]["logged"]:
         print_line(f"uses: tokens, costs and times also come from {logged} requests in the routing log")
+    print_line(_residual(report["residual"]))
     for line in (*_waits(report["waits"]), *_sweep(report), *(_gate(report["gate"]) if "gate" in report else ())):
         print_line(line)
     print_line(
@@ -198,6 +199,12 @@ def _feedback(found: Mapping[str, Sequence[str]]) -> list[str]:
     if dropped := found["dropped"]:
         lines.append(f"dropped: the feedback on {', '.join(dropped)}, which coe retrain had moved")
     return lines
+
+
+def _residual(found: Mapping[str, Any]) -> str:
+    """Whether the texts of requests select experts beyond their categories, and the evidence."""
+    gain = f" ({found['gain']:+.4f} ± {found['error']:.4f})" if found["error"] else ""
+    return f"residual: not used: {found['refused']}{gain}" if found["refused"] else f"residual: used{gain}"
 
 
 def _sweep(report: Mapping[str, Any]) -> list[str]:

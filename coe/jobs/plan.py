@@ -25,6 +25,7 @@ from coe.experts.recipes.policy_file import RECIPES_FILE, ArmPolicies
 from coe.jobs.expected_waits import solve_with_waits, wait_model, waits_report
 from coe.jobs.foreground import note_if_slow
 from coe.jobs.plan_basis import plan_basis, share_of_streams
+from coe.jobs.plan_residual import with_residual
 from coe.learning.estimation.experience_loader import open_logs
 from coe.learning.estimation.logged_uses import LoggedUses, uses_report
 from coe.learning.evaluation.passage_gain import GAINS_FILE, read_gains
@@ -48,6 +49,7 @@ from coe.mapping import (
     read_evidence,
     read_published,
     routed_use,
+    save_assignment,
     smallest_limit,
     solve,
     sweep,
@@ -109,6 +111,8 @@ def make_plan(
     unplanned = _unplanned(settings, registry, recipes.left_out)
     with note_if_slow("solving the plan"):
         basis, assignment, waits = _solve(settings, registry, basis, logged)
+    with note_if_slow("testing the residual"):
+        assignment, evidence_of_residual = with_residual(settings, registry, basis, assignment)
     problem = basis.problem
     with note_if_slow("the sweep"):
         rows = sweep(problem, options.sweep_row, options.sweep_limits) if options.sweep_row else []
@@ -141,6 +145,7 @@ def make_plan(
         "recipe_max_tokens": policies.max_tokens,
         "waits": waits,
         "feedback": _feedback_report(evidence, basis, before, assignment),
+        "residual": evidence_of_residual._asdict(),
         "sample": _sample_use(problem, assignment, basis.traffic),
     }
     _add_margin_errors(report["assignment"], registry, basis, assignment)
@@ -164,7 +169,7 @@ def _unplanned(settings: Settings, registry: Registry, left_out: Mapping[str, st
 
 def _promote(store: ArtifactStore, draft: Path, assignment: Assignment, registry: Registry, *, why: str) -> None:
     """Publish the draft with the assignment, and put it into use."""
-    (draft / ASSIGNMENT_FILE).write_bytes(assignment.to_json())
+    save_assignment(draft, assignment)
     artifact = store.publish(draft, categories=assignment.categories, data=registry.digest, metrics={})
     store.promote(artifact.manifest.version, by="plan", why=why)
 

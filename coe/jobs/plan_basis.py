@@ -122,6 +122,7 @@ def plan_basis(
         dependencies=Dependencies.of(registry),
         measured_uses=uses,
         prompt_scores=(probes.member.argmax(axis=1), all_scores),
+        prompts=[(data.prompt_ids[row], data.prompts[row]) for row in probes.rows],
     )
     return basis, LeftOut.of(registry, data, measured), recipes
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.core import GENERAL, Encoder, Neighbour, Prediction, Router
+from coe.core import FAST_UNCERTAIN, GENERAL, Encoder, Neighbour, Prediction, Router
 from coe.errors import DataError
 from coe.learning.arena import arena_choice, arena_score, staying
 from coe.learning.benchmark_report import SplitResult, benchmark_report, trace
@@ -23,9 +24,10 @@ from coe.learning.evaluation.quality import Quality
 from coe.learning.evaluation.recorded_answers import RecordedAnswers
 from coe.learning.recipes.answers import Answers
 from coe.learning.recipes.benchmark import compare, recipe_report
-from coe.learning.residual import Residual, fit_residual
-from coe.mapping import Assignment, Problem, expected_utility, solve
+from coe.mapping import Assignment, Problem, apply_residual, expected_utility, residual_gain, solve
+from coe.mapping.residual import fit_residual
 from coe.mapping.score_table import fit_pseudo_count, tabulate_prompts
+from coe.routing.classifier import MIN_RESIDUAL_GAIN
 from coe.routing.request_text import prompt_text
 
 Floats = NDArray[np.floating]
@@ -90,14 +92,21 @@ class OneCategory:
 
     version = ""
 
-    def __init__(self, category: str) -> None:
+    def __init__(self, category: str, encoder: Encoder) -> None:
         self.categories: tuple[str, ...] = (category,)
+        self._encoder = encoder
 
     def predict_fast(self, text: str, *, force: bool = False) -> Prediction:
         return Prediction(np.ones(1, dtype=np.float32), "fast")
 
-    def predict(self, texts: Sequence[str], *, embeddings: NDArray[np.float32] | None = None) -> list[Prediction]:
-        return [self.predict_fast(text) for text in texts]
+    def predict(
+        self, texts: Sequence[str], *, embeddings: NDArray[np.float32] | None = None, encode: bool = False
+    ) -> list[Prediction]:
+        found = [self.predict_fast(text) for text in texts]
+        if not encode:
+            return found
+        rows = zip(found, self._encoder.features(texts), strict=True)
+        return [replace(one, features=features) for one, features in rows]
 
     def neighbours(self, text: str, *, limit: int) -> list[Neighbour]:
         return []
@@ -130,17 +139,16 @@ def benchmark(
     if len(set(texts) - {""}) < 2 * MIN_TRAINING_PROMPTS:
         raise DataError(f"{data.benchmark}: fewer than {2 * MIN_TRAINING_PROMPTS} different prompts; score more")
     report("embed", 0.0)
-    embeddings = encoder.features(data.prompts)
-    if embeddings.shape[1] % encoder.dimensions:  # the inner layers have another width than the sentence vector
-        embeddings = embeddings[:, : encoder.dimensions]
+    embeddings = encoder.features([prompt_text(prompt) for prompt in data.prompts])
     for number, seed in enumerate(seeds):
         report(f"split {number + 1} of {len(seeds)}", number / len(seeds))
         splits.append(
             _run_split(
                 data,
                 texts,
-                (embeddings, encoder.dimensions),
+                embeddings,
                 recorded,
+                encoder=encoder,
                 train_router=train_router,
                 work=work,
                 seed=seed,
@@ -156,30 +164,34 @@ def benchmark(
 def _run_split(
     data: Quality,
     texts: Sequence[str],
-    embedded: tuple[NDArray[np.float32], int],
+    embeddings: NDArray[np.float32],
     recorded: RecordedAnswers | None,
     *,
+    encoder: Encoder,
     train_router: TrainRouter,
     work: Path,
     seed: int,
     perturbed_prompts: int,
 ) -> SplitResult:
-    """The result of one seed; `texts` are the prepared prompts, `embedded` the embeddings of all and the dimensions of
-    their sentence vectors, which come first. `perturbed_prompts` is their number, 0 for no arena report."""
+    """The result of one seed; `texts` are the prepared prompts, `embeddings` those of all by the `encoder`.
+    `perturbed_prompts` is their number, 0 for no arena report."""
     shuffled = np.random.default_rng(seed).permutation(len(data.prompts))
     train, test = np.split(shuffled, [round(TRAIN_SHARE * len(shuffled))])
     folder = work / f"router-{data.digest[:16]}-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
-    router, assignment, labelled = _train(data, texts, train, train_router, folder)
-    posteriors = np.stack([p.probabilities for p in router.predict([prompt_text(data.prompts[i]) for i in test])])
-    embeddings, dimensions = embedded
-    vectors = embeddings[:, :dimensions]
+    router, assignment, labelled = _train(data, texts, train, train_router, encoder, folder)
+    routed = [prompt_text(data.prompts[i]) for i in test]
+    categorized, encoded_without = _served(router, assignment, routed)
+    posteriors = np.stack([one.probabilities for one in categorized])
+    assignment = _with_residual(data, assignment, labelled, embeddings, encoder)
+    served, encoded = _served(router, assignment, routed)
+    vectors = embeddings[:, : encoder.dimensions]
     value = {
-        "coe": np.stack([expected_utility(assignment, posterior) for posterior in posteriors]),
+        "coe": np.stack([_utility(assignment, one) for one in served]),
+        "coe_categories": np.stack([expected_utility(assignment, posterior) for posterior in posteriors]),
         "knn": tuned(knn_baseline, vectors[train], data.scores[train], vectors[test], grid=KNN_GRID, seed=seed),
         "ridge": tuned(ridge_baseline, vectors[train], data.scores[train], vectors[test], grid=RIDGE_GRID, seed=seed),
     }
-    value["residual"] = value["coe"] + _residual(data, labelled, assignment, embedded)(embeddings[test])
     choice = {name: expects.argmax(axis=1) for name, expects in value.items()}
     choice["coe_hard"] = assignment.quality[posteriors.argmax(axis=1)].argmax(axis=1)
     choice |= _bounds(data, train, test)
@@ -210,6 +222,8 @@ def _run_split(
         route_ms=route_ms,
         arena=arena,
         stays=stays,
+        residual=assignment.residual is not None,
+        encoded=(encoded, encoded_without),
         recipes=recipes,
     )
 
@@ -226,19 +240,53 @@ def _arena(data: Quality, value: Mapping[str, Floats], scores: Floats) -> dict[s
 
 def _decide(router: Router, assignment: Assignment) -> Callable[[Sequence[str]], NDArray[np.int64]]:
     def decide(prompts: Sequence[str]) -> NDArray[np.int64]:
-        predictions = router.predict([prompt_text(prompt) for prompt in prompts])
-        return np.array([expected_utility(assignment, one.probabilities).argmax() for one in predictions], np.int64)
+        served, _ = _served(router, assignment, [prompt_text(prompt) for prompt in prompts])
+        return np.array([_utility(assignment, one).argmax() for one in served], np.int64)
 
     return decide
 
 
-def _residual(
-    data: Quality, labelled: Mapping[int, int], assignment: Assignment, embedded: tuple[NDArray[np.float32], int]
-) -> Residual:
-    """The residual of the `labelled` training prompts, whose category is given by index."""
-    rows, categories = np.array(list(labelled)), np.array(list(labelled.values()))
-    embeddings, dimensions = embedded
-    return fit_residual(embeddings[rows], data.scores[rows], assignment.quality[categories], dimensions=dimensions)
+def _utility(assignment: Assignment, prediction: Prediction) -> Floats:
+    return expected_utility(assignment, prediction.probabilities, prediction.residual)
+
+
+def _served(router: Router, assignment: Assignment, texts: Sequence[str]) -> tuple[list[Prediction], float]:
+    """The predictions for texts as in service, and the share of texts that the encoder reads.
+
+    It reads those of which the fast heads are unsure, and those for which the plan's residual may change the choice.
+    """
+    served = [one for text in texts if (one := router.predict_fast(text, force=True)) is not None]
+    gain = residual_gain(assignment, range(len(assignment.experts)))
+    is_read = [one.stage == FAST_UNCERTAIN or float(one.probabilities @ gain) > MIN_RESIDUAL_GAIN for one in served]
+    rows = np.flatnonzero(is_read).tolist()
+    if rows:
+        refined = router.predict([texts[row] for row in rows], encode=assignment.residual is not None)
+        for row, prediction in zip(rows, refined, strict=True):
+            served[row] = apply_residual(assignment, prediction)
+    return served, float(np.mean(is_read))
+
+
+def _with_residual(
+    data: Quality,
+    assignment: Assignment,
+    labelled: Mapping[int, int],
+    embeddings: NDArray[np.float32],
+    encoder: Encoder,
+) -> Assignment:
+    """The assignment with the residual of the `labelled` training prompts, whose category is given by index."""
+    rows, labels = np.array(list(labelled)), np.array(list(labelled.values()))
+    certain = np.eye(len(assignment.categories))
+    residual, _ = fit_residual(
+        lambda some: (embeddings[rows[some]], certain[labels[some]]),
+        labels,
+        data.scores[rows],
+        dimensions=encoder.dimensions,
+        charge=assignment.price,
+        categories=assignment.categories,
+        experts=assignment.experts,
+        prompt_ids=[str(row) for row in rows],
+    )
+    return replace(assignment, residual=residual)
 
 
 def _answers(
@@ -253,14 +301,19 @@ def _answers(
 
 
 def _train(
-    data: Quality, texts: Sequence[str], train: NDArray[np.int64], train_router: TrainRouter, folder: Path
+    data: Quality,
+    texts: Sequence[str],
+    train: NDArray[np.int64],
+    train_router: TrainRouter,
+    encoder: Encoder,
+    folder: Path,
 ) -> tuple[Router, Assignment, dict[int, int]]:
     """A router and an assignment for the training part, and the category of each prompt that they were measured on.
 
     They are made as by `coe train` and `coe plan`.
     """
     if len(set(data.categories)) == 1:
-        return _assigned(data, train, [data.categories[0]] * len(train), OneCategory(data.categories[0]))
+        return _assigned(data, train, [data.categories[0]] * len(train), OneCategory(data.categories[0], encoder))
     coarse = [data.coarse[i] for i in train if data.coarse]
     labels = _merge_rare_labels([texts[i] for i in train], [data.categories[i] for i in train], coarse)
     if len(set(labels) - {""}) < 2:
@@ -327,7 +380,7 @@ def _route_ms(router: Router, assignment: Assignment, prompts: Sequence[str]) ->
     times = []
     for prompt in prompts:
         began = time.perf_counter()
-        prediction = router.predict_fast(prompt) or router.predict([prompt])[0]
-        expected_utility(assignment, prediction.probabilities).argmax()
+        (prediction,), _ = _served(router, assignment, [prompt])
+        _utility(assignment, prediction).argmax()
         times.append(1000.0 * (time.perf_counter() - began))
     return times

@@ -89,6 +89,8 @@ class SplitResult:
     the same shape. `size` is each method's mean active parameters in billions. `traces` are the frontiers of three
     methods. `route_ms` are routing times; none with one category, where nothing is classified. `arena` are scores of
     quality against cost by method, and `stays` tells by perturbation which decisions stay; empty unless requested.
+    `residual` tells whether one is used. `encoded` are the shares of prompts that the encoder reads, with the residual
+    and without.
     """
 
     prompts: NDArray[np.int64]
@@ -98,10 +100,13 @@ class SplitResult:
     route_ms: list[float]
     arena: dict[str, float]
     stays: dict[str, list[bool]]
+    residual: bool
+    encoded: tuple[float, float]
     recipes: SplitComparison | None = None
 
 
-METHODS = ("random", "best_single", "knn", "ridge", "coe_hard", "coe", "residual", "class_map_on_test", "oracle")
+METHODS = ("random", "best_single", "knn", "ridge", "coe_hard", "coe_categories", "coe", "class_map_on_test", "oracle")
+"""`coe` is what is served. `coe_categories` is the same without the residual, `coe_hard` by the likeliest category."""
 
 
 def benchmark_report(data: Quality, splits: Sequence[SplitResult], seeds: Sequence[int]) -> dict[str, Any]:
@@ -122,6 +127,11 @@ def benchmark_report(data: Quality, splits: Sequence[SplitResult], seeds: Sequen
         "seeds": list(seeds),
         "methods": methods,
         "gap_closed": (mean["coe"] - mean["best_single"]) / gap if gap > 0 else None,
+        "residual": {
+            "used": sum(split.residual for split in splits),
+            "encoded": float(np.mean([split.encoded[0] for split in splits])),
+            "encoded_without": float(np.mean([split.encoded[1] for split in splits])),
+        },
         "frontier": [asdict(point) for point in traces.get("coe", ())],
         "hull_area": {name: hull_area(points, data.active_b) for name, points in traces.items()},
         "route_ms": {"p50": float(np.percentile(times, 50)), "p99": float(np.percentile(times, 99))}

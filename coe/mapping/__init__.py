@@ -2,9 +2,12 @@
 
 from coe.mapping.assignment import (
     Assignment,
+    apply_residual,
     expected_price,
     expected_utility,
     information_value,
+    nearest_measured,
+    residual_gain,
     routing_gain,
 )
 from coe.mapping.consequences import Consequence
@@ -33,6 +36,7 @@ from coe.mapping.plan_file import (
     read_problem,
     read_published,
     round_traffic,
+    save_assignment,
 )
 from coe.mapping.problem import ANSWER_FIELDS, Budget, Dependencies, Problem, changed_fields
 from coe.mapping.program import TimeBudget, smallest_limit
@@ -57,6 +61,7 @@ __all__ = [
     "PublishedPlan",
     "TimeBudget",
     "Uses",
+    "apply_residual",
     "best_choice",
     "changed_fields",
     "common_part",
@@ -68,15 +73,18 @@ __all__ = [
     "frontiers",
     "information_value",
     "marginal_values",
+    "nearest_measured",
     "planned_quality",
     "planned_use",
     "read_evidence",
     "read_plan_file",
     "read_problem",
     "read_published",
+    "residual_gain",
     "round_traffic",
     "routed_use",
     "routing_gain",
+    "save_assignment",
     "smallest_limit",
     "solve",
     "sweep",

@@ -9,13 +9,15 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from coe.core import GENERAL
+from coe.core import GENERAL, Prediction
 from coe.errors import ArtifactError
+from coe.mapping.residual import Residual
 
 VERSION = 2
 """Version of the file that `Assignment.to_json` makes."""
@@ -34,6 +36,8 @@ class Assignment:
     - `is_priced`: True if some price is not 0.
     - `unmeasured`, shape (n_categories, n_experts), None if empty: experts that may serve the category and were never
       scored. Their quality is -inf, so that only exploration selects them.
+    - `residual`: what a text says beyond its category, over the same names; None if it does not improve decisions. It
+      has a file of its own.
     """
 
     categories: tuple[str, ...]
@@ -46,6 +50,7 @@ class Assignment:
     hosted: tuple[str, ...]
     duals: Mapping[str, float]
     unmeasured: NDArray[np.bool_] | None = None
+    residual: Residual | None = None
     _value: NDArray[np.float64] = field(init=False, repr=False)
     is_priced: bool = field(init=False, repr=False)
     _exclusion: NDArray[np.float64] = field(init=False, repr=False)
@@ -176,25 +181,30 @@ class Assignment:
             runner_up=tuple(self.runner_up[row] for row in order),
             margin=tuple(self.margin[row] for row in order),
             unmeasured=None if self.unmeasured is None else self.unmeasured[order],
+            residual=None if self.residual is None else self.residual.over(categories, self.experts),
         )
 
     @property
     def digest(self) -> str:
-        """SHA-256 of `to_json`, hexadecimal."""
-        return hashlib.sha256(self.to_json()).hexdigest()
+        """SHA-256 of `to_json` and the residual, hexadecimal."""
+        residual = b"" if self.residual is None else self.residual.to_bytes()
+        return hashlib.sha256(self.to_json() + residual).hexdigest()
 
 
-def expected_utility(assignment: Assignment, posterior: NDArray[np.floating]) -> NDArray[np.floating]:
+def expected_utility(
+    assignment: Assignment, posterior: NDArray[np.floating], residual: NDArray[np.floating] | None = None
+) -> NDArray[np.floating]:
     """Return expected quality minus price of each expert, shape (n_experts,), for a posterior (n_categories,).
 
-    An expert that may not serve the most likely category gets -inf; in other categories it counts with quality 0. The
-    result has the type of the posterior: float32 for a router's, which takes half the time.
+    The `residual` of the text (n_experts,) is added, if it is known (`apply_residual`). An expert that may not serve
+    the most likely category gets -inf; in other categories it counts with quality 0. The result has the type of the
+    posterior: float32 for a router's, which takes half the time.
     """
     value = assignment._value_of_request if posterior.dtype == np.float32 else assignment._value
     utility: NDArray[np.floating] = posterior.dot(value)
     if assignment._excludes:
         utility += assignment._exclusion[posterior.argmax()]
-    return utility
+    return utility if residual is None else utility + residual
 
 
 def expected_price(assignment: Assignment, posterior: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -230,3 +240,27 @@ def routing_gain(assignment: Assignment, eligible: Sequence[int]) -> float:
     """
     utility = assignment._value.take(eligible, axis=1)
     return float(utility.max(axis=1).sum() - utility.sum(axis=0).max()) / len(utility)
+
+
+def residual_gain(assignment: Assignment, eligible: Sequence[int]) -> NDArray[np.floating]:
+    """Return by category what the residual of a text is expected to gain in utility, shape (n_categories,).
+
+    Only the experts at the indices `eligible` (at least one) count. Without a residual the gains are 0.
+    """
+    if assignment.residual is None:
+        return np.zeros(len(assignment.categories))
+    return assignment.residual.gain(assignment._value, eligible)
+
+
+def nearest_measured(assignment: Assignment, prediction: Prediction, *, limit: int) -> list[dict[str, Any]]:
+    """Return the measured prompts nearest to a text, with their scores; none if the residual does not count for it."""
+    if assignment.residual is None or prediction.features is None:
+        return []
+    return assignment.residual.nearest(prediction.features, limit=limit)
+
+
+def apply_residual(assignment: Assignment, prediction: Prediction) -> Prediction:
+    """Return the prediction with the plan's residual of the text, if there is one and the encoder has read the text."""
+    if assignment.residual is None or prediction.features is None:
+        return prediction
+    return replace(prediction, residual=assignment.residual(prediction.features))

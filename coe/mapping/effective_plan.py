@@ -142,6 +142,7 @@ class _AssignmentBuilder:
                 if not row.startswith(SHARE_DUAL_PREFIX) or row.removeprefix(SHARE_DUAL_PREFIX) in self._experts
             },
             unmeasured=unmeasured if unmeasured.any() else None,
+            residual=None if plan.residual is None else plan.residual.over(categories, self._experts),
         )
 
     def _general_expert(self) -> str:

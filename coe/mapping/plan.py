@@ -21,6 +21,7 @@ from coe.mapping.program import (
     require_solution,
     smallest_limit,
 )
+from coe.mapping.residual import Residual
 
 FRONTIER_POINTS = 16
 """Limits per budget row on its frontier."""
@@ -28,15 +29,19 @@ FRONTIER_MIP_GAP = 1e-3
 """Relative gap to the optimum that a point of a frontier may have; it is invisible in a plot."""
 
 
-def solve(problem: Problem, *, traffic: NDArray[np.floating] | None = None) -> Assignment:
+def solve(
+    problem: Problem, *, traffic: NDArray[np.floating] | None = None, residual: Residual | None = None
+) -> Assignment:
     """Return the optimal assignment within the budget. Only hosted experts, which the plan keeps running, serve.
 
     `traffic`, shape (n_requests, n_categories), is a sample of the router's posteriors. With it, the prices are
-    fitted so that real requests, which mix categories, stay within the mean budgets and `max_share`. Raises ConfigError
-    with the row and its smallest feasible limit if the budget is infeasible.
+    fitted so that real requests, which mix categories, stay within the mean budgets and `max_share`; with a `residual`
+    over any names, so that its measured prompts do. Raises ConfigError with the row and its smallest feasible limit if
+    the budget is infeasible.
     """
     plan = require_solution(problem)
-    price, duals = prices(problem, hosted=plan.hosted, traffic=traffic)
+    residual = None if residual is None else residual.over(problem.categories, problem.experts)
+    price, duals = prices(problem, hosted=plan.hosted, traffic=traffic, residual=residual)
     quality = np.where(plan.hosted[None, :], problem.quality, -np.inf)
     seconds = [runner_up(problem.experts, *pair) for pair in zip(quality - price, plan.choice.tolist(), strict=True)]
     return Assignment(
@@ -49,6 +54,7 @@ def solve(problem: Problem, *, traffic: NDArray[np.floating] | None = None) -> A
         margin=tuple(margin for _, margin in seconds),
         hosted=tuple(name for name, there in zip(problem.experts, plan.hosted, strict=True) if there),
         duals=duals,
+        residual=residual,
     )
 
 
@@ -92,11 +98,15 @@ def planned_use(problem: Problem, assignment: Assignment) -> dict[str, float]:
 def routed_use(problem: Problem, assignment: Assignment, traffic: NDArray[np.floating]) -> dict[str, float]:
     """Return the use of each limited row but memory if every request goes to its expert of highest utility.
 
-    `traffic` is a sample of posteriors, shape (n_requests, n_categories).
+    `traffic` is a sample of posteriors, shape (n_requests, n_categories). With a residual, it is its prompts instead.
     """
-    rows, posteriors = mean_rows(problem), normalized(traffic)
-    columns = np.array([expected_utility(assignment, posterior).argmax() for posterior in posteriors])
-    found = rows.mean_uses(posteriors, np.ones(len(columns)), columns) / len(columns)
+    rows, residual = mean_rows(problem), assignment.residual
+    posteriors = normalized(traffic if residual is None else residual.posteriors)
+    utility = np.array([expected_utility(assignment, posterior) for posterior in posteriors])
+    mass = np.ones(len(posteriors))
+    if residual is not None:
+        utility, mass = utility + residual.left_out, residual.mass(problem.weights)
+    found = rows.mean_uses(posteriors, mass, utility.argmax(axis=1)) / mass.sum()
     used = {row: float(value) for row, value in zip(rows.names, found, strict=True) if row in MEAN_ROWS}
     if problem.budget.max_share is not None:
         used["max_share"] = float(found[len(used) :].max())

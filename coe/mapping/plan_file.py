@@ -1,4 +1,4 @@
-"""The files of a plan: assignment.json, plan.json (inputs, evidence, frontiers) and traffic.npy.
+"""The files of a plan: assignment.json, residual.npz, plan.json (inputs, evidence, frontiers) and traffic.npy.
 
 `coe plan` and `coe retrain` write `PlanInputs`. The files are read to show a plan, to solve it again under another
 budget, and to compare it with the current declaration. `PublishedPlan` is a plan that was read; `current_problem`
@@ -23,6 +23,7 @@ from coe.mapping.assignment import Assignment
 from coe.mapping.plan import frontiers, marginal_values
 from coe.mapping.problem import MEAN_ROWS, USE_OF_ROW, Array, Budget, Dependencies, Problem
 from coe.mapping.program import TimeBudget
+from coe.mapping.residual import Residual
 from coe.mapping.score_table import PSEUDO_COUNT, ScoreTable
 from coe.mapping.uses import MeasuredUses, Uses, declared_uses
 from coe.registry import Registry
@@ -50,6 +51,7 @@ class PlanInputs:
     - `reassigned`: categories whose expert feedback has changed since the scores were measured.
     - `prompt_scores`: the category (index) and the scores of each prompt, (n_prompts,) and (n_prompts, n_experts), for
       paired errors; None if they are unknown.
+    - `prompts`: the id and the text of each prompt of `prompt_scores`.
     - `dependencies`: the part of the declaration that the plan was made for; None if it was made without one.
     """
 
@@ -65,6 +67,7 @@ class PlanInputs:
     dependencies: Dependencies | None = None
     measured_uses: MeasuredUses | None = None
     prompt_scores: tuple[NDArray[np.int64], Array] | None = None
+    prompts: Sequence[tuple[str, str]] = ()
 
     def save(
         self,
@@ -251,7 +254,14 @@ def _array(rows: list[Any], missing: float) -> Array:
     return np.where(np.isnan(values), missing, values)
 
 
-ASSIGNMENT_FILE = "assignment.json"
+ASSIGNMENT_FILE, RESIDUAL_FILE = "assignment.json", "residual.npz"
+
+
+def save_assignment(folder: Path, assignment: Assignment) -> None:
+    """Write the assignment and its residual, if it has one, into an existing folder."""
+    (folder / ASSIGNMENT_FILE).write_bytes(assignment.to_json())
+    if assignment.residual is not None:
+        (folder / RESIDUAL_FILE).write_bytes(assignment.residual.to_bytes())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -311,6 +321,8 @@ class PublishedPlan:
 def read_published(folder: Path, version: str) -> PublishedPlan:
     """Read the folder of a plan. Raises ArtifactError."""
     assignment = Assignment.from_json((folder / ASSIGNMENT_FILE).read_bytes())
+    if (residual := folder / RESIDUAL_FILE).exists():
+        assignment = replace(assignment, residual=Residual.from_bytes(residual.read_bytes()))
     recipes = folder / RECIPES_FILE
     policies = ArmPolicies.from_json(recipes.read_bytes()) if recipes.exists() else None
     return PublishedPlan(version, assignment, _read_record(folder), policies)

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.mapping.problem import MEAN_ROWS, Array, Problem
+from coe.mapping.residual import Residual
 
 MAX_CUTS = 400
 """Limit of the cutting planes; one row takes about ten."""
@@ -84,18 +85,25 @@ def share_rows(problem: Problem) -> Any:
 
 
 def prices(
-    problem: Problem, *, hosted: NDArray[np.bool_], traffic: NDArray[np.floating] | None
+    problem: Problem,
+    *,
+    hosted: NDArray[np.bool_],
+    traffic: NDArray[np.floating] | None,
+    residual: Residual | None = None,
 ) -> tuple[Array, dict[str, float]]:
     """Return the prices, shape (n_categories, n_experts), and the dual of each row; see `MeanRows`.
 
     `traffic`, shape (n_requests, n_categories), is a sample of the router's posteriors. Prices fitted to it keep the
     budget on mixed posteriors too, whereas prices for pure categories would move whole categories at once. Without
-    traffic, every request belongs to one category.
+    traffic, every request belongs to one category. With a `residual`, the traffic is its measured prompts, weighted as
+    the problem's categories, since the residual of other requests is not known.
     """
     rows = mean_rows(problem)
     if not rows.names:
         return np.zeros(rows.shape), {}
-    gain, mass, posteriors = _requests(problem, hosted, traffic)
+    gain, mass, posteriors = _requests(problem, hosted, traffic if residual is None else residual.posteriors)
+    if residual is not None:
+        gain, mass = gain + residual.left_out, residual.mass(problem.weights)
     duals = lagrangian_duals(gain, mass, posteriors, rows)
     duals = _raise_prices(gain, mass, posteriors, rows, duals)
     return np.where(hosted[None, :], rows.price(duals), 0.0), dict(zip(rows.names, duals.tolist(), strict=True))

@@ -50,8 +50,8 @@ MAX_BACKOFF_SECONDS = 1.0
 """Limit of the time without passes. Without it, the first pass, which also loads the multilingual encoder, would stop
 passes for long."""
 MAX_CACHED_RESULTS = 1024
-"""Most recently used encoder results that are cached, about 500 kB. Loops of tool calls repeat a request, and several
-clients send the same prompts."""
+"""Most recently used encoder results that are cached, about 5 MB with the encoder's features. Loops of tool calls
+repeat a request, and several clients send the same prompts."""
 SHORT_CIRCUIT = "short_circuit"
 """Stage of a fast prediction that is uncertain, but for which an encoder pass is not worth its time."""
 
@@ -97,14 +97,23 @@ class LoadShedding:
 
 class EncoderPasses:
     """Runs the encoder passes of a router, within limits of time and load. For one event loop; owns none of its parts.
+    `finish` completes a prediction in the thread of its pass.
 
     `timeout` limits a pass in seconds: None means unlimited, 0 disables passes. The MAX_CACHED_RESULTS most recently
     used results are cached by the digest of the stripped text. So are results without an identified language, since a
     multilingual stage that is absent or cannot be loaded stays so.
     """
 
-    def __init__(self, router: Router, *, threads: Executor, timeout: float | None) -> None:
+    def __init__(
+        self,
+        router: Router,
+        *,
+        threads: Executor,
+        timeout: float | None,
+        finish: Callable[[Prediction], Prediction] = lambda prediction: prediction,
+    ) -> None:
         self._router = router
+        self._finish = finish
         self._threads = threads
         self._timeout = timeout
         self._load_shedding = LoadShedding()
@@ -113,7 +122,7 @@ class EncoderPasses:
         """Cached results, the most recently used last."""
 
     async def predict(self, text: str, *, foreign: bool) -> Prediction | None:
-        """Return the router's prediction for an uncertain text; None if passes are disabled, skipped or too slow.
+        """Return the router's prediction for a text by all its heads; None if passes are disabled, skipped or too slow.
 
         `foreign`: the text is probably not English, so it takes a pass of the multilingual encoder.
         """
@@ -146,8 +155,8 @@ class EncoderPasses:
     def _predict(self, text: str) -> tuple[Prediction, float]:
         """Return the router's prediction, and the processor time in seconds that this thread spent on it."""
         start = time.thread_time()
-        (found,) = self._router.predict((text,))
-        return found, time.thread_time() - start
+        (found,) = self._router.predict((text,), encode=True)
+        return self._finish(found), time.thread_time() - start
 
 
 @dataclass(frozen=True, slots=True, eq=False)

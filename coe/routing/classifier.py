@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import lru_cache, partial
 
 from coe.core import FAST_UNCERTAIN, GENERAL, UNDETERMINED, Chat, ExpertRule, Prediction, Router
-from coe.mapping import Assignment, information_value, routing_gain
+from coe.mapping import Assignment, apply_residual, information_value, residual_gain, routing_gain
 from coe.registry import AUTO, ArmSpec, ExpertSpec
 from coe.routing.classification import SHORT_CIRCUIT, EncoderPasses, Overlays
 from coe.routing.eligibility import exclusion, ineligibility
@@ -22,8 +22,11 @@ MIN_SHARE_OF_ROUTING_GAIN = 0.5
 MIN_INFORMATION_VALUE, and more than this share of the routing gain. Declared qualities have an
 arbitrary scale, so the bound is also relative to the routing gain. Both were chosen on held-out training prompts
 (docs/experiments/encoder-escalation.md)."""
+MIN_RESIDUAL_GAIN = 0.002
+"""An encoder pass is also worth its time if the plan's residual is expected to gain more than this much quality in the
+categories of the posterior (docs/experiments/residual-models.md)."""
 MAX_CACHED_GAINS = 128
-"""Sets of eligible experts whose routing gain is cached. Capabilities, languages and rules of keys make few sets."""
+"""Sets of eligible experts whose gains are cached. Capabilities, languages and rules of keys make few sets."""
 
 
 class Classifier:
@@ -48,10 +51,12 @@ class Classifier:
         self._router = router
         self._assignment = assignment
         self._specs = specs
-        # The gain depends on the plan, fixed here, and on which experts are eligible for a request; not on health.
+        # The gains depend on the plan, fixed here, and on which experts are eligible for a request; not on health.
         self._routing_gain = lru_cache(maxsize=MAX_CACHED_GAINS)(partial(routing_gain, assignment))
+        self._residual_gain = lru_cache(maxsize=MAX_CACHED_GAINS)(partial(residual_gain, assignment))
         self._confidence_threshold = confidence_threshold
-        self._encoder_passes = EncoderPasses(router, threads=threads, timeout=encoder_timeout)
+        finish = partial(apply_residual, assignment)
+        self._encoder_passes = EncoderPasses(router, threads=threads, timeout=encoder_timeout, finish=finish)
         self._overlays = overlays
         self._retrieves = retrieves
         self._rules = rules
@@ -72,19 +77,18 @@ class Classifier:
             routed, fast = routed.of_topic(opens=opens), alone if opens else None
         fast = fast or self._predict_fast(routed.text, tenant)
         matching = self._rules if rules else None
-        if fast.stage == FAST_UNCERTAIN:
-            if matching is not None and matching.needs_no_encoder(rules):
+        if matching is not None and matching.needs_no_encoder(rules):
+            if fast.stage == FAST_UNCERTAIN:
                 fast = replace(fast, stage=SHORT_CIRCUIT)
-            else:
-                fast = await self._refined(fast, routed.text, chat, tenant, rule)
+        else:
+            fast = await self._refined(fast, routed.text, chat, tenant, rule)
         return routed, matching.apply(rules, fast) if matching else fast
 
     async def classify_text(
         self, text: str, chat: Chat, tenant: str | None, *, rule: ExpertRule | None = None
     ) -> Prediction:
         """Classify a text that `read_request` made from the chat."""
-        fast = self._predict_fast(text, tenant)
-        return fast if fast.stage != FAST_UNCERTAIN else await self._refined(fast, text, chat, tenant, rule)
+        return await self._refined(self._predict_fast(text, tenant), text, chat, tenant, rule)
 
     def _predict_fast(self, text: str, tenant: str | None) -> Prediction:
         """Return the fast prediction with the tenant's overlay, of stage FAST_UNCERTAIN if it is uncertain.
@@ -100,7 +104,7 @@ class Classifier:
     ) -> Prediction:
         """Use the encoder if it might change the choice between the experts that the `rule` permits."""
         if not self._needs_encoder(chat, fast, rule):
-            return replace(fast, stage=SHORT_CIRCUIT)
+            return replace(fast, stage=SHORT_CIRCUIT) if fast.stage == FAST_UNCERTAIN else fast
         refined = await self._encoder_passes.predict(text, foreign=fast.language == UNDETERMINED)
         return fast if refined is None else self.apply_overlay(refined, tenant)
 
@@ -109,12 +113,15 @@ class Classifier:
         return self._overlays.apply(prediction, tenant) if self._overlays.by_tenant else prediction
 
     def _needs_encoder(self, chat: Chat, prediction: Prediction, rule: ExpertRule | None) -> bool:
-        """True if a better posterior may select an expert that is better by enough; always True with documents.
+        """True if a better posterior, or the plan's residual, may select an expert that is better by enough.
 
-        Texts that no encoder helps do not reach this point. Without the extra `multilingual`, the router counts a text
-        mostly in another script as sure.
+        With documents, always True of an uncertain text. No encoder helps a text that is sure and not English: without
+        the extra `multilingual`, the router counts a text mostly in another script as sure.
         """
-        if self._retrieves:
+        is_uncertain = prediction.stage == FAST_UNCERTAIN
+        if not is_uncertain and (self._assignment.residual is None or prediction.language == UNDETERMINED):
+            return False
+        if self._retrieves and is_uncertain:
             return True
         if chat.model != AUTO:
             return False
@@ -125,6 +132,10 @@ class Classifier:
             return False
         if prediction.language == UNDETERMINED:  # the fast heads know English
             return True
+        if prediction.probabilities @ self._residual_gain(tuple(eligible)) > MIN_RESIDUAL_GAIN:
+            return True
+        if not is_uncertain:
+            return False
         uncertain = prediction.confidence < self._confidence_threshold
         value = information_value(self._assignment, prediction.probabilities, eligible, uncertain=uncertain)
         share = MIN_SHARE_OF_ROUTING_GAIN * self._routing_gain(tuple(eligible))

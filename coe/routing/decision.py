@@ -161,7 +161,7 @@ def _utilities_and_prices(
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Return the expected utility and price of each column of the assignment by name; no prices if all are 0."""
     names = assignment.experts
-    utility = expected_utility(assignment, prediction.probabilities)
+    utility = expected_utility(assignment, prediction.probabilities, prediction.residual)
     if extra_price is None and not assignment.is_priced:
         return dict(zip(names, utility.tolist(), strict=True)), {}
     price = expected_price(assignment, prediction.probabilities)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import routers
@@ -139,6 +139,7 @@ def load_active_state(
     planned, overlays = EffectivePlan(declared_assignment(registry, router.categories)), Overlays()
     with noting(damaged, ASSIGNMENT):
         planned = assignment_in_use(settings, registry, router.categories, kept)
+    assignment = _of_encoder(planned.assignment, artifact)
     registry = registry.with_proposed(planned.policies.steps, planned.policies.max_tokens)
     with noting(damaged, OVERLAYS):
         overlays = overlays_in_use(settings, router, kept)
@@ -151,7 +152,7 @@ def load_active_state(
     return ActiveState(
         registry,
         router,
-        planned.assignment,
+        assignment,
         artifact.manifest.metric("confidence_threshold") or 0.0,
         artifact.folder,
         overlays,
@@ -265,6 +266,21 @@ def read_plan(registry: Registry, artifact: Artifact) -> EffectivePlan:
     more."""
     published = read_published(artifact.folder, artifact.manifest.version)
     return effective_plan(published, published.declaration(registry))
+
+
+def encoder_digest(router: Artifact) -> str:
+    """Return the digest of a router's encoder."""
+    from routers.cascade import NETWORK
+
+    return router.manifest.files.get(NETWORK, "")
+
+
+def _of_encoder(assignment: Assignment, router: Artifact) -> Assignment:
+    """Return the assignment, without its residual if that was fitted to another encoder than the router's."""
+    if assignment.residual is None or assignment.residual.encoder == encoder_digest(router):
+        return assignment
+    _log.warning("the plan's residual is of another encoder than the router's and stays unused; run `coe plan` again")
+    return replace(assignment, residual=None)
 
 
 def version_in_use(settings: Settings, kind: str, kept: KeptState | None = None) -> str | None:

@@ -1,8 +1,8 @@
 """Decisions and token counts for a chat, without a call to any expert.
 
 `POST /v1/route` takes a Chat Completions body and returns the expert that would answer it, and why. With the header
-x-coe-explain, administrators also get the routed text, what it leaves out, the nearest training examples and the state
-of each expert.
+x-coe-explain, administrators also get the routed text, what it leaves out, the nearest training examples, the nearest
+measured prompts if the plan's residual counted, and the state of each expert.
 `POST /v1/messages/count_tokens` takes a Messages body and estimates its input tokens. Neither is logged.
 """
 
@@ -18,6 +18,7 @@ from typing import Any
 import routers
 from coe.core import Chat, Decision, Prediction, RequestOptions
 from coe.errors import CAUSES
+from coe.mapping import nearest_measured
 from coe.registry import Registry
 from coe.routing.composition import Composition
 from coe.routing.conversation import read_conversation
@@ -121,6 +122,7 @@ class Explainer:
             "price": [round(price, 4) for price in decision.price],
             "health": {name: {"up": one.up, "load": one.load} for name, one in health_by_expert.items()},
             "neighbours": await self._neighbours(composition, routed.text),
+            "measured": nearest_measured(composition.assignment, prediction, limit=MAX_NEIGHBOURS),
             "text": routed.text,
             "left_out": [asdict(part) | {"what": REASONS[part.kind]} for part in routed.left_out],
         }

@@ -41,7 +41,9 @@ class WordVotes:
         scores = votes.sum(axis=0) + 0.01 if len(votes) else np.ones(len(CATEGORIES))
         return Prediction((scores / scores.sum()).astype(np.float32), "words")
 
-    def predict(self, texts: Sequence[str], *, embeddings: NDArray[np.float32] | None = None) -> list[Prediction]:
+    def predict(
+        self, texts: Sequence[str], *, embeddings: NDArray[np.float32] | None = None, encode: bool = False
+    ) -> list[Prediction]:
         return [self.predict_fast(text) for text in texts]
 
     def neighbours(self, text: str, *, limit: int) -> list[Neighbour]:

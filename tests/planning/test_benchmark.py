@@ -42,7 +42,9 @@ class FirstWord:
     def predict_fast(self, text: str, *, force: bool = False) -> Prediction | None:
         return self.predict([text])[0]
 
-    def predict(self, texts: Sequence[str], *, embeddings: NDArray[np.float32] | None = None) -> list[Prediction]:
+    def predict(
+        self, texts: Sequence[str], *, embeddings: NDArray[np.float32] | None = None, encode: bool = False
+    ) -> list[Prediction]:
         return [Prediction(self._posterior(text.split()[0]), "test") for text in texts]
 
     def neighbours(self, text: str, *, limit: int) -> list[Neighbour]:
@@ -98,7 +100,7 @@ def test_the_report_has_the_documented_shape_and_is_json(tmp_path: Path) -> None
     assert (report["left_out"], report["seeds"]) == (3, [0, 1, 2, 3, 4])
     assert list(report["methods"]) == [
         *("random", "best_single", "knn", "ridge"),
-        *("coe_hard", "coe", "residual", "class_map_on_test", "oracle"),
+        *("coe_hard", "coe_categories", "coe", "class_map_on_test", "oracle"),
     ]
     for name, found in report["methods"].items():
         assert set(found) == {"mean", "standard_error", "std", "mean_active_b", "against"}
@@ -123,7 +125,7 @@ def test_the_frontier_ends_at_the_smallest_model(tmp_path: Path) -> None:
     report = run(made_up(), tmp_path)
     assert report["frontier"][0]["mean"] == pytest.approx(report["methods"]["coe"]["mean"])
     assert report["frontier"][-1]["mean_active_b"] == 7.0
-    assert set(report["hull_area"]) == {"coe", "residual", "knn", "ridge"}
+    assert set(report["hull_area"]) == {"coe", "coe_categories", "knn", "ridge"}
 
 
 def test_nothing_about_size_is_invented_where_a_size_is_not_known(tmp_path: Path) -> None:
@@ -197,7 +199,7 @@ def test_an_encoder_whose_layers_have_another_width_is_used_by_its_sentence_vect
             return np.pad(super().features(texts), ((0, 0), (0, 1)))
 
     report = run(made_up(), tmp_path, encoder=Wider(), seeds=(0,))
-    assert report["methods"]["residual"]["mean"] >= report["methods"]["coe"]["mean"] - 0.02
+    assert report["methods"]["coe"]["mean"] >= report["methods"]["coe_categories"]["mean"] - 0.02
 
 
 def test_the_same_seeds_give_the_same_scores(tmp_path: Path) -> None:
@@ -216,16 +218,83 @@ def test_data_of_one_category_is_measured_without_a_router(tmp_path: Path) -> No
 
     report = run(one_category(), tmp_path, train_router=train)
     mean = {name: found["mean"] for name, found in report["methods"].items()}
-    assert mean["coe"] == mean["coe_hard"] == mean["best_single"]
+    assert mean["coe_categories"] == mean["coe_hard"] == mean["best_single"]
     assert mean["knn"] > mean["best_single"] + 0.2  # the vectors tell code from law
-    assert mean["residual"] > mean["best_single"] + 0.2
+    assert mean["coe"] > mean["best_single"] + 0.2
+    assert report["residual"] == {"used": 5, "encoded": 1.0, "encoded_without": 0.0}
     assert (report["categories"], report["route_ms"]) == (1, None)
     assert json.loads(json.dumps(report, allow_nan=False)) == report
 
 
+def coarse_pool(kind: str) -> Quality:
+    """600 prompts of two categories. `hidden`: a kind of prompt that no category names decides which model is right;
+    `named`: the category decides; `saturated`: nearly all answers are right."""
+    rng = np.random.default_rng(1)
+    words = [("code", "law")[number % 2] for number in range(600)]
+    side = np.array([number // 2 % 2 for number in range(600)])
+    first = {"hidden": side, "named": np.array([word == "code" for word in words]), "saturated": np.zeros(600)}[kind]
+    low, high = (0.96, 0.98) if kind == "saturated" else (0.3, 0.8)
+    chance = np.column_stack((np.where(first, high, low), np.where(first, low, high), np.full(600, (low + high) / 2)))
+    return Quality(
+        benchmark=kind,
+        prompts=tuple(
+            f"{word} {'inner' if one else 'outer'} {i}" for i, (word, one) in enumerate(zip(words, side, strict=True))
+        ),
+        categories=tuple(words),
+        models=("small", "large", "closed"),
+        scores=(rng.random((600, 3)) < chance).astype(np.float64),
+        active_b=np.array([7.0, 70.0, 30.0]),
+        left_out=0,
+    )
+
+
+class InnerOrOuter(CodeOrNot):
+    """An encoder whose vectors say a kind of prompt that no category names, and the category, with some noise."""
+
+    dimensions = 8
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        return self.features(texts)
+
+    def features(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        noise = np.array([np.random.default_rng(abs(hash_of(text))).normal(size=8) for text in texts]) * 0.2
+        noise[:, 0] += ["inner" in text for text in texts]
+        noise[:, 1] += ["outer" in text for text in texts]
+        noise[:, 2] += [text.startswith("code") for text in texts]
+        return np.asarray(noise / np.linalg.norm(noise, axis=1, keepdims=True), dtype=np.float32)
+
+
+def hash_of(text: str) -> int:
+    return int.from_bytes(text.encode()[-8:], "big")
+
+
+@pytest.mark.parametrize("kind", ["hidden", "named", "saturated"])
+def test_nowhere_below_a_simple_rival(tmp_path: Path, kind: str) -> None:
+    def train(pairs: Sequence[tuple[str, str]], folder: Path) -> FirstWord:
+        return EncodedFirstWord(pairs)
+
+    methods = run(coarse_pool(kind), tmp_path, encoder=InnerOrOuter(), train_router=train)["methods"]
+    for rival in ("best_single", "knn", "ridge", "coe_categories"):
+        assert methods[rival]["against"]["coe"]["verdict"] != "better", (rival, methods[rival])
+    if kind == "hidden":
+        assert methods["coe"]["mean"] > methods["coe_categories"]["mean"] + 0.15
+
+
+class EncodedFirstWord(FirstWord):
+    """Predicts by the first word, with the features of InnerOrOuter on request."""
+
+    def predict(
+        self, texts: Sequence[str], *, embeddings: NDArray[np.float32] | None = None, encode: bool = False
+    ) -> list[Prediction]:
+        found = super().predict(texts)
+        if not encode:
+            return found
+        return [replace(one, features=row) for one, row in zip(found, InnerOrOuter().features(texts), strict=True)]
+
+
 def test_the_arena_scores_quality_against_cost_and_perturbs_prompts(tmp_path: Path) -> None:
     report = run(made_up(), tmp_path, arena=True)
-    assert set(report["arena"]) == {"coe", "residual", "knn", "ridge", "best_single"}
+    assert set(report["arena"]) == {"coe", "coe_categories", "knn", "ridge", "best_single"}
     assert all(0 < one["score"] < 1 for one in report["arena"].values())
     assert report["arena"]["best_single"]["less_coe"]["verdict"] == "worse"
     assert set(report["robustness"]) == {"typos", "case", "rewording", "chatter", "all"}

@@ -147,6 +147,14 @@ def test_a_prompt_of_any_length_is_read_from_csv(tmp_path: Path) -> None:
     assert data.prompts[0] == long
 
 
+def test_coarse_categories_take_the_place_of_labels(tmp_path: Path) -> None:
+    assert read_quality(folder_of(tmp_path)).categories == ("c", "l", "c", "l")
+    assert read_quality(folder_of(tmp_path), coarse=True).categories == ("c",) * 4
+    write(tmp_path, "prompts", [{**row, "category": ""} for row in PROMPTS], "jsonl")
+    with pytest.raises(DataError, match="4 of 4 prompts have no category"):
+        read_quality(tmp_path, coarse=True)
+
+
 def test_a_missing_label_that_parquet_holds_as_not_a_number_is_no_label(tmp_path: Path) -> None:
     data = read_quality(folder_of(tmp_path, prompts=[{**row, "label": np.nan} for row in PROMPTS], ending="parquet"))
     assert data.categories == ("c",) * 4

@@ -1,76 +1,211 @@
-"""The residual model: it learns what embeddings add to the score table, and predicts 0 if they add nothing."""
+"""The residual: accepted where texts tell more than their categories, refused where they do not, served as saved."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from coe.learning.residual import MAX_AXES, MAX_TRAINING_PROMPTS, EmbeddingProjection, Residual, fit_residual
+from coe.errors import ArtifactError
+from coe.mapping import Budget, Problem, Uses, expected_utility, routed_use, solve
+from coe.mapping.residual import MAX_BYTES, MAX_PROMPTS, Evidence, Residual, fit_residual
 
-DIMENSIONS, EXPERTS = 8, 4
-
-
-def prompts(count: int, *, seed: int = 0) -> NDArray[np.float64]:
-    """Embeddings of two layers of unit length."""
-    layers = np.random.default_rng(seed).normal(size=(count, 2, DIMENSIONS))
-    return np.asarray((layers / np.linalg.norm(layers, axis=2, keepdims=True)).reshape(count, -1))
-
-
-def scores_of(embeddings: NDArray[np.float64], *, signal: float) -> NDArray[np.float64]:
-    """Right or wrong answers: the first two experts are right on opposite sides of the first axis, by `signal`."""
-    side = np.sign(embeddings[:, 0])
-    chance = 0.5 + signal * np.column_stack((side, -side, 0 * side, 0 * side))
-    return (np.random.default_rng(1).random(chance.shape) < chance).astype(np.float64)
+DIMENSIONS, CATEGORIES, EXPERTS = 8, ("code", "general"), ("a", "b", "c")
+Scores = NDArray[np.float64]
+Pool = Callable[[NDArray[np.float64], NDArray[np.int64]], Scores]
+"""Maps vectors (n_prompts, DIMENSIONS) and labels to the probability that each expert is right."""
 
 
-def fitted(signal: float) -> tuple[Residual, NDArray[np.float64]]:
-    embeddings = prompts(600)
-    scores = scores_of(embeddings, signal=signal)
-    table = np.tile(scores.mean(axis=0), (600, 1))
-    return fit_residual(embeddings, scores, table, dimensions=DIMENSIONS), table[0]
+def hidden(vectors: NDArray[np.float64], labels: NDArray[np.int64]) -> Scores:
+    """A sub-category that no label names decides which of two experts is right."""
+    side = 0.35 * np.sign(vectors[:, 0])
+    return 0.5 + np.column_stack((side, -side, 0 * side))
 
 
-def test_it_selects_the_expert_of_each_side() -> None:
-    residual, table = fitted(signal=0.3)
-    unseen = prompts(300, seed=7)
-    chosen = (table + residual(unseen)).argmax(axis=1)
-    clear = np.abs(unseen[:, 0]) > 0.4
-    assert ((chosen == 0) == (unseen[:, 0] > 0))[clear].mean() > 0.9
+def by_category(vectors: NDArray[np.float64], labels: NDArray[np.int64]) -> Scores:
+    return np.array([[0.8, 0.5, 0.6], [0.4, 0.5, 0.6]])[labels]
 
 
-def test_without_a_signal_there_is_no_residual() -> None:
-    residual, _ = fitted(signal=0.0)
-    assert len(residual.known) == 0
-    assert not residual(prompts(20, seed=7)).any()
+def by_difficulty(vectors: NDArray[np.float64], labels: NDArray[np.int64]) -> Scores:
+    """Some prompts are harder, for all experts alike."""
+    return np.clip(by_category(vectors, labels) + 0.2 * np.sign(vectors[:, :1]), 0.0, 1.0)
 
 
-def test_the_left_out_error_is_that_of_a_fit_without_the_prompt() -> None:
-    embeddings = prompts(60)
-    target = np.random.default_rng(2).normal(size=(60, EXPERTS))
-    readings = EmbeddingProjection.of(embeddings, DIMENSIONS)(embeddings)
-    kernel = np.exp(6.0 * (readings @ readings.T - 1))
-    inverse = np.linalg.inv(kernel + 4.0 * np.eye(60))
-    rest = np.arange(60) != 5
-    weights = np.linalg.solve(kernel[np.ix_(rest, rest)] + 4.0 * np.eye(59), target[rest])
-    left_out = target[5] - kernel[5, rest] @ weights
-    np.testing.assert_allclose((inverse @ target)[5] / inverse[5, 5], left_out, rtol=1e-9)
+def saturated(vectors: NDArray[np.float64], labels: NDArray[np.int64]) -> Scores:
+    return np.full((len(vectors), 3), 0.97)
 
 
-def test_readings_ignore_what_all_prompts_share() -> None:
-    embeddings = prompts(100)
-    moved = embeddings + np.repeat([3.0, -2.0], DIMENSIONS)
-    fit = EmbeddingProjection.of(embeddings, DIMENSIONS)
-    np.testing.assert_allclose(
-        fit(embeddings) @ fit(embeddings).T,
-        (again := EmbeddingProjection.of(moved, DIMENSIONS)(moved)) @ again.T,
-        atol=1e-9,
+def one_leads(vectors: NDArray[np.float64], labels: NDArray[np.int64]) -> Scores:
+    """Nearly all answers are right; on hard prompts the weaker experts fall behind, and never lead."""
+    return 0.99 - np.outer(vectors[:, 0] > 0, (0.02, 0.05, 0.1))
+
+
+def drawn(pool: Pool, count: int, *, seed: int) -> tuple[NDArray[np.float64], NDArray[np.int64], Scores]:
+    """Features of two layers, labels and right or wrong answers."""
+    rng = np.random.default_rng(seed)
+    vectors = rng.normal(size=(count, DIMENSIONS))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    labels = rng.integers(0, len(CATEGORIES), count)
+    scores = (rng.random((count, 3)) < pool(vectors, labels)).astype(np.float64)
+    return np.hstack((vectors, vectors)), labels, scores
+
+
+def fitted(pool: Pool, count: int = 400, *, seed: int = 0, **given: Any) -> tuple[Residual | None, Evidence]:
+    features, labels, scores = drawn(pool, count, seed=seed)
+    options: dict[str, Any] = {"charge": np.zeros((2, 3)), "encoder": "e", "experts": EXPERTS, "dimensions": DIMENSIONS}
+    options |= {"categories": CATEGORIES, "prompt_ids": [f"p{row}" for row in range(count)]} | given
+    return fit_residual(
+        lambda rows: (features[rows], np.eye(2)[labels[rows]]), labels, options.pop("scores", scores), **options
     )
-    assert np.linalg.norm(fit(embeddings), axis=1) == pytest.approx(1.0)
 
 
-def test_its_size_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert 4 * (MAX_TRAINING_PROMPTS * (MAX_AXES + 32) + 3 * 384 * MAX_AXES) < 8e6
-    monkeypatch.setattr("coe.learning.residual.MAX_TRAINING_PROMPTS", 200)
-    residual, _ = fitted(signal=0.5)
-    assert residual.known.shape == (200, 2 * DIMENSIONS)
+@pytest.fixture(scope="module")
+def residual() -> Residual:
+    found, evidence = fitted(hidden)
+    assert found is not None, evidence
+    return found
+
+
+def test_where_texts_tell_more_than_categories_other_texts_get_the_better_expert(residual: Residual) -> None:
+    features, _, _ = drawn(hidden, 300, seed=7)
+    chosen = np.array([residual(row)[:2].argmax() for row in features])
+    clear = np.abs(features[:, 0]) > 0.2
+    assert ((chosen == 0) == (features[:, 0] > 0))[clear].mean() > 0.9
+
+
+@pytest.mark.parametrize("pool", [by_category, by_difficulty, saturated, one_leads])
+def test_of_pools_without_a_gain_at_most_a_twentieth_is_accepted(pool: Pool) -> None:
+    accepted = [fitted(pool, seed=seed)[0] is not None for seed in range(60)]
+    assert np.mean(accepted) <= 0.05
+
+
+def test_a_prompt_does_not_vouch_for_itself(residual: Residual) -> None:
+    _, _, scores = drawn(hidden, 400, seed=0)
+    scores[5] = 1 - scores[5]
+    other, _ = fitted(hidden, scores=scores)
+    assert other is not None
+    row = other.prompt_ids.index("p5")
+    np.testing.assert_allclose(other.left_out[row], residual.left_out[row], atol=1e-12)
+
+
+def test_an_expert_that_may_not_serve_is_no_gain() -> None:
+    allowed = np.array([[0.0, np.inf, 0.0], [0.0, np.inf, 0.0]])
+    assert fitted(hidden)[1].gain > fitted(hidden, charge=allowed)[1].gain + 0.05
+
+
+def test_too_few_prompts_give_none_and_the_reason() -> None:
+    found, evidence = fitted(hidden, count=99)
+    assert found is None
+    assert "99" in evidence.refused
+    gappy = drawn(hidden, 400, seed=0)[2]
+    gappy[:350, 0] = np.nan
+    assert "50 prompts" in fitted(hidden, scores=gappy)[1].refused
+
+
+def test_missing_scores_say_nothing() -> None:
+    scores = drawn(hidden, 400, seed=0)[2]
+    scores[:100, 2] = np.nan
+    found, _ = fitted(hidden, scores=scores)
+    assert found is not None
+    assert np.isfinite(found(drawn(hidden, 1, seed=9)[0][0])).all()
+
+
+def test_what_is_saved_predicts_the_same(residual: Residual) -> None:
+    again = Residual.from_bytes(residual.to_bytes())
+    assert again.to_bytes() == residual.to_bytes()
+    features = drawn(hidden, 1, seed=9)[0][0]
+    np.testing.assert_allclose(again(features), residual(features), atol=2e-3)
+    assert (again.prompt_ids, again.encoder) == (residual.prompt_ids, "e")
+
+
+def test_a_damaged_file_is_refused_with_the_remedy(residual: Residual) -> None:
+    for data in (b"", b"PK", residual.to_bytes()[:5000], replace(residual, labels=residual.labels + 2).to_bytes()):
+        with pytest.raises(ArtifactError, match="coe plan"):
+            Residual.from_bytes(data)
+
+
+@pytest.mark.parametrize("experts", [3, 300])
+def test_its_file_is_at_most_five_megabytes(experts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    width = 1152
+    rows = MAX_PROMPTS + 50
+    rng = np.random.default_rng(0)
+    monkeypatch.setattr("coe.mapping.residual.Projection.of", lambda features, dimensions: Flat())
+    monkeypatch.setattr("coe.mapping.residual._evidence", lambda *_: Evidence(0.0, 0.0, ""))
+    found, _ = fit_residual(
+        lambda some: (np.zeros((len(some), width)), np.ones((len(some), 1))),
+        np.zeros(rows, dtype=np.int64),
+        rng.random((rows, experts)).round(),
+        dimensions=384,
+        charge=np.zeros((1, experts)),
+        categories=("general",),
+        experts=[f"expert {number}" for number in range(experts)],
+        prompt_ids=["i" * 100] * rows,
+    )
+    assert found is not None
+    assert len(found.to_bytes()) <= MAX_BYTES == 5_000_000
+
+
+class Flat:
+    """A projection of full size."""
+
+    centre, axes = np.zeros((3, 384)), np.zeros((1152, 256))
+
+    def __call__(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.zeros((len(features), 256), dtype=np.float32)
+
+
+def test_over_other_names_known_experts_keep_what_is_known(residual: Residual) -> None:
+    features = drawn(hidden, 1, seed=9)[0][0]
+    other = residual.over(("new", "code"), ("c", "new", "b", "a"))
+    assert other(features)[1] == 0
+    np.testing.assert_allclose(other(features)[[3, 2, 0]], residual(features), atol=1e-6)
+    assert set(other.labels.tolist()) == {1, -1}
+
+
+def test_the_expected_gain_is_where_texts_decide(residual: Residual) -> None:
+    level = np.zeros((2, 3))
+    assert (residual.gain(level, [0, 1, 2]) > 0.05).all()
+    assert not residual.gain(level, [0]).any()
+    assert (residual.gain(level + np.array([2.0, 0.0, 0.0]), [0, 1, 2]) < 1e-6).all()
+
+
+def test_the_nearest_prompts_come_with_their_scores(residual: Residual) -> None:
+    features, labels, scores = drawn(hidden, 400, seed=0)
+    nearest = residual.nearest(features[17], limit=3)
+    assert nearest[0] == {
+        "prompt_id": "p17",
+        "category": CATEGORIES[labels[17]],
+        "similarity": pytest.approx(1.0, abs=1e-4),
+        "scores": dict(zip(EXPERTS, scores[17].tolist(), strict=True)),
+    }
+
+
+def test_prices_of_a_budget_are_those_of_decisions_with_the_residual() -> None:
+    """Without it, no price parts the requests of one category; with it, the budget is spent where it helps."""
+    cost = np.array([[1.0, 9.0, 1.0]])
+    problem = Problem(
+        ("general",), EXPERTS, np.array([[0.5, 0.55, 0.3]]), np.ones(1), Uses(cost=cost), Budget(mean_cost=3.0)
+    )
+    plan = solve(problem, traffic=np.ones((400, 1)))
+    features, _, scores = drawn(hidden, 2000, seed=3)
+    found, _ = fit_residual(
+        lambda rows: (features[rows], np.ones((len(rows), 1))),
+        np.zeros(2000, dtype=np.int64),
+        scores,
+        dimensions=DIMENSIONS,
+        charge=plan.price,
+        categories=("general",),
+        experts=EXPERTS,
+        prompt_ids=["p"] * 2000,
+    )
+    assert found is not None
+    priced = solve(problem, traffic=np.ones((400, 1)), residual=found)
+    assert routed_use(problem, priced, np.ones((400, 1)))["mean_cost"] == pytest.approx(3.0, rel=0.02)
+    unseen = drawn(hidden, 2000, seed=4)[0]
+    chosen = np.array([expected_utility(priced, np.ones(1), found(row)).argmax() for row in unseen])
+    assert cost[0, chosen].mean() == pytest.approx(3.0, rel=0.15)
+    assert cost[0, [expected_utility(plan, np.ones(1)).argmax()]].mean() == 1.0

@@ -46,7 +46,9 @@ class TwoStageRouter:
     def predict_fast(self, text: str, *, force: bool = False) -> Prediction:
         return self.predict([text])[0]
 
-    def predict(self, texts: Sequence[str], *, embeddings: NDArray[np.float32] | None = None) -> list[Prediction]:
+    def predict(
+        self, texts: Sequence[str], *, embeddings: NDArray[np.float32] | None = None, encode: bool = False
+    ) -> list[Prediction]:
         logits = RandomEncoder().encode(texts)[:, :3] if embeddings is None else 4 * embeddings[:, [1, 0, 2]]
         chances = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
         return [Prediction(row, "fast" if embeddings is None else "encoder") for row in chances]

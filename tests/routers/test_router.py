@@ -112,6 +112,17 @@ def test_with_embeddings_every_text_is_scored_by_all_heads(router: Router, built
     assert router.predict([], embeddings=embeddings[:0]) == []
 
 
+def test_an_encoder_pass_on_request_scores_all_heads_and_returns_the_features(router: Router, built: Built) -> None:
+    texts = ["bake the bread", "the penalty and the referee"]
+    features = routers.load_encoder(built[0]).features(texts)
+    encoded = router.predict(texts, encode=True)
+    for one, given, row in zip(encoded, router.predict(texts, embeddings=features), features, strict=True):
+        assert one.features is not None
+        np.testing.assert_allclose(one.features, row, atol=1e-5)
+        np.testing.assert_allclose(one.probabilities, given.probabilities, atol=1e-5)
+    assert all(one.features is None for one in router.predict(texts))
+
+
 def test_unseen_prompts_reach_their_category(router: Router) -> None:
     texts = [(name, text) for name in WORDS for text in sentences(name, count=20, seed=3)]
     predictions = router.predict([text for _, text in texts])

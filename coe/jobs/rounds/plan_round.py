@@ -31,8 +31,7 @@ from coe.learning.recipes.columns import RecipeColumns, recipe_columns
 from coe.learning.retraining.budget_solver import BudgetSolver
 from coe.learning.retraining.moves import HeldOutProbes
 from coe.learning.retraining.plan_candidate import CurrentPlan, JudgedPlan, judge_plan
-from coe.mapping import PlanEvidence, PlanInputs, read_evidence, read_published
-from coe.mapping.plan_file import ASSIGNMENT_FILE
+from coe.mapping import PlanEvidence, PlanInputs, read_evidence, read_published, save_assignment
 from coe.mapping.problem import Array, relative_cost
 from coe.mapping.score_table import ScoreTable, fit_pseudo_count
 from coe.records.feedback import FEEDBACK_KINDS
@@ -128,7 +127,8 @@ def _judge(
     evidence = _evidence_in_use(job, version)
     folder = None if version is None else job.store(ASSIGNMENT).published(version).folder
     recipes = RecipeColumns() if version is None or folder is None else _planned_arms(job, folder, version)
-    solver = BudgetSolver(job.registry, experience, evidence.measured_uses, recipes)
+    residual = job.in_use.assignment.residual
+    solver = BudgetSolver(job.registry, experience, evidence.measured_uses, recipes, residual)
     base = evidence.measured if measured.table is None else measured.table
     judged = judge_plan(
         experience,
@@ -177,7 +177,7 @@ def _save(judged: JudgedPlan, basis: PlanInputs, folder: Path, *, config: str, p
     """Write the plan. The policies of recipes are those of `plan`, the one in use."""
     if plan is not None and (plan / RECIPES_FILE).exists():
         shutil.copyfile(plan / RECIPES_FILE, folder / RECIPES_FILE)
-    (folder / ASSIGNMENT_FILE).write_bytes(judged.candidate.to_json())
+    save_assignment(folder, judged.candidate)
     basis.save(folder, judged.candidate)
     return {"categories": judged.candidate.categories, "data": config, "metrics": {}}
 

@@ -111,14 +111,15 @@ def read_quality(
     open_only: bool = False,
     only: Sequence[str] = (),
     partly: bool = False,
+    coarse: bool = False,
 ) -> Quality:
     """Read `prompts`, `scores`, `answers` and `models` (.parquet, .jsonl or .csv each) of one benchmark.
 
     `answers` and `models` may be absent. `max_active_b` keeps models with at most that many billion active parameters,
     `open_only` those of known size, `only` those named. Models without scores are left out. While no prompt has scores
     of all models, the model with the fewest scores is left out too. With `partly`, prompts that lack scores are kept.
-    The category of a prompt is its `label`, or its `category` where there is no label. Raises DataError with the file,
-    the problem and its count.
+    The category of a prompt is its `label`, or its `category` where there is no label or with `coarse`. Raises
+    DataError with the file, the problem and its count.
     """
     folder = Path(folder)
     prompts = read_table(needed_table(folder, "prompts"), needed=("prompt_id", "prompt"))
@@ -133,7 +134,7 @@ def read_quality(
     models, matrix = _complete_scores(scores, number, pool, only)
     whole = np.asarray(np.isfinite(matrix).all(axis=1)) | partly
     kept = np.flatnonzero(whole).tolist()
-    texts, categories, coarse = prompts.texts("prompt"), _categories(prompts), prompts.texts("category")
+    texts, categories, wider = prompts.texts("prompt"), _categories(prompts, coarse=coarse), prompts.texts("category")
     prompt_ids = tuple(number)
     return Quality(
         benchmark=name,
@@ -143,7 +144,7 @@ def read_quality(
         scores=matrix[whole],
         active_b=np.array([active_b.get(model, np.nan) for model in models]),
         left_out=len(whole) - len(kept),
-        coarse=tuple(coarse[i] for i in kept),
+        coarse=tuple(wider[i] for i in kept),
         strays=tuple(
             prompt_id
             for prompt_id, model in zip(scores.texts("prompt_id"), scores.texts("model"), strict=True)
@@ -201,11 +202,13 @@ def _numbers(prompts: Table) -> dict[str, int]:
     return {name: row for row, name in enumerate(ids)}
 
 
-def _categories(prompts: Table) -> list[str]:
-    labels, coarse = prompts.texts("label"), prompts.texts("category")
-    found = [label or category for label, category in zip(labels, coarse, strict=True)]
+def _categories(prompts: Table, *, coarse: bool) -> list[str]:
+    labels, found = prompts.texts("label"), prompts.texts("category")
+    if not coarse:
+        found = [label or category for label, category in zip(labels, found, strict=True)]
     if empty := found.count(""):
-        raise DataError(f"{prompts.path}: {empty} of {len(found)} prompts have neither label nor category")
+        missing = "no category" if coarse else "neither label nor category"
+        raise DataError(f"{prompts.path}: {empty} of {len(found)} prompts have {missing}")
     return found
 
 

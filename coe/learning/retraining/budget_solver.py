@@ -27,6 +27,7 @@ from coe.mapping import (
     round_traffic,
     solve,
 )
+from coe.mapping.residual import Residual
 from coe.mapping.score_table import ScoreTable
 from coe.registry import Registry
 
@@ -93,18 +94,19 @@ PRICE_SAMPLE_SIZE = 4000
 class BudgetSolver:
     """Solves plans for the requests of `experience` under the budget that `registry` declares.
 
-    `measured_uses` are those of the plan in use, and `recipes` its arms.
+    `measured_uses` are those of the plan in use, `recipes` its arms, and `residual` its residual, which stays.
     """
 
     registry: Registry
     experience: Experience
     measured_uses: MeasuredUses | None = None
     recipes: RecipeColumns = field(default_factory=RecipeColumns)
+    residual: Residual | None = None
 
     def __call__(self, table: ScoreTable, quality: Array) -> Assignment:
         """The plan of this quality, shape (m, k)."""
         problem = self._problem(table, quality)
-        return solve(problem, traffic=self._traffic(problem))
+        return solve(problem, traffic=self._traffic(problem), residual=self.residual)
 
     def basis(
         self, refit: Refit, quality: Array, *, measured: ScoreTable | None, reassigned: tuple[str, ...] = ()

@@ -1,0 +1,80 @@
+"""`coe plan` finds what texts say beyond their categories; `coe route` and `coe retrain` use it."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from coe.runtime.active_state import load_active_state
+from tests.cli.logged_service import LoggedService
+from tests.routers.conftest import COMMON, WORDS
+
+BAKING, STEWING = WORDS["cooking"][:6], WORDS["cooking"][6:]
+
+
+def texts(words: tuple[str, ...], count: int) -> list[str]:
+    rng = random.Random(" ".join(words))
+    return [" ".join((*rng.sample(COMMON, 2), *rng.sample(words, 4))) for _ in range(count)]
+
+
+def scored(folder: Path, *, hidden: bool) -> Path:
+    """Probes of three categories. If something is `hidden`, the chef alone bakes and the generalist alone stews."""
+    folder.mkdir()
+    prompts, scores = [], []
+    groups = [("cooking", BAKING), ("cooking", STEWING), ("astronomy", WORDS["astronomy"]), ("general", COMMON)]
+    for number, (category, words) in enumerate(groups):
+        for row, text in enumerate(texts(words, 100)):
+            one = {"benchmark": "own", "prompt_id": f"{words[0]}{row}"}
+            prompts.append({**one, "prompt": text, "category": category, "label": ""})
+            baker = number == 0 if hidden and number < 2 else row % 3 == 0
+            right = {"chef": baker, "generalist": not baker}
+            scores += [{**one, "model": name, "score": int(is_right)} for name, is_right in right.items()]
+    (folder / "prompts.jsonl").write_text("\n".join(map(json.dumps, prompts)))
+    (folder / "scores.jsonl").write_text("\n".join(map(json.dumps, scores)))
+    return folder
+
+
+def route(service: LoggedService, text: str) -> dict[str, Any]:
+    return service.report("route", text, "--explain")
+
+
+def test_texts_of_one_category_get_the_expert_that_measured_prompts_like_them_show(
+    service: LoggedService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = service.report("plan", scored(tmp_path / "scores", hidden=True))
+    assert report["residual"]["refused"] == ""
+    assert report["residual"]["gain"] > 2 * report["residual"]["error"] > 0
+    assert (service.store().published(str(service.store().in_use())).folder / "residual.npz").exists()
+    new = {name: texts(words, 110)[100:] for name, words in (("chef", BAKING), ("generalist", STEWING))}
+    routed = {name: [route(service, text) for text in of] for name, of in new.items()}
+    share = {name: sum(one["expert"] == "chef" for one in found) / len(found) for name, found in routed.items()}
+    assert share["chef"] > 0.8, share
+    assert share["generalist"] < 0.2, share
+    baked = routed["chef"][0]
+    nearest = baked["measured"][0]
+    assert nearest["prompt_id"].startswith(BAKING[0])
+    assert nearest["scores"] == {"chef": 1.0, "generalist": 0.0}
+    assert "measured    bake" in service.run("route", new["chef"][0], "--explain")
+    monkeypatch.setattr("coe.runtime.active_state.encoder_digest", lambda router: "of another router")
+    assert load_active_state(service.settings).assignment.residual is None
+
+
+def test_a_plan_of_retraining_keeps_the_residual(service: LoggedService, tmp_path: Path) -> None:
+    service.run("plan", scored(tmp_path / "scores", hidden=True))
+    service.serve(3000)
+    found = service.retrain()
+    assert found["promoted"], found["sentence"]
+    assert load_active_state(service.settings).assignment.residual is not None
+
+
+def test_where_texts_say_nothing_the_plan_says_so_and_no_prompts_are_kept(
+    service: LoggedService, tmp_path: Path
+) -> None:
+    printed = service.run("plan", scored(tmp_path / "scores", hidden=False))
+    assert "residual: not used: decisions on other prompts do not improve" in printed
+    assert load_active_state(service.settings).assignment.residual is None
+    assert route(service, "bread butter flour")["measured"] == []
