@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from coe.routing.courtesies import without_courtesies
 from numpy.typing import NDArray
 
 import routers
 from benchmarks.category import plain_category, read, sample
 from coe.core import Router
-from coe.routing.courtesies import without_courtesies
 from coe.routing.request_text import prompt_text
 
 PHRASES = Path(__file__).with_name("courtesies.txt")

@@ -30,7 +30,7 @@ from scipy.sparse import csr_matrix
 from benchmarks.boilerplate_wrappers import WRAPPERS
 from coe.routing import reading
 from coe.routing.message_parts import outside_blocks
-from coe.routing.reading import relation
+from coe.routing.reading import relation, topical_feature
 from coe.routing.units import Unit, own_features, place_features, units_of
 
 REQUEST, MATERIAL, FRAME = range(3)
@@ -359,7 +359,10 @@ def fit(messages: Iterator[Sequence[Piece]], count: int) -> dict[str, Any]:
         chain = [(unit, kind) for unit, kind in zip(units, found, strict=True) if not unit.is_name]
         for (unit, kind), (following, next_kind) in pairwise(chain):
             steps[relation(unit, following), kind, next_kind] += 1
-    names = chosen_features(rows, classes, messages=count)
+    known = chosen_features(rows, classes, messages=count)
+    for row in rows:
+        row.append(topical_feature(row, known))
+    names = sorted({*known, *(row[-1] for row in rows)})
     index = {name: column for column, name in enumerate(names)}
     cells = [(row, index[name]) for row, own in enumerate(rows) for name in own if name in index]
     ones: NDArray[np.float64] = np.ones(len(cells))
@@ -376,7 +379,7 @@ def fit(messages: Iterator[Sequence[Piece]], count: int) -> dict[str, Any]:
     }
 
 
-def chosen_features(rows: Sequence[Sequence[str]], classes: Sequence[int], *, messages: int) -> list[str]:
+def chosen_features(rows: Sequence[Sequence[str]], classes: Sequence[int], *, messages: int) -> set[str]:
     """Structure, labels, the commonest words, and words of frames: no words of topics."""
     counts = Counter(name for names in rows for name in names)
     framed = Counter(name for names, kind in zip(rows, classes, strict=True) if kind == FRAME for name in names)
@@ -385,7 +388,7 @@ def chosen_features(rows: Sequence[Sequence[str]], classes: Sequence[int], *, me
         name
         for name, _ in Counter({n: c for n, c in counts.items() if n.startswith(of_words)}).most_common(COMMON_WORDS)
     }
-    return sorted(
+    return {
         name
         for name, number in counts.items()
         if (
@@ -393,7 +396,7 @@ def chosen_features(rows: Sequence[Sequence[str]], classes: Sequence[int], *, me
             if name.startswith(of_words)
             else number >= messages / 500
         )
-    )
+    }
 
 
 def main() -> None:

@@ -39,8 +39,8 @@ def problems(root: Path) -> list[str]:
 def test_a_tree_without_violations_passes(repository: Path) -> None:
     write(repository, "coe/a.py", "import coe.b\n")
     write(repository, "coe/b.py")
-    for number in range(13):
-        write(repository, f"coe/m{number}.py", "x = 1\n" * 450)
+    for number in range(18):
+        write(repository, f"coe/m{number}.py", "x = 1\n" * 800)
     assert problems(repository) == []
 
 
@@ -63,10 +63,10 @@ def test_an_import_cycle_is_reported(repository: Path, back: str) -> None:
 
 
 def test_a_crowded_folder_and_a_long_file_are_reported(repository: Path) -> None:
-    for number in range(16):
+    for number in range(21):
         write(repository, f"gateway/m{number}.py")
-    write(repository, "routers/long.py", "x = 1\n" * 451)
+    write(repository, "routers/long.py", "x = 1\n" * 801)
     assert problems(repository) == [
-        "check: gateway: 16 modules, at most 15",
-        "check: routers/long.py: 451 lines, at most 450",
+        "check: gateway: 21 modules, at most 20",
+        "check: routers/long.py: 801 lines, at most 800",
     ]

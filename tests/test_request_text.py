@@ -70,7 +70,7 @@ def test_the_question_is_read_in_templates(frame: str) -> None:
         "Can you eat raw potatoes?",
         "Hello, World program in C++",
         "I feel terrible today. What should I take for a fever?",
-        "A train leaves at nine.\nAnother follows at ten.\n\nWhen do they meet?",
+        "My landlord kept the deposit.\nHe says the carpet was dirty.\n\nCan he keep the deposit for a dirty carpet?",
         "```\nprint(1)\n```",
         "continue",
         "<system-reminder> without an end, and a request",

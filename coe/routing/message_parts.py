@@ -13,7 +13,7 @@ from itertools import takewhile
 from typing import Literal
 
 from coe.routing.phrases import has_topic, words_of
-from coe.routing.reading import Scores, class_probabilities, has_topical_word
+from coe.routing.reading import CLASSES, Scores, class_probabilities, has_topical_word
 from coe.routing.units import Unit, is_question, units_of
 
 CutKind = Literal["block", "tool result", "document", "material", "frame"]
@@ -33,6 +33,7 @@ MAX_BESIDE_QUESTION, MIN_BESIDE_QUESTION = 500, 60
 question has, but at least the minimum."""
 STATEMENT_WEIGHT = 0.6
 """Weight of a unit that is no question, when the question is searched."""
+REQUEST, FRAME = CLASSES.index("request"), CLASSES.index("frame")
 MIN_REQUEST_PROBABILITY = 0.1
 """A message has a request if that of one of its units is at least this, even if no unit is more likely a request."""
 
@@ -133,13 +134,17 @@ def _is_plain(text: str) -> bool:
 def _split_units(parts: MessageParts) -> None:
     """Keep the units that are more likely the request than anything else, or else the likeliest one."""
     units = units_of(parts.request)
-    if not units:
+    if len(units) < 2:
         return
     probabilities = class_probabilities(units)
+    places = [own.index(max(own)) for own in probabilities]
+    topical = [has_topical_word(unit.text) for unit in units]
+    has_frame = any(place == FRAME and not topic for place, topic in zip(places, topical, strict=True))
     by_class: tuple[list[str], list[str], list[str]] = ([], [], [])
-    for unit, own in zip(units, probabilities, strict=True):
-        names_topic = unit.kind in ("label", "intro") and has_topical_word(unit.text)  # "SQL:", "Sketch a comic scene:"
-        by_class[0 if names_topic else own.index(max(own))].append(unit.text)
+    for unit, place, topic in zip(units, places, topical, strict=True):
+        if place == FRAME and topic and (unit.kind == "label" or not has_frame):
+            place = REQUEST
+        by_class[place].append(unit.text)
     request, material, frame = by_class
     if not material and not frame:
         if any(unit.tags for unit in units):

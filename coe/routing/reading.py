@@ -7,7 +7,7 @@ the answer, labels, courtesies, examples of a format.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib.resources import files
@@ -94,7 +94,13 @@ def _probabilities(unit: Unit, names: Sequence[str], model: ReadingModel) -> Sco
 def _own_logits(text: str, kind: UnitKind) -> Scores:
     """The logits of a unit by itself. The units of frames are the same in many messages."""
     model = reading_model()
-    return _sum(own_features(text, kind), model, *model.bias)
+    names = own_features(text, kind)
+    return _sum((*names, topical_feature(names, model.weights)), model, *model.bias)
+
+
+def topical_feature(names: Iterable[str], known: Container[str]) -> str:
+    """The name of the feature that counts the words that frames do not consist of."""
+    return f"topical words {min(4, sum(name.startswith('word ') and name not in known for name in names))}"
 
 
 def _sum(names: Iterable[str], model: ReadingModel, r: float, m: float, f: float) -> Scores:

@@ -107,7 +107,7 @@ class Rules:
         posterior, factors = prediction.probabilities, self._factors[rule.name]
         own = posterior if prediction.router_probabilities is None else prediction.router_probabilities
         if rule.category is not None:
-            certain = replace(prediction, probabilities=factors, stage=RULE, in_distribution=1.0)
+            certain = replace(prediction, probabilities=factors, stage=RULE, in_distribution=1.0, residual=None)
             return replace(certain, rule=rule.name, router_probabilities=own)
         weighted = posterior * factors
         return replace(prediction, probabilities=weighted / weighted.sum(), rule=rule.name, router_probabilities=own)

@@ -44,12 +44,12 @@ def test_declared_examples_train_a_router_that_routes(config: Path) -> None:
     decision = json.loads(run("route", "how do i bake the bread dough", "--config", config, "--json"))
     assert (decision["expert"], decision["category"]) == ("chef", "cooking")
     assert "chef" in run("route", "how do i bake the bread dough", "--config", config)
-    wrapped = "how do i bake the bread dough\n> explain the comet orbit"
+    wrapped = "Answer the question.\n\nQuestion: how do i bake the bread dough\n\nAnswer:"
     explained = run("route", wrapped, "--explain", "--config", config)
     assert "text        how do i bake the bread dough\n" in explained
-    assert "message 0: quote left out, 25 characters" in explained
+    assert "message 0: frame left out, 38 characters" in explained
     assert (
-        json.loads(run("route", wrapped, "--explain", "--json", "--config", config))["left_out"][0]["kind"] == "quote"
+        json.loads(run("route", wrapped, "--explain", "--json", "--config", config))["left_out"][0]["kind"] == "frame"
     )
 
     lines = [

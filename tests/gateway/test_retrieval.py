@@ -37,7 +37,7 @@ def answer(text: str) -> tuple[bytes, ...]:
     return (orjson.dumps({"id": "x", "choices": [{"index": 0, "message": {"role": "assistant", "content": text}}]}),)
 
 
-async def asked(gateway: Gateway, consent: str, text: str = "general: when?", **fields: Any) -> Response:
+async def asked(gateway: Gateway, consent: str, text: str = "general when?", **fields: Any) -> Response:
     body = {"model": "auto", "messages": [{"role": "user", "content": text}], **fields}
     headers = {"content-type": "application/json", "x-coe-retrieval": consent}
     return await gateway.post("/v1/chat/completions", orjson.dumps(body), headers=headers)
@@ -51,10 +51,10 @@ def said(gateway: Gateway, expert: str = "generalist") -> str:
 async def test_where_the_gate_opens_the_expert_reads_the_passages_and_the_client_learns_it() -> None:
     scripted = ScriptedRetrieval(passage(TOWER, source="https://example.org/tower"), gate=gate_of(3.0))
     async with gateway_of(retrieval=scripted.retrieval, generalist=answer("In 1889 [1].")) as gateway:
-        response = await gateway.chat("general: when was it built?")
+        response = await gateway.chat("general when was it built?")
         (record,) = gateway.records
     assert TOWER in said(gateway)
-    assert said(gateway).endswith("general: when was it built?")
+    assert said(gateway).endswith("general when was it built?")
     state, count, tokens = response.headers["x-coe-retrieval"].split("; ")
     assert (state, count) == ("used", "passages=1")
     assert (record.retrieval, record.passages, f"tokens={record.passage_tokens}") == ("used", ("id-The towe",), tokens)
@@ -76,17 +76,17 @@ async def test_where_the_gate_opens_the_expert_reads_the_passages_and_the_client
 async def test_an_answer_of_nothing_but_mentions_gets_a_bounded_number_of_annotations() -> None:
     scripted = ScriptedRetrieval(passage(TOWER), gate=gate_of(3.0))
     async with gateway_of(retrieval=scripted.retrieval, generalist=answer("[1]" * 20_000)) as gateway:
-        response = await gateway.chat("general: when was it built?")
+        response = await gateway.chat("general when was it built?")
     assert len(response.json["choices"][0]["message"]["annotations"]) == MAX_MENTIONS
 
 
 async def test_a_shut_gate_asks_neither_encoder_nor_store_and_changes_no_byte() -> None:
     scripted = ScriptedRetrieval(passage(TOWER), gate=gate_of(-9.0))
     async with gateway_of(retrieval=scripted.retrieval) as gateway:
-        response = await gateway.chat("general: hello")
+        response = await gateway.chat("general hello")
     assert response.headers["x-coe-retrieval"] == "skipped"
     assert (scripted.encoder.encoded, scripted.retriever.searches) == (0, 0)
-    assert said(gateway) == "general: hello"
+    assert said(gateway) == "general hello"
 
 
 async def test_without_a_store_nothing_is_consulted() -> None:
@@ -164,7 +164,7 @@ async def test_a_retrieval_trial_uses_or_withholds_passages_at_random_and_is_rec
     scripted = ScriptedRetrieval(passage(TOWER), gate=gate_of({("code", "coder"): 6.0}), exploration_rate=0.1)
     scripted.draws = [0.09, 0.6, 0.09, 0.4, 0.11, 0.05, 0.4]
     async with gateway_of(retrieval=scripted.retrieval) as gateway:
-        texts = ("general: a", "general: b", "general: c", "code: d")
+        texts = ("general a", "general b", "general c", "code d")
         states = [(await gateway.chat(text)).headers["x-coe-retrieval"].partition(";")[0] for text in texts]
         asked_for = await asked(gateway, "on")
     assert states == ["used", "withheld", "skipped", "withheld"]
@@ -173,7 +173,7 @@ async def test_a_retrieval_trial_uses_or_withholds_passages_at_random_and_is_rec
     assert [record.expert for record in gateway.records][3] == "coder"
     assert gateway.records[3].gain == pytest.approx(0.97, abs=0.01)
     assert [record.passages for record in gateway.records][:2] == [("id-The towe",), ()]
-    assert said(gateway, "coder") == "code: d"
+    assert said(gateway, "coder") == "code d"
 
 
 async def test_the_retrieval_header_accepts_declared_values_only() -> None:
@@ -225,10 +225,10 @@ async def test_a_store_that_is_late_costs_its_deadline_once_and_is_then_left_alo
 async def test_a_tenant_sees_only_its_own_and_shared_documents() -> None:
     scripted = ScriptedRetrieval(gate=gate_of(3.0))
     scripted.retriever.own = {"acme": [passage("Acme's secret.")]}
-    question = {"routed": RoutedText("general: what?"), "prediction": Prediction(*uniform()), "tenant": None}
+    question = {"routed": RoutedText("general what?"), "prediction": Prediction(*uniform()), "tenant": None}
     async with gateway_of(retrieval=scripted.retrieval) as gateway:
         composition, options = gateway.serving_state.serving.composition, wishes_of("on")
-        chat = chat_of("general: what?")
+        chat = chat_of("general what?")
         decision = composition.assign(chat, question["prediction"], options)
         other, _, nothing = await composition.retrieve(chat, decision, options, **question)
         own, _, found = await composition.retrieve(chat, decision, options, **{**question, "tenant": "acme"})
@@ -253,7 +253,7 @@ async def test_the_expert_that_stands_in_gets_the_passages_too() -> None:
     scripted = ScriptedRetrieval(passage(TOWER), gate=gate_of(3.0))
     fails = ExpertUnavailable("down", expert="generalist")
     async with gateway_of(retrieval=scripted.retrieval, generalist=fails) as gateway:
-        response = await gateway.chat("general: when?")
+        response = await gateway.chat("general when?")
     assert response.headers["x-coe-reason"] == "fallback"
     assert TOWER in said(gateway, response.headers["x-coe-expert"])
 
@@ -263,7 +263,7 @@ async def test_a_stream_begins_with_a_chunk_that_names_the_sources() -> None:
     chunk = b'data: {"id":"c1","created":5,"model":"m","choices":[{"index":0,"delta":{"content":"1889"}}]}\n\n'
     script = (chunk, b"data: [DONE]\n\n")
     async with gateway_of(retrieval=scripted.retrieval, generalist=script) as gateway:
-        response = await gateway.chat("general: when?", stream=True)
+        response = await gateway.chat("general when?", stream=True)
     first, *rest = events(response.body)
     assert (first["id"], first["created"], first["object"]) == ("c1", 5, "chat.completion.chunk")
     (source,) = first["choices"][0]["delta"]["annotations"]
@@ -291,7 +291,7 @@ async def test_a_stream_of_the_responses_api_annotates_each_text_when_it_is_done
     async with gateway_of(
         retrieval=scripted.retrieval, generalist=(script[0], b"".join(script[1:4]), script[4])
     ) as gateway:
-        body = {"model": "auto", "input": "general: when?", "stream": True}
+        body = {"model": "auto", "input": "general when?", "stream": True}
         response = await gateway.post("/v1/responses", orjson.dumps(body))
     assert response.body.startswith(script[0])
     found = events(response.body)
@@ -317,7 +317,7 @@ async def test_a_stream_of_the_responses_api_annotates_each_text_when_it_is_done
 async def test_an_answer_of_another_form_goes_as_it_came() -> None:
     scripted = ScriptedRetrieval(passage(TOWER), gate=gate_of(3.0))
     async with gateway_of(retrieval=scripted.retrieval, generalist=(b'{"choices":[{"odd":1}]}',)) as gateway:
-        assert (await gateway.chat("general: when?")).body == b'{"choices":[{"odd":1}]}'
+        assert (await gateway.chat("general when?")).body == b'{"choices":[{"odd":1}]}'
 
 
 def events(body: bytes) -> list[Any]:
