@@ -72,7 +72,7 @@ class Writer:
             asked = self._instruction()
             form: Form = self._rng.choice((self._plain, self._sections))
         else:
-            shares: dict[Form, int] = {self._plain: 9, self._beside_passage: 7, self._polite: 9, self._with_rules: 11}
+            shares: dict[Form, int] = {self._plain: 14, self._beside_passage: 7, self._polite: 18, self._with_rules: 11}
             shares |= {self._letter: 3, self._in_program: 7, self._quoted: 3, self._examples: 8, self._history: 6}
             shares |= {self._sections: 42}
             asked, form = [(self._request(), REQUEST)], self._rng.choices([*shares], [*shares.values()])[0]

@@ -12,7 +12,7 @@ import orjson
 import typer
 
 from coe.cli.common import Config, Json, settings_for, writable_file
-from coe.core import Decision
+from coe.core import GENERAL, Decision, Prediction
 from coe.errors import CoEError, DataError, ExpertUnavailable
 from coe.learning.evaluation.tables import numbered_rows
 from coe.terminal import print_json, print_line, print_part
@@ -101,9 +101,9 @@ RouteRequest = Callable[[dict[str, Any]], Routed]
 def _open_router(config: Path | None, key: str, is_only_local: bool, client: str) -> RouteRequest:
     from coe.mapping import apply_residual, nearest_measured
     from coe.mapping.problem import relative_cost
+    from coe.routing.classifier import read_topic
     from coe.routing.decision import decide
     from coe.routing.eligibility import excluded_experts, only_local
-    from coe.routing.request_text import read_request
     from coe.routing.rules import RequestFacts, Rules
     from coe.runtime.active_state import load_active_state
     from coe.runtime.api_keys import rule_of
@@ -121,9 +121,16 @@ def _open_router(config: Path | None, key: str, is_only_local: bool, client: str
     rules = Rules(registry, router.categories)
     charge = registry.policy.cost_weight * relative_cost(registry, in_use.assignment.experts)
 
+    general = router.categories.index(GENERAL)
+
+    def predict_fast(text: str) -> Prediction:
+        fast = router.predict_fast(text, force=True)
+        assert fast is not None
+        return fast
+
     def route_request(fields: dict[str, Any]) -> Routed:
         chat = parse(orjson.dumps({"model": "auto", **fields}))
-        text = read_request(chat)
+        text, _ = read_topic(chat, predict_fast, general=general)
         matching = rules.matching(RequestFacts(chat, chat.model, input_tokens, client, key, tenant))
         rule = only_local(key_rule) if is_only_local or rules.only_local(matching) else key_rule
         (prediction,) = router.predict([text.text], encode=in_use.assignment.residual is not None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -70,12 +70,7 @@ class Classifier:
 
         The newest request of a conversation is routed alone if it opens a topic, which the fast heads help to decide.
         """
-        routed, fast = read_request(chat), None
-        if routed.newest and chat.model == AUTO:
-            alone = self._predict_fast(routed.newest, tenant)
-            opens = opens_topic(routed.newest, float(alone.probabilities[self._general]))
-            routed, fast = routed.of_topic(opens=opens), alone if opens else None
-        fast = fast or self._predict_fast(routed.text, tenant)
+        routed, fast = read_topic(chat, partial(self._predict_fast, tenant=tenant), general=self._general)
         matching = self._rules if rules else None
         if matching is not None and matching.needs_no_encoder(rules):
             if fast.stage == FAST_UNCERTAIN:
@@ -140,3 +135,18 @@ class Classifier:
         value = information_value(self._assignment, prediction.probabilities, eligible, uncertain=uncertain)
         share = MIN_SHARE_OF_ROUTING_GAIN * self._routing_gain(tuple(eligible))
         return value > max(MIN_INFORMATION_VALUE, share)
+
+
+def read_topic(chat: Chat, predict_fast: Callable[[str], Prediction], *, general: int) -> tuple[RoutedText, Prediction]:
+    """Return the text of a chat to route, the newest request alone if it opens a topic, and its fast prediction.
+
+    `general` is the index of the category `general`.
+    """
+    routed = read_request(chat)
+    if routed.newest and chat.model == AUTO:
+        alone = predict_fast(routed.newest)
+        opens = opens_topic(routed.newest, float(alone.probabilities[general]))
+        routed = routed.of_topic(opens=opens)
+        if opens:
+            return routed, alone
+    return routed, predict_fast(routed.text)
