@@ -47,6 +47,7 @@ def test_a_request_is_found_in_what_a_client_wraps_around_it(name: str, prompt: 
         f"Use the following passages.\n\nContext:\n{LEAFLET}\n\nQuestion: {{}}\nHelpful answer:",
         f"<context>\n{LEAFLET}\n</context>\n\n{{}}",
         "<instructions>\nBe brief.\n</instructions>\n<question>\n{}\n</question>",
+        "<environment_details>\nLinux\n</environment_details>\n<user_query>\n{}\n</user_query>",
         '{{"task": "answer the question", "question": "{}"}}',
     ],
 )
@@ -54,6 +55,7 @@ def test_the_question_is_read_in_templates(frame: str) -> None:
     for question in ("What causes a volcano to erupt?", "Which treaty ended the Thirty Years' War?"):
         text = text_of(frame.format(question))
         assert question in text
+        assert "<" not in text
         assert len(text) < len(question) + 30
 
 

@@ -135,6 +135,7 @@ def _split_units(parts: MessageParts) -> None:
     """Keep the units that are more likely the request than anything else, or else the likeliest one."""
     units = units_of(parts.request)
     if len(units) < 2:
+        parts.request = units[0].text if units and units[0].tags else parts.request
         return
     probabilities = class_probabilities(units)
     places = [own.index(max(own)) for own in probabilities]
