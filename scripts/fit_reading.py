@@ -31,7 +31,7 @@ from benchmarks.boilerplate_wrappers import WRAPPERS
 from coe.routing import reading
 from coe.routing.message_parts import outside_blocks
 from coe.routing.reading import relation, topical_feature
-from coe.routing.units import Unit, own_features, place_features, units_of
+from coe.routing.units import WORD_PREFIX, Unit, own_features, place_features, units_of
 
 REQUEST, MATERIAL, FRAME = range(3)
 Piece = tuple[str, int]
@@ -361,7 +361,7 @@ def fit(messages: Iterator[Sequence[Piece]], count: int) -> dict[str, Any]:
             steps[relation(unit, following), kind, next_kind] += 1
     known = chosen_features(rows, classes, messages=count)
     for row in rows:
-        row.append(topical_feature(row, known))
+        row.append(topical_feature(sum(name.startswith(WORD_PREFIX) and name not in known for name in row)))
     names = sorted({*known, *(row[-1] for row in rows)})
     index = {name: column for column, name in enumerate(names)}
     cells = [(row, index[name]) for row, own in enumerate(rows) for name in own if name in index]
@@ -383,7 +383,7 @@ def chosen_features(rows: Sequence[Sequence[str]], classes: Sequence[int], *, me
     """Structure, labels, the commonest words, and words of frames: no words of topics."""
     counts = Counter(name for names in rows for name in names)
     framed = Counter(name for names, kind in zip(rows, classes, strict=True) if kind == FRAME for name in names)
-    of_words = ("word ", "opens ")
+    of_words = (WORD_PREFIX, "opens ")
     common = {
         name
         for name, _ in Counter({n: c for n, c in counts.items() if n.startswith(of_words)}).most_common(COMMON_WORDS)

@@ -139,17 +139,18 @@ def _split_units(parts: MessageParts) -> None:
         return
     probabilities = class_probabilities(units)
     places = [own.index(max(own)) for own in probabilities]
-    topical = [has_topical_word(unit.text) for unit in units]
+    if not any(places):  # all is the request
+        if any(unit.tags for unit in units):
+            parts.request = "\n".join(unit.text for unit in units)
+        return
+    topical = [place == FRAME and has_topical_word(unit.text) for unit, place in zip(units, places, strict=True)]
     has_frame = any(place == FRAME and not topic for place, topic in zip(places, topical, strict=True))
     by_class: tuple[list[str], list[str], list[str]] = ([], [], [])
     for unit, place, topic in zip(units, places, topical, strict=True):
-        if place == FRAME and topic and (unit.kind == "label" or not has_frame):
-            place = REQUEST
-        by_class[place].append(unit.text)
+        stays = topic and (unit.kind == "label" or not has_frame)  # such as the label "SQL:"
+        by_class[REQUEST if stays else place].append(unit.text)
     request, material, frame = by_class
     if not material and not frame:
-        if any(unit.tags for unit in units):
-            parts.request = "\n".join(request)
         return
     asked = _likeliest(units, probabilities)
     if not request and max(own[0] for own in probabilities) >= MIN_REQUEST_PROBABILITY:

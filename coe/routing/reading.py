@@ -7,7 +7,7 @@ the answer, labels, courtesies, examples of a format.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib.resources import files
@@ -17,7 +17,16 @@ from typing import Literal
 
 import orjson
 
-from coe.routing.units import Unit, UnitKind, own_features, place_features, words_of
+from coe.routing.units import (
+    NAME_PREFIX,
+    NAMING_KINDS,
+    WORD_PREFIX,
+    Unit,
+    UnitKind,
+    form_features,
+    place_features,
+    words_of,
+)
 
 UnitClass = Literal["request", "material", "frame"]
 CLASSES: tuple[UnitClass, ...] = ("request", "material", "frame")
@@ -32,9 +41,13 @@ Scores = tuple[float, float, float]
 
 @dataclass(frozen=True, slots=True)
 class ReadingModel:
-    """`weights` of features and the `bias` are logits; `transitions`[relation][class before][class] are factors."""
+    """`weights` of features, those of words apart, and the `bias` are logits; `transitions`[relation][class
+    before][class] are factors. Frames consist of the words of `known`."""
 
     weights: dict[str, Scores]
+    words: dict[str, Scores]
+    names: dict[str, Scores]
+    known: frozenset[str]
     bias: Scores
     transitions: list[list[list[float]]]
 
@@ -42,14 +55,19 @@ class ReadingModel:
 @cache
 def reading_model() -> ReadingModel:
     """The model of the package."""
-    return ReadingModel(**orjson.loads(files("coe.routing").joinpath(MODEL).read_bytes()))
+    file = orjson.loads(files("coe.routing").joinpath(MODEL).read_bytes())
+    words, names = (
+        {name.removeprefix(prefix): weight for name, weight in file["weights"].items() if name.startswith(prefix)}
+        for prefix in (WORD_PREFIX, NAME_PREFIX)
+    )
+    known = frozenset(words) | frozenset(names)
+    return ReadingModel(file["weights"], words, names, known, file["bias"], file["transitions"])
 
 
 def has_topical_word(text: str) -> bool:
     """True if one of the first words is none that frames consist of; with no word at all, too."""
     words = words_of(text)
-    weights = reading_model().weights
-    return not words or any(f"word {word}" not in weights and f"name {word}" not in weights for word in words)
+    return not words or not reading_model().known.issuperset(words)
 
 
 def relation(before: Unit, unit: Unit) -> int:
@@ -93,14 +111,22 @@ def _probabilities(unit: Unit, names: Sequence[str], model: ReadingModel) -> Sco
 @lru_cache(maxsize=4096)
 def _own_logits(text: str, kind: UnitKind) -> Scores:
     """The logits of a unit by itself. The units of frames are the same in many messages."""
-    model = reading_model()
-    names = own_features(text, kind)
-    return _sum((*names, topical_feature(names, model.weights)), model, *model.bias)
+    model, words = reading_model(), words_of(text)
+    table = model.names if kind in NAMING_KINDS else model.words
+    distinct = dict.fromkeys(words)
+    known = [table[word] for word in distinct if word in table]
+    unknown = 0 if kind in NAMING_KINDS else len(distinct) - len(known)
+    r, m, f = _sum((*form_features(text, kind, words), topical_feature(unknown)), model, *model.bias)
+    for weight in known:
+        r += weight[0]
+        m += weight[1]
+        f += weight[2]
+    return r, m, f
 
 
-def topical_feature(names: Iterable[str], known: Container[str]) -> str:
+def topical_feature(words: int) -> str:
     """The name of the feature that counts the words that frames do not consist of."""
-    return f"topical words {min(4, sum(name.startswith('word ') and name not in known for name in names))}"
+    return f"topical words {min(4, words)}"
 
 
 def _sum(names: Iterable[str], model: ReadingModel, r: float, m: float, f: float) -> Scores:

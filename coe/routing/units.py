@@ -13,6 +13,8 @@ from typing import Literal
 
 UnitKind = Literal["sentence", "label", "heading", "intro", "option", "bullet", "fence", "quote", "literal", "long"]
 
+NAMING_KINDS = ("label", "heading")
+"""Kinds of units that only name what follows."""
 MAX_UNITS = 150
 """Units that are read of a message; the head and the tail of a longer one, half each."""
 MAX_SENTENCES_LINE = 3000
@@ -43,11 +45,14 @@ _COMMENT = re.compile(r"\s*(?://|--|\|)\s+")
 _MARKS = re.compile(r'[:"{}>|]')
 """What labels, objects and ruled headings that begin with a letter contain."""
 _LITERAL = re.compile(r"\s*(?:[{}\"\]]|\[(?!\w))")
+_DIGIT = re.compile(r"\d")
 _CITED = re.compile(r"\[[\w ]{1,12}\]|\(\d\)")
 _SENTENCE_END = re.compile(
     r"(?<=[^\W\d][.!?…])[\"'”)\]]*+\s+|(?<=[!?…)\"”][.!?…])[\"'”)\]]*+\s+|(?<=[。！？])"
     r"|(?<=[;,\t|])(?=\")|(?<=:)\s+"
 )
+WORD_PREFIX, NAME_PREFIX = "word ", "name "
+"""What the names of a unit's words begin with; those of labels and headings have a prefix of their own."""
 _QUOTES = "\"'“"
 _CLOSING_TAG = re.compile(r"</([A-Za-z][\w.:-]{0,40})")
 _MIN_BRACES = 3
@@ -96,7 +101,7 @@ class Unit:
     @property
     def is_name(self) -> bool:
         """True if it only names what follows."""
-        return self.kind in ("label", "heading")
+        return self.kind in NAMING_KINDS
 
 
 def words_of(text: str, limit: int = MAX_UNIT_WORDS) -> list[str]:
@@ -257,25 +262,29 @@ class _Reader:
             self.units.append(Unit(text, kind, self._paragraph, self._section, self._label, near, tags, self._heading))
 
 
-def own_features(text: str, kind: UnitKind) -> tuple[str, ...]:
+def own_features(text: str, kind: UnitKind) -> list[str]:
     """The names of the features that a unit has wherever it stands."""
     words = words_of(text)
+    prefix = NAME_PREFIX if kind in NAMING_KINDS else WORD_PREFIX
+    return [*form_features(text, kind, words), *(prefix + word for word in dict.fromkeys(words))]
+
+
+def form_features(text: str, kind: UnitKind, words: Sequence[str]) -> list[str]:
+    """The names of those features that are not its words."""
     names = [kind, f"length {min(6, len(text) // 40)}", f"opens {words[0]}" if words else "no words"]
-    prefix = "name " if kind in ("label", "heading") else "word "
-    names += [prefix + word for word in dict.fromkeys(words)]
     if words and words[0] in _QUESTION_WORDS:
         names.append("asks")
     if is_question(text):
         names.append("question")
     if text[0] in _QUOTES:
         names.append("quoted")
-    if any(map(str.isdigit, text[:MAX_WORD_CHARACTERS])):
+    if _DIGIT.search(text, 0, MAX_WORD_CHARACTERS):
         names.append("digits")
     if len(text) > MIN_VALUE and " " not in text:
         names.append("no space")
     if _CITED.match(text):
         names.append("cited")
-    return tuple(names)
+    return names
 
 
 def is_question(text: str) -> bool:
