@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,7 @@ def test_changed_weights_are_refused_with_their_place_the_package_and_the_remedy
     changed.write_bytes(b"changed")
     (tmp_path / package / "__init__.py").touch()
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, package, raising=False)  # another test may have imported it
     requirement = pinned_weights.PINS[package].requirement
     with pytest.raises(error, match=rf"{tmp_path / package}.*--force-reinstall {requirement}`"):
         read(tmp_path)

@@ -13,6 +13,7 @@ from coe.registry import AUTO, ArmSpec, ExpertSpec
 from coe.routing.classification import SHORT_CIRCUIT, EncoderPasses, Overlays
 from coe.routing.eligibility import exclusion, ineligibility
 from coe.routing.phrases import opens_topic
+from coe.routing.reading import reading_model
 from coe.routing.request_text import RoutedText, read_request
 from coe.routing.rules import Rules
 
@@ -61,6 +62,7 @@ class Classifier:
         self._retrieves = retrieves
         self._rules = rules
         self._general = router.categories.index(GENERAL)
+        reading_model()  # read its file now, and not in a request
 
     async def classify(
         self, chat: Chat, tenant: str | None, rule: ExpertRule | None = None, rules: Sequence[str] = ()

@@ -141,7 +141,7 @@ class Gate:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.reached, self.open = threading.Event(), threading.Event()
 
-        def predict(router: WordRouter, texts: Any) -> list[Prediction]:
+        def predict(router: WordRouter, texts: Any, *, encode: bool = False) -> list[Prediction]:
             self.reached.set()
             self.open.wait(60)
             return [router._prediction(text, "predict") for text in texts]
