@@ -52,6 +52,9 @@ ENGLISH_WORDS = """
     the of and to in is that it for was on are with as at be by this from or what which how who when where why
     a an i you my me can do does did if there their have has will would not please your its
 """
+WEIGHT_STEP = 1 / 64
+"""Written weights are multiples of this, so that they compress to two thirds; no prediction of 4,686 public prompts
+changes (docs/experiments/router-size.md)."""
 
 
 def _table() -> NDArray[np.int8]:
@@ -125,7 +128,10 @@ class LexicalHead:
     known: NDArray[np.bool_]
 
     def arrays(self) -> Arrays:
-        return {"weights": self.weights, "idf": self.idf, "dense": self.dense, "bias": self.bias}
+        """Return the tables to write, with `weights` rounded to multiples of WEIGHT_STEP."""
+        step = np.float32(WEIGHT_STEP)
+        weights = (np.rint(self.weights.astype(np.float32) / step) * step).astype(self.weights.dtype)
+        return {"weights": weights, "idf": self.idf, "dense": self.dense, "bias": self.bias}
 
     @classmethod
     def from_arrays(cls, arrays: Arrays, features: LexicalFeatures) -> Self:
