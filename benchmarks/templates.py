@@ -208,7 +208,7 @@ async def templates(
 
 
 def values_of(one: Question, passages: Mapping[str, Sequence[str]], *, other: bool, seed: str) -> dict[str, str]:
-    """What fills the slots of a template; the `other` topic of passages is drawn by question and seed."""
+    """Values for the slots of a template; the `other` topic of passages is drawn by question and seed."""
     rest = sorted(set(passages) - {one.category})
     topic = Random(f"{seed} {one.prompt}").choice(rest) if other else one.category
     context, more = passages[topic]

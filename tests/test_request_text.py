@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from re import _constants as sre_constants  # type: ignore[attr-defined]
+from re import _parser as sre_parser  # type: ignore[attr-defined]
+from types import ModuleType
 from typing import Any
 
 import pytest
 
 from benchmarks.boilerplate import chat_of
 from benchmarks.boilerplate_wrappers import CONTRACT, LEAFLET, MODULE, PROJECT, WRAPPERS, Messages, user
+from coe.routing import agents, units
 from coe.routing.agents import CODING_AGENT
 from coe.routing.message_parts import MAX_MESSAGE_CHARACTERS, split_message
 from coe.routing.phrases import has_topic, is_instruction, is_nudge, opens_topic, refers_to_context
@@ -220,6 +225,10 @@ def test_every_kind_of_part_has_a_meaning() -> None:
         "a" * 500_000 + ": b",
         "\ud800" * 10_000,
         "\0" * 10_000,
+        "# a" + " " * 11_000 + "b",
+        "**a" + " " * 11_000 + "b",
+        '"a": "' * 2_000,
+        "".join(f"<t{index}>" for index in range(1_000)) + "".join(f"</t{index}>" for index in range(1_000)),
     ],
 )
 def test_hostile_messages_give_a_bounded_text(message: str) -> None:
@@ -228,6 +237,26 @@ def test_hostile_messages_give_a_bounded_text(message: str) -> None:
     assert len(routed.left_out) <= MAX_LEFT_OUT
     parts = split_message(message)
     assert len(parts.request) <= MAX_MESSAGE_CHARACTERS + 10
+
+
+@pytest.mark.parametrize("module", [units, agents])
+def test_no_search_backtracks_over_an_unbounded_run(module: ModuleType) -> None:
+    """Backtracking over a run of spaces takes quadratic time: only possessive repeats may be unbounded."""
+    patterns = [found for found in vars(module).values() if isinstance(found, re.Pattern)]
+    assert patterns
+    for pattern in patterns:
+        assert all(bound <= 300 for bound in bounds(sre_parser.parse(pattern.pattern))), pattern.pattern
+
+
+def bounds(parsed: Any) -> Iterator[int]:
+    """Yield the bounds of the repeats that can backtrack."""
+    for kind, value in parsed:
+        if kind in (sre_constants.MAX_REPEAT, sre_constants.MIN_REPEAT):
+            yield value[1]
+        for inner in value if isinstance(value, tuple) else [value]:
+            for one in inner if isinstance(inner, list) else [inner]:
+                if isinstance(one, sre_parser.SubPattern):
+                    yield from bounds(one)
 
 
 def test_a_block_of_any_length_is_skipped_and_a_long_text_keeps_its_ends() -> None:

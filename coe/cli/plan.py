@@ -202,7 +202,7 @@ def _feedback(found: Mapping[str, Sequence[str]]) -> list[str]:
 
 
 def _residual(found: Mapping[str, Any]) -> str:
-    """Whether the texts of requests select experts beyond their categories, and the evidence."""
+    """Report if the texts of requests select experts beyond their categories, with the evidence."""
     gain = f" ({found['gain']:+.4f} ± {found['error']:.4f})" if found["error"] else ""
     return f"residual: not used: {found['refused']}{gain}" if found["refused"] else f"residual: used{gain}"
 

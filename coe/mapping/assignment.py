@@ -260,7 +260,10 @@ def nearest_measured(assignment: Assignment, prediction: Prediction, *, limit: i
 
 
 def apply_residual(assignment: Assignment, prediction: Prediction) -> Prediction:
-    """Return the prediction with the plan's residual of the text, if there is one and the encoder has read the text."""
-    if assignment.residual is None or prediction.features is None:
+    """Return the prediction with the plan's residual of the text, if the encoder has read the text; without a residual
+    in the plan, no features are kept."""
+    if prediction.features is None:
         return prediction
+    if assignment.residual is None:
+        return replace(prediction, features=None)
     return replace(prediction, residual=assignment.residual(prediction.features))

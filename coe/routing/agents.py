@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from itertools import chain
 from typing import Any
 
@@ -33,12 +34,12 @@ _TOOLS = words_of("""
 """Names of tools that read, search, change or run code, in lower case."""
 _WORDS = re.compile(
     r"\b(?:codebase|repositor(?:y|ies)|source code|git|commit|pull request|lint|unit tests?|shell command|working "
-    r"directory|apply[ _]patch|search/replace|refactor|compiler?|software engineer\w*|pair programm\w*|coding (?:agent|"
+    r"directory|apply[ _]patch|search/replace|refactor|compiler?|software engineer\w*+|pair programm\w*+|coding (?:agent|"
     r"assistant)|terminal|command[ -]line)\b",
     re.IGNORECASE,
 )
 _CODE = re.compile(
-    r"[\w./-]{2,80}\.(?:py|tsx?|jsx?|go|rs|java|cs?|cpp|hp?p?|rb|php|kt|swift|sh|sql|css|vue|toml|ya?ml)\b"
+    r"(?<![\w./-])[\w./-]{2,80}\.(?:py|tsx?|jsx?|go|rs|java|cs?|cpp|hp?p?|rb|php|kt|swift|sh|sql|css|vue|toml|ya?ml)\b"
     r"|^@@ -\d|^<{7} |^\+\+\+ |^diff --git",
     re.MULTILINE,
 )
@@ -50,11 +51,16 @@ def is_coding_agent(chat: Chat) -> bool:
     if signs >= MIN_SIGNS:
         return True
     system = "\n".join(one.text for one in chat.messages[:2] if one.role in ("system", "developer"))
-    signs += len({word.lower() for word in _WORDS.findall(system[:MAX_SYSTEM_CHARACTERS])})
+    signs += _count_words(system[:MAX_SYSTEM_CHARACTERS])
     if not signs or signs >= MIN_SIGNS:
         return signs >= MIN_SIGNS
     turns = (one.text[:MAX_TURN_CHARACTERS] for one in chat.messages[-MAX_TURNS:])
     return signs + len(set(chain.from_iterable(map(_CODE.findall, turns)))) >= MIN_SIGNS
+
+
+@lru_cache(maxsize=256)  # a system prompt comes with every request of its application, and takes a millisecond
+def _count_words(system: str) -> int:
+    return len({word.lower() for word in _WORDS.findall(system)})
 
 
 def tool_names(chat: Chat) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """Splits a user message into the request, the material that it is about, and the frame that a client put around both.
 
 Blocks between tags of known names go first, whatever their length. Of the rest, `reading` decides for each sentence.
-Every search is bounded or linear, so a hostile message takes milliseconds at most.
+Every search is bounded or linear, so a hostile message takes some tens of milliseconds at most.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ MIN_REQUEST_PROBABILITY = 0.1
 """A message has a request if that of one of its units is at least this, even if no unit is more likely a request."""
 
 _STRUCTURED = re.compile(r"[\n<:\"“]")
-"""What templates contain, and most prose does not."""
+"""One of these is in most templates, and not in most prose."""
 _SENTENCE_END = re.compile(r"[.!?…。！？,;][\"'”)\]]{0,3}\s+")
 _OPEN = re.compile(r"<([A-Za-z][\w.:-]{0,63})(?:\s[^<>]{0,300})?>")
 _CLOSE_AT_END = re.compile(r"</([A-Za-z][\w.:-]{0,63})>\s*\Z")

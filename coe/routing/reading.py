@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib.resources import files
-from itertools import pairwise
+from itertools import chain, pairwise
 from math import exp
 from typing import Literal
 
@@ -23,9 +23,9 @@ from coe.routing.units import (
     WORD_PREFIX,
     Unit,
     UnitKind,
+    first_words,
     form_features,
     place_features,
-    words_of,
 )
 
 UnitClass = Literal["request", "material", "frame"]
@@ -33,6 +33,8 @@ CLASSES: tuple[UnitClass, ...] = ("request", "material", "frame")
 MODEL = "reading.json"
 CERTAIN = 0.9
 """Probability of the class request above which no neighbours are asked, if it holds for all units."""
+MAX_CACHED_CHARACTERS = 200
+"""Longest unit whose logits are cached, which bounds the memory for them to about 2 MB."""
 TINY = 1e-12
 """Smallest probability of a class."""
 Scores = tuple[float, float, float]
@@ -66,12 +68,12 @@ def reading_model() -> ReadingModel:
 
 def has_topical_word(text: str) -> bool:
     """True if one of the first words is none that frames consist of; with no word at all, too."""
-    words = words_of(text)
+    words = first_words(text)
     return not words or not reading_model().known.issuperset(words)
 
 
 def relation(before: Unit, unit: Unit) -> int:
-    """How a unit follows another: in its paragraph, under its label, in its section, or in a new section."""
+    """Relation of a unit to the one before: 0 same paragraph, 1 same label, 2 same section, 3 new section."""
     if before.section != unit.section:
         return 3
     if before.paragraph == unit.paragraph:
@@ -86,14 +88,14 @@ def class_probabilities(units: Sequence[Unit]) -> list[Scores]:
     result = [_probabilities(unit, names, model) for unit, names in zip(units, places, strict=True)]
     if all(own[0] > CERTAIN for own in result):
         return result
-    chain = [index for index, unit in enumerate(units) if not unit.is_name]
-    steps = [model.transitions[relation(units[index], units[following])] for index, following in pairwise(chain)]
+    linked = [index for index, unit in enumerate(units) if not unit.is_name]
+    steps = [model.transitions[relation(units[index], units[following])] for index, following in pairwise(linked)]
     after: list[Scores] = [(1.0, 1.0, 1.0)]  # what the following units say of each one, from the last to the first
-    for index, step in zip(reversed(chain[1:]), reversed(steps), strict=True):
+    for index, step in zip(reversed(linked[1:]), reversed(steps), strict=True):
         r, m, f = _product(result[index], after[-1])
         after.append(_normalized(*(row[0] * r + row[1] * m + row[2] * f for row in step)))
     before: Scores = (1.0, 1.0, 1.0)
-    for place, index in enumerate(chain):
+    for place, index in enumerate(linked):
         r, m, f = forward = _product(result[index], before)
         result[index] = _product(forward, after[-1 - place])
         if place < len(steps):
@@ -103,25 +105,24 @@ def class_probabilities(units: Sequence[Unit]) -> list[Scores]:
 
 
 def _probabilities(unit: Unit, names: Sequence[str], model: ReadingModel) -> Scores:
-    r, m, f = _sum(names, model, *_own_logits(unit.text, unit.kind))
+    own = _known_logits if len(unit.text) <= MAX_CACHED_CHARACTERS else _own_logits
+    r, m, f = _sum(map(model.weights.get, names), *own(unit.text, unit.kind))
     largest = max(r, m, f)
     return _normalized(exp(r - largest), exp(m - largest), exp(f - largest))
 
 
-@lru_cache(maxsize=4096)
 def _own_logits(text: str, kind: UnitKind) -> Scores:
-    """The logits of a unit by itself. The units of frames are the same in many messages."""
-    model, words = reading_model(), words_of(text)
-    table = model.names if kind in NAMING_KINDS else model.words
-    distinct = dict.fromkeys(words)
-    known = [table[word] for word in distinct if word in table]
-    unknown = 0 if kind in NAMING_KINDS else len(distinct) - len(known)
-    r, m, f = _sum((*form_features(text, kind, words), topical_feature(unknown)), model, *model.bias)
-    for weight in known:
-        r += weight[0]
-        m += weight[1]
-        f += weight[2]
-    return r, m, f
+    """The logits of a unit by itself."""
+    model, words = reading_model(), first_words(text)
+    is_name = kind in NAMING_KINDS
+    weights = [*map((model.names if is_name else model.words).get, dict.fromkeys(words))]
+    unknown = 0 if is_name else weights.count(None)
+    names = (*form_features(text, kind, words), topical_feature(unknown))
+    return _sum(chain(map(model.weights.get, names), weights), *model.bias)
+
+
+_known_logits = lru_cache(maxsize=4096)(_own_logits)
+"""The units of frames are short, and the same in many messages."""
 
 
 def topical_feature(words: int) -> str:
@@ -129,10 +130,9 @@ def topical_feature(words: int) -> str:
     return f"topical words {min(4, words)}"
 
 
-def _sum(names: Iterable[str], model: ReadingModel, r: float, m: float, f: float) -> Scores:
-    get = model.weights.get
-    for name in names:
-        if (weight := get(name)) is not None:
+def _sum(weights: Iterable[Scores | None], r: float, m: float, f: float) -> Scores:
+    for weight in weights:
+        if weight is not None:
             r += weight[0]
             m += weight[1]
             f += weight[2]

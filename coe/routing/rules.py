@@ -30,7 +30,7 @@ RULE = "rule"
 
 @dataclass(frozen=True)
 class RequestFacts:
-    """What conditions are about. `model` is as the client sent it, and `client` the user agent.
+    """Facts that conditions are about. `model` is as the client sent it, and `client` the user agent.
 
     `key` and `tenant` are empty without API keys. `estimate` returns the input tokens of a chat. With `routed` False,
     the client chose the expert.

@@ -1,7 +1,8 @@
 """Cuts a user message into units (sentences, labels, options, fenced text) and describes each by features.
 
 Only structure and wording are features, no topics: whether a line is a label or an option, under which label, heading
-or tag a unit stands, its place, its length, and its words. `reading` weighs them. All searches are linear.
+or tag a unit stands, its place, its length, and its words. `reading` weighs them. No search backtracks over an
+unbounded run.
 """
 
 from __future__ import annotations
@@ -11,12 +12,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from coe.routing.phrases import words_of
+
 UnitKind = Literal["sentence", "label", "heading", "intro", "option", "bullet", "fence", "quote", "literal", "long"]
 
 NAMING_KINDS = ("label", "heading")
 """Kinds of units that only name what follows."""
 MAX_UNITS = 150
 """Units that are read of a message; the head and the tail of a longer one, half each."""
+MAX_LINES = 2 * MAX_UNITS
+"""Lines that are read of a message, as for units."""
 MAX_SENTENCES_LINE = 3000
 """Characters of the longest line that is cut into sentences."""
 MAX_UNIT_WORDS = 40
@@ -29,46 +34,43 @@ MIN_VALUE = 12
 STEM = 6
 """Characters of a label's words that are compared, so that `passage` and `passages` are one."""
 
-_WORD = re.compile(r"[^\W\d_]+")
+_WORD = re.compile(r"[^\W\d_]++")
 _FENCE = re.compile(r"\s{0,3}(```|~~~)")
 _TAG = re.compile(r"</?([A-Za-z][\w.:-]{0,40})(?:\s[^<>]{0,200})?/?>")
-_RULE = re.compile(r"\W*\Z")
-_HEADING = re.compile(r"\s{0,3}#{1,6}\s+(.{1,80}?)\s*#*:?\s*\Z")
+_RULE = re.compile(r"\W*+\Z")
+_HEADING = re.compile(r"\s{0,3}#{1,6}\s++(.{1,80})\Z")
 _BRACKETED = re.compile(
-    r"\s{0,3}(?:\[|\*\*|={2,9}|-{2,9}|<<|\|)\s{0,3}([^\]*=|<>\n-]{1,40}?)\s{0,3}(?:\]|\*\*|={2,9}|-{2,9}|>>|\|):?\s*\Z"
+    r"\s{0,3}(?:\[|\*\*|={2,9}|-{2,9}|<<|\|)\s{0,3}([^\]*=|<>\n-]{1,40}?)\s{0,3}(?:\]|\*\*|={2,9}|-{2,9}|>>|\|):?\Z"
 )
 _LABEL = re.compile(r"[\s\-*#>\[(]{0,6}([^\W\d_][\w'’ /-]{0,38}?)[\])*_ ]{0,4}(?::|=>|->)(?=\s|\Z|[\"'“])")
-_OPTION = re.compile(r"\s*\(?[A-Ja-j][.):]\s|\s*\(\d{1,2}[.):]\s")
-_BULLET = re.compile(r"\s*[-*•+]\s|\s*\d{1,2}[.)]\s")
-_PAIR = re.compile(r'"([\w ]{1,30})"\s*:\s*"((?:[^"\\]|\\.)*+)"')
-_COMMENT = re.compile(r"\s*(?://|--|\|)\s+")
+_OPTION = re.compile(r"\s*+(?:\(?[A-Ja-j]|\(\d{1,2})[.):]\s")
+_BULLET = re.compile(r"\s*+(?:[-*•+]|\d{1,2}[.)])\s")
+_PAIR = re.compile(r'"([\w ]{1,30})"\s*+:\s*+"((?:[^"\\]|\\.)*+)"')
+_COMMENT = re.compile(r"\s*+(?://|--|\|)\s++")
 _MARKS = re.compile(r'[:"{}>|]')
-"""What labels, objects and ruled headings that begin with a letter contain."""
-_LITERAL = re.compile(r"\s*(?:[{}\"\]]|\[(?!\w))")
+"""One of these is in every label, object and ruled heading that begins with a letter."""
+_LITERAL = re.compile(r"\s*+(?:[{}\"\]]|\[(?!\w))")
 _DIGIT = re.compile(r"\d")
 _CITED = re.compile(r"\[[\w ]{1,12}\]|\(\d\)")
 _SENTENCE_END = re.compile(
-    r"(?<=[^\W\d][.!?…])[\"'”)\]]*+\s+|(?<=[!?…)\"”][.!?…])[\"'”)\]]*+\s+|(?<=[。！？])"
-    r"|(?<=[;,\t|])(?=\")|(?<=:)\s+"
+    r"(?<=[^\W\d][.!?…])[\"'”)\]]*+\s++|(?<=[!?…)\"”][.!?…])[\"'”)\]]*+\s++|(?<=[。！？])"
+    r"|(?<=[;,\t|])(?=\")|(?<=:)\s++"
 )
 WORD_PREFIX, NAME_PREFIX = "word ", "name "
-"""What the names of a unit's words begin with; those of labels and headings have a prefix of their own."""
+"""Prefixes in the names of features that are words: of ordinary units, and of labels and headings."""
 _QUOTES = "\"'“"
 _CLOSING_TAG = re.compile(r"</([A-Za-z][\w.:-]{0,40})")
+_AFTER_HEADING = " \t#:"
 _MIN_BRACES = 3
 _ENDS_QUESTION = " \"'”)"
 _MAX_LABEL_WORDS = 5
 _MAX_INTRO_CHARACTERS = 140
 
 
-def _words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-_QUESTION_WORDS = _words(
+_QUESTION_WORDS = words_of(
     "what which who whom whose how why when where is are was were do does did can could would should will"
 )
-_TRANSFORMATIONS = _words(
+_TRANSFORMATIONS = words_of(
     "translate summarise summarize rewrite proofread classify extract paraphrase correct shorten explain turn list "
     "find give make fix improve analyse analyze review describe identify write answer übersetze übersetzen traduis "
     "traduire"
@@ -76,7 +78,7 @@ _TRANSFORMATIONS = _words(
 """First words of instructions about a text that follows."""
 _REQUEST_LABELS = frozenset(
     word[:STEM]
-    for word in _words(
+    for word in words_of(
         "question query queries task request problem message user human customer instruction goal ask asks asked "
         "inquiry q prompt exercise assignment issue"
     )
@@ -104,13 +106,13 @@ class Unit:
         return self.kind in NAMING_KINDS
 
 
-def words_of(text: str, limit: int = MAX_UNIT_WORDS) -> list[str]:
+def first_words(text: str, limit: int = MAX_UNIT_WORDS) -> list[str]:
     """The first words, in lower case."""
     return _WORD.findall(text[:MAX_WORD_CHARACTERS].lower())[:limit]
 
 
 def _stems(text: str, limit: int) -> tuple[str, ...]:
-    return tuple(word[:STEM] for word in words_of(text.replace("_", " ").replace("-", " "), limit))
+    return tuple(word[:STEM] for word in first_words(text.replace("_", " ").replace("-", " "), limit))
 
 
 def units_of(text: str) -> list[Unit]:
@@ -129,7 +131,11 @@ def units_of(text: str) -> list[Unit]:
 def _unwrapped(text: str) -> Iterator[str]:
     """The lines, with those joined that were broken for their length."""
     whole = ""
-    for line in text.split("\n"):
+    lines = text.split("\n")
+    if len(lines) > MAX_LINES:
+        half = MAX_LINES // 2
+        lines = lines[:half] + lines[-half:]
+    for line in lines:
         if len(whole) >= MIN_WRAPPED_LINE and line[:1].islower() and whole.rstrip()[-1:] not in ".!?:;|":
             whole = f"{whole} {line}" if len(whole) < MAX_WORD_CHARACTERS * 10 else line
             continue
@@ -159,6 +165,7 @@ class _Reader:
 
     def read(self, line: str) -> None:
         """Add the units of a line."""
+        line = line.rstrip()
         fence = _FENCE.match(line) if "```" in line or "~~~" in line else None
         if self._fence:
             if fence is not None and fence[1] == self._fence:
@@ -169,7 +176,7 @@ class _Reader:
             self._fence = fence[1]
         elif "<" in line and _TAG.search(line):
             self._read_tags(line)
-        elif not line.strip():
+        elif not line:
             if self.units and self.units[-1].paragraph == self._paragraph:
                 self._paragraph += 1
         else:
@@ -207,7 +214,7 @@ class _Reader:
             self._paragraph += 1
             self._set_label(())
             self._heading = ()
-            self._add(heading[1], "heading")
+            self._add(heading[1].rstrip(_AFTER_HEADING), "heading")
             self._heading = _stems(heading[1], _MAX_LABEL_WORDS)
             return
         if line.startswith(">"):
@@ -264,7 +271,7 @@ class _Reader:
 
 def own_features(text: str, kind: UnitKind) -> list[str]:
     """The names of the features that a unit has wherever it stands."""
-    words = words_of(text)
+    words = first_words(text)
     prefix = NAME_PREFIX if kind in NAMING_KINDS else WORD_PREFIX
     return [*form_features(text, kind, words), *(prefix + word for word in dict.fromkeys(words))]
 
@@ -298,7 +305,7 @@ def place_features(units: Sequence[Unit]) -> list[list[str]]:
     asked = [not stem.isdisjoint(_REQUEST_LABELS) for stem in stems]
     has_asked = any(hit and not unit.is_name for hit, unit in zip(asked, units, strict=True))
     question_elsewhere = "question elsewhere" if any(is_question(unit.text) for unit in units) else "no question"
-    openings = [word for unit in units[:3] for word in words_of(unit.text, 1)[:1] or [""]]
+    openings = [word for unit in units[:3] for word in first_words(unit.text, 1)[:1] or [""]]
     afters = [
         [f"after {word}" for word in dict.fromkeys(openings[:count]) if word in _TRANSFORMATIONS] for count in range(4)
     ]
