@@ -34,8 +34,8 @@ _TOOLS = words_of("""
 """Names of tools that read, search, change or run code, in lower case."""
 _WORDS = re.compile(
     r"\b(?:codebase|repositor(?:y|ies)|source code|git|commit|pull request|lint|unit tests?|shell command|working "
-    r"directory|apply[ _]patch|search/replace|refactor|compiler?|software engineer\w*+|pair programm\w*+|coding (?:agent|"
-    r"assistant)|terminal|command[ -]line)\b",
+    r"directory|apply[ _]patch|search/replace|refactor|compiler?|software engineer\w*+|pair programm\w*+"
+    r"|coding (?:agent|assistant)|terminal|command[ -]line)\b",
     re.IGNORECASE,
 )
 _CODE = re.compile(
