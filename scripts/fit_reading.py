@@ -15,7 +15,7 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from random import Random
@@ -31,7 +31,7 @@ from benchmarks.boilerplate_wrappers import WRAPPERS
 from coe.routing import reading
 from coe.routing.message_parts import outside_blocks
 from coe.routing.reading import relation, topical_feature
-from coe.routing.units import WORD_PREFIX, Unit, own_features, place_features, units_of
+from coe.routing.units import WORD_PREFIX, Unit, first_words, own_features, place_features, units_of
 
 REQUEST, MATERIAL, FRAME = range(3)
 Piece = tuple[str, int]
@@ -40,9 +40,10 @@ Form = Callable[[list[Piece]], list[Piece | str]]
 """Puts a request into a message; texts without a class are its frame."""
 HERE = Path(__file__).parent
 STYLES = ("colon",) * 5 + ("hash",) * 3 + ("bracket", "bold", "tag", "tag", "ruled")
-SHARES = {"template": 0.33, "client": 0.13}
-MIN_FRAME_SHARE = 0.05
-"""A word is a feature if at least this share of its units are frames, or if it is one of the commonest."""
+SHARES = {"template": 0.5, "client": 0.1}
+MIN_FRAME_SHARE, MIN_FRAME_TEXTS = 0.05, 4
+"""A word is a feature if at least this share of its units are frames, in so many different texts, or if it is one of
+the commonest. The words of a single template would be learned by heart."""
 COMMON_WORDS = 250
 SEED = 7
 INVERSE_REGULARIZATION = 0.7
@@ -350,16 +351,20 @@ def fit(messages: Iterator[Sequence[Piece]], count: int) -> dict[str, Any]:
     classes: list[int] = []
     weights: list[float] = []
     steps = np.ones((4, 3, 3))
+    texts: dict[str, set[str]] = {}
     for _ in range(count):
         units, found = labelled_units(next(messages))
         places = place_features(units) if units else []
         rows += [[*own_features(unit.text, unit.kind), *names] for unit, names in zip(units, places, strict=True)]
         classes += found
         weights += [max(1, len(units)) ** -0.5] * len(units)
+        for unit, kind in zip(units, found, strict=True):
+            for word in first_words(unit.text) if kind == FRAME else ():
+                texts.setdefault(word, set()).add(unit.text)
         chain = [(unit, kind) for unit, kind in zip(units, found, strict=True) if not unit.is_name]
         for (unit, kind), (following, next_kind) in pairwise(chain):
             steps[relation(unit, following), kind, next_kind] += 1
-    known = chosen_features(rows, classes, messages=count)
+    known = chosen_features(rows, classes, texts, messages=count)
     for row in rows:
         row.append(topical_feature(sum(name.startswith(WORD_PREFIX) and name not in known for name in row)))
     names = sorted({*known, *(row[-1] for row in rows)})
@@ -379,8 +384,11 @@ def fit(messages: Iterator[Sequence[Piece]], count: int) -> dict[str, Any]:
     }
 
 
-def chosen_features(rows: Sequence[Sequence[str]], classes: Sequence[int], *, messages: int) -> set[str]:
-    """Structure, labels, the commonest words, and words of frames: no words of topics."""
+def chosen_features(
+    rows: Sequence[Sequence[str]], classes: Sequence[int], texts: Mapping[str, set[str]], *, messages: int
+) -> set[str]:
+    """Structure, labels, the commonest words, and words of frames: no words of topics. `texts` are those of frames that
+    hold a word."""
     counts = Counter(name for names in rows for name in names)
     framed = Counter(name for names, kind in zip(rows, classes, strict=True) if kind == FRAME for name in names)
     of_words = (WORD_PREFIX, "opens ")
@@ -392,7 +400,12 @@ def chosen_features(rows: Sequence[Sequence[str]], classes: Sequence[int], *, me
         name
         for name, number in counts.items()
         if (
-            name in common or (framed[name] >= messages / 600 and framed[name] > MIN_FRAME_SHARE * number)
+            name in common
+            or (
+                framed[name] >= messages / 600
+                and framed[name] > MIN_FRAME_SHARE * number
+                and len(texts.get(name.rpartition(" ")[2], ())) >= MIN_FRAME_TEXTS
+            )
             if name.startswith(of_words)
             else number >= messages / 500
         )

@@ -253,4 +253,4 @@ def _kind_of(name: str) -> Literal["context", "request", "material", ""]:
         return "context"
     if words[-1] in _REQUEST_TAGS:
         return "request"
-    return "material" if len(words) > 1 or words[0] in _MATERIAL_TAGS else ""
+    return "" if _MATERIAL_TAGS.isdisjoint(words) else "material"

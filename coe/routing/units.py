@@ -312,6 +312,8 @@ def place_features(units: Sequence[Unit]) -> list[list[str]]:
     first_paragraph, last_paragraph = units[0].paragraph, units[-1].paragraph
     lengths = dict.fromkeys((unit.paragraph for unit in units), 0)
     sections: dict[tuple[str, ...], list[int]] = {}
+    parts = _parts(units)
+    last_question = max((index for index, unit in enumerate(units) if is_question(unit.text)), default=None)
     for unit in units:
         lengths[unit.paragraph] += len(unit.text)
         if unit.label and not unit.is_name:
@@ -341,9 +343,32 @@ def place_features(units: Sequence[Unit]) -> list[list[str]]:
                 names.append("label again")
             elif same[0] < unit.section:
                 names.append("label before")
+        names.append(parts[unit.paragraph, unit.section])
+        if last_question is not None:
+            names.append(f"{('at', 'after', 'before')[(index > last_question) - (index < last_question)]} question")
         if count <= 3:
             names.append("few")
         if index and units[index - 1].text.endswith(":"):
             names.append("after colon")
         result.append(names)
     return result
+
+
+def _parts(units: Sequence[Unit]) -> dict[tuple[int, int], str]:
+    """A feature for each part of the message that stands in one paragraph and section: whether it asks, or another part
+    does, whether it is the longest, and how many units it has."""
+    keys = [(unit.paragraph, unit.section) for unit in units]
+    lengths, counts = dict.fromkeys(keys, 0), dict.fromkeys(keys, 0)
+    asking = set()
+    for key, unit in zip(keys, units, strict=True):
+        if not unit.is_name:
+            lengths[key] += len(unit.text)
+            counts[key] += 1
+        if is_question(unit.text):
+            asking.add(key)
+    longest = max(lengths.values())
+    return {
+        key: f"part {'asks' if key in asking else 'beside question' if asking else 'of no question'}"
+        f"{', longest' if length == longest else ''}, {min(3, counts[key])}"
+        for key, length in lengths.items()
+    }
