@@ -286,7 +286,7 @@ class Call:
     A response that is not streamed is a single chunk, so `first_token_timeout` limits all of it. `headers` are sent to
     the expert's server (`RequestOptions.forwarded_headers`). `conversation` identifies the conversation, so that the
     replica with its prefix cache is selected again. `exclude` holds server addresses that refused a connection or were
-    full for the same request. `tenant` is empty without API keys.
+    full for the same request.
 
     If experts share a device, the call waits until `wake_deadline` (event loop clock) for a sleeping expert, unless its
     `stand_in` (an expert that is awake and may answer instead) is up.
@@ -319,7 +319,6 @@ class Call:
     stand_in: str = ""
     wake_deadline: float = 0.0
     exclude: frozenset[str] = frozenset()
-    tenant: str = ""
     posterior: NDArray[np.float32] | None = field(default=None, repr=False)
     deadline: float = math.inf
     recipe_log: RecipeLog | None = field(default=None, repr=False)
@@ -376,14 +375,12 @@ class Health:
 
     `up` is False while its circuit breaker is open; `cause` is the reason, empty if unknown. `load` is requests in
     flight and pending ones over capacity: from 1 on the expert is overloaded. `ready_replicas` counts the servers that
-    accept requests. `ttft_p95` is the 95th percentile of the time to first token of recent streams in seconds, None for
-    too few streams.
+    accept requests.
     """
 
     up: bool = True
     load: float = 0.0
     ready_replicas: int = 1
-    ttft_p95: float | None = None
     cause: Cause | Literal[""] = ""
 
 

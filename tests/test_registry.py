@@ -212,7 +212,7 @@ def test_the_digest_follows_the_declaration_and_not_the_secret(tmp_path: Path) -
 
 def test_a_plan_stays_valid_when_timeouts_and_attempts_change(tmp_path: Path) -> None:
     timeouts = "timeout: 9, first_token_timeout: 8, response_timeout: 8, stream_idle_timeout: 7, keep_alive_interval: 5"
-    policy = f"policy: {{max_attempts: 2, hedge: true, {timeouts}}}"
+    policy = f"policy: {{max_attempts: 2, {timeouts}}}"
     assert load(tmp_path, GOOD).digest == load(tmp_path, f"{GOOD}{policy}\n").digest
 
 

@@ -92,9 +92,6 @@ class Policy(StrictModel):
     max_stream_hold: Annotated[float, Field(ge=0, le=600)] = 2.0
     """Longest time in seconds that a recipe holds a stream back after its first token, to compare answers. After that
     the best answer so far is streamed without further comparison."""
-    hedge: bool = False
-    """If an expert's stream starts later than 95 % of its recent ones, call the next expert too. The first to answer
-    wins."""
     timeout: Positive = 600.0
     """Seconds for a whole request. A request may set a smaller value with the header x-coe-timeout."""
     first_token_timeout: Positive = 120.0

@@ -55,7 +55,6 @@ _CALLING_KEYS = (
     "max_attempts",
     "max_calls",
     "max_stream_hold",
-    "hedge",
     "timeout",
     "first_token_timeout",
     "response_timeout",

@@ -257,8 +257,8 @@ class Composition:
     ) -> RoutedReply:
         """Call the candidates in order until one sends a first chunk, before `deadline` (event loop clock).
 
-        In a loop of tool calls the expert is neither hedged nor replaced by its stand-in: another one is called only
-        if it fails. Counts into `attempts`. The `prediction` helps recipes to weigh answers.
+        In a loop of tool calls the expert is not replaced by its stand-in: another one is called only if it fails.
+        Counts into `attempts`. The `prediction` helps recipes to weigh answers.
 
         Raises an ExpertError or InvalidRequest if none answers.
         """
@@ -279,7 +279,6 @@ class Composition:
             headers=options.forwarded_headers,
             conversation=conversation.prefix,
             category=decision.category,
-            tenant=options.tenant or "",
             posterior=prediction.probabilities if prediction else None,
             deadline=deadline,
             recipe_log=attempts.recipe_log,
@@ -296,10 +295,9 @@ class Composition:
             max_attempts=1 if options.purpose == "score" else policy.max_attempts,  # its command retries, and counts
             deadline=deadline,
             attempts=attempts,
-            hedge=policy.hedge and not stays,
         )
         if expert != decision.expert:
-            decision = with_fallback(decision, expert, cause=attempts.causes.get(decision.expert, "hedged"))
+            decision = with_fallback(decision, expert, cause=attempts.causes[decision.expert])
         answered_by = f"{expert}{ESCALATED_MARK}" if escalated else expert
         self.affinity.put(conversation, answered_by)
         if "tools" in chat.needs:

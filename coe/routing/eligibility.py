@@ -2,7 +2,7 @@
 
 A request may pin an expert or recipe. All others go to the experts that support its API, have the capabilities that it
 needs and enough context, and speak its language. An `ExpertRule` (API key or header) excludes experts before all this:
-no expert that it excludes becomes a candidate, as a fallback, hedge, stand-in or member of a recipe either.
+no expert that it excludes becomes a candidate, as a fallback, stand-in or member of a recipe either.
 """
 
 from __future__ import annotations

@@ -228,8 +228,7 @@ class Trace:
         """Return the headers to send before the answer begins, once no other expert can take over."""
         decided, sole = self.decision, self.attempts.sole_expert
         if decided is not None and sole != decided.expert:
-            cause = self.attempts.causes.get(decided.expert, "hedged")
-            self.decision = with_fallback(decided, sole, cause=cause)
+            self.decision = with_fallback(decided, sole, cause=self.attempts.causes[decided.expert])
         try:
             return self.headers()
         finally:

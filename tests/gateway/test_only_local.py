@@ -59,7 +59,6 @@ RECIPES = [
 LOCAL = {"coder", "tiny"}
 REMOTE_MODELS = ("painter", "generalist", "generalist:low", "mixed", "graded", "written")
 POLICY = {
-    "hedge": True,
     "exploration": {"rate": 0.5, "max_quality_loss": 1.0},
     "escalate_stuck_to": ["generalist"],
     "max_attempts": 5,
@@ -81,7 +80,7 @@ def measured(registry: Registry) -> Assignment:
 
 class FaultyExpert:
     """An expert that fails at random, and notes the texts that reach it. Its breaker opens and closes at random, it is
-    often full, and every stream is late, so that requests are hedged."""
+    often full."""
 
     def __init__(self, name: str, chance: random.Random) -> None:
         self.name = name
@@ -90,7 +89,7 @@ class FaultyExpert:
 
     @property
     def health(self) -> Health:
-        return Health(self._chance.random() < 0.7, self._chance.choice((0.0, 0.5, 1.0, 2.0)), 2, 0.0)
+        return Health(self._chance.random() < 0.7, self._chance.choice((0.0, 0.5, 1.0, 2.0)), 2)
 
     async def stream(self, call: Call) -> ScriptedReply:
         text = str(call.fields)

@@ -71,7 +71,6 @@ def declared(url: str, *, limits: Sequence[dict[str, Any]] = LIMITS, apis: Seque
         assignment={"code": "slow-start", "art": "drips", "general": "good"},
         recipes=[{"name": "panel", "vote": ["good", "silent"]}, {"name": "steps", "cascade": ["torn", "good"]}],
         policy={
-            "hedge": True,
             "first_token_timeout": 0.3,
             "response_timeout": 0.3,
             "stream_idle_timeout": 0.2,
@@ -163,8 +162,6 @@ async def test_requests_that_end_at_random_leave_nothing_behind(seed: int, upstr
     rng, registry = random.Random(seed), declared(upstream.url)
     async with Client() as session:
         experts = build_experts(registry, {}, session=session)
-        for one in experts.values():
-            one.first_token_times.p95 = 0.02  # so that streams are hedged
         async with gateway_of(registry, real_experts=experts) as gateway:
             listener, state = open_listener("127.0.0.1", 0, stalled_after=60), gateway.app.state
             port = listener.getsockname()[1]

@@ -234,7 +234,6 @@ def _state(serving: Serving, name: str, stats: Mapping[str, Any]) -> dict[str, A
         "up": health.up,
         "load": health.load,
         "failing": _failing(expert),
-        "p95_s": health.ttft_p95,
         "replicas": _replicas(expert, stats["replicas"]),
         "requests": sum(stats["outcomes"].values()),
         "failed": failed(stats["outcomes"]),
