@@ -291,9 +291,8 @@ class Call:
     If experts share a device, the call waits until `wake_deadline` (event loop clock) for a sleeping expert, unless its
     `stand_in` (an expert that is awake and may answer instead) is up.
 
-    `parameters` are those of the expert's variant, in the names of Chat Completions; they override the expert's own
-    defaults. None for the expert itself. With `renames_limit`, the limit of the answer's tokens is CoE's own, and goes
-    out under the name that the expert's server accepts.
+    With `renames_limit`, the limit of the answer's tokens is CoE's own, and goes out under the name that the expert's
+    server accepts.
 
     A recipe weighs answers by the category `posterior`, shape (n_categories,); None for a uniform one. It returns its
     best answer shortly before `deadline` (event loop clock), and writes its calls to `recipe_log`.
@@ -302,7 +301,7 @@ class Call:
     the call ends `pending`, since its requests in flight include the call from then on.
 
     An expert adds to `sent` each request whose bytes it writes to a server, and removes one that the server refuses:
-    what remains may be billed. `arm` is the variant that the call is for, empty for the expert itself.
+    what remains may be billed.
 
     Whatever holds more of the answer than its next part reports it to `memory` (`coe.experts.held_answer`); None for no
     bound.
@@ -322,12 +321,10 @@ class Call:
     posterior: NDArray[np.float32] | None = field(default=None, repr=False)
     deadline: float = math.inf
     recipe_log: RecipeLog | None = field(default=None, repr=False)
-    parameters: Mapping[str, Any] | None = None
     renames_limit: bool = False
     dropped: set[str] | None = field(default=None, repr=False)
     pending: PendingCall | None = field(default=None, repr=False)
     sent: list[SentCall] = field(default_factory=list, repr=False)
-    arm: str = ""
     memory: AnswerMemory | None = field(default=None, repr=False)
 
 

@@ -37,10 +37,8 @@ def _in_utc(moment: datetime) -> datetime:
 
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-ArmName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}(:[A-Za-z0-9][A-Za-z0-9._-]{0,63})?$")]
-"""Name of an expert, or EXPERT:VARIANT."""
-ExpertPattern = Annotated[str, Field(pattern=r"^[A-Za-z0-9*][A-Za-z0-9*._:-]{0,128}$")]
-"""Name of an expert or variant, or a pattern in which `*` stands for any characters."""
+ExpertPattern = Annotated[str, Field(pattern=r"^[A-Za-z0-9*][A-Za-z0-9*._-]{0,128}$")]
+"""Name of an expert, or a pattern in which `*` stands for any characters."""
 Url = Annotated[str, Field(pattern=r"^https?://[^\s/]+"), AfterValidator(_reachable)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
@@ -77,7 +75,7 @@ class Policy(StrictModel):
     that costs nothing instead of the most expensive one."""
     cost_weight_limits: tuple[Probability, Probability] = (0.0, 1.0)
     """Lowest and highest cost_weight that a request may set with the header x-coe-cost-weight."""
-    escalate_stuck_to: tuple[ArmName, ...] = ()
+    escalate_stuck_to: tuple[Name, ...] = ()
     """Experts that continue an agent's session that is stuck with another expert, the weakest first. A session is
     escalated once, to the next expert of the list. Default: none."""
     max_quality_loss: Probability = 0.02
@@ -232,8 +230,8 @@ class KeySpec(StrictModel):
     limits: KeyLimits = KeyLimits()
     """Limits of the key."""
     experts: Annotated[tuple[ExpertPattern, ...], Field(min_length=1, max_length=MAX_PATTERNS)] | None = None
-    """Experts that the key may use, by name or by a pattern with `*`, at most 100; an expert's name includes its
-    variants. All others are refused, and so are recipes that call one of them. Default: all experts."""
+    """Experts that the key may use, by name or by a pattern with `*`, at most 100. All others are refused, and so
+    are recipes that call one of them. Default: all experts."""
     only_local: bool = False
     """Requests of the key reach only experts that run locally: those whose server CoE starts, or declared with `local:
     true`. The routing log never stores their text."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 
@@ -29,7 +29,6 @@ from coe.core import (
     RequestOptions,
     Router,
 )
-from coe.experts.variants import build_variants
 from coe.frozen import fast_init
 from coe.mapping import Assignment
 from coe.mapping.problem import relative_cost
@@ -84,8 +83,7 @@ class Composition:
         self.assignment_digest = assignment.digest[:16]
         self.experts = experts
         self.recipes = recipes or {}
-        self.variants = build_variants(registry, experts)
-        self._arms: dict[str, Expert] = {**experts, **self.variants, **self.recipes}
+        self._arms: dict[str, Expert] = {**experts, **self.recipes}
         self._routed_recipes = [self.recipes[name] for name in assignment.experts if name in self.recipes]
         specs = [registry.arm(name) for name in assignment.experts]
         self._expert_columns = [registry.expert_names.index(first_expert(spec)) for spec in specs]
@@ -193,10 +191,7 @@ class Composition:
             health = expert.health
             if not health.up or health.load >= 1:
                 impaired[name] = health
-        if impaired:  # variants and recipes are so only if one of their experts is
-            for variant in self.registry.variants:
-                if variant.variant_of in impaired:
-                    impaired[variant.name] = impaired[variant.variant_of]
+        if impaired:  # a recipe is so only if one of its experts is
             impaired |= {arm.name: arm.health for arm in self._routed_recipes}
         return impaired
 
@@ -266,8 +261,6 @@ class Composition:
         if self.recipes and not self.recipes.keys().isdisjoint(decision.candidates):
             attempts.recipe_log = RecipeLog()
         order = decision.candidates
-        if self.variants:
-            order = _one_arm_of_each_expert(order, self.registry)
         escalated = previous.escalated or decision.reason == "escalated"
         stays = previous.in_loop and previous.expert == decision.expert
         call = Call(
@@ -310,7 +303,7 @@ class Composition:
         assert residency is not None
         return replace(
             call,
-            stand_in=self.registry.arm(stand_in).expert_name if stand_in else "",
+            stand_in=stand_in,
             wake_deadline=min(call.deadline, asyncio.get_running_loop().time() + residency.wait_timeout),
         )
 
@@ -318,7 +311,7 @@ class Composition:
 def _opening_experts(arm: ExpertSpec | ArmSpec) -> list[str]:
     """Return the names of the declared experts that an arm calls first: several if a recipe begins with several."""
     first = arm.members[: len(arm.steps[0])] if isinstance(arm, ArmSpec) else (arm,)
-    return [spec.expert_name for spec in first]
+    return [spec.name for spec in first]
 
 
 def first_expert(arm: ExpertSpec | ArmSpec) -> str:
@@ -332,11 +325,3 @@ def _counting_by_arm(registry: Registry, experts: Mapping[str, Expert]) -> dict[
         return {}
     counting = {name: expert for name, expert in experts.items() if isinstance(expert, CountsPending)}
     return {arm.name: [counting[name] for name in _opening_experts(arm) if name in counting] for arm in registry.arms}
-
-
-def _one_arm_of_each_expert(order: Sequence[str], registry: Registry) -> tuple[str, ...]:
-    """Drop further arms of the same expert, which would call the same server again after it failed."""
-    first: dict[str, str] = {}
-    for name in order:
-        first.setdefault(registry.arm(name).expert_name, name)
-    return tuple(first.values())

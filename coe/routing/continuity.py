@@ -27,7 +27,7 @@ class Continuity:
         self._assignment = assignment
         self._affinity = affinity
         self._arms = arms
-        self._highest_price = max(spec.prices.input + spec.prices.output for spec in registry.single_arms) or 1.0
+        self._highest_price = max(spec.prices.input + spec.prices.output for spec in registry.experts) or 1.0
 
     async def find(
         self, chat: Chat, conversation: Conversation, routed: RoutedText, options: RequestOptions

@@ -94,8 +94,6 @@ def decide(
         return Decision(pinned, category, confidence, "pinned", (pinned,), rule=prediction.rule)
     utilities, prices = _utilities_and_prices(assignment, prediction, extra_price)
     eligible = eligible_arms(chat, registry, utilities, recipe, language=prediction.language, rule=rule, named=named)
-    if registry.variants:
-        utilities = _with_experts_of_variants(utilities, eligible, registry)
     if named in eligible:
         previous = Previous(named, continues=True, in_loop=True)  # stays whatever its utility and load
         utilities.setdefault(named, -math.inf)
@@ -168,22 +166,6 @@ def _utilities_and_prices(
     if extra_price is not None:
         utility, price = utility - extra_price, price + extra_price
     return dict(zip(names, utility.tolist(), strict=True)), dict(zip(names, price.tolist(), strict=True))
-
-
-def _with_experts_of_variants(
-    utilities: dict[str, float], eligible: Collection[str], registry: Registry
-) -> dict[str, float]:
-    """Give experts the utility of their variants, where a request cannot go to any arm that the plan allows.
-
-    A client's own parameter makes a variant ineligible; its expert then answers, with that parameter.
-    """
-    if any(np.isfinite(utilities[name]) for name in eligible if name in utilities):
-        return utilities
-    allowed = [one for one in registry.variants if np.isfinite(utilities.get(one.name, -np.inf))]
-    of_experts: dict[str, float] = {}
-    for one in allowed:
-        of_experts[one.variant_of] = max(utilities[one.name], of_experts.get(one.variant_of, -np.inf))
-    return {**utilities, **{name: value for name, value in of_experts.items() if name in utilities}}
 
 
 def with_fallback(decision: Decision, expert: str, *, cause: Cause) -> Decision:

@@ -51,7 +51,6 @@ def limited(**changes: Any) -> Registry:
         {**one.model_dump(exclude_none=True, exclude_unset=True), "concurrent_requests": 1}
         for one in registry_of().experts
     ]
-    experts[0]["variants"] = [{"name": "low", "parameters": {"max_tokens": 5}}]
     policy = {"max_quality_loss": 1.0, **changes.pop("policy", {})}
     return registry_of(**{"experts": experts, "recipes": RECIPES, "policy": policy} | changes)
 
@@ -141,19 +140,15 @@ async def test_a_request_that_is_decided_again_does_not_spill_itself() -> None:
         attempts.end_pending()
 
 
-@pytest.mark.parametrize(
-    ("model", "expected"), [("painter", [0, 1, 0]), ("coder:low", [1, 0, 0]), ("panel", [1, 1, 0])]
-)
-async def test_variants_count_for_their_expert_and_recipes_for_the_members_of_their_first_step(
-    model: str, expected: list[int]
-) -> None:
+@pytest.mark.parametrize(("model", "expected"), [("painter", [0, 1, 0]), ("panel", [1, 1, 0])])
+async def test_recipes_count_for_the_members_of_their_first_step(model: str, expected: list[int]) -> None:
     registry = limited()
     experts = experts_of(registry)
     async with gateway_over(experts, registry) as (gateway, composition):
         attempts = Attempts()
         name, reason = decide(composition, attempts, replace(chat_of("code"), model=model))
         assert (reason, pending(experts)) == ("pinned", expected)
-        assert name in composition.variants or name in composition.recipes or name == model
+        assert name in composition.recipes or name == model
         attempts.end_pending()
         assert (await gateway.chat("code", model=model)).status == 200
     assert [counted(experts, one)[0] for one, count in zip(NAMES, expected, strict=True) if count] == sum(expected) * [

@@ -42,7 +42,7 @@ FAULTS = (
 )
 NAMES = tuple(fault.replace(":", "-") for fault in FAULTS)
 PATHS = ("/v1/chat/completions", "/v1/chat/completions", "/v1/messages", "/v1/responses", "/v1/route", "/v1/embeddings")
-MODELS = ("auto", "auto", "auto", *NAMES, "good:low", "panel", "steps", "nobody")
+MODELS = ("auto", "auto", "auto", *NAMES, "panel", "steps", "nobody")
 LIMITS: tuple[dict[str, Any], ...] = (
     {},
     {"requests_per_minute": 100_000, "concurrent_requests": 3},
@@ -65,7 +65,6 @@ def declared(url: str, *, limits: Sequence[dict[str, Any]] = LIMITS, apis: Seque
     ]
     for expert in experts:
         expert |= {"concurrent_requests": 1, "prices": {"input": 1.0, "output": 1.0}} | ({"apis": apis} if apis else {})
-    experts[0]["variants"] = [{"name": "low", "parameters": {"max_tokens": 5}}]
     return registry_of(
         experts=experts,
         assignment={"code": "slow-start", "art": "drips", "general": "good"},

@@ -222,7 +222,6 @@ def _declared(spec: ExpertSpec) -> dict[str, Any]:
         "languages": None if spec.languages is None else sorted(spec.languages),
         "prices": {"input": spec.prices.input, "output": spec.prices.output, "cached_input": spec.prices.cached},
         "system_prompt": spec.system_prompt is not None,
-        "variants": [variant.name for variant in spec.variants],
     }
 
 
