@@ -69,7 +69,7 @@ class Policy(StrictModel):
     """Below this confidence the general expert answers. Default: the threshold that training found."""
     sticky_margin: Annotated[float, Field(ge=0)] = 0.2
     """A follow-up keeps its conversation's expert unless another one is better by more than this, in expected quality
-    minus price. The price of the prompt cache that would be lost is added, if `prices.cached_input` is declared."""
+    minus price."""
     cost_weight: Probability = 0.0
     """Weight of cost against quality: 0 best quality, 1 cheapest. It is the expected quality to give up for an expert
     that costs nothing instead of the most expensive one."""

@@ -22,6 +22,7 @@ from coe.core import (
     CountsPending,
     Decision,
     Expert,
+    ExpertRule,
     Health,
     PendingCall,
     Prediction,
@@ -37,15 +38,17 @@ from coe.retrieval.retrieval import Retrieval, RetrievalRequest, RetrievalResult
 from coe.routing.attempts import Attempts, call_experts
 from coe.routing.classification import Overlays
 from coe.routing.classifier import Classifier
-from coe.routing.continuity import ESCALATED_MARK, Continuity
 from coe.routing.conversation import Affinity, Conversation
 from coe.routing.decision import NO_PREVIOUS, Previous, decide, with_fallback
 from coe.routing.request_text import RoutedText
 from coe.routing.rules import Rules
+from coe.routing.stuck import escalation
 from coe.usage import RecipeLog
 
 NO_RETRIEVAL = RetrievalResult()
 NO_CONVERSATION = Conversation()
+ESCALATED_MARK = "!"
+"""End of an affinity entry of a session that was escalated."""
 
 
 @fast_init
@@ -111,7 +114,6 @@ class Composition:
             retrieves=self.retrieves,
             rules=self.rules,
         )
-        self.continuity = Continuity(registry, assignment=assignment, affinity=self.affinity, arms=self._arms)
 
     @property
     def routed_arms(self) -> tuple[str, ...]:
@@ -125,6 +127,17 @@ class Composition:
         """Prepare the document store for the first request; without documents nothing is done."""
         if self._retrieval is not None:
             await self._retrieval.warm()
+
+    async def find_previous(
+        self, chat: Chat, conversation: Conversation, routed: RoutedText, rule: ExpertRule | None
+    ) -> Previous:
+        """Return the expert of the conversation's last answer, and how the request relates to that answer."""
+        found = (await self.affinity.find(conversation) or "") if conversation.earlier else ""
+        expert, escalated = found.removesuffix(ESCALATED_MARK), found.endswith(ESCALATED_MARK)
+        if expert not in self._arms:
+            return Previous("", routed.continues, routed.in_loop)
+        escalate_to = "" if escalated or not routed.in_loop else escalation(chat, expert, self.registry, rule)
+        return Previous(expert, routed.continues, routed.in_loop, escalate_to, escalated)
 
     def assign(
         self,

@@ -42,14 +42,12 @@ class Previous:
 
     `continues`: the request does not have its own topic (`RoutedText.continues`), so the expert stays whatever the
     utilities. `in_loop`: it has the results of tools that the answer called, so the expert stays also if overloaded.
-    `switching_cost` is the price of the prefix cache that another expert does not have, in expected quality.
     `escalate_to` is the expert that continues a stuck session, else empty. `escalated`: the session was stuck before.
     """
 
     expert: str = ""
     continues: bool = False
     in_loop: bool = False
-    switching_cost: float = 0.0
     escalate_to: str = ""
     escalated: bool = False
 
@@ -77,11 +75,11 @@ def decide(
     Candidates are eligible experts and recipe arms of measured quality; only those that speak the language, if any do.
     No expert that `rule` excludes is a candidate. A pinned expert or recipe is selected whatever its health; `recipe`
     (`RequestOptions.recipe`) pins one too, or excludes all. The `previous` expert of a conversation stays if the
-    request continues its task or is uncertain, or if no other is better by more than `sticky_margin` and the switching
-    cost. Otherwise an uncertain request (confidence below the threshold, declared or else trained) goes to the expert
-    of `general`, any other to the expert of highest utility. An expert that is down is replaced (a fallback); an
-    overloaded one is, if the other is worse by at most `max_quality_loss`. An eligible expert or arm that a rule of
-    experts.yaml has `named` is selected before all of these unless it is down.
+    request continues its task or is uncertain, or if no other is better by more than `sticky_margin`. Otherwise an
+    uncertain request (confidence below the threshold, declared or else trained) goes to the expert of `general`, any
+    other to the expert of highest utility. An expert that is down is replaced (a fallback); an overloaded one is, if
+    the other is worse by at most `max_quality_loss`. An eligible expert or arm that a rule of experts.yaml has `named`
+    is selected before all of these unless it is down.
 
     `extra_price`, shape (n_experts,) in units of quality, is added to the plan's expected prices; it is negative where
     passages are expected to add quality. An expert that `health_by_expert` lacks is up and idle. `uniform`, drawn from
@@ -260,7 +258,7 @@ def _prefer(
     best = ranked[0]
     if previous.expert in ranked:
         loss = utility[best] - utility[previous.expert]
-        if previous.continues or general or loss <= policy.sticky_margin + previous.switching_cost:
+        if previous.continues or general or loss <= policy.sticky_margin:
             return previous.expert, "sticky"
     return (general, "uncertain") if general in ranked else (best, "routed")
 

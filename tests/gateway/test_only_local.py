@@ -133,7 +133,7 @@ async def answered(composition: Composition, chat: Chat, options: RequestOptions
         else:
             routed, prediction = await composition.classifier.classify(chat, None)
             conversation = read_conversation(chat, options)
-            previous = await composition.continuity.find(chat, conversation, routed, options)
+            previous = await composition.find_previous(chat, conversation, routed, options.rule)
             decision = composition.assign(chat, prediction, options, previous=previous)
         extra: dict[str, Any] = {} if previous is None else {"previous": previous}
         deadline = asyncio.get_running_loop().time() + 60
