@@ -286,14 +286,13 @@ class Call:
     A response that is not streamed is a single chunk, so `first_token_timeout` limits all of it. `headers` are sent to
     the expert's server (`RequestOptions.forwarded_headers`). `conversation` identifies the conversation, so that the
     replica with its prefix cache is selected again. `exclude` holds server addresses that refused a connection or were
-    full for the same request. `tenant` is empty without API keys.
+    full for the same request.
 
     If experts share a device, the call waits until `wake_deadline` (event loop clock) for a sleeping expert, unless its
     `stand_in` (an expert that is awake and may answer instead) is up.
 
-    `parameters` are those of the expert's variant, in the names of Chat Completions; they override the expert's own
-    defaults. None for the expert itself. With `renames_limit`, the limit of the answer's tokens is CoE's own, and goes
-    out under the name that the expert's server accepts.
+    With `renames_limit`, the limit of the answer's tokens is CoE's own, and goes out under the name that the expert's
+    server accepts.
 
     A recipe weighs answers by the category `posterior`, shape (n_categories,); None for a uniform one. It returns its
     best answer shortly before `deadline` (event loop clock), and writes its calls to `recipe_log`.
@@ -302,7 +301,7 @@ class Call:
     the call ends `pending`, since its requests in flight include the call from then on.
 
     An expert adds to `sent` each request whose bytes it writes to a server, and removes one that the server refuses:
-    what remains may be billed. `arm` is the variant that the call is for, empty for the expert itself.
+    what remains may be billed.
 
     Whatever holds more of the answer than its next part reports it to `memory` (`coe.experts.held_answer`); None for no
     bound.
@@ -319,16 +318,13 @@ class Call:
     stand_in: str = ""
     wake_deadline: float = 0.0
     exclude: frozenset[str] = frozenset()
-    tenant: str = ""
     posterior: NDArray[np.float32] | None = field(default=None, repr=False)
     deadline: float = math.inf
     recipe_log: RecipeLog | None = field(default=None, repr=False)
-    parameters: Mapping[str, Any] | None = None
     renames_limit: bool = False
     dropped: set[str] | None = field(default=None, repr=False)
     pending: PendingCall | None = field(default=None, repr=False)
     sent: list[SentCall] = field(default_factory=list, repr=False)
-    arm: str = ""
     memory: AnswerMemory | None = field(default=None, repr=False)
 
 
@@ -376,14 +372,12 @@ class Health:
 
     `up` is False while its circuit breaker is open; `cause` is the reason, empty if unknown. `load` is requests in
     flight and pending ones over capacity: from 1 on the expert is overloaded. `ready_replicas` counts the servers that
-    accept requests. `ttft_p95` is the 95th percentile of the time to first token of recent streams in seconds, None for
-    too few streams.
+    accept requests.
     """
 
     up: bool = True
     load: float = 0.0
     ready_replicas: int = 1
-    ttft_p95: float | None = None
     cause: Cause | Literal[""] = ""
 
 

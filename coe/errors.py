@@ -294,17 +294,15 @@ Cause = Literal[
     "rejected",
     "unsupported",
     "asleep",
-    "hedged",
     "circuit_open",
     "gateway_limit",
     "error",
 ]
-"""docs/concepts/failure-handling.md describes each. `circuit_open` is an open breaker of unknown cause, `hedged`
-an expert that was slower than the one called in parallel, and `error` any other failure.
-"""
+"""docs/concepts/failure-handling.md describes each. `circuit_open` is an open breaker of unknown cause,
+`error` any other failure."""
 CAUSES: tuple[Cause, ...] = get_args(Cause)
 
-CALLER_INDEPENDENT_CAUSES: frozenset[Cause] = frozenset(
+UNBILLED_CAUSES: frozenset[Cause] = frozenset(
     {
         "connection_refused",
         "connect_timeout",
@@ -315,11 +313,7 @@ CALLER_INDEPENDENT_CAUSES: frozenset[Cause] = frozenset(
         "quota_exceeded",
     }
 )
-"""Causes that no request can provoke: no connection, or a rejected account. They affect every caller.
-
-Any other failure may be due to one caller. Providers also answer 403 for moderated content, and 404 for an unknown file
-that a request names.
-"""
+"""Causes for which no server bills a request: no connection, or a rejected account."""
 
 
 class ExpertError(RequestError, code="expert_error"):
@@ -343,14 +337,9 @@ class ExpertError(RequestError, code="expert_error"):
         self.expert = expert
 
     @property
-    def caller_independent(self) -> bool:
-        """True if every caller would get this failure, False if a single request may have provoked it."""
-        return self.cause in CALLER_INDEPENDENT_CAUSES
-
-    @property
     def may_be_billed(self) -> bool:
         """True if the request reached the server, and it did not refuse it."""
-        return self.request_sent and not self.refused and not self.caller_independent
+        return self.request_sent and not self.refused and self.cause not in UNBILLED_CAUSES
 
 
 class ExpertUnavailable(ExpertError, code="expert_unavailable"):

@@ -30,7 +30,7 @@ class Usage:
 class SentCall:
     """One request that was written to an expert's server, which may bill it from then on.
 
-    `expert` is the expert or variant, `size` the bytes of the body. `usage` grows while the answer arrives. A call
+    `expert` is its name, `size` the bytes of the body. `usage` grows while the answer arrives. A call
     whose tokens the server never counts costs an estimate.
     """
 

@@ -32,7 +32,6 @@ def decided(
     *posterior: float,
     previous: str = "",
     continues: bool = False,
-    switching_cost: float = 0.0,
     confidence_threshold: float = 0.0,
     in_distribution: float = 1.0,
     health_by_expert: dict[str, Health] | None = None,
@@ -47,7 +46,7 @@ def decided(
         registry=registry,
         assignment=declared_assignment(registry, CATEGORIES),
         confidence_threshold=confidence_threshold,
-        previous=Previous(previous, continues, switching_cost=switching_cost),
+        previous=Previous(previous, continues),
         health_by_expert=health_by_expert or {},
         uniform=uniform,
     )

@@ -137,7 +137,7 @@ class ScriptedExpert:
         self.calls.append(call)
         if isinstance(self.script, BaseException):
             raise self.script
-        sent = SentCall(call.arm or self.name)
+        sent = SentCall(self.name)
         call.sent.append(sent)
         if isinstance(self.script, asyncio.Event):
             try:

@@ -1,11 +1,13 @@
 """call_experts(): fallback order, retries, pauses and the reported error."""
 
 import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
-from coe.core import Health
+from coe.core import Call, Expert, Health
 from coe.errors import (
     ExpertBusy,
     ExpertInvalidResponse,
@@ -17,12 +19,49 @@ from coe.errors import (
 )
 from coe.experts.replicas import Replica, ReplicatedExpert
 from coe.registry import ExpertSpec
-from coe.routing.attempts import Attempts
+from coe.routing.attempts import Attempts, call_experts
 from coe.settings import Endpoint
-from tests.fakes import ScriptedExpert
-from tests.stepped_experts import SteppedExpert, call_all, failed, ticks
+from tests.fakes import ScriptedExpert, ScriptedReply
 
 pytestmark = pytest.mark.anyio
+ANSWER = (b"one",)
+
+
+class SteppedExpert(ScriptedExpert):
+    """An expert with one script for each call. The last one repeats."""
+
+    def __init__(self, name: str, scripts: Sequence[Any] = (ANSWER,), health: Health | None = None) -> None:
+        super().__init__(name)
+        self.scripts = scripts
+        self.health = health or Health()
+
+    async def stream(self, call: Call) -> ScriptedReply:
+        self.script = self.scripts[min(len(self.calls), len(self.scripts) - 1)]
+        return await super().stream(call)
+
+
+def failed(kind: type[Any], **more: Any) -> Any:
+    error = kind("no", expert="x", **({"status": 400} if kind is ExpertRejected else {}))
+    for name, value in more.items():
+        setattr(error, name, value)
+    return error
+
+
+@dataclass
+class Accepted:
+    """The expert whose reply was accepted, and the number of attempts."""
+
+    expert: str
+    attempts: int
+
+
+async def call_all(
+    *experts: Expert, max_attempts: int = 3, within: float = 60, attempts: Attempts | None = None
+) -> Accepted:
+    call = Call({}, True, 5, 5, conversation=b"talk")
+    deadline, attempts = asyncio.get_running_loop().time() + within, attempts or Attempts()
+    expert, _ = await call_experts(call, experts, max_attempts=max_attempts, deadline=deadline, attempts=attempts)
+    return Accepted(expert, attempts.count)
 
 
 @pytest.fixture
@@ -116,7 +155,7 @@ async def test_a_rejection_after_a_transient_error_is_not_final(
     with pytest.raises(ExpertBusy) as raised:
         await call_all(busy, rejects, attempts=attempts)
     assert (raised.value.retry_after, attempts.count) == (60.0, 2)
-    later = SteppedExpert("a", [failed(ExpertBusy, retry_after=1.0), 0])
+    later = SteppedExpert("a", [failed(ExpertBusy, retry_after=1.0), ANSWER])
     assert (await call_all(later, SteppedExpert("b", [failed(ExpertRejected)]))).expert == "a"
 
 
@@ -131,7 +170,7 @@ async def test_an_expert_whose_api_cannot_express_the_request_costs_no_attempt()
 
 
 async def test_another_replica_is_called_before_the_next_expert() -> None:
-    first = SteppedExpert("a", [failed(ExpertUnavailable), 0], Health(ready_replicas=2))
+    first = SteppedExpert("a", [failed(ExpertUnavailable), ANSWER], Health(ready_replicas=2))
     accepted = await call_all(first, SteppedExpert("b"))
     assert (accepted.expert, accepted.attempts) == ("a", 2)
     assert [call.conversation for call in first.calls] == [b"talk", b""]
@@ -153,14 +192,14 @@ async def test_an_expert_that_did_not_receive_the_request_costs_no_attempt(pause
 
 
 async def test_a_sole_expert_is_retried_after_its_retry_after(pauses: list[float]) -> None:
-    accepted = await call_all(SteppedExpert("a", [failed(ExpertBusy, retry_after=1.0), 0]))
+    accepted = await call_all(SteppedExpert("a", [failed(ExpertBusy, retry_after=1.0), ANSWER]))
     assert accepted.attempts == 2
     assert 1 <= pauses[0] <= 1.2
 
 
 async def test_once_all_have_failed_the_expert_with_the_earliest_retry_after_is_retried(pauses: list[float]) -> None:
     first = SteppedExpert("a", [failed(ExpertBusy, retry_after=5.0)])
-    second = SteppedExpert("b", [failed(ExpertUnavailable, retry_after=2.0), 0])
+    second = SteppedExpert("b", [failed(ExpertUnavailable, retry_after=2.0), ANSWER])
     accepted = await call_all(first, second)
     assert (accepted.expert, accepted.attempts) == ("b", 3)
     assert 2 <= pauses[0] <= 2.3
@@ -206,11 +245,12 @@ async def test_the_raised_error_is_the_one_a_client_can_act_on() -> None:
 
 
 async def test_an_attempt_counts_when_it_starts_not_when_it_is_planned() -> None:
-    busy, attempts = SteppedExpert("a", [failed(ExpertBusy, retry_after=9.0), "hang"]), Attempts()
+    busy, attempts = SteppedExpert("a", [failed(ExpertBusy, retry_after=9.0)]), Attempts()
     calling = asyncio.create_task(
         call_all(SteppedExpert("b", [failed(ExpertUnavailable, request_sent=False)]), busy, attempts=attempts)
     )
-    await ticks(20)
+    for _ in range(20):
+        await asyncio.sleep(0)
     calling.cancel()
     await asyncio.wait([calling])
     assert (len(busy.calls), attempts.count) == (1, 1)

@@ -16,13 +16,12 @@ from tests.fakes import registry_of
 CONTEXT = 1000
 
 
-def declared(variants: tuple[str, ...] = (), **changes: Any) -> Registry:
+def declared(**changes: Any) -> Registry:
     """Three experts, of which `generalist` embeds texts only and `coder` has the shortest context."""
     experts: list[dict[str, Any]] = [
         {**one.model_dump(mode="json", exclude_none=True, exclude_unset=True), "context_length": length * CONTEXT}
         for length, one in enumerate(registry_of().experts, start=1)
     ]
-    experts[0]["variants"] = [{"name": name, "parameters": {"max_tokens": 5}} for name in variants]
     embedder = {**experts[2], "name": "embedder", "apis": ["embeddings"], "capabilities": []}
     return registry_of(experts=[*experts, embedder], **changes)
 
@@ -48,14 +47,7 @@ def test_the_shortcut_gives_the_experts_that_are_not_ineligible(
         assert "embedder" not in expected
 
 
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
-        ({"variants": ("low",)}, ["coder", "painter", "generalist", "coder:low"]),
-        ({"recipes": [{"name": "panel", "vote": ["coder", "painter"]}]}, ["coder", "painter", "generalist", "panel@1"]),
-    ],
-)
-def test_variants_and_recipes_are_eligible_too(changes: dict[str, Any], expected: list[str]) -> None:
-    registry = declared(**changes)
+def test_recipes_are_eligible_too() -> None:
+    registry = declared(recipes=[{"name": "panel", "vote": ["coder", "painter"]}])
     found = eligible_arms(chat_of("x"), registry, {"panel@1": 1.0}, "", language="en")
-    assert sorted(found) == sorted(expected)
+    assert sorted(found) == ["coder", "generalist", "painter", "panel@1"]

@@ -212,7 +212,7 @@ def test_the_digest_follows_the_declaration_and_not_the_secret(tmp_path: Path) -
 
 def test_a_plan_stays_valid_when_timeouts_and_attempts_change(tmp_path: Path) -> None:
     timeouts = "timeout: 9, first_token_timeout: 8, response_timeout: 8, stream_idle_timeout: 7, keep_alive_interval: 5"
-    policy = f"policy: {{max_attempts: 2, hedge: true, {timeouts}}}"
+    policy = f"policy: {{max_attempts: 2, {timeouts}}}"
     assert load(tmp_path, GOOD).digest == load(tmp_path, f"{GOOD}{policy}\n").digest
 
 
@@ -316,14 +316,14 @@ def test_patterns_that_no_name_matches_both_do_not_contradict_each_other(tmp_pat
     ]
 
 
-def test_an_alias_may_stand_for_a_variant_recipe_or_arm_and_replaces_none(tmp_path: Path) -> None:
-    second = "  - name: large\n    model: n\n    runtime: external\n    base_url: http://localhost:2/v1\n    variants: "
-    several = GOOD.replace("assignment:", f"{second}[{{name: low, parameters: {{seed: 1}}}}]\nassignment:")
+def test_an_alias_may_stand_for_an_expert_recipe_or_arm_and_replaces_none(tmp_path: Path) -> None:
+    second = "  - name: large\n    model: n\n    runtime: external\n    base_url: http://localhost:2/v1\n"
+    several = GOOD.replace("assignment:", f"{second}assignment:")
     several += "recipes: [{name: both, cascade: [small, large]}]\n"
-    models = load(tmp_path, f"{several}aliases: {{a: 'large:low', b: both, c: both@1}}").models
+    models = load(tmp_path, f"{several}aliases: {{a: large, b: both, c: both@1}}").models
     resolved = [found.model for name in "abc" if (found := models.resolve(name))]
-    assert resolved == ["large:low", "both", "both@1"]
-    for name in ("'large:low'", "both", "both@1"):
+    assert resolved == ["large", "both", "both@1"]
+    for name in ("large", "both", "both@1"):
         with pytest.raises(ConfigError, match="is a model already, which an alias cannot replace; remove the alias"):
             load(tmp_path, f"{several}aliases: {{{name}: auto}}")
 

@@ -154,7 +154,7 @@ def test_a_named_expert_answers_if_it_is_eligible_and_up() -> None:
 def random_rule(number: int, chance: random.Random) -> dict[str, Any]:
     action: dict[str, Any] = chance.choice(
         [
-            {"expert": chance.choice(("coder", "painter", "generalist", "generalist:low", "both", "both@1"))},
+            {"expert": chance.choice(("coder", "painter", "generalist", "both", "both@1"))},
             {"category": chance.choice(CATEGORIES)},
             {"odds": {chance.choice(CATEGORIES): chance.choice((0.001, 3, 1000))}},
             {"only_local": True},
@@ -172,7 +172,7 @@ def test_no_rule_widens_what_a_key_or_header_permits() -> None:
     experts = [
         {"name": "coder", **EXTERNAL, "local": True, "capabilities": ["tools"]},
         {"name": "painter", **EXTERNAL},
-        {"name": "generalist", **EXTERNAL, "variants": [{"name": "low", "parameters": {"seed": 1}}]},
+        {"name": "generalist", **EXTERNAL},
     ]
     recipes = [{"name": "both", "cascade": ["coder", "painter"]}]
     applied, decided = 0, 0
@@ -182,7 +182,7 @@ def test_no_rule_widens_what_a_key_or_header_permits() -> None:
         )
         rules, assignment = Rules(declared, CATEGORIES), declared_assignment(declared, CATEGORIES)
         for _ in range(10):
-            permitted = chance.choice((None, ("coder",), ("painter", "gen*"), ("generalist:low",), ("*",)))
+            permitted = chance.choice((None, ("coder",), ("painter", "gen*"), ("generalist",), ("*",)))
             rule = chance.choice((None, ExpertRule("k", permitted, chance.random() < 0.3)))
             chat = facts_of(system=chance.choice(("", "x")), fields=chance.choice(({}, BASH))).chat
             chat = replace(chat, model=chance.choice(("auto", "auto", "coder", "painter")))

@@ -64,7 +64,6 @@ def check(
         "ok": all(finding.ok for finding in findings),
         "categories": declared.category_names,
         "experts": declared.expert_names,
-        "variants": [variant.name for variant in declared.variants],
         "recipes": {recipe.name: recipe.steps for recipe in declared.declared_recipes},
         "digest": declared.digest,
         "notes": notes_on(declared, settings),
@@ -136,8 +135,6 @@ def _show(
     declared: Registry, settings: Settings, consequences: Sequence[Consequence], findings: Sequence[Finding]
 ) -> None:
     counts = f"{len(declared.categories)} categories, {len(declared.experts)} experts"
-    if declared.variants:
-        counts += f", {len(declared.variants)} variants"
     if declared.declared_recipes:
         counts += f", {len(declared.declared_recipes)} recipes"
     print_line(f"{settings.config.name}: good ({counts}, digest {declared.digest})")

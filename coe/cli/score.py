@@ -79,7 +79,7 @@ def score(
     require_parquet()
     settings, registry = declaration_for(config)
     recipes = [_scored_recipe(registry, name) for name in dict.fromkeys(recipe or ())]
-    names = expert or (() if recipes else registry.single_names)
+    names = expert or (() if recipes else registry.expert_names)
     experts = [declared_expert(registry, name, "--expert") for name in dict.fromkeys(names)]
     judging = declared_expert(registry, judge, "--judge") if judge else None
     seed = folder_seed(out) if seed is None else seed
@@ -127,8 +127,8 @@ def _default_probes(registry: Registry, config: Path, seed: int, *, runs_code: b
 
 def declared_expert(registry: Registry, name: str, option: str) -> ExpertSpec:
     """Return the declared expert that an option names. Raises BadParameter for another name."""
-    if name not in registry.single_names:
-        declared = ", ".join(registry.single_names)
+    if name not in registry.expert_names:
+        declared = ", ".join(registry.expert_names)
         raise typer.BadParameter(f"{name!r} is not a declared expert; declared: {declared}", param_hint=option)
     return registry.expert(name)
 

@@ -305,12 +305,10 @@ async def residency_socket(
     from coe.fleet.specs import Timeouts
 
     assert registry.residency is not None
-    pinned = {GENERAL: registry.general_expert} | registry.assignment
-    assignment = {category: registry.expert(name).expert_name for category, name in pinned.items()}
     load_times = LoadTimes(settings.home / LOAD_TIMES_FILE, registry.hosted_experts, report=print_line)
     residency = Residency(
         plan_devices(registry, servers, load_times),
-        assignment=assignment,
+        assignment={GENERAL: registry.general_expert} | registry.assignment,
         max_wait=registry.residency.max_wait,
         report=print_line,
         timeouts=Timeouts.after(registry.policy.timeout),

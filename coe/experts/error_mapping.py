@@ -293,7 +293,6 @@ REMEDIES: Mapping[Cause, tuple[str, str]] = MappingProxyType(
         "rejected": ("it rejects the request", "check the `parameters` of the expert"),
         "unsupported": ("it does not speak the API of the request", "declare the `apis` that the server speaks"),
         "asleep": ("it shares a device and was not loaded in time", "see `residency` in experts.yaml"),
-        "hedged": ("it was slower than the expert called in parallel (hedging)", "see `policy.hedge` in experts.yaml"),
         "gateway_limit": (
             "the gateway had no file descriptor left for a connection, or no memory for an answer",
             "raise its limit of open files (`ulimit -n`, LimitNOFILE in systemd), or `limits.body_memory_mb`",

@@ -20,7 +20,6 @@ from coe.experts.recipes.policy import RecipePolicy, default_policy
 from coe.experts.recipes.writing.expert import WritingExpert
 from coe.experts.replicas import Replica, ReplicatedExpert, TrackedReply
 from coe.experts.translation.expert import TranslatedExpert
-from coe.experts.variants import build_variants
 from coe.registry import ExpertSpec, Registry
 from coe.registry.recipes import RecipeSpec, cap_in_force
 from coe.settings import Endpoint
@@ -63,18 +62,18 @@ def build_recipes(
     `policies` are the fitted policies by arm, over posteriors of `categories` categories; an arm without one gets the
     default policy of its recipe.
     """
-    fitted, members = policies or {}, {**experts, **build_variants(registry, experts)}
+    fitted = policies or {}
     arms: dict[str, RecipeExpert | WritingExpert] = {}
     for recipe in registry.declared_recipes:
         if recipe.writes:
-            arms[recipe.arm(1)] = writing_expert(registry, recipe, members)
+            arms[recipe.arm(1)] = writing_expert(registry, recipe, experts)
             continue
         for level in range(1, recipe.levels + 1):
             name = recipe.arm(level)
             policy = _fitted_policy(fitted, recipe, level) or default_policy(recipe, categories=categories)
             arms[name] = RecipeExpert(
                 name,
-                members,
+                experts,
                 policy=_with_caps_in_force(policy, registry),
                 categories=categories,
                 final_answer=final_answer,

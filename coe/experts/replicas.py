@@ -6,7 +6,6 @@ hashing, for the prefix cache) with bounded load, else by least work.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
@@ -17,7 +16,7 @@ from typing import Literal, Self
 
 from coe.core import Call, Chunks, DirectReply, Expert, Health, Reply, Sink
 from coe.errors import Cause, ExpertBusy, ExpertError, ExpertUnavailable, ExpertUnreachable
-from coe.experts.outcomes import COOL_DOWN, Breaker, FirstTokenTimes, Incidents, State
+from coe.experts.outcomes import COOL_DOWN, Breaker, Incidents, State
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
 from coe.urls import redact_url, remove_suffix
@@ -73,7 +72,7 @@ class Replica:
     async def stream(self, call: Call) -> Reply:
         """Sends a call to this server; the breaker records the outcome. Raises what its expert raises."""
         breaker = self.breaker
-        generation = breaker.begin(call.tenant)
+        generation = breaker.begin()
         self.in_flight += 1
         if call.pending is not None:
             call.pending.end()
@@ -83,38 +82,38 @@ class Replica:
             reply = await expert.stream(call)
         except BaseException as error:
             self.in_flight -= 1
-            self._record_failure(error, generation, call.tenant)
+            self._record_failure(error, generation)
             raise
         breaker.answered(generation)
-        return TrackedReply(reply, partial(self._reply_ended, generation, call.tenant))
+        return TrackedReply(reply, partial(self._reply_ended, generation))
 
     async def aclose(self) -> None:
         await self.expert.aclose()
 
-    def _reply_ended(self, generation: int, caller: str, error: BaseException | None, complete: bool) -> None:
+    def _reply_ended(self, generation: int, error: BaseException | None, complete: bool) -> None:
         """Records the end of a reply: broken off by `error`, `complete`, or abandoned by its reader."""
         self.in_flight -= 1
         if error is not None:
-            self._record_failure(error, generation, caller)
+            self._record_failure(error, generation)
         elif complete:
             self.breaker.succeeded(generation)
             self.incidents.answered()
         else:
             self.breaker.cancelled(generation)
 
-    def _record_failure(self, error: BaseException, generation: int, caller: str) -> None:
+    def _record_failure(self, error: BaseException, generation: int) -> None:
         if not isinstance(error, ExpertError) or not error.request_sent or error.cause == "gateway_limit":
             self.breaker.cancelled(generation)
             return
         self.incidents.failed(error, address=self.address)
         if error.unhealthy:
             self.cause = error.cause
-            self.breaker.failed(generation, caller=caller, caller_independent=error.caller_independent)
+            self.breaker.failed(generation)
         else:
             self.breaker.succeeded(generation)
         if isinstance(error, ExpertBusy) and error.retry_after is not None:
             self.cause = error.cause
-            self.breaker.throttle(error.retry_after, caller=caller)
+            self.breaker.throttle(error.retry_after)
 
 
 class TrackedReply:
@@ -176,10 +175,9 @@ class _TrackedChunks:
 class ReplicatedExpert:
     """Sends each call to the most suitable replica; the only Expert that the layers above see.
 
-    If a replica cannot be reached, the same call tries another one; servers in `call.exclude` are not tried. Breakers
-    that opened for failures which a single request can provoke exclude at most half of the replicas: beyond that such
-    replicas are used anyway (Envoy's panic threshold). If no replica is ready, the call fails at once with ExpertBusy
-    (all are throttled) or ExpertUnavailable, and the time of the next trial.
+    If a replica cannot be reached, the same call tries another one; servers in `call.exclude` are not tried. If no
+    replica is ready, the call fails at once with ExpertBusy (all are throttled) or ExpertUnavailable, and the time of
+    the next trial.
     """
 
     def __init__(
@@ -197,7 +195,6 @@ class ReplicatedExpert:
         self.incidents = Incidents(spec.name, clock=clock)
         for replica in self.replicas:
             replica.incidents = self.incidents
-        self.first_token_times = FirstTokenTimes()
         self.pending = 0
         """Requests that are decided for this expert and not yet sent (`coe.core.PendingCall`); part of its load."""
         self._limit = spec.concurrent_requests
@@ -210,9 +207,6 @@ class ReplicatedExpert:
     def health(self) -> Health:
         """Computed from the ready replicas. Without a declared `concurrent_requests`, an expert is overloaded if each
         of them has a queue."""
-        p95 = self.first_token_times.p95
-        if p95 != self._free.ttft_p95:
-            self._free = replace(self._free, ttft_p95=p95)
         if self._limit is None:
             for replica in self.replicas:
                 if not replica.breaker.healthy or replica.queue_length:
@@ -220,7 +214,7 @@ class ReplicatedExpert:
             else:
                 return self._free  # the usual case, which every request needs of every expert
         ready = self._ready(())
-        return Health(bool(ready), self._load(ready), len(ready), p95, "" if ready else self._cause())
+        return Health(bool(ready), self._load(ready), len(ready), "" if ready else self._cause())
 
     def _cause(self) -> Cause:
         """The reason why no replica is ready."""
@@ -236,11 +230,11 @@ class ReplicatedExpert:
             tried = tuple(replica for replica in self.replicas if replica.address in call.exclude)
         if len(tried) == len(self.replicas):
             raise self._all_excluded(call)
-        while call.first_token_timeout > 0 and (ready := self._ready(tried, call.tenant)):
+        while call.first_token_timeout > 0 and (ready := self._ready(tried)):
             replica = ready[0] if len(ready) == 1 else self._best(ready, call.conversation)
             began = self._clock()
             try:
-                return await (self._timed(replica, call) if call.stream else replica.stream(call))
+                return await replica.stream(call)
             except ExpertUnreachable as error:
                 failure, tried = error, (*tried, replica)
                 call = replace(call, first_token_timeout=call.first_token_timeout - (self._clock() - began))
@@ -250,22 +244,10 @@ class ReplicatedExpert:
                 raise
         if failure is not None:
             failure.unavailable_servers = frozenset(replica.address for replica in tried if replica.root)
-        raise failure or self._none_ready(call.tenant)
+        raise failure or self._none_ready()
 
-    async def _timed(self, replica: Replica, call: Call) -> Reply:
-        """Calls one replica and records the time to the first token of a stream. A whole response arrives in one piece,
-        so its time depends on its length."""
-        began = self._clock()
-        try:
-            reply = await replica.stream(call)
-        except asyncio.CancelledError:
-            self.first_token_times.record_abandoned(self._clock() - began)
-            raise
-        self.first_token_times.record(self._clock() - began)
-        return reply
-
-    def _ready(self, exclude: Collection[Replica], caller: str | None = None) -> Sequence[Replica]:
-        """The replicas that a request of `caller` may use now."""
+    def _ready(self, exclude: Collection[Replica]) -> Sequence[Replica]:
+        """The replicas that a request may use now."""
         if not exclude:
             for replica in self.replicas:  # a generator takes twice as long, and every request checks every expert
                 if not replica.breaker.healthy:
@@ -273,10 +255,7 @@ class ReplicatedExpert:
             else:
                 return self.replicas
         now = self._clock()
-        ready = [replica for replica in self.replicas if replica.breaker.ready(now, caller)]
-        if 2 * len(ready) < len(self.replicas) > 1:
-            ready = [replica for replica in self.replicas if replica in ready or _possibly_healthy(replica)]
-        return [replica for replica in ready if replica not in exclude]
+        return [replica for replica in self.replicas if replica not in exclude and replica.breaker.ready(now)]
 
     async def aclose(self) -> None:
         """Closes what the replicas opened for themselves."""
@@ -309,12 +288,10 @@ class ReplicatedExpert:
         error.unavailable_servers, error.request_sent = call.exclude, False
         return error
 
-    def _none_ready(self, caller: str) -> ExpertError:
+    def _none_ready(self) -> ExpertError:
         now = self._clock()
-        wait = min(replica.breaker.wait(now, caller) for replica in self.replicas) or COOL_DOWN  # 0: a trial is running
-        throttled = all(
-            replica.state in ("rate_limited", "closed") for replica in self.replicas
-        )  # closed: for this caller
+        wait = min(replica.breaker.wait(now) for replica in self.replicas) or COOL_DOWN  # 0: a trial is running
+        throttled = all(replica.state in ("rate_limited", "closed") for replica in self.replicas)  # closed: excluded
         reason = "is rate limited" if throttled else "failed too often lately"
         error = (ExpertBusy if throttled else ExpertUnavailable)(
             f"expert {self.name!r} {reason}; next attempt in {wait:.1f} s", expert=self.name
@@ -322,12 +299,6 @@ class ReplicatedExpert:
         error.retry_after, error.request_sent = wait, False
         error.cause = self._cause()
         return error
-
-
-def _possibly_healthy(replica: Replica) -> bool:
-    """True if its breaker is open for failures that a single request can provoke, and its health check did not fail."""
-    breaker = replica.breaker
-    return replica.state in ("open", "half_open") and not breaker.caller_independent and replica.alive is not False
 
 
 def preferred_replica(replicas: Sequence[Replica], conversation: bytes) -> Replica:

@@ -216,7 +216,7 @@ def _plan_in_use(store: ArtifactStore, registry: Registry) -> tuple[PlanEvidence
             return PlanEvidence(), {}
         folder = store.published(version).folder
         arms = read_published(folder, version).arms(registry)
-        evidence = read_evidence(folder, categories=registry.category_names, experts=(*registry.single_names, *arms))
+        evidence = read_evidence(folder, categories=registry.category_names, experts=(*registry.expert_names, *arms))
         plan = Assignment.from_json((folder / ASSIGNMENT_FILE).read_bytes())
         return evidence, dict(zip(plan.categories, plan.choice, strict=True))
     except ArtifactError as error:
@@ -234,7 +234,7 @@ def _past_arms(store: ArtifactStore, log: LoggedArms, registry: Registry) -> lis
             if plan.policies is None or dependencies is None:
                 continue
             then = dependencies.experts
-            changed = {one.name for one in registry.single_arms if changed_fields(then.get(one.name, {}), one)}
+            changed = {one.name for one in registry.experts if changed_fields(then.get(one.name, {}), one)}
             found.append(PastArms(version, plan.policies, log, frozenset(changed)))
     return found
 
@@ -306,7 +306,7 @@ def plan_to_json(problem: Problem, assignment: Assignment) -> dict[str, Any]:
 def _assumed_tokens(registry: Registry, basis: PlanInputs) -> list[str]:
     """The planned experts that have prices but no measured tokens."""
     measured = basis.measured_uses or MeasuredUses.nothing()
-    priced = {spec.name for spec in registry.single_arms if spec.prices.input or spec.prices.output}
+    priced = {spec.name for spec in registry.experts if spec.prices.input or spec.prices.output}
     return [name for name in basis.problem.experts if name in priced and not measured.has_tokens(name)]
 
 

@@ -42,7 +42,7 @@ from coe.terminal import print_error
 class LeftOut:
     """The parts of a declaration that a plan leaves out.
 
-    `experts` have no usable scores, or are variants of such an expert. `categories` are pinned to one of these, which
+    `experts` have no usable scores. `categories` are pinned to one of these, which
     answers them without the plan. `undeclared` counts prompts of categories that experts.yaml does not declare.
     `unprobed` are planned categories without a prompt, whose quality is estimated from the other categories.
     """
@@ -83,7 +83,7 @@ def plan_basis(
     and the sample of traffic, in place of the probes. The logged requests of `past` plans correct the uses of recipe
     arms. Raises DataError where no category can be planned.
     """
-    data = read_quality(folder, benchmark=benchmark, only=registry.single_names, partly=True)
+    data = read_quality(folder, benchmark=benchmark, only=registry.expert_names, partly=True)
     probes = _PlannedProbes.of(folder, data, registry)
     uses = probes.uses if logged is None else _with_logged(probes.uses, logged, registry)
     recipes, all_scores = _with_recipes(
@@ -163,7 +163,7 @@ def _without_waits(tables: Mapping[str, ScoreTable], registry: Registry) -> dict
     use, and `coe.jobs.expected_waits` adds those of the new plan."""
 
     def shares_device(name: str) -> bool:
-        return bool(registry.devices_of(registry.expert(registry.expert(name).expert_name)))
+        return bool(registry.devices_of(registry.expert(name)))
 
     def kept(table: ScoreTable) -> ScoreTable:
         shared = np.array([shares_device(name) for name in table.experts], dtype=np.bool_)
@@ -175,11 +175,10 @@ def _without_waits(tables: Mapping[str, ScoreTable], registry: Registry) -> dict
 
 
 def _scored_experts(data: Quality, registry: Registry) -> tuple[str, ...]:
-    """Return the experts and variants with scores, a variant only if its expert has some too; print the notes."""
+    """Return the experts with scores; print the notes."""
     for note in data.notes:
         print_error(f"note: {note}")
-    hosts = {name: registry.expert(name).expert_name for name in registry.single_names}
-    return tuple(name for name in registry.single_names if {name, hosts[name]} <= set(data.models))
+    return tuple(name for name in registry.expert_names if name in data.models)
 
 
 def _with_recipes(

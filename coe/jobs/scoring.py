@@ -76,7 +76,7 @@ class Scoring:
 
     def __post_init__(self) -> None:
         extended = [one.probe for one in self.with_passages]
-        single, judge = self.registry.single_arms, self.judge
+        single, judge = self.registry.experts, self.judge
         passage_keys = {spec.name: cell_keys(extended, spec, judge) for spec in single}
         keys = {spec.name: cell_keys(self.probes, spec, judge) for spec in single}
         for one in self.registry.declared_recipes:
@@ -245,7 +245,7 @@ def _called(scoring: Scoring) -> list[ExpertSpec]:
         | set(scoring.graded)
         | ({scoring.judge.name} if scoring.judge else set())
     )
-    return [spec for spec in scoring.registry.single_arms if spec.name in names]
+    return [spec for spec in scoring.registry.experts if spec.name in names]
 
 
 def _endpoint(spec: ExpertSpec, settings: Settings) -> tuple[ExpertSpec, Endpoint]:
@@ -296,9 +296,9 @@ def write_tables(scoring: Scoring, journal: Journal, out: Path, *, benchmark: st
     ]
     scored = {name for _, name, _ in cells}
     scores = [(prompt_id, name, cell.score) for prompt_id, name, cell in cells if cell.score is not None]
-    experts = [spec for spec in scoring.registry.single_arms if spec.name in scored]
+    experts = [spec for spec in scoring.registry.experts if spec.name in scored]
     write_quality(out, benchmark=benchmark, probes=scoring.probes, scores=scores, experts=experts)
-    prices = {spec.name: spec.prices for spec in scoring.registry.single_arms}
+    prices = {spec.name: spec.prices for spec in scoring.registry.experts}
     write_answers(out, benchmark=benchmark, cells=cells, prices=prices)
     written = [
         (probe.prompt_id, arm, recipe.writing_digest, cell)

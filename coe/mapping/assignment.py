@@ -96,14 +96,12 @@ class Assignment:
         """Return the assignment that experts.yaml declares, without measurements or prices.
 
         Quality is 1 for the declared expert of a category, 0.01 for the general expert, and 0 for the others. The
-        expert of a declared variant has 0.5: it answers what the variant cannot take. The general expert serves the
-        categories that `mapping` leaves out.
+        general expert serves the categories that `mapping` leaves out.
         """
         choice = tuple(mapping.get(category, general) for category in categories)
         quality = np.zeros((len(categories), len(experts)))
         quality[:, experts.index(general)] = 0.01
         for row, expert in enumerate(choice):
-            quality[row, experts.index(expert.partition(":")[0])] = 0.5
             quality[row, experts.index(expert)] = 1.0
         return cls(
             categories=categories,

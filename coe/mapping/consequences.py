@@ -99,15 +99,15 @@ def _reassigned_categories(planned: Assignment, effective: Assignment) -> dict[s
 def _experts(
     plan: PublishedPlan, registry: Registry, effective: Assignment, reassigned: Mapping[str, tuple[str, str]]
 ) -> Iterator[Consequence]:
-    for name in registry.single_names:
+    for name in registry.expert_names:
         if name not in plan.assignment.experts:
             yield _added(name, registry, effective)
     yield from _recipes(plan, registry, reassigned)
     for name in plan.assignment.experts:
-        if "@" not in name and name not in registry.single_names:
+        if "@" not in name and name not in registry.expert_names:
             yield _removed("expert_removed", name, reassigned)
     then = dependencies.experts if (dependencies := _dependencies(plan)) else {}
-    for spec in registry.single_arms:
+    for spec in registry.experts:
         changed = changed_fields(then.get(spec.name, {}), spec)
         if changed and spec.name in plan.assignment.experts:
             sentence = (
@@ -229,7 +229,7 @@ def _pins(plan: PublishedPlan, registry: Registry, effective: Assignment) -> Ite
 
 def _uses(plan: PublishedPlan, record: PlanRecord, registry: Registry, effective: Assignment) -> Iterator[Consequence]:
     problem = record.problem
-    names = tuple(name for name in registry.single_names if name in problem.experts)
+    names = tuple(name for name in registry.expert_names if name in problem.experts)
     columns = [problem.experts.index(name) for name in names]
     then = problem.uses.part(range(len(problem.categories)), columns)
     now = plan.uses(registry, problem.categories, names)

@@ -62,7 +62,7 @@ def effective_plan(plan: PublishedPlan, registry: Registry) -> EffectivePlan:
 def check_overlap(plan: PublishedPlan, registry: Registry) -> None:
     """Raise ArtifactError if none of the plan's categories or experts is declared."""
     planned = {"categories": plan.assignment.categories, "experts": plan.assignment.experts}
-    declared = {"categories": registry.category_names, "experts": registry.single_names}
+    declared = {"categories": registry.category_names, "experts": registry.expert_names}
     for kind, names in planned.items():
         if not set(names) & set(declared[kind]):
             raise ArtifactError(
@@ -79,7 +79,7 @@ def reprice(plan: PublishedPlan, registry: Registry) -> Array:
     prices if the plan has no record, because the measured uses are then unknown.
     """
     assignment, uses = plan.assignment, plan.uses(registry, registry.category_names)
-    names, arms = registry.single_names, plan.arms(registry)
+    names, arms = registry.expert_names, plan.arms(registry)
     price = np.zeros((len(registry.categories), len(names)))
     for row, dual in assignment.duals.items():
         if row in USE_OF_ROW:
@@ -100,7 +100,7 @@ class _AssignmentBuilder:
 
     def __init__(self, plan: PublishedPlan, registry: Registry) -> None:
         self._plan, self._registry = plan.assignment, registry
-        self._experts = (*registry.single_names, *plan.arms(registry))
+        self._experts = (*registry.expert_names, *plan.arms(registry))
         self._price = reprice(plan, registry)
         self._planned_pins = planned_pins(plan, registry)
         self._general = self._general_expert()
@@ -116,7 +116,7 @@ class _AssignmentBuilder:
         if planned.unmeasured is not None:
             unmeasured = planned.unmeasured.astype(np.float64)
         self._unmeasured = align(unmeasured, known, names, missing=0.0) > 0
-        self._unmeasured[:, len(registry.single_arms) :] = False  # recipes are never explored
+        self._unmeasured[:, len(registry.experts) :] = False  # recipes are never explored
 
     def build(self) -> Assignment:
         plan, categories = self._plan, self._registry.category_names
@@ -148,7 +148,7 @@ class _AssignmentBuilder:
     def _general_expert(self) -> str:
         """Return the expert of `general`: the pinned one, or the planned one, or the default."""
         planned = dict(zip(self._plan.categories, self._plan.choice, strict=True)).get(GENERAL)
-        pinned, names = GENERAL in self._registry.assignment, self._registry.single_names
+        pinned, names = GENERAL in self._registry.assignment, self._registry.expert_names
         return planned if planned in names and not pinned else self._registry.general_expert
 
     def _quality_row(self, row: int, category: str) -> Array:

@@ -294,7 +294,7 @@ class PublishedPlan:
         Those of experts follow from the declaration and the measured tokens, those of arms are the planned ones.
         """
         measured = None if self.record is None else self.record.measured_uses
-        experts = [name for name in columns or registry.single_names if name in registry.single_names]
+        experts = [name for name in columns or registry.expert_names if name in registry.expert_names]
         present = declared_uses(registry, categories, experts, measured=measured)
         arms = list(columns or ())[len(experts) :]
         planned = Uses() if self.record is None else _planned_uses(self.record.problem, categories, arms)
@@ -362,7 +362,7 @@ def current_problem(
     if record is None:
         return None
     solved, pins, then = record.problem, registry.assignment, planned_pins(plan, registry)
-    missing = set(solved.experts) - set(registry.single_names) - set(plan.arms(registry))
+    missing = set(solved.experts) - set(registry.expert_names) - set(plan.arms(registry))
     missing |= {arm for arm, members in solved.members.items() if missing & set(members)}
     columns = [column for column, name in enumerate(solved.experts) if name not in missing]
     experts = tuple(solved.experts[column] for column in columns)

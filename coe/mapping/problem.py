@@ -215,7 +215,7 @@ class Dependencies:
         """Return the dependencies of a plan that is made for `registry`."""
         return cls(
             categories={category.name: _digest(category.description) for category in registry.categories},
-            experts={expert.name: _answer_digests(expert) for expert in registry.single_arms},
+            experts={expert.name: _answer_digests(expert) for expert in registry.experts},
             pins=dict(registry.assignment),
         )
 
@@ -241,21 +241,21 @@ def relative_cost(registry: Registry, arms: Sequence[str] | None = None) -> Arra
     largest. `arms` are the columns of the assignment, by default the experts. Shape (n_arms,): 0 to 1 for an expert,
     the sum over all calls for an arm of a recipe, those of its judge included.
     """
-    costs = [spec.prices.input + spec.prices.output for spec in registry.single_arms]
+    costs = [spec.prices.input + spec.prices.output for spec in registry.experts]
     if not any(costs):
-        sizes = [spec.active_parameters_b for spec in registry.single_arms]
+        sizes = [spec.active_parameters_b for spec in registry.experts]
         largest = max((size for size in sizes if size is not None), default=0.0)
         costs = [largest if size is None else size for size in sizes]
-    relative = dict(zip(registry.single_names, (np.array(costs) / (max(costs) or 1.0)).tolist(), strict=True))
+    relative = dict(zip(registry.expert_names, (np.array(costs) / (max(costs) or 1.0)).tolist(), strict=True))
     for arm in registry.recipe_arms:
         judged = (len(arm.steps) - 1) * relative[arm.judge] if arm.judge else 0.0
         relative[arm.name] = sum(relative[member.name] for member in arm.members) + judged
-    return np.array([relative[name] for name in arms or registry.single_names], dtype=np.float64)
+    return np.array([relative[name] for name in arms or registry.expert_names], dtype=np.float64)
 
 
 def declared_assignment(registry: Registry, categories: tuple[str, ...]) -> Assignment:
     """Return the assignment of experts.yaml over the router's categories."""
-    return Assignment.declared(categories, registry.single_names, registry.assignment, general=registry.general_expert)
+    return Assignment.declared(categories, registry.expert_names, registry.assignment, general=registry.general_expert)
 
 
 def _answer_digests(expert: ExpertSpec) -> dict[str, str]:

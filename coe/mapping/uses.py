@@ -247,7 +247,7 @@ def declared_uses(
     Memory, active parameters and prices are the declared ones. Tokens and latency are the `measured` ones, where there
     are any.
     """
-    specs = registry.single_arms if experts is None else [registry.expert(name) for name in experts]
+    specs = registry.experts if experts is None else [registry.expert(name) for name in experts]
     names = [spec.name for spec in specs]
     found = (measured or MeasuredUses.nothing()).over(categories, names)
     known = np.isfinite(found.input_tokens + found.output_tokens)
@@ -265,9 +265,7 @@ def declared_uses(
 
     latency = array([spec.latency_ms for spec in specs])
     return Uses(
-        memory_gb=array(
-            [0.0 if spec.runtime == "external" or spec.expert_name != spec.name else spec.memory_gb for spec in specs]
-        ),
+        memory_gb=array([0.0 if spec.runtime == "external" else spec.memory_gb for spec in specs]),
         active_b=np.tile(array([spec.active_parameters_b for spec in specs]), (len(categories), 1)),
         cost=cost,
         latency_ms=np.where(np.isfinite(found.latency_ms), found.latency_ms, latency),

@@ -99,7 +99,7 @@ class RoutingRecord:
     expert: Annotated[
         str,
         FieldInfo(
-            "Expert, variant (EXPERT:VARIANT) or arm of a recipe that answered or failed last; empty without one.",
+            "Expert or arm of a recipe that answered or failed last; empty without one.",
             api="list",
             column=True,
         ),
@@ -233,7 +233,7 @@ class RoutingRecord:
     ] = False
     excluded: Annotated[
         tuple[str, ...],
-        FieldInfo("Experts and variants that the list of the API key or `only_local` excluded."),
+        FieldInfo("Experts that the list of the API key or `only_local` excluded."),
     ] = ()
     limited: Annotated[
         bool,

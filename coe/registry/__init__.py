@@ -1,7 +1,7 @@
 """Loads and validates experts.yaml. `specs` and `sections` define its keys."""
 
 from coe.registry.aliases import AUTO, MAX_MODEL_CHARACTERS, POINT_PREFIX, ModelNames, OperatingPoint, ResolvedModel
-from coe.registry.experts import ExpertSpec, ExpertVariant, Prices, SelectingField
+from coe.registry.experts import ExpertSpec, Prices, SelectingField
 from coe.registry.loader import ENTRY_NAME, load, load_text, load_with_expert, schema
 from coe.registry.recipes import AUTO_RECIPES, RECIPE_LEVELS, ArmSpec, RecipeSpec
 from coe.registry.sections import (
@@ -36,7 +36,6 @@ __all__ = [
     "Category",
     "DeviceSpec",
     "ExpertSpec",
-    "ExpertVariant",
     "KeyLimits",
     "KeySpec",
     "Limits",

@@ -10,11 +10,6 @@ from coe.registry.specs import Registry
 from coe.registry.yaml_source import Problems
 
 
-def is_named(spec: ExpertSpec, pattern: str) -> bool:
-    """Return whether a name or pattern names an expert or variant. The name of an expert includes its variants."""
-    return matches(pattern, spec.name) or matches(pattern, spec.expert_name)
-
-
 def key_problems(registry: Registry) -> Problems:
     """Yield the problems of all keys but duplicates."""
     keys = registry.access.keys
@@ -34,13 +29,13 @@ def _expert_problems(key: ApiKey, registry: Registry) -> Problems:
     recipes = {recipe.name for recipe in registry.declared_recipes}
     named = list[ExpertSpec]()
     for index, pattern in enumerate(patterns):
-        found = [spec for spec in registry.single_arms if is_named(spec, pattern)]
+        found = [spec for spec in registry.experts if matches(pattern, spec.name)]
         named += found
         if pattern in recipes:
             yield ("experts", index), f"{pattern!r} is a recipe; name its members, which permits the recipe too"
         elif not found:
             what = "no expert matches" if "*" in pattern else "unknown expert"
-            yield ("experts", index), f"{what} {pattern!r}{nearest(pattern, registry.single_names)}"
+            yield ("experts", index), f"{what} {pattern!r}{nearest(pattern, registry.expert_names)}"
     if key.only_local and named and not any(spec.is_local for spec in named):
         yield (
             ("only_local",),

@@ -1,4 +1,4 @@
-"""Schema of an entry of `experts` in experts.yaml (`ExpertSpec`), with its prices and variants."""
+"""Schema of an entry of `experts` in experts.yaml (`ExpertSpec`), with its prices."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from coe.core import TEXT_APIS, Api, Capability
+from coe.core import Api, Capability
 from coe.registry.capabilities import AUTO, CAPABILITIES_SCHEMA, ModelTable, lookup
 from coe.registry.runtimes import LOCAL_RUNTIMES, RUNTIMES, RuntimeName
 from coe.registry.sections import Count, Flag, Name, Positive, StrictModel, Url
@@ -108,18 +108,6 @@ class Prices(StrictModel):
     def known_cost(self, input_tokens: float | None, output_tokens: float | None) -> float | None:
         """Return US dollars; None if a number of tokens is unknown."""
         return None if input_tokens is None or output_tokens is None else self.cost(input_tokens, output_tokens)
-
-
-class VariantSpec(StrictModel):
-    """One way to call an expert, such as another reasoning effort or token budget. It shares the expert's server."""
-
-    name: Name
-    """Name of the variant. A client that sends EXPERT:NAME as `model` pins it."""
-    parameters: dict[str, Any] = Field(min_length=1)
-    """Body fields of requests to this variant, under their names in Chat Completions. A request that sets one of them
-    to another value does not go to the variant."""
-    prices: Prices | None = None
-    """Prices of the variant. Default: those of the expert."""
 
 
 class ServerKey(NamedTuple):
@@ -213,9 +201,6 @@ class ExpertSpec(StrictModel):
     """Usual time of a response in milliseconds, for `budget.mean_latency_ms` until `coe score` measures it."""
     prices: Prices = Prices()
     """Prices of the model."""
-    variants: tuple[VariantSpec, ...] = ()
-    """Further ways to call the expert, each with its own quality and uses that `coe score` measures and `coe plan`
-    chooses by. They share the server, its health and its memory."""
 
     @field_validator("capabilities", mode="before")
     @classmethod
@@ -225,11 +210,6 @@ class ExpertSpec(StrictModel):
             return declared
         table = info.context if isinstance(info.context, ModelTable) else ModelTable()
         return lookup(info.data["runtime"], info.data["model"], info.data["options"], table)
-
-    @property
-    def expert_name(self) -> str:
-        """Name of the declared expert, whose server answers."""
-        return self.name
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -283,37 +263,6 @@ def _canonical_address(url: str) -> str:
     with suppress(ValueError):  # a name
         host = ip_address(host).compressed
     return f"{host}:{parts.port or 80}"
-
-
-VARIANT_SEPARATOR = ":"
-"""Between the names of an expert and its variant, as in OpenRouter's model names. No declared name has it."""
-
-
-class ExpertVariant(ExpertSpec):
-    """A variant of a declared expert, in the form of an expert. `variant` is its declaration."""
-
-    variant_of: str
-    variant: VariantSpec
-
-    @classmethod
-    def of(cls, expert: ExpertSpec, variant: VariantSpec) -> ExpertVariant:
-        """Return the expert with the variant's name, parameters and prices."""
-        fields: dict[str, Any] = {name: getattr(expert, name) for name in ExpertSpec.model_fields}
-        fields |= {
-            "name": f"{expert.name}{VARIANT_SEPARATOR}{variant.name}",
-            "parameters": {**expert.parameters, **variant.parameters},
-            "prices": expert.prices if variant.prices is None else variant.prices,
-            "apis": expert.supported_apis & TEXT_APIS,
-            "variants": (),
-        }
-        declared = set(fields)
-        if variant.prices is None and "prices" not in expert.model_fields_set:
-            declared.remove("prices")
-        return cls.model_construct(declared, **fields, variant_of=expert.name, variant=variant)
-
-    @property
-    def expert_name(self) -> str:
-        return self.variant_of
 
 
 def address_problems(expert: ExpertSpec) -> Iterator[tuple[KeyPath, str]]:

@@ -37,11 +37,6 @@ _RESERVED_RECIPE_NAMES = (AUTO, "off")
 _PROPOSED_NAME = re.compile(rf"{PROPOSED_PREFIX}\d+")
 """Names of the recipes that `coe plan` proposes."""
 _RESERVED_PARAMETERS = frozenset({"model", "messages", "stream"})
-_RESERVED_IN_VARIANTS = _RESERVED_PARAMETERS | {
-    *("input", "prompt", "suffix", "system", "instructions"),
-    *("tools", "tool_choice", "functions", "function_call", "response_format", "n", "stream_options"),
-}
-"""Fields that are a client's request itself, not a way to answer it."""
 
 
 def load(path: Path, *, environ: Mapping[str, str]) -> Registry:
@@ -104,13 +99,11 @@ def _cross_checks(source: YamlSource, registry: Registry) -> Problems:
     if registry.policy.cost_weight_limits[0] > registry.policy.cost_weight_limits[1]:
         yield ("policy", "cost_weight_limits"), "cost_weight_limits must be [lowest, highest]"
     for index, name in enumerate(registry.policy.escalate_stuck_to):
-        if name not in registry.single_names:
+        if name not in registry.expert_names:
             where = ("policy", "escalate_stuck_to", index)
-            yield where, f"unknown expert {name!r}{nearest(name, registry.single_names)}"
+            yield where, f"unknown expert {name!r}{nearest(name, registry.expert_names)}"
     for index, expert in enumerate(registry.experts):
         yield from ((("experts", index, *keys), problem) for keys, problem in _expert_problems(expert))
-        names = tuple(variant.name for variant in expert.variants)
-        yield from _duplicates(source, ("experts", index, "variants"), names)
     yield from _assignment_problems(registry)
     yield from _recipe_problems(source, registry)
     yield from _alias_problems(registry)
@@ -154,11 +147,11 @@ def _assignment_problems(registry: Registry) -> Problems:
                 ("assignment", category),
                 f"unknown category {category!r}{nearest(category, registry.category_names)}",
             )
-        if expert_name not in registry.single_names:
+        if expert_name not in registry.expert_names:
             where = ("assignment", category)
-            yield where, f"unknown expert {expert_name!r}{nearest(expert_name, registry.single_names)}"
+            yield where, f"unknown expert {expert_name!r}{nearest(expert_name, registry.expert_names)}"
     general = registry.general_expert
-    if any(expert.name == general and "chat" not in expert.supported_apis for expert in registry.single_arms):
+    if any(expert.name == general and "chat" not in expert.supported_apis for expert in registry.experts):
         is_assigned = GENERAL in registry.assignment
         place: KeyPath = ("assignment", GENERAL) if is_assigned else ("experts",)
         yield place, f"{general!r} answers {GENERAL!r}, so it must support the chat API"
@@ -172,24 +165,19 @@ def _expert_problems(expert: ExpertSpec) -> Problems:
     key = None if expert.api_key is None else expert.api_key.get_secret_value()
     if key is not None and (not key or not key.isprintable() or not key.isascii()):
         yield ("api_key",), f"the api_key of {expert.name!r} is empty or holds characters that are not printable"
-    yield from _parameter_problems(expert.parameters, _RESERVED_PARAMETERS)
+    yield from _parameter_problems(expert.parameters)
     if expert.runtime == "litellm" and (beyond := sorted(expert.supported_apis & PASS_THROUGH_APIS)):
         message = f"{expert.name!r} has runtime litellm, which does not reach {', '.join(beyond)}; use runtime external"
         yield ("apis",), message
-    if expert.variants and "chat" not in expert.supported_apis:
-        yield ("variants",), f"{expert.name!r} does not support the chat API, which variants need; remove them"
-    for index, variant in enumerate(expert.variants):
-        found = _parameter_problems(variant.parameters, _RESERVED_IN_VARIANTS)
-        yield from ((("variants", index, *keys), problem) for keys, problem in found)
 
 
-def _parameter_problems(parameters: Mapping[str, Any], reserved: frozenset[str]) -> Problems:
-    """Yield keys relative to the declaration that has the parameters."""
+def _parameter_problems(parameters: Mapping[str, Any]) -> Problems:
+    """Yield keys relative to the expert that has the parameters."""
     try:
         orjson.dumps(parameters)
     except orjson.JSONEncodeError as error:
         yield ("parameters",), f"parameters cannot be sent as JSON: {error}"
-    if wrong := [name for name in parameters if name in reserved]:
+    if wrong := [name for name in parameters if name in _RESERVED_PARAMETERS]:
         yield ("parameters",), f"parameters may not set {', '.join(wrong)}; they come from the request"
 
 
@@ -202,7 +190,7 @@ def _recipe_problems(source: YamlSource, registry: Registry) -> Problems:
                 *_recipe_name_problems(recipe, registry),
                 *_step_problems(recipe),
                 *_member_problems(recipe, registry),
-                *cap_problems(recipe, {name: registry.expert(name) for name in registry.single_names}),
+                *cap_problems(recipe, {name: registry.expert(name) for name in registry.expert_names}),
             )
             yield from ((("recipes", index, *keys), problem) for keys, problem in found)
 
@@ -296,7 +284,7 @@ def _member_problems(recipe: RecipeSpec, registry: Registry) -> Problems:
     for where, member in _placed_members(recipe, key):
         if member in seen and not recipe.chain and where not in (("by",), ("judge",)):
             yield where, f"{member!r} is a member already; each member is called once, so remove one of them"
-        elif member in registry.single_names:
+        elif member in registry.expert_names:
             if "chat" not in registry.expert(member).supported_apis:
                 yield where, f"{member!r} does not support the chat API, which all members need; use another expert"
             if where == ("judge",) and registry.expert(member).context_length < MIN_JUDGE_CONTEXT:
@@ -306,9 +294,9 @@ def _member_problems(recipe: RecipeSpec, registry: Registry) -> Problems:
                 yield where, f"{member!r} has no tools; add `tools` to its capabilities, or remove `tools: agreement`"
         elif member in recipes:
             circle = "a recipe cannot contain itself" if member == recipe.name else f"{member!r} is a recipe"
-            yield where, f"{circle}; the members are experts: {', '.join(registry.single_names)}"
+            yield where, f"{circle}; the members are experts: {', '.join(registry.expert_names)}"
         else:
-            yield where, f"unknown expert {member!r}{nearest(member, registry.single_names)}"
+            yield where, f"unknown expert {member!r}{nearest(member, registry.expert_names)}"
         seen.add(member)
     yield from _language_problems(recipe, registry, key)
     if len(recipe.called) > registry.policy.max_calls:
@@ -322,7 +310,7 @@ def _member_problems(recipe: RecipeSpec, registry: Registry) -> Problems:
 
 def _language_problems(recipe: RecipeSpec, registry: Registry, key: str) -> Problems:
     """Check that the members have a language in common. An expert that declares none has all."""
-    spoken = [registry.expert(member).languages for member in recipe.members if member in registry.single_names]
+    spoken = [registry.expert(member).languages for member in recipe.members if member in registry.expert_names]
     restricted = [languages for languages in spoken if languages is not None]
     if restricted and not frozenset.intersection(*restricted):
         remedy = "add one to their `languages`, or use other members"

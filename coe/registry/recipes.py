@@ -20,7 +20,7 @@ from pydantic_core import PydanticCustomError
 from coe.core import Api, Capability
 from coe.registry.experts import ExpertSpec, Prices
 from coe.registry.hints import nearest
-from coe.registry.sections import ArmName, Name, Probability, StrictModel
+from coe.registry.sections import Name, Probability, StrictModel
 from coe.registry.yaml_source import KeyPath
 
 RECIPE_LEVELS = 3
@@ -49,7 +49,7 @@ def _members(step: Any) -> Any:
     return [step] if isinstance(step, str) else step
 
 
-Step = Annotated[tuple[ArmName, ...], BeforeValidator(_members, json_schema_input_type=ArmName | tuple[ArmName, ...])]
+Step = Annotated[tuple[Name, ...], BeforeValidator(_members, json_schema_input_type=Name | tuple[Name, ...])]
 """Members that are called at the same time; in the file a name or a list of names."""
 
 
@@ -62,17 +62,17 @@ class RecipeSpec(StrictModel):
     cascade: tuple[Step, ...] = ()
     """Steps, usually from cheap to expensive. A step is an expert, or a list of experts that are called at the same
     time. The next step is called only if the answers so far are not reliable enough."""
-    vote: tuple[ArmName, ...] = ()
+    vote: tuple[Name, ...] = ()
     """Experts of equal rank, whose most supported answer is returned."""
     ask: Literal["all", "until_agreed"] = "all"
     """For a vote: call all experts at the same time, or one after another until their answers agree."""
-    chain: tuple[ArmName, ...] = ()
+    chain: tuple[Name, ...] = ()
     """Experts that are called one after another. Each further one gets the request with the draft of the one before and
     returns an improved answer. The last answer is returned. An expert may occur twice, to revise its own draft."""
-    fuse: tuple[ArmName, ...] = ()
+    fuse: tuple[Name, ...] = ()
     """Experts that answer at the same time. The expert `by` gets the request with their answers and writes the answer
     that is returned."""
-    by: ArmName | None = None
+    by: Name | None = None
     """For a fuse: the expert that writes the answer. It may be one of those that answer first."""
     instruction: Annotated[str, Field(pattern=r"\S", max_length=MAX_INSTRUCTION_CHARACTERS)] | None = None
     """For a chain or fuse: what to do with the earlier answers, which precede this text in the request. Default: check
@@ -80,9 +80,9 @@ class RecipeSpec(StrictModel):
     signal: Literal["agreement", "judge"] = "agreement"
     """The signal that an answer is reliable: agreement of the members' final answers, or, in a cascade, also the grade
     that a judge gives to the best answer after each step but the last."""
-    judge: ArmName | None = None
+    judge: Name | None = None
     """With `signal: judge`: the expert that grades. It is not a member."""
-    max_tokens: Mapping[ArmName, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
+    max_tokens: Mapping[Name, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
     """For a cascade or vote in steps: caps of members' answers in output tokens. An answer that is not finished by then
     is cut off and counts as none. The members of the last step, and of all steps in a stream, have no cap while
     there is no answer to return instead."""
@@ -259,11 +259,6 @@ class ArmSpec:
     def called(self) -> tuple[ExpertSpec, ...]:
         """The declarations of all experts that receive the request: the members and the judge."""
         return self.members if self.judge_spec is None else (*self.members, self.judge_spec)
-
-    @property
-    def expert_name(self) -> str:
-        """Name of the recipe, which stands for its members."""
-        return self.recipe
 
     @property
     def capabilities(self) -> frozenset[Capability]:

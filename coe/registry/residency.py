@@ -32,8 +32,6 @@ def residency_problems(registry: Registry) -> Problems:
             ("residency", "wait_timeout"),
             f"wait_timeout must be at least max_wait ({residency.max_wait:g}), or requests expire too soon",
         )
-    if registry.policy.hedge:
-        yield ("policy", "hedge"), "hedge would wake another expert for every wait; residency needs hedge: false"
     if split := [*_split_server_problems(registry)]:
         yield from split
         return

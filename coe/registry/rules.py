@@ -106,7 +106,7 @@ class RuleSpec(StrictModel):
     category: str | None = None
     """Category of the request, in place of the router's prediction."""
     expert: str | None = None
-    """Expert, variant or recipe that answers if it is eligible and up. Else the request is routed as usual."""
+    """Expert or recipe that answers if it is eligible and up. Else the request is routed as usual."""
     odds: Annotated[dict[str, Factor], Field(min_length=1)] | None = None
     """Factors of the odds of categories, 0.001 to 1000: `{code: 3}` triples p / (1 - p)."""
     only_local: bool = False

@@ -37,10 +37,8 @@ def _in_utc(moment: datetime) -> datetime:
 
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-ArmName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}(:[A-Za-z0-9][A-Za-z0-9._-]{0,63})?$")]
-"""Name of an expert, or EXPERT:VARIANT."""
-ExpertPattern = Annotated[str, Field(pattern=r"^[A-Za-z0-9*][A-Za-z0-9*._:-]{0,128}$")]
-"""Name of an expert or variant, or a pattern in which `*` stands for any characters."""
+ExpertPattern = Annotated[str, Field(pattern=r"^[A-Za-z0-9*][A-Za-z0-9*._-]{0,128}$")]
+"""Name of an expert, or a pattern in which `*` stands for any characters."""
 Url = Annotated[str, Field(pattern=r"^https?://[^\s/]+"), AfterValidator(_reachable)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
@@ -71,13 +69,13 @@ class Policy(StrictModel):
     """Below this confidence the general expert answers. Default: the threshold that training found."""
     sticky_margin: Annotated[float, Field(ge=0)] = 0.2
     """A follow-up keeps its conversation's expert unless another one is better by more than this, in expected quality
-    minus price. The price of the prompt cache that would be lost is added, if `prices.cached_input` is declared."""
+    minus price."""
     cost_weight: Probability = 0.0
     """Weight of cost against quality: 0 best quality, 1 cheapest. It is the expected quality to give up for an expert
     that costs nothing instead of the most expensive one."""
     cost_weight_limits: tuple[Probability, Probability] = (0.0, 1.0)
     """Lowest and highest cost_weight that a request may set with the header x-coe-cost-weight."""
-    escalate_stuck_to: tuple[ArmName, ...] = ()
+    escalate_stuck_to: tuple[Name, ...] = ()
     """Experts that continue an agent's session that is stuck with another expert, the weakest first. A session is
     escalated once, to the next expert of the list. Default: none."""
     max_quality_loss: Probability = 0.02
@@ -92,9 +90,6 @@ class Policy(StrictModel):
     max_stream_hold: Annotated[float, Field(ge=0, le=600)] = 2.0
     """Longest time in seconds that a recipe holds a stream back after its first token, to compare answers. After that
     the best answer so far is streamed without further comparison."""
-    hedge: bool = False
-    """If an expert's stream starts later than 95 % of its recent ones, call the next expert too. The first to answer
-    wins."""
     timeout: Positive = 600.0
     """Seconds for a whole request. A request may set a smaller value with the header x-coe-timeout."""
     first_token_timeout: Positive = 120.0
@@ -235,8 +230,8 @@ class KeySpec(StrictModel):
     limits: KeyLimits = KeyLimits()
     """Limits of the key."""
     experts: Annotated[tuple[ExpertPattern, ...], Field(min_length=1, max_length=MAX_PATTERNS)] | None = None
-    """Experts that the key may use, by name or by a pattern with `*`, at most 100; an expert's name includes its
-    variants. All others are refused, and so are recipes that call one of them. Default: all experts."""
+    """Experts that the key may use, by name or by a pattern with `*`, at most 100. All others are refused, and so
+    are recipes that call one of them. Default: all experts."""
     only_local: bool = False
     """Requests of the key reach only experts that run locally: those whose server CoE starts, or declared with `local:
     true`. The routing log never stores their text."""

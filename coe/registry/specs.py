@@ -16,7 +16,7 @@ from pydantic import BeforeValidator, Field
 
 from coe.core import GENERAL
 from coe.registry.aliases import AUTO, POINT_PREFIX, AliasName, ModelNames, OperatingPoint
-from coe.registry.experts import ExpertSpec, ExpertVariant
+from coe.registry.experts import ExpertSpec
 from coe.registry.recipes import PROPOSED_PREFIX, ArmSpec, RecipeItems, RecipeSpec
 from coe.registry.rules import MAX_RULES, RuleSpec
 from coe.registry.runtimes import LOCAL_RUNTIMES, RUNTIMES
@@ -55,7 +55,6 @@ _CALLING_KEYS = (
     "max_attempts",
     "max_calls",
     "max_stream_hold",
-    "hedge",
     "timeout",
     "first_token_timeout",
     "response_timeout",
@@ -97,8 +96,8 @@ class Registry(StrictModel):
     recipes: RecipeItems = ()
     """Experts made of experts. The item `auto`, or `auto` alone, makes `coe plan` propose recipes."""
     aliases: dict[AliasName, str] = Field(default_factory=dict)
-    """Further values of `model`, and the model that each stands for: `auto`, an expert, a variant, a recipe or an
-    operating point. In an alias `*` stands for any characters, as in `gpt-*: auto`."""
+    """Further values of `model`, and the model that each stands for: `auto`, an expert, a recipe or an operating
+    point. In an alias `*` stands for any characters, as in `gpt-*: auto`."""
     operating_points: dict[Name, OperatingPoint] = Field(default_factory=dict)
     """Named trade-offs between quality and cost, which clients request as the model `coe/NAME`."""
     rules: Annotated[tuple[RuleSpec, ...], Field(max_length=MAX_RULES)] = ()
@@ -136,25 +135,11 @@ class Registry(StrictModel):
         return tuple(expert.name for expert in self.experts)
 
     @cached_property
-    def variants(self) -> tuple[ExpertVariant, ...]:
-        """The variants of all experts, in the order of the declaration."""
-        return tuple(ExpertVariant.of(expert, variant) for expert in self.experts for variant in expert.variants)
-
-    @cached_property
-    def single_arms(self) -> tuple[ExpertSpec, ...]:
-        """All that answers with one call: the experts, then their variants."""
-        return (*self.experts, *self.variants)
-
-    @cached_property
-    def single_names(self) -> tuple[str, ...]:
-        return tuple(arm.name for arm in self.single_arms)
-
-    @cached_property
     def _by_name(self) -> dict[str, ExpertSpec]:
-        return {arm.name: arm for arm in self.single_arms}
+        return {expert.name: expert for expert in self.experts}
 
     def expert(self, name: str) -> ExpertSpec:
-        """Return the declared expert or variant of this name. Raises KeyError."""
+        """Return the declared expert of this name. Raises KeyError."""
         return self._by_name[name]
 
     @cached_property
@@ -175,8 +160,8 @@ class Registry(StrictModel):
 
         Names that are declared, and recipes with members that are not, are left out. The digest stays that of the file.
         """
-        declared = {*self.single_names, *(recipe.name for recipe in self.declared_recipes)}
-        known = set(self.single_names)
+        declared = {*self.expert_names, *(recipe.name for recipe in self.declared_recipes)}
+        known = set(self.expert_names)
         added = [
             RecipeSpec(name=name, cascade=found, max_tokens=max_tokens.get(name, {}))
             for name, found in steps.items()
@@ -213,15 +198,15 @@ class Registry(StrictModel):
 
     @cached_property
     def arms(self) -> tuple[ExpertSpec | ArmSpec, ...]:
-        """All that routing may select: the experts, their variants, then the arms of the recipes. Columns of plans are
+        """All that routing may select: the experts, then the arms of the recipes. Columns of plans are
         in this order, but arms of chains and fuses come last."""
-        return (*self.single_arms, *self.recipe_arms)
+        return (*self.experts, *self.recipe_arms)
 
     @cached_property
     def plain_chat_arms(self) -> frozenset[str]:
         """All that may answer a chat without needs that fits into `plain_context` tokens; empty if that also depends on
-        the chat's fields or language, because variants, recipes or languages are declared."""
-        if self.variants or self.recipe_arms or self.restricts_languages:
+        the chat's fields or language, because recipes or languages are declared."""
+        if self.recipe_arms or self.restricts_languages:
             return frozenset()
         return frozenset(expert.name for expert in self.experts if "chat" in expert.supported_apis)
 
@@ -239,7 +224,7 @@ class Registry(StrictModel):
     def arm_names(self) -> tuple[str, ...]:
         """The names of all arms; also of recipes whose members are not declared, for the checks of a declaration."""
         arms = (recipe.arm(n) for recipe in self.declared_recipes for n in range(1, recipe.levels + 1))
-        return (*self.single_names, *arms)
+        return (*self.expert_names, *arms)
 
     @cached_property
     def _arm_by_name(self) -> dict[str, ExpertSpec | ArmSpec]:
@@ -257,8 +242,8 @@ class Registry(StrictModel):
 
     @cached_property
     def model_names(self) -> tuple[str, ...]:
-        """The names that a client may send as `model` besides `auto`: experts, variants and recipes."""
-        return (*self.single_names, *(recipe.name for recipe in self.declared_recipes))
+        """The names that a client may send as `model` besides `auto`: experts and recipes."""
+        return (*self.expert_names, *(recipe.name for recipe in self.declared_recipes))
 
     @property
     def listed_models(self) -> tuple[str, ...]:

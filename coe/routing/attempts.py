@@ -1,8 +1,8 @@
-"""Call the candidate experts until one sends a first chunk: fallback, retries and hedging.
+"""Call the candidate experts until one sends a first chunk: fallback and retries.
 
 All of this happens before the first byte goes to the client; after that, nothing is retried. A failed expert is retried
 on another replica, then the next candidate is called. When all have failed, the expert that may answer soonest is
-retried after a pause. Hedging calls the next candidate in parallel with a slow one (Dean & Barroso 2013).
+retried after a pause.
 """
 
 from __future__ import annotations
@@ -74,7 +74,6 @@ async def call_experts(
     max_attempts: int,
     deadline: float,
     attempts: Attempts,
-    hedge: bool = False,
 ) -> tuple[str, Reply]:
     """Call `experts` in order until one sends a first chunk, at most `max_attempts` times. Return its name and reply.
 
@@ -82,7 +81,6 @@ async def call_experts(
     - A failed expert with another ready replica is retried there before the next candidate is called.
     - When all have failed, the expert with the earliest Retry-After is retried then, if that is before `deadline`
       (event loop clock). A sole candidate that is unavailable is retried after a short pause.
-    - With `hedge`, a stream that starts later than the expert's 95th percentile is raced against another call.
 
     Raises at once if the first expert that judges the request rejects it. If others failed before with a transient
     error, a rejection is not final. When nothing is left to try, raises the most informative error.
@@ -96,11 +94,6 @@ async def call_experts(
             schedule.note_sole_expert(attempt)
             await asyncio.sleep(pause)
         schedule.start(attempt)
-        hedge_after = attempt.expert.health.ttft_p95 if hedge and call.stream else None
-        if hedge_after is not None:
-            if accepted := await _call_hedged(schedule, attempt, hedge_after):
-                return accepted
-            continue
         try:
             return attempt.expert.name, await attempt.expert.stream(attempt.call)
         except (ExpertError, InvalidRequest) as error:
@@ -154,33 +147,26 @@ class _Schedule:
             attempt = _Attempt(self._candidates.popleft(), call)
         return attempt
 
-    def next_hedge(self, attempt: _Attempt) -> _Attempt | None:
-        """Return the call to race against a slow attempt: another replica of the expert, or else the next candidate."""
-        if self._remaining and attempt.has_other_replica:
-            return attempt.retry(exclude=self._excluded)
-        return self.next()
-
-    def start(self, attempt: _Attempt, *, parallel: _Attempt | None = None) -> None:
-        """Count an attempt, which may run in parallel with another one."""
+    def start(self, attempt: _Attempt) -> None:
+        """Count an attempt."""
         self._remaining -= 1
         self._attempts.count += 1
-        self.note_sole_expert(attempt, parallel=parallel)
+        self.note_sole_expert(attempt)
 
-    def note_sole_expert(self, attempt: _Attempt, *, parallel: _Attempt | None = None) -> None:
+    def note_sole_expert(self, attempt: _Attempt) -> None:
         """Note in the attempts whether another expert can take over if this attempt fails."""
         self._attempts.sole_expert = ""
         if self._candidates:
             return
-        others = [parallel] if parallel else []
-        others += [failed for failed, error in self._retryable if error.request_sent and error.retry_after is not None]
-        if all(other.expert is attempt.expert for other in others):
+        if all(
+            other.expert is attempt.expert
+            for other, error in self._retryable
+            if error.request_sent and error.retry_after is not None
+        ):
             self._attempts.sole_expert = attempt.expert.name
 
-    def failed(self, attempt: _Attempt, error: _Failure, *, first_pending: bool = False) -> None:
-        """Note a failed attempt. Raises the error if no further attempt can help.
-
-        `first_pending`: the attempt is a hedge, and the first call of the race is still running.
-        """
+    def failed(self, attempt: _Attempt, error: _Failure) -> None:
+        """Note a failed attempt. Raises the error if no further attempt can help."""
         cause = "unsupported" if isinstance(error, InvalidRequest) else error.cause
         self._attempts.causes.setdefault(attempt.expert.name, cause)
         error.drop_frames()
@@ -190,7 +176,7 @@ class _Schedule:
         if isinstance(error, InvalidRequest):
             self._untranslatable = self._untranslatable or error
             return
-        if not error.retryable and not self._errors and not first_pending:
+        if not error.retryable and not self._errors:
             raise error
         self._errors.append(error)
         if error.retryable:
@@ -236,50 +222,3 @@ class _Schedule:
 def _report_rank(error: ExpertError) -> tuple[bool, int]:
     ranks = (rank for rank, kind in enumerate(_REPORT_PRIORITY) if isinstance(error, kind))
     return not error.request_sent, next(ranks, len(_REPORT_PRIORITY))
-
-
-class _Race:
-    """Up to two parallel calls for one request. The first reply wins; a later one is closed."""
-
-    def __init__(self) -> None:
-        self.finished = False
-        self.winner: tuple[_Attempt, Reply] | None = None
-
-    async def run(self, attempt: _Attempt) -> tuple[_Attempt, _Failure] | None:
-        """Make the call; keep its reply or close it before another task runs. Return a failed attempt's error."""
-        try:
-            reply = await attempt.expert.stream(attempt.call)
-        except (ExpertError, InvalidRequest) as error:
-            return attempt, error
-        if self.finished:
-            await reply.aclose()
-        else:
-            self.finished, self.winner = True, (attempt, reply)
-        return None
-
-
-async def _call_hedged(schedule: _Schedule, attempt: _Attempt, hedge_after: float) -> tuple[str, Reply] | None:
-    """Make the attempt, and a parallel one after `hedge_after` seconds. Return None if all of them failed."""
-    race = _Race()
-    tasks = [asyncio.create_task(race.run(attempt))]
-    try:
-        done, pending = await asyncio.wait(tasks, timeout=hedge_after)
-        if pending and (second := schedule.next_hedge(attempt)) is not None:
-            schedule.start(second, parallel=attempt)
-            tasks.append(asyncio.create_task(race.run(second)))
-            pending.add(tasks[-1])
-        while race.winner is None:
-            for failure in (task.result() for task in tasks if task in done):
-                if failure is not None:
-                    schedule.failed(*failure, first_pending=tasks[0] in pending)
-            if not pending:
-                return None
-            done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-        (winner, reply), race.winner = race.winner, None
-        return winner.expert.name, reply
-    finally:
-        race.finished = True
-        for task in tasks:
-            task.cancel()
-        if race.winner is not None:  # this task was cancelled, or the other call failed in a way that ends the request
-            await race.winner[1].aclose()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 
@@ -22,6 +22,7 @@ from coe.core import (
     CountsPending,
     Decision,
     Expert,
+    ExpertRule,
     Health,
     PendingCall,
     Prediction,
@@ -29,7 +30,6 @@ from coe.core import (
     RequestOptions,
     Router,
 )
-from coe.experts.variants import build_variants
 from coe.frozen import fast_init
 from coe.mapping import Assignment
 from coe.mapping.problem import relative_cost
@@ -38,15 +38,17 @@ from coe.retrieval.retrieval import Retrieval, RetrievalRequest, RetrievalResult
 from coe.routing.attempts import Attempts, call_experts
 from coe.routing.classification import Overlays
 from coe.routing.classifier import Classifier
-from coe.routing.continuity import ESCALATED_MARK, Continuity
 from coe.routing.conversation import Affinity, Conversation
 from coe.routing.decision import NO_PREVIOUS, Previous, decide, with_fallback
 from coe.routing.request_text import RoutedText
 from coe.routing.rules import Rules
+from coe.routing.stuck import escalation
 from coe.usage import RecipeLog
 
 NO_RETRIEVAL = RetrievalResult()
 NO_CONVERSATION = Conversation()
+ESCALATED_MARK = "!"
+"""End of an affinity entry of a session that was escalated."""
 
 
 @fast_init
@@ -84,8 +86,7 @@ class Composition:
         self.assignment_digest = assignment.digest[:16]
         self.experts = experts
         self.recipes = recipes or {}
-        self.variants = build_variants(registry, experts)
-        self._arms: dict[str, Expert] = {**experts, **self.variants, **self.recipes}
+        self._arms: dict[str, Expert] = {**experts, **self.recipes}
         self._routed_recipes = [self.recipes[name] for name in assignment.experts if name in self.recipes]
         specs = [registry.arm(name) for name in assignment.experts]
         self._expert_columns = [registry.expert_names.index(first_expert(spec)) for spec in specs]
@@ -113,7 +114,6 @@ class Composition:
             retrieves=self.retrieves,
             rules=self.rules,
         )
-        self.continuity = Continuity(registry, assignment=assignment, affinity=self.affinity, arms=self._arms)
 
     @property
     def routed_arms(self) -> tuple[str, ...]:
@@ -127,6 +127,17 @@ class Composition:
         """Prepare the document store for the first request; without documents nothing is done."""
         if self._retrieval is not None:
             await self._retrieval.warm()
+
+    async def find_previous(
+        self, chat: Chat, conversation: Conversation, routed: RoutedText, rule: ExpertRule | None
+    ) -> Previous:
+        """Return the expert of the conversation's last answer, and how the request relates to that answer."""
+        found = (await self.affinity.find(conversation) or "") if conversation.earlier else ""
+        expert, escalated = found.removesuffix(ESCALATED_MARK), found.endswith(ESCALATED_MARK)
+        if expert not in self._arms:
+            return Previous("", routed.continues, routed.in_loop)
+        escalate_to = "" if escalated or not routed.in_loop else escalation(chat, expert, self.registry, rule)
+        return Previous(expert, routed.continues, routed.in_loop, escalate_to, escalated)
 
     def assign(
         self,
@@ -193,10 +204,7 @@ class Composition:
             health = expert.health
             if not health.up or health.load >= 1:
                 impaired[name] = health
-        if impaired:  # variants and recipes are so only if one of their experts is
-            for variant in self.registry.variants:
-                if variant.variant_of in impaired:
-                    impaired[variant.name] = impaired[variant.variant_of]
+        if impaired:  # a recipe is so only if one of its experts is
             impaired |= {arm.name: arm.health for arm in self._routed_recipes}
         return impaired
 
@@ -257,8 +265,8 @@ class Composition:
     ) -> RoutedReply:
         """Call the candidates in order until one sends a first chunk, before `deadline` (event loop clock).
 
-        In a loop of tool calls the expert is neither hedged nor replaced by its stand-in: another one is called only
-        if it fails. Counts into `attempts`. The `prediction` helps recipes to weigh answers.
+        In a loop of tool calls the expert is not replaced by its stand-in: another one is called only if it fails.
+        Counts into `attempts`. The `prediction` helps recipes to weigh answers.
 
         Raises an ExpertError or InvalidRequest if none answers.
         """
@@ -266,8 +274,6 @@ class Composition:
         if self.recipes and not self.recipes.keys().isdisjoint(decision.candidates):
             attempts.recipe_log = RecipeLog()
         order = decision.candidates
-        if self.variants:
-            order = _one_arm_of_each_expert(order, self.registry)
         escalated = previous.escalated or decision.reason == "escalated"
         stays = previous.in_loop and previous.expert == decision.expert
         call = Call(
@@ -279,7 +285,6 @@ class Composition:
             headers=options.forwarded_headers,
             conversation=conversation.prefix,
             category=decision.category,
-            tenant=options.tenant or "",
             posterior=prediction.probabilities if prediction else None,
             deadline=deadline,
             recipe_log=attempts.recipe_log,
@@ -296,10 +301,9 @@ class Composition:
             max_attempts=1 if options.purpose == "score" else policy.max_attempts,  # its command retries, and counts
             deadline=deadline,
             attempts=attempts,
-            hedge=policy.hedge and not stays,
         )
         if expert != decision.expert:
-            decision = with_fallback(decision, expert, cause=attempts.causes.get(decision.expert, "hedged"))
+            decision = with_fallback(decision, expert, cause=attempts.causes[decision.expert])
         answered_by = f"{expert}{ESCALATED_MARK}" if escalated else expert
         self.affinity.put(conversation, answered_by)
         if "tools" in chat.needs:
@@ -312,7 +316,7 @@ class Composition:
         assert residency is not None
         return replace(
             call,
-            stand_in=self.registry.arm(stand_in).expert_name if stand_in else "",
+            stand_in=stand_in,
             wake_deadline=min(call.deadline, asyncio.get_running_loop().time() + residency.wait_timeout),
         )
 
@@ -320,7 +324,7 @@ class Composition:
 def _opening_experts(arm: ExpertSpec | ArmSpec) -> list[str]:
     """Return the names of the declared experts that an arm calls first: several if a recipe begins with several."""
     first = arm.members[: len(arm.steps[0])] if isinstance(arm, ArmSpec) else (arm,)
-    return [spec.expert_name for spec in first]
+    return [spec.name for spec in first]
 
 
 def first_expert(arm: ExpertSpec | ArmSpec) -> str:
@@ -334,11 +338,3 @@ def _counting_by_arm(registry: Registry, experts: Mapping[str, Expert]) -> dict[
         return {}
     counting = {name: expert for name, expert in experts.items() if isinstance(expert, CountsPending)}
     return {arm.name: [counting[name] for name in _opening_experts(arm) if name in counting] for arm in registry.arms}
-
-
-def _one_arm_of_each_expert(order: Sequence[str], registry: Registry) -> tuple[str, ...]:
-    """Drop further arms of the same expert, which would call the same server again after it failed."""
-    first: dict[str, str] = {}
-    for name in order:
-        first.setdefault(registry.arm(name).expert_name, name)
-    return tuple(first.values())

@@ -42,14 +42,12 @@ class Previous:
 
     `continues`: the request does not have its own topic (`RoutedText.continues`), so the expert stays whatever the
     utilities. `in_loop`: it has the results of tools that the answer called, so the expert stays also if overloaded.
-    `switching_cost` is the price of the prefix cache that another expert does not have, in expected quality.
     `escalate_to` is the expert that continues a stuck session, else empty. `escalated`: the session was stuck before.
     """
 
     expert: str = ""
     continues: bool = False
     in_loop: bool = False
-    switching_cost: float = 0.0
     escalate_to: str = ""
     escalated: bool = False
 
@@ -77,11 +75,11 @@ def decide(
     Candidates are eligible experts and recipe arms of measured quality; only those that speak the language, if any do.
     No expert that `rule` excludes is a candidate. A pinned expert or recipe is selected whatever its health; `recipe`
     (`RequestOptions.recipe`) pins one too, or excludes all. The `previous` expert of a conversation stays if the
-    request continues its task or is uncertain, or if no other is better by more than `sticky_margin` and the switching
-    cost. Otherwise an uncertain request (confidence below the threshold, declared or else trained) goes to the expert
-    of `general`, any other to the expert of highest utility. An expert that is down is replaced (a fallback); an
-    overloaded one is, if the other is worse by at most `max_quality_loss`. An eligible expert or arm that a rule of
-    experts.yaml has `named` is selected before all of these unless it is down.
+    request continues its task or is uncertain, or if no other is better by more than `sticky_margin`. Otherwise an
+    uncertain request (confidence below the threshold, declared or else trained) goes to the expert of `general`, any
+    other to the expert of highest utility. An expert that is down is replaced (a fallback); an overloaded one is, if
+    the other is worse by at most `max_quality_loss`. An eligible expert or arm that a rule of experts.yaml has `named`
+    is selected before all of these unless it is down.
 
     `extra_price`, shape (n_experts,) in units of quality, is added to the plan's expected prices; it is negative where
     passages are expected to add quality. An expert that `health_by_expert` lacks is up and idle. `uniform`, drawn from
@@ -94,8 +92,6 @@ def decide(
         return Decision(pinned, category, confidence, "pinned", (pinned,), rule=prediction.rule)
     utilities, prices = _utilities_and_prices(assignment, prediction, extra_price)
     eligible = eligible_arms(chat, registry, utilities, recipe, language=prediction.language, rule=rule, named=named)
-    if registry.variants:
-        utilities = _with_experts_of_variants(utilities, eligible, registry)
     if named in eligible:
         previous = Previous(named, continues=True, in_loop=True)  # stays whatever its utility and load
         utilities.setdefault(named, -math.inf)
@@ -168,22 +164,6 @@ def _utilities_and_prices(
     if extra_price is not None:
         utility, price = utility - extra_price, price + extra_price
     return dict(zip(names, utility.tolist(), strict=True)), dict(zip(names, price.tolist(), strict=True))
-
-
-def _with_experts_of_variants(
-    utilities: dict[str, float], eligible: Collection[str], registry: Registry
-) -> dict[str, float]:
-    """Give experts the utility of their variants, where a request cannot go to any arm that the plan allows.
-
-    A client's own parameter makes a variant ineligible; its expert then answers, with that parameter.
-    """
-    if any(np.isfinite(utilities[name]) for name in eligible if name in utilities):
-        return utilities
-    allowed = [one for one in registry.variants if np.isfinite(utilities.get(one.name, -np.inf))]
-    of_experts: dict[str, float] = {}
-    for one in allowed:
-        of_experts[one.variant_of] = max(utilities[one.name], of_experts.get(one.variant_of, -np.inf))
-    return {**utilities, **{name: value for name, value in of_experts.items() if name in utilities}}
 
 
 def with_fallback(decision: Decision, expert: str, *, cause: Cause) -> Decision:
@@ -278,7 +258,7 @@ def _prefer(
     best = ranked[0]
     if previous.expert in ranked:
         loss = utility[best] - utility[previous.expert]
-        if previous.continues or general or loss <= policy.sticky_margin + previous.switching_cost:
+        if previous.continues or general or loss <= policy.sticky_margin:
             return previous.expert, "sticky"
     return (general, "uncertain") if general in ranked else (best, "routed")
 

@@ -2,7 +2,7 @@
 
 A request may pin an expert or recipe. All others go to the experts that support its API, have the capabilities that it
 needs and enough context, and speak its language. An `ExpertRule` (API key or header) excludes experts before all this:
-no expert that it excludes becomes a candidate, as a fallback, hedge, stand-in or member of a recipe either.
+no expert that it excludes becomes a candidate, as a fallback, stand-in or member of a recipe either.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ import numpy as np
 
 from coe.core import NO_RECIPE, OPTIONAL_CAPABILITIES, TEXT_APIS, UNDETERMINED, Capability, Chat, ExpertRule
 from coe.errors import Forbidden, InvalidRequest, ModelNotFound, ThreadUnsupported
-from coe.experts.variants import contradiction
-from coe.registry import AUTO, ArmSpec, ExpertSpec, ExpertVariant, Registry
-from coe.registry.access import is_named
+from coe.registry import AUTO, ArmSpec, ExpertSpec, Registry
+from coe.registry.aliases import matches
 
 MAX_CHARACTERS_PER_TOKEN = 8
 """No tokenizer exceeds this on real text, so a longer chat certainly does not fit into the context."""
@@ -36,17 +35,17 @@ def only_local(rule: ExpertRule | None) -> ExpertRule:
 def exclusion(rule: ExpertRule, arm: ExpertSpec | ArmSpec) -> Exclusion:
     """Return why a rule excludes an expert or arm. A recipe is excluded if the rule excludes any expert that it calls,
     its judge included."""
-    called = arm.called if isinstance(arm, ArmSpec) else (arm,)
-    if (names := rule.experts) is not None and not all(any(is_named(one, name) for name in names) for one in called):
+    called, names = arm.called if isinstance(arm, ArmSpec) else (arm,), rule.experts
+    if names is not None and not all(any(matches(name, one.name) for name in names) for one in called):
         return "key"
     return "not_local" if rule.only_local and not all(one.is_local for one in called) else ""
 
 
 def excluded_experts(registry: Registry, rule: ExpertRule | None) -> dict[str, Exclusion]:
-    """Return the experts and variants that a rule excludes, and why."""
+    """Return the experts that a rule excludes, and why."""
     if rule is None:
         return {}
-    return {spec.name: why for spec in registry.single_arms if (why := exclusion(rule, spec))}
+    return {spec.name: why for spec in registry.experts if (why := exclusion(rule, spec))}
 
 
 def permitted_models(registry: Registry, rule: ExpertRule | None) -> tuple[str, ...]:
@@ -98,7 +97,7 @@ def pinned_arm(chat: Chat, registry: Registry, recipe: str, rule: ExpertRule | N
     else:
         model = chat.model
         check_model(model, registry, rule)
-        if recipe not in ("", model) and not (recipe == NO_RECIPE and model in registry.single_names):
+        if recipe not in ("", model) and not (recipe == NO_RECIPE and model in registry.expert_names):
             message = f"model {model!r} and x-coe-recipe {recipe!r} contradict each other: send model {AUTO!r}"
             raise InvalidRequest(message, param="x-coe-recipe")
     pinned = registry.arm_of_model[model]
@@ -139,12 +138,11 @@ def eligible_arms(
 def _eligible_experts(chat: Chat, registry: Registry, rule: ExpertRule | None, named: str) -> list[str]:
     """Return the names of the eligible experts; for embeddings only the `named` one. Raises InvalidRequest if none can
     take the chat, Forbidden if the rule excludes all."""
-    permitted = registry.single_arms if rule is None else _permitted_experts(registry, rule)
+    permitted = registry.experts if rule is None else _permitted_experts(registry, rule)
     eligible = [spec.name for spec in permitted if not ineligibility(chat, spec)]
     if not eligible:
         reasons = "; ".join(ineligibility(chat, spec) for spec in permitted)
-        experts = [spec for spec in permitted if not isinstance(spec, ExpertVariant)] or list(permitted)
-        experts.sort(key=lambda expert: expert.name != registry.general_expert)
+        experts = sorted(permitted, key=lambda expert: expert.name != registry.general_expert)
         message = f"no expert can take this request: {reasons}{_remedy(chat, experts)}"
         raise InvalidRequest(message, code="no_capable_expert")
     if chat.api == "embeddings" and len(eligible) > 1:
@@ -158,8 +156,8 @@ def _eligible_experts(chat: Chat, registry: Registry, rule: ExpertRule | None, n
 
 
 def _permitted_experts(registry: Registry, rule: ExpertRule) -> tuple[ExpertSpec, ...]:
-    """Return the experts and variants that a rule does not exclude. Raises Forbidden if there is none."""
-    permitted = tuple(spec for spec in registry.single_arms if not exclusion(rule, spec))
+    """Return the experts that a rule does not exclude. Raises Forbidden if there is none."""
+    permitted = tuple(spec for spec in registry.experts if not exclusion(rule, spec))
     if permitted:
         return permitted
     if rule.only_local:
@@ -203,7 +201,7 @@ def _remedy(chat: Chat, specs: Sequence[ExpertSpec | ArmSpec]) -> str:
             needed = ", ".join(sorted(spec.capabilities | (chat.needs - OPTIONAL_CAPABILITIES)))
             return (
                 f". If its model supports this, say so in experts.yaml: add `capabilities: [{needed}]` to the expert "
-                f"{spec.expert_name!r}{'' if len(specs) == 1 else ' or another'}"
+                f"{spec.name!r}{'' if len(specs) == 1 else ' or another'}"
             )
     if not any(_fits(chat, spec) for spec in specs):
         return ". Shorten the chat, or raise `context_length` of an expert in experts.yaml if its model takes more"
@@ -264,7 +262,7 @@ def check_model(model: str, registry: Registry, rule: ExpertRule | None = None, 
 
 
 def _exists(model: str, registry: Registry, rule: ExpertRule | None) -> bool:
-    """Return whether an expert, variant, recipe or arm is declared and not excluded by the list of the API key."""
+    """Return whether an expert, recipe or arm is declared and not excluded by the list of the API key."""
     arm = registry.arm_of_model.get(model)
     return arm is not None and (rule is None or exclusion(rule, registry.arm(arm)) != "key")
 
@@ -304,12 +302,8 @@ def ineligibility(chat: Chat, spec: ExpertSpec | ArmSpec) -> str:
     if isinstance(spec, ArmSpec):
         if reason := single_expert_reason(chat):
             return f"{spec.name}: {reason}"
-        if reason := next(filter(None, (_contradicted(chat, member) for member in spec.members)), ""):
-            return reason
     elif chat.api not in spec.supported_apis and not (chat.api in _TRANSLATED_APIS and "chat" in spec.supported_apis):
         return f"{spec.name} does not support the {chat.api} API"
-    elif isinstance(spec, ExpertVariant) and (reason := _contradicted(chat, spec)):
-        return reason
     if chat.needs and (missing := _missing_capabilities(chat, spec)):
         return f"{spec.name} has no {', no '.join(sorted(missing))}"
     if not _fits(chat, spec):
@@ -322,11 +316,3 @@ def ineligibility(chat: Chat, spec: ExpertSpec | ArmSpec) -> str:
 def _fits(chat: Chat, spec: ExpertSpec | ArmSpec) -> bool:
     """Return whether a chat may fit into the context of an expert or arm."""
     return chat.characters <= spec.context_length * MAX_CHARACTERS_PER_TOKEN
-
-
-def _contradicted(chat: Chat, spec: ExpertSpec) -> str:
-    """Return why a variant cannot take a chat that sets one of its parameters otherwise; empty if it can."""
-    if not isinstance(spec, ExpertVariant) or not (field := contradiction(chat, spec)):
-        return ""
-    remedy = f"leave {field} out of the request, or request {spec.variant_of!r}"
-    return f"{spec.name} sets {field} to another value than the request; {remedy}"

@@ -78,7 +78,7 @@ def _logged_rule(composition: Composition, record: RoutingRecord) -> ExpertRule 
     """Return a rule that excludes the experts that the logged request excluded; None without any."""
     if not record.excluded and not record.only_local:
         return None
-    names = (name for name in composition.registry.single_names if name not in record.excluded)
+    names = (name for name in composition.registry.expert_names if name not in record.excluded)
     return ExpertRule(record.key or "", tuple(names), record.only_local)
 
 

@@ -10,8 +10,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from coe import json_text
-from coe.core import Chat
+from coe.core import Chat, ExpertRule
+from coe.registry import AUTO, Registry
 from coe.routing.conversation import newest_turn
+from coe.routing.eligibility import exclusion
 
 MAX_STEPS = 40
 """Messages or items before the newest turn that are compared."""
@@ -25,6 +27,16 @@ _ERROR = re.compile(
 )
 _NUMBER = re.compile(r"0x[0-9a-f]+|\d+(?:\.\d+)?", re.IGNORECASE)
 _EDIT = re.compile(r"edit|patch|write|replace|create|insert|apply", re.IGNORECASE)
+
+
+def escalation(chat: Chat, expert: str, registry: Registry, rule: ExpertRule | None) -> str:
+    """Return the expert that continues the session if it is stuck with this one: the next declared one that the rule
+    permits; empty if there is none."""
+    declared = registry.policy.escalate_stuck_to
+    following = declared[declared.index(expert) + 1 :] if expert in declared else declared
+    if rule is not None:
+        following = tuple(name for name in following if not exclusion(rule, registry.arm(name)))
+    return following[0] if following and chat.model == AUTO and is_stuck(chat) else ""
 
 
 def is_stuck(chat: Chat) -> bool:

@@ -206,7 +206,7 @@ def access_of(
     """The Access of a declaration and the issued keys over `limiter`. `routed` are the arms of recipes that routing may
     select."""
     spec = access_with(registry, issued)
-    prices = {expert.name: expert.prices for expert in registry.single_arms}
+    prices = {expert.name: expert.prices for expert in registry.experts}
     recipes = {recipe.name: _with_caps_in_force(recipe, registry) for recipe in registry.declared_recipes}
     recipes |= {arm.name: recipes[arm.recipe] for arm in registry.recipe_arms}
 

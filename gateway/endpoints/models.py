@@ -54,7 +54,7 @@ SCHEMAS["Models"]["properties"] |= {"has_more": BOOLEAN, "first_id": TEXT_OR_NUL
 
 
 class Models:
-    """`/v1/models`: `auto`, operating points, experts, variants, recipes, and the aliases that are not patterns."""
+    """`/v1/models`: `auto`, operating points, experts, recipes, and the aliases that are not patterns."""
 
     def __init__(self, parts: Parts) -> None:
         self._current, self._declaration = parts.current, parts.settings.config
@@ -129,5 +129,5 @@ def _context_length(model: str, registry: Registry, rule: ExpertRule | None) -> 
     """Tokens that fit. Routing selects an expert with enough context, so the largest permitted one counts."""
     if model != AUTO:
         return registry.arm(registry.arm_of_model[model]).context_length
-    permitted = [arm for arm in registry.single_arms if rule is None or not exclusion(rule, arm)]
+    permitted = [arm for arm in registry.experts if rule is None or not exclusion(rule, arm)]
     return max((arm.context_length for arm in permitted), default=0)

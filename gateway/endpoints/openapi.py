@@ -49,7 +49,6 @@ _ROUTING: Mapping[str, tuple[str, str, Schema]] = {
     "x-coe-overhead-ms": ("Overhead", "Milliseconds until the decision.", {"type": "number", "minimum": 0}),
     "x-coe-retrieval": ("Retrieval", _RETRIEVAL_TEXT, TEXT),
     "x-coe-recipe": ("Recipe", "The recipe, where one was called.", TEXT),
-    "x-coe-variant": ("Variant", "The variant of the expert that answers, where it is one.", TEXT),
     "x-coe-steps": ("Steps", "Number of steps of the recipe that began.", {"type": "integer", "minimum": 1}),
     "x-coe-calls": ("Calls", "Number of calls of the recipe to experts.", {"type": "integer", "minimum": 1}),
     "x-coe-dropped": (

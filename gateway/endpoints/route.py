@@ -73,7 +73,7 @@ class _Decisions:
         composition = serving.composition
         routed, prediction = await composition.classifier.classify(chat, options.tenant, options.rule, options.rules)
         conversation = read_conversation(chat, options, routed.requests)
-        previous = await composition.continuity.find(chat, conversation, routed, options)
+        previous = await composition.find_previous(chat, conversation, routed, options.rule)
         decision = composition.assign(chat, prediction, options, previous=previous)
         probabilities = zip(composition.router.categories, prediction.probabilities.tolist(), strict=True)
         explained = {}

@@ -18,8 +18,8 @@ RESERVED_DESCRIPTORS = 64
 MAX_CLIENTS = 16_384
 """Client connections of one worker process; further ones wait to be accepted."""
 CLIENT_SHARE = 0.4
-"""Share of the remaining descriptors for client connections. A request needs one of these and one to its expert, or two
-if it is hedged. Health checks and idle connections need the rest."""
+"""Share of the remaining descriptors for client connections. A request needs one of these and one to its expert. Health
+checks and idle connections need the rest."""
 REMEDY = "raise it: `ulimit -n 65536`, or LimitNOFILE=65536 in systemd"
 
 _log = logging.getLogger("gateway")

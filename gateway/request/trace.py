@@ -18,7 +18,6 @@ from coe.errors import ExpertError, RequestError
 from coe.experts.http.sse import EVENT_STREAM
 from coe.experts.translation.expert import TRANSLATED_APIS, dropped_parts, is_translated
 from coe.registry import ExpertSpec
-from coe.registry.experts import VARIANT_SEPARATOR
 from coe.retrieval.retrieval import RetrievalResult
 from coe.routing.attempts import Attempts
 from coe.routing.composition import NO_RETRIEVAL, RoutedReply
@@ -196,7 +195,7 @@ class Trace:
 
     @property
     def expert(self) -> str:
-        """The expert or variant that answers or failed last, empty without a decision. For a recipe, the member
+        """The expert that answers or failed last, empty without a decision. For a recipe, the member
         that answers, or else the arm."""
         if self.decision is None:
             return ""
@@ -228,8 +227,7 @@ class Trace:
         """Return the headers to send before the answer begins, once no other expert can take over."""
         decided, sole = self.decision, self.attempts.sole_expert
         if decided is not None and sole != decided.expert:
-            cause = self.attempts.causes.get(decided.expert, "hedged")
-            self.decision = with_fallback(decided, sole, cause=cause)
+            self.decision = with_fallback(decided, sole, cause=self.attempts.causes[decided.expert])
         try:
             return self.headers()
         finally:
@@ -237,9 +235,8 @@ class Trace:
 
     def _add_decision(self, found: list[tuple[bytes, bytes]], decision: Decision) -> None:
         """Add the headers about the decision and its calls."""
-        expert, _, variant = self.expert.partition(VARIANT_SEPARATOR)
         found += (
-            (b"x-coe-expert", expert.encode()),
+            (b"x-coe-expert", self.expert.encode()),
             (b"x-coe-category", decision.category.encode()),
             (b"x-coe-confidence", b"%.3f" % decision.confidence),
             (b"x-coe-reason", decision.reason.encode()),
@@ -251,8 +248,6 @@ class Trace:
             found.append((b"x-coe-language", self.prediction.language.encode()))
         if decision.rule:
             found.append((b"x-coe-rule", decision.rule.encode()))
-        if variant:
-            found.append((b"x-coe-variant", variant.encode()))
         if decision.fallback_from:
             found.append((b"x-coe-fallback-from", decision.fallback_from.encode()))
         if decision.cause:

@@ -41,10 +41,10 @@ def test_every_page_is_in_the_navigation() -> None:
     [
         (None, "x", "names no language"),
         ("brainfuck", "x", "is not checked"),
-        ("yaml", "policy: {hegde: true}", "unknown key 'hegde'; did you mean 'hedge'?"),
+        ("yaml", "policy: {timeuot: 9}", "unknown key 'timeuot'; did you mean 'timeout'?"),
         ("yaml", "policy: {timeout: -1}", "greater than 0"),
-        ("yaml", "polcy: {hedge: true}", "neither experts.yaml nor"),
-        ("yaml", "policy: {hedge: [}", "no YAML"),
+        ("yaml", "polcy: {timeout: 9}", "neither experts.yaml nor"),
+        ("yaml", "policy: {timeout: [}", "no YAML"),
         ("yaml", "experts: [{name: a, model: m, runtime: external}]", "needs a base_url"),
         ("yaml", "- {name: a, model: m, runtime: vlm}", "runtime"),
         ("yaml", "assignment: {general: a}\nexperts: [{name: b, model: m, runtime: vllm}]", "unknown expert 'a'"),
@@ -93,7 +93,7 @@ def test_a_wrong_snippet_fails(language: str | None, text: str, why: str) -> Non
 @pytest.mark.parametrize(
     ("language", "text"),
     [
-        ("yaml", "policy: {hedge: true}"),
+        ("yaml", "policy: {timeout: 9}"),
         ("yaml", "experts:\n  - {name: a, model: m, runtime: litellm, api_key: '${KEY}'}"),
         ("yaml", "- {name: billing, description: Invoices, examples: [a, b]}"),
         ("yaml", "assignment: {general: a, code: b}"),

@@ -62,8 +62,7 @@ async def test_at_the_connection_limit_no_connection_is_opened_if_all_are_in_use
         assert await whole(client, target, b"{}") == b"ok"
 
 
-@pytest.mark.parametrize("hedge", [False, True])
-async def test_a_descriptor_shortage_is_not_retried_and_is_no_server_failure(full: list[int], hedge: bool) -> None:
+async def test_a_descriptor_shortage_is_not_retried_and_is_no_server_failure(full: list[int]) -> None:
     registry = registry_of("a", "b")
     call = Call({"messages": []}, True, 5, 5)
     async with Client() as session:
@@ -72,7 +71,7 @@ async def test_a_descriptor_shortage_is_not_retried_and_is_no_server_failure(ful
             attempts = Attempts()
             with pytest.raises(OutOfDescriptors) as caught:
                 await call_experts(
-                    call, list(experts.values()), max_attempts=3, deadline=float("inf"), attempts=attempts, hedge=hedge
+                    call, list(experts.values()), max_attempts=3, deadline=float("inf"), attempts=attempts
                 )
             assert attempts.count == 0
     assert len(full) == 12

@@ -23,7 +23,7 @@ from coe.errors import (
 from coe.experts import build_experts
 from coe.experts.http.client import Client
 from coe.experts.http.expert import HttpExpert
-from coe.experts.outcomes import MAX_CONSECUTIVE_FAILURES, MIN_SAMPLES
+from coe.experts.outcomes import MAX_CONSECUTIVE_FAILURES
 from coe.experts.replicas import LOAD_BOUND, Replica, ReplicatedExpert, preferred_replica
 from coe.experts.translation.expert import TranslatedExpert
 from coe.registry import ExpertSpec
@@ -308,15 +308,6 @@ def test_without_a_declared_limit_an_expert_is_overloaded_if_every_replica_has_a
     assert expert.health.load == 0
     expert.replicas[1].queue_length = 1
     assert expert.health.load == 1
-
-
-async def test_the_p95_of_the_first_token_is_known_after_enough_streams() -> None:
-    expert, _, _ = made(WHOLE)
-    for _ in range(MIN_SAMPLES - 1):
-        await whole(expert)
-    assert expert.health.ttft_p95 is None
-    await whole(expert)
-    assert expert.health.ttft_p95 == 0.0
 
 
 def test_an_address_is_shown_without_credentials() -> None:

@@ -199,9 +199,8 @@ def test_an_expert_whose_requests_others_answer_raises_an_alarm() -> None:
 def test_old_failures_and_client_errors_raise_no_alarm() -> None:
     now = time.time()
     old = [record(f"o{n}", time=now - 7_200, expert="coder", cause="timeout") for n in range(50)]
-    hedged = [record(f"h{n}", time=now, expert="painter", fallback_from="coder", cause="hedged") for n in range(50)]
     rejected = [record(f"r{n}", time=now, expert="coder", cause="rejected") for n in range(50)]
-    assert alarms(*old, *hedged, *rejected) == []
+    assert alarms(*old, *rejected) == []
 
 
 async def test_requests_of_different_experts_do_not_wait_for_each_other_to_be_named() -> None:

@@ -43,23 +43,17 @@ EXPERTS = [
     {"name": "coder", "capabilities": ["tools"], "apis": APIS, **EXTERNAL, "local": True},
     {"name": "tiny", "model": "m", "runtime": "transformers"},
     {"name": "painter", "capabilities": ["images"], "apis": APIS, **EXTERNAL},
-    {
-        "name": "generalist",
-        "apis": APIS,
-        **EXTERNAL,
-        "variants": [{"name": "low", "parameters": {"reasoning_effort": "low"}}],
-    },
+    {"name": "generalist", "apis": APIS, **EXTERNAL},
 ]
 RECIPES = [
     {"name": "mixed", "cascade": ["coder", "generalist"], "audit_rate": 1.0},
     {"name": "graded", "cascade": ["coder", "tiny"], "signal": "judge", "judge": "painter"},
     {"name": "inside", "cascade": ["tiny", "coder"], "audit_rate": 1.0},
-    {"name": "written", "chain": ["tiny", "generalist:low"]},
+    {"name": "written", "chain": ["tiny", "generalist"]},
 ]
 LOCAL = {"coder", "tiny"}
-REMOTE_MODELS = ("painter", "generalist", "generalist:low", "mixed", "graded", "written")
+REMOTE_MODELS = ("painter", "generalist", "mixed", "graded", "written")
 POLICY = {
-    "hedge": True,
     "exploration": {"rate": 0.5, "max_quality_loss": 1.0},
     "escalate_stuck_to": ["generalist"],
     "max_attempts": 5,
@@ -81,7 +75,7 @@ def measured(registry: Registry) -> Assignment:
 
 class FaultyExpert:
     """An expert that fails at random, and notes the texts that reach it. Its breaker opens and closes at random, it is
-    often full, and every stream is late, so that requests are hedged."""
+    often full."""
 
     def __init__(self, name: str, chance: random.Random) -> None:
         self.name = name
@@ -90,7 +84,7 @@ class FaultyExpert:
 
     @property
     def health(self) -> Health:
-        return Health(self._chance.random() < 0.7, self._chance.choice((0.0, 0.5, 1.0, 2.0)), 2, 0.0)
+        return Health(self._chance.random() < 0.7, self._chance.choice((0.0, 0.5, 1.0, 2.0)), 2)
 
     async def stream(self, call: Call) -> ScriptedReply:
         text = str(call.fields)
@@ -139,7 +133,7 @@ async def answered(composition: Composition, chat: Chat, options: RequestOptions
         else:
             routed, prediction = await composition.classifier.classify(chat, None)
             conversation = read_conversation(chat, options)
-            previous = await composition.continuity.find(chat, conversation, routed, options)
+            previous = await composition.find_previous(chat, conversation, routed, options.rule)
             decision = composition.assign(chat, prediction, options, previous=previous)
         extra: dict[str, Any] = {} if previous is None else {"previous": previous}
         deadline = asyncio.get_running_loop().time() + 60
@@ -213,7 +207,7 @@ async def test_the_header_keeps_a_request_on_local_experts_and_its_text_out_of_t
         assert (await send_chat(gateway, headers={**MARKED, "x-coe-only-local": "false"})).status == 200
         marked, public = gateway.records
         assert (marked.only_local, marked.prompt, marked.left_out) == (True, None, ())
-        assert marked.excluded == ("painter", "generalist", "generalist:low")
+        assert marked.excluded == ("painter", "generalist")
         assert (public.only_local, public.prompt, public.excluded) == (False, "hello general", ())
         assert (marked.limited, public.limited) == (True, False)
 
@@ -259,14 +253,14 @@ async def test_operations_that_pass_through_and_embeddings_obey_the_mark() -> No
 async def test_a_key_sees_and_uses_only_its_experts() -> None:
     async with gateway_of(keyed(aliases={"gpt-*": "painter", "claude": "painter"})) as gateway:
         listed = await gateway.post("/v1/models", method="GET", headers=headers_of("alice"))
-        assert [one["id"] for one in listed.json["data"]] == ["auto", "coder", "generalist", "generalist:low", "mixed"]
+        assert [one["id"] for one in listed.json["data"]] == ["auto", "coder", "generalist", "mixed"]
         one = await gateway.post("/v1/models/painter", method="GET", headers=headers_of("alice"))
         assert one.status == 404
         assert "painter" not in one.error["message"].partition("known:")[2]
         for model in ("painter", "tiny", "graded", "inside", "written"):
             refused = await send_chat(gateway, model=model, headers=headers_of("alice"))
             assert (refused.status, refused.error["code"]) == (404, "model_not_found")
-            assert "permitted: auto, coder, generalist, generalist:low, mixed" in refused.error["message"]
+            assert "permitted: auto, coder, generalist, mixed" in refused.error["message"]
         by_alias = await send_chat(gateway, model="gpt-4o", headers=headers_of("alice"))
         assert (by_alias.status, "painter" in by_alias.error["message"]) == (404, False)
         routed = await send_chat(gateway, "art", headers=headers_of("alice"))  # the plan's expert is painter
@@ -296,7 +290,7 @@ async def test_the_header_cannot_lift_the_rule_of_a_key() -> None:
         assert (await send_chat(gateway, headers=headers)).headers["x-coe-expert"] == "coder"
         assert (await send_chat(gateway, model="generalist", headers=headers)).status == 403
         both = await send_chat(gateway, headers=headers_of("alice", **{"x-coe-only-local": "true"}))
-        assert gateway.records[-1].excluded == ("tiny", "painter", "generalist", "generalist:low")
+        assert gateway.records[-1].excluded == ("tiny", "painter", "generalist")
         assert both.headers["x-coe-expert"] == "coder"
 
 
@@ -409,6 +403,6 @@ async def test_a_key_without_the_expensive_experts_does_not_reserve_their_prices
 async def test_the_explanation_of_a_decision_names_what_is_excluded_and_why() -> None:
     async with gateway_of(declared()) as gateway:
         answer = await send_chat(gateway, headers={**MARKED, "x-coe-explain": "1"}, path="/v1/route")
-        assert answer.json["excluded"] == dict.fromkeys(("painter", "generalist", "generalist:low"), "not_local")
+        assert answer.json["excluded"] == dict.fromkeys(("painter", "generalist"), "not_local")
         assert set(answer.json["candidates"]) == LOCAL
         assert "excluded" not in (await send_chat(gateway, headers=MARKED, path="/v1/route")).json

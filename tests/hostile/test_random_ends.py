@@ -42,7 +42,7 @@ FAULTS = (
 )
 NAMES = tuple(fault.replace(":", "-") for fault in FAULTS)
 PATHS = ("/v1/chat/completions", "/v1/chat/completions", "/v1/messages", "/v1/responses", "/v1/route", "/v1/embeddings")
-MODELS = ("auto", "auto", "auto", *NAMES, "good:low", "panel", "steps", "nobody")
+MODELS = ("auto", "auto", "auto", *NAMES, "panel", "steps", "nobody")
 LIMITS: tuple[dict[str, Any], ...] = (
     {},
     {"requests_per_minute": 100_000, "concurrent_requests": 3},
@@ -65,13 +65,11 @@ def declared(url: str, *, limits: Sequence[dict[str, Any]] = LIMITS, apis: Seque
     ]
     for expert in experts:
         expert |= {"concurrent_requests": 1, "prices": {"input": 1.0, "output": 1.0}} | ({"apis": apis} if apis else {})
-    experts[0]["variants"] = [{"name": "low", "parameters": {"max_tokens": 5}}]
     return registry_of(
         experts=experts,
         assignment={"code": "slow-start", "art": "drips", "general": "good"},
         recipes=[{"name": "panel", "vote": ["good", "silent"]}, {"name": "steps", "cascade": ["torn", "good"]}],
         policy={
-            "hedge": True,
             "first_token_timeout": 0.3,
             "response_timeout": 0.3,
             "stream_idle_timeout": 0.2,
@@ -163,8 +161,6 @@ async def test_requests_that_end_at_random_leave_nothing_behind(seed: int, upstr
     rng, registry = random.Random(seed), declared(upstream.url)
     async with Client() as session:
         experts = build_experts(registry, {}, session=session)
-        for one in experts.values():
-            one.first_token_times.p95 = 0.02  # so that streams are hedged
         async with gateway_of(registry, real_experts=experts) as gateway:
             listener, state = open_listener("127.0.0.1", 0, stalled_after=60), gateway.app.state
             port = listener.getsockname()[1]

@@ -100,7 +100,6 @@ ON_0 = {"device": "gpu0"}
         ),
         (devices(50), {"large": {"runtime": "ollama", "sleep_level": 1}}, "cannot sleep at level 1; write 2"),
         (devices(50, wait_timeout=5, max_wait=30), {}, r"wait_timeout must be at least max_wait \(30\)"),
-        (devices(50), {"policy": {"hedge": True}}, "residency needs hedge: false"),
         (devices(50), {"large": {"replicas": 2}}, "has one server; leave out `replicas` or `residency`"),
         (None, {"large": {"pinned": True}}, "declare `residency`"),
         (None, {"budget": {"memory_gb": 45}}, "raise it, or declare `residency`"),

@@ -12,8 +12,7 @@ from coe.core import Call
 from coe.errors import ExpertBusy, ExpertRejected, ExpertTimeout
 from coe.learning.evaluation.scoring_run import StopScoring
 from coe.learning.tuning.spending import MeteredExpert, Spending, worst_price
-from coe.registry import ExpertSpec, ExpertVariant
-from coe.registry.experts import VariantSpec
+from coe.registry import ExpertSpec
 from tests.fakes import ScriptedReply
 from tests.score.answering import AnsweringExpert, completion
 
@@ -57,10 +56,6 @@ def test_a_server_without_declared_prices_may_cost_anything() -> None:
     unknown = ExpertSpec.model_validate(known.model_dump(exclude={"prices"}, exclude_defaults=True))
     assert known.has_known_price
     assert not unknown.has_known_price
-    low, high = ({"name": name, "parameters": {"reasoning_effort": name}} for name in ("low", "high"))
-    variants = [VariantSpec.model_validate(one) for one in (low, high | {"prices": {"input": 1}})]
-    assert [ExpertVariant.of(unknown, one).has_known_price for one in variants] == [False, True]
-    assert ExpertVariant.of(known, variants[0]).has_known_price
 
 
 async def test_a_call_that_could_break_the_budget_does_not_start() -> None:

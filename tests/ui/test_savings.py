@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.anyio, needs_browser]
 
 ROWS = [
     {"expert": "coder", "quality": 0.71, "difference": 0.08, "error": 0.012, "dollars": 40.0, "saved": 27.5},
-    {"expert": "coder:low", "quality": 0.80, "difference": -0.01, "error": 0.004, "dollars": 10.0, "saved": -2.5},
+    {"expert": "coder-low", "quality": 0.80, "difference": -0.01, "error": 0.004, "dollars": 10.0, "saved": -2.5},
 ]
 
 
@@ -41,7 +41,7 @@ async def test_the_card_shows_the_bill_the_comparison_and_what_is_not_known(brow
         await expect(card.get_by_text("290 of 300 requests in 7 days")).to_be_visible()
         rows = card.locator("tbody tr")
         await expect(rows.nth(0)).to_have_text("coder$40$27.50.710+0.080 ± 0.012")
-        await expect(rows.nth(1)).to_have_text("coder:low$10−$2.50.800−0.010 ± 0.004")
+        await expect(rows.nth(1)).to_have_text("coder-low$10−$2.50.800−0.010 ± 0.004")
         await expect(card.get_by_text("nothing is known of new")).to_be_visible()
         await check_accessible(page)
         await check_no_sideways_scroll(page)

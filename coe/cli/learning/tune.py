@@ -107,7 +107,7 @@ def tune(
 
 
 def _answering(registry: Registry, settings: Settings, *, yes: bool) -> list[ExpertSpec]:
-    """The experts that answer, with their variants. Asks whether to continue without the others.
+    """The experts that answer. Asks whether to continue without the others.
 
     Raises DataError if fewer than two answer, and ExpertUnavailable if one does not and `yes` excludes the question.
     """
@@ -117,7 +117,7 @@ def _answering(registry: Registry, settings: Settings, *, yes: bool) -> list[Exp
     for finding in findings:
         if not finding.ok:
             print_error(finding.sentence)
-    answering = [spec for spec in registry.single_arms if spec.expert_name not in dead]
+    answering = [spec for spec in registry.experts if spec.name not in dead]
     if len(answering) < 2:
         raise DataError("tune: a plan needs two experts that answer; declare more, or correct those of experts.yaml")
     if names := ", ".join(dead):

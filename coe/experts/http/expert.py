@@ -84,7 +84,7 @@ class HttpExpert:
             headers = {**headers, "content-type": form}
         sent = self._streamed(call) if self._queues and not call.stream else call
         response: Response | None = None
-        record, held = SentCall(call.arm or self.name), HeldAnswer(call.memory)
+        record, held = SentCall(self.name), HeldAnswer(call.memory)
         limit = asyncio.get_running_loop().time() + call.first_token_timeout
         try:
             response = await self._accepted(sent, headers, limit, record)
@@ -167,11 +167,6 @@ class HttpExpert:
         if left_out := self._left_out(call, fields):
             fields = {name: value for name, value in fields.items() if name not in left_out}
         defaults = self._defaults[call.api]
-        if call.parameters is not None:
-            defaults = {
-                **applicable_defaults(defaults, call.parameters),
-                **API_FORMATS[call.api].defaults(call.parameters),
-            }
         body = {**applicable_defaults(defaults, fields), **fields, MODEL: self._model}
         if add_usage:
             body["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}

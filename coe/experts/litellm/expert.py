@@ -79,7 +79,7 @@ class LitellmExpert:
             arguments["extra_headers"] = headers
         reply = _StreamedReply(self, call) if call.stream else _JsonReply(self, call)
         await self._import()
-        record = SentCall(call.arm or self.name, usage=reply.usage)
+        record = SentCall(self.name, usage=reply.usage)
         call.sent.append(record)
         try:
             async with asyncio.timeout(call.first_token_timeout) as limit:

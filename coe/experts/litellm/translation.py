@@ -35,10 +35,7 @@ def litellm_arguments(call: Call, spec: ExpertSpec) -> dict[str, Any]:
         raise InvalidRequest(message, param="model", code="unsupported_api")
     api_format = API_FORMATS[call.api]
     fields = {name: call.fields[name] for name in FIELDS[call.api] & call.fields.keys()}
-    parameters = spec.parameters
-    if call.parameters is not None:
-        parameters = {**applicable_defaults(parameters, call.parameters), **call.parameters}
-    arguments = {**applicable_defaults(api_format.defaults(parameters), fields), **fields}
+    arguments = {**applicable_defaults(api_format.defaults(spec.parameters), fields), **fields}
     if spec.system_prompt:
         arguments |= api_format.system_prompt_fields(arguments, spec.system_prompt)
     if call.api == "chat" and call.stream:

@@ -61,7 +61,7 @@ class RecipeExpert:
 
     @property
     def health(self) -> Health:
-        """Up while a member of the first step is up; its load is the largest of theirs. A recipe is never hedged."""
+        """Up while a member of the first step is up; its load is the largest of theirs."""
         first = [member.health for member in self._first]
         up = any(one.up for one in first)
         return Health(up, max(one.load for one in first), cause="" if up else first[0].cause)

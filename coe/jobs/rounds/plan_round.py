@@ -211,12 +211,12 @@ def _measure(job: Job, folder: Path | None, benchmark: str | None) -> _Measured:
     table, probes = split_probes(
         data,
         categories=router.categories,
-        experts=job.registry.single_names,
+        experts=job.registry.expert_names,
         posteriors=lambda texts: np.stack([found.probabilities for found in router.predict(texts)]),
         arms=_measured_arms(job, folder, data),
     )
     contents = orjson.dumps((declared, data.digest, hashlib.sha256(data.scores.tobytes()).hexdigest()))
-    columns = [data.models.index(name) for name in job.registry.single_names]
+    columns = [data.models.index(name) for name in job.registry.expert_names]
     fitted = fit_pseudo_count(data.categories, data.scores[:, columns])
     weighting = Weighting(pseudo_count=min(fitted, MAX_PSEUDO_COUNT))
     return _Measured(hashlib.sha256(contents).hexdigest(), table, probes, weighting)
@@ -228,7 +228,7 @@ def _measured_arms(job: Job, folder: Path, data: Quality) -> dict[str, Array]:
     They are measured as `coe plan` does: on each prompt by a policy that was fitted on other prompts, with the share of
     streams and the uses of requests that the plan in use counted. Raises DataError where an arm cannot be measured.
     """
-    arms = [name for name in job.columns if name not in job.registry.single_names]
+    arms = [name for name in job.columns if name not in job.registry.expert_names]
     if not arms:
         return {}
     planned = {job.registry.arm(name).recipe for name in arms}  # type: ignore[union-attr]
@@ -241,7 +241,7 @@ def _measured_arms(job: Job, folder: Path, data: Quality) -> dict[str, Array]:
         data,
         job.registry,
         rows=rows,
-        experts=job.registry.single_names,
+        experts=job.registry.expert_names,
         categories=job.in_use.router.categories,
         only=recipes,
         streamed=job.in_use.policies.streamed,

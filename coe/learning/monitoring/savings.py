@@ -61,7 +61,7 @@ def savings(
 ) -> dict[str, Any]:
     """Return the comparison on the logged requests of planned categories; JSON-able, dollars of all these requests.
 
-    `effective` is the assignment in use. `always` has a row for each expert and variant that the plan measured:
+    `effective` is the assignment in use. `always` has a row for each expert that the plan measured:
     `difference` is the plan's quality less the expert's, with its standard `error`; `saved` are the expert's dollars
     less the plan's.
     """
@@ -70,7 +70,7 @@ def savings(
     rows = [row for row, name in enumerate(planned.categories) if present.get(name) in planned.experts]
     categories = [planned.categories[row] for row in rows]
     requests = np.array([sum(logged.requests[name, arm] for arm in _arms(logged)) for name in categories], np.float64)
-    known = {*registry.single_names, *plan.arms(registry)}
+    known = {*registry.expert_names, *plan.arms(registry)}
     columns = [column for column, name in enumerate(planned.experts) if name in known]
     names = [planned.experts[column] for column in columns]
     dollars = _dollars(logged, plan, registry, categories, names)
@@ -80,13 +80,13 @@ def savings(
     as_planned = np.array([plan.assignment.choice[plan.assignment.categories.index(name)] for name in categories])
     is_planned = as_planned == np.array([present[name] for name in categories])
     report = _compared(part, dollars, requests, chosen, is_planned)
-    singles = [(column, name) for column, name in enumerate(names) if name in registry.single_names]
+    singles = [(column, name) for column, name in enumerate(names) if name in registry.expert_names]
     return {
         "requests": int(requests.sum()),
         "unplanned": int(sum(logged.requests.values()) - requests.sum()),
         "plan": report["plan"],
         "always": [{"expert": name, **report["always"][column]} for column, name in singles],
-        "unmeasured": [name for name in registry.single_names if name not in names],
+        "unmeasured": [name for name in registry.expert_names if name not in names],
     }
 
 
@@ -112,7 +112,7 @@ def _dollars(
     if cost is None or then is None:
         return np.full((len(categories), len(names)), np.nan)
     rows = [problem.categories.index(name) for name in categories]
-    arms = [name for name in names if name not in registry.single_names]
+    arms = [name for name in names if name not in registry.expert_names]
     members = [[names.index(one) for one in problem.members[arm]] for arm in arms]
     calls = [problem.uses.calls.get(arm, np.ones((len(problem.categories), 1)))[rows] for arm in arms]
     before = then[np.ix_(rows, [problem.experts.index(name) for name in names])]

@@ -49,11 +49,11 @@ class Spend:
 
     def __init__(self, registry: Registry, by: Sequence[Dimension]) -> None:
         self._by = tuple(by)
-        self._prices = {arm.name: arm.prices for arm in registry.single_arms}
+        self._prices = {arm.name: arm.prices for arm in registry.experts}
         self._total = Amounts()
         self._rows: dict[tuple[str, ...], Amounts] = {}
         self._audits = Amounts()
-        self._without_price = frozenset(arm.name for arm in registry.single_arms if not arm.has_known_price)
+        self._without_price = frozenset(arm.name for arm in registry.experts if not arm.has_known_price)
         self._not_compared = [spec.name for spec in registry.experts if not spec.has_known_price]
         self._always = {spec.name: 0.0 for spec in registry.experts if spec.has_known_price}
         self._compared, self._compared_dollars = 0, 0.0

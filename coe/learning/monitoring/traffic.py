@@ -21,7 +21,7 @@ from coe.records.record import RoutingRecord
 MAX_SAMPLE = 5_000
 """Requests of each side that are kept for drift tests: the first of the reference, the latest of the last day."""
 CONFIDENCE_BINS = 10
-_CAUSES_WITHOUT_FAULT: frozenset[Cause] = frozenset({"rejected", "unsupported", "asleep", "hedged", "gateway_limit"})
+_CAUSES_WITHOUT_FAULT: frozenset[Cause] = frozenset({"rejected", "unsupported", "asleep", "gateway_limit"})
 """Causes that do not count against an expert."""
 
 

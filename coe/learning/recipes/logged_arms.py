@@ -49,10 +49,8 @@ class LoggedArms:
     """
 
     def __init__(self, registry: Registry) -> None:
-        self._specs = {name: registry.expert(name) for name in registry.single_names}
-        self._waiting = {
-            name for name, spec in self._specs.items() if registry.devices_of(registry.expert(spec.expert_name))
-        }
+        self._specs = {name: registry.expert(name) for name in registry.expert_names}
+        self._waiting = {name for name, spec in self._specs.items() if registry.devices_of(spec)}
         self._categories = {name: row for row, name in enumerate(registry.category_names)}
         self._plans: dict[str, dict[tuple[str, str], dict[str, list[float]]]] = {}
 

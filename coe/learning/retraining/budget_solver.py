@@ -7,8 +7,7 @@ exploration, and would get no more ratings.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,31 +58,8 @@ def declared_problem(
     experts = table.experts[: len(table.experts) - len(recipes.arms)]
     single = declared_uses(registry, table.categories, experts, measured=measured_uses)
     budget = Budget(**registry.budget.model_dump())
-    members, calls = _hosted_members(registry, experts, recipes)
-    uses = replace(single.joined(recipes.uses, len(recipes.arms)), calls=calls)
-    return Problem.of(table, quality=pinned, uses=uses, budget=budget, weights=weights, members=members)
-
-
-def _hosted_members(
-    registry: Registry, experts: Sequence[str], recipes: RecipeColumns
-) -> tuple[dict[str, tuple[str, ...]], dict[str, Array]]:
-    """Return the declared experts that each variant and arm calls, and the mean calls of each by category.
-
-    A variant is a call of its expert; the calls of several variants of one expert are added, unless `recipes` are those
-    of a published plan, whose calls are by expert already.
-    """
-    called = {name: (name,) for name in experts if registry.expert(name).expert_name != name} | recipes.members
-    members, calls = {}, {}
-    for arm, names in called.items():
-        owners = [registry.expert(name).expert_name for name in names]
-        members[arm] = tuple(dict.fromkeys(owners))
-        if arm in recipes.uses.calls:
-            made = recipes.uses.calls[arm]
-            if made.shape[1] > len(members[arm]):
-                parts = [made[:, [one == owner for one in owners]].sum(axis=1) for owner in members[arm]]
-                made = np.column_stack(parts)
-            calls[arm] = made
-    return members, calls
+    uses = single.joined(recipes.uses, len(recipes.arms))
+    return Problem.of(table, quality=pinned, uses=uses, budget=budget, weights=weights, members=recipes.members)
 
 
 PRICE_SAMPLE_SIZE = 4000

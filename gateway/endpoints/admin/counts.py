@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from coe.registry import Registry
@@ -53,14 +52,13 @@ class Counts:
     def bounds(self, name: str) -> tuple[float, ...]:
         return self._families[name].bounds if name in self._families else ()
 
-    def buckets(self, name: str, *label_sets: tuple[str, ...]) -> list[int]:
-        """Observations in each bucket of a histogram, summed over these sets of labels; the last bucket is for values
-        above all bounds."""
+    def buckets(self, name: str, labels: tuple[str, ...]) -> list[int]:
+        """Observations in each bucket of a histogram; the last bucket is for values above all bounds."""
         family = self._families.get(name)
         if family is None:
             return []
-        cells = [family.cells[labels][:-1] for labels in label_sets if labels in family.cells]
-        return [int(sum(counts)) for counts in zip([0] * (len(family.bounds) + 1), *cells, strict=True)]
+        empty = [0.0] * (len(family.bounds) + 2)
+        return [int(count) for count in family.cells.get(labels, empty)[:-1]]
 
 
 def stats_of(counts: Counts, registry: Registry) -> dict[str, Any]:
@@ -90,7 +88,7 @@ def stats_of(counts: Counts, registry: Registry) -> dict[str, Any]:
 
 
 def expert_stats(counts: Counts, registry: Registry) -> dict[str, dict[str, Any]]:
-    """Return requests by outcome, tokens, cost and state of each expert, its variants included."""
+    """Return requests by outcome, tokens, cost and state of each expert."""
     outcomes = counts.by_two_labels("coe_requests_total", 2, 3)
     replicas = counts.by_two_labels("coe_breaker_state", 0, 1)
     tokens = counts.by_two_labels("coe_tokens_total", 0, 1)
@@ -99,15 +97,14 @@ def expert_stats(counts: Counts, registry: Registry) -> dict[str, dict[str, Any]
     waiting, switches = counts.by_label("coe_expert_waiting"), counts.by_label("coe_expert_switches")
     found = {}
     for name in registry.expert_names:
-        arms = [name, *(variant.name for variant in registry.variants if variant.variant_of == name)]
         found[name] = {
-            "outcomes": _summed(outcomes, arms),
-            "fallbacks": int(sum(fallbacks.get(arm, 0) for arm in arms)),
+            "outcomes": _integers(outcomes.get(name, {})),
+            "fallbacks": int(fallbacks.get(name, 0)),
             "in_flight": int(in_flight.get(name, 0)),
             "replicas": {address: _STATES[int(state)] for address, state in replicas.get(name, {}).items()},
-            "first_byte": counts.buckets("coe_first_byte_seconds", *((arm,) for arm in arms)),
-            "tokens": _summed(tokens, arms),
-            "cost": round(sum(cost.get(arm, 0.0) for arm in arms), 6),
+            "first_byte": counts.buckets("coe_first_byte_seconds", (name,)),
+            "tokens": _integers(tokens.get(name, {})),
+            "cost": round(cost.get(name, 0.0), 6),
         }
         if name in tiers:
             found[name] |= {
@@ -116,14 +113,6 @@ def expert_stats(counts: Counts, registry: Registry) -> dict[str, dict[str, Any]
                 "switches": int(switches[name]),
             }
     return found
-
-
-def _summed(cells: Mapping[str, Mapping[str, float]], names: Sequence[str]) -> dict[str, int]:
-    """The sums over several names of counts by a second label."""
-    total: Counter[str] = Counter()
-    for name in names:
-        total.update(_integers(cells.get(name, {})))
-    return dict(total)
 
 
 def failed(outcomes: Mapping[str, int]) -> int:

@@ -222,7 +222,6 @@ def _declared(spec: ExpertSpec) -> dict[str, Any]:
         "languages": None if spec.languages is None else sorted(spec.languages),
         "prices": {"input": spec.prices.input, "output": spec.prices.output, "cached_input": spec.prices.cached},
         "system_prompt": spec.system_prompt is not None,
-        "variants": [variant.name for variant in spec.variants],
     }
 
 
@@ -234,7 +233,6 @@ def _state(serving: Serving, name: str, stats: Mapping[str, Any]) -> dict[str, A
         "up": health.up,
         "load": health.load,
         "failing": _failing(expert),
-        "p95_s": health.ttft_p95,
         "replicas": _replicas(expert, stats["replicas"]),
         "requests": sum(stats["outcomes"].values()),
         "failed": failed(stats["outcomes"]),

@@ -148,7 +148,7 @@ def _served_map(serving: Serving, stored: _StoredPlan | None) -> dict[str, Any]:
     """Categories and experts in the order of experts.yaml, followed by those in service that it no longer declares."""
     assignment = serving.composition.assignment
     categories = _ordered(assignment.categories, serving.registry.category_names)
-    experts = _ordered(assignment.experts, serving.registry.single_names)
+    experts = _ordered(assignment.experts, serving.registry.expert_names)
     rows = [assignment.categories.index(name) for name in categories]
     columns = [assignment.experts.index(name) for name in experts]
     quality, price = (table[np.ix_(rows, columns)] for table in (assignment.quality, assignment.price))
@@ -230,7 +230,7 @@ def _uses(
     Unknown uses are null, and so is a use that the plan knows of no expert.
     """
     known_arms = stored.plan.arms(registry)
-    used = (*registry.single_names, *(name for name in experts if name in known_arms))
+    used = (*registry.expert_names, *(name for name in experts if name in known_arms))
     declared, weights = stored.plan.uses(registry, categories, used), _weights(stored, categories)
     columns = [used.index(name) if name in used else -1 for name in experts]
 

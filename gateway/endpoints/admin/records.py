@@ -160,7 +160,7 @@ def choices(registry: Registry) -> dict[str, list[str]]:
     """The values that filters and labels may have."""
     return {
         "category": list(registry.category_names),
-        "expert": list(registry.single_names),
+        "expert": list(registry.expert_names),
         "reason": list(get_args(Reason)),
         "outcome": ["ok", "aborted", *_error_codes()],
     }

@@ -64,7 +64,6 @@ const CAUSES = {
   rejected: "it rejected the request",
   unsupported: "it does not speak the API of the request",
   asleep: "it was not loaded in time",
-  hedged: "another expert began to answer first",
   gateway_limit: "the gateway had no file descriptor or memory left",
   circuit_open: "it had failed too often",
 };

@@ -38,8 +38,7 @@ class WritingExpert:
 
     @property
     def health(self) -> Health:
-        """Up while the last member and one of the first step are; its load is the largest of theirs. A recipe is never
-        hedged."""
+        """Up while the last member and one of the first step are; its load is the largest of theirs."""
         first, last = [member.health for member in self._first], self._last.health
         up = last.up and any(one.up for one in first)
         cause = first[0].cause if last.up else last.cause
