@@ -73,9 +73,8 @@ class Writer:
             asked = self._instruction()
             form: Form = self._rng.choice((self._plain, self._sections))
         else:
-            shares: dict[Form, int] = {self._plain: 14, self._beside_passage: 7, self._polite: 18, self._with_rules: 11}
-            shares |= {self._letter: 3, self._in_program: 7, self._quoted: 3, self._examples: 8, self._history: 6}
-            shares |= {self._sections: 42}
+            shares: dict[Form, int] = {self._plain: 14, self._beside_passage: 7, self._polite: 18}
+            shares |= {self._with_rules: 11, self._sections: 42}
             asked, form = [(self._request(), REQUEST)], self._rng.choices([*shares], [*shares.values()])[0]
         return [piece if isinstance(piece, tuple) else (piece, FRAME) for piece in form(asked)]
 
@@ -184,77 +183,6 @@ class Writer:
         lead = self._either("Please follow these guidelines:", "Rules:", "Requirements:", "Your answer must:", "Note:")
         rules = f"{lead}\n{self._list(self._rng.randint(3, 8))}" if self._chance(0.3) else self._some(1, 4, "answers")
         return [before, *asked, self._either("\n", "\n\n", " "), rules]
-
-    def _letter(self, asked: list[Piece]) -> list[Piece | str]:
-        subject = (
-            f"Subject: {self._either('a quick question', 'help', '(no subject)')}\n\n" if self._chance(0.4) else ""
-        )
-        opening = self._either("Dear team,", "Hi,", "Hello,", "Dear Sir or Madam,", "Good afternoon,") + self._either(
-            "\n\n", "\n"
-        )
-        name = self._either(
-            "Tomasz Wieczorek", "Maria", "J. Smith\nSales", "Anna Berg\nOffice 12\nTel. 555 0132", "Dr. K. Rao"
-        )
-        closing = (
-            f"{self._some(0, 2, 'greetings', 'thanks')}\n\n{self._either('Kind regards', 'Best', 'Cheers')},\n{name}"
-        )
-        gap = self._either(" ", "\n\n", "\n")
-        return [subject, opening, self._some(1, 3, "greetings"), gap, *asked, self._either("\n\n", " ", "\n"), closing]
-
-    def _in_program(self, asked: list[Piece]) -> list[Piece | str]:
-        """A record, an object or a comment."""
-        question = (asked[0][0].replace("\n", " "), REQUEST)
-        task, key = self._one("tasks", "answers"), self._one("request_labels")
-        mark, bar = self._either("# ", "// ", "-- "), self._either(";", ",", "|", "\t")
-        forms: tuple[list[Piece | str], ...] = (
-            [f'{{"task": "{task}", "{key}": "', question, '"}'],
-            [
-                f'{{"{key}": "',
-                question,
-                f'", "{self._one("material_labels")}": "',
-                (self._passage(300), MATERIAL),
-                '"}',
-            ],
-            [f"{mark}{task}\n{mark}{self._either('Question: ', '', 'TODO: ')}", question, "\nanswer ="],
-            [f'{self._either("question", "prompt", "text")} = "', question, '"\ncontext = ""'],
-            [
-                f"{self._either('Question', 'Exercise', 'No.', '')} {self._rng.randint(1, 40)}. ",
-                *asked,
-                f" [3 marks]\n\n{task}",
-            ],
-            [f"---\nkind: qa\n{key}: |\n  ", question, "\ntone: neutral"],
-            [f"| Field | Value |\n|---|---|\n| {key} | ", question, f" |\n| tone | friendly |\n{task}"],
-            [f'id{bar}created{bar}text{bar}reply\n20418{bar}2026-11-03{bar}"', question, f'"{bar}'],
-        )
-        return self._rng.choice(forms)
-
-    def _quoted(self, asked: list[Piece]) -> list[Piece | str]:
-        mark = self._either('"', "“", "'", "")
-        ending = "\n" + self._some(1, 2, "answers") if self._chance(0.4) else ""
-        return [self._one("quoting") + mark, *asked, "”" if mark == "“" else mark, ending]
-
-    def _examples(self, asked: list[Piece]) -> list[Piece | str]:
-        question, answer = (
-            self._either("Q", "Question", "Input", "User", "Query"),
-            self._either("A", "Answer", "Output"),
-        )
-        parts: list[Piece | str] = [self._some(1, 2, "tasks", "roles") + "\n\n"] if self._chance(0.5) else []
-        for _ in range(self._rng.randint(1, 4)):
-            reply = self._either("yes", "Paris", "42", "B", self._passage()[:90])
-            parts += self._block("colon", question, [(self._request()[:200], MATERIAL)])
-            parts += [*self._block("colon", answer, [(reply, MATERIAL)]), "\n"]
-        return [*parts, *self._block("colon", question, asked), f"{answer}:"]
-
-    def _history(self, asked: list[Piece]) -> list[Piece | str]:
-        speakers = ("User", "Assistant"), ("Human", "AI"), ("user", "bot"), ("Customer", "Agent")
-        user, assistant = self._rng.choice(speakers)
-        parts: list[Piece | str] = [self._one("histories") + self._either("\n", "\n\n")] if self._chance(0.6) else []
-        for _ in range(self._rng.randint(1, 4)):
-            said = self._request()[:200] if self._chance(0.6) else self._one("greetings")
-            parts += self._block("colon", user, [(said, MATERIAL)])
-            parts += self._block("colon", assistant, [(self._passage()[: self._rng.choice((30, 80, 200))], MATERIAL)])
-        ending = self._either(f"{assistant}:", "\n" + self._one("replies"), "")
-        return [*parts, *self._block("colon", user, asked), ending]
 
     def _sections(self, asked: list[Piece]) -> list[Piece | str]:
         """The parts of a template: introduction, context, rules, fields, and the request."""
