@@ -24,10 +24,11 @@ from coe.mapping import Assignment, Consequence, EffectivePlan, effective_plan, 
 from coe.mapping.problem import declared_assignment
 from coe.registry import Category, Registry, load, load_text
 from coe.registry.yaml_source import read_text
-from coe.retrieval import DocumentStore, EncoderId, open_store
 from coe.retrieval.gate import GATE_FILE, Gate, OutdatedGate
 from coe.retrieval.ingest.indexing import TokenizingEncoder, encoder_id
+from coe.retrieval.passages import EncoderId
 from coe.retrieval.retrieval import Retrieval
+from coe.retrieval.store import DocumentStore, open_store
 from coe.routing.classification import OVERLAYS_FILE, Overlay, Overlays
 from coe.runtime.api_keys import with_admin_key
 from coe.runtime.kept_state import KeptState

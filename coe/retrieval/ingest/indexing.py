@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from coe.core import Encoder
 from coe.retrieval.ingest.chunking import Chunker, Tokenizer
-from coe.retrieval.passages import Document, DocumentKey, DocumentStore, EncoderId
+from coe.retrieval.passages import Document, DocumentKey, EncoderId
+from coe.retrieval.store import DocumentStore
 
 WRITE_BATCH_CHUNKS = 256
 """Chunks in one write, or a few more: the chunks of a document are written together."""

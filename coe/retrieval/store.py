@@ -1,8 +1,8 @@
-"""Document store in a folder, with LanceDB: one table for each version of the index, with vectors and full text.
+"""The document store: a LanceDB folder with one table for each version of the index, with vectors and full text.
 
-A file points to the current version. Any number of processes may search; writers take a lock. New rows
-are compared one by one until they are indexed. Writes therefore update the indexes when too many rows are unindexed,
-and closing a writer indexes all rows.
+A file points to the current version. Any number of processes may search; writers take a lock. New rows are compared one
+by one until they are indexed. Writes therefore update the indexes when too many rows are unindexed, and closing a
+writer indexes all rows.
 """
 
 from __future__ import annotations
@@ -14,16 +14,17 @@ import secrets
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import timedelta
+from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.errors import RetrievalError
-from coe.retrieval.lancedb import rows
-from coe.retrieval.lancedb.rows import search_table
+from coe.errors import ConfigError, IndexMismatch, RetrievalError, pip_install
+from coe.retrieval import rows
 from coe.retrieval.passages import (
     Collection,
     Document,
@@ -31,8 +32,8 @@ from coe.retrieval.passages import (
     EncoderId,
     Passage,
     Vector,
-    check_encoder,
 )
+from coe.retrieval.search import search_table
 
 if TYPE_CHECKING:
     from lancedb import AsyncConnection
@@ -55,8 +56,30 @@ REINDEX_SHARE = 0.01
 DOCUMENTS_PER_PAGE = 500
 
 
-class LanceStore:
-    """A DocumentStore in `folder`, which the first write creates. One process writes at a time; others wait for it."""
+def open_store(url: str, *, base: Path, encoder: EncoderId) -> DocumentStore:
+    """Open the store at `url` for vectors of `encoder`; relative folders start at `base`.
+
+    Raises ConfigError for an invalid address.
+    """
+    parts = urlsplit(url)
+    folder = unquote(parts.path.removeprefix("/"))
+    if parts.scheme != "lancedb" or parts.netloc or parts.query or parts.fragment or not folder.strip("/"):
+        raise ConfigError(
+            "retrieval.store: the address does not name one folder; write lancedb:///FOLDER (relative to the state "
+            "folder) or lancedb:////absolute/folder"
+        )
+    if find_spec("lancedb") is None:
+        raise ConfigError(f"retrieval.store: lancedb is not installed; install it: {pip_install('documents')}")
+    return DocumentStore(base / folder, encoder)
+
+
+class DocumentStore:
+    """A writable Retriever in a folder, which the first write creates. One process writes at a time; others wait.
+
+    It is opened for one encoder. Every method raises RetrievalError as `search` does. Methods that read or write
+    vectors raise IndexMismatch; `collections`, `digests`, `documents`, `delete` and `rebuilding` work for an index of
+    any encoder.
+    """
 
     def __init__(self, folder: Path, encoder: EncoderId, *, version: str | None = None) -> None:
         """`version` names the table of a draft; by default, the folder's pointer does."""
@@ -81,6 +104,7 @@ class LanceStore:
             return await search_table(table, text, vector, collections=collections, tenant=tenant, limit=limit)
 
     async def collections(self) -> Sequence[Collection]:
+        """Return all collections, ordered by name and tenant."""
         counts: dict[tuple[str, str], list[int]] = {}
         async for batch in self._scan(["collection", "tenant", "position"]):
             for row in batch:
@@ -90,10 +114,12 @@ class LanceStore:
         return [Collection(name, tenant or None, *count) for (name, tenant), count in sorted(counts.items())]
 
     async def digests(self, collection: str, tenant: str | None = None) -> Mapping[str, str]:
+        """Return document id -> digest of one tenant's part of a collection."""
         where = f"position = 0 AND {rows.owned(collection, tenant)}"
         return {row["document"]: row["digest"] async for batch in self._scan(rows.DIGESTS, where) for row in batch}
 
     async def documents(self) -> AsyncIterator[Document]:
+        """Iterate over all documents of all tenants."""
         keys = [row async for batch in self._scan(rows.KEYS, "position = 0") for row in batch]
         for start in range(0, len(keys), DOCUMENTS_PER_PAGE):
             page = [rows.key(row) for row in keys[start : start + DOCUMENTS_PER_PAGE]]
@@ -114,7 +140,11 @@ class LanceStore:
     # ------------------------------------------------------------------------------------------------------- writing
 
     async def upsert(self, documents: Sequence[Document], vectors: NDArray[np.float32]) -> None:
-        """Write documents as `DocumentStore.upsert` does, in one commit: a search sees all of them or none."""
+        """Add documents, replacing those with the same keys. Keys must be unique among `documents`.
+
+        `vectors` (n_chunks, dimensions), float32, holds the rows of all their chunks in order. They are written in one
+        commit: a search sees all of them or none.
+        """
         if not documents:
             return
         with self._mapped_errors():
@@ -132,6 +162,7 @@ class LanceStore:
                 await self._update_indexes(table)
 
     async def delete(self, keys: Sequence[DocumentKey]) -> int:
+        """Delete documents and return how many existed."""
         with self._mapped_errors():
             async with self._writing():
                 table = await self._table()
@@ -145,11 +176,15 @@ class LanceStore:
                 return count
 
     @asynccontextmanager
-    async def rebuilding(self) -> AsyncIterator[LanceStore]:
-        """Rebuild the index as `DocumentStore.rebuilding` does. Other writers wait until the block ends."""
+    async def rebuilding(self) -> AsyncIterator[DocumentStore]:
+        """Create a new, empty version of the index for this store's encoder.
+
+        It replaces the current version, atomically and for every process, when the block ends without an error. Until
+        then searches use the current version, and other writers wait.
+        """
         async with self._writing():
             version = _new_version()
-            draft = LanceStore(self._folder, self._encoder, version=version)
+            draft = DocumentStore(self._folder, self._encoder, version=version)
             try:
                 with self._mapped_errors():
                     await self._drop_other_versions()
@@ -212,8 +247,13 @@ class LanceStore:
     async def _checked_table(self) -> AsyncTable | None:
         """Return the table, made by this store's encoder; None before the first write. Raises IndexMismatch."""
         table = await self._table()
-        if self._open is not None:
-            check_encoder(str(self._folder), indexed=self._open[2], current=self._encoder)
+        if self._open is not None and self._open[2] != self._encoder:
+            indexed, current = self._open[2], self._encoder
+            raise IndexMismatch(
+                f"{self._folder}: its vectors are of encoder {indexed.digest} ({indexed.dimensions} dimensions), the "
+                f"router in use has {current.digest} ({current.dimensions}); run `coe index rebuild`, which embeds all "
+                "documents"
+            )
         return table
 
     async def _table(self) -> AsyncTable | None:
