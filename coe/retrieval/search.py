@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.retrieval import rows
-from coe.retrieval.passages import MAX_PASSAGES, Passage, Vector
+from coe.retrieval.passages import Passage, Vector
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -39,13 +39,11 @@ _FOUND = ["id", "text", "source", "title", "collection"]
 async def search_table(
     table: AsyncTable, text: str, vector: Vector, *, collections: Sequence[str], tenant: str | None, limit: int
 ) -> Sequence[Passage]:
-    """Search a table as `Retriever.search` does. Raises ValueError for an invalid `limit`.
+    """Search a table as `Retriever.search` does.
 
     Row ids are never reused, so a concurrent delete only removes candidates. The vector index is quantised; the
     returned scores are exact.
     """
-    if not 1 <= limit <= MAX_PASSAGES:
-        raise ValueError(f"a search returns 1 to {MAX_PASSAGES} passages, not {limit}")
     count, where = max(MIN_CANDIDATES, 2 * limit), rows.visible(collections, tenant)
     nearest = table.vector_search(vector).distance_type("cosine").nprobes(NPROBES).where(where)
     matching = table.query().nearest_to_text(text[:MAX_QUERY_CHARACTERS], columns=["text"]).where(where)

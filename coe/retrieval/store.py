@@ -14,6 +14,7 @@ import secrets
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import timedelta
+from importlib import import_module
 from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
@@ -54,6 +55,8 @@ MAX_INDEX_SEGMENTS = 2
 REINDEX_SHARE = 0.01
 """Share of all chunks that a store must have written for it to rebuild the vector index when it closes."""
 DOCUMENTS_PER_PAGE = 500
+LOCK_TIMEOUT_SECONDS = 30.0
+_POLL_SECONDS = 0.02
 
 
 def open_store(url: str, *, base: Path, encoder: EncoderId) -> DocumentStore:
@@ -85,7 +88,6 @@ class DocumentStore:
         """`version` names the table of a draft; by default, the folder's pointer does."""
         self._folder = folder
         self._encoder = encoder
-        self._pointer = VersionPointer(folder / "current")
         self._version = version
         self._connection: AsyncConnection | None = None
         self._written_chunks = 0
@@ -145,8 +147,6 @@ class DocumentStore:
         `vectors` (n_chunks, dimensions), float32, holds the rows of all their chunks in order. They are written in one
         commit: a search sees all of them or none.
         """
-        if not documents:
-            return
         with self._mapped_errors():
             async with self._writing():
                 table = await self._checked_table() or await self._create()
@@ -166,7 +166,7 @@ class DocumentStore:
         with self._mapped_errors():
             async with self._writing():
                 table = await self._table()
-                if table is None or not keys:
+                if table is None:
                     return 0
                 await table.checkout_latest()
                 deleted = rows.any_of(keys)
@@ -190,7 +190,7 @@ class DocumentStore:
                     await self._drop_other_versions()
                     await draft._create()
                 yield draft
-                self._pointer.move(version)
+                self._use(version)
             finally:
                 await draft.aclose()
 
@@ -257,7 +257,7 @@ class DocumentStore:
         return table
 
     async def _table(self) -> AsyncTable | None:
-        version = self._version or self._pointer.read()
+        version = self._version or self._current()
         if version is None:
             self._open = None
             return None
@@ -265,6 +265,18 @@ class DocumentStore:
             table = await (await self._connect()).open_table(version)
             self._open = (version, table, rows.table_encoder(await table.schema()))
         return self._open[1]
+
+    def _current(self) -> str | None:
+        """Return the version in use, None before the first."""
+        try:
+            return (self._folder / "current").read_text()
+        except FileNotFoundError:
+            return None
+
+    def _use(self, version: str) -> None:
+        draft = self._folder / "current.draft"
+        draft.write_text(version)
+        draft.replace(self._folder / "current")
 
     async def _create(self) -> AsyncTable:
         from lancedb.index import FTS, Bitmap
@@ -275,13 +287,14 @@ class DocumentStore:
         for column in ("collection", "tenant"):
             await table.create_index(column, config=Bitmap())
         if self._version is None:
-            self._pointer.move(version)
+            self._use(version)
         self._open = (version, table, self._encoder)
         return table
 
     async def _connect(self) -> AsyncConnection:
         if self._connection is None:
-            lancedb = await asyncio.to_thread(_import_lancedb)
+            os.environ.setdefault("LANCEDB_LOG", "error")  # or it prints warnings about its own indexes
+            lancedb = await asyncio.to_thread(import_module, "lancedb")  # takes a second
             self._connection = await lancedb.connect_async(
                 self._folder, read_consistency_interval=READ_CONSISTENCY_INTERVAL
             )
@@ -291,15 +304,22 @@ class DocumentStore:
         """Drop tables that the pointer does not name: former versions and drafts of failed rebuilds."""
         connection = await self._connect()
         for name in (await connection.list_tables()).tables:
-            if name != self._pointer.read():
+            if name != self._current():
                 await connection.drop_table(name)
 
     @asynccontextmanager
     async def _writing(self) -> AsyncIterator[None]:
+        """Hold the lock of the folder's writers. Raises RetrievalError after LOCK_TIMEOUT_SECONDS."""
         if self._version is not None:  # a draft, written under the lock of the store that created it
             yield
             return
-        async with write_lock(self._folder):
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + LOCK_TIMEOUT_SECONDS
+        while (lock := _try_lock(self._folder)) is None:
+            if loop.time() > deadline:
+                raise RetrievalError(f"{self._folder}: another process is writing there; try again when it is done")
+            await asyncio.sleep(_POLL_SECONDS)
+        with lock:
             yield
 
     @contextmanager
@@ -318,61 +338,13 @@ def _new_version() -> str:
     return f"documents-{secrets.token_hex(4)}"
 
 
-def _import_lancedb() -> Any:
-    os.environ.setdefault("LANCEDB_LOG", "error")  # or it prints warnings about its own indexes
-    import lancedb  # takes a second
-
-    return lancedb
-
-
-LOCK_TIMEOUT_SECONDS = 30.0
-_POLL_SECONDS = 0.02
-
-
-class VersionPointer:
-    """A file that names the current version. It is replaced atomically, and read again only if it changed."""
-
-    def __init__(self, file: Path) -> None:
-        self._file = file
-        self._cached: tuple[tuple[int, int], str] | None = None
-
-    def read(self) -> str | None:
-        """Return the current version, None before the first."""
-        try:
-            status = self._file.stat()
-            identity = (status.st_ino, status.st_mtime_ns)
-            if self._cached is None or self._cached[0] != identity:
-                self._cached = (identity, self._file.read_text().strip())
-        except FileNotFoundError:
-            return None
-        return self._cached[1]
-
-    def move(self, version: str) -> None:
-        draft = self._file.with_suffix(".draft")
-        draft.write_text(version)
-        draft.replace(self._file)
-
-
-@asynccontextmanager
-async def write_lock(folder: Path) -> AsyncIterator[None]:
-    """Hold the lock of the folder's writers. Raises RetrievalError after LOCK_TIMEOUT_SECONDS."""
-    with _open_lock_file(folder) as lock:
-        deadline = asyncio.get_running_loop().time() + LOCK_TIMEOUT_SECONDS
-        while not _try_lock(lock.fileno()):
-            if asyncio.get_running_loop().time() > deadline:
-                raise RetrievalError(f"{folder}: another process is writing there; try again when it is done")
-            await asyncio.sleep(_POLL_SECONDS)
-        yield  # closing the file releases the lock
-
-
-def _open_lock_file(folder: Path) -> IO[str]:
+def _try_lock(folder: Path) -> IO[str] | None:
+    """Return the file that holds the lock of the folder's writers until it is closed; None while another holds it."""
     folder.mkdir(parents=True, exist_ok=True)
-    return (folder / "writing.lock").open("w")
-
-
-def _try_lock(descriptor: int) -> bool:
+    lock = (folder / "writing.lock").open("w")
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        return False
-    return True
+        lock.close()
+        return None
+    return lock
