@@ -201,46 +201,39 @@ class DocumentStore:
                 async with self._writing():
                     table = self._open[1]
                     await table.checkout_latest()
-                    if not await self._rebuild_vector_index(table, await table.count_rows(), closing=True):
-                        await table.optimize(cleanup_older_than=VERSION_RETENTION)
+                    await self._update_indexes(table, closing=True)
         self._written_chunks = 0
         if self._connection is not None:
             self._connection.close()
             self._connection = self._open = None
 
-    async def _update_indexes(self, table: AsyncTable) -> None:
-        """Bring the indexes up to date if too many rows or fragments are outside them."""
-        count = await table.count_rows()
-        text = await table.index_stats("text_idx")
-        fragments = (await table.stats())["fragment_stats"]["num_small_fragments"]
-        limit = max(MAX_UNINDEXED_CHUNKS, MAX_UNINDEXED_SHARE * count)
-        behind = text is not None and text.num_unindexed_rows > limit
-        if not await self._rebuild_vector_index(table, count) and (fragments > MAX_FRAGMENTS or behind):
-            await table.optimize(cleanup_older_than=VERSION_RETENTION)
+    async def _update_indexes(self, table: AsyncTable, *, closing: bool = False) -> None:
+        """Bring the indexes up to date if too many rows or fragments are outside them, or `closing`.
 
-    async def _rebuild_vector_index(self, table: AsyncTable, count: int, *, closing: bool = False) -> bool:
-        """Compact the table and rebuild the vector index if it is behind, fragmented, or `closing` after many
-        writes.
-
-        An incremental update would leave the index in few large partitions. Rows of different index segments are never
-        compacted together, and an index that is remapped to compacted rows is searched in twice the time (four times
-        without quantisation). So the index is dropped first; searches compare vectors one by one until then.
+        The vector index is built again if it is behind, fragmented, or `closing` after many writes. An incremental
+        update would leave it in few large partitions. Rows of different index segments are never compacted together,
+        and an index that is remapped to compacted rows is searched in twice the time (four times without
+        quantisation). So it is dropped first; searches compare vectors one by one until then.
         """
         from lancedb.index import IvfSq
 
-        stats = await table.index_stats("vector_idx")
-        behind, segments = (count, 0) if stats is None else (stats.num_unindexed_rows, stats.num_indices or 1)
+        count = await table.count_rows()
+        text, vectors = await table.index_stats("text_idx"), await table.index_stats("vector_idx")
+        fragments = (await table.stats())["fragment_stats"]["num_small_fragments"]
         many_writes = closing and self._written_chunks > REINDEX_SHARE * count
-        fragmented = segments > MAX_INDEX_SEGMENTS
-        if count < MIN_CHUNKS_FOR_VECTOR_INDEX or not (many_writes or behind > count // 4 or fragmented):
-            return False
-        if stats is not None:
-            await table.drop_index("vector_idx")
-        for _ in range(2):  # rows are compacted only once the full-text index contains them
+        behind = vectors is None or vectors.num_unindexed_rows > count // 4
+        fragmented = vectors is not None and (vectors.num_indices or 1) > MAX_INDEX_SEGMENTS
+        if count >= MIN_CHUNKS_FOR_VECTOR_INDEX and (many_writes or behind or fragmented):
+            if vectors is not None:
+                await table.drop_index("vector_idx")
+            for _ in range(2):  # rows are compacted only once the full-text index contains them
+                await table.optimize(cleanup_older_than=VERSION_RETENTION)
+            partitions = int(count**0.5)
+            await table.create_index("vector", config=IvfSq(distance_type="cosine", num_partitions=partitions))
+            return
+        limit = max(MAX_UNINDEXED_CHUNKS, MAX_UNINDEXED_SHARE * count)
+        if closing or fragments > MAX_FRAGMENTS or (text is not None and text.num_unindexed_rows > limit):
             await table.optimize(cleanup_older_than=VERSION_RETENTION)
-        partitions = int(count**0.5)
-        await table.create_index("vector", config=IvfSq(distance_type="cosine", num_partitions=partitions))
-        return True
 
     # ------------------------------------------------------------------------------------------------------- opening
 
