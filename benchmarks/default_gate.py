@@ -28,8 +28,8 @@ from benchmarks.docs_retrieval import QUESTIONS, indexed_docs
 from benchmarks.passage_answers import AnsweredQuestion, answered, questions_of
 from benchmarks.plain_questions import plain_questions
 from benchmarks.retrieval_gate import document_texts, rows_of
-from coe.retrieval import DocumentStore, open_store
 from coe.retrieval.ingest.indexing import Indexer, TokenizingEncoder, encoder_id
+from coe.retrieval.store import DocumentStore, open_store
 
 THRESHOLDS = tuple(round(0.3 + 0.05 * step, 2) for step in range(9))
 SAMPLE = 150

@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 
 import routers
-from coe.retrieval import DocumentStore, open_store
 from coe.retrieval.ingest.conversion import Converter
 from coe.retrieval.ingest.indexing import Indexer, IndexingCounts, SourceText, TokenizingEncoder, encoder_id
 from coe.retrieval.passages import DocumentKey, Passage
+from coe.retrieval.store import DocumentStore, open_store
 
 QUESTIONS = Path(__file__).with_name("docs_questions.jsonl")
 LIMIT = 10

@@ -1,10 +1,10 @@
-"""Document stores: recall, latency and size; optionally the retrieval gate.
+"""The document store: recall, latency and size; optionally the retrieval gate.
 
-    benchmarks/retrieval.py --data DIR --json FILE [--router FOLDER] [--redis URL] [--chunks 100000]
+    benchmarks/retrieval.py --data DIR --json FILE [--router FOLDER] [--chunks 100000]
         [--answers FOLDER]
 
 DIR holds docs.parquet (source, doc_id, text) and questions_train.parquet (source, question, gold_doc). FOLDER is a
-trained router's artifact; left out, the one in use in .coe. The Redis at URL is emptied. With --answers the gate is
+trained router's artifact; left out, the one in use in .coe. With --answers the gate is
 measured too: a small model answers some 500 questions with and without passages, kept in that folder (DIR lies beside
 quality/ then).
 """
@@ -26,14 +26,12 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--router", type=Path)
-    parser.add_argument("--redis", help="such as redis://127.0.0.1:6379/0; emptied")
     parser.add_argument("--answers", type=Path)
     parser.add_argument("--chunks", type=int, default=100_000)
     options = parser.parse_args()
     encoder = routers.load_document_encoder(options.router or _router(), threads=2)
-    urls = {"lancedb": "lancedb:///documents"} | ({"redis": options.redis} if options.redis else {})
     report: dict[str, Any] = {
-        "store": retrieval_store.measure(options.data, encoder, urls=urls, chunks=options.chunks),
+        "store": retrieval_store.measure(options.data, encoder, chunks=options.chunks),
     }
     if options.answers:
         router = options.router or _router()

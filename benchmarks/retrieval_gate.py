@@ -24,10 +24,10 @@ from benchmarks.passage_answers import AnsweredQuestion, answered, questions_of
 from coe.core import Prediction
 from coe.learning.retraining.gate_fit import GateExamples, calibration, fit_gate, gate_decisions, gate_estimates
 from coe.registry.sections import RetrievalPrice, RetrievalSpec
-from coe.retrieval import open_store
 from coe.retrieval.ingest.indexing import Indexer, SourceText, encoder_id
 from coe.retrieval.passages import DocumentKey
 from coe.retrieval.retrieval import Retrieval
+from coe.retrieval.store import open_store
 from routers.calibration import auroc, expected_calibration_error
 
 NATURAL = "llmrouter_natural_qa"

@@ -1,4 +1,4 @@
-"""Document stores for benchmarks/retrieval.py: recall, latency, size and indexing time."""
+"""The document store for benchmarks/retrieval.py: recall, latency, size and indexing time."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from coe.retrieval import DocumentStore, open_store
 from coe.retrieval.ingest.chunking import normalize_text
 from coe.retrieval.ingest.indexing import Indexer, SourceText, TokenizingEncoder, encoder_id
 from coe.retrieval.passages import Chunk, Document, DocumentKey, Passage
+from coe.retrieval.store import DocumentStore, open_store
 
 SOURCES = ("pubmedqa", "xquad_en")
 BATCH = 1_000
@@ -26,29 +26,25 @@ ASKED = 500
 """Questions that are timed, after some that warm up."""
 
 
-def measure(data: Path, encoder: TokenizingEncoder, *, urls: dict[str, str], chunks: int) -> dict[str, Any]:
-    """Every store's figures; `urls` names the stores, of which `lancedb` is made in a folder of its own."""
-    return asyncio.run(_measure(data, encoder, urls=urls, chunks=chunks))
+def measure(data: Path, encoder: TokenizingEncoder, *, chunks: int) -> dict[str, Any]:
+    """Figures of stores in folders of their own."""
+    return asyncio.run(_measure(data, encoder, chunks=chunks))
 
 
-async def _measure(data: Path, encoder: TokenizingEncoder, *, urls: dict[str, str], chunks: int) -> dict[str, Any]:
+async def _measure(data: Path, encoder: TokenizingEncoder, *, chunks: int) -> dict[str, Any]:
     texts = pq.read_table(data / "docs.parquet").to_pylist()
     questions = pq.read_table(data / "questions_train.parquet").to_pylist()
     questions = [one for one in questions if one["gold_doc"] and one["source"] in SOURCES]
     caching = _CachingEncoder(encoder)
     vectors = caching.encode([one["question"] for one in questions])
-    report = {}
-    for name, url in urls.items():
-        async with _opened(url, encoder) as (store, _):
-            recall, corpus = await _recall(store, caching, texts, questions, vectors)
-        report[name] = {"recall": recall}
-        async with _opened(url, encoder) as (store, size):
-            report[name] |= await _at_size(store, corpus, size, chunks, questions, vectors)
-    return report
+    async with _opened(encoder) as (store, _):
+        recall, corpus = await _recall(store, caching, texts, questions, vectors)
+    async with _opened(encoder) as (store, folder):
+        return {"recall": recall} | await _at_size(store, corpus, folder, chunks, questions, vectors)
 
 
 class _CachingEncoder:
-    """An encoder that embeds each text once for all stores."""
+    """An encoder that embeds each text once."""
 
     def __init__(self, encoder: TokenizingEncoder) -> None:
         self._encoder = encoder
@@ -63,24 +59,11 @@ class _CachingEncoder:
 
 
 @asynccontextmanager
-async def _opened(url: str, encoder: TokenizingEncoder) -> AsyncIterator[tuple[DocumentStore, Any]]:
-    """Open an empty store; yields it with a function that returns its size in bytes."""
+async def _opened(encoder: TokenizingEncoder) -> AsyncIterator[tuple[DocumentStore, Path]]:
+    """Open an empty store; yields it with its folder."""
     with TemporaryDirectory() as folder:
-        store = open_store(url, base=Path(folder), encoder=encoder_id(encoder))
-        if url.startswith("redis"):
-            from redis.asyncio import Redis
-
-            client = Redis.from_url(url)
-            await client.flushall()
-
-            async def size() -> int:
-                return int((await client.info("memory"))["used_memory"])
-        else:
-
-            async def size() -> int:
-                return _size(Path(folder))
-
-        yield store, size
+        store = open_store("lancedb:///documents", base=Path(folder), encoder=encoder_id(encoder))
+        yield store, Path(folder)
         await store.aclose()
 
 
@@ -114,11 +97,11 @@ def _documents(found: Sequence[Passage]) -> list[str]:
 
 
 async def _at_size(
-    store: DocumentStore, corpus: list[tuple[str, Any]], size: Any, count: int, questions: list[Any], vectors: Any
+    store: DocumentStore, corpus: list[tuple[str, Any]], folder: Path, count: int, questions: list[Any], vectors: Any
 ) -> dict[str, Any]:
     """Chunks made of the sentences of two real ones each, their vectors between the two, with noise."""
     rng = np.random.default_rng(0)
-    before, began = await size(), time.perf_counter()
+    before, began = _size(folder), time.perf_counter()
     for start in range(0, count, BATCH):
         made = [_mixed(rng, corpus) for _ in range(min(BATCH, count - start))]
         documents = [_document(start + at, text) for at, (text, _) in enumerate(made)]
@@ -136,7 +119,7 @@ async def _at_size(
         "p50_ms": round(statistics.median(times[50:]), 2),
         "p95_ms": round(quantiles[18], 2),
         "chunks_per_second": round(count / built),
-        "bytes_per_chunk": round((await size() - before) / count),
+        "bytes_per_chunk": round((_size(folder) - before) / count),
     }
 
 

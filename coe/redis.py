@@ -1,13 +1,13 @@
 """A bounded client for one Redis server, whose failures are one error class.
 
 Each feature opens its own client with its error class, timeouts and number of connections: the routing log, limits,
-conversations, documents, and, with the blocking client, shared artifacts. Error messages name host and port of the
+conversations, and, with the blocking client, shared artifacts. Error messages name host and port of the
 server, and never repeat its address, which may hold a password.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -29,8 +29,7 @@ ErrorOf = Callable[[str], Exception]
 class _Failures:
     """Names one server in errors, and turns the client library's exceptions into `error`.
 
-    `key` is the setting of experts.yaml that declares the address, and `requires` the server version that it needs.
-    `script_errors` maps the code of a Lua script's error reply to the exception for it, made from the server's name.
+    `key` is the setting of experts.yaml that declares the address.
     """
 
     def __init__(
@@ -39,8 +38,6 @@ class _Failures:
         *,
         key: str,
         error: ErrorOf,
-        requires: str,
-        script_errors: Mapping[str, ErrorOf],
     ) -> None:
         from redis.exceptions import ConnectionError as Disconnected
         from redis.exceptions import RedisError
@@ -49,14 +46,11 @@ class _Failures:
         self.place = f"redis at {options.get('host', 'localhost')}:{options.get('port', 6379)}"
         self.caught = (RedisError, OSError)
         self.disconnected = (Disconnected, OSError)
-        self._key, self._error, self._requires, self._script_errors = key, error, requires, script_errors
+        self._key, self._error = key, error
 
     def translated(self, error: BaseException) -> Exception:
         """The exception to raise for one of `caught`."""
         problem = str(error)[:MAX_PROBLEM_CHARACTERS].rstrip(".")
-        for code, error_of in self._script_errors.items():
-            if code in problem:
-                return error_of(self.place)
         return self._error(f"{self.place}: {problem}; {self._remedy(problem)}")
 
     def _remedy(self, problem: str) -> str:
@@ -65,7 +59,7 @@ class _Failures:
         if "READONLY" in problem or "read only replica" in problem:
             return f"it is a read-only replica: name the primary in {self._key}"
         if "unknown" in problem.lower() and "command" in problem.lower():
-            return f"{self._key} needs {self._requires}"
+            return f"{self._key} needs Redis 6.2 or newer, or Valkey"
         return "check that it runs, accepts writes and has memory"
 
 
@@ -87,8 +81,6 @@ class RedisClient:
         connect_timeout: float | None,
         timeout: float | None,
         retries: int = 1,
-        requires: str = "Redis 6.2 or newer, or Valkey",
-        script_errors: Mapping[str, ErrorOf] | None = None,
     ) -> None:
         from redis.asyncio import BlockingConnectionPool, Redis
         from redis.asyncio.retry import Retry
@@ -105,13 +97,13 @@ class RedisClient:
             ),
             key,
         )
-        self._failures = _Failures(pool, key=key, error=error, requires=requires, script_errors=script_errors or {})
+        self._failures = _Failures(pool, key=key, error=error)
         self._caught = self._failures.caught
         self.place = self._failures.place
         self.client: redis.asyncio.Redis = Redis(connection_pool=pool)
 
     async def run(self, command: Awaitable[Any]) -> Any:
-        """Awaits a command of `client` and returns its reply. Raises `error`, or the one of a script's error code."""
+        """Awaits a command of `client` and returns its reply. Raises `error`."""
         try:
             return await command
         except self._caught as error:
@@ -190,7 +182,7 @@ class BlockingRedisClient:
             ),
             key,
         )
-        self._failures = _Failures(pool, key=key, error=error, requires="Redis 6.2 or newer", script_errors={})
+        self._failures = _Failures(pool, key=key, error=error)
         self.place = self._failures.place
         self.client: redis.Redis = Redis(connection_pool=pool)
 

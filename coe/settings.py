@@ -115,11 +115,6 @@ class Settings:
         return self.home / "residency.sock"
 
     @property
-    def engines(self) -> Path:
-        """The folder of inference engines that `coe engine install` has installed."""
-        return self.home / "engines"
-
-    @property
     def logs(self) -> Path:
         return self.home / "logs"
 

@@ -20,7 +20,7 @@ from coe.experts.http.client import Client
 from coe.experts.recipes.policy_file import NO_POLICIES, ArmPolicies
 from coe.mapping import Consequence
 from coe.registry import Registry
-from coe.retrieval import DocumentStore
+from coe.retrieval.store import DocumentStore
 from coe.routing.composition import Composition
 from coe.routing.conversation import Affinity
 from coe.runtime.active_state import ActiveState, DocumentIndex, retrieval_in_use, version_in_use

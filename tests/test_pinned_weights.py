@@ -31,7 +31,7 @@ def convert(folder: Path) -> None:
 def serve(folder: Path) -> None:
     expert = ExpertSpec(name="small", runtime="llama.cpp", model=SMOLLM2)
     models = ModelFolders(cache=folder, report=lambda line: None, base_folder=folder)
-    address = ListenAddress("127.0.0.1", 1, log=folder / "log", bin_folders=())
+    address = ListenAddress("127.0.0.1", 1, log=folder / "log", bin_folder=folder)
     ENGINES["llama.cpp"].server_spec(expert, adapters={}, models=models, address=address)
 
 

@@ -43,7 +43,7 @@ async def test_a_connection_that_the_server_closed_is_replaced(redis_server: Red
 async def test_after_an_error_reply_no_reply_is_taken_for_another(redis_server: RedisServer) -> None:
     client = client_of(redis_server)
     connection = client.connection()
-    with pytest.raises(Unavailable, match="unknown command"):
+    with pytest.raises(Unavailable, match=r"unknown command.*counters needs Redis 6\.2 or newer"):
         await connection.exchange([b"NO-SUCH"], [b"ECHO", b"first"])
     assert await connection.exchange([b"ECHO", b"second"]) == [b"second"]
     await client.aclose()

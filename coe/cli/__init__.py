@@ -21,7 +21,6 @@ from coe.cli import (
     benchmark,
     chat,
     check,
-    engine,
     index,
     init,
     key,
@@ -85,7 +84,6 @@ EXAMPLES: Mapping[str, Sequence[str]] = {
     ),
     "check": ("coe check", "coe check draft.yaml", "coe check --live"),
     "key": ("coe key shop --tenant retail", "coe key shop --issue --limit dollars_per_day=25", "coe key shop --revoke"),
-    "engine": ("coe engine list", "coe engine install llama.cpp"),
     "up": ("coe up", "coe up draft.yaml --port 9000"),
     "chat": ("coe chat 'What is 17 * 23?'", "coe chat --model coder 'Write a test for this function'"),
     "route": ("coe route 'Prove that 17 is prime'", "coe route --input prompts.jsonl --output decisions.jsonl"),
@@ -138,7 +136,7 @@ def coe(
 
 
 _PANELS: Mapping[str, Mapping[str, Callable[..., Any] | typer.Typer]] = {
-    "Set up": {"init": init.init, "check": check.check, "key": key.key, "engine": engine.app},
+    "Set up": {"init": init.init, "check": check.check, "key": key.key},
     "Run": {
         "up": up.up,
         "serve": up.serve,

@@ -6,7 +6,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import orjson
 import typer
@@ -17,7 +17,7 @@ from coe.jobs.record_files import RatingIndex
 from coe.learning.estimation.experience_loader import open_logs
 from coe.learning.evaluation.probes import DIFFICULTIES, probe_of, read_probes
 from coe.learning.evaluation.tables import numbered_rows
-from coe.learning.probes.imports import Skipped, cases_of, format_of
+from coe.learning.probes.imports import rows_of, with_checker
 from coe.learning.probes.shipped import own_file, shipped_rows
 from coe.records import require_log
 from coe.records.record import RoutingRecord
@@ -127,31 +127,26 @@ def _parsed(constraints: str | None) -> Any:
         raise typer.BadParameter(f"not JSON: {error}", param_hint="--constraints") from None
 
 
-ImportedFile = Annotated[Path, typer.Argument(metavar="FILE", help="A CSV, promptfoo YAML or lm-eval samples file.")]
-FormatOption = Annotated[
-    Literal["csv", "promptfoo", "lm-eval"] | None, typer.Option("--format", help="[default: by the suffix of FILE]")
-]
-Default = Annotated[str, typer.Option("--category", help="Category of the cases that name none.")]
+ImportedFile = Annotated[Path, typer.Argument(metavar="FILE", help="A .csv or .jsonl file.")]
+Default = Annotated[str, typer.Option("--category", help="Category of the rows that name none.")]
 
 
 @app.command("import")
 def import_probes(
     file: ImportedFile,
-    form: FormatOption = None,
     category: Default = "",
     to: Into = None,
     config: Config = None,
     json: Json = False,
 ) -> None:
-    """Import probes from a CSV table, a promptfoo configuration, or samples of lm-eval (--log_samples).
+    """Import probes from a CSV table or JSON Lines, whose rows need not name a category or a checker.
 
-    A case that no checker can score, or that is there already, is left out with the reason. Exit 1 if none is imported.
+    A row that no checker can score, or that is there already, is left out with the reason. Exit 1 if none is imported.
     """
     registry, own = _declared(config, to)
-    name = form or format_of(file)
-    if name is None:
-        raise typer.BadParameter("its suffix names no format; choose csv, promptfoo or lm-eval", param_hint="--format")
-    count, left_out = _add_cases(cases_of(file, name), category, registry, own)
+    if file.suffix not in (".csv", ".jsonl"):
+        raise typer.BadParameter(f"{file.name}: expected a .csv or .jsonl file", param_hint="FILE")
+    count, left_out = _add_rows(rows_of(file), category, registry, own)
     more = [f"and {len(left_out) - MAX_SHOWN_REASONS} more; --json lists all"] * (len(left_out) > MAX_SHOWN_REASONS)
     for reason in [] if json else left_out[:MAX_SHOWN_REASONS] + more:
         print_error(f"left out: {reason}")
@@ -161,31 +156,24 @@ def import_probes(
         raise typer.Exit(1)
 
 
-def _add_cases(
-    cases: Iterable[tuple[str, dict[str, Any] | Skipped]], category: str, registry: Registry, own: Path
-) -> tuple[int, list[str]]:
-    """Add the good cases to the own probes. Returns their number, and the place and the reason of each other one."""
-    known, rows, left_out = _known(own, registry), [], []
-    for place, case in cases:
+def _add_rows(rows: Iterable[tuple[str, Any]], category: str, registry: Registry, own: Path) -> tuple[int, list[str]]:
+    """Add the good rows to the own probes. Returns their number, and the place and the reason of each other one."""
+    known, good, left_out = _known(own, registry), [], []
+    for place, row in rows:
         try:
-            rows.append(_accepted(case, category, registry, known))
+            row = with_checker(row)
+            if category and isinstance(row, dict):
+                row = {"category": category} | row
+            identity = probe_of(row, registry.category_names).prompt_id
+            if identity in known:
+                raise ValueError("a probe with this id or prompt is there already")
+            known.add(identity)
+            good.append(row)
         except ValueError as error:
             left_out.append(f"{place}: {error}")
-    if rows:
-        _append(own, rows)
-    return len(rows), left_out
-
-
-def _accepted(case: dict[str, Any] | Skipped, category: str, registry: Registry, known: set[str]) -> dict[str, Any]:
-    """Return a good row and add it to `known`. Raises ValueError with the reason for any other case."""
-    if isinstance(case, Skipped):
-        raise ValueError(case.why)
-    row = ({"category": category} if category else {}) | case
-    identity = probe_of(row, registry.category_names).prompt_id
-    if identity in known:
-        raise ValueError("a probe with this id or prompt is there already")
-    known.add(identity)
-    return row
+    if good:
+        _append(own, good)
+    return len(good), left_out
 
 
 Since = Annotated[str, typer.Option("--since", help="Requests not older than this, for example 12h or 30d.")]
@@ -219,7 +207,7 @@ def from_log(
         ratings = RatingIndex(event for page in logs.feedback(since=first) for event in page)
         chosen = _good_requests(logs.records(since=first, until=time.time()), ratings, is_agreed)
         newest = deque(chosen, maxlen=limit)
-    count, left_out = _add_cases((("", row) for row in newest), "", registry, own)
+    count, left_out = _add_rows((("", row) for row in newest), "", registry, own)
     line = f"{count} probes added to {own}, {len(left_out)} left out: there already, or of no declared category"
     print_result({"added": count, "left_out": len(left_out), "file": str(own)}, line, json=json)
     if not count:

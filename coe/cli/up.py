@@ -124,7 +124,6 @@ async def _run_on_this_machine(stack: contextlib.AsyncExitStack, settings: Setti
         logs=settings.logs,
         python=Path(sys.executable),
         report=print_line,
-        engines=settings.engines,
         base_folder=settings.config.parent,
     )
     if ended := await asyncio.to_thread(end_orphans, settings.logs):

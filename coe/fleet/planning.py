@@ -12,7 +12,7 @@ from pathlib import Path
 
 from coe.errors import FleetError
 from coe.fleet.engines.catalog import ENGINES
-from coe.fleet.engines.engine import ModelFolders, bin_folders
+from coe.fleet.engines.engine import ModelFolders
 from coe.fleet.specs import HOST, ListenAddress, ServerSpec, free_port
 from coe.registry import ExpertSpec
 from coe.registry.experts import ServerKey, normalized_options
@@ -30,16 +30,14 @@ def local_servers(
     logs: Path,
     python: Path,
     report: Callable[[str], None] = _log.info,
-    engines: Path | None = None,
     base_folder: Path = _WORKING_FOLDER,
     host: str = HOST,
 ) -> tuple[list[ServerSpec], dict[str, Endpoint]]:
     """Returns the servers to start and the endpoint of each local expert by name; other experts are left out.
 
-    Commands are looked for in `engines`, where `coe engine install` puts them, next to the interpreter `python`, and on
-    PATH. Folders are relative to `base_folder`.
-    `host` is the local address to listen at. The first use of a packaged model converts it into `cache`, which takes
-    about 20 s and blocks. Raises FleetError for what cannot run.
+    Commands are looked for next to the interpreter `python`, and on PATH. Folders are relative to `base_folder`. `host`
+    is the local address to listen at. The first use of a packaged model converts it into `cache`, which takes about
+    20 s and blocks. Raises FleetError for what cannot run.
     """
     for index, _, what in find_problems(experts, base_folder=base_folder):
         raise FleetError(f"expert {experts[index].name!r}: {what}")
@@ -49,9 +47,7 @@ def local_servers(
     for group in group_by_server(experts).values():
         first = next((expert for expert in group if not expert.adapter), group[0])
         port = free_port(avoid={spec.port for spec in specs}, host=host)
-        address = ListenAddress(
-            host, port, log=logs / f"{first.name}.log", bin_folders=bin_folders(engines, first.runtime, python)
-        )
+        address = ListenAddress(host, port, log=logs / f"{first.name}.log", bin_folder=python.parent)
         adapters = adapters_of(group, base_folder=base_folder)
         spec = ENGINES[first.runtime].server_spec(first, adapters=adapters, models=models, address=address)
         specs.append(replace(spec, apis=frozenset().union(*(expert.supported_apis for expert in group))))

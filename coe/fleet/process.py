@@ -49,25 +49,14 @@ def end_orphans(logs: Path) -> list[str]:
     return names
 
 
-def has_processes(logs: Path) -> bool:
-    """Return True if processes of a fleet with this log folder run."""
-    return any(folder == str(logs.absolute()) for _, _, _, folder in _marked())
-
-
 def _orphans(logs: str) -> Iterator[psutil.Process]:
-    for process, pid, started, log_folder in _marked():
-        if log_folder == logs and process.pid != os.getpid() and not _is_running(int(pid), started):
-            yield process
-
-
-def _marked() -> Iterator[tuple[psutil.Process, str, str, str]]:
-    """Processes of fleets: the fleet's process id, its start time and its log folder."""
     for process in psutil.process_iter(["name"]):
         try:
             pid, started, log_folder = process.environ()[FLEET_VARIABLE].split(":", 2)
         except (psutil.Error, KeyError, ValueError):  # it has just ended, may not be read, or is of no fleet
             continue
-        yield process, pid, started, log_folder
+        if log_folder == logs and process.pid != os.getpid() and not _is_running(int(pid), started):
+            yield process
 
 
 def _is_running(pid: int, started: str) -> bool:

@@ -82,12 +82,12 @@ def root_of(host: str, port: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ListenAddress:
-    """The address of a server, its log file, and the folders where its command may be installed."""
+    """The address of a server, its log file, and a folder that is searched for its command before PATH."""
 
     host: str
     port: int
     log: Path
-    bin_folders: tuple[Path, ...]
+    bin_folder: Path
 
 
 START_SECONDS = (20.0, 1.0)

@@ -325,9 +325,8 @@ class RetrievalPrice(StrictModel):
 class RetrievalSpec(StrictModel):
     """Retrieval of passages from documents. `coe index` fills the document store."""
 
-    store: Annotated[str, Field(pattern=r"^(lancedb:///|rediss?://)")] | None = None
-    """Document store: lancedb:///FOLDER (relative to the state folder) or redis://HOST:PORT/DB (Redis 8). Without it
-    retrieval is off."""
+    store: Annotated[str, Field(pattern=r"^lancedb:///")] | None = None
+    """Document store: lancedb:///FOLDER (relative to the state folder). Without it retrieval is off."""
     collections: tuple[str, ...] = ()
     """Collections to search. Default: all."""
     max_passages: Annotated[int, Field(ge=1, le=20)] = 4

@@ -10,7 +10,6 @@ alone (about 10 µs), `encoder` also uses the sentence vector and lexical cues o
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from math import erf, exp, pi, sqrt
 from pathlib import Path
@@ -56,10 +55,6 @@ MIN_SPREAD = 1e-9
 GATE_FILE = "gate.npz"
 FORMAT = 5
 Array = NDArray[np.float64]
-
-
-class OutdatedGate(ArtifactError):
-    """The gate's file has an earlier format. It is intact, but has to be fitted again."""
 
 
 def cues(text: str) -> NDArray[np.float32]:
@@ -246,47 +241,22 @@ class Gate:
 
     @classmethod
     def load(cls, path: Path) -> Gate:
-        """Read a gate. Raises OutdatedGate for an earlier format, and ArtifactError for any other content."""
+        """Read a gate. Raises ArtifactError for a file of another format."""
         try:
             with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
-            if int(arrays["format"]) < FORMAT:
-                raise OutdatedGate(
-                    f"{path}: written by another version of CoE; fit it again with `coe score` and `coe plan`"
-                )
-            if int(arrays["format"]) > FORMAT:
+            if arrays["format"] != FORMAT:
                 raise ValueError(f"format {arrays['format']}, not {FORMAT}")
-            return _from_arrays(arrays)
+            helps, harms = (LogOddsModel(*(arrays[f"{side}.{name}"] for name in _WEIGHTS)) for side in _MODELS)
+            categories, experts = (tuple(map(str, arrays[name])) for name in ("categories", "experts"))
+            measured, shift, spread = (arrays[name] for name in ("measured", "shift", "spread"))
+            cost = RetrievalCost(*map(float, arrays["cost"]))
+            return cls(categories, experts, helps, harms, measured, shift, spread, cost)
         except (OSError, EOFError, BadZipFile, KeyError, ValueError, TypeError, AttributeError) as error:
             raise ArtifactError(f"{path}: not a gate ({error!r}); fit it again with `coe plan`") from error
 
 
 _MODELS, _WEIGHTS = ("helps", "harms"), ("fast", "encoder", "offset", "evidence")
-
-
-def _from_arrays(arrays: Mapping[str, Any]) -> Gate:
-    categories, experts = (tuple(map(str, arrays[name])) for name in ("categories", "experts"))
-    m, k = len(categories), len(experts)
-    shapes = {"fast": (m + 1,), "encoder": (-1,), "offset": (2, m, k), "evidence": (3,)}
-    helps, harms = (
-        LogOddsModel(**{name: _array(arrays, f"{side}.{name}", shapes[name]) for name in _WEIGHTS}) for side in _MODELS
-    )
-    measured, spread = (_array(arrays, name, (k,)) for name in ("measured", "spread"))
-    shift = _array(arrays, "shift", (m, k))
-    if len(helps.encoder) != len(harms.encoder) or len(helps.encoder) < m + 1 + CUES:
-        raise ValueError("weights are missing")
-    tokens, seconds = (float(value) for value in arrays["cost"])
-    return Gate(categories, experts, helps, harms, measured, shift, spread, RetrievalCost(tokens, seconds))
-
-
-def _array(arrays: Mapping[str, Any], name: str, shape: tuple[int, ...]) -> Array:
-    """Return a finite float64 array of this shape (-1: any length). Raises ValueError otherwise."""
-    array: Array = arrays[name].astype(np.float64)
-    if array.ndim != len(shape) or any(size not in (-1, had) for had, size in zip(array.shape, shape, strict=True)):
-        raise ValueError(f"{name}: its shape does not fit the categories and experts")
-    if not np.isfinite(array).all():
-        raise ValueError(f"{name}: not all values are finite")
-    return array
 
 
 def _sigmoid(log_odds: Array) -> Array:

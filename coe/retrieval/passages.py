@@ -1,4 +1,4 @@
-"""Document stores: their immutable value types, and the Protocols `Retriever` and `DocumentStore`.
+"""Immutable value types of documents and passages, and the Protocol `Retriever`.
 
 A document is split into chunks; a chunk that a search returns is a passage. Documents belong to one tenant, or are
 shared by all (`tenant` None), and to one collection.
@@ -6,15 +6,12 @@ shared by all (`tenant` None), and to one collection.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-
-from coe.errors import IndexMismatch
 
 Vector = NDArray[np.float32]
 """A vector of unit length, shape (dimensions,)."""
@@ -28,7 +25,7 @@ class Passage:
 
     `id` is derived from the content: the same text at the same place of the same document keeps it. `source` is a path
     or an address, `title` is empty if unknown. `score` is the cosine similarity of passage and question (-1 to 1). It
-    is comparable between questions and stores, but passages are not ordered by it alone.
+    is comparable between questions, but passages are not ordered by it alone.
     """
 
     id: str
@@ -98,48 +95,3 @@ class Retriever(Protocol):
         `tenant`. Raises RetrievalError, with the remedy, if the store is unavailable or damaged, and IndexMismatch if
         another encoder made its vectors.
         """
-
-
-class DocumentStore(Retriever, Protocol):
-    """A writable Retriever, opened for one encoder. Every implementation passes tests/retrieval/test_stores.py.
-
-    Every method raises RetrievalError as `search` does. Methods that read or write vectors raise IndexMismatch;
-    `collections`, `digests`, `documents`, `delete` and `rebuilding` work for an index of any encoder.
-    """
-
-    async def upsert(self, documents: Sequence[Document], vectors: NDArray[np.float32]) -> None:
-        """Add documents, replacing those with the same keys. Keys must be unique among `documents`.
-
-        `vectors` (n_chunks, dimensions), float32, holds the rows of all their chunks in order. A search returns either
-        the former document or the new one.
-        """
-
-    async def delete(self, keys: Sequence[DocumentKey]) -> int:
-        """Delete documents and return how many existed."""
-
-    async def collections(self) -> Sequence[Collection]:
-        """Return all collections, ordered by name and tenant."""
-
-    async def digests(self, collection: str, tenant: str | None = None) -> Mapping[str, str]:
-        """Return document id -> digest of one tenant's part of a collection."""
-
-    def documents(self) -> AsyncIterator[Document]:
-        """Iterate over all documents of all tenants."""
-
-    def rebuilding(self) -> AbstractAsyncContextManager[DocumentStore]:
-        """Create a new, empty version of the index for this store's encoder.
-
-        It replaces the current version, atomically and for every process, when the block ends without an error. Until
-        then searches use the current version.
-        """
-
-    async def aclose(self) -> None: ...
-
-
-def check_encoder(location: str, *, indexed: EncoderId, current: EncoderId) -> None:
-    """Raise IndexMismatch unless the current encoder is the one that made the vectors of the index."""
-    if indexed != current:
-        raise IndexMismatch(
-            f"{location}: its vectors are of encoder {indexed.digest} ({indexed.dimensions} dimensions), the router in "
-            f"use has {current.digest} ({current.dimensions}); run `coe index rebuild`, which embeds all documents"
-        )

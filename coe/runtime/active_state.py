@@ -24,10 +24,11 @@ from coe.mapping import Assignment, Consequence, EffectivePlan, effective_plan, 
 from coe.mapping.problem import declared_assignment
 from coe.registry import Category, Registry, load, load_text
 from coe.registry.yaml_source import read_text
-from coe.retrieval import DocumentStore, EncoderId, open_store
-from coe.retrieval.gate import GATE_FILE, Gate, OutdatedGate
+from coe.retrieval.gate import GATE_FILE, Gate
 from coe.retrieval.ingest.indexing import TokenizingEncoder, encoder_id
+from coe.retrieval.passages import EncoderId
 from coe.retrieval.retrieval import Retrieval
+from coe.retrieval.store import DocumentStore, open_store
 from coe.routing.classification import OVERLAYS_FILE, Overlay, Overlays
 from coe.runtime.api_keys import with_admin_key
 from coe.runtime.kept_state import KeptState
@@ -355,16 +356,11 @@ def retrieval_in_use(settings: Settings, in_use: ActiveState, *, threads: Execut
 
 def gate_in_use(settings: Settings, in_use: ActiveState, *, dimensions: int) -> tuple[Gate | None, str]:
     """The gate over the router's categories and the declared experts, and its version. None before the first one, or if
-    it was fitted to other categories, another encoder, or has an outdated format. Raises ArtifactError if it is
-    damaged."""
+    it was fitted to other categories or another encoder. Raises ArtifactError if it is damaged."""
     artifact = artifact_in_use(settings, GATE, in_use.kept)
     if artifact is None:
         return None, ""
-    try:
-        gate = Gate.load(artifact.folder / GATE_FILE)
-    except OutdatedGate as error:
-        _log.warning("%s; it stays unused", error)
-        return None, ""
+    gate = Gate.load(artifact.folder / GATE_FILE)
     if set(gate.categories) != set(in_use.router.categories) or gate.dimensions != dimensions:
         _log.warning(
             "gate %s is of other categories or another encoder: `coe score --retrieval both` and `coe plan` make a new "

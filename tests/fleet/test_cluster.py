@@ -86,7 +86,6 @@ def requests_for(folder: Path, *experts: ExpertSpec) -> list[ServerRequest]:
             base_folder=folder,
             models=folder / "models",
             logs=folder / "logs",
-            engines=folder / "engines",
             cluster_has_gpus=False,
         )
     )
@@ -253,7 +252,7 @@ def test_resources_follow_from_the_declaration(tmp_path: Path) -> None:
     named = BASE.model_copy(update={"name": "named", "model": "org/third", "gpus": (2, 5), "memory_gb": 40.0})
     rented = BASE.model_copy(update={"name": "rented", "runtime": "external", "replicas": 1})
     plain = BASE.model_copy(update={"memory_gb": 3.0})
-    places = {"base_folder": tmp_path, "models": tmp_path, "logs": tmp_path, "engines": tmp_path}
+    places = {"base_folder": tmp_path, "models": tmp_path, "logs": tmp_path}
     found = list(server_requests([plain, spread, named, rented], **places, cluster_has_gpus=False))
     assert [one.name for one in found] == ["base-1", "base-2", "spread-1", "spread-2", "named-1", "named-2"]
     assert [one.resources for one in found[::2]] == [

@@ -119,8 +119,8 @@ def test_reserved_options_are_rejected_with_the_remedy(engines: Engines, runtime
 @pytest.mark.parametrize(
     ("runtime", "command", "remedy"),
     [
-        ("llama.cpp", "llama-server", "`coe engine install llama.cpp`"),
-        ("sglang", "sglang", "`coe engine install sglang`"),
+        ("llama.cpp", "llama-server", "`brew install llama.cpp`"),
+        ("sglang", "sglang", "`uv tool install sglang`"),
         ("ollama", "ollama", "its installer"),
     ],
 )

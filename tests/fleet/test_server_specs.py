@@ -219,7 +219,7 @@ def test_a_model_folder_is_served_offline_and_named_by_its_path(python: Path) ->
 def test_a_missing_server_command_is_named_with_the_remedy(python: Path) -> None:
     (python.parent / "vllm").unlink()
     with pytest.raises(
-        FleetError, match=r"expert 'a': the command 'vllm' is neither in .* install it with `coe engine install vllm`"
+        FleetError, match=r"expert 'a': the command 'vllm' is neither in .* install it with `uv tool install vllm`"
     ):
         plan(declared("a", runtime="vllm"), python=python)
 

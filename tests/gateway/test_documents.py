@@ -12,9 +12,9 @@ import pytest
 
 from coe.errors import RetrievalError
 from coe.registry import Registry
-from coe.retrieval import EncoderId
 from coe.retrieval.ingest.indexing import encoder_id
-from coe.retrieval.lancedb.store import LanceStore
+from coe.retrieval.passages import EncoderId
+from coe.retrieval.store import DocumentStore
 from coe.runtime.active_state import DocumentIndex
 from gateway.endpoints.documents import MAX_BODY_BYTES, MAX_CONCURRENT
 from tests.fakes import Gateway, Response, gateway_of, registry_of
@@ -28,7 +28,7 @@ PATH = "/v1/documents"
 @pytest.fixture
 async def index(tmp_path: Path) -> AsyncIterator[DocumentIndex]:
     encoder = WordEncoder()
-    store = LanceStore(tmp_path / "documents", encoder_id(encoder))
+    store = DocumentStore(tmp_path / "documents", encoder_id(encoder))
     yield DocumentIndex(store, encoder)
     await store.aclose()
 
@@ -142,7 +142,7 @@ async def test_a_failing_store_or_one_of_another_encoder_is_a_503_with_the_remed
 ) -> None:
     async with gateway_of(index=index) as gateway:
         await upload(gateway, LEAVE)
-    other = DocumentIndex(LanceStore(tmp_path / "documents", EncoderId("other", 64)), WordEncoder())
+    other = DocumentIndex(DocumentStore(tmp_path / "documents", EncoderId("other", 64)), WordEncoder())
     async with gateway_of(index=other) as gateway:
         answer = await upload(gateway, TRAINS)
         assert (answer.status, answer.error["code"]) == (503, "documents_unavailable")

@@ -238,8 +238,7 @@ def test_the_demo_needs_no_server(folder: Path) -> None:
 def test_on_a_terminal_it_asks(folder: Path) -> None:
     """The command in a pseudo-terminal: a further server, a model to serve, models by number, the general expert."""
     script = (
-        "from coe.cli import init, main; init.LOCAL_SERVERS = ();"
-        "init.installed_engines = lambda folder: ['llama.cpp']; main()"
+        "from coe.cli import init, main; init.LOCAL_SERVERS = ();init.installed_engines = lambda: ['llama.cpp']; main()"
     )
     answers = "ftp://h\n{root}\n\n{root}\n\n\nnone.gguf\n\n9, 10\n1, model-3\nmodel-2\nmodel-3\n"
     with running(listing([{"id": f"model-{number}"} for number in range(9)])) as (root,):
@@ -264,11 +263,11 @@ def test_on_a_terminal_it_asks(folder: Path) -> None:
 
 @pytest.fixture
 def llama_server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The command of llama.cpp where `coe engine install` puts it, and a GGUF file in `models`."""
-    command = folder / ".coe" / "engines" / "llama.cpp" / "bin" / "llama-server"
-    command.parent.mkdir(parents=True)
+    """The command of llama.cpp on PATH, and a GGUF file in `models`."""
+    command = folder / "bin" / "llama-server"
+    command.parent.mkdir()
     command.touch(mode=0o755)
-    (command.parents[1] / "coe-engine.json").write_text('{"build": "cpu", "version": "5"}')
+    monkeypatch.setenv("PATH", f"{command.parent}:/usr/bin:/bin")
     (folder / "models").mkdir()
     (folder / "models" / "tiny-1b.gguf").write_bytes(b"GGUF")
     return command
@@ -291,7 +290,6 @@ def test_a_named_model_is_declared_with_the_engine_that_is_installed_for_it(fold
 
 def test_models_of_engines_and_of_servers_go_into_one_file_elsewhere(folder: Path, llama_server: Path) -> None:
     (folder / "conf").mkdir()
-    llama_server.parents[3].rename(folder / "conf" / ".coe")
     with running(FAST) as (root,):
         where = ("--output", "conf/experts.yaml")
         status, output = run("--endpoint", root, "--serve", "models/tiny-1b.gguf", "--yes", *where)
@@ -306,7 +304,7 @@ def test_models_of_engines_and_of_servers_go_into_one_file_elsewhere(folder: Pat
         ("hf.co/org/large-8b-GGUF:Q4", "ollama, which would serve it, is not installed"),
         (
             "models",
-            "is not installed (installed: llama.cpp); get it with `coe engine install vllm`",
+            "is not installed (installed: llama.cpp); get it with `uv tool install vllm`",
         ),
         ("tiny:1b", "ollama, which would serve it, is not installed (installed: llama.cpp); get it with its installer"),
         ("a;${HOME}", "name a GGUF file, a folder, or a hub model"),
@@ -315,8 +313,7 @@ def test_models_of_engines_and_of_servers_go_into_one_file_elsewhere(folder: Pat
 def test_a_model_that_nothing_can_serve_is_refused_with_the_remedy(
     folder: Path, llama_server: Path, monkeypatch: pytest.MonkeyPatch, model: str, message: str
 ) -> None:
-    monkeypatch.setenv("PATH", "/usr/bin:/bin")
-    monkeypatch.setattr("coe.fleet.engines.engine.sys.executable", str(folder / "python"))
+    monkeypatch.setattr("coe.jobs.init.served.sys.executable", str(folder / "python"))
     status, output = run("--serve", model)
     assert (status, message in output) == (1, True), output
     assert not (folder / "experts.yaml").exists()
@@ -357,7 +354,6 @@ def test_a_path_that_the_file_would_change_is_refused(
     (home := folder / "${HOME}").mkdir()
     (folder / "models").rename(home / "models")
     (conf := folder / "conf").mkdir()
-    (folder / ".coe").rename(conf / ".coe")
     monkeypatch.chdir(home)
     status, output = run("--serve", "models/tiny-1b.gguf", "--output", str(conf / "experts.yaml"))
     assert (status, "${HOME}/models/tiny-1b.gguf'; move it" in output) == (1, True), output

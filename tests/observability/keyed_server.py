@@ -19,7 +19,7 @@ from coe.learning.monitoring.history import TrafficHistory
 from coe.learning.monitoring.spend import DIMENSIONS, Spend
 from coe.registry import Registry
 from coe.retrieval.ingest.indexing import encoder_id
-from coe.retrieval.lancedb.store import LanceStore
+from coe.retrieval.store import DocumentStore
 from coe.runtime.active_state import DocumentIndex
 from gateway.http.server import open_listener
 from gateway.process.worker import serve_application
@@ -51,7 +51,7 @@ class Served(Starlette):
     @asynccontextmanager
     async def _lifespan(self, _: Any) -> AsyncIterator[None]:
         with TemporaryDirectory() as folder:
-            store = LanceStore(Path(folder), encoder_id(encoder := WordEncoder()))
+            store = DocumentStore(Path(folder), encoder_id(encoder := WordEncoder()))
             spend = Spend(self._registry, DIMENSIONS)
             spend.add(record(expert="all", cost=0.5))
             history = TrafficHistory(0.0, count=1, seconds=60)

@@ -132,6 +132,10 @@ def test_an_import_reports_what_it_leaves_out_and_repeats_nothing(home: Path) ->
     before = own(home).read_bytes()
     assert run("import", "cases.csv", "--category", "cooking").exit_code == 1
     assert own(home).read_bytes() == before
+    (home / "more.jsonl").write_text('{"prompt": "d?", "reference": "yes"}\n3\n')
+    found = json.loads(run("import", "more.jsonl", "--category", "cooking", "--json").output)
+    assert (found["imported"], len(found["left_out"])) == (1, 1)
+    assert "more.jsonl:2: expected an object" in found["left_out"][0]
     assert run("import", "cases.txt").exit_code == 2
 
 

@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator
 import pytest
 
 from coe.errors import IndexMismatch
-from coe.retrieval import DocumentStore, EncoderId
 from coe.retrieval.ingest.indexing import Indexer, IndexingCounts, SourceText
-from coe.retrieval.passages import Collection, DocumentKey
+from coe.retrieval.passages import Collection, DocumentKey, EncoderId
+from coe.retrieval.store import DocumentStore
 from tests.retrieval.conftest import Opened
 from tests.retrieval.samples import WordEncoder
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from coe.retrieval.lancedb.store import MAX_INDEX_SEGMENTS, LanceStore
+from coe.retrieval.store import MAX_INDEX_SEGMENTS, DocumentStore
 from tests.retrieval.conftest import WORDS
 from tests.retrieval.samples import document
-from tests.retrieval.test_stores import put, search_text
+from tests.retrieval.test_store import put, search_text
 
 pytestmark = pytest.mark.anyio
 
@@ -28,8 +28,8 @@ async def index_state(folder: Path) -> tuple[int, int, int]:
 
 
 async def test_many_writes_end_in_one_fragment_and_one_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("coe.retrieval.lancedb.store.MIN_CHUNKS_FOR_VECTOR_INDEX", 300)
-    store, number = LanceStore(tmp_path, WORDS), 0
+    monkeypatch.setattr("coe.retrieval.store.MIN_CHUNKS_FOR_VECTOR_INDEX", 300)
+    store, number = DocumentStore(tmp_path, WORDS), 0
     for _ in range(5):
         await put(store, *(document(f"Word{n} alone.", f"d{n}") for n in range(number, number + 80)))
         number += 80
@@ -37,14 +37,14 @@ async def test_many_writes_end_in_one_fragment_and_one_index(tmp_path: Path, mon
     seen = []
     for _ in range(3):
         seen.append(await index_state(tmp_path))
-        store = LanceStore(tmp_path, WORDS)
+        store = DocumentStore(tmp_path, WORDS)
         await put(store, *(document(f"Word{n} alone.", f"d{n}") for n in range(number, number + 5)))
         number += 5
         await store.aclose()
     assert (1, 1, 0) in seen
     assert max(seen) <= (MAX_INDEX_SEGMENTS + 2, MAX_INDEX_SEGMENTS + 1, 0)
     assert {outside for _, _, outside in seen} == {0}
-    reader = LanceStore(tmp_path, WORDS)
+    reader = DocumentStore(tmp_path, WORDS)
     for wanted in (7, number - 1):
         assert (await search_text(reader, f"word{wanted}", limit=1))[0].source == f"d{wanted}.md"
     await reader.aclose()

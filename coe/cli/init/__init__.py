@@ -92,7 +92,7 @@ def init(
     ports of this machine, and for variables such as OPENAI_API_KEY. It requests /v1/models of each, and takes prices,
     context lengths and capabilities from the servers or from litellm's table of models (extra `providers`). In the end
     it requests one token from each expert, and exits with 1 where one does not answer. --serve takes the inference
-    engine that is installed for the model (`coe engine list`).
+    engine that is installed for the model.
 
     Keys are never written: the file names their variables. An existing file is replaced with --force only.
     """
@@ -113,7 +113,7 @@ def init(
             "selects from the models that --endpoint or --provider lists; leave it out", param_hint="--model"
         )
     is_asking = not yes and sys.stdin.isatty() and sys.stdout.isatty()
-    engines, folder = installed_engines(settings.engines), settings.config.absolute().parent
+    engines, folder = installed_engines(), settings.config.absolute().parent
     started = [served(one, engines, folder=folder) for one in serve or ()]
     found = Found((), is_given=True)
     if given or not started:
@@ -207,8 +207,8 @@ def _nothing(is_given: bool) -> str:
     keys = ", ".join(one.key_env for one in PROVIDERS)
     return (
         f"no models: start a server, export a key of a provider ({keys}), or give an address with --endpoint; "
-        "`coe engine install llama.cpp` and `coe init --serve FILE.gguf` run a GGUF file, and `coe init --demo` needs "
-        "neither. Nothing was written"
+        "llama.cpp (`brew install llama.cpp`) and `coe init --serve FILE.gguf` run a GGUF file, and `coe init --demo` "
+        "needs neither. Nothing was written"
     )
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
-from coe.fleet.engines.engine import InferenceEngine, bin_folders, locate_command
+from coe.fleet.engines.engine import InferenceEngine
 from coe.fleet.engines.llama_cpp import LlamaCpp
 from coe.fleet.engines.ollama import Ollama
 from coe.fleet.engines.sglang import SGLang
@@ -21,8 +20,3 @@ ENGINES: Mapping[str, InferenceEngine] = {
     "ollama": Ollama(),
 }
 assert ENGINES.keys() == LOCAL_RUNTIMES
-
-
-def command_here(runtime: str, engines: Path) -> Path | None:
-    """The command of a runtime on this machine; None without one. `engines` has the installed environments."""
-    return locate_command(ENGINES[runtime].command, bin_folders(engines, runtime))

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -18,7 +17,6 @@ from typing import Any
 
 from coe.errors import FleetError
 from coe.fleet import weights
-from coe.fleet.engines import environments
 from coe.fleet.specs import START_SECONDS, ListenAddress, ServerSpec
 from coe.registry import ExpertSpec
 from coe.registry.experts import normalized_options
@@ -93,28 +91,19 @@ class InferenceEngine(ABC):
 
     def locate(self, expert: ExpertSpec, address: ListenAddress) -> str:
         """The path of the program. Raises FleetError with the way to install it."""
-        found = locate_command(self.command, address.bin_folders)
+        found = locate_command(self.command, address.bin_folder)
         if found is None:
-            folders = " nor in ".join(map(str, address.bin_folders))
             raise FleetError(
-                f"expert {expert.name!r}: the command {self.command!r} is neither in {folders} nor on PATH; "
+                f"expert {expert.name!r}: the command {self.command!r} is neither in {address.bin_folder} nor on PATH; "
                 f"install it with {self.install}, or declare the expert as external"
             )
-        return str(found)
+        return found
 
 
-def bin_folders(engines: Path | None, runtime: str, python: Path | None = None) -> tuple[Path, ...]:
-    """Return the folders to search for the commands of a runtime: its own environment, then that of `python`, by
-    default this interpreter."""
-    own = None if engines is None else environments.bin_folder(engines, runtime)
-    siblings = Path(python or sys.executable).parent
-    return (siblings,) if own is None else (own, siblings)
-
-
-def locate_command(name: str, folders: Sequence[Path]) -> Path | None:
-    """Return the path of a command in one of the folders or on PATH; None if there is none."""
-    found = next((folder / name for folder in folders if (folder / name).is_file()), None) or shutil.which(name)
-    return None if found is None else Path(found)
+def locate_command(name: str, folder: Path) -> str | None:
+    """Return the path of a command in the folder or on PATH; None if there is none."""
+    beside = folder / name
+    return str(beside) if beside.is_file() else shutil.which(name)
 
 
 def to_argv(options: Mapping[str, Flag]) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ class LlamaCpp(InferenceEngine):
     """`llama-server`, which splits a model over the GPUs that it sees, and downloads a hub model before it listens."""
 
     command = "llama-server"
-    install = "`coe engine install llama.cpp`"
+    install = "`brew install llama.cpp` (or a release of github.com/ggml-org/llama.cpp)"
     reserved_flags = frozenset({"host", "port", "alias", "model", "hf-repo", "offline", "models-dir", "models-preset"})
     start_seconds = (2.0, 0.5)
 

@@ -31,7 +31,7 @@ class SGLang(InferenceEngine):
     """SGLang. Several of its `parallel_flags` are names of one flag."""
 
     command = "sglang"
-    install = "`coe engine install sglang`"
+    install = "`uv tool install sglang`"
     reserved_flags = frozenset({"host", "port", "served-model-name", "model", "model-path", "lora-paths"})
     parallel_flags = (
         *("tp", "tp-size", "tensor-parallel-size", "pp-size", "pipeline-parallel-size"),

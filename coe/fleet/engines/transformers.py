@@ -8,7 +8,6 @@ from pathlib import Path
 from coe.errors import pip_install
 from coe.fleet import weights
 from coe.fleet.engines.engine import InferenceEngine, ModelFolders, spare_threads, to_argv
-from coe.fleet.engines.environments import cpu_flags
 from coe.fleet.specs import ListenAddress, ServerSpec
 from coe.registry import ExpertSpec
 from coe.registry.sections import Flag
@@ -26,6 +25,15 @@ def _emulates_bfloat16(flags: Mapping[str, Flag]) -> bool:
     most weights, takes two to four times as long as float32 (docs/experiments/test-suite-time.md)."""
     found = cpu_flags()
     return flags["device"] == "cpu" and bool(found) and not found & _BFLOAT16_INSTRUCTIONS
+
+
+def cpu_flags() -> frozenset[str]:
+    """Return the instruction sets of an x86 processor, as /proc/cpuinfo names them; none on other systems."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return frozenset()
+    return frozenset(next((line for line in lines if line.startswith("flags")), "").split())
 
 
 class Transformers(InferenceEngine):

@@ -83,7 +83,7 @@ class Vllm(InferenceEngine):
     """vLLM. Its servers can sleep, and load LoRA adapters while they run."""
 
     command = "vllm"
-    install = "`coe engine install vllm`"
+    install = "`uv tool install vllm`"
     reserved_flags = frozenset({"host", "port", "served-model-name", "model", "lora-modules"})
     parallel_flags = ("tensor-parallel-size", "pipeline-parallel-size", "data-parallel-size")
 

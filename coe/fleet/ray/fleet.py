@@ -156,7 +156,6 @@ async def running_cluster(
             base_folder=base_folder,
             models=settings.models,
             logs=settings.logs,
-            engines=settings.engines,
             cluster_has_gpus=bool(ray.cluster_resources().get("GPU")),
         )
     )

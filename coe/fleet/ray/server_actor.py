@@ -42,11 +42,10 @@ class ServerRequest:
     base_folder: Path
     models: Path
     logs: Path
-    engines: Path
 
 
 def server_requests(
-    experts: Sequence[ExpertSpec], *, base_folder: Path, models: Path, logs: Path, engines: Path, cluster_has_gpus: bool
+    experts: Sequence[ExpertSpec], *, base_folder: Path, models: Path, logs: Path, cluster_has_gpus: bool
 ) -> Iterator[ServerRequest]:
     """Yields one request for each replica of each server. A server has as many replicas as the expert with most."""
     for group in group_by_server(experts).values():
@@ -56,9 +55,7 @@ def server_requests(
         resources = _resources(declared, cluster_has_gpus=cluster_has_gpus)
         for number in range(1, replicas + 1):
             name = f"{key}-{number}" if replicas > 1 else key
-            yield ServerRequest(
-                key, name, declared, resources, base_folder=base_folder, models=models, logs=logs, engines=engines
-            )
+            yield ServerRequest(key, name, declared, resources, base_folder=base_folder, models=models, logs=logs)
 
 
 def _resources(experts: Sequence[ExpertSpec], *, cluster_has_gpus: bool) -> dict[str, float]:
@@ -112,7 +109,6 @@ class ServerActor:
             ],
             cache=request.models,
             logs=request.logs,
-            engines=request.engines,
             python=Path(sys.executable),
             report=self._events.put_nowait,
             base_folder=request.base_folder,

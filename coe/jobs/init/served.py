@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Collection
 from pathlib import Path
 
@@ -23,11 +24,13 @@ _SAFE = re.compile(r"[\w@.:/+~ -]{1,1000}")
 """Names and paths that are written to a file: no quotes, `$` or control characters."""
 
 
-def installed_engines(folder: Path) -> list[str]:
-    """Return the runtimes whose command is on this machine; `folder` has those of `coe engine install`."""
-    from coe.fleet.engines.catalog import ENGINES, command_here  # for this verb alone
+def installed_engines() -> list[str]:
+    """Return the runtimes whose command is on this machine."""
+    from coe.fleet.engines.catalog import ENGINES  # for this verb alone
+    from coe.fleet.engines.engine import locate_command
 
-    return [name for name in ENGINES if command_here(name, folder) is not None]
+    folder = Path(sys.executable).parent
+    return [name for name, engine in ENGINES.items() if locate_command(engine.command, folder) is not None]
 
 
 def engines_for(model: str) -> tuple[str, ...]:

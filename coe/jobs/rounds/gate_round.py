@@ -28,7 +28,7 @@ from coe.learning.estimation.off_policy import FOLDS, BanditLog, fold_indices
 from coe.learning.estimation.refit import agreements, trust_of
 from coe.learning.retraining.promotion import Judgement, judge, logged_evidence
 from coe.records.record import RoutingRecord
-from coe.retrieval.gate import GATE_FILE, Array, Gate, GateThresholds, OutdatedGate
+from coe.retrieval.gate import GATE_FILE, Array, Gate, GateThresholds
 
 MIN_TRIALS = 200
 """Rated trials that a round needs."""
@@ -177,10 +177,7 @@ class GateRound:
         if job.registry.retrieval.store is None or artifact is None:
             return None
         version = artifact.manifest.version
-        try:
-            gate = Gate.load(artifact.folder / GATE_FILE)
-        except OutdatedGate as error:
-            return str(error)
+        gate = Gate.load(artifact.folder / GATE_FILE)
         if set(gate.categories) != set(job.in_use.router.categories):
             return None
         collector = TrialCollector(version)

@@ -11,6 +11,7 @@ import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Protocol
 
 from coe.retrieval.passages import Chunk, Document, DocumentKey
@@ -147,7 +148,7 @@ class Chunker:
 
     def _tokenize(self, text: str, spans: Iterator[Span]) -> Iterator[tuple[Span, list[Span]]]:
         """Yield spans with the spans of their tokens, both in characters of `text`."""
-        for batch in _batches(spans):
+        while batch := list(islice(spans, TOKENIZER_BATCH_SENTENCES)):
             found = self._tokenizer.spans([text[start:end] for start, end in batch])
             for (start, end), tokens in zip(batch, found, strict=True):
                 yield (start, end), [(start + a, start + b) for token in tokens for a, b in _split_token(token)]
@@ -159,17 +160,6 @@ def _split_token(token: Span) -> Iterator[Span]:
         yield start, start + MAX_TOKEN_CHARACTERS
         start += MAX_TOKEN_CHARACTERS
     yield start, end
-
-
-def _batches(spans: Iterator[Span]) -> Iterator[list[Span]]:
-    batch: list[Span] = []
-    for span in spans:
-        batch.append(span)
-        if len(batch) == TOKENIZER_BATCH_SENTENCES:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
 
 
 def _hash(*parts: str) -> str:

@@ -128,18 +128,14 @@ class Converter:
         process, self._process = self._process, None
         if process is None:
             return 0
-        code = process.returncode
-        if code is None:
-            with contextlib.suppress(TimeoutError):  # it may be about to exit by itself, with an informative code
-                async with asyncio.timeout(0.2):
-                    code = await process.wait()
-        if code is None:
+        try:
+            async with asyncio.timeout(0.2):  # it may be about to exit by itself, with an informative code
+                code = await process.wait()
+        except TimeoutError:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             code = await process.wait()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(5):
-                await process.communicate()  # closes its pipes
+        await process.communicate()  # closes its pipes
         return code
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from coe.core import Encoder
 from coe.retrieval.ingest.chunking import Chunker, Tokenizer
-from coe.retrieval.passages import Document, DocumentKey, DocumentStore, EncoderId
+from coe.retrieval.passages import Document, DocumentKey, EncoderId
+from coe.retrieval.store import DocumentStore
 
 WRITE_BATCH_CHUNKS = 256
 """Chunks in one write, or a few more: the chunks of a document are written together."""
@@ -69,7 +70,7 @@ class Indexer:
                 digests[part] = dict(await self._store.digests(*part))
             if document := await self._document(text, digests[part], counts):
                 batch[text.key] = document
-            if sum(len(one.chunks) for one in batch.values()) >= WRITE_BATCH_CHUNKS:
+            if _is_full(batch.values()):
                 await self._write(self._store, [*batch.values()])
                 batch = {}
             if progress:
@@ -80,12 +81,17 @@ class Indexer:
     async def rebuild(self, *, progress: Callable[[int], None] | None = None) -> int:
         """Embed all stored documents again, in a new version of the index, and return their number."""
         done = 0
+        batch: list[Document] = []
         async with self._store.rebuilding() as draft:
-            async for batch in _batches(self._store.documents()):
-                await self._write(draft, batch)
-                done += len(batch)
+            async for document in self._store.documents():
+                done += 1
+                batch.append(document)
+                if _is_full(batch):
+                    await self._write(draft, batch)
+                    batch = []
                 if progress:
                     progress(done)
+            await self._write(draft, batch)
         return done
 
     async def _document(self, text: SourceText, digests: dict[str, str], counts: IndexingCounts) -> Document | None:
@@ -120,17 +126,10 @@ class Indexer:
         return self._encoder.encode([f"{title}\n{text}" if title else text for title, text in titled])
 
 
+def _is_full(batch: Iterable[Document]) -> bool:
+    return sum(len(one.chunks) for one in batch) >= WRITE_BATCH_CHUNKS
+
+
 def encoder_id(encoder: TokenizingEncoder) -> EncoderId:
     """Return the id of an encoder that an index stores."""
     return EncoderId(encoder.digest, encoder.dimensions)
-
-
-async def _batches(documents: AsyncIterator[Document]) -> AsyncIterator[list[Document]]:
-    batch: list[Document] = []
-    async for document in documents:
-        batch.append(document)
-        if sum(len(one.chunks) for one in batch) >= WRITE_BATCH_CHUNKS:
-            yield batch
-            batch = []
-    if batch:
-        yield batch

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from coe.retrieval.fusion import MIN_CANDIDATES, fuse, unscored_candidates
+from coe.retrieval.search import MIN_CANDIDATES, fuse, unscored_candidates
 
 
 @pytest.mark.parametrize("seed", range(20))

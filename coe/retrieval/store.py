@@ -1,8 +1,8 @@
-"""Document store in a folder, with LanceDB: one table for each version of the index, with vectors and full text.
+"""The document store: a LanceDB folder with one table for each version of the index, with vectors and full text.
 
-A file points to the current version. Any number of processes may search; writers take a lock. New rows
-are compared one by one until they are indexed. Writes therefore update the indexes when too many rows are unindexed,
-and closing a writer indexes all rows.
+A file points to the current version. Any number of processes may search; writers take a lock. New rows are compared one
+by one until they are indexed. Writes therefore update the indexes when too many rows are unindexed, and closing a
+writer indexes all rows.
 """
 
 from __future__ import annotations
@@ -14,16 +14,18 @@ import secrets
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import timedelta
+from importlib import import_module
+from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.errors import RetrievalError
-from coe.retrieval.lancedb import rows
-from coe.retrieval.lancedb.rows import search_table
+from coe.errors import ConfigError, IndexMismatch, RetrievalError, pip_install
+from coe.retrieval import rows
 from coe.retrieval.passages import (
     Collection,
     Document,
@@ -31,8 +33,8 @@ from coe.retrieval.passages import (
     EncoderId,
     Passage,
     Vector,
-    check_encoder,
 )
+from coe.retrieval.search import search_table
 
 if TYPE_CHECKING:
     from lancedb import AsyncConnection
@@ -53,16 +55,39 @@ MAX_INDEX_SEGMENTS = 2
 REINDEX_SHARE = 0.01
 """Share of all chunks that a store must have written for it to rebuild the vector index when it closes."""
 DOCUMENTS_PER_PAGE = 500
+LOCK_TIMEOUT_SECONDS = 30.0
+_POLL_SECONDS = 0.02
 
 
-class LanceStore:
-    """A DocumentStore in `folder`, which the first write creates. One process writes at a time; others wait for it."""
+def open_store(url: str, *, base: Path, encoder: EncoderId) -> DocumentStore:
+    """Open the store at `url` for vectors of `encoder`; relative folders start at `base`.
+
+    Raises ConfigError for an invalid address.
+    """
+    parts = urlsplit(url)
+    folder = unquote(parts.path.removeprefix("/"))
+    if parts.scheme != "lancedb" or parts.netloc or parts.query or parts.fragment or not folder.strip("/"):
+        raise ConfigError(
+            "retrieval.store: the address does not name one folder; write lancedb:///FOLDER (relative to the state "
+            "folder) or lancedb:////absolute/folder"
+        )
+    if find_spec("lancedb") is None:
+        raise ConfigError(f"retrieval.store: lancedb is not installed; install it: {pip_install('documents')}")
+    return DocumentStore(base / folder, encoder)
+
+
+class DocumentStore:
+    """A writable Retriever in a folder, which the first write creates. One process writes at a time; others wait.
+
+    It is opened for one encoder. Every method raises RetrievalError as `search` does. Methods that read or write
+    vectors raise IndexMismatch; `collections`, `digests`, `documents`, `delete` and `rebuilding` work for an index of
+    any encoder.
+    """
 
     def __init__(self, folder: Path, encoder: EncoderId, *, version: str | None = None) -> None:
         """`version` names the table of a draft; by default, the folder's pointer does."""
         self._folder = folder
         self._encoder = encoder
-        self._pointer = VersionPointer(folder / "current")
         self._version = version
         self._connection: AsyncConnection | None = None
         self._written_chunks = 0
@@ -81,6 +106,7 @@ class LanceStore:
             return await search_table(table, text, vector, collections=collections, tenant=tenant, limit=limit)
 
     async def collections(self) -> Sequence[Collection]:
+        """Return all collections, ordered by name and tenant."""
         counts: dict[tuple[str, str], list[int]] = {}
         async for batch in self._scan(["collection", "tenant", "position"]):
             for row in batch:
@@ -90,10 +116,12 @@ class LanceStore:
         return [Collection(name, tenant or None, *count) for (name, tenant), count in sorted(counts.items())]
 
     async def digests(self, collection: str, tenant: str | None = None) -> Mapping[str, str]:
+        """Return document id -> digest of one tenant's part of a collection."""
         where = f"position = 0 AND {rows.owned(collection, tenant)}"
         return {row["document"]: row["digest"] async for batch in self._scan(rows.DIGESTS, where) for row in batch}
 
     async def documents(self) -> AsyncIterator[Document]:
+        """Iterate over all documents of all tenants."""
         keys = [row async for batch in self._scan(rows.KEYS, "position = 0") for row in batch]
         for start in range(0, len(keys), DOCUMENTS_PER_PAGE):
             page = [rows.key(row) for row in keys[start : start + DOCUMENTS_PER_PAGE]]
@@ -114,9 +142,11 @@ class LanceStore:
     # ------------------------------------------------------------------------------------------------------- writing
 
     async def upsert(self, documents: Sequence[Document], vectors: NDArray[np.float32]) -> None:
-        """Write documents as `DocumentStore.upsert` does, in one commit: a search sees all of them or none."""
-        if not documents:
-            return
+        """Add documents, replacing those with the same keys. Keys must be unique among `documents`.
+
+        `vectors` (n_chunks, dimensions), float32, holds the rows of all their chunks in order. They are written in one
+        commit: a search sees all of them or none.
+        """
         with self._mapped_errors():
             async with self._writing():
                 table = await self._checked_table() or await self._create()
@@ -132,10 +162,11 @@ class LanceStore:
                 await self._update_indexes(table)
 
     async def delete(self, keys: Sequence[DocumentKey]) -> int:
+        """Delete documents and return how many existed."""
         with self._mapped_errors():
             async with self._writing():
                 table = await self._table()
-                if table is None or not keys:
+                if table is None:
                     return 0
                 await table.checkout_latest()
                 deleted = rows.any_of(keys)
@@ -145,17 +176,21 @@ class LanceStore:
                 return count
 
     @asynccontextmanager
-    async def rebuilding(self) -> AsyncIterator[LanceStore]:
-        """Rebuild the index as `DocumentStore.rebuilding` does. Other writers wait until the block ends."""
+    async def rebuilding(self) -> AsyncIterator[DocumentStore]:
+        """Create a new, empty version of the index for this store's encoder.
+
+        It replaces the current version, atomically and for every process, when the block ends without an error. Until
+        then searches use the current version, and other writers wait.
+        """
         async with self._writing():
             version = _new_version()
-            draft = LanceStore(self._folder, self._encoder, version=version)
+            draft = DocumentStore(self._folder, self._encoder, version=version)
             try:
                 with self._mapped_errors():
                     await self._drop_other_versions()
                     await draft._create()
                 yield draft
-                self._pointer.move(version)
+                self._use(version)
             finally:
                 await draft.aclose()
 
@@ -166,58 +201,56 @@ class LanceStore:
                 async with self._writing():
                     table = self._open[1]
                     await table.checkout_latest()
-                    if not await self._rebuild_vector_index(table, await table.count_rows(), closing=True):
-                        await table.optimize(cleanup_older_than=VERSION_RETENTION)
+                    await self._update_indexes(table, closing=True)
         self._written_chunks = 0
         if self._connection is not None:
             self._connection.close()
             self._connection = self._open = None
 
-    async def _update_indexes(self, table: AsyncTable) -> None:
-        """Bring the indexes up to date if too many rows or fragments are outside them."""
-        count = await table.count_rows()
-        text = await table.index_stats("text_idx")
-        fragments = (await table.stats())["fragment_stats"]["num_small_fragments"]
-        limit = max(MAX_UNINDEXED_CHUNKS, MAX_UNINDEXED_SHARE * count)
-        behind = text is not None and text.num_unindexed_rows > limit
-        if not await self._rebuild_vector_index(table, count) and (fragments > MAX_FRAGMENTS or behind):
-            await table.optimize(cleanup_older_than=VERSION_RETENTION)
+    async def _update_indexes(self, table: AsyncTable, *, closing: bool = False) -> None:
+        """Bring the indexes up to date if too many rows or fragments are outside them, or `closing`.
 
-    async def _rebuild_vector_index(self, table: AsyncTable, count: int, *, closing: bool = False) -> bool:
-        """Compact the table and rebuild the vector index if it is behind, fragmented, or `closing` after many
-        writes.
-
-        An incremental update would leave the index in few large partitions. Rows of different index segments are never
-        compacted together, and an index that is remapped to compacted rows is searched in twice the time (four times
-        without quantisation). So the index is dropped first; searches compare vectors one by one until then.
+        The vector index is built again if it is behind, fragmented, or `closing` after many writes. An incremental
+        update would leave it in few large partitions. Rows of different index segments are never compacted together,
+        and an index that is remapped to compacted rows is searched in twice the time (four times without
+        quantisation). So it is dropped first; searches compare vectors one by one until then.
         """
         from lancedb.index import IvfSq
 
-        stats = await table.index_stats("vector_idx")
-        behind, segments = (count, 0) if stats is None else (stats.num_unindexed_rows, stats.num_indices or 1)
+        count = await table.count_rows()
+        text, vectors = await table.index_stats("text_idx"), await table.index_stats("vector_idx")
+        fragments = (await table.stats())["fragment_stats"]["num_small_fragments"]
         many_writes = closing and self._written_chunks > REINDEX_SHARE * count
-        fragmented = segments > MAX_INDEX_SEGMENTS
-        if count < MIN_CHUNKS_FOR_VECTOR_INDEX or not (many_writes or behind > count // 4 or fragmented):
-            return False
-        if stats is not None:
-            await table.drop_index("vector_idx")
-        for _ in range(2):  # rows are compacted only once the full-text index contains them
+        behind = vectors is None or vectors.num_unindexed_rows > count // 4
+        fragmented = vectors is not None and (vectors.num_indices or 1) > MAX_INDEX_SEGMENTS
+        if count >= MIN_CHUNKS_FOR_VECTOR_INDEX and (many_writes or behind or fragmented):
+            if vectors is not None:
+                await table.drop_index("vector_idx")
+            for _ in range(2):  # rows are compacted only once the full-text index contains them
+                await table.optimize(cleanup_older_than=VERSION_RETENTION)
+            partitions = int(count**0.5)
+            await table.create_index("vector", config=IvfSq(distance_type="cosine", num_partitions=partitions))
+            return
+        limit = max(MAX_UNINDEXED_CHUNKS, MAX_UNINDEXED_SHARE * count)
+        if closing or fragments > MAX_FRAGMENTS or (text is not None and text.num_unindexed_rows > limit):
             await table.optimize(cleanup_older_than=VERSION_RETENTION)
-        partitions = int(count**0.5)
-        await table.create_index("vector", config=IvfSq(distance_type="cosine", num_partitions=partitions))
-        return True
 
     # ------------------------------------------------------------------------------------------------------- opening
 
     async def _checked_table(self) -> AsyncTable | None:
         """Return the table, made by this store's encoder; None before the first write. Raises IndexMismatch."""
         table = await self._table()
-        if self._open is not None:
-            check_encoder(str(self._folder), indexed=self._open[2], current=self._encoder)
+        if self._open is not None and self._open[2] != self._encoder:
+            indexed, current = self._open[2], self._encoder
+            raise IndexMismatch(
+                f"{self._folder}: its vectors are of encoder {indexed.digest} ({indexed.dimensions} dimensions), the "
+                f"router in use has {current.digest} ({current.dimensions}); run `coe index rebuild`, which embeds all "
+                "documents"
+            )
         return table
 
     async def _table(self) -> AsyncTable | None:
-        version = self._version or self._pointer.read()
+        version = self._version or self._current()
         if version is None:
             self._open = None
             return None
@@ -225,6 +258,18 @@ class LanceStore:
             table = await (await self._connect()).open_table(version)
             self._open = (version, table, rows.table_encoder(await table.schema()))
         return self._open[1]
+
+    def _current(self) -> str | None:
+        """Return the version in use, None before the first."""
+        try:
+            return (self._folder / "current").read_text()
+        except FileNotFoundError:
+            return None
+
+    def _use(self, version: str) -> None:
+        draft = self._folder / "current.draft"
+        draft.write_text(version)
+        draft.replace(self._folder / "current")
 
     async def _create(self) -> AsyncTable:
         from lancedb.index import FTS, Bitmap
@@ -235,13 +280,14 @@ class LanceStore:
         for column in ("collection", "tenant"):
             await table.create_index(column, config=Bitmap())
         if self._version is None:
-            self._pointer.move(version)
+            self._use(version)
         self._open = (version, table, self._encoder)
         return table
 
     async def _connect(self) -> AsyncConnection:
         if self._connection is None:
-            lancedb = await asyncio.to_thread(_import_lancedb)
+            os.environ.setdefault("LANCEDB_LOG", "error")  # or it prints warnings about its own indexes
+            lancedb = await asyncio.to_thread(import_module, "lancedb")  # takes a second
             self._connection = await lancedb.connect_async(
                 self._folder, read_consistency_interval=READ_CONSISTENCY_INTERVAL
             )
@@ -251,15 +297,22 @@ class LanceStore:
         """Drop tables that the pointer does not name: former versions and drafts of failed rebuilds."""
         connection = await self._connect()
         for name in (await connection.list_tables()).tables:
-            if name != self._pointer.read():
+            if name != self._current():
                 await connection.drop_table(name)
 
     @asynccontextmanager
     async def _writing(self) -> AsyncIterator[None]:
+        """Hold the lock of the folder's writers. Raises RetrievalError after LOCK_TIMEOUT_SECONDS."""
         if self._version is not None:  # a draft, written under the lock of the store that created it
             yield
             return
-        async with write_lock(self._folder):
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + LOCK_TIMEOUT_SECONDS
+        while (lock := _try_lock(self._folder)) is None:
+            if loop.time() > deadline:
+                raise RetrievalError(f"{self._folder}: another process is writing there; try again when it is done")
+            await asyncio.sleep(_POLL_SECONDS)
+        with lock:
             yield
 
     @contextmanager
@@ -278,61 +331,13 @@ def _new_version() -> str:
     return f"documents-{secrets.token_hex(4)}"
 
 
-def _import_lancedb() -> Any:
-    os.environ.setdefault("LANCEDB_LOG", "error")  # or it prints warnings about its own indexes
-    import lancedb  # takes a second
-
-    return lancedb
-
-
-LOCK_TIMEOUT_SECONDS = 30.0
-_POLL_SECONDS = 0.02
-
-
-class VersionPointer:
-    """A file that names the current version. It is replaced atomically, and read again only if it changed."""
-
-    def __init__(self, file: Path) -> None:
-        self._file = file
-        self._cached: tuple[tuple[int, int], str] | None = None
-
-    def read(self) -> str | None:
-        """Return the current version, None before the first."""
-        try:
-            status = self._file.stat()
-            identity = (status.st_ino, status.st_mtime_ns)
-            if self._cached is None or self._cached[0] != identity:
-                self._cached = (identity, self._file.read_text().strip())
-        except FileNotFoundError:
-            return None
-        return self._cached[1]
-
-    def move(self, version: str) -> None:
-        draft = self._file.with_suffix(".draft")
-        draft.write_text(version)
-        draft.replace(self._file)
-
-
-@asynccontextmanager
-async def write_lock(folder: Path) -> AsyncIterator[None]:
-    """Hold the lock of the folder's writers. Raises RetrievalError after LOCK_TIMEOUT_SECONDS."""
-    with _open_lock_file(folder) as lock:
-        deadline = asyncio.get_running_loop().time() + LOCK_TIMEOUT_SECONDS
-        while not _try_lock(lock.fileno()):
-            if asyncio.get_running_loop().time() > deadline:
-                raise RetrievalError(f"{folder}: another process is writing there; try again when it is done")
-            await asyncio.sleep(_POLL_SECONDS)
-        yield  # closing the file releases the lock
-
-
-def _open_lock_file(folder: Path) -> IO[str]:
+def _try_lock(folder: Path) -> IO[str] | None:
+    """Return the file that holds the lock of the folder's writers until it is closed; None while another holds it."""
     folder.mkdir(parents=True, exist_ok=True)
-    return (folder / "writing.lock").open("w")
-
-
-def _try_lock(descriptor: int) -> bool:
+    lock = (folder / "writing.lock").open("w")
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        return False
-    return True
+        lock.close()
+        return None
+    return lock

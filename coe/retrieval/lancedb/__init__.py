@@ -1,1 +1,0 @@
-"""Document store in a folder, with LanceDB."""

@@ -1,1 +1,0 @@
-"""Document store in Redis 8 or newer, with vector sets and its own inverted indexes."""
