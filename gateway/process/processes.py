@@ -182,7 +182,7 @@ class _Processes:
                 self._crashed(worker)
         if self._stop_at is None and not self.failure and self._states.ever_ready:
             for number in self._respawns.take_due():
-                self._start(number, restarted=True)
+                self._start(number)
 
     def _crashed(self, worker: _Worker) -> None:
         self._states.count_crash(worker.number)
@@ -196,9 +196,8 @@ class _Processes:
         delay = self._respawns.crashed(worker.number, uptime=time.monotonic() - worker.started)
         _log.error("%s %s; the others serve on, and it starts again in %g s", worker.name, exit_description, delay)
 
-    def _start(self, number: int, *, restarted: bool = False) -> None:
-        arguments = {"number": number, "restarted": restarted}
-        process = _CONTEXT.Process(target=self._target, kwargs=arguments, daemon=True)
+    def _start(self, number: int) -> None:
+        process = _CONTEXT.Process(target=self._target, kwargs={"number": number}, daemon=True)
         self._workers[number] = worker = _Worker(number, process)
         if self._stop_at is not None:  # a signal to stop arrived during the start
             worker.signal(DRAIN_SIGNAL)

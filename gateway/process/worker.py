@@ -9,7 +9,6 @@ import signal
 import socket
 import threading
 from collections.abc import Callable
-from typing import Protocol
 
 import uvloop
 from starlette.applications import Starlette
@@ -25,10 +24,8 @@ from gateway.process.worker_states import AcceptingWorkers, WorkerStates
 _log = logging.getLogger("gateway")
 
 
-class Build(Protocol):
-    """Function that builds the application of a worker; `restarted` is true if it replaces a crashed one."""
-
-    def __call__(self, *, restarted: bool) -> Starlette: ...
+Build = Callable[[], Starlette]
+"""Builds the application of a worker."""
 
 
 def run_worker(
@@ -39,7 +36,6 @@ def run_worker(
     states: WorkerStates,
     parent: int,
     number: int,
-    restarted: bool,
 ) -> None:
     """Run worker `number`, from 0, until SIGTERM. Exits with code 1 if the application cannot start or fails."""
     for ignored in (DRAIN_SIGNAL, RELOAD_SIGNAL):  # until the application handles them
@@ -55,7 +51,7 @@ def run_worker(
         serving.set()
 
     try:
-        app = build(restarted=restarted)
+        app = build()
         app.state.worker_crashes = states.crashes
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             peers = AcceptingWorkers(states, number)

@@ -61,7 +61,7 @@ def read(
     )
 
 
-def build(settings: Settings, workers: Path | None, *, restarted: bool = False) -> Starlette:
+def build(settings: Settings, workers: Path | None) -> Starlette:
     # However busy the machine is, a Redis, a worker and a collector that are there reply in time, and a plan is solved.
     access_redis.REFILL_TIMEOUT_SECONDS = 5.0
     cache_redis.LOOKUP_TIMEOUT_SECONDS = cache_redis.EXCHANGE_TIMEOUT_SECONDS = 5.0
