@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import logging
 import socket
 import time
@@ -62,13 +63,6 @@ from gateway.observability.state_metrics import (
 from gateway.observability.tracing import check_tracing
 from gateway.parts import Parts
 from gateway.process.bound_watch import BoundWatch, watching_bounds
-from gateway.process.connections import (
-    ConnectionLimits,
-    raise_limit,
-    soft_limit,
-    warn_if_few,
-)
-from gateway.process.gc_tuning import trim_memory, trimming_memory, tune_gc
 from gateway.process.jobs import Jobs, PlanSolver
 from gateway.process.reload import Reader, Reload
 from gateway.process.signals import Drain, handle_signals
@@ -129,7 +123,7 @@ class PreloadedRouter:
         self._config = settings.config
         self._source = self._current_source()
         self.loaded: LoadedRouter | None = preload_router(settings)
-        tune_gc()  # collections in the workers leave the objects of this process alone, so their pages stay shared
+        gc.freeze()  # collections in the workers leave the objects of this process alone, so their pages stay shared
 
     def read(self, settings: Settings, previous: ActiveState | None) -> ActiveState:
         """A Reader for a worker process, which uses the router while it is in use."""
@@ -143,7 +137,6 @@ class PreloadedRouter:
         with suppress(OSError, CoEError):  # also a file that is being replaced: the next check decides
             if self.loaded is not None and self._current_source() != self._source:
                 self.loaded = None
-                trim_memory()
 
     def _current_source(self) -> tuple[str | None, int]:
         """The version in use, and the time of the declaration, to whose categories the router is adapted."""
@@ -154,7 +147,6 @@ def prepare(settings: Settings) -> Registry:
     """Check everything that serving needs before a port is opened. Raises ConfigError or ArtifactError."""
     sync_once(settings)
     registry, _ = check_active_state(settings)
-    warn_if_few(raise_limit(), concurrent_requests=registry.limits.concurrent_requests)
     check_exposure(settings, registry.access)
     check_counters(registry.access, workers=settings.workers)
     check_cache(registry.cache)
@@ -209,12 +201,8 @@ async def open_worker(
         async with open_parts(settings, workers=workers, read=read, check=check) as parts:
             assert parts.reload is not None
             drain = Drain(parts.current, lame_duck=settings.drain)
-            failed = parts.metrics.task_failed
-            async with (
-                handle_signals(drain=drain.begin, reload=parts.reload.request, abort=drain.abort),
-                trimming_memory(task_failed=failed),
-            ):
-                tune_gc()
+            async with handle_signals(drain=drain.begin, reload=parts.reload.request, abort=drain.abort):
+                gc.freeze()  # full collections would visit all loaded objects while every request waits
                 yield parts
 
 
@@ -238,7 +226,7 @@ async def open_parts(
         threads = stack.enter_context(ThreadPoolExecutor(ENCODER_THREADS, thread_name_prefix="encoder"))
         observation = await stack.enter_async_context(open_observability(settings, workers))
         metrics, failed = observation.metrics, observation.metrics.task_failed
-        session = await stack.enter_async_context(Client(connections=ConnectionLimits.within(soft_limit()).experts))
+        session = await stack.enter_async_context(Client())
         log, feedback = await _open_logs(stack, settings, registry)
         recorder = await _open_recorder(stack, log, settings, in_use, threads, metrics)
         feedback_writer = await _open_feedback_writer(stack, feedback, log, settings, metrics)

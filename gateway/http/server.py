@@ -23,7 +23,6 @@ from coe.supervision import TaskFailed, ignore_failure, supervised
 from gateway.cohort import Cohort
 from gateway.http.connection import Connection, SharedState
 from gateway.http.known_heads import KnownHeads
-from gateway.process.connections import REMEDY
 
 ACCEPT_PAUSE_SECONDS = 0.05
 """Pause after a failed accept. Without a free file descriptor an immediate retry would fail too."""
@@ -165,7 +164,7 @@ class HttpServer:
                 accepted = [await state.loop.sock_accept(self._listener)]
             except OSError as error:  # the client left before the accept, or no file descriptor is free
                 if error.errno in (errno.EMFILE, errno.ENFILE) and not warned:
-                    _log.warning("no file descriptor is left for a client's connection; %s", REMEDY)
+                    _log.warning("no file descriptor is left for a client's connection; raise the limit of open files")
                     warned = True
                 await asyncio.sleep(ACCEPT_PAUSE_SECONDS)
             else:

@@ -16,6 +16,7 @@ import logging
 import logging.config
 import multiprocessing
 import os
+import resource
 import signal
 import socket
 import sys
@@ -30,7 +31,6 @@ from types import FrameType
 from coe.errors import WorkerError
 from coe.settings import Settings
 from gateway.observability.logs import logging_config
-from gateway.process.connections import raise_limit
 from gateway.process.signals import DRAIN_SIGNAL, FINISH_SECONDS, RELOAD_SIGNAL
 from gateway.process.worker import Build, run_worker
 from gateway.process.worker_states import CHECK_SECONDS, MAX_SILENT_CHECKS, RespawnSchedule, Watchdog, WorkerStates
@@ -57,7 +57,9 @@ def serve(
     """Serves the application that `build` makes, once in every worker, until SIGINT or SIGTERM. The parent calls
     `at_intervals` at least every CHECK_SECONDS. Raises WorkerError if no worker could start."""
     logging.config.dictConfig(logging_config(settings))
-    raise_limit()
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):  # macOS refuses an infinite one
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     processes = _Processes(build, settings, listener=listener, at_intervals=at_intervals)
     processes.serve()
     if processes.failure:

@@ -28,7 +28,6 @@ from coe.runtime.issued_keys import access_with, check_issued
 from coe.settings import Settings
 from coe.supervision import TaskFailed, ignore_failure, log_failure, supervised
 from gateway.access import check_counters, check_exposure
-from gateway.process.gc_tuning import trim_memory
 from gateway.process.watched_files import FileStates, digests, file_states, files_to_repair, watched_files
 from gateway.serving_state import Serving, ServingState, Wiring
 
@@ -149,7 +148,6 @@ class Reload:
                 self._warm(serving)
             self._current.reload_error, self._config_digest = None, config_digest
             router, plan = serving.composition.router.version, serving.plan or "as declared"
-            await asyncio.to_thread(trim_memory)  # returns the memory of the previous router to the system
             _log.warning("reloaded: config %s, router %s, plan %s", serving.registry.digest, router, plan)
 
     def _warm(self, serving: Serving) -> None:

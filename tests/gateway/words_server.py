@@ -26,7 +26,6 @@ from gateway.http.server import open_listener
 from gateway.main import open_worker, workers_folder
 from gateway.observability import metric_workers, tracing
 from gateway.process import jobs, processes
-from gateway.process.connections import raise_limit
 from tests.fakes import WordRouter
 
 
@@ -72,7 +71,6 @@ def build(settings: Settings, workers: Path | None) -> Starlette:
 
 if __name__ == "__main__":
     settings = Settings.read()
-    raise_limit()
     stalled_after = load(settings.config, environ=settings.environ).policy.stream_idle_timeout
     listener = open_listener(settings.host, settings.port, stalled_after=stalled_after)
     if "SPAWN" in os.environ:  # as on macOS
