@@ -19,11 +19,11 @@ from pathlib import Path
 
 from coe.errors import CoEError, ConfigError
 from coe.registry import ExpertSpec, Registry
+from coe.registry.hints import without_values
 from coe.registry.runtimes import LOCAL_RUNTIMES
 from coe.registry.yaml_source import read_text
 from coe.runtime.active_state import ActiveState
 from coe.runtime.consequences import log_consequences
-from coe.runtime.declaration_edit import without_values
 from coe.runtime.issued_keys import access_with, check_issued
 from coe.settings import Settings
 from coe.supervision import TaskFailed, ignore_failure, log_failure, supervised
