@@ -31,8 +31,7 @@ CLOSING_SECONDS = 5.0
 DEFER_SECONDS, MAX_DEFERRALS = 0.001, 5
 """Length and largest number of the pauses before an accept in which a process with fewer connections can accept."""
 MAX_ACCEPTS = 64
-"""Most connections that are accepted together; half of the free places is another limit, since a connection that has
-just ended holds file descriptors for another moment."""
+"""Most connections that are accepted together."""
 BACKLOG = 2048
 """Connections that the kernel queues until they are accepted."""
 Accepted = tuple[socket.socket, Any]
@@ -168,7 +167,7 @@ class HttpServer:
                     warned = True
                 await asyncio.sleep(ACCEPT_PAUSE_SECONDS)
             else:
-                self._accept_waiting(accepted, min(MAX_ACCEPTS, self._free_places // 2))
+                self._accept_waiting(accepted, min(MAX_ACCEPTS, self._free_places))
                 await self._open(accepted)
 
     async def _defer(self) -> None:
