@@ -15,6 +15,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 
 from coe.artifacts.kinds import ASSIGNMENT, GATE, OVERLAYS
+from coe.artifacts.store import ArtifactStore
 from coe.experts import ExpertLoader, ReplicatedExpert, build_experts, build_recipes
 from coe.experts.http.client import Client
 from coe.experts.recipes.policy_file import NO_POLICIES, ArmPolicies
@@ -23,7 +24,7 @@ from coe.registry import Registry
 from coe.retrieval.store import DocumentStore
 from coe.routing.composition import Composition
 from coe.routing.conversation import Affinity
-from coe.runtime.active_state import ActiveState, DocumentIndex, retrieval_in_use, version_in_use
+from coe.runtime.active_state import ActiveState, DocumentIndex, retrieval_in_use
 from coe.settings import Settings
 from gateway.access import Access, IssuedKeyWatch, Limiter, access_of
 from gateway.cohort import Cohort
@@ -120,11 +121,10 @@ class Wiring:
         """Build a state. Raises ConfigError for a local expert that is not running, ArtifactError for a damaged
         gate."""
         registry = in_use.registry
-        endpoints = self._settings.served() if in_use.kept is None else in_use.kept.endpoints
         experts = build_experts(
-            registry, endpoints, session=self._session, previous=self.experts, residency=self.residency
+            registry, self._settings.served(), session=self._session, previous=self.experts, residency=self.residency
         )
-        gate = version_in_use(self._settings, GATE, in_use.kept)
+        gate = ArtifactStore(self._settings.artifacts, GATE).in_use()
         retrieval = retrieval_in_use(self._settings, in_use, threads=self._threads)
         composition = Composition(
             registry,

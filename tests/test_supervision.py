@@ -15,7 +15,6 @@ from starlette.applications import Starlette
 import coe.experts.health_checks
 import coe.records.writer
 import coe.runtime.artifact_sync
-import gateway.process.gc_tuning
 import gateway.process.reload
 from coe import supervision
 from coe.experts.http.client import Client
@@ -183,11 +182,6 @@ def expert_watch(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: 
     return coe.experts.health_checks.running_health_checks(list, session=Client(), task_failed=failed)
 
 
-def memory(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) -> Opened:
-    patch.setattr(gateway.process.gc_tuning, "_trim_periodically", work)
-    return gateway.process.gc_tuning.trimming_memory(task_failed=failed)
-
-
 def connections(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) -> Opened:
     patch.setattr(HttpServer, "_accept", work)
     return HttpServer(
@@ -209,7 +203,7 @@ def artifact_sync(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder:
     return sync_artifacts(Settings.read({"COE_HOME": str(folder)}), URL, task_failed=metrics.task_failed)
 
 
-OPENED = [records, feedback, limits, conversations, turns, expert_watch, memory, connections, reload, artifact_sync]
+OPENED = [records, feedback, limits, conversations, turns, expert_watch, connections, reload, artifact_sync]
 
 
 @pytest.mark.parametrize("opened", OPENED)

@@ -22,8 +22,7 @@ from coe.experts.recipes.policy_file import NO_POLICIES, ArmPolicies
 from coe.learning.monitoring.loss_bounds import LOSS_BOUNDS_FILE, read_broken
 from coe.mapping import Assignment, Consequence, EffectivePlan, effective_plan, read_published
 from coe.mapping.problem import declared_assignment
-from coe.registry import Category, Registry, load, load_text
-from coe.registry.yaml_source import read_text
+from coe.registry import Category, Registry, load
 from coe.retrieval.gate import GATE_FILE, Gate
 from coe.retrieval.ingest.indexing import TokenizingEncoder, encoder_id
 from coe.retrieval.passages import EncoderId
@@ -31,7 +30,6 @@ from coe.retrieval.retrieval import Retrieval
 from coe.retrieval.store import DocumentStore, open_store
 from coe.routing.classification import OVERLAYS_FILE, Overlay, Overlays
 from coe.runtime.api_keys import with_admin_key
-from coe.runtime.kept_state import KeptState
 from coe.settings import Settings
 
 MIN_EXAMPLES = 2
@@ -98,10 +96,6 @@ class ActiveState:
     """The differences of the declaration from the plan in use."""
     policies: ArmPolicies = NO_POLICIES
     """The fitted policies of the recipes' arms in the plan, over the router's categories."""
-    declaration: str = field(default="", repr=False)
-    """The text of experts.yaml that was read; empty if unknown."""
-    kept: KeptState | None = None
-    """The kept state that it was read from; None if it was read from the files in use."""
 
     @property
     def loaded_router(self) -> LoadedRouter:
@@ -114,21 +108,15 @@ def load_active_state(
     *,
     packaged: bool = False,
     preloaded: LoadedRouter | None = None,
-    kept: KeptState | None = None,
     damaged: dict[str, str] | None = None,
 ) -> ActiveState:
     """Load the active state. Raises ConfigError or ArtifactError with the remedy.
 
     The router of `previous`, or else `preloaded`, is reused if its artifact and categories are in use. `packaged` is
-    that of `check_router`. With `kept`, that state is loaded instead of the files in use. With `damaged`, a plan or
-    overlays that cannot be read count as not in use, and `damaged` gets the problem by kind.
+    that of `check_router`. With `damaged`, a plan or overlays that cannot be read count as not in use, and `damaged`
+    gets the problem by kind.
     """
-    if kept is None:
-        declaration = read_text(settings.config)
-        registry = with_admin_key(load_text(declaration, settings.config.name, environ=settings.environ), settings)
-        artifact = _checked_router(settings, registry, packaged=packaged, is_reload=previous is not None)
-    else:
-        declaration, registry, artifact = kept.declaration, kept.registry(settings), kept.router()
+    registry, artifact = check_router(settings, packaged=packaged, is_reload=previous is not None)
     if previous is not None and previous.folder != artifact.folder:
         previous = None  # another router: nothing is shared with it
     loaded = preloaded if previous is None else previous.loaded_router
@@ -136,14 +124,14 @@ def load_active_state(
         router = loaded.router
     else:
         router = load_router(registry, artifact)
-    versions = {kind: version_in_use(settings, kind, kept) for kind in (ASSIGNMENT, OVERLAYS)}
+    versions = {kind: ArtifactStore(settings.artifacts, kind).in_use() for kind in (ASSIGNMENT, OVERLAYS)}
     planned, overlays = EffectivePlan(declared_assignment(registry, router.categories)), Overlays()
     with noting(damaged, ASSIGNMENT):
-        planned = assignment_in_use(settings, registry, router.categories, kept)
+        planned = assignment_in_use(settings, registry, router.categories)
     assignment = _of_encoder(planned.assignment, artifact)
     registry = registry.with_proposed(planned.policies.steps, planned.policies.max_tokens)
     with noting(damaged, OVERLAYS):
-        overlays = overlays_in_use(settings, router, kept)
+        overlays = overlays_in_use(settings, router)
     if registry.retrieval.store is None:
         index = None
     elif previous is not None and previous.index and previous.registry.retrieval == registry.retrieval:
@@ -161,8 +149,6 @@ def load_active_state(
         {ROUTER: artifact.manifest.version, **versions},
         planned.consequences,
         policies_in_use(settings, registry, planned),
-        declaration,
-        kept,
     )
 
 
@@ -185,11 +171,6 @@ def check_router(settings: Settings, *, packaged: bool = False, is_reload: bool 
     on the other machines.
     """
     registry = with_admin_key(load(settings.config, environ=settings.environ), settings)
-    return registry, _checked_router(settings, registry, packaged=packaged, is_reload=is_reload)
-
-
-def _checked_router(settings: Settings, registry: Registry, *, packaged: bool, is_reload: bool) -> Artifact:
-    """The router's artifact for a declaration, as `check_router` describes."""
     store = ArtifactStore(settings.artifacts, ROUTER)
     if packaged and (shipped := packaged_router(registry)) is not None and store.may_adopt_packaged():
         check_fit(registry, shipped)
@@ -204,7 +185,7 @@ def _checked_router(settings: Settings, registry: Registry, *, packaged: bool, i
         )
     check_fit(registry, artifact)
     routers.check(artifact.folder)
-    return artifact
+    return registry, artifact
 
 
 def packaged_router(registry: Registry) -> Artifact | None:
@@ -284,20 +265,9 @@ def _of_encoder(assignment: Assignment, router: Artifact) -> Assignment:
     return replace(assignment, residual=None)
 
 
-def version_in_use(settings: Settings, kind: str, kept: KeptState | None = None) -> str | None:
-    """The version of a kind that is in use, or that a kept state had in use; None for none."""
-    return ArtifactStore(settings.artifacts, kind).in_use() if kept is None else kept.versions.get(kind)
-
-
-def artifact_in_use(settings: Settings, kind: str, kept: KeptState | None = None) -> Artifact | None:
-    """Return the artifact in use of a kind, verified; None for none. Raises ArtifactError if it is damaged."""
-    return ArtifactStore(settings.artifacts, kind).current() if kept is None else kept.artifact(kind)
-
-
-def overlays_in_use(settings: Settings, router: Router, kept: KeptState | None = None) -> Overlays:
-    """The overlays in use; none if they were fitted to another router. Raises
-    ArtifactError if they are damaged."""
-    artifact = artifact_in_use(settings, OVERLAYS, kept)
+def overlays_in_use(settings: Settings, router: Router) -> Overlays:
+    """The overlays in use; none if they were fitted to another router. Raises ArtifactError if they are damaged."""
+    artifact = ArtifactStore(settings.artifacts, OVERLAYS).current()
     if artifact is None:
         return Overlays()
     found = read_overlays(artifact)
@@ -321,11 +291,9 @@ def overlays_problem(artifact: Artifact, overlays: Sequence[Overlay], router: Ro
     return f"overlays {made.version} are of {what}: `coe retrain` makes new ones"
 
 
-def assignment_in_use(
-    settings: Settings, registry: Registry, categories: tuple[str, ...], kept: KeptState | None = None
-) -> EffectivePlan:
+def assignment_in_use(settings: Settings, registry: Registry, categories: tuple[str, ...]) -> EffectivePlan:
     """The plan in use over the router's categories, or the declared assignment before the first plan."""
-    artifact = artifact_in_use(settings, ASSIGNMENT, kept)
+    artifact = ArtifactStore(settings.artifacts, ASSIGNMENT).current()
     if artifact is None:
         return EffectivePlan(declared_assignment(registry, categories))
     return read_plan(registry, artifact).over(categories)
@@ -357,7 +325,7 @@ def retrieval_in_use(settings: Settings, in_use: ActiveState, *, threads: Execut
 def gate_in_use(settings: Settings, in_use: ActiveState, *, dimensions: int) -> tuple[Gate | None, str]:
     """The gate over the router's categories and the declared experts, and its version. None before the first one, or if
     it was fitted to other categories or another encoder. Raises ArtifactError if it is damaged."""
-    artifact = artifact_in_use(settings, GATE, in_use.kept)
+    artifact = ArtifactStore(settings.artifacts, GATE).current()
     if artifact is None:
         return None, ""
     gate = Gate.load(artifact.folder / GATE_FILE)

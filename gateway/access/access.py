@@ -16,11 +16,10 @@ from datetime import UTC, datetime
 from functools import partial
 from math import isfinite
 from pathlib import Path
-from typing import get_args
 
 from coe.core import ExpertRule, Scope
 from coe.errors import ConfigError, Forbidden, RequestError, Unauthorized
-from coe.registry import AccessSpec, ApiKey, KeyLimits, Prices, RecipeSpec, Registry
+from coe.registry import AccessSpec, ApiKey, Prices, RecipeSpec, Registry
 from coe.registry.recipes import cap_in_force
 from coe.routing.eligibility import exclusion
 from coe.runtime.api_keys import MAX_KEY_BYTES, rule_of
@@ -151,20 +150,6 @@ class Access:
     def has_expired(self, caller: Caller) -> bool:
         """True if the key of an identified caller is no longer valid."""
         return self._keys.has_expired(caller)
-
-    def identify_unrestricted(self, headers: Iterable[tuple[bytes, bytes]]) -> ApiKey:
-        """The caller's key, if it has all scopes and no restriction. Raises Unauthorized or Forbidden, also where no
-        keys are declared."""
-        name = self._keys.identify(headers, "admin").key
-        key = next((key for key in self.keys if key.name == name), None)
-        what = "this needs an API key with all scopes, and without limits, experts, only_local and expires"
-        if key is None:
-            scopes = " ".join(f"--scope {scope}" for scope in get_args(Scope))
-            raise Forbidden(f"{what}. No such key is declared; make one with `coe key admin {scopes}`")
-        restricted = key.limits != KeyLimits() or key.experts is not None or key.only_local or key.expires is not None
-        if restricted or key.scopes < frozenset(get_args(Scope)):
-            raise Forbidden(f"{what}; {key.name!r} is restricted")
-        return key
 
     def is_admin(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
         """Returns whether the caller's key has the admin scope, for all tenants."""

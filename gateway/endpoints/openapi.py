@@ -13,7 +13,7 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 from coe import __version__
-from coe.core import NO_RECIPE, Purpose, RetrievalMode, Scope
+from coe.core import NO_RECIPE, Purpose, RetrievalMode
 from coe.errors import CAUSES
 from coe.registry import AUTO, Registry
 from gateway.endpoints.operation import JSON, TEXT, Operation, Schema, Success, ref
@@ -83,7 +83,6 @@ def request_headers(registry: Registry) -> Schema:
     low, high = registry.policy.cost_weight_limits
     version = {"type": "string", "maxLength": MAX_VERSION_CHARACTERS, "pattern": "^[ -~]*$"}
     return {
-        "IfMatch": _header("if-match", "ETag of the text that was edited.", TEXT) | {"required": True},
         "Session": _header("x-session-id", "Id of the conversation, which keeps it on its expert.", TEXT),
         "CostWeight": _header(
             "x-coe-cost-weight",
@@ -196,8 +195,7 @@ def _entry(one: Operation, keys: bool) -> Schema:
         content = {media_type: {"schema": ref(schema)} for media_type, schema in schemas.items()}
         entry["requestBody"] = {"required": True, "content": content}
     if keyed:  # OpenAPI 3.1 has the roles that are required here, whatever the scheme
-        all_scopes: list[str] = sorted(get_args(Scope))
-        roles = {"any_key": [], "unrestricted": all_scopes}.get(one.scope, [one.scope])
+        roles = [] if one.scope == "any_key" else [one.scope]
         entry["security"] = [{"bearer": roles}, {"apiKey": roles}, {"azureKey": roles}]
     return entry
 

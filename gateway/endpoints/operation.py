@@ -35,7 +35,7 @@ def query_of(request: Request, model: type[Body]) -> Body:
     return validated(model, orjson.dumps(dict(request.query_params)))
 
 
-Method = Literal["GET", "POST", "PUT", "DELETE"]
+Method = Literal["GET", "POST", "DELETE"]
 Schema = dict[str, Any]
 """A JSON schema, or a part of the OpenAPI document."""
 TEXT: Schema = {"type": "string"}
@@ -47,9 +47,8 @@ TEXT_OR_NULL: Schema = {"type": ["string", "null"]}
 TEXTS: Schema = {"type": "array", "items": TEXT}
 OBJECTS: Schema = {"type": "array", "items": OBJECT}
 
-Authorization = Scope | Literal["public", "any_key", "unrestricted"]
-"""The scope that a key needs; `any_key` accepts every key, `public` needs none, and `unrestricted` needs a key with all
-scopes and without restrictions."""
+Authorization = Scope | Literal["public", "any_key"]
+"""The scope that a key needs; `any_key` accepts every key, and `public` needs none."""
 
 Handler = Callable[[Any, Request], Awaitable[Response]]
 """A method of a resource."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import orjson
 from starlette.requests import Request
@@ -36,16 +36,13 @@ from gateway.serving_state import Serving, ServingState
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-def guarded(endpoint: Endpoint, current: ServingState, *, scope: Scope | Literal["unrestricted"] | None) -> Endpoint:
+def guarded(endpoint: Endpoint, current: ServingState, *, scope: Scope | None) -> Endpoint:
     """Wraps `endpoint` for callers whose key has `scope` (None: any known key); others get 401 or 403. A RequestError
     that it raises becomes the response."""
 
     async def answer(request: Request) -> Response:
         try:
-            if scope == "unrestricted":
-                current.serving.access.identify_unrestricted(request.scope["headers"])
-            else:
-                current.serving.access.identify(request.scope["headers"], scope)
+            current.serving.access.identify(request.scope["headers"], scope)
             return await endpoint(request)
         except ClientLeftError:
             return Response(status_code=400)

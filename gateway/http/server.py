@@ -23,7 +23,6 @@ from coe.supervision import TaskFailed, ignore_failure, supervised
 from gateway.cohort import Cohort
 from gateway.http.connection import Connection, SharedState
 from gateway.http.known_heads import KnownHeads
-from gateway.process.connections import REMEDY
 
 ACCEPT_PAUSE_SECONDS = 0.05
 """Pause after a failed accept. Without a free file descriptor an immediate retry would fail too."""
@@ -32,8 +31,7 @@ CLOSING_SECONDS = 5.0
 DEFER_SECONDS, MAX_DEFERRALS = 0.001, 5
 """Length and largest number of the pauses before an accept in which a process with fewer connections can accept."""
 MAX_ACCEPTS = 64
-"""Most connections that are accepted together; half of the free places is another limit, since a connection that has
-just ended holds file descriptors for another moment."""
+"""Most connections that are accepted together."""
 BACKLOG = 2048
 """Connections that the kernel queues until they are accepted."""
 Accepted = tuple[socket.socket, Any]
@@ -165,11 +163,11 @@ class HttpServer:
                 accepted = [await state.loop.sock_accept(self._listener)]
             except OSError as error:  # the client left before the accept, or no file descriptor is free
                 if error.errno in (errno.EMFILE, errno.ENFILE) and not warned:
-                    _log.warning("no file descriptor is left for a client's connection; %s", REMEDY)
+                    _log.warning("no file descriptor is left for a client's connection; raise the limit of open files")
                     warned = True
                 await asyncio.sleep(ACCEPT_PAUSE_SECONDS)
             else:
-                self._accept_waiting(accepted, min(MAX_ACCEPTS, self._free_places // 2))
+                self._accept_waiting(accepted, min(MAX_ACCEPTS, self._free_places))
                 await self._open(accepted)
 
     async def _defer(self) -> None:

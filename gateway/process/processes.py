@@ -16,6 +16,7 @@ import logging
 import logging.config
 import multiprocessing
 import os
+import resource
 import signal
 import socket
 import sys
@@ -30,7 +31,6 @@ from types import FrameType
 from coe.errors import WorkerError
 from coe.settings import Settings
 from gateway.observability.logs import logging_config
-from gateway.process.connections import raise_limit
 from gateway.process.signals import DRAIN_SIGNAL, FINISH_SECONDS, RELOAD_SIGNAL
 from gateway.process.worker import Build, run_worker
 from gateway.process.worker_states import CHECK_SECONDS, MAX_SILENT_CHECKS, RespawnSchedule, Watchdog, WorkerStates
@@ -57,7 +57,9 @@ def serve(
     """Serves the application that `build` makes, once in every worker, until SIGINT or SIGTERM. The parent calls
     `at_intervals` at least every CHECK_SECONDS. Raises WorkerError if no worker could start."""
     logging.config.dictConfig(logging_config(settings))
-    raise_limit()
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):  # macOS refuses an infinite one
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     processes = _Processes(build, settings, listener=listener, at_intervals=at_intervals)
     processes.serve()
     if processes.failure:
@@ -182,7 +184,7 @@ class _Processes:
                 self._crashed(worker)
         if self._stop_at is None and not self.failure and self._states.ever_ready:
             for number in self._respawns.take_due():
-                self._start(number, restarted=True)
+                self._start(number)
 
     def _crashed(self, worker: _Worker) -> None:
         self._states.count_crash(worker.number)
@@ -196,9 +198,8 @@ class _Processes:
         delay = self._respawns.crashed(worker.number, uptime=time.monotonic() - worker.started)
         _log.error("%s %s; the others serve on, and it starts again in %g s", worker.name, exit_description, delay)
 
-    def _start(self, number: int, *, restarted: bool = False) -> None:
-        arguments = {"number": number, "restarted": restarted}
-        process = _CONTEXT.Process(target=self._target, kwargs=arguments, daemon=True)
+    def _start(self, number: int) -> None:
+        process = _CONTEXT.Process(target=self._target, kwargs={"number": number}, daemon=True)
         self._workers[number] = worker = _Worker(number, process)
         if self._stop_at is not None:  # a signal to stop arrived during the start
             worker.signal(DRAIN_SIGNAL)

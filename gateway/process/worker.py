@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import logging.config
+import resource
 import signal
 import socket
 import threading
 from collections.abc import Callable
-from typing import Protocol
 
 import uvloop
 from starlette.applications import Starlette
@@ -18,17 +18,16 @@ from coe.settings import Settings
 from coe.supervision import ignore_failure
 from gateway.http.server import HttpServer, Peers
 from gateway.observability.logs import describe_error, log_uncaught, logging_config
-from gateway.process.connections import ConnectionLimits, soft_limit
 from gateway.process.signals import DRAIN_SIGNAL, RELOAD_SIGNAL, end_with_parent
 from gateway.process.worker_states import AcceptingWorkers, WorkerStates
 
 _log = logging.getLogger("gateway")
 
 
-class Build(Protocol):
-    """Function that builds the application of a worker; `restarted` is true if it replaces a crashed one."""
-
-    def __call__(self, *, restarted: bool) -> Starlette: ...
+MAX_CONNECTIONS = 16_384
+"""Client connections of one worker process; further ones wait to be accepted."""
+Build = Callable[[], Starlette]
+"""Builds the application of a worker."""
 
 
 def run_worker(
@@ -39,7 +38,6 @@ def run_worker(
     states: WorkerStates,
     parent: int,
     number: int,
-    restarted: bool,
 ) -> None:
     """Run worker `number`, from 0, until SIGTERM. Exits with code 1 if the application cannot start or fails."""
     for ignored in (DRAIN_SIGNAL, RELOAD_SIGNAL):  # until the application handles them
@@ -55,7 +53,7 @@ def run_worker(
         serving.set()
 
     try:
-        app = build(restarted=restarted)
+        app = build()
         app.state.worker_crashes = states.crashes
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             peers = AcceptingWorkers(states, number)
@@ -78,12 +76,24 @@ async def serve_application(
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     async with app.router.lifespan_context(app):
-        limit = ConnectionLimits.within(soft_limit()).clients
         failed = getattr(app.state, "task_failed", ignore_failure)
         cohort = getattr(app.state, "cohort", None)
         heads = getattr(app.state, "heads", None)
+        limit = _max_connections()
         async with HttpServer(
-            app, listener, max_connections=limit, peers=peers, task_failed=failed, cohort=cohort, heads=heads
+            app,
+            listener,
+            max_connections=limit,
+            peers=peers,
+            task_failed=failed,
+            cohort=cohort,
+            heads=heads,
         ):
             started()
             await stop.wait()
+
+
+def _max_connections() -> int:
+    """MAX_CONNECTIONS, at most a third of the open files: a request needs one or two more for its expert."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MAX_CONNECTIONS if soft == resource.RLIM_INFINITY else min(soft // 3, MAX_CONNECTIONS)

@@ -26,7 +26,6 @@ from gateway.http.server import open_listener
 from gateway.main import open_worker, workers_folder
 from gateway.observability import metric_workers, tracing
 from gateway.process import jobs, processes
-from gateway.process.connections import raise_limit
 from tests.fakes import WordRouter
 
 
@@ -61,7 +60,7 @@ def read(
     )
 
 
-def build(settings: Settings, workers: Path | None, *, restarted: bool = False) -> Starlette:
+def build(settings: Settings, workers: Path | None) -> Starlette:
     # However busy the machine is, a Redis, a worker and a collector that are there reply in time, and a plan is solved.
     access_redis.REFILL_TIMEOUT_SECONDS = 5.0
     cache_redis.LOOKUP_TIMEOUT_SECONDS = cache_redis.EXCHANGE_TIMEOUT_SECONDS = 5.0
@@ -72,7 +71,6 @@ def build(settings: Settings, workers: Path | None, *, restarted: bool = False) 
 
 if __name__ == "__main__":
     settings = Settings.read()
-    raise_limit()
     stalled_after = load(settings.config, environ=settings.environ).policy.stream_idle_timeout
     listener = open_listener(settings.host, settings.port, stalled_after=stalled_after)
     if "SPAWN" in os.environ:  # as on macOS

@@ -22,7 +22,7 @@ from gateway.process import processes, worker_states
 from tests.gateway.words_server import build as build_well
 
 
-def build(settings: Settings, workers: Path | None, *, restarted: bool = False) -> Starlette:
+def build(settings: Settings, workers: Path | None) -> Starlette:
     fails = os.environ["FAILS"]
     if fails == "once":
         with suppress(FileExistsError), Path(os.environ["MARKER"]).open("x"):

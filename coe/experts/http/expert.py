@@ -19,7 +19,6 @@ from coe.core import PASS_THROUGH_APIS, TEXT_APIS, Api, Call, Health, Reply
 from coe.errors import ExpertError, InvalidRequest
 from coe.experts.api_formats import API_FORMATS, applicable_defaults, without_own_ids
 from coe.experts.error_mapping import ErrorMapping
-from coe.experts.file_descriptors import NoDescriptor
 from coe.experts.held_answer import HeldAnswer
 from coe.experts.http import sse
 from coe.experts.http.assembled import AssembledReply
@@ -104,8 +103,6 @@ class HttpExpert:
                 raise self._errors.timed_out(
                     f"gave no {'first chunk' if call.stream else 'answer'} within {call.first_token_timeout:g} s"
                 ) from None
-            if isinstance(error, NoDescriptor):
-                raise self._errors.no_descriptor() from error
             if isinstance(error, (Unreachable, ValueError)):  # ValueError: an invalid address
                 raise self._errors.unreachable(error) from error
             if isinstance(error, OSError):
