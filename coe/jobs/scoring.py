@@ -202,7 +202,10 @@ async def checked_sandbox(probes: Sequence[Probe], *, unsafe: bool) -> Sandbox:
     if any(probe.checker == "code" for probe in probes):
         await sandbox.check()
         if unsafe:
-            print_error("warning: code of experts runs without a sandbox (--unsafe)")
+            print_error(
+                "warning: code of experts runs without bubblewrap (--unsafe): nothing but limits on time, memory, "
+                "files and processes holds it"
+            )
     return sandbox
 
 

@@ -154,14 +154,6 @@ async def test_programs_with_the_same_syntax_tree_are_equal_answers(runner: Runn
     assert forms["empty"] is None
 
 
-@needs_bubblewrap
-async def test_tests_that_cannot_be_run_leave_the_probe_without_a_score(runner: Runner) -> None:
-    probe = probe_of("node", checker="code", reference=None, tests="class Node: pass\nassert f(Node())")
-    journal = await runner.score([probe], AnsweringExpert("a", always("```python\ndef f(x): return x\n```")))
-    assert journal.failed["a/node"].code == "tests_unusable"
-    assert "the tests pass a Node" in runner.reported[0]
-
-
 async def test_numeric_probes_use_their_tolerance(runner: Runner) -> None:
     probes = [
         probe_of("x", checker="numeric", reference="100", tolerance=0.02),

@@ -271,10 +271,7 @@ async def _score(probe: Probe, expert: Expert, blank: Cell, run: ScoringRun) -> 
         return replace(cell, answer=grade, score=0.0 if grade is None else int(grade) / MAX_GRADE)
     if probe.checker == "code":
         assert probe.tests is not None
-        program = program_of(answer.text)
-        verdict = await run.sandbox.run(program, probe.tests)
-        if verdict.unusable:
-            raise InvalidRequest(f"the tests of the probe cannot be run: {verdict.why}", code="tests_unusable")
+        verdict = await run.sandbox.run(program_of(answer.text), probe.tests)
         return replace(cell, score=float(verdict.passed), note=verdict.why)
     if probe.checker == "judge":
         return await _judged(probe, answer, cell, run.judge)
