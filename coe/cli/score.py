@@ -185,7 +185,7 @@ def _show(report: Mapping[str, Any]) -> None:
         print_line(f"{name:20} {counts} {column['output_tokens']:10} {column['cut']:5}")
     for name, column in report["experts"].items():
         if column["inconsistent"]:
-            print_line(f"{name}: {column['inconsistent']} contradictory pairs of verdicts counted as ties")
+            print_line(f"{name}: {column['inconsistent']} contradictory pairs of grades counted as ties")
         if column["missing"]:
             errors = ", ".join(f"{count} x {code}" for code, count in column["errors"].items()) or "not requested yet"
             print_line(

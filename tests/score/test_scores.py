@@ -167,7 +167,7 @@ async def test_a_judge_scores_and_its_failure_leaves_the_cell_missing(runner: Ru
     probe = probe_of("poem", checker="judge", reference=None)
     poet = AnsweringExpert("poet", always("roses"))
     failed = await runner.score([probe], poet, judge=AnsweringExpert("judge", always("no idea")))
-    assert failed.failed["poet/poem"].error.startswith("the judge failed: expert 'judge' gave no verdict")
+    assert failed.failed["poet/poem"].error.startswith("the judge failed: expert 'judge' gave no grade")
     journal = await runner.score([probe], poet, judge=AnsweringExpert("judge", always("[[10]]")))
     assert journal.scored["poet/poem"].score == 1.0
 
