@@ -84,7 +84,7 @@ async def test_every_expert_answers_every_probe_with_a_bound_on_how_many_at_once
     assert good.most_at_once == bad.most_at_once == 4
     cell = journal.scored["good/p3"]
     assert (cell.input_tokens, cell.output_tokens, cell.finish_reason, cell.cut) == (3, 5, "stop", False)
-    assert (cell.answer, cell.output_chars, len(str(cell.text_sha256))) == ("right", 6, 64)
+    assert (cell.answer, cell.output_chars) == ("right", 6)
     assert runner.reported == []
 
 
