@@ -22,7 +22,7 @@ from pydantic import SecretStr
 from coe.core import Expert
 from coe.errors import DataError, ExpertUnavailable
 from coe.learning.evaluation.answers import RetryLimits
-from coe.learning.evaluation.grades import GRADES, Grader, grading_probe, write_grades
+from coe.learning.evaluation.grades import GRADES, grading_probe, write_grades
 from coe.learning.evaluation.judge import Judge
 from coe.learning.evaluation.passage_gain import Gain, ProbeWithPassages, add_passages, write_gains
 from coe.learning.evaluation.probes import Probe
@@ -193,7 +193,7 @@ async def _score_missing(scoring: Scoring, settings: Settings, journal: Journal,
         grading = _missing_grades(scoring, journal)
         with progress({name: len(column) for name, column in grading.items()}) as (advance, report):
             run = replace(run, report=report, advance=advance, kept=frozenset())
-            await score_columns([ExpertColumn(Grader(experts[name]), column) for name, column in grading.items()], run)
+            await score_columns([ExpertColumn(experts[name], column) for name, column in grading.items()], run)
 
 
 async def checked_sandbox(probes: Sequence[Probe], *, unsafe: bool) -> Sandbox:
@@ -202,7 +202,10 @@ async def checked_sandbox(probes: Sequence[Probe], *, unsafe: bool) -> Sandbox:
     if any(probe.checker == "code" for probe in probes):
         await sandbox.check()
         if unsafe:
-            print_error("warning: code of experts runs without a sandbox (--unsafe)")
+            print_error(
+                "warning: code of experts runs without bubblewrap (--unsafe): nothing but limits on time, memory, "
+                "files and processes holds it"
+            )
     return sandbox
 
 

@@ -13,9 +13,15 @@ from typer.testing import CliRunner
 from coe.artifacts.store import ArtifactStore
 from coe.cli import app
 from coe.errors import ArtifactError
+from coe.learning.evaluation import sandbox
 from coe.registry import Registry
 from coe.settings import Settings
 from tests.admin.samples import measured_registry, planned, router_published, settings_in
+
+
+@pytest.fixture(autouse=True)
+def bubblewrap(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "installed", lambda: True)
 
 
 @pytest.fixture
@@ -70,6 +76,13 @@ def test_a_cache_that_documents_without_a_gate_turn_off_is_noted(settings: Setti
         gate = gates.publish(draft, categories=both.category_names, data="", metrics={})
     gates.promote(gate.manifest.version, by="plan")
     assert report(settings, both)["notes"] == []
+
+
+def test_code_that_only_limits_would_hold_is_noted(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "installed", lambda: False)
+    (note,) = report(settings, measured_registry())["notes"]
+    assert note.startswith("bubblewrap is not installed: `coe score` and `coe tune` leave out the shipped probes")
+    assert "with `coe score --unsafe`, nothing but limits on time, memory, files and processes" in note
 
 
 def test_a_new_expert_is_a_consequence_with_the_advice_to_plan(settings: Settings) -> None:
