@@ -25,7 +25,6 @@ from coe.artifacts.atomic_files import replace_file
 from coe.artifacts.store import ArtifactStore
 from coe.cli.check import ENDPOINTS_FILE, check_live
 from coe.cli.common import Config, ConfigFile, settings_for
-from coe.core import GENERAL
 from coe.errors import CoEError, FleetError
 from coe.file_lock import file_lock
 from coe.jobs.executor import Executor
@@ -298,20 +297,17 @@ async def residency_socket(
 ) -> AsyncIterator[Path]:
     """Run the residency scheduler until the block ends; yields its socket. Raises FleetError for a failed start."""
     from coe.fleet.residency.devices import plan_devices
-    from coe.fleet.residency.load_times import LOAD_TIMES_FILE, LoadTimes
     from coe.fleet.residency.residency import Residency
     from coe.fleet.residency.socket_server import serve_residency
     from coe.fleet.specs import Timeouts
 
     assert registry.residency is not None
-    load_times = LoadTimes(settings.home / LOAD_TIMES_FILE, registry.hosted_experts, report=print_line)
     residency = Residency(
-        plan_devices(registry, servers, load_times),
-        assignment={GENERAL: registry.general_expert} | registry.assignment,
+        plan_devices(registry, servers),
+        first=[registry.general_expert, *registry.assignment.values()],
         max_wait=registry.residency.max_wait,
         report=print_line,
         timeouts=Timeouts.after(registry.policy.timeout),
-        load_times=load_times,
     )
     with TemporaryDirectory(prefix="coe-") as folder:  # the path of a socket must be short
         address = Path(folder) / "residency.sock"

@@ -90,10 +90,6 @@ class ListenAddress:
     bin_folder: Path
 
 
-START_SECONDS = (20.0, 1.0)
-"""Expected time from stopped to awake before any measurement: (constant seconds, seconds per GB of weights)."""
-
-
 ATTACHED = "attached\n"
 """Line in the log of a process that has loaded its model in a server which runs already."""
 
@@ -109,7 +105,6 @@ class ServerSpec:
     start, by name; with `loads_adapters` it loads more while it runs. `open_client` makes the client that controls it.
     `health_path` is the page that an idle event loop answers at once. With `attached` the address is that of a server
     which runs already: the process loads a model there, writes `ATTACHED` and unloads it when it is ended.
-    `start_seconds` is the time from start to awake that is expected before any measurement: seconds, and seconds a GB.
     """
 
     key: str
@@ -126,7 +121,6 @@ class ServerSpec:
     open_client: ClientFactory = EngineClient
     health_path: str = "/health"
     attached: bool = False
-    start_seconds: tuple[float, float] = START_SECONDS
 
     @property
     def root(self) -> str:

@@ -1,5 +1,5 @@
 """Reports on the devices that experts share (`GET /v1/residency`): experts that are awake, requested or loading, and
-the next decision.
+why requests wait.
 
 The scheduler in `coe up` produces the report (`coe.fleet.residency.report`); requests of the same second share a
 report.
@@ -30,18 +30,14 @@ from gateway.parts import Parts
 
 _MAX_AGE_SECONDS = 0.5
 _NULLABLE: Schema = {"type": ["number", "null"]}
-_LOADING = object_schema({"from": TEXT, "elapsed_s": NUMBER, "expected_s": NUMBER}) | {"type": ["object", "null"]}
 _SERVER = object_schema(
-    {"experts": TEXTS, "devices": TEXTS, "switches": COUNT, "tier": TEXT, "memory_gb": NUMBER}
+    {"experts": TEXTS, "switches": COUNT, "tier": TEXT, "memory_gb": NUMBER}
     | {"pinned": {"type": "boolean"}}
-    | {"in_flight": COUNT, "waiting": COUNT, "oldest_wait_s": _NULLABLE, "requests_per_s": NUMBER, "load_s": NUMBER}
-    | {"loading": _LOADING, "reason": TEXT}
+    | {"in_flight": COUNT, "waiting": COUNT, "oldest_wait_s": _NULLABLE, "load_s": _NULLABLE, "reason": TEXT}
 )
-_ACTION = object_schema({"verb": TEXT, "experts": TEXTS})
-_NEXT = object_schema({"in_s": _NULLABLE, "actions": {"type": "array", "items": _ACTION}, "sentence": TEXT})
 _DEVICE = object_schema(
     {"device": TEXT, "memory_gb": NUMBER, "occupied_gb": NUMBER, "host_memory_gb": NUMBER, "host_occupied_gb": NUMBER}
-    | {"next": _NEXT, "servers": {"type": "array", "items": _SERVER}}
+    | {"servers": {"type": "array", "items": _SERVER}}
 )
 _REPORT = object_schema(
     {"object": {"const": "residency"}, "time": NUMBER, "devices": {"type": "array", "items": _DEVICE}}
@@ -63,8 +59,7 @@ class Devices:
         problems=problems(_503="The process that loads the experts does not answer."),
     )
     async def get(self, _: Request) -> Response:
-        """Devices that experts share: tiers, loads under way, waiting requests, and the next decision with its
-        reason."""
+        """Devices that experts share: tiers, loads under way, and waiting requests with the reason."""
         return json_response(await self._snapshot.since(asyncio.get_running_loop().time() - _MAX_AGE_SECONDS))
 
     async def _take(self) -> bytes:
