@@ -134,32 +134,20 @@ class ServerSpec:
         return (*self.argv, "--lora-modules", *modules) if modules else self.argv
 
 
-PROGRESS_MARGIN = 60.0
-"""Seconds that a server has for one token once the last request before it has ended."""
-
-
 @dataclass(frozen=True, slots=True)
 class Timeouts:
     """Timeouts of supervised servers, in seconds.
 
     `check_interval` and `check_timeout` are of health checks, `grace` is the time between SIGTERM and SIGKILL. After
-    `max_missed_checks` failed checks a server counts as frozen, as does one that leaves a one-token request unanswered
-    for `progress_timeout` seconds. One is sent `progress_interval` seconds after the latest answer. Delays before
-    restarts double from `first_restart` to `max_restart` seconds."""
+    `max_missed_checks` failed checks a server counts as frozen. Delays before restarts double from `first_restart` to
+    `max_restart` seconds."""
 
     check_interval: float = 5.0
     check_timeout: float = 5.0
     max_missed_checks: int = 3
-    progress_interval: float = 60.0
-    progress_timeout: float = 660.0
     grace: float = 5.0
     first_restart: float = 1.0
     max_restart: float = 30.0
-
-    @classmethod
-    def after(cls, request_timeout: float) -> Timeouts:
-        """Return timeouts for servers whose clients wait at most this many seconds."""
-        return cls(progress_timeout=request_timeout + PROGRESS_MARGIN)
 
     def restart_delay(self, previous: float, *, up: float) -> float:
         """The delay after `previous` (0: the first) for a server that was ready for `up` seconds."""
