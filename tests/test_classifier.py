@@ -78,6 +78,7 @@ def residual_of(left_out: Sequence[float], label: int) -> Residual:
         experts=EXPERTS,
         encoder="e",
         prompt_ids=("p0", "p1"),
+        texts=("none", "art"),
         labels=np.array([label, label]),
         posteriors=np.eye(3)[[label, label]],
         scores=scores,
