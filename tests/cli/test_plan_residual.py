@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ def texts(words: tuple[str, ...], count: int) -> list[str]:
     return [" ".join((*rng.sample(COMMON, 2), *rng.sample(words, 4))) for _ in range(count)]
 
 
-def scored(folder: Path, *, hidden: bool) -> Path:
-    """Probes of three categories. If something is `hidden`, the chef alone bakes and the generalist alone stews."""
+def scored(folder: Path, *, hidden: bool, weakly: bool = False) -> Path:
+    """Probes of three categories. If something is `hidden`, the chef alone bakes and the generalist alone stews; if
+    `weakly`, each does the other too, nearly as often."""
     folder.mkdir()
     prompts, scores = [], []
     groups = [("cooking", BAKING), ("cooking", STEWING), ("astronomy", WORDS["astronomy"]), ("general", COMMON)]
@@ -31,6 +33,8 @@ def scored(folder: Path, *, hidden: bool) -> Path:
             one = {"benchmark": "own", "prompt_id": f"{words[0]}{row}"}
             prompts.append({**one, "prompt": text, "category": category, "label": ""})
             baker = number == 0 if hidden and number < 2 else row % 3 == 0
+            if weakly and number < 2 and row % 20 < 9:
+                baker = not baker
             right = {"chef": baker, "generalist": not baker}
             scores += [{**one, "model": name, "score": int(is_right)} for name, is_right in right.items()]
     (folder / "prompts.jsonl").write_text("\n".join(map(json.dumps, prompts)))
@@ -58,7 +62,10 @@ def test_texts_of_one_category_get_the_expert_that_measured_prompts_like_them_sh
     nearest = baked["measured"][0]
     assert nearest["prompt_id"].startswith(BAKING[0])
     assert nearest["scores"] == {"chef": 1.0, "generalist": 0.0}
-    assert "measured    bake" in service.run("route", new["chef"][0], "--explain")
+    assert nearest["text"] in texts(BAKING, 100)
+    printed = service.run("route", new["chef"][0], "--explain")
+    assert "measured    bake" in printed
+    assert nearest["text"] in printed
     monkeypatch.setattr("coe.runtime.active_state.encoder_digest", lambda router: "of another router")
     assert load_active_state(service.settings).assignment.residual is None
 
@@ -71,9 +78,62 @@ def test_a_plan_of_retraining_keeps_the_residual(service: LoggedService, tmp_pat
     assert load_active_state(service.settings).assignment.residual is not None
 
 
-def test_where_texts_say_nothing_the_plan_says_so_and_no_prompts_are_kept(
+def log_rated(service: LoggedService, count: int, *, hidden: bool, keeps_text: bool = True) -> None:
+    """Rated requests of two categories. If something is `hidden`, the chef bakes well and the generalist stews well."""
+    rng, topics = random.Random(0), (texts(BAKING, count), texts(STEWING, count))
+    records, events = [], []
+    for number, (record, event) in enumerate(service._requests(count, (), {})):
+        if record.category not in ("cooking", "astronomy"):
+            continue
+        topic = rng.randrange(2)
+        if record.category == "cooking":
+            if keeps_text:
+                object.__setattr__(record, "prompt", topics[topic][number])
+            chance = (0.9 if (topic == 0) == (record.expert == "chef") else 0.2) if hidden else 0.6
+            event = replace(event, value=float(rng.random() < chance))
+        records.append(record)
+        events.append(event)
+    service.append(records, events)
+
+
+def test_ratings_give_a_plan_the_residual_that_its_probes_show_too_weakly(
     service: LoggedService, tmp_path: Path
 ) -> None:
+    report = service.report("plan", scored(tmp_path / "scores", hidden=True, weakly=True))
+    assert report["residual"]["refused"]
+    before = load_active_state(service.settings).assignment
+    assert before.residual is None
+    log_rated(service, 2400, hidden=True)
+    found = service.retrain()
+    assert found["promoted"], found["report"]["residual"]
+    assert "the residual with rated requests is used" in found["sentence"]
+    plan = load_active_state(service.settings).assignment
+    assert plan.residual is not None
+    assert plan.choice == before.choice
+    assert len(plan.residual.prompt_ids) > len(plan.residual.texts) == 400
+    new = {name: texts(words, 130)[110:] for name, words in (("chef", BAKING), ("generalist", STEWING))}
+    right = [route(service, text)["expert"] == name for name, of in new.items() for text in of]
+    assert sum(right) / len(right) > 0.8
+    rated = route(service, new["chef"][0])["measured"][0]
+    assert (rated["text"], rated["category"]) == (None, "")
+    assert rated["prompt_id"].startswith("req_")
+    folder = service.store().published(str(service.store().in_use())).folder
+    assert not any(text.encode() in (folder / "residual.npz").read_bytes() for text in texts(STEWING, 2400)[200:])
+
+
+@pytest.mark.parametrize(("hidden", "keeps_text"), [(False, True), (True, False)])
+def test_ratings_that_show_nothing_or_have_no_text_change_no_plan(
+    service: LoggedService, tmp_path: Path, hidden: bool, keeps_text: bool
+) -> None:
+    service.run("plan", scored(tmp_path / "scores", hidden=True, weakly=True))
+    version = service.store().in_use()
+    log_rated(service, 1200, hidden=hidden, keeps_text=keeps_text)
+    found = service.retrain()
+    assert found["report"]["residual"]["refused"]
+    assert service.store().in_use() == version
+
+
+def test_where_texts_say_nothing_the_plan_says_so_and_uses_none(service: LoggedService, tmp_path: Path) -> None:
     printed = service.run("plan", scored(tmp_path / "scores", hidden=False))
     assert "residual: not used: decisions on other prompts do not improve" in printed
     assert load_active_state(service.settings).assignment.residual is None
