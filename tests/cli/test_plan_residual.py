@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from coe.mapping.residual import Evidence
 from coe.runtime.active_state import load_active_state
 from tests.cli.logged_service import LoggedService
 from tests.routers.conftest import COMMON, WORDS
@@ -22,9 +23,8 @@ def texts(words: tuple[str, ...], count: int) -> list[str]:
     return [" ".join((*rng.sample(COMMON, 2), *rng.sample(words, 4))) for _ in range(count)]
 
 
-def scored(folder: Path, *, hidden: bool, weakly: bool = False) -> Path:
-    """Probes of three categories. If something is `hidden`, the chef alone bakes and the generalist alone stews; if
-    `weakly`, each does the other too, nearly as often."""
+def scored(folder: Path, *, hidden: bool) -> Path:
+    """Probes of three categories. If something is `hidden`, the chef alone bakes and the generalist alone stews."""
     folder.mkdir()
     prompts, scores = [], []
     groups = [("cooking", BAKING), ("cooking", STEWING), ("astronomy", WORDS["astronomy"]), ("general", COMMON)]
@@ -33,8 +33,6 @@ def scored(folder: Path, *, hidden: bool, weakly: bool = False) -> Path:
             one = {"benchmark": "own", "prompt_id": f"{words[0]}{row}"}
             prompts.append({**one, "prompt": text, "category": category, "label": ""})
             baker = number == 0 if hidden and number < 2 else row % 3 == 0
-            if weakly and number < 2 and row % 20 < 9:
-                baker = not baker
             right = {"chef": baker, "generalist": not baker}
             scores += [{**one, "model": name, "score": int(is_right)} for name, is_right in right.items()]
     (folder / "prompts.jsonl").write_text("\n".join(map(json.dumps, prompts)))
@@ -96,14 +94,15 @@ def log_rated(service: LoggedService, count: int, *, hidden: bool, keeps_text: b
     service.append(records, events)
 
 
-def test_ratings_give_a_plan_the_residual_that_its_probes_show_too_weakly(
-    service: LoggedService, tmp_path: Path
+def test_ratings_give_a_plan_the_residual_that_its_probes_alone_did_not(
+    service: LoggedService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    report = service.report("plan", scored(tmp_path / "scores", hidden=True, weakly=True))
-    assert report["residual"]["refused"]
+    with monkeypatch.context() as patch:
+        patch.setattr("coe.mapping.residual._evidence", lambda *_: Evidence(0.0, 0.0, "it shows too little"))
+        service.run("plan", scored(tmp_path / "scores", hidden=True))
     before = load_active_state(service.settings).assignment
     assert before.residual is None
-    log_rated(service, 2400, hidden=True)
+    log_rated(service, 1200, hidden=True)
     found = service.retrain()
     assert found["promoted"], found["report"]["residual"]
     assert "the residual with rated requests is used" in found["sentence"]
@@ -118,18 +117,16 @@ def test_ratings_give_a_plan_the_residual_that_its_probes_show_too_weakly(
     assert (rated["text"], rated["category"]) == (None, "")
     assert rated["prompt_id"].startswith("req_")
     folder = service.store().published(str(service.store().in_use())).folder
-    assert not any(text.encode() in (folder / "residual.npz").read_bytes() for text in texts(STEWING, 2400)[200:])
+    assert not any(text.encode() in (folder / "residual.npz").read_bytes() for text in texts(STEWING, 1200)[200:])
 
 
-@pytest.mark.parametrize(("hidden", "keeps_text"), [(False, True), (True, False)])
-def test_ratings_that_show_nothing_or_have_no_text_change_no_plan(
-    service: LoggedService, tmp_path: Path, hidden: bool, keeps_text: bool
-) -> None:
-    service.run("plan", scored(tmp_path / "scores", hidden=True, weakly=True))
+def test_ratings_that_show_nothing_or_have_no_text_change_no_plan(service: LoggedService, tmp_path: Path) -> None:
+    service.run("plan", scored(tmp_path / "scores", hidden=False))
     version = service.store().in_use()
-    log_rated(service, 1200, hidden=hidden, keeps_text=keeps_text)
-    found = service.retrain()
-    assert found["report"]["residual"]["refused"]
+    log_rated(service, 400, hidden=True, keeps_text=False)
+    assert service.retrain()["report"]["residual"]["refused"].startswith("0 rated requests have text")
+    log_rated(service, 800, hidden=False)
+    assert service.retrain()["report"]["residual"]["refused"].startswith("decisions on other prompts do not improve")
     assert service.store().in_use() == version
 
 

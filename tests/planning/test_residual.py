@@ -293,7 +293,7 @@ def ratings_of(
 
 
 def test_ratings_show_topics_that_probes_show_weakly() -> None:
-    found = [played(0.17, seed=seed) for seed in range(2, 8)]
+    found = [played(0.17, seed=seed) for seed in range(7)]
     assert any(one.accepted == (False, True) for one in found)  # a plan without a residual gets one
     assert np.mean([one.accepted[1] for one in found]) >= 0.5
     assert np.mean([one.with_ratings - one.without for one in found]) > 0.02
