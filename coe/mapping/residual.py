@@ -224,10 +224,17 @@ class Residual:
     def _measured(self) -> Residual:
         """Return the measured prompts of known categories alone."""
         rows = np.flatnonzero(self.labels >= 0)
-        arrays = {name: getattr(self, name)[rows] for name in ("labels", "posteriors", "left_out", "scores")}
-        ids, texts = ([values[row] for row in rows.tolist()] for values in (self.prompt_ids, self.texts))
-        more = {"expected": self.expected[rows], "vectors": self.vectors[rows]}
-        return replace(self, prompt_ids=tuple(ids), texts=tuple(texts), **arrays, **more)
+        return replace(
+            self,
+            prompt_ids=tuple(self.prompt_ids[row] for row in rows.tolist()),
+            texts=tuple(self.texts[row] for row in rows.tolist()),
+            labels=self.labels[rows],
+            posteriors=self.posteriors[rows],
+            scores=self.scores[rows],
+            expected=self.expected[rows],
+            left_out=self.left_out[rows],
+            vectors=self.vectors[rows],
+        )
 
     def __call__(self, features: Array) -> Array:
         """Return the expected score of each expert beyond its category, shape (n_experts,), for features (width,)."""
@@ -410,8 +417,11 @@ class _Rated:
             return known, errors
         found = smoothed(self.nearby[:, rows], errors, known)
         rest = np.where(self.answered, self.reward[:, None] - found, np.nan)
-        names = [[str(one) for one in range(count)] for count in (self.posteriors.shape[1], errors.shape[1])]
-        level = (self.posteriors @ tabulate_softly(*names, self.posteriors, rest).shrunk())[self.answered]
+        categories, experts = (
+            [str(one) for one in range(count)] for count in (self.posteriors.shape[1], self.answered.shape[1])
+        )
+        means = tabulate_softly(categories, experts, self.posteriors, rest).shrunk()
+        level = (self.posteriors @ means)[self.answered]
         error = self.reward - level
         error -= self.weights @ error / (self.weights.sum(axis=1) + PSEUDO_COUNT)
         own = np.where(self.answered, error[:, None], 0.0)

@@ -143,7 +143,7 @@ def _judge(
         weighting=measured.weighting,
         guarded=job.registry.category_names,
     )
-    if refit is not None and judged.tested and not judged.judgement.promote:
+    if refit and tested and judged.tested and not judged.judgement.promote:
         judged = with_residual_alone(judged, current, solve_plan=solver, gain=_residual_sentence(tested))
     judgement = judged.judgement
     state = replace(state, feedback=cursor, promoted=judgement.promote, sentence=judgement.sentence)
