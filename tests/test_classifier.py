@@ -78,6 +78,7 @@ def residual_of(left_out: Sequence[float], label: int) -> Residual:
         experts=EXPERTS,
         encoder="e",
         prompt_ids=("p0", "p1"),
+        texts=("none", "art"),
         labels=np.array([label, label]),
         posteriors=np.eye(3)[[label, label]],
         scores=scores,
@@ -110,6 +111,16 @@ async def test_the_residual_changes_the_choice_of_an_encoded_text_alone() -> Non
         assert composition.decide(SURE, prediction, RequestOptions()).expert == "generalist"
         without = replace(prediction, residual=None)
         assert composition.decide(SURE, without, RequestOptions()).expert == "painter"
+        explain = {"content-type": "application/json", "x-coe-explain": "1"}
+        bodies = (
+            b'{"model": "%s", "messages": [{"role": "user", "content": "art"}]}' % name
+            for name in (b"auto", b"painter")
+        )
+        routed, pinned = [(await gateway.post("/v1/route", body, headers=explain)).json for body in bodies]
+    (nearest, _) = routed["measured"]
+    assert (nearest["prompt_id"], nearest["text"], nearest["category"]) == ("p1", "art", "art")
+    assert nearest["scores"] == {"coder": 0.0, "painter": 0.0, "generalist": 1.0}
+    assert pinned["measured"] == []
 
 
 def test_an_expert_that_may_not_serve_a_category_has_no_residual_there() -> None:

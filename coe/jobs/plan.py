@@ -112,7 +112,7 @@ def make_plan(
     with note_if_slow("solving the plan"):
         basis, assignment, waits = _solve(settings, registry, basis, logged)
     with note_if_slow("testing the residual"):
-        assignment, evidence_of_residual = with_residual(settings, registry, basis, assignment)
+        basis, assignment, evidence_of_residual = with_residual(settings, registry, basis, assignment)
     problem = basis.problem
     with note_if_slow("the sweep"):
         rows = sweep(problem, options.sweep_row, options.sweep_limits) if options.sweep_row else []

@@ -35,6 +35,7 @@ from coe.mapping.plan_file import (
     read_plan_file,
     read_problem,
     read_published,
+    read_unused,
     round_traffic,
     save_assignment,
 )
@@ -80,6 +81,7 @@ __all__ = [
     "read_plan_file",
     "read_problem",
     "read_published",
+    "read_unused",
     "residual_gain",
     "round_traffic",
     "routed_use",

@@ -1,4 +1,5 @@
-"""The files of a plan: assignment.json, residual.npz, plan.json (inputs, evidence, frontiers) and traffic.npy.
+"""The files of a plan: assignment.json, residual.npz (or measured.npz), plan.json (inputs, evidence, frontiers) and
+traffic.npy.
 
 `coe plan` and `coe retrain` write `PlanInputs`. The files are read to show a plan, to solve it again under another
 budget, and to compare it with the current declaration. `PublishedPlan` is a plan that was read; `current_problem`
@@ -53,6 +54,8 @@ class PlanInputs:
       paired errors; None if they are unknown.
     - `prompts`: the id and the text of each prompt of `prompt_scores`.
     - `dependencies`: the part of the declaration that the plan was made for; None if it was made without one.
+    - `unused`: the measured prompts as a residual that is not used, which retraining may fit again; None if the plan
+      has a residual.
     """
 
     problem: Problem
@@ -68,6 +71,7 @@ class PlanInputs:
     measured_uses: MeasuredUses | None = None
     prompt_scores: tuple[NDArray[np.int64], Array] | None = None
     prompts: Sequence[tuple[str, str]] = ()
+    unused: Residual | None = None
 
     def save(
         self,
@@ -95,6 +99,8 @@ class PlanInputs:
         (folder / PLAN_FILE).write_bytes(orjson.dumps(data, option=orjson.OPT_SORT_KEYS))
         if self.traffic is not None:
             np.save(folder / TRAFFIC_FILE, self.traffic.astype(np.float16))
+        if self.unused is not None:
+            (folder / MEASURED_FILE).write_bytes(self.unused.to_bytes())
 
     def paired_error(self, plan: Assignment) -> list[list[float]] | None:
         """Standard error, by category and expert, of its mean score less that of the chosen expert, on the prompts that
@@ -254,7 +260,7 @@ def _array(rows: list[Any], missing: float) -> Array:
     return np.where(np.isnan(values), missing, values)
 
 
-ASSIGNMENT_FILE, RESIDUAL_FILE = "assignment.json", "residual.npz"
+ASSIGNMENT_FILE, RESIDUAL_FILE, MEASURED_FILE = "assignment.json", "residual.npz", "measured.npz"
 
 
 def save_assignment(folder: Path, assignment: Assignment) -> None:
@@ -262,6 +268,12 @@ def save_assignment(folder: Path, assignment: Assignment) -> None:
     (folder / ASSIGNMENT_FILE).write_bytes(assignment.to_json())
     if assignment.residual is not None:
         (folder / RESIDUAL_FILE).write_bytes(assignment.residual.to_bytes())
+
+
+def read_unused(folder: Path) -> Residual | None:
+    """Return the residual that a plan does not use. Raises ArtifactError."""
+    path = folder / MEASURED_FILE
+    return Residual.from_bytes(path.read_bytes()) if path.exists() else None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

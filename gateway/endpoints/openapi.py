@@ -107,7 +107,7 @@ def request_headers(registry: Registry) -> Schema:
         "Explain": _header(
             "x-coe-explain",
             "1 for details of the decision: the time of each step in server-timing, and for administrators the routed "
-            "text and the nearest training examples in /v1/route.",
+            "text, the nearest training examples and the nearest measured prompts in /v1/route.",
             {"type": "string", "enum": ["0", "1"]},
         ),
         "OnlyLocal": _header(

@@ -103,8 +103,9 @@ class _Decisions:
 class Explainer:
     """Explains one decision. Neighbours are searched in a thread, one request at a time, so that chats come first.
 
-    Texts are returned only for examples that ship with this package or are declared in experts.yaml. A router may have
-    learned others, such as corrected prompts, which are a user's data: it stores their digests alone.
+    Texts are returned only for examples that ship with this package or are declared in experts.yaml, and of measured
+    prompts. A router may have learned others, such as corrected prompts, which are a user's data: it stores their
+    digests alone.
     """
 
     def __init__(self) -> None:
@@ -122,7 +123,7 @@ class Explainer:
             "price": [round(price, 4) for price in decision.price],
             "health": {name: {"up": one.up, "load": one.load} for name, one in health_by_expert.items()},
             "neighbours": await self._neighbours(composition, routed.text),
-            "measured": nearest_measured(composition.assignment, prediction, limit=MAX_NEIGHBOURS),
+            "measured": nearest_measured(composition.assignment, prediction, decision.candidates),
             "text": routed.text,
             "left_out": [asdict(part) | {"what": REASONS[part.kind]} for part in routed.left_out],
         }
