@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 
-from coe.artifacts.kinds import ASSIGNMENT, GATE, OVERLAYS
+from coe.artifacts.kinds import ASSIGNMENT, GATE
 from coe.experts import ExpertLoader, ReplicatedExpert, build_experts, build_recipes
 from coe.experts.http.client import Client
 from coe.experts.recipes.policy_file import NO_POLICIES, ArmPolicies
@@ -134,15 +134,13 @@ class Wiring:
             threads=self._threads,
             confidence_threshold=in_use.confidence_threshold,
             affinity=self._affinity,
-            overlays=in_use.overlays,
             retrieval=retrieval,
             recipes=build_recipes(
                 registry, experts, categories=len(in_use.router.categories), policies=in_use.policies.by_arm
             ),
         )
         versions = {**in_use.versions, GATE: gate}
-        loaded = {OVERLAYS: bool(in_use.overlays.version), GATE: bool(retrieval and retrieval.gate)}
-        unused = frozenset(kind for kind, is_loaded in loaded.items() if versions.get(kind) and not is_loaded)
+        unused = frozenset({GATE} if gate and not (retrieval and retrieval.gate) else ())
         serving = Serving(
             composition,
             self._access(composition),

@@ -23,7 +23,6 @@ from coe.mapping.problem import declared_assignment
 from coe.records import FeedbackWriter
 from coe.registry import Registry
 from coe.retrieval.retrieval import Retrieval
-from coe.routing.classification import Overlays
 from coe.routing.composition import Composition
 from coe.routing.conversation import Affinity
 from coe.runtime.active_state import DocumentIndex
@@ -291,7 +290,6 @@ async def gateway_of(
     *,
     observers: Sequence[Observer] = (),
     tracing: Tracing | None = None,
-    overlays: Overlays | None = None,
     retrieval: Retrieval | None = None,
     index: DocumentIndex | None = None,
     settings: Settings | None = None,
@@ -318,7 +316,7 @@ async def gateway_of(
     async def parts() -> AsyncIterator[Parts]:
         with ThreadPoolExecutor(1) as threads:
             composition = _composition_of(
-                registry, experts, threads, assignment, affinity=affinity, overlays=overlays, retrieval=retrieval
+                registry, experts, threads, assignment, affinity=affinity, retrieval=retrieval
             )
             limiter = MemoryLimiter(clock=ManualClock())  # nothing refills while a busy machine pauses
             access = access_of(registry, limiter, routed=composition.routed_arms)

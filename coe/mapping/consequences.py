@@ -36,7 +36,6 @@ Kind = Literal[
     "budget_exceeded",
     "learning",
     "router",
-    "overlays",
     "gate",
 ]
 LIMIT_TOLERANCE = 1e-3

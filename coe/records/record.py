@@ -171,9 +171,8 @@ class RoutingRecord:
     exploration: Annotated[
         tuple[float, float] | None, FieldInfo("Exploration rate and largest quality loss; null if it was off.")
     ] = None
-    overlay: Annotated[str, FieldInfo("Version of the tenant overlay that changed the probabilities.")] = ""
     router_probabilities: Annotated[
-        Mapping[str, float] | None, FieldInfo("The router's own probabilities, before a tenant overlay or rule.")
+        Mapping[str, float] | None, FieldInfo("The router's own probabilities, before a rule.")
     ] = None
     retrieval: Annotated[
         str, FieldInfo("Result of retrieval: none, off, skipped, empty, failed, withheld or used.", api="list")

@@ -1,4 +1,4 @@
-"""Loads the active state: the declaration, and the promoted router, overlays, assignment, gate and the document store.
+"""Loads the active state: the declaration, and the promoted router, assignment, gate and the document store.
 
 The gateway loads it at start and on reload, jobs load it at their start. `check_active_state` checks it without loading
 a router. `preload_router` loads the router alone, before a parent process forks its workers.
@@ -7,13 +7,13 @@ a router. `preload_router` loads the router alone, before a parent process forks
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import routers
-from coe.artifacts.kinds import ASSIGNMENT, GATE, OVERLAYS, ROUTER
+from coe.artifacts.kinds import ASSIGNMENT, GATE, ROUTER
 from coe.artifacts.manifest import MANIFEST, Artifact, noting, read_manifest
 from coe.artifacts.store import ArtifactStore
 from coe.core import GENERAL, Router
@@ -28,7 +28,6 @@ from coe.retrieval import DocumentStore, EncoderId, open_store
 from coe.retrieval.gate import GATE_FILE, Gate, OutdatedGate
 from coe.retrieval.ingest.indexing import TokenizingEncoder, encoder_id
 from coe.retrieval.retrieval import Retrieval
-from coe.routing.classification import OVERLAYS_FILE, Overlay, Overlays
 from coe.runtime.api_keys import with_admin_key
 from coe.runtime.kept_state import KeptState
 from coe.settings import Settings
@@ -88,7 +87,6 @@ class ActiveState:
     assignment: Assignment
     confidence_threshold: float
     folder: Path
-    overlays: Overlays = field(default_factory=Overlays)
     index: DocumentIndex | None = None
     """The declared document store; None without one."""
     versions: Mapping[str, str | None] = field(default_factory=dict)
@@ -119,8 +117,8 @@ def load_active_state(
     """Load the active state. Raises ConfigError or ArtifactError with the remedy.
 
     The router of `previous`, or else `preloaded`, is reused if its artifact and categories are in use. `packaged` is
-    that of `check_router`. With `kept`, that state is loaded instead of the files in use. With `damaged`, a plan or
-    overlays that cannot be read count as not in use, and `damaged` gets the problem by kind.
+    that of `check_router`. With `kept`, that state is loaded instead of the files in use. With `damaged`, a plan
+    that cannot be read counts as not in use, and `damaged` gets the problem by kind.
     """
     if kept is None:
         declaration = read_text(settings.config)
@@ -135,14 +133,12 @@ def load_active_state(
         router = loaded.router
     else:
         router = load_router(registry, artifact)
-    versions = {kind: version_in_use(settings, kind, kept) for kind in (ASSIGNMENT, OVERLAYS)}
-    planned, overlays = EffectivePlan(declared_assignment(registry, router.categories)), Overlays()
+    version = version_in_use(settings, ASSIGNMENT, kept)
+    planned = EffectivePlan(declared_assignment(registry, router.categories))
     with noting(damaged, ASSIGNMENT):
         planned = assignment_in_use(settings, registry, router.categories, kept)
     assignment = _of_encoder(planned.assignment, artifact)
     registry = registry.with_proposed(planned.policies.steps, planned.policies.max_tokens)
-    with noting(damaged, OVERLAYS):
-        overlays = overlays_in_use(settings, router, kept)
     if registry.retrieval.store is None:
         index = None
     elif previous is not None and previous.index and previous.registry.retrieval == registry.retrieval:
@@ -155,9 +151,8 @@ def load_active_state(
         assignment,
         artifact.manifest.metric("confidence_threshold") or 0.0,
         artifact.folder,
-        overlays,
         index,
-        {ROUTER: artifact.manifest.version, **versions},
+        {ROUTER: artifact.manifest.version, ASSIGNMENT: version},
         planned.consequences,
         policies_in_use(settings, registry, planned),
         declaration,
@@ -291,33 +286,6 @@ def version_in_use(settings: Settings, kind: str, kept: KeptState | None = None)
 def artifact_in_use(settings: Settings, kind: str, kept: KeptState | None = None) -> Artifact | None:
     """Return the artifact in use of a kind, verified; None for none. Raises ArtifactError if it is damaged."""
     return ArtifactStore(settings.artifacts, kind).current() if kept is None else kept.artifact(kind)
-
-
-def overlays_in_use(settings: Settings, router: Router, kept: KeptState | None = None) -> Overlays:
-    """The overlays in use; none if they were fitted to another router. Raises
-    ArtifactError if they are damaged."""
-    artifact = artifact_in_use(settings, OVERLAYS, kept)
-    if artifact is None:
-        return Overlays()
-    found = read_overlays(artifact)
-    if problem := overlays_problem(artifact, found, router):
-        _log.warning("%s; they stay unused", problem)
-        return Overlays()
-    return Overlays(artifact.manifest.version, {one.tenant: one for one in found})
-
-
-def read_overlays(artifact: Artifact) -> tuple[Overlay, ...]:
-    """The overlays of an artifact. Raises ArtifactError for an artifact of another kind."""
-    return tuple(Overlay.from_json(line) for line in (artifact.folder / OVERLAYS_FILE).read_bytes().splitlines())
-
-
-def overlays_problem(artifact: Artifact, overlays: Sequence[Overlay], router: Router) -> str:
-    """Return the reason why overlays do not fit this router and its categories; empty if they do."""
-    made, version = artifact.manifest, router.version
-    if made.data == version and all(one.categories == router.categories for one in overlays):
-        return ""
-    what = f"router {made.data}, not {version}" if made.data != version else f"other categories of router {version}"
-    return f"overlays {made.version} are of {what}: `coe retrain` makes new ones"
 
 
 def assignment_in_use(

@@ -153,7 +153,7 @@ class Line:
                     await cohort.yield_to_others()
                     with trace.step("classify"):  # 3
                         trace.routed, trace.prediction = await composition.classifier.classify(
-                            chat, trace.caller.tenant, options.rule, options.rules
+                            chat, options.rule, options.rules
                         )
                     await cohort.yield_to_others()
                     with trace.step("assign"):  # 4

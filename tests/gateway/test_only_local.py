@@ -137,7 +137,7 @@ async def answered(composition: Composition, chat: Chat, options: RequestOptions
             decision = composition.assign_general(chat, options)
             conversation, previous = read_conversation(chat, options), None
         else:
-            routed, prediction = await composition.classifier.classify(chat, None)
+            routed, prediction = await composition.classifier.classify(chat)
             conversation = read_conversation(chat, options)
             previous = await composition.continuity.find(chat, conversation, routed, options)
             decision = composition.assign(chat, prediction, options, previous=previous)

@@ -71,7 +71,7 @@ def test_everything_that_commands_print_is_printable(capsys: pytest.CaptureFixtu
     residency = {"residency": [{**device, "servers": [{**server, "reason": HARM}]}]}
     used = {"version": HARM, "since": None, "config": HARM}
     report = {
-        "in_use": {"config": HARM, **dict.fromkeys(("router", "overlays", "assignment", "gate"), used)},
+        "in_use": {"config": HARM, **dict.fromkeys(("router", "assignment", "gate"), used)},
         "traffic": {
             **dict.fromkeys(("last_hour", "last_day", "error_rate", "aborted_rate"), 0),
             "own": {HARM: 1},

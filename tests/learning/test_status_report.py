@@ -155,7 +155,7 @@ def test_status_finds_a_shift_a_new_kind_of_request_and_an_expert_that_gets_all_
     logged(settings, traffic(600, start=now - 3 * 86_400, expert="coder"))
     logged(settings, traffic(600, start=now - 7_200, expert="coder", uncertain_share=0.4))
     report = status_report(settings, now=now)
-    assert report["in_use"]["overlays"]["version"] is None
+    assert report["in_use"]["gate"]["version"] is None
     assert {(one["kind"], one["expert"]) for one in report["alarms"]} == {
         ("collapse", "coder"),
         ("starvation", "painter"),
@@ -222,7 +222,7 @@ def test_status_names_a_damaged_plan_with_its_remedy_and_reports_the_rest(settin
 
 
 def test_status_names_damage_of_every_artifact_in_use_and_of_a_history(settings: Settings) -> None:
-    for kind in ("overlays", "gate"):
+    for kind in ("assignment", "gate"):
         store = ArtifactStore(settings.artifacts, kind)
         with store.draft() as draft:
             (draft / "file").write_text("")
@@ -230,7 +230,7 @@ def test_status_names_damage_of_every_artifact_in_use_and_of_a_history(settings:
         (store.folder(str(store.in_use())) / "manifest.json").write_text("half")
     (settings.artifacts / "gate" / "history.jsonl").write_text("half")
     report = status_report(settings, now=time.time())
-    assert set(report["damaged"]) == {"overlays", "gate", "gate history"}
+    assert set(report["damaged"]) == {"assignment", "gate", "gate history"}
     assert report["in_use"]["gate"]["since"] is None
 
 

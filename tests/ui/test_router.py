@@ -17,7 +17,6 @@ from coe.jobs.status_report import status_report
 from coe.settings import Settings
 from tests.admin.samples import router_published
 from tests.gateway.served import Served, serving
-from tests.gateway.test_overlays import published, swapping
 from tests.learning.test_status_report import logged, settings, traffic
 from tests.ui.browsing import check_accessible, check_no_sideways_scroll, needs_browser, visiting
 
@@ -78,7 +77,11 @@ async def shop(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Shop]:
     foreign = router_published(settings, "foreign", categories=("law",))
     store = ArtifactStore(settings.artifacts, "router")
     store.promote(new, by="train", why="trained on 300 prompts")
-    ArtifactStore(settings.artifacts, "overlays").promote(published(settings, swapping(HARM[:64])), by="retrain")
+    gates = ArtifactStore(settings.artifacts, "gate")
+    with gates.draft() as draft:
+        (draft / "gate.npz").touch()
+        gate = gates.publish(draft, categories=CATEGORIES, data="", metrics={}).manifest.version
+    gates.promote(gate, by="retrain")
     async with serving(folder) as served:
         yield Shop(served, settings, old, new, foreign)
 
@@ -151,12 +154,10 @@ async def test_a_version_that_does_not_fit_is_refused_in_the_dialog(browser: Bro
     assert shop.store.in_use() == was
 
 
-async def test_overlays_of_another_router_are_shown_as_unused(browser: Browser, shop: Shop) -> None:
-    async with visiting(browser, shop.url("/overlays")) as page:
-        card = page.get_by_role("region", name="Overlays", exact=True)
-        await expect(card).to_contain_text("fitted to another router")
-        await expect(page.get_by_role("cell", name=HARM[:30])).to_be_visible()
-        assert await page.evaluate("window.harmed") is None
+async def test_a_gate_without_a_document_store_is_shown_as_unused(browser: Browser, shop: Shop) -> None:
+    async with visiting(browser, shop.url("/gate")) as page:
+        card = page.get_by_role("region", name="Gate", exact=True)
+        await expect(card).to_contain_text("Unused: no document store is declared")
 
 
 @pytest.fixture

@@ -26,8 +26,6 @@ from coe.records.record import LogPage, LogQuery, RoutingLog, RoutingRecord
 MAX_REQUESTS = 1_000_000
 """Newest requests that are kept. A million with 14 categories and 9 experts take 100 MB, twice that while they are
 sorted, and a learning round on them some 260 MB more (docs/experiments/retrain-memory.md)."""
-UNTENANTED = ""
-"""The tenant of requests without a key."""
 REASONS_WITH_PROPENSITY = frozenset(("routed", "explored"))
 """Reasons for which expected quality chose the expert, so that the logged propensity is its probability."""
 
@@ -107,7 +105,7 @@ class _RingBuffer:
         allowed[chosen] = True
         rows.chosen[row] = chosen
         rows.propensity[row] = record.propensity if record.reason in REASONS_WITH_PROPENSITY else np.nan
-        rows.tenant[row] = self.tenants.setdefault(record.tenant or UNTENANTED, len(self.tenants))
+        rows.tenant[row] = self.tenants.setdefault(record.tenant or "", len(self.tenants))
         rows.version[row] = self.versions.setdefault(f"{record.router}/{record.config}", len(self.versions))
         rows.time[row] = record.time
         rows.identity[row] = request_hash(record.request_id)
@@ -159,7 +157,7 @@ class _FeedbackJoin:
             self._rows.left_out["feedback for unknown requests"] += 1
             return
         row = int(self._sorting[place])
-        if self.experience.tenants[self.experience.tenant[row]] != (event.tenant or UNTENANTED):
+        if self.experience.tenants[self.experience.tenant[row]] != (event.tenant or ""):
             self._rows.left_out["feedback for another tenant's requests"] += 1
         elif event.kind == "category":
             self._correct(row, event)

@@ -64,7 +64,6 @@ DECISION_FIELDS = (
     "probabilities",
     "in_distribution",
     "stage",
-    "overlay",
     "router",
     "config",
     "plan",
@@ -152,7 +151,6 @@ def _decision_fields(decision: Decision, prediction: Prediction, categories: Seq
         "probabilities": {name: round(probability, 5) for name, probability in probabilities},
         "in_distribution": prediction.in_distribution,
         "stage": prediction.stage,
-        "overlay": prediction.overlay_version,
     }
 
 
