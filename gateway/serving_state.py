@@ -17,7 +17,6 @@ from dataclasses import dataclass, field, replace
 from coe.artifacts.kinds import ASSIGNMENT, GATE
 from coe.experts import ExpertLoader, ReplicatedExpert, build_experts, build_recipes
 from coe.experts.http.client import Client
-from coe.experts.recipes.policy_file import NO_POLICIES, ArmPolicies
 from coe.mapping import Consequence
 from coe.registry import Registry
 from coe.retrieval import DocumentStore
@@ -48,8 +47,6 @@ class Serving:
     """Kinds whose version in use does not fit the other artifacts, so that it is ignored."""
     consequences: tuple[Consequence, ...] = ()
     """Differences between experts.yaml and the plan in use."""
-    policies: ArmPolicies = NO_POLICIES
-    """The fitted policies of the recipes' arms."""
     registry: Registry = field(init=False)
     """The parsed experts.yaml."""
     plan: str = field(init=False)
@@ -113,7 +110,6 @@ class Wiring:
         """The experts of the latest state."""
         self._request_timeout = 0.0
         self._index: DocumentIndex | None = None
-        self._broken_bounds = frozenset[str]()
         self._retired: list[tuple[float, ReplicatedExpert | DocumentStore]] = []
 
     def serving(self, in_use: ActiveState) -> Serving:
@@ -148,15 +144,7 @@ class Wiring:
             versions,
             unused,
             in_use.consequences,
-            in_use.policies,
         )
-        for recipe in sorted(in_use.policies.broken - self._broken_bounds):
-            _log.warning(
-                "audits of recipe %r differ more often than its max_loss allows, so it now calls all its steps; run "
-                "`coe score` with new probes and `coe plan`, or raise max_loss",
-                recipe,
-            )
-        self._broken_bounds = in_use.policies.broken
         self._retire_replaced(experts, in_use.index)
         self._request_timeout = registry.policy.timeout
         return serving

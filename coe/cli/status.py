@@ -50,7 +50,6 @@ def spend(
     found = Spend(registry, dimensions)
     with open_logs(registry.log.url, base=settings.home) as logs:
         found.observe(logs.all(since=now - seconds, until=now))
-        found.add_audits(logs.feedback(since=now - seconds))
         report = {"since": now - seconds, "until": now, **found.report(), "damaged": logs.damaged}
     _print(report, _show_spend, json=json)
 
@@ -117,11 +116,9 @@ def _show_spend(report: Mapping[str, Any]) -> None:
 
 
 def _spend_lines(report: Mapping[str, Any]) -> list[str]:
-    """Return the lines below the table: unknown costs, audits, and the baselines."""
-    total, audits, always = report["total"], report["audits"], report["always"]
+    """Return the lines below the table: unknown costs, and the baselines."""
+    total, always = report["total"], report["always"]
     lines = [f"{total['unpriced']:,} answered requests have no known cost"] if total["unpriced"] else []
-    if audits["requests"]:
-        lines.append(f"audits, not included above: {_dollars(audits['dollars'])} for {audits['requests']:,} answers")
     if always["unknown"]:
         lines.append(f"without `prices` in experts.yaml, so of unknown cost: {', '.join(always['unknown'])}")
     if not any(one["dollars"] for one in always["experts"]):
@@ -162,7 +159,6 @@ def _lines(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     lines.append(("drift", drift["reference"]))
     lines += [("", one["sentence"]) for one in drift["findings"]]
     lines.append(("alarms", "; ".join(one["sentence"] for one in report["alarms"]) or "none"))
-    lines += [("recipe", one["sentence"]) for one in report["recipes"]]
     lines += [("new category?", one["sentence"]) for one in report["proposed_categories"]]
     lines += [
         (f"learning: {kind}", f"{_time(one['time'])}: {one['sentence']}") for kind, one in report["learning"].items()

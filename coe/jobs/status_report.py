@@ -23,11 +23,9 @@ from coe.learning.monitoring.alarms import (
     Alarm,
     degradation_alarms,
     failing_alarms,
-    loss_alarms,
     share_alarms,
 )
 from coe.learning.monitoring.drift import detect_drift
-from coe.learning.monitoring.loss_bounds import LossBounds, RecipeBound
 from coe.learning.monitoring.novelty import CategoryProposal, category_entry, propose_categories
 from coe.learning.monitoring.savings import LABELS, ROUTING_BIAS, PlanQuality, billed, savings
 from coe.learning.monitoring.traffic import Traffic, comparison, embeddings, traffic_sample
@@ -59,9 +57,9 @@ def status_report(settings: Settings, *, now: float) -> dict[str, Any]:
     in_use = load_active_state(settings, damaged=damaged)
     consequences = consequences_of(settings, in_use.registry, damaged=damaged)
     traffic = Traffic(in_use.router.categories, in_use.router.version, day=now - DAY_SECONDS, hour=now - HOUR_SECONDS)
-    bounds, logged = _loss_bounds(settings, in_use), LoggedUses(in_use.router.categories)
+    logged = LoggedUses(in_use.router.categories)
     planned = None if ASSIGNMENT in damaged else in_use.assignment
-    alarms = (*_alarms(settings, in_use, planned, traffic, logged, now=now), *loss_alarms(bounds))
+    alarms = _alarms(settings, in_use, planned, traffic, logged, now=now)
     used = {kind: _in_use(settings, kind, damaged) for kind in ARTIFACT_KINDS}
     router_days = int((now - (used["router"]["since"] or now)) // DAY_SECONDS)
     return {
@@ -71,7 +69,6 @@ def status_report(settings: Settings, *, now: float) -> dict[str, Any]:
         "traffic": traffic.summary(),
         "drift": _drift(traffic, test=router_days + 1),
         "alarms": [asdict(alarm) for alarm in alarms],
-        "recipes": [bound.to_json() for bound in bounds],
         "proposed_categories": _proposals(traffic, in_use),
         "savings": _savings(settings, in_use, logged),
         "residency": _residency(settings),
@@ -165,17 +162,6 @@ def _alarms(
         *share_alarms(recent, planned),
         *degradation_alarms(before, recent, assignment=planned),
     )
-
-
-def _loss_bounds(settings: Settings, in_use: ActiveState) -> tuple[RecipeBound, ...]:
-    """The loss bounds of the recipes in use, from all audits in the log."""
-    bounds = LossBounds(in_use.registry, in_use.policies)
-    if not bounds.by_recipe:
-        return ()
-    with open_logs(in_use.registry.log.url, base=settings.home) as logs:
-        for page in logs.pages():
-            bounds.add(page.events)
-    return tuple(bounds.by_recipe.values())
 
 
 def _drift(traffic: Traffic, *, test: int) -> dict[str, Any]:

@@ -198,16 +198,6 @@ class RoutingRecord:
         str, FieldInfo("Why the recipe stopped: accepted, last_step, stream_hold, ...; empty without one.")
     ] = ""
     steps: Annotated[tuple[RecipeCall, ...], FieldInfo("Calls of the recipe to its members.")] = ()
-    audit_rate: Annotated[
-        float, FieldInfo("Probability with which the recipe's answer was to be audited; 0 if it could not be.")
-    ] = 0.0
-    audit: Annotated[
-        str,
-        FieldInfo(
-            "`started`, `last_step` (nothing left to call) or `skipped_` with the reason, if the answer was drawn for "
-            "an audit; else empty. The feedback of kind `audit` has the outcome."
-        ),
-    ] = ""
     cache: Annotated[
         str,
         FieldInfo(

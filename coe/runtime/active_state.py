@@ -19,7 +19,6 @@ from coe.artifacts.store import ArtifactStore
 from coe.core import GENERAL, Router
 from coe.errors import ArtifactError, ConfigError
 from coe.experts.recipes.policy_file import NO_POLICIES, ArmPolicies
-from coe.learning.monitoring.loss_bounds import LOSS_BOUNDS_FILE, read_broken
 from coe.mapping import Assignment, Consequence, EffectivePlan, effective_plan, read_published
 from coe.mapping.problem import declared_assignment
 from coe.registry import Category, Registry, load, load_text
@@ -154,7 +153,7 @@ def load_active_state(
         index,
         {ROUTER: artifact.manifest.version, ASSIGNMENT: version},
         planned.consequences,
-        policies_in_use(settings, registry, planned),
+        planned.policies,
         declaration,
         kept,
     )
@@ -296,12 +295,6 @@ def assignment_in_use(
     if artifact is None:
         return EffectivePlan(declared_assignment(registry, categories))
     return read_plan(registry, artifact).over(categories)
-
-
-def policies_in_use(settings: Settings, registry: Registry, plan: EffectivePlan) -> ArmPolicies:
-    """The plan's policies; a recipe that broke its loss bound calls all its steps."""
-    broken = read_broken(settings.artifacts / LOSS_BOUNDS_FILE, plan.policies.version, registry)
-    return plan.policies.without_early_stops(broken) if broken else plan.policies
 
 
 def retrieval_in_use(settings: Settings, in_use: ActiveState, *, threads: Executor) -> Retrieval | None:

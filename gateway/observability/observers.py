@@ -186,7 +186,6 @@ def _fields_of_features(trace: Trace) -> dict[str, Any]:
     if (log := trace.recipe_log) is not None:
         steps = tuple(map(RecipeCall.of, log.calls))
         fields |= {"recipe": log.recipe, "recipe_stop": log.stop, "steps": steps}
-        fields |= {"audit_rate": log.audit_rate, "audit": trace.audit}
     if (result := trace.retrieval_result) is not NO_RETRIEVAL:
         fields |= {"retrieval": result.status, "gate": result.probability, "gain": result.gain, "trial": result.trial}
         fields |= {"passages": tuple([passage.id for passage in result.passages]), "passage_tokens": result.tokens}

@@ -10,7 +10,6 @@ from coe.artifacts.kinds import ASSIGNMENT, GATE, ROUTER
 from coe.artifacts.manifest import is_version
 from coe.artifacts.store import POINTER, ArtifactStore
 from coe.errors import ArtifactError
-from coe.learning.monitoring.loss_bounds import LOSS_BOUNDS_FILE
 from coe.settings import Settings
 
 FileStates = tuple[tuple[int, int, int] | None, ...]
@@ -22,7 +21,6 @@ def watched_files(settings: Settings) -> tuple[Path, ...]:
     files = (settings.config, *([settings.endpoints_file] if settings.endpoints_file else []))
     return (
         *files,
-        settings.artifacts / LOSS_BOUNDS_FILE,
         *(settings.artifacts / kind / POINTER for kind in (ROUTER, ASSIGNMENT, GATE)),
     )
 

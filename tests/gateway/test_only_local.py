@@ -51,9 +51,9 @@ EXPERTS = [
     },
 ]
 RECIPES = [
-    {"name": "mixed", "cascade": ["coder", "generalist"], "audit_rate": 1.0},
+    {"name": "mixed", "cascade": ["coder", "generalist"]},
     {"name": "graded", "cascade": ["coder", "tiny"], "signal": "judge", "judge": "painter"},
-    {"name": "inside", "cascade": ["tiny", "coder"], "audit_rate": 1.0},
+    {"name": "inside", "cascade": ["tiny", "coder"]},
     {"name": "written", "chain": ["tiny", "generalist:low"]},
 ]
 LOCAL = {"coder", "tiny"}
@@ -130,7 +130,7 @@ def request_of(number: int, chance: random.Random) -> tuple[Chat, RequestOptions
 
 
 async def answered(composition: Composition, chat: Chat, options: RequestOptions) -> str:
-    """Send one request through all steps and its audit; return the expert that answered, or the error code."""
+    """Send one request through all steps; return the expert that answered, or the error code."""
     prediction, log = None, Attempts()
     try:
         if chat.api == "rerank":
@@ -150,8 +150,6 @@ async def answered(composition: Composition, chat: Chat, options: RequestOptions
         async for _ in found.reply.chunks():
             pass
         await found.reply.aclose()
-        if log.recipe_log is not None and log.recipe_log.audit is not None:
-            await log.recipe_log.audit.run()
     except RequestError as error:
         return error.code
     return found.decision.expert

@@ -16,7 +16,7 @@ from coe.artifacts.store import POINTER, ArtifactStore
 from coe.mapping import EffectivePlan
 from coe.mapping.problem import declared_assignment
 from coe.registry import load
-from coe.runtime.active_state import ActiveState, assignment_in_use, policies_in_use
+from coe.runtime.active_state import ActiveState, assignment_in_use
 from coe.settings import Settings
 from gateway.access import redis as access_redis
 from gateway.app import create_app
@@ -53,7 +53,7 @@ def read(
         settings.home,
         versions=kinds,
         consequences=plan.consequences,
-        policies=policies_in_use(settings, registry, plan),
+        policies=plan.policies,
     )
 
 

@@ -73,7 +73,7 @@ class PlanRound:
         state = _next_state(job, measured.digest)
         new, cursor = 0, state.feedback
         for page in job.logs.pages(after=cursor):
-            new, cursor = new + sum(event.kind != "audit" for event in page.events), page.cursor
+            new, cursor = new + len(page.events), page.cursor
         if not new and not self._has_new_inputs(job, state):
             return "no feedback is new"
         exploration = job.registry.policy.exploration

@@ -149,8 +149,6 @@ class _FeedbackJoin:
         self._event = np.zeros((2, len(self._identities)), dtype=np.uint64)
 
     def add(self, event: Feedback) -> None:
-        if event.kind == "audit":
-            return
         key = np.uint64(request_hash(event.request_id))
         place = int(np.searchsorted(self._identities, key))
         if place == len(self._identities) or self._identities[place] != key:

@@ -1,7 +1,7 @@
 """Sums the dollars of the routing log by API key, tenant, expert and category, next to what one expert would have cost.
 
 `Spend` adds records one by one, so its memory does not grow with the log. All requests count, also those of CoE's own
-commands and audits, which `coe status` leaves out. `coe spend` and `GET /v1/spend` report it.
+commands, which `coe status` leaves out. `coe spend` and `GET /v1/spend` report it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
-from coe.records.feedback import Feedback
 from coe.records.record import RecipeCall, RoutingRecord
 from coe.registry import Registry
 
@@ -52,7 +51,6 @@ class Spend:
         self._prices = {arm.name: arm.prices for arm in registry.single_arms}
         self._total = Amounts()
         self._rows: dict[tuple[str, ...], Amounts] = {}
-        self._audits = Amounts()
         self._without_price = frozenset(arm.name for arm in registry.single_arms if not arm.has_known_price)
         self._not_compared = [spec.name for spec in registry.experts if not spec.has_known_price]
         self._always = {spec.name: 0.0 for spec in registry.experts if spec.has_known_price}
@@ -82,14 +80,6 @@ class Spend:
             row.add(share, input_tokens, output_tokens, unpriced=unpriced)
         if is_known and not is_cached:
             self._compare(record, calls, dollars)
-
-    def add_audits(self, pages: Iterable[Sequence[Feedback]]) -> None:
-        """Add the calls of audits, which are not part of a request's record."""
-        for event in (event for page in pages for event in page):
-            if event.audit is not None and event.audit.calls:
-                tokens = [(call.input_tokens or 0, call.output_tokens or 0) for call in event.audit.calls]
-                cost = event.audit.cost
-                self._audits.add(cost or 0.0, *map(sum, zip(*tokens, strict=True)), unpriced=cost is None)
 
     def _row(self, names: tuple[str, ...]) -> Amounts:
         if names not in self._rows and len(self._rows) >= MAX_ROWS - 1:
@@ -148,7 +138,6 @@ class Spend:
             "by": list(self._by),
             "total": asdict(self._total),
             "rows": [dict(zip(self._by, names, strict=True)) | asdict(amounts) for names, amounts in rows],
-            "audits": asdict(self._audits),
             "always": {"requests": self._compared, "dollars": self._compared_dollars, "experts": experts}
             | {"unknown": self._not_compared},
             "note": SAME_TOKENS,

@@ -16,7 +16,7 @@ from coe.registry import load
 from coe.settings import Settings
 
 TRAFFIC_REPORT_FILE = "traffic-report.json"
-AlarmKind = Literal["collapse", "starvation", "degradation", "failing", "max_loss", "audits"]
+AlarmKind = Literal["collapse", "starvation", "degradation", "failing"]
 ALARMS: tuple[AlarmKind, ...] = get_args(AlarmKind)
 Aspect = Literal["category mix", "confidence", "embeddings"]
 ASPECTS: tuple[Aspect, ...] = get_args(Aspect)

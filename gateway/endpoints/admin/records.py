@@ -114,10 +114,7 @@ def record_body(record: RoutingRecord, feedback: Sequence[Feedback], registry: R
     """The record without its embedding, its feedback, and the values that feedback may have."""
     fields = {name: getattr(record, name) for name in RECORD_FIELDS}
     names = ("kind", "value", "time", "tenant", "key")
-    events = [
-        {name: getattr(event, name) for name in names} | ({"audit": event.audit} if event.audit else {})
-        for event in feedback
-    ]
+    events = [{name: getattr(event, name) for name in names} for event in feedback]
     return {"object": "record", **fields, "feedback": events, "choices": choices(registry)}
 
 

@@ -51,7 +51,7 @@ _ROW = object_schema(_AMOUNTS) | {"description": "Also has a text for each dimen
 _BASELINE = object_schema({"expert": TEXT, "dollars": NUMBER, "saved": NUMBER})
 _REPORT = object_schema(
     {"since": NUMBER, "until": NUMBER, "by": TEXTS, "total": object_schema(_AMOUNTS)}
-    | {"rows": {"type": "array", "items": _ROW}, "audits": object_schema(_AMOUNTS)}
+    | {"rows": {"type": "array", "items": _ROW}}
     | {
         "always": object_schema(
             {"requests": COUNT, "dollars": NUMBER, "experts": {"type": "array", "items": _BASELINE}}

@@ -43,14 +43,13 @@ async function read(period) {
   return { ...reports.expert, tables };
 }
 
-function report({ total, audits, always, tables, note }) {
+function report({ total, always, tables, note }) {
   if (!total.requests) return html`<p class="faint">No requests in this period.</p>`;
   const baselines = [...always.experts].reverse(); // the cheapest first
   const largest = always.experts[0];
   return html`
     <dl class="figures">
       ${figure("Spent", dollars(total.dollars), `${number(total.requests)} requests, ${number(total.unpriced)} of unknown cost`)}
-      ${audits.requests ? figure("Audits", dollars(audits.dollars), "not included in Spent") : nothing}
       ${largest?.dollars
         ? figure(`Always ${largest.expert}`, dollars(largest.dollars), `${dollars(always.dollars)} for the same requests`)
         : nothing}
