@@ -296,9 +296,7 @@ class RoutingLog(Protocol):
     returns an empty page with the same cursor when nothing is new. `back` goes backward from a cursor, newest first,
     and returns an empty cursor when nothing older is left; it scans a bounded number of entries a call, and may return
     few or no records with a cursor to continue from. `find` returns one record, None if it does not exist or was
-    deleted. `cursor_at` returns a cursor for `read` shortly before the first record since a time, in Unix seconds,
-    without reading any record. `count` returns the number of records from one cursor to another one, without reading
-    them; it may include a few duplicates that were not kept.
+    deleted.
     """
 
     async def append(self, records: Sequence[RoutingRecord]) -> None: ...
@@ -310,9 +308,5 @@ class RoutingLog(Protocol):
     async def back(self, query: LogQuery) -> LogPage: ...
 
     async def find(self, request_id: str) -> RoutingRecord | None: ...
-
-    async def cursor_at(self, time: float) -> str: ...
-
-    async def count(self, after: str, before: str) -> int: ...
 
     async def aclose(self) -> None: ...

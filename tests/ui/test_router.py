@@ -13,11 +13,11 @@ import pytest
 from playwright.async_api import Browser, Page, expect
 
 from coe.artifacts.store import ArtifactStore
-from coe.jobs.status_report import status_report
+from coe.jobs.report import report
 from coe.settings import Settings
 from tests.admin.samples import router_published
 from tests.gateway.served import Served, serving
-from tests.learning.test_status_report import logged, settings, traffic
+from tests.learning.test_report import logged, settings, traffic
 from tests.ui.browsing import check_accessible, check_no_sideways_scroll, needs_browser, visiting
 
 __all__ = ["settings"]
@@ -162,19 +162,19 @@ async def test_a_gate_without_a_document_store_is_shown_as_unused(browser: Brows
 
 @pytest.fixture
 def found(settings: Settings) -> dict[str, Any]:
-    """Result of `GET /v1/status` for traffic that has shifted; the served gateway has no router for `coe status`."""
+    """Result of `GET /v1/report` for traffic that has shifted; the served gateway has no router for `coe report`."""
     now = time.time()
     logged(settings, traffic(600, start=now - 3 * 86_400, expert="coder"))
     logged(settings, traffic(600, start=now - 7_200, expert="coder", uncertain_share=0.4))
-    report = orjson.loads(orjson.dumps(status_report(settings, now=now)))
-    return {"object": "status", "time": now, "report": report}
+    made = orjson.loads(orjson.dumps(report(settings, now=now)))
+    return {"object": "report", "time": now, "report": made}
 
 
 async def test_findings_in_the_traffic_are_shown_with_the_entry_to_copy(
     browser: Browser, shop: Shop, found: dict[str, Any]
 ) -> None:
     async with visiting(browser, shop.url()) as page:
-        await page.route("**/v1/status", lambda route: route.fulfill(json=found))
+        await page.route("**/v1/report", lambda route: route.fulfill(json=found))
         await page.get_by_role("button", name="Refresh").click()
         await expect(page.get_by_text("coder answered 100% of the last 600 requests")).to_be_visible()
         await expect(page.get_by_text("category mix has shifted")).to_be_visible()

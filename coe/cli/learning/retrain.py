@@ -23,11 +23,11 @@ from coe.cli.common import Config, ConfigFile, ExecutorOption, Json, duration_se
 from coe.errors import CoEError
 from coe.jobs.executor import Executor, task_runner
 from coe.jobs.foreground import exit_on_sigterm
+from coe.jobs.report import report
 from coe.jobs.rounds.gate_round import GateRound
 from coe.jobs.rounds.plan_round import PlanRound
 from coe.jobs.rounds.round import Outcome, open_job, run_round
 from coe.jobs.rounds.router_round import RouterRound
-from coe.jobs.status_report import status_report
 from coe.learning.monitoring.traffic_report import publish_traffic_report
 from coe.settings import Settings
 from coe.terminal import print_error, print_json, print_line
@@ -64,7 +64,7 @@ def retrain(
         _print(run(executor=executor), json)
         if not dry_run:
             try:
-                publish_traffic_report(settings, status_report(settings, now=time.time()))
+                publish_traffic_report(settings, report(settings, now=time.time()))
             except CoEError as error:  # the rounds' results stand
                 print_error(f"the traffic report was not updated: {error}")
 

@@ -21,6 +21,7 @@ import orjson
 from coe.artifacts.kinds import ASSIGNMENT
 from coe.errors import DataError
 from coe.experts.recipes.policy_file import RECIPES_FILE
+from coe.jobs.plan_basis import compare_with_single_experts
 from coe.jobs.rounds.round import Candidate, Job, ManifestFields, RoundState, read_round_states
 from coe.learning.estimation.experience import Experience
 from coe.learning.estimation.experience_loader import LoadedExperience
@@ -178,7 +179,7 @@ def _save(judged: JudgedPlan, basis: PlanInputs, folder: Path, *, config: str, p
     if plan is not None and (plan / RECIPES_FILE).exists():
         shutil.copyfile(plan / RECIPES_FILE, folder / RECIPES_FILE)
     save_assignment(folder, judged.candidate)
-    basis.save(folder, judged.candidate)
+    basis.save(folder, judged.candidate, against=compare_with_single_experts(basis, judged.candidate))
     return {"categories": judged.candidate.categories, "data": config, "metrics": {}}
 
 

@@ -21,7 +21,7 @@ from coe.errors import DataError
 from coe.learning.estimation.experience import NONE, Experience, certainty_rank, reward
 from coe.records import open_log_and_feedback
 from coe.records.feedback import FEEDBACK_KINDS, Feedback, FeedbackLog, FeedbackPage
-from coe.records.record import LogPage, LogQuery, RoutingLog, RoutingRecord
+from coe.records.record import LogQuery, RoutingLog, RoutingRecord
 
 MAX_REQUESTS = 1_000_000
 """Newest requests that are kept. A million with 14 categories and 9 experts take 100 MB, twice that while they are
@@ -229,20 +229,6 @@ class Logs:
             if page.cursor == query.after or (page.records and not kept):
                 return
             query = replace(query, after=page.cursor)
-
-    def page(self, *, after: str, limit: int) -> LogPage:
-        """The next records after a cursor, with those of CoE commands; the same cursor if there are none."""
-        page = self._runner.run(self._records.read(LogQuery(after=after, limit=limit)))
-        self.damaged += page.damaged
-        return page
-
-    def cursor_at(self, time: float) -> str:
-        """A cursor shortly before the first record since a time (Unix seconds)."""
-        return self._runner.run(self._records.cursor_at(time))
-
-    def count(self, after: str, before: str) -> int:
-        """The number of records from one cursor to another one."""
-        return self._runner.run(self._records.count(after, before))
 
     def pages(self, *, after: str = "") -> Iterator[FeedbackPage]:
         """Pages of feedback after a cursor, in the order it was stored; none is empty."""

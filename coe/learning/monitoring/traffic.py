@@ -1,6 +1,6 @@
 """Summarizes traffic from pages of records in bounded memory: counts, shares, rates, and samples for drift tests.
 
-`coe.jobs.status_report` uses it for the report of `coe status` and `coe retrain`.
+`coe.jobs.report` uses it for `coe report` and `coe retrain`.
 """
 
 from __future__ import annotations
