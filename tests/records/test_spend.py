@@ -157,7 +157,7 @@ def test_in_a_terminal_the_table_has_a_total_and_the_baselines_stand_below() -> 
         "expert - $0 1 12 200",
     ]
     assert {"key a $1 1 1,000,000 0", "key - $0 1 12 200"} <= set(lines)
-    assert lines[-7:-4] == [
+    assert lines[-6:-3] == [
         "1 answered requests have no known cost",
         "the 1 requests with known tokens cost $1",
         "always generalist would have cost $10, $9 more",
