@@ -160,10 +160,9 @@ class Prediction:
 
     `probabilities` is the calibrated posterior over the router's `categories`, float32 of shape (n_categories,). It
     sums to 1, and is conditional on the text being in-distribution. `in_distribution` is the probability of that (0 to
-    1). `stage` names the part of the router that decided, for the routing log. If a tenant's overlay
-    (`coe/routing/classification.py`) changed the posterior, `overlay_version` is the version of the overlays. `rule`
-    is the name of the rule in experts.yaml that applies, empty without one. `router_probabilities` is the posterior
-    before overlay and rule, if they changed it. `language` is the ISO 639 code of the text's language, UNDETERMINED if
+    1). `stage` names the part of the router that decided, for the routing log. `rule` is the name of the
+    rule in experts.yaml that applies, empty without one. `router_probabilities` is the posterior before the rule, if it
+    changed it. `language` is the ISO 639 code of the text's language, UNDETERMINED if
     it is not English and not identified, or empty if the router does not distinguish languages. `features` (width,)
     are those of the router's encoder, None unless they were requested, and `residual` (n_experts,) is what the plan
     expects of the text beyond its categories, None if it is not known.
@@ -172,7 +171,6 @@ class Prediction:
     probabilities: NDArray[np.float32] = field(repr=False)
     stage: str
     in_distribution: float = 1.0
-    overlay_version: str = ""
     router_probabilities: NDArray[np.float32] | None = field(default=None, repr=False)
     language: str = ""
     rule: str = ""

@@ -14,11 +14,10 @@ from collections.abc import Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 
-from coe.artifacts.kinds import ASSIGNMENT, GATE, OVERLAYS
+from coe.artifacts.kinds import ASSIGNMENT, GATE
 from coe.artifacts.store import ArtifactStore
 from coe.experts import ExpertLoader, ReplicatedExpert, build_experts, build_recipes
 from coe.experts.http.client import Client
-from coe.experts.recipes.policy_file import NO_POLICIES, ArmPolicies
 from coe.mapping import Consequence
 from coe.registry import Registry
 from coe.retrieval.store import DocumentStore
@@ -49,8 +48,6 @@ class Serving:
     """Kinds whose version in use does not fit the other artifacts, so that it is ignored."""
     consequences: tuple[Consequence, ...] = ()
     """Differences between experts.yaml and the plan in use."""
-    policies: ArmPolicies = NO_POLICIES
-    """The fitted policies of the recipes' arms."""
     registry: Registry = field(init=False)
     """The parsed experts.yaml."""
     plan: str = field(init=False)
@@ -114,7 +111,6 @@ class Wiring:
         """The experts of the latest state."""
         self._request_timeout = 0.0
         self._index: DocumentIndex | None = None
-        self._broken_bounds = frozenset[str]()
         self._retired: list[tuple[float, ReplicatedExpert | DocumentStore]] = []
 
     def serving(self, in_use: ActiveState) -> Serving:
@@ -134,15 +130,13 @@ class Wiring:
             threads=self._threads,
             confidence_threshold=in_use.confidence_threshold,
             affinity=self._affinity,
-            overlays=in_use.overlays,
             retrieval=retrieval,
             recipes=build_recipes(
                 registry, experts, categories=len(in_use.router.categories), policies=in_use.policies.by_arm
             ),
         )
         versions = {**in_use.versions, GATE: gate}
-        loaded = {OVERLAYS: bool(in_use.overlays.version), GATE: bool(retrieval and retrieval.gate)}
-        unused = frozenset(kind for kind, is_loaded in loaded.items() if versions.get(kind) and not is_loaded)
+        unused = frozenset({GATE} if gate and not (retrieval and retrieval.gate) else ())
         serving = Serving(
             composition,
             self._access(composition),
@@ -150,15 +144,7 @@ class Wiring:
             versions,
             unused,
             in_use.consequences,
-            in_use.policies,
         )
-        for recipe in sorted(in_use.policies.broken - self._broken_bounds):
-            _log.warning(
-                "audits of recipe %r differ more often than its max_loss allows, so it now calls all its steps; run "
-                "`coe score` with new probes and `coe plan`, or raise max_loss",
-                recipe,
-            )
-        self._broken_bounds = in_use.policies.broken
         self._retire_replaced(experts, in_use.index)
         self._request_timeout = registry.policy.timeout
         return serving

@@ -78,7 +78,6 @@ def build_recipes(
                 categories=categories,
                 final_answer=final_answer,
                 limits=registry.policy,
-                audit_rate=recipe.audit_probability,
             )
     return arms
 

@@ -24,7 +24,7 @@ from coe.errors import ArtifactError, ConfigError, StoreError
 from coe.experts.recipes.policy_file import RECIPES_FILE, ArmPolicies
 from coe.jobs.expected_waits import solve_with_waits, wait_model, waits_report
 from coe.jobs.foreground import note_if_slow
-from coe.jobs.plan_basis import plan_basis, share_of_streams
+from coe.jobs.plan_basis import compare_with_single_experts, paired_errors, plan_basis, share_of_streams
 from coe.jobs.plan_residual import with_residual
 from coe.learning.estimation.experience_loader import open_logs
 from coe.learning.estimation.logged_uses import LoggedUses, uses_report
@@ -119,7 +119,7 @@ def make_plan(
         infeasible = _infeasible(problem, options.sweep_row, options.sweep_limits, rows)
     if options.plot is not None:
         plot_sweep(rows, row=options.sweep_row, path=options.plot)
-    time_budget = TimeBudget()
+    time_budget, against = TimeBudget(), compare_with_single_experts(basis, assignment)
     with note_if_slow("finding each expert's marginal value"):
         values = marginal_values(problem, assignment, time_budget=time_budget.part(MARGINAL_VALUES_TIME_SHARE))
     if not options.dry_run:
@@ -127,7 +127,7 @@ def make_plan(
             if recipes.arms:
                 (draft / RECIPES_FILE).write_bytes(policies.to_json())
             with note_if_slow("solving for other budgets"):
-                basis.save(draft, assignment, values=values, time_budget=time_budget)
+                basis.save(draft, assignment, values=values, time_budget=time_budget, against=against)
             _promote(store, draft, assignment, registry, why=f"planned on {scores}")
     if time_budget.skipped:
         print_error(f"note: left out, since it would have taken too long: {', '.join(time_budget.skipped)}")
@@ -137,7 +137,7 @@ def make_plan(
         "assumed_tokens": _assumed_tokens(registry, basis),
         "uses": uses_report(basis, logged),
         "value_of_expert": values,
-        "against": _compare_with_single_experts(basis, assignment),
+        "against": against,
         "sweep": [asdict(row) | {"used": dict(row.used)} for row in rows],
         "sweep_impossible": infeasible,
         "left_out": asdict(left_out) | {"recipes": unplanned},
@@ -200,7 +200,7 @@ def _add_margin_errors(
     """Add the standard error of each category's margin. The margin of a pinned category is removed: it had no
     choice."""
     experts = basis.problem.experts
-    for row, error in zip(rows, _paired_errors(basis, assignment), strict=True):
+    for row, error in zip(rows, paired_errors(basis, assignment), strict=True):
         row["pinned"] = row["category"] in registry.assignment
         row["margin"] = None if row["pinned"] else row["margin"]
         second = row["runner_up"]
@@ -327,52 +327,6 @@ def logged_uses(
     except StoreError as error:
         print_error(f"note: uses come from the scores alone, since the routing log cannot be read: {error}")
         return None
-
-
-def _paired_errors(basis: PlanInputs, assignment: Assignment) -> NDArray[np.float64]:
-    """Standard error of each expert's difference from the chosen expert, by category; NaN if it is unknown."""
-    found = basis.paired_error(assignment)
-    return np.full(basis.problem.quality.shape, np.nan) if found is None else np.array(found)
-
-
-def _compare_with_single_experts(basis: PlanInputs, assignment: Assignment) -> list[dict[str, Any]]:
-    """Return rows that compare the plan (first row) with each single expert serving all planned categories.
-
-    `quality` is the lower confidence bound that the plan optimizes, and `estimate` the mean. `cost` is in US dollars
-    per thousand requests. `latency_ms` is null if it is unknown. Pins and limits are ignored for single experts.
-    `less_plan` is the expert's quality minus the plan's; its standard error is that of paired means, null if a
-    category has too few prompts.
-    """
-    problem = basis.problem
-    bounds = basis.table.lower(deviations=basis.deviations, pseudo_count=basis.pseudo_count)
-    single, estimates = (problem.weights @ bounds).tolist(), basis.table.shrunk(pseudo_count=basis.pseudo_count)
-    chosen = [problem.experts.index(name) for name in assignment.choice]
-    cost, latency = (problem.weights @ problem.use(row) for row in ("mean_cost", "mean_latency_ms"))
-    used = planned_use(problem, assignment)
-    plan: dict[str, Any] = {
-        "expert": None,
-        "quality": planned_quality(problem, assignment),
-        "estimate": float(problem.weights @ estimates[np.arange(len(chosen)), chosen]),
-        "cost": used.get("mean_cost"),
-        "latency_ms": used.get("mean_latency_ms"),
-    }
-    errors = np.sqrt((problem.weights**2) @ _paired_errors(basis, assignment) ** 2).tolist()
-    means = (problem.weights @ estimates).tolist()
-    rows = zip(problem.experts, single, means, cost.tolist(), latency.tolist(), errors, strict=True)
-    return [
-        plan,
-        *(
-            {
-                "expert": name,
-                "quality": quality,
-                "estimate": mean,
-                "cost": cost,
-                "latency_ms": latency if np.isfinite(latency) else None,
-                "less_plan": Difference(quality - plan["quality"], error).to_json(),
-            }
-            for name, quality, mean, cost, latency, error in rows
-        ),
-    ]
 
 
 CALIBRATION_FILE = "calibration.png"

@@ -80,11 +80,12 @@ class PlanInputs:
         *,
         values: Mapping[str, float | None] | None = None,
         time_budget: TimeBudget | None = None,
+        against: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         """Write the files into an existing folder, with the frontiers and the marginal values of experts.
 
         `plan` and its `values` (see `marginal_values`) are calculated unless given. Results that do not fit into
-        `time_budget` are left out.
+        `time_budget` are left out. `against` compares the plan with single experts, for `coe report`.
         """
         time_budget = time_budget or TimeBudget()
         if values is None:
@@ -93,7 +94,7 @@ class PlanInputs:
         data = self._to_json() | {
             "value_of_expert": values,
             "frontiers": {row: [asdict(point) for point in frontier] for row, frontier in by_row.items()},
-            "paired_error": None if plan is None else self.paired_error(plan),
+            "against": against,
         }
         # orjson writes null for a number that is not finite
         (folder / PLAN_FILE).write_bytes(orjson.dumps(data, option=orjson.OPT_SORT_KEYS))

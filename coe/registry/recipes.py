@@ -25,8 +25,6 @@ from coe.registry.yaml_source import KeyPath
 
 RECIPE_LEVELS = 3
 """Arms of a recipe with several steps. Level 1 stops earliest, so it is the cheapest."""
-AUDIT_RATE = 0.02
-"""Default probability of an audit of a recipe with `max_loss`."""
 PROPOSED_PREFIX = "auto-"
 """Beginning of the names of recipes that `coe plan` proposes; a number follows."""
 AUTO_RECIPES = "auto"
@@ -92,17 +90,6 @@ class RecipeSpec(StrictModel):
     max_loss: Probability | None = None
     """Largest loss of quality (0 to 1) from not calling the later steps. `coe plan` uses the recipe only if calibration
     probes show with 95 % confidence that the loss is smaller."""
-    audit_rate: Probability | None = None
-    """Probability with which an answer that was accepted early is audited: after it was delivered, the remaining
-    members are called too, and the answers are compared. By default 0.02 with `max_loss`, else 0."""
-
-    @property
-    def audit_probability(self) -> float:
-        """The probability of an audit; 0 for a recipe of one step."""
-        if len(self.steps) == 1:
-            return 0.0
-        default = 0.0 if self.max_loss is None else AUDIT_RATE
-        return default if self.audit_rate is None else self.audit_rate
 
     @property
     def steps(self) -> tuple[tuple[str, ...], ...]:

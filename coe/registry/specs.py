@@ -119,7 +119,7 @@ class Registry(StrictModel):
     log: LogSpec = LogSpec()
     """Settings of the routing log."""
     artifacts: Annotated[str, Field(pattern=r"^(folder|rediss?://.+)$")] = "folder"
-    """Source of router, plan and overlays for gateways: `folder` (the state folder) or redis://HOST:PORT/DB. With
+    """Source of router and plan for gateways: `folder` (the state folder) or redis://HOST:PORT/DB. With
     Redis, gateways on several machines follow each promotion."""
     residency: ResidencySpec | None = None
     """Local experts that share devices. Default: all local experts are always awake."""

@@ -36,7 +36,6 @@ from coe.mapping.problem import relative_cost
 from coe.registry import ArmSpec, ExpertSpec, Registry
 from coe.retrieval.retrieval import Retrieval, RetrievalRequest, RetrievalResult
 from coe.routing.attempts import Attempts, call_experts
-from coe.routing.classification import Overlays
 from coe.routing.classifier import Classifier
 from coe.routing.conversation import Affinity, Conversation
 from coe.routing.decision import NO_PREVIOUS, Previous, decide, with_fallback
@@ -76,7 +75,6 @@ class Composition:
         threads: Executor,
         confidence_threshold: float = 0.0,
         affinity: Affinity | None = None,
-        overlays: Overlays | None = None,
         retrieval: Retrieval | None = None,
         recipes: Mapping[str, Expert] | None = None,
     ) -> None:
@@ -110,7 +108,6 @@ class Composition:
             confidence_threshold=self._confidence_threshold,
             encoder_timeout=registry.router.encoder_timeout,
             threads=threads,
-            overlays=overlays or Overlays(),
             retrieves=self.retrieves,
             rules=self.rules,
         )

@@ -105,12 +105,12 @@ class Rules:
         if rule.category is None and rule.odds is None:
             return replace(prediction, rule=rule.name)
         posterior, factors = prediction.probabilities, self._factors[rule.name]
-        own = posterior if prediction.router_probabilities is None else prediction.router_probabilities
         if rule.category is not None:
             certain = replace(prediction, probabilities=factors, stage=RULE, in_distribution=1.0, residual=None)
-            return replace(certain, rule=rule.name, router_probabilities=own)
+            return replace(certain, rule=rule.name, router_probabilities=posterior)
         weighted = posterior * factors
-        return replace(prediction, probabilities=weighted / weighted.sum(), rule=rule.name, router_probabilities=own)
+        changed = replace(prediction, probabilities=weighted / weighted.sum(), router_probabilities=posterior)
+        return replace(changed, rule=rule.name)
 
 
 def _tests_of(when: Conditions) -> list[Callable[[RequestFacts], bool]]:

@@ -27,7 +27,6 @@ def _line(parts: Parts, *, dialect: Dialect) -> Line:
         parts.current,
         dialect=dialect,
         observers=parts.observers,
-        audit=parts.audit,
         tracing=parts.tracing,
         cache=parts.cache,
         stored=stored,

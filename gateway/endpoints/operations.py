@@ -25,7 +25,7 @@ from gateway.endpoints import (
     route,
     stored_responses,
 )
-from gateway.endpoints.admin import artifacts, config, experts, keys, mapping, records, residency, spend, stats
+from gateway.endpoints.admin import artifacts, config, experts, keys, mapping, records, report, residency, stats
 from gateway.endpoints.chat import CHAT_SCHEMAS
 from gateway.endpoints.operation import OBJECT, Operation, Schema, json_response, operation, operations_of
 from gateway.errors import body_of, headers_of, status_of
@@ -86,8 +86,7 @@ _RESOURCES: tuple[type, ...] = (
     *(
         documents.Documents,
         stats.Stats,
-        stats.Status,
-        spend.Spending,
+        report.Report,
         residency.Devices,
         records.Records,
         mapping.Map,

@@ -71,7 +71,7 @@ class _Decisions:
 
     async def answer(self, serving: Serving, chat: Chat, options: RequestOptions) -> dict[str, Any]:
         composition = serving.composition
-        routed, prediction = await composition.classifier.classify(chat, options.tenant, options.rule, options.rules)
+        routed, prediction = await composition.classifier.classify(chat, options.rule, options.rules)
         conversation = read_conversation(chat, options, routed.requests)
         previous = await composition.find_previous(chat, conversation, routed, options.rule)
         decision = composition.assign(chat, prediction, options, previous=previous)
@@ -95,7 +95,6 @@ class _Decisions:
             "stage": prediction.stage,
             "language": prediction.language,
             "router": composition.router.version,
-            "overlay": prediction.overlay_version,
             **explained,
         }
 
@@ -167,7 +166,6 @@ SCHEMAS: Schema = {
             "stage": TEXT,
             "language": TEXT,
             "router": TEXT,
-            "overlay": TEXT,
         }
     ),
     "TokenCount": object_schema({"input_tokens": COUNT}),

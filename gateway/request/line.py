@@ -1,7 +1,7 @@
 """Serves one request of a chat API in eight steps: admit, parse, classify, assign, retrieve, call, relay, record.
 
 `Line` is the ASGI application of one API. `Line._steps` lists steps 1 to 7, and `Line._record` is step 8. Answer cache,
-stored responses, tracing, retrieval and audits run only if they are declared.
+stored responses, tracing and retrieval run only if they are declared.
 """
 
 from __future__ import annotations
@@ -72,7 +72,6 @@ class Line:
         *,
         dialect: Dialect,
         observers: Sequence[Observer],
-        audit: Observer | None = None,
         tracing: Tracing | None = None,
         cache: CacheStep | None = None,
         stored: StoredStep | None = None,
@@ -81,7 +80,6 @@ class Line:
         self._cohort = state.cohort
         self._dialect = dialect
         self._observers = observers if cache is None else (*observers, cache.observe)
-        self._audit = audit
         self._tracing = tracing
         self._cache = cache
         self._stored = stored
@@ -153,7 +151,7 @@ class Line:
                     await cohort.yield_to_others()
                     with trace.step("classify"):  # 3
                         trace.routed, trace.prediction = await composition.classifier.classify(
-                            chat, trace.caller.tenant, options.rule, options.rules
+                            chat, options.rule, options.rules
                         )
                     await cohort.yield_to_others()
                     with trace.step("assign"):  # 4
@@ -173,10 +171,7 @@ class Line:
         """Step 8: report a finished request to the observers, however it ended."""
         if self._stored is not None and trace.stored is not None:
             self._stored.release(trace.stored)
-        observers = self._observers
-        if self._audit is not None and trace.attempts.recipe_log is not None:
-            observers = (self._audit, *observers)  # first, so that the record has the outcome of an audit
-        for observe in observers:
+        for observe in self._observers:
             try:
                 observe(trace)
             except Exception:
@@ -309,7 +304,6 @@ def _accept(trace: Trace, request: ActiveRequest, answer: RoutedReply, chat: Cha
     trace.answered(answer)
     if request.memory:  # the expert has the large body
         trace.chat = chat.without_content()
-        trace.drop_audit_body()
         request.release_body()
     return answer.reply if trace.cache is None else CapturedReply(answer.reply, trace.cache)
 

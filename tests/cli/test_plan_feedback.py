@@ -107,7 +107,7 @@ def test_feedback_moves_categories_from_and_to_an_arm_which_keeps_its_policy(
     assert set(found["report"]["estimates"]) == {"current", "candidate"}
     after = load_active_state(service.settings)
     assert service.choices()["football"] == "chef"
-    assert (after.policies.version, set(after.policies.by_arm)) == (before.version, {"panel@1"})
+    assert (after.policies.to_json(), set(after.policies.by_arm)) == (before.to_json(), {"panel@1"})
     version = service.store().in_use()
     assert version is not None
     problem = read_problem(service.store().published(version).folder)

@@ -46,9 +46,9 @@ EXPERTS = [
     {"name": "generalist", "apis": APIS, **EXTERNAL},
 ]
 RECIPES = [
-    {"name": "mixed", "cascade": ["coder", "generalist"], "audit_rate": 1.0},
+    {"name": "mixed", "cascade": ["coder", "generalist"]},
     {"name": "graded", "cascade": ["coder", "tiny"], "signal": "judge", "judge": "painter"},
-    {"name": "inside", "cascade": ["tiny", "coder"], "audit_rate": 1.0},
+    {"name": "inside", "cascade": ["tiny", "coder"]},
     {"name": "written", "chain": ["tiny", "generalist"]},
 ]
 LOCAL = {"coder", "tiny"}
@@ -124,14 +124,14 @@ def request_of(number: int, chance: random.Random) -> tuple[Chat, RequestOptions
 
 
 async def answered(composition: Composition, chat: Chat, options: RequestOptions) -> str:
-    """Send one request through all steps and its audit; return the expert that answered, or the error code."""
+    """Send one request through all steps; return the expert that answered, or the error code."""
     prediction, log = None, Attempts()
     try:
         if chat.api == "rerank":
             decision = composition.assign_general(chat, options)
             conversation, previous = read_conversation(chat, options), None
         else:
-            routed, prediction = await composition.classifier.classify(chat, None)
+            routed, prediction = await composition.classifier.classify(chat)
             conversation = read_conversation(chat, options)
             previous = await composition.find_previous(chat, conversation, routed, options.rule)
             decision = composition.assign(chat, prediction, options, previous=previous)
@@ -144,8 +144,6 @@ async def answered(composition: Composition, chat: Chat, options: RequestOptions
         async for _ in found.reply.chunks():
             pass
         await found.reply.aclose()
-        if log.recipe_log is not None and log.recipe_log.audit is not None:
-            await log.recipe_log.audit.run()
     except RequestError as error:
         return error.code
     return found.decision.expert

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from coe.errors import DataError
 from coe.learning.estimation.experience_loader import LoadedExperience, load_experience, request_hash
 from coe.learning.estimation.refit import refit
-from coe.records.feedback import FEEDBACK_KINDS, AuditDetail, Feedback, FeedbackKind
+from coe.records.feedback import FEEDBACK_KINDS, Feedback, FeedbackKind
 from tests.learning.samples import CATEGORIES, EXPERTS, record
 
 
@@ -57,14 +57,6 @@ def test_the_arm_that_was_selected_gets_the_reward_and_the_recipes_other_arms_co
     assert columns[found.chosen[0]] == "careful@3"
     assert found.allowed.tolist() == [[True, False, True, True, False]]
     assert (found.reward.tolist(), found.propensity.tolist()) == ([1.0], [0.25])
-
-
-def test_an_audit_is_no_feedback() -> None:
-    detail = AuditDetail("careful", "careful@3", "p", 0.02)
-    audit = Feedback("audit:r", "r", 9.0, "audit", "differed", tenant="a", audit=detail)
-    found = joined([record("r")], [audit, event("thumb", 1)])
-    assert (found.experience.reward.tolist(), dict(found.left_out)) == ([1.0], {})
-    assert not joined([record("r")], [audit]).experience.rated.any()
 
 
 def test_an_explored_choice_has_its_propensity() -> None:

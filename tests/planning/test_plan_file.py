@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -129,3 +130,36 @@ def test_each_line_is_answered_by_a_plan_or_by_why_there_is_none() -> None:
     assert "must be above 0" in found[3]["error"]
     assert all("with keys from memory_gb" in answer["error"] for answer in found[4:])
     assert orjson.dumps(found)
+
+
+def test_errors_of_differences_are_those_of_paired_prompts() -> None:
+    random = np.random.default_rng(0)
+    easy = random.random(500)
+    scores = np.column_stack([easy, easy + random.normal(0.1, 0.02, 500), random.random(500)])
+    scores[:50, 2] = np.nan
+    table = tabulate_softly(("general",), ("a", "b", "c"), np.ones((500, 1)), scores)
+    problem = Problem.of(table, quality=table.mean)
+    plan = solve(problem)
+    assert plan.choice == ("b",)
+    inputs = PlanInputs(problem, table, None, 0.0, "test", prompt_scores=(np.zeros(500, dtype=np.int64), scores))
+    found = np.array(inputs.paired_error(plan))[0]
+    assert found[1] == 0
+    assert found[0] == pytest.approx(0.02 / np.sqrt(500), rel=0.2)  # far below that of unpaired scores
+    assert found[2] == pytest.approx(np.nanstd(scores[:, 2] - scores[:, 1], ddof=1) / np.sqrt(450), rel=0.01)
+
+
+def test_paired_errors_of_few_or_equal_scores_are_not_zero() -> None:
+    """b is equal to a on 20 prompts of one category and differs in the other, c is equal in both, and d is new."""
+    names, experts = ("code", "general"), ("a", "b", "c", "d")
+    labels = np.repeat([0, 1], (20, 40))
+    scores = np.ones((60, 4))
+    scores[20:, 1] = np.tile([0.0, 1.0], 20)
+    scores[:, 3] = np.nan
+    scores[18:22, 3] = 0.0
+    table = tabulate_softly(names, experts, np.eye(2)[labels], scores)
+    plan = replace(solve(Problem.of(table, quality=table.mean)), choice=("a", "a"))
+    inputs = PlanInputs(Problem.of(table, quality=table.mean), table, None, 0.0, "test", prompt_scores=(labels, scores))
+    found = np.array(inputs.paired_error(plan))
+    assert found[:, 0].tolist() == [0, 0]
+    assert 0.01 < found[0, 1] < found[1, 1] == pytest.approx(0.5 / np.sqrt(40), rel=0.05)
+    assert np.isnan(found[:, 2:]).all()  # the unpaired error holds

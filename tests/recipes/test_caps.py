@@ -259,19 +259,6 @@ async def test_a_request_that_sets_its_reasoning_has_no_caps(name: str) -> None:
     assert "max_tokens" not in large.calls[0].fields
 
 
-@pytest.mark.anyio
-async def test_an_audit_calls_members_with_the_caps_that_they_would_have_had() -> None:
-    a, large = ScriptedExpert("a", answer("X")), ScriptedExpert("large", CUT)
-    recipe = recipe_of(a, large, cascade=["a", "large"], max_tokens={"large": 40})
-    recipe.audit_rate, recipe.draw = 1.0, lambda: 0.0
-    log = RecipeLog()
-    await bytes_of(await recipe.stream(call_of(log=log)))
-    assert log.audit is not None
-    assert await log.audit.run() == "agreed"
-    assert [one.outcome for one in log.audit.calls] == ["cut_off"]
-    assert large.calls[0].fields["max_tokens"] == 40
-
-
 @pytest.mark.parametrize(
     ("parameters", "expected"),
     [

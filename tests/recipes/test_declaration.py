@@ -92,10 +92,6 @@ def load(tmp_path: Path, recipes: str) -> registry.Registry:
         ),
         ("{name: x, cascade: [a, b], max_loss: 1.5}", "recipes.0.max_loss: input should be less than or equal to 1"),
         ("{name: x, vote: [a, b], max_loss: 0.5}", "'x' calls all members at once, so it stops no earlier"),
-        (
-            "{name: x, vote: [a, b], audit_rate: 0.5}",
-            "'x' calls all members at once, so it stops no earlier; remove audit_rate",
-        ),
         ("{name: x, cascad: [a, b]}", "unknown key 'cascad'; did you mean 'cascade'?"),
         ("{name: x, cascade: [a, b], vote: [a, b]}", "recipe 'x' needs one of `cascade`, `vote`, `chain` and `fuse`"),
         ("{name: x}", "recipe 'x' needs one of `cascade`, `vote`, `chain` and `fuse`"),

@@ -193,14 +193,11 @@ def test_several_plans_correct_an_arm_together(config: Path) -> None:
     [
         CAREFUL.replace("[[a, b], large]", "[a, large]"),
         CAREFUL.replace("careful", "other"),
-        CAREFUL.replace("}]", ", max_loss: 0.5}]"),
     ],
-    ids=["other steps", "another name", "max_loss"],
+    ids=["other steps", "another name"],
 )
-def test_requests_of_another_recipe_or_with_a_bound_do_not_count(config: Path, recipes: str) -> None:
-    bounded = "max_loss" in recipes
-    before = columns(config, recipes=recipes if bounded else CAREFUL)
-    past = past_of(config, before, (served(number) for number in range(900)))
+def test_requests_of_another_recipe_do_not_count(config: Path, recipes: str) -> None:
+    past = past_of(config, columns(config), (served(number) for number in range(900)))
     plain, found = columns(config, recipes=recipes), columns(config, past=[past], recipes=recipes)
     assert found.arms
     np.testing.assert_array_equal(found.uses.cost, plain.uses.cost)

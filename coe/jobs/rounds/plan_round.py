@@ -21,6 +21,7 @@ import orjson
 from coe.artifacts.kinds import ASSIGNMENT
 from coe.errors import DataError
 from coe.experts.recipes.policy_file import RECIPES_FILE
+from coe.jobs.plan_basis import compare_with_single_experts
 from coe.jobs.plan_residual import refitted
 from coe.jobs.rounds.round import Candidate, Job, ManifestFields, RoundState, read_round_states
 from coe.learning.estimation.experience import Experience
@@ -75,7 +76,7 @@ class PlanRound:
         state = _next_state(job, measured.digest)
         new, cursor = 0, state.feedback
         for page in job.logs.pages(after=cursor):
-            new, cursor = new + sum(event.kind != "audit" for event in page.events), page.cursor
+            new, cursor = new + len(page.events), page.cursor
         if not new and not self._has_new_inputs(job, state):
             return "no feedback is new"
         exploration = job.registry.policy.exploration
@@ -205,7 +206,7 @@ def _save(judged: JudgedPlan, basis: PlanInputs, folder: Path, *, config: str, p
     if plan is not None and (plan / RECIPES_FILE).exists():
         shutil.copyfile(plan / RECIPES_FILE, folder / RECIPES_FILE)
     save_assignment(folder, judged.candidate)
-    basis.save(folder, judged.candidate)
+    basis.save(folder, judged.candidate, against=compare_with_single_experts(basis, judged.candidate))
     return {"categories": judged.candidate.categories, "data": config, "metrics": {}}
 
 

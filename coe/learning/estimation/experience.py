@@ -21,16 +21,16 @@ RATING_KINDS: tuple[FeedbackKind, ...] = ("score", "thumb", "preferred")
 """Explicit ratings of an answer, most reliable first; the most reliable one counts."""
 
 KIND_WEIGHT: Mapping[FeedbackKind, float] = MappingProxyType(
-    {"score": 1.0, "thumb": 1.0, "preferred": 0.5, "category": 0.0, "regenerated": 0.2, "abandoned": 0.1, "audit": 0.0}
+    {"score": 1.0, "thumb": 1.0, "preferred": 0.5, "category": 0.0, "regenerated": 0.2, "abandoned": 0.1}
 )
 """Weight of each kind as evidence of quality; a score has 1. A preference shows which expert is better, not how good it
 is. Retries and aborted answers can have other reasons, and never show satisfaction; they count even less where few
-requests are rated (`Experience.weight`). An audit compares two answers and rates none."""
+requests are rated (`Experience.weight`)."""
 
 
 def certainty_rank(kind: FeedbackKind) -> int:
     """The rank of a kind as evidence of quality, 0 the most reliable; of several feedbacks the best kind counts."""
-    return (*RATING_KINDS, "regenerated", "abandoned", "category", "audit").index(kind)
+    return (*RATING_KINDS, "regenerated", "abandoned", "category").index(kind)
 
 
 def precedence(feedback: Feedback) -> tuple[int, float, str]:
@@ -51,7 +51,7 @@ def reward(feedback: Feedback, *, expert: str) -> float:
             return 1.0 if feedback.value == 1 else 0.0
         case "preferred":
             return 1.0 if feedback.value in (expert, expert.partition("@")[0]) else 0.0
-        case "category" | "audit":
+        case "category":
             return math.nan
         case _:
             return 0.0

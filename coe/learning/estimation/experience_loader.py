@@ -21,13 +21,11 @@ from coe.errors import DataError
 from coe.learning.estimation.experience import NONE, Experience, certainty_rank, reward
 from coe.records import open_log_and_feedback
 from coe.records.feedback import FEEDBACK_KINDS, Feedback, FeedbackLog, FeedbackPage
-from coe.records.record import LogPage, LogQuery, RoutingLog, RoutingRecord
+from coe.records.record import LogQuery, RoutingLog, RoutingRecord
 
 MAX_REQUESTS = 1_000_000
 """Newest requests that are kept. A million with 14 categories and 9 experts take 100 MB, twice that while they are
 sorted, and a learning round on them some 260 MB more (docs/experiments/retrain-memory.md)."""
-UNTENANTED = ""
-"""The tenant of requests without a key."""
 REASONS_WITH_PROPENSITY = frozenset(("routed", "explored"))
 """Reasons for which expected quality chose the expert, so that the logged propensity is its probability."""
 
@@ -107,7 +105,7 @@ class _RingBuffer:
         allowed[chosen] = True
         rows.chosen[row] = chosen
         rows.propensity[row] = record.propensity if record.reason in REASONS_WITH_PROPENSITY else np.nan
-        rows.tenant[row] = self.tenants.setdefault(record.tenant or UNTENANTED, len(self.tenants))
+        rows.tenant[row] = self.tenants.setdefault(record.tenant or "", len(self.tenants))
         rows.version[row] = self.versions.setdefault(f"{record.router}/{record.config}", len(self.versions))
         rows.time[row] = record.time
         rows.identity[row] = request_hash(record.request_id)
@@ -151,15 +149,13 @@ class _FeedbackJoin:
         self._event = np.zeros((2, len(self._identities)), dtype=np.uint64)
 
     def add(self, event: Feedback) -> None:
-        if event.kind == "audit":
-            return
         key = np.uint64(request_hash(event.request_id))
         place = int(np.searchsorted(self._identities, key))
         if place == len(self._identities) or self._identities[place] != key:
             self._rows.left_out["feedback for unknown requests"] += 1
             return
         row = int(self._sorting[place])
-        if self.experience.tenants[self.experience.tenant[row]] != (event.tenant or UNTENANTED):
+        if self.experience.tenants[self.experience.tenant[row]] != (event.tenant or ""):
             self._rows.left_out["feedback for another tenant's requests"] += 1
         elif event.kind == "category":
             self._correct(row, event)
@@ -233,20 +229,6 @@ class Logs:
             if page.cursor == query.after or (page.records and not kept):
                 return
             query = replace(query, after=page.cursor)
-
-    def page(self, *, after: str, limit: int) -> LogPage:
-        """The next records after a cursor, with those of CoE commands; the same cursor if there are none."""
-        page = self._runner.run(self._records.read(LogQuery(after=after, limit=limit)))
-        self.damaged += page.damaged
-        return page
-
-    def cursor_at(self, time: float) -> str:
-        """A cursor shortly before the first record since a time (Unix seconds)."""
-        return self._runner.run(self._records.cursor_at(time))
-
-    def count(self, after: str, before: str) -> int:
-        """The number of records from one cursor to another one."""
-        return self._runner.run(self._records.count(after, before))
 
     def pages(self, *, after: str = "") -> Iterator[FeedbackPage]:
         """Pages of feedback after a cursor, in the order it was stored; none is empty."""

@@ -135,17 +135,13 @@ class PastArms:
     changed: frozenset[str] = frozenset()
 
     def matching(self, arms: Mapping[str, RecipePolicy], categories: Sequence[str]) -> dict[str, RecipePolicy]:
-        """Return the policy that this plan had, over `categories`, for each arm with the same name, steps and judge.
-
-        Arms with `max_loss` are left out: while their bound is broken, they call every step.
-        """
+        """Return the policy that this plan had, over `categories`, for each arm with the same name, steps and judge."""
         before = self.policies.over(categories).by_arm
         return {
             name: before[name]
             for name, one in arms.items()
             if name in before
             and _shape(before[name]) == _shape(one)
-            and before[name].max_loss is None
             and self.changed.isdisjoint((*one.members, one.judge))
         }
 

@@ -18,9 +18,9 @@ from coe.learning.evaluation.quality import Quality, filled
 from coe.learning.evaluation.recorded_answers import RecordedAnswers
 from coe.learning.recipes.answers import Answers
 from coe.learning.recipes.arms import Arm, cost_by_category, declared_arms
-from coe.learning.recipes.fit import against_last_step, replayed
+from coe.learning.recipes.fit import loss_of_stopping, replayed
 from coe.learning.recipes.judged import Judgements, JudgeUse
-from coe.learning.recipes.max_loss import accepted_thresholds, loss_per_difference
+from coe.learning.recipes.max_loss import accepted_thresholds
 from coe.learning.recipes.traffic import CACHED
 from coe.mapping import Uses
 from coe.mapping.uses import ASSUMED_INPUT_TOKENS, ASSUMED_OUTPUT_TOKENS
@@ -105,13 +105,10 @@ class AnswerTable:
         )
         answers = self.answers.rows(held_out)
         grades = None if judgements is None else judgements.grades[held_out]
-        compared = [against_last_step(arm.policy, answers, grades) for arm in fixed]
-        kept = accepted_thresholds([loss for loss, _, _ in compared[::-1]], max_loss)
-        bounded = []
-        for one, arm, (loss, differs, is_audited) in zip(fixed, arms, compared, strict=True):
-            per_difference = loss_per_difference(loss[is_audited], differs[is_audited], max_loss)
-            policy = replace(one.policy, loss_per_difference=per_difference, max_loss=max_loss)
-            bounded.append(Arm(policy, arm.outcome))
+        kept = accepted_thresholds([loss_of_stopping(one.policy, answers, grades) for one in fixed[::-1]], max_loss)
+        bounded = [
+            Arm(replace(one.policy, max_loss=max_loss), arm.outcome) for one, arm in zip(fixed, arms, strict=True)
+        ]
         return bounded[len(bounded) - kept :]
 
     def use(self, use: str, written: Array) -> Array:

@@ -1,4 +1,4 @@
-"""`/v1/artifacts`: published versions of routers, plans, overlays and gates, and their promotion and rollback.
+"""`/v1/artifacts`: published versions of routers, plans and gates, and their promotion and rollback.
 
 A promotion passes the same checks as `coe promote`; workers load the version as after any other promotion.
 """

@@ -64,7 +64,6 @@ DECISION_FIELDS = (
     "probabilities",
     "in_distribution",
     "stage",
-    "overlay",
     "router",
     "config",
     "plan",
@@ -115,10 +114,7 @@ def record_body(record: RoutingRecord, feedback: Sequence[Feedback], registry: R
     """The record without its embedding, its feedback, and the values that feedback may have."""
     fields = {name: getattr(record, name) for name in RECORD_FIELDS}
     names = ("kind", "value", "time", "tenant", "key")
-    events = [
-        {name: getattr(event, name) for name in names} | ({"audit": event.audit} if event.audit else {})
-        for event in feedback
-    ]
+    events = [{name: getattr(event, name) for name in names} for event in feedback]
     return {"object": "record", **fields, "feedback": events, "choices": choices(registry)}
 
 
@@ -152,7 +148,6 @@ def _decision_fields(decision: Decision, prediction: Prediction, categories: Seq
         "probabilities": {name: round(probability, 5) for name, probability in probabilities},
         "in_distribution": prediction.in_distribution,
         "stage": prediction.stage,
-        "overlay": prediction.overlay_version,
     }
 
 

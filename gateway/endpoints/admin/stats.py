@@ -1,7 +1,7 @@
-"""Current numbers of the gateway (`GET /v1/stats`, `/v1/stats/stream`) and a report on its traffic (`GET /v1/status`).
+"""Current numbers of the gateway: `GET /v1/stats` and `/v1/stats/stream`.
 
 Numbers are summed over all workers. The stream sends them as server-sent events, and a client cannot hold it open by
-not reading. The report is that of `coe status` on the last week, computed by a job outside the gateway process.
+not reading.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from gateway.endpoints.operation import (
     COUNT,
     EVENTS,
     NUMBER,
-    OBJECT,
     OBJECTS,
     TEXT,
     TEXTS,
@@ -35,11 +34,9 @@ from gateway.endpoints.operation import (
     json_response,
     object_schema,
     operation,
-    problems,
     query_of,
 )
 from gateway.parts import Parts
-from gateway.process.jobs import Reports
 from gateway.request.body import RequestModel
 
 SEND_SECONDS = 10.0
@@ -205,22 +202,3 @@ class Stats:
         found = stats_of(Counts(await self._metrics.families()), self._current.serving.registry)
         gateway = {"host": socket.gethostname(), "id": self._metrics.registry.gateway}
         return orjson.dumps({"object": "stats", "time": time.time(), "gateway": gateway, **found})
-
-
-class Status:
-    """The report, cached for a minute."""
-
-    def __init__(self, parts: Parts) -> None:
-        self._reports = Reports(parts.jobs)
-
-    @operation(
-        "GET /v1/status",
-        "readStatus",
-        "The report.",
-        object_schema({"object": {"const": "status"}, "time": NUMBER, "report": OBJECT}),
-        problems=problems(501, _503="The job failed or ran too long, or the gateway is shutting down."),
-    )
-    async def get(self, _: Request) -> Response:
-        """Report on the last week's traffic: drift, alarms, proposed categories, retraining rounds."""
-        at, report = await self._reports.get("status", needs=("scipy", "sklearn"))
-        return json_response({"object": "status", "time": at, "report": report})

@@ -9,7 +9,6 @@ import { openBudget } from "./map/budget.js";
 import { assignment, utility } from "./map/assignment.js";
 import { arms, costOf, recipeOfArm } from "./map/recipes.js";
 import { ROWS, points } from "./map/rows.js";
-import { openSavings } from "./map/savings.js";
 
 export const name = "map";
 export const title = "Map";
@@ -17,7 +16,6 @@ export const title = "Map";
 export function open({ draw }) {
   const map = resource(loadMap, draw);
   const at = spot(draw);
-  const savings = openSavings(draw);
   let budget = null;
   const budgetOf = (found) => {
     if (budget?.map !== found) budget = openBudget(found, draw);
@@ -29,7 +27,7 @@ export function open({ draw }) {
         <h1>Map</h1>
         <button class="quiet" @click=${() => map.load()}>Refresh</button>
       </div>
-      ${shown(map, (found) => whole(found, at, found.measured ? budgetOf(found) : null))} ${savings.template()}
+      ${shown(map, (found) => whole(found, at, found.measured ? budgetOf(found) : null))}
     `,
   };
 }
