@@ -29,7 +29,6 @@ from gateway.dialects.messages import MESSAGES, refusal
 from gateway.endpoints.openapi import LIMIT_HEADERS, ROUTING_HEADERS
 from gateway.endpoints.operations import operation_routes
 from gateway.errors import error_body, headers_of, status_of
-from gateway.http.known_heads import DERIVED
 from gateway.observability.metrics import Metrics
 from gateway.observability.state_metrics import RELOAD_FAILED, StateMetrics
 from gateway.parts import Parts
@@ -67,19 +66,12 @@ class CrossOriginMiddleware:
         self._cors = _with_cors(app)
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Serve:
-        serving, derived = self._current.serving, scope.get(DERIVED)
-        if derived is not None and derived.get(self) is serving.token:
-            return self._app(scope, receive, send)
-        error, cross_origin = serving.access.browsers.check(scope)
+        error, cross_origin = self._current.serving.access.browsers.check(scope)
         if error is not None:
             self._count(error.code)
             refuse = partial(_refuse, error)
             return (_with_cors(refuse) if cross_origin else refuse)(scope, receive, send)
-        if cross_origin:
-            return self._cors(scope, receive, send)
-        if derived is not None:  # a request with the same head passes this policy too
-            derived[self] = serving.token
-        return self._app(scope, receive, send)
+        return (self._cors if cross_origin else self._app)(scope, receive, send)
 
 
 def _with_cors(app: ASGIApp) -> CORSMiddleware:
@@ -120,7 +112,7 @@ def create_app(open_parts: Callable[[], AbstractAsyncContextManager[Parts]]) -> 
             app.middleware = CrossOriginMiddleware(app.dispatch, parts.current, count=parts.metrics.record_refusal)
             _show_worker_crashes(app, parts.metrics)
             app.state.task_failed = parts.metrics.task_failed
-            app.state.cohort, app.state.heads = parts.current.cohort, parts.current.heads
+            app.state.cohort = parts.current.cohort
             try:
                 yield
             finally:

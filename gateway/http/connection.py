@@ -15,13 +15,12 @@ from dataclasses import dataclass, field
 from urllib.parse import unquote
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser, parse_url
-from starlette.types import ASGIApp, Scope
+from starlette.types import ASGIApp
 
 from coe.errors import HeadersTooLarge, InvalidHttp, RequestError
 from gateway.cohort import Cohort
 from gateway.errors import body_of, status_of
 from gateway.http.exchange import STATUS_LINES, Exchange
-from gateway.http.known_heads import KnownHeads
 
 IDLE_SECONDS = 75.0
 """Time limit for a connection to wait for its next request, and then for the head of this request. It exceeds
@@ -61,7 +60,6 @@ class SharedState:
     loop: asyncio.AbstractEventLoop
     cohort: Cohort
     """Counts the requests that are ready to run."""
-    heads: KnownHeads
     connections: set[Connection] = field(default_factory=set)
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
     """The tasks of the running requests."""
@@ -88,7 +86,7 @@ class Connection(asyncio.Protocol):
     """Reads requests from one connection, in order, and runs the application for each."""
 
     __slots__ = (
-        "_client", "_current", "_deadline", "_headers", "_in_head", "_is_last", "_is_reading", "_loop", "_missing",
+        "_client", "_current", "_deadline", "_headers", "_in_head", "_is_last", "_is_reading", "_loop",
         "_parser", "_reading", "_shared", "_timer", "_transport", "_unparsed", "_upgrades", "_url", "_waiting",
         "_writable",
     )  # fmt: skip
@@ -110,8 +108,6 @@ class Connection(asyncio.Protocol):
         it."""
         self._unparsed = 0
         """Bytes received since the last head, part of a body, or request ended."""
-        self._missing = 0
-        """Bytes of the body of a request with a known head that have not arrived."""
         self._current: Exchange | None = None
         """The request whose response is due; None between requests."""
         self._reading: Exchange | None = None
@@ -136,12 +132,6 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._is_last and self._reading is None:
             return  # the connection closes after the responses that are due
-        if self._missing and not (data := self._continue_body(data)):
-            return
-        is_idle = self._current is None and self._reading is None and not self._unparsed and not self._shared.closing
-        if is_idle and (known := self._shared.heads.read(data)) is not None:
-            self._start_known(*known)
-            return
         self._unparsed += len(data)
         try:
             self._parse(data)
@@ -151,31 +141,6 @@ class Connection(asyncio.Protocol):
             return
         if self._unparsed > MAX_HEAD_BYTES:
             self._refuse(HeadersTooLarge(f"the headers are longer than {MAX_HEAD_BYTES // 1024} KiB together"))
-        elif is_idle and (only := self._current) is not None and only.keep_alive and self._holds_one_request:
-            self._shared.heads.add(data, only.scope)
-
-    @property
-    def _holds_one_request(self) -> bool:
-        """True if nothing has arrived after the request whose response is due."""
-        return not (self._waiting or self._unparsed) and self._reading in (None, self._current)
-
-    def _start_known(self, scope: Scope, body: bytes, missing: int) -> None:
-        """Start a request whose head is known. The parser sees neither its head nor its body."""
-        scope["client"] = self._client
-        exchange = Exchange(self, scope, body, body_ended=not missing)
-        self._start(exchange)
-        if missing:
-            self._missing, self._reading = missing, exchange
-            self.update_reading()
-
-    def _continue_body(self, data: bytes) -> bytes:
-        """Add bytes to the body of a request whose head is known, and return those after it."""
-        body = data[: self._missing]
-        self._missing -= len(body)
-        self.on_body(body)
-        if not self._missing:
-            self.on_message_complete()
-        return data[len(body) :]
 
     def _parse(self, data: bytes) -> None:
         """Feed the parser. Raises HttpParserError.

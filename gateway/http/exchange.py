@@ -55,30 +55,28 @@ class Channel(Protocol):
 
 
 class Exchange:
-    """Runs the application for one request. `body` are the bytes of its body that have arrived already."""
+    """Runs the application for one request."""
 
     __slots__ = (
         "_body", "_channel", "_disconnected", "_end_delivered", "_ended", "_expects_continue", "_framing", "_head",
         "_left", "_waiter", "complete", "keep_alive", "scope", "unread",
     )  # fmt: skip
 
-    def __init__(self, channel: Channel, scope: Scope, body: bytes = b"", *, body_ended: bool = False) -> None:
+    def __init__(self, channel: Channel, scope: Scope) -> None:
         self._channel = channel
         self.scope = scope
         self.keep_alive = True
         self.complete = False
         """True once the response is sent."""
-        self.unread = len(body)
+        self.unread = 0
         """Bytes of the body that the application has not received."""
-        self._body = [body]
-        self._ended = body_ended
+        self._body: list[bytes] = []
+        self._ended = False
         self._end_delivered = False
         self._disconnected = False
         self._waiter: asyncio.Future[None] | None = None
-        self._expects_continue = (
-            not body_ended
-            and scope["http_version"] != "1.0"
-            and any(name == b"expect" and value.lower() == b"100-continue" for name, value in scope["headers"])
+        self._expects_continue = scope["http_version"] != "1.0" and any(
+            name == b"expect" and value.lower() == b"100-continue" for name, value in scope["headers"]
         )
         self._head: bytes | None = None
         """The head of the response while it waits for the body; None before the response, b"" once it is sent."""

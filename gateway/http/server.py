@@ -22,7 +22,6 @@ from starlette.types import ASGIApp
 from coe.supervision import TaskFailed, ignore_failure, supervised
 from gateway.cohort import Cohort
 from gateway.http.connection import Connection, SharedState
-from gateway.http.known_heads import KnownHeads
 from gateway.process.connections import REMEDY
 
 ACCEPT_PAUSE_SECONDS = 0.05
@@ -95,7 +94,6 @@ class HttpServer:
         peers: Peers | None = None,
         task_failed: TaskFailed = ignore_failure,
         cohort: Cohort | None = None,
-        heads: KnownHeads | None = None,
     ) -> None:
         self._app = app
         self._listener = listener
@@ -103,13 +101,12 @@ class HttpServer:
         self._peers = peers
         self._task_failed = task_failed
         self._cohort = cohort or Cohort()
-        self._heads = heads or KnownHeads()
         self._opening: set[asyncio.Task[Any]] = set()
         """The tasks that create connections of accepted sockets."""
 
     async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()
-        self.state = SharedState(self._app, self._listener.getsockname()[:2], loop, self._cohort, self._heads)
+        self.state = SharedState(self._app, self._listener.getsockname()[:2], loop, self._cohort)
         if self._peers is not None:
             self.state.on_change = self._peers.report
             self._peers.report(0)

@@ -81,9 +81,6 @@ async def serve_application(
         limit = ConnectionLimits.within(soft_limit()).clients
         failed = getattr(app.state, "task_failed", ignore_failure)
         cohort = getattr(app.state, "cohort", None)
-        heads = getattr(app.state, "heads", None)
-        async with HttpServer(
-            app, listener, max_connections=limit, peers=peers, task_failed=failed, cohort=cohort, heads=heads
-        ):
+        async with HttpServer(app, listener, max_connections=limit, peers=peers, task_failed=failed, cohort=cohort):
             started()
             await stop.wait()

@@ -22,25 +22,18 @@ from coe.experts.translation.expert import TRANSLATED_APIS
 from coe.routing.composition import NO_CONVERSATION, RoutedReply
 from coe.routing.conversation import Conversation, read_conversation
 from coe.routing.decision import NO_PREVIOUS, Previous
-from gateway.access import Allowance, Caller
+from gateway.access import Allowance
 from gateway.cache.answer import CapturedReply
 from gateway.dialects import Dialect
 from gateway.errors import Headers, headers_of, status_of
 from gateway.http.exchange import SINK
-from gateway.http.known_heads import DERIVED
 from gateway.observability.tracing import Tracing
 from gateway.request.admission import ActiveRequest
 from gateway.request.body import ClientLeftError
 from gateway.request.cache_step import CacheStep
 from gateway.request.citations import cited
 from gateway.request.keep_alive import KeepAlive, stream_head
-from gateway.request.options import (
-    has_session_or_trace,
-    read_options,
-    resolve_model,
-    with_rules,
-    with_session_and_trace,
-)
+from gateway.request.options import read_options, resolve_model, with_rules
 from gateway.request.stored_step import StoredStep, check_owned
 from gateway.request.trace import Trace
 from gateway.serving_state import ServingState
@@ -56,9 +49,6 @@ DEPLOYMENT = "model"
 """Parameter of a path that names the model in place of the body."""
 JSON = "application/json"
 _NO_KEEP_ALIVE = nullcontext()
-_FromHead = tuple[object, Caller, RequestOptions, bool]
-"""The token of a serving state, the caller and options that the head of a request has in that state, and True if
-requests with this head have a session or trace context of their own."""
 Observer = Callable[[Trace], None]
 """Called with the trace of every finished request; must neither wait nor raise."""
 
@@ -221,23 +211,13 @@ class Line:
         return KeepAlive(trace, send, event=self._dialect.keep_alive, interval=interval, sink=sink)
 
     def _read_head(self, trace: Trace, scope: Scope) -> RequestOptions:
-        """Identify the caller and return the options of the headers. The result holds for all requests with this head,
-        until a reload or until the key expires. Raises Unauthorized, Forbidden or InvalidRequest."""
-        serving, derived = trace.serving, scope.get(DERIVED)
-        known: _FromHead | None = None if derived is None else derived.get(self)
-        if known is not None:
-            known_for, caller, options, differ = known
-            if known_for is serving.token and not serving.access.has_expired(caller):
-                trace.caller = caller
-                return with_session_and_trace(options, scope) if differ else options
-        headers = scope["headers"]
+        """Identify the caller and return the options of the headers. Raises Unauthorized, Forbidden, InvalidRequest."""
+        serving, headers = trace.serving, scope["headers"]
         trace.caller = caller = serving.access.identify(headers, "chat")
         policy = serving.registry.policy
         options = read_options(scope, policy, tenant=caller.tenant, api=trace.api, rule=caller.rule)
         if options.purpose and not serving.access.is_admin(headers):
             options = replace(options, purpose=None)  # an ordinary key cannot hide its requests from reports
-        if derived is not None:
-            derived[self] = serving.token, caller, options, has_session_or_trace(scope)
         return options
 
     async def _refuse(self, error: RequestError, trace: Trace, send: Send) -> None:

@@ -81,9 +81,7 @@ async def test_a_key_is_charged_at_least_what_is_billed(seed: int, upstream: Bil
         async with gateway_of(registry, real_experts=experts) as gateway:
             listener, state = open_listener("127.0.0.1", 0, stalled_after=60), gateway.app.state
             port = listener.getsockname()[1]
-            async with HttpServer(
-                gateway.app, listener, max_connections=100, cohort=state.cohort, heads=state.heads
-            ) as server:
+            async with HttpServer(gateway.app, listener, max_connections=100, cohort=state.cohort) as server:
                 await asyncio.gather(*(ending(port, random.Random(rng.random())) for _ in range(CONNECTIONS)))
                 await wait_until(lambda: not held(gateway, server, session))
             accounts = gateway.serving_state.serving.access._accounts.values()

@@ -168,9 +168,7 @@ async def test_requests_that_end_at_random_leave_nothing_behind(seed: int, upstr
         async with gateway_of(registry, real_experts=experts) as gateway:
             listener, state = open_listener("127.0.0.1", 0, stalled_after=60), gateway.app.state
             port = listener.getsockname()[1]
-            async with HttpServer(
-                gateway.app, listener, max_connections=100, cohort=state.cohort, heads=state.heads
-            ) as server:
+            async with HttpServer(gateway.app, listener, max_connections=100, cohort=state.cohort) as server:
                 clients = (ending(port, random.Random(rng.random())) for _ in range(CONNECTIONS))
                 await asyncio.gather(*clients)
                 await wait_until(lambda: not held(gateway, server, session))
