@@ -16,11 +16,11 @@ from starlette.applications import Starlette
 
 from coe.settings import Settings
 from coe.supervision import ignore_failure
-from gateway.http.server import HttpServer, Peers
 from gateway.observability.logs import describe_error, log_uncaught, logging_config
 from gateway.process.connections import ConnectionLimits, soft_limit
 from gateway.process.signals import DRAIN_SIGNAL, RELOAD_SIGNAL, end_with_parent
-from gateway.process.worker_states import AcceptingWorkers, WorkerStates
+from gateway.process.worker_states import WorkerStates
+from gateway.server import Server
 
 _log = logging.getLogger("gateway")
 
@@ -58,8 +58,7 @@ def run_worker(
         app = build(restarted=restarted)
         app.state.worker_crashes = states.crashes
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            peers = AcceptingWorkers(states, number)
-            runner.run(serve_application(app, listener, started=started, peers=peers))
+            runner.run(serve_application(app, listener, started=started))
     except Exception as error:
         if not serving.is_set():
             states.set_failed(number, describe_error(error))
@@ -68,19 +67,16 @@ def run_worker(
 
 
 async def serve_application(
-    app: Starlette,
-    listener: socket.socket,
-    *,
-    started: Callable[[], None] = lambda: None,
-    peers: Peers | None = None,
+    app: Starlette, listener: socket.socket, *, started: Callable[[], None] = lambda: None
 ) -> None:
-    """Serve the application until SIGTERM, then end as `HttpServer` does. `started` is called once it is ready."""
-    stop = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    """Serve the application until SIGTERM, then end as `Server` does. `started` is called once it is ready."""
+
+    def count_failure(name: str) -> None:
+        getattr(app.state, "task_failed", ignore_failure)(name)
+
+    limit = ConnectionLimits.within(soft_limit()).clients
+    server = Server(app, max_connections=limit, on_start=started, task_failed=count_failure)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, server.stop)
     async with app.router.lifespan_context(app):
-        limit = ConnectionLimits.within(soft_limit()).clients
-        failed = getattr(app.state, "task_failed", ignore_failure)
-        cohort = getattr(app.state, "cohort", None)
-        async with HttpServer(app, listener, max_connections=limit, peers=peers, task_failed=failed, cohort=cohort):
-            started()
-            await stop.wait()
+        server.cohort = getattr(app.state, "cohort", server.cohort)
+        await server.serve([listener])

@@ -18,12 +18,8 @@ class _Cell(ctypes.Structure):
         ("ready", ctypes.c_bool),
         ("crashes", ctypes.c_uint64),
         ("cause", ctypes.c_char * CAUSE_BYTES),
-        ("connections", ctypes.c_int32),
         ("beats", ctypes.c_uint64),
     )
-
-
-_NOT_ACCEPTING = -1
 
 
 class WorkerStates:
@@ -32,8 +28,6 @@ class WorkerStates:
 
     def __init__(self, workers: int) -> None:
         self.cells = RawArray(_Cell, workers)
-        for cell in self.cells:
-            cell.connections = _NOT_ACCEPTING
 
     def set_ready(self, worker: int) -> None:
         """Record that a worker serves requests."""
@@ -60,35 +54,11 @@ class WorkerStates:
     def count_crash(self, worker: int) -> None:
         """Count a crash."""
         self.cells[worker].crashes += 1
-        self.cells[worker].connections = _NOT_ACCEPTING
         self.cells[worker].beats = 0
 
     def crashes(self) -> dict[tuple[str, ...], float]:
         """Crashes since the parent started, by worker."""
         return {(str(worker),): float(cell.crashes) for worker, cell in enumerate(self.cells)}
-
-
-class AcceptingWorkers:
-    """Implements `gateway.http.server.Peers` for worker `number`: counts of connections in shared memory."""
-
-    def __init__(self, states: WorkerStates, number: int) -> None:
-        self._cells = states.cells
-        self._own = self._cells[number]
-
-    def report(self, connections: int) -> None:
-        """Report to the others how many connections this worker has."""
-        self._own.connections = connections
-
-    def leave(self) -> None:
-        """Report to the others that this worker accepts no more connections."""
-        self._own.connections = _NOT_ACCEPTING
-
-    @property
-    def has_more(self) -> bool:
-        """True if this worker has more than 1.25 n + 2 connections, where n is the lowest count of a worker."""
-        counts = [cell.connections for cell in self._cells if cell.connections != _NOT_ACCEPTING]
-        own: int = self._own.connections
-        return own > 2 + 1.25 * min(counts, default=own)
 
 
 BEAT_SECONDS = 5.0

@@ -26,7 +26,6 @@ from gateway.access import Allowance
 from gateway.cache.answer import CapturedReply
 from gateway.dialects import Dialect
 from gateway.errors import Headers, headers_of, status_of
-from gateway.http.exchange import SINK
 from gateway.observability.tracing import Tracing
 from gateway.request.admission import ActiveRequest
 from gateway.request.body import ClientLeftError
@@ -36,6 +35,7 @@ from gateway.request.keep_alive import KeepAlive, stream_head
 from gateway.request.options import read_options, resolve_model, with_rules
 from gateway.request.stored_step import StoredStep, check_owned
 from gateway.request.trace import Trace
+from gateway.server import SINK
 from gateway.serving_state import ServingState
 
 _log = logging.getLogger("gateway")

@@ -17,11 +17,10 @@ from starlette.types import Receive, Scope, Send
 from coe.errors import DeadlineExceeded, RequestError
 from coe.experts.replicas import Replica, ReplicatedExpert
 from gateway.cohort import Cohort
-from gateway.http.server import HttpServer
 from gateway.request.body import ClientLeftError
 from gateway.request.trace import Trace
 from tests.fakes import ScriptedExpert, gateway_of, registry_of
-from tests.gateway.raw_http import served
+from tests.gateway.raw_http import RunningServer, served
 from tests.gateway.ready import another_ready
 from tests.waiting import wait_until
 
@@ -60,11 +59,11 @@ def connected(port: int, count: int) -> Iterator[list[socket.socket]]:
         yield [stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(count)]
 
 
-def send_together(clients: list[socket.socket], server: HttpServer) -> None:
+def send_together(clients: list[socket.socket], server: RunningServer) -> None:
     """Send a chat of each client without a pause, so that the event loop reads all of them at once."""
     for client in clients:
         client.sendall(CHAT)
-    sockets = [one._transport.get_extra_info("socket").fileno() for one in server.state.connections]
+    sockets = [one.transport.get_extra_info("socket").fileno() for one in server.connections]
     while len(select.select(sockets, [], [], 60)[0]) < len(clients):  # the kernel may deliver them a moment later
         pass
 
@@ -89,7 +88,7 @@ async def test_requests_that_arrive_together_take_each_step_in_succession() -> N
         cohort = gateway.serving_state.cohort
         async with served(gateway.app, cohort=cohort) as (server, port):
             with connected(port, 3) as clients:
-                await wait_until(lambda: len(server.state.connections) == 3)
+                await wait_until(lambda: len(server.connections) == 3)
                 send_together(clients, server)
                 for client in clients:
                     await answered(client)
@@ -109,7 +108,7 @@ async def test_each_of_the_requests_that_arrive_together_sees_the_load_of_the_de
         served(gateway.app, cohort=gateway.serving_state.cohort) as (http, port),
     ):
         with connected(port, 4) as clients:
-            await wait_until(lambda: len(http.state.connections) == 4)
+            await wait_until(lambda: len(http.connections) == 4)
             send_together(clients, http)
             await wait_until(lambda: len(gateway.records) == 2)  # those of which the expert does not wait
             assert (coder.pending, coder.health.load, len(server.calls)) == (0, 1.0, 2)

@@ -9,10 +9,11 @@ from contextlib import asynccontextmanager, closing, suppress
 
 import orjson
 import pytest
+from starlette.types import Message
 
 from coe.experts.outcomes import Breaker
-from gateway.http.exchange import Exchange
 from gateway.request.keep_alive import KeepAlive
+from gateway.server import Cycle
 from tests.gateway.gateway_over import gateway_over
 from tests.gateway.raw_http import served
 from tests.waiting import wait_until
@@ -64,19 +65,19 @@ async def relayed(port: int, proceeds: asyncio.Semaphore, *, events: int) -> byt
 
 
 async def test_events_are_relayed_directly_and_leave_no_cycles(monkeypatch: pytest.MonkeyPatch) -> None:
-    direct, through_the_task = list[bytes](), list[bytes]()
-    sink, send_body = Exchange.sink, Exchange._send_body
+    direct, through_the_task = list[bytes](), list[bytes | None]()
+    sink, send = Cycle.sink, Cycle.send
 
-    def sent_now(exchange: Exchange, body: bytes) -> bool:
+    def sent_now(cycle: Cycle, body: bytes) -> bool:
         direct.append(body)
-        return sink(exchange, body)
+        return sink(cycle, body)
 
-    def sent(exchange: Exchange, body: bytes, *, more: bool) -> None:
-        through_the_task.append(body)
-        send_body(exchange, body, more=more)
+    async def sent(cycle: Cycle, message: Message) -> None:
+        through_the_task.append(message.get("body"))
+        await send(cycle, message)
 
-    monkeypatch.setattr(Exchange, "sink", sent_now)
-    monkeypatch.setattr(Exchange, "_send_body", sent)
+    monkeypatch.setattr(Cycle, "sink", sent_now)
+    monkeypatch.setattr(Cycle, "send", sent)
     proceeds = asyncio.Semaphore(0)
     async with (
         upstream(proceeds, events=5) as url,
@@ -87,22 +88,22 @@ async def test_events_are_relayed_directly_and_leave_no_cycles(monkeypatch: pyte
         gc.disable()
         try:
             rest = await relayed(port, proceeds, events=5)
-            await wait_until(lambda: not any(type(found) in (Exchange, KeepAlive) for found in gc.get_objects()))
+            await wait_until(lambda: not any(type(found) in (Cycle, KeepAlive) for found in gc.get_objects()))
         finally:
             gc.enable()
     assert rest.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
     assert direct == [(EVENT % number).replace(b'"m"', b'"coder"') for number in range(1, 5)]
-    assert through_the_task == [(EVENT % 0).replace(b'"m"', b'"coder"'), LAST, b""]
+    assert through_the_task == [None, (EVENT % 0).replace(b'"m"', b'"coder"'), LAST, b""]
     assert gateway.records[0].outcome == "ok"
 
 
 async def test_a_failed_write_to_the_client_does_not_count_against_the_expert(monkeypatch: pytest.MonkeyPatch) -> None:
     failures = list[str]()
 
-    def broken(exchange: Exchange, body: bytes) -> bool:
+    def broken(cycle: Cycle, body: bytes) -> bool:
         raise RuntimeError("the client's transport is closed")
 
-    monkeypatch.setattr(Exchange, "sink", broken)
+    monkeypatch.setattr(Cycle, "sink", broken)
     monkeypatch.setattr(Breaker, "failed", lambda *_, **__: failures.append("failed"))
     proceeds = asyncio.Semaphore(0)
     async with (

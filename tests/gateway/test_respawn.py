@@ -8,7 +8,6 @@ from gateway.process.worker_states import (
     FIRST_DELAY_SECONDS,
     HEALTHY_SECONDS,
     MAX_DELAY_SECONDS,
-    AcceptingWorkers,
     RespawnSchedule,
     Watchdog,
     WorkerStates,
@@ -65,28 +64,6 @@ def test_a_workers_state_keeps_its_cause_within_a_bound() -> None:
     assert len(states.cause(1).encode("utf-8", "replace")) <= CAUSE_BYTES + 2
     assert states.cause(0) == ""
     assert states.crashes() == {("0",): 0, ("1",): 1}
-
-
-def test_a_worker_that_accepts_waits_only_if_another_that_accepts_has_clearly_fewer_connections() -> None:
-    states = WorkerStates(3)
-    own, other = AcceptingWorkers(states, 0), AcceptingWorkers(states, 1)
-    own.report(100)
-    assert not own.has_more  # the others have not started
-    other.report(0)
-    assert own.has_more
-    assert not other.has_more
-    own.report(2)
-    assert not own.has_more
-    own.report(100)
-    other.report(80)
-    assert not own.has_more
-    other.report(70)
-    assert own.has_more
-    other.leave()
-    assert not own.has_more
-    other.report(0)
-    states.count_crash(1)
-    assert not own.has_more
 
 
 class Checks:

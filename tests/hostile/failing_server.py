@@ -16,9 +16,9 @@ from pathlib import Path
 from starlette.applications import Starlette
 
 from coe.settings import Settings
-from gateway.http.server import open_listener
 from gateway.main import workers_folder
 from gateway.process import processes, worker_states
+from gateway.server import open_listener
 from tests.gateway.words_server import build as build_well
 
 
