@@ -112,7 +112,6 @@ def create_app(open_parts: Callable[[], AbstractAsyncContextManager[Parts]]) -> 
             app.middleware = CrossOriginMiddleware(app.dispatch, parts.current, count=parts.metrics.record_refusal)
             _show_worker_crashes(app, parts.metrics)
             app.state.task_failed = parts.metrics.task_failed
-            app.state.cohort = parts.current.cohort
             try:
                 yield
             finally:

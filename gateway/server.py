@@ -23,7 +23,6 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from coe.errors import HeadersTooLarge, InvalidHttp, RequestError
 from coe.supervision import TaskFailed, ignore_failure, supervised
-from gateway.cohort import Cohort
 from gateway.errors import body_of, status_of
 
 IDLE_SECONDS = 75
@@ -212,7 +211,6 @@ class Protocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle
-        self._server.cohort.ready += 1
         self._unset_keepalive_if_required()
         super()._start_asgi_task(cycle, app)
 
@@ -296,17 +294,13 @@ class Server(uvicorn.Server):
         max_connections: int,
         on_start: Callable[[], None] = lambda: None,
         task_failed: TaskFailed = ignore_failure,
-        cohort: Cohort | None = None,
     ) -> None:
         async def run(scope: Scope, receive: Receive, send: Send) -> None:
-            self.cohort.ready -= 1
             try:
                 await app(scope, receive, send)
             finally:
                 scope.pop("extensions", None)  # breaks a reference cycle
 
-        self.cohort = cohort or Cohort()
-        """Counts the requests that are ready to run."""
         config = uvicorn.Config(
             run,
             http=Protocol,

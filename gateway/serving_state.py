@@ -26,7 +26,6 @@ from coe.routing.conversation import Affinity
 from coe.runtime.active_state import ActiveState, DocumentIndex, retrieval_in_use, version_in_use
 from coe.settings import Settings
 from gateway.access import Access, IssuedKeyWatch, Limiter, access_of
-from gateway.cohort import Cohort
 from gateway.request.admission import Admission
 from gateway.request.answers import AnswerPool
 
@@ -60,14 +59,12 @@ class Serving:
 
 
 class ServingState:
-    """Holds the state for new requests, and what outlives a reload: the admission, the memory for answers, and the
-    cohort of ready requests."""
+    """Holds the state for new requests, and what outlives a reload: the admission and the memory for answers."""
 
     def __init__(self, serving: Serving) -> None:
         self.serving = serving
         self.admission = Admission(serving.registry.limits)
         self.answers = AnswerPool()
-        self.cohort = Cohort()
         self.leaving = False
         """True if the process is shutting down, so that no load balancer should send it requests."""
         self.reload_error: str | None = None

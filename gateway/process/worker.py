@@ -78,5 +78,4 @@ async def serve_application(
     server = Server(app, max_connections=limit, on_start=started, task_failed=count_failure)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, server.stop)
     async with app.router.lifespan_context(app):
-        server.cohort = getattr(app.state, "cohort", server.cohort)
         await server.serve([listener])

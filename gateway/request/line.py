@@ -68,7 +68,6 @@ class Line:
         stored: StoredStep | None = None,
     ) -> None:
         self._state = state
-        self._cohort = state.cohort
         self._dialect = dialect
         self._observers = observers if cache is None else (*observers, cache.observe)
         self._audit = audit
@@ -92,7 +91,6 @@ class Line:
                         await self._steps(trace, request, allowance, scope, receive, send)
                     finally:
                         trace.attempts.end_pending()
-            await self._cohort.yield_to_others()
         except RequestError as error:
             trace.failed(error)
             error.drop_frames()
@@ -112,13 +110,8 @@ class Line:
     async def _steps(
         self, trace: Trace, request: ActiveRequest, allowance: Allowance, scope: Scope, receive: Receive, send: Send
     ) -> None:
-        """Steps 1 to 7. Requests that pass through skip 3 and 5; one that the cache answers skips 3 to 6.
-
-        Concurrent requests take the expensive steps in succession: a routed one yields to the others before 3, 4 and
-        6, and every one that succeeds before 8. From 4 on it is part of its expert's load, so that the next decision
-        sees it.
-        """
-        composition, cohort = trace.serving.composition, self._cohort
+        """Steps 1 to 7. Requests that pass through skip 3 and 5; one that the cache answers skips 3 to 6."""
+        composition = trace.serving.composition
         with trace.step("admit"):  # 1
             body = await request.admit(scope, receive, forms=self._dialect.forms)
         with trace.step("parse"):  # 2
@@ -140,18 +133,15 @@ class Line:
                     with trace.step("assign"):
                         trace.decision = composition.assign_general(chat, options)
                 else:
-                    await cohort.yield_to_others()
                     with trace.step("classify"):  # 3
                         trace.routed, trace.prediction = await composition.classifier.classify(
                             chat, trace.caller.tenant, options.rule, options.rules
                         )
-                    await cohort.yield_to_others()
                     with trace.step("assign"):  # 4
                         conversation, previous = await _assign(trace, chat, options)
                     with trace.step("retrieve"):  # 5
                         if composition.retrieves:
                             chat = await _retrieve(trace, chat, options, previous)
-                    await cohort.yield_to_others()
                 with trace.step("call"):  # 6
                     answer = await _call(trace, chat, options, conversation, previous, deadline=request.deadline)
                 reply = _accept(trace, request, answer, chat)

@@ -12,7 +12,7 @@ import orjson
 import pytest
 
 from coe.core import Call, Chat, RequestOptions
-from coe.errors import DeadlineExceeded, ExpertRejected, ExpertUnavailable, RetrievalError
+from coe.errors import ExpertRejected, ExpertUnavailable, RetrievalError
 from coe.experts.replicas import Replica, ReplicatedExpert
 from coe.registry import Registry
 from coe.routing.attempts import Attempts
@@ -20,7 +20,6 @@ from coe.routing.composition import Composition
 from gateway.request.body import ClientLeftError
 from tests.decisions import chat_of
 from tests.fakes import Gateway, ScriptedExpert, ScriptedReply, gateway_of, registry_of
-from tests.gateway.ready import another_ready
 from tests.recipes.members import answer, plan_with
 from tests.retrieval.gates import ScriptedRetrieval, gate_of, passage
 
@@ -83,18 +82,6 @@ def counted(experts: dict[str, ReplicatedExpert], name: str = "coder") -> list[t
 
 def pending(experts: dict[str, ReplicatedExpert]) -> list[int]:
     return [experts[name].pending for name in NAMES]
-
-
-@asynccontextmanager
-async def decided(gateway: Gateway, expert: ReplicatedExpert) -> AsyncIterator[None]:
-    """A request that is decided for the expert, and has yielded before its call; it ends with the context."""
-    with another_ready(gateway):
-        task = asyncio.ensure_future(gateway.chat("code"))
-        async with asyncio.timeout(60):
-            while not expert.pending:
-                await asyncio.sleep(0)
-        yield
-        await task
 
 
 def decide(composition: Composition, attempts: Attempts | None, chat: Chat | None = None) -> tuple[str, str]:
@@ -201,28 +188,6 @@ async def test_a_failed_call_ends_the_count(error: Exception, status: int, answe
         response = await gateway.chat("code")
         assert (response.status, gateway.records[0].expert) == (status, answers)
     assert counted(experts) == [(0, 1)]
-
-
-async def test_an_expert_that_is_down_before_the_call_counts_until_its_fallback_is_called() -> None:
-    registry = limited()
-    experts = experts_of(registry)
-    async with gateway_over(experts, registry) as (gateway, _):
-        async with decided(gateway, experts["coder"]):
-            experts["coder"].replicas[0].breaker.throttle(60.0, caller="")
-        assert gateway.records[0].expert == "generalist"
-    assert (counted(experts), counted(experts, "generalist")) == ([], [(0, 1)])
-
-
-@pytest.mark.parametrize("reason", [ClientLeftError(), DeadlineExceeded("too late")])
-async def test_a_request_that_is_cancelled_before_its_call_ends_the_count(reason: Any) -> None:
-    registry = limited()
-    experts = experts_of(registry)
-    async with gateway_over(experts, registry) as (gateway, _):
-        async with decided(gateway, experts["coder"]):
-            (active,) = gateway.serving_state.admission.active
-            active.cancel(reason)
-        assert gateway.records[0].expert == "coder"
-    assert counted(experts) == []
 
 
 @pytest.mark.parametrize("how", ["nothing", "away", "cancelled"])

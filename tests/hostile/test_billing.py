@@ -80,7 +80,7 @@ async def test_a_key_is_charged_at_least_what_is_billed(seed: int, upstream: Bil
             expert.first_token_times.p95 = 0.02  # so that streams are hedged
         async with (
             gateway_of(registry, real_experts=experts) as gateway,
-            served(gateway.app, cohort=gateway.app.state.cohort) as (server, port),
+            served(gateway.app) as (server, port),
         ):
             await asyncio.gather(*(ending(port, random.Random(rng.random())) for _ in range(CONNECTIONS)))
             await wait_until(lambda: not held(gateway, server, session))

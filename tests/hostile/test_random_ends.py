@@ -136,7 +136,6 @@ def held(gateway: Gateway, server: RunningServer, session: Client) -> dict[str, 
         "admission": [admission.in_use, admission.queued, admission.arriving, admission.body_memory],
         "answers": state.answers.held,
         "active": [*admission.active, *admission.watch._due],
-        "cohort": state.cohort.ready,
         "server": [*server.server_state.tasks, *server.connections],
         "open": [one for one in session._open if not one.idle],
         "connecting": session._connecting,
@@ -167,7 +166,7 @@ async def test_requests_that_end_at_random_leave_nothing_behind(seed: int, upstr
             one.first_token_times.p95 = 0.02  # so that streams are hedged
         async with (
             gateway_of(registry, real_experts=experts) as gateway,
-            served(gateway.app, cohort=gateway.app.state.cohort) as (server, port),
+            served(gateway.app) as (server, port),
         ):
             clients = (ending(port, random.Random(rng.random())) for _ in range(CONNECTIONS))
             await asyncio.gather(*clients)
