@@ -298,8 +298,7 @@ class Call:
     A recipe weighs answers by the category `posterior`, shape (n_categories,); None for a uniform one. It returns its
     best answer shortly before `deadline` (event loop clock), and writes its calls to `recipe_log`.
 
-    An expert adds to `dropped` the types of items and the names of fields that it left out. The first replica that gets
-    the call ends `pending`, since its requests in flight include the call from then on.
+    An expert adds to `dropped` the types of items and the names of fields that it left out.
 
     An expert adds to `sent` each request whose bytes it writes to a server, and removes one that the server refuses:
     what remains may be billed. `arm` is the variant that the call is for, empty for the expert itself.
@@ -326,7 +325,6 @@ class Call:
     parameters: Mapping[str, Any] | None = None
     renames_limit: bool = False
     dropped: set[str] | None = field(default=None, repr=False)
-    pending: PendingCall | None = field(default=None, repr=False)
     sent: list[SentCall] = field(default_factory=list, repr=False)
     arm: str = ""
     memory: AnswerMemory | None = field(default=None, repr=False)
@@ -375,7 +373,7 @@ class Health:
     """Health of an expert, from its recent requests.
 
     `up` is False while its circuit breaker is open; `cause` is the reason, empty if unknown. `load` is requests in
-    flight and pending ones over capacity: from 1 on the expert is overloaded. `ready_replicas` counts the servers that
+    flight over capacity: from 1 on the expert is overloaded. `ready_replicas` counts the servers that
     accept requests. `ttft_p95` is the 95th percentile of the time to first token of recent streams in seconds, None for
     too few streams.
     """
@@ -385,31 +383,6 @@ class Health:
     ready_replicas: int = 1
     ttft_p95: float | None = None
     cause: Cause | Literal[""] = ""
-
-
-@runtime_checkable
-class CountsPending(Protocol):
-    """An expert whose load includes `pending`, the number of requests that are decided and not yet sent to it."""
-
-    pending: int
-
-
-class PendingCall:
-    """A request that is decided and not yet sent. It counts as load of its expert, or of all experts in a
-    recipe's first step."""
-
-    __slots__ = ("_experts",)
-
-    def __init__(self, experts: Sequence[CountsPending]) -> None:
-        self._experts = experts
-        for expert in experts:
-            expert.pending += 1
-
-    def end(self) -> None:
-        """Count the request no longer; further calls do nothing."""
-        experts, self._experts = self._experts, ()
-        for expert in experts:
-            expert.pending -= 1
 
 
 class Expert(Protocol):

@@ -75,8 +75,6 @@ class Replica:
         breaker = self.breaker
         generation = breaker.begin(call.tenant)
         self.in_flight += 1
-        if call.pending is not None:
-            call.pending.end()
         plain = call.api == "chat" and not call.renames_limit
         expert = self._chat if plain and self._chat is not None else self.expert
         try:
@@ -198,8 +196,6 @@ class ReplicatedExpert:
         for replica in self.replicas:
             replica.incidents = self.incidents
         self.first_token_times = FirstTokenTimes()
-        self.pending = 0
-        """Requests that are decided for this expert and not yet sent (`coe.core.PendingCall`); part of its load."""
         self._limit = spec.concurrent_requests
         self._clock = clock
         self._free = Health(ready_replicas=len(self.replicas))
@@ -285,7 +281,7 @@ class ReplicatedExpert:
 
     def _load(self, ready: Sequence[Replica]) -> float:
         if self._limit is not None:
-            return (self.pending + sum(map(_outstanding, ready))) / (self._limit * len(ready)) if ready else 0.0
+            return sum(map(_outstanding, ready)) / (self._limit * len(ready)) if ready else 0.0
         for replica in ready:
             if not replica.queue_length:
                 return 0.0

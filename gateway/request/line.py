@@ -87,10 +87,7 @@ class Line:
             with self._state.admission.open(trace.caller.key, timeout=options.timeout) as request:
                 trace.allowance = allowance = trace.serving.access.allowance(trace.caller, trace.attempts.sent)
                 async with allowance:
-                    try:
-                        await self._steps(trace, request, allowance, scope, receive, send)
-                    finally:
-                        trace.attempts.end_pending()
+                    await self._steps(trace, request, allowance, scope, receive, send)
         except RequestError as error:
             trace.failed(error)
             error.drop_frames()
@@ -231,7 +228,7 @@ async def _assign(trace: Trace, chat: Chat, options: RequestOptions) -> tuple[Co
     assert prediction is not None
     conversation = read_conversation(chat, options, trace.routed.requests)
     previous = await composition.continuity.find(chat, conversation, trace.routed, options)
-    trace.decision = composition.assign(chat, prediction, options, previous=previous, attempts=trace.attempts)
+    trace.decision = composition.assign(chat, prediction, options, previous=previous)
     return conversation, previous
 
 
@@ -247,7 +244,6 @@ async def _retrieve(trace: Trace, chat: Chat, options: RequestOptions, previous:
         prediction=trace.prediction,
         tenant=trace.caller.tenant,
         previous=previous,
-        attempts=trace.attempts,
     )
     return chat
 

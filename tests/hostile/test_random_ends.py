@@ -142,7 +142,7 @@ def held(gateway: Gateway, server: RunningServer, session: Client) -> dict[str, 
     }
     for one in experts:
         assert isinstance(one, ReplicatedExpert)
-        found[one.name] = [one.pending, *(replica.in_flight for replica in one.replicas)]
+        found[one.name] = [replica.in_flight for replica in one.replicas]
     for name, account in state.serving.access._accounts.items():
         slots = zip(account.meters, account.remaining(), strict=True)
         found[name] = [meter.limit - left for meter, left in slots if meter.name == "concurrent_requests"]
