@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field, replace
-from typing import Any, Literal, Protocol, get_args, runtime_checkable
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -340,10 +340,6 @@ class Chunks(Protocol):
     async def aclose(self) -> None: ...
 
 
-Sink = Callable[[bytes], bool]
-"""Sends bytes to the client at once, without waiting. Returns False, without an effect, if it cannot."""
-
-
 class Reply(Protocol):
     """A response that an expert has begun: its first chunk has arrived. Iterate `chunks` to the end or call `aclose`.
 
@@ -357,14 +353,6 @@ class Reply(Protocol):
     def chunks(self) -> Chunks: ...
 
     async def aclose(self) -> None: ...
-
-
-@runtime_checkable
-class DirectReply(Protocol):
-    """A reply that can send ordinary events without waking the task that waits for its next chunk."""
-
-    def set_sink(self, sink: Sink) -> None:
-        """Set the sink; call it before `chunks`. Events that `sink` has sent are not among the chunks."""
 
 
 @fast_init

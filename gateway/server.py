@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import uvicorn
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from coe.errors import HeadersTooLarge, InvalidHttp, RequestError
@@ -45,8 +45,6 @@ MAX_PIPELINED = 16
 closes after the last response."""
 ACCEPT_PAUSE_SECONDS = 0.05
 """Pause after a failed accept, and at the limit of connections."""
-SINK = "coe.sink"
-"""The extension of the ASGI scope that holds `Cycle.sink`."""
 _FRAMING = (b"content-length", b"transfer-encoding")
 
 
@@ -80,14 +78,6 @@ class Cycle(RequestResponseCycle):
         elif self.until_close:
             self.expected_content_length = len(message.get("body", b""))
         await super().send(message)
-
-    def sink(self, body: bytes) -> bool:
-        """Send a further part of a streamed body without waiting. Return False if only `send` can do that."""
-        is_streaming = self.response_started and self.chunked_encoding and not self.response_complete
-        if not body or not is_streaming or self.disconnected or self.flow.write_paused:
-            return False
-        self.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
-        return True
 
 
 class Protocol(HttpToolsProtocol):
@@ -185,7 +175,6 @@ class Protocol(HttpToolsProtocol):
         self._part, self._unparsed, self._upgrades = "body", 0, self.parser.should_upgrade()
         super().on_headers_complete()
         self.cycle.__class__ = Cycle
-        self.scope["extensions"] = {SINK: self.cycle.sink}  # type: ignore[dict-item]
         if self._server.should_exit or len(self.pipeline) >= MAX_PIPELINED:
             self.cycle.keep_alive = False
         self._is_last = not self.cycle.keep_alive
@@ -295,14 +284,8 @@ class Server(uvicorn.Server):
         on_start: Callable[[], None] = lambda: None,
         task_failed: TaskFailed = ignore_failure,
     ) -> None:
-        async def run(scope: Scope, receive: Receive, send: Send) -> None:
-            try:
-                await app(scope, receive, send)
-            finally:
-                scope.pop("extensions", None)  # breaks a reference cycle
-
         config = uvicorn.Config(
-            run,
+            app,
             http=Protocol,
             ws="none",
             interface="asgi3",

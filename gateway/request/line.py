@@ -15,7 +15,7 @@ from functools import partial
 
 from starlette.types import Receive, Scope, Send
 
-from coe.core import PASS_THROUGH_APIS, Chat, DirectReply, Reply, RequestOptions, Sink
+from coe.core import PASS_THROUGH_APIS, Chat, Reply, RequestOptions
 from coe.errors import RequestError
 from coe.experts.http.sse import EVENT_STREAM
 from coe.experts.translation.expert import TRANSLATED_APIS
@@ -35,7 +35,6 @@ from gateway.request.keep_alive import KeepAlive, stream_head
 from gateway.request.options import read_options, resolve_model, with_rules
 from gateway.request.stored_step import StoredStep, check_owned
 from gateway.request.trace import Trace
-from gateway.server import SINK
 from gateway.serving_state import ServingState
 
 _log = logging.getLogger("gateway")
@@ -122,7 +121,7 @@ class Line:
         reply: Reply | None = None
         if self._cache is not None:
             reply = await self._cache.lookup(trace, path=scope["path"], body_bytes=body_bytes)
-        with self._keep_alive(trace, scope, send) if chat.stream else _NO_KEEP_ALIVE as stream:
+        with self._keep_alive(trace, send) if chat.stream else _NO_KEEP_ALIVE as stream:
             if reply is None:
                 await allowance.reserve(chat, options.recipe, size=body_bytes)
                 conversation, previous = NO_CONVERSATION, NO_PREVIOUS
@@ -192,10 +191,9 @@ class Line:
             reply = self._stored.relayed(reply, trace.stored)
         return reply
 
-    def _keep_alive(self, trace: Trace, scope: Scope, send: Send) -> KeepAlive:
+    def _keep_alive(self, trace: Trace, send: Send) -> KeepAlive:
         interval = trace.serving.registry.policy.keep_alive_interval
-        sink = scope["extensions"].get(SINK) if "extensions" in scope else None
-        return KeepAlive(trace, send, event=self._dialect.keep_alive, interval=interval, sink=sink)
+        return KeepAlive(trace, send, event=self._dialect.keep_alive, interval=interval)
 
     def _read_head(self, trace: Trace, scope: Scope) -> RequestOptions:
         """Identify the caller and return the options of the headers. Raises Unauthorized, Forbidden, InvalidRequest."""
@@ -283,21 +281,17 @@ def _accept(trace: Trace, request: ActiveRequest, answer: RoutedReply, chat: Cha
 async def _relay(reply: Reply, trace: Trace, request: ActiveRequest, send: Send, stream: KeepAlive | None) -> None:
     """Send the reply to its end and close it. Raises the ExpertError that breaks it off."""
     try:
-        if stream is None:
-            await relay(reply, send, trace)
-        else:
-            await relay(reply, stream.send, trace, sink=stream.sink)
+        await relay(reply, send if stream is None else stream.send, trace)
         request.complete()
         trace.outcome = "ok"
     finally:
         await reply.aclose()
 
 
-async def relay(reply: Reply, send: Send, trace: Trace, *, sink: Sink | None = None) -> None:
+async def relay(reply: Reply, send: Send, trace: Trace) -> None:
     """Send a reply to its end. Raises the ExpertError that breaks it off; the headers of a stream are already sent.
 
     `send` waits for the socket: a client that reads slowly slows down the expert and uses no memory of this process.
-    Events that need no processing go to `sink` as they arrive, unless it refuses them.
     """
     if reply.media_type == JSON:
         body = b"".join([chunk async for chunk in reply.chunks()])
@@ -305,8 +299,6 @@ async def relay(reply: Reply, send: Send, trace: Trace, *, sink: Sink | None = N
         await respond(send, status=200, body=body, headers=trace.headers())
         return
     await send(stream_head(trace.headers(), media_type=reply.media_type))
-    if sink is not None and isinstance(reply, DirectReply):
-        reply.set_sink(sink)
     async with aclosing(reply.chunks()) as chunks:
         async for chunk in chunks:
             if len(chunk) > PIECE_BYTES:
