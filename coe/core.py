@@ -2,8 +2,8 @@
 
 A request passes through these types in order: `Chat` and `RequestOptions` (parsed request), `Prediction` (category
 posterior), `Decision` (which expert), `Call` (request to that expert), `Reply` (its accepted response). `Router`,
-`Encoder`, `Expert` and `Reply` are the interfaces that other packages implement. This module imports `coe.errors`,
-`coe.frozen` and `coe.usage` only.
+`Encoder`, `Expert` and `Reply` are the interfaces that other packages implement. This module imports `coe.errors`
+and `coe.usage` only.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.errors import Cause
-from coe.frozen import fast_init
 from coe.usage import RecipeLog, SentCall, Usage
 
 PassThroughApi = Literal[
@@ -65,7 +64,6 @@ ENGLISH, UNDETERMINED = "en", "und"
 # ----------------------------------------------------------------------------------------------- request
 
 
-@fast_init
 @dataclass(frozen=True, slots=True)
 class Message:
     """Role and text of one message; text parts are joined by newlines.
@@ -78,7 +76,6 @@ class Message:
     call_id: str = ""
 
 
-@fast_init
 @dataclass(frozen=True, slots=True)
 class Chat:
     """The part of a request body that routing reads. The raw body is kept unchanged as well.
@@ -102,7 +99,6 @@ class Chat:
         return replace(self, messages=messages, fields={})
 
 
-@fast_init
 @dataclass(frozen=True, slots=True)
 class ExpertRule:
     """Experts that may receive a request. All others are never called for it, in no step and by no recipe.
@@ -116,7 +112,6 @@ class ExpertRule:
     only_local: bool = False
 
 
-@fast_init
 @dataclass(frozen=True, slots=True)
 class RequestOptions:
     """Options of a request from its headers and API key.
@@ -153,7 +148,6 @@ class RequestOptions:
 # ----------------------------------------------------------------------------------------------- classification
 
 
-@fast_init
 @dataclass(frozen=True, slots=True)
 class Prediction:
     """Category posterior of one text.
@@ -191,8 +185,8 @@ class Prediction:
             values: list[float] = self.probabilities.tolist()  # each of NumPy's calls takes longer than all of these
             highest = max(values)
             largest = values.index(highest), highest
-        self.best = largest[0]  # type: ignore[misc]
-        self.confidence = largest[1] * self.in_distribution  # type: ignore[misc]
+        object.__setattr__(self, "best", largest[0])
+        object.__setattr__(self, "confidence", largest[1] * self.in_distribution)
 
 
 class Encoder(Protocol):
@@ -246,7 +240,6 @@ class Router(Protocol):
 # ----------------------------------------------------------------------------------------------- decision and response
 
 
-@fast_init
 @dataclass(frozen=True, slots=True)
 class Decision:
     """The selected expert and the reason.
@@ -278,7 +271,6 @@ AnswerMemory = Callable[[int], None]
 called in any thread."""
 
 
-@fast_init
 @dataclass(frozen=True, slots=True)
 class Call:
     """One request to one expert: the client's parsed body and its timeouts in seconds.
@@ -355,7 +347,6 @@ class Reply(Protocol):
     async def aclose(self) -> None: ...
 
 
-@fast_init
 @dataclass(frozen=True, slots=True)
 class Health:
     """Health of an expert, from its recent requests.

@@ -28,7 +28,6 @@ from coe.core import (
     Router,
 )
 from coe.experts.variants import build_variants
-from coe.frozen import fast_init
 from coe.mapping import Assignment
 from coe.mapping.problem import relative_cost
 from coe.registry import ArmSpec, ExpertSpec, Registry
@@ -47,7 +46,6 @@ NO_RETRIEVAL = RetrievalResult()
 NO_CONVERSATION = Conversation()
 
 
-@fast_init
 @dataclass(frozen=True, slots=True)
 class RoutedReply:
     """A reply whose first chunk has arrived, and the decision with the expert that sent it."""
