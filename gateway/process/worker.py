@@ -9,6 +9,8 @@ import signal
 import socket
 import threading
 from collections.abc import Callable
+from ctypes import c_char, c_uint64
+from multiprocessing.sharedctypes import RawArray
 from typing import Protocol
 
 import uvloop
@@ -19,10 +21,33 @@ from coe.supervision import ignore_failure
 from gateway.observability.logs import describe_error, log_uncaught, logging_config
 from gateway.process.connections import ConnectionLimits, soft_limit
 from gateway.process.signals import DRAIN_SIGNAL, RELOAD_SIGNAL, end_with_parent
-from gateway.process.worker_states import WorkerStates
 from gateway.server import Server
 
+BEAT_SECONDS = 5.0
+CAUSE_BYTES = 512
+"""Bytes kept of the error that ended a worker's start."""
 _log = logging.getLogger("gateway")
+
+
+class SharedState:
+    """What parent and workers tell each other, in shared memory, by the number of the worker. No lock is needed: a
+    worker writes while it runs, and the parent after it has ended."""
+
+    def __init__(self, workers: int) -> None:
+        self.beats = RawArray(c_uint64, workers)
+        """Counts that grow while an event loop runs; 0 before the worker serves requests."""
+        self.crashes = RawArray(c_uint64, workers)
+        self.cause = RawArray(c_char, CAUSE_BYTES)
+        """The latest error that ended a worker's start; empty if none was reported."""
+
+    def beat(self, worker: int) -> None:
+        """Count now and every BEAT_SECONDS. Call it in the event loop of the worker, once."""
+        self.beats[worker] += 1
+        asyncio.get_running_loop().call_later(BEAT_SECONDS, self.beat, worker)
+
+    def counted_crashes(self) -> dict[tuple[str, ...], float]:
+        """Crashes since the parent started, by worker."""
+        return {(str(worker),): float(crashes) for worker, crashes in enumerate(self.crashes)}
 
 
 class Build(Protocol):
@@ -36,7 +61,7 @@ def run_worker(
     settings: Settings,
     *,
     listener: socket.socket,
-    states: WorkerStates,
+    shared: SharedState,
     parent: int,
     number: int,
     restarted: bool,
@@ -50,18 +75,17 @@ def run_worker(
     end_with_parent(parent, serving)
 
     def started() -> None:
-        states.set_ready(number)
-        states.beat(number)
         serving.set()
+        shared.beat(number)
 
     try:
         app = build(restarted=restarted)
-        app.state.worker_crashes = states.crashes
+        app.state.worker_crashes = shared.counted_crashes
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve_application(app, listener, started=started))
     except Exception as error:
         if not serving.is_set():
-            states.set_failed(number, describe_error(error))
+            shared.cause.value = describe_error(error).encode("utf-8", "replace")[: CAUSE_BYTES - 1]
         _log.critical("a worker failed" if serving.is_set() else "a worker cannot start", exc_info=True)
         raise SystemExit(1) from None
 
