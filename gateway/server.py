@@ -172,8 +172,8 @@ class Protocol(HttpToolsProtocol):
         if version not in ("1.0", "1.1"):
             raise ValueError(f"version {version}")
         self.expect_100_continue = self.expect_100_continue and version == "1.1"
-        self._part, self._unparsed, self._upgrades = "body", 0, self.parser.should_upgrade()
         super().on_headers_complete()
+        self._part, self._unparsed, self._upgrades = "body", 0, self.parser.should_upgrade()
         self.cycle.__class__ = Cycle
         if self._server.should_exit or len(self.pipeline) >= MAX_PIPELINED:
             self.cycle.keep_alive = False

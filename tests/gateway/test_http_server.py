@@ -164,9 +164,10 @@ async def test_an_invalid_request_is_refused_with_the_reason(request_bytes: byte
     assert "not a valid HTTP/1.1 request: " in error["message"]
 
 
-async def test_a_broken_request_does_not_disturb_the_response_before_it() -> None:
+@pytest.mark.parametrize("broken", [b"nonsense\r\n\r\n", GET % b"\xff", b"GET / HTTP/2.0\r\n\r\n"])
+async def test_a_broken_request_does_not_disturb_the_response_before_it(broken: bytes) -> None:
     async with served(echo) as (_, port):
-        answer = await answers(port, GET % b"first" + b"nonsense\r\n\r\n")
+        answer = await answers(port, GET % b"first" + broken)
     status, headers, body = split(answer)
     assert status == b"HTTP/1.1 200 OK"
     assert len(body) == int(headers[b"content-length"])
