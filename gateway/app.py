@@ -6,11 +6,10 @@ Chat requests skip Starlette: `_App` passes them through `CrossOriginMiddleware`
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import re
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from difflib import get_close_matches
 from functools import partial
 from typing import Any
@@ -96,9 +95,6 @@ async def _refuse(error: RequestError, scope: Scope, _: Receive, send: Send) -> 
 
 _log = logging.getLogger("gateway")
 
-RECORD_TIMEOUT = 5.0
-"""Seconds that the shutdown waits for requests whose answer is sent and whose record is not queued yet."""
-
 
 def create_app(open_parts: Callable[[], AbstractAsyncContextManager[Parts]]) -> Starlette:
     """Build the application. `open_parts` runs in the event loop that serves, because connection pools need it."""
@@ -116,7 +112,6 @@ def create_app(open_parts: Callable[[], AbstractAsyncContextManager[Parts]]) -> 
                 yield
             finally:
                 parts.current.leaving = True
-                await app.wait_for_records()
 
     return _App(lifespan=lifespan, exception_handlers={HTTPException: _http_error, Exception: _internal_error})
 
@@ -166,17 +161,6 @@ class _App(Starlette):
                 scope["path_params"] = found.groupdict()
                 return line
         return None
-
-    async def wait_for_records(self) -> None:
-        """Wait until all chat requests have queued their records, at most RECORD_TIMEOUT.
-
-        The server considers a request complete after its last byte, before its record is queued.
-        """
-        lines = [*self.lines.values(), *(line for _, line in self.deployments)]
-        with suppress(TimeoutError):
-            async with asyncio.timeout(RECORD_TIMEOUT):
-                while any(line.active for line in lines):  # noqa: ASYNC110  (once, at shutdown)
-                    await asyncio.sleep(0.005)
 
 
 def _register_state_metrics(parts: Parts) -> None:

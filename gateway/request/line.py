@@ -73,12 +73,9 @@ class Line:
         self._tracing = tracing
         self._cache = cache
         self._stored = stored
-        self.active = 0
-        """Requests whose record is not queued yet."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         trace = Trace(self._state.serving, api=self._dialect.api)
-        self.active += 1
         try:
             options = self._read_head(trace, scope)
             trace.attempts.memory = partial(self._state.answers.grow, trace.caller.key, trace.serving.registry.limits)
@@ -101,7 +98,6 @@ class Line:
                 await self._refuse(RequestError(message), trace, send)
         finally:
             self._record(trace)  # 8
-            self.active -= 1
 
     async def _steps(
         self, trace: Trace, request: ActiveRequest, allowance: Allowance, scope: Scope, receive: Receive, send: Send
