@@ -48,7 +48,6 @@ from coe.settings import Settings
 from gateway.access import check_counters, check_exposure, create_admin_key, open_limiter, watching_issued_keys
 from gateway.access.redis_affinity import open_affinity
 from gateway.app import create_app
-from gateway.http.server import open_listener
 from gateway.observability.logs import log_uncaught
 from gateway.observability.metrics import Metrics
 from gateway.observability.observers import ImplicitSignals, RecentRequests, Recorder, open_observability
@@ -66,6 +65,7 @@ from gateway.process.signals import Drain, handle_signals
 from gateway.process.watched_files import file_states, watched_files
 from gateway.request.cache_step import CacheStep, check_cache, open_cache
 from gateway.request.stored_step import StoredStep, check_stored_responses, open_stored_step
+from gateway.server import open_listener
 from gateway.serving_state import ServingState, Wiring
 from routers.kernel import IMPLEMENTATION
 

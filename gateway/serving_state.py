@@ -26,8 +26,6 @@ from coe.routing.conversation import Affinity
 from coe.runtime.active_state import ActiveState, DocumentIndex, retrieval_in_use
 from coe.settings import Settings
 from gateway.access import Access, IssuedKeyWatch, Limiter, access_of
-from gateway.cohort import Cohort
-from gateway.http.known_heads import KnownHeads
 from gateway.request.admission import Admission
 from gateway.request.answers import AnswerPool
 
@@ -52,26 +50,19 @@ class Serving:
     """The parsed experts.yaml."""
     plan: str = field(init=False)
     """The version of the plan in use; empty for the mapping declared in experts.yaml."""
-    token: object = field(init=False)
-    """Identifies this state. A value kept with this token is valid while the state of the same token serves. Unlike a
-    reference to the state, the token does not keep a replaced state in memory."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "registry", self.composition.registry)
         object.__setattr__(self, "plan", self.versions.get(ASSIGNMENT) or "")
-        object.__setattr__(self, "token", object())
 
 
 class ServingState:
-    """Holds the state for new requests, and what outlives a reload: the admission, the memory for answers, the cohort
-    of ready requests, and the known heads."""
+    """Holds the state for new requests, and what outlives a reload: the admission and the memory for answers."""
 
     def __init__(self, serving: Serving) -> None:
         self.serving = serving
         self.admission = Admission(serving.registry.limits)
         self.answers = AnswerPool()
-        self.cohort = Cohort()
-        self.heads = KnownHeads()
         self.leaving = False
         """True if the process is shutting down, so that no load balancer should send it requests."""
         self.reload_error: str | None = None
@@ -80,7 +71,6 @@ class ServingState:
     def replace(self, serving: Serving) -> None:
         """Serve new requests with this state; requests in progress keep theirs."""
         self.serving = serving
-        self.heads.clear()  # so that revoked API keys do not stay in memory
         self.admission.limits = serving.registry.limits
         self.admission.grant()
 

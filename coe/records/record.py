@@ -1,4 +1,4 @@
-"""One request's record in the routing log, and the protocol of the log. Imports `coe.frozen` and `coe.usage` only.
+"""One request's record in the routing log, and the protocol of the log. Imports `coe.usage` only.
 
 RoutingRecord is the only list of fields: `coe.records.codec` derives every stored and documented form from it.
 """
@@ -10,7 +10,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, Protocol
 
-from coe.frozen import fast_init
 from coe.usage import MemberCall
 
 
@@ -78,7 +77,6 @@ class RecipeCall:
         )
 
 
-@fast_init
 @dataclass(frozen=True, slots=True)
 class RoutingRecord:
     """One routed request's record, schema version 1. Times are Unix seconds, durations milliseconds.

@@ -27,7 +27,6 @@ from coe.core import (
     Reason,
 )
 from coe.errors import Cause
-from coe.frozen import fast_init
 from coe.mapping import Assignment, expected_price, expected_utility
 from coe.registry import Policy, Registry
 from coe.routing.eligibility import eligible_arms, pinned_arm
@@ -35,7 +34,6 @@ from coe.routing.eligibility import eligible_arms, pinned_arm
 _HEALTHY = Health()
 
 
-@fast_init
 @dataclass(frozen=True, slots=True)
 class Previous:
     """The expert of a conversation's last answer, empty if it is unknown or there is none.
@@ -172,7 +170,6 @@ def with_fallback(decision: Decision, expert: str, *, cause: Cause) -> Decision:
     return replace(decision, expert=expert, reason="fallback", fallback_from=first, cause=why)
 
 
-@fast_init
 @dataclass(frozen=True, slots=True)
 class _Candidates:
     """The eligible experts by `utility`.

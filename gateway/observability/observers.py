@@ -26,7 +26,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.core import Decision, Encoder, Reason
-from coe.frozen import fast_init
 from coe.records import Pending, RecordWriter
 from coe.records.feedback import Feedback, FeedbackKind
 from coe.records.record import RecipeCall, RoutingLog, RoutingRecord
@@ -274,7 +273,6 @@ MAX_CONVERSATIONS = 10_000
 """Latest conversations that are remembered, about 300 bytes each."""
 
 
-@fast_init
 @dataclass(frozen=True, slots=True)
 class _LastAnswer:
     """The last answer to a conversation: its request, its time in Unix seconds, and the number of retries before it."""

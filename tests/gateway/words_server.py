@@ -21,10 +21,10 @@ from coe.settings import Settings
 from gateway.access import redis as access_redis
 from gateway.app import create_app
 from gateway.cache import redis as cache_redis
-from gateway.http.server import open_listener
 from gateway.main import open_worker, workers_folder
 from gateway.observability import metric_workers, tracing
 from gateway.process import jobs, processes
+from gateway.server import open_listener
 from tests.fakes import WordRouter
 
 

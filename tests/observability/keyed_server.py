@@ -20,8 +20,8 @@ from coe.registry import Registry
 from coe.retrieval.ingest.indexing import encoder_id
 from coe.retrieval.store import DocumentStore
 from coe.runtime.active_state import DocumentIndex
-from gateway.http.server import open_listener
 from gateway.process.worker import serve_application
+from gateway.server import open_listener
 from tests.admin.samples import ScriptedJobs
 from tests.fakes import Gateway, gateway_of, registry_of
 from tests.records.samples import record
