@@ -22,7 +22,6 @@ from coe.artifacts.kinds import GATE
 from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError, ConfigError, StoreError
 from coe.experts.recipes.policy_file import RECIPES_FILE, ArmPolicies
-from coe.jobs.expected_waits import solve_with_waits, wait_model, waits_report
 from coe.jobs.foreground import note_if_slow
 from coe.jobs.plan_basis import plan_basis, share_of_streams
 from coe.jobs.plan_residual import with_residual
@@ -110,7 +109,7 @@ def make_plan(
     policies = ArmPolicies(basis.problem.categories, recipes.policies, recipes.written, share_of_streams(logged))
     unplanned = _unplanned(settings, registry, recipes.left_out)
     with note_if_slow("solving the plan"):
-        basis, assignment, waits = _solve(settings, registry, basis, logged)
+        assignment = _solve(settings, basis)
     with note_if_slow("testing the residual"):
         assignment, evidence_of_residual = with_residual(settings, registry, basis, assignment)
     problem = basis.problem
@@ -143,7 +142,6 @@ def make_plan(
         "left_out": asdict(left_out) | {"recipes": unplanned},
         "recipes": policies.steps,
         "recipe_max_tokens": policies.max_tokens,
-        "waits": waits,
         "feedback": _feedback_report(evidence, basis, before, assignment),
         "residual": evidence_of_residual._asdict(),
         "sample": _sample_use(problem, assignment, basis.traffic),
@@ -174,24 +172,13 @@ def _promote(store: ArtifactStore, draft: Path, assignment: Assignment, registry
     store.promote(artifact.manifest.version, by="plan", why=why)
 
 
-def _solve(
-    settings: Settings, registry: Registry, basis: PlanInputs, logged: LoggedUses | None
-) -> tuple[PlanInputs, Assignment, dict[str, Any] | None]:
-    """Solve the plan. Returns the inputs with the expected waits of experts that share devices, the plan, and the
-    report of the waits. Raises ConfigError with the line of the budget if no plan keeps it."""
-    model, reason = wait_model(settings, registry, logged)
-
-    def solved(inputs: PlanInputs) -> Assignment:
-        return solve(inputs.problem, traffic=inputs.traffic)
-
+def _solve(settings: Settings, basis: PlanInputs) -> Assignment:
+    """Solve the plan. Raises ConfigError with the line of the budget if no plan keeps it."""
     try:
-        if model is None:
-            return basis, solved(basis), waits_report(None, reason, None)
-        found = solve_with_waits(basis, model, solve=solved)
+        return solve(basis.problem, traffic=basis.traffic)
     except ConfigError as error:
         line = yaml_source.read(settings.config).at(("budget",))
         raise ConfigError(*(f"{line}: {problem}" for problem in error.problems)) from error
-    return found.basis, found.assignment, waits_report(found, "", model)
 
 
 def _add_margin_errors(

@@ -160,7 +160,7 @@ class _PlannedProbes:
 
 def _without_waits(tables: Mapping[str, ScoreTable], registry: Registry) -> dict[str, ScoreTable]:
     """Return the tables without logged times of experts that share a device: these include waits of the plan then in
-    use, and `coe.jobs.expected_waits` adds those of the new plan."""
+    use."""
 
     def shares_device(name: str) -> bool:
         return bool(registry.devices_of(registry.expert(registry.expert(name).expert_name)))

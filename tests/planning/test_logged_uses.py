@@ -16,7 +16,7 @@ import pytest
 from coe.artifacts.kinds import ROUTER
 from coe.artifacts.store import ArtifactStore
 from coe.cli.common import settings_for
-from coe.jobs.plan_basis import plan_basis
+from coe.jobs.plan_basis import _without_waits, plan_basis
 from coe.learning.estimation.logged_uses import (
     MAX_ARMS,
     MAX_ROUTERS,
@@ -36,6 +36,7 @@ from coe.mapping import (
     routed_use,
     solve,
 )
+from coe.mapping.score_table import ScoreTable
 from coe.records import open_log_and_feedback
 from coe.records.record import RecipeCall, RoutingRecord
 from coe.registry import load
@@ -394,3 +395,13 @@ def test_without_the_log_uses_are_those_of_the_scores(config: Path) -> None:
     assert report["uses"]["by_category"]["code"]["large"]["output_tokens"] == 100
     old = plan(config, "--json", "--log-since", "30s")
     assert old["uses"] == report["uses"]
+
+
+def test_logged_times_of_shared_experts_are_left_out_since_they_contain_waits() -> None:
+    experts = [{"name": "coder", "model": "own/coder", "runtime": "vllm", "memory_gb": 10}]
+    shared = registry_of(experts=experts, residency={"devices": [{"name": "gpu0", "memory_gb": 10}]})
+    table = ScoreTable(CATEGORIES, ("coder",), np.full((3, 1), 9.0), np.zeros((3, 1)), np.ones((3, 1)))
+    tables = dict.fromkeys(("latency_ms", "input_tokens"), table)
+    kept = _without_waits(tables, shared)
+    assert (kept["latency_ms"].count.sum(), kept["input_tokens"].count.sum()) == (0, 3)
+    assert _without_waits(tables, registry_of())["latency_ms"].count.sum() == 3
