@@ -1,7 +1,6 @@
 """Makes a plan from measured scores, puts it into use, and reports it as JSON (`coe plan`).
 
-Computations that exceed the time budget are left out of the report and of the published record; a note names them. If
-the folder has scores with and without passages (`coe score --retrieval both`), the retrieval gate is fitted too.
+If the folder has scores with and without passages (`coe score --retrieval both`), the retrieval gate is fitted too.
 """
 
 from __future__ import annotations
@@ -33,14 +32,12 @@ from coe.learning.plots import plot_calibration, plot_sweep
 from coe.learning.recipes.logged_arms import LoggedArms, PastArms
 from coe.learning.retraining.gate_fit import GateExamples, fit_gate, gate_report
 from coe.mapping import (
-    MARGINAL_VALUES_TIME_SHARE,
     Assignment,
     MeasuredUses,
     ParetoRow,
     PlanEvidence,
     PlanInputs,
     Problem,
-    TimeBudget,
     changed_fields,
     marginal_values,
     planned_quality,
@@ -118,18 +115,14 @@ def make_plan(
         infeasible = _infeasible(problem, options.sweep_row, options.sweep_limits, rows)
     if options.plot is not None:
         plot_sweep(rows, row=options.sweep_row, path=options.plot)
-    time_budget = TimeBudget()
     with note_if_slow("finding each expert's marginal value"):
-        values = marginal_values(problem, assignment, time_budget=time_budget.part(MARGINAL_VALUES_TIME_SHARE))
+        values = marginal_values(problem, assignment)
     if not options.dry_run:
         with store.draft() as draft:
             if recipes.arms:
                 (draft / RECIPES_FILE).write_bytes(policies.to_json())
-            with note_if_slow("solving for other budgets"):
-                basis.save(draft, assignment, values=values, time_budget=time_budget)
+            basis.save(draft, assignment, values=values)
             _promote(store, draft, assignment, registry, why=f"planned on {scores}")
-    if time_budget.skipped:
-        print_error(f"note: left out, since it would have taken too long: {', '.join(time_budget.skipped)}")
     gate = plan_gate(settings, registry, scores, dry_run=options.dry_run)
     report = plan_to_json(problem, assignment) | {
         "price_by_category": assignment.price.tolist(),
@@ -229,18 +222,11 @@ def _past_arms(store: ArtifactStore, log: LoggedArms, registry: Registry) -> lis
 def _infeasible(
     problem: Problem, row: str, limits: Sequence[float], rows: Sequence[ParetoRow]
 ) -> dict[str, Any] | None:
-    """The limits of a sweep that no plan keeps, and the smallest feasible one; None where all are feasible.
-
-    The smallest is null where it takes too long to find.
-    """
+    """The limits of a sweep that no plan keeps, and the smallest feasible one; None where all are feasible."""
     left_out = sorted(set(limits) - {found.limit for found in rows})
     if not left_out:
         return None
-    try:
-        smallest = smallest_limit(problem, row, TimeBudget())
-    except TimeoutError:
-        smallest = None
-    return {"row": row, "limits": left_out, "smallest": smallest}
+    return {"row": row, "limits": left_out, "smallest": smallest_limit(problem, row)}
 
 
 def _feedback_report(

@@ -1,4 +1,4 @@
-"""The files of a plan: assignment.json, residual.npz, plan.json (inputs, evidence, frontiers) and traffic.npy.
+"""The files of a plan: assignment.json, residual.npz, plan.json (inputs, evidence, values of experts) and traffic.npy.
 
 `coe plan` and `coe retrain` write `PlanInputs`. The files are read to show a plan, to solve it again under another
 budget, and to compare it with the current declaration. `PublishedPlan` is a plan that was read; `current_problem`
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,8 @@ from numpy.typing import NDArray
 from coe.errors import ArtifactError, DataError
 from coe.experts.recipes.policy_file import RECIPES_FILE, ArmPolicies
 from coe.mapping.assignment import Assignment
-from coe.mapping.plan import frontiers, marginal_values
+from coe.mapping.plan import marginal_values
 from coe.mapping.problem import MEAN_ROWS, USE_OF_ROW, Array, Budget, Dependencies, Problem
-from coe.mapping.program import TimeBudget
 from coe.mapping.residual import Residual
 from coe.mapping.score_table import PSEUDO_COUNT, ScoreTable
 from coe.mapping.uses import MeasuredUses, Uses, declared_uses
@@ -33,8 +32,6 @@ VERSION = 3
 """Version of plan.json."""
 MIN_PAIRED = 10
 """Prompts that a paired error needs."""
-MARGINAL_VALUES_TIME_SHARE = 1 / 3
-"""Share of the time budget for the marginal values of experts; the rest is for frontiers."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,20 +72,15 @@ class PlanInputs:
         plan: Assignment | None = None,
         *,
         values: Mapping[str, float | None] | None = None,
-        time_budget: TimeBudget | None = None,
     ) -> None:
-        """Write the files into an existing folder, with the frontiers and the marginal values of experts.
+        """Write the files into an existing folder, with the marginal values of experts.
 
-        `plan` and its `values` (see `marginal_values`) are calculated unless given. Results that do not fit into
-        `time_budget` are left out.
+        `plan` and its `values` (see `marginal_values`) are calculated unless given.
         """
-        time_budget = time_budget or TimeBudget()
         if values is None:
-            values = marginal_values(self.problem, plan, time_budget=time_budget.part(MARGINAL_VALUES_TIME_SHARE))
-        by_row = frontiers(self.problem, plan, time_budget=time_budget)
+            values = marginal_values(self.problem, plan)
         data = self._to_json() | {
             "value_of_expert": values,
-            "frontiers": {row: [asdict(point) for point in frontier] for row, frontier in by_row.items()},
             "paired_error": None if plan is None else self.paired_error(plan),
         }
         # orjson writes null for a number that is not finite
