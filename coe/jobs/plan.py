@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,7 +28,6 @@ from coe.learning.estimation.logged_uses import LoggedUses, uses_report
 from coe.learning.evaluation.passage_gain import GAINS_FILE, read_gains
 from coe.learning.paired_scores import Difference
 from coe.learning.plots import plot_calibration, plot_sweep
-from coe.learning.recipes.logged_arms import LoggedArms, PastArms
 from coe.learning.retraining.gate_fit import GateExamples, fit_gate, gate_report
 from coe.mapping import (
     Assignment,
@@ -38,7 +36,6 @@ from coe.mapping import (
     PlanEvidence,
     PlanInputs,
     Problem,
-    changed_fields,
     marginal_values,
     planned_quality,
     planned_use,
@@ -51,7 +48,6 @@ from coe.mapping import (
     sweep,
 )
 from coe.mapping.plan_file import ASSIGNMENT_FILE
-from coe.records.record import observed
 from coe.registry import Registry, yaml_source
 from coe.registry.yaml_source import KeyPath
 from coe.retrieval.gate import GATE_FILE
@@ -91,8 +87,7 @@ def make_plan(
     Returns the report. Raises DataError, or ArtifactError for a gate without a router.
     """
     evidence, before = _plan_in_use(store, registry)
-    arms = LoggedArms(registry)
-    logged = logged_uses(settings, registry, options.log_seconds, arms)
+    logged = logged_uses(settings, registry, options.log_seconds)
     basis, left_out, recipes = plan_basis(
         settings,
         registry,
@@ -101,7 +96,6 @@ def make_plan(
         deviations=options.deviations,
         evidence=PlanEvidence() if options.drop_feedback else evidence,
         logged=logged,
-        past=[] if logged is None else _past_arms(store, arms, registry),
     )
     policies = ArmPolicies(basis.problem.categories, recipes.policies, recipes.written, share_of_streams(logged))
     unplanned = _unplanned(settings, registry, recipes.left_out)
@@ -204,21 +198,6 @@ def _plan_in_use(store: ArtifactStore, registry: Registry) -> tuple[PlanEvidence
         return PlanEvidence(), {}
 
 
-def _past_arms(store: ArtifactStore, log: LoggedArms, registry: Registry) -> list[PastArms]:
-    """The plans whose arms answered logged requests; without those that were deleted or cannot be read."""
-    found = []
-    for version in log.plans:
-        with suppress(ArtifactError):
-            plan = read_published(store.published(version).folder, version)
-            dependencies = None if plan.record is None else plan.record.dependencies
-            if plan.policies is None or dependencies is None:
-                continue
-            then = dependencies.experts
-            changed = {one.name for one in registry.single_arms if changed_fields(then.get(one.name, {}), one)}
-            found.append(PastArms(version, plan.policies, log, frozenset(changed)))
-    return found
-
-
 def _infeasible(
     problem: Problem, row: str, limits: Sequence[float], rows: Sequence[ParetoRow]
 ) -> dict[str, Any] | None:
@@ -283,20 +262,15 @@ def _assumed_tokens(registry: Registry, basis: PlanInputs) -> list[str]:
     return [name for name in basis.problem.experts if name in priced and not measured.has_tokens(name)]
 
 
-def logged_uses(
-    settings: Settings, registry: Registry, seconds: float, arms: LoggedArms | None = None
-) -> LoggedUses | None:
-    """The uses in the routing log of the last `seconds`; None, with a note, where the log cannot be read.
-
-    Those of recipes' arms are added to `arms`; these are incomplete where the log cannot be read.
-    """
+def logged_uses(settings: Settings, registry: Registry, seconds: float) -> LoggedUses | None:
+    """The uses in the routing log of the last `seconds`; None, with a note, where the log cannot be read."""
     if not seconds:
         return None
     now = time.time()
     try:
         with note_if_slow("reading the routing log"), open_logs(registry.log.url, base=settings.home) as logs:
             pages = logs.records(since=now - seconds, until=now)
-            return LoggedUses.of(pages if arms is None else observed(pages, arms.add), registry.category_names)
+            return LoggedUses.of(pages, registry.category_names)
     except StoreError as error:
         print_error(f"note: uses come from the scores alone, since the routing log cannot be read: {error}")
         return None

@@ -22,7 +22,6 @@ from coe.learning.estimation.logged_uses import LoggedUses
 from coe.learning.estimation.refit import MAX_PSEUDO_COUNT, merged
 from coe.learning.evaluation.quality import Quality, read_quality
 from coe.learning.recipes.columns import RecipeColumns, recipe_columns
-from coe.learning.recipes.logged_arms import PastArms
 from coe.learning.retraining.budget_solver import PRICE_SAMPLE_SIZE, declared_problem
 from coe.mapping import (
     Dependencies,
@@ -72,7 +71,6 @@ def plan_basis(
     deviations: float,
     evidence: PlanEvidence,
     logged: LoggedUses | None = None,
-    past: Sequence[PastArms] = (),
 ) -> tuple[PlanInputs, LeftOut, RecipeColumns]:
     """Return the inputs of the solver, the parts that are left out, and the plan columns of recipes.
 
@@ -80,14 +78,13 @@ def plan_basis(
     data are left out.
     The feedback in `evidence` is merged with the scores of the categories that it reassigned, and the usage measured by
     `coe score` with the `logged` usage. Enough logged requests of the router in use also give the weights of categories
-    and the sample of traffic, in place of the probes. The logged requests of `past` plans correct the uses of recipe
-    arms. Raises DataError where no category can be planned.
+    and the sample of traffic, in place of the probes. Raises DataError where no category can be planned.
     """
     data = read_quality(folder, benchmark=benchmark, only=registry.single_names, partly=True)
     probes = _PlannedProbes.of(folder, data, registry)
     uses = probes.uses if logged is None else _with_logged(probes.uses, logged, registry)
     recipes, all_scores = _with_recipes(
-        folder, data, registry, probes, streamed=share_of_streams(logged), expected=uses, past=past
+        folder, data, registry, probes, streamed=share_of_streams(logged), expected=uses
     )
     columns = (*probes.experts, *recipes.arms)
     measured = tabulate_partly(probes.categories, columns, probes.member, all_scores)
@@ -190,7 +187,6 @@ def _with_recipes(
     *,
     streamed: float,
     expected: MeasuredUses,
-    past: Sequence[PastArms],
 ) -> tuple[RecipeColumns, NDArray[np.float64]]:
     """Fit the recipes on the prompts that all experts were scored on.
 
@@ -207,8 +203,8 @@ def _with_recipes(
             experts=probes.experts,
             categories=probes.categories,
             streamed=streamed,
+            probed=probes.uses,
             expected=expected,
-            past=past,
         )
     all_scores = np.full((len(probes.rows), len(probes.experts) + len(recipes.arms)), np.nan)
     all_scores[:, : len(probes.experts)] = probes.scores

@@ -226,7 +226,7 @@ def _measured_arms(job: Job, folder: Path, data: Quality) -> dict[str, Array]:
     """The scores of the arms in the plan in use, shape (n_prompts,), NaN without recorded answers.
 
     They are measured as `coe plan` does: on each prompt by a policy that was fitted on other prompts, with the share of
-    streams and the uses of requests that the plan in use counted. Raises DataError where an arm cannot be measured.
+    streams that the plan in use counted. Raises DataError where an arm cannot be measured.
     """
     arms = [name for name in job.columns if name not in job.registry.single_names]
     if not arms:
@@ -245,7 +245,6 @@ def _measured_arms(job: Job, folder: Path, data: Quality) -> dict[str, Array]:
         categories=job.in_use.router.categories,
         only=recipes,
         streamed=job.in_use.policies.streamed,
-        expected=_evidence_in_use(job, job.store(ASSIGNMENT).in_use()).measured_uses,
     )
     if reasons := sorted(set(found.left_out.values())):
         raise DataError(f"probes: the arms of recipes cannot be measured: {'; '.join(reasons)}")

@@ -7,7 +7,7 @@ replayed. They are left out unless `coe score --recipe` has measured them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -23,9 +23,7 @@ from coe.learning.evaluation.recorded_answers import RecordedAnswers, read_answe
 from coe.learning.recipes.answers import Answers
 from coe.learning.recipes.arms import Arm, cost_by_category, expected_quality, propose_arms, quality_by_category
 from coe.learning.recipes.judged import JudgeUse, ungraded
-from coe.learning.recipes.logged_arms import Calibration, PastArms
 from coe.learning.recipes.replay import AnswerTable, Replay, of_calls, relative_use
-from coe.learning.recipes.traffic import CACHED, TrafficLengths
 from coe.mapping import MeasuredUses, Uses, declared_uses
 from coe.mapping.uses import ASSUMED_INPUT_TOKENS, ASSUMED_OUTPUT_TOKENS
 from coe.registry import ArmSpec, ExpertSpec, RecipeSpec, Registry
@@ -78,26 +76,30 @@ class RecipeColumns:
             left_out,
         )
 
-    def calibrated(
-        self,
-        past: Sequence[PastArms],
-        replayed: Callable[[Mapping[str, RecipePolicy]], Uses],
-        categories: Sequence[str],
-        probes: Array,
-    ) -> RecipeColumns:
-        """Return the columns with uses corrected by the requests of `past` plans.
+    def of_requests(self, probes: Uses, requests: Uses, experts: Sequence[str]) -> RecipeColumns:
+        """Return the columns with cost and latency as those of requests, which may be longer than probes.
 
-        `replayed` returns the uses of arms under other policies. The uses of chains and fuses were measured instead.
-        `probes` (n_categories,) is the number of prompts from which the uses were computed.
+        `probes` and `requests` are the uses of `experts`. The uses of an arm grow as those of its calls.
         """
-        if not past or not self.arms:
-            return self
-        calibration = Calibration(self.members, categories, probes)
-        for one in past:
-            policies, written = one.matching(self.policies, categories), one.written(self.written)
-            calibration.add(one, replayed(policies), {name: column for column, name in enumerate(policies)})
-            calibration.add(one, self.uses, {name: self.arms.index(name) for name in written})
-        return replace(self, uses=calibration.corrected(self.uses, self.arms))
+        uses = replace(
+            self.uses,
+            cost=self._scaled(self.uses.cost, probes.cost, requests.cost, experts),
+            latency_ms=self._scaled(self.uses.latency_ms, probes.latency_ms, requests.latency_ms, experts),
+        )
+        return replace(self, uses=uses)
+
+    def _scaled(
+        self, use: Array | None, probes: Array | None, requests: Array | None, experts: Sequence[str]
+    ) -> Array | None:
+        if use is None or probes is None or requests is None:
+            return use
+        scaled = use.copy()
+        for number, arm in enumerate(self.arms):
+            called, calls = [experts.index(name) for name in self.members[arm]], self.uses.calls[arm]
+            before, after = ((calls * each[:, called]).sum(axis=1) for each in (probes, requests))
+            known = np.isfinite(before) & np.isfinite(after) & (before > 0)
+            scaled[known, number] *= after[known] / before[known]
+        return scaled
 
 
 def fitted_columns(
@@ -112,14 +114,12 @@ def fitted_columns(
     only: Sequence[RecipeSpec] | None = None,
     streamed: float,
     expected: Uses | None = None,
-    past: Sequence[PastArms] = (),
 ) -> RecipeColumns:
     """Fit the arms of all cascades and votes on the prompts `rows` of `data`, all of them of `categories`.
 
     `grades` are those of the judges by name. `only` are the recipes to fit, by default the declared and the proposed.
     `streamed` is the share of streamed requests, to which fewer caps apply. `expected` are the uses of `experts`, to
-    which estimates of categories with few prompts are shrunk. The logged requests of `past` plans correct the
-    uses of the arms.
+    which estimates of categories with few prompts are shrunk.
     """
     declared = registry.declared_recipes if only is None else only
     wanted = [recipe for recipe in declared if not recipe.writes]
@@ -155,9 +155,7 @@ def fitted_columns(
         for arm in propose_arms(table.answers, max_calls=registry.policy.max_calls):
             planned.setdefault(arm.policy.recipe, []).append(arm)
     replay = Replay(table, judges, streamed, expected or Uses())
-    columns = _columns(replay, planned, left_out, data, rows)
-    probes = table.answers.posterior.sum(axis=0)
-    return columns.calibrated(past, lambda policies: replay.uses(policies, replay.each(policies)), categories, probes)
+    return _columns(replay, planned, left_out, data, rows)
 
 
 def _usable_prompts(
@@ -215,26 +213,20 @@ def recipe_columns(
     categories: Sequence[str],
     only: Sequence[RecipeSpec] | None = None,
     streamed: float,
+    probed: MeasuredUses | None = None,
     expected: MeasuredUses | None = None,
-    past: Sequence[PastArms] = (),
 ) -> RecipeColumns:
     """Return the columns of recipes from a folder of scores, for the prompts `rows` of `data`.
 
     The categories of these prompts are all among `categories`. `only` are the recipes to measure, by default the
-    declared and the proposed ones. `streamed` is the share of streamed requests. With `expected`, the mean uses of
-    logged requests, the lengths of recorded answers are scaled to those of requests. The logged requests of `past`
-    plans correct the uses of the arms.
+    declared and the proposed ones. `streamed` is the share of streamed requests. `probed` are the uses of experts that
+    these scores measured; with the `expected` uses of requests, those of the arms are scaled to requests.
     """
     wanted = registry.declared_recipes if only is None else only
     names = {recipe.name for recipe in wanted}
     recorded = read_answers(folder, data) if registry.recipes else None
-    lengths, uses = None, None
-    if expected is not None and registry.recipes and rows:
-        uses = declared_uses(registry, categories, experts, measured=expected)
-        lengths = TrafficLengths.of(expected, data, recorded, rows=rows, experts=experts, categories=categories)
-        data, recorded = lengths.of_requests(data, recorded)
     judges = dict.fromkeys(recipe.judge for recipe in wanted if recipe.judge is not None)
-    grades = read_grades(folder, data, list(judges))
+    uses = Uses() if probed is None else declared_uses(registry, categories, experts, measured=probed)
     replayed = fitted_columns(
         registry,
         data,
@@ -242,16 +234,17 @@ def recipe_columns(
         rows=rows,
         experts=experts,
         categories=categories,
-        grades=grades if lengths is None else lengths.of_grades(grades),
+        grades=read_grades(folder, data, list(judges)),
         only=only,
         streamed=streamed,
         expected=uses,
-        past=past,
     )
     writing = [arm for arm in registry.recipe_arms if arm.writing_digest and arm.recipe in names]
     measured = read_recipe_answers(folder, data, writing)
-    written = _written_columns(writing, data, measured, rows, experts, categories, lengths, uses or Uses(), past)
-    return replayed.joined(written)
+    columns = replayed.joined(_written_columns(writing, data, measured, rows, experts, categories, uses))
+    if expected is None:
+        return columns
+    return columns.of_requests(uses, declared_uses(registry, categories, experts, measured=expected), experts)
 
 
 def _written_columns(
@@ -261,11 +254,9 @@ def _written_columns(
     rows: Sequence[int],
     experts: Sequence[str],
     categories: Sequence[str],
-    lengths: TrafficLengths | None,
     expected: Uses,
-    past: Sequence[PastArms],
 ) -> RecipeColumns:
-    """Return the columns of the chains and fuses that were measured, each corrected by the requests of `past` plans."""
+    """Return the columns of the chains and fuses that were measured."""
     found, left_out = RecipeColumns(), dict[str, str]()
     for arm in arms:
         absent = dict.fromkeys(one.name for one in arm.members if one.name not in experts)
@@ -278,9 +269,7 @@ def _written_columns(
             left_out[arm.recipe] = f"{count}; {command}"
         else:
             answers = _answers(data, here, experts, categories)
-            column = _column(arm, measured[arm.name], answers, here, rows, lengths, expected)
-            probes = np.bincount(answers.labels, minlength=len(categories)).astype(np.float64)
-            found = found.joined(column.calibrated(past, lambda policies: Uses(), categories, probes))
+            found = found.joined(_column(arm, measured[arm.name], answers, here, rows, expected))
     return replace(found, left_out=left_out)
 
 
@@ -298,7 +287,6 @@ def _column(
     answers: Answers,
     prompts: Sequence[int],
     rows: Sequence[int],
-    lengths: TrafficLengths | None,
     expected: Uses,
 ) -> RecipeColumns:
     """Return the column of one arm, with the calls of each member added up."""
@@ -306,8 +294,6 @@ def _column(
     scores = measured.scores[list(prompts), np.newaxis]
     sizes = [len(names) for names in arm.steps]
     each = {name: values[list(prompts)] for name, values in measured.uses.items()}
-    if lengths is not None:
-        each = lengths.of_calls(each, arm.steps, answers.labels)
     shape = (len(prompts), len(arm.members))
     active_b = np.array([one.active_parameters_b for one in arm.members], dtype=np.float64)  # NaN for None
     times = filled(each["latency_ms"], np.array([one.latency_ms for one in arm.members], dtype=np.float64))
@@ -334,6 +320,5 @@ def _dollars(members: Sequence[ExpertSpec], each: Mapping[str, Array]) -> Array:
     """Return the US dollars per thousand requests of each call; tokens that were not counted are assumed."""
     given = filled(each["input_tokens"], ASSUMED_INPUT_TOKENS)
     written = filled(each["output_tokens"], ASSUMED_OUTPUT_TOKENS)
-    cached = filled(each.get(CACHED, np.zeros_like(given)), 0.0)
-    prices = np.array([(one.prices.input, one.prices.output, one.prices.cached) for one in members])
-    return np.asarray(((given - cached) * prices[:, 0] + written * prices[:, 1] + cached * prices[:, 2]) / 1000)
+    prices = np.array([(one.prices.input, one.prices.output) for one in members])
+    return np.asarray((given * prices[:, 0] + written * prices[:, 1]) / 1000)

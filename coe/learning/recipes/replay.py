@@ -21,7 +21,6 @@ from coe.learning.recipes.arms import Arm, cost_by_category, declared_arms
 from coe.learning.recipes.fit import against_last_step, replayed
 from coe.learning.recipes.judged import Judgements, JudgeUse
 from coe.learning.recipes.max_loss import accepted_thresholds, loss_per_difference
-from coe.learning.recipes.traffic import CACHED
 from coe.mapping import Uses
 from coe.mapping.uses import ASSUMED_INPUT_TOKENS, ASSUMED_OUTPUT_TOKENS
 from coe.registry import ExpertSpec, Registry
@@ -59,10 +58,8 @@ class AnswerTable:
         tokens, shape = recorded.tokens[cells], (len(prompts), len(experts))
         unknown = np.full(data.scores.shape, np.nan)
         given, written = _priced_tokens(data.uses.get("input_tokens", unknown)[cells], tokens)
-        cached = filled(data.uses.get(CACHED, unknown)[cells], 0.0)
         output_dollars = written * _prices(specs, "output") / 1000
-        input_dollars = ((given - cached) * _prices(specs, "input") + cached * _prices(specs, "cached")) / 1000
-        dollars = input_dollars + output_dollars
+        dollars = given * _prices(specs, "input") / 1000 + output_dollars
         sizes = np.array([spec.active_parameters_b for spec in specs], dtype=np.float64)  # NaN for None
         by_tokens = tokens / 1000 * (sizes if np.isfinite(sizes).all() else 1.0)
         answers = Answers(
