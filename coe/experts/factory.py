@@ -97,8 +97,7 @@ def _fitted_policy(fitted: Mapping[str, RecipePolicy], recipe: RecipeSpec, level
 
 
 def _with_caps_in_force(policy: RecipePolicy, registry: Registry) -> RecipePolicy:
-    """Return the policy with caps no higher than the limits that its members declare. A proposed recipe may have been
-    fitted before they were declared, and a cap replaces the declared limit in a request."""
+    """Return the policy without caps that the declared parameters of its members do not allow."""
     return policy.with_caps({name: cap_in_force(cap, registry.expert(name)) for name, cap in policy.max_tokens.items()})
 
 

@@ -128,7 +128,6 @@ def make_plan(
         "sweep_impossible": infeasible,
         "left_out": asdict(left_out) | {"recipes": unplanned},
         "recipes": policies.steps,
-        "recipe_max_tokens": policies.max_tokens,
         "feedback": _feedback_report(evidence, basis, before, assignment),
         "residual": evidence_of_residual._asdict(),
         "sample": _sample_use(problem, assignment, basis.traffic),

@@ -294,9 +294,7 @@ class PublishedPlan:
 
     def declaration(self, registry: Registry) -> Registry:
         """Return the declaration with the recipes that this plan proposed."""
-        return (
-            registry if self.policies is None else registry.with_proposed(self.policies.steps, self.policies.max_tokens)
-        )
+        return registry if self.policies is None else registry.with_proposed(self.policies.steps)
 
     def arms(self, registry: Registry) -> tuple[str, ...]:
         """Return the arms of declared recipes that the plan has a column for, with the same steps.

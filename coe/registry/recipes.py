@@ -188,15 +188,11 @@ def cap_problems(recipe: RecipeSpec, experts: Mapping[str, ExpertSpec]) -> Itera
 
 
 def cap_in_force(cap: float, spec: ExpertSpec) -> float:
-    """Return the cap of a member in tokens, no higher than the limit that it declares.
-
-    It is infinite if the declared thinking budget is not below the cap: providers refuse such a request.
-    """
+    """Return the cap of a member in tokens, infinite if its declared thinking budget is not below the cap: providers
+    refuse such a request."""
     thinking = spec.parameters.get("thinking")
     budget = thinking.get("budget_tokens") if isinstance(thinking, dict) else None
-    if isinstance(budget, int) and budget >= cap:
-        return math.inf
-    return min(cap, _output_limit(spec))
+    return math.inf if isinstance(budget, int) and budget >= cap else cap
 
 
 def _output_limit(spec: ExpertSpec) -> float:

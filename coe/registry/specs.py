@@ -167,18 +167,15 @@ class Registry(StrictModel):
         """True if `coe plan` may propose recipes."""
         return None in self.recipes
 
-    def with_proposed(
-        self, steps: Mapping[str, tuple[tuple[str, ...], ...]], max_tokens: Mapping[str, Mapping[str, int]]
-    ) -> Registry:
-        """Return the declaration with the recipes that its plan proposed, by their steps and caps; itself without
-        `auto`.
+    def with_proposed(self, steps: Mapping[str, tuple[tuple[str, ...], ...]]) -> Registry:
+        """Return the declaration with the recipes that its plan proposed, by their steps; itself without `auto`.
 
         Names that are declared, and recipes with members that are not, are left out. The digest stays that of the file.
         """
         declared = {*self.single_names, *(recipe.name for recipe in self.declared_recipes)}
         known = set(self.single_names)
         added = [
-            RecipeSpec(name=name, cascade=found, max_tokens=max_tokens.get(name, {}))
+            RecipeSpec(name=name, cascade=found)
             for name, found in steps.items()
             if name.startswith(PROPOSED_PREFIX)
             and name not in declared

@@ -140,7 +140,7 @@ def load_active_state(
     with noting(damaged, ASSIGNMENT):
         planned = assignment_in_use(settings, registry, router.categories, kept)
     assignment = _of_encoder(planned.assignment, artifact)
-    registry = registry.with_proposed(planned.policies.steps, planned.policies.max_tokens)
+    registry = registry.with_proposed(planned.policies.steps)
     with noting(damaged, OVERLAYS):
         overlays = overlays_in_use(settings, router, kept)
     if registry.retrieval.store is None:

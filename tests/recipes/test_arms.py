@@ -9,7 +9,6 @@ from coe.experts.recipes.agreement import NO_ANSWER
 from coe.learning.recipes.answers import Answers
 from coe.learning.recipes.arms import cost_by_category, declared_arms, propose_arms, quality_by_category
 from coe.learning.recipes.benchmark import Trace, arm_costs, compare, recipe_report
-from coe.learning.recipes.search import RecipeSearch
 from tests.recipes.recorded import halves, recorded_answers
 
 POOL = recorded_answers(
@@ -28,26 +27,6 @@ def test_proposed_recipes_hold_cheap_experts_before_a_large_one() -> None:
     assert any(names[-1] == "large" and len(names) > 2 for names in sequences)
     assert max(len(names) for names in sequences) <= 4
     assert [arm.policy.recipe for arm in arms][::3] == sorted({arm.policy.recipe for arm in arms})
-
-
-def test_the_search_also_improves_the_sequence_of_the_price_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = RecipeSearch(POOL, max_calls=4)
-    price = 0.02 / float(np.median(POOL.costs.mean(axis=0)))
-    best = found.best_sequence(price)
-    assert len(best) > 2
-    monkeypatch.setattr(RecipeSearch, "_extended", lambda search, price: (3,))
-    assert found.best_sequence(price) == (3,)
-    assert found.best_sequence(price, also=best) == best
-    monkeypatch.setattr("coe.learning.recipes.arms.SEARCHED_PRICES", (0.02, 0.016))
-    started = []
-
-    def best_sequence(search: RecipeSearch, price: float, *, also: tuple[int, ...]) -> tuple[int, ...]:
-        started.append(also)
-        return best
-
-    monkeypatch.setattr(RecipeSearch, "best_sequence", best_sequence)
-    assert len(propose_arms(POOL, max_calls=4)) == 3
-    assert started == [(), best]
 
 
 def test_nothing_is_proposed_where_all_experts_give_the_same_answers() -> None:

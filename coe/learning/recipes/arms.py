@@ -69,25 +69,16 @@ def propose_arms(
     """
     search = RecipeSearch(answers, max_calls=max_calls)
     sequences: dict[tuple[int, ...], float] = {}
-    sequence: tuple[int, ...] = ()
     for number, price in enumerate(SEARCHED_PRICES):
         progress(number / len(SEARCHED_PRICES))
-        sequence = search.best_sequence(price / answers.typical_cost, also=sequence)
+        sequence = search.best_sequence(price / answers.typical_cost)
         if len(sequence) > 1:
             sequences.setdefault(sequence, price / answers.typical_cost)
     arms: list[Arm] = []
     for number, (sequence, price) in enumerate(sequences.items()):
-        fit = _fit_of(search, sequence, answers, recipe=f"{PROPOSED_PREFIX}{number + 1}")
+        fit = RecipeFit(answers, recipe=f"{PROPOSED_PREFIX}{number + 1}", steps=[[member] for member in sequence])
         arms += [Arm(*fit.policy(factor * price)) for factor in LEVEL_FACTORS]
     return arms
-
-
-def _fit_of(search: RecipeSearch, sequence: tuple[int, ...], answers: Answers, *, recipe: str) -> RecipeFit:
-    """Fit a sequence that the search has found."""
-    caps = np.full(len(answers.experts), np.inf)
-    members = [search.expert(column) for column in sequence]
-    caps[members] = search.caps[list(sequence)]
-    return RecipeFit(answers, recipe=recipe, steps=[[member] for member in members], caps=caps)
 
 
 def quality_by_category(answers: Answers, arms: Sequence[Arm]) -> Array:

@@ -71,7 +71,6 @@ class AnswerTable:
             data.labels(prompts, categories),
             len(categories),
             output_dollars if dollars.any() else by_tokens,
-            counted=tuple(bool(column.all()) for column in recorded.counted[cells].T),
         )
         declared = np.array([spec.latency_ms for spec in specs], dtype=np.float64)
         latency = filled(data.uses.get("latency_ms", unknown)[cells], declared)
