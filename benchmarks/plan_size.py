@@ -63,7 +63,7 @@ def problem_of(*, experts: int, arms: int, categories: int, seed: int, budget: M
 
 
 def fit_recipes(*, experts: int, recipes: int, categories: int, seed: int) -> int:
-    """Fit cascades of three to five members on random answers; return the number of arms."""
+    """Fit cascades of three to five members on random answers; return their number."""
     random = np.random.default_rng(seed)
     size = np.exp(random.uniform(0.0, np.log(400.0), experts))
     labels = np.repeat(np.arange(categories), PROBES)

@@ -52,10 +52,10 @@ def test_the_shortcut_gives_the_experts_that_are_not_ineligible(
     ("changes", "expected"),
     [
         ({"variants": ("low",)}, ["coder", "painter", "generalist", "coder:low"]),
-        ({"recipes": [{"name": "panel", "vote": ["coder", "painter"]}]}, ["coder", "painter", "generalist", "panel@1"]),
+        ({"recipes": [{"name": "panel", "vote": ["coder", "painter"]}]}, ["coder", "painter", "generalist", "panel"]),
     ],
 )
 def test_variants_and_recipes_are_eligible_too(changes: dict[str, Any], expected: list[str]) -> None:
     registry = declared(**changes)
-    found = eligible_arms(chat_of("x"), registry, {"panel@1": 1.0}, "", language="en")
+    found = eligible_arms(chat_of("x"), registry, {"panel": 1.0}, "", language="en")
     assert sorted(found) == sorted(expected)

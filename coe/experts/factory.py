@@ -67,20 +67,18 @@ def build_recipes(
     arms: dict[str, RecipeExpert | WritingExpert] = {}
     for recipe in registry.declared_recipes:
         if recipe.writes:
-            arms[recipe.arm(1)] = writing_expert(registry, recipe, members)
+            arms[recipe.name] = writing_expert(registry, recipe, members)
             continue
-        for level in range(1, recipe.levels + 1):
-            name = recipe.arm(level)
-            policy = _fitted_policy(fitted, recipe, level) or default_policy(recipe, categories=categories)
-            arms[name] = RecipeExpert(
-                name,
-                members,
-                policy=_with_caps_in_force(policy, registry),
-                categories=categories,
-                final_answer=final_answer,
-                limits=registry.policy,
-                audit_rate=recipe.audit_probability,
-            )
+        policy = fitted.get(recipe.name) or default_policy(recipe, categories=categories)
+        arms[recipe.name] = RecipeExpert(
+            recipe.name,
+            members,
+            policy=_with_caps_in_force(policy, registry),
+            categories=categories,
+            final_answer=final_answer,
+            limits=registry.policy,
+            audit_rate=recipe.audit_probability,
+        )
     return arms
 
 
@@ -88,12 +86,6 @@ def writing_expert(registry: Registry, recipe: RecipeSpec, experts: Mapping[str,
     """Return the arm of a chain or fuse over `experts`, which has at least its members."""
     declared = {name: registry.expert(name) for name in recipe.members}
     return WritingExpert(recipe, experts, declared=declared, limits=registry.policy)
-
-
-def _fitted_policy(fitted: Mapping[str, RecipePolicy], recipe: RecipeSpec, level: int) -> RecipePolicy | None:
-    """Return the policy of a level, or of the next safer one: `max_loss` may have ruled out the cheaper ones."""
-    safer = (fitted.get(recipe.arm(one)) for one in range(level, recipe.levels + 1))
-    return next((policy for policy in safer if policy is not None), None)
 
 
 def _with_caps_in_force(policy: RecipePolicy, registry: Registry) -> RecipePolicy:

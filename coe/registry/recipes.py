@@ -23,8 +23,6 @@ from coe.registry.hints import nearest
 from coe.registry.sections import ArmName, Name, Probability, StrictModel
 from coe.registry.yaml_source import KeyPath
 
-RECIPE_LEVELS = 3
-"""Arms of a recipe with several steps. Level 1 stops earliest, so it is the cheapest."""
 AUDIT_RATE = 0.02
 """Default probability of an audit of a recipe with `max_loss`."""
 PROPOSED_PREFIX = "auto-"
@@ -140,11 +138,6 @@ class RecipeSpec(StrictModel):
         return self.members if self.judge is None else (*self.members, *(self.judge,) * self.judgements)
 
     @property
-    def levels(self) -> int:
-        """The number of arms: a chain or fuse, or a recipe with one step, cannot stop early."""
-        return RECIPE_LEVELS if len(self.steps) > 1 and not self.writes else 1
-
-    @property
     def writes(self) -> bool:
         """True for a chain or fuse, whose last step writes the answer."""
         return bool(self.chain or self.fuse)
@@ -162,10 +155,6 @@ class RecipeSpec(StrictModel):
             return ""
         text = f"{'chain' if self.chain else 'fuse'}\n{self.written_instruction}"
         return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-    def arm(self, level: int) -> str:
-        """The name of the arm of a level, from 1."""
-        return f"{self.name}@{level}"
 
 
 def cap_problems(recipe: RecipeSpec, experts: Mapping[str, ExpertSpec]) -> Iterator[tuple[KeyPath, str]]:
@@ -227,17 +216,15 @@ DRAFTS_CONTEXT_SHARE = 0.25
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ArmSpec:
-    """One arm of a recipe: what the plan selects and routing calls, like an expert.
+    """The arm of a recipe: what the plan selects and routing calls, like an expert. It has the name of the recipe.
 
-    Arms of one recipe differ by `level`: level 1 stops earliest. `steps` are the names of the members of each step,
+    `steps` are the names of the members of each step,
     `members` their declarations in the order of the calls. `writing_digest` is `RecipeSpec.writing_digest`, `judge` the
     name of the judge, empty without one, and `judge_spec` its declaration. `takes_tools` is True with
     `tools: agreement`. `max_tokens` are the caps of members by name.
     """
 
     name: str
-    recipe: str
-    level: int
     steps: tuple[tuple[str, ...], ...]
     members: tuple[ExpertSpec, ...]
     writing_digest: str = ""
@@ -259,7 +246,7 @@ class ArmSpec:
     @property
     def expert_name(self) -> str:
         """Name of the recipe, which stands for its members."""
-        return self.recipe
+        return self.name
 
     @property
     def capabilities(self) -> frozenset[Capability]:

@@ -193,9 +193,7 @@ class Registry(StrictModel):
         """The arms of all declared recipes, in the order of the declaration."""
         return tuple(
             ArmSpec(
-                recipe.arm(level),
                 recipe.name,
-                level,
                 recipe.steps,
                 tuple(map(self.expert, recipe.members)),
                 recipe.writing_digest,
@@ -205,7 +203,6 @@ class Registry(StrictModel):
                 recipe.max_tokens,
             )
             for recipe in self.declared_recipes
-            for level in range(1, recipe.levels + 1)
         )
 
     @cached_property
@@ -233,12 +230,6 @@ class Registry(StrictModel):
         return any(expert.languages is not None for expert in self.experts)
 
     @cached_property
-    def arm_names(self) -> tuple[str, ...]:
-        """The names of all arms; also of recipes whose members are not declared, for the checks of a declaration."""
-        arms = (recipe.arm(n) for recipe in self.declared_recipes for n in range(1, recipe.levels + 1))
-        return (*self.single_names, *arms)
-
-    @cached_property
     def _arm_by_name(self) -> dict[str, ExpertSpec | ArmSpec]:
         return {arm.name: arm for arm in self.arms}
 
@@ -247,26 +238,20 @@ class Registry(StrictModel):
         return self._arm_by_name[name]
 
     @cached_property
-    def arm_of_model(self) -> dict[str, str]:
-        """The arm that each value of `model` pins: experts and arms by their names, recipes with their middle arm."""
-        middle = {recipe.name: recipe.arm((recipe.levels + 1) // 2) for recipe in self.declared_recipes}
-        return {**middle, **{name: name for name in self.arm_names}}
-
-    @cached_property
     def model_names(self) -> tuple[str, ...]:
         """The names that a client may send as `model` besides `auto`: experts, variants and recipes."""
         return (*self.single_names, *(recipe.name for recipe in self.declared_recipes))
 
     @property
     def listed_models(self) -> tuple[str, ...]:
-        """All values of `model` that a list can show: without arms, and without aliases that are patterns."""
+        """All values of `model` that a list can show: without aliases that are patterns."""
         points = (f"{POINT_PREFIX}{name}" for name in self.operating_points)
         return (AUTO, *points, *self.model_names, *(name for name in self.aliases if "*" not in name))
 
     @cached_property
     def models(self) -> ModelNames:
         """All values of `model`, with aliases and operating points."""
-        return ModelNames(self.arm_of_model, self.aliases, self.operating_points)
+        return ModelNames(self.model_names, self.aliases, self.operating_points)
 
     def devices_of(self, expert: ExpertSpec) -> tuple[str, ...]:
         """The devices that a local expert may use, in the order of `residency.devices`.

@@ -13,7 +13,7 @@ from tests.fakes import registry_of
 
 PRICES = {"small": Prices(input=1, output=2), "large": Prices(input=10, output=20)}
 CAREFUL = RecipeSpec(name="careful", cascade=(("small",), ("large",)), max_tokens={"small": 40, "large": 60})
-PRICING = Pricing.of(PRICES, {"careful": CAREFUL, "careful@1": CAREFUL}, ["careful@1"])
+PRICING = Pricing.of(PRICES, {"careful": CAREFUL}, ["careful"])
 GIVEN = 100
 
 
@@ -31,7 +31,6 @@ def expected(small: int, large: int) -> Amounts:
 
 def test_early_steps_reserve_their_caps_and_the_last_one_which_has_none_for_free_text_the_whole_answer() -> None:
     assert reserved(chat_of(), 500) == expected(40, 500)
-    assert reserved(chat_of("careful@1"), 500) == expected(40, 500)
     assert reserved(chat_of(), 30) == expected(30, 30)
 
 

@@ -59,14 +59,14 @@ async def send_chat(gateway: Gateway, model: str = "coder:low", **fields: Any) -
 
 def test_arms_are_the_experts_then_their_variants_then_the_arms_of_recipes() -> None:
     registry = declared(recipes=[{"name": "panel", "vote": ["coder:low", "painter"]}])
-    names = ("coder", "painter", "generalist", "coder:low", "coder:high", "panel@1")
-    assert registry.arm_names == names
+    names = ("coder", "painter", "generalist", "coder:low", "coder:high", "panel")
+    assert registry.model_names == names
     assert registry.expert_names == names[:3]
     assert registry.model_names == (*names[:5], "panel")
     low, high = registry.variants
     assert low.parameters == {"reasoning_effort": "low", "max_tokens": 64, "temperature": 0.5}
     assert (low.prices.input, high.prices.input) == (0.0, 1e4)
-    assert registry.arm("panel@1").members[0].expert_name == "coder"  # type: ignore[union-attr]
+    assert registry.arm("panel").members[0].expert_name == "coder"  # type: ignore[union-attr]
 
 
 BASE = """\
@@ -292,7 +292,7 @@ async def test_variants_and_recipes_of_an_expert_that_is_down_or_overloaded_are_
         recipes=[{"name": "panel", "vote": ["coder:low", "painter"]}],
         policy={"max_quality_loss": 1.0},
     )
-    plan = plan_with("panel@1", registry, quality=0.99)
+    plan = plan_with("panel", registry, quality=0.99)
     async with gateway_of(registry, assignment=plan) as gateway:
         decisions = []
         for health in (Health(), Health(load=1.0), Health(up=False, cause="timeout")):
@@ -302,7 +302,7 @@ async def test_variants_and_recipes_of_an_expert_that_is_down_or_overloaded_are_
     assert [(one["expert"], one["reason"]) for one in decisions] == [
         ("coder:low", "routed"),
         ("generalist", "spilled"),
-        ("panel@1", "fallback"),
+        ("panel", "fallback"),
     ]
     assert (decisions[2]["fallback_from"], decisions[2]["cause"]) == ("coder:low", "timeout")
 

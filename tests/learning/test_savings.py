@@ -177,7 +177,7 @@ def test_the_dollars_of_an_arm_follow_the_log_like_those_of_its_members() -> Non
         assignment={"general": "b"},
         recipes=[{"name": "panel", "vote": ["a", "b"]}],
     )
-    names, shape = ("a", "b", "panel@1"), (len(CATEGORIES), 2)
+    names, shape = ("a", "b", "panel"), (len(CATEGORIES), 2)
     table = ScoreTable(CATEGORIES, names, *(np.full((3, 3), value) for value in (0.5, 0.1, 100.0)))
     probes = {"input_tokens": 0.0, "output_tokens": 100.0}
     uses = MeasuredUses(
@@ -186,23 +186,23 @@ def test_the_dollars_of_an_arm_follow_the_log_like_those_of_its_members() -> Non
     column = np.ones((3, 1))
     policy = default_policy(registry.declared_recipes[0], categories=3)
     arms = RecipeColumns(
-        policies={"panel@1": policy},
-        uses=Uses(cost=column * 8.8, active_b=column, latency_ms=column, calls={"panel@1": np.ones(shape)}),
+        policies={"panel": policy},
+        uses=Uses(cost=column * 8.8, active_b=column, latency_ms=column, calls={"panel": np.ones(shape)}),
     )
     problem = declared_problem(
         registry, table, quality=table.mean, weights=np.ones(3), measured_uses=uses, recipes=arms
     )
-    assignment = replace(solve(problem), choice=("panel@1",) * 3)
+    assignment = replace(solve(problem), choice=("panel",) * 3)
     dependencies = Dependencies.of(registry)
     plan = PublishedPlan(
         "1",
         assignment,
         PlanRecord(problem, table.mean, dependencies, uses.over(CATEGORIES, names)),
-        ArmPolicies(CATEGORIES, {"panel@1": policy}),
+        ArmPolicies(CATEGORIES, {"panel": policy}),
     )
     calls = tuple(RecipeCall(name, 0, "answered", 0, 1000, 9.0) for name in ("a", "b"))
     found = [
-        record(f"v{number}", category=CATEGORIES[number % 3], expert="panel@1", steps=calls, cost=0.088)
+        record(f"v{number}", category=CATEGORIES[number % 3], expert="panel", steps=calls, cost=0.088)
         for number in range(1000)
     ]
     quality = PlanQuality(table.mean, table.mean, np.full((3, 3), np.nan))

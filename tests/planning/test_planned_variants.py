@@ -114,20 +114,20 @@ def test_a_recipe_of_variants_needs_their_expert_once(config: Path) -> None:
     config.write_text(DECLARED + "recipes: [{name: both, cascade: ['large:low', 'large:high']}]\n")
     report = plan(config)
     assert report["left_out"]["recipes"] == {}
-    assert {"both@1", "both@3"} <= set(report["prices"])
+    assert "both" in report["prices"]
     assert report["used"]["memory_gb"] <= 23
     artifact = ArtifactStore(config.parent / ".coe" / "artifacts", ASSIGNMENT).current()
     assert artifact is not None
     published = read_published(artifact.folder, "v1")
     assert published.record is not None
     problem = published.record.problem
-    assert problem.members["both@2"] == ("large",)
-    assert problem.uses.calls["both@2"].shape == (3, 1)
-    assert (problem.uses.calls["both@2"] >= 1).all()  # of both variants together
+    assert problem.members["both"] == ("large",)
+    assert problem.uses.calls["both"].shape == (3, 1)
+    assert (problem.uses.calls["both"] >= 1).all()  # of both variants together
     assert effective_plan(published, declaration(config)).assignment.to_json() == published.assignment.to_json()
     columns = RecipeColumns(
-        policies={name: published.policies.by_arm[name] for name in ("both@1", "both@2", "both@3")},  # type: ignore[union-attr]
-        uses=problem.uses.part(range(3), range(4, 7)),
+        policies=published.policies.by_arm,  # type: ignore[union-attr]
+        uses=problem.uses.part(range(3), range(4, 5)),
     )
     again = declared_problem(  # as `coe retrain` solves
         declaration(config),
@@ -137,7 +137,7 @@ def test_a_recipe_of_variants_needs_their_expert_once(config: Path) -> None:
         recipes=columns,
     )
     assert again.members == problem.members
-    np.testing.assert_array_equal(again.uses.calls["both@2"], problem.uses.calls["both@2"])
+    np.testing.assert_array_equal(again.uses.calls["both"], problem.uses.calls["both"])
 
 
 def table_of(problem: Problem) -> ScoreTable:

@@ -26,7 +26,9 @@ def test_proposed_recipes_hold_cheap_experts_before_a_large_one() -> None:
     sequences = {arm.policy.members for arm in arms}
     assert any(names[-1] == "large" and len(names) > 2 for names in sequences)
     assert max(len(names) for names in sequences) <= 4
-    assert [arm.policy.recipe for arm in arms][::3] == sorted({arm.policy.recipe for arm in arms})
+    assert [arm.policy.recipe for arm in arms] == [f"auto-{number + 1}" for number in range(len(arms))]
+    prices = [arm.policy.price for arm in arms]
+    assert prices == sorted(prices, reverse=True)
 
 
 def test_nothing_is_proposed_where_all_experts_give_the_same_answers() -> None:
@@ -43,11 +45,9 @@ def test_nothing_is_proposed_where_all_experts_give_the_same_answers() -> None:
     assert propose_arms(twins, max_calls=4) == []
 
 
-def test_a_declared_cascade_has_three_arms_of_falling_cost_and_a_vote_of_one_step_has_one() -> None:
-    arms = declared_arms(POOL, "careful", [[0, 1], [3]])
-    costs = [arm.outcome.costs.mean() for arm in arms]
-    assert len(arms) == 3
-    assert costs == sorted(costs)
+def test_a_declared_cascade_costs_more_at_a_lower_price_and_a_vote_of_one_step_calls_all() -> None:
+    cheap, dear = declared_arms(POOL, "careful", [[0, 1], [3]], prices=(0.05, 0.004))
+    assert cheap.outcome.costs.mean() < dear.outcome.costs.mean()
     (vote,) = declared_arms(POOL, "panel", [[0, 1, 2]])
     assert set(vote.outcome.calls) == {3.0}
 

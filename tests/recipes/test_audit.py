@@ -169,7 +169,7 @@ async def test_the_outcome_is_an_event_with_the_request_and_the_record_has_the_r
     assert (record.audit, record.audit_rate, record.recipe_stop) == ("started", 0.75, "accepted")
     assert (record.input_tokens, record.output_tokens, record.cost) == (6, 10, 16)
     assert event.audit is not None
-    assert (event.audit.recipe, event.audit.arm, event.audit.rate) == ("careful", "careful@2", 0.75)
+    assert (event.audit.recipe, event.audit.arm, event.audit.rate) == ("careful", "careful", 0.75)
     assert event.audit.cost == 8
     (call,) = event.audit.calls
     assert (call.expert, call.input_tokens, call.output_tokens) == ("generalist", 3, 5)

@@ -287,7 +287,7 @@ def test_a_cap_that_the_declared_thinking_of_its_member_does_not_allow_is_left_o
     )
     experts = {"a": ScriptedExpert("a"), "large": ScriptedExpert("large")}
     arms = build_recipes(declared, experts, categories=CATEGORIES)
-    policy = arms["careful@2"].policy
+    policy = arms["careful"].policy
     assert policy.caps.tolist() == [math.inf, expected]
 
 
@@ -333,8 +333,8 @@ async def test_members_scores_and_costs_in_service_are_those_of_the_replay(
     answers = _uneven()
     caps = np.array([40.0, np.inf, 60.0])
     policy, _ = RecipeFit(answers, recipe="careful", steps=steps, caps=caps).policy(2e-4)
-    stored = ArmPolicies(("code", "law"), {"careful@1": policy})
-    policy = ArmPolicies.from_json(stored.to_json()).by_arm["careful@1"]
+    stored = ArmPolicies(("code", "law"), {"careful": policy})
+    policy = ArmPolicies.from_json(stored.to_json()).by_arm["careful"]
     few = answers.rows(np.arange(150))
     expected = replayed(policy, few, streams=streams)
     cut = 0
@@ -344,7 +344,7 @@ async def test_members_scores_and_costs_in_service_are_those_of_the_replay(
             for n, name in enumerate(few.experts)
         }
         recipe = RecipeExpert(
-            "careful@1", members, policy=policy, categories=2, final_answer=final_answer, limits=Policy()
+            "careful", members, policy=policy, categories=2, final_answer=final_answer, limits=Policy()
         )
         log = RecipeLog()
         call = replace(call_of(log=log, stream=streams), posterior=few.posterior[row].astype(np.float32))

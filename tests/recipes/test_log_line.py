@@ -29,7 +29,7 @@ def test_a_request_without_a_recipe_shows_none() -> None:
 
 async def test_the_outcome_of_an_audit_comes_from_the_feedback_log() -> None:
     log = ListLog([])
-    detail = AuditDetail("careful", "careful@2", "p", 0.02)
+    detail = AuditDetail("careful", "careful", "p", 0.02)
     audited = record(1, recipe="careful", recipe_stop="accepted", audit="started", audit_rate=0.02)
     assert await _audit(audited, log) == "started"
     log.events = [Feedback("audit", audited.request_id, 1.0, "audit", "differed", audit=detail)]

@@ -44,7 +44,7 @@ from tests.records.redis_server import RedisServer
 
 pytestmark = pytest.mark.anyio
 CAREFUL: dict[str, Any] = {"name": "careful", "cascade": ["coder", "generalist"], "max_loss": 0.01, "audit_rate": 1}
-ARM = "careful@2"
+ARM = "careful"
 
 
 def registry(**changes: Any) -> Registry:
@@ -69,7 +69,7 @@ def policies_of(declared: Registry, **changes: Any) -> ArmPolicies:
 
 
 def audit(number: int, outcome: str, *, policies: str, recipe: str = "careful") -> Feedback:
-    detail = AuditDetail(recipe, f"{recipe}@2", policies, 1.0)
+    detail = AuditDetail(recipe, f"{recipe}", policies, 1.0)
     name = f"req_{number:032x}"
     return Feedback(f"audit:{name}", name, 1e9 + number, "audit", outcome, audit=detail)
 

@@ -115,7 +115,7 @@ def test_an_unreadable_answer_that_was_accepted_early_is_no_difference_that_an_a
     steps, n_prompts = [[0], [1]], len(answers.labels)
     grades = np.full((n_prompts, 2), np.nan)
     grades[:, 0] = np.where(np.arange(n_prompts) % 2, 10.0, 0.0)
-    fitted = declared_arms(answers, "graded", steps)[1].policy
+    fitted = declared_arms(answers, "graded", steps)[0].policy
     rule = default_rule(answers.n_categories)
     policy = replace(fitted, judge="j", steps=(replace(fitted.steps[0], graded=rule), fitted.steps[1]))
     unreadable = replace(answers, classes=np.full_like(answers.classes, NO_ANSWER))

@@ -38,7 +38,7 @@ def test_first_steps_of_streams_are_priced_without_their_caps_and_all_requests_c
         plan(config)
         problem = read_published(published(config), "v1").record.problem  # type: ignore[union-attr]
         assert problem.uses.cost is not None
-        found[streamed] = problem.uses.cost[0, problem.experts.index("careful@1")]
+        found[streamed] = problem.uses.cost[0, problem.experts.index("careful")]
     assert found[None] == found[1.0] != found[0.0]
     assert found[0.5] == pytest.approx((found[0.0] + found[1.0]) / 2)
 

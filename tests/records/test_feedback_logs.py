@@ -55,9 +55,7 @@ async def test_events_come_back_as_they_were_put_and_in_that_order(feedback: Fee
         event(1, kind="preferred", value="größer", key=None, tenant=None),
         event(1, kind="category", value="law", event_id="né 日本語\n\0'\""),
         event(0, kind="regenerated", value=None),
-        event(
-            0, kind="audit", value="differed", key=None, audit=AuditDetail("r", "r@2", "p", 0.02, 3.5, None, (CALL,))
-        ),
+        event(0, kind="audit", value="differed", key=None, audit=AuditDetail("r", "r", "p", 0.02, 3.5, None, (CALL,))),
     ]
     await feedback.append(put)
     assert await events(feedback) == put

@@ -90,12 +90,10 @@ class LossBounds:
         """True once the broken bounds are shared, where artifacts are."""
         self.by_recipe: dict[str, RecipeBound] = {}
         for recipe in registry.declared_recipes:
-            if recipe.max_loss is None:
-                continue
-            found = [one.loss_per_difference for one in policies.by_arm.values() if one.recipe == recipe.name]
-            known = [loss for loss in found if loss is not None]
-            if known:  # the arms of a recipe are tested together
-                test = LossTest(recipe.max_loss, max(known), largest=LIMIT if recipe.name in policies.broken else 1.0)
+            policy = policies.by_arm.get(recipe.name)
+            loss = None if policy is None else policy.loss_per_difference
+            if recipe.max_loss is not None and loss is not None:
+                test = LossTest(recipe.max_loss, loss, largest=LIMIT if recipe.name in policies.broken else 1.0)
                 self.by_recipe[recipe.name] = RecipeBound(recipe.name, test)
 
     @property

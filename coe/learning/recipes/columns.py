@@ -21,13 +21,12 @@ from coe.learning.evaluation.quality import Quality, filled
 from coe.learning.evaluation.recipe_answers import MeasuredArm, read_recipe_answers
 from coe.learning.evaluation.recorded_answers import RecordedAnswers, read_answers
 from coe.learning.recipes.answers import Answers
-from coe.learning.recipes.arms import Arm, cost_by_category, expected_quality, propose_arms, quality_by_category
+from coe.learning.recipes.arms import Arm, cost_by_category, expected_quality, propose_arms
 from coe.learning.recipes.judged import JudgeUse, ungraded
 from coe.learning.recipes.replay import AnswerTable, Replay, of_calls, relative_use
 from coe.mapping import MeasuredUses, Uses, declared_uses
 from coe.mapping.uses import ASSUMED_INPUT_TOKENS, ASSUMED_OUTPUT_TOKENS
 from coe.registry import ArmSpec, ExpertSpec, RecipeSpec, Registry
-from coe.registry.recipes import RECIPE_LEVELS
 
 MIN_PROMPTS = 60
 """Smallest number of prompts with recorded answers of all experts. With fewer, no recipes are fitted."""
@@ -130,7 +129,7 @@ def fitted_columns(
     if recorded is None or reason:
         return RecipeColumns(left_out={recipe.name: reason for recipe in wanted} or {"auto": reason})
     table = AnswerTable.of(registry, data, recorded, prompts, experts, categories)
-    planned: dict[str, list[Arm]] = {}
+    planned: dict[str, Arm] = {}
     judges: dict[str, JudgeUse] = {}
     left_out: dict[str, str] = {}
     for recipe in wanted:
@@ -144,16 +143,15 @@ def fitted_columns(
                 continue
             judge, known = registry.expert(recipe.judge), (grades or {})[recipe.judge]
             judges[recipe.name] = JudgeUse.of(judge, known, table.cells, by_dollars=bool(table.dollars.any()))
-        found = table.declared(recipe, judges.get(recipe.name))
-        planned[recipe.name] = found
-        if not found:
+        if (arm := table.declared(recipe, judges.get(recipe.name))) is not None:
+            planned[recipe.name] = arm
+        else:
             left_out[recipe.name] = (
                 f"the {int((table.answers.folds == 0).sum())} held-out probes (a third of {len(prompts)}) do not show "
                 f"a loss below max_loss {recipe.max_loss:g} with 95 % confidence; score more probes, or raise max_loss"
             )
     if proposes:
-        for arm in propose_arms(table.answers, max_calls=registry.policy.max_calls):
-            planned.setdefault(arm.policy.recipe, []).append(arm)
+        planned |= {arm.policy.recipe: arm for arm in propose_arms(table.answers, max_calls=registry.policy.max_calls)}
     replay = Replay(table, judges, streamed, expected or Uses())
     return _columns(replay, planned, left_out, data, rows)
 
@@ -172,35 +170,25 @@ def _usable_prompts(
 
 def _columns(
     replay: Replay,
-    planned: Mapping[str, Sequence[Arm]],
+    planned: Mapping[str, Arm],
     left_out: Mapping[str, str],
     data: Quality,
     rows: Sequence[int],
 ) -> RecipeColumns:
     """Return the columns of the planned arms; prompts of `rows` without recorded answers score NaN."""
-    named = {f"{name}@{level}": arm for name, arms in planned.items() for level, arm in _levels(arms)}
-    policies, answers = {name: arm.policy for name, arm in named.items()}, replay.table.answers
+    policies, answers = {name: arm.policy for name, arm in planned.items()}, replay.table.answers
     found = replay.each(policies)
-    scores = np.full((len(data.prompts), len(named)), np.nan)
-    for number, (name, arm) in enumerate(named.items()):
-        changed = np.clip(arm.outcome.scores + found[name]["change"][:, 0], 0.0, 1.0)
-        named[name] = replace(arm, outcome=replace(arm.outcome, scores=changed))
-        scores[replay.table.prompts, number] = changed
+    scores = np.full((len(data.prompts), len(planned)), np.nan)
+    for number, (name, arm) in enumerate(planned.items()):
+        scores[replay.table.prompts, number] = np.clip(arm.outcome.scores + found[name]["change"][:, 0], 0.0, 1.0)
     uses, nothing = replay.uses(policies, found), np.empty((answers.n_categories, 0))
     return RecipeColumns(
         policies=policies,
         scores=scores[list(rows)],
-        quality=quality_by_category(answers, list(named.values())) if named else nothing,
+        quality=expected_quality(answers, scores[replay.table.prompts]) if planned else nothing,
         uses=uses,
         left_out=left_out,
     )
-
-
-def _levels(arms: Sequence[Arm]) -> list[tuple[int, Arm]]:
-    """Number the arms of a recipe so that the last one has the highest level, even if `max_loss` has removed others."""
-    several = bool(arms) and len(arms[0].policy.steps) > 1
-    first = RECIPE_LEVELS - len(arms) + 1 if several else 1
-    return [(first + number, arm) for number, arm in enumerate(arms)]
 
 
 def recipe_columns(
@@ -239,7 +227,7 @@ def recipe_columns(
         streamed=streamed,
         expected=uses,
     )
-    writing = [arm for arm in registry.recipe_arms if arm.writing_digest and arm.recipe in names]
+    writing = [arm for arm in registry.recipe_arms if arm.writing_digest and arm.name in names]
     measured = read_recipe_answers(folder, data, writing)
     columns = replayed.joined(_written_columns(writing, data, measured, rows, experts, categories, uses))
     if expected is None:
@@ -262,11 +250,11 @@ def _written_columns(
         absent = dict.fromkeys(one.name for one in arm.members if one.name not in experts)
         here = [row for row in rows if arm.name in measured and np.isfinite(measured[arm.name].scores[row])]
         if absent:
-            left_out[arm.recipe] = f"no scores of {', '.join(absent)}; run `coe score` for them"
+            left_out[arm.name] = f"no scores of {', '.join(absent)}; run `coe score` for them"
         elif len(here) < MIN_PROMPTS:
             count = f"it is measured on {len(here)} probes, and {MIN_PROMPTS} are needed" if here else "not measured"
-            command = f"`coe score PROBES --out FOLDER --recipe {arm.recipe}` calls it for real"
-            left_out[arm.recipe] = f"{count}; {command}"
+            command = f"`coe score PROBES --out FOLDER --recipe {arm.name}` calls it for real"
+            left_out[arm.name] = f"{count}; {command}"
         else:
             answers = _answers(data, here, experts, categories)
             found = found.joined(_column(arm, measured[arm.name], answers, here, rows, expected))
@@ -304,7 +292,7 @@ def _column(
 
     called = np.array([sum(one.name == name for one in arm.members) for name in members], dtype=np.float64)
     return RecipeColumns(
-        written={arm.name: WrittenArm(arm.recipe, arm.steps, arm.writing_digest)},
+        written={arm.name: WrittenArm(arm.name, arm.steps, arm.writing_digest)},
         scores=measured.scores[list(rows), np.newaxis],
         quality=expected_quality(answers, scores),
         uses=Uses(

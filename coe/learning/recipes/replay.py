@@ -17,7 +17,7 @@ from coe.experts.recipes.policy import RecipePolicy, member_columns
 from coe.learning.evaluation.quality import Quality, filled
 from coe.learning.evaluation.recorded_answers import RecordedAnswers
 from coe.learning.recipes.answers import Answers
-from coe.learning.recipes.arms import Arm, cost_by_category, declared_arms
+from coe.learning.recipes.arms import DECLARED_PRICE, SAFER_PRICE, Arm, cost_by_category, declared_arms
 from coe.learning.recipes.fit import against_last_step, replayed
 from coe.learning.recipes.judged import Judgements, JudgeUse
 from coe.learning.recipes.max_loss import accepted_thresholds, loss_per_difference
@@ -76,39 +76,40 @@ class AnswerTable:
         latency = filled(data.uses.get("latency_ms", unknown)[cells], declared)
         return cls(answers, prompts, cells, np.broadcast_to(sizes, shape), dollars, output_dollars, latency)
 
-    def declared(self, recipe: RecipeSpec, judge: JudgeUse | None) -> list[Arm]:
-        """Return the arms of a declared recipe; without those whose loss may exceed `max_loss`."""
+    def declared(self, recipe: RecipeSpec, judge: JudgeUse | None) -> Arm | None:
+        """Return the arm of a declared recipe; None if its loss may exceed `max_loss`."""
         steps = [[self.answers.experts.index(name) for name in step] for step in recipe.steps]
         judgements = None if judge is None else judge.judgements
+        if recipe.max_loss is not None:
+            return self._within_loss(recipe.name, steps, recipe.max_loss, judgements)
         caps = np.array(recipe.caps_of(self.answers.experts) or [np.inf] * len(self.answers.experts))
-        arms = declared_arms(self.answers, recipe.name, steps, judgements, caps=caps)
-        if recipe.max_loss is None:
-            return arms
-        return self._within_loss(arms, recipe.name, steps, recipe.max_loss, judgements)
+        (arm,) = declared_arms(self.answers, recipe.name, steps, judgements, caps=caps)
+        return arm
 
     def _within_loss(
-        self, arms: Sequence[Arm], name: str, steps: list[list[int]], max_loss: float, judgements: Judgements | None
-    ) -> list[Arm]:
-        """Return the arms whose loss against the last step is bounded, the safest ones.
+        self, name: str, steps: list[list[int]], max_loss: float, judgements: Judgements | None
+    ) -> Arm | None:
+        """Return the cheapest arm whose loss against the last step is bounded.
 
         The bound needs policies that are fixed before they are tested, so these are fitted on two thirds of the prompts
         and tested on the rest.
         """
+        prices = (SAFER_PRICE, DECLARED_PRICE)
         tested = self.answers.folds == 0
         fitted, held_out = np.flatnonzero(~tested), np.flatnonzero(tested)
-        fixed = declared_arms(
-            self.answers.rows(fitted), name, steps, None if judgements is None else judgements.rows(fitted)
-        )
+        of_fitted = None if judgements is None else judgements.rows(fitted)
+        fixed = declared_arms(self.answers.rows(fitted), name, steps, of_fitted, prices=prices)
         answers = self.answers.rows(held_out)
         grades = None if judgements is None else judgements.grades[held_out]
         compared = [against_last_step(arm.policy, answers, grades) for arm in fixed]
-        kept = accepted_thresholds([loss for loss, _, _ in compared[::-1]], max_loss)
-        bounded = []
-        for one, arm, (loss, differs, is_audited) in zip(fixed, arms, compared, strict=True):
-            per_difference = loss_per_difference(loss[is_audited], differs[is_audited], max_loss)
-            policy = replace(one.policy, loss_per_difference=per_difference, max_loss=max_loss)
-            bounded.append(Arm(policy, arm.outcome))
-        return bounded[len(bounded) - kept :]
+        accepted = accepted_thresholds([loss for loss, _, _ in compared], max_loss)
+        if not accepted:
+            return None
+        loss, differs, is_audited = compared[accepted - 1]
+        per_difference = loss_per_difference(loss[is_audited], differs[is_audited], max_loss)
+        policy = replace(fixed[accepted - 1].policy, loss_per_difference=per_difference, max_loss=max_loss)
+        (arm,) = declared_arms(self.answers, name, steps, judgements, prices=prices[accepted - 1 : accepted])
+        return replace(arm, policy=policy)
 
     def use(self, use: str, written: Array) -> Array:
         """Return a use of each answer (n_prompts, n_experts) if only a share `written` of its tokens was written."""
