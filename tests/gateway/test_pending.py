@@ -159,13 +159,13 @@ async def test_recipes_count_for_the_members_of_their_first_step(model: str, exp
 async def test_an_arm_of_a_recipe_has_the_load_of_the_pending_calls_of_its_members() -> None:
     registry = limited()
     experts = experts_of(registry)
-    plan = plan_with("panel@1", registry, quality=1.001)
+    plan = plan_with("panel", registry, quality=1.001)
     async with gateway_over(experts, registry, assignment=plan) as (_, composition):
         first, second, third = (Attempts() for _ in range(3))
-        assert decide(composition, first) == ("panel@1", "routed")
+        assert decide(composition, first) == ("panel", "routed")
         assert pending(experts) == [1, 1, 0]
         assert decide(composition, second) == ("generalist", "spilled")
-        assert decide(composition, third) == ("panel@1", "routed")  # none is free
+        assert decide(composition, third) == ("panel", "routed")  # none is free
         for one in (first, second, third):
             one.end_pending()
 
