@@ -140,7 +140,7 @@ def _check_format(file: Path) -> None:
 
 def _no_match(query: LogQuery, registry: Registry) -> str:
     """The note for an empty list, with the declared names where the query names something else."""
-    for name, known in (("category", registry.category_names), ("expert", registry.arm_names)):
+    for name, known in (("category", registry.category_names), ("expert", registry.model_names)):
         if (value := getattr(query, name)) and value not in known:
             return f"no records match; {value!r} is not a declared {name}; declared: {', '.join(known)}"
     return "no records match"

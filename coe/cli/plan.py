@@ -133,26 +133,11 @@ def show_plan(report: Mapping[str, Any], scores: Path, *, is_dry_run: bool) -> N
     if logged := report["uses"]["logged"]:
         print_line(f"uses: tokens, costs and times also come from {logged} requests in the routing log")
     print_line(_residual(report["residual"]))
-    for line in (*_waits(report["waits"]), *_sweep(report), *(_gate(report["gate"]) if "gate" in report else ())):
+    for line in (*_sweep(report), *(_gate(report["gate"]) if "gate" in report else ())):
         print_line(line)
     print_line(
         "\nthe assignment in use is unchanged" if is_dry_run else "\nthe plan is in use; running gateways apply it soon"
     )
-
-
-def _waits(found: Mapping[str, Any] | None) -> list[str]:
-    """The expected waits for experts that share devices, a line each."""
-    if found is None:
-        return []
-    if found["unknown"]:
-        return [found["unknown"]]
-    lines = [f"\nexpected waits on shared devices at {found['requests_per_s']:.3g} requests a second, by simulation:"]
-    lines += [
-        f"{name:16} mean {one['mean_s']:.2f} ± {one['standard_error_s']:.2f} s, p95 {one['p95_s']:.1f} s, "
-        f"{one['awake']:.0%} find it awake" + (f", {one['expired']:.1%} expire" if one["expired"] else "")
-        for name, one in found["experts"].items()
-    ]
-    return lines
 
 
 def _margin_error(row: Mapping[str, Any]) -> str:

@@ -24,7 +24,6 @@ from coe.learning.estimation.refit import MAX_PSEUDO_COUNT, merged
 from coe.learning.evaluation.quality import Quality, read_quality
 from coe.learning.paired_scores import Difference
 from coe.learning.recipes.columns import RecipeColumns, recipe_columns
-from coe.learning.recipes.logged_arms import PastArms
 from coe.learning.retraining.budget_solver import PRICE_SAMPLE_SIZE, declared_problem
 from coe.mapping import (
     Assignment,
@@ -77,7 +76,6 @@ def plan_basis(
     deviations: float,
     evidence: PlanEvidence,
     logged: LoggedUses | None = None,
-    past: Sequence[PastArms] = (),
 ) -> tuple[PlanInputs, LeftOut, RecipeColumns]:
     """Return the inputs of the solver, the parts that are left out, and the plan columns of recipes.
 
@@ -85,14 +83,13 @@ def plan_basis(
     data are left out.
     The feedback in `evidence` is merged with the scores of the categories that it reassigned, and the usage measured by
     `coe score` with the `logged` usage. Enough logged requests of the router in use also give the weights of categories
-    and the sample of traffic, in place of the probes. The logged requests of `past` plans correct the uses of recipe
-    arms. Raises DataError where no category can be planned.
+    and the sample of traffic, in place of the probes. Raises DataError where no category can be planned.
     """
     data = read_quality(folder, benchmark=benchmark, only=registry.expert_names, partly=True)
     probes = _PlannedProbes.of(folder, data, registry)
     uses = probes.uses if logged is None else _with_logged(probes.uses, logged, registry)
     recipes, all_scores = _with_recipes(
-        folder, data, registry, probes, streamed=share_of_streams(logged), expected=uses, past=past
+        folder, data, registry, probes, streamed=share_of_streams(logged), expected=uses
     )
     columns = (*probes.experts, *recipes.arms)
     measured = tabulate_partly(probes.categories, columns, probes.member, all_scores)
@@ -165,7 +162,7 @@ class _PlannedProbes:
 
 def _without_waits(tables: Mapping[str, ScoreTable], registry: Registry) -> dict[str, ScoreTable]:
     """Return the tables without logged times of experts that share a device: these include waits of the plan then in
-    use, and `coe.jobs.expected_waits` adds those of the new plan."""
+    use."""
 
     def shares_device(name: str) -> bool:
         return bool(registry.devices_of(registry.expert(name)))
@@ -194,7 +191,6 @@ def _with_recipes(
     *,
     streamed: float,
     expected: MeasuredUses,
-    past: Sequence[PastArms],
 ) -> tuple[RecipeColumns, NDArray[np.float64]]:
     """Fit the recipes on the prompts that all experts were scored on.
 
@@ -211,8 +207,8 @@ def _with_recipes(
             experts=probes.experts,
             categories=probes.categories,
             streamed=streamed,
+            probed=probes.uses,
             expected=expected,
-            past=past,
         )
     all_scores = np.full((len(probes.rows), len(probes.experts) + len(recipes.arms)), np.nan)
     all_scores[:, : len(probes.experts)] = probes.scores

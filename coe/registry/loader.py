@@ -115,7 +115,7 @@ def _cross_checks(source: YamlSource, registry: Registry) -> Problems:
     yield from rule_problems(
         registry.rules,
         categories=registry.category_names,
-        experts=tuple(registry.arm_of_model),
+        experts=registry.model_names,
         keys=tuple(name for key in keys for name in (key.name, key.tenant) if name),
         models=registry.models,
     )
@@ -125,8 +125,7 @@ def _cross_checks(source: YamlSource, registry: Registry) -> Problems:
 
 
 def _alias_problems(registry: Registry) -> Problems:
-    arms = [recipe.arm(level) for recipe in registry.declared_recipes for level in range(1, recipe.levels + 1)]
-    yield from alias_problems((*registry.model_names, *arms), registry.aliases, registry.operating_points)
+    yield from alias_problems(registry.model_names, registry.aliases, registry.operating_points)
     for alias in registry.aliases:
         if _PROPOSED_NAME.fullmatch(alias):
             yield ("aliases", alias), f"the name {alias!r} is reserved for proposed recipes; choose another alias"

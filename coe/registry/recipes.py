@@ -23,8 +23,6 @@ from coe.registry.hints import nearest
 from coe.registry.sections import Name, Probability, StrictModel
 from coe.registry.yaml_source import KeyPath
 
-RECIPE_LEVELS = 3
-"""Arms of a recipe with several steps. Level 1 stops earliest, so it is the cheapest."""
 PROPOSED_PREFIX = "auto-"
 """Beginning of the names of recipes that `coe plan` proposes; a number follows."""
 AUTO_RECIPES = "auto"
@@ -127,11 +125,6 @@ class RecipeSpec(StrictModel):
         return self.members if self.judge is None else (*self.members, *(self.judge,) * self.judgements)
 
     @property
-    def levels(self) -> int:
-        """The number of arms: a chain or fuse, or a recipe with one step, cannot stop early."""
-        return RECIPE_LEVELS if len(self.steps) > 1 and not self.writes else 1
-
-    @property
     def writes(self) -> bool:
         """True for a chain or fuse, whose last step writes the answer."""
         return bool(self.chain or self.fuse)
@@ -149,10 +142,6 @@ class RecipeSpec(StrictModel):
             return ""
         text = f"{'chain' if self.chain else 'fuse'}\n{self.written_instruction}"
         return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-    def arm(self, level: int) -> str:
-        """The name of the arm of a level, from 1."""
-        return f"{self.name}@{level}"
 
 
 def cap_problems(recipe: RecipeSpec, experts: Mapping[str, ExpertSpec]) -> Iterator[tuple[KeyPath, str]]:
@@ -175,15 +164,11 @@ def cap_problems(recipe: RecipeSpec, experts: Mapping[str, ExpertSpec]) -> Itera
 
 
 def cap_in_force(cap: float, spec: ExpertSpec) -> float:
-    """Return the cap of a member in tokens, no higher than the limit that it declares.
-
-    It is infinite if the declared thinking budget is not below the cap: providers refuse such a request.
-    """
+    """Return the cap of a member in tokens, infinite if its declared thinking budget is not below the cap: providers
+    refuse such a request."""
     thinking = spec.parameters.get("thinking")
     budget = thinking.get("budget_tokens") if isinstance(thinking, dict) else None
-    if isinstance(budget, int) and budget >= cap:
-        return math.inf
-    return min(cap, _output_limit(spec))
+    return math.inf if isinstance(budget, int) and budget >= cap else cap
 
 
 def _output_limit(spec: ExpertSpec) -> float:
@@ -218,17 +203,15 @@ DRAFTS_CONTEXT_SHARE = 0.25
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ArmSpec:
-    """One arm of a recipe: what the plan selects and routing calls, like an expert.
+    """The arm of a recipe: what the plan selects and routing calls, like an expert. It has the name of the recipe.
 
-    Arms of one recipe differ by `level`: level 1 stops earliest. `steps` are the names of the members of each step,
+    `steps` are the names of the members of each step,
     `members` their declarations in the order of the calls. `writing_digest` is `RecipeSpec.writing_digest`, `judge` the
     name of the judge, empty without one, and `judge_spec` its declaration. `takes_tools` is True with
     `tools: agreement`. `max_tokens` are the caps of members by name.
     """
 
     name: str
-    recipe: str
-    level: int
     steps: tuple[tuple[str, ...], ...]
     members: tuple[ExpertSpec, ...]
     writing_digest: str = ""

@@ -146,8 +146,7 @@ def _choose_expert(
 def _order(candidates: _Candidates, expert: str, registry: Registry) -> tuple[str, ...]:
     """Return the selected expert and its fallbacks."""
     stand_in = None if registry.residency is None else registry.arm(expert).stand_in
-    order = candidates.fallback_order(expert, stand_in=stand_in)
-    return _one_arm_of_each_recipe(order) if registry.recipe_arms else order
+    return candidates.fallback_order(expert, stand_in=stand_in)
 
 
 def _utilities_and_prices(
@@ -210,14 +209,6 @@ class _Candidates:
             return self.ranked
         others = [name for name in self.ranked if name != first]
         return first, *(sorted(others, key=stand_in.__ne__) if stand_in else others)
-
-
-def _one_arm_of_each_recipe(order: tuple[str, ...]) -> tuple[str, ...]:
-    """Drop further arms of a recipe, which would call the same members again after they failed."""
-    by_recipe: dict[str, str] = {}
-    for name in order:
-        by_recipe.setdefault(name.partition("@")[0], name)
-    return tuple(by_recipe.values())
 
 
 def _select(candidates: _Candidates, policy: Policy, *, previous: Previous, general: str | None) -> tuple[str, Reason]:

@@ -64,7 +64,7 @@ class Rules:
     def __init__(self, registry: Registry, categories: Sequence[str]) -> None:
         self._by_name = {rule.name: rule for rule in registry.rules}
         self._tests = [(rule, _tests_of(rule.when)) for rule in registry.rules]
-        self.arms = {one.name: registry.arm_of_model[one.expert] for one in registry.rules if one.expert is not None}
+        self.arms = {one.name: one.expert for one in registry.rules if one.expert is not None}
         """The arm of the expert or recipe that a rule names, by the name of the rule."""
         self._factors: dict[str, NDArray[np.float32]] = {}
         for rule in registry.rules:

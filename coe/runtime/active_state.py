@@ -126,7 +126,7 @@ def load_active_state(
     with noting(damaged, ASSIGNMENT):
         planned = assignment_in_use(settings, registry, router.categories)
     assignment = _of_encoder(planned.assignment, artifact)
-    registry = registry.with_proposed(planned.policies.steps, planned.policies.max_tokens)
+    registry = registry.with_proposed(planned.policies.steps)
     if registry.retrieval.store is None:
         index = None
     elif previous is not None and previous.index and previous.registry.retrieval == registry.retrieval:

@@ -186,7 +186,6 @@ def access_of(
     spec = access_with(registry, issued)
     prices = {expert.name: expert.prices for expert in registry.experts}
     recipes = {recipe.name: _with_caps_in_force(recipe, registry) for recipe in registry.declared_recipes}
-    recipes |= {arm.name: recipes[arm.recipe] for arm in registry.recipe_arms}
 
     def permitted(rule: ExpertRule) -> Collection[str]:
         return [arm.name for arm in registry.arms if not exclusion(rule, arm)]

@@ -120,7 +120,7 @@ def _display_name(name: str, model: str, registry: Registry) -> str:
     """Return the display name. An alias is shown with its target, since several aliases may have the same target."""
     if name == AUTO:
         return "Automatic routing"
-    if name in registry.arm_of_model:
+    if name in registry.model_names:
         return name
     return f"{name} (automatic routing)" if model == AUTO else f"{name} ({model})"
 
@@ -128,6 +128,6 @@ def _display_name(name: str, model: str, registry: Registry) -> str:
 def _context_length(model: str, registry: Registry, rule: ExpertRule | None) -> int:
     """Tokens that fit. Routing selects an expert with enough context, so the largest permitted one counts."""
     if model != AUTO:
-        return registry.arm(registry.arm_of_model[model]).context_length
+        return registry.arm(model).context_length
     permitted = [arm for arm in registry.experts if rule is None or not exclusion(rule, arm)]
     return max((arm.context_length for arm in permitted), default=0)

@@ -142,7 +142,7 @@ class TrafficMetrics:
         if (report := self._read_report()) is not None:
             found = [kind for kind in ALARMS if kind != "failing"]
             cells |= {(kind, name): float(name in report.alarms[kind]) for kind in found for name in experts}
-            arms = [name for name in serving.registry.arm_names if name not in experts]
+            arms = [name for name in serving.registry.model_names if name not in experts]
             cells |= {(kind, name): 1.0 for kind in found for name in arms if name in report.alarms[kind]}
         return cells
 

@@ -197,7 +197,7 @@ async def test_a_recipes_answer_is_cached_with_its_member_and_teaches_its_arm() 
         assert second.headers["x-coe-cache"] == "hit"
         assert "x-coe-calls" not in second.headers
         miss, hit = gateway.records
-        assert (miss.expert, hit.expert) == ("careful@2", "careful@2")
+        assert (miss.expert, hit.expert) == ("careful", "careful")
         assert (hit.steps, hit.recipe, hit.cost) == ((), "", 0.0)
 
 

@@ -66,9 +66,9 @@ def declared(**changes: Any) -> Registry:
 
 def measured(registry: Registry) -> Assignment:
     """A plan that prefers remote experts, in which routing may select every arm."""
-    names = tuple(registry.arm_names)
+    names = registry.model_names
     plan = declared_assignment(registry, WordRouter.categories)
-    row = np.array([0.5 if name.partition("@")[0] in LOCAL else 0.9 for name in names])
+    row = np.array([0.5 if name in LOCAL else 0.9 for name in names])
     quality = np.tile(row, (len(plan.categories), 1))
     return replace(plan, experts=names, quality=quality, price=np.zeros_like(quality), unmeasured=None)
 
@@ -171,7 +171,7 @@ async def test_of_10_000_marked_requests_none_leaves_the_local_experts(monkeypat
     assert all(received[name][SECRET] == 0 for name in received if name not in LOCAL), received
     assert all(received[name][SECRET] > 100 for name in LOCAL)
     assert all(count[PUBLIC] > 100 for count in received.values())  # the same faults do reach them without a mark
-    assert outcomes >= {"expert_not_local", "expert_timeout", "model_not_found", *LOCAL, "inside@2"}, outcomes
+    assert outcomes >= {"expert_not_local", "expert_timeout", "model_not_found", *LOCAL, "inside"}, outcomes
 
 
 MARKED = {"content-type": "application/json", "x-coe-only-local": "true"}

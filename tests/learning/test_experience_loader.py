@@ -50,15 +50,6 @@ def test_a_choice_that_quality_did_not_make_is_kept_without_a_propensity(reason:
     assert not found.usable_off_policy.any()
 
 
-def test_the_arm_that_was_selected_gets_the_reward_and_the_recipes_other_arms_could_have_answered_too() -> None:
-    columns = ("coder", "generalist", "careful@1", "careful@3", "panel@1")
-    answered = record("r", expert="careful@3", candidates=("careful@3", "coder"), propensity=0.25)
-    found = load_experience([[answered]], [[event("thumb", 1)]], categories=CATEGORIES, experts=columns).experience
-    assert columns[found.chosen[0]] == "careful@3"
-    assert found.allowed.tolist() == [[True, False, True, True, False]]
-    assert (found.reward.tolist(), found.propensity.tolist()) == ([1.0], [0.25])
-
-
 def test_an_explored_choice_has_its_propensity() -> None:
     assert joined([record("r", reason="explored", propensity=0.02)]).experience.propensity[0] == pytest.approx(0.02)
 

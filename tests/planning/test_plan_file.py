@@ -10,14 +10,11 @@ import orjson
 import pytest
 
 from coe.cli.plan import answers
-from coe.errors import ArtifactError, ConfigError
+from coe.errors import ArtifactError
 from coe.mapping import (
     Budget,
     PlanInputs,
     Problem,
-    TimeBudget,
-    frontiers,
-    planned_quality,
     read_plan_file,
     read_problem,
     round_traffic,
@@ -71,43 +68,6 @@ def test_nothing_kept_is_no_error_and_something_else_is(tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_text('{"version": 3}')
     with pytest.raises(ArtifactError, match="make it again with `coe plan`"):
         read_problem(tmp_path)
-
-
-def test_a_frontier_goes_from_the_smallest_feasible_limit_to_the_last_gain() -> None:
-    problem = make(categories=8, experts=6)
-    best = planned_quality(problem, solve(problem))
-    found = frontiers(problem, time_budget=TimeBudget(10_000))
-    assert set(found) == {"memory_gb", "mean_active_b", "mean_cost", "mean_latency_ms", "max_share"}
-    for row, points in found.items():
-        assert points[0].efficient, row
-        assert points[-1].quality == pytest.approx(best, abs=2e-4), row
-        assert all(point.used[row] <= point.limit + 1e-6 for point in points), row
-        with pytest.raises(ConfigError, match="cannot be kept"):
-            solve(problem.within(**{row: points[0].limit * 0.98}))
-
-
-def test_a_plan_that_is_known_changes_no_frontier() -> None:
-    problem = make(budget=Budget(mean_active_b=25, memory_gb=160))
-    without = frontiers(problem, time_budget=TimeBudget(10_000))
-    assert frontiers(problem, solve(problem), time_budget=TimeBudget(10_000)) == without
-
-
-def test_where_there_is_no_time_the_plan_is_kept_without_what_it_can_do_without(tmp_path: Path) -> None:
-    problem = make(budget=Budget(mean_active_b=25, memory_gb=160))
-    plan, time_budget = solve(problem), TimeBudget(0)
-    basis_of(problem).save(tmp_path, plan, time_budget=time_budget)
-    kept, found = read_plan_file(tmp_path), read_problem(tmp_path)
-    assert kept is not None
-    assert found is not None
-    assert kept["frontiers"] == {}
-    assert not kept["value_of_expert"].keys() & set(plan.choice)
-    assert "limits of memory_gb" in time_budget.skipped
-    assert solve(found[0]).choice == plan.choice
-
-
-def test_rows_of_unknown_use_or_without_effect_have_no_frontier() -> None:
-    problem = Problem(("x",), ("a", "b"), np.array([[0.9, 0.5]]), np.ones(1))
-    assert frontiers(problem) == {}
 
 
 def test_each_line_is_answered_by_a_plan_or_by_why_there_is_none() -> None:

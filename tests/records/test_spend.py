@@ -61,7 +61,7 @@ def test_dollars_are_summed_by_each_dimension_the_largest_first() -> None:
 
 def test_an_expert_that_answered_for_a_failed_recipe_has_the_rest_of_the_tokens() -> None:
     calls = (RecipeCall("coder", 0, "answered", 1_000_000, 0), RecipeCall("painter", 1, "error"))
-    fallback = record(0, expert="generalist", fallback_from="polished@1", recipe="polished", recipe_stop="failed",
+    fallback = record(0, expert="generalist", fallback_from="polished", recipe="polished", recipe_stop="failed",
                       steps=calls, input_tokens=3_000_000, output_tokens=0, cost=21.0)  # fmt: skip
     found = spent(fallback)
     assert [(row["name"], row["dollars"], row["input_tokens"]) for row in found["rows"]["expert"]] == [
@@ -95,7 +95,7 @@ def test_a_recipe_is_shared_out_to_its_members_and_compared_by_its_accepted_answ
         RecipeCall("generalist", 1, "answered", 1_000_000, 0, accepted=True),
         RecipeCall("painter", 1, "cancelled"),
     )
-    recipe = record(0, expert="careful@2", recipe="careful", steps=calls, input_tokens=2_000_000, output_tokens=0,
+    recipe = record(0, expert="careful", recipe="careful", steps=calls, input_tokens=2_000_000, output_tokens=0,
                     cost=11.0)  # fmt: skip
     found = spent(recipe)
     assert [(row["name"], row["dollars"]) for row in found["rows"]["expert"]] == [("generalist", 10.0), ("coder", 1.0)]
@@ -127,7 +127,7 @@ def test_an_expert_without_prices_is_no_free_baseline_and_its_answers_are_unpric
 
 def test_a_recipe_of_partly_unknown_cost_is_unpriced_and_counts_what_is_known() -> None:
     calls = (RecipeCall("coder", 0, "answered", 1_000_000, 0), RecipeCall("painter", 0, "cancelled"))
-    failed = record(0, expert="panel@1", recipe="panel", steps=calls, input_tokens=1_000_000, output_tokens=0,
+    failed = record(0, expert="panel", recipe="panel", steps=calls, input_tokens=1_000_000, output_tokens=0,
                     cost=None, first_token_ms=None, outcome="aborted")  # fmt: skip
     found = spent(failed)
     assert (found["total"]["dollars"], found["total"]["unpriced"]) == (1.0, 1)

@@ -43,21 +43,17 @@ class ArmPolicies:
     @property
     def steps(self) -> dict[str, tuple[tuple[str, ...], ...]]:
         """Return the members of each step by recipe."""
-        fitted = {one.recipe: tuple(step.members for step in one.steps) for one in self.by_arm.values()}
-        return fitted | {one.recipe: one.steps for one in self.written.values()}
-
-    @property
-    def max_tokens(self) -> dict[str, dict[str, int]]:
-        """Return the caps of members by recipe."""
-        return {one.recipe: one.max_tokens for one in self.by_arm.values()}
+        fitted = {name: tuple(step.members for step in one.steps) for name, one in self.by_arm.items()}
+        return fitted | {name: one.steps for name, one in self.written.items()}
 
     def has(self, arm: ArmSpec) -> bool:
         """Return True if a declared arm has the steps, the caps, the instruction and the judge that were planned."""
-        writing = {one.recipe: one.writing for one in self.written.values()}
-        judges = {one.recipe: one.judge for one in self.by_arm.values()}
-        planned = self.steps.get(arm.recipe), writing.get(arm.recipe, ""), judges.get(arm.recipe, "")
-        caps = self.max_tokens.get(arm.recipe, {})
-        return planned == (arm.steps, arm.writing_digest, arm.judge) and caps == arm.max_tokens
+        if written := self.written.get(arm.name):
+            return (written.steps, written.writing) == (arm.steps, arm.writing_digest)
+        if (fitted := self.by_arm.get(arm.name)) is None or arm.writing_digest:
+            return False
+        same_steps = self.steps[arm.name] == arm.steps
+        return same_steps and fitted.judge == arm.judge and fitted.max_tokens == arm.max_tokens
 
     def only(self, arms: Collection[str]) -> ArmPolicies:
         """Return some of the arms."""

@@ -254,15 +254,12 @@ def _measured_arms(job: Job, folder: Path, data: Quality) -> dict[str, Array]:
     """The scores of the arms in the plan in use, shape (n_prompts,), NaN without recorded answers.
 
     They are measured as `coe plan` does: on each prompt by a policy that was fitted on other prompts, with the share of
-    streams and the uses of requests that the plan in use counted. Raises DataError where an arm cannot be measured.
+    streams that the plan in use counted. Raises DataError where an arm cannot be measured.
     """
     arms = [name for name in job.columns if name not in job.registry.expert_names]
     if not arms:
         return {}
-    planned = {job.registry.arm(name).recipe for name in arms}  # type: ignore[union-attr]
-    recipes = [
-        one.model_copy(update={"max_loss": None}) for one in job.registry.declared_recipes if one.name in planned
-    ]
+    recipes = [one.model_copy(update={"max_loss": None}) for one in job.registry.declared_recipes if one.name in arms]
     rows = [row for row, category in enumerate(data.categories) if category in job.registry.category_names]
     found = recipe_columns(
         folder,
@@ -273,7 +270,6 @@ def _measured_arms(job: Job, folder: Path, data: Quality) -> dict[str, Array]:
         categories=job.in_use.router.categories,
         only=recipes,
         streamed=job.in_use.policies.streamed,
-        expected=_evidence_in_use(job, job.store(ASSIGNMENT).in_use()).measured_uses,
     )
     if reasons := sorted(set(found.left_out.values())):
         raise DataError(f"probes: the arms of recipes cannot be measured: {'; '.join(reasons)}")

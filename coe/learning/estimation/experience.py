@@ -41,8 +41,8 @@ def precedence(feedback: Feedback) -> tuple[int, float, str]:
 def reward(feedback: Feedback, *, expert: str) -> float:
     """The reward that the event gives the answer of `expert`, 0 to 1; NaN where it gives none.
 
-    A score is its own reward. A thumb up gives 1, a thumb down 0. A preference gives 1 to the expert (or the arm's
-    recipe) that it names, and 0 to any other. A retry or an aborted answer gives 0, at a small KIND_WEIGHT.
+    A score is its own reward. A thumb up gives 1, a thumb down 0. A preference gives 1 to the expert or
+    recipe that it names, and 0 to any other. A retry or an aborted answer gives 0, at a small KIND_WEIGHT.
     """
     match feedback.kind:
         case "score":
@@ -50,7 +50,7 @@ def reward(feedback: Feedback, *, expert: str) -> float:
         case "thumb":
             return 1.0 if feedback.value == 1 else 0.0
         case "preferred":
-            return 1.0 if feedback.value in (expert, expert.partition("@")[0]) else 0.0
+            return 1.0 if feedback.value == expert else 0.0
         case "category":
             return math.nan
         case _:

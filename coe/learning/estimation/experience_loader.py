@@ -76,7 +76,6 @@ class _RingBuffer:
         self.rows, self.limit = Experience.blank(categories, experts, limit), limit
         self.category = {name: index for index, name in enumerate(categories)}
         self.expert = {name: index for index, name in enumerate(experts)}
-        self.alternatives = _alternatives(experts)
         self.tenants: dict[str, int] = {}
         self.versions: dict[str, int] = {}
         self.left_out: Counter[str] = Counter()
@@ -101,7 +100,7 @@ class _RingBuffer:
         for name, probability in record.probabilities.items():
             posterior[self.category.get(name, self.category[GENERAL])] += probability
         allowed[:] = False
-        allowed[[column for name in record.candidates for column in self.alternatives.get(name, ())]] = True
+        allowed[[self.expert[name] for name in record.candidates if name in self.expert]] = True
         allowed[chosen] = True
         rows.chosen[row] = chosen
         rows.propensity[row] = record.propensity if record.reason in REASONS_WITH_PROPENSITY else np.nan
@@ -121,17 +120,6 @@ class _RingBuffer:
             self.left_out["repeated"] = repeated
         found = self.rows.part(rows[np.sort(first)])
         return replace(found, tenants=tuple(self.tenants), versions=tuple(self.versions))
-
-
-def _alternatives(experts: Sequence[str]) -> dict[str, list[int]]:
-    """The columns that could have answered by the name of a candidate.
-
-    A record lists one arm of a recipe; where it could have answered, so could the recipe's other arms.
-    """
-    by_recipe: dict[str, list[int]] = {}
-    for index, name in enumerate(experts):
-        by_recipe.setdefault(name.partition("@")[0], []).append(index)
-    return {name: by_recipe[name.partition("@")[0]] for name in experts}
 
 
 class _FeedbackJoin:

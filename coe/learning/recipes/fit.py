@@ -201,10 +201,9 @@ class AnsweredSet:
         """Return the inputs of the stopping rule without the category, shape (n_prompts, STATE_FEATURES)."""
         return self.regressions.features
 
-    def latest(self, scores: Array, cut_off: NDArray[np.bool_]) -> AnsweredSet:
-        """Return the state if `scores` and `cut_off` (n_prompts,) are those of the latest answer, which goes out
-        unreadable."""
-        return replace(self, scores=np.where(self.unreadable, scores, self.scores), goes_on=self.unreadable & cut_off)
+    def latest(self, scores: Array) -> AnsweredSet:
+        """Return the state if `scores` (n_prompts,) are those of the latest answer, which goes out unreadable."""
+        return replace(self, scores=np.where(self.unreadable, scores, self.scores))
 
 
 def answered_set(answers: Answers, columns: Sequence[int], probabilities: Array, *, latest: int) -> AnsweredSet:

@@ -95,7 +95,7 @@ _STEPS = object_schema(
     | {"runtime": TEXT_OR_NULL, "requests": COUNT}
 )
 _RECIPE = object_schema(
-    {"object": {"const": "recipe"}, "id": TEXT, "steps": {"type": "array", "items": TEXTS}, "arms": TEXTS}
+    {"object": {"const": "recipe"}, "id": TEXT, "steps": {"type": "array", "items": TEXTS}}
     | {"max_tokens": {"type": "object", "additionalProperties": {"type": "integer"}}}
 )
 _TOO_MANY = "Too many requests read experts.yaml."
@@ -131,13 +131,12 @@ class Experts:
 
     @operation("GET /v1/recipes", "listRecipes", "The recipes.", list_schema(_RECIPE))
     async def recipes(self, _: Request) -> Response:
-        """List the recipes, declared or proposed by the plan, with steps, caps and arms."""
+        """List the recipes, declared or proposed by the plan, with steps and caps."""
         data = [
             {
                 "object": "recipe",
                 "id": one.name,
                 "steps": one.steps,
-                "arms": list(map(one.arm, range(1, one.levels + 1))),
                 "max_tokens": one.max_tokens,
             }
             for one in self._current.serving.registry.declared_recipes

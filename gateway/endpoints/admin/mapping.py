@@ -196,14 +196,10 @@ def _measured(
         for name in _MATRICES
     }
     uses = _uses(stored, serving.registry, categories, experts)
-    points = ("limit", "quality", "used", "efficient")
-    frontiers = {
-        row: [{name: one[name] for name in points} for one in found] for row, found in file["frontiers"].items()
-    }
     weights = [0.0 if row is None else file["weights"][row] for row in rows]
     unchanged = {name: file[name] for name in _UNCHANGED}
     planned = _planned(stored.plan, serving)
-    return unchanged | cells | uses | {"weights": weights, "frontiers": frontiers, "planned": planned}
+    return unchanged | cells | uses | {"weights": weights, "planned": planned}
 
 
 def _planned(plan: PublishedPlan, serving: Serving) -> dict[str, Any] | None:

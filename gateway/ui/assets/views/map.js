@@ -1,4 +1,4 @@
-// Map: the assignment of categories to experts and arms of recipes, the scores behind it, and plans under other budgets.
+// Map: the assignment of categories to experts and recipes, the scores behind it, and plans under other budgets.
 
 import { html, nothing } from "../vendor/lit-html.js";
 import { api, resource } from "../api.js";
@@ -7,7 +7,7 @@ import { heat, heatmap, scale, spot } from "../heat.js";
 import { stepsText } from "../recipes.js";
 import { openBudget } from "./map/budget.js";
 import { assignment, utility } from "./map/assignment.js";
-import { arms, costOf, recipeOfArm } from "./map/recipes.js";
+import { costOf, recipeTable, recipesByName } from "./map/recipes.js";
 import { ROWS, points } from "./map/rows.js";
 
 export const name = "map";
@@ -48,7 +48,7 @@ function whole(map, at, budget) {
       <h2>Assignment</h2>
       ${assignment(map)}
     </section>
-    ${map.recipes.length ? html`<section class="card wide-names"><h2>Arms of recipes</h2>${arms(map)}</section>` : nothing}
+    ${map.recipes.length ? html`<section class="card wide-names"><h2>Recipes</h2>${recipeTable(map)}</section>` : nothing}
     ${map.measured ? html`<section class="card wide-names"><h2>Value of each expert</h2>${utility(map)}</section>` : nothing}
   `;
 }
@@ -89,7 +89,7 @@ function qualities(map, at) {
   const { categories, experts, measured } = map;
   const all = measured.estimate.flat().filter((value) => value !== null);
   const [low, high] = [Math.min(...all), Math.max(...all)];
-  const recipes = recipeOfArm(map);
+  const recipes = recipesByName(map);
   const members = (name) => (recipes.has(name) ? stepsText(recipes.get(name)) : "");
   const chosen = map.assignment.map(({ expert, runner_up }) => [experts.indexOf(expert), experts.indexOf(runner_up)]);
   const cell = (y, x) => {
