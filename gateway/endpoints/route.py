@@ -17,7 +17,6 @@ from typing import Any
 
 import routers
 from coe.core import Chat, Decision, Prediction, RequestOptions
-from coe.errors import CAUSES
 from coe.mapping import nearest_measured
 from coe.registry import Registry
 from coe.routing.composition import Composition
@@ -27,19 +26,6 @@ from coe.routing.request_text import REASONS, RoutedText
 from gateway.access.estimate import input_tokens
 from gateway.dialects.chat import CHAT
 from gateway.dialects.messages import MESSAGES
-from gateway.endpoints.openapi import DECISION_HEADERS
-from gateway.endpoints.operation import (
-    CALL_PROBLEMS,
-    COUNT,
-    NUMBER,
-    TEXT,
-    TEXTS,
-    Operation,
-    Schema,
-    json_success,
-    object_schema,
-    ref,
-)
 from gateway.parts import Parts
 from gateway.request.dry_run import DryRun
 from gateway.serving_state import Serving
@@ -144,58 +130,3 @@ class Explainer:
             by_digest = {routers.prompt_digest(text): text[:MAX_NEIGHBOUR_CHARACTERS] for text in texts}
             self._texts = registry.digest, by_digest
         return self._texts[1]
-
-
-SCHEMAS: Schema = {
-    "Decision": object_schema(
-        {
-            "model": TEXT | {"description": "The model that `model` of the request stands for."},
-            "cost_weight": NUMBER,
-            "expert": TEXT,
-            "category": TEXT,
-            "confidence": NUMBER,
-            "reason": TEXT,
-            "rule": TEXT | {"description": "The rule of experts.yaml that applies; empty if none does."},
-            "fallback_from": TEXT,
-            "cause": {
-                "enum": ["", *CAUSES],
-                "description": "Reason why the first choice would not be called; empty if it would.",
-            },
-            "candidates": TEXTS,
-            "probabilities": {"type": "object", "additionalProperties": NUMBER},
-            "stage": TEXT,
-            "language": TEXT,
-            "router": TEXT,
-        }
-    ),
-    "TokenCount": object_schema({"input_tokens": COUNT}),
-}
-OPERATIONS = (
-    Operation(
-        "route",
-        "POST",
-        "/v1/route",
-        "Decide which expert would answer, and why",
-        json_success("The decision.", ref("Decision")),
-        resource=route_endpoint,
-        scope="route",
-        body="ChatRequest",
-        request_headers=DECISION_HEADERS,
-        problems=CALL_PROBLEMS,
-        limited=True,
-    ),
-    Operation(
-        "countTokens",
-        "POST",
-        "/v1/messages/count_tokens",
-        "Estimate the input tokens of a Messages request",
-        json_success("The estimate.", ref("TokenCount")),
-        resource=count_tokens_endpoint,
-        scope="chat",
-        body="MessagesRequest",
-        request_headers=DECISION_HEADERS,
-        problems=CALL_PROBLEMS,
-        error="AnthropicError",
-        limited=True,
-    ),
-)

@@ -21,15 +21,7 @@ from coe.runtime import versions
 from coe.runtime.artifact_sync import open_declared
 from coe.runtime.versions import VersionCatalog, VersionChange
 from coe.settings import Settings
-from gateway.endpoints.operation import (
-    OBJECT,
-    TEXT,
-    TEXT_OR_NULL,
-    json_response,
-    list_schema,
-    object_schema,
-    operation,
-)
+from gateway.endpoints.handler import json_response
 from gateway.observability.state_metrics import ARTIFACT_INFO, RELOAD_FAILED
 from gateway.parts import Parts
 from gateway.request.body import RequestModel, read_body, validated
@@ -59,19 +51,6 @@ class PromoteRequest(_MoveRequest):
     version: _Version
 
 
-_LIST = list_schema(OBJECT)
-_LIST["properties"]["reload_error"] = TEXT_OR_NULL
-_MOVE = object_schema({"object": {"const": "move"}, "kind": TEXT, "was": TEXT_OR_NULL, "in_use": TEXT_OR_NULL})
-_ONE = object_schema(
-    {"object": {"const": "artifact"}, "kind": TEXT, "version": TEXT, "damaged": TEXT_OR_NULL, "metrics": OBJECT}
-)
-_MOVE_PROBLEMS = {
-    404: "No such kind or version.",
-    409: "The version is damaged or does not fit experts.yaml, or another version is in use than expected.",
-    503: "Another promotion or rollback is in progress, or the gateway is shutting down.",
-}
-
-
 class Artifacts:
     """Reads each manifest once, on demand; makes one promotion or rollback at a time."""
 
@@ -80,7 +59,6 @@ class Artifacts:
         self._versions = {kind: VersionCatalog(parts.settings.artifacts, kind) for kind in ARTIFACT_KINDS}
         self._moving = asyncio.Lock()
 
-    @operation("GET /v1/artifacts", "listArtifacts", "The artifacts, by kind.", _LIST)
     async def list(self, _: Request) -> Response:
         """List published versions, what is in use, and the history."""
         data = await asyncio.to_thread(lambda: [catalog.list_versions() for catalog in self._versions.values()])
@@ -92,14 +70,6 @@ class Artifacts:
         elsewhere = "another worker could not load what is in use; see the log of this gateway"
         return json_response({"object": "list", "reload_error": error or (elsewhere if failed else None), "data": data})
 
-    @operation(
-        "POST /v1/artifacts/{kind}/promote",
-        "promoteArtifact",
-        "The version is in use.",
-        _MOVE,
-        body=PromoteRequest,
-        problems=_MOVE_PROBLEMS,
-    )
     async def promote(self, request: Request) -> Response:
         """Promote a version."""
         kind = self._catalog(request).kind
@@ -112,14 +82,6 @@ class Artifacts:
             lambda settings, store: versions.promote(settings, store, kind, body.version, why=body.why),
         )
 
-    @operation(
-        "POST /v1/artifacts/{kind}/rollback",
-        "rollBackArtifact",
-        "The earlier version is in use.",
-        _MOVE,
-        body=RollbackRequest,
-        problems=_MOVE_PROBLEMS,
-    )
     async def roll_back(self, request: Request) -> Response:
         """Return to the version that was in use before."""
         kind = self._catalog(request).kind
@@ -128,13 +90,6 @@ class Artifacts:
             kind, body, lambda settings, store: versions.roll_back(settings, store, kind, why=body.why)
         )
 
-    @operation(
-        "GET /v1/artifacts/{kind}/{version}",
-        "readArtifact",
-        "The version.",
-        _ONE,
-        problems={404: "No such kind or version."},
-    )
     async def get(self, request: Request) -> Response:
         """Read one version with its report."""
         catalog = self._catalog(request)

@@ -39,20 +39,8 @@ from coe.mapping import Assignment, read_plan_file
 from coe.records.record import LogQuery, RoutingRecord
 from coe.registry import ExpertSpec, load, load_with_expert, yaml_source
 from gateway.endpoints.admin.counts import Counts, expert_stats, failed
-from gateway.endpoints.admin.serial import PROBLEM_LIST, Serial, parsed_problems
-from gateway.endpoints.operation import (
-    BOOLEAN,
-    COUNT,
-    NUMBER,
-    OBJECT,
-    TEXT,
-    TEXT_OR_NULL,
-    TEXTS,
-    json_response,
-    list_schema,
-    object_schema,
-    operation,
-)
+from gateway.endpoints.admin.serial import Serial, parsed_problems
+from gateway.endpoints.handler import json_response
 from gateway.parts import Parts
 from gateway.request.body import RequestModel, read_body, validated
 from gateway.serving_state import Serving
@@ -79,32 +67,6 @@ _DECLARED_FIELDS = (
     "concurrent_requests",
 )
 _STATS_FIELDS = ("in_flight", "outcomes", "fallbacks", "tokens", "cost", "first_byte")
-_CHECK = object_schema(
-    {
-        "object": {"const": "expert.check"},
-        "ok": BOOLEAN,
-        "problems": PROBLEM_LIST,
-        "unset": TEXTS,
-        "name": TEXT_OR_NULL,
-    }
-)
-_STEPS = object_schema(
-    {"object": {"const": "expert.steps"}, "id": TEXT, "problems": PROBLEM_LIST}
-    | dict.fromkeys(("declared", "served", "scored", "planned"), BOOLEAN)
-    | {"reload_error": TEXT_OR_NULL, "reachable": {"type": ["boolean", "null"]}, "assigned_categories": TEXTS}
-    | {"runtime": TEXT_OR_NULL, "requests": COUNT}
-)
-_RECIPE = object_schema(
-    {"object": {"const": "recipe"}, "id": TEXT, "steps": {"type": "array", "items": TEXTS}, "arms": TEXTS}
-    | {"max_tokens": {"type": "object", "additionalProperties": {"type": "integer"}}}
-)
-_TOO_MANY = "Too many requests read experts.yaml."
-
-
-_TEST = object_schema(
-    {"address": TEXT, "ok": BOOLEAN, "answer": TEXT, "ms": NUMBER, "first_token_ms": NUMBER}
-    | {"cause": TEXT_OR_NULL, "problem": TEXT, "remedy": TEXT}
-)
 
 
 class Experts:
@@ -116,7 +78,6 @@ class Experts:
         self._session = parts.session
         self._tested: dict[str, float] = {}
 
-    @operation("GET /v1/experts", "listExperts", "The experts.", list_schema(OBJECT))
     async def list(self, _: Request) -> Response:
         """List the experts with their state."""
         counts = Counts(await self._metrics.families())
@@ -129,7 +90,6 @@ class Experts:
         ]
         return json_response({"object": "list", "data": data})
 
-    @operation("GET /v1/recipes", "listRecipes", "The recipes.", list_schema(_RECIPE))
     async def recipes(self, _: Request) -> Response:
         """List the recipes, declared or proposed by the plan, with steps, caps and arms."""
         data = [
@@ -144,13 +104,6 @@ class Experts:
         ]
         return json_response({"object": "list", "data": data})
 
-    @operation(
-        "GET /v1/experts/{id}/failures",
-        "listExpertFailures",
-        "The failures.",
-        list_schema(OBJECT),
-        problems={404: "No such expert.", 503: "The routing log cannot be read."},
-    )
     async def failures(self, request: Request) -> Response:
         """List the newest failures of an expert in the routing log.
 
@@ -169,17 +122,6 @@ class Experts:
         data = [{name: getattr(record, name) for name in names} for record in found]
         return json_response({"object": "list", "data": data})
 
-    @operation(
-        "POST /v1/experts/{id}/test",
-        "testExpert",
-        "The result for each of its servers.",
-        object_schema({"object": {"const": "expert.test"}, "id": TEXT, "data": {"type": "array", "items": _TEST}}),
-        problems={
-            400: "The expert shares a device, so that a test would switch models.",
-            404: "No such expert.",
-            429: "It was tested less than 5 seconds ago.",
-        },
-    )
     async def test(self, request: Request) -> Response:
         """Request one token from each server of an expert, past breakers, limits and the log."""
         name, serving = request.path_params["id"], self._current.serving
@@ -288,20 +230,11 @@ class Onboarding:
         self._plans = ArtifactStore(parts.settings.artifacts, ASSIGNMENT)
         self._serial = Serial()
 
-    @operation(
-        "POST /v1/experts/check",
-        "checkExpert",
-        "The problems, if any.",
-        _CHECK,
-        body=ExpertEntry,
-        problems={429: _TOO_MANY},
-    )
     async def check(self, request: Request) -> Response:
         """Check experts.yaml with one more expert, whose problems are at `entry`; nothing is written."""
         body = validated(ExpertEntry, await read_body(request, limit=MAX_BODY_BYTES))
         return json_response({"object": "expert.check", **await self._serial.run(self._check, body.entry)})
 
-    @operation("GET /v1/experts/{id}/steps", "readExpertSteps", "The steps.", _STEPS, problems={429: _TOO_MANY})
     async def steps(self, request: Request) -> Response:
         """Progress of adding an expert: declared, served, reachable, scored, planned, assigned."""
         name = request.path_params["id"]

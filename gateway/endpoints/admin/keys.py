@@ -19,17 +19,7 @@ from coe.runtime.api_keys import ADMIN_KEY_NAME, digest_of, new_key
 from coe.runtime.issued_keys import IssuedKey, IssuedKeys, check_in_use, is_over, issue, revoke
 from coe.settings import Settings
 from gateway.access import IssuedKeyWatch, check_counters
-from gateway.endpoints.operation import (
-    BOOLEAN,
-    OBJECT,
-    TEXT,
-    TEXT_OR_NULL,
-    TEXTS,
-    json_response,
-    list_schema,
-    object_schema,
-    operation,
-)
+from gateway.endpoints.handler import json_response
 from gateway.parts import Parts
 from gateway.request.body import read_body, validated
 from gateway.serving_state import Serving
@@ -37,33 +27,6 @@ from gateway.serving_state import Serving
 MAX_BODY_BYTES = 16 * 1024
 _log = logging.getLogger("gateway")
 
-_NUMBER_OR_NULL = {"type": ["number", "null"]}
-_KEY = object_schema(
-    {
-        "object": {"const": "key"},
-        "name": TEXT,
-        "tenant": TEXT,
-        "scopes": TEXTS,
-        "experts": {"type": ["array", "null"], "items": TEXT},
-        "only_local": BOOLEAN,
-        "cache": BOOLEAN,
-        "limits": OBJECT,
-        "expires": TEXT_OR_NULL,
-        "declared": BOOLEAN | {"description": "Declared in experts.yaml, so that it cannot be changed here."},
-        "in_use": BOOLEAN
-        | {"description": "False for a revoked or expired key, and for an issued one that a declared key excludes."},
-        "created": _NUMBER_OR_NULL,
-        "created_by": TEXT_OR_NULL,
-        "revoked": _NUMBER_OR_NULL,
-        "revoked_by": TEXT_OR_NULL,
-    }
-)
-_NEW = object_schema({"object": {"const": "key.new"}, "secret": TEXT, "key": _KEY})
-_PROBLEMS = {
-    409: "The key would have more rights than the one that issues it, its name is taken, or it is declared in "
-    "experts.yaml.",
-    503: "The store of issued keys cannot be read or written.",
-}
 _HISTORY = ("created", "created_by", "revoked", "revoked_by")
 
 
@@ -73,7 +36,6 @@ class Keys:
     def __init__(self, parts: Parts) -> None:
         self._current, self._settings, self._issued = parts.current, parts.settings, parts.issued
 
-    @operation("GET /v1/keys", "listKeys", "The keys, declared ones first.", list_schema(_KEY))
     async def list(self, _: Request) -> Response:
         """List API keys, without the keys themselves."""
         if self._issued is not None:
@@ -85,7 +47,6 @@ class Keys:
         ]
         return json_response({"object": "list", "data": data})
 
-    @operation("POST /v1/keys", "issueKey", "The key, shown only now.", _NEW, body=KeySpec, problems=_PROBLEMS)
     async def issue(self, request: Request) -> Response:
         """Issue an API key, whose rights are at most those of the key that issues it."""
         watch = self._watch()
@@ -117,13 +78,6 @@ class Keys:
         response.headers["cache-control"] = "no-store"
         return response
 
-    @operation(
-        "DELETE /v1/keys/{name}",
-        "revokeKey",
-        "The revoked key.",
-        _KEY,
-        problems=_PROBLEMS | {404: "No such key was issued."},
-    )
     async def revoke(self, request: Request) -> Response:
         """Revoke an issued API key."""
         watch = self._watch()

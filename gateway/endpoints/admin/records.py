@@ -21,23 +21,12 @@ from starlette.responses import Response
 from coe import errors
 from coe.core import Decision, Prediction, Reason
 from coe.errors import InvalidRequest, LogUnavailable, Overloaded, RecordNotFound, StoreError, UnknownCursor
-from coe.records.codec import FIELDS, schema_of
+from coe.records.codec import FIELDS
 from coe.records.feedback import Feedback
 from coe.records.record import LogPage, LogQuery, RoutingRecord
 from coe.registry import Registry
 from coe.routing.replay import ReplayedDecision, replay
-from gateway.endpoints.operation import (
-    BOOLEAN,
-    OBJECT,
-    OBJECTS,
-    TEXT,
-    json_response,
-    list_schema,
-    object_schema,
-    operation,
-    problems,
-    query_of,
-)
+from gateway.endpoints.handler import json_response, query_of
 from gateway.observability.observers import find_record
 from gateway.parts import Parts
 from gateway.request.body import RequestModel
@@ -173,31 +162,6 @@ def _error_codes() -> list[str]:
     return sorted(found)
 
 
-ROW_SCHEMA = schema_of([field for field in FIELDS if field.name in LIST_FIELDS])
-WHOLE_SCHEMA = schema_of([field for field in FIELDS if field.name in RECORD_FIELDS])
-RECORD_SCHEMA = {
-    **WHOLE_SCHEMA,
-    "properties": {
-        "object": {"const": "record"},
-        **WHOLE_SCHEMA["properties"],
-        "feedback": OBJECTS,
-        "choices": OBJECT,
-    },
-}
-LIST_SCHEMA = list_schema(ROW_SCHEMA)
-LIST_SCHEMA["properties"] |= {"cursor": TEXT, "damaged": {"type": "integer"}, "choices": OBJECT}
-REPLAY_SCHEMA = object_schema(
-    {
-        "object": {"const": "decision"},
-        "request_id": TEXT,
-        "source": {"enum": ["prompt", "posterior"]},
-        "needs_known": BOOLEAN,
-        "recorded": OBJECT,
-        "replayed": OBJECT,
-    }
-)
-
-
 LOG_SECONDS = 5.0
 """Time limit of a request to the log."""
 PAGE_SECONDS = 0.5
@@ -205,11 +169,6 @@ PAGE_SECONDS = 0.5
 MAX_CONCURRENT = 8
 RETRY_AFTER = 1.0
 _log = logging.getLogger("gateway")
-
-
-_BUSY = "Too many requests read the routing log."
-_UNREADABLE = "The routing log cannot be read."
-_NO_RECORD = "No such record."
 
 
 class Records:
@@ -221,14 +180,6 @@ class Records:
         self._feedback = parts.feedback
         self._active = 0
 
-    @operation(
-        "GET /v1/records",
-        "listRecords",
-        "A page of records.",
-        LIST_SCHEMA,
-        query=RecordQuery,
-        problems={429: _BUSY, 503: _UNREADABLE},
-    )
     async def list(self, request: Request) -> Response:
         """List the routing log, newest first; `cursor` as `before` gets older records and is empty at the end."""
         query = query_of(request, RecordQuery).log_query()
@@ -236,13 +187,6 @@ class Records:
             page = await self._page(query)
         return json_response(list_body(page, self._current.serving.registry))
 
-    @operation(
-        "GET /v1/records/{id}",
-        "getRecord",
-        "The record.",
-        RECORD_SCHEMA,
-        problems={404: _NO_RECORD, 429: _BUSY, 503: _UNREADABLE},
-    )
     async def get(self, request: Request) -> Response:
         """Read the record of one request, and its feedback."""
         async with self._log_access():
@@ -250,13 +194,6 @@ class Records:
             feedback = await self._feedback.for_request(record.request_id, keys=self._keys(record))
         return json_response(record_body(record, feedback, self._current.serving.registry))
 
-    @operation(
-        "POST /v1/records/{id}/decision",
-        "decideAgain",
-        "The recorded and the replayed decision.",
-        REPLAY_SCHEMA,
-        problems=problems(400, _404=_NO_RECORD, _409="The request was not classified.", _429=_BUSY, _503=_UNREADABLE),
-    )
     async def replay(self, request: Request) -> Response:
         """Replay the decision on a recorded request.
 
