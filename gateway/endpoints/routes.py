@@ -20,10 +20,10 @@ from gateway.dialects.messages import MESSAGES
 from gateway.dialects.pass_through import PASS_THROUGH
 from gateway.dialects.responses import RESPONSES
 from gateway.endpoints import health, models, stored_responses
+from gateway.endpoints.admin import experts, keys
 from gateway.endpoints.admin.artifacts import Artifacts
 from gateway.endpoints.admin.config import Config
-from gateway.endpoints.admin.experts import Experts, Onboarding
-from gateway.endpoints.admin.keys import Keys
+from gateway.endpoints.admin.experts import ExpertTests, Onboarding
 from gateway.endpoints.admin.mapping import Map
 from gateway.endpoints.admin.records import Records
 from gateway.endpoints.admin.report import Report
@@ -62,8 +62,8 @@ async def _openapi(_: Request) -> Response:
 
 def _rows(parts: Parts) -> Iterator[_Row]:
     """Method and path, what the key needs, and the handler."""
-    documents, records, experts, onboarding = Documents(parts), Records(parts), Experts(parts), Onboarding(parts)
-    artifacts, keys, config, stats, plan = Artifacts(parts), Keys(parts), Config(parts), Stats(parts), Map(parts)
+    documents, records, onboarding, tests = Documents(parts), Records(parts), Onboarding(parts), ExpertTests(parts)
+    artifacts, config, stats, plan = Artifacts(parts), Config(parts), Stats(parts), Map(parts)
     yield from (
         ("GET /", "public", health.root),
         ("GET /health", "public", partial(health.health, parts)),
@@ -89,15 +89,15 @@ def _rows(parts: Parts) -> Iterator[_Row]:
         ("GET /v1/artifacts/{kind}/{version}", "admin", artifacts.get),
         ("POST /v1/artifacts/{kind}/promote", "admin", artifacts.promote),
         ("POST /v1/artifacts/{kind}/rollback", "admin", artifacts.roll_back),
-        ("GET /v1/recipes", "admin", experts.recipes),
-        ("GET /v1/experts", "admin", experts.list),
+        ("GET /v1/recipes", "admin", partial(experts.list_recipes, parts)),
+        ("GET /v1/experts", "admin", partial(experts.list_experts, parts)),
         ("POST /v1/experts/check", "admin", onboarding.check),
-        ("GET /v1/experts/{id}/failures", "admin", experts.failures),
-        ("POST /v1/experts/{id}/test", "admin", experts.test),
+        ("GET /v1/experts/{id}/failures", "admin", partial(experts.list_failures, parts)),
+        ("POST /v1/experts/{id}/test", "admin", tests.test),
         ("GET /v1/experts/{id}/steps", "admin", onboarding.steps),
-        ("GET /v1/keys", "admin", keys.list),
-        ("POST /v1/keys", "admin", keys.issue),
-        ("DELETE /v1/keys/{name}", "admin", keys.revoke),
+        ("GET /v1/keys", "admin", partial(keys.list_keys, parts)),
+        ("POST /v1/keys", "admin", partial(keys.issue_key, parts)),
+        ("DELETE /v1/keys/{name}", "admin", partial(keys.revoke_key, parts)),
         ("GET /v1/config", "admin", config.get),
         ("POST /v1/config/check", "admin", config.check),
     )

@@ -22,9 +22,9 @@ from coe.runtime.active_state import untrained_categories
 from coe.runtime.api_keys import with_admin_key
 from coe.runtime.consequences import consequences_of
 from gateway.endpoints.admin.serial import Serial, parsed_problems
-from gateway.endpoints.handler import json_response
+from gateway.endpoints.handler import NO_STORE, json_of, json_response
 from gateway.parts import Parts
-from gateway.request.body import RequestModel, read_body, validated
+from gateway.request.body import RequestModel
 
 MAX_TEXT_BYTES = 128 * 1024
 """The check of a larger file would delay requests."""
@@ -51,20 +51,18 @@ class Config:
     async def get(self, _: Request) -> Response:
         """Read experts.yaml. The `api_key` of an expert is hidden."""
         content = await self._serial.run(self._content)
-        found = {
+        body = {
             "object": "config",
             "file": self._settings.config.name,
             "text": shown_text(content),
             "in_force": self._reload is None or self._reload.serves(content),
             "reload_error": self._current.reload_error,
         }
-        response = json_response(found)
-        response.headers["cache-control"] = "no-store"
-        return response
+        return json_response(body, headers=NO_STORE)
 
     async def check(self, request: Request) -> Response:
         """Check a text of experts.yaml as `coe check` and a reload do; nothing is written."""
-        body = validated(ConfigText, await read_body(request, limit=MAX_BODY_BYTES))
+        body = await json_of(request, ConfigText, limit=MAX_BODY_BYTES)
         return json_response({"object": "config.check", **await self._serial.run(self._checked, body.text)})
 
     def _content(self) -> bytes:

@@ -29,9 +29,9 @@ from coe.mapping import (
 )
 from coe.mapping.problem import USE_OF_ROW
 from coe.registry import Registry
-from gateway.endpoints.handler import json_response
+from gateway.endpoints.handler import json_of, json_response
 from gateway.parts import Parts
-from gateway.request.body import RequestModel, read_body, validated
+from gateway.request.body import RequestModel
 from gateway.serving_state import Serving
 
 MAX_BODY_BYTES = 4 * 1024
@@ -73,7 +73,7 @@ class Map:
 
     async def solve(self, request: Request) -> Response:
         """Solve a plan under another budget; nothing is promoted."""
-        budget = validated(BudgetRequest, await read_body(request, limit=MAX_BODY_BYTES))
+        budget = await json_of(request, BudgetRequest, limit=MAX_BODY_BYTES)
         version = self._current.serving.versions.get(ASSIGNMENT)
         stored, _ = await asyncio.to_thread(self._read, version)
         if version is None or stored is None:

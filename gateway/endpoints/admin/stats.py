@@ -31,6 +31,14 @@ SEND_SECONDS = 10.0
 """Time limit for a client to read an event; after it the stream ends."""
 
 
+MAX_LISTENERS = 64
+"""Open streams of one process."""
+MAX_INTERVAL_SECONDS, MAX_EVENTS = 60, 100_000
+_MAX_SLEEP_SECONDS = 1.0
+"""A stream ends at most this long after the process begins to drain."""
+_RETRY_AFTER = 5.0
+
+
 class EventStream(Response):
     """Sends each of `events`, the data of one line each, until they end, the client disconnects or it stops reading;
     then it calls `on_close`."""
@@ -72,14 +80,6 @@ def _body(data: bytes, *, more: bool) -> dict[str, object]:
 async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-MAX_LISTENERS = 64
-"""Open streams of one process."""
-MAX_INTERVAL_SECONDS, MAX_EVENTS = 60, 100_000
-_MAX_SLEEP_SECONDS = 1.0
-"""A stream ends at most this long after the process begins to drain."""
-_RETRY_AFTER = 5.0
 
 
 class SharedSnapshot:
