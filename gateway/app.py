@@ -22,11 +22,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from coe.core import PATHS
 from coe.errors import RequestError
 from gateway.dialects.chat import CHAT
 from gateway.dialects.messages import MESSAGES, refusal
-from gateway.endpoints.openapi import LIMIT_HEADERS, ROUTING_HEADERS
-from gateway.endpoints.operations import operation_routes
+from gateway.endpoints.routes import document, endpoint_routes
 from gateway.errors import error_body, headers_of, status_of
 from gateway.observability.metrics import Metrics
 from gateway.observability.state_metrics import RELOAD_FAILED, StateMetrics
@@ -35,8 +35,6 @@ from gateway.request.line import Line, respond
 from gateway.serving_state import ServingState
 from gateway.ui import page_routes
 
-EXPOSED_HEADERS = (*ROUTING_HEADERS, *LIMIT_HEADERS, "retry-after")
-"""Response headers that scripts of allowed origins may read."""
 SIGNIFICANT_SLASH_PREFIXES = ("/ui/", "/v1/documents/")
 """Path prefixes under which a trailing slash is significant. Elsewhere it is ignored."""
 DEPLOYMENTS = "/openai/deployments/"
@@ -81,10 +79,15 @@ def _with_cors(app: ASGIApp) -> CORSMiddleware:
         allow_origin_regex=r"(?s).*",
         allow_methods=ALLOWED_METHODS,
         allow_headers=["*"],  # clients of OpenAI and Anthropic send their own headers
-        expose_headers=EXPOSED_HEADERS,
+        expose_headers=exposed_headers(),
         allow_private_network=True,
         max_age=PREFLIGHT_CACHE_SECONDS,
     )
+
+
+def exposed_headers() -> tuple[str, ...]:
+    """Response headers that scripts of allowed origins may read."""
+    return *document()["paths"][PATHS["chat"]]["post"]["responses"]["200"]["headers"], "retry-after"
 
 
 async def _refuse(error: RequestError, scope: Scope, _: Receive, send: Send) -> None:
@@ -102,7 +105,7 @@ def create_app(open_parts: Callable[[], AbstractAsyncContextManager[Parts]]) -> 
     @asynccontextmanager
     async def lifespan(app: _App) -> AsyncIterator[None]:
         async with open_parts() as parts:
-            routes = operation_routes(parts)
+            routes = endpoint_routes(parts)
             app.serve(routes)
             _register_state_metrics(parts)
             app.middleware = CrossOriginMiddleware(app.dispatch, parts.current, count=parts.metrics.record_refusal)
@@ -125,10 +128,10 @@ class _App(Starlette):
     deployments: Sequence[tuple[re.Pattern[str], Line]] = ()
     """Chat request handlers of Azure paths, which contain the model, with the pattern of the path."""
     paths: frozenset[str] = frozenset()
-    """Paths of all operations."""
+    """Paths of all endpoints."""
 
     def serve(self, routes: Sequence[Route]) -> None:
-        """Serve these operations, and the page."""
+        """Serve these endpoints, and the page."""
         lines = [(route, route.endpoint) for route in routes if isinstance(route.endpoint, Line)]
         self.lines = {route.path: line for route, line in lines if not route.param_convertors}
         self.deployments = [(route.path_regex, line) for route, line in lines if route.param_convertors]

@@ -143,7 +143,6 @@ class Access:
         """The caller, whose key must have `scope` (None: any known key). Raises Unauthorized or Forbidden."""
         return self._keys.identify(headers, scope)
 
-
     def is_admin(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
         """Returns whether the caller's key has the admin scope, for all tenants."""
         try:

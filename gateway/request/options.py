@@ -1,7 +1,7 @@
 """Reads the options of a request from its headers: session, cost weight, timeout, retrieval, trace context, versions.
 `resolve_model` adds what an alias or operating point in `model` stands for, `with_rules` the rules that match.
 
-Without a header, the value declared in experts.yaml applies. `gateway/endpoints/openapi.py` describes each header.
+Without a header, the value declared in experts.yaml applies. `gateway/endpoints/openapi.json` describes each header.
 """
 
 from __future__ import annotations

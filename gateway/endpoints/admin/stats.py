@@ -23,24 +23,20 @@ from starlette.types import Receive, Scope, Send
 from coe.errors import Draining, Overloaded
 from coe.experts.http.sse import EVENT_STREAM
 from gateway.endpoints.admin.counts import Counts, stats_of
-from gateway.endpoints.operation import (
-    COUNT,
-    EVENTS,
-    NUMBER,
-    OBJECTS,
-    TEXT,
-    TEXTS,
-    Schema,
-    json_response,
-    object_schema,
-    operation,
-    query_of,
-)
+from gateway.endpoints.handler import json_response, query_of
 from gateway.parts import Parts
 from gateway.request.body import RequestModel
 
 SEND_SECONDS = 10.0
 """Time limit for a client to read an event; after it the stream ends."""
+
+
+MAX_LISTENERS = 64
+"""Open streams of one process."""
+MAX_INTERVAL_SECONDS, MAX_EVENTS = 60, 100_000
+_MAX_SLEEP_SECONDS = 1.0
+"""A stream ends at most this long after the process begins to drain."""
+_RETRY_AFTER = 5.0
 
 
 class EventStream(Response):
@@ -86,14 +82,6 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
-MAX_LISTENERS = 64
-"""Open streams of one process."""
-MAX_INTERVAL_SECONDS, MAX_EVENTS = 60, 100_000
-_MAX_SLEEP_SECONDS = 1.0
-"""A stream ends at most this long after the process begins to drain."""
-_RETRY_AFTER = 5.0
-
-
 class SharedSnapshot:
     """A snapshot that `take` makes, shared by all who wait for it at the same time; made only on demand."""
 
@@ -127,26 +115,6 @@ class StreamQuery(RequestModel):
     events: Annotated[int, Field(ge=1, le=MAX_EVENTS)] | None = None
 
 
-_COUNTS: Schema = {"type": "object", "additionalProperties": COUNT}
-_NESTED: Schema = {"type": "object", "additionalProperties": _COUNTS}
-_BUCKETS: Schema = {"type": "array", "items": COUNT}
-_BOUNDS: Schema = {"type": "array", "items": NUMBER, "description": "Upper bounds of the buckets, in seconds."}
-_HISTOGRAM = object_schema({"bounds": _BOUNDS, "counts": _BUCKETS})
-_EXPERT = object_schema(
-    {"id": TEXT, "outcomes": _COUNTS, "fallbacks": COUNT, "in_flight": COUNT, "first_byte": _BUCKETS}
-    | {"replicas": {"type": "object", "additionalProperties": TEXT}, "tokens": _COUNTS, "cost": NUMBER}
-)
-_REQUESTS = {"total": COUNT, "apis": _COUNTS, "outcomes": _COUNTS, "reasons": _COUNTS, "flows": _NESTED}
-_STATS = object_schema(
-    {"object": {"const": "stats"}, "time": NUMBER, "gateway": object_schema({"host": TEXT, "id": TEXT})}
-    | {"categories": TEXTS, "requests": object_schema(_REQUESTS), "in_flight": COUNT, "queued": COUNT}
-    | {"routing": _HISTOGRAM, "request": _HISTOGRAM, "first_byte_bounds": _BOUNDS}
-    | {"experts": {"type": "array", "items": _EXPERT}, "retrieval": _COUNTS, "feedback": _COUNTS}
-    | {"log": object_schema({"backlog": COUNT, "dropped": COUNT}), "warnings": TEXTS, "artifacts": _NESTED}
-    | {"serving": {"type": "array", "items": object_schema({"router": TEXT, "config": TEXT})}, "workers": OBJECTS}
-)
-
-
 class Stats:
     """Every event is complete, so a missed one loses nothing; events of the same second share a snapshot."""
 
@@ -156,20 +124,10 @@ class Stats:
         self._snapshot = SharedSnapshot(self._take)
         self._listeners = 0
 
-    @operation("GET /v1/stats", "readStats", "The numbers.", _STATS)
     async def get(self, _: Request) -> Response:
         """Current numbers of the gateway, counted since its start."""
         return json_response(await self._snapshot.since(asyncio.get_running_loop().time()))
 
-    @operation(
-        "GET /v1/stats/stream",
-        "streamStats",
-        "Events, each with the whole of /v1/stats.",
-        object_schema({"data": TEXT}),
-        media_type=EVENTS,
-        query=StreamQuery,
-        problems={429: "Too many streams are open.", 503: "The gateway is shutting down."},
-    )
     async def stream(self, request: Request) -> Response:
         """Sends a snapshot every `interval` seconds, until `events` were sent."""
         query = query_of(request, StreamQuery)
