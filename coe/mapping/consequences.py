@@ -166,7 +166,7 @@ def _added_recipe(recipe: RecipeSpec) -> Consequence:
 
 def _bound_changed(name: str, max_loss: float, tested: float | None) -> Consequence:
     then = "without a bound" if tested is None else f"for max_loss {tested:g}"
-    sentence = f"recipe {name!r} has max_loss {max_loss:g}, and its arms were planned {then}. Run `coe plan` again"
+    sentence = f"recipe {name!r} has max_loss {max_loss:g}, and it was planned {then}. Run `coe plan` again"
     return Consequence("recipe_bound_changed", name, sentence, replan=True)
 
 

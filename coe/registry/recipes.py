@@ -205,10 +205,9 @@ DRAFTS_CONTEXT_SHARE = 0.25
 class ArmSpec:
     """The arm of a recipe: what the plan selects and routing calls, like an expert. It has the name of the recipe.
 
-    `steps` are the names of the members of each step,
-    `members` their declarations in the order of the calls. `writing_digest` is `RecipeSpec.writing_digest`, `judge` the
-    name of the judge, empty without one, and `judge_spec` its declaration. `takes_tools` is True with
-    `tools: agreement`. `max_tokens` are the caps of members by name.
+    `steps` are the names of the members of each step, `members` their declarations in the order of the calls.
+    `writing_digest` is `RecipeSpec.writing_digest`, `judge` the name of the judge, empty without one, and `judge_spec`
+    its declaration. `takes_tools` is True with `tools: agreement`. `max_tokens` are the caps of members by name.
     """
 
     name: str

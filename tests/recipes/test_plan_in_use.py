@@ -70,8 +70,8 @@ def test_an_arm_is_dropped_if_its_recipe_is_gone_or_has_other_members() -> None:
         (0.1, 0.1, None),
         (0.1, 0.2, None),
         (0.1, None, None),
-        (0.1, 0.05, "has max_loss 0.05, and its arms were planned for max_loss 0.1. Run `coe plan` again"),
-        (None, 0.1, "has max_loss 0.1, and its arms were planned without a bound. Run"),
+        (0.1, 0.05, "has max_loss 0.05, and it was planned for max_loss 0.1. Run `coe plan` again"),
+        (None, 0.1, "has max_loss 0.1, and it was planned without a bound. Run"),
     ],
 )
 def test_a_bound_that_the_plan_did_not_test_is_reported(
