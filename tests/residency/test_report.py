@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from coe.cli.status import _residency_lines
+from coe.cli.report import _residency_lines
 from coe.fleet.residency.report import device_report
 from coe.fleet.residency.state import DeviceState, ServerProfile, ServerState
 
