@@ -113,7 +113,7 @@ async def request(
     await asyncio.sleep(max(at - loop.time(), 0.0))
     began = loop.time()
     try:
-        release = await client.acquire(name, category=name, deadline=began + LONGEST_WAIT, stand_in="")
+        release = await client.acquire(name, deadline=began + LONGEST_WAIT, stand_in="")
     except ExpertAsleep as error:
         print(f"request {number} was refused: {error}", flush=True)
         return
