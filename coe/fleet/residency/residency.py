@@ -25,6 +25,8 @@ from coe.supervision import log_failure
 
 _TIMER_SLACK = 0.01
 """Seconds added to the scheduler's next check, so that it is due when the timer fires."""
+STAND_IN_SECONDS = 1.0
+"""Seconds until a load begins that no request waits for: the request first reaches the stand-in, which may be idle."""
 UNMEASURED_LOAD_SECONDS = 30.0
 """After so many seconds a refused client asks again for an expert that was never loaded."""
 
@@ -154,7 +156,7 @@ class Residency(RunningServers):
         if server.tier != "awake" and (timeout <= 0 or redirected):
             if timeout > 0:
                 schedule.scheduler.request_redirected(server.key, now)
-                self._decide(schedule)
+                self._check_at(schedule, now + STAND_IN_SECONDS)
             refused(f"expert {expert!r} is {server.tier} and not waited for", _retry_after(server))
             return None
         self._tickets += 1
@@ -219,11 +221,16 @@ class Residency(RunningServers):
             else:
                 self._spawn(self._unload(schedule, server, sleep=order.verb == "sleep"))
         if next_check is not None:
-            schedule.next_check = self._loop.call_at(next_check + _TIMER_SLACK, self._decide, schedule)
+            self._check_at(schedule, next_check + _TIMER_SLACK)
         for ticket in admitted:
             self._requests[ticket].timer.cancel()
             self._requests[ticket].granted()
         self.on_change(bool(orders))
+
+    def _check_at(self, schedule: _DeviceSchedule, when: float) -> None:
+        if schedule.next_check:
+            schedule.next_check.cancel()
+        schedule.next_check = self._loop.call_at(when, self._decide, schedule)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
