@@ -1,8 +1,7 @@
-"""Feedback on answers: the event, its stored form, and the protocol of the log that keeps it until learning reads it.
+"""Feedback on answers: the event, and the protocol of the log that keeps it until learning reads it.
 
-The outcome of an audit (`AuditDetail`) is an event too: it becomes known after the record of its request.
-
-An event is one line of JSON. Its dedup key names the request, kind and API key: a log keeps one event per dedup key.
+The outcome of an audit (`AuditDetail`) is an event too: it becomes known after the record of its request. The dedup
+key of an event names the request, kind and API key: a log keeps one event per dedup key.
 """
 
 from __future__ import annotations
@@ -10,13 +9,12 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, Literal, Protocol, get_args
+from dataclasses import dataclass
+from typing import Literal, Protocol, get_args
 
 import orjson
 
-from coe.errors import DamagedEntry, InvalidRequest, StoreError
-from coe.records.codec import CALL_FIELDS, read_values
+from coe.errors import InvalidRequest
 from coe.records.record import RecipeCall
 
 AuditOutcome = Literal[
@@ -58,14 +56,6 @@ class AuditDetail:
     ms: float = 0.0
     cost: float | None = None
     calls: tuple[RecipeCall, ...] = ()
-
-    @classmethod
-    def from_json(cls, found: Mapping[str, Any]) -> AuditDetail:
-        """Parse a decoded JSON object. Raises KeyError, TypeError or ValueError."""
-        calls = tuple(RecipeCall(**read_values(CALL_FIELDS, call)) for call in found["calls"])
-        cost = None if found["cost"] is None else float(found["cost"])
-        recipe, arm, policies = (str(found[name]) for name in ("recipe", "arm", "policies"))
-        return cls(recipe, arm, policies, float(found["rate"]), float(found["ms"]), cost, calls)
 
 
 FeedbackKind = Literal["score", "thumb", "preferred", "category", "regenerated", "abandoned", "audit"]
@@ -128,6 +118,19 @@ _VALUES: Mapping[FeedbackKind, tuple[str, Callable[[object], bool]]] = {
 
 
 @dataclass(frozen=True, slots=True)
+class Pending:
+    """An event on its way to the log.
+
+    `checked`: the request is known and the event has its tenant. An unchecked event is compared with the record once
+    the log can be read; with `is_admin` it may be about any tenant's request.
+    """
+
+    event: Feedback
+    checked: bool = True
+    is_admin: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class FeedbackPage:
     """Some events in storage order, the cursor after the last of them, and the number of damaged entries that were
     skipped."""
@@ -159,9 +162,6 @@ class FeedbackLog(Protocol):
     async def aclose(self) -> None: ...
 
 
-_KNOWN = frozenset(field.name for field in fields(Feedback))
-
-
 def dedup_key(event: Feedback) -> bytes:
     """16 bytes that an event shares with those that it replaces: a digest of request, kind and API key."""
     return _dedup_key(event.request_id, event.kind, event.key)
@@ -174,43 +174,3 @@ def dedup_keys(request_id: str, keys: Iterable[str | None]) -> list[bytes]:
 
 def _dedup_key(request_id: str, kind: FeedbackKind, key: str | None) -> bytes:
     return hashlib.blake2b(orjson.dumps((request_id, kind, key)), digest_size=16).digest()
-
-
-def encode_event(event: Feedback) -> bytes:
-    """UTF-8 JSON without line breaks. Raises StoreError for a value that JSON cannot represent."""
-    try:
-        return orjson.dumps(event)
-    except TypeError as error:
-        raise StoreError(f"feedback {event.event_id!r} cannot be written as JSON: {error}") from None
-
-
-def decode_event(line: bytes) -> Feedback:
-    """The event in `line`, without unknown keys. Raises DamagedEntry."""
-    try:
-        values = {name: value for name, value in orjson.loads(line).items() if name in _KNOWN}
-        if values.get("audit") is not None:
-            values["audit"] = AuditDetail.from_json(values["audit"])
-        return Feedback(**values)
-    except (ValueError, TypeError, KeyError, AttributeError, InvalidRequest) as error:
-        raise DamagedEntry(f"a damaged event of feedback ({error}); remove it from the log") from None
-
-
-def decode_or_none(line: bytes) -> Feedback | None:
-    """Like `decode_event`, but None for a damaged line."""
-    try:
-        return decode_event(line)
-    except DamagedEntry:
-        return None
-
-
-def decode_in_order(lines: Iterable[bytes]) -> tuple[Feedback, ...]:
-    """The events in these lines, oldest first."""
-    found = [event for line in lines if (event := decode_or_none(line)) is not None]
-    return tuple(sorted(found, key=lambda event: (event.time, event.event_id)))
-
-
-def decode_page(lines: Iterable[bytes], *, cursor: str) -> FeedbackPage:
-    """The page of these lines, ending at `cursor`."""
-    found = [decode_or_none(line) for line in lines]
-    events = tuple(event for event in found if event is not None)
-    return FeedbackPage(events, cursor, len(found) - len(events))

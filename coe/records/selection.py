@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import time
 
 from coe.errors import UnknownCursor
-from coe.records.codec import COLUMNS
-from coe.records.record import LogQuery, RoutingRecord
+from coe.records.record import COLUMNS, LogQuery, RoutingRecord
 
 MAX_PAGE_RECORDS = 10_000
 """Largest number of records in one page, even if the query requests more."""
 DAY = 86_400.0
-EXACT_FIELDS = tuple(name for name in COLUMNS if name not in ("request_id", "time"))
-"""Record fields that a query compares for equality."""
 
 
 def retention_start(days: float | None) -> float:
@@ -28,21 +24,15 @@ def page_size(limit: int) -> int:
 
 def parse_cursor(cursor: str, *, place: str) -> int:
     """A numeric cursor, 0 for an empty one. Raises UnknownCursor for any other text; `place` names the log."""
-    if not cursor:
-        return 0
-    if not (cursor.isascii() and cursor.isdigit() and len(cursor) < 19):
+    if cursor and not (cursor.isascii() and cursor.isdigit() and len(cursor) < 19):
         raise UnknownCursor(f"{place}: {cursor!r} is not a cursor of this log; start again without one")
-    return int(cursor)
+    return int(cursor or 0)
 
 
 def exact_filters(query: LogQuery) -> dict[str, str]:
     """The fields that a record must have exactly, with their values."""
-    return {name: value for name in EXACT_FIELDS if (value := getattr(query, name))}
-
-
-def has_filters(query: LogQuery) -> bool:
-    """Returns True if the query excludes any record."""
-    return bool(query.since or query.until < math.inf or query.request_id or exact_filters(query))
+    names = (name for name in COLUMNS if name not in ("request_id", "time"))
+    return {name: value for name in names if (value := getattr(query, name))}
 
 
 def matches(record: RoutingRecord, query: LogQuery) -> bool:

@@ -109,7 +109,7 @@ class FeedbackEndpoint:
         self._current = parts.current
         self._records = parts.log
         self._recent = parts.recent
-        self._writer = parts.feedback_writer
+        self._writer = parts.writer
         self._active = FairShares()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

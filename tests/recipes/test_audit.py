@@ -12,7 +12,8 @@ import pytest
 from coe.core import Call, Health
 from coe.errors import ExpertAsleep, ExpertUnavailable
 from coe.records import Pending
-from coe.records.feedback import Feedback, decode_event, encode_event
+from coe.records.codec import FEEDBACK
+from coe.records.feedback import Feedback
 from coe.registry import Registry
 from coe.usage import RecipeLog
 from gateway.observability.metrics import Metrics
@@ -179,7 +180,7 @@ async def test_the_outcome_is_an_event_with_the_request_and_the_record_has_the_r
     assert 'coe_audit_tokens_total{expert="generalist",kind="output"} 5' in metrics
     assert 'coe_audit_cost_dollars_total{expert="generalist"} 8' in metrics
     assert 'coe_tokens_total{expert="generalist"' not in metrics
-    assert decode_event(encode_event(event)) == event
+    assert FEEDBACK.decode(FEEDBACK.encode(event)) == event
 
 
 class ExpensiveExpert(ScriptedExpert):

@@ -137,7 +137,7 @@ async def test_walking_back_stops_at_what_was_seen_already(log: RoutingLog) -> N
 async def test_walking_back_for_what_is_met_nowhere_takes_steps_of_a_bounded_length(
     log: RoutingLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("coe.records.redis_log.MAX_SCANNED_BACK", 20)
+    monkeypatch.setattr("coe.records.redis_log.MAX_SCANNED", 20)
     monkeypatch.setattr("coe.records.redis_log.SCAN_CHUNK", 10)
     monkeypatch.setattr("coe.records.sqlite.MAX_SCANNED", 20)
     old = record(0, expert="large", category="law")

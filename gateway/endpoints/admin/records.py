@@ -1,6 +1,6 @@
 """`/v1/records`: the routing log, one record with its feedback, and the replay of its decision.
 
-`FieldInfo.api` of each field (`coe/records/record.py`) states which of these responses return it.
+A list has the fields LIST_FIELDS of each record; a single record has all but its embedding.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Annotated, Any, get_args
 
 from pydantic import Field
@@ -21,7 +21,7 @@ from starlette.responses import Response
 from coe import errors
 from coe.core import Decision, Prediction, Reason
 from coe.errors import InvalidRequest, LogUnavailable, Overloaded, RecordNotFound, StoreError, UnknownCursor
-from coe.records.codec import FIELDS, schema_of
+from coe.records.codec import RECORD
 from coe.records.feedback import Feedback
 from coe.records.record import LogPage, LogQuery, RoutingRecord
 from coe.registry import Registry
@@ -48,9 +48,14 @@ MAX_TIME = 32_503_680_000.0  # the year 3000
 _Value = Annotated[str, Field(max_length=MAX_VALUE_CHARACTERS)]
 _Time = Annotated[float, Field(ge=0, le=MAX_TIME)]
 
-LIST_FIELDS = tuple(field.name for field in FIELDS if field.info.api == "list")
+LIST_FIELDS = (
+    "request_id", "time", "category", "confidence", "expert", "reason", "outcome", "attempts", "stream",
+    "first_token_ms", "total_ms", "input_tokens", "output_tokens", "cached_tokens", "session", "api", "tenant",
+    "key", "cost", "retrieval", "purpose", "fallback_from", "cause", "recipe", "cache", "model", "language",
+    "only_local", "unpriced", "rule",
+)  # fmt: skip
 """Fields of each record in a list."""
-RECORD_FIELDS = tuple(field.name for field in FIELDS if field.info.api != "none")
+RECORD_FIELDS = tuple(field.name for field in fields(RoutingRecord) if field.name != "embedding")
 """Fields of a single record."""
 DECISION_FIELDS = (
     "expert",
@@ -178,18 +183,17 @@ def _error_codes() -> list[str]:
     return sorted(found)
 
 
-ROW_SCHEMA = schema_of([field for field in FIELDS if field.name in LIST_FIELDS])
-WHOLE_SCHEMA = schema_of([field for field in FIELDS if field.name in RECORD_FIELDS])
-RECORD_SCHEMA = {
-    **WHOLE_SCHEMA,
-    "properties": {
-        "object": {"const": "record"},
-        **WHOLE_SCHEMA["properties"],
-        "feedback": OBJECTS,
-        "choices": OBJECT,
-    },
-}
-LIST_SCHEMA = list_schema(ROW_SCHEMA)
+_SCHEMA = RECORD.adapter.json_schema(mode="serialization")
+_SCHEMA["properties"]["steps"]["items"] = _SCHEMA["$defs"]["RecipeCall"]
+
+
+def _schema_of(names: Sequence[str], **others: Any) -> dict[str, Any]:
+    properties = {name: _SCHEMA["properties"][name] for name in names}
+    return {"type": "object", "properties": {**properties, **others}, "required": list(names)}
+
+
+RECORD_SCHEMA = _schema_of(RECORD_FIELDS, object={"const": "record"}, feedback=OBJECTS, choices=OBJECT)
+LIST_SCHEMA = list_schema(_schema_of(LIST_FIELDS))
 LIST_SCHEMA["properties"] |= {"cursor": TEXT, "damaged": {"type": "integer"}, "choices": OBJECT}
 REPLAY_SCHEMA = object_schema(
     {
