@@ -24,8 +24,7 @@ from coe.learning.evaluation.tables import numbered_rows
 from coe.records import open_log_and_feedback
 from coe.records.codec import RECORD, is_newer
 from coe.records.feedback import MAX_NAME_CHARACTERS, Feedback
-from coe.records.record import CONFIG, RecipeCall, RoutingRecord
-from coe.records.selection import DAY
+from coe.records.record import CONFIG, DAY, RecipeCall, RoutingRecord
 from coe.registry import LogSpec
 
 SUFFIXES = (".jsonl", ".parquet")

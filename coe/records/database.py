@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from coe.errors import StoreError
 
@@ -57,6 +57,10 @@ class Database:
     async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Run `work` in the thread on one snapshot of the data. Raises StoreError."""
         return await self._run(work, begin="BEGIN")
+
+    async def rows(self, statement: str, *values: Any) -> list[Any]:
+        """Run one SELECT in the thread and return its rows. Raises StoreError."""
+        return await self.read(lambda connection: connection.execute(statement, values).fetchall())
 
     async def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Run `work` in the thread as one transaction, committed on return. Raises StoreError with nothing changed."""

@@ -7,6 +7,7 @@ the texts below them (`coe.records.codec`).
 from __future__ import annotations
 
 import math
+import time
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from typing import Annotated, ClassVar, Protocol
 
 from pydantic import BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
 
+from coe.errors import UnknownCursor
 from coe.frozen import fast_init
 from coe.usage import MemberCall
 
@@ -243,6 +245,9 @@ class RoutingRecord:
 
 COLUMNS = ("request_id", "time", "category", "expert", "reason", "outcome", "session", "tenant")
 """Fields by which a LogQuery filters; the SQLite log has a column for each."""
+MAX_PAGE_RECORDS = 10_000
+"""Largest number of records in one page, even if the query requests more."""
+DAY = 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,6 +272,18 @@ class LogQuery:
     request_id: str = ""
     limit: int = 100
 
+    def exact(self) -> dict[str, str]:
+        """The fields that a record must have exactly, with their values."""
+        return {name: value for name in COLUMNS[2:] if (value := getattr(self, name))}
+
+    def matches(self, record: RoutingRecord) -> bool:
+        """True if the record matches; the log applies cursors and limit."""
+        return (
+            self.since <= record.time <= self.until
+            and record.request_id.startswith(self.request_id)
+            and all(getattr(record, name) == value for name, value in self.exact().items())
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class LogPage:
@@ -276,6 +293,23 @@ class LogPage:
     records: tuple[RoutingRecord, ...]
     cursor: str
     damaged: int = 0
+
+
+def page_size(limit: int) -> int:
+    """The number of entries in a page of that limit: between 0 and MAX_PAGE_RECORDS."""
+    return max(0, min(limit, MAX_PAGE_RECORDS))
+
+
+def parse_cursor(cursor: str, *, place: str) -> int:
+    """A numeric cursor, 0 for an empty one. Raises UnknownCursor for any other text; `place` names the log."""
+    if cursor and not (cursor.isascii() and cursor.isdigit() and len(cursor) < 19):
+        raise UnknownCursor(f"{place}: {cursor!r} is not a cursor of this log; start again without one")
+    return int(cursor or 0)
+
+
+def retention_start(days: float | None) -> float:
+    """The Unix time before which entries are deleted; 0 if `days` is None."""
+    return 0.0 if days is None else max(0.0, time.time() - days * DAY)
 
 
 def observed(

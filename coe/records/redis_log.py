@@ -14,8 +14,7 @@ from collections.abc import Iterable, Sequence
 from coe.errors import StoreError, UnknownCursor
 from coe.records.codec import FEEDBACK, RECORD, events_in_order, feedback_page
 from coe.records.feedback import Feedback, FeedbackPage, dedup_key, dedup_keys
-from coe.records.record import LogPage, LogQuery, RoutingRecord
-from coe.records.selection import DAY, matches, page_size, parse_cursor, retention_start
+from coe.records.record import DAY, LogPage, LogQuery, RoutingRecord, page_size, parse_cursor, retention_start
 from coe.redis import RedisClient
 
 # The braces put the keys of one script into one slot of a Redis cluster.
@@ -174,7 +173,7 @@ class RedisLog(_RedisStore):
                 entries = await self._redis.run(client.xrange(STREAM, start, end, SCAN_CHUNK))
             for key, fields in entries:
                 record = RECORD.decode_or_none(fields.get(b"record", b""))
-                if record is not None and matches(record, query):
+                if record is not None and query.matches(record):
                     if len(records) == size:
                         return LogPage(tuple(records), last, damaged), first, last, False
                     records.append(record)

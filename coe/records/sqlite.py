@@ -16,8 +16,15 @@ from typing import Any, Literal
 from coe.records.codec import FEEDBACK, RECORD, events_in_order, feedback_page
 from coe.records.database import Database
 from coe.records.feedback import Feedback, FeedbackPage, dedup_key, dedup_keys
-from coe.records.record import COLUMNS, LogPage, LogQuery, RoutingRecord
-from coe.records.selection import exact_filters, page_size, parse_cursor, retention_start
+from coe.records.record import (
+    COLUMNS,
+    LogPage,
+    LogQuery,
+    RoutingRecord,
+    page_size,
+    parse_cursor,
+    retention_start,
+)
 
 VERSION = 4
 """Version of TABLES. Increase it when they change."""
@@ -47,6 +54,7 @@ SELECT ?1, ?2, ?3, ?4 WHERE NOT EXISTS (
     SELECT 1 FROM feedback WHERE dedup_key = ?1 AND (event_id = ?2 OR (time, event_id) > (?3, ?2))
 )"""
 TRIM = "DELETE FROM {0} WHERE seq <= (SELECT seq FROM {0} ORDER BY seq DESC LIMIT 1 OFFSET ?)"
+ENDS = "SELECT ifnull((SELECT min(seq) FROM records), 1), ifnull((SELECT max(seq) FROM records), 0)"
 _columns = attrgetter(*COLUMNS)
 
 
@@ -65,9 +73,10 @@ class _Table:
         intervals, and those older than `days` each time. Raises StoreError."""
 
         def work(connection: sqlite3.Connection) -> None:
-            before = newest_row(connection, self.name)
+            newest = f"SELECT ifnull(max(seq), 0) / {self._trim_every} FROM {self.name}"  # noqa: S608
+            before = connection.execute(newest).fetchone()
             connection.executemany(statement, rows())
-            if not self._trimmed or newest_row(connection, self.name) // self._trim_every > before // self._trim_every:
+            if not self._trimmed or connection.execute(newest).fetchone() > before:
                 connection.execute(TRIM.format(self.name), (self._retention,))
             if self._days is not None:
                 connection.execute(f"DELETE FROM {self.name} WHERE time < ?", (retention_start(self._days),))  # noqa: S608
@@ -75,7 +84,7 @@ class _Table:
         await self._database.write(work)
         self._trimmed = True
 
-    def _row(self, cursor: str) -> int:
+    def _number(self, cursor: str) -> int:
         return parse_cursor(cursor, place=str(self._database.path))
 
     async def aclose(self) -> None:
@@ -92,66 +101,51 @@ class SqliteLog(_Table):
         await self._append(INSERT, lambda: [(*_columns(record), RECORD.encode(record)) for record in records])
 
     async def read(self, query: LogQuery) -> LogPage:
-        rows, _, (_, last) = await self._scan(query, "ASC", size := page_size(query.limit))
+        rows, (_, last), _ = await self._scan(query, "ASC", size := page_size(query.limit))
         end = (rows[-1][0] if size else 0) if len(rows) == size else last
-        return _page(rows, max(self._row(query.after), end))
+        return _page(rows, max(self._number(query.after), end))
 
     async def tail(self, query: LogQuery) -> LogPage:
-        rows, _, (_, last) = await self._scan(query, "DESC", page_size(query.limit))
-        return _page(rows[::-1], max(self._row(query.after), last))
+        rows, (_, last), _ = await self._scan(query, "DESC", page_size(query.limit))
+        return _page(rows[::-1], max(self._number(query.after), last))
 
     async def back(self, query: LogQuery) -> LogPage:
-        rows, oldest, (first, _) = await self._scan(query, "DESC", (size := page_size(query.limit)) + 1)
+        rows, (first, _), oldest = await self._scan(query, "DESC", (size := page_size(query.limit)) + 1)
         if len(rows) > size:
-            return _page(rows[:size], rows[size - 1][0] if size else self._row(query.before))
+            return _page(rows[:size], rows[size - 1][0] if size else self._number(query.before))
         return _page(rows, first if first > oldest else 0)
 
     async def _scan(
         self, query: LogQuery, order: Literal["ASC", "DESC"], size: int
-    ) -> tuple[list[tuple[int, bytes]], int, tuple[int, int]]:
-        """The first `size` matching rows in that order, the oldest row between the cursors, and the first and last row
-        of the MAX_SCANNED that were scanned."""
-        after, before = self._row(query.after), self._row(query.before)
-        filters = [(f"{name} = ?", value) for name, value in exact_filters(query).items()]
-        filters += [("instr(request_id, ?) = 1", query.request_id)] if query.request_id else []
-        times = [("time >= ?", query.since), ("time <= ?", query.until)]
-        conditions = [*filters, *(one for one in times if one[1] and one[1] < math.inf)]
+    ) -> tuple[list[tuple[int, bytes]], tuple[int, int], int]:
+        """The first `size` matching rows in that order, the first and last row of the MAX_SCANNED that were scanned,
+        and the oldest row between the cursors."""
+        conditions = [(f"{name} = ?", value) for name, value in query.exact().items()]
+        conditions += [("instr(request_id, ?) = 1", query.request_id)] if query.request_id else []
+        times = (("time >= ?", query.since), ("time <= ?", query.until))
+        conditions += [one for one in times if 0 < one[1] < math.inf]  # type: ignore[misc]
         where = " AND ".join(["seq BETWEEN ? AND ?", *(condition for condition, _ in conditions)])
         index = "INDEXED BY records_filter" if conditions else "NOT INDEXED"  # without statistics SQLite may err
+        [ends] = await self._database.rows(ENDS)
+        before = self._number(query.before)
+        first, last = max(self._number(query.after) + 1, ends[0]), min(before - 1, ends[1]) if before else ends[1]
+        part = (first, min(last, first + MAX_SCANNED - 1))
+        part = part if order == "ASC" else (max(first, last - MAX_SCANNED + 1), last)
         statement = f"SELECT seq, record FROM records {index} WHERE {where} ORDER BY seq {order} LIMIT ?"  # noqa: S608
-
-        def work(connection: sqlite3.Connection) -> tuple[list[tuple[int, bytes]], int, tuple[int, int]]:
-            oldest = connection.execute("SELECT min(seq) FROM records").fetchone()[0] or 1
-            newest = newest_row(connection, self.name)
-            oldest, newest = max(after + 1, oldest), min(before - 1, newest) if before else newest
-            part = (oldest, min(newest, oldest + MAX_SCANNED - 1))
-            part = part if order == "ASC" else (max(oldest, newest - MAX_SCANNED + 1), newest)
-            values = (*part, *(value for _, value in conditions), size)
-            return connection.execute(statement, values).fetchall(), oldest, part
-
-        return await self._database.read(work)
+        rows = await self._database.rows(statement, *part, *(value for _, value in conditions), size)
+        return rows, part, first
 
     async def find(self, request_id: str) -> RoutingRecord | None:
-        def work(connection: sqlite3.Connection) -> RoutingRecord | None:
-            row = connection.execute("SELECT record FROM records WHERE request_id = ?", (request_id,)).fetchone()
-            return RECORD.decode_or_none(row[0]) if row else None
-
-        return await self._database.read(work)
+        rows = await self._database.rows("SELECT record FROM records WHERE request_id = ?", request_id)
+        return RECORD.decode_or_none(rows[0][0]) if rows else None
 
     async def cursor_at(self, time: float) -> str:
-        def work(connection: sqlite3.Connection) -> str:
-            first = "SELECT min(seq) - 1 FROM records INDEXED BY records_time WHERE time >= ?"
-            row: int | None = connection.execute(first, (time,)).fetchone()[0]
-            return str(newest_row(connection, self.name) if row is None else row)
-
-        return await self._database.read(work)
+        since = "SELECT min(seq) - 1 FROM records INDEXED BY records_time WHERE time >= ?"
+        [(row,)] = await self._database.rows(f"SELECT coalesce(({since}), max(seq), 0) FROM records", time)  # noqa: S608
+        return str(row)
 
     async def count(self, after: str, before: str) -> int:
-        return max(0, self._row(before) - self._row(after))  # numbers have gaps only where a duplicate was not kept
-
-
-def newest_row(connection: sqlite3.Connection, table: str) -> int:
-    return int(connection.execute(f"SELECT max(seq) FROM {table}").fetchone()[0] or 0)  # noqa: S608 (constants)
+        return max(0, self._number(before) - self._number(after))  # gaps only where a duplicate was not kept
 
 
 def _page(rows: Sequence[tuple[int, bytes]], cursor: int) -> LogPage:
@@ -170,20 +164,11 @@ class SqliteFeedback(_Table):
         )
 
     async def read(self, *, after: str = "", limit: int = 1_000) -> FeedbackPage:
-        statement, start = "SELECT seq, event FROM feedback WHERE seq > ? ORDER BY seq LIMIT ?", self._row(after)
-
-        def work(connection: sqlite3.Connection) -> FeedbackPage:
-            rows = connection.execute(statement, (start, page_size(limit))).fetchall()
-            return feedback_page((event for _, event in rows), cursor=str(rows[-1][0]) if rows else after)
-
-        return await self._database.read(work)
+        statement = "SELECT seq, event FROM feedback WHERE seq > ? ORDER BY seq LIMIT ?"
+        rows = await self._database.rows(statement, self._number(after), page_size(limit))
+        return feedback_page((event for _, event in rows), cursor=str(rows[-1][0]) if rows else after)
 
     async def for_request(self, request_id: str, *, keys: Iterable[str | None]) -> tuple[Feedback, ...]:
         wanted = dedup_keys(request_id, keys)
-
-        def work(connection: sqlite3.Connection) -> tuple[Feedback, ...]:
-            select = "SELECT event FROM feedback WHERE dedup_key = ?"
-            rows = (connection.execute(select, (one,)).fetchone() for one in wanted)
-            return events_in_order(row[0] for row in rows if row)
-
-        return await self._database.read(work)
+        statement = f"SELECT event FROM feedback WHERE dedup_key IN ({', '.join('?' * len(wanted))})"  # noqa: S608
+        return events_in_order(line for (line,) in await self._database.rows(statement, *wanted))

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
@@ -40,8 +41,8 @@ class LogWriter:
 
     `put` never waits and never fails, and `keep` returns once an event is on disk. A batch that the log refuses goes to
     the spool, and from there to the log once it works again: no entry is lost or written twice. If the spool fails too,
-    or there is none, entries wait in the queue and the oldest are dropped. A killed process loses the entries of its
-    last `interval` seconds, or those of an append that did not return.
+    or there is none, entries wait in the queue, and a full queue drops new ones. A killed process loses the entries of
+    its last `interval` seconds, or those of an append that did not return.
 
     `capacity` bounds the queue and `batch` one append, in entries. `interval` is the pause between batches.
     `append_timeout` limits the append of one new batch, and `close_timeout` how long leaving the context waits for the
@@ -71,20 +72,18 @@ class LogWriter:
         self._log_outage = Outage("routing log", self._counts)
         self._spool_outage = Outage("routing log: spool", self._counts)
         self._spool = Spool(spool) if spool else None
-        self._queue: deque[Entry] = deque(maxlen=capacity)
-        self._in_flight: list[Entry] = []
+        self._queue: deque[Entry] = deque()
         self._waiters: dict[int, asyncio.Future[None]] = {}
         self._capacity, self._batch, self._interval, self._close_timeout = capacity, batch, interval, close_timeout
         self._append_timeout = append_timeout or (SPOOL_AFTER_SECONDS if spool else APPEND_SECONDS)
         self._backoff = Backoff(first=first_retry, longest=max_retry)
         self._next_poll = 0.0
         self._closing, self._arrived = asyncio.Event(), asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
 
     @property
     def backlog(self) -> int:
         """Entries in memory that are neither in the log nor in the spool yet."""
-        return len(self._queue) + len(self._in_flight)
+        return len(self._queue)
 
     @property
     def last_error(self) -> str | None:
@@ -102,20 +101,21 @@ class LogWriter:
         return self._backoff.active and (self._spool is None or self.spool_error is not None)
 
     def put(self, entry: Entry) -> None:
-        """Queue one entry. A full queue drops its oldest entry and counts it."""
-        if self._closing.is_set():
+        """Queue one entry. A full queue drops it and counts it."""
+        if self._closing.is_set() or len(self._queue) >= self._capacity:
             self.dropped += 1
+            self._log_outage.warn(
+                f"the queue of {self._capacity} entries is full or closed", ", so new ones are dropped"
+            )
             return
-        if len(self._queue) == self._capacity:
-            self.dropped += 1
-            self._log_outage.warn(f"the queue is full with {self._capacity} entries", ", so the oldest are dropped")
         self._queue.append(entry)
         self._arrived.set()
 
     async def keep(self, pending: Pending) -> None:
         """Store one event, and return once it is in the log or the spool. Raises StoreError if neither accepts it."""
-        if self.stuck or self._closing.is_set():
-            raise StoreError(self.last_error or "the process is shutting down")
+        if self.stuck or self._closing.is_set() or len(self._queue) >= self._capacity:
+            closing = "the process is shutting down" if self._closing.is_set() else "too many entries wait for the log"
+            raise StoreError(self.last_error or closing)
         waiter = self._waiters[id(pending)] = asyncio.get_running_loop().create_future()
         try:
             self.put(pending)
@@ -129,17 +129,16 @@ class LogWriter:
 
     async def __aexit__(self, *_: object) -> None:
         """Write the rest to the log or the spool, within twice `close_timeout`; count what neither accepted."""
-        assert self._task is not None
         self._closing.set()
         self._arrived.set()
         self._backoff.reset()  # try once more before leaving
         await _within(self._close_timeout, self._task)
-        await _within(self._close_timeout, self._spool_rest())
+        await _within(self._close_timeout, self._to_spool(list(self._queue)))
         if self._spool is not None:
             self._spool.close()
-        if self.backlog:
+        if self._queue:
             self._refuse_waiters()
-            self.dropped += self.backlog
+            self.dropped += len(self._queue)
             self._queue.clear()
             cause = self.last_error or f"the log and the spool did not answer within {2 * self._close_timeout:g} s"
             logger.warning("routing log: %d entries dropped so far, some at the end: %s", self.dropped, cause)
@@ -159,7 +158,7 @@ class LogWriter:
     async def _pause(self) -> None:
         """Wait for an entry, at most IDLE_SECONDS, then for `interval`. So an idle writer wakes up twice a second, not
         fifty times."""
-        if not self.backlog and not self._closing.is_set():
+        if not self._queue and not self._closing.is_set():
             self._arrived.clear()
             await _within(IDLE_SECONDS, self._arrived.wait())
         await _within(self._interval, self._closing.wait())
@@ -168,17 +167,12 @@ class LogWriter:
         """Write one batch from the queue and one from the spool. Returns True if there is more to do at once."""
         if self.stuck:
             return False
-        self._in_flight = [self._queue.popleft() for _ in range(min(self._batch, len(self._queue)))]
-        try:
-            if self._in_flight and not await self._append(self._in_flight, self._append_timeout):
-                await self._spool_in_flight()
-            else:
-                self._settle()
-            if self._in_flight:
+        if batch := list(islice(self._queue, self._batch)):
+            if await self._append(batch, self._append_timeout):
+                self._finish(batch)
+            elif not await self._to_spool(batch):
                 self._refuse_waiters()
                 return False
-        finally:
-            self._requeue()
         if self._closing.is_set():  # spooled entries are safe on disk, so closing does not deliver them
             return bool(self._queue)
         return await self._deliver_spooled() or len(self._queue) >= self._batch
@@ -190,9 +184,8 @@ class LogWriter:
             async with asyncio.timeout(seconds):
                 if records := [entry for entry in entries if isinstance(entry, RoutingRecord)]:
                     await self._log.append(records)
-                checks = [self._with_tenant(entry) for entry in entries if isinstance(entry, Pending)]
-                if checks:
-                    events = await asyncio.gather(*checks)
+                if pending := [entry for entry in entries if isinstance(entry, Pending)]:
+                    events = await asyncio.gather(*map(self._with_tenant, pending))
                     await self._feedback.append([event for event in events if event is not None])
         except Exception as error:  # the entries are kept and the task continues
             self._backoff.failed()
@@ -214,28 +207,29 @@ class LogWriter:
         self.rejected += 1
         return None
 
-    async def _spool_in_flight(self) -> None:
-        """Move the entries in flight to the spool, without those that cannot be encoded."""
-        lines: dict[int, bytes] = {}
-        for place, entry in enumerate(self._in_flight):
+    async def _to_spool(self, batch: list[Entry]) -> bool:
+        """Move the first entries of the queue to the spool; those that cannot be encoded are dropped."""
+        lines = list[bytes]()
+        for entry in tuple(batch):
             try:
-                lines[place] = ENTRY.encode(entry)
+                lines.append(ENTRY.encode(entry))
             except StoreError as error:
                 self.dropped += 1
                 self._log_outage.warn(str(error), "; the entry is dropped")
-        self._in_flight = [self._in_flight[place] for place in lines]
+                batch.remove(entry)
+                self._queue.remove(entry)
         if self._spool is None:
-            return
-        try:
-            await asyncio.to_thread(self._spool.append, list(lines.values()))
-        except StoreError as error:
-            waits = f"; up to {self._capacity} entries wait in memory, then the oldest are dropped"
-            self._spool_outage.began(str(error), waits)
-        else:
-            self._spool_outage.ended()
-            self.spooled += len(lines)
-            self._settle()
+            return False
         self._next_poll = 0.0  # once the log works, the spool is read at once, which shows whether it works again
+        try:
+            await asyncio.to_thread(self._spool.append, lines)
+        except StoreError as error:
+            self._spool_outage.began(str(error), f"; up to {self._capacity} entries wait in memory, no more are taken")
+            return False
+        self._spool_outage.ended()
+        self.spooled += len(lines)
+        self._finish(batch)
+        return True
 
     async def _deliver_spooled(self) -> bool:
         """Move one batch from the spool into the log. Returns True if more may be waiting."""
@@ -264,35 +258,19 @@ class LogWriter:
             self._next_poll = time.monotonic() + SPOOL_POLL_SECONDS
         return bool(lines)
 
-    async def _spool_rest(self) -> None:
-        self._in_flight = list(self._queue)
-        self._queue.clear()
-        try:
-            if self._in_flight:
-                await self._spool_in_flight()
-        finally:
-            self._requeue()
-
-    def _settle(self) -> None:
-        """The entries in flight are in the log or the spool now."""
-        for entry in self._in_flight:
+    def _finish(self, batch: Sequence[Entry]) -> None:
+        """Take the entries, which are in the log or the spool now, from the queue."""
+        for entry in batch:
+            self._queue.popleft()
             if isinstance(entry, Pending):
                 self._count(entry.event.kind)
             if (waiter := self._waiters.get(id(entry))) is not None and not waiter.done():
                 waiter.set_result(None)
-        self._in_flight = []
 
     def _refuse_waiters(self) -> None:
         for waiter in self._waiters.values():
             if not waiter.done():
                 waiter.set_exception(StoreError(self.last_error or "neither the log nor the spool accepts it"))
-
-    def _requeue(self) -> None:
-        """Put the entries in flight back, of which the oldest are dropped if the queue has no room."""
-        room = self._capacity - len(self._queue)
-        self.dropped += max(0, len(self._in_flight) - room)
-        self._queue.extendleft(reversed(self._in_flight[-room:] if room else []))
-        self._in_flight = []
 
     def _counts(self) -> str:
         return f"{self.spooled} entries spooled, {self.dropped} dropped, {self.backlog} waiting"

@@ -47,7 +47,7 @@ async def test_a_spool_that_fails_too_has_a_warning_of_its_own_and_both_recoveri
             [began] = lines(caplog, store="routing log: spool")
             assert str(folder / "spool.db") in began
             assert "check that the disk has room" in began
-            assert "up to 50 entries wait in memory, then the oldest are dropped" in began
+            assert "up to 50 entries wait in memory, no more are taken" in began
             assert lines(caplog, store="routing log")[0].startswith(f"routing log: {GONE}")
             folder.unlink()
             log.fails = None
@@ -87,10 +87,10 @@ async def test_entries_that_a_slow_log_costs_are_logged_although_nothing_fails(
             for one in records(30, start=5):
                 writer.put(one)
             log.gate.set()
-            await log.called(3)
+            await log.called(2)
     [line] = lines(caplog, store="routing log")
-    assert "the queue is full with 10 entries, so the oldest are dropped (0 entries spooled, 1 dropped" in line
-    assert (writer.dropped, writer.last_error) == (20, None)
+    assert "the queue of 10 entries is full or closed, so new ones are dropped (0 entries spooled, 1 dropped" in line
+    assert (writer.dropped, writer.last_error) == (25, None)
 
 
 async def test_an_entry_that_cannot_be_stored_is_logged_beside_the_failure_of_the_log(
@@ -150,7 +150,7 @@ async def test_a_spool_that_fails_from_the_start_on_is_logged_again_once_entries
             log.fails = None
             await log.holds(1)
     assert "; entries in it wait, new ones go to the log (" in lines(caplog, store="routing log: spool")[0]
-    assert "; up to 10000 entries wait in memory, then the oldest are" in lines(caplog, store="routing log: spool")[1]
+    assert "; up to 10000 entries wait in memory, no more are taken" in lines(caplog, store="routing log: spool")[1]
 
 
 async def test_damaged_entries_of_the_spool_are_logged_as_they_are_dropped(

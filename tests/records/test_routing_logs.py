@@ -195,7 +195,7 @@ async def test_a_limit_of_nothing_gives_nothing_and_moves_nothing(log: RoutingLo
 async def test_one_page_is_bounded_whatever_the_query_asks_for(
     log: RoutingLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("coe.records.selection.MAX_PAGE_RECORDS", 10)
+    monkeypatch.setattr("coe.records.record.MAX_PAGE_RECORDS", 10)
     await log.append(records(25))
     assert len((await log.read(LogQuery(limit=1_000_000))).records) == 10
     assert len((await log.tail(LogQuery(limit=1_000_000))).records) == 10

@@ -15,7 +15,6 @@ import pytest
 from coe.records import open_log_and_feedback, sqlite
 from coe.records.database import Database
 from coe.records.record import LogQuery, RoutingLog, RoutingRecord
-from coe.records.selection import matches
 from coe.records.sqlite import TABLES, VERSION, SqliteLog
 from tests.records.samples import everything, record, records
 from tests.records.test_feedback_logs import event
@@ -83,7 +82,7 @@ async def test_every_combination_of_filters_finds_the_same_rows_in_each_directio
     }
     for values in itertools.product(*choices.values()):
         query = LogQuery(limit=1_000, **dict(zip(choices, values, strict=True)))  # type: ignore[arg-type]
-        wanted = [one for one in appended if matches(one, query)]
+        wanted = [one for one in appended if query.matches(one)]
         assert await everything(log, query) == wanted
         assert [one async for one in backwards(log, query)] == wanted[::-1]
         newest = appended[-scanned:]
