@@ -97,6 +97,11 @@ class Feedback:
         if (self.kind == "audit") != (self.audit is not None):
             raise InvalidRequest("audit: belongs to the kind audit alone", param="audit")
 
+    @property
+    def dedup_key(self) -> bytes:
+        """What the event shares with those that it replaces: a digest of request, kind and API key."""
+        return dedup_keys(self.request_id, (self.key,), (self.kind,))[0]
+
 
 def _is_name(value: object) -> bool:
     return isinstance(value, str) and 0 < len(value) <= MAX_NAME_CHARACTERS
@@ -162,15 +167,7 @@ class FeedbackLog(Protocol):
     async def aclose(self) -> None: ...
 
 
-def dedup_key(event: Feedback) -> bytes:
-    """16 bytes that an event shares with those that it replaces: a digest of request, kind and API key."""
-    return _dedup_key(event.request_id, event.kind, event.key)
-
-
-def dedup_keys(request_id: str, keys: Iterable[str | None]) -> list[bytes]:
-    """All dedup keys that events about one request may have, if they come from those API keys."""
-    return [_dedup_key(request_id, kind, key) for key in keys for kind in FEEDBACK_KINDS]
-
-
-def _dedup_key(request_id: str, kind: FeedbackKind, key: str | None) -> bytes:
-    return hashlib.blake2b(orjson.dumps((request_id, kind, key)), digest_size=16).digest()
+def dedup_keys(request_id: str, keys: Iterable[str | None], kinds: Iterable[str] = FEEDBACK_KINDS) -> list[bytes]:
+    """The dedup keys of events of these kinds about one request, if they come from those API keys: 16 bytes each."""
+    names = (orjson.dumps((request_id, kind, key)) for key in keys for kind in kinds)
+    return [hashlib.blake2b(name, digest_size=16).digest() for name in names]

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 
 from coe.errors import StoreError, UnknownCursor
 from coe.records.codec import FEEDBACK, RECORD, events_in_order, feedback_page
-from coe.records.feedback import Feedback, FeedbackPage, dedup_key, dedup_keys
+from coe.records.feedback import Feedback, FeedbackPage, dedup_keys
 from coe.records.record import DAY, LogPage, LogQuery, RoutingRecord, page_size, parse_cursor, retention_start
 from coe.redis import RedisClient
 
@@ -83,14 +83,10 @@ for _ = 1, tonumber(ARGV[2]) do
   local oldest = redis.call('ZRANGE', KEYS[2], 0, 0)[1]
   if not oldest then break end
   local parsed, event = pcall(cjson.decode, redis.call('HGET', KEYS[1], oldest))
-  if parsed and event.time >= tonumber(ARGV[3]) then break end
+  local old = not parsed or event.time < tonumber(ARGV[3])
+  if not old and redis.call('ZCARD', KEYS[2]) <= tonumber(ARGV[1]) then break end
   redis.call('ZREM', KEYS[2], oldest)
   redis.call('HDEL', KEYS[1], oldest)
-end
-local excess = math.min(redis.call('ZCARD', KEYS[2]) - tonumber(ARGV[1]), tonumber(ARGV[2]))
-if excess > 0 then
-  local oldest = redis.call('ZPOPMIN', KEYS[2], excess)
-  for i = 1, #oldest, 2 do redis.call('HDEL', KEYS[1], oldest[i]) end
 end
 """
 
@@ -147,11 +143,9 @@ class RedisLog(_RedisStore):
             return None
         since, number = divmod(int(score), PER_MS)
         key = f"{EPOCH_MS + since}-{number}"
-        for _, fields in await self._redis.run(self._redis.client.xrange(STREAM, min=key, max=key)):
-            record = RECORD.decode_or_none(fields.get(b"record", b""))
-            if record and record.request_id == request_id:
-                return record
-        return None
+        entries = await self._redis.run(self._redis.client.xrange(STREAM, min=key, max=key))
+        record = RECORD.decode_or_none(entries[0][1].get(b"record", b"")) if entries else None
+        return record if record and record.request_id == request_id else None
 
     async def cursor_at(self, time: float) -> str:
         return f"{max(0, int(time * 1_000))}-0"
@@ -167,10 +161,9 @@ class RedisLog(_RedisStore):
         start, end, client = self._start(query), self._end(query), self._redis.client
         size, records, damaged, first, last = page_size(query.limit), list[RoutingRecord](), 0, "", ""
         for _ in range(0, MAX_SCANNED, SCAN_CHUNK):
-            if newest_first:
-                entries = await self._redis.run(client.xrevrange(STREAM, end, start, SCAN_CHUNK))
-            else:
-                entries = await self._redis.run(client.xrange(STREAM, start, end, SCAN_CHUNK))
+            scan = client.xrevrange if newest_first else client.xrange
+            ends = (end, start) if newest_first else (start, end)
+            entries = await self._redis.run(scan(STREAM, *ends, SCAN_CHUNK))
             for key, fields in entries:
                 record = RECORD.decode_or_none(fields.get(b"record", b""))
                 if record is not None and query.matches(record):
@@ -218,7 +211,7 @@ class RedisFeedback(_RedisStore):
         for first in range(0, len(events), MAX_SCRIPT_ENTRIES):
             arguments: list[bytes | str | int] = [*limits]
             for event in events[first : first + MAX_SCRIPT_ENTRIES]:
-                arguments += (dedup_key(event), event.event_id, repr(float(event.time)), FEEDBACK.encode(event))
+                arguments += (event.dedup_key, event.event_id, repr(float(event.time)), FEEDBACK.encode(event))
             await self._redis.run(self._append(keys=[EVENTS, ORDER], args=arguments))
 
     async def read(self, *, after: str = "", limit: int = 1_000) -> FeedbackPage:

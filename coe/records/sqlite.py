@@ -10,12 +10,13 @@ from __future__ import annotations
 import math
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from operator import attrgetter
-from typing import Any, Literal
+from typing import Literal
 
 from coe.records.codec import FEEDBACK, RECORD, events_in_order, feedback_page
 from coe.records.database import Database
-from coe.records.feedback import Feedback, FeedbackPage, dedup_key, dedup_keys
+from coe.records.feedback import Feedback, FeedbackPage, dedup_keys
 from coe.records.record import (
     COLUMNS,
     LogPage,
@@ -47,7 +48,10 @@ MAX_SCANNED = 200_000
 MAX_TRIM_ROWS = 1_000
 """Rows between two deletions beyond the retention, at most a hundredth of it. Together they change far fewer pages."""
 
-INSERT = f"INSERT OR IGNORE INTO records ({', '.join(COLUMNS)}, record) VALUES (?{', ?' * len(COLUMNS)})"  # noqa: S608
+INSERT = f"INSERT OR IGNORE INTO records ({', '.join(COLUMNS)}, record) VALUES "  # noqa: S608 (constants)
+ROW = f"(?{', ?' * len(COLUMNS)})"
+INSERT_ROWS = 32
+"""Rows of one INSERT, so that the thread takes the interpreter lock less often."""
 # A replacement is a new row, so that it comes at the end again.
 PUT = """INSERT OR REPLACE INTO feedback (dedup_key, event_id, time, event)
 SELECT ?1, ?2, ?3, ?4 WHERE NOT EXISTS (
@@ -68,14 +72,14 @@ class _Table:
         self._trim_every = max(1, min(MAX_TRIM_ROWS, retention // 100))
         self._trimmed = False  # the first append trims too: the retention may have been lowered
 
-    async def _append(self, statement: str, rows: Callable[[], Iterable[Sequence[Any]]]) -> None:
-        """Adds all rows or none, and deletes old ones: those beyond the retention at the first call and then at
+    async def _append(self, insert: Callable[[sqlite3.Connection], object]) -> None:
+        """Inserts all rows or none, and deletes old ones: those beyond the retention at the first call and then at
         intervals, and those older than `days` each time. Raises StoreError."""
 
         def work(connection: sqlite3.Connection) -> None:
             newest = f"SELECT ifnull(max(seq), 0) / {self._trim_every} FROM {self.name}"  # noqa: S608
             before = connection.execute(newest).fetchone()
-            connection.executemany(statement, rows())
+            insert(connection)
             if not self._trimmed or connection.execute(newest).fetchone() > before:
                 connection.execute(TRIM.format(self.name), (self._retention,))
             if self._days is not None:
@@ -98,7 +102,12 @@ class SqliteLog(_Table):
     name = "records"
 
     async def append(self, records: Sequence[RoutingRecord]) -> None:
-        await self._append(INSERT, lambda: [(*_columns(record), RECORD.encode(record)) for record in records])
+        def insert(connection: sqlite3.Connection) -> None:
+            for start in range(0, len(records), INSERT_ROWS):
+                rows = [(*_columns(one), RECORD.encode(one)) for one in records[start : start + INSERT_ROWS]]
+                connection.execute(INSERT + ", ".join([ROW] * len(rows)), tuple(chain.from_iterable(rows)))
+
+        await self._append(insert)
 
     async def read(self, query: LogQuery) -> LogPage:
         rows, (_, last), _ = await self._scan(query, "ASC", size := page_size(query.limit))
@@ -159,9 +168,8 @@ class SqliteFeedback(_Table):
     name = "feedback"
 
     async def append(self, events: Sequence[Feedback]) -> None:
-        await self._append(
-            PUT, lambda: [(dedup_key(one), one.event_id, one.time, FEEDBACK.encode(one)) for one in events]
-        )
+        rows = ((one.dedup_key, one.event_id, one.time, FEEDBACK.encode(one)) for one in events)
+        await self._append(lambda connection: connection.executemany(PUT, rows))
 
     async def read(self, *, after: str = "", limit: int = 1_000) -> FeedbackPage:
         statement = "SELECT seq, event FROM feedback WHERE seq > ? ORDER BY seq LIMIT ?"

@@ -92,13 +92,13 @@ class LogWriter:
 
     @property
     def spool_error(self) -> str | None:
-        """The cause of the spool's failure; None while it works."""
-        return self._spool_outage.cause
+        """The cause of the spool's failure, or of the log's if there is no spool; None while it works."""
+        return (self._spool_outage if self._spool else self._log_outage).cause
 
     @property
     def stuck(self) -> bool:
         """True while the log pauses after a failure and no spool works."""
-        return self._backoff.active and (self._spool is None or self.spool_error is not None)
+        return self._backoff.active and self.spool_error is not None
 
     def put(self, entry: Entry) -> None:
         """Queue one entry. A full queue drops it and counts it."""
@@ -218,7 +218,7 @@ class LogWriter:
                 self._log_outage.warn(str(error), "; the entry is dropped")
                 batch.remove(entry)
                 self._queue.remove(entry)
-        if self._spool is None:
+        if self._spool is None or not lines:
             return False
         self._next_poll = 0.0  # once the log works, the spool is read at once, which shows whether it works again
         try:

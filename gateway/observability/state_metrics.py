@@ -98,7 +98,7 @@ def add_log_metrics(metrics: Metrics, writer: LogWriter) -> None:
     metrics.gauge("coe_log_dropped", dropped, lambda: writer.dropped)
     failing = "1 while the routing log and the feedback beside it cannot be written."
     metrics.gauge("coe_log_failing", failing, lambda: writer.last_error is not None, largest=True)
-    spool = "1 while the spool cannot be used: records that the log does not accept wait in memory."
+    spool = "1 while the spool, or a log without one, cannot be written: what the log does not accept waits in memory."
     metrics.gauge("coe_log_spool_failing", spool, lambda: writer.spool_error is not None, largest=True)
     rejected = "Events of feedback rejected after their response, because the request was another tenant's."
     metrics.gauge("coe_feedback_rejected", rejected, lambda: writer.rejected)

@@ -6,7 +6,7 @@ from typing import Any
 
 from scripts.reference.http_api import type_of
 from scripts.reference.markdown import code, table
-from scripts.reference.sources import INDEXED, LISTED, RATING_SCHEMA, RECORD_SCHEMA, REDACTED
+from scripts.reference.sources import INDEXED, LISTED, PRIVATE, RATING_SCHEMA, RECORD_SCHEMA
 
 TITLE = "Routing records"
 ABOUT = "Every field of a routing record, and the feedback columns of an export."
@@ -47,7 +47,7 @@ equals, and the latest corrected category.
 def page() -> str:
     """The page, in Markdown."""
     fields = [
-        (*row, _api(name), _yes(name in INDEXED), _yes(name in REDACTED)) for name, row in _rows(RECORD_SCHEMA).items()
+        (*row, _api(name), _yes(name in INDEXED), _yes(name in PRIVATE)) for name, row in _rows(RECORD_SCHEMA).items()
     ]
     calls = _rows(RECORD_SCHEMA["$defs"]["RecipeCall"]).values()
     feedback = _rows(RATING_SCHEMA).values()
@@ -60,8 +60,10 @@ def page() -> str:
 
 def _rows(schema: dict[str, Any]) -> dict[str, tuple[str, str, str]]:
     """Name, type and meaning of each field."""
-    found = {name: (code(name), type_of(value), value["description"]) for name, value in schema["properties"].items()}
-    return found if "steps" not in found else found | {"steps": (code("steps"), "list of calls", found["steps"][2])}
+    return {
+        name: (code(name), "list of calls" if name == "steps" else type_of(value), value["description"])
+        for name, value in schema["properties"].items()
+    }
 
 
 def _api(name: str) -> str:

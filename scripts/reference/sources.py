@@ -19,7 +19,7 @@ from coe import errors
 from coe.cli import app as command_line
 from coe.core import Reason
 from coe.experts.error_mapping import REMEDIES
-from coe.jobs.record_files import RATING
+from coe.jobs.record_files import RATING, REDACTED
 from coe.mapping.problem import declared_assignment
 from coe.records.codec import RECORD
 from coe.records.record import COLUMNS
@@ -35,7 +35,7 @@ from gateway.parts import Parts
 
 ROOT = Path(__file__).parents[2]
 RECORD_SCHEMA, RATING_SCHEMA = (one.json_schema(mode="serialization") for one in (RECORD.adapter, RATING))
-INDEXED, LISTED, CAUSES = COLUMNS, LIST_FIELDS, REMEDIES
+INDEXED, LISTED, PRIVATE, CAUSES = COLUMNS, LIST_FIELDS, tuple(REDACTED), REMEDIES
 REASONS: tuple[str, ...] = get_args(Reason)
 _DECLARED = """\
 version: 1

@@ -70,10 +70,10 @@ async def test_while_the_disk_is_full_chats_are_answered_and_afterwards_every_re
             limit_files(served, 0)
             await replaced_worker(served)
             await answered(served, CHATS)
-            await until(served, log_failing=1, log_dropped=0)
+            await until(served, log_failing=1, log_spool_failing=1, log_dropped=0)
             await answered(served, CHATS)
             limit_files(served, None)
-            await until(served, log_failing=0, log_backlog=0, log_dropped=0)
+            await until(served, log_failing=0, log_spool_failing=0, log_backlog=0, log_dropped=0)
             assert len({record.request_id for record in await served.records(3 * CHATS)}) == 3 * CHATS
         stderr.close()
         lines = output.read().decode().splitlines()

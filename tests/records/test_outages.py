@@ -122,7 +122,7 @@ async def test_entries_that_a_silent_log_costs_at_the_end_are_logged_with_the_re
     )
 
 
-async def test_an_unreadable_spool_is_no_failure_of_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_unusable_spool_is_no_failure_of_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "spool.db.lock").mkdir()
     log = WatchedLog()
     with caplog.at_level(logging.WARNING, logger="coe.records"):
