@@ -35,9 +35,9 @@ def open_log_and_feedback(
     """
     options: dict[str, Any] = {"retention": retention, "days": days}
     if path := _sqlite_path(url, base):
-        from coe.records import sqlite
+        from coe.records import database, sqlite
 
-        file = sqlite.Database(path, tables=sqlite.TABLES, version=sqlite.VERSION)
+        file = database.Database(path, tables=sqlite.TABLES, version=sqlite.VERSION)
         return sqlite.SqliteLog(file, **options), sqlite.SqliteFeedback(file, **options)
     from coe.records import redis_log
 
