@@ -16,7 +16,6 @@ from typing import Annotated, ClassVar, Protocol
 from pydantic import BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
 
 from coe.errors import UnknownCursor
-from coe.frozen import fast_init
 from coe.usage import MemberCall
 
 CONFIG = ConfigDict(use_attribute_docstrings=True, hide_input_in_errors=True, strict=True)
@@ -89,7 +88,6 @@ class RecipeCall:
         )
 
 
-@fast_init
 @dataclass(frozen=True, slots=True)
 class RoutingRecord:
     """One routed request's record, schema version 1. Times are Unix seconds, durations milliseconds.
@@ -176,10 +174,8 @@ class RoutingRecord:
     """Price subtracted for each candidate, to four digits; empty if all are free."""
     exploration: tuple[float, float] | None = None
     """Exploration rate and largest quality loss; null if it was off."""
-    overlay: str = ""
-    """Version of the tenant overlay that changed the probabilities."""
     router_probabilities: Mapping[str, float] | None = None
-    """The router's own probabilities, before a tenant overlay or rule."""
+    """The router's own probabilities, before a rule."""
     retrieval: str = "none"
     """Result of retrieval: none, off, skipped, empty, failed, withheld or used."""
     gate: float | None = None
@@ -208,11 +204,6 @@ class RoutingRecord:
     """Why the recipe stopped: accepted, last_step, stream_hold, ...; empty without one."""
     steps: tuple[RecipeCall, ...] = ()
     """Calls of the recipe to its members."""
-    audit_rate: float = 0.0
-    """Probability with which the recipe's answer was to be audited; 0 if it could not be."""
-    audit: str = ""
-    """`started`, `last_step` (nothing left to call) or `skipped_` with the reason, if the answer was drawn for an
-    audit; else empty. The feedback of kind `audit` has the outcome."""
     cache: str = ""
     """`hit`: the answer is from the cache, at no cost; `miss`; empty if the cache was not used."""
     model: str = ""
@@ -329,9 +320,7 @@ class RoutingLog(Protocol):
     returns an empty page with the same cursor when nothing is new. `back` goes backward from a cursor, newest first,
     and returns an empty cursor when nothing older is left; it scans a bounded number of entries a call, and may return
     few or no records with a cursor to continue from. `find` returns one record, None if it does not exist or was
-    deleted. `cursor_at` returns a cursor for `read` shortly before the first record since a time, in Unix seconds,
-    without reading any record. `count` returns the number of records from one cursor to another one, without reading
-    them; it may include a few duplicates that were not kept.
+    deleted.
     """
 
     async def append(self, records: Sequence[RoutingRecord]) -> None: ...
@@ -343,9 +332,5 @@ class RoutingLog(Protocol):
     async def back(self, query: LogQuery) -> LogPage: ...
 
     async def find(self, request_id: str) -> RoutingRecord | None: ...
-
-    async def cursor_at(self, time: float) -> str: ...
-
-    async def count(self, after: str, before: str) -> int: ...
 
     async def aclose(self) -> None: ...

@@ -147,14 +147,6 @@ class RedisLog(_RedisStore):
         record = RECORD.decode_or_none(entries[0][1].get(b"record", b"")) if entries else None
         return record if record and record.request_id == request_id else None
 
-    async def cursor_at(self, time: float) -> str:
-        return f"{max(0, int(time * 1_000))}-0"
-
-    async def count(self, after: str, before: str) -> int:
-        keys = (self._parsed(cursor) for cursor in (after, before))
-        low, high = ((milliseconds - EPOCH_MS) * PER_MS + number for milliseconds, number in keys)
-        return int(await self._redis.run(self._redis.client.zcount(IDS, f"({low}", high)))
-
     async def _scan(self, query: LogQuery, *, newest_first: bool) -> tuple[LogPage, str, str, bool]:
         """The first matching records, the first and last entry scanned (empty for none), and whether the scan reached
         its end."""

@@ -148,14 +148,6 @@ class SqliteLog(_Table):
         rows = await self._database.rows("SELECT record FROM records WHERE request_id = ?", request_id)
         return RECORD.decode_or_none(rows[0][0]) if rows else None
 
-    async def cursor_at(self, time: float) -> str:
-        since = "SELECT min(seq) - 1 FROM records INDEXED BY records_time WHERE time >= ?"
-        [(row,)] = await self._database.rows(f"SELECT coalesce(({since}), max(seq), 0) FROM records", time)  # noqa: S608
-        return str(row)
-
-    async def count(self, after: str, before: str) -> int:
-        return max(0, self._number(before) - self._number(after))  # gaps only where a duplicate was not kept
-
 
 def _page(rows: Sequence[tuple[int, bytes]], cursor: int) -> LogPage:
     records = tuple(record for _, line in rows if (record := RECORD.decode_or_none(line)) is not None)

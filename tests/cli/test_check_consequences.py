@@ -31,11 +31,6 @@ def settings(tmp_path: Path) -> Settings:
     planned(settings, registry)
     version = router_published(settings, "first")
     ArtifactStore(settings.artifacts, "router").promote(version, by="train")
-    overlays = ArtifactStore(settings.artifacts, "overlays")
-    with overlays.draft() as draft:
-        (draft / "overlays.jsonl").write_bytes(b"")
-        artifact = overlays.publish(draft, categories=registry.category_names, data=version, metrics={})
-    overlays.promote(artifact.manifest.version, by="retrain")
     return settings
 
 
@@ -94,14 +89,13 @@ def test_a_new_expert_is_a_consequence_with_the_advice_to_plan(settings: Setting
     assert output.endswith("the service starts and reloads with it; then run `coe plan` again\n")
 
 
-def test_a_new_category_has_consequences_for_router_plan_and_overlays(settings: Settings) -> None:
+def test_a_new_category_has_consequences_for_router_and_plan(settings: Settings) -> None:
     names = ("code", "art", "general", "law")
     new = [{"name": name, "description": name, "examples": ["is it void", "may I sue"]} for name in names]
     found = report(settings, measured_registry(categories=new))
     kinds = {one["kind"]: one["sentence"] for one in found["consequences"]}
     assert "until `coe train` is run, the router recognises it only from its examples" in kinds["router"]
     assert "'generalist' answers it" in kinds["category_added"]
-    assert "stay unused until `coe retrain`" in kinds["overlays"]
 
 
 def test_what_would_stop_the_start_is_a_problem(settings: Settings) -> None:

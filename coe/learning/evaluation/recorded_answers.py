@@ -33,13 +33,12 @@ class RecordedAnswers:
 
     Equal numbers in a row of `classes` are equal answers, -1 where there is none. `tokens` are output tokens; where a
     count is missing, the model's mean stands in (or the mean of all models). `recorded` is True where the table has a
-    row, also one whose answer could not be read, and `counted` where it has output_tokens.
+    row, also one whose answer could not be read.
     """
 
     classes: NDArray[np.int64]
     tokens: NDArray[np.float64]
     recorded: NDArray[np.bool_]
-    counted: NDArray[np.bool_]
 
 
 def read_answers(folder: Path, quality: Quality) -> RecordedAnswers | None:
@@ -65,15 +64,12 @@ def read_answers(folder: Path, quality: Quality) -> RecordedAnswers | None:
     texts[rows, columns] = _normalized([answers[row] for row in found])
     tokens = np.full(shape, np.nan)
     tokens[rows, columns] = _tokens(table)[found]
-    counted = np.zeros(shape, dtype=bool)
-    counted[rows, columns] = np.isfinite(np.array(table.numbers("output_tokens")))[found]
     if not np.isfinite(tokens).any():
         raise DataError(f"{table.path}: no answer has a length; fill in output_tokens or output_chars")
     return RecordedAnswers(
         classes=np.array([answer_classes(row) for row in texts.tolist()], dtype=np.int64),
         tokens=filled(tokens, column_means(tokens.ravel(), np.nan)),
         recorded=recorded,
-        counted=counted,
     )
 
 

@@ -152,7 +152,7 @@ def recipe_keys(
     """Return the digests for a chain or fuse, whose score depends on its steps, its instruction and all its members."""
     rooms = [member.context_length for member in members]
     answering = [
-        recipe.arm(1),
+        recipe.name,
         recipe.steps,
         recipe.writing_digest,
         [declared_fields(member) for member in members],
