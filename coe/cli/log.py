@@ -176,7 +176,11 @@ async def _print(page: LogPage, feedback: FeedbackLog, json: bool) -> None:
     if page.damaged:
         print_error(_damaged_note(page.damaged))
     for record in page.records:
-        print_line(RECORD.adapter.dump_json(record).decode() if json else _line(record, await _audit(record, feedback)))
+        print_line(
+            RECORD.adapter.dump_json(record, warnings=False).decode()
+            if json
+            else _line(record, await _audit(record, feedback))
+        )
 
 
 async def _audit(record: RoutingRecord, feedback: FeedbackLog) -> str:
