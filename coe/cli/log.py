@@ -174,7 +174,7 @@ def _print(page: LogPage, json: bool) -> None:
     if page.damaged:
         print_error(_damaged_note(page.damaged))
     for record in page.records:
-        print_line(RECORD.adapter.dump_json(record).decode() if json else _line(record))
+        print_line(RECORD.adapter.dump_json(record, warnings=False).decode() if json else _line(record))
 
 
 def _damaged_note(count: int) -> str:

@@ -181,7 +181,9 @@ def _write_jsonl(path: Path, rows: Iterable[Row]) -> int:
     count = 0
     with path.open("wb") as file:
         for record, rating in rows:
-            file.write(orjson.dumps(RECORD.adapter.dump_python(record, mode="json") | asdict(rating)) + b"\n")
+            file.write(
+                orjson.dumps(RECORD.adapter.dump_python(record, mode="json", warnings=False) | asdict(rating)) + b"\n"
+            )
             count += 1
     return count
 
@@ -198,7 +200,7 @@ def _write_parquet(path: Path, rows: Iterable[Row]) -> int:
 
 
 def _parquet_row(row: Row) -> dict[str, Any]:
-    values = RECORD.adapter.dump_python(row[0]) | asdict(row[1])
+    values = RECORD.adapter.dump_python(row[0], warnings=False) | asdict(row[1])
     return values | {name: list(values[name].items()) for name in MAPS if values[name] is not None}
 
 
