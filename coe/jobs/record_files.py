@@ -200,7 +200,7 @@ def _write_parquet(path: Path, rows: Iterable[Row]) -> int:
 
 
 def _parquet_row(row: Row) -> dict[str, Any]:
-    values = RECORD.adapter.dump_python(row[0], warnings=False) | asdict(row[1])
+    values: dict[str, Any] = RECORD.adapter.dump_python(row[0], warnings=False) | asdict(row[1])
     return values | {name: list(values[name].items()) for name in MAPS if values[name] is not None}
 
 
