@@ -14,7 +14,7 @@ from hashlib import blake2b
 from operator import attrgetter
 from typing import Literal, Self
 
-from coe.core import Call, Chunks, DirectReply, Expert, Health, Reply, Sink
+from coe.core import Call, Chunks, Expert, Health, Reply
 from coe.errors import Cause, ExpertBusy, ExpertError, ExpertUnavailable, ExpertUnreachable
 from coe.experts.outcomes import COOL_DOWN, Breaker, Incidents, State
 from coe.registry import ExpertSpec
@@ -127,10 +127,6 @@ class TrackedReply:
         self.usage = reply.usage
         self._reply = reply
         self._ended: Callable[[BaseException | None, bool], None] | None = ended
-
-    def set_sink(self, sink: Sink) -> None:
-        if isinstance(self._reply, DirectReply):
-            self._reply.set_sink(sink)
 
     def chunks(self) -> Chunks:
         return _TrackedChunks(self._reply.chunks(), self)

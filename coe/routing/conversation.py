@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Protocol
 
-from coe.core import Api, Chat, DirectReply, Message, Reply, RequestOptions, Sink
+from coe.core import Api, Chat, Message, Reply, RequestOptions
 from coe.frozen import fast_init
 from coe.routing.message_parts import split_message
 
@@ -263,11 +263,6 @@ class _CallingReply:
         self._reply = reply
         self._pattern = pattern
         self._note = note
-
-    def set_sink(self, sink: Sink) -> None:
-        find = self._pattern.search
-        if isinstance(self._reply, DirectReply):
-            self._reply.set_sink(lambda chunk: find(chunk) is None and sink(chunk))
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
         noted: set[bytes] = set()

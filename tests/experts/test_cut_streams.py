@@ -1,4 +1,4 @@
-"""Events that a stream sends to a sink itself: the client sees the same bytes as without a sink."""
+"""Streams in four APIs, cut into reads at random: the client gets the same bytes, however they arrive."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from coe.core import Api, DirectReply
+from coe.core import Api
 from coe.errors import ExpertError
 from coe.experts.api_formats import API_FORMATS
 from coe.experts.error_mapping import ErrorMapping
@@ -73,24 +73,13 @@ class Silent(asyncio.Transport):
 class Relay:
     """A stream of an expert, from the bytes of its server to those of the client."""
 
-    def __init__(self, api: Api = "chat", *, direct: bool = True, refuses: random.Random | None = None) -> None:
+    def __init__(self, api: Api) -> None:
         self.sent: list[bytes] = []
-        self.direct = 0
-        """Number of chunks that went to the sink."""
         self.usage = Usage()
         self.noted: set[bytes] = set()
         self.connection = Connection(asyncio.get_running_loop(), set())
         self.connection.connection_made(Silent())
         self._api = api
-        self._sinks = direct
-        self._refuses = refuses
-
-    def sink(self, events: bytes) -> bool:
-        if self._refuses is not None and self._refuses.random() < 0.3:
-            return False
-        self.sent.append(events)
-        self.direct += 1
-        return True
 
     async def run(self, **options: Any) -> None:
         await self.connection.send(b"head", b"")
@@ -108,9 +97,6 @@ class Relay:
             await reply.begin()
             conversation = Conversation((b"key",), (), b"", b"scope")
             noting = affinity.noting_calls(TrackedReply(reply, lambda *_: None), self._api, conversation, "writer")
-            if self._sinks:
-                assert isinstance(noting, DirectReply)
-                noting.set_sink(self.sink)
             async for chunk in noting.chunks():
                 self.sent.append(chunk)
         finally:
@@ -124,8 +110,7 @@ async def outcome(relay: Relay, reads: list[bytes], **options: Any) -> tuple[Any
     await settled()
     for read in reads:
         relay.connection.data_received(read)
-        if len(read) % 3:  # else the next read arrives before the task runs
-            await settled()
+        await settled()
     relay.connection.connection_lost(None)
     try:
         await task
@@ -145,27 +130,24 @@ def chunked(data: bytes) -> bytes:
 
 
 def reads_of(events: list[bytes], chance: random.Random) -> list[bytes]:
-    """The events as the reads of a socket: mostly one chunk each, also cut, joined, and with other line ends."""
+    """The events as the reads of a socket, one chunk each, with one of the line ends."""
     style = chance.choice((b"\n", b"\n", b"\n", b"\r\n", b"\r"))
     pieces = [event.replace(b"\n", style) for event in events]
     if chance.random() < 0.2:
         pieces[0] = b"\xef\xbb\xbf" + pieces[0]
-    for _ in range(chance.choice((0, 0, 1, 3))):
-        at = chance.randrange(len(pieces))
-        cut = chance.randrange(len(pieces[at]) + 1)
-        pieces[at : at + 1] = [pieces[at][:cut], pieces[at][cut:]]
-    reads = [HEAD, *map(chunked, filter(None, pieces))]
-    if chance.random() < 0.8:
-        reads[-1] += b"0\r\n\r\n"
-    if chance.random() < 0.3:
-        whole = b"".join(reads)
-        cuts = sorted(chance.randrange(len(whole)) for _ in range(chance.randrange(6)))
-        reads = [whole[start:end] for start, end in zip([0, *cuts], [*cuts, len(whole)], strict=True)]
-    return [read for read in reads if read]
+    return [HEAD, *map(chunked, pieces), *([b"0\r\n\r\n"] if chance.random() < 0.8 else [])]
 
 
-async def compare(seed: int) -> int:
-    """Compares one random stream with and without a sink. Returns the number of chunks that the sink got."""
+def cut_reads(reads: list[bytes], chance: random.Random) -> list[bytes]:
+    pieces = []
+    for read in reads:
+        cuts = sorted(chance.randrange(len(read)) for _ in range(chance.randrange(4)))
+        pieces += [read[start:end] for start, end in zip([0, *cuts], [*cuts, len(read)], strict=True)]
+    return [piece for piece in pieces if piece]
+
+
+async def compare(seed: int) -> None:
+    """Compares one random stream with the same stream in smaller reads."""
     chance = random.Random(seed)
     api = chance.choice(list(EVENTS))
     ordinary = EVENTS[api][:3]
@@ -175,56 +157,10 @@ async def compare(seed: int) -> int:
     reads = reads_of(events, chance)
     shown = chance.choice((None, False, True)) if api in ("chat", "completions") else None
     options = {"with_usage": shown, "choices": chance.choice((1, 1, 2))}
-    direct = Relay(api, refuses=chance)
-    assert await outcome(direct, reads, **options) == await outcome(Relay(api, direct=False), reads, **options), reads
-    return direct.direct
+    cut = await outcome(Relay(api), cut_reads(reads, chance), **options)
+    assert cut == await outcome(Relay(api), reads, **options), reads
 
 
-async def test_random_streams_are_the_same_with_and_without_a_sink() -> None:
-    assert sum([await compare(seed) for seed in range(400)]) > 100
-
-
-@pytest.mark.parametrize("api", EVENTS)
-def test_nothing_is_found_in_ordinary_events(api: Api) -> None:
-    found = API_FORMATS[api]
-    ordinary = [event for event in EVENTS[api] if found.is_ordinary(event)]
-    assert ordinary
-    for event in ordinary:
-        assert not any(function(event) for function in (found.done, found.finished, found.failure))
-        assert list(found.usages(event)) == []
-    assert not found.is_ordinary(EVENTS[api][-1])
-
-
-async def test_ordinary_events_reach_the_sink_within_the_read() -> None:
-    relay = Relay()
-    task = asyncio.ensure_future(relay.run())
-    await settled()
-    relay.connection.data_received(HEAD + chunked(CHAT[0]))
-    await settled()
-    relay.connection.data_received(chunked(CHAT[0]))
-    expected = CHAT[0].replace(b"served", b"writer")
-    assert (relay.sent, relay.direct, relay.usage.events) == ([expected, expected], 1, 2)
-
-    relay.connection.data_received(chunked(CHAT[7]))  # the finish reason goes to the task
-    relay.connection.data_received(chunked(CHAT[0]))  # and what arrives before it has run follows it there
-    assert len(relay.sent) == 2
-    await settled()
-    assert (relay.sent[2:], relay.direct) == ([(CHAT[7] + CHAT[0]).replace(b"served", b"writer")], 1)
-    relay.connection.data_received(chunked(CHAT[0]) + b"0\r\n\r\n")  # the end of the body wakes the task
-    await task
-    assert relay.sent[3:] == [expected, b"data: [DONE]\n\n"]
-    assert relay.usage.events == 5
-
-
-async def test_a_cancelled_reader_sends_nothing_more() -> None:
-    relay = Relay()
-    task = asyncio.ensure_future(relay.run())
-    await settled()
-    relay.connection.data_received(HEAD + chunked(CHAT[0]))
-    await settled()
-    task.cancel()
-    relay.connection.data_received(chunked(CHAT[0]))
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    relay.connection.data_received(chunked(CHAT[0]))
-    assert (len(relay.sent), relay.direct) == (1, 0)
+async def test_random_streams_are_the_same_however_they_are_cut() -> None:
+    for seed in range(400):
+        await compare(seed)
