@@ -318,7 +318,5 @@ class StreamedReply:
 
 async def _read_body(response: Response, *, max_bytes: int, held: HeldAnswer) -> bytes | None:
     """The body, None if it is longer than `max_bytes`."""
-    if (response.length or 0) > max_bytes:
-        return None
     body = await response.read(max_bytes, report=held.resize)
     return body if len(body) <= max_bytes else None
