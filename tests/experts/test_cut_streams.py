@@ -89,6 +89,7 @@ class Relay:
             errors=ErrorMapping("writer", key=""),
             rewriter=ModelNameRewriter(server_name="served", client_name="writer"),
             stream_idle_timeout=60.0,
+            usage=Usage(),
             held=HeldAnswer(None),
             **options,
         )

@@ -127,7 +127,8 @@ def _role_alone(choice: Any) -> bool:
 def first_event(events: bytes, *, preamble: Callable[[Any], bool] = never) -> Any:
     """The first data line as JSON that is not [DONE] and not `preamble`; None without one. Raises ValueError if this is
     not an event stream."""
-    if not _FIELD.match(events):
+    events = events.lstrip(b"\n")
+    if events and not _FIELD.match(events):
         raise ValueError("it does not begin with an event")
     for line in events.splitlines():
         if line.startswith(b"data:") and (data := line[5:].strip()) != b"[DONE]":
@@ -139,6 +140,8 @@ def first_event(events: bytes, *, preamble: Callable[[Any], bool] = never) -> An
 
 def join_data_lines(events: bytes) -> bytes:
     """Joins the data lines of each event into one: JSON can be split only where a space is allowed."""
+    if b"\ndata:" not in events:
+        return events
     return _FOLDED.sub(lambda lines: lines[0].replace(b"\ndata:", b" "), events)
 
 

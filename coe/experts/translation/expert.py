@@ -17,9 +17,8 @@ from coe import json_text
 from coe.core import Api, Call, Expert, Health, Reply
 from coe.errors import ExpertRejected, InvalidRequest
 from coe.experts.error_mapping import ErrorMapping
-from coe.experts.held_answer import HeldAnswer
+from coe.experts.held_answer import HeldAnswer, WholeReply
 from coe.experts.http import sse
-from coe.experts.http.replies import JsonReply
 from coe.experts.translation import messages_request, responses_request
 from coe.experts.translation.chat_answer import CallOrder, ChatReader, Delta
 from coe.experts.translation.messages_answer import MessageBuilder
@@ -132,7 +131,7 @@ class TranslatedExpert:
             await reply.aclose()
         builder.end(reply.usage)
         answer = builder.response if isinstance(builder, ResponseBuilder) else builder.message
-        return _JsonReply(_dumps(answer), reply.usage, held)
+        return WholeReply(_dumps(answer), reply.usage, held)
 
 
 def is_translated(spec: ExpertSpec, api: Api) -> bool:
@@ -158,24 +157,6 @@ def reported_types(kinds: Iterable[str]) -> tuple[str, ...]:
     `other`, since it could hold anything."""
     words = (kind if _TYPE.fullmatch(kind) else "other" for kind in kinds)
     return tuple(dict.fromkeys(words))[:MAX_DROPPED]
-
-
-class _JsonReply:
-    """A translated answer in one piece."""
-
-    media_type = JsonReply.media_type
-
-    def __init__(self, body: bytes, usage: Usage, held: HeldAnswer) -> None:
-        held.resize(len(body))
-        self.usage = usage
-        self._body = body
-        self._held = held
-
-    async def chunks(self) -> AsyncGenerator[bytes, None]:
-        yield self._body
-
-    async def aclose(self) -> None:
-        self._held.resize(0)  # the connection was released
 
 
 class _StreamedReply:
