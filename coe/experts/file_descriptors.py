@@ -5,11 +5,9 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import resource
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 
 LOG_INTERVAL = 60.0
 """Seconds between two log lines about a shortage."""
@@ -34,18 +32,17 @@ def causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def out_of_descriptors(error: BaseException) -> bool:
-    """True if an error, or one of its causes, is that this process or the system has no file descriptor left."""
+    """True if an error, or one of its causes, is that this process or the system has no file descriptor left. Where an
+    error of the system has no number, this tries to open one."""
     return any(
-        isinstance(cause, NoDescriptor) or (isinstance(cause, OSError) and _is_shortage(cause))
+        isinstance(cause, NoDescriptor)
+        or (isinstance(cause, OSError) and ((_unclear(cause) and not _can_open()) or cause.errno in _SHORTAGE))
         for cause in causes(error)
     )
 
 
-def _is_shortage(error: OSError) -> bool:
-    """True if an OS error means that no descriptor is left. Without an error number, tries to open one."""
-    if isinstance(error, socket.gaierror) or error.errno is None:
-        return not _can_open()
-    return error.errno in _SHORTAGE
+def _unclear(error: OSError) -> bool:
+    return isinstance(error, socket.gaierror) or error.errno is None
 
 
 def _can_open() -> bool:
@@ -64,19 +61,12 @@ class ShortageLog:
 
     def report(self) -> None:
         """Logs the shortage unless it was just logged."""
-        now = time.monotonic()
-        if now < self._next:
-            return
-        self._next = now + LOG_INTERVAL
-        limit: object = "unknown"
-        with suppress(OSError, ValueError):
-            limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        _log.error(
-            "no file descriptor is left for a connection to an expert (limit of this process: %s); requests are "
-            "answered with 503. Raise the limit (`ulimit -n`, LimitNOFILE in systemd, fs.file-max for the system), "
-            "or lower limits.concurrent_requests",
-            limit,
-        )
+        if (now := time.monotonic()) >= self._next:
+            self._next = now + LOG_INTERVAL
+            _log.error(
+                "no file descriptor is left for a connection to an expert; requests are answered with 503. Raise the "
+                "limit (`ulimit -n`, LimitNOFILE in systemd), or lower limits.concurrent_requests"
+            )
 
 
 shortage_log = ShortageLog()
