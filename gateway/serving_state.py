@@ -15,8 +15,9 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 
 from coe.artifacts.kinds import ASSIGNMENT, GATE, OVERLAYS
-from coe.experts import ExpertLoader, ReplicatedExpert, build_experts, build_recipes
+from coe.experts import ExpertLoader, ReplicatedExpert, build_experts
 from coe.experts.http.client import Client
+from coe.experts.recipes.factory import build_recipes
 from coe.experts.recipes.policy_file import NO_POLICIES, ArmPolicies
 from coe.mapping import Consequence
 from coe.registry import Registry

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from coe.cli import app
-from coe.experts import build_recipes
+from coe.experts.recipes.factory import build_recipes
 from coe.experts.recipes.policy_file import RECIPES_FILE, ArmPolicies
 from coe.mapping import effective_plan, read_published
 from coe.registry import RecipeSpec, Registry, load
