@@ -232,7 +232,7 @@ class StreamedReply:
         self.usage.events += events.count(b"\n\n")
         if self._api_format.finished(events):
             if self._choices > 1:
-                self._ended_choices.update(map(str, sse.ends(events)))
+                self._ended_choices.update(str(index) for index, _ in sse.finish_reasons(events))
             self._finished |= self._choices == 1 or len(self._ended_choices) >= self._choices
         counted = False
         for counts in self._api_format.usages(events):
