@@ -26,8 +26,6 @@ LOAD_BOUND = 1.25
 """A conversation leaves its own replica if that has more than LOAD_BOUND times the mean work, plus one request
 (consistent hashing with bounded loads, Mirrokni et al. 2018, arXiv 1608.01350)."""
 _outstanding = attrgetter("outstanding")
-_MASK = 2**64 - 1
-_MULTIPLIER = 0x9E3779B97F4A7C15
 
 
 class Replica:
@@ -53,7 +51,7 @@ class Replica:
         base = endpoint.base_url if endpoint else ""
         self.address = redact_url(remove_suffix(base, "/v1")).partition("://")[2] or "provider"
         self.root = remove_suffix(base, "/v1")
-        self.seed = int.from_bytes(blake2b((base or self.address).encode(), digest_size=8).digest(), "little")
+        self.seed = blake2b((base or self.address).encode(), digest_size=16).digest()
         self.breaker = Breaker(clock=clock)
         self.in_flight = 0
         self.queue_length: int | None = None
@@ -192,11 +190,12 @@ class ReplicatedExpert:
         if self.spec.stream_idle_timeout is not None:
             call = replace(call, stream_idle_timeout=self.spec.stream_idle_timeout)
         failure: ExpertUnreachable | None = None
-        tried: tuple[Replica, ...] = ()
-        if call.exclude:
-            tried = tuple(replica for replica in self.replicas if replica.address in call.exclude)
+        tried = tuple(replica for replica in self.replicas if replica.address in call.exclude)
         if len(tried) == len(self.replicas):
-            raise self._all_excluded(call)
+            message = f"expert {self.name!r} is at a server that this request could not reach or found full"
+            failure = ExpertUnreachable(message, expert=self.name)
+            failure.unavailable_servers, failure.request_sent = call.exclude, False
+            raise failure
         while call.first_token_timeout > 0 and (ready := self._ready(tried)):
             replica = self._best(ready, call.conversation)
             began = self._clock()
@@ -233,17 +232,8 @@ class ReplicatedExpert:
         ready = [replica for replica in ready if not replica.breaker.failed_recently(now)] or ready
         if conversation:
             return preferred_replica(ready, conversation)
-        self._rotation += 1
-        offset = self._rotation % len(ready)
-        ready = [*ready[offset:], *ready[:offset]]  # round-robin among equally idle replicas
-        return min(ready, key=_outstanding)
-
-    def _all_excluded(self, call: Call) -> ExpertUnreachable:
-        error = ExpertUnreachable(
-            f"expert {self.name!r} is at a server that this request could not reach or found full", expert=self.name
-        )
-        error.unavailable_servers, error.request_sent = call.exclude, False
-        return error
+        self._rotation = (self._rotation + 1) % len(ready)  # round-robin among equally idle replicas
+        return min([*ready[self._rotation :], *ready[: self._rotation]], key=_outstanding)
 
     def _none_ready(self) -> ExpertError:
         now = self._clock()
@@ -261,14 +251,7 @@ class ReplicatedExpert:
 def preferred_replica(replicas: Sequence[Replica], conversation: bytes) -> Replica:
     """The conversation's own replica, which has its prefix in cache, unless its work exceeds the load bound; then the
     one with the least work. The same in every process: rendezvous hashing (Thaler and Ravishankar 1998)."""
-    key = int.from_bytes(blake2b(conversation, digest_size=8).digest(), "little")
-    own, highest = replicas[0], -1
-    for replica in replicas:  # multiply: differences reach the high bits; shift: and return to the low ones
-        mixed = (key ^ replica.seed) * _MULTIPLIER & _MASK
-        weight = (mixed ^ mixed >> 32) * _MULTIPLIER & _MASK
-        if weight > highest:
-            own, highest = replica, weight
-    outstanding = own.outstanding
-    if outstanding <= 1 or outstanding <= LOAD_BOUND * sum(map(_outstanding, replicas)) / len(replicas) + 1:
+    own = max(replicas, key=lambda replica: blake2b(conversation, key=replica.seed, digest_size=8).digest())
+    if own.outstanding <= LOAD_BOUND * sum(map(_outstanding, replicas)) / len(replicas) + 1:
         return own
     return min(replicas, key=_outstanding)

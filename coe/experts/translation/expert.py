@@ -8,10 +8,10 @@ arrive, with one builder for non-streaming answers and streams.
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 from coe import json_text
 from coe.core import Api, Call, Expert, Health, Reply
@@ -20,11 +20,10 @@ from coe.experts.error_mapping import ErrorMapping
 from coe.experts.held_answer import HeldAnswer, WholeReply
 from coe.experts.http import sse
 from coe.experts.translation import messages_request, responses_request
-from coe.experts.translation.chat_answer import CallOrder, ChatReader, Delta
+from coe.experts.translation.chat_answer import CallOrder, ChatReader
 from coe.experts.translation.messages_answer import MessageBuilder
 from coe.experts.translation.responses_answer import ResponseBuilder
 from coe.registry import ExpertSpec
-from coe.usage import Usage
 
 Event = dict[str, Any]
 _OPTIONAL = ("reasoning_effort", "verbosity")
@@ -38,16 +37,6 @@ TRANSLATED_APIS: tuple[Api, ...] = ("responses", "messages")
 MAX_DROPPED = 10
 """Types that `dropped_parts` names."""
 _TYPE = re.compile(r"[a-z0-9_]{1,40}")
-
-
-class Builder(Protocol):
-    """Builds an answer in another API. The methods return the events of the stream."""
-
-    def begin(self) -> list[Event]: ...
-
-    def add(self, delta: Delta) -> list[Event]: ...
-
-    def end(self, usage: Usage) -> list[Event]: ...
 
 
 class TranslatedExpert:
@@ -141,15 +130,12 @@ def is_translated(spec: ExpertSpec, api: Api) -> bool:
 
 def dropped_parts(api: Api, fields: Mapping[str, Any]) -> tuple[str, ...]:
     """Returns the types of what the translation of a valid request leaves out."""
-    find: Callable[[Mapping[str, Any]], tuple[str, ...]] | None = {
-        "responses": responses_request.dropped_parts,
-        "messages": messages_request.dropped_parts,
-    }.get(api)
+    if api not in TRANSLATED_APIS:
+        return ()
     try:
-        kinds = () if find is None else find(fields)
+        return reported_types((responses_request if api == "responses" else messages_request).dropped_parts(fields))
     except InvalidRequest:
         return ()
-    return reported_types(kinds)
 
 
 def reported_types(kinds: Iterable[str]) -> tuple[str, ...]:
@@ -165,7 +151,13 @@ class _StreamedReply:
     media_type = sse.EVENT_STREAM
 
     def __init__(
-        self, reply: Reply, builder: Builder, errors: ErrorMapping, *, opening: bytes, held: HeldAnswer
+        self,
+        reply: Reply,
+        builder: ResponseBuilder | MessageBuilder,
+        errors: ErrorMapping,
+        *,
+        opening: bytes,
+        held: HeldAnswer,
     ) -> None:
         self.usage = reply.usage
         self._opening = opening
