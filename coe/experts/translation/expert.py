@@ -11,7 +11,7 @@ import re
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 from coe import json_text
 from coe.core import Api, Call, Expert, Health, Reply
@@ -26,6 +26,7 @@ from coe.experts.translation.responses_answer import ResponseBuilder
 from coe.registry import ExpertSpec
 
 Event = dict[str, Any]
+Builder: TypeAlias = ResponseBuilder | MessageBuilder
 _OPTIONAL = ("reasoning_effort", "verbosity")
 """Fields of chat without which a request is sent again if a server rejects their value."""
 _LENGTH, _NEWER_LENGTH = "max_tokens", "max_completion_tokens"
@@ -73,7 +74,7 @@ class TranslatedExpert:
             return _StreamedReply(reply, builder, self._errors, opening=opening, held=HeldAnswer(call.memory))
         return await self._whole(reply, builder, HeldAnswer(call.memory))
 
-    def _request(self, call: Call) -> tuple[dict[str, Any], ResponseBuilder | MessageBuilder]:
+    def _request(self, call: Call) -> tuple[dict[str, Any], Builder]:
         """The body for chat, and the builder of the answer."""
         if call.api == "responses":
             return responses_request.chat_fields(call.fields), ResponseBuilder(call.fields, model=self.name)
@@ -109,7 +110,7 @@ class TranslatedExpert:
                     call.dropped.update(left_out)
                 return reply
 
-    async def _whole(self, reply: Reply, builder: ResponseBuilder | MessageBuilder, held: HeldAnswer) -> Reply:
+    async def _whole(self, reply: Reply, builder: Builder, held: HeldAnswer) -> Reply:
         try:
             async with aclosing(reply.chunks()) as chunks:
                 body = b"".join([chunk async for chunk in chunks])
@@ -151,13 +152,7 @@ class _StreamedReply:
     media_type = sse.EVENT_STREAM
 
     def __init__(
-        self,
-        reply: Reply,
-        builder: ResponseBuilder | MessageBuilder,
-        errors: ErrorMapping,
-        *,
-        opening: bytes,
-        held: HeldAnswer,
+        self, reply: Reply, builder: Builder, errors: ErrorMapping, *, opening: bytes, held: HeldAnswer
     ) -> None:
         self.usage = reply.usage
         self._opening = opening
