@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import multiprocessing
 import os
@@ -39,7 +40,6 @@ from benchmarks.harness import ACCESS, ANSWER, KEY, ROOT, STARTER, trained
 from coe.settings import Settings
 from gateway.app import create_app
 from gateway.main import open_parts
-from gateway.process.gc_tuning import tune_gc
 
 PACKAGES = tuple(str(ROOT / name) + os.sep for name in ("coe", "gateway", "routers"))
 PROMPTS = 400
@@ -153,7 +153,7 @@ async def run(settings: Settings, repeat: int) -> None:
         sys.setprofile(None)
         _in_request.set(False)
         walk.report()
-        tune_gc()
+        gc.freeze()
         rounds, others = [], []
         for _ in range(repeat // PROMPTS):
             process, thread = time.process_time(), time.thread_time()

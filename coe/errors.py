@@ -173,12 +173,8 @@ class ArtifactRefused(InvalidRequest, code="artifact_refused"):
     """The version is damaged or does not match experts.yaml, or there is no version to roll back to."""
 
 
-class ConfigInvalid(InvalidRequest, code="config_invalid"):
-    """A new experts.yaml has a problem."""
-
-
 class ConfigRefused(InvalidRequest, code="config_refused"):
-    """experts.yaml cannot be shown or changed here; the message has the reason."""
+    """experts.yaml cannot be shown; the message has the reason."""
 
 
 class KeyNotFound(InvalidRequest, code="key_not_found"):

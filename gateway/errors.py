@@ -28,7 +28,6 @@ _TABLE: tuple[tuple[type[errors.RequestError], int, str], ...] = (  # the first 
     (errors.DocumentsConflict, 409, "invalid_request_error"),
     (errors.ArtifactNotFound, 404, "invalid_request_error"),
     (errors.ArtifactRefused, 409, "invalid_request_error"),
-    (errors.ConfigInvalid, 409, "invalid_request_error"),
     (errors.ConfigRefused, 409, "invalid_request_error"),
     (errors.KeyNotFound, 404, "invalid_request_error"),
     (errors.KeyRefused, 409, "invalid_request_error"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import logging
 import socket
 import time
@@ -36,26 +37,21 @@ from coe.runtime.active_state import (
     ActiveState,
     LoadedRouter,
     check_active_state,
-    check_router,
     load_active_state,
     preload_router,
 )
 from coe.runtime.artifact_sync import sync_artifacts, sync_once
 from coe.runtime.consequences import consequences_of, log_consequences
 from coe.runtime.issued_keys import access_with, check_issued
-from coe.runtime.kept_state import KeptState
 from coe.runtime.key_store import open_key_store
 from coe.settings import Settings
 from gateway.access import check_counters, check_exposure, create_admin_key, open_limiter, watching_issued_keys
 from gateway.access.redis_affinity import open_affinity
 from gateway.app import create_app
-from gateway.http.server import open_listener
 from gateway.observability.logs import log_uncaught
 from gateway.observability.metrics import Metrics
 from gateway.observability.observers import ImplicitSignals, RecentRequests, Recorder, open_observability
 from gateway.observability.state_metrics import (
-    RECIPE_EVIDENCE,
-    RECIPE_EVIDENCE_TEXT,
     TrafficMetrics,
     add_feedback_metrics,
     add_log_metrics,
@@ -63,22 +59,13 @@ from gateway.observability.state_metrics import (
 )
 from gateway.observability.tracing import check_tracing
 from gateway.parts import Parts
-from gateway.process.bound_watch import BoundWatch, watching_bounds
-from gateway.process.connections import (
-    ConnectionLimits,
-    raise_limit,
-    soft_limit,
-    warn_if_few,
-)
-from gateway.process.gc_tuning import trim_memory, trimming_memory, tune_gc
 from gateway.process.jobs import Jobs, PlanSolver
-from gateway.process.last_good import LastGood, last_good_folder
 from gateway.process.reload import Reader, Reload
 from gateway.process.signals import Drain, handle_signals
 from gateway.process.watched_files import file_states, watched_files
-from gateway.request.audits import Audits
 from gateway.request.cache_step import CacheStep, check_cache, open_cache
 from gateway.request.stored_step import StoredStep, check_stored_responses, open_stored_step
+from gateway.server import open_listener
 from gateway.serving_state import ServingState, Wiring
 from routers.kernel import IMPLEMENTATION
 
@@ -105,10 +92,9 @@ def serve(settings: Settings) -> None:
     with (
         open_port(settings, registry) as listener,  # before anything is loaded: a port in use is reported at once
         workers_folder(settings.workers) as workers,
-        last_good_folder(settings.home) as kept,
     ):
         router = PreloadedRouter(settings) if workers_share_memory(settings) else None
-        build = partial(build_app, settings, workers, router, kept)
+        build = partial(build_app, settings, workers, router)
         at_intervals = router.release_if_replaced if router else None
         processes.serve(build, settings, listener=listener, at_intervals=at_intervals)
 
@@ -133,23 +119,20 @@ class PreloadedRouter:
         self._config = settings.config
         self._source = self._current_source()
         self.loaded: LoadedRouter | None = preload_router(settings)
-        tune_gc()  # collections in the workers leave the objects of this process alone, so their pages stay shared
+        gc.freeze()  # collections in the workers leave the objects of this process alone, so their pages stay shared
 
-    def read(self, settings: Settings, previous: ActiveState | None, *, kept: KeptState | None = None) -> ActiveState:
+    def read(self, settings: Settings, previous: ActiveState | None) -> ActiveState:
         """A Reader for a worker process, which uses the router while it is in use."""
-        state = load_active_state(settings, previous, preloaded=self.loaded, kept=kept)
+        state = load_active_state(settings, previous, preloaded=self.loaded)
         if self.loaded is not None and state.router is not self.loaded.router:
             self.loaded = None
         return state
 
     def release_if_replaced(self) -> None:
-        """Release it in the parent process, which reads no state, unless the files that replace it are invalid: then
-        workers that start again serve the last good state with it."""
+        """Release it in the parent process, which reads no state."""
         with suppress(OSError, CoEError):  # also a file that is being replaced: the next check decides
             if self.loaded is not None and self._current_source() != self._source:
-                check_router(self._settings)
                 self.loaded = None
-                trim_memory()
 
     def _current_source(self) -> tuple[str | None, int]:
         """The version in use, and the time of the declaration, to whose categories the router is adapted."""
@@ -160,7 +143,6 @@ def prepare(settings: Settings) -> Registry:
     """Check everything that serving needs before a port is opened. Raises ConfigError or ArtifactError."""
     sync_once(settings)
     registry, _ = check_active_state(settings)
-    warn_if_few(raise_limit(), concurrent_requests=registry.limits.concurrent_requests)
     check_exposure(settings, registry.access)
     check_counters(registry.access, workers=settings.workers)
     check_cache(registry.cache)
@@ -193,20 +175,10 @@ def workers_folder(count: int) -> Iterator[Path | None]:
             yield Path(folder)
 
 
-def build_app(
-    settings: Settings,
-    workers: Path | None = None,
-    router: PreloadedRouter | None = None,
-    kept: Path | None = None,
-    *,
-    restarted: bool = False,
-) -> Starlette:
-    """The application of one worker process. `workers` and `kept` are the folders of `workers_folder` and
-    `last_good_folder`. With `restarted`, the worker replaces one that has crashed."""
+def build_app(settings: Settings, workers: Path | None = None, router: PreloadedRouter | None = None) -> Starlette:
+    """The application of one worker process. `workers` is the folder of `workers_folder`."""
     read = router.read if router else load_active_state
-    last_good = None if kept is None else LastGood(kept, settings, read=read, restores=restarted)
-    check = settings.check_experts
-    return create_app(partial(open_worker, settings, workers=workers, read=read, check=check, last_good=last_good))
+    return create_app(partial(open_worker, settings, workers=workers, read=read, check=settings.check_experts))
 
 
 @asynccontextmanager
@@ -216,22 +188,18 @@ async def open_worker(
     workers: Path | None = None,
     read: Reader = load_active_state,
     check: bool = False,
-    last_good: LastGood | None = None,
 ) -> AsyncIterator[Parts]:
     """The parts of a worker process, which handles its parent's signals, and computes matrix products in the calling
     thread."""
     from threadpoolctl import threadpool_limits
 
     with threadpool_limits(1, user_api="blas"):  # OpenBLAS's own threads busy-wait for milliseconds after a product
-        async with open_parts(settings, workers=workers, read=read, check=check, last_good=last_good) as parts:
+        async with open_parts(settings, workers=workers, read=read, check=check) as parts:
             assert parts.reload is not None
             drain = Drain(parts.current, lame_duck=settings.drain)
-            failed = parts.metrics.task_failed
-            async with (
-                handle_signals(drain=drain.begin, reload=parts.reload.request, abort=drain.abort),
-                trimming_memory(task_failed=failed),
-            ):
-                tune_gc()
+            async with handle_signals(drain=drain.begin, reload=parts.reload.request, abort=drain.abort):
+                gc.freeze()  # full collections would visit all loaded objects while every request waits
+                gc.set_threshold(20_000)  # at the default of 700 collections take some 3 % of the processor time
                 yield parts
 
 
@@ -242,20 +210,20 @@ async def open_parts(
     workers: Path | None = None,
     read: Reader = load_active_state,
     check: bool = False,
-    last_good: LastGood | None = None,
 ) -> AsyncIterator[Parts]:
     """Open the parts of an application and close them in reverse order. `read` returns what is in use, now and for
-    every reload. A worker that replaces a crashed one begins with `last_good`. With `check`, the first worker checks
-    the experts in the background. Raises ConfigError or ArtifactError."""
+    every reload. With `check`, the first worker checks the experts in the background.
+
+    Raises ConfigError or ArtifactError.
+    """
     states = file_states(watched_files(settings))
-    in_use = (last_good.load() if last_good else None) or read(settings, None)
-    since = states if in_use.kept is None else None
+    in_use = read(settings, None)
     registry = in_use.registry
     async with AsyncExitStack() as stack:
         threads = stack.enter_context(ThreadPoolExecutor(ENCODER_THREADS, thread_name_prefix="encoder"))
         observation = await stack.enter_async_context(open_observability(settings, workers))
         metrics, failed = observation.metrics, observation.metrics.task_failed
-        session = await stack.enter_async_context(Client(connections=ConnectionLimits.within(soft_limit()).experts))
+        session = await stack.enter_async_context(Client())
         log, feedback = await _open_logs(stack, settings, registry)
         recorder = await _open_recorder(stack, log, settings, in_use, threads, metrics)
         feedback_writer = await _open_feedback_writer(stack, feedback, log, settings, metrics)
@@ -267,16 +235,14 @@ async def open_parts(
         await _watch_experts(stack, wiring, registry, session, metrics, check=check)
         if metrics.registry.worker == 0:
             _log.info("router %s: the fast heads use %s", in_use.router.version, IMPLEMENTATION)
-            await _watch_bounds(stack, current, feedback, settings, metrics)
-        reload = Reload(current, settings=settings, in_use=in_use, wiring=wiring, read=read, last_good=last_good)
+        reload = Reload(current, settings=settings, in_use=in_use, wiring=wiring, read=read)
         del in_use  # this frame would keep the first router in memory for the life of the process
-        await stack.enter_async_context(reload.watching(since=since, task_failed=failed))
+        await stack.enter_async_context(reload.watching(since=states, task_failed=failed))
         behind = await stack.enter_async_context(sync_artifacts(settings, registry.artifacts, task_failed=failed))
         metrics.gauge("coe_artifacts_behind", ARTIFACTS_BEHIND, behind, largest=True)
         cache = await _open_cache(stack, registry, metrics)
         stored = await _open_stored_step(stack, registry, settings, metrics)
         recent, signals = RecentRequests(), ImplicitSignals(feedback_writer.put)
-        audits = await stack.enter_async_context(Audits(current, store=feedback_writer.put, metrics=metrics))
         yield Parts(
             current,
             observers=(recent.observe, recorder.observe, signals.observe, *observation.observers),
@@ -288,7 +254,6 @@ async def open_parts(
             settings=settings,
             jobs=await stack.enter_async_context(Jobs(settings)),
             solver=await stack.enter_async_context(PlanSolver(settings)),
-            audit=audits.observe,
             tracing=observation.tracing,
             cache=cache,
             stored=stored,
@@ -345,15 +310,6 @@ async def _watch_experts(
     )
     if check and metrics.registry.worker == 0:
         await stack.enter_async_context(checking(wiring.experts.values(), registry, session=session))
-
-
-async def _watch_bounds(
-    stack: AsyncExitStack, current: ServingState, feedback: FeedbackLog, settings: Settings, metrics: Metrics
-) -> None:
-    """Watch the loss bounds of recipes in the background, and show their evidence as a metric."""
-    watch = BoundWatch(current, feedback, settings)
-    metrics.gauges(RECIPE_EVIDENCE, RECIPE_EVIDENCE_TEXT, ("recipe",), watch.evidence, largest=True)
-    await stack.enter_async_context(watching_bounds(watch, task_failed=metrics.task_failed))
 
 
 async def _open_wiring(

@@ -15,7 +15,6 @@ from starlette.applications import Starlette
 import coe.experts.health_checks
 import coe.records.writer
 import coe.runtime.artifact_sync
-import gateway.process.gc_tuning
 import gateway.process.reload
 from coe import supervision
 from coe.experts.http.client import Client
@@ -27,9 +26,10 @@ from coe.supervision import log_failure, next_pause, supervised
 from gateway.access.durable import DurableLimiter
 from gateway.access.redis import RedisLimiter
 from gateway.access.redis_affinity import RedisAffinity
-from gateway.http.server import HttpServer, open_listener
 from gateway.observability.logs import TextFormatter
 from gateway.observability.metrics import Metrics, exposition
+from gateway.server import Server
+from tests.gateway.raw_http import served
 
 pytestmark = pytest.mark.anyio
 
@@ -183,16 +183,9 @@ def expert_watch(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: 
     return coe.experts.health_checks.running_health_checks(list, session=Client(), task_failed=failed)
 
 
-def memory(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) -> Opened:
-    patch.setattr(gateway.process.gc_tuning, "_trim_periodically", work)
-    return gateway.process.gc_tuning.trimming_memory(task_failed=failed)
-
-
 def connections(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) -> Opened:
-    patch.setattr(HttpServer, "_accept", work)
-    return HttpServer(
-        Starlette(), open_listener("127.0.0.1", 0, stalled_after=1.0), max_connections=1, task_failed=failed
-    )
+    patch.setattr(Server, "_accept", work)
+    return served(Starlette(), task_failed=failed)
 
 
 def reload(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) -> Opened:
@@ -209,7 +202,7 @@ def artifact_sync(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder:
     return sync_artifacts(Settings.read({"COE_HOME": str(folder)}), URL, task_failed=metrics.task_failed)
 
 
-OPENED = [records, feedback, limits, conversations, turns, expert_watch, memory, connections, reload, artifact_sync]
+OPENED = [records, feedback, limits, conversations, turns, expert_watch, connections, reload, artifact_sync]
 
 
 @pytest.mark.parametrize("opened", OPENED)

@@ -8,11 +8,12 @@ what each cause means, and what an operator can do about it.
 from __future__ import annotations
 
 import errno
+import os
 import re
 import socket
 import ssl
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from email.utils import parsedate_to_datetime
 from typing import Any
 
@@ -30,7 +31,6 @@ from coe.errors import (
     ExpertUnreachable,
     OutOfDescriptors,
 )
-from coe.experts.file_descriptors import causes, shortage_log
 from coe.urls import secrets_in
 
 MAX_CHARACTERS = 500
@@ -64,6 +64,9 @@ MAX_RETRY_AFTER = 3600.0
 """Longest Retry-After, in seconds, that is obeyed."""
 SHORTAGE_RETRY = 1.0
 """Retry-After in seconds when no file descriptor is left."""
+MAX_CAUSES = 16
+"""Errors inspected in one chain of causes."""
+_SHORTAGE = (errno.EMFILE, errno.ENFILE)
 _NAME = re.compile(r"[A-Za-z0-9_.\[\]-]{1,64}")
 _REJECTED_STATUSES = frozenset({400, 413, 415, 422})
 _API_MISSING_STATUSES = frozenset({404, 405, 501})
@@ -91,15 +94,16 @@ class ErrorMapping:
         self.expert = expert
         self._secrets = tuple(secret for secret in (key, *secrets_in(base_url)) if secret)
 
-    def unreachable(self, error: BaseException) -> ExpertUnreachable:
+    def unreachable(self, error: BaseException) -> ExpertError:
         """No connection could be made, because of `error`."""
+        if out_of_descriptors(error):
+            return self.no_descriptor()
         unreachable = ExpertUnreachable(f"expert {self.expert!r} cannot be reached", expert=self.expert)
         unreachable.cause = connection_cause(error) or "unreachable"
         return unreachable
 
     def no_descriptor(self) -> OutOfDescriptors:
-        """No connection could be opened, because this process has no file descriptor left. Logs it."""
-        shortage_log.report()
+        """No connection could be opened, because this process has no file descriptor left."""
         message = "the gateway has no file descriptor left for an expert; try again later, or raise its limit of files"
         error = OutOfDescriptors(message, expert=self.expert)
         error.retry_after = SHORTAGE_RETRY
@@ -157,6 +161,27 @@ class ErrorMapping:
 
     def _line(self, text: str) -> str:
         return redacted(text, secrets=self._secrets) or "no reason given"
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """Yields an error and the errors that caused it, at most MAX_CAUSES."""
+    following: BaseException | None = error
+    for _ in range(MAX_CAUSES):
+        if following is None:
+            return
+        yield following
+        following = following.__cause__ or following.__context__
+
+
+def out_of_descriptors(error: BaseException) -> bool:
+    """True if `error` comes from a lack of file descriptors, or none is left, which a failed name lookup hides."""
+    if any(isinstance(cause, OSError) and cause.errno in _SHORTAGE for cause in causes(error)):
+        return True
+    try:
+        os.close(os.dup(0))
+    except OSError as shortage:
+        return shortage.errno in _SHORTAGE
+    return False
 
 
 def connection_cause(error: BaseException) -> Cause | None:

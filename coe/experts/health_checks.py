@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
 
-from coe.experts.file_descriptors import NoDescriptor
+from coe.experts.error_mapping import out_of_descriptors
 from coe.experts.http.client import Client
 from coe.experts.replicas import Replica, ReplicatedExpert
 from coe.supervision import TaskFailed, ignore_failure, supervised
@@ -109,10 +109,8 @@ class HealthChecks:
         try:
             async with self._slots, asyncio.timeout(PAGE_TIMEOUT):
                 return await self._session.get(url, max_bytes=MAX_PAGE_BYTES)
-        except NoDescriptor:
-            return NOT_CONNECTED, b""
-        except (OSError, ValueError):  # TimeoutError is an OSError; ValueError: no URL
-            return 0, b""
+        except (OSError, ValueError) as error:  # TimeoutError is an OSError; ValueError: no URL
+            return NOT_CONNECTED if out_of_descriptors(error) else 0, b""
 
 
 def queue_length(page: bytes) -> int:

@@ -73,8 +73,6 @@ class Replica:
         breaker = self.breaker
         generation = breaker.begin()
         self.in_flight += 1
-        if call.pending is not None:
-            call.pending.end()
         plain = call.api == "chat" and not call.renames_limit
         expert = self._chat if plain and self._chat is not None else self.expert
         try:
@@ -168,8 +166,6 @@ class ReplicatedExpert:
         self.incidents = Incidents(spec.name, clock=clock)
         for replica in self.replicas:
             replica.incidents = self.incidents
-        self.pending = 0
-        """Requests that are decided for this expert and not yet sent (`coe.core.PendingCall`); part of its load."""
         self._limit = spec.concurrent_requests
         self._clock = clock
         self._rotation = 0
@@ -224,7 +220,7 @@ class ReplicatedExpert:
 
     def _load(self, ready: Sequence[Replica]) -> float:
         if self._limit is not None:
-            return (self.pending + sum(map(_outstanding, ready))) / (self._limit * len(ready)) if ready else 0.0
+            return sum(map(_outstanding, ready)) / (self._limit * len(ready)) if ready else 0.0
         return float(bool(ready) and all(replica.queue_length for replica in ready))
 
     def _best(self, ready: Sequence[Replica], conversation: bytes) -> Replica:

@@ -1,4 +1,4 @@
-"""Formats validation errors of experts.yaml and suggests the key or value that was probably meant."""
+"""Formats problems of experts.yaml, without values of variables, and suggests the name that was probably meant."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from coe.registry.yaml_source import KeyPath
 
 QUOTED_CHARACTERS = 64
 """Characters of a wrong value that a problem repeats."""
+MIN_SCRUBBED_CHARACTERS = 4
+"""Values of variables that are at least so long are removed from problems."""
 _QUOTED = re.compile(r"'([^']*)'")
 _SYNONYMS: Mapping[str, tuple[str, ...]] = {
     "external": (
@@ -104,3 +106,15 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next((model for part in get_args(annotation) if (model := _model_in(part)) is not None), None)
+
+
+def without_values(problem: str, text: str, environ: Mapping[str, str]) -> str:
+    """Return a problem of a text with the names of the text's variables for their values, as far as a problem repeats
+    them. Shorter values than MIN_SCRUBBED_CHARACTERS stay."""
+    used = (one for one in environ.items() if f"${{{one[0]}}}" in text or f"os.environ/{one[0]}" in text)
+    for name, value in sorted(used, key=lambda one: -len(one[1])):  # one may be part of another
+        for part in (value, value[:QUOTED_CHARACTERS]):
+            for form in (part, repr(part)[1:-1]):
+                if len(form) >= MIN_SCRUBBED_CHARACTERS:
+                    problem = problem.replace(form, f"${{{name}}}")
+    return problem

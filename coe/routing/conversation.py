@@ -26,7 +26,6 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 from coe.core import Api, Chat, Message, Reply, RequestOptions
-from coe.frozen import fast_init
 from coe.routing.message_parts import split_message
 
 MAX_TURNS = 5
@@ -50,7 +49,6 @@ _NO_IDS = ("",) * len(_ID_FIELDS)
 _KEY_BYTES = 16
 
 
-@fast_init
 @dataclass(frozen=True, slots=True)
 class Conversation:
     """The keys of a request.

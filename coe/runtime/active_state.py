@@ -1,4 +1,4 @@
-"""Loads the active state: the declaration, and the promoted router, overlays, assignment, gate and the document store.
+"""Loads the active state: the declaration, and the promoted router, assignment, gate and the document store.
 
 The gateway loads it at start and on reload, jobs load it at their start. `check_active_state` checks it without loading
 a router. `preload_router` loads the router alone, before a parent process forks its workers.
@@ -7,31 +7,27 @@ a router. `preload_router` loads the router alone, before a parent process forks
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import routers
-from coe.artifacts.kinds import ASSIGNMENT, GATE, OVERLAYS, ROUTER
+from coe.artifacts.kinds import ASSIGNMENT, GATE, ROUTER
 from coe.artifacts.manifest import MANIFEST, Artifact, noting, read_manifest
 from coe.artifacts.store import ArtifactStore
 from coe.core import GENERAL, Router
 from coe.errors import ArtifactError, ConfigError
 from coe.experts.recipes.policy_file import NO_POLICIES, ArmPolicies
-from coe.learning.monitoring.loss_bounds import LOSS_BOUNDS_FILE, read_broken
 from coe.mapping import Assignment, Consequence, EffectivePlan, effective_plan, read_published
 from coe.mapping.problem import declared_assignment
-from coe.registry import Category, Registry, load, load_text
-from coe.registry.yaml_source import read_text
+from coe.registry import Category, Registry, load
 from coe.retrieval.gate import GATE_FILE, Gate
 from coe.retrieval.ingest.indexing import TokenizingEncoder, encoder_id
 from coe.retrieval.passages import EncoderId
 from coe.retrieval.retrieval import Retrieval
 from coe.retrieval.store import DocumentStore, open_store
-from coe.routing.classification import OVERLAYS_FILE, Overlay, Overlays
 from coe.runtime.api_keys import with_admin_key
-from coe.runtime.kept_state import KeptState
 from coe.settings import Settings
 
 MIN_EXAMPLES = 2
@@ -89,7 +85,6 @@ class ActiveState:
     assignment: Assignment
     confidence_threshold: float
     folder: Path
-    overlays: Overlays = field(default_factory=Overlays)
     index: DocumentIndex | None = None
     """The declared document store; None without one."""
     versions: Mapping[str, str | None] = field(default_factory=dict)
@@ -98,10 +93,6 @@ class ActiveState:
     """The differences of the declaration from the plan in use."""
     policies: ArmPolicies = NO_POLICIES
     """The fitted policies of the recipes' arms in the plan, over the router's categories."""
-    declaration: str = field(default="", repr=False)
-    """The text of experts.yaml that was read; empty if unknown."""
-    kept: KeptState | None = None
-    """The kept state that it was read from; None if it was read from the files in use."""
 
     @property
     def loaded_router(self) -> LoadedRouter:
@@ -114,21 +105,15 @@ def load_active_state(
     *,
     packaged: bool = False,
     preloaded: LoadedRouter | None = None,
-    kept: KeptState | None = None,
     damaged: dict[str, str] | None = None,
 ) -> ActiveState:
     """Load the active state. Raises ConfigError or ArtifactError with the remedy.
 
     The router of `previous`, or else `preloaded`, is reused if its artifact and categories are in use. `packaged` is
-    that of `check_router`. With `kept`, that state is loaded instead of the files in use. With `damaged`, a plan or
-    overlays that cannot be read count as not in use, and `damaged` gets the problem by kind.
+    that of `check_router`. With `damaged`, a plan that cannot be read counts as not in use, and `damaged` gets the
+    problem by kind.
     """
-    if kept is None:
-        declaration = read_text(settings.config)
-        registry = with_admin_key(load_text(declaration, settings.config.name, environ=settings.environ), settings)
-        artifact = _checked_router(settings, registry, packaged=packaged, is_reload=previous is not None)
-    else:
-        declaration, registry, artifact = kept.declaration, kept.registry(settings), kept.router()
+    registry, artifact = check_router(settings, packaged=packaged, is_reload=previous is not None)
     if previous is not None and previous.folder != artifact.folder:
         previous = None  # another router: nothing is shared with it
     loaded = preloaded if previous is None else previous.loaded_router
@@ -136,14 +121,12 @@ def load_active_state(
         router = loaded.router
     else:
         router = load_router(registry, artifact)
-    versions = {kind: version_in_use(settings, kind, kept) for kind in (ASSIGNMENT, OVERLAYS)}
-    planned, overlays = EffectivePlan(declared_assignment(registry, router.categories)), Overlays()
+    version = ArtifactStore(settings.artifacts, ASSIGNMENT).in_use()
+    planned = EffectivePlan(declared_assignment(registry, router.categories))
     with noting(damaged, ASSIGNMENT):
-        planned = assignment_in_use(settings, registry, router.categories, kept)
+        planned = assignment_in_use(settings, registry, router.categories)
     assignment = _of_encoder(planned.assignment, artifact)
-    registry = registry.with_proposed(planned.policies.steps, planned.policies.max_tokens)
-    with noting(damaged, OVERLAYS):
-        overlays = overlays_in_use(settings, router, kept)
+    registry = registry.with_proposed(planned.policies.steps)
     if registry.retrieval.store is None:
         index = None
     elif previous is not None and previous.index and previous.registry.retrieval == registry.retrieval:
@@ -156,13 +139,10 @@ def load_active_state(
         assignment,
         artifact.manifest.metric("confidence_threshold") or 0.0,
         artifact.folder,
-        overlays,
         index,
-        {ROUTER: artifact.manifest.version, **versions},
+        {ROUTER: artifact.manifest.version, ASSIGNMENT: version},
         planned.consequences,
-        policies_in_use(settings, registry, planned),
-        declaration,
-        kept,
+        planned.policies,
     )
 
 
@@ -185,11 +165,6 @@ def check_router(settings: Settings, *, packaged: bool = False, is_reload: bool 
     on the other machines.
     """
     registry = with_admin_key(load(settings.config, environ=settings.environ), settings)
-    return registry, _checked_router(settings, registry, packaged=packaged, is_reload=is_reload)
-
-
-def _checked_router(settings: Settings, registry: Registry, *, packaged: bool, is_reload: bool) -> Artifact:
-    """The router's artifact for a declaration, as `check_router` describes."""
     store = ArtifactStore(settings.artifacts, ROUTER)
     if packaged and (shipped := packaged_router(registry)) is not None and store.may_adopt_packaged():
         check_fit(registry, shipped)
@@ -204,7 +179,7 @@ def _checked_router(settings: Settings, registry: Registry, *, packaged: bool, i
         )
     check_fit(registry, artifact)
     routers.check(artifact.folder)
-    return artifact
+    return registry, artifact
 
 
 def packaged_router(registry: Registry) -> Artifact | None:
@@ -284,57 +259,12 @@ def _of_encoder(assignment: Assignment, router: Artifact) -> Assignment:
     return replace(assignment, residual=None)
 
 
-def version_in_use(settings: Settings, kind: str, kept: KeptState | None = None) -> str | None:
-    """The version of a kind that is in use, or that a kept state had in use; None for none."""
-    return ArtifactStore(settings.artifacts, kind).in_use() if kept is None else kept.versions.get(kind)
-
-
-def artifact_in_use(settings: Settings, kind: str, kept: KeptState | None = None) -> Artifact | None:
-    """Return the artifact in use of a kind, verified; None for none. Raises ArtifactError if it is damaged."""
-    return ArtifactStore(settings.artifacts, kind).current() if kept is None else kept.artifact(kind)
-
-
-def overlays_in_use(settings: Settings, router: Router, kept: KeptState | None = None) -> Overlays:
-    """The overlays in use; none if they were fitted to another router. Raises
-    ArtifactError if they are damaged."""
-    artifact = artifact_in_use(settings, OVERLAYS, kept)
-    if artifact is None:
-        return Overlays()
-    found = read_overlays(artifact)
-    if problem := overlays_problem(artifact, found, router):
-        _log.warning("%s; they stay unused", problem)
-        return Overlays()
-    return Overlays(artifact.manifest.version, {one.tenant: one for one in found})
-
-
-def read_overlays(artifact: Artifact) -> tuple[Overlay, ...]:
-    """The overlays of an artifact. Raises ArtifactError for an artifact of another kind."""
-    return tuple(Overlay.from_json(line) for line in (artifact.folder / OVERLAYS_FILE).read_bytes().splitlines())
-
-
-def overlays_problem(artifact: Artifact, overlays: Sequence[Overlay], router: Router) -> str:
-    """Return the reason why overlays do not fit this router and its categories; empty if they do."""
-    made, version = artifact.manifest, router.version
-    if made.data == version and all(one.categories == router.categories for one in overlays):
-        return ""
-    what = f"router {made.data}, not {version}" if made.data != version else f"other categories of router {version}"
-    return f"overlays {made.version} are of {what}: `coe retrain` makes new ones"
-
-
-def assignment_in_use(
-    settings: Settings, registry: Registry, categories: tuple[str, ...], kept: KeptState | None = None
-) -> EffectivePlan:
+def assignment_in_use(settings: Settings, registry: Registry, categories: tuple[str, ...]) -> EffectivePlan:
     """The plan in use over the router's categories, or the declared assignment before the first plan."""
-    artifact = artifact_in_use(settings, ASSIGNMENT, kept)
+    artifact = ArtifactStore(settings.artifacts, ASSIGNMENT).current()
     if artifact is None:
         return EffectivePlan(declared_assignment(registry, categories))
     return read_plan(registry, artifact).over(categories)
-
-
-def policies_in_use(settings: Settings, registry: Registry, plan: EffectivePlan) -> ArmPolicies:
-    """The plan's policies; a recipe that broke its loss bound calls all its steps."""
-    broken = read_broken(settings.artifacts / LOSS_BOUNDS_FILE, plan.policies.version, registry)
-    return plan.policies.without_early_stops(broken) if broken else plan.policies
 
 
 def retrieval_in_use(settings: Settings, in_use: ActiveState, *, threads: Executor) -> Retrieval | None:
@@ -357,7 +287,7 @@ def retrieval_in_use(settings: Settings, in_use: ActiveState, *, threads: Execut
 def gate_in_use(settings: Settings, in_use: ActiveState, *, dimensions: int) -> tuple[Gate | None, str]:
     """The gate over the router's categories and the declared experts, and its version. None before the first one, or if
     it was fitted to other categories or another encoder. Raises ArtifactError if it is damaged."""
-    artifact = artifact_in_use(settings, GATE, in_use.kept)
+    artifact = ArtifactStore(settings.artifacts, GATE).current()
     if artifact is None:
         return None, ""
     gate = Gate.load(artifact.folder / GATE_FILE)

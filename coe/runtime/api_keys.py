@@ -60,15 +60,11 @@ def create_admin_key(settings: Settings) -> str | None:
 
 
 def with_admin_key(registry: Registry, settings: Settings) -> Registry:
-    """Adds the key of COE_ADMIN_KEY_FILE to the declared ones. Raises ConfigError for a file without a key."""
+    """Adds the key of COE_ADMIN_KEY_FILE to the declared ones. Raises ConfigError for a file without a key, and
+    if its name is taken."""
     if settings.admin_key_file is None:
         return registry
-    return with_admin_digest(registry, digest_of(_read_key(settings.admin_key_file)))
-
-
-def with_admin_digest(registry: Registry, digest: str) -> Registry:
-    """Adds the administrator's key of this digest to the declared ones. Raises ConfigError if its name is taken."""
-    access = registry.access
+    digest, access = digest_of(_read_key(settings.admin_key_file)), registry.access
     if any(ADMIN_KEY_NAME in (key.name, key.tenant) for key in access.keys):
         raise ConfigError(
             f"access.keys: COE_ADMIN_KEY_FILE adds a key and tenant named {ADMIN_KEY_NAME!r}; rename the declared one"

@@ -19,17 +19,15 @@ from pathlib import Path
 
 from coe.errors import CoEError, ConfigError
 from coe.registry import ExpertSpec, Registry
+from coe.registry.hints import without_values
 from coe.registry.runtimes import LOCAL_RUNTIMES
 from coe.registry.yaml_source import read_text
 from coe.runtime.active_state import ActiveState
 from coe.runtime.consequences import log_consequences
-from coe.runtime.declaration_edit import without_values
 from coe.runtime.issued_keys import access_with, check_issued
 from coe.settings import Settings
 from coe.supervision import TaskFailed, ignore_failure, log_failure, supervised
 from gateway.access import check_counters, check_exposure
-from gateway.process.gc_tuning import trim_memory
-from gateway.process.last_good import LastGood
 from gateway.process.watched_files import FileStates, digests, file_states, files_to_repair, watched_files
 from gateway.serving_state import Serving, ServingState, Wiring
 
@@ -55,14 +53,12 @@ class Reload:
         in_use: ActiveState,
         wiring: Wiring,
         read: Reader,
-        last_good: LastGood | None = None,
     ) -> None:
         self._current = current
         self._settings = settings
         self._in_use = in_use
         self._wiring = wiring
         self._read = read
-        self._last_good = last_good
         self._started_with = in_use.registry
         self._files = watched_files(settings)
         self._requested = asyncio.Event()
@@ -80,15 +76,8 @@ class Reload:
         self._requested.set()
 
     @asynccontextmanager
-    async def watching(
-        self, *, since: FileStates | None, task_failed: TaskFailed = ignore_failure
-    ) -> AsyncIterator[None]:
-        """Watches the files in a task until the block ends. `since` are their states before the first read. With
-        None they were not read yet, and are read before the block begins."""
-        if since is None:
-            since = file_states(self._files)
-            contents = await asyncio.to_thread(digests, self._files)
-            await self._apply(contents[0], always_log=False)
+    async def watching(self, *, since: FileStates, task_failed: TaskFailed = ignore_failure) -> AsyncIterator[None]:
+        """Watches the files in a task until the block ends. `since` are their states before the first read."""
         task = supervised(partial(self._run, since), "reload", task_failed=task_failed)
         try:
             yield
@@ -107,7 +96,6 @@ class Reload:
             await self._apply(contents[0])
         elif self._current.reload_error is None:
             self._config_digest = contents[0]
-        await self._keep()  # the state that was read first, even if the files have become invalid since
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(POLL_SECONDS):
@@ -138,8 +126,8 @@ class Reload:
             if states == previous:
                 return states[0]
 
-    async def _apply(self, config_digest: bytes | None, *, always_log: bool = True) -> None:
-        """Read the files and serve their state. Without `always_log`, log a success only if something changed."""
+    async def _apply(self, config_digest: bytes | None) -> None:
+        """Read the files and serve their state."""
         self._read_states = await self._repair_states()
         try:
             await asyncio.to_thread(_check_kind, self._settings.config)
@@ -154,26 +142,13 @@ class Reload:
             if in_use.consequences != self._in_use.consequences:
                 log_consequences(in_use.consequences)
             is_indexed_anew = in_use.index is not None and in_use.index is not self._in_use.index
-            was, self._in_use = self._in_use.declaration, in_use
-            changed = was != in_use.declaration or serving.versions != self._current.serving.versions
+            self._in_use = in_use
             self._current.replace(serving)
             if is_indexed_anew:
                 self._warm(serving)
             self._current.reload_error, self._config_digest = None, config_digest
             router, plan = serving.composition.router.version, serving.plan or "as declared"
-            await asyncio.to_thread(trim_memory)  # returns the memory of the previous router to the system
-            if changed or always_log:
-                _log.warning("reloaded: config %s, router %s, plan %s", serving.registry.digest, router, plan)
-            await self._keep()
-
-    async def _keep(self) -> None:
-        """Keep the state in service for workers that restart, unless it was loaded from the kept state."""
-        if self._last_good is None or self._in_use.kept is not None:
-            return
-        try:
-            await asyncio.to_thread(self._last_good.keep, self._in_use, self._current.serving.versions)
-        except (CoEError, OSError) as error:
-            _log.warning("the state in service is not kept for workers that crash: %s", error)
+            _log.warning("reloaded: config %s, router %s, plan %s", serving.registry.digest, router, plan)
 
     def _warm(self, serving: Serving) -> None:
         """Search a new document index once in the background, since a slow store must not delay the next reload."""

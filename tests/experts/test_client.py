@@ -350,7 +350,7 @@ async def test_requests_that_are_cancelled_while_they_connect_use_up_no_connecti
         while await request_of(reader):
             writer.write(OK)
 
-    async with serving(serve) as url, Client(connections=4) as client:
+    async with serving(serve) as url, Client() as client:
         target = Target(url, {})
         for steps in range(5):  # a response takes more
             for _ in range(5):
@@ -362,3 +362,4 @@ async def test_requests_that_are_cancelled_while_they_connect_use_up_no_connecti
                 for _ in range(5):  # in which the transport closes its socket
                     await asyncio.sleep(0)
         assert await whole(client, target) == b"ok"
+        assert len(client._open) == 1

@@ -1,32 +1,24 @@
-"""Connections within the limit of open files, and the report when none may be opened."""
+"""The error of a request that finds no file descriptor left for a connection to an expert."""
 
 import asyncio
 import errno
-import logging
 import socket
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from coe.core import Call
 from coe.errors import OutOfDescriptors
-from coe.experts import file_descriptors
+from coe.experts import error_mapping
+from coe.experts.error_mapping import out_of_descriptors
 from coe.experts.factory import build_experts
-from coe.experts.file_descriptors import NoDescriptor, ShortageLog, out_of_descriptors
 from coe.experts.health_checks import HealthChecks
-from coe.experts.http.client import Client, Target, Unreachable
+from coe.experts.http.client import Client, Unreachable
 from coe.registry import Registry
 from coe.routing.attempts import Attempts, call_experts
 from gateway.errors import headers_of, status_of
-from tests.experts.test_client import OK, request_of, serving, whole
 
 pytestmark = pytest.mark.anyio
-
-
-async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    while await request_of(reader):
-        writer.write(OK)
 
 
 @pytest.fixture
@@ -40,26 +32,6 @@ async def full(anyio_backend: str, monkeypatch: pytest.MonkeyPatch) -> list[int]
 
     monkeypatch.setattr(asyncio.get_running_loop(), "create_connection", create)
     return attempts
-
-
-async def test_at_the_connection_limit_an_idle_connection_is_closed_for_a_new_one() -> None:
-    async with serving(answer) as first, serving(answer) as second, Client(connections=1) as client:
-        one, two = Target(first, {}), Target(second, {})
-        for target in (one, two, one, one):
-            assert await whole(client, target, b"{}") == b"ok"
-            assert sum(len(target.idle) for target in (one, two)) == 1
-
-
-async def test_at_the_connection_limit_no_connection_is_opened_if_all_are_in_use() -> None:
-    async with serving(answer) as url, Client(connections=1) as client:
-        target = Target(url, {})
-        held = await client.send(target, b"{}")
-        with pytest.raises(NoDescriptor, match="all 1 connections"):
-            await client.send(target, b"{}")
-        while await held.chunk():
-            pass
-        held.release()
-        assert await whole(client, target, b"{}") == b"ok"
 
 
 async def test_a_descriptor_shortage_is_not_retried_and_is_no_server_failure(full: list[int]) -> None:
@@ -104,24 +76,8 @@ def test_only_a_descriptor_shortage_is_detected_as_one(monkeypatch: pytest.Monke
     def full(_: int) -> int:
         raise OSError(errno.EMFILE, "")
 
-    monkeypatch.setattr(file_descriptors.os, "dup", full)
+    monkeypatch.setattr(error_mapping.os, "dup", full)
     assert all(out_of_descriptors(error) for error in unclear)
-    assert not out_of_descriptors(ConnectionRefusedError(errno.ECONNREFUSED, ""))
-
-
-def test_the_shortage_is_logged_once_a_minute(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now = 1000.0
-    clock: Callable[[], float] = lambda: now  # noqa: E731
-    monkeypatch.setattr(file_descriptors.time, "monotonic", clock)
-    log = ShortageLog()
-    with caplog.at_level(logging.ERROR):
-        log.report()
-        log.report()
-        now += file_descriptors.LOG_INTERVAL
-        log.report()
-    assert len(caplog.messages) == 2
 
 
 def registry_of(*names: str) -> Registry:

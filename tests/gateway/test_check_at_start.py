@@ -85,7 +85,6 @@ def test_the_check_can_be_turned_off(tmp_path: Path) -> None:
 async def test_a_worker_computes_matrix_products_in_the_calling_thread(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.main.tune_gc", lambda: None)
     registry = registry_over({"generalist": f"{closed_port()}/v1"})
     (tmp_path / "experts.yaml").write_bytes(orjson.dumps(registry.model_dump(mode="json", exclude_none=True)))
     async with open_worker(settings_in(tmp_path), read=words_server.read):

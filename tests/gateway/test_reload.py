@@ -5,21 +5,25 @@ import os
 import signal
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import AsyncMock
 
 import orjson
 import pytest
 
-from coe.artifacts.kinds import OVERLAYS
+from coe.artifacts.kinds import ASSIGNMENT
 from coe.artifacts.store import ArtifactStore
 from coe.errors import ConfigError
 from coe.registry import Registry
-from coe.routing.classification import OVERLAYS_FILE
 from coe.runtime.active_state import ActiveState
 from coe.runtime.api_keys import create_admin_key, with_admin_key
 from coe.settings import Settings
 from gateway.main import open_parts
-from gateway.process.reload import check_reloadable
+from gateway.process import reload as reload_module
+from gateway.process.reload import Reload, check_reloadable
+from gateway.process.watched_files import file_states, watched_files
+from tests.admin.samples import measured_registry, planned
 from tests.fakes import registry_of
 from tests.gateway import words_server
 from tests.gateway.served import Served, declared_for, serving
@@ -133,16 +137,13 @@ async def test_a_pipe_in_place_of_the_declaration_is_refused_and_blocks_no_later
 async def test_a_file_that_is_repaired_in_place_ends_the_failure_although_nothing_else_changed(
     damaged: str, tmp_path: Path
 ) -> None:
-    registry = registry_of()
+    registry = measured_registry()
     (tmp_path / "experts.yaml").write_bytes(orjson.dumps(registry.model_dump(mode="json", exclude_none=True)))
     settings = Settings.read({"COE_ADMIN_KEY_FILE": str(tmp_path / "key")}, config=tmp_path / "experts.yaml")
     create_admin_key(settings)
-    store = ArtifactStore(settings.artifacts, OVERLAYS)
-    with store.draft() as draft:
-        (draft / OVERLAYS_FILE).touch()
-        version = store.publish(draft, categories=(), data="words", metrics={}).manifest.version
-    store.promote(version, by="hand", why="")
-    file = store.folder(version) / OVERLAYS_FILE if damaged == "artifact" else tmp_path / "key"
+    version, _ = planned(settings, registry)
+    plan = ArtifactStore(settings.artifacts, ASSIGNMENT).folder(version) / "assignment.json"
+    file = plan if damaged == "artifact" else tmp_path / "key"
     content = file.read_bytes()
     async with open_parts(settings, read=read_with_admin_key) as parts, asyncio.timeout(SOON):
         assert parts.reload is not None
@@ -158,6 +159,57 @@ async def test_a_file_that_is_repaired_in_place_ends_the_failure_although_nothin
 def read_with_admin_key(settings: Settings, previous: ActiveState | None) -> ActiveState:
     in_use = words_server.read(settings, previous)
     return replace(in_use, registry=with_admin_key(in_use.registry, settings))
+
+
+def reload_of(settings: Settings, texts: list[str]) -> tuple[Reload, Any]:
+    """A Reload that adds each text it reads to `texts` and refuses it, and a mock whose calls count its rounds."""
+
+    def read(*_: object) -> ActiveState:
+        texts.append(settings.config.read_text())
+        raise ConfigError("not read further")
+
+    current: Any = SimpleNamespace(serving=SimpleNamespace(versions={}), reload_error=None)
+    wiring: Any = SimpleNamespace(close_retired=AsyncMock())
+    in_use: Any = SimpleNamespace(registry=registry_of())
+    return Reload(current, settings=settings, in_use=in_use, wiring=wiring, read=read), wiring.close_retired
+
+
+async def test_a_file_that_is_written_during_the_start_is_read_once_and_complete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings.read({}, config=tmp_path / "experts.yaml")
+    texts, settled = list[str](), Reload._settled_states
+
+    async def finish(reload: Reload) -> Any:
+        settings.config.write_text("version: 1  # complete")
+        return await settled(reload)
+
+    monkeypatch.setattr(Reload, "_settled_states", finish)
+    settings.config.write_text("version: ")
+    reload, rounds = reload_of(settings, texts)
+    async with reload.watching(since=()), asyncio.timeout(SOON):
+        while rounds.call_count < 3:  # twice after the start
+            await asyncio.sleep(0.01)
+    assert texts == ["version: 1  # complete"]
+
+
+async def test_a_change_at_any_moment_of_the_start_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings.read({}, config=tmp_path / "experts.yaml")
+    settings.config.write_text("version: 1")
+    texts, read_digests = list[str](), reload_module.digests
+    since = file_states(watched_files(settings))
+
+    def changed_meanwhile(files: tuple[Path, ...]) -> Any:
+        monkeypatch.setattr(reload_module, "digests", read_digests)
+        settings.config.write_text("version: 1  # changed")
+        return read_digests(files)
+
+    monkeypatch.setattr(reload_module, "digests", changed_meanwhile)
+    reload, rounds = reload_of(settings, texts)
+    async with reload.watching(since=since), asyncio.timeout(SOON):
+        while not texts and rounds.call_count < 3:  # twice after the start
+            await asyncio.sleep(0.01)
+    assert texts == ["version: 1  # changed"]
 
 
 async def test_permits_follow_the_declaration_and_who_waits_profits(tmp_path: Path) -> None:

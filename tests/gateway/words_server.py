@@ -10,23 +10,21 @@ from pathlib import Path
 
 from starlette.applications import Starlette
 
-from coe.artifacts.kinds import ASSIGNMENT, OVERLAYS, ROUTER
+from coe.artifacts.kinds import ASSIGNMENT, ROUTER
 from coe.artifacts.manifest import noting
 from coe.artifacts.store import POINTER, ArtifactStore
 from coe.mapping import EffectivePlan
 from coe.mapping.problem import declared_assignment
 from coe.registry import load
-from coe.routing.classification import Overlays
-from coe.runtime.active_state import ActiveState, assignment_in_use, overlays_in_use, policies_in_use
+from coe.runtime.active_state import ActiveState, assignment_in_use
 from coe.settings import Settings
 from gateway.access import redis as access_redis
 from gateway.app import create_app
 from gateway.cache import redis as cache_redis
-from gateway.http.server import open_listener
 from gateway.main import open_worker, workers_folder
 from gateway.observability import metric_workers, tracing
 from gateway.process import jobs, processes
-from gateway.process.connections import raise_limit
+from gateway.server import open_listener
 from tests.fakes import WordRouter
 
 
@@ -42,26 +40,23 @@ def read(
     pointer = settings.artifacts / ROUTER / POINTER
     if pointer.exists():
         router.version = pointer.read_text().strip()
-    plan, overlays = EffectivePlan(declared_assignment(registry, router.categories)), Overlays()
+    plan = EffectivePlan(declared_assignment(registry, router.categories))
     with noting(damaged, ASSIGNMENT):
         plan = assignment_in_use(settings, registry, router.categories)
-    with noting(damaged, OVERLAYS):
-        overlays = overlays_in_use(settings, router)
-    kinds = {kind: ArtifactStore(settings.artifacts, kind).in_use() for kind in (ROUTER, ASSIGNMENT, OVERLAYS)}
+    kinds = {kind: ArtifactStore(settings.artifacts, kind).in_use() for kind in (ROUTER, ASSIGNMENT)}
     return ActiveState(
         registry,
         router,
         plan.assignment,
         0.0,
         settings.home,
-        overlays,
         versions=kinds,
         consequences=plan.consequences,
-        policies=policies_in_use(settings, registry, plan),
+        policies=plan.policies,
     )
 
 
-def build(settings: Settings, workers: Path | None, *, restarted: bool = False) -> Starlette:
+def build(settings: Settings, workers: Path | None) -> Starlette:
     # However busy the machine is, a Redis, a worker and a collector that are there reply in time, and a plan is solved.
     access_redis.REFILL_TIMEOUT_SECONDS = 5.0
     cache_redis.LOOKUP_TIMEOUT_SECONDS = cache_redis.EXCHANGE_TIMEOUT_SECONDS = 5.0
@@ -72,7 +67,6 @@ def build(settings: Settings, workers: Path | None, *, restarted: bool = False) 
 
 if __name__ == "__main__":
     settings = Settings.read()
-    raise_limit()
     stalled_after = load(settings.config, environ=settings.environ).policy.stream_idle_timeout
     listener = open_listener(settings.host, settings.port, stalled_after=stalled_after)
     if "SPAWN" in os.environ:  # as on macOS

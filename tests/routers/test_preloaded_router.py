@@ -103,25 +103,6 @@ def test_parent_and_worker_release_it_when_another_one_is_promoted(settings: Set
     assert worker.read(settings, promoted).router is promoted.router
 
 
-def test_the_parent_keeps_it_for_workers_that_crash_while_the_files_in_use_are_invalid(
-    settings: Settings, built: Built
-) -> None:
-    parent, valid = PreloadedRouter(settings), settings.config.read_text()
-    settings.config.write_text("no yaml: [")
-    parent.release_if_replaced()
-    assert parent.loaded is not None
-    settings.config.write_text(valid)
-    publish(settings, built, "damaged")
-    note = settings.artifacts / "router" / str(ArtifactStore(settings.artifacts, "router").in_use()) / "note"
-    intact = note.read_text()
-    note.write_text("damage")
-    parent.release_if_replaced()
-    assert parent.loaded is not None
-    note.write_text(intact)
-    parent.release_if_replaced()
-    assert parent.loaded is None
-
-
 @pytest.mark.anyio
 async def test_the_application_of_a_worker_loads_no_router_of_its_own(
     settings: Settings, monkeypatch: pytest.MonkeyPatch

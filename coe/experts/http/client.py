@@ -17,13 +17,10 @@ from types import MappingProxyType
 from typing import Self
 from urllib.parse import quote, unquote, urlsplit
 
-from coe.experts.file_descriptors import NoDescriptor, out_of_descriptors
 from coe.experts.http.connection import Connection, LimitExceeded
 
 CONNECT_TIMEOUT = 5.0
 """Seconds to connect, TLS included."""
-MAX_CONNECTIONS = 65_536
-"""Default bound on the open connections of one client."""
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
@@ -65,13 +62,11 @@ def _lines(headers: Mapping[str, str]) -> bytes:
 
 
 class Client:
-    """The connections of one process, at most `connections` at a time; beyond that, an idle one is closed for a new
-    one. Close the client in the event loop that used it. Without `reuses`, a connection serves one request, which is
-    sent once."""
+    """The connections of one process. Close the client in the event loop that used it. Without `reuses`, a connection
+    serves one request, which is sent once."""
 
-    def __init__(self, *, connections: int = MAX_CONNECTIONS, reuses: bool = True) -> None:
-        self._max_connections, self._reuses = connections, reuses
-        self._connecting = 0
+    def __init__(self, *, reuses: bool = True) -> None:
+        self._reuses = reuses
         self._open: set[Connection] = set()
         self.ssl_context: ssl.SSLContext | None = None
         """Verifies certificates; the system's trust store unless set."""
@@ -93,8 +88,8 @@ class Client:
         limit: float = math.inf,
         on_write: Callable[[], None] = lambda: None,
     ) -> Response:
-        """Sends a request and returns the response once its head is read. Raises Unreachable, NoDescriptor, or another
-        OSError when the connection breaks. Calls `on_write` before it writes to a connection.
+        """Sends a request and returns the response once its head is read. Raises Unreachable, or another OSError when
+        the connection breaks. Calls `on_write` before it writes to a connection.
 
         After `limit`, by the event loop's clock, each wait for the server raises LimitExceeded, also that for a chunk,
         until `Response.lift_limit` is called.
@@ -131,12 +126,9 @@ class Client:
     async def _connect(self, target: Target, limit: float) -> Connection:
         if target.secure and self.ssl_context is None:
             self.ssl_context = ssl.create_default_context()
-        if len(self._open) + self._connecting >= self._max_connections:
-            await self._make_room()
         loop = asyncio.get_running_loop()
         connection = Connection(loop, self._open)
         deadline = min(loop.time() + CONNECT_TIMEOUT, limit)
-        self._connecting += 1
         try:
             async with asyncio.timeout_at(deadline):
                 tls = self.ssl_context if target.secure else None
@@ -148,21 +140,9 @@ class Client:
                 raise LimitExceeded from None
             if isinstance(error, (OSError, UnicodeError)):  # TimeoutError and SSLError are OSErrors
                 error.__traceback__ = None  # a future of the event loop keeps the error, and its frames the request
-                if out_of_descriptors(error):
-                    raise NoDescriptor(str(error)) from error
                 raise Unreachable(str(error) or type(error).__name__) from error
             raise
-        finally:
-            self._connecting -= 1
         return connection
-
-    async def _make_room(self) -> None:
-        """Closes an idle connection. Raises NoDescriptor if all are in use."""
-        idle = next((connection for connection in self._open if connection.idle), None)
-        if idle is None:
-            raise NoDescriptor(f"all {self._max_connections} connections that fit into the limit of files are in use")
-        idle.abort()
-        await asyncio.sleep(0)  # in which its transport closes the socket
 
 
 class Response:

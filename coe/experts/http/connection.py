@@ -75,11 +75,6 @@ class Connection(asyncio.Protocol):
         self._unread = self._without_body = self._informational = 0
         return not self._closed
 
-    @property
-    def idle(self) -> bool:
-        """True if it is open and kept for another exchange."""
-        return self._idle_in is not None and not self._closed
-
     async def send(self, head: bytes, body: bytes, *, limit: float = math.inf) -> None:
         """Writes a request and waits for the head of its response. Closes the connection if that fails."""
         self._busy, self.limit = True, limit

@@ -19,7 +19,6 @@ from coe.core import PASS_THROUGH_APIS, TEXT_APIS, Api, Call, Health, Reply
 from coe.errors import ExpertError, InvalidRequest
 from coe.experts.api_formats import API_FORMATS, applicable_defaults, without_own_ids
 from coe.experts.error_mapping import ErrorMapping
-from coe.experts.file_descriptors import NoDescriptor
 from coe.experts.held_answer import HeldAnswer, WholeReply
 from coe.experts.http import sse
 from coe.experts.http.assembled import assemble
@@ -107,8 +106,6 @@ class HttpExpert:
         if isinstance(error, LimitExceeded):
             what = "first chunk" if call.stream else "answer"
             return self._errors.timed_out(f"gave no {what} within {call.first_token_timeout:g} s")
-        if isinstance(error, NoDescriptor):
-            return self._errors.no_descriptor()
         if isinstance(error, (Unreachable, ValueError)):  # ValueError: an invalid address
             return self._errors.unreachable(error)
         if isinstance(error, OSError):

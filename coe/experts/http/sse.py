@@ -88,13 +88,9 @@ class EventTypes:
         """True if a parsed event has one of these types."""
         return isinstance(event, dict) and event.get("type") in self._names
 
-    def may_be_in(self, events: bytes) -> bool:
-        """False only if none of the events is of these types."""
-        return self._any(events) is not None
-
     def find(self, events: bytes) -> Iterator[dict[str, Any]]:
         """Yields the parsed events of these types."""
-        if self.may_be_in(events):
+        if self._any(events):
             yield from filter(self.matches, _parsed(b'"type"', events.splitlines()))
 
 

@@ -23,8 +23,7 @@ import orjson
 from coe.core import Api, Call, Health, Reply
 from coe.errors import ConfigError, ExpertError, pip_install
 from coe.experts.api_formats import API_FORMATS, is_empty_answer, record_usage
-from coe.experts.error_mapping import ErrorMapping, connection_cause
-from coe.experts.file_descriptors import out_of_descriptors
+from coe.experts.error_mapping import ErrorMapping, connection_cause, out_of_descriptors
 from coe.experts.held_answer import HeldAnswer, WholeReply
 from coe.experts.http.sse import EVENT_STREAM
 from coe.experts.litellm.response_limits import ResponseLimits

@@ -1,81 +1,36 @@
-// experts.yaml: its text with line numbers, the problems of a change next to their lines, the diff, and saving it.
+// experts.yaml: its text with line numbers, and a check of a changed text: the problems next to their lines, or the diff.
 
 import { html, nothing } from "../vendor/lit-html.js";
 import { api, resource } from "../api.js";
-import { badge, shown } from "../parts.js";
-import { diff, editor, problems } from "./config/editor.js";
+import { badge, copyable, shown } from "../parts.js";
 
 export const name = "config";
 export const title = "experts.yaml";
 
-const POLL_MS = 700;
-const MAX_POLLS = 20;
-
-// The edited text outlives the view, with the ETag of the text that it began with; null where nothing is edited.
-const draft = { text: null, etag: "" };
-
-const unsaved = (event) => event.preventDefault(); // the browser requests a confirmation before it leaves the page
-
-function setDraft(text, etag) {
-  Object.assign(draft, { text, etag });
-  if (text === null) removeEventListener("beforeunload", unsaved);
-  else addEventListener("beforeunload", unsaved);
-}
-
-api.addEventListener("key", () => {
-  if (!api.key) setDraft(null, "");
-});
-
 export function open({ draw }) {
-  const state = { checked: null, busy: false, error: null, saved: false, polls: 0, closed: false };
-  let timer = 0;
-  const file = resource(() => api.get("v1/config"), loaded);
-
-  /** Loads the file again until the gateway serves it: it is saved here, or was changed elsewhere a moment ago. */
-  function loaded() {
-    draw();
-    clearTimeout(timer);
-    const waiting = file.value && !file.value.in_force;
-    if (!state.closed && waiting && state.polls++ < MAX_POLLS) timer = setTimeout(file.load, POLL_MS);
-  }
-
-  const text = () => draft.text ?? file.value.text;
-  const edited = ({ target }) => {
-    setDraft(target.value === file.value.text ? null : target.value, draft.text === null ? file.value.etag : draft.etag);
-    Object.assign(state, { checked: null, error: null, saved: false });
+  const state = { text: null, checked: null, busy: false, error: null };
+  const file = resource(() => api.get("v1/config"), draw);
+  const set = (changes) => {
+    Object.assign(state, changes);
     draw();
   };
 
-  /** Runs one request and shows its error. */
-  async function run(work) {
-    Object.assign(state, { busy: true, error: null });
-    draw();
+  const text = () => state.text ?? file.value.text;
+  const edited = ({ target }) => set({ text: target.value, checked: null, error: null });
+  const check = async () => {
+    const sent = text();
+    set({ busy: true, error: null });
     try {
-      await work();
+      const found = await api.post("v1/config/check", { text: sent });
+      if (text() === sent) state.checked = found; // else the text was edited meanwhile
     } catch (error) {
       state.error = error;
     }
-    state.busy = false;
-    draw();
-  }
-  const check = () =>
-    run(async () => {
-      const sent = text();
-      const found = await api.post("v1/config/check", { text: sent });
-      if (text() === sent) state.checked = found; // else the text was edited meanwhile
-    });
-  const save = () =>
-    run(async () => {
-      await api.fetch("v1/config", { method: "PUT", body: { text: text() }, headers: { "if-match": `"${draft.etag}"` } });
-      setDraft(null, "");
-      Object.assign(state, { checked: null, saved: true, polls: 0 });
-      await file.load();
-    });
-  const discard = () => {
-    setDraft(null, "");
-    Object.assign(state, { checked: null, error: null, saved: false });
+    set({ busy: false });
+  };
+  const reload = () => {
+    set({ text: null, checked: null, error: null });
     file.load();
-    draw();
   };
 
   return {
@@ -85,15 +40,15 @@ export function open({ draw }) {
         ${file.value ? serving(file.value) : nothing}
       </div>
       ${shown(file, (value) => html`
-        ${notes(value, state)}
+        ${!value.in_force && value.reload_error
+          ? html`<p class="card bad" role="alert">The gateway serves an earlier text: ${value.reload_error}</p>`
+          : nothing}
         <section class="card">
-          ${editor(text(), edited, { problems: state.checked?.problems ?? [], readOnly: Boolean(value.read_only) })}
+          <p class="faint">Try a change here, and write it to the file where the gateway runs. The page writes nothing.</p>
+          ${editor(text(), edited, { problems: state.checked?.problems ?? [] })}
           <div class="row">
-            <button ?disabled=${state.busy || text() === value.text} @click=${check}>Check</button>
-            ${state.checked?.ok && state.checked.diff
-              ? html`<button ?disabled=${state.busy || !value.in_force || Boolean(value.read_only)} @click=${save}>Save and reload</button>`
-              : nothing}
-            <button class="quiet" ?disabled=${state.busy || draft.text === null} @click=${discard}>Discard changes</button>
+            <button ?disabled=${state.busy} @click=${check}>Check</button>
+            <button class="quiet" ?disabled=${state.busy} @click=${reload}>Load the file again</button>
           </div>
           <div role="status">
             ${state.error ? html`<p class="bad">${state.error.message}</p>` : state.checked ? verdict(state.checked) : nothing}
@@ -101,25 +56,49 @@ export function open({ draw }) {
         </section>
       `)}
     `,
-    close() {
-      state.closed = true;
-      clearTimeout(timer);
-    },
   };
 }
 
 const serving = ({ in_force: inForce, reload_error: error }) =>
   inForce ? badge("in use", "good") : badge(error ? "not loaded" : "being loaded", error ? "bad" : "warn");
 
-const notes = ({ read_only: readOnly, in_force: inForce, reload_error: error }, { saved }) => html`
-  ${readOnly ? html`<p class="card warn">${readOnly}.</p>` : nothing}
-  ${!inForce && error ? html`<p class="card bad" role="alert">The gateway serves an earlier text: ${error}</p>` : nothing}
-  ${saved && inForce ? html`<p class="card good" role="status">Saved. This gateway serves the new text.</p>` : nothing}
-`;
-
-function verdict({ ok, problems: found, consequences, diff: text }) {
+function verdict({ ok, problems: found, consequences, diff }) {
   if (!ok) return html`<p>${badge("invalid", "bad")}</p>${problems(found)}`;
-  return html`<p>${badge("valid", "good")} ${text ? "The changes to be saved:" : "Nothing is changed."}</p>
-    ${diff(text)}
+  return html`<p>${badge("valid", "good")} ${diff ? "The changed lines:" : "Nothing is changed."}</p>
+    ${diff ? copyable(diff) : nothing}
     ${consequences.length ? html`<h3>With the router and the plan in use</h3><ul>${consequences.map((one) => html`<li>${one}</li>`)}</ul>` : nothing}`;
+}
+
+/** `problems` are { line, message }; their lines are marked next to the text. */
+function editor(text, edited, { problems }) {
+  const lines = text.split("\n").length;
+  const marked = new Map(problems.map(({ line, message }) => [line, message]));
+  return html`<label for="declaration" class="unseen">Text of experts.yaml</label>
+    <div class="editor code">
+      <div class="gutter" aria-hidden="true">
+        ${Array.from({ length: lines }, (_, at) => {
+          const message = marked.get(at + 1);
+          return html`<span class=${message ? "wrong" : nothing} title=${message ?? nothing}>${at + 1}</span>`;
+        })}
+      </div>
+      <textarea id="declaration" rows=${lines} wrap="off" spellcheck="false" autocapitalize="off" .value=${text} @input=${edited}></textarea>
+    </div>`;
+}
+
+const problems = (found) => html`<ul class="bare">
+  ${found.map(
+    ({ line, message }) => html`<li>
+      ${line ? html`<button class="quiet" @click=${() => select(line)}>Line ${line}</button>` : nothing} ${message}
+    </li>`,
+  )}
+</ul>`;
+
+/** Selects a line of the text and scrolls to it. */
+function select(line) {
+  const area = document.getElementById("declaration");
+  const lines = area.value.split("\n");
+  const start = lines.slice(0, line - 1).reduce((sum, one) => sum + one.length + 1, 0);
+  area.focus({ preventScroll: true });
+  area.setSelectionRange(start, start + (lines[line - 1]?.length ?? 0));
+  document.querySelector(`.gutter span:nth-of-type(${line})`)?.scrollIntoView({ block: "center" });
 }
