@@ -16,8 +16,9 @@ from dataclasses import dataclass, field, replace
 
 from coe.artifacts.kinds import ASSIGNMENT, GATE
 from coe.artifacts.store import ArtifactStore
-from coe.experts import ExpertLoader, ReplicatedExpert, build_experts, build_recipes
+from coe.experts import ExpertLoader, ReplicatedExpert, build_experts
 from coe.experts.http.client import Client
+from coe.experts.recipes.factory import build_recipes
 from coe.mapping import Consequence
 from coe.registry import Registry
 from coe.retrieval.store import DocumentStore

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from starlette.applications import Starlette
 
 from coe.core import Call, Expert, Health, Neighbour, Prediction
-from coe.experts import build_recipes
+from coe.experts.recipes.factory import build_recipes
 from coe.mapping import Assignment
 from coe.mapping.problem import declared_assignment
 from coe.records import LogWriter

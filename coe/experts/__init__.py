@@ -1,6 +1,6 @@
 """Experts: the LLM servers that answer requests, each behind replicas with circuit breakers and health checks."""
 
-from coe.experts.factory import ExpertLoader, build_experts, build_recipes, endpoints_of
+from coe.experts.factory import ExpertLoader, build_experts, endpoints_of
 from coe.experts.health_checks import running_health_checks
 from coe.experts.replicas import Replica, ReplicatedExpert
 
@@ -9,7 +9,6 @@ __all__ = [
     "Replica",
     "ReplicatedExpert",
     "build_experts",
-    "build_recipes",
     "endpoints_of",
     "running_health_checks",
 ]

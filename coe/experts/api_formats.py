@@ -47,11 +47,11 @@ class ApiFormat:
     path: str
     """Below the server's base URL; with a slash before it, below its root."""
     answer_field: str
-    done: Callable[[bytes], bool]
-    finished: Callable[[bytes], bool]
     failure: Callable[[bytes], Any]
     usages: Callable[[bytes], Iterator[Any]]
-    system_prompt_fields: Callable[[Fields, str], Fields]
+    done: Callable[[bytes], bool] = sse.never
+    finished: Callable[[bytes], bool] = sse.never
+    system_prompt_fields: Callable[[Fields, str], Fields] = lambda fields, prompt: {}
     defaults: Callable[[Fields], Fields] = dict
     preamble: Callable[[Any], bool] = sse.never
     end: bytes = b""
@@ -91,11 +91,7 @@ def with_system_prompt(messages: list[dict[str, Any]], prompt: str) -> list[dict
 def applicable_defaults(defaults: Fields, fields: Fields) -> Fields:
     """Drops the declared output limit if the request has one, whatever its name: servers refuse two limits or obey the
     wrong one."""
-    if (
-        not defaults
-        or fields.keys().isdisjoint(LENGTH_FIELDS)
-        or all(fields.get(name) is None for name in LENGTH_FIELDS)
-    ):
+    if not defaults or all(fields.get(name) is None for name in LENGTH_FIELDS):
         return defaults
     return {name: value for name, value in defaults.items() if name not in LENGTH_FIELDS}
 
@@ -143,10 +139,6 @@ def _joined(prompt: str, own: Any) -> Any:
     return f"{prompt}\n\n{own}" if own else prompt
 
 
-def _no_prompt(_: Fields, __: str) -> Fields:
-    return {}
-
-
 def _chat_usages(events: bytes) -> Iterator[Any]:
     if found := sse.usage(events):
         yield found
@@ -190,23 +182,14 @@ _CHAT = ApiFormat(
     preamble=sse.has_no_choice,
     end=sse.DONE,
 )
-_PASS_THROUGH = ApiFormat(
-    path="",
-    answer_field="",
-    done=sse.never,
-    finished=sse.never,
-    failure=sse.never,
-    usages=_chat_usages,
-    system_prompt_fields=_no_prompt,
-)
+_EMBEDDINGS = ApiFormat(path="embeddings", answer_field="data", failure=sse.error, usages=_chat_usages)
 API_FORMATS: Mapping[Api, ApiFormat] = {
     "chat": _CHAT,
-    "completions": replace(_CHAT, path="completions", system_prompt_fields=_no_prompt),
+    "completions": replace(_CHAT, path="completions", system_prompt_fields=_EMBEDDINGS.system_prompt_fields),
     "responses": ApiFormat(
         path="responses",
         answer_field="output",
         done=lambda events: next(_RESPONSES_END.find(events), None) is not None,
-        finished=sse.never,
         failure=_responses_failure,
         usages=_responses_usages,
         system_prompt_fields=lambda fields, prompt: {"instructions": _joined(prompt, fields.get("instructions"))},
@@ -217,21 +200,12 @@ API_FORMATS: Mapping[Api, ApiFormat] = {
         path="messages",
         answer_field="content",
         done=lambda events: next(_MESSAGES_END.find(events), None) is not None,
-        finished=sse.never,
         failure=sse.error,
         usages=_messages_usages,
         system_prompt_fields=lambda fields, prompt: {"system": _joined(prompt, fields.get("system"))},
         preamble=_MESSAGES_PREAMBLE.matches,
     ),
-    "embeddings": ApiFormat(
-        path="embeddings",
-        answer_field="data",
-        done=sse.never,
-        finished=sse.never,
-        failure=sse.error,
-        usages=_chat_usages,
-        system_prompt_fields=_no_prompt,
-    ),
-    **{api: replace(_PASS_THROUGH, path=api) for api in PASS_THROUGH_APIS},
-    "tokenize": replace(_PASS_THROUGH, path="/tokenize"),  # vLLM serves it outside /v1
+    "embeddings": _EMBEDDINGS,
+    **{api: replace(_EMBEDDINGS, path=api, answer_field="") for api in PASS_THROUGH_APIS},
+    "tokenize": replace(_EMBEDDINGS, path="/tokenize", answer_field=""),  # vLLM serves it outside /v1
 }

@@ -15,7 +15,6 @@ import ssl
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from email.utils import parsedate_to_datetime
-from types import MappingProxyType
 from typing import Any
 
 import orjson
@@ -38,9 +37,7 @@ MAX_CHARACTERS = 500
 """Longest redacted line."""
 _MAX_INPUT = 4096
 """Characters of a text that are processed at all."""
-_URL = re.compile(
-    r"\b([a-z][a-z0-9+.-]{1,15}://)(?:[^\s/?#@\"'<>]*@)?([^\s?#\"'<>]*)(?:[?#][^\s\"'<>]*)?", re.IGNORECASE
-)
+_URL = re.compile(r"(?i)\b([a-z][a-z0-9+.-]{1,15}://)(?:[^\s/?#@\"'<>]*@)?([^\s?#\"'<>]*)(?:[?#][^\s\"'<>]*)?")
 _LABELLED = re.compile(
     r"(\b(?:bearer|basic|token|secret|password|(?:x-)?api[-_ ]?key)\b(?:\s+provided)?[\"']?\s*[:=]?\s*[\"']?)"
     r"(?=[^\s\"',;]*\d)[^\s\"',;]{8,}",
@@ -79,14 +76,10 @@ _CAUSES: Mapping[int, Cause] = {
     401: "unauthorized",
     402: "quota_exceeded",
     403: "forbidden",
-    404: "not_found",
-    405: "not_found",
     408: "timeout",
-    410: "not_found",
     429: "rate_limited",
-    501: "not_found",
-    503: "overloaded",
-    529: "overloaded",
+    **dict.fromkeys((404, 405, 410, 501), "not_found"),
+    **dict.fromkeys((503, 529), "overloaded"),
 }
 _QUOTA_CODES = frozenset({"insufficient_quota", "quota_exceeded", "billing_hard_limit_reached", "billing_not_active"})
 _MODEL_CODES = frozenset({"model_not_found", "DeploymentNotFound"})
@@ -111,11 +104,8 @@ class ErrorMapping:
 
     def no_descriptor(self) -> OutOfDescriptors:
         """No connection could be opened, because this process has no file descriptor left."""
-        error = OutOfDescriptors(
-            "the gateway has no file descriptor left for another connection to an expert; try again later, or raise "
-            "its limit of open files",
-            expert=self.expert,
-        )
+        message = "the gateway has no file descriptor left for an expert; try again later, or raise its limit of files"
+        error = OutOfDescriptors(message, expert=self.expert)
         error.retry_after = SHORTAGE_RETRY
         return error
 
@@ -141,7 +131,17 @@ class ErrorMapping:
         """The error for an HTTP status other than 200. A missing API other than chat does not make the server
         unhealthy."""
         reason, code = self._line(_reason(body)), self._name(body, "code")
-        error = self._refusal_error(status, reason, code=code, param=self._name(body, "param"))
+        error: ExpertError
+        if status in _REJECTED_STATUSES:
+            message, param = f"expert {self.expert!r} rejected the request: {reason}", self._name(body, "param")
+            error = ExpertRejected(message, expert=self.expert, status=status, upstream_code=code, param=param)
+        elif status == 429:
+            error = ExpertBusy(f"expert {self.expert!r} answered HTTP {status}: {reason}", expert=self.expert)
+        elif status in (401, 403):
+            error = self.connection_lost(f"refused its api_key (HTTP {status}); check it in experts.yaml")
+        else:
+            error = self.connection_lost(f"answered HTTP {status}: {reason}")
+            error.queue_full = status == 503
         error.cause = _refusal_cause(status, code=code, reason=reason)
         error.refused = error.refused or status in _UNPROCESSED_STATUSES
         error.detail = f"HTTP {status}" + (f", code {code}" if code else "")
@@ -149,18 +149,6 @@ class ErrorMapping:
             error.retry_after = retry_after(headers.get("retry-after", ""), now=time.time())
         if api != "chat" and status in _API_MISSING_STATUSES:
             error.unhealthy = False
-        return error
-
-    def _refusal_error(self, status: int, reason: str, *, code: str | None, param: str | None) -> ExpertError:
-        if status in _REJECTED_STATUSES:
-            message = f"expert {self.expert!r} rejected the request: {reason}"
-            return ExpertRejected(message, expert=self.expert, status=status, upstream_code=code, param=param)
-        if status in (401, 403):
-            return self.connection_lost(f"refused its api_key (HTTP {status}); check it in experts.yaml")
-        if status == 429:
-            return ExpertBusy(f"expert {self.expert!r} answered HTTP {status}: {reason}", expert=self.expert)
-        error = self.connection_lost(f"answered HTTP {status}: {reason}")
-        error.queue_full = status == 503
         return error
 
     def _name(self, body: bytes, field: str) -> str | None:
@@ -250,80 +238,38 @@ def _reason(body: bytes) -> str:
         return body.decode("utf-8", "replace")
 
 
-REMEDIES: Mapping[Cause, tuple[str, str]] = MappingProxyType(
-    {
-        "connection_refused": (
-            "nothing listens at its address",
-            "start the server, or correct host and port of `base_url` in experts.yaml",
-        ),
-        "connect_timeout": (
-            "its address does not accept a connection in time",
-            "check host and port of `base_url`, the firewall and the network between",
-        ),
-        "name_resolution": (
-            "its host name does not resolve",
-            "correct the host of `base_url`, or the DNS of this machine",
-        ),
-        "tls_error": (
-            "no TLS connection came about",
-            "write http:// if the server speaks plain HTTP; else install its CA certificate on this machine or renew "
-            "the server's certificate",
-        ),
-        "unreachable": (
-            "its address cannot be reached",
-            "check `base_url` and the network to it",
-        ),
-        "connection_lost": (
-            "the server broke off the connection",
-            "read the server's own log; write https:// if it speaks TLS",
-        ),
-        "unauthorized": (
-            "it refuses the api_key",
-            "set `api_key` of the expert in experts.yaml, or the variable that it names, to a key that is valid there",
-        ),
-        "forbidden": (
-            "it forbids the request",
-            "check what the `api_key` of the expert may use, and the provider's content policy",
-        ),
-        "model_not_found": (
-            "it does not serve the declared model",
-            "correct `model` of the expert in experts.yaml to a name that the server lists at /v1/models",
-        ),
-        "not_found": (
-            "its address has no such API",
-            "let `base_url` end where the API begins, as a rule in /v1",
-        ),
-        "rate_limited": (
-            "its rate limit is reached",
-            "lower the traffic to it, or ask the provider for a higher limit",
-        ),
-        "quota_exceeded": (
-            "the quota or the credit of its account is used up",
-            "raise the quota or pay at the provider",
-        ),
-        "overloaded": ("the server is overloaded or still starting", "add replicas, or wait until it has started"),
-        "server_error": ("the server answers with an error", "read the server's own log"),
-        "unexpected_status": (
-            "it answers with a status code that the API does not define",
-            "check that `base_url` is the API itself, not a page or a redirect to it",
-        ),
-        "timeout": (
-            "it does not answer in time",
-            "check its load, or raise `policy.first_token_timeout`, `response_timeout` and `stream_idle_timeout`",
-        ),
-        "invalid_response": (
-            "its response does not match the declared API",
-            "check that `base_url` leads to an OpenAI-compatible API and that `apis` lists the APIs it supports",
-        ),
-        "rejected": ("it rejects the request", "check the `parameters` of the expert"),
-        "unsupported": ("it does not speak the API of the request", "declare the `apis` that the server speaks"),
-        "asleep": ("it shares a device and was not loaded in time", "see `residency` in experts.yaml"),
-        "gateway_limit": (
-            "the gateway had no file descriptor left for a connection, or no memory for an answer",
-            "raise its limit of open files (`ulimit -n`, LimitNOFILE in systemd), or `limits.body_memory_mb`",
-        ),
-        "circuit_open": ("it failed too often lately", "see the causes in the log of the gateway"),
-        "error": ("it fails", "read the server's own log"),
-    }
-)
+REMEDIES: Mapping[Cause, tuple[str, str]] = {
+    "connection_refused": ("nothing listens at its address", "start the server, or correct `base_url` in experts.yaml"),
+    "connect_timeout": ("its address accepts no connection in time", "check `base_url`, the firewall and the network"),
+    "name_resolution": ("its host name does not resolve", "correct the host of `base_url`, or this machine's DNS"),
+    "tls_error": ("no TLS connection came about", "write http:// for plain HTTP, or make its certificate valid here"),
+    "unreachable": ("its address cannot be reached", "check `base_url` and the network to it"),
+    "connection_lost": ("it broke off the connection", "read the server's own log; write https:// if it speaks TLS"),
+    "unauthorized": (
+        "it refuses the api_key",
+        "set `api_key` of the expert in experts.yaml to a key that is valid there",
+    ),
+    "forbidden": ("it forbids the request", "check the rights of its `api_key`, and the provider's content policy"),
+    "model_not_found": (
+        "it does not serve the declared model",
+        "correct `model` to a name that it lists at /v1/models",
+    ),
+    "not_found": ("its address has no such API", "let `base_url` end where the API begins, as a rule in /v1"),
+    "rate_limited": ("its rate limit is reached", "lower the traffic to it, or ask the provider for a higher limit"),
+    "quota_exceeded": ("the quota or credit of its account is used up", "raise the quota or pay at the provider"),
+    "overloaded": ("the server is overloaded or still starting", "add replicas, or wait until it has started"),
+    "server_error": ("the server answers with an error", "read the server's own log"),
+    "unexpected_status": ("its status code is none of the API", "check that `base_url` is the API itself, not a page"),
+    "timeout": ("it does not answer in time", "check its load, or raise `first_token_timeout` and `response_timeout`"),
+    "invalid_response": ("its response does not match the API", "check that `base_url` leads to one of the `apis`"),
+    "rejected": ("it rejects the request", "check the `parameters` of the expert"),
+    "unsupported": ("it does not speak the API of the request", "declare the `apis` that the server speaks"),
+    "asleep": ("it shares a device and was not loaded in time", "see `residency` in experts.yaml"),
+    "gateway_limit": (
+        "the gateway has no file descriptor or memory left",
+        "raise `ulimit -n` or `limits.body_memory_mb`",
+    ),
+    "circuit_open": ("it failed too often lately", "see the causes in the log of the gateway"),
+    "error": ("it fails", "read the server's own log"),
+}
 """Maps each cause to what is wrong (a phrase that completes a sentence) and the remedy."""

@@ -3,7 +3,7 @@
 Clients send items back as a server wrote them, with ids and encrypted reasoning. After a change of the expert, the new
 server rejects what it does not know (400 or 404). The request is then sent again without the items that this server has
 not accepted before, then without all. What was rejected is remembered, so that the next steps of the conversation take
-one request. What it had accepted is left out only once: a rejection may have another reason, such as a long context.
+one request.
 """
 
 from __future__ import annotations
@@ -46,56 +46,47 @@ class ForeignItems:
     async def stream(self, call: Call) -> Reply:
         """Raises what the expert raises. If it rejects the request without foreign items too, that is its error."""
         items = call.fields.get("input") if call.api == "responses" else None
-        marks = set(_marks(items)) if isinstance(items, list) else None
-        if not marks:
-            return await self._expert.stream(call)
-        assert isinstance(items, list)
-        attempts = self._attempts(marks)
-        for left_out in attempts:
+        marks = frozenset(_marks(items)) if isinstance(items, list) else frozenset[int]()
+        rejected = frozenset(mark for mark in marks if self._accepted.get(mark) is False)
+        unknown = frozenset(mark for mark in marks if not self._accepted.get(mark))
+        *attempts, last = dict.fromkeys((rejected, unknown, marks))
+        left_out = last
+        for attempt in attempts:
             try:
-                reply = await self._expert.stream(_without(call, items, left_out) if left_out else call)
+                reply = await self._expert.stream(_without(call, attempt))
             except ExpertError as error:
-                is_foreign = isinstance(error, ExpertRejected) or error.cause == "not_found"
-                if left_out is attempts[-1] or not is_foreign:
+                if not isinstance(error, ExpertRejected) and error.cause != "not_found":
                     raise
                 error.drop_frames()
             else:
-                self._remember(marks, left_out)
-                return reply
-        raise AssertionError("the last attempt returns or raises")
-
-    def _attempts(self, marks: set[int]) -> list[set[int]]:
-        """The marks to leave out of each attempt: those rejected before, all but those accepted before, all."""
-        rejected = {mark for mark in marks if self._accepted.get(mark) is False}
-        unknown = {mark for mark in marks if not self._accepted.get(mark)}
-        return [rejected, *([unknown] if unknown != rejected else []), *([marks] if marks != unknown else [])]
+                left_out = attempt
+                break
+        else:
+            reply = await self._expert.stream(_without(call, last))
+        self._remember(marks, left_out)
+        return reply
 
     async def aclose(self) -> None:
         await self._expert.aclose()
 
-    def _remember(self, marks: set[int], left_out: set[int]) -> None:
-        """Remember which items were accepted. Items accepted earlier but omitted now are forgotten, so the next
-        rejection is counted."""
+    def _remember(self, marks: frozenset[int], left_out: frozenset[int]) -> None:
         if left_out and not self._has_warned:
             self._has_warned = True
-            _log.warning(
-                "expert %s rejects items that another server wrote; they go without ids, and without reasoning, from "
-                "now on", self.name,
-            )  # fmt: skip
+            message = "expert %s rejects items that another server wrote; they go without ids and reasoning from now on"
+            _log.warning(message, self.name)
         for mark in marks:
-            was_accepted = self._accepted.pop(mark, False)
-            if mark not in left_out:
-                self._accepted[mark] = True
-            elif not was_accepted:
-                self._accepted[mark] = False
+            self._accepted.pop(mark, None)
+            self._accepted[mark] = mark not in left_out
         while len(self._accepted) > MAX_REMEMBERED:
             del self._accepted[next(iter(self._accepted))]
 
 
-def _without(call: Call, items: list[Any], marks: set[int]) -> Call:
+def _without(call: Call, marks: frozenset[int]) -> Call:
     """Returns the call without these ids, and without the items that only the server that wrote them can read."""
+    if not marks:
+        return call
     kept, dropped = [], []
-    for item in items:
+    for item in call.fields["input"]:
         if not isinstance(item, dict) or marks.isdisjoint(_marks([item])):
             kept.append(item)
         elif _is_readable(item):

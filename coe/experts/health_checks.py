@@ -1,8 +1,7 @@
 """Checks replicas in the background: health pages of failed servers, and queue lengths of inference servers.
 
-A server whose breaker is open gets its health page polled; once it recovers, its breaker may try a request at once. For
-a closed one, the queue length on its metrics page feeds load-aware selection, under the name that vLLM, SGLang or
-llama.cpp gives it.
+A server whose breaker is open gets its health page polled, for the operator. For a closed one, the queue length on its
+metrics page feeds load-aware selection, under the name that vLLM, SGLang or llama.cpp gives it.
 """
 
 from __future__ import annotations
@@ -62,22 +61,12 @@ async def _run(experts: Callable[[], Iterable[ReplicatedExpert]], checks: Health
         await asyncio.sleep(ROUND_INTERVAL)
 
 
-class _Observed:
-    """The known state of one replica: whether it `shows` its queue (None: unknown), and was `alive`."""
-
-    __slots__ = ("alive", "shows")
-
-    def __init__(self) -> None:
-        self.shows: bool | None = None
-        self.alive = True
-
-
 class HealthChecks:
-    """Keeps its observations of the replicas of the last round."""
+    """Remembers of the replicas of the last round whether they show a queue; None: unknown."""
 
     def __init__(self, session: Client) -> None:
         self._session = session
-        self._observed: dict[Replica, _Observed] = {}
+        self._shows_queue: dict[Replica, bool | None] = {}
         self._round = -1
         self._slots = asyncio.Semaphore(CONCURRENCY)
 
@@ -86,40 +75,33 @@ class HealthChecks:
         at most."""
         self._round += 1
         replicas = [replica for expert in experts for replica in expert.replicas if replica.root]
-        self._observed = {replica: self._observed.get(replica) or _Observed() for replica in replicas}
+        self._shows_queue = {replica: self._shows_queue.get(replica) for replica in replicas}
         slow = self._round % SLOW_CHECK_ROUNDS == 0
         checks = []
-        for replica, observed in self._observed.items():
+        for replica, shows in self._shows_queue.items():
             if replica.state in ("open", "half_open"):
                 replica.queue_length = None
                 if slow:
-                    checks.append(self._check_health(replica, observed))
-            elif observed.shows or (observed.shows is None and slow):
-                checks.append(self._check_queue(replica, observed))
+                    checks.append(self._check_health(replica))
+            elif shows or (shows is None and slow):
+                checks.append(self._check_queue(replica))
         await asyncio.gather(*checks)
 
-    async def _check_health(self, replica: Replica, observed: _Observed) -> None:
-        """Lets the breaker of a server that recovered try a request at once. If its health page never failed, its
-        breaker opened for another reason and keeps its cool-down."""
+    async def _check_health(self, replica: Replica) -> None:
         status, _ = await self._page(join_path(replica.root, "health"))
         if status in (404, 405):
             status, _ = await self._page(join_path(replica.root, "v1/models"))
-        if status == NOT_CONNECTED:
-            return
-        alive = 0 < status < 500
-        if alive and not observed.alive:
-            replica.breaker.allow_trial_now()
-        observed.alive = replica.alive = alive
+        if status != NOT_CONNECTED:
+            replica.alive = 0 < status < 500
 
-    async def _check_queue(self, replica: Replica, observed: _Observed) -> None:
-        observed.alive = True
+    async def _check_queue(self, replica: Replica) -> None:
         status, page = await self._page(join_path(replica.root, "metrics"))
         if status == NOT_CONNECTED:
             return
         replica.alive = status > 0
         if 200 <= status < 500:
-            observed.shows = status == 200 and any(prefix in page for prefix in _METRIC_PREFIXES)
-        replica.queue_length = queue_length(page) if status == 200 and observed.shows else None
+            self._shows_queue[replica] = status == 200 and any(prefix in page for prefix in _METRIC_PREFIXES)
+        replica.queue_length = queue_length(page) if status == 200 and self._shows_queue[replica] else None
 
     async def _page(self, url: str) -> tuple[int, bytes]:
         """Status and start of a page. Status 0 if there was no response, NOT_CONNECTED if this process could not

@@ -1,4 +1,4 @@
-"""Counts the bytes of answers that are held whole, so that all answers of a process have bounded memory.
+"""Answers that are held whole, and the count of their bytes, so that all answers of a process have bounded memory.
 
 An answer without a stream is held from its first byte until the client has it, a long event until it is complete and
 sent. The holder of such bytes has a `HeldAnswer`, which reports to the memory of its call.
@@ -6,7 +6,10 @@ sent. The holder of such bytes has a `HeldAnswer`, which reports to the memory o
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator, Callable
+
 from coe.core import AnswerMemory
+from coe.usage import Usage
 
 SMALL_ANSWER = 2**16
 """Bytes of an answer that are not counted; the permits bound them."""
@@ -27,3 +30,23 @@ class HeldAnswer:
         if counted != self._counted and self._memory is not None:
             self._memory(counted - self._counted)
             self._counted = counted
+
+
+class WholeReply:
+    """A reply with one JSON document, which `held` counts until the reply is closed. Then `release` is called."""
+
+    media_type = "application/json"
+
+    def __init__(
+        self, body: bytes, usage: Usage, held: HeldAnswer, *, release: Callable[[], object] = lambda: None
+    ) -> None:
+        held.resize(len(body))
+        self.usage = usage
+        self._body, self._held, self._release = body, held, release
+
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        yield self._body
+
+    async def aclose(self) -> None:
+        self._held.resize(0)
+        self._release()

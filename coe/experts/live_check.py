@@ -12,7 +12,6 @@ import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 from urllib.parse import urlsplit
 
 import orjson
@@ -23,6 +22,7 @@ from coe.experts.api_formats import LENGTH_FIELDS, Fields
 from coe.experts.error_mapping import REMEDIES, redacted
 from coe.experts.http.client import Client
 from coe.experts.replicas import Replica, ReplicatedExpert
+from coe.experts.translation.chat_answer import ChatReader
 from coe.registry import ExpertSpec
 from coe.urls import join_path, redact_url
 
@@ -99,9 +99,8 @@ async def check_experts(
         async with limit:
             return await _Check(expert, index, session, streams=streams).run()
 
-    return await asyncio.gather(
-        *(checked(expert, index) for expert in experts for index in range(len(expert.replicas)))
-    )
+    checks = [checked(expert, index) for expert in experts for index in range(len(expert.replicas))]
+    return await asyncio.gather(*checks)
 
 
 def log_findings(findings: Sequence[Finding]) -> None:
@@ -122,18 +121,18 @@ class _Check:
         self._base_url = expert.endpoints[index].base_url.rstrip("/") if expert.endpoints else ""
         self._model = expert.endpoints[index].model if expert.endpoints else expert.spec.model
         self._session = session
-        self._first_token_ms = 0.0
         self._streams = streams
-        self._answer = bytearray()
-        self._api: Api | None = next((api for api in _REQUESTS if api in expert.spec.supported_apis), None)
-        """None if the expert answers with audio or images alone."""
+        self._first_token_ms = 0.0
+        self._answer = b""
 
     async def run(self) -> Finding:
         began = time.monotonic()
+        api = next((api for api in _REQUESTS if api in self._spec.supported_apis), None)
         try:
-            if self._api is None:
-                return await self._listed(began)
-            await self._request(_REQUESTS[self._api])
+            if api is not None:
+                await self._request(api, _REQUESTS[api])
+            elif await self._list_models(join_path(self._base_url, "models")) is None:
+                return self._problem("not_found", "lists no models")  # audio or images would cost more than a token
         except (ExpertError, InvalidRequest) as error:
             return await self._finding(error)
         except Exception as error:  # report the class alone: the message may hold anything
@@ -144,38 +143,27 @@ class _Check:
             self._replica.address,
             ms=(time.monotonic() - began) * 1000,
             first_token_ms=self._first_token_ms,
-            answer=redacted(_chat_text(bytes(self._answer))),
+            answer=redacted(_chat_text(self._answer)),
         )
 
-    async def _listed(self, began: float) -> Finding:
-        """The result for a server that is not sent a request, because that would cost more than a token."""
-        if await self._list_models(join_path(self._base_url, "models")) is None:
-            return self._problem("not_found", "lists no models")
-        return Finding(self._spec.name, self._replica.address, ms=(time.monotonic() - began) * 1000)
-
-    async def _request(self, fields: Fields) -> None:
+    async def _request(self, api: Api, fields: Fields) -> None:
+        began, streams = time.monotonic(), self._streams and api == "chat"
+        sent = {**fields, "stream": True} if streams else fields
         try:
-            await self._stream(fields)
+            reply = await self._replica.expert.stream(Call(sent, streams, ANSWER_TIMEOUT, ANSWER_TIMEOUT, api=api))
         except ExpertRejected as error:
-            if not any(error.param == name or name in str(error) for name in LENGTH_FIELDS):
+            limits = [name for name in LENGTH_FIELDS if error.param == name or name in str(error)]
+            if not limits or "max_completion_tokens" in fields:
                 raise
             unlimited = {name: value for name, value in fields.items() if name not in LENGTH_FIELDS}
-            await self._stream(
-                {**unlimited, "max_completion_tokens": MAX_ANSWER_TOKENS}
-            )  # reasoning models accept this name alone
-
-    async def _stream(self, fields: Fields) -> None:
-        assert self._api is not None
-        began, streams = time.monotonic(), self._streams and self._api == "chat"
-        fields = {**fields, "stream": True} if streams else fields
-        call = Call(fields, streams, ANSWER_TIMEOUT, ANSWER_TIMEOUT, api=self._api)
-        reply = await self._replica.expert.stream(call)
+            await self._request(api, {**unlimited, "max_completion_tokens": MAX_ANSWER_TOKENS})  # of reasoning models
+            return
         if streams:
             self._first_token_ms = (time.monotonic() - began) * 1000
         try:
             async for chunk in reply.chunks():
                 if streams:
-                    self._answer += chunk[: MAX_ANSWER_BYTES - len(self._answer)]
+                    self._answer += chunk if len(self._answer) + len(chunk) <= MAX_ANSWER_BYTES else b""
         finally:
             await reply.aclose()
 
@@ -189,12 +177,12 @@ class _Check:
             remedy = await self._nearest_models()
         elif cause in _ELSEWHERE and self._base_url:
             remedy = await self._other_path()
+        elif cause == "connection_refused" and not self._spec.addresses:
+            remedy = "start it with `coe up`"
         return self._problem(cause, text, remedy)
 
     def _problem(self, cause: Cause, text: str, remedy: str = "") -> Finding:
         what, usual = REMEDIES[cause]
-        if not remedy and cause == "connection_refused" and not self._spec.addresses:
-            remedy = "start it with `coe up`"
         return Finding(self._spec.name, self._replica.address, cause, f"{what} [{text}]", remedy or usual)
 
     async def _nearest_models(self) -> str:
@@ -203,9 +191,8 @@ class _Check:
         if not names:
             return ""
         near = difflib.get_close_matches(self._model, names, n=MAX_NAMES, cutoff=0.4) or sorted(names)[:MAX_NAMES]
-        return f"correct `model: {self._model}` in experts.yaml; it serves {', '.join(near)}" + (
-            f" and {len(names) - len(near)} more" if len(names) > len(near) else ""
-        )
+        more = f" and {len(names) - len(near)} more" if len(names) > len(near) else ""
+        return f"correct `model: {self._model}` in experts.yaml; it serves {', '.join(near)}{more}"
 
     async def _other_path(self) -> str:
         """The remedy for a path without an API if the same server has one at a path nearby; empty otherwise."""
@@ -227,26 +214,16 @@ class _Check:
                 status, page = await self._session.get(url, headers, max_bytes=MAX_LIST_BYTES)
         except (OSError, ValueError):
             return None
-        return _names(status, page)
+        try:
+            models = [] if status in (401, 403) else orjson.loads(page)["data"] if status == 200 else None
+            return None if models is None else [redacted(str(model["id"]))[:MAX_NAME] for model in models[:MAX_LISTED]]
+        except (ValueError, TypeError, KeyError):
+            return None
 
 
 def _chat_text(events: bytes) -> str:
-    """The text of a chat stream's events, at most MAX_ANSWER_CHARACTERS; events that are cut off are left out."""
-    parts: list[str] = []
-    for line in events.splitlines():
-        try:
-            delta = orjson.loads(line.removeprefix(b"data:"))["choices"][0]["delta"]
-            parts.append(delta.get("content") or delta.get("reasoning_content") or "")
-        except (ValueError, TypeError, LookupError, AttributeError):
-            continue  # an empty line, a comment, or `[DONE]`
-    return "".join(map(str, parts))[:MAX_ANSWER_CHARACTERS]
-
-
-def _names(status: int, page: bytes) -> list[str] | None:
-    if status in (401, 403):
-        return []
+    """The text of a chat stream's events, at most MAX_ANSWER_CHARACTERS; events of another form are left out."""
     try:
-        models: Any = orjson.loads(page)["data"] if status == 200 else None
-        return None if models is None else [redacted(str(model["id"]))[:MAX_NAME] for model in models[:MAX_LISTED]]
-    except (ValueError, TypeError, KeyError):
-        return None
+        return "".join(delta.text or delta.reasoning for delta in ChatReader().deltas(events))[:MAX_ANSWER_CHARACTERS]
+    except ValueError:
+        return ""

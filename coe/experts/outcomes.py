@@ -19,20 +19,13 @@ from coe.experts.error_mapping import REMEDIES
 
 State = Literal["closed", "rate_limited", "open", "half_open"]
 
-MAX_CONSECUTIVE_FAILURES = 5
-"""Consecutive failures that open the breaker. The number is small because each failure costs a caller an attempt, and
-above one because healthy servers occasionally refuse or reset a connection."""
-WINDOW_SIZE = 20
-"""Outcomes that the failure rate is computed over. They are counted, not timed, so that the rate means the same at any
-traffic."""
-MAX_WINDOW_FAILURES = 10
-"""Failures in the window that open it: half. Such a server costs every second caller a fallback."""
-COOL_DOWN = 1.0
-"""Seconds until the first trial; each failed trial doubles it."""
-MAX_COOL_DOWN = 60.0
-"""Longest cool-down, in seconds."""
-COOL_DOWN_RESET = 60.0
-"""Seconds closed after which the cool-down starts at COOL_DOWN again."""
+WINDOW_SIZE = 10
+"""Outcomes among which failures are counted. They are not timed, so that the rate means the same at any traffic."""
+MAX_FAILURES = 5
+"""Failures in the window that open the breaker. Small, because each costs a caller an attempt, and above one, because
+healthy servers occasionally refuse or reset a connection."""
+COOL_DOWN = 5.0
+"""Seconds until a trial, and from one trial to the next."""
 MAX_THROTTLE = 60.0
 """Longest time in seconds that one 429 keeps requests away. After that a request checks the server again."""
 QUIET_PERIOD = 10.0
@@ -53,129 +46,72 @@ class Breaker:
     Not thread-safe: it belongs to one event loop. `clock` is in seconds and monotonic.
     """
 
-    __slots__ = (
-        "_clock",
-        "_closed_at",
-        "_consecutive_failures",
-        "_cool_down",
-        "_failed_at",
-        "_generation",
-        "_open",
-        "_open_until",
-        "_throttled_until",
-        "_trial",
-        "_trial_began",
-        "_window",
-        "healthy",
-    )
+    __slots__ = ("_blocked_until", "_clock", "_failed_at", "_generation", "_open", "_window")
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._open = False
         self._generation = 0
-        self._open_until = 0.0
-        self._trial = False
-        self._trial_began = _NEVER
-        self._throttled_until = 0.0
-        self._cool_down = COOL_DOWN / 2
-        self._closed_at = clock()
-        self._consecutive_failures = 0
+        self._blocked_until = self._failed_at = _NEVER
         self._window: deque[bool] = deque(maxlen=WINDOW_SIZE)  # True: a failure
-        self._failed_at = _NEVER
-        self.healthy = True
-        """Closed, not throttled, and no failure since the last success. The fast path for the usual case."""
 
     @property
     def state(self) -> State:
-        """`half_open` from the time a trial is due until it is decided; `rate_limited` while throttled by a 429."""
-        now = self._clock()
-        if self._open:
-            return "open" if now < self._open_until else "half_open"
-        return "rate_limited" if now < self._throttled_until else "closed"
+        """`half_open` while a trial may begin; `rate_limited` while throttled by a 429."""
+        if self.ready(self._clock()):
+            return "half_open" if self._open else "closed"
+        return "open" if self._open else "rate_limited"
 
     def ready(self, now: float) -> bool:
         """True if a request may begin now."""
-        return self.healthy or self.wait(now) <= 0
+        return now >= self._blocked_until
 
     def wait(self, now: float) -> float:
-        """Seconds until a request may begin, unless a trial decides it earlier.
-
-        A running trial blocks others for one cool-down only, not until it ends, because a response that is not streamed
-        may take a healthy server minutes.
-        """
-        deadline = self._throttled_until
-        if self._open:
-            deadline = max(deadline, self._trial_began + self._cool_down if self._trial else self._open_until)
-        return max(deadline - now, 0.0)
+        """Seconds until a request may begin, unless a trial decides it earlier."""
+        return max(self._blocked_until - now, 0.0)
 
     def failed_recently(self, now: float) -> bool:
         """True if it failed within the last second and has not succeeded since. Other servers are preferred then."""
-        return now - self._failed_at < COOL_DOWN
+        return now - self._failed_at < 1.0
 
     def begin(self) -> int:
-        """Starts a request, after `ready` allowed it. Returns the generation for its outcome."""
+        """Starts a request, after `ready` allowed it. Returns the generation for its outcome. A trial blocks others for
+        one cool-down, not until it ends: a response that is not streamed may take a healthy server minutes."""
         if self._open:
-            self._trial, self._trial_began = True, self._clock()
+            self._blocked_until = self._clock() + COOL_DOWN
         return self._generation
 
     def answered(self, generation: int) -> None:
-        """The first chunk arrived. For a trial this closes the breaker on probation: one failure before the first
-        complete response opens it again."""
+        """The first chunk arrived. For a trial this closes the breaker."""
         if self._open and generation == self._generation:
-            self._open = self._trial = False
-            self._closed_at = self._clock()
+            self._open, self._blocked_until = False, _NEVER
             self._window.clear()
-            self._consecutive_failures = MAX_CONSECUTIVE_FAILURES - 1
 
     def succeeded(self, generation: int) -> None:
         """The response was complete, or the server rightly rejected the request."""
-        if generation != self._generation:
-            return
-        if not self.healthy:
+        if generation == self._generation:
             self.answered(generation)
-            self._consecutive_failures = 0
+            self._window.append(False)
             self._failed_at = _NEVER
-            self.healthy = self._clock() >= self._throttled_until
-        self._window.append(False)
 
     def failed(self, generation: int) -> None:
-        """Record that the server refused, broke off, timed out or sent an invalid response."""
+        """The server refused, broke off, timed out or sent an invalid response."""
         if generation != self._generation:
             return
-        self.healthy = False
         self._failed_at = self._clock()
         self._window.append(True)
-        self._consecutive_failures += 1
-        if (
-            self._open
-            or self._consecutive_failures >= MAX_CONSECUTIVE_FAILURES
-            or sum(self._window) >= MAX_WINDOW_FAILURES
-        ):
-            self._trip()
+        if self._open or sum(self._window) >= MAX_FAILURES:
+            self._open, self._blocked_until = True, max(self._blocked_until, self._failed_at + COOL_DOWN)
+            self._generation += 1
 
     def cancelled(self, generation: int) -> None:
         """The caller cancelled the request, which is not an outcome of the server."""
         if self._open and generation == self._generation:
-            self._trial = False
+            self._blocked_until = self._clock()
 
     def throttle(self, seconds: float) -> None:
-        """Record a 429 with a Retry-After of `seconds`."""
-        self.healthy = False
-        self._throttled_until = max(self._throttled_until, self._clock() + min(seconds, MAX_THROTTLE))
-
-    def allow_trial_now(self) -> None:
-        """A health check passed, so a trial may begin now. Only a real response closes the breaker."""
-        self._open_until, self._trial = 0.0, False
-
-    def _trip(self) -> None:
-        now = self._clock()
-        fresh = not self._open and now - self._closed_at >= COOL_DOWN_RESET
-        self._cool_down = COOL_DOWN if fresh else min(2 * self._cool_down, MAX_COOL_DOWN)
-        self._open, self._trial = True, False
-        self._open_until = now + self._cool_down
-        self._generation += 1
-        self._window.clear()
-        self._consecutive_failures = 0
+        """The server answered 429 with a Retry-After of `seconds`."""
+        self._blocked_until = max(self._blocked_until, self._clock() + min(seconds, MAX_THROTTLE))
 
 
 @dataclass(slots=True)
@@ -230,17 +166,10 @@ class Incidents:
 
     def close_resolved(self) -> None:
         """Ends the incidents that are over. Call it about once a second."""
-        if not self._active:
-            return
         now = self._clock()
         for incident in tuple(self._active.values()):
             if self._answered > incident.latest and now - incident.latest >= QUIET_PERIOD:
                 del self._active[incident.cause]
                 took, count = now - incident.began, incident.failures
-                _log.info(
-                    "expert %s answers again: %s ended after %d failures in %.0f s",
-                    self._expert,
-                    incident.cause,
-                    count,
-                    took,
-                )
+                message = "expert %s answers again: %s ended after %d failures in %.0f s"
+                _log.info(message, self._expert, incident.cause, count, took)

@@ -7,14 +7,15 @@ hashing, for the prefix cache) with bounded load, else by least work.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
 from hashlib import blake2b
 from operator import attrgetter
-from typing import Literal, Self
+from typing import Literal
 
-from coe.core import Call, Chunks, Expert, Health, Reply
+from coe.core import Call, Expert, Health, Reply
 from coe.errors import Cause, ExpertBusy, ExpertError, ExpertUnavailable, ExpertUnreachable
 from coe.experts.outcomes import COOL_DOWN, Breaker, Incidents, State
 from coe.registry import ExpertSpec
@@ -25,8 +26,6 @@ LOAD_BOUND = 1.25
 """A conversation leaves its own replica if that has more than LOAD_BOUND times the mean work, plus one request
 (consistent hashing with bounded loads, Mirrokni et al. 2018, arXiv 1608.01350)."""
 _outstanding = attrgetter("outstanding")
-_MASK = 2**64 - 1
-_MULTIPLIER = 0x9E3779B97F4A7C15
 
 
 class Replica:
@@ -52,7 +51,7 @@ class Replica:
         base = endpoint.base_url if endpoint else ""
         self.address = redact_url(remove_suffix(base, "/v1")).partition("://")[2] or "provider"
         self.root = remove_suffix(base, "/v1")
-        self.seed = int.from_bytes(blake2b((base or self.address).encode(), digest_size=8).digest(), "little")
+        self.seed = blake2b((base or self.address).encode(), digest_size=16).digest()
         self.breaker = Breaker(clock=clock)
         self.in_flight = 0
         self.queue_length: int | None = None
@@ -118,52 +117,30 @@ class TrackedReply:
     """A reply that reports its end once: `ended(error, complete)` is called after the last byte, when an ExpertError
     breaks it off, or when its reader abandons it."""
 
-    __slots__ = ("_ended", "_reply", "media_type", "usage")
-
     def __init__(self, reply: Reply, ended: Callable[[BaseException | None, bool], None]) -> None:
         self.media_type = reply.media_type
         self.usage = reply.usage
         self._reply = reply
         self._ended: Callable[[BaseException | None, bool], None] | None = ended
 
-    def chunks(self) -> Chunks:
-        return _TrackedChunks(self._reply.chunks(), self)
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        try:
+            async with aclosing(self._reply.chunks()) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+        except ExpertError as error:
+            self._end(error, False)
+            raise
+        self._end(None, True)
 
     async def aclose(self) -> None:
-        self.end()
+        self._end(None, False)
         await self._reply.aclose()
 
-    def end(self, error: BaseException | None = None, *, complete: bool = False) -> None:
-        """Report the end, once."""
+    def _end(self, error: BaseException | None, complete: bool) -> None:
         ended, self._ended = self._ended, None
         if ended is not None:
             ended(error, complete)
-
-
-class _TrackedChunks:
-    """The chunks of a TrackedReply. An iterator, as the event loop registers each asynchronous generator."""
-
-    __slots__ = ("_chunks", "_tracked")
-
-    def __init__(self, chunks: Chunks, tracked: TrackedReply) -> None:
-        self._chunks = chunks
-        self._tracked = tracked
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> bytes:
-        try:
-            return await self._chunks.__anext__()
-        except StopAsyncIteration:
-            self._tracked.end(complete=True)
-            raise
-        except ExpertError as error:
-            self._tracked.end(error)
-            raise
-
-    async def aclose(self) -> None:
-        await self._chunks.aclose()
 
 
 class ReplicatedExpert:
@@ -191,21 +168,13 @@ class ReplicatedExpert:
             replica.incidents = self.incidents
         self._limit = spec.concurrent_requests
         self._clock = clock
-        self._free = Health(ready_replicas=len(self.replicas))
-        """The health while all replicas are healthy and none has a queue."""
         self._rotation = 0
 
     @property
     def health(self) -> Health:
         """Computed from the ready replicas. Without a declared `concurrent_requests`, an expert is overloaded if each
         of them has a queue."""
-        if self._limit is None:
-            for replica in self.replicas:
-                if not replica.breaker.healthy or replica.queue_length:
-                    break
-            else:
-                return self._free  # the usual case, which every request needs of every expert
-        ready = self._ready(())
+        ready = self._ready()
         return Health(bool(ready), self._load(ready), len(ready), "" if ready else self._cause())
 
     def _cause(self) -> Cause:
@@ -217,13 +186,14 @@ class ReplicatedExpert:
         if self.spec.stream_idle_timeout is not None:
             call = replace(call, stream_idle_timeout=self.spec.stream_idle_timeout)
         failure: ExpertUnreachable | None = None
-        tried: tuple[Replica, ...] = ()
-        if call.exclude:
-            tried = tuple(replica for replica in self.replicas if replica.address in call.exclude)
+        tried = tuple(replica for replica in self.replicas if replica.address in call.exclude)
         if len(tried) == len(self.replicas):
-            raise self._all_excluded(call)
+            message = f"expert {self.name!r} is at a server that this request could not reach or found full"
+            failure = ExpertUnreachable(message, expert=self.name)
+            failure.unavailable_servers, failure.request_sent = call.exclude, False
+            raise failure
         while call.first_token_timeout > 0 and (ready := self._ready(tried)):
-            replica = ready[0] if len(ready) == 1 else self._best(ready, call.conversation)
+            replica = self._best(ready, call.conversation)
             began = self._clock()
             try:
                 return await replica.stream(call)
@@ -238,14 +208,8 @@ class ReplicatedExpert:
             failure.unavailable_servers = frozenset(replica.address for replica in tried if replica.root)
         raise failure or self._none_ready()
 
-    def _ready(self, exclude: Collection[Replica]) -> Sequence[Replica]:
+    def _ready(self, exclude: Collection[Replica] = ()) -> list[Replica]:
         """The replicas that a request may use now."""
-        if not exclude:
-            for replica in self.replicas:  # a generator takes twice as long, and every request checks every expert
-                if not replica.breaker.healthy:
-                    break
-            else:
-                return self.replicas
         now = self._clock()
         return [replica for replica in self.replicas if replica not in exclude and replica.breaker.ready(now)]
 
@@ -257,28 +221,15 @@ class ReplicatedExpert:
     def _load(self, ready: Sequence[Replica]) -> float:
         if self._limit is not None:
             return sum(map(_outstanding, ready)) / (self._limit * len(ready)) if ready else 0.0
-        for replica in ready:
-            if not replica.queue_length:
-                return 0.0
-        return 1.0 if ready else 0.0
+        return float(bool(ready) and all(replica.queue_length for replica in ready))
 
     def _best(self, ready: Sequence[Replica], conversation: bytes) -> Replica:
-        if ready is not self.replicas:
-            now = self._clock()
-            ready = [replica for replica in ready if not replica.breaker.failed_recently(now)] or ready
+        now = self._clock()
+        ready = [replica for replica in ready if not replica.breaker.failed_recently(now)] or ready
         if conversation:
             return preferred_replica(ready, conversation)
-        self._rotation += 1
-        offset = self._rotation % len(ready)
-        ready = [*ready[offset:], *ready[:offset]]  # round-robin among equally idle replicas
-        return min(ready, key=_outstanding)
-
-    def _all_excluded(self, call: Call) -> ExpertUnreachable:
-        error = ExpertUnreachable(
-            f"expert {self.name!r} is at a server that this request could not reach or found full", expert=self.name
-        )
-        error.unavailable_servers, error.request_sent = call.exclude, False
-        return error
+        self._rotation = (self._rotation + 1) % len(ready)  # round-robin among equally idle replicas
+        return min([*ready[self._rotation :], *ready[: self._rotation]], key=_outstanding)
 
     def _none_ready(self) -> ExpertError:
         now = self._clock()
@@ -296,14 +247,7 @@ class ReplicatedExpert:
 def preferred_replica(replicas: Sequence[Replica], conversation: bytes) -> Replica:
     """The conversation's own replica, which has its prefix in cache, unless its work exceeds the load bound; then the
     one with the least work. The same in every process: rendezvous hashing (Thaler and Ravishankar 1998)."""
-    key = int.from_bytes(blake2b(conversation, digest_size=8).digest(), "little")
-    own, highest = replicas[0], -1
-    for replica in replicas:  # multiply: differences reach the high bits; shift: and return to the low ones
-        mixed = (key ^ replica.seed) * _MULTIPLIER & _MASK
-        weight = (mixed ^ mixed >> 32) * _MULTIPLIER & _MASK
-        if weight > highest:
-            own, highest = replica, weight
-    outstanding = own.outstanding
-    if outstanding <= 1 or outstanding <= LOAD_BOUND * sum(map(_outstanding, replicas)) / len(replicas) + 1:
+    own = max(replicas, key=lambda replica: blake2b(conversation, key=replica.seed, digest_size=8).digest())
+    if own.outstanding <= LOAD_BOUND * sum(map(_outstanding, replicas)) / len(replicas) + 1:
         return own
     return min(replicas, key=_outstanding)

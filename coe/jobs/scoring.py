@@ -174,7 +174,7 @@ def run_scoring(
 
 
 async def _score_missing(scoring: Scoring, settings: Settings, journal: Journal, progress: Progress) -> None:
-    from coe.experts.factory import writing_expert
+    from coe.experts.recipes.factory import writing_expert
 
     missing = {name: scoring.missing(name, journal) for name in scoring.columns}
     probes = [probe for column in missing.values() for probe in column.values()]

@@ -3,15 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coe.experts.outcomes import (
-    COOL_DOWN,
-    COOL_DOWN_RESET,
-    MAX_CONSECUTIVE_FAILURES,
-    MAX_COOL_DOWN,
-    MAX_THROTTLE,
-    MAX_WINDOW_FAILURES,
-    Breaker,
-)
+from coe.experts.outcomes import COOL_DOWN, MAX_FAILURES, MAX_THROTTLE, WINDOW_SIZE, Breaker
 from tests.waiting import ManualClock
 
 
@@ -25,20 +17,22 @@ def fail(breaker: Breaker, times: int = 1) -> None:
         breaker.failed(breaker.begin())
 
 
-def test_consecutive_failures_open_the_breaker_and_a_success_between_them_does_not() -> None:
+def test_failures_in_a_row_open_the_breaker() -> None:
     breaker, clock = breaker_of()
-    fail(breaker, MAX_CONSECUTIVE_FAILURES - 1)
-    breaker.succeeded(breaker.begin())
-    fail(breaker, MAX_CONSECUTIVE_FAILURES - 1)
+    fail(breaker, MAX_FAILURES - 1)
     assert breaker.state == "closed"
     fail(breaker)
     assert breaker.state == "open"
     assert not breaker.ready(clock.now)
 
 
-def test_a_failure_rate_of_one_half_opens_the_breaker() -> None:
+def test_so_do_the_same_failures_among_successes_and_older_ones_are_forgotten() -> None:
     breaker, _ = breaker_of()
-    for _ in range(MAX_WINDOW_FAILURES - 1):
+    for _ in range(3):
+        fail(breaker, MAX_FAILURES - 1)
+        for _ in range(WINDOW_SIZE):
+            breaker.succeeded(breaker.begin())
+    for _ in range(MAX_FAILURES - 1):
         fail(breaker)
         breaker.succeeded(breaker.begin())
     assert breaker.state == "closed"
@@ -48,7 +42,7 @@ def test_a_failure_rate_of_one_half_opens_the_breaker() -> None:
 
 def test_after_the_cool_down_one_trial_is_sent_and_its_first_chunk_closes_the_breaker() -> None:
     breaker, clock = breaker_of()
-    fail(breaker, MAX_CONSECUTIVE_FAILURES)
+    fail(breaker, MAX_FAILURES)
     assert breaker.wait(clock.now) == COOL_DOWN
     clock.now += COOL_DOWN
     assert breaker.state == "half_open"
@@ -60,48 +54,22 @@ def test_after_the_cool_down_one_trial_is_sent_and_its_first_chunk_closes_the_br
     assert breaker.ready(clock.now)
 
 
-def test_a_failure_on_probation_opens_the_breaker_again_and_a_complete_response_ends_probation() -> None:
+def test_a_failed_trial_begins_the_cool_down_again_and_an_answered_one_forgets_the_failures() -> None:
     breaker, clock = breaker_of()
-    fail(breaker, MAX_CONSECUTIVE_FAILURES)
-    clock.now += COOL_DOWN
-    trial = breaker.begin()
-    breaker.answered(trial)
-    breaker.failed(trial)  # broke off in mid-answer
-    assert breaker.state == "open"
-    clock.now += 2 * COOL_DOWN
-    breaker.succeeded(breaker.begin())
-    fail(breaker, MAX_CONSECUTIVE_FAILURES - 1)
-    assert breaker.state == "closed"
-
-
-def test_each_failed_trial_doubles_the_cool_down_up_to_a_bound() -> None:
-    breaker, clock = breaker_of()
-    fail(breaker, MAX_CONSECUTIVE_FAILURES)
-    waits = []
-    for _ in range(9):
-        waits.append(breaker.wait(clock.now))
-        clock.now += waits[-1]
+    fail(breaker, MAX_FAILURES)
+    for _ in range(3):
+        clock.now += COOL_DOWN
         fail(breaker)
-    assert waits == [1, 2, 4, 8, 16, 32, MAX_COOL_DOWN, MAX_COOL_DOWN, MAX_COOL_DOWN]
-
-
-def test_the_cool_down_grows_after_a_recent_recovery_and_resets_after_a_steady_time() -> None:
-    breaker, clock = breaker_of()
-    for steady, expected in ((0.0, 2.0), (COOL_DOWN_RESET, 1.0)):
-        fail(breaker, MAX_CONSECUTIVE_FAILURES)
-        clock.now += breaker.wait(clock.now)
-        breaker.succeeded(breaker.begin())
-        clock.now += steady
-        fail(breaker, MAX_CONSECUTIVE_FAILURES)
-        assert breaker.wait(clock.now) == expected
-        clock.now += expected
-        breaker.succeeded(breaker.begin())
-        clock.now += COOL_DOWN_RESET
+        assert breaker.wait(clock.now) == COOL_DOWN
+    clock.now += COOL_DOWN
+    breaker.succeeded(breaker.begin())
+    fail(breaker, MAX_FAILURES - 1)
+    assert breaker.state == "closed"
 
 
 def test_a_cancelled_trial_allows_the_next_one() -> None:
     breaker, clock = breaker_of()
-    fail(breaker, MAX_CONSECUTIVE_FAILURES)
+    fail(breaker, MAX_FAILURES)
     clock.now += COOL_DOWN
     breaker.cancelled(breaker.begin())
     assert breaker.ready(clock.now)
@@ -110,7 +78,7 @@ def test_a_cancelled_trial_allows_the_next_one() -> None:
 
 def test_a_slow_trial_blocks_others_for_one_cool_down_only() -> None:
     breaker, clock = breaker_of()
-    fail(breaker, MAX_CONSECUTIVE_FAILURES)
+    fail(breaker, MAX_FAILURES)
     clock.now += COOL_DOWN
     long = breaker.begin()
     assert not breaker.ready(clock.now)
@@ -123,19 +91,10 @@ def test_a_slow_trial_blocks_others_for_one_cool_down_only() -> None:
     assert breaker.state == "closed"
 
 
-def test_a_passed_health_check_overrides_a_hanging_trial() -> None:
-    breaker, clock = breaker_of()
-    fail(breaker, MAX_CONSECUTIVE_FAILURES)
-    clock.now += COOL_DOWN
-    breaker.begin()
-    breaker.allow_trial_now()
-    assert breaker.ready(clock.now)
-
-
 def test_outcomes_of_requests_from_before_the_opening_are_ignored() -> None:
     breaker, clock = breaker_of()
     early = [breaker.begin() for _ in range(3)]
-    fail(breaker, MAX_CONSECUTIVE_FAILURES)
+    fail(breaker, MAX_FAILURES)
     breaker.succeeded(early[0])
     breaker.failed(early[1])
     breaker.cancelled(early[2])
@@ -159,20 +118,12 @@ def test_throttling_expires_and_is_bounded() -> None:
     assert breaker.wait(clock.now) == MAX_THROTTLE
 
 
-def test_a_passed_health_check_allows_a_trial_at_once_and_closes_nothing() -> None:
-    breaker, clock = breaker_of()
-    fail(breaker, MAX_CONSECUTIVE_FAILURES)
-    breaker.allow_trial_now()
-    assert breaker.state == "half_open"
-    assert breaker.ready(clock.now)
-
-
 def test_a_failure_counts_as_recent_for_a_second() -> None:
     breaker, clock = breaker_of()
     assert not breaker.failed_recently(clock.now)
     fail(breaker)
     assert breaker.failed_recently(clock.now)
-    clock.now += COOL_DOWN
+    clock.now += 1.0
     assert not breaker.failed_recently(clock.now)
 
 
@@ -211,9 +162,6 @@ class Traffic:
     def throttle(self, seconds: int) -> None:
         self.breaker.throttle(seconds)
 
-    def allow_trial_now(self, _: int) -> None:
-        self.breaker.allow_trial_now()
-
     def _end(self, how: str, which: int) -> None:
         if self.running:
             generation, _ = self.running.pop(which % len(self.running))
@@ -235,7 +183,6 @@ NAMES = (
     "cancelled",
     "later",
     "throttle",
-    "allow_trial_now",
 )
 
 
@@ -247,11 +194,11 @@ def test_one_trial_at_a_time_is_sent_and_every_breaker_recovers(steps: list[tupl
         was = breaker.state
         getattr(traffic, name)(argument)
         assert breaker.state != "closed" or breaker.ready(clock.now)
-        assert was != "open" or name in ("later", "allow_trial_now") or breaker.state == "open"
-        assert 0 <= breaker.wait(clock.now) <= max(MAX_COOL_DOWN, MAX_THROTTLE)
+        assert was != "open" or name in ("later", "answered", "succeeded", "cancelled") or breaker.state == "open"
+        assert 0 <= breaker.wait(clock.now) <= MAX_THROTTLE
     for generation, _ in traffic.running:
         breaker.cancelled(generation)
-    clock.now += max(MAX_COOL_DOWN, MAX_THROTTLE)
+    clock.now += MAX_THROTTLE
     assert breaker.ready(clock.now)
     breaker.succeeded(breaker.begin())
     assert breaker.state == "closed"

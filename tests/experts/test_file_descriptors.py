@@ -47,7 +47,7 @@ async def test_a_descriptor_shortage_is_not_retried_and_is_no_server_failure(ful
                 )
             assert attempts.count == 0
     assert len(full) == 12
-    assert all(replica.breaker.healthy for expert in experts.values() for replica in expert.replicas)
+    assert all(replica.state == "closed" for expert in experts.values() for replica in expert.replicas)
     assert (status_of(caught.value), caught.value.code) == (503, "overloaded")
     assert headers_of(caught.value) == [(b"retry-after", b"1")]
 

@@ -29,6 +29,7 @@ from coe.experts.http.expert import HttpExpert
 from coe.experts.http.replies import ModelNameRewriter, StreamedReply
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
+from coe.usage import Usage
 from gateway.errors import body_of
 from tests.experts.fault_servers import closed_port
 from tests.experts.faulty_server import CHUNK, DONE, LAST, FaultyServer
@@ -149,6 +150,7 @@ async def test_events_before_an_error_event_are_relayed() -> None:
         errors=errors,
         rewriter=rewriter,
         stream_idle_timeout=5.0,
+        usage=Usage(),
         held=HeldAnswer(None),
     )
     await reply.begin()
@@ -240,7 +242,7 @@ async def test_a_connection_is_reused_although_the_body_ends_after_the_last_even
 
 async def test_an_endless_preamble_is_refused(server: FaultyServer) -> None:
     with pytest.raises(ExpertInvalidResponse):
-        await answer(server.url, "stream-text:" + "noise " * 50, stream=True)
+        await answer(server.url, "stream-text:" + ": noise\n\n" * 2**17, stream=True)
 
 
 @pytest.mark.parametrize("stream", [True, False])

@@ -23,7 +23,7 @@ from coe.errors import (
 from coe.experts import build_experts
 from coe.experts.http.client import Client
 from coe.experts.http.expert import HttpExpert
-from coe.experts.outcomes import MAX_CONSECUTIVE_FAILURES
+from coe.experts.outcomes import COOL_DOWN, MAX_FAILURES, WINDOW_SIZE
 from coe.experts.replicas import LOAD_BOUND, Replica, ReplicatedExpert, preferred_replica
 from coe.experts.translation.expert import TranslatedExpert
 from coe.registry import ExpertSpec
@@ -105,7 +105,7 @@ async def test_the_expert_relays_its_replicas_reply_and_counts_it_in_flight_to_t
 
 async def test_an_abandoned_reply_is_released_once_and_is_no_outcome() -> None:
     expert, (server,), _ = made((*WHOLE, error(ExpertUnavailable)))
-    for _ in range(2 * MAX_CONSECUTIVE_FAILURES):
+    for _ in range(2 * MAX_FAILURES):
         reply = await expert.stream(CALL)
         chunks = reply.chunks()
         await anext(chunks)
@@ -120,7 +120,7 @@ async def test_an_abandoned_reply_is_released_once_and_is_no_outcome() -> None:
 @pytest.mark.parametrize("begun", [True, False])
 async def test_an_answer_that_finds_no_memory_is_no_failure_of_its_server(begun: bool) -> None:
     expert, _, _ = made((b"one", error(AnswerMemoryFull)) if begun else error(AnswerMemoryFull))
-    for _ in range(2 * MAX_CONSECUTIVE_FAILURES):
+    for _ in range(2 * MAX_FAILURES):
         with pytest.raises(AnswerMemoryFull):
             await whole(expert)
     assert expert.health.up
@@ -130,14 +130,14 @@ async def test_an_answer_that_finds_no_memory_is_no_failure_of_its_server(begun:
 @pytest.mark.parametrize("kind", [ExpertUnavailable, ExpertTimeout, ExpertInvalidResponse])
 async def test_failed_replicas_receive_no_requests_for_a_cool_down(kind: type[Any]) -> None:
     expert, (server,), clock = made(error(kind))
-    for _ in range(MAX_CONSECUTIVE_FAILURES):
+    for _ in range(MAX_FAILURES):
         with pytest.raises(kind):
             await whole(expert)
     assert not expert.health.up
-    with pytest.raises(ExpertUnavailable, match=r"'clever' failed too often lately; next attempt in 1\.0 s") as no:
+    with pytest.raises(ExpertUnavailable, match=r"'clever' failed too often lately; next attempt in 5\.0 s") as no:
         await whole(expert)
-    assert (no.value.retry_after, no.value.request_sent, len(server.calls)) == (1.0, False, MAX_CONSECUTIVE_FAILURES)
-    clock.now += 1
+    assert (no.value.retry_after, no.value.request_sent, len(server.calls)) == (COOL_DOWN, False, MAX_FAILURES)
+    clock.now += COOL_DOWN
     server.script = WHOLE
     assert expert.health.up
     assert await whole(expert) == [b"one", b"two"]
@@ -146,16 +146,16 @@ async def test_failed_replicas_receive_no_requests_for_a_cool_down(kind: type[An
 
 async def test_during_a_trial_other_requests_get_a_retry_after() -> None:
     expert, (server,), clock = made(error(ExpertUnavailable))
-    for _ in range(MAX_CONSECUTIVE_FAILURES):
+    for _ in range(MAX_FAILURES):
         with pytest.raises(ExpertUnavailable):
             await whole(expert)
-    clock.now += 1
+    clock.now += COOL_DOWN
     server.script = asyncio.Event()
     trial = asyncio.create_task(whole(expert))
     await asyncio.sleep(0)
     with pytest.raises(ExpertUnavailable) as no:
         await whole(expert)
-    assert no.value.retry_after == 1.0
+    assert no.value.retry_after == COOL_DOWN
     server.script.set()
     assert await trial == []
     assert expert.health.up
@@ -163,21 +163,24 @@ async def test_during_a_trial_other_requests_get_a_retry_after() -> None:
 
 async def test_a_response_that_breaks_off_counts_as_a_failure() -> None:
     expert, _, _ = made((b"one", error(ExpertUnavailable)))
-    for _ in range(MAX_CONSECUTIVE_FAILURES):
+    for _ in range(MAX_FAILURES):
         with pytest.raises(ExpertUnavailable):
             await whole(expert)
     assert (expert.health.up, expert.replicas[0].in_flight) == (False, 0)
 
 
-async def test_a_complete_response_resets_the_failure_count_and_an_abandoned_one_does_not() -> None:
-    for left in (False, True):
-        expert, (server,), _ = made(error(ExpertUnavailable))
-        await fail(expert, MAX_CONSECUTIVE_FAILURES - 1)
-        server.script = WHOLE
-        await ((await expert.stream(CALL)).aclose() if left else whole(expert))
-        server.script = error(ExpertUnavailable)
-        await fail(expert, MAX_CONSECUTIVE_FAILURES - 1 if not left else 1)
-        assert expert.health.up != left
+async def test_half_of_the_last_responses_open_the_breaker_and_an_abandoned_one_is_none_of_them() -> None:
+    expert, (server,), _ = made(WHOLE)
+    for _ in range(WINDOW_SIZE):
+        await whole(expert)
+    server.script = error(ExpertUnavailable)
+    await fail(expert, MAX_FAILURES - 1)
+    server.script = WHOLE
+    await (await expert.stream(CALL)).aclose()
+    assert expert.health.up
+    server.script = error(ExpertUnavailable)
+    await fail(expert, 1)
+    assert not expert.health.up
 
 
 async def fail(expert: ReplicatedExpert, times: int) -> None:
@@ -191,7 +194,7 @@ async def fail(expert: ReplicatedExpert, times: int) -> None:
 )
 async def test_errors_of_the_request_do_not_count_as_failures(raised: Exception) -> None:
     expert, _, _ = made(raised)
-    for _ in range(4 * MAX_CONSECUTIVE_FAILURES):
+    for _ in range(4 * MAX_FAILURES):
         with pytest.raises(type(raised)):
             await whole(expert)
     assert expert.health.up
@@ -199,7 +202,7 @@ async def test_errors_of_the_request_do_not_count_as_failures(raised: Exception)
 
 async def test_a_request_that_could_not_be_sent_is_no_outcome() -> None:
     expert, (server,), _ = made(error(ExpertUnavailable))
-    for number in range(2 * MAX_CONSECUTIVE_FAILURES):
+    for number in range(2 * MAX_FAILURES):
         server.script = InvalidRequest("deep") if number % 2 else error(ExpertUnavailable)
         with pytest.raises((InvalidRequest, ExpertUnavailable)):
             await whole(expert)
@@ -260,7 +263,7 @@ async def test_a_conversation_stays_on_its_replica_until_it_fails() -> None:
         await whole(expert, call)
     assert await whole(expert, call) == [b"one", b"two"]
     servers[own].script = WHOLE
-    clock.now += 1
+    clock.now += COOL_DOWN
     await whole(expert, call)
     assert len(servers[own].calls) == 6
 

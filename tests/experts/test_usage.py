@@ -20,6 +20,7 @@ from coe.experts.http.expert import HttpExpert
 from coe.experts.http.replies import ModelNameRewriter, StreamedReply
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
+from coe.usage import Usage
 from tests.experts.test_odd_streams import Chunks
 
 pytestmark = pytest.mark.anyio
@@ -219,6 +220,7 @@ async def test_token_counts_split_into_single_bytes_are_hidden_too() -> None:
         errors=errors,
         rewriter=rewriter,
         stream_idle_timeout=5.0,
+        usage=Usage(),
         held=HeldAnswer(None),
         with_usage=False,
     )

@@ -21,7 +21,7 @@ from coe.errors import (
     ExpertUnavailable,
     RequestError,
 )
-from coe.experts import build_recipes
+from coe.experts.recipes.factory import build_recipes
 from coe.mapping import Assignment
 from coe.mapping.problem import declared_assignment
 from coe.registry import Registry

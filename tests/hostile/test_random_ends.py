@@ -135,8 +135,7 @@ def held(gateway: Gateway, server: RunningServer, session: Client) -> dict[str, 
         "answers": state.answers.held,
         "active": [*admission.active, *admission.watch._due],
         "server": [*server.server_state.tasks, *server.connections],
-        "open": [one for one in session._open if not one.idle],
-        "connecting": session._connecting,
+        "open": [one for one in session._open if one._idle_in is None],
     }
     for one in experts:
         assert isinstance(one, ReplicatedExpert)

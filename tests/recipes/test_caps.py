@@ -13,11 +13,11 @@ import pytest
 
 from coe.core import Call, Reply
 from coe.errors import ExpertRejected, ExpertUnavailable
-from coe.experts.factory import build_recipes
 from coe.experts.recipes.agreement import NO_ANSWER
 from coe.experts.recipes.calls import capped_fields
 from coe.experts.recipes.chat_answer import finish_reason
 from coe.experts.recipes.expert import RecipeExpert
+from coe.experts.recipes.factory import build_recipes
 from coe.experts.recipes.policy_file import ArmPolicies
 from coe.learning.recipes.answers import Answers
 from coe.learning.recipes.fit import RecipeFit, replayed

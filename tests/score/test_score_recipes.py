@@ -14,7 +14,7 @@ import pytest
 from pyarrow import parquet
 
 from coe.errors import ExpertRejected, ExpertUnavailable
-from coe.experts.factory import writing_expert
+from coe.experts.recipes.factory import writing_expert
 from coe.learning.evaluation.answers import MemberUse, RetryLimits, request_answer
 from coe.learning.evaluation.grades import read_grades
 from coe.learning.evaluation.quality import read_quality

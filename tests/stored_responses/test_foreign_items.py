@@ -187,21 +187,6 @@ async def test_a_foreign_item_costs_a_server_none_of_its_own_reasoning(tmp_path:
         assert coder.refused == 1
 
 
-async def test_what_a_server_accepted_before_is_left_out_once_and_for_good_only_if_it_is_rejected_again(
-    tmp_path: Path,
-) -> None:
-    async with two_servers(tmp_path, 400) as (gateway, coder, _):
-        _, answer = await respond(gateway, "coder", "question", stream=False, store=False)
-        items = [{"role": "user", "content": "question"}, *answer["output"], result()]
-        known = set(coder.known)
-        refused = []
-        for knows in (True, False, True, False, False, False):  # one failure has another cause, the next ones stay
-            coder.known = set(known) if knows else set()
-            assert (await respond(gateway, "coder", items, stream=False, store=False))[0].status == 200
-            refused.append(coder.refused)
-        assert refused == [0, 1, 1, 2, 3, 3]
-
-
 async def test_what_is_remembered_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(foreign_items, "MAX_REMEMBERED", 3)
     async with two_servers(tmp_path, 400) as (gateway, _, painter):

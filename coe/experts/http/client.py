@@ -24,9 +24,6 @@ CONNECT_TIMEOUT = 5.0
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
-def _ignore() -> None: ...
-
-
 class Unreachable(ConnectionError):
     """No connection: refused, not resolved, timed out, or an untrusted certificate."""
 
@@ -54,8 +51,7 @@ class Target:
 
     def head(self, length: int, headers: Mapping[str, str]) -> bytes:
         """The head of one request whose body has `length` bytes."""
-        own = _lines(headers) if headers else b""
-        return b"%b%bcontent-length: %d\r\n\r\n" % (self._head, own, length)
+        return b"%b%bcontent-length: %d\r\n\r\n" % (self._head, _lines(headers), length)
 
 
 def _lines(headers: Mapping[str, str]) -> bytes:
@@ -90,7 +86,7 @@ class Client:
         headers: Mapping[str, str] = NO_HEADERS,
         *,
         limit: float = math.inf,
-        on_write: Callable[[], None] = _ignore,
+        on_write: Callable[[], None] = lambda: None,
     ) -> Response:
         """Sends a request and returns the response once its head is read. Raises Unreachable, or another OSError when
         the connection breaks. Calls `on_write` before it writes to a connection.
@@ -102,19 +98,21 @@ class Client:
         request is sent once more over a new connection.
         """
         head = target.head(len(body), headers)
-        if (connection := _idle_connection(target)) is not None:
-            on_write()
-            try:
-                await connection.send(head, body, limit=limit)
-            except ConnectionError:
-                if connection.received_any:
-                    raise
-            else:
-                return self._response(connection, target)
-        connection = await self._connect(target, limit)
+        idle: Connection | None = None
+        while target.idle and not (idle := target.idle.pop()).reuse():
+            idle = None
+        connection = idle or await self._connect(target, limit)
         on_write()
-        await connection.send(head, body, limit=limit)
-        return self._response(connection, target)
+        try:
+            await connection.send(head, body, limit=limit)
+        except ConnectionError:
+            if idle is None or idle.received_any:
+                raise
+            connection = await self._connect(target, limit)
+            on_write()
+            await connection.send(head, body, limit=limit)
+        connection.reusable &= self._reuses
+        return Response(connection, target)
 
     async def get(self, url: str, headers: Mapping[str, str] = NO_HEADERS, *, max_bytes: int) -> tuple[int, bytes]:
         """Returns the status and the body of a page, truncated once it exceeds `max_bytes`. Raises ValueError for an
@@ -125,10 +123,6 @@ class Client:
         finally:
             response.close()
 
-    def _response(self, connection: Connection, target: Target) -> Response:
-        connection.parser.reusable &= self._reuses
-        return Response(connection, target)
-
     async def _connect(self, target: Target, limit: float) -> Connection:
         if target.secure and self.ssl_context is None:
             self.ssl_context = ssl.create_default_context()
@@ -137,9 +131,8 @@ class Client:
         deadline = min(loop.time() + CONNECT_TIMEOUT, limit)
         try:
             async with asyncio.timeout_at(deadline):
-                await loop.create_connection(
-                    lambda: connection, target.host, target.port, ssl=self.ssl_context if target.secure else None
-                )
+                tls = self.ssl_context if target.secure else None
+                await loop.create_connection(lambda: connection, target.host, target.port, ssl=tls)
         except BaseException as error:
             connection.abort()
             self._open.discard(connection)  # uvloop closes the socket without a call of `connection_lost`
@@ -152,14 +145,6 @@ class Client:
         return connection
 
 
-def _idle_connection(target: Target) -> Connection | None:
-    while target.idle:
-        connection = target.idle.pop()
-        if connection.reuse():
-            return connection
-    return None
-
-
 class Response:
     """A response whose head is read. Call `chunk` until it returns nothing, then `release`; or `close` before that."""
 
@@ -168,23 +153,17 @@ class Response:
     def __init__(self, connection: Connection, target: Target) -> None:
         self._connection = connection
         self._target = target
-        self.status = connection.parser.status
-        self.headers: Mapping[str, str] = connection.parser.headers
+        self.status = connection.status
+        self.headers: Mapping[str, str] = connection.headers
 
     @property
     def media_type(self) -> str:
         return self.headers.get("content-type", "").partition(";")[0].strip().lower()
 
     @property
-    def length(self) -> int | None:
-        """Bytes of the body according to content-length, None without one."""
-        length = self.headers.get("content-length", "")
-        return int(length) if length.isdigit() else None
-
-    @property
     def complete(self) -> bool:
         """True if the whole body has arrived."""
-        return self._connection.parser.complete
+        return self._connection.complete
 
     async def read(self, max_bytes: int, *, report: Callable[[int], None] | None = None) -> bytes:
         """Returns the body, or its start with more than `max_bytes` bytes if it is longer. `report` is called with the

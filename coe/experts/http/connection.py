@@ -1,4 +1,8 @@
-"""One connection of the HTTP client to an expert's server: exchanges, buffers, time limits and reuse."""
+"""One connection of the HTTP client to an expert's server: exchanges, parsing, buffers, time limits and reuse.
+
+llhttp (httptools) parses the responses. This module bounds what llhttp does not, and refuses some framing that it
+accepts.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +11,22 @@ import math
 from collections import deque
 from typing import cast
 
-from coe.experts.http.parser import ProtocolError, ResponseParser
+from httptools import HttpParserError, HttpResponseParser
 
 WRITE_SIZE = 2**18
 """Bytes of a request written at a time, so that a large body does not delay other requests."""
 MAX_UNREAD_BYTES = 2**17
 """Bytes of a response that wait for their reader before reading from the socket is paused."""
+MAX_HEAD_BYTES = 2**16
+"""Bytes of heads, lines of chunks and trailers that are read in succession without a byte of the body."""
+MAX_INFORMATIONAL_RESPONSES = 16
+"""Responses 1xx before the final one."""
 IDLE_TIMEOUT = 30.0
 """Seconds after which an idle connection is closed."""
-MAX_IDLE_CONNECTIONS = 256
-"""Idle connections per server; further ones are closed."""
+
+
+class ProtocolError(ConnectionError):
+    """The server's bytes are not a valid HTTP/1.1 response."""
 
 
 class LimitExceeded(Exception):
@@ -26,65 +36,64 @@ class LimitExceeded(Exception):
 class Connection(asyncio.Protocol):
     """Serves one exchange at a time: `send`, `chunk` until the end, `release`; then `reuse` for the next one.
     `send` and `chunk` raise OSError if the connection breaks; `reuse` returns False if the server has closed it.
-    `received_any` is true once a byte of the response has arrived.
 
     `limit` is the time, by the event loop's clock, after which a wait of the exchange raises LimitExceeded. A timer
     for each exchange would take as long as reading a response, so one timer serves all waits of a connection.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, opened: set[Connection]) -> None:
-        self.parser = ResponseParser()
-        self.received_any = False
-        self.limit = math.inf
         self._loop = loop
         self._open_connections = opened
-        self._chunks: list[bytes] = []
-        self._unread = 0
+        self._connected = self._closed = self._busy = self._paused = False
         self._error: BaseException | None = None
-        self._connected = False
-        self._closed = False
-        self._busy = False
-        self._paused = False
         self._reader: asyncio.Future[None] | None = None
         self._writer: asyncio.Future[None] | None = None
         self._idle_in: deque[Connection] | None = None
         """The connections among which it is idle."""
-        self._deadline = math.inf
-        """Deadline of the current wait for bytes, or for another exchange, by the event loop's clock."""
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
+        self.reuse()
 
     # ------------------------------------------------------------------------------------------- for the client
+
+    def reuse(self) -> bool:
+        """Prepares for another exchange. False if the server has closed the connection."""
+        self.status = 0
+        """0 until the head is parsed."""
+        self.headers: dict[str, str] = {}
+        """Names are in lower case; the values of a repeated name are joined by a comma."""
+        self.complete = False
+        self.reusable = False
+        """True if another request may follow once the response is complete."""
+        self.received_any = False
+        """True once a byte of the response has arrived."""
+        self.limit = math.inf
+        self._deadline = math.inf
+        """Deadline of the current wait for bytes, or for another exchange, by the event loop's clock."""
+        self._idle_in = None
+        self._chunks: list[bytes] = []
+        self._unread = self._without_body = self._informational = 0
+        return not self._closed
 
     async def send(self, head: bytes, body: bytes, *, limit: float = math.inf) -> None:
         """Writes a request and waits for the head of its response. Closes the connection if that fails."""
         self._busy, self.limit = True, limit
         self._wait_until(limit)
         try:
-            if len(body) <= WRITE_SIZE:
-                self._transport.write(head + body)
-            else:
-                await self._write_pieces(head, memoryview(body))
-            while not self.parser.status:
-                if self._error is not None:
-                    raise self._take_error()
+            self._transport.write(head + body[:WRITE_SIZE])
+            for at in range(WRITE_SIZE, len(body), WRITE_SIZE):
+                await (self._writer or asyncio.sleep(0))  # yields to other tasks
+                if self._loop.time() >= self.limit:
+                    raise LimitExceeded
+                if self.status or self._closed:  # the server refused before it read the body
+                    self.reusable = False
+                    break
+                self._transport.write(memoryview(body)[at : at + WRITE_SIZE])
+            while not self.status:
                 await self._data_available()
-            if self.parser.headers.get("content-encoding", "identity") != "identity":
-                raise ProtocolError("a compressed answer, which was not requested")
         except BaseException:
             self.abort()
             raise
-
-    async def _write_pieces(self, head: bytes, body: memoryview) -> None:
-        self._transport.write(head)
-        for at in range(0, len(body), WRITE_SIZE):
-            if self.parser.status or self._closed:  # the server refused before it read the body
-                self.parser.reusable = False
-                break
-            self._transport.write(body[at : at + WRITE_SIZE])
-            await self._write_buffer_drained()
-            if self._loop.time() >= self.limit:
-                raise LimitExceeded
 
     async def chunk(self, within: float | None = None) -> bytes:
         """Returns the bytes that arrived since the last call; empty at the end. Raises TimeoutError if none arrive
@@ -92,34 +101,22 @@ class Connection(asyncio.Protocol):
         if not self._chunks:
             self._wait_until(self.limit if within is None else min(self.limit, self._loop.time() + within))
         while not self._chunks:
-            if self.parser.complete:
+            if self.complete:
                 return b""
-            if self._error is not None:
-                raise self._take_error()
             await self._data_available()
         self._deadline = math.inf
-        chunks = self._chunks
-        chunk = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-        chunks.clear()
-        self._unread = 0
+        chunks, self._chunks, self._unread = self._chunks, [], 0
         if self._paused:
             self._paused = False
             self._transport.resume_reading()
-        return chunk
-
-    def reuse(self) -> bool:
-        """Prepares an idle connection for another exchange. False if the server has closed it."""
-        self._idle_in, self._deadline = None, math.inf
-        self.parser, self.received_any = ResponseParser(), False
-        return not self._closed
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     def release(self, idle: deque[Connection]) -> None:
         """Adds it to `idle` if the response was read to its end, else closes it."""
-        if self._closed or not self.parser.complete or not self.parser.reusable or len(idle) >= MAX_IDLE_CONNECTIONS:
+        if self._closed or not self.complete or not self.reusable:
             self.abort()
         elif self._busy:
             self._busy = False
-            self._chunks.clear()
             idle.append(self)
             self._idle_in = idle
             self._wait_until(self._loop.time() + IDLE_TIMEOUT)
@@ -137,13 +134,6 @@ class Connection(asyncio.Protocol):
             self._closed = True
             if self._connected:
                 self._transport.abort()
-
-    def _take_error(self) -> BaseException:
-        """Returns the error that broke the connection and forgets it: its traceback will refer to both this connection
-        and the request."""
-        assert self._error is not None
-        error, self._error = self._error, ConnectionResetError("the connection is broken")
-        return error
 
     def _wait_until(self, deadline: float) -> None:
         """Limit the current wait."""
@@ -175,6 +165,10 @@ class Connection(asyncio.Protocol):
         return LimitExceeded() if self._deadline >= self.limit else TimeoutError()
 
     async def _data_available(self) -> None:
+        """Waits for data, the end of the wait's time, or the end of the connection. Raises what broke it."""
+        if self._error is not None:  # its traceback will refer to both this connection and the request
+            error, self._error = self._error, ConnectionResetError("the connection is broken")
+            raise error
         if self._timer is None and self._deadline < math.inf:  # it fired just after bytes that complete nothing
             if self._loop.time() >= self._deadline:
                 raise self._expired()
@@ -185,21 +179,46 @@ class Connection(asyncio.Protocol):
         finally:
             self._reader = None
 
-    async def _write_buffer_drained(self) -> None:
-        if self._writer is not None:
-            await self._writer
-        else:
-            await asyncio.sleep(0)  # yields to other tasks
+    # ------------------------------------------------------------------------------------------- for the parser
 
-    def _wake(self) -> None:
-        if self._reader is not None and not self._reader.done():
-            self._reader.set_result(None)
+    def on_message_begin(self) -> None:
+        if self.complete:
+            raise ProtocolError("bytes after the end of the answer")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self.status:  # later ones are trailers
+            key, text = name.decode("latin-1").lower(), value.decode("latin-1").strip()
+            self.headers[key] = f"{self.headers[key]}, {text}" if key in self.headers else text
+
+    def on_headers_complete(self) -> None:
+        status, headers = self._parser.get_status_code(), self.headers
+        if self._parser.get_http_version() not in ("1.1", "1.0") or status < 100 or status == 101:
+            raise ProtocolError("something that is not an HTTP/1.1 answer")
+        if status < 200:
+            self.headers = {}
+            self._informational += 1
+            if self._informational > MAX_INFORMATIONAL_RESPONSES:
+                raise ProtocolError("too many informational answers")
+            return
+        if headers.get("transfer-encoding", "chunked").lower() != "chunked":
+            raise ProtocolError("a transfer coding other than chunked")
+        if headers.get("content-encoding", "identity") != "identity":
+            raise ProtocolError("a compressed answer, which was not requested")
+        self.status, self.reusable = status, self._parser.should_keep_alive()
+
+    def on_body(self, body: bytes) -> None:
+        self._chunks.append(body)
+        self._unread += len(body)
+
+    def on_message_complete(self) -> None:
+        self.complete = self.status > 0
 
     # ------------------------------------------------------------------------------------------- for the event loop
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's are not of that class
         self._connected = True
+        self._parser = HttpResponseParser(self)
         if self._closed:
             self._transport.abort()
         else:
@@ -209,37 +228,42 @@ class Connection(asyncio.Protocol):
         if not self._busy:
             self.abort()  # bytes without a request
             return
-        self.received_any = True
+        self.received_any, unread = True, self._unread
         try:
-            chunk = self.parser.feed(data)
-        except ProtocolError as error:
-            self._error = error
+            self._parser.feed_data(data)
+            self._without_body = 0 if self._unread > unread else self._without_body + len(data)
+            if self._without_body > MAX_HEAD_BYTES:
+                raise ProtocolError("a head that is too long")
+        except (HttpParserError, ProtocolError) as error:
+            own = error.__context__ or error  # what a callback raised
+            self._error = own if isinstance(own, ProtocolError) else ProtocolError(str(error))
             self.abort()
-            self._wake()
-            return
-        if chunk:
-            self._chunks.append(chunk)
-            self._unread += len(chunk)
-            if self._unread > MAX_UNREAD_BYTES and not self._paused and not self.parser.complete:
-                self._paused = True
-                self._transport.pause_reading()
-        self._wake()
+        if self._unread > MAX_UNREAD_BYTES and not (self._paused or self.complete or self._closed):
+            self._paused = True
+            self._transport.pause_reading()
+        _wake(self._reader)
 
     def connection_lost(self, error: Exception | None) -> None:
         self._closed = True
         self._open_connections.discard(self)
-        if self._error is None and not self.parser.complete:
-            try:
-                self.parser.end()
-            except ProtocolError as incomplete:
-                self._error = error if isinstance(error, OSError) else incomplete
-        self._wake()
+        del self._parser  # it refers to this connection
+        whole = self.status and self.headers.keys().isdisjoint(("content-length", "transfer-encoding"))
+        if whole and self._error is None and error is None:
+            self.complete = True
+        elif self._error is None and not self.complete:
+            lost = ProtocolError("the connection ended in the middle of the answer")
+            self._error = error if isinstance(error, OSError) else lost
+        _wake(self._reader)
         self.resume_writing()
 
     def pause_writing(self) -> None:
         self._writer = self._loop.create_future()
 
     def resume_writing(self) -> None:
-        if self._writer is not None and not self._writer.done():
-            self._writer.set_result(None)
+        _wake(self._writer)
         self._writer = None
+
+
+def _wake(waiting: asyncio.Future[None] | None) -> None:
+    if waiting is not None and not waiting.done():
+        waiting.set_result(None)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
-from typing import get_args
+from typing import Any, get_args
 
 import orjson
 
@@ -19,19 +19,18 @@ from coe.core import PASS_THROUGH_APIS, TEXT_APIS, Api, Call, Health, Reply
 from coe.errors import ExpertError, InvalidRequest
 from coe.experts.api_formats import API_FORMATS, applicable_defaults, without_own_ids
 from coe.experts.error_mapping import ErrorMapping
-from coe.experts.held_answer import HeldAnswer
+from coe.experts.held_answer import HeldAnswer, WholeReply
 from coe.experts.http import sse
-from coe.experts.http.assembled import AssembledReply
+from coe.experts.http.assembled import assemble
 from coe.experts.http.client import Client, Response, Target, Unreachable
 from coe.experts.http.connection import LimitExceeded
 from coe.experts.http.form import MODEL, FormBody
-from coe.experts.http.relayed import RelayedReply
-from coe.experts.http.replies import JsonReply, ModelNameRewriter, StreamedReply
+from coe.experts.http.replies import ModelNameRewriter, RelayedReply, StreamedReply, read_json
 from coe.registry import ExpertSpec, SelectingField
 from coe.registry.runtimes import RUNTIMES
 from coe.settings import Endpoint
 from coe.urls import join_path, remove_suffix
-from coe.usage import SentCall
+from coe.usage import SentCall, Usage
 
 MAX_REFUSAL_BYTES = 2**16
 """Bytes of an error body that are read."""
@@ -76,46 +75,44 @@ class HttpExpert:
     async def stream(self, call: Call) -> Reply:
         """Calls the server; returns once the first chunk is there. Raises an ExpertError, or InvalidRequest for the
         body."""
-        api = call.api
-        headers = {**_DEFAULT_VERSION, **call.headers} if api == "messages" else call.headers
-        if api in PASS_THROUGH_APIS:
-            form = call.fields.content_type if isinstance(call.fields, FormBody) else "application/json"
-            headers = {**headers, "content-type": form}
-        sent = self._streamed(call) if self._queues and not call.stream else call
-        response: Response | None = None
-        record, held = SentCall(self.name), HeldAnswer(call.memory)
+        record, held, assembled = SentCall(self.name), HeldAnswer(call.memory), HeldAnswer(call.memory)
         limit = asyncio.get_running_loop().time() + call.first_token_timeout
+        assembles = self._queues and not call.stream and call.api in APIS_WITH_STREAM_OPTIONS
+        sent = replace(call, stream=True, fields={**call.fields, "stream": True}) if assembles else call
+        response: Response | None = None
         try:
-            response = await self._accepted(sent, headers, limit, record)
-            reply = self._reply(call, response, held, assembled=sent is not call)
-            record.usage = reply.usage
-            await reply.begin()
+            response = await self._accepted(sent, limit, record)
+            reply = await self._reply(sent, response, record.usage, held, assembles=assembles)
+            if isinstance(reply, StreamedReply):
+                if assembles:
+                    return await assemble(reply, errors=self._errors, held=assembled)
+                await reply.begin()
             response.lift_limit()
             return reply
         except BaseException as error:
             if response is not None:
                 response.release()
-            unbilled = isinstance(error, Unreachable) or (isinstance(error, ExpertError) and not error.may_be_billed)
-            if unbilled and record in call.sent:
-                call.sent.remove(record)
             held.resize(0)
-            if isinstance(error, LimitExceeded):
-                raise self._errors.timed_out(
-                    f"gave no {'first chunk' if call.stream else 'answer'} within {call.first_token_timeout:g} s"
-                ) from None
-            if isinstance(error, (Unreachable, ValueError)):  # ValueError: an invalid address
-                raise self._errors.unreachable(error) from error
-            if isinstance(error, OSError):
-                raise self._errors.connection_lost("broke off the connection") from error
-            raise
+            assembled.resize(0)
+            failure = self._expert_error(error, call)
+            if isinstance(failure, ExpertError) and not failure.may_be_billed and record in call.sent:
+                call.sent.remove(record)
+            if failure is error:
+                raise
+            raise failure from error
 
-    def _streamed(self, call: Call) -> Call:
-        """Return a non-streaming call as a stream if its API has streams: an abandoned one would block the server."""
-        if call.api not in APIS_WITH_STREAM_OPTIONS:
-            return call
-        return replace(call, stream=True, fields={**call.fields, "stream": True})
+    def _expert_error(self, error: BaseException, call: Call) -> BaseException:
+        """The error that a failure of the connection means for the call; any other error itself."""
+        if isinstance(error, LimitExceeded):
+            what = "first chunk" if call.stream else "answer"
+            return self._errors.timed_out(f"gave no {what} within {call.first_token_timeout:g} s")
+        if isinstance(error, (Unreachable, ValueError)):  # ValueError: an invalid address
+            return self._errors.unreachable(error)
+        if isinstance(error, OSError):
+            return self._errors.connection_lost("broke off the connection")
+        return error
 
-    async def _accepted(self, call: Call, headers: Mapping[str, str], limit: float, record: SentCall) -> Response:
+    async def _accepted(self, call: Call, limit: float, record: SentCall) -> Response:
         """Returns a response with status 200, or raises the refusal as an ExpertError, or LimitExceeded. If the server
         rejects the option for token counts, the request is sent again without it. Adds `record` to the sent calls."""
 
@@ -123,7 +120,12 @@ class HttpExpert:
             if record not in call.sent:
                 call.sent.append(record)
 
-        add_usage = call.stream and self._adds_usage(call)
+        headers = {**_DEFAULT_VERSION, **call.headers} if call.api == "messages" else call.headers
+        if call.api in PASS_THROUGH_APIS:
+            form = call.fields.content_type if isinstance(call.fields, FormBody) else "application/json"
+            headers = {**headers, "content-type": form}
+        add_usage = call.stream and call.api in APIS_WITH_STREAM_OPTIONS - self._without_usage_option
+        add_usage = add_usage and not _shows_usage(call)  # CoE requests the counts, because the client does not
         target, body = self._target(call.api), self._body(call, add_usage=add_usage)
         record.size = len(body)
         send = partial(self._session.send, target, headers=headers, limit=limit, on_write=on_write)
@@ -141,11 +143,15 @@ class HttpExpert:
 
     async def _refusal(self, call: Call, response: Response) -> ExpertError:
         """The error for another status than 200. Releases the response."""
+        body = bytearray()
         try:
-            body = await _refusal_body(response)
+            with contextlib.suppress(TimeoutError, OSError):  # the status alone decides what happens next
+                async with asyncio.timeout(REFUSAL_TIMEOUT):
+                    while len(body) < MAX_REFUSAL_BYTES and (chunk := await response.chunk()):
+                        body += chunk
         finally:
             response.release()
-        return self._errors.refusal(response.status, response.headers, body, api=call.api)
+        return self._errors.refusal(response.status, response.headers, bytes(body[:MAX_REFUSAL_BYTES]), api=call.api)
 
     async def aclose(self) -> None:
         """Does nothing: the session belongs to its opener."""
@@ -154,7 +160,11 @@ class HttpExpert:
         if (target := self._targets.get(api)) is None:
             path = API_FORMATS[api].path
             base = remove_suffix(self._base_url, "/v1") if path.startswith("/") else self._base_url
-            target = self._targets[api] = Target(join_path(base, path.removeprefix("/")), _headers(api, self._key))
+            headers = {} if api in PASS_THROUGH_APIS else {"content-type": "application/json"}
+            if self._key:
+                headers["authorization"] = f"Bearer {self._key}"
+                headers |= {"x-api-key": self._key} if api == "messages" else {}
+            target = self._targets[api] = Target(join_path(base, path.removeprefix("/")), headers)
         return target
 
     def _body(self, call: Call, *, add_usage: bool) -> bytes:
@@ -184,65 +194,31 @@ class HttpExpert:
             call.dropped.update(map(str.casefold, left_out))
         return left_out
 
-    def _adds_usage(self, call: Call) -> bool:
-        """True if CoE requests the token counts of a stream, because the client does not."""
-        return (
-            call.api in APIS_WITH_STREAM_OPTIONS
-            and call.api not in self._without_usage_option
-            and not _shows_usage(call)
-        )
-
-    def _reply(
-        self, call: Call, response: Response, held: HeldAnswer, *, assembled: bool
-    ) -> JsonReply | StreamedReply | AssembledReply | RelayedReply:
-        api_format, errors, rewriter = API_FORMATS[call.api], self._errors, self._rewriter
-        if call.api in PASS_THROUGH_APIS:
-            return RelayedReply(
-                response, errors=errors, rewriter=rewriter, stream_idle_timeout=call.stream_idle_timeout, held=held
-            )
-        if not call.stream and not assembled:
-            return JsonReply(response, api_format=api_format, errors=errors, rewriter=rewriter, held=held)
+    async def _reply(
+        self, call: Call, response: Response, usage: Usage, held: HeldAnswer, *, assembles: bool
+    ) -> WholeReply | StreamedReply | RelayedReply:
+        api_format, idle_timeout = API_FORMATS[call.api], call.stream_idle_timeout
+        whole = not call.stream
+        if call.api in PASS_THROUGH_APIS and not (whole := response.media_type == WholeReply.media_type):
+            first = await response.chunk()
+            return RelayedReply(response, first, errors=self._errors, stream_idle_timeout=idle_timeout)
+        shared: dict[str, Any] = {"errors": self._errors, "rewriter": self._rewriter, "usage": usage, "held": held}
+        if whole:
+            return await read_json(response, api_format=api_format, **shared)
         if self._queues:
             api_format = replace(api_format, preamble=sse.has_no_content)  # it sends the role to waiting requests
-        stream = StreamedReply(
+        choices = call.fields.get("n")
+        return StreamedReply(
             response,
             api_format=api_format,
-            errors=errors,
-            rewriter=rewriter,
-            stream_idle_timeout=call.first_token_timeout if assembled else call.stream_idle_timeout,
-            held=held,
-            choices=_choices(call),
-            with_usage=_shows_usage(call) if call.api in APIS_WITH_STREAM_OPTIONS and not assembled else None,
+            stream_idle_timeout=call.first_token_timeout if assembles else idle_timeout,
+            choices=choices if isinstance(choices, int) and choices > 1 else 1,  # servers return one for another value
+            with_usage=_shows_usage(call) if call.api in APIS_WITH_STREAM_OPTIONS and not assembles else None,
+            **shared,
         )
-        return AssembledReply(stream, errors=errors, held=HeldAnswer(call.memory)) if assembled else stream
-
-
-async def _refusal_body(response: Response) -> bytes:
-    """The body of an error response, as far as it arrives soon: the status alone decides what happens next."""
-    body = bytearray()
-    with contextlib.suppress(TimeoutError, OSError):
-        async with asyncio.timeout(REFUSAL_TIMEOUT):
-            while len(body) < MAX_REFUSAL_BYTES and (chunk := await response.chunk()):
-                body += chunk
-    return bytes(body[:MAX_REFUSAL_BYTES])
 
 
 def _shows_usage(call: Call) -> bool:
     """True if the client requested the token counts of the stream."""
     options = call.fields.get("stream_options")
     return isinstance(options, dict) and options.get("include_usage") is True
-
-
-def _choices(call: Call) -> int:
-    """The number of requested choices; servers that accept an invalid number return one."""
-    choices = call.fields.get("n")
-    return choices if isinstance(choices, int) and choices > 1 else 1
-
-
-def _headers(api: Api, key: str) -> dict[str, str]:
-    headers = {} if api in PASS_THROUGH_APIS else {"content-type": "application/json"}
-    if key:
-        headers["authorization"] = f"Bearer {key}"
-        if api == "messages":
-            headers["x-api-key"] = key
-    return headers

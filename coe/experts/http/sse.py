@@ -107,23 +107,22 @@ def has_no_choice(event: Any) -> bool:
 
 def has_no_content(event: Any) -> bool:
     """True if a chunk has no choice, or the role alone, which some servers send before they begin with the answer."""
-    if has_no_choice(event):
-        return True
     choices = event.get("choices") if isinstance(event, dict) else None
-    return isinstance(choices, list) and bool(choices) and all(map(_role_alone, choices))
-
-
-def _role_alone(choice: Any) -> bool:
-    delta = choice.get("delta") if isinstance(choice, dict) else None
-    if not isinstance(delta, dict) or choice.get("finish_reason"):
-        return False
-    return all(name == "role" or not value for name, value in delta.items())
+    if not isinstance(choices, list) or not choices or not all(isinstance(choice, dict) for choice in choices):
+        return has_no_choice(event)
+    return all(
+        isinstance(delta := choice.get("delta"), dict)
+        and not choice.get("finish_reason")
+        and not any(value for name, value in delta.items() if name != "role")
+        for choice in choices
+    )
 
 
 def first_event(events: bytes, *, preamble: Callable[[Any], bool] = never) -> Any:
     """The first data line as JSON that is not [DONE] and not `preamble`; None without one. Raises ValueError if this is
     not an event stream."""
-    if not _FIELD.match(events):
+    events = events.lstrip(b"\n")
+    if events and not _FIELD.match(events):
         raise ValueError("it does not begin with an event")
     for line in events.splitlines():
         if line.startswith(b"data:") and (data := line[5:].strip()) != b"[DONE]":
@@ -135,6 +134,8 @@ def first_event(events: bytes, *, preamble: Callable[[Any], bool] = never) -> An
 
 def join_data_lines(events: bytes) -> bytes:
     """Joins the data lines of each event into one: JSON can be split only where a space is allowed."""
+    if b"\ndata:" not in events:
+        return events
     return _FOLDED.sub(lambda lines: lines[0].replace(b"\ndata:", b" "), events)
 
 
@@ -162,8 +163,7 @@ def before(failed: Callable[[bytes], Any], events: bytes) -> bytes:
 
 def cut_after(ended: Callable[[bytes], bool], events: bytes) -> tuple[bytes, bytes]:
     """Splits the events after the first one for which `ended` is true."""
-    good = before(ended, events)
-    end = _BLANK.search(events, len(good) + 1)
+    end = _BLANK.search(events, len(before(ended, events)) + 1)
     at = end.end() if end else len(events)
     return events[:at], events[at:]
 
@@ -171,12 +171,6 @@ def cut_after(ended: Callable[[bytes], bool], events: bytes) -> tuple[bytes, byt
 def finished(events: bytes) -> bool:
     """True if one of the events ends a choice."""
     return _FINISHED.search(events) is not None
-
-
-def ends(events: bytes) -> Iterator[Any]:
-    """Yields the index of each choice that one of the events ends."""
-    for index, _ in finish_reasons(events):
-        yield index
 
 
 def finish_reasons(events: bytes) -> Iterator[tuple[Any, Any]]:
@@ -202,16 +196,11 @@ def remove_usage(events: bytes) -> bytes:
     """Removes the event that holds token counts and no choice, which a server sends last on request."""
     kept, at = [], 0
     for blank in _BLANK.finditer(events):
-        event = events[at : blank.end()]
-        if not _only_usage(event):
+        event, at = events[at : blank.end()], blank.end()
+        found = next(_parsed(b'"usage"', event.splitlines()), {})
+        if found.get("choices", True) or not isinstance(found.get("usage"), dict):
             kept.append(event)
-        at = blank.end()
     return b"".join((*kept, events[at:]))
-
-
-def _only_usage(event: bytes) -> bool:
-    found = next(_parsed(b'"usage"', event.splitlines()), None) if _USAGE.search(event) else None
-    return found is not None and not found.get("choices", True) and isinstance(found.get("usage"), dict)
 
 
 def usage_event(events: bytes) -> bytes:

@@ -24,16 +24,10 @@ from coe.core import Api, Call, Health, Reply
 from coe.errors import ConfigError, ExpertError, pip_install
 from coe.experts.api_formats import API_FORMATS, is_empty_answer, record_usage
 from coe.experts.error_mapping import ErrorMapping, connection_cause, out_of_descriptors
-from coe.experts.held_answer import HeldAnswer
+from coe.experts.held_answer import HeldAnswer, WholeReply
+from coe.experts.http.sse import EVENT_STREAM
 from coe.experts.litellm.response_limits import ResponseLimits
-from coe.experts.litellm.translation import (
-    forwarded_headers,
-    has_content,
-    litellm_arguments,
-    to_event,
-    to_json_types,
-    with_expert_name,
-)
+from coe.experts.litellm.translation import forwarded_headers, litellm_arguments, plain
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
 from coe.usage import SentCall, Usage
@@ -76,35 +70,49 @@ class LitellmExpert:
         arguments["timeout"] = call.first_token_timeout + call.stream_idle_timeout  # a backstop: those below end before
         if headers := forwarded_headers(call, self.spec):
             arguments["extra_headers"] = headers
-        reply = _StreamedReply(self, call) if call.stream else _JsonReply(self, call)
-        await self._import()
-        record = SentCall(self.name, usage=reply.usage)
-        call.sent.append(record)
         try:
-            async with asyncio.timeout(call.first_token_timeout) as limit:
-                await _in_background(reply.begin(arguments))
-        except BaseException as error:
-            reply.abandon()
-            if isinstance(error, ExpertError) and not error.may_be_billed:
-                call.sent.remove(record)
-            if isinstance(error, TimeoutError) and limit.expired():
-                raise self.errors.timed_out(
-                    f"gave no {'first chunk' if call.stream else 'answer'} within {call.first_token_timeout:g} s"
-                ) from None
-            raise
-        return reply
-
-    async def aclose(self) -> None:
-        """Does nothing: litellm owns its connections."""
-
-    async def _import(self) -> None:
-        """Imports litellm. The first time takes seconds that do not count against the provider."""
-        try:
-            await _in_background(_load_entry_points())
+            await _in_background(_load_entry_points())  # the first time takes seconds, which do not count
         except OSError as error:
             if out_of_descriptors(error):
                 raise self.errors.no_descriptor() from None
             raise
+        record, held = SentCall(self.name), HeldAnswer(call.memory)
+        limits = ResponseLimits(stream=call.stream, held=None if call.stream else held)
+        stream = _StreamedReply(self, call, record.usage, limits) if call.stream else None
+        call.sent.append(record)
+        try:
+            async with asyncio.timeout(call.first_token_timeout) as limit:
+                if stream is not None:
+                    await _in_background(stream.begin(arguments))
+                    return stream
+                body = await _in_background(self._whole(call.api, arguments, record.usage, limits))
+                return WholeReply(body, record.usage, held)
+        except BaseException as error:
+            _background_loop().call_soon_threadsafe(limits.give_up)
+            if stream is not None:
+                stream.abandon()
+            if isinstance(error, ExpertError) and not error.may_be_billed:
+                call.sent.remove(record)
+            if isinstance(error, TimeoutError) and limit.expired():
+                what = "first chunk" if call.stream else "answer"
+                raise self.errors.timed_out(f"gave no {what} within {call.first_token_timeout:g} s") from None
+            raise
+
+    async def _whole(self, api: Api, arguments: dict[str, Any], usage: Usage, limits: ResponseLimits) -> bytes:
+        """The answer without a stream. Runs in the background loop."""
+        limits.begin()
+        try:
+            answer = plain(await _entry_points()[api](**arguments), name=self.name)
+            if API_FORMATS[api].answer_field not in answer:
+                raise self.errors.invalid_response("something other than requested")
+            record_usage(usage, answer.get("usage"))
+            return orjson.dumps(answer)
+        except Exception as error:  # its traceback may hold the prompt
+            limits.give_up()
+            raise self.expert_error(error, api, limits) from None
+
+    async def aclose(self) -> None:
+        """Does nothing: litellm owns its connections."""
 
     def expert_error(self, error: Exception, api: Api, limits: ResponseLimits) -> ExpertError:
         """Converts litellm's exception. If a response exceeded one of the limits, the exception is a consequence of
@@ -117,26 +125,24 @@ class LitellmExpert:
             return self.errors.invalid_response(limits.exceeded_limit)
         if isinstance(error, ExpertError):
             return error
-        translated = self._translated(error, api)
-        if (cause := connection_cause(error)) not in (None, "connect_timeout"):  # httpx's own timeouts look the same
-            translated.cause = cause
-        return translated
-
-    def _translated(self, error: Exception, api: Api) -> ExpertError:
         status = getattr(error, "status_code", None)
         message = str(getattr(error, "message", error)).partition("Traceback (most")[0]
         reason = message.partition("Exception - ")[2] or message  # without litellm's own prefix
+        converted: ExpertError
         if isinstance(status, str):  # the code of an error with HTTP 200
-            return self.errors.server_error("answered with an error", reason)
-        if not isinstance(status, int) or (status >= 500 and _failed_inside_litellm(error)):
-            unreadable = self.errors.invalid_response(f"something that litellm cannot read ({type(error).__name__})")
-            unreadable.unhealthy = False  # it may have been the client's body
-            return unreadable
-        if status == 408:
-            return self.errors.timed_out("did not answer in time")
-        response = getattr(error, "response", None)
-        headers = getattr(error, "litellm_response_headers", None) or getattr(response, "headers", None) or {}
-        return self.errors.refusal(status, headers, reason.encode("utf-8", "replace"), api=api)
+            converted = self.errors.server_error("answered with an error", reason)
+        elif status is None or (status >= 500 and _failed_inside_litellm(error)):
+            converted = self.errors.invalid_response(f"something that litellm cannot read ({type(error).__name__})")
+            converted.unhealthy = False  # it may have been the client's body
+        elif status == 408:
+            converted = self.errors.timed_out("did not answer in time")
+        else:
+            response = getattr(error, "response", None)
+            headers = getattr(error, "litellm_response_headers", None) or getattr(response, "headers", None) or {}
+            converted = self.errors.refusal(status, headers, reason.encode("utf-8", "replace"), api=api)
+        if (cause := connection_cause(error)) not in (None, "connect_timeout"):  # httpx's own timeouts look the same
+            converted.cause = cause
+        return converted
 
 
 def _failed_inside_litellm(error: BaseException) -> bool:
@@ -146,74 +152,23 @@ def _failed_inside_litellm(error: BaseException) -> bool:
     return isinstance(error, (AttributeError, LookupError, TypeError, UnicodeError))
 
 
-class _JsonReply:
-    """A response that arrives in one piece."""
-
-    media_type = "application/json"
-
-    def __init__(self, expert: LitellmExpert, call: Call) -> None:
-        self._expert = expert
-        self._api = call.api
-        self._held = HeldAnswer(call.memory)
-        self._limits = ResponseLimits(stream=False, held=self._held)
-        self._body = b""
-        self._abandoned = False
-        self.usage = Usage()
-
-    async def begin(self, arguments: dict[str, Any]) -> None:
-        """Runs in the background loop."""
-        self._limits.begin()
-        try:
-            self._body = await self._answer(arguments)
-        finally:
-            if self._abandoned or not self._body:
-                self._held.resize(0)
-
-    async def _answer(self, arguments: dict[str, Any]) -> bytes:
-        try:
-            answer = with_expert_name(to_json_types(await _entry_points()[self._api](**arguments)), self._expert.name)
-        except Exception as error:  # its traceback may hold the prompt
-            raise self._expert.expert_error(error, self._api, self._limits) from None
-        if API_FORMATS[self._api].answer_field not in answer:
-            raise self._expert.errors.invalid_response("something other than requested")
-        record_usage(self.usage, answer.get("usage"))
-        return orjson.dumps(answer)
-
-    async def chunks(self) -> AsyncGenerator[bytes, None]:
-        yield self._body
-
-    def abandon(self) -> None:
-        """Let the background loop give up the memory: litellm may lose the cancellation and read on."""
-
-        def end() -> None:
-            self._abandoned = True
-            self._held.resize(0)
-
-        _background_loop().call_soon_threadsafe(end)
-
-    async def aclose(self) -> None:
-        self._held.resize(0)  # no connection is open
-
-
 class _StreamedReply:
     """A response that arrives event by event. litellm's iterator stays in the background loop; bytes come over."""
 
-    media_type = "text/event-stream"
+    media_type = EVENT_STREAM
 
-    def __init__(self, expert: LitellmExpert, call: Call) -> None:
+    def __init__(self, expert: LitellmExpert, call: Call, usage: Usage, limits: ResponseLimits) -> None:
+        self.usage = usage
         self._expert = expert
         self._call = call
+        self._limits = limits
         self._api_format = API_FORMATS[call.api]
-        self._limits = ResponseLimits(stream=True)
         self._source: Any = None
         self._first = b""
-        self._abandoned = False
-        self._has_content = False
-        self._complete = False
-        self._ended = False
+        self._abandoned = self._has_content = self._complete = self._ended = False
         options = call.fields.get("stream_options")
-        self._client_wants_usage = isinstance(options, dict) and options.get("include_usage") is True
-        self.usage = Usage()
+        wants_usage = isinstance(options, dict) and options.get("include_usage") is True
+        self._hides_usage = call.api == "chat" and not wants_usage
 
     async def begin(self, arguments: dict[str, Any]) -> None:
         """Runs in the background loop."""
@@ -258,25 +213,23 @@ class _StreamedReply:
         """The next event for the client, empty at the end. Runs in the background loop."""
         try:
             async for item in self._source:
-                if chunk := self._visible_bytes(with_expert_name(to_json_types(item), self._expert.name)):
+                event = plain(item, name=self._expert.name)
+                chunk = b"data: %b\n\n" % orjson.dumps(event)
+                if failure := self._api_format.failure(chunk):
+                    where = "failed in the middle of the answer" if self._has_content else "answered with an error"
+                    raise self._expert.errors.server_error(where, failure)
+                for counts in self._api_format.usages(chunk):
+                    record_usage(self.usage, counts)
+                self.usage.events += 1
+                # litellm opens and ends an answer even if it received none (a login page, an error with status 200)
+                self._has_content |= any(choice.get("delta") for choice in event.get("choices", ()))
+                self._complete |= self._api_format.done(chunk) or self._api_format.finished(chunk)
+                if event.get("choices") or not self._hides_usage:
                     return chunk
         except Exception as error:
             raise self._expert.expert_error(error, self._call.api, self._limits) from None
         self._ended = True
         return b""
-
-    def _visible_bytes(self, event: dict[str, Any]) -> bytes:
-        chunk = to_event(event)
-        if failure := self._api_format.failure(chunk):
-            where = "failed in the middle of the answer" if self._has_content else "answered with an error"
-            raise self._expert.errors.server_error(where, failure)
-        for counts in self._api_format.usages(chunk):
-            record_usage(self.usage, counts)
-        self.usage.events += 1
-        self._has_content = self._has_content or has_content(event)
-        self._complete = self._complete or self._api_format.done(chunk) or self._api_format.finished(chunk)
-        hidden = self._call.api == "chat" and not self._client_wants_usage and not event.get("choices")
-        return b"" if hidden else chunk
 
 
 async def _close(source: Any) -> None:
@@ -288,13 +241,8 @@ async def _close(source: Any) -> None:
 def _background_loop() -> asyncio.AbstractEventLoop:
     """The only background loop of the process, as litellm's state is global. It runs until the process ends."""
     loop = asyncio.new_event_loop()
-    threading.Thread(target=_serve, args=(loop,), name="litellm", daemon=True).start()
+    threading.Thread(target=loop.run_forever, name="litellm", daemon=True).start()
     return loop
-
-
-def _serve(loop: asyncio.AbstractEventLoop) -> None:
-    asyncio.set_event_loop(loop)
-    loop.run_forever()
 
 
 async def _in_background(work: Coroutine[Any, Any, T]) -> T:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextvars import ContextVar
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import httpx
 
@@ -17,7 +17,7 @@ from coe.errors import AnswerMemoryFull
 from coe.experts.held_answer import HeldAnswer
 from coe.experts.http.expert import MAX_REFUSAL_BYTES
 from coe.experts.http.replies import MAX_ANSWER_BYTES
-from coe.experts.http.sse import MAX_EVENT_BYTES
+from coe.experts.http.sse import EVENT_STREAM, MAX_EVENT_BYTES
 
 Reader = Callable[[bytes], bytes | None]
 """Returns the part of a chunk that may be read, None once enough was read. Raises ResponseLimitExceeded."""
@@ -33,7 +33,8 @@ class ResponseLimits:
 
     def __init__(self, *, stream: bool, held: HeldAnswer | None = None) -> None:
         self._stream = stream
-        self._held = HeldAnswer(None) if held is None else held
+        self._held = held
+        self._given_up = False
         self.exceeded_limit = ""
         self.full: AnswerMemoryFull | None = None
         """Set if the memory for answers had no room for a response without a stream."""
@@ -42,81 +43,61 @@ class ResponseLimits:
         """Applies these limits to all requests that this task, and threads that it starts, send from now on."""
         _LIMITS.set(self)
 
+    def give_up(self) -> None:
+        """Frees the memory and ends the reading: litellm may lose a cancellation and read on."""
+        self._given_up = True
+        if self._held is not None:
+            self._held.resize(0)
+
     def for_response(self, status: int, headers: Mapping[str, str]) -> Reader:
         """The reader for the body after this head. A compressed body was not requested, and may expand to any size."""
         codings = {coding.strip().lower() for coding in headers.get("content-encoding", "").split(",")}
         compressed = not codings <= {"", "identity"}
+        size, end = 0, b""
+
+        def read_error(chunk: bytes) -> bytes | None:
+            """Cut at a limit without an error, since the status decides what happens next."""
+            nonlocal size
+            part = chunk[: MAX_REFUSAL_BYTES - size] if not compressed else b""
+            size += len(part)
+            return part or None
+
+        def read_events(chunk: bytes) -> bytes:
+            """Any number of events, each bounded."""
+            nonlocal size, end
+            joined = end + chunk  # a blank line may be split between chunks
+            blank = max(joined.rfind(blank) for blank in _BLANKS)
+            size, end = size + len(chunk) if blank < 0 else len(joined) - blank, joined[-2:]
+            if size > MAX_EVENT_BYTES:
+                self._exceed(f"a broken event stream (an event is longer than {MAX_EVENT_BYTES} bytes)")
+            return chunk
+
+        def read_whole(chunk: bytes) -> bytes:
+            nonlocal size
+            size += len(chunk)
+            if size > MAX_ANSWER_BYTES or self._given_up:
+                self._exceed("an answer longer than the limit of 64 MiB")
+            try:
+                if self._held is not None:
+                    self._held.resize(size)
+            except AnswerMemoryFull as error:
+                self.full = error
+                raise
+            return chunk
+
         if not 200 <= status < 300:
-            return _ErrorBody(0 if compressed else MAX_REFUSAL_BYTES).read
+            return read_error
         if compressed:
-            raise self.exceed("a compressed answer, which was not requested")
+            self._exceed("a compressed answer, which was not requested")
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-        return _EventStream(self).read if self._stream and kind == "text/event-stream" else _Whole(self).read
+        return read_events if self._stream and kind == EVENT_STREAM else read_whole
 
-    def hold(self, size: int) -> None:
-        """Hold `size` bytes of a response in all. Raises AnswerMemoryFull."""
-        try:
-            self._held.resize(size)
-        except AnswerMemoryFull as error:
-            self.full = error
-            raise
-
-    def exceed(self, how: str) -> ResponseLimitExceeded:
+    def _exceed(self, how: str) -> NoReturn:
         self.exceeded_limit = how
-        return ResponseLimitExceeded(how)
+        raise ResponseLimitExceeded(how)
 
 
 _LIMITS: ContextVar[ResponseLimits] = ContextVar("current_limits")
-
-
-def current_limits() -> ResponseLimits:
-    """The limits of the call that this task works for; the strictest outside of a call."""
-    return _LIMITS.get(None) or ResponseLimits(stream=False)
-
-
-class _ErrorBody:
-    """An error body, cut at a limit without an error, since the status decides what happens next."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self._remaining = max_bytes
-
-    def read(self, chunk: bytes) -> bytes | None:
-        part = chunk[: self._remaining]
-        self._remaining -= len(part)
-        return part or None
-
-
-class _Whole:
-    """A non-streaming response, or a stream of another kind than server-sent events."""
-
-    def __init__(self, limits: ResponseLimits) -> None:
-        self._limits = limits
-        self._size = 0
-
-    def read(self, chunk: bytes) -> bytes:
-        self._size += len(chunk)
-        if self._size > MAX_ANSWER_BYTES:
-            raise self._limits.exceed("an answer longer than the limit of 64 MiB")
-        self._limits.hold(self._size)
-        return chunk
-
-
-class _EventStream:
-    """Server-sent events, any number of them, each bounded."""
-
-    def __init__(self, limits: ResponseLimits) -> None:
-        self._limits = limits
-        self._size = 0
-        self._end = b""
-
-    def read(self, chunk: bytes) -> bytes:
-        joined = self._end + chunk  # a blank line may be split between chunks
-        blank = max(joined.rfind(blank) for blank in _BLANKS)
-        self._size = self._size + len(chunk) if blank < 0 else len(joined) - blank
-        self._end = joined[-2:]
-        if self._size > MAX_EVENT_BYTES:
-            raise self._limits.exceed(f"a broken event stream (an event is longer than {MAX_EVENT_BYTES} bytes)")
-        return chunk
 
 
 C = TypeVar("C", httpx.AsyncClient, httpx.Client)
@@ -146,7 +127,8 @@ def _with_limits(create: Callable[..., C], bound: Callable[[httpx.Response], Any
 
 
 def _limit(response: httpx.Response) -> None:
-    read = current_limits().for_response(response.status_code, response.headers)
+    limits = _LIMITS.get(None) or ResponseLimits(stream=False)  # outside of a call: the strictest
+    read = limits.for_response(response.status_code, response.headers)
     response.stream = _LimitedStream(response.stream, read)
 
 

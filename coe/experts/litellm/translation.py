@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import orjson
-
 from coe.core import Api, Call
 from coe.errors import InvalidRequest
 from coe.experts.api_formats import API_FORMATS, applicable_defaults
@@ -53,31 +51,15 @@ def forwarded_headers(call: Call, spec: ExpertSpec) -> dict[str, str]:
     return {name: value for name, value in call.headers.items() if name not in dropped}
 
 
-def to_json_types(item: Any) -> dict[str, Any]:
-    """Converts an item of litellm (a pydantic model or a mapping) into JSON types."""
+def plain(item: Any, *, name: str) -> dict[str, Any]:
+    """An item of litellm (a pydantic model or a mapping) in JSON types, with the expert's name as the model's."""
     if not isinstance(item, dict):
         item = item.model_dump(mode="json", exclude_none=True, warnings=False)
-    for choice in item.get("choices", ()):  # OpenAI sends these two even if they are null
+    answer: dict[str, Any] = item
+    for choice in answer.get("choices", ()):  # OpenAI sends these two even if they are null
         choice.setdefault("finish_reason", None)
         if "message" in choice:
             choice["message"].setdefault("content", None)
-    converted: dict[str, Any] = item
-    return converted
-
-
-def with_expert_name(answer: dict[str, Any], name: str) -> dict[str, Any]:
-    """Replaces the model name by the expert's name, by which the client knows it."""
     if "model" in answer:
         answer["model"] = name
     return answer
-
-
-def to_event(event: dict[str, Any]) -> bytes:
-    """Serializes an event."""
-    return b"data: %b\n\n" % orjson.dumps(event)
-
-
-def has_content(event: dict[str, Any]) -> bool:
-    """True if an event can only come from the server. litellm emits the opening and the end of an answer even if it
-    received none (a login page, an error with status 200)."""
-    return any(choice.get("delta") for choice in event.get("choices", ()))

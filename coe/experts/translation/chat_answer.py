@@ -113,78 +113,36 @@ class ChatReader:
 
 
 class CallOrder:
-    """Reorders the deltas of a stream so that the arguments of a tool call are complete before anything follows it.
+    """Reorders the deltas of a stream so that the pieces of a tool call follow each other.
 
     Chat servers may interleave the pieces of parallel calls, or send text between them. The Responses and Messages APIs
-    send one item after the other. Buffered deltas are a part of the answer, so the limits of the answer bound them.
+    send one item after the other. The first call passes; what else comes after it waits for the end of the stream, as
+    clients run calls only then. The limits of the answer bound what waits.
     """
 
     def __init__(self) -> None:
         self._open: int | None = None
         """The number of the call whose pieces pass."""
-        self._arguments: list[str] = []
-        self._texts: list[Delta] = []
-        self._calls: dict[int, list[CallDelta]] = {}
-        """The pieces of calls that wait."""
-        self._ended: set[int] = set()
+        self._waiting: dict[object, list[Delta]] = {}
+        """The pieces of each other call, and the texts between."""
 
     def add(self, delta: Delta) -> list[Delta]:
         """Returns the deltas that can be written now."""
-        if self._open is None and not delta.calls:
-            return [delta]
         ordered, text = [], replace(delta, calls=())
-        if text != _NOTHING:
-            self._texts.append(text)
-            if len(self._texts) == 1:  # otherwise the open call was not complete, and few pieces complete one
-                ordered += self._advance()
+        if self._open is None:
+            ordered.append(text)
+        elif text != _NOTHING:
+            self._waiting[object()] = [text]
         for call in delta.calls:
-            ordered += self._add_call(call)
+            if self._open is None:
+                self._open = call.number
+            same_call = ordered if call.number == self._open else self._waiting.setdefault(call.number, [])
+            same_call.append(Delta(calls=(call,)))
         return ordered
 
     def end(self) -> list[Delta]:
         """Returns the deltas that still wait at the end of the stream."""
-        return self._advance(at_end=True)
-
-    def _add_call(self, call: CallDelta) -> list[Delta]:
-        if call.number == self._open:
-            self._arguments.append(call.arguments)
-        elif call.number in self._calls:
-            self._calls[call.number].append(call)
-            return []
-        elif call.number not in self._ended:
-            self._calls[call.number] = [call]
-            return self._advance()
-        elif not call.arguments.strip():
-            return []
-        return [Delta(calls=(call,))]
-
-    def _advance(self, *, at_end: bool = False) -> list[Delta]:
-        """Opens the next call if the open one is complete, and so on. Returns the deltas that can be written."""
-        ordered: list[Delta] = []
-        while self._open is None or at_end or self._is_complete():
-            if self._open is not None:
-                self._ended.add(self._open)
-                self._open = None
-            ordered += self._texts
-            self._texts = []
-            if not self._calls:
-                break
-            self._open = next(iter(self._calls))
-            first, *_ = pieces = self._calls.pop(self._open)
-            self._arguments = ["".join(piece.arguments for piece in pieces)]
-            ordered.append(Delta(calls=(replace(first, arguments=self._arguments[0]),)))
-        return ordered
-
-    def _is_complete(self) -> bool:
-        """True if the arguments of the open call are complete. A call without any may still get them."""
-        arguments = "".join(self._arguments)
-        if not arguments.rstrip().endswith("}"):
-            return False
-        try:
-            json_text.loads(arguments.encode("utf-8", "surrogatepass"))
-        except ValueError:
-            return False
-        return True
+        return [delta for deltas in self._waiting.values() for delta in deltas]
 
 
 _NOTHING = Delta()
@@ -210,3 +168,12 @@ def _annotation(value: Mapping[str, Any]) -> dict[str, Any] | None:
     kind = value.get("type")
     nested = value.get(kind) if isinstance(kind, str) else None
     return {"type": kind, **nested} if isinstance(nested, dict) else None
+
+
+def json_object(text: str) -> dict[str, Any] | None:
+    """The arguments of a call as an object; None if they are none."""
+    try:
+        found = json_text.loads(text.encode("utf-8", "surrogatepass"))
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None

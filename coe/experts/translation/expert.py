@@ -8,26 +8,25 @@ arrive, with one builder for non-streaming answers and streams.
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 from coe import json_text
 from coe.core import Api, Call, Expert, Health, Reply
 from coe.errors import ExpertRejected, InvalidRequest
 from coe.experts.error_mapping import ErrorMapping
-from coe.experts.held_answer import HeldAnswer
+from coe.experts.held_answer import HeldAnswer, WholeReply
 from coe.experts.http import sse
-from coe.experts.http.replies import JsonReply
 from coe.experts.translation import messages_request, responses_request
-from coe.experts.translation.chat_answer import CallOrder, ChatReader, Delta
+from coe.experts.translation.chat_answer import CallOrder, ChatReader
 from coe.experts.translation.messages_answer import MessageBuilder
 from coe.experts.translation.responses_answer import ResponseBuilder
 from coe.registry import ExpertSpec
-from coe.usage import Usage
 
 Event = dict[str, Any]
+Builder: TypeAlias = ResponseBuilder | MessageBuilder
 _OPTIONAL = ("reasoning_effort", "verbosity")
 """Fields of chat without which a request is sent again if a server rejects their value."""
 _LENGTH, _NEWER_LENGTH = "max_tokens", "max_completion_tokens"
@@ -39,16 +38,6 @@ TRANSLATED_APIS: tuple[Api, ...] = ("responses", "messages")
 MAX_DROPPED = 10
 """Types that `dropped_parts` names."""
 _TYPE = re.compile(r"[a-z0-9_]{1,40}")
-
-
-class Builder(Protocol):
-    """Builds an answer in another API. The methods return the events of the stream."""
-
-    def begin(self) -> list[Event]: ...
-
-    def add(self, delta: Delta) -> list[Event]: ...
-
-    def end(self, usage: Usage) -> list[Event]: ...
 
 
 class TranslatedExpert:
@@ -85,7 +74,7 @@ class TranslatedExpert:
             return _StreamedReply(reply, builder, self._errors, opening=opening, held=HeldAnswer(call.memory))
         return await self._whole(reply, builder, HeldAnswer(call.memory))
 
-    def _request(self, call: Call) -> tuple[dict[str, Any], ResponseBuilder | MessageBuilder]:
+    def _request(self, call: Call) -> tuple[dict[str, Any], Builder]:
         """The body for chat, and the builder of the answer."""
         if call.api == "responses":
             return responses_request.chat_fields(call.fields), ResponseBuilder(call.fields, model=self.name)
@@ -121,7 +110,7 @@ class TranslatedExpert:
                     call.dropped.update(left_out)
                 return reply
 
-    async def _whole(self, reply: Reply, builder: ResponseBuilder | MessageBuilder, held: HeldAnswer) -> Reply:
+    async def _whole(self, reply: Reply, builder: Builder, held: HeldAnswer) -> Reply:
         try:
             async with aclosing(reply.chunks()) as chunks:
                 body = b"".join([chunk async for chunk in chunks])
@@ -132,7 +121,7 @@ class TranslatedExpert:
             await reply.aclose()
         builder.end(reply.usage)
         answer = builder.response if isinstance(builder, ResponseBuilder) else builder.message
-        return _JsonReply(_dumps(answer), reply.usage, held)
+        return WholeReply(_dumps(answer), reply.usage, held)
 
 
 def is_translated(spec: ExpertSpec, api: Api) -> bool:
@@ -142,15 +131,12 @@ def is_translated(spec: ExpertSpec, api: Api) -> bool:
 
 def dropped_parts(api: Api, fields: Mapping[str, Any]) -> tuple[str, ...]:
     """Returns the types of what the translation of a valid request leaves out."""
-    find: Callable[[Mapping[str, Any]], tuple[str, ...]] | None = {
-        "responses": responses_request.dropped_parts,
-        "messages": messages_request.dropped_parts,
-    }.get(api)
+    if api not in TRANSLATED_APIS:
+        return ()
     try:
-        kinds = () if find is None else find(fields)
+        return reported_types((responses_request if api == "responses" else messages_request).dropped_parts(fields))
     except InvalidRequest:
         return ()
-    return reported_types(kinds)
 
 
 def reported_types(kinds: Iterable[str]) -> tuple[str, ...]:
@@ -158,24 +144,6 @@ def reported_types(kinds: Iterable[str]) -> tuple[str, ...]:
     `other`, since it could hold anything."""
     words = (kind if _TYPE.fullmatch(kind) else "other" for kind in kinds)
     return tuple(dict.fromkeys(words))[:MAX_DROPPED]
-
-
-class _JsonReply:
-    """A translated answer in one piece."""
-
-    media_type = JsonReply.media_type
-
-    def __init__(self, body: bytes, usage: Usage, held: HeldAnswer) -> None:
-        held.resize(len(body))
-        self.usage = usage
-        self._body = body
-        self._held = held
-
-    async def chunks(self) -> AsyncGenerator[bytes, None]:
-        yield self._body
-
-    async def aclose(self) -> None:
-        self._held.resize(0)  # the connection was released
 
 
 class _StreamedReply:

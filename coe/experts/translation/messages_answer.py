@@ -6,20 +6,19 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
-from coe import json_text
-from coe.experts.translation.chat_answer import CallDelta, Delta
+from coe.experts.translation.chat_answer import CallDelta, Delta, json_object
 from coe.usage import Usage
 
 Event = dict[str, Any]
-_STOP_REASONS = {
-    "stop": "end_turn",
-    "length": "max_tokens",
-    "tool_calls": "tool_use",
-    "function_call": "tool_use",
-    "content_filter": "refusal",
+_STOP_REASONS = {"length": "max_tokens", "content_filter": "refusal"} | dict.fromkeys(
+    ("tool_calls", "function_call"), "tool_use"
+)
+_DELTAS = {
+    "thinking": ("thinking_delta", "thinking"),
+    "text": ("text_delta", "text"),
+    "tool_use": ("input_json_delta", "partial_json"),
 }
-_DELTAS = {"thinking": "thinking_delta", "text": "text_delta", "tool_use": "input_json_delta"}
-_CONTENT = {"thinking": "thinking", "text": "text", "tool_use": "partial_json"}
+"""The type and the field of the delta of each kind of block."""
 
 
 class MessageBuilder:
@@ -105,8 +104,8 @@ class MessageBuilder:
     def _write(self, text: str) -> list[Event]:
         assert self._open is not None
         self._pieces.append(text)
-        kind = self._open["type"]
-        return [self._event("content_block_delta", delta={"type": _DELTAS[kind], _CONTENT[kind]: text})]
+        kind, field = _DELTAS[self._open["type"]]
+        return [self._event("content_block_delta", delta={"type": kind, field: text})]
 
     def _sign(self, signature: str) -> list[Event]:
         assert self._open is not None
@@ -119,7 +118,8 @@ class MessageBuilder:
         event = self._event("content_block_stop")
         self._open, text = None, "".join(self._pieces)
         if block["type"] == "tool_use":
-            block["input"] = _input(text)
+            found = json_object(text or "{}")
+            block["input"] = {"INVALID_JSON": text} if found is None else found  # the name of Anthropic's servers
         elif block["type"] in _DELTAS:
             block[block["type"]] = text
         return [event]
@@ -128,21 +128,8 @@ class MessageBuilder:
         return {"type": kind, "index": len(self.message["content"]) - 1, **fields}
 
 
-def _input(arguments: str) -> dict[str, Any]:
-    """The arguments of a call. Anything but a JSON object is kept under the name that Anthropic's servers use."""
-    try:
-        found = json_text.loads(arguments.encode("utf-8", "surrogatepass")) if arguments else {}
-    except ValueError:
-        found = None
-    return found if isinstance(found, dict) else {"INVALID_JSON": arguments}
-
-
 def _usage(usage: Usage) -> dict[str, Any]:
     """The counts in this API's form, which counts the cached part of a prompt separately."""
     cached = usage.cached_tokens or 0
-    return {
-        "input_tokens": max(0, (usage.input_tokens or 0) - cached),
-        "cache_creation_input_tokens": 0,
-        "cache_read_input_tokens": cached,
-        "output_tokens": usage.output_tokens or 0,
-    }
+    counts = {"input_tokens": max(0, (usage.input_tokens or 0) - cached), "output_tokens": usage.output_tokens or 0}
+    return {**counts, "cache_creation_input_tokens": 0, "cache_read_input_tokens": cached}

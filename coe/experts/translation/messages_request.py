@@ -27,12 +27,12 @@ def chat_fields(fields: Fields, *, claude: bool = False) -> dict[str, Any]:
     for name, kind in _TYPES.items():
         if fields.get(name) is not None and not isinstance(fields[name], kind):
             raise InvalidRequest(f"{name} must be {'a list' if kind is list else 'an object'}", param=name)
-    conversation = _Reader(claude)
+    reader = _Reader(claude)
     if fields.get("system"):
-        conversation.add_message({"role": "system", "content": fields["system"]}, "system")
+        reader.add_message({"role": "system", "content": fields["system"]}, "system")
     for index, message in enumerate(fields["messages"]):
-        conversation.add_message(message, f"messages[{index}].content")
-    body: dict[str, Any] = {"messages": conversation.messages, "stream": bool(fields.get("stream"))}
+        reader.add_message(message, f"messages[{index}].content")
+    body: dict[str, Any] = {"messages": reader.conversation.messages, "stream": bool(fields.get("stream"))}
     body |= {name: fields[name] for name in (*PASSED_FIELDS, "max_tokens") if fields.get(name) is not None}
     if fields.get("stop_sequences"):
         body["stop"] = fields["stop_sequences"]
@@ -58,12 +58,8 @@ class _Reader:
     """Reads messages into a conversation."""
 
     def __init__(self, claude: bool) -> None:
-        self._conversation = Conversation()
+        self.conversation = Conversation()
         self._claude = claude
-
-    @property
-    def messages(self) -> list[dict[str, Any]]:
-        return self._conversation.messages
 
     def add_message(self, message: Fields, path: str) -> None:
         """Adds one message: tool results first, as chat requires, then what is left."""
@@ -74,20 +70,17 @@ class _Reader:
             where, kind = f"{path}[{index}]", block.get("type")
             if kind == "tool_result":
                 found = self._parts(block.get("content"), f"{where}.content")
-                self._conversation.add_result(text_field(block, "tool_use_id", where), found)
+                self.conversation.add_result(text_field(block, "tool_use_id", where), found)
             elif kind in _THINKING and self._claude:
-                self._conversation.add_thinking(block)
+                self.conversation.add_thinking(block)
             elif kind not in ("tool_use", *_THINKING) and not _is_server_block(str(kind)):
                 parts.append(self._part(block, where))
         if parts:
-            self._conversation.add(message["role"], parts)
+            self.conversation.add(message["role"], parts)
         for index, block in enumerate(content):
             if block.get("type") == "tool_use":
-                self._add_call(block, f"{path}[{index}]")
-
-    def _add_call(self, block: Fields, where: str) -> None:
-        arguments = json_text.dumps(block.get("input") or {}).decode()
-        self._conversation.add_call(text_field(block, "id", where), text_field(block, "name", where), arguments)
+                where, arguments = f"{path}[{index}]", json_text.dumps(block.get("input") or {}).decode()
+                self.conversation.add_call(text_field(block, "id", where), text_field(block, "name", where), arguments)
 
     def _parts(self, content: Any, path: str) -> list[dict[str, Any]]:
         if content is None or isinstance(content, str):

@@ -11,32 +11,25 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
-from coe import json_text
 from coe.experts.api_formats import OWN_ITEM
-from coe.experts.translation.chat_answer import CallDelta, Delta
+from coe.experts.translation.chat_answer import CallDelta, Delta, json_object
 from coe.experts.translation.tools import INPUT, ToolName, read_tools
 from coe.usage import Usage
 
 Event = dict[str, Any]
 _DEFAULTS: Mapping[str, Any] = {
+    **dict.fromkeys(("instructions", "max_output_tokens", "max_tool_calls", "previous_response_id", "user")),
+    **dict.fromkeys(("parallel_tool_calls", "store"), True),
+    **dict.fromkeys(("temperature", "top_p"), 1.0),
     "background": False,
-    "instructions": None,
-    "max_output_tokens": None,
-    "max_tool_calls": None,
     "metadata": {},
-    "parallel_tool_calls": True,
-    "previous_response_id": None,
     "reasoning": {"effort": None, "summary": None},
     "service_tier": "default",
-    "store": True,
-    "temperature": 1.0,
     "text": {"format": {"type": "text"}},
     "tool_choice": "auto",
     "tools": [],
     "top_logprobs": 0,
-    "top_p": 1.0,
     "truncation": "disabled",
-    "user": None,
 }
 """Values that the API returns for fields that the client leaves out."""
 _ECHOED = ("prompt_cache_key", "safety_identifier", "conversation", "prompt")
@@ -57,7 +50,7 @@ class ResponseBuilder:
         if isinstance(text := sent.get("text"), dict):
             sent["text"] = {"format": {"type": "text"}, **text}
         self.response: dict[str, Any] = {
-            "id": _new_id("resp"),
+            "id": f"resp_{uuid.uuid4().hex}",
             "object": "response",
             "created_at": int(time.time()),
             "status": "in_progress",
@@ -108,7 +101,7 @@ class ResponseBuilder:
         events: list[Event] = []
         if (item := self._calls.get(call.number)) is None:
             name = self._names.get(call.name) or ToolName(call.name)
-            item = self._calls[call.number] = _Item.of_call(name, call.id or _new_id("call"))
+            item = self._calls[call.number] = _Item.of_call(name, call.id or f"call_{uuid.uuid4().hex}")
             events += self._close() + self._start(item)
         if item is not self._open:
             raise ValueError("tool calls out of order")
@@ -118,13 +111,14 @@ class ResponseBuilder:
         """Makes the open item one of this kind. A text and a refusal are parts of one message."""
         if self._open is not None and self._open.kind == kind:
             return []
-        return [*self._close(), *self._start(_Item(kind))]
+        return [*self._close(), *self._start(_Item.of_kind(kind))]
 
     def _start(self, item: _Item) -> list[Event]:
         item.index = len(self.response["output"])
         self.response["output"].append(item.item)
         self._open = item
-        events = [self._event("response.output_item.added", output_index=item.index, item=item.opening())]
+        opening = {name: [] if isinstance(value, list) else value for name, value in item.item.items()}
+        events = [self._event("response.output_item.added", output_index=item.index, item=opening)]
         if item.part_event:
             events.append(self._item_event(item, f"{item.part_event}.added", part=item.part("")))
         return events
@@ -134,7 +128,7 @@ class ResponseBuilder:
         item = self._open
         item.pieces.append(text)
         item.logprobs.extend(logprobs)
-        if item.is_custom:  # the input is inside JSON, which is complete at the end only
+        if item.kind == "custom_tool_call":  # the input is inside JSON, which is complete at the end only
             return []
         extra = {"logprobs": list(logprobs)} if item.kind == "output_text" else {}
         return [self._item_event(item, f"{item.text_event}.delta", delta=text, **extra)]
@@ -151,7 +145,7 @@ class ResponseBuilder:
             return []
         self._open, text = None, item.finish()
         events = []
-        if item.is_custom:
+        if item.kind == "custom_tool_call":
             events.append(self._item_event(item, f"{item.text_event}.delta", delta=text))
         events.append(self._item_event(item, f"{item.text_event}.done", **item.done_fields(text)))
         if item.part_event:
@@ -159,44 +153,41 @@ class ResponseBuilder:
         return [*events, self._event("response.output_item.done", output_index=item.index, item=item.item)]
 
     def _item_event(self, item: _Item, kind: str, **fields: Any) -> Event:
-        return self._event(
-            f"response.{kind}", item_id=item.item["id"], output_index=item.index, **item.position, **fields
-        )
+        place = {"item_id": item.item["id"], "output_index": item.index, **item.position}
+        return self._event(f"response.{kind}", **place, **fields)
 
     def _event(self, kind: str, **fields: Any) -> Event:
         self._sequence += 1
         return {"type": kind, "sequence_number": self._sequence - 1, **fields}
 
 
-_TEXT_EVENTS = {
-    "reasoning": "reasoning_summary_text",
-    "output_text": "output_text",
-    "refusal": "refusal",
-    "function_call": "function_call_arguments",
-    "custom_tool_call": "custom_tool_call_input",
+_EVENTS = {
+    "reasoning": ("reasoning_summary_text", "reasoning_summary_part", {"summary_index": 0}),
+    "output_text": ("output_text", "content_part", {"content_index": 0}),
+    "refusal": ("refusal", "content_part", {"content_index": 0}),
+    "function_call": ("function_call_arguments", "", {}),
+    "custom_tool_call": ("custom_tool_call_input", "", {}),
 }
-_PART_EVENTS = {"reasoning": "reasoning_summary_part", "output_text": "content_part", "refusal": "content_part"}
+"""Names of the events of the text and of the part, and the fields of both, of each kind of item."""
 
 
 class _Item:
     """One item of the output. `item` is its JSON object, which `finish` completes."""
 
-    def __init__(self, kind: str, item: dict[str, Any] | None = None) -> None:
+    def __init__(self, kind: str, fields: Mapping[str, Any]) -> None:
         self.kind = kind
-        self.is_custom = kind == "custom_tool_call"
-        self.text_event, self.part_event = _TEXT_EVENTS[kind], _PART_EVENTS.get(kind, "")
+        self.text_event, self.part_event, self.position = _EVENTS[kind]
         self.index = 0
         self.pieces: list[str] = []
         self.logprobs: list[Mapping[str, Any]] = []
         self.annotations: list[Mapping[str, Any]] = []
-        self.position: dict[str, int] = {}
+        self.item: dict[str, Any] = {**fields, "status": "in_progress"}
+
+    @classmethod
+    def of_kind(cls, kind: str) -> _Item:
         if kind == "reasoning":
-            item = {"id": _item_id("rs"), "type": kind, "summary": []}
-            self.position = {"summary_index": 0}
-        elif item is None:
-            item = {"id": _item_id("msg"), "type": "message", "role": "assistant", "content": []}
-            self.position = {"content_index": 0}
-        self.item: dict[str, Any] = {**item, "status": "in_progress"}
+            return cls(kind, {"id": _item_id("rs"), "type": kind, "summary": []})
+        return cls(kind, {"id": _item_id("msg"), "type": "message", "role": "assistant", "content": []})
 
     @classmethod
     def of_call(cls, name: ToolName, call_id: str) -> _Item:
@@ -206,33 +197,24 @@ class _Item:
         item = {"id": _item_id(prefix), "type": kind, "call_id": call_id, "name": name.name, content: ""}
         return cls(kind, item | ({"namespace": name.namespace} if name.namespace else {}))
 
-    def opening(self) -> dict[str, Any]:
-        """Returns the item before it has content; later changes do not alter it."""
-        return {name: [] if isinstance(value, list) else value for name, value in self.item.items()}
-
     def finish(self) -> str:
         """Completes the item and returns its text."""
         text = "".join(self.pieces)
         self.item["status"] = "completed"
-        if self.kind == "reasoning":
-            self.item["summary"].append(self.part(text))
-        elif self.kind == "function_call":
+        if self.kind == "function_call":
             self.item["arguments"] = text = text or "{}"
-        elif self.is_custom:
-            self.item[INPUT] = text = _custom_input(text)
+        elif self.kind == "custom_tool_call":
+            found = json_object(text)  # a model that writes no JSON has written the input itself
+            self.item[INPUT] = text = found[INPUT] if found and isinstance(found.get(INPUT), str) else text
         else:
-            self.item["content"].append(self.part(text))
+            self.item["summary" if self.kind == "reasoning" else "content"].append(self.part(text))
         return text
 
     def part(self, text: str) -> dict[str, Any]:
         """Returns the part of a message or summary."""
         if self.kind == "output_text":
-            return {
-                "type": "output_text",
-                "text": text,
-                "annotations": list(self.annotations),
-                "logprobs": list(self.logprobs),
-            }
+            lists = {"annotations": list(self.annotations), "logprobs": list(self.logprobs)}
+            return {"type": "output_text", "text": text, **lists}
         return (
             {"type": "refusal", "refusal": text} if self.kind == "refusal" else {"type": "summary_text", "text": text}
         )
@@ -244,16 +226,6 @@ class _Item:
         if self.kind == "output_text":
             return {"text": text, "logprobs": list(self.logprobs)}
         return {{"refusal": "refusal", "custom_tool_call": INPUT}.get(self.kind, "text"): text}
-
-
-def _custom_input(arguments: str) -> str:
-    """The input of a custom tool. A model that writes no JSON has written the input itself."""
-    try:
-        found = json_text.loads(arguments.encode("utf-8", "surrogatepass"))
-    except ValueError:
-        return arguments
-    value = found.get(INPUT) if isinstance(found, dict) else None
-    return value if isinstance(value, str) else arguments
 
 
 def _usage(usage: Usage) -> dict[str, Any] | None:
@@ -268,10 +240,6 @@ def _usage(usage: Usage) -> dict[str, Any] | None:
         "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens or 0},
         "total_tokens": entered + written,
     }
-
-
-def _new_id(prefix: str) -> str:
-    return f"{prefix}_{uuid.uuid4().hex}"
 
 
 def _item_id(prefix: str) -> str:

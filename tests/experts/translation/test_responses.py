@@ -370,15 +370,14 @@ async def test_a_wrong_type_that_no_check_names_is_refused(api: Any) -> None:
 
 
 async def test_an_answer_in_another_form_is_an_invalid_response() -> None:
-    late = {"tool_calls": [{"index": 0, "function": {"arguments": "}"}}]}
-    chat = ChatExpert(*call_delta(0, "look", "{}"), *call_delta(1, "look", "{}"), late)
+    unknown = {"tool_calls": [{"index": 2, "function": {"arguments": "}"}}]}
     with pytest.raises(ExpertInvalidResponse, match="out of order"):
-        await answer(chat, "responses", stream=True)
+        await answer(ChatExpert(*call_delta(0, "look", "{}"), unknown), "responses", stream=True)
     with pytest.raises(ExpertInvalidResponse, match="other than a Chat Completions answer"):
         await answer(_WithoutChoice(), "responses")
 
 
-async def test_a_text_within_a_call_follows_it_and_a_complete_call_ends_at_once() -> None:
+async def test_a_text_within_a_call_follows_it_and_each_call_keeps_its_pieces() -> None:
     opening, begin, end = call_delta(0, "look", '{"a"', ":1}")
     chat = ChatExpert(opening, begin, {"content": "Ah"}, end, {"content": "."}, *call_delta(1, "look", "{}"))
     events = await answer(chat, "responses", stream=True)
