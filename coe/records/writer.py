@@ -16,10 +16,10 @@ from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
 from coe.errors import StoreError
-from coe.records.outage import Outage
+from coe.outage import Outage
 from coe.records.record import RoutingLog, RoutingRecord
 from coe.records.spool import RECORDS, EntryType, Spool
-from coe.supervision import Backoff, TaskFailed, ignore_failure, supervised
+from coe.supervision import TaskFailed, ignore_failure, supervised
 
 logger = logging.getLogger("coe.records")
 
@@ -67,9 +67,11 @@ class BackgroundWriter(Generic[T]):
         """Entries lost since the start, for whatever reason."""
         self.spooled = 0
         """Entries put into the spool since the start."""
-        self._log_outage = Outage(name, self._counts)
-        self._spool_outage = Outage(f"{name}: spool", self._counts)
-        self._overflow = Outage(f"{name}: queue", self._counts)
+        pauses: Any = {"counts": self._counts, "first": first_retry, "longest": max_retry}
+        self._log_outage = Outage(name, **pauses)
+        waits = f"; up to {capacity} entries wait in memory, then the oldest are dropped"
+        self._spool_outage = Outage(f"{name}: spool", waits, **pauses)
+        self._overflow = Outage(f"{name}: queue", counts=self._counts)
         self._write, self._kind, self._name = append, kind, name
         self._spool = Spool(spool, kind) if spool else None
         self._queue: deque[T] = deque(maxlen=capacity)
@@ -78,8 +80,6 @@ class BackgroundWriter(Generic[T]):
         """True if the full queue dropped entries since the last warning about it."""
         self._capacity, self._batch, self._interval = capacity, batch, interval
         self._append_timeout, self._close_timeout = append_timeout, close_timeout
-        self._log_backoff = Backoff(first=first_retry, longest=max_retry)
-        self._spool_backoff = Backoff(first=first_retry, longest=max_retry)
         self._next_poll = 0.0
         self._closing = asyncio.Event()
         self._arrived = asyncio.Event()
@@ -103,7 +103,7 @@ class BackgroundWriter(Generic[T]):
     @property
     def stuck(self) -> bool:
         """True while both the log and the spool pause after a failure."""
-        return self._log_backoff.active and (self._spool is None or self._spool_backoff.active)
+        return self._log_outage.pausing and (self._spool is None or self._spool_outage.pausing)
 
     def put(self, entry: T) -> None:
         """Queues one entry. A full queue drops its oldest entry and counts it."""
@@ -129,7 +129,7 @@ class BackgroundWriter(Generic[T]):
         assert self._task is not None
         self._closing.set()
         self._arrived.set()
-        self._log_backoff.reset()  # try once more before leaving
+        self._log_outage.retry_now()  # try once more before leaving
         with suppress(TimeoutError):
             async with asyncio.timeout(self._close_timeout):
                 await self._task
@@ -150,7 +150,7 @@ class BackgroundWriter(Generic[T]):
             try:
                 has_more = await self._write_once()
             except Exception as error:  # a bug here must not stop the writer
-                self._log_outage.began(repr(error))
+                self._log_outage.began(repr(error), pause=False)
             self._report_overflow()
             if has_more:
                 continue
@@ -196,19 +196,17 @@ class BackgroundWriter(Generic[T]):
             self._requeue()
 
     async def _append(self, entries: Sequence[T]) -> bool:
-        if self._log_backoff.active:
+        if self._log_outage.pausing:
             return False
         try:
             async with asyncio.timeout(self._append_timeout):
                 await self._write(entries)
         except Exception as error:  # the entries are kept and the task continues
-            self._log_backoff.failed()
             timed_out = isinstance(error, TimeoutError)
             self._log_outage.began(
                 f"the log did not answer within {self._append_timeout:g} s" if timed_out else str(error)
             )
             return False
-        self._log_backoff.reset()
         self._log_outage.ended()
         return True
 
@@ -217,17 +215,14 @@ class BackgroundWriter(Generic[T]):
         count = len(self._in_flight)
         self._in_flight = [entry for entry in self._in_flight if self._is_encodable(entry)]
         self.dropped += count - len(self._in_flight)
-        if self._spool is None or self._spool_backoff.active:
+        if self._spool is None or self._spool_outage.pausing:
             return
         try:
             self.dropped += await self._spool.add(self._in_flight)
         except StoreError as error:
-            self._spool_backoff.failed()
             self._next_poll = 0.0  # once the log works, the spool is read at once, which shows whether it works again
-            waits = f"; up to {self._capacity} entries wait in memory, then the oldest are dropped"
-            self._spool_outage.began(str(error), waits)
+            self._spool_outage.began(str(error))
             return
-        self._spool_backoff.reset()
         self._spool_outage.ended()
         self.spooled += len(self._in_flight)
         self._on_stored(self._in_flight)
@@ -236,7 +231,7 @@ class BackgroundWriter(Generic[T]):
 
     async def _deliver_spooled(self) -> bool:
         """Moves one batch from the spool into the log. Returns whether more may be waiting."""
-        if self._spool is None or self._log_backoff.active or time.monotonic() < self._next_poll:
+        if self._spool is None or self._log_outage.pausing or time.monotonic() < self._next_poll:
             return False
         try:
             waiting = await self._spool.oldest(self._batch)
@@ -246,7 +241,7 @@ class BackgroundWriter(Generic[T]):
                 await self._spool.remove(waiting.rows)
         except StoreError as error:
             self._next_poll = time.monotonic() + SPOOL_POLL_SECONDS
-            self._spool_outage.began(str(error), "; entries in it wait, new ones go to the log")
+            self._spool_outage.began(str(error), "; entries in it wait, new ones go to the log", pause=False)
             return False
         self._spool_outage.ended()
         if waiting.damaged:
@@ -259,7 +254,7 @@ class BackgroundWriter(Generic[T]):
 
     async def _spool_rest(self) -> None:
         """Moves the remaining entries to the spool, even if it failed just before."""
-        self._spool_backoff.reset()
+        self._spool_outage.retry_now()
         self._in_flight = list(self._queue)
         self._queue.clear()
         try:

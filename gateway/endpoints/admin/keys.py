@@ -14,11 +14,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from coe.errors import ConfigError, KeyRefused, NotInstalled
-from coe.registry import ApiKey, KeySpec, Registry, yaml_source
+from coe.registry import ApiKey, KeySpec, yaml_source
 from coe.runtime.api_keys import ADMIN_KEY_NAME, digest_of, new_key
 from coe.runtime.issued_keys import IssuedKey, IssuedKeys, check_in_use, is_over, issue, revoke
 from coe.settings import Settings
-from gateway.access import IssuedKeyWatch, check_counters
+from gateway.access import IssuedKeyWatch
 from gateway.endpoints.operation import (
     BOOLEAN,
     OBJECT,
@@ -95,7 +95,7 @@ class Keys:
         secret = new_key()
 
         def decide(issued: IssuedKeys) -> tuple[IssuedKey, IssuedKeys]:
-            found = issue(
+            return issue(
                 serving.registry,
                 issued,
                 spec,
@@ -104,8 +104,6 @@ class Keys:
                 by_name=creator.name,
                 now=time.time(),
             )
-            _check_counted(serving.registry, found[0], workers=self._settings.workers)
-            return found
 
         async def change() -> IssuedKey:
             key = await watch.change(decide)
@@ -158,14 +156,6 @@ def _caller(serving: Serving, request: Request) -> ApiKey:
         "no key is declared, and issued keys need one with the scope admin; make it with `coe key NAME --scope admin` "
         "and add its entry to access.keys in experts.yaml"
     )
-
-
-def _check_counted(registry: Registry, key: IssuedKey, *, workers: int) -> None:
-    """Raises KeyRefused for limits that several worker processes would count separately."""
-    try:
-        check_counters(registry.access.model_copy(update={"keys": (key,)}), workers=workers)
-    except ConfigError as error:
-        raise KeyRefused(str(error)) from None
 
 
 def _declared_problem(settings: Settings, name: str) -> str:
