@@ -85,7 +85,7 @@ _log = logging.getLogger("gateway")
 SPOOL = "spool.sqlite"
 ENCODER_THREADS = 2
 """Threads for sentence encoder passes, each on one core; more would compete with the experts for the cores."""
-CACHE_DEGRADED = "1 while Redis is away and nothing is answered from the cache."
+CACHE_DEGRADED = "1 while the store of the cache is away and nothing is answered from it."
 STORED_DEGRADED = "1 while answers of the Responses API cannot be stored or read."
 LIMITS_DEGRADED = "1 while Redis or the file of counts is away and this gateway counts limits for itself."
 ISSUED_KEYS_DEGRADED = "1 while issued API keys cannot be read; they are refused after 5 minutes."

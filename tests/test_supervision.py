@@ -243,5 +243,5 @@ async def test_a_follower_survives_whatever_is_shared(
     monkeypatch.setattr(coe.runtime.artifact_sync, "mirror", fails)
     follower = ArtifactSync(Settings.read({"COE_HOME": str(tmp_path)}), None)  # type: ignore[arg-type]
     follower.sync()
-    assert follower.behind
+    assert follower.outage.active
     assert len(caplog.records[0].getMessage()) < 1000

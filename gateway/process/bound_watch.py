@@ -8,12 +8,12 @@ machines that share artifacts. While no recipe in use has a bound, the log is no
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
 from coe.errors import ArtifactError, StoreError
 from coe.learning.monitoring.loss_bounds import LOSS_BOUNDS_FILE, LossBounds, publish_broken
+from coe.outage import Outage
 from coe.records.feedback import FeedbackLog
 from coe.settings import Settings
 from coe.supervision import TaskFailed, supervised
@@ -23,7 +23,6 @@ POLL_SECONDS = 15.0
 """Interval of polls of the log."""
 PAGE_EVENTS = 200
 """Events of one page: parsing them holds up the event loop for about a millisecond."""
-_log = logging.getLogger("gateway")
 
 
 class BoundWatch:
@@ -34,7 +33,7 @@ class BoundWatch:
         self._feedback = feedback
         self._settings = settings
         self._cursor = ""
-        self._last_error = ""
+        self._outage = Outage("loss bounds")
         self.bounds: LossBounds | None = None
 
     async def run(self) -> None:
@@ -66,21 +65,15 @@ class BoundWatch:
         try:
             await asyncio.to_thread(publish_broken, self._settings, bounds)
         except ArtifactError as error:
-            self._report(f"broken loss bounds are not shared with other machines yet: {error}")
+            self._outage.began(f"broken ones are not shared with other machines yet: {error}")
         except OSError as error:
-            self._report(
-                f"the loss bound of {', '.join(sorted(bounds.broken))} is broken, but takes no effect until "
+            self._outage.began(
+                f"that of {', '.join(sorted(bounds.broken))} is broken, but takes no effect until "
                 f"{self._settings.artifacts / LOSS_BOUNDS_FILE} can be written: {error.strerror}; check that the disk "
                 "has room and that the file may be written"
             )
         else:
-            self._last_error = ""
-
-    def _report(self, problem: str) -> None:
-        """Log a problem, unless it repeats the previous one."""
-        if problem != self._last_error:
-            _log.warning("%s", problem)
-        self._last_error = problem
+            self._outage.ended()
 
     def evidence(self) -> dict[tuple[str, ...], float]:
         """The largest capital of each test by recipe, for a gauge."""
