@@ -45,6 +45,7 @@ class SharedCache:
         self._wait, self._delay = wait, delay
         self._task_name, self._task_failed = task, task_failed
         self._pending: dict[str, tuple[bytes, float]] = {}
+        self._writing: dict[str, tuple[bytes, float]] = {}
         self.pending_bytes = 0
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -63,13 +64,17 @@ class SharedCache:
         await self._store.aclose()
 
     async def get(self, names: Sequence[str]) -> list[bytes | None]:
-        """Return the values; None for what is missing or comes too late."""
-        nothing: list[bytes | None] = [None] * len(names)
+        """Return the values, also those that wait to be written; None for what is missing or comes too late."""
         if self.outage.active:
-            return nothing
+            return [None] * len(names)
+        waiting = [(self._pending.get(name) or self._writing.get(name) or (None, 0.0))[0] for name in names]
+        if None not in waiting:
+            return waiting
         lookup = asyncio.ensure_future(self._lookup(names))
         await asyncio.wait((lookup,), timeout=self._wait)
-        return lookup.result() if lookup.done() else nothing
+        if not lookup.done():
+            return waiting
+        return [found if own is None else own for own, found in zip(waiting, lookup.result(), strict=True)]
 
     def put(self, name: str, value: bytes, *, ttl: float) -> None:
         """Store the value soon."""
@@ -103,15 +108,17 @@ class SharedCache:
 
     async def _write(self) -> None:
         """Writes what is pending, or a probe. Does not fail."""
-        pending, self._pending, self.pending_bytes = self._pending, {}, 0
+        self._writing, self._pending, self.pending_bytes = self._pending, {}, 0
         try:
-            values = pending or {_PROBE: (b"", _PROBE_TTL_SECONDS)}
+            values = self._writing or {_PROBE: (b"", _PROBE_TTL_SECONDS)}
             for ttl in {ttl for _, ttl in values.values()}:
                 await self._store.put({name: value for name, (value, its) in values.items() if its == ttl}, ttl=ttl)
         except Exception as error:
             self._fail(error)
         except BaseException:  # this task is cancelled, and the rest is written at the end
-            self._pending = pending | self._pending
+            self._pending = self._writing | self._pending
             raise
         else:
             self.outage.ended()
+        finally:
+            self._writing = {}

@@ -42,8 +42,11 @@ async def found(cache: SharedCache, name: str, value: bytes | None) -> None:
 
 
 async def stored(cache: SharedCache, name: str, value: bytes) -> None:
+    """Store the value, which this cache finds at once, and wait until the store has it."""
     cache.put(name, value, ttl=LONG)
-    await found(cache, name, value)
+    assert await cache.get([name]) == [value]
+    await wait_until(lambda: not cache._pending and not cache._writing)
+    assert await cache.get([name]) == [value]
 
 
 async def test_values_of_several_lifetimes_are_written_together_and_the_latest_counts() -> None:
