@@ -43,11 +43,11 @@ async def main(url: str, row: str, limits: list[float]) -> None:
         await report("/v1/map/solve, the next", solved, request_ms)
         await report("/v1/map", lambda: repeated("/v1/map"), request_ms)
         await report("/v1/artifacts", lambda: repeated("/v1/artifacts"), request_ms)
-        await report("/v1/status", lambda: first(request_ms, "", 0.0), request_ms)
+        await report("/v1/report", lambda: first(request_ms, "", 0.0), request_ms)
 
 
 async def first(request_ms: Callable[..., Awaitable[float]], row: str, limit: float) -> list[float]:
-    return [await request_ms("/v1/map/solve", {row: limit}) if row else await request_ms("/v1/status")]
+    return [await request_ms("/v1/map/solve", {row: limit}) if row else await request_ms("/v1/report")]
 
 
 async def report(

@@ -3,7 +3,7 @@
     python benchmarks/drift.py [--series N] [--days N] [--requests N] [--json FILE]
 
 Synthetic traffic of 14 categories: each series is one reference and a number of later days. Each day is compared with
-the reference, as `coe status` does. In a quiet series nothing changes; in each other series one property changes from
+the reference, as `coe report` does. In a quiet series nothing changes; in each other series one property changes from
 the first day on.
 """
 

@@ -88,18 +88,7 @@ async def measure(log: RoutingLog, traffic: Traffic) -> dict[str, Any]:
         taken = [await page(log, query) for _ in range(TURNS)]
         calls = {"calls": taken[0][1]} if taken[0][1] > 1 else {}
         result[name] = {"ms": round(statistics.median(ms for ms, _ in taken), 2)} | calls
-    result["cursor of a time"] = {"ms": round(statistics.median(await cursors(log, traffic)), 2)}
     return result
-
-
-async def cursors(log: RoutingLog, traffic: Traffic) -> list[float]:
-    """Milliseconds of each of 60 cursors, at even intervals of the log, as `coe history` reads them."""
-    taken = list[float]()
-    for turn in range(60):
-        began = time.perf_counter()
-        await log.cursor_at(traffic.record(turn * traffic.count // 60).time)
-        taken.append((time.perf_counter() - began) * 1_000)
-    return taken
 
 
 async def main() -> None:

@@ -6,7 +6,6 @@ gateway's.
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from typing import Any
 
@@ -15,7 +14,7 @@ import uvloop
 from granian.constants import Interfaces, Loops
 from granian.server import Server
 
-from gateway.http.server import HttpServer, open_listener
+from gateway import server as own
 
 
 class Passthrough:
@@ -43,9 +42,8 @@ class Passthrough:
 
 async def serve(app: Passthrough, port: int) -> None:
     """Serve with the gateway's server until the process is killed."""
-    listener = open_listener("127.0.0.1", port, stalled_after=60)
-    async with HttpServer(app, listener, max_connections=1000):
-        await asyncio.Event().wait()
+    listener = own.open_listener("127.0.0.1", port, stalled_after=60)
+    await own.Server(app, max_connections=1000).serve([listener])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Time of a plan's parts by its size (wall, processor): fitting recipes, solving, prices, marginal values, frontiers.
+"""Time of a plan's parts by its size (wall, processor): fitting recipes, solving, prices, marginal values.
 
 python -m benchmarks.plan_size --experts 60 --arms 40 --categories 200 --json plan.json
 python -m benchmarks.plan_size --experts 60 --arms 120 --recipes 40 --categories 200
@@ -17,7 +17,7 @@ import numpy as np
 
 from coe.learning.recipes.answers import Answers
 from coe.learning.recipes.arms import declared_arms
-from coe.mapping import Budget, Problem, TimeBudget, Uses, frontiers, marginal_values, routed_use
+from coe.mapping import Budget, Problem, Uses, marginal_values, routed_use
 from coe.mapping.plan import solve
 from coe.mapping.prices import prices
 from coe.mapping.program import require_solution
@@ -63,7 +63,7 @@ def problem_of(*, experts: int, arms: int, categories: int, seed: int, budget: M
 
 
 def fit_recipes(*, experts: int, recipes: int, categories: int, seed: int) -> int:
-    """Fit cascades of three to five members on random answers; return the number of arms."""
+    """Fit cascades of three to five members on random answers; return their number."""
     random = np.random.default_rng(seed)
     size = np.exp(random.uniform(0.0, np.log(400.0), experts))
     labels = np.repeat(np.arange(categories), PROBES)
@@ -121,9 +121,7 @@ def measure(problem: Problem, traffic: np.ndarray, *, full: bool) -> dict[str, A
     report: dict[str, Any] = {"solve": plan_time, "prices": price_time, "quality": round(float(quality), 5)}
     if full:
         assignment = solve(problem, traffic=traffic)
-        budget = TimeBudget()
-        report["values"], _ = seconds(lambda: marginal_values(problem, assignment, time_budget=budget.part(1 / 3)))
-        report["frontiers"], _ = seconds(lambda: frontiers(problem, assignment, time_budget=budget))
+        report["values"], _ = seconds(lambda: marginal_values(problem, assignment))
         limits = problem.budget.rows()
         report["use_of_limit"] = {
             row: used / limits[row] for row, used in routed_use(problem, assignment, traffic).items()
@@ -139,7 +137,7 @@ def main() -> None:
     parser.add_argument("--categories", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--budget", help="one budget of the list, instead of all")
-    parser.add_argument("--full", action="store_true", help="marginal values and frontiers too")
+    parser.add_argument("--full", action="store_true", help="marginal values too")
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
     shape = {name: getattr(chosen, name) for name in ("experts", "arms", "categories", "seed")}

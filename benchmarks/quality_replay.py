@@ -16,7 +16,7 @@ from coe.learning.estimation.experience import Experience
 from coe.learning.estimation.experience_loader import load_experience
 from coe.learning.estimation.off_policy import greedy_policy
 from coe.learning.evaluation.quality import Quality
-from coe.learning.evaluation.tables import read_prompts
+from coe.learning.evaluation.tables import numbered_prompts
 from coe.mapping import Assignment, Problem, expected_utility, solve
 from coe.mapping.score_table import ScoreTable
 from coe.records.feedback import Feedback
@@ -72,7 +72,7 @@ def scored_prompts_of(data: Quality, work: Path) -> ScoredPrompts:
     cache = work / f"posteriors-{data.digest[:16]}.npz"
     if not cache.is_file():
         with as_file(files("routers") / "starter" / "prompts.jsonl") as shipped:
-            examples = [routers.Example(*pair) for pair in read_prompts(shipped)]
+            examples = [routers.Example(*pair) for _, *pair in numbered_prompts(shipped)]
         routers.build(examples, out=work / "starter", cache=work / "memory", threads=1)
         router = routers.load(work / "starter")
         posteriors = np.stack([found.probabilities for found in router.predict(data.prompts)])

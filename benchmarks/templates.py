@@ -39,7 +39,6 @@ from benchmarks.category import plain_category, read, sample
 from coe.core import GENERAL, Chat, Router
 from coe.mapping import Assignment
 from coe.registry import AUTO
-from coe.routing.classification import Overlays
 from coe.routing.classifier import Classifier
 from gateway.dialects.chat import CHAT
 from gateway.dialects.messages import MESSAGES
@@ -111,13 +110,12 @@ def served(router: Router) -> Classify:
         confidence_threshold=0.0,
         encoder_timeout=None,
         threads=ThreadPoolExecutor(1),
-        overlays=Overlays(),
         retrieves=False,
     )
     predict = lru_cache(maxsize=None)(lambda text: router.predict([text])[0])
 
     async def classify(chat: Chat) -> str:
-        routed, _ = await classifier.classify(chat, None)
+        routed, _ = await classifier.classify(chat)
         return names[predict(routed.text).best]
 
     return classify

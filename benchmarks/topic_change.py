@@ -152,9 +152,7 @@ def now(routed: RoutedText) -> None:
 
 async def ends_right(composition: Composition, talks: Sequence[Talk], rule: Rule) -> list[bool]:
     """Return for each conversation if it ends with the right expert, by a complete prediction of the routed text."""
-    routed = [
-        rule(read_request(talk.chat)) or (await composition.classifier.classify(talk.chat, None))[0] for talk in talks
-    ]
+    routed = [rule(read_request(talk.chat)) or (await composition.classifier.classify(talk.chat))[0] for talk in talks]
     predictions = composition.router.predict([one.text for one in routed])
     return [
         composition.assign(talk.chat, prediction, NO_OPTIONS, previous=Previous(talk.earlier, one.continues)).expert

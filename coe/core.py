@@ -2,8 +2,8 @@
 
 A request passes through these types in order: `Chat` and `RequestOptions` (parsed request), `Prediction` (category
 posterior), `Decision` (which expert), `Call` (request to that expert), `Reply` (its accepted response). `Router`,
-`Encoder`, `Expert` and `Reply` are the interfaces that other packages implement. This module imports `coe.errors`,
-`coe.frozen` and `coe.usage` only.
+`Encoder`, `Expert` and `Reply` are the interfaces that other packages implement. This module imports `coe.errors`
+and `coe.usage` only.
 """
 
 from __future__ import annotations
@@ -11,13 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field, replace
-from typing import Any, Literal, Protocol, get_args, runtime_checkable
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from coe.errors import Cause
-from coe.frozen import fast_init
 from coe.usage import RecipeLog, SentCall, Usage
 
 PassThroughApi = Literal[
@@ -65,7 +64,6 @@ ENGLISH, UNDETERMINED = "en", "und"
 # ----------------------------------------------------------------------------------------------- request
 
 
-@fast_init
 @dataclass(frozen=True, slots=True)
 class Message:
     """Role and text of one message; text parts are joined by newlines.
@@ -78,7 +76,6 @@ class Message:
     call_id: str = ""
 
 
-@fast_init
 @dataclass(frozen=True, slots=True)
 class Chat:
     """The part of a request body that routing reads. The raw body is kept unchanged as well.
@@ -102,7 +99,6 @@ class Chat:
         return replace(self, messages=messages, fields={})
 
 
-@fast_init
 @dataclass(frozen=True, slots=True)
 class ExpertRule:
     """Experts that may receive a request. All others are never called for it, in no step and by no recipe.
@@ -116,7 +112,6 @@ class ExpertRule:
     only_local: bool = False
 
 
-@fast_init
 @dataclass(frozen=True, slots=True)
 class RequestOptions:
     """Options of a request from its headers and API key.
@@ -153,17 +148,15 @@ class RequestOptions:
 # ----------------------------------------------------------------------------------------------- classification
 
 
-@fast_init
 @dataclass(frozen=True, slots=True)
 class Prediction:
     """Category posterior of one text.
 
     `probabilities` is the calibrated posterior over the router's `categories`, float32 of shape (n_categories,). It
     sums to 1, and is conditional on the text being in-distribution. `in_distribution` is the probability of that (0 to
-    1). `stage` names the part of the router that decided, for the routing log. If a tenant's overlay
-    (`coe/routing/classification.py`) changed the posterior, `overlay_version` is the version of the overlays. `rule`
-    is the name of the rule in experts.yaml that applies, empty without one. `router_probabilities` is the posterior
-    before overlay and rule, if they changed it. `language` is the ISO 639 code of the text's language, UNDETERMINED if
+    1). `stage` names the part of the router that decided, for the routing log. `rule` is the name of the
+    rule in experts.yaml that applies, empty without one. `router_probabilities` is the posterior before the rule, if it
+    changed it. `language` is the ISO 639 code of the text's language, UNDETERMINED if
     it is not English and not identified, or empty if the router does not distinguish languages. `features` (width,)
     are those of the router's encoder, None unless they were requested, and `residual` (n_experts,) is what the plan
     expects of the text beyond its categories, None if it is not known.
@@ -172,7 +165,6 @@ class Prediction:
     probabilities: NDArray[np.float32] = field(repr=False)
     stage: str
     in_distribution: float = 1.0
-    overlay_version: str = ""
     router_probabilities: NDArray[np.float32] | None = field(default=None, repr=False)
     language: str = ""
     rule: str = ""
@@ -191,8 +183,8 @@ class Prediction:
             values: list[float] = self.probabilities.tolist()  # each of NumPy's calls takes longer than all of these
             highest = max(values)
             largest = values.index(highest), highest
-        self.best = largest[0]  # type: ignore[misc]
-        self.confidence = largest[1] * self.in_distribution  # type: ignore[misc]
+        object.__setattr__(self, "best", largest[0])
+        object.__setattr__(self, "confidence", largest[1] * self.in_distribution)
 
 
 class Encoder(Protocol):
@@ -246,7 +238,6 @@ class Router(Protocol):
 # ----------------------------------------------------------------------------------------------- decision and response
 
 
-@fast_init
 @dataclass(frozen=True, slots=True)
 class Decision:
     """The selected expert and the reason.
@@ -278,7 +269,6 @@ AnswerMemory = Callable[[int], None]
 called in any thread."""
 
 
-@fast_init
 @dataclass(frozen=True, slots=True)
 class Call:
     """One request to one expert: the client's parsed body and its timeouts in seconds.
@@ -297,8 +287,7 @@ class Call:
     A recipe weighs answers by the category `posterior`, shape (n_categories,); None for a uniform one. It returns its
     best answer shortly before `deadline` (event loop clock), and writes its calls to `recipe_log`.
 
-    An expert adds to `dropped` the types of items and the names of fields that it left out. The first replica that gets
-    the call ends `pending`, since its requests in flight include the call from then on.
+    An expert adds to `dropped` the types of items and the names of fields that it left out.
 
     An expert adds to `sent` each request whose bytes it writes to a server, and removes one that the server refuses:
     what remains may be billed.
@@ -323,7 +312,6 @@ class Call:
     recipe_log: RecipeLog | None = field(default=None, repr=False)
     renames_limit: bool = False
     dropped: set[str] | None = field(default=None, repr=False)
-    pending: PendingCall | None = field(default=None, repr=False)
     sent: list[SentCall] = field(default_factory=list, repr=False)
     memory: AnswerMemory | None = field(default=None, repr=False)
 
@@ -336,10 +324,6 @@ class Chunks(Protocol):
     async def __anext__(self) -> bytes: ...
 
     async def aclose(self) -> None: ...
-
-
-Sink = Callable[[bytes], bool]
-"""Sends bytes to the client at once, without waiting. Returns False, without an effect, if it cannot."""
 
 
 class Reply(Protocol):
@@ -357,53 +341,18 @@ class Reply(Protocol):
     async def aclose(self) -> None: ...
 
 
-@runtime_checkable
-class DirectReply(Protocol):
-    """A reply that can send ordinary events without waking the task that waits for its next chunk."""
-
-    def set_sink(self, sink: Sink) -> None:
-        """Set the sink; call it before `chunks`. Events that `sink` has sent are not among the chunks."""
-
-
-@fast_init
 @dataclass(frozen=True, slots=True)
 class Health:
     """Health of an expert, from its recent requests.
 
     `up` is False while its circuit breaker is open; `cause` is the reason, empty if unknown. `load` is requests in
-    flight and pending ones over capacity: from 1 on the expert is overloaded. `ready_replicas` counts the servers that
-    accept requests.
+    flight over capacity: from 1 on the expert is overloaded. `ready_replicas` counts the servers that accept requests.
     """
 
     up: bool = True
     load: float = 0.0
     ready_replicas: int = 1
     cause: Cause | Literal[""] = ""
-
-
-@runtime_checkable
-class CountsPending(Protocol):
-    """An expert whose load includes `pending`, the number of requests that are decided and not yet sent to it."""
-
-    pending: int
-
-
-class PendingCall:
-    """A request that is decided and not yet sent. It counts as load of its expert, or of all experts in a
-    recipe's first step."""
-
-    __slots__ = ("_experts",)
-
-    def __init__(self, experts: Sequence[CountsPending]) -> None:
-        self._experts = experts
-        for expert in experts:
-            expert.pending += 1
-
-    def end(self) -> None:
-        """Count the request no longer; further calls do nothing."""
-        experts, self._experts = self._experts, ()
-        for expert in experts:
-            expert.pending -= 1
 
 
 class Expert(Protocol):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal
 
 
 @dataclass(slots=True, eq=False)
@@ -79,43 +79,13 @@ held as long as allowed, the held answers reached the memory limit, the deadline
 answered. `failed`: no member answered."""
 
 
-AuditResult = Literal["agreed", "differed", "failed", "skipped_unavailable"]
-"""`failed`: no member of the last step answered. `skipped_unavailable`: they share a device and are asleep."""
-
-
-class RecipeAudit(Protocol):
-    """Compares an answer that a recipe accepted early with the answer after its last step. It holds the request.
-
-    `calls` are its own calls, which the client's usage does not contain. `readable` is False if the accepted answer has
-    no answer class, so that it cannot be compared. `available` is False while a member that it calls is down or
-    overloaded. `run` calls the members, once, and returns the outcome.
-    """
-
-    calls: list[MemberCall]
-
-    @property
-    def readable(self) -> bool: ...
-
-    @property
-    def available(self) -> bool: ...
-
-    async def run(self) -> AuditResult: ...
-
-
 @dataclass(slots=True, eq=False)
 class RecipeLog:
-    """The calls of the recipes of one request in order, and the reason why the last recipe stopped.
-
-    `audit_rate` is the probability with which this answer is audited, 0 if it cannot be, and `audited` is the draw.
-    `audit` calls the remaining members; None after the last step, where nothing is left to call.
-    """
+    """The calls of the recipes of one request in order, and the reason why the last recipe stopped."""
 
     recipe: str = ""
     calls: list[MemberCall] = field(default_factory=list)
     stop: RecipeStop = ""
-    audit_rate: float = 0.0
-    audited: bool = False
-    audit: RecipeAudit | None = None
 
     @property
     def accepted(self) -> MemberCall | None:

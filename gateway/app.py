@@ -6,11 +6,10 @@ Chat requests skip Starlette: `_App` passes them through `CrossOriginMiddleware`
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import re
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from difflib import get_close_matches
 from functools import partial
 from typing import Any
@@ -23,13 +22,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from coe.core import PATHS
 from coe.errors import RequestError
 from gateway.dialects.chat import CHAT
 from gateway.dialects.messages import MESSAGES, refusal
-from gateway.endpoints.openapi import LIMIT_HEADERS, ROUTING_HEADERS
-from gateway.endpoints.operations import operation_routes
+from gateway.endpoints.routes import document, endpoint_routes
 from gateway.errors import error_body, headers_of, status_of
-from gateway.http.known_heads import DERIVED
 from gateway.observability.metrics import Metrics
 from gateway.observability.state_metrics import RELOAD_FAILED, StateMetrics
 from gateway.parts import Parts
@@ -37,8 +35,6 @@ from gateway.request.line import Line, respond
 from gateway.serving_state import ServingState
 from gateway.ui import page_routes
 
-EXPOSED_HEADERS = (*ROUTING_HEADERS, *LIMIT_HEADERS, "retry-after")
-"""Response headers that scripts of allowed origins may read."""
 SIGNIFICANT_SLASH_PREFIXES = ("/ui/", "/v1/documents/")
 """Path prefixes under which a trailing slash is significant. Elsewhere it is ignored."""
 DEPLOYMENTS = "/openai/deployments/"
@@ -67,19 +63,12 @@ class CrossOriginMiddleware:
         self._cors = _with_cors(app)
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Serve:
-        serving, derived = self._current.serving, scope.get(DERIVED)
-        if derived is not None and derived.get(self) is serving.token:
-            return self._app(scope, receive, send)
-        error, cross_origin = serving.access.browsers.check(scope)
+        error, cross_origin = self._current.serving.access.browsers.check(scope)
         if error is not None:
             self._count(error.code)
             refuse = partial(_refuse, error)
             return (_with_cors(refuse) if cross_origin else refuse)(scope, receive, send)
-        if cross_origin:
-            return self._cors(scope, receive, send)
-        if derived is not None:  # a request with the same head passes this policy too
-            derived[self] = serving.token
-        return self._app(scope, receive, send)
+        return (self._cors if cross_origin else self._app)(scope, receive, send)
 
 
 def _with_cors(app: ASGIApp) -> CORSMiddleware:
@@ -90,10 +79,15 @@ def _with_cors(app: ASGIApp) -> CORSMiddleware:
         allow_origin_regex=r"(?s).*",
         allow_methods=ALLOWED_METHODS,
         allow_headers=["*"],  # clients of OpenAI and Anthropic send their own headers
-        expose_headers=EXPOSED_HEADERS,
+        expose_headers=exposed_headers(),
         allow_private_network=True,
         max_age=PREFLIGHT_CACHE_SECONDS,
     )
+
+
+def exposed_headers() -> tuple[str, ...]:
+    """Response headers that scripts of allowed origins may read."""
+    return *document()["paths"][PATHS["chat"]]["post"]["responses"]["200"]["headers"], "retry-after"
 
 
 async def _refuse(error: RequestError, scope: Scope, _: Receive, send: Send) -> None:
@@ -104,9 +98,6 @@ async def _refuse(error: RequestError, scope: Scope, _: Receive, send: Send) -> 
 
 _log = logging.getLogger("gateway")
 
-RECORD_TIMEOUT = 5.0
-"""Seconds that the shutdown waits for requests whose answer is sent and whose record is not queued yet."""
-
 
 def create_app(open_parts: Callable[[], AbstractAsyncContextManager[Parts]]) -> Starlette:
     """Build the application. `open_parts` runs in the event loop that serves, because connection pools need it."""
@@ -114,18 +105,16 @@ def create_app(open_parts: Callable[[], AbstractAsyncContextManager[Parts]]) -> 
     @asynccontextmanager
     async def lifespan(app: _App) -> AsyncIterator[None]:
         async with open_parts() as parts:
-            routes = operation_routes(parts)
+            routes = endpoint_routes(parts)
             app.serve(routes)
             _register_state_metrics(parts)
             app.middleware = CrossOriginMiddleware(app.dispatch, parts.current, count=parts.metrics.record_refusal)
             _show_worker_crashes(app, parts.metrics)
             app.state.task_failed = parts.metrics.task_failed
-            app.state.cohort, app.state.heads = parts.current.cohort, parts.current.heads
             try:
                 yield
             finally:
                 parts.current.leaving = True
-                await app.wait_for_records()
 
     return _App(lifespan=lifespan, exception_handlers={HTTPException: _http_error, Exception: _internal_error})
 
@@ -139,10 +128,10 @@ class _App(Starlette):
     deployments: Sequence[tuple[re.Pattern[str], Line]] = ()
     """Chat request handlers of Azure paths, which contain the model, with the pattern of the path."""
     paths: frozenset[str] = frozenset()
-    """Paths of all operations."""
+    """Paths of all endpoints."""
 
     def serve(self, routes: Sequence[Route]) -> None:
-        """Serve these operations, and the page."""
+        """Serve these endpoints, and the page."""
         lines = [(route, route.endpoint) for route in routes if isinstance(route.endpoint, Line)]
         self.lines = {route.path: line for route, line in lines if not route.param_convertors}
         self.deployments = [(route.path_regex, line) for route, line in lines if route.param_convertors]
@@ -175,17 +164,6 @@ class _App(Starlette):
                 scope["path_params"] = found.groupdict()
                 return line
         return None
-
-    async def wait_for_records(self) -> None:
-        """Wait until all chat requests have queued their records, at most RECORD_TIMEOUT.
-
-        The server considers a request complete after its last byte, before its record is queued.
-        """
-        lines = [*self.lines.values(), *(line for _, line in self.deployments)]
-        with suppress(TimeoutError):
-            async with asyncio.timeout(RECORD_TIMEOUT):
-                while any(line.active for line in lines):  # noqa: ASYNC110  (once, at shutdown)
-                    await asyncio.sleep(0.005)
 
 
 def _register_state_metrics(parts: Parts) -> None:

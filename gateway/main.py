@@ -54,13 +54,10 @@ from gateway.access import (
     watching_issued_keys,
 )
 from gateway.app import create_app
-from gateway.http.server import open_listener
 from gateway.observability.logs import log_uncaught
 from gateway.observability.metrics import Metrics
 from gateway.observability.observers import ImplicitSignals, RecentRequests, Recorder, open_observability
 from gateway.observability.state_metrics import (
-    RECIPE_EVIDENCE,
-    RECIPE_EVIDENCE_TEXT,
     TrafficMetrics,
     add_feedback_metrics,
     add_log_metrics,
@@ -68,14 +65,13 @@ from gateway.observability.state_metrics import (
 )
 from gateway.observability.tracing import check_tracing
 from gateway.parts import Parts
-from gateway.process.bound_watch import BoundWatch, watching_bounds
 from gateway.process.jobs import Jobs, PlanSolver
 from gateway.process.reload import Reader, Reload
 from gateway.process.signals import Drain, handle_signals
 from gateway.process.watched_files import file_states, watched_files
-from gateway.request.audits import Audits
 from gateway.request.cache_step import CacheStep, cache_store, open_cache
 from gateway.request.stored_step import StoredStep, open_stored_step
+from gateway.server import open_listener
 from gateway.serving_state import ServingState, Wiring
 from gateway.stored_responses.store import response_store
 from routers.kernel import IMPLEMENTATION
@@ -211,6 +207,7 @@ async def open_worker(
             drain = Drain(parts.current, lame_duck=settings.drain)
             async with handle_signals(drain=drain.begin, reload=parts.reload.request, abort=drain.abort):
                 gc.freeze()  # full collections would visit all loaded objects while every request waits
+                gc.set_threshold(20_000)  # at the default of 700 collections take some 3 % of the processor time
                 yield parts
 
 
@@ -246,7 +243,6 @@ async def open_parts(
         await _watch_experts(stack, wiring, registry, session, metrics, check=check)
         if metrics.registry.worker == 0:
             _log.info("router %s: the fast heads use %s", in_use.router.version, IMPLEMENTATION)
-            await _watch_bounds(stack, current, feedback, settings, metrics)
         reload = Reload(current, settings=settings, in_use=in_use, wiring=wiring, read=read)
         del in_use  # this frame would keep the first router in memory for the life of the process
         await stack.enter_async_context(reload.watching(since=states, task_failed=failed))
@@ -255,7 +251,6 @@ async def open_parts(
         cache = await _open_cache(stack, registry, metrics)
         stored = await _open_stored_step(stack, registry, settings, metrics)
         recent, signals = RecentRequests(), ImplicitSignals(feedback_writer.put)
-        audits = await stack.enter_async_context(Audits(current, store=feedback_writer.put, metrics=metrics))
         yield Parts(
             current,
             observers=(recent.observe, recorder.observe, signals.observe, *observation.observers),
@@ -267,7 +262,6 @@ async def open_parts(
             settings=settings,
             jobs=await stack.enter_async_context(Jobs(settings)),
             solver=await stack.enter_async_context(PlanSolver(settings)),
-            audit=audits.observe,
             tracing=observation.tracing,
             cache=cache,
             stored=stored,
@@ -324,15 +318,6 @@ async def _watch_experts(
     )
     if check and metrics.registry.worker == 0:
         await stack.enter_async_context(checking(wiring.experts.values(), registry, session=session))
-
-
-async def _watch_bounds(
-    stack: AsyncExitStack, current: ServingState, feedback: FeedbackLog, settings: Settings, metrics: Metrics
-) -> None:
-    """Watch the loss bounds of recipes in the background, and show their evidence as a metric."""
-    watch = BoundWatch(current, feedback, settings)
-    metrics.gauges(RECIPE_EVIDENCE, RECIPE_EVIDENCE_TEXT, ("recipe",), watch.evidence, largest=True)
-    await stack.enter_async_context(watching_bounds(watch, task_failed=metrics.task_failed))
 
 
 async def _open_wiring(

@@ -28,9 +28,8 @@ from gateway.serving_state import ServingState
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """The opened parts of one application. `audit` observes requests to recipes before the others do. `tracing` is None
-    without a collector, `cache` and `stored` if none is declared, `reload`, `issued` and `session` in tests without
-    them, `residency` if no experts share a device."""
+    """The opened parts of one application. `tracing` is None without a collector, `cache` and `stored` if none is
+    declared, `reload`, `issued` and `session` in tests without them, `residency` if no experts share a device."""
 
     current: ServingState
     observers: Sequence[Observer]
@@ -42,7 +41,6 @@ class Parts:
     settings: Settings
     jobs: Jobs
     solver: PlanSolver
-    audit: Observer | None = None
     tracing: Tracing | None = None
     cache: CacheStep | None = None
     stored: StoredStep | None = None

@@ -14,11 +14,10 @@ from collections.abc import Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 
-from coe.artifacts.kinds import ASSIGNMENT, GATE, OVERLAYS
+from coe.artifacts.kinds import ASSIGNMENT, GATE
 from coe.artifacts.store import ArtifactStore
 from coe.experts import ExpertLoader, ReplicatedExpert, build_experts, build_recipes
 from coe.experts.http.client import Client
-from coe.experts.recipes.policy_file import NO_POLICIES, ArmPolicies
 from coe.mapping import Consequence
 from coe.registry import Registry
 from coe.retrieval.store import DocumentStore
@@ -27,8 +26,6 @@ from coe.routing.conversation import Affinity
 from coe.runtime.active_state import ActiveState, DocumentIndex, retrieval_in_use
 from coe.settings import Settings
 from gateway.access import Access, IssuedKeyWatch, Limiter, access_of
-from gateway.cohort import Cohort
-from gateway.http.known_heads import KnownHeads
 from gateway.request.admission import Admission
 from gateway.request.answers import AnswerPool
 
@@ -49,32 +46,23 @@ class Serving:
     """Kinds whose version in use does not fit the other artifacts, so that it is ignored."""
     consequences: tuple[Consequence, ...] = ()
     """Differences between experts.yaml and the plan in use."""
-    policies: ArmPolicies = NO_POLICIES
-    """The fitted policies of the recipes' arms."""
     registry: Registry = field(init=False)
     """The parsed experts.yaml."""
     plan: str = field(init=False)
     """The version of the plan in use; empty for the mapping declared in experts.yaml."""
-    token: object = field(init=False)
-    """Identifies this state. A value kept with this token is valid while the state of the same token serves. Unlike a
-    reference to the state, the token does not keep a replaced state in memory."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "registry", self.composition.registry)
         object.__setattr__(self, "plan", self.versions.get(ASSIGNMENT) or "")
-        object.__setattr__(self, "token", object())
 
 
 class ServingState:
-    """Holds the state for new requests, and what outlives a reload: the admission, the memory for answers, the cohort
-    of ready requests, and the known heads."""
+    """Holds the state for new requests, and what outlives a reload: the admission and the memory for answers."""
 
     def __init__(self, serving: Serving) -> None:
         self.serving = serving
         self.admission = Admission(serving.registry.limits)
         self.answers = AnswerPool()
-        self.cohort = Cohort()
-        self.heads = KnownHeads()
         self.leaving = False
         """True if the process is shutting down, so that no load balancer should send it requests."""
         self.reload_error: str | None = None
@@ -83,7 +71,6 @@ class ServingState:
     def replace(self, serving: Serving) -> None:
         """Serve new requests with this state; requests in progress keep theirs."""
         self.serving = serving
-        self.heads.clear()  # so that revoked API keys do not stay in memory
         self.admission.limits = serving.registry.limits
         self.admission.grant()
 
@@ -114,7 +101,6 @@ class Wiring:
         """The experts of the latest state."""
         self._request_timeout = 0.0
         self._index: DocumentIndex | None = None
-        self._broken_bounds = frozenset[str]()
         self._retired: list[tuple[float, ReplicatedExpert | DocumentStore]] = []
 
     def serving(self, in_use: ActiveState) -> Serving:
@@ -134,15 +120,13 @@ class Wiring:
             threads=self._threads,
             confidence_threshold=in_use.confidence_threshold,
             affinity=self._affinity,
-            overlays=in_use.overlays,
             retrieval=retrieval,
             recipes=build_recipes(
                 registry, experts, categories=len(in_use.router.categories), policies=in_use.policies.by_arm
             ),
         )
         versions = {**in_use.versions, GATE: gate}
-        loaded = {OVERLAYS: bool(in_use.overlays.version), GATE: bool(retrieval and retrieval.gate)}
-        unused = frozenset(kind for kind, is_loaded in loaded.items() if versions.get(kind) and not is_loaded)
+        unused = frozenset({GATE} if gate and not (retrieval and retrieval.gate) else ())
         serving = Serving(
             composition,
             self._access(composition),
@@ -150,15 +134,7 @@ class Wiring:
             versions,
             unused,
             in_use.consequences,
-            in_use.policies,
         )
-        for recipe in sorted(in_use.policies.broken - self._broken_bounds):
-            _log.warning(
-                "audits of recipe %r differ more often than its max_loss allows, so it now calls all its steps; run "
-                "`coe score` with new probes and `coe plan`, or raise max_loss",
-                recipe,
-            )
-        self._broken_bounds = in_use.policies.broken
         self._retire_replaced(experts, in_use.index)
         self._request_timeout = registry.policy.timeout
         return serving

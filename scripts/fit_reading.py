@@ -3,8 +3,8 @@
     python -m scripts.fit_reading --data DIR [--messages N] [--out FILE]
 
 It writes messages at random: a starter prompt or a public one (DIR/category/train.parquet) as the request, passages
-(DIR/retrieval/docs.parquet) as material, and frames made of the sentences and labels of reading_frames.yaml. Others are
-made from the templates of benchmarks/templates.yaml that are not held out, and from the clients of
+(reading_passages.jsonl) as material, and frames made of the sentences and labels of reading_frames.yaml. Others are
+made from reading_templates.yaml, the templates of benchmarks/templates.yaml that are not held out, and the clients of
 benchmarks/boilerplate_wrappers.py. Since it wrote each message, it knows the class of each unit.
 """
 
@@ -352,8 +352,8 @@ def main() -> None:
     english = [row["prompt"] for row in public if row["lang"] in ("en", "", None) and 15 < len(row["prompt"]) <= 900]
     rng = Random(SEED)
     requests += rng.sample(english, min(len(english), len(requests) // 2))
-    docs = pq.read_table(options.data / "retrieval" / "docs.parquet", columns=["text", "lang"]).to_pylist()
-    passages = [row["text"] for row in docs if row["lang"] == "en" and len(row["text"]) > 200]
+    lines = (HERE / "reading_passages.jsonl").read_text(encoding="utf-8").splitlines()
+    passages = [json.loads(line)["text"] for line in lines]
     frames = YAML(typ="safe").load(HERE / "reading_frames.yaml")
     writer = Writer(frames, requests, passages, rng)
     model = fit(iter(writer.message, None), options.messages)

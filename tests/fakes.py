@@ -23,7 +23,6 @@ from coe.mapping.problem import declared_assignment
 from coe.records import FeedbackWriter
 from coe.registry import Registry
 from coe.retrieval.retrieval import Retrieval
-from coe.routing.classification import Overlays
 from coe.routing.composition import Composition
 from coe.routing.conversation import Affinity
 from coe.runtime.active_state import DocumentIndex
@@ -39,7 +38,6 @@ from gateway.observability.observers import ImplicitSignals, RecentRequests
 from gateway.observability.tracing import Tracing
 from gateway.parts import Parts
 from gateway.process.jobs import Jobs, PlanSolver
-from gateway.request.audits import Audits
 from gateway.request.cache_step import open_cache
 from gateway.request.line import Observer
 from gateway.request.stored_step import open_stored_step
@@ -276,7 +274,6 @@ async def gateway_of(
     *,
     observers: Sequence[Observer] = (),
     tracing: Tracing | None = None,
-    overlays: Overlays | None = None,
     retrieval: Retrieval | None = None,
     index: DocumentIndex | None = None,
     settings: Settings | None = None,
@@ -303,7 +300,7 @@ async def gateway_of(
     async def parts() -> AsyncIterator[Parts]:
         with ThreadPoolExecutor(1) as threads:
             composition = _composition_of(
-                registry, experts, threads, assignment, affinity=affinity, overlays=overlays, retrieval=retrieval
+                registry, experts, threads, assignment, affinity=affinity, retrieval=retrieval
             )
             limiter = Limiter(clock=ManualClock())  # nothing refills while a busy machine pauses
             access = access_of(registry, limiter, routed=composition.routed_arms)
@@ -319,13 +316,12 @@ async def gateway_of(
                 else open_stored_step(registry.stored_responses, stored, count=metrics.record_unstored) as step,
             ):
                 signals = ImplicitSignals(writer.put)
-                audits = Audits(current, store=writer.put, metrics=metrics)
                 keep = (recent.observe, metrics.observe, log.observe, signals.observe)
                 where = settings or NOWHERE
-                async with audits, Jobs(where) as own_jobs, PlanSolver(where) as own_solver:
+                async with Jobs(where) as own_jobs, PlanSolver(where) as own_solver:
                     helped = jobs or own_jobs, solver or own_solver
                     stores = (log, log, writer, recent)
-                    more = audits.observe, tracing, cache, step
+                    more = tracing, cache, step
                     issued, seen = IssuedKeyWatch(KeyStore(MemoryStore())), (*keep, *observers)
                     yield Parts(current, seen, metrics, *stores, where, *helped, *more, issued=issued)
 

@@ -145,15 +145,6 @@ def test_versions_are_listed_with_the_problem_of_a_pointer_that_cannot_be_read(t
     assert listed["damaged"].startswith(f"{tmp_path / 'router' / 'current'}: cannot be read (Is a directory)")
 
 
-def test_damaged_overlays_can_only_be_rolled_back(tmp_path: Path) -> None:
-    store = ArtifactStore(tmp_path, "overlays")
-    artifact = published(store, "one")
-    store.promote(artifact.manifest.version)
-    (artifact.folder / "weights.bin").unlink()
-    with pytest.raises(ArtifactError, match="since it was published; if it is in use, `coe rollback overlays`"):
-        store.current()
-
-
 @pytest.mark.parametrize("name", ["weights.bin", MANIFEST])
 @pytest.mark.parametrize("content", ["oNe", None])
 def test_making_a_damaged_version_again_repairs_it(name: str, content: str | None, tmp_path: Path) -> None:

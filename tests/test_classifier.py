@@ -34,7 +34,7 @@ ONE_BEST = plan_of([[0.6, 0.7, 0.6], [0.6, 0.7, 0.6], [0.6, 0.7, 0.6]])
 
 async def stage_of(gateway: Gateway, rule: ExpertRule | None = None, chat: Chat = ART) -> str:
     composition = gateway.serving_state.serving.composition
-    return (await composition.classifier.classify(chat, None, rule))[1].stage
+    return (await composition.classifier.classify(chat, rule))[1].stage
 
 
 async def test_the_routing_gain_is_computed_once_for_each_set_of_eligible_experts(
@@ -78,6 +78,7 @@ def residual_of(left_out: Sequence[float], label: int) -> Residual:
         experts=EXPERTS,
         encoder="e",
         prompt_ids=("p0", "p1"),
+        texts=("none", "art"),
         labels=np.array([label, label]),
         posteriors=np.eye(3)[[label, label]],
         scores=scores,
@@ -106,10 +107,20 @@ async def test_a_sure_text_is_encoded_where_the_residual_may_change_the_choice_a
 async def test_the_residual_changes_the_choice_of_an_encoded_text_alone() -> None:
     async with gateway_of(assignment=GAINS) as gateway:
         composition = gateway.serving_state.serving.composition
-        _, prediction = await composition.classifier.classify(SURE, None)
+        _, prediction = await composition.classifier.classify(SURE)
         assert composition.decide(SURE, prediction, RequestOptions()).expert == "generalist"
         without = replace(prediction, residual=None)
         assert composition.decide(SURE, without, RequestOptions()).expert == "painter"
+        explain = {"content-type": "application/json", "x-coe-explain": "1"}
+        bodies = (
+            b'{"model": "%s", "messages": [{"role": "user", "content": "art"}]}' % name
+            for name in (b"auto", b"painter")
+        )
+        routed, pinned = [(await gateway.post("/v1/route", body, headers=explain)).json for body in bodies]
+    (nearest, _) = routed["measured"]
+    assert (nearest["prompt_id"], nearest["text"], nearest["category"]) == ("p1", "art", "art")
+    assert nearest["scores"] == {"coder": 0.0, "painter": 0.0, "generalist": 1.0}
+    assert pinned["measured"] == []
 
 
 def test_an_expert_that_may_not_serve_a_category_has_no_residual_there() -> None:

@@ -167,7 +167,7 @@ def test_the_relative_cost_of_an_arm_has_all_calls_of_its_judge() -> None:
     registry = registry_of(
         experts=experts, assignment={"general": "a"}, recipes=[judged, {"name": "plain", "cascade": ["a", "c"]}]
     )
-    names = ("judged@2", "plain@2")
+    names = ("judged", "plain")
     assert relative_cost(registry, names).tolist() == [(1 + 2 + 8 + 2 * 4) / 8, (1 + 8) / 8]
 
 
@@ -205,3 +205,13 @@ def test_shortening_keeps_head_and_tail() -> None:
     text = "a" * 100 + "b" * 100
     assert shorten(text, 30) == "a" * 20 + "\n" + "b" * 10
     assert shorten("short", 30) == "short"
+
+
+def test_the_best_category_and_the_confidence_follow_the_posterior() -> None:
+    prediction = Prediction(np.array([0.2, 0.4, 0.4], np.float32), "fast", 0.5)
+    other = replace(prediction, probabilities=np.array([0.9, 0.1, 0.0], np.float32))
+    assert (prediction.best, prediction.confidence) == (1, float(np.float32(0.4)) * 0.5)  # the first of equal ones
+    assert (other.best, other.confidence) == (0, float(np.float32(0.9)) * 0.5)
+    known = Prediction(other.probabilities, "fast", 0.5, largest=(0, 0.9))
+    assert (known.best, known.confidence) == (0, 0.45)
+    assert replace(known, probabilities=prediction.probabilities).best == 1

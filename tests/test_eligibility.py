@@ -49,5 +49,5 @@ def test_the_shortcut_gives_the_experts_that_are_not_ineligible(
 
 def test_recipes_are_eligible_too() -> None:
     registry = declared(recipes=[{"name": "panel", "vote": ["coder", "painter"]}])
-    found = eligible_arms(chat_of("x"), registry, {"panel@1": 1.0}, "", language="en")
-    assert sorted(found) == ["coder", "generalist", "painter", "panel@1"]
+    found = eligible_arms(chat_of("x"), registry, {"panel": 1.0}, "", language="en")
+    assert sorted(found) == ["coder", "generalist", "painter", "panel"]

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from coe.core import UNDETERMINED, Prediction
-from coe.routing import classification
-from coe.routing.classification import (
+from coe.routing import encoder_passes
+from coe.routing.encoder_passes import (
     BUSY_RATIO,
     ENCODER_BACKOFF_FACTOR,
     MAX_BACKOFF_SECONDS,
@@ -110,8 +110,8 @@ def test_a_shorter_slow_pass_does_not_shorten_the_pause_after_a_longer_one() -> 
 async def test_results_of_the_latest_encoder_passes_are_kept_whatever_the_white_space_around_the_text(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(classification, "MAX_CACHED_RESULTS", 2)
-    monkeypatch.setattr(classification, "LoadShedding", partial(LoadShedding, clock=ManualClock()))
+    monkeypatch.setattr(encoder_passes, "MAX_CACHED_RESULTS", 2)
+    monkeypatch.setattr(encoder_passes, "LoadShedding", partial(LoadShedding, clock=ManualClock()))
     passes: list[str] = []
 
     class CountingRouter(WordRouter):
@@ -120,10 +120,10 @@ async def test_results_of_the_latest_encoder_passes_are_kept_whatever_the_white_
             return super().predict(texts)
 
     with ThreadPoolExecutor(1) as threads:
-        encoder_passes = EncoderPasses(CountingRouter(), threads=threads, timeout=None)
+        runner = EncoderPasses(CountingRouter(), threads=threads, timeout=None)
 
         async def stage(text: str) -> str:
-            found = await encoder_passes.predict(text, foreign=False)
+            found = await runner.predict(text, foreign=False)
             assert found is not None
             return found.stage
 
@@ -159,19 +159,19 @@ class WaitingRouter(WordRouter):
 async def test_passes_are_skipped_after_one_that_waited_not_after_one_that_computed(
     router: type[WordRouter], ratio: float, skips: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(classification, "BUSY_RATIO", ratio)  # this machine may be busy
-    monkeypatch.setattr(classification, "ENCODER_BACKOFF_FACTOR", 1000.0)
-    monkeypatch.setattr(classification, "MAX_BACKOFF_SECONDS", 1000.0)
+    monkeypatch.setattr(encoder_passes, "BUSY_RATIO", ratio)  # this machine may be busy
+    monkeypatch.setattr(encoder_passes, "ENCODER_BACKOFF_FACTOR", 1000.0)
+    monkeypatch.setattr(encoder_passes, "MAX_BACKOFF_SECONDS", 1000.0)
     with ThreadPoolExecutor(1) as threads:
-        encoder_passes = EncoderPasses(router(), threads=threads, timeout=None)
-        found = [await encoder_passes.predict(text, foreign=False) for text in ("ponder code", "ponder art")]
+        runner = EncoderPasses(router(), threads=threads, timeout=None)
+        found = [await runner.predict(text, foreign=False) for text in ("ponder code", "ponder art")]
     assert [one is None for one in found] == [False, skips]
 
 
 @pytest.mark.anyio
 async def test_a_result_without_a_language_is_cached(monkeypatch: pytest.MonkeyPatch) -> None:
     """An absent multilingual stage stays absent, so another pass would find the same."""
-    monkeypatch.setattr(classification, "LoadShedding", partial(LoadShedding, clock=ManualClock()))
+    monkeypatch.setattr(encoder_passes, "LoadShedding", partial(LoadShedding, clock=ManualClock()))
     passes: list[str] = []
 
     class WithoutLanguage(WordRouter):
@@ -180,7 +180,7 @@ async def test_a_result_without_a_language_is_cached(monkeypatch: pytest.MonkeyP
             return [replace(found, language=UNDETERMINED) for found in super().predict(texts)]
 
     with ThreadPoolExecutor(1) as threads:
-        encoder_passes = EncoderPasses(WithoutLanguage(), threads=threads, timeout=None)
+        runner = EncoderPasses(WithoutLanguage(), threads=threads, timeout=None)
         for _ in range(2):
-            await encoder_passes.predict("ponder code", foreign=True)
+            await runner.predict("ponder code", foreign=True)
     assert passes == ["ponder code"]

@@ -316,14 +316,14 @@ def test_patterns_that_no_name_matches_both_do_not_contradict_each_other(tmp_pat
     ]
 
 
-def test_an_alias_may_stand_for_an_expert_recipe_or_arm_and_replaces_none(tmp_path: Path) -> None:
+def test_an_alias_may_stand_for_an_expert_or_recipe_and_replaces_none(tmp_path: Path) -> None:
     second = "  - name: large\n    model: n\n    runtime: external\n    base_url: http://localhost:2/v1\n"
     several = GOOD.replace("assignment:", f"{second}assignment:")
     several += "recipes: [{name: both, cascade: [small, large]}]\n"
-    models = load(tmp_path, f"{several}aliases: {{a: large, b: both, c: both@1}}").models
-    resolved = [found.model for name in "abc" if (found := models.resolve(name))]
-    assert resolved == ["large", "both", "both@1"]
-    for name in ("large", "both", "both@1"):
+    models = load(tmp_path, f"{several}aliases: {{a: large, b: both}}").models
+    resolved = [found.model for name in "ab" if (found := models.resolve(name))]
+    assert resolved == ["large", "both"]
+    for name in ("large", "both"):
         with pytest.raises(ConfigError, match="is a model already, which an alias cannot replace; remove the alias"):
             load(tmp_path, f"{several}aliases: {{{name}: auto}}")
 

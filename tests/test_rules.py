@@ -147,14 +147,14 @@ def test_a_named_expert_answers_if_it_is_eligible_and_up() -> None:
     assert choose(health=dict.fromkeys(("coder", "painter", "generalist"), down)) == ("painter", "rule", "")
     assert choose(rule=ExpertRule("k", ("coder", "generalist"))) == ("generalist", "sticky", "")
     recipe = {"name": "both", "cascade": ["coder", "painter"]}
-    assert choose(recipes=[recipe], named="both@2") == ("both@2", "rule", "")
-    assert choose(recipes=[recipe], named="both@2", rule=ExpertRule("k", ("coder",))) == ("coder", "routed", "")
+    assert choose(recipes=[recipe], named="both") == ("both", "rule", "")
+    assert choose(recipes=[recipe], named="both", rule=ExpertRule("k", ("coder",))) == ("coder", "routed", "")
 
 
 def random_rule(number: int, chance: random.Random) -> dict[str, Any]:
     action: dict[str, Any] = chance.choice(
         [
-            {"expert": chance.choice(("coder", "painter", "generalist", "both", "both@1"))},
+            {"expert": chance.choice(("coder", "painter", "generalist", "both"))},
             {"category": chance.choice(CATEGORIES)},
             {"odds": {chance.choice(CATEGORIES): chance.choice((0.001, 3, 1000))}},
             {"only_local": True},

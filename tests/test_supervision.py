@@ -24,10 +24,11 @@ from coe.runtime.artifact_sync import ArtifactSync, sync_artifacts
 from coe.settings import Settings
 from coe.supervision import log_failure, next_pause, supervised
 from gateway.access import Limiter, open_affinity, open_limiter
-from gateway.http.server import HttpServer, open_listener
 from gateway.observability.logs import TextFormatter
 from gateway.observability.metrics import Metrics, exposition
+from gateway.server import Server
 from gateway.shared_cache import SharedCache
+from tests.gateway.raw_http import served
 
 pytestmark = pytest.mark.anyio
 
@@ -182,10 +183,8 @@ def expert_watch(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: 
 
 
 def connections(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) -> Opened:
-    patch.setattr(HttpServer, "_accept", work)
-    return HttpServer(
-        Starlette(), open_listener("127.0.0.1", 0, stalled_after=1.0), max_connections=1, task_failed=failed
-    )
+    patch.setattr(Server, "_accept", work)
+    return served(Starlette(), task_failed=failed)
 
 
 def reload(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) -> Opened:

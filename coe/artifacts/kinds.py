@@ -8,20 +8,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-ROUTER, ASSIGNMENT, OVERLAYS, GATE = "router", "assignment", "overlays", "gate"
+ROUTER, ASSIGNMENT, GATE = "router", "assignment", "gate"
 
 
 @dataclass(frozen=True, slots=True)
 class ArtifactKind:
     """One kind of artifact.
 
-    `remade_by` is the command that makes a damaged version again, None if that command needs an intact version.
-    `quality` describes the number that versions are compared by, `check` what is verified before a promotion, and
-    `default` what serves where no version is in use.
+    `remade_by` is the command that makes a damaged version again. `quality` describes the number that versions are
+    compared by, `check` what is verified before a promotion, and `default` what serves where no version is in use.
     """
 
     name: str
-    remade_by: str | None
+    remade_by: str
     quality: str
     check: str
     default: str = "none"
@@ -33,12 +32,6 @@ _KINDS = (
         remade_by="coe train",
         quality="accuracy on held-out prompts",
         check="its categories are those of experts.yaml, and its files are complete",
-    ),
-    ArtifactKind(
-        OVERLAYS,
-        remade_by=None,
-        quality="mean gain of the tenants' held-out accuracy",
-        check="they were fitted to the router in use",
     ),
     ArtifactKind(
         ASSIGNMENT,

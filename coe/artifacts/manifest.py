@@ -127,8 +127,8 @@ def _remedy_for(name: str) -> str:
     kind = ARTIFACT_KINDS.get(name)
     if kind is None:
         return "install CoE again"
-    again = f"make it again with `{kind.remade_by}`; " if kind.remade_by else ""
-    return f"{again}if it is in use, `coe rollback {kind.name}` restores the version before"
+    again = f"make it again with `{kind.remade_by}`"
+    return f"{again}; if it is in use, `coe rollback {kind.name}` restores the version before"
 
 
 def _sha256_of(path: Path) -> str | None:

@@ -27,8 +27,8 @@ from coe.cli import (
     log,
     plan,
     probes,
+    report,
     score,
-    status,
     up,
 )
 from coe.cli.learning import categories, promote, retrain, train, tune
@@ -87,8 +87,7 @@ EXAMPLES: Mapping[str, Sequence[str]] = {
     "up": ("coe up", "coe up draft.yaml --port 9000"),
     "chat": ("coe chat 'What is 17 * 23?'", "coe chat --model coder 'Write a test for this function'"),
     "route": ("coe route 'Prove that 17 is prime'", "coe route --input prompts.jsonl --output decisions.jsonl"),
-    "spend": ("coe spend", "coe spend --by key,category --since 30d"),
-    "history": ("coe history", "coe history --since 7d --json"),
+    "report": ("coe report", "coe report --days 30 --json"),
     "log": ("coe log --follow", "coe log --since 1h --outcome expert_timeout", "coe log export log.parquet --since 7d"),
     "tune": ("coe tune --budget 2.00", "coe tune my-probes.jsonl --minutes 10 --yes"),
     "score": ("coe score --out scores", "coe score my-probes.jsonl --out scores --expert coder --judge writer"),
@@ -142,9 +141,8 @@ _PANELS: Mapping[str, Mapping[str, Callable[..., Any] | typer.Typer]] = {
         "serve": up.serve,
         "chat": chat.chat,
         "route": chat.route,
-        "status": status.status,
-        "spend": status.spend,
-        "history": status.history,
+        "status": report.status,
+        "report": report.report,
         "log": log.app,
     },
     "Measure and plan": {

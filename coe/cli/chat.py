@@ -92,8 +92,6 @@ class Routed:
     measured: Sequence[Mapping[str, Any]]
 
 
-MAX_MEASURED = 3
-"""Measured prompts that an explanation shows."""
 RouteRequest = Callable[[dict[str, Any]], Routed]
 """Decides the fields of a request."""
 
@@ -146,7 +144,7 @@ def _open_router(config: Path | None, key: str, is_only_local: bool, client: str
             named=rules.arms.get(prediction.rule, ""),
         )
         posterior = dict(zip(router.categories, prediction.probabilities.tolist(), strict=True))
-        measured = nearest_measured(in_use.assignment, prediction, limit=MAX_MEASURED)
+        measured = nearest_measured(in_use.assignment, prediction, decision.candidates)
         return Routed(decision, posterior, text, excluded_experts(registry, rule), measured)
 
     return route_request
@@ -208,9 +206,12 @@ def _print(routed: Routed, *, explain: bool) -> None:
             print_line(f"excluded    {name} ({_EXCLUDED[why]})")
         for one in routed.measured:
             scores = ", ".join(f"{name} {score:.2f}" for name, score in one["scores"].items())
-            print_line(
-                f"measured    {one['prompt_id']} ({one['category']}, similarity {one['similarity']:.2f}): {scores}"
+            where = (
+                f"{one['category'] or 'rated request'}, similarity {one['similarity']:.2f}, weight {one['weight']:.1%}"
             )
+            print_line(f"measured    {one['prompt_id']} ({where}): {scores}")
+            if one["text"]:
+                print_line(f"            {one['text']}")
 
 
 def chat(text: Text = None, model: Model = "auto", config: Config = None) -> None:

@@ -21,6 +21,7 @@ from coe.errors import ArtifactError, ConfigError, DataError
 from coe.experts import build_experts
 from coe.experts.http.client import Client
 from coe.experts.live_check import Finding, check_experts
+from coe.learning.evaluation import sandbox
 from coe.mapping import Consequence
 from coe.registry import Registry, yaml_source
 from coe.registry.rules import rule_notes
@@ -118,6 +119,11 @@ def notes_on(declared: Registry, settings: Settings) -> list[str]:
     """Return notes on settings that are valid but have an effect that is easily missed."""
     source = yaml_source.read(settings.config)
     notes = [f"{source.at(('rules', index))}: {note}" for index, note in rule_notes(declared.rules)]
+    if "code" in declared.category_names and not sandbox.installed():
+        notes.append(
+            "bubblewrap is not installed: `coe score` and `coe tune` leave out the shipped probes that run code; with "
+            "`coe score --unsafe`, nothing but limits on time, memory, files and processes holds it"
+        )
     retrieval = declared.retrieval
     if declared.cache is None or retrieval.store is None or retrieval.default_similarity >= 1:
         return notes

@@ -20,7 +20,6 @@ from coe.learning.estimation.experience_loader import open_logs
 from coe.learning.evaluation.tables import require_parquet
 from coe.records import missing_file, open_log_and_feedback, require_log
 from coe.records.codec import to_json
-from coe.records.feedback import FeedbackLog
 from coe.records.record import LogPage, LogQuery, RoutingLog, RoutingRecord
 from coe.registry import Registry
 from coe.terminal import print_error, print_line
@@ -85,7 +84,7 @@ def log(
         return
     try:
         url, base = registry.log.url, settings.home
-        shown = asyncio.run(_show(*open_log_and_feedback(url, base=base), query, follow=follow, json=json))
+        shown = asyncio.run(_show(open_log_and_feedback(url, base=base)[0], query, follow=follow, json=json))
     except KeyboardInterrupt:
         raise typer.Exit(0) from None
     if not shown:
@@ -141,28 +140,27 @@ def _check_format(file: Path) -> None:
 
 def _no_match(query: LogQuery, registry: Registry) -> str:
     """The note for an empty list, with the declared names where the query names something else."""
-    for name, known in (("category", registry.category_names), ("expert", registry.arm_names)):
+    for name, known in (("category", registry.category_names), ("expert", registry.model_names)):
         if (value := getattr(query, name)) and value not in known:
             return f"no records match; {value!r} is not a declared {name}; declared: {', '.join(known)}"
     return "no records match"
 
 
-async def _show(routing_log: RoutingLog, feedback: FeedbackLog, query: LogQuery, *, follow: bool, json: bool) -> int:
+async def _show(routing_log: RoutingLog, query: LogQuery, *, follow: bool, json: bool) -> int:
     """Print the records and, with `follow`, new ones without end. Returns the number of records."""
     try:
         page = await routing_log.tail(query)
         if not json:
             print_line(_HEADER)
-        await _print(page, feedback, json)
+        _print(page, json)
         while follow:
             query = replace(query, after=page.cursor)
             page = await routing_log.read(query)
-            await _print(page, feedback, json)
+            _print(page, json)
             if page.cursor == query.after:  # nothing new; a page of records that do not match moves the cursor
                 await asyncio.sleep(POLL_SECONDS)
         return len(page.records)
     finally:
-        await feedback.aclose()
         await routing_log.aclose()
 
 
@@ -172,35 +170,26 @@ _HEADER = (
 )
 
 
-async def _print(page: LogPage, feedback: FeedbackLog, json: bool) -> None:
+def _print(page: LogPage, json: bool) -> None:
     if page.damaged:
         print_error(_damaged_note(page.damaged))
     for record in page.records:
-        print_line(to_json(record).decode() if json else _line(record, await _audit(record, feedback)))
-
-
-async def _audit(record: RoutingRecord, feedback: FeedbackLog) -> str:
-    """Return the outcome of the audit of a recipe's answer; empty if it was not drawn for one."""
-    if record.audit != "started":
-        return record.audit
-    events = await feedback.for_request(record.request_id, keys=(None,))
-    return next((str(event.value) for event in events if event.kind == "audit"), record.audit)
+        print_line(to_json(record).decode() if json else _line(record))
 
 
 def _damaged_note(count: int) -> str:
     return f"{count} entries of the log are damaged and left out"
 
 
-def _line(record: RoutingRecord, audit: str = "") -> str:
+def _line(record: RoutingRecord) -> str:
     when = datetime.fromtimestamp(record.time).astimezone().strftime("%Y-%m-%d %H:%M:%S")
     tokens = "+".join("-" if count is None else str(count) for count in (record.input_tokens, record.output_tokens))
     cause = f"{record.fallback_from or record.expert}: {record.cause}" if record.cause else ""
     recipe = f"{'; ' if cause else ''}{_recipe(record)}" if record.recipe else ""
-    audited = f"; audit {audit}" if audit else ""
     return (
         f"{when}  {record.category or '-':17} {record.confidence:4.2f}  {record.expert or '-':14} "
         f"{record.reason or '-':9} {record.outcome:18} {tokens:>11} {record.total_ms:8.0f}  "
-        f"{record.request_id:36}  {cause}{recipe}{audited}"
+        f"{record.request_id:36}  {cause}{recipe}"
     ).rstrip()
 
 

@@ -123,10 +123,8 @@ def show_plan(report: Mapping[str, Any], scores: Path, *, is_dry_run: bool) -> N
         value = report["value_of_expert"].get(name, "not found in time")
         lost = value if isinstance(value, str) else "no plan without it" if value is None else f"{value:.4f}"
         print_line(f"{name:16} {price:8.4f}  {lost}")
-    print_line(f"\n{'this plan against':20} {'quality':>8} {'cost':>10}  (US dollars per thousand requests)")
-    for row in report["against"]:
-        compared = _less_plan(row["less_plan"]) if row["expert"] else ""
-        print_line(f"{row['expert'] or 'this plan':20} {row['quality']:8.4f} {row['cost']:10.4g}{compared}")
+    for line in against_lines(report["against"]):
+        print_line(line)
     if names := report["assumed_tokens"]:
         print_line(
             f"assumed: {ASSUMED_INPUT_TOKENS} input and {ASSUMED_OUTPUT_TOKENS} output tokens a request to "
@@ -135,26 +133,11 @@ def show_plan(report: Mapping[str, Any], scores: Path, *, is_dry_run: bool) -> N
     if logged := report["uses"]["logged"]:
         print_line(f"uses: tokens, costs and times also come from {logged} requests in the routing log")
     print_line(_residual(report["residual"]))
-    for line in (*_waits(report["waits"]), *_sweep(report), *(_gate(report["gate"]) if "gate" in report else ())):
+    for line in (*_sweep(report), *(_gate(report["gate"]) if "gate" in report else ())):
         print_line(line)
     print_line(
         "\nthe assignment in use is unchanged" if is_dry_run else "\nthe plan is in use; running gateways apply it soon"
     )
-
-
-def _waits(found: Mapping[str, Any] | None) -> list[str]:
-    """The expected waits for experts that share devices, a line each."""
-    if found is None:
-        return []
-    if found["unknown"]:
-        return [found["unknown"]]
-    lines = [f"\nexpected waits on shared devices at {found['requests_per_s']:.3g} requests a second, by simulation:"]
-    lines += [
-        f"{name:16} mean {one['mean_s']:.2f} ± {one['standard_error_s']:.2f} s, p95 {one['p95_s']:.1f} s, "
-        f"{one['awake']:.0%} find it awake" + (f", {one['expired']:.1%} expire" if one["expired"] else "")
-        for name, one in found["experts"].items()
-    ]
-    return lines
 
 
 def _margin_error(row: Mapping[str, Any]) -> str:
@@ -163,6 +146,16 @@ def _margin_error(row: Mapping[str, Any]) -> str:
         return ""
     level = " level" if Difference(row["margin"], error).verdict == "level" else ""
     return f" ± {error:.3f}{level}"
+
+
+def against_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The plan, which is the first row, against each single expert, a line each."""
+    lines = [f"\n{'this plan against':20} {'quality':>8} {'cost':>10}  (US dollars per thousand requests)"]
+    for row in rows:
+        compared = _less_plan(row["less_plan"]) if row["expert"] else ""
+        cost = "unknown" if row["cost"] is None else f"{row['cost']:.4g}"
+        lines.append(f"{row['expert'] or 'this plan':20} {row['quality']:8.4f} {cost:>10}{compared}")
+    return lines
 
 
 def _less_plan(found: Mapping[str, Any]) -> str:

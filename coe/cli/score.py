@@ -13,9 +13,9 @@ import typer
 
 from coe.cli.common import Config, Json, declaration_for
 from coe.jobs.scoring import Report, Scoring, open_journal, probes_with_passages, run_scoring
-from coe.learning.evaluation.isolation import installed
 from coe.learning.evaluation.passage_gain import GAINS_FILE
 from coe.learning.evaluation.probes import DIFFICULTIES, Probe, read_probes
+from coe.learning.evaluation.sandbox import installed
 from coe.learning.evaluation.tables import require_parquet
 from coe.learning.probes.shipped import SHIPPED, default_probes, folder_seed, own_file, write_seed
 from coe.registry import ExpertSpec, RecipeSpec, Registry
@@ -41,7 +41,7 @@ Passages = Annotated[
     typer.Option("--retrieval", help="both: also score with passages of the declared store, to fit a gate."),
 ]
 Unsafe = Annotated[
-    bool, typer.Option("--unsafe", help="Run code of experts without a sandbox, with the rights of this user.")
+    bool, typer.Option("--unsafe", help="Run code of experts without bubblewrap, with the rights of this user.")
 ]
 
 
@@ -73,8 +73,8 @@ def score(
     With --recipe, chains and fuses of experts.yaml are scored, and of the experts only those that --expert names. Each
     answer takes a call to every member. The judge of a cascade grades the answers of all members but the last ones.
 
-    The sandbox needs bubblewrap (apt-get install bubblewrap). Where it does not isolate, no request is sent. Without
-    it, the default probes that run code are left out.
+    The sandbox needs bubblewrap (apt-get install bubblewrap). Where it does not work, no request is sent. Without it,
+    the default probes that run code are left out.
     """
     require_parquet()
     settings, registry = declaration_for(config)
@@ -185,7 +185,7 @@ def _show(report: Mapping[str, Any]) -> None:
         print_line(f"{name:20} {counts} {column['output_tokens']:10} {column['cut']:5}")
     for name, column in report["experts"].items():
         if column["inconsistent"]:
-            print_line(f"{name}: {column['inconsistent']} contradictory pairs of verdicts counted as ties")
+            print_line(f"{name}: {column['inconsistent']} contradictory pairs of grades counted as ties")
         if column["missing"]:
             errors = ", ".join(f"{count} x {code}" for code, count in column["errors"].items()) or "not requested yet"
             print_line(

@@ -31,8 +31,6 @@ _RESPONSES_FAILURE = sse.EventTypes("response.failed", "error")
 _MESSAGES_PREAMBLE = sse.EventTypes("message_start", "ping", "message_stop")  # a message_delta holds the stop reason
 _MESSAGES_USAGE = sse.EventTypes("message_start", "message_delta")
 _MESSAGES_END = sse.EventTypes("message_stop")
-_RESPONSES_SPECIAL = sse.EventTypes("response.completed", "response.incomplete", "response.failed", "error")
-_MESSAGES_SPECIAL = sse.EventTypes("message_start", "message_delta", "message_stop", "error")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +41,7 @@ class ApiFormat:
     events without content, `done` the end of the stream, `finished` that only the end is missing. `failure` returns
     what an error event carries, `usages` the token counts. `end` is appended if a server omits it.
     `system_prompt_fields` returns the request fields that a system prompt changes, `defaults` the declared parameters
-    under this API's names. `is_ordinary` is true only for events in which `done`, `finished`, `failure` and
-    `usages` find nothing.
+    under this API's names.
     """
 
     path: str
@@ -57,7 +54,6 @@ class ApiFormat:
     system_prompt_fields: Callable[[Fields, str], Fields]
     defaults: Callable[[Fields], Fields] = dict
     preamble: Callable[[Any], bool] = sse.never
-    is_ordinary: Callable[[bytes], bool] = sse.never
     end: bytes = b""
 
 
@@ -192,7 +188,6 @@ _CHAT = ApiFormat(
     usages=_chat_usages,
     system_prompt_fields=lambda fields, prompt: {"messages": with_system_prompt(fields["messages"], prompt)},
     preamble=sse.has_no_choice,
-    is_ordinary=sse.is_ordinary,
     end=sse.DONE,
 )
 _PASS_THROUGH = ApiFormat(
@@ -217,7 +212,6 @@ API_FORMATS: Mapping[Api, ApiFormat] = {
         system_prompt_fields=lambda fields, prompt: {"instructions": _joined(prompt, fields.get("instructions"))},
         defaults=_responses_defaults,
         preamble=_RESPONSES_PREAMBLE.matches,
-        is_ordinary=lambda events: not _RESPONSES_SPECIAL.may_be_in(events),
     ),
     "messages": ApiFormat(
         path="messages",
@@ -228,7 +222,6 @@ API_FORMATS: Mapping[Api, ApiFormat] = {
         usages=_messages_usages,
         system_prompt_fields=lambda fields, prompt: {"system": _joined(prompt, fields.get("system"))},
         preamble=_MESSAGES_PREAMBLE.matches,
-        is_ordinary=lambda events: not _MESSAGES_SPECIAL.may_be_in(events),
     ),
     "embeddings": ApiFormat(
         path="embeddings",

@@ -66,20 +66,17 @@ def build_recipes(
     arms: dict[str, RecipeExpert | WritingExpert] = {}
     for recipe in registry.declared_recipes:
         if recipe.writes:
-            arms[recipe.arm(1)] = writing_expert(registry, recipe, experts)
+            arms[recipe.name] = writing_expert(registry, recipe, experts)
             continue
-        for level in range(1, recipe.levels + 1):
-            name = recipe.arm(level)
-            policy = _fitted_policy(fitted, recipe, level) or default_policy(recipe, categories=categories)
-            arms[name] = RecipeExpert(
-                name,
-                experts,
-                policy=_with_caps_in_force(policy, registry),
-                categories=categories,
-                final_answer=final_answer,
-                limits=registry.policy,
-                audit_rate=recipe.audit_probability,
-            )
+        policy = fitted.get(recipe.name) or default_policy(recipe, categories=categories)
+        arms[recipe.name] = RecipeExpert(
+            recipe.name,
+            experts,
+            policy=_with_caps_in_force(policy, registry),
+            categories=categories,
+            final_answer=final_answer,
+            limits=registry.policy,
+        )
     return arms
 
 
@@ -89,15 +86,8 @@ def writing_expert(registry: Registry, recipe: RecipeSpec, experts: Mapping[str,
     return WritingExpert(recipe, experts, declared=declared, limits=registry.policy)
 
 
-def _fitted_policy(fitted: Mapping[str, RecipePolicy], recipe: RecipeSpec, level: int) -> RecipePolicy | None:
-    """Return the policy of a level, or of the next safer one: `max_loss` may have ruled out the cheaper ones."""
-    safer = (fitted.get(recipe.arm(one)) for one in range(level, recipe.levels + 1))
-    return next((policy for policy in safer if policy is not None), None)
-
-
 def _with_caps_in_force(policy: RecipePolicy, registry: Registry) -> RecipePolicy:
-    """Return the policy with caps no higher than the limits that its members declare. A proposed recipe may have been
-    fitted before they were declared, and a cap replaces the declared limit in a request."""
+    """Return the policy without caps that the declared parameters of its members do not allow."""
     return policy.with_caps({name: cap_in_force(cap, registry.expert(name)) for name, cap in policy.max_tokens.items()})
 
 

@@ -14,7 +14,7 @@ from hashlib import blake2b
 from operator import attrgetter
 from typing import Literal, Self
 
-from coe.core import Call, Chunks, DirectReply, Expert, Health, Reply, Sink
+from coe.core import Call, Chunks, Expert, Health, Reply
 from coe.errors import Cause, ExpertBusy, ExpertError, ExpertUnavailable, ExpertUnreachable
 from coe.experts.outcomes import COOL_DOWN, Breaker, Incidents, State
 from coe.registry import ExpertSpec
@@ -74,8 +74,6 @@ class Replica:
         breaker = self.breaker
         generation = breaker.begin()
         self.in_flight += 1
-        if call.pending is not None:
-            call.pending.end()
         plain = call.api == "chat" and not call.renames_limit
         expert = self._chat if plain and self._chat is not None else self.expert
         try:
@@ -127,10 +125,6 @@ class TrackedReply:
         self.usage = reply.usage
         self._reply = reply
         self._ended: Callable[[BaseException | None, bool], None] | None = ended
-
-    def set_sink(self, sink: Sink) -> None:
-        if isinstance(self._reply, DirectReply):
-            self._reply.set_sink(sink)
 
     def chunks(self) -> Chunks:
         return _TrackedChunks(self._reply.chunks(), self)
@@ -195,8 +189,6 @@ class ReplicatedExpert:
         self.incidents = Incidents(spec.name, clock=clock)
         for replica in self.replicas:
             replica.incidents = self.incidents
-        self.pending = 0
-        """Requests that are decided for this expert and not yet sent (`coe.core.PendingCall`); part of its load."""
         self._limit = spec.concurrent_requests
         self._clock = clock
         self._free = Health(ready_replicas=len(self.replicas))
@@ -264,7 +256,7 @@ class ReplicatedExpert:
 
     def _load(self, ready: Sequence[Replica]) -> float:
         if self._limit is not None:
-            return (self.pending + sum(map(_outstanding, ready))) / (self._limit * len(ready)) if ready else 0.0
+            return sum(map(_outstanding, ready)) / (self._limit * len(ready)) if ready else 0.0
         for replica in ready:
             if not replica.queue_length:
                 return 0.0

@@ -1,7 +1,6 @@
 """Makes a plan from measured scores, puts it into use, and reports it as JSON (`coe plan`).
 
-Computations that exceed the time budget are left out of the report and of the published record; a note names them. If
-the folder has scores with and without passages (`coe score --retrieval both`), the retrieval gate is fitted too.
+If the folder has scores with and without passages (`coe score --retrieval both`), the retrieval gate is fitted too.
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,27 +20,22 @@ from coe.artifacts.kinds import GATE
 from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError, ConfigError, StoreError
 from coe.experts.recipes.policy_file import RECIPES_FILE, ArmPolicies
-from coe.jobs.expected_waits import solve_with_waits, wait_model, waits_report
 from coe.jobs.foreground import note_if_slow
-from coe.jobs.plan_basis import plan_basis, share_of_streams
+from coe.jobs.plan_basis import compare_with_single_experts, paired_errors, plan_basis, share_of_streams
 from coe.jobs.plan_residual import with_residual
 from coe.learning.estimation.experience_loader import open_logs
 from coe.learning.estimation.logged_uses import LoggedUses, uses_report
 from coe.learning.evaluation.passage_gain import GAINS_FILE, read_gains
 from coe.learning.paired_scores import Difference
 from coe.learning.plots import plot_calibration, plot_sweep
-from coe.learning.recipes.logged_arms import LoggedArms, PastArms
 from coe.learning.retraining.gate_fit import GateExamples, fit_gate, gate_report
 from coe.mapping import (
-    MARGINAL_VALUES_TIME_SHARE,
     Assignment,
     MeasuredUses,
     ParetoRow,
     PlanEvidence,
     PlanInputs,
     Problem,
-    TimeBudget,
-    changed_fields,
     marginal_values,
     planned_quality,
     planned_use,
@@ -55,7 +48,6 @@ from coe.mapping import (
     sweep,
 )
 from coe.mapping.plan_file import ASSIGNMENT_FILE
-from coe.records.record import observed
 from coe.registry import Registry, yaml_source
 from coe.registry.yaml_source import KeyPath
 from coe.retrieval.gate import GATE_FILE
@@ -95,8 +87,7 @@ def make_plan(
     Returns the report. Raises DataError, or ArtifactError for a gate without a router.
     """
     evidence, before = _plan_in_use(store, registry)
-    arms = LoggedArms(registry)
-    logged = logged_uses(settings, registry, options.log_seconds, arms)
+    logged = logged_uses(settings, registry, options.log_seconds)
     basis, left_out, recipes = plan_basis(
         settings,
         registry,
@@ -105,45 +96,39 @@ def make_plan(
         deviations=options.deviations,
         evidence=PlanEvidence() if options.drop_feedback else evidence,
         logged=logged,
-        past=[] if logged is None else _past_arms(store, arms, registry),
     )
     policies = ArmPolicies(basis.problem.categories, recipes.policies, recipes.written, share_of_streams(logged))
     unplanned = _unplanned(settings, registry, recipes.left_out)
     with note_if_slow("solving the plan"):
-        basis, assignment, waits = _solve(settings, registry, basis, logged)
+        assignment = _solve(settings, basis)
     with note_if_slow("testing the residual"):
-        assignment, evidence_of_residual = with_residual(settings, registry, basis, assignment)
+        basis, assignment, evidence_of_residual = with_residual(settings, registry, basis, assignment)
     problem = basis.problem
     with note_if_slow("the sweep"):
         rows = sweep(problem, options.sweep_row, options.sweep_limits) if options.sweep_row else []
         infeasible = _infeasible(problem, options.sweep_row, options.sweep_limits, rows)
     if options.plot is not None:
         plot_sweep(rows, row=options.sweep_row, path=options.plot)
-    time_budget = TimeBudget()
+    against = compare_with_single_experts(basis, assignment)
     with note_if_slow("finding each expert's marginal value"):
-        values = marginal_values(problem, assignment, time_budget=time_budget.part(MARGINAL_VALUES_TIME_SHARE))
+        values = marginal_values(problem, assignment)
     if not options.dry_run:
         with store.draft() as draft:
             if recipes.arms:
                 (draft / RECIPES_FILE).write_bytes(policies.to_json())
-            with note_if_slow("solving for other budgets"):
-                basis.save(draft, assignment, values=values, time_budget=time_budget)
+            basis.save(draft, assignment, values=values, against=against)
             _promote(store, draft, assignment, registry, why=f"planned on {scores}")
-    if time_budget.skipped:
-        print_error(f"note: left out, since it would have taken too long: {', '.join(time_budget.skipped)}")
     gate = plan_gate(settings, registry, scores, dry_run=options.dry_run)
     report = plan_to_json(problem, assignment) | {
         "price_by_category": assignment.price.tolist(),
         "assumed_tokens": _assumed_tokens(registry, basis),
         "uses": uses_report(basis, logged),
         "value_of_expert": values,
-        "against": _compare_with_single_experts(basis, assignment),
+        "against": against,
         "sweep": [asdict(row) | {"used": dict(row.used)} for row in rows],
         "sweep_impossible": infeasible,
         "left_out": asdict(left_out) | {"recipes": unplanned},
         "recipes": policies.steps,
-        "recipe_max_tokens": policies.max_tokens,
-        "waits": waits,
         "feedback": _feedback_report(evidence, basis, before, assignment),
         "residual": evidence_of_residual._asdict(),
         "sample": _sample_use(problem, assignment, basis.traffic),
@@ -174,24 +159,13 @@ def _promote(store: ArtifactStore, draft: Path, assignment: Assignment, registry
     store.promote(artifact.manifest.version, by="plan", why=why)
 
 
-def _solve(
-    settings: Settings, registry: Registry, basis: PlanInputs, logged: LoggedUses | None
-) -> tuple[PlanInputs, Assignment, dict[str, Any] | None]:
-    """Solve the plan. Returns the inputs with the expected waits of experts that share devices, the plan, and the
-    report of the waits. Raises ConfigError with the line of the budget if no plan keeps it."""
-    model, reason = wait_model(settings, registry, logged)
-
-    def solved(inputs: PlanInputs) -> Assignment:
-        return solve(inputs.problem, traffic=inputs.traffic)
-
+def _solve(settings: Settings, basis: PlanInputs) -> Assignment:
+    """Solve the plan. Raises ConfigError with the line of the budget if no plan keeps it."""
     try:
-        if model is None:
-            return basis, solved(basis), waits_report(None, reason, None)
-        found = solve_with_waits(basis, model, solve=solved)
+        return solve(basis.problem, traffic=basis.traffic)
     except ConfigError as error:
         line = yaml_source.read(settings.config).at(("budget",))
         raise ConfigError(*(f"{line}: {problem}" for problem in error.problems)) from error
-    return found.basis, found.assignment, waits_report(found, "", model)
 
 
 def _add_margin_errors(
@@ -200,7 +174,7 @@ def _add_margin_errors(
     """Add the standard error of each category's margin. The margin of a pinned category is removed: it had no
     choice."""
     experts = basis.problem.experts
-    for row, error in zip(rows, _paired_errors(basis, assignment), strict=True):
+    for row, error in zip(rows, paired_errors(basis, assignment), strict=True):
         row["pinned"] = row["category"] in registry.assignment
         row["margin"] = None if row["pinned"] else row["margin"]
         second = row["runner_up"]
@@ -224,36 +198,14 @@ def _plan_in_use(store: ArtifactStore, registry: Registry) -> tuple[PlanEvidence
         return PlanEvidence(), {}
 
 
-def _past_arms(store: ArtifactStore, log: LoggedArms, registry: Registry) -> list[PastArms]:
-    """The plans whose arms answered logged requests; without those that were deleted or cannot be read."""
-    found = []
-    for version in log.plans:
-        with suppress(ArtifactError):
-            plan = read_published(store.published(version).folder, version)
-            dependencies = None if plan.record is None else plan.record.dependencies
-            if plan.policies is None or dependencies is None:
-                continue
-            then = dependencies.experts
-            changed = {one.name for one in registry.experts if changed_fields(then.get(one.name, {}), one)}
-            found.append(PastArms(version, plan.policies, log, frozenset(changed)))
-    return found
-
-
 def _infeasible(
     problem: Problem, row: str, limits: Sequence[float], rows: Sequence[ParetoRow]
 ) -> dict[str, Any] | None:
-    """The limits of a sweep that no plan keeps, and the smallest feasible one; None where all are feasible.
-
-    The smallest is null where it takes too long to find.
-    """
+    """The limits of a sweep that no plan keeps, and the smallest feasible one; None where all are feasible."""
     left_out = sorted(set(limits) - {found.limit for found in rows})
     if not left_out:
         return None
-    try:
-        smallest = smallest_limit(problem, row, TimeBudget())
-    except TimeoutError:
-        smallest = None
-    return {"row": row, "limits": left_out, "smallest": smallest}
+    return {"row": row, "limits": left_out, "smallest": smallest_limit(problem, row)}
 
 
 def _feedback_report(
@@ -310,69 +262,18 @@ def _assumed_tokens(registry: Registry, basis: PlanInputs) -> list[str]:
     return [name for name in basis.problem.experts if name in priced and not measured.has_tokens(name)]
 
 
-def logged_uses(
-    settings: Settings, registry: Registry, seconds: float, arms: LoggedArms | None = None
-) -> LoggedUses | None:
-    """The uses in the routing log of the last `seconds`; None, with a note, where the log cannot be read.
-
-    Those of recipes' arms are added to `arms`; these are incomplete where the log cannot be read.
-    """
+def logged_uses(settings: Settings, registry: Registry, seconds: float) -> LoggedUses | None:
+    """The uses in the routing log of the last `seconds`; None, with a note, where the log cannot be read."""
     if not seconds:
         return None
     now = time.time()
     try:
         with note_if_slow("reading the routing log"), open_logs(registry.log.url, base=settings.home) as logs:
             pages = logs.records(since=now - seconds, until=now)
-            return LoggedUses.of(pages if arms is None else observed(pages, arms.add), registry.category_names)
+            return LoggedUses.of(pages, registry.category_names)
     except StoreError as error:
         print_error(f"note: uses come from the scores alone, since the routing log cannot be read: {error}")
         return None
-
-
-def _paired_errors(basis: PlanInputs, assignment: Assignment) -> NDArray[np.float64]:
-    """Standard error of each expert's difference from the chosen expert, by category; NaN if it is unknown."""
-    found = basis.paired_error(assignment)
-    return np.full(basis.problem.quality.shape, np.nan) if found is None else np.array(found)
-
-
-def _compare_with_single_experts(basis: PlanInputs, assignment: Assignment) -> list[dict[str, Any]]:
-    """Return rows that compare the plan (first row) with each single expert serving all planned categories.
-
-    `quality` is the lower confidence bound that the plan optimizes, and `estimate` the mean. `cost` is in US dollars
-    per thousand requests. `latency_ms` is null if it is unknown. Pins and limits are ignored for single experts.
-    `less_plan` is the expert's quality minus the plan's; its standard error is that of paired means, null if a
-    category has too few prompts.
-    """
-    problem = basis.problem
-    bounds = basis.table.lower(deviations=basis.deviations, pseudo_count=basis.pseudo_count)
-    single, estimates = (problem.weights @ bounds).tolist(), basis.table.shrunk(pseudo_count=basis.pseudo_count)
-    chosen = [problem.experts.index(name) for name in assignment.choice]
-    cost, latency = (problem.weights @ problem.use(row) for row in ("mean_cost", "mean_latency_ms"))
-    used = planned_use(problem, assignment)
-    plan: dict[str, Any] = {
-        "expert": None,
-        "quality": planned_quality(problem, assignment),
-        "estimate": float(problem.weights @ estimates[np.arange(len(chosen)), chosen]),
-        "cost": used.get("mean_cost"),
-        "latency_ms": used.get("mean_latency_ms"),
-    }
-    errors = np.sqrt((problem.weights**2) @ _paired_errors(basis, assignment) ** 2).tolist()
-    means = (problem.weights @ estimates).tolist()
-    rows = zip(problem.experts, single, means, cost.tolist(), latency.tolist(), errors, strict=True)
-    return [
-        plan,
-        *(
-            {
-                "expert": name,
-                "quality": quality,
-                "estimate": mean,
-                "cost": cost,
-                "latency_ms": latency if np.isfinite(latency) else None,
-                "less_plan": Difference(quality - plan["quality"], error).to_json(),
-            }
-            for name, quality, mean, cost, latency, error in rows
-        ),
-    ]
 
 
 CALIBRATION_FILE = "calibration.png"

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,15 +22,18 @@ from coe.jobs.foreground import note_if_slow
 from coe.learning.estimation.logged_uses import LoggedUses
 from coe.learning.estimation.refit import MAX_PSEUDO_COUNT, merged
 from coe.learning.evaluation.quality import Quality, read_quality
+from coe.learning.paired_scores import Difference
 from coe.learning.recipes.columns import RecipeColumns, recipe_columns
-from coe.learning.recipes.logged_arms import PastArms
 from coe.learning.retraining.budget_solver import PRICE_SAMPLE_SIZE, declared_problem
 from coe.mapping import (
+    Assignment,
     Dependencies,
     MeasuredUses,
     PlanEvidence,
     PlanInputs,
     Problem,
+    planned_quality,
+    planned_use,
     round_traffic,
 )
 from coe.mapping.score_table import ScoreTable, fit_pseudo_count, tabulate_partly
@@ -72,7 +76,6 @@ def plan_basis(
     deviations: float,
     evidence: PlanEvidence,
     logged: LoggedUses | None = None,
-    past: Sequence[PastArms] = (),
 ) -> tuple[PlanInputs, LeftOut, RecipeColumns]:
     """Return the inputs of the solver, the parts that are left out, and the plan columns of recipes.
 
@@ -80,14 +83,13 @@ def plan_basis(
     data are left out.
     The feedback in `evidence` is merged with the scores of the categories that it reassigned, and the usage measured by
     `coe score` with the `logged` usage. Enough logged requests of the router in use also give the weights of categories
-    and the sample of traffic, in place of the probes. The logged requests of `past` plans correct the uses of recipe
-    arms. Raises DataError where no category can be planned.
+    and the sample of traffic, in place of the probes. Raises DataError where no category can be planned.
     """
     data = read_quality(folder, benchmark=benchmark, only=registry.expert_names, partly=True)
     probes = _PlannedProbes.of(folder, data, registry)
     uses = probes.uses if logged is None else _with_logged(probes.uses, logged, registry)
     recipes, all_scores = _with_recipes(
-        folder, data, registry, probes, streamed=share_of_streams(logged), expected=uses, past=past
+        folder, data, registry, probes, streamed=share_of_streams(logged), expected=uses
     )
     columns = (*probes.experts, *recipes.arms)
     measured = tabulate_partly(probes.categories, columns, probes.member, all_scores)
@@ -160,7 +162,7 @@ class _PlannedProbes:
 
 def _without_waits(tables: Mapping[str, ScoreTable], registry: Registry) -> dict[str, ScoreTable]:
     """Return the tables without logged times of experts that share a device: these include waits of the plan then in
-    use, and `coe.jobs.expected_waits` adds those of the new plan."""
+    use."""
 
     def shares_device(name: str) -> bool:
         return bool(registry.devices_of(registry.expert(name)))
@@ -189,7 +191,6 @@ def _with_recipes(
     *,
     streamed: float,
     expected: MeasuredUses,
-    past: Sequence[PastArms],
 ) -> tuple[RecipeColumns, NDArray[np.float64]]:
     """Fit the recipes on the prompts that all experts were scored on.
 
@@ -206,8 +207,8 @@ def _with_recipes(
             experts=probes.experts,
             categories=probes.categories,
             streamed=streamed,
+            probed=probes.uses,
             expected=expected,
-            past=past,
         )
     all_scores = np.full((len(probes.rows), len(probes.experts) + len(recipes.arms)), np.nan)
     all_scores[:, : len(probes.experts)] = probes.scores
@@ -295,3 +296,49 @@ def _traffic(
     sample = np.random.default_rng(0).permutation(len(prompts))[:PRICE_SAMPLE_SIZE]
     posteriors = np.stack([found.probabilities for found in router.predict([prompts[index] for index in sample])])
     return round_traffic(posteriors[:, [router.categories.index(name) for name in problem.categories]])
+
+
+def paired_errors(basis: PlanInputs, assignment: Assignment) -> NDArray[np.float64]:
+    """Standard error of each expert's difference from the chosen expert, by category; NaN if it is unknown."""
+    found = basis.paired_error(assignment)
+    return np.full(basis.problem.quality.shape, np.nan) if found is None else np.array(found)
+
+
+def compare_with_single_experts(basis: PlanInputs, assignment: Assignment) -> list[dict[str, Any]]:
+    """Return rows that compare the plan (first row) with each single expert serving all planned categories.
+
+    `quality` is the lower confidence bound that the plan optimizes, and `estimate` the mean. `cost` is in US dollars
+    per thousand requests. `latency_ms` is null if it is unknown. Pins and limits are ignored for single experts.
+    `less_plan` is the expert's quality minus the plan's; its standard error is that of paired means, null if a
+    category has too few prompts.
+    """
+    problem = basis.problem
+    bounds = basis.table.lower(deviations=basis.deviations, pseudo_count=basis.pseudo_count)
+    single, estimates = (problem.weights @ bounds).tolist(), basis.table.shrunk(pseudo_count=basis.pseudo_count)
+    chosen = [problem.experts.index(name) for name in assignment.choice]
+    cost, latency = (problem.weights @ problem.use(row) for row in ("mean_cost", "mean_latency_ms"))
+    used = planned_use(problem, assignment)
+    plan: dict[str, Any] = {
+        "expert": None,
+        "quality": planned_quality(problem, assignment),
+        "estimate": float(problem.weights @ estimates[np.arange(len(chosen)), chosen]),
+        "cost": used.get("mean_cost"),
+        "latency_ms": used.get("mean_latency_ms"),
+    }
+    errors = np.sqrt((problem.weights**2) @ paired_errors(basis, assignment) ** 2).tolist()
+    means = (problem.weights @ estimates).tolist()
+    rows = zip(problem.experts, single, means, cost.tolist(), latency.tolist(), errors, strict=True)
+    return [
+        plan,
+        *(
+            {
+                "expert": name,
+                "quality": quality,
+                "estimate": mean,
+                "cost": cost,
+                "latency_ms": latency if np.isfinite(latency) else None,
+                "less_plan": Difference(quality - plan["quality"], error).to_json(),
+            }
+            for name, quality, mean, cost, latency, error in rows
+        ),
+    ]

@@ -22,7 +22,7 @@ from pydantic import SecretStr
 from coe.core import Expert
 from coe.errors import DataError, ExpertUnavailable
 from coe.learning.evaluation.answers import RetryLimits
-from coe.learning.evaluation.grades import GRADES, Grader, grading_probe, write_grades
+from coe.learning.evaluation.grades import GRADES, grading_probe, write_grades
 from coe.learning.evaluation.judge import Judge
 from coe.learning.evaluation.passage_gain import Gain, ProbeWithPassages, add_passages, write_gains
 from coe.learning.evaluation.probes import Probe
@@ -82,7 +82,7 @@ class Scoring:
         for one in self.registry.declared_recipes:
             if one.writes:
                 members = [self.registry.expert(name) for name in one.members]
-                keys[one.arm(1)] = recipe_keys(self.probes, one, members, judge)
+                keys[one.name] = recipe_keys(self.probes, one, members, judge)
         object.__setattr__(self, "keys", keys)
         object.__setattr__(self, "passage_keys", passage_keys)
 
@@ -90,7 +90,7 @@ class Scoring:
     def columns(self) -> tuple[str, ...]:
         """The names of the experts and arms to score."""
         experts = dict.fromkeys((*(spec.name for spec in self.experts), *self.graded))
-        return (*experts, *(recipe.arm(1) for recipe in self.recipes if recipe.writes))
+        return (*experts, *(recipe.name for recipe in self.recipes if recipe.writes))
 
     @property
     def graded(self) -> tuple[str, ...]:
@@ -182,7 +182,7 @@ async def _score_missing(scoring: Scoring, settings: Settings, journal: Journal,
         return
     sandbox, limits, judge = await checked_sandbox(probes, unsafe=scoring.unsafe), RetryLimits(), None
     async with called_experts(scoring, settings) as experts:
-        arms = {one.arm(1): writing_expert(scoring.registry, one, experts) for one in scoring.recipes if one.writes}
+        arms = {one.name: writing_expert(scoring.registry, one, experts) for one in scoring.recipes if one.writes}
         if scoring.judge:
             judge = Judge(experts[scoring.judge.name], limits=limits, concurrency=scoring.concurrency)
         columns = [ExpertColumn(arms.get(name) or experts[name], column) for name, column in missing.items()]
@@ -193,7 +193,7 @@ async def _score_missing(scoring: Scoring, settings: Settings, journal: Journal,
         grading = _missing_grades(scoring, journal)
         with progress({name: len(column) for name, column in grading.items()}) as (advance, report):
             run = replace(run, report=report, advance=advance, kept=frozenset())
-            await score_columns([ExpertColumn(Grader(experts[name]), column) for name, column in grading.items()], run)
+            await score_columns([ExpertColumn(experts[name], column) for name, column in grading.items()], run)
 
 
 async def checked_sandbox(probes: Sequence[Probe], *, unsafe: bool) -> Sandbox:
@@ -202,7 +202,10 @@ async def checked_sandbox(probes: Sequence[Probe], *, unsafe: bool) -> Sandbox:
     if any(probe.checker == "code" for probe in probes):
         await sandbox.check()
         if unsafe:
-            print_error("warning: code of experts runs without a sandbox (--unsafe)")
+            print_error(
+                "warning: code of experts runs without bubblewrap (--unsafe): nothing but limits on time, memory, "
+                "files and processes holds it"
+            )
     return sandbox
 
 
@@ -287,7 +290,7 @@ def _gateway_url(settings: Settings) -> str:
 
 def write_tables(scoring: Scoring, journal: Journal, out: Path, *, benchmark: str) -> None:
     """Write all scores and answers that the journal has for these probes, those of experts outside this run too."""
-    arms = {recipe.arm(1): recipe for recipe in scoring.registry.declared_recipes if recipe.writes}
+    arms = {recipe.name: recipe for recipe in scoring.registry.declared_recipes if recipe.writes}
     cells = [
         (probe.prompt_id, name, cell)
         for index, probe in enumerate(scoring.probes)

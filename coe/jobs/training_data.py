@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from coe.errors import ConfigError, DataError
 from coe.jobs.foreground import progress_bar
-from coe.learning.evaluation.tables import numbered_prompts, read_prompts
+from coe.learning.evaluation.tables import numbered_prompts
 from coe.registry import Registry
 from coe.terminal import print_error
 
@@ -63,7 +63,7 @@ def _pairs(registry: Registry, *, base: Path, data: Path | None, extra: Path | N
     if data is None and registry.router.training_data:
         data = base / registry.router.training_data
     if data is not None:
-        pairs = read_prompts(data)
+        pairs = [(prompt, category) for _, prompt, category in numbered_prompts(data)]
         if unknown := sorted({category for _, category in pairs} - set(registry.category_names)):
             raise DataError(f"{data}: categories that experts.yaml does not declare: {', '.join(unknown)}")
     else:

@@ -25,7 +25,7 @@ from coe.learning.evaluation.recorded_answers import RecordedAnswers
 from coe.learning.recipes.answers import Answers
 from coe.learning.recipes.benchmark import compare, recipe_report
 from coe.mapping import Assignment, Problem, apply_residual, expected_utility, residual_gain, solve
-from coe.mapping.residual import fit_residual
+from coe.mapping.residual import Residual
 from coe.mapping.score_table import fit_pseudo_count, tabulate_prompts
 from coe.routing.classifier import MIN_RESIDUAL_GAIN
 from coe.routing.request_text import prompt_text
@@ -276,17 +276,16 @@ def _with_residual(
     """The assignment with the residual of the `labelled` training prompts, whose category is given by index."""
     rows, labels = np.array(list(labelled)), np.array(list(labelled.values()))
     certain = np.eye(len(assignment.categories))
-    residual, _ = fit_residual(
+    measured = Residual.of(
         lambda some: (embeddings[rows[some]], certain[labels[some]]),
         labels,
         data.scores[rows],
         dimensions=encoder.dimensions,
-        charge=assignment.price,
         categories=assignment.categories,
         experts=assignment.experts,
-        prompt_ids=[str(row) for row in rows],
+        prompts=[(str(row), "") for row in rows],
     )
-    return replace(assignment, residual=residual)
+    return replace(assignment, residual=measured.fitted(assignment.price)[0])
 
 
 def _answers(

@@ -15,7 +15,6 @@ from coe.mapping.effective_plan import EffectivePlan, effective_plan
 from coe.mapping.plan import (
     ParetoRow,
     best_choice,
-    frontiers,
     marginal_values,
     planned_quality,
     planned_use,
@@ -24,7 +23,6 @@ from coe.mapping.plan import (
     sweep,
 )
 from coe.mapping.plan_file import (
-    MARGINAL_VALUES_TIME_SHARE,
     PlanEvidence,
     PlanInputs,
     PlanRecord,
@@ -35,17 +33,17 @@ from coe.mapping.plan_file import (
     read_plan_file,
     read_problem,
     read_published,
+    read_unused,
     round_traffic,
     save_assignment,
 )
 from coe.mapping.problem import ANSWER_FIELDS, Budget, Dependencies, Problem, changed_fields
-from coe.mapping.program import TimeBudget, smallest_limit
+from coe.mapping.program import smallest_limit
 from coe.mapping.uses import LOGGED_MEASURES, MEASURES, MeasuredUses, Uses, declared_uses
 
 __all__ = [
     "ANSWER_FIELDS",
     "LOGGED_MEASURES",
-    "MARGINAL_VALUES_TIME_SHARE",
     "MEASURES",
     "Assignment",
     "Budget",
@@ -59,7 +57,6 @@ __all__ = [
     "PlanRecord",
     "Problem",
     "PublishedPlan",
-    "TimeBudget",
     "Uses",
     "apply_residual",
     "best_choice",
@@ -70,7 +67,6 @@ __all__ = [
     "effective_plan",
     "expected_price",
     "expected_utility",
-    "frontiers",
     "information_value",
     "marginal_values",
     "nearest_measured",
@@ -80,6 +76,7 @@ __all__ = [
     "read_plan_file",
     "read_problem",
     "read_published",
+    "read_unused",
     "residual_gain",
     "round_traffic",
     "routed_use",

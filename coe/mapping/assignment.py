@@ -250,11 +250,11 @@ def residual_gain(assignment: Assignment, eligible: Sequence[int]) -> NDArray[np
     return assignment.residual.gain(assignment._value, eligible)
 
 
-def nearest_measured(assignment: Assignment, prediction: Prediction, *, limit: int) -> list[dict[str, Any]]:
-    """Return the measured prompts nearest to a text, with their scores; none if the residual does not count for it."""
-    if assignment.residual is None or prediction.features is None:
+def nearest_measured(assignment: Assignment, prediction: Prediction, experts: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the measured prompts nearest to a text, with scores of `experts`; none if no residual counts for it."""
+    if assignment.residual is None or prediction.residual is None or prediction.features is None:
         return []
-    return assignment.residual.nearest(prediction.features, limit=limit)
+    return assignment.residual.nearest(prediction.features, experts)
 
 
 def apply_residual(assignment: Assignment, prediction: Prediction) -> Prediction:

@@ -5,7 +5,7 @@ The gateway logs them at start and on reload, `coe check` and `coe status` print
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -36,7 +36,6 @@ Kind = Literal[
     "budget_exceeded",
     "learning",
     "router",
-    "overlays",
     "gate",
 ]
 LIMIT_TOLERANCE = 1e-3
@@ -103,8 +102,9 @@ def _experts(
         if name not in plan.assignment.experts:
             yield _added(name, registry, effective)
     yield from _recipes(plan, registry, reassigned)
+    planned = _planned_recipes(plan)
     for name in plan.assignment.experts:
-        if "@" not in name and name not in registry.expert_names:
+        if name not in planned and name not in registry.expert_names:
             yield _removed("expert_removed", name, reassigned)
     then = dependencies.experts if (dependencies := _dependencies(plan)) else {}
     for spec in registry.experts:
@@ -140,15 +140,19 @@ def _recipes(
 ) -> Iterator[Consequence]:
     arms = plan.arms(registry)
     for recipe in registry.declared_recipes:
-        if not any(recipe.arm(level) in arms for level in range(1, recipe.levels + 1)):
+        if recipe.name not in arms:
             yield _added_recipe(recipe)
         elif recipe.max_loss is not None and plan.policies is not None:
-            tested = [one.max_loss for one in plan.policies.by_arm.values() if one.recipe == recipe.name]
-            if any(one is None or one > recipe.max_loss for one in tested):
-                yield _bound_changed(recipe.name, recipe.max_loss, tested[0])
+            tested = plan.policies.by_arm[recipe.name].max_loss
+            if tested is None or tested > recipe.max_loss:
+                yield _bound_changed(recipe.name, recipe.max_loss, tested)
     for name in plan.assignment.experts:
-        if "@" in name and name not in arms:
+        if name in _planned_recipes(plan) and name not in arms:
             yield _removed("recipe_removed", name, reassigned)
+
+
+def _planned_recipes(plan: PublishedPlan) -> Collection[str]:
+    return () if plan.policies is None else plan.policies.steps
 
 
 def _added_recipe(recipe: RecipeSpec) -> Consequence:
@@ -161,8 +165,8 @@ def _added_recipe(recipe: RecipeSpec) -> Consequence:
 
 
 def _bound_changed(name: str, max_loss: float, tested: float | None) -> Consequence:
-    then = "without a bound, which no audit tests" if tested is None else f"for max_loss {tested:g}"
-    sentence = f"recipe {name!r} has max_loss {max_loss:g}, and its arms were planned {then}. Run `coe plan` again"
+    then = "without a bound" if tested is None else f"for max_loss {tested:g}"
+    sentence = f"recipe {name!r} has max_loss {max_loss:g}, and it was planned {then}. Run `coe plan` again"
     return Consequence("recipe_bound_changed", name, sentence, replan=True)
 
 

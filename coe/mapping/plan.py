@@ -1,32 +1,24 @@
-"""Solve a planning problem: the assignment, the marginal value of each expert, and frontiers of the budget rows."""
+"""Solve a planning problem: the assignment, the marginal value of each expert, and sweeps of a budget row."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from operator import itemgetter
+from contextlib import suppress
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.errors import DataError
+from coe.errors import CoEError, DataError
 from coe.mapping.assignment import Assignment, expected_utility
 from coe.mapping.prices import mean_rows, normalized, prices, share_rows
-from coe.mapping.problem import MEAN_ROWS, USE_OF_ROW, Budget, Problem
-from coe.mapping.program import (
-    LARGE_PROBLEM_CELLS,
-    Solution,
-    TimeBudget,
-    find_solution,
-    require_solution,
-    smallest_limit,
-)
+from coe.mapping.problem import MEAN_ROWS, Problem
+from coe.mapping.program import find_solution, require_solution
 from coe.mapping.residual import Residual
 
-FRONTIER_POINTS = 16
-"""Limits per budget row on its frontier."""
-FRONTIER_MIP_GAP = 1e-3
-"""Relative gap to the optimum that a point of a frontier may have; it is invisible in a plot."""
+MARGINAL_VALUES_SECONDS = 30.0
+"""Time after which no further marginal value is calculated."""
 
 
 def solve(
@@ -131,23 +123,22 @@ def _use(problem: Problem, columns: NDArray[np.int64], hosted: Sequence[int]) ->
     return {row: value for row, value in used.items() if np.isfinite(value)}
 
 
-def marginal_values(
-    problem: Problem, plan: Assignment | None = None, *, time_budget: TimeBudget | None = None
-) -> dict[str, float | None]:
+def marginal_values(problem: Problem, plan: Assignment | None = None) -> dict[str, float | None]:
     """Return the loss of planned quality without each expert: 0 if it is not in the plan, None if it is indispensable.
 
     Without an expert, the arms that it is a member of are unavailable too. `plan` is the optimal one, if known. Experts
-    for which `time_budget` is too short are left out.
+    whose value is not found in MARGINAL_VALUES_SECONDS are left out.
     """
-    time_budget = time_budget or TimeBudget()
+    end = time.monotonic() + MARGINAL_VALUES_SECONDS
     choice = require_solution(problem).choice if plan is None else _columns(problem, plan)
     best = _quality(problem, choice)
-    needed = [problem.experts[column] for column in _needed(problem, choice)]
-    lost: dict[str, float | None] = {}
-    for name in needed:
-        with time_budget.attempt(f"the value of {name}") as part:
-            lost[name] = _lost(problem, name, best, part)
-    return {name: lost.get(name, 0.0) for name in problem.experts if name in lost or name not in needed}
+    lost: dict[str, float | None] = dict.fromkeys(problem.experts, 0.0)
+    for name in [problem.experts[column] for column in _needed(problem, choice)]:
+        del lost[name]
+        if time.monotonic() < end:
+            with suppress(CoEError):  # the solver found no plan in time
+                lost[name] = _lost(problem, name, best)
+    return lost
 
 
 def _needed(problem: Problem, choice: NDArray[np.int64]) -> list[int]:
@@ -156,12 +147,12 @@ def _needed(problem: Problem, choice: NDArray[np.int64]) -> list[int]:
     return sorted({*choice.tolist(), *hosted.tolist()})
 
 
-def _lost(problem: Problem, name: str, best: float, time_budget: TimeBudget) -> float | None:
+def _lost(problem: Problem, name: str, best: float) -> float | None:
     try:
         rest = problem.without(name)
     except DataError:
         return None
-    plan = find_solution(rest, time_budget)
+    plan = find_solution(rest)
     return None if plan is None else max(0.0, best - _quality(problem, plan.choice))
 
 
@@ -179,14 +170,11 @@ class ParetoRow:
 
 def sweep(problem: Problem, row: str, limits: Iterable[float]) -> list[ParetoRow]:
     """Return a plan for each limit of the budget row `row`, smallest limit first; infeasible limits are left out."""
-    tried = [problem.within(**{row: limit}) for limit in limits]
-    return _pareto_rows(row, [(one, plan) for one in tried if (plan := find_solution(one)) is not None])
-
-
-def _pareto_rows(row: str, found: Iterable[tuple[Problem, Solution]]) -> list[ParetoRow]:
-    """Sort plans by their limit of `row` and mark the efficient ones."""
     rows: list[ParetoRow] = []
-    for limit, tried, plan in sorted(((one.budget.rows()[row], one, plan) for one, plan in found), key=itemgetter(0)):
+    for limit in sorted(limits):
+        tried = problem.within(**{row: limit})
+        if (plan := find_solution(tried)) is None:
+            continue
         quality = _quality(tried, plan.choice)
         better = not rows or quality > max(earlier.quality for earlier in rows) + 1e-9
         hosted = np.flatnonzero(plan.hosted).tolist()
@@ -195,70 +183,3 @@ def _pareto_rows(row: str, found: Iterable[tuple[Problem, Solution]]) -> list[Pa
         choice = tuple(tried.experts[column] for column in plan.choice)
         rows.append(ParetoRow(limit, quality, used, names, choice, better))
     return rows
-
-
-def frontiers(
-    problem: Problem, plan: Assignment | None = None, *, time_budget: TimeBudget | None = None
-) -> dict[str, list[ParetoRow]]:
-    """Return the Pareto frontier of each budget row with the rest of the budget fixed.
-
-    A frontier starts at the smallest feasible limit and ends where a larger limit gains nothing. It leaves out rows
-    whose use is unknown for an expert, rows without effect, and limits for which `time_budget` is too short. For a
-    problem of more than LARGE_PROBLEM_CELLS it also leaves out rows that the budget does not limit. `plan` is the
-    optimal one, if known.
-    """
-    time_budget = time_budget or TimeBudget()
-    solved: _Solved = {}
-    if plan is not None:
-        solved[problem.budget] = Solution(_columns(problem, plan), np.isin(problem.experts, plan.hosted))
-    rows = [field.name for field in fields(Budget)]
-    if problem.quality.size > LARGE_PROBLEM_CELLS:
-        rows = [row for row in rows if row in problem.budget.rows()]
-    found = {}
-    for number, row in enumerate(rows):
-        with time_budget.attempt(f"limits of {row}", share=1 / (len(rows) - number)) as part:
-            found[row] = _frontier(problem, row, part, solved)
-    return {row: there for row, there in found.items() if len(there) > 1}
-
-
-_Solved = dict[Budget, Solution | None]
-"""Plans by budget, None for an infeasible one."""
-
-
-def _frontier(problem: Problem, row: str, time_budget: TimeBudget, solved: _Solved) -> list[ParetoRow]:
-    found = []
-    limits = _limits(problem, row, time_budget, solved)
-    for limit in (*limits[:1], *limits[:0:-1]):  # both ends first: points between them can be interpolated
-        tried = problem.within(**{row: limit})
-        with time_budget.attempt(f"limits of {row}") as part:
-            if (plan := _solve_once(tried, part, solved)) is not None:
-                found.append((tried, plan))
-    return _pareto_rows(row, found)
-
-
-def _solve_once(problem: Problem, time_budget: TimeBudget, solved: _Solved) -> Solution | None:
-    """Return the plan under the problem's budget; each budget is solved once."""
-    if problem.budget not in solved:
-        solved[problem.budget] = find_solution(problem, time_budget, gap=FRONTIER_MIP_GAP)
-    return solved[problem.budget]
-
-
-def _limits(problem: Problem, row: str, time_budget: TimeBudget, solved: _Solved) -> list[float]:
-    if row in USE_OF_ROW and not (problem.use(row) >= 0).all():
-        return []
-    low = smallest_limit(problem, row, time_budget.part(0.25))
-    if low is None:  # the other rows are infeasible
-        return []
-    free = problem.within(**{row: None})
-    plan = _solve_once(free, time_budget.part(0.5), solved)
-    if plan is None:
-        return []
-    needed = _needed(free, plan.choice)  # without a memory limit, unused experts are hosted too
-    high = _use(free, plan.choice, needed)[row]
-    if not high > low * (1 + 1e-6):
-        return []
-    spaced = np.geomspace(low, high, FRONTIER_POINTS) if low > 0 else np.linspace(low, high, FRONTIER_POINTS)
-    between = (float(f"{limit:.4g}") for limit in spaced[1:-1])
-    above = high * (1 + 1e-9)  # sums in another order have rounding errors
-    limits = {low, *between, above, problem.budget.rows().get(row, low)}
-    return sorted(limit for limit in limits if limit > 0)

@@ -1,4 +1,5 @@
-"""The files of a plan: assignment.json, residual.npz, plan.json (inputs, evidence, frontiers) and traffic.npy.
+"""The files of a plan: assignment.json, residual.npz (or measured.npz), plan.json (inputs, evidence, values of experts)
+and traffic.npy.
 
 `coe plan` and `coe retrain` write `PlanInputs`. The files are read to show a plan, to solve it again under another
 budget, and to compare it with the current declaration. `PublishedPlan` is a plan that was read; `current_problem`
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,8 @@ from numpy.typing import NDArray
 from coe.errors import ArtifactError, DataError
 from coe.experts.recipes.policy_file import RECIPES_FILE, ArmPolicies
 from coe.mapping.assignment import Assignment
-from coe.mapping.plan import frontiers, marginal_values
+from coe.mapping.plan import marginal_values
 from coe.mapping.problem import MEAN_ROWS, USE_OF_ROW, Array, Budget, Dependencies, Problem
-from coe.mapping.program import TimeBudget
 from coe.mapping.residual import Residual
 from coe.mapping.score_table import PSEUDO_COUNT, ScoreTable
 from coe.mapping.uses import MeasuredUses, Uses, declared_uses
@@ -33,8 +33,6 @@ VERSION = 3
 """Version of plan.json."""
 MIN_PAIRED = 10
 """Prompts that a paired error needs."""
-MARGINAL_VALUES_TIME_SHARE = 1 / 3
-"""Share of the time budget for the marginal values of experts; the rest is for frontiers."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,6 +51,8 @@ class PlanInputs:
       paired errors; None if they are unknown.
     - `prompts`: the id and the text of each prompt of `prompt_scores`.
     - `dependencies`: the part of the declaration that the plan was made for; None if it was made without one.
+    - `unused`: the measured prompts as a residual that is not used, which retraining may fit again; None if the plan
+      has a residual.
     """
 
     problem: Problem
@@ -68,6 +68,7 @@ class PlanInputs:
     measured_uses: MeasuredUses | None = None
     prompt_scores: tuple[NDArray[np.int64], Array] | None = None
     prompts: Sequence[tuple[str, str]] = ()
+    unused: Residual | None = None
 
     def save(
         self,
@@ -75,26 +76,25 @@ class PlanInputs:
         plan: Assignment | None = None,
         *,
         values: Mapping[str, float | None] | None = None,
-        time_budget: TimeBudget | None = None,
+        against: Sequence[Mapping[str, Any]] = (),
     ) -> None:
-        """Write the files into an existing folder, with the frontiers and the marginal values of experts.
+        """Write the files into an existing folder, with the marginal values of experts.
 
-        `plan` and its `values` (see `marginal_values`) are calculated unless given. Results that do not fit into
-        `time_budget` are left out.
+        `plan` and its `values` (see `marginal_values`) are calculated unless given. `against` compares the plan with
+        single experts, for `coe report`.
         """
-        time_budget = time_budget or TimeBudget()
         if values is None:
-            values = marginal_values(self.problem, plan, time_budget=time_budget.part(MARGINAL_VALUES_TIME_SHARE))
-        by_row = frontiers(self.problem, plan, time_budget=time_budget)
+            values = marginal_values(self.problem, plan)
         data = self._to_json() | {
             "value_of_expert": values,
-            "frontiers": {row: [asdict(point) for point in frontier] for row, frontier in by_row.items()},
-            "paired_error": None if plan is None else self.paired_error(plan),
+            "against": against,
         }
         # orjson writes null for a number that is not finite
         (folder / PLAN_FILE).write_bytes(orjson.dumps(data, option=orjson.OPT_SORT_KEYS))
         if self.traffic is not None:
             np.save(folder / TRAFFIC_FILE, self.traffic.astype(np.float16))
+        if self.unused is not None:
+            (folder / MEASURED_FILE).write_bytes(self.unused.to_bytes())
 
     def paired_error(self, plan: Assignment) -> list[list[float]] | None:
         """Standard error, by category and expert, of its mean score less that of the chosen expert, on the prompts that
@@ -254,7 +254,7 @@ def _array(rows: list[Any], missing: float) -> Array:
     return np.where(np.isnan(values), missing, values)
 
 
-ASSIGNMENT_FILE, RESIDUAL_FILE = "assignment.json", "residual.npz"
+ASSIGNMENT_FILE, RESIDUAL_FILE, MEASURED_FILE = "assignment.json", "residual.npz", "measured.npz"
 
 
 def save_assignment(folder: Path, assignment: Assignment) -> None:
@@ -262,6 +262,12 @@ def save_assignment(folder: Path, assignment: Assignment) -> None:
     (folder / ASSIGNMENT_FILE).write_bytes(assignment.to_json())
     if assignment.residual is not None:
         (folder / RESIDUAL_FILE).write_bytes(assignment.residual.to_bytes())
+
+
+def read_unused(folder: Path) -> Residual | None:
+    """Return the residual that a plan does not use. Raises ArtifactError."""
+    path = folder / MEASURED_FILE
+    return Residual.from_bytes(path.read_bytes()) if path.exists() else None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -302,9 +308,7 @@ class PublishedPlan:
 
     def declaration(self, registry: Registry) -> Registry:
         """Return the declaration with the recipes that this plan proposed."""
-        return (
-            registry if self.policies is None else registry.with_proposed(self.policies.steps, self.policies.max_tokens)
-        )
+        return registry if self.policies is None else registry.with_proposed(self.policies.steps)
 
     def arms(self, registry: Registry) -> tuple[str, ...]:
         """Return the arms of declared recipes that the plan has a column for, with the same steps.

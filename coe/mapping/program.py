@@ -1,59 +1,27 @@
 """The mixed-integer program of a plan, solved exactly with HiGHS (`scipy.optimize.milp`).
 
 `find_solution` returns the optimal plan, `require_solution` explains why there is none, and `smallest_limit` finds the
-smallest feasible limit of a budget row. `TimeBudget` limits the optional calculations that follow a plan: marginal
-values and frontiers.
+smallest feasible limit of a budget row.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from coe.errors import CoEError, ConfigError
-from coe.mapping.hosting import HostingSearch
-from coe.mapping.prices import lagrangian_duals, mean_rows, share_rows
-from coe.mapping.problem import MEAN_ROWS, Array, Problem
+from coe.mapping.prices import share_rows
+from coe.mapping.problem import MEAN_ROWS, Problem
 
 MAX_SOLVER_SECONDS = 12.0
-"""Time limit of the solver. After it, the better of its best plan and that of a local search is used. It stops earlier
-within 0.01 % of the optimum."""
-LARGE_PROBLEM_CELLS = 5_000
-"""Number of cells (category x expert) above which only the best experts of each category are considered."""
-CANDIDATES_PER_CATEGORY, HOSTED_CANDIDATES_PER_CATEGORY = 10, 3
+"""Time limit of the solver, after which its best plan is used. It stops earlier within 0.01 % of the optimum."""
+MAX_GAP = 0.05
+"""Largest relative gap to the optimum of a plan that is used; where the solver runs out of time, it may be useless."""
 VACUOUS_LIMITS = {"max_share": 1.0}
 """Limits without effect, for rows with a largest value."""
-
-
-class TimeBudget:
-    """A time limit in seconds from now on. `skipped` describes the parts that were left out for lack of time."""
-
-    def __init__(self, seconds: float = 30.0, *, skipped: list[str] | None = None) -> None:
-        self._end = time.monotonic() + seconds
-        self.skipped: list[str] = [] if skipped is None else skipped
-
-    def seconds_left(self) -> float:
-        """Return the remaining seconds, at least 0."""
-        return max(0.0, self._end - time.monotonic())
-
-    def part(self, share: float) -> TimeBudget:
-        """Return a budget of a share of the remaining time."""
-        return TimeBudget(share * self.seconds_left(), skipped=self.skipped)
-
-    @contextmanager
-    def attempt(self, what: str, *, share: float = 0.25) -> Iterator[TimeBudget]:
-        """Run one of several calculations with a share of the time; a TimeoutError adds `what` to `skipped`."""
-        try:
-            yield self.part(share)
-        except TimeoutError:
-            if what not in self.skipped:
-                self.skipped.append(what)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,104 +39,32 @@ def require_solution(problem: Problem) -> Solution:
     return plan
 
 
-def find_solution(problem: Problem, time_budget: TimeBudget | None = None, *, gap: float = 0.0) -> Solution | None:
+def find_solution(problem: Problem) -> Solution | None:
     """Return the plan of highest weighted quality within the budget; None if the budget is infeasible.
 
-    With `time_budget`, raises TimeoutError if no plan is found in time. A plan that is not proven optimal is accepted
-    if it is within the relative `gap` of the bound.
+    Raises CoEError if the solver finds none within MAX_GAP of the optimum in MAX_SOLVER_SECONDS.
     """
-    choice = None
-    if time_budget is not None and time_budget.seconds_left() <= 0:
-        raise TimeoutError
-    if problem.quality.size > LARGE_PROBLEM_CELLS:
-        choice = _choose(_reduced(problem), time_budget, gap)
-    if choice is None:
-        choice = _choose(problem, time_budget, gap)
-    if choice is None:
-        return None
-    if problem.budget.memory_gb is None:
-        return Solution(choice, problem.hosting(np.asarray(np.isfinite(problem.quality).any(axis=0))))
-    return Solution(choice, problem.hosting(choice))
-
-
-def smallest_limit(problem: Problem, row: str, time_budget: TimeBudget | None = None) -> float | None:
-    """Return the smallest feasible limit of `row` under the rest of the budget, rounded up; None if there is none.
-
-    With `time_budget`, returns the smallest one found in time, and raises TimeoutError if there is none.
-    """
-    rows = {**problem.budget.rows(), row: VACUOUS_LIMITS.get(row, np.inf)}
-    found = _Program(problem, rows=rows).smallest(row, time_budget)
-    return None if found is None else float(_round_up(found))
-
-
-def _choose(problem: Problem, time_budget: TimeBudget | None, gap: float) -> NDArray[np.int64] | None:
-    """Return the index of each category's expert; None if the budget is infeasible."""
     program = _Program(problem, rows=problem.budget.rows())
     gain = problem.weights[:, None] * np.where(np.isfinite(problem.quality), problem.quality, 0.0)
-    found = program.minimise(-program.spread(gain), time_budget, gap=gap)
+    found = program.minimise(-program.spread(gain), max_gap=MAX_GAP)
     if found is None:
         return None
     shares = np.zeros(problem.quality.shape)  # where arms tie, the solver may divide a category among them
     shares[program.row, program.column] = found[: len(program.row)]
     choice: NDArray[np.int64] = shares.argmax(axis=1)
-    if program.is_optimal or problem.budget.memory_gb is None:
-        return choice
-    return _better(problem, choice, _choose_hosted(problem))
+    if problem.budget.memory_gb is None:
+        return Solution(choice, problem.hosting(np.asarray(np.isfinite(problem.quality).any(axis=0))))
+    return Solution(choice, problem.hosting(choice))
 
 
-def _choose_hosted(problem: Problem) -> NDArray[np.int64] | None:
-    """Return the choice among the experts that a local search hosts; None if it breaks another row."""
-    usable = problem.hosting(np.flatnonzero(HostingSearch(problem, _priced(problem)).search()))
-    quality = np.where(usable, problem.quality, -np.inf)
-    if not np.isfinite(quality).any(axis=1).all():
-        return None
-    limited = replace(problem.within(memory_gb=None), quality=quality)
-    try:
-        return _choose(limited, TimeBudget(MAX_SOLVER_SECONDS / 2), gap=np.inf)
-    except TimeoutError:
-        return None
+def smallest_limit(problem: Problem, row: str) -> float | None:
+    """Return the smallest feasible limit of `row` under the rest of the budget, rounded up; None if there is none.
 
-
-def _better(problem: Problem, choice: NDArray[np.int64], other: NDArray[np.int64] | None) -> NDArray[np.int64]:
-    """Return the choice of higher weighted quality."""
-    rows = np.arange(len(choice))
-    if other is None or problem.weights @ (problem.quality[rows, other] - problem.quality[rows, choice]) <= 0:
-        return choice
-    return other
-
-
-def _priced(problem: Problem) -> Array:
-    """Return quality minus the prices of the mean rows if every request belongs to one category."""
-    rows = mean_rows(problem)
-    if not rows.names:
-        return problem.quality
-    traffic = np.eye(len(problem.categories))
-    return problem.quality - rows.price(lagrangian_duals(problem.quality, problem.weights, traffic, rows))
-
-
-def _reduced(problem: Problem) -> Problem:
-    """Return the problem with fewer cells.
-
-    It keeps each category's best cells at the prices of the mean rows, and the most economical ones, which keep the
-    problem feasible. Both are selected among all experts, and among those that a local search hosts.
+    It is the smallest one found in MAX_SOLVER_SECONDS. Raises CoEError if the solver finds none in this time.
     """
-    value = _priced(problem)
-    kept = _candidates(problem, value, CANDIDATES_PER_CATEGORY)
-    if "memory_gb" in problem.budget.rows():
-        hosted = problem.hosting(np.flatnonzero(HostingSearch(problem, value).search()))
-        kept |= _candidates(problem, np.where(hosted, value, -np.inf), HOSTED_CANDIDATES_PER_CATEGORY)
-        kept[:, int((problem.requirements() @ problem.use("memory_gb")).argmin())] = True
-    return replace(problem, quality=np.where(kept, problem.quality, -np.inf))
-
-
-def _candidates(problem: Problem, value: Array, count: int) -> NDArray[np.bool_]:
-    """Return the `count` cells of highest finite value in each category, and the most economical one by mean row."""
-    allowed = np.isfinite(value)
-    kept = value >= -np.sort(-value, axis=1)[:, [min(count, len(problem.experts)) - 1]]
-    for row in problem.budget.rows().keys() & set(MEAN_ROWS):
-        use = np.where(allowed, problem.use(row), np.inf)
-        kept[np.arange(len(use)), use.argmin(axis=1)] = True
-    return np.asarray(kept & allowed)
+    rows = {**problem.budget.rows(), row: VACUOUS_LIMITS.get(row, np.inf)}
+    found = _Program(problem, rows=rows).smallest(row)
+    return None if found is None else float(_round_up(found))
 
 
 class _Program:
@@ -183,7 +79,6 @@ class _Program:
         self.row, self.column = np.nonzero(np.isfinite(problem.quality))
         self._cells, self._experts = len(self.row), len(problem.experts)
         self.size = self._cells + self._experts + 1
-        self.is_optimal = False
 
     def spread(self, table: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the objective's coefficients from a table (n_categories, n_experts); 0 for `z` and `t`."""
@@ -191,15 +86,11 @@ class _Program:
         coefficients[: self._cells] = table[self.row, self.column]
         return coefficients
 
-    def minimise(
-        self, objective: NDArray[np.float64], time_budget: TimeBudget | None = None, *, gap: float = 0.0
-    ) -> NDArray[np.float64] | None:
-        """Return the optimal variables; None if infeasible. Raises TimeoutError as `find_solution` does."""
+    def minimise(self, objective: NDArray[np.float64], *, max_gap: float = np.inf) -> NDArray[np.float64] | None:
+        """Return the best variables that the solver finds; None if infeasible. Raises CoEError if it finds none within
+        the relative `max_gap` of the optimum."""
         from scipy.optimize import Bounds, milp
 
-        seconds = MAX_SOLVER_SECONDS if time_budget is None else min(MAX_SOLVER_SECONDS, time_budget.seconds_left())
-        if seconds <= 0:
-            raise TimeoutError
         upper = np.ones(self.size)
         upper[-1] = self._rows.get("max_share", 1.0)
         found = milp(
@@ -207,13 +98,13 @@ class _Program:
             constraints=self._constraints(),
             bounds=Bounds(0.0, upper),
             integrality=self._integrality(),
-            options={"time_limit": seconds},
+            options={"time_limit": MAX_SOLVER_SECONDS},
         )
-        if time_budget is not None and found.status == 1 and (found.x is None or found.mip_gap > gap):
-            raise TimeoutError
-        if found.x is None and found.status != 2:
-            raise CoEError(f"plan: the solver failed ({found.message}); use fewer experts or categories")
-        self.is_optimal = found.status == 0
+        if found.status != 2 and (found.x is None or found.mip_gap > max_gap):
+            raise CoEError(
+                f"plan: the solver found no good plan in {MAX_SOLVER_SECONDS:g} s ({found.message}); use fewer "
+                "experts, categories or rows of the budget"
+            )
         return None if found.x is None else np.asarray(found.x)
 
     def _integrality(self) -> NDArray[np.int64]:
@@ -274,7 +165,7 @@ class _Program:
     def mean(self, row: str) -> NDArray[np.float64]:
         return self.spread(self._problem.weights[:, None] * self._problem.use(row))
 
-    def smallest(self, row: str, time_budget: TimeBudget | None = None) -> float | None:
+    def smallest(self, row: str) -> float | None:
         """Return the smallest feasible limit of `row` under the other rows; None if those are infeasible."""
         if row == "memory_gb":
             objective = self.memory()
@@ -283,7 +174,7 @@ class _Program:
             objective[-1] = 1.0
         else:
             objective = self.mean(row)
-        found = self.minimise(objective, time_budget, gap=np.inf)
+        found = self.minimise(objective)
         return None if found is None else float(objective @ found)
 
 

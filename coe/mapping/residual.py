@@ -5,7 +5,9 @@ PSEUDO_COUNT), with w_i = exp(SHARPNESS * (cosine_i - 1)). e_i are the prompt's 
 expects under its posterior, centred over the experts, because only differences between experts decide. The cosine is
 that of the encoder's layers, each centred and of unit length.
 
-A residual is used only if it improves decisions on prompts that it was not fitted to (`fit_residual`).
+Rated requests join it as further prompts, each with the reward of the expert that answered (`Ratings`).
+
+A residual is used only if it improves decisions on measured prompts that it was not fitted to (`Residual.fitted`).
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import orjson
 from numpy.typing import NDArray
 
 from coe.errors import ArtifactError
-from coe.mapping.score_table import fit_pseudo_count, tabulate_partly
+from coe.mapping.score_table import fit_pseudo_count, tabulate_partly, tabulate_softly
 
 Array = NDArray[Any]
 
@@ -34,10 +36,13 @@ MAX_AXES = 256
 """Principal axes of the encoder's layers that are kept."""
 MIN_PROMPTS = 100
 MAX_PROMPTS = 4096
-"""Measured prompts that a residual needs and keeps; of more, a random sample."""
+"""Measured prompts that a residual needs, and prompts that it keeps; of more measured ones, a random sample."""
 MAX_BYTES = 5_000_000
 """Size of the file. With very many experts fewer prompts are kept."""
 MAX_ID_CHARACTERS = 64
+MAX_TEXT_CHARACTERS = 120
+MAX_NEAREST = 3
+"""Prompts that an explanation shows, and the length of their beginnings."""
 FOLDS = 10
 TEMPERATURE = 0.02
 """Scale of the noise on utilities under which decisions are tested. A decision between experts of nearly equal utility
@@ -46,9 +51,25 @@ LEVEL_ERRORS = 2.0
 """Standard errors by which decisions must improve."""
 
 
+Read = Callable[[NDArray[np.int64]], tuple[Array, Array]]
+"""Maps rows of prompts to the encoder's features (n_rows, width), whose sentence vectors come first, and the router's
+posteriors (n_rows, n_categories)."""
+
+
+class Ratings(NamedTuple):
+    """Rated requests, oldest first: their ids, the `vectors` (n_rated, n_axes) of their texts, the router's
+    `posteriors` (n_rated, n_categories), the index of the expert that answered, and its `reward`, 0 to 1."""
+
+    request_ids: tuple[str, ...]
+    vectors: Array
+    posteriors: Array
+    expert: NDArray[np.int64]
+    reward: Array
+
+
 class Evidence(NamedTuple):
-    """The gain in score that decisions with a residual had on prompts that it was not fitted to, with its standard
-    error, and the reason why the residual is not used; empty if it is."""
+    """The gain in score that decisions with a residual had on measured prompts that it was not fitted to, with its
+    standard error, and the reason why the residual is not used; empty if it is."""
 
     gain: float
     error: float
@@ -83,19 +104,22 @@ class Projection:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Residual:
-    """Measured prompts, and what they say about a text.
+    """The n_measured prompts of `coe score`, then rated requests, n_prompts together, and what they say about a text.
 
     - `encoder`: the digest of the encoder whose features `projection` maps to `vectors` (n_prompts, n_axes).
-    - `labels` (n_prompts,): the index of each prompt's category, -1 if it is not among `categories`.
-    - `posteriors` (n_prompts, n_categories): the router's. The prices of budgets are fitted to them too.
+    - `prompt_ids` (n_prompts,); `texts` (n_measured,): beginnings of the measured prompts. Those of requests are not
+      kept.
+    - `labels` (n_measured,): the index of each prompt's category, -1 if it is not among `categories`.
+    - `posteriors` (n_measured, n_categories): the router's. The prices of budgets are fitted to them too.
     - `scores` (n_prompts, n_experts), NaN where missing, and `expected`, of the same shape, by table and posterior.
-    - `left_out`, of the same shape: the residual of each prompt by the others.
+    - `left_out` (n_measured, n_experts): the residual of each measured prompt by the others.
     """
 
     categories: tuple[str, ...]
     experts: tuple[str, ...]
     encoder: str
     prompt_ids: tuple[str, ...]
+    texts: tuple[str, ...]
     labels: NDArray[np.int64]
     posteriors: Array
     scores: Array
@@ -107,30 +131,131 @@ class Residual:
     _errors: Array = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        known, errors = centred_errors(self.scores, self.expected)
+        count, known = len(self.labels), np.isfinite(self.scores)
+        rated = np.where(known, self.scores - self.expected, 0.0)[count:]  # one score each, so there is no mean
+        errors = np.vstack((centred_errors(self.scores[:count], self.expected[:count])[1], rated))
         object.__setattr__(self, "_known", known.astype(np.float32))
         object.__setattr__(self, "_errors", errors.astype(np.float32))
+
+    @classmethod
+    def of(
+        cls,
+        read: Read,
+        labels: NDArray[np.int64],
+        scores: Array,
+        *,
+        dimensions: int,
+        categories: Sequence[str],
+        experts: Sequence[str],
+        prompts: Sequence[tuple[str, str]],
+        encoder: str = "",
+    ) -> Residual:
+        """Return measured prompts, not fitted yet: they expect nothing of a text beyond its category.
+
+        `dimensions` is the width of a sentence vector. `scores` (n_prompts, n_experts) are NaN where missing. `prompts`
+        are their ids and texts.
+        """
+        rows = np.random.default_rng(0).permutation(len(labels))[:MAX_PROMPTS]
+        features, posteriors = read(rows)
+        names = [(prompts[row][0][:MAX_ID_CHARACTERS], _beginning(prompts[row][1])) for row in rows.tolist()]
+        numbers = 2 * (MAX_AXES + 3 * len(experts) + len(categories)) + 8
+        sizes = np.cumsum([numbers + len(orjson.dumps(pair)) for pair in names])
+        count = int((sizes <= MAX_BYTES - 2 * features.shape[1] * (MAX_AXES + 1) - 20_000).sum())
+        features, scores = features[:count].astype(np.float32), scores[rows[:count]]
+        projection = Projection.of(features, dimensions)
+        return cls(
+            tuple(categories),
+            tuple(experts),
+            encoder,
+            tuple(prompt_id for prompt_id, _ in names[:count]),
+            tuple(text for _, text in names[:count]),
+            labels[rows[:count]],
+            posteriors[:count],
+            scores,
+            np.nan_to_num(scores),
+            np.zeros(scores.shape),
+            projection,
+            projection(features),
+        )
+
+    def fitted(self, charge: Array, ratings: Ratings | None = None) -> tuple[Residual | None, Evidence]:
+        """Fit to the measured prompts and to the newest of `ratings` that the file can hold, in place of earlier ones.
+
+        `charge` (n_categories, n_experts) is the plan's price, infinite where an expert may not serve a category.
+        Returns None, with the reason, unless decisions on measured prompts improve by two standard errors over those
+        with the residual before (`left_out`).
+
+        On each fold, table and residual are those of the other folds. Every pair of prompts tests each other, so that
+        the variance of their gains is twice that of independent ones: without this factor the test would accept three
+        times as many residuals of pools where nothing but the category matters.
+        """
+        base = self._measured()
+        labels, posteriors, scores, count = base.labels, base.posteriors, base.scores, len(base.labels)
+        if count < MIN_PROMPTS:
+            return None, Evidence(0.0, 0.0, f"{count} prompts are measured; it needs {MIN_PROMPTS}")
+        rated = _Rated.of(base, ratings)
+        similarity = np.hstack((base.vectors @ base.vectors.T, rated.nearby.T))
+        fold = np.random.default_rng(0).permutation(count) % FOLDS
+        price = np.where(np.isfinite(charge), charge, 0.0)
+        before = np.where(np.isfinite(charge), 0.0, -np.inf)[posteriors.argmax(axis=1)] - posteriors @ price
+        left_out = np.zeros(scores.shape)
+        for held in range(FOLDS):
+            tested, others = np.flatnonzero(fold == held), np.flatnonzero(fold != held)
+            quality = _quality(labels[others], scores[others], len(base.categories))
+            known, errors = rated.joined(others, *centred_errors(scores[others], posteriors[others] @ quality))
+            left_out[tested] = smoothed(np.delete(similarity[tested], tested, axis=1), errors, known)
+            before[tested] += posteriors[tested] @ quality
+        may = np.isfinite(charge).any(axis=0)
+        utility = before[:, may] + base.left_out[:, may], before[:, may] + left_out[:, may]
+        evidence = _evidence(*utility, scores[:, may])
+        expected = posteriors @ _quality(labels, scores, len(base.categories))
+        _, errors = rated.joined(np.arange(count), *centred_errors(scores, expected))
+        rewards = np.where(rated.answered, rated.reward[:, None], np.nan)
+        fitted = replace(
+            base,
+            prompt_ids=(*base.prompt_ids, *rated.request_ids),
+            scores=np.vstack((scores, rewards)),
+            expected=np.vstack((expected, np.nan_to_num(rewards) - errors[count:])),
+            left_out=left_out,
+            vectors=np.vstack((base.vectors, rated.vectors)),
+        )
+        return (None if evidence.refused else fitted), evidence
+
+    def _measured(self) -> Residual:
+        """Return the measured prompts of known categories alone."""
+        rows = np.flatnonzero(self.labels >= 0)
+        return replace(
+            self,
+            prompt_ids=tuple(self.prompt_ids[row] for row in rows.tolist()),
+            texts=tuple(self.texts[row] for row in rows.tolist()),
+            labels=self.labels[rows],
+            posteriors=self.posteriors[rows],
+            scores=self.scores[rows],
+            expected=self.expected[rows],
+            left_out=self.left_out[rows],
+            vectors=self.vectors[rows],
+        )
 
     def __call__(self, features: Array) -> Array:
         """Return the expected score of each expert beyond its category, shape (n_experts,), for features (width,)."""
         return np.asarray(smoothed(self._similarity(features)[None], self._errors, self._known)[0])
 
-    def nearest(self, features: Array, *, limit: int) -> list[dict[str, Any]]:
-        """Return the measured prompts that are nearest to features (width,), nearest first: id, category, similarity
-        and the known scores by expert."""
-        similarity, names = self._similarity(features), (*self.categories, "")
+    def nearest(self, features: Array, experts: Sequence[str]) -> list[dict[str, Any]]:
+        """Return the prompts nearest to features (width,), nearest first: id, category, beginning of the text,
+        similarity, share of all weights, and the known scores of `experts`. A rated request has the id alone."""
+        similarity, count = self._similarity(features), len(self.labels)
+        weights = np.exp(SHARPNESS * (similarity - 1.0))
+        columns = [(name, self.experts.index(name)) for name in experts if name in self.experts]
         return [
             {
                 "prompt_id": self.prompt_ids[row],
-                "category": names[self.labels[row]],
+                "category": (*self.categories, "")[self.labels[row]] if row < count else "",
+                "text": self.texts[row] if row < count else None,
                 "similarity": round(float(similarity[row]), 4),
-                "scores": {
-                    name: one
-                    for name, one in zip(self.experts, self.scores[row].tolist(), strict=True)
-                    if np.isfinite(one)
-                },
+                "weight": round(float(weights[row] / (weights.sum() + PSEUDO_COUNT)), 4),
+                "scores": {name: float(self.scores[row, one]) for name, one in columns if self._known[row, one]},
             }
-            for row in np.argsort(-similarity)[:limit].tolist()
+            for row in np.argsort(-similarity)[:MAX_NEAREST].tolist()
         ]
 
     def _similarity(self, features: Array) -> Array:
@@ -176,8 +301,8 @@ class Residual:
         )
 
     def to_bytes(self) -> bytes:
-        """Serialize; at most MAX_BYTES for a residual that `fit_residual` made."""
-        names = {name: getattr(self, name) for name in ("categories", "experts", "encoder", "prompt_ids")}
+        """Serialize to at most MAX_BYTES."""
+        names = {name: getattr(self, name) for name in ("categories", "experts", "encoder", "prompt_ids", "texts")}
         arrays = {name: getattr(self, name) for name in ("posteriors", "scores", "expected", "left_out", "vectors")}
         arrays |= {"centre": self.projection.centre, "axes": self.projection.axes}
         file = io.BytesIO()
@@ -205,17 +330,22 @@ class Residual:
                 tuple(names["experts"]),
                 str(names["encoder"]),
                 tuple(names["prompt_ids"]),
+                tuple(names["texts"]),
                 labels,
                 projection=projection,
                 **arrays,
             )
-            shape = (len(labels), len(found.experts))
-            if {found.scores.shape, found.expected.shape, found.left_out.shape} != {shape}:
-                raise ValueError(f"scores of shape {found.scores.shape}, not {shape}")
-            if found.posteriors.shape != (len(labels), len(found.categories)):
-                raise ValueError(f"posteriors of shape {found.posteriors.shape}")
-            if found.vectors.shape != (len(labels), projection.axes.shape[1]) or len(found.prompt_ids) != len(labels):
-                raise ValueError(f"vectors of shape {found.vectors.shape} for {len(labels)} prompts")
+            count, measured, width = len(found.prompt_ids), len(found.texts), len(found.experts)
+            shapes = {
+                "labels": (measured,),
+                "posteriors": (measured, len(found.categories)),
+                "left_out": (measured, width),
+                "scores": (count, width),
+                "expected": (count, width),
+                "vectors": (count, projection.axes.shape[1]),
+            }
+            if wrong := [name for name, shape in shapes.items() if getattr(found, name).shape != shape]:
+                raise ValueError(f"of another shape: {', '.join(wrong)}")
             if not -1 <= labels.min(initial=0) <= labels.max(initial=-1) < len(found.categories):
                 raise ValueError("a label is of no category")
         except (KeyError, TypeError, ValueError, OSError, EOFError, AttributeError, BadZipFile) as error:
@@ -237,69 +367,65 @@ def smoothed(similarity: Array, errors: Array, known: Array) -> Array:
     return np.asarray((weights @ errors) / (weights @ known + PSEUDO_COUNT))
 
 
-Read = Callable[[NDArray[np.int64]], tuple[Array, Array]]
-"""Maps rows of prompts to the encoder's features (n_rows, width), whose sentence vectors come first, and the router's
-posteriors (n_rows, n_categories)."""
+def _beginning(text: str) -> str:
+    return " ".join(text[: 4 * MAX_TEXT_CHARACTERS].split())[:MAX_TEXT_CHARACTERS]
 
 
-def fit_residual(
-    read: Read,
-    labels: NDArray[np.int64],
-    scores: Array,
-    *,
-    dimensions: int,
-    charge: Array,
-    categories: Sequence[str],
-    experts: Sequence[str],
-    prompt_ids: Sequence[str],
-    encoder: str = "",
-) -> tuple[Residual | None, Evidence]:
-    """Fit the residual of measured prompts, and test on other prompts whether decisions improve.
+@dataclass(frozen=True, slots=True, eq=False)
+class _Rated:
+    """Ratings as rows beside measured prompts. `answered` (n_rated, n_experts) marks the expert that answered. `nearby`
+    (n_rated, n_measured) is their similarity, `weights` (n_rated, n_rated) what they count for each other."""
 
-    `dimensions` is the width of a sentence vector. `scores` (n_prompts, n_experts) are NaN where missing. `charge`
-    (n_categories, n_experts) is the plan's price, infinite where an expert may not serve a category. Returns None, with
-    the reason, unless decisions improve by two standard errors.
+    request_ids: tuple[str, ...]
+    vectors: Array
+    posteriors: Array
+    reward: Array
+    answered: NDArray[np.bool_]
+    nearby: Array
+    weights: Array
 
-    On each fold, table and residual are those of the other folds. Every pair of prompts tests each other, so that the
-    variance of their gains is twice that of independent ones: without this factor the test would accept three times as
-    many residuals of pools where nothing but the category matters.
-    """
-    rows = np.random.default_rng(0).permutation(len(labels))[:MAX_PROMPTS]
-    if len(rows) < MIN_PROMPTS:
-        return None, Evidence(0.0, 0.0, f"{len(rows)} prompts are measured; it needs {MIN_PROMPTS}")
-    features, posteriors = read(rows)
-    bytes_left = MAX_BYTES - 2 * features.shape[1] * (MAX_AXES + 1) - 20_000
-    rows = rows[: bytes_left // (2 * (MAX_AXES + 3 * len(experts) + len(categories)) + MAX_ID_CHARACTERS + 8)]
-    labels, scores, features = labels[rows], scores[rows], features[: len(rows)].astype(np.float32)
-    projection = Projection.of(features, dimensions)
-    vectors = projection(features)
-    similarity = vectors @ vectors.T
-    fold = np.random.default_rng(0).permutation(len(rows)) % FOLDS
-    price, posteriors = np.where(np.isfinite(charge), charge, 0.0), posteriors[: len(rows)]
-    before = np.where(np.isfinite(charge), 0.0, -np.inf)[posteriors.argmax(axis=1)] - posteriors @ price
-    left_out = np.zeros(scores.shape)
-    for held in range(FOLDS):
-        tested, others = np.flatnonzero(fold == held), np.flatnonzero(fold != held)
-        quality = _quality(labels[others], scores[others], len(categories))
-        known, errors = centred_errors(scores[others], posteriors[others] @ quality)
-        left_out[tested] = smoothed(similarity[np.ix_(tested, others)], errors, known)
-        before[tested] += posteriors[tested] @ quality
-    quality = _quality(labels, scores, len(categories))
-    residual = Residual(
-        tuple(categories),
-        tuple(experts),
-        encoder,
-        tuple(prompt_ids[row][:MAX_ID_CHARACTERS] for row in rows.tolist()),
-        labels,
-        posteriors,
-        scores,
-        posteriors @ quality,
-        left_out,
-        projection,
-        vectors,
-    )
-    evidence = _evidence(before, before + left_out, scores)
-    return (None if evidence.refused else residual), evidence
+    @classmethod
+    def of(cls, measured: Residual, ratings: Ratings | None) -> _Rated:
+        axes, experts = measured.vectors.shape[1], len(measured.experts)
+        if ratings is None:
+            nothing = np.zeros((0, axes)), np.zeros((0, len(measured.categories))), np.zeros(0, dtype=np.int64)
+            ratings = Ratings((), *nothing, np.zeros(0))
+        bytes_left = MAX_BYTES - len(measured.to_bytes()) - 10_000
+        room = min(MAX_PROMPTS - len(measured.labels), bytes_left // (2 * (axes + 2 * experts) + MAX_ID_CHARACTERS + 3))
+        newest = slice(max(len(ratings.reward) - max(room, 0), 0), None)
+        vectors = ratings.vectors[newest]
+        weights = np.exp(SHARPNESS * (vectors @ vectors.T - 1.0))
+        np.fill_diagonal(weights, 0.0)
+        return cls(
+            tuple(one[:MAX_ID_CHARACTERS] for one in ratings.request_ids[newest]),
+            vectors,
+            ratings.posteriors[newest],
+            ratings.reward[newest],
+            np.eye(experts, dtype=np.bool_)[ratings.expert[newest]],
+            vectors @ measured.vectors.T,
+            weights,
+        )
+
+    def joined(self, rows: NDArray[np.int64], known: Array, errors: Array) -> tuple[Array, Array]:
+        """Return the known scores and the errors of the measured prompts in `rows`, followed by those of the ratings.
+
+        What the measured prompts do not explain of the rewards is compared with its mean by category and expert, since
+        ratings have their own level. Then the mean of the other ratings near it is subtracted, whichever expert they
+        are of, because only differences between experts decide.
+        """
+        if not len(self.reward):
+            return known, errors
+        found = smoothed(self.nearby[:, rows], errors, known)
+        rest = np.where(self.answered, self.reward[:, None] - found, np.nan)
+        categories, experts = (
+            [str(one) for one in range(count)] for count in (self.posteriors.shape[1], self.answered.shape[1])
+        )
+        means = tabulate_softly(categories, experts, self.posteriors, rest).shrunk()
+        level = (self.posteriors @ means)[self.answered]
+        error = self.reward - level
+        error -= self.weights @ error / (self.weights.sum(axis=1) + PSEUDO_COUNT)
+        own = np.where(self.answered, error[:, None], 0.0)
+        return np.vstack((known, self.answered)), np.vstack((errors, own))
 
 
 def _quality(labels: NDArray[np.int64], scores: Array, categories: int) -> Array:

@@ -270,19 +270,3 @@ def declared_uses(
         cost=cost,
         latency_ms=np.where(np.isfinite(found.latency_ms), found.latency_ms, latency),
     )
-
-
-def scaled_like_members(
-    use: Array, members: Sequence[Sequence[int]], calls: Sequence[Array], *, before: Array, after: Array
-) -> Array:
-    """Scale a use of recipe arms, shape (n_categories, n_arms), by the change of their members' use.
-
-    `before` and `after` are the members' uses, shape (n_categories, n_experts), and `members` the columns of each arm's
-    members in them. `calls`, the mean calls of each member (n_categories, n_members), weight the change. An arm whose
-    members had no use before is not scaled.
-    """
-    factors = []
-    for columns, made in zip(members, calls, strict=True):
-        then, now = ((made * found[:, list(columns)]).sum(axis=1) for found in (before, after))
-        factors.append(np.divide(now, then, out=np.ones_like(then), where=then > 0))
-    return np.asarray(use * np.column_stack(factors)) if factors else use

@@ -1,7 +1,5 @@
 """Feedback on answers: the event, its stored form, and the protocol of the log that keeps it until learning reads it.
 
-The outcome of an audit (`AuditDetail`) is an event too: it becomes known after the record of its request.
-
 An event is one line of JSON. Its dedup key names the request, kind and API key: a log keeps one event per dedup key.
 """
 
@@ -11,64 +9,13 @@ import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal, Protocol, get_args
+from typing import Literal, Protocol, get_args
 
 import orjson
 
 from coe.errors import DamagedEntry, InvalidRequest, StoreError
-from coe.records.codec import CALL_FIELDS, read_values
-from coe.records.record import RecipeCall
 
-AuditOutcome = Literal[
-    "agreed",
-    "differed",
-    "last_step",
-    "failed",
-    "cancelled",
-    "skipped_busy",
-    "skipped_draining",
-    "skipped_large_body",
-    "skipped_not_delivered",
-    "skipped_unavailable",
-    "skipped_unreadable",
-]
-"""`last_step`: all members had been called, so nothing was compared. `failed`: no member of the last step answered in
-time. `cancelled`: the process ended. `skipped_busy`: too many audits run. `skipped_draining`: the process is about to
-end. `skipped_large_body`: the request's body is large. `skipped_not_delivered`: the client did not get the whole
-answer. `skipped_unavailable`: a member is down, overloaded or asleep. `skipped_unreadable`: the answer has no answer
-class."""
-AUDIT_OUTCOMES: tuple[AuditOutcome, ...] = get_args(AuditOutcome)
-SKIPPED = frozenset(outcome for outcome in AUDIT_OUTCOMES if outcome.startswith("skipped_"))
-"""Outcomes of draws that were given up before answers were compared."""
-
-
-@dataclass(frozen=True, slots=True)
-class AuditDetail:
-    """The recipe that an audit compared, and the cost of its calls.
-
-    `arm` of `recipe` answered with the fitted policies of this version (empty without any). `rate` is the probability
-    with which its answers are audited. `calls` are the audit's own, `ms` their duration in milliseconds, and `cost` is
-    in US dollars, None if unknown. The operator pays for them: no key is charged.
-    """
-
-    recipe: str
-    arm: str
-    policies: str
-    rate: float
-    ms: float = 0.0
-    cost: float | None = None
-    calls: tuple[RecipeCall, ...] = ()
-
-    @classmethod
-    def from_json(cls, found: Mapping[str, Any]) -> AuditDetail:
-        """Parse a decoded JSON object. Raises KeyError, TypeError or ValueError."""
-        calls = tuple(RecipeCall(**read_values(CALL_FIELDS, call)) for call in found["calls"])
-        cost = None if found["cost"] is None else float(found["cost"])
-        recipe, arm, policies = (str(found[name]) for name in ("recipe", "arm", "policies"))
-        return cls(recipe, arm, policies, float(found["rate"]), float(found["ms"]), cost, calls)
-
-
-FeedbackKind = Literal["score", "thumb", "preferred", "category", "regenerated", "abandoned", "audit"]
+FeedbackKind = Literal["score", "thumb", "preferred", "category", "regenerated", "abandoned"]
 FEEDBACK_KINDS: tuple[FeedbackKind, ...] = get_args(FeedbackKind)
 MAX_NAME_CHARACTERS = 128
 """Characters of an id or a name in feedback."""
@@ -80,8 +27,8 @@ class Feedback:
 
     `value` depends on `kind`: a number from 0 to 1 (score), 1 up or -1 down (thumb), the name of the expert that should
     have answered (preferred), the category that the request belongs to (category), None for the implicit signals
-    regenerated and abandoned, one of AUDIT_OUTCOMES (audit). Only the kind audit has an `audit`. `time` is in Unix
-    seconds; `tenant` and `key` name the sender. Raises InvalidRequest for any other value.
+    regenerated and abandoned. `time` is in Unix seconds; `tenant` and `key` name the sender. Raises InvalidRequest for
+    any other value.
     """
 
     event_id: str
@@ -91,7 +38,6 @@ class Feedback:
     value: float | str | None = None
     tenant: str | None = None
     key: str | None = None
-    audit: AuditDetail | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in FEEDBACK_KINDS:
@@ -104,8 +50,6 @@ class Feedback:
         rule, fits = _VALUES[self.kind]
         if not fits(self.value):
             raise InvalidRequest(f"value: {self.value!r} does not fit {self.kind}, which needs {rule}", param="value")
-        if (self.kind == "audit") != (self.audit is not None):
-            raise InvalidRequest("audit: belongs to the kind audit alone", param="audit")
 
 
 def _is_name(value: object) -> bool:
@@ -123,7 +67,6 @@ _VALUES: Mapping[FeedbackKind, tuple[str, Callable[[object], bool]]] = {
     "category": ("the name of a category", _is_name),
     "regenerated": ("no value", lambda value: value is None),
     "abandoned": ("no value", lambda value: value is None),
-    "audit": ("an outcome of an audit", lambda value: value in AUDIT_OUTCOMES),
 }
 
 
@@ -188,8 +131,6 @@ def decode_event(line: bytes) -> Feedback:
     """The event in `line`, without unknown keys. Raises DamagedEntry."""
     try:
         values = {name: value for name, value in orjson.loads(line).items() if name in _KNOWN}
-        if values.get("audit") is not None:
-            values["audit"] = AuditDetail.from_json(values["audit"])
         return Feedback(**values)
     except (ValueError, TypeError, KeyError, AttributeError, InvalidRequest) as error:
         raise DamagedEntry(f"a damaged event of feedback ({error}); remove it from the log") from None

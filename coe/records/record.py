@@ -1,4 +1,4 @@
-"""One request's record in the routing log, and the protocol of the log. Imports `coe.frozen` and `coe.usage` only.
+"""One request's record in the routing log, and the protocol of the log. Imports `coe.usage` only.
 
 RoutingRecord is the only list of fields: `coe.records.codec` derives every stored and documented form from it.
 """
@@ -10,7 +10,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, Protocol
 
-from coe.frozen import fast_init
 from coe.usage import MemberCall
 
 
@@ -78,7 +77,6 @@ class RecipeCall:
         )
 
 
-@fast_init
 @dataclass(frozen=True, slots=True)
 class RoutingRecord:
     """One routed request's record, schema version 1. Times are Unix seconds, durations milliseconds.
@@ -171,9 +169,8 @@ class RoutingRecord:
     exploration: Annotated[
         tuple[float, float] | None, FieldInfo("Exploration rate and largest quality loss; null if it was off.")
     ] = None
-    overlay: Annotated[str, FieldInfo("Version of the tenant overlay that changed the probabilities.")] = ""
     router_probabilities: Annotated[
-        Mapping[str, float] | None, FieldInfo("The router's own probabilities, before a tenant overlay or rule.")
+        Mapping[str, float] | None, FieldInfo("The router's own probabilities, before a rule.")
     ] = None
     retrieval: Annotated[
         str, FieldInfo("Result of retrieval: none, off, skipped, empty, failed, withheld or used.", api="list")
@@ -199,16 +196,6 @@ class RoutingRecord:
         str, FieldInfo("Why the recipe stopped: accepted, last_step, stream_hold, ...; empty without one.")
     ] = ""
     steps: Annotated[tuple[RecipeCall, ...], FieldInfo("Calls of the recipe to its members.")] = ()
-    audit_rate: Annotated[
-        float, FieldInfo("Probability with which the recipe's answer was to be audited; 0 if it could not be.")
-    ] = 0.0
-    audit: Annotated[
-        str,
-        FieldInfo(
-            "`started`, `last_step` (nothing left to call) or `skipped_` with the reason, if the answer was drawn for "
-            "an audit; else empty. The feedback of kind `audit` has the outcome."
-        ),
-    ] = ""
     cache: Annotated[
         str,
         FieldInfo(
@@ -307,9 +294,7 @@ class RoutingLog(Protocol):
     returns an empty page with the same cursor when nothing is new. `back` goes backward from a cursor, newest first,
     and returns an empty cursor when nothing older is left; it scans a bounded number of entries a call, and may return
     few or no records with a cursor to continue from. `find` returns one record, None if it does not exist or was
-    deleted. `cursor_at` returns a cursor for `read` shortly before the first record since a time, in Unix seconds,
-    without reading any record. `count` returns the number of records from one cursor to another one, without reading
-    them; it may include a few duplicates that were not kept.
+    deleted.
     """
 
     async def append(self, records: Sequence[RoutingRecord]) -> None: ...
@@ -321,9 +306,5 @@ class RoutingLog(Protocol):
     async def back(self, query: LogQuery) -> LogPage: ...
 
     async def find(self, request_id: str) -> RoutingRecord | None: ...
-
-    async def cursor_at(self, time: float) -> str: ...
-
-    async def count(self, after: str, before: str) -> int: ...
 
     async def aclose(self) -> None: ...

@@ -200,13 +200,6 @@ class RedisLog:
                 return record
         return None
 
-    async def cursor_at(self, time: float) -> str:
-        return f"{max(0, int(time * 1_000))}-0"
-
-    async def count(self, after: str, before: str) -> int:
-        low, high = (_score(self._checked_cursor(cursor)) for cursor in (after, before))
-        return int(await self._redis.run(self._redis.client.zcount(IDS, f"({low}", high)))
-
     async def aclose(self) -> None:
         await self._redis.aclose()
 
@@ -283,12 +276,6 @@ def _pattern(name: str, value: str) -> bytes:
 def _order(key: str) -> tuple[int, int]:
     milliseconds, _, number = key.partition("-")
     return int(milliseconds), int(number)
-
-
-def _score(key: str) -> int:
-    """The score of a stream id."""
-    milliseconds, number = _order(key)
-    return (milliseconds - EPOCH_MS) * PER_MS + number
 
 
 def _stream_id(score: int) -> str:

@@ -221,17 +221,6 @@ class SqliteLog:
 
         return await self._database.read(work)
 
-    async def cursor_at(self, time: float) -> str:
-        def work(connection: sqlite3.Connection) -> str:
-            seq = first_since(connection, time)
-            return str(newest_row(connection) if seq is None else seq - 1)
-
-        return await self._database.read(work)
-
-    async def count(self, after: str, before: str) -> int:
-        place = str(self._database.path)  # row numbers have gaps only where a duplicate was not kept
-        return max(0, parse_cursor(before, place=place) - parse_cursor(after, place=place))
-
     async def aclose(self) -> None:
         await self._database.aclose()
 

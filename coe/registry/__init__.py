@@ -3,7 +3,7 @@
 from coe.registry.aliases import AUTO, MAX_MODEL_CHARACTERS, POINT_PREFIX, ModelNames, OperatingPoint, ResolvedModel
 from coe.registry.experts import ExpertSpec, Prices, SelectingField
 from coe.registry.loader import ENTRY_NAME, load, load_text, load_with_expert, schema
-from coe.registry.recipes import AUTO_RECIPES, RECIPE_LEVELS, ArmSpec, RecipeSpec
+from coe.registry.recipes import AUTO_RECIPES, ArmSpec, RecipeSpec
 from coe.registry.sections import (
     AccessSpec,
     ApiKey,
@@ -27,7 +27,6 @@ __all__ = [
     "ENTRY_NAME",
     "MAX_MODEL_CHARACTERS",
     "POINT_PREFIX",
-    "RECIPE_LEVELS",
     "AccessSpec",
     "ApiKey",
     "ArmSpec",

@@ -40,7 +40,7 @@ class OperatingPoint(StrictModel):
 
 @dataclass(frozen=True, slots=True)
 class ResolvedModel:
-    """The target of a value of `model`: `auto`, or the name of an expert, recipe or arm.
+    """The target of a value of `model`: `auto`, or the name of an expert or recipe.
 
     `cost_weight` is that of an operating point, None for others.
     """
@@ -50,7 +50,7 @@ class ResolvedModel:
 
 
 class ModelNames:
-    """Resolves values of `model`. `declared` are the names of experts, recipes and arms."""
+    """Resolves values of `model`. `declared` are the names of experts and recipes."""
 
     def __init__(
         self, declared: Collection[str], aliases: Mapping[str, str], points: Mapping[str, OperatingPoint]

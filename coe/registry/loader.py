@@ -115,7 +115,7 @@ def _cross_checks(source: YamlSource, registry: Registry) -> Problems:
     yield from rule_problems(
         registry.rules,
         categories=registry.category_names,
-        experts=tuple(registry.arm_of_model),
+        experts=registry.model_names,
         keys=tuple(name for key in keys for name in (key.name, key.tenant) if name),
         models=registry.models,
     )
@@ -125,8 +125,7 @@ def _cross_checks(source: YamlSource, registry: Registry) -> Problems:
 
 
 def _alias_problems(registry: Registry) -> Problems:
-    arms = [recipe.arm(level) for recipe in registry.declared_recipes for level in range(1, recipe.levels + 1)]
-    yield from alias_problems((*registry.model_names, *arms), registry.aliases, registry.operating_points)
+    yield from alias_problems(registry.model_names, registry.aliases, registry.operating_points)
     for alias in registry.aliases:
         if _PROPOSED_NAME.fullmatch(alias):
             yield ("aliases", alias), f"the name {alias!r} is reserved for proposed recipes; choose another alias"
@@ -224,9 +223,8 @@ def _step_problems(recipe: RecipeSpec) -> Problems:
         if getattr(recipe, key) is not None:
             yield (key,), f"`{key}` is for chains and fuses, and {name!r} is a {kind}; remove it, or use `fuse`"
     yield from _judge_problems(recipe)
-    for key in ("max_loss", "audit_rate"):
-        if getattr(recipe, key) is not None and len(recipe.steps) == 1:
-            yield (key,), f"{name!r} calls all members at once, so it stops no earlier; remove {key}"
+    if recipe.max_loss is not None and len(recipe.steps) == 1:
+        yield ("max_loss",), f"{name!r} calls all members at once, so it stops no earlier; remove max_loss"
 
 
 def _judge_problems(recipe: RecipeSpec) -> Problems:
@@ -247,7 +245,7 @@ def _judge_problems(recipe: RecipeSpec) -> Problems:
 def _writing_problems(recipe: RecipeSpec, kind: str) -> Problems:
     """Check the keys of a chain or fuse, relative to the recipe."""
     name = recipe.name
-    for key in ("signal", "judge", "max_tokens", "tools", "max_loss", "audit_rate"):
+    for key in ("signal", "judge", "max_tokens", "tools", "max_loss"):
         if key in recipe.model_fields_set:
             yield (key,), f"{name!r} is a {kind}, which always calls all members, so `{key}` has no effect; remove it"
     if recipe.chain and recipe.by is not None:

@@ -23,10 +23,6 @@ from coe.registry.hints import nearest
 from coe.registry.sections import Name, Probability, StrictModel
 from coe.registry.yaml_source import KeyPath
 
-RECIPE_LEVELS = 3
-"""Arms of a recipe with several steps. Level 1 stops earliest, so it is the cheapest."""
-AUDIT_RATE = 0.02
-"""Default probability of an audit of a recipe with `max_loss`."""
 PROPOSED_PREFIX = "auto-"
 """Beginning of the names of recipes that `coe plan` proposes; a number follows."""
 AUTO_RECIPES = "auto"
@@ -92,17 +88,6 @@ class RecipeSpec(StrictModel):
     max_loss: Probability | None = None
     """Largest loss of quality (0 to 1) from not calling the later steps. `coe plan` uses the recipe only if calibration
     probes show with 95 % confidence that the loss is smaller."""
-    audit_rate: Probability | None = None
-    """Probability with which an answer that was accepted early is audited: after it was delivered, the remaining
-    members are called too, and the answers are compared. By default 0.02 with `max_loss`, else 0."""
-
-    @property
-    def audit_probability(self) -> float:
-        """The probability of an audit; 0 for a recipe of one step."""
-        if len(self.steps) == 1:
-            return 0.0
-        default = 0.0 if self.max_loss is None else AUDIT_RATE
-        return default if self.audit_rate is None else self.audit_rate
 
     @property
     def steps(self) -> tuple[tuple[str, ...], ...]:
@@ -140,11 +125,6 @@ class RecipeSpec(StrictModel):
         return self.members if self.judge is None else (*self.members, *(self.judge,) * self.judgements)
 
     @property
-    def levels(self) -> int:
-        """The number of arms: a chain or fuse, or a recipe with one step, cannot stop early."""
-        return RECIPE_LEVELS if len(self.steps) > 1 and not self.writes else 1
-
-    @property
     def writes(self) -> bool:
         """True for a chain or fuse, whose last step writes the answer."""
         return bool(self.chain or self.fuse)
@@ -162,10 +142,6 @@ class RecipeSpec(StrictModel):
             return ""
         text = f"{'chain' if self.chain else 'fuse'}\n{self.written_instruction}"
         return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-    def arm(self, level: int) -> str:
-        """The name of the arm of a level, from 1."""
-        return f"{self.name}@{level}"
 
 
 def cap_problems(recipe: RecipeSpec, experts: Mapping[str, ExpertSpec]) -> Iterator[tuple[KeyPath, str]]:
@@ -188,15 +164,11 @@ def cap_problems(recipe: RecipeSpec, experts: Mapping[str, ExpertSpec]) -> Itera
 
 
 def cap_in_force(cap: float, spec: ExpertSpec) -> float:
-    """Return the cap of a member in tokens, no higher than the limit that it declares.
-
-    It is infinite if the declared thinking budget is not below the cap: providers refuse such a request.
-    """
+    """Return the cap of a member in tokens, infinite if its declared thinking budget is not below the cap: providers
+    refuse such a request."""
     thinking = spec.parameters.get("thinking")
     budget = thinking.get("budget_tokens") if isinstance(thinking, dict) else None
-    if isinstance(budget, int) and budget >= cap:
-        return math.inf
-    return min(cap, _output_limit(spec))
+    return math.inf if isinstance(budget, int) and budget >= cap else cap
 
 
 def _output_limit(spec: ExpertSpec) -> float:
@@ -231,17 +203,14 @@ DRAFTS_CONTEXT_SHARE = 0.25
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ArmSpec:
-    """One arm of a recipe: what the plan selects and routing calls, like an expert.
+    """The arm of a recipe: what the plan selects and routing calls, like an expert. It has the name of the recipe.
 
-    Arms of one recipe differ by `level`: level 1 stops earliest. `steps` are the names of the members of each step,
-    `members` their declarations in the order of the calls. `writing_digest` is `RecipeSpec.writing_digest`, `judge` the
-    name of the judge, empty without one, and `judge_spec` its declaration. `takes_tools` is True with
-    `tools: agreement`. `max_tokens` are the caps of members by name.
+    `steps` are the names of the members of each step, `members` their declarations in the order of the calls.
+    `writing_digest` is `RecipeSpec.writing_digest`, `judge` the name of the judge, empty without one, and `judge_spec`
+    its declaration. `takes_tools` is True with `tools: agreement`. `max_tokens` are the caps of members by name.
     """
 
     name: str
-    recipe: str
-    level: int
     steps: tuple[tuple[str, ...], ...]
     members: tuple[ExpertSpec, ...]
     writing_digest: str = ""

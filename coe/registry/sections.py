@@ -114,7 +114,7 @@ class BudgetSpec(StrictModel):
     """Largest mean cost in US dollars per thousand requests."""
     mean_latency_ms: Positive | None = None
     """Largest mean latency per request in milliseconds, as `coe score` measured it or else as `latency_ms` declares.
-    Expected waits for experts that share devices count, once the routing log shows the rate of requests."""
+    Waits for experts that share devices do not count."""
     max_share: Annotated[float, Field(gt=0, le=1)] | None = None
     """Largest share of requests for one expert."""
 

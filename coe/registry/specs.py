@@ -119,7 +119,7 @@ class Registry(StrictModel):
     log: LogSpec = LogSpec()
     """Settings of the routing log."""
     artifacts: Annotated[str, Field(pattern=r"^(folder|rediss?://.+)$")] = "folder"
-    """Source of router, plan and overlays for gateways: `folder` (the state folder) or redis://HOST:PORT/DB. With
+    """Source of router and plan for gateways: `folder` (the state folder) or redis://HOST:PORT/DB. With
     Redis, gateways on several machines follow each promotion."""
     residency: ResidencySpec | None = None
     """Local experts that share devices. Default: all local experts are always awake."""
@@ -152,18 +152,15 @@ class Registry(StrictModel):
         """True if `coe plan` may propose recipes."""
         return None in self.recipes
 
-    def with_proposed(
-        self, steps: Mapping[str, tuple[tuple[str, ...], ...]], max_tokens: Mapping[str, Mapping[str, int]]
-    ) -> Registry:
-        """Return the declaration with the recipes that its plan proposed, by their steps and caps; itself without
-        `auto`.
+    def with_proposed(self, steps: Mapping[str, tuple[tuple[str, ...], ...]]) -> Registry:
+        """Return the declaration with the recipes that its plan proposed, by their steps; itself without `auto`.
 
         Names that are declared, and recipes with members that are not, are left out. The digest stays that of the file.
         """
         declared = {*self.expert_names, *(recipe.name for recipe in self.declared_recipes)}
         known = set(self.expert_names)
         added = [
-            RecipeSpec(name=name, cascade=found, max_tokens=max_tokens.get(name, {}))
+            RecipeSpec(name=name, cascade=found)
             for name, found in steps.items()
             if name.startswith(PROPOSED_PREFIX)
             and name not in declared
@@ -181,9 +178,7 @@ class Registry(StrictModel):
         """The arms of all declared recipes, in the order of the declaration."""
         return tuple(
             ArmSpec(
-                recipe.arm(level),
                 recipe.name,
-                level,
                 recipe.steps,
                 tuple(map(self.expert, recipe.members)),
                 recipe.writing_digest,
@@ -193,7 +188,6 @@ class Registry(StrictModel):
                 recipe.max_tokens,
             )
             for recipe in self.declared_recipes
-            for level in range(1, recipe.levels + 1)
         )
 
     @cached_property
@@ -221,12 +215,6 @@ class Registry(StrictModel):
         return any(expert.languages is not None for expert in self.experts)
 
     @cached_property
-    def arm_names(self) -> tuple[str, ...]:
-        """The names of all arms; also of recipes whose members are not declared, for the checks of a declaration."""
-        arms = (recipe.arm(n) for recipe in self.declared_recipes for n in range(1, recipe.levels + 1))
-        return (*self.expert_names, *arms)
-
-    @cached_property
     def _arm_by_name(self) -> dict[str, ExpertSpec | ArmSpec]:
         return {arm.name: arm for arm in self.arms}
 
@@ -235,26 +223,20 @@ class Registry(StrictModel):
         return self._arm_by_name[name]
 
     @cached_property
-    def arm_of_model(self) -> dict[str, str]:
-        """The arm that each value of `model` pins: experts and arms by their names, recipes with their middle arm."""
-        middle = {recipe.name: recipe.arm((recipe.levels + 1) // 2) for recipe in self.declared_recipes}
-        return {**middle, **{name: name for name in self.arm_names}}
-
-    @cached_property
     def model_names(self) -> tuple[str, ...]:
         """The names that a client may send as `model` besides `auto`: experts and recipes."""
         return (*self.expert_names, *(recipe.name for recipe in self.declared_recipes))
 
     @property
     def listed_models(self) -> tuple[str, ...]:
-        """All values of `model` that a list can show: without arms, and without aliases that are patterns."""
+        """All values of `model` that a list can show: without aliases that are patterns."""
         points = (f"{POINT_PREFIX}{name}" for name in self.operating_points)
         return (AUTO, *points, *self.model_names, *(name for name in self.aliases if "*" not in name))
 
     @cached_property
     def models(self) -> ModelNames:
         """All values of `model`, with aliases and operating points."""
-        return ModelNames(self.arm_of_model, self.aliases, self.operating_points)
+        return ModelNames(self.model_names, self.aliases, self.operating_points)
 
     def devices_of(self, expert: ExpertSpec) -> tuple[str, ...]:
         """The devices that a local expert may use, in the order of `residency.devices`.

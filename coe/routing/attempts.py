@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 
-from coe.core import AnswerMemory, Call, Expert, PendingCall, Reply
+from coe.core import AnswerMemory, Call, Expert, Reply
 from coe.errors import (
     Cause,
     ExpertBusy,
@@ -44,12 +44,11 @@ class Attempts:
     `count` is the number of requests sent to experts, where a recipe counts as one. `causes` maps each failed expert to
     the cause of its first failure. `recipe_log` has the calls of recipes, None if no recipe may be called.
     `sole_expert` is the name of the expert that is being called if no other expert can take over, else empty.
-    `dropped` has what experts left out (`Call.dropped`). `memory` is that for the answers (`Call.memory`). `pending`
-    counts the request as load from its decision to its first attempt; None if no expert limits its requests. `sent` has
-    the calls that reached a server and that it may bill, those of a recipe's members too (`Call.sent`).
+    `dropped` has what experts left out (`Call.dropped`). `memory` is that for the answers (`Call.memory`). `sent`
+    has the calls that reached a server and that it may bill, those of a recipe's members too (`Call.sent`).
     """
 
-    __slots__ = ("causes", "count", "dropped", "memory", "pending", "recipe_log", "sent", "sole_expert")
+    __slots__ = ("causes", "count", "dropped", "memory", "recipe_log", "sent", "sole_expert")
 
     def __init__(self) -> None:
         self.count = 0
@@ -58,13 +57,7 @@ class Attempts:
         self.memory: AnswerMemory | None = None
         self.recipe_log: RecipeLog | None = None
         self.sole_expert = ""
-        self.pending: PendingCall | None = None
         self.sent: list[SentCall] = []
-
-    def end_pending(self) -> None:
-        """Stop counting the request as pending, because it is decided again or ends."""
-        if self.pending is not None:
-            self.pending.end()
 
 
 async def call_experts(

@@ -10,8 +10,8 @@ from functools import lru_cache, partial
 from coe.core import FAST_UNCERTAIN, GENERAL, UNDETERMINED, Chat, ExpertRule, Prediction, Router
 from coe.mapping import Assignment, apply_residual, information_value, residual_gain, routing_gain
 from coe.registry import AUTO, ArmSpec, ExpertSpec
-from coe.routing.classification import SHORT_CIRCUIT, EncoderPasses, Overlays
 from coe.routing.eligibility import exclusion, ineligibility
+from coe.routing.encoder_passes import SHORT_CIRCUIT, EncoderPasses
 from coe.routing.phrases import opens_topic
 from coe.routing.reading import reading_model
 from coe.routing.request_text import RoutedText, read_request
@@ -45,7 +45,6 @@ class Classifier:
         confidence_threshold: float,
         encoder_timeout: float | None,
         threads: Executor,
-        overlays: Overlays,
         retrieves: bool,
         rules: Rules | None = None,
     ) -> None:
@@ -58,56 +57,46 @@ class Classifier:
         self._confidence_threshold = confidence_threshold
         finish = partial(apply_residual, assignment)
         self._encoder_passes = EncoderPasses(router, threads=threads, timeout=encoder_timeout, finish=finish)
-        self._overlays = overlays
         self._retrieves = retrieves
         self._rules = rules
         self._general = router.categories.index(GENERAL)
         reading_model()  # read its file now, and not in a request
 
     async def classify(
-        self, chat: Chat, tenant: str | None, rule: ExpertRule | None = None, rules: Sequence[str] = ()
+        self, chat: Chat, rule: ExpertRule | None = None, rules: Sequence[str] = ()
     ) -> tuple[RoutedText, Prediction]:
-        """Return the routed text and its posterior, with the tenant's overlay if there is one, and after the first of
-        the matching `rules` that holds.
+        """Return the routed text and its posterior, after the first of the matching `rules` that holds.
 
         The newest request of a conversation is routed alone if it opens a topic, which the fast heads help to decide.
         """
-        routed, fast = read_topic(chat, partial(self._predict_fast, tenant=tenant), general=self._general)
+        routed, fast = read_topic(chat, self._predict_fast, general=self._general)
         matching = self._rules if rules else None
         if matching is not None and matching.needs_no_encoder(rules):
             if fast.stage == FAST_UNCERTAIN:
                 fast = replace(fast, stage=SHORT_CIRCUIT)
         else:
-            fast = await self._refined(fast, routed.text, chat, tenant, rule)
+            fast = await self._refined(fast, routed.text, chat, rule)
         return routed, matching.apply(rules, fast) if matching else fast
 
-    async def classify_text(
-        self, text: str, chat: Chat, tenant: str | None, *, rule: ExpertRule | None = None
-    ) -> Prediction:
+    async def classify_text(self, text: str, chat: Chat, *, rule: ExpertRule | None = None) -> Prediction:
         """Classify a text that `read_request` made from the chat."""
-        return await self._refined(self._predict_fast(text, tenant), text, chat, tenant, rule)
+        return await self._refined(self._predict_fast(text), text, chat, rule)
 
-    def _predict_fast(self, text: str, tenant: str | None) -> Prediction:
-        """Return the fast prediction with the tenant's overlay, of stage FAST_UNCERTAIN if it is uncertain.
+    def _predict_fast(self, text: str) -> Prediction:
+        """Return the fast prediction, of stage FAST_UNCERTAIN if it is uncertain.
 
         Runs on the event loop, in about 0.1 ms.
         """
         fast = self._router.predict_fast(text, force=True)
         assert fast is not None
-        return self.apply_overlay(fast, tenant)
+        return fast
 
-    async def _refined(
-        self, fast: Prediction, text: str, chat: Chat, tenant: str | None, rule: ExpertRule | None
-    ) -> Prediction:
+    async def _refined(self, fast: Prediction, text: str, chat: Chat, rule: ExpertRule | None) -> Prediction:
         """Use the encoder if it might change the choice between the experts that the `rule` permits."""
         if not self._needs_encoder(chat, fast, rule):
             return replace(fast, stage=SHORT_CIRCUIT) if fast.stage == FAST_UNCERTAIN else fast
         refined = await self._encoder_passes.predict(text, foreign=fast.language == UNDETERMINED)
-        return fast if refined is None else self.apply_overlay(refined, tenant)
-
-    def apply_overlay(self, prediction: Prediction, tenant: str | None) -> Prediction:
-        """Apply the tenant's overlay to a posterior of the router."""
-        return self._overlays.apply(prediction, tenant) if self._overlays.by_tenant else prediction
+        return fast if refined is None else refined
 
     def _needs_encoder(self, chat: Chat, prediction: Prediction, rule: ExpertRule | None) -> bool:
         """True if a better posterior, or the plan's residual, may select an expert that is better by enough.

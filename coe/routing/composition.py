@@ -19,24 +19,20 @@ from coe.core import (
     GENERAL,
     Call,
     Chat,
-    CountsPending,
     Decision,
     Expert,
     ExpertRule,
     Health,
-    PendingCall,
     Prediction,
     Reply,
     RequestOptions,
     Router,
 )
-from coe.frozen import fast_init
 from coe.mapping import Assignment
 from coe.mapping.problem import relative_cost
 from coe.registry import ArmSpec, ExpertSpec, Registry
 from coe.retrieval.retrieval import Retrieval, RetrievalRequest, RetrievalResult
 from coe.routing.attempts import Attempts, call_experts
-from coe.routing.classification import Overlays
 from coe.routing.classifier import Classifier
 from coe.routing.conversation import Affinity, Conversation
 from coe.routing.decision import NO_PREVIOUS, Previous, decide, with_fallback
@@ -51,7 +47,6 @@ ESCALATED_MARK = "!"
 """End of an affinity entry of a session that was escalated."""
 
 
-@fast_init
 @dataclass(frozen=True, slots=True)
 class RoutedReply:
     """A reply whose first chunk has arrived, and the decision with the expert that sent it."""
@@ -76,7 +71,6 @@ class Composition:
         threads: Executor,
         confidence_threshold: float = 0.0,
         affinity: Affinity | None = None,
-        overlays: Overlays | None = None,
         retrieval: Retrieval | None = None,
         recipes: Mapping[str, Expert] | None = None,
     ) -> None:
@@ -97,7 +91,6 @@ class Composition:
         self._retrieval = retrieval
         self.retrieves = retrieval is not None
         """True if documents are declared, so that step 5 may insert passages."""
-        self._counting_experts = _counting_by_arm(registry, experts)
         self._shares_devices = registry.residency is not None
         self.prices = {arm.name: arm.prices for arm in registry.arms}
         """The prices of experts and arms by name."""
@@ -110,7 +103,6 @@ class Composition:
             confidence_threshold=self._confidence_threshold,
             encoder_timeout=registry.router.encoder_timeout,
             threads=threads,
-            overlays=overlays or Overlays(),
             retrieves=self.retrieves,
             rules=self.rules,
         )
@@ -146,22 +138,11 @@ class Composition:
         options: RequestOptions,
         *,
         previous: Previous = NO_PREVIOUS,
-        attempts: Attempts | None = None,
     ) -> Decision:
-        """Decide with exploration, if it is declared, except in a loop of tool calls.
-
-        With its `attempts`, the request is part of the expert's load from here on, so that the next decision sees it.
-        The caller ends this with `Attempts.end_pending` if the request ends before its call.
-        """
-        counted = attempts if self._counting_experts else None
-        if counted is not None:
-            counted.end_pending()  # of an earlier decision: the request must not find its expert full of itself
+        """Decide with exploration, if it is declared, except in a loop of tool calls."""
         explores = self.registry.policy.exploration.rate > 0 and not previous.in_loop
         uniform = random.random() if explores else None  # noqa: S311 (no secret depends on it)
-        decision = self.decide(chat, prediction, options, previous=previous, uniform=uniform)
-        if counted is not None:
-            counted.pending = PendingCall(self._counting_experts[decision.expert])
-        return decision
+        return self.decide(chat, prediction, options, previous=previous, uniform=uniform)
 
     def assign_general(self, chat: Chat, options: RequestOptions) -> Decision:
         """Decide on a request that passes through: as for a text that is certainly of the category `general`, unless a
@@ -231,7 +212,6 @@ class Composition:
         prediction: Prediction,
         tenant: str | None,
         previous: Previous = NO_PREVIOUS,
-        attempts: Attempts | None = None,
     ) -> tuple[Chat, Decision, RetrievalResult]:
         """Insert passages into the chat if the gate opens. Never fails.
 
@@ -248,7 +228,7 @@ class Composition:
         found = result.status in ("used", "withheld")
         if counted_on and not found and decision.reason in ("routed", "spilled", "fallback"):
             options = replace(options, retrieval="off")
-            decision = self.assign(chat, prediction, options, previous=previous, attempts=attempts)
+            decision = self.assign(chat, prediction, options, previous=previous)
         return chat_with_passages, decision, result
 
     async def call(
@@ -289,7 +269,6 @@ class Composition:
             deadline=deadline,
             recipe_log=attempts.recipe_log,
             dropped=attempts.dropped,
-            pending=attempts.pending,
             sent=attempts.sent,
             memory=attempts.memory,
         )
@@ -321,20 +300,6 @@ class Composition:
         )
 
 
-def _opening_experts(arm: ExpertSpec | ArmSpec) -> list[str]:
-    """Return the names of the declared experts that an arm calls first: several if a recipe begins with several."""
-    first = arm.members[: len(arm.steps[0])] if isinstance(arm, ArmSpec) else (arm,)
-    return [spec.name for spec in first]
-
-
 def first_expert(arm: ExpertSpec | ArmSpec) -> str:
     """Return the name of the declared expert behind an arm; for a recipe, of its first member."""
-    return _opening_experts(arm)[0]
-
-
-def _counting_by_arm(registry: Registry, experts: Mapping[str, Expert]) -> dict[str, list[CountsPending]]:
-    """Return the experts that each arm calls first and that count pending calls; empty if no expert has a limit."""
-    if all(spec.concurrent_requests is None for spec in registry.experts):
-        return {}
-    counting = {name: expert for name, expert in experts.items() if isinstance(expert, CountsPending)}
-    return {arm.name: [counting[name] for name in _opening_experts(arm) if name in counting] for arm in registry.arms}
+    return arm.members[0].name if isinstance(arm, ArmSpec) else arm.name

@@ -25,8 +25,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Protocol
 
-from coe.core import Api, Chat, DirectReply, Message, Reply, RequestOptions, Sink
-from coe.frozen import fast_init
+from coe.core import Api, Chat, Message, Reply, RequestOptions
 from coe.routing.message_parts import split_message
 
 MAX_TURNS = 5
@@ -50,7 +49,6 @@ _NO_IDS = ("",) * len(_ID_FIELDS)
 _KEY_BYTES = 16
 
 
-@fast_init
 @dataclass(frozen=True, slots=True)
 class Conversation:
     """The keys of a request.
@@ -268,11 +266,6 @@ class _CallingReply:
         self._reply = reply
         self._pattern = pattern
         self._note = note
-
-    def set_sink(self, sink: Sink) -> None:
-        find = self._pattern.search
-        if isinstance(self._reply, DirectReply):
-            self._reply.set_sink(lambda chunk: find(chunk) is None and sink(chunk))
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
         noted: set[bytes] = set()

@@ -27,7 +27,6 @@ from coe.core import (
     Reason,
 )
 from coe.errors import Cause
-from coe.frozen import fast_init
 from coe.mapping import Assignment, expected_price, expected_utility
 from coe.registry import Policy, Registry
 from coe.routing.eligibility import eligible_arms, pinned_arm
@@ -35,7 +34,6 @@ from coe.routing.eligibility import eligible_arms, pinned_arm
 _HEALTHY = Health()
 
 
-@fast_init
 @dataclass(frozen=True, slots=True)
 class Previous:
     """The expert of a conversation's last answer, empty if it is unknown or there is none.
@@ -148,8 +146,7 @@ def _choose_expert(
 def _order(candidates: _Candidates, expert: str, registry: Registry) -> tuple[str, ...]:
     """Return the selected expert and its fallbacks."""
     stand_in = None if registry.residency is None else registry.arm(expert).stand_in
-    order = candidates.fallback_order(expert, stand_in=stand_in)
-    return _one_arm_of_each_recipe(order) if registry.recipe_arms else order
+    return candidates.fallback_order(expert, stand_in=stand_in)
 
 
 def _utilities_and_prices(
@@ -172,7 +169,6 @@ def with_fallback(decision: Decision, expert: str, *, cause: Cause) -> Decision:
     return replace(decision, expert=expert, reason="fallback", fallback_from=first, cause=why)
 
 
-@fast_init
 @dataclass(frozen=True, slots=True)
 class _Candidates:
     """The eligible experts by `utility`.
@@ -213,14 +209,6 @@ class _Candidates:
             return self.ranked
         others = [name for name in self.ranked if name != first]
         return first, *(sorted(others, key=stand_in.__ne__) if stand_in else others)
-
-
-def _one_arm_of_each_recipe(order: tuple[str, ...]) -> tuple[str, ...]:
-    """Drop further arms of a recipe, which would call the same members again after they failed."""
-    by_recipe: dict[str, str] = {}
-    for name in order:
-        by_recipe.setdefault(name.partition("@")[0], name)
-    return tuple(by_recipe.values())
 
 
 def _select(candidates: _Candidates, policy: Policy, *, previous: Previous, general: str | None) -> tuple[str, Reason]:

@@ -60,15 +60,14 @@ def permits_model(registry: Registry, rule: ExpertRule | None, name: str) -> boo
     found = registry.models.resolve(name)
     if rule is None or found is None or found.model == AUTO:
         return found is not None
-    return not exclusion(rule, registry.arm(registry.arm_of_model[found.model]))
+    return not exclusion(rule, registry.arm(found.model))
 
 
 def _check_local(arm: ExpertSpec | ArmSpec, registry: Registry, rule: ExpertRule, *, param: str) -> None:
     """Raise Forbidden for a request that demands an arm which its rule excludes."""
     if exclusion(rule, arm):
-        name = arm.recipe if isinstance(arm, ArmSpec) else arm.name
         raise Forbidden(
-            f"{name!r} does not run locally, and only local experts may receive this request; request one of "
+            f"{arm.name!r} does not run locally, and only local experts may receive this request; request one of "
             f"{', '.join(permitted_models(registry, rule))}. {_local_remedy(rule)}",
             param=param,
             code="expert_not_local",
@@ -100,15 +99,14 @@ def pinned_arm(chat: Chat, registry: Registry, recipe: str, rule: ExpertRule | N
         if recipe not in ("", model) and not (recipe == NO_RECIPE and model in registry.expert_names):
             message = f"model {model!r} and x-coe-recipe {recipe!r} contradict each other: send model {AUTO!r}"
             raise InvalidRequest(message, param="x-coe-recipe")
-    pinned = registry.arm_of_model[model]
-    spec = registry.arm(pinned)
+    spec = registry.arm(model)
     if rule is not None:
         _check_local(spec, registry, rule, param="x-coe-recipe" if chat.model == AUTO else "model")
     if reason := ineligibility(chat, spec):
         raise InvalidRequest(f"{reason}{_remedy(chat, [spec])}", param="model", code="no_capable_expert")
     if isinstance(spec, ExpertSpec) and chat.api not in spec.supported_apis:
         check_thread(chat)  # the server of a translated expert stores none
-    return pinned
+    return model
 
 
 def eligible_arms(
@@ -262,17 +260,15 @@ def check_model(model: str, registry: Registry, rule: ExpertRule | None = None, 
 
 
 def _exists(model: str, registry: Registry, rule: ExpertRule | None) -> bool:
-    """Return whether an expert, recipe or arm is declared and not excluded by the list of the API key."""
-    arm = registry.arm_of_model.get(model)
-    return arm is not None and (rule is None or exclusion(rule, registry.arm(arm)) != "key")
+    """Return whether an expert or recipe is declared and not excluded by the list of the API key."""
+    return model in registry.model_names and (rule is None or exclusion(rule, registry.arm(model)) != "key")
 
 
 def check_recipe(recipe: str, registry: Registry, rule: ExpertRule | None = None) -> None:
     """Raise ModelNotFound for a value of x-coe-recipe that names no recipe, or one that the list of the API key
     excludes, with the same error. The message lists what the rule permits."""
     names = [one.name for one in registry.declared_recipes]
-    declared = (*names, *(arm.name for arm in registry.recipe_arms))
-    if recipe not in declared or not _exists(recipe, registry, rule):
+    if recipe not in names or not _exists(recipe, registry, rule):
         known = ", ".join((NO_RECIPE, *(name for name in names if permits_model(registry, rule, name))))
         raise ModelNotFound(f"the recipe {recipe!r} does not exist here; known: {known}", param="x-coe-recipe")
 

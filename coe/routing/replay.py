@@ -44,7 +44,7 @@ async def replay(composition: Composition, record: RoutingRecord) -> ReplayedDec
     rule = _logged_rule(composition, record)
     if record.prompt is not None:
         source: Literal["prompt", "posterior"] = "prompt"
-        prediction = await composition.classifier.classify_text(record.prompt, chat, record.tenant, rule=rule)
+        prediction = await composition.classifier.classify_text(record.prompt, chat, rule=rule)
     else:
         source, prediction = "posterior", _logged_prediction(composition, record)
     if composition.rules is not None:
@@ -59,7 +59,7 @@ async def replay(composition: Composition, record: RoutingRecord) -> ReplayedDec
 
 
 def _logged_prediction(composition: Composition, record: RoutingRecord) -> Prediction:
-    """Return the logged posterior of the router with the current overlay.
+    """Return the logged posterior of the router.
 
     The probability of a category that is no longer declared goes to `general`.
     """
@@ -70,8 +70,7 @@ def _logged_prediction(composition: Composition, record: RoutingRecord) -> Predi
     ).items():
         posterior[categories.index(name if name in categories else GENERAL)] += probability
     posterior /= max(float(posterior.sum()), 1e-9)
-    prediction = Prediction(posterior, record.stage, record.in_distribution, language=record.language)
-    return composition.classifier.apply_overlay(prediction, record.tenant)
+    return Prediction(posterior, record.stage, record.in_distribution, language=record.language)
 
 
 def _logged_rule(composition: Composition, record: RoutingRecord) -> ExpertRule | None:

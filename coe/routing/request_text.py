@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from coe.core import Chat, Message
-from coe.frozen import fast_init
 from coe.routing.agents import CODING_AGENT, is_coding_agent
 from coe.routing.conversation import MAX_TURN_CHARACTERS, newest_turn
 from coe.routing.message_parts import MAX_MESSAGE_CHARACTERS, MessageParts, split_message
@@ -74,7 +73,6 @@ class OmittedPart:
         return f"message {self.message}: {what} {how}, {self.characters} characters"
 
 
-@fast_init
 @dataclass(frozen=True, slots=True)
 class RoutedText:
     """The text for the router, about 5,000 characters at most, and what it leaves out.

@@ -64,7 +64,7 @@ class Rules:
     def __init__(self, registry: Registry, categories: Sequence[str]) -> None:
         self._by_name = {rule.name: rule for rule in registry.rules}
         self._tests = [(rule, _tests_of(rule.when)) for rule in registry.rules]
-        self.arms = {one.name: registry.arm_of_model[one.expert] for one in registry.rules if one.expert is not None}
+        self.arms = {one.name: one.expert for one in registry.rules if one.expert is not None}
         """The arm of the expert or recipe that a rule names, by the name of the rule."""
         self._factors: dict[str, NDArray[np.float32]] = {}
         for rule in registry.rules:
@@ -105,12 +105,12 @@ class Rules:
         if rule.category is None and rule.odds is None:
             return replace(prediction, rule=rule.name)
         posterior, factors = prediction.probabilities, self._factors[rule.name]
-        own = posterior if prediction.router_probabilities is None else prediction.router_probabilities
         if rule.category is not None:
             certain = replace(prediction, probabilities=factors, stage=RULE, in_distribution=1.0, residual=None)
-            return replace(certain, rule=rule.name, router_probabilities=own)
+            return replace(certain, rule=rule.name, router_probabilities=posterior)
         weighted = posterior * factors
-        return replace(prediction, probabilities=weighted / weighted.sum(), rule=rule.name, router_probabilities=own)
+        changed = replace(prediction, probabilities=weighted / weighted.sum(), router_probabilities=posterior)
+        return replace(changed, rule=rule.name)
 
 
 def _tests_of(when: Conditions) -> list[Callable[[RequestFacts], bool]]:

@@ -1,4 +1,4 @@
-"""Loads the active state: the declaration, and the promoted router, overlays, assignment, gate and the document store.
+"""Loads the active state: the declaration, and the promoted router, assignment, gate and the document store.
 
 The gateway loads it at start and on reload, jobs load it at their start. `check_active_state` checks it without loading
 a router. `preload_router` loads the router alone, before a parent process forks its workers.
@@ -7,19 +7,18 @@ a router. `preload_router` loads the router alone, before a parent process forks
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import routers
-from coe.artifacts.kinds import ASSIGNMENT, GATE, OVERLAYS, ROUTER
+from coe.artifacts.kinds import ASSIGNMENT, GATE, ROUTER
 from coe.artifacts.manifest import MANIFEST, Artifact, noting, read_manifest
 from coe.artifacts.store import ArtifactStore
 from coe.core import GENERAL, Router
 from coe.errors import ArtifactError, ConfigError
 from coe.experts.recipes.policy_file import NO_POLICIES, ArmPolicies
-from coe.learning.monitoring.loss_bounds import LOSS_BOUNDS_FILE, read_broken
 from coe.mapping import Assignment, Consequence, EffectivePlan, effective_plan, read_published
 from coe.mapping.problem import declared_assignment
 from coe.registry import Category, Registry, load
@@ -28,7 +27,6 @@ from coe.retrieval.ingest.indexing import TokenizingEncoder, encoder_id
 from coe.retrieval.passages import EncoderId
 from coe.retrieval.retrieval import Retrieval
 from coe.retrieval.store import DocumentStore, open_store
-from coe.routing.classification import OVERLAYS_FILE, Overlay, Overlays
 from coe.runtime.api_keys import with_admin_key
 from coe.settings import Settings
 
@@ -87,7 +85,6 @@ class ActiveState:
     assignment: Assignment
     confidence_threshold: float
     folder: Path
-    overlays: Overlays = field(default_factory=Overlays)
     index: DocumentIndex | None = None
     """The declared document store; None without one."""
     versions: Mapping[str, str | None] = field(default_factory=dict)
@@ -113,8 +110,8 @@ def load_active_state(
     """Load the active state. Raises ConfigError or ArtifactError with the remedy.
 
     The router of `previous`, or else `preloaded`, is reused if its artifact and categories are in use. `packaged` is
-    that of `check_router`. With `damaged`, a plan or overlays that cannot be read count as not in use, and `damaged`
-    gets the problem by kind.
+    that of `check_router`. With `damaged`, a plan that cannot be read counts as not in use, and `damaged` gets the
+    problem by kind.
     """
     registry, artifact = check_router(settings, packaged=packaged, is_reload=previous is not None)
     if previous is not None and previous.folder != artifact.folder:
@@ -124,14 +121,12 @@ def load_active_state(
         router = loaded.router
     else:
         router = load_router(registry, artifact)
-    versions = {kind: ArtifactStore(settings.artifacts, kind).in_use() for kind in (ASSIGNMENT, OVERLAYS)}
-    planned, overlays = EffectivePlan(declared_assignment(registry, router.categories)), Overlays()
+    version = ArtifactStore(settings.artifacts, ASSIGNMENT).in_use()
+    planned = EffectivePlan(declared_assignment(registry, router.categories))
     with noting(damaged, ASSIGNMENT):
         planned = assignment_in_use(settings, registry, router.categories)
     assignment = _of_encoder(planned.assignment, artifact)
-    registry = registry.with_proposed(planned.policies.steps, planned.policies.max_tokens)
-    with noting(damaged, OVERLAYS):
-        overlays = overlays_in_use(settings, router)
+    registry = registry.with_proposed(planned.policies.steps)
     if registry.retrieval.store is None:
         index = None
     elif previous is not None and previous.index and previous.registry.retrieval == registry.retrieval:
@@ -144,11 +139,10 @@ def load_active_state(
         assignment,
         artifact.manifest.metric("confidence_threshold") or 0.0,
         artifact.folder,
-        overlays,
         index,
-        {ROUTER: artifact.manifest.version, **versions},
+        {ROUTER: artifact.manifest.version, ASSIGNMENT: version},
         planned.consequences,
-        policies_in_use(settings, registry, planned),
+        planned.policies,
     )
 
 
@@ -265,44 +259,12 @@ def _of_encoder(assignment: Assignment, router: Artifact) -> Assignment:
     return replace(assignment, residual=None)
 
 
-def overlays_in_use(settings: Settings, router: Router) -> Overlays:
-    """The overlays in use; none if they were fitted to another router. Raises ArtifactError if they are damaged."""
-    artifact = ArtifactStore(settings.artifacts, OVERLAYS).current()
-    if artifact is None:
-        return Overlays()
-    found = read_overlays(artifact)
-    if problem := overlays_problem(artifact, found, router):
-        _log.warning("%s; they stay unused", problem)
-        return Overlays()
-    return Overlays(artifact.manifest.version, {one.tenant: one for one in found})
-
-
-def read_overlays(artifact: Artifact) -> tuple[Overlay, ...]:
-    """The overlays of an artifact. Raises ArtifactError for an artifact of another kind."""
-    return tuple(Overlay.from_json(line) for line in (artifact.folder / OVERLAYS_FILE).read_bytes().splitlines())
-
-
-def overlays_problem(artifact: Artifact, overlays: Sequence[Overlay], router: Router) -> str:
-    """Return the reason why overlays do not fit this router and its categories; empty if they do."""
-    made, version = artifact.manifest, router.version
-    if made.data == version and all(one.categories == router.categories for one in overlays):
-        return ""
-    what = f"router {made.data}, not {version}" if made.data != version else f"other categories of router {version}"
-    return f"overlays {made.version} are of {what}: `coe retrain` makes new ones"
-
-
 def assignment_in_use(settings: Settings, registry: Registry, categories: tuple[str, ...]) -> EffectivePlan:
     """The plan in use over the router's categories, or the declared assignment before the first plan."""
     artifact = ArtifactStore(settings.artifacts, ASSIGNMENT).current()
     if artifact is None:
         return EffectivePlan(declared_assignment(registry, categories))
     return read_plan(registry, artifact).over(categories)
-
-
-def policies_in_use(settings: Settings, registry: Registry, plan: EffectivePlan) -> ArmPolicies:
-    """The plan's policies; a recipe that broke its loss bound calls all its steps."""
-    broken = read_broken(settings.artifacts / LOSS_BOUNDS_FILE, plan.policies.version, registry)
-    return plan.policies.without_early_stops(broken) if broken else plan.policies
 
 
 def retrieval_in_use(settings: Settings, in_use: ActiveState, *, threads: Executor) -> Retrieval | None:

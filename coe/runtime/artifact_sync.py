@@ -14,7 +14,6 @@ from coe.artifacts.kinds import ARTIFACT_KINDS
 from coe.artifacts.redis import RedisArtifacts, open_shared
 from coe.artifacts.store import ArtifactStore, mirror
 from coe.errors import ArtifactError, CoEError
-from coe.learning.monitoring.loss_bounds import LOSS_BOUNDS_FILE
 from coe.learning.monitoring.traffic_report import TRAFFIC_REPORT_FILE
 from coe.outage import Outage
 from coe.registry import load
@@ -43,8 +42,7 @@ class ArtifactSync:
         """Copies new versions and files. Never raises."""
         try:
             _mirror(self._settings, self._share)
-            for name in (TRAFFIC_REPORT_FILE, LOSS_BOUNDS_FILE):
-                self._share.fetch_file(name, self._settings.artifacts)
+            self._share.fetch_file(TRAFFIC_REPORT_FILE, self._settings.artifacts)
         except Exception as error:  # a bad shared artifact must not end the sync loop
             cause = str(error) if isinstance(error, CoEError | OSError) else repr(error)
             self.outage.began(cause[:MAX_CAUSE_CHARACTERS])

@@ -1,12 +1,12 @@
-"""Consequences of experts.yaml for the router, plan, overlays and gate in use; for `coe check`, start and reload."""
+"""Consequences of experts.yaml for the router, plan and gate in use; for `coe check`, start and reload."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
 
-from coe.artifacts.kinds import ASSIGNMENT, GATE, OVERLAYS, ROUTER
-from coe.artifacts.manifest import Artifact, Manifest, noting
+from coe.artifacts.kinds import ASSIGNMENT, GATE, ROUTER
+from coe.artifacts.manifest import Artifact, noting
 from coe.artifacts.store import ArtifactStore
 from coe.core import GENERAL
 from coe.mapping import Consequence
@@ -34,8 +34,6 @@ def consequences_of(
         if (plan := ArtifactStore(settings.artifacts, ASSIGNMENT).current()) is not None:
             found += read_plan(registry, plan).consequences
     if router is not None:
-        with noting(damaged, OVERLAYS):
-            found += _overlays(settings, registry, router)
         with noting(damaged, GATE):
             found += _gate(settings, registry)
     return tuple(found)
@@ -59,28 +57,12 @@ def _router_consequences(registry: Registry, artifact: Artifact) -> Iterator[Con
         yield Consequence("router", ", ".join(left), f"{named} requests count as {GENERAL!r}")
 
 
-def _overlays(settings: Settings, registry: Registry, router: Artifact) -> Iterator[Consequence]:
-    manifest = _manifest(settings, OVERLAYS)
-    if manifest is None:
-        return
-    same = set(manifest.categories) == set(registry.category_names)
-    if manifest.data != router.manifest.version or not same:
-        why = "other categories" if not same else "another router"
-        sentence = f"the overlays of tenants were fitted to {why}; they stay unused until `coe retrain` fits new ones"
-        yield Consequence("overlays", manifest.version, sentence)
-
-
 def _gate(settings: Settings, registry: Registry) -> Iterator[Consequence]:
-    manifest = None if registry.retrieval.store is None else _manifest(settings, GATE)
-    if manifest is not None and set(manifest.categories) != set(registry.category_names):
+    store = ArtifactStore(settings.artifacts, GATE)
+    version = None if registry.retrieval.store is None else store.in_use()
+    if version is not None and set(store.manifest(version).categories) != set(registry.category_names):
         sentence = (
             "the retrieval gate was fitted to other categories; it stays unused until `coe score --retrieval both` and "
             "`coe plan` are run"
         )
-        yield Consequence("gate", manifest.version, sentence)
-
-
-def _manifest(settings: Settings, kind: str) -> Manifest | None:
-    store = ArtifactStore(settings.artifacts, kind)
-    version = store.in_use()
-    return None if version is None else store.manifest(version)
+        yield Consequence("gate", version, sentence)

@@ -13,21 +13,14 @@ from typing import Any
 import orjson
 
 import routers
-from coe.artifacts.kinds import ASSIGNMENT, OVERLAYS, ROUTER
+from coe.artifacts.kinds import ASSIGNMENT, ROUTER
 from coe.artifacts.manifest import Artifact, Manifest
 from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError, ArtifactNotFound
 from coe.mapping import Assignment, planned_quality, read_plan_file, read_published
 from coe.registry import load
 from coe.retrieval.gate import GATE_FILE, Gate
-from coe.runtime.active_state import (
-    check_fit,
-    check_router,
-    load_router,
-    overlays_problem,
-    read_overlays,
-    read_plan,
-)
+from coe.runtime.active_state import check_fit, read_plan
 from coe.settings import Settings
 
 
@@ -81,10 +74,6 @@ def check_promotable(settings: Settings, kind: str, artifact: Artifact) -> None:
         routers.check(artifact.folder)
     elif kind == ASSIGNMENT:
         read_plan(declared, artifact)
-    elif kind == OVERLAYS:
-        found = read_overlays(artifact)
-        if problem := overlays_problem(artifact, found, load_router(*check_router(settings))):
-            raise ArtifactError(problem)
     elif set(Gate.load(artifact.folder / GATE_FILE).categories) != set(declared.category_names):
         raise ArtifactError(f"gate {artifact.manifest.version} was fitted to other categories than experts.yaml has")
 
@@ -196,9 +185,6 @@ def _measured_quality(kind: str, folder: Path, manifest: Manifest) -> float | No
     if kind == ASSIGNMENT:
         plan = read_published(folder, manifest.version)
         return None if plan.record is None else planned_quality(plan.record.problem, plan.assignment)
-    if kind == OVERLAYS:
-        gains = [one.gain for one in read_overlays(Artifact(folder, manifest))]
-        return sum(gains) / len(gains) if gains else None
     return manifest.metric("all", "gated")
 
 
@@ -211,12 +197,9 @@ def _metrics(manifest: Manifest) -> dict[str, Any]:
 
 def _contents(kind: str, artifact: Artifact) -> dict[str, Any]:
     """The contents of the files of a version. Raises ArtifactError or OSError for damaged ones."""
-    folder = artifact.folder
-    if kind == OVERLAYS:
-        fields = ("tenant", "gain", "requests", "fitted_until")
-        return {"tenants": [{name: getattr(one, name) for name in fields} for one in read_overlays(artifact)]}
     if kind != ASSIGNMENT:
         return {}
+    folder = artifact.folder
     plan = Assignment.from_json((folder / f"{ASSIGNMENT}.json").read_bytes())
     basis = read_plan_file(folder) or {}
     report = folder / REPORT

@@ -85,16 +85,12 @@ class KeyRing:
         if found is None or not hmac.compare_digest(found[0], sent):
             raise Unauthorized("this API key is not known; request one from the operator of this service")
         _, scopes, caller = found
-        if self.has_expired(caller):
-            expired = date_of(datetime.fromtimestamp(caller.expires or 0, UTC))
+        if caller.expires is not None and caller.expires <= self._clock():
+            expired = date_of(datetime.fromtimestamp(caller.expires, UTC))
             raise Unauthorized(f"the API key {caller.key!r} expired on {expired}; request a new one")
         if scope is not None and scope not in scopes:
             raise Forbidden(f"the API key {caller.key!r} lacks the scope {scope!r}; it has {', '.join(sorted(scopes))}")
         return caller
-
-    def has_expired(self, caller: Caller) -> bool:
-        """True if the caller's key is no longer valid."""
-        return caller.expires is not None and caller.expires <= self._clock()
 
 
 def _sent_key(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
@@ -151,10 +147,6 @@ class Access:
         """The caller, whose key must have `scope` (None: any known key). Raises Unauthorized or Forbidden."""
         return self._keys.identify(headers, scope)
 
-    def has_expired(self, caller: Caller) -> bool:
-        """True if the key of an identified caller is no longer valid."""
-        return self._keys.has_expired(caller)
-
     def is_admin(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
         """Returns whether the caller's key has the admin scope, for all tenants."""
         try:
@@ -197,7 +189,6 @@ def access_of(
     spec = access_with(registry, issued)
     prices = {expert.name: expert.prices for expert in registry.experts}
     recipes = {recipe.name: _with_caps_in_force(recipe, registry) for recipe in registry.declared_recipes}
-    recipes |= {arm.name: recipes[arm.recipe] for arm in registry.recipe_arms}
 
     def permitted(rule: ExpertRule) -> Collection[str]:
         return [arm.name for arm in registry.arms if not exclusion(rule, arm)]

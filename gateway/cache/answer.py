@@ -67,7 +67,6 @@ class CachedAnswer:
             "probabilities": _plain(prediction.probabilities),
             "stage": prediction.stage,
             "in_distribution": prediction.in_distribution,
-            "overlay": prediction.overlay_version,
             "language": prediction.language,
             "router_probabilities": _plain(prediction.router_probabilities),
         }
@@ -85,7 +84,6 @@ class CachedAnswer:
                 np.array(found["probabilities"], dtype=np.float32),
                 found["stage"],
                 found["in_distribution"],
-                found["overlay"],
                 None if own is None else np.array(own, dtype=np.float32),
                 found["language"],
             )
@@ -105,7 +103,7 @@ class CachedAnswer:
 
 def _check_types(found: Any) -> None:
     """Raise TypeError for a stored form with a value of another type."""
-    texts = ("media_type", "expert", "answered_by", "category", "stage", "overlay", "language")
+    texts = ("media_type", "expert", "answered_by", "category", "stage", "language")
     numbers = (found["confidence"], found["in_distribution"])
     is_right = all(isinstance(found[name], str) for name in texts) and all(
         number is None or isinstance(number, float | int) for number in numbers

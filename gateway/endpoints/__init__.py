@@ -1,1 +1,1 @@
-"""HTTP endpoints besides the chat APIs, and their OpenAPI document."""
+"""HTTP endpoints besides the chat APIs, the table of all routes, and the OpenAPI document."""

@@ -31,23 +31,9 @@ from coe.retrieval.ingest.chunking import normalize_text
 from coe.retrieval.ingest.indexing import Indexer, SourceText
 from coe.retrieval.passages import MAX_PASSAGES, DocumentKey
 from coe.runtime.active_state import DocumentIndex
-from gateway.endpoints.operation import (
-    BOOLEAN,
-    COUNT,
-    NUMBER,
-    OBJECTS,
-    TEXT,
-    Schema,
-    json_response,
-    list_schema,
-    object_schema,
-    operation,
-    problems,
-    query_of,
-    ref,
-)
+from gateway.endpoints.handler import json_of, json_response, list_response, query_of
 from gateway.parts import Parts
-from gateway.request.body import RequestModel, read_body, validated
+from gateway.request.body import Body, RequestModel
 
 DEFAULT_COLLECTION = "documents"
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
@@ -117,22 +103,6 @@ class DocumentPage(RequestModel):
     limit: Annotated[int, Field(ge=1, le=1000)] = 100
 
 
-_PASSAGE = dict.fromkeys(("id", "text", "source", "title", "collection"), TEXT) | {"score": NUMBER}
-_COUNTS = dict.fromkeys(("added", "changed", "unchanged", "empty", "chunks"), COUNT)
-SCHEMAS: Schema = {
-    "Uploaded": object_schema({"object": {"const": "documents"}, **_COUNTS}),
-    "Deleted": object_schema({"object": {"const": "document"}, "id": TEXT, "deleted": {"const": True}}),
-    "DocumentList": object_schema({"object": {"const": "list"}, "has_more": BOOLEAN, "data": OBJECTS}),
-    "Passages": list_schema(object_schema(_PASSAGE)),
-}
-_PROBLEMS = problems(
-    429,
-    _404="No such document, or no document store is declared.",
-    _409="One id comes twice.",
-    _503="The document store is unavailable, too slow or of another encoder, or the gateway is shutting down.",
-)
-
-
 class Documents:
     """The document endpoints, over the index in service."""
 
@@ -141,14 +111,6 @@ class Documents:
         self._active = 0
         self._writing = asyncio.Lock()
 
-    @operation(
-        "GET /v1/documents",
-        "listDocuments",
-        "Collections or documents.",
-        ref("DocumentList"),
-        query=DocumentPage,
-        problems=_PROBLEMS,
-    )
     async def list(self, request: Request) -> Response:
         """List collections, or the documents of one."""
         async with self._index() as index:
@@ -161,18 +123,10 @@ class Documents:
             data = [{"id": name, "digest": digest} for name, digest in rest[: page.limit]]
             return json_response({"object": "list", "data": data, "has_more": len(rest) > page.limit})
 
-    @operation(
-        "POST /v1/documents",
-        "addDocuments",
-        "The documents are searchable.",
-        ref("Uploaded"),
-        body=Upload,
-        problems=_PROBLEMS,
-    )
     async def upload(self, request: Request) -> Response:
         """Add or replace documents."""
         async with self._index() as index:
-            upload = validated(Upload, await _body(request))
+            upload = await _body(request, Upload)
             ids = [document.id for document in upload.documents]
             if repeated := sorted({one for one in ids if ids.count(one) > 1}):
                 raise DocumentsConflict(f"documents: the id {repeated[0]!r} comes twice", param="documents")
@@ -180,32 +134,16 @@ class Documents:
                 tally = await Indexer(index.store, index.encoder).add(_texts(upload))
             return json_response({"object": "documents", **asdict(tally)})
 
-    @operation(
-        "POST /v1/documents/search",
-        "searchDocuments",
-        "Passages, the best first.",
-        ref("Passages"),
-        body=PassageQuery,
-        problems=_PROBLEMS,
-    )
     async def search(self, request: Request) -> Response:
         """Search passages."""
         async with self._index() as index:
-            search = validated(PassageQuery, await _body(request))
+            search = await _body(request, PassageQuery)
             vector = (await asyncio.to_thread(index.encoder.encode, [search.query]))[0]
             found = await index.store.search(
                 search.query, vector, collections=search.collections, tenant=search.tenant, limit=search.limit
             )
-            return json_response({"object": "list", "data": [asdict(one) for one in found]})
+            return list_response([asdict(one) for one in found])
 
-    @operation(
-        "DELETE /v1/documents/{id:path}",
-        "deleteDocument",
-        "The document is deleted.",
-        ref("Deleted"),
-        query=DocumentLocation,
-        problems=_PROBLEMS,
-    )
     async def delete(self, request: Request) -> Response:
         """Delete a document."""
         async with self._index() as index:
@@ -241,9 +179,9 @@ class Documents:
             self._active -= 1
 
 
-async def _body(request: Request) -> bytes | bytearray:
+async def _body(request: Request, model: type[Body]) -> Body:
     try:
-        return await read_body(request, limit=MAX_BODY_BYTES)
+        return await json_of(request, model, limit=MAX_BODY_BYTES)
     except BodyTooLarge:
         raise BodyTooLarge(f"the body is larger than the {MAX_BODY_BYTES // 2**20} MiB that documents may be") from None
 

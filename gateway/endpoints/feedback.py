@@ -16,8 +16,9 @@ from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import orjson
-from pydantic import ConfigDict, Field
-from starlette.types import Receive, Scope, Send
+from pydantic import Field
+from starlette.requests import Request
+from starlette.responses import Response
 
 from coe.core import ExpertRule
 from coe.errors import (
@@ -27,7 +28,6 @@ from coe.errors import (
     InvalidRequest,
     LogUnavailable,
     Overloaded,
-    RequestError,
     StoreError,
     UnknownRequest,
 )
@@ -36,12 +36,10 @@ from coe.records.feedback import MAX_NAME_CHARACTERS, Feedback, FeedbackKind
 from coe.registry import Registry
 from coe.routing.eligibility import permits_model
 from gateway.access import Caller
-from gateway.endpoints.operation import BOOLEAN, JSON, TEXT, Operation, Schema, Success, object_schema, problems, ref
-from gateway.errors import body_of, headers_of, status_of
+from gateway.endpoints.handler import caller_of, json_response
 from gateway.observability.observers import find_tenant
 from gateway.parts import Parts
-from gateway.request.body import ClientLeftError, FairShares, RequestModel, read_json_body, validated
-from gateway.request.line import respond
+from gateway.request.body import FairShares, RequestModel, read_json_body, validated
 
 MAX_BODY_BYTES = 64 * 1024
 BODY_SECONDS = 5.0
@@ -56,32 +54,24 @@ RETRY_AFTER = 1.0
 KINDS: tuple[FeedbackKind, ...] = ("score", "thumb", "preferred", "category")
 THUMBS = {"up": 1, "down": -1}
 _Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME_CHARACTERS)]
+_LEFT_OUT: Any = None
+"""The value of a field that is not sent. It may not be sent as null."""
 _log = logging.getLogger("gateway")
-
-
-def _optional(**limits: Any) -> Any:
-    """A field that may be left out, but not null."""
-
-    def without_default(schema: dict[str, Any]) -> None:
-        del schema["default"]
-
-    return Field(default=None, json_schema_extra=without_default, **limits)
 
 
 class FeedbackRequest(RequestModel):
     """Exactly one of score, thumb, preferred and category, for an earlier response."""
 
-    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": [name]} for name in KINDS]})
     request_id: _Name
     """The response header x-request-id."""
-    event_id: _Name = _optional()
+    event_id: _Name = _LEFT_OUT
     """Events with the same id are one event, however often sent; by default a digest of the content."""
-    score: float = _optional(strict=True, ge=0, le=1)
+    score: Annotated[float, Field(strict=True, ge=0, le=1)] = _LEFT_OUT
     """Quality of the response."""
-    thumb: Literal["up", "down"] = _optional()
-    preferred: _Name = _optional()
+    thumb: Literal["up", "down"] = _LEFT_OUT
+    preferred: _Name = _LEFT_OUT
     """The expert or recipe that should have answered."""
-    category: _Name = _optional()
+    category: _Name = _LEFT_OUT
     """The correct category of the request."""
 
     def event(self, caller: Caller, *, now: float) -> Feedback:
@@ -106,31 +96,24 @@ class FeedbackEndpoint:
     """
 
     def __init__(self, parts: Parts) -> None:
-        self._current = parts.current
-        self._records = parts.log
-        self._recent = parts.recent
-        self._writer = parts.feedback_writer
+        self._parts = parts
         self._active = FairShares()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        serving = self._current.serving
-        try:
-            caller = serving.access.identify(scope["headers"], "feedback")
-            with self._slot(caller.key):
-                event = validated(FeedbackRequest, await _body(scope, receive)).event(caller, now=time.time())
-                is_admin = serving.access.is_admin(scope["headers"])
-                pending = await self._checked(event, is_admin=is_admin)
-                _check_name(event, serving.registry, caller.rule)
-                await self._store(pending)
-            await respond(send, status=200 if pending.checked else 202, body=_stored(pending))
-        except RequestError as error:
-            await respond(send, status=status_of(error), body=body_of(error), headers=headers_of(error))
-        except ClientLeftError:
-            pass
+    async def post(self, request: Request) -> Response:
+        """Rate a response: one of score, thumb, preferred, category."""
+        access, registry = self._parts.current.serving.access, self._parts.current.serving.registry
+        caller = caller_of(request)
+        with self._slot(caller.key):
+            event = validated(FeedbackRequest, await _body(request)).event(caller, now=time.time())
+            pending = await self._checked(event, is_admin=access.is_admin(request.scope["headers"]))
+            _check_name(event, registry, caller.rule)
+            await self._store(pending)
+        stored = {"id": event.event_id, "request_id": event.request_id, "stored": True, "checked": pending.checked}
+        return json_response(stored, status=200 if pending.checked else 202)
 
     @contextmanager
     def _slot(self, key: str | None) -> Iterator[None]:
-        if self._current.admission.closed:
+        if self._parts.current.admission.closed:
             raise Draining("this gateway is shutting down; send the feedback again", retry_after=RETRY_AFTER)
         if not self._active.acquire(key, capacity=MAX_CONCURRENT):
             active, own = self._active.held, self._active.of(key)
@@ -150,8 +133,8 @@ class FeedbackEndpoint:
         try:
             async with asyncio.timeout(LOG_SECONDS):
                 found = await find_tenant(
-                    self._records,
-                    self._recent,
+                    self._parts.log,
+                    self._parts.recent,
                     event.request_id,
                     counts=lambda tenant: is_admin or tenant == event.tenant,
                 )
@@ -171,16 +154,16 @@ class FeedbackEndpoint:
         """Raises LogUnavailable where neither the log nor the spool stores it within STORE_SECONDS."""
         try:
             async with asyncio.timeout(STORE_SECONDS):
-                await self._writer.keep(pending)
+                await self._parts.feedback_writer.keep(pending)
         except (StoreError, TimeoutError) as error:
             _log.warning("feedback is not stored: %s", str(error) or f"not stored within {STORE_SECONDS:g} s")
             raise LogUnavailable("feedback cannot be stored now; send it again", retry_after=RETRY_AFTER) from error
 
 
-async def _body(scope: Scope, receive: Receive) -> bytes | bytearray:
+async def _body(request: Request) -> bytes | bytearray:
     try:
         async with asyncio.timeout(BODY_SECONDS):
-            return await read_json_body(scope, receive, limit=MAX_BODY_BYTES)
+            return await read_json_body(request.scope, request.receive, limit=MAX_BODY_BYTES)
     except TimeoutError:
         raise BodyTooSlow(f"the body did not arrive within {BODY_SECONDS:g} s") from None
     except BodyTooLarge:
@@ -198,38 +181,3 @@ def _check_name(event: Feedback, registry: Registry, rule: ExpertRule | None) ->
         return
     if event.value not in known:
         raise InvalidRequest(f"{event.kind}: {event.value!r} is not one of {', '.join(known)}", param=event.kind)
-
-
-def _stored(pending: Pending) -> bytes:
-    event = pending.event
-    return orjson.dumps(
-        {"id": event.event_id, "request_id": event.request_id, "stored": True, "checked": pending.checked}
-    )
-
-
-SCHEMAS: Schema = {
-    "Feedback": object_schema({"id": TEXT, "request_id": TEXT, "stored": {"const": True}, "checked": BOOLEAN})
-}
-OPERATIONS = (
-    Operation(
-        "feedback",
-        "POST",
-        "/v1/feedback",
-        "Rate a response: one of score, thumb, preferred, category",
-        {
-            200: Success("The feedback is stored.", {JSON: ref("Feedback")}),
-            202: Success(
-                "The feedback is stored; its request is checked once the routing log can be read again.",
-                {JSON: ref("Feedback")},
-            ),
-        },
-        resource=FeedbackEndpoint,
-        scope="feedback",
-        body=FeedbackRequest,
-        problems=problems(
-            *(400, 408, 413, 415, 429, 500),
-            _404="No such request, or its record has expired; it is there from a second after the end of the response.",
-            _503="Neither the log nor the spool can store it, or the gateway is shutting down.",
-        ),
-    ),
-)

@@ -16,42 +16,22 @@ from functools import partial
 from typing import Any
 
 import routers
-from coe.core import Chat, Decision, Prediction, RequestOptions
-from coe.errors import CAUSES
+from coe.core import Chat, RequestOptions
 from coe.mapping import nearest_measured
 from coe.registry import Registry
 from coe.routing.composition import Composition
 from coe.routing.conversation import read_conversation
 from coe.routing.eligibility import excluded_experts
-from coe.routing.request_text import REASONS, RoutedText
+from coe.routing.request_text import REASONS
 from gateway.access.estimate import input_tokens
 from gateway.dialects.chat import CHAT
 from gateway.dialects.messages import MESSAGES
-from gateway.endpoints.openapi import DECISION_HEADERS
-from gateway.endpoints.operation import (
-    CALL_PROBLEMS,
-    COUNT,
-    NUMBER,
-    TEXT,
-    TEXTS,
-    Operation,
-    Schema,
-    json_success,
-    object_schema,
-    ref,
-)
 from gateway.parts import Parts
 from gateway.request.dry_run import DryRun
 from gateway.serving_state import Serving
 
 MAX_NEIGHBOURS = 6
 MAX_NEIGHBOUR_CHARACTERS = 300
-
-
-def route_endpoint(parts: Parts) -> DryRun:
-    """`POST /v1/route`."""
-    answer = _Decisions().answer
-    return DryRun(parts.current, dialect=CHAT, permission="route", answer=answer, explains=True)
 
 
 def count_tokens_endpoint(parts: Parts) -> DryRun:
@@ -65,22 +45,31 @@ async def _token_count(serving: Serving, chat: Chat, options: RequestOptions) ->
     return {"input_tokens": math.ceil(input_tokens(chat))}
 
 
+def route_endpoint(parts: Parts) -> DryRun:
+    """`POST /v1/route`."""
+    return DryRun(parts.current, dialect=CHAT, permission="route", answer=_Decisions().answer, explains=True)
+
+
 class _Decisions:
+    """Decides, and explains to administrators.
+
+    Neighbours are searched in a thread, one request at a time, so that chats come first. Texts are returned only for
+    examples that ship with this package or are declared in experts.yaml, and of measured prompts. A router may have
+    learned others, such as corrected prompts, which are a user's data: it stores their digests alone.
+    """
+
     def __init__(self) -> None:
-        self._explainer = Explainer()
+        self._lock = asyncio.Lock()
+        self._texts: tuple[str, Mapping[str, str]] = ("", {})
 
     async def answer(self, serving: Serving, chat: Chat, options: RequestOptions) -> dict[str, Any]:
         composition = serving.composition
-        routed, prediction = await composition.classifier.classify(chat, options.tenant, options.rule, options.rules)
+        routed, prediction = await composition.classifier.classify(chat, options.rule, options.rules)
         conversation = read_conversation(chat, options, routed.requests)
         previous = await composition.find_previous(chat, conversation, routed, options.rule)
         decision = composition.assign(chat, prediction, options, previous=previous)
         probabilities = zip(composition.router.categories, prediction.probabilities.tolist(), strict=True)
-        explained = {}
-        if options.explain:
-            explained = await self._explainer.explain(composition, routed, prediction, decision)
-            explained["excluded"] = excluded_experts(composition.registry, options.rule)
-        return {
+        answer = {
             "model": chat.model,
             "cost_weight": options.cost_weight,
             "expert": decision.expert,
@@ -95,36 +84,20 @@ class _Decisions:
             "stage": prediction.stage,
             "language": prediction.language,
             "router": composition.router.version,
-            "overlay": prediction.overlay_version,
-            **explained,
         }
-
-
-class Explainer:
-    """Explains one decision. Neighbours are searched in a thread, one request at a time, so that chats come first.
-
-    Texts are returned only for examples that ship with this package or are declared in experts.yaml. A router may have
-    learned others, such as corrected prompts, which are a user's data: it stores their digests alone.
-    """
-
-    def __init__(self) -> None:
-        self._lock = asyncio.Lock()
-        self._texts: tuple[str, Mapping[str, str]] = ("", {})
-
-    async def explain(
-        self, composition: Composition, routed: RoutedText, prediction: Prediction, decision: Decision
-    ) -> dict[str, Any]:
-        """Return the additional fields of a decision that x-coe-explain adds for administrators."""
+        if not options.explain:
+            return answer
         health_by_expert = {name: expert.health for name, expert in composition.experts.items()}
-        return {
+        return answer | {
             "in_distribution": round(prediction.in_distribution, 4),
             "utility": [round(utility, 4) for utility in decision.utility],
             "price": [round(price, 4) for price in decision.price],
             "health": {name: {"up": one.up, "load": one.load} for name, one in health_by_expert.items()},
             "neighbours": await self._neighbours(composition, routed.text),
-            "measured": nearest_measured(composition.assignment, prediction, limit=MAX_NEIGHBOURS),
+            "measured": nearest_measured(composition.assignment, prediction, decision.candidates),
             "text": routed.text,
             "left_out": [asdict(part) | {"what": REASONS[part.kind]} for part in routed.left_out],
+            "excluded": excluded_experts(composition.registry, options.rule),
         }
 
     async def _neighbours(self, composition: Composition, text: str) -> list[dict[str, Any]]:
@@ -144,59 +117,3 @@ class Explainer:
             by_digest = {routers.prompt_digest(text): text[:MAX_NEIGHBOUR_CHARACTERS] for text in texts}
             self._texts = registry.digest, by_digest
         return self._texts[1]
-
-
-SCHEMAS: Schema = {
-    "Decision": object_schema(
-        {
-            "model": TEXT | {"description": "The model that `model` of the request stands for."},
-            "cost_weight": NUMBER,
-            "expert": TEXT,
-            "category": TEXT,
-            "confidence": NUMBER,
-            "reason": TEXT,
-            "rule": TEXT | {"description": "The rule of experts.yaml that applies; empty if none does."},
-            "fallback_from": TEXT,
-            "cause": {
-                "enum": ["", *CAUSES],
-                "description": "Reason why the first choice would not be called; empty if it would.",
-            },
-            "candidates": TEXTS,
-            "probabilities": {"type": "object", "additionalProperties": NUMBER},
-            "stage": TEXT,
-            "language": TEXT,
-            "router": TEXT,
-            "overlay": TEXT,
-        }
-    ),
-    "TokenCount": object_schema({"input_tokens": COUNT}),
-}
-OPERATIONS = (
-    Operation(
-        "route",
-        "POST",
-        "/v1/route",
-        "Decide which expert would answer, and why",
-        json_success("The decision.", ref("Decision")),
-        resource=route_endpoint,
-        scope="route",
-        body="ChatRequest",
-        request_headers=DECISION_HEADERS,
-        problems=CALL_PROBLEMS,
-        limited=True,
-    ),
-    Operation(
-        "countTokens",
-        "POST",
-        "/v1/messages/count_tokens",
-        "Estimate the input tokens of a Messages request",
-        json_success("The estimate.", ref("TokenCount")),
-        resource=count_tokens_endpoint,
-        scope="chat",
-        body="MessagesRequest",
-        request_headers=DECISION_HEADERS,
-        problems=CALL_PROBLEMS,
-        error="AnthropicError",
-        limited=True,
-    ),
-)

@@ -19,7 +19,6 @@ import orjson
 from prometheus_client.process_collector import ProcessCollector
 
 from coe.records.feedback import FeedbackKind
-from coe.usage import Usage
 from gateway.request.trace import Trace
 
 Labels = tuple[str, ...]
@@ -228,7 +227,7 @@ class Metrics:
         cached = "Input tokens that the experts read from their prompt caches, a part of coe_tokens_total."
         self._cached_tokens = counter("coe_cached_tokens_total", cached, expert)
         self._cost = counter("coe_cost_dollars_total", "Cost by the experts' declared prices.", expert)
-        by_key = "Cost by the experts' declared prices, by API key; audits are charged to none."
+        by_key = "Cost by the experts' declared prices, by API key."
         self._key_cost = counter("coe_key_cost_dollars_total", by_key, ("key",))
         by_category = "Cost by the experts' declared prices, by category."
         self._category_cost = counter("coe_category_cost_dollars_total", by_category, ("category",))
@@ -241,11 +240,6 @@ class Metrics:
         self._retrieval_results = counter("coe_retrieval_total", "Requests, by the result of retrieval.", ("result",))
         self._retrieval_seconds = histogram("coe_retrieval_seconds", "Duration of retrieval.", _ROUTING_BUCKETS)
         self._passage_tokens = counter("coe_retrieval_tokens_total", "Tokens of passages, approximately.")
-        audits = "Recipe answers drawn for an audit, by the outcome."
-        self._audits = counter("coe_audits_total", audits, ("recipe", "outcome"))
-        audit_tokens = "Tokens of audits, which no API key is charged for."
-        self._audit_tokens = counter("coe_audit_tokens_total", audit_tokens, ("expert", "kind"))
-        self._audit_cost = counter("coe_audit_cost_dollars_total", "Cost of audits by the declared prices.", expert)
         lookups = "Requests that used the answer cache, by the result: hit or miss."
         self._cache_lookups = counter("coe_cache_requests_total", lookups, ("result",))
         self._feedback = counter("coe_feedback_total", "Feedback that was stored.", ("kind",))
@@ -331,20 +325,6 @@ class Metrics:
     def record_unstored(self, reason: str) -> None:
         """Counts one answer of the Responses API that could not be stored."""
         self._unstored.add((reason,))
-
-    def record_audit(self, recipe: str, outcome: str) -> None:
-        """Counts one answer that was drawn for an audit."""
-        self._audits.add((recipe, outcome))
-
-    def record_audit_call(self, expert: str, usage: Usage | None, cost: float | None) -> None:
-        """Counts what one call of an audit used."""
-        if usage is None:
-            return
-        for kind, count in (("input", usage.input_tokens), ("output", usage.output_tokens)):
-            if count:
-                self._audit_tokens.add((expert, kind), count)
-        if cost:
-            self._audit_cost.add((expert,), cost)
 
     def record_feedback(self, kind: FeedbackKind) -> None:
         """Counts one stored event of feedback."""

@@ -26,7 +26,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.core import Decision, Encoder, Reason
-from coe.frozen import fast_init
 from coe.records import Pending, RecordWriter
 from coe.records.feedback import Feedback, FeedbackKind
 from coe.records.record import RecipeCall, RoutingLog, RoutingRecord
@@ -175,7 +174,7 @@ def record_of(trace: Trace) -> RoutingRecord:
 
 
 def _fields_of_features(trace: Trace) -> dict[str, Any]:
-    """The fields of the features that a request used: a key's rule, stored texts, recipes, retrieval, overlays."""
+    """The fields of the features that a request used: a key's rule, stored texts, recipes, retrieval, rules."""
     fields: dict[str, Any] = {}
     registry, prediction = trace.serving.registry, trace.prediction
     if trace.options is not None and (rule := trace.options.rule) is not None:
@@ -186,14 +185,12 @@ def _fields_of_features(trace: Trace) -> dict[str, Any]:
     if (log := trace.recipe_log) is not None:
         steps = tuple(map(RecipeCall.of, log.calls))
         fields |= {"recipe": log.recipe, "recipe_stop": log.stop, "steps": steps}
-        fields |= {"audit_rate": log.audit_rate, "audit": trace.audit}
     if (result := trace.retrieval_result) is not NO_RETRIEVAL:
         fields |= {"retrieval": result.status, "gate": result.probability, "gain": result.gain, "trial": result.trial}
         fields |= {"passages": tuple([passage.id for passage in result.passages]), "passage_tokens": result.tokens}
         fields["retrieval_ms"] = round(result.ms, 3)
     if prediction is not None and (posterior := prediction.router_probabilities) is not None:
-        fields |= {"overlay": prediction.overlay_version}
-        fields |= {"router_probabilities": _named(trace.serving.composition, posterior)}
+        fields["router_probabilities"] = _named(trace.serving.composition, posterior)
     return fields
 
 
@@ -276,7 +273,6 @@ MAX_CONVERSATIONS = 10_000
 """Latest conversations that are remembered, about 300 bytes each."""
 
 
-@fast_init
 @dataclass(frozen=True, slots=True)
 class _LastAnswer:
     """The last answer to a conversation: its request, its time in Unix seconds, and the number of retries before it."""

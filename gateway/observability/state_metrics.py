@@ -22,10 +22,6 @@ from gateway.request.admission import Admission
 from gateway.serving_state import ServingState
 
 ARTIFACT_INFO, RELOAD_FAILED = "coe_artifact_info", "coe_reload_failed"
-RECIPE_EVIDENCE = "coe_recipe_loss_evidence"
-RECIPE_EVIDENCE_TEXT = (
-    "Evidence that audits of a recipe differ more often than its max_loss allows; from 20 on the bound is broken."
-)
 BREAKER_STATES = {"closed": 0, "rate_limited": 1, "half_open": 2, "open": 3}
 
 
@@ -130,10 +126,7 @@ class TrafficMetrics:
         """Adds the gauges. Their values are the same in every worker; label values are declared names and fixed
         words."""
         gauges = metrics.gauges
-        alarms = (
-            "1 while an expert or recipe has an alarm of this kind: failing and max_loss now, others by the last "
-            "traffic report."
-        )
+        alarms = "1 while an expert has an alarm of this kind: failing now, others by the last traffic report."
         gauges("coe_alarm", alarms, ("kind", "expert"), self._alarms, largest=True)
         drift = "1 if traffic has shifted against the router's first traffic, by the last traffic report."
         gauges("coe_drift", drift, ("kind",), self._drift, largest=True)
@@ -146,13 +139,10 @@ class TrafficMetrics:
         serving = self._current.serving
         experts = serving.registry.expert_names
         cells: Cells = {("failing", name): float(self._fails(name)) for name in experts}
-        bounded = [one.name for one in serving.registry.declared_recipes if one.max_loss is not None]
-        cells |= {("max_loss", name): float(name in serving.policies.broken) for name in bounded}
         if (report := self._read_report()) is not None:
-            found = [kind for kind in ALARMS if kind not in ("failing", "max_loss", "audits")]
-            cells |= {("audits", name): float(name in report.alarms["audits"]) for name in bounded}
+            found = [kind for kind in ALARMS if kind != "failing"]
             cells |= {(kind, name): float(name in report.alarms[kind]) for kind in found for name in experts}
-            arms = [name for name in serving.registry.arm_names if name not in experts]
+            arms = [name for name in serving.registry.model_names if name not in experts]
             cells |= {(kind, name): 1.0 for kind in found for name in arms if name in report.alarms[kind]}
         return cells
 

@@ -25,23 +25,27 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import wait
-from multiprocessing.process import BaseProcess
 from types import FrameType
 
 from coe.errors import WorkerError
 from coe.settings import Settings
+from coe.supervision import next_pause
 from gateway.observability.logs import logging_config
 from gateway.process.signals import DRAIN_SIGNAL, FINISH_SECONDS, RELOAD_SIGNAL
-from gateway.process.worker import Build, run_worker
-from gateway.process.worker_states import CHECK_SECONDS, MAX_SILENT_CHECKS, RespawnSchedule, Watchdog, WorkerStates
+from gateway.process.worker import Build, SharedState, run_worker
 
 SHARES_MEMORY = sys.platform == "linux"
 """True if workers are forks, which share the memory that the parent has filled. Libraries of macOS do not work after a
 fork."""
 FLUSH_SECONDS = 20
 """Time for a worker to write its records after its requests have ended."""
-START_CHECK_SECONDS = 0.5
-"""Interval of checks for a first ready worker. Crashed workers restart only after one was ready."""
+TICK_SECONDS = 0.1
+"""Interval in which the parent looks at signals, and at workers that are due to start."""
+CHECK_SECONDS, MAX_SILENT_CHECKS = 15.0, 2
+"""A worker hangs if it has not beaten before this many checks in succession: for 30 to 45 s. Checks count and not
+seconds, so that the workers can beat after a pause of the whole gateway."""
+FIRST_DELAY_SECONDS, MAX_DELAY_SECONDS = 0.5, 30.0
+"""Delay from a worker's first crash to its next start, and the longest; each further crash doubles it."""
 
 _CONTEXT = multiprocessing.get_context("fork") if SHARES_MEMORY else multiprocessing.get_context("spawn")
 _log = logging.getLogger("gateway")
@@ -55,25 +59,27 @@ def serve(
     at_intervals: Callable[[], None] | None = None,
 ) -> None:
     """Serves the application that `build` makes, once in every worker, until SIGINT or SIGTERM. The parent calls
-    `at_intervals` at least every CHECK_SECONDS. Raises WorkerError if no worker could start."""
+    `at_intervals` every CHECK_SECONDS. Raises WorkerError if no worker could start."""
     logging.config.dictConfig(logging_config(settings))
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(ValueError, OSError):  # macOS refuses an infinite one
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    processes = _Processes(build, settings, listener=listener, at_intervals=at_intervals)
-    processes.serve()
-    if processes.failure:
-        raise WorkerError(processes.failure)
+    parent = _Parent(build, settings, listener=listener, at_intervals=at_intervals)
+    parent.serve()
+    if parent.failure:
+        raise WorkerError(parent.failure)
 
 
-class _Worker:
-    """A started worker process."""
+class Worker:
+    """A worker process. It starts when it is made."""
 
-    def __init__(self, number: int, process: BaseProcess) -> None:
+    _beats = _silent_checks = 0
+
+    def __init__(self, number: int, target: Callable[..., None]) -> None:
         self.number = number
-        self.process = process
         self.started = time.monotonic()
-        process.start()
+        self.process = _CONTEXT.Process(target=target, kwargs={"number": number}, daemon=True)
+        self.process.start()
 
     @property
     def name(self) -> str:
@@ -85,9 +91,15 @@ class _Worker:
             with suppress(ProcessLookupError):
                 os.kill(self.process.pid, number)
 
+    def hangs(self, beats: int) -> bool:
+        """Check its count of beats; 0 while it starts, which is not watched."""
+        self._silent_checks = self._silent_checks + 1 if 0 < beats == self._beats else 0
+        self._beats = beats
+        return self._silent_checks >= MAX_SILENT_CHECKS
 
-class _Processes:
-    """The parent's loop over its workers."""
+
+class _Parent:
+    """The loop over the workers."""
 
     def __init__(
         self,
@@ -99,20 +111,19 @@ class _Processes:
     ) -> None:
         self.failure = ""
         """The reason why no worker could start; empty otherwise."""
-        self._pid = os.getpid()
-        self._states = WorkerStates(settings.workers)
-        self._target = partial(run_worker, build, settings, listener=listener, states=self._states, parent=self._pid)
-        self._listener = listener
-        self._workers: dict[int, _Worker] = {}
-        self._count = settings.workers
-        self._respawns = RespawnSchedule()
-        self._watchdog = Watchdog(self._states)
-        self._lame_duck = settings.drain
-        self._at_intervals = at_intervals
+        self._pid, self._lame_duck = os.getpid(), settings.drain
+        self._listener, self._at_intervals = listener, at_intervals
+        self._shared = SharedState(settings.workers)
+        self._start = partial(run_worker, build, settings, listener=listener, shared=self._shared, parent=self._pid)
+        self._workers: dict[int, Worker] = {}
+        self._due = dict.fromkeys(range(settings.workers), 0.0)
+        """Times at which workers start, by their numbers."""
+        self._delays = dict.fromkeys(range(settings.workers), 0.0)
+        """Delays after the latest crashes."""
+        self._ever_ready = False
+        self._next_check = time.monotonic() + CHECK_SECONDS
         self._stop_at: float | None = None
-        """Time at which the workers stop, by the monotonic clock; None before the drain."""
-        self._woken, self._wake = os.pipe()
-        os.set_blocking(self._wake, False)
+        """Time at which the workers stop; None before the drain. All times are those of the monotonic clock."""
 
     def serve(self) -> None:
         """Start the workers and supervise them until a signal, or until none could start."""
@@ -120,13 +131,11 @@ class _Processes:
         signal.signal(RELOAD_SIGNAL, self._on_reload)
         signal.signal(signal.SIGTERM, self._on_stop)
         signal.signal(signal.SIGINT, self._on_stop)
-        for number in range(self._count):
-            self._start(number)
         while not self.failure and (self._stop_at is None or time.monotonic() < self._stop_at):
-            self._wait()
-            if self._at_intervals is not None:
-                self._at_intervals()
-            self._check_workers()
+            if self._stop_at is None:
+                self._start_due()
+            self._check()
+            wait([worker.process.sentinel for worker in self._workers.values()], TICK_SECONDS)
         self._listener.close()  # otherwise new connections would wait in its queue
         self._stop_workers()
         signal.signal(RELOAD_SIGNAL, signal.SIG_IGN)  # at exit Python restores the default of a handled signal: to end
@@ -135,12 +144,10 @@ class _Processes:
         if os.getpid() != self._pid:  # a fork that has not set its own handlers yet
             os._exit(128 + number)
         if self._stop_at is not None:
-            for worker in self._workers.values():
-                worker.signal(signal.SIGKILL)
+            self._signal_workers(signal.SIGKILL)
             os._exit(128 + number)
         self._stop_at = time.monotonic() + self._lame_duck
         self._signal_workers(DRAIN_SIGNAL)
-        self._wake_up()
 
     def _on_reload(self, *_: object) -> None:
         if os.getpid() == self._pid:
@@ -150,59 +157,47 @@ class _Processes:
         for worker in tuple(self._workers.values()):
             worker.signal(number)
 
-    # ------------------------------------------------------------------------------------------- waiting
+    def _start_due(self) -> None:
+        """Start the workers that are due. Crashed ones restart only after one was ready."""
+        for number, due in tuple(self._due.items()):
+            if due <= time.monotonic() and (self._ever_ready or not self._delays[number]):
+                del self._due[number]
+                self._workers[number] = worker = Worker(number, self._start)
+                if self._stop_at is not None:  # a signal to stop arrived during the start
+                    worker.signal(DRAIN_SIGNAL)
 
-    def _wake_up(self) -> None:
-        with suppress(BlockingIOError):  # the pipe is full, so it wakes up in any case
-            os.write(self._wake, b"!")
-
-    def _wait(self) -> None:
-        """Wait for a signal, the end of a worker, or the next check."""
-        ended = [worker.process.sentinel for worker in self._workers.values()]
-        if self._woken in wait([self._woken, *ended], self._pause()):
-            os.read(self._woken, 64)
-
-    def _pause(self) -> float:
-        """Seconds until the next check."""
-        if self._stop_at is not None:
-            return max(0.0, self._stop_at - time.monotonic())
-        pause = self._watchdog.wait()
-        if (respawn := self._respawns.wait()) is None:
-            return pause
-        return min(pause, respawn if self._states.ever_ready else START_CHECK_SECONDS)
-
-    # ------------------------------------------------------------------------------------------- crashes
-
-    def _check_workers(self) -> None:
-        for number in self._watchdog.hanging() if self._stop_at is None else ():
-            hanging = self._workers[number]
-            _log.error("%s has not answered for %g s and is killed", hanging.name, MAX_SILENT_CHECKS * CHECK_SECONDS)
-            hanging.signal(signal.SIGKILL)
+    def _check(self) -> None:
+        """Note the workers that have ended, and kill those that hang."""
+        beats = self._shared.beats
+        self._ever_ready = self._ever_ready or any(beats)
         for worker in [one for one in self._workers.values() if one.process.exitcode is not None]:
             del self._workers[worker.number]
             if self._stop_at is None:
                 self._crashed(worker)
-        if self._stop_at is None and not self.failure and self._states.ever_ready:
-            for number in self._respawns.take_due():
-                self._start(number)
+        if self._stop_at is not None or time.monotonic() < self._next_check:
+            return
+        self._next_check = time.monotonic() + CHECK_SECONDS
+        for worker in self._workers.values():
+            if worker.hangs(beats[worker.number]):
+                _log.error("%s has not answered for %g s and is killed", worker.name, MAX_SILENT_CHECKS * CHECK_SECONDS)
+                worker.signal(signal.SIGKILL)
+        if self._at_intervals is not None:
+            self._at_intervals()
 
-    def _crashed(self, worker: _Worker) -> None:
-        self._states.count_crash(worker.number)
-        exit_description = _exit_description(worker.process.exitcode)
-        if not (self._states.ever_ready or self._workers):
-            cause = self._states.cause(worker.number) or "see the log above"
+    def _crashed(self, worker: Worker) -> None:
+        number, shared, exit_description = worker.number, self._shared, _exit_description(worker.process.exitcode)
+        shared.crashes[number] += 1
+        shared.beats[number] = 0
+        uptime = time.monotonic() - worker.started
+        delay = next_pause(self._delays[number], ran=uptime, first=FIRST_DELAY_SECONDS, longest=MAX_DELAY_SECONDS)
+        self._delays[number], self._due[number] = delay, time.monotonic() + delay
+        if self._ever_ready or self._workers:
+            _log.error("%s %s; the others serve on, and it starts again in %g s", worker.name, exit_description, delay)
+        else:
+            cause = shared.cause.value.decode("utf-8", "replace") or "see the log above"
             self.failure = (
                 f"the gateway stops, because no worker could start: {worker.name} {exit_description}; {cause}"
             )
-            return
-        delay = self._respawns.crashed(worker.number, uptime=time.monotonic() - worker.started)
-        _log.error("%s %s; the others serve on, and it starts again in %g s", worker.name, exit_description, delay)
-
-    def _start(self, number: int) -> None:
-        process = _CONTEXT.Process(target=self._target, kwargs={"number": number}, daemon=True)
-        self._workers[number] = worker = _Worker(number, process)
-        if self._stop_at is not None:  # a signal to stop arrived during the start
-            worker.signal(DRAIN_SIGNAL)
 
     def _stop_workers(self) -> None:
         """Stop the workers, and kill those that have not ended after the time limit."""

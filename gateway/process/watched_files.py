@@ -6,11 +6,10 @@ import hashlib
 from contextlib import suppress
 from pathlib import Path
 
-from coe.artifacts.kinds import ASSIGNMENT, GATE, OVERLAYS, ROUTER
+from coe.artifacts.kinds import ASSIGNMENT, GATE, ROUTER
 from coe.artifacts.manifest import is_version
 from coe.artifacts.store import POINTER, ArtifactStore
 from coe.errors import ArtifactError
-from coe.learning.monitoring.loss_bounds import LOSS_BOUNDS_FILE
 from coe.settings import Settings
 
 FileStates = tuple[tuple[int, int, int] | None, ...]
@@ -22,8 +21,7 @@ def watched_files(settings: Settings) -> tuple[Path, ...]:
     files = (settings.config, *([settings.endpoints_file] if settings.endpoints_file else []))
     return (
         *files,
-        settings.artifacts / LOSS_BOUNDS_FILE,
-        *(settings.artifacts / kind / POINTER for kind in (ROUTER, OVERLAYS, ASSIGNMENT, GATE)),
+        *(settings.artifacts / kind / POINTER for kind in (ROUTER, ASSIGNMENT, GATE)),
     )
 
 
@@ -31,7 +29,7 @@ def files_to_repair(settings: Settings) -> tuple[Path, ...]:
     """The other files that a reload reads: those of the artifacts in use, and the administrator's key. They change only
     when somebody repairs them after a failure."""
     files = [settings.admin_key_file] if settings.admin_key_file else []
-    for kind in (ROUTER, OVERLAYS, ASSIGNMENT, GATE):
+    for kind in (ROUTER, ASSIGNMENT, GATE):
         store = ArtifactStore(settings.artifacts, kind)
         with suppress(OSError, ArtifactError):
             if (version := store.in_use()) and is_version(version):

@@ -10,17 +10,21 @@ import signal
 import socket
 import threading
 from collections.abc import Callable
+from ctypes import c_char, c_uint64
+from multiprocessing.sharedctypes import RawArray
 
 import uvloop
 from starlette.applications import Starlette
 
 from coe.settings import Settings
 from coe.supervision import ignore_failure
-from gateway.http.server import HttpServer, Peers
 from gateway.observability.logs import describe_error, log_uncaught, logging_config
 from gateway.process.signals import DRAIN_SIGNAL, RELOAD_SIGNAL, end_with_parent
-from gateway.process.worker_states import AcceptingWorkers, WorkerStates
+from gateway.server import Server
 
+BEAT_SECONDS = 5.0
+CAUSE_BYTES = 512
+"""Bytes kept of the error that ended a worker's start."""
 _log = logging.getLogger("gateway")
 
 
@@ -30,12 +34,33 @@ Build = Callable[[], Starlette]
 """Builds the application of a worker."""
 
 
+class SharedState:
+    """What parent and workers tell each other, in shared memory, by the number of the worker. No lock is needed: a
+    worker writes while it runs, and the parent after it has ended."""
+
+    def __init__(self, workers: int) -> None:
+        self.beats = RawArray(c_uint64, workers)
+        """Counts that grow while an event loop runs; 0 before the worker serves requests."""
+        self.crashes = RawArray(c_uint64, workers)
+        self.cause = RawArray(c_char, CAUSE_BYTES)
+        """The latest error that ended a worker's start; empty if none was reported."""
+
+    def beat(self, worker: int) -> None:
+        """Count now and every BEAT_SECONDS. Call it in the event loop of the worker, once."""
+        self.beats[worker] += 1
+        asyncio.get_running_loop().call_later(BEAT_SECONDS, self.beat, worker)
+
+    def counted_crashes(self) -> dict[tuple[str, ...], float]:
+        """Crashes since the parent started, by worker."""
+        return {(str(worker),): float(crashes) for worker, crashes in enumerate(self.crashes)}
+
+
 def run_worker(
     build: Build,
     settings: Settings,
     *,
     listener: socket.socket,
-    states: WorkerStates,
+    shared: SharedState,
     parent: int,
     number: int,
 ) -> None:
@@ -48,49 +73,33 @@ def run_worker(
     end_with_parent(parent, serving)
 
     def started() -> None:
-        states.set_ready(number)
-        states.beat(number)
         serving.set()
+        shared.beat(number)
 
     try:
         app = build()
-        app.state.worker_crashes = states.crashes
+        app.state.worker_crashes = shared.counted_crashes
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            peers = AcceptingWorkers(states, number)
-            runner.run(serve_application(app, listener, started=started, peers=peers))
+            runner.run(serve_application(app, listener, started=started))
     except Exception as error:
         if not serving.is_set():
-            states.set_failed(number, describe_error(error))
+            shared.cause.value = describe_error(error).encode("utf-8", "replace")[: CAUSE_BYTES - 1]
         _log.critical("a worker failed" if serving.is_set() else "a worker cannot start", exc_info=True)
         raise SystemExit(1) from None
 
 
 async def serve_application(
-    app: Starlette,
-    listener: socket.socket,
-    *,
-    started: Callable[[], None] = lambda: None,
-    peers: Peers | None = None,
+    app: Starlette, listener: socket.socket, *, started: Callable[[], None] = lambda: None
 ) -> None:
-    """Serve the application until SIGTERM, then end as `HttpServer` does. `started` is called once it is ready."""
-    stop = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    """Serve the application until SIGTERM, then end as `Server` does. `started` is called once it is ready."""
+
+    def count_failure(name: str) -> None:
+        getattr(app.state, "task_failed", ignore_failure)(name)
+
+    server = Server(app, max_connections=_max_connections(), on_start=started, task_failed=count_failure)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, server.stop)
     async with app.router.lifespan_context(app):
-        failed = getattr(app.state, "task_failed", ignore_failure)
-        cohort = getattr(app.state, "cohort", None)
-        heads = getattr(app.state, "heads", None)
-        limit = _max_connections()
-        async with HttpServer(
-            app,
-            listener,
-            max_connections=limit,
-            peers=peers,
-            task_failed=failed,
-            cohort=cohort,
-            heads=heads,
-        ):
-            started()
-            await stop.wait()
+        await server.serve([listener])
 
 
 def _max_connections() -> int:

@@ -282,9 +282,9 @@ INITIAL_COPIES = 2
 
 
 class RequestModel(BaseModel):
-    """A body or a query string without unknown fields. Docstrings of its fields are in the OpenAPI document."""
+    """A body or a query string without unknown fields."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 Body = TypeVar("Body", bound=BaseModel)

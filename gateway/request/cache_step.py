@@ -165,6 +165,5 @@ def _digest(serving: Serving) -> bytes:
         composition.router.version,
         composition.assignment_digest,
         sorted((kind, version) for kind, version in serving.versions.items()),
-        sorted(serving.policies.broken),
     ]
     return hashlib.sha256(orjson.dumps(state, option=orjson.OPT_SORT_KEYS)).digest()

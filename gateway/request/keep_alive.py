@@ -14,10 +14,8 @@ from typing import Self
 
 from starlette.types import Message, Send
 
-from coe.core import Sink
 from coe.experts.http.sse import EVENT_STREAM
 from gateway.errors import Headers
-from gateway.request.body import ClientLeftError
 from gateway.request.trace import Trace
 
 _log = logging.getLogger("gateway")
@@ -38,14 +36,12 @@ class KeepAlive:
     After `interval` seconds in which nothing was sent it sends `event`, which clients ignore. Before the first event of
     the answer it sends the response headers too, but only while no other expert can take over from the one that is
     being called: from then on the status is 200, and a failure is an event of the stream. Silence of a client that does
-    not read is not counted. `sink` is that of the server, None if it has none.
+    not read is not counted.
     """
 
-    def __init__(self, trace: Trace, send: Send, *, event: bytes, interval: float, sink: Sink | None = None) -> None:
+    def __init__(self, trace: Trace, send: Send, *, event: bytes, interval: float) -> None:
         self._trace = trace
         self._send = send
-        self._sink = sink
-        self._sink_failed = False
         self._message: Message = {"type": "http.response.body", "body": event, "more_body": True}
         self._interval = interval
         self._loop = asyncio.get_running_loop()
@@ -71,10 +67,7 @@ class KeepAlive:
         self._timer = self._task = None
 
     async def send(self, message: Message) -> None:
-        """Send a message of the answer. The headers are left out if they are sent already. Raises ClientLeftError if a
-        write to the client failed in `sink`."""
-        if self._sink_failed:
-            raise ClientLeftError
+        """Send a message of the answer. The headers are left out if they are sent already."""
         if self._task is not None:
             await self._task
         if message["type"] == "http.response.start":
@@ -85,22 +78,6 @@ class KeepAlive:
         await self._send(message)
         self._sending = False
         self._latest = self._loop.time()
-
-    def sink(self, body: bytes) -> bool:
-        """Send a further part of the answer without waiting. Return False if only `send` can do that.
-
-        Runs in the read callback of the expert's connection, so it must not raise: that would break the connection and
-        count as the expert's failure. After a failed write, `send` raises in the request's task.
-        """
-        try:
-            if self._sink_failed or self._task is not None or self._sink is None or not self._sink(body):
-                return False
-        except Exception:
-            self._sink_failed = True
-            _log.exception("a write to the client failed", extra={"request_id": self._trace.request_id})
-            return False
-        self._latest = self._loop.time()
-        return True
 
     def _check(self) -> None:
         now, due = self._loop.time(), self._latest + self._interval

@@ -1,7 +1,7 @@
 """Serves one request of a chat API in eight steps: admit, parse, classify, assign, retrieve, call, relay, record.
 
 `Line` is the ASGI application of one API. `Line._steps` lists steps 1 to 7, and `Line._record` is step 8. Answer cache,
-stored responses, tracing, retrieval and audits run only if they are declared.
+stored responses, tracing and retrieval run only if they are declared.
 """
 
 from __future__ import annotations
@@ -15,32 +15,24 @@ from functools import partial
 
 from starlette.types import Receive, Scope, Send
 
-from coe.core import PASS_THROUGH_APIS, Chat, DirectReply, Reply, RequestOptions, Sink
+from coe.core import PASS_THROUGH_APIS, Chat, Reply, RequestOptions
 from coe.errors import RequestError
 from coe.experts.http.sse import EVENT_STREAM
 from coe.experts.translation.expert import TRANSLATED_APIS
 from coe.routing.composition import NO_CONVERSATION, RoutedReply
 from coe.routing.conversation import Conversation, read_conversation
 from coe.routing.decision import NO_PREVIOUS, Previous
-from gateway.access import Allowance, Caller
+from gateway.access import Allowance
 from gateway.cache.answer import CapturedReply
 from gateway.dialects import Dialect
 from gateway.errors import Headers, headers_of, status_of
-from gateway.http.exchange import SINK
-from gateway.http.known_heads import DERIVED
 from gateway.observability.tracing import Tracing
 from gateway.request.admission import ActiveRequest
 from gateway.request.body import ClientLeftError
 from gateway.request.cache_step import CacheStep
 from gateway.request.citations import cited
 from gateway.request.keep_alive import KeepAlive, stream_head
-from gateway.request.options import (
-    has_session_or_trace,
-    read_options,
-    resolve_model,
-    with_rules,
-    with_session_and_trace,
-)
+from gateway.request.options import read_options, resolve_model, with_rules
 from gateway.request.stored_step import StoredStep, check_owned
 from gateway.request.trace import Trace
 from gateway.serving_state import ServingState
@@ -56,9 +48,6 @@ DEPLOYMENT = "model"
 """Parameter of a path that names the model in place of the body."""
 JSON = "application/json"
 _NO_KEEP_ALIVE = nullcontext()
-_FromHead = tuple[object, Caller, RequestOptions, bool]
-"""The token of a serving state, the caller and options that the head of a request has in that state, and True if
-requests with this head have a session or trace context of their own."""
 Observer = Callable[[Trace], None]
 """Called with the trace of every finished request; must neither wait nor raise."""
 
@@ -72,25 +61,19 @@ class Line:
         *,
         dialect: Dialect,
         observers: Sequence[Observer],
-        audit: Observer | None = None,
         tracing: Tracing | None = None,
         cache: CacheStep | None = None,
         stored: StoredStep | None = None,
     ) -> None:
         self._state = state
-        self._cohort = state.cohort
         self._dialect = dialect
         self._observers = observers if cache is None else (*observers, cache.observe)
-        self._audit = audit
         self._tracing = tracing
         self._cache = cache
         self._stored = stored
-        self.active = 0
-        """Requests whose record is not queued yet."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         trace = Trace(self._state.serving, api=self._dialect.api)
-        self.active += 1
         try:
             options = self._read_head(trace, scope)
             trace.attempts.memory = partial(self._state.answers.grow, trace.caller.key, trace.serving.registry.limits)
@@ -98,11 +81,7 @@ class Line:
             with self._state.admission.open(trace.caller.key, timeout=options.timeout) as request:
                 trace.allowance = allowance = trace.serving.access.allowance(trace.caller, trace.attempts.sent)
                 async with allowance:
-                    try:
-                        await self._steps(trace, request, allowance, scope, receive, send)
-                    finally:
-                        trace.attempts.end_pending()
-            await self._cohort.yield_to_others()
+                    await self._steps(trace, request, allowance, scope, receive, send)
         except RequestError as error:
             trace.failed(error)
             error.drop_frames()
@@ -117,18 +96,12 @@ class Line:
                 await self._refuse(RequestError(message), trace, send)
         finally:
             self._record(trace)  # 8
-            self.active -= 1
 
     async def _steps(
         self, trace: Trace, request: ActiveRequest, allowance: Allowance, scope: Scope, receive: Receive, send: Send
     ) -> None:
-        """Steps 1 to 7. Requests that pass through skip 3 and 5; one that the cache answers skips 3 to 6.
-
-        Concurrent requests take the expensive steps in succession: a routed one yields to the others before 3, 4 and
-        6, and every one that succeeds before 8. From 4 on it is part of its expert's load, so that the next decision
-        sees it.
-        """
-        composition, cohort = trace.serving.composition, self._cohort
+        """Steps 1 to 7. Requests that pass through skip 3 and 5; one that the cache answers skips 3 to 6."""
+        composition = trace.serving.composition
         with trace.step("admit"):  # 1
             body = await request.admit(scope, receive, forms=self._dialect.forms)
         with trace.step("parse"):  # 2
@@ -142,7 +115,7 @@ class Line:
         reply: Reply | None = None
         if self._cache is not None:
             reply = await self._cache.lookup(trace, path=scope["path"], body_bytes=body_bytes)
-        with self._keep_alive(trace, scope, send) if chat.stream else _NO_KEEP_ALIVE as stream:
+        with self._keep_alive(trace, send) if chat.stream else _NO_KEEP_ALIVE as stream:
             if reply is None:
                 await allowance.reserve(chat, options.recipe, size=body_bytes)
                 conversation, previous = NO_CONVERSATION, NO_PREVIOUS
@@ -150,18 +123,15 @@ class Line:
                     with trace.step("assign"):
                         trace.decision = composition.assign_general(chat, options)
                 else:
-                    await cohort.yield_to_others()
                     with trace.step("classify"):  # 3
                         trace.routed, trace.prediction = await composition.classifier.classify(
-                            chat, trace.caller.tenant, options.rule, options.rules
+                            chat, options.rule, options.rules
                         )
-                    await cohort.yield_to_others()
                     with trace.step("assign"):  # 4
                         conversation, previous = await _assign(trace, chat, options)
                     with trace.step("retrieve"):  # 5
                         if composition.retrieves:
                             chat = await _retrieve(trace, chat, options, previous)
-                    await cohort.yield_to_others()
                 with trace.step("call"):  # 6
                     answer = await _call(trace, chat, options, conversation, previous, deadline=request.deadline)
                 reply = _accept(trace, request, answer, chat)
@@ -173,10 +143,7 @@ class Line:
         """Step 8: report a finished request to the observers, however it ended."""
         if self._stored is not None and trace.stored is not None:
             self._stored.release(trace.stored)
-        observers = self._observers
-        if self._audit is not None and trace.attempts.recipe_log is not None:
-            observers = (self._audit, *observers)  # first, so that the record has the outcome of an audit
-        for observe in observers:
+        for observe in self._observers:
             try:
                 observe(trace)
             except Exception:
@@ -215,29 +182,18 @@ class Line:
             reply = self._stored.relayed(reply, trace.stored)
         return reply
 
-    def _keep_alive(self, trace: Trace, scope: Scope, send: Send) -> KeepAlive:
+    def _keep_alive(self, trace: Trace, send: Send) -> KeepAlive:
         interval = trace.serving.registry.policy.keep_alive_interval
-        sink = scope["extensions"].get(SINK) if "extensions" in scope else None
-        return KeepAlive(trace, send, event=self._dialect.keep_alive, interval=interval, sink=sink)
+        return KeepAlive(trace, send, event=self._dialect.keep_alive, interval=interval)
 
     def _read_head(self, trace: Trace, scope: Scope) -> RequestOptions:
-        """Identify the caller and return the options of the headers. The result holds for all requests with this head,
-        until a reload or until the key expires. Raises Unauthorized, Forbidden or InvalidRequest."""
-        serving, derived = trace.serving, scope.get(DERIVED)
-        known: _FromHead | None = None if derived is None else derived.get(self)
-        if known is not None:
-            known_for, caller, options, differ = known
-            if known_for is serving.token and not serving.access.has_expired(caller):
-                trace.caller = caller
-                return with_session_and_trace(options, scope) if differ else options
-        headers = scope["headers"]
+        """Identify the caller and return the options of the headers. Raises Unauthorized, Forbidden, InvalidRequest."""
+        serving, headers = trace.serving, scope["headers"]
         trace.caller = caller = serving.access.identify(headers, "chat")
         policy = serving.registry.policy
         options = read_options(scope, policy, tenant=caller.tenant, api=trace.api, rule=caller.rule)
         if options.purpose and not serving.access.is_admin(headers):
             options = replace(options, purpose=None)  # an ordinary key cannot hide its requests from reports
-        if derived is not None:
-            derived[self] = serving.token, caller, options, has_session_or_trace(scope)
         return options
 
     async def _refuse(self, error: RequestError, trace: Trace, send: Send) -> None:
@@ -261,7 +217,7 @@ async def _assign(trace: Trace, chat: Chat, options: RequestOptions) -> tuple[Co
     assert prediction is not None
     conversation = read_conversation(chat, options, trace.routed.requests)
     previous = await composition.find_previous(chat, conversation, trace.routed, options.rule)
-    trace.decision = composition.assign(chat, prediction, options, previous=previous, attempts=trace.attempts)
+    trace.decision = composition.assign(chat, prediction, options, previous=previous)
     return conversation, previous
 
 
@@ -277,7 +233,6 @@ async def _retrieve(trace: Trace, chat: Chat, options: RequestOptions, previous:
         prediction=trace.prediction,
         tenant=trace.caller.tenant,
         previous=previous,
-        attempts=trace.attempts,
     )
     return chat
 
@@ -309,7 +264,6 @@ def _accept(trace: Trace, request: ActiveRequest, answer: RoutedReply, chat: Cha
     trace.answered(answer)
     if request.memory:  # the expert has the large body
         trace.chat = chat.without_content()
-        trace.drop_audit_body()
         request.release_body()
     return answer.reply if trace.cache is None else CapturedReply(answer.reply, trace.cache)
 
@@ -317,21 +271,17 @@ def _accept(trace: Trace, request: ActiveRequest, answer: RoutedReply, chat: Cha
 async def _relay(reply: Reply, trace: Trace, request: ActiveRequest, send: Send, stream: KeepAlive | None) -> None:
     """Send the reply to its end and close it. Raises the ExpertError that breaks it off."""
     try:
-        if stream is None:
-            await relay(reply, send, trace)
-        else:
-            await relay(reply, stream.send, trace, sink=stream.sink)
+        await relay(reply, send if stream is None else stream.send, trace)
         request.complete()
         trace.outcome = "ok"
     finally:
         await reply.aclose()
 
 
-async def relay(reply: Reply, send: Send, trace: Trace, *, sink: Sink | None = None) -> None:
+async def relay(reply: Reply, send: Send, trace: Trace) -> None:
     """Send a reply to its end. Raises the ExpertError that breaks it off; the headers of a stream are already sent.
 
     `send` waits for the socket: a client that reads slowly slows down the expert and uses no memory of this process.
-    Events that need no processing go to `sink` as they arrive, unless it refuses them.
     """
     if reply.media_type == JSON:
         body = b"".join([chunk async for chunk in reply.chunks()])
@@ -339,8 +289,6 @@ async def relay(reply: Reply, send: Send, trace: Trace, *, sink: Sink | None = N
         await respond(send, status=200, body=body, headers=trace.headers())
         return
     await send(stream_head(trace.headers(), media_type=reply.media_type))
-    if sink is not None and isinstance(reply, DirectReply):
-        reply.set_sink(sink)
     async with aclosing(reply.chunks()) as chunks:
         async for chunk in chunks:
             if len(chunk) > PIECE_BYTES:

@@ -1,7 +1,7 @@
 """Reads the options of a request from its headers: session, cost weight, timeout, retrieval, trace context, versions.
 `resolve_model` adds what an alias or operating point in `model` stands for, `with_rules` the rules that match.
 
-Without a header, the value declared in experts.yaml applies. `gateway/endpoints/openapi.py` describes each header.
+Without a header, the value declared in experts.yaml applies. `gateway/endpoints/openapi.json` describes each header.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from coe.routing.eligibility import check_model, check_recipe, only_local
 from coe.routing.rules import RequestFacts, Rules
 from gateway.access import Caller
 from gateway.access.estimate import input_tokens
-from gateway.http.known_heads import SESSION, TRACE_HEADERS
 
 MAX_SESSION_CHARACTERS = 128
 MAX_HEADER_BYTES = 32 * 1024
@@ -38,6 +37,7 @@ _CHOICES: Mapping[bytes, tuple[str, Mapping[bytes, Any]]] = {
     b"x-coe-purpose": ("purpose", {word.encode(): word for word in get_args(Purpose)}),
 }
 """Headers with a fixed set of values, and the option that each sets."""
+_TRACE_HEADERS = (b"traceparent", b"tracestate")
 _VERSIONS = (b"anthropic-version", b"anthropic-beta")
 """Headers of a Messages request that its expert's server receives too. No other client header reaches a server."""
 
@@ -52,6 +52,8 @@ def read_options(
     """
     cost_weight, timeout, size = policy.cost_weight, policy.timeout, 0
     choices: dict[str, Any] = {}
+    session: str | None = None
+    trace: dict[str, str] = {}
     versioned = api == "messages"
     versions: dict[str, str] = {}
     for name, value in scope["headers"]:
@@ -60,6 +62,10 @@ def read_options(
             cost_weight = _number(value, "x-coe-cost-weight", *policy.cost_weight_limits)
         elif name == b"x-coe-timeout":
             timeout = min(_number(value, "x-coe-timeout", 0.001, 86400.0), policy.timeout)
+        elif name == b"x-session-id" and 0 < len(value) <= MAX_SESSION_CHARACTERS:
+            session = value.decode("latin-1")
+        elif name in _TRACE_HEADERS and value.isascii():  # the standard demands ASCII, and HTTP clients fail on more
+            trace[name.decode()] = value.decode("latin-1")
         elif name in _CHOICES:
             field, values = _CHOICES[name]
             choice = _choice(value, name.decode(), values)
@@ -72,32 +78,9 @@ def read_options(
     if size > MAX_HEADER_BYTES:
         raise HeadersTooLarge(f"the headers are longer than {MAX_HEADER_BYTES // 1024} KiB together")
     rule = only_local(rule) if choices.pop("only_local", False) else rule
-    session, trace = _session_and_trace(scope)
     return RequestOptions(
         session, cost_weight, timeout, trace, tenant=tenant, version_headers=versions, rule=rule, **choices
     )
-
-
-def has_session_or_trace(scope: Scope) -> bool:
-    """True if the head has headers whose options differ in requests with the same known head."""
-    return any(name == SESSION or name in TRACE_HEADERS for name, _ in scope["headers"])
-
-
-def with_session_and_trace(options: RequestOptions, scope: Scope) -> RequestOptions:
-    """The options of another request with the same known head, with the session id and trace context of this one."""
-    session, trace = _session_and_trace(scope)
-    return replace(options, session=session, trace_headers=trace)
-
-
-def _session_and_trace(scope: Scope) -> tuple[str | None, dict[str, str]]:
-    session: str | None = None
-    trace: dict[str, str] = {}
-    for name, value in scope["headers"]:
-        if name == SESSION and 0 < len(value) <= MAX_SESSION_CHARACTERS:
-            session = value.decode("latin-1")
-        elif name in TRACE_HEADERS and value.isascii():  # the standard demands ASCII, and HTTP clients fail on more
-            trace[name.decode()] = value.decode("latin-1")
-    return session, trace
 
 
 def resolve_model(

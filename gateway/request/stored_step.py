@@ -358,6 +358,5 @@ def _unknown_item(item_id: str) -> InvalidRequest:
 
 def _keeps_state(chat: Chat, registry: Registry) -> bool:
     """True if the client pinned an expert whose own server may know the ids."""
-    arm = registry.arm_of_model.get(chat.model)
-    spec = None if arm is None else registry.arm(arm)
+    spec = registry.arm(chat.model) if chat.model in registry.model_names else None
     return isinstance(spec, ExpertSpec) and not is_translated(spec, "responses")

@@ -67,8 +67,6 @@ class Trace:
     reply: Reply | None = None
     status: int | None = None
     """HTTP status of the response; None if no response began."""
-    audit: str = ""
-    """Field of the record: the outcome of the audit if this answer was sampled for one."""
     spans: Spans | None = None
     cache: CacheUse | None = None
     """None if the request does not use the answer cache."""
@@ -175,11 +173,6 @@ class Trace:
             self.decision = with_fallback(decision, error.expert, cause=cause)
         elif not decision.cause:
             self.decision = replace(decision, cause=error.cause)
-
-    def drop_audit_body(self) -> None:
-        """Give up an audit's copy of the request, because the memory of a large body is released."""
-        if self.attempts.recipe_log is not None:
-            self.attempts.recipe_log.audit = None
 
     @property
     def only_local(self) -> bool:

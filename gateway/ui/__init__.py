@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from gateway.endpoints.operation import json_response
+from gateway.endpoints.handler import json_response
 from gateway.errors import error_body
 
 ASSETS = Path(__file__).parent / "assets"

@@ -19,7 +19,6 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.frozen import fast_init
 from routers.calibration import Floats
 from routers.files import Arrays
 from routers.heads.lexical import WRITING_SYSTEM_NAMES, LexicalHead
@@ -106,7 +105,6 @@ class StaticCentroids:
     means: Floats
 
 
-@fast_init
 @dataclass(frozen=True, slots=True)
 class FastFeatures:
     """Outputs of the fast heads for one text.

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-from scripts.reference.http_api import type_of
+from scripts.reference.http_api import resolved, type_of
 from scripts.reference.markdown import code, sentence, table
 from scripts.reference.sources import REASONS, openapi
 
@@ -81,11 +81,10 @@ def names() -> frozenset[str]:
 
 
 def _response_headers() -> list[tuple[str, dict[str, Any]]]:
-    document = openapi()
     found: dict[str, dict[str, Any]] = {}
-    for item in document["paths"].values():
+    for item in openapi()["paths"].values():
         for operation in item.values():
             for response in operation["responses"].values():
-                for name, header in response.get("headers", {}).items():
-                    found[name] = document["components"]["headers"][header["$ref"].rpartition("/")[2]]
+                for name, header in resolved(response).get("headers", {}).items():
+                    found[name] = resolved(header)
     return list(found.items())

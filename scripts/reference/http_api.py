@@ -65,17 +65,17 @@ def paths() -> frozenset[str]:
 def _operation(method: str, path: str, operation: Schema) -> str:
     also = [operation["description"] + "\n"] if "description" in operation else []
     parts = [f"\n### {method} {path}\n", sentence(operation["summary"]) + "\n", *also, _scope(operation) + "\n"]
-    parameters = [_resolved(one) for one in operation.get("parameters", ())]
+    parameters = [resolved(one) for one in operation.get("parameters", ())]
     if wished := [code(one["name"]) for one in parameters if one["in"] == "header"]:
         parts.append(f"Request headers: {', '.join(wished)}.\n")
     if rows := [_parameter(one) for one in parameters if one["in"] != "header"]:
         parts.append(table(("parameter", "in", "type", "meaning"), rows) + "\n")
     if "requestBody" in operation and (rows := list(_fields(_json_schema(operation["requestBody"])))):
         parts.append("Request body:\n\n" + table(("field", "type", "meaning"), rows) + "\n")
-    responses = operation["responses"]
+    responses = {status: resolved(one) for status, one in sorted(operation["responses"].items())}
     if rows := list(_fields(_json_schema(responses["200"]))):
         parts.append("Response body (200):\n\n" + table(("field", "type", "meaning"), rows) + "\n")
-    outcomes = {status: _outcome(one) for status, one in sorted(responses.items())}
+    outcomes = {status: _outcome(one) for status, one in responses.items()}
     usual = [status for status, text in outcomes.items() if _common().get(status) == text]
     own = [(status, text) for status, text in outcomes.items() if status not in usual]
     parts.append(table(("status", "meaning"), own) + "\n")
@@ -98,7 +98,7 @@ def _common() -> dict[str, str]:
     for item in openapi()["paths"].values():
         for operation in item.values():
             for status in counts.keys() & operation["responses"].keys():
-                counts[status][_outcome(operation["responses"][status])] += 1
+                counts[status][_outcome(resolved(operation["responses"][status]))] += 1
     return {status: count.most_common(1)[0][0] for status, count in counts.items() if count}
 
 
@@ -112,33 +112,33 @@ def _parameter(one: Schema) -> tuple[str, str, str, str]:
 
 
 def _json_schema(body: Schema) -> Schema:
-    return _resolved(body.get("content", {}).get("application/json", {}).get("schema", {}))
+    return resolved(body.get("content", {}).get("application/json", {}).get("schema", {}))
 
 
 def _fields(schema: Schema) -> Iterator[tuple[str, str, str]]:
     required = schema.get("required", ())
     for name, value in schema.get("properties", {}).items():
         optional = "" if name in required else ", optional"
-        yield code(name), type_of(value) + optional, _about(value, _resolved(value))
+        yield code(name), type_of(value) + optional, _about(value, resolved(value))
 
 
 def _about(*places: Schema) -> str:
     return next((sentence(place["description"]) for place in places if place.get("description")), "")
 
 
-def _resolved(value: Schema) -> Schema:
+def resolved(value: Schema) -> Schema:
     """The component that a reference leads to, or the value itself."""
     if "$ref" not in value:
         return value
     found: Any = openapi()
     for step in value["$ref"].removeprefix("#/").split("/"):
         found = found[step]
-    return _resolved(found)
+    return resolved(found)
 
 
 def type_of(value: Schema) -> str:
     """The type of a JSON schema in words."""
-    value = _resolved(value)
+    value = resolved(value)
     if "enum" in value and len(value["enum"]) > _MANY:
         return "string"
     if "enum" in value:

@@ -26,7 +26,7 @@ from coe.registry import Registry, load, schema
 from coe.runtime.active_state import ActiveState
 from coe.settings import Settings
 from gateway.app import create_app
-from gateway.endpoints.operations import document
+from gateway.endpoints.routes import document
 from gateway.errors import body_of, status_of
 from gateway.main import open_parts
 from gateway.parts import Parts
@@ -69,11 +69,9 @@ def environment_table() -> str:
     return Settings.__doc__ or ""
 
 
-@cache
 def openapi() -> dict[str, Any]:
-    """The document that a gateway with API keys publishes."""
-    with TemporaryDirectory() as folder:
-        return document(_registry(Path(folder)))
+    """The OpenAPI document."""
+    return document()
 
 
 @dataclass(frozen=True, slots=True)

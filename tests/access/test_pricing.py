@@ -13,7 +13,7 @@ from tests.fakes import registry_of
 
 PRICES = {"small": Prices(input=1, output=2), "large": Prices(input=10, output=20)}
 CAREFUL = RecipeSpec(name="careful", cascade=(("small",), ("large",)), max_tokens={"small": 40, "large": 60})
-PRICING = Pricing.of(PRICES, {"careful": CAREFUL, "careful@1": CAREFUL}, ["careful@1"])
+PRICING = Pricing.of(PRICES, {"careful": CAREFUL}, ["careful"])
 GIVEN = 100
 
 
@@ -31,7 +31,6 @@ def expected(small: int, large: int) -> Amounts:
 
 def test_early_steps_reserve_their_caps_and_the_last_one_which_has_none_for_free_text_the_whole_answer() -> None:
     assert reserved(chat_of(), 500) == expected(40, 500)
-    assert reserved(chat_of("careful@1"), 500) == expected(40, 500)
     assert reserved(chat_of(), 30) == expected(30, 30)
 
 
@@ -48,14 +47,13 @@ def test_a_routed_request_reserves_the_largest_of_all_that_may_answer_it() -> No
 
 @pytest.mark.parametrize(
     ("parameters", "reserves"),
-    [({}, 40), ({"max_tokens": 30}, 30), ({"thinking": {"type": "enabled", "budget_tokens": 99}}, 500)],
+    [({}, 40), ({"thinking": {"type": "enabled", "budget_tokens": 99}}, 500)],
 )
 def test_a_key_reserves_the_caps_that_its_calls_have(parameters: dict[str, Any], reserves: int) -> None:
     member = {"model": "m", "runtime": "external", "base_url": "http://h/v1"}
     experts = [{"name": "small", **member, "parameters": parameters}, {"name": "large", **member}]
-    declared = registry_of(experts=experts, assignment={"general": "large"}, recipes="auto").with_proposed(
-        {"auto-1": (("small",), ("large",))}, {"auto-1": {"small": 40}}
-    )
+    recipe = {"name": "careful", "cascade": ["small", "large"], "max_tokens": {"small": 40}}
+    declared = registry_of(experts=experts, assignment={"general": "large"}, recipes=[recipe])
     pricing = access_of(declared, Limiter())._pricing
-    amounts = pricing.amounts(chat_of("auto-1"), "", input_tokens=GIVEN, output_tokens=500)
+    amounts = pricing.amounts(chat_of("careful"), "", input_tokens=GIVEN, output_tokens=500)
     assert amounts.tokens == 2 * GIVEN + reserves + 500

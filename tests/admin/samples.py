@@ -12,6 +12,7 @@ import orjson
 
 from coe.artifacts.kinds import ASSIGNMENT, ROUTER
 from coe.artifacts.store import ArtifactStore
+from coe.jobs.plan_basis import compare_with_single_experts
 from coe.learning.retraining.budget_solver import declared_problem
 from coe.mapping import Assignment, Dependencies, PlanInputs, round_traffic, solve
 from coe.mapping.score_table import tabulate_softly
@@ -62,7 +63,7 @@ def planned(
     with store.draft() as draft:
         (draft / "assignment.json").write_bytes(assignment.to_json())
         if keep:
-            basis.save(draft)
+            basis.save(draft, against=compare_with_single_experts(basis, assignment))
         artifact = store.publish(draft, categories=CATEGORIES, data=registry.digest, metrics={})
     store.promote(artifact.manifest.version, by="plan", why="planned on probes")
     return artifact.manifest.version, assignment

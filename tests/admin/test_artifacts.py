@@ -8,14 +8,12 @@ from typing import Any
 import orjson
 import pytest
 
-from coe.artifacts.kinds import OVERLAYS, ROUTER
+from coe.artifacts.kinds import ROUTER
 from coe.artifacts.store import ArtifactStore
 from coe.registry import Registry
-from coe.routing.classification import OVERLAYS_FILE
 from coe.settings import Settings
 from tests.admin.samples import measured_registry, planned, router_published, settings_in
 from tests.fakes import Gateway, Response, gateway_of
-from tests.gateway.test_overlays import published, swapping
 
 pytestmark = pytest.mark.anyio
 WHY = "it was better on Monday"
@@ -44,7 +42,7 @@ async def move(gateway: Gateway, kind: str, verb: str, **body: Any) -> Response:
 async def test_a_gateway_without_artifacts_lists_none_of_any_kind() -> None:
     async with gateway_of() as gateway:
         found = await listed(gateway)
-    assert set(found) == {"router", "assignment", "overlays", "gate"}
+    assert set(found) == {"router", "assignment", "gate"}
     for one in found.values():
         assert (one["in_use"], one["versions"], one["history"], one["before"]) == (None, [], [], None)
 
@@ -136,20 +134,14 @@ async def test_a_router_of_other_categories_is_refused_with_the_remedy(settings:
     assert ArtifactStore(settings.artifacts, ROUTER).in_use() is None
 
 
-async def test_overlays_are_listed_by_tenant_and_a_damaged_history_does_not_hide_the_versions(
-    settings: Settings,
-) -> None:
-    version = published(settings, swapping("alice"), swapping("bob"))
-    store = ArtifactStore(settings.artifacts, OVERLAYS)
-    store.promote(version)
-    (settings.artifacts / OVERLAYS / "history.jsonl").write_text("what?\n")
+async def test_a_damaged_history_does_not_hide_the_versions(settings: Settings) -> None:
+    version = router_published(settings, "new")
+    ArtifactStore(settings.artifacts, ROUTER).promote(version)
+    (settings.artifacts / ROUTER / "history.jsonl").write_text("what?\n")
     async with gateway_of(settings=settings) as gateway:
-        found = (await listed(gateway))[OVERLAYS]
-        whole = (await gateway.post(f"/v1/artifacts/overlays/{version}", method="GET")).json
+        found = (await listed(gateway))[ROUTER]
     assert "a line is not a promotion" in found["damaged"]
     assert [one["version"] for one in found["versions"]] == [version]
-    assert [one["tenant"] for one in whole["tenants"]] == ["alice", "bob"]
-    assert (settings.artifacts / OVERLAYS / version / OVERLAYS_FILE).is_file()
 
 
 @pytest.mark.parametrize(

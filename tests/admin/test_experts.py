@@ -43,7 +43,7 @@ async def listed(gateway: Gateway) -> dict[str, Any]:
     return {expert["id"]: expert for expert in answer.json["data"]}
 
 
-async def test_recipes_are_listed_with_their_members_and_arms() -> None:
+async def test_recipes_are_listed_with_their_members() -> None:
     recipes: list[dict[str, Any]] = [
         {"name": "careful", "cascade": [["coder", "painter"], "generalist"], "max_tokens": {"generalist": 400}},
         {"name": "panel", "vote": ["coder", "painter"]},
@@ -52,8 +52,7 @@ async def test_recipes_are_listed_with_their_members_and_arms() -> None:
         careful, panel = (await gateway.post("/v1/recipes", method="GET")).json["data"]
     assert (careful["id"], careful["steps"]) == ("careful", [["coder", "painter"], ["generalist"]])
     assert (careful["max_tokens"], panel["max_tokens"]) == ({"generalist": 400}, {})
-    assert careful["arms"] == ["careful@1", "careful@2", "careful@3"]
-    assert (panel["steps"], panel["arms"]) == ([["coder", "painter"]], ["panel@1"])
+    assert panel["steps"] == [["coder", "painter"]]
     async with gateway_of() as gateway:
         assert (await gateway.post("/v1/recipes", method="GET")).json["data"] == []
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from coe.artifacts.kinds import OVERLAYS
+from coe.artifacts.kinds import GATE
 from coe.core import Health
 from coe.errors import ExpertUnavailable
 from coe.learning.estimation.experience_loader import load_experience
@@ -144,7 +144,7 @@ async def test_a_reload_and_a_promotion_change_the_key() -> None:
         assert await uses(gateway, {}, {}) == ["miss", "hit"]
         state = gateway.serving_state
         gateway.experts["generalist"].script = answer("new")
-        state.replace(replace(state.serving, versions={OVERLAYS: "v2"}))
+        state.replace(replace(state.serving, versions={GATE: "v2"}))
         assert (await send_chat(gateway)).body == answer("new")[0]
         assert (await send_chat(gateway)).headers["x-coe-cache"] == "hit"
         state.replace(replace(state.serving, versions={}))
@@ -197,7 +197,7 @@ async def test_a_recipes_answer_is_cached_with_its_member_and_teaches_its_arm() 
         assert second.headers["x-coe-cache"] == "hit"
         assert "x-coe-calls" not in second.headers
         miss, hit = gateway.records
-        assert (miss.expert, hit.expert) == ("careful@2", "careful@2")
+        assert (miss.expert, hit.expert) == ("careful", "careful")
         assert (hit.steps, hit.recipe, hit.cost) == ((), "", 0.0)
 
 

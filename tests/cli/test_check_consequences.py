@@ -13,9 +13,15 @@ from typer.testing import CliRunner
 from coe.artifacts.store import ArtifactStore
 from coe.cli import app
 from coe.errors import ArtifactError
+from coe.learning.evaluation import sandbox
 from coe.registry import Registry
 from coe.settings import Settings
 from tests.admin.samples import measured_registry, planned, router_published, settings_in
+
+
+@pytest.fixture(autouse=True)
+def bubblewrap(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "installed", lambda: True)
 
 
 @pytest.fixture
@@ -25,11 +31,6 @@ def settings(tmp_path: Path) -> Settings:
     planned(settings, registry)
     version = router_published(settings, "first")
     ArtifactStore(settings.artifacts, "router").promote(version, by="train")
-    overlays = ArtifactStore(settings.artifacts, "overlays")
-    with overlays.draft() as draft:
-        (draft / "overlays.jsonl").write_bytes(b"")
-        artifact = overlays.publish(draft, categories=registry.category_names, data=version, metrics={})
-    overlays.promote(artifact.manifest.version, by="retrain")
     return settings
 
 
@@ -72,6 +73,13 @@ def test_a_cache_that_documents_without_a_gate_turn_off_is_noted(settings: Setti
     assert report(settings, both)["notes"] == []
 
 
+def test_code_that_only_limits_would_hold_is_noted(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "installed", lambda: False)
+    (note,) = report(settings, measured_registry())["notes"]
+    assert note.startswith("bubblewrap is not installed: `coe score` and `coe tune` leave out the shipped probes")
+    assert "with `coe score --unsafe`, nothing but limits on time, memory, files and processes" in note
+
+
 def test_a_new_expert_is_a_consequence_with_the_advice_to_plan(settings: Settings) -> None:
     known = measured_registry().model_dump(mode="json", exclude_none=True)["experts"]
     edited = measured_registry(experts=[*known, {**known[0], "name": "newcomer"}])
@@ -81,14 +89,13 @@ def test_a_new_expert_is_a_consequence_with_the_advice_to_plan(settings: Setting
     assert output.endswith("the service starts and reloads with it; then run `coe plan` again\n")
 
 
-def test_a_new_category_has_consequences_for_router_plan_and_overlays(settings: Settings) -> None:
+def test_a_new_category_has_consequences_for_router_and_plan(settings: Settings) -> None:
     names = ("code", "art", "general", "law")
     new = [{"name": name, "description": name, "examples": ["is it void", "may I sue"]} for name in names]
     found = report(settings, measured_registry(categories=new))
     kinds = {one["kind"]: one["sentence"] for one in found["consequences"]}
     assert "until `coe train` is run, the router recognises it only from its examples" in kinds["router"]
     assert "'generalist' answers it" in kinds["category_added"]
-    assert "stay unused until `coe retrain`" in kinds["overlays"]
 
 
 def test_what_would_stop_the_start_is_a_problem(settings: Settings) -> None:

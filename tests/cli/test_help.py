@@ -59,7 +59,7 @@ def test_the_configuration_may_be_an_argument(config: Path) -> None:
     assert (status, "leave out one" in " ".join(text.split())) == (2, True)
 
 
-@pytest.mark.parametrize("verb", ["check", "up", "serve", "status", "spend", "train", "retrain"])
+@pytest.mark.parametrize("verb", ["check", "up", "serve", "status", "report", "train", "retrain"])
 def test_data_in_the_place_of_the_configuration_are_refused(verb: str) -> None:
     status, text = run(verb, "prompts.jsonl")
     assert (status, "not a configuration" in " ".join(text.split())) == (2, True)

@@ -14,13 +14,13 @@ from aiohttp import web
 from typer.testing import CliRunner
 
 from coe.cli import app
-from coe.cli.status import _lines
-from coe.jobs.status_report import status_report
+from coe.cli.report import _traffic_lines
+from coe.jobs.report import report
 from coe.learning.estimation.experience_loader import open_logs
 from coe.records.record import RoutingRecord
 from coe.settings import Settings
 from tests.cli.logged_service import LoggedService
-from tests.learning.test_status_report import URL, logged, settings, traffic
+from tests.learning.test_report import URL, logged, settings, traffic
 
 __all__ = ["settings"]
 DECLARED = """\
@@ -35,29 +35,30 @@ def of_score(records: list[RoutingRecord]) -> list[RoutingRecord]:
     return [replace(one, request_id=f"score-{one.request_id}", purpose="score") for one in records]
 
 
-def test_a_run_of_coe_score_changes_nothing_in_the_status_but_its_own_count(settings: Settings) -> None:
+def test_a_run_of_coe_score_changes_nothing_in_the_report_but_its_own_count_and_the_spend(settings: Settings) -> None:
     now = time.time()
     users = traffic(600, start=now - 3 * 86_400, expert="coder") + traffic(600, start=now - 7_200, expert="coder")
     logged(settings, users)
-    before = status_report(settings, now=now)
+    before = report(settings, now=now)
     assert before["traffic"]["own"] == {}
     logged(settings, of_score(traffic(900, start=now - 3_000, expert="painter", uncertain_share=0.5)))
     logged(settings, of_score(traffic(10, start=now - 4 * 86_400, expert="painter", uncertain_share=0.5)))
-    after = status_report(settings, now=now)
+    after = report(settings, now=now)
     assert after["traffic"].pop("own") == {"score": 900}
     before["traffic"].pop("own")
-    assert after == before
-    assert ("not counted", "coe score 900 in the last day: requests of CoE's own commands") in _lines(
-        after | {"traffic": after["traffic"] | {"own": {"score": 900}}}
+    spent = [one.pop("spend")["total"]["requests"] for one in (before, after)]
+    assert (spent, after) == ([1_200, 2_110], before)
+    assert ("not counted", "coe score 900 in the last day: requests of CoE's own commands") in _traffic_lines(
+        after["traffic"] | {"own": {"score": 900}}
     )
 
 
 def test_requests_of_coe_commands_alone_are_no_traffic(settings: Settings) -> None:
     now = time.time()
     logged(settings, of_score(traffic(300, start=now - 3_000, expert="coder")))
-    report = status_report(settings, now=now)
-    assert (report["traffic"]["last_day"], report["traffic"]["own"]) == (0, {"score": 300})
-    assert (report["alarms"], report["proposed_categories"]) == ([], [])
+    found = report(settings, now=now)
+    assert (found["traffic"]["last_day"], found["traffic"]["own"]) == (0, {"score": 300})
+    assert (found["alarms"], found["proposed_categories"]) == ([], [])
 
 
 def test_learning_reads_users_requests_only_and_an_export_has_all(settings: Settings) -> None:

@@ -7,16 +7,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import orjson
 import pytest
 from typer.testing import CliRunner
 
-from coe.artifacts.kinds import ASSIGNMENT, GATE, OVERLAYS, ROUTER
+from coe.artifacts.kinds import ASSIGNMENT, GATE, ROUTER
 from coe.artifacts.store import ArtifactStore
 from coe.cli import app
 from coe.registry import load
-from coe.routing.classification import OVERLAYS_FILE, Overlay
 from coe.runtime.active_state import load_active_state
 from coe.settings import Settings
 from tests.admin.samples import CATEGORIES, measured_registry, planned, router_published, settings_in
@@ -43,24 +41,20 @@ def listed(settings: Settings, *words: str) -> dict[str, dict[str, Any]]:
 
 
 def fill(settings: Settings) -> dict[str, str]:
-    """Versions of three kinds, as train, plan and retrain publish them."""
+    """Versions of two kinds, as train, plan and retrain publish them."""
     registry = load(settings.config, environ={})
     old, new = router_published(settings, "old", metrics={"accuracy": 0.8}), router_published(settings, "new")
     store(settings, ROUTER).promote(new, by="retrain")
     store(settings, ROUTER).promote(old, by="train")
     store(settings, ROUTER).promote(new, by="hand")
     plan, _ = planned(settings, registry)
-    heads = [Overlay(name, CATEGORIES, np.eye(3), np.zeros(3), gain) for name, gain in (("a", 0.1), ("b", 0.3))]
-    with store(settings, OVERLAYS).draft() as draft:
-        (draft / OVERLAYS_FILE).write_bytes(b"".join(head.to_json() + b"\n" for head in heads))
-        overlays = store(settings, OVERLAYS).publish(draft, categories=CATEGORIES, data=new, metrics={"tenants": 2})
-    return {"old": old, "new": new, "plan": plan, "overlays": overlays.manifest.version}
+    return {"old": old, "new": new, "plan": plan}
 
 
 def test_versions_are_listed_with_origin_quality_date_and_use(settings: Settings) -> None:
     ids = fill(settings)
     found = listed(settings)
-    assert list(found) == ["router", "overlays", "assignment", "gate"]
+    assert list(found) == ["router", "assignment", "gate"]
     routers = {one["version"]: one for one in found["router"]["versions"]}
     assert set(routers) == {ids["old"], ids["new"]}
     first = routers[ids["old"]]
@@ -71,8 +65,6 @@ def test_versions_are_listed_with_origin_quality_date_and_use(settings: Settings
     (plan,) = found["assignment"]["versions"]
     assert (plan["version"], plan["origin"], plan["in_use"]) == (ids["plan"], "plan", True)
     assert 0.5 < plan["quality"] < 0.9
-    (overlays,) = found["overlays"]["versions"]
-    assert (overlays["origin"], overlays["quality"], overlays["in_use"]) == (None, pytest.approx(0.2), False)
     assert found["gate"] == {
         "kind": "gate",
         "in_use": None,

@@ -20,10 +20,10 @@ from coe.registry import Registry
 from coe.runtime.active_state import ActiveState
 from coe.settings import Settings
 from gateway.app import create_app
-from gateway.http.server import open_listener
 from gateway.main import open_parts
 from gateway.parts import Parts
 from gateway.process.worker import serve_application
+from gateway.server import open_listener
 from tests.fakes import WordRouter, registry_of
 
 KEY = "sk-test-of-the-clients"

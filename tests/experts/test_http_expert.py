@@ -133,7 +133,7 @@ class Chunks:
     def __init__(self, *chunks: bytes) -> None:
         self._chunks = list(chunks)
 
-    async def chunk(self, within: float | None = None, sink: object = None) -> bytes:
+    async def chunk(self, within: float | None = None) -> bytes:
         return self._chunks.pop(0)
 
     def close(self) -> None: ...

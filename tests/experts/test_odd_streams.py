@@ -37,7 +37,7 @@ class Chunks(Response):
         self._chunks = list(chunks)
         self.media_type = media_type
 
-    async def chunk(self, within: float | None = None, sink: object = None) -> bytes:
+    async def chunk(self, within: float | None = None) -> bytes:
         return self._chunks.pop(0) if self._chunks else b""
 
     @property

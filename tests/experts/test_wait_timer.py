@@ -112,34 +112,6 @@ async def test_each_wait_has_its_own_limit_whatever_the_waits_before_it_had() ->
     assert (transport.aborted, list(idle)) == (True, [])
 
 
-async def test_bytes_that_a_sink_accepts_begin_the_limit_again() -> None:
-    loop, taken = ClockLoop(), list[bytes]()
-    connection = Connection(cast("asyncio.AbstractEventLoop", loop), set())
-    connection.connection_made(SilentTransport())
-    sent = asyncio.ensure_future(connection.send(b"head", b"body"))
-    await settled()
-    connection.data_received(HEAD)
-    await sent
-
-    def sink(chunk: bytes) -> bool:
-        taken.append(chunk)
-        return True
-
-    waiting = asyncio.ensure_future(connection.chunk(10, sink))
-    await settled()
-    for arrival in (9, 18, 27):
-        await loop.move_to(arrival)
-        connection.data_received(EVENT)
-    assert taken == [b"hel"] * 3
-    await loop.move_to(36.9)
-    assert not waiting.done()
-    await loop.move_to(37)
-    with pytest.raises(TimeoutError):
-        await waiting
-    connection.data_received(EVENT)  # no reader waits, so this is kept
-    assert (len(taken), await connection.chunk()) == (3, b"hel")
-
-
 async def connected() -> tuple[ClockLoop, SilentTransport, Connection]:
     loop, transport = ClockLoop(), SilentTransport()
     connection = Connection(cast("asyncio.AbstractEventLoop", loop), set())

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
+from typing import Any
 
 import orjson
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gateway.cohort import Cohort
-from gateway.http.server import HttpServer, open_listener
+from gateway.server import Protocol, Server, open_listener
 
 GET = b"GET /%b HTTP/1.1\r\nhost: localhost\r\n\r\n"
 CLOSING = b"GET /%b HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
@@ -44,14 +44,35 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
     await send(part(data))
 
 
+class RunningServer(Server):
+    """A server with the task that it runs in."""
+
+    task: asyncio.Task[None]
+
+    def end(self) -> asyncio.Task[None]:
+        """Stop serving; return the task, which ends with the server."""
+        self.stop()
+        return self.task
+
+    @property
+    def connections(self) -> list[Protocol]:
+        return list(self.server_state.connections)  # type: ignore[arg-type]
+
+
 @asynccontextmanager
 async def served(
-    app: ASGIApp, *, max_connections: int = 100, cohort: Cohort | None = None
-) -> AsyncIterator[tuple[HttpServer, int]]:
+    app: ASGIApp, *, max_connections: int = 100, **options: Any
+) -> AsyncIterator[tuple[RunningServer, int]]:
+    """A running server and its port; `options` as for `Server`."""
     listener = open_listener("127.0.0.1", 0, stalled_after=60)
-    port = listener.getsockname()[1]
-    async with HttpServer(app, listener, max_connections=max_connections, cohort=cohort) as server:
+    port, started = listener.getsockname()[1], asyncio.Event()
+    server = RunningServer(app, max_connections=max_connections, on_start=started.set, **options)
+    server.task = asyncio.create_task(server.serve([listener]))
+    await started.wait()
+    try:
         yield server, port
+    finally:
+        await server.end()
 
 
 async def answers(port: int, data: bytes, *, pieces: int = 1) -> bytes:

@@ -14,7 +14,7 @@ import pytest
 from coe.core import Prediction
 from coe.errors import ExpertUnavailable
 from coe.experts.http.sse import EVENT_STREAM
-from coe.routing.classification import EncoderPasses
+from coe.routing.encoder_passes import EncoderPasses
 from gateway.request.admission import WATCH_DELAY
 from tests.fakes import Gateway, Response, ScriptedReply, WordRouter, gateway_of, registry_of
 from tests.gateway.served import serving

@@ -37,8 +37,8 @@ REQUESTS = [
     ("/v1/responses", CONTINUED, {}),
     ("/v1/responses", CONTINUED | {"model": "auto"}, {RECIPE: "NAME"}),
 ]
-EXCLUDED_MODELS = ("painter", "tiny", "graded", "graded@1", "claude", "gpt-4o")
-"""Experts, a recipe and its arm, and aliases of an expert."""
+EXCLUDED_MODELS = ("painter", "tiny", "graded", "claude", "gpt-4o")
+"""Experts, a recipe, and aliases of an expert."""
 
 
 async def answers(gateway: Gateway, path: str, body: dict[str, Any], headers: dict[str, str], name: str) -> list[Any]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 from collections.abc import Callable
 
 import pytest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gateway.http.exchange import SINK
+from gateway.server import Cycle, Protocol
 from tests.gateway.raw_http import CLOSING, GET, answers, echo, part, served, split, start, whole_body
 from tests.waiting import wait_until
 
@@ -46,53 +47,6 @@ async def test_a_stream_is_chunked_and_ends_with_the_connection_for_http_1_0() -
     assert until_close[2] == b"onetwo"
 
 
-async def test_a_part_sent_at_once_is_framed_and_only_between_the_head_and_the_end() -> None:
-    accepted = []
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        sink = scope["extensions"][SINK]
-        accepted.append(sink(b"early"))
-        await send(start(200))
-        accepted.append(sink(b""))  # would end the body
-        accepted.append(sink(b"one"))
-        await send(part(b"two", more=True))
-        accepted.append(sink(b"three"))
-        await send(part(b""))
-        accepted.append(sink(b"late"))
-
-    async with served(app) as (_, port):
-        chunked = split(await answers(port, CLOSING % b""))
-        until_close = split(await answers(port, b"GET / HTTP/1.0\r\n\r\n"))
-    assert chunked[2] == b"3\r\none\r\n3\r\ntwo\r\n5\r\nthree\r\n0\r\n\r\n"
-    assert until_close[2] == b"two"
-    assert accepted == [False, False, True, True, False, *[False] * 5]
-
-
-async def test_a_part_is_not_sent_at_once_while_the_client_does_not_read_or_after_it_left() -> None:
-    written, client_left = asyncio.get_running_loop().create_future(), asyncio.Event()
-    refused = asyncio.get_running_loop().create_future()
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        sink, count = scope["extensions"][SINK], 0
-        await receive()
-        await send(start(200))
-        while sink(bytes(2**20)):
-            count += 1
-            await asyncio.sleep(0)
-        written.set_result(count)
-        await client_left.wait()
-        await receive()
-        refused.set_result(sink(b"x"))
-
-    async with served(app) as (_, port):
-        _, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**10)
-        writer.write(GET % b"")
-        assert await asyncio.wait_for(written, 60) < 100
-        writer.transport.abort()
-        client_left.set()
-        assert not await asyncio.wait_for(refused, 60)
-
-
 @pytest.mark.parametrize(
     ("method", "status", "headers"),
     [(b"HEAD", 200, ((b"content-length", b"6"),)), (b"HEAD", 200, ()), (b"GET", 204, ()), (b"GET", 304, ())],
@@ -110,8 +64,7 @@ async def test_responses_without_a_body(method: bytes, status: int, headers: tup
 async def test_a_header_with_a_line_break_is_never_sent(value: bytes) -> None:
     async with served(streams(b"one", headers=((b"x-name", value),))) as (_, port):
         answer = await answers(port, CLOSING % b"")
-    assert answer.startswith(b"HTTP/1.1 500 ")
-    assert b"x-name" not in answer
+    assert answer == b""
 
 
 async def test_an_application_that_fails_is_a_500_or_a_broken_connection() -> None:
@@ -126,7 +79,7 @@ async def test_an_application_that_fails_is_a_500_or_a_broken_connection() -> No
     async with served(failing()) as (_, port):
         assert (await answers(port, CLOSING % b"")).startswith(b"HTTP/1.1 500 Internal Server Error")
     async with served(failing(start(200, (b"content-length", b"3")))) as (_, port):
-        assert (await answers(port, CLOSING % b"")).startswith(b"HTTP/1.1 500 Internal Server Error")
+        assert split(await answers(port, CLOSING % b""))[2] == b""  # shorter than declared
     async with served(failing(start(), part(b"one", more=True))) as (_, port):
         answer = await answers(port, GET % b"")
     assert answer.endswith(b"3\r\none\r\n")  # without the end of a chunked body
@@ -152,7 +105,7 @@ async def test_the_application_receives_http_disconnect_when_the_client_leaves(h
     async with served(waits) as (server, port):
         _, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(GET % b"")
-        await wait_until(lambda: server.state.tasks)
+        await wait_until(lambda: server.server_state.tasks)
         if half:
             writer.write_eof()
         else:
@@ -188,9 +141,22 @@ async def test_a_slow_client_slows_down_the_application() -> None:
 
         await wait_until(stopped(), pause=0.3)
         assert latest < 1000
-        (task,) = server.state.tasks
+        (task,) = server.server_state.tasks
         task.cancel()
         writer.transport.abort()
+
+
+@pytest.mark.parametrize("request_bytes", [CLOSING % b"", GET % b"one" + GET % b"two" + b"nonsense\r\n\r\n"])
+async def test_a_closed_connection_leaves_no_reference_cycles(request_bytes: bytes) -> None:
+    """Large bodies would accumulate until the collector runs."""
+    gc.collect()
+    gc.disable()
+    try:
+        async with served(echo) as (_, port):
+            assert b"200 OK" in await answers(port, request_bytes)
+            await wait_until(lambda: not any(type(one) in (Protocol, Cycle) for one in gc.get_objects()))
+    finally:
+        gc.enable()
 
 
 # ------------------------------------------------------------------------------------------- shutdown
@@ -212,9 +178,9 @@ async def test_shutdown_waits_for_responses_closes_idle_connections_and_serves_a
         arriving_writer.write((GET % b"late")[:10])
         running, running_writer = await asyncio.open_connection("127.0.0.1", port)
         running_writer.write(GET % b"waits")
-        await wait_until(lambda: len(server.state.connections) == 3 and server.state.tasks)
+        await wait_until(lambda: len(server.connections) == 3 and server.server_state.tasks)
         await asyncio.sleep(0.05)
-        ending = asyncio.create_task(server.__aexit__())
+        ending = server.end()
         assert await asyncio.wait_for(idle.read(), 60) == b""
         with pytest.raises(ConnectionRefusedError):
             await asyncio.open_connection("127.0.0.1", port)

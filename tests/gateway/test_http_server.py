@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 from contextlib import ExitStack, closing
 
@@ -11,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.types import Receive, Scope, Send
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 
-from gateway.http import connection as connections
-from gateway.http.connection import MAX_HEAD_BYTES, MAX_PIPELINED, MAX_UNREAD_BYTES
-from gateway.http.server import HttpServer, open_listener
+from gateway import server as servers
+from gateway.server import IDLE_SECONDS, MAX_HEAD_BYTES, MAX_PIPELINED, Protocol
 from tests.gateway.raw_http import CLOSING, GET, answers, echo, part, served, split, start, whole_body
 from tests.waiting import wait_until
 
@@ -39,7 +40,7 @@ async def test_connections_that_wait_are_accepted_together_up_to_the_limit(limit
                 stack.enter_context(socket.create_connection(("127.0.0.1", port)))
             for _ in range(30):  # the sockets of a batch take a few
                 await asyncio.sleep(0)
-            assert len(server.state.connections) == min(limit, 30)
+            assert len(server.connections) == min(limit, 30)
 
 
 # ------------------------------------------------------------------------------------------ requests
@@ -61,9 +62,7 @@ async def test_the_application_gets_the_request_as_it_was_sent() -> None:
     assert seen["client"][0] == "127.0.0.1"
 
 
-@pytest.mark.parametrize(
-    ("target", "path"), [(b"http://other/a?b", "/a"), (b"http://other", "/"), (b"*", "*"), (b"//a", "//a")]
-)
+@pytest.mark.parametrize(("target", "path"), [(b"http://other/a?b", "/a"), (b"*", "*"), (b"//a", "//a")])
 async def test_other_forms_of_a_target(target: bytes, path: str) -> None:
     request = b"OPTIONS %b HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n" % target
     async with served(echo) as (_, port):
@@ -151,6 +150,7 @@ async def test_an_offer_to_upgrade_gets_an_ordinary_response(
         b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
         b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: x\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
         b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\nno number\r\n",
+        b"POST / HTTP/1.0\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
         b"CONNECT other:443 HTTP/1.1\r\nhost: a\r\n\r\n",
     ],
 )
@@ -164,9 +164,10 @@ async def test_an_invalid_request_is_refused_with_the_reason(request_bytes: byte
     assert "not a valid HTTP/1.1 request: " in error["message"]
 
 
-async def test_a_broken_request_does_not_disturb_the_response_before_it() -> None:
+@pytest.mark.parametrize("broken", [b"nonsense\r\n\r\n", GET % b"\xff", b"GET / HTTP/2.0\r\n\r\n"])
+async def test_a_broken_request_does_not_disturb_the_response_before_it(broken: bytes) -> None:
     async with served(echo) as (_, port):
-        answer = await answers(port, GET % b"first" + b"nonsense\r\n\r\n")
+        answer = await answers(port, GET % b"first" + broken)
     status, headers, body = split(answer)
     assert status == b"HTTP/1.1 200 OK"
     assert len(body) == int(headers[b"content-length"])
@@ -197,12 +198,12 @@ async def test_endless_chunk_extensions_and_trailers_are_refused(begin: bytes) -
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         with closing(writer):
             writer.write(head + begin)
-            await wait_until(lambda: server.state.tasks)
+            await wait_until(lambda: server.server_state.tasks)
             for _ in range(2 * MAX_HEAD_BYTES // 4096):
                 writer.write(b"y" * 4096)
                 await asyncio.sleep(0.001)
             answer = await reader.read()
-            await wait_until(lambda: not server.state.tasks)
+            await wait_until(lambda: not server.server_state.tasks)
     assert answer.startswith(b"HTTP/1.1 431 ")
 
 
@@ -221,11 +222,10 @@ async def test_a_body_that_the_application_does_not_read_is_not_read_from_the_so
         with closing(writer):
             writer.write(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n" % size)
             writer.write(bytes(size))
-            await wait_until(lambda: server.state.tasks)
+            await wait_until(lambda: server.server_state.tasks)
             await asyncio.sleep(0.1)
-            (connection,) = server.state.connections
-            assert connection._reading is not None
-            assert 0 < connection._reading.unread <= MAX_UNREAD_BYTES + 2**18  # one read of the event loop
+            (connection,) = server.connections
+            assert 0 < len(connection.cycle.body) <= HIGH_WATER_LIMIT + 2**18  # one read of the event loop
             go_on.set()
             assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 OK")
 
@@ -255,7 +255,7 @@ async def test_a_connection_is_read_again_after_a_body_that_arrived_in_one_piece
         await send(start(200, (b"content-length", b"0")))
         await send(part(b""))
 
-    size = MAX_UNREAD_BYTES + 100
+    size = HIGH_WATER_LIMIT + 100
     async with served(app) as (_, port):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         with closing(writer):
@@ -269,9 +269,22 @@ async def test_a_connection_is_read_again_after_a_body_that_arrived_in_one_piece
 async def test_a_connection_without_a_whole_head_in_time_is_closed(
     sent: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connections, "IDLE_SECONDS", 0.1)
+    monkeypatch.setattr(servers, "IDLE_SECONDS", 0.1)
     async with served(echo) as (_, port):
         assert await answers(port, sent) == b""
+
+
+def seconds_left(connection: Protocol) -> float:
+    """Seconds after which the connection closes."""
+    timer = connection.timeout_keep_alive_task
+    return math.inf if timer is None else timer.when() - asyncio.get_running_loop().time()
+
+
+def let_pass(connection: Protocol, seconds: float) -> None:
+    """Set the time of an idle connection as if it had waited for some seconds."""
+    connection._unset_keepalive_if_required()
+    handler = connection.timeout_keep_alive_handler
+    connection.timeout_keep_alive_task = connection.loop.call_later(IDLE_SECONDS - seconds, handler)
 
 
 async def test_a_connection_with_part_of_a_second_head_is_closed_in_time() -> None:
@@ -280,46 +293,49 @@ async def test_a_connection_with_part_of_a_second_head_is_closed_in_time() -> No
         with closing(writer):
             writer.write(GET % b"one" + b"GET")
             assert (await reader.readuntil(b"}")).startswith(b"HTTP/1.1 200 OK")
-            (connection,) = server.state.connections
-            await wait_until(lambda: connection._deadline is not None)
-            connection._close_at((connection._deadline or 0) - connections.IDLE_SECONDS)  # as if the time were over
+            (connection,) = server.connections
+            await wait_until(lambda: seconds_left(connection) <= IDLE_SECONDS)
+            connection.timeout_keep_alive_handler()  # as if the time were over
             async with asyncio.timeout(60):
                 assert await reader.read() == b""
 
 
-async def test_a_head_that_begins_late_has_its_own_time() -> None:
+async def test_a_head_that_begins_late_has_its_own_time_and_no_more() -> None:
+    half = IDLE_SECONDS / 2
     async with served(echo) as (server, port):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         with closing(writer):
-            await wait_until(lambda: server.state.connections)
-            (connection,) = server.state.connections
+            await wait_until(lambda: server.connections)
+            (connection,) = server.connections
             for _ in range(2):  # the first request, and the next one
-                assert connection._deadline is not None
-                connection._deadline = before = connection._deadline - connections.IDLE_SECONDS / 2  # half has passed
+                let_pass(connection, half)
                 writer.write((GET % b"late")[:5])
-                await wait_until(lambda before=before: (connection._deadline or 0) > before)  # type: ignore[misc]
-                writer.write((GET % b"late")[5:])
+                await wait_until(lambda: seconds_left(connection) > half + 1)
+                let_pass(connection, half)
+                writer.write((GET % b"late")[5:9])
+                await wait_until(lambda: connection._unparsed == 9)
+                assert seconds_left(connection) < half + 1
+                writer.write((GET % b"late")[9:])
                 assert (await reader.readuntil(b"}")).startswith(b"HTTP/1.1 200 OK")
-                await wait_until(lambda: connection._deadline is not None)
+                await wait_until(lambda: seconds_left(connection) > half + 1)
 
 
-async def test_an_idle_connection_is_closed_only_after_its_response(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_connection_has_no_time_limit_while_its_response_is_due() -> None:
     async def slow(scope: Scope, receive: Receive, send: Send) -> None:
-        (connection,) = server.state.connections
-        monkeypatch.setattr(connections, "IDLE_SECONDS", 0.1)  # not before the request has arrived
-        connection._timer.cancel()
-        connection._on_timer()
-        await asyncio.sleep(0.4)
+        (connection,) = server.connections
+        limits.append(seconds_left(connection))
         await echo(scope, receive, send)
 
+    limits = list[float]()
     async with served(slow) as (server, port):
-        assert (await answers(port, GET % b"slow")).startswith(b"HTTP/1.1 200 OK")
+        assert (await answers(port, CLOSING % b"slow")).startswith(b"HTTP/1.1 200 OK")
+    assert limits == [math.inf]
 
 
 async def test_connections_above_the_limit_wait_until_others_close() -> None:
     async with served(echo, max_connections=2) as (server, port):
         opened = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
-        await wait_until(lambda: len(server.state.connections) == 2)
+        await wait_until(lambda: len(server.connections) == 2)
         for _, writer in opened:
             writer.write(CLOSING % b"x")
         for reader, writer in opened:
@@ -328,13 +344,11 @@ async def test_connections_above_the_limit_wait_until_others_close() -> None:
 
 
 async def test_connections_inherit_tcp_user_timeout_and_tcp_nodelay_from_the_listener() -> None:
-    with open_listener("127.0.0.1", 0, stalled_after=1.5) as listener:
-        assert listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 1500
-        async with HttpServer(echo, listener, max_connections=10) as server:
-            _, writer = await asyncio.open_connection("127.0.0.1", listener.getsockname()[1])
-            await wait_until(lambda: server.state.connections)
-            (connection,) = server.state.connections
-            accepted = connection._transport.get_extra_info("socket")
-            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 1500
-            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
-            writer.close()
+    async with served(echo) as (server, port):
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        await wait_until(lambda: server.connections)
+        (connection,) = server.connections
+        accepted = connection.transport.get_extra_info("socket")
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 60_000
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        writer.close()

@@ -52,8 +52,8 @@ async def test_a_verb_reports_as_it_would_on_the_command_line(settings: Settings
 
 async def test_a_failure_has_the_message_of_the_command(settings: Settings) -> None:
     async with Jobs(settings) as jobs:
-        with pytest.raises(JobUnavailable, match=r"`coe status` failed: .*no router is trained yet; run `coe train`"):
-            await jobs.run("status", seconds=240, needs=())
+        with pytest.raises(JobUnavailable, match=r"`coe report` failed: .*no router is trained yet; run `coe train`"):
+            await jobs.run("report", seconds=240, needs=())
         with pytest.raises(JobUnavailable, match="failed: it printed no JSON"):
             await jobs.run("check", "--help", seconds=240, needs=())
 
@@ -83,8 +83,8 @@ async def test_a_job_that_starts_while_the_gateway_ends_is_ended(
 
 async def test_a_missing_package_is_named_before_anything_is_started(settings: Settings) -> None:
     async with Jobs(settings) as jobs:
-        with pytest.raises(NotInstalled, match=r"`coe status` needs no_such_package.*pip install '.*\[train\]'"):
-            await jobs.run("status", seconds=240, needs=("orjson", "no_such_package"))
+        with pytest.raises(NotInstalled, match=r"`coe report` needs no_such_package.*pip install '.*\[train\]'"):
+            await jobs.run("report", seconds=240, needs=("orjson", "no_such_package"))
 
 
 async def test_too_many_who_wait_are_sent_away(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,9 +46,9 @@ EXPERTS = [
     {"name": "generalist", "apis": APIS, **EXTERNAL},
 ]
 RECIPES = [
-    {"name": "mixed", "cascade": ["coder", "generalist"], "audit_rate": 1.0},
+    {"name": "mixed", "cascade": ["coder", "generalist"]},
     {"name": "graded", "cascade": ["coder", "tiny"], "signal": "judge", "judge": "painter"},
-    {"name": "inside", "cascade": ["tiny", "coder"], "audit_rate": 1.0},
+    {"name": "inside", "cascade": ["tiny", "coder"]},
     {"name": "written", "chain": ["tiny", "generalist"]},
 ]
 LOCAL = {"coder", "tiny"}
@@ -66,9 +66,9 @@ def declared(**changes: Any) -> Registry:
 
 def measured(registry: Registry) -> Assignment:
     """A plan that prefers remote experts, in which routing may select every arm."""
-    names = tuple(registry.arm_names)
+    names = registry.model_names
     plan = declared_assignment(registry, WordRouter.categories)
-    row = np.array([0.5 if name.partition("@")[0] in LOCAL else 0.9 for name in names])
+    row = np.array([0.5 if name in LOCAL else 0.9 for name in names])
     quality = np.tile(row, (len(plan.categories), 1))
     return replace(plan, experts=names, quality=quality, price=np.zeros_like(quality), unmeasured=None)
 
@@ -124,14 +124,14 @@ def request_of(number: int, chance: random.Random) -> tuple[Chat, RequestOptions
 
 
 async def answered(composition: Composition, chat: Chat, options: RequestOptions) -> str:
-    """Send one request through all steps and its audit; return the expert that answered, or the error code."""
+    """Send one request through all steps; return the expert that answered, or the error code."""
     prediction, log = None, Attempts()
     try:
         if chat.api == "rerank":
             decision = composition.assign_general(chat, options)
             conversation, previous = read_conversation(chat, options), None
         else:
-            routed, prediction = await composition.classifier.classify(chat, None)
+            routed, prediction = await composition.classifier.classify(chat)
             conversation = read_conversation(chat, options)
             previous = await composition.find_previous(chat, conversation, routed, options.rule)
             decision = composition.assign(chat, prediction, options, previous=previous)
@@ -144,8 +144,6 @@ async def answered(composition: Composition, chat: Chat, options: RequestOptions
         async for _ in found.reply.chunks():
             pass
         await found.reply.aclose()
-        if log.recipe_log is not None and log.recipe_log.audit is not None:
-            await log.recipe_log.audit.run()
     except RequestError as error:
         return error.code
     return found.decision.expert
@@ -173,7 +171,7 @@ async def test_of_10_000_marked_requests_none_leaves_the_local_experts(monkeypat
     assert all(received[name][SECRET] == 0 for name in received if name not in LOCAL), received
     assert all(received[name][SECRET] > 100 for name in LOCAL)
     assert all(count[PUBLIC] > 100 for count in received.values())  # the same faults do reach them without a mark
-    assert outcomes >= {"expert_not_local", "expert_timeout", "model_not_found", *LOCAL, "inside@2"}, outcomes
+    assert outcomes >= {"expert_not_local", "expert_timeout", "model_not_found", *LOCAL, "inside"}, outcomes
 
 
 MARKED = {"content-type": "application/json", "x-coe-only-local": "true"}

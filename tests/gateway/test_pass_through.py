@@ -12,10 +12,8 @@ import orjson
 import pytest
 from aiohttp import web
 
-from coe.core import PASS_THROUGH_APIS
 from coe.experts import build_experts
 from coe.experts.http.client import Client
-from gateway.endpoints.operations import OPERATIONS
 from tests.fakes import Gateway, gateway_of, registry_of
 from tests.gateway.served import serving
 
@@ -242,11 +240,6 @@ async def test_another_expert_takes_over() -> None:
         response = await gateway.post("/v1/rerank", b'{"query": "fail once"}')
     assert response.headers["x-coe-expert"] == "other"
     assert response.headers["x-coe-fallback-from"] == "special"
-
-
-def test_each_api_has_an_operation() -> None:
-    paths = {one.path for one in OPERATIONS}
-    assert {"/tokenize" if api == "tokenize" else f"/v1/{api}" for api in PASS_THROUGH_APIS} <= paths
 
 
 async def test_a_client_notices_that_an_answer_broke_off(tmp_path: Path) -> None:

@@ -12,11 +12,10 @@ from unittest.mock import AsyncMock
 import orjson
 import pytest
 
-from coe.artifacts.kinds import OVERLAYS
+from coe.artifacts.kinds import ASSIGNMENT
 from coe.artifacts.store import ArtifactStore
 from coe.errors import ConfigError
 from coe.registry import Registry
-from coe.routing.classification import OVERLAYS_FILE
 from coe.runtime.active_state import ActiveState
 from coe.runtime.api_keys import create_admin_key, with_admin_key
 from coe.settings import Settings
@@ -24,6 +23,7 @@ from gateway.main import open_parts
 from gateway.process import reload as reload_module
 from gateway.process.reload import Reload, check_reloadable
 from gateway.process.watched_files import file_states, watched_files
+from tests.admin.samples import measured_registry, planned
 from tests.fakes import registry_of
 from tests.gateway import words_server
 from tests.gateway.served import Served, declared_for, serving
@@ -137,16 +137,13 @@ async def test_a_pipe_in_place_of_the_declaration_is_refused_and_blocks_no_later
 async def test_a_file_that_is_repaired_in_place_ends_the_failure_although_nothing_else_changed(
     damaged: str, tmp_path: Path
 ) -> None:
-    registry = registry_of()
+    registry = measured_registry()
     (tmp_path / "experts.yaml").write_bytes(orjson.dumps(registry.model_dump(mode="json", exclude_none=True)))
     settings = Settings.read({"COE_ADMIN_KEY_FILE": str(tmp_path / "key")}, config=tmp_path / "experts.yaml")
     create_admin_key(settings)
-    store = ArtifactStore(settings.artifacts, OVERLAYS)
-    with store.draft() as draft:
-        (draft / OVERLAYS_FILE).touch()
-        version = store.publish(draft, categories=(), data="words", metrics={}).manifest.version
-    store.promote(version, by="hand", why="")
-    file = store.folder(version) / OVERLAYS_FILE if damaged == "artifact" else tmp_path / "key"
+    version, _ = planned(settings, registry)
+    plan = ArtifactStore(settings.artifacts, ASSIGNMENT).folder(version) / "assignment.json"
+    file = plan if damaged == "artifact" else tmp_path / "key"
     content = file.read_bytes()
     async with open_parts(settings, read=read_with_admin_key) as parts, asyncio.timeout(SOON):
         assert parts.reload is not None

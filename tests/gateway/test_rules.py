@@ -137,4 +137,4 @@ async def test_the_cache_does_not_give_an_answer_that_another_rule_chose() -> No
 
 async def test_a_recipe_that_a_rule_names_counts_for_what_a_request_may_cost() -> None:
     async with gateway_of(declared()) as gateway:
-        assert gateway.serving_state.serving.composition.routed_arms == ("careful@2",)
+        assert gateway.serving_state.serving.composition.routed_arms == ("careful",)

@@ -10,22 +10,21 @@ from pathlib import Path
 
 from starlette.applications import Starlette
 
-from coe.artifacts.kinds import ASSIGNMENT, OVERLAYS, ROUTER
+from coe.artifacts.kinds import ASSIGNMENT, ROUTER
 from coe.artifacts.manifest import noting
 from coe.artifacts.store import POINTER, ArtifactStore
 from coe.mapping import EffectivePlan
 from coe.mapping.problem import declared_assignment
 from coe.registry import load
-from coe.routing.classification import Overlays
-from coe.runtime.active_state import ActiveState, assignment_in_use, overlays_in_use, policies_in_use
+from coe.runtime.active_state import ActiveState, assignment_in_use
 from coe.settings import Settings
 from gateway.access import limits
 from gateway.app import create_app
-from gateway.http.server import open_listener
 from gateway.main import open_worker, workers_folder
 from gateway.observability import metric_workers, tracing
 from gateway.process import jobs, processes
 from gateway.request import cache_step
+from gateway.server import open_listener
 from tests.fakes import WordRouter
 
 
@@ -41,22 +40,19 @@ def read(
     pointer = settings.artifacts / ROUTER / POINTER
     if pointer.exists():
         router.version = pointer.read_text().strip()
-    plan, overlays = EffectivePlan(declared_assignment(registry, router.categories)), Overlays()
+    plan = EffectivePlan(declared_assignment(registry, router.categories))
     with noting(damaged, ASSIGNMENT):
         plan = assignment_in_use(settings, registry, router.categories)
-    with noting(damaged, OVERLAYS):
-        overlays = overlays_in_use(settings, router)
-    kinds = {kind: ArtifactStore(settings.artifacts, kind).in_use() for kind in (ROUTER, ASSIGNMENT, OVERLAYS)}
+    kinds = {kind: ArtifactStore(settings.artifacts, kind).in_use() for kind in (ROUTER, ASSIGNMENT)}
     return ActiveState(
         registry,
         router,
         plan.assignment,
         0.0,
         settings.home,
-        overlays,
         versions=kinds,
         consequences=plan.consequences,
-        policies=policies_in_use(settings, registry, plan),
+        policies=plan.policies,
     )
 
 

@@ -16,9 +16,9 @@ from pathlib import Path
 from starlette.applications import Starlette
 
 from coe.settings import Settings
-from gateway.http.server import open_listener
 from gateway.main import workers_folder
-from gateway.process import processes, worker_states
+from gateway.process import processes, worker
+from gateway.server import open_listener
 from tests.gateway.words_server import build as build_well
 
 
@@ -41,7 +41,7 @@ async def _fails(_: Starlette) -> AsyncIterator[None]:
 
 
 if __name__ == "__main__":
-    worker_states.BEAT_SECONDS, worker_states.CHECK_SECONDS = 0.1, 2.0
+    worker.BEAT_SECONDS, processes.CHECK_SECONDS = 0.1, 2.0
     settings = Settings.read()
     listener = open_listener(settings.host, settings.port, stalled_after=60)
     with workers_folder(settings.workers) as workers:

@@ -11,9 +11,9 @@ from aiohttp import web
 
 from coe.experts import build_experts
 from coe.experts.http.client import Client
-from gateway.http.server import HttpServer, open_listener
 from tests.experts.faulty_server import LAST, FaultyServer
 from tests.fakes import gateway_of
+from tests.gateway.raw_http import served
 from tests.hostile.test_random_ends import CONNECTIONS, declared, ending, held
 from tests.waiting import wait_until
 
@@ -76,14 +76,12 @@ async def test_a_key_is_charged_at_least_what_is_billed(seed: int, upstream: Bil
     registry = declared(upstream.url, limits=[{"dollars_per_month": LIMIT}] * 3, apis=["chat"])
     async with Client() as session:
         experts = build_experts(registry, {}, session=session)
-        async with gateway_of(registry, real_experts=experts) as gateway:
-            listener, state = open_listener("127.0.0.1", 0, stalled_after=60), gateway.app.state
-            port = listener.getsockname()[1]
-            async with HttpServer(
-                gateway.app, listener, max_connections=100, cohort=state.cohort, heads=state.heads
-            ) as server:
-                await asyncio.gather(*(ending(port, random.Random(rng.random())) for _ in range(CONNECTIONS)))
-                await wait_until(lambda: not held(gateway, server, session))
+        async with (
+            gateway_of(registry, real_experts=experts) as gateway,
+            served(gateway.app) as (server, port),
+        ):
+            await asyncio.gather(*(ending(port, random.Random(rng.random())) for _ in range(CONNECTIONS)))
+            await wait_until(lambda: not held(gateway, server, session))
             accounts = gateway.serving_state.serving.access._accounts.values()
             charged = sum(LIMIT - remaining for account in accounts for remaining in account.remaining())
             marked = sum(record.unpriced for record in gateway.records)

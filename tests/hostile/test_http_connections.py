@@ -11,10 +11,8 @@ import sys
 import pytest
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from gateway.http import server as servers
-from gateway.http.connection import MAX_PIPELINED, Connection
-from gateway.http.server import HttpServer, open_listener
-from gateway.process.worker_states import AcceptingWorkers, WorkerStates
+from gateway import server as servers
+from gateway.server import MAX_PIPELINED, Protocol
 from tests.gateway.raw_http import CLOSING, GET, answers, echo, part, served, split, start, whole_body
 from tests.waiting import wait_until
 
@@ -83,7 +81,7 @@ async def test_every_task_in_receive_gets_http_disconnect() -> None:
     async with served(app) as (server, port):
         _, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(GET % b"")
-        await wait_until(lambda: server.state.tasks)
+        await wait_until(lambda: server.server_state.tasks)
         writer.close()
         await asyncio.wait_for(wait_until(lambda: len(seen) == 2), LIMIT)
     assert seen == [{"type": "http.disconnect"}] * 2
@@ -129,9 +127,9 @@ async def test_the_response_before_an_invalid_request_has_connection_close() -> 
 
     async with served(app) as (server, port):
         answer = asyncio.create_task(answers(port, GET % b"first" + CHUNKED % b"second" + b"no number\r\n"))
-        await wait_until(lambda: server.state.tasks)
-        (connection,) = server.state.connections
-        await asyncio.wait_for(wait_until(connection._transport.is_reading), LIMIT)  # to detect that the client leaves
+        await wait_until(lambda: server.server_state.tasks)
+        (connection,) = server.connections
+        await asyncio.wait_for(wait_until(connection.transport.is_reading), LIMIT)  # to detect that the client leaves
         go_on.set()
         status, headers, _ = split(await answer)
     assert (status, headers[b"connection"]) == (b"HTTP/1.1 200 OK", b"close")
@@ -164,26 +162,6 @@ async def test_a_refused_request_gets_no_100_continue(caplog: pytest.LogCaptureF
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
-# ------------------------------------------------------------------------------------------- processes
-
-
-async def test_new_connections_go_to_the_server_that_has_clearly_fewer() -> None:
-    """Without the shared counts, two servers on one event loop would accept alternately."""
-    states = WorkerStates(2)
-    with open_listener("127.0.0.1", 0, stalled_after=60) as listener:
-        port = listener.getsockname()[1]
-        async with HttpServer(echo, listener, max_connections=100, peers=AcceptingWorkers(states, 0)) as one:
-            opened = [await asyncio.open_connection("127.0.0.1", port) for _ in range(10)]
-            await wait_until(lambda: len(one.state.connections) == 10)
-            other = HttpServer(echo, listener.dup(), max_connections=100, peers=AcceptingWorkers(states, 1))
-            async with other as two:
-                opened += [await asyncio.open_connection("127.0.0.1", port) for _ in range(8)]
-                await wait_until(lambda: len(one.state.connections) + len(two.state.connections) == 18)
-                assert len(two.state.connections) >= 6
-            for _, writer in opened:
-                writer.close()
-
-
 # ------------------------------------------------------------------------------------------- shutdown
 
 
@@ -192,8 +170,8 @@ async def test_an_idle_connection_holds_no_data_of_its_last_request() -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(GET % b"")
         await reader.readuntil(b"}")
-        (connection,) = server.state.connections
-        assert (connection._headers, connection._url, connection._current) == ([], b"", None)
+        (connection,) = server.connections
+        assert (connection.headers, connection.cycle.body) == ([], b"")
         writer.close()
 
 
@@ -202,19 +180,18 @@ async def test_shutdown_does_not_wait_for_a_client_that_does_nothing(
     client: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The records are written after the shutdown, and the parent kills a worker that takes too long."""
-    monkeypatch.setattr(servers, "CLOSING_SECONDS", 0.2)
+    monkeypatch.setattr(servers, "STOPPING_SECONDS", 0.2)
     request = b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 10\r\n\r\nhalf"
     with socket.socket() as peer:
         async with served(responds(bytes(20_000_000))) as (server, port):
             peer.setblocking(False)
             await asyncio.get_running_loop().sock_connect(peer, ("127.0.0.1", port))
             peer.send(GET % b"" if client == "reads nothing" else request)
-            await wait_until(lambda: server.state.connections)
-            (connection,) = server.state.connections
-            await wait_until(lambda: connection.write_paused and not server.state.tasks)
-            ending = asyncio.create_task(server.__aexit__())
-            await asyncio.wait_for(ending, LIMIT)
-            assert not server.state.connections
+            await wait_until(lambda: server.connections)
+            (connection,) = server.connections
+            await wait_until(lambda: connection.flow.write_paused and not server.server_state.tasks)
+            await asyncio.wait_for(server.end(), LIMIT)
+            assert not server.connections
 
 
 async def test_a_head_that_begins_in_the_read_of_an_earlier_request_is_served_at_shutdown() -> None:
@@ -222,8 +199,8 @@ async def test_a_head_that_begins_in_the_read_of_an_earlier_request_is_served_at
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(GET % b"first" + (GET % b"second")[:10])
         await reader.readuntil(b"}")
-        ending = asyncio.create_task(server.__aexit__())
-        await wait_until(lambda: server._listener.fileno() == -1)
+        ending = server.end()
+        await wait_until(lambda: server._accepting.done())
         writer.write((GET % b"second")[10:])
         assert b'"path":"/second"' in await reader.read()
         await asyncio.wait_for(ending, LIMIT)
@@ -231,22 +208,19 @@ async def test_a_head_that_begins_in_the_read_of_an_earlier_request_is_served_at
 
 
 async def test_shutdown_while_a_connection_is_being_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
-    ending: list[asyncio.Task[None]] = []
-    made = Connection.connection_made
+    made = Protocol.connection_made
 
-    def connection_made(connection: Connection, transport: asyncio.Transport) -> None:
+    def connection_made(connection: Protocol, transport: asyncio.Transport) -> None:
         made(connection, transport)
-        ending.append(asyncio.create_task(server.__aexit__()))
+        server._accepting.cancel()
+        server.should_exit = True
 
-    monkeypatch.setattr(Connection, "connection_made", connection_made)
-    monkeypatch.setattr(servers, "CLOSING_SECONDS", 0.2)
-    listener = open_listener("127.0.0.1", 0, stalled_after=60)
-    server = HttpServer(echo, listener, max_connections=10)
-    await server.__aenter__()
-    reader, writer = await asyncio.open_connection(*listener.getsockname())
-    assert await asyncio.wait_for(reader.read(), LIMIT) == b""
-    await asyncio.wait_for(ending[0], LIMIT)
-    writer.close()
+    monkeypatch.setattr(Protocol, "connection_made", connection_made)
+    async with served(echo) as (server, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        assert await asyncio.wait_for(reader.read(), LIMIT) == b""
+        await asyncio.wait_for(server.end(), LIMIT)
+        writer.close()
 
 
 async def test_a_request_on_a_connection_that_waits_to_be_accepted_at_shutdown_is_served() -> None:
@@ -255,7 +229,7 @@ async def test_a_request_on_a_connection_that_waits_to_be_accepted_at_shutdown_i
         await asyncio.gather(server._accepting, return_exceptions=True)
         (silent, silent_writer), (reader, writer) = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
         writer.write(GET % b"late")
-        ending = asyncio.create_task(server.__aexit__())
+        ending = server.end()
         response = await asyncio.wait_for(reader.read(), LIMIT)
         assert b'"path":"/late"' in response
         assert b"\r\nconnection: close\r\n" in response

@@ -14,11 +14,10 @@ from aiohttp import web
 from coe.errors import DeadlineExceeded
 from coe.experts import ReplicatedExpert
 from coe.experts.held_answer import SMALL_ANSWER
-from gateway.http.connection import Connection
-from gateway.http.server import HttpServer
 from gateway.request import answers
 from gateway.request.answers import AnswerPool
 from gateway.request.line import PIECE_BYTES
+from gateway.server import Protocol
 from tests.fakes import Gateway, Response
 from tests.gateway.gateway_over import gateway_over
 from tests.gateway.raw_http import served
@@ -138,22 +137,21 @@ async def test_any_single_answer_finds_memory_whatever_is_declared() -> None:
 
 
 @asynccontextmanager
-async def unread(one: Gateway, *, stream: bool) -> AsyncIterator[tuple[asyncio.StreamReader, Connection]]:
+async def unread(one: Gateway, *, stream: bool) -> AsyncIterator[tuple[asyncio.StreamReader, Protocol]]:
     """An answer of UNREAD bytes whose client has read only its head, over a real socket."""
     body = orjson.dumps({"model": "auto", "messages": [{"role": "user", "content": str(UNREAD)}], "stream": stream})
     head = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer mallory\r\nconnection: close\r\n"
     head += f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
-    server: HttpServer
     async with served(one.app) as (server, port):
         reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**10)
         writer.write(head.encode() + body)
         assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
-        await wait_until(lambda: server.state.connections)
-        (connection,) = server.state.connections
-        await wait_until(lambda: connection.write_paused)
+        await wait_until(lambda: server.connections)
+        (connection,) = server.connections
+        await wait_until(lambda: connection.flow.write_paused)
         yield reader, connection
         writer.transport.abort()
-        await wait_until(lambda: not server.state.tasks)
+        await wait_until(lambda: not server.server_state.tasks)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -163,7 +161,7 @@ async def test_an_answer_is_counted_and_holds_its_permit_until_its_client_has_re
             await asyncio.sleep(0.1)  # nothing more happens
             assert one.serving_state.answers.held >= UNREAD
             assert one.serving_state.admission.in_use == 1
-            assert connection._transport.get_write_buffer_size() < 2 * PIECE_BYTES
+            assert connection.transport.get_write_buffer_size() < 2 * PIECE_BYTES
             assert len(await reader.read()) > UNREAD
             await wait_until(lambda: not one.serving_state.answers.held)
         assert one.records[0].outcome == "ok"

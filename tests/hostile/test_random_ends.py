@@ -17,10 +17,10 @@ from coe.experts import ReplicatedExpert, build_experts
 from coe.experts.http.client import Client
 from coe.registry import Registry
 from coe.runtime.api_keys import digest_of
-from gateway.http.server import HttpServer, open_listener
 from tests.experts.fault_servers import closed_port
 from tests.experts.faulty_server import FaultyServer
 from tests.fakes import Gateway, gateway_of, registry_of
+from tests.gateway.raw_http import RunningServer, served
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
@@ -126,7 +126,7 @@ async def ending(port: int, rng: random.Random) -> None:
                 writer.close()
 
 
-def held(gateway: Gateway, server: HttpServer, session: Client) -> dict[str, Any]:
+def held(gateway: Gateway, server: RunningServer, session: Client) -> dict[str, Any]:
     """Return the resources that requests still hold, by name; empty if none."""
     state = gateway.serving_state
     admission, experts = state.admission, state.serving.composition.experts.values()
@@ -134,14 +134,13 @@ def held(gateway: Gateway, server: HttpServer, session: Client) -> dict[str, Any
         "admission": [admission.in_use, admission.queued, admission.arriving, admission.body_memory],
         "answers": state.answers.held,
         "active": [*admission.active, *admission.watch._due],
-        "cohort": state.cohort.ready,
-        "server": [*server.state.tasks, *server.state.connections],
+        "server": [*server.server_state.tasks, *server.connections],
         "open": [one for one in session._open if not one.idle],
         "connecting": session._connecting,
     }
     for one in experts:
         assert isinstance(one, ReplicatedExpert)
-        found[one.name] = [one.pending, *(replica.in_flight for replica in one.replicas)]
+        found[one.name] = [replica.in_flight for replica in one.replicas]
     for name, account in state.serving.access._accounts.items():
         slots = zip(account.meters, account.remaining(), strict=True)
         found[name] = [meter.limit - left for meter, left in slots if meter.name == "concurrent_requests"]
@@ -161,14 +160,12 @@ async def test_requests_that_end_at_random_leave_nothing_behind(seed: int, upstr
     rng, registry = random.Random(seed), declared(upstream.url)
     async with Client() as session:
         experts = build_experts(registry, {}, session=session)
-        async with gateway_of(registry, real_experts=experts) as gateway:
-            listener, state = open_listener("127.0.0.1", 0, stalled_after=60), gateway.app.state
-            port = listener.getsockname()[1]
-            async with HttpServer(
-                gateway.app, listener, max_connections=100, cohort=state.cohort, heads=state.heads
-            ) as server:
-                clients = (ending(port, random.Random(rng.random())) for _ in range(CONNECTIONS))
-                await asyncio.gather(*clients)
-                await wait_until(lambda: not held(gateway, server, session))
-                outcomes = {record.outcome for record in gateway.records}
+        async with (
+            gateway_of(registry, real_experts=experts) as gateway,
+            served(gateway.app) as (server, port),
+        ):
+            clients = (ending(port, random.Random(rng.random())) for _ in range(CONNECTIONS))
+            await asyncio.gather(*clients)
+            await wait_until(lambda: not held(gateway, server, session))
+            outcomes = {record.outcome for record in gateway.records}
     assert outcomes >= {"ok", "aborted", "deadline_exceeded"}

@@ -224,7 +224,7 @@ GOOD = ("weights.bin", b"w")
         of(GOOD, content=b"{"),
         of(GOOD, content=b"[]"),
         of(GOOD, content=b'{"categories": []}'),
-        of(GOOD, content=manifest(files("weights.bin"), kind="overlays")[1]),
+        of(GOOD, content=manifest(files("weights.bin"), kind="gate")[1]),
         of(GOOD, content=manifest(files("weights.bin"), version="0" * 12)[1]),
         of(GOOD, content=manifest(files("weights.bin"), data="another")[1]),
         of(GOOD, content=manifest(files("weights.bin"), files=["weights.bin"])[1]),

@@ -15,8 +15,9 @@ import pytest
 
 from coe import terminal
 from coe.cli.index import _report, _Run
-from coe.cli.status import _show
+from coe.cli.report import _show, _show_report, _status_lines
 from coe.errors import ConfigError
+from coe.learning.monitoring.spend import DIMENSIONS
 from coe.terminal import PrintableFormatter, printable
 from gateway.observability.logs import JsonFormatter, TextFormatter
 from tests.gateway.test_main import settings_of
@@ -70,35 +71,44 @@ def test_everything_that_commands_print_is_printable(capsys: pytest.CaptureFixtu
     device = {"device": HARM, "occupied_gb": 1.0, "memory_gb": 2.0, "next": {"sentence": HARM}}
     residency = {"residency": [{**device, "servers": [{**server, "reason": HARM}]}]}
     used = {"version": HARM, "since": None, "config": HARM}
+    status = {
+        "gateway": {"state": "ready", "address": HARM},
+        "in_use": {"config": HARM, **dict.fromkeys(("router", "assignment", "gate"), used)},
+        "consequences": [{"sentence": HARM}],
+        "damaged": {HARM: HARM},
+        "alarms": {"time": 0.0, "alarms": {"collapse": (HARM,)}, "drift": {HARM: True}},
+        **residency,
+    }
+    amounts = {"dollars": 0.5, "requests": 1, "input_tokens": 1, "output_tokens": 1, "unpriced": 1}
+    always = {"requests": 1, "dollars": 0.5, "unknown": [HARM]}
+    less = {"difference": 0.1, "standard_error": 0.1, "verdict": "level"}
     report = {
-        "in_use": {"config": HARM, **dict.fromkeys(("router", "overlays", "assignment", "gate"), used)},
+        "days": 7,
         "traffic": {
             **dict.fromkeys(("last_hour", "last_day", "error_rate", "aborted_rate"), 0),
             "own": {HARM: 1},
             **{key: {HARM: 1.0} for key in ("experts", "categories", "reasons")},
             "confidence": [],
         },
-        "consequences": [{"sentence": HARM}],
-        "damaged": {HARM: HARM},
         "drift": {"reference": HARM, "findings": [{"sentence": HARM}]},
         "alarms": [{"sentence": HARM}],
         "proposed_categories": [{"sentence": HARM, "entry": HARM}],
         "learning": {"router": {"time": 0, "sentence": HARM}},
-        "recipes": [{"sentence": HARM}],
-        "savings": {
-            "days": 7,
-            "billed": {"requests": 2, "with_cost": 1, "dollars": 0.5},
-            "compared": {
-                "plan": {"dollars": 0.5, "quality": 0.7},
-                "always": [
-                    {"expert": HARM, "dollars": 0.9, "quality": 0.6, "difference": 0.1, "error": 0.1, "saved": 0.4}
-                ],
-            },
-            "unknown": [HARM],
+        "spend": {
+            "total": amounts,
+            "rows": {dimension: [{"name": HARM, **amounts}] for dimension in DIMENSIONS},
+            "always": {**always, "experts": [{"expert": HARM, "dollars": 0.9, "saved": 0.4}]},
+            "note": HARM,
         },
-        **residency,
+        "plan": {
+            "against": [
+                {"expert": None, "quality": 0.7, "cost": None},
+                {"expert": HARM, "quality": 0.6, "cost": 0.9, "less_plan": less},
+            ]
+        },
     }
-    _show(report)
+    _show(_status_lines(status))
+    _show_report(report)
     _report(_Run(refused=[(HARM, HARM)]), json=False)
     printed = capsys.readouterr()
     assert harmless(printed.out)

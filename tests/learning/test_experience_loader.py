@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from coe.errors import DataError
 from coe.learning.estimation.experience_loader import LoadedExperience, load_experience, request_hash
 from coe.learning.estimation.refit import refit
-from coe.records.feedback import FEEDBACK_KINDS, AuditDetail, Feedback, FeedbackKind
+from coe.records.feedback import FEEDBACK_KINDS, Feedback, FeedbackKind
 from tests.learning.samples import CATEGORIES, EXPERTS, record
 
 
@@ -48,23 +48,6 @@ def test_a_choice_that_quality_did_not_make_is_kept_without_a_propensity(reason:
     assert np.isnan(found.propensity).all()
     assert found.rated.all()
     assert not found.usable_off_policy.any()
-
-
-def test_the_arm_that_was_selected_gets_the_reward_and_the_recipes_other_arms_could_have_answered_too() -> None:
-    columns = ("coder", "generalist", "careful@1", "careful@3", "panel@1")
-    answered = record("r", expert="careful@3", candidates=("careful@3", "coder"), propensity=0.25)
-    found = load_experience([[answered]], [[event("thumb", 1)]], categories=CATEGORIES, experts=columns).experience
-    assert columns[found.chosen[0]] == "careful@3"
-    assert found.allowed.tolist() == [[True, False, True, True, False]]
-    assert (found.reward.tolist(), found.propensity.tolist()) == ([1.0], [0.25])
-
-
-def test_an_audit_is_no_feedback() -> None:
-    detail = AuditDetail("careful", "careful@3", "p", 0.02)
-    audit = Feedback("audit:r", "r", 9.0, "audit", "differed", tenant="a", audit=detail)
-    found = joined([record("r")], [audit, event("thumb", 1)])
-    assert (found.experience.reward.tolist(), dict(found.left_out)) == ([1.0], {})
-    assert not joined([record("r")], [audit]).experience.rated.any()
 
 
 def test_an_explored_choice_has_its_propensity() -> None:

@@ -1,4 +1,4 @@
-"""`coe status` with an expert that does not answer."""
+"""`coe report` with an expert that does not answer."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import time
 
 import pytest
 
-from coe.jobs.status_report import status_report
+from coe.jobs.report import report
 from coe.learning.monitoring.traffic_report import TrafficReport
 from coe.settings import Settings
 from tests.learning.samples import record
-from tests.learning.test_status_report import logged, settings
+from tests.learning.test_report import logged, settings
 
 __all__ = ["settings"]
 
@@ -21,12 +21,12 @@ def test_a_dead_expert_of_half_the_traffic_is_an_alarm_and_a_share_of_fallbacks(
     logged(
         settings, [record(f"r{n}", time=now - 60 + n, **(dead if n % 2 else {"expert": "painter"})) for n in range(40)]
     )
-    report = status_report(settings, now=now)
-    (alarm,) = report["alarms"]
+    found = report(settings, now=now)
+    (alarm,) = found["alarms"]
     assert (alarm["kind"], alarm["expert"], alarm["value"]) == ("failing", "coder", 1.0)
     assert "connection_refused 20" in alarm["sentence"]
-    assert report["traffic"]["reasons"]["fallback"] == 0.5
-    assert TrafficReport.of(report, now=now).alarms == {"failing": ("coder",)}
+    assert found["traffic"]["reasons"]["fallback"] == 0.5
+    assert TrafficReport.of(found, now=now).alarms == {"failing": ("coder",)}
 
 
 @pytest.mark.parametrize("reason", ["routed", "pinned"])
@@ -34,9 +34,7 @@ def test_requests_that_no_expert_answered_are_an_alarm_too(settings: Settings, r
     now = time.time()
     failed = {"outcome": "expert_unavailable", "cause": "unauthorized", "reason": reason}
     logged(settings, [record(f"r{n}", time=now - 60 + n, **failed) for n in range(20)])
-    assert [(one["kind"], one["expert"]) for one in status_report(settings, now=now)["alarms"]] == [
-        ("failing", "coder")
-    ]
+    assert [(one["kind"], one["expert"]) for one in report(settings, now=now)["alarms"]] == [("failing", "coder")]
 
 
 def test_answers_from_the_cache_do_not_hide_that_an_expert_fails(settings: Settings) -> None:
@@ -45,5 +43,5 @@ def test_answers_from_the_cache_do_not_hide_that_an_expert_fails(settings: Setti
     hit = {"reason": "cached", "cache": "hit"}
     found = [record(f"r{n}", time=now - 60, **(failed if n < 20 else hit)) for n in range(1000)]
     logged(settings, found)
-    (alarm,) = status_report(settings, now=now)["alarms"]
+    (alarm,) = report(settings, now=now)["alarms"]
     assert (alarm["kind"], alarm["value"]) == ("failing", 1.0)

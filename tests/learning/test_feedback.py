@@ -35,12 +35,6 @@ def test_each_kind_is_a_reward_for_the_expert_that_answered(
     assert reward(feedback(kind, value), expert="coder") == expected
 
 
-def test_a_preference_for_a_recipe_or_its_arm_rewards_the_arm() -> None:
-    assert reward(feedback("preferred", "careful"), expert="careful@2") == 1.0
-    assert reward(feedback("preferred", "careful@2"), expert="careful@2") == 1.0
-    assert reward(feedback("preferred", "coder"), expert="careful@2") == 0.0
-
-
 def test_a_corrected_category_is_no_reward() -> None:
     assert math.isnan(reward(feedback("category", "law"), expert="coder"))
     assert KIND_WEIGHT["category"] == 0.0

@@ -61,7 +61,7 @@ def test_arms_of_recipes_in_the_assignment_do_not_change_the_utility_of_experts(
     column = np.full((3, 1), 0.9)
     with_arm = replace(
         plain,
-        experts=(*plain.experts, "careful@1"),
+        experts=(*plain.experts, "careful"),
         quality=np.hstack((plain.quality, column)),
         price=np.hstack((plain.price, 0 * column)),
     )

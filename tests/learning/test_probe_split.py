@@ -26,8 +26,8 @@ def posteriors(texts: object) -> np.ndarray:
 def test_arms_are_columns_and_a_prompt_that_they_lack_is_no_held_out_probe() -> None:
     arm = np.where(np.arange(len(PROMPTS)) % 2, 0.75, np.nan)
     split = partial(split_probes, quality(), categories=("code",), experts=("coder", "general"), posteriors=posteriors)
-    (plain, all_held), (table, held) = split(), split(arms={"careful@2": arm})
-    assert table.experts == held.seen.experts == ("coder", "general", "careful@2")
+    (plain, all_held), (table, held) = split(), split(arms={"careful": arm})
+    assert table.experts == held.seen.experts == ("coder", "general", "careful")
     assert table.mean[0].tolist() == [1.0, 0.5, 0.75]
     assert table.count[0, 0] == plain.count[0, 0] > table.count[0, 2]
     assert 0 < len(held.scores) < len(all_held.scores)
@@ -38,6 +38,4 @@ def test_arms_are_columns_and_a_prompt_that_they_lack_is_no_held_out_probe() -> 
 def test_without_any_complete_probe_the_remedy_is_named() -> None:
     arm = np.full(len(PROMPTS), np.nan)
     with pytest.raises(DataError, match="run `coe score` again"):
-        split_probes(
-            quality(), categories=("code",), experts=("coder",), posteriors=posteriors, arms={"careful@2": arm}
-        )
+        split_probes(quality(), categories=("code",), experts=("coder",), posteriors=posteriors, arms={"careful": arm})

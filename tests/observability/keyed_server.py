@@ -15,14 +15,13 @@ from starlette.applications import Starlette
 from starlette.types import Receive, Scope, Send
 
 from coe.core import PASS_THROUGH_APIS
-from coe.learning.monitoring.history import TrafficHistory
-from coe.learning.monitoring.spend import DIMENSIONS, Spend
+from coe.learning.monitoring.spend import Spend
 from coe.registry import Registry
 from coe.retrieval.ingest.indexing import encoder_id
 from coe.retrieval.store import DocumentStore
 from coe.runtime.active_state import DocumentIndex
-from gateway.http.server import open_listener
 from gateway.process.worker import serve_application
+from gateway.server import open_listener
 from tests.admin.samples import ScriptedJobs
 from tests.fakes import Gateway, gateway_of, registry_of
 from tests.records.samples import record
@@ -52,13 +51,10 @@ class Served(Starlette):
     async def _lifespan(self, _: Any) -> AsyncIterator[None]:
         with TemporaryDirectory() as folder:
             store = DocumentStore(Path(folder), encoder_id(encoder := WordEncoder()))
-            spend = Spend(self._registry, DIMENSIONS)
+            spend = Spend(self._registry)
             spend.add(record(expert="all", cost=0.5))
-            history = TrafficHistory(0.0, count=1, seconds=60)
-            times = {"since": 0.0, "until": 1.0, "damaged": 0}
-            jobs = ScriptedJobs(
-                {"alarms": []} | times | history.report() | spend.report()
-            )  # of `coe status`, `coe history`, `coe spend`
+            others = {"traffic": {}, "plan": None, "drift": {}, "alarms": [], "proposed_categories": [], "learning": {}}
+            jobs = ScriptedJobs({"days": 7, "spend": spend.report()} | others)
             async with gateway_of(self._registry, index=DocumentIndex(store, encoder), jobs=jobs) as self._gateway:
                 yield
             await store.aclose()

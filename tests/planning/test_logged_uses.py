@@ -16,7 +16,7 @@ import pytest
 from coe.artifacts.kinds import ROUTER
 from coe.artifacts.store import ArtifactStore
 from coe.cli.common import settings_for
-from coe.jobs.plan_basis import plan_basis
+from coe.jobs.plan_basis import _without_waits, plan_basis
 from coe.learning.estimation.logged_uses import (
     MAX_ARMS,
     MAX_ROUTERS,
@@ -36,6 +36,7 @@ from coe.mapping import (
     routed_use,
     solve,
 )
+from coe.mapping.score_table import ScoreTable
 from coe.records import open_log_and_feedback
 from coe.records.record import RecipeCall, RoutingRecord
 from coe.registry import load
@@ -114,9 +115,9 @@ def test_a_recipe_counts_for_its_arm_and_for_the_members_of_its_first_step() -> 
         RecipeCall("painter", 0, "timeout", ms=900.0),
         RecipeCall("generalist", 1, "answered", 10, 999, 30.0, accepted=True),
     )
-    found = uses_of([answered(expert="careful@2", input_tokens=20, output_tokens=1019, steps=calls, cost=0.5)])
-    assert found.table("dollars", ["careful@2"]).mean[0, 0] == 0.5
-    output = found.table("output_tokens", ["careful@2", "coder", "painter", "generalist"])
+    found = uses_of([answered(expert="careful", input_tokens=20, output_tokens=1019, steps=calls, cost=0.5)])
+    assert found.table("dollars", ["careful"]).mean[0, 0] == 0.5
+    output = found.table("output_tokens", ["careful", "coder", "painter", "generalist"])
     np.testing.assert_array_equal(output.count[0], [1, 1, 0, 0])
     assert output.mean[0, 1] == 20
     assert found.table("cached_tokens", ["coder"]).mean[0, 0] == 4
@@ -127,13 +128,13 @@ def test_calls_with_a_cap_do_not_count_as_their_long_answers_are_cut_off() -> No
         RecipeCall("coder", 0, "answered", 10, 20, 30.0, max_tokens=40),
         RecipeCall("painter", 0, "answered", 10, 90, 30.0),
     )
-    found = uses_of([answered(expert="careful@2", steps=calls)])
+    found = uses_of([answered(expert="careful", steps=calls)])
     assert found.table("output_tokens", ["coder", "painter"]).count[0].tolist() == [0, 1]
 
 
 def test_an_expert_that_answered_for_a_failed_recipe_does_not_count_with_the_recipes_tokens() -> None:
     calls = (RecipeCall("coder", 0, "answered", 10, 20, 30.0), RecipeCall("painter", 1, "error"))
-    fallback = answered(expert="generalist", fallback_from="polished@1", steps=calls, input_tokens=20, cost=0.5)
+    fallback = answered(expert="generalist", fallback_from="polished", steps=calls, input_tokens=20, cost=0.5)
     found = uses_of([fallback])
     for measure in ("input_tokens", "output_tokens", "dollars"):
         assert found.table(measure, ["generalist"]).count[0, 0] == 0
@@ -394,3 +395,13 @@ def test_without_the_log_uses_are_those_of_the_scores(config: Path) -> None:
     assert report["uses"]["by_category"]["code"]["large"]["output_tokens"] == 100
     old = plan(config, "--json", "--log-since", "30s")
     assert old["uses"] == report["uses"]
+
+
+def test_logged_times_of_shared_experts_are_left_out_since_they_contain_waits() -> None:
+    experts = [{"name": "coder", "model": "own/coder", "runtime": "vllm", "memory_gb": 10}]
+    shared = registry_of(experts=experts, residency={"devices": [{"name": "gpu0", "memory_gb": 10}]})
+    table = ScoreTable(CATEGORIES, ("coder",), np.full((3, 1), 9.0), np.zeros((3, 1)), np.ones((3, 1)))
+    tables = dict.fromkeys(("latency_ms", "input_tokens"), table)
+    kept = _without_waits(tables, shared)
+    assert (kept["latency_ms"].count.sum(), kept["input_tokens"].count.sum()) == (0, 3)
+    assert _without_waits(tables, registry_of())["latency_ms"].count.sum() == 3

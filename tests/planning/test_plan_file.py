@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,14 +10,11 @@ import orjson
 import pytest
 
 from coe.cli.plan import answers
-from coe.errors import ArtifactError, ConfigError
+from coe.errors import ArtifactError
 from coe.mapping import (
     Budget,
     PlanInputs,
     Problem,
-    TimeBudget,
-    frontiers,
-    planned_quality,
     read_plan_file,
     read_problem,
     round_traffic,
@@ -72,43 +70,6 @@ def test_nothing_kept_is_no_error_and_something_else_is(tmp_path: Path) -> None:
         read_problem(tmp_path)
 
 
-def test_a_frontier_goes_from_the_smallest_feasible_limit_to_the_last_gain() -> None:
-    problem = make(categories=8, experts=6)
-    best = planned_quality(problem, solve(problem))
-    found = frontiers(problem, time_budget=TimeBudget(10_000))
-    assert set(found) == {"memory_gb", "mean_active_b", "mean_cost", "mean_latency_ms", "max_share"}
-    for row, points in found.items():
-        assert points[0].efficient, row
-        assert points[-1].quality == pytest.approx(best, abs=2e-4), row
-        assert all(point.used[row] <= point.limit + 1e-6 for point in points), row
-        with pytest.raises(ConfigError, match="cannot be kept"):
-            solve(problem.within(**{row: points[0].limit * 0.98}))
-
-
-def test_a_plan_that_is_known_changes_no_frontier() -> None:
-    problem = make(budget=Budget(mean_active_b=25, memory_gb=160))
-    without = frontiers(problem, time_budget=TimeBudget(10_000))
-    assert frontiers(problem, solve(problem), time_budget=TimeBudget(10_000)) == without
-
-
-def test_where_there_is_no_time_the_plan_is_kept_without_what_it_can_do_without(tmp_path: Path) -> None:
-    problem = make(budget=Budget(mean_active_b=25, memory_gb=160))
-    plan, time_budget = solve(problem), TimeBudget(0)
-    basis_of(problem).save(tmp_path, plan, time_budget=time_budget)
-    kept, found = read_plan_file(tmp_path), read_problem(tmp_path)
-    assert kept is not None
-    assert found is not None
-    assert kept["frontiers"] == {}
-    assert not kept["value_of_expert"].keys() & set(plan.choice)
-    assert "limits of memory_gb" in time_budget.skipped
-    assert solve(found[0]).choice == plan.choice
-
-
-def test_rows_of_unknown_use_or_without_effect_have_no_frontier() -> None:
-    problem = Problem(("x",), ("a", "b"), np.array([[0.9, 0.5]]), np.ones(1))
-    assert frontiers(problem) == {}
-
-
 def test_each_line_is_answered_by_a_plan_or_by_why_there_is_none() -> None:
     problem = make(budget=Budget(mean_active_b=25))
     lines = [
@@ -129,3 +90,36 @@ def test_each_line_is_answered_by_a_plan_or_by_why_there_is_none() -> None:
     assert "must be above 0" in found[3]["error"]
     assert all("with keys from memory_gb" in answer["error"] for answer in found[4:])
     assert orjson.dumps(found)
+
+
+def test_errors_of_differences_are_those_of_paired_prompts() -> None:
+    random = np.random.default_rng(0)
+    easy = random.random(500)
+    scores = np.column_stack([easy, easy + random.normal(0.1, 0.02, 500), random.random(500)])
+    scores[:50, 2] = np.nan
+    table = tabulate_softly(("general",), ("a", "b", "c"), np.ones((500, 1)), scores)
+    problem = Problem.of(table, quality=table.mean)
+    plan = solve(problem)
+    assert plan.choice == ("b",)
+    inputs = PlanInputs(problem, table, None, 0.0, "test", prompt_scores=(np.zeros(500, dtype=np.int64), scores))
+    found = np.array(inputs.paired_error(plan))[0]
+    assert found[1] == 0
+    assert found[0] == pytest.approx(0.02 / np.sqrt(500), rel=0.2)  # far below that of unpaired scores
+    assert found[2] == pytest.approx(np.nanstd(scores[:, 2] - scores[:, 1], ddof=1) / np.sqrt(450), rel=0.01)
+
+
+def test_paired_errors_of_few_or_equal_scores_are_not_zero() -> None:
+    """b is equal to a on 20 prompts of one category and differs in the other, c is equal in both, and d is new."""
+    names, experts = ("code", "general"), ("a", "b", "c", "d")
+    labels = np.repeat([0, 1], (20, 40))
+    scores = np.ones((60, 4))
+    scores[20:, 1] = np.tile([0.0, 1.0], 20)
+    scores[:, 3] = np.nan
+    scores[18:22, 3] = 0.0
+    table = tabulate_softly(names, experts, np.eye(2)[labels], scores)
+    plan = replace(solve(Problem.of(table, quality=table.mean)), choice=("a", "a"))
+    inputs = PlanInputs(Problem.of(table, quality=table.mean), table, None, 0.0, "test", prompt_scores=(labels, scores))
+    found = np.array(inputs.paired_error(plan))
+    assert found[:, 0].tolist() == [0, 0]
+    assert 0.01 < found[0, 1] < found[1, 1] == pytest.approx(0.5 / np.sqrt(40), rel=0.05)
+    assert np.isnan(found[:, 2:]).all()  # the unpaired error holds

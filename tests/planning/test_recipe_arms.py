@@ -14,20 +14,17 @@ from coe.mapping import (
     Budget,
     PlanInputs,
     Problem,
-    TimeBudget,
     Uses,
     expected_price,
     expected_utility,
     marginal_values,
     planned_quality,
     planned_use,
-    program,
     read_problem,
     routed_use,
     smallest_limit,
     solve,
 )
-from coe.mapping.hosting import HostingSearch
 from coe.mapping.score_table import tabulate_softly
 from tests.planning.test_plan import posteriors
 
@@ -107,46 +104,6 @@ def test_the_plan_is_as_good_as_the_best_of_all_assignments(seed: int, budget: B
     assert all(used[row] <= limit + 1e-6 for row, limit in budget.rows().items())
     chosen = tuple(problem.experts.index(name) for name in plan.choice)
     assert needed(problem, chosen) <= set(plan.hosted)
-
-
-@pytest.mark.parametrize("budget", [budget for budget in BUDGETS if budget.memory_gb])
-def test_the_likely_cells_hold_a_plan_with_arms_too(budget: Budget, monkeypatch: pytest.MonkeyPatch) -> None:
-    problem = make(categories=4, seed=1, budget=budget)
-    if brute_force(problem) == -np.inf:
-        pytest.fail("the budget is infeasible")
-    exact = planned_quality(problem, solve(problem))
-    monkeypatch.setattr(program, "LARGE_PROBLEM_CELLS", 0)
-    monkeypatch.setattr(program, "CANDIDATES_PER_CATEGORY", 3)
-    assert exact - 0.03 < planned_quality(problem, solve(problem)) <= exact + 2e-4
-
-
-@pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("memory", [12.0, 50.0, 130.0])
-def test_the_experts_that_a_local_search_hosts_fit_and_are_nearly_the_best(seed: int, memory: float) -> None:
-    problem = make(categories=5, seed=seed, budget=Budget(memory_gb=memory))
-    hosted = HostingSearch(problem, problem.quality).search()
-    assert not (hosted & problem.is_arm).any()
-    assert problem.use("memory_gb") @ hosted <= memory
-    usable = problem.hosting(np.flatnonzero(hosted))
-    found = problem.weights @ np.where(usable, problem.quality, -np.inf).max(axis=1)
-    assert found == pytest.approx(planned_quality(problem, solve(problem)), abs=0.005)
-
-
-def test_a_solver_that_runs_out_of_time_is_not_worse_than_the_local_search(monkeypatch: pytest.MonkeyPatch) -> None:
-    problem = make(categories=8, seed=2, budget=Budget(memory_gb=60, mean_cost=12))
-    best, minimise = planned_quality(problem, solve(problem)), program._Program.minimise
-
-    def poor(self: program._Program, objective: np.ndarray, *words: TimeBudget | None, **options: float) -> np.ndarray:
-        found = minimise(self, -objective if "memory_gb" in self._rows else objective, *words, **options)
-        assert found is not None
-        self.is_optimal = "memory_gb" not in self._rows
-        return found
-
-    monkeypatch.setattr(program._Program, "minimise", poor)
-    found = solve(problem)
-    assert planned_quality(problem, found) > best - 0.02
-    used = planned_use(problem, found)
-    assert all(used[row] <= limit + 1e-6 for row, limit in problem.budget.rows().items())
 
 
 def test_memory_counts_each_member_once_and_hosting_an_arm_hosts_its_members() -> None:

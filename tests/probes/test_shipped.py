@@ -10,12 +10,12 @@ import pytest
 
 from coe.experts.recipes.final_answers.programs import program_of
 from coe.learning.evaluation.probes import DIFFICULTIES, probe_of
-from coe.learning.evaluation.sandbox import Bounds
+from coe.learning.evaluation.sandbox import Sandbox
 from coe.learning.evaluation.scoring_run import checked
 from coe.learning.probes.shipped import shipped_probes, shipped_rows
 from coe.learning.probes.templates import drawn
 from coe.registry import load
-from tests.score.bubblewrap import checked_sandbox, needs_bubblewrap
+from tests.score.bubblewrap import needs_bubblewrap
 
 ROWS = list(shipped_rows())
 CATEGORIES = sorted({row["category"] for row in ROWS})
@@ -113,7 +113,7 @@ def test_the_tests_of_a_code_probe_pass_for_a_right_program_and_fail_for_a_wrong
 @pytest.mark.anyio
 async def test_the_sandbox_can_run_the_longest_code_probe() -> None:
     row = max((row for row in ROWS if row["checker"] == "code"), key=lambda row: len(row["tests"]))
-    sandbox = checked_sandbox(Bounds())
+    sandbox = Sandbox()
     one, right, wrong = next(with_answers(row))
     assert (await sandbox.run(right[0], one["tests"])).passed
     assert not (await sandbox.run(wrong[0], one["tests"])).passed

@@ -67,7 +67,7 @@ def translated(expert: Expert, **declared: Any) -> TranslatedExpert:
 def recipe_of(*members: Expert, limits: dict[str, Any] | None = None, **declared: Any) -> RecipeExpert:
     spec = RecipeSpec.model_validate({"name": "careful", **declared})
     return RecipeExpert(
-        "careful@2",
+        "careful",
         {member.name: member for member in members},
         policy=default_policy(spec, categories=CATEGORIES),
         categories=CATEGORIES,

@@ -1,7 +1,6 @@
 """A declaration with recorded answers, and its plan by `coe plan`."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ from coe.artifacts.store import ArtifactStore
 from coe.cli import app
 from coe.learning.evaluation.quality import read_quality
 from coe.learning.recipes.columns import RecipeColumns, recipe_columns
-from coe.learning.recipes.logged_arms import PastArms
 from coe.mapping import MeasuredUses
 from coe.registry import load
 from tests.recipes.recorded import recorded_answers
@@ -61,8 +59,8 @@ def columns(
     recipes: str = CAREFUL,
     *,
     declared: str = DECLARED,
+    probed: MeasuredUses | None = None,
     expected: MeasuredUses | None = None,
-    past: Sequence[PastArms] = (),
 ) -> RecipeColumns:
     """Return the columns of these recipes, fitted on the scores of `write_config`."""
     config.write_text(declared + recipes)
@@ -75,8 +73,8 @@ def columns(
         experts=EXPERTS,
         categories=CATEGORIES,
         streamed=0.0,
+        probed=probed,
         expected=expected,
-        past=past,
     )
 
 

@@ -9,7 +9,6 @@ from coe.experts.recipes.agreement import NO_ANSWER
 from coe.learning.recipes.answers import Answers
 from coe.learning.recipes.arms import cost_by_category, declared_arms, propose_arms, quality_by_category
 from coe.learning.recipes.benchmark import Trace, arm_costs, compare, recipe_report
-from coe.learning.recipes.search import RecipeSearch
 from tests.recipes.recorded import halves, recorded_answers
 
 POOL = recorded_answers(
@@ -27,27 +26,9 @@ def test_proposed_recipes_hold_cheap_experts_before_a_large_one() -> None:
     sequences = {arm.policy.members for arm in arms}
     assert any(names[-1] == "large" and len(names) > 2 for names in sequences)
     assert max(len(names) for names in sequences) <= 4
-    assert [arm.policy.recipe for arm in arms][::3] == sorted({arm.policy.recipe for arm in arms})
-
-
-def test_the_search_also_improves_the_sequence_of_the_price_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = RecipeSearch(POOL, max_calls=4)
-    price = 0.02 / float(np.median(POOL.costs.mean(axis=0)))
-    best = found.best_sequence(price)
-    assert len(best) > 2
-    monkeypatch.setattr(RecipeSearch, "_extended", lambda search, price: (3,))
-    assert found.best_sequence(price) == (3,)
-    assert found.best_sequence(price, also=best) == best
-    monkeypatch.setattr("coe.learning.recipes.arms.SEARCHED_PRICES", (0.02, 0.016))
-    started = []
-
-    def best_sequence(search: RecipeSearch, price: float, *, also: tuple[int, ...]) -> tuple[int, ...]:
-        started.append(also)
-        return best
-
-    monkeypatch.setattr(RecipeSearch, "best_sequence", best_sequence)
-    assert len(propose_arms(POOL, max_calls=4)) == 3
-    assert started == [(), best]
+    assert [arm.policy.recipe for arm in arms] == [f"auto-{number + 1}" for number in range(len(arms))]
+    prices = [arm.policy.price for arm in arms]
+    assert prices == sorted(prices, reverse=True)
 
 
 def test_nothing_is_proposed_where_all_experts_give_the_same_answers() -> None:
@@ -64,11 +45,9 @@ def test_nothing_is_proposed_where_all_experts_give_the_same_answers() -> None:
     assert propose_arms(twins, max_calls=4) == []
 
 
-def test_a_declared_cascade_has_three_arms_of_falling_cost_and_a_vote_of_one_step_has_one() -> None:
-    arms = declared_arms(POOL, "careful", [[0, 1], [3]])
-    costs = [arm.outcome.costs.mean() for arm in arms]
-    assert len(arms) == 3
-    assert costs == sorted(costs)
+def test_a_declared_cascade_costs_more_at_a_lower_price_and_a_vote_of_one_step_calls_all() -> None:
+    cheap, dear = declared_arms(POOL, "careful", [[0, 1], [3]], prices=(0.05, 0.004))
+    assert cheap.outcome.costs.mean() < dear.outcome.costs.mean()
     (vote,) = declared_arms(POOL, "panel", [[0, 1, 2]])
     assert set(vote.outcome.calls) == {3.0}
 

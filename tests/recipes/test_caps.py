@@ -18,13 +18,10 @@ from coe.experts.recipes.agreement import NO_ANSWER
 from coe.experts.recipes.calls import capped_fields
 from coe.experts.recipes.chat_answer import finish_reason
 from coe.experts.recipes.expert import RecipeExpert
-from coe.experts.recipes.policy import default_policy
 from coe.experts.recipes.policy_file import ArmPolicies
-from coe.learning.recipes import search
 from coe.learning.recipes.answers import Answers
-from coe.learning.recipes.arms import propose_arms
 from coe.learning.recipes.fit import RecipeFit, replayed
-from coe.registry import Policy, RecipeSpec
+from coe.registry import Policy
 from coe.usage import RecipeLog
 from tests.fakes import ScriptedExpert, registry_of
 from tests.recipes.members import (
@@ -259,39 +256,25 @@ async def test_a_request_that_sets_its_reasoning_has_no_caps(name: str) -> None:
     assert "max_tokens" not in large.calls[0].fields
 
 
-@pytest.mark.anyio
-async def test_an_audit_calls_members_with_the_caps_that_they_would_have_had() -> None:
-    a, large = ScriptedExpert("a", answer("X")), ScriptedExpert("large", CUT)
-    recipe = recipe_of(a, large, cascade=["a", "large"], max_tokens={"large": 40})
-    recipe.audit_rate, recipe.draw = 1.0, lambda: 0.0
-    log = RecipeLog()
-    await bytes_of(await recipe.stream(call_of(log=log)))
-    assert log.audit is not None
-    assert await log.audit.run() == "agreed"
-    assert [one.outcome for one in log.audit.calls] == ["cut_off"]
-    assert large.calls[0].fields["max_tokens"] == 40
-
-
 @pytest.mark.parametrize(
     ("parameters", "expected"),
     [
         ({}, 700.0),
-        ({"max_tokens": 512}, 512.0),
-        ({"max_completion_tokens": 512}, 512.0),
         ({"max_tokens": 900}, 700.0),
         ({"thinking": {"type": "enabled", "budget_tokens": 700}}, math.inf),
     ],
 )
-def test_a_cap_is_no_higher_than_the_limit_that_the_member_declares(
+def test_a_cap_that_the_declared_thinking_of_its_member_does_not_allow_is_left_out(
     parameters: dict[str, Any], expected: float
 ) -> None:
     member: dict[str, Any] = {"model": "m", "runtime": "external", "base_url": "http://h/v1"}
     declared = registry_of(
-        experts=[{"name": "a", **member}, {"name": "large", **member, "parameters": parameters}], recipes="auto"
-    ).with_proposed({"auto-1": (("a",), ("large",))}, {"auto-1": {"large": 700}})
+        experts=[{"name": "a", **member}, {"name": "large", **member, "parameters": parameters}],
+        recipes=[{"name": "careful", "cascade": ["a", "large"], "max_tokens": {"large": 700}}],
+    )
     experts = {"a": ScriptedExpert("a"), "large": ScriptedExpert("large")}
     arms = build_recipes(declared, experts, categories=CATEGORIES)
-    policy = arms["auto-1@2"].policy
+    policy = arms["careful"].policy
     assert policy.caps.tolist() == [math.inf, expected]
 
 
@@ -337,8 +320,8 @@ async def test_members_scores_and_costs_in_service_are_those_of_the_replay(
     answers = _uneven()
     caps = np.array([40.0, np.inf, 60.0])
     policy, _ = RecipeFit(answers, recipe="careful", steps=steps, caps=caps).policy(2e-4)
-    stored = ArmPolicies(("code", "law"), {"careful@1": policy})
-    policy = ArmPolicies.from_json(stored.to_json()).by_arm["careful@1"]
+    stored = ArmPolicies(("code", "law"), {"careful": policy})
+    policy = ArmPolicies.from_json(stored.to_json()).by_arm["careful"]
     few = answers.rows(np.arange(150))
     expected = replayed(policy, few, streams=streams)
     cut = 0
@@ -348,7 +331,7 @@ async def test_members_scores_and_costs_in_service_are_those_of_the_replay(
             for n, name in enumerate(few.experts)
         }
         recipe = RecipeExpert(
-            "careful@1", members, policy=policy, categories=2, final_answer=final_answer, limits=Policy()
+            "careful", members, policy=policy, categories=2, final_answer=final_answer, limits=Policy()
         )
         log = RecipeLog()
         call = replace(call_of(log=log, stream=streams), posterior=few.posterior[row].astype(np.float32))
@@ -375,45 +358,8 @@ def test_the_outcome_of_a_fit_with_caps_is_that_of_its_replay() -> None:
     assert found.written[found.called].min() < 0.5
 
 
-def test_a_proposed_recipe_is_declared_with_its_caps() -> None:
-    declared = registry_of(recipes="auto")
-    members = declared.expert_names[:2]
-    steps = {"auto-1": tuple((name,) for name in members)}
-    arms = declared.with_proposed(steps, {"auto-1": {members[1]: 40}}).recipe_arms
-    assert [arm.max_tokens for arm in arms] == [{members[1]: 40}] * 3
-    policy = default_policy(
-        RecipeSpec(name="auto-1", cascade=steps["auto-1"], max_tokens={members[1]: 40}), categories=3
-    )
-    planned = ArmPolicies(("code", "art", "general"), {"auto-1@2": policy})
-    assert [planned.has(replace(arms[1], max_tokens={members[1]: cap})) for cap in (40, 41)] == [True, False]
-
-
 def test_input_costs_are_not_saved_by_a_cap() -> None:
     answers = _uneven(100)
     whole = replace(answers, output_costs=answers.costs, costs=answers.costs + 5.0)
     capped = whole.capped(np.full(3, 40.0), np.ones(whole.tokens.shape, dtype=bool))
     assert capped.costs == pytest.approx(np.minimum(answers.tokens, 40.0) * np.array([1.0, 1.0, 9.0]) + 5.0)
-
-
-def test_members_whose_tokens_were_estimated_get_no_caps_and_sets_with_caps_are_not_kept() -> None:
-    answers = _uneven(1500)
-    unit = float(np.median(answers.costs.mean(axis=0)))
-    for counted, expected in (((True, True, True), True), ((True, True, False), False)):
-        found = search.RecipeSearch(replace(answers, counted=counted), max_calls=3)
-        sequence = found.best_sequence(0.02 / unit)
-        capped = [found.expert(column) for column in sequence if np.isfinite(found.caps[column])]
-        assert (2 in capped) == expected
-        assert all(np.isinf(found.caps[list(key)]).all() for key in found._sets)
-
-
-def test_proposed_recipes_cap_a_member_whose_long_answers_are_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    answers = _uneven(1500)
-    monkeypatch.setattr("coe.learning.recipes.arms.SEARCHED_PRICES", (0.02,))
-    arms = propose_arms(answers, max_calls=3)
-    assert arms
-    assert arms[0].policy.max_tokens.get("large", math.inf) <= np.quantile(answers.tokens[:, 2], 0.9)
-    monkeypatch.setattr(search, "CAP_QUANTILES", (1.0,))
-    without = propose_arms(answers, max_calls=3)
-    price = 0.02 / answers.typical_cost
-    capped, uncapped = (float((one[1].outcome.scores - price * one[1].outcome.costs).mean()) for one in (arms, without))
-    assert capped > uncapped + 0.005

@@ -7,7 +7,7 @@ import pytest
 from coe import registry
 from coe.errors import ConfigError
 from coe.experts.recipes.judge import GRADE_TOKENS, MAX_GRADED_CHARACTERS, PROMPT_TOKENS
-from coe.registry import RECIPE_LEVELS, RecipeSpec
+from coe.registry import RecipeSpec
 from coe.registry.recipes import MIN_JUDGE_CONTEXT
 from tests.fakes import registry_of
 
@@ -92,10 +92,6 @@ def load(tmp_path: Path, recipes: str) -> registry.Registry:
         ),
         ("{name: x, cascade: [a, b], max_loss: 1.5}", "recipes.0.max_loss: input should be less than or equal to 1"),
         ("{name: x, vote: [a, b], max_loss: 0.5}", "'x' calls all members at once, so it stops no earlier"),
-        (
-            "{name: x, vote: [a, b], audit_rate: 0.5}",
-            "'x' calls all members at once, so it stops no earlier; remove audit_rate",
-        ),
         ("{name: x, cascad: [a, b]}", "unknown key 'cascad'; did you mean 'cascade'?"),
         ("{name: x, cascade: [a, b], vote: [a, b]}", "recipe 'x' needs one of `cascade`, `vote`, `chain` and `fuse`"),
         ("{name: x}", "recipe 'x' needs one of `cascade`, `vote`, `chain` and `fuse`"),
@@ -215,24 +211,15 @@ def test_arms_follow_the_experts_and_have_what_all_members_have() -> None:
             {"name": "p", "vote": ["coder", "painter"]},
         ],
     )
-    careful = [f"careful@{level}" for level in range(1, RECIPE_LEVELS + 1)]
-    assert declared.arm_names == ("coder", "painter", "generalist", *careful, "p@1")
     assert declared.arm("coder") is declared.expert("coder")
-    arm = declared.recipe_arms[1]
-    assert (arm.name, arm.recipe, arm.level, arm.steps) == (
-        "careful@2",
-        "careful",
-        2,
-        (("coder", "painter"), ("generalist",)),
-    )
+    arm, panel = declared.recipe_arms
+    assert (arm.name, arm.steps) == ("careful", (("coder", "painter"), ("generalist",)))
     assert (arm.capabilities, arm.context_length, arm.supported_apis) == (frozenset(), 4000, {"chat"})
-    assert declared.recipe_arms[3].capabilities == {"json_schema"}
-    assert declared.arm_of_model["careful"] == "careful@2"
-    assert declared.arm_of_model["p"] == "p@1"
+    assert panel.capabilities == {"json_schema"}
     assert declared.model_names == ("coder", "painter", "generalist", "careful", "p")
 
 
-def test_a_chain_and_a_fuse_are_steps_with_one_arm_whose_later_members_keep_room_for_drafts(tmp_path: Path) -> None:
+def test_a_chain_and_a_fuse_are_steps_whose_later_members_keep_room_for_drafts(tmp_path: Path) -> None:
     declared = load(
         tmp_path,
         "  - {name: x, chain: [a, b, a]}\n  - {name: y, fuse: [a, b], by: a}\n"
@@ -240,9 +227,8 @@ def test_a_chain_and_a_fuse_are_steps_with_one_arm_whose_later_members_keep_room
     )
     chain, fuse, other = declared.declared_recipes
     assert (chain.steps, fuse.steps) == ((("a",), ("b",), ("a",)), (("a", "b"), ("a",)))
-    assert declared.arm_names[-3:] == ("x@1", "y@1", "z@1")
-    assert [declared.arm_of_model[name] for name in ("x", "y", "z")] == ["x@1", "y@1", "z@1"]
-    assert declared.arm("x@1").context_length == 0.75 * declared.expert("a").context_length
+    assert declared.model_names[-3:] == ("x", "y", "z")
+    assert declared.arm("x").context_length == 0.75 * declared.expert("a").context_length
     assert len({one.writing_digest for one in (chain, fuse, other)}) == 3
     assert RecipeSpec(name="v", vote=("a", "b")).writing_digest == ""
 
@@ -258,5 +244,5 @@ def test_a_recipe_takes_tools_only_if_that_is_declared() -> None:
     experts = [{**one, "capabilities": ["tools", "images", "audio"]} for one in able]
     recipes = [{"name": "x", "vote": ["a", "b"]}, {"name": "y", "vote": ["a", "b"], "tools": "agreement"}]
     found = registry_of(experts=experts, assignment={"general": "a"}, recipes=recipes)
-    assert found.arm("x@1").capabilities == {"images"}
-    assert found.arm("y@1").capabilities == {"images", "tools"}
+    assert found.arm("x").capabilities == {"images"}
+    assert found.arm("y").capabilities == {"images", "tools"}

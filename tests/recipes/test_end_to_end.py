@@ -147,7 +147,7 @@ async def test_without_any_member_the_client_gets_one_error(tmp_path: Path) -> N
         for member in members:
             await member.kill()
         status, _, headers = await send_chat(served, stream=True)
-        assert (status, headers["x-coe-expert"], headers["x-coe-cause"]) == (503, "careful@2", "connection_refused")
+        assert (status, headers["x-coe-expert"], headers["x-coe-cause"]) == (503, "careful", "connection_refused")
 
 
 # ---------------------------------------------------------------------------------------------- recipes that write
@@ -169,7 +169,7 @@ async def test_a_fuse_returns_the_bytes_of_the_member_that_writes(tmp_path: Path
         written = large.bodies[0]["messages"][-1]["content"]
         assert written.index("\nIt is 7.\n") < written.index("\nI say 8.\n")
         (record,) = await served.records(1)
-        assert (record.expert, record.recipe_stop, record.outcome) == ("council@1", "last_step", "ok")
+        assert (record.expert, record.recipe_stop, record.outcome) == ("council", "last_step", "ok")
         assert [(call.expert, call.step, call.drafts, call.accepted) for call in record.steps] == [
             ("a", 0, 0, False),
             ("b", 0, 0, False),

@@ -161,7 +161,7 @@ async def test_if_no_member_answers_the_last_error_is_raised_as_of_one_expert(er
     with pytest.raises(type(error)) as raised:
         await recipe.stream(call_of(log=log))
     assert raised.value is error
-    assert getattr(error, "expert", "careful@2") == "careful@2"
+    assert getattr(error, "expert", "careful") == "careful"
     assert log.stop == "failed"
 
 

@@ -245,11 +245,11 @@ def test_a_policy_with_a_judge_is_stored_and_follows_other_categories() -> None:
         replace(step, weights=replace(step.weights, member=np.ones((number + 1, 1 + CATEGORIES)), none=np.ones(4)))
         for number, step in enumerate(policy.steps)
     )
-    stored = ArmPolicies(("x", "y", "z"), {"careful@1": replace(policy, steps=wide)})
-    found = ArmPolicies.from_json(stored.to_json()).by_arm["careful@1"]
+    stored = ArmPolicies(("x", "y", "z"), {"careful": replace(policy, steps=wide)})
+    found = ArmPolicies.from_json(stored.to_json()).by_arm["careful"]
     assert found.judge == "referee"
     assert found.steps[0].graded is not None
     assert (found.steps[0].graded.intercept, found.steps[0].graded.slope) == (rule.intercept, rule.slope)
-    moved = stored.over(("z", "new", "x")).by_arm["careful@1"].steps[0].graded
+    moved = stored.over(("z", "new", "x")).by_arm["careful"].steps[0].graded
     assert moved is not None
     assert moved.gain.tolist() == [*range(10), 12.0, 0.0, 10.0]

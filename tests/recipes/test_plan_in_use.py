@@ -30,9 +30,9 @@ def published(declared: Registry) -> PublishedPlan:
     (recipe,) = declared.declared_recipes
     policy = default_policy(recipe, categories=3)
     steps = tuple(replace(step, weights=_by_category(step.weights)) for step in policy.steps)
-    policies = ArmPolicies(declared.category_names, {"panel@1": replace(policy, steps=steps)})
-    found = plan_with("panel@1", declared, quality=2.0)
-    return PublishedPlan("1", replace(found, choice=("panel@1", *found.choice[1:])), None, policies)
+    policies = ArmPolicies(declared.category_names, {"panel": replace(policy, steps=steps)})
+    found = plan_with("panel", declared, quality=2.0)
+    return PublishedPlan("1", replace(found, choice=("panel", *found.choice[1:])), None, policies)
 
 
 def _by_category(weights: AnswerWeights) -> AnswerWeights:
@@ -48,7 +48,7 @@ def test_an_unchanged_declaration_gives_the_published_assignment() -> None:
     assert found.assignment.quality.tolist() == plan.assignment.quality.tolist()
     assert found.assignment.price.tolist() == plan.assignment.price.tolist()
     assert found.consequences == ()
-    assert set(found.policies.by_arm) == {"panel@1"}
+    assert set(found.policies.by_arm) == {"panel"}
 
 
 def test_an_arm_is_dropped_if_its_recipe_is_gone_or_has_other_members() -> None:
@@ -57,10 +57,10 @@ def test_an_arm_is_dropped_if_its_recipe_is_gone_or_has_other_members() -> None:
     for changed in (registry(), registry(other)):
         found = effective_plan(plan, changed)
         assert found.assignment.experts == changed.expert_names
-        assert found.assignment.choice[0] != "panel@1"
+        assert found.assignment.choice[0] != "panel"
         assert found.policies.by_arm == {}
         (removed,) = (one for one in found.consequences if one.kind == "recipe_removed")
-        assert removed.sentence.startswith("recipe 'panel@1' of the plan is no longer declared with the same members: ")
+        assert removed.sentence.startswith("recipe 'panel' of the plan is no longer declared with the same members: ")
         assert removed.replan
 
 
@@ -70,8 +70,8 @@ def test_an_arm_is_dropped_if_its_recipe_is_gone_or_has_other_members() -> None:
         (0.1, 0.1, None),
         (0.1, 0.2, None),
         (0.1, None, None),
-        (0.1, 0.05, "has max_loss 0.05, and its arms were planned for max_loss 0.1. Run `coe plan` again"),
-        (None, 0.1, "has max_loss 0.1, and its arms were planned without a bound, which no audit tests. Run"),
+        (0.1, 0.05, "has max_loss 0.05, and it was planned for max_loss 0.1. Run `coe plan` again"),
+        (None, 0.1, "has max_loss 0.1, and it was planned without a bound. Run"),
     ],
 )
 def test_a_bound_that_the_plan_did_not_test_is_reported(
@@ -81,9 +81,9 @@ def test_a_bound_that_the_plan_did_not_test_is_reported(
     then, now = (registry(careful | {"max_loss": bound}) for bound in (planned, declared))
     policy = default_policy(then.declared_recipes[0], categories=3)
     steps = tuple(replace(step, weights=_by_category(step.weights)) for step in policy.steps)
-    policies = ArmPolicies(then.category_names, {"careful@2": replace(policy, steps=steps, max_loss=planned)})
-    found = effective_plan(PublishedPlan("1", plan_with("careful@2", then, quality=2.0), None, policies), now)
-    assert "careful@2" in found.assignment.experts
+    policies = ArmPolicies(then.category_names, {"careful": replace(policy, steps=steps, max_loss=planned)})
+    found = effective_plan(PublishedPlan("1", plan_with("careful", then, quality=2.0), None, policies), now)
+    assert "careful" in found.assignment.experts
     changed = [one for one in found.consequences if one.kind == "recipe_bound_changed"]
     assert [(one.name, one.replan) for one in changed] == ([] if told is None else [("careful", True)])
     assert told is None or told in changed[0].sentence
@@ -93,7 +93,7 @@ def test_a_recipe_that_the_plan_lacks_is_reported_and_is_no_column() -> None:
     new = {"name": "careful", "cascade": ["coder", "generalist"]}
     declared = registry(PANEL, new)
     found = effective_plan(published(registry(PANEL)), declared)
-    assert found.assignment.experts == (*declared.expert_names, "panel@1")
+    assert found.assignment.experts == (*declared.expert_names, "panel")
     assert found.assignment.unmeasured is None
     assert [(one.kind, one.name) for one in found.consequences][:1] == [("recipe_added", "careful")]
 
@@ -101,7 +101,7 @@ def test_a_recipe_that_the_plan_lacks_is_reported_and_is_no_column() -> None:
 def test_the_policies_follow_the_routers_order_of_categories() -> None:
     declared = registry(PANEL)
     found = effective_plan(published(declared), declared).over(("general", "code", "art"))
-    assert found.assignment.choice[1] == "panel@1"
+    assert found.assignment.choice[1] == "panel"
     assert found.policies.categories == ("general", "code", "art")
 
 
@@ -112,7 +112,7 @@ def test_the_policies_are_read_with_the_plan(tmp_path: Any) -> None:
     assert read_published(tmp_path, "1").policies is None
     (tmp_path / RECIPES_FILE).write_bytes(plan.policies.to_json())
     found = read_published(tmp_path, "1")
-    assert found.arms(registry(PANEL)) == ("panel@1",)
+    assert found.arms(registry(PANEL)) == ("panel",)
 
 
 async def test_the_map_shows_arms_beside_experts() -> None:
@@ -120,5 +120,5 @@ async def test_the_map_shows_arms_beside_experts() -> None:
     async with gateway_of(declared, assignment=published(declared).assignment) as gateway:
         shown = await gateway.post("/v1/map", method="GET")
         assert shown.status == 200
-        assert shown.json["experts"] == [*declared.expert_names, "panel@1"]
-        assert shown.json["assignment"][0]["expert"] == "panel@1"
+        assert shown.json["experts"] == [*declared.expert_names, "panel"]
+        assert shown.json["assignment"][0]["expert"] == "panel"

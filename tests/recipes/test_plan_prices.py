@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from coe.cli import app
 from coe.learning.recipes.columns import recipe_columns
-from coe.mapping import read_published
-from tests.recipes.planned import CAREFUL, DECLARED, plan, published, write_config
+from coe.mapping import MeasuredUses, read_published
+from tests.recipes.planned import CAREFUL, CATEGORIES, DECLARED, EXPERTS, columns, plan, published, write_config
 
 STRICT = """\
   - name: careful
@@ -37,9 +38,26 @@ def test_first_steps_of_streams_are_priced_without_their_caps_and_all_requests_c
         plan(config)
         problem = read_published(published(config), "v1").record.problem  # type: ignore[union-attr]
         assert problem.uses.cost is not None
-        found[streamed] = problem.uses.cost[0, problem.experts.index("careful@1")]
+        found[streamed] = problem.uses.cost[0, problem.experts.index("careful")]
     assert found[None] == found[1.0] != found[0.0]
     assert found[0.5] == pytest.approx((found[0.0] + found[1.0]) / 2)
+
+
+def uses_of(written: float) -> MeasuredUses:
+    """Answers of all experts with as many output tokens, in `law` twice as many."""
+    scale = np.array([[1.0], [2.0], [1.0]]) * np.ones((1, 3))
+    tokens = {"input_tokens": 0 * scale, "output_tokens": written * scale, "cached_tokens": 0 * scale}
+    return MeasuredUses(CATEGORIES, EXPERTS, **tokens, latency_ms=written * scale, first_token_ms=np.nan * scale)
+
+
+def test_arms_cost_as_much_more_in_service_as_the_experts_that_they_call(config: Path) -> None:
+    probes = columns(config, probed=uses_of(100.0))
+    requests = columns(config, probed=uses_of(100.0), expected=uses_of(300.0))
+    np.testing.assert_allclose(requests.uses.cost, 3 * probes.uses.cost)
+    np.testing.assert_allclose(requests.uses.latency_ms, 3 * probes.uses.latency_ms)
+    np.testing.assert_array_equal(requests.uses.active_b, probes.uses.active_b)
+    for arm, calls in probes.uses.calls.items():
+        np.testing.assert_array_equal(requests.uses.calls[arm], calls)
 
 
 def test_a_budget_that_neither_experts_nor_arms_keep_is_reported_with_its_line_and_the_smallest_one(

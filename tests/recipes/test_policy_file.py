@@ -17,7 +17,7 @@ ANSWERS = recorded_answers(
 )
 STORED = ArmPolicies(
     ("code", "law"),
-    {f"careful@{n}": arm.policy for n, arm in enumerate(declared_arms(ANSWERS, "careful", [[0, 1], [2]]), start=1)},
+    {"careful": declared_arms(ANSWERS, "careful", [[0, 1], [2]])[0].policy},
 )
 
 
@@ -50,10 +50,10 @@ def test_other_categories_change_the_order_and_new_ones_have_no_deviation() -> N
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda arms: arms["careful@1"]["steps"][0].pop("typical"), "typical"),
-        (lambda arms: arms["careful@1"]["steps"][0]["member_weights"].pop(), "shape"),
-        (lambda arms: arms["careful@1"]["steps"].pop(), "last step"),
-        (lambda arms: arms["careful@1"]["steps"][0]["gain"].__setitem__(0, None), "finite"),
+        (lambda arms: arms["careful"]["steps"][0].pop("typical"), "typical"),
+        (lambda arms: arms["careful"]["steps"][0]["member_weights"].pop(), "shape"),
+        (lambda arms: arms["careful"]["steps"].pop(), "last step"),
+        (lambda arms: arms["careful"]["steps"][0]["gain"].__setitem__(0, None), "finite"),
     ],
 )
 def test_a_damaged_file_is_refused_with_the_remedy(damage, message: str) -> None:

@@ -266,7 +266,7 @@ async def test_a_draft_without_the_requested_form_is_not_returned() -> None:
     log = RecipeLog()
     with pytest.raises(ExpertUnavailable) as raised:
         await writing(a, b, **CHAIN).stream(requesting(log, response_format={"type": "json_object"}))
-    assert (raised.value.expert, log.stop) == ("council@1", "failed")
+    assert (raised.value.expert, log.stop) == ("council", "failed")
 
 
 async def test_a_request_for_plain_text_gets_the_draft() -> None:
@@ -280,7 +280,7 @@ async def test_if_no_member_answers_the_last_error_is_raised_as_of_one_expert() 
     log = RecipeLog()
     with pytest.raises(ExpertRejected) as raised:
         await writing(*members(a=unavailable("a"), b=error), **CHAIN).stream(requesting(log))
-    assert (raised.value, error.expert, log.stop) == (error, "council@1", "failed")
+    assert (raised.value, error.expert, log.stop) == (error, "council", "failed")
 
 
 @pytest.mark.parametrize("scripts", [{"a": ZeroDivisionError()}, {"b": ZeroDivisionError()}])

@@ -15,12 +15,11 @@ from redis.asyncio import Redis
 
 from coe.errors import ConfigError, StoreError
 from coe.records import open_log_and_feedback, sqlite
-from coe.records.feedback import AuditDetail, Feedback, FeedbackLog, decode_event
-from coe.records.record import RecipeCall, RoutingLog
+from coe.records.feedback import Feedback, FeedbackLog, decode_event
+from coe.records.record import RoutingLog
 from tests.records.samples import everything, record, records
 
 pytestmark = pytest.mark.anyio
-CALL = RecipeCall("large", 1, "answered", 10, 20, 1.5)
 
 
 def event(number: int = 0, **changes: Any) -> Feedback:
@@ -55,9 +54,6 @@ async def test_events_come_back_as_they_were_put_and_in_that_order(feedback: Fee
         event(1, kind="preferred", value="größer", key=None, tenant=None),
         event(1, kind="category", value="law", event_id="né 日本語\n\0'\""),
         event(0, kind="regenerated", value=None),
-        event(
-            0, kind="audit", value="differed", key=None, audit=AuditDetail("r", "r@2", "p", 0.02, 3.5, None, (CALL,))
-        ),
     ]
     await feedback.append(put)
     assert await events(feedback) == put

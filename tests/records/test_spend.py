@@ -1,4 +1,4 @@
-"""`coe spend`, `/v1/spend` and the counters of dollars: sums of the log by key, expert and category, and baselines."""
+"""The spend of `coe report` and the counters of dollars: sums of the log by key, expert and category, and baselines."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import orjson
 import pytest
 from typer.testing import CliRunner
 
-from coe.cli import app, status
+from coe.cli import app
+from coe.cli.report import _spend_lines
 from coe.learning.monitoring.spend import MAX_ROWS, OTHER, Spend
-from coe.records.feedback import AuditDetail, Feedback, FeedbackLog
 from coe.records.record import RecipeCall, RoutingLog
 from gateway.observability import metrics
 from tests.access.samples import key_of
-from tests.admin.samples import ScriptedJobs
 from tests.fakes import gateway_of, registry_of
+from tests.gateway import words_server
 from tests.records.samples import record
 
 pytestmark = pytest.mark.anyio
@@ -32,13 +32,14 @@ EXPERTS = [
 TOKENS = {"input_tokens": 1_000_000, "output_tokens": 0, "cost": 1.0}
 
 
-def spent(*records: Any, by: str = "expert") -> dict[str, Any]:
-    found = Spend(registry_of(experts=EXPERTS), by.split(","))  # type: ignore[arg-type]
-    found.observe([records])
+def spent(*records: Any) -> dict[str, Any]:
+    found = Spend(registry_of(experts=EXPERTS))
+    for one in records:
+        found.add(one)
     return found.report()
 
 
-def test_dollars_are_summed_by_the_named_dimensions_the_largest_first() -> None:
+def test_dollars_are_summed_by_each_dimension_the_largest_first() -> None:
     found = spent(
         record(0, expert="coder", key="a", **TOKENS),
         record(1, expert="coder", key="b", **TOKENS),
@@ -46,22 +47,24 @@ def test_dollars_are_summed_by_the_named_dimensions_the_largest_first() -> None:
         record(3, expert="generalist", key=None, category="art", **TOKENS | {"cost": 10.0}),
         record(4, expert="coder", key="a", outcome="expert_unavailable", first_token_ms=None,
                input_tokens=None, output_tokens=None),
-        by="key,category",
     )  # fmt: skip
-    assert [(row["key"], row["category"], row["dollars"], row["requests"]) for row in found["rows"]] == [
-        ("", "art", 10.0, 1),
-        ("a", "code", 2.0, 3),
-        ("b", "code", 1.0, 1),
-    ]
+    sums = {
+        dimension: [(row["name"], row["dollars"], row["requests"]) for row in rows]
+        for dimension, rows in found["rows"].items()
+    }
+    assert sums["key"] == [("", 10.0, 1), ("a", 2.0, 3), ("b", 1.0, 1)]
+    assert sums["category"] == [("art", 10.0, 1), ("code", 3.0, 4)]
+    assert sums["expert"] == [("generalist", 10.0, 1), ("coder", 3.0, 4)]
+    assert list(sums) == ["expert", "category", "key", "tenant"]
     assert (found["total"]["dollars"], found["total"]["requests"], found["total"]["unpriced"]) == (13.0, 5, 0)
 
 
 def test_an_expert_that_answered_for_a_failed_recipe_has_the_rest_of_the_tokens() -> None:
     calls = (RecipeCall("coder", 0, "answered", 1_000_000, 0), RecipeCall("painter", 1, "error"))
-    fallback = record(0, expert="generalist", fallback_from="polished@1", recipe="polished", recipe_stop="failed",
+    fallback = record(0, expert="generalist", fallback_from="polished", recipe="polished", recipe_stop="failed",
                       steps=calls, input_tokens=3_000_000, output_tokens=0, cost=21.0)  # fmt: skip
     found = spent(fallback)
-    assert [(row["expert"], row["dollars"], row["input_tokens"]) for row in found["rows"]] == [
+    assert [(row["name"], row["dollars"], row["input_tokens"]) for row in found["rows"]["expert"]] == [
         ("generalist", 20.0, 2_000_000),
         ("coder", 1.0, 1_000_000),
     ]
@@ -92,22 +95,22 @@ def test_a_recipe_is_shared_out_to_its_members_and_compared_by_its_accepted_answ
         RecipeCall("generalist", 1, "answered", 1_000_000, 0, accepted=True),
         RecipeCall("painter", 1, "cancelled"),
     )
-    recipe = record(0, expert="careful@2", recipe="careful", steps=calls, input_tokens=2_000_000, output_tokens=0,
+    recipe = record(0, expert="careful", recipe="careful", steps=calls, input_tokens=2_000_000, output_tokens=0,
                     cost=11.0)  # fmt: skip
     found = spent(recipe)
-    assert [(row["expert"], row["dollars"]) for row in found["rows"]] == [("generalist", 10.0), ("coder", 1.0)]
+    assert [(row["name"], row["dollars"]) for row in found["rows"]["expert"]] == [("generalist", 10.0), ("coder", 1.0)]
     assert found["always"]["experts"][0] == {"expert": "generalist", "dollars": 10.0, "saved": -1.0}
-    assert [row["dollars"] for row in spent(recipe, by="category")["rows"]] == [11.0]
+    assert [row["dollars"] for row in found["rows"]["category"]] == [11.0]
 
 
 def test_an_expert_without_prices_is_no_free_baseline_and_its_answers_are_unpriced() -> None:
     server = {"model": "m", "runtime": "external", "base_url": "http://127.0.0.1:9/v1"}
     registry = registry_of(experts=[{"name": "coder", **server}, *EXPERTS[1:]])
-    found = Spend(registry, ("expert",))
+    found = Spend(registry)
     found.add(record(0, expert="coder", **TOKENS | {"cost": 0.0}))
     found.add(record(1, expert="generalist", **TOKENS | {"cost": 10.0}))
     report = found.report()
-    assert [(row["expert"], row["unpriced"]) for row in report["rows"]] == [("generalist", 0), ("coder", 1)]
+    assert [(row["name"], row["unpriced"]) for row in report["rows"]["expert"]] == [("generalist", 0), ("coder", 1)]
     assert report["always"] == {
         "requests": 1,
         "dollars": 10.0,
@@ -117,18 +120,18 @@ def test_an_expert_without_prices_is_no_free_baseline_and_its_answers_are_unpric
         ],
         "unknown": ["coder"],
     }
-    lines = status._spend_lines(report)
+    lines = _spend_lines(report, days=7)
     assert "without `prices` in experts.yaml, so of unknown cost: coder" in lines
     assert not any(line.startswith("always coder") for line in lines)
 
 
 def test_a_recipe_of_partly_unknown_cost_is_unpriced_and_counts_what_is_known() -> None:
     calls = (RecipeCall("coder", 0, "answered", 1_000_000, 0), RecipeCall("painter", 0, "cancelled"))
-    failed = record(0, expert="panel@1", recipe="panel", steps=calls, input_tokens=1_000_000, output_tokens=0,
+    failed = record(0, expert="panel", recipe="panel", steps=calls, input_tokens=1_000_000, output_tokens=0,
                     cost=None, first_token_ms=None, outcome="aborted")  # fmt: skip
     found = spent(failed)
     assert (found["total"]["dollars"], found["total"]["unpriced"]) == (1.0, 1)
-    assert [(row["expert"], row["dollars"], row["unpriced"]) for row in found["rows"]] == [("coder", 1.0, 1)]
+    assert [(row["name"], row["dollars"], row["unpriced"]) for row in found["rows"]["expert"]] == [("coder", 1.0, 1)]
 
 
 def test_an_answer_of_the_cache_costs_nothing_and_counts_as_a_request() -> None:
@@ -138,19 +141,23 @@ def test_an_answer_of_the_cache_costs_nothing_and_counts_as_a_request() -> None:
 
 
 def test_a_log_with_endless_names_has_a_bounded_report() -> None:
-    found = spent(*(record(n, key=f"k{n}", **TOKENS) for n in range(MAX_ROWS + 5)), by="key")
-    assert len(found["rows"]) == MAX_ROWS
-    assert (found["rows"][0]["key"], found["rows"][0]["dollars"]) == (OTHER, 6.0)
+    found = spent(*(record(n, key=f"k{n}", **TOKENS) for n in range(MAX_ROWS + 5)))
+    rows = found["rows"]["key"]
+    assert len(rows) == MAX_ROWS
+    assert (rows[0]["name"], rows[0]["dollars"]) == (OTHER, 6.0)
 
 
-def test_in_a_terminal_the_table_has_a_total_and_the_baselines_stand_below(capsys: pytest.CaptureFixture[str]) -> None:
-    status._show_spend(spent(record(0, expert="coder", key="a", **TOKENS), record(1, expert="", key=None), by="key"))
-    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
-    assert lines[:7] == [
-        "key dollars requests input tokens output tokens",
-        "a $1 1 1,000,000 0",
-        "- $0 1 12 200",
+def test_in_a_terminal_the_table_has_a_total_and_the_baselines_stand_below() -> None:
+    found = spent(record(0, expert="coder", key="a", **TOKENS), record(1, expert="", key=None))
+    lines = [" ".join(line.split()) for line in _spend_lines(found, days=7)]
+    assert lines[:4] == [
+        "spend, 7 days dollars requests input output",
         "total $1 2 1,000,012 200",
+        "expert coder $1 1 1,000,000 0",
+        "expert - $0 1 12 200",
+    ]
+    assert {"key a $1 1 1,000,000 0", "key - $0 1 12 200"} <= set(lines)
+    assert lines[-6:-3] == [
         "1 answered requests have no known cost",
         "the 1 requests with known tokens cost $1",
         "always generalist would have cost $10, $9 more",
@@ -158,49 +165,23 @@ def test_in_a_terminal_the_table_has_a_total_and_the_baselines_stand_below(capsy
 
 
 async def test_the_command_reads_each_kind_of_log(
-    log: RoutingLog, feedback: FeedbackLog, log_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    log: RoutingLog, log_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("coe.runtime.active_state.load_active_state", words_server.read)
     now = time.time()
     await log.append([record(n, time=now - n * 3600, expert="coder", key="a", **TOKENS) for n in range(30)])
-    call = RecipeCall("generalist", 1, "answered", 100, 10)
-    detail = AuditDetail("careful", "careful@1", "", 0.1, cost=0.5, calls=(call,))
-    await feedback.append([Feedback("audit:1", "request-000001", now, "audit", "agreed", audit=detail)])
     config = tmp_path / "experts.yaml"
     declared = registry_of(experts=EXPERTS).model_dump(mode="json", exclude_defaults=True)
     config.write_text(json.dumps(declared | {"log": {"url": log_url}}))
     monkeypatch.setenv("COE_HOME", str(tmp_path))
 
     def run(*arguments: str) -> Callable[[], Any]:
-        return lambda: CliRunner().invoke(app, ["spend", "--config", str(config), *arguments])
+        return lambda: CliRunner().invoke(app, ["report", "--config", str(config), *arguments])
 
-    found = json.loads((await anyio.to_thread.run_sync(run("--by", "category,key", "--since", "1d"))).stdout)
-    assert found["by"] == ["key", "category"]
-    assert (found["total"]["dollars"], found["total"]["requests"]) == (24.0, 24)
-    assert (found["audits"]["requests"], found["audits"]["dollars"]) == (1, 0.5)
-    wrong = await anyio.to_thread.run_sync(run("--by", "model"))
-    assert wrong.exit_code == 2
-    assert "not one of key, tenant, expert, category" in wrong.output
-
-
-def test_without_a_log_the_command_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = tmp_path / "experts.yaml"
-    config.write_text(json.dumps(registry_of(experts=EXPERTS).model_dump(mode="json", exclude_defaults=True)))
-    monkeypatch.setenv("COE_HOME", str(tmp_path))
-    result = CliRunner().invoke(app, ["spend", "--config", str(config)])
-    assert result.exit_code == 1
-    assert "there is no routing log yet" in str(result.exception)
-
-
-async def test_the_endpoint_runs_one_job_for_each_query_and_refuses_others() -> None:
-    jobs = ScriptedJobs({"rows": []})
-    async with gateway_of(jobs=jobs) as gateway:
-        for query in ("", "", "since=30d&by=key", "since=0d", "by=model"):
-            answer = await gateway.post("/v1/spend", method="GET", query=query)
-            assert answer.status == (400 if query in ("since=0d", "by=model") else 200)
-    assert jobs.asked == [
-        ("spend", "--by", "expert", "--since", "7d"),
-        ("spend", "--by", "key", "--since", "30d"),
-    ]
+    found = json.loads((await anyio.to_thread.run_sync(run("--days", "1"))).stdout)
+    assert (found["days"], found["spend"]["total"]["requests"], found["traffic"]["last_day"]) == (1, 24, 24)
+    assert [(row["name"], row["dollars"]) for row in found["spend"]["rows"]["key"]] == [("a", 24.0)]
+    assert (await anyio.to_thread.run_sync(run("--days", "0"))).exit_code == 2
 
 
 async def test_dollars_are_counted_by_key_and_category_with_a_bounded_number_of_keys(

@@ -7,7 +7,7 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coe.cli.status import _residency_lines
+from coe.cli.report import _residency_lines
 from coe.fleet.residency.report import Loading, Preview, device_report, preview
 from coe.fleet.residency.state import Action, DeviceState, ServerProfile, ServerState
 from tests.residency.simulation import LOAD_SECONDS, UNLOAD_SECONDS, scheduler_of

@@ -1,4 +1,4 @@
-"""The judge compares in both orders."""
+"""The judge grades twice, and sees a reference where there is one."""
 
 import pytest
 
@@ -12,32 +12,9 @@ pytestmark = pytest.mark.anyio
 QUICK = RetryLimits(attempts=2, pause_seconds=0)
 
 
-async def judged(answer_to: AnswerFunction, *, reference: str | None = "THEIRS") -> JudgeScore:
+async def judged(answer_to: AnswerFunction, *, reference: str | None = None) -> JudgeScore:
     judge = Judge(AnsweringExpert("judge", answer_to), limits=QUICK, concurrency=2)
     return await judge.score("why {so}?", "OURS", reference=reference)
-
-
-def ours_first(text: str) -> bool:
-    return text.index("OURS") < text.index("THEIRS")
-
-
-@pytest.mark.parametrize(
-    ("first", "second", "score", "consistent"),
-    [
-        ("[[1]]", "[[2]]", 1.0, True),
-        ("[[2]]", "[[1]]", 0.0, True),
-        ("[[tie]]", "[[Tie]]", 0.5, True),
-        ("[[1]]", "[[1]]", 0.5, False),
-        ("[[2]]", "[[2]]", 0.5, False),
-        ("[[1]]", "[[tie]]", 0.5, False),
-        ("I could say [[2]], but no: [[ 1 ]]", "[[1]]? No. [[2]]", 1.0, True),
-    ],
-)
-async def test_a_comparison_counts_when_both_orders_agree(
-    first: str, second: str, score: float, consistent: bool
-) -> None:
-    judgement = await judged(lambda text: first if ours_first(text) else second)
-    assert judgement == JudgeScore(score, consistent)
 
 
 @pytest.mark.parametrize(
@@ -56,12 +33,21 @@ async def test_a_grade_is_the_mean_of_two_unless_they_contradict_each_other(
     def answer_to(text: str) -> str:
         return down if text.index("10: correct") < text.index("1: wrong") else up
 
-    assert await judged(answer_to, reference=None) == JudgeScore(pytest.approx(score), consistent)
+    assert await judged(answer_to) == JudgeScore(pytest.approx(score), consistent)
+    assert await judged(answer_to, reference="THEIRS") == JudgeScore(pytest.approx(score), consistent)
 
 
-async def test_a_judge_that_gives_no_verdict_is_retried_and_then_reported() -> None:
+async def test_the_last_grade_counts_and_the_reference_is_shown_before_the_answer() -> None:
+    def answer_to(text: str) -> str:
+        assert text.index("<reference>\nTHEIRS\n</reference>") < text.index("<answer>\nOURS\n</answer>")
+        return "I could say [[2]], but no: [[ 10 ]]"
+
+    assert await judged(answer_to, reference="THEIRS") == JudgeScore(1.0, True)
+
+
+async def test_a_judge_that_gives_no_grade_is_retried_and_then_reported() -> None:
     expert = AnsweringExpert("judge", lambda _: "both are nice")
-    with pytest.raises(ExpertInvalidResponse, match="'judge' gave no verdict in 3 answers"):
+    with pytest.raises(ExpertInvalidResponse, match="'judge' gave no grade in 3 answers"):
         await Judge(expert, limits=QUICK, concurrency=1).score("q", "a", reference="r")
     assert len(expert.questions) == MAX_ATTEMPTS
 

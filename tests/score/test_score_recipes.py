@@ -96,8 +96,8 @@ async def scoring(anyio_backend: str, tmp_path: Path) -> AsyncIterator[Scoring]:
 async def test_a_fuse_is_scored_with_the_tokens_and_time_of_every_call(scoring: Scoring) -> None:
     code, report, output = await scoring.run("--recipe", "council")
     assert (code, report["missing"], output) == (0, 0, "")
-    assert list(report["experts"]) == ["council@1"]
-    column = report["experts"]["council@1"]
+    assert list(report["experts"]) == ["council"]
+    column = report["experts"]["council"]
     assert (column["mean"], column["scored"]) == (1.0, COUNT)
     assert (column["input_tokens"], column["output_tokens"]) == (COUNT * 9, COUNT * 15)
     assert len(scoring.server.bodies) == 3 * COUNT
@@ -105,8 +105,8 @@ async def test_a_fuse_is_scored_with_the_tokens_and_time_of_every_call(scoring: 
     assert len(rows) == 3 * COUNT
     assert all(row.pop("latency_ms") > 0 for row in rows)
     (writing,) = {row.pop("writing") for row in rows}
-    assert writing == scoring.registry.arm("council@1").writing_digest  # type: ignore[union-attr]
-    shared = {"benchmark": "probes", "prompt_id": "q0", "arm": "council@1", "score": 1.0}
+    assert writing == scoring.registry.arm("council").writing_digest  # type: ignore[union-attr]
+    shared = {"benchmark": "probes", "prompt_id": "q0", "arm": "council", "score": 1.0}
     tokens = {"input_tokens": 3, "output_tokens": 5}
     assert rows[:3] == [
         {**shared, "step": 0, "member": "small", **tokens, "cost": pytest.approx(13e-6)},
@@ -122,7 +122,7 @@ async def test_the_planner_reads_it_beside_the_scores_of_the_experts(scoring: Sc
     quality = read_quality(scoring.folder / "out")
     assert quality.models == ("large", "referee", "small")
     arms = [arm for arm in scoring.registry.recipe_arms if arm.writing_digest]
-    measured = read_recipe_answers(scoring.folder / "out", quality, arms)["council@1"]
+    measured = read_recipe_answers(scoring.folder / "out", quality, arms)["council"]
     assert measured.scores.tolist() == [1.0] * COUNT
     assert measured.uses["output_tokens"].tolist() == [[5.0, 5.0, 5.0]] * COUNT
 
@@ -133,7 +133,7 @@ async def test_a_stopped_run_continues_and_a_changed_instruction_is_scored_again
     journal.write_bytes(b"".join(journal.read_bytes().splitlines(keepends=True)[:5]))
     scoring.server.bodies.clear()
     code, report, _ = await scoring.run("--recipe", "council")
-    assert (code, report["experts"]["council@1"]["reused"], len(scoring.server.bodies)) == (0, 5, 3 * (COUNT - 5))
+    assert (code, report["experts"]["council"]["reused"], len(scoring.server.bodies)) == (0, 5, 3 * (COUNT - 5))
     assert len(scoring.rows()) == 3 * COUNT
     scoring.declare("[{name: council, fuse: [small, large], by: large, instruction: Say it.}]")
     scoring.server.bodies.clear()
@@ -145,7 +145,7 @@ async def test_a_stopped_run_continues_and_a_changed_instruction_is_scored_again
 
 async def test_experts_are_scored_with_a_recipe_only_if_they_are_named(scoring: Scoring) -> None:
     _, report, _ = await scoring.run("--recipe", "council", "--expert", "small")
-    assert list(report["experts"]) == ["small", "council@1"]
+    assert list(report["experts"]) == ["small", "council"]
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ async def test_a_score_of_an_incomplete_recipe_is_missing_and_a_retry_may_fill_i
     assert answer.text == "with"
     assert [(call.expert, call.step) for call in answer.calls] == [("coder", 0), ("painter", 1)]
     down = AnsweringExpert("coder", lambda _: ExpertUnavailable("down", expert="coder"))
-    with pytest.raises(ExpertUnavailable, match=r"answer of 'polished@1' is incomplete \(its member 'coder' gave no"):
+    with pytest.raises(ExpertUnavailable, match=r"answer of 'polished' is incomplete \(its member 'coder' gave no"):
         await request_answer(polished(down, painter), probe_of("q").messages, limits=LIMITS)
     assert len(down.questions) == LIMITS.attempts
 
@@ -262,7 +262,7 @@ def test_the_key_of_a_score_depends_on_the_recipe_and_on_all_its_members() -> No
 
 
 def test_a_line_of_the_journal_keeps_the_calls() -> None:
-    cell = Cell("k", "q", "council@1", 1.0, calls=(MemberUse("a", 0, 1, 2, 3.0),))
+    cell = Cell("k", "q", "council", 1.0, calls=(MemberUse("a", 0, 1, 2, 3.0),))
     line = json.dumps(
         {name: getattr(cell, name) for name in Cell.__slots__ if name != "calls"}
         | {"calls": [{"expert": "a", "step": 0, "input_tokens": 1, "output_tokens": 2, "latency_ms": 3.0}]}

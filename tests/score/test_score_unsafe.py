@@ -58,5 +58,5 @@ async def test_code_is_refused_before_any_request_to_an_expert(server: Answering
 
 async def test_unsafe_runs_the_code_and_warns(server: AnsweringServer, tmp_path: Path) -> None:
     status, output, complaints = await score(tmp_path, "--unsafe")
-    assert "warning: code of experts runs without a sandbox" in complaints
+    assert "warning: code of experts runs without bubblewrap (--unsafe): nothing but limits on time" in complaints
     assert (status, json.loads(output)["experts"]["a"]["mean"]) == (0, 1.0)

@@ -84,7 +84,7 @@ async def test_every_expert_answers_every_probe_with_a_bound_on_how_many_at_once
     assert good.most_at_once == bad.most_at_once == 4
     cell = journal.scored["good/p3"]
     assert (cell.input_tokens, cell.output_tokens, cell.finish_reason, cell.cut) == (3, 5, "stop", False)
-    assert (cell.answer, cell.output_chars, len(str(cell.text_sha256))) == ("right", 6, 64)
+    assert (cell.answer, cell.output_chars) == ("right", 6)
     assert runner.reported == []
 
 
@@ -154,14 +154,6 @@ async def test_programs_with_the_same_syntax_tree_are_equal_answers(runner: Runn
     assert forms["empty"] is None
 
 
-@needs_bubblewrap
-async def test_tests_that_cannot_be_run_leave_the_probe_without_a_score(runner: Runner) -> None:
-    probe = probe_of("node", checker="code", reference=None, tests="class Node: pass\nassert f(Node())")
-    journal = await runner.score([probe], AnsweringExpert("a", always("```python\ndef f(x): return x\n```")))
-    assert journal.failed["a/node"].code == "tests_unusable"
-    assert "the tests pass a Node" in runner.reported[0]
-
-
 async def test_numeric_probes_use_their_tolerance(runner: Runner) -> None:
     probes = [
         probe_of("x", checker="numeric", reference="100", tolerance=0.02),
@@ -175,7 +167,7 @@ async def test_a_judge_scores_and_its_failure_leaves_the_cell_missing(runner: Ru
     probe = probe_of("poem", checker="judge", reference=None)
     poet = AnsweringExpert("poet", always("roses"))
     failed = await runner.score([probe], poet, judge=AnsweringExpert("judge", always("no idea")))
-    assert failed.failed["poet/poem"].error.startswith("the judge failed: expert 'judge' gave no verdict")
+    assert failed.failed["poet/poem"].error.startswith("the judge failed: expert 'judge' gave no grade")
     journal = await runner.score([probe], poet, judge=AnsweringExpert("judge", always("[[10]]")))
     assert journal.scored["poet/poem"].score == 1.0
 

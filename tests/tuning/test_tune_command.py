@@ -214,9 +214,9 @@ async def test_an_answer_starts_only_if_its_verdicts_fit_into_the_budget_too(
     place.judged()
     monkeypatch.setattr("tests.score.answering.completion", lambda text: completion(text, written=100))
     monkeypatch.setattr("coe.learning.evaluation.judge.MAX_TEXT_CHARACTERS", 20)
-    place.server.models["weak"] = lambda text: "[[1]]" if "Two assistants" in text else "42"
+    place.server.models["weak"] = lambda text: "[[1]]" if "An assistant answered" in text else "42"
     reason, tuning, _ = await place.tuned(Limits(dollars=0.03))
-    verdicts = sum("Two assistants" in body["messages"][-1]["content"] for body in place.server.bodies)
+    verdicts = sum("An assistant answered" in body["messages"][-1]["content"] for body in place.server.bodies)
     scored = tuning.status().known
     assert (reason, tuning.spending.aside) == ("budget", {})
     assert verdicts == 2 * scored == 2 * (len(place.server.bodies) - verdicts) > 0

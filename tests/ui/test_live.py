@@ -209,19 +209,17 @@ async def test_every_process_returns_the_same_numbers(served: Served) -> None:
 
 async def test_spend_is_read_on_request_and_summed_by_key_expert_and_category(browser: Browser, served: Served) -> None:
     rows = {"key": ("shop", 4.0, 30), "expert": ("large", 3.0, 10), "category": ("code", 4.0, 30)}
-    nothing = {"requests": 0, "dollars": 0.0}
     experts = [{"expert": f"large-{n}", "dollars": 9.0 - n / 2, "saved": 4.5 - n / 2} for n in range(12)]
     always = {"requests": 35, "dollars": 4.5, "experts": experts, "unknown": ["home"]}
-    report = {"total": {"requests": 35, "unpriced": 0, "dollars": 4.5}, "audits": nothing, "always": always}
+    found = {by: [dict(zip(("name", "dollars", "requests"), row, strict=True))] for by, row in rows.items()}
+    total = {"requests": 35, "unpriced": 0, "dollars": 4.5}
+    spend = {"total": total, "always": always, "rows": found, "note": "the same tokens"}
 
     async def reply(route: Route) -> None:
-        by = route.request.url.partition("&by=")[2]
-        name, dollars, requests = rows[by]
-        found = report | {"rows": [{by: name, "dollars": dollars, "requests": requests}], "note": "the same tokens"}
-        await route.fulfill(body=orjson.dumps({"object": "spend", "report": found}))
+        await route.fulfill(body=orjson.dumps({"object": "report", "report": {"spend": spend}}))
 
     async with visiting(browser, f"{served.url}/ui/#/live") as page:
-        await page.route("**/v1/spend?since=30d&by=*", reply)
+        await page.route("**/v1/report?days=30", reply)
         card = page.get_by_role("region", name="Spend")
         await card.get_by_role("combobox", name="Period").select_option(label="last 30 days")
         await card.get_by_role("button", name="Read the log").click()

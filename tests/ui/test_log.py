@@ -54,7 +54,7 @@ SPECIAL = {
     11: {"session": HARM[:100], "tenant": "retail", "prompt": HARM, "outcome": "expert_timeout"},
     12: {"prompt": LONG, "retrieval": "used", "gate": 0.7, "passages": ("handbook.md#2",), "passage_tokens": 90},
     14: {
-        "expert": "careful@2",
+        "expert": "careful",
         "reason": "pinned",
         "recipe": "careful",
         "recipe_stop": "unavailable",

@@ -61,7 +61,7 @@ async def taken_over(served: Served, version: str) -> None:
 
 async def shown(page: Page) -> None:
     await expect(page.get_by_role("heading", name="Value of each expert")).to_be_visible()
-    await expect(page.locator("coe-chart canvas")).to_be_visible()
+    await expect(page.get_by_role("slider")).to_be_visible()
 
 
 async def test_a_declared_assignment_explains_how_to_measure(browser: Browser, tmp_path: Path) -> None:
@@ -125,6 +125,20 @@ async def test_the_slider_solves_again_and_promotes_nothing(browser: Browser, se
         await expect(page.get_by_text("2 of 3 categories change.")).to_be_visible()
         await expect(page.locator(".copyable pre")).to_contain_text("mean_active_b: 15")
     assert ArtifactStore(service.settings.artifacts, "assignment").in_use() == service.version
+
+
+async def test_a_sweep_solves_limits_over_the_whole_range(browser: Browser, service: Planned) -> None:
+    async with visiting(browser, service.url) as page:
+        await shown(page)
+        await expect(page.locator("coe-chart canvas")).to_have_count(0)
+        await page.get_by_role("button", name="Sweep").click()
+        await expect(page.locator("coe-chart canvas")).to_be_visible()
+        await expect(page.get_by_role("button", name="Sweep")).to_be_enabled()
+        await page.get_by_text("Numbers of Planned quality").click()
+        rows = page.get_by_role("table", name="Planned quality by limit of active parameters").get_by_role("row")
+        await expect(rows).to_have_count(9)
+        await expect(rows.nth(1)).to_contain_text("2 B")
+        await expect(rows.nth(8)).to_contain_text("30 B")
 
 
 async def test_a_plan_of_another_limit_than_the_chosen_one_is_not_shown(browser: Browser, service: Planned) -> None:

@@ -13,12 +13,11 @@ import pytest
 from playwright.async_api import Browser, Page, expect
 
 from coe.artifacts.store import ArtifactStore
-from coe.jobs.status_report import status_report
+from coe.jobs.report import report
 from coe.settings import Settings
 from tests.admin.samples import router_published
 from tests.gateway.served import Served, serving
-from tests.gateway.test_overlays import published, swapping
-from tests.learning.test_status_report import logged, settings, traffic
+from tests.learning.test_report import logged, settings, traffic
 from tests.ui.browsing import check_accessible, check_no_sideways_scroll, needs_browser, visiting
 
 __all__ = ["settings"]
@@ -78,7 +77,11 @@ async def shop(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Shop]:
     foreign = router_published(settings, "foreign", categories=("law",))
     store = ArtifactStore(settings.artifacts, "router")
     store.promote(new, by="train", why="trained on 300 prompts")
-    ArtifactStore(settings.artifacts, "overlays").promote(published(settings, swapping(HARM[:64])), by="retrain")
+    gates = ArtifactStore(settings.artifacts, "gate")
+    with gates.draft() as draft:
+        (draft / "gate.npz").touch()
+        gate = gates.publish(draft, categories=CATEGORIES, data="", metrics={}).manifest.version
+    gates.promote(gate, by="retrain")
     async with serving(folder) as served:
         yield Shop(served, settings, old, new, foreign)
 
@@ -151,29 +154,27 @@ async def test_a_version_that_does_not_fit_is_refused_in_the_dialog(browser: Bro
     assert shop.store.in_use() == was
 
 
-async def test_overlays_of_another_router_are_shown_as_unused(browser: Browser, shop: Shop) -> None:
-    async with visiting(browser, shop.url("/overlays")) as page:
-        card = page.get_by_role("region", name="Overlays", exact=True)
-        await expect(card).to_contain_text("fitted to another router")
-        await expect(page.get_by_role("cell", name=HARM[:30])).to_be_visible()
-        assert await page.evaluate("window.harmed") is None
+async def test_a_gate_without_a_document_store_is_shown_as_unused(browser: Browser, shop: Shop) -> None:
+    async with visiting(browser, shop.url("/gate")) as page:
+        card = page.get_by_role("region", name="Gate", exact=True)
+        await expect(card).to_contain_text("Unused: no document store is declared")
 
 
 @pytest.fixture
 def found(settings: Settings) -> dict[str, Any]:
-    """Result of `GET /v1/status` for traffic that has shifted; the served gateway has no router for `coe status`."""
+    """Result of `GET /v1/report` for traffic that has shifted; the served gateway has no router for `coe report`."""
     now = time.time()
     logged(settings, traffic(600, start=now - 3 * 86_400, expert="coder"))
     logged(settings, traffic(600, start=now - 7_200, expert="coder", uncertain_share=0.4))
-    report = orjson.loads(orjson.dumps(status_report(settings, now=now)))
-    return {"object": "status", "time": now, "report": report}
+    made = orjson.loads(orjson.dumps(report(settings, now=now)))
+    return {"object": "report", "time": now, "report": made}
 
 
 async def test_findings_in_the_traffic_are_shown_with_the_entry_to_copy(
     browser: Browser, shop: Shop, found: dict[str, Any]
 ) -> None:
     async with visiting(browser, shop.url()) as page:
-        await page.route("**/v1/status", lambda route: route.fulfill(json=found))
+        await page.route("**/v1/report", lambda route: route.fulfill(json=found))
         await page.get_by_role("button", name="Refresh").click()
         await expect(page.get_by_text("coder answered 100% of the last 600 requests")).to_be_visible()
         await expect(page.get_by_text("category mix has shifted")).to_be_visible()

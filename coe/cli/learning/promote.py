@@ -1,6 +1,6 @@
 """`coe promote`, `coe rollback` and `coe versions`: change and list which published artifacts are in use.
 
-Kinds of artifacts are router, assignment (the plan), overlays and gate. Each change is atomic.
+Kinds of artifacts are router, assignment (the plan) and gate. Each change is atomic.
 """
 
 from __future__ import annotations
@@ -26,11 +26,10 @@ class Kind(StrEnum):
 
     ROUTER = kinds.ROUTER
     ASSIGNMENT = kinds.ASSIGNMENT
-    OVERLAYS = kinds.OVERLAYS
     GATE = kinds.GATE
 
 
-KindArgument = Annotated[Kind, typer.Argument(metavar="KIND", help="router, assignment, overlays or gate")]
+KindArgument = Annotated[Kind, typer.Argument(metavar="KIND", help="router, assignment or gate")]
 Version = Annotated[str | None, typer.Argument(help="[default: the newest]")]
 Why = Annotated[str, typer.Option("--why", help="The reason, for the history.")]
 
@@ -65,7 +64,7 @@ OptionalKind = Annotated[Kind | None, typer.Argument(metavar="[KIND]", help="One
 
 
 def versions(kind: OptionalKind = None, config: Config = None, json: Json = False) -> None:
-    """List the versions of router, assignment (plan), overlays and gate: origin, quality, date, and what is in use.
+    """List the versions of router, assignment (plan) and gate: origin, quality, date, and what is in use.
 
     The header x-coe-router, the fields router and plan of the routing log, and `coe promote` use these ids.
     """

@@ -1,6 +1,6 @@
 """`coe retrain`: learns from the routing log, and promotes each candidate that a test shows to be better.
 
-The candidates are a plan, a router, overlays and a retrieval gate; each has its own round in `coe/jobs`. With
+The candidates are a plan, a router and a retrieval gate; each has its own round in `coe/jobs`. With
 `--every` the command repeats until SIGTERM. After each run it publishes the traffic report for the gateways' metrics.
 """
 
@@ -23,12 +23,11 @@ from coe.cli.common import Config, ConfigFile, ExecutorOption, Json, duration_se
 from coe.errors import CoEError
 from coe.jobs.executor import Executor, task_runner
 from coe.jobs.foreground import exit_on_sigterm
+from coe.jobs.report import report
 from coe.jobs.rounds.gate_round import GateRound
-from coe.jobs.rounds.overlay_round import OverlayRound
 from coe.jobs.rounds.plan_round import PlanRound
-from coe.jobs.rounds.round import Outcome, Round, open_job, run_round
+from coe.jobs.rounds.round import Outcome, open_job, run_round
 from coe.jobs.rounds.router_round import RouterRound
-from coe.jobs.status_report import status_report
 from coe.learning.monitoring.traffic_report import publish_traffic_report
 from coe.settings import Settings
 from coe.terminal import print_error, print_json, print_line
@@ -65,7 +64,7 @@ def retrain(
         _print(run(executor=executor), json)
         if not dry_run:
             try:
-                publish_traffic_report(settings, status_report(settings, now=time.time()))
+                publish_traffic_report(settings, report(settings, now=time.time()))
             except CoEError as error:  # the rounds' results stand
                 print_error(f"the traffic report was not updated: {error}")
 
@@ -81,7 +80,7 @@ def run_rounds(
 ) -> list[Outcome]:
     """Run a round of each kind on the requests of the last `window` seconds.
 
-    A new router ends the run: overlays and gate belong to the router that they were fitted to. Raises JobError where
+    A new router ends the run: the gate belongs to the router that it was fitted to. Raises JobError where
     another job holds the lock, or the error of a damaged state.
     """
     now = time.time()
@@ -96,8 +95,7 @@ def run_rounds(
             router = run_round(RouterRound(plan.experience, runner, Path(cache)), job)
             outcomes.append(router)
             if router is None or not router.promoted:
-                rest: tuple[Round, ...] = (OverlayRound(plan.experience), GateRound())
-                outcomes += [run_round(one, job) for one in rest]
+                outcomes.append(run_round(GateRound(), job))
         return [outcome for outcome in outcomes if outcome is not None]
 
 

@@ -21,8 +21,8 @@ from coe.errors import DataError, ExpertUnavailable
 from coe.jobs.plan import PlanOptions, make_plan
 from coe.jobs.scoring import Scoring, open_journal, write_tables
 from coe.jobs.tune import LOG_SECONDS, PLAN_DEVIATIONS, Limits, Status, Tuning, price_of_check
-from coe.learning.evaluation.isolation import installed
 from coe.learning.evaluation.recorded_answers import ANSWERS
+from coe.learning.evaluation.sandbox import installed
 from coe.learning.evaluation.tables import require_parquet
 from coe.learning.plots import plot_against
 from coe.learning.probes.shipped import SHIPPED, folder_seed, write_seed

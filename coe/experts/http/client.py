@@ -17,7 +17,6 @@ from types import MappingProxyType
 from typing import Self
 from urllib.parse import quote, unquote, urlsplit
 
-from coe.core import Sink
 from coe.experts.http.connection import Connection, LimitExceeded
 
 CONNECT_TIMEOUT = 5.0
@@ -201,11 +200,10 @@ class Response:
                 report(size)
         return b"".join(chunks)
 
-    async def chunk(self, within: float | None = None, sink: Sink | None = None) -> bytes:
-        """Returns the bytes that arrived since the last call, at least one; empty at the end. Bytes that `sink` takes
-        while this waits are not returned. Raises OSError if it breaks off, and TimeoutError if nothing arrives for
-        `within` seconds."""
-        return await self._connection.chunk(within, sink)
+    async def chunk(self, within: float | None = None) -> bytes:
+        """Returns the bytes that arrived since the last call, at least one; empty at the end. Raises OSError if it
+        breaks off, and TimeoutError if nothing arrives for `within` seconds."""
+        return await self._connection.chunk(within)
 
     def lift_limit(self) -> None:
         """Ends the time limit of the exchange."""

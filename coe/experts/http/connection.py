@@ -7,7 +7,6 @@ import math
 from collections import deque
 from typing import cast
 
-from coe.core import Sink
 from coe.experts.http.parser import ProtocolError, ResponseParser
 
 WRITE_SIZE = 2**18
@@ -48,10 +47,6 @@ class Connection(asyncio.Protocol):
         self._paused = False
         self._reader: asyncio.Future[None] | None = None
         self._writer: asyncio.Future[None] | None = None
-        self._sink: Sink | None = None
-        """The sink of the reader that waits; None without one."""
-        self._within = math.inf
-        """The time limit of this reader in seconds."""
         self._idle_in: deque[Connection] | None = None
         """The connections among which it is idle."""
         self._deadline = math.inf
@@ -91,9 +86,9 @@ class Connection(asyncio.Protocol):
             if self._loop.time() >= self.limit:
                 raise LimitExceeded
 
-    async def chunk(self, within: float | None = None, sink: Sink | None = None) -> bytes:
+    async def chunk(self, within: float | None = None) -> bytes:
         """Returns the bytes that arrived since the last call; empty at the end. Raises TimeoutError if none arrive
-        `within` seconds. Bytes that `sink` takes are not returned, and restart the time limit."""
+        `within` seconds."""
         if not self._chunks:
             self._wait_until(self.limit if within is None else min(self.limit, self._loop.time() + within))
         while not self._chunks:
@@ -101,7 +96,6 @@ class Connection(asyncio.Protocol):
                 return b""
             if self._error is not None:
                 raise self._take_error()
-            self._sink, self._within = sink, math.inf if within is None else within
             await self._data_available()
         self._deadline = math.inf
         chunks = self._chunks
@@ -189,7 +183,7 @@ class Connection(asyncio.Protocol):
         try:
             await self._reader
         finally:
-            self._reader = self._sink = None
+            self._reader = None
 
     async def _write_buffer_drained(self) -> None:
         if self._writer is not None:
@@ -223,22 +217,13 @@ class Connection(asyncio.Protocol):
             self.abort()
             self._wake()
             return
-        if chunk and not self._sent(chunk):
+        if chunk:
             self._chunks.append(chunk)
             self._unread += len(chunk)
             if self._unread > MAX_UNREAD_BYTES and not self._paused and not self.parser.complete:
                 self._paused = True
                 self._transport.pause_reading()
-        elif chunk and not self.parser.complete:
-            return
         self._wake()
-
-    def _sent(self, chunk: bytes) -> bool:
-        """Offers bytes to the sink of a reader that still waits. Returns whether it took them."""
-        if self._sink is None or self._reader is None or self._reader.done() or not self._sink(chunk):
-            return False
-        self._deadline = self._loop.time() + self._within
-        return True
 
     def connection_lost(self, error: Exception | None) -> None:
         self._closed = True

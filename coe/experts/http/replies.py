@@ -14,7 +14,7 @@ from typing import Any, NoReturn, Self
 import orjson
 
 from coe import json_text
-from coe.core import Chunks, Sink
+from coe.core import Chunks
 from coe.experts.api_formats import ApiFormat, is_empty_answer, record_usage
 from coe.experts.error_mapping import ErrorMapping
 from coe.experts.held_answer import HeldAnswer
@@ -162,7 +162,6 @@ class StreamedReply:
         self._usage_event = b""
         self._ended_choices: set[str] = set()
         self._done = False
-        self._sink: Sink | None = None
         self._trailing_data = False
         """True if bytes followed the end of the stream."""
         self.usage = Usage()
@@ -224,27 +223,13 @@ class StreamedReply:
                 return self._first_event(joined)
             raise self._errors.invalid_response(f"a broken event stream ({error})") from None
 
-    def set_sink(self, sink: Sink) -> None:
-        self._sink = sink
-
-    def _sent(self, chunk: bytes) -> bool:
-        """Sends ordinary events to the sink. Returns False for other bytes, which `chunks` then gets."""
-        if self._multiline or not self._buffer.passes(chunk) or not self._api_format.is_ordinary(chunk):
-            return False
-        if self._sink is None or not self._sink(self._rewriter.in_events(chunk)):
-            return False
-        one = chunk.find(b"\n\n") == len(chunk) - 2
-        self.usage.events += 1 if one else chunk.count(b"\n\n")
-        return True
-
     async def chunks(self) -> AsyncGenerator[bytes, None]:
-        sink = self._sent if self._sink is not None else None
         if self._first_events:
             yield self._rewriter.in_events(self._first_events)
             self._first_events = b""
         try:
             while not self._done:
-                chunk = await self._response.chunk(self._stream_idle_timeout, sink)
+                chunk = await self._response.chunk(self._stream_idle_timeout)
                 if not chunk:
                     break
                 if events := self._up_to_end(self._complete_events(chunk)):
@@ -269,7 +254,6 @@ class StreamedReply:
         return self._usage_event + self._api_format.end
 
     async def aclose(self) -> None:
-        self._sink = None  # it refers to the request, whose trace refers to this reply: a cycle
         self._held.resize(0)
         if not self._done:
             self._response.close()  # the answer is incomplete: closing tells the server to stop

@@ -58,7 +58,6 @@ class MemberCalls:
     ) -> None:
         self.log = call.recipe_log or RecipeLog()
         self.log.recipe, self.log.stop = recipe, ""
-        self.log.audit_rate, self.log.audited, self.log.audit = 0.0, False, None
         self.drafts: list[Draft] = []
         self._arm = arm
         self._members = members

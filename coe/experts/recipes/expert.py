@@ -10,16 +10,14 @@ apply.
 from __future__ import annotations
 
 import math
-import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from coe.core import Call, Expert, Health, Reply
 from coe.experts.recipes.agreement import NO_ANSWER, answer_classes
-from coe.experts.recipes.audit import Audit
-from coe.experts.recipes.calls import VERIFIED, MemberCalls, RecipeReply, sets_reasoning
+from coe.experts.recipes.calls import MemberCalls, RecipeReply, sets_reasoning
 from coe.experts.recipes.draft import Draft, FinalAnswer
 from coe.experts.recipes.final_answers.answers import without_reasoning
 from coe.experts.recipes.judge import grade_in, grading_fields
@@ -32,8 +30,7 @@ from coe.usage import MemberCall, RecipeStop
 class RecipeExpert:
     """One arm of a cascade or vote.
 
-    `members` holds its members by name, and the judge. `categories` is the number of categories of a posterior. With
-    probability `audit_rate` an answer is marked for an audit; `draw` returns a uniform number from [0, 1).
+    `members` holds its members by name, and the judge. `categories` is the number of categories of a posterior.
     """
 
     def __init__(
@@ -45,16 +42,12 @@ class RecipeExpert:
         categories: int,
         final_answer: FinalAnswer,
         limits: Policy,
-        audit_rate: float = 0.0,
-        draw: Callable[[], float] = random.random,
     ) -> None:
         self.name = name
         self.policy = policy
         self.members = {member: members[member] for member in policy.members}
         self.final_answer = final_answer
         self.limits = limits
-        self.audit_rate = audit_rate
-        self.draw = draw
         self.uniform = np.full(categories, 1 / categories)
         self.judge = members[policy.judge] if policy.judge else None
         self._first = [members[member] for member in policy.steps[0].members]
@@ -100,29 +93,8 @@ class _Run:
     async def reply(self) -> RecipeReply:
         """Call the members and return the best answer. Raises the last error if no member answered."""
         stop = await self._call_steps()
-        call, self._call = self._call, None
-        best = self._best(finished_only=stop == "deadline")
-        if stop in VERIFIED and self._recipe.audit_rate:
-            self._draw_audit(call, best, stop)
-        return self._calls.reply(best, stop)
-
-    def _draw_audit(self, call: Call | None, best: Draft, stop: RecipeStop) -> None:
-        """Mark the answer for an audit, or not. The draw does not depend on the request."""
-        recipe, log = self._recipe, self._calls.log
-        log.audit_rate = recipe.audit_rate
-        log.audited = recipe.draw() < recipe.audit_rate
-        if log.audited and stop == "accepted" and call is not None:
-            answers = tuple(draft.answer for draft in self._drafts)
-            log.audit = Audit(
-                recipe.policy,
-                recipe.members,
-                replace(call, wake_deadline=0.0, deadline=math.inf, sent=[]),
-                answers=answers,
-                accepted=self._drafts.index(best),
-                posterior=self._posterior,
-                final_answer=self._final_answer,
-                caps_apply=not sets_reasoning(call.fields),
-            )
+        self._call = None
+        return self._calls.reply(self._best(finished_only=stop == "deadline"), stop)
 
     async def _call_steps(self) -> RecipeStop:
         """Call step after step until an answer is accepted or a limit is reached. Return why it stopped."""

@@ -58,16 +58,13 @@ class Step:
 class RecipePolicy:
     """One arm of a recipe. `price` is quality per unit of cost, `judge` the expert that grades, empty without one.
 
-    `max_loss` is the bound that the arm was tested for, None without one. `loss_per_difference` is what an
-    answer that differs from the one after the last step counts as (`coe.learning.recipes.max_loss`); None without
-    `max_loss`.
+    `max_loss` is the bound that the arm was tested for, None without one.
     """
 
     recipe: str
     price: float
     steps: tuple[Step, ...]
     judge: str = ""
-    loss_per_difference: float | None = None
     max_loss: float | None = None
 
     @property

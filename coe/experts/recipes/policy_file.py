@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -34,40 +33,27 @@ class ArmPolicies:
     """The policies of arms by arm name, over `categories` in the order of their coefficients.
 
     `written` are the arms of chains and fuses. `streamed` is the share of requests that the plan counted as streams.
-    `version` is a digest of the file; empty if they were not read from one. Policies of the recipes in `broken` never
-    stop early.
     """
 
     categories: tuple[str, ...]
     by_arm: Mapping[str, RecipePolicy]
     written: Mapping[str, WrittenArm] = field(default_factory=dict)
     streamed: float = 1.0
-    version: str = ""
-    broken: frozenset[str] = frozenset()
-
-    def without_early_stops(self, recipes: Collection[str]) -> ArmPolicies:
-        """Return a copy in which the policies of these recipes never stop early."""
-        by_arm = {arm: one.never_stopping() if one.recipe in recipes else one for arm, one in self.by_arm.items()}
-        return replace(self, by_arm=by_arm, broken=self.broken.union(recipes))
 
     @property
     def steps(self) -> dict[str, tuple[tuple[str, ...], ...]]:
         """Return the members of each step by recipe."""
-        fitted = {one.recipe: tuple(step.members for step in one.steps) for one in self.by_arm.values()}
-        return fitted | {one.recipe: one.steps for one in self.written.values()}
-
-    @property
-    def max_tokens(self) -> dict[str, dict[str, int]]:
-        """Return the caps of members by recipe."""
-        return {one.recipe: one.max_tokens for one in self.by_arm.values()}
+        fitted = {name: tuple(step.members for step in one.steps) for name, one in self.by_arm.items()}
+        return fitted | {name: one.steps for name, one in self.written.items()}
 
     def has(self, arm: ArmSpec) -> bool:
         """Return True if a declared arm has the steps, the caps, the instruction and the judge that were planned."""
-        writing = {one.recipe: one.writing for one in self.written.values()}
-        judges = {one.recipe: one.judge for one in self.by_arm.values()}
-        planned = self.steps.get(arm.recipe), writing.get(arm.recipe, ""), judges.get(arm.recipe, "")
-        caps = self.max_tokens.get(arm.recipe, {})
-        return planned == (arm.steps, arm.writing_digest, arm.judge) and caps == arm.max_tokens
+        if written := self.written.get(arm.name):
+            return (written.steps, written.writing) == (arm.steps, arm.writing_digest)
+        if (fitted := self.by_arm.get(arm.name)) is None or arm.writing_digest:
+            return False
+        same_steps = self.steps[arm.name] == arm.steps
+        return same_steps and fitted.judge == arm.judge and fitted.max_tokens == arm.max_tokens
 
     def only(self, arms: Collection[str]) -> ArmPolicies:
         """Return some of the arms."""
@@ -89,7 +75,6 @@ class ArmPolicies:
                 "recipe": one.recipe,
                 "price": one.price,
                 "judge": one.judge,
-                "loss_per_difference": one.loss_per_difference,
                 "max_loss": one.max_loss,
                 "steps": [_step_to_json(step) for step in one.steps],
             }
@@ -121,7 +106,7 @@ class ArmPolicies:
                 raise ValueError(f"streamed {streamed}, not between 0 and 1")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ArtifactError(f"{RECIPES_FILE} cannot be read ({error}); make it again with `coe plan`") from None
-        return cls(categories, arms, written, streamed, hashlib.sha256(data).hexdigest()[:16])
+        return cls(categories, arms, written, streamed)
 
 
 def _over(step: Step, columns: Sequence[int]) -> Step:
@@ -168,15 +153,8 @@ def _policy_from_json(found: Mapping[str, Any], n_categories: int) -> RecipePoli
         steps.append(Step(tuple(one["members"]), weights, typical, gain, graded, _caps_from_json(one)))
     if not steps or steps[-1].gain is not None:
         raise ValueError("the last step of a policy must not continue")
-    loss, max_loss = (None if found[name] is None else float(found[name]) for name in _LOSSES)
-    return RecipePolicy(
-        str(found["recipe"]),
-        float(found["price"]),
-        tuple(steps),
-        str(found["judge"]),
-        loss,
-        max_loss,
-    )
+    max_loss = None if found["max_loss"] is None else float(found["max_loss"])
+    return RecipePolicy(str(found["recipe"]), float(found["price"]), tuple(steps), str(found["judge"]), max_loss)
 
 
 def _caps_from_json(found: Mapping[str, Any]) -> tuple[float, ...]:
@@ -184,9 +162,6 @@ def _caps_from_json(found: Mapping[str, Any]) -> tuple[float, ...]:
     if caps and (len(caps) != len(found["members"]) or not min(caps) > 0):
         raise ValueError(f"max_tokens {found['max_tokens']}, not a positive number or null for each member")
     return caps
-
-
-_LOSSES = ("loss_per_difference", "max_loss")
 
 
 def _rule_from_json(found: Mapping[str, Any] | None, n_categories: int) -> GradeRule | None:

@@ -1,6 +1,6 @@
 """Simulates the schedulers of devices on a trace of requests: the real schedulers with simulated servers and time.
 
-`coe plan` estimates waits with it, and the benchmarks compare policies. A run takes about 0.1 ms per request and
+The benchmarks compare policies with it. A run takes about 0.1 ms per request and
 candidate server, and always terminates: simulated servers do not fail, so every request is served.
 """
 

@@ -21,6 +21,8 @@ import orjson
 from coe.artifacts.kinds import ASSIGNMENT
 from coe.errors import DataError
 from coe.experts.recipes.policy_file import RECIPES_FILE
+from coe.jobs.plan_basis import compare_with_single_experts
+from coe.jobs.plan_residual import refitted
 from coe.jobs.rounds.round import Candidate, Job, ManifestFields, RoundState, read_round_states
 from coe.learning.estimation.experience import Experience
 from coe.learning.estimation.experience_loader import LoadedExperience
@@ -30,9 +32,10 @@ from coe.learning.evaluation.quality import Quality, read_quality
 from coe.learning.recipes.columns import RecipeColumns, recipe_columns
 from coe.learning.retraining.budget_solver import BudgetSolver
 from coe.learning.retraining.moves import HeldOutProbes
-from coe.learning.retraining.plan_candidate import CurrentPlan, JudgedPlan, judge_plan
-from coe.mapping import PlanEvidence, PlanInputs, read_evidence, read_published, save_assignment
+from coe.learning.retraining.plan_candidate import CurrentPlan, JudgedPlan, judge_plan, with_residual_alone
+from coe.mapping import PlanEvidence, PlanInputs, read_evidence, read_published, read_unused, save_assignment
 from coe.mapping.problem import Array, relative_cost
+from coe.mapping.residual import Evidence, Residual
 from coe.mapping.score_table import ScoreTable, fit_pseudo_count
 from coe.records.feedback import FEEDBACK_KINDS
 from coe.records.record import RoutingRecord, observed
@@ -73,7 +76,7 @@ class PlanRound:
         state = _next_state(job, measured.digest)
         new, cursor = 0, state.feedback
         for page in job.logs.pages(after=cursor):
-            new, cursor = new + sum(event.kind != "audit" for event in page.events), page.cursor
+            new, cursor = new + len(page.events), page.cursor
         if not new and not self._has_new_inputs(job, state):
             return "no feedback is new"
         exploration = job.registry.policy.exploration
@@ -127,7 +130,8 @@ def _judge(
     evidence = _evidence_in_use(job, version)
     folder = None if version is None else job.store(ASSIGNMENT).published(version).folder
     recipes = RecipeColumns() if version is None or folder is None else _planned_arms(job, folder, version)
-    residual = job.in_use.assignment.residual
+    unused, refit, tested = _refitted_residual(job, folder, experience)
+    residual = current.assignment.residual if refit is None else refit
     solver = BudgetSolver(job.registry, experience, evidence.measured_uses, recipes, residual)
     base = evidence.measured if measured.table is None else measured.table
     judged = judge_plan(
@@ -140,13 +144,17 @@ def _judge(
         weighting=measured.weighting,
         guarded=job.registry.category_names,
     )
+    if refit and tested and judged.tested and not judged.judgement.promote:
+        judged = with_residual_alone(judged, current, solve_plan=solver, gain=_residual_sentence(tested))
     judgement = judged.judgement
     state = replace(state, feedback=cursor, promoted=judgement.promote, sentence=judgement.sentence)
     if judgement.evidence and judged.tested:
         state = replace(state, judged=judgement.round_, tested=judged.rated, tested_at=judged.rated_until)
     reassigned = tuple(sorted({*evidence.reassigned, *(move.category for move in judged.moves if move.accepted)}))
     basis = solver.basis(judged.refit, judged.candidate.quality, measured=base, reassigned=reassigned)
+    basis = replace(basis, unused=unused if residual is None else None)
     report = plan_report(judged, current, experience=experience, left_out=loaded.left_out)
+    report["residual"] = None if tested is None else {**tested._asdict(), "sentence": _residual_sentence(tested)}
     return Candidate(
         state,
         replaces=version,
@@ -156,6 +164,26 @@ def _judge(
         save=partial(_save, judged, basis, config=job.registry.digest, plan=folder),
         digest=judged.candidate.digest,
         restarts_tests=any(move.verdict == "better" for move in judged.moves),  # exploring continues the series
+    )
+
+
+def _refitted_residual(
+    job: Job, folder: Path | None, experience: Experience
+) -> tuple[Residual | None, Residual | None, Evidence | None]:
+    """The residual that the plan in use does not use; the one to use instead, fitted with rated requests, if it
+    improves decisions; and the evidence. None of each that there is not."""
+    assignment, unused = job.in_use.assignment, None
+    if (residual := assignment.residual) is None and folder is not None and (found := read_unused(folder)) is not None:
+        residual = unused = found.over(assignment.categories, assignment.experts)
+    if residual is None:
+        return None, None, None
+    return unused, *refitted(residual, job.settings, assignment, experience, job.records())
+
+
+def _residual_sentence(tested: Evidence) -> str:
+    gain = f"{tested.gain:+.4f} ± {tested.error:.4f} on the measured prompts"
+    return (
+        f"the residual with rated requests {f'is not used: {tested.refused}' if tested.refused else 'is used'} ({gain})"
     )
 
 
@@ -178,7 +206,7 @@ def _save(judged: JudgedPlan, basis: PlanInputs, folder: Path, *, config: str, p
     if plan is not None and (plan / RECIPES_FILE).exists():
         shutil.copyfile(plan / RECIPES_FILE, folder / RECIPES_FILE)
     save_assignment(folder, judged.candidate)
-    basis.save(folder, judged.candidate)
+    basis.save(folder, judged.candidate, against=compare_with_single_experts(basis, judged.candidate))
     return {"categories": judged.candidate.categories, "data": config, "metrics": {}}
 
 
@@ -226,15 +254,12 @@ def _measured_arms(job: Job, folder: Path, data: Quality) -> dict[str, Array]:
     """The scores of the arms in the plan in use, shape (n_prompts,), NaN without recorded answers.
 
     They are measured as `coe plan` does: on each prompt by a policy that was fitted on other prompts, with the share of
-    streams and the uses of requests that the plan in use counted. Raises DataError where an arm cannot be measured.
+    streams that the plan in use counted. Raises DataError where an arm cannot be measured.
     """
     arms = [name for name in job.columns if name not in job.registry.expert_names]
     if not arms:
         return {}
-    planned = {job.registry.arm(name).recipe for name in arms}  # type: ignore[union-attr]
-    recipes = [
-        one.model_copy(update={"max_loss": None}) for one in job.registry.declared_recipes if one.name in planned
-    ]
+    recipes = [one.model_copy(update={"max_loss": None}) for one in job.registry.declared_recipes if one.name in arms]
     rows = [row for row, category in enumerate(data.categories) if category in job.registry.category_names]
     found = recipe_columns(
         folder,
@@ -245,7 +270,6 @@ def _measured_arms(job: Job, folder: Path, data: Quality) -> dict[str, Array]:
         categories=job.in_use.router.categories,
         only=recipes,
         streamed=job.in_use.policies.streamed,
-        expected=_evidence_in_use(job, job.store(ASSIGNMENT).in_use()).measured_uses,
     )
     if reasons := sorted(set(found.left_out.values())):
         raise DataError(f"probes: the arms of recipes cannot be measured: {'; '.join(reasons)}")
@@ -301,6 +325,8 @@ def plan_markdown(report: Mapping[str, Any]) -> str:
         parts += ["## Changes", _table(["category", "from", "to"], rows)]
     if report["moves"]:
         parts += ["## Moves and their evidence", "\n".join(f"- {one['sentence']}" for one in report["moves"])]
+    if report.get("residual"):
+        parts.append(f"{report['residual']['sentence'][0].upper()}{report['residual']['sentence'][1:]}.")
     if report["estimates"]:
         parts += ["## Off-policy estimates", _estimates(report["estimates"])]
     if doubted := [one["sentence"] for one in report["tenants"] if one["trust"] < 1.0]:

@@ -23,7 +23,7 @@ from coe.artifacts.redis import RedisArtifacts
 from coe.artifacts.store import ArtifactStore, mirror
 from coe.errors import ArtifactError
 from coe.jobs.job_lock import CheckLock, job_lock
-from coe.learning.estimation.experience_loader import MAX_REQUESTS, LoadedExperience, Logs, load_experience, open_logs
+from coe.learning.estimation.experience_loader import LoadedExperience, Logs, load_experience, open_logs
 from coe.learning.plots import plot_round
 from coe.learning.retraining.promotion import Judgement
 from coe.records.record import RoutingRecord
@@ -117,16 +117,15 @@ class Candidate:
 
     `state` is stored for the next round; its `promoted` and `sentence` are the verdict. `replaces` is the version that
     was in use when the round began, None for none. `report` is JSON-able, `page` is the same in Markdown, and `plot`
-    adds an image. `save` writes the artifact's files into a folder; where it is None, promotion leaves no version in
-    use. After promotion `state.in_use` is `digest`, or the version where `digest` is None, and with `restarts_tests`
-    the next candidates are judged from the first test on.
+    adds an image. `save` writes the artifact's files into a folder. After promotion `state.in_use` is `digest`, or the
+    version where `digest` is None, and with `restarts_tests` the next candidates are judged from the first test on.
     """
 
     state: RoundState
     replaces: str | None
     report: Mapping[str, Any]
     page: str
-    save: Callable[[Path], ManifestFields] | None
+    save: Callable[[Path], ManifestFields]
     digest: str | None = None
     restarts_tests: bool = True
     plot: bool = False
@@ -171,9 +170,7 @@ class Job:
         """The declared experts, and the arms of recipes in the plan in use."""
         return self.in_use.assignment.experts
 
-    def experience(
-        self, pages: Pages, *, limit: int = MAX_REQUESTS, experts: Sequence[str] | None = None
-    ) -> LoadedExperience:
+    def experience(self, pages: Pages, *, experts: Sequence[str] | None = None) -> LoadedExperience:
         """Join pages of records with their feedback, over `experts` (default: all columns of the plan in use).
 
         Raises DataError where no request is left.
@@ -183,7 +180,6 @@ class Job:
             self.logs.feedback(since=self.since),
             categories=self.in_use.router.categories,
             experts=self.columns if experts is None else experts,
-            limit=limit,
         )
 
     def tests_so_far(self, kind: str, *, in_use: str, inputs: str) -> int | None:
@@ -193,8 +189,8 @@ class Job:
             return 0
         return None if last.inputs == inputs else last.judged
 
-    def promote(self, kind: str, version: str | None, *, instead_of: str | None, why: str) -> None:
-        """Put the version, or none, into use.
+    def promote(self, kind: str, version: str, *, instead_of: str | None, why: str) -> None:
+        """Put the version into use.
 
         Raises JobError or ArtifactError, and changes nothing, where the lock was lost, or experts.yaml or the version
         in use changed since the job began.
@@ -205,10 +201,7 @@ class Job:
         if declared != self.registry.digest or store.in_use() != instead_of:
             raise ArtifactError(f"retrain: {kind} or experts.yaml was changed in the meantime; nothing is promoted")
         self.check_lock()
-        if version is None:
-            store.clear(by="retrain", why=why)
-        else:
-            store.promote(version, by="retrain", why=why)
+        store.promote(version, by="retrain", why=why)
 
 
 class Round(Protocol):
@@ -251,9 +244,9 @@ def run_round(round_: Round, job: Job) -> Outcome | None:
         return Outcome(kind, False, f"dry run, nothing is changed; {state.sentence}", report=judged.report)
     artifact = _publish(judged, job.store(kind)) if state.promoted else None
     version = artifact.manifest.version if artifact else None
-    if state.promoted:
+    if version is not None:
         job.promote(kind, version, instead_of=judged.replaces, why=state.sentence)
-        state = replace(state, in_use=judged.digest or version or "")
+        state = replace(state, in_use=judged.digest or version)
         if judged.restarts_tests:
             state = replace(state, judged=0, tested=0, tested_at=0.0)
     reports = job.settings.artifacts / REPORTS
@@ -262,10 +255,8 @@ def run_round(round_: Round, job: Job) -> Outcome | None:
     return Outcome(kind, state.promoted, state.sentence, version, str(folder), judged.report)
 
 
-def _publish(candidate: Candidate, store: ArtifactStore) -> Artifact | None:
-    """Publish the candidate with its report. Returns None if no version shall be in use."""
-    if candidate.save is None:
-        return None
+def _publish(candidate: Candidate, store: ArtifactStore) -> Artifact:
+    """Publish the candidate with its report."""
     with store.draft() as draft:
         fields = candidate.save(draft)
         candidate.write_report(draft)

@@ -21,16 +21,16 @@ RATING_KINDS: tuple[FeedbackKind, ...] = ("score", "thumb", "preferred")
 """Explicit ratings of an answer, most reliable first; the most reliable one counts."""
 
 KIND_WEIGHT: Mapping[FeedbackKind, float] = MappingProxyType(
-    {"score": 1.0, "thumb": 1.0, "preferred": 0.5, "category": 0.0, "regenerated": 0.2, "abandoned": 0.1, "audit": 0.0}
+    {"score": 1.0, "thumb": 1.0, "preferred": 0.5, "category": 0.0, "regenerated": 0.2, "abandoned": 0.1}
 )
 """Weight of each kind as evidence of quality; a score has 1. A preference shows which expert is better, not how good it
 is. Retries and aborted answers can have other reasons, and never show satisfaction; they count even less where few
-requests are rated (`Experience.weight`). An audit compares two answers and rates none."""
+requests are rated (`Experience.weight`)."""
 
 
 def certainty_rank(kind: FeedbackKind) -> int:
     """The rank of a kind as evidence of quality, 0 the most reliable; of several feedbacks the best kind counts."""
-    return (*RATING_KINDS, "regenerated", "abandoned", "category", "audit").index(kind)
+    return (*RATING_KINDS, "regenerated", "abandoned", "category").index(kind)
 
 
 def precedence(feedback: Feedback) -> tuple[int, float, str]:
@@ -41,8 +41,8 @@ def precedence(feedback: Feedback) -> tuple[int, float, str]:
 def reward(feedback: Feedback, *, expert: str) -> float:
     """The reward that the event gives the answer of `expert`, 0 to 1; NaN where it gives none.
 
-    A score is its own reward. A thumb up gives 1, a thumb down 0. A preference gives 1 to the expert (or the arm's
-    recipe) that it names, and 0 to any other. A retry or an aborted answer gives 0, at a small KIND_WEIGHT.
+    A score is its own reward. A thumb up gives 1, a thumb down 0. A preference gives 1 to the expert or
+    recipe that it names, and 0 to any other. A retry or an aborted answer gives 0, at a small KIND_WEIGHT.
     """
     match feedback.kind:
         case "score":
@@ -50,8 +50,8 @@ def reward(feedback: Feedback, *, expert: str) -> float:
         case "thumb":
             return 1.0 if feedback.value == 1 else 0.0
         case "preferred":
-            return 1.0 if feedback.value in (expert, expert.partition("@")[0]) else 0.0
-        case "category" | "audit":
+            return 1.0 if feedback.value == expert else 0.0
+        case "category":
             return math.nan
         case _:
             return 0.0

@@ -21,13 +21,11 @@ from coe.errors import DataError
 from coe.learning.estimation.experience import NONE, Experience, certainty_rank, reward
 from coe.records import open_log_and_feedback
 from coe.records.feedback import FEEDBACK_KINDS, Feedback, FeedbackLog, FeedbackPage
-from coe.records.record import LogPage, LogQuery, RoutingLog, RoutingRecord
+from coe.records.record import LogQuery, RoutingLog, RoutingRecord
 
 MAX_REQUESTS = 1_000_000
 """Newest requests that are kept. A million with 14 categories and 9 experts take 100 MB, twice that while they are
 sorted, and a learning round on them some 260 MB more (docs/experiments/retrain-memory.md)."""
-UNTENANTED = ""
-"""The tenant of requests without a key."""
 REASONS_WITH_PROPENSITY = frozenset(("routed", "explored"))
 """Reasons for which expected quality chose the expert, so that the logged propensity is its probability."""
 
@@ -78,7 +76,6 @@ class _RingBuffer:
         self.rows, self.limit = Experience.blank(categories, experts, limit), limit
         self.category = {name: index for index, name in enumerate(categories)}
         self.expert = {name: index for index, name in enumerate(experts)}
-        self.alternatives = _alternatives(experts)
         self.tenants: dict[str, int] = {}
         self.versions: dict[str, int] = {}
         self.left_out: Counter[str] = Counter()
@@ -103,11 +100,11 @@ class _RingBuffer:
         for name, probability in record.probabilities.items():
             posterior[self.category.get(name, self.category[GENERAL])] += probability
         allowed[:] = False
-        allowed[[column for name in record.candidates for column in self.alternatives.get(name, ())]] = True
+        allowed[[self.expert[name] for name in record.candidates if name in self.expert]] = True
         allowed[chosen] = True
         rows.chosen[row] = chosen
         rows.propensity[row] = record.propensity if record.reason in REASONS_WITH_PROPENSITY else np.nan
-        rows.tenant[row] = self.tenants.setdefault(record.tenant or UNTENANTED, len(self.tenants))
+        rows.tenant[row] = self.tenants.setdefault(record.tenant or "", len(self.tenants))
         rows.version[row] = self.versions.setdefault(f"{record.router}/{record.config}", len(self.versions))
         rows.time[row] = record.time
         rows.identity[row] = request_hash(record.request_id)
@@ -125,17 +122,6 @@ class _RingBuffer:
         return replace(found, tenants=tuple(self.tenants), versions=tuple(self.versions))
 
 
-def _alternatives(experts: Sequence[str]) -> dict[str, list[int]]:
-    """The columns that could have answered by the name of a candidate.
-
-    A record lists one arm of a recipe; where it could have answered, so could the recipe's other arms.
-    """
-    by_recipe: dict[str, list[int]] = {}
-    for index, name in enumerate(experts):
-        by_recipe.setdefault(name.partition("@")[0], []).append(index)
-    return {name: by_recipe[name.partition("@")[0]] for name in experts}
-
-
 class _FeedbackJoin:
     """Finds the request of each feedback and keeps the feedback that counts.
 
@@ -151,15 +137,13 @@ class _FeedbackJoin:
         self._event = np.zeros((2, len(self._identities)), dtype=np.uint64)
 
     def add(self, event: Feedback) -> None:
-        if event.kind == "audit":
-            return
         key = np.uint64(request_hash(event.request_id))
         place = int(np.searchsorted(self._identities, key))
         if place == len(self._identities) or self._identities[place] != key:
             self._rows.left_out["feedback for unknown requests"] += 1
             return
         row = int(self._sorting[place])
-        if self.experience.tenants[self.experience.tenant[row]] != (event.tenant or UNTENANTED):
+        if self.experience.tenants[self.experience.tenant[row]] != (event.tenant or ""):
             self._rows.left_out["feedback for another tenant's requests"] += 1
         elif event.kind == "category":
             self._correct(row, event)
@@ -233,20 +217,6 @@ class Logs:
             if page.cursor == query.after or (page.records and not kept):
                 return
             query = replace(query, after=page.cursor)
-
-    def page(self, *, after: str, limit: int) -> LogPage:
-        """The next records after a cursor, with those of CoE commands; the same cursor if there are none."""
-        page = self._runner.run(self._records.read(LogQuery(after=after, limit=limit)))
-        self.damaged += page.damaged
-        return page
-
-    def cursor_at(self, time: float) -> str:
-        """A cursor shortly before the first record since a time (Unix seconds)."""
-        return self._runner.run(self._records.cursor_at(time))
-
-    def count(self, after: str, before: str) -> int:
-        """The number of records from one cursor to another one."""
-        return self._runner.run(self._records.count(after, before))
 
     def pages(self, *, after: str = "") -> Iterator[FeedbackPage]:
         """Pages of feedback after a cursor, in the order it was stored; none is empty."""

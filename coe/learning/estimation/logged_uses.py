@@ -28,8 +28,6 @@ MAX_SAMPLED_POSTERIORS = 10_000
 """Posteriors of a router's requests that are kept, a uniform sample."""
 MAX_ROUTERS = 4
 """Routers whose mix of traffic is kept."""
-MAX_HOURS = 24 * 366
-"""Hours whose requests are counted, the first ones read."""
 MAX_ARMS = 2_000
 """Different names of experts and arms that are counted; the log may hold names that are no longer declared."""
 BILLED = "dollars"
@@ -55,7 +53,6 @@ class LoggedUses:
         self.left_out: Counter[str] = Counter()
         self.requests: Counter[tuple[str, str]] = Counter()
         self.traffic = TrafficMix(categories)
-        self._hours: Counter[int] = Counter()
         self._chats: Counter[bool] = Counter()
         self._row = {name: row for row, name in enumerate(categories)}
         self._sums: dict[str, list[float]] = {}
@@ -75,12 +72,8 @@ class LoggedUses:
         """Add a record, or count it under `left_out`."""
         if record.reason not in ("", "pinned", "rule", "cached") and not record.purpose:
             self.traffic.add(record.router, record.probabilities)
-        if record.attempts and not record.purpose:
-            hour = int(record.time // 3600)
-            if hour in self._hours or len(self._hours) < MAX_HOURS:
-                self._hours[hour] += 1
-            if record.api == "chat":
-                self._chats[record.stream] += 1
+        if record.attempts and not record.purpose and record.api == "chat":
+            self._chats[record.stream] += 1
         if reason := unusable(record, self._row):
             self.left_out[reason] += 1
             return
@@ -92,20 +85,10 @@ class LoggedUses:
             self._add(arm, self._row[record.category], values)
 
     @property
-    def called(self) -> int:
-        """Requests of users that called an expert."""
-        return sum(self._hours.values())
-
-    @property
     def streamed(self) -> float | None:
         """The share of the chat requests of users that were streamed; None for fewer than MIN_CHAT_REQUESTS."""
         total = self._chats.total()
         return self._chats[True] / total if total >= MIN_CHAT_REQUESTS else None
-
-    @property
-    def typical_rate(self) -> float:
-        """Requests a second in the hour of a typical request: the mean of the hourly rates, weighted by requests."""
-        return sum(count * count for count in self._hours.values()) / max(self.called, 1) / 3600
 
     def _add(self, arm: str, row: int, values: Values) -> None:
         if (sums := self._sums.get(arm)) is None:

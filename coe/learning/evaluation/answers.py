@@ -67,11 +67,18 @@ class ProbeAnswer:
         return self.finish_reason == CUT_REASON
 
 
-async def request_answer(expert: Expert, messages: Sequence[Mapping[str, Any]], *, limits: RetryLimits) -> ProbeAnswer:
-    """Request an answer until there is one. Raises the last ExpertError, at once where a retry cannot help."""
+async def request_answer(
+    expert: Expert, messages: Sequence[Mapping[str, Any]], *, limits: RetryLimits, max_tokens: int | None = None
+) -> ProbeAnswer:
+    """Request an answer, of at most `max_tokens`, until there is one. Raises the last ExpertError, at once where a
+    retry cannot help."""
+    # not streamed: some servers report token counts only then
+    fields: dict[str, Any] = {"messages": list(messages), "stream": False}
+    if max_tokens is not None:
+        fields["max_tokens"] = max_tokens
     for attempt in range(1, limits.attempts + 1):
         try:
-            return await _request_once(expert, messages, limits.answer_seconds)
+            return await _request_once(expert, fields, limits.answer_seconds)
         except ExpertError as error:
             if not error.retryable or attempt == limits.attempts:
                 raise
@@ -79,12 +86,11 @@ async def request_answer(expert: Expert, messages: Sequence[Mapping[str, Any]], 
     raise AssertionError("RetryLimits allow at least one attempt")
 
 
-async def _request_once(expert: Expert, messages: Sequence[Mapping[str, Any]], seconds: float) -> ProbeAnswer:
-    began = time.perf_counter()
-    # not streamed: some servers report token counts only then
-    fields = {"messages": list(messages), "stream": False}
-    log = RecipeLog()
-    reply = await expert.stream(Call(fields, False, seconds, seconds, headers=_HEADERS, recipe_log=log))
+async def _request_once(expert: Expert, fields: Mapping[str, Any], seconds: float) -> ProbeAnswer:
+    began, log = time.perf_counter(), RecipeLog()
+    limited = "max_tokens" in fields
+    call = Call(fields, False, seconds, seconds, headers=_HEADERS, recipe_log=log, renames_limit=limited)
+    reply = await expert.stream(call)
     try:
         body = b"".join([chunk async for chunk in reply.chunks()])
     finally:

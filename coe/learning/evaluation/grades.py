@@ -15,13 +15,12 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from coe.core import Call, Expert, Health, Reply
 from coe.errors import DataError
 from coe.experts.recipes.judge import GRADE_TOKENS, MAX_GRADE, grading_fields
 from coe.learning.evaluation.probes import Probe
 from coe.learning.evaluation.quality import Quality, column_means
 from coe.learning.evaluation.scoring_run import Cell, declared_fields
-from coe.learning.evaluation.tables import find_table, read_table, replace_parquet
+from coe.learning.evaluation.tables import optional_table, replace_parquet
 from coe.mapping import MEASURES
 from coe.registry import ExpertSpec, Prices
 
@@ -33,24 +32,6 @@ _COLUMNS = dict.fromkeys(("benchmark", "prompt_id", "model", "judge"), "string")
     "latency_ms": "float64",
     "cost": "float64",
 }
-
-
-class Grader:
-    """A judge as the expert of a scoring run: its answers have at most GRADE_TOKENS."""
-
-    health = Health()
-
-    def __init__(self, judge: Expert) -> None:
-        self.name = judge.name
-        self._judge = judge
-
-    async def stream(self, call: Call) -> Reply:
-        """Call the judge. Raises what it raises."""
-        limited = {**call.fields, "max_tokens": GRADE_TOKENS}
-        return await self._judge.stream(replace(call, fields=limited, renames_limit=True))
-
-    async def aclose(self) -> None:
-        """Does nothing: the caller closes the judge."""
 
 
 def grading_probe(probe: Probe, answer: Cell, judge: ExpertSpec) -> Probe | None:
@@ -102,21 +83,20 @@ def read_grades(folder: Path, quality: Quality, judges: Sequence[str]) -> dict[s
 
     Raises DataError for a missing column and for grades outside 0 to 10.
     """
-    path = find_table(folder, GRADES)
-    if path is None or not judges:
+    needed = ("prompt_id", "model", "judge", "grade")
+    table = optional_table(folder, GRADES, needed=needed, benchmark=quality.benchmark) if judges else None
+    if table is None:
         return {}
-    table = read_table(path, needed=("prompt_id", "model", "judge", "grade")).where("benchmark", quality.benchmark)
     grades = np.array(table.numbers("grade"))
     if wrong := int(((grades < 0) | (grades > MAX_GRADE)).sum()):
-        raise DataError(f"{path}: {wrong} grades are not in 0 to {MAX_GRADE}")
+        raise DataError(f"{table.path}: {wrong} grades are not in 0 to {MAX_GRADE}")
     uses = {name: np.array(table.numbers(name)) for name in MEASURES}
-    owners, covered = table.texts("judge"), quality.cells(table)
+    owners, covered = np.array(table.texts("judge"), dtype=object), quality.cells(table)
     found = {}
     for judge in judges:
-        cells = np.array([cell for cell in covered if owners[cell[0]] == judge], dtype=np.int64).reshape(-1, 3)
-        if not len(cells):
+        rows, prompts, models = covered[:, owners[covered[0]] == judge]
+        if not len(rows):
             continue
-        rows, prompts, models = cells.T
         shape = (len(quality.prompts), len(quality.models))
         aligned, recorded = np.full(shape, np.nan), np.zeros(shape, dtype=bool)
         aligned[prompts, models], recorded[prompts, models] = grades[rows], True

@@ -29,7 +29,7 @@ from coe.routing.request_text import routing_text
 Checker = Literal["exact", "choice", "numeric", "contains", "json", "constraints", "code", "judge"]
 CHECKERS: tuple[str, ...] = get_args(Checker)
 DIFFICULTIES = ("easy", "medium", "hard")
-CHECKER_VERSION = 6
+CHECKER_VERSION = 7
 """Part of every probe's digest; raise it when a checker's verdicts change, so that old scores are not reused."""
 MAX_PROBLEMS = 20
 """Bad lines that one error names."""

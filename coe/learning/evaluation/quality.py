@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from coe.artifacts.atomic_files import replace_file
 from coe.errors import DataError
 from coe.learning.evaluation.probes import Probe
-from coe.learning.evaluation.tables import Table, find_table, needed_table, read_table, write_parquet
+from coe.learning.evaluation.tables import Table, find_table, needed_table, optional_table, read_table, write_parquet
 from coe.mapping import MEASURES
 from coe.registry import ExpertSpec
 
@@ -68,12 +68,9 @@ class Quality:
             found.append(f"{count}, {self.strays[0]!r} for one")
         return found
 
-    def cells(self, table: Table) -> list[tuple[int, int, int]]:
-        """The row, prompt and model, by index, of each row of a table with `prompt_id` and `model` that is of both."""
-        number = {prompt_id: row for row, prompt_id in enumerate(self.prompt_ids)}
-        column = {model: index for index, model in enumerate(self.models)}
-        names = zip(table.texts("prompt_id"), table.texts("model"), strict=True)
-        return [(row, number[p], column[m]) for row, (p, m) in enumerate(names) if p in number and m in column]
+    def cells(self, table: Table) -> NDArray[np.int64]:
+        """The row, prompt and model, by index, of each row of a table that belongs to both, shape (3, n_rows)."""
+        return _cells(table, self.prompt_ids, self.models)
 
     def grid(self, rows: Sequence[int], models: Sequence[str]) -> tuple[NDArray[np.int64], ...]:
         """The index of some prompts and models in arrays of the shape of `scores`."""
@@ -88,6 +85,14 @@ class Quality:
     def digest(self) -> str:
         """SHA-256 of the prompts in order."""
         return hashlib.sha256(orjson.dumps(self.prompts)).hexdigest()
+
+
+def _cells(table: Table, prompt_ids: Iterable[str], models: Sequence[str]) -> NDArray[np.int64]:
+    number = {prompt_id: row for row, prompt_id in enumerate(prompt_ids)}
+    column = {model: index for index, model in enumerate(models)}
+    names = zip(table.texts("prompt_id"), table.texts("model"), strict=True)
+    cells = [(row, number[p], column[m]) for row, (p, m) in enumerate(names) if p in number and m in column]
+    return np.array(cells, dtype=np.int64).reshape(-1, 3).T
 
 
 def column_means(values: NDArray[np.float64], otherwise: ArrayLike) -> NDArray[np.float64]:
@@ -122,8 +127,8 @@ def read_quality(
     DataError with the file, the problem and its count.
     """
     folder = Path(folder)
-    prompts = read_table(needed_table(folder, "prompts"), needed=("prompt_id", "prompt"))
-    scores = read_table(needed_table(folder, "scores"), needed=("prompt_id", "model", "score"))
+    prompts = needed_table(folder, "prompts", needed=("prompt_id", "prompt"))
+    scores = needed_table(folder, "scores", needed=("prompt_id", "model", "score"))
     name = _benchmark(prompts, benchmark)
     several = "benchmark" in prompts.columns
     if several:
@@ -214,8 +219,7 @@ def _categories(prompts: Table, *, coarse: bool) -> list[str]:
 
 def _sizes(folder: Path, benchmark: str | None) -> dict[str, float]:
     """Active parameters in billions of the models of known size; of all rows where no benchmark is given."""
-    path = find_table(folder, "models")
-    if path is None:
+    if (path := find_table(folder, "models")) is None:
         return {}
     table = read_table(path, needed=("model", "active_b"))
     if benchmark is not None:
@@ -255,18 +259,11 @@ def _matrix(
             f"{scores.path}: {outside.size} {'scores' if name == 'score' else name} are {limits}, {values[first]:g} of "
             f"{names[first]} on prompt {ids[first]} for one; {remedy}"
         )
-    column = {model: index for index, model in enumerate(models)}
-    cells = [
-        (number[i], column[m], v)
-        for i, m, v in zip(ids, names, values, strict=True)
-        if i in number and m in column and np.isfinite(v)
-    ]
-    if not cells:
-        return np.full((len(number), len(models)), np.nan)
-    rows, columns, found = (np.array(part) for part in zip(*cells, strict=True))
-    total, count = np.zeros((len(number), len(models))), np.zeros((len(number), len(models)))
-    np.add.at(total, (rows, columns), found)
-    np.add.at(count, (rows, columns), 1)
+    cells = _cells(scores, number, models)
+    rows, *places = cells[:, np.isfinite(values[cells[0]])]
+    total, count = np.zeros((2, len(number), len(models)))
+    np.add.at(total, tuple(places), values[rows])
+    np.add.at(count, tuple(places), 1)
     return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
 
 
@@ -274,10 +271,8 @@ def _uses(
     folder: Path, benchmark: str, number: dict[str, int], models: tuple[str, ...], kept: NDArray[np.bool_]
 ) -> dict[str, NDArray[np.float64]]:
     """The measured uses on the `kept` prompts; empty where no table of answers has them."""
-    if (path := find_table(folder, "answers")) is None:
-        return {}
-    table = read_table(path, needed=("prompt_id", "model")).where("benchmark", benchmark)
-    if not set(MEASURES) <= set(table.columns):
+    table = optional_table(folder, "answers", needed=("prompt_id", "model"), benchmark=benchmark)
+    if table is None or not set(MEASURES) <= set(table.columns):
         return {}
     return {name: _matrix(table, name, number, models)[kept] for name in MEASURES}
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from coe.errors import DataError
 from coe.learning.evaluation.quality import Quality
 from coe.learning.evaluation.scoring_run import Cell
-from coe.learning.evaluation.tables import Table, find_table, read_table, replace_parquet
+from coe.learning.evaluation.tables import Table, optional_table, replace_parquet
 from coe.mapping import MEASURES
 from coe.registry import ArmSpec, Prices
 
@@ -69,13 +69,12 @@ def read_recipe_answers(folder: Path, quality: Quality, arms: Sequence[ArmSpec])
     Answers by other members, in other steps or by another instruction than those of `arms` are ignored. Raises
     DataError for a missing column and for scores outside 0 to 1.
     """
-    path = find_table(folder, CALLS)
-    if path is None or not arms:
+    table = optional_table(folder, CALLS, needed=_NEEDED, benchmark=quality.benchmark) if arms else None
+    if table is None:
         return {}
-    table = read_table(path, needed=_NEEDED).where("benchmark", quality.benchmark)
     scores = np.array(table.numbers("score"))
     if wrong := int((~((scores >= 0) & (scores <= 1))).sum()):
-        raise DataError(f"{path}: {wrong} scores are not in 0 to 1; scale them")
+        raise DataError(f"{table.path}: {wrong} scores are not in 0 to 1; scale them")
     measures = np.column_stack([table.numbers(name) for name in MEASURES])
     calls = _calls(table)
     found = {}

@@ -20,7 +20,7 @@ from coe.experts.recipes.final_answers.answers import final_answer
 from coe.experts.recipes.final_answers.wording import MAX_READ_CHARACTERS, MAX_SHORT_WORDS
 from coe.learning.evaluation.quality import Quality, column_means, filled
 from coe.learning.evaluation.scoring_run import Cell
-from coe.learning.evaluation.tables import Table, find_table, needed_table, read_table, write_parquet
+from coe.learning.evaluation.tables import Table, needed_table, optional_table, write_parquet
 from coe.registry import Prices
 
 CHARACTERS_PER_TOKEN = 4.0
@@ -33,13 +33,12 @@ class RecordedAnswers:
 
     Equal numbers in a row of `classes` are equal answers, -1 where there is none. `tokens` are output tokens; where a
     count is missing, the model's mean stands in (or the mean of all models). `recorded` is True where the table has a
-    row, also one whose answer could not be read, and `counted` where it has output_tokens.
+    row, also one whose answer could not be read.
     """
 
     classes: NDArray[np.int64]
     tokens: NDArray[np.float64]
     recorded: NDArray[np.bool_]
-    counted: NDArray[np.bool_]
 
 
 def read_answers(folder: Path, quality: Quality) -> RecordedAnswers | None:
@@ -48,14 +47,13 @@ def read_answers(folder: Path, quality: Quality) -> RecordedAnswers | None:
     Rows of other benchmarks and other models are ignored. Raises DataError for a missing column, answers to unknown
     prompts, two rows for one prompt and model, negative lengths, or no answer at all.
     """
-    path = find_table(folder, "answers")
-    if path is None:
+    needed = ("prompt_id", "model", "answer")
+    table = optional_table(folder, "answers", needed=needed, benchmark=quality.benchmark)
+    if table is None:
         return None
-    table = read_table(path, needed=("prompt_id", "model", "answer"))
     if not {"output_tokens", "output_chars"} & table.columns.keys():
         present = ", ".join(table.columns)
-        raise DataError(f"{path}: lacks the column output_tokens (or output_chars); it has {present}")
-    table = table.where("benchmark", quality.benchmark)
+        raise DataError(f"{table.path}: lacks the column output_tokens (or output_chars); it has {present}")
     _check_prompts(table, folder, quality)
     found, rows, columns = _cells(table, quality)
     answers = table.texts("answer")
@@ -66,15 +64,12 @@ def read_answers(folder: Path, quality: Quality) -> RecordedAnswers | None:
     texts[rows, columns] = _normalized([answers[row] for row in found])
     tokens = np.full(shape, np.nan)
     tokens[rows, columns] = _tokens(table)[found]
-    counted = np.zeros(shape, dtype=bool)
-    counted[rows, columns] = np.isfinite(np.array(table.numbers("output_tokens")))[found]
     if not np.isfinite(tokens).any():
-        raise DataError(f"{path}: no answer has a length; fill in output_tokens or output_chars")
+        raise DataError(f"{table.path}: no answer has a length; fill in output_tokens or output_chars")
     return RecordedAnswers(
         classes=np.array([answer_classes(row) for row in texts.tolist()], dtype=np.int64),
         tokens=filled(tokens, column_means(tokens.ravel(), np.nan)),
         recorded=recorded,
-        counted=counted,
     )
 
 
@@ -90,7 +85,7 @@ def _tokens(table: Table) -> NDArray[np.float64]:
 
 def _check_prompts(table: Table, folder: Path, quality: Quality) -> None:
     """Raise DataError for answers to prompts that the prompts' file does not have."""
-    prompts = read_table(needed_table(folder, "prompts"), needed=("prompt_id",)).where("benchmark", quality.benchmark)
+    prompts = needed_table(folder, "prompts", needed=("prompt_id",)).where("benchmark", quality.benchmark)
     known = set(prompts.texts("prompt_id"))
     if strays := [prompt_id for prompt_id in table.texts("prompt_id") if prompt_id not in known]:
         raise DataError(
@@ -102,16 +97,16 @@ def _check_prompts(table: Table, folder: Path, quality: Quality) -> None:
 def _cells(table: Table, quality: Quality) -> NDArray[np.int64]:
     """Return the rows of the table that `quality` covers, with their prompts and models by index, shape (3, n_rows)."""
     cells = quality.cells(table)
-    known = Counter((prompt, model) for _, prompt, model in cells)
+    known = Counter(zip(*cells[1:].tolist(), strict=True))
     if twice := [cell for cell, count in known.items() if count > 1]:
         prompt, model = twice[0]
         raise DataError(
             f"{table.path}: {known.total() - len(known)} answers occur twice, that of {quality.models[model]} to "
             f"prompt {quality.prompt_ids[prompt]!r} for one; keep one row for each prompt and model"
         )
-    if not cells:
+    if not cells.size:
         raise DataError(f"{table.path}: no answer belongs to a scored prompt and model; compare with the scores' file")
-    return np.array(cells, dtype=np.int64).T
+    return cells
 
 
 def _normalized(answers: Sequence[str]) -> list[str | None]:

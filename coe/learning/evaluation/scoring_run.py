@@ -22,7 +22,7 @@ from coe.core import Expert
 from coe.errors import DataError, ExpertError, InvalidRequest, RequestError
 from coe.experts.recipes.final_answers.answers import final_answer, without_reasoning
 from coe.experts.recipes.final_answers.programs import program_of
-from coe.experts.recipes.judge import MAX_GRADE, MAX_GRADED_CHARACTERS, grade_in
+from coe.experts.recipes.judge import GRADE_TOKENS, MAX_GRADE, MAX_GRADED_CHARACTERS, grade_in
 from coe.experts.recipes.writing.request import cut
 from coe.learning.evaluation import checkers
 from coe.learning.evaluation.answers import CUT_REASON, MemberUse, ProbeAnswer, RetryLimits, request_answer
@@ -39,9 +39,9 @@ class Cell:
     """One expert on one probe. `key` is the digest of all the score depends on; `score` is None where `error` is set.
 
     `answer` is the normalized form of the answer, as serving compares it (`final_answer`; None if it was cut off),
-    `text_sha256` the digest of its text, `note` why code failed its tests, and `consistent` False when the judge's two
-    verdicts contradict each other. `code` is the error's machine-readable code. For the arm of a recipe, tokens are the
-    sum over its `calls`. `text` is kept for answers that a judge of a cascade grades, cut as the judge gets it.
+    `note` why code failed its tests, and `consistent` False when the judge's two grades contradict each other. `code`
+    is the error's machine-readable code. For the arm of a recipe, tokens are the sum over its `calls`. `text` is kept
+    for answers that a judge of a cascade grades, cut as the judge gets it.
     """
 
     key: str
@@ -52,7 +52,6 @@ class Cell:
     output_tokens: int | None = None
     latency_ms: float | None = None
     answer: str | None = None
-    text_sha256: str | None = None
     output_chars: int | None = None
     finish_reason: str | None = None
     consistent: bool = True
@@ -153,7 +152,7 @@ def recipe_keys(
     """Return the digests for a chain or fuse, whose score depends on its steps, its instruction and all its members."""
     rooms = [member.context_length for member in members]
     answering = [
-        recipe.arm(1),
+        recipe.name,
         recipe.steps,
         recipe.writing_digest,
         [declared_fields(member) for member in members],
@@ -253,13 +252,13 @@ def _note_failure(cell: Cell, queue: _WorkQueue, run: ScoringRun, *, is_outage: 
 
 async def _score(probe: Probe, expert: Expert, blank: Cell, run: ScoringRun) -> Cell:
     """Score one probe. Raises a RequestError where the expert, or the judge, gave no usable answer."""
-    answer = await request_answer(expert, probe.messages, limits=run.limits)
+    limit = GRADE_TOKENS if probe.checker == "grade" else None
+    answer = await request_answer(expert, probe.messages, limits=run.limits, max_tokens=limit)
     cell = replace(
         blank,
         input_tokens=answer.input_tokens,
         output_tokens=answer.output_tokens,
         latency_ms=answer.latency_ms,
-        text_sha256=hashlib.sha256(answer.text.encode("utf-8", "replace")).hexdigest(),
         output_chars=len(answer.text),
         finish_reason=answer.finish_reason,
         answer=None if answer.cut else final_answer(answer.text),
@@ -271,10 +270,7 @@ async def _score(probe: Probe, expert: Expert, blank: Cell, run: ScoringRun) -> 
         return replace(cell, answer=grade, score=0.0 if grade is None else int(grade) / MAX_GRADE)
     if probe.checker == "code":
         assert probe.tests is not None
-        program = program_of(answer.text)
-        verdict = await run.sandbox.run(program, probe.tests)
-        if verdict.unusable:
-            raise InvalidRequest(f"the tests of the probe cannot be run: {verdict.why}", code="tests_unusable")
+        verdict = await run.sandbox.run(program_of(answer.text), probe.tests)
         return replace(cell, score=float(verdict.passed), note=verdict.why)
     if probe.checker == "judge":
         return await _judged(probe, answer, cell, run.judge)

@@ -65,11 +65,17 @@ def find_table(folder: Path, name: str) -> Path | None:
     return next((path for path in paths if path.is_file()), None)
 
 
-def needed_table(folder: Path, name: str) -> Path:
-    """Find the file as `find_table` does; raises DataError if there is none."""
+def needed_table(folder: Path, name: str, *, needed: Sequence[str]) -> Table:
+    """Read the file that `find_table` finds as `read_table` does; raises DataError if there is none."""
     if (path := find_table(folder, name)) is None:
         raise DataError(f"{folder}: no {name} file; expected {', '.join(f'{name}{suffix}' for suffix in SUFFIXES)}")
-    return path
+    return read_table(path, needed=needed)
+
+
+def optional_table(folder: Path, name: str, *, needed: Sequence[str], benchmark: str) -> Table | None:
+    """Read the rows of a benchmark in the file that `find_table` finds; None where there is no such file."""
+    path = find_table(folder, name)
+    return None if path is None else read_table(path, needed=needed).where("benchmark", benchmark)
 
 
 def read_table(path: Path, *, needed: Sequence[str]) -> Table:
@@ -170,11 +176,6 @@ def replace_parquet(path: Path, columns: Mapping[str, str], rows: Sequence[Seque
         write_parquet(path, columns, rows)
     else:
         path.unlink(missing_ok=True)
-
-
-def read_prompts(path: Path) -> list[tuple[str, str]]:
-    """All (prompt, category) pairs in file order. Raises DataError with the file, the line and the problem."""
-    return [(prompt, category) for _, prompt, category in numbered_prompts(path)]
 
 
 def numbered_prompts(path: Path) -> list[tuple[int, str, str]]:

@@ -3,7 +3,7 @@ answer."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from coe.learning.estimation.experience import Experience
 from coe.learning.estimation.off_policy import greedy_policy
 from coe.learning.monitoring.drift import holm
-from coe.learning.monitoring.loss_bounds import RecipeBound
 from coe.learning.monitoring.traffic import Traffic, Unanswered
 from coe.learning.monitoring.traffic_report import AlarmKind
 from coe.mapping import Assignment
@@ -39,11 +38,10 @@ MIN_UNANSWERED_SHARE = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Alarm:
-    """An alarm about an expert, or about a recipe (kinds max_loss and audits).
+    """An alarm about an expert.
 
-    `value` depends on the kind, 0 to 1. Of an expert it is the share of the requests, the unanswered share of the
-    first-choice requests, or the drop of the mean reward. Of a recipe it is the estimated loss, or the share of audits
-    that compared nothing.
+    `value` depends on the kind, 0 to 1: the share of the requests, the unanswered share of the first-choice requests,
+    or the drop of the mean reward.
     """
 
     kind: AlarmKind
@@ -87,22 +85,6 @@ def failing_alarms(traffic: Traffic, experts: Collection[str]) -> tuple[Alarm, .
         counts = f"{count} of {seen.requests} requests of the last hour"
         sentence = f"{name} did not answer {counts} for which it was the first choice ({causes}; latest at {latest})"
         found.append(Alarm("failing", name, count / seen.requests, sentence))
-    return tuple(found)
-
-
-def loss_alarms(bounds: Iterable[RecipeBound]) -> tuple[Alarm, ...]:
-    """The recipes whose audits show that they lose more than their `max_loss`, and those that are hardly audited."""
-    found = []
-    for one in bounds:
-        if one.test.broken:
-            sentence = f"{one.sentence}; it calls all its steps until the next plan"
-            found.append(Alarm("max_loss", one.recipe, one.test.loss, sentence))
-        if one.hardly_tested:
-            missed, draws = one.uncompared, one.outcomes.total()
-            causes = ", ".join(f"{cause} {count}" for cause, count in missed.most_common())
-            sentence = f"{one.recipe}: {missed.total()} of {draws} audits compared nothing ({causes})"
-            note = f"{sentence}; its max_loss is hardly tested in service"
-            found.append(Alarm("audits", one.recipe, missed.total() / draws, note))
     return tuple(found)
 
 

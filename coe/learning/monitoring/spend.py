@@ -1,27 +1,26 @@
-"""Sums the dollars of the routing log by API key, tenant, expert and category, next to what one expert would have cost.
+"""Sums the dollars of the routing log by expert, category, API key and tenant, next to what one expert would have cost.
 
 `Spend` adds records one by one, so its memory does not grow with the log. All requests count, also those of CoE's own
-commands and audits, which `coe status` leaves out. `coe spend` and `GET /v1/spend` report it.
+commands, which the rest of `coe report` leaves out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
-from coe.records.feedback import Feedback
 from coe.records.record import RecipeCall, RoutingRecord
 from coe.registry import Registry
 
-Dimension = Literal["key", "tenant", "expert", "category"]
+Dimension = Literal["expert", "category", "key", "tenant"]
 DIMENSIONS: tuple[Dimension, ...] = get_args(Dimension)
 MAX_ROWS = 2_000
-"""Rows of a report, including OTHER for further combinations. The log may hold names that are no longer declared."""
+"""Rows of a dimension, including OTHER for further names. The log may hold names that are no longer declared."""
 OTHER = "(other)"
 SAME_TOKENS = (
     "an expert's dollars under `always` are those of the same tokens at its current prices; another model may write "
-    "more or less (`coe status` compares the plan by measured tokens and quality)"
+    "more or less"
 )
 
 
@@ -45,24 +44,16 @@ class Amounts:
 
 
 class Spend:
-    """Sums by the combinations of the dimensions `by`, and what each declared expert would have cost alone."""
+    """Sums by the names of each dimension, and what each declared expert would have cost alone."""
 
-    def __init__(self, registry: Registry, by: Sequence[Dimension]) -> None:
-        self._by = tuple(by)
+    def __init__(self, registry: Registry) -> None:
         self._prices = {arm.name: arm.prices for arm in registry.experts}
         self._total = Amounts()
-        self._rows: dict[tuple[str, ...], Amounts] = {}
-        self._audits = Amounts()
+        self._rows: dict[Dimension, dict[str, Amounts]] = {dimension: {} for dimension in DIMENSIONS}
         self._without_price = frozenset(arm.name for arm in registry.experts if not arm.has_known_price)
         self._not_compared = [spec.name for spec in registry.experts if not spec.has_known_price]
         self._always = {spec.name: 0.0 for spec in registry.experts if spec.has_known_price}
         self._compared, self._compared_dollars = 0, 0.0
-
-    def observe(self, pages: Iterable[Sequence[RoutingRecord]]) -> None:
-        """Add all records."""
-        for page in pages:
-            for record in page:
-                self.add(record)
 
     def add(self, record: RoutingRecord) -> None:
         """Add the record of one request."""
@@ -77,31 +68,25 @@ class Spend:
             dollars = sum(map(self._dollars_of, calls))
         self._total.add(dollars, *used, unpriced=unpriced)
         for expert, share, input_tokens, output_tokens in self._shares(record, calls, dollars, used):
-            names = {"key": record.key, "tenant": record.tenant, "expert": expert, "category": record.category}
-            row = self._row(tuple(names[dimension] or "" for dimension in self._by))
-            row.add(share, input_tokens, output_tokens, unpriced=unpriced)
+            self._row("expert", expert).add(share, input_tokens, output_tokens, unpriced=unpriced)
+        self._row("category", record.category).add(dollars, *used, unpriced=unpriced)
+        self._row("key", record.key).add(dollars, *used, unpriced=unpriced)
+        self._row("tenant", record.tenant).add(dollars, *used, unpriced=unpriced)
         if is_known and not is_cached:
             self._compare(record, calls, dollars)
 
-    def add_audits(self, pages: Iterable[Sequence[Feedback]]) -> None:
-        """Add the calls of audits, which are not part of a request's record."""
-        for event in (event for page in pages for event in page):
-            if event.audit is not None and event.audit.calls:
-                tokens = [(call.input_tokens or 0, call.output_tokens or 0) for call in event.audit.calls]
-                cost = event.audit.cost
-                self._audits.add(cost or 0.0, *map(sum, zip(*tokens, strict=True)), unpriced=cost is None)
-
-    def _row(self, names: tuple[str, ...]) -> Amounts:
-        if names not in self._rows and len(self._rows) >= MAX_ROWS - 1:
-            names = (OTHER,) * len(names)
-        return self._rows.setdefault(names, Amounts())
+    def _row(self, dimension: Dimension, name: str | None) -> Amounts:
+        rows, name = self._rows[dimension], name or ""
+        if name not in rows and len(rows) >= MAX_ROWS - 1:
+            name = OTHER
+        return rows.setdefault(name, Amounts())
 
     def _shares(
         self, record: RoutingRecord, calls: Sequence[RecipeCall], dollars: float, used: tuple[int, int]
     ) -> Iterator[tuple[str, float, int, int]]:
         """Yield the expert, dollars and tokens of each part of a request: a recipe's cost is that of its members, in
         proportion to their current prices."""
-        if not calls or "expert" not in self._by:
+        if not calls:
             yield record.expert, dollars, *used
             return
         prices = [self._dollars_of(call) for call in calls]
@@ -134,25 +119,27 @@ class Spend:
             self._always[name] += self._prices[name].cost(*tokens)
 
     def report(self) -> dict[str, Any]:
-        """Return the sums, JSON-able: rows and experts with the most dollars first.
+        """Return the sums, JSON-able: rows and experts with the most dollars first. No name is an empty one.
 
         `always` compares on the requests with a known cost and known tokens: `dollars` is what they did cost, `saved`
         an expert's dollars less these. `unknown` names the experts whose price nothing declares.
         """
-        rows = sorted(self._rows.items(), key=lambda row: (-row[1].dollars, -row[1].requests, row[0]))
         experts = [
             {"expert": name, "dollars": dollars, "saved": dollars - self._compared_dollars}
             for name, dollars in sorted(self._always.items(), key=lambda one: -one[1])
         ]
         return {
-            "by": list(self._by),
             "total": asdict(self._total),
-            "rows": [dict(zip(self._by, names, strict=True)) | asdict(amounts) for names, amounts in rows],
-            "audits": asdict(self._audits),
+            "rows": {dimension: _sorted(rows) for dimension, rows in self._rows.items()},
             "always": {"requests": self._compared, "dollars": self._compared_dollars, "experts": experts}
             | {"unknown": self._not_compared},
             "note": SAME_TOKENS,
         }
+
+
+def _sorted(rows: Mapping[str, Amounts]) -> list[dict[str, Any]]:
+    found = sorted(rows.items(), key=lambda row: (-row[1].dollars, -row[1].requests, row[0]))
+    return [{"name": name} | asdict(amounts) for name, amounts in found]
 
 
 def _calls(record: RoutingRecord) -> list[RecipeCall]:

@@ -1,6 +1,6 @@
 """Summarizes traffic from pages of records in bounded memory: counts, shares, rates, and samples for drift tests.
 
-`coe.jobs.status_report` uses it for the report of `coe status` and `coe retrain`.
+`coe.jobs.report` uses it for `coe report` and `coe retrain`.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ class Traffic:
 
 
 def _router_decision(record: RoutingRecord) -> tuple[str, float]:
-    """Category and confidence by the router alone: a new overlay is not drift."""
+    """Category and confidence by the router alone: a new rule is not drift."""
     if record.router_probabilities is None:
         return record.category, record.confidence
     category = max(record.router_probabilities, key=record.router_probabilities.__getitem__)

@@ -16,7 +16,7 @@ from coe.registry import load
 from coe.settings import Settings
 
 TRAFFIC_REPORT_FILE = "traffic-report.json"
-AlarmKind = Literal["collapse", "starvation", "degradation", "failing", "max_loss", "audits"]
+AlarmKind = Literal["collapse", "starvation", "degradation", "failing"]
 ALARMS: tuple[AlarmKind, ...] = get_args(AlarmKind)
 Aspect = Literal["category mix", "confidence", "embeddings"]
 ASPECTS: tuple[Aspect, ...] = get_args(Aspect)
@@ -34,7 +34,7 @@ class TrafficReport:
 
     @classmethod
     def of(cls, report: Mapping[str, Any], *, now: float) -> TrafficReport:
-        """The part of a `coe status` report that metrics show."""
+        """The part of a `coe report` that metrics show."""
         alarms: dict[str, tuple[str, ...]] = {}
         for alarm in report["alarms"]:
             alarms[alarm["kind"]] = (*alarms.get(alarm["kind"], ()), alarm["expert"])
@@ -59,7 +59,7 @@ def read_traffic_report(path: Path) -> TrafficReport | None:
 
 
 def publish_traffic_report(settings: Settings, report: Mapping[str, Any]) -> None:
-    """Store the report of `coe status` for this machine's gateways, and for other machines where artifacts are
+    """Store the report of `coe report` for this machine's gateways, and for other machines where artifacts are
     shared."""
     content = TrafficReport.of(report, now=time.time()).to_json()
     settings.artifacts.mkdir(parents=True, exist_ok=True)

@@ -23,8 +23,7 @@ class Answers:
     (n_prompts, n_experts) in [0, 1], `costs` (n_prompts, n_experts) of each answer in one unit, `tokens` (n_prompts,
     n_experts) of output, `labels` (n_prompts,) the index of the category, below `n_categories`. `output_costs`
     (n_prompts, n_experts) is the part of the costs that grows with the output tokens, by default all of it. `cut_off`
-    (n_prompts, n_experts) marks answers that a cap has ended, by default none. `counted` is True for each expert whose
-    answers' tokens were all counted and not estimated; empty if all were.
+    (n_prompts, n_experts) marks answers that a cap has ended, by default none.
     """
 
     experts: tuple[str, ...]
@@ -36,7 +35,6 @@ class Answers:
     n_categories: int
     output_costs: Array | None = None
     cut_off: NDArray[np.bool_] | None = None
-    counted: tuple[bool, ...] = ()
 
     @cached_property
     def posterior(self) -> Array:
@@ -78,7 +76,6 @@ class Answers:
             labels=labels,
             output_costs=None if self.output_costs is None else self.output_costs[cells],
             cut_off=None if self.cut_off is None else self.cut_off[cells],
-            counted=tuple(self.counted[column] for column in columns) if self.counted else (),
         )
 
     def costs_with(self, written: Array) -> Array:

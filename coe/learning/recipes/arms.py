@@ -1,14 +1,13 @@
 """Fits the arms of declared and proposed recipes on recorded answers, and estimates their quality and cost.
 
-An arm is one column of the plan: a recipe with one fitted policy. A recipe with several steps has RECIPE_LEVELS arms,
-which stop at different prices: the quality that one unit of cost must add. Level 1 stops earliest. `coe plan` uses it
-through `columns`, `coe benchmark` through `benchmark`.
+An arm is one column of the plan: a recipe with its fitted policy. It stops at a price: the quality that one unit of
+cost must add. `coe plan` uses it through `columns`, `coe benchmark` through `benchmark`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -22,10 +21,10 @@ from coe.registry.recipes import PROPOSED_PREFIX
 
 SEARCHED_PRICES = (0.2, 0.1, 0.05, 0.035, 0.025, 0.016, 0.01, 0.004, 0.001)
 """Prices at which recipes are proposed: the quality that a call of median cost must add."""
-LEVEL_FACTORS = (1.6, 1.0, 0.6)
-"""Prices of a proposed recipe's arms, as multiples of the price it was found at."""
-DECLARED_PRICES = (0.05, 0.016, 0.004)
-"""Prices of a declared recipe's arms, like SEARCHED_PRICES."""
+DECLARED_PRICE = 0.016
+"""Price of a declared recipe, like SEARCHED_PRICES."""
+SAFER_PRICE = 0.004
+"""Price of a declared recipe whose `max_loss` the probes do not show at DECLARED_PRICE."""
 MIN_PSEUDO_COUNT, MAX_PSEUDO_COUNT = 1e-3, 1000.0
 """Limits of the fitted pseudo-count; a category without prompts needs some."""
 COST_PSEUDO_COUNT = 30.0
@@ -47,8 +46,9 @@ def declared_arms(
     judgements: Judgements | None = None,
     *,
     caps: Array | None = None,
+    prices: Sequence[float] = (DECLARED_PRICE,),
 ) -> list[Arm]:
-    """Fit the arms of a recipe whose steps are given as columns of `answers`; one arm if it has one step.
+    """Fit a recipe whose steps are given as columns of `answers`; return an arm for each price.
 
     `caps` (n_experts,) are in tokens, inf without one; a recipe with a judge has none.
     """
@@ -56,38 +56,29 @@ def declared_arms(
         fit = RecipeFit(answers, recipe=recipe, steps=steps, caps=caps)
     else:
         fit = JudgedFit(answers, judgements, recipe=recipe, steps=steps)
-    prices = [price / answers.typical_cost for price in DECLARED_PRICES] if len(steps) > 1 else [0.0]
-    return [Arm(*fit.policy(price)) for price in prices]
+    return [Arm(*fit.policy(price / answers.typical_cost)) for price in prices]
 
 
 def propose_arms(
     answers: Answers, *, max_calls: int, progress: Callable[[float], None] = lambda share: None
 ) -> list[Arm]:
-    """Return the arms of the recipes that pay at some price; empty if single experts are best at every price.
+    """Return the arms of the recipes that pay, one for each price; empty if single experts are best at every price.
 
-    Recipes are named auto-1, auto-2, ... from the cheapest on.
+    Recipes are named auto-1, auto-2, ... from the cheapest on. Several may have the same steps.
     """
     search = RecipeSearch(answers, max_calls=max_calls)
-    sequences: dict[tuple[int, ...], float] = {}
-    sequence: tuple[int, ...] = ()
+    fits: dict[tuple[int, ...], RecipeFit] = {}
+    arms: list[Arm] = []
     for number, price in enumerate(SEARCHED_PRICES):
         progress(number / len(SEARCHED_PRICES))
-        sequence = search.best_sequence(price / answers.typical_cost, also=sequence)
-        if len(sequence) > 1:
-            sequences.setdefault(sequence, price / answers.typical_cost)
-    arms: list[Arm] = []
-    for number, (sequence, price) in enumerate(sequences.items()):
-        fit = _fit_of(search, sequence, answers, recipe=f"{PROPOSED_PREFIX}{number + 1}")
-        arms += [Arm(*fit.policy(factor * price)) for factor in LEVEL_FACTORS]
+        sequence = search.best_sequence(price / answers.typical_cost)
+        if len(sequence) == 1:
+            continue
+        if sequence not in fits:
+            fits[sequence] = RecipeFit(answers, recipe=PROPOSED_PREFIX, steps=[[member] for member in sequence])
+        policy, outcome = fits[sequence].policy(price / answers.typical_cost)
+        arms.append(Arm(replace(policy, recipe=f"{PROPOSED_PREFIX}{len(arms) + 1}"), outcome))
     return arms
-
-
-def _fit_of(search: RecipeSearch, sequence: tuple[int, ...], answers: Answers, *, recipe: str) -> RecipeFit:
-    """Fit a sequence that the search has found."""
-    caps = np.full(len(answers.experts), np.inf)
-    members = [search.expert(column) for column in sequence]
-    caps[members] = search.caps[list(sequence)]
-    return RecipeFit(answers, recipe=recipe, steps=[[member] for member in members], caps=caps)
 
 
 def quality_by_category(answers: Answers, arms: Sequence[Arm]) -> Array:

@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.experts.recipes.agreement import Array
-from coe.experts.recipes.policy import RecipePolicy
 from coe.learning.paired_scores import paired_difference
 from coe.learning.recipes.answers import Answers
 from coe.learning.recipes.arms import Arm, cost_by_category, propose_arms, quality_by_category
@@ -113,7 +112,7 @@ def compare(
         both.trace(posterior, train.typical_cost),
         float(test.costs[:, best].mean()),
         float(test.scores[:, best].mean()),
-        tuple(dict.fromkeys(_shown(arm.policy) for arm in arms)),
+        tuple(dict.fromkeys(" > ".join(arm.policy.members) for arm in arms)),
     )
 
 
@@ -136,12 +135,6 @@ def arm_costs(cost: Array, train: Answers, arms: Sequence[Arm]) -> Array:
     called = [replayed(arm.policy, train).called.mean(axis=0) for arm in arms]
     relative = relative_use(cost, train, [(train.experts, calls) for calls in called])
     return cost_by_category(train, np.column_stack([arm.outcome.costs for arm in arms]), relative=relative)
-
-
-def _shown(policy: RecipePolicy) -> str:
-    """Return the members in the order of their calls, with their caps in tokens."""
-    caps = policy.max_tokens
-    return " > ".join(f"{name} (up to {caps[name]} tokens)" if name in caps else name for name in policy.members)
 
 
 def recipe_report(splits: Sequence[SplitComparison], prompts: Sequence[NDArray[np.integer]]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ replayed. They are left out unless `coe score --recipe` has measured them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -21,15 +21,12 @@ from coe.learning.evaluation.quality import Quality, filled
 from coe.learning.evaluation.recipe_answers import MeasuredArm, read_recipe_answers
 from coe.learning.evaluation.recorded_answers import RecordedAnswers, read_answers
 from coe.learning.recipes.answers import Answers
-from coe.learning.recipes.arms import Arm, cost_by_category, expected_quality, propose_arms, quality_by_category
+from coe.learning.recipes.arms import Arm, cost_by_category, expected_quality, propose_arms
 from coe.learning.recipes.judged import JudgeUse, ungraded
-from coe.learning.recipes.logged_arms import Calibration, PastArms
 from coe.learning.recipes.replay import AnswerTable, Replay, of_calls, relative_use
-from coe.learning.recipes.traffic import CACHED, TrafficLengths
 from coe.mapping import MeasuredUses, Uses, declared_uses
 from coe.mapping.uses import ASSUMED_INPUT_TOKENS, ASSUMED_OUTPUT_TOKENS
 from coe.registry import ArmSpec, ExpertSpec, RecipeSpec, Registry
-from coe.registry.recipes import RECIPE_LEVELS
 
 MIN_PROMPTS = 60
 """Smallest number of prompts with recorded answers of all experts. With fewer, no recipes are fitted."""
@@ -78,26 +75,30 @@ class RecipeColumns:
             left_out,
         )
 
-    def calibrated(
-        self,
-        past: Sequence[PastArms],
-        replayed: Callable[[Mapping[str, RecipePolicy]], Uses],
-        categories: Sequence[str],
-        probes: Array,
-    ) -> RecipeColumns:
-        """Return the columns with uses corrected by the requests of `past` plans.
+    def of_requests(self, probes: Uses, requests: Uses, experts: Sequence[str]) -> RecipeColumns:
+        """Return the columns with cost and latency as those of requests, which may be longer than probes.
 
-        `replayed` returns the uses of arms under other policies. The uses of chains and fuses were measured instead.
-        `probes` (n_categories,) is the number of prompts from which the uses were computed.
+        `probes` and `requests` are the uses of `experts`. The uses of an arm grow as those of its calls.
         """
-        if not past or not self.arms:
-            return self
-        calibration = Calibration(self.members, categories, probes)
-        for one in past:
-            policies, written = one.matching(self.policies, categories), one.written(self.written)
-            calibration.add(one, replayed(policies), {name: column for column, name in enumerate(policies)})
-            calibration.add(one, self.uses, {name: self.arms.index(name) for name in written})
-        return replace(self, uses=calibration.corrected(self.uses, self.arms))
+        uses = replace(
+            self.uses,
+            cost=self._scaled(self.uses.cost, probes.cost, requests.cost, experts),
+            latency_ms=self._scaled(self.uses.latency_ms, probes.latency_ms, requests.latency_ms, experts),
+        )
+        return replace(self, uses=uses)
+
+    def _scaled(
+        self, use: Array | None, probes: Array | None, requests: Array | None, experts: Sequence[str]
+    ) -> Array | None:
+        if use is None or probes is None or requests is None:
+            return use
+        scaled = use.copy()
+        for number, arm in enumerate(self.arms):
+            called, calls = [experts.index(name) for name in self.members[arm]], self.uses.calls[arm]
+            before, after = ((calls * each[:, called]).sum(axis=1) for each in (probes, requests))
+            known = np.isfinite(before) & np.isfinite(after) & (before > 0)
+            scaled[known, number] *= after[known] / before[known]
+        return scaled
 
 
 def fitted_columns(
@@ -112,14 +113,12 @@ def fitted_columns(
     only: Sequence[RecipeSpec] | None = None,
     streamed: float,
     expected: Uses | None = None,
-    past: Sequence[PastArms] = (),
 ) -> RecipeColumns:
     """Fit the arms of all cascades and votes on the prompts `rows` of `data`, all of them of `categories`.
 
     `grades` are those of the judges by name. `only` are the recipes to fit, by default the declared and the proposed.
     `streamed` is the share of streamed requests, to which fewer caps apply. `expected` are the uses of `experts`, to
-    which estimates of categories with few prompts are shrunk. The logged requests of `past` plans correct the
-    uses of the arms.
+    which estimates of categories with few prompts are shrunk.
     """
     declared = registry.declared_recipes if only is None else only
     wanted = [recipe for recipe in declared if not recipe.writes]
@@ -130,7 +129,7 @@ def fitted_columns(
     if recorded is None or reason:
         return RecipeColumns(left_out={recipe.name: reason for recipe in wanted} or {"auto": reason})
     table = AnswerTable.of(registry, data, recorded, prompts, experts, categories)
-    planned: dict[str, list[Arm]] = {}
+    planned: dict[str, Arm] = {}
     judges: dict[str, JudgeUse] = {}
     left_out: dict[str, str] = {}
     for recipe in wanted:
@@ -144,20 +143,17 @@ def fitted_columns(
                 continue
             judge, known = registry.expert(recipe.judge), (grades or {})[recipe.judge]
             judges[recipe.name] = JudgeUse.of(judge, known, table.cells, by_dollars=bool(table.dollars.any()))
-        found = table.declared(recipe, judges.get(recipe.name))
-        planned[recipe.name] = found
-        if not found:
+        if (arm := table.declared(recipe, judges.get(recipe.name))) is not None:
+            planned[recipe.name] = arm
+        else:
             left_out[recipe.name] = (
                 f"the {int((table.answers.folds == 0).sum())} held-out probes (a third of {len(prompts)}) do not show "
                 f"a loss below max_loss {recipe.max_loss:g} with 95 % confidence; score more probes, or raise max_loss"
             )
     if proposes:
-        for arm in propose_arms(table.answers, max_calls=registry.policy.max_calls):
-            planned.setdefault(arm.policy.recipe, []).append(arm)
+        planned |= {arm.policy.recipe: arm for arm in propose_arms(table.answers, max_calls=registry.policy.max_calls)}
     replay = Replay(table, judges, streamed, expected or Uses())
-    columns = _columns(replay, planned, left_out, data, rows)
-    probes = table.answers.posterior.sum(axis=0)
-    return columns.calibrated(past, lambda policies: replay.uses(policies, replay.each(policies)), categories, probes)
+    return _columns(replay, planned, left_out, data, rows)
 
 
 def _usable_prompts(
@@ -174,35 +170,25 @@ def _usable_prompts(
 
 def _columns(
     replay: Replay,
-    planned: Mapping[str, Sequence[Arm]],
+    planned: Mapping[str, Arm],
     left_out: Mapping[str, str],
     data: Quality,
     rows: Sequence[int],
 ) -> RecipeColumns:
     """Return the columns of the planned arms; prompts of `rows` without recorded answers score NaN."""
-    named = {f"{name}@{level}": arm for name, arms in planned.items() for level, arm in _levels(arms)}
-    policies, answers = {name: arm.policy for name, arm in named.items()}, replay.table.answers
+    policies, answers = {name: arm.policy for name, arm in planned.items()}, replay.table.answers
     found = replay.each(policies)
-    scores = np.full((len(data.prompts), len(named)), np.nan)
-    for number, (name, arm) in enumerate(named.items()):
-        changed = np.clip(arm.outcome.scores + found[name]["change"][:, 0], 0.0, 1.0)
-        named[name] = replace(arm, outcome=replace(arm.outcome, scores=changed))
-        scores[replay.table.prompts, number] = changed
+    scores = np.full((len(data.prompts), len(planned)), np.nan)
+    for number, (name, arm) in enumerate(planned.items()):
+        scores[replay.table.prompts, number] = np.clip(arm.outcome.scores + found[name]["change"][:, 0], 0.0, 1.0)
     uses, nothing = replay.uses(policies, found), np.empty((answers.n_categories, 0))
     return RecipeColumns(
         policies=policies,
         scores=scores[list(rows)],
-        quality=quality_by_category(answers, list(named.values())) if named else nothing,
+        quality=expected_quality(answers, scores[replay.table.prompts]) if planned else nothing,
         uses=uses,
         left_out=left_out,
     )
-
-
-def _levels(arms: Sequence[Arm]) -> list[tuple[int, Arm]]:
-    """Number the arms of a recipe so that the last one has the highest level, even if `max_loss` has removed others."""
-    several = bool(arms) and len(arms[0].policy.steps) > 1
-    first = RECIPE_LEVELS - len(arms) + 1 if several else 1
-    return [(first + number, arm) for number, arm in enumerate(arms)]
 
 
 def recipe_columns(
@@ -215,26 +201,20 @@ def recipe_columns(
     categories: Sequence[str],
     only: Sequence[RecipeSpec] | None = None,
     streamed: float,
+    probed: MeasuredUses | None = None,
     expected: MeasuredUses | None = None,
-    past: Sequence[PastArms] = (),
 ) -> RecipeColumns:
     """Return the columns of recipes from a folder of scores, for the prompts `rows` of `data`.
 
     The categories of these prompts are all among `categories`. `only` are the recipes to measure, by default the
-    declared and the proposed ones. `streamed` is the share of streamed requests. With `expected`, the mean uses of
-    logged requests, the lengths of recorded answers are scaled to those of requests. The logged requests of `past`
-    plans correct the uses of the arms.
+    declared and the proposed ones. `streamed` is the share of streamed requests. `probed` are the uses of experts that
+    these scores measured; with the `expected` uses of requests, those of the arms are scaled to requests.
     """
     wanted = registry.declared_recipes if only is None else only
     names = {recipe.name for recipe in wanted}
     recorded = read_answers(folder, data) if registry.recipes else None
-    lengths, uses = None, None
-    if expected is not None and registry.recipes and rows:
-        uses = declared_uses(registry, categories, experts, measured=expected)
-        lengths = TrafficLengths.of(expected, data, recorded, rows=rows, experts=experts, categories=categories)
-        data, recorded = lengths.of_requests(data, recorded)
     judges = dict.fromkeys(recipe.judge for recipe in wanted if recipe.judge is not None)
-    grades = read_grades(folder, data, list(judges))
+    uses = Uses() if probed is None else declared_uses(registry, categories, experts, measured=probed)
     replayed = fitted_columns(
         registry,
         data,
@@ -242,16 +222,17 @@ def recipe_columns(
         rows=rows,
         experts=experts,
         categories=categories,
-        grades=grades if lengths is None else lengths.of_grades(grades),
+        grades=read_grades(folder, data, list(judges)),
         only=only,
         streamed=streamed,
         expected=uses,
-        past=past,
     )
-    writing = [arm for arm in registry.recipe_arms if arm.writing_digest and arm.recipe in names]
+    writing = [arm for arm in registry.recipe_arms if arm.writing_digest and arm.name in names]
     measured = read_recipe_answers(folder, data, writing)
-    written = _written_columns(writing, data, measured, rows, experts, categories, lengths, uses or Uses(), past)
-    return replayed.joined(written)
+    columns = replayed.joined(_written_columns(writing, data, measured, rows, experts, categories, uses))
+    if expected is None:
+        return columns
+    return columns.of_requests(uses, declared_uses(registry, categories, experts, measured=expected), experts)
 
 
 def _written_columns(
@@ -261,26 +242,22 @@ def _written_columns(
     rows: Sequence[int],
     experts: Sequence[str],
     categories: Sequence[str],
-    lengths: TrafficLengths | None,
     expected: Uses,
-    past: Sequence[PastArms],
 ) -> RecipeColumns:
-    """Return the columns of the chains and fuses that were measured, each corrected by the requests of `past` plans."""
+    """Return the columns of the chains and fuses that were measured."""
     found, left_out = RecipeColumns(), dict[str, str]()
     for arm in arms:
         absent = dict.fromkeys(one.name for one in arm.members if one.name not in experts)
         here = [row for row in rows if arm.name in measured and np.isfinite(measured[arm.name].scores[row])]
         if absent:
-            left_out[arm.recipe] = f"no scores of {', '.join(absent)}; run `coe score` for them"
+            left_out[arm.name] = f"no scores of {', '.join(absent)}; run `coe score` for them"
         elif len(here) < MIN_PROMPTS:
             count = f"it is measured on {len(here)} probes, and {MIN_PROMPTS} are needed" if here else "not measured"
-            command = f"`coe score PROBES --out FOLDER --recipe {arm.recipe}` calls it for real"
-            left_out[arm.recipe] = f"{count}; {command}"
+            command = f"`coe score PROBES --out FOLDER --recipe {arm.name}` calls it for real"
+            left_out[arm.name] = f"{count}; {command}"
         else:
             answers = _answers(data, here, experts, categories)
-            column = _column(arm, measured[arm.name], answers, here, rows, lengths, expected)
-            probes = np.bincount(answers.labels, minlength=len(categories)).astype(np.float64)
-            found = found.joined(column.calibrated(past, lambda policies: Uses(), categories, probes))
+            found = found.joined(_column(arm, measured[arm.name], answers, here, rows, expected))
     return replace(found, left_out=left_out)
 
 
@@ -298,7 +275,6 @@ def _column(
     answers: Answers,
     prompts: Sequence[int],
     rows: Sequence[int],
-    lengths: TrafficLengths | None,
     expected: Uses,
 ) -> RecipeColumns:
     """Return the column of one arm, with the calls of each member added up."""
@@ -306,8 +282,6 @@ def _column(
     scores = measured.scores[list(prompts), np.newaxis]
     sizes = [len(names) for names in arm.steps]
     each = {name: values[list(prompts)] for name, values in measured.uses.items()}
-    if lengths is not None:
-        each = lengths.of_calls(each, arm.steps, answers.labels)
     shape = (len(prompts), len(arm.members))
     active_b = np.array([one.active_parameters_b for one in arm.members], dtype=np.float64)  # NaN for None
     times = filled(each["latency_ms"], np.array([one.latency_ms for one in arm.members], dtype=np.float64))
@@ -318,7 +292,7 @@ def _column(
 
     called = np.array([sum(one.name == name for one in arm.members) for name in members], dtype=np.float64)
     return RecipeColumns(
-        written={arm.name: WrittenArm(arm.recipe, arm.steps, arm.writing_digest)},
+        written={arm.name: WrittenArm(arm.name, arm.steps, arm.writing_digest)},
         scores=measured.scores[list(rows), np.newaxis],
         quality=expected_quality(answers, scores),
         uses=Uses(
@@ -334,6 +308,5 @@ def _dollars(members: Sequence[ExpertSpec], each: Mapping[str, Array]) -> Array:
     """Return the US dollars per thousand requests of each call; tokens that were not counted are assumed."""
     given = filled(each["input_tokens"], ASSUMED_INPUT_TOKENS)
     written = filled(each["output_tokens"], ASSUMED_OUTPUT_TOKENS)
-    cached = filled(each.get(CACHED, np.zeros_like(given)), 0.0)
-    prices = np.array([(one.prices.input, one.prices.output, one.prices.cached) for one in members])
-    return np.asarray(((given - cached) * prices[:, 0] + written * prices[:, 1] + cached * prices[:, 2]) / 1000)
+    prices = np.array([(one.prices.input, one.prices.output) for one in members])
+    return np.asarray((given * prices[:, 0] + written * prices[:, 1]) / 1000)

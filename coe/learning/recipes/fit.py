@@ -201,10 +201,9 @@ class AnsweredSet:
         """Return the inputs of the stopping rule without the category, shape (n_prompts, STATE_FEATURES)."""
         return self.regressions.features
 
-    def latest(self, scores: Array, cut_off: NDArray[np.bool_]) -> AnsweredSet:
-        """Return the state if `scores` and `cut_off` (n_prompts,) are those of the latest answer, which goes out
-        unreadable."""
-        return replace(self, scores=np.where(self.unreadable, scores, self.scores), goes_on=self.unreadable & cut_off)
+    def latest(self, scores: Array) -> AnsweredSet:
+        """Return the state if `scores` (n_prompts,) are those of the latest answer, which goes out unreadable."""
+        return replace(self, scores=np.where(self.unreadable, scores, self.scores))
 
 
 def answered_set(answers: Answers, columns: Sequence[int], probabilities: Array, *, latest: int) -> AnsweredSet:
@@ -331,25 +330,17 @@ def replayed(
     return ReplayedAnswers(scores, called, written)
 
 
-def against_last_step(
-    policy: RecipePolicy, answers: Answers, grades: Array | None = None
-) -> tuple[Array, NDArray[np.bool_], NDArray[np.bool_]]:
-    """Compare the answers of a policy with those after its last step, on recorded answers.
+def loss_of_stopping(policy: RecipePolicy, answers: Answers, grades: Array | None = None) -> Array:
+    """Return the loss of each prompt, -1 to 1, by stopping before the last step, on recorded answers: (n_prompts,).
 
-    `grades` (n_prompts, n_experts) are those of its judge. Returns the loss of each prompt by stopping early, -1 to 1,
-    whether the answers differ, and whether an audit could compare them; all (n_prompts,). An audit cannot compare an
-    unreadable answer that was accepted early.
+    `grades` (n_prompts, n_experts) are those of the policy's judge.
     """
     columns = member_columns(policy, answers.experts)
-    classes, tokens = answers.classes[:, columns], answers.tokens[:, columns]
-    prompt = np.arange(len(classes))
-    found = replay(policy, classes, tokens, answers.posterior, None if grades is None else grades[:, columns])
-    early, is_last = found.member, found.calls.all(axis=1)
+    classes, tokens, scores = answers.classes[:, columns], answers.tokens[:, columns], answers.scores[:, columns]
+    early = replay(policy, classes, tokens, answers.posterior, None if grades is None else grades[:, columns]).member
     last = replay(policy.never_stopping(), classes, tokens, answers.posterior).member
-    scores, own, other = answers.scores[:, columns], classes[prompt, early], classes[prompt, last]
-    is_readable = own != NO_ANSWER
-    is_same = is_last | (early == last) | ((own == other) & is_readable)
-    return scores[prompt, last] - scores[prompt, early], ~is_same, is_last | is_readable
+    prompt = np.arange(len(classes))
+    return np.asarray(scores[prompt, last] - scores[prompt, early])
 
 
 class RecipeFit:

@@ -1,4 +1,4 @@
-"""`/v1/artifacts`: published versions of routers, plans, overlays and gates, and their promotion and rollback.
+"""`/v1/artifacts`: published versions of routers, plans and gates, and their promotion and rollback.
 
 A promotion passes the same checks as `coe promote`; workers load the version as after any other promotion.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated
 
 from pydantic import Field
@@ -21,18 +22,10 @@ from coe.runtime import versions
 from coe.runtime.artifact_sync import open_declared
 from coe.runtime.versions import VersionCatalog, VersionChange
 from coe.settings import Settings
-from gateway.endpoints.operation import (
-    OBJECT,
-    TEXT,
-    TEXT_OR_NULL,
-    json_response,
-    list_schema,
-    object_schema,
-    operation,
-)
+from gateway.endpoints.handler import json_of, json_response
 from gateway.observability.state_metrics import ARTIFACT_INFO, RELOAD_FAILED
 from gateway.parts import Parts
-from gateway.request.body import RequestModel, read_body, validated
+from gateway.request.body import RequestModel
 
 MAX_BODY_BYTES = 16 * 1024
 RETRY_AFTER = 2.0
@@ -59,19 +52,6 @@ class PromoteRequest(_MoveRequest):
     version: _Version
 
 
-_LIST = list_schema(OBJECT)
-_LIST["properties"]["reload_error"] = TEXT_OR_NULL
-_MOVE = object_schema({"object": {"const": "move"}, "kind": TEXT, "was": TEXT_OR_NULL, "in_use": TEXT_OR_NULL})
-_ONE = object_schema(
-    {"object": {"const": "artifact"}, "kind": TEXT, "version": TEXT, "damaged": TEXT_OR_NULL, "metrics": OBJECT}
-)
-_MOVE_PROBLEMS = {
-    404: "No such kind or version.",
-    409: "The version is damaged or does not fit experts.yaml, or another version is in use than expected.",
-    503: "Another promotion or rollback is in progress, or the gateway is shutting down.",
-}
-
-
 class Artifacts:
     """Reads each manifest once, on demand; makes one promotion or rollback at a time."""
 
@@ -80,77 +60,44 @@ class Artifacts:
         self._versions = {kind: VersionCatalog(parts.settings.artifacts, kind) for kind in ARTIFACT_KINDS}
         self._moving = asyncio.Lock()
 
-    @operation("GET /v1/artifacts", "listArtifacts", "The artifacts, by kind.", _LIST)
     async def list(self, _: Request) -> Response:
         """List published versions, what is in use, and the history."""
         data = await asyncio.to_thread(lambda: [catalog.list_versions() for catalog in self._versions.values()])
-        served, failed = await self._served()
-        serving, error = self._parts.current.serving, self._parts.current.reload_error
+        families, current = await self._parts.metrics.families(), self._parts.current
         for one in data:
-            one["served"] = served.get(one["kind"], {})
-            one["unused"] = one["kind"] in serving.unused
-        elsewhere = "another worker could not load what is in use; see the log of this gateway"
-        return json_response({"object": "list", "reload_error": error or (elsewhere if failed else None), "data": data})
+            one["served"], one["unused"] = {}, one["kind"] in current.serving.unused
+        by_kind = {one["kind"]: one["served"] for one in data}
+        for (kind, version), (workers,) in families[ARTIFACT_INFO].cells.items():
+            by_kind.get(kind, {})[version] = round(workers)
+        error = current.reload_error
+        if error is None and any(failed for (failed,) in families[RELOAD_FAILED].cells.values()):
+            error = "another worker could not load what is in use; see the log of this gateway"
+        return json_response({"object": "list", "reload_error": error, "data": data})
 
-    @operation(
-        "POST /v1/artifacts/{kind}/promote",
-        "promoteArtifact",
-        "The version is in use.",
-        _MOVE,
-        body=PromoteRequest,
-        problems=_MOVE_PROBLEMS,
-    )
     async def promote(self, request: Request) -> Response:
         """Promote a version."""
         kind = self._catalog(request).kind
-        body = validated(PromoteRequest, await read_body(request, limit=MAX_BODY_BYTES))
+        body = await json_of(request, PromoteRequest, limit=MAX_BODY_BYTES)
         if body.version not in ArtifactStore(self._parts.settings.artifacts, kind).versions():
             raise ArtifactNotFound(f"no {kind} {body.version!r} is published here", param="version")
-        return await self._move(
-            kind,
-            body,
-            lambda settings, store: versions.promote(settings, store, kind, body.version, why=body.why),
-        )
+        return await self._move(kind, body, partial(versions.promote, version=body.version))
 
-    @operation(
-        "POST /v1/artifacts/{kind}/rollback",
-        "rollBackArtifact",
-        "The earlier version is in use.",
-        _MOVE,
-        body=RollbackRequest,
-        problems=_MOVE_PROBLEMS,
-    )
     async def roll_back(self, request: Request) -> Response:
         """Return to the version that was in use before."""
         kind = self._catalog(request).kind
-        body = validated(RollbackRequest, await read_body(request, limit=MAX_BODY_BYTES))
-        return await self._move(
-            kind, body, lambda settings, store: versions.roll_back(settings, store, kind, why=body.why)
-        )
+        return await self._move(kind, await json_of(request, RollbackRequest, limit=MAX_BODY_BYTES), versions.roll_back)
 
-    @operation(
-        "GET /v1/artifacts/{kind}/{version}",
-        "readArtifact",
-        "The version.",
-        _ONE,
-        problems={404: "No such kind or version."},
-    )
     async def get(self, request: Request) -> Response:
         """Read one version with its report."""
         catalog = self._catalog(request)
         return json_response(await asyncio.to_thread(catalog.details, request.path_params["version"]))
 
-    async def _move(
-        self, kind: str, body: _MoveRequest, move: Callable[[Settings, ArtifactStore], VersionChange]
-    ) -> Response:
+    async def _move(self, kind: str, body: _MoveRequest, move: Callable[..., VersionChange]) -> Response:
         if self._moving.locked():
-            raise JobUnavailable(
-                "another promotion or rollback is in progress; check its result first", retry_after=RETRY_AFTER
-            )
+            why = "another promotion or rollback is in progress; check its result first"
+            raise JobUnavailable(why, retry_after=RETRY_AFTER)
         async with self._moving:
-            moved = await asyncio.shield(
-                asyncio.to_thread(_make_move, self._parts.settings, kind, body.expected_version, move)
-            )
+            moved = await asyncio.shield(asyncio.to_thread(_make_move, self._parts.settings, kind, body, move))
         _log.warning("%s in use: %s -> %s, by an administrator: %s", kind, moved.was, moved.in_use, body.why)
         return json_response({"object": "move", "kind": kind, "was": moved.was, "in_use": moved.in_use})
 
@@ -160,19 +107,9 @@ class Artifacts:
             raise ArtifactNotFound(f"there is no kind of artifact {kind[:64]!r}; there are {', '.join(ARTIFACT_KINDS)}")
         return self._versions[kind]
 
-    async def _served(self) -> tuple[dict[str, dict[str, int]], bool]:
-        """Count the workers that serve each version, by kind, and report whether a worker failed to load the version in
-        use."""
-        families = await self._parts.metrics.families()
-        served: dict[str, dict[str, int]] = {}
-        for (kind, version), (workers,) in families[ARTIFACT_INFO].cells.items():
-            served.setdefault(kind, {})[version] = round(workers)
-        return served, any(failed for (failed,) in families[RELOAD_FAILED].cells.values())
 
-
-def _make_move(
-    settings: Settings, kind: str, expected: str | None, move: Callable[[Settings, ArtifactStore], VersionChange]
-) -> VersionChange:
+def _make_move(settings: Settings, kind: str, body: _MoveRequest, move: Callable[..., VersionChange]) -> VersionChange:
+    expected = body.expected_version
     try:
         share = open_declared(settings)
         try:
@@ -180,7 +117,7 @@ def _make_move(
             mirror([store])
             if expected is not None and (now := store.in_use()) != expected:
                 raise ArtifactError(f"{kind} {now or 'none'} is in use now, not {expected}; reload and try again")
-            return move(settings, store)
+            return move(settings, store, kind, why=body.why)
         finally:
             if share is not None:
                 share.close()

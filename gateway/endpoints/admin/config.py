@@ -21,18 +21,10 @@ from coe.registry.hints import without_values
 from coe.runtime.active_state import untrained_categories
 from coe.runtime.api_keys import with_admin_key
 from coe.runtime.consequences import consequences_of
-from gateway.endpoints.admin.serial import PROBLEM_LIST, Serial, parsed_problems
-from gateway.endpoints.operation import (
-    BOOLEAN,
-    TEXT,
-    TEXT_OR_NULL,
-    TEXTS,
-    json_response,
-    object_schema,
-    operation,
-)
+from gateway.endpoints.admin.serial import Serial, parsed_problems
+from gateway.endpoints.handler import NO_STORE, json_of, json_response
 from gateway.parts import Parts
-from gateway.request.body import RequestModel, read_body, validated
+from gateway.request.body import RequestModel
 
 MAX_TEXT_BYTES = 128 * 1024
 """The check of a larger file would delay requests."""
@@ -49,27 +41,6 @@ class ConfigText(RequestModel):
     text: Annotated[str, Field(min_length=1, max_length=MAX_TEXT_BYTES)]
 
 
-_FILE = object_schema(
-    {
-        "object": {"const": "config"},
-        "file": TEXT,
-        "text": TEXT,
-        "in_force": BOOLEAN | {"description": "The gateway serves with this text."},
-        "reload_error": TEXT_OR_NULL,
-    }
-)
-_CHECK = object_schema(
-    {
-        "object": {"const": "config.check"},
-        "ok": BOOLEAN,
-        "problems": PROBLEM_LIST,
-        "consequences": TEXTS | {"description": "Consequences for the plan in use."},
-        "diff": TEXT | {"description": "Unified diff from the file."},
-    }
-)
-_PROBLEMS = {409: "The file cannot be read, or is too large.", 429: "Too many requests read experts.yaml."}
-
-
 class Config:
     """Reads and parses the file for one request at a time, in a thread."""
 
@@ -77,32 +48,21 @@ class Config:
         self._current, self._settings, self._reload = parts.current, parts.settings, parts.reload
         self._serial = Serial()
 
-    @operation("GET /v1/config", "readConfig", "The text.", _FILE, problems=_PROBLEMS)
     async def get(self, _: Request) -> Response:
         """Read experts.yaml. The `api_key` of an expert is hidden."""
         content = await self._serial.run(self._content)
-        found = {
+        body = {
             "object": "config",
             "file": self._settings.config.name,
             "text": shown_text(content),
             "in_force": self._reload is None or self._reload.serves(content),
             "reload_error": self._current.reload_error,
         }
-        response = json_response(found)
-        response.headers["cache-control"] = "no-store"
-        return response
+        return json_response(body, headers=NO_STORE)
 
-    @operation(
-        "POST /v1/config/check",
-        "checkConfig",
-        "The problems, and the diff.",
-        _CHECK,
-        body=ConfigText,
-        problems=_PROBLEMS,
-    )
     async def check(self, request: Request) -> Response:
         """Check a text of experts.yaml as `coe check` and a reload do; nothing is written."""
-        body = validated(ConfigText, await read_body(request, limit=MAX_BODY_BYTES))
+        body = await json_of(request, ConfigText, limit=MAX_BODY_BYTES)
         return json_response({"object": "config.check", **await self._serial.run(self._checked, body.text)})
 
     def _content(self) -> bytes:

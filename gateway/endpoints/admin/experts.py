@@ -10,7 +10,7 @@ import asyncio
 import heapq
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -20,7 +20,6 @@ from starlette.responses import Response
 
 from coe.artifacts.kinds import ASSIGNMENT
 from coe.artifacts.store import ArtifactStore
-from coe.core import Expert
 from coe.errors import (
     ArtifactError,
     ConfigError,
@@ -35,26 +34,14 @@ from coe.errors import (
 from coe.experts import ReplicatedExpert
 from coe.experts.live_check import check_experts
 from coe.experts.outcomes import Incidents
-from coe.mapping import Assignment, read_plan_file
+from coe.mapping import read_plan_file
 from coe.records.record import LogQuery, RoutingRecord
 from coe.registry import ExpertSpec, load, load_with_expert, yaml_source
 from gateway.endpoints.admin.counts import Counts, expert_stats, failed
-from gateway.endpoints.admin.serial import PROBLEM_LIST, Serial, parsed_problems
-from gateway.endpoints.operation import (
-    BOOLEAN,
-    COUNT,
-    NUMBER,
-    OBJECT,
-    TEXT,
-    TEXT_OR_NULL,
-    TEXTS,
-    json_response,
-    list_schema,
-    object_schema,
-    operation,
-)
+from gateway.endpoints.admin.serial import Serial, parsed_problems
+from gateway.endpoints.handler import json_of, json_response, list_response
 from gateway.parts import Parts
-from gateway.request.body import RequestModel, read_body, validated
+from gateway.request.body import RequestModel
 from gateway.serving_state import Serving
 
 MAX_FAILURES = 10
@@ -79,137 +66,81 @@ _DECLARED_FIELDS = (
     "concurrent_requests",
 )
 _STATS_FIELDS = ("in_flight", "outcomes", "fallbacks", "tokens", "cost", "first_byte")
-_CHECK = object_schema(
-    {
-        "object": {"const": "expert.check"},
-        "ok": BOOLEAN,
-        "problems": PROBLEM_LIST,
-        "unset": TEXTS,
-        "name": TEXT_OR_NULL,
-    }
-)
-_STEPS = object_schema(
-    {"object": {"const": "expert.steps"}, "id": TEXT, "problems": PROBLEM_LIST}
-    | dict.fromkeys(("declared", "served", "scored", "planned"), BOOLEAN)
-    | {"reload_error": TEXT_OR_NULL, "reachable": {"type": ["boolean", "null"]}, "assigned_categories": TEXTS}
-    | {"runtime": TEXT_OR_NULL, "requests": COUNT}
-)
-_RECIPE = object_schema(
-    {"object": {"const": "recipe"}, "id": TEXT, "steps": {"type": "array", "items": TEXTS}, "arms": TEXTS}
-    | {"max_tokens": {"type": "object", "additionalProperties": {"type": "integer"}}}
-)
-_TOO_MANY = "Too many requests read experts.yaml."
 
 
-_TEST = object_schema(
-    {"address": TEXT, "ok": BOOLEAN, "answer": TEXT, "ms": NUMBER, "first_token_ms": NUMBER}
-    | {"cause": TEXT_OR_NULL, "problem": TEXT, "remedy": TEXT}
-)
+async def list_experts(parts: Parts, _: Request) -> Response:
+    """The experts with their state, which is read at each request, so that a reload shows at once.
 
-
-class Experts:
-    """Reads the state at each request, so a reload shows at once. Counts are over all workers since the start. Breaker
-    states are the worst of all workers; the state of a replica's server is this worker's view."""
-
-    def __init__(self, parts: Parts) -> None:
-        self._current, self._metrics, self._log = parts.current, parts.metrics, parts.log
-        self._session = parts.session
-        self._tested: dict[str, float] = {}
-
-    @operation("GET /v1/experts", "listExperts", "The experts.", list_schema(OBJECT))
-    async def list(self, _: Request) -> Response:
-        """List the experts with their state."""
-        counts = Counts(await self._metrics.families())
-        serving = self._current.serving
-        stats = expert_stats(counts, serving.registry)
-        bounds = counts.bounds("coe_first_byte_seconds")
-        data = [
+    Counts are over all workers since the start. Breaker states are the worst of all workers; the state of a replica's
+    server is this worker's view.
+    """
+    counts, serving = Counts(await parts.metrics.families()), parts.current.serving
+    stats, bounds = expert_stats(counts, serving.registry), counts.bounds("coe_first_byte_seconds")
+    return list_response(
+        [
             _declared(spec) | _state(serving, spec.name, stats[spec.name]) | {"first_byte_bounds": bounds}
             for spec in serving.registry.experts
         ]
-        return json_response({"object": "list", "data": data})
+    )
 
-    @operation("GET /v1/recipes", "listRecipes", "The recipes.", list_schema(_RECIPE))
-    async def recipes(self, _: Request) -> Response:
-        """List the recipes, declared or proposed by the plan, with steps, caps and arms."""
-        data = [
+
+async def list_recipes(parts: Parts, _: Request) -> Response:
+    """The recipes, declared or proposed by the plan, with steps and caps."""
+    return list_response(
+        [
             {
                 "object": "recipe",
                 "id": one.name,
                 "steps": one.steps,
-                "arms": list(map(one.arm, range(1, one.levels + 1))),
                 "max_tokens": one.max_tokens,
             }
-            for one in self._current.serving.registry.declared_recipes
+            for one in parts.current.serving.registry.declared_recipes
         ]
-        return json_response({"object": "list", "data": data})
-
-    @operation(
-        "GET /v1/experts/{id}/failures",
-        "listExpertFailures",
-        "The failures.",
-        list_schema(OBJECT),
-        problems={404: "No such expert.", 503: "The routing log cannot be read."},
     )
-    async def failures(self, request: Request) -> Response:
-        """List the newest failures of an expert in the routing log.
 
-        Requests that another expert answered are left out.
-        """
-        name = request.path_params["id"]
-        if name not in self._current.serving.registry.expert_names:
-            raise ModelNotFound(f"no expert {name[:64]!r} is declared", param="id")
-        try:
-            async with asyncio.timeout(LOG_SECONDS):
-                found = await self._newest_failures(name)
-        except (TimeoutError, StoreError) as error:
-            why = str(error) or f"no answer within {LOG_SECONDS:g} s"
-            raise LogUnavailable(f"the routing log cannot be read: {why}", retry_after=RETRY_AFTER) from None
-        names = ("request_id", "time", "outcome", "category", "attempts")
-        data = [{name: getattr(record, name) for name in names} for record in found]
-        return json_response({"object": "list", "data": data})
 
-    @operation(
-        "POST /v1/experts/{id}/test",
-        "testExpert",
-        "The result for each of its servers.",
-        object_schema({"object": {"const": "expert.test"}, "id": TEXT, "data": {"type": "array", "items": _TEST}}),
-        problems={
-            400: "The expert shares a device, so that a test would switch models.",
-            404: "No such expert.",
-            429: "It was tested less than 5 seconds ago.",
-        },
-    )
+async def list_failures(parts: Parts, request: Request) -> Response:
+    """The newest failures of an expert in the routing log, without requests that another expert answered."""
+    name = request.path_params["id"]
+    if name not in parts.current.serving.registry.expert_names:
+        raise ModelNotFound(f"no expert {name[:64]!r} is declared", param="id")
+    records: list[RoutingRecord] = []
+    try:
+        async with asyncio.timeout(LOG_SECONDS):
+            for code in FAILURES:  # one bounded query for each kind of failure
+                records += (await parts.log.back(LogQuery(expert=name, outcome=code, limit=MAX_FAILURES))).records
+    except (TimeoutError, StoreError) as error:
+        why = str(error) or f"no answer within {LOG_SECONDS:g} s"
+        raise LogUnavailable(f"the routing log cannot be read: {why}", retry_after=RETRY_AFTER) from None
+    newest = heapq.nlargest(MAX_FAILURES, records, key=lambda record: record.time)
+    fields = ("request_id", "time", "outcome", "category", "attempts")
+    return list_response([{field: getattr(record, field) for field in fields} for record in newest])
+
+
+class ExpertTests:
+    """Tests of experts, at most one of each within TEST_PAUSE_SECONDS."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._tested: dict[str, float] = {}
+
     async def test(self, request: Request) -> Response:
         """Request one token from each server of an expert, past breakers, limits and the log."""
-        name, serving = request.path_params["id"], self._current.serving
+        name, serving = request.path_params["id"], self._parts.current.serving
         expert = serving.composition.experts.get(name)
         if name not in serving.registry.expert_names or not isinstance(expert, ReplicatedExpert):
             raise ModelNotFound(f"no expert {name[:64]!r} is declared", param="id")
         spec = serving.registry.expert(name)
         if serving.registry.residency is not None and spec.is_local and not spec.addresses:
             raise InvalidRequest(f"{name!r} shares a device, so a test would switch models; use the playground instead")
-        self._check_pause(name)
-        assert self._session is not None
-        found = await check_experts([expert], session=self._session, streams=True)
-        return json_response(
-            {"object": "expert.test", "id": name, "data": [asdict(one) | {"ok": one.ok} for one in found]}
-        )
-
-    def _check_pause(self, name: str) -> None:
-        """Raises Overloaded for the test of an expert that was tested just before."""
         now = time.monotonic()
         if (wait := self._tested.get(name, -math.inf) + TEST_PAUSE_SECONDS - now) > 0:
             raise Overloaded(f"{name!r} was tested just now; try again in {wait:.1f} s", retry_after=wait)
         self._tested = {one: at for one, at in self._tested.items() if at + TEST_PAUSE_SECONDS > now} | {name: now}
-
-    async def _newest_failures(self, name: str) -> Sequence[RoutingRecord]:
-        """One bounded query of the log for each kind of failure."""
-        found: Sequence[RoutingRecord] = ()
-        for code in FAILURES:
-            page = await self._log.back(LogQuery(expert=name, outcome=code, limit=MAX_FAILURES))
-            found = (*found, *page.records)
-        return heapq.nlargest(MAX_FAILURES, found, key=lambda record: record.time)
+        assert self._parts.session is not None
+        results = await check_experts([expert], session=self._parts.session, streams=True)
+        data = [asdict(one) | {"ok": one.ok} for one in results]
+        return json_response({"object": "expert.test", "id": name, "data": data})
 
 
 def _declared(spec: ExpertSpec) -> dict[str, Any]:
@@ -226,51 +157,35 @@ def _declared(spec: ExpertSpec) -> dict[str, Any]:
 
 
 def _state(serving: Serving, name: str, stats: Mapping[str, Any]) -> dict[str, Any]:
-    expert = serving.composition.experts[name]
-    health = expert.health
-    residency = {key: stats[key] for key in ("tier", "waiting", "switches") if key in stats}
-    return {
-        "up": health.up,
-        "load": health.load,
-        "failing": _failing(expert),
-        "replicas": _replicas(expert, stats["replicas"]),
-        "requests": sum(stats["outcomes"].values()),
-        "failed": failed(stats["outcomes"]),
-        "assigned_categories": _assigned(serving.composition.assignment, name),
-        **{key: stats[key] for key in _STATS_FIELDS},
-        **residency,
-    }
-
-
-def _replicas(expert: Expert, states: Mapping[str, str]) -> list[dict[str, Any]]:
-    return [
-        {
-            "address": replica.address,
-            "state": states.get(replica.address, replica.state),
-            "alive": replica.alive,
-            "in_flight": replica.in_flight,
-            "waiting": replica.queue_length,
-        }
-        for replica in getattr(expert, "replicas", ())
-    ]
-
-
-def _failing(expert: Expert) -> list[dict[str, Any]]:
-    """The causes of its current failures, as this process sees them, with their counts."""
-    incidents: Incidents | None = getattr(expert, "incidents", None)
-    active = () if incidents is None else incidents.active.values()
-    return [{"cause": one.cause, "failures": one.failures} for one in active]
-
-
-def _assigned(assignment: Assignment, name: str) -> list[dict[str, Any]]:
-    """The categories assigned to this expert, largest margin over the runner-up first."""
+    expert, assignment = serving.composition.experts[name], serving.composition.assignment
     rows = zip(assignment.categories, assignment.choice, assignment.runner_up, assignment.margin, strict=True)
-    own = [
+    assigned = [
         {"category": category, "runner_up": second, "margin": margin}
         for category, choice, second, margin in rows
         if choice == name
     ]
-    return sorted(own, key=lambda row: -(row["margin"] or 0.0))
+    incidents: Incidents | None = getattr(expert, "incidents", None)
+    failing = () if incidents is None else incidents.active.values()
+    health, states = expert.health, stats["replicas"]
+    return {
+        "up": health.up,
+        "load": health.load,
+        "failing": [{"cause": one.cause, "failures": one.failures} for one in failing],  # as this process sees them
+        "replicas": [
+            {
+                "address": replica.address,
+                "state": states.get(replica.address, replica.state),
+                "alive": replica.alive,
+                "in_flight": replica.in_flight,
+                "waiting": replica.queue_length,
+            }
+            for replica in getattr(expert, "replicas", ())
+        ],
+        "requests": sum(stats["outcomes"].values()),
+        "failed": failed(stats["outcomes"]),
+        "assigned_categories": sorted(assigned, key=lambda row: -(row["margin"] or 0.0)),
+        **{key: stats[key] for key in _STATS_FIELDS if key in stats},
+    }
 
 
 class ExpertEntry(RequestModel):
@@ -284,50 +199,66 @@ class Onboarding:
     """Reads and parses experts.yaml for one request at a time, in a thread."""
 
     def __init__(self, parts: Parts) -> None:
-        self._current, self._metrics, self._settings = parts.current, parts.metrics, parts.settings
+        self._parts = parts
         self._plans = ArtifactStore(parts.settings.artifacts, ASSIGNMENT)
         self._serial = Serial()
 
-    @operation(
-        "POST /v1/experts/check",
-        "checkExpert",
-        "The problems, if any.",
-        _CHECK,
-        body=ExpertEntry,
-        problems={429: _TOO_MANY},
-    )
     async def check(self, request: Request) -> Response:
         """Check experts.yaml with one more expert, whose problems are at `entry`; nothing is written."""
-        body = validated(ExpertEntry, await read_body(request, limit=MAX_BODY_BYTES))
+        body = await json_of(request, ExpertEntry, limit=MAX_BODY_BYTES)
         return json_response({"object": "expert.check", **await self._serial.run(self._check, body.entry)})
 
-    @operation("GET /v1/experts/{id}/steps", "readExpertSteps", "The steps.", _STEPS, problems={429: _TOO_MANY})
-    async def steps(self, request: Request) -> Response:
-        """Progress of adding an expert: declared, served, reachable, scored, planned, assigned."""
-        name = request.path_params["id"]
-        declared = await self._serial.run(self._declared)
-        scored = await asyncio.to_thread(self._scored, name)
-        return json_response({"object": "expert.steps", "id": name, **await self._steps(name, declared, scored)})
-
     def _check(self, entry: str) -> dict[str, Any]:
-        environ = self._settings.environ
-        unset = [name for name in yaml_source.variable_names(entry) if name not in environ]
+        settings = self._parts.settings
+        unset = [name for name in yaml_source.variable_names(entry) if name not in settings.environ]
         try:
-            registry = load_with_expert(self._settings.config, entry, environ=environ)
+            registry = load_with_expert(settings.config, entry, environ=settings.environ)
         except ConfigError as error:
             return {"ok": False, "problems": parsed_problems(error.problems), "unset": unset, "name": None}
         return {"ok": True, "problems": [], "unset": unset, "name": registry.expert_names[-1]}
 
-    def _declared(self) -> tuple[tuple[str, ...], list[str]]:
+    async def steps(self, request: Request) -> Response:
+        """Progress of adding an expert: declared, served, reachable, scored, planned, assigned."""
+        name, current = request.path_params["id"], self._parts.current
+        declared, problems = await self._serial.run(self._declared)
+        scored = await asyncio.to_thread(self._scored, name)
+        serving = current.serving
+        assignment, served = serving.composition.assignment, name in serving.registry.expert_names
+        outcomes: dict[str, int] = {}
+        alive: list[bool | None] = []
+        if served:
+            counts = Counts(await self._parts.metrics.families())
+            outcomes = expert_stats(counts, serving.registry)[name]["outcomes"]
+            alive = [one.alive for one in getattr(serving.composition.experts[name], "replicas", ())]
+        choices = zip(assignment.categories, assignment.choice, strict=True)
+        return json_response(
+            {
+                "object": "expert.steps",
+                "id": name,
+                "declared": name in declared,
+                "problems": parsed_problems(problems),
+                "served": served,
+                "reload_error": current.reload_error,
+                "reachable": True if outcomes.get("ok") or any(alive) else False if False in alive else None,
+                "scored": scored,
+                "planned": serving.versions.get(ASSIGNMENT) is not None,
+                "assigned_categories": [category for category, choice in choices if choice == name],
+                "runtime": serving.registry.expert(name).runtime if served else None,
+                "requests": sum(outcomes.values()),
+            }
+        )
+
+    def _declared(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """The experts in the current experts.yaml, and its problems."""
+        settings = self._parts.settings
         try:
-            return load(self._settings.config, environ=self._settings.environ).expert_names, []
+            return load(settings.config, environ=settings.environ).expert_names, ()
         except ConfigError as error:
-            return (), list(error.problems)
+            return (), tuple(error.problems)
 
     def _scored(self, name: str) -> bool:
         """Returns whether the plan in use was solved from scores of the expert."""
-        version = self._current.serving.versions.get(ASSIGNMENT)
+        version = self._parts.current.serving.versions.get(ASSIGNMENT)
         try:
             stored = None if version is None else read_plan_file(self._plans.published(version).folder)
         except ArtifactError:
@@ -336,30 +267,3 @@ class Onboarding:
             return False
         column = stored["experts"].index(name)
         return any(row[column] for row in stored["count"])
-
-    async def _steps(self, name: str, declared: tuple[tuple[str, ...], list[str]], scored: bool) -> Mapping[str, Any]:
-        serving = self._current.serving
-        assignment = serving.composition.assignment
-        served = name in serving.registry.expert_names
-        found: dict[str, Any] = {"outcomes": {}}
-        alive: list[bool | None] = []
-        if served:
-            found = expert_stats(Counts(await self._metrics.families()), serving.registry)[name]
-            alive = [one.alive for one in getattr(serving.composition.experts[name], "replicas", ())]
-        requests = sum(found["outcomes"].values())
-        return {
-            "declared": name in declared[0],
-            "problems": parsed_problems(declared[1]),
-            "served": served,
-            "reload_error": self._current.reload_error,
-            "reachable": True if found["outcomes"].get("ok") or any(alive) else False if False in alive else None,
-            "scored": scored,
-            "planned": serving.versions.get(ASSIGNMENT) is not None,
-            "assigned_categories": [
-                category
-                for category, choice in zip(assignment.categories, assignment.choice, strict=True)
-                if choice == name
-            ],
-            "runtime": serving.registry.expert(name).runtime if served else None,
-            "requests": requests,
-        }

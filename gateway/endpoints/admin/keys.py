@@ -1,6 +1,7 @@
 """`/v1/keys`: API keys listed, issued and revoked.
 
 Keys of experts.yaml are listed and cannot be changed here. An issued key is shown once; only its digest is stored.
+Every change is logged with the key that made it.
 """
 
 from __future__ import annotations
@@ -19,137 +20,73 @@ from coe.runtime.api_keys import ADMIN_KEY_NAME, digest_of, new_key
 from coe.runtime.issued_keys import IssuedKey, IssuedKeys, check_in_use, is_over, issue, revoke
 from coe.settings import Settings
 from gateway.access import IssuedKeyWatch
-from gateway.endpoints.operation import (
-    BOOLEAN,
-    OBJECT,
-    TEXT,
-    TEXT_OR_NULL,
-    TEXTS,
-    json_response,
-    list_schema,
-    object_schema,
-    operation,
-)
+from gateway.endpoints.handler import NO_STORE, caller_of, json_of, json_response, list_response
 from gateway.parts import Parts
-from gateway.request.body import read_body, validated
-from gateway.serving_state import Serving
 
 MAX_BODY_BYTES = 16 * 1024
 _log = logging.getLogger("gateway")
 
-_NUMBER_OR_NULL = {"type": ["number", "null"]}
-_KEY = object_schema(
-    {
-        "object": {"const": "key"},
-        "name": TEXT,
-        "tenant": TEXT,
-        "scopes": TEXTS,
-        "experts": {"type": ["array", "null"], "items": TEXT},
-        "only_local": BOOLEAN,
-        "cache": BOOLEAN,
-        "limits": OBJECT,
-        "expires": TEXT_OR_NULL,
-        "declared": BOOLEAN | {"description": "Declared in experts.yaml, so that it cannot be changed here."},
-        "in_use": BOOLEAN
-        | {"description": "False for a revoked or expired key, and for an issued one that a declared key excludes."},
-        "created": _NUMBER_OR_NULL,
-        "created_by": TEXT_OR_NULL,
-        "revoked": _NUMBER_OR_NULL,
-        "revoked_by": TEXT_OR_NULL,
-    }
-)
-_NEW = object_schema({"object": {"const": "key.new"}, "secret": TEXT, "key": _KEY})
-_PROBLEMS = {
-    409: "The key would have more rights than the one that issues it, its name is taken, or it is declared in "
-    "experts.yaml.",
-    503: "The store of issued keys cannot be read or written.",
-}
 _HISTORY = ("created", "created_by", "revoked", "revoked_by")
 
 
-class Keys:
-    """The endpoints of API keys. They log every change with the key that made it."""
-
-    def __init__(self, parts: Parts) -> None:
-        self._current, self._settings, self._issued = parts.current, parts.settings, parts.issued
-
-    @operation("GET /v1/keys", "listKeys", "The keys, declared ones first.", list_schema(_KEY))
-    async def list(self, _: Request) -> Response:
-        """List API keys, without the keys themselves."""
-        if self._issued is not None:
-            await self._issued.refresh()  # includes what another worker has just changed
-        serving, issued = self._current.serving, () if self._issued is None else self._issued.keys
-        accepted = {key.sha256 for key in serving.access.keys}
-        data = [
-            _shown(key, accepted=key.sha256 in accepted) for key in (*serving.registry.access.keys, *reversed(issued))
-        ]
-        return json_response({"object": "list", "data": data})
-
-    @operation("POST /v1/keys", "issueKey", "The key, shown only now.", _NEW, body=KeySpec, problems=_PROBLEMS)
-    async def issue(self, request: Request) -> Response:
-        """Issue an API key, whose rights are at most those of the key that issues it."""
-        watch = self._watch()
-        spec = validated(KeySpec, await read_body(request, limit=MAX_BODY_BYTES))
-        serving = self._current.serving
-        creator = _caller(serving, request)
-        secret = new_key()
-
-        def decide(issued: IssuedKeys) -> tuple[IssuedKey, IssuedKeys]:
-            return issue(
-                serving.registry,
-                issued,
-                spec,
-                sha256=digest_of(secret),
-                by=creator,
-                by_name=creator.name,
-                now=time.time(),
-            )
-
-        async def change() -> IssuedKey:
-            key = await watch.change(decide)
-            _log.warning("API key %s issued by %s: %s", key.name, key.created_by, _rights(key))
-            return key
-
-        key = await asyncio.shield(change())  # finishes also if the client has left, so that every issued key is logged
-        response = json_response({"object": "key.new", "secret": secret, "key": _shown(key)})
-        response.headers["cache-control"] = "no-store"
-        return response
-
-    @operation(
-        "DELETE /v1/keys/{name}",
-        "revokeKey",
-        "The revoked key.",
-        _KEY,
-        problems=_PROBLEMS | {404: "No such key was issued."},
-    )
-    async def revoke(self, request: Request) -> Response:
-        """Revoke an issued API key."""
-        watch = self._watch()
-        name = request.path_params["name"]
-        serving = self._current.serving
-        is_issued = any(key.name == name for key in watch.keys)
-        if not is_issued and any(key.name == name for key in serving.registry.access.keys):
-            raise KeyRefused(await asyncio.to_thread(_declared_problem, self._settings, name))
-        creator = _caller(serving, request)
-
-        def decide(issued: IssuedKeys) -> tuple[IssuedKey, IssuedKeys]:
-            check_in_use(creator, issued, now=time.time())
-            return revoke(serving.registry, issued, name, by_name=creator.name, now=time.time())
-
-        key = await asyncio.shield(watch.change(decide))
-        _log.warning("API key %s revoked by %s", key.name, creator.name)
-        return json_response(_shown(key))
-
-    def _watch(self) -> IssuedKeyWatch:
-        if self._issued is None:
-            raise NotInstalled("this gateway has no store of issued keys")
-        return self._issued
+async def list_keys(parts: Parts, _: Request) -> Response:
+    """API keys without the keys themselves, declared ones first."""
+    if parts.issued is not None:
+        await parts.issued.refresh()  # includes what another worker has just changed
+    serving, issued = parts.current.serving, () if parts.issued is None else parts.issued.keys
+    accepted, now = {key.sha256 for key in serving.access.keys}, time.time()
+    keys = (*serving.registry.access.keys, *reversed(issued))
+    return list_response([_shown(key) | {"in_use": key.sha256 in accepted and not is_over(key, now)} for key in keys])
 
 
-def _caller(serving: Serving, request: Request) -> ApiKey:
+async def issue_key(parts: Parts, request: Request) -> Response:
+    """Issue an API key, whose rights are at most those of the key that issues it."""
+    watch = _watch(parts)
+    spec = await json_of(request, KeySpec, limit=MAX_BODY_BYTES)
+    registry, creator, secret = parts.current.serving.registry, _caller(parts, request), new_key()
+
+    def decide(issued: IssuedKeys) -> tuple[IssuedKey, IssuedKeys]:
+        sha256, now = digest_of(secret), time.time()
+        return issue(registry, issued, spec, sha256=sha256, by=creator, by_name=creator.name, now=now)
+
+    async def change() -> IssuedKey:
+        key = await watch.change(decide)
+        rights = key.model_dump(mode="json", exclude_defaults=True, exclude={"sha256", "name", *_HISTORY})
+        written = ", ".join(f"{name}={value}" for name, value in sorted(rights.items()))
+        _log.warning("API key %s issued by %s: %s", key.name, key.created_by, written)
+        return key
+
+    key = await asyncio.shield(change())  # finishes also if the client has left, so that every issued key is logged
+    return json_response({"object": "key.new", "secret": secret, "key": _shown(key)}, headers=NO_STORE)
+
+
+async def revoke_key(parts: Parts, request: Request) -> Response:
+    """Revoke an issued API key."""
+    watch, registry, name = _watch(parts), parts.current.serving.registry, request.path_params["name"]
+    is_issued = any(key.name == name for key in watch.keys)
+    if not is_issued and any(key.name == name for key in registry.access.keys):
+        raise KeyRefused(await asyncio.to_thread(_declared_problem, parts.settings, name))
+    creator = _caller(parts, request)
+
+    def decide(issued: IssuedKeys) -> tuple[IssuedKey, IssuedKeys]:
+        check_in_use(creator, issued, now=time.time())
+        return revoke(registry, issued, name, by_name=creator.name, now=time.time())
+
+    key = await asyncio.shield(watch.change(decide))
+    _log.warning("API key %s revoked by %s", key.name, creator.name)
+    return json_response(_shown(key))
+
+
+def _watch(parts: Parts) -> IssuedKeyWatch:
+    if parts.issued is None:
+        raise NotInstalled("this gateway has no store of issued keys")
+    return parts.issued
+
+
+def _caller(parts: Parts, request: Request) -> ApiKey:
     """The key that sent the request. Raises KeyRefused where no keys are declared."""
-    name = serving.access.identify(request.scope["headers"], "admin").key
-    for key in serving.access.keys:
+    name = caller_of(request).key
+    for key in parts.current.serving.access.keys:
         if key.name == name:
             return key
     raise KeyRefused(
@@ -172,16 +109,10 @@ def _declared_problem(settings: Settings, name: str) -> str:
     return f"the key {name!r} is declared at {where}; remove it there"
 
 
-def _shown(key: ApiKey, *, accepted: bool = True) -> dict[str, Any]:
-    """A key without its digest. An issued key is not `accepted` while a declared one excludes it."""
+def _shown(key: ApiKey) -> dict[str, Any]:
+    """A key without its digest."""
     plain = key.model_dump(mode="json", exclude={"sha256"})
     history = {name: plain.get(name) for name in _HISTORY}
     declared = not isinstance(key, IssuedKey)
     more = {"tenant": key.tenant or key.name, "scopes": sorted(key.scopes), "declared": declared}
-    return {"object": "key", **plain, **more, "in_use": accepted and not is_over(key, time.time()), **history}
-
-
-def _rights(key: ApiKey) -> str:
-    """The rights of a key, for the log."""
-    plain = key.model_dump(mode="json", exclude_defaults=True, exclude={"sha256", "name", *_HISTORY})
-    return ", ".join(f"{name}={value}" for name, value in sorted(plain.items()))
+    return {"object": "key", **plain, **more, "in_use": not is_over(key, time.time()), **history}

@@ -29,20 +29,9 @@ from coe.mapping import (
 )
 from coe.mapping.problem import USE_OF_ROW
 from coe.registry import Registry
-from gateway.endpoints.operation import (
-    NUMBER,
-    OBJECT,
-    OBJECTS,
-    TEXT,
-    TEXT_OR_NULL,
-    TEXTS,
-    json_response,
-    object_schema,
-    operation,
-    problems,
-)
+from gateway.endpoints.handler import json_of, json_response
 from gateway.parts import Parts
-from gateway.request.body import RequestModel, read_body, validated
+from gateway.request.body import RequestModel
 from gateway.serving_state import Serving
 
 MAX_BODY_BYTES = 4 * 1024
@@ -65,18 +54,6 @@ class BudgetRequest(RequestModel):
     """Largest share of the requests that one expert may get."""
 
 
-_MAP = object_schema(
-    {"object": {"const": "map"}, "version": TEXT_OR_NULL, "categories": TEXTS, "experts": TEXTS, "assignment": OBJECTS}
-    | {
-        "prices": OBJECT,
-        "price_by_category": {"type": "array"},
-        "consequences": OBJECTS,
-        "measured": {"type": ["object", "null"]},
-    }
-)
-_PLAN = object_schema({"object": {"const": "plan"}, "version": TEXT, "quality": NUMBER, "assignment": OBJECTS})
-
-
 class Map:
     """The assignment that this worker serves, and the stored data of its plan, read once per version."""
 
@@ -85,7 +62,6 @@ class Map:
         self._store = ArtifactStore(parts.settings.artifacts, ASSIGNMENT)
         self._stored: tuple[str, _StoredPlan | None] = ("", None)
 
-    @operation("GET /v1/map", "readMap", "The assignment.", _MAP)
     async def get(self, _: Request) -> Response:
         """The assignment of categories to experts, with the scores behind it."""
         serving = self._current.serving
@@ -95,21 +71,9 @@ class Map:
         body = {"object": "map", "version": version, "promotion": move and asdict(move), **served}
         return json_response(body)
 
-    @operation(
-        "POST /v1/map/solve",
-        "solveMap",
-        "The plan.",
-        _PLAN,
-        body=BudgetRequest,
-        problems=problems(
-            501,
-            _409="No scores are stored for the plan, or it has changed.",
-            _503="The solver is busy, failed or took too long, or the gateway is shutting down.",
-        ),
-    )
     async def solve(self, request: Request) -> Response:
         """Solve a plan under another budget; nothing is promoted."""
-        budget = validated(BudgetRequest, await read_body(request, limit=MAX_BODY_BYTES))
+        budget = await json_of(request, BudgetRequest, limit=MAX_BODY_BYTES)
         version = self._current.serving.versions.get(ASSIGNMENT)
         stored, _ = await asyncio.to_thread(self._read, version)
         if version is None or stored is None:
@@ -196,14 +160,10 @@ def _measured(
         for name in _MATRICES
     }
     uses = _uses(stored, serving.registry, categories, experts)
-    points = ("limit", "quality", "used", "efficient")
-    frontiers = {
-        row: [{name: one[name] for name in points} for one in found] for row, found in file["frontiers"].items()
-    }
     weights = [0.0 if row is None else file["weights"][row] for row in rows]
     unchanged = {name: file[name] for name in _UNCHANGED}
     planned = _planned(stored.plan, serving)
-    return unchanged | cells | uses | {"weights": weights, "frontiers": frontiers, "planned": planned}
+    return unchanged | cells | uses | {"weights": weights, "planned": planned}
 
 
 def _planned(plan: PublishedPlan, serving: Serving) -> dict[str, Any] | None:

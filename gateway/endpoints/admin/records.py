@@ -9,7 +9,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Annotated, Any, get_args
@@ -18,33 +18,30 @@ from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from coe import errors
-from coe.core import Decision, Prediction, Reason
-from coe.errors import InvalidRequest, LogUnavailable, Overloaded, RecordNotFound, StoreError, UnknownCursor
-from coe.records.codec import FIELDS, schema_of
+from coe.core import Reason
+from coe.errors import Draining, InvalidRequest, LogUnavailable, Overloaded, RecordNotFound, StoreError, UnknownCursor
+from coe.records.codec import FIELDS
 from coe.records.feedback import Feedback
 from coe.records.record import LogPage, LogQuery, RoutingRecord
 from coe.registry import Registry
 from coe.routing.replay import ReplayedDecision, replay
-from gateway.endpoints.operation import (
-    BOOLEAN,
-    OBJECT,
-    OBJECTS,
-    TEXT,
-    json_response,
-    list_schema,
-    object_schema,
-    operation,
-    problems,
-    query_of,
-)
+from gateway.endpoints.admin.experts import FAILURES
+from gateway.endpoints.handler import json_response, query_of
 from gateway.observability.observers import find_record
 from gateway.parts import Parts
 from gateway.request.body import RequestModel
+from gateway.serving_state import Serving
 
 MAX_RECORDS = 200
 MAX_VALUE_CHARACTERS = 128
 MAX_TIME = 32_503_680_000.0  # the year 3000
+LOG_SECONDS = 5.0
+"""Time limit of a request to the log."""
+PAGE_SECONDS = 0.5
+"""Time for which a list that is not full searches on; its cursor continues from there."""
+MAX_CONCURRENT = 8
+RETRY_AFTER = 1.0
+_log = logging.getLogger("gateway")
 _Value = Annotated[str, Field(max_length=MAX_VALUE_CHARACTERS)]
 _Time = Annotated[float, Field(ge=0, le=MAX_TIME)]
 
@@ -52,25 +49,6 @@ LIST_FIELDS = tuple(field.name for field in FIELDS if field.info.api == "list")
 """Fields of each record in a list."""
 RECORD_FIELDS = tuple(field.name for field in FIELDS if field.info.api != "none")
 """Fields of a single record."""
-DECISION_FIELDS = (
-    "expert",
-    "category",
-    "confidence",
-    "reason",
-    "rule",
-    "candidates",
-    "utility",
-    "price",
-    "probabilities",
-    "in_distribution",
-    "stage",
-    "overlay",
-    "router",
-    "config",
-    "plan",
-    "assignment",
-)
-"""Fields that a recorded and a replayed decision are compared in."""
 
 
 class RecordQuery(RequestModel):
@@ -115,32 +93,16 @@ def record_body(record: RoutingRecord, feedback: Sequence[Feedback], registry: R
     """The record without its embedding, its feedback, and the values that feedback may have."""
     fields = {name: getattr(record, name) for name in RECORD_FIELDS}
     names = ("kind", "value", "time", "tenant", "key")
-    events = [
-        {name: getattr(event, name) for name in names} | ({"audit": event.audit} if event.audit else {})
-        for event in feedback
-    ]
+    events = [{name: getattr(event, name) for name in names} for event in feedback]
     return {"object": "record", **fields, "feedback": events, "choices": choices(registry)}
 
 
-def replay_body(
-    record: RoutingRecord, replay: ReplayedDecision, *, categories: Sequence[str], versions: Mapping[str, str]
-) -> dict[str, Any]:
+def replay_body(record: RoutingRecord, replayed: ReplayedDecision, serving: Serving) -> dict[str, Any]:
     """The recorded and the replayed decision. A utility of null is that of an expert that the plan does not rate for
     the category."""
-    replayed = {**_decision_fields(replay.decision, replay.prediction, categories), **versions}
-    return {
-        "object": "decision",
-        "request_id": record.request_id,
-        "source": replay.source,
-        "needs_known": record.needs is not None,
-        "recorded": {name: getattr(record, name) for name in DECISION_FIELDS},
-        "replayed": {name: replayed[name] for name in DECISION_FIELDS},
-    }
-
-
-def _decision_fields(decision: Decision, prediction: Prediction, categories: Sequence[str]) -> dict[str, Any]:
-    probabilities = zip(categories, prediction.probabilities.tolist(), strict=True)
-    return {
+    composition, decision, prediction = serving.composition, replayed.decision, replayed.prediction
+    probabilities = zip(composition.router.categories, prediction.probabilities.tolist(), strict=True)
+    now = {
         "expert": decision.expert,
         "category": decision.category,
         "confidence": round(decision.confidence, 5),
@@ -152,7 +114,18 @@ def _decision_fields(decision: Decision, prediction: Prediction, categories: Seq
         "probabilities": {name: round(probability, 5) for name, probability in probabilities},
         "in_distribution": prediction.in_distribution,
         "stage": prediction.stage,
-        "overlay": prediction.overlay_version,
+        "router": composition.router.version,
+        "config": composition.registry.digest,
+        "plan": serving.plan,
+        "assignment": composition.assignment_digest,
+    }
+    return {
+        "object": "decision",
+        "request_id": record.request_id,
+        "source": replayed.source,
+        "needs_known": record.needs is not None,
+        "recorded": {name: getattr(record, name) for name in now},
+        "replayed": now,
     }
 
 
@@ -162,106 +135,31 @@ def choices(registry: Registry) -> dict[str, list[str]]:
         "category": list(registry.category_names),
         "expert": list(registry.expert_names),
         "reason": list(get_args(Reason)),
-        "outcome": ["ok", "aborted", *_error_codes()],
+        "outcome": ["ok", "aborted", *sorted({*FAILURES, InvalidRequest.code, Draining.code})],
     }
-
-
-def _error_codes() -> list[str]:
-    """Codes of the errors that may end a routed request; requests that were not routed have no record."""
-    kinds: list[type[errors.RequestError]] = [errors.ExpertError]
-    found = {kind.code for kind in (errors.RequestError, errors.InvalidRequest, errors.Draining)}
-    found.add(errors.DeadlineExceeded.code)
-    while kinds:
-        kind = kinds.pop()
-        kinds += kind.__subclasses__()
-        found.add(kind.code)
-    return sorted(found)
-
-
-ROW_SCHEMA = schema_of([field for field in FIELDS if field.name in LIST_FIELDS])
-WHOLE_SCHEMA = schema_of([field for field in FIELDS if field.name in RECORD_FIELDS])
-RECORD_SCHEMA = {
-    **WHOLE_SCHEMA,
-    "properties": {
-        "object": {"const": "record"},
-        **WHOLE_SCHEMA["properties"],
-        "feedback": OBJECTS,
-        "choices": OBJECT,
-    },
-}
-LIST_SCHEMA = list_schema(ROW_SCHEMA)
-LIST_SCHEMA["properties"] |= {"cursor": TEXT, "damaged": {"type": "integer"}, "choices": OBJECT}
-REPLAY_SCHEMA = object_schema(
-    {
-        "object": {"const": "decision"},
-        "request_id": TEXT,
-        "source": {"enum": ["prompt", "posterior"]},
-        "needs_known": BOOLEAN,
-        "recorded": OBJECT,
-        "replayed": OBJECT,
-    }
-)
-
-
-LOG_SECONDS = 5.0
-"""Time limit of a request to the log."""
-PAGE_SECONDS = 0.5
-"""Time for which a list that is not full searches on; its cursor continues from there."""
-MAX_CONCURRENT = 8
-RETRY_AFTER = 1.0
-_log = logging.getLogger("gateway")
-
-
-_BUSY = "Too many requests read the routing log."
-_UNREADABLE = "The routing log cannot be read."
-_NO_RECORD = "No such record."
 
 
 class Records:
     """Reads the log for administrators, who see the records of all tenants."""
 
     def __init__(self, parts: Parts) -> None:
-        self._current = parts.current
-        self._records = parts.log
-        self._feedback = parts.feedback
+        self._parts = parts
         self._active = 0
 
-    @operation(
-        "GET /v1/records",
-        "listRecords",
-        "A page of records.",
-        LIST_SCHEMA,
-        query=RecordQuery,
-        problems={429: _BUSY, 503: _UNREADABLE},
-    )
     async def list(self, request: Request) -> Response:
         """List the routing log, newest first; `cursor` as `before` gets older records and is empty at the end."""
         query = query_of(request, RecordQuery).log_query()
         async with self._log_access():
             page = await self._page(query)
-        return json_response(list_body(page, self._current.serving.registry))
+        return json_response(list_body(page, self._parts.current.serving.registry))
 
-    @operation(
-        "GET /v1/records/{id}",
-        "getRecord",
-        "The record.",
-        RECORD_SCHEMA,
-        problems={404: _NO_RECORD, 429: _BUSY, 503: _UNREADABLE},
-    )
     async def get(self, request: Request) -> Response:
         """Read the record of one request, and its feedback."""
         async with self._log_access():
             record = await self._record(request)
-            feedback = await self._feedback.for_request(record.request_id, keys=self._keys(record))
-        return json_response(record_body(record, feedback, self._current.serving.registry))
+            feedback = await self._parts.feedback.for_request(record.request_id, keys=self._keys(record))
+        return json_response(record_body(record, feedback, self._parts.current.serving.registry))
 
-    @operation(
-        "POST /v1/records/{id}/decision",
-        "decideAgain",
-        "The recorded and the replayed decision.",
-        REPLAY_SCHEMA,
-        problems=problems(400, _404=_NO_RECORD, _409="The request was not classified.", _429=_BUSY, _503=_UNREADABLE),
-    )
     async def replay(self, request: Request) -> Response:
         """Replay the decision on a recorded request.
 
@@ -269,16 +167,8 @@ class Records:
         """
         async with self._log_access():
             record = await self._record(request)
-        serving = self._current.serving
-        composition = serving.composition
-        decided = await replay(composition, record)
-        versions = {
-            "router": composition.router.version,
-            "config": composition.registry.digest,
-            "plan": serving.plan,
-            "assignment": composition.assignment_digest,
-        }
-        return json_response(replay_body(record, decided, categories=composition.router.categories, versions=versions))
+        serving = self._parts.current.serving
+        return json_response(replay_body(record, await replay(serving.composition, record), serving))
 
     async def _page(self, query: LogQuery) -> LogPage:
         """A full page, or what is found within PAGE_SECONDS; the cursor continues from there."""
@@ -286,7 +176,7 @@ class Records:
         found: tuple[RoutingRecord, ...] = ()
         damaged = 0
         while True:
-            page = await self._records.back(replace(query, limit=query.limit - len(found)))
+            page = await self._parts.log.back(replace(query, limit=query.limit - len(found)))
             found += page.records
             damaged += page.damaged
             if not page.cursor or len(found) == query.limit or time.monotonic() > deadline:
@@ -295,7 +185,7 @@ class Records:
 
     async def _record(self, request: Request) -> RoutingRecord:
         request_id = request.path_params["id"]
-        record = await find_record(self._records, request_id)
+        record = await find_record(self._parts.log, request_id)
         if record is None:
             raise RecordNotFound(
                 f"no request {request_id[:64]!r} is in the routing log; new ones take a second, old ones are deleted"
@@ -304,7 +194,7 @@ class Records:
 
     def _keys(self, record: RoutingRecord) -> tuple[str | None, ...]:
         """The keys that may have sent feedback on a request: its own, its tenant's and those of administrators."""
-        keys = self._current.serving.access.keys
+        keys = self._parts.current.serving.access.keys
         allowed = [key.name for key in keys if (key.tenant or key.name) == record.tenant or "admin" in key.scopes]
         return tuple(dict.fromkeys((None, record.key, *allowed)))
 

@@ -15,37 +15,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway.endpoints.admin.stats import SharedSnapshot
-from gateway.endpoints.operation import (
-    COUNT,
-    NUMBER,
-    TEXT,
-    TEXTS,
-    Schema,
-    json_response,
-    object_schema,
-    operation,
-    problems,
-)
+from gateway.endpoints.handler import json_response
 from gateway.parts import Parts
 
 _MAX_AGE_SECONDS = 0.5
-_NULLABLE: Schema = {"type": ["number", "null"]}
-_LOADING = object_schema({"from": TEXT, "elapsed_s": NUMBER, "expected_s": NUMBER}) | {"type": ["object", "null"]}
-_SERVER = object_schema(
-    {"experts": TEXTS, "devices": TEXTS, "switches": COUNT, "tier": TEXT, "memory_gb": NUMBER}
-    | {"pinned": {"type": "boolean"}}
-    | {"in_flight": COUNT, "waiting": COUNT, "oldest_wait_s": _NULLABLE, "requests_per_s": NUMBER, "load_s": NUMBER}
-    | {"loading": _LOADING, "reason": TEXT}
-)
-_ACTION = object_schema({"verb": TEXT, "experts": TEXTS})
-_NEXT = object_schema({"in_s": _NULLABLE, "actions": {"type": "array", "items": _ACTION}, "sentence": TEXT})
-_DEVICE = object_schema(
-    {"device": TEXT, "memory_gb": NUMBER, "occupied_gb": NUMBER, "host_memory_gb": NUMBER, "host_occupied_gb": NUMBER}
-    | {"next": _NEXT, "servers": {"type": "array", "items": _SERVER}}
-)
-_REPORT = object_schema(
-    {"object": {"const": "residency"}, "time": NUMBER, "devices": {"type": "array", "items": _DEVICE}}
-)
 
 
 class Devices:
@@ -55,13 +28,6 @@ class Devices:
         self._residency = parts.residency
         self._snapshot = SharedSnapshot(self._take)
 
-    @operation(
-        "GET /v1/residency",
-        "readResidency",
-        "The devices.",
-        _REPORT,
-        problems=problems(_503="The process that loads the experts does not answer."),
-    )
     async def get(self, _: Request) -> Response:
         """Devices that experts share: tiers, loads under way, waiting requests, and the next decision with its
         reason."""

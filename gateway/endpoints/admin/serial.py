@@ -8,17 +8,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from coe.errors import Overloaded
-from gateway.endpoints.operation import TEXT, Schema, object_schema
 
 T = TypeVar("T")
 
 MAX_WAITING = 8
 RETRY_AFTER = 1.0
 _PROBLEM = re.compile(r"(?s)([^\n]*?):(\d+): (.*)")
-PROBLEM_LIST: Schema = {
-    "type": "array",
-    "items": object_schema({"where": TEXT, "line": {"type": ["integer", "null"]}, "message": TEXT}),
-}
 
 
 class Serial:

@@ -1,7 +1,7 @@
-"""Current numbers of the gateway (`GET /v1/stats`, `/v1/stats/stream`) and a report on its traffic (`GET /v1/status`).
+"""Current numbers of the gateway: `GET /v1/stats` and `/v1/stats/stream`.
 
 Numbers are summed over all workers. The stream sends them as server-sent events, and a client cannot hold it open by
-not reading. The report is that of `coe status` on the last week, computed by a job outside the gateway process.
+not reading.
 """
 
 from __future__ import annotations
@@ -23,27 +23,20 @@ from starlette.types import Receive, Scope, Send
 from coe.errors import Draining, Overloaded
 from coe.experts.http.sse import EVENT_STREAM
 from gateway.endpoints.admin.counts import Counts, stats_of
-from gateway.endpoints.operation import (
-    COUNT,
-    EVENTS,
-    NUMBER,
-    OBJECT,
-    OBJECTS,
-    TEXT,
-    TEXTS,
-    Schema,
-    json_response,
-    object_schema,
-    operation,
-    problems,
-    query_of,
-)
+from gateway.endpoints.handler import json_response, query_of
 from gateway.parts import Parts
-from gateway.process.jobs import Reports
 from gateway.request.body import RequestModel
 
 SEND_SECONDS = 10.0
 """Time limit for a client to read an event; after it the stream ends."""
+
+
+MAX_LISTENERS = 64
+"""Open streams of one process."""
+MAX_INTERVAL_SECONDS, MAX_EVENTS = 60, 100_000
+_MAX_SLEEP_SECONDS = 1.0
+"""A stream ends at most this long after the process begins to drain."""
+_RETRY_AFTER = 5.0
 
 
 class EventStream(Response):
@@ -89,14 +82,6 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
-MAX_LISTENERS = 64
-"""Open streams of one process."""
-MAX_INTERVAL_SECONDS, MAX_EVENTS = 60, 100_000
-_MAX_SLEEP_SECONDS = 1.0
-"""A stream ends at most this long after the process begins to drain."""
-_RETRY_AFTER = 5.0
-
-
 class SharedSnapshot:
     """A snapshot that `take` makes, shared by all who wait for it at the same time; made only on demand."""
 
@@ -130,26 +115,6 @@ class StreamQuery(RequestModel):
     events: Annotated[int, Field(ge=1, le=MAX_EVENTS)] | None = None
 
 
-_COUNTS: Schema = {"type": "object", "additionalProperties": COUNT}
-_NESTED: Schema = {"type": "object", "additionalProperties": _COUNTS}
-_BUCKETS: Schema = {"type": "array", "items": COUNT}
-_BOUNDS: Schema = {"type": "array", "items": NUMBER, "description": "Upper bounds of the buckets, in seconds."}
-_HISTOGRAM = object_schema({"bounds": _BOUNDS, "counts": _BUCKETS})
-_EXPERT = object_schema(
-    {"id": TEXT, "outcomes": _COUNTS, "fallbacks": COUNT, "in_flight": COUNT, "first_byte": _BUCKETS}
-    | {"replicas": {"type": "object", "additionalProperties": TEXT}, "tokens": _COUNTS, "cost": NUMBER}
-)
-_REQUESTS = {"total": COUNT, "apis": _COUNTS, "outcomes": _COUNTS, "reasons": _COUNTS, "flows": _NESTED}
-_STATS = object_schema(
-    {"object": {"const": "stats"}, "time": NUMBER, "gateway": object_schema({"host": TEXT, "id": TEXT})}
-    | {"categories": TEXTS, "requests": object_schema(_REQUESTS), "in_flight": COUNT, "queued": COUNT}
-    | {"routing": _HISTOGRAM, "request": _HISTOGRAM, "first_byte_bounds": _BOUNDS}
-    | {"experts": {"type": "array", "items": _EXPERT}, "retrieval": _COUNTS, "feedback": _COUNTS}
-    | {"log": object_schema({"backlog": COUNT, "dropped": COUNT}), "warnings": TEXTS, "artifacts": _NESTED}
-    | {"serving": {"type": "array", "items": object_schema({"router": TEXT, "config": TEXT})}, "workers": OBJECTS}
-)
-
-
 class Stats:
     """Every event is complete, so a missed one loses nothing; events of the same second share a snapshot."""
 
@@ -159,20 +124,10 @@ class Stats:
         self._snapshot = SharedSnapshot(self._take)
         self._listeners = 0
 
-    @operation("GET /v1/stats", "readStats", "The numbers.", _STATS)
     async def get(self, _: Request) -> Response:
         """Current numbers of the gateway, counted since its start."""
         return json_response(await self._snapshot.since(asyncio.get_running_loop().time()))
 
-    @operation(
-        "GET /v1/stats/stream",
-        "streamStats",
-        "Events, each with the whole of /v1/stats.",
-        object_schema({"data": TEXT}),
-        media_type=EVENTS,
-        query=StreamQuery,
-        problems={429: "Too many streams are open.", 503: "The gateway is shutting down."},
-    )
     async def stream(self, request: Request) -> Response:
         """Sends a snapshot every `interval` seconds, until `events` were sent."""
         query = query_of(request, StreamQuery)
@@ -205,22 +160,3 @@ class Stats:
         found = stats_of(Counts(await self._metrics.families()), self._current.serving.registry)
         gateway = {"host": socket.gethostname(), "id": self._metrics.registry.gateway}
         return orjson.dumps({"object": "stats", "time": time.time(), "gateway": gateway, **found})
-
-
-class Status:
-    """The report, cached for a minute."""
-
-    def __init__(self, parts: Parts) -> None:
-        self._reports = Reports(parts.jobs)
-
-    @operation(
-        "GET /v1/status",
-        "readStatus",
-        "The report.",
-        object_schema({"object": {"const": "status"}, "time": NUMBER, "report": OBJECT}),
-        problems=problems(501, _503="The job failed or ran too long, or the gateway is shutting down."),
-    )
-    async def get(self, _: Request) -> Response:
-        """Report on the last week's traffic: drift, alarms, proposed categories, retraining rounds."""
-        at, report = await self._reports.get("status", needs=("scipy", "sklearn"))
-        return json_response({"object": "status", "time": at, "report": report})

@@ -28,7 +28,7 @@ class WritingExpert:
     def __init__(
         self, recipe: RecipeSpec, members: Mapping[str, Expert], *, declared: Mapping[str, ExpertSpec], limits: Policy
     ) -> None:
-        self.name = recipe.arm(1)
+        self.name = recipe.name
         self.recipe = recipe
         self.members = {name: members[name] for name in recipe.members}
         self.declared = {name: declared[name] for name in recipe.members}

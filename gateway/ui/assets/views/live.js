@@ -5,7 +5,6 @@ import { chart } from "../charts.js";
 import { failure, figure, milliseconds, number, percent, bars } from "../parts.js";
 import { History } from "./live/history.js";
 import { flow, rates } from "./live/charts.js";
-import { openPast } from "./live/past.js";
 import { openResidency } from "./live/residency.js";
 import { openSpend } from "./live/spend.js";
 import { Stream } from "./live/stream.js";
@@ -38,7 +37,6 @@ let span = "60";
 
 export function open({ draw }) {
   const shown = { rates: null, flow: null, drawn: 0 };
-  const past = openPast(draw);
   const spend = openSpend(draw);
   const residency = openResidency(draw);
   const stream = new Stream({
@@ -74,7 +72,7 @@ export function open({ draw }) {
         <button @click=${pause} aria-keyshortcuts="Space">${stream.paused ? "Resume" : "Pause"}</button>
       </div>
       ${stream.state === "refused" ? failure(stream.error, () => stream.retry()) : body(stream, shown, selectSpan)}
-      ${stream.state === "refused" ? nothing : [past.template(), residency.template(), spend.template()]}
+      ${stream.state === "refused" ? nothing : [residency.template(), spend.template()]}
     `,
     close: () => {
       document.removeEventListener("keydown", onKey);

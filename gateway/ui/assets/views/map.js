@@ -1,4 +1,4 @@
-// Map: the assignment of categories to experts and arms of recipes, the scores behind it, and plans under other budgets.
+// Map: the assignment of categories to experts and recipes, the scores behind it, and plans under other budgets.
 
 import { html, nothing } from "../vendor/lit-html.js";
 import { api, resource } from "../api.js";
@@ -7,9 +7,8 @@ import { heat, heatmap, scale, spot } from "../heat.js";
 import { stepsText } from "../recipes.js";
 import { openBudget } from "./map/budget.js";
 import { assignment, utility } from "./map/assignment.js";
-import { arms, costOf, recipeOfArm } from "./map/recipes.js";
+import { costOf, recipeTable, recipesByName } from "./map/recipes.js";
 import { ROWS, points } from "./map/rows.js";
-import { openSavings } from "./map/savings.js";
 
 export const name = "map";
 export const title = "Map";
@@ -17,7 +16,6 @@ export const title = "Map";
 export function open({ draw }) {
   const map = resource(loadMap, draw);
   const at = spot(draw);
-  const savings = openSavings(draw);
   let budget = null;
   const budgetOf = (found) => {
     if (budget?.map !== found) budget = openBudget(found, draw);
@@ -29,7 +27,7 @@ export function open({ draw }) {
         <h1>Map</h1>
         <button class="quiet" @click=${() => map.load()}>Refresh</button>
       </div>
-      ${shown(map, (found) => whole(found, at, found.measured ? budgetOf(found) : null))} ${savings.template()}
+      ${shown(map, (found) => whole(found, at, found.measured ? budgetOf(found) : null))}
     `,
   };
 }
@@ -50,7 +48,7 @@ function whole(map, at, budget) {
       <h2>Assignment</h2>
       ${assignment(map)}
     </section>
-    ${map.recipes.length ? html`<section class="card wide-names"><h2>Arms of recipes</h2>${arms(map)}</section>` : nothing}
+    ${map.recipes.length ? html`<section class="card wide-names"><h2>Recipes</h2>${recipeTable(map)}</section>` : nothing}
     ${map.measured ? html`<section class="card wide-names"><h2>Value of each expert</h2>${utility(map)}</section>` : nothing}
   `;
 }
@@ -91,7 +89,7 @@ function qualities(map, at) {
   const { categories, experts, measured } = map;
   const all = measured.estimate.flat().filter((value) => value !== null);
   const [low, high] = [Math.min(...all), Math.max(...all)];
-  const recipes = recipeOfArm(map);
+  const recipes = recipesByName(map);
   const members = (name) => (recipes.has(name) ? stepsText(recipes.get(name)) : "");
   const chosen = map.assignment.map(({ expert, runner_up }) => [experts.indexOf(expert), experts.indexOf(runner_up)]);
   const cell = (y, x) => {

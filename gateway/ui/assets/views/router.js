@@ -15,7 +15,7 @@ export const title = "Router";
 
 export function open({ draw, path, query }) {
   const list = resource(() => api.get("v1/artifacts"), draw);
-  const status = resource(() => api.get("v1/status"), draw);
+  const found = resource(() => api.get("v1/report"), draw);
   const move = openMove(list, draw);
   const reports = new Map();
   const at = spot(draw);
@@ -38,12 +38,12 @@ export function open({ draw, path, query }) {
     template: () => html`
       <div class="row">
         <h1>Router</h1>
-        <button class="quiet" @click=${() => refresh(list, status)}>Refresh</button>
+        <button class="quiet" @click=${() => refresh(list, found)}>Refresh</button>
       </div>
       ${shown(list, (found) => whole(found, chosen(found), { reportOf, move, at }))}
       <section class="card">
         <h2>Traffic report</h2>
-        ${shown(status, traffic)}
+        ${shown(found, traffic)}
       </section>
       ${move.template()}
     `,

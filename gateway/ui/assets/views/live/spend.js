@@ -4,16 +4,16 @@ import { html, nothing } from "../../vendor/lit-html.js";
 import { api, resource } from "../../api.js";
 import { bar, dollars, figure, number, shown, table } from "../../parts.js";
 
-const PERIODS = { "1d": "last day", "7d": "last 7 days", "30d": "last 30 days" };
+const PERIODS = { 1: "last day", 7: "last 7 days", 30: "last 30 days" };
 const DIMENSIONS = { key: "API key", expert: "Expert", category: "Category" };
 const LIMIT = 10; // rows of each table
 
 /** The card; the report reads the log in a separate process, so it is loaded on request. */
 export function openSpend(draw) {
-  let period = "7d";
+  let period = "7";
   let found = null;
   const load = () => {
-    found = resource(() => read(period), draw);
+    found = resource(async () => (await api.get(`v1/report?days=${period}`)).report.spend, draw);
     draw();
   };
   const select = (event) => {
@@ -33,41 +33,30 @@ export function openSpend(draw) {
   };
 }
 
-/** The report by expert with a table for each dimension. Rows of several dimensions cannot be summed: a recipe's request
- * is in one row per member. One report after the other, since the gateway queues few jobs. */
-async function read(period) {
-  const reports = {};
-  for (const dimension of Object.keys(DIMENSIONS))
-    reports[dimension] = (await api.get(`v1/spend?since=${period}&by=${dimension}`)).report;
-  const tables = Object.entries(reports).map(([dimension, { rows }]) => ({ dimension, rows }));
-  return { ...reports.expert, tables };
-}
-
-function report({ total, audits, always, tables, note }) {
+function report({ total, always, rows, note }) {
   if (!total.requests) return html`<p class="faint">No requests in this period.</p>`;
   const baselines = [...always.experts].reverse(); // the cheapest first
   const largest = always.experts[0];
   return html`
     <dl class="figures">
       ${figure("Spent", dollars(total.dollars), `${number(total.requests)} requests, ${number(total.unpriced)} of unknown cost`)}
-      ${audits.requests ? figure("Audits", dollars(audits.dollars), "not included in Spent") : nothing}
       ${largest?.dollars
         ? figure(`Always ${largest.expert}`, dollars(largest.dollars), `${dollars(always.dollars)} for the same requests`)
         : nothing}
     </dl>
     <div class="columns">
-      ${tables.map(
-        ({ dimension, rows }) => html`<div>
-          <h3>${DIMENSIONS[dimension]}</h3>
-          ${table(`Dollars by ${DIMENSIONS[dimension]}`, columns(dimension, total.dollars), rows.slice(0, LIMIT))}
-          ${rows.length > LIMIT ? html`<p class="faint">${number(rows.length - LIMIT)} more: <code>coe spend --by ${dimension}</code></p>` : nothing}
+      ${Object.entries(DIMENSIONS).map(
+        ([dimension, title]) => html`<div>
+          <h3>${title}</h3>
+          ${table(`Dollars by ${title}`, columns(title, total.dollars), rows[dimension].slice(0, LIMIT))}
+          ${rows[dimension].length > LIMIT ? html`<p class="faint">${number(rows[dimension].length - LIMIT)} more: <code>coe report --json</code></p>` : nothing}
         </div>`,
       )}
       ${largest?.dollars
         ? html`<div>
             <h3>Always one expert</h3>
             ${table("Dollars of always calling one expert", BASELINES, baselines.slice(0, LIMIT))}
-            ${baselines.length > LIMIT ? html`<p class="faint">${number(baselines.length - LIMIT)} more expensive: <code>coe spend</code></p>` : nothing}
+            ${baselines.length > LIMIT ? html`<p class="faint">${number(baselines.length - LIMIT)} more expensive: <code>coe report</code></p>` : nothing}
           </div>`
         : nothing}
     </div>
@@ -76,8 +65,8 @@ function report({ total, audits, always, tables, note }) {
   `;
 }
 
-const columns = (dimension, whole) => [
-  { title: DIMENSIONS[dimension], cell: (row) => row[dimension] || "none" },
+const columns = (title, whole) => [
+  { title, cell: ({ name }) => name || "none" },
   { title: "Share", cell: ({ dollars: spent }) => bar(whole ? spent / whole : 0) },
   { title: "Dollars", number: true, cell: ({ dollars: spent }) => dollars(spent) },
   { title: "Requests", number: true, cell: ({ requests }) => number(requests) },

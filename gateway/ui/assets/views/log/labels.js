@@ -11,7 +11,6 @@ const KINDS = {
   category: "Category",
   regenerated: "Regenerated",
   abandoned: "Abandoned",
-  audit: "Audit",
 };
 
 export function openLabels(id, draw, changed) {

@@ -84,7 +84,6 @@ function classified(record) {
     <dd>${percent(record.in_distribution)}</dd>
     <dt>Stage</dt>
     <dd>${STAGES[record.stage] ?? record.stage}</dd>
-    ${record.overlay ? html`<dt>Overlay</dt><dd>of the tenant, <span class="code">${record.overlay}</span></dd>` : nothing}
   </dl>`;
 }
 

@@ -1,4 +1,5 @@
-// "Try another budget": a slider over a limit of the budget; each position is solved as a plan, and none is promoted.
+// "Try another budget": a slider and a sweep over a limit of the budget; each limit is solved as a plan when it is
+// requested, and none is promoted.
 
 import { html, nothing } from "../../vendor/lit-html.js";
 import { api } from "../../api.js";
@@ -7,12 +8,16 @@ import { copyable, figure } from "../../parts.js";
 import { ROWS, difference } from "./rows.js";
 
 const STEPS = 200; // of the slider
+const SWEPT = 8; // limits of a sweep
 
-/** The budget form over `map`; `plan` is the solution of its limit, null before the slider was moved. */
+/**
+ * The budget form over `map`; `plan` is the solution of its limit, null before the slider was moved. `swept` has the
+ * plans of a sweep, as { limit, quality, used }.
+ */
 export function openBudget(map, draw) {
-  const { frontiers, budget } = map.measured;
-  const names = Object.keys(ROWS).filter((row) => frontiers[row]);
-  const self = { map, row: names.find((row) => budget[row]) ?? names[0], limit: 0, plan: null, error: null, solving: false, config: null, template };
+  const { budget } = map.measured;
+  const names = Object.keys(ROWS).filter((row) => range(map, row));
+  const self = { map, row: names.find((row) => budget[row]) ?? names[0], limit: 0, plan: null, swept: [], error: null, solving: false, config: null, template };
   let stale = false;
   let choices = 0;
   choose(self.row);
@@ -21,8 +26,8 @@ export function openBudget(map, draw) {
     if (!row) return;
     choices += 1;
     stale = false;
-    const limits = frontiers[row].map(({ limit }) => limit);
-    Object.assign(self, { row, low: limits[0], high: limits.at(-1), plan: null, error: null });
+    const [low, high] = range(map, row);
+    Object.assign(self, { row, low, high, plan: null, swept: [], error: null });
     self.limit = budget[row] ? Math.min(Math.max(budget[row], self.low), self.high) : self.high;
     updateChart();
     draw();
@@ -52,16 +57,40 @@ export function openBudget(map, draw) {
 
   async function solve() {
     const own = choices;
-    const found = { plan: null, error: null };
-    try {
-      found.plan = await api.post("v1/map/solve", { ...budget, [self.row]: self.limit });
-    } catch (error) {
-      found.error = error;
-    }
+    const found = await solved(self.limit);
     if (own !== choices) return; // another kind of limit was chosen meanwhile
     Object.assign(self, found);
     updateChart();
     draw();
+  }
+
+  async function solved(limit) {
+    try {
+      return { plan: await api.post("v1/map/solve", { ...budget, [self.row]: limit }), error: null };
+    } catch (error) {
+      return { plan: null, error };
+    }
+  }
+
+  /** Solves limits over the whole range, one after another; impossible ones are left out. */
+  async function sweep() {
+    if (self.solving) return;
+    const own = choices;
+    Object.assign(self, { solving: true, swept: [], error: null });
+    draw();
+    for (let number = 0; number < SWEPT && own === choices; number += 1) {
+      const limit = number === SWEPT - 1 ? self.high : rounded(limitAt(self, number / (SWEPT - 1)));
+      const { plan, error } = await solved(limit);
+      if (own !== choices) break;
+      if (plan) self.swept = [...self.swept, { limit, quality: plan.quality, used: plan.used }];
+      else if (error.code !== "budget_impossible") self.error = error;
+      if (self.error) break;
+      updateChart();
+      draw();
+    }
+    self.solving = false;
+    draw();
+    if (stale) solveLatest(); // the slider was moved meanwhile
   }
 
   /** Made only where its numbers change, since a new configuration redraws the chart. */
@@ -79,12 +108,23 @@ export function openBudget(map, draw) {
             ${names.map((row) => html`<option value=${row} .selected=${row === self.row}>${ROWS[row].title}</option>`)}
           </select>
         </label>
+        <button class="quiet" ?disabled=${self.solving} @click=${sweep}>Sweep</button>
       </div>
-      ${slider(self, setStep)} ${frontier(self)} ${outcome(self, solveLatest)}
+      ${slider(self, setStep)} ${sweepChart(self)} ${outcome(self, solveLatest)}
     </section>`;
   }
 
   return self;
+}
+
+/** The limits of a row that make a difference, at most: those of its cheapest and its dearest plan. Null for none. */
+function range({ measured, experts }, row) {
+  const { use } = ROWS[row];
+  const known = (measured.uses[use] ?? []).filter((value) => value > 0);
+  const [low, high] = use
+    ? [Math.min(...known), row === "memory_gb" ? known.reduce((sum, value) => sum + value, 0) : Math.max(...known)]
+    : [1 / experts.length, 1];
+  return low < high ? [low, high] : null;
 }
 
 // The slider is logarithmic: from 2 to 4 is as far as from 20 to 40.
@@ -104,28 +144,28 @@ function slider(self, setStep) {
       aria-valuetext=${text(self.limit)}
       @input=${(event) => setStep(Number(event.target.value))}
     />
-    <span class="ends faint"><span>${text(self.low)}, smallest feasible</span><span>${text(self.high)}, unconstrained</span></span>
+    <span class="ends faint"><span>${text(self.low)}</span><span>${text(self.high)}, unconstrained</span></span>
   </label>`;
 }
 
-function frontier({ map, row, config }) {
+function sweepChart({ row, swept, plan, config }) {
+  if (!swept.length && !plan) return nothing;
   const { text, title } = ROWS[row];
-  const found = map.measured.frontiers[row];
   return chart({
     label: `Planned quality by limit of ${title.toLowerCase()}`,
     config,
     columns: ["Limit", "Planned quality", "Used"],
-    rows: found.filter(({ efficient }) => efficient).map(({ limit, quality, used }) => [text(limit), quality.toFixed(4), text(used[row])]),
+    rows: swept.map(({ limit, quality, used }) => [text(limit), quality.toFixed(4), text(used[row])]),
   });
 }
 
-function chartConfig({ map, row, plan, limit }) {
+function chartConfig({ map, row, plan, swept, low, high, limit }) {
   const { text, title, unit } = ROWS[row];
-  const { frontiers, planned, budget } = map.measured;
-  const line = frontiers[row].map((one) => ({ x: one.limit, y: one.quality }));
+  const { planned, budget } = map.measured;
+  const line = swept.map((one) => ({ x: one.limit, y: one.quality }));
   const now = planned ? [{ x: budget[row] ?? planned.used[row], y: planned.quality }] : [];
   const then = plan ? [{ x: limit, y: plan.quality }] : [];
-  const wide = line.at(-1).x / line[0].x > 8;
+  const wide = high / low > 8;
   const ticks = { callback: (value) => text(value), maxTicksLimit: 8 };
   return (palette) => ({
     type: "scatter",
@@ -133,7 +173,7 @@ function chartConfig({ map, row, plan, limit }) {
       datasets: [
         dots("This budget", then, palette.series[1], { pointStyle: "rectRot", pointRadius: 8 }),
         dots("In use", now, palette.ink, { pointRadius: 6 }),
-        { ...dots("Frontier", line, palette.series[0], { pointRadius: 2.5 }), showLine: true, stepped: true, borderWidth: 2 },
+        { ...dots("Sweep", line, palette.series[0], { pointRadius: 2.5 }), showLine: true, stepped: true, borderWidth: 2 },
       ],
     },
     options: {

@@ -5,19 +5,13 @@ export const KINDS = {
     title: "Router",
     nothing: "none",
     made: "coe train",
-    effect: "Overlays of another router stay unused until coe retrain fits new ones.",
+    effect: "A gate of another encoder stays unused until a new one is fitted.",
   },
   assignment: {
     title: "Assignment",
     nothing: "as declared in experts.yaml",
     made: "coe plan",
     effect: "New requests follow the new plan; follow-ups stay with their expert within policy.sticky_margin.",
-  },
-  overlays: {
-    title: "Overlays",
-    nothing: "none",
-    made: "coe retrain",
-    effect: "They affect requests of their tenants only, and only with the router they were fitted to.",
   },
   gate: {
     title: "Gate",

@@ -1,7 +1,7 @@
 // The report of one version, optionally compared with another one.
 
 import { html, nothing } from "../../vendor/lit-html.js";
-import { badge, moment, percent, shown, table } from "../../parts.js";
+import { badge, percent, shown, table } from "../../parts.js";
 import { KINDS } from "./kinds.js";
 import { curves } from "./curves.js";
 import { confusion } from "./confusion.js";
@@ -131,19 +131,6 @@ function assignment({ choice, budget, source, learning }, other) {
   `;
 }
 
-function overlays({ tenants }) {
-  return table(
-    "Overlays by tenant",
-    [
-      { title: "Tenant", cell: ({ tenant }) => html`<span class="wraps">${tenant}</span>` },
-      { title: "Accuracy gain", number: true, cell: ({ gain }) => share(gain) },
-      { title: "Requests", number: true, cell: ({ requests }) => whole(requests) },
-      { title: "Until", cell: ({ deadline }) => (deadline ? moment(deadline) : "–") },
-    ],
-    tenants,
-  );
-}
-
 const GATE = { never: "Never", always: "Always", gated: "Gated" };
 
 function gate({ metrics }) {
@@ -160,4 +147,4 @@ function gate({ metrics }) {
   );
 }
 
-const CONTENTS = { router, assignment, overlays, gate };
+const CONTENTS = { router, assignment, gate };

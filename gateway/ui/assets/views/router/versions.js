@@ -17,7 +17,9 @@ export function card(one, move) {
     </div>
     <p class=${one.in_use ? "code" : "faint"}>${versionOf(one.kind, one.in_use)}</p>
     ${last && one.in_use ? html`<p class="faint">${moment(last.time)}, ${BY[last.by] ?? last.by}${last.why ? html`: ${last.why}` : nothing}</p>` : nothing}
-    ${one.unused ? html`<p class="warn">${UNUSED[one.kind]}</p>` : nothing}
+    ${one.unused
+      ? html`<p class="warn">Unused: no document store is declared, or the gate is of other categories or another encoder.</p>`
+      : nothing}
     ${one.damaged ? html`<p class="bad">${one.damaged}</p>` : nothing}
     ${one.before
       ? html`<button class="quiet" @click=${() => move.ask({ kind: one.kind, was: one.in_use, version: one.before.version, back: true })}>
@@ -26,11 +28,6 @@ export function card(one, move) {
       : nothing}
   </section>`;
 }
-
-const UNUSED = {
-  overlays: "Unused: fitted to another router. coe retrain fits new overlays.",
-  gate: "Unused: no document store is declared, or the gate is of other categories or another encoder.",
-};
 
 function state(one) {
   const workers = Object.values(one.served).reduce((sum, count) => sum + count, 0);
@@ -78,10 +75,6 @@ const FIGURES = {
   ],
   assignment: [{ title: "Planned quality", number: true, cell: ({ quality }) => quality?.toFixed(3) ?? "–" }],
   gate: [{ title: "Quality with the gate", number: true, cell: ({ quality }) => quality?.toFixed(3) ?? "–" }],
-  overlays: [
-    { title: "Mean gain", number: true, cell: ({ quality }) => quality?.toFixed(3) ?? "–" },
-    { title: "Tenants", number: true, cell: ({ metrics }) => metrics.tenants ?? "–" },
-  ],
 };
 
 function link({ kind }, version, chosen) {

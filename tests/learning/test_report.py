@@ -1,10 +1,13 @@
-"""The report of `coe status`, the traffic report in gateways' metrics, and proposed categories for experts.yaml."""
+"""The reports of `coe status` and `coe report`, the traffic report in the metrics, and proposed categories."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +18,8 @@ from ruamel.yaml import YAML
 
 from coe.artifacts.atomic_files import replace_file
 from coe.artifacts.store import ArtifactStore
-from coe.cli.status import _lines
-from coe.jobs.status_report import status_report
+from coe.cli.report import _status_lines, _worth_lines
+from coe.jobs.report import report, status_report
 from coe.learning.monitoring.novelty import category_entry, distinctive_words
 from coe.learning.monitoring.traffic_report import (
     TRAFFIC_REPORT_FILE,
@@ -31,7 +34,7 @@ from coe.settings import Settings
 from gateway.observability.metrics import Metrics, exposition
 from gateway.observability.state_metrics import TrafficMetrics
 from gateway.serving_state import ServingState
-from tests.admin.samples import planned
+from tests.admin.samples import measured_registry, planned
 from tests.fakes import gateway_of, registry_of
 from tests.gateway import words_server
 from tests.learning.samples import record
@@ -154,89 +157,126 @@ def test_status_finds_a_shift_a_new_kind_of_request_and_an_expert_that_gets_all_
     now = time.time()
     logged(settings, traffic(600, start=now - 3 * 86_400, expert="coder"))
     logged(settings, traffic(600, start=now - 7_200, expert="coder", uncertain_share=0.4))
-    report = status_report(settings, now=now)
-    assert report["in_use"]["overlays"]["version"] is None
-    assert {(one["kind"], one["expert"]) for one in report["alarms"]} == {
+    found = report(settings, now=now)
+    assert {(one["kind"], one["expert"]) for one in found["alarms"]} == {
         ("collapse", "coder"),
         ("starvation", "painter"),
         ("starvation", "generalist"),
     }
-    shifted = {one["aspect"] for one in report["drift"]["findings"] if one["alarm"]}
+    shifted = {one["aspect"] for one in found["drift"]["findings"] if one["alarm"]}
     assert shifted == {"category mix", "confidence", "embeddings"}
-    both = report["drift"]["compared"]
+    both = found["drift"]["compared"]
     assert both["requests"] == {"before": 600, "now": 600}
     assert both["categories"]["before"] == pytest.approx(dict.fromkeys(("code", "art", "general"), 1 / 3), abs=1e-4)
     assert both["categories"]["now"]["general"] == pytest.approx(0.4 + 0.6 / 3, abs=1e-4)
     assert both["confidence"]["now"] == [0, 0, 0, 0.4, 0, 0, 0, 0, 0, 0.6]
-    proposed = report["proposed_categories"]
+    proposed = found["proposed_categories"]
     for one in proposed:
         assert one["nearest"] == "general"
         assert one["entry"].startswith("- name: ")
         assert len(one["exemplars"]) == 5
     assert sorted("tide" in one["entry"] for one in proposed) == [False, True]
-    publish_traffic_report(settings, report)
-    found = read_traffic_report(settings.artifacts / TRAFFIC_REPORT_FILE)
-    assert found is not None
-    assert found.alarms["collapse"] == ("coder",)
-    assert found.drift["embeddings"]
-    assert found.proposed == 2
-    assert found.time == pytest.approx(now, abs=60)
+    publish_traffic_report(settings, found)
+    published = read_traffic_report(settings.artifacts / TRAFFIC_REPORT_FILE)
+    assert published is not None
+    assert published.alarms["collapse"] == ("coder",)
+    assert published.drift["embeddings"]
+    assert published.proposed == 2
+    assert published.time == pytest.approx(now, abs=60)
 
 
 def test_the_same_traffic_as_ever_is_no_drift_and_proposes_nothing(settings: Settings) -> None:
     now = time.time()
     logged(settings, traffic(600, start=now - 3 * 86_400, expert="coder"))
     logged(settings, traffic(600, start=now - 7_200, expert="coder"))
-    report = status_report(settings, now=now)
-    assert not any(one["alarm"] for one in report["drift"]["findings"])
-    assert report["proposed_categories"] == []
+    found = report(settings, now=now)
+    assert not any(one["alarm"] for one in found["drift"]["findings"])
+    assert found["proposed_categories"] == []
 
 
 def test_a_service_without_traffic_has_nothing_to_report(settings: Settings) -> None:
-    report = status_report(settings, now=time.time())
-    assert (report["alarms"], report["proposed_categories"], report["drift"]["findings"]) == ([], [], [])
-    assert report["drift"]["compared"] is None
-    assert TrafficReport.of(report, now=1.0) == TrafficReport(1.0)
+    found = report(settings, now=time.time())
+    assert (found["alarms"], found["proposed_categories"], found["drift"]["findings"]) == ([], [], [])
+    assert found["drift"]["compared"] is None
+    assert TrafficReport.of(found, now=1.0) == TrafficReport(1.0)
 
 
-def test_status_names_a_damaged_plan_with_its_remedy_and_reports_the_rest(settings: Settings) -> None:
+def test_a_damaged_plan_is_named_with_its_remedy_and_the_rest_is_reported(settings: Settings) -> None:
     now = time.time()
     logged(settings, traffic(600, start=now - 7_200, expert="coder"))
     registry = registry_of(log={"url": URL})
     version, _ = planned(settings, registry, keep=False)
-    report = status_report(settings, now=now)
-    assert report["damaged"] == {}
-    assert "collapse" in {one["kind"] for one in report["alarms"]}
+    assert status_report(settings)["damaged"] == {}
+    assert "collapse" in {one["kind"] for one in report(settings, now=now)["alarms"]}
     plan = settings.artifacts / "assignment" / version
     (plan / "assignment.json").write_text("half of it")
-    report = status_report(settings, now=now)
-    (problem,) = report["damaged"].values()
+    found, status = report(settings, now=now), status_report(settings)
+    (problem,) = status["damaged"].values()
     assert problem.startswith(f"{plan / 'assignment.json'}: missing or changed since it was published")
     assert problem.endswith(
         "make it again with `coe plan`; if it is in use, `coe rollback assignment` restores the version before"
     )
-    assert report["in_use"]["assignment"]["version"] == version
-    assert report["traffic"]["last_day"] == 600
-    assert report["alarms"] == []  # the shares of the plan, which gateways still serve, are unknown
-    assert ("damaged assignment", problem) in _lines(report)
+    assert status["in_use"]["assignment"]["version"] == version
+    assert found["traffic"]["last_day"] == 600
+    assert found["alarms"] == []  # the shares of the plan, which gateways still serve, are unknown
+    assert ("damaged assignment", problem) in _status_lines(status)
 
 
 def test_status_names_damage_of_every_artifact_in_use_and_of_a_history(settings: Settings) -> None:
-    for kind in ("overlays", "gate"):
+    for kind in ("router", "assignment", "gate"):
         store = ArtifactStore(settings.artifacts, kind)
         with store.draft() as draft:
             (draft / "file").write_text("")
             store.promote(store.publish(draft, categories=(), data="", metrics={}).manifest.version)
         (store.folder(str(store.in_use())) / "manifest.json").write_text("half")
     (settings.artifacts / "gate" / "history.jsonl").write_text("half")
-    report = status_report(settings, now=time.time())
-    assert set(report["damaged"]) == {"overlays", "gate", "gate history"}
-    assert report["in_use"]["gate"]["since"] is None
+    found = status_report(settings)
+    assert set(found["damaged"]) == {"router", "assignment", "gate", "gate history"}
+    assert found["in_use"]["gate"]["since"] is None
 
 
 def test_status_names_a_pointer_that_cannot_be_read_and_reports_the_rest(settings: Settings) -> None:
     pointer = settings.artifacts / "gate" / "current"
     pointer.mkdir(parents=True)
-    report = status_report(settings, now=time.time())
-    assert report["damaged"]["gate"].startswith(f"{pointer}: cannot be read (Is a directory)")
-    assert report["in_use"]["gate"] == {"version": None, "since": None, "by": None}
+    found = status_report(settings)
+    assert found["damaged"]["gate"].startswith(f"{pointer}: cannot be read (Is a directory)")
+    assert found["in_use"]["gate"] == {"version": None, "since": None, "by": None}
+
+
+def test_status_says_if_the_gateway_is_up_and_which_alarms_the_last_report_raised(settings: Settings) -> None:
+    def lines() -> dict[str, str]:
+        return dict(_status_lines(status_report(replace(settings, port=server.server_address[1]))))
+
+    class Ready(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path == "/health/ready" else 404)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    now = time.time()
+    logged(settings, traffic(600, start=now - 7_200, expert="coder"))
+    with HTTPServer(("127.0.0.1", 0), Ready) as server, ThreadPoolExecutor(1) as threads:
+        threads.submit(server.handle_request)
+        found = lines()
+        assert found["gateway"] == f"ready at 127.0.0.1:{server.server_address[1]}"
+        assert found["alarms"].startswith("unknown: no traffic report yet")
+    publish_traffic_report(settings, report(settings, now=now))
+    found = lines()
+    assert found["gateway"].startswith("no answer at 127.0.0.1:")
+    assert found["alarms"].startswith("collapse (coder), starvation (painter, generalist), as of ")
+
+
+def test_the_report_says_what_the_plan_is_worth(settings: Settings) -> None:
+    (unknown,) = _worth_lines(report(settings, now=time.time())["plan"])
+    assert "none that was made from scores is in use" in unknown
+    registry = measured_registry(log={"url": URL})
+    settings.config.write_bytes(orjson.dumps(registry.model_dump(mode="json", exclude_none=True)))
+    version, _ = planned(settings, registry)
+    found = report(settings, now=time.time())["plan"]
+    assert found["version"] == version
+    plan, *others = found["against"]
+    assert [row["expert"] for row in others] == list(registry.expert_names)
+    assert plan["quality"] >= max(row["quality"] for row in others)
+    assert len(_worth_lines(found)) == 2 + len(others)

@@ -1,85 +1,121 @@
-"""Builds the report of `coe status`: what is in use, the last day's traffic, drift, alarms and learning rounds.
+"""Builds the reports of `coe status` and `coe report`.
 
-The routing log of the last week is read once. `coe retrain` builds the same report for the gateways' metrics.
+The first says if the gateway is up, what is in use and what is wrong, and reads no log. The second reads the routing
+log of some days once: traffic, spend, drift, alarms, and what the plan in use is worth. `coe retrain` builds it too,
+for the gateways' metrics.
 """
 
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from dataclasses import asdict
+from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from coe.artifacts.kinds import ARTIFACT_KINDS, ASSIGNMENT
+from coe.artifacts.kinds import ARTIFACT_KINDS, ASSIGNMENT, ROUTER
 from coe.artifacts.manifest import noting
 from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError, DataError
 from coe.fleet.residency.client import fetch_report
 from coe.jobs.rounds.round import read_round_states
 from coe.learning.estimation.experience_loader import load_experience, open_logs
-from coe.learning.estimation.logged_uses import LoggedUses
 from coe.learning.monitoring.alarms import (
     Alarm,
     degradation_alarms,
     failing_alarms,
-    loss_alarms,
     share_alarms,
 )
 from coe.learning.monitoring.drift import detect_drift
-from coe.learning.monitoring.loss_bounds import LossBounds, RecipeBound
 from coe.learning.monitoring.novelty import CategoryProposal, category_entry, propose_categories
-from coe.learning.monitoring.savings import LABELS, ROUTING_BIAS, PlanQuality, billed, savings
+from coe.learning.monitoring.spend import Spend
 from coe.learning.monitoring.traffic import Traffic, comparison, embeddings, traffic_sample
-from coe.mapping import Assignment, read_plan_file, read_published
-from coe.records.record import observed
+from coe.learning.monitoring.traffic_report import TRAFFIC_REPORT_FILE, read_traffic_report
+from coe.mapping import Assignment, read_plan_file
+from coe.records.record import RoutingRecord, observed
+from coe.registry import load
 from coe.settings import Settings
 
 if TYPE_CHECKING:
     from coe.runtime.active_state import ActiveState
 
-HOUR_SECONDS, DAY_SECONDS, WEEK_SECONDS = 3_600.0, 86_400.0, 604_800.0
+HOUR_SECONDS, DAY_SECONDS = 3_600.0, 86_400.0
 MAX_ALARM_REQUESTS = 100_000
-"""Newest requests of the last week that alarms are computed from."""
+"""Newest requests that alarms are computed from."""
 _ROUND_FIELDS = ("time", "promoted", "sentence", "report", "judged", "tested")
 MIN_COMPARED = 200
 """Requests of each side that a drift test needs."""
+ANY_HOST = ("", "0.0.0.0", "::")  # noqa: S104  the addresses that stand for all of this machine's
+GATEWAY_TIMEOUT_SECONDS = 2.0
 
 
-def status_report(settings: Settings, *, now: float) -> dict[str, Any]:
-    """The report, JSON-able; times are in Unix seconds, shares and rates from 0 to 1.
+def status_report(settings: Settings) -> dict[str, Any]:
+    """The report of `coe status`, JSON-able; times are in Unix seconds.
 
-    `damaged` has the problem of each damaged artifact in use. Without the plan, nothing is compared with its shares.
-    Raises ArtifactError for a damaged router, ConfigError for an invalid declaration.
+    `damaged` has the problem of each damaged artifact in use, and `alarms` the experts by kind of alarm, and the
+    shifted aspects of the traffic, as the last traffic report found them (None without one). Raises ConfigError.
     """
-    from coe.runtime.active_state import load_active_state
     from coe.runtime.consequences import consequences_of
 
     damaged = dict[str, str]()
-    in_use = load_active_state(settings, damaged=damaged)
-    consequences = consequences_of(settings, in_use.registry, damaged=damaged)
-    traffic = Traffic(in_use.router.categories, in_use.router.version, day=now - DAY_SECONDS, hour=now - HOUR_SECONDS)
-    bounds, logged = _loss_bounds(settings, in_use), LoggedUses(in_use.router.categories)
-    planned = None if ASSIGNMENT in damaged else in_use.assignment
-    alarms = (*_alarms(settings, in_use, planned, traffic, logged, now=now), *loss_alarms(bounds))
+    registry = load(settings.config, environ=settings.environ)
     used = {kind: _in_use(settings, kind, damaged) for kind in ARTIFACT_KINDS}
-    router_days = int((now - (used["router"]["since"] or now)) // DAY_SECONDS)
+    known = ROUTER not in damaged
+    found = read_traffic_report(settings.artifacts / TRAFFIC_REPORT_FILE)
     return {
-        "in_use": {"config": in_use.registry.digest, **used},
+        "gateway": _gateway(settings),
+        "in_use": {"config": registry.digest, **used},
         "damaged": damaged,
-        "consequences": [asdict(one) for one in consequences],
-        "traffic": traffic.summary(),
-        "drift": _drift(traffic, test=router_days + 1),
-        "alarms": [asdict(alarm) for alarm in alarms],
-        "recipes": [bound.to_json() for bound in bounds],
-        "proposed_categories": _proposals(traffic, in_use),
-        "savings": _savings(settings, in_use, logged),
+        "consequences": [asdict(one) for one in consequences_of(settings, registry, damaged=damaged)] if known else [],
+        "alarms": None if found is None else asdict(found),
         "residency": _residency(settings),
+    }
+
+
+def report(settings: Settings, *, now: float, days: int = 7) -> dict[str, Any]:
+    """The report of `coe report` on the last `days`, JSON-able; times in Unix seconds, shares and rates from 0 to 1.
+
+    Without the plan in use, nothing is compared with its shares. Raises ArtifactError for a damaged router, ConfigError
+    for an invalid declaration.
+    """
+    from coe.runtime.active_state import load_active_state
+
+    damaged = dict[str, str]()
+    in_use = load_active_state(settings, damaged=damaged)
+    traffic = Traffic(in_use.router.categories, in_use.router.version, day=now - DAY_SECONDS, hour=now - HOUR_SECONDS)
+    spend, planned = Spend(in_use.registry), None if ASSIGNMENT in damaged else in_use.assignment
+    alarms = _alarms(settings, in_use, planned, traffic, spend, since=now - days * DAY_SECONDS, now=now)
+    promoted = _in_use(settings, ROUTER, damaged)["since"]
+    return {
+        "days": days,
+        "traffic": traffic.summary(),
+        "spend": spend.report(),
+        "plan": _worth(settings),
+        "drift": _drift(traffic, test=int((now - (promoted or now)) // DAY_SECONDS) + 1),
+        "alarms": [asdict(alarm) for alarm in alarms],
+        "proposed_categories": _proposals(traffic, in_use),
         "learning": {
             kind: {name: getattr(state, name) for name in _ROUND_FIELDS}
             for kind, state in read_round_states(settings.artifacts).items()
         },
     }
+
+
+def _gateway(settings: Settings) -> dict[str, str]:
+    """The address of this machine's gateway, and `ready`, `not ready` or `no answer`."""
+    host = "127.0.0.1" if settings.host in ANY_HOST else settings.host
+    connection = HTTPConnection(host, settings.port, timeout=GATEWAY_TIMEOUT_SECONDS)
+    try:
+        connection.request("GET", "/health/ready")
+        state = "ready" if connection.getresponse().status == HTTPStatus.OK else "not ready"
+    except (OSError, HTTPException):
+        state = "no answer"
+    finally:
+        connection.close()
+    return {"address": f"{host}:{settings.port}", "state": state}
 
 
 def _in_use(settings: Settings, kind: str, damaged: dict[str, str]) -> dict[str, Any]:
@@ -103,34 +139,15 @@ def _residency(settings: Settings) -> list[dict[str, Any]]:
         return []
 
 
-def _savings(settings: Settings, in_use: ActiveState, logged: LoggedUses) -> dict[str, Any]:
-    """Return the bill of the last week's requests, and compare the plan in use with always calling one expert on them.
-
-    `compared` is null without a plan that was made from scores.
-    """
-    report: dict[str, Any] = {
-        "days": int(WEEK_SECONDS // DAY_SECONDS),
-        "billed": billed(logged),
-        "left_out": dict(logged.left_out),
-        "compared": None,
-        "unknown": [ROUTING_BIAS, LABELS],
-    }
+def _worth(settings: Settings) -> dict[str, Any] | None:
+    """Return the plan in use against always calling one expert, as `coe plan` or `coe retrain` compared them when they
+    made it; None without a plan that was made from scores."""
     store = ArtifactStore(settings.artifacts, ASSIGNMENT)
-    try:
-        if (version := store.in_use()) is None:
-            return report
-        folder = store.published(version).folder
-        plan, file = read_published(folder, version), read_plan_file(folder)
-    except ArtifactError:  # what is in use was loaded before it was damaged
-        return report
-    if plan.record is None or file is None:
-        return report
-    quality = PlanQuality.from_json(file)
-    compared = savings(logged, plan, quality, registry=in_use.registry, effective=in_use.assignment)
-    if compared["unmeasured"]:
-        names = ", ".join(compared["unmeasured"])
-        report["unknown"].append(f"nothing is known of {names}, which the plan in use did not measure")
-    return report | {"compared": compared}
+    with suppress(ArtifactError):  # `coe status` names it
+        if (version := store.in_use()) is not None:
+            against = (read_plan_file(store.published(version).folder) or {}).get("against")
+            return {"version": version, "against": against} if against else None
+    return None
 
 
 def _alarms(
@@ -138,18 +155,24 @@ def _alarms(
     in_use: ActiveState,
     planned: Assignment | None,
     traffic: Traffic,
-    logged: LoggedUses,
+    spend: Spend,
     *,
+    since: float,
     now: float,
 ) -> tuple[Alarm, ...]:
-    """Read the last week once, for the alarms, for `traffic` and for `logged`. `planned` is None if the plan that the
-    gateways serve is unknown."""
-    since, experts = now - WEEK_SECONDS, in_use.assignment.experts
+    """Read the log once, for the alarms, for `traffic` and for `spend`, which also counts requests of CoE's commands.
+    `planned` is None if the plan that the gateways serve is unknown."""
+    experts = in_use.assignment.experts
+
+    def add_own(record: RoutingRecord) -> None:
+        traffic.add_own(record)
+        spend.add(record)
+
     with open_logs(in_use.registry.log.url, base=settings.home) as logs:
-        records = logs.records(since=since, until=now, own=traffic.add_own)
+        records = logs.records(since=since, until=now, own=add_own)
         try:
             found = load_experience(
-                observed(observed(records, traffic.add), logged.add),
+                observed(observed(records, traffic.add), spend.add),
                 logs.feedback(since=since),
                 categories=traffic.categories,
                 experts=experts,
@@ -167,17 +190,6 @@ def _alarms(
     )
 
 
-def _loss_bounds(settings: Settings, in_use: ActiveState) -> tuple[RecipeBound, ...]:
-    """The loss bounds of the recipes in use, from all audits in the log."""
-    bounds = LossBounds(in_use.registry, in_use.policies)
-    if not bounds.by_recipe:
-        return ()
-    with open_logs(in_use.registry.log.url, base=settings.home) as logs:
-        for page in logs.pages():
-            bounds.add(page.events)
-    return tuple(bounds.by_recipe.values())
-
-
 def _drift(traffic: Traffic, *, test: int) -> dict[str, Any]:
     """The last day compared with the first traffic that the router served.
 
@@ -185,11 +197,11 @@ def _drift(traffic: Traffic, *, test: int) -> dict[str, Any]:
     """
     both, first, latest = comparison(traffic), traffic.first, list(traffic.latest)
     if min(len(first), len(latest)) < MIN_COMPARED:
-        counts = f"{len(first)} earlier requests of this router in the week and {len(latest)} of the day"
+        counts = f"{len(first)} earlier requests of this router and {len(latest)} of the day"
         reference = f"too little to compare: {counts}, {MIN_COMPARED} of each are needed"
         return {"reference": reference, "findings": [], "compared": both}
     found = detect_drift(traffic_sample(first), traffic_sample(latest), categories=traffic.categories, test=test)
-    reference = f"the first {len(first)} requests of this router in the week's log"
+    reference = f"the first {len(first)} requests of this router in the log's period"
     return {"reference": reference, "findings": [asdict(one) for one in found], "compared": both}
 
 
