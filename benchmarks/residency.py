@@ -2,17 +2,14 @@
 
     python benchmarks/residency.py [--json FILE] [--kind poisson] [--policies coe lru] [--rate 4] [--length 600]
                                    [--experts 150] [--seeds 2] [--first-seed 0] [--max-wait 90]
-                                   [--loads FILE --memory GB] [--devices 1 [--any-device]]
+                                   [--loads FILE --memory GB]
 
 Policy and scheduler state are those of the service (coe.fleet.residency); only servers and time are simulated. A wait
 lasts from a request's arrival to the start of its processing. Policies:
 
-    fcfs_lru  requests begin in the order of arrival; the idle expert used longest ago leaves (the CoE paper's)
-    lru       the same, but a request for an expert that is awake need not wait for those before it
+    lru       loads are in the order of arrival; the idle expert used longest ago leaves
     lru_ahead as lru, but experts leave for the next one while another still loads
-    lfu_da    as lru, but the idle expert of fewest requests of late leaves
-    coe       the service's: by urgency, once a load is worth its price
-    offline   the service's, with knowledge of the next requests
+    coe       the service's: as lru_ahead, by urgency, and with a bound of the wait for busy experts
     swap      llama-swap's: one expert at a time, in the order of arrival; only if it is named
 
 Sizes and times of experts are stated below, or those of real servers that load_times.py has measured (`--loads`), each
@@ -25,19 +22,17 @@ from __future__ import annotations
 import argparse
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import orjson
 from residency_loads import MEMORY, Host, Load, read_loads
-from residency_policies import Oracle, frequency, in_order, in_order_ahead, swap
+from residency_policies import in_order, in_order_ahead, swap
+from residency_simulation import SimulatedRequest, SimulatedServer, Simulation
 from residency_traces import KINDS, Asked, Traffic
 
-from coe.fleet.residency.forecast import Forecast
 from coe.fleet.residency.policy import plan
-from coe.fleet.residency.simulation import SimulatedDevice, SimulatedRequest, SimulatedServer, Simulation
 from coe.fleet.residency.state import DeviceState, Schedule, ServerProfile
 
 HOST_MEMORY = 2048.0
@@ -56,7 +51,6 @@ class Run:
         *,
         seed: int,
         policy: Callable[[DeviceState], Schedule],
-        forecast: Forecast,
         max_wait: float,
         host: Host,
     ) -> None:
@@ -64,12 +58,13 @@ class Run:
         servers = [_server(key, load) for key, load in loads.items()]
         self._trace = trace
         self._simulation = Simulation(
-            [_device(host, servers, number) for number in range(host.devices)],
-            [SimulatedRequest(one.at, str(one.expert), str(one.category), one.work) for one in trace],
+            servers,
+            [SimulatedRequest(one.at, str(one.expert), one.work) for one in trace],
+            memory=host.memory,
+            host_memory=HOST_MEMORY,
             max_wait=max_wait,
-            forecast=forecast,
             policy=policy,
-            asleep=loads,  # all have run before, as long as there is RAM
+            asleep=[key for key, load in loads.items() if load.sleeps],  # all have run before
         )
 
     @property
@@ -94,11 +89,6 @@ class Run:
 def _server(key: str, load: Load) -> SimulatedServer:
     profile = ServerProfile(key, load.memory_gb, sleeps=load.sleeps, host_memory=load.memory_gb if load.sleeps else 0.0)
     return SimulatedServer(profile, load.wake_s, load.start_s, load.sleep_s, load.stop_s)
-
-
-def _device(host: Host, servers: Sequence[SimulatedServer], number: int) -> SimulatedDevice:
-    here = servers if host.any_device else servers[number :: host.devices]
-    return SimulatedDevice(host.memory / host.devices, HOST_MEMORY / host.devices, here)
 
 
 def bound(trace: Sequence[Asked], experts: int, *, seed: int, longest: float, host: Host) -> int:
@@ -128,17 +118,10 @@ def bound(trace: Sequence[Asked], experts: int, *, seed: int, longest: float, ho
     return int(best.max())
 
 
-def forecast() -> Forecast:
-    return Forecast({}, now=0.0)
-
-
 POLICIES: dict[str, Callable[[DeviceState], Schedule]] = {
-    "fcfs_lru": partial(in_order, strict=True),
-    "lru": partial(in_order, strict=False),
+    "lru": in_order,
     "lru_ahead": in_order_ahead,
-    "lfu_da": partial(in_order, strict=False, evicts=frequency),
     "coe": plan,
-    "offline": plan,
     "swap": swap,
 }
 DEFAULT_POLICIES = tuple(name for name in POLICIES if name != "swap")
@@ -150,8 +133,7 @@ def simulate(
 ) -> dict[str, Run]:
     runs = {}
     for name in names:
-        known: Any = Oracle(trace, ahead=max_wait) if name == "offline" else forecast()
-        run = Run(trace, experts, seed=seed, policy=POLICIES[name], forecast=known, max_wait=max_wait, host=host)
+        run = Run(trace, experts, seed=seed, policy=POLICIES[name], max_wait=max_wait, host=host)
         runs[name] = run.run()
     return runs
 
@@ -223,15 +205,13 @@ def main() -> None:
     parser.add_argument("--max-wait", type=float, default=90.0, help="as declared, seconds")
     parser.add_argument("--loads", type=Path, metavar="FILE", help="measured ones, of load_times.py")
     parser.add_argument("--memory", type=float, default=MEMORY, help="GB of the device")
-    parser.add_argument("--devices", type=int, default=1, help="share the memory evenly")
-    parser.add_argument("--any-device", action="store_true", help="each expert may use all devices, not one in turn")
     given = parser.parse_args()
     kinds = list(KINDS) if given.kind == "all" else [given.kind]
     traffics = [
         Traffic(given.experts, given.rate, given.length, given.first_seed + seed) for seed in range(given.seeds)
     ]
     loads = read_loads(given.loads) if given.loads else ()
-    host = Host(given.memory, loads, given.devices, given.any_device)
+    host = Host(given.memory, loads)
     report = measure(given.policies, kinds, traffics, given.max_wait, host)
     show(report)
     if given.json:

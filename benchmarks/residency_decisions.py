@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from residency import Run, forecast
+from residency import Run
 from residency_loads import Host
 from residency_traces import Traffic, poisson
 
@@ -43,7 +43,7 @@ def main() -> None:
     taken: list[float] = []
     Scheduler.decide = timed(Scheduler.decide, taken)  # type: ignore[method-assign]
     trace = list(poisson(Traffic(given.experts, given.rate, given.length, given.seed)))
-    run = Run(trace, given.experts, seed=given.seed, policy=plan, forecast=forecast(), max_wait=90.0, host=Host())
+    run = Run(trace, given.experts, seed=given.seed, policy=plan, max_wait=90.0, host=Host())
     run.run()
     p50, p99 = np.percentile(taken, (50, 99))
     times = f"p50 {p50:.2f}, mean {np.mean(taken):.2f}, p99 {p99:.2f} ms"

@@ -96,7 +96,6 @@ async def request(one: Asked, began: float, residency: Residency, specs: Sequenc
     arrived = loop.time()
     ticket = residency.acquire(
         spec.key,
-        category=str(one.category),
         timeout=3600.0,
         stand_in="",
         granted=lambda: granted.set_result(None),
@@ -130,12 +129,12 @@ async def served(
         ScheduledServer(server_profile([expert], spec.key), spec, 1)
         for expert, spec in zip(experts, specs, strict=True)
     )
-    device = Device(memory, sleep_memory, servers, {spec.key: spec.key for spec in specs}, "card")
+    device = Device("card", memory, sleep_memory, servers, {spec.key: spec.key for spec in specs})
     measured = Measured()
     end_timing = timed(measured)
     residency_module.Scheduler = partial(Scheduler, policy=POLICIES[name])  # type: ignore[attr-defined]
     try:
-        async with Residency([device], assignment={}, max_wait=max_wait, report=print) as residency:
+        async with Residency([device], first=[], max_wait=max_wait, report=print) as residency:
             began = asyncio.get_running_loop().time()
             work = [request(one, began, residency, specs, measured) for one in trace]
             _, late = await asyncio.wait(map(asyncio.ensure_future, work), timeout=2 * trace[-1].at)

@@ -31,13 +31,10 @@ class Load:
 @dataclass(frozen=True, slots=True)
 class Host:
     """`measured` loads are taken in turn; without any they are stated ones, of sizes drawn from the seed. RAM for
-    experts asleep is enough for what sleeps. `memory` is divided among the `devices`; each expert is on one of them in
-    turn, or with `any_device` may use all."""
+    experts asleep is enough for what sleeps."""
 
     memory: float = MEMORY
     measured: tuple[Load, ...] = ()
-    devices: int = 1
-    any_device: bool = False
 
     def loads(self, count: int, *, seed: int) -> list[Load]:
         if self.measured:

@@ -31,6 +31,7 @@ import aiohttp
 import numpy as np
 import orjson
 from load_times import MODEL
+from residency_simulation import SimulatedRequest, SimulatedServer, Simulation
 
 from coe.errors import ExpertAsleep
 from coe.fleet import probe
@@ -39,7 +40,6 @@ from coe.fleet.residency.client import ResidencyClient, connected_client
 from coe.fleet.residency.devices import Device, ScheduledServer
 from coe.fleet.residency.managed_server import ManagedServer
 from coe.fleet.residency.residency import Residency
-from coe.fleet.residency.simulation import SimulatedDevice, SimulatedRequest, SimulatedServer, Simulation
 from coe.fleet.residency.socket_server import serve_residency
 from coe.fleet.residency.state import ServerProfile
 from coe.fleet.server import Server
@@ -113,7 +113,7 @@ async def request(
     await asyncio.sleep(max(at - loop.time(), 0.0))
     began = loop.time()
     try:
-        release = await client.acquire(name, category=name, deadline=began + LONGEST_WAIT, stand_in="")
+        release = await client.acquire(name, deadline=began + LONGEST_WAIT, stand_in="")
     except ExpertAsleep as error:
         print(f"request {number} was refused: {error}", flush=True)
         return
@@ -152,15 +152,13 @@ async def measured_before(spec: ServerSpec) -> Times:
 
 
 async def real(
-    arrivals: list[tuple[float, str]], specs: list[ServerSpec], folder: Path, *, start_s: float, max_wait: float
+    arrivals: list[tuple[float, str]], specs: list[ServerSpec], folder: Path, *, max_wait: float
 ) -> Observed:
     observed = Observed()
     timed(observed)
-    servers = tuple(
-        ScheduledServer(ServerProfile(spec.key, SIZE), spec, measured={"stopped": start_s}) for spec in specs
-    )
-    device = Device(MEMORY, 0.0, servers, {name: name for name in NAMES}, "machine")
-    residency = Residency([device], assignment={"a": "a"}, max_wait=max_wait, report=print)
+    servers = tuple(ScheduledServer(ServerProfile(spec.key, SIZE), spec) for spec in specs)
+    device = Device("machine", MEMORY, 0.0, servers, {name: name for name in NAMES})
+    residency = Residency([device], first=["a"], max_wait=max_wait, report=print)
     by_name, address = {spec.key: spec for spec in specs}, folder / "s"
     async with residency, serve_residency(residency, address), connected_client(address) as client:
         observed.loads.clear()  # the start before the first request
@@ -177,10 +175,8 @@ def simulated(
     servers = [
         SimulatedServer(ServerProfile(name, SIZE), times.start_s, times.start_s, stop_s=times.stop_s) for name in NAMES
     ]
-    requests = [SimulatedRequest(at, name, name, one) for (at, name), one in zip(arrivals, work, strict=True)]
-    simulation = Simulation(
-        [SimulatedDevice(MEMORY, 0.0, servers)], requests, max_wait=max_wait, awake=["a"], slots=slots
-    )
+    requests = [SimulatedRequest(at, name, one) for (at, name), one in zip(arrivals, work, strict=True)]
+    simulation = Simulation(servers, requests, memory=MEMORY, max_wait=max_wait, awake=["a"], slots=slots)
     return simulation.run().granted
 
 
@@ -213,7 +209,7 @@ async def measure(seconds: float, rate: float, max_wait: float, seed: int, folde
     alone = await measured_before(specs[0])
     arrivals = trace(seconds, rate, seed=seed)
     load_before = os.getloadavg()[0]
-    observed = await real(arrivals, specs, folder, start_s=alone.start_s, max_wait=max_wait)
+    observed = await real(arrivals, specs, folder, max_wait=max_wait)
     served = sorted(observed.waits)
     waits = [observed.waits[number] for number in served]
     kept = [arrivals[number] for number in served]

@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from coe.records import RecordWriter, open_log_and_feedback
-from coe.records.codec import decode, encode
+from coe.records import LogWriter, open_log_and_feedback
+from coe.records.codec import ENTRY, RECORD
 from coe.records.record import LogPage, LogQuery, RoutingLog, RoutingRecord
-from coe.records.spool import RECORDS, Spool
+from coe.records.spool import Spool
 
 BATCH = 500
 
@@ -69,7 +69,8 @@ def put_cost(records: Sequence[RoutingRecord]) -> dict[str, float]:
     """Microseconds for one put: each on its own, in a queue with room and in a full one."""
 
     def measure(capacity: int) -> list[float]:
-        writer = RecordWriter(NowhereLog(), spool=None, capacity=capacity)
+        nowhere: Any = (NowhereLog(), None)
+        writer = LogWriter(*nowhere, spool=None, capacity=capacity)
         costs = []
         for record in records:
             start = time.perf_counter_ns()
@@ -118,7 +119,8 @@ async def append_rate(log: RoutingLog, records: Sequence[RoutingRecord]) -> dict
 async def writer_rate(log: RoutingLog, records: Sequence[RoutingRecord]) -> float:
     """Records a second from put() to the log, writer included, as long as the queue takes them."""
     start = time.perf_counter()
-    async with RecordWriter(log, spool=None, capacity=len(records), close_timeout=120) as writer:
+    feedback: Any = None
+    async with LogWriter(log, feedback, spool=None, capacity=len(records), close_timeout=120) as writer:
         for record in records:
             writer.put(record)
     if writer.dropped:
@@ -141,16 +143,17 @@ async def sqlite_cost(records: Sequence[RoutingRecord], folder: Path) -> dict[st
     return result
 
 
-async def spool_cost(records: Sequence[RoutingRecord], folder: Path) -> dict[str, float]:
-    spool = Spool(folder / "spool.db", RECORDS)
+def spool_cost(records: Sequence[RoutingRecord], folder: Path) -> dict[str, float]:
+    spool = Spool(folder / "spool.jsonl")
     start = time.perf_counter()
     for first in range(0, len(records), BATCH):
-        await spool.add(records[first : first + BATCH])
+        spool.append([ENTRY.encode(record) for record in records[first : first + BATCH]])
     added = time.perf_counter()
-    while (waiting := await spool.oldest(BATCH)).rows:
-        await spool.remove(waiting.rows)
+    while lines := spool.oldest(BATCH):
+        for line in lines:
+            ENTRY.decode(line)
+        spool.delivered()
     emptied = time.perf_counter()
-    await spool.aclose()
     return {"add_per_s": len(records) / (added - start), "take_per_s": len(records) / (emptied - added)}
 
 
@@ -174,16 +177,16 @@ async def redis_cost(records: Sequence[RoutingRecord], url: str) -> dict[str, fl
 async def main(count: int, redis: str | None) -> dict[str, Any]:
     records = sample(count)
     start = time.perf_counter()
-    lines = [encode(record) for record in records]
+    lines = [RECORD.encode(record) for record in records]
     encoded = time.perf_counter()
     for line in lines:
-        decode(line)
+        RECORD.decode(line)
     codec = {"encode_us": 1e6 * (encoded - start) / count, "decode_us": 1e6 * (time.perf_counter() - encoded) / count}
     report: dict[str, Any] = {"records": count, "put_us": put_cost(records)}
     report["codec"] = codec | {"bytes_per_record": sum(map(len, lines)) / count}
     with tempfile.TemporaryDirectory() as folder:
         report["sqlite"] = await sqlite_cost(records, Path(folder))
-        report["spool"] = await spool_cost(records, Path(folder))
+        report["spool"] = spool_cost(records, Path(folder))
     if redis:
         report["redis"] = await redis_cost(records, redis)
     return report

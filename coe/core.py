@@ -303,7 +303,6 @@ class Call:
     api: Api = "chat"
     headers: Mapping[str, str] = field(default_factory=dict)
     conversation: bytes = b""
-    category: str = ""
     stand_in: str = ""
     wake_deadline: float = 0.0
     exclude: frozenset[str] = frozenset()

@@ -29,7 +29,7 @@ from coe.experts import ReplicatedExpert, endpoints_of, running_health_checks
 from coe.experts.http.client import Client
 from coe.experts.live_check import check_experts, log_findings
 from coe.learning.monitoring.traffic_report import TRAFFIC_REPORT_FILE
-from coe.records import FeedbackWriter, RecordWriter, open_log_and_feedback
+from coe.records import LogWriter, open_log_and_feedback
 from coe.records.feedback import FeedbackLog
 from coe.records.record import RoutingLog
 from coe.registry import Registry
@@ -59,7 +59,6 @@ from gateway.observability.metrics import Metrics
 from gateway.observability.observers import ImplicitSignals, RecentRequests, Recorder, open_observability
 from gateway.observability.state_metrics import (
     TrafficMetrics,
-    add_feedback_metrics,
     add_log_metrics,
     open_residency,
 )
@@ -78,7 +77,7 @@ from routers.kernel import IMPLEMENTATION
 
 _log = logging.getLogger("gateway")
 
-SPOOL = "spool.sqlite"
+SPOOL = "spool.jsonl"
 ENCODER_THREADS = 2
 """Threads for sentence encoder passes, each on one core; more would compete with the experts for the cores."""
 CACHE_DEGRADED = "1 while the store of the cache is away and nothing is answered from it."
@@ -233,8 +232,9 @@ async def open_parts(
         metrics, failed = observation.metrics, observation.metrics.task_failed
         session = await stack.enter_async_context(Client())
         log, feedback = await _open_logs(stack, settings, registry)
-        recorder = await _open_recorder(stack, log, settings, in_use, threads, metrics)
-        feedback_writer = await _open_feedback_writer(stack, feedback, log, settings, metrics)
+        writer = await _open_writer(stack, log, feedback, settings, registry, metrics)
+        encoder = routers.load_encoder(in_use.folder) if registry.log.store_embeddings else None
+        recorder = await stack.enter_async_context(Recorder(writer, encoder=encoder, threads=threads))
         wiring = await _open_wiring(stack, settings, registry, session, threads, metrics)
         current = ServingState(wiring.serving(in_use))
         wiring.issued.on_change = lambda: current.replace(wiring.with_issued(current.serving))
@@ -250,14 +250,14 @@ async def open_parts(
         metrics.gauge("coe_artifacts_behind", ARTIFACTS_BEHIND, behind, largest=True)
         cache = await _open_cache(stack, registry, metrics)
         stored = await _open_stored_step(stack, registry, settings, metrics)
-        recent, signals = RecentRequests(), ImplicitSignals(feedback_writer.put)
+        recent, signals = RecentRequests(), ImplicitSignals(writer.put)
         yield Parts(
             current,
             observers=(recent.observe, recorder.observe, signals.observe, *observation.observers),
             metrics=metrics,
             log=log,
             feedback=feedback,
-            feedback_writer=feedback_writer,
+            writer=writer,
             recent=recent,
             settings=settings,
             jobs=await stack.enter_async_context(Jobs(settings)),
@@ -281,31 +281,19 @@ async def _open_logs(stack: AsyncExitStack, settings: Settings, registry: Regist
     return log, feedback
 
 
-async def _open_recorder(
+async def _open_writer(
     stack: AsyncExitStack,
     log: RoutingLog,
+    feedback: FeedbackLog,
     settings: Settings,
-    in_use: ActiveState,
-    threads: Executor,
+    registry: Registry,
     metrics: Metrics,
-) -> Recorder:
-    """Open the writer of records, and the recorder, with an encoder if records hold embeddings."""
-    writer = RecordWriter(log, spool=settings.home / SPOOL, task_failed=metrics.task_failed)
+) -> LogWriter:
+    """Open the writer of records and feedback, with a spool unless the log is a file on the same disk."""
+    spool = None if registry.log.url.startswith("sqlite:") else settings.home / SPOOL
+    writer = LogWriter(log, feedback, spool=spool, count=metrics.record_feedback, task_failed=metrics.task_failed)
     await stack.enter_async_context(writer)
     add_log_metrics(metrics, writer)
-    encoder = routers.load_encoder(in_use.folder) if in_use.registry.log.store_embeddings else None
-    return await stack.enter_async_context(Recorder(writer, encoder=encoder, threads=threads))
-
-
-async def _open_feedback_writer(
-    stack: AsyncExitStack, feedback: FeedbackLog, log: RoutingLog, settings: Settings, metrics: Metrics
-) -> FeedbackWriter:
-    """Open the writer of feedback. It looks up the requests of the feedback in `log`."""
-    writer = FeedbackWriter(
-        feedback, log, spool=settings.home / SPOOL, count=metrics.record_feedback, task_failed=metrics.task_failed
-    )
-    await stack.enter_async_context(writer)
-    add_feedback_metrics(metrics, writer)
     return writer
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from coe.experts import ExpertLoader
 from coe.experts.http.client import Client
-from coe.records import FeedbackWriter
+from coe.records import LogWriter
 from coe.records.feedback import FeedbackLog
 from coe.records.record import RoutingLog
 from coe.settings import Settings
@@ -36,7 +36,7 @@ class Parts:
     metrics: Metrics
     log: RoutingLog
     feedback: FeedbackLog
-    feedback_writer: FeedbackWriter
+    writer: LogWriter
     recent: RecentRequests
     settings: Settings
     jobs: Jobs

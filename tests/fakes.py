@@ -20,7 +20,7 @@ from coe.core import Call, Expert, Health, Neighbour, Prediction
 from coe.experts import build_recipes
 from coe.mapping import Assignment
 from coe.mapping.problem import declared_assignment
-from coe.records import FeedbackWriter
+from coe.records import LogWriter
 from coe.registry import Registry
 from coe.retrieval.retrieval import Retrieval
 from coe.routing.composition import Composition
@@ -309,7 +309,7 @@ async def gateway_of(
             opened.append(current)
             recent = RecentRequests()
             async with (
-                FeedbackWriter(log, log, spool=spool, count=metrics.record_feedback, **QUICKLY) as writer,
+                LogWriter(log, log, spool=spool, count=metrics.record_feedback, **QUICKLY) as writer,
                 open_cache(registry.cache) as cache,
                 nullcontext()
                 if stored is None

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 
 from coe.records.feedback import Feedback
 from coe.records.record import LogPage, LogQuery, RoutingRecord
-from coe.records.selection import matches
 from gateway.observability.observers import record_of
 from gateway.request.trace import Trace
 
@@ -34,7 +33,7 @@ class ListLog:
         if self.fails:
             raise self.fails
         newest_first = list(enumerate(self.records))[: int(query.before.split("-")[0]) if query.before else None][::-1]
-        found = [(place, record) for place, record in newest_first if matches(record, query)]
+        found = [(place, record) for place, record in newest_first if query.matches(record)]
         page = found[: query.limit]
         return LogPage(tuple(record for _, record in page), str(page[-1][0]) if len(found) > len(page) else "")
 

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +18,7 @@ import gateway.process.reload
 from coe import supervision
 from coe.experts.http.client import Client
 from coe.fleet.residency.client import ResidencyClient, connected_client
-from coe.records import FeedbackWriter, RecordWriter
+from coe.records import LogWriter
 from coe.runtime.artifact_sync import ArtifactSync, sync_artifacts
 from coe.settings import Settings
 from coe.supervision import log_failure, next_pause, supervised
@@ -151,15 +150,9 @@ URL = "redis://127.0.0.1:1/0"
 
 
 def records(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) -> Opened:
-    patch.setattr(RecordWriter, "_run", work)
-    log: Any = SimpleNamespace(append=None)
-    return RecordWriter(log, spool=None, close_timeout=0.01, task_failed=failed)
-
-
-def feedback(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) -> Opened:
-    patch.setattr(FeedbackWriter, "_run", work)
+    patch.setattr(LogWriter, "_run", work)
     nothing: Any = None
-    return FeedbackWriter(nothing, nothing, spool=None, count=lambda _: None, close_timeout=0.01, task_failed=failed)
+    return LogWriter(nothing, nothing, spool=None, close_timeout=0.01, task_failed=failed)
 
 
 def limits(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) -> Opened:
@@ -201,7 +194,7 @@ def artifact_sync(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder:
     return sync_artifacts(Settings.read({"COE_HOME": str(folder)}), URL, task_failed=metrics.task_failed)
 
 
-OPENED = [records, feedback, limits, conversations, turns, expert_watch, connections, reload, artifact_sync]
+OPENED = [records, limits, conversations, turns, expert_watch, connections, reload, artifact_sync]
 
 
 @pytest.mark.parametrize("opened", OPENED)

@@ -19,7 +19,7 @@ from coe.jobs.record_files import SUFFIXES, RatingIndex, import_rows, write_rows
 from coe.learning.estimation.experience_loader import open_logs
 from coe.learning.evaluation.tables import require_parquet
 from coe.records import missing_file, open_log_and_feedback, require_log
-from coe.records.codec import to_json
+from coe.records.codec import RECORD
 from coe.records.record import LogPage, LogQuery, RoutingLog, RoutingRecord
 from coe.registry import Registry
 from coe.terminal import print_error, print_line
@@ -174,7 +174,7 @@ def _print(page: LogPage, json: bool) -> None:
     if page.damaged:
         print_error(_damaged_note(page.damaged))
     for record in page.records:
-        print_line(to_json(record).decode() if json else _line(record))
+        print_line(RECORD.adapter.dump_json(record, warnings=False).decode() if json else _line(record))
 
 
 def _damaged_note(count: int) -> str:

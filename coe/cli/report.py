@@ -160,8 +160,8 @@ def _in_use(used: Mapping[str, Any]) -> str:
 
 
 def _residency_lines(device: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """A device that experts share: its memory, the next decision, and each server with who waits and why."""
-    used = f"{device['occupied_gb']:g} of {device['memory_gb']:g} GB in use; next {device['next']['sentence']}"
+    """A device that experts share: its memory, and each server with who waits and why."""
+    used = f"{device['occupied_gb']:g} of {device['memory_gb']:g} GB in use"
     return [
         (f"device {device['device']}", used),
         *((f"expert {', '.join(one['experts'])}", _server(one)) for one in device["servers"]),
@@ -171,8 +171,8 @@ def _residency_lines(device: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _server(one: Mapping[str, Any]) -> str:
     waiting = f", {one['waiting']} waiting, the oldest for {one['oldest_wait_s']:.1f} s" if one["waiting"] else ""
     reason = f": {one['reason']}" if one["reason"] else ""
-    choice = f", may use {' or '.join(one['devices'])}" if len(one["devices"]) > 1 else ""
-    return f"{one['tier']}, loaded {one['switches']} times, a load takes {one['load_s']:.1f} s{choice}{waiting}{reason}"
+    took = "" if one["load_s"] is None else f", a load took {one['load_s']:.1f} s"
+    return f"{one['tier']}, loaded {one['switches']} times{took}{waiting}{reason}"
 
 
 def _shares(shares: Mapping[str, float]) -> str:

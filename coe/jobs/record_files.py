@@ -9,20 +9,22 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any, ClassVar, get_args, get_type_hints
+
+import orjson
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from coe.errors import DataError, InvalidRequest
 from coe.learning.estimation.experience import RATING_KINDS, precedence
 from coe.learning.estimation.experience_loader import request_hash
 from coe.learning.evaluation.tables import numbered_rows
 from coe.records import open_log_and_feedback
-from coe.records.codec import CALL_FIELDS, FIELDS, SCHEMA, RecordField, fields_of, read_values, to_json
+from coe.records.codec import RECORD, is_newer
 from coe.records.feedback import MAX_NAME_CHARACTERS, Feedback
-from coe.records.record import FieldInfo, RoutingRecord
-from coe.records.selection import DAY
+from coe.records.record import CONFIG, DAY, RecipeCall, RoutingRecord
 from coe.registry import LogSpec
 
 SUFFIXES = (".jsonl", ".parquet")
@@ -36,16 +38,25 @@ IMPORT_PAGE_SIZE = 2_000
 class Rating:
     """The feedback on a request that learning uses: the rating and the corrected category."""
 
-    feedback_kind: Annotated[str | None, FieldInfo("Kind of the rating: score, thumb or preferred.")] = None
-    feedback_value: Annotated[float | None, FieldInfo("Score from 0 to 1, or thumb: 1 up, -1 down.")] = None
-    feedback_preferred: Annotated[str | None, FieldInfo("Expert that should have answered.")] = None
-    feedback_category: Annotated[str | None, FieldInfo("Category that the request belongs to.")] = None
-    feedback_time: Annotated[float | None, FieldInfo("Unix time in seconds of the latest of both.")] = None
+    __pydantic_config__: ClassVar[ConfigDict] = CONFIG
+
+    feedback_kind: str | None = None
+    """Kind of the rating: score, thumb or preferred."""
+    feedback_value: float | None = None
+    """Score from 0 to 1, or thumb: 1 up, -1 down."""
+    feedback_preferred: str | None = None
+    """Expert that should have answered."""
+    feedback_category: str | None = None
+    """Category that the request belongs to."""
+    feedback_time: float | None = None
+    """Unix time in seconds of the latest of both."""
 
 
-RATING_FIELDS = fields_of(Rating)
-FILE_FIELDS: tuple[RecordField, ...] = (*FIELDS, *RATING_FIELDS)
-"""The columns of a file."""
+RATING = TypeAdapter(Rating)
+MAPS = ("probabilities", "router_probabilities")
+"""Fields that parquet has as lists of pairs."""
+REDACTED: dict[str, Any] = {"digest": "", "prompt": None, "left_out": (), "embedding": None}
+"""Values in place of the fields that hold or reveal the user's text."""
 
 Row = tuple[RoutingRecord, Rating]
 
@@ -105,13 +116,13 @@ async def import_rows(file: Path, declared: LogSpec, *, base: Path) -> tuple[int
 
 
 def write_rows(path: Path, rows: Iterable[Row], *, redact: bool = False) -> int:
-    """Write the rows to `path` in one step and return their number; with `redact` the private fields are empty.
+    """Write the rows to `path` in one step and return their number; with `redact` without the fields of REDACTED.
 
     An error or an interruption leaves no partial file. Raises DataError where the file cannot be written.
     """
     write = _write_parquet if path.suffix == ".parquet" else _write_jsonl
     with _draft(path) as draft:
-        return write(draft, (_values(row, redact) for row in rows))
+        return write(draft, ((replace(record, **REDACTED), rating) for record, rating in rows) if redact else rows)
 
 
 def read_rows(path: Path) -> Iterator[Row]:
@@ -120,14 +131,21 @@ def read_rows(path: Path) -> Iterator[Row]:
         place = f"{path}:{number}"
         if not isinstance(values, dict):
             raise DataError(f"{place}: not a row of a routing log")
-        if missing := sorted(field.name for field in FIELDS if field.required and field.name not in values):
-            raise DataError(f"{place}: not a row of a routing log, it lacks {', '.join(missing)}")
-        if isinstance(schema := values.get("schema"), int) and schema > SCHEMA:
-            raise DataError(f"{place}: a record of schema {schema}; upgrade the CoE that reads it")
+        values |= {name: dict(values[name]) for name in MAPS if isinstance(values.get(name), list)}
         try:
-            yield RoutingRecord(**read_values(FIELDS, values)), Rating(**read_values(RATING_FIELDS, values))
-        except ValueError as error:
-            raise DataError(f"{place}: {error}") from None
+            record = RECORD.adapter.validate_python(values, strict=False)
+            yield record, RATING.validate_python(values, strict=False)
+        except ValidationError as error:
+            raise DataError(f"{place}: {_problem(error)}") from None
+
+
+def _problem(error: ValidationError) -> str:
+    if is_newer(error):
+        return "a record of a newer schema; upgrade the CoE that reads it"
+    problems = error.errors(include_input=False)
+    if missing := sorted(str(one["loc"][0]) for one in problems if one["type"] == "missing"):
+        return f"not a row of a routing log, it lacks {', '.join(missing)}"
+    return f"{'.'.join(map(str, problems[0]['loc']))}: {problems[0]['msg']}"
 
 
 def events_of(row: Row) -> Iterator[Feedback]:
@@ -145,13 +163,6 @@ def events_of(row: Row) -> Iterator[Feedback]:
                 raise DataError(f"request {record.request_id}: not feedback of an export ({error})") from error
 
 
-def _values(row: Row, redact: bool) -> dict[str, Any]:
-    record, rating = row
-    values = {field.name: getattr(record, field.name) for field in FIELDS}
-    values |= {field.name: getattr(rating, field.name) for field in RATING_FIELDS}
-    return values | {field.name: field.empty for field in FIELDS if field.info.private} if redact else values
-
-
 @contextmanager
 def _draft(path: Path) -> Iterator[Path]:
     path = path.resolve()  # a link stays a link
@@ -166,48 +177,56 @@ def _draft(path: Path) -> Iterator[Path]:
             draft.unlink()
 
 
-def _write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
+def _write_jsonl(path: Path, rows: Iterable[Row]) -> int:
     count = 0
     with path.open("wb") as file:
-        for row in rows:
-            file.write(to_json(row) + b"\n")
+        for record, rating in rows:
+            file.write(
+                orjson.dumps(RECORD.adapter.dump_python(record, mode="json", warnings=False) | asdict(rating)) + b"\n"
+            )
             count += 1
     return count
 
 
-def _write_parquet(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
+def _write_parquet(path: Path, rows: Iterable[Row]) -> int:
     from pyarrow import Table, parquet
 
     schema, rows, count = _parquet_schema(), iter(rows), 0
     with parquet.ParquetWriter(path, schema, compression="zstd") as writer:
         while group := list(islice(rows, ROW_GROUP_SIZE)):
-            writer.write_table(Table.from_pylist([_pairs(row) for row in group], schema=schema))
+            writer.write_table(Table.from_pylist([_parquet_row(row) for row in group], schema=schema))
             count += len(group)
     return count
 
 
-def _pairs(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Parquet takes maps as lists of pairs, and structs as dictionaries."""
-    values = {name: list(value.items()) if isinstance(value, Mapping) else value for name, value in row.items()}
-    return values | {"steps": [asdict(call) for call in row["steps"]]}
+def _parquet_row(row: Row) -> dict[str, Any]:
+    values: dict[str, Any] = RECORD.adapter.dump_python(row[0], warnings=False) | asdict(row[1])
+    return values | {name: list(values[name].items()) for name in MAPS if values[name] is not None}
 
 
 def _parquet_schema() -> Any:
     import pyarrow
 
     text, number = pyarrow.string(), pyarrow.float64()
-    types = {
-        "text": text,
-        "boolean": pyarrow.bool_(),
-        "integer": pyarrow.int64(),
-        "number": number,
-        "base64": pyarrow.binary(),
-        "list of texts": pyarrow.list_(text),
-        "list of numbers": pyarrow.list_(number),
-        "two numbers": pyarrow.list_(number),
-        "numbers by name": pyarrow.map_(text, number),
+    types: dict[Any, Any] = {
+        str: text,
+        bool: pyarrow.bool_(),
+        int: pyarrow.int64(),
+        float: number,
+        bytes: pyarrow.binary(),
+        tuple[str, ...]: pyarrow.list_(text),
+        tuple[float, ...]: pyarrow.list_(number),
+        tuple[float, float]: pyarrow.list_(number),
+        Mapping[str, float]: pyarrow.map_(text, number),
     }
-    types["list of calls"] = pyarrow.list_(
-        pyarrow.struct([(field.name, types[field.kind.name]) for field in CALL_FIELDS])
-    )
-    return pyarrow.schema([(field.name, types[field.kind.name]) for field in FILE_FIELDS])
+
+    def columns(declared: type) -> list[tuple[str, Any]]:
+        hints = get_type_hints(declared)
+        plain = {
+            field.name: next(one for one in (hints[field.name], *get_args(hints[field.name])) if one in types)
+            for field in fields(declared)
+        }
+        return [(name, types[hint]) for name, hint in plain.items()]
+
+    types[tuple[RecipeCall, ...]] = pyarrow.list_(pyarrow.struct(columns(RecipeCall)))
+    return pyarrow.schema([*columns(RoutingRecord), *columns(Rating)])

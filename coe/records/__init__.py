@@ -1,29 +1,21 @@
-"""The routing log and the feedback next to it: how to open them, and the writers that keep them off the request path.
+"""The routing log and the feedback next to it: how to open them, and the writer that keeps them off the request path.
 
-`open_log_and_feedback` chooses SQLite or Redis by the address. Records wait in a RecordWriter and feedback in a
-FeedbackWriter, which batch, retry and spool.
+`open_log_and_feedback` chooses SQLite or Redis by the address. Records and feedback wait in a LogWriter, which batches,
+retries and spools.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from coe.errors import ConfigError, DataError
-from coe.records.feedback import FeedbackLog
-from coe.records.feedback_writer import FeedbackWriter, Pending
+from coe.records.feedback import FeedbackLog, Pending
 from coe.records.record import RoutingLog
-from coe.records.writer import RecordWriter
+from coe.records.writer import LogWriter
 
-__all__ = [
-    "RETENTION",
-    "FeedbackWriter",
-    "Pending",
-    "RecordWriter",
-    "missing_file",
-    "open_log_and_feedback",
-    "require_log",
-]
+__all__ = ["RETENTION", "LogWriter", "Pending", "missing_file", "open_log_and_feedback", "require_log"]
 
 RETENTION = 500_000
 """Default number of records that a log keeps; older ones are deleted. About 2 kB each, so a gigabyte."""
@@ -41,18 +33,15 @@ def open_log_and_feedback(
     that is down delays no start. Both share the thread of a SQLite file, so closing one closes the other. Raises
     ConfigError for an invalid address; the message never repeats `url`, which may hold a password.
     """
+    options: dict[str, Any] = {"retention": retention, "days": days}
     if path := _sqlite_path(url, base):
-        from coe.records.database import LOG_TABLES, LOG_VERSION, Database
-        from coe.records.sqlite import SqliteFeedback, SqliteLog
+        from coe.records import database, sqlite
 
-        database = Database(path, tables=LOG_TABLES, version=LOG_VERSION)
-        return (
-            SqliteLog(database, retention=retention, days=days),
-            SqliteFeedback(database, retention=retention, days=days),
-        )
-    from coe.records.redis_log import RedisFeedback, RedisLog
+        file = database.Database(path, tables=sqlite.TABLES, version=sqlite.VERSION)
+        return sqlite.SqliteLog(file, **options), sqlite.SqliteFeedback(file, **options)
+    from coe.records import redis_log
 
-    return RedisLog(url, retention=retention, days=days), RedisFeedback(url, retention=retention, days=days)
+    return redis_log.RedisLog(url, **options), redis_log.RedisFeedback(url, **options)
 
 
 def missing_file(url: str, *, base: Path) -> Path | None:

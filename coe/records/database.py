@@ -1,7 +1,7 @@
 """`Database`: runs transactions on one SQLite file in one thread, and raises StoreError for every failure.
 
-The routing log, the spool and the usage of API keys each have a `Database`. Several processes may use one file at once
-(write-ahead log, busy timeout). `LOG_TABLES` are the tables of the routing log's file, which holds the feedback too.
+The routing log with its feedback, issued keys and their usage each have a `Database`. Several processes may use one
+file at once (write-ahead log, busy timeout).
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from coe.errors import StoreError
-from coe.records import time_blocks
 
 T = TypeVar("T")
 
@@ -31,41 +30,6 @@ _REMEDIES = {
     sqlite3.SQLITE_NOTADB: _DAMAGED,
 }
 """The remedy of an error, by SQLite's primary result code."""
-LOG_VERSION = 3
-"""Version of LOG_TABLES. Increase it when they change."""
-
-# Every transaction writes each page that it changes, so an index over common values costs a page for each value of a
-# batch. `records_filter` grows at its end instead: filters scan it without reading records. The indexes on
-# outcome, reason and session leave out the rows of an ordinary request. For one value, they return rows in the order of
-# seq, so a filtered page needs no sorting.
-LOG_TABLES = (
-    """CREATE TABLE records (
-        seq INTEGER PRIMARY KEY AUTOINCREMENT,
-        request_id TEXT NOT NULL UNIQUE,
-        time REAL NOT NULL,
-        category TEXT NOT NULL,
-        expert TEXT NOT NULL,
-        outcome TEXT NOT NULL,
-        record BLOB NOT NULL,
-        session TEXT,
-        tenant TEXT,
-        reason TEXT
-    )""",
-    "CREATE INDEX records_time ON records (time)",
-    "CREATE INDEX records_filter ON records (seq, category, expert, outcome, reason, tenant)",
-    "CREATE INDEX records_outcome ON records (outcome) WHERE outcome <> 'ok'",
-    "CREATE INDEX records_reason ON records (reason) WHERE reason <> 'routed'",
-    "CREATE INDEX records_session ON records (session) WHERE session IS NOT NULL",
-    time_blocks.TABLE,
-    """CREATE TABLE feedback (
-        seq INTEGER PRIMARY KEY AUTOINCREMENT,
-        dedup_key BLOB NOT NULL UNIQUE,
-        event_id TEXT NOT NULL,
-        time REAL NOT NULL,
-        event BLOB NOT NULL
-    )""",
-    "CREATE INDEX feedback_time ON feedback (time)",
-)
 
 
 class Database:
@@ -93,6 +57,10 @@ class Database:
     async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Run `work` in the thread on one snapshot of the data. Raises StoreError."""
         return await self._run(work, begin="BEGIN")
+
+    async def rows(self, statement: str, *values: Any) -> list[Any]:
+        """Run one SELECT in the thread and return its rows. Raises StoreError."""
+        return await self.read(lambda connection: connection.execute(statement, values).fetchall())
 
     async def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Run `work` in the thread as one transaction, committed on return. Raises StoreError with nothing changed."""
@@ -168,16 +136,6 @@ class Database:
         if connection is not None:
             with suppress(sqlite3.Error):
                 connection.close()
-
-
-def first_and_last(connection: sqlite3.Connection, table: str) -> tuple[int, int]:
-    """Return the smallest and largest `seq` of a table, (1, 0) if it is empty.
-
-    Each is one lookup. For a min and a max in one SELECT, SQLite would scan the table.
-    """
-    statement = f"SELECT (SELECT min(seq) FROM {table}), (SELECT max(seq) FROM {table})"  # noqa: S608 (constants)
-    first, last = connection.execute(statement).fetchone()
-    return (1, 0) if first is None else (first, last)
 
 
 def _store_error(path: Path, error: Exception) -> StoreError:

@@ -1,6 +1,6 @@
-"""Feedback on answers: the event, its stored form, and the protocol of the log that keeps it until learning reads it.
+"""Feedback on answers: the event, and the protocol of the log that keeps it until learning reads it.
 
-An event is one line of JSON. Its dedup key names the request, kind and API key: a log keeps one event per dedup key.
+The dedup key of an event names the request, kind and API key: a log keeps one event per dedup key.
 """
 
 from __future__ import annotations
@@ -8,12 +8,12 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
 import orjson
 
-from coe.errors import DamagedEntry, InvalidRequest, StoreError
+from coe.errors import InvalidRequest
 
 FeedbackKind = Literal["score", "thumb", "preferred", "category", "regenerated", "abandoned"]
 FEEDBACK_KINDS: tuple[FeedbackKind, ...] = get_args(FeedbackKind)
@@ -51,6 +51,11 @@ class Feedback:
         if not fits(self.value):
             raise InvalidRequest(f"value: {self.value!r} does not fit {self.kind}, which needs {rule}", param="value")
 
+    @property
+    def dedup_key(self) -> bytes:
+        """What the event shares with those that it replaces: a digest of request, kind and API key."""
+        return dedup_keys(self.request_id, (self.key,), (self.kind,))[0]
+
 
 def _is_name(value: object) -> bool:
     return isinstance(value, str) and 0 < len(value) <= MAX_NAME_CHARACTERS
@@ -68,6 +73,19 @@ _VALUES: Mapping[FeedbackKind, tuple[str, Callable[[object], bool]]] = {
     "regenerated": ("no value", lambda value: value is None),
     "abandoned": ("no value", lambda value: value is None),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """An event on its way to the log.
+
+    `checked`: the request is known and the event has its tenant. An unchecked event is compared with the record once
+    the log can be read; with `is_admin` it may be about any tenant's request.
+    """
+
+    event: Feedback
+    checked: bool = True
+    is_admin: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,56 +120,7 @@ class FeedbackLog(Protocol):
     async def aclose(self) -> None: ...
 
 
-_KNOWN = frozenset(field.name for field in fields(Feedback))
-
-
-def dedup_key(event: Feedback) -> bytes:
-    """16 bytes that an event shares with those that it replaces: a digest of request, kind and API key."""
-    return _dedup_key(event.request_id, event.kind, event.key)
-
-
-def dedup_keys(request_id: str, keys: Iterable[str | None]) -> list[bytes]:
-    """All dedup keys that events about one request may have, if they come from those API keys."""
-    return [_dedup_key(request_id, kind, key) for key in keys for kind in FEEDBACK_KINDS]
-
-
-def _dedup_key(request_id: str, kind: FeedbackKind, key: str | None) -> bytes:
-    return hashlib.blake2b(orjson.dumps((request_id, kind, key)), digest_size=16).digest()
-
-
-def encode_event(event: Feedback) -> bytes:
-    """UTF-8 JSON without line breaks. Raises StoreError for a value that JSON cannot represent."""
-    try:
-        return orjson.dumps(event)
-    except TypeError as error:
-        raise StoreError(f"feedback {event.event_id!r} cannot be written as JSON: {error}") from None
-
-
-def decode_event(line: bytes) -> Feedback:
-    """The event in `line`, without unknown keys. Raises DamagedEntry."""
-    try:
-        values = {name: value for name, value in orjson.loads(line).items() if name in _KNOWN}
-        return Feedback(**values)
-    except (ValueError, TypeError, KeyError, AttributeError, InvalidRequest) as error:
-        raise DamagedEntry(f"a damaged event of feedback ({error}); remove it from the log") from None
-
-
-def decode_or_none(line: bytes) -> Feedback | None:
-    """Like `decode_event`, but None for a damaged line."""
-    try:
-        return decode_event(line)
-    except DamagedEntry:
-        return None
-
-
-def decode_in_order(lines: Iterable[bytes]) -> tuple[Feedback, ...]:
-    """The events in these lines, oldest first."""
-    found = [event for line in lines if (event := decode_or_none(line)) is not None]
-    return tuple(sorted(found, key=lambda event: (event.time, event.event_id)))
-
-
-def decode_page(lines: Iterable[bytes], *, cursor: str) -> FeedbackPage:
-    """The page of these lines, ending at `cursor`."""
-    found = [decode_or_none(line) for line in lines]
-    events = tuple(event for event in found if event is not None)
-    return FeedbackPage(events, cursor, len(found) - len(events))
+def dedup_keys(request_id: str, keys: Iterable[str | None], kinds: Iterable[str] = FEEDBACK_KINDS) -> list[bytes]:
+    """The dedup keys of events of these kinds about one request, if they come from those API keys: 16 bytes each."""
+    names = (orjson.dumps((request_id, kind, key)) for key in keys for kind in kinds)
+    return [hashlib.blake2b(name, digest_size=16).digest() for name in names]

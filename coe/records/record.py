@@ -1,61 +1,72 @@
-"""One request's record in the routing log, and the protocol of the log. Imports `coe.usage` only.
+"""One request's record in the routing log, and the protocol of the log.
 
-RoutingRecord is the only list of fields: `coe.records.codec` derives every stored and documented form from it.
+RoutingRecord is the only list of fields: pydantic derives every stored and documented form from its annotations and
+the texts below them (`coe.records.codec`).
 """
 
 from __future__ import annotations
 
 import math
+import time
+from base64 import b64decode, b64encode
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, ClassVar, Protocol
 
+from pydantic import BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
+
+from coe.errors import UnknownCursor
 from coe.usage import MemberCall
 
+CONFIG = ConfigDict(use_attribute_docstrings=True, hide_input_in_errors=True, strict=True)
+"""Values of another type are errors, and errors do not repeat a value, which may be a prompt."""
 
-@dataclass(frozen=True, slots=True)
-class FieldInfo:
-    """Documentation and handling of one record field.
-
-    `api` is the first view of `/v1/records` that shows the field: the `list`, the single `record`, or `none`. A
-    `column` field has a column in the SQLite log, and `LogQuery` filters by it. A `private` field holds or reveals the
-    user's text; `coe log export --redact` empties it.
-    """
-
-    meaning: str
-    api: Literal["list", "record", "none"] = "record"
-    column: bool = False
-    private: bool = False
+Utility = Annotated[
+    float,
+    BeforeValidator(lambda value: -math.inf if value is None else value),
+    WithJsonSchema({"type": ["number", "null"]}),
+]
+"""A number that may be -inf, for which JSON has null."""
+Base64 = Annotated[
+    bytes,
+    BeforeValidator(lambda value: b64decode(value, validate=True) if isinstance(value, str) else value),
+    PlainSerializer(lambda value: b64encode(value).decode(), return_type=str, when_used="json"),
+    WithJsonSchema({"type": "string", "contentEncoding": "base64"}),
+]
+"""Bytes, which JSON has in base64."""
 
 
 @dataclass(frozen=True, slots=True)
 class RecipeCall:
     """One call of a recipe to a member, in the record of its request."""
 
-    expert: Annotated[str, FieldInfo("Member that was called.")]
-    step: Annotated[int, FieldInfo("Number of the step, from 0.")]
-    outcome: Annotated[
-        str,
-        FieldInfo(
-            "`answered`, `unreadable`, `cut_off` by the recipe's `max_tokens`, `unverified`, `cancelled`, or the cause "
-            "of the failure; of a judge `graded` or `skipped`."
-        ),
-    ]
-    input_tokens: Annotated[int | None, FieldInfo("Input tokens, as the member counted them.")] = None
-    output_tokens: Annotated[int | None, FieldInfo("Output tokens, as the member counted them.")] = None
-    ms: Annotated[float, FieldInfo("Milliseconds from the call to the end of the answer.")] = 0.0
-    answer_class: Annotated[
-        int | None, FieldInfo("Position in this list of the first call with the same final answer.")
-    ] = None
-    confidence: Annotated[
-        float | None, FieldInfo("Probability that the answer is right, 0 to 1; of a judge, that of the graded one.")
-    ] = None
-    accepted: Annotated[bool, FieldInfo("True for the answer that was returned.")] = False
-    drafts: Annotated[
-        int, FieldInfo("Number of earlier answers in its request; 0 if it answered from the conversation alone.")
-    ] = 0
-    cached_tokens: Annotated[int | None, FieldInfo("Input tokens that the member read from its prompt cache.")] = None
-    max_tokens: Annotated[int | None, FieldInfo("Cap of the recipe on the answer's tokens; null without one.")] = None
+    __pydantic_config__: ClassVar[ConfigDict] = CONFIG
+
+    expert: str
+    """Member that was called."""
+    step: int
+    """Number of the step, from 0."""
+    outcome: str
+    """`answered`, `unreadable`, `cut_off` by the recipe's `max_tokens`, `unverified`, `cancelled`, or the cause of the
+    failure; of a judge `graded` or `skipped`."""
+    input_tokens: int | None = None
+    """Input tokens, as the member counted them."""
+    output_tokens: int | None = None
+    """Output tokens, as the member counted them."""
+    ms: float = 0.0
+    """Milliseconds from the call to the end of the answer."""
+    answer_class: int | None = None
+    """Position in this list of the first call with the same final answer."""
+    confidence: float | None = None
+    """Probability that the answer is right, 0 to 1; of a judge, that of the graded one."""
+    accepted: bool = False
+    """True for the answer that was returned."""
+    drafts: int = 0
+    """Number of earlier answers in its request; 0 if it answered from the conversation alone."""
+    cached_tokens: int | None = None
+    """Input tokens that the member read from its prompt cache."""
+    max_tokens: int | None = None
+    """Cap of the recipe on the answer's tokens; null without one."""
 
     @classmethod
     def of(cls, call: MemberCall) -> RecipeCall:
@@ -81,167 +92,153 @@ class RecipeCall:
 class RoutingRecord:
     """One routed request's record, schema version 1. Times are Unix seconds, durations milliseconds.
 
-    To add a field, add one line with its type, its meaning and a default, and fill it in `record_of` of
+    To add a field, add its type, a default and its meaning, and fill it in `record_of` of
     `gateway.observability.observers`. Never change a default, as stored records leave it out. A record holds enough to
     decide the request again offline (`coe.routing.replay`).
     """
 
-    request_id: Annotated[str, FieldInfo("Identifier of the request, from `x-request-id`.", api="list", column=True)]
-    time: Annotated[float, FieldInfo("Arrival time in Unix seconds.", api="list", column=True)]
-    category: Annotated[
-        str, FieldInfo("Category of the request; empty if it failed before classification.", api="list", column=True)
-    ]
-    confidence: Annotated[
-        float, FieldInfo("Probability of the most likely category times `in_distribution`, 0 to 1.", api="list")
-    ]
-    expert: Annotated[
-        str,
-        FieldInfo(
-            "Expert or arm of a recipe that answered or failed last; empty without one.",
-            api="list",
-            column=True,
-        ),
-    ]
-    reason: Annotated[
-        str,
-        FieldInfo("Reason for the choice: routed, uncertain, sticky, pinned, fallback, ...", api="list", column=True),
-    ]
-    propensity: Annotated[float, FieldInfo("Probability with which the first candidate was chosen.")]
-    candidates: Annotated[tuple[str, ...], FieldInfo("Experts in the order in which they were to be tried.")]
-    probabilities: Annotated[Mapping[str, float], FieldInfo("Probability of each category, to five digits.")]
-    stage: Annotated[str, FieldInfo("Part of the router that classified the text.")]
-    router: Annotated[str, FieldInfo("Version of the router, as in `coe versions`.")]
-    config: Annotated[str, FieldInfo("Digest of experts.yaml.")]
-    digest: Annotated[str, FieldInfo("SHA-256 of the routed text.", private=True)]
-    outcome: Annotated[str, FieldInfo("`ok`, `aborted` (the client left) or an error code.", api="list", column=True)]
-    attempts: Annotated[int, FieldInfo("Number of calls to experts that were started.", api="list")]
-    stream: Annotated[bool, FieldInfo("True if the client requested a stream.", api="list")]
-    routing_ms: Annotated[float, FieldInfo("Milliseconds from arrival to the decision.")]
-    first_token_ms: Annotated[
-        float | None, FieldInfo("Milliseconds from arrival to the first token; null if none came.", api="list")
-    ]
-    total_ms: Annotated[float, FieldInfo("Milliseconds from arrival to the end of the answer.", api="list")]
-    in_distribution: Annotated[
-        float, FieldInfo("Probability that the text is of a kind the router was trained on.")
-    ] = 1.0
-    cost_weight: Annotated[float, FieldInfo("Cost weight of the request: 0 best answer, 1 cheapest.")] = 0.0
-    input_tokens: Annotated[int | None, FieldInfo("Input tokens, as the expert counted them.", api="list")] = None
-    output_tokens: Annotated[int | None, FieldInfo("Output tokens, as the expert counted them.", api="list")] = None
-    cached_tokens: Annotated[
-        int | None,
-        FieldInfo("Input tokens that the expert read from its prompt cache, a part of `input_tokens`.", api="list"),
-    ] = None
-    session: Annotated[
-        str | None, FieldInfo("Value of the client's `x-session-id` header.", api="list", column=True)
-    ] = None
-    api: Annotated[str, FieldInfo("API of the request: chat, responses, messages, ...", api="list")] = "chat"
-    tenant: Annotated[str | None, FieldInfo("Tenant of the API key.", api="list", column=True)] = None
-    key: Annotated[str | None, FieldInfo("Name of the API key.", api="list")] = None
-    cost: Annotated[float | None, FieldInfo("US dollars by the expert's declared prices.", api="list")] = None
-    prompt: Annotated[
-        str | None, FieldInfo("Routed text; stored only if `log.store_prompts` is set.", private=True)
-    ] = None
-    left_out: Annotated[
-        tuple[str, ...],
-        FieldInfo("Parts of the messages that were not routed; stored only with the routed text.", private=True),
-    ] = ()
-    dropped: Annotated[
-        tuple[str, ...],
-        FieldInfo("Types of tools and items, and names of fields, that were left out (`x-coe-dropped`)."),
-    ] = ()
-    embedding: Annotated[
-        bytes | None,
-        FieldInfo(
-            "Float16 vector of the text; stored only if `log.store_embeddings` is set.", api="none", private=True
-        ),
-    ] = field(default=None, repr=False)
-    assignment: Annotated[str, FieldInfo("Digest of the assignment in effect over the router's categories.")] = ""
-    utility: Annotated[
-        tuple[float, ...],
-        FieldInfo(
-            "Expected quality less price of each candidate, to four digits; null if it may not serve the category or "
-            "was never measured."
-        ),
-    ] = ()
-    price: Annotated[
-        tuple[float, ...], FieldInfo("Price subtracted for each candidate, to four digits; empty if all are free.")
-    ] = ()
-    exploration: Annotated[
-        tuple[float, float] | None, FieldInfo("Exploration rate and largest quality loss; null if it was off.")
-    ] = None
-    router_probabilities: Annotated[
-        Mapping[str, float] | None, FieldInfo("The router's own probabilities, before a rule.")
-    ] = None
-    retrieval: Annotated[
-        str, FieldInfo("Result of retrieval: none, off, skipped, empty, failed, withheld or used.", api="list")
-    ] = "none"
-    gate: Annotated[float | None, FieldInfo("Probability that passages improve this expert's answer.")] = None
-    gain: Annotated[float | None, FieldInfo("Quality expected of the passages.")] = None
-    trial: Annotated[str, FieldInfo("Version of the retrieval gate if a random draw replaced its decision.")] = ""
-    passages: Annotated[tuple[str, ...], FieldInfo("Identifiers of the passages given to the expert.")] = ()
-    passage_tokens: Annotated[int, FieldInfo("Approximate number of tokens of these passages.")] = 0
-    retrieval_ms: Annotated[float, FieldInfo("Milliseconds that retrieval took.")] = 0.0
-    needs: Annotated[tuple[str, ...] | None, FieldInfo("Capabilities that the request needs; null if unknown.")] = None
-    purpose: Annotated[
-        str, FieldInfo("CoE command that sent the request: score or chat; empty for a user's.", api="list")
-    ] = ""
-    fallback_from: Annotated[
-        str, FieldInfo("First choice that did not answer, if another expert answered; else empty.", api="list")
-    ] = ""
-    cause: Annotated[
-        str, FieldInfo("Why the first choice did not answer or the request failed; empty otherwise.", api="list")
-    ] = ""
-    recipe: Annotated[str, FieldInfo("Recipe that was called; empty if none was.", api="list")] = ""
-    recipe_stop: Annotated[
-        str, FieldInfo("Why the recipe stopped: accepted, last_step, stream_hold, ...; empty without one.")
-    ] = ""
-    steps: Annotated[tuple[RecipeCall, ...], FieldInfo("Calls of the recipe to its members.")] = ()
-    cache: Annotated[
-        str,
-        FieldInfo(
-            "`hit`: the answer is from the cache, at no cost; `miss`; empty if the cache was not used.", api="list"
-        ),
-    ] = ""
-    model: Annotated[str, FieldInfo("Value of `model` in the request, at most 256 characters.", api="list")] = ""
-    resolved_model: Annotated[
-        str,
-        FieldInfo("Model that `model` stands for: `auto`, or the name of an expert or recipe."),
-    ] = ""
-    language: Annotated[
-        str,
-        FieldInfo(
-            "ISO 639 code of the request's language: `en`, `de`, ...; `und` for another one that was not identified.",
-            api="list",
-        ),
-    ] = ""
-    only_local: Annotated[
-        bool,
-        FieldInfo("True if only local experts may have received the request; its text is never stored.", api="list"),
-    ] = False
-    excluded: Annotated[
-        tuple[str, ...],
-        FieldInfo("Experts that the list of the API key or `only_local` excluded."),
-    ] = ()
-    limited: Annotated[
-        bool,
-        FieldInfo("True if the API key has a list of experts, or key, rule or header limits it to local experts."),
-    ] = False
-    plan: Annotated[str, FieldInfo("Version of the plan in use; empty for the declared assignment.")] = ""
-    unpriced: Annotated[
-        int,
-        FieldInfo(
-            "Number of calls that reached an expert and whose tokens no server counted, as they failed, timed out or "
-            "were abandoned. They are not part of `cost`; a key's limits charge their estimate.",
-            api="list",
-        ),
-    ] = 0
-    rule: Annotated[str, FieldInfo("Rule of experts.yaml that applied; empty if none did.", api="list")] = ""
-    schema: Annotated[int, FieldInfo("Version of this list of fields.")] = 1
+    __pydantic_config__: ClassVar[ConfigDict] = CONFIG
+
+    request_id: str
+    """Identifier of the request, from `x-request-id`."""
+    time: float
+    """Arrival time in Unix seconds."""
+    category: str
+    """Category of the request; empty if it failed before classification."""
+    confidence: float
+    """Probability of the most likely category times `in_distribution`, 0 to 1."""
+    expert: str
+    """Expert or arm of a recipe that answered or failed last; empty without one."""
+    reason: str
+    """Reason for the choice: routed, uncertain, sticky, pinned, fallback, ..."""
+    propensity: float
+    """Probability with which the first candidate was chosen."""
+    candidates: tuple[str, ...]
+    """Experts in the order in which they were to be tried."""
+    probabilities: Mapping[str, float]
+    """Probability of each category, to five digits."""
+    stage: str
+    """Part of the router that classified the text."""
+    router: str
+    """Version of the router, as in `coe versions`."""
+    config: str
+    """Digest of experts.yaml."""
+    digest: str
+    """SHA-256 of the routed text."""
+    outcome: str
+    """`ok`, `aborted` (the client left) or an error code."""
+    attempts: int
+    """Number of calls to experts that were started."""
+    stream: bool
+    """True if the client requested a stream."""
+    routing_ms: float
+    """Milliseconds from arrival to the decision."""
+    first_token_ms: float | None
+    """Milliseconds from arrival to the first token; null if none came."""
+    total_ms: float
+    """Milliseconds from arrival to the end of the answer."""
+    in_distribution: float = 1.0
+    """Probability that the text is of a kind the router was trained on."""
+    cost_weight: float = 0.0
+    """Cost weight of the request: 0 best answer, 1 cheapest."""
+    input_tokens: int | None = None
+    """Input tokens, as the expert counted them."""
+    output_tokens: int | None = None
+    """Output tokens, as the expert counted them."""
+    cached_tokens: int | None = None
+    """Input tokens that the expert read from its prompt cache, a part of `input_tokens`."""
+    session: str | None = None
+    """Value of the client's `x-session-id` header."""
+    api: str = "chat"
+    """API of the request: chat, responses, messages, ..."""
+    tenant: str | None = None
+    """Tenant of the API key."""
+    key: str | None = None
+    """Name of the API key."""
+    cost: float | None = None
+    """US dollars by the expert's declared prices."""
+    prompt: str | None = None
+    """Routed text; stored only if `log.store_prompts` is set."""
+    left_out: tuple[str, ...] = ()
+    """Parts of the messages that were not routed; stored only with the routed text."""
+    dropped: tuple[str, ...] = ()
+    """Types of tools and items, and names of fields, that were left out (`x-coe-dropped`)."""
+    embedding: Base64 | None = field(default=None, repr=False)
+    """Float16 vector of the text; stored only if `log.store_embeddings` is set."""
+    assignment: str = ""
+    """Digest of the assignment in effect over the router's categories."""
+    utility: tuple[Utility, ...] = ()
+    """Expected quality less price of each candidate, to four digits; null if it may not serve the category or was never
+    measured."""
+    price: tuple[Utility, ...] = ()
+    """Price subtracted for each candidate, to four digits; empty if all are free."""
+    exploration: tuple[float, float] | None = None
+    """Exploration rate and largest quality loss; null if it was off."""
+    router_probabilities: Mapping[str, float] | None = None
+    """The router's own probabilities, before a rule."""
+    retrieval: str = "none"
+    """Result of retrieval: none, off, skipped, empty, failed, withheld or used."""
+    gate: float | None = None
+    """Probability that passages improve this expert's answer."""
+    gain: float | None = None
+    """Quality expected of the passages."""
+    trial: str = ""
+    """Version of the retrieval gate if a random draw replaced its decision."""
+    passages: tuple[str, ...] = ()
+    """Identifiers of the passages given to the expert."""
+    passage_tokens: int = 0
+    """Approximate number of tokens of these passages."""
+    retrieval_ms: float = 0.0
+    """Milliseconds that retrieval took."""
+    needs: tuple[str, ...] | None = None
+    """Capabilities that the request needs; null if unknown."""
+    purpose: str = ""
+    """CoE command that sent the request: score or chat; empty for a user's."""
+    fallback_from: str = ""
+    """First choice that did not answer, if another expert answered; else empty."""
+    cause: str = ""
+    """Why the first choice did not answer or the request failed; empty otherwise."""
+    recipe: str = ""
+    """Recipe that was called; empty if none was."""
+    recipe_stop: str = ""
+    """Why the recipe stopped: accepted, last_step, stream_hold, ...; empty without one."""
+    steps: tuple[RecipeCall, ...] = ()
+    """Calls of the recipe to its members."""
+    cache: str = ""
+    """`hit`: the answer is from the cache, at no cost; `miss`; empty if the cache was not used."""
+    model: str = ""
+    """Value of `model` in the request, at most 256 characters."""
+    resolved_model: str = ""
+    """Model that `model` stands for: `auto`, or the name of an expert or recipe."""
+    language: str = ""
+    """ISO 639 code of the request's language: `en`, `de`, ...; `und` for another one that was not identified."""
+    only_local: bool = False
+    """True if only local experts may have received the request; its text is never stored."""
+    excluded: tuple[str, ...] = ()
+    """Experts that the list of the API key or `only_local` excluded."""
+    limited: bool = False
+    """True if the API key has a list of experts, or key, rule or header limits it to local experts."""
+    plan: str = ""
+    """Version of the plan in use; empty for the declared assignment."""
+    unpriced: int = 0
+    """Number of calls that reached an expert and whose tokens no server counted, as they failed, timed out or were
+    abandoned. They are not part of `cost`; a key's limits charge their estimate."""
+    rule: str = ""
+    """Rule of experts.yaml that applied; empty if none did."""
+    schema: Annotated[int, Field(le=1)] = 1
+    """Version of this list of fields."""
 
     def is_by(self, router: str, *, categories: Collection[str]) -> bool:
         """Returns True if this router version classified the request, over exactly these categories: experts.yaml may
         have added or removed some since."""
         return self.router == router and self.probabilities.keys() == set(categories)
+
+
+COLUMNS = ("request_id", "time", "category", "expert", "reason", "outcome", "session", "tenant")
+"""Fields by which a LogQuery filters; the SQLite log has a column for each."""
+MAX_PAGE_RECORDS = 10_000
+"""Largest number of records in one page, even if the query requests more."""
+DAY = 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,6 +263,18 @@ class LogQuery:
     request_id: str = ""
     limit: int = 100
 
+    def exact(self) -> dict[str, str]:
+        """The fields that a record must have exactly, with their values."""
+        return {name: value for name in COLUMNS[2:] if (value := getattr(self, name))}
+
+    def matches(self, record: RoutingRecord) -> bool:
+        """True if the record matches; the log applies cursors and limit."""
+        return (
+            self.since <= record.time <= self.until
+            and record.request_id.startswith(self.request_id)
+            and all(getattr(record, name) == value for name, value in self.exact().items())
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class LogPage:
@@ -275,6 +284,23 @@ class LogPage:
     records: tuple[RoutingRecord, ...]
     cursor: str
     damaged: int = 0
+
+
+def page_size(limit: int) -> int:
+    """The number of entries in a page of that limit: between 0 and MAX_PAGE_RECORDS."""
+    return max(0, min(limit, MAX_PAGE_RECORDS))
+
+
+def parse_cursor(cursor: str, *, place: str) -> int:
+    """A numeric cursor, 0 for an empty one. Raises UnknownCursor for any other text; `place` names the log."""
+    if cursor and not (cursor.isascii() and cursor.isdigit() and len(cursor) < 19):
+        raise UnknownCursor(f"{place}: {cursor!r} is not a cursor of this log; start again without one")
+    return int(cursor or 0)
+
+
+def retention_start(days: float | None) -> float:
+    """The Unix time before which entries are deleted; 0 if `days` is None."""
+    return 0.0 if days is None else max(0.0, time.time() - days * DAY)
 
 
 def observed(

@@ -1,121 +1,95 @@
-"""A queue on disk for entries that a log cannot accept yet: a SQLite file that survives crashes.
-
-Several processes may share one file; each kind of entry has its own table. BackgroundWriter fills and empties it.
-"""
+"""An append-only file of lines that the log cannot accept yet. It survives crashes, and processes may share it."""
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import fcntl
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import BinaryIO
 
 from coe.errors import StoreError
-from coe.records.codec import SCHEMA, decode, encode
-from coe.records.database import Database, first_and_last
-from coe.records.record import RoutingRecord
 
-TABLES = tuple(
-    f"CREATE TABLE {name} (seq INTEGER PRIMARY KEY AUTOINCREMENT, schema INTEGER NOT NULL, record BLOB NOT NULL)"
-    for name in ("spool", "feedback")
-)
-VERSION = 1
-"""Version of TABLES. Increase it when they change."""
-
-MAX_ROWS = 1_000_000
-"""Entries of one type that a spool keeps. About a gigabyte of records, 400 MB of feedback."""
-
-T = TypeVar("T")
+MAX_BYTES = 1_000_000_000
+"""Size of a full file, which accepts no more. Another file of this size may be on its way to the log."""
 
 
-@dataclass(frozen=True, slots=True)
-class EntryType(Generic[T]):
-    """A type of entry: its table, its stored form, and the newest schema that this code reads.
+class Spool:
+    """First in, first out. The methods block, and raise StoreError.
 
-    A full table drops its oldest entries; with `refuses` it accepts no more instead.
+    Lines are appended to `path`. To deliver them, one process renames the file, locks it and reads it to its end. A
+    crash before the end delivers the file again; the log knows its entries by their ids and ignores the repeated ones.
     """
 
-    table: str
-    encode: Callable[[T], bytes]
-    decode: Callable[[bytes], T]
-    schema_of: Callable[[T], int]
-    newest: int
-    refuses: bool = False
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._sent, self._lock = path.with_name(f"{path.name}.sending"), path.with_name(f"{path.name}.lock")
+        self._file: BinaryIO | None = None
+        self._delivered = self._read = 0
+        """Positions in the file after the delivered lines, and after those that `oldest` returned."""
 
-
-RECORDS: EntryType[RoutingRecord] = EntryType("spool", encode, decode, lambda record: record.schema, SCHEMA)
-
-
-@dataclass(frozen=True, slots=True)
-class SpooledEntries(Generic[T]):
-    """Some spooled entries and their rows. Damaged rows are among `rows` but not among `entries`."""
-
-    rows: tuple[int, ...]
-    entries: tuple[T, ...]
-
-    @property
-    def damaged(self) -> int:
-        return len(self.rows) - len(self.entries)
-
-
-class Spool(Generic[T]):
-    """First in, first out. A row is removed only after its entry is in the log. A crash between the two delivers the
-    entry twice, and the log ignores the second by its id. All methods raise StoreError."""
-
-    def __init__(self, path: Path, kind: EntryType[T], *, rows: int = MAX_ROWS) -> None:
-        self.kind = kind
-        self._database = Database(path, tables=TABLES, version=VERSION)
-        self._rows = rows
-
-    async def add(self, entries: Sequence[T]) -> int:
-        """Stores the entries, on disk on return. Returns the number of oldest entries that were dropped for space."""
-        kind = self.kind
-        insert = f"INSERT INTO {kind.table} (schema, record) VALUES (?, ?)"  # noqa: S608 (constants)
-        trim = f"DELETE FROM {kind.table} WHERE seq <= (SELECT max(seq) FROM {kind.table}) - ?"  # noqa: S608
-
-        def work(connection: sqlite3.Connection) -> int:
-            if kind.refuses and self._count(connection) + len(entries) > self._rows:
-                raise StoreError(f"{self._database.path}: full: {self._rows} entries wait for the log")
-            connection.executemany(insert, ((kind.schema_of(entry), kind.encode(entry)) for entry in entries))
-            return 0 if kind.refuses else connection.execute(trim, (self._rows,)).rowcount
-
-        return await self._database.write(work)
-
-    async def oldest(self, limit: int) -> SpooledEntries[T]:
-        """The first `limit` entries, without those of a newer schema, which a newer gateway left and will read."""
-        table = self.kind.table
-        oldest = f"SELECT seq, record FROM {table} WHERE schema <= ? ORDER BY seq LIMIT ?"  # noqa: S608 (constants)
-
-        def work(connection: sqlite3.Connection) -> SpooledEntries[T]:
-            rows = connection.execute(oldest, (self.kind.newest, limit)).fetchall()
-            return SpooledEntries(tuple(seq for seq, _ in rows), tuple(self._readable(line for _, line in rows)))
-
-        return await self._database.read(work)
-
-    async def remove(self, rows: Sequence[int]) -> None:
-        """Removes delivered rows; rows that another process has already removed are ignored."""
-        remove = f"DELETE FROM {self.kind.table} WHERE seq = ?"  # noqa: S608 (constants)
-
-        def work(connection: sqlite3.Connection) -> None:
-            connection.executemany(remove, ((seq,) for seq in rows))
-
-        await self._database.write(work)
-
-    async def aclose(self) -> None:
-        await self._database.aclose()
-
-    def _count(self, connection: sqlite3.Connection) -> int:
-        """The number of rows, estimated from their ids; counted only if the estimate allows a full table."""
-        table = self.kind.table
-        first, last = first_and_last(connection, table)
-        if last - first < self._rows // 2:
-            return last - first + 1
-        return int(connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0])  # noqa: S608
-
-    def _readable(self, lines: Iterable[bytes]) -> Iterator[T]:
-        for line in lines:
+    def append(self, lines: Sequence[bytes]) -> None:
+        """Add all lines or none; they are on disk on return."""
+        content = memoryview(b"".join(b"\n" + line for line in lines))  # so a line that a crash cut off spoils no other
+        with self._locked(), self.path.open("ab", buffering=0) as file:
+            size = file.tell()
+            if size + len(content) > MAX_BYTES:
+                raise StoreError(f"{self.path}: full with {size} bytes that wait for the log")
             try:
-                yield self.kind.decode(line)
-            except StoreError:
-                continue
+                while content:
+                    content = content[file.write(content) :]
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(size)
+                raise
+
+    def oldest(self, count: int) -> list[bytes]:
+        """The first `count` lines; none if no line waits, or while another process delivers them."""
+        with self._locked():
+            while (file := self._file or self._open()) is not None:
+                file.seek(self._delivered)
+                lines = [line.rstrip(b"\n") for line in islice(file, count)]
+                self._read = file.tell()
+                if lines:
+                    return lines
+                self._sent.unlink(missing_ok=True)
+                self.close()
+        return []
+
+    def delivered(self) -> None:
+        """Forget the lines that `oldest` returned, as the log has them."""
+        self._delivered = self._read
+
+    def close(self) -> None:
+        """Let another process deliver the rest."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _open(self) -> BinaryIO | None:
+        try:
+            if not self._sent.exists():
+                self.path.rename(self._sent)
+            file = self._sent.open("rb")
+        except FileNotFoundError:
+            return None
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            return None
+        self._file, self._delivered = file, 1  # after the first line break
+        return file
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self._lock.open("ab") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                yield
+        except OSError as error:
+            remedy = "check that the disk has room and that the file may be written"
+            raise StoreError(f"{self.path}: {error.strerror or error}; {remedy}") from error

@@ -1,7 +1,4 @@
-"""Background writing to a log: a bounded queue in memory, a task that appends batches, and a spool on disk.
-
-`put` never waits and never fails. RecordWriter writes routing records; `coe.records.feedback_writer` writes feedback.
-"""
+"""Writes records and feedback in the background: a bounded queue, a task that appends batches, and a spool on disk."""
 
 from __future__ import annotations
 
@@ -11,14 +8,17 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Self
 
-from coe.errors import StoreError
+from coe.errors import DamagedEntry, StoreError
 from coe.outage import Outage
+from coe.records.codec import ENTRY
+from coe.records.feedback import Feedback, FeedbackKind, FeedbackLog, Pending
 from coe.records.record import RoutingLog, RoutingRecord
-from coe.records.spool import RECORDS, EntryType, Spool
+from coe.records.spool import Spool
 from coe.supervision import TaskFailed, ignore_failure, supervised
 
 logger = logging.getLogger("coe.records")
@@ -27,68 +27,63 @@ SPOOL_POLL_SECONDS = 60.0
 """Interval at which an empty spool is checked for entries of other processes."""
 IDLE_SECONDS = 0.5
 """Interval at which a writer without entries checks its spool, and whether a retry is due."""
+APPEND_SECONDS = 10.0
+"""Time limit of the log for one batch."""
+SPOOL_AFTER_SECONDS = 1.0
+"""Time limit of the log for one new batch that can go to a spool instead, as clients wait for one of the two."""
 
 
-T = TypeVar("T")
+Entry = RoutingRecord | Pending
 
 
-class BackgroundWriter(Generic[T]):
-    """Writes entries with `append` in a task. No failure of it reaches the caller of `put`.
+class LogWriter:
+    """Writes records to `log` and feedback to `feedback`, which the caller closes.
 
-    A batch that `append` refuses goes to the spool, and from there to the log once it works again: no entry is lost or
-    written twice. If the spool fails too, or there is none, entries wait in the queue and the oldest are dropped. A
-    killed process loses the entries of its last `interval` seconds, or those of an append that did not return.
+    `put` never waits and never fails, and `keep` returns once an event is on disk. A batch that the log refuses goes to
+    the spool, and from there to the log once it works again: no entry is lost or written twice. If the spool fails too,
+    or there is none, entries wait in the queue, and a full queue drops new ones. A killed process loses the entries of
+    its last `interval` seconds, or those of an append that did not return.
 
-    `kind` is the spool's entry type, and `name` the log's name in warnings. `capacity` bounds the queue and `batch` one
-    append, in entries. `interval` is the pause between batches, `append_timeout` limits one append, and `close_timeout`
-    limits how long leaving the context waits for the log and, after that, for the spool. `first_retry` and `max_retry`
-    bound the pause after a failure. All in seconds.
+    `capacity` bounds the queue and `batch` one append, in entries. `interval` is the pause between batches.
+    `append_timeout` limits the append of one new batch, and `close_timeout` how long leaving the context waits for the
+    log and, after that, for the spool. `first_retry` and `max_retry` bound the pause after a failure. All in seconds.
+    `count` is called with the kind of every event of feedback that is on disk.
     """
 
     def __init__(
         self,
-        append: Callable[[Sequence[T]], Awaitable[None]],
+        log: RoutingLog,
+        feedback: FeedbackLog,
         *,
-        kind: EntryType[T],
-        name: str,
         spool: Path | None,
+        count: Callable[[FeedbackKind], None] = lambda _: None,
         capacity: int = 10_000,
         batch: int = 500,
         interval: float = 0.02,
-        append_timeout: float = 10.0,
+        append_timeout: float | None = None,
         close_timeout: float = 5.0,
         first_retry: float = 0.5,
         max_retry: float = 30.0,
-        task_name: str = "records",
         task_failed: TaskFailed = ignore_failure,
     ) -> None:
-        self._task_name, self._task_failed = task_name, task_failed
-        self.dropped = 0
-        """Entries lost since the start, for whatever reason."""
-        self.spooled = 0
-        """Entries put into the spool since the start."""
-        pauses: Any = {"counts": self._counts, "first": first_retry, "longest": max_retry}
-        self._log_outage = Outage(name, **pauses)
-        waits = f"; up to {capacity} entries wait in memory, then the oldest are dropped"
-        self._spool_outage = Outage(f"{name}: spool", waits, **pauses)
-        self._overflow = Outage(f"{name}: queue", counts=self._counts)
-        self._write, self._kind, self._name = append, kind, name
-        self._spool = Spool(spool, kind) if spool else None
-        self._queue: deque[T] = deque(maxlen=capacity)
-        self._in_flight: list[T] = []
-        self._overflowed = False
-        """True if the full queue dropped entries since the last warning about it."""
-        self._capacity, self._batch, self._interval = capacity, batch, interval
-        self._append_timeout, self._close_timeout = append_timeout, close_timeout
+        self.dropped = self.spooled = self.rejected = 0
+        """Entries lost, put into the spool, and events rejected as their request was another tenant's."""
+        self._log, self._feedback, self._count, self._task_failed = log, feedback, count, task_failed
+        self._log_outage = Outage("routing log", counts=self._counts, first=first_retry, longest=max_retry)
+        waits = f"; up to {capacity} entries wait in memory, no more are taken"
+        self._spool_outage = Outage("routing log: spool", waits, counts=self._counts)
+        self._spool = Spool(spool) if spool else None
+        self._queue: deque[Entry] = deque()
+        self._waiters: dict[int, asyncio.Future[None]] = {}
+        self._capacity, self._batch, self._interval, self._close_timeout = capacity, batch, interval, close_timeout
+        self._append_timeout = append_timeout or (SPOOL_AFTER_SECONDS if spool else APPEND_SECONDS)
         self._next_poll = 0.0
-        self._closing = asyncio.Event()
-        self._arrived = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
+        self._closing, self._arrived = asyncio.Event(), asyncio.Event()
 
     @property
     def backlog(self) -> int:
         """Entries in memory that are neither in the log nor in the spool yet."""
-        return len(self._queue) + len(self._in_flight)
+        return len(self._queue)
 
     @property
     def last_error(self) -> str | None:
@@ -97,207 +92,190 @@ class BackgroundWriter(Generic[T]):
 
     @property
     def spool_error(self) -> str | None:
-        """The cause of the spool's failure; None while it works."""
-        return self._spool_outage.cause
+        """The cause of the spool's failure, or of the log's if there is no spool; None while it works."""
+        return (self._spool_outage if self._spool else self._log_outage).cause
 
     @property
     def stuck(self) -> bool:
-        """True while both the log and the spool pause after a failure."""
-        return self._log_outage.pausing and (self._spool is None or self._spool_outage.pausing)
+        """True while the log pauses after a failure and no spool works."""
+        return self._log_outage.pausing and self.spool_error is not None
 
-    def put(self, entry: T) -> None:
-        """Queues one entry. A full queue drops its oldest entry and counts it."""
-        if self._closing.is_set():
+    def put(self, entry: Entry) -> None:
+        """Queue one entry. A full queue drops it and counts it."""
+        if self._closing.is_set() or len(self._queue) >= self._capacity:
             self.dropped += 1
+            self._log_outage.warn(
+                f"the queue of {self._capacity} entries is full or closed", ", so new ones are dropped"
+            )
             return
-        if len(self._queue) == self._capacity:
-            self.dropped += 1
-            self._overflowed = True
         self._queue.append(entry)
-        if not self._arrived.is_set():
-            self._arrived.set()
+        self._arrived.set()
+
+    async def keep(self, pending: Pending) -> None:
+        """Store one event, and return once it is in the log or the spool. Raises StoreError if neither accepts it."""
+        if self.stuck or self._closing.is_set() or len(self._queue) >= self._capacity:
+            closing = "the process is shutting down" if self._closing.is_set() else "too many entries wait for the log"
+            raise StoreError(self.last_error or closing)
+        waiter = self._waiters[id(pending)] = asyncio.get_running_loop().create_future()
+        try:
+            self.put(pending)
+            await waiter
+        finally:
+            del self._waiters[id(pending)]
 
     async def __aenter__(self) -> Self:
-        self._task = supervised(self._run, self._task_name, task_failed=self._task_failed, may_return=True)
+        self._task = supervised(self._run, "records", task_failed=self._task_failed, may_return=True)
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """Writes the rest to the log or the spool, within twice `close_timeout`; counts entries that neither
-        accepted."""
-        assert self._task is not None
+    async def __aexit__(self, *_: object) -> None:
+        """Write the rest to the log or the spool, within twice `close_timeout`; count what neither accepted."""
         self._closing.set()
         self._arrived.set()
         self._log_outage.retry_now()  # try once more before leaving
-        with suppress(TimeoutError):
-            async with asyncio.timeout(self._close_timeout):
-                await self._task
-        with suppress(TimeoutError):
-            async with asyncio.timeout(self._close_timeout):
-                await self._spool_rest()
-        if self.backlog:
-            self._on_rejected()
-            self.dropped += self.backlog
+        await _within(self._close_timeout, self._task)
+        await _within(self._close_timeout, self._to_spool(list(self._queue)))
+        if self._spool is not None:
+            self._spool.close()
+        if self._queue:
+            self._refuse_waiters()
+            self.dropped += len(self._queue)
             self._queue.clear()
             cause = self.last_error or f"the log and the spool did not answer within {2 * self._close_timeout:g} s"
-            logger.warning("%s: %d entries dropped so far, some at the end: %s", self._name, self.dropped, cause)
+            logger.warning("routing log: %d entries dropped so far, some at the end: %s", self.dropped, cause)
 
     async def _run(self) -> None:
         while True:
-            closing = self._closing.is_set()
-            has_more = False
+            closing, more = self._closing.is_set(), False
             try:
-                has_more = await self._write_once()
+                more = await self._write_once()
             except Exception as error:  # a bug here must not stop the writer
                 self._log_outage.began(repr(error), pause=False)
-            self._report_overflow()
-            if has_more:
-                continue
-            if closing:
-                return
-            await self._pause()
+            if not more:
+                if closing:
+                    return
+                await self._pause()
 
     async def _pause(self) -> None:
-        """Waits for an entry, at most IDLE_SECONDS, then for `interval`. So an idle writer wakes up twice a second, not
+        """Wait for an entry, at most IDLE_SECONDS, then for `interval`. So an idle writer wakes up twice a second, not
         fifty times."""
-        if not self.backlog and not self._closing.is_set():
+        if not self._queue and not self._closing.is_set():
             self._arrived.clear()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(IDLE_SECONDS):
-                    await self._arrived.wait()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(self._interval):
-                await self._closing.wait()
+            await _within(IDLE_SECONDS, self._arrived.wait())
+        await _within(self._interval, self._closing.wait())
 
     async def _write_once(self) -> bool:
-        """Writes one batch from the queue and one from the spool. Returns whether there is more to do at once."""
-        if not await self._store_batch():
+        """Write one batch from the queue and one from the spool. Returns True if there is more to do at once."""
+        if self.stuck:
             return False
+        if batch := list(islice(self._queue, self._batch)):
+            if await self._append(batch, self._append_timeout):
+                self._finish(batch)
+            elif not await self._to_spool(batch):
+                self._refuse_waiters()
+                return False
         if self._closing.is_set():  # spooled entries are safe on disk, so closing does not deliver them
             return bool(self._queue)
         return await self._deliver_spooled() or len(self._queue) >= self._batch
 
-    async def _store_batch(self) -> bool:
-        """Moves one batch from the queue into the log or the spool, or back to the queue if both fail."""
-        if self.stuck:
-            return False
-        self._in_flight = [self._queue.popleft() for _ in range(min(self._batch, len(self._queue)))]
-        try:
-            if self._in_flight and not await self._append(self._in_flight):
-                await self._spool_in_flight()
-                if self._in_flight:
-                    self._on_rejected()
-            else:
-                self._on_stored(self._in_flight)
-                self._in_flight = []
-            return not self._in_flight
-        finally:
-            self._requeue()
-
-    async def _append(self, entries: Sequence[T]) -> bool:
+    async def _append(self, entries: Sequence[Entry], seconds: float) -> bool:
         if self._log_outage.pausing:
             return False
         try:
-            async with asyncio.timeout(self._append_timeout):
-                await self._write(entries)
+            async with asyncio.timeout(seconds):
+                if records := [entry for entry in entries if isinstance(entry, RoutingRecord)]:
+                    await self._log.append(records)
+                if pending := [entry for entry in entries if isinstance(entry, Pending)]:
+                    events = await asyncio.gather(*map(self._with_tenant, pending))
+                    await self._feedback.append([event for event in events if event is not None])
         except Exception as error:  # the entries are kept and the task continues
-            timed_out = isinstance(error, TimeoutError)
-            self._log_outage.began(
-                f"the log did not answer within {self._append_timeout:g} s" if timed_out else str(error)
-            )
+            silent = isinstance(error, TimeoutError)
+            self._log_outage.began(f"the log did not answer within {seconds:g} s" if silent else str(error))
             return False
         self._log_outage.ended()
         return True
 
-    async def _spool_in_flight(self) -> None:
-        """Moves the entries in flight to the spool, without those that cannot be encoded."""
-        count = len(self._in_flight)
-        self._in_flight = [entry for entry in self._in_flight if self._is_encodable(entry)]
-        self.dropped += count - len(self._in_flight)
-        if self._spool is None or self._spool_outage.pausing:
-            return
+    async def _with_tenant(self, pending: Pending) -> Feedback | None:
+        """The event with its request's tenant; None if the request belongs to another tenant. The record of an unknown
+        request may still arrive, so learning compares the tenants again."""
+        event = pending.event
+        if pending.checked or (record := await self._log.find(event.request_id)) is None:
+            return event
+        if pending.is_admin or record.tenant == event.tenant:
+            return replace(event, tenant=record.tenant)
+        self.rejected += 1
+        return None
+
+    async def _to_spool(self, batch: list[Entry]) -> bool:
+        """Move the first entries of the queue to the spool; those that cannot be encoded are dropped."""
+        lines = list[bytes]()
+        for entry in tuple(batch):
+            try:
+                lines.append(ENTRY.encode(entry))
+            except StoreError as error:
+                self.dropped += 1
+                self._log_outage.warn(str(error), "; the entry is dropped")
+                batch.remove(entry)
+                self._queue.remove(entry)
+        if self._spool is None or not lines:
+            return False
+        self._next_poll = 0.0  # once the log works, the spool is read at once, which shows whether it works again
         try:
-            self.dropped += await self._spool.add(self._in_flight)
+            await asyncio.to_thread(self._spool.append, lines)
         except StoreError as error:
-            self._next_poll = 0.0  # once the log works, the spool is read at once, which shows whether it works again
             self._spool_outage.began(str(error))
-            return
-        self._spool_outage.ended()
-        self.spooled += len(self._in_flight)
-        self._on_stored(self._in_flight)
-        self._in_flight = []
-        self._next_poll = 0.0
-
-    async def _deliver_spooled(self) -> bool:
-        """Moves one batch from the spool into the log. Returns whether more may be waiting."""
-        if self._spool is None or self._log_outage.pausing or time.monotonic() < self._next_poll:
-            return False
-        try:
-            waiting = await self._spool.oldest(self._batch)
-            if waiting.entries and not await self._append(waiting.entries):
-                return False
-            if waiting.rows:
-                await self._spool.remove(waiting.rows)
-        except StoreError as error:
-            self._next_poll = time.monotonic() + SPOOL_POLL_SECONDS
-            self._spool_outage.began(str(error), "; entries in it wait, new ones go to the log", pause=False)
             return False
         self._spool_outage.ended()
-        if waiting.damaged:
-            self.dropped += waiting.damaged
-            self._spool_outage.warn(f"{waiting.damaged} damaged entries", " are removed")
-        if len(waiting.rows) == self._batch:
-            return True
-        self._next_poll = time.monotonic() + SPOOL_POLL_SECONDS
-        return False
-
-    async def _spool_rest(self) -> None:
-        """Moves the remaining entries to the spool, even if it failed just before."""
-        self._spool_outage.retry_now()
-        self._in_flight = list(self._queue)
-        self._queue.clear()
-        try:
-            if self._in_flight:
-                await self._spool_in_flight()
-        finally:
-            self._requeue()
-            if self._spool is not None:
-                await self._spool.aclose()
-
-    def _on_stored(self, entries: Sequence[T]) -> None:
-        """Called with entries that are in the log or the spool now."""
-
-    def _on_rejected(self) -> None:
-        """Called when neither accepted the entries in flight; they return to the queue."""
-
-    def _requeue(self) -> None:
-        room = self._capacity - len(self._queue)
-        requeued = self._in_flight[-room:] if room else []
-        self._overflowed |= len(requeued) < len(self._in_flight)
-        self.dropped += len(self._in_flight) - len(requeued)
-        self._queue.extendleft(reversed(requeued))
-        self._in_flight = []
-
-    def _is_encodable(self, entry: T) -> bool:
-        try:
-            self._kind.encode(entry)
-        except StoreError as error:
-            self._log_outage.warn(str(error), "; the entry is dropped")
-            return False
+        self.spooled += len(lines)
+        self._finish(batch)
         return True
 
-    def _report_overflow(self) -> None:
-        """Log that the full queue dropped entries, also while the log works but is slower than they arrive."""
-        if self._overflowed and self._overflow.warn(f"full with {self._capacity} entries, so the oldest are dropped"):
-            self._overflowed = False
+    async def _deliver_spooled(self) -> bool:
+        """Move one batch from the spool into the log. Returns True if more may be waiting."""
+        if self._spool is None or self._log_outage.pausing or time.monotonic() < self._next_poll:
+            return False
+        entries, damaged = list[Entry](), 0
+        try:
+            lines = await asyncio.to_thread(self._spool.oldest, self._batch)
+            for line in lines:
+                try:
+                    entries.append(ENTRY.decode(line))
+                except DamagedEntry:
+                    damaged += 1
+        except StoreError as error:
+            self._next_poll = time.monotonic() + SPOOL_POLL_SECONDS
+            self._spool_outage.began(str(error), "; entries in it wait, new ones go to the log")
+            return False
+        if entries and not await self._append(entries, APPEND_SECONDS):
+            return False
+        self._spool.delivered()
+        self._spool_outage.ended()
+        if damaged:
+            self.dropped += damaged
+            self._spool_outage.warn(f"{damaged} damaged entries", " are removed")
+        if not lines:
+            self._next_poll = time.monotonic() + SPOOL_POLL_SECONDS
+        return bool(lines)
+
+    def _finish(self, batch: Sequence[Entry]) -> None:
+        """Take the entries, which are in the log or the spool now, from the queue."""
+        for entry in batch:
+            self._queue.popleft()
+            if isinstance(entry, Pending):
+                self._count(entry.event.kind)
+            if (waiter := self._waiters.get(id(entry))) is not None and not waiter.done():
+                waiter.set_result(None)
+
+    def _refuse_waiters(self) -> None:
+        for waiter in self._waiters.values():
+            if not waiter.done():
+                waiter.set_exception(StoreError(self.last_error or "neither the log nor the spool accepts it"))
 
     def _counts(self) -> str:
         return f"{self.spooled} entries spooled, {self.dropped} dropped, {self.backlog} waiting"
 
 
-class RecordWriter(BackgroundWriter[RoutingRecord]):
-    """Writes records to `log`, which the caller closes; the options are those of BackgroundWriter."""
-
-    def __init__(self, log: RoutingLog, *, spool: Path | None, **options: Any) -> None:
-        super().__init__(log.append, kind=RECORDS, name="routing log", spool=spool, **options)
+async def _within(seconds: float, work: Awaitable[Any]) -> None:
+    """Wait for `work`, which is cancelled after that time."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await work

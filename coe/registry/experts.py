@@ -169,7 +169,7 @@ class ExpertSpec(StrictModel):
     """Number of servers of this expert in the cluster, for `coe up --executor ray`."""
     device: DeviceNames | None = None
     """With `residency`: the device of this expert, a list of devices, or `any`. Required if several are declared. With
-    several, residency chooses one for each start."""
+    several, it gets the one with most memory left at the start."""
     pinned: bool = False
     """With `residency`: the expert is always awake."""
     sleep_level: Literal[1, 2] | None = None

@@ -144,8 +144,8 @@ class ResidencySpec(StrictModel):
     """RAM in GB for experts that sleep with their weights in RAM, divided evenly among the devices. Experts that
     do not fit are stopped."""
     max_wait: Positive = 30.0
-    """Longest time in seconds that a busy device gathers requests for a sleeping expert, which saves switches. Under
-    overload, a request then also waits for its turn among other experts."""
+    """Seconds that a request waits for its expert before busy ones take no new requests and make room. Under overload,
+    a request then also waits for its turn among other experts."""
     wait_timeout: Positive = 120.0
     """Seconds after which a request that still waits goes to the next expert that is awake, or fails with 503."""
 

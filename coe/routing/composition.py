@@ -264,7 +264,6 @@ class Composition:
             api=chat.api,
             headers=options.forwarded_headers,
             conversation=conversation.prefix,
-            category=decision.category,
             posterior=prediction.probabilities if prediction else None,
             deadline=deadline,
             recipe_log=attempts.recipe_log,

@@ -154,7 +154,7 @@ class FeedbackEndpoint:
         """Raises LogUnavailable where neither the log nor the spool stores it within STORE_SECONDS."""
         try:
             async with asyncio.timeout(STORE_SECONDS):
-                await self._parts.feedback_writer.keep(pending)
+                await self._parts.writer.keep(pending)
         except (StoreError, TimeoutError) as error:
             _log.warning("feedback is not stored: %s", str(error) or f"not stored within {STORE_SECONDS:g} s")
             raise LogUnavailable("feedback cannot be stored now; send it again", retry_after=RETRY_AFTER) from error

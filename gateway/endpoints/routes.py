@@ -62,8 +62,8 @@ async def _openapi(_: Request) -> Response:
 
 def _rows(parts: Parts) -> Iterator[_Row]:
     """Method and path, what the key needs, and the handler."""
-    documents, records, onboarding, tests = Documents(parts), Records(parts), Onboarding(parts), ExpertTests(parts)
-    artifacts, config, stats, plan = Artifacts(parts), Config(parts), Stats(parts), Map(parts)
+    documents, records, artifacts, stats = Documents(parts), Records(parts), Artifacts(parts), Stats(parts)
+    plan, config, onboarding, expert_tests = Map(parts), Config(parts), Onboarding(parts), ExpertTests(parts)
     yield from (
         ("GET /", "public", health.root),
         ("GET /health", "public", partial(health.health, parts)),
@@ -93,7 +93,7 @@ def _rows(parts: Parts) -> Iterator[_Row]:
         ("GET /v1/experts", "admin", partial(experts.list_experts, parts)),
         ("POST /v1/experts/check", "admin", onboarding.check),
         ("GET /v1/experts/{id}/failures", "admin", partial(experts.list_failures, parts)),
-        ("POST /v1/experts/{id}/test", "admin", tests.test),
+        ("POST /v1/experts/{id}/test", "admin", expert_tests.test),
         ("GET /v1/experts/{id}/steps", "admin", onboarding.steps),
         ("GET /v1/keys", "admin", partial(keys.list_keys, parts)),
         ("POST /v1/keys", "admin", partial(keys.issue_key, parts)),

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.core import Decision, Encoder, Reason
-from coe.records import Pending, RecordWriter
+from coe.records import LogWriter, Pending
 from coe.records.feedback import Feedback, FeedbackKind
 from coe.records.record import RecipeCall, RoutingLog, RoutingRecord
 from coe.registry import MAX_MODEL_CHARACTERS
@@ -80,7 +80,7 @@ class Recorder:
     """Hands the record of each finished request to the log's writer. It never waits and never raises; embeddings are
     computed after the answer, in a thread."""
 
-    def __init__(self, writer: RecordWriter, *, encoder: Encoder | None, threads: Executor) -> None:
+    def __init__(self, writer: LogWriter, *, encoder: Encoder | None, threads: Executor) -> None:
         self._writer = writer
         self._encoder = encoder
         self._threads = threads

@@ -15,7 +15,7 @@ from typing import Protocol
 from coe.experts.outcomes import Incidents
 from coe.fleet.residency.client import ResidencyClient, connected_client
 from coe.learning.monitoring.traffic_report import ALARMS, TrafficReport, read_traffic_report
-from coe.records import FeedbackWriter, RecordWriter
+from coe.records import LogWriter
 from coe.settings import Settings
 from gateway.observability.metrics import Labels, Metrics
 from gateway.request.admission import Admission
@@ -87,28 +87,17 @@ class StateMetrics:
         }
 
 
-def add_log_metrics(metrics: Metrics, writer: RecordWriter) -> None:
-    """Adds the gauges of the routing log's writer."""
-    metrics.gauge("coe_log_backlog", "Records that wait to be written.", lambda: writer.backlog)
-    dropped = "Records lost: neither log nor spool accepted them."
+def add_log_metrics(metrics: Metrics, writer: LogWriter) -> None:
+    """Adds the gauges of the writer of records and feedback."""
+    metrics.gauge("coe_log_backlog", "Records and feedback that wait to be written.", lambda: writer.backlog)
+    dropped = "Records and implicit signals lost: neither log nor spool accepted them."
     metrics.gauge("coe_log_dropped", dropped, lambda: writer.dropped)
-    failing = "1 while the routing log cannot be written."
+    failing = "1 while the routing log and the feedback beside it cannot be written."
     metrics.gauge("coe_log_failing", failing, lambda: writer.last_error is not None, largest=True)
-    spool = "1 while the spool cannot be used: records that the log does not accept wait in memory."
+    spool = "1 while the spool, or a log without one, cannot be written: what the log does not accept waits in memory."
     metrics.gauge("coe_log_spool_failing", spool, lambda: writer.spool_error is not None, largest=True)
-
-
-def add_feedback_metrics(metrics: Metrics, writer: FeedbackWriter) -> None:
-    """Adds the gauges of the feedback writer."""
-    metrics.gauge("coe_feedback_backlog", "Events of feedback that wait to be written.", lambda: writer.backlog)
-    dropped = "Implicit signals lost: neither log nor spool accepted them. A client's feedback gets a 503 instead."
-    metrics.gauge("coe_feedback_dropped", dropped, lambda: writer.dropped)
-    rejected = "Events rejected after their response, because the request was another tenant's."
+    rejected = "Events of feedback rejected after their response, because the request was another tenant's."
     metrics.gauge("coe_feedback_rejected", rejected, lambda: writer.rejected)
-    failing = "1 while feedback cannot be written to the log."
-    metrics.gauge("coe_feedback_failing", failing, lambda: writer.last_error is not None, largest=True)
-    spool = "1 while the spool cannot be used: feedback that the log does not accept is refused with 503."
-    metrics.gauge("coe_feedback_spool_failing", spool, lambda: writer.spool_error is not None, largest=True)
 
 
 Cells = dict[Labels, float]

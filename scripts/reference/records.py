@@ -1,12 +1,12 @@
-"""The page on routing records, from the table of their fields."""
+"""The page on routing records, from the JSON schema of their fields."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from coe.records.codec import CALL_FIELDS
+from scripts.reference.http_api import type_of
 from scripts.reference.markdown import code, table
-from scripts.reference.sources import FEEDBACK_FIELDS, RECORD_FIELDS
+from scripts.reference.sources import INDEXED, LISTED, PRIVATE, RATING_SCHEMA, RECORD_SCHEMA
 
 TITLE = "Routing records"
 ABOUT = "Every field of a routing record, and the feedback columns of an export."
@@ -20,10 +20,10 @@ returns it. All of them use these names.
 
 - **API**: `list` fields are in `GET /v1/records` and in `GET /v1/records/{{id}}`. `record` fields are in the latter
   only.
-- **Filter**: the field is indexed, and `coe log` and `GET /v1/records` can filter by it.
+- **Filter**: `coe log` and `GET /v1/records` can filter by the field.
 - **Private**: the field holds or reveals the user's text. `coe log export --redact` leaves it empty.
 
-A field with `?` may be null. JSON has no infinity and no NaN: null in a list of numbers is -inf, elsewhere NaN.
+JSON has no infinity: null in a list of numbers is -inf.
 Fields that were added later are read with their defaults where a record lacks them.
 
 {fields}
@@ -47,11 +47,10 @@ equals, and the latest corrected category.
 def page() -> str:
     """The page, in Markdown."""
     fields = [
-        (*_named(one), one.info.meaning, one.info.api, _yes(one.info.column), _yes(one.info.private))
-        for one in RECORD_FIELDS
+        (*row, _api(name), _yes(name in INDEXED), _yes(name in PRIVATE)) for name, row in _rows(RECORD_SCHEMA).items()
     ]
-    calls = [(*_named(one), one.info.meaning) for one in CALL_FIELDS]
-    feedback = [(*_named(one), one.info.meaning) for one in FEEDBACK_FIELDS]
+    calls = _rows(RECORD_SCHEMA["$defs"]["RecipeCall"]).values()
+    feedback = _rows(RATING_SCHEMA).values()
     return _PAGE.format(
         fields=table(("field", "type", "meaning", "API", "filter", "private"), fields),
         calls=table(("field", "type", "meaning"), calls),
@@ -59,8 +58,16 @@ def page() -> str:
     )
 
 
-def _named(field: Any) -> tuple[str, str]:
-    return code(field.name), field.kind.name + ("?" if field.optional else "")
+def _rows(schema: dict[str, Any]) -> dict[str, tuple[str, str, str]]:
+    """Name, type and meaning of each field."""
+    return {
+        name: (code(name), "list of calls" if name == "steps" else type_of(value), value["description"])
+        for name, value in schema["properties"].items()
+    }
+
+
+def _api(name: str) -> str:
+    return "none" if name == "embedding" else "list" if name in LISTED else "record"
 
 
 def _yes(value: bool) -> str:

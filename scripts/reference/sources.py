@@ -19,20 +19,23 @@ from coe import errors
 from coe.cli import app as command_line
 from coe.core import Reason
 from coe.experts.error_mapping import REMEDIES
-from coe.jobs.record_files import RATING_FIELDS
+from coe.jobs.record_files import RATING, REDACTED
 from coe.mapping.problem import declared_assignment
-from coe.records.codec import FIELDS
+from coe.records.codec import RECORD
+from coe.records.record import COLUMNS
 from coe.registry import Registry, load, schema
 from coe.runtime.active_state import ActiveState
 from coe.settings import Settings
 from gateway.app import create_app
+from gateway.endpoints.admin.records import LIST_FIELDS
 from gateway.endpoints.routes import document
 from gateway.errors import body_of, status_of
 from gateway.main import open_parts
 from gateway.parts import Parts
 
 ROOT = Path(__file__).parents[2]
-RECORD_FIELDS, FEEDBACK_FIELDS, CAUSES = FIELDS, RATING_FIELDS, REMEDIES
+RECORD_SCHEMA, RATING_SCHEMA = (one.json_schema(mode="serialization") for one in (RECORD.adapter, RATING))
+INDEXED, LISTED, PRIVATE, CAUSES = COLUMNS, LIST_FIELDS, tuple(REDACTED), REMEDIES
 REASONS: tuple[str, ...] = get_args(Reason)
 _DECLARED = """\
 version: 1

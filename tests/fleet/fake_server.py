@@ -1,7 +1,6 @@
 """A tiny expert server for tests: `fake_server.py PORT MODE PIDS`. It adds the ids of its processes to the file PIDS.
 
-GET /die ends it, GET /freeze stops it dead, GET /shout fills its log. After GET /stick no request for a token is
-answered.
+GET /die ends it, GET /freeze stops it dead, GET /shout fills its log.
 """
 
 import json
@@ -26,15 +25,12 @@ FAMILY_SIZE = 7
 
 class Handler(BaseHTTPRequestHandler):
     mode = ""
-    stuck = False
 
     def do_GET(self) -> None:
         if self.path == "/die":
             os._exit(7)
         if self.path == "/freeze":
             os.kill(os.getpid(), signal.SIGSTOP)
-        if self.path == "/stick":
-            Handler.stuck = True
         if self.path == "/shout":
             write("x" * 12_000_000 + "the end of it")
         self.reply(503 if self.mode == "sick" else 200, {"status": "as it is"})
@@ -48,8 +44,6 @@ class Handler(BaseHTTPRequestHandler):
         if "lora" in self.path:
             write(f"{self.path} {body['lora_name']}")
             self.reply(500 if "broken" in body["lora_name"] else 200, {"error": {"message": "torn weights"}})
-        elif self.stuck:
-            time.sleep(600)
         elif self.mode == "loading":
             self.reply(503, {"error": "loading"})
         elif self.mode == "other-model":

@@ -136,5 +136,5 @@ async def test_a_server_without_lora_reports_the_option_it_needs(
             "cannot load the adapter 'poet': it was started without LoRA; start again, or declare"
         )
         with pytest.raises(FleetError, match="started without LoRA"):
-            await fleet.load_adapters("fake", {"poet": tmp_path})
+            await fleet.server("fake").load_adapters({"poet": tmp_path})
         assert declared.requests == []

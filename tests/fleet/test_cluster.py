@@ -112,7 +112,7 @@ def actors() -> list[str]:
 
 
 def endpoints(fleet: ClusterFleet) -> Mapping[str, tuple[Endpoint, ...]]:
-    return fleet.endpoints([BASE], ["base"])
+    return fleet.endpoints()
 
 
 async def test_replicas_are_spread_over_the_nodes_and_each_answers(fakes: Fakes) -> None:
@@ -140,19 +140,12 @@ async def test_a_server_that_dies_is_restarted_on_its_node_and_reported(fakes: F
         assert any(line.startswith("node ") and "restarting in" in line for line in fakes.lines)
 
 
-async def test_adapters_are_loaded_and_unloaded_at_every_replica(fakes: Fakes) -> None:
-    poet = str(adapter(fakes.folder / "poet"))
-    wanted = BASE.model_copy(update={"name": "poet", "adapter": poet})
-    async with fleet_of(fakes, BASE, wanted) as fleet:
-        more = {"poet": Path(poet), "clerk": Path(poet)}
-        assert await fleet.load_adapters("base", more) == ["clerk"]
-        assert fleet.stale_adapters("base", {"poet": Path(poet)}) == ["clerk"]
-        assert await fleet.unload_adapters("base", {"poet": Path(poet)}) == ["clerk"]
-        assert [one.model for one in fleet.endpoints([wanted], ["base"])["poet"]] == ["poet", "poet"]
-    for number in (1, 2):
-        log = (fakes.folder / "logs" / f"base-{number}.log").read_text()
-        assert "/v1/load_lora_adapter clerk" in log
-        assert "/v1/unload_lora_adapter clerk" in log
+async def test_adapters_are_served_by_every_replica(fakes: Fakes) -> None:
+    poet = BASE.model_copy(update={"name": "poet", "adapter": str(adapter(fakes.folder / "poet"))})
+    async with fleet_of(fakes, BASE, poet) as fleet:
+        found = fleet.endpoints()
+        assert [one.model for one in found["poet"]] == ["poet", "poet"]
+        assert [one.base_url for one in found["poet"]] == [one.base_url for one in found["base"]]
 
 
 async def test_the_replica_of_a_dead_node_moves_to_another_and_the_addresses_follow(

@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,7 @@ from coe.core import Api
 from coe.errors import FleetError
 from coe.fleet import server
 from coe.fleet.fleet import Fleet
-from coe.fleet.probe import ProgressCheck, is_ready
-from coe.fleet.specs import Timeouts
-from coe.registry.sections import Policy
+from coe.fleet.probe import is_ready
 from tests.fleet.fake_fleet import DEADLINE, QUICK, Fakes, send_chat
 from tests.fleet.fake_server import FAMILY_SIZE
 from tests.waiting import LONG_TIME, expire_when, wait_until
@@ -102,17 +100,6 @@ async def test_a_server_that_reports_itself_unhealthy_is_restarted(fakes: Fakes)
     assert "failed 2 health checks in a row" in fakes.lines[1]
 
 
-async def test_a_server_that_says_it_is_healthy_and_answers_no_request_is_restarted(fakes: Fakes) -> None:
-    spec = fakes.spec()
-    eager = replace(QUICK, progress_interval=0.05, progress_timeout=0.3)
-    async with Fleet([spec], report=fakes.report, timeouts=eager):
-        await send_chat(spec, "/stick")
-        await fakes.wait_for_line("is ready", times=2)
-    assert fakes.lines[1].startswith(
-        "server 'fake' answered no request for 0.3 s, although it says it is healthy; restarting"
-    )
-
-
 @asynccontextmanager
 async def one_page(path: str, answer: dict[str, Any], status: int = 200) -> AsyncIterator[tuple[int, list[Any]]]:
     """A server with one page: its port, and the bodies it gets."""
@@ -133,18 +120,6 @@ async def one_page(path: str, answer: dict[str, Any], status: int = 200) -> Asyn
         await runner.cleanup()
 
 
-@pytest.mark.parametrize("status", [200, 400, 503])
-async def test_a_server_that_answers_makes_progress_whatever_it_answers(fakes: Fakes, status: int) -> None:
-    async with (
-        one_page("/v1/chat/completions", {"choices": [{}]}, status) as (port, bodies),
-        aiohttp.ClientSession() as session,
-        aclosing(ProgressCheck(fakes.spec(port=port), session=session, interval=0, limit=DEADLINE)) as progress,
-    ):
-        while len(bodies) < 3:
-            assert not progress.overdue()
-            await asyncio.sleep(0.001)
-
-
 @pytest.mark.parametrize(
     ("api", "path", "answer"),
     [
@@ -161,17 +136,7 @@ async def test_a_server_without_chat_is_probed_with_an_api_of_its_own(
     async with one_page(path, answer) as (port, bodies), aiohttp.ClientSession() as session:
         spec = replace(fakes.spec(port=port), apis=frozenset((api,)))
         assert await is_ready(spec, session=session)
-        async with aclosing(ProgressCheck(spec, session=session, interval=0, limit=DEADLINE)) as progress:
-            while path != "/health" and len(bodies) < 2:
-                assert not progress.overdue()
-                await asyncio.sleep(0.001)
-            assert not progress.overdue()
     assert path == "/health" or bodies[0]["model"] == spec.model
-
-
-def test_a_server_has_longer_for_a_token_than_any_request_of_the_gateway() -> None:
-    assert Timeouts.after(900).progress_timeout > 900
-    assert Timeouts().progress_timeout > Policy().timeout
 
 
 async def test_a_server_whose_supervisor_is_killed_dies_with_it_and_is_restarted(fakes: Fakes) -> None:

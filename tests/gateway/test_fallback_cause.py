@@ -16,7 +16,7 @@ from coe.core import Health
 from coe.errors import ExpertBusy, ExpertError, ExpertRejected, ExpertTimeout, ExpertUnavailable, InvalidRequest
 from coe.learning.monitoring.alarms import MIN_UNANSWERED, failing_alarms
 from coe.learning.monitoring.traffic import Traffic
-from coe.records.codec import decode, encode
+from coe.records.codec import RECORD
 from coe.records.record import RoutingRecord
 from gateway.observability.metrics import Metrics
 from gateway.observability.metrics import exposition as written
@@ -52,7 +52,7 @@ async def test_a_fallback_names_the_first_choice_and_the_cause() -> None:
     assert routing_headers(response) == ("generalist", "fallback", "coder", "unauthorized", "2")
     (logged,) = gateway.records
     assert (logged.fallback_from, logged.cause) == ("coder", "unauthorized")
-    assert decode(encode(logged)) == logged
+    assert RECORD.decode(RECORD.encode(logged)) == logged
     assert value(page, "coe_fallbacks_total", expert="coder", cause="unauthorized") == 1
 
 

@@ -12,7 +12,7 @@ from coe.learning.estimation.experience_loader import load_experience
 from coe.learning.estimation.off_policy import utility
 from coe.mapping import expected_utility
 from coe.mapping.problem import declared_assignment, relative_cost
-from coe.records.codec import decode, encode
+from coe.records.codec import RECORD
 from coe.routing.decision import propensities
 from tests.fakes import gateway_of, registry_of
 
@@ -33,7 +33,7 @@ async def test_posterior_worth_price_and_propensity_are_those_of_the_decision(ch
     async with gateway_of(registry) as gateway:
         for text in ("code", "art", "hello there", "code and art"):
             assert (await gateway.chat(text)).status == 200
-        records = [decode(encode(record)) for record in gateway.records]
+        records = [RECORD.decode(RECORD.encode(record)) for record in gateway.records]
         categories = gateway.serving_state.serving.composition.router.categories
     assignment = declared_assignment(registry, categories)
     charge = registry.policy.cost_weight * relative_cost(registry)

@@ -61,14 +61,13 @@ def test_everything_that_commands_print_is_printable(capsys: pytest.CaptureFixtu
         terminal.print_part(character)
     server = {
         "experts": [HARM],
-        "devices": [HARM, HARM],
         "tier": HARM,
         "switches": 1,
         "waiting": 1,
         "oldest_wait_s": 1.0,
         "load_s": 1.0,
     }
-    device = {"device": HARM, "occupied_gb": 1.0, "memory_gb": 2.0, "next": {"sentence": HARM}}
+    device = {"device": HARM, "occupied_gb": 1.0, "memory_gb": 2.0}
     residency = {"residency": [{**device, "servers": [{**server, "reason": HARM}]}]}
     used = {"version": HARM, "since": None, "config": HARM}
     status = {

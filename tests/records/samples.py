@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from coe.errors import StoreError
+from coe.records import LogWriter
+from coe.records.codec import ENTRY
 from coe.records.record import LogPage, LogQuery, RoutingLog, RoutingRecord
 
 
@@ -55,7 +59,18 @@ async def everything(log: RoutingLog, query: LogQuery | None = None) -> list[Rou
         found += page.records
         if page.cursor == query.after:
             return found
-        query = LogQuery(after=page.cursor, limit=query.limit)
+        query = replace(query, after=page.cursor)
+
+
+def writer_to(log: Any, **options: Any) -> LogWriter:
+    """A writer of records alone."""
+    return LogWriter(log, log, **options)
+
+
+def in_spool(path: Path) -> list[Any]:
+    """The entries that wait in a spool."""
+    files = [file for file in (path.with_name(f"{path.name}.sending"), path) if file.exists()]
+    return [ENTRY.decode(line) for file in files for line in file.read_bytes().split(b"\n") if line]
 
 
 class WatchedLog:

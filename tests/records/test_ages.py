@@ -9,7 +9,7 @@ import pytest
 from redis.asyncio import Redis
 
 from coe.records import open_log_and_feedback
-from coe.records.codec import encode
+from coe.records.codec import RECORD
 from coe.records.redis_log import EPOCH_MS, IDS, PER_MS, STREAM
 from tests.records.samples import everything, record
 
@@ -38,7 +38,7 @@ async def test_redis_forgets_by_the_time_of_arrival_to_the_record(redis_url: str
     async with Redis.from_url(redis_url) as client:
         await client.flushall()
         for number, age in enumerate((7_200_000, 7_100_000, 60_000)):
-            await client.xadd(STREAM, {"record": encode(record(number))}, id=f"{now - age}-{number}")
+            await client.xadd(STREAM, {"record": RECORD.encode(record(number))}, id=f"{now - age}-{number}")
             await client.zadd(IDS, {record(number).request_id: (now - age - EPOCH_MS) * PER_MS + number})
         log = open_log_and_feedback(redis_url, base=tmp_path, days=HOUR)[0]
         assert await log.find(record(0).request_id) == record(0)

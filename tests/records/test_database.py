@@ -14,7 +14,6 @@ from coe.errors import StoreError
 from coe.records import database as database_module
 from coe.records import open_log_and_feedback
 from coe.records.database import Database
-from coe.records.spool import RECORDS, Spool
 from coe.runtime.shared_store import SqliteStore
 from tests.records.samples import ids, records
 
@@ -51,19 +50,17 @@ async def test_a_file_of_another_version_is_refused_and_left_alone(tmp_path: Pat
 
 
 async def test_files_beside_the_log_keep_their_own_version(tmp_path: Path) -> None:
-    """A new version of the log must not refuse shared values (keys, usage, stored responses) and spooled records."""
-    spool, shared = Spool(tmp_path / "spool", RECORDS), SqliteStore(tmp_path / "shared")
-    log = open_log_and_feedback("sqlite:///log", base=tmp_path)[0]
-    await spool.add(records(1))
+    """A new version of the log must not refuse shared values: keys, usage, stored responses."""
+    shared, log = SqliteStore(tmp_path / "shared"), open_log_and_feedback("sqlite:///log", base=tmp_path)[0]
     await shared.put({"name": b""}, ttl=60.0)
     await log.append(records(1))
-    for store in (spool, shared, log):
+    for store in (shared, log):
         await store.aclose()
     versions = {}
-    for name in ("spool", "shared", "log"):
+    for name in ("shared", "log"):
         with closing(sqlite3.connect(tmp_path / name)) as connection:
             versions[name] = connection.execute("PRAGMA user_version").fetchone()[0]
-    assert versions == {"spool": 1, "shared": 1, "log": 3}
+    assert versions == {"shared": 1, "log": 4}
 
 
 async def test_tables_that_cannot_be_created_leave_no_part_behind(tmp_path: Path) -> None:

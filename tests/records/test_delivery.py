@@ -11,10 +11,9 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from coe.records import RecordWriter, open_log_and_feedback
-from coe.records.spool import RECORDS, Spool
+from coe.records import open_log_and_feedback
 from tests.records.redis_server import MISSING, RedisServer, installed
-from tests.records.samples import WatchedLog, everything, ids, record, records
+from tests.records.samples import WatchedLog, everything, ids, in_spool, record, records, writer_to
 
 pytestmark = pytest.mark.anyio
 
@@ -37,7 +36,7 @@ async def test_a_redis_that_is_killed_and_restarted_while_writing_ends_with_ever
     server: RedisServer, tmp_path: Path
 ) -> None:
     log = WatchedLog(open_log_and_feedback(server.url, base=tmp_path)[0])
-    async with RecordWriter(log, spool=tmp_path / "spool.db", batch=20, **QUICK) as writer:
+    async with writer_to(log, spool=tmp_path / "spool.db", batch=20, **QUICK) as writer:
         for round_ in range(3):
             for one in records(400, start=1_000 * round_):
                 writer.put(one)
@@ -69,7 +68,7 @@ async def test_a_redis_that_takes_no_writes_for_a_while_gets_them_afterwards(
     log = WatchedLog(open_log_and_feedback(redis_url, base=tmp_path)[0])
     async with Redis.from_url(redis_url) as client:
         await client.flushall()
-        async with RecordWriter(log, spool=tmp_path / "spool.db", **QUICK) as writer:
+        async with writer_to(log, spool=tmp_path / "spool.db", **QUICK) as writer:
             writer.put(record(0))
             await log.holds(1)
             try:
@@ -87,13 +86,13 @@ async def test_a_redis_that_takes_no_writes_for_a_while_gets_them_afterwards(
 WRITING = """
 import asyncio, pathlib, sys
 sys.path.insert(0, sys.argv[1])
-from tests.records.samples import record
-from coe.records import RecordWriter, open_log_and_feedback
+from tests.records.samples import record, writer_to
+from coe.records import open_log_and_feedback
 
 async def main():
     folder = pathlib.Path(sys.argv[2])
     log = open_log_and_feedback("redis://127.0.0.1:1/0", base=folder)[0]  # no server listens there
-    async with RecordWriter(log, spool=folder / "spool.db", batch=10, interval=0.001) as writer:
+    async with writer_to(log, spool=folder / "spool.db", batch=10, interval=0.001) as writer:
         number = 0
         while True:
             if writer.backlog < 1_000:
@@ -108,11 +107,11 @@ asyncio.run(main())
 
 async def test_what_a_killed_process_had_spooled_is_delivered_by_the_next_one(tmp_path: Path) -> None:
     spooled = written_until_killed(WRITING, tmp_path, at_least=500)
-    waiting = ids(await _all(tmp_path / "spool.db"))
+    waiting = ids(in_spool(tmp_path / "spool.db"))
     assert len(waiting) >= spooled
     log = open_log_and_feedback("sqlite:///log.db", base=tmp_path)[0]
     watched = WatchedLog(log)
-    async with RecordWriter(watched, spool=tmp_path / "spool.db", **QUICK):
+    async with writer_to(watched, spool=tmp_path / "spool.db", **QUICK):
         await watched.holds(len(waiting))
     assert ids(await everything(log)) == waiting == ids(records(len(waiting)))
     await log.aclose()
@@ -155,10 +154,3 @@ def written_until_killed(code: str, folder: Path, *, at_least: int) -> int:
         process.kill()
     assert written >= at_least
     return written
-
-
-async def _all(path: Path) -> tuple[Any, ...]:
-    spool = Spool(path, RECORDS)
-    found = (await spool.oldest(1_000_000)).entries
-    await spool.aclose()
-    return found

@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 
 from coe.errors import StoreError
-from coe.records import FeedbackWriter, Pending
+from coe.records import LogWriter, Pending
+from coe.records import spool as spool_module
+from coe.records.codec import ENTRY
 from coe.records.feedback import Feedback
-from coe.records.feedback_writer import FEEDBACK
 from coe.records.spool import Spool
 from tests.list_log import ListLog
-from tests.records.samples import record
+from tests.records.samples import WatchedLog, in_spool, record
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
 
@@ -27,16 +29,9 @@ def event(number: int, *, tenant: str | None = None, key: str | None = None) -> 
     return Feedback(f"e{number}", f"request-{number:06d}", 1_700_000_000.0 + number, "score", 0.5, tenant, key)
 
 
-def writer_of(log: ListLog, path: Path | None, counted: Counter[str] | None = None, **options: Any) -> FeedbackWriter:
+def writer_of(log: ListLog, path: Path | None, counted: Counter[str] | None = None, **options: Any) -> LogWriter:
     kinds: Counter[str] = Counter() if counted is None else counted
-    return FeedbackWriter(log, log, spool=path, count=lambda kind: kinds.update([kind]), **QUICK | options)  # type: ignore[arg-type]
-
-
-async def spooled(path: Path) -> tuple[Pending, ...]:
-    spool = Spool(path, FEEDBACK)
-    found = (await spool.oldest(1_000)).entries
-    await spool.aclose()
-    return found
+    return LogWriter(log, log, spool=path, count=lambda kind: kinds.update([kind]), **QUICK | options)  # type: ignore[arg-type]
 
 
 async def wait_for_events(log: ListLog, count: int) -> None:
@@ -64,14 +59,14 @@ async def test_while_the_log_is_slow_or_away_an_event_is_in_the_spool_when_keep_
         log.gate.clear()
     async with writer_of(log, path, append_timeout=0.01, first_retry=60.0, max_retry=60.0) as writer:
         await asyncio.gather(*(writer.keep(Pending(event(number))) for number in range(50)))
-        assert len(await spooled(path)) == writer.spooled == 50
+        assert len(in_spool(path)) == writer.spooled == 50
         log.fails = AWAY
         log.gate.set()
     log.fails = None
     async with writer_of(log, path):
         await wait_for_events(log, 50)
     assert sorted(one.event_id for one in log.events) == sorted(f"e{number}" for number in range(50))
-    assert await spooled(path) == ()
+    assert in_spool(path) == []
 
 
 async def test_an_unchecked_event_gets_the_tenant_of_its_request_or_is_rejected(tmp_path: Path) -> None:
@@ -94,7 +89,7 @@ async def test_what_is_unchecked_stays_so_in_the_spool(tmp_path: Path) -> None:
     pending = Pending(event(1, tenant="né", key="k"), checked=False, is_admin=True)
     async with writer_of(log, path) as writer:
         await writer.keep(pending)
-        assert await spooled(path) == (pending,)
+        assert in_spool(path) == [pending]
 
 
 async def test_a_full_spool_refuses_new_events_and_keeps_the_old_ones(
@@ -103,12 +98,12 @@ async def test_a_full_spool_refuses_new_events_and_keeps_the_old_ones(
     log, path = ListLog([]), tmp_path / "spool.db"
     log.fails = AWAY
     async with writer_of(log, path) as writer:
-        writer._spool._rows = 3  # type: ignore[union-attr]
         for number in range(3):
             await writer.keep(Pending(event(number)))
+        monkeypatch.setattr(spool_module, "MAX_BYTES", 10)
         with pytest.raises(StoreError, match="full"):
             await writer.keep(Pending(event(3)))
-        assert [one.event for one in await spooled(path)] == [event(number) for number in range(3)]
+        assert [one.event for one in in_spool(path)] == [event(number) for number in range(3)]
         log.fails = None
         await wait_for_events(log, 3)
         await writer.keep(Pending(event(4)))
@@ -147,12 +142,37 @@ async def test_what_waits_when_the_context_ends_is_written(tmp_path: Path) -> No
     assert log.events == [event(1)]
 
 
-async def test_a_damaged_row_does_not_hold_up_the_others(tmp_path: Path) -> None:
+async def test_a_damaged_line_does_not_hold_up_the_others(tmp_path: Path) -> None:
     path, log = tmp_path / "spool.db", ListLog([])
-    spool = Spool(path, FEEDBACK)
-    await spool.add([Pending(event(1)), Pending(event(2))])
-    await spool._database.write(lambda connection: connection.execute("UPDATE feedback SET record = '{' WHERE seq = 1"))
-    await spool.aclose()
+    Spool(path).append([b'{"event":{}}', b"{", ENTRY.encode(Pending(event(2)))])
     async with writer_of(log, path) as writer:
         await wait_for_events(log, 1)
-    assert (log.events, writer.dropped) == ([event(2)], 1)
+    assert (log.events, writer.dropped) == ([event(2)], 2)
+
+
+async def test_a_record_of_a_newer_gateway_waits_in_the_spool_and_new_entries_go_to_the_log(tmp_path: Path) -> None:
+    path, log = tmp_path / "spool.db", ListLog([])
+    newer = record(0, schema=2)
+    Spool(path).append([ENTRY.encode(newer)])
+    async with writer_of(log, path) as writer:
+        await writer.keep(Pending(event(1)))
+        await wait_until(lambda: writer.spool_error is not None)
+        assert "upgrade" in str(writer.spool_error)
+    assert (log.events, writer.dropped) == ([event(1)], 0)
+    spool = Spool(path)
+    assert spool.oldest(10) == [ENTRY.encode(newer)]
+    spool.close()
+
+
+async def test_records_and_feedback_share_a_spool_and_come_back_in_order(tmp_path: Path) -> None:
+    path, log, records = tmp_path / "spool.db", ListLog([]), WatchedLog()
+    log.fails = records.fails = AWAY
+    async with LogWriter(records, log, spool=path, **QUICK) as writer:  # type: ignore[arg-type]
+        for number in range(3):
+            writer.put(record(number))
+            await writer.keep(Pending(event(number)))
+    assert [type(one) for one in in_spool(path)] == [type(record()), Pending] * 3
+    log.fails = records.fails = None
+    async with LogWriter(records, log, spool=path, **QUICK):  # type: ignore[arg-type]
+        await wait_for_events(log, 3)
+    assert (records.stored, log.events) == ([record(n) for n in range(3)], [event(n) for n in range(3)])

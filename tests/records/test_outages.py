@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,9 @@ import pytest
 
 from coe import outage
 from coe.errors import StoreError
-from coe.records import RecordWriter
-from coe.records.record import RoutingRecord
-from coe.records.spool import RECORDS, Spool
-from tests.records.samples import WatchedLog, record, records
+from coe.records.codec import ENTRY
+from coe.records.spool import Spool
+from tests.records.samples import WatchedLog, record, records, writer_to
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
@@ -41,7 +39,7 @@ async def test_a_spool_that_fails_too_has_a_warning_of_its_own_and_both_recoveri
     log = WatchedLog()
     log.fails = GONE
     with caplog.at_level(logging.WARNING, logger="coe.outage"):
-        async with RecordWriter(log, spool=folder / "spool.db", capacity=50, **QUICK) as writer:
+        async with writer_to(log, spool=folder / "spool.db", capacity=50, **QUICK) as writer:
             for one in records(30):
                 writer.put(one)
             await wait_until(lambda: writer.spool_error is not None)
@@ -49,7 +47,7 @@ async def test_a_spool_that_fails_too_has_a_warning_of_its_own_and_both_recoveri
             [began] = lines(caplog, store="routing log: spool")
             assert str(folder / "spool.db") in began
             assert "check that the disk has room" in began
-            assert "up to 50 entries wait in memory, then the oldest are dropped" in began
+            assert "up to 50 entries wait in memory, no more are taken" in began
             assert lines(caplog, store="routing log")[0].startswith(f"routing log: {GONE}")
             folder.unlink()
             log.fails = None
@@ -65,7 +63,7 @@ async def test_a_spool_that_fails_too_has_a_warning_of_its_own_and_both_recoveri
 async def test_a_log_that_fails_and_works_in_turns_is_not_logged_each_time(caplog: pytest.LogCaptureFixture) -> None:
     log = WatchedLog()
     with caplog.at_level(logging.WARNING, logger="coe.outage"):
-        async with RecordWriter(log, spool=None, **QUICK) as writer:
+        async with writer_to(log, spool=None, **QUICK) as writer:
             for number in range(5):
                 log.fails = GONE
                 writer.put(records(1, start=number)[0])
@@ -82,37 +80,17 @@ async def test_entries_that_a_slow_log_costs_are_logged_although_nothing_fails(
     log = WatchedLog()
     log.gate.clear()
     with caplog.at_level(logging.WARNING, logger="coe.outage"):
-        async with RecordWriter(log, spool=None, capacity=10, batch=5, **QUICK) as writer:
+        async with writer_to(log, spool=None, capacity=10, batch=5, **QUICK) as writer:
             for one in records(5):
                 writer.put(one)
             await log.entered.wait()
             for one in records(30, start=5):
                 writer.put(one)
             log.gate.set()
-            await wait_until(lambda: bool(lines(caplog, store="routing log: queue")))
-    [line] = lines(caplog, store="routing log: queue")
-    assert "full with 10 entries, so the oldest are dropped (0 entries spooled, 20 dropped" in line
-    assert writer.last_error is None
-
-
-async def test_entries_that_are_lost_are_logged_while_the_writer_never_pauses(caplog: pytest.LogCaptureFixture) -> None:
-    logged_before_the_end = list[bool]()
-
-    class SlowLog(WatchedLog):
-        async def append(self, appended: Sequence[RoutingRecord]) -> None:
-            await super().append(appended)
-            if len(self.calls) < 20:
-                for one in records(20, start=20 * len(self.calls)):  # faster than it is written
-                    writer.put(one)
-            elif len(self.calls) == 20:
-                logged_before_the_end.append(bool(lines(caplog, store="routing log: queue")))
-
-    log = SlowLog()
-    with caplog.at_level(logging.WARNING, logger="coe.outage"):
-        async with RecordWriter(log, spool=None, capacity=10, batch=5, **QUICK) as writer:
-            writer.put(records(1)[0])
-            await log.called(20)
-    assert logged_before_the_end == [True]
+            await log.called(2)
+    [line] = lines(caplog, store="routing log")
+    assert "the queue of 10 entries is full or closed, so new ones are dropped (0 entries spooled, 1 dropped" in line
+    assert (writer.dropped, writer.last_error) == (25, None)
 
 
 async def test_an_entry_that_cannot_be_stored_is_logged_beside_the_failure_of_the_log(
@@ -121,7 +99,7 @@ async def test_an_entry_that_cannot_be_stored_is_logged_beside_the_failure_of_th
     log = WatchedLog()
     log.fails = GONE
     with caplog.at_level(logging.WARNING, logger="coe.outage"):
-        async with RecordWriter(log, spool=tmp_path / "spool.db", **QUICK) as writer:
+        async with writer_to(log, spool=tmp_path / "spool.db", **QUICK) as writer:
             writer.put(record(1, prompt="\ud800"))
             await wait_until(lambda: writer.dropped == 1)
     began, dropped = lines(caplog, store="routing log")[:2]
@@ -135,7 +113,7 @@ async def test_entries_that_a_silent_log_costs_at_the_end_are_logged_with_the_re
     log = WatchedLog()
     log.gate.clear()
     with caplog.at_level(logging.WARNING, logger="coe.outage"):
-        async with RecordWriter(log, spool=None, close_timeout=0.01, **QUICK) as writer:
+        async with writer_to(log, spool=None, close_timeout=0.01, **QUICK) as writer:
             writer.put(records(1)[0])
             await log.entered.wait()
     [line] = lines(caplog, store="routing log")
@@ -144,27 +122,27 @@ async def test_entries_that_a_silent_log_costs_at_the_end_are_logged_with_the_re
     )
 
 
-async def test_a_damaged_spool_is_no_failure_of_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / "spool.db").write_bytes(b"no database" * 100)
+async def test_an_unusable_spool_is_no_failure_of_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "spool.db.lock").mkdir()
     log = WatchedLog()
     with caplog.at_level(logging.WARNING, logger="coe.outage"):
-        async with RecordWriter(log, spool=tmp_path / "spool.db", **QUICK) as writer:
+        async with writer_to(log, spool=tmp_path / "spool.db", **QUICK) as writer:
             await wait_until(lambda: writer.spool_error is not None)
             assert writer.last_error is None
             writer.put(records(1)[0])
             await log.holds(1)
     [line] = lines(caplog, store="routing log: spool")
     assert str(tmp_path / "spool.db") in line
-    assert "move it away with its -wal and -shm files; entries in it wait, new ones go to the log" in line
+    assert "check that the disk has room and that the file may be written; entries in it wait" in line
 
 
 async def test_a_spool_that_fails_from_the_start_on_is_logged_again_once_entries_need_it(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (tmp_path / "spool.db").write_bytes(b"no database" * 100)
+    (tmp_path / "spool.db.lock").mkdir()
     log = WatchedLog()
     with caplog.at_level(logging.WARNING, logger="coe.outage"):
-        async with RecordWriter(log, spool=tmp_path / "spool.db", **QUICK) as writer:
+        async with writer_to(log, spool=tmp_path / "spool.db", **QUICK) as writer:
             await wait_until(lambda: writer.spool_error is not None)
             log.fails = GONE
             writer.put(records(1)[0])
@@ -172,19 +150,16 @@ async def test_a_spool_that_fails_from_the_start_on_is_logged_again_once_entries
             log.fails = None
             await log.holds(1)
     assert "; entries in it wait, new ones go to the log (" in lines(caplog, store="routing log: spool")[0]
-    assert "; up to 10000 entries wait in memory, then the oldest are" in lines(caplog, store="routing log: spool")[1]
+    assert "; up to 10000 entries wait in memory, no more are taken" in lines(caplog, store="routing log: spool")[1]
 
 
 async def test_damaged_entries_of_the_spool_are_logged_as_they_are_dropped(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    spool = Spool(tmp_path / "spool.db", RECORDS)
-    await spool.add(records(2))
-    await spool._database.write(lambda connection: connection.execute("UPDATE spool SET record = 'x' WHERE seq = 1"))
-    await spool.aclose()
+    Spool(tmp_path / "spool.db").append([b"x", ENTRY.encode(record(1))])
     log = WatchedLog()
     with caplog.at_level(logging.WARNING, logger="coe.outage"):
-        async with RecordWriter(log, spool=tmp_path / "spool.db", **QUICK) as writer:
+        async with writer_to(log, spool=tmp_path / "spool.db", **QUICK) as writer:
             await log.holds(1)
             await wait_until(lambda: writer.dropped == 1)
     [line] = lines(caplog, store="routing log: spool")

@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 
 from coe.errors import StoreError
-from coe.records import RecordWriter, open_log_and_feedback
+from coe.records import LogWriter, open_log_and_feedback
 from coe.records import writer as writer_module
-from coe.records.spool import RECORDS, Spool
-from tests.records.samples import WatchedLog, everything, ids, record, records
+from tests.records.samples import WatchedLog, everything, ids, in_spool, record, records, writer_to
 
 pytestmark = pytest.mark.anyio
 
@@ -21,16 +20,9 @@ GONE = StoreError("redis at nowhere: refused; check that it runs")
 QUICK: dict[str, Any] = {"interval": 0.001, "first_retry": 0.001, "max_retry": 0.002}
 
 
-async def in_spool(path: Path) -> list[str]:
-    spool = Spool(path, RECORDS)
-    found = ids((await spool.oldest(100_000)).entries)
-    await spool.aclose()
-    return found
-
-
 async def test_what_was_put_is_in_the_log_after_leaving(tmp_path: Path) -> None:
     log = open_log_and_feedback("sqlite:///log.db", base=tmp_path)[0]
-    async with RecordWriter(log, spool=tmp_path / "spool.db") as writer:
+    async with writer_to(log, spool=tmp_path / "spool.db") as writer:
         for one in records(1_234):
             writer.put(one)
         assert writer.backlog == 1_234
@@ -41,7 +33,7 @@ async def test_what_was_put_is_in_the_log_after_leaving(tmp_path: Path) -> None:
 
 async def test_records_are_written_while_running_and_in_batches(tmp_path: Path) -> None:
     log = WatchedLog()
-    async with RecordWriter(log, spool=None, batch=100, **QUICK) as writer:
+    async with writer_to(log, spool=None, batch=100, **QUICK) as writer:
         for one in records(250):
             writer.put(one)
         await log.holds(250)
@@ -52,7 +44,7 @@ async def test_records_are_written_while_running_and_in_batches(tmp_path: Path) 
 async def test_a_writer_without_records_rests_until_one_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
     rounds = 0
 
-    class Counted(RecordWriter):
+    class Counted(LogWriter):
         async def _write_once(self) -> bool:
             nonlocal rounds
             rounds += 1
@@ -60,7 +52,7 @@ async def test_a_writer_without_records_rests_until_one_arrives(monkeypatch: pyt
 
     monkeypatch.setattr(writer_module, "IDLE_SECONDS", 3600.0)
     log = WatchedLog()
-    async with Counted(log, spool=None, interval=0) as writer:
+    async with Counted(log, log, spool=None, interval=0) as writer:
         for number in (1, 2):
             for _ in range(200):
                 await asyncio.sleep(0)
@@ -71,7 +63,7 @@ async def test_a_writer_without_records_rests_until_one_arrives(monkeypatch: pyt
 
 async def test_what_was_put_before_entering_is_written_and_after_leaving_is_counted() -> None:
     log = WatchedLog()
-    writer = RecordWriter(log, spool=None, **QUICK)
+    writer = writer_to(log, spool=None, **QUICK)
     writer.put(record(1))
     async with writer:
         pass
@@ -79,30 +71,30 @@ async def test_what_was_put_before_entering_is_written_and_after_leaving_is_coun
     assert (log.stored, writer.dropped, writer.backlog) == ([record(1)], 1, 0)
 
 
-async def test_in_a_full_queue_the_oldest_give_way_and_are_counted() -> None:
+async def test_a_full_queue_takes_no_more_and_counts_what_it_refuses() -> None:
     log = WatchedLog()
-    writer = RecordWriter(log, spool=None, capacity=10, **QUICK)
+    writer = writer_to(log, spool=None, capacity=10, **QUICK)
     for one in records(25):
         writer.put(one)
     assert (writer.backlog, writer.dropped) == (10, 15)
     async with writer:
         pass
-    assert log.stored == records(10, start=15)
+    assert log.stored == records(10)
 
 
 async def test_the_queue_stays_bounded_while_one_append_hangs() -> None:
     log = WatchedLog()
     log.gate.clear()
-    async with RecordWriter(log, spool=None, capacity=10, batch=5, **QUICK) as writer:
+    async with writer_to(log, spool=None, capacity=10, batch=5, **QUICK) as writer:
         for one in records(5):
             writer.put(one)
         await log.entered.wait()
         for one in records(20, start=5):
             writer.put(one)
-        assert (writer.backlog, writer.dropped) == (15, 10)
+        assert (writer.backlog, writer.dropped) == (10, 15)
         log.gate.set()
-        await log.holds(15)
-    assert log.stored == records(5) + records(10, start=15)
+        await log.holds(10)
+    assert log.stored == records(10)
 
 
 @pytest.mark.parametrize("problem", [GONE, OSError("no route"), RuntimeError("a bug")])
@@ -111,7 +103,7 @@ async def test_while_the_log_fails_records_go_to_the_spool_and_from_there_to_the
 ) -> None:
     log = WatchedLog()
     log.fails = problem
-    async with RecordWriter(log, spool=tmp_path / "spool.db", batch=40, **QUICK) as writer:
+    async with writer_to(log, spool=tmp_path / "spool.db", batch=40, **QUICK) as writer:
         for one in records(100):
             writer.put(one)
         await log.called(4)
@@ -124,18 +116,18 @@ async def test_while_the_log_fails_records_go_to_the_spool_and_from_there_to_the
     assert sorted(ids(log.stored)) == ids(records(110))
     assert (writer.dropped, writer.last_error) == (0, None)
     assert writer.spooled >= 40
-    assert await in_spool(tmp_path / "spool.db") == []
+    assert in_spool(tmp_path / "spool.db") == []
 
 
 async def test_what_the_last_process_left_in_the_spool_is_delivered_by_the_next(tmp_path: Path) -> None:
     log = WatchedLog()
     log.fails = GONE
-    async with RecordWriter(log, spool=tmp_path / "spool.db", **QUICK) as writer:
+    async with writer_to(log, spool=tmp_path / "spool.db", **QUICK) as writer:
         for one in records(1_200):
             writer.put(one)
     assert (writer.spooled, writer.dropped, writer.backlog) == (1_200, 0, 0)
     log.fails = None
-    async with RecordWriter(log, spool=tmp_path / "spool.db", **QUICK):
+    async with writer_to(log, spool=tmp_path / "spool.db", **QUICK):
         await log.holds(1_200)
     assert log.stored == records(1_200)
 
@@ -144,7 +136,7 @@ async def test_writers_that_share_a_spool_and_a_log_deliver_every_record_once(tm
     inner = open_log_and_feedback("sqlite:///log.db", base=tmp_path)[0]
     log = WatchedLog(inner)
     log.fails = GONE
-    first, second = (RecordWriter(log, spool=tmp_path / "spool.db", batch=20, **QUICK) for _ in range(2))
+    first, second = (writer_to(log, spool=tmp_path / "spool.db", batch=20, **QUICK) for _ in range(2))
     async with first, second:
         for number in range(400):
             (first if number % 2 else second).put(record(number))
@@ -152,7 +144,7 @@ async def test_writers_that_share_a_spool_and_a_log_deliver_every_record_once(tm
         log.fails = None
         await log.holds(400)
     assert sorted(ids(await everything(inner))) == ids(records(400))
-    assert await in_spool(tmp_path / "spool.db") == []
+    assert in_spool(tmp_path / "spool.db") == []
     assert (first.dropped, second.dropped) == (0, 0)
     await inner.aclose()
 
@@ -160,7 +152,7 @@ async def test_writers_that_share_a_spool_and_a_log_deliver_every_record_once(tm
 async def test_leaving_gives_a_log_that_was_resting_one_more_try() -> None:
     log = WatchedLog()
     log.fails = GONE
-    async with RecordWriter(log, spool=None, **QUICK | {"first_retry": 60.0, "max_retry": 60.0}) as writer:
+    async with writer_to(log, spool=None, **QUICK | {"first_retry": 60.0, "max_retry": 60.0}) as writer:
         writer.put(record(1))
         await log.called(1)
         log.fails = None
@@ -177,7 +169,7 @@ async def test_an_append_whose_answer_was_lost_is_repeated_and_kept_once(tmp_pat
                 raise GONE
 
     log = Forgetful(inner)
-    async with RecordWriter(log, spool=tmp_path / "spool.db", **QUICK) as writer:
+    async with writer_to(log, spool=tmp_path / "spool.db", **QUICK) as writer:
         for one in records(30):
             writer.put(one)
         await log.called(2)
@@ -190,17 +182,18 @@ async def test_a_log_that_hangs_holds_up_leaving_only_for_the_deadline_and_loses
     log = WatchedLog()
     log.gate.clear()
     async with asyncio.timeout(60):
-        async with RecordWriter(log, spool=tmp_path / "spool.db", batch=40, **QUICK | {"close_timeout": 3.0}) as writer:
+        options = QUICK | {"append_timeout": 10.0, "close_timeout": 3.0}
+        async with writer_to(log, spool=tmp_path / "spool.db", batch=40, **options) as writer:
             for one in records(100):
                 writer.put(one)
-    assert await in_spool(tmp_path / "spool.db") == ids(records(100))
+    assert ids(in_spool(tmp_path / "spool.db")) == ids(records(100))
     assert (writer.dropped, writer.backlog) == (0, 0)
 
 
 async def test_a_log_that_hangs_while_running_counts_as_failed(tmp_path: Path) -> None:
     log = WatchedLog()
     log.gate.clear()
-    async with RecordWriter(log, spool=tmp_path / "spool.db", append_timeout=0.01, **QUICK) as writer:
+    async with writer_to(log, spool=tmp_path / "spool.db", append_timeout=0.01, **QUICK) as writer:
         writer.put(record(1))
         await log.called(1)
         assert writer.last_error == "the log did not answer within 0.01 s"
@@ -208,26 +201,26 @@ async def test_a_log_that_hangs_while_running_counts_as_failed(tmp_path: Path) -
         await log.holds(1)
 
 
-async def test_by_default_the_newest_ten_thousand_records_wait_in_memory() -> None:
+async def test_by_default_ten_thousand_records_wait_in_memory() -> None:
     log, one = WatchedLog(), record(1)
     log.fails = GONE
-    async with RecordWriter(log, spool=None, close_timeout=0.1) as writer:
+    async with writer_to(log, spool=None, close_timeout=0.1) as writer:
         for _ in range(10_050):
             writer.put(one)
         assert (writer.backlog, writer.dropped) == (10_000, 50)
 
 
-async def test_without_a_spool_records_wait_for_the_log_and_the_oldest_give_way(tmp_path: Path) -> None:
+async def test_without_a_spool_records_wait_for_the_log_as_long_as_there_is_room(tmp_path: Path) -> None:
     log = WatchedLog()
     log.fails = GONE
-    async with RecordWriter(log, spool=None, capacity=50, batch=20, **QUICK) as writer:
+    async with writer_to(log, spool=None, capacity=50, batch=20, **QUICK) as writer:
         for one in records(60):
             writer.put(one)
         await log.called(3)
         assert (writer.backlog, writer.dropped) == (50, 10)
         log.fails = None
         await log.holds(50)
-    assert log.stored == records(50, start=10)
+    assert log.stored == records(50)
 
 
 async def test_when_log_and_spool_fail_records_wait_and_what_is_left_at_the_end_is_counted(
@@ -236,7 +229,7 @@ async def test_when_log_and_spool_fail_records_wait_and_what_is_left_at_the_end_
     (tmp_path / "file").write_text("not a folder")
     log = WatchedLog()
     log.fails = GONE
-    async with RecordWriter(log, spool=tmp_path / "file" / "spool.db", capacity=50, **QUICK) as writer:
+    async with writer_to(log, spool=tmp_path / "file" / "spool.db", capacity=50, **QUICK) as writer:
         for one in records(30):
             writer.put(one)
         await log.called(3)
@@ -248,7 +241,7 @@ async def test_when_log_and_spool_fail_records_wait_and_what_is_left_at_the_end_
 async def test_a_record_that_no_store_can_take_is_dropped_alone(tmp_path: Path) -> None:
     log = open_log_and_feedback("sqlite:///log.db", base=tmp_path)[0]
     watched = WatchedLog(log)
-    async with RecordWriter(watched, spool=tmp_path / "spool.db", **QUICK) as writer:
+    async with writer_to(watched, spool=tmp_path / "spool.db", **QUICK) as writer:
         for one in (record(1), record(2, prompt="\ud800"), record(3)):
             writer.put(one)
         await watched.holds(2)
@@ -263,7 +256,7 @@ async def test_a_full_disk_sends_records_to_the_spool_and_room_brings_them_home(
     # The limit holds for this connection; the log opens a new one after the failure, as if there were room again.
     await log._database.read(lambda connection: connection.execute("PRAGMA max_page_count = 20"))  # type: ignore[attr-defined]
     watched = WatchedLog(log)
-    async with RecordWriter(watched, spool=tmp_path / "spool.db", batch=300, **QUICK) as writer:
+    async with writer_to(watched, spool=tmp_path / "spool.db", batch=300, **QUICK) as writer:
         for one in records(300):
             writer.put(one)
         await watched.called(1)
@@ -280,7 +273,7 @@ async def test_a_failing_log_is_reported_once_and_not_once_a_record(
     log = WatchedLog()
     log.fails = GONE
     with caplog.at_level(logging.DEBUG, logger="coe.records"):
-        async with RecordWriter(log, spool=tmp_path / "spool.db", batch=1, **QUICK) as writer:
+        async with writer_to(log, spool=tmp_path / "spool.db", batch=1, **QUICK) as writer:
             for one in records(50):
                 writer.put(one)
             await log.called(5)

@@ -137,7 +137,7 @@ async def test_walking_back_stops_at_what_was_seen_already(log: RoutingLog) -> N
 async def test_walking_back_for_what_is_met_nowhere_takes_steps_of_a_bounded_length(
     log: RoutingLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("coe.records.redis_log.MAX_SCANNED_BACK", 20)
+    monkeypatch.setattr("coe.records.redis_log.MAX_SCANNED", 20)
     monkeypatch.setattr("coe.records.redis_log.SCAN_CHUNK", 10)
     monkeypatch.setattr("coe.records.sqlite.MAX_SCANNED", 20)
     old = record(0, expert="large", category="law")
@@ -195,7 +195,7 @@ async def test_a_limit_of_nothing_gives_nothing_and_moves_nothing(log: RoutingLo
 async def test_one_page_is_bounded_whatever_the_query_asks_for(
     log: RoutingLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("coe.records.selection.MAX_PAGE_RECORDS", 10)
+    monkeypatch.setattr("coe.records.record.MAX_PAGE_RECORDS", 10)
     await log.append(records(25))
     assert len((await log.read(LogQuery(limit=1_000_000))).records) == 10
     assert len((await log.tail(LogQuery(limit=1_000_000))).records) == 10

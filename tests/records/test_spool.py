@@ -1,105 +1,103 @@
-"""Records that wait in a file for a log that is away."""
+"""Lines that wait in a file for a log that is away."""
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import AsyncIterator
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from coe.errors import StoreError
-from coe.records.record import RoutingRecord
-from coe.records.spool import RECORDS, Spool
-from tests.records.samples import ids, record, records
-
-pytestmark = pytest.mark.anyio
+from coe.records import spool as spool_module
+from coe.records.spool import Spool
 
 
 @pytest.fixture
-async def spool(tmp_path: Path) -> AsyncIterator[Spool[RoutingRecord]]:
-    spool = Spool(tmp_path / "deep" / "spool.db", RECORDS, rows=100)
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "deep" / "spool.jsonl"
+
+
+@pytest.fixture
+def spool(path: Path) -> Iterator[Spool]:
+    spool = Spool(path)
     yield spool
-    await spool.aclose()
+    spool.close()
 
 
-async def test_records_come_out_as_they_went_in_oldest_first(spool: Spool[RoutingRecord]) -> None:
-    await spool.add(records(3))
-    await spool.add([record(3, prompt="né 🦜", embedding=b"\0\xff")])
-    waiting = await spool.oldest(10)
-    assert waiting.entries == (*records(3), record(3, prompt="né 🦜", embedding=b"\0\xff"))
-    assert ids((await spool.oldest(2)).entries) == ids(records(2))
+def lines(*numbers: int) -> list[bytes]:
+    return [b'{"number":%d}' % number for number in numbers]
 
 
-async def test_looking_removes_nothing_and_removing_removes_only_what_is_named(spool: Spool[RoutingRecord]) -> None:
-    await spool.add(records(5))
-    first = await spool.oldest(2)
-    await spool.remove(first.rows)
-    await spool.remove(first.rows)
-    assert ids((await spool.oldest(10)).entries) == ids(records(3, start=2))
+def delivered(spool: Spool, count: int = 10) -> list[bytes]:
+    found = list[bytes]()
+    while some := spool.oldest(count):
+        found += some
+        spool.delivered()
+    return found
 
 
-async def test_another_spool_on_the_same_file_sees_the_same_records(
-    spool: Spool[RoutingRecord], tmp_path: Path
-) -> None:
-    await spool.add(records(2))
-    other = Spool(tmp_path / "deep" / "spool.db", RECORDS)
-    await other.add(records(1, start=2))
-    await other.aclose()
-    assert ids((await spool.oldest(10)).entries) == ids(records(3))
+def test_lines_come_out_as_they_went_in_oldest_first(spool: Spool) -> None:
+    spool.append(lines(0, 1, 2))
+    spool.append(["né 🦜".encode()])
+    assert spool.oldest(2) == lines(0, 1)
+    assert delivered(spool, 3) == [*lines(0, 1, 2), "né 🦜".encode()]
+    assert delivered(spool) == []
 
 
-async def test_a_full_spool_makes_room_by_the_oldest_and_says_how_many(spool: Spool[RoutingRecord]) -> None:
-    assert await spool.add(records(100)) == 0
-    assert await spool.add(records(30, start=100)) == 30
-    assert ids((await spool.oldest(1_000)).entries) == ids(records(100, start=30))
+def test_looking_removes_nothing(spool: Spool) -> None:
+    spool.append(lines(0, 1, 2))
+    assert spool.oldest(2) == spool.oldest(2) == lines(0, 1)
+    spool.delivered()
+    assert spool.oldest(2) == lines(2)
 
 
-async def test_what_a_newer_gateway_left_is_kept_for_it_and_holds_up_nobody(spool: Spool[RoutingRecord]) -> None:
-    await spool.add([record(0, schema=2), record(1)])
-    waiting = await spool.oldest(1)
-    assert ids(waiting.entries) == [record(1).request_id]
-    await spool.remove(waiting.rows)
-    with sqlite3.connect(spool._database.path) as connection:
-        assert connection.execute("SELECT schema FROM spool").fetchall() == [(2,)]
-    connection.close()
+def test_lines_that_arrive_during_the_delivery_follow(spool: Spool, path: Path) -> None:
+    spool.append(lines(0, 1))
+    assert spool.oldest(1) == lines(0)
+    spool.append(lines(2))
+    Spool(path).append(lines(3))
+    assert delivered(spool) == lines(0, 1, 2, 3)
+    assert [file.name for file in path.parent.iterdir()] == ["spool.jsonl.lock"]
 
 
-async def test_a_damaged_row_is_counted_and_can_be_removed(spool: Spool[RoutingRecord]) -> None:
-    await spool.add(records(2))
-    with sqlite3.connect(spool._database.path) as connection:
-        connection.execute("UPDATE spool SET record = 'x' WHERE seq = 1")
-    connection.close()
-    waiting = await spool.oldest(10)
-    assert (waiting.rows, ids(waiting.entries), waiting.damaged) == ((1, 2), [record(1).request_id], 1)
+def test_one_process_at_a_time_delivers_and_another_takes_over(spool: Spool, path: Path) -> None:
+    other = Spool(path)
+    spool.append(lines(0, 1))
+    assert spool.oldest(1) == lines(0)
+    spool.delivered()
+    assert other.oldest(10) == []
+    spool.close()  # as a crash does, which forgets how much was delivered
+    assert delivered(other) == lines(0, 1)
+    assert spool.oldest(10) == []
 
 
-async def test_a_spool_that_refuses_counts_its_rows_without_a_scan_until_half_its_limit(tmp_path: Path) -> None:
-    spool = Spool(tmp_path / "spool.db", replace(RECORDS, refuses=True), rows=100)
-    await spool.add(records(10))
-    statements: list[str] = []
-
-    def trace(connection: sqlite3.Connection) -> None:
-        connection.set_trace_callback(statements.append)
-
-    await spool._database.read(trace)
-    await spool.add(records(10, start=10))
-
-    def plans(connection: sqlite3.Connection) -> list[str]:
-        connection.set_trace_callback(None)
-        selects = [one for one in statements if one.startswith("SELECT")]
-        return [str(row[3]) for one in selects for row in connection.execute(f"EXPLAIN QUERY PLAN {one}")]
-
-    found = await spool._database.read(plans)
-    assert sum(step.startswith("SEARCH") for step in found) == 2
-    assert not [step for step in found if step.startswith("SCAN") and step != "SCAN CONSTANT ROW"]
-    with pytest.raises(StoreError, match="full"):
-        await spool.add(records(81, start=20))
-    await spool.aclose()
+def test_a_line_that_a_crash_cut_off_spoils_no_other(spool: Spool, path: Path) -> None:
+    spool.append(lines(0))
+    with path.open("ab") as file:
+        file.write(b'\n{"numb')
+    spool.append(lines(1))
+    assert delivered(spool) == [*lines(0), b'{"numb', *lines(1)]
 
 
-async def test_a_closed_spool_refuses_clearly(spool: Spool[RoutingRecord]) -> None:
-    await spool.aclose()
-    with pytest.raises(StoreError, match="closed"):
-        await spool.add(records(1))
+def test_a_full_spool_takes_none_of_the_lines(spool: Spool, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spool_module, "MAX_BYTES", 30)
+    spool.append(lines(0, 1))
+    with pytest.raises(StoreError, match=r"spool\.jsonl: full with 26 bytes"):
+        spool.append(lines(2))
+    assert delivered(spool) == lines(0, 1)
+    spool.append(lines(3))
+    assert delivered(spool) == lines(3)
+
+
+def test_a_disk_without_room_leaves_no_part_behind(spool: Spool, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spool.append(lines(0))
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(spool_module.os, "fsync", full)
+        with pytest.raises(StoreError, match=r"spool\.jsonl: No space left.*check that the disk has room"):
+            spool.append(lines(1))
+    spool.append(lines(2))
+    assert delivered(spool) == lines(0, 2)

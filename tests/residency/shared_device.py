@@ -1,10 +1,9 @@
-"""Fake servers of 10 GB each that share one device or several."""
+"""Fake servers of 10 GB each that share a device."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
 
 from coe.fleet.residency.client import ResidencyClient, connected_client
@@ -20,8 +19,7 @@ SIZE = 10.0
 
 
 class SharedDevice:
-    """Fake servers that may use any of the devices: `modes` by name; those in `sleepers` sleep instead of being
-    stopped."""
+    """Fake servers on the device "d": `modes` by name; those in `sleepers` sleep instead of being stopped."""
 
     def __init__(
         self,
@@ -30,10 +28,8 @@ class SharedDevice:
         *,
         memory: float = SIZE,
         sleepers: str = "",
-        devices: str = "d",
         timeouts: Timeouts = QUICK,
     ) -> None:
-        """`devices` are names of one letter each. Servers see theirs in the environment variable DEVICE."""
         self.fakes, self._timeouts = fakes, timeouts
         servers = []
         for name, mode in modes.items():
@@ -42,9 +38,7 @@ class SharedDevice:
             servers.append(ScheduledServer(profile, fakes.spec(mode, key=name), 1 if sleeps else None))
         self.specs = {server.key: server.spec for server in servers}
         names = {server.key: server.key for server in servers}
-        self.devices = [
-            Device(memory, 0.0, tuple(_confined(server, name) for server in servers), names, name) for name in devices
-        ]
+        self.device = Device("d", memory, 0.0, tuple(servers), names)
 
     @property
     def endpoints(self) -> dict[str, Endpoint]:
@@ -52,7 +46,7 @@ class SharedDevice:
 
     def residency(self, *, first: str, max_wait: float = 0.2) -> Residency:
         return Residency(
-            self.devices, assignment={"x": first}, max_wait=max_wait, report=self.fakes.report, timeouts=self._timeouts
+            [self.device], first=[first], max_wait=max_wait, report=self.fakes.report, timeouts=self._timeouts
         )
 
     @asynccontextmanager
@@ -72,7 +66,3 @@ class SharedDevice:
             connected_client(address) as client,
         ):
             yield residency, client
-
-
-def _confined(server: ScheduledServer, device: str) -> ScheduledServer:
-    return replace(server, spec=replace(server.spec, env={**server.spec.env, "DEVICE": device}))

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
-from coe.fleet.residency.forecast import Forecast
-from coe.fleet.residency.scheduler import RATES_AGE, Scheduler
-from coe.fleet.residency.state import Action, DeviceState, ServerProfile
+from coe.fleet.residency.scheduler import Scheduler
+from coe.fleet.residency.state import Action, ServerProfile
 
 LOAD_SECONDS, UNLOAD_SECONDS = 2.0, 0.5
 
@@ -19,11 +18,8 @@ def scheduler_of(
     memory: float,
     host_memory: float = 0.0,
     max_wait: float = 10.0,
-    now: float = 0.0,
 ) -> Scheduler:
-    made = [(one, LOAD_SECONDS, LOAD_SECONDS) for one in profiles]
-    forecast = Forecast({}, now=now)
-    return Scheduler(made, memory=memory, host_memory=host_memory, max_wait=max_wait, forecast=forecast)
+    return Scheduler(profiles, memory=memory, host_memory=host_memory, max_wait=max_wait)
 
 
 @dataclass
@@ -34,7 +30,6 @@ class Simulation:
     scheduler: Scheduler
     waits: dict[int, float] = field(default_factory=dict)
     orders: list[Action] = field(default_factory=list)
-    arrivals: list[float] = field(default_factory=list)
 
     def run(self, requests: Sequence[tuple[float, str, float]]) -> None:
         events: list[tuple[float, int, str, int | str]] = []
@@ -68,9 +63,8 @@ class Simulation:
         if isinstance(what, int):
             if kind == "arrives":
                 self.scheduler.request_arrived(what, requests[what][1], now)
-                self.arrivals.append(now)
             else:
-                self.scheduler.request_ended(what, now)
+                self.scheduler.request_ended(what)
         elif kind == "load":
             self.scheduler.server_loaded(what, now)
         elif kind in ("sleep", "stop"):
@@ -79,9 +73,6 @@ class Simulation:
     def _check(self, orders: Sequence[Action], now: float) -> None:
         state = self.scheduler.state(now)
         self.orders += orders
-        fresh = (self.scheduler.server_state(one.key, now) for one in state.servers)
-        assert all(one == replace(new, rate=one.rate) for one, new in zip(state.servers, fresh, strict=True)), "stale"
-        self._check_rates(state, now)
         assert sum(server.device_memory for server in state.servers) <= state.memory + 1e-9
         assert (
             sum(server.profile.host_memory for server in state.servers if server.tier == "asleep")
@@ -94,11 +85,3 @@ class Simulation:
         for order in orders:
             server = servers[order.key]
             assert order.verb == "load" or not (server.in_flight or server.profile.pinned), "left with work in flight"
-
-    def _check_rates(self, state: DeviceState, now: float) -> None:
-        """A kept rate may lack half of what the latest requests add: what they add for the others of their category."""
-        forecast = self.scheduler._forecast
-        rates, latest = forecast.rates(now), sum(now - arrival <= 2 * RATES_AGE for arrival in self.arrivals)
-        for server in state.servers:
-            exact = rates.get(server.key, 0.0)
-            assert abs(server.rate - exact) <= 0.5 * latest / forecast.period(now) + 0.05 * exact, "stale rate"

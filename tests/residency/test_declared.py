@@ -175,7 +175,7 @@ def _python(folder: Path) -> Path:
     return command.with_name("python")
 
 
-def test_a_server_of_several_devices_is_confined_to_the_one_where_it_starts(tmp_path: Path) -> None:
+def test_a_server_of_several_devices_is_on_the_one_with_most_memory_left_and_confined_to_it(tmp_path: Path) -> None:
     devices = [{"name": name, "memory_gb": 50, "gpus": pair} for name, pair in (("x", [0, 1]), ("y", [2, 3]))]
     large = {"device": "any", "model": "org/large"}
     small = {"device": "y", "model": "org/small"}
@@ -189,8 +189,8 @@ def test_a_server_of_several_devices_is_confined_to_the_one_where_it_starts(tmp_
         device.name: {server.key: server.spec.env["CUDA_VISIBLE_DEVICES"] for server in device.servers}
         for device in planned
     }
-    assert seen == {"x": {"large": "0,1"}, "y": {"small": "2,3", "large": "2,3"}}
-    assert {server.spec.port for device in planned for server in device.servers} == {spec.port for spec in specs}
+    assert seen == {"x": {"large": "0,1"}, "y": {"small": "2,3"}}
+    assert {name: device.name for device in planned for name in device.experts} == {"large": "x", "small": "y"}
 
 
 def test_neither_residency_nor_replicas_change_the_digest(tmp_path: Path) -> None:

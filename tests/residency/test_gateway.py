@@ -61,14 +61,12 @@ async def test_a_request_for_an_unloaded_expert_waits_until_it_is_awake(fakes: F
         async with served.client.get(f"{served.url}/v1/residency") as response:
             (device,) = (await response.json())["devices"]
         assert [one["tier"] for one in device["servers"]] == ["stopped", "awake"]
-        assert device["next"]["sentence"] == "nothing until a request needs it"
+        assert [one["reason"] for one in device["servers"]] == ["", ""]
 
 
 async def test_a_pinned_request_that_is_not_granted_gets_a_503_with_retry_after(fakes: Fakes, tmp_path: Path) -> None:
     async with turning(fakes, tmp_path, wait_timeout=0.25) as (residency, served):
-        ticket = residency.acquire(
-            "a", category="", timeout=60, stand_in="", granted=lambda: None, refused=lambda *_: None
-        )
+        ticket = residency.acquire("a", timeout=60, stand_in="", granted=lambda: None, refused=lambda *_: None)
         async with served.send_chat("b") as response:
             assert response.status == 503
             assert (await response.json())["error"]["code"] == "expert_asleep"
@@ -79,9 +77,7 @@ async def test_a_pinned_request_that_is_not_granted_gets_a_503_with_retry_after(
 
 async def test_a_routed_request_falls_back_to_an_awake_expert(fakes: Fakes, tmp_path: Path) -> None:
     async with turning(fakes, tmp_path, wait_timeout=0.25) as (residency, served):
-        ticket = residency.acquire(
-            "a", category="", timeout=60, stand_in="", granted=lambda: None, refused=lambda *_: None
-        )
+        ticket = residency.acquire("a", timeout=60, stand_in="", granted=lambda: None, refused=lambda *_: None)
         body = chat("auto", text="code code code")
         async with served.client.post(f"{served.url}/v1/chat/completions", json=body) as response:
             assert response.status == 200, await response.text()
@@ -102,9 +98,7 @@ async def test_a_stand_in_answers_while_the_large_expert_loads(fakes: Fakes, tmp
 
 async def test_a_gateway_killed_in_the_middle_leaves_no_request_waiting(fakes: Fakes, tmp_path: Path) -> None:
     async with turning(fakes, tmp_path) as (residency, served):
-        ticket = residency.acquire(
-            "a", category="", timeout=60, stand_in="", granted=lambda: None, refused=lambda *_: None
-        )
+        ticket = residency.acquire("a", timeout=60, stand_in="", granted=lambda: None, refused=lambda *_: None)
         waiting = asyncio.create_task(_ignored(served))
         async with asyncio.timeout(60):
             while residency.tiers()["b"]["waiting"] == 0:

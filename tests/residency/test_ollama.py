@@ -55,8 +55,8 @@ async def shared(registry: Registry, folder: Path, timeouts: Timeouts) -> AsyncI
     """Residency of the experts, as a gateway sees it."""
     specs, _ = local_servers(registry.experts, cache=folder, logs=folder / "logs", python=Path(sys.executable))
     devices = plan_devices(registry, specs)
-    assignment, socket = dict(registry.assignment), folder / "s"
-    residency = Residency(devices, assignment=assignment, max_wait=0.2, report=print, timeouts=timeouts)
+    first, socket = registry.assignment.values(), folder / "s"
+    residency = Residency(devices, first=first, max_wait=0.2, report=print, timeouts=timeouts)
     async with residency, serve_residency(residency, socket), connected_client(socket) as client:
         yield client
 
@@ -68,7 +68,7 @@ async def test_residency_swaps_the_models_of_an_ollama_that_runs(tmp_path: Path)
             assert await in_memory(root) == ["tiny:1b"]
             for expert, loaded in (("third", ["third:latest"]), ("tiny", ["tiny:1b"])):
                 deadline = asyncio.get_running_loop().time() + 30
-                (await client.acquire(expert, category="general", deadline=deadline, stand_in=""))()
+                (await client.acquire(expert, deadline=deadline, stand_in=""))()
                 assert await in_memory(root) == loaded
         assert await in_memory(root) == []
 
@@ -232,7 +232,7 @@ async def test_requests_get_the_reason_why_ollama_does_not_load_a_model_and_late
             for _ in range(2):
                 deadline = asyncio.get_running_loop().time() + 60
                 with pytest.raises(ExpertAsleep, match=why) as error:
-                    await client.acquire("third", category="general", deadline=deadline, stand_in="")
+                    await client.acquire("third", deadline=deadline, stand_in="")
                 waits.append(error.value.retry_after)
     assert waits == [QUICK.first_restart, 2 * QUICK.first_restart]
 

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import psutil
 import pytest
 
 from coe.errors import ExpertAsleep, FleetError
@@ -25,7 +24,7 @@ async def acquire(
     client: ResidencyClient, expert: str, *, within: float = DEADLINE, stand_in: str = ""
 ) -> Callable[[], None]:
     deadline = asyncio.get_running_loop().time() + within
-    return await client.acquire(expert, category="x", deadline=deadline, stand_in=stand_in)
+    return await client.acquire(expert, deadline=deadline, stand_in=stand_in)
 
 
 def tiers(residency: Residency) -> dict[str, str]:
@@ -52,9 +51,13 @@ async def test_a_server_with_requests_in_flight_is_not_unloaded(fakes: Fakes) ->
     async with SharedDevice(fakes, {"a": "ok", "b": "ok"}).connected() as (residency, client):
         release = await acquire(client, "a")
         waiting = asyncio.create_task(acquire(client, "b"))
-        await become(residency, a="draining")
+        await asyncio.sleep(0.3)  # longer than max_wait
         newcomer = asyncio.create_task(acquire(client, "a"))
+        async with asyncio.timeout(DEADLINE):
+            while not residency.tiers()["a"]["waiting"]:
+                await asyncio.sleep(0.01)
         assert not waiting.done()
+        assert tiers(residency)["a"] == "awake"
         release()
         (await waiting)()
         (await newcomer)()
@@ -100,6 +103,7 @@ async def test_a_hold_without_time_succeeds_only_for_an_awake_server(fakes: Fake
 async def test_with_an_awake_stand_in_no_request_waits_and_the_server_is_loaded_anyway(fakes: Fakes) -> None:
     modes = {"small": "ok", "large": "ok", "other": "ok"}
     async with SharedDevice(fakes, modes, memory=20.0).connected(first="small") as (residency, client):
+        (await acquire(client, "small"))()
         (await acquire(client, "other"))()
         await become(residency, small="awake")
         with pytest.raises(ExpertAsleep):
@@ -144,48 +148,8 @@ async def test_a_server_that_dies_at_start_refuses_waiting_requests_and_is_retri
     assert any("ValueError: no such weights" in line for line in fakes.lines)
 
 
-def device_of(pid: int) -> str:
-    return str(psutil.Process(pid).environ()["DEVICE"])
-
-
-async def test_a_server_starts_on_the_device_that_is_free_and_sees_it_alone(fakes: Fakes) -> None:
-    device = SharedDevice(fakes, {"a": "ok", "b": "ok", "c": "ok"}, devices="de")
-    async with device.connected() as (residency, client):
-        assert {name: state["device"] for name, state in residency.tiers().items()} == {"a": "d", "b": "e", "c": ""}
-        assert {device_of(pid) for pid in fakes.alive()} == {"d", "e"}
-        release = await acquire(client, "a")
-        (await acquire(client, "c"))()
-        assert tiers(residency) == {"a": "awake", "b": "stopped", "c": "awake"}
-        assert residency.tiers()["c"]["device"] == "e"
-        report = residency.report()
-        assert {one["device"]: [s["experts"] for s in one["servers"] if s["tier"] == "awake"] for one in report} == {
-            "d": [["a"]],
-            "e": [["c"]],
-        }
-        (await acquire(client, "b"))()
-        assert residency.tiers()["b"]["device"] == "e"
-        release()
-        assert {device_of(pid) for pid in fakes.alive()} == {"d", "e"}
-
-
-async def test_a_server_may_move_while_a_stand_in_answers(
-    fakes: Fakes,
-) -> None:
-    device = SharedDevice(fakes, {"a": "ok", "b": "ok", "c": "ok"}, devices="de")
-    async with device.connected() as (residency, client):
-        release = await acquire(client, "a")  # its device is busy, and the one of b is free
-        with pytest.raises(ExpertAsleep, match="'c' is stopped and not waited for"):
-            await acquire(client, "c", stand_in="a")
-        await become(residency, c="awake")
-        assert residency.tiers()["c"]["device"] == "e"
-        release()
-
-
-async def test_a_server_killed_while_it_loads_tries_its_other_device_and_then_refuses_its_requests_and_no_other(
-    fakes: Fakes,
-) -> None:
-    device = SharedDevice(fakes, {"a": "ok", "b": "ok", "c": "loading"}, devices="de")
-    async with device.connected() as (residency, client):
+async def test_a_server_killed_while_it_loads_refuses_its_requests_and_no_other(fakes: Fakes) -> None:
+    async with SharedDevice(fakes, {"a": "ok", "c": "loading"}).connected() as (residency, client):
 
         async def use(name: str) -> None:
             (await acquire(client, name))()
@@ -193,17 +157,26 @@ async def test_a_server_killed_while_it_loads_tries_its_other_device_and_then_re
         started = fakes.folder / "c.pids"
         waiting = asyncio.create_task(acquire(client, "c"))
         await become(residency, c="loading")
-        others = [asyncio.create_task(use(name)) for name in "ab"]
-        for attempt in range(2):
-            async with asyncio.timeout(DEADLINE):
-                while not started.exists() or len(pids := started.read_text().split()) <= attempt:
-                    await asyncio.sleep(0.01)
-            assert not waiting.done(), attempt
-            os.kill(int(pids[attempt]), signal.SIGKILL)
+        other = asyncio.create_task(use("a"))
+        async with asyncio.timeout(DEADLINE):
+            while not started.exists() or not (pids := started.read_text().split()):
+                await asyncio.sleep(0.01)
+        os.kill(int(pids[0]), signal.SIGKILL)
         with pytest.raises(ExpertAsleep, match="expert 'c' could not be woken: server 'c' was killed by SIGKILL"):
             await waiting
-        await asyncio.gather(*others)
+        await other
         await become(residency, c="stopped")
+
+
+async def test_on_a_device_that_has_become_smaller_what_still_fits_is_served(fakes: Fakes) -> None:
+    """The second server does not start any more, as one whose memory another program has taken."""
+    async with SharedDevice(fakes, {"a": "ok", "b": "dies"}, memory=10.0).connected() as (residency, client):
+        for _ in range(2):
+            with pytest.raises(ExpertAsleep) as refused:
+                await acquire(client, "b")
+            assert refused.value.retry_after
+            await become(residency, b="stopped")
+            (await acquire(client, "a"))()
 
 
 async def test_a_server_that_dies_at_the_start_of_the_fleet_stops_it(fakes: Fakes) -> None:
@@ -223,26 +196,29 @@ async def test_a_frozen_server_is_ended_and_started_again(fakes: Fakes) -> None:
         assert fakes.alive() == [restarted]
 
 
-async def test_the_report_shows_who_waits_loads_and_is_next(fakes: Fakes) -> None:
+async def test_the_report_shows_who_waits_and_loads(fakes: Fakes) -> None:
     async with (
         SharedDevice(fakes, {"a": "ok", "b": "ok"}).open() as (residency, address),
         connected_client(address) as client,
     ):
         release = await acquire(client, "a")
         waiting = asyncio.create_task(acquire(client, "b"))
-        await become(residency, a="draining")
+        async with asyncio.timeout(DEADLINE):
+            while not residency.tiers()["b"]["waiting"]:
+                await asyncio.sleep(0.01)
         (device,) = await fetch_report(address)
         (for_gateway,) = await client.report()
         assert all(found == {**found, "device": "d", "occupied_gb": 10.0} for found in (device, for_gateway))
         a, b = device["servers"]
-        assert (a["reason"], b["waiting"]) == ("finishes its requests in flight (1) and leaves for others", 1)
-        assert b["reason"].endswith("once the requests in flight (1) of leaving experts have ended")
+        assert (a["in_flight"], a["reason"], b["waiting"]) == (1, "", 1)
+        assert b["reason"] == "waits until other experts are idle; after 0.2 s they take no new requests"
         assert b["oldest_wait_s"] > 0
         release()
         await become(residency, b="loading")
         (device,) = residency.report()  # at once, before it is loaded
-        assert device["servers"][1]["loading"]["from"] == "stopped"
+        assert device["servers"][1]["reason"].startswith("has been loading from disk for ")
         (await waiting)()
+        assert residency.report()[0]["servers"][1]["load_s"] > 0
 
 
 async def test_a_scheduler_that_closes_the_connection_is_no_empty_report(tmp_path: Path) -> None:

@@ -128,17 +128,15 @@ async def test_tiers_breakers_and_troubles_are_shown_where_there_are_any(browser
     look["experts"][1] |= turns | {"tier": "switching", "replicas": {"a:1": "open"}}
     later = look | {"time": look["time"] + 1}
     events = ["".join(f"data: {orjson.dumps(one).decode()}\n\n" for one in (look, later))]
-    waits = {"tier": "stopped", "waiting": 4, "oldest_wait_s": 12.5, "reason": "is due after the load under way"}
+    waits = {"tier": "stopped", "waiting": 4, "oldest_wait_s": 12.5, "reason": "waits for its turn"}
     server = waits | {
         "experts": ["good"],
-        "devices": ["gpu0", "gpu1"],
         "memory_gb": 10,
         "in_flight": 0,
         "load_s": 20.0,
         "switches": 7,
     }
-    following = {"sentence": "in 4.0 s: stop silent"}
-    device = {"device": "gpu0", "memory_gb": 76, "occupied_gb": 40, "host_memory_gb": 0, "next": following}
+    device = {"device": "gpu0", "memory_gb": 76, "occupied_gb": 40, "host_memory_gb": 0}
     async with visiting(browser, f"{served.url}/ui/#/experts") as page:
         await page.route(
             "**/v1/stats/stream", lambda route: route.fulfill(body=events[-1], content_type="text/event-stream")
@@ -152,9 +150,10 @@ async def test_tiers_breakers_and_troubles_are_shown_where_there_are_any(browser
         await expect(row.filter(has_text="good")).to_contain_text("asleep")
         await expect(row.filter(has_text="silent")).to_contain_text("switching")
         await expect(page.get_by_role("alert")).to_have_count(2)
-        await expect(page.get_by_role("region", name="Device gpu0")).to_contain_text("in 4.0 s: stop silent")
+        await expect(page.get_by_role("region", name="Device gpu0")).to_contain_text("40 of 76 GB")
         waiting = page.get_by_role("table", name="Servers on gpu0").get_by_role("row").filter(has_text="good")
         await expect(waiting).to_contain_text("12.5 s")
+        await expect(waiting).to_contain_text("waits for its turn")
         await check_accessible(page)
         alone = [one | {"tier": None} for one in look["experts"]]  # a reload has ended the sharing
         events.append(f"data: {orjson.dumps(later | {'time': look['time'] + 2, 'experts': alone}).decode()}\n\n")

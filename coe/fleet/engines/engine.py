@@ -17,7 +17,7 @@ from typing import Any
 
 from coe.errors import FleetError
 from coe.fleet import weights
-from coe.fleet.specs import START_SECONDS, ListenAddress, ServerSpec
+from coe.fleet.specs import ListenAddress, ServerSpec
 from coe.registry import ExpertSpec
 from coe.registry.experts import normalized_options
 from coe.registry.sections import Flag
@@ -42,8 +42,7 @@ class InferenceEngine(ABC):
 
     `command` is the program, `install` the way to get it. `reserved_flags` are options that CoE sets from the rest of
     the declaration, `parallel_flags` those that spread a model over GPUs. `ready_timeout` is the time for the first
-    token in seconds: large weights may come from a slow disk or the hub. `start_seconds` is the expected time from
-    stopped to awake before any measurement: (constant seconds, additional seconds per GB of weights).
+    token in seconds: large weights may come from a slow disk or the hub.
     """
 
     command: str
@@ -51,7 +50,6 @@ class InferenceEngine(ABC):
     reserved_flags: frozenset[str]
     parallel_flags: tuple[str, ...] = ()
     ready_timeout = 900.0
-    start_seconds = START_SECONDS
 
     def flags(self, expert: ExpertSpec) -> dict[str, Flag]:
         """The options of the expert's server, defaults included."""
@@ -85,7 +83,6 @@ class InferenceEngine(ABC):
             "port": address.port,
             "log": address.log,
             "ready_timeout": self.ready_timeout,
-            "start_seconds": self.start_seconds,
         }
         return ServerSpec(**shared | rest)
 

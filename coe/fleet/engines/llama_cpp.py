@@ -27,7 +27,6 @@ class LlamaCpp(InferenceEngine):
     command = "llama-server"
     install = "`brew install llama.cpp` (or a release of github.com/ggml-org/llama.cpp)"
     reserved_flags = frozenset({"host", "port", "alias", "model", "hf-repo", "offline", "models-dir", "models-preset"})
-    start_seconds = (2.0, 0.5)
 
     def flags(self, expert: ExpertSpec) -> dict[str, Flag]:
         """Enables the metrics page, which shows the queue, and disables the web page. By default one thread runs on

@@ -11,17 +11,15 @@ import os
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from pathlib import Path
 from typing import Any
 
 from coe.errors import ClusterError, ConfigError, pip_install
 from coe.fleet.fleet import RunningServers, run_together
 from coe.fleet.planning import find_problems
-from coe.fleet.ray.server_actor import ServerRequest, server_requests
+from coe.fleet.ray.server_actor import ServedModel, ServerRequest, server_requests
 from coe.fleet.ray.server_supervisor import ServerSupervisor
 from coe.fleet.specs import Timeouts
-from coe.registry import ExpertSpec, Registry
-from coe.registry.experts import ServerKey
+from coe.registry import Registry
 from coe.registry.runtimes import LOCAL_RUNTIMES
 from coe.settings import Endpoint, Settings
 from coe.supervision import supervised
@@ -62,7 +60,7 @@ class ClusterFleet(RunningServers):
             )
             for request in requests
         ]
-        self._last: dict[str, tuple[str, str]] = {}
+        self._last: dict[str, ServedModel] = {}
         self._followers: list[asyncio.Task[Any]] = []
 
     async def _open(self) -> None:
@@ -76,71 +74,29 @@ class ClusterFleet(RunningServers):
         await asyncio.gather(*self._followers, return_exceptions=True)
         await asyncio.gather(*(supervisor.stop() for supervisor in self._supervisors))
 
-    def endpoints(self, experts: Sequence[ExpertSpec], keys: Sequence[str]) -> dict[str, tuple[Endpoint, ...]]:
-        """The endpoints of the replicas that are up, for experts whose servers have these keys. If none is up, the last
-        known endpoint: requests to it fail, and their breaker notices when it is up again."""
+    def endpoints(self) -> dict[str, tuple[Endpoint, ...]]:
+        """The endpoints of each expert's replicas that are up. If none is up, the last known endpoint: requests to it
+        fail, and their breaker notices when it is up again."""
         found: dict[str, tuple[Endpoint, ...]] = {}
-        for expert, key in zip(experts, keys, strict=True):
-            up = [supervisor.served for supervisor in self._replicas(key) if supervisor.served is not None]
-            if up:
-                self._last[key] = (up[0].root, up[0].model)
-            addresses = [(served.root, served.model) for served in up] or [self._last[key]]
-            found[expert.name] = tuple(
-                Endpoint(f"{root}/v1", expert.name if expert.adapter else model) for root, model in addresses
-            )
+        for supervisor in self._supervisors:
+            key, experts = supervisor.request.key, supervisor.request.experts
+            replicas = (one for one in self._supervisors if one.request.key == key)
+            up = [served for one in replicas if (served := one.served) is not None]
+            self._last[key] = up[0] if up else self._last[key]
+            for expert in experts:
+                found[expert.name] = tuple(
+                    Endpoint(f"{one.root}/v1", expert.name if expert.adapter else one.model)
+                    for one in up or [self._last[key]]
+                )
         return found
-
-    async def load_adapters(self, key: str, adapters: Mapping[str, Path]) -> list[str]:
-        """Serves these LoRA folders, by name, at every replica of `key` too. Returns the new names. Raises
-        FleetError."""
-        loaded = [await supervisor.load_adapters(adapters) for supervisor in self._replicas(key)]
-        return loaded[0]
-
-    def stale_adapters(self, key: str, adapters: Mapping[str, Path]) -> list[str]:
-        """The adapters that `key` serves and that are not among `adapters`."""
-        served = dict.fromkeys(name for supervisor in self._replicas(key) for name in supervisor.adapters)
-        return [name for name in served if name not in adapters]
-
-    async def unload_adapters(self, key: str, adapters: Mapping[str, Path]) -> list[str]:
-        """Stops serving all adapters except these. Returns the removed names. Raises FleetError."""
-        stale = self.stale_adapters(key, adapters)
-        for supervisor in self._replicas(key):
-            for name in stale:
-                await supervisor.unload_adapter(name)
-        return stale
-
-    def _replicas(self, key: str) -> list[ServerSupervisor]:
-        return [supervisor for supervisor in self._supervisors if supervisor.request.key == key]
-
-
-Publish = Callable[[Mapping[str, tuple[Endpoint, ...]]], None]
-
-
-class PublishedFleet:
-    """A cluster fleet and the experts that it serves: publishes their endpoints when either changes."""
-
-    def __init__(self, fleet: ClusterFleet, *, running: Mapping[ServerKey, str], publish: Publish) -> None:
-        self.fleet, self.running = fleet, running
-        self._publish = publish
-        self.experts: Sequence[ExpertSpec] = ()
-        fleet.changed = self._publish_endpoints
-
-    def publish(self, experts: Sequence[ExpertSpec]) -> None:
-        """Serves these experts from now on."""
-        self.experts = experts
-        self._publish_endpoints()
-
-    def _publish_endpoints(self) -> None:
-        keys = [self.running[expert.server_key] for expert in self.experts]
-        self._publish(self.fleet.endpoints(self.experts, keys))
 
 
 @asynccontextmanager
 async def running_cluster(
-    settings: Settings, registry: Registry, *, ray: Any, publish: Publish
-) -> AsyncIterator[PublishedFleet]:
-    """Runs all servers for the length of the block; it begins once their endpoints are published. Raises ConfigError or
-    FleetError."""
+    settings: Settings, registry: Registry, *, ray: Any, publish: Callable[[Mapping[str, tuple[Endpoint, ...]]], None]
+) -> AsyncIterator[None]:
+    """Runs all servers for the length of the block; it begins once their endpoints are published, which follow them to
+    other nodes. Raises ConfigError or FleetError."""
     base_folder = settings.config.parent
     if registry.residency is not None:
         raise ConfigError("residency is for the devices of one machine; leave it out, or `--executor ray`")
@@ -161,12 +117,10 @@ async def running_cluster(
     )
     if requests:
         print_line(f"starting {len(requests)} expert server{'s' if len(requests) > 1 else ''} on the cluster")
-    running = {request.experts[0].server_key: request.key for request in requests}
-    timeouts = Timeouts.after(registry.policy.timeout)
-    async with ClusterFleet(requests, ray=ray, report=print_line, timeouts=timeouts) as fleet:
-        published = PublishedFleet(fleet, running=running, publish=publish)
-        published.publish([expert for expert in registry.experts if expert.server_key in running])
-        yield published
+    async with ClusterFleet(requests, ray=ray, report=print_line) as fleet:
+        fleet.changed = lambda: publish(fleet.endpoints())
+        fleet.changed()
+        yield
 
 
 CONNECT_TIMEOUT = 5.0

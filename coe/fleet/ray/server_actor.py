@@ -98,8 +98,8 @@ class ServerActor:
 
         return str(ray.util.get_node_ip_address())
 
-    async def start(self, adapters: Mapping[str, Path]) -> ServedModel:
-        """Starts the server with these LoRA folders; returns once it has answered. Raises FleetError."""
+    async def start(self) -> ServedModel:
+        """Starts the server; returns once it has answered. Raises FleetError."""
         request = self._request
         specs, _ = await asyncio.to_thread(
             local_servers,
@@ -115,7 +115,7 @@ class ServerActor:
             host=await self.node(),
         )
         log = request.logs / f"{request.name}.log"
-        spec = replace(_doubly_supervised(specs[0], self._timeouts), key=request.name, log=log, adapters=adapters)
+        spec = replace(_doubly_supervised(specs[0], self._timeouts), key=request.name, log=log)
         assert spec.model is not None
         self._server = Server(
             spec, session=probe.open_probe_session(), report=self._events.put_nowait, timeouts=self._timeouts
@@ -142,16 +142,6 @@ class ServerActor:
         while not self._events.empty():
             events.append(self._events.get_nowait())
         return events
-
-    async def load_adapters(self, adapters: Mapping[str, Path]) -> list[str]:
-        """Load adapters, as `Server.load_adapters` does."""
-        assert self._server is not None
-        return await self._server.load_adapters(adapters)
-
-    async def unload_adapter(self, name: str) -> None:
-        """Unload an adapter, as `Server.unload_adapter` does."""
-        assert self._server is not None
-        await self._server.unload_adapter(name)
 
     async def stop(self) -> None:
         """Ends the server and every process that it started."""

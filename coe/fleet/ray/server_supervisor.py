@@ -9,11 +9,9 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, Never
 
 from coe.errors import FleetError
-from coe.fleet.planning import adapters_of
 from coe.fleet.ray.server_actor import GB, HEARTBEAT, ServedModel, ServerActor, ServerRequest
 from coe.fleet.server import restart_on_failure
 from coe.fleet.specs import Timeouts
@@ -24,8 +22,6 @@ PLACEMENT_NOTICE = 3.0
 """Seconds without placement after which the wait is reported."""
 SILENCE_TIMEOUT = 30.0
 """Seconds without any response of a node after which its server counts as lost."""
-RETRY_INTERVAL = 1.0
-"""Seconds before an unavailable actor is called again."""
 _UNITS = {"CPU": "CPU", "GPU": "GPU", "memory": "GB of memory"}
 
 
@@ -45,8 +41,6 @@ class ServerSupervisor:
     ) -> None:
         self.request = request
         self.served: ServedModel | None = None
-        self.adapters: Mapping[str, Path] = adapters_of(request.experts, base_folder=request.base_folder)
-        """The LoRA folders that it serves, by name."""
         self._name = f"server {request.name!r}"
         self._ray, self._report, self._changed, self._timeouts = ray, report, changed, timeouts
         self._placement_timeout = placement_timeout
@@ -88,7 +82,7 @@ class ServerSupervisor:
         begin = time.monotonic()
         try:
             async with asyncio.timeout(START_TIMEOUT):
-                self.served = await self._result(self._actor.start.remote(self.adapters))
+                self.served = await self._result(self._actor.start.remote())
         except TimeoutError:
             raise FleetError(f"{self._name} was not ready on node {self._node} within {START_TIMEOUT:g} s") from None
         self._changed()  # before the report, whose readers expect the address to be published
@@ -119,37 +113,16 @@ class ServerSupervisor:
         return failure
 
     async def _report_events(self) -> str:
-        last_response = time.monotonic()
-        while time.monotonic() - last_response < SILENCE_TIMEOUT:
+        while True:
             try:
                 async with asyncio.timeout(HEARTBEAT + SILENCE_TIMEOUT):
                     events = await self._result(self._actor.next_events.remote())
             except TimeoutError:
-                break
-            except _ActorUnavailable:
-                await asyncio.sleep(RETRY_INTERVAL)
-                continue
+                return f"is abandoned: node {self._node} has not responded for {SILENCE_TIMEOUT:g} s"
             except FleetError as error:
                 return f"is lost with its place on node {self._node} ({str(error).splitlines()[0]})"
-            last_response = time.monotonic()
             for line in events:
                 self._report(f"node {self._node}: {line}")
-        return f"is abandoned: node {self._node} has not responded for {SILENCE_TIMEOUT:g} s"
-
-    async def load_adapters(self, adapters: Mapping[str, Path]) -> list[str]:
-        """Serves these LoRA folders too; returns the new names. A lost server loads them when it returns. Raises
-        FleetError."""
-        new = {name: folder for name, folder in adapters.items() if self.adapters.get(name) != folder}
-        if new and self.served is not None:
-            await self._result(self._actor.load_adapters.remote(new))
-        self.adapters = {**self.adapters, **new}
-        return list(new)
-
-    async def unload_adapter(self, name: str) -> None:
-        """Stops serving this adapter. Raises FleetError."""
-        if self.served is not None:
-            await self._result(self._actor.unload_adapter.remote(name))
-        self.adapters = {other: folder for other, folder in self.adapters.items() if other != name}
 
     async def stop(self) -> None:
         """Ends the server and its actor. May be repeated, also if the node is gone."""
@@ -167,18 +140,12 @@ class ServerSupervisor:
         errors = self._ray.exceptions
         try:
             return await call
-        except errors.ActorUnavailableError as error:
-            raise _ActorUnavailable(_first_line(error)) from None
         except errors.RayTaskError as error:
             if isinstance(error.cause, FleetError):
                 raise FleetError(f"node {self._node}: {error.cause}") from None
             raise FleetError(f"{self._name} failed on node {self._node}: {error.cause!r}") from error
         except errors.RayError as error:
             raise FleetError(f"{self._name}: {_first_line(error)}") from error
-
-
-class _ActorUnavailable(FleetError):
-    """The actor cannot be called at the moment."""
 
 
 def _shortage(needed: Mapping[str, float], ray: Any) -> str:

@@ -3,7 +3,7 @@
 `ResidencyClient` implements `coe.experts.factory.ExpertLoader` over one connection that is opened again when it
 breaks. `coe status` uses `fetch_report`. Messages between a gateway process and `coe up` are one JSON object a line:
 
-    gateway -> coe up   {"acquire": 7, "expert": "law", "category": "law", "timeout": 60.0, "stand_in": ""}
+    gateway -> coe up   {"acquire": 7, "expert": "law", "timeout": 60.0, "stand_in": ""}
                         {"end": 7}          the request ended, or no longer waits
                         {"report": 8}       what happens on the devices, and why
     coe up -> gateway   {"granted": 7, "tier": "asleep"}            with the expert's tier when the request arrived
@@ -87,7 +87,7 @@ class ResidencyClient:
         """Called after each `acquire` that waited, or could have: the expert, its tier at arrival, `granted` or
         `refused`, and seconds."""
 
-    async def acquire(self, expert: str, *, category: str, deadline: float, stand_in: str) -> Callable[[], None]:
+    async def acquire(self, expert: str, *, deadline: float, stand_in: str) -> Callable[[], None]:
         """Waits until the expert is awake, at most until `deadline` (event loop clock). Returns the function that
         releases it. Raises ExpertAsleep."""
         loop = asyncio.get_running_loop()
@@ -97,7 +97,7 @@ class ResidencyClient:
         number = self._number
         response = self._responses[number] = loop.create_future()
         timeout = min(max(deadline - loop.time(), 0.0), MAX_WAIT_SECONDS)
-        message = {"acquire": number, "expert": expert, "category": category, "timeout": timeout, "stand_in": stand_in}
+        message = {"acquire": number, "expert": expert, "timeout": timeout, "stand_in": stand_in}
         try:
             writer.write(encode(message))
             async with asyncio.timeout(timeout + RESPONSE_TIMEOUT):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Literal
 
@@ -19,7 +18,7 @@ from coe.errors import FleetError
 from coe.fleet import probe
 from coe.fleet.residency.devices import ScheduledServer
 from coe.fleet.server import Server
-from coe.fleet.specs import ServerSpec, Timeouts
+from coe.fleet.specs import Timeouts
 from coe.supervision import supervised
 
 FIRST_TOKEN_TIMEOUT = 60.0
@@ -38,7 +37,7 @@ class ManagedServer:
         timeouts: Timeouts,
     ) -> None:
         self.profile = scheduled.profile
-        self._spec = self._next_spec = scheduled.spec
+        self._spec = scheduled.spec
         self._sleep_level = scheduled.sleep_level or 1
         self._session, self._report, self._timeouts = session, report, timeouts
         self._server = Server(self._spec, session=session, report=report, timeouts=timeouts)
@@ -51,10 +50,6 @@ class ManagedServer:
     def key(self) -> str:
         return self.profile.key
 
-    def use(self, spec: ServerSpec) -> None:
-        """Has the next start use this spec, which confines the server to its current device."""
-        self._next_spec = spec
-
     async def load(self) -> None:
         """Wakes or starts the server; returns once it has answered with a token. Raises FleetError; call `take_down`
         then."""
@@ -62,7 +57,6 @@ class ManagedServer:
             await self._client.wake(level=self._sleep_level)
             await self._wait_until_ready()
         else:
-            self._server.spec = replace(self._next_spec, adapters=self._server.spec.adapters)
             await self._server.start(keep_log=True)
         self._awake_since = time.monotonic()
 

@@ -16,8 +16,7 @@ from typing import Any
 
 from coe.fleet.residency.client import MAX_LINE_BYTES, encode, read_messages
 from coe.fleet.residency.residency import Residency
-from coe.fleet.residency.scheduler import Ticket
-from coe.fleet.residency.state import Tier
+from coe.fleet.residency.state import Ticket, Tier
 
 PUBLISH_INTERVAL = 0.2
 """Seconds between two messages about waiting requests, at least."""
@@ -109,7 +108,6 @@ class _ClientConnection:
         tier = _public_tier(self._residency.tier(expert))
         ticket = self._residency.acquire(
             expert,
-            category=str(message["category"]),
             timeout=float(message["timeout"]),
             stand_in=str(message["stand_in"]),
             granted=partial(self.send, {"granted": number, "tier": tier}),

@@ -1,4 +1,4 @@
-"""Inputs and decisions of the scheduling policy of a device: servers with their tiers, actions with their reasons.
+"""One device as its scheduling policy sees it: servers with their tiers and requests, and the actions on them.
 
 Memory is in GB, times in seconds of a monotonic clock.
 """
@@ -6,11 +6,15 @@ Memory is in GB, times in seconds of a monotonic clock.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-Tier = Literal["awake", "draining", "loading", "unloading", "asleep", "stopped"]
-"""draining: awake, but accepts no new request and unloads once it is idle; unloading: being put to sleep or stopped."""
+Tier = Literal["awake", "loading", "unloading", "asleep", "stopped"]
+"""unloading: being put to sleep or stopped."""
+
+Ticket = int
+"""Identifies one request from its arrival to its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,26 +33,29 @@ class ServerProfile:
     host_memory: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ServerState:
-    """One server at one moment.
+    """One server. Its `Scheduler` keeps it up to date; the policy reads it.
 
-    `waiting` holds the arrival times of its waiting requests, oldest first. `redirected` counts the requests that its
-    stand-in answered since it was last awake. `rate` is the forecast in requests a second, `load_seconds` the expected
-    time until it would be awake; for one that is awake, from the tier that it would rest in. After a failed start it is
-    not loaded before `retry_at`. `from_sleep` marks a loading or unloading server that was asleep before.
+    `waiting` are its waiting requests with their arrival times, oldest first; `redirected` is the arrival of the first
+    request that its stand-in answered since it was last awake. `last_used` is the time of the latest admission. After a
+    failed start it is not loaded before `retry_at`. `from_sleep` marks a loading or unloading server that was asleep
+    before; `loading_since` is of a load under way, and `load_seconds` is what the latest one took.
     """
 
     profile: ServerProfile
-    tier: Tier
-    waiting: tuple[float, ...] = ()
-    redirected: int = 0
-    in_flight: int = 0
-    rate: float = 0.0
-    last_used: float = 0.0
-    load_seconds: float = 1.0
-    retry_at: float = 0.0
+    tier: Tier = "stopped"
+    waiting: dict[Ticket, float] = field(default_factory=dict)
+    redirected: float | None = None
+    in_flight: set[Ticket] = field(default_factory=set)
+    last_used: float = -math.inf
+    retry_at: float = -math.inf
     from_sleep: bool = False
+    loading_since: float | None = None
+    load_seconds: float | None = None
+    switches: int = 0
+    fresh: bool = False
+    """It has admitted no request since it was loaded, so those that wait for it have their turn before it leaves."""
 
     @property
     def key(self) -> str:
@@ -62,20 +69,23 @@ class ServerState:
         asleep = self.tier == "asleep" or (self.tier == "unloading" and self.from_sleep)
         return self.profile.asleep_memory if asleep else self.profile.memory
 
+    @property
+    def arrivals(self) -> list[float]:
+        """When the requests that ask for a load arrived, oldest first."""
+        redirected = [] if self.redirected is None else [self.redirected]
+        return sorted([*redirected, *self.waiting.values()]) if redirected else list(self.waiting.values())
+
 
 @dataclass(frozen=True, slots=True)
 class DeviceState:
-    """One device at one moment.
-
-    `memory` and `host_memory` are budgets. `max_wait` scales how long a request may wait so that later requests for
-    the same expert can join it.
-    """
+    """One device at one moment. `memory` and `host_memory` are budgets. From `max_wait` seconds on, a waiting request
+    makes busy servers leave."""
 
     now: float
     memory: float
     host_memory: float
     max_wait: float
-    servers: tuple[ServerState, ...]
+    servers: Sequence[ServerState]
 
     @property
     def free(self) -> float:
@@ -87,40 +97,20 @@ class DeviceState:
         return self.host_memory - sum(s.profile.host_memory for s in self.servers if s.tier in ("asleep", "unloading"))
 
 
-Verb = Literal["admit", "load", "drain", "resume", "sleep", "stop"]
+Verb = Literal["admit", "load", "sleep", "stop"]
 
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """One step of a schedule. `count` is for `admit`: how many waiting requests to admit, oldest first."""
+    """One step of a schedule. `admit` admits all waiting requests of a server."""
 
     verb: Verb
     key: str
-    count: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A server that is not awake and that requests ask for, as the policy weighed it.
-
-    It may load once `waited`, the norm of the waits of its requests as of when it could be awake, reaches `price`: not
-    before `due` if no more requests arrive. `evicts` leave for it. An `obstacle` keeps it from loading: it failed and
-    may not start yet, it is larger than its device, or the servers that may leave do not free enough memory.
-    """
-
-    key: str
-    waited: float = 0.0
-    price: float = 0.0
-    due: float = math.inf
-    evicts: tuple[str, ...] = ()
-    obstacle: Literal["", "failed", "too_large", "no_room"] = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """The actions to take now, and when to plan again if nothing happens before (None: no need). `candidates` are the
-    servers that were weighed, those without an obstacle by urgency; they explain the actions."""
+    """The actions to take now, and when to plan again if nothing happens before (None: no need)."""
 
     actions: tuple[Action, ...] = ()
     next_check: float | None = None
-    candidates: tuple[Candidate, ...] = field(default=(), compare=False)

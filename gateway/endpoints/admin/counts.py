@@ -63,9 +63,21 @@ class Counts:
 
 def stats_of(counts: Counts, registry: Registry) -> dict[str, Any]:
     """The value of `/v1/stats`. Counters run since the start of the gateway; compare two snapshots for a rate."""
+    name = "coe_requests_total"
+    reasons, flows = counts.by_label(name, 4), counts.by_two_labels(name, 1, 2)
+    reasons.pop("", None)
+    flows.pop("", None)  # requests that ended before they were routed
+    memory, cpu = counts.by_label("process_resident_memory_bytes"), counts.by_label("process_cpu_seconds_total")
+    started = counts.by_label("process_start_time_seconds")
     return {
         "categories": list(registry.category_names),
-        "requests": _requests(counts),
+        "requests": {
+            "total": int(counts.total(name)),
+            "apis": _integers(counts.by_label(name, 0)),
+            "outcomes": _integers(counts.by_label(name, 3)),
+            "reasons": _integers(reasons),
+            "flows": {category: _integers(experts) for category, experts in flows.items()},
+        },
         "in_flight": int(counts.total("coe_requests_in_flight")),
         "queued": int(counts.total("coe_queue_length")),
         "routing": _histogram(counts, "coe_routing_seconds"),
@@ -82,8 +94,13 @@ def stats_of(counts: Counts, registry: Registry) -> dict[str, Any]:
         "serving": [
             {"router": router, "config": config} for (router, config), _ in counts.cells("coe_router_info")
         ],
-        "artifacts": _artifacts(counts),
-        "workers": _workers(counts),
+        "artifacts": {  # workers that serve each version; an empty one means none
+            kind: _integers(versions) for kind, versions in counts.by_two_labels(ARTIFACT_INFO, 0, 1).items()
+        },
+        "workers": [
+            {"worker": int(worker), "memory_bytes": int(used), "cpu_seconds": cpu[worker], "started": started[worker]}
+            for worker, used in sorted(memory.items(), key=lambda item: int(item[0]))
+        ],
     }  # fmt: skip
 
 
@@ -120,37 +137,8 @@ def failed(outcomes: Mapping[str, int]) -> int:
     return sum(count for outcome, count in outcomes.items() if outcome not in _NOT_FAILURES)
 
 
-def _requests(counts: Counts) -> dict[str, Any]:
-    """`flows` counts routed requests by category and expert; others ended before they were routed."""
-    name = "coe_requests_total"
-    reasons, flows = counts.by_label(name, 4), counts.by_two_labels(name, 1, 2)
-    reasons.pop("", None)
-    flows.pop("", None)
-    return {
-        "total": int(counts.total(name)),
-        "apis": _integers(counts.by_label(name, 0)),
-        "outcomes": _integers(counts.by_label(name, 3)),
-        "reasons": _integers(reasons),
-        "flows": {category: _integers(experts) for category, experts in flows.items()},
-    }
-
-
 def _histogram(counts: Counts, name: str) -> dict[str, Any]:
     return {"bounds": counts.bounds(name), "counts": counts.buckets(name, ())}
-
-
-def _artifacts(counts: Counts) -> dict[str, dict[str, int]]:
-    """Count the workers that serve each version, by kind; an empty version means none."""
-    return {kind: _integers(versions) for kind, versions in counts.by_two_labels(ARTIFACT_INFO, 0, 1).items()}
-
-
-def _workers(counts: Counts) -> list[dict[str, Any]]:
-    memory, cpu = counts.by_label("process_resident_memory_bytes"), counts.by_label("process_cpu_seconds_total")
-    started = counts.by_label("process_start_time_seconds")
-    return [
-        {"worker": int(worker), "memory_bytes": int(bytes_), "cpu_seconds": cpu[worker], "started": started[worker]}
-        for worker, bytes_ in sorted(memory.items(), key=lambda item: int(item[0]))
-    ]
 
 
 def _integers(cells: Mapping[str, float]) -> dict[str, int]:

@@ -1,6 +1,6 @@
 """`/v1/records`: the routing log, one record with its feedback, and the replay of its decision.
 
-`FieldInfo.api` of each field (`coe/records/record.py`) states which of these responses return it.
+A list has the fields LIST_FIELDS of each record; a single record has all but its embedding.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Annotated, Any, get_args
 
 from pydantic import Field
@@ -20,7 +20,6 @@ from starlette.responses import Response
 
 from coe.core import Reason
 from coe.errors import Draining, InvalidRequest, LogUnavailable, Overloaded, RecordNotFound, StoreError, UnknownCursor
-from coe.records.codec import FIELDS
 from coe.records.feedback import Feedback
 from coe.records.record import LogPage, LogQuery, RoutingRecord
 from coe.registry import Registry
@@ -45,9 +44,14 @@ _log = logging.getLogger("gateway")
 _Value = Annotated[str, Field(max_length=MAX_VALUE_CHARACTERS)]
 _Time = Annotated[float, Field(ge=0, le=MAX_TIME)]
 
-LIST_FIELDS = tuple(field.name for field in FIELDS if field.info.api == "list")
+LIST_FIELDS = (
+    "request_id", "time", "category", "confidence", "expert", "reason", "outcome", "attempts", "stream",
+    "first_token_ms", "total_ms", "input_tokens", "output_tokens", "cached_tokens", "session", "api", "tenant",
+    "key", "cost", "retrieval", "purpose", "fallback_from", "cause", "recipe", "cache", "model", "language",
+    "only_local", "unpriced", "rule",
+)  # fmt: skip
 """Fields of each record in a list."""
-RECORD_FIELDS = tuple(field.name for field in FIELDS if field.info.api != "none")
+RECORD_FIELDS = tuple(field.name for field in fields(RoutingRecord) if field.name != "embedding")
 """Fields of a single record."""
 
 

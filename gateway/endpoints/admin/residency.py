@@ -1,5 +1,5 @@
 """Reports on the devices that experts share (`GET /v1/residency`): experts that are awake, requested or loading, and
-the next decision.
+why requests wait.
 
 The scheduler in `coe up` produces the report (`coe.fleet.residency.report`); requests of the same second share a
 report.
@@ -29,8 +29,7 @@ class Devices:
         self._snapshot = SharedSnapshot(self._take)
 
     async def get(self, _: Request) -> Response:
-        """Devices that experts share: tiers, loads under way, waiting requests, and the next decision with its
-        reason."""
+        """Devices that experts share: tiers, loads under way, and waiting requests with the reason."""
         return json_response(await self._snapshot.since(asyncio.get_running_loop().time() - _MAX_AGE_SECONDS))
 
     async def _take(self) -> bytes:

@@ -29,8 +29,6 @@ from gateway.request.body import RequestModel
 
 SEND_SECONDS = 10.0
 """Time limit for a client to read an event; after it the stream ends."""
-
-
 MAX_LISTENERS = 64
 """Open streams of one process."""
 MAX_INTERVAL_SECONDS, MAX_EVENTS = 60, 100_000
@@ -137,9 +135,9 @@ class Stats:
             why = f"{MAX_LISTENERS} other streams are open; request GET /v1/stats instead"
             raise Overloaded(why, retry_after=_RETRY_AFTER)
         self._listeners += 1
-        return EventStream(self._events(query), on_close=self._closed)
+        return EventStream(self._events(query), on_close=self._close)
 
-    def _closed(self) -> None:
+    def _close(self) -> None:
         self._listeners -= 1
 
     async def _events(self, query: StreamQuery) -> AsyncGenerator[bytes, None]:

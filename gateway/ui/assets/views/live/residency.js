@@ -1,4 +1,4 @@
-// Devices that experts share: who is awake, waits and loads, and what the scheduler does next and why.
+// Devices that experts share: who is awake, waits and loads, and why.
 
 import { html, nothing } from "../../vendor/lit-html.js";
 import { api } from "../../api.js";
@@ -46,19 +46,17 @@ const device = (found, loaded) => html`<section class="card" aria-label="Device 
   <h2>Device ${found.device} <small>at ${loaded.toLocaleTimeString()}</small></h2>
   <p class="share">${bar(found.occupied_gb / found.memory_gb)}<span class="number">${number(found.occupied_gb)} of ${number(found.memory_gb)} GB</span></p>
   ${found.host_memory_gb ? html`<p>${number(found.host_occupied_gb)} of ${number(found.host_memory_gb)} GB of RAM for experts asleep</p>` : nothing}
-  <p><strong>Next</strong> ${found.next.sentence}</p>
   ${table(`Servers on ${found.device}`, COLUMNS, found.servers)}
 </section>`;
 
 const COLUMNS = [
   { title: "Expert", cell: ({ experts }) => experts.join(", ") },
-  { title: "May use", cell: ({ devices }) => devices.join(", ") },
   { title: "Tier", cell: ({ tier }) => badge(tier, TIERS[tier] ?? "warn") },
   { title: "GB", number: true, cell: ({ memory_gb }) => number(memory_gb) },
   { title: "In flight", number: true, cell: ({ in_flight }) => number(in_flight) },
   { title: "Waiting", number: true, cell: ({ waiting }) => number(waiting) },
   { title: "Oldest wait", number: true, cell: ({ oldest_wait_s }) => seconds(oldest_wait_s) },
-  { title: "Load takes", number: true, cell: ({ load_s }) => seconds(load_s) },
+  { title: "Load took", number: true, cell: ({ load_s }) => seconds(load_s) },
   { title: "Loads", number: true, cell: ({ switches }) => number(switches) },
   { title: "Why", cell: ({ reason }) => reason },
 ];
