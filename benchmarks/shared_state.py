@@ -25,7 +25,8 @@ from redis import Redis
 
 from coe.artifacts.redis import RedisArtifacts
 from coe.artifacts.store import ArtifactStore, mirror
-from gateway.access.redis_affinity import RedisAffinity
+from coe.routing.conversation import Affinity, Conversation
+from gateway.access import open_affinity
 
 AT_ONCE = 32
 
@@ -33,10 +34,10 @@ AT_ONCE = 32
 async def conversations(url: str, count: int) -> dict[str, Any]:
     """Microseconds to publish an entry, milliseconds until the other gateway has it, and how many entries arrived."""
     keys = [secrets.token_bytes(16) for _ in range(count)]
-    async with RedisAffinity(url) as one, RedisAffinity(url) as other:
+    async with open_affinity(url) as one, open_affinity(url) as other:
         began = time.perf_counter()
         for place, key in enumerate(keys):
-            one.publish([key], "coder")
+            one.put(Conversation((key,)), "coder")
             if place % AT_ONCE == 0:
                 await asyncio.sleep(0)
         published = (time.perf_counter() - began) / count * 1e6
@@ -49,12 +50,12 @@ async def conversations(url: str, count: int) -> dict[str, Any]:
         }
 
 
-async def looked_up(conversations: RedisAffinity, keys: Sequence[bytes], *, at_once: int) -> dict[str, float]:
+async def looked_up(affinity: Affinity, keys: Sequence[bytes], *, at_once: int) -> dict[str, float]:
     """Milliseconds of a lookup, the share of known keys, and processor time of one lookup."""
 
     async def lookup(key: bytes) -> tuple[float, bool]:
         began = time.perf_counter()
-        known = await conversations.lookup([key]) is not None
+        known = await affinity.find(Conversation((), (key,))) is not None
         return (time.perf_counter() - began) * 1e3, known
 
     answers = list[tuple[float, bool]]()

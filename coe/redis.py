@@ -1,13 +1,13 @@
 """A bounded client for one Redis server, whose failures are one error class.
 
-Each feature opens its own client with its error class, timeouts and number of connections: the routing log, limits,
-conversations, and, with the blocking client, shared artifacts. Error messages name host and port of the
+Each feature opens its own client with its error class, timeouts and number of connections: the routing log, each
+SharedStore, and, with the blocking client, shared artifacts. Error messages name host and port of the
 server, and never repeat its address, which may hold a password.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -39,13 +39,11 @@ class _Failures:
         key: str,
         error: ErrorOf,
     ) -> None:
-        from redis.exceptions import ConnectionError as Disconnected
         from redis.exceptions import RedisError
 
         options = pool.connection_kwargs
         self.place = f"redis at {options.get('host', 'localhost')}:{options.get('port', 6379)}"
         self.caught = (RedisError, OSError)
-        self.disconnected = (Disconnected, OSError)
         self._key, self._error = key, error
 
     def translated(self, error: BaseException) -> Exception:
@@ -67,8 +65,8 @@ class RedisClient:
     """An asyncio client. It connects on the first command.
 
     `client` makes commands, and `run` awaits them; `place` names the server in errors. `connect_timeout` and `timeout`
-    are in seconds, None where the caller bounds the time. One retry replaces a pooled connection that has died since;
-    pass 0 `retries` where a command must not run twice. Raises ConfigError when `url` cannot be a Redis address.
+    are in seconds, None where the caller bounds the time. One retry replaces a pooled connection that has died since.
+    Raises ConfigError when `url` cannot be a Redis address.
     """
 
     def __init__(
@@ -80,7 +78,6 @@ class RedisClient:
         connections: int,
         connect_timeout: float | None,
         timeout: float | None,
-        retries: int = 1,
     ) -> None:
         from redis.asyncio import BlockingConnectionPool, Redis
         from redis.asyncio.retry import Retry
@@ -93,7 +90,7 @@ class RedisClient:
                 timeout=timeout,
                 socket_connect_timeout=connect_timeout,
                 socket_timeout=timeout,
-                retry=Retry(NoBackoff(), retries),
+                retry=Retry(NoBackoff(), 1),
             ),
             key,
         )
@@ -115,56 +112,10 @@ class RedisClient:
             return str(self._failures.translated(TimeoutError("no reply in time")))
         return str(error) if str(error).startswith(self.place) else f"{self.place}: {error!r}"
 
-    def connection(self) -> RedisConnection:
-        """A connection for one task that often exchanges commands; it counts among the client's connections."""
-        return RedisConnection(self.client.connection_pool, self._failures)
-
     async def aclose(self) -> None:
         """Closes all connections."""
         await self.client.aclose()
         await self.client.connection_pool.disconnect()
-
-
-class RedisConnection:
-    """One connection of a RedisClient, for a task that has one exchange at a time and bounds its time.
-
-    Sending through the client takes two to five times as long, for its pool, locks, retries, statistics and encoding.
-    """
-
-    def __init__(self, pool: redis.asyncio.ConnectionPool, failures: _Failures) -> None:
-        self._pool = pool
-        self._failures = failures
-        self._connection: redis.asyncio.Connection | None = None
-
-    async def exchange(self, *commands: Sequence[bytes]) -> list[Any]:
-        """Sends the commands together and returns their replies. Connects again, once, if the connection has died;
-        the commands may then run twice. Raises `error`. A failure or a cancellation closes the connection."""
-        packed = b"".join(map(packed_command, commands))
-        try:
-            is_open = self._connection is not None and self._connection.is_connected
-            try:
-                return await self._send(packed, len(commands))
-            except self._failures.disconnected:
-                if not is_open:
-                    raise
-                return await self._send(packed, len(commands))
-        except self._failures.caught as error:
-            raise self._failures.translated(error) from error
-
-    async def _send(self, packed: bytes, count: int) -> list[Any]:
-        if self._connection is None:
-            self._connection = await self._pool.get_connection()  # type: ignore[no-untyped-call]
-        try:
-            await self._connection.send_packed_command(packed, check_health=False)
-            return [await self._connection.read_response(disable_decoding=True) for _ in range(count)]
-        except BaseException:
-            await self._connection.disconnect(nowait=True)  # replies may be missing
-            raise
-
-
-def packed_command(parts: Sequence[bytes]) -> bytes:
-    """A command in Redis's protocol."""
-    return b"*%d\r\n%b" % (len(parts), b"".join([b"$%d\r\n%b\r\n" % (len(part), part) for part in parts]))
 
 
 class BlockingRedisClient:

@@ -1,14 +1,12 @@
-"""Supervised background tasks, and exponential backoff.
+"""Supervised background tasks.
 
-A task that ends unexpectedly is logged, counted and restarted after a pause that doubles with each failure. `Backoff`
-applies the same rule to any operation that failed.
+A task that ends unexpectedly is logged, counted and restarted after a pause that doubles with each failure.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable
 
 FIRST_PAUSE_SECONDS = 1.0
@@ -83,25 +81,3 @@ async def _failure_of(work: Callable[[], Awaitable[None]]) -> BaseException | No
     except Exception as error:
         return error
     return None
-
-
-class Backoff:
-    """A pause after a failure: `first` seconds, doubling up to `longest`, reset by a success."""
-
-    def __init__(self, *, first: float, longest: float) -> None:
-        self._first = first
-        self._longest = longest
-        self._pause = 0.0
-        self._until = 0.0
-
-    @property
-    def active(self) -> bool:
-        """True until the pause after the last failure is over."""
-        return time.monotonic() < self._until
-
-    def failed(self) -> None:
-        self._pause = min(self._longest, self._pause * 2 or self._first)
-        self._until = time.monotonic() + self._pause
-
-    def reset(self) -> None:
-        self._pause = self._until = 0.0

@@ -42,11 +42,17 @@ from coe.runtime.active_state import (
 )
 from coe.runtime.artifact_sync import sync_artifacts, sync_once
 from coe.runtime.consequences import consequences_of, log_consequences
-from coe.runtime.issued_keys import access_with, check_issued
+from coe.runtime.issued_keys import check_issued
 from coe.runtime.key_store import open_key_store
 from coe.settings import Settings
-from gateway.access import check_counters, check_exposure, create_admin_key, open_limiter, watching_issued_keys
-from gateway.access.redis_affinity import open_affinity
+from gateway.access import (
+    check_counters,
+    check_exposure,
+    create_admin_key,
+    open_affinity,
+    open_limiter,
+    watching_issued_keys,
+)
 from gateway.app import create_app
 from gateway.observability.logs import log_uncaught
 from gateway.observability.metrics import Metrics
@@ -62,10 +68,11 @@ from gateway.process.jobs import Jobs, PlanSolver
 from gateway.process.reload import Reader, Reload
 from gateway.process.signals import Drain, handle_signals
 from gateway.process.watched_files import file_states, watched_files
-from gateway.request.cache_step import CacheStep, check_cache, open_cache
-from gateway.request.stored_step import StoredStep, check_stored_responses, open_stored_step
+from gateway.request.cache_step import CacheStep, cache_store, open_cache
+from gateway.request.stored_step import StoredStep, open_stored_step
 from gateway.server import open_listener
 from gateway.serving_state import ServingState, Wiring
+from gateway.stored_responses.store import response_store
 from routers.kernel import IMPLEMENTATION
 
 _log = logging.getLogger("gateway")
@@ -73,7 +80,7 @@ _log = logging.getLogger("gateway")
 SPOOL = "spool.jsonl"
 ENCODER_THREADS = 2
 """Threads for sentence encoder passes, each on one core; more would compete with the experts for the cores."""
-CACHE_DEGRADED = "1 while Redis is away and nothing is answered from the cache."
+CACHE_DEGRADED = "1 while the store of the cache is away and nothing is answered from it."
 STORED_DEGRADED = "1 while answers of the Responses API cannot be stored or read."
 LIMITS_DEGRADED = "1 while Redis or the file of counts is away and this gateway counts limits for itself."
 ISSUED_KEYS_DEGRADED = "1 while issued API keys cannot be read; they are refused after 5 minutes."
@@ -143,9 +150,10 @@ def prepare(settings: Settings) -> Registry:
     sync_once(settings)
     registry, _ = check_active_state(settings)
     check_exposure(settings, registry.access)
-    check_counters(registry.access, workers=settings.workers)
-    check_cache(registry.cache)
-    check_stored_responses(registry.stored_responses)
+    check_counters(registry.access.counters)
+    if registry.cache is not None:
+        cache_store(registry.cache)
+    response_store(registry.stored_responses, settings.home)
     for spec in registry.experts:
         endpoints_of(spec, settings.endpoints)
     check_tracing(settings)
@@ -311,12 +319,11 @@ async def _open_wiring(
     """Open what all serving states share: limits, the residency client, affinity."""
     counters, failed = registry.access.counters, metrics.task_failed
     limiter = await stack.enter_async_context(open_limiter(counters, home=settings.home, task_failed=failed))
-    metrics.gauge("coe_limits_degraded", LIMITS_DEGRADED, lambda: limiter.degraded, largest=True)
+    metrics.gauge("coe_limits_degraded", LIMITS_DEGRADED, lambda: limiter.outage.active, largest=True)
     store = open_key_store(counters, home=settings.home)
     issued = await stack.enter_async_context(watching_issued_keys(store, task_failed=failed))
     check_issued(registry, issued.keys, now=time.time())
-    check_counters(access_with(registry, issued.keys), workers=settings.workers)
-    metrics.gauge("coe_issued_keys_degraded", ISSUED_KEYS_DEGRADED, lambda: issued.degraded, largest=True)
+    metrics.gauge("coe_issued_keys_degraded", ISSUED_KEYS_DEGRADED, lambda: issued.outage.active, largest=True)
     residency = await stack.enter_async_context(open_residency(settings, metrics))
     affinity = await stack.enter_async_context(open_affinity(counters, task_failed=failed))
     wiring = Wiring(
@@ -336,7 +343,7 @@ async def _open_cache(stack: AsyncExitStack, registry: Registry, metrics: Metric
     """Open the answer cache, None if none is declared."""
     cache = await stack.enter_async_context(open_cache(registry.cache, task_failed=metrics.task_failed))
     metrics.gauge(
-        "coe_cache_degraded", CACHE_DEGRADED, lambda: cache is not None and cache.answers.degraded, largest=True
+        "coe_cache_degraded", CACHE_DEGRADED, lambda: cache is not None and cache.answers.outage.active, largest=True
     )
     return cache
 

@@ -26,12 +26,12 @@ from coe.retrieval.retrieval import Retrieval
 from coe.routing.composition import Composition
 from coe.routing.conversation import Affinity
 from coe.runtime.active_state import DocumentIndex
-from coe.runtime.issued_keys import IssuedKeys
-from coe.runtime.key_store import NOTHING, Stored
+from coe.runtime.key_store import KeyStore
+from coe.runtime.shared_store import MemoryStore
 from coe.settings import Settings
 from coe.usage import SentCall, Usage
 from gateway.access import IssuedKeyWatch, access_of
-from gateway.access.limits import MemoryLimiter
+from gateway.access.limits import Limiter
 from gateway.app import create_app
 from gateway.observability.metrics import Metrics
 from gateway.observability.observers import ImplicitSignals, RecentRequests
@@ -249,21 +249,6 @@ def scripted_experts(registry: Registry, scripts: Mapping[str, Any]) -> dict[str
     return {name: ScriptedExpert(name, *([scripts[name]] if name in scripts else [])) for name in registry.expert_names}
 
 
-class ListKeyStore:
-    """Issued keys in memory."""
-
-    stored = NOTHING
-
-    async def read(self, known: str) -> Stored | None:
-        return None if known == self.stored.version else self.stored
-
-    async def write(self, known: str, keys: IssuedKeys) -> str | None:
-        self.stored = Stored(f"{self.stored.version}.", keys)
-        return self.stored.version
-
-    async def aclose(self) -> None: ...
-
-
 def _composition_of(
     registry: Registry,
     experts: Mapping[str, Expert],
@@ -317,7 +302,7 @@ async def gateway_of(
             composition = _composition_of(
                 registry, experts, threads, assignment, affinity=affinity, retrieval=retrieval
             )
-            limiter = MemoryLimiter(clock=ManualClock())  # nothing refills while a busy machine pauses
+            limiter = Limiter(clock=ManualClock())  # nothing refills while a busy machine pauses
             access = access_of(registry, limiter, routed=composition.routed_arms)
             serving = Serving(composition, access, index, versions)
             current, metrics = ServingState(serving), Metrics()
@@ -337,7 +322,7 @@ async def gateway_of(
                     helped = jobs or own_jobs, solver or own_solver
                     stores = (log, log, writer, recent)
                     more = tracing, cache, step
-                    issued, seen = IssuedKeyWatch(ListKeyStore()), (*keep, *observers)
+                    issued, seen = IssuedKeyWatch(KeyStore(MemoryStore())), (*keep, *observers)
                     yield Parts(current, seen, metrics, *stores, where, *helped, *more, issued=issued)
 
     app = create_app(parts)

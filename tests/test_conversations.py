@@ -124,30 +124,28 @@ async def test_the_least_recently_used_conversations_are_evicted_and_superseded_
     assert await affinity.find(keys("U b", "A 1", "U on")) is None
 
 
-class SharedAffinityStub:
-    """A SharedAffinity with one expert for every conversation, which counts lookups."""
+class SharedExpertsStub:
+    """SharedExperts with one expert for every conversation, which count lookups."""
 
-    def __init__(self, expert: str | None) -> None:
-        self.expert, self.lookups, self.published, self.superseded = expert, 0, list[str](), list[bytes]()
+    def __init__(self, expert: bytes | None) -> None:
+        self.expert, self.lookups, self.published = expert, 0, list[bytes]()
 
-    def publish(self, keys: Sequence[bytes], expert: str, *, superseded: Sequence[bytes]) -> None:
-        self.published += [expert] * len(keys)
-        self.superseded += superseded
+    def put(self, name: str, value: bytes, *, ttl: float) -> None:
+        self.published.append(value)
 
-    async def lookup(self, keys: Sequence[bytes]) -> str | None:
+    async def get(self, names: Sequence[str]) -> list[bytes | None]:
         self.lookups += 1
-        return self.expert
+        return [None, self.expert, *[None] * (len(names) - 2)]
 
 
 async def test_the_shared_affinity_is_looked_up_only_after_another_gateways_answer() -> None:
-    shared = SharedAffinityStub("painter")
+    shared = SharedExpertsStub(b"painter")
     affinity = Affinity(shared=shared)
     turns = ["U one", "A 1", "U two", "A 2", "U three"]
     for length in (1, 3, 5):
         await affinity.find(keys(*turns[:length]))
         affinity.put(keys(*turns[:length]), "coder")
-    assert (shared.lookups, shared.published) == (0, ["coder"] * 3)
-    assert shared.superseded == [*keys(*turns[:1]).answer, *keys(*turns[:3]).answer]
+    assert (shared.lookups, shared.published) == (0, [b"coder"] * 3)
     fifth = keys(*turns, "A 3", "U four", "A 4", "U five")  # the fourth answer came from another gateway
     assert (await affinity.find(fifth), shared.lookups) == ("painter", 1)
     shared.expert = None

@@ -118,16 +118,16 @@ def test_without_redis_nothing_changes_and_a_gateway_serves_on(tmp_path: Path, r
     store.promote(first)
     follower = ArtifactSync(settings, share)
     follower.sync()
-    assert not follower.behind
+    assert not follower.outage.active
     redis_server.kill()
     with pytest.raises(ArtifactError, match="check that it runs"):
         store.promote(second)
     follower.sync()
-    assert follower.behind
+    assert follower.outage.active
     assert store.in_use() == first
     redis_server.start()  # empty, as it keeps nothing
     follower.sync()
-    assert (follower.behind, store.in_use()) == (False, first)
+    assert (follower.outage.active, store.in_use()) == (False, first)
     share.close()
 
 

@@ -22,12 +22,11 @@ from coe.records import LogWriter
 from coe.runtime.artifact_sync import ArtifactSync, sync_artifacts
 from coe.settings import Settings
 from coe.supervision import log_failure, next_pause, supervised
-from gateway.access.durable import DurableLimiter
-from gateway.access.redis import RedisLimiter
-from gateway.access.redis_affinity import RedisAffinity
+from gateway.access import Limiter, open_affinity, open_limiter
 from gateway.observability.logs import TextFormatter
 from gateway.observability.metrics import Metrics, exposition
 from gateway.server import Server
+from gateway.shared_cache import SharedCache
 from tests.gateway.raw_http import served
 
 pytestmark = pytest.mark.anyio
@@ -157,13 +156,13 @@ def records(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path)
 
 
 def limits(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) -> Opened:
-    patch.setattr(RedisLimiter, "_run", work)
-    return RedisLimiter(URL, task_failed=failed)
+    patch.setattr(Limiter, "_run", work)
+    return Limiter(task_failed=failed)
 
 
 def conversations(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) -> Opened:
-    patch.setattr(RedisAffinity, "_run", work)
-    return RedisAffinity(URL, task_failed=failed)
+    patch.setattr(SharedCache, "_run", work)
+    return open_affinity(URL, task_failed=failed)
 
 
 def turns(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) -> Opened:
@@ -213,16 +212,16 @@ async def test_counts_of_keys_are_written_on_after_their_task_failed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     failures: list[str] = []
-    went_on, write = asyncio.Event(), DurableLimiter._run
+    went_on, write = asyncio.Event(), Limiter._run
 
-    async def once(limiter: DurableLimiter) -> None:
+    async def once(limiter: Limiter) -> None:
         if not failures:
             raise ValueError("once")
         went_on.set()
         await write(limiter)
 
-    monkeypatch.setattr(DurableLimiter, "_run", once)
-    async with DurableLimiter(tmp_path / "key-usage.sqlite", task_failed=failures.append):
+    monkeypatch.setattr(Limiter, "_run", once)
+    async with open_limiter("memory", home=tmp_path, task_failed=failures.append):
         await went_on.wait()
     assert failures == ["limits"]
 
@@ -236,5 +235,5 @@ async def test_a_follower_survives_whatever_is_shared(
     monkeypatch.setattr(coe.runtime.artifact_sync, "mirror", fails)
     follower = ArtifactSync(Settings.read({"COE_HOME": str(tmp_path)}), None)  # type: ignore[arg-type]
     follower.sync()
-    assert follower.behind
+    assert follower.outage.active
     assert len(caplog.records[0].getMessage()) < 1000

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any, Self
 
 from coe.errors import DamagedEntry, StoreError
+from coe.outage import Outage
 from coe.records.codec import ENTRY
 from coe.records.feedback import Feedback, FeedbackKind, FeedbackLog, Pending
-from coe.records.outage import Outage
 from coe.records.record import RoutingLog, RoutingRecord
 from coe.records.spool import Spool
-from coe.supervision import Backoff, TaskFailed, ignore_failure, supervised
+from coe.supervision import TaskFailed, ignore_failure, supervised
 
 logger = logging.getLogger("coe.records")
 
@@ -69,14 +69,14 @@ class LogWriter:
         self.dropped = self.spooled = self.rejected = 0
         """Entries lost, put into the spool, and events rejected as their request was another tenant's."""
         self._log, self._feedback, self._count, self._task_failed = log, feedback, count, task_failed
-        self._log_outage = Outage("routing log", self._counts)
-        self._spool_outage = Outage("routing log: spool", self._counts)
+        self._log_outage = Outage("routing log", counts=self._counts, first=first_retry, longest=max_retry)
+        waits = f"; up to {capacity} entries wait in memory, no more are taken"
+        self._spool_outage = Outage("routing log: spool", waits, counts=self._counts)
         self._spool = Spool(spool) if spool else None
         self._queue: deque[Entry] = deque()
         self._waiters: dict[int, asyncio.Future[None]] = {}
         self._capacity, self._batch, self._interval, self._close_timeout = capacity, batch, interval, close_timeout
         self._append_timeout = append_timeout or (SPOOL_AFTER_SECONDS if spool else APPEND_SECONDS)
-        self._backoff = Backoff(first=first_retry, longest=max_retry)
         self._next_poll = 0.0
         self._closing, self._arrived = asyncio.Event(), asyncio.Event()
 
@@ -98,7 +98,7 @@ class LogWriter:
     @property
     def stuck(self) -> bool:
         """True while the log pauses after a failure and no spool works."""
-        return self._backoff.active and self.spool_error is not None
+        return self._log_outage.pausing and self.spool_error is not None
 
     def put(self, entry: Entry) -> None:
         """Queue one entry. A full queue drops it and counts it."""
@@ -131,7 +131,7 @@ class LogWriter:
         """Write the rest to the log or the spool, within twice `close_timeout`; count what neither accepted."""
         self._closing.set()
         self._arrived.set()
-        self._backoff.reset()  # try once more before leaving
+        self._log_outage.retry_now()  # try once more before leaving
         await _within(self._close_timeout, self._task)
         await _within(self._close_timeout, self._to_spool(list(self._queue)))
         if self._spool is not None:
@@ -149,7 +149,7 @@ class LogWriter:
             try:
                 more = await self._write_once()
             except Exception as error:  # a bug here must not stop the writer
-                self._log_outage.began(repr(error))
+                self._log_outage.began(repr(error), pause=False)
             if not more:
                 if closing:
                     return
@@ -178,7 +178,7 @@ class LogWriter:
         return await self._deliver_spooled() or len(self._queue) >= self._batch
 
     async def _append(self, entries: Sequence[Entry], seconds: float) -> bool:
-        if self._backoff.active:
+        if self._log_outage.pausing:
             return False
         try:
             async with asyncio.timeout(seconds):
@@ -188,11 +188,9 @@ class LogWriter:
                     events = await asyncio.gather(*map(self._with_tenant, pending))
                     await self._feedback.append([event for event in events if event is not None])
         except Exception as error:  # the entries are kept and the task continues
-            self._backoff.failed()
             silent = isinstance(error, TimeoutError)
             self._log_outage.began(f"the log did not answer within {seconds:g} s" if silent else str(error))
             return False
-        self._backoff.reset()
         self._log_outage.ended()
         return True
 
@@ -224,7 +222,7 @@ class LogWriter:
         try:
             await asyncio.to_thread(self._spool.append, lines)
         except StoreError as error:
-            self._spool_outage.began(str(error), f"; up to {self._capacity} entries wait in memory, no more are taken")
+            self._spool_outage.began(str(error))
             return False
         self._spool_outage.ended()
         self.spooled += len(lines)
@@ -233,7 +231,7 @@ class LogWriter:
 
     async def _deliver_spooled(self) -> bool:
         """Move one batch from the spool into the log. Returns True if more may be waiting."""
-        if self._spool is None or self._backoff.active or time.monotonic() < self._next_poll:
+        if self._spool is None or self._log_outage.pausing or time.monotonic() < self._next_poll:
             return False
         entries, damaged = list[Entry](), 0
         try:

@@ -256,7 +256,7 @@ class AccessSpec(StrictModel):
     keys: tuple[ApiKey, ...] = ()
     """API keys."""
     counters: Annotated[str, Field(pattern=r"^(memory|rediss?://.+)$")] = "memory"
-    """Store of the usage of keys, and of issued keys: `memory` (each gateway separately, saved in its state folder) or
+    """Store of the usage of keys, and of issued keys: `memory` (the processes of one machine, in the state folder) or
     redis://HOST:PORT/DB (all gateways together)."""
     allowed_origins: tuple[Origin, ...] = ()
     """Origins of web pages that may call the API, besides the gateway's own, such as https://app.example.com. Without

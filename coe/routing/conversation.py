@@ -195,14 +195,16 @@ _CALL_IDS: Mapping[Api, re.Pattern[bytes]] = {
 """The id of a call in an answer, of chat the first one of an event or answer."""
 
 
-class SharedAffinity(Protocol):
-    """Affinity that several gateways share. No method fails; `lookup` is fast and returns None if unknown."""
+SHARED_SECONDS = 3600.0
+"""Seconds that the expert of a silent conversation is shared: prefix caches forget it sooner."""
 
-    def publish(self, keys: Sequence[bytes], expert: str, *, superseded: Sequence[bytes]) -> None:
-        """Store the expert under these keys. The `superseded` keys are needed for a short time only."""
 
-    async def lookup(self, keys: Sequence[bytes]) -> str | None:
-        """Return the expert of the first key that is known."""
+class SharedExperts(Protocol):
+    """Names of experts that several gateways share. No method fails; `get` is fast, with None for what is unknown."""
+
+    async def get(self, names: Sequence[str]) -> Sequence[bytes | None]: ...
+
+    def put(self, name: str, value: bytes, *, ttl: float) -> None: ...
 
 
 class Affinity:
@@ -211,7 +213,7 @@ class Affinity:
     With `shared`, every entry is published there, and looked up for a follow-up to another gateway's answer.
     """
 
-    def __init__(self, *, limit: int = MAX_CONVERSATIONS, shared: SharedAffinity | None = None) -> None:
+    def __init__(self, *, limit: int = MAX_CONVERSATIONS, shared: SharedExperts | None = None) -> None:
         self._experts: OrderedDict[bytes, str] = OrderedDict()
         self._limit = limit
         self._shared = shared
@@ -223,8 +225,10 @@ class Affinity:
             return None
         if (known := self._experts.get(keys[0])) is not None and keys[0] not in conversation.answer:
             return known
-        if self._shared is not None and (expert := await self._shared.lookup(keys)) is not None:
-            return expert
+        if self._shared is not None:
+            shared = await self._shared.get([key.hex() for key in keys])
+            if (expert := next(filter(None, shared), None)) is not None:
+                return expert.decode(errors="replace")
         return next((self._experts[key] for key in keys if key in self._experts), None)
 
     def put(self, conversation: Conversation, expert: str) -> None:
@@ -238,8 +242,9 @@ class Affinity:
                 self._experts.move_to_end(key, last=False)
         while len(self._experts) > self._limit:
             self._experts.popitem(last=False)
-        if self._shared is not None and conversation.answer:
-            self._shared.publish(conversation.answer, expert, superseded=superseded)
+        if self._shared is not None:
+            for key in conversation.answer:
+                self._shared.put(key.hex(), expert.encode(), ttl=SHARED_SECONDS)
 
     def noting_calls(self, reply: Reply, api: Api, conversation: Conversation, expert: str) -> Reply:
         """Return a reply that stores the expert under the ids of the tools that it calls, too."""

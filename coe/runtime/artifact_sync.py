@@ -7,7 +7,6 @@ a task; commands sync once before they change anything.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 
@@ -16,12 +15,11 @@ from coe.artifacts.redis import RedisArtifacts, open_shared
 from coe.artifacts.store import ArtifactStore, mirror
 from coe.errors import ArtifactError, CoEError
 from coe.learning.monitoring.traffic_report import TRAFFIC_REPORT_FILE
+from coe.outage import Outage
 from coe.registry import load
 from coe.settings import Settings
 from coe.supervision import TaskFailed, supervised
 from coe.terminal import print_error
-
-_log = logging.getLogger("gateway")
 
 POLL_SECONDS = 1.0
 """Interval of syncs."""
@@ -33,15 +31,12 @@ MAX_CAUSE_CHARACTERS = 500
 
 
 class ArtifactSync:
-    """Copies new shared versions into the local state folder at intervals.
-
-    `behind` is True while they cannot be copied; the previous ones stay in use.
-    """
+    """Copies new shared versions into the local state folder at intervals. During an outage the previous ones stay in
+    use."""
 
     def __init__(self, settings: Settings, share: RedisArtifacts) -> None:
         self._settings, self._share = settings, share
-        self.behind = False
-        self._last_error = ""
+        self.outage = Outage("shared artifacts", "; the last good state stays in service")
 
     def sync(self) -> None:
         """Copies new versions and files. Never raises."""
@@ -49,21 +44,16 @@ class ArtifactSync:
             _mirror(self._settings, self._share)
             self._share.fetch_file(TRAFFIC_REPORT_FILE, self._settings.artifacts)
         except Exception as error:  # a bad shared artifact must not end the sync loop
-            self.behind = True
-            cause = (str(error) if isinstance(error, CoEError | OSError) else repr(error))[:MAX_CAUSE_CHARACTERS]
-            if cause != self._last_error:
-                self._last_error = cause
-                _log.error("the shared artifacts cannot be copied, the last good state stays in service: %s", cause)
-            return
-        if self.behind:
-            _log.warning("the shared artifacts are copied again")
-        self.behind, self._last_error = False, ""
+            cause = str(error) if isinstance(error, CoEError | OSError) else repr(error)
+            self.outage.began(cause[:MAX_CAUSE_CHARACTERS])
+        else:
+            self.outage.ended()
 
     async def run(self) -> None:
         """Syncs at intervals until cancelled."""
         while True:
             await asyncio.to_thread(self.sync)
-            await asyncio.sleep(RETRY_SECONDS if self.behind else POLL_SECONDS)
+            await asyncio.sleep(RETRY_SECONDS if self.outage.active else POLL_SECONDS)
 
 
 def sync_once(settings: Settings) -> None:
@@ -87,7 +77,7 @@ async def sync_artifacts(
     artifact_sync = ArtifactSync(settings, share)
     task = supervised(artifact_sync.run, "artifact-sync", task_failed=task_failed)
     try:
-        yield lambda: artifact_sync.behind
+        yield lambda: artifact_sync.outage.active
     finally:
         task.cancel()
         with suppress(asyncio.CancelledError):

@@ -6,7 +6,7 @@ that stay keep their counts.
 """
 
 from coe.runtime.api_keys import create_admin_key, with_admin_key
-from gateway.access.access import Access, Caller, access_of, check_counters, open_limiter
+from gateway.access.access import Access, Caller, access_of, check_counters, open_affinity, open_limiter
 from gateway.access.allowance import UNLIMITED, Allowance
 from gateway.access.browsers import check_exposure
 from gateway.access.issued import IssuedKeyWatch, watching_issued_keys
@@ -23,6 +23,7 @@ __all__ = [
     "check_counters",
     "check_exposure",
     "create_admin_key",
+    "open_affinity",
     "open_limiter",
     "watching_issued_keys",
     "with_admin_key",

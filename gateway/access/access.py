@@ -1,7 +1,7 @@
 """The `access` section of experts.yaml in use: identifies callers, and gives requests their allowances.
 
-`open_limiter` opens the counters that the section names, `check_counters` validates them, and `access_of` builds an
-Access over them.
+`open_limiter` opens the counters that the section names, and `open_affinity` the experts of conversations beside them.
+`check_counters` validates their address, and `access_of` builds an Access over the counters.
 """
 
 from __future__ import annotations
@@ -18,22 +18,26 @@ from math import isfinite
 from pathlib import Path
 
 from coe.core import ExpertRule, Scope
-from coe.errors import ConfigError, Forbidden, RequestError, Unauthorized
+from coe.errors import Forbidden, RequestError, Unauthorized
+from coe.outage import Outage
 from coe.registry import AccessSpec, ApiKey, Prices, RecipeSpec, Registry
 from coe.registry.recipes import cap_in_force
+from coe.routing.conversation import Affinity
 from coe.routing.eligibility import exclusion
 from coe.runtime.api_keys import MAX_KEY_BYTES, rule_of
 from coe.runtime.issued_keys import IssuedKeys, access_with, date_of
+from coe.runtime.shared_store import RedisStore, SharedStore, SqliteStore
 from coe.supervision import TaskFailed, ignore_failure
 from coe.usage import SentCall
 from gateway.access.allowance import UNLIMITED, Allowance, RequestAllowance, TokenAllowance
 from gateway.access.browsers import BrowserPolicy
-from gateway.access.durable import KEY_USAGE_FILE, DurableLimiter
 from gateway.access.estimate import Pricing
-from gateway.access.limits import MEMORY, Amounts, Limiter, MemoryLimiter, meters_of
-from gateway.access.redis import RedisLimiter, limits_client
+from gateway.access.limits import MEMORY, Amounts, Limiter
+from gateway.shared_cache import SharedCache
 
 _BEARER = b"bearer "
+KEY_USAGE_FILE = "key-usage.sqlite"
+"""Name in the state folder."""
 _KEY_HEADERS = (b"x-api-key", b"api-key")
 """Headers of Anthropic's and Azure's clients."""
 
@@ -132,7 +136,7 @@ class Access:
         self.browsers = BrowserPolicy(spec.allowed_origins, spec.allowed_hosts, host=host)
         self.keys = spec.keys
         self._keys = KeyRing(spec.keys, clock=clock)
-        self._accounts = (limiter or MemoryLimiter()).accounts(spec.keys)
+        self._accounts = (limiter or Limiter()).accounts(spec.keys)
         self._pricing_of = partial(Pricing.of, prices or {}, recipes or {}, routed)
         self._pricing = self._pricing_of()
         self._permitted = permitted
@@ -202,24 +206,43 @@ def _with_caps_in_force(recipe: RecipeSpec, registry: Registry) -> RecipeSpec:
 async def open_limiter(
     counters: str, *, home: Path, task_failed: TaskFailed = ignore_failure
 ) -> AsyncIterator[Limiter]:
-    """Opens the limiter that `access.counters` names. In-process counts are stored in the state folder `home`.
-
-    Raises ConfigError for an invalid address. While Redis is down this process counts by itself.
-    """
-    if counters == MEMORY:
-        async with DurableLimiter(home / KEY_USAGE_FILE, task_failed=task_failed) as durable:
-            yield durable
-        return
-    async with RedisLimiter(counters, task_failed=task_failed) as limiter:
+    """Opens the limiter over the counts that `access.counters` names; `memory` is a file in the state folder `home`.
+    Raises ConfigError for an invalid address."""
+    store: SharedStore
+    store = SqliteStore(home / KEY_USAGE_FILE) if counters == MEMORY else _redis_store(counters, "use")
+    async with Limiter(store, task_failed=task_failed) as limiter:
         yield limiter
 
 
-def check_counters(spec: AccessSpec, *, workers: int) -> None:
-    """Raises ConfigError for an invalid address, and if several processes would each count separately."""
-    if spec.counters != MEMORY:
-        limits_client(spec.counters)
-    elif workers > 1 and any(meters_of(key.limits) for key in spec.keys):
-        raise ConfigError(
-            f"access.counters: {workers} worker processes would each count the limits of API keys for themselves; "
-            "write counters: redis://HOST:6379/0, or set COE_WORKERS=1"
-        )
+def check_counters(counters: str) -> None:
+    """Raises ConfigError for an invalid address."""
+    if counters != MEMORY:
+        _redis_store(counters, "")
+
+
+def _redis_store(counters: str, space: str) -> RedisStore:
+    return RedisStore(counters, space, setting="access.counters")
+
+
+AFFINITY_LOOKUP_SECONDS = 0.005
+"""Time limit of a request that waits for its conversation's expert."""
+AFFINITY_DELAY_SECONDS = 0.05
+"""Delay until an answer that began here is known to the other gateways."""
+
+
+@asynccontextmanager
+async def open_affinity(counters: str, *, task_failed: TaskFailed = ignore_failure) -> AsyncIterator[Affinity]:
+    """The experts of conversations, shared with other gateways where `access.counters` names a Redis. Raises
+    ConfigError for an invalid address."""
+    if counters == MEMORY:
+        yield Affinity()
+        return
+    async with SharedCache(
+        _redis_store(counters, "with"),
+        Outage("conversations", "; until Redis is back each gateway uses its own memory"),
+        task="conversations",
+        wait=AFFINITY_LOOKUP_SECONDS,
+        delay=AFFINITY_DELAY_SECONDS,
+        task_failed=task_failed,
+    ) as shared:
+        yield Affinity(shared=shared)

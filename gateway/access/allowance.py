@@ -6,12 +6,11 @@ An Allowance is an async context around a request. It also writes the rate-limit
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from coe.core import Chat
 from coe.usage import SentCall
 from gateway.access.estimate import CHARACTERS_PER_TOKEN, Pricing, input_tokens, output_tokens
-from gateway.access.limits import MINUTE, Account, Amounts, limit_error
+from gateway.access.limits import MINUTE, Account, Amounts, Reservation, limit_error
 
 ONE_REQUEST = Amounts(1, 0, 0)
 _HEADER_NAMES = {
@@ -53,7 +52,7 @@ class RequestAllowance(Allowance):
 
     def __init__(self, account: Account) -> None:
         self._account = account
-        self._reservation: Any = None
+        self._reservation: Reservation
 
     async def __aenter__(self) -> Allowance:
         self._reservation = await self._account.reserve(ONE_REQUEST)

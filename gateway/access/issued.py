@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from typing import TypeVar
 
 from coe.errors import StoreError
+from coe.outage import Outage
 from coe.registry import Registry
 from coe.runtime.issued_keys import IssuedKeys, conflicts
 from coe.runtime.key_store import KeyStore, Stored, change
@@ -29,32 +30,30 @@ _log = logging.getLogger("gateway")
 class IssuedKeyWatch:
     """Holds the issued keys of a worker, and reads them again when the store has changed.
 
-    `keys` includes revoked ones. `on_change` is called after a change. `degraded` is True while the store cannot be
-    read.
+    `keys` includes revoked ones. `on_change` is called after a change.
     """
 
     def __init__(self, store: KeyStore, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._store = store
         self._clock = clock
-        self._version = ""
+        self._document = b""
         self._last_read = clock()
         self._reported: frozenset[str] = frozenset()
         self._lock = asyncio.Lock()
         self.keys: IssuedKeys = ()
-        self.degraded = False
+        self.outage = Outage("issued API keys", f"; the known ones are accepted for {MAX_STALE_SECONDS:g} s")
         self.on_change: Callable[[], None] = lambda: None
 
     async def refresh(self) -> None:
         """Read the keys again if they changed. Does not fail."""
         async with self._lock:  # a read that began before a change must not undo it here
             try:
-                found = await self._store.read(self._version)
+                found = await self._store.read_if_changed(self._document)
             except StoreError as error:
                 self._on_failure(error)
                 return
-            if self.degraded:
-                _log.warning("issued API keys can be read again")
-            self.degraded, self._last_read = False, self._clock()
+            self.outage.ended()
+            self._last_read = self._clock()
             if found is not None:
                 self._apply(found)
 
@@ -79,18 +78,16 @@ class IssuedKeyWatch:
             await self.refresh()
 
     def _apply(self, found: Stored) -> None:
-        self._version = found.version
+        self._document = found.document
         if found.keys != self.keys:
             self.keys = found.keys
             self.on_change()
 
     def _on_failure(self, error: StoreError) -> None:
-        if not self.degraded:
-            _log.error("issued API keys cannot be read, the known ones stay for %g s: %s", MAX_STALE_SECONDS, error)
-        self.degraded = True
+        self.outage.began(str(error))
         if self.keys and self._clock() - self._last_read > MAX_STALE_SECONDS:
             _log.error("issued API keys could not be read for %g s, and are refused now", MAX_STALE_SECONDS)
-            self._apply(Stored("-", ()))
+            self._apply(Stored(b"-", ()))
 
 
 @asynccontextmanager

@@ -1,20 +1,25 @@
-"""Limits of API keys: amounts, meters, the counters of one process, and the protocols of accounts and limiters.
+"""Limits of API keys: amounts, meters, counters, and the accounts from which requests reserve.
 
-A Meter is one declared limit of a key. A Limiter has an Account for every key with limits: in memory (MemoryLimiter),
-in a file, or shared in Redis. TokenBucket counts a limit per minute, CalendarWindow money per day or month,
-ConcurrencySlots requests at a time. The Redis limiter uses these counters while Redis is down. Times are Unix seconds.
+A Meter is one declared limit of a key. The Limiter has an Account for every key with limits. Each process counts by
+itself, and exchanges changes with the others a few times a second through a SharedStore. So the processes together may
+exceed a limit by what the others admit between two exchanges; see `EXCHANGE_SECONDS`. Times are Unix seconds.
 """
 
 from __future__ import annotations
 
+import asyncio
+import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final, Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Self
 
-from coe.errors import InvalidRequest, LimitReached, RequestError
+from coe.errors import InvalidRequest, LimitReached, RequestError, StoreError
+from coe.outage import Outage
 from coe.registry import ApiKey, KeyLimits
+from coe.runtime.shared_store import Change, SharedStore
+from coe.supervision import TaskFailed, ignore_failure, supervised
 from coe.terminal import dollars
 
 MeterName = Literal[
@@ -30,8 +35,7 @@ _UNITS: dict[MeterName, int] = {
 
 
 MEMORY = "memory"
-"""The value of `access.counters` that counts in process memory and persists the totals to SQLite in the state folder,
-so that restarts keep budgets."""
+"""The value of `access.counters` that shares counts in SQLite in the state folder, also with later processes."""
 
 
 class Amounts(NamedTuple):
@@ -49,40 +53,6 @@ class Meter:
     name: MeterName
     limit: float
     unit: int
-
-
-class Account(Protocol):
-    """The remaining allowance of one API key."""
-
-    @property
-    def meters(self) -> tuple[Meter, ...]: ...
-
-    async def reserve(self, amounts: Amounts) -> Any:
-        """Reserves all of `amounts` or nothing. Returns the argument for `settle`. Raises LimitReached, or
-        InvalidRequest for more than a limit ever allows."""
-
-    async def extend(self, reservation: Any, amounts: Amounts) -> None:
-        """Reserves the difference between `amounts` and the reserved ones, or nothing. Raises as `reserve` does."""
-
-    def settle(self, reservation: Any, used: Amounts) -> None:
-        """Replaces a reservation by what was `used`: returns the rest, or charges more. Releases the concurrent
-        request. Call it once per reservation."""
-
-    def remaining(self) -> list[float]:
-        """The remainder of each meter, as far as this process knows; negative if more was used than estimated."""
-
-
-class Limiter(Protocol):
-    """Counts the use of keys. All implementations pass one test suite.
-
-    `degraded` is True while counts that should be shared or stored are not.
-    """
-
-    degraded: bool
-
-    def accounts(self, keys: Iterable[ApiKey]) -> Mapping[str, Account]:
-        """The account of each key that has limits, by the key's name. Keys that were passed before keep their counts;
-        counts of others are dropped."""
 
 
 def meters_of(limits: KeyLimits) -> tuple[Meter, ...]:
@@ -109,12 +79,28 @@ SLOT_RETRY_SECONDS = 1.0
 """Retry-After for a key whose concurrent requests are all in use: one of them may have ended by then."""
 ROUNDING_ERROR = 1e-9
 """The part of a limit by which sums of floats may be wrong."""
+EXCHANGE_SECONDS = 0.25
+"""Time between two exchanges. With N processes, a limit may be exceeded by what N - 1 of them admit in this time and
+the duration of an exchange: at most (N - 1) times the limit, in a burst."""
+ACTIVE_SECONDS = 10.0
+"""Seconds after its last request for which an account is exchanged. Later, a request waits for one exchange first."""
+REFRESH_SECONDS = 0.25
+"""Time limit of a request that waits for an exchange."""
+BUCKET_TTL_SECONDS = 3600.0
+EPOCH_SECONDS = 5.0
+"""Concurrent requests are shared by epoch: each process adds its own to the current and to the next one. Those of a
+process that crashed are free again after two epochs at most."""
+
+SharedChange = tuple[str, Change]
+"""The part of a counter's name after the key and the meter, and its change."""
 
 
 class TokenBucket:
-    """A limit per minute: full at first, refilled continuously. The other counters have the same methods."""
+    """A limit per minute: full at first, refilled continuously. The other counters have the same methods.
 
-    kind: Final = "bucket"
+    In the store it is the used amount, which leaks as the bucket refills.
+    """
+
     window = 0
     """The number of the calendar window that amounts belong to; 0 for counters without windows."""
 
@@ -122,6 +108,7 @@ class TokenBucket:
         self.limit = limit
         self._tokens = limit
         self._updated = 0.0
+        self._unsent = 0.0
 
     def remaining(self, now: float) -> float:
         """Updates the counter to `now`, and returns the remaining amount; negative if more was used than allowed."""
@@ -133,74 +120,119 @@ class TokenBucket:
     def consume(self, amount: float) -> None:
         """Subtracts an amount. Call `remaining` before."""
         self._tokens -= amount
+        self._unsent += amount
 
     def settle(self, reserved: float, used: float, window: int) -> None:
-        """Releases the unused part of a reservation, or charges the use beyond it."""
+        """Releases the unused part of a reservation, or charges the use beyond it. Call `remaining` before."""
         self._tokens = min(self.limit, self._tokens + reserved - used)
-
-    def set_remaining(self, amount: float, now: float) -> None:
-        """Sets the rest, as reported by Redis or the usage file."""
-        self._tokens, self._updated = min(self.limit, amount), now
+        self._unsent += used - reserved
 
     def retry_after(self, amount: float, now: float) -> float:
         """Seconds until `amount` is available if nothing else is consumed."""
         return max(0.0, amount - self.remaining(now)) * MINUTE / self.limit
 
+    def changes(self, now: float) -> tuple[SharedChange, ...]:
+        """What to send to the store; the first counter is the one to read."""
+        return (("", Change(self._unsent, BUCKET_TTL_SECONDS, self.limit / MINUTE)),)
+
+    def apply(self, sent: Sequence[SharedChange], total: float, now: float) -> None:
+        """The store has received the changes; the counter has this value there."""
+        self._unsent -= sent[0][1].amount
+        self._tokens, self._updated = min(self.limit, self.limit - total - self._unsent), now
+
+    def fail(self, now: float) -> None:
+        """The store has not replied. What has been refilled since is not sent later."""
+        self._unsent = min(self._unsent, max(0.0, self.limit - self.remaining(now)))
+
+    def is_busy(self) -> bool:
+        """True if it must be exchanged although its key has no new request."""
+        return self._unsent != 0
+
 
 class CalendarWindow:
-    """A limit per calendar day or month in UTC."""
-
-    kind: Final = "window"
+    """A limit per calendar day or month in UTC. In the store it is the used amount of the window."""
 
     def __init__(self, limit: float, *, monthly: bool) -> None:
         self.limit = limit
         self.window = 0
         self._monthly = monthly
-        self._used = 0.0
         self._ends = 0.0
+        self._shared = self._unsent = 0.0
 
     def remaining(self, now: float) -> float:
         if now >= self._ends:
             self.window, self._ends = _window_at(now, monthly=self._monthly)
-            self._used = 0.0
-        return self.limit - self._used
+            self._shared = self._unsent = 0.0
+        return self.limit - max(0.0, self._shared + self._unsent)
+
+    def consume(self, amount: float) -> None:
+        self._unsent += amount
+
+    def settle(self, reserved: float, used: float, window: int) -> None:
+        if window == self.window:  # an amount of yesterday's window no longer counts
+            self._unsent += used - reserved
+
+    def retry_after(self, amount: float, now: float) -> float:
+        return 0.0 if amount <= self.remaining(now) else self._ends - now
+
+    def changes(self, now: float) -> tuple[SharedChange, ...]:
+        self.remaining(now)
+        return ((f"/{self.window}", Change(self._unsent, self._ends - now + DAY)),)
+
+    def apply(self, sent: Sequence[SharedChange], total: float, now: float) -> None:
+        self.remaining(now)
+        ((name, change),) = sent
+        if name == f"/{self.window}":
+            self._shared, self._unsent = total, self._unsent - change.amount
+
+    def fail(self, now: float) -> None:
+        """Nothing is lost."""
+
+    def is_busy(self) -> bool:
+        return self._unsent != 0
+
+
+class ConcurrencySlots:
+    """A limit on requests at the same time. In the store it is the sum of the processes, by epoch."""
+
+    window = 0
+
+    def __init__(self, limit: float) -> None:
+        self.limit = limit
+        self._used = self._others = 0.0
+        self._others_until = 0.0
+        self._sent: dict[int, float] = {}
+        """The slots of this process that the store has, by epoch."""
+
+    def remaining(self, now: float) -> float:
+        return self.limit - self._used - (self._others if now < self._others_until else 0.0)
 
     def consume(self, amount: float) -> None:
         self._used += amount
 
     def settle(self, reserved: float, used: float, window: int) -> None:
-        if window == self.window:  # an amount of yesterday's window no longer counts
-            self._used = max(0.0, self._used - reserved + used)
-
-    def set_remaining(self, amount: float, now: float) -> None:
-        """Sets the rest, as reported by Redis or the usage file."""
-        self._used = self.limit - amount
-
-    def retry_after(self, amount: float, now: float) -> float:
-        return 0.0 if amount <= self.remaining(now) else self._ends - now
-
-
-class ConcurrencySlots:
-    """A limit on requests at the same time."""
-
-    kind: Final = "slots"
-    window = 0
-
-    def __init__(self, limit: float) -> None:
-        self.limit = limit
-        self.used = 0.0
-
-    def remaining(self, now: float) -> float:
-        return self.limit - self.used
-
-    def consume(self, amount: float) -> None:
-        self.used += amount
-
-    def settle(self, reserved: float, used: float, window: int) -> None:
-        self.used -= reserved
+        self._used -= reserved
 
     def retry_after(self, amount: float, now: float) -> float:
         return SLOT_RETRY_SECONDS
+
+    def changes(self, now: float) -> tuple[SharedChange, ...]:
+        epoch = int(now // EPOCH_SECONDS)
+        self._sent = {one: self._sent.get(one, 0.0) for one in (epoch, epoch + 1)}
+        ttl = 4 * EPOCH_SECONDS
+        return tuple((f"/{one}", Change(self._used - sent, ttl)) for one, sent in self._sent.items())
+
+    def apply(self, sent: Sequence[SharedChange], total: float, now: float) -> None:
+        for epoch, (_, change) in zip(self._sent, sent, strict=True):
+            self._sent[epoch] += change.amount
+        self._others = max(0.0, total - next(iter(self._sent.values())))
+        self._others_until = now + 2 * EPOCH_SECONDS
+
+    def fail(self, now: float) -> None:
+        """The next epoch has the right number."""
+
+    def is_busy(self) -> bool:
+        return self._used != 0 or any(self._sent.values())
 
 
 Counter = TokenBucket | CalendarWindow | ConcurrencySlots
@@ -231,25 +263,7 @@ def _window_at(now: float, *, monthly: bool) -> tuple[int, float]:
     return month, end.timestamp()
 
 
-MeterKey = tuple[str, str]
-"""The names of a key and of one of its meters."""
-
-
-@dataclass(slots=True)
-class UseChange:
-    """The use of a limit by one process since its last change, which grows until it is written; negative where a
-    reservation was returned."""
-
-    meter: Meter
-    window: int
-    amount: float
-
-
-PendingChanges = dict[MeterKey, dict[int, UseChange]]
-"""Changes that are not written yet, by window."""
-
-
-class MemoryReservation:
+class Reservation:
     """The counters of one reservation; by their position, the amount that is reserved and the window that it is of."""
 
     __slots__ = ("amounts", "counters", "windows")
@@ -262,127 +276,189 @@ class MemoryReservation:
     def rebase(self, counters: Sequence[tuple[Meter, Counter]]) -> None:
         """Continues with the limits of a reload. Nothing is reserved of new ones; of removed ones, the reservation
         counts as used."""
-        before, after = [counter for _, counter in self.counters], [counter for _, counter in counters]
-        self.amounts, self.windows = carried_over(before, after, self.amounts, self.windows)
+        amounts = zip(self.amounts, self.windows, strict=True)
+        reserved = {id(counter): one for (_, counter), one in zip(self.counters, amounts, strict=True)}
+        found = [reserved.get(id(counter), (0.0, 0)) for _, counter in counters]
+        self.amounts, self.windows = [amount for amount, _ in found], [window for _, window in found]
         self.counters = counters
 
 
-def carried_over(
-    before: Sequence[object], after: Sequence[object], amounts: Sequence[float], windows: Sequence[int]
-) -> tuple[list[float], list[int]]:
-    """Returns the amounts and windows of a reservation after a reload, in the order of the counters `after` it. New
-    counters get 0."""
-    reserved = {id(one): found for one, found in zip(before, zip(amounts, windows, strict=True), strict=True)}
-    found = [reserved.get(id(one), (0.0, 0)) for one in after]
-    return [amount for amount, _ in found], [window for _, window in found]
+class Account:
+    """The remaining allowance of one API key, as far as this process knows."""
 
-
-class MemoryLimiter:
-    """A Limiter for a service of one process. It collects the changes of the use, which DurableLimiter writes."""
-
-    def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
-        self.degraded = False
-        self._clock = clock
-        self._accounts: dict[str, MemoryAccount] = {}
-        self._changes: PendingChanges = {}
-
-    def accounts(self, keys: Iterable[ApiKey]) -> Mapping[str, MemoryAccount]:
-        known, self._accounts = self._accounts, {}
-        for key in keys:
-            if meters := meters_of(key.limits):
-                account = known.get(key.name) or MemoryAccount(key.name, self._clock, self)
-                account.declare(meters)
-                self._accounts[key.name] = account
-        return self._accounts
-
-    def record(self, key: str, meter: Meter, window: int, amount: float) -> None:
-        """Remembers a use, or a return where the amount is negative, for the next write."""
-        meter_key = key, meter.name
-        if (changes := self._changes.get(meter_key)) is None:
-            changes = self._changes[meter_key] = {}
-        if (change := changes.get(window)) is None:
-            changes[window] = UseChange(meter, window, amount)
-        else:
-            change.amount += amount
-
-    def used(self, key: str, meter: Meter, window: int) -> float:
-        """The use of a limit before its counter was created."""
-        return 0.0
-
-
-class MemoryAccount:
-    """An Account counted in this process; it reports every change to `limiter`."""
-
-    def __init__(self, key: str, clock: Callable[[], float], limiter: MemoryLimiter) -> None:
-        self._key = key
-        self._clock = clock
-        self._limiter = limiter
+    def __init__(self, key: str, limiter: Limiter) -> None:
+        self.key = key
         self.meters: tuple[Meter, ...] = ()
-        self._counters: tuple[tuple[Meter, Counter], ...] = ()
+        self.counters: tuple[tuple[Meter, Counter], ...] = ()
+        self.used_at = self.exchanged_at = -math.inf
+        self._limiter = limiter
+        self._refresh: asyncio.Task[None] | None = None
 
     def declare(self, meters: tuple[Meter, ...]) -> None:
         """Replaces the meters. Counts of meters that stay are kept."""
-        known = {meter.name: counter for meter, counter in self._counters}
-        self._counters = tuple((meter, known.get(meter.name) or self._new_counter(meter)) for meter in meters)
-        for meter, counter in self._counters:
+        known = {meter.name: counter for meter, counter in self.counters}
+        self.counters = tuple((meter, known.get(meter.name) or new_counter(meter)) for meter in meters)
+        for meter, counter in self.counters:
             counter.limit = meter.limit
+        if not known.keys() >= {meter.name for meter in meters}:
+            self.exchanged_at = -math.inf
         self.meters = meters
 
-    def _new_counter(self, meter: Meter) -> Counter:
-        """A counter, reduced by the earlier use."""
-        counter = new_counter(meter)
-        if not isinstance(counter, ConcurrencySlots):
-            now = self._clock()
-            remaining = counter.remaining(now)
-            counter.set_remaining(remaining - self._limiter.used(self._key, meter, counter.window), now)
-        return counter
-
-    def set_used(self, name: str, window: int, used: float) -> None:
-        """Sets what all processes together used of a calendar window."""
-        now = self._clock()
-        for meter, counter in self._counters:
-            if meter.name == name and isinstance(counter, CalendarWindow) and counter.window == window:
-                counter.set_remaining(meter.limit - used, now)
-
-    async def reserve(self, amounts: Amounts) -> MemoryReservation:
-        reservation = MemoryReservation(self._counters)
+    async def reserve(self, amounts: Amounts) -> Reservation:
+        """Reserves all of `amounts` or nothing. Returns the argument for `settle`. Raises LimitReached, or
+        InvalidRequest for more than a limit ever allows."""
+        if self._limiter.shares and self._limiter.now() - self.exchanged_at > ACTIVE_SECONDS:
+            await self._wait_for_exchange()
+        reservation = Reservation(self.counters)
         self._add(reservation, amounts)
         return reservation
 
-    async def extend(self, reservation: MemoryReservation, amounts: Amounts) -> None:
+    async def extend(self, reservation: Reservation, amounts: Amounts) -> None:
+        """Reserves the difference between `amounts` and the reserved ones, or nothing. Raises as `reserve` does."""
         self._add(reservation, amounts)
 
-    def _add(self, reservation: MemoryReservation, amounts: Amounts) -> None:
+    def _add(self, reservation: Reservation, amounts: Amounts) -> None:
         """Reserve what is missing. Most limits have nothing to add when the body is parsed."""
-        if reservation.counters is not self._counters:
-            reservation.rebase(self._counters)
-        now, reserved, windows = self._clock(), reservation.amounts, reservation.windows
-        missing: list[tuple[int, Meter, Counter, float]] = []
+        if reservation.counters is not self.counters:
+            reservation.rebase(self.counters)
+        self._limiter.mark_active(self)
+        now, reserved, windows = self._limiter.now(), reservation.amounts, reservation.windows
+        missing: list[tuple[int, Counter, float]] = []
         for index, (meter, counter) in enumerate(reservation.counters):
             if amount := amounts[meter.unit] - reserved[index]:
                 remaining = counter.remaining(now)
                 if amount > remaining and not is_available(remaining, amount, counter.limit):
-                    raise limit_error(self._key, meter, amount, wait=counter.retry_after(amount, now))
-                missing.append((index, meter, counter, amount))
-        for index, meter, counter, amount in missing:
+                    raise limit_error(self.key, meter, amount, wait=counter.retry_after(amount, now))
+                missing.append((index, counter, amount))
+        for index, counter, amount in missing:
             counter.consume(amount)
-            if counter.kind != "slots":
-                self._limiter.record(self._key, meter, counter.window, amount)
             reserved[index] = reserved[index] + amount if windows[index] == counter.window else amount
             windows[index] = counter.window
 
-    def settle(self, reservation: MemoryReservation, used: Amounts) -> None:
-        now = self._clock()
+    def settle(self, reservation: Reservation, used: Amounts) -> None:
+        """Replaces a reservation by what was `used`: returns the rest, or charges more. Releases the concurrent
+        request. Call it once per reservation."""
+        self._limiter.mark_active(self)
+        now = self._limiter.now()
         for index, (meter, counter) in enumerate(reservation.counters):
             before, after = reservation.amounts[index], used[meter.unit]
-            if counter.kind == "slots":
-                counter.settle(before, after, 0)
-            elif before != after:
+            if before != after or isinstance(counter, ConcurrencySlots):
                 counter.remaining(now)
-                window = reservation.windows[index] if before else counter.window
-                counter.settle(before, after, window)
-                self._limiter.record(self._key, meter, window, after - before)
+                counter.settle(before, after, reservation.windows[index] if before else counter.window)
 
     def remaining(self) -> list[float]:
-        now = self._clock()
-        return [counter.remaining(now) for _, counter in self._counters]
+        """The remainder of each meter; negative if more was used than estimated."""
+        now = self._limiter.now()
+        return [counter.remaining(now) for _, counter in self.counters]
+
+    def is_busy(self) -> bool:
+        """True if it must be exchanged although it has no new request."""
+        return any(counter.is_busy() for _, counter in self.counters)
+
+    async def _wait_for_exchange(self) -> None:
+        """A client that disconnects does not stop the exchange."""
+        if self._refresh is None or self._refresh.done():
+            self._refresh = asyncio.create_task(self._limiter.exchange([self]))
+        await asyncio.wait((self._refresh,), timeout=REFRESH_SECONDS)
+
+
+class Limiter:
+    """Counts the use of keys. Without a store it counts for this process only, and forgets.
+
+    It is an async context manager, which closes the store. While the store fails, it continues alone from the last
+    known counts; what is used meanwhile is added later. A failure without a reply may count changes twice.
+    """
+
+    def __init__(
+        self,
+        store: SharedStore | None = None,
+        *,
+        clock: Callable[[], float] = time.time,
+        task_failed: TaskFailed = ignore_failure,
+    ) -> None:
+        self.now = clock
+        self.outage = Outage("limits", "; until it is back each gateway counts for itself")
+        self._store = store
+        self._task_failed = task_failed
+        self._accounts: dict[str, Account] = {}
+        self._active: set[Account] = set()
+        self._wake = asyncio.Event()
+        self._lock = asyncio.Lock()
+
+    async def __aenter__(self) -> Self:
+        self._task = supervised(self._run, "limits", task_failed=self._task_failed)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Sends the remaining changes, as far as the store replies."""
+        async with self._lock:  # a running exchange ends first
+            self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        self.outage.retry_now()
+        if self._active:
+            await self.exchange(self._active)
+        if self._store is not None:
+            await self._store.aclose()
+
+    @property
+    def shares(self) -> bool:
+        """True while counts are exchanged with other processes."""
+        return self._store is not None and not self.outage.active
+
+    def accounts(self, keys: Iterable[ApiKey]) -> Mapping[str, Account]:
+        """The account of each key that has limits, by the key's name. Keys that were passed before keep their counts;
+        counts of others are dropped."""
+        known, self._accounts = self._accounts, {}
+        for key in keys:
+            if meters := meters_of(key.limits):
+                account = known.get(key.name) or Account(key.name, self)
+                account.declare(meters)
+                self._accounts[key.name] = account
+        return self._accounts
+
+    def mark_active(self, account: Account) -> None:
+        """The account has a request, or one that ends."""
+        account.used_at = self.now()
+        self._active.add(account)
+        if not self._wake.is_set():
+            self._wake.set()
+
+    async def exchange(self, accounts: Collection[Account]) -> None:
+        """Sends the changes of these accounts, and reads what all processes have used. Does not fail."""
+        async with self._lock:
+            if self._store is None or self.outage.pausing:
+                return
+            now = self.now()
+            sent = [
+                (f"{account.key}/{meter.name}", counter, counter.changes(now))
+                for account in accounts
+                for meter, counter in account.counters
+            ]
+            changes = {name + suffix: change for name, _, parts in sent for suffix, change in parts}
+            try:
+                totals = await self._store.add(changes)
+            except StoreError as error:
+                self.outage.began(str(error))
+                for _, counter, _ in sent:
+                    counter.fail(now)
+                return
+            self.outage.ended()
+            now = self.now()
+            for name, counter, parts in sent:
+                counter.apply(parts, totals[name + parts[0][0]], now)
+            for account in accounts:
+                account.exchanged_at = now
+
+    # --------------------------------------------------------------------------------------------- in the background
+
+    async def _run(self) -> None:
+        await self.exchange(())  # connects now
+        while True:
+            if not self.outage.active:
+                await self._wake.wait()
+            await asyncio.sleep(EXCHANGE_SECONDS)
+            await self.exchange(tuple(self._active))
+            since = self.now() - ACTIVE_SECONDS
+            self._active = {one for one in self._active if one.used_at > since or one.is_busy()}
+            if not self._active:
+                self._wake.clear()

@@ -1,5 +1,5 @@
 """The exact answer cache: answers an identical request with the stored answer, without a call to an expert.
 
-`key` decides which requests use it and under which key, `answer` what is stored, `memory` and `redis` store it. The
-step of a request is in `gateway.request.cache_step`.
+`key` decides which requests use it and under which key, `answer` what is stored. The step of a request is in
+`gateway.request.cache_step`.
 """

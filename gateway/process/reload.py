@@ -24,10 +24,10 @@ from coe.registry.runtimes import LOCAL_RUNTIMES
 from coe.registry.yaml_source import read_text
 from coe.runtime.active_state import ActiveState
 from coe.runtime.consequences import log_consequences
-from coe.runtime.issued_keys import access_with, check_issued
+from coe.runtime.issued_keys import check_issued
 from coe.settings import Settings
 from coe.supervision import TaskFailed, ignore_failure, log_failure, supervised
-from gateway.access import check_counters, check_exposure
+from gateway.access import check_exposure
 from gateway.process.watched_files import FileStates, digests, file_states, files_to_repair, watched_files
 from gateway.serving_state import Serving, ServingState, Wiring
 
@@ -161,9 +161,7 @@ class Reload:
         """Raises ConfigError for a declaration that this process cannot take over."""
         check_reloadable(self._started_with, registry)
         check_exposure(self._settings, registry.access)
-        issued = self._wiring.issued.keys
-        check_issued(registry, issued, now=time.time())
-        check_counters(access_with(registry, issued), workers=self._settings.workers)
+        check_issued(registry, self._wiring.issued.keys, now=time.time())
 
     async def _report_failure(self, cause: str) -> None:
         with suppress(OSError, ConfigError):  # a file that cannot be read has no values in the cause

@@ -14,17 +14,20 @@ import orjson
 
 from coe.core import FAST_UNCERTAIN, Reason
 from coe.experts.recipes.calls import VERIFIED
+from coe.outage import Outage
 from coe.registry import CacheSpec
+from coe.runtime.shared_store import MemoryStore, RedisStore, SharedStore
 from coe.supervision import TaskFailed, ignore_failure
 from gateway.cache.answer import CachedAnswer, CacheUse, ReplayedReply, is_complete
 from gateway.cache.key import MAX_BODY_BYTES, cache_key, choices_of, is_cacheable
-from gateway.cache.memory import AnswerCache, MemoryAnswerCache
-from gateway.cache.redis import RedisAnswerCache, cache_client
 from gateway.request.trace import Trace
 from gateway.serving_state import Serving
+from gateway.shared_cache import SharedCache
 
 MEMORY = "memory"
 """The value of `cache.store` for a store in each process."""
+LOOKUP_SECONDS = 0.05
+"""Time limit of a request that waits for its answer."""
 _STORED_REASONS: frozenset[Reason] = frozenset(("routed", "uncertain", "sticky", "pinned", "rule"))
 """Decision reasons whose answers are stored. Fallback, spill, exploration and escalation answer with another expert."""
 _STORED_RETRIEVAL = ("none", "off", "skipped")
@@ -34,10 +37,11 @@ _STORED_OUTCOMES = ("answered", "unreadable", "cut_off", "graded")
 """Outcomes of a recipe's calls, if none failed."""
 
 
-def check_cache(spec: CacheSpec | None) -> None:
-    """Raises ConfigError for an invalid address."""
-    if spec is not None and spec.store != MEMORY:
-        cache_client(spec.store)
+def cache_store(spec: CacheSpec) -> SharedStore:
+    """The declared store. Raises ConfigError for an invalid address."""
+    if spec.store == MEMORY:
+        return MemoryStore(max_bytes=spec.max_bytes)
+    return RedisStore(spec.store, "answers", setting="cache.store", max_bytes=spec.max_bytes)
 
 
 @asynccontextmanager
@@ -47,17 +51,18 @@ async def open_cache(
     """The cache that is declared, None without one. Raises ConfigError for an invalid address."""
     if spec is None:
         yield None
-    elif spec.store == MEMORY:
-        yield CacheStep(MemoryAnswerCache(spec.max_bytes))
-    else:
-        async with RedisAnswerCache(spec.store, spec.max_bytes, task_failed=task_failed) as shared:
-            yield CacheStep(shared)
+        return
+    outage = Outage("cache", "; until the store is back nothing is answered from the cache")
+    async with SharedCache(
+        cache_store(spec), outage, task="answer-cache", wait=LOOKUP_SECONDS, task_failed=task_failed
+    ) as answers:
+        yield CacheStep(answers)
 
 
 class CacheStep:
     """The cache of a process. It outlives reloads: keys contain the state that a request is served with."""
 
-    def __init__(self, answers: AnswerCache) -> None:
+    def __init__(self, answers: SharedCache) -> None:
         self.answers = answers
         self._state: tuple[Serving | None, bytes] = (None, b"")
 
@@ -74,7 +79,8 @@ class CacheStep:
             if key is None:
                 return None
             categories = len(trace.serving.composition.router.categories)
-            found = _answer_of(await self.answers.get(key), categories)
+            (stored,) = await self.answers.get([key.hex()])
+            found = _answer_of(stored, categories)
         trace.cache = CacheUse(key, found, choices=choices_of(chat), memory=trace.attempts.memory)
         if found is None:
             return None
@@ -115,7 +121,7 @@ class CacheStep:
             usage.input_tokens,
             usage.output_tokens,
         )
-        self.answers.put(use.key, answer.to_bytes(), ttl=spec.ttl)
+        self.answers.put(use.key.hex(), answer.to_bytes(), ttl=spec.ttl)
 
     def _state_of(self, serving: Serving) -> bytes:
         """The digest of what a decision depends on, computed once for each state."""

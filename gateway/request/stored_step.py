@@ -7,7 +7,6 @@ client can refer to it at once.
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
@@ -23,7 +22,7 @@ from coe.errors import BodyTooLarge, InvalidRequest, ResponseNotFound, Responses
 from coe.experts.http import sse
 from coe.experts.http.sse import EVENT_STREAM
 from coe.experts.translation.expert import is_translated
-from coe.records.outage import Outage
+from coe.outage import Outage
 from coe.registry import ExpertSpec, Limits, Registry, StoredResponsesSpec
 from coe.routing.eligibility import check_thread
 from gateway.access import Caller
@@ -46,14 +45,10 @@ from gateway.stored_responses.conversation import (
     resolved,
     response_name,
 )
-from gateway.stored_responses.redis_store import RedisResponseStore
-from gateway.stored_responses.store import FILE, ResponseStore, SqliteResponseStore
+from gateway.stored_responses.store import ResponseStore, response_store
 
-_log = logging.getLogger("gateway")
 NotStored = Literal["memory", "size", "store"]
 """Why an answer is not stored: its caller's share of the memory is used up, it is too long, or the store failed."""
-NONE, SQLITE = "none", "sqlite"
-"""Values of `stored_responses.store` that are not an address."""
 MAX_HELD_BYTES = 64 * 2**20
 """Bytes of inputs that a process holds until their answers are stored. One tenant or API key may hold half."""
 RECOVERED_SHARE = 0.25
@@ -71,27 +66,16 @@ _ENDS = sse.EventTypes("response.completed", "response.incomplete")
 _NO_ID = (b'"previous_response_id":null', b'"previous_response_id": null')
 
 
-def check_stored_responses(spec: StoredResponsesSpec) -> None:
-    """Raises ConfigError for an invalid address."""
-    if spec.store not in (NONE, SQLITE):
-        RedisResponseStore(spec.store, lifetime=spec.lifetime, max_bytes=spec.max_bytes)
-
-
 @asynccontextmanager
 async def open_stored_step(
     spec: StoredResponsesSpec, home: Path, *, count: Callable[[NotStored], None]
 ) -> AsyncIterator[StoredStep | None]:
     """The declared store, None without one. `count` is called for every answer that should have been stored and is not.
     Raises ConfigError for an invalid address."""
-    store: ResponseStore
-    limits: Any = {"lifetime": spec.lifetime, "max_bytes": spec.max_bytes}
-    if spec.store == NONE:
+    store = response_store(spec, home)
+    if store is None:
         yield None
         return
-    if spec.store == SQLITE:
-        store = SqliteResponseStore(home / FILE, **limits)
-    else:
-        store = RedisResponseStore(spec.store, **limits)
     try:
         yield StoredStep(store, count=count)
     finally:
@@ -105,12 +89,14 @@ class StoredStep:
         self.store = store
         self._count = count
         self._shares = FairShares()
-        self._shortage = Outage("stored responses", lambda: f"{self._shares.held} bytes held")
+        self._shortage = Outage(
+            "stored responses", "; it is not stored", counts=lambda: f"{self._shares.held} bytes held"
+        )
 
     @property
     def degraded(self) -> bool:
         """True while answers cannot be stored or read."""
-        return self.store.degraded or self._shortage.cause is not None
+        return self.store.outage.active or self._shortage.active
 
     async def continued(
         self, chat: Chat, options: RequestOptions, registry: Registry, request: ActiveRequest, *, body_bytes: int
@@ -154,7 +140,7 @@ class StoredStep:
         else:
             self._count("memory")
             own = f"{self._shares.of(use.caller)} bytes of {use.caller or 'callers without an API key'}"
-            self._shortage.began(f"no memory for an input of {len(part)} bytes besides {own}", "; it is not stored")
+            self._shortage.began(f"no memory for an input of {len(part)} bytes besides {own}")
 
     def release(self, use: StoredUse) -> None:
         """Drops the request's part, and frees its bytes."""
@@ -162,7 +148,7 @@ class StoredStep:
             return
         self._shares.release(use.caller, count=len(use.part))
         use.part = b""
-        if self._shortage.cause is not None and self._shares.held <= RECOVERED_SHARE * MAX_HELD_BYTES:
+        if self._shortage.active and self._shares.held <= RECOVERED_SHARE * MAX_HELD_BYTES:
             self._shortage.ended()
 
     def relayed(self, reply: Reply, use: StoredUse) -> Reply:
@@ -197,13 +183,10 @@ class StoredStep:
         if not entries:
             self._count("size")
             return
-        was_degraded = self.store.degraded
         try:
             await self.store.put(use.owner, entries)
-        except ResponsesUnavailable as error:
+        except ResponsesUnavailable:
             self._count("store")
-            if not was_degraded:
-                _log.warning("an answer was not stored: %s", error)
 
 
 class _Loading:

@@ -1,4 +1,4 @@
-"""The limiters under test: in the process, in the process and a file, and several over one real redis-server."""
+"""The limiters under test: in one process, and sharing counts over a file and over a real redis-server."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from coe.runtime import key_store
-from gateway.access import redis
-from gateway.access.durable import KEY_USAGE_FILE, DurableLimiter
-from gateway.access.limits import Limiter, MemoryLimiter
-from gateway.access.redis import RedisLimiter
+from coe.runtime import shared_store
+from coe.runtime.shared_store import RedisStore, SqliteStore
+from gateway.access import limits
+from gateway.access.access import KEY_USAGE_FILE
+from gateway.access.limits import Limiter
 from tests.access.samples import Clock
 
 
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Long timeouts, so that a running Redis replies in time on a busy machine."""
-    monkeypatch.setattr(redis, "REFILL_TIMEOUT_SECONDS", 10.0)
-    monkeypatch.setattr(key_store, "TIMEOUT_SECONDS", 10.0)
+    monkeypatch.setattr(limits, "REFRESH_SECONDS", 10.0)
+    monkeypatch.setattr(shared_store, "REDIS_TIMEOUT_SECONDS", 10.0)
 
 
 @pytest.fixture
@@ -27,26 +27,30 @@ def clock() -> Clock:
     return Clock()
 
 
-@pytest.fixture(params=["memory", "durable", "redis"])
+def redis_limiter(url: str, **options: Callable[[], float]) -> Limiter:
+    return Limiter(RedisStore(url, "use", setting="access.counters"), **options)
+
+
+@pytest.fixture(params=["memory", "sqlite", "redis"])
 async def limiter(request: pytest.FixtureRequest, clock: Clock) -> AsyncIterator[Limiter]:
     """Of each kind in turn."""
     if request.param == "memory":
-        yield MemoryLimiter(clock=clock)
-        return
-    if request.param == "durable":
-        async with DurableLimiter(request.getfixturevalue("tmp_path") / KEY_USAGE_FILE, clock=clock) as durable:
-            yield durable
-        return
-    async with RedisLimiter(request.getfixturevalue("redis_url"), clock=clock) as limiter:
-        yield limiter
+        opened = Limiter(clock=clock)
+    elif request.param == "sqlite":
+        file = request.getfixturevalue("tmp_path") / KEY_USAGE_FILE
+        opened = Limiter(SqliteStore(file, clock=clock), clock=clock)
+    else:
+        opened = redis_limiter(request.getfixturevalue("redis_url"), clock=clock)
+    async with opened:
+        yield opened
 
 
 @pytest.fixture
-async def gateways(redis_url: str) -> AsyncIterator[Callable[[], Awaitable[RedisLimiter]]]:
+async def gateways(redis_url: str) -> AsyncIterator[Callable[[], Awaitable[Limiter]]]:
     """Opens limiters over the same Redis, one for each gateway."""
     async with AsyncExitStack() as stack:
 
-        async def opened() -> RedisLimiter:
-            return await stack.enter_async_context(RedisLimiter(redis_url))
+        async def opened() -> Limiter:
+            return await stack.enter_async_context(redis_limiter(redis_url))
 
         yield opened

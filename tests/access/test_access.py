@@ -12,7 +12,7 @@ from coe.usage import SentCall
 from gateway.access import access_of
 from gateway.access.allowance import TokenAllowance
 from gateway.access.estimate import Pricing
-from gateway.access.limits import Account, Amounts, MemoryLimiter
+from gateway.access.limits import Account, Amounts, Limiter
 from gateway.dialects import Dialect
 from gateway.dialects.chat import CHAT, COMPLETIONS, EMBEDDINGS
 from tests.access.samples import account_of, key_of
@@ -200,7 +200,7 @@ def metered(account: Account, *sent: SentCall) -> TokenAllowance:
     ],
 )
 async def test_all_prompts_of_a_request_are_reserved_for(api: Dialect, fields: dict[str, Any], reserved: int) -> None:
-    account = account_of(MemoryLimiter(clock=ManualClock()), tokens_per_minute=1000)
+    account = account_of(Limiter(clock=ManualClock()), tokens_per_minute=1000)
     chat = api.parse(orjson.dumps({"model": "auto", **fields}))
     async with metered(account) as allowance:
         await allowance.reserve(chat)
@@ -209,7 +209,7 @@ async def test_all_prompts_of_a_request_are_reserved_for(api: Dialect, fields: d
 
 @pytest.mark.parametrize(("events", "charged"), [(3, 512), (700, 700)])
 async def test_a_stream_without_a_token_count_costs_one_per_event_or_the_estimate(events: int, charged: int) -> None:
-    account, call = account_of(MemoryLimiter(clock=ManualClock()), tokens_per_minute=1000), SentCall("coder")
+    account, call = account_of(Limiter(clock=ManualClock()), tokens_per_minute=1000), SentCall("coder")
     call.usage.events = events
     chat = CHAT.parse(orjson.dumps({"model": "auto", "messages": [{"role": "user", "content": "abcd"}]}))
     async with metered(account, call) as allowance:
@@ -271,7 +271,7 @@ async def test_money_is_reserved_by_the_dearest_expert_or_the_one_pinned() -> No
 
 
 async def test_a_reload_keeps_the_counts_of_keys_that_stay() -> None:
-    limiter, registry = MemoryLimiter(clock=ManualClock()), keyed(limits={"requests_per_minute": 2})
+    limiter, registry = Limiter(clock=ManualClock()), keyed(limits={"requests_per_minute": 2})
     for access in (access_of(registry, limiter), access_of(registry, limiter)):
         async with access.allowance(access.identify([(b"x-api-key", b"alice")], "chat"), []) as allowed:
             left = dict(allowed.headers())[b"x-ratelimit-remaining-requests"]

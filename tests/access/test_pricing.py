@@ -8,7 +8,7 @@ from coe.core import Chat
 from coe.registry import Prices, RecipeSpec
 from gateway.access.access import access_of
 from gateway.access.estimate import Pricing
-from gateway.access.limits import Amounts, MemoryLimiter
+from gateway.access.limits import Amounts, Limiter
 from tests.fakes import registry_of
 
 PRICES = {"small": Prices(input=1, output=2), "large": Prices(input=10, output=20)}
@@ -54,6 +54,6 @@ def test_a_key_reserves_the_caps_that_its_calls_have(parameters: dict[str, Any],
     experts = [{"name": "small", **member, "parameters": parameters}, {"name": "large", **member}]
     recipe = {"name": "careful", "cascade": ["small", "large"], "max_tokens": {"small": 40}}
     declared = registry_of(experts=experts, assignment={"general": "large"}, recipes=[recipe])
-    pricing = access_of(declared, MemoryLimiter())._pricing
+    pricing = access_of(declared, Limiter())._pricing
     amounts = pricing.amounts(chat_of("careful"), "", input_tokens=GIVEN, output_tokens=500)
     assert amounts.tokens == 2 * GIVEN + reserves + 500

@@ -52,17 +52,9 @@ def test_a_host_that_no_name_can_be_is_left_to_who_listens() -> None:
     check_exposure(listening("no such host"), AccessSpec())
 
 
-def test_several_workers_want_a_common_counter_for_limits() -> None:
-    with pytest.raises(ConfigError, match=r"write counters: redis://HOST:6379/0, or set COE_WORKERS=1"):
-        check_counters(KEYED, workers=2)
-    check_counters(KEYED, workers=1)
-    check_counters(AccessSpec(keys=(key_of(),)), workers=2)
-    check_counters(AccessSpec(keys=KEYED.keys, counters="redis://localhost:6379/0"), workers=2)
-
-
 def test_a_wrong_address_of_redis_is_refused_without_its_password() -> None:
     with pytest.raises(ConfigError, match=r"access\.counters: not a Redis address") as refused:
-        check_counters(AccessSpec(counters="redis://:se/cret@localhost:6379/0"), workers=1)
+        check_counters("redis://:se/cret@localhost:6379/0")
     assert "cret" not in str(refused.value)
 
 
@@ -104,11 +96,11 @@ def test_coe_key_refuses_what_experts_yaml_would(words: tuple[str, ...]) -> None
 
 
 @pytest.mark.anyio
-async def test_a_start_and_a_reload_count_issued_keys_of_the_store(tmp_path: Path) -> None:
-    def settings_with(*declared: ApiKey, **environ: str) -> Settings:
+async def test_a_start_and_a_reload_know_the_issued_keys_of_the_store(tmp_path: Path) -> None:
+    def settings_with(*declared: ApiKey) -> Settings:
         registry = registry_of(access=AccessSpec(keys=declared))
         (tmp_path / "experts.yaml").write_bytes(orjson.dumps(registry.model_dump(mode="json", exclude_none=True)))
-        return Settings.read(environ, config=tmp_path / "experts.yaml")
+        return Settings.read({}, config=tmp_path / "experts.yaml")
 
     async def refused(settings: Settings, match: str) -> None:
         with pytest.raises(ConfigError, match=match):
@@ -122,7 +114,6 @@ async def test_a_start_and_a_reload_count_issued_keys_of_the_store(tmp_path: Pat
     make = partial(issue, load(settings.config, environ={}), spec=spec, sha256="0" * 64, by=None, by_name="", now=0.0)
     await change(store, lambda issued: make(issued=issued))
     await store.aclose()
-    await refused(settings_with(root, COE_WORKERS="2"), "2 worker processes would each count")
     await refused(settings_with(key_of("app")), "no declared key has the scope admin")
     async with open_parts(settings_with(root), read=words_server.read) as parts:
         assert parts.reload is not None

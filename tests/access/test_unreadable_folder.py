@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 
-from coe.runtime.key_store import SqliteKeyStore, change
-from gateway.access import durable
-from gateway.access.durable import KEY_USAGE_FILE, DurableLimiter
+from coe import outage
+from coe.runtime.key_store import KeyStore, change
+from coe.runtime.shared_store import SqliteStore
+from gateway.access import open_limiter
+from gateway.access.access import KEY_USAGE_FILE
 from gateway.access.issued import MAX_STALE_SECONDS, IssuedKeyWatch
 from tests.access.samples import Clock, account_of, dollars
 from tests.access.test_durable_limits import used, written
@@ -23,18 +26,18 @@ async def test_keys_in_a_folder_that_may_not_be_searched_any_more_are_refused_af
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder, clock = tmp_path / "home", Clock()
-    store = SqliteKeyStore(folder / "keys.sqlite")
+    store = KeyStore(SqliteStore(folder / "keys.sqlite"))
     await change(store, lambda before: (None, issued({"name": "app"}, before=before)))
     watch = IssuedKeyWatch(store, clock=clock)
     await watch.refresh()
     with without_access(folder):
         await watch.refresh()
-        assert (len(watch.keys), watch.degraded) == (1, True)
+        assert (len(watch.keys), watch.outage.active) == (1, True)
         clock.ahead = MAX_STALE_SECONDS + 1
         await watch.refresh()
         assert watch.keys == ()
     await watch.refresh()
-    assert (len(watch.keys), watch.degraded) == (1, False)
+    assert (len(watch.keys), watch.outage.active) == (1, False)
     assert f"{folder / 'keys.sqlite'}: Permission denied; check that the disk has room and that" in caplog.text
     await store.aclose()
 
@@ -42,15 +45,14 @@ async def test_keys_in_a_folder_that_may_not_be_searched_any_more_are_refused_af
 async def test_a_folder_that_may_not_be_searched_stops_no_gateway_and_the_use_follows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(durable, "WRITE_INTERVAL_SECONDS", 0.02)
+    monkeypatch.setattr(outage, "RETRY_SECONDS", 0.02)
     folder = tmp_path / "home"
     folder.mkdir()
-    with without_access(folder):
-        limiter = DurableLimiter(folder / KEY_USAGE_FILE)
-        await limiter.__aenter__()
-        assert limiter.degraded
-    await used(account_of(limiter, dollars_per_day=1), dollars(0.3))
-    await wait_until(lambda: not limiter.degraded)
-    await limiter.__aexit__()
+    async with AsyncExitStack() as stack:
+        with without_access(folder):
+            limiter = await stack.enter_async_context(open_limiter("memory", home=folder))
+            await wait_until(lambda: limiter.outage.active)
+        await used(account_of(limiter, dollars_per_day=1), dollars(0.3))
+        await wait_until(lambda: not limiter.outage.active)
     assert written(folder) == {"dollars_per_day": pytest.approx(0.3)}
     assert f"{folder / KEY_USAGE_FILE}: Permission denied" in caplog.text

@@ -15,8 +15,8 @@ from coe.errors import ExpertUnavailable
 from coe.learning.estimation.experience_loader import load_experience
 from coe.mapping.problem import declared_assignment
 from coe.records.feedback import Feedback
-from gateway.cache import redis as redis_cache
 from gateway.observability import observers
+from gateway.request import cache_step
 from tests.access.samples import key_of
 from tests.cache.requests import cached, send_chat, uses
 from tests.fakes import gateway_of
@@ -165,7 +165,7 @@ async def test_a_reload_and_a_promotion_change_the_key() -> None:
 async def test_gateways_share_answers_as_far_as_they_would_decide_alike(
     redis_url: str, changes: dict[str, Any], shared: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redis_cache, "LOOKUP_TIMEOUT_SECONDS", 5.0)  # however busy the machine is
+    monkeypatch.setattr(cache_step, "LOOKUP_SECONDS", 5.0)  # however busy the machine is
     store = {"store": redis_url}
     async with gateway_of(cached(cache=store), generalist=answer("fine")) as gateway:
         assert await uses(gateway, {}) == ["miss"]

@@ -23,7 +23,7 @@ from coe.fleet.specs import free_port
 from coe.registry import ApiKey, load
 from coe.settings import Settings
 from gateway.access import access_of, create_admin_key, with_admin_key
-from gateway.access.limits import MemoryLimiter
+from gateway.access.limits import Limiter
 from tests import forked
 from tests.access.samples import key_of
 from tests.admin.samples import router_published, settings_in
@@ -53,7 +53,7 @@ def test_the_key_has_all_scopes_beside_those_that_are_declared(tmp_path: Path) -
     key = (tmp_path / FILE).read_text().strip()
     registry = registry_of(access={"keys": [key_of().model_dump()]})
     found = with_admin_key(registry, settings(tmp_path))
-    access = access_of(found, MemoryLimiter())
+    access = access_of(found, Limiter())
     for scope in ("chat", "route", "feedback", "admin", None):
         assert access.identify([(b"x-api-key", key.encode())], scope).key == "admin"
     assert access.identify([(b"x-api-key", b"alice")], "chat").key == "alice"
@@ -109,7 +109,7 @@ def test_the_gateways_keep_their_key_in_a_volume_and_prometheus_reads_it_there()
 
 def test_the_name_that_prometheus_scrapes_is_allowed() -> None:
     registry = load(ROOT / "deploy" / "compose" / "experts.yaml", environ={})
-    access = access_of(registry, MemoryLimiter(), host="0.0.0.0")
+    access = access_of(registry, Limiter(), host="0.0.0.0")
     for host, allowed in (("gateway:8080", True), ("localhost:8080", True), ("evil.example", False)):
         scope: dict[str, Any] = {"headers": [(b"host", host.encode())], "http_version": "1.1"}
         assert (access.browsers.check(scope)[0] is None) == allowed

@@ -17,7 +17,7 @@ from coe.registry import Prices
 from coe.usage import SentCall, Usage
 from gateway.access.allowance import TokenAllowance
 from gateway.access.estimate import Pricing
-from gateway.access.limits import Amounts, MemoryLimiter
+from gateway.access.limits import Amounts, Limiter
 from gateway.dialects.chat import CHAT
 from tests.access.samples import account_of, key_of
 from tests.fakes import Gateway, gateway_of, registry_of
@@ -153,7 +153,7 @@ async def test_records_metrics_and_limits_use_the_price_of_cached_tokens(api: Ap
 
 
 async def test_a_key_is_charged_the_price_of_cached_tokens() -> None:
-    account, call = account_of(MemoryLimiter(), dollars_per_day=1.0), SentCall("only")
+    account, call = account_of(Limiter(), dollars_per_day=1.0), SentCall("only")
     record_usage(call.usage, {**OPENAI, "prompt_tokens": 100_000, "prompt_tokens_details": {"cached_tokens": 80_000}})
     pricing = Pricing.of({"only": Prices(input=10, cached_input=1)}, {}, ())
     chat = CHAT.parse(orjson.dumps({"model": "only", "messages": [{"role": "user", "content": "hi"}]}))

@@ -11,7 +11,8 @@ from coe.experts.http.client import Client
 from coe.mapping.problem import declared_assignment
 from coe.routing.conversation import Affinity
 from coe.runtime.active_state import ActiveState
-from coe.runtime.key_store import SqliteKeyStore
+from coe.runtime.key_store import KeyStore
+from coe.runtime.shared_store import MemoryStore
 from coe.settings import Settings
 from gateway.access import IssuedKeyWatch, open_limiter
 from gateway.serving_state import Wiring
@@ -38,7 +39,7 @@ async def test_unchanged_experts_go_on_and_others_are_closed_when_no_request_can
     async with Client() as session, open_limiter("memory", home=tmp_path) as limiter:
         with ThreadPoolExecutor(1) as threads:
             parts = {"session": session, "threads": threads, "limiter": limiter, "affinity": Affinity()}
-            issued = IssuedKeyWatch(SqliteKeyStore(tmp_path / "keys.sqlite"))
+            issued = IssuedKeyWatch(KeyStore(MemoryStore()))
             assembly = Wiring(Settings.read({}), issued=issued, **parts)
             assembly.serving(in_use_of(policy={"timeout": 60}))
             before = dict(assembly.experts)

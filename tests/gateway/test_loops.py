@@ -15,8 +15,7 @@ from coe.errors import ExpertUnavailable
 from coe.registry import Registry
 from coe.registry.sections import ResidencySpec
 from coe.routing.conversation import Affinity, read_conversation
-from gateway.access import redis_affinity
-from gateway.access.redis_affinity import open_affinity
+from gateway.access import access, open_affinity
 from gateway.dialects.chat import CHAT
 from gateway.dialects.messages import MESSAGES
 from gateway.dialects.responses import RESPONSES
@@ -230,8 +229,7 @@ async def test_a_greeting_is_no_task_to_continue() -> None:
 async def test_a_loop_goes_on_at_another_gateway_with_the_same_redis(
     api: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redis_affinity, "LOOKUP_TIMEOUT_SECONDS", 5.0)  # however busy the machine is
-    monkeypatch.setattr(redis_affinity, "EXCHANGE_TIMEOUT_SECONDS", 10.0)
+    monkeypatch.setattr(access, "AFFINITY_LOOKUP_SECONDS", 5.0)  # however busy the machine is
     async with (
         open_affinity(redis_url) as first,
         open_affinity(redis_url) as second,

@@ -63,7 +63,7 @@ class Replicas:
     async def know(self, expert: str, opening: str, session: str | None = None) -> None:
         """Wait until the gateways share that this expert answered the conversation with this opening."""
         chat = parse(orjson.dumps({"model": "auto", "messages": [{"role": "user", "content": opening}]}))
-        name = f"coe:with:{read_conversation(chat, RequestOptions(session, tenant='bob')).answer[-1].hex()}"
+        name = f"coe:{{with}}:1:{read_conversation(chat, RequestOptions(session, tenant='bob')).answer[-1].hex()}"
         async with asyncio.timeout(60), Redis.from_url(self.redis, decode_responses=True) as redis:
             while await redis.get(name) != expert:
                 await asyncio.sleep(0.01)

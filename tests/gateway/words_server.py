@@ -18,12 +18,12 @@ from coe.mapping.problem import declared_assignment
 from coe.registry import load
 from coe.runtime.active_state import ActiveState, assignment_in_use
 from coe.settings import Settings
-from gateway.access import redis as access_redis
+from gateway.access import limits
 from gateway.app import create_app
-from gateway.cache import redis as cache_redis
 from gateway.main import open_worker, workers_folder
 from gateway.observability import metric_workers, tracing
 from gateway.process import jobs, processes
+from gateway.request import cache_step
 from gateway.server import open_listener
 from tests.fakes import WordRouter
 
@@ -58,8 +58,7 @@ def read(
 
 def build(settings: Settings, workers: Path | None) -> Starlette:
     # However busy the machine is, a Redis, a worker and a collector that are there reply in time, and a plan is solved.
-    access_redis.REFILL_TIMEOUT_SECONDS = 5.0
-    cache_redis.LOOKUP_TIMEOUT_SECONDS = cache_redis.EXCHANGE_TIMEOUT_SECONDS = 5.0
+    limits.REFRESH_SECONDS = cache_step.LOOKUP_SECONDS = 5.0
     metric_workers.SIBLING_TIMEOUT_SECONDS = tracing.FLUSH_TIMEOUT_SECONDS = 20.0
     jobs.SOLVE_TIMEOUT_SECONDS = 100.0
     return create_app(partial(open_worker, settings, workers=workers, read=read))

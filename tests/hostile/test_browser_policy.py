@@ -12,7 +12,7 @@ from starlette.routing import Route
 from coe.errors import ExpertUnavailable
 from gateway.access import access_of
 from gateway.access.browsers import BrowserPolicy
-from gateway.access.limits import MemoryLimiter
+from gateway.access.limits import Limiter
 from gateway.app import exposed_headers
 from tests.fakes import Gateway, Response, gateway_of, registry_of
 
@@ -241,7 +241,7 @@ async def test_every_header_of_an_answer_that_the_api_describes_is_exposed() -> 
 async def test_a_reload_changes_which_origins_are_allowed() -> None:
     async with gateway_of() as gateway:
         assert (await sent(gateway, {"origin": APP})).status == 403
-        access = access_of(ALLOWED, MemoryLimiter())
+        access = access_of(ALLOWED, Limiter())
         gateway.serving_state.replace(replace(gateway.serving_state.serving, access=access))
         assert (await sent(gateway, {"origin": APP})).status == 200
 

@@ -113,20 +113,20 @@ def test_a_name_that_is_no_version_is_refused_and_following_goes_on(
     good, content = manifest({"weights.bin": b"w"})
     whole = archive(("weights.bin", b"w"), ("manifest.json", content))
     put(redis, version, whole)
-    with caplog.at_level(logging.ERROR, "gateway"):
+    with caplog.at_level(logging.WARNING, "coe.outage"):
         gateway.follower.sync()
-    assert gateway.follower.behind
+    assert gateway.follower.outage.active
     assert len(caplog.records) == 1
     assert (gateway.outside(), gateway.inside()) == ([], [])
     put(redis, good, whole)
     gateway.follower.sync()
-    assert (gateway.follower.behind, gateway.store.in_use()) == (False, good)
+    assert (gateway.follower.outage.active, gateway.store.in_use()) == (False, good)
 
 
 def test_bytes_that_are_no_text_are_refused_and_following_goes_on(gateway: FollowingGateway, redis: Redis) -> None:
     put(redis, b"\xff\xfe")
     gateway.follower.sync()
-    assert gateway.follower.behind
+    assert gateway.follower.outage.active
 
 
 def test_a_pointer_to_a_folder_elsewhere_is_not_moved_to(gateway: FollowingGateway, redis: Redis) -> None:
@@ -136,7 +136,7 @@ def test_a_pointer_to_a_folder_elsewhere_is_not_moved_to(gateway: FollowingGatew
     (planted / "manifest.json").write_bytes(manifest({})[1])
     put(redis, "../planted")
     gateway.follower.sync()
-    assert gateway.follower.behind
+    assert gateway.follower.outage.active
     assert gateway.store.in_use() is None
 
 
@@ -249,7 +249,7 @@ def test_a_hostile_archive_writes_nothing(
     assert list(into.iterdir()) == []
     put(redis, version, packed)
     gateway.follower.sync()
-    assert gateway.follower.behind
+    assert gateway.follower.outage.active
     assert (gateway.outside(), gateway.inside()) == ([], [])
 
 
@@ -265,7 +265,7 @@ def test_a_hostile_history_is_not_taken_over(history: bytes, gateway: FollowingG
     put(redis, version, packed)
     redis.hset(KEY, "history", history)
     gateway.follower.sync()
-    assert gateway.follower.behind
+    assert gateway.follower.outage.active
     assert gateway.store.in_use() is None
     assert gateway.store.history() == ()
 
@@ -273,14 +273,14 @@ def test_a_hostile_history_is_not_taken_over(history: bytes, gateway: FollowingG
 def test_a_small_file_is_bounded(gateway: FollowingGateway, redis: Redis) -> None:
     redis.hset("coe:artifacts:files", "traffic-report.json", b"x" * (MAX_SMALL_FILE_BYTES + 1))
     gateway.follower.sync()
-    assert gateway.follower.behind
+    assert gateway.follower.outage.active
     assert not (gateway.settings.artifacts / "traffic-report.json").exists()
 
 
 def test_a_value_of_another_type_is_refused_and_following_goes_on(gateway: FollowingGateway, redis: Redis) -> None:
     redis.set(KEY, "text")
     gateway.follower.sync()
-    assert gateway.follower.behind
+    assert gateway.follower.outage.active
 
 
 def test_a_manifest_here_that_names_files_elsewhere_is_refused(tmp_path: Path) -> None:

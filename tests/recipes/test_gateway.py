@@ -16,7 +16,7 @@ from coe.experts.recipes.judge import GRADE_TOKENS, PROMPT_TOKENS
 from coe.experts.recipes.writing.request import ENVELOPE_TOKENS
 from coe.registry import Prices, RecipeSpec, Registry
 from gateway.access.estimate import WorstCase
-from gateway.access.limits import Amounts, MemoryLimiter
+from gateway.access.limits import Amounts, Limiter
 from tests.fakes import Gateway, Response, gateway_of, registry_of
 from tests.recipes.members import answer, event, plan_with, stream
 
@@ -286,7 +286,7 @@ def keyed(*recipes: dict[str, Any], **limits: Any) -> Registry:
 @pytest.fixture
 def no_refill(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stops the clock of the limits, so that nothing is refilled however slow the machine is."""
-    monkeypatch.setitem(MemoryLimiter.__init__.__kwdefaults__, "clock", lambda: 1_000_000.0)
+    monkeypatch.setitem(Limiter.__init__.__kwdefaults__, "clock", lambda: 1_000_000.0)
 
 
 async def test_each_member_is_charged_by_its_own_prices() -> None:

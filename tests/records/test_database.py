@@ -14,9 +14,7 @@ from coe.errors import StoreError
 from coe.records import database as database_module
 from coe.records import open_log_and_feedback
 from coe.records.database import Database
-from coe.runtime.key_store import SqliteKeyStore
-from gateway.access.durable import UsageStore
-from gateway.stored_responses.store import SqliteResponseStore
+from coe.runtime.shared_store import SqliteStore
 from tests.records.samples import ids, records
 
 pytestmark = pytest.mark.anyio
@@ -52,22 +50,17 @@ async def test_a_file_of_another_version_is_refused_and_left_alone(tmp_path: Pat
 
 
 async def test_files_beside_the_log_keep_their_own_version(tmp_path: Path) -> None:
-    """A new version of the log must not refuse the keys, their usage and stored responses."""
-    keys = SqliteKeyStore(tmp_path / "keys")
-    usage = UsageStore(tmp_path / "usage")
-    responses = SqliteResponseStore(tmp_path / "responses", lifetime=60, max_bytes=1_000)
-    log = open_log_and_feedback("sqlite:///log", base=tmp_path)[0]
-    await keys.write("", ())
-    await usage.add({}, now=0.0)
-    await responses.get("owner", ["name"])
+    """A new version of the log must not refuse shared values: keys, usage, stored responses."""
+    shared, log = SqliteStore(tmp_path / "shared"), open_log_and_feedback("sqlite:///log", base=tmp_path)[0]
+    await shared.put({"name": b""}, ttl=60.0)
     await log.append(records(1))
-    for store in (keys, usage, responses, log):
+    for store in (shared, log):
         await store.aclose()
     versions = {}
-    for name in ("keys", "usage", "responses", "log"):
+    for name in ("shared", "log"):
         with closing(sqlite3.connect(tmp_path / name)) as connection:
             versions[name] = connection.execute("PRAGMA user_version").fetchone()[0]
-    assert versions == {"keys": 1, "usage": 1, "responses": 1, "log": 4}
+    assert versions == {"shared": 1, "log": 4}
 
 
 async def test_tables_that_cannot_be_created_leave_no_part_behind(tmp_path: Path) -> None:

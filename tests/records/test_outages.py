@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from coe import outage
 from coe.errors import StoreError
-from coe.records import outage
 from coe.records.codec import ENTRY
 from coe.records.spool import Spool
 from tests.records.samples import WatchedLog, record, records, writer_to
@@ -38,7 +38,7 @@ async def test_a_spool_that_fails_too_has_a_warning_of_its_own_and_both_recoveri
     folder.write_text("a file where the folder should be")
     log = WatchedLog()
     log.fails = GONE
-    with caplog.at_level(logging.WARNING, logger="coe.records"):
+    with caplog.at_level(logging.WARNING, logger="coe.outage"):
         async with writer_to(log, spool=folder / "spool.db", capacity=50, **QUICK) as writer:
             for one in records(30):
                 writer.put(one)
@@ -62,7 +62,7 @@ async def test_a_spool_that_fails_too_has_a_warning_of_its_own_and_both_recoveri
 
 async def test_a_log_that_fails_and_works_in_turns_is_not_logged_each_time(caplog: pytest.LogCaptureFixture) -> None:
     log = WatchedLog()
-    with caplog.at_level(logging.WARNING, logger="coe.records"):
+    with caplog.at_level(logging.WARNING, logger="coe.outage"):
         async with writer_to(log, spool=None, **QUICK) as writer:
             for number in range(5):
                 log.fails = GONE
@@ -79,7 +79,7 @@ async def test_entries_that_a_slow_log_costs_are_logged_although_nothing_fails(
 ) -> None:
     log = WatchedLog()
     log.gate.clear()
-    with caplog.at_level(logging.WARNING, logger="coe.records"):
+    with caplog.at_level(logging.WARNING, logger="coe.outage"):
         async with writer_to(log, spool=None, capacity=10, batch=5, **QUICK) as writer:
             for one in records(5):
                 writer.put(one)
@@ -98,7 +98,7 @@ async def test_an_entry_that_cannot_be_stored_is_logged_beside_the_failure_of_th
 ) -> None:
     log = WatchedLog()
     log.fails = GONE
-    with caplog.at_level(logging.WARNING, logger="coe.records"):
+    with caplog.at_level(logging.WARNING, logger="coe.outage"):
         async with writer_to(log, spool=tmp_path / "spool.db", **QUICK) as writer:
             writer.put(record(1, prompt="\ud800"))
             await wait_until(lambda: writer.dropped == 1)
@@ -112,7 +112,7 @@ async def test_entries_that_a_silent_log_costs_at_the_end_are_logged_with_the_re
 ) -> None:
     log = WatchedLog()
     log.gate.clear()
-    with caplog.at_level(logging.WARNING, logger="coe.records"):
+    with caplog.at_level(logging.WARNING, logger="coe.outage"):
         async with writer_to(log, spool=None, close_timeout=0.01, **QUICK) as writer:
             writer.put(records(1)[0])
             await log.entered.wait()
@@ -125,7 +125,7 @@ async def test_entries_that_a_silent_log_costs_at_the_end_are_logged_with_the_re
 async def test_an_unusable_spool_is_no_failure_of_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "spool.db.lock").mkdir()
     log = WatchedLog()
-    with caplog.at_level(logging.WARNING, logger="coe.records"):
+    with caplog.at_level(logging.WARNING, logger="coe.outage"):
         async with writer_to(log, spool=tmp_path / "spool.db", **QUICK) as writer:
             await wait_until(lambda: writer.spool_error is not None)
             assert writer.last_error is None
@@ -141,7 +141,7 @@ async def test_a_spool_that_fails_from_the_start_on_is_logged_again_once_entries
 ) -> None:
     (tmp_path / "spool.db.lock").mkdir()
     log = WatchedLog()
-    with caplog.at_level(logging.WARNING, logger="coe.records"):
+    with caplog.at_level(logging.WARNING, logger="coe.outage"):
         async with writer_to(log, spool=tmp_path / "spool.db", **QUICK) as writer:
             await wait_until(lambda: writer.spool_error is not None)
             log.fails = GONE
@@ -158,7 +158,7 @@ async def test_damaged_entries_of_the_spool_are_logged_as_they_are_dropped(
 ) -> None:
     Spool(tmp_path / "spool.db").append([b"x", ENTRY.encode(record(1))])
     log = WatchedLog()
-    with caplog.at_level(logging.WARNING, logger="coe.records"):
+    with caplog.at_level(logging.WARNING, logger="coe.outage"):
         async with writer_to(log, spool=tmp_path / "spool.db", **QUICK) as writer:
             await log.holds(1)
             await wait_until(lambda: writer.dropped == 1)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.stored_responses import redis_store, store
+from gateway.stored_responses import store
 
 
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Long timeouts of running stores."""
-    monkeypatch.setattr(redis_store, "TIMEOUT_SECONDS", 5.0)
     monkeypatch.setattr(store, "TIMEOUT_SECONDS", 60.0)

@@ -16,7 +16,7 @@ from coe.errors import ExpertRejected
 from gateway.request import admission, stored_step
 from gateway.request.stored_step import StoredStep
 from gateway.stored_responses.conversation import StoredUse
-from gateway.stored_responses.store import SqliteResponseStore
+from gateway.stored_responses.store import ResponseStore
 from tests.access.samples import key_of
 from tests.experts.translation.chat_expert import ChatExpert, ChatReply
 from tests.fakes import registry_of
@@ -211,7 +211,7 @@ def files_of(folder: Path) -> list[Path]:
 async def test_a_store_that_is_away_fails_only_what_needs_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with served(tmp_path, declared("redis://127.0.0.1:1/0")) as one:
         assert (await one.client.responses.create(model="auto", input="hi")).output_text == "Paris."
-        assert "an answer was not stored" in caplog.text
+        assert "; answers can neither be stored nor read" in caplog.text
         with pytest.raises(openai.InternalServerError) as away:
             await one.client.responses.create(model="auto", input="x", previous_response_id="resp_1")
         assert away.value.status_code == 503
@@ -234,9 +234,9 @@ async def test_repeated_references_and_long_histories_are_refused_before_they_ar
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fetched: list[str] = []
-    fetch = SqliteResponseStore.get
+    fetch = ResponseStore.get
 
-    async def get(store: SqliteResponseStore, owner: str, names: Sequence[str]) -> list[bytes | None]:
+    async def get(store: ResponseStore, owner: str, names: Sequence[str]) -> list[bytes | None]:
         fetched.extend(names)
         return await fetch(store, owner, names)
 
@@ -246,7 +246,7 @@ async def test_repeated_references_and_long_histories_are_refused_before_they_ar
         last = first
         for _ in range(3):
             last = await one.client.responses.create(model="generalist", input="hi", previous_response_id=last.id)
-        monkeypatch.setattr(SqliteResponseStore, "get", get)
+        monkeypatch.setattr(ResponseStore, "get", get)
         reference: Any = {"type": "item_reference", "id": first.output[0].id}
         assert (await one.client.responses.create(model="generalist", input=[reference] * 4)).output_text
         assert [text for _, text in one.sent] == ["x" * 9_000] * 4

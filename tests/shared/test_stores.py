@@ -1,0 +1,215 @@
+"""Conformance of every SharedStore, in memory, in SQLite and in a real Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import sqlite3
+import stat
+from collections.abc import AsyncIterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from redis import Redis
+
+from coe.errors import ConfigError, StoreError
+from coe.records import database
+from coe.runtime import shared_store
+from coe.runtime.shared_store import ENTRY_OVERHEAD_BYTES, Change, MemoryStore, RedisStore, SharedStore, SqliteStore
+from tests.access.samples import Clock
+from tests.records.redis_server import RedisServer
+
+pytestmark = pytest.mark.anyio
+MAX_BYTES = 10_000
+LONG = 3600.0
+QUARTER = b"x" * (MAX_BYTES // 4 - ENTRY_OVERHEAD_BYTES)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture(params=["memory", "sqlite", "redis"])
+async def store(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> AsyncIterator[SharedStore]:
+    """Of each kind in turn, for MAX_BYTES."""
+    opened: SharedStore
+    if request.param == "memory":
+        opened = MemoryStore(max_bytes=MAX_BYTES, clock=clock)
+    elif request.param == "sqlite":
+        opened = SqliteStore(tmp_path / "shared.sqlite", max_bytes=MAX_BYTES, clock=clock)
+    else:
+        opened = redis_store(request.getfixturevalue("redis_url"))
+    yield opened
+    await opened.aclose()
+
+
+def redis_store(url: str) -> RedisStore:
+    return RedisStore(url, "test", setting="cache.store", max_bytes=MAX_BYTES)
+
+
+async def test_values_are_returned_in_order_to_their_group_only(store: SharedStore) -> None:
+    assert await store.get(["1"], group="a") == [None]
+    await store.put({"1": b"one", "2": bytes(range(256))}, ttl=LONG, group="a")
+    await store.put({"1": b"other"}, ttl=LONG, group="b}")
+    assert await store.get(["2", "none", "1"], group="a") == [bytes(range(256)), None, b"one"]
+    assert await store.get(["1", "2"], group="b}") == [b"other", None]
+    assert await store.get(["1"]) == [None]
+    assert await store.sizes(["2", "none", "1"], group="a") == [256, 0, 3]
+    assert (await store.get([]), await store.sizes([], group="b}"), await store.delete([])) == ([], [], 0)
+
+
+async def test_a_value_is_replaced_and_deleted(store: SharedStore) -> None:
+    for number in range(20):
+        await store.put({"1": b"%d" % number + QUARTER}, ttl=LONG)
+    await store.put({"2": b"two"}, ttl=LONG)
+    assert await store.get(["1", "2"]) == [b"19" + QUARTER, b"two"]
+    assert await store.delete(["1"], group="b") == 0
+    assert await store.delete(["1", "none"]) == 1
+    assert await store.get(["1", "2"]) == [None, b"two"]
+
+
+async def test_a_value_expires_unless_it_is_renewed(store: SharedStore, clock: Clock) -> None:
+    await store.put({"short": b"1", "renewed": b"2"}, ttl=0.5)
+    await store.put({"long": b"3"}, ttl=LONG)
+    assert await store.get(["renewed"], renew=LONG) == [b"2"]
+    clock.ahead = 1.0
+    async with asyncio.timeout(60):
+        while await store.sizes(["short"]) != [0]:
+            await asyncio.sleep(0.05)
+    assert await store.get(["short", "renewed", "long"]) == [None, b"2", b"3"]
+
+
+async def test_the_least_recently_used_values_of_the_group_make_room(store: SharedStore, clock: Clock) -> None:
+    await store.put({"1": QUARTER}, ttl=LONG, group="b")
+    for name in "1234":
+        await store.put({name: QUARTER}, ttl=LONG, group="a")
+        clock.ahead += LONG / 10
+        await asyncio.sleep(0.002)  # Redis orders by milliseconds
+    assert await store.get(["1"], group="a", renew=LONG) == [QUARTER]
+    clock.ahead += 1
+    await asyncio.sleep(0.002)
+    await store.put({"5": QUARTER}, ttl=LONG, group="a")
+    assert await store.get(list("12345"), group="a") == [QUARTER, None, QUARTER, QUARTER, QUARTER]
+    assert await store.get(["1"], group="b") == [QUARTER]
+    await store.put({"6": b"x" * (MAX_BYTES + 1)}, ttl=LONG, group="a")
+    assert await store.get(["6"], group="a") == [None]
+
+
+async def test_a_replacement_needs_the_value_that_was_read_and_may_be_repeated(store: SharedStore) -> None:
+    assert await store.replace("list", b"", b"one")
+    assert await store.replace("list", b"", b"one")
+    assert not await store.replace("list", b"", b"two")
+    assert await store.get(["list"]) == [b"one"]
+    done = await asyncio.gather(*(store.replace("list", b"one", b"%d" % number) for number in range(5)))
+    assert sum(done) == 1
+    assert await store.get(["list"]) == [b"%d" % done.index(True)]
+
+
+async def test_a_counter_adds_up_and_is_never_negative(store: SharedStore) -> None:
+    assert await store.add({}) == {}
+    assert await store.add({"a": Change(0, LONG)}) == {"a": 0}
+    assert await store.add({"a": Change(2.5, LONG), "b": Change(1, LONG)}) == {"a": 2.5, "b": 1}
+    await asyncio.gather(*(store.add({"b": Change(1, LONG)}) for _ in range(20)))
+    assert await store.add({"a": Change(-0.5, LONG), "b": Change(0, LONG)}) == {"a": 2, "b": 21}
+    assert await store.add({"a": Change(-5, LONG)}) == {"a": 0}
+    assert await store.add({"a": Change(1, LONG)}) == {"a": 1}
+
+
+async def test_a_counter_leaks_and_is_forgotten(store: SharedStore, clock: Clock) -> None:
+    await store.add({"leaking": Change(1, LONG, 2), "short": Change(7, 1)})
+    clock.ahead = 2.0
+    async with asyncio.timeout(60):
+        while any((await store.add({"leaking": Change(0, LONG, 2), "short": Change(0, 1)})).values()):
+            await asyncio.sleep(0.05)
+
+
+# ------------------------------------------------------------------------------------------------- SQLite
+
+
+async def test_two_processes_share_a_file_which_others_cannot_read(tmp_path: Path) -> None:
+    path = tmp_path / "home" / "shared.sqlite"
+    one, other = SqliteStore(path), SqliteStore(path)
+    assert await other.get(["1"]) == [None]
+    assert await other.add({"a": Change(0, 1)}) == {"a": 0}
+    assert not path.parent.exists()
+    await one.put({"1": b"1"}, ttl=LONG)
+    assert await other.get(["1"]) == [b"1"]
+    assert {stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()} == {0o600}
+    shutil.rmtree(path.parent)
+    await one.put({"2": b"2"}, ttl=LONG)
+    assert await other.get(["1", "2"]) == [None, b"2"]
+    assert {stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()} == {0o600}
+    for store in (one, other):
+        await store.aclose()
+
+
+async def test_what_expired_is_deleted_from_the_file(tmp_path: Path, clock: Clock) -> None:
+    store = SqliteStore(tmp_path / "shared.sqlite", clock=clock)
+    await store.put({"old": b"1"}, ttl=1.0)
+    await store.add({"old": Change(1, 1.0)})
+    clock.ahead = 2.0
+    await store.put({"new": b"1"}, ttl=1.0)
+    await store.add({"new": Change(1, 1.0)})
+    for table in ("entries", "counters"):
+        with closing(sqlite3.connect(tmp_path / "shared.sqlite")) as file:
+            assert file.execute(f"SELECT name FROM {table}").fetchall() == [("new",)]
+    await store.aclose()
+
+
+async def test_a_file_that_another_process_writes_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "BUSY_SECONDS", 0.0)
+    store = SqliteStore(tmp_path / "shared.sqlite")
+    await store.put({"1": b"1"}, ttl=LONG)
+    other = sqlite3.connect(tmp_path / "shared.sqlite", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    assert await store.get(["1"], renew=LONG) == [b"1"]
+    with pytest.raises(StoreError, match="end its transaction"):
+        await store.put({"1": b"2"}, ttl=LONG)
+    other.close()
+    await store.put({"1": b"2"}, ttl=LONG)
+    await store.aclose()
+
+
+# -------------------------------------------------------------------------------------------------- Redis
+
+
+async def test_redis_has_the_size_of_what_it_holds_and_nothing_for_ever(redis_url: str) -> None:
+    store = redis_store(redis_url)
+    await store.put({"1": b"a" * 100}, ttl=0.2)
+    await asyncio.sleep(0.3)
+    await store.put({"2": b"b" * 50}, ttl=LONG)
+    await store.add({"3": Change(1, LONG)})
+    with Redis.from_url(redis_url) as client:
+        assert client.zrange("coe:{test}:1:used", 0, -1)[-1] == b"2"
+        assert all(0 < client.ttl(key) <= LONG for key in client.scan_iter())
+        await store.put({"2": b"b" * 50}, ttl=0.1)
+        await asyncio.sleep(0.2)
+        await store.put({"4": b"b" * 50}, ttl=0.1)
+        assert client.hget("coe:{test}:1:sizes", "") == b"%d" % (50 + ENTRY_OVERHEAD_BYTES)
+    await store.aclose()
+
+
+async def test_redis_that_fails_is_an_error_with_its_place_and_is_used_again_after_it(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_store, "REDIS_TIMEOUT_SECONDS", 5.0)
+    store = redis_store(redis_server.url)
+    await store.put({"1": b"1"}, ttl=LONG)
+    with Redis.from_url(redis_server.url) as client:
+        client.config_set("maxmemory", "1")
+        with pytest.raises(StoreError, match="it is full: raise its maxmemory"):
+            await store.put({"1": b"1"}, ttl=LONG)
+        client.config_set("maxmemory", "0")
+    redis_server.kill()
+    with pytest.raises(StoreError, match=f"redis at 127.0.0.1:{redis_server.port}"):
+        await store.add({})
+    redis_server.start()
+    await store.add({"1": Change(1, LONG)})
+    await store.aclose()
+
+
+def test_an_address_that_is_none_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"cache\.store: not a Redis address"):
+        redis_store("redis://h:port/0")
