@@ -361,7 +361,7 @@ def test_a_prompt_of_several_splits_counts_once_in_the_gains_of_recipes(
     scores = (np.random.default_rng(1).random((400, 3)) < (0.7, 0.8, 0.7)).astype(np.float64)
     data = replace(made_up(), scores=scores)
     classes = np.where(data.scores > 0, 0, [1, 2, 3])
-    recorded = RecordedAnswers(classes, np.full(classes.shape, 100.0), *[np.ones(classes.shape, dtype=np.bool_)] * 2)
+    recorded = RecordedAnswers(classes, np.full(classes.shape, 100.0), np.ones(classes.shape, dtype=np.bool_))
     once, twice = (run(data, tmp_path, seeds=seeds, recorded=recorded, arena=True) for seeds in ((0,), (0, 0)))
     rows = [report["recipes"]["at_shares_of_best_single"]["0.5"] for report in (once, twice)]
     assert rows[0] == pytest.approx(rows[1])

@@ -72,7 +72,7 @@ async def test_another_tab_of_a_view_leaves_the_page_where_it_is(browser: Browse
     async with visiting(browser, f"{served.url}/ui/#/router", phone=True) as page:
         await expect(page.get_by_role("heading", name="Router: versions")).to_be_visible()
         await expect(page.get_by_role("alert")).to_be_visible()  # all of it is there
-        await page.evaluate("scrollTo(0, 150)")
+        await page.evaluate("scrollTo(0, 100)")
         await page.get_by_role("link", name="Gate").click()
         await expect(page.get_by_role("heading", name="Gate: versions")).to_be_visible()
-        assert await page.evaluate("scrollY") == 150
+        assert await page.evaluate("scrollY") == 100
