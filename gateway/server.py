@@ -317,8 +317,10 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._accepting.cancel()
         await asyncio.gather(self._accepting, self._opening, return_exceptions=True)
-        await self._open(self._waiting(self._free_places))  # their clients may have sent a request already
-        await super().shutdown(sockets)
+        waiting = [*self._waiting(self._free_places)]  # their clients may have sent a request already
+        self._listener.close()  # now, or later ones would wait for nothing
+        await self._open(waiting)
+        await super().shutdown()
 
     @property
     def _free_places(self) -> int:

@@ -168,7 +168,10 @@ class Connection(asyncio.Protocol):
         """Waits for data, the end of the wait's time, or the end of the connection. Raises what broke it."""
         if self._error is not None:  # its traceback will refer to both this connection and the request
             error, self._error = self._error, ConnectionResetError("the connection is broken")
-            raise error
+            try:
+                raise error
+            finally:
+                del error  # its traceback refers to this frame: a cycle
         if self._timer is None and self._deadline < math.inf:  # it fired just after bytes that complete nothing
             if self._loop.time() >= self._deadline:
                 raise self._expired()
