@@ -53,7 +53,7 @@ class Feedback:
 
     @property
     def dedup_key(self) -> bytes:
-        """What the event shares with those that it replaces: a digest of request, kind and API key."""
+        """Digest of request, kind and API key, which the event shares with those that it replaces."""
         return dedup_keys(self.request_id, (self.key,), (self.kind,))[0]
 
 

@@ -92,7 +92,7 @@ end
 
 
 class _RedisStore:
-    """What the log and the feedback share. Each connects on the first call."""
+    """Connection and streams of the log, and of the feedback. Each connects on the first call."""
 
     script: str
 

@@ -48,7 +48,7 @@ class SharedStore(Protocol):
     """
 
     place: str
-    """Where the store is, for errors."""
+    """Address or path of the store, for errors."""
 
     async def get(self, names: Sequence[str], *, group: str = "", renew: float = 0.0) -> list[bytes | None]:
         """Return the values, None for missing ones. With `renew`, those found live at least that many seconds."""

@@ -132,7 +132,7 @@ class TokenBucket:
         return max(0.0, amount - self.remaining(now)) * MINUTE / self.limit
 
     def changes(self, now: float) -> tuple[SharedChange, ...]:
-        """What to send to the store; the first counter is the one to read."""
+        """Changes to send to the store; the first counter is the one to read."""
         return (("", Change(self._unsent, BUCKET_TTL_SECONDS, self.limit / MINUTE)),)
 
     def apply(self, sent: Sequence[SharedChange], total: float, now: float) -> None:

@@ -1,4 +1,4 @@
-"""What the handlers of endpoints share: authorization, errors, and bodies and queries as values."""
+"""Authorization and errors of endpoints, and their bodies and queries as values."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ Build = Callable[[], Starlette]
 
 
 class SharedState:
-    """What parent and workers tell each other, in shared memory, by the number of the worker. No lock is needed: a
+    """Messages between parent and workers in shared memory, by the number of the worker. No lock is needed: a
     worker writes while it runs, and the parent after it has ended."""
 
     def __init__(self, workers: int) -> None:

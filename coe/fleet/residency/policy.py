@@ -114,8 +114,8 @@ def _make_room(
 
 
 def _displaced_sleeper(device: DeviceState, leaving: Mapping[str, Verb]) -> dict[str, Verb]:
-    """Where a server is stopped because RAM is full: the sleeping server used longest ago, if that is longer ago, so
-    that the next one may sleep."""
+    """Stop the sleeping server used longest ago instead of a later used one that found RAM full, so that the next one
+    may sleep."""
     stopped = [s for s in device.servers if leaving.get(s.key) == "stop" and s.tier == "awake" and s.profile.sleeps]
     sleepers = (s for s in device.servers if _in_ram(s) and not s.waiting and s.key not in leaving)
     oldest = min(sleepers, key=lambda server: server.last_used, default=None)
