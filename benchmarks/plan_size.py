@@ -20,7 +20,8 @@ from coe.planning.plan import solve
 from coe.planning.prices import prices
 from coe.planning.program import require_solution
 from coe.recipes.fitting.answers import Answers
-from coe.recipes.fitting.arms import declared_arms
+from coe.recipes.fitting.columns import DECLARED_PRICE
+from coe.recipes.fitting.fit import RecipeFit
 
 MEMBERS, REQUESTS = 3, 4000
 PROBES = 20
@@ -62,8 +63,8 @@ def problem_of(*, experts: int, arms: int, categories: int, seed: int, budget: M
     )
 
 
-def fit_recipes(*, experts: int, recipes: int, categories: int, seed: int) -> int:
-    """Fit cascades of three to five members on random answers; return their number."""
+def fit_recipes(*, experts: int, recipes: int, categories: int, seed: int) -> None:
+    """Fit cascades of three to five members on random answers."""
     random = np.random.default_rng(seed)
     size = np.exp(random.uniform(0.0, np.log(400.0), experts))
     labels = np.repeat(np.arange(categories), PROBES)
@@ -73,12 +74,10 @@ def fit_recipes(*, experts: int, recipes: int, categories: int, seed: int) -> in
     tokens = random.lognormal(5.0, 0.8, right.shape).round()
     names = tuple(f"e{number}" for number in range(experts))
     answers = Answers(names, classes, right.astype(float), tokens * size, tokens, labels, categories)
-    arms = 0
     for number in range(recipes):
         members = random.choice(experts, 3 + number % 3, replace=False)
         steps = [[int(member)] for member in members[np.argsort(size[members])]]
-        arms += len(declared_arms(answers, f"r{number}", steps))
-    return arms
+        RecipeFit(answers, steps).arm(DECLARED_PRICE / answers.typical_cost)
 
 
 def posteriors(problem: Problem, *, count: int, seed: int) -> np.ndarray:
@@ -144,8 +143,8 @@ def main() -> None:
     found: dict[str, Any] = {}
     if chosen.recipes:
         sizes = {name: getattr(chosen, name) for name in ("experts", "recipes", "categories", "seed")}
-        found["fit"], arms = seconds(lambda: fit_recipes(**sizes))
-        print(f"{f'fit {arms} arms':22} {found['fit']}", flush=True)
+        found["fit"], _ = seconds(lambda: fit_recipes(**sizes))
+        print(f"{'fit recipes':22} {found['fit']}", flush=True)
     free = problem_of(**shape, budget={})
     traffic = posteriors(free, count=REQUESTS, seed=chosen.seed + 1)
     for name, limits in budgets(free).items():

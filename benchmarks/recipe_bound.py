@@ -40,8 +40,8 @@ def main() -> None:
     for seed in range(options.calibrations):
         shuffled = np.random.default_rng(seed).permutation(len(answers.labels))
         fitted, calibrated, rest = np.split(shuffled, [FITTED, FITTED + CALIBRATED])
-        fit = RecipeFit(answers.rows(fitted), recipe="cascade", steps=[[c] for c in range(len(answers.experts))])
-        policies = [fit.policy(price)[0] for price in PRICES]
+        fit = RecipeFit(answers.rows(fitted), [[column] for column in range(len(answers.experts))])
+        policies = [fit.arm(price).policy for price in PRICES]
         losses = [_outcome(policy, answers.rows(calibrated))[0] for policy in policies]
         for bound in BOUNDS:
             kept = accepted_thresholds(losses, bound)
@@ -75,7 +75,7 @@ def _answers(folder: Path, benchmark: str, members: list[str]) -> Answers:
 def _outcome(policy: RecipePolicy, answers: Answers) -> tuple[NDArray[np.float64], float]:
     """Return the loss on each prompt against the last member, and the cost as a share of its cost."""
     found = replayed(policy, answers)
-    cost = float(found.costs(answers).sum() / answers.costs[:, -1].sum())
+    cost = float(found.costs.sum() / answers.costs[:, -1].sum())
     return answers.scores[:, -1] - found.scores, cost
 
 

@@ -9,11 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import PlainSerializer, PlainValidator
 
-Array = NDArray[np.float64]
+Array = Annotated[
+    NDArray[np.float64],
+    PlainValidator(lambda values: np.array(values, dtype=np.float64)),
+    PlainSerializer(lambda values: values.tolist()),
+]
+"""An array, which JSON has as nested lists."""
 NO_ANSWER = -1
 """Class of a member that failed, refused, or gave an answer that could not be read."""
 STATE_FEATURES = 10

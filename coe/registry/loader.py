@@ -22,7 +22,7 @@ from coe.registry.aliases import AUTO, alias_problems
 from coe.registry.capabilities import ModelTable
 from coe.registry.experts import ExpertSpec, address_problems
 from coe.registry.hints import nearest, problems_of
-from coe.registry.recipes import MIN_JUDGE_CONTEXT, PROPOSED_PREFIX, RecipeSpec, cap_problems
+from coe.registry.recipes import MIN_JUDGE_CONTEXT, PROPOSED_PREFIX, RecipeSpec
 from coe.registry.residency import residency_problems, server_memory
 from coe.registry.rules import rule_problems
 from coe.registry.runtimes import LOCAL_RUNTIMES
@@ -189,7 +189,6 @@ def _recipe_problems(source: YamlSource, registry: Registry) -> Problems:
                 *_recipe_name_problems(recipe, registry),
                 *_step_problems(recipe),
                 *_member_problems(recipe, registry),
-                *cap_problems(recipe, {name: registry.expert(name) for name in registry.expert_names}),
             )
             yield from ((("recipes", index, *keys), problem) for keys, problem in found)
 
@@ -245,7 +244,7 @@ def _judge_problems(recipe: RecipeSpec) -> Problems:
 def _writing_problems(recipe: RecipeSpec, kind: str) -> Problems:
     """Check the keys of a chain or fuse, relative to the recipe."""
     name = recipe.name
-    for key in ("signal", "judge", "max_tokens", "tools", "max_loss"):
+    for key in ("signal", "judge", "max_loss"):
         if key in recipe.model_fields_set:
             yield (key,), f"{name!r} is a {kind}, which always calls all members, so `{key}` has no effect; remove it"
     if recipe.chain and recipe.by is not None:
@@ -288,8 +287,6 @@ def _member_problems(recipe: RecipeSpec, registry: Registry) -> Problems:
             if where == ("judge",) and registry.expert(member).context_length < MIN_JUDGE_CONTEXT:
                 too_small = f"{member!r} has a context of {registry.expert(member).context_length} tokens"
                 yield where, f"{too_small}, and a judge's request needs {MIN_JUDGE_CONTEXT}; use another expert"
-            if recipe.tools == "agreement" and "tools" not in registry.expert(member).capabilities:
-                yield where, f"{member!r} has no tools; add `tools` to its capabilities, or remove `tools: agreement`"
         elif member in recipes:
             circle = "a recipe cannot contain itself" if member == recipe.name else f"{member!r} is a recipe"
             yield where, f"{circle}; the members are experts: {', '.join(registry.expert_names)}"

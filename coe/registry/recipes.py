@@ -9,9 +9,7 @@ writes: the answers of a step are part of the request of the next one. `ArmSpec`
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
@@ -19,9 +17,7 @@ from pydantic_core import PydanticCustomError
 
 from coe.core import Api, Capability
 from coe.registry.experts import ExpertSpec, Prices
-from coe.registry.hints import nearest
 from coe.registry.sections import Name, Probability, StrictModel
-from coe.registry.yaml_source import KeyPath
 
 PROPOSED_PREFIX = "auto-"
 """Beginning of the names of recipes that `coe plan` proposes; a number follows."""
@@ -78,13 +74,6 @@ class RecipeSpec(StrictModel):
     that a judge gives to the best answer after each step but the last."""
     judge: Name | None = None
     """With `signal: judge`: the expert that grades. It is not a member."""
-    max_tokens: Mapping[Name, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
-    """For a cascade or vote in steps: caps of members' answers in output tokens. An answer that is not finished by then
-    is cut off and counts as none. The members of the last step, and of all steps in a stream, have no cap while
-    there is no answer to return instead."""
-    tools: Literal["single", "agreement"] = "single"
-    """Requests with tools: `single` leaves them to single experts. With `agreement`, a cascade or vote takes them, and
-    members that call the same tools with equal arguments agree."""
     max_loss: Probability | None = None
     """Largest loss of quality (0 to 1) from not calling the later steps. `coe plan` uses the recipe only if calibration
     probes show with 95 % confidence that the loss is smaller."""
@@ -103,11 +92,6 @@ class RecipeSpec(StrictModel):
     def members(self) -> tuple[str, ...]:
         """The names of all members, in the order of the calls."""
         return tuple(name for step in self.steps for name in step)
-
-    def caps_of(self, members: Iterable[str]) -> tuple[float, ...]:
-        """Return the cap of each of these members, inf without one; empty if none has one."""
-        caps = tuple(float(self.max_tokens.get(name, math.inf)) for name in members)
-        return caps if any(map(math.isfinite, caps)) else ()
 
     @property
     def judgements(self) -> int:
@@ -144,39 +128,6 @@ class RecipeSpec(StrictModel):
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def cap_problems(recipe: RecipeSpec, experts: Mapping[str, ExpertSpec]) -> Iterator[tuple[KeyPath, str]]:
-    """Check the caps of a cascade or vote over declared experts, with keys relative to the recipe."""
-    if not recipe.max_tokens or recipe.writes:
-        return
-    name, key = recipe.name, "max_tokens"
-    for member, cap in recipe.max_tokens.items():
-        if member not in recipe.members:
-            yield (key, member), f"{member!r} is not a member of {name!r}{nearest(member, recipe.members)}"
-        elif member in experts and (limit := _output_limit(experts[member])) <= cap:
-            present = f"the {limit} tokens that `parameters` of {member!r} allow"
-            yield (key, member), f"the cap is no lower than {present}; lower it, or remove it"
-    if len(recipe.steps) == 1:
-        yield (key,), f"{name!r} has one step, so nothing could replace an answer that is cut off; remove {key}"
-    if recipe.judge is not None:
-        yield (key,), f"a judge grades whole answers; remove {key} from {name!r}, or its judge"
-    if recipe.max_loss is not None:
-        yield (key,), f"max_loss is a bound against whole answers of the last step; remove it or {key} from {name!r}"
-
-
-def cap_in_force(cap: float, spec: ExpertSpec) -> float:
-    """Return the cap of a member in tokens, infinite if its declared thinking budget is not below the cap: providers
-    refuse such a request."""
-    thinking = spec.parameters.get("thinking")
-    budget = thinking.get("budget_tokens") if isinstance(thinking, dict) else None
-    return math.inf if isinstance(budget, int) and budget >= cap else cap
-
-
-def _output_limit(spec: ExpertSpec) -> float:
-    """Return the lowest limit of output tokens in the declared parameters, infinite without one."""
-    limits = (spec.parameters.get(field) for field in ("max_tokens", "max_completion_tokens"))
-    return min((limit for limit in limits if isinstance(limit, int)), default=math.inf)
-
-
 def _item(item: Any) -> Any:
     """Convert the item `auto` to None, which the type of an item allows for it alone."""
     if not isinstance(item, dict | RecipeSpec) and item != AUTO_RECIPES:
@@ -207,7 +158,7 @@ class ArmSpec:
 
     `steps` are the names of the members of each step, `members` their declarations in the order of the calls.
     `writing_digest` is `RecipeSpec.writing_digest`, `judge` the name of the judge, empty without one, and `judge_spec`
-    its declaration. `takes_tools` is True with `tools: agreement`. `max_tokens` are the caps of members by name.
+    its declaration.
     """
 
     name: str
@@ -215,9 +166,7 @@ class ArmSpec:
     members: tuple[ExpertSpec, ...]
     writing_digest: str = ""
     judge: str = ""
-    takes_tools: bool = False
     judge_spec: ExpertSpec | None = None
-    max_tokens: Mapping[str, int] = field(default_factory=dict)
     stand_in: None = None
     supported_apis: frozenset[Api] = frozenset({"chat"})
 
@@ -231,9 +180,8 @@ class ArmSpec:
 
     @property
     def capabilities(self) -> frozenset[Capability]:
-        """Capabilities that all members have. Audio, and tools unless declared, are left to single experts."""
-        common = frozenset.intersection(*(member.capabilities for member in self.members)) - {"audio"}
-        return common if self.takes_tools else common - {"tools"}
+        """Capabilities that all members have. Audio and tools are left to single experts."""
+        return frozenset.intersection(*(member.capabilities for member in self.members)) - {"audio", "tools"}
 
     @property
     def languages(self) -> frozenset[str] | None:

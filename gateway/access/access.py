@@ -14,7 +14,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from math import isfinite
 from pathlib import Path
 
 from coe.artifacts.api_keys import MAX_KEY_BYTES, rule_of
@@ -22,7 +21,6 @@ from coe.core import ExpertRule, Scope
 from coe.errors import Forbidden, RequestError, Unauthorized
 from coe.outage import Outage
 from coe.registry import AccessSpec, ApiKey, Prices, RecipeSpec, Registry
-from coe.registry.recipes import cap_in_force
 from coe.routing.conversation import Affinity
 from coe.routing.eligibility import exclusion
 from coe.supervision import TaskFailed, ignore_failure
@@ -188,18 +186,12 @@ def access_of(
     select."""
     spec = access_with(registry, issued)
     prices = {expert.name: expert.prices for expert in registry.experts}
-    recipes = {recipe.name: _with_caps_in_force(recipe, registry) for recipe in registry.declared_recipes}
+    recipes = {recipe.name: recipe for recipe in registry.declared_recipes}
 
     def permitted(rule: ExpertRule) -> Collection[str]:
         return [arm.name for arm in registry.arms if not exclusion(rule, arm)]
 
     return Access(spec, limiter, prices=prices, recipes=recipes, routed=routed, permitted=permitted, host=host)
-
-
-def _with_caps_in_force(recipe: RecipeSpec, registry: Registry) -> RecipeSpec:
-    """The recipe with the caps that its members' calls have."""
-    caps = {name: cap_in_force(cap, registry.expert(name)) for name, cap in recipe.max_tokens.items()}
-    return recipe.model_copy(update={"max_tokens": {name: int(cap) for name, cap in caps.items() if isfinite(cap)}})
 
 
 @asynccontextmanager

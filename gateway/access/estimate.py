@@ -19,7 +19,6 @@ from coe.core import NO_RECIPE, PASS_THROUGH_APIS, TEXT_APIS, Api, Chat
 from coe.errors import InvalidRequest
 from coe.experts.api_formats import CHAT_LENGTH_FIELDS, LENGTH_FIELDS, MAX_TOKEN_COUNT
 from coe.experts.http.form import FormBody
-from coe.recipes.calls import sets_reasoning
 from coe.recipes.judge import GRADE_TOKENS, PROMPT_TOKENS
 from coe.recipes.writing.request import ENVELOPE_TOKENS
 from coe.registry import AUTO, Prices, RecipeSpec
@@ -183,11 +182,10 @@ class WorstCase:
         return cls(conversation_price=prices.input, answer_price=prices.output)
 
     @classmethod
-    def of_recipe(cls, recipe: RecipeSpec, prices: Mapping[str, Prices], *, caps_apply: bool = False) -> WorstCase:
+    def of_recipe(cls, recipe: RecipeSpec, prices: Mapping[str, Prices]) -> WorstCase:
         """Return the worst case of all calls of a recipe.
 
-        A later step of a chain or fuse also reads the answers of the step before, and a judge reads one answer. If
-        caps apply, all steps but the last have them; the last one has none for free text.
+        A later step of a chain or fuse also reads the answers of the step before, and a judge reads one answer.
         """
         total = cls(0.0, 0.0)
         for number, step in enumerate(recipe.steps):
@@ -195,17 +193,14 @@ class WorstCase:
             instruction_tokens = (
                 ENVELOPE_TOKENS + len(recipe.written_instruction) / CHARACTERS_PER_TOKEN if drafts else 0.0
             )
-            caps = recipe.max_tokens if caps_apply and number + 1 < len(recipe.steps) else {}
-            for member, one in ((member, prices[member]) for member in step):
-                cap = caps.get(member, 0)
-                answers = 0.0 if cap else 1.0
+            for one in (prices[member] for member in step):
                 call = cls(
                     1.0,
-                    answers + drafts,
-                    instruction_tokens + cap,
+                    1.0 + drafts,
+                    instruction_tokens,
                     one.input,
-                    answers * one.output + drafts * one.input,
-                    instruction_tokens * one.input + cap * one.output,
+                    one.output + drafts * one.input,
+                    instruction_tokens * one.input,
                 )
                 total = total.plus(call)
         for one in (prices[name] for name in recipe.called[len(recipe.members) :]):
@@ -233,44 +228,17 @@ _PARTS = tuple(part.name for part in fields(WorstCase))
 
 
 @dataclass(frozen=True, slots=True)
-class Bounds:
-    """Upper bounds of a request's use: `whole` without caps, `capped` with the recipes' `max_tokens` caps. `capped` is
-    None if the request calls no recipe."""
-
-    whole: WorstCase = WorstCase()
-    capped: WorstCase | None = None
-
-    @classmethod
-    def of_expert(cls, prices: Prices) -> Bounds:
-        """Return the bounds of one call."""
-        return cls(WorstCase.of_expert(prices))
-
-    @classmethod
-    def of_recipe(cls, recipe: RecipeSpec, prices: Mapping[str, Prices]) -> Bounds:
-        """Return the bounds of all calls of a recipe."""
-        return cls(WorstCase.of_recipe(recipe, prices), WorstCase.of_recipe(recipe, prices, caps_apply=True))
-
-    @classmethod
-    def largest(cls, alternatives: Collection[Bounds]) -> Bounds:
-        """Return upper bounds of all alternatives."""
-        whole = WorstCase.largest([one.whole for one in alternatives])
-        if all(one.capped is None for one in alternatives):
-            return cls(whole)
-        return cls(whole, WorstCase.largest([one.capped or one.whole for one in alternatives]))
-
-
-@dataclass(frozen=True, slots=True)
 class Pricing:
     """Prices of experts by name, and the worst case of a request.
 
-    `worst_of` holds bounds by pinned name: an expert, a recipe or an arm. `highest` are the bounds of a routed request
-    to single experts, `routed` of a request that routing may give to a recipe; None if no recipe is routed.
+    `worst_of` holds that of a pinned name: an expert, a recipe or an arm. `highest` is that of a routed request to
+    single experts, `routed` of a request that routing may give to a recipe; None if no recipe is routed.
     """
 
     experts: Mapping[str, Prices] = field(default_factory=dict)
-    worst_of: Mapping[str, Bounds] = field(default_factory=dict)
-    highest: Bounds = Bounds()
-    routed: Bounds | None = None
+    worst_of: Mapping[str, WorstCase] = field(default_factory=dict)
+    highest: WorstCase = WorstCase()
+    routed: WorstCase | None = None
 
     @classmethod
     def of(
@@ -282,30 +250,21 @@ class Pricing:
     ) -> Pricing:
         """Return the pricing for `recipes` by recipe and arm. `routed` are the arms that routing may select;
         `permitted` the experts and arms that the key may use, None for all."""
-        worst = {name: Bounds.of_expert(prices) for name, prices in experts.items()}
+        worst = {name: WorstCase.of_expert(prices) for name, prices in experts.items()}
         possible = [one for name, one in worst.items() if permitted is None or name in permitted]
-        highest = Bounds.largest(possible or [Bounds()])
+        highest = WorstCase.largest(possible or [WorstCase()])
         routed = [name for name in routed if permitted is None or name in permitted]
-        worst |= {name: Bounds.of_recipe(recipe, experts) for name, recipe in recipes.items()}
+        worst |= {name: WorstCase.of_recipe(recipe, experts) for name, recipe in recipes.items()}
         return cls(
-            experts, worst, highest, Bounds.largest([highest, *(worst[name] for name in routed)]) if routed else None
+            experts, worst, highest, WorstCase.largest([highest, *(worst[name] for name in routed)]) if routed else None
         )
 
     def amounts(self, chat: Chat, recipe: str, *, input_tokens: float, output_tokens: float) -> Amounts:
-        """Return the most that a request uses, with these numbers of tokens in its conversation and in an answer.
+        """Return the most that a request uses, with these numbers of tokens in its conversation and in an answer."""
+        return self._worst_case(chat, recipe).amounts(input_tokens, output_tokens)
 
-        An answer has no more tokens than either its limit or its cap, so both cases are bounds. The first steps of
-        streams have no caps, and no step of a request that sets its reasoning.
-        """
-        bounds = self._bounds(chat, recipe)
-        whole = bounds.whole.amounts(input_tokens, output_tokens)
-        if bounds.capped is None or chat.stream or sets_reasoning(chat.fields):
-            return whole
-        capped = bounds.capped.amounts(input_tokens, output_tokens)
-        return Amounts(1, min(whole.tokens, capped.tokens), min(whole.dollars, capped.dollars))
-
-    def _bounds(self, chat: Chat, recipe: str) -> Bounds:
-        """Return the bounds of the pinned expert or recipe; for a routed request, the highest of all."""
+    def _worst_case(self, chat: Chat, recipe: str) -> WorstCase:
+        """Return that of the pinned expert or recipe; for a routed request, the highest of all."""
         model = recipe if chat.model == AUTO and recipe else chat.model
         if (found := self.worst_of.get(model)) is not None:
             return found

@@ -88,9 +88,7 @@ def plan_basis(
     data = read_quality(folder, benchmark=benchmark, only=registry.expert_names, partly=True)
     probes = _PlannedProbes.of(folder, data, registry)
     uses = probes.uses if logged is None else _with_logged(probes.uses, logged, registry)
-    recipes, all_scores = _with_recipes(
-        folder, data, registry, probes, streamed=share_of_streams(logged), expected=uses
-    )
+    recipes, all_scores = _with_recipes(folder, data, registry, probes, expected=uses)
     columns = (*probes.experts, *recipes.arms)
     measured = tabulate_partly(probes.categories, columns, probes.member, all_scores)
     pseudo_count = fit_pseudo_count(probes.labels, probes.scores)
@@ -189,13 +187,12 @@ def _with_recipes(
     registry: Registry,
     probes: _PlannedProbes,
     *,
-    streamed: float,
     expected: MeasuredUses,
 ) -> tuple[RecipeColumns, NDArray[np.float64]]:
     """Fit the recipes on the prompts that all experts were scored on.
 
-    `streamed` is the share of requests whose answers are streamed, `expected` are the uses that the plan expects of
-    requests. Returns their columns, and the scores (n_rows, n_experts + n_arms) of experts and arms, NaN where missing.
+    `expected` are the uses that the plan expects of requests. Returns their columns, and the scores (n_rows, n_experts
+    + n_arms) of experts and arms, NaN where missing.
     """
     whole = np.flatnonzero(np.isfinite(probes.scores).all(axis=1))
     with note_if_slow("fitting recipes"):
@@ -206,7 +203,6 @@ def _with_recipes(
             rows=[probes.rows[row] for row in whole.tolist()],
             experts=probes.experts,
             categories=probes.categories,
-            streamed=streamed,
             probed=probes.uses,
             expected=expected,
         )
@@ -215,14 +211,6 @@ def _with_recipes(
     if recipes.arms:
         all_scores[whole, len(probes.experts) :] = recipes.scores
     return recipes, all_scores
-
-
-def share_of_streams(logged: LoggedUses | None) -> float:
-    """Return the logged share of requests that are streamed.
-
-    While it is unknown, all count as streams: fewer caps apply to them, so that their answers cost more.
-    """
-    return 1.0 if logged is None or logged.streamed is None else logged.streamed
 
 
 def _with_logged(scored: MeasuredUses, logged: LoggedUses, registry: Registry) -> MeasuredUses:

@@ -44,7 +44,7 @@ from coe.planning import (
     solve,
     sweep,
 )
-from coe.planning.job.basis import compare_with_single_experts, paired_errors, plan_basis, share_of_streams
+from coe.planning.job.basis import compare_with_single_experts, paired_errors, plan_basis
 from coe.planning.job.residual import with_residual
 from coe.planning.paired_scores import Difference
 from coe.planning.plan_file import ASSIGNMENT_FILE
@@ -97,7 +97,7 @@ def make_plan(
         evidence=PlanEvidence() if options.drop_feedback else evidence,
         logged=logged,
     )
-    policies = ArmPolicies(basis.problem.categories, recipes.policies, recipes.written, share_of_streams(logged))
+    policies = ArmPolicies(basis.problem.categories, recipes.policies, recipes.written)
     unplanned = _unplanned(settings, registry, recipes.left_out)
     with note_if_slow("solving the plan"):
         assignment = _solve(settings, basis)

@@ -130,6 +130,7 @@ def _of_blocks(answer: str, blocks: list[Block]) -> str | None:
 
 def json_form(text: str) -> str | None:
     """Return a JSON object or list with sorted keys and numbers by value."""
+    text = text.strip()
     if not (text.startswith(("{", "[")) and text.endswith(("}", "]"))):
         return None
     try:

@@ -85,15 +85,10 @@ async def list_experts(parts: Parts, _: Request) -> Response:
 
 
 async def list_recipes(parts: Parts, _: Request) -> Response:
-    """The recipes, declared or proposed by the plan, with steps and caps."""
+    """The recipes, declared or proposed by the plan, with steps."""
     return list_response(
         [
-            {
-                "object": "recipe",
-                "id": one.name,
-                "steps": one.steps,
-                "max_tokens": one.max_tokens,
-            }
+            {"object": "recipe", "id": one.name, "steps": one.steps}
             for one in parts.current.serving.registry.declared_recipes
         ]
     )
