@@ -111,7 +111,8 @@ def _check_shapes(policy: RecipePolicy, n_categories: int) -> None:
             (step.weights.member, (seen, 1 + n_categories)),
             (step.weights.none, (1 + n_categories,)),
             (step.typical, (seen,)),
-            *((gain, state) for gain in (step.gain, step.graded and step.graded.gain) if gain is not None),
+            *([] if step.gain is None else [(step.gain, state)]),
+            *([] if step.graded is None else [(step.graded.gain, state)]),
         ]
         if any(values.shape != shape or not np.isfinite(values).all() for values, shape in expected):
             raise ValueError(f"coefficients of step {number} that are not finite or not of its members and categories")

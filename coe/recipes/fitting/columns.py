@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from coe.measuring.grades import read_grades
 from coe.measuring.quality import Quality, filled
 from coe.measuring.recipe_answers import MeasuredArm, read_recipe_answers
-from coe.measuring.recorded_answers import RecordedAnswers, read_answers
+from coe.measuring.recorded_answers import read_answers
 from coe.planning import MeasuredUses, Uses, declared_uses
 from coe.planning.uses import ASSUMED_INPUT_TOKENS, ASSUMED_OUTPUT_TOKENS
 from coe.recipes.agreement import NO_ANSWER, Array
@@ -123,49 +123,44 @@ def recipe_columns(
     uses of requests, those of the arms are scaled to requests.
     """
     wanted = registry.declared_recipes if only is None else only
-    policies: dict[str, RecipePolicy] = {}
-    written: dict[str, WrittenArm] = {}
-    replays: dict[str, _Replay] = {}
     left_out = {
         recipe.name: f"no scores of {', '.join(absent)}; run `coe score` for them"
         for recipe in wanted
         if (absent := [name for name in dict.fromkeys(recipe.called) if name not in experts])
     }
-    compared = [recipe for recipe in wanted if not recipe.writes and recipe.name not in left_out]
-    proposes = registry.proposes_recipes and only is None
-    if compared or proposes:
-        recorded = read_answers(folder, data)
-        prompts, reason = _usable_prompts(data, recorded, rows, experts)
-        if recorded is None or reason:
+    known = [recipe for recipe in wanted if recipe.name not in left_out]
+    compared = [recipe for recipe in known if not recipe.writes]
+    policies: dict[str, RecipePolicy] = {}
+    written: dict[str, WrittenArm] = {}
+    replays: dict[str, _Replay] = {}
+    if compared or (registry.proposes_recipes and only is None):
+        table, reason = _AnswerTable.of(folder, data, registry, rows, experts, categories)
+        if table is None:
             left_out |= {recipe.name: reason for recipe in compared} or {"auto": reason}
         else:
-            table = _AnswerTable.of(registry, data, recorded, prompts, experts, categories)
             for recipe in compared:
                 judgements, reason = _judgements(folder, data, registry, recipe, table)
-                arm = None if reason else table.declared(recipe, judgements)
-                if arm is None:
-                    left_out[recipe.name] = reason or (
-                        f"the {int((table.answers.folds == 0).sum())} held-out probes (a third of {len(prompts)}) do "
-                        f"not show a loss below max_loss {recipe.max_loss:g} with 95 % confidence; score more probes, "
-                        "or raise max_loss"
-                    )
+                if not reason:
+                    arm, reason = table.declared(recipe, judgements)
+                if reason or arm is None:
+                    left_out[recipe.name] = reason
                 else:
                     policies[recipe.name], replays[recipe.name] = arm.policy, table.replay(arm, judgements)
-            if proposes:
+            if registry.proposes_recipes and only is None:
                 for name, arm in propose_arms(table.answers, max_calls=registry.policy.max_calls).items():
                     policies[name], replays[name] = arm.policy, table.replay(arm, None)
-    names = {recipe.name for recipe in wanted if recipe.writes and recipe.name not in left_out}
-    writing = [arm for arm in registry.recipe_arms if arm.name in names]
+    names = {recipe.name for recipe in known if recipe.writes}
+    writing = [spec for spec in registry.recipe_arms if spec.name in names]
     measured = read_recipe_answers(folder, data, writing)
-    for arm in writing:
-        here = [row for row in rows if arm.name in measured and np.isfinite(measured[arm.name].scores[row])]
+    for spec in writing:
+        here = [row for row in rows if spec.name in measured and np.isfinite(measured[spec.name].scores[row])]
         if len(here) < MIN_PROMPTS:
             count = f"it is measured on {len(here)} probes, and {MIN_PROMPTS} are needed" if here else "not measured"
-            command = f"`coe score PROBES --out FOLDER --recipe {arm.name}` calls it for real"
-            left_out[arm.name] = f"{count}; {command}"
+            command = f"`coe score PROBES --out FOLDER --recipe {spec.name}` calls it for real"
+            left_out[spec.name] = f"{count}; {command}"
         else:
-            written[arm.name] = WrittenArm(arm.steps, arm.writing_digest)
-            replays[arm.name] = _written_replay(arm, measured[arm.name], data, here, experts, categories)
+            written[spec.name] = WrittenArm(spec.steps, spec.writing_digest)
+            replays[spec.name] = _written_replay(spec, measured[spec.name], data, here, experts, categories)
     if not replays:
         return RecipeColumns(left_out=left_out)
     scores = np.full((len(data.prompts), len(replays)), np.nan)
@@ -190,18 +185,6 @@ def recipe_columns(
 # ---------------------------------------------------------------------------------------------- cascades and votes
 
 
-def _usable_prompts(
-    data: Quality, recorded: RecordedAnswers | None, rows: Sequence[int], experts: Sequence[str]
-) -> tuple[list[int], str]:
-    """Return the rows with an answer of every expert, and the reason if they are too few, else an empty text."""
-    if recorded is None:
-        return [], "the scores have no recorded answers; run `coe score` again"
-    found = np.asarray(rows)[recorded.recorded[data.grid(rows, experts)].all(axis=1)].tolist()
-    if len(found) < MIN_PROMPTS:
-        return found, f"answers of all experts are recorded for {len(found)} probes, and {MIN_PROMPTS} are needed"
-    return found, ""
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class _AnswerTable:
     """Recorded answers of the planned experts to the `prompts`, and what each used, (n_prompts, n_experts), by the
@@ -215,13 +198,21 @@ class _AnswerTable:
     @classmethod
     def of(
         cls,
-        registry: Registry,
+        folder: Path,
         data: Quality,
-        recorded: RecordedAnswers,
-        prompts: list[int],
+        registry: Registry,
+        rows: Sequence[int],
         experts: Sequence[str],
         categories: Sequence[str],
-    ) -> _AnswerTable:
+    ) -> tuple[_AnswerTable | None, str]:
+        """Return the table of the `rows` with an answer of every expert; None and the reason if they are too few."""
+        recorded = read_answers(folder, data)
+        if recorded is None:
+            return None, "the scores have no recorded answers; run `coe score` again"
+        prompts: list[int] = np.asarray(rows)[recorded.recorded[data.grid(rows, experts)].all(axis=1)].tolist()
+        if len(prompts) < MIN_PROMPTS:
+            count = f"answers of all experts are recorded for {len(prompts)} probes"
+            return None, f"{count}, and {MIN_PROMPTS} are needed"
         specs = [registry.expert(name) for name in experts]
         cells = data.grid(prompts, experts)
         tokens = recorded.tokens[cells]
@@ -248,10 +239,11 @@ class _AnswerTable:
             "cost": dollars,
             "latency_ms": filled(data.uses.get("latency_ms", unknown)[cells], declared),
         }
-        return cls(answers, prompts, cells, uses)
+        return cls(answers, prompts, cells, uses), ""
 
-    def declared(self, recipe: RecipeSpec, judgements: Judgements | None) -> Arm | None:
-        """Return the arm of a declared recipe; None if its loss against the last step may exceed `max_loss`.
+    def declared(self, recipe: RecipeSpec, judgements: Judgements | None) -> tuple[Arm | None, str]:
+        """Return the arm of a declared recipe; None and the reason if its loss against the last step may exceed
+        `max_loss`.
 
         The bound needs policies that are fixed before they are tested, so these are fitted on two thirds of the prompts
         and tested on the rest. The cheapest one within the bound is used.
@@ -259,7 +251,7 @@ class _AnswerTable:
         answers, max_loss = self.answers, recipe.max_loss
         steps = [[answers.experts.index(name) for name in step] for step in recipe.steps]
         if max_loss is None:
-            return RecipeFit(answers, steps, judgements).arm(DECLARED_PRICE / answers.typical_cost)
+            return RecipeFit(answers, steps, judgements).arm(DECLARED_PRICE / answers.typical_cost), ""
         fitted, held_out = np.flatnonzero(answers.folds != 0), np.flatnonzero(answers.folds == 0)
         training, tested = answers.rows(fitted), answers.rows(held_out)
         fixed = RecipeFit(training, steps, None if judgements is None else judgements.rows(fitted))
@@ -268,10 +260,13 @@ class _AnswerTable:
         losses = [loss_of_stopping(policy, tested, grades) for policy in policies]
         accepted = accepted_thresholds(losses, max_loss)
         if not accepted:
-            return None
+            return None, (
+                f"the {len(held_out)} held-out probes (a third of {len(self.prompts)}) do not show a loss below "
+                f"max_loss {max_loss:g} with 95 % confidence; score more probes, or raise max_loss"
+            )
         price = (SAFER_PRICE, DECLARED_PRICE)[accepted - 1]
         arm = RecipeFit(answers, steps, judgements).arm(price / answers.typical_cost)
-        return replace(arm, policy=replace(policies[accepted - 1], max_loss=max_loss))
+        return replace(arm, policy=replace(policies[accepted - 1], max_loss=max_loss)), ""
 
     def replay(self, arm: Arm, judgements: Judgements | None) -> _Replay:
         """Return the scores of an arm by rules that were fitted on other prompts, and the calls of its policy."""

@@ -324,7 +324,7 @@ def replayed(
     chosen, called = np.zeros(len(classes), dtype=np.int64), np.zeros(answers.scores.shape, dtype=bool)
     for number, step in enumerate(policy.steps):
         first, seen = seen, seen + len(step.members)
-        called[np.ix_(live, columns[first:seen])] = True
+        called[live[:, np.newaxis], columns[first:seen]] = True
         so_far = classes[live, :seen], tokens[live, :seen], posterior[live]
         probabilities, must_continue = policy.evaluate(number, *so_far)
         chosen[live] = best_answer(probabilities, otherwise=first)
