@@ -19,7 +19,6 @@ from coe.cli.common import settings_for
 from coe.learning.logged_uses import (
     MAX_ARMS,
     MAX_ROUTERS,
-    MIN_CHAT_REQUESTS,
     MIN_TRAFFIC_REQUESTS,
     LoggedUses,
 )
@@ -74,16 +73,6 @@ def updated(records: Iterable[RoutingRecord], output: float = 100.0) -> Measured
 # ------------------------------------------------------------------------------------------------- which records count
 
 
-def test_the_share_of_streams_is_of_the_chat_requests_of_users() -> None:
-    logged = [answered(number, stream=number % 4 > 0) for number in range(MIN_CHAT_REQUESTS)]
-    others = [
-        answered(1000, stream=False, purpose="probe"),
-        answered(1001, api="completions", stream=False),
-    ]
-    assert uses_of([*logged, *others]).streamed == pytest.approx(3 / 4)
-    assert uses_of([*logged[1:], *others]).streamed is None
-
-
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
@@ -121,15 +110,6 @@ def test_a_recipe_counts_for_its_arm_and_for_the_members_of_its_first_step() -> 
     np.testing.assert_array_equal(output.count[0], [1, 1, 0, 0])
     assert output.mean[0, 1] == 20
     assert found.table("cached_tokens", ["coder"]).mean[0, 0] == 4
-
-
-def test_calls_with_a_cap_do_not_count_as_their_long_answers_are_cut_off() -> None:
-    calls = (
-        RecipeCall("coder", 0, "answered", 10, 20, 30.0, max_tokens=40),
-        RecipeCall("painter", 0, "answered", 10, 90, 30.0),
-    )
-    found = uses_of([answered(expert="careful", steps=calls)])
-    assert found.table("output_tokens", ["coder", "painter"]).count[0].tolist() == [0, 1]
 
 
 def test_an_expert_that_answered_for_a_failed_recipe_does_not_count_with_the_recipes_tokens() -> None:
