@@ -6,7 +6,7 @@ routed as in service. The cost of an answer is active parameters (in billions) x
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,13 +88,12 @@ def compare(
     *,
     quality: Array,
     max_calls: int = MAX_CALLS,
-    progress: Callable[[float], None] = lambda share: None,
 ) -> SplitComparison:
     """Compare single experts with recipes that are proposed from `train`, on `test` with its router `posterior`.
 
     `quality` (n_categories, n_experts) is the plan's expected quality of single experts.
     """
-    arms = list(propose_arms(train, max_calls=max_calls, progress=progress).values())
+    arms = list(propose_arms(train, max_calls=max_calls).values())
     cost = cost_by_category(train, train.costs)
     single = recipes = _trace((quality, cost), (test.scores, test.costs), posterior, train.typical_cost)
     if arms:

@@ -7,7 +7,7 @@ moved or dropped. The search ignores categories; fitted policies do not.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -25,9 +25,7 @@ Sequence = tuple[int, ...]
 """Columns of the answers in the order of their members' calls."""
 
 
-def propose_arms(
-    answers: Answers, *, max_calls: int, progress: Callable[[float], None] = lambda share: None
-) -> dict[str, Arm]:
+def propose_arms(answers: Answers, *, max_calls: int) -> dict[str, Arm]:
     """Return the arms of the recipes that pay, auto-1, auto-2, ... from the cheapest on; empty if single experts are
     best at every price.
 
@@ -35,9 +33,7 @@ def propose_arms(
     """
     search = RecipeSearch(answers, max_calls=max_calls)
     proposed: dict[frozenset[int], Arm] = {}
-    for number, price in enumerate(SEARCHED_PRICES):
-        progress(number / len(SEARCHED_PRICES))
-        price /= answers.typical_cost
+    for price in (searched / answers.typical_cost for searched in SEARCHED_PRICES):
         sequence = search.best_sequence(price)
         if len(sequence) > 1 and frozenset(sequence) not in proposed:
             proposed[frozenset(sequence)] = RecipeFit(answers, [[member] for member in sequence]).arm(price)
