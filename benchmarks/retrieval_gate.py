@@ -47,22 +47,7 @@ TOKENS, BUDGET, PASSAGES = 12, 320, 2
 """Tokens of an answer, tokens of the passages, number of passages."""
 SOURCES = (("xquad_en", "Answer in a few words."), ("pubmedqa", "Answer yes or no."))
 """Sources of questions that documents answer, and what is added to each question."""
-WORDS = [
-    "river",
-    "lamp",
-    "silver",
-    "garden",
-    "window",
-    "paper",
-    "orange",
-    "bridge",
-    "cloud",
-    "market",
-    "needle",
-    "forest",
-    "candle",
-    "mirror",
-]
+WORDS = ("river", "lamp", "silver", "garden", "window", "paper", "orange", "bridge", "cloud", "market", "needle")
 
 
 # ---------------------------------------------------------------------------------------------- measured labels
