@@ -14,7 +14,6 @@ import pytest
 from ruamel.yaml import YAML
 
 from coe.registry import load
-from tests.deploy import cluster
 
 ROOT = Path(__file__).parent.parent.parent
 CHART = ROOT / "deploy" / "helm" / "coe"
@@ -278,25 +277,3 @@ def test_pods_start_again_only_for_a_declaration_that_no_reload_applies(
     texts = (EXPERTS, EXPERTS.replace(line, changed))
     before, after = (gateway(rendered({"experts": text}))["metadata"]["annotations"] for text in texts)
     assert (before != after) == restarts
-
-
-def test_pods_start_again_after_their_secret_has_changed() -> None:
-    with cluster.serving_secret("llm", "keys") as kubernetes:
-        first, second = (installed(kubernetes) for _ in range(2))
-        kubernetes.secret_version = "2"
-        third = installed(kubernetes)
-    assert first == second != third
-
-
-def installed(kubernetes: cluster.Kubernetes) -> dict[str, str]:
-    """The annotations of the gateway's pods in an installation that may read the cluster."""
-    values = {"experts": EXPERTS, "environmentSecret": "keys"}
-    with (
-        helm_python.Config(kube_apiserver=kubernetes.url, namespace="llm", storage_driver="memory") as config,
-        helm_python.Chart.load(str(CHART)) as chart,
-    ):
-        release = config.install(chart, "prod", values, namespace="llm", dry_run="server")
-    annotations: dict[str, str] = gateway(list(YAML(typ="safe").load_all(release["manifest"])))["metadata"][
-        "annotations"
-    ]
-    return annotations
