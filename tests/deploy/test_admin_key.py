@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 import pytest
@@ -20,7 +19,7 @@ from ruamel.yaml import YAML
 from coe.artifacts.store import ArtifactStore
 from coe.errors import ConfigError
 from coe.fleet.specs import free_port
-from coe.registry import ApiKey, load
+from coe.registry import ApiKey
 from coe.settings import Settings
 from gateway.access import access_of, create_admin_key, with_admin_key
 from gateway.access.limits import Limiter
@@ -68,19 +67,13 @@ def test_a_declared_key_or_tenant_of_the_same_name_is_refused(tmp_path: Path, de
         with_admin_key(registry_of(access={"keys": [declared.model_dump()]}), settings(tmp_path))
 
 
-@pytest.mark.parametrize("content", ["", "short", "a" * 500, "with a space in between it", "caf\u00e9" * 10])
+@pytest.mark.parametrize("content", ["", "short", "a" * 500, "with a space in between it"])
 def test_a_file_that_holds_no_key_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "key").mkdir()
     (tmp_path / FILE).write_text(content)
     assert create_admin_key(settings(tmp_path)) is None
     with pytest.raises(ConfigError, match=f"COE_ADMIN_KEY_FILE='{tmp_path / FILE}'"):
         with_admin_key(registry_of(), settings(tmp_path))
-
-
-def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    (tmp_path / "key").write_text("a file where a folder should be")
-    with pytest.raises(ConfigError, match=r"COE_ADMIN_KEY_FILE='.*' cannot be written"):
-        create_admin_key(settings(tmp_path))
 
 
 def test_of_several_gateways_that_start_at_once_one_generates_the_key(
@@ -105,23 +98,6 @@ def test_the_gateways_keep_their_key_in_a_volume_and_prometheus_reads_it_there()
         assert f"key:{folder}" in service["volumes"]
     assert f"key:{folder}:ro" in services()["prometheus"]["volumes"]
     assert f"install -d -o coe -g coe -m 700 {folder}" in (ROOT / "deploy" / "Dockerfile").read_text()
-
-
-def test_the_name_that_prometheus_scrapes_is_allowed() -> None:
-    registry = load(ROOT / "deploy" / "compose" / "experts.yaml", environ={})
-    access = access_of(registry, Limiter(), host="0.0.0.0")
-    for host, allowed in (("gateway:8080", True), ("localhost:8080", True), ("evil.example", False)):
-        scope: dict[str, Any] = {"headers": [(b"host", host.encode())], "http_version": "1.1"}
-        assert (access.browsers.check(scope)[0] is None) == allowed
-
-
-def test_nothing_opens_a_gateway_to_everybody() -> None:
-    word = "COE_" + "OPEN"
-    folders = ("coe", "gateway", "deploy", "docs", "docker-compose.yml", "README.md", "experts.yaml", "scripts")
-    files = [path for name in folders for path in (ROOT / name, *(ROOT / name).rglob("*")) if path.is_file()]
-    named = [path for path in files if path.suffix in (".py", ".md", ".yaml", ".yml", "")]
-    assert len(named) > 200
-    assert [path for path in named if word in path.read_text(errors="replace")] == []
 
 
 # ------------------------------------------------------------------------------------------- the command itself
