@@ -1,5 +1,4 @@
-"""Tests the service as a new user meets it: a clean clone, `make serve`, README's example, the official client, the
-page.
+"""Tests the service as a new user meets it: a clean clone, `make serve`, README's example, the OpenAI client, the page.
 
     .venv/bin/python scripts/end_to_end.py [FOLDER]
 
@@ -19,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +42,11 @@ def main() -> None:
             experts = _ask_two_questions(port)
             _run_readme_example(clone, port)
             _check_log(clone, experts)
-            _walk_through_the_page(clone, port)
+            if shutil.which("chromium"):
+                python = str(clone / ".venv" / "bin" / "python")
+                _run(python, "-m", "tests.ui.walk", f"http://127.0.0.1:{port}", cwd=clone)
+            else:
+                sys.stdout.write("end to end: chromium is not installed, so the page is not looked at\n")
         if len(sys.argv) > 1:
             shutil.copytree(clone / ".coe" / "artifacts" / "router", Path(sys.argv[1]) / "router", dirs_exist_ok=True)
         with _serving(clone, port, "second"):
@@ -66,7 +69,14 @@ def _serving(clone: Path, port: int, which: str) -> Iterator[None]:
         start_new_session=True,
     )
     try:
-        _wait_for_welcome(process, begin)
+        assert process.stdout is not None
+        for line in process.stdout:
+            sys.stdout.write(f"  | {line}")
+            if READY in line:
+                break
+            _expect(time.monotonic() - begin < START_LIMIT, "make serve takes too long")
+        else:
+            raise SystemExit("end to end: make serve ended before it was ready")
         sys.stdout.write(f"{which} start: ready after {time.monotonic() - begin:.0f} s\n")
         yield
     finally:
@@ -78,16 +88,6 @@ def _serving(clone: Path, port: int, which: str) -> Iterator[None]:
             for stray in left:
                 stray.kill()
     _expect(not left, f"processes left behind: {left}")
-
-
-def _wait_for_welcome(process: subprocess.Popen[str], begin: float) -> None:
-    assert process.stdout is not None
-    for line in process.stdout:
-        sys.stdout.write(f"  | {line}")
-        if READY in line:
-            return
-        _expect(time.monotonic() - begin < START_LIMIT, "make serve takes too long")
-    raise SystemExit("end to end: make serve ended before it was ready")
 
 
 def _ask_two_questions(port: int) -> set[str]:
@@ -131,25 +131,13 @@ def _check_log(clone: Path, experts: set[str]) -> None:
     _run(str(clone / ".venv" / "bin" / "coe"), "check", cwd=clone)
 
 
-def _walk_through_the_page(clone: Path, port: int) -> None:
-    """In a real browser, where there is one."""
-    if shutil.which("chromium") is None:
-        sys.stdout.write("end to end: chromium is not installed, so the page is not looked at\n")
-        return
-    python = str(clone / ".venv" / "bin" / "python")
-    _run(python, "-m", "tests.ui.walk", f"http://127.0.0.1:{port}", cwd=clone)
-
-
 def _processes_of(clone: Path) -> list[psutil.Process]:
     """Processes that were started from the clone, by their command line or folder."""
     found = []
     for process in psutil.process_iter():
-        try:
-            words = [*process.cmdline(), process.cwd()]
-        except psutil.Error:
-            continue
-        if any(str(clone) in word for word in words):
-            found.append(process)
+        with suppress(psutil.Error):
+            if any(str(clone) in word for word in (*process.cmdline(), process.cwd())):
+                found.append(process)
     return found
 
 
