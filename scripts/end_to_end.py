@@ -2,8 +2,7 @@
 
     .venv/bin/python scripts/end_to_end.py [FOLDER]
 
-FOLDER receives a copy of the router that the first start trains.
-Exits 1 with the reason when something is not as README says.
+FOLDER receives a copy of the router that the first start trains. Exits 1 with the reason if something is wrong.
 """
 
 from __future__ import annotations
