@@ -50,8 +50,8 @@ import uvloop
 from benchmarks import harness
 from benchmarks.harness import processor_seconds
 from benchmarks.streaming import HEAD, chunk, event, read_request
+from coe.artifacts.api_keys import digest_of
 from coe.registry import load
-from coe.runtime.api_keys import digest_of
 from gateway.access.access import KEY_USAGE_FILE
 from tests.gateway.nginx import balancing
 

@@ -28,8 +28,8 @@ import routers
 from coe.core import Prediction
 from coe.fleet.fleet import Fleet
 from coe.fleet.planning import local_servers
-from coe.learning.evaluation.checkers import contains
-from coe.learning.retraining.gate_fit import GateExamples, calibration, fit_gate, gate_decisions, gate_estimates
+from coe.measuring.checkers import contains
+from coe.measuring.gate_fit import GateExamples, calibration, fit_gate, gate_decisions, gate_estimates
 from coe.registry import ExpertSpec
 from coe.registry.sections import RetrievalPrice, RetrievalSpec
 from coe.retrieval.ingest.indexing import Indexer, SourceText, encoder_id
