@@ -120,7 +120,7 @@ def _try(coe: str, folder: Path, expert: int) -> None:
             with urllib.request.urlopen(url + path, timeout=30) as response:
                 expect(text in response.read(), f"{path} is not the page")
         (folder / "init").mkdir()  # `coe init` writes a declaration that `coe check` accepts with the packaged router
-        run(coe, "init", "--endpoint", f"http://127.0.0.1:{expert}/v1", "--yes", cwd=folder / "init")
+        run(coe, "init", "--endpoint", f"http://127.0.0.1:{expert}/v1", cwd=folder / "init")
         run(coe, "check", "--live", cwd=folder / "init")
 
 
