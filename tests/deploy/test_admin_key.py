@@ -7,9 +7,7 @@ import os
 import re
 import signal
 import stat
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
 
 import aiohttp
@@ -103,60 +101,40 @@ def test_the_gateways_keep_their_key_in_a_volume_and_prometheus_reads_it_there()
 # ------------------------------------------------------------------------------------------- the command itself
 
 
-@dataclass
-class Started:
-    url: str
-    printed: list[str]
-
-    async def status(self, path: str, key: str | None = None) -> int:
-        headers = {"authorization": f"Bearer {key}"} if key else {}
-        async with aiohttp.ClientSession() as client, client.get(self.url + path, headers=headers) as response:
-            return response.status
-
-
-@asynccontextmanager
-async def container(folder: Path) -> AsyncIterator[Started]:
-    """`coe serve` with the environment of the image and of docker-compose.yml."""
-    port = free_port()
-    environ = {"COE_HOST": "0.0.0.0", "COE_PORT": str(port), "COE_CONFIG": str(folder / "experts.yaml")}
-    process = await asyncio.create_subprocess_exec(
-        *forked.python("tests.deploy.serve_words", "serve"),
-        cwd=ROOT,
-        env=os.environ | environ | {"COE_ADMIN_KEY_FILE": str(folder / FILE)},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    started = Started(f"http://127.0.0.1:{port}", [])
-    try:
-        async with asyncio.timeout(60):
-            while not await _answers(started):
-                assert process.returncode is None
-                await asyncio.sleep(0.05)
-        yield started
-    finally:
-        if process.returncode is None:
-            process.send_signal(signal.SIGTERM)
-        output, _ = await process.communicate()
-        started.printed += output.decode().splitlines()
-
-
-async def _answers(started: Started) -> bool:
-    try:
-        return await started.status("/health/ready") == 200
-    except aiohttp.ClientConnectionError:
-        return False
+async def status(url: str, key: str | None = None) -> int:
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    async with aiohttp.ClientSession() as client, client.get(url, headers=headers) as response:
+        return response.status
 
 
 @pytest.mark.anyio
 async def test_a_container_starts_with_a_key_of_its_own_and_asks_everybody_for_it(tmp_path: Path) -> None:
-    declared = settings_in(tmp_path, registry_of())
+    """`coe serve` with the environment of the image and of docker-compose.yml."""
+    declared, port = settings_in(tmp_path, registry_of()), free_port()
     ArtifactStore(declared.artifacts, "router").promote(router_published(declared, "starter"))
-    async with container(tmp_path) as first:
-        assert await first.status("/metrics") == 401
-        assert await first.status("/v1/models") == 401
-    (key,) = re.findall(r"generated an API key .*: (coe-\S+)$", "\n".join(first.printed), re.MULTILINE)
-    async with container(tmp_path) as second:
-        assert await second.status("/metrics", key) == 200
-        assert await second.status("/v1/artifacts", key) == 200
-        assert await second.status("/metrics", "coe-of-somebody-else") == 401
-    assert key not in "\n".join(second.printed)
+    environ = {"COE_HOST": "0.0.0.0", "COE_PORT": str(port), "COE_CONFIG": str(tmp_path / "experts.yaml")}
+    process = await asyncio.create_subprocess_exec(
+        *forked.python("tests.deploy.serve_words", "serve"),
+        cwd=ROOT,
+        env=os.environ | environ | {"COE_ADMIN_KEY_FILE": str(tmp_path / FILE)},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    url, is_ready = f"http://127.0.0.1:{port}", False
+    try:
+        async with asyncio.timeout(60):
+            while not is_ready:
+                assert process.returncode is None
+                with suppress(aiohttp.ClientConnectionError):
+                    is_ready = await status(f"{url}/health/ready") == 200
+                await asyncio.sleep(0.05)
+        key = (tmp_path / FILE).read_text().strip()
+        assert await status(f"{url}/metrics") == 401
+        assert await status(f"{url}/v1/models", "coe-of-somebody-else") == 401
+        assert await status(f"{url}/metrics", key) == 200
+        assert await status(f"{url}/v1/artifacts", key) == 200
+    finally:
+        if process.returncode is None:
+            process.send_signal(signal.SIGTERM)
+        output, _ = await process.communicate()
+    assert re.findall(r"generated an API key .*: (coe-\S+)$", output.decode(), re.MULTILINE) == [key]
