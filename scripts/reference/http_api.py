@@ -38,7 +38,7 @@ _MANY = 8
 _HEALTH = "Health, metrics and schema"
 _GROUPS: Mapping[str, tuple[str, ...]] = {
     "Model APIs": ("/v1/chat", "/v1/completions", "/v1/responses", "/v1/messages", "/v1/embeddings", "/v1/models"),
-    "Operations that pass through": ("/v1/rerank", "/v1/score", "/tokenize", "/v1/moderations", "/v1/audio", "/v1/images"),
+    "Passed through": ("/v1/rerank", "/v1/score", "/tokenize", "/v1/moderations", "/v1/audio", "/v1/images"),
     "Decisions and feedback": ("/v1/route", "/v1/feedback"),
     "Documents": ("/v1/documents",),
     _HEALTH: ("/health", "/metrics", "/openapi.json"),
