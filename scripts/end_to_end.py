@@ -39,7 +39,11 @@ def main() -> None:
         port = free_port()
         with _serving(clone, port, "first"):
             experts = _ask_two_questions(port)
-            _run_readme_example(clone, port)
+            readme = re.search(r"```python\n(.*?)```", (clone / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+            assert readme is not None
+            code = readme[1].replace("127.0.0.1:8080", f"127.0.0.1:{port}")
+            output = _run(str(clone / ".venv" / "bin" / "python"), "-c", code)
+            _expect(bool(output.strip()), "the README's example printed nothing")
             _check_log(clone, experts)
             if shutil.which("chromium"):
                 python = str(clone / ".venv" / "bin" / "python")
@@ -105,14 +109,6 @@ def _ask_two_questions(port: int) -> set[str]:
     experts = {answer.headers["x-coe-expert"] for answer in (plain, streamed)}
     _expect(len(experts) == 2, f"both questions went to {experts}")
     return experts
-
-
-def _run_readme_example(clone: Path, port: int) -> None:
-    found = re.search(r"```python\n(.*?)```", (clone / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    assert found is not None
-    code = found[1].replace("127.0.0.1:8080", f"127.0.0.1:{port}")
-    output = _run(str(clone / ".venv" / "bin" / "python"), "-c", code)
-    _expect(bool(output.strip()), "the README's example printed nothing")
 
 
 def _check_log(clone: Path, experts: set[str]) -> None:

@@ -106,7 +106,12 @@ def main() -> None:
         with _expert() as expert:
             (Path(folder) / "experts.yaml").write_text(DECLARED.replace("EXPERT", str(expert)))
             _try(coe, Path(folder), expert)
-        _check_commands(coe, Path(folder))
+        # The version in use is the packaged one, and a command that needs an extra names it.
+        listed = json.loads(run(coe, "versions", "router", "--json", cwd=Path(folder)))["kinds"][0]["versions"]
+        expect([(one["origin"], one["in_use"]) for one in listed] == [("packaged", True)], f"versions: {listed}")
+        train = subprocess.run([coe, "train"], cwd=folder, env=environ(), capture_output=True, text=True, check=False)
+        named = train.returncode == 1 and "composition-of-experts[train]" in train.stderr
+        expect(named, f"coe train: {train.stderr}")
     sys.stdout.write("wheel: all good\n")
 
 
@@ -177,14 +182,6 @@ def _check_routing(url: str, question: str, category: str) -> None:
         expect(found == (category, f"{category}-expert"), f"{question!r} was routed to {found}")
         answer: dict[str, Any] = json.load(response)
         expect(answer["choices"][0]["message"]["content"] == "yes", f"not the expert's answer: {answer}")
-
-
-def _check_commands(coe: str, folder: Path) -> None:
-    """The version in use is the packaged one, and a command that needs an extra names it."""
-    listed = json.loads(run(coe, "versions", "router", "--json", cwd=folder))["kinds"][0]["versions"]
-    expect([(one["origin"], one["in_use"]) for one in listed] == [("packaged", True)], f"versions: {listed}")
-    done = subprocess.run([coe, "train"], cwd=folder, env=environ(), capture_output=True, text=True, check=False)
-    expect(done.returncode == 1 and "composition-of-experts[train]" in done.stderr, f"coe train: {done.stderr}")
 
 
 def environ() -> dict[str, str]:
