@@ -117,11 +117,6 @@ def test_a_mistake_is_reported_with_its_line_and_remedy(tmp_path: Path, recipe: 
     assert f"experts.yaml:{FIRST}: {problem}" in str(error.value)
 
 
-def test_a_recipe_cannot_be_a_member_of_another_one(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=f"experts.yaml:{FIRST + 1}: 'x' is a recipe; the members are experts: a, b"):
-        load(tmp_path, "  - {name: x, vote: [a, b]}\n  - {name: y, vote: [c, x]}")
-
-
 def test_a_member_on_a_line_of_its_own_is_reported_with_that_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=f"experts.yaml:{FIRST + 3}: unknown expert 'cc'"):
         load(tmp_path, "  - name: x\n    vote:\n      - a\n      - cc")

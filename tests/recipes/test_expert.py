@@ -61,16 +61,6 @@ async def test_where_they_disagree_the_next_step_decides() -> None:
     assert (log.stop, log.steps) == ("last_step", 2)
 
 
-async def test_the_members_of_a_step_are_called_at_the_same_time() -> None:
-    go = asyncio.Event()
-    a, b = members(a=go, b=go)
-    call = asyncio.create_task(recipe_of(a, b, vote=["a", "b"]).stream(call_of()))
-    await wait_until(lambda: a.calls and b.calls)
-    assert len(a.calls) == len(b.calls) == 1
-    go.set()
-    await (await call).aclose()
-
-
 async def test_a_vote_until_agreed_calls_one_after_another() -> None:
     a, b, c = members(a=answer("X"), b=answer("X"), c=answer("Y"))
     log = RecipeLog()
@@ -192,15 +182,6 @@ async def test_answers_are_weighed_by_the_posterior_of_the_request(monkeypatch: 
     assert seen == [([[1 / CATEGORIES] * CATEGORIES], [[5.0, 5.0]]), ([[0.25, 0.5, 0.25]], [[5.0, 5.0]])]
 
 
-async def test_a_rule_that_stops_at_once_does_not_stop_before_any_member_has_answered() -> None:
-    a, large = members(a=unavailable("a"), large=answer("Y"))
-    recipe = recipe_of(a, large, cascade=["a", "large"])
-    first, last = recipe.policy.steps
-    assert first.gain is not None
-    recipe.policy = replace(recipe.policy, steps=(replace(first, gain=-np.eye(1, len(first.gain))[0]), last))
-    assert await bytes_of(await recipe.stream(call_of())) == answer("Y")[0]
-
-
 # ----------------------------------------------------------------------------------------------- bounds and streams
 
 
@@ -297,14 +278,6 @@ async def test_near_the_deadline_the_held_answer_goes_out_unverified(monkeypatch
         assert loop.time() - began < 2.5
         assert await bytes_of(reply) == b"".join(script("X"))
         assert (log.stop, large.cancelled) == ("deadline", True)
-
-
-async def test_near_the_deadline_no_further_step_begins(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recipe_calls, "DEADLINE_MARGIN_SHARE", 1.0)
-    a, b, large = members(a=answer("X"), b=answer("Y"), large=answer("Y"))
-    log = RecipeLog()
-    await bytes_of(await recipe_of(a, b, large, **CASCADE).stream(call_of(log=log, seconds=0.4)))
-    assert (log.stop, large.calls) == ("deadline", [])
 
 
 async def test_a_stream_beyond_the_memory_limit_is_relayed_and_read_no_faster_than_the_client(

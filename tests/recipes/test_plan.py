@@ -191,15 +191,6 @@ def test_arms_have_the_latency_that_is_declared_where_none_was_measured(config: 
     assert problem.uses.latency_ms[0, 3] == pytest.approx(100.0)  # both small members at the same time
 
 
-def test_arms_are_priced_by_assumed_tokens_like_experts_where_none_were_counted(config: Path) -> None:
-    rows = [json.loads(line) for line in (config.parent / "answers.jsonl").read_text().splitlines()]
-    write_table(config.parent / "answers.jsonl", [row | {"input_tokens": None} for row in rows])
-    config.write_text(DECLARED.replace("mean_cost: 10", "mean_cost: 30") + PANEL)
-    plan(config)
-    problem = problem_of(config)
-    assert problem.uses.cost[0, 3] == pytest.approx(problem.uses.cost[0, 0] + problem.uses.cost[0, 1], rel=0.05)
-
-
 # ---------------------------------------------------------------------------------------------- recipes that write
 
 
@@ -254,17 +245,6 @@ def test_without_a_measurement_a_fuse_is_left_out_with_the_command(
     assert report["recipes"] == {}
     assert {row["expert"] for row in report["assignment"]} <= {"a", "b", "large"}
     assert not (published(config) / RECIPES_FILE).exists()
-
-
-def test_a_fuse_and_a_cascade_are_planned_together(config: Path) -> None:
-    config.write_text(DECLARED + CAREFUL.replace("]\n", ", {name: council, fuse: [a, b], by: large}]\n"))
-    measure(config, right=0.5)
-    report = plan(config)
-    assert set(report["recipes"]) == {"careful", "council"}
-    found = effective_plan(read_published(published(config), "v1"), declaration(config))
-    arms = ("careful", "council")
-    assert found.assignment.experts == ("a", "b", "large", *arms)
-    assert np.isfinite(found.assignment.quality[0]).all()
 
 
 def test_a_planned_fuse_is_served_until_its_steps_or_instruction_change(config: Path) -> None:

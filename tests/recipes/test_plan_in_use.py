@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from coe.planning import PublishedPlan, effective_plan, read_published
-from coe.planning.plan_file import ASSIGNMENT_FILE
+from coe.planning import PublishedPlan, effective_plan
 from coe.recipes.agreement import AnswerWeights
 from coe.recipes.policy import default_policy
-from coe.recipes.policy_file import RECIPES_FILE, ArmPolicies
+from coe.recipes.policy_file import ArmPolicies
 from coe.registry import Registry
 from tests.fakes import gateway_of, registry_of
 from tests.recipes.members import plan_with
@@ -96,23 +95,6 @@ def test_a_recipe_that_the_plan_lacks_is_reported_and_is_no_column() -> None:
     assert found.assignment.experts == (*declared.expert_names, "panel")
     assert found.assignment.unmeasured is None
     assert [(one.kind, one.name) for one in found.consequences][:1] == [("recipe_added", "careful")]
-
-
-def test_the_policies_follow_the_routers_order_of_categories() -> None:
-    declared = registry(PANEL)
-    found = effective_plan(published(declared), declared).over(("general", "code", "art"))
-    assert found.assignment.choice[1] == "panel"
-    assert found.policies.categories == ("general", "code", "art")
-
-
-def test_the_policies_are_read_with_the_plan(tmp_path: Any) -> None:
-    plan = published(registry(PANEL))
-    assert plan.policies is not None
-    (tmp_path / ASSIGNMENT_FILE).write_bytes(plan.assignment.to_json())
-    assert read_published(tmp_path, "1").policies is None
-    (tmp_path / RECIPES_FILE).write_bytes(plan.policies.to_json())
-    found = read_published(tmp_path, "1")
-    assert found.arms(registry(PANEL)) == ("panel",)
 
 
 async def test_the_map_shows_arms_beside_experts() -> None:

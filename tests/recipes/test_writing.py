@@ -180,14 +180,6 @@ async def test_a_step_whose_member_failed_passes_the_earlier_draft_on() -> None:
     assert [call.outcome for call in log.calls] == ["answered", "error", "answered"]
 
 
-async def test_without_any_draft_the_last_step_answers_from_the_conversation() -> None:
-    a, b = members(a=unavailable("a"), b=answer("Y"))
-    log = RecipeLog()
-    assert await bytes_of(await writing(a, b, **CHAIN).stream(requesting(log))) == answer("Y")[0]
-    assert b.calls[0].fields["messages"] == [QUESTION]
-    assert [(call.outcome, call.drafts) for call in log.calls] == [("error", 0), ("answered", 0)]
-
-
 async def test_if_the_last_step_fails_the_latest_draft_goes_out_unverified() -> None:
     a, b, c = members(a=answer("X"), b=answer("Y"), c=ExpertTimeout("too slow", expert="c"))
     log = RecipeLog()
