@@ -2,7 +2,7 @@
 
 Members that give the same normalized answer support one answer class. A conditional logit over the answer classes and
 the outcome "no answer is right" turns the support into probabilities (McFadden 1974). Its weights are fitted by
-`coe/recipes/fitting/fit.py`; this module only needs numpy, so that the gateway can evaluate it for every request.
+`coe/recipes/fitting/fit.py`.
 """
 
 from __future__ import annotations

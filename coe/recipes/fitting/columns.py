@@ -24,7 +24,7 @@ from coe.recipes.agreement import NO_ANSWER, Array
 from coe.recipes.fitting.answers import Answers
 from coe.recipes.fitting.arms import cost_by_category, expected_quality, relative_use
 from coe.recipes.fitting.fit import Arm, RecipeFit, loss_of_stopping, replayed
-from coe.recipes.fitting.judged import Judgements, ungraded
+from coe.recipes.fitting.judged import Judgements
 from coe.recipes.fitting.max_loss import accepted_thresholds
 from coe.recipes.fitting.search import propose_arms
 from coe.recipes.policy import RecipePolicy
@@ -66,6 +66,10 @@ class RecipeColumns:
         return {name: policy.called for name, policy in self.policies.items()} | {
             name: arm.members for name, arm in self.written.items()
         }
+
+
+class _NotPlannedError(Exception):
+    """The reason why a recipe is not planned, with the remedy."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -130,25 +134,26 @@ def recipe_columns(
     }
     known = [recipe for recipe in wanted if recipe.name not in left_out]
     compared = [recipe for recipe in known if not recipe.writes]
+    proposes = registry.proposes_recipes and only is None
     policies: dict[str, RecipePolicy] = {}
     written: dict[str, WrittenArm] = {}
     replays: dict[str, _Replay] = {}
-    if compared or (registry.proposes_recipes and only is None):
-        table, reason = _AnswerTable.of(folder, data, registry, rows, experts, categories)
-        if table is None:
-            left_out |= {recipe.name: reason for recipe in compared} or {"auto": reason}
-        else:
+    try:
+        if compared or proposes:
+            table = _AnswerTable.of(folder, data, registry, rows, experts, categories)
             for recipe in compared:
-                judgements, reason = _judgements(folder, data, registry, recipe, table)
-                if not reason:
-                    arm, reason = table.declared(recipe, judgements)
-                if reason or arm is None:
-                    left_out[recipe.name] = reason
+                try:
+                    judgements = None if recipe.judge is None else _judgements(folder, data, registry, recipe, table)
+                    arm = table.declared(recipe, judgements)
+                except _NotPlannedError as error:
+                    left_out[recipe.name] = str(error)
                 else:
                     policies[recipe.name], replays[recipe.name] = arm.policy, table.replay(arm, judgements)
-            if registry.proposes_recipes and only is None:
+            if proposes:
                 for name, arm in propose_arms(table.answers, max_calls=registry.policy.max_calls).items():
                     policies[name], replays[name] = arm.policy, table.replay(arm, None)
+    except _NotPlannedError as error:
+        left_out |= {recipe.name: str(error) for recipe in compared} or {"auto": str(error)}
     names = {recipe.name for recipe in known if recipe.writes}
     writing = [spec for spec in registry.recipe_arms if spec.name in names]
     measured = read_recipe_answers(folder, data, writing)
@@ -204,15 +209,15 @@ class _AnswerTable:
         rows: Sequence[int],
         experts: Sequence[str],
         categories: Sequence[str],
-    ) -> tuple[_AnswerTable | None, str]:
-        """Return the table of the `rows` with an answer of every expert; None and the reason if they are too few."""
+    ) -> _AnswerTable:
+        """Return the table of the `rows` with an answer of every expert."""
         recorded = read_answers(folder, data)
         if recorded is None:
-            return None, "the scores have no recorded answers; run `coe score` again"
+            raise _NotPlannedError("the scores have no recorded answers; run `coe score` again")
         prompts: list[int] = np.asarray(rows)[recorded.recorded[data.grid(rows, experts)].all(axis=1)].tolist()
         if len(prompts) < MIN_PROMPTS:
             count = f"answers of all experts are recorded for {len(prompts)} probes"
-            return None, f"{count}, and {MIN_PROMPTS} are needed"
+            raise _NotPlannedError(f"{count}, and {MIN_PROMPTS} are needed")
         specs = [registry.expert(name) for name in experts]
         cells = data.grid(prompts, experts)
         tokens = recorded.tokens[cells]
@@ -239,11 +244,10 @@ class _AnswerTable:
             "cost": dollars,
             "latency_ms": filled(data.uses.get("latency_ms", unknown)[cells], declared),
         }
-        return cls(answers, prompts, cells, uses), ""
+        return cls(answers, prompts, cells, uses)
 
-    def declared(self, recipe: RecipeSpec, judgements: Judgements | None) -> tuple[Arm | None, str]:
-        """Return the arm of a declared recipe; None and the reason if its loss against the last step may exceed
-        `max_loss`.
+    def declared(self, recipe: RecipeSpec, judgements: Judgements | None) -> Arm:
+        """Return the arm of a declared recipe, whose loss against the last step is at most its `max_loss`.
 
         The bound needs policies that are fixed before they are tested, so these are fitted on two thirds of the prompts
         and tested on the rest. The cheapest one within the bound is used.
@@ -251,7 +255,7 @@ class _AnswerTable:
         answers, max_loss = self.answers, recipe.max_loss
         steps = [[answers.experts.index(name) for name in step] for step in recipe.steps]
         if max_loss is None:
-            return RecipeFit(answers, steps, judgements).arm(DECLARED_PRICE / answers.typical_cost), ""
+            return RecipeFit(answers, steps, judgements).arm(DECLARED_PRICE / answers.typical_cost)
         fitted, held_out = np.flatnonzero(answers.folds != 0), np.flatnonzero(answers.folds == 0)
         training, tested = answers.rows(fitted), answers.rows(held_out)
         fixed = RecipeFit(training, steps, None if judgements is None else judgements.rows(fitted))
@@ -260,13 +264,13 @@ class _AnswerTable:
         losses = [loss_of_stopping(policy, tested, grades) for policy in policies]
         accepted = accepted_thresholds(losses, max_loss)
         if not accepted:
-            return None, (
+            raise _NotPlannedError(
                 f"the {len(held_out)} held-out probes (a third of {len(self.prompts)}) do not show a loss below "
                 f"max_loss {max_loss:g} with 95 % confidence; score more probes, or raise max_loss"
             )
         price = (SAFER_PRICE, DECLARED_PRICE)[accepted - 1]
         arm = RecipeFit(answers, steps, judgements).arm(price / answers.typical_cost)
-        return replace(arm, policy=replace(policies[accepted - 1], max_loss=max_loss)), ""
+        return replace(arm, policy=replace(policies[accepted - 1], max_loss=max_loss))
 
     def replay(self, arm: Arm, judgements: Judgements | None) -> _Replay:
         """Return the scores of an arm by rules that were fitted on other prompts, and the calls of its policy."""
@@ -286,17 +290,22 @@ class _AnswerTable:
         return _Replay(answers, self.prompts, arm.scores, policy.called, calls, uses)
 
 
-def _judgements(
-    folder: Path, data: Quality, registry: Registry, recipe: RecipeSpec, table: _AnswerTable
-) -> tuple[Judgements | None, str]:
-    """Return the judgements of a recipe with a judge, and the reason why they are not enough, else an empty text."""
-    if recipe.judge is None:
-        return None, ""
+def _judgements(folder: Path, data: Quality, registry: Registry, recipe: RecipeSpec, table: _AnswerTable) -> Judgements:
+    """Return the judgements of a cascade with a judge."""
+    assert recipe.judge is not None
     grades = read_grades(folder, data, [recipe.judge]).get(recipe.judge)
-    if (reason := ungraded(recipe, grades, data, table.prompts)) or grades is None:
-        return None, reason
+    cells = data.grid(table.prompts, recipe.graded_members)
+    command = f"`coe score PROBES --out FOLDER --recipe {recipe.name}` collects them"
+    if grades is None:
+        raise _NotPlannedError(f"no grades of its judge {recipe.judge!r}; {command}")
+    known = grades.recorded[cells].all(axis=1)
+    if not known.all():
+        count = f"recorded for {known.sum()} of {len(table.prompts)} probes"
+        raise _NotPlannedError(f"grades of its judge {recipe.judge!r} are {count}; {command}")
+    if not np.isfinite(grades.grades[cells]).any():
+        raise _NotPlannedError(f"its judge {recipe.judge!r} gave no grade; a stronger one may")
     judge = registry.expert(recipe.judge)
-    return Judgements.of(judge, grades, table.cells, by_dollars=bool(table.uses["cost"].any())), ""
+    return Judgements.of(judge, grades, table.cells, by_dollars=bool(table.uses["cost"].any()))
 
 
 def of_calls(steps: Sequence[int], each: Array, use: str) -> Array:

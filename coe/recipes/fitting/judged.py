@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from coe.measuring.grades import Grades
-from coe.measuring.quality import Quality
 from coe.planning import MEASURES
 from coe.planning.uses import ASSUMED_INPUT_TOKENS
 from coe.recipes.agreement import Array
 from coe.recipes.judge import GRADE_TOKENS
-from coe.registry import ExpertSpec, RecipeSpec
+from coe.registry import ExpertSpec
 
 SLOPE_PENALTY = 0.1
 """Ridge penalty of the logistic's slope."""
@@ -50,22 +49,6 @@ class Judgements:
     def rows(self, chosen: NDArray[np.int64]) -> Judgements:
         """Return the judgements of some prompts."""
         return replace(self, grades=self.grades[chosen])
-
-
-def ungraded(recipe: RecipeSpec, grades: Grades | None, data: Quality, prompts: Sequence[int]) -> str:
-    """Return why the rules of a cascade with a judge cannot be fitted; empty if its answers to `prompts` are graded."""
-    cells = data.grid(prompts, recipe.graded_members)
-    command = f"`coe score PROBES --out FOLDER --recipe {recipe.name}` collects them"
-    if grades is None:
-        return f"no grades of its judge {recipe.judge!r}; {command}"
-    known = grades.recorded[cells].all(axis=1)
-    if not known.all():
-        return (
-            f"grades of its judge {recipe.judge!r} are recorded for {known.sum()} of {len(prompts)} probes; {command}"
-        )
-    if not np.isfinite(grades.grades[cells]).any():
-        return f"its judge {recipe.judge!r} gave no grade; a stronger one may"
-    return ""
 
 
 def fit_logistic(grades: Array, scores: Array) -> tuple[float, float]:
