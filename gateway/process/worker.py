@@ -30,8 +30,8 @@ _log = logging.getLogger("gateway")
 
 MAX_CONNECTIONS = 16_384
 """Client connections of one worker process; further ones wait to be accepted."""
-Build = Callable[[], Starlette]
-"""Builds the application of a worker."""
+Build = Callable[[int], Starlette]
+"""Builds the application of the worker of that number."""
 
 
 class SharedState:
@@ -77,7 +77,7 @@ def run_worker(
         shared.beat(number)
 
     try:
-        app = build()
+        app = build(number)
         app.state.worker_crashes = shared.counted_crashes
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve_application(app, listener, started=started))

@@ -22,7 +22,7 @@ from gateway.server import open_listener
 from tests.gateway.words_server import build as build_well
 
 
-def build(settings: Settings, workers: Path | None) -> Starlette:
+def build(settings: Settings, workers: Path | None, number: int) -> Starlette:
     fails = os.environ["FAILS"]
     if fails == "once":
         with suppress(FileExistsError), Path(os.environ["MARKER"]).open("x"):
@@ -31,7 +31,7 @@ def build(settings: Settings, workers: Path | None) -> Starlette:
         raise ImportError("no module of that name")
     if fails == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
-    return Starlette(lifespan=_fails) if fails == "lifespan" else build_well(settings, workers)
+    return Starlette(lifespan=_fails) if fails == "lifespan" else build_well(settings, workers, number)
 
 
 @asynccontextmanager
