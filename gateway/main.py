@@ -61,9 +61,8 @@ from gateway.observability.state_metrics import add_log_metrics, add_traffic_met
 from gateway.observability.tracing import check_tracing
 from gateway.parts import Parts
 from gateway.process.jobs import Jobs
-from gateway.process.reload import Reader, Reload
+from gateway.process.reload import Reader, Reload, file_states, watched_files
 from gateway.process.signals import Drain, handle_signals
-from gateway.process.watched_files import file_states, watched_files
 from gateway.request.cache_step import CacheStep, cache_store, open_cache
 from gateway.request.stored_step import StoredStep, open_stored_step
 from gateway.server import open_listener

@@ -14,18 +14,17 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from math import isfinite
 from pathlib import Path
 
 from coe.core import ExpertRule, Scope
 from coe.errors import Forbidden, RequestError, Unauthorized
 from coe.outage import Outage
 from coe.registry import AccessSpec, ApiKey, Prices, RecipeSpec, Registry
-from coe.registry.recipes import cap_in_force
 from coe.routing.conversation import Affinity
 from coe.routing.eligibility import exclusion
 from coe.runtime.api_keys import MAX_KEY_BYTES, rule_of
 from coe.runtime.issued_keys import IssuedKeys, access_with, date_of
+from coe.runtime.key_store import KEYS_FILE
 from coe.runtime.shared_store import RedisStore, SharedStore, SqliteStore
 from coe.supervision import TaskFailed, ignore_failure
 from coe.usage import SentCall
@@ -36,8 +35,6 @@ from gateway.access.limits import MEMORY, Amounts, Limiter
 from gateway.shared_cache import SharedCache
 
 _BEARER = b"bearer "
-KEY_USAGE_FILE = "key-usage.sqlite"
-"""Name in the state folder."""
 _KEY_HEADERS = (b"x-api-key", b"api-key")
 """Headers of Anthropic's and Azure's clients."""
 
@@ -188,18 +185,12 @@ def access_of(
     select."""
     spec = access_with(registry, issued)
     prices = {expert.name: expert.prices for expert in registry.experts}
-    recipes = {recipe.name: _with_caps_in_force(recipe, registry) for recipe in registry.declared_recipes}
+    recipes = {recipe.name: recipe for recipe in registry.declared_recipes}
 
     def permitted(rule: ExpertRule) -> Collection[str]:
         return [arm.name for arm in registry.arms if not exclusion(rule, arm)]
 
     return Access(spec, limiter, prices=prices, recipes=recipes, routed=routed, permitted=permitted, host=host)
-
-
-def _with_caps_in_force(recipe: RecipeSpec, registry: Registry) -> RecipeSpec:
-    """The recipe with the caps that its members' calls have."""
-    caps = {name: cap_in_force(cap, registry.expert(name)) for name, cap in recipe.max_tokens.items()}
-    return recipe.model_copy(update={"max_tokens": {name: int(cap) for name, cap in caps.items() if isfinite(cap)}})
 
 
 @asynccontextmanager
@@ -209,7 +200,7 @@ async def open_limiter(
     """Opens the limiter over the counts that `access.counters` names; `memory` is a file in the state folder `home`.
     Raises ConfigError for an invalid address."""
     store: SharedStore
-    store = SqliteStore(home / KEY_USAGE_FILE) if counters == MEMORY else _redis_store(counters, "use")
+    store = SqliteStore(home / KEYS_FILE) if counters == MEMORY else _redis_store(counters, "use")
     async with Limiter(store, task_failed=task_failed) as limiter:
         yield limiter
 

@@ -24,6 +24,7 @@ from gateway.request.trace import Trace
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import SpanProcessor
+    from opentelemetry.sdk.trace.export import SpanExporter
 
 Attributes = dict[str, Any]
 
@@ -139,7 +140,7 @@ async def open_tracing(settings: Settings) -> AsyncIterator[Tracing | None]:
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-    exporter = OTLPSpanExporter(endpoint=settings.traces)
+    exporter: SpanExporter = OTLPSpanExporter(endpoint=settings.traces)
     processor = BatchSpanProcessor(exporter)  # a bounded queue and its own thread
     try:
         yield Tracing(processor)

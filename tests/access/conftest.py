@@ -8,9 +8,9 @@ from contextlib import AsyncExitStack
 import pytest
 
 from coe.runtime import shared_store
+from coe.runtime.key_store import KEYS_FILE
 from coe.runtime.shared_store import RedisStore, SqliteStore
 from gateway.access import limits
-from gateway.access.access import KEY_USAGE_FILE
 from gateway.access.limits import Limiter
 from tests.access.samples import Clock
 
@@ -37,7 +37,7 @@ async def limiter(request: pytest.FixtureRequest, clock: Clock) -> AsyncIterator
     if request.param == "memory":
         opened = Limiter(clock=clock)
     elif request.param == "sqlite":
-        file = request.getfixturevalue("tmp_path") / KEY_USAGE_FILE
+        file = request.getfixturevalue("tmp_path") / KEYS_FILE
         opened = Limiter(SqliteStore(file, clock=clock), clock=clock)
     else:
         opened = redis_limiter(request.getfixturevalue("redis_url"), clock=clock)

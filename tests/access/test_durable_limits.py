@@ -11,8 +11,8 @@ import pytest
 
 from coe import outage
 from coe.errors import LimitReached
+from coe.runtime.key_store import KEYS_FILE
 from coe.runtime.shared_store import SqliteStore
-from gateway.access.access import KEY_USAGE_FILE
 from gateway.access.limits import Account, Amounts, Limiter
 from tests.access.samples import ONE, Clock, account_of, dollars, key_of
 from tests.gateway.served import serving
@@ -22,14 +22,14 @@ pytestmark = pytest.mark.anyio
 
 
 def file_limiter(folder: Path, clock: Callable[[], float] = time.time) -> Limiter:
-    return Limiter(SqliteStore(folder / KEY_USAGE_FILE, clock=clock), clock=clock)
+    return Limiter(SqliteStore(folder / KEYS_FILE, clock=clock), clock=clock)
 
 
 def written(folder: Path) -> dict[str, float]:
     """Return the use that the file records, by meter."""
-    if not (folder / KEY_USAGE_FILE).exists():
+    if not (folder / KEYS_FILE).exists():
         return {}
-    with closing(sqlite3.connect(folder / KEY_USAGE_FILE)) as file:
+    with closing(sqlite3.connect(folder / KEYS_FILE)) as file:
         try:
             rows = file.execute("SELECT name, used FROM counters WHERE used <> 0").fetchall()
         except sqlite3.OperationalError:  # not made yet
@@ -131,7 +131,7 @@ async def test_requests_go_on_while_the_file_cannot_be_written_and_it_follows(
 
 
 async def test_a_damaged_file_is_logged_and_stops_no_gateway(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / KEY_USAGE_FILE).write_bytes(b"no database" * 1000)
+    (tmp_path / KEYS_FILE).write_bytes(b"no database" * 1000)
     async with file_limiter(tmp_path) as limiter:
         await wait_until(lambda: limiter.outage.active)
         await used(account_of(limiter, dollars_per_day=1), dollars(0.3))

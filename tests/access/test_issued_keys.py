@@ -383,7 +383,7 @@ async def test_a_key_is_issued_used_by_all_workers_and_revoked_even_while_expert
         key = found["key"]
         assert (key["tenant"], key["created_by"], key["in_use"]) == ("retail", "root", True)
         await until_status(served, found["secret"], 200)
-        assert found["secret"].encode() not in (tmp_path / ".coe" / "issued-keys.sqlite").read_bytes()
+        assert found["secret"].encode() not in (tmp_path / ".coe" / "api-keys.sqlite").read_bytes()
         served.declare("version: 1\nexperts: [")
         async with requesting(served, "/v1/keys/shop", SECRET, "DELETE") as response:
             assert (await response.json())["revoked_by"] == "root"

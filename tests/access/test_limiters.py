@@ -100,7 +100,7 @@ async def test_a_request_that_uses_nothing_of_an_exhausted_limit_is_accepted(
 async def test_an_extended_reservation_is_settled_as_a_whole(limiter: Limiter) -> None:
     account = account_of(limiter, requests_per_minute=2, tokens_per_minute=1000)
     reservation = await account.reserve(tokens(1))
-    await account.extend(reservation, tokens(900))
+    account.extend(reservation, tokens(900))
     assert not await admitted(account, 1, tokens(500))
     account.settle(reservation, tokens(100))
     assert len(await admitted(account, 2, tokens(400))) == 1, "both reserved one request"
@@ -111,7 +111,7 @@ async def test_a_refused_extension_takes_nothing_and_the_reservation_stays(limit
     running = await account.reserve(Amounts(1, 0, 0.9))
     reservation = await account.reserve(Amounts(1, 100, 0.01))
     with pytest.raises(LimitReached, match="dollars_per_day"):
-        await account.extend(reservation, Amounts(1, 900, 0.5))
+        account.extend(reservation, Amounts(1, 900, 0.5))
     assert await admitted(account, 1, tokens(800))
     account.settle(running, ONE)
     account.settle(reservation, ONE)
@@ -122,7 +122,7 @@ async def test_a_reservation_that_is_extended_on_the_next_day_counts_there(limit
     account = account_of(limiter, dollars_per_day=1)
     reservation = await account.reserve(dollars(0.01))
     clock.ahead += 86400
-    await account.extend(reservation, dollars(0.9))
+    account.extend(reservation, dollars(0.9))
     assert not await admitted(account, 1, dollars(0.5))
     account.settle(reservation, dollars(0.3))
     assert await admitted(account, 1, dollars(0.65))
@@ -206,7 +206,7 @@ async def reloaded(limiter: Limiter, before: dict[str, float], after: dict[str, 
     account = account_of(limiter, **before)
     reservation = await account.reserve(Amounts(1, 1, 0))
     assert account_of(limiter, **after) is account
-    await account.extend(reservation, use)
+    account.extend(reservation, use)
     account.settle(reservation, use)
     return account
 
@@ -235,7 +235,7 @@ async def test_a_limit_that_a_reload_adds_takes_nothing_more_from_a_limit_of_the
     account = account_of(limiter, **before)
     reservation = await account.reserve(dollars(1))
     assert account_of(limiter, **before, concurrent_requests=2.0, dollars_per_month=2.0) is account
-    await account.extend(reservation, dollars(1))
+    account.extend(reservation, dollars(1))
     account.settle(reservation, dollars(1))
     assert not await admitted(account, 1)
 
@@ -244,7 +244,7 @@ async def test_a_reload_that_adds_places_counts_a_running_request_once(limiter: 
     account = account_of(limiter, requests_per_minute=100)
     reservation = await account.reserve(ONE)
     assert account_of(limiter, requests_per_minute=100, concurrent_requests=2) is account
-    await account.extend(reservation, ONE)
+    account.extend(reservation, ONE)
     assert len(await admitted(account, 1)) == 1
     assert not await admitted(account, 2)
     account.settle(reservation, ONE)

@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 
 from coe import outage
-from coe.runtime.key_store import KeyStore, change
+from coe.runtime.key_store import KEYS_FILE, KeyStore, change
 from coe.runtime.shared_store import SqliteStore
 from gateway.access import open_limiter
-from gateway.access.access import KEY_USAGE_FILE
 from gateway.access.issued import MAX_STALE_SECONDS, IssuedKeyWatch
 from tests.access.samples import Clock, account_of, dollars
 from tests.access.test_durable_limits import used, written
@@ -55,4 +54,4 @@ async def test_a_folder_that_may_not_be_searched_stops_no_gateway_and_the_use_fo
         await used(account_of(limiter, dollars_per_day=1), dollars(0.3))
         await wait_until(lambda: not limiter.outage.active)
     assert written(folder) == {"dollars_per_day": pytest.approx(0.3)}
-    assert f"{folder / KEY_USAGE_FILE}: Permission denied" in caplog.text
+    assert f"{folder / KEYS_FILE}: Permission denied" in caplog.text
