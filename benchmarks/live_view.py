@@ -3,10 +3,10 @@
     .venv/bin/python -m benchmarks.live_view [--rate 500] [--seconds 20] [--rounds 3] [--json FILE]
 
 16 categories and 10 experts, all pairs in use. `gateway_percent`: of one core, what the worker needs more with one
-listener at the stream than without, alternating, under load (its noise is that of the load) and idle (where the same
+page open than without, alternating, under load (its noise is that of the load) and idle (where the same
 look is taken of the same counters). `page_percent`: of one core, the page's renderer, and all of the browser with it,
 while the view is open. `ready_ms`: from asking for the page to its numbers, in a new browser context each time, idle
-and under load. `weight_kb`: what the page's files weigh as they were sent, and one event. Needs nginx, chromium and
+and under load. `weight_kb`: what the page's files weigh as they were sent, and one snapshot. Needs nginx, chromium and
 the packages of the tests.
 """
 
@@ -145,9 +145,9 @@ async def gateway_cost(worker: psutil.Process, seconds: float) -> tuple[float, f
 
 
 async def listen() -> None:
-    async with aiohttp.ClientSession() as client, client.get(f"{URL}/v1/stats/stream") as response:
-        async for _ in response.content.iter_any():
-            pass
+    while True:
+        await look()
+        await asyncio.sleep(1)
 
 
 async def look() -> bytes:

@@ -4,10 +4,6 @@ where there is a spool."""
 from __future__ import annotations
 
 import asyncio
-import signal
-import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import orjson
@@ -18,8 +14,7 @@ from coe.records import open_log_and_feedback
 from coe.records.feedback import Feedback
 from tests.access.samples import key_of
 from tests.fakes import Gateway, Response, gateway_of, registry_of
-from tests.gateway.served import Served, serving
-from tests.records.redis_server import RedisServer, running
+from tests.gateway.served import Served
 
 pytestmark = pytest.mark.anyio
 
@@ -61,64 +56,6 @@ async def stored(served: Served, count: int) -> list[str]:
     finally:
         await log.aclose()
     return [event.request_id for event in events]
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Lock the log's file, as another process that writes does."""
-    connection = sqlite3.connect(folder / ".coe" / "routing-log.sqlite", isolation_level=None)
-    try:
-        connection.execute("BEGIN IMMEDIATE")
-        yield
-        connection.execute("COMMIT")
-    finally:
-        connection.close()
-
-
-async def test_a_locked_sqlite_file_refuses_ratings_and_costs_no_record(tmp_path: Path) -> None:
-    async with serving(tmp_path) as served:
-        requests = [await send_chat(served)]
-        await rate_all(served, requests)
-        with locked(tmp_path):
-            requests += [await send_chat(served) for _ in range(IN_FLIGHT)]  # whose records wait
-            answers = await asyncio.gather(*(rate(served, one) for one in requests[1:]))
-            assert {status for status, _ in answers} == {503}
-            assert await served.metric("coe_log_failing") == 1
-        records = await served.records(len(requests))
-        assert sorted(one.request_id for one in records) == sorted(requests)
-        await rate_all(served, requests[1:])
-        assert sorted(set(await stored(served, len(requests)))) == sorted(requests)
-
-
-@pytest.fixture
-def lasting_redis(tmp_path: Path) -> Iterator[RedisServer]:
-    """A server that keeps what it has acknowledged."""
-    (tmp_path / "redis").mkdir()
-    with running(tmp_path / "redis", "--appendonly", "yes", "--appendfsync", "always") as server:
-        yield server
-
-
-async def test_a_redis_that_dies_and_comes_back_costs_no_rating(tmp_path: Path, lasting_redis: RedisServer) -> None:
-    async with serving(tmp_path, log={"url": lasting_redis.url}) as served:
-        requests = [await send_chat(served) for _ in range(IN_FLIGHT)]
-        lasting_redis.kill()
-        requests += [await send_chat(served) for _ in range(IN_FLIGHT)]
-        await rate_all(served, requests)
-        assert await rate(served, UNKNOWN_ID) == (202, False)
-        lasting_redis.start()
-        assert sorted(await stored(served, len(requests) + 1)) == sorted([UNKNOWN_ID, *requests])
-        assert await served.metric("coe_feedback_rejected") == 0
-
-
-async def test_a_redis_that_hangs_costs_no_rating(tmp_path: Path, lasting_redis: RedisServer) -> None:
-    async with serving(tmp_path, log={"url": lasting_redis.url}) as served:
-        requests = [await send_chat(served) for _ in range(IN_FLIGHT)]
-        lasting_redis.signal(signal.SIGSTOP)
-        try:
-            await rate_all(served, requests)
-        finally:
-            lasting_redis.signal(signal.SIGCONT)
-        assert sorted(await stored(served, len(requests))) == sorted(requests)
 
 
 # ------------------------------------------------------------------------------------- another tenant's request, unseen
