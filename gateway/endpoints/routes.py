@@ -23,7 +23,6 @@ from gateway.endpoints import health, models, stored_responses
 from gateway.endpoints.admin import experts, keys
 from gateway.endpoints.admin.artifacts import Artifacts
 from gateway.endpoints.admin.config import Config
-from gateway.endpoints.admin.experts import ExpertTests
 from gateway.endpoints.admin.mapping import Map
 from gateway.endpoints.admin.records import Records
 from gateway.endpoints.admin.reports import Reports
@@ -62,7 +61,7 @@ async def _openapi(_: Request) -> Response:
 def _rows(parts: Parts) -> Iterator[_Row]:
     """Method and path, what the key needs, and the handler."""
     documents, records, artifacts, stats = Documents(parts), Records(parts), Artifacts(parts), Stats(parts)
-    plan, config, expert_tests, reports = Map(parts), Config(parts), ExpertTests(parts), Reports(parts)
+    plan, config, reports = Map(parts), Config(parts), Reports(parts)
     yield from (
         ("GET /", "public", health.root),
         ("GET /health", "public", partial(health.health, parts)),
@@ -89,7 +88,7 @@ def _rows(parts: Parts) -> Iterator[_Row]:
         ("POST /v1/artifacts/{kind}/rollback", "admin", artifacts.roll_back),
         ("GET /v1/recipes", "admin", partial(experts.list_recipes, parts)),
         ("GET /v1/experts", "admin", partial(experts.list_experts, parts)),
-        ("POST /v1/experts/{id}/test", "admin", expert_tests.test),
+        ("POST /v1/experts/{id}/test", "admin", partial(experts.test_expert, parts)),
         ("GET /v1/keys", "admin", partial(keys.list_keys, parts)),
         ("POST /v1/keys", "admin", partial(keys.issue_key, parts)),
         ("DELETE /v1/keys/{name}", "admin", partial(keys.revoke_key, parts)),

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from coe.errors import ConfigError, KeyRefused, StoreError, Unauthorized
-from coe.registry import ApiKey, KeySpec, Registry
+from coe.registry import AccessSpec, ApiKey, KeySpec, Registry
 from coe.runtime.api_keys import digest_of
 from coe.runtime.issued_keys import (
     MAX_ISSUED,
@@ -28,7 +28,7 @@ from coe.runtime.issued_keys import (
 from coe.runtime.key_store import KeyStore, Stored, change, open_key_store
 from coe.runtime.shared_store import MemoryStore, SqliteStore
 from gateway.access import access_of
-from gateway.access.access import KeyRing
+from gateway.access.access import Access
 from gateway.access.issued import MAX_STALE_SECONDS, IssuedKeyWatch
 from gateway.access.limits import Limiter
 from tests.access.samples import Clock, key_of
@@ -146,7 +146,7 @@ def test_a_declared_key_of_the_same_name_or_digest_wins() -> None:
 def test_an_expired_key_is_refused_from_that_second_on_with_its_date() -> None:
     clock = Clock()
     end = datetime.fromtimestamp(int(clock()) + 1000, UTC)
-    ring = KeyRing((key_of("a", expires=end),), clock=clock)
+    ring = Access(AccessSpec(keys=(key_of("a", expires=end),)), clock=clock)
     sent = [(b"x-api-key", b"a")]
     assert ring.identify(sent, "chat").key == "a"
     clock.ahead = 1001
@@ -323,5 +323,5 @@ async def test_a_key_is_issued_used_by_all_workers_and_revoked_even_while_expert
         served.declare()
         async with requesting(served, "/v1/keys/app", SECRET, "DELETE") as response:
             message = (await response.json())["error"]["message"]
-        assert "declared at experts.yaml:1" in message
+        assert "declared in experts.yaml" in message
         assert await listed(served) == expected

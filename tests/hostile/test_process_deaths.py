@@ -114,24 +114,23 @@ async def started(folder: Path, **environ: str) -> AsyncIterator[Served]:
     assert process.returncode == 0
 
 
-@pytest.mark.parametrize("workers", ["1", "3"])
 @pytest.mark.parametrize(
-    ("fails", "cause"),
+    ("fails", "end", "cause"),
     [
-        ("import", "exited with code 1; builtins.ImportError: no module of that name"),
-        ("lifespan", "exited with code 1; builtins.OSError: the disk is away"),
-        ("killed", "was killed by SIGKILL; see the log above"),
+        ("lifespan", "exited with code 1; see the log above", "the disk is away"),
+        ("killed", "was killed by SIGKILL; see the log above", ""),
     ],
 )
 async def test_workers_that_cannot_start_end_the_gateway_with_the_cause(
-    tmp_path: Path, workers: str, fails: str, cause: str
+    tmp_path: Path, fails: str, end: str, cause: str
 ) -> None:
-    process, _ = await start(tmp_path, FAILS=fails, COE_WORKERS=workers)
+    process, _ = await start(tmp_path, FAILS=fails, COE_WORKERS="3")
     _, said = await asyncio.wait_for(process.communicate(), DEADLINE)
     assert process.returncode == 1
     last = said.decode().strip().splitlines()[-1]
     assert "the gateway stops, because no worker could start: worker " in last
-    assert cause in last
+    assert end in last
+    assert cause in said.decode()
 
 
 async def test_a_worker_that_hangs_is_replaced(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator
 
 import pytest
@@ -36,7 +35,7 @@ async def test_a_card_shows_requests_of_all_processes_and_links_to_the_records(
         await expect(page.locator("table.records tbody tr")).to_have_count(2)
 
 
-async def test_an_expert_is_tested_from_its_card_at_most_every_five_seconds(browser: Browser, served: Served) -> None:
+async def test_an_expert_is_tested_from_its_card(browser: Browser, served: Served) -> None:
     async with visiting(browser, f"{served.url}/ui/#/experts") as page:
         requests = len(served.upstream.seen)
         good = page.get_by_role("region", name="good", exact=True).get_by_role("status")
@@ -48,14 +47,6 @@ async def test_an_expert_is_tested_from_its_card_at_most_every_five_seconds(brow
         await failing.get_by_role("button", name="Test status-500").click()
         await expect(failing).to_contain_text("server_error")
         await expect(failing).to_contain_text("read the server's own log")
-        tested, start = 0, time.monotonic()
-        while True:
-            async with served.client.post(f"{served.url}/v1/experts/good/test") as response:
-                if response.status == 429:
-                    break
-                assert response.status == 200
-            tested += 1
-            assert tested <= 2 * (1 + (time.monotonic() - start) // 5)  # each of two processes counts for itself
         async with served.client.post(f"{served.url}/v1/experts/nobody/test") as response:
             assert response.status == 404
         await check_accessible(page)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -11,7 +9,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from coe.errors import InvalidRequest, ModelNotFound, Overloaded
+from coe.errors import InvalidRequest, ModelNotFound
 from coe.experts import ReplicatedExpert
 from coe.experts.live_check import check_experts
 from coe.experts.outcomes import Incidents
@@ -20,10 +18,6 @@ from gateway.endpoints.admin.stats import Counts, expert_stats, failed
 from gateway.endpoints.handler import json_response, list_response
 from gateway.parts import Parts
 from gateway.serving_state import Serving
-
-TEST_PAUSE_SECONDS = 5.0
-"""Time between two tests of an expert in one worker process."""
-
 
 _DECLARED_FIELDS = (
     *("model", "runtime", "adapter", "context_length", "parameters", "active_parameters_b", "memory_gb", "latency_ms"),
@@ -63,30 +57,19 @@ async def list_recipes(parts: Parts, _: Request) -> Response:
     )
 
 
-class ExpertTests:
-    """Tests of experts, at most one of each within TEST_PAUSE_SECONDS."""
-
-    def __init__(self, parts: Parts) -> None:
-        self._parts = parts
-        self._tested: dict[str, float] = {}
-
-    async def test(self, request: Request) -> Response:
-        """Request one token from each server of an expert, past breakers, limits and the log."""
-        name, serving = request.path_params["id"], self._parts.current.serving
-        expert = serving.composition.experts.get(name)
-        if name not in serving.registry.expert_names or not isinstance(expert, ReplicatedExpert):
-            raise ModelNotFound(f"no expert {name[:64]!r} is declared", param="id")
-        spec = serving.registry.expert(name)
-        if serving.registry.residency is not None and spec.is_local and not spec.addresses:
-            raise InvalidRequest(f"{name!r} shares a device, so a test would switch models; use the playground instead")
-        now = time.monotonic()
-        if (wait := self._tested.get(name, -math.inf) + TEST_PAUSE_SECONDS - now) > 0:
-            raise Overloaded(f"{name!r} was tested just now; try again in {wait:.1f} s", retry_after=wait)
-        self._tested = {one: at for one, at in self._tested.items() if at + TEST_PAUSE_SECONDS > now} | {name: now}
-        assert self._parts.session is not None
-        results = await check_experts([expert], session=self._parts.session, streams=True)
-        data = [asdict(one) | {"ok": one.ok} for one in results]
-        return json_response({"object": "expert.test", "id": name, "data": data})
+async def test_expert(parts: Parts, request: Request) -> Response:
+    """Request one token from each server of an expert, past breakers, limits and the log."""
+    name, serving = request.path_params["id"], parts.current.serving
+    expert = serving.composition.experts.get(name)
+    if name not in serving.registry.expert_names or not isinstance(expert, ReplicatedExpert):
+        raise ModelNotFound(f"no expert {name[:64]!r} is declared", param="id")
+    spec = serving.registry.expert(name)
+    if serving.registry.residency is not None and spec.is_local and not spec.addresses:
+        raise InvalidRequest(f"{name!r} shares a device, so a test would switch models; use the playground instead")
+    assert parts.session is not None
+    results = await check_experts([expert], session=parts.session, streams=True)
+    data = [asdict(one) | {"ok": one.ok} for one in results]
+    return json_response({"object": "expert.test", "id": name, "data": data})
 
 
 def _declared(spec: ExpertSpec) -> dict[str, Any]:
