@@ -50,9 +50,9 @@ import uvloop
 from benchmarks import harness
 from benchmarks.large_body import cpu
 from benchmarks.streaming_upstream import HEAD, chunk, event
+from coe.artifacts.api_keys import digest_of
 from coe.registry import load
-from coe.runtime.api_keys import digest_of
-from coe.runtime.key_store import KEYS_FILE
+from gateway.access.key_store import KEYS_FILE
 from tests.gateway.nginx import balancing
 
 EXPERT_PORT = 18099

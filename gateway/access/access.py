@@ -15,23 +15,23 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
+from coe.artifacts.api_keys import MAX_KEY_BYTES, rule_of
 from coe.core import ExpertRule, Scope
 from coe.errors import Forbidden, RequestError, Unauthorized
 from coe.outage import Outage
 from coe.registry import AccessSpec, ApiKey, Prices, RecipeSpec, Registry
 from coe.routing.conversation import Affinity
 from coe.routing.eligibility import exclusion
-from coe.runtime.api_keys import MAX_KEY_BYTES, rule_of
-from coe.runtime.issued_keys import IssuedKeys, access_with, date_of
-from coe.runtime.key_store import KEYS_FILE
-from coe.runtime.shared_store import RedisStore, SharedStore, SqliteStore
 from coe.supervision import TaskFailed, ignore_failure
 from coe.usage import SentCall
 from gateway.access.allowance import UNLIMITED, Allowance, RequestAllowance, TokenAllowance
 from gateway.access.browsers import BrowserPolicy
 from gateway.access.estimate import Pricing
+from gateway.access.issued_keys import IssuedKeys, access_with, date_of
+from gateway.access.key_store import KEYS_FILE
 from gateway.access.limits import MEMORY, Amounts, Limiter
 from gateway.shared_cache import SharedCache
+from gateway.shared_store import RedisStore, SharedStore, SqliteStore
 
 _BEARER = b"bearer "
 _KEY_HEADERS = (b"x-api-key", b"api-key")

@@ -10,9 +10,9 @@ import pytest
 
 from coe import outage
 from coe.errors import LimitReached
-from coe.runtime.key_store import KEYS_FILE
-from coe.runtime.shared_store import SqliteStore
+from gateway.access.key_store import KEYS_FILE
 from gateway.access.limits import Account, Amounts, Limiter
+from gateway.shared_store import SqliteStore
 from tests.access.samples import Clock, account_of, dollars
 from tests.waiting import wait_until
 

@@ -12,10 +12,13 @@ from typing import Any
 
 import pytest
 
+from coe.artifacts.api_keys import digest_of
 from coe.errors import ConfigError, KeyRefused, StoreError, Unauthorized
 from coe.registry import AccessSpec, ApiKey, KeySpec, Registry
-from coe.runtime.api_keys import digest_of
-from coe.runtime.issued_keys import (
+from gateway.access import access_of
+from gateway.access.access import Access
+from gateway.access.issued import MAX_STALE_SECONDS, IssuedKeyWatch
+from gateway.access.issued_keys import (
     MAX_ISSUED,
     IssuedKeys,
     check_in_use,
@@ -25,12 +28,9 @@ from coe.runtime.issued_keys import (
     issue,
     revoke,
 )
-from coe.runtime.key_store import KeyStore, Stored, change, open_key_store
-from coe.runtime.shared_store import MemoryStore, SqliteStore
-from gateway.access import access_of
-from gateway.access.access import Access
-from gateway.access.issued import MAX_STALE_SECONDS, IssuedKeyWatch
+from gateway.access.key_store import KeyStore, Stored, change, open_key_store
 from gateway.access.limits import Limiter
+from gateway.shared_store import MemoryStore, SqliteStore
 from tests.access.samples import Clock, key_of
 from tests.fakes import registry_of
 from tests.gateway.served import Served, serving

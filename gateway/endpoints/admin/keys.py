@@ -14,11 +14,11 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from coe.artifacts.api_keys import digest_of, new_key
 from coe.errors import KeyRefused, NotInstalled
 from coe.registry import ApiKey, KeySpec
-from coe.runtime.api_keys import digest_of, new_key
-from coe.runtime.issued_keys import IssuedKey, IssuedKeys, check_in_use, is_over, issue, revoke
 from gateway.access import IssuedKeyWatch
+from gateway.access.issued_keys import IssuedKey, IssuedKeys, check_in_use, is_over, issue, revoke
 from gateway.endpoints.handler import NO_STORE, caller_of, json_of, json_response, list_response
 from gateway.parts import Parts
 
