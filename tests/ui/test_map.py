@@ -115,6 +115,7 @@ async def test_a_plan_of_another_limit_than_the_chosen_one_is_not_shown(browser:
         await page.keyboard.press("Home")
         await plans.arrived.wait()
         await page.get_by_role("combobox").select_option("Cost")
-        await expect(page.get_by_text("Solving…")).to_be_visible()
-        plans.released.set()
+        async with page.expect_response("**/v1/map/solve") as solved:
+            plans.released.set()
+        await (await solved.value).finished()
         await expect(page.get_by_text("Move the slider")).to_be_visible()
