@@ -1,7 +1,7 @@
 """The ASGI application: its routes, its lifespan, the browser policy, and the errors that no endpoint handles.
 
-Chat requests skip Starlette: `_App` passes them through `CrossOriginMiddleware` straight to the `Line` of their API
-(`gateway.request.line`). Starlette routes everything else. `gateway.main` calls `create_app` in each worker process.
+Chat requests skip Starlette: `_App` passes them through `CrossOriginMiddleware` straight to the `ChatEndpoint` of their
+API (`gateway.chat`). Starlette routes everything else. `gateway.main` calls `create_app` in each worker process.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from coe.core import PATHS
 from coe.errors import RequestError
+from gateway.chat import ChatEndpoint, respond
 from gateway.dialects.chat import CHAT
 from gateway.dialects.messages import MESSAGES, refusal
 from gateway.endpoints.routes import document, endpoint_routes
@@ -31,7 +32,6 @@ from gateway.errors import error_body, headers_of, status_of
 from gateway.observability.metrics import Metrics
 from gateway.observability.state_metrics import RELOAD_FAILED, StateMetrics
 from gateway.parts import Parts
-from gateway.request.line import Line, respond
 from gateway.serving_state import ServingState
 from gateway.ui import page_routes
 
@@ -120,20 +120,20 @@ def create_app(open_parts: Callable[[], AbstractAsyncContextManager[Parts]]) -> 
 
 
 class _App(Starlette):
-    """Dispatches chat requests to their lines, which handle all their errors, and the rest to Starlette."""
+    """Dispatches chat requests to their endpoints, which handle all their errors, and the rest to Starlette."""
 
     middleware: CrossOriginMiddleware
-    lines: Mapping[str, Line] = {}
+    chats: Mapping[str, ChatEndpoint] = {}
     """Chat request handlers by path, for paths without parameters."""
-    deployments: Sequence[tuple[re.Pattern[str], Line]] = ()
+    deployments: Sequence[tuple[re.Pattern[str], ChatEndpoint]] = ()
     """Chat request handlers of Azure paths, which contain the model, with the pattern of the path."""
     paths: frozenset[str] = frozenset()
     """Paths of all endpoints."""
 
     def serve(self, routes: Sequence[Route]) -> None:
         """Serve these endpoints, and the page."""
-        lines = [(route, route.endpoint) for route in routes if isinstance(route.endpoint, Line)]
-        self.lines = {route.path: line for route, line in lines if not route.param_convertors}
+        lines = [(route, route.endpoint) for route in routes if isinstance(route.endpoint, ChatEndpoint)]
+        self.chats = {route.path: line for route, line in lines if not route.param_convertors}
         self.deployments = [(route.path_regex, line) for route, line in lines if route.param_convertors]
         self.paths = frozenset(route.path for route in routes)
         self.router.redirect_slashes = False
@@ -151,13 +151,13 @@ class _App(Starlette):
             (bare := path.rstrip("/") or "/") in self.paths or not path.startswith(SIGNIFICANT_SLASH_PREFIXES)
         ):
             scope["path"] = bare
-        if scope["method"] == "POST" and (line := self._line(scope)):
+        if scope["method"] == "POST" and (line := self._chat_endpoint(scope)):
             return line(scope, receive, send)
         return super().__call__(scope, receive, send)
 
-    def _line(self, scope: Scope) -> Line | None:
+    def _chat_endpoint(self, scope: Scope) -> ChatEndpoint | None:
         path: str = scope["path"]
-        if (line := self.lines.get(path)) is not None or not path.startswith(DEPLOYMENTS):
+        if (line := self.chats.get(path)) is not None or not path.startswith(DEPLOYMENTS):
             return line
         for pattern, line in self.deployments:
             if found := pattern.match(path):

@@ -54,6 +54,7 @@ from gateway.access import (
     watching_issued_keys,
 )
 from gateway.app import create_app
+from gateway.cache.step import AnswerCache, cache_store, open_cache
 from gateway.observability.logs import log_uncaught
 from gateway.observability.metrics import Metrics
 from gateway.observability.observers import ImplicitSignals, RecentRequests, Recorder, open_observability
@@ -68,7 +69,6 @@ from gateway.process.jobs import Jobs, PlanSolver
 from gateway.process.reload import Reader, Reload
 from gateway.process.signals import Drain, handle_signals
 from gateway.process.watched_files import file_states, watched_files
-from gateway.request.cache_step import CacheStep, cache_store, open_cache
 from gateway.request.stored_step import StoredStep, open_stored_step
 from gateway.server import open_listener
 from gateway.serving_state import ServingState, Wiring
@@ -339,7 +339,7 @@ async def _open_wiring(
     return wiring
 
 
-async def _open_cache(stack: AsyncExitStack, registry: Registry, metrics: Metrics) -> CacheStep | None:
+async def _open_cache(stack: AsyncExitStack, registry: Registry, metrics: Metrics) -> AnswerCache | None:
     """Open the answer cache, None if none is declared."""
     cache = await stack.enter_async_context(open_cache(registry.cache, task_failed=metrics.task_failed))
     metrics.gauge(

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from coe.experts import ExpertLoader
@@ -15,15 +15,18 @@ from coe.records.feedback import FeedbackLog
 from coe.records.record import RoutingLog
 from coe.settings import Settings
 from gateway.access import IssuedKeyWatch
+from gateway.cache.step import AnswerCache
 from gateway.observability.metrics import Metrics
 from gateway.observability.observers import RecentRequests
 from gateway.observability.tracing import Tracing
 from gateway.process.jobs import Jobs, PlanSolver
 from gateway.process.reload import Reload
-from gateway.request.cache_step import CacheStep
-from gateway.request.line import Observer
 from gateway.request.stored_step import StoredStep
+from gateway.request.trace import Trace
 from gateway.serving_state import ServingState
+
+Observer = Callable[[Trace], None]
+"""Called with the trace of every finished request; must neither wait nor raise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,7 @@ class Parts:
     jobs: Jobs
     solver: PlanSolver
     tracing: Tracing | None = None
-    cache: CacheStep | None = None
+    cache: AnswerCache | None = None
     stored: StoredStep | None = None
     reload: Reload | None = None
     residency: ExpertLoader | None = None

@@ -33,13 +33,12 @@ from coe.usage import SentCall, Usage
 from gateway.access import IssuedKeyWatch, access_of
 from gateway.access.limits import Limiter
 from gateway.app import create_app
+from gateway.cache.step import open_cache
 from gateway.observability.metrics import Metrics
 from gateway.observability.observers import ImplicitSignals, RecentRequests
 from gateway.observability.tracing import Tracing
-from gateway.parts import Parts
+from gateway.parts import Observer, Parts
 from gateway.process.jobs import Jobs, PlanSolver
-from gateway.request.cache_step import open_cache
-from gateway.request.line import Observer
 from gateway.request.stored_step import open_stored_step
 from gateway.serving_state import Serving, ServingState
 from routers import prompt_digest

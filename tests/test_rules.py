@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gateway.request.options import with_rules
 
 from coe import registry as declarations
 from coe.core import Chat, ExpertRule, Health, Message, Prediction, RequestOptions
@@ -20,7 +21,6 @@ from coe.routing.decision import Previous, decide
 from coe.routing.eligibility import exclusion
 from coe.routing.rules import MAX_SYSTEM_CHARACTERS, RequestFacts, Rules
 from gateway.access import Caller
-from gateway.request.options import with_rules
 from tests.access.samples import key_of
 from tests.fakes import WordRouter, registry_of
 

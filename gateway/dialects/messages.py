@@ -1,6 +1,6 @@
 """Parses requests of Anthropic's Messages API into a `Chat`, the routing view, and writes Anthropic's errors.
 
-It reads the system prompt and messages with content blocks. `gateway.request.line` uses the `Dialect` of the API.
+It reads the system prompt and messages with content blocks. `gateway.chat` uses the `Dialect` of the API.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import orjson
 from coe.core import Chat, Message
 from coe.errors import InvalidRequest, RequestError, ThreadUnsupported
 from gateway.dialects import Dialect
-from gateway.dialects.parsing import (
+from gateway.dialects.chat import (
     Needs,
     add_format_need,
     call_id_of,

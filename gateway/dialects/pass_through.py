@@ -14,7 +14,7 @@ from coe.experts.http import sse
 from coe.experts.http.form import FormBody
 from coe.registry import AUTO
 from gateway.dialects import Dialect
-from gateway.dialects.parsing import parse_object
+from gateway.dialects.chat import parse_object
 from gateway.errors import body_of
 
 FORM_APIS: frozenset[PassThroughApi] = frozenset(

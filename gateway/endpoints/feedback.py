@@ -39,7 +39,7 @@ from gateway.access import Caller
 from gateway.endpoints.handler import caller_of, json_response
 from gateway.observability.observers import find_tenant
 from gateway.parts import Parts
-from gateway.request.body import FairShares, RequestModel, read_json_body, validated
+from gateway.request.body import FairShares, RequestModel, read_head, read_json_body, validated
 
 MAX_BODY_BYTES = 64 * 1024
 BODY_SECONDS = 5.0
@@ -163,7 +163,7 @@ class FeedbackEndpoint:
 async def _body(request: Request) -> bytes | bytearray:
     try:
         async with asyncio.timeout(BODY_SECONDS):
-            return await read_json_body(request.scope, request.receive, limit=MAX_BODY_BYTES)
+            return await read_json_body(read_head(request.scope), request.receive, limit=MAX_BODY_BYTES)
     except TimeoutError:
         raise BodyTooSlow(f"the body did not arrive within {BODY_SECONDS:g} s") from None
     except BodyTooLarge:

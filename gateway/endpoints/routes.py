@@ -14,7 +14,7 @@ from starlette.routing import Route
 
 from coe import __version__
 from coe.core import PATHS, Api
-from gateway.dialects import Dialect
+from gateway.chat import DEPLOYMENT, ChatEndpoint
 from gateway.dialects.chat import CHAT, COMPLETIONS, EMBEDDINGS
 from gateway.dialects.messages import MESSAGES
 from gateway.dialects.pass_through import PASS_THROUGH
@@ -34,7 +34,6 @@ from gateway.endpoints.feedback import FeedbackEndpoint
 from gateway.endpoints.handler import Authorization, Handler, guarded, json_response
 from gateway.endpoints.route import count_tokens_endpoint, route_endpoint
 from gateway.parts import Parts
-from gateway.request.line import DEPLOYMENT, Line
 
 _PREFIXES = ("/v1", "/openai/v1", "/openai")
 """OpenAI's and Azure OpenAI's."""
@@ -106,7 +105,6 @@ def _rows(parts: Parts) -> Iterator[_Row]:
         yield f"GET {prefix}/models/{{model:path}}", "any_key", partial(models.get_model, parts)
         yield f"GET {prefix}/responses/{{id}}", "chat", partial(stored_responses.get, parts)
         yield f"DELETE {prefix}/responses/{{id}}", "chat", partial(stored_responses.delete, parts)
-        yield f"GET {prefix}/responses/{{id}}/input_items", "chat", partial(stored_responses.input_items, parts)
 
 
 def endpoint_routes(parts: Parts) -> list[Route]:
@@ -134,19 +132,7 @@ def _chat_endpoints(parts: Parts) -> Iterator[tuple[str, Callable[..., Any]]]:
     yield "/v1/route", route_endpoint(parts)
     yield "/v1/messages/count_tokens", count_tokens_endpoint(parts)
     for dialect in (CHAT, COMPLETIONS, RESPONSES, MESSAGES, EMBEDDINGS, *PASS_THROUGH.values()):
-        name, line = PATHS[dialect.api].removeprefix("/v1/"), _line(parts, dialect)
+        name, endpoint = PATHS[dialect.api].removeprefix("/v1/"), ChatEndpoint(parts, dialect)
         azure = (f"/openai/v1/{name}", f"/openai/deployments/{{{DEPLOYMENT}:path}}/{name}")
         for path in (PATHS[dialect.api], *_OTHER_PATHS.get(dialect.api, azure)):
-            yield path, line
-
-
-def _line(parts: Parts, dialect: Dialect) -> Line:
-    stored = parts.stored if dialect is RESPONSES else None
-    return Line(
-        parts.current,
-        dialect=dialect,
-        observers=parts.observers,
-        tracing=parts.tracing,
-        cache=parts.cache,
-        stored=stored,
-    )
+            yield path, endpoint

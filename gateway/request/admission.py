@@ -14,7 +14,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self, TypeVar
 
-from starlette.types import Receive, Scope
+from starlette.types import Receive
 
 from coe.errors import DeadlineExceeded, Draining, Overloaded, RequestError
 from coe.registry import Limits
@@ -23,6 +23,7 @@ from gateway.request.body import (
     SMALL_BODY,
     ClientLeftError,
     FairShares,
+    Head,
     LargeBodies,
     body_too_slow,
     read_json_body,
@@ -251,7 +252,7 @@ class ActiveRequest:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.complete()
-        self.release_body()
+        self.keep_memory(0)
         if self.arriving:
             self._admission.end_arrival(self)
         elif self.granted is not None and not self.granted.done():
@@ -263,13 +264,13 @@ class ActiveRequest:
             if kind is asyncio.CancelledError:
                 raise self._take_reason() from None
 
-    async def admit(self, scope: Scope, receive: Receive, *, forms: bool = False) -> bytes | bytearray:
+    async def admit(self, head: Head, receive: Receive, *, forms: bool = False) -> bytes | bytearray:
         """Read the body, which may be a form with `forms`, then wait for a permit. In this order, because a body that
         never comes must not hold a permit, and a client that leaves is noticed only after its body. Raises what
         `read_json_body` does, or Overloaded."""
         limits = self._admission.limits
         size, values = int(limits.max_body_mb * 2**20), limits.max_json_values
-        body = await read_json_body(scope, receive, limit=size, max_values=values, reservation=self, forms=forms)
+        body = await read_json_body(head, receive, limit=size, max_values=values, reservation=self, forms=forms)
         self._admission.body_arrived(self)
         self.deadline = self._started + self._timeout
         self._receive = receive
@@ -294,25 +295,21 @@ class ActiveRequest:
                 self.caller, "and the place in the queue went to a caller with fewer waiting"
             )
 
-    async def parse(self, parse: Callable[[], T], *, size: int) -> T:
-        """Returns the result of `parse` for a body of `size` bytes. Raises InvalidRequest."""
-        return parse() if size <= SMALL_BODY else await self.process(parse)
-
     def reserve_memory(self, size: int) -> None:
         """Reserve memory for the body until it has `size` bytes in all. Raises BodyMemoryFull."""
         if size > self.memory:
             self._admission.large_bodies.reserve(self.caller, size - self.memory, self._admission.limits)
             self.memory = size
 
-    async def process(self, work: Callable[[], T]) -> T:
-        """Return the result of `work` on the large body, once it is the caller's turn."""
-        return await self._admission.large_bodies.process(self.caller, work)
+    async def process(self, work: Callable[[], T], *, size: int) -> T:
+        """Return the result of `work` on `size` bytes; on many once it is the caller's turn."""
+        return work() if size <= SMALL_BODY else await self._admission.large_bodies.process(self.caller, work)
 
-    def release_body(self) -> None:
-        """Return the memory reserved for the body."""
-        if self.memory:
-            self._admission.large_bodies.release(self.caller, self.memory)
-            self.memory = 0
+    def keep_memory(self, size: int) -> None:
+        """Return the memory reserved for the body, but for `size` bytes of a large one."""
+        if freed := max(0, self.memory - size):
+            self._admission.large_bodies.release(self.caller, freed)
+            self.memory -= freed
 
     def complete(self) -> None:
         """Mark the answer as sent: from now on nothing cancels the request, not even a client that leaves."""

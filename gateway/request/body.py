@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Protocol, TypeVar
 
@@ -300,12 +300,28 @@ class BodyReservation(Protocol):
     def reserve_memory(self, size: int) -> None:
         """Grow the reservation to `size` bytes in all. Raises BodyMemoryFull."""
 
-    async def process(self, work: Callable[[], T]) -> T:
-        """Return the result of `work` on the body, once it is the caller's turn."""
+    async def process(self, work: Callable[[], T], *, size: int) -> T:
+        """Return the result of `work` on `size` bytes; on many once it is the caller's turn."""
+
+
+Head = Mapping[bytes, bytes]
+"""The headers of a request by their names in lower case."""
+
+
+def read_head(scope: Scope) -> Head:
+    """The headers of a request. One that is repeated has all its values, separated by commas (RFC 9110, 5.3)."""
+    headers = scope["headers"]
+    head: dict[bytes, bytes] = dict(headers)
+    if len(head) < len(headers):
+        values: dict[bytes, list[bytes]] = {}
+        for name, value in headers:
+            values.setdefault(name, []).append(value)
+        head = {name: b",".join(filter(None, several)) for name, several in values.items()}
+    return head
 
 
 async def read_json_body(
-    scope: Scope,
+    head: Head,
     receive: Receive,
     *,
     limit: int,
@@ -318,12 +334,10 @@ async def read_json_body(
     The client must declare the media type: for a page of any origin, a browser sends text/plain or an undeclared type
     without a preflight request. Raises an InvalidRequest, BodyMemoryFull, or ClientLeftError.
     """
-    media_type, declared = b"", 0
-    for name, value in scope["headers"]:
-        if name == b"content-type":
-            media_type = value.partition(b";")[0].strip().lower()
-        elif name == b"content-length" and value.isdigit():
-            declared = int(value)
+    media_type, length = head.get(b"content-type", b""), head.get(b"content-length", b"")
+    if media_type != b"application/json":
+        media_type = media_type.partition(b";")[0].strip().lower()
+    declared = int(length) if length.isdigit() else 0
     is_form = forms and media_type == FORM
     if media_type != b"application/json" and not is_form:
         sent = repr(media_type.decode("latin-1")[:64]) if media_type else "a body without a media type"
@@ -355,7 +369,7 @@ async def _read(
             raise _too_large(limit)
         body += chunk
         if reservation and len(body) > SMALL_BODY:
-            await reservation.process(partial(scan.read, body))
+            await reservation.process(partial(scan.read, body), size=len(body))
             reservation.reserve_memory(scan.memory)
         else:
             scan.read(body)
@@ -379,7 +393,7 @@ async def read_body(request: Request, *, limit: int) -> bytes | bytearray:
     """Read the body, at most `limit` bytes of JSON. Raises an InvalidRequest, or ClientLeftError."""
     try:
         async with asyncio.timeout(BODY_TIMEOUT):
-            return await read_json_body(request.scope, request.receive, limit=limit)
+            return await read_json_body(read_head(request.scope), request.receive, limit=limit)
     except TimeoutError:
         raise body_too_slow() from None
 

@@ -1,6 +1,6 @@
 """The state of one request: its steps with their times, decision, reply and outcome.
 
-The request pipeline (`gateway.request.line`) fills in a `Trace` step by step. The response headers, metrics,
+`gateway.chat` and the steps of `coe.routing.composition` fill in a `Trace`. The response headers, metrics,
 OpenTelemetry spans, access log and routing record are derived from it. It executes no step itself.
 """
 
@@ -10,22 +10,20 @@ import os
 import time
 from dataclasses import dataclass, field, replace
 from time import perf_counter
-from types import TracebackType
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Literal
 
-from coe.core import PASS_THROUGH_APIS, Api, Chat, Decision, Prediction, Reply, RequestOptions
+from coe.core import PASS_THROUGH_APIS, Api, Decision, Reply
 from coe.errors import ExpertError, RequestError
 from coe.experts.http.sse import EVENT_STREAM
 from coe.experts.translation.expert import TRANSLATED_APIS, dropped_parts, is_translated
 from coe.registry import ExpertSpec
-from coe.retrieval.retrieval import RetrievalResult
-from coe.routing.attempts import Attempts
-from coe.routing.composition import NO_RETRIEVAL, RoutedReply
+from coe.routing.composition import RoutedRequest
 from coe.routing.decision import with_fallback
-from coe.routing.request_text import NO_TEXT, RoutedText, read_request
+from coe.routing.request_text import read_request
 from coe.usage import MemberCall, RecipeLog, RecipeUsage, SentCall, Usage
 from gateway.access import Allowance, Caller
 from gateway.cache.answer import CachedAnswer, CacheUse
+from gateway.request.body import Head
 from gateway.serving_state import Serving
 from gateway.stored_responses.conversation import StoredUse
 
@@ -35,35 +33,30 @@ if TYPE_CHECKING:
 StepName = Literal["admit", "parse", "cache", "classify", "assign", "retrieve", "call", "relay"]
 
 
-@dataclass(slots=True, eq=False)
-class Trace:
-    """The state of one request, and a context manager that times its current step. Until a step sets another outcome,
-    it is `aborted`: the client disconnected, or the process ended."""
+@dataclass(slots=True, eq=False, kw_only=True)
+class Trace(RoutedRequest):
+    """All that is known of one request. Until a step sets another outcome, it is `aborted`: the client disconnected, or
+    the process ended."""
 
     serving: Serving
     api: Api
+    head: Head
     time: float = field(default_factory=time.time)
     """Arrival, in Unix seconds; `start` is the same by `time.perf_counter`."""
-    start: float = field(init=False)
+    start: float = field(default_factory=perf_counter)
     request_id: str = field(init=False)
     began: dict[StepName, float] = field(init=False)
     """When each step began, in order, by `time.perf_counter`."""
-    ended: dict[StepName, float] = field(init=False)
+    ended: dict[StepName, float] = field(default_factory=dict)
     """When each step ended. Only the last may be missing: it is not complete, or it failed."""
+    step_name: StepName = "admit"
+    """The step that began last."""
     outcome: str = "aborted"
     client_left: bool = False
     caller: Caller = Caller()  # noqa: RUF009  (immutable)
     allowance: Allowance | None = None
-    options: RequestOptions | None = None
-    chat: Chat | None = None
     requested_model: str = ""
     """`model` as sent by the client; `chat.model` is the resolved name."""
-    routed: RoutedText = NO_TEXT
-    """The text that was classified."""
-    prediction: Prediction | None = None
-    decision: Decision | None = None
-    retrieval_result: RetrievalResult = NO_RETRIEVAL
-    attempts: Attempts = field(default_factory=Attempts)
     reply: Reply | None = None
     status: int | None = None
     """HTTP status of the response; None if no response began."""
@@ -76,29 +69,20 @@ class Trace:
     """True while a part of the answer is being sent into which no error may be inserted."""
     stored: StoredUse | None = None
     """None unless the request's answer can be referred to later."""
-    step_name: StepName = field(init=False)
-    """The step that began last."""
 
     def __post_init__(self) -> None:
-        self.start = start = perf_counter()
-        self.began, self.ended = {"admit": start}, {}
-        self.step_name = "admit"
+        self.began = {"admit": self.start}
         self.request_id = new_request_id(self.time)
 
-    def step(self, name: StepName) -> Self:
-        """Times a step, as a context manager. Steps do not overlap; `admit` began when the request arrived."""
-        if name != "admit":
-            self.step_name = name
-            self.began[name] = perf_counter()
-        return self
+    def step(self, name: StepName) -> None:
+        """Begin a step, which ends the one before. `admit` began when the request arrived."""
+        self.ended[self.step_name] = self.began[name] = perf_counter()
+        self.step_name = name
 
-    def __enter__(self) -> None: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if kind is None:
-            self.ended[self.step_name] = perf_counter()
+    def complete(self) -> None:
+        """End the last step, after which the answer is sent."""
+        self.ended[self.step_name] = perf_counter()
+        self.outcome = "ok"
 
     def elapsed_ms(self) -> float:
         """Milliseconds from the arrival of the request to the end of its answer, or until now without one."""
@@ -129,11 +113,10 @@ class Trace:
         """Milliseconds from arrival to the first chunk of the answer, None without one."""
         return self.ended_ms("call")
 
-    def answered(self, answer: RoutedReply) -> None:
+    def answered(self, reply: Reply) -> None:
         """Record the expert's accepted answer."""
-        self.status = 200
-        self.decision, self.reply = answer.decision, answer.reply
-        if self.api in TRANSLATED_APIS and self._is_translated() and self.chat is not None:
+        self.status, self.reply = 200, reply
+        if self.api in TRANSLATED_APIS and self._is_translated():
             self.dropped = dropped_parts(self.api, self.chat.fields)
         if self.attempts.dropped:
             self.dropped += tuple(sorted(self.attempts.dropped.difference(self.dropped)))
@@ -146,7 +129,6 @@ class Trace:
 
     def replayed(self, answer: CachedAnswer, reply: Reply) -> None:
         """Record an answer from the cache. No expert is called, so nothing is charged."""
-        assert self.chat is not None
         self.status, self.reply = 200, reply
         self.routed, self.prediction, self.decision = read_request(self.chat), answer.prediction, answer.decision
 
@@ -155,7 +137,7 @@ class Trace:
         """True if the client gets, or is about to get, the headers of a stream: a failure is an event of it."""
         if self.reply is not None:
             return self.reply.media_type == EVENT_STREAM
-        return self.status == 200 and self.chat is not None and self.chat.stream
+        return self.status == 200 and self.chat.stream
 
     @property
     def cached(self) -> CachedAnswer | None:
@@ -178,7 +160,7 @@ class Trace:
     def only_local(self) -> bool:
         """True if only local experts may receive the request. Its text is not stored, as jobs send stored texts to any
         expert."""
-        return self.options is not None and self.options.rule is not None and self.options.rule.only_local
+        return self.options.rule is not None and self.options.rule.only_local
 
     @property
     def recipe_log(self) -> RecipeLog | None:
@@ -212,7 +194,7 @@ class Trace:
             found.append((b"x-coe-retrieval", self._retrieval_header()))
         if self.allowance is not None:
             found += self.allowance.headers()
-        if self.options is not None and self.options.explain:
+        if self.options.explain:
             found.append((b"server-timing", self._server_timing()))
         return found
 

@@ -15,8 +15,8 @@ from coe.errors import ExpertUnavailable
 from coe.learning.estimation.experience_loader import load_experience
 from coe.mapping.problem import declared_assignment
 from coe.records.feedback import Feedback
+from gateway.cache import step as cache_step
 from gateway.observability import observers
-from gateway.request import cache_step
 from tests.access.samples import key_of
 from tests.cache.requests import cached, send_chat, uses
 from tests.fakes import gateway_of

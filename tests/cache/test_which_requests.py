@@ -10,7 +10,7 @@ import pytest
 from coe.errors import ExpertError, ExpertUnavailable
 from coe.registry import Registry
 from gateway.cache.answer import MAX_ANSWER_BYTES
-from gateway.cache.key import MAX_BODY_BYTES
+from gateway.cache.step import MAX_BODY_BYTES
 from tests.cache.requests import LONG, cached, send_chat, uses
 from tests.fakes import Gateway, Response, gateway_of
 from tests.recipes.members import DONE, answer, event, stream

@@ -9,7 +9,9 @@ import pytest
 
 from coe.errors import ExpertBusy, ExpertUnavailable, InvalidRequest
 from coe.registry import Registry
-from gateway.request.options import MAX_VERSION_CHARACTERS, read_options
+from gateway.access import Caller
+from gateway.request.body import read_head
+from gateway.request.head import MAX_VERSION_CHARACTERS, read_options
 from tests.fakes import gateway_of, registry_of
 
 pytestmark = pytest.mark.anyio
@@ -149,8 +151,9 @@ async def test_a_version_that_no_server_should_see_is_refused_as_anthropic_would
 def test_betas_in_several_lines_are_one_list_under_one_bound() -> None:
     policy = speaking().policy
     lines = [(b"anthropic-beta", b"one"), (b"anthropic-beta", b""), (b"anthropic-beta", b"two,three")]
-    assert read_options({"headers": lines}, policy, api="messages").version_headers == {
-        "anthropic-beta": "one,two,three"
-    }
+    options = read_options(read_head({"headers": lines}), policy, caller=Caller(), api="messages")
+    assert options.version_headers == {"anthropic-beta": "one,two,three"}
     with pytest.raises(InvalidRequest):
-        read_options({"headers": [(b"anthropic-beta", b"b" * 100)] * 21}, policy, api="messages")
+        read_options(
+            read_head({"headers": [(b"anthropic-beta", b"b" * 100)] * 21}), policy, caller=Caller(), api="messages"
+        )

@@ -8,9 +8,9 @@ from typing import Any
 
 import orjson
 import pytest
+from gateway.request.options import read_options
 
 from coe.registry import Policy
-from gateway.request.options import read_options
 from tests.access.samples import key_of
 from tests.fakes import Gateway, gateway_of
 from tests.gateway.test_only_local import CHAT, EXPERTS, declared, headers_of, send_chat

@@ -33,7 +33,7 @@ UNDECLARED = (
     "coe/routing/encoder_passes.py",  # which no certain text takes
     "gateway/cache",
     "gateway/observability/tracing.py",
-    "gateway/request/cache_step.py",
+    
     "gateway/request/citations.py",
     "gateway/request/keep_alive.py",
     "gateway/request/stored_step.py",
@@ -75,6 +75,6 @@ async def test_a_plain_chat_runs_through_no_feature_that_is_not_declared(tmp_pat
     await server.kill()
     names = {Path(file).relative_to(ROOT).as_posix() for file in files if file.startswith(str(ROOT))}
     assert response.status == 200
-    assert {"gateway/request/line.py", "coe/routing/composition.py", "coe/experts/http/expert.py"} <= names
+    assert {"gateway/chat.py", "coe/routing/composition.py", "coe/experts/http/expert.py"} <= names
     assert [path for path in UNDECLARED if not (ROOT / path).exists()] == []
     assert sorted(name for name in names if name.startswith(UNDECLARED)) == []

@@ -14,9 +14,9 @@ from aiohttp import web
 from coe.errors import DeadlineExceeded
 from coe.experts import ReplicatedExpert
 from coe.experts.held_answer import SMALL_ANSWER
+from gateway.chat import PIECE_BYTES
 from gateway.request import answers
 from gateway.request.answers import AnswerPool
-from gateway.request.line import PIECE_BYTES
 from gateway.server import Protocol
 from tests.fakes import Gateway, Response
 from tests.gateway.gateway_over import gateway_over
