@@ -48,7 +48,7 @@ _in_request: ContextVar[bool] = ContextVar("in_request", default=False)
 
 
 class Walk:
-    """Records which code runs for a request, by the step of the line in which it was called first."""
+    """Records which code runs for a request, by the step in which it was called first."""
 
     def __init__(self) -> None:
         self.calls: dict[CodeType, str] = {}
@@ -58,7 +58,7 @@ class Walk:
         """Called by the interpreter for every call and return."""
         if event != "call" or not _in_request.get() or not frame.f_code.co_filename.startswith(PACKAGES):
             return
-        if frame.f_code.co_name == "step" and frame.f_code.co_filename.endswith("trace.py"):
+        if frame.f_code.co_name == "step" and frame.f_code.co_filename.endswith("gateway/request/trace.py"):
             self._step = frame.f_locals["name"]
         elif frame.f_code.co_name == "observe":
             self._step = "record"

@@ -155,7 +155,7 @@ async def ends_right(composition: Composition, talks: Sequence[Talk], rule: Rule
     routed = [rule(read_request(talk.chat)) or (await composition.classifier.classify(talk.chat))[0] for talk in talks]
     predictions = composition.router.predict([one.text for one in routed])
     return [
-        composition.assign(talk.chat, prediction, NO_OPTIONS, previous=Previous(talk.earlier, one.continues)).expert
+        composition.decide(talk.chat, prediction, NO_OPTIONS, previous=Previous(talk.earlier, one.continues)).expert
         == talk.wanted
         for talk, one, prediction in zip(talks, routed, predictions, strict=True)
     ]

@@ -8,7 +8,6 @@ A request first arrives (its body is read), then holds a permit to its last byte
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import OrderedDict
 from collections.abc import Callable
 from types import TracebackType
@@ -32,8 +31,6 @@ from gateway.request.body import (
 T = TypeVar("T")
 MIN_RETRY_SECONDS, MAX_RETRY_SECONDS = 1.0, 60.0
 """Bounds of the Retry-After of a refused request."""
-RATE_WINDOW = 5.0
-"""Seconds over which the rate of completed requests is measured."""
 WATCH_DELAY = 0.05
 """Seconds after which a request watches for its client to leave, and sets a timer for its deadline. The task that
 watches costs a twentieth of the processor time of a short request."""
@@ -72,7 +69,6 @@ class Admission:
         self._permits = FairShares()
         self._arriving = FairShares()
         self._queues: OrderedDict[str | None, _Queue] = OrderedDict()
-        self._rate = _CompletionRate()
 
     @property
     def in_use(self) -> int:
@@ -135,7 +131,6 @@ class Admission:
         request.granted = asyncio.get_running_loop().create_future()
         self._queues.setdefault(request.caller, OrderedDict())[request] = None
         self.queued += 1
-        self._rate.sample()
 
     def _evictable(self, caller: str | None) -> _Queue | None:
         """Return the longest queue of a caller if this caller may evict a request from it."""
@@ -153,15 +148,15 @@ class Admission:
         return self.overloaded(caller, "and the queue is full")
 
     def overloaded(self, caller: str | None, reason: str) -> Overloaded:
-        """The refusal of a request. Its Retry-After is the time in which the requests that wait now will be served."""
+        """The refusal of a request. Its Retry-After is the time after which none that waits now still does."""
         own, permits = self._permits.of(caller), self.limits.concurrent_requests
         used = f"no permit is free for this caller ({self.in_use} of {permits} are in use, {own} of them by it)"
-        return Overloaded(f"{used} {reason}", retry_after=self._rate.seconds_for(self.queued + 1))
+        longest = min(max(self.limits.queue_timeout, MIN_RETRY_SECONDS), MAX_RETRY_SECONDS)
+        return Overloaded(f"{used} {reason}", retry_after=longest)
 
     def release(self, caller: str | None) -> None:
         """Return a permit of the caller, which may go to a request in the queue."""
         self._permits.release(caller)
-        self._rate.completed += 1
         if self._queues:
             self.grant()
 
@@ -392,33 +387,3 @@ class _WatchTimer:
             self._armed = bool(self._due)
             if self._due:
                 loop.call_at(next(iter(self._due.values())), self._on_timer, loop)
-
-
-class _CompletionRate:
-    """Requests that end per second while others wait, measured over consecutive windows."""
-
-    __slots__ = ("_completed_before", "_per_second", "_window_start", "completed")
-
-    def __init__(self) -> None:
-        self.completed = 0
-        self._completed_before = 0
-        self._window_start = 0.0
-        self._per_second: float | None = None
-
-    def sample(self) -> None:
-        """Close the window if it is over. Called when a request has to wait; a window in which none waits for long
-        does not count."""
-        now = time.monotonic()
-        elapsed = now - self._window_start
-        if elapsed < RATE_WINDOW:
-            return
-        completed = self.completed - self._completed_before
-        self._per_second = completed / elapsed if elapsed < 2 * RATE_WINDOW else None
-        self._window_start, self._completed_before = now, self.completed
-
-    def seconds_for(self, requests: int) -> float:
-        """Estimate the seconds until this many `requests` have ended, from MIN_RETRY_SECONDS to MAX_RETRY_SECONDS."""
-        self.sample()
-        if self._per_second is None:
-            return MIN_RETRY_SECONDS
-        return min(max(requests / (self._per_second or 1e-9), MIN_RETRY_SECONDS), MAX_RETRY_SECONDS)

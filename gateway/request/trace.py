@@ -86,32 +86,29 @@ class Trace(RoutedRequest):
 
     def elapsed_ms(self) -> float:
         """Milliseconds from the arrival of the request to the end of its answer, or until now without one."""
-        ended = self.ended_ms("relay")
-        return (perf_counter() - self.start) * 1000 if ended is None else ended
+        return (self.ended.get("relay", perf_counter()) - self.start) * 1000
 
     def step_times_ms(self, end: float) -> list[tuple[StepName, float, float, bool]]:
         """Each step's name, its begin and end in milliseconds from arrival, and whether it completed. An incomplete
         step ends at `end`."""
-        return [
-            (name, (began - self.start) * 1000, end if ended is None else ended, ended is not None)
-            for name, began in self.began.items()
-            for ended in (self.ended_ms(name),)
-        ]
-
-    def ended_ms(self, name: StepName) -> float | None:
-        """Milliseconds from the arrival of the request to the end of a step; None if it did not complete."""
-        ended = self.ended.get(name)
-        return None if ended is None else (ended - self.start) * 1000
+        times: list[tuple[StepName, float, float, bool]] = []
+        for name, began in self.began.items():
+            ended = self.ended.get(name)
+            until = end if ended is None else (ended - self.start) * 1000
+            times.append((name, (began - self.start) * 1000, until, ended is not None))
+        return times
 
     @property
     def routing_ms(self) -> float:
         """Milliseconds from arrival to the decision, 0 without one. For a cached answer, to the end of the lookup."""
-        return self.ended_ms("assign" if self.cache is None or self.cache.answer is None else "cache") or 0.0
+        step: StepName = "assign" if self.cache is None or self.cache.answer is None else "cache"
+        return (self.ended.get(step, self.start) - self.start) * 1000
 
     @property
     def first_token_ms(self) -> float | None:
         """Milliseconds from arrival to the first chunk of the answer, None without one."""
-        return self.ended_ms("call")
+        ended = self.ended.get("call")
+        return None if ended is None else (ended - self.start) * 1000
 
     def answered(self, reply: Reply) -> None:
         """Record the expert's accepted answer."""

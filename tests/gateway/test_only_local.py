@@ -26,9 +26,7 @@ from coe.mapping import Assignment
 from coe.mapping.problem import declared_assignment
 from coe.registry import Registry
 from coe.routing import attempts
-from coe.routing.attempts import Attempts
-from coe.routing.composition import Composition
-from coe.routing.conversation import read_conversation
+from coe.routing.composition import Composition, RoutedRequest
 from tests.access.samples import key_of
 from tests.fakes import Gateway, Response, ScriptedReply, WordRouter, gateway_of, registry_of
 from tests.recipes.members import answer
@@ -125,28 +123,19 @@ def request_of(number: int, chance: random.Random) -> tuple[Chat, RequestOptions
 
 async def answered(composition: Composition, chat: Chat, options: RequestOptions) -> str:
     """Send one request through all steps; return the expert that answered, or the error code."""
-    prediction, log = None, Attempts()
+    request = RoutedRequest(chat, options)
     try:
-        if chat.api == "rerank":
-            decision = composition.assign_general(chat, options)
-            conversation, previous = read_conversation(chat, options), None
-        else:
-            routed, prediction = await composition.classifier.classify(chat)
-            conversation = read_conversation(chat, options)
-            previous = await composition.find_previous(chat, conversation, routed, options.rule)
-            decision = composition.assign(chat, prediction, options, previous=previous)
-        extra: dict[str, Any] = {} if previous is None else {"previous": previous}
-        deadline = asyncio.get_running_loop().time() + 60
-        found = await composition.call(
-            chat, decision, options, deadline=deadline, attempts=log, conversation=conversation,
-            prediction=prediction, **extra,
-        )  # fmt: skip
-        async for _ in found.reply.chunks():
+        if chat.api != "rerank":
+            request.routed, request.prediction = await composition.classifier.classify(chat)
+        await composition.assign(request)
+        reply = await composition.call(request, chat, deadline=asyncio.get_running_loop().time() + 60)
+        async for _ in reply.chunks():
             pass
-        await found.reply.aclose()
+        await reply.aclose()
     except RequestError as error:
         return error.code
-    return found.decision.expert
+    assert request.decision is not None
+    return request.decision.expert
 
 
 async def test_of_10_000_marked_requests_none_leaves_the_local_experts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,7 +33,6 @@ UNDECLARED = (
     "coe/routing/encoder_passes.py",  # which no certain text takes
     "gateway/cache",
     "gateway/observability/tracing.py",
-    
     "gateway/request/citations.py",
     "gateway/request/keep_alive.py",
     "gateway/request/stored_step.py",

@@ -38,19 +38,6 @@ def test_an_answer_without_id_or_output_is_not_stored(wrong: dict[str, Any]) -> 
     assert not is_storable(answer)
 
 
-def test_each_input_item_is_listed_under_an_id_of_its_own() -> None:
-    reference = {"type": "item_reference", "id": "msg_1"}
-    message = {"id": None, "type": "message", "role": "user", "status": None, "content": "hi"}
-    taken = {"type": "compaction", "id": "resp_1_input_2"}
-    call = {"type": "function_call", "id": 5, "call_id": "c"}
-    listed = StoredResponse(ANSWER, [message, reference, reference, taken, call], ()).input_items
-    assert [item["id"] for item in listed] == [
-        *("resp_1_input_0", "msg_1", "resp_1_input_2_", "resp_1_input_2", "resp_1_input_4"),
-    ]
-    assert (listed[0]["status"], listed[0]["type"]) == ("completed", "message")
-    assert listed[0]["content"] == [{"type": "input_text", "text": "hi"}]
-
-
 def test_long_answers_and_conversations_are_not_stored(monkeypatch: pytest.MonkeyPatch) -> None:
     assert request_part(INPUT, ("resp_0",) * (MAX_TURNS - 1))
     assert not request_part(INPUT, ("resp_0",) * MAX_TURNS)
