@@ -35,11 +35,7 @@ WATCH_DELAY = 0.05
 """Seconds after which a request watches for its client to leave, and sets a timer for its deadline. The task that
 watches costs a twentieth of the processor time of a short request."""
 RESERVE_DIVISOR = 16
-"""The reserve is this part of all permits, and at least one."""
-MIN_EVICTION_LEAD = 2
-"""A caller loses its newest queue place to another that has at least this many fewer; at a lead of one, two callers
-would take the same place from each other again and again."""
-
+"""The reserve is this part of all permits and of all places in the queue, and at least one."""
 _Queue = OrderedDict["ActiveRequest", None]
 
 
@@ -51,15 +47,13 @@ class Admission:
     goes to the waiting caller that holds fewest, and in turn to those that hold as many. The one caller of a gateway
     without keys may hold all permits.
 
-    When the queue is full, a caller with fewer waiting requests evicts the newest request of the caller with most.
-    Requests whose body still arrives hold neither a permit nor a place in the queue; there may be twice as many of them
+    The places of the queue have the same reserve. Requests whose body still arrives hold neither a permit nor a place in the queue; there may be twice as many of them
     as permits and places, shared fairly among the callers.
     """
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         """Limits, which may be replaced. Permits in use beyond a lower limit end with their requests."""
-        self.queued = 0
         self.closed = False
         """True if all new requests are refused because the process is shutting down."""
         self.active: set[ActiveRequest] = set()
@@ -68,12 +62,18 @@ class Admission:
         self.watch = _WatchTimer()
         self._permits = FairShares()
         self._arriving = FairShares()
+        self._waiting = FairShares()
         self._queues: OrderedDict[str | None, _Queue] = OrderedDict()
 
     @property
     def in_use(self) -> int:
         """Permits in use."""
         return self._permits.held
+
+    @property
+    def queued(self) -> int:
+        """Requests that wait for a permit."""
+        return self._waiting.held
 
     @property
     def arriving(self) -> int:
@@ -91,12 +91,10 @@ class Admission:
         if self.closed:
             raise Draining("this gateway is shutting down; send the request again", retry_after=MIN_RETRY_SECONDS)
         permits, places = self.limits.concurrent_requests, self.limits.queued_requests
-        if (
-            self.queued >= places
-            and not self._permits.allows(caller, capacity=permits, reserve=self._reserve(caller))
-            and self._evictable(caller) is None
+        if not self._permits.allows(caller, capacity=permits, reserve=_reserve(caller, permits)) and (
+            not self._waiting.allows(caller, capacity=places, reserve=_reserve(caller, places))
         ):
-            raise self._queue_full(caller)
+            raise self.overloaded(caller, "and the queue has no place for it")
         if not self._arriving.acquire(caller, capacity=2 * (permits + places)):
             own = self._arriving.of(caller)
             reason = f"the bodies of {self.arriving} requests are still arriving, {own} of them from this caller"
@@ -105,13 +103,12 @@ class Admission:
 
     def body_arrived(self, request: ActiveRequest) -> None:
         """Give the request a permit or a place in the queue. Raises Overloaded if there is neither."""
-        if not self._acquire_permit(request.caller):
-            if self.queued >= self.limits.queued_requests:
-                queue = self._evictable(request.caller)
-                if queue is None:
-                    raise self._queue_full(request.caller)
-                self._evict_newest(queue)
-            self._enqueue(request)
+        caller, places = request.caller, self.limits.queued_requests
+        if not self._acquire_permit(caller):
+            if not self._waiting.acquire(caller, capacity=places, reserve=_reserve(caller, places)):
+                raise self.overloaded(caller, "and the queue has no place for it")
+            request.granted = asyncio.get_running_loop().create_future()
+            self._queues.setdefault(caller, OrderedDict())[request] = None
         self.end_arrival(request)
 
     def end_arrival(self, request: ActiveRequest) -> None:
@@ -119,33 +116,9 @@ class Admission:
         request.arriving = False
         self._arriving.release(request.caller)
 
-    def _reserve(self, caller: str | None) -> int:
-        """Return the permits of which the caller may hold at most as many as are still free."""
-        return 0 if caller is None else max(1, self.limits.concurrent_requests // RESERVE_DIVISOR)
-
     def _acquire_permit(self, caller: str | None) -> bool:
         capacity = self.limits.concurrent_requests
-        return self._permits.acquire(caller, capacity=capacity, reserve=self._reserve(caller))
-
-    def _enqueue(self, request: ActiveRequest) -> None:
-        request.granted = asyncio.get_running_loop().create_future()
-        self._queues.setdefault(request.caller, OrderedDict())[request] = None
-        self.queued += 1
-
-    def _evictable(self, caller: str | None) -> _Queue | None:
-        """Return the longest queue of a caller if this caller may evict a request from it."""
-        longest = max(self._queues.values(), key=len, default=None)
-        own = len(self._queues.get(caller, ()))
-        return longest if longest is not None and len(longest) >= own + MIN_EVICTION_LEAD else None
-
-    def _evict_newest(self, queue: _Queue) -> None:
-        request, _ = queue.popitem()  # the queue had two or more
-        self.queued -= 1
-        assert request.granted is not None
-        request.granted.set_result(False)
-
-    def _queue_full(self, caller: str | None) -> Overloaded:
-        return self.overloaded(caller, "and the queue is full")
+        return self._permits.acquire(caller, capacity=capacity, reserve=_reserve(caller, capacity))
 
     def overloaded(self, caller: str | None, reason: str) -> Overloaded:
         """The refusal of a request. Its Retry-After is the time after which none that waits now still does."""
@@ -172,9 +145,9 @@ class Admission:
                 self._queues.move_to_end(caller)
             else:
                 del self._queues[caller]
-            self.queued -= 1
+            self._waiting.release(caller)
             assert request.granted is not None
-            request.granted.set_result(True)
+            request.granted.set_result(None)
 
     def dequeue(self, request: ActiveRequest) -> None:
         """Remove a waiting request from the queue."""
@@ -182,7 +155,12 @@ class Admission:
         del queue[request]
         if not queue:
             del self._queues[request.caller]
-        self.queued -= 1
+        self._waiting.release(request.caller)
+
+
+def _reserve(caller: str | None, capacity: int) -> int:
+    """Return the last units of a capacity, of which the caller may hold at most as many as are still free."""
+    return 0 if caller is None else max(1, capacity // RESERVE_DIVISOR)
 
 
 class ActiveRequest:
@@ -214,8 +192,8 @@ class ActiveRequest:
         self.caller = caller
         self.arriving = True
         """True if the body has not arrived yet."""
-        self.granted: asyncio.Future[bool] | None = None
-        """The wait in the queue: True with a permit, False after an eviction. None if the request did not wait."""
+        self.granted: asyncio.Future[None] | None = None
+        """The wait in the queue, which ends with a permit. None if the request did not wait."""
         self.memory = 0
         """Bytes reserved for a large body."""
         self._admission = admission
@@ -252,7 +230,7 @@ class ActiveRequest:
             self._admission.end_arrival(self)
         elif self.granted is not None and not self.granted.done():
             self._admission.dequeue(self)
-        elif self.granted is None or self.granted.result():
+        else:
             self._admission.release(self.caller)
         if self._reason is not None:
             self._task.uncancel()
@@ -276,7 +254,7 @@ class ActiveRequest:
         return body
 
     async def wait_for_permit(self) -> None:
-        """Wait in the queue. Raises Overloaded after `queue_timeout` seconds, or when another caller evicts this."""
+        """Wait in the queue. Raises Overloaded after `queue_timeout` seconds."""
         assert self.granted is not None
         timeout = self._admission.limits.queue_timeout
         try:
@@ -285,10 +263,6 @@ class ActiveRequest:
         except TimeoutError:
             if not self.granted.done():
                 raise self._admission.overloaded(self.caller, f"and none came free within {timeout:g} s") from None
-        if not self.granted.result():  # an exception set on the future would keep the request alive in a cycle
-            raise self._admission.overloaded(
-                self.caller, "and the place in the queue went to a caller with fewer waiting"
-            )
 
     def reserve_memory(self, size: int) -> None:
         """Reserve memory for the body until it has `size` bytes in all. Raises BodyMemoryFull."""
