@@ -47,8 +47,8 @@ class Admission:
     goes to the waiting caller that holds fewest, and in turn to those that hold as many. The one caller of a gateway
     without keys may hold all permits.
 
-    The places of the queue have the same reserve. Requests whose body still arrives hold neither a permit nor a place in the queue; there may be twice as many of them
-    as permits and places, shared fairly among the callers.
+    The places of the queue have the same reserve. Requests whose body still arrives hold neither a permit nor a place
+    in the queue; there may be twice as many of them as permits and places, shared fairly among the callers.
     """
 
     def __init__(self, limits: Limits) -> None:

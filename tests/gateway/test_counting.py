@@ -90,7 +90,7 @@ async def test_a_method_that_messages_lack_is_refused_as_anthropic_would() -> No
 
 async def test_a_bug_below_the_messages_path_has_anthropics_error_body(monkeypatch: pytest.MonkeyPatch) -> None:
     response = Response()
-    monkeypatch.setattr("gateway.endpoints.route.MESSAGES", replace(MESSAGES, parse=lambda _: 1 / 0))
+    monkeypatch.setattr("gateway.endpoints.route.MESSAGES", replace(MESSAGES, parse=lambda *_: 1 / 0))
     async with gateway_of() as gateway:
         with pytest.raises(ZeroDivisionError):
             await gateway.post(PATH, body(), into=response)
