@@ -19,10 +19,9 @@ import orjson
 
 from coe.core import FAST_UNCERTAIN, TEXT_APIS, Chat, Reason, Reply, RequestOptions
 from coe.experts.held_answer import HeldAnswer, WholeReply
-from coe.experts.recipes.calls import VERIFIED
 from coe.outage import Outage
+from coe.recipes.calls import VERIFIED
 from coe.registry import CacheSpec
-from coe.runtime.shared_store import MemoryStore, RedisStore, SharedStore
 from coe.supervision import TaskFailed, ignore_failure
 from coe.usage import Usage
 from gateway.cache.answer import CachedAnswer, CacheUse, is_complete
@@ -30,6 +29,7 @@ from gateway.dialects.chat import TEXT_PARTS
 from gateway.request.trace import Trace
 from gateway.serving_state import Serving
 from gateway.shared_cache import SharedCache
+from gateway.shared_store import MemoryStore, RedisStore, SharedStore
 
 MEMORY = "memory"
 """The value of `cache.store` for a store in each process."""

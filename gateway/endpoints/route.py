@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 
 import routers
-from coe.mapping import nearest_measured
+from coe.planning import nearest_measured
 from coe.registry import Registry
 from coe.routing.composition import Composition
 from coe.routing.eligibility import excluded_experts
