@@ -192,7 +192,7 @@ def _check_page(url: str) -> None:
 def _check_init(coe: str, folder: Path, expert: int) -> None:
     """`coe init` writes a declaration that `coe check` accepts with the packaged router."""
     folder.mkdir()
-    run(coe, "init", "--endpoint", f"http://127.0.0.1:{expert}/v1", "--yes", cwd=folder)
+    run(coe, "init", "--endpoint", f"http://127.0.0.1:{expert}/v1", cwd=folder)
     run(coe, "check", "--live", cwd=folder)
 
 

@@ -80,7 +80,7 @@ EXAMPLES: Mapping[str, Sequence[str]] = {
     "init": (
         "coe init",
         "coe init --endpoint http://gpu-1:8000/v1 --provider openai --model 'gpt-5*' --model 'Qwen/*'",
-        "coe init --endpoint https://llm.example.com/v1 --key-env EXAMPLE_API_KEY --yes",
+        "coe init --endpoint https://llm.example.com/v1 --key-env EXAMPLE_API_KEY",
     ),
     "check": ("coe check", "coe check draft.yaml", "coe check --live"),
     "key": ("coe key shop --tenant retail", "coe key shop --issue --limit dollars_per_day=25", "coe key shop --revoke"),
