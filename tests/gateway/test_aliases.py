@@ -148,26 +148,6 @@ async def test_aliases_share_cached_answers_with_their_target_and_no_others() ->
     assert found == ["miss", "hit", "miss", "hit", "hit", "miss", "miss"]
 
 
-async def test_a_key_reserves_the_price_of_the_model_that_an_alias_stands_for() -> None:
-    key = {"name": "alice", "sha256": "2bd806c97f0e00af1a1fc3328fa763a9269723c8db8fac4f93af71db186d6e90"}  # alice
-    costly = {"limits": {"dollars_per_day": 1e-9}}
-    async with gateway_of(declared(access={"keys": [key | costly]})) as gateway:
-        free = await send_chat(gateway, "/v1/chat/completions", "gpt-4", authorization="Bearer alice")
-        dear = await send_chat(gateway, "/v1/chat/completions", "my-coder", authorization="Bearer alice")
-    assert free.status == 200
-    assert dear.status in (400, 429)
-
-
-async def test_a_reload_changes_what_an_alias_stands_for() -> None:
-    async with gateway_of(declared()) as gateway, gateway_of(declared(aliases={"gpt-4": "coder"})) as changed:
-        await send_chat(gateway, "/v1/chat/completions", "gpt-4")
-        assert gateway.records[-1].expert == "painter"
-        gateway.serving_state.replace(changed.serving_state.serving)
-        await send_chat(gateway, "/v1/chat/completions", "gpt-4")
-        assert gateway.records[-1].expert == "coder"
-        assert (await send_chat(gateway, "/v1/chat/completions", "my-coder")).status == 404
-
-
 async def test_the_list_has_points_and_aliases_in_the_forms_of_openai_and_anthropic() -> None:
     async with gateway_of(declared()) as gateway:
         page = (await gateway.post("/v1/models", method="GET")).json

@@ -80,14 +80,6 @@ async def test_errors_beside_messages_are_anthropics(path: str, sent: bytes, sta
     assert (response.status, response.json["type"], response.json["error"]["type"]) == (status, "error", kind)
 
 
-async def test_a_method_that_messages_lack_is_refused_as_anthropic_would() -> None:
-    async with gateway_of() as gateway:
-        for path in ("/v1/messages", PATH):
-            response = await gateway.post(path, method="GET")
-            assert (response.status, response.headers["allow"]) == (405, "POST")
-            assert response.json["error"]["type"] == "invalid_request_error"
-
-
 async def test_a_bug_below_the_messages_path_has_anthropics_error_body(monkeypatch: pytest.MonkeyPatch) -> None:
     response = Response()
     monkeypatch.setattr("gateway.endpoints.route.MESSAGES", replace(MESSAGES, parse=lambda *_: 1 / 0))

@@ -74,13 +74,6 @@ async def test_documents_are_added_searched_listed_and_deleted(gateway: Gateway)
     assert len(await search(gateway, "leave")) == 1
 
 
-async def test_a_slash_at_the_end_of_an_id_is_part_of_it(gateway: Gateway) -> None:
-    await upload(gateway, LEAVE | {"id": "https://example.org/leave/"})
-    gone = await gateway.post(f"{PATH}/https://example.org/leave/", method="DELETE")
-    assert gone.json["id"] == "https://example.org/leave/"
-    assert (await gateway.post(f"{PATH}/", method="GET")).status == 200
-
-
 async def test_a_tenants_documents_stay_its_own(gateway: Gateway) -> None:
     await upload(gateway, LEAVE, tenant="acme", collection="hr")
     assert await search(gateway, "leave") == await search(gateway, "leave", tenant="zeta") == []

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-import socket
-from contextlib import ExitStack, closing
+from contextlib import closing
 
 import orjson
 import pytest
@@ -29,18 +28,6 @@ def anyio_backend() -> tuple[str, dict[str, bool]]:
 
 
 # --------------------------------------------------------------------------------------- connections
-
-
-@pytest.mark.parametrize("limit", [100, 7])
-async def test_connections_that_wait_are_accepted_together_up_to_the_limit(limit: int) -> None:
-    """One by one, each would take iterations of the event loop, which are long while it is busy."""
-    async with served(echo, max_connections=limit) as (server, port):
-        with ExitStack() as stack:
-            for _ in range(30):
-                stack.enter_context(socket.create_connection(("127.0.0.1", port)))
-            for _ in range(30):  # the sockets of a batch take a few
-                await asyncio.sleep(0)
-            assert len(server.connections) == min(limit, 30)
 
 
 # ------------------------------------------------------------------------------------------ requests
@@ -287,19 +274,6 @@ def let_pass(connection: Protocol, seconds: float) -> None:
     connection.timeout_keep_alive_task = connection.loop.call_later(IDLE_SECONDS - seconds, handler)
 
 
-async def test_a_connection_with_part_of_a_second_head_is_closed_in_time() -> None:
-    async with served(echo) as (server, port):
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        with closing(writer):
-            writer.write(GET % b"one" + b"GET")
-            assert (await reader.readuntil(b"}")).startswith(b"HTTP/1.1 200 OK")
-            (connection,) = server.connections
-            await wait_until(lambda: seconds_left(connection) <= IDLE_SECONDS)
-            connection.timeout_keep_alive_handler()  # as if the time were over
-            async with asyncio.timeout(60):
-                assert await reader.read() == b""
-
-
 async def test_a_head_that_begins_late_has_its_own_time_and_no_more() -> None:
     half = IDLE_SECONDS / 2
     async with served(echo) as (server, port):
@@ -320,18 +294,6 @@ async def test_a_head_that_begins_late_has_its_own_time_and_no_more() -> None:
                 await wait_until(lambda: seconds_left(connection) > half + 1)
 
 
-async def test_a_connection_has_no_time_limit_while_its_response_is_due() -> None:
-    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
-        (connection,) = server.connections
-        limits.append(seconds_left(connection))
-        await echo(scope, receive, send)
-
-    limits = list[float]()
-    async with served(slow) as (server, port):
-        assert (await answers(port, CLOSING % b"slow")).startswith(b"HTTP/1.1 200 OK")
-    assert limits == [math.inf]
-
-
 async def test_connections_above_the_limit_wait_until_others_close() -> None:
     async with served(echo, max_connections=2) as (server, port):
         opened = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
@@ -341,14 +303,3 @@ async def test_connections_above_the_limit_wait_until_others_close() -> None:
         for reader, writer in opened:
             assert (await reader.read()).startswith(b"HTTP/1.1 200 OK")
             writer.close()
-
-
-async def test_connections_inherit_tcp_user_timeout_and_tcp_nodelay_from_the_listener() -> None:
-    async with served(echo) as (server, port):
-        _, writer = await asyncio.open_connection("127.0.0.1", port)
-        await wait_until(lambda: server.connections)
-        (connection,) = server.connections
-        accepted = connection.transport.get_extra_info("socket")
-        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 60_000
-        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
-        writer.close()

@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 
-from coe.errors import InvalidRequest, JobUnavailable, NotInstalled
+from coe.errors import InvalidRequest, JobUnavailable
 from coe.settings import Settings
 from gateway.process import jobs as jobs_module
 from gateway.process import jobs as solver_module
@@ -65,28 +64,6 @@ async def test_what_takes_too_long_is_ended(settings: Settings) -> None:
     assert children() == []
 
 
-async def test_a_job_that_starts_while_the_gateway_ends_is_ended(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    jobs, loop, start = Jobs(settings), asyncio.get_running_loop(), jobs_module.start_command
-
-    def start_late(*words: Any, **options: Any) -> Any:
-        process = start(*words, **options)
-        asyncio.run_coroutine_threadsafe(jobs.__aexit__(), loop).result(60)
-        return process
-
-    monkeypatch.setattr(jobs_module, "start_command", start_late)
-    with pytest.raises(JobUnavailable):
-        await jobs.run("check", seconds=240, needs=())
-    assert children() == []
-
-
-async def test_a_missing_package_is_named_before_anything_is_started(settings: Settings) -> None:
-    async with Jobs(settings) as jobs:
-        with pytest.raises(NotInstalled, match=r"`coe report` needs no_such_package.*pip install '.*\[train\]'"):
-            await jobs.run("report", seconds=240, needs=("orjson", "no_such_package"))
-
-
 async def test_too_many_who_wait_are_sent_away(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs_module, "MAX_WAITING", 1)
     async with Jobs(settings) as jobs:
@@ -122,15 +99,6 @@ async def test_of_the_budgets_that_wait_the_newest_is_solved(settings: Settings)
     assert reported[2] == {"mean_active_b": 5.0}
 
 
-async def test_one_who_leaves_does_not_spoil_the_answer_of_the_next(settings: Settings) -> None:
-    version, _ = planned(settings, measured_registry())
-    async with PlanSolver(settings) as solver:
-        leaving = asyncio.create_task(solver.solve(version, {"mean_active_b": 3}))
-        await asyncio.sleep(0.05)
-        leaving.cancel()
-        assert (await solver.solve(version, {"mean_active_b": 5}))["budget"] == {"mean_active_b": 5.0}
-
-
 async def test_a_missing_plan_and_a_slow_solver_are_reported(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -141,26 +109,6 @@ async def test_a_missing_plan_and_a_slow_solver_are_reported(
         await solver.solve(version, {})
         (process,) = children()
         process.suspend()
-        monkeypatch.setattr(solver_module, "SOLVE_TIMEOUT_SECONDS", 0.01)
-        with pytest.raises(JobUnavailable, match="it took more than"):
-            await solver.solve(version, {"mean_active_b": 5})
-        assert children() == []
-
-
-async def test_a_time_limit_that_is_reached_before_the_thread_runs_holds_too(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    exchange = PlanSolver._exchange
-
-    def late(solver: PlanSolver, key: tuple[str, str], line: bytes) -> object:
-        assert solver._process
-        solver._process.wait(60)
-        return exchange(solver, key, line)
-
-    version, _ = planned(settings, measured_registry())
-    async with PlanSolver(settings) as solver:
-        await solver.solve(version, {})
-        monkeypatch.setattr(PlanSolver, "_exchange", late)
         monkeypatch.setattr(solver_module, "SOLVE_TIMEOUT_SECONDS", 0.01)
         with pytest.raises(JobUnavailable, match="it took more than"):
             await solver.solve(version, {"mean_active_b": 5})

@@ -216,15 +216,6 @@ async def test_a_new_topic_leaves_and_a_request_without_one_stays() -> None:
     ]
 
 
-async def test_a_greeting_is_no_task_to_continue() -> None:
-    greeting = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "Hi, how can I help?"}]
-    async with gateway_of() as gateway:
-        found = [(await gateway.chat("hello")).headers["x-coe-expert"]]
-        body = {"model": "auto", "messages": [*greeting, {"role": "user", "content": "some art please"}]}
-        found.append((await gateway.post("/v1/chat/completions", orjson.dumps(body))).headers["x-coe-expert"])
-    assert found[1] == "painter" != found[0]
-
-
 @pytest.mark.parametrize("api", APIS)
 async def test_a_loop_goes_on_at_another_gateway_with_the_same_redis(
     api: str, redis_url: str, monkeypatch: pytest.MonkeyPatch

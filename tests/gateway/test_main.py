@@ -39,11 +39,6 @@ def settings_of(tmp_path: Path, runtime: str = EXTERNAL, *, trained: tuple[str, 
     return settings
 
 
-def test_a_declaration_with_its_router_is_ready_to_serve(tmp_path: Path) -> None:
-    registry, artifact = check_active_state(settings_of(tmp_path))
-    assert registry.category_names == artifact.manifest.categories
-
-
 def test_without_a_router_the_command_that_trains_one_is_named(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="run `coe train`"):
         prepare(settings_of(tmp_path, trained=()))
@@ -52,11 +47,6 @@ def test_without_a_router_the_command_that_trains_one_is_named(tmp_path: Path) -
 def test_a_router_of_wholly_other_categories_is_refused_with_those_it_knows(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"knows none of the categories .* art, general\); run `coe train`"):
         prepare(settings_of(tmp_path, trained=("art", "general")))
-
-
-def test_a_category_that_is_no_longer_declared_does_not_stop_the_start(tmp_path: Path) -> None:
-    registry, _ = check_active_state(settings_of(tmp_path, trained=("art", "code", "general")))
-    assert registry.category_names == ("code", "general")
 
 
 NEW = ", {name: law, description: Contracts and statutes, examples: [%s]}, {name: general"
@@ -129,15 +119,6 @@ def test_a_port_in_use_is_named_with_the_remedy(tmp_path: Path) -> None:
     ):
         open_port(settings, load(settings.config, environ={}))
     open_port(settings, load(settings.config, environ={})).close()
-
-
-def test_a_host_name_becomes_an_address_and_an_unknown_one_is_named(tmp_path: Path) -> None:
-    settings = replace(settings_of(tmp_path), port=0)
-    registry = load(settings.config, environ={})
-    with open_port(replace(settings, host="localhost"), registry) as listener:
-        assert listener.getsockname()[0] in ("127.0.0.1", "::1")
-    with pytest.raises(ConfigError, match="cannot listen on no host:0"):
-        open_port(replace(settings, host="no host"), registry)
 
 
 @pytest.mark.parametrize(

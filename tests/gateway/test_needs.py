@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
 
-from coe import registry
-from coe.errors import ConfigError
 from gateway.dialects import Dialect
 from gateway.dialects.chat import CHAT, COMPLETIONS
 from gateway.dialects.messages import MESSAGES
 from gateway.dialects.responses import RESPONSES
 from tests.fakes import gateway_of, registry_of
 
-SHIPPED = Path(__file__).parent.parent.parent / "experts.yaml"
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 LOCAL = {"model": "m", "runtime": "external", "base_url": "http://127.0.0.1:9/v1"}
 
@@ -128,24 +124,6 @@ async def test_a_refusal_for_a_missing_capability_names_the_line_to_add() -> Non
     )
 
 
-@pytest.mark.anyio
-async def test_the_shipped_declaration_says_how_tools_are_declared() -> None:
-    async with gateway_of(registry.load(SHIPPED, environ={})) as gateway:
-        response = await gateway.chat("code", tools=[TOOL], model="coder")
-    assert response.status == 400
-    assert "add `capabilities: [tools]` to the expert 'coder'" in response.error["message"]
-
-
-@pytest.mark.anyio
-async def test_requests_that_need_several_answers_are_cached_as_before() -> None:
-    answer = b'{"choices":[%s]}' % b",".join(
-        b'{"index":%d,"message":{"content":"x"},"finish_reason":"stop"}' % index for index in (0, 1)
-    )
-    async with gateway_of(registry_of(cache={"when": "always"}), coder=(answer,)) as gateway:
-        found = [(await gateway.chat("code", n=2, logprobs=True)).headers["x-coe-cache"] for _ in range(2)]
-    assert found == ["miss", "hit"]
-
-
 VLLM = {"json_schema", "json_object", "n", "logprobs", "echo"}
 
 
@@ -175,24 +153,3 @@ def test_automatic_capabilities_are_looked_up(expert: dict[str, Any], capabiliti
     )
     assert auto.capabilities == capabilities
     assert own.capabilities == {"audio"}  # what is declared wins
-
-
-def test_a_capability_that_does_not_exist_is_refused(tmp_path: Path) -> None:
-    file = tmp_path / "experts.yaml"
-    file.write_text(
-        SHIPPED.read_text().replace(
-            "    context_length: 8192 ", "    capabilities: automatic\n    context_length: 8192 "
-        )
-    )
-    with pytest.raises(ConfigError, match=r"experts\.yaml:\d+: experts\.0\.capabilities"):
-        registry.load(file, environ={})
-
-
-@pytest.mark.anyio
-async def test_a_model_of_unknown_capabilities_is_tried_with_tools_if_declared_so() -> None:
-    experts = [{"name": name, **LOCAL} for name in ("coder", "painter", "generalist")]
-    experts[0]["capabilities"] = "auto"
-    async with gateway_of(registry_of(experts=experts)) as gateway:
-        response = await gateway.chat("code", tools=[TOOL])
-        assert (response.status, response.headers["x-coe-expert"]) == (200, "coder")
-        assert gateway.records[-1].candidates == ("coder",)

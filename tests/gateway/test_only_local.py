@@ -210,14 +210,6 @@ async def test_a_marked_request_for_what_is_not_local_is_refused_with_the_remedy
         assert all(expert.calls == [] for expert in gateway.experts.values())  # type: ignore[attr-defined]
 
 
-async def test_a_failing_local_expert_ends_a_marked_request_with_its_error() -> None:
-    down = {name: ExpertUnavailable("down", expert=name) for name in LOCAL}
-    async with gateway_of(declared(), **down) as gateway:
-        response = await send_chat(gateway, headers=MARKED)
-        assert (response.status, response.error["code"]) == (503, "expert_unavailable")
-        assert gateway.experts["generalist"].calls == gateway.experts["painter"].calls == []
-
-
 async def test_without_a_local_expert_a_marked_request_is_refused() -> None:
     async with gateway_of(registry_of()) as gateway:
         response = await send_chat(gateway, headers=MARKED)
@@ -256,19 +248,6 @@ async def test_a_key_sees_and_uses_only_its_experts() -> None:
         assert (await send_chat(gateway, model="painter", headers=headers_of("carol"))).status == 200
         calls = {name: len(expert.calls) for name, expert in gateway.experts.items()}
         assert (calls["painter"], calls["tiny"]) == (1, 0)
-
-
-async def test_the_encoder_is_not_used_for_a_choice_between_excluded_experts() -> None:
-    keys = [key_of("alice", experts=["coder"]), key_of("carol", experts=["*"])]
-    registry = registry_of(access={"keys": [key.model_dump(mode="json") for key in keys]})
-    async with gateway_of(registry) as gateway:
-        for key in ("alice", "carol"):
-            await send_chat(gateway, "ponder art", headers=headers_of(key))
-    assert [(one.stage, one.excluded) for one in gateway.records] == [
-        ("short_circuit", ("painter", "generalist")),
-        ("predict", ()),
-    ]
-    assert all(one.limited for one in gateway.records)  # also the one of a list that permits all
 
 
 async def test_the_header_cannot_lift_the_rule_of_a_key() -> None:
@@ -385,11 +364,3 @@ async def test_a_key_without_the_expensive_experts_does_not_reserve_their_prices
     async with gateway_of(declared(experts=experts, recipes=[], access={"keys": keys})) as gateway:
         assert (await send_chat(gateway, headers=headers_of("alice"))).status == 200
         assert (await send_chat(gateway, headers=headers_of("bob"))).status == 400
-
-
-async def test_the_explanation_of_a_decision_names_what_is_excluded_and_why() -> None:
-    async with gateway_of(declared()) as gateway:
-        answer = await send_chat(gateway, headers={**MARKED, "x-coe-explain": "1"}, path="/v1/route")
-        assert answer.json["excluded"] == dict.fromkeys(("painter", "generalist"), "not_local")
-        assert set(answer.json["candidates"]) == LOCAL
-        assert "excluded" not in (await send_chat(gateway, headers=MARKED, path="/v1/route")).json

@@ -235,13 +235,6 @@ async def test_a_model_that_is_no_name_is_refused(model: Any) -> None:
     assert not server.seen
 
 
-async def test_another_expert_takes_over() -> None:
-    async with gateway_with("rerank", twice=True) as (gateway, _):
-        response = await gateway.post("/v1/rerank", b'{"query": "fail once"}')
-    assert response.headers["x-coe-expert"] == "other"
-    assert response.headers["x-coe-fallback-from"] == "special"
-
-
 async def test_a_client_notices_that_an_answer_broke_off(tmp_path: Path) -> None:
     assignment = {"general": "generalist"}
     async with (

@@ -20,13 +20,11 @@ from coe.errors import ConfigError
 from coe.registry import Registry
 from coe.settings import Settings
 from gateway.main import open_parts
-from gateway.process import reload as reload_module
 from gateway.process.reload import Reload, check_reloadable
-from gateway.process.watched_files import file_states, watched_files
 from tests.admin.samples import measured_registry, planned
 from tests.fakes import registry_of
 from tests.gateway import words_server
-from tests.gateway.served import Served, declared_for, serving
+from tests.gateway.served import Served, serving
 
 pytestmark = pytest.mark.anyio
 
@@ -102,17 +100,6 @@ async def test_requests_go_on_while_the_declaration_turns_valid_and_invalid_and_
             assert await requests.of_the_next(20) == {"another"}
         assert not requests.failed
         assert await served.metric("coe_reload_failed") == 0
-
-
-async def test_both_workers_reload_and_new_experts_can_be_called_at_once(tmp_path: Path) -> None:
-    async with serving(tmp_path, environ={"COE_WORKERS": "2"}) as served:
-        experts = declared_for(served.upstream.url)["experts"]
-        served.declare(experts=[*experts, {**experts[0], "name": "newcomer"}])
-        async with asyncio.timeout(SOON):
-            answers = 0
-            while answers < 20:  # in a row, each on a connection of its own
-                async with served.send_chat("newcomer", headers={"connection": "close"}) as response:
-                    answers = answers + 1 if response.status == 200 else 0
 
 
 async def test_sighup_reloads_at_once_even_if_no_file_changed(tmp_path: Path) -> None:
@@ -193,38 +180,6 @@ async def test_a_file_that_is_written_during_the_start_is_read_once_and_complete
     assert texts == ["version: 1  # complete"]
 
 
-async def test_a_change_at_any_moment_of_the_start_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = Settings.read({}, config=tmp_path / "experts.yaml")
-    settings.config.write_text("version: 1")
-    texts, read_digests = list[str](), reload_module.digests
-    since = file_states(watched_files(settings))
-
-    def changed_meanwhile(files: tuple[Path, ...]) -> Any:
-        monkeypatch.setattr(reload_module, "digests", read_digests)
-        settings.config.write_text("version: 1  # changed")
-        return read_digests(files)
-
-    monkeypatch.setattr(reload_module, "digests", changed_meanwhile)
-    reload, rounds = reload_of(settings, texts)
-    async with reload.watching(since=since), asyncio.timeout(SOON):
-        while not texts and rounds.call_count < 3:  # twice after the start
-            await asyncio.sleep(0.01)
-    assert texts == ["version: 1  # changed"]
-
-
-async def test_permits_follow_the_declaration_and_who_waits_profits(tmp_path: Path) -> None:
-    one = {"concurrent_requests": 1}
-    async with serving(tmp_path, limits=one) as served, served.send_chat("stalls", stream=True) as held:
-        await held.content.readuntil(b"\n\n")
-        waiting = asyncio.ensure_future(served.send_chat("good").__aenter__())
-        while not await served.metric("coe_queue_length"):
-            await asyncio.sleep(0.02)
-        served.declare(limits={"concurrent_requests": 2})
-        response = await asyncio.wait_for(waiting, SOON)
-        assert response.status == 200
-        response.release()
-
-
 async def test_opening_to_the_world_by_removing_the_keys_is_refused(tmp_path: Path) -> None:
     key = {"name": "app", "sha256": "0" * 64, "scopes": ["chat"]}
     async with serving(tmp_path, environ={"COE_HOST": "0.0.0.0"}, access={"keys": [key]}) as served:
@@ -266,10 +221,6 @@ def test_devices_and_the_place_of_a_server_on_them_cannot_change_and_the_longest
     for change in ({"device": "gpu0"}, {"memory_gb": 20}, {"device": "gpu0", "pinned": True}):
         with pytest.raises(ConfigError, match="the server of expert 'small'"):
             check_reloadable(shared(), shared(**change))
-
-
-def test_how_the_cache_is_used_may_change() -> None:
-    check_reloadable(registry_of(cache={}), registry_of(cache={"ttl": 60, "when": "always"}))
 
 
 def test_a_local_server_cannot_change_and_how_it_is_used_can() -> None:

@@ -7,9 +7,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
-from unittest.mock import AsyncMock
 
 import orjson
 import pytest
@@ -22,8 +20,6 @@ from coe.routing.composition import RoutedRequest
 from coe.routing.request_text import RoutedText
 from coe.settings import Settings
 from gateway.main import open_parts
-from gateway.process.reload import Reload
-from gateway.process.watched_files import file_states, watched_files
 from gateway.request.citations import MAX_MENTIONS
 from tests.fakes import Gateway, Response, gateway_of, registry_of
 from tests.gateway import words_server
@@ -126,39 +122,6 @@ async def test_the_store_is_searched_once_before_the_first_request(
     scripted.retriever.fails = None
     async with gateway_of(retrieval=scripted.retrieval) as gateway:  # a failure at the start is no back-off
         assert (await asked(gateway, "on")).headers["x-coe-retrieval"].startswith("used")
-
-
-async def test_a_reload_replaces_the_state_while_the_store_of_a_new_index_hangs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    scripted, searched = ScriptedRetrieval(passage(TOWER), gate=None), asyncio.Event()
-
-    async def hang(*_: Any, **__: Any) -> list[Any]:
-        searched.set()
-        return await asyncio.Event().wait() or []
-
-    monkeypatch.setattr(scripted.retriever, "search", hang)
-    settings = Settings.read({}, config=tmp_path / "experts.yaml")
-    async with gateway_of(retrieval=scripted.retrieval) as gateway:
-        current = gateway.serving_state
-        before, new = current.serving, replace(current.serving, versions={})
-
-        def active(index: object) -> Any:
-            return SimpleNamespace(registry=before.registry, consequences=(), index=index, declaration="")
-
-        wiring: Any = SimpleNamespace(serving=lambda _: new, close_retired=AsyncMock(), issued=SimpleNamespace(keys=()))
-        reload = Reload(
-            current, settings=settings, in_use=active(None), wiring=wiring, read=lambda *_: active("another index")
-        )
-        states = file_states(watched_files(settings))
-        async with reload.watching(since=states), asyncio.timeout(60):
-            reload.request()
-            await searched.wait()
-            assert current.serving is new
-            reload.request()  # the index is the same one, and the store still hangs
-            current.replace(before)
-            while current.serving is before:
-                await asyncio.sleep(0.01)
 
 
 async def test_a_retrieval_trial_uses_or_withholds_passages_at_random_and_is_recorded() -> None:
@@ -288,12 +251,6 @@ async def test_a_stream_of_the_responses_api_has_annotations_in_its_last_event()
     cited = {"type": "url_citation", "url": "https://example.org/tower", "title": "Notes"}
     cited |= {"start_index": 8, "end_index": 11}
     assert events(response.body)[1]["response"]["output"][0]["content"][0]["annotations"] == [cited]
-
-
-async def test_an_answer_of_another_form_goes_as_it_came() -> None:
-    scripted = ScriptedRetrieval(passage(TOWER), gate=gate_of(3.0))
-    async with gateway_of(retrieval=scripted.retrieval, generalist=(b'{"choices":[{"odd":1}]}',)) as gateway:
-        assert (await gateway.chat("general when?")).body == b'{"choices":[{"odd":1}]}'
 
 
 def events(body: bytes) -> list[Any]:
