@@ -39,7 +39,7 @@ from starlette.applications import Starlette
 from benchmarks.harness import ACCESS, ANSWER, KEY, ROOT, STARTER, trained
 from coe.settings import Settings
 from gateway.app import create_app
-from gateway.main import open_parts
+from gateway.main import open_services
 
 PACKAGES = tuple(str(ROOT / name) + os.sep for name in ("coe", "gateway", "routers"))
 PROMPTS = 400
@@ -141,7 +141,7 @@ async def serve_one(app: Starlette, body: bytes) -> None:
 
 
 async def run(settings: Settings, repeat: int) -> None:
-    app = create_app(partial(open_parts, settings))
+    app = create_app(partial(open_services, settings))
     async with app.router.lifespan_context(app):
         chats = bodies()
         for body in chats[1:]:  # sent again, the first one would count as feedback

@@ -31,8 +31,7 @@ from gateway.endpoints.routes import document, endpoint_routes
 from gateway.errors import error_body, headers_of, status_of
 from gateway.observability.metrics import Metrics
 from gateway.observability.state_metrics import RELOAD_FAILED, StateMetrics
-from gateway.parts import Parts
-from gateway.serving_state import ServingState
+from gateway.services import Services
 from gateway.ui import page_routes
 
 SIGNIFICANT_SLASH_PREFIXES = ("/ui/", "/v1/documents/")
@@ -56,14 +55,14 @@ class CrossOriginMiddleware:
     """An ASGI application in front of `app`. It uses the policy of the current serving state, so a reload changes it.
     `count` is called with the error code of every refusal."""
 
-    def __init__(self, app: App, current: ServingState, *, count: Callable[[str], None]) -> None:
+    def __init__(self, app: App, services: Services, *, count: Callable[[str], None]) -> None:
         self._app = app
-        self._current = current
+        self._services = services
         self._count = count
         self._cors = _with_cors(app)
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Serve:
-        error, cross_origin = self._current.serving.access.browsers.check(scope)
+        error, cross_origin = self._services.snapshot.access.browsers.check(scope)
         if error is not None:
             self._count(error.code)
             refuse = partial(_refuse, error)
@@ -99,22 +98,22 @@ async def _refuse(error: RequestError, scope: Scope, _: Receive, send: Send) -> 
 _log = logging.getLogger("gateway")
 
 
-def create_app(open_parts: Callable[[], AbstractAsyncContextManager[Parts]]) -> Starlette:
-    """Build the application. `open_parts` runs in the event loop that serves, because connection pools need it."""
+def create_app(open_services: Callable[[], AbstractAsyncContextManager[Services]]) -> Starlette:
+    """Build the application. `open_services` runs in the event loop that serves, because connection pools need it."""
 
     @asynccontextmanager
     async def lifespan(app: _App) -> AsyncIterator[None]:
-        async with open_parts() as parts:
-            routes = endpoint_routes(parts)
+        async with open_services() as services:
+            routes = endpoint_routes(services)
             app.serve(routes)
-            _register_state_metrics(parts)
-            app.middleware = CrossOriginMiddleware(app.dispatch, parts.current, count=parts.metrics.record_refusal)
-            _show_worker_crashes(app, parts.metrics)
-            app.state.task_failed = parts.metrics.task_failed
+            _register_state_metrics(services)
+            app.middleware = CrossOriginMiddleware(app.dispatch, services, count=services.metrics.record_refusal)
+            _show_worker_crashes(app, services.metrics)
+            app.state.task_failed = services.metrics.task_failed
             try:
                 yield
             finally:
-                parts.current.leaving = True
+                services.leaving = True
 
     return _App(lifespan=lifespan, exception_handlers={HTTPException: _http_error, Exception: _internal_error})
 
@@ -166,10 +165,10 @@ class _App(Starlette):
         return None
 
 
-def _register_state_metrics(parts: Parts) -> None:
-    StateMetrics(parts.current).register(parts.metrics, parts.current.admission)
+def _register_state_metrics(services: Services) -> None:
+    StateMetrics(services).register(services.metrics, services.admission)
     failed = "1 while what is declared or promoted could not be loaded."
-    parts.metrics.gauge(RELOAD_FAILED, failed, lambda: parts.current.reload_error is not None, largest=True)
+    services.metrics.gauge(RELOAD_FAILED, failed, lambda: services.reload_error is not None, largest=True)
 
 
 def _show_worker_crashes(app: Starlette, metrics: Metrics) -> None:

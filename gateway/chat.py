@@ -25,7 +25,6 @@ from coe.experts.http.sse import EVENT_STREAM
 from coe.experts.translation.expert import TRANSLATED_APIS
 from gateway.dialects import Dialect
 from gateway.errors import Headers, headers_of, status_of
-from gateway.parts import Parts
 from gateway.request.admission import ActiveRequest
 from gateway.request.body import ClientLeftError, read_head
 from gateway.request.citations import cited
@@ -33,6 +32,7 @@ from gateway.request.head import read_options, resolve_model, with_rules
 from gateway.request.keep_alive import KeepAlive, stream_head
 from gateway.request.stored_step import check_owned
 from gateway.request.trace import Trace
+from gateway.services import Services
 
 _log = logging.getLogger("gateway")
 
@@ -50,24 +50,24 @@ _NO_KEEP_ALIVE = nullcontext()
 class ChatEndpoint:
     """Runs the eight steps of a request for one chat API; an ASGI application."""
 
-    def __init__(self, parts: Parts, dialect: Dialect) -> None:
-        self._state = parts.current
+    def __init__(self, services: Services, dialect: Dialect) -> None:
+        self._services = services
         self._dialect = dialect
-        self._tracing = parts.tracing
-        self._cache = parts.cache
-        self._stored = parts.stored if dialect.api == "responses" else None
-        self._observers = parts.observers if self._cache is None else (*parts.observers, self._cache.observe)
+        self._tracing = services.tracing
+        self._cache = services.cache
+        self._stored = services.stored if dialect.api == "responses" else None
+        self._observers = services.observers if self._cache is None else (*services.observers, self._cache.observe)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        state = self._state
-        trace = Trace(serving=state.serving, api=self._dialect.api, head=read_head(scope))
+        services = self._services
+        trace = Trace(snapshot=services.snapshot, api=self._dialect.api, head=read_head(scope))
         try:
             identify(trace, "chat")
-            trace.attempts.memory = partial(state.answers.grow, trace.caller.key, trace.serving.registry.limits)
+            trace.attempts.memory = partial(services.answers.grow, trace.caller.key, trace.snapshot.registry.limits)
             if self._tracing is not None:
                 trace.options = self._tracing.begin(trace, trace.options)
-            with state.admission.open(trace.caller.key, timeout=trace.options.timeout) as active:
-                trace.allowance = allowance = trace.serving.access.allowance(trace.caller, trace.attempts.sent)
+            with services.admission.open(trace.caller.key, timeout=trace.options.timeout) as active:
+                trace.allowance = allowance = trace.snapshot.access.allowance(trace.caller, trace.attempts.sent)
                 async with allowance:
                     await self._steps(trace, active, scope, receive, send)
         except RequestError as error:
@@ -87,7 +87,7 @@ class ChatEndpoint:
 
     async def _steps(self, trace: Trace, active: ActiveRequest, scope: Scope, receive: Receive, send: Send) -> None:
         """Steps 1 to 7. Requests that pass through skip 3 and 5; one that the cache answers skips 3 to 6."""
-        composition, is_routed = trace.serving.composition, trace.api not in PASS_THROUGH_APIS
+        composition, is_routed = trace.snapshot.composition, trace.api not in PASS_THROUGH_APIS
         body = await active.admit(trace.head, receive, forms=self._dialect.forms)  # 1
         trace.step("parse")  # 2
         size = len(body)
@@ -133,7 +133,7 @@ class ChatEndpoint:
                 await reply.aclose()
 
     def _keep_alive(self, trace: Trace, send: Send) -> KeepAlive:
-        interval = trace.serving.registry.policy.keep_alive_interval
+        interval = trace.snapshot.registry.policy.keep_alive_interval
         return KeepAlive(trace, send, event=self._dialect.keep_alive, interval=interval)
 
     def _chunks(self, reply: Reply, trace: Trace) -> Any:
@@ -177,22 +177,22 @@ class DryRun:
     record. Keys need the scope `permission`; with `explains`, x-coe-explain is for administrators only."""
 
     def __init__(
-        self, parts: Parts, *, dialect: Dialect, permission: Permission, answer: Answer, explains: bool = False
+        self, services: Services, *, dialect: Dialect, permission: Permission, answer: Answer, explains: bool = False
     ) -> None:
-        self._state = parts.current
+        self._services = services
         self._dialect = dialect
         self._permission: Permission = permission
         self._answer = answer
         self._explains = explains
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        trace = Trace(serving=self._state.serving, api=self._dialect.api, head=read_head(scope))
-        access = trace.serving.access
+        trace = Trace(snapshot=self._services.snapshot, api=self._dialect.api, head=read_head(scope))
+        access = trace.snapshot.access
         try:
             identify(trace, self._permission)
             if trace.options.explain and self._explains:  # the answer holds training examples and the experts' health
                 access.identify(trace.head.items(), "admin")
-            with self._state.admission.open(trace.caller.key, timeout=trace.options.timeout) as active:
+            with self._services.admission.open(trace.caller.key, timeout=trace.options.timeout) as active:
                 trace.allowance = access.request_allowance(trace.caller)
                 async with trace.allowance:
                     body = await active.admit(trace.head, receive)
@@ -211,9 +211,9 @@ class DryRun:
 
 def identify(trace: Trace, permission: Permission) -> None:
     """Set the caller and the options of the headers. Raises Unauthorized, Forbidden, InvalidRequest."""
-    access = trace.serving.access
+    access = trace.snapshot.access
     trace.caller = access.identify(trace.head.items(), permission)
-    trace.options = read_options(trace.head, trace.serving.registry.policy, caller=trace.caller, api=trace.api)
+    trace.options = read_options(trace.head, trace.snapshot.registry.policy, caller=trace.caller, api=trace.api)
     if trace.options.purpose and not access.is_admin(trace.head.items()):
         trace.options = replace(trace.options, purpose=None)  # an ordinary key cannot hide its requests from reports
 
@@ -223,8 +223,8 @@ async def parse(trace: Trace, active: ActiveRequest, dialect: Dialect, body: byt
     deployment = scope["path_params"].get(DEPLOYMENT, "") if "path_params" in scope else ""
     trace.chat = await active.process(partial(dialect.parse, body, deployment), size=len(body))
     trace.requested_model = trace.chat.model
-    trace.chat, trace.options = resolve_model(trace.chat, trace.options, trace.serving.registry, trace.head)
-    if (rules := trace.serving.composition.rules) is not None:
+    trace.chat, trace.options = resolve_model(trace.chat, trace.options, trace.snapshot.registry, trace.head)
+    if (rules := trace.snapshot.composition.rules) is not None:
         trace.options = with_rules(
             trace.chat, trace.options, rules, trace.head, caller=trace.caller, model=trace.requested_model
         )

@@ -27,9 +27,9 @@ from coe.usage import Usage
 from gateway.cache.answer import CachedAnswer, CacheUse, is_complete
 from gateway.dialects.chat import TEXT_PARTS
 from gateway.request.trace import Trace
-from gateway.serving_state import Serving
 from gateway.shared_cache import SharedCache
 from gateway.shared_store import MemoryStore, RedisStore, SharedStore
+from gateway.snapshot import Snapshot
 
 MEMORY = "memory"
 """The value of `cache.store` for a store in each process."""
@@ -90,22 +90,22 @@ class AnswerCache:
 
     def __init__(self, answers: SharedCache) -> None:
         self.answers = answers
-        self._state: tuple[Serving | None, bytes] = (None, b"")
+        self._state: tuple[Snapshot | None, bytes] = (None, b"")
 
     async def lookup(self, trace: Trace, *, path: str, body_bytes: int) -> Reply | None:
         """Return the cached answer of a parsed request and record it in the trace; None for a miss, or if the request
         does not use the cache."""
-        chat, options, spec = trace.chat, trace.options, trace.serving.registry.cache
+        chat, options, spec = trace.chat, trace.options, trace.snapshot.registry.cache
         if spec is None or body_bytes > MAX_BODY_BYTES or not trace.caller.cache:
             return None
         if (trace.stored is not None and trace.stored.stateful) or not is_cacheable(chat, options, spec):
             return None
         trace.step("cache")
-        key = cache_key(self._state_of(trace.serving), chat, options, path=path, tenant=trace.caller.tenant)
+        key = cache_key(self._state_of(trace.snapshot), chat, options, path=path, tenant=trace.caller.tenant)
         if key is None:
             return None
         (stored,) = await self.answers.get([key.hex()])
-        answer = _answer_of(stored, categories=len(trace.serving.composition.router.categories))
+        answer = _answer_of(stored, categories=len(trace.snapshot.composition.router.categories))
         memory = trace.attempts.memory
         choices = int(chat.fields.get("n") or 1)
         trace.cache = use = CacheUse(key, answer, choices=choices, memory=memory)
@@ -131,7 +131,7 @@ class AnswerCache:
             trace.chat,
             trace.decision,
             trace.prediction,
-            trace.serving.registry.cache,
+            trace.snapshot.registry.cache,
         )
         if use is None or use.answer is not None or trace.outcome != "ok" or spec is None:
             return
@@ -154,10 +154,10 @@ class AnswerCache:
         )
         self.answers.put(use.key.hex(), answer.to_bytes(), ttl=spec.ttl)
 
-    def _state_of(self, serving: Serving) -> bytes:
+    def _state_of(self, snapshot: Snapshot) -> bytes:
         """The digest of what a decision depends on, computed once for each state."""
-        if self._state[0] is not serving:
-            self._state = (serving, _digest(serving))
+        if self._state[0] is not snapshot:
+            self._state = (snapshot, _digest(snapshot))
         return self._state[1]
 
 
@@ -186,8 +186,8 @@ def _is_storable(trace: Trace) -> bool:
     )
 
 
-def _digest(serving: Serving) -> bytes:
-    composition, registry = serving.composition, serving.registry
+def _digest(snapshot: Snapshot) -> bytes:
+    composition, registry = snapshot.composition, snapshot.registry
     state = [
         registry.digest,
         registry.policy.model_dump(mode="json"),
@@ -195,7 +195,7 @@ def _digest(serving: Serving) -> bytes:
         [rule.model_dump(mode="json") for rule in registry.rules],
         composition.router.version,
         composition.assignment_digest,
-        sorted((kind, version) for kind, version in serving.versions.items()),
+        sorted((kind, version) for kind, version in snapshot.versions.items()),
     ]
     return hashlib.sha256(orjson.dumps(state, option=orjson.OPT_SORT_KEYS)).digest()
 

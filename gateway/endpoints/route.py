@@ -25,16 +25,16 @@ from gateway.access.estimate import input_tokens
 from gateway.chat import DryRun
 from gateway.dialects.chat import CHAT
 from gateway.dialects.messages import MESSAGES
-from gateway.parts import Parts
 from gateway.request.trace import Trace
+from gateway.services import Services
 
 MAX_NEIGHBOURS = 6
 MAX_NEIGHBOUR_CHARACTERS = 300
 
 
-def count_tokens_endpoint(parts: Parts) -> DryRun:
+def count_tokens_endpoint(services: Services) -> DryRun:
     """`POST /v1/messages/count_tokens`."""
-    return DryRun(parts, dialect=MESSAGES, permission="chat", answer=_token_count)
+    return DryRun(services, dialect=MESSAGES, permission="chat", answer=_token_count)
 
 
 async def _token_count(trace: Trace) -> dict[str, Any]:
@@ -43,9 +43,9 @@ async def _token_count(trace: Trace) -> dict[str, Any]:
     return {"input_tokens": math.ceil(input_tokens(trace.chat))}
 
 
-def route_endpoint(parts: Parts) -> DryRun:
+def route_endpoint(services: Services) -> DryRun:
     """`POST /v1/route`."""
-    return DryRun(parts, dialect=CHAT, permission="route", answer=_Decisions().answer, explains=True)
+    return DryRun(services, dialect=CHAT, permission="route", answer=_Decisions().answer, explains=True)
 
 
 class _Decisions:
@@ -61,7 +61,7 @@ class _Decisions:
         self._texts: tuple[str, Mapping[str, str]] = ("", {})
 
     async def answer(self, trace: Trace) -> dict[str, Any]:
-        composition, chat, options = trace.serving.composition, trace.chat, trace.options
+        composition, chat, options = trace.snapshot.composition, trace.chat, trace.options
         routed, prediction = await composition.classifier.classify(chat, options.rule, options.rules)
         trace.routed, trace.prediction = routed, prediction
         await composition.assign(trace)

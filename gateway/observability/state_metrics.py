@@ -19,7 +19,7 @@ from coe.records import LogWriter
 from coe.settings import Settings
 from gateway.observability.metrics import Labels, Metrics
 from gateway.request.admission import Admission
-from gateway.serving_state import ServingState
+from gateway.services import Services
 
 ARTIFACT_INFO, RELOAD_FAILED = "coe_artifact_info", "coe_reload_failed"
 BREAKER_STATES = {"closed": 0, "rate_limited": 1, "half_open": 2, "open": 3}
@@ -37,8 +37,8 @@ class _Replica(Protocol):
 class StateMetrics:
     """Reads the serving state when the page is requested, so a reload shows at once."""
 
-    def __init__(self, current: ServingState) -> None:
-        self._current = current
+    def __init__(self, services: Services) -> None:
+        self._services = services
 
     def register(self, metrics: Metrics, admission: Admission) -> None:
         """Adds the gauges that concern all requests."""
@@ -47,7 +47,7 @@ class StateMetrics:
         gauge("coe_requests_arriving", "Requests whose body has not arrived yet.", lambda: admission.arriving)
         gauge("coe_body_memory_bytes", "Memory held for bodies over 64 KiB.", lambda: admission.body_memory)
         answers = "Memory held for answers over 64 KiB."
-        gauge("coe_answer_memory_bytes", answers, lambda: self._current.answers.held)
+        gauge("coe_answer_memory_bytes", answers, lambda: self._services.answers.held)
         gauge("coe_queue_length", "Requests that wait for a permit.", lambda: admission.queued)
         gauge("coe_tasks", "Tasks of the event loop.", lambda: len(asyncio.all_tasks()))
         router = "1 for the router and declaration in use."
@@ -61,21 +61,21 @@ class StateMetrics:
         gauges("coe_expert_failing", failing, ("expert", "cause"), self._failing, largest=True)
 
     def _router_info(self) -> dict[tuple[str, ...], float]:
-        serving = self._current.serving
-        return {(serving.composition.router.version, serving.registry.digest): 1}
+        snapshot = self._services.snapshot
+        return {(snapshot.composition.router.version, snapshot.registry.digest): 1}
 
     def _artifact_info(self) -> dict[tuple[str, ...], float]:
-        return {(kind, version or ""): 1 for kind, version in self._current.serving.versions.items()}
+        return {(kind, version or ""): 1 for kind, version in self._services.snapshot.versions.items()}
 
     def _replicas(self) -> dict[str, Sequence[_Replica]]:
-        experts = self._current.serving.composition.experts
+        experts = self._services.snapshot.composition.experts
         return {name: getattr(expert, "replicas", ()) for name, expert in experts.items()}
 
     def _in_flight(self) -> dict[tuple[str, ...], float]:
         return {(name,): sum(replica.in_flight for replica in replicas) for name, replicas in self._replicas().items()}
 
     def _failing(self) -> dict[tuple[str, ...], float]:
-        experts = self._current.serving.composition.experts
+        experts = self._services.snapshot.composition.experts
         active = {name: getattr(getattr(expert, "incidents", None), "active", ()) for name, expert in experts.items()}
         return {(name, cause): 1.0 for name, causes in active.items() for cause in causes}
 
@@ -106,8 +106,8 @@ Cells = dict[Labels, float]
 class TrafficMetrics:
     """Gauges from the traffic report at `path`, which is read again if the file has changed."""
 
-    def __init__(self, path: Path, current: ServingState) -> None:
-        self._path, self._current = path, current
+    def __init__(self, path: Path, services: Services) -> None:
+        self._path, self._services = path, services
         self._file_state: tuple[int, int] | None = None
         self._report: TrafficReport | None = None
 
@@ -125,19 +125,19 @@ class TrafficMetrics:
         gauges("coe_traffic_report_timestamp_seconds", timestamp, (), self._time, largest=True)
 
     def _alarms(self) -> Cells:
-        serving = self._current.serving
-        experts = serving.registry.expert_names
+        snapshot = self._services.snapshot
+        experts = snapshot.registry.expert_names
         cells: Cells = {("failing", name): float(self._fails(name)) for name in experts}
         if (report := self._read_report()) is not None:
             found = [kind for kind in ALARMS if kind != "failing"]
             cells |= {(kind, name): float(name in report.alarms[kind]) for kind in found for name in experts}
-            arms = [name for name in serving.registry.model_names if name not in experts]
+            arms = [name for name in snapshot.registry.model_names if name not in experts]
             cells |= {(kind, name): 1.0 for kind in found for name in arms if name in report.alarms[kind]}
         return cells
 
     def _fails(self, name: str) -> bool:
         """Returns whether this process sees the expert fail repeatedly, without an answer since."""
-        incidents: Incidents | None = getattr(self._current.serving.composition.experts[name], "incidents", None)
+        incidents: Incidents | None = getattr(self._services.snapshot.composition.experts[name], "incidents", None)
         return incidents is not None and incidents.failing
 
     def _drift(self) -> Cells:

@@ -29,7 +29,8 @@ from coe.supervision import TaskFailed, ignore_failure, log_failure, supervised
 from gateway.access import check_exposure
 from gateway.access.issued_keys import check_issued
 from gateway.process.watched_files import FileStates, digests, file_states, files_to_repair, watched_files
-from gateway.serving_state import Serving, ServingState, Wiring
+from gateway.services import Services
+from gateway.snapshot import Snapshot, SnapshotBuilder
 
 POLL_SECONDS = 0.5
 """Interval of checks of the files."""
@@ -47,17 +48,17 @@ class Reload:
 
     def __init__(
         self,
-        current: ServingState,
+        services: Services,
         *,
         settings: Settings,
         in_use: ActiveState,
-        wiring: Wiring,
+        builder: SnapshotBuilder,
         read: Reader,
     ) -> None:
-        self._current = current
+        self._services = services
         self._settings = settings
         self._in_use = in_use
-        self._wiring = wiring
+        self._builder = builder
         self._read = read
         self._started_with = in_use.registry
         self._files = watched_files(settings)
@@ -94,7 +95,7 @@ class Reload:
             states = await self._settled_states()
             contents = await asyncio.to_thread(digests, self._files)
             await self._apply(contents[0])
-        elif self._current.reload_error is None:
+        elif self._services.reload_error is None:
             self._config_digest = contents[0]
         while True:
             with suppress(TimeoutError):
@@ -102,18 +103,18 @@ class Reload:
                     await self._requested.wait()
             requested = self._requested.is_set()
             self._requested.clear()
-            await self._wiring.close_retired()
+            await self._builder.close_retired()
             if not (requested or file_states(self._files) != states or await self._is_repaired()):
                 continue
             states = await self._settled_states()
             previous, contents = contents, await asyncio.to_thread(digests, self._files)
             # after a failure unchanged files are read again, because a damaged version may have been replaced
-            if requested or contents != previous or self._current.reload_error is not None:
+            if requested or contents != previous or self._services.reload_error is not None:
                 await self._apply(contents[0])
 
     async def _is_repaired(self) -> bool:
         """True if the last reload failed, and an artifact that it read has changed since."""
-        return self._current.reload_error is not None and await self._repair_states() != self._read_states
+        return self._services.reload_error is not None and await self._repair_states() != self._read_states
 
     async def _repair_states(self) -> FileStates:
         return await asyncio.to_thread(lambda: file_states(files_to_repair(self._settings)))
@@ -133,7 +134,7 @@ class Reload:
             await asyncio.to_thread(_check_kind, self._settings.config)
             in_use = await asyncio.to_thread(self._read, self._settings, self._in_use)
             self.check(in_use.registry)
-            serving = self._wiring.serving(in_use)
+            snapshot = self._builder.build(in_use)
         except CoEError as error:
             await self._report_failure(str(error))
         except Exception as error:  # a bug while loading the new state must not end the reload task
@@ -143,32 +144,32 @@ class Reload:
                 log_consequences(in_use.consequences)
             is_indexed_anew = in_use.index is not None and in_use.index is not self._in_use.index
             self._in_use = in_use
-            self._current.replace(serving)
+            self._services.replace(snapshot)
             if is_indexed_anew:
-                self._warm(serving)
-            self._current.reload_error, self._config_digest = None, config_digest
-            router, plan = serving.composition.router.version, serving.plan or "as declared"
-            _log.warning("reloaded: config %s, router %s, plan %s", serving.registry.digest, router, plan)
+                self._warm(snapshot)
+            self._services.reload_error, self._config_digest = None, config_digest
+            router, plan = snapshot.composition.router.version, snapshot.plan or "as declared"
+            _log.warning("reloaded: config %s, router %s, plan %s", snapshot.registry.digest, router, plan)
 
-    def _warm(self, serving: Serving) -> None:
+    def _warm(self, snapshot: Snapshot) -> None:
         """Search a new document index once in the background, since a slow store must not delay the next reload."""
         if self._warming is not None:
             self._warming.cancel()
-        self._warming = asyncio.create_task(serving.composition.warm(), name="coe-warm")
+        self._warming = asyncio.create_task(snapshot.composition.warm(), name="coe-warm")
         self._warming.add_done_callback(log_failure)
 
     def check(self, registry: Registry) -> None:
         """Raises ConfigError for a declaration that this process cannot take over."""
         check_reloadable(self._started_with, registry)
         check_exposure(self._settings, registry.access)
-        check_issued(registry, self._wiring.issued.keys, now=time.time())
+        check_issued(registry, self._builder.issued.keys, now=time.time())
 
     async def _report_failure(self, cause: str) -> None:
         with suppress(OSError, ConfigError):  # a file that cannot be read has no values in the cause
             await asyncio.to_thread(_check_kind, self._settings.config)
             text = await asyncio.to_thread(read_text, self._settings.config)
             cause = without_values(cause, text, self._settings.environ)
-        self._current.reload_error = cause
+        self._services.reload_error = cause
         _log.error("not reloaded; the last good state stays in service: %s", cause)
 
 

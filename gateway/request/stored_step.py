@@ -56,7 +56,7 @@ REMEDY = (
     "with x-coe-only-local, which only such a request may continue; send the conversation in `input`"
 )
 _KEY, _ONLY_LOCAL = " key ", " only-local"
-"""Parts of owners: before the name of an API key with a list of experts, and at the end for answers to requests for
+"""Services of owners: before the name of an API key with a list of experts, and at the end for answers to requests for
 local experts only. Names of tenants and keys have no space."""
 _ENDS = sse.EventTypes("response.completed", "response.incomplete")
 _NO_ID = (b'"previous_response_id":null', b'"previous_response_id": null')
@@ -96,7 +96,7 @@ class StoredStep:
 
         The answers of an API key with a list of experts, and answers to requests for local experts only, have separate
         owners: a request that is not limited in the same way could send them to any expert."""
-        chat, rule, registry = trace.chat, trace.options.rule, trace.serving.registry
+        chat, rule, registry = trace.chat, trace.options.rule, trace.snapshot.registry
         owners = _owners(trace.caller.tenant, rule, only_local=rule is not None and rule.only_local)
         trace.stored = use = StoredUse(owners[0])
         sent, fields = items_of(chat.fields), dict(chat.fields)

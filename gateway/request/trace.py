@@ -24,7 +24,7 @@ from coe.usage import MemberCall, RecipeLog, RecipeUsage, SentCall, Usage
 from gateway.access import Allowance, Caller
 from gateway.cache.answer import CachedAnswer, CacheUse
 from gateway.request.body import Head
-from gateway.serving_state import Serving
+from gateway.snapshot import Snapshot
 from gateway.stored_responses.conversation import StoredUse
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Trace(RoutedRequest):
     """All that is known of one request. Until a step sets another outcome, it is `aborted`: the client disconnected, or
     the process ended."""
 
-    serving: Serving
+    snapshot: Snapshot
     api: Api
     head: Head
     time: float = field(default_factory=time.time)
@@ -121,7 +121,7 @@ class Trace(RoutedRequest):
     def _is_translated(self) -> bool:
         """True if the request is translated for the expert that answers; a recipe takes chats alone."""
         assert self.decision is not None
-        arm = self.serving.registry.arm(self.decision.expert)
+        arm = self.snapshot.registry.arm(self.decision.expert)
         return isinstance(arm, ExpertSpec) and is_translated(arm, self.api)
 
     def replayed(self, answer: CachedAnswer, reply: Reply) -> None:
@@ -174,7 +174,7 @@ class Trace(RoutedRequest):
         if self.cache is not None and (cached := self.cache.answer) is not None:
             return cached.answered_by
         name = self.decision.expert
-        if (log := self.attempts.recipe_log) is None or name not in self.serving.composition.recipes:
+        if (log := self.attempts.recipe_log) is None or name not in self.snapshot.composition.recipes:
             return name
         return name if (accepted := log.accepted) is None else accepted.expert
 
@@ -212,7 +212,7 @@ class Trace(RoutedRequest):
             (b"x-coe-category", decision.category.encode()),
             (b"x-coe-confidence", b"%.3f" % decision.confidence),
             (b"x-coe-reason", decision.reason.encode()),
-            (b"x-coe-router", self.serving.composition.router.version.encode()),
+            (b"x-coe-router", self.snapshot.composition.router.version.encode()),
             (b"x-coe-attempts", b"%d" % self.attempts.count),
             (b"x-coe-overhead-ms", b"%.3f" % self.routing_ms),
         )
@@ -275,7 +275,7 @@ class Trace(RoutedRequest):
         """US dollars of a call by the declared prices of its expert; None if its tokens are unknown."""
         if (usage := call.usage) is None:
             return None
-        prices = self.serving.composition.prices[call.expert]
+        prices = self.snapshot.composition.prices[call.expert]
         output_tokens = usage.output_tokens
         if self.api == "embeddings" or (output_tokens is None and self.api in PASS_THROUGH_APIS):
             output_tokens = 0  # such servers report none

@@ -18,8 +18,8 @@ from coe.settings import Settings
 from gateway.access import check_counters, check_exposure
 from gateway.access.issued_keys import issue
 from gateway.access.key_store import change, open_key_store
-from gateway.main import open_parts
-from gateway.parts import Parts
+from gateway.main import open_services
+from gateway.services import Services
 from tests.access.samples import key_of
 from tests.fakes import registry_of
 from tests.gateway import words_server
@@ -104,7 +104,7 @@ async def test_a_start_and_a_reload_know_the_issued_keys_of_the_store(tmp_path: 
 
     async def refused(settings: Settings, match: str) -> None:
         with pytest.raises(ConfigError, match=match):
-            async with open_parts(settings, read=words_server.read):
+            async with open_services(settings, read=words_server.read):
                 pass
 
     root = key_of("root", scopes={"admin", "chat"})
@@ -115,10 +115,10 @@ async def test_a_start_and_a_reload_know_the_issued_keys_of_the_store(tmp_path: 
     await change(store, lambda issued: make(issued=issued))
     await store.aclose()
     await refused(settings_with(key_of("app")), "no declared key has the scope admin")
-    async with open_parts(settings_with(root), read=words_server.read) as parts:
+    async with open_services(settings_with(root), read=words_server.read) as parts:
         assert parts.reload is not None
         parts.reload.check(load(settings.config, environ={}))
-        registry = parts.current.serving.registry
+        registry = parts.snapshot.registry
         access = registry.access.model_copy(update={"keys": (key_of("app"),)})
         with pytest.raises(ConfigError, match="scope admin"):
             parts.reload.check(registry.model_copy(update={"access": access}))
@@ -134,25 +134,25 @@ async def test_a_key_that_is_declared_later_wins_over_an_issued_one_at_a_reload_
         (tmp_path / "experts.yaml").write_bytes(orjson.dumps(registry.model_dump(mode="json", exclude_none=True)))
         return Settings.read({}, config=tmp_path / "experts.yaml")
 
-    def accepted(parts: Parts) -> dict[str, str]:
-        return {key.name: key.sha256 for key in parts.current.serving.access.keys}
+    def accepted(parts: Services) -> dict[str, str]:
+        return {key.name: key.sha256 for key in parts.snapshot.access.keys}
 
     root = key_of("root", scopes={"admin", "chat"})
     settings = declare(root)
-    async with open_parts(settings, read=words_server.read) as parts:
+    async with open_services(settings, read=words_server.read) as parts:
         assert parts.reload is not None
         assert parts.issued is not None
-        make = partial(issue, parts.current.serving.registry, spec=KeySpec(name="shop"), sha256="0" * 64, by=None)
+        make = partial(issue, parts.snapshot.registry, spec=KeySpec(name="shop"), sha256="0" * 64, by=None)
         await parts.issued.change(lambda issued: make(issued, by_name="", now=0.0))
         assert accepted(parts) == {"root": root.sha256, "shop": "0" * 64}
         declare(root, declared)
         parts.reload.request()
-        while len(parts.current.serving.registry.access.keys) == 1:
+        while len(parts.snapshot.registry.access.keys) == 1:
             await asyncio.sleep(0.01)
         assert accepted(parts) == {"root": root.sha256, declared.name: declared.sha256}
     assert [line for line in caplog.messages if "coe key shop --revoke" in line]
     caplog.clear()
-    async with open_parts(settings, read=words_server.read) as parts:
+    async with open_services(settings, read=words_server.read) as parts:
         assert accepted(parts) == {"root": root.sha256, declared.name: declared.sha256}
     (line,) = (line for line in caplog.messages if "coe key shop --revoke" in line)
     assert line.startswith("the issued key 'shop' is not accepted")

@@ -159,7 +159,7 @@ async def test_a_draining_process_ends_its_streams_and_refuses_new_ones() -> Non
     async with gateway_of() as gateway:
         streaming = asyncio.create_task(gateway.post("/v1/stats/stream", method="GET"))
         await gateway.first_chunk.wait()
-        gateway.serving_state.leaving = True
+        gateway.services.leaving = True
         response = await streaming
         assert response.status == 200
         refused = await gateway.post("/v1/stats/stream", method="GET")

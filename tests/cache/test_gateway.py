@@ -142,12 +142,12 @@ async def test_a_hit_counts_as_a_request_of_the_key_and_takes_no_tokens_or_dolla
 async def test_a_reload_and_a_promotion_change_the_key() -> None:
     async with gateway_of(cached(), generalist=answer("old")) as gateway:
         assert await uses(gateway, {}, {}) == ["miss", "hit"]
-        state = gateway.serving_state
+        services = gateway.services
         gateway.experts["generalist"].script = answer("new")
-        state.replace(replace(state.serving, versions={GATE: "v2"}))
+        services.replace(replace(services.snapshot, versions={GATE: "v2"}))
         assert (await send_chat(gateway)).body == answer("new")[0]
         assert (await send_chat(gateway)).headers["x-coe-cache"] == "hit"
-        state.replace(replace(state.serving, versions={}))
+        services.replace(replace(services.snapshot, versions={}))
         assert (await send_chat(gateway)).body == answer("old")[0]  # the state of the first answer is in use again
 
 
@@ -276,7 +276,7 @@ async def test_feedback_on_a_hit_teaches_the_expert_that_wrote_the_answer_and_no
         ]
         names = {
             "categories": ("code", "art", "general"),
-            "experts": gateway.serving_state.serving.registry.expert_names,
+            "experts": gateway.services.snapshot.registry.expert_names,
         }
         experience = load_experience([gateway.records], [liked], **names).experience
         assert experience.rated.tolist() == [True, True]

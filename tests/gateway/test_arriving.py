@@ -18,7 +18,7 @@ class Sent:
 
     def __init__(self, gateway: Gateway, count: int = 1, *, key: str = "mallory", path: str = CHAT) -> None:
         self.rest = asyncio.Event()
-        self._admission = gateway.serving_state.admission
+        self._admission = gateway.services.admission
         posts = (gateway.post(path, BODY[:9], self.rest, BODY[9:], headers=bearer(key)) for _ in range(count))
         self._tasks = [asyncio.ensure_future(post) for post in posts]
 
@@ -39,13 +39,13 @@ async def test_one_key_whose_bodies_never_arrive_delays_no_other_key(path: str) 
     async with gateway_of(keyed(concurrent_requests=2, queued_requests=1)) as gateway:
         flood = Sent(gateway, 20, path=path)
         assert await flood.arriving() == 3
-        assert gateway.serving_state.admission.in_use == gateway.serving_state.admission.queued == 0
+        assert gateway.services.admission.in_use == gateway.services.admission.queued == 0
         for _ in range(5):
             assert (await gateway.post(path, BODY, headers=bearer("alice"))).status == 200
         refused = flood.refused()
         flood.rest.set()
         await flood.answers()
-        assert gateway.serving_state.admission.arriving == 0
+        assert gateway.services.admission.arriving == 0
     assert [one.status for one in refused] == [429] * 17
     assert {one.error["code"] for one in refused} == {"overloaded"}
     assert "3 requests are still arriving, 3 of them from this caller" in refused[0].error["message"]
@@ -70,10 +70,10 @@ async def test_with_all_permits_in_use_and_the_queue_full_a_body_that_comes_is_r
 async def test_a_client_that_leaves_in_mid_body_frees_its_place() -> None:
     async with gateway_of(keyed(concurrent_requests=1)) as gateway:
         asked = asyncio.ensure_future(gateway.post(CHAT, BODY[:9], unfinished=True, headers=bearer("alice")))
-        await wait_until(lambda: gateway.serving_state.admission.arriving)
+        await wait_until(lambda: gateway.services.admission.arriving)
         gateway.leave.set()
         assert (await asked).status == 0
-        assert gateway.serving_state.admission.arriving == 0
+        assert gateway.services.admission.arriving == 0
     assert [record.outcome for record in gateway.records] == ["aborted"]
 
 
@@ -81,7 +81,7 @@ async def test_a_body_that_arrives_for_longer_than_a_drain_may_take_is_cut_off()
     async with gateway_of(keyed()) as gateway:
         slow = Sent(gateway)
         await slow.arriving()
-        Drain(gateway.serving_state, lame_duck=0, finish=0.01).begin()
+        Drain(gateway.services, lame_duck=0, finish=0.01).begin()
         (answer,) = await slow.answers()
-        assert gateway.serving_state.admission.arriving == 0
+        assert gateway.services.admission.arriving == 0
     assert (answer.status, answer.error["code"]) == (503, "draining")

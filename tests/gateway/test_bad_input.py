@@ -70,5 +70,5 @@ async def test_a_body_that_does_not_arrive_is_408_and_gives_its_place_back(monke
         slow = await gateway.post(CHAT, b'{"model"', unfinished=True)
         assert slow.status == 408
         assert slow.error["code"] == "request_timeout"
-        assert gateway.serving_state.admission.arriving == 0
+        assert gateway.services.admission.arriving == 0
         assert (await gateway.chat("code")).status == 200

@@ -14,7 +14,7 @@ from threadpoolctl import threadpool_info
 
 from coe.cli import up
 from coe.settings import Settings
-from gateway.main import open_parts, open_worker
+from gateway.main import open_services, open_worker
 from tests.experts.fault_servers import answering, closed_port, servers
 from tests.gateway import words_server
 from tests.gateway.gateway_over import registry_over
@@ -39,7 +39,7 @@ async def starting(folder: Path) -> AsyncIterator[None]:
     async with servers((answering,)) as (good,):
         registry = registry_over({"coder": f"{closed_port()}/v1", "generalist": f"{good}/v1"})
         (folder / "experts.yaml").write_bytes(orjson.dumps(registry.model_dump(mode="json", exclude_none=True)))
-        async with open_parts(settings_in(folder), read=words_server.read, check=True):
+        async with open_services(settings_in(folder), read=words_server.read, check=True):
             yield
 
 

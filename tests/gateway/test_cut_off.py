@@ -68,7 +68,7 @@ async def test_the_wait_for_the_body_counts() -> None:
 async def test_the_wait_for_a_permit_counts() -> None:
     async with gateway_of(registry_of(limits=ONE), coder=[EVENT, asyncio.Event()]) as gateway, busy(gateway):
         response = await gateway.post(CHAT, BODY, headers=SOON)
-        assert gateway.serving_state.admission.queued == 0
+        assert gateway.services.admission.queued == 0
     assert response.error["code"] == "deadline_exceeded"
 
 
@@ -99,12 +99,12 @@ async def test_a_client_that_leaves_while_its_request_waits_gives_up_its_place()
         first = asyncio.ensure_future(gateway.chat("code", stream=True))
         await gateway.first_chunk.wait()
         second = asyncio.ensure_future(gateway.chat("art"))
-        while not gateway.serving_state.admission.queued:
+        while not gateway.services.admission.queued:
             await asyncio.sleep(0)
         await asyncio.sleep(2 * WATCH_DELAY)  # or the second is answered after the first left, before it is watched
         gateway.leave.set()
         await asyncio.gather(first, second)
-        assert gateway.serving_state.admission.queued == gateway.serving_state.admission.in_use == 0
+        assert gateway.services.admission.queued == gateway.services.admission.in_use == 0
     assert [record.outcome for record in gateway.records] == ["aborted", "aborted"]
     assert not gateway.experts["painter"].calls
 

@@ -101,7 +101,7 @@ async def test_an_idle_gateway_ends_at_once_on_ctrl_c(tmp_path: Path) -> None:
 
 async def test_new_work_after_the_end_of_the_drain_is_refused_with_503_and_a_closed_connection() -> None:
     async with gateway_of() as gateway:
-        drain = Drain(gateway.serving_state, lame_duck=0)
+        drain = Drain(gateway.services, lame_duck=0)
         drain.begin()
         assert (await gateway.chat("code")).status == 200
         drain.abort()
@@ -116,7 +116,7 @@ async def test_new_work_after_the_end_of_the_drain_is_refused_with_503_and_a_clo
 async def test_a_stream_that_does_not_end_in_time_ends_with_an_error_event() -> None:
     event = b'data: {"choices":[{"delta":{"content":"hi"}}]}\n\n'
     async with gateway_of(coder=[event, asyncio.Event()], painter=asyncio.Event()) as gateway:
-        Drain(gateway.serving_state, lame_duck=0, finish=0.01).begin()
+        Drain(gateway.services, lame_duck=0, finish=0.01).begin()
         begun, waiting = await asyncio.gather(gateway.chat("code", stream=True), gateway.chat("art"))
     assert orjson.loads(begun.chunks[-1].removeprefix(b"data: "))["error"]["code"] == "draining"
     assert waiting.status == 503

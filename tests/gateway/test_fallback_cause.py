@@ -117,7 +117,7 @@ async def test_real_servers_that_fail_are_named_with_the_cause_until_the_breaker
         experts = (await gateway.post("/v1/experts", method="GET", headers={"host": "127.0.0.1"})).json["data"]
         page = await metrics(gateway)
         alarms = Metrics()
-        TrafficMetrics(NOWHERE.artifacts / "none", gateway.serving_state).register(alarms)
+        TrafficMetrics(NOWHERE.artifacts / "none", gateway.services).register(alarms)
         shown = written([alarms.registry.families()])
     assert attempts[0] > attempts[-1] == "1"  # kept away from both dead experts, and a fallback all the same
     assert value(page, "coe_fallbacks_total", expert="coder", cause="unauthorized") == 8

@@ -30,7 +30,7 @@ async def test_another_key_finds_a_place_in_the_queue_and_is_served_next(path: s
         slow.set()
         statuses = [(await task).status for task in flood]
         assert (await modest).status == 200
-        assert (gateway.serving_state.admission.in_use, gateway.serving_state.admission.queued) == (0, 0)
+        assert (gateway.services.admission.in_use, gateway.services.admission.queued) == (0, 0)
     assert (refused.status, refused.error["code"], refused.headers["retry-after"]) == (429, "overloaded", "10")
     assert "the queue has no place for it" in refused.error["message"]
     assert sorted(statuses) == [200] * 4 + [429] * 16

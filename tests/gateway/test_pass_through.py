@@ -140,7 +140,7 @@ async def test_a_large_form_that_arrives_in_pieces_passes_too() -> None:
     async with gateway_with("audio/transcriptions") as (gateway, server):
         pieces = [form[at : at + 50_000] for at in range(0, len(form), 50_000)]
         assert (await gateway.post("/v1/audio/transcriptions", *pieces, headers=MULTIPART)).status == 200
-        assert gateway.serving_state.admission.body_memory == 0
+        assert gateway.services.admission.body_memory == 0
     assert server.seen[0][2] == rewritten(form, server.seen[0][1])
 
 

@@ -14,7 +14,7 @@ import gateway
 from coe.registry import AccessSpec
 from coe.settings import Settings
 from gateway.app import create_app
-from gateway.main import open_parts
+from gateway.main import open_services
 from tests.access.samples import key_of
 from tests.fakes import Gateway, registry_of
 from tests.gateway import words_server
@@ -57,7 +57,7 @@ async def test_a_plain_chat_runs_through_no_feature_that_is_not_declared(tmp_pat
         if event == "call" and _in_request.get():
             files.add(frame.f_code.co_filename)
 
-    app = create_app(partial(open_parts, settings, read=words_server.read))
+    app = create_app(partial(open_services, settings, read=words_server.read))
     async with app.router.lifespan_context(app):
         body = {"model": "auto", "stream": False, "messages": [{"role": "user", "content": "code"}]}
         before, entered = sys.getprofile(), _in_request.set(True)

@@ -19,7 +19,7 @@ from coe.registry.sections import RetrievalSpec
 from coe.routing.composition import RoutedRequest
 from coe.routing.request_text import RoutedText
 from coe.settings import Settings
-from gateway.main import open_parts
+from gateway.main import open_services
 from gateway.request.citations import MAX_MENTIONS
 from tests.fakes import Gateway, Response, gateway_of, registry_of
 from tests.gateway import words_server
@@ -190,7 +190,7 @@ async def test_a_tenant_sees_only_its_own_and_shared_documents() -> None:
     scripted = ScriptedRetrieval(gate=gate_of(3.0))
     scripted.retriever.own = {"acme": [passage("Acme's secret.")]}
     async with gateway_of(retrieval=scripted.retrieval) as gateway:
-        composition, found = gateway.serving_state.serving.composition, []
+        composition, found = gateway.services.snapshot.composition, []
         for tenant in (None, "acme"):
             request = RoutedRequest(chat_of("general what?"), wishes_of("on"), RoutedText("general what?"))
             request.prediction = Prediction(*uniform())
@@ -291,7 +291,7 @@ async def test_a_gateway_warms_its_store_at_the_start_and_the_store_of_a_new_sta
         index: Any = DocumentIndex(next(left), FlatEncoder())  # type: ignore[arg-type]
         return replace(words_server.read(settings), index=index)
 
-    async with open_parts(Settings.read({}, config=tmp_path / "experts.yaml"), read=read) as parts:
+    async with open_services(Settings.read({}, config=tmp_path / "experts.yaml"), read=read) as parts:
         assert [store.searches for store in stores] == [1, 0]
         assert parts.reload is not None
         parts.reload.request()

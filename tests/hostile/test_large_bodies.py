@@ -80,7 +80,7 @@ async def test_a_key_that_has_all_its_requests_at_work_is_refused_before_another
     async with gateway_of(registry_of(access={"keys": keys})) as gateway, asyncio.timeout(60):
         rest = asyncio.Event()
         first = asyncio.ensure_future(gateway.post(CHAT, BODY[:9], rest, BODY[9:], headers=bearer("alice")))
-        await wait_until(lambda: gateway.serving_state.admission.arriving)
+        await wait_until(lambda: gateway.services.admission.arriving)
         assert (await gateway.post(CHAT, NEVER, headers=bearer("alice"))).status == 429
         rest.set()
         assert (await first).status == 200
@@ -96,7 +96,7 @@ async def test_a_body_of_too_many_values_is_refused_before_the_rest_of_it_is_rea
     body = b'{"model":"auto","messages":[' + value * (2 * MB // len(value))
     async with gateway_of() as gateway, asyncio.timeout(60):
         refused = await gateway.post(path, body, NEVER)
-        assert gateway.serving_state.admission.body_memory == 0
+        assert gateway.services.admission.body_memory == 0
     assert refused.status == 400
     if not path.startswith("/v1/messages"):
         assert refused.error["code"] == "too_many_values"
@@ -155,7 +155,7 @@ async def half_sent(gateway: Gateway, key: str, count: int, size: int) -> AsyncI
     rest, body = asyncio.Event(), long_chat(size)
     sent = headers(key, length=len(body))
     tasks = [asyncio.ensure_future(gateway.post(CHAT, body[:9], rest, body[9:], headers=sent)) for _ in range(count)]
-    admission = gateway.serving_state.admission
+    admission = gateway.services.admission
     await wait_until(lambda: admission.arriving + sum(task.done() for task in tasks) == count)
     try:
         yield tasks
@@ -179,7 +179,7 @@ async def test_bodies_beyond_the_memory_for_them_are_refused_unread_and_others_f
         assert (await gateway.post(CHAT, large, headers=headers("alice", length=len(large)))).status == 200
         for key in ("alice", "mallory"):
             assert (await gateway.post(CHAT, BODY, headers=bearer(key))).status == 200
-    assert gateway.serving_state.admission.body_memory == 0
+    assert gateway.services.admission.body_memory == 0
 
 
 async def test_a_body_of_undeclared_length_holds_memory_as_it_comes() -> None:
@@ -187,8 +187,8 @@ async def test_a_body_of_undeclared_length_holds_memory_as_it_comes() -> None:
     async with gateway_of(roomy()) as gateway, asyncio.timeout(60):
         rest = asyncio.Event()
         sent = asyncio.ensure_future(gateway.post(CHAT, body[: MB // 2], rest, body[MB // 2 :]))
-        await wait_until(lambda: gateway.serving_state.admission.body_memory)
-        assert MB <= gateway.serving_state.admission.body_memory < 1.1 * MB
+        await wait_until(lambda: gateway.services.admission.body_memory)
+        assert MB <= gateway.services.admission.body_memory < 1.1 * MB
         rest.set()
         assert (await sent).status == 200
 
@@ -200,10 +200,10 @@ async def test_text_beyond_ascii_holds_the_memory_that_it_takes(character: str, 
     async with gateway_of(roomy(), coder=held) as gateway, asyncio.timeout(60):
         asked = asyncio.ensure_future(gateway.post(CHAT, body))
         await wait_until(lambda: gateway.experts["coder"].calls)
-        assert gateway.serving_state.admission.body_memory == pytest.approx(copies * len(body), rel=0.01)
+        assert gateway.services.admission.body_memory == pytest.approx(copies * len(body), rel=0.01)
         held.set()
         await asked
-        assert gateway.serving_state.admission.body_memory == 0
+        assert gateway.services.admission.body_memory == 0
 
 
 async def test_a_large_body_is_gone_once_its_answer_has_begun() -> None:
@@ -212,7 +212,7 @@ async def test_a_large_body_is_gone_once_its_answer_has_begun() -> None:
         asked = asyncio.ensure_future(gateway.post(CHAT, long_chat(MB, stream=True)))
         await gateway.first_chunk.wait()
         gateway.experts["coder"].calls.clear()
-        assert gateway.serving_state.admission.body_memory == 0
+        assert gateway.services.admission.body_memory == 0
         gc.collect()
         texts = [message.text for chat in found(Chat) for message in chat.messages]
         assert all(len(text) < MB for text in texts)

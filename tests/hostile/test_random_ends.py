@@ -128,7 +128,7 @@ async def ending(port: int, rng: random.Random) -> None:
 
 def held(gateway: Gateway, server: RunningServer, session: Client) -> dict[str, Any]:
     """Return the resources that requests still hold, by name; empty if none."""
-    state = gateway.serving_state
+    state = gateway.services
     admission, experts = state.admission, state.serving.composition.experts.values()
     found: dict[str, Any] = {
         "admission": [admission.in_use, admission.queued, admission.arriving, admission.body_memory],

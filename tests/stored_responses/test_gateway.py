@@ -258,7 +258,7 @@ async def test_a_stored_conversation_takes_the_memory_of_large_bodies_until_the_
     call, chunks = ChatExpert.stream, ChatReply.chunks
 
     async with served(tmp_path, registry) as one:
-        state = one.gateway.serving_state
+        state = one.gateway.services
 
         async def stream(expert: ChatExpert, sent: Call) -> Reply:
             held.append(state.admission.body_memory)

@@ -23,8 +23,8 @@ from coe.registry import Registry, load_text, yaml_source
 from coe.registry.hints import without_values
 from gateway.endpoints.admin.serial import Serial, parsed_problems
 from gateway.endpoints.handler import NO_STORE, json_of, json_response
-from gateway.parts import Parts
 from gateway.request.body import RequestModel
+from gateway.services import Services
 
 MAX_TEXT_BYTES = 128 * 1024
 """The check of a larger file would delay requests."""
@@ -44,8 +44,8 @@ class ConfigText(RequestModel):
 class Config:
     """Reads and parses the file for one request at a time, in a thread."""
 
-    def __init__(self, parts: Parts) -> None:
-        self._current, self._settings, self._reload = parts.current, parts.settings, parts.reload
+    def __init__(self, services: Services) -> None:
+        self._services, self._settings, self._reload = services, services.settings, services.reload
         self._serial = Serial()
 
     async def get(self, _: Request) -> Response:
@@ -56,7 +56,7 @@ class Config:
             "file": self._settings.config.name,
             "text": shown_text(content),
             "in_force": self._reload is None or self._reload.serves(content),
-            "reload_error": self._current.reload_error,
+            "reload_error": self._services.reload_error,
         }
         return json_response(body, headers=NO_STORE)
 

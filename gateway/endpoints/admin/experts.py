@@ -40,9 +40,9 @@ from coe.registry import ExpertSpec, load, load_with_expert, yaml_source
 from gateway.endpoints.admin.counts import Counts, expert_stats, failed
 from gateway.endpoints.admin.serial import Serial, parsed_problems
 from gateway.endpoints.handler import json_of, json_response, list_response
-from gateway.parts import Parts
 from gateway.request.body import RequestModel
-from gateway.serving_state import Serving
+from gateway.services import Services
+from gateway.snapshot import Snapshot
 
 MAX_FAILURES = 10
 LOG_SECONDS = 5.0
@@ -68,23 +68,23 @@ _DECLARED_FIELDS = (
 _STATS_FIELDS = ("in_flight", "outcomes", "fallbacks", "tokens", "cost", "first_byte")
 
 
-async def list_experts(parts: Parts, _: Request) -> Response:
+async def list_experts(services: Services, _: Request) -> Response:
     """The experts with their state, which is read at each request, so that a reload shows at once.
 
     Counts are over all workers since the start. Breaker states are the worst of all workers; the state of a replica's
     server is this worker's view.
     """
-    counts, serving = Counts(await parts.metrics.families()), parts.current.serving
-    stats, bounds = expert_stats(counts, serving.registry), counts.bounds("coe_first_byte_seconds")
+    counts, snapshot = Counts(await services.metrics.families()), services.snapshot
+    stats, bounds = expert_stats(counts, snapshot.registry), counts.bounds("coe_first_byte_seconds")
     return list_response(
         [
-            _declared(spec) | _state(serving, spec.name, stats[spec.name]) | {"first_byte_bounds": bounds}
-            for spec in serving.registry.experts
+            _declared(spec) | _state(snapshot, spec.name, stats[spec.name]) | {"first_byte_bounds": bounds}
+            for spec in snapshot.registry.experts
         ]
     )
 
 
-async def list_recipes(parts: Parts, _: Request) -> Response:
+async def list_recipes(services: Services, _: Request) -> Response:
     """The recipes, declared or proposed by the plan, with steps and caps."""
     return list_response(
         [
@@ -94,21 +94,21 @@ async def list_recipes(parts: Parts, _: Request) -> Response:
                 "steps": one.steps,
                 "max_tokens": one.max_tokens,
             }
-            for one in parts.current.serving.registry.declared_recipes
+            for one in services.snapshot.registry.declared_recipes
         ]
     )
 
 
-async def list_failures(parts: Parts, request: Request) -> Response:
+async def list_failures(services: Services, request: Request) -> Response:
     """The newest failures of an expert in the routing log, without requests that another expert answered."""
     name = request.path_params["id"]
-    if name not in parts.current.serving.registry.expert_names:
+    if name not in services.snapshot.registry.expert_names:
         raise ModelNotFound(f"no expert {name[:64]!r} is declared", param="id")
     records: list[RoutingRecord] = []
     try:
         async with asyncio.timeout(LOG_SECONDS):
             for code in FAILURES:  # one bounded query for each kind of failure
-                records += (await parts.log.back(LogQuery(expert=name, outcome=code, limit=MAX_FAILURES))).records
+                records += (await services.log.back(LogQuery(expert=name, outcome=code, limit=MAX_FAILURES))).records
     except (TimeoutError, StoreError) as error:
         why = str(error) or f"no answer within {LOG_SECONDS:g} s"
         raise LogUnavailable(f"the routing log cannot be read: {why}", retry_after=RETRY_AFTER) from None
@@ -120,25 +120,25 @@ async def list_failures(parts: Parts, request: Request) -> Response:
 class ExpertTests:
     """Tests of experts, at most one of each within TEST_PAUSE_SECONDS."""
 
-    def __init__(self, parts: Parts) -> None:
-        self._parts = parts
+    def __init__(self, services: Services) -> None:
+        self._services = services
         self._tested: dict[str, float] = {}
 
     async def test(self, request: Request) -> Response:
         """Request one token from each server of an expert, past breakers, limits and the log."""
-        name, serving = request.path_params["id"], self._parts.current.serving
-        expert = serving.composition.experts.get(name)
-        if name not in serving.registry.expert_names or not isinstance(expert, ReplicatedExpert):
+        name, snapshot = request.path_params["id"], self._services.snapshot
+        expert = snapshot.composition.experts.get(name)
+        if name not in snapshot.registry.expert_names or not isinstance(expert, ReplicatedExpert):
             raise ModelNotFound(f"no expert {name[:64]!r} is declared", param="id")
-        spec = serving.registry.expert(name)
-        if serving.registry.residency is not None and spec.is_local and not spec.addresses:
+        spec = snapshot.registry.expert(name)
+        if snapshot.registry.residency is not None and spec.is_local and not spec.addresses:
             raise InvalidRequest(f"{name!r} shares a device, so a test would switch models; use the playground instead")
         now = time.monotonic()
         if (wait := self._tested.get(name, -math.inf) + TEST_PAUSE_SECONDS - now) > 0:
             raise Overloaded(f"{name!r} was tested just now; try again in {wait:.1f} s", retry_after=wait)
         self._tested = {one: at for one, at in self._tested.items() if at + TEST_PAUSE_SECONDS > now} | {name: now}
-        assert self._parts.session is not None
-        results = await check_experts([expert], session=self._parts.session, streams=True)
+        assert self._services.session is not None
+        results = await check_experts([expert], session=self._services.session, streams=True)
         data = [asdict(one) | {"ok": one.ok} for one in results]
         return json_response({"object": "expert.test", "id": name, "data": data})
 
@@ -156,8 +156,8 @@ def _declared(spec: ExpertSpec) -> dict[str, Any]:
     }
 
 
-def _state(serving: Serving, name: str, stats: Mapping[str, Any]) -> dict[str, Any]:
-    expert, assignment = serving.composition.experts[name], serving.composition.assignment
+def _state(snapshot: Snapshot, name: str, stats: Mapping[str, Any]) -> dict[str, Any]:
+    expert, assignment = snapshot.composition.experts[name], snapshot.composition.assignment
     rows = zip(assignment.categories, assignment.choice, assignment.runner_up, assignment.margin, strict=True)
     assigned = [
         {"category": category, "runner_up": second, "margin": margin}
@@ -198,9 +198,9 @@ class ExpertEntry(RequestModel):
 class Onboarding:
     """Reads and parses experts.yaml for one request at a time, in a thread."""
 
-    def __init__(self, parts: Parts) -> None:
-        self._parts = parts
-        self._plans = ArtifactStore(parts.settings.artifacts, ASSIGNMENT)
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._plans = ArtifactStore(services.settings.artifacts, ASSIGNMENT)
         self._serial = Serial()
 
     async def check(self, request: Request) -> Response:
@@ -209,7 +209,7 @@ class Onboarding:
         return json_response({"object": "expert.check", **await self._serial.run(self._check, body.entry)})
 
     def _check(self, entry: str) -> dict[str, Any]:
-        settings = self._parts.settings
+        settings = self._services.settings
         unset = [name for name in yaml_source.variable_names(entry) if name not in settings.environ]
         try:
             registry = load_with_expert(settings.config, entry, environ=settings.environ)
@@ -219,17 +219,17 @@ class Onboarding:
 
     async def steps(self, request: Request) -> Response:
         """Progress of adding an expert: declared, served, reachable, scored, planned, assigned."""
-        name, current = request.path_params["id"], self._parts.current
+        name, services = request.path_params["id"], self._services
         declared, problems = await self._serial.run(self._declared)
         scored = await asyncio.to_thread(self._scored, name)
-        serving = current.serving
-        assignment, served = serving.composition.assignment, name in serving.registry.expert_names
+        snapshot = services.snapshot
+        assignment, served = snapshot.composition.assignment, name in snapshot.registry.expert_names
         outcomes: dict[str, int] = {}
         alive: list[bool | None] = []
         if served:
-            counts = Counts(await self._parts.metrics.families())
-            outcomes = expert_stats(counts, serving.registry)[name]["outcomes"]
-            alive = [one.alive for one in getattr(serving.composition.experts[name], "replicas", ())]
+            counts = Counts(await self._services.metrics.families())
+            outcomes = expert_stats(counts, snapshot.registry)[name]["outcomes"]
+            alive = [one.alive for one in getattr(snapshot.composition.experts[name], "replicas", ())]
         choices = zip(assignment.categories, assignment.choice, strict=True)
         return json_response(
             {
@@ -238,19 +238,19 @@ class Onboarding:
                 "declared": name in declared,
                 "problems": parsed_problems(problems),
                 "served": served,
-                "reload_error": current.reload_error,
+                "reload_error": services.reload_error,
                 "reachable": True if outcomes.get("ok") or any(alive) else False if False in alive else None,
                 "scored": scored,
-                "planned": serving.versions.get(ASSIGNMENT) is not None,
+                "planned": snapshot.versions.get(ASSIGNMENT) is not None,
                 "assigned_categories": [category for category, choice in choices if choice == name],
-                "runtime": serving.registry.expert(name).runtime if served else None,
+                "runtime": snapshot.registry.expert(name).runtime if served else None,
                 "requests": sum(outcomes.values()),
             }
         )
 
     def _declared(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """The experts in the current experts.yaml, and its problems."""
-        settings = self._parts.settings
+        settings = self._services.settings
         try:
             return load(settings.config, environ=settings.environ).expert_names, ()
         except ConfigError as error:
@@ -258,7 +258,7 @@ class Onboarding:
 
     def _scored(self, name: str) -> bool:
         """Returns whether the plan in use was solved from scores of the expert."""
-        version = self._parts.current.serving.versions.get(ASSIGNMENT)
+        version = self._services.snapshot.versions.get(ASSIGNMENT)
         try:
             stored = None if version is None else read_plan_file(self._plans.published(version).folder)
         except ArtifactError:

@@ -9,9 +9,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway.endpoints.handler import json_response, query_of
-from gateway.parts import Parts
 from gateway.process.jobs import Reports
 from gateway.request.body import RequestModel
+from gateway.services import Services
 
 
 class ReportQuery(RequestModel):
@@ -23,8 +23,8 @@ class ReportQuery(RequestModel):
 class Report:
     """The report, cached for a minute."""
 
-    def __init__(self, parts: Parts) -> None:
-        self._reports = Reports(parts.jobs)
+    def __init__(self, services: Services) -> None:
+        self._reports = Reports(services.jobs)
 
     async def get(self, request: Request) -> Response:
         """Report on the last days: traffic, spend, drift, alarms, proposed categories, retraining rounds, and what the

@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from gateway.endpoints.admin.stats import SharedSnapshot
 from gateway.endpoints.handler import json_response
-from gateway.parts import Parts
+from gateway.services import Services
 
 _MAX_AGE_SECONDS = 0.5
 
@@ -24,8 +24,8 @@ _MAX_AGE_SECONDS = 0.5
 class Devices:
     """The report of the scheduler, empty where no experts share a device."""
 
-    def __init__(self, parts: Parts) -> None:
-        self._residency = parts.residency
+    def __init__(self, services: Services) -> None:
+        self._residency = services.residency
         self._snapshot = SharedSnapshot(self._take)
 
     async def get(self, _: Request) -> Response:

@@ -24,8 +24,8 @@ from coe.errors import Draining, Overloaded
 from coe.experts.http.sse import EVENT_STREAM
 from gateway.endpoints.admin.counts import Counts, stats_of
 from gateway.endpoints.handler import json_response, query_of
-from gateway.parts import Parts
 from gateway.request.body import RequestModel
+from gateway.services import Services
 
 SEND_SECONDS = 10.0
 """Time limit for a client to read an event; after it the stream ends."""
@@ -116,9 +116,9 @@ class StreamQuery(RequestModel):
 class Stats:
     """Every event is complete, so a missed one loses nothing; events of the same second share a snapshot."""
 
-    def __init__(self, parts: Parts) -> None:
-        self._current = parts.current
-        self._metrics = parts.metrics
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._metrics = services.metrics
         self._snapshot = SharedSnapshot(self._take)
         self._listeners = 0
 
@@ -129,7 +129,7 @@ class Stats:
     async def stream(self, request: Request) -> Response:
         """Sends a snapshot every `interval` seconds, until `events` were sent."""
         query = query_of(request, StreamQuery)
-        if self._current.leaving:
+        if self._services.leaving:
             raise Draining("this gateway is shutting down; send the request again", retry_after=_RETRY_AFTER)
         if self._listeners >= MAX_LISTENERS:
             why = f"{MAX_LISTENERS} other streams are open; request GET /v1/stats instead"
@@ -144,7 +144,7 @@ class Stats:
         """The first at once, then one at every full multiple of the interval."""
         now, sent = asyncio.get_running_loop().time, 0
         due = now()
-        while not self._current.leaving:
+        while not self._services.leaving:
             if (wait := due - now()) > 0:
                 await asyncio.sleep(min(wait, _MAX_SLEEP_SECONDS))
                 continue
@@ -155,6 +155,6 @@ class Stats:
             due = (now() // query.interval + 1) * query.interval
 
     async def _take(self) -> bytes:
-        found = stats_of(Counts(await self._metrics.families()), self._current.serving.registry)
+        found = stats_of(Counts(await self._metrics.families()), self._services.snapshot.registry)
         gateway = {"host": socket.gethostname(), "id": self._metrics.registry.gateway}
         return orjson.dumps({"object": "stats", "time": time.time(), "gateway": gateway, **found})
