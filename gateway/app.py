@@ -28,7 +28,7 @@ from gateway.chat import ChatEndpoint, respond
 from gateway.dialects.chat import CHAT
 from gateway.dialects.messages import MESSAGES, refusal
 from gateway.endpoints.routes import document, endpoint_routes
-from gateway.errors import error_body, headers_of, status_of
+from gateway.errors import error_body, headers_of
 from gateway.observability.metrics import Metrics
 from gateway.observability.state_metrics import RELOAD_FAILED, StateMetrics
 from gateway.services import Services
@@ -92,7 +92,7 @@ def exposed_headers() -> tuple[str, ...]:
 async def _refuse(error: RequestError, scope: Scope, _: Receive, send: Send) -> None:
     dialect = MESSAGES if scope["path"].startswith("/v1/messages") else CHAT
     headers = [(b"vary", b"Origin"), *headers_of(error)]
-    await respond(send, status=status_of(error), body=dialect.error_body(error), headers=headers)
+    await respond(send, status=error.status, body=dialect.error_body(error), headers=headers)
 
 
 _log = logging.getLogger("gateway")

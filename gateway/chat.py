@@ -24,7 +24,7 @@ from coe.errors import RequestError
 from coe.experts.http.sse import EVENT_STREAM
 from coe.experts.translation.expert import TRANSLATED_APIS
 from gateway.dialects import Dialect
-from gateway.errors import Headers, headers_of, status_of
+from gateway.errors import Headers, headers_of
 from gateway.request.admission import ActiveRequest
 from gateway.request.body import ClientLeftError, read_head
 from gateway.request.citations import cited
@@ -164,7 +164,7 @@ class ChatEndpoint:
                     await send(event)
             return
         headers = [*trace.headers(), *headers_of(error)]
-        trace.status = status_of(error)
+        trace.status = error.status
         await respond(send, status=trace.status, body=self._dialect.error_body(error), headers=headers)
 
 
@@ -201,7 +201,7 @@ class DryRun:
             status, content, headers = 200, orjson.dumps(answer), list[tuple[bytes, bytes]]()
         except RequestError as error:
             error.drop_frames()
-            status, content, headers = status_of(error), self._dialect.error_body(error), headers_of(error)
+            status, content, headers = error.status, self._dialect.error_body(error), headers_of(error)
         except ClientLeftError:
             return
         if trace.allowance is not None:

@@ -23,7 +23,6 @@ from gateway.dialects.chat import (
     text_of,
     type_of,
 )
-from gateway.errors import status_of
 
 ROLES = ("user", "assistant", "system")
 _ERROR_TYPES = {
@@ -60,7 +59,7 @@ def _parse(body: bytes | bytearray, model: str = "") -> Chat:
 def error_body(error: RequestError) -> bytes:
     """Return Anthropic's error body."""
     details = {"error_code": error.code} if isinstance(error, ThreadUnsupported) else None
-    return refusal(status_of(error), str(error), details)
+    return refusal(error.status, str(error), details)
 
 
 def refusal(status: int, message: str, details: dict[str, str] | None = None) -> bytes:

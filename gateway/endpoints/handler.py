@@ -12,7 +12,7 @@ from starlette.responses import Response
 from coe.core import Scope
 from coe.errors import RequestError
 from gateway.access import Caller
-from gateway.errors import body_of, headers_of, status_of
+from gateway.errors import body_of, headers_of
 from gateway.request.body import Body, ClientLeftError, read_body, validated
 from gateway.services import Services
 
@@ -38,7 +38,7 @@ def guarded(handler: Handler, services: Services, needs: Authorization) -> Handl
         except ClientLeftError:
             return Response(status_code=400)
         except RequestError as error:
-            response = Response(body_of(error), status_code=status_of(error), media_type=JSON)
+            response = Response(body_of(error), status_code=error.status, media_type=JSON)
             response.raw_headers += headers_of(error)
             return response
 

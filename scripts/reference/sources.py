@@ -29,7 +29,7 @@ from coe.settings import Settings
 from gateway.app import create_app
 from gateway.endpoints.admin.records import LIST_FIELDS
 from gateway.endpoints.routes import document
-from gateway.errors import body_of, status_of
+from gateway.errors import body_of
 from gateway.main import open_services
 from gateway.services import Services
 
@@ -156,7 +156,7 @@ def _failure(kind: Any) -> Failure:
     if passed_on:
         error.status, error.upstream_code = 400, None
     body = json.loads(body_of(error))["error"]
-    return Failure(kind.code, "4xx" if passed_on else str(status_of(error)), body["type"], kind.__doc__ or "")
+    return Failure(kind.code, "4xx" if passed_on else str(error.status), body["type"], kind.__doc__ or "")
 
 
 def _codes_in_calls() -> Iterator[tuple[str, str]]:
