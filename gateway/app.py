@@ -10,7 +10,6 @@ import logging
 import re
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from difflib import get_close_matches
 from functools import partial
 from typing import Any
 
@@ -38,8 +37,6 @@ SIGNIFICANT_SLASH_PREFIXES = ("/ui/", "/v1/documents/")
 """Path prefixes under which a trailing slash is significant. Elsewhere it is ignored."""
 DEPLOYMENTS = "/openai/deployments/"
 """Beginning of the paths that name the model, as Azure OpenAI's clients build them."""
-MAX_COMPARED_CHARACTERS = 100
-"""Characters of an unknown path that are compared with the known ones."""
 ALLOWED_METHODS = ("GET", "POST", "DELETE")
 PREFLIGHT_CACHE_SECONDS = 600
 """Seconds that browsers cache the response to a preflight request."""
@@ -192,7 +189,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 
 def _unknown_path(path: str, known: Collection[str]) -> str:
-    """Return why a path is not found, with the probable one. Base URLs often have a `/v1` too many or too few."""
+    """Return why a path is not found. Base URLs often have a `/v1` too many or too few."""
     shorter = path.replace("/v1/v1/", "/v1/", 1)
     for meant in (f"/v1{path}", shorter, path.removeprefix("/v1")):
         if meant != path and meant in known:
@@ -200,8 +197,7 @@ def _unknown_path(path: str, known: Collection[str]) -> str:
                 f"there is no such path; did you mean {meant}? The base URL ends in /v1 for OpenAI's clients, and "
                 "without it for Anthropic's"
             )
-    close = get_close_matches(path[:MAX_COMPARED_CHARACTERS], known, n=1, cutoff=0.8)
-    return f"there is no such path; did you mean {close[0]}?" if close else "there is no such path; see /openapi.json"
+    return "there is no such path; see /openapi.json"
 
 
 async def _internal_error(request: Request, error: Exception) -> Response:

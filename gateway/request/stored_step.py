@@ -21,8 +21,7 @@ from coe.core import Chat, Chunks, ExpertRule
 from coe.errors import BodyTooLarge, InvalidRequest, ResponseNotFound, ResponsesUnavailable
 from coe.experts.http import sse
 from coe.experts.http.sse import EVENT_STREAM
-from coe.experts.translation.expert import is_translated
-from coe.registry import ExpertSpec, Limits, Registry, StoredResponsesSpec
+from coe.registry import Limits, StoredResponsesSpec
 from coe.routing.eligibility import check_thread
 from gateway.access import Caller
 from gateway.dialects import responses
@@ -42,7 +41,6 @@ from gateway.stored_responses.conversation import (
     items_of,
     references,
     request_part,
-    resolved,
     response_name,
 )
 from gateway.stored_responses.store import ResponseStore, response_store
@@ -101,18 +99,14 @@ class StoredStep:
         trace.stored = use = StoredUse(owners[0])
         sent, fields = items_of(chat.fields), dict(chat.fields)
         previous_id, items = fields.get("previous_response_id"), sent
-        keeps_state = _keeps_state(chat, registry)
         loading = _Loading(self.store, owners, active, registry.limits, size=body_bytes)
         if previous_id is not None:
             head = await _head(loading, previous_id)
-            if head is not None:
-                use.previous, use.previous_id = (*head.previous, previous_id), previous_id
-                items = [*await _history(loading, head), *sent]
-                del fields["previous_response_id"]
-            elif not keeps_state:
-                raise _unknown_response(previous_id)
+            use.previous, use.previous_id = (*head.previous, previous_id), previous_id
+            items = [*await _history(loading, head), *sent]
+            del fields["previous_response_id"]
         if wanted := references(items):
-            items = await _resolved(loading, items, wanted, must=not keeps_state)
+            items = await _resolved(loading, items, wanted)
         if previous_id is not None or wanted:
             fields["input"], use.stateful = items, True
             read = partial(responses.read, fields, model=chat.model)
@@ -228,12 +222,14 @@ def _parsed(values: list[bytes | None]) -> list[Any]:
     return [None if value is None else json_text.loads(value) for value in values]
 
 
-async def _head(loading: _Loading, response_id: Any) -> StoredResponse | None:
+async def _head(loading: _Loading, response_id: Any) -> StoredResponse:
     """The answer that a request continues."""
     if not is_id(response_id):
         raise InvalidRequest("previous_response_id must be an id", param="previous_response_id")
     (found,) = await loading.load({response_name(response_id): 1})
-    return None if found is None else StoredResponse.of(found)
+    if found is None:
+        raise _unknown_response(response_id)
+    return StoredResponse.of(found)
 
 
 async def _history(loading: _Loading, head: StoredResponse) -> list[Item]:
@@ -247,20 +243,18 @@ async def _history(loading: _Loading, head: StoredResponse) -> list[Item]:
     return [*items, *head.items]
 
 
-async def _resolved(loading: _Loading, items: list[Item], wanted: Counter[str], *, must: bool) -> list[Item]:
+async def _resolved(loading: _Loading, items: list[Item], wanted: Counter[str]) -> list[Item]:
     """The items, with those that are stored in place of the references."""
     if wanted.total() > MAX_REFERENCES:
         message = f"the conversation has more than {MAX_REFERENCES} references to items; send the items in `input`"
         raise InvalidRequest(message, param="input")
-    if must and not all(is_id(item.get("id")) for item in items if item.get("type") == REFERENCE):
+    if not all(is_id(item.get("id")) for item in items if item.get("type") == REFERENCE):
         raise InvalidRequest("an item_reference in input must have the id of an item", param="input")
-    known = {one: count for one, count in wanted.items() if is_id(one)}
-    values = await loading.load({item_name(one): count for one, count in known.items()})
-    found = {name: value for name, value in zip(known, values, strict=True) if value is not None}
-    missing = next((one for one in wanted if one not in found), None)
-    if missing is not None and must:
+    values = await loading.load({item_name(one): count for one, count in wanted.items()})
+    stored = dict(zip(wanted, values, strict=True))
+    if (missing := next((one for one, value in stored.items() if value is None), None)) is not None:
         raise _unknown_item(missing)
-    return resolved(items, found)
+    return [stored[str(item["id"])] if item.get("type") == REFERENCE else item for item in items]
 
 
 def _answer_in(chunk: bytes, media_type: str) -> dict[str, Any] | None:
@@ -305,9 +299,3 @@ def _unknown_response(response_id: str) -> InvalidRequest:
 def _unknown_item(item_id: str) -> InvalidRequest:
     message = f"no item {item_id[:MAX_ID_CHARACTERS]!r} is stored: {REMEDY}"
     return InvalidRequest(message, param="input", code="item_not_found")
-
-
-def _keeps_state(chat: Chat, registry: Registry) -> bool:
-    """True if the client pinned an expert whose own server may know the ids."""
-    spec = registry.arm(chat.model) if chat.model in registry.model_names else None
-    return isinstance(spec, ExpertSpec) and not is_translated(spec, "responses")

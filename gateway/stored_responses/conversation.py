@@ -108,8 +108,3 @@ def items_of(fields: Mapping[str, Any]) -> list[Item]:
 def references(items: Iterable[Item]) -> Counter[str]:
     """Returns the number of references to each item, by its id."""
     return Counter(str(item.get("id")) for item in items if item.get("type") == REFERENCE)
-
-
-def resolved(items: Iterable[Item], found: Mapping[str, Item]) -> list[Item]:
-    """Returns the items, in which each reference is replaced by its item if that is found."""
-    return [found.get(str(item.get("id")), item) if item.get("type") == REFERENCE else item for item in items]

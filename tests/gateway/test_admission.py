@@ -1,10 +1,6 @@
 """Permits, the queue for them, and the order in which callers get them."""
 
 import asyncio
-import random
-from collections import Counter
-from collections.abc import Iterable
-from contextlib import suppress
 
 import pytest
 from starlette.types import Message
@@ -12,7 +8,7 @@ from starlette.types import Message
 from coe.errors import Draining, Overloaded
 from coe.registry import Limits
 from gateway.request import admission as admissions
-from gateway.request.admission import MAX_RETRY_SECONDS, ActiveRequest, Admission
+from gateway.request.admission import MAX_RETRY_SECONDS, Admission
 from gateway.request.body import ClientLeftError
 from tests.gateway.active_requests import admission_of, arrived, has_permit, leave, opened
 
@@ -23,77 +19,6 @@ async def one(admission: Admission) -> None:
     with admission.open("a", timeout=60.0) as request:
         admission.body_arrived(request)
         await request.wait_for_permit()
-
-
-async def test_callers_are_served_round_robin_however_many_requests_one_has_waiting() -> None:
-    admission = admission_of()
-    first = arrived(admission, "greedy")
-    greedy = [arrived(admission, "greedy") for _ in range(50)]
-    modest = arrived(admission, "modest")
-    leave(first)
-    assert has_permit(greedy[0])
-    leave(greedy[0])
-    assert has_permit(modest)
-    leave(modest)
-    assert [has_permit(request) for request in greedy[1:3]] == [True, False]
-
-
-def permits_of(requests: Iterable[ActiveRequest]) -> Counter[str | None]:
-    """Count the permits of each caller."""
-    return Counter(request.caller for request in requests if has_permit(request))
-
-
-@pytest.mark.parametrize(("permits", "own"), [(1, 1), (2, 1), (3, 2), (20, 19), (1024, 960)])
-async def test_a_key_alone_may_have_all_permits_but_a_sixteenth_and_a_caller_without_a_key_all(
-    permits: int, own: int
-) -> None:
-    for caller, count in ("a", own), (None, permits):
-        admission = admission_of(permits)
-        requests = [arrived(admission, caller) for _ in range(permits + 1)]
-        assert permits_of(requests) == {caller: count}
-        leave(requests[0])
-        assert permits_of(requests[1:]) == {caller: count}
-
-
-async def test_a_caller_without_a_permit_gets_one_while_any_is_free() -> None:
-    admission = admission_of(1024)
-    greedy = [arrived(admission, "greedy") for _ in range(1000)]
-    modest = [arrived(admission, f"modest-{number}") for number in range(64)]
-    assert permits_of(greedy + modest) == {"greedy": 960} | {f"modest-{number}": 1 for number in range(64)}
-    assert not has_permit(late := arrived(admission, "late"))
-    leave(greedy[0])
-    assert has_permit(late)
-
-
-@pytest.mark.parametrize("seed", range(5))
-async def test_permits_that_come_free_go_to_the_waiting_caller_that_holds_fewest(seed: int) -> None:
-    rng, admission = random.Random(seed), admission_of(64, queued=1000)
-    requests = [arrived(admission, caller) for caller in "abc" for _ in range(200)]
-    assert permits_of(requests) == {"a": 60, "b": 2, "c": 1}
-    for _ in range(100):
-        before = permits_of(requests)
-        request = rng.choice([request for request in requests if has_permit(request)])
-        requests.remove(request)
-        leave(request)
-        before[request.caller] -= 1
-        gained = permits_of(requests) - before
-        assert all(before[caller] == min(before.values()) for caller in gained)
-        assert gained.total() <= 2
-    assert sorted(permits_of(requests).values()) == [20, 20, 20]
-
-
-async def test_a_ticket_that_is_left_while_waiting_leaves_no_trace() -> None:
-    admission = admission_of()
-    first = arrived(admission, "a")
-    waiter = asyncio.create_task(one(admission))
-    await asyncio.sleep(0)
-    assert (admission.in_use, admission.queued) == (1, 1)
-    waiter.cancel()
-    await asyncio.wait([waiter])
-    assert (admission.in_use, admission.queued) == (1, 0)
-    leave(first)
-    assert (admission.in_use, admission.queued) == (0, 0)
-    leave(arrived(admission, "a"))
 
 
 async def test_no_permit_within_the_queue_timeout_is_overload() -> None:
@@ -118,16 +43,6 @@ async def test_one_caller_may_fill_the_queue_but_its_reserve(room: int, own: int
         assert not has_permit(arrived(admission, "b"))
 
 
-async def test_who_finds_no_place_only_once_its_body_is_there_is_refused_then() -> None:
-    admission = admission_of(queued=0)
-    first, second = opened(admission, "a"), opened(admission, "b")
-    admission.body_arrived(second)
-    with pytest.raises(Overloaded, match="the queue has no place for it"):
-        admission.body_arrived(first)
-    leave(first)
-    assert (admission.arriving, admission.in_use, admission.queued) == (0, 1, 0)
-
-
 async def test_one_caller_may_have_half_of_all_that_arrive_and_tells_why_no_more() -> None:
     admission = admission_of(2, queued=2)
     greedy = [opened(admission, "greedy") for _ in range(4)]
@@ -139,19 +54,6 @@ async def test_one_caller_may_have_half_of_all_that_arrive_and_tells_why_no_more
     admission.body_arrived(greedy[0])
     assert has_permit(greedy[0])
     assert [opened(admission, "greedy").arriving for _ in range(2)] == [True, True]
-
-
-async def test_many_callers_leave_room_for_another_and_together_keep_to_the_bound() -> None:
-    admission = admission_of(10, queued=10)
-    for caller in ("a", "b", "c", *map(str, range(40))):
-        with suppress(Overloaded):
-            for _ in range(100):
-                opened(admission, caller)
-        if caller in "abc":
-            leave(arrived(admission, "another"))
-    assert admission.arriving == 40
-    with pytest.raises(Overloaded, match="the bodies of 40 requests are still arriving, 0 of them from this caller"):
-        opened(admission, "another")
 
 
 async def test_lowered_limits_apply_to_the_next_arrivals_and_to_bodies_that_arrive_later() -> None:

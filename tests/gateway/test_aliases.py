@@ -77,12 +77,6 @@ async def test_an_unknown_model_is_refused_with_the_models_and_the_remedy() -> N
     assert gateway.records[-1].model == "mistral"
 
 
-async def test_the_header_overrides_the_cost_weight_of_an_operating_point() -> None:
-    async with gateway_of(declared()) as gateway:
-        await send_chat(gateway, "/v1/chat/completions", "coe/fast", x_coe_cost_weight="0.1")
-        assert gateway.records[-1].cost_weight == 0.1
-
-
 @pytest.mark.parametrize("field", ["previous_response_id", "conversation"])
 async def test_only_a_pinned_expert_can_use_state_of_its_server(field: str) -> None:
     body = {"model": "gpt-5", "input": "code", field: "resp_1"}

@@ -52,21 +52,6 @@ async def test_one_key_whose_bodies_never_arrive_delays_no_other_key(path: str) 
     assert int(refused[0].headers["retry-after"]) >= 1
 
 
-async def test_with_all_permits_in_use_and_the_queue_full_a_body_that_comes_is_refused_then() -> None:
-    held = asyncio.Event()
-    async with gateway_of(keyed(concurrent_requests=1, queued_requests=0), coder=held) as gateway:
-        slow = Sent(gateway)
-        await slow.arriving()
-        quick = asyncio.ensure_future(gateway.post(CHAT, BODY, headers=bearer("alice")))
-        await wait_until(lambda: gateway.experts["coder"].calls)
-        slow.rest.set()
-        (refused,) = await slow.answers()
-        held.set()
-        assert (await quick).status == 200
-    assert refused.status == 429
-    assert "(1 of 1 are in use, 0 of them by it)" in refused.error["message"]
-
-
 async def test_a_client_that_leaves_in_mid_body_frees_its_place() -> None:
     async with gateway_of(keyed(concurrent_requests=1)) as gateway:
         asked = asyncio.ensure_future(gateway.post(CHAT, BODY[:9], unfinished=True, headers=bearer("alice")))

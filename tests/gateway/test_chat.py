@@ -46,13 +46,6 @@ async def test_an_unsure_request_goes_to_the_general_expert() -> None:
     assert response.headers["x-coe-reason"] == "uncertain"
 
 
-async def test_an_escalated_text_gets_the_prediction_of_the_encoder() -> None:
-    async with gateway_of() as gateway:
-        response = await gateway.chat("ponder art")
-    assert response.headers["x-coe-expert"] == "painter"
-    assert gateway.records[0].stage == "predict"
-
-
 async def test_the_language_is_in_the_header_and_the_record() -> None:
     async with gateway_of() as gateway:
         german = await gateway.chat("code language:de")
@@ -207,13 +200,3 @@ async def test_a_record_has_the_digest_and_not_the_text_unless_declared() -> Non
         await gateway.chat("private general words")
     assert gateway.records[0].prompt == "private general words"
     assert gateway.records[0].digest == record.digest
-
-
-async def test_images_go_to_an_expert_that_has_them() -> None:
-    parts = [{"type": "text", "text": "code"}, {"type": "image_url", "image_url": {"url": "data:,"}}]
-    async with gateway_of() as gateway:
-        routed = await gateway.chat(parts)  # type: ignore[arg-type]
-        pinned = await gateway.chat(parts, model="coder")  # type: ignore[arg-type]
-    assert routed.headers["x-coe-expert"] == "painter"
-    assert pinned.status == 400
-    assert "coder has no images" in pinned.error["message"]

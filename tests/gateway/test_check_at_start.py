@@ -12,7 +12,6 @@ import orjson
 import pytest
 from threadpoolctl import threadpool_info
 
-from coe.cli import up
 from coe.settings import Settings
 from gateway.main import open_services, open_worker
 from tests.experts.fault_servers import answering, closed_port, servers
@@ -52,15 +51,6 @@ async def test_a_gateway_that_starts_logs_which_experts_answer(
     assert bad.startswith("check at start: expert coder at ")
     assert "connection_refused" in bad
     assert last == "check at start: 1 of 2 expert servers answer"
-
-
-async def test_coe_up_reports_which_experts_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    async with servers((answering,)) as (good,):
-        registry = registry_over({"coder": f"{closed_port()}/v1", "generalist": f"{good}/v1"})
-        await up._check(registry, settings_in(tmp_path))
-    note, last = capsys.readouterr().out.splitlines()
-    assert note.startswith("note: expert coder at ")
-    assert last == "1 of 2 expert servers answer"
 
 
 async def test_a_worker_computes_matrix_products_in_the_calling_thread(

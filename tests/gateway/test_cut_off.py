@@ -3,7 +3,6 @@
 import asyncio
 import socket
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,6 @@ import pytest
 
 from coe.core import Prediction
 from coe.experts.http.sse import EVENT_STREAM
-from coe.routing.encoder_passes import EncoderPasses
-from gateway.request.admission import WATCH_DELAY
 from tests.fakes import Gateway, Response, ScriptedReply, WordRouter, gateway_of, registry_of
 from tests.gateway.served import serving
 
@@ -94,21 +91,6 @@ class busy:
         await self._task
 
 
-async def test_a_client_that_leaves_while_its_request_waits_gives_up_its_place() -> None:
-    async with gateway_of(registry_of(limits=ONE), coder=[EVENT, asyncio.Event()]) as gateway:
-        first = asyncio.ensure_future(gateway.chat("code", stream=True))
-        await gateway.first_chunk.wait()
-        second = asyncio.ensure_future(gateway.chat("art"))
-        while not gateway.services.admission.queued:
-            await asyncio.sleep(0)
-        await asyncio.sleep(2 * WATCH_DELAY)  # or the second is answered after the first left, before it is watched
-        gateway.leave.set()
-        await asyncio.gather(first, second)
-        assert gateway.services.admission.queued == gateway.services.admission.in_use == 0
-    assert [record.outcome for record in gateway.records] == ["aborted", "aborted"]
-    assert not gateway.experts["painter"].calls
-
-
 class Gate:
     """Encoder passes of a WordRouter that wait until `open` is set."""
 
@@ -134,25 +116,6 @@ async def test_a_client_that_leaves_during_the_encoder_pass_causes_no_call(monke
     assert response.status == 0
     assert not gateway.experts["coder"].calls
     assert (gateway.records[0].outcome, gateway.records[0].attempts) == ("aborted", 0)
-
-
-async def test_an_encoder_pass_beyond_its_timeout_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    gate, submit = Gate(monkeypatch), ThreadPoolExecutor.submit
-
-    def begun(threads: ThreadPoolExecutor, work: Any, *given: Any) -> Any:
-        """Submit, and return once the pass runs: the timeout cancels one that has not begun."""
-        running = submit(threads, work, *given)
-        if getattr(work, "__func__", None) is EncoderPasses._predict:
-            gate.reached.wait(60)
-        return running
-
-    monkeypatch.setattr(ThreadPoolExecutor, "submit", begun)
-    async with gateway_of(registry_of(router={"encoder_timeout": 0.01})) as gateway:
-        response = await gateway.chat("ponder art")
-        assert gate.reached.is_set()
-        gate.open.set()
-    assert response.headers["x-coe-expert"] == "painter"
-    assert gateway.records[0].stage == "fast_uncertain"
 
 
 async def test_a_client_that_stops_reading_holds_up_the_expert_and_is_let_go(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import aiohttp
 import orjson
 import pytest
 
-from gateway.process.signals import WRITE_SECONDS, Drain
+from gateway.process.signals import Drain
 from tests.fakes import gateway_of
 from tests.gateway.served import Served, serving
 
@@ -89,14 +89,6 @@ async def test_during_the_lame_duck_period_readiness_is_off_and_requests_are_ser
         async with served.send_chat("good") as response:
             assert response.status == 200
         assert await ended(served) == 0
-
-
-async def test_an_idle_gateway_ends_at_once_on_ctrl_c(tmp_path: Path) -> None:
-    async with serving(tmp_path) as served:
-        for process in (*served.workers, served.process):  # as a terminal does
-            process.send_signal(signal.SIGINT)
-        # Below every wait of the shutdown, and many times what it takes on a busy machine.
-        assert await asyncio.wait_for(served.process.wait(), 0.9 * WRITE_SECONDS) == 0
 
 
 async def test_new_work_after_the_end_of_the_drain_is_refused_with_503_and_a_closed_connection() -> None:

@@ -34,15 +34,3 @@ async def test_a_bug_in_any_endpoint_is_an_openai_error(monkeypatch: pytest.Monk
     assert response.status == 500
     assert response.error["code"] == "internal_error"
     assert "division" not in response.error["message"]
-
-
-async def test_metrics_count_requests_by_category_expert_and_outcome() -> None:
-    async with gateway_of() as gateway:
-        await gateway.chat("code")
-        text = (await gateway.post("/metrics", method="GET")).body.decode()
-    counted = (
-        'coe_requests_total{api="chat",category="code",expert="coder",outcome="ok",reason="routed",status="200"} 1.0'
-    )
-    assert counted in text
-    assert "coe_routing_seconds_count 1.0" in text
-    assert "coe_requests_in_flight 0.0" in text

@@ -11,12 +11,9 @@ from typing import Any
 import orjson
 import pytest
 
-from coe.errors import StoreError
 from coe.learning.experience_loader import load_experience
 from coe.records import open_log_and_feedback
 from coe.records.feedback import Feedback
-from gateway.endpoints import feedback as endpoint
-from gateway.observability import observers
 from gateway.observability import observers as lookup
 from tests.access.samples import key_of
 from tests.fakes import Gateway, Response, gateway_of, registry_of
@@ -108,27 +105,6 @@ async def test_an_unknown_request_is_not_found(monkeypatch: pytest.MonkeyPatch) 
             assert "x-request-id" in response.error["message"]
 
 
-async def test_a_record_that_is_still_on_its_way_from_another_gateway_is_waited_for(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(observers, "MAX_REQUESTS", 0)
-    async with gateway_of() as gateway:
-        request_id = (await gateway.chat("code")).headers["x-request-id"]
-        late, looks = gateway.records.pop(), []
-        find = gateway.log.find
-
-        async def arriving(request_id: str) -> Any:
-            looks.append(request_id)
-            if len(looks) == 2:
-                gateway.records.append(late)
-            return await find(request_id)
-
-        monkeypatch.setattr(gateway.log, "find", arriving)
-        response = await say(gateway, request_id=request_id, score=1)
-    assert response.status == 200
-    assert looks == [request_id] * 2
-
-
 async def test_another_tenants_request_is_as_unknown_as_none(monkeypatch: pytest.MonkeyPatch) -> None:
     keys = [key_of("alice", tenant="a"), key_of("anna", tenant="a"), key_of("bob"), key_of("mute", scopes=("chat",))]
     registry = registry_of(access={"keys": [key.model_dump(mode="json") for key in keys]})
@@ -178,25 +154,6 @@ async def test_an_administrator_speaks_for_any_tenant_under_its_own_name() -> No
         )
     assert [(event.tenant, event.key) for event in gateway.log.events] == [("a", "alice"), ("a", "boss")]
     assert dict(seen.left_out) == {}
-
-
-async def test_without_a_spool_a_log_that_takes_nothing_or_does_not_answer_is_unavailable(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(endpoint, "STORE_SECONDS", 0.05)
-    async with gateway_of() as gateway:
-        request_id = (await gateway.chat("code")).headers["x-request-id"]
-        gateway.log.gate.clear()
-        silent = await say(gateway, request_id=request_id, score=1)
-        gateway.log.fails = StoreError("redis at 10.0.0.1:6379: OOM")
-        gateway.log.gate.set()
-        refused = await say(gateway, request_id=request_id, thumb="up")
-        at_once = await say(gateway, request_id=request_id, thumb="down")
-        gateway.log.fails = None
-    for response in (refused, silent, at_once):
-        assert (response.status, response.error["code"]) == (503, "log_unavailable")
-        assert response.headers["retry-after"] == "1"
-        assert "10.0.0.1" not in response.error["message"]
 
 
 # ------------------------------------------------------------------------------------------------- on a real port

@@ -70,12 +70,6 @@ async def test_another_tenants_same_words_are_another_conversation() -> None:
     assert (event.tenant, event.key) == ("alice", "alice")
 
 
-async def test_a_program_that_repeats_its_request_is_reported_a_few_times_only() -> None:
-    async with gateway_of() as gateway:
-        asked = [await send_chat(gateway, LONG) for _ in range(8)]
-    assert [event.request_id for event in gateway.log.events] == asked[:3]
-
-
 async def test_a_stream_left_in_the_middle_is_abandoned_and_one_not_begun_is_not() -> None:
     waits = asyncio.Event()
     async with gateway_of(coder=(b"data: 1\n\n", waits), painter=waits) as gateway:

@@ -11,7 +11,6 @@ import pytest
 
 from coe.errors import InvalidRequest, JobUnavailable
 from coe.settings import Settings
-from gateway.process import jobs as jobs_module
 from gateway.process import jobs as solver_module
 from gateway.process.jobs import Jobs, PlanSolver
 from tests.admin.samples import measured_registry, planned, settings_in
@@ -64,16 +63,6 @@ async def test_what_takes_too_long_is_ended(settings: Settings) -> None:
     assert children() == []
 
 
-async def test_too_many_who_wait_are_sent_away(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs_module, "MAX_WAITING", 1)
-    async with Jobs(settings) as jobs:
-        first = asyncio.create_task(jobs.run("check", seconds=240, needs=()))
-        await asyncio.sleep(0)
-        with pytest.raises(JobUnavailable, match="wait for a job already"):
-            await jobs.run("check", seconds=240, needs=())
-        await first
-
-
 async def test_the_process_of_a_plan_answers_one_after_the_other_and_is_gone_in_the_end(settings: Settings) -> None:
     version, _ = planned(settings, measured_registry())
     async with PlanSolver(settings) as solver:
@@ -97,30 +86,3 @@ async def test_of_the_budgets_that_wait_the_newest_is_solved(settings: Settings)
     reported = [one.exception() or one.result()["budget"] for one in asked]
     assert [str(one) for one in reported[:2]] == ["a newer budget has been requested"] * 2
     assert reported[2] == {"mean_active_b": 5.0}
-
-
-async def test_a_missing_plan_and_a_slow_solver_are_reported(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with PlanSolver(settings) as solver:
-        with pytest.raises(JobUnavailable, match="no such assignment artifact"):
-            await solver.solve("nothing", {})
-        version, _ = planned(settings, measured_registry())
-        await solver.solve(version, {})
-        (process,) = children()
-        process.suspend()
-        monkeypatch.setattr(solver_module, "SOLVE_TIMEOUT_SECONDS", 0.01)
-        with pytest.raises(JobUnavailable, match="it took more than"):
-            await solver.solve(version, {"mean_active_b": 5})
-        assert children() == []
-
-
-async def test_an_idle_process_is_ended(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    version, _ = planned(settings, measured_registry())
-    monkeypatch.setattr(solver_module, "IDLE_SECONDS", 1.0)
-    async with PlanSolver(settings) as solver:
-        await solver.solve(version, {})
-        assert children()
-        async with asyncio.timeout(60):
-            while children():
-                await asyncio.sleep(0.01)

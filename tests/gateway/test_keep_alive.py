@@ -113,7 +113,7 @@ async def test_a_failure_behind_early_headers_is_an_event_of_the_stream(api: Api
     assert (record.outcome, record.expert) == ("deadline_exceeded", "coder")
 
 
-@pytest.mark.parametrize(("model", "answered"), [("silent", 0), ("stalls", 1)])
+@pytest.mark.parametrize(("model", "answered"), [("stalls", 1)])
 async def test_over_a_socket_a_silent_stream_is_kept_alive_until_its_error(
     tmp_path: Path, model: str, answered: int
 ) -> None:

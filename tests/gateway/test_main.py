@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from coe.artifacts.active_state import category_texts, check_active_state
+from coe.artifacts.active_state import check_active_state
 from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError, ConfigError
 from coe.fleet.specs import free_port
@@ -58,14 +58,6 @@ def test_a_new_category_with_too_few_examples_is_refused_with_the_remedy(tmp_pat
     settings.config.write_text(settings.config.read_text().replace(", {name: general", NEW % examples))
     with pytest.raises(ConfigError, match=r"not trained on law: give each 2 examples or more .* or run `coe train`"):
         prepare(settings)
-
-
-def test_a_new_category_with_two_examples_is_known_by_them_and_its_description(tmp_path: Path) -> None:
-    settings = settings_of(tmp_path)
-    settings.config.write_text(settings.config.read_text().replace(", {name: general", NEW % "is it void, can I sue"))
-    registry, _ = check_active_state(settings)
-    texts = {"code": (), "law": ("Contracts and statutes", "is it void", "can I sue"), "general": ()}
-    assert category_texts(registry) == texts
 
 
 def test_a_router_of_an_older_format_is_refused_before_the_port_opens(tmp_path: Path) -> None:
@@ -119,21 +111,6 @@ def test_a_port_in_use_is_named_with_the_remedy(tmp_path: Path) -> None:
     ):
         open_port(settings, load(settings.config, environ={}))
     open_port(settings, load(settings.config, environ={})).close()
-
-
-@pytest.mark.parametrize(
-    ("environ", "says"),
-    [
-        ({"COE_PORT": "many"}, "COE_PORT='many' is not a whole number"),
-        ({"COE_WORKERS": "0"}, "COE_WORKERS='0'"),
-        ({"COE_ENDPOINTS": "[]"}, "COE_ENDPOINTS is not JSON"),
-        ({"COE_ENDPOINTS": "/nowhere"}, "COE_ENDPOINTS='/nowhere' cannot be read"),
-        ({"COE_ENDPOINTS": '{"a": {"url": 1}}'}, "COE_ENDPOINTS is not JSON"),
-    ],
-)
-def test_a_wrong_environment_names_the_variable(environ: dict[str, str], says: str) -> None:
-    with pytest.raises(ConfigError, match=says):
-        Settings.read(environ)
 
 
 def test_the_serving_process_imports_nothing_heavy_that_it_does_not_use() -> None:

@@ -102,13 +102,6 @@ async def test_an_expert_with_json_schema_has_json_object_too() -> None:
 
 
 @pytest.mark.anyio
-async def test_of_several_optional_capabilities_each_counts_as_far_as_an_expert_has_it() -> None:
-    async with gateway_of(declared(painter=["n"], generalist=["logprobs"])) as gateway:
-        await gateway.chat("code", n=2, logprobs=True)
-        assert gateway.records[-1].candidates == ("generalist",)  # no expert has both; the first by name counts
-
-
-@pytest.mark.anyio
 async def test_a_refusal_for_a_missing_capability_names_the_line_to_add() -> None:
     async with gateway_of(declared(coder=["images"], generalist=["audio"])) as gateway:
         routed = await gateway.chat("code", tools=[TOOL], n=2)
@@ -122,34 +115,3 @@ async def test_a_refusal_for_a_missing_capability_names_the_line_to_add() -> Non
         "coder has no tools. If its model supports this, say so in experts.yaml: add "
         "`capabilities: [images, tools]` to the expert 'coder'"
     )
-
-
-VLLM = {"json_schema", "json_object", "n", "logprobs", "echo"}
-
-
-@pytest.mark.parametrize(
-    ("expert", "capabilities"),
-    [
-        ({"runtime": "external", "model": "gpt-4.1-mini"}, {"tools", "json_schema", "images", "files"}),
-        ({"runtime": "litellm", "model": "openai/gpt-4.1-mini"}, {"tools", "json_schema", "images", "files"}),
-        ({"runtime": "external", "model": "our-own"}, {"tools", "json_schema"}),
-        ({"runtime": "transformers", "model": "m"}, {"tools", "json_schema"}),
-        ({"runtime": "vllm", "model": "gpt-4.1-mini"}, VLLM),
-        (
-            {
-                "runtime": "vllm",
-                "model": "m",
-                "options": {"enable-auto-tool-choice": True, "tool-call-parser": "hermes"},
-            },
-            {*VLLM, "tools"},
-        ),
-    ],
-)
-def test_automatic_capabilities_are_looked_up(expert: dict[str, Any], capabilities: set[str]) -> None:
-    where = {"base_url": LOCAL["base_url"]} if expert["runtime"] == "external" else {}
-    auto, own = (
-        registry_of(experts=[{"name": "coder", **expert, **where, "capabilities": given}]).experts[0]
-        for given in ("auto", ["audio"])
-    )
-    assert auto.capabilities == capabilities
-    assert own.capabilities == {"audio"}  # what is declared wins

@@ -32,7 +32,7 @@ from tests.fakes import Gateway, Response, ScriptedReply, WordRouter, gateway_of
 from tests.recipes.members import answer
 
 pytestmark = pytest.mark.anyio
-REQUESTS = 10_000
+REQUESTS = 4_000
 BATCH = 1_000
 SECRET, PUBLIC = "secret", "public"
 EXTERNAL = {"model": "m", "runtime": "external", "base_url": "http://127.0.0.1:9/v1"}
@@ -138,7 +138,7 @@ async def answered(composition: Composition, chat: Chat, options: RequestOptions
     return request.decision.expert
 
 
-async def test_of_10_000_marked_requests_none_leaves_the_local_experts(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_of_4_000_marked_requests_none_leaves_the_local_experts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attempts, "FIRST_RETRY_PAUSE_SECONDS", 0.0)
     chance, registry = random.Random(22), declared(policy=POLICY)
     experts = {name: FaultyExpert(name, chance) for name in registry.expert_names}
@@ -208,15 +208,6 @@ async def test_a_marked_request_for_what_is_not_local_is_refused_with_the_remedy
         by_header = await send_chat(gateway, headers={**MARKED, "x-coe-recipe": "mixed"})
         assert (by_header.status, by_header.error["param"]) == (403, "x-coe-recipe")
         assert all(expert.calls == [] for expert in gateway.experts.values())  # type: ignore[attr-defined]
-
-
-async def test_without_a_local_expert_a_marked_request_is_refused() -> None:
-    async with gateway_of(registry_of()) as gateway:
-        response = await send_chat(gateway, headers=MARKED)
-        assert (response.status, response.error["code"]) == (403, "expert_not_local")
-        assert "`local: true` in experts.yaml" in response.error["message"]
-        response = await send_chat(gateway, headers={**MARKED, "x-coe-only-local": "yes"})
-        assert (response.status, response.error["param"]) == (400, "x-coe-only-local")
 
 
 async def test_operations_that_pass_through_and_embeddings_obey_the_mark() -> None:
@@ -355,12 +346,3 @@ async def test_the_answer_cache_is_separate_for_each_rule() -> None:
         marked = await send_chat(gateway, temperature=0, headers=MARKED)
         assert (public.headers["x-coe-cache"], marked.headers["x-coe-cache"]) == ("miss", "miss")
         assert marked.headers["x-coe-expert"] == "coder"
-
-
-async def test_a_key_without_the_expensive_experts_does_not_reserve_their_prices() -> None:
-    experts = [{**one, "prices": {"input": 1e6 if one["name"] == "painter" else 1.0}} for one in EXPERTS]
-    keys = [key_of(name, experts=names, limits={"dollars_per_day": 1.0}).model_dump(mode="json")
-            for name, names in (("alice", ["coder"]), ("bob", None))]  # fmt: skip
-    async with gateway_of(declared(experts=experts, recipes=[], access={"keys": keys})) as gateway:
-        assert (await send_chat(gateway, headers=headers_of("alice"))).status == 200
-        assert (await send_chat(gateway, headers=headers_of("bob"))).status == 400

@@ -1,13 +1,10 @@
 """A running gateway loads changed declarations and promoted artifacts while it serves requests."""
 
 import asyncio
-import os
 import signal
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
-from unittest.mock import AsyncMock
 
 import orjson
 import pytest
@@ -20,7 +17,7 @@ from coe.errors import ConfigError
 from coe.registry import Registry
 from coe.settings import Settings
 from gateway.main import open_services
-from gateway.process.reload import Reload, check_reloadable
+from gateway.process.reload import check_reloadable
 from tests.admin.samples import measured_registry, planned
 from tests.fakes import registry_of
 from tests.gateway import words_server
@@ -111,15 +108,6 @@ async def test_sighup_reloads_at_once_even_if_no_file_changed(tmp_path: Path) ->
         await wait_until_status(served, reload_error=False)
 
 
-async def test_a_pipe_in_place_of_the_declaration_is_refused_and_blocks_no_later_reload(tmp_path: Path) -> None:
-    async with serving(tmp_path) as served:
-        (tmp_path / "experts.yaml").unlink()
-        os.mkfifo(tmp_path / "experts.yaml")
-        await wait_until_status(served, reload_error=True)
-        served.declare()
-        await wait_until_status(served, reload_error=False)
-
-
 @pytest.mark.parametrize("damaged", ["artifact", "key"])
 async def test_a_file_that_is_repaired_in_place_ends_the_failure_although_nothing_else_changed(
     damaged: str, tmp_path: Path
@@ -146,47 +134,6 @@ async def test_a_file_that_is_repaired_in_place_ends_the_failure_although_nothin
 def read_with_admin_key(settings: Settings, previous: ActiveState | None) -> ActiveState:
     in_use = words_server.read(settings, previous)
     return replace(in_use, registry=with_admin_key(in_use.registry, settings))
-
-
-def reload_of(settings: Settings, texts: list[str]) -> tuple[Reload, Any]:
-    """A Reload that adds each text it reads to `texts` and refuses it, and a mock whose calls count its rounds."""
-
-    def read(*_: object) -> ActiveState:
-        texts.append(settings.config.read_text())
-        raise ConfigError("not read further")
-
-    services: Any = SimpleNamespace(reload_error=None)
-    builder: Any = SimpleNamespace(close_retired=AsyncMock())
-    in_use: Any = SimpleNamespace(registry=registry_of())
-    return Reload(services, settings=settings, in_use=in_use, builder=builder, read=read), builder.close_retired
-
-
-async def test_a_file_that_is_written_during_the_start_is_read_once_and_complete(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings = Settings.read({}, config=tmp_path / "experts.yaml")
-    texts, settled = list[str](), Reload._settled_states
-
-    async def finish(reload: Reload) -> Any:
-        settings.config.write_text("version: 1  # complete")
-        return await settled(reload)
-
-    monkeypatch.setattr(Reload, "_settled_states", finish)
-    settings.config.write_text("version: ")
-    reload, rounds = reload_of(settings, texts)
-    async with reload.watching(since=()), asyncio.timeout(SOON):
-        while rounds.call_count < 3:  # twice after the start
-            await asyncio.sleep(0.01)
-    assert texts == ["version: 1  # complete"]
-
-
-async def test_opening_to_the_world_by_removing_the_keys_is_refused(tmp_path: Path) -> None:
-    key = {"name": "app", "sha256": "0" * 64, "scopes": ["chat"]}
-    async with serving(tmp_path, environ={"COE_HOST": "0.0.0.0"}, access={"keys": [key]}) as served:
-        served.declare(access={})
-        await wait_until_status(served, reload_error=True)
-        async with served.send_chat("good") as response:
-            assert response.status == 401
 
 
 def local(**changes: Any) -> Registry:

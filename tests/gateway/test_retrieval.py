@@ -5,25 +5,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
 
-from coe.artifacts.active_state import ActiveState, DocumentIndex
 from coe.core import Prediction
 from coe.errors import ExpertUnavailable, RetrievalError
 from coe.registry.sections import RetrievalSpec
 from coe.routing.composition import RoutedRequest
 from coe.routing.request_text import RoutedText
-from coe.settings import Settings
-from gateway.main import open_services
 from gateway.request.citations import MAX_MENTIONS
-from tests.fakes import Gateway, Response, gateway_of, registry_of
-from tests.gateway import words_server
-from tests.retrieval.gates import FlatEncoder, ListRetriever, ScriptedRetrieval, gate_of, passage
+from tests.fakes import Gateway, Response, gateway_of
+from tests.retrieval.gates import ScriptedRetrieval, gate_of, passage
 
 pytestmark = pytest.mark.anyio
 
@@ -91,39 +85,6 @@ async def test_without_a_store_nothing_is_consulted() -> None:
         assert (await asked(gateway, "on")).headers["x-coe-retrieval"] == "none"
 
 
-@pytest.mark.parametrize(
-    ("score", "threshold", "by_default", "searches"),
-    [(0.6, 0.6, "used", 1), (0.59, 0.6, "skipped", 1), (0.1, 0.6, "empty", 1), (0.9, 1.0, "none", 0)],
-)
-async def test_until_a_gate_is_fitted_the_best_passages_cosine_decides(
-    score: float, threshold: float, by_default: str, searches: int
-) -> None:
-    passages = (passage("Another tower.", score=0.3), passage(TOWER, score=score))
-    scripted = ScriptedRetrieval(*passages[score < 0.2 :], gate=None, default_similarity=threshold)
-    async with gateway_of(retrieval=scripted.retrieval) as gateway:
-        assert (await asked(gateway, "auto")).headers["x-coe-retrieval"].split(";")[0] == by_default
-        assert scripted.retriever.searches == searches
-        assert (TOWER in said(gateway)) == (by_default == "used")
-        on = (await asked(gateway, "on")).headers["x-coe-retrieval"]
-        assert on.split(";")[0] == ("empty" if score < 0.2 else "used")
-        (first, _) = gateway.records
-        assert (first.retrieval, first.gate, first.gain) == (by_default, None, None)
-
-
-@pytest.mark.parametrize("fails", [None, RetrievalError("gone")])
-async def test_the_store_is_searched_once_before_the_first_request(
-    fails: Exception | None, caplog: pytest.LogCaptureFixture
-) -> None:
-    scripted = ScriptedRetrieval(passage(TOWER), gate=None)
-    scripted.retriever.fails = fails
-    await scripted.retrieval.warm()
-    assert (scripted.retriever.searches, scripted.encoder.encoded) == (1, 1)
-    assert ("failed the first search: gone" in caplog.text) == (fails is not None)
-    scripted.retriever.fails = None
-    async with gateway_of(retrieval=scripted.retrieval) as gateway:  # a failure at the start is no back-off
-        assert (await asked(gateway, "on")).headers["x-coe-retrieval"].startswith("used")
-
-
 async def test_a_retrieval_trial_uses_or_withholds_passages_at_random_and_is_recorded() -> None:
     scripted = ScriptedRetrieval(passage(TOWER), gate=gate_of({("code", "coder"): 6.0}), exploration_rate=0.1)
     scripted.draws = [0.09, 0.6, 0.09, 0.4, 0.11, 0.05, 0.4]
@@ -138,15 +99,6 @@ async def test_a_retrieval_trial_uses_or_withholds_passages_at_random_and_is_rec
     assert gateway.records[3].gain == pytest.approx(0.97, abs=0.01)
     assert [record.passages for record in gateway.records][:2] == [("id-The towe",), ()]
     assert said(gateway, "coder") == "code d"
-
-
-async def test_the_retrieval_header_accepts_declared_values_only() -> None:
-    scripted = ScriptedRetrieval(passage(TOWER), gate=gate_of(-9.0))
-    async with gateway_of(retrieval=scripted.retrieval) as gateway:
-        assert (await asked(gateway, "on")).headers["x-coe-retrieval"].startswith("used")
-        assert (await asked(gateway, "off")).headers["x-coe-retrieval"] == "off"
-        wrong = await asked(gateway, "maybe")
-    assert (wrong.status, wrong.error["param"]) == (400, "x-coe-retrieval")
 
 
 async def test_a_small_expert_with_passages_goes_before_a_large_one_without() -> None:
@@ -198,18 +150,6 @@ async def test_a_tenant_sees_only_its_own_and_shared_documents() -> None:
             chat = await composition.retrieve(request, tenant=tenant)
             found.append((request.retrieval_result.status, "secret" in repr(chat.fields)))
     assert found == [("empty", False), ("used", True)]
-
-
-async def test_passages_stay_within_what_the_experts_context_has_left() -> None:
-    experts = [{**e.model_dump(exclude_none=True), "context_length": 400} for e in registry_of().experts]
-    scripted = ScriptedRetrieval(passage("word " * 2000), gate=gate_of(3.0))
-    async with gateway_of(registry_of(experts=experts), retrieval=scripted.retrieval) as gateway:
-        roomy = await asked(gateway, "on", max_tokens=100)
-        full = await asked(gateway, "on", max_tokens=390)
-    assert roomy.headers["x-coe-retrieval"].startswith("used")
-    assert len(said(gateway)) < len("word " * 2000)
-    assert int(roomy.headers["x-coe-retrieval"].rpartition("=")[2]) <= 260
-    assert full.headers["x-coe-retrieval"] == "empty"
 
 
 async def test_the_expert_that_stands_in_gets_the_passages_too() -> None:
@@ -274,27 +214,3 @@ def wishes_of(consent: Any) -> Any:
     from coe.core import RequestOptions
 
     return RequestOptions(retrieval=consent)
-
-
-class Store(ListRetriever):
-    """A document store with the methods that a gateway uses."""
-
-    async def aclose(self) -> None: ...
-
-
-async def test_a_gateway_warms_its_store_at_the_start_and_the_store_of_a_new_state(tmp_path: Path) -> None:
-    (tmp_path / "experts.yaml").write_bytes(orjson.dumps(registry_of().model_dump(mode="json", exclude_none=True)))
-    stores = [Store(), Store()]
-    left = iter(stores)
-
-    def read(settings: Settings, _: ActiveState | None = None) -> ActiveState:
-        index: Any = DocumentIndex(next(left), FlatEncoder())  # type: ignore[arg-type]
-        return replace(words_server.read(settings), index=index)
-
-    async with open_services(Settings.read({}, config=tmp_path / "experts.yaml"), read=read) as parts:
-        assert [store.searches for store in stores] == [1, 0]
-        assert parts.reload is not None
-        parts.reload.request()
-        async with asyncio.timeout(60):
-            while not stores[1].searches:
-                await asyncio.sleep(0.01)
