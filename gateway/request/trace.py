@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Literal
 
-from coe.core import PASS_THROUGH_APIS, Api, Decision, Reply
+from coe.core import PASS_THROUGH_APIS, Api, Reply
 from coe.errors import ExpertError, RequestError
 from coe.experts.http.sse import EVENT_STREAM
 from coe.experts.translation.expert import TRANSLATED_APIS, dropped_parts, is_translated
@@ -113,16 +113,12 @@ class Trace(RoutedRequest):
     def answered(self, reply: Reply) -> None:
         """Record the expert's accepted answer."""
         self.status, self.reply = 200, reply
-        if self.api in TRANSLATED_APIS and self._is_translated():
-            self.dropped = dropped_parts(self.api, self.chat.fields)
+        if self.api in TRANSLATED_APIS and self.decision is not None:
+            arm = self.snapshot.registry.arm(self.decision.expert)
+            if isinstance(arm, ExpertSpec) and is_translated(arm, self.api):  # a recipe takes chats alone
+                self.dropped = dropped_parts(self.api, self.chat.fields)
         if self.attempts.dropped:
             self.dropped += tuple(sorted(self.attempts.dropped.difference(self.dropped)))
-
-    def _is_translated(self) -> bool:
-        """True if the request is translated for the expert that answers; a recipe takes chats alone."""
-        assert self.decision is not None
-        arm = self.snapshot.registry.arm(self.decision.expert)
-        return isinstance(arm, ExpertSpec) and is_translated(arm, self.api)
 
     def replayed(self, answer: CachedAnswer, reply: Reply) -> None:
         """Record an answer from the cache. No expert is called, so nothing is charged."""
@@ -180,20 +176,45 @@ class Trace(RoutedRequest):
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         """The response headers known so far. Names are ASCII by declaration; none holds text of the prompt."""
-        found = [(b"x-request-id", self.request_id.encode())]
-        if self.decision is not None:
-            self._add_decision(found, self.decision)
+        headers = [(b"x-request-id", self.request_id.encode())]
+        if (decision := self.decision) is not None:
+            headers += (
+                (b"x-coe-expert", self.expert.encode()),
+                (b"x-coe-category", decision.category.encode()),
+                (b"x-coe-confidence", b"%.3f" % decision.confidence),
+                (b"x-coe-reason", decision.reason.encode()),
+                (b"x-coe-router", self.snapshot.composition.router.version.encode()),
+                (b"x-coe-attempts", b"%d" % self.attempts.count),
+                (b"x-coe-overhead-ms", b"%.3f" % self.routing_ms),
+            )
+            for name, text in (
+                (b"x-coe-language", self.prediction.language if self.prediction is not None else ""),
+                (b"x-coe-rule", decision.rule),
+                (b"x-coe-fallback-from", decision.fallback_from),
+                (b"x-coe-cause", decision.cause),
+            ):
+                if text:
+                    headers.append((name, text.encode()))
+            if (log := self.recipe_log) is not None:
+                headers += (
+                    (b"x-coe-recipe", log.recipe.encode()),
+                    (b"x-coe-steps", b"%d" % log.steps),
+                    (b"x-coe-calls", b"%d" % len(log.calls)),
+                )
         if self.dropped:
-            found.append((b"x-coe-dropped", ", ".join(self.dropped).encode()))
+            headers.append((b"x-coe-dropped", ", ".join(self.dropped).encode()))
         if self.cache is not None:
-            found.append((b"x-coe-cache", self.cache.result.encode()))
+            headers.append((b"x-coe-cache", self.cache.result.encode()))
         if "retrieve" in self.ended:
-            found.append((b"x-coe-retrieval", self._retrieval_header()))
+            result = self.retrieval_result
+            used = f"; passages={len(result.passages)}; tokens={result.tokens}" if result.status == "used" else ""
+            headers.append((b"x-coe-retrieval", f"{result.status}{used}".encode()))
         if self.allowance is not None:
-            found += self.allowance.headers()
-        if self.options.explain:
-            found.append((b"server-timing", self._server_timing()))
-        return found
+            headers += self.allowance.headers()
+        if self.options.explain:  # the header Server-Timing (W3C): the milliseconds of each completed step
+            timed = [f"{name};dur={(ended - self.began[name]) * 1000:.3f}" for name, ended in self.ended.items()]
+            headers.append((b"server-timing", ", ".join(timed).encode()))
+        return headers
 
     def early_headers(self) -> list[tuple[bytes, bytes]]:
         """Return the headers to send before the answer begins, once no other expert can take over."""
@@ -204,44 +225,6 @@ class Trace(RoutedRequest):
             return self.headers()
         finally:
             self.decision = decided  # changed for the headers only; `answered` or `failed` sets the recorded decision
-
-    def _add_decision(self, found: list[tuple[bytes, bytes]], decision: Decision) -> None:
-        """Add the headers about the decision and its calls."""
-        found += (
-            (b"x-coe-expert", self.expert.encode()),
-            (b"x-coe-category", decision.category.encode()),
-            (b"x-coe-confidence", b"%.3f" % decision.confidence),
-            (b"x-coe-reason", decision.reason.encode()),
-            (b"x-coe-router", self.snapshot.composition.router.version.encode()),
-            (b"x-coe-attempts", b"%d" % self.attempts.count),
-            (b"x-coe-overhead-ms", b"%.3f" % self.routing_ms),
-        )
-        if self.prediction is not None and self.prediction.language:
-            found.append((b"x-coe-language", self.prediction.language.encode()))
-        if decision.rule:
-            found.append((b"x-coe-rule", decision.rule.encode()))
-        if decision.fallback_from:
-            found.append((b"x-coe-fallback-from", decision.fallback_from.encode()))
-        if decision.cause:
-            found.append((b"x-coe-cause", decision.cause.encode()))
-        if (log := self.recipe_log) is not None:
-            found += (
-                (b"x-coe-recipe", log.recipe.encode()),
-                (b"x-coe-steps", b"%d" % log.steps),
-                (b"x-coe-calls", b"%d" % len(log.calls)),
-            )
-
-    def _retrieval_header(self) -> bytes:
-        """Return the retrieval status; if it is `used`, also the number of passages and their approximate tokens."""
-        result = self.retrieval_result
-        if result.status != "used":
-            return result.status.encode()
-        return b"used; passages=%d; tokens=%d" % (len(result.passages), result.tokens)
-
-    def _server_timing(self) -> bytes:
-        """The header Server-Timing (W3C): the milliseconds of each completed step."""
-        timed = [f"{name};dur={(ended - self.began[name]) * 1000:.3f}" for name, ended in self.ended.items()]
-        return ", ".join(timed).encode()
 
     @property
     def usage(self) -> Usage | None:
