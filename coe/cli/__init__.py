@@ -31,7 +31,7 @@ from coe.cli import (
     score,
     up,
 )
-from coe.cli.learning import categories, promote, retrain, train, tune
+from coe.cli.learning import promote, retrain, train, tune
 from coe.errors import CoEError, missing_package
 from coe.terminal import PrintableFormatter, print_error, print_line, printable
 
@@ -154,7 +154,6 @@ _PANELS: Mapping[str, Mapping[str, Callable[..., Any] | typer.Typer]] = {
         "benchmark": benchmark.benchmark,
     },
     "Learn": {
-        "categories": categories.app,
         "train": train.train,
         "retrain": retrain.retrain,
         "promote": promote.promote,
