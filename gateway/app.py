@@ -49,7 +49,7 @@ App = Callable[[Scope, Receive, Send], Serve]
 
 
 class CrossOriginMiddleware:
-    """An ASGI application in front of `app`. It uses the policy of the current serving state, so a reload changes it.
+    """An ASGI application in front of `app`. It uses the policy of the current snapshot, so a reload changes it.
     `count` is called with the error code of every refusal."""
 
     def __init__(self, app: App, services: Services, *, count: Callable[[str], None]) -> None:

@@ -35,7 +35,7 @@ class _Replica(Protocol):
 
 
 class StateMetrics:
-    """Reads the serving state when the page is requested, so a reload shows at once."""
+    """Reads the snapshot in service when the page is requested, so a reload shows at once."""
 
     def __init__(self, services: Services) -> None:
         self._services = services

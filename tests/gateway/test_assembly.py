@@ -1,4 +1,4 @@
-"""Parts of the previous serving state that a new one keeps."""
+"""Parts of the previous snapshot that a new one keeps."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
