@@ -28,7 +28,6 @@ from gateway.dialects.chat import CHAT
 from gateway.dialects.messages import MESSAGES, refusal
 from gateway.endpoints.routes import document, endpoint_routes
 from gateway.errors import error_body, headers_of
-from gateway.observability.metrics import Metrics
 from gateway.observability.state_metrics import RELOAD_FAILED, StateMetrics
 from gateway.services import Services
 from gateway.ui import page_routes
@@ -103,10 +102,15 @@ def create_app(open_services: Callable[[], AbstractAsyncContextManager[Services]
         async with open_services() as services:
             routes = endpoint_routes(services)
             app.serve(routes)
-            _register_state_metrics(services)
-            app.middleware = CrossOriginMiddleware(app.dispatch, services, count=services.metrics.record_refusal)
-            _show_worker_crashes(app, services.metrics)
-            app.state.task_failed = services.metrics.task_failed
+            metrics = services.metrics
+            StateMetrics(services).register(metrics, services.admission)
+            failed = "1 while what is declared or promoted could not be loaded."
+            metrics.gauge(RELOAD_FAILED, failed, lambda: services.reload_error is not None, largest=True)
+            crashes = getattr(app.state, "worker_crashes", dict)  # counted by the parent process, if there is one
+            text = "Unexpected exits of a worker process since the gateway started."
+            metrics.gauges("coe_worker_crashes", text, ("worker",), crashes, largest=True)
+            app.middleware = CrossOriginMiddleware(app.dispatch, services, count=metrics.record_refusal)
+            app.state.task_failed = metrics.task_failed
             try:
                 yield
             finally:
@@ -128,9 +132,9 @@ class _App(Starlette):
 
     def serve(self, routes: Sequence[Route]) -> None:
         """Serve these endpoints, and the page."""
-        lines = [(route, route.endpoint) for route in routes if isinstance(route.endpoint, ChatEndpoint)]
-        self.chats = {route.path: line for route, line in lines if not route.param_convertors}
-        self.deployments = [(route.path_regex, line) for route, line in lines if route.param_convertors]
+        chats = [(route, route.endpoint) for route in routes if isinstance(route.endpoint, ChatEndpoint)]
+        self.chats = {route.path: endpoint for route, endpoint in chats if not route.param_convertors}
+        self.deployments = [(route.path_regex, endpoint) for route, endpoint in chats if route.param_convertors]
         self.paths = frozenset(route.path for route in routes)
         self.router.redirect_slashes = False
         self.router.routes[:] = [*routes, *page_routes()]
@@ -146,33 +150,15 @@ class _App(Starlette):
         if path[-1:] == "/" and (
             (bare := path.rstrip("/") or "/") in self.paths or not path.startswith(SIGNIFICANT_SLASH_PREFIXES)
         ):
-            scope["path"] = bare
-        if scope["method"] == "POST" and (line := self._chat_endpoint(scope)):
-            return line(scope, receive, send)
+            scope["path"] = path = bare
+        if scope["method"] == "POST":
+            if (endpoint := self.chats.get(path)) is not None:
+                return endpoint(scope, receive, send)
+            for pattern, endpoint in self.deployments if path.startswith(DEPLOYMENTS) else ():
+                if match := pattern.match(path):
+                    scope["path_params"] = match.groupdict()
+                    return endpoint(scope, receive, send)
         return super().__call__(scope, receive, send)
-
-    def _chat_endpoint(self, scope: Scope) -> ChatEndpoint | None:
-        path: str = scope["path"]
-        if (line := self.chats.get(path)) is not None or not path.startswith(DEPLOYMENTS):
-            return line
-        for pattern, line in self.deployments:
-            if found := pattern.match(path):
-                scope["path_params"] = found.groupdict()
-                return line
-        return None
-
-
-def _register_state_metrics(services: Services) -> None:
-    StateMetrics(services).register(services.metrics, services.admission)
-    failed = "1 while what is declared or promoted could not be loaded."
-    services.metrics.gauge(RELOAD_FAILED, failed, lambda: services.reload_error is not None, largest=True)
-
-
-def _show_worker_crashes(app: Starlette, metrics: Metrics) -> None:
-    """Show the crashes of each worker, which the parent process counts; none if no parent runs this application."""
-    crashes = getattr(app.state, "worker_crashes", dict)
-    text = "Unexpected exits of a worker process since the gateway started."
-    metrics.gauges("coe_worker_crashes", text, ("worker",), crashes, largest=True)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

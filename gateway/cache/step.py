@@ -157,7 +157,18 @@ class AnswerCache:
     def _state_of(self, snapshot: Snapshot) -> bytes:
         """The digest of what a decision depends on, computed once for each state."""
         if self._state[0] is not snapshot:
-            self._state = (snapshot, _digest(snapshot))
+            composition, registry = snapshot.composition, snapshot.registry
+            state = [
+                registry.digest,
+                registry.policy.model_dump(mode="json"),
+                registry.retrieval.model_dump(mode="json"),
+                [rule.model_dump(mode="json") for rule in registry.rules],
+                composition.router.version,
+                composition.assignment_digest,
+                sorted((kind, version) for kind, version in snapshot.versions.items()),
+            ]
+            digest = hashlib.sha256(orjson.dumps(state, option=orjson.OPT_SORT_KEYS)).digest()
+            self._state = (snapshot, digest)
         return self._state[1]
 
 
@@ -184,20 +195,6 @@ def _is_storable(trace: Trace) -> bool:
         and not retrieval.ms  # otherwise the store was searched, and the answer depends on its documents
         and (log is None or (log.stop in VERIFIED and all(call.outcome in _STORED_OUTCOMES for call in log.calls)))
     )
-
-
-def _digest(snapshot: Snapshot) -> bytes:
-    composition, registry = snapshot.composition, snapshot.registry
-    state = [
-        registry.digest,
-        registry.policy.model_dump(mode="json"),
-        registry.retrieval.model_dump(mode="json"),
-        [rule.model_dump(mode="json") for rule in registry.rules],
-        composition.router.version,
-        composition.assignment_digest,
-        sorted((kind, version) for kind, version in snapshot.versions.items()),
-    ]
-    return hashlib.sha256(orjson.dumps(state, option=orjson.OPT_SORT_KEYS)).digest()
 
 
 def is_cacheable(chat: Chat, options: RequestOptions, spec: CacheSpec) -> bool:

@@ -251,10 +251,11 @@ def _parse_embeddings(body: bytes | bytearray, model: str = "") -> Chat:
     return chat_of(fields, (), set(), api="embeddings", model=model, characters=longest)
 
 
-def _error_event(error: RequestError) -> bytes:
+def error_event(error: RequestError) -> bytes:
+    """An error as an event of a stream of OpenAI's APIs, but for Responses."""
     return sse.error_event(body_of(error))
 
 
-CHAT = Dialect("chat", parse, body_of, _error_event)
-COMPLETIONS = Dialect("completions", _parse_completion, body_of, _error_event)
-EMBEDDINGS = Dialect("embeddings", _parse_embeddings, body_of, _error_event)
+CHAT = Dialect("chat", parse, body_of, error_event)
+COMPLETIONS = Dialect("completions", _parse_completion, body_of, error_event)
+EMBEDDINGS = Dialect("embeddings", _parse_embeddings, body_of, error_event)

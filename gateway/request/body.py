@@ -224,23 +224,6 @@ class JsonScan:
         self.values += commas + CONTAINER_WEIGHT * (len(structure) - commas)
 
 
-class FormScan:
-    """Counts the bytes of a form, which is held as it arrived and once more as it is sent."""
-
-    __slots__ = ("size",)
-
-    def __init__(self) -> None:
-        self.size = 0
-
-    @property
-    def memory(self) -> int:
-        return INITIAL_COPIES * self.size
-
-    def read(self, body: bytearray) -> None:
-        """Count the bytes of a body that has grown since the last call."""
-        self.size = len(body)
-
-
 FORM = b"multipart/form-data"
 BODY_TIMEOUT = 30.0
 """Seconds in which a whole body must arrive."""
@@ -323,12 +306,12 @@ async def read_json_body(
         if len(chunk) > limit:
             raise _too_large(limit)
         return chunk
-    scan = FormScan() if is_form else JsonScan(max_values=max_values)
+    scan = None if is_form else JsonScan(max_values=max_values)
     return await _read(first, receive, limit=limit, scan=scan, reservation=reservation)
 
 
 async def _read(
-    message: Message, receive: Receive, *, limit: int, scan: JsonScan | FormScan, reservation: BodyReservation | None
+    message: Message, receive: Receive, *, limit: int, scan: JsonScan | None, reservation: BodyReservation | None
 ) -> bytes | bytearray:
     """Read the body that begins with `message` into one buffer; joining a list of chunks would hold it twice."""
     body = bytearray()
@@ -337,11 +320,14 @@ async def _read(
         if len(body) + len(chunk) > limit:
             raise _too_large(limit)
         body += chunk
-        if reservation and len(body) > SMALL_BODY:
+        if reservation is None or len(body) <= SMALL_BODY:
+            if scan is not None:
+                scan.read(body)
+        elif scan is None:
+            reservation.reserve_memory(INITIAL_COPIES * len(body))
+        else:
             await reservation.process(partial(scan.read, body), size=len(body))
             reservation.reserve_memory(scan.memory)
-        else:
-            scan.read(body)
         if not message.get("more_body", False):
             return body
         message = await receive()

@@ -32,7 +32,6 @@ from gateway.endpoints.admin.stats import StreamQuery
 from gateway.endpoints.documents import DocumentLocation, DocumentPage, PassageQuery, Upload
 from gateway.endpoints.feedback import FeedbackRequest
 from gateway.endpoints.routes import document
-from gateway.endpoints.stored_responses import InputPage
 from gateway.observability.tracing import PATHS
 from tests import forked
 from tests.access.samples import key_of
@@ -76,7 +75,6 @@ QUERIES: dict[str, type[BaseModel]] = {
     "streamStats": StreamQuery,
     "readReport": ReportQuery,
     "listRecords": RecordQuery,
-    "listInputItems": InputPage,
 }
 
 
