@@ -193,7 +193,7 @@ async def test_a_body_of_undeclared_length_holds_memory_as_it_comes() -> None:
         assert (await sent).status == 200
 
 
-@pytest.mark.parametrize(("character", "copies"), [("x", 2), ("中", 4), ("😀", 6)])
+@pytest.mark.parametrize(("character", "copies"), [("x", 2), ("中", 6)])
 async def test_text_beyond_ascii_holds_the_memory_that_it_takes(character: str, copies: int) -> None:
     held = asyncio.Event()
     body = long_chat(MB, character=character)
