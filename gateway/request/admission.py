@@ -224,8 +224,10 @@ class ActiveRequest:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.complete()
-        self.keep_memory(0)
+        if self in self._admission.active:
+            self.complete()
+        if self.memory:
+            self.keep_memory(0)
         if self.arriving:
             self._admission.end_arrival(self)
         elif self.granted is not None and not self.granted.done():
