@@ -20,7 +20,7 @@ from coe.routing.decision import Previous, decide
 from coe.routing.eligibility import exclusion
 from coe.routing.rules import MAX_SYSTEM_CHARACTERS, RequestFacts, Rules
 from gateway.access import Caller
-from gateway.request.options import with_rules
+from gateway.request.head import with_rules
 from tests.access.samples import key_of
 from tests.fakes import WordRouter, registry_of
 
@@ -187,7 +187,7 @@ def test_no_rule_widens_what_a_key_or_header_permits() -> None:
             chat = facts_of(system=chance.choice(("", "x")), fields=chance.choice(({}, BASH))).chat
             chat = replace(chat, model=chance.choice(("auto", "auto", "coder", "painter")))
             before = RequestOptions(rule=rule)
-            options = with_rules(chat, before, rules, [], caller=Caller("k", "t"), model=chat.model)
+            options = with_rules(chat, before, rules, {}, caller=Caller("k", "t"), model=chat.model)
             posterior = np.array(chance.choice(((1, 0, 0), (0.2, 0.3, 0.5))), dtype=np.float32)
             prediction = rules.apply(options.rules, Prediction(posterior, "fast", language=chance.choice(("de", "en"))))
             if (limited := options.rule) is not None and rule is not None:

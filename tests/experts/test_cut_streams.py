@@ -97,8 +97,10 @@ class Relay:
         try:
             await reply.begin()
             conversation = Conversation((b"key",), (), b"", b"scope")
-            noting = affinity.noting_calls(TrackedReply(reply, lambda *_: None), self._api, conversation, "writer")
-            async for chunk in noting.chunks():
+            taps = affinity.call_taps(self._api, conversation, "writer")
+            async for chunk in TrackedReply(reply, lambda *_: None).chunks():
+                for tap in taps:
+                    tap(chunk)
                 self.sent.append(chunk)
         finally:
             self.noted = set(affinity._experts)

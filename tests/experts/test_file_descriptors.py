@@ -16,7 +16,7 @@ from coe.experts.health_checks import HealthChecks
 from coe.experts.http.client import Client, Unreachable
 from coe.registry import Registry
 from coe.routing.attempts import Attempts, call_experts
-from gateway.errors import headers_of, status_of
+from gateway.errors import headers_of
 
 pytestmark = pytest.mark.anyio
 
@@ -48,7 +48,7 @@ async def test_a_descriptor_shortage_is_not_retried_and_is_no_server_failure(ful
             assert attempts.count == 0
     assert len(full) == 12
     assert all(replica.state == "closed" for expert in experts.values() for replica in expert.replicas)
-    assert (status_of(caught.value), caught.value.code) == (503, "overloaded")
+    assert (caught.value.status, caught.value.code) == (503, "overloaded")
     assert headers_of(caught.value) == [(b"retry-after", b"1")]
 
 
