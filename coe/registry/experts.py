@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from functools import cached_property
-from ipaddress import ip_address
 from typing import Annotated, Any, Literal, NamedTuple
-from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
-    BeforeValidator,
     Field,
     SecretStr,
     ValidationInfo,
@@ -48,18 +44,6 @@ def _check_language(code: str) -> str:
 
 
 Language = Annotated[str, Field(min_length=2, max_length=3), AfterValidator(_check_language)]
-
-
-def _one_name_as_list(declared: Any) -> Any:
-    return [declared] if isinstance(declared, str) else declared
-
-
-_DEVICE_SCHEMA = {
-    "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1, "uniqueItems": True}]
-}
-DeviceNames = Annotated[
-    tuple[Name, ...], Field(min_length=1), BeforeValidator(_one_name_as_list), WithJsonSchema(_DEVICE_SCHEMA)
-]
 
 
 _Models = Literal["models", "model_list", "model_group", "deployment_id", "lora", "lora_path"]
@@ -113,13 +97,12 @@ class Prices(StrictModel):
 class ServerKey(NamedTuple):
     """Identity of a local server: experts with equal keys share one, adapters included.
 
-    `model` is its canonical name. `address` is HOST:PORT of a server that runs already, empty for one to start.
-    `options` are words, in the order of their names. `sleep_level` is None where it needs no options of the server.
+    `model` is its canonical name, `options` are words in the order of their names. `sleep_level` is None where it needs
+    no options of the server.
     """
 
     runtime: str
     model: str
-    address: str
     options: tuple[str, ...]
     gpus: tuple[int, ...]
     sleep_level: int | None
@@ -137,8 +120,7 @@ class ExpertSpec(StrictModel):
     """The way to reach the model: a local server that CoE starts (transformers, vllm, llama.cpp, sglang, ollama), an
     OpenAI-compatible server that already runs (external), or any other provider (litellm)."""
     base_url: Url | None = None
-    """URL of an external OpenAI-compatible server, including /v1. With runtime ollama: of an Ollama that runs on this
-    machine, in which CoE loads and unloads the model instead of starting a server."""
+    """URL of an external OpenAI-compatible server, including /v1."""
     base_urls: tuple[Url, ...] = ()
     """URLs of several replicas of the external server, in place of base_url."""
     local: bool = False
@@ -167,9 +149,8 @@ class ExpertSpec(StrictModel):
     """GPUs of the local server, numbered as by nvidia-smi. Several GPUs hold the model together."""
     replicas: Count = 1
     """Number of servers of this expert in the cluster, for `coe up --executor ray`."""
-    device: DeviceNames | None = None
-    """With `residency`: the device of this expert, a list of devices, or `any`. Required if several are declared. With
-    several, it gets the one with most memory left at the start."""
+    device: Name | None = None
+    """With `residency`: the device of this expert. Required if several are declared."""
     pinned: bool = False
     """With `residency`: the expert is always awake."""
     sleep_level: Literal[1, 2] | None = None
@@ -225,11 +206,10 @@ class ExpertSpec(StrictModel):
 
     @property
     def server_key(self) -> ServerKey:
-        """Identity of its local server, the same for all ways to write the model, the address and the options."""
+        """Identity of its local server, the same for all ways to write the model and the options."""
         return ServerKey(
             self.runtime,
             _full_name(self.model) if self.runtime == "ollama" else self.model,
-            "" if self.base_url is None else _canonical_address(self.base_url),
             tuple(f"{name}={value!r}" for name, value in sorted(normalized_options(self.options).items())),
             self.gpus,
             self.sleep_level if RUNTIMES[self.runtime].sleep_options else None,
@@ -256,15 +236,6 @@ def _full_name(model: str) -> str:
     return model if ":" in model.rpartition("/")[2] else f"{model}:latest"
 
 
-def _canonical_address(url: str) -> str:
-    """Return HOST:PORT of a server; `localhost` is 127.0.0.1."""
-    parts = urlsplit(url)
-    host = "127.0.0.1" if parts.hostname == "localhost" else parts.hostname or ""
-    with suppress(ValueError):  # a name
-        host = ip_address(host).compressed
-    return f"{host}:{parts.port or 80}"
-
-
 def address_problems(expert: ExpertSpec) -> Iterator[tuple[KeyPath, str]]:
     """Yield keys relative to the expert, and what is wrong with its addresses."""
     name = expert.name
@@ -273,7 +244,8 @@ def address_problems(expert: ExpertSpec) -> Iterator[tuple[KeyPath, str]]:
     elif expert.runtime == "external" and not expert.addresses:
         yield (), f"expert {name!r} is external, so it needs a base_url"
     elif expert.runtime in LOCAL_RUNTIMES and (expert.base_url or expert.base_urls):
-        yield from _local_address_problems(expert)
+        key = "base_url" if expert.base_url else "base_urls"
+        yield (key,), f"{name!r} is a local expert and gets its own address; use runtime: external instead"
     elif expert.runtime in ("external", "litellm") and expert.replicas > 1:
         yield ("replicas",), f"{name!r} is not a local expert; list its replicas in base_urls"
     elif expert.local and expert.runtime != "external":
@@ -281,31 +253,3 @@ def address_problems(expert: ExpertSpec) -> Iterator[tuple[KeyPath, str]]:
         yield ("local",), f"`local` is for runtime external; {name!r} has runtime {expert.runtime}, {remedy}; remove it"
     elif expert.runtime == "litellm" and len(expert.addresses) > 1:
         yield ("base_urls",), "an expert of runtime litellm has one base_url at most"
-
-
-def _local_address_problems(expert: ExpertSpec) -> Iterator[tuple[KeyPath, str]]:
-    """Accept the address of an Ollama on this machine: its memory is that of the declared devices, and requests that
-    only local experts may receive stay here."""
-    name = expert.name
-    if expert.runtime != "ollama" or not expert.base_url:
-        key = "base_url" if expert.base_url else "base_urls"
-        yield (key,), f"{name!r} is a local expert and gets its own address; use runtime: external instead"
-    elif not _is_ollama_here(expert.base_url):
-        remedy = "write http://127.0.0.1:11434/v1, or use runtime: external for another machine"
-        yield ("base_url",), f"{name!r} has runtime ollama, whose base_url is an Ollama of this machine; {remedy}"
-    elif expert.replicas > 1:
-        yield ("replicas",), f"{name!r} is one model in the Ollama at base_url; remove `replicas`"
-
-
-def _is_ollama_here(url: str) -> bool:
-    parts = urlsplit(url)
-    is_ollama = parts.scheme == "http" and parts.path.rstrip("/") == "/v1" and parts.username is None
-    return is_ollama and _is_here(parts.hostname or "")
-
-
-def _is_here(host: str) -> bool:
-    """Return True for addresses of this machine; other names, such as 127.0.0.1.example, may resolve to any host."""
-    try:
-        return host == "localhost" or ip_address(host).is_loopback
-    except ValueError:
-        return False

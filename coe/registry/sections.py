@@ -119,10 +119,6 @@ class BudgetSpec(StrictModel):
     """Largest share of requests for one expert."""
 
 
-ANY_DEVICE = "any"
-"""In place of the name of an expert's device: any of the declared ones."""
-
-
 class DeviceSpec(StrictModel):
     """Memory that local experts share: one GPU, several GPUs that hold one expert together, or a machine's RAM."""
 
@@ -131,8 +127,7 @@ class DeviceSpec(StrictModel):
     memory_gb: Positive
     """Memory for experts in GB, without what other programs use."""
     gpus: tuple[Annotated[int, Field(ge=0)], ...] = ()
-    """GPUs of the device, numbered as by nvidia-smi, to which its servers are confined. Required for experts that may
-    run on several devices."""
+    """GPUs of the device, numbered as by nvidia-smi, to which its servers are confined."""
 
 
 class ResidencySpec(StrictModel):

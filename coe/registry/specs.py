@@ -21,7 +21,6 @@ from coe.registry.recipes import PROPOSED_PREFIX, ArmSpec, RecipeItems, RecipeSp
 from coe.registry.rules import MAX_RULES, RuleSpec
 from coe.registry.runtimes import LOCAL_RUNTIMES, RUNTIMES
 from coe.registry.sections import (
-    ANY_DEVICE,
     AccessSpec,
     BudgetSpec,
     CacheSpec,
@@ -238,33 +237,19 @@ class Registry(StrictModel):
         """All values of `model`, with aliases and operating points."""
         return ModelNames(self.model_names, self.aliases, self.operating_points)
 
-    def devices_of(self, expert: ExpertSpec) -> tuple[str, ...]:
-        """The devices that a local expert may use, in the order of `residency.devices`.
-
-        Empty for other experts and without residency.
-        """
+    def device_of(self, expert: ExpertSpec) -> str | None:
+        """The device of a local expert; None for other experts and without residency."""
         if self.residency is None or expert.runtime not in LOCAL_RUNTIMES:
-            return ()
-        declared = [device.name for device in self.residency.devices]
-        if expert.device == (ANY_DEVICE,):
-            return tuple(declared)
-        position = {name: number for number, name in enumerate(declared)}
-        named = expert.device or (declared[0],)
-        return tuple(sorted(named, key=lambda name: position.get(name, len(position))))
+            return None
+        return expert.device or self.residency.devices[0].name
 
     @cached_property
     def hosted_experts(self) -> tuple[ExpertSpec, ...]:
-        """The experts, with the GPUs of their device, or of the first of several, as their own.
-
-        Servers that cannot be confined to GPUs, and those that run already, get none.
-        """
+        """The experts, with the GPUs of their device as their own, if their servers can be confined to GPUs."""
         gpus = {device.name: device.gpus for device in self.residency.devices} if self.residency else {}
         return tuple(
             expert.model_copy(update={"gpus": found})
-            if (there := self.devices_of(expert))
-            and RUNTIMES[expert.runtime].gpus
-            and not expert.base_url
-            and (found := gpus[there[0]])
+            if RUNTIMES[expert.runtime].gpus and (found := gpus.get(self.device_of(expert) or ""))
             else expert
             for expert in self.experts
         )
