@@ -11,14 +11,13 @@ from pydantic import (
     Field,
     SecretStr,
     ValidationInfo,
-    WithJsonSchema,
     field_validator,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
 
 from coe.core import Api, Capability
-from coe.registry.capabilities import AUTO, CAPABILITIES_SCHEMA, ModelTable, lookup
+from coe.registry.capabilities import AUTO, ModelTable, lookup
 from coe.registry.runtimes import LOCAL_RUNTIMES, RUNTIMES, RuntimeName
 from coe.registry.sections import Count, Flag, Name, Positive, StrictModel, Url
 from coe.registry.yaml_source import KeyPath
@@ -36,10 +35,7 @@ LANGUAGES = frozenset(_CODES.split())
 def _check_language(code: str) -> str:
     """Reject a language that no request has."""
     if code not in LANGUAGES:
-        known = ", ".join(sorted(one for one in LANGUAGES if one[0] == code[:1])) or "en, de, zh, ..."
-        raise PydanticCustomError(
-            "language", "no language that is identified; write an ISO 639 code such as {known}", {"known": known}
-        )
+        raise PydanticCustomError("language", "no language that is identified; write an ISO 639 code such as en or zh")
     return code
 
 
@@ -160,7 +156,7 @@ class ExpertSpec(StrictModel):
     """With `residency`: an expert that answers while this one is woken, such as a smaller or quantised model."""
     context_length: Count = 8192
     """Largest number of tokens of prompt and answer together."""
-    capabilities: Annotated[frozenset[Capability], WithJsonSchema(dict(CAPABILITIES_SCHEMA))] = frozenset()
+    capabilities: frozenset[Capability] = frozenset()
     """Capabilities of the model, or `auto` to look them up in the options of a local server and in litellm's table of
     models; an unknown model then gets requests with tools or a JSON schema, and its server may refuse them. Requests
     that need a missing capability go to other experts. `files` (PDF), `json_object`,
@@ -183,7 +179,7 @@ class ExpertSpec(StrictModel):
     prices: Prices = Prices()
     """Prices of the model."""
 
-    @field_validator("capabilities", mode="before")
+    @field_validator("capabilities", mode="before", json_schema_input_type=Literal["auto"] | frozenset[Capability])
     @classmethod
     def _look_up(cls, declared: Any, info: ValidationInfo) -> Any:
         """Replace `auto` by what is known. The fields that it depends on are validated before."""

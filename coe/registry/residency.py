@@ -15,7 +15,8 @@ _RESIDENCY_KEYS = ("device", "pinned", "sleep_level", "stand_in")
 
 
 def residency_problems(registry: Registry) -> Problems:
-    """Check the residency keys of every expert; if they are right, check that the experts fit on their devices."""
+    """Check the residency keys of every expert; if they are right, check that the experts fit on their devices, or
+    without residency into `budget.memory_gb`."""
     residency = registry.residency
     if residency is not None and (devices := [*_device_problems(residency)]):
         yield from devices
@@ -26,6 +27,13 @@ def residency_problems(registry: Registry) -> Problems:
         if (found := _residency_problem(expert, first.setdefault(expert.server_key, expert), registry)) is not None:
             wrong = True
             yield ("experts", index, found[0]), f"{expert.name!r}: {found[1]}"
+    if residency is None:
+        needed, allowed = sum(server_memory(registry.experts).values()), registry.budget.memory_gb
+        if allowed is not None and needed > allowed:
+            what = (
+                f"the local experts need {needed:g} GB together and memory_gb allows {allowed:g}; raise it, or declare"
+            )
+            yield ("budget", "memory_gb"), f"{what} `residency` to share the memory"
     if residency is None or wrong:
         return
     if residency.wait_timeout < residency.max_wait:
@@ -85,9 +93,9 @@ def _device_memory_problems(registry: Registry, residency: ResidencySpec) -> Pro
 
 
 def server_memory(experts: Iterable[ExpertSpec]) -> dict[ServerKey, float]:
-    """Return the GB of each server, which its experts share."""
+    """Return the GB of each local server, which its experts share."""
     memory: dict[ServerKey, float] = {}
-    for expert in experts:
+    for expert in (one for one in experts if one.runtime in LOCAL_RUNTIMES):
         memory[expert.server_key] = max(memory.get(expert.server_key, 0.0), expert.memory_gb or 0.0)
     return memory
 

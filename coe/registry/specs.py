@@ -12,10 +12,10 @@ from functools import cached_property
 from typing import Annotated, Literal
 
 import orjson
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from coe.core import GENERAL
-from coe.registry.aliases import AUTO, POINT_PREFIX, AliasName, ModelNames, OperatingPoint
+from coe.registry.aliases import AUTO, MAX_ALIASES, POINT_PREFIX, AliasName, ModelNames, OperatingPoint
 from coe.registry.experts import ExpertSpec
 from coe.registry.recipes import PROPOSED_PREFIX, ArmSpec, RecipeItems, RecipeSpec
 from coe.registry.rules import MAX_RULES, RuleSpec
@@ -49,17 +49,9 @@ class Category(StrictModel):
 
 _HOSTING_KEYS = ("device", "pinned", "sleep_level", "stand_in", "replicas", "stream_idle_timeout", "allowed_fields")
 """Keys of an expert that no plan depends on."""
-_CALLING_KEYS = (
-    "escalate_stuck_to",
-    "max_attempts",
-    "max_calls",
-    "max_stream_hold",
-    "timeout",
-    "first_token_timeout",
-    "response_timeout",
-    "stream_idle_timeout",
-    "keep_alive_interval",
-)
+_PLANNED_POLICY = ("confidence_threshold", "sticky_margin", "cost_weight", "cost_weight_limits", "max_quality_loss")
+"""Keys of `policy` that a plan depends on."""
+_PLANNED_SECTIONS = ("version", "categories", "experts", "assignment", "recipes", "router", "budget")
 
 
 class RouterSpec(StrictModel):
@@ -87,16 +79,14 @@ class Registry(StrictModel):
     """Kinds of requests. One of them must be named `general`."""
     experts: tuple[ExpertSpec, ...] = Field(min_length=1)
     """Models that answer requests."""
-    assignment: Annotated[dict[str, str], BeforeValidator(lambda given: {} if given is None else given)] = Field(
-        default_factory=dict
-    )
+    assignment: dict[str, str] = Field(default_factory=dict)
     """Expert of each category, whatever a plan says. `coe plan` decides the categories left out; without a plan, the
     expert of `general` answers these, and `general` goes to the first expert that supports chat."""
     recipes: RecipeItems = ()
     """Experts made of experts. The item `auto`, or `auto` alone, makes `coe plan` propose recipes."""
-    aliases: dict[AliasName, str] = Field(default_factory=dict)
+    aliases: Annotated[dict[AliasName, str], Field(max_length=MAX_ALIASES)] = Field(default_factory=dict)
     """Further values of `model`, and the model that each stands for: `auto`, an expert, a recipe or an operating
-    point. In an alias `*` stands for any characters, as in `gpt-*: auto`."""
+    point. In an alias `*` stands for any characters, as in `gpt-*: auto`. The first pattern that matches applies."""
     operating_points: dict[Name, OperatingPoint] = Field(default_factory=dict)
     """Named trade-offs between quality and cost, which clients request as the model `coe/NAME`."""
     rules: Annotated[tuple[RuleSpec, ...], Field(max_length=MAX_RULES)] = ()
@@ -264,27 +254,13 @@ class Registry(StrictModel):
     def digest(self) -> str:
         """Short SHA-256 digest of everything that a plan depends on, without secrets.
 
-        It leaves out the sections aliases, operating_points, rules, access, cache, stored_responses, limits, log,
-        artifacts, retrieval and residency, and the policy's timeouts, attempts and exploration. Records hold that rate
-        themselves.
+        It has no part of other sections than categories, experts, assignment, recipes, router, policy and budget, and
+        leaves out the policy's timeouts, attempts and exploration. Records hold that rate themselves.
         """
         plain = self.model_dump(
             mode="json",
-            exclude={
-                "experts": {"__all__": {"api_key", "capabilities", "apis", "languages", "local", *_HOSTING_KEYS}},
-                "policy": {"exploration", *_CALLING_KEYS},
-                "aliases": True,
-                "operating_points": True,
-                "rules": True,
-                "access": True,
-                "cache": True,
-                "stored_responses": True,
-                "limits": True,
-                "log": True,
-                "artifacts": True,
-                "retrieval": True,
-                "residency": True,
-            },
+            include=dict.fromkeys(_PLANNED_SECTIONS, True) | {"policy": set(_PLANNED_POLICY)},
+            exclude={"experts": {"__all__": {"api_key", "capabilities", "apis", "languages", "local", *_HOSTING_KEYS}}},
         )
         if not self.recipes:  # a file without recipes keeps its digest
             del plain["recipes"]
