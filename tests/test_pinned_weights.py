@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from coe.fleet.engines.catalog import ENGINES
 
 from coe import pinned_weights
 from coe.errors import CoEError, DataError, FleetError
 from coe.fleet import weights
-from coe.fleet.engines.catalog import ENGINES
 from coe.fleet.engines.engine import ModelFolders
 from coe.fleet.specs import ListenAddress
 from coe.registry import ExpertSpec

@@ -13,9 +13,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from coe.registry.hints import nearest
 from coe.registry.sections import Probability, StrictModel
-from coe.registry.yaml_source import Problems
 
 AUTO = "auto"
 """Model name with which a client requests routing. No expert may use it."""
@@ -55,11 +53,13 @@ class ModelNames:
     def __init__(
         self, declared: Collection[str], aliases: Mapping[str, str], points: Mapping[str, OperatingPoint]
     ) -> None:
-        self._exact = {name: ResolvedModel(name) for name in (AUTO, *declared)}
-        self._exact |= {POINT_PREFIX + name: ResolvedModel(AUTO, point.cost_weight) for name, point in points.items()}
-        targets = {name: self._exact[target] for name, target in aliases.items() if target in self._exact}
+        models = {name: ResolvedModel(name) for name in (AUTO, *declared)}
+        models |= {POINT_PREFIX + name: ResolvedModel(AUTO, point.cost_weight) for name, point in points.items()}
+        self.fixed = tuple(models)
+        """All names that are no aliases."""
+        targets = {name: models[target] for name, target in aliases.items() if target in models}
         self._patterns = [(name, target) for name, target in targets.items() if "*" in name]
-        self._exact = {name: target for name, target in targets.items() if "*" not in name} | self._exact
+        self._exact = {name: target for name, target in targets.items() if "*" not in name} | models
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -76,17 +76,3 @@ class ModelNames:
 def matches(pattern: str, name: str) -> bool:
     """Return whether a name, or a pattern in which `*` stands for any characters, matches a name."""
     return fnmatchcase(name, pattern.replace("[", "[[]").replace("?", "[?]"))
-
-
-def alias_problems(
-    declared: Collection[str], aliases: Mapping[str, str], points: Mapping[str, OperatingPoint]
-) -> Problems:
-    """Yield key paths in experts.yaml and what is wrong there."""
-    models = (AUTO, *declared, *(POINT_PREFIX + name for name in points))
-    for name, target in aliases.items():
-        if name in models:
-            yield ("aliases", name), f"{name!r} is a model already, which an alias cannot replace; remove the alias"
-        if target in aliases and target not in models:
-            yield ("aliases", name), f"the target {target!r} is an alias itself; aliases do not chain, write a model"
-        elif target not in models:
-            yield ("aliases", name), f"unknown model {target!r}{nearest(target, models)}"

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import (
-    AfterValidator,
-    Field,
-    SecretStr,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, Field, SecretStr, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from coe.core import Api, Capability
 from coe.registry.capabilities import AUTO, ModelTable, lookup
 from coe.registry.runtimes import LOCAL_RUNTIMES, RUNTIMES, RuntimeName
 from coe.registry.sections import Count, Flag, Name, Positive, StrictModel, Url
-from coe.registry.yaml_source import KeyPath
 
 _CODES = """
     ace af am an ar as az ba bcl be bg bn br bs ca crh cs cy da de dz el en eo es et eu ext fa fi fo fr fuv fy ga
@@ -67,12 +59,7 @@ class Prices(StrictModel):
     @model_validator(mode="after")
     def _check_cached_input(self) -> Prices:
         if self.cached_input is not None and self.cached_input > self.input:
-            raise PydanticCustomError(
-                "cached_input",
-                "cached_input {cached} is above input {input}; cached tokens are a discounted part of the input: "
-                "lower it, or leave it out",
-                {"cached": self.cached_input, "input": self.input},
-            )
+            raise PydanticCustomError("cached_input", "cached_input is above input, of which it is a discounted part")
         return self
 
     @property
@@ -230,22 +217,3 @@ def normalized_options(options: Mapping[str, Flag]) -> dict[str, Flag]:
 def _full_name(model: str) -> str:
     """Return the name of a model of Ollama with its tag, which is `latest` by default."""
     return model if ":" in model.rpartition("/")[2] else f"{model}:latest"
-
-
-def address_problems(expert: ExpertSpec) -> Iterator[tuple[KeyPath, str]]:
-    """Yield keys relative to the expert, and what is wrong with its addresses."""
-    name = expert.name
-    if expert.base_url and expert.base_urls:
-        yield ("base_urls",), "write base_url for one server or base_urls for several, not both"
-    elif expert.runtime == "external" and not expert.addresses:
-        yield (), f"expert {name!r} is external, so it needs a base_url"
-    elif expert.runtime in LOCAL_RUNTIMES and (expert.base_url or expert.base_urls):
-        key = "base_url" if expert.base_url else "base_urls"
-        yield (key,), f"{name!r} is a local expert and gets its own address; use runtime: external instead"
-    elif expert.runtime in ("external", "litellm") and expert.replicas > 1:
-        yield ("replicas",), f"{name!r} is not a local expert; list its replicas in base_urls"
-    elif expert.local and expert.runtime != "external":
-        remedy = "which is local anyway" if expert.runtime in LOCAL_RUNTIMES else "of a provider"
-        yield ("local",), f"`local` is for runtime external; {name!r} has runtime {expert.runtime}, {remedy}; remove it"
-    elif expert.runtime == "litellm" and len(expert.addresses) > 1:
-        yield ("base_urls",), "an expert of runtime litellm has one base_url at most"

@@ -18,13 +18,14 @@ from coe.core import GENERAL, PASS_THROUGH_APIS
 from coe.errors import ConfigError
 from coe.registry import yaml_source
 from coe.registry.access import key_problems
-from coe.registry.aliases import AUTO, alias_problems
+from coe.registry.aliases import AUTO
 from coe.registry.capabilities import ModelTable
-from coe.registry.experts import ExpertSpec, address_problems
+from coe.registry.experts import ExpertSpec
 from coe.registry.hints import nearest, problems_of
 from coe.registry.recipes import MIN_JUDGE_CONTEXT, PROPOSED_PREFIX, RecipeSpec
 from coe.registry.residency import residency_problems
-from coe.registry.rules import rule_problems
+from coe.registry.rules import condition_problems
+from coe.registry.runtimes import LOCAL_RUNTIMES
 from coe.registry.specs import Registry
 from coe.registry.yaml_source import KeyPath, Problems, YamlSource
 
@@ -33,6 +34,8 @@ _RESERVED_RECIPE_NAMES = (AUTO, "off")
 _PROPOSED_NAME = re.compile(rf"{PROPOSED_PREFIX}\d+")
 """Names of the recipes that `coe plan` proposes."""
 _RESERVED_PARAMETERS = frozenset({"model", "messages", "stream"})
+_Reference = tuple[KeyPath, str, str | None, Sequence[str]]
+"""A key path, the kind of what its value names, the value, and the declared names."""
 
 
 def load(path: Path, *, environ: Mapping[str, str]) -> Registry:
@@ -77,6 +80,11 @@ def _cross_checks(source: YamlSource, registry: Registry) -> Problems:
         (("access", "keys"), "name", [key.name for key in keys]),
         (("access", "keys"), "sha256", [key.sha256 for key in keys]),
         (("rules",), "name", [rule.name for rule in registry.rules]),
+        (
+            ("residency", "devices"),
+            "name",
+            [one.name for one in registry.residency.devices] if registry.residency else (),
+        ),
     ]
     for section, field, values in unique:
         first: dict[str, int] = {}
@@ -84,16 +92,17 @@ def _cross_checks(source: YamlSource, registry: Registry) -> Problems:
             if first.setdefault(value, index) != index:
                 earlier = source.at((*section, first[value], field)).rsplit(":", 1)[1]
                 yield (*section, index, field), f"the {field} {value!r} is already used on line {earlier}"
-    references: list[tuple[KeyPath, str, str, Sequence[str]]] = [
+    references: list[_Reference] = [
         *((("assignment", category), "category", category, categories) for category in registry.assignment),
         *((("assignment", category), "expert", name, experts) for category, name in registry.assignment.items()),
         *(
             (("policy", "escalate_stuck_to", index), "expert", name, experts)
             for index, name in enumerate(registry.policy.escalate_stuck_to)
         ),
+        *_rule_references(registry),
     ]
     for path, kind, name, known in references:
-        if name not in known:
+        if name is not None and name not in known:
             yield path, f"unknown {kind} {name!r}{nearest(name, known)}"
     if GENERAL not in categories:
         yield ("categories",), f"a category named {GENERAL!r} is required, for uncertain requests"
@@ -109,38 +118,71 @@ def _cross_checks(source: YamlSource, registry: Registry) -> Problems:
         if recipe is not None:
             found = (*_recipe_problems(recipe, registry), *_member_problems(recipe, registry))
             yield from ((("recipes", index, *path), problem) for path, problem in found)
-    yield from alias_problems(registry.model_names, registry.aliases, registry.operating_points)
-    for alias in registry.aliases:
-        if _PROPOSED_NAME.fullmatch(alias):
-            yield ("aliases", alias), f"the name {alias!r} is reserved for proposed recipes; choose another alias"
+    yield from ((("aliases", name), problem) for name, problem in _alias_problems(registry))
     yield from key_problems(registry)
-    yield from rule_problems(
-        registry.rules,
-        categories=categories,
-        experts=registry.model_names,
-        keys=tuple(name for key in keys for name in (key.name, key.tenant) if name),
-        models=registry.models,
-    )
+    for index, rule in enumerate(registry.rules):
+        for condition, problem in condition_problems(rule, registry.models):
+            yield ("rules", index, "when", condition), problem
     yield from residency_problems(registry)
+
+
+def _rule_references(registry: Registry) -> Iterator[_Reference]:
+    """Yield the names in rules, without patterns."""
+    keys = [name for key in registry.access.keys for name in (key.name, key.tenant) if name]
+    for index, rule in enumerate(registry.rules):
+        where = ("rules", index)
+        yield (*where, "expert"), "expert or recipe", rule.expert, registry.model_names
+        yield (*where, "category"), "category", rule.category, registry.category_names
+        yield from (((*where, "odds", name), "category", name, registry.category_names) for name in rule.odds or ())
+        for name in (one for one in rule.when.key or () if "*" not in one):
+            yield (*where, "when", "key"), "API key or tenant (keys issued later need a pattern)", name, keys
+
+
+def _alias_problems(registry: Registry) -> Iterator[tuple[str, str]]:
+    """Yield aliases and what is wrong with them."""
+    models, aliases = registry.models.fixed, registry.aliases
+    for name, target in aliases.items():
+        if name in models:
+            yield name, f"{name!r} is a model already, which an alias cannot replace; remove the alias"
+        if _PROPOSED_NAME.fullmatch(name):
+            yield name, f"the name {name!r} is reserved for proposed recipes; choose another alias"
+        if target in aliases and target not in models:
+            yield name, f"the target {target!r} is an alias itself; aliases do not chain, write a model"
+        elif target not in models:
+            yield name, f"unknown model {target!r}{nearest(target, models)}"
 
 
 def _expert_problems(expert: ExpertSpec) -> Problems:
     """Yield the problems of an expert, with keys relative to it."""
-    if expert.name == AUTO:
-        yield ("name",), f"the name {AUTO!r} is reserved; choose another name"
-    yield from address_problems(expert)
+    name, runtime, local = expert.name, expert.runtime, expert.runtime in LOCAL_RUNTIMES
+    if name == AUTO or _PROPOSED_NAME.fullmatch(name):
+        yield ("name",), f"the name {name!r} is reserved; choose another name"
+    if expert.base_url and expert.base_urls:
+        yield ("base_urls",), "write base_url for one server or base_urls for several, not both"
+    elif runtime == "external" and not expert.addresses:
+        yield (), f"expert {name!r} is external, so it needs a base_url"
+    elif local and (expert.base_url or expert.base_urls):
+        where = "base_url" if expert.base_url else "base_urls"
+        yield (where,), f"{name!r} is a local expert and gets its own address; use runtime: external instead"
+    elif runtime == "litellm" and len(expert.addresses) > 1:
+        yield ("base_urls",), "an expert of runtime litellm has one base_url at most"
+    if not local and expert.replicas > 1:
+        yield ("replicas",), f"{name!r} is not a local expert; list its replicas in base_urls"
+    if expert.local and runtime != "external":
+        remedy = "which is local anyway" if local else "of a provider"
+        yield ("local",), f"`local` is for runtime external; {name!r} has runtime {runtime}, {remedy}; remove it"
     key = None if expert.api_key is None else expert.api_key.get_secret_value()
     if key is not None and (not key or not key.isprintable() or not key.isascii()):
-        yield ("api_key",), f"the api_key of {expert.name!r} is empty or holds characters that are not printable"
+        yield ("api_key",), f"the api_key of {name!r} is empty or holds characters that are not printable"
     try:
         orjson.dumps(expert.parameters)
     except orjson.JSONEncodeError as error:
         yield ("parameters",), f"parameters cannot be sent as JSON: {error}"
-    if wrong := [name for name in expert.parameters if name in _RESERVED_PARAMETERS]:
+    if wrong := [field for field in expert.parameters if field in _RESERVED_PARAMETERS]:
         yield ("parameters",), f"parameters may not set {', '.join(wrong)}; they come from the request"
-    if expert.runtime == "litellm" and (beyond := sorted(expert.supported_apis & PASS_THROUGH_APIS)):
-        message = f"{expert.name!r} has runtime litellm, which does not reach {', '.join(beyond)}; use runtime external"
-        yield ("apis",), message
+    if runtime == "litellm" and (beyond := sorted(expert.supported_apis & PASS_THROUGH_APIS)):
+        what = f"{name!r} has runtime litellm, which does not reach {', '.join(beyond)}"
+        yield ("apis",), f"{what}; use runtime external"
 
 
 _RECIPE_KEYS: Mapping[str, tuple[str, ...]] = {

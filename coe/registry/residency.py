@@ -17,11 +17,13 @@ _RESIDENCY_KEYS = ("device", "pinned", "sleep_level", "stand_in")
 def residency_problems(registry: Registry) -> Problems:
     """Check the residency keys of every expert; if they are right, check that the experts fit on their devices, or
     without residency into `budget.memory_gb`."""
-    residency = registry.residency
-    if residency is not None and (devices := [*_device_problems(residency)]):
-        yield from devices
-        return
-    wrong = False
+    residency, wrong = registry.residency, False
+    gpus = set[int]()
+    for index, device in enumerate(residency.devices if residency else ()):
+        if (twice := gpus.intersection(device.gpus)) or len(set(device.gpus)) < len(device.gpus):
+            named = ", ".join(map(str, sorted(twice or device.gpus)))
+            yield ("residency", "devices", index, "gpus"), f"GPU {named} is named twice; name it once"
+        gpus.update(device.gpus)
     first: dict[ServerKey, ExpertSpec] = {}
     for index, expert in enumerate(registry.experts):
         if (found := _residency_problem(expert, first.setdefault(expert.server_key, expert), registry)) is not None:
@@ -98,16 +100,3 @@ def server_memory(experts: Iterable[ExpertSpec]) -> dict[ServerKey, float]:
     for expert in (one for one in experts if one.runtime in LOCAL_RUNTIMES):
         memory[expert.server_key] = max(memory.get(expert.server_key, 0.0), expert.memory_gb or 0.0)
     return memory
-
-
-def _device_problems(residency: ResidencySpec) -> Problems:
-    """Check the devices themselves: names and GPUs are those of one device."""
-    names, gpus = set[str](), dict[int, str]()
-    for index, device in enumerate(residency.devices):
-        where = ("residency", "devices", index)
-        if device.name in names:
-            yield (*where, "name"), f"the name {device.name!r} is already used; choose another name for the device"
-        names.add(device.name)
-        for gpu in device.gpus:
-            if (other := gpus.setdefault(gpu, device.name)) != device.name or device.gpus.count(gpu) > 1:
-                yield (*where, "gpus"), f"GPU {gpu} is named twice, by {other!r} and {device.name!r}; name it once"

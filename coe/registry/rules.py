@@ -17,7 +17,6 @@ from coe.registry.aliases import AUTO, ModelNames, matches
 from coe.registry.experts import Language
 from coe.registry.hints import nearest
 from coe.registry.sections import Count, Name, StrictModel
-from coe.registry.yaml_source import Problems
 
 MAX_RULES = 100
 MAX_ALTERNATIVES = 32
@@ -123,31 +122,8 @@ def apis_of(paths: Iterable[str]) -> frozenset[Api]:
     return frozenset(api for path in paths for api, known in PATHS.items() if matches(path, known))
 
 
-def rule_problems(
-    rules: Sequence[RuleSpec],
-    *,
-    categories: Sequence[str],
-    experts: Sequence[str],
-    keys: Sequence[str],
-    models: ModelNames,
-) -> Problems:
-    """Yield unknown names in rules. `experts` includes recipes, and `keys` their tenants."""
-    for index, rule in enumerate(rules):
-        if rule.expert is not None and rule.expert not in experts:
-            yield ("rules", index, "expert"), f"unknown expert or recipe {rule.expert!r}{nearest(rule.expert, experts)}"
-        named = () if rule.category is None else (("category", rule.category),)
-        for path in (*named, *(("odds", name) for name in rule.odds or ())):
-            if path[1] not in categories:
-                yield ("rules", index, *path), f"unknown category {path[1]!r}{nearest(path[1], categories)}"
-        for key, problem in _condition_problems(rule, keys, models):
-            yield ("rules", index, "when", key), problem
-
-
-def _condition_problems(rule: RuleSpec, keys: Sequence[str], models: ModelNames) -> Iterator[tuple[str, str]]:
-    """Yield the conditions that no request meets, or none to which the rule's action applies."""
-    for name in rule.when.key or ():
-        if "*" not in name and name not in keys:
-            yield "key", f"unknown API key or tenant {name!r} (keys issued later need a pattern){nearest(name, keys)}"
+def condition_problems(rule: RuleSpec, models: ModelNames) -> Iterator[tuple[str, str]]:
+    """Yield the conditions that no request meets, or none to which the rule's action applies, and what is wrong."""
     for path in rule.when.path or ():
         if not apis_of((path,)):
             yield "path", f"no endpoint has the path {path!r}{nearest(path, [*PATHS.values()])}"

@@ -145,20 +145,18 @@ class ResidencySpec(StrictModel):
     """Seconds after which a request that still waits goes to the next expert that is awake, or fails with 503."""
 
 
-_ORIGIN = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<host>[a-z0-9._-]+|\[[0-9a-f:.]+\])(:(?P<port>[0-9]{1,5}))?")
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
+_DEFAULT_PORT = re.compile(r"(?<=^http)(://.*):80$|(?<=^https)(://.*):443$")
 _HOST = re.compile(r"(\*\.)?[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*")
-_DEFAULT_PORTS = {("http", "80"), ("https", "443")}
 
 
 def _origin(text: str) -> str:
     """Normalize an origin to the form that browsers send."""
-    found = _ORIGIN.fullmatch(text.lower())
-    if found is None:
+    if not _ORIGIN.fullmatch(text.lower()):
         raise PydanticCustomError(
             "origin", "an origin is scheme://host or scheme://host:port, without a path; write https://app.example.com"
         )
-    default = (found["scheme"], found["port"]) in _DEFAULT_PORTS
-    return f"{found['scheme']}://{found['host']}" if default else found[0]
+    return _DEFAULT_PORT.sub(r"\1\2", text.lower())
 
 
 def _host(text: str) -> str:

@@ -15,24 +15,13 @@ import orjson
 from pydantic import Field
 
 from coe.core import GENERAL
+from coe.registry import sections
 from coe.registry.aliases import AUTO, MAX_ALIASES, POINT_PREFIX, AliasName, ModelNames, OperatingPoint
 from coe.registry.experts import ExpertSpec
 from coe.registry.recipes import PROPOSED_PREFIX, ArmSpec, RecipeItems, RecipeSpec
 from coe.registry.rules import MAX_RULES, RuleSpec
 from coe.registry.runtimes import LOCAL_RUNTIMES, RUNTIMES
-from coe.registry.sections import (
-    AccessSpec,
-    BudgetSpec,
-    CacheSpec,
-    Limits,
-    LogSpec,
-    Name,
-    Policy,
-    ResidencySpec,
-    RetrievalSpec,
-    StoredResponsesSpec,
-    StrictModel,
-)
+from coe.registry.sections import Name, StrictModel
 
 
 class Category(StrictModel):
@@ -93,26 +82,26 @@ class Registry(StrictModel):
     """Rules for certain requests, at most 100. The first rule that matches a request applies, and no other."""
     router: RouterSpec = RouterSpec()
     """Settings of the category router."""
-    policy: Policy = Policy()
+    policy: sections.Policy = sections.Policy()
     """Selection of experts, timeouts and retries."""
-    budget: BudgetSpec = BudgetSpec()
+    budget: sections.BudgetSpec = sections.BudgetSpec()
     """Constraints for `coe plan`."""
-    limits: Limits = Limits()
+    limits: sections.Limits = sections.Limits()
     """Limits of each gateway process."""
-    access: AccessSpec = AccessSpec()
+    access: sections.AccessSpec = sections.AccessSpec()
     """API keys, allowed origins and host names."""
-    cache: CacheSpec | None = None
+    cache: sections.CacheSpec | None = None
     """Cache of answers to identical requests. Default: off."""
-    stored_responses: StoredResponsesSpec = StoredResponsesSpec()
+    stored_responses: sections.StoredResponsesSpec = sections.StoredResponsesSpec()
     """Answers of the Responses API that clients may refer to. Default: one day, in a file."""
-    log: LogSpec = LogSpec()
+    log: sections.LogSpec = sections.LogSpec()
     """Settings of the routing log."""
     artifacts: Annotated[str, Field(pattern=r"^(folder|rediss?://.+)$")] = "folder"
     """Source of router and plan for gateways: `folder` (the state folder) or redis://HOST:PORT/DB. With
     Redis, gateways on several machines follow each promotion."""
-    residency: ResidencySpec | None = None
+    residency: sections.ResidencySpec | None = None
     """Local experts that share devices. Default: all local experts are always awake."""
-    retrieval: RetrievalSpec = RetrievalSpec()
+    retrieval: sections.RetrievalSpec = sections.RetrievalSpec()
     """Retrieval of passages from documents."""
 
     @cached_property
@@ -144,16 +133,12 @@ class Registry(StrictModel):
     def with_proposed(self, steps: Mapping[str, tuple[tuple[str, ...], ...]]) -> Registry:
         """Return the declaration with the recipes that its plan proposed, by their steps; itself without `auto`.
 
-        Names that are declared, and recipes with members that are not, are left out. The digest stays that of the file.
+        Recipes with members that are not declared are left out. The digest stays that of the file.
         """
-        declared = {*self.expert_names, *(recipe.name for recipe in self.declared_recipes)}
-        known = set(self.expert_names)
         added = [
             RecipeSpec(name=name, cascade=found)
             for name, found in steps.items()
-            if name.startswith(PROPOSED_PREFIX)
-            and name not in declared
-            and known.issuperset(member for step in found for member in step)
+            if name.startswith(PROPOSED_PREFIX) and set(self.expert_names).issuperset(*found)
         ]
         if not self.proposes_recipes or not added:
             return self

@@ -91,7 +91,6 @@ def _rows(parts: Parts) -> Iterator[_Row]:
         ("POST /v1/artifacts/{kind}/rollback", "admin", artifacts.roll_back),
         ("GET /v1/recipes", "admin", partial(experts.list_recipes, parts)),
         ("GET /v1/experts", "admin", partial(experts.list_experts, parts)),
-        ("POST /v1/experts/check", "admin", onboarding.check),
         ("GET /v1/experts/{id}/failures", "admin", partial(experts.list_failures, parts)),
         ("POST /v1/experts/{id}/test", "admin", expert_tests.test),
         ("GET /v1/experts/{id}/steps", "admin", onboarding.steps),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import orjson
 import pytest
 
 from coe.errors import ExpertTimeout, ExpertUnavailable, StoreError
@@ -57,12 +56,6 @@ async def test_recipes_are_listed_with_their_members() -> None:
         assert (await gateway.post("/v1/recipes", method="GET")).json["data"] == []
 
 
-async def check(gateway: Gateway, entry: str) -> Any:
-    answer = await gateway.post("/v1/experts/check", orjson.dumps({"entry": entry}))
-    assert answer.status == 200
-    return answer.json
-
-
 async def steps(gateway: Gateway, name: str) -> Any:
     return (await gateway.post(f"/v1/experts/{name}/steps", method="GET")).json
 
@@ -107,72 +100,6 @@ async def test_failures_report_an_unreadable_log() -> None:
 def test_every_error_of_an_expert_counts_as_a_failure() -> None:
     assert {"expert_timeout", "expert_busy", "expert_asleep", "deadline_exceeded", "internal_error"} <= set(FAILURES)
     assert len(FAILURES) == len(set(FAILURES))
-
-
-async def test_a_valid_entry_is_accepted_and_nothing_is_written(settings: Settings) -> None:
-    async with gateway_of(settings=settings) as gateway:
-        before = settings.config.read_bytes()
-        for entry in (ENTRY, ENTRY.replace("- name", "name").replace("\n  ", "\n")):
-            assert await check(gateway, entry) == {
-                "object": "expert.check",
-                "ok": True,
-                "problems": [],
-                "unset": [],
-                "name": "writer",
-            }
-        assert settings.config.read_bytes() == before
-
-
-@pytest.mark.parametrize(
-    ("change", "line", "what"),
-    [
-        (("runtime: external", "runtime: extern"), 3, "should be 'transformers'"),
-        (("model: m", "modle: m"), 2, "unknown key 'modle'; did you mean 'model'?"),
-        (("name: writer", "name: coder"), 1, "already used on line 7"),
-        (("https://writer.test/v1", "writer.test"), 4, "should match pattern"),
-        (("  base_url: https://writer.test/v1\n", ""), 1, "needs a base_url"),
-        (("name: writer", "name: auto"), 1, "choose another name"),
-        (("model: m", "model: [m"), 3, "expected"),
-        (("model: m", "model: &a m\n  adapter: *a"), 3, "aliases"),
-        (("model: m", f"parameters: {'[' * 40}{']' * 40}"), 2, "nested deeper than"),
-        (("model: m", f"context_length: {'9' * 9000}"), 1, "not YAML"),
-        ((ENTRY, ENTRY + ENTRY), 1, "expected one expert"),
-        ((ENTRY, "[]"), 1, "expected one expert"),
-        ((ENTRY, "<script>alert(1)</script>"), 1, "expected one expert"),
-    ],
-)
-async def test_a_wrong_entry_is_reported_with_its_line(
-    settings: Settings, change: tuple[str, str], line: int, what: str
-) -> None:
-    async with gateway_of(settings=settings) as gateway:
-        found = await check(gateway, ENTRY.replace(*change))
-    assert found["ok"] is False
-    problem = next(one for one in found["problems"] if what in one["message"])
-    assert (problem["where"], problem["line"]) == ("entry", line)
-
-
-async def test_problems_of_the_file_itself_are_reported_as_its_own(settings: Settings) -> None:
-    settings.config.write_text(DECLARED.replace("general: coder", "general: codr"))
-    async with gateway_of(settings=settings) as gateway:
-        found = await check(gateway, ENTRY)
-    assert [(one["where"], one["line"]) for one in found["problems"]] == [("experts.yaml", 12)]
-
-
-async def test_an_entry_cannot_read_the_environment(settings: Settings) -> None:
-    async with gateway_of(settings=settings) as gateway:
-        for line in ("stand_in: ${SECRET_KEY}", "device: ${SECRET_KEY}", "api_key: ${SECRET_KEY}", "x: ${SECRET_KEY}"):
-            answer = await gateway.post("/v1/experts/check", orjson.dumps({"entry": f"{ENTRY}  {line}\n"}))
-            assert b"hidden-value" not in answer.body
-        found = await check(gateway, ENTRY + "  api_key: ${WRITER_KEY}\n")
-    assert (found["ok"], found["unset"]) == (True, ["WRITER_KEY"])
-
-
-async def test_too_large_an_entry_is_refused(settings: Settings) -> None:
-    async with gateway_of(settings=settings) as gateway:
-        long = await gateway.post("/v1/experts/check", orjson.dumps({"entry": "x" * 16_001}))
-        assert (long.status, long.error["param"]) == (400, "entry")
-        huge = await gateway.post("/v1/experts/check", orjson.dumps({"entry": "x" * 100_000}))
-        assert huge.status == 413
 
 
 async def test_the_steps_show_the_progress_of_adding_an_expert(settings: Settings) -> None:

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from coe.errors import FleetError
 from coe.fleet.engines.catalog import ENGINES
 from coe.fleet.engines.ollama_keeper import is_loaded
+
+from coe.errors import FleetError
 from coe.fleet.planning import find_problems, local_servers
 from coe.fleet.probe import is_alive, is_ready, open_probe_session
 from coe.fleet.server import Server

@@ -36,7 +36,6 @@ WITH_BODIES = (
     "/v1/feedback",
     "/v1/artifacts/router/rollback",
     "/v1/artifacts/router/promote",
-    "/v1/experts/check",
     "/v1/config/check",
     "/v1/map/solve",
     "/v1/keys",

@@ -24,7 +24,6 @@ from coe.registry import KeySpec
 from gateway.endpoints.admin import records
 from gateway.endpoints.admin.artifacts import PromoteRequest, RollbackRequest
 from gateway.endpoints.admin.config import ConfigText
-from gateway.endpoints.admin.experts import ExpertEntry
 from gateway.endpoints.admin.mapping import BudgetRequest
 from gateway.endpoints.admin.records import RecordQuery
 from gateway.endpoints.admin.report import ReportQuery
@@ -62,7 +61,6 @@ machine, so that only a request without an answer in a minute fails."""
 BODIES: dict[str, type[BaseModel]] = {
     "BudgetRequest": BudgetRequest,
     "ConfigText": ConfigText,
-    "ExpertEntry": ExpertEntry,
     "FeedbackRequest": FeedbackRequest,
     "KeySpec": KeySpec,
     "PassageQuery": PassageQuery,

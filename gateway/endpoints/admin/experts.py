@@ -1,7 +1,6 @@
 """`/v1/experts`: each expert with its state, its newest failures, and the steps of adding one.
 
-An expert is added by hand in experts.yaml: `POST /v1/experts/check` validates an entry, and
-`GET /v1/experts/{id}/steps` reports which steps are done. Neither writes anything or calls an undeclared server.
+An expert is added by hand in experts.yaml: `GET /v1/experts/{id}/steps` reports which steps are done.
 """
 
 from __future__ import annotations
@@ -12,9 +11,8 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -36,12 +34,11 @@ from coe.experts.live_check import check_experts
 from coe.experts.outcomes import Incidents
 from coe.mapping import read_plan_file
 from coe.records.record import LogQuery, RoutingRecord
-from coe.registry import ExpertSpec, load, load_with_expert, yaml_source
+from coe.registry import ExpertSpec, load
 from gateway.endpoints.admin.counts import Counts, expert_stats, failed
 from gateway.endpoints.admin.serial import Serial, parsed_problems
-from gateway.endpoints.handler import json_of, json_response, list_response
+from gateway.endpoints.handler import json_response, list_response
 from gateway.parts import Parts
-from gateway.request.body import RequestModel
 from gateway.serving_state import Serving
 
 MAX_FAILURES = 10
@@ -188,13 +185,6 @@ def _state(serving: Serving, name: str, stats: Mapping[str, Any]) -> dict[str, A
     }
 
 
-class ExpertEntry(RequestModel):
-    """An entry for the list `experts` of experts.yaml."""
-
-    entry: Annotated[str, Field(min_length=1, max_length=16_000)]
-    """YAML: `- name: ...` and its other keys."""
-
-
 class Onboarding:
     """Reads and parses experts.yaml for one request at a time, in a thread."""
 
@@ -202,20 +192,6 @@ class Onboarding:
         self._parts = parts
         self._plans = ArtifactStore(parts.settings.artifacts, ASSIGNMENT)
         self._serial = Serial()
-
-    async def check(self, request: Request) -> Response:
-        """Check experts.yaml with one more expert, whose problems are at `entry`; nothing is written."""
-        body = await json_of(request, ExpertEntry, limit=MAX_BODY_BYTES)
-        return json_response({"object": "expert.check", **await self._serial.run(self._check, body.entry)})
-
-    def _check(self, entry: str) -> dict[str, Any]:
-        settings = self._parts.settings
-        unset = [name for name in yaml_source.variable_names(entry) if name not in settings.environ]
-        try:
-            registry = load_with_expert(settings.config, entry, environ=settings.environ)
-        except ConfigError as error:
-            return {"ok": False, "problems": parsed_problems(error.problems), "unset": unset, "name": None}
-        return {"ok": True, "problems": [], "unset": unset, "name": registry.expert_names[-1]}
 
     async def steps(self, request: Request) -> Response:
         """Progress of adding an expert: declared, served, reachable, scored, planned, assigned."""
