@@ -4,15 +4,5 @@ from coe.registry.aliases import AUTO, MAX_MODEL_CHARACTERS
 from coe.registry.experts import ExpertSpec, Prices, SelectingField
 from coe.registry.loader import load, load_text, schema
 from coe.registry.recipes import ArmSpec, RecipeSpec
-from coe.registry.sections import (
-    AccessSpec,
-    ApiKey,
-    CacheSpec,
-    KeyLimits,
-    KeySpec,
-    Limits,
-    LogSpec,
-    Policy,
-    StoredResponsesSpec,
-)
+from coe.registry.sections import AccessSpec, ApiKey, CacheSpec, KeyLimits, KeySpec, Limits, Policy, StoredResponsesSpec
 from coe.registry.specs import Category, Registry

@@ -116,8 +116,7 @@ def _cross_checks(source: YamlSource, registry: Registry) -> Problems:
         yield from ((("experts", index, *path), problem) for path, problem in _expert_problems(expert))
     for index, recipe in enumerate(registry.recipes):
         if recipe is not None:
-            found = (*_recipe_problems(recipe, registry), *_member_problems(recipe, registry))
-            yield from ((("recipes", index, *path), problem) for path, problem in found)
+            yield from ((("recipes", index, *path), problem) for path, problem in _recipe_problems(recipe, registry))
     yield from ((("aliases", name), problem) for name, problem in _alias_problems(registry))
     yield from key_problems(registry)
     for index, rule in enumerate(registry.rules):
@@ -195,7 +194,7 @@ _RECIPE_KEYS: Mapping[str, tuple[str, ...]] = {
 
 
 def _recipe_problems(recipe: RecipeSpec, registry: Registry) -> Problems:
-    """Yield the problems of a recipe without those of its members, with keys relative to it."""
+    """Yield the problems of a recipe, with keys relative to it."""
     name, kinds = recipe.name, [kind for kind in _RECIPE_KEYS if getattr(recipe, kind)]
     for what, names in {"an expert": registry.expert_names, "a category": registry.category_names}.items():
         if name in names:
@@ -221,18 +220,15 @@ def _recipe_problems(recipe: RecipeSpec, registry: Registry) -> Problems:
             yield (key,), f"{name!r} has one step, so `{key}` has no effect; remove it"
     if recipe.max_tokens and (recipe.judge is not None or recipe.max_loss is not None):
         yield ("max_tokens",), f"a judge and max_loss need whole answers; remove max_tokens from {name!r}, or them"
+    yield from _member_problems(recipe, kinds[0], registry)
 
 
-def _member_problems(recipe: RecipeSpec, registry: Registry) -> Problems:
+def _member_problems(recipe: RecipeSpec, kind: str, registry: Registry) -> Problems:
     """Check the members and the judge, with keys relative to the recipe."""
-    kinds = [kind for kind in _RECIPE_KEYS if getattr(recipe, kind)]
-    if len(kinds) != 1:
-        return
     placed: list[tuple[KeyPath, str]] = []
-    for index, step in enumerate(getattr(recipe, kinds[0])):
-        several = () if isinstance(step, str) else enumerate(step)
-        placed += [((kinds[0], index), step)] if isinstance(step, str) else []
-        placed += [((kinds[0], index, number), member) for number, member in several]
+    for index, step in enumerate(getattr(recipe, kind)):
+        members = [step] if isinstance(step, str) else step
+        placed += [((kind, index, number), member) for number, member in enumerate(members)]
     placed += [((key,), name) for key, name in (("by", recipe.by), ("judge", recipe.judge)) if name is not None]
     recipes = {one.name for one in registry.declared_recipes}
     seen = set[str]()
@@ -255,10 +251,10 @@ def _member_problems(recipe: RecipeSpec, registry: Registry) -> Problems:
     restricted = [expert.languages for expert in known if expert.languages is not None]
     if restricted and not frozenset.intersection(*restricted):
         remedy = "add one to their `languages`, or use other members"
-        yield (kinds[0],), f"the members of {recipe.name!r} have no language in common; {remedy}"
+        yield (kind,), f"the members of {recipe.name!r} have no language in common; {remedy}"
     if (calls := len(recipe.called)) > (allowed := registry.policy.max_calls):
         makes = f"recipe {recipe.name!r} makes up to {calls} calls and policy.max_calls allows {allowed}"
-        yield (kinds[0],), f"{makes}; remove members or raise it"
+        yield (kind,), f"{makes}; remove members or raise it"
 
 
 def _unable(expert: ExpertSpec, recipe: RecipeSpec, judges: bool) -> Iterator[str]:
