@@ -339,8 +339,8 @@ _KEY = f"access: {{keys: [{{name: k, sha256: '{DIGEST}', RULE}}]}}\n"
 @pytest.mark.parametrize(
     ("rule", "problem"),
     [
-        ("experts: [smal]", "experts.yaml:14: no expert is named 'smal'; did you mean 'small'?"),
-        ("experts: ['gpt-*']", "experts.yaml:14: no expert is named 'gpt-*'; known: small"),
+        ("experts: [smal]", "experts.yaml:14: unknown expert 'smal'; did you mean 'small'?"),
+        ("experts: ['gpt-*']", "experts.yaml:14: unknown expert 'gpt-*'; known: small"),
         ("experts: [both]", "experts.yaml:14: 'both' is a recipe; name its members, which permits the recipe too"),
         ("experts: []", "experts.yaml:14: access.keys.0.experts: tuple should have at least 1 item"),
         ("only_local: true", "experts.yaml:14: the key 'k' may use no expert that runs locally"),

@@ -26,7 +26,7 @@ def key_problems(registry: Registry) -> Problems:
                 remedy = "name its members, which permits the recipe too"
                 yield (*where, "experts", number), f"{pattern!r} is a recipe; {remedy}"
             elif not found:
-                what = f"no expert is named {pattern!r}{nearest(pattern, registry.expert_names)}"
+                what = f"unknown expert {pattern!r}{nearest(pattern, registry.expert_names)}"
                 yield (*where, "experts", number), what
         if key.only_local and named and not any(spec.is_local for spec in named):
             problem = f"the key {key.name!r} may use no expert that runs locally, so all its requests would fail"

@@ -243,13 +243,17 @@ class ApiKey(KeySpec):
     """SHA-256 digest of the key, hexadecimal. The key itself is not stored."""
 
 
+FILE = "file"
+"""Value of `access.counters` for files in the state folder, which all gateway processes of a machine share."""
+
+
 class AccessSpec(StrictModel):
     """Access control. Without keys everyone has access, and the gateway listens on loopback only."""
 
     keys: tuple[ApiKey, ...] = ()
     """API keys."""
-    counters: Annotated[str, Field(pattern=r"^(memory|rediss?://.+)$")] = "memory"
-    """Store of the usage of keys, and of issued keys: `memory` (the processes of one machine, in the state folder) or
+    counters: Annotated[str, Field(pattern=rf"^({FILE}|rediss?://.+)$")] = FILE
+    """Store of the usage of keys, and of issued keys: `file` (in the state folder, for all processes of one machine) or
     redis://HOST:PORT/DB (all gateways together)."""
     allowed_origins: tuple[Origin, ...] = ()
     """Origins of web pages that may call the API, besides the gateway's own, such as https://app.example.com. Without

@@ -22,6 +22,7 @@ from coe.errors import Forbidden, RequestError, Unauthorized
 from coe.outage import Outage
 from coe.registry import AccessSpec, ApiKey, Prices, RecipeSpec, Registry
 from coe.registry.recipes import cap_in_force
+from coe.registry.sections import FILE
 from coe.routing.conversation import Affinity
 from coe.routing.eligibility import exclusion
 from coe.runtime.api_keys import MAX_KEY_BYTES, rule_of
@@ -32,7 +33,7 @@ from coe.usage import SentCall
 from gateway.access.allowance import UNLIMITED, Allowance, RequestAllowance, TokenAllowance
 from gateway.access.browsers import BrowserPolicy
 from gateway.access.estimate import Pricing
-from gateway.access.limits import MEMORY, Amounts, Limiter
+from gateway.access.limits import Amounts, Limiter
 from gateway.shared_cache import SharedCache
 
 _BEARER = b"bearer "
@@ -206,17 +207,17 @@ def _with_caps_in_force(recipe: RecipeSpec, registry: Registry) -> RecipeSpec:
 async def open_limiter(
     counters: str, *, home: Path, task_failed: TaskFailed = ignore_failure
 ) -> AsyncIterator[Limiter]:
-    """Opens the limiter over the counts that `access.counters` names; `memory` is a file in the state folder `home`.
+    """Opens the limiter over the counts that `access.counters` names; `file` is a file in the state folder `home`.
     Raises ConfigError for an invalid address."""
     store: SharedStore
-    store = SqliteStore(home / KEY_USAGE_FILE) if counters == MEMORY else _redis_store(counters, "use")
+    store = SqliteStore(home / KEY_USAGE_FILE) if counters == FILE else _redis_store(counters, "use")
     async with Limiter(store, task_failed=task_failed) as limiter:
         yield limiter
 
 
 def check_counters(counters: str) -> None:
     """Raises ConfigError for an invalid address."""
-    if counters != MEMORY:
+    if counters != FILE:
         _redis_store(counters, "")
 
 
@@ -234,7 +235,7 @@ AFFINITY_DELAY_SECONDS = 0.05
 async def open_affinity(counters: str, *, task_failed: TaskFailed = ignore_failure) -> AsyncIterator[Affinity]:
     """The experts of conversations, shared with other gateways where `access.counters` names a Redis. Raises
     ConfigError for an invalid address."""
-    if counters == MEMORY:
+    if counters == FILE:
         yield Affinity()
         return
     async with SharedCache(

@@ -50,7 +50,7 @@ async def test_a_folder_that_may_not_be_searched_stops_no_gateway_and_the_use_fo
     folder.mkdir()
     async with AsyncExitStack() as stack:
         with without_access(folder):
-            limiter = await stack.enter_async_context(open_limiter("memory", home=folder))
+            limiter = await stack.enter_async_context(open_limiter("file", home=folder))
             await wait_until(lambda: limiter.outage.active)
         await used(account_of(limiter, dollars_per_day=1), dollars(0.3))
         await wait_until(lambda: not limiter.outage.active)
