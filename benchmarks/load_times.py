@@ -26,7 +26,6 @@ import psutil
 from coe.fleet import probe
 from coe.fleet.engines.admin import EngineClient
 from coe.fleet.planning import local_servers
-from coe.fleet.process import FLEET_VARIABLE
 from coe.fleet.server import Server
 from coe.fleet.specs import ServerSpec, Timeouts
 from coe.registry import ExpertSpec
@@ -47,7 +46,7 @@ def memory_gb(logs: Path) -> float:
     found = 0
     for process in psutil.process_iter():
         try:
-            if str(logs) in process.environ().get(FLEET_VARIABLE, ""):
+            if any(Path(file.path).is_relative_to(logs) for file in process.open_files()):
                 found += process.memory_full_info().pss
         except psutil.Error:
             continue

@@ -83,26 +83,6 @@ def test_experts_take_turns_on_a_device(shared: Service) -> None:
     assert tiers(shared) == {"small": AWAKE, "other": STOPPED}
 
 
-def test_a_stream_is_not_interrupted_by_an_eviction(shared: Service) -> None:
-    shared.until_answered("small")
-    with ThreadPoolExecutor(1) as threads, lines_of(shared, {"model": "small", **STORY, "max_tokens": 200}) as events:
-        next(events)
-        waiting = threads.submit(shared.send_chat, "other")
-        found = list(events)
-        assert not any("error" in event for event in found)
-        assert len(found) >= 200
-        assert waiting.result(100).headers["x-coe-expert"] == "other"
-
-
-def test_a_killed_server_on_a_device_starts_again_on_request(shared: Service) -> None:
-    shared.until_answered("other")
-    ready = shared.output.count("server 'other' is ready")
-    shared.process("llama-server").send_signal(signal.SIGKILL)
-    shared.wait_for_line("server 'other' was killed by SIGKILL")
-    shared.until_answered("other")
-    assert shared.output.count("server 'other' is ready") == ready + 1
-
-
 @pytest.mark.parametrize("kind", ["plain", "shared"])
 def test_no_process_is_left_at_the_end(kind: str, request: pytest.FixtureRequest) -> None:
     service: Service = request.getfixturevalue(kind)

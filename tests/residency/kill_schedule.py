@@ -1,4 +1,4 @@
-"""Requests for experts on two devices while processes are killed: `python -m tests.residency.kill_schedule`.
+"""Requests for experts on two devices while processes are killed.
 
 `coe up`, the gateway, its processes and the servers get SIGKILL at random moments, drawn from a seed; `coe up` is
 started again afterwards. The servers are fake and light, all else is the real thing. What must hold:
@@ -10,7 +10,6 @@ started again afterwards. The servers are fake and light, all else is the real t
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import os
 import random
@@ -29,12 +28,11 @@ import aiohttp
 import orjson
 import psutil
 
-from coe.fleet.process import FLEET_VARIABLE
 from coe.fleet.residency.client import fetch_report
 from coe.fleet.specs import free_port
 from coe.settings import Settings
 from tests import forked
-from tests.fleet.fake_fleet import FAKE_SERVER
+from tests.fleet.fake_fleet import FAKE_SERVER, processes_logging_to
 
 ROOT = Path(__file__).parent.parent.parent
 NAMES = ("a", "b", "c", "d")
@@ -80,8 +78,10 @@ class Service:
         names = {"python": sys.executable, "pids": str(self.folder / "pids"), "server": str(FAKE_SERVER)}
         server.write_text(FAKE_VLLM.format(**names))
         server.chmod(server.stat().st_mode | stat.S_IXUSR)
-        common = {"runtime": "vllm", "memory_gb": 10, "device": "any"}
-        experts: list[dict[str, Any]] = [{"name": name, "model": f"fake/{name}", **common} for name in NAMES]
+        experts: list[dict[str, Any]] = [
+            {"name": name, "model": f"fake/{name}", "runtime": "vllm", "memory_gb": 10, "device": f"gpu{number % 2}"}
+            for number, name in enumerate(NAMES)
+        ]
         experts[0] |= {"sleep_level": 1, "options": {"enable-sleep-mode": True}}
         devices = [{"name": f"gpu{number}", "memory_gb": 11, "gpus": [number]} for number in range(2)]
         declared = {
@@ -110,13 +110,7 @@ class Service:
 
     def processes(self) -> list[psutil.Process]:
         """Return the living processes that `coe up` started, also those with another parent now."""
-        found = []
-        for process in psutil.process_iter():
-            with suppress(psutil.Error):
-                ours = process.environ().get(FLEET_VARIABLE, "").endswith(f":{self.folder / '.coe' / 'logs'}")
-                if ours and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-        return found
+        return processes_logging_to(self.folder / ".coe" / "logs")
 
     def victims(self, kind: str) -> list[psutil.Process]:
         """Processes of a kind: server, gateway (any of its processes), or supervisor of one of them."""
@@ -273,18 +267,3 @@ async def run(kinds: Iterable[str], *, seed: int) -> Report:
             if left := await service.none_left():
                 report.problems.append(f"left after the end: {left}")
     return report
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=30)
-    parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    kinds = random.Random(given.seed).choices(KINDS, k=given.kills)
-    report = asyncio.run(run(kinds, seed=given.seed))
-    sys.stdout.write(f"{report}\n")
-    sys.exit(1 if report.problems else 0)
-
-
-if __name__ == "__main__":
-    main()
