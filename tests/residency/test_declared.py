@@ -89,11 +89,8 @@ def test_invalid_residency_declarations_are_rejected(
 
 
 def test_experts_of_one_server_need_its_memory_once_and_one_device(tmp_path: Path) -> None:
-    ways = (
-        {"memory_gb": 10, "options": {"max_model_len": 8, "seed": 1}},
-        {"options": {"seed": 1, "--max-model-len": 8}},
-    )
-    small, large = ({"model": "m", "memory_gb": 8, "pinned": True, **way} for way in ways)
+    ways = ({"max_model_len": 8, "seed": 1}, {"seed": 1, "--max-model-len": 8})
+    small, large = ({"model": "m", "memory_gb": 10, "pinned": True, "options": way} for way in ways)
     budget = {"budget": {"memory_gb": 10}}
     found = declared(tmp_path, residency=devices(10), small=small, large=large, **budget)
     assert found.experts[0].server_key == found.experts[1].server_key
