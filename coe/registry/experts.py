@@ -127,7 +127,7 @@ class ExpertSpec(StrictModel):
     variables: context-length is OLLAMA_CONTEXT_LENGTH."""
     adapter: str | None = Field(default=None, min_length=1)
     """Folder of a LoRA adapter in PEFT format for `model`, relative to this file (runtime vllm). Experts with the same
-    model, options and gpus share a server, which loads and unloads adapters without a restart."""
+    model, options and gpus share a server."""
     gpus: tuple[Annotated[int, Field(ge=0)], ...] = ()
     """GPUs of the local server, numbered as by nvidia-smi. Several GPUs hold the model together."""
     replicas: Count = 1
