@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from coe.fleet.planning import ENGINES
 
 from coe import pinned_weights
 from coe.errors import CoEError, DataError, FleetError
 from coe.fleet import weights
 from coe.fleet.engines.engine import ServerPlace
+from coe.fleet.planning import ENGINES
 from coe.registry import ExpertSpec
 from routers.e5 import MODEL_FILE, Model
 from routers.training.export import locate_encoder
