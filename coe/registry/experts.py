@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -77,18 +77,8 @@ class Prices(StrictModel):
         return None if input_tokens is None or output_tokens is None else self.cost(input_tokens, output_tokens)
 
 
-class ServerKey(NamedTuple):
-    """Identity of a local server: experts with equal keys share one, adapters included.
-
-    `model` is its canonical name, `options` are words in the order of their names. `sleep_level` is None where it needs
-    no options of the server.
-    """
-
-    runtime: str
-    model: str
-    options: tuple[str, ...]
-    gpus: tuple[int, ...]
-    sleep_level: int | None
+ServerKey = tuple[object, ...]
+"""Identity of a local server: experts with equal keys share one, adapters included."""
 
 
 class ExpertSpec(StrictModel):
@@ -190,13 +180,10 @@ class ExpertSpec(StrictModel):
     @property
     def server_key(self) -> ServerKey:
         """Identity of its local server, the same for all ways to write the model and the options."""
-        return ServerKey(
-            self.runtime,
-            _full_name(self.model) if self.runtime == "ollama" else self.model,
-            tuple(f"{name}={value!r}" for name, value in sorted(normalized_options(self.options).items())),
-            self.gpus,
-            self.sleep_level if RUNTIMES[self.runtime].sleep_options else None,
-        )
+        options = tuple(f"{name}={value!r}" for name, value in sorted(normalized_options(self.options).items()))
+        model = full_ollama_name(self.model) if self.runtime == "ollama" else self.model
+        sleep_level = self.sleep_level if RUNTIMES[self.runtime].sleep_options else None
+        return self.runtime, model, options, self.gpus, sleep_level
 
     @property
     def has_known_price(self) -> bool:
@@ -214,6 +201,6 @@ def normalized_options(options: Mapping[str, Flag]) -> dict[str, Flag]:
     return {name.replace("_", "-").removeprefix("--"): value for name, value in options.items()}
 
 
-def _full_name(model: str) -> str:
+def full_ollama_name(model: str) -> str:
     """Return the name of a model of Ollama with its tag, which is `latest` by default."""
     return model if ":" in model.rpartition("/")[2] else f"{model}:latest"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -16,15 +16,11 @@ from coe.core import PATHS, Api
 from coe.registry.aliases import AUTO, ModelNames, matches
 from coe.registry.experts import Language
 from coe.registry.hints import nearest
-from coe.registry.sections import Count, Name, StrictModel
+from coe.registry.sections import Count, Name, StrictModel, one_as_list
 
 MAX_RULES = 100
 MAX_ALTERNATIVES = 32
 """Values of one condition."""
-
-
-def _one_as_list(declared: Any) -> Any:
-    return [declared] if isinstance(declared, str) else declared
 
 
 def _in_lower_case(declared: tuple[str, ...]) -> tuple[str, ...]:
@@ -33,7 +29,7 @@ def _in_lower_case(declared: tuple[str, ...]) -> tuple[str, ...]:
 
 _Alternatives = Field(min_length=1, max_length=MAX_ALTERNATIVES)
 _Pattern = Annotated[str, Field(pattern=r"^[ -~]{1,128}$")]
-_OneOrMore = BeforeValidator(_one_as_list, json_schema_input_type=str | list[str])
+_OneOrMore = BeforeValidator(one_as_list, json_schema_input_type=str | list[str])
 Patterns = Annotated[tuple[_Pattern, ...], _Alternatives, _OneOrMore]
 """Names, or patterns in which `*` stands for any characters."""
 Factor = Annotated[float, Field(ge=0.001, le=1000)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -34,6 +34,11 @@ def _reachable(url: str) -> str:
 def _in_utc(moment: datetime) -> datetime:
     """Return the moment with a time zone, UTC where none is written."""
     return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+
+
+def one_as_list(declared: Any) -> Any:
+    """Return a list of one name in place of the name itself."""
+    return [declared] if isinstance(declared, str) else declared
 
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]

@@ -76,7 +76,7 @@ def load(tmp_path: Path, recipes: str) -> registry.Registry:
             "{name: x, vote: [a, b, c, d]}",
             "recipe 'x' makes up to 4 calls and policy.max_calls allows 3; remove members",
         ),
-        ("{name: x, cascade: [a, []]}", "recipes.0.cascade.1: a step must name at least one expert; add one"),
+        ("{name: x, cascade: [a, []]}", "recipes.0.cascade.1: tuple should have at least 1 item"),
         ("{name: x, cascade: [a, b], max_tokens: {c: 9}}", "'c' is not a member of 'x'; known: a, b"),
         (
             "{name: x, cascade: [a, b], max_tokens: {b: 0}}",

@@ -17,6 +17,7 @@ from coe.fleet.engines.admin import EngineClient
 from coe.fleet.engines.engine import ExpertProblems, InferenceEngine, ServerPlace, gpu_environment
 from coe.fleet.specs import ServerSpec
 from coe.registry import ExpertSpec
+from coe.registry.experts import full_ollama_name
 
 if TYPE_CHECKING:
     import aiohttp
@@ -60,7 +61,7 @@ class Ollama(InferenceEngine):
             env=env,
             model=first.model,
             health_path="/api/version",
-            open_client=partial(OllamaClient, model=first.server_key.model),
+            open_client=partial(OllamaClient, model=full_ollama_name(first.model)),
         )
 
 
