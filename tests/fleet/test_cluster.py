@@ -127,32 +127,6 @@ async def test_a_server_that_dies_is_restarted_on_its_node_and_reported(fakes: F
         assert any(line.startswith("node ") and "restarting in" in line for line in fakes.lines)
 
 
-async def test_the_replica_of_a_dead_node_moves_to_another_and_the_addresses_follow(
-    nodes: Nodes, fakes: Fakes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(server_supervisor, "PLACEMENT_NOTICE", 0.5)
-    doomed = nodes.join(resources={"doomed": 1})
-    three = BASE.model_copy(update={"replicas": 3})
-    async with fleet_of(fakes, three, placement_timeout=60.0) as fleet:
-        changes: list[tuple[int, int]] = []  # how many addresses there are, and were reported before
-        fleet.changed = lambda: changes.append(
-            (len(fleet.endpoints()["base"]), sum("serves at" in line for line in fakes.lines))
-        )
-        assert len(fleet.endpoints()["base"]) == 3
-        nodes.lose(doomed)
-        await fakes.wait_for_line("is lost with its place on node")
-        await fakes.wait_for_line(
-            "room: it needs 1 CPU; the 2 nodes of the cluster have 2 CPU, of which 0 CPU are free (missing"
-        )
-        assert len(fakes.alive()) == 2
-        assert len(fleet.endpoints()["base"]) == 2
-        new = nodes.join()
-        await fakes.wait_for_line("serves at", times=4)
-        assert changes == [(2, 3), (3, 3)]
-        assert len(fakes.alive()) == 3
-    nodes.lose(new, gracefully=True)
-
-
 async def test_missing_resources_are_reported_in_time(fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_supervisor, "PLACEMENT_NOTICE", 0.0)
     expire_when(monkeypatch, lambda: actors().count("ALIVE") == 2 and not ray.available_resources().get("CPU"))

@@ -82,14 +82,6 @@ def test_an_incomplete_conversion_is_redone(
     assert runs(package) == 2
 
 
-def test_partial_folders_of_a_killed_conversion_are_removed(
-    package: Path, resolve: Callable[[str], Path | str], tmp_path: Path
-) -> None:
-    (tmp_path / "cache" / ".Tiny.abc.part").mkdir(parents=True)
-    resolve("Tiny")
-    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == [".Tiny.lock", "Tiny"]
-
-
 def test_a_failed_conversion_leaves_nothing_and_reports_the_reason(
     package: Path, resolve: Callable[[str], Path | str], tmp_path: Path
 ) -> None:

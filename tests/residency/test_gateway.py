@@ -63,17 +63,6 @@ async def test_a_request_for_an_unloaded_expert_waits_until_it_is_awake(fakes: F
         assert [one["reason"] for one in device["servers"]] == ["", ""]
 
 
-async def test_a_pinned_request_that_is_not_granted_gets_a_503_with_retry_after(fakes: Fakes, tmp_path: Path) -> None:
-    async with turning(fakes, tmp_path, wait_timeout=0.25) as (residency, served):
-        ticket = residency.acquire("a", timeout=60, stand_in="", granted=lambda: None, refused=lambda *_: None)
-        async with served.send_chat("b") as response:
-            assert response.status == 503
-            assert (await response.json())["error"]["code"] == "expert_asleep"
-            assert int(response.headers["retry-after"]) >= 1
-        assert ticket is not None
-        residency.end(ticket)
-
-
 async def test_a_routed_request_falls_back_to_an_awake_expert(fakes: Fakes, tmp_path: Path) -> None:
     async with turning(fakes, tmp_path, wait_timeout=0.25) as (residency, served):
         ticket = residency.acquire("a", timeout=60, stand_in="", granted=lambda: None, refused=lambda *_: None)

@@ -75,13 +75,6 @@ async def test_a_sleeping_server_is_woken_without_a_restart(fakes: Fakes) -> Non
     assert len(fakes.pids()) == 2
 
 
-async def test_a_server_that_cannot_sleep_is_stopped(fakes: Fakes) -> None:
-    async with SharedDevice(fakes, {"a": "sleepless", "b": "ok"}, sleepers="a").connected() as (residency, client):
-        (await acquire(client, "b"))()
-        assert tiers(residency) == {"a": "stopped", "b": "awake"}
-    assert any("does not sleep and is stopped" in line for line in fakes.lines)
-
-
 async def test_a_hold_ends_at_its_deadline_with_a_retry_after(fakes: Fakes) -> None:
     async with SharedDevice(fakes, {"a": "ok", "b": "ok"}).connected() as (_, client):
         release = await acquire(client, "a")
@@ -90,14 +83,6 @@ async def test_a_hold_ends_at_its_deadline_with_a_retry_after(fakes: Fakes) -> N
         assert caught.value.retry_after
         release()
         (await acquire(client, "a"))()
-
-
-async def test_a_hold_without_time_succeeds_only_for_an_awake_server(fakes: Fakes) -> None:
-    async with SharedDevice(fakes, {"a": "ok", "b": "ok"}).connected() as (residency, client):
-        (await acquire(client, "a", within=0.0))()
-        with pytest.raises(ExpertAsleep, match="expert 'b' is stopped and not waited for"):
-            await acquire(client, "b", within=0.0)
-        assert tiers(residency)["b"] == "stopped"
 
 
 async def test_holds_of_a_killed_gateway_are_released(fakes: Fakes) -> None:
