@@ -238,9 +238,8 @@ def test_rules_name_tenants_patterns_and_aliases_and_no_plan_depends_on_them() -
         ("when: {path: /v1/chat/completion}, category: law", "no endpoint has the path '/v1/chat/completion'; did you"),
         (
             "when: {key: legl}, category: law",
-            "unknown API key or tenant 'legl' (keys issued later need a pattern); did",
+            "unknown API key or tenant (keys issued later need a pattern) 'legl'; did",
         ),
-        ("when: {model: claude-*}, category: law", "unknown model or alias 'claude-*'"),
         ("when: {model: gtp}, category: law", "unknown model or alias 'gtp'; did you mean 'gpt-*'?"),
         ("when: {model: fixed}, category: law", "requests for 'fixed' are not routed, so only `only_local` applies"),
         ("when: {path: '*'}, category: lw", "unknown category 'lw'; did you mean 'law'?"),
@@ -277,33 +276,6 @@ def test_there_are_at_most_100_rules() -> None:
     assert len(load("".join(rules[:100])).rules) == 100
     with pytest.raises(ConfigError, match="rules: tuple should have at most 100 items"):
         load("".join(rules))
-
-
-@pytest.mark.parametrize(
-    ("earlier", "later", "shadowed"),
-    [
-        ({"tools": ["Bash", "Edit"]}, {"tools": "Bash"}, True),
-        ({"tools": "Bash"}, {"tools": ["Bash", "Edit"]}, False),
-        ({"tools": "B*"}, {"tools": "Ba*"}, True),
-        ({"tools": "*"}, {"client": "a"}, False),  # not every request has tools
-        ({"client": "*"}, {"tools": "Bash"}, True),  # every request has a client
-        ({"client": "Claude-*"}, {"client": "claude-cli*", "tools": "Bash"}, True),
-        ({"client": "claude-*", "tools": "Bash"}, {"client": "claude-*"}, False),
-        ({"path": "/v1/*"}, {"path": "/v1/messages"}, True),
-        ({"model": "auto"}, {"path": "*"}, False),
-        ({"system": "contract"}, {"system": "a Contract assistant"}, True),
-        ({"system": "a contract"}, {"system": "contract"}, False),
-        ({"language": ["de", "fr"]}, {"language": "de"}, True),
-        ({"language": "de"}, {"tools": "Bash"}, False),
-        ({"tokens": {"min": 5}}, {"tokens": {"min": 6, "max": 9}}, True),
-        ({"tokens": {"min": 5}}, {"tokens": {"max": 9}}, False),
-        ({"tokens": {"max": 5}}, {"tools": "Bash"}, False),
-    ],
-)
-def test_a_rule_that_an_earlier_one_shadows_is_reported(earlier: Any, later: Any, shadowed: bool) -> None:
-    rules = [RuleSpec(name=name, when=when, category="c") for name, when in (("a", earlier), ("b", later))]
-    expected = [(1, "rule 'b' can never match: 'a' matches all its requests before it")] if shadowed else []
-    assert list(rule_notes(rules)) == expected
 
 
 def test_a_rule_that_keeps_requests_local_too_late_is_reported() -> None:

@@ -221,7 +221,7 @@ async def test_counts_of_keys_are_written_on_after_their_task_failed(
         await write(limiter)
 
     monkeypatch.setattr(Limiter, "_run", once)
-    async with open_limiter("memory", home=tmp_path, task_failed=failures.append):
+    async with open_limiter("file", home=tmp_path, task_failed=failures.append):
         await went_on.wait()
     assert failures == ["limits"]
 

@@ -232,4 +232,4 @@ def _residency_settings(old: Registry, new: Registry) -> Iterator[tuple[str, tup
 def _server(spec: ExpertSpec, shares_device: bool) -> tuple[object, ...]:
     """Return the settings that the server of a local expert was started with, and its place on a shared device."""
     place = (spec.device, spec.memory_gb, spec.pinned, spec.sleep_level) if shares_device else ()
-    return spec.runtime, spec.model, tuple(spec.options.items()), spec.gpus, spec.replicas, *place
+    return spec.runtime, spec.model, spec.adapter, tuple(spec.options.items()), spec.gpus, spec.replicas, *place

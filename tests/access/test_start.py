@@ -96,7 +96,7 @@ async def test_a_start_and_a_reload_know_the_issued_keys_of_the_store(tmp_path: 
 
     root = key_of("root", scopes={"admin", "chat"})
     settings = settings_with(root)
-    store = open_key_store("memory", home=settings.home)
+    store = open_key_store("file", home=settings.home)
     spec = KeySpec(name="shop", limits=KeyLimits(requests_per_minute=1))
     make = partial(issue, load(settings.config, environ={}), spec=spec, sha256="0" * 64, by=None, by_name="", now=0.0)
     await change(store, lambda issued: make(issued=issued))

@@ -36,7 +36,7 @@ async def test_unchanged_experts_go_on_and_others_are_closed_when_no_request_can
         closed.append(self.name)
 
     monkeypatch.setattr(ReplicatedExpert, "aclose", close)
-    async with Client() as session, open_limiter("memory", home=tmp_path) as limiter:
+    async with Client() as session, open_limiter("file", home=tmp_path) as limiter:
         with ThreadPoolExecutor(1) as threads:
             parts = {"session": session, "threads": threads, "limiter": limiter, "affinity": Affinity()}
             issued = IssuedKeyWatch(KeyStore(MemoryStore()))
