@@ -281,8 +281,8 @@ class Call:
     If experts share a device, the call waits until `wake_deadline` (event loop clock) for a sleeping expert, unless its
     `stand_in` (an expert that is awake and may answer instead) is up.
 
-    With `renames_limit`, the limit of the answer's tokens is CoE's own, and goes out under the name that the expert's
-    server accepts.
+    `optional` names fields that an expert may leave out, or send under another name, if its server rejects them:
+    `max_tokens` that CoE itself has set, for example.
 
     A recipe weighs answers by the category `posterior`, shape (n_categories,); None for a uniform one. It returns its
     best answer shortly before `deadline` (event loop clock), and writes its calls to `recipe_log`.
@@ -309,7 +309,7 @@ class Call:
     posterior: NDArray[np.float32] | None = field(default=None, repr=False)
     deadline: float = math.inf
     recipe_log: RecipeLog | None = field(default=None, repr=False)
-    renames_limit: bool = False
+    optional: frozenset[str] = frozenset()
     dropped: set[str] | None = field(default=None, repr=False)
     sent: list[SentCall] = field(default_factory=list, repr=False)
     memory: AnswerMemory | None = field(default=None, repr=False)

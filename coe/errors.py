@@ -363,15 +363,6 @@ class ExpertAsleep(ExpertUnavailable, code="expert_asleep"):
     unhealthy = False
 
 
-class OutOfDescriptors(ExpertError, code="overloaded"):
-    """This process has no file descriptor left for a connection. The expert is healthy; no other expert can help."""
-
-    cause: Cause = "gateway_limit"
-    retryable = False
-    request_sent = False
-    unhealthy = False
-
-
 class AnswerMemoryFull(ExpertError, code="answer_memory_full"):
     """The memory for answers that are held whole is in use. The expert is healthy; no other expert can help."""
 

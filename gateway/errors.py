@@ -48,7 +48,6 @@ _TABLE: tuple[tuple[type[errors.RequestError], int, str], ...] = (  # the first 
     (errors.JobUnavailable, 503, "api_error"),
     (errors.NotInstalled, 501, "api_error"),
     (errors.DeadlineExceeded, 504, "api_error"),
-    (errors.OutOfDescriptors, 503, "api_error"),
     (errors.AnswerMemoryFull, 503, "api_error"),
     (errors.ExpertBusy, 429, "rate_limit_error"),
     (errors.ExpertTimeout, 504, "api_error"),

@@ -300,7 +300,7 @@ async def _open_writer(
 async def _watch_experts(
     stack: AsyncExitStack, wiring: Wiring, registry: Registry, session: Client, metrics: Metrics, *, check: bool
 ) -> None:
-    """Run the health checks of the experts, and with `check` request one token from each in the first worker."""
+    """Run the health checks of the experts, and with `check` request a few tokens from each in the first worker."""
     await stack.enter_async_context(
         running_health_checks(lambda: wiring.experts.values(), session=session, task_failed=metrics.task_failed)
     )
@@ -362,7 +362,7 @@ async def _open_stored_step(
 
 @asynccontextmanager
 async def checking(experts: Iterable[ReplicatedExpert], registry: Registry, *, session: Client) -> AsyncIterator[None]:
-    """Request one token from every expert in the background and log the results. Experts that share a device are left
+    """Request a few tokens from every expert in the background and log the results. Experts that share a device are left
     out: a check would swap their models."""
     local_experts_swap = registry.residency is not None
     chosen = [one for one in experts if one.spec.addresses or one.spec.runtime == "litellm" or not local_experts_swap]

@@ -8,7 +8,6 @@ what each cause means, and what an operator can do about it.
 from __future__ import annotations
 
 import errno
-import os
 import re
 import socket
 import ssl
@@ -29,7 +28,6 @@ from coe.errors import (
     ExpertTimeout,
     ExpertUnavailable,
     ExpertUnreachable,
-    OutOfDescriptors,
 )
 from coe.urls import secrets_in
 
@@ -62,11 +60,8 @@ def redacted(text: str, *, secrets: Iterable[str] = ()) -> str:
 
 MAX_RETRY_AFTER = 3600.0
 """Longest Retry-After, in seconds, that is obeyed."""
-SHORTAGE_RETRY = 1.0
-"""Retry-After in seconds when no file descriptor is left."""
 MAX_CAUSES = 16
 """Errors inspected in one chain of causes."""
-_SHORTAGE = (errno.EMFILE, errno.ENFILE)
 _NAME = re.compile(r"[A-Za-z0-9_.\[\]-]{1,64}")
 _REJECTED_STATUSES = frozenset({400, 413, 415, 422})
 _API_MISSING_STATUSES = frozenset({404, 405, 501})
@@ -96,18 +91,9 @@ class ErrorMapping:
 
     def unreachable(self, error: BaseException) -> ExpertError:
         """No connection could be made, because of `error`."""
-        if out_of_descriptors(error):
-            return self.no_descriptor()
         unreachable = ExpertUnreachable(f"expert {self.expert!r} cannot be reached", expert=self.expert)
         unreachable.cause = connection_cause(error) or "unreachable"
         return unreachable
-
-    def no_descriptor(self) -> OutOfDescriptors:
-        """No connection could be opened, because this process has no file descriptor left."""
-        message = "the gateway has no file descriptor left for an expert; try again later, or raise its limit of files"
-        error = OutOfDescriptors(message, expert=self.expert)
-        error.retry_after = SHORTAGE_RETRY
-        return error
 
     def connection_lost(self, what: str, *, cause: Cause = "connection_lost") -> ExpertUnavailable:
         """The connection failed or broke off, or the server reported that it cannot continue."""
@@ -171,17 +157,6 @@ def causes(error: BaseException) -> Iterator[BaseException]:
             return
         yield following
         following = following.__cause__ or following.__context__
-
-
-def out_of_descriptors(error: BaseException) -> bool:
-    """True if `error` comes from a lack of file descriptors, or none is left, which a failed name lookup hides."""
-    if any(isinstance(cause, OSError) and cause.errno in _SHORTAGE for cause in causes(error)):
-        return True
-    try:
-        os.close(os.dup(0))
-    except OSError as shortage:
-        return shortage.errno in _SHORTAGE
-    return False
 
 
 def connection_cause(error: BaseException) -> Cause | None:
@@ -265,10 +240,7 @@ REMEDIES: Mapping[Cause, tuple[str, str]] = {
     "rejected": ("it rejects the request", "check the `parameters` of the expert"),
     "unsupported": ("it does not speak the API of the request", "declare the `apis` that the server speaks"),
     "asleep": ("it shares a device and was not loaded in time", "see `residency` in experts.yaml"),
-    "gateway_limit": (
-        "the gateway has no file descriptor or memory left",
-        "raise `ulimit -n` or `limits.body_memory_mb`",
-    ),
+    "gateway_limit": ("the gateway has no memory left for answers", "raise `limits.body_memory_mb`"),
     "circuit_open": ("it failed too often lately", "see the causes in the log of the gateway"),
     "error": ("it fails", "read the server's own log"),
 }

@@ -32,22 +32,19 @@ class Replica:
     """One server of an expert.
 
     `in_flight` counts its requests from this process until their last byte. `queue_length` is the length of the
-    server's own queue, None if it shows none (only vLLM does). `alive` is the result of the last health check, None
-    before the first. `address` names the server without credentials. `root` is the URL of its pages, empty for a
-    provider's own address. `cause` is that of its last failure. `expert` answers in all its APIs, regardless of the
-    breaker. The parameter `chat` is the same expert without the translation of other APIs, None if it translates none.
+    server's own queue, None if it shows none. `address` names the server without credentials. `root` is the URL of its
+    pages, empty for a provider's own address. `cause` is that of its last failure. `expert` answers in all its APIs,
+    regardless of the breaker.
     """
 
     def __init__(
         self,
         expert: Expert,
         *,
-        chat: Expert | None = None,
         endpoint: Endpoint | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.expert = expert
-        self._chat = chat
         base = endpoint.base_url if endpoint else ""
         self.address = redact_url(remove_suffix(base, "/v1")).partition("://")[2] or "provider"
         self.root = remove_suffix(base, "/v1")
@@ -55,7 +52,6 @@ class Replica:
         self.breaker = Breaker(clock=clock)
         self.in_flight = 0
         self.queue_length: int | None = None
-        self.alive: bool | None = None
         self.cause: Cause | Literal[""] = ""
         self.incidents = Incidents(expert.name, clock=clock)
 
@@ -73,10 +69,8 @@ class Replica:
         breaker = self.breaker
         generation = breaker.begin()
         self.in_flight += 1
-        plain = call.api == "chat" and not call.renames_limit
-        expert = self._chat if plain and self._chat is not None else self.expert
         try:
-            reply = await expert.stream(call)
+            reply = await self.expert.stream(call)
         except BaseException as error:
             self.in_flight -= 1
             self._record_failure(error, generation)

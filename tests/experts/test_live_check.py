@@ -1,4 +1,4 @@
-"""The live check: one token from each server, and a cause with a remedy for each failure."""
+"""The live check: a few tokens from each server, and a cause with a remedy for each failure."""
 
 from __future__ import annotations
 

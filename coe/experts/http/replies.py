@@ -28,7 +28,6 @@ MAX_ERROR_BYTES = 2**16
 """Bytes of a JSON error in place of an event stream."""
 DRAIN_TIMEOUT = 0.05
 """Seconds to wait for the end of the HTTP body after the last event; otherwise the connection cannot be reused."""
-_BOM = b"\xef\xbb\xbf"
 
 
 class ModelNameRewriter:
@@ -113,8 +112,7 @@ class StreamedReply:
     """A response that arrives as server-sent events. `begin` reads up to the first event with content, `chunks` the
     rest. Adds the event that ends the stream if the server omits it.
 
-    `with_usage` is whether the client requested the event with token counts and no choice, None for an API without that
-    option. It is removed if it was not requested, and added if the server sent the counts in another event only.
+    With `hides_usage`, the event with token counts and no choice is removed, as the client did not request it.
     """
 
     media_type = sse.EVENT_STREAM
@@ -129,8 +127,7 @@ class StreamedReply:
         stream_idle_timeout: float,
         usage: Usage,
         held: HeldAnswer,
-        choices: int = 1,
-        with_usage: bool | None = None,
+        hides_usage: bool,
     ) -> None:
         self.usage = usage
         self._response = response
@@ -139,14 +136,10 @@ class StreamedReply:
         self._rewriter = rewriter
         self._stream_idle_timeout = stream_idle_timeout
         self._held = held
-        self._choices = choices
-        self._with_usage = with_usage
+        self._hides_usage = hides_usage
         self._buffer = sse.EventBuffer()
-        self._first_events = self._usage_event = b""
-        self._ended_choices: set[str] = set()
+        self._first_events = b""
         self._finished = self._done = False
-        self._trailing_data = False
-        """True if bytes followed the end of the stream."""
 
     async def begin(self) -> None:
         if self._response.media_type != self.media_type:
@@ -157,8 +150,6 @@ class StreamedReply:
             if not chunk:
                 raise self._errors.connection_lost("ended the stream before the first event")
             events = self._complete_events(chunk)
-            if not first:
-                events = events.removeprefix(_BOM).lstrip(b"\n")
             try:
                 event = sse.first_event(events, preamble=self._api_format.preamble)
             except ValueError as error:
@@ -200,48 +191,37 @@ class StreamedReply:
         if not self._done:
             if not self._finished:
                 raise self._errors.connection_lost("ended the stream before the answer was complete")
-            yield self._rewriter.in_events(self._usage_event + self._api_format.end)  # which the server omitted
+            yield self._api_format.end  # which the server omitted
 
     async def aclose(self) -> None:
         self._held.resize(0)
         try:
-            if self._done and not self._trailing_data and not self._response.complete:
+            if self._done and not self._response.complete:
                 with contextlib.suppress(OSError):  # the end of the body follows a moment after the last event
-                    self._trailing_data = bool((await self._response.chunk(DRAIN_TIMEOUT)).strip())
+                    await self._response.chunk(DRAIN_TIMEOUT)
         finally:
-            if self._done and not self._trailing_data:
-                self._response.release()
-            else:  # the answer is incomplete: closing tells the server to stop
-                self._response.close()
+            self._response.release()  # closes an incomplete one, which tells the server to stop
 
     def _complete_events(self, chunk: bytes) -> bytes:
         """The events that a chunk completes, up to the one that ends the stream; later ones are dropped."""
         try:
-            events = sse.join_data_lines(self._buffer.feed(chunk))
+            events = self._buffer.feed(chunk)
         except ValueError as error:
             raise self._errors.invalid_response(f"a broken event stream ({error})") from None
         self._held.resize(len(self._buffer.rest) + len(events))
         if self._api_format.done(events):
             self._done = True
-            events, rest = sse.cut_after(self._api_format.done, events)
-            self._trailing_data = bool(rest.strip() or self._buffer.rest.strip())
+            events = sse.up_to(self._api_format.done, events)
         return events
 
     def _process(self, events: bytes) -> bytes:
-        """Records token counts and finished choices, and returns the events that the client should see."""
+        """Records token counts and the end of a choice, and returns the events that the client should see."""
         self.usage.events += events.count(b"\n\n")
-        if self._api_format.finished(events):
-            if self._choices > 1:
-                self._ended_choices.update(str(index) for index, _ in sse.finish_reasons(events))
-            self._finished |= self._choices == 1 or len(self._ended_choices) >= self._choices
+        self._finished |= self._api_format.finished(events)
         counted = False
         for counts in self._api_format.usages(events):
             record_usage(self.usage, counts)
             counted = True
-        if counted and self._with_usage is False:
+        if counted and self._hides_usage:
             events = sse.remove_usage(events)
-        elif counted and self._with_usage:
-            self._usage_event = sse.usage_event(events)
-        if self._done and self._usage_event:
-            events = sse.insert_before_end(events, self._usage_event)
         return self._rewriter.in_events(events)

@@ -23,11 +23,11 @@ import orjson
 from coe.core import Api, Call, Health, Reply
 from coe.errors import ConfigError, ExpertError, pip_install
 from coe.experts.api_formats import API_FORMATS, is_empty_answer, record_usage
-from coe.experts.error_mapping import ErrorMapping, connection_cause, out_of_descriptors
+from coe.experts.error_mapping import ErrorMapping, connection_cause
 from coe.experts.held_answer import HeldAnswer, WholeReply
 from coe.experts.http.sse import EVENT_STREAM
-from coe.experts.litellm.response_limits import ResponseLimits
-from coe.experts.litellm.translation import forwarded_headers, litellm_arguments, plain
+from coe.experts.litellm.response_limits import LIMIT, ResponseLimit, limit_clients
+from coe.experts.litellm.translation import litellm_arguments, plain
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
 from coe.usage import SentCall, Usage
@@ -68,29 +68,21 @@ class LitellmExpert:
         another API."""
         arguments = {**litellm_arguments(call, self.spec), **self._settings}
         arguments["timeout"] = call.first_token_timeout + call.stream_idle_timeout  # a backstop: those below end before
-        if headers := forwarded_headers(call, self.spec):
-            arguments["extra_headers"] = headers
-        try:
-            await _in_background(_load_entry_points())  # the first time takes seconds, which do not count
-        except OSError as error:
-            if out_of_descriptors(error):
-                raise self.errors.no_descriptor() from None
-            raise
+        if call.headers:
+            arguments["extra_headers"] = dict(call.headers)
+        await _in_background(_load_entry_points())  # the first time takes seconds, which do not count
         record, held = SentCall(self.name), HeldAnswer(call.memory)
-        limits = ResponseLimits(stream=call.stream, held=None if call.stream else held)
-        stream = _StreamedReply(self, call, record.usage, limits) if call.stream else None
         call.sent.append(record)
         try:
             async with asyncio.timeout(call.first_token_timeout) as limit:
-                if stream is not None:
-                    await _in_background(stream.begin(arguments))
-                    return stream
-                body = await _in_background(self._whole(call.api, arguments, record.usage, limits))
+                if call.stream:
+                    reply = _StreamedReply(self, call, record.usage)
+                    await _in_background(reply.begin(arguments))
+                    return reply
+                body = await _in_background(self._whole(call.api, arguments, record.usage, held))
                 return WholeReply(body, record.usage, held)
         except BaseException as error:
-            _background_loop().call_soon_threadsafe(limits.give_up)
-            if stream is not None:
-                stream.abandon()
+            _background_loop().call_soon_threadsafe(held.resize, 0)
             if isinstance(error, ExpertError) and not error.may_be_billed:
                 call.sent.remove(record)
             if isinstance(error, TimeoutError) and limit.expired():
@@ -98,9 +90,10 @@ class LitellmExpert:
                 raise self.errors.timed_out(f"gave no {what} within {call.first_token_timeout:g} s") from None
             raise
 
-    async def _whole(self, api: Api, arguments: dict[str, Any], usage: Usage, limits: ResponseLimits) -> bytes:
+    async def _whole(self, api: Api, arguments: dict[str, Any], usage: Usage, held: HeldAnswer) -> bytes:
         """The answer without a stream. Runs in the background loop."""
-        limits.begin()
+        limit = ResponseLimit(self.errors, held)
+        LIMIT.set(limit)
         try:
             answer = plain(await _entry_points()[api](**arguments), name=self.name)
             if API_FORMATS[api].answer_field not in answer:
@@ -108,21 +101,16 @@ class LitellmExpert:
             record_usage(usage, answer.get("usage"))
             return orjson.dumps(answer)
         except Exception as error:  # its traceback may hold the prompt
-            limits.give_up()
-            raise self.expert_error(error, api, limits) from None
+            raise (limit.error or self.expert_error(error, api)) from None
+        finally:
+            if _is_cancelled():
+                held.resize(0)
 
     async def aclose(self) -> None:
         """Does nothing: litellm owns its connections."""
 
-    def expert_error(self, error: Exception, api: Api, limits: ResponseLimits) -> ExpertError:
-        """Converts litellm's exception. If a response exceeded one of the limits, the exception is a consequence of
-        that, whatever its class."""
-        if out_of_descriptors(error):
-            return self.errors.no_descriptor()
-        if limits.full is not None:
-            return limits.full
-        if limits.exceeded_limit:
-            return self.errors.invalid_response(limits.exceeded_limit)
+    def expert_error(self, error: Exception, api: Api) -> ExpertError:
+        """Converts litellm's exception."""
         if isinstance(error, ExpertError):
             return error
         status = getattr(error, "status_code", None)
@@ -157,32 +145,32 @@ class _StreamedReply:
 
     media_type = EVENT_STREAM
 
-    def __init__(self, expert: LitellmExpert, call: Call, usage: Usage, limits: ResponseLimits) -> None:
+    def __init__(self, expert: LitellmExpert, call: Call, usage: Usage) -> None:
         self.usage = usage
         self._expert = expert
         self._call = call
-        self._limits = limits
+        self._limit = ResponseLimit(expert.errors, None)
         self._api_format = API_FORMATS[call.api]
         self._source: Any = None
         self._first = b""
-        self._abandoned = self._has_content = self._complete = self._ended = False
+        self._has_content = self._complete = self._ended = False
         options = call.fields.get("stream_options")
-        wants_usage = isinstance(options, dict) and options.get("include_usage") is True
-        self._hides_usage = call.api == "chat" and not wants_usage
+        self._hides_usage = not (isinstance(options, dict) and options.get("include_usage") is True)
 
     async def begin(self, arguments: dict[str, Any]) -> None:
         """Runs in the background loop."""
-        self._limits.begin()
+        LIMIT.set(self._limit)
         try:
             self._source = aiter(await _entry_points()[self._call.api](**arguments))
+            while not (self._has_content or self._ended or _is_cancelled()):
+                self._first += await self._next()
+            if not self._has_content and not is_empty_answer(self.usage):
+                raise self._expert.errors.connection_lost("ended the stream before the first event")
         except Exception as error:
-            raise self._expert.expert_error(error, self._call.api, self._limits) from None
-        while not (self._has_content or self._abandoned or self._ended):
-            self._first += await self._next()
-        if self._abandoned:  # litellm may lose a cancellation: close what it opened
-            await _close(self._source)
-        elif not self._has_content and not is_empty_answer(self.usage):
-            raise self._expert.errors.connection_lost("ended the stream before the first event")
+            raise (self._limit.error or self._expert.expert_error(error, self._call.api)) from None
+        finally:
+            if _is_cancelled() and self._source is not None:
+                await _close(self._source)
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
         yield self._first
@@ -199,11 +187,6 @@ class _StreamedReply:
             raise self._expert.errors.connection_lost("ended the stream before the answer was complete")
         if self._api_format.end:
             yield self._api_format.end
-
-    def abandon(self) -> None:
-        self._abandoned = True
-        if self._source is not None:
-            asyncio.run_coroutine_threadsafe(_close(self._source), _background_loop())
 
     async def aclose(self) -> None:
         if self._source is not None:
@@ -227,9 +210,15 @@ class _StreamedReply:
                 if event.get("choices") or not self._hides_usage:
                     return chunk
         except Exception as error:
-            raise self._expert.expert_error(error, self._call.api, self._limits) from None
+            raise (self._limit.error or self._expert.expert_error(error, self._call.api)) from None
         self._ended = True
         return b""
+
+
+def _is_cancelled() -> bool:
+    """True if the current task was cancelled, also if litellm has lost the cancellation."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 async def _close(source: Any) -> None:
@@ -262,8 +251,6 @@ def _entry_points() -> dict[Api, EntryPoint]:
     os.environ.setdefault("LITELLM_MODE", "PRODUCTION")  # in its default mode it reads .env files
     import litellm
     from litellm.llms.custom_httpx.http_handler import HTTPHandler
-
-    from coe.experts.litellm.response_limits import limit_clients
 
     limit_clients()
     litellm.suppress_debug_info = True

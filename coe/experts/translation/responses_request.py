@@ -17,7 +17,6 @@ from coe.experts.translation.settings import PASSED_FIELDS, add_effort, output_f
 from coe.experts.translation.tools import INPUT, chat_choice, chat_name, read_tools
 
 Fields = Mapping[str, Any]
-LOGPROBS = "message.output_text.logprobs"
 _STATE = {
     "previous_response_id": "the gateway stores no answers here; send the conversation in `input`",
     "conversation": "conversations are not stored; use previous_response_id, or send the conversation in `input`",
@@ -45,16 +44,17 @@ def chat_fields(fields: Fields) -> dict[str, Any]:
         body["parallel_tool_calls"] = parallel
     add_effort(body, _object(fields, "reasoning").get("effort"), "reasoning.effort")
     _add_text(body, _object(fields, "text"))
-    _add_logprobs(body, fields)
     return body
 
 
 def dropped_parts(fields: Fields) -> tuple[str, ...]:
-    """Returns the types of the tools and items that `chat_fields` leaves out."""
+    """Returns the types of the tools and items, and the fields, that `chat_fields` leaves out."""
     items = fields.get("input")
     kinds = [item.get("type") for item in items if isinstance(item, dict)] if isinstance(items, list) else []
     handled = (None, "message", "function_call", "custom_tool_call", *_RESULTS, *_SILENT_ITEMS)
-    return (*read_tools(fields.get("tools")).dropped, *(str(kind) for kind in kinds if kind not in handled))
+    items_left_out = (str(kind) for kind in kinds if kind not in handled)
+    fields_left_out = (name for name in ("top_logprobs",) if fields.get(name))
+    return (*read_tools(fields.get("tools")).dropped, *items_left_out, *fields_left_out)
 
 
 def _messages(fields: Fields) -> list[dict[str, Any]]:
@@ -122,15 +122,6 @@ def _add_text(body: dict[str, Any], text: Fields) -> None:
         body["response_format"] = {"type": "json_object"}
     if (verbosity := text.get("verbosity")) in ("low", "medium", "high"):
         body["verbosity"] = verbosity
-
-
-def _add_logprobs(body: dict[str, Any], fields: Fields) -> None:
-    include, top = fields.get("include"), fields.get("top_logprobs")
-    if include is not None and not isinstance(include, list):
-        raise InvalidRequest("include must be a list", param="include")
-    if top or LOGPROBS in (include or ()):
-        body["logprobs"] = True
-        body |= {"top_logprobs": top} if top else {}
 
 
 def _object(fields: Fields, name: str) -> Fields:

@@ -8,7 +8,7 @@ left out.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,30 +77,17 @@ def chat_name(name: str, namespace: str) -> str:
 def chat_choice(choice: Any, tools: Tools) -> Mapping[str, Any]:
     """Returns the fields `tools` and `tool_choice` of chat. Raises InvalidRequest for a forced tool that was left
     out."""
-    functions: Iterable[dict[str, Any]] = tools.functions
     if not tools.functions:
         return {}
-    if isinstance(choice, dict) and choice.get("type") == "allowed_tools":
-        named = choice.get("tools") or []
-        if not isinstance(named, list):
-            raise InvalidRequest("tool_choice.tools must be a list", param="tool_choice.tools")
-        allowed = {_chosen(one) for one in named if isinstance(one, dict)}
-        functions = [one for one in functions if one["function"]["name"] in allowed]
-        choice = choice.get("mode")
-        if not functions:
-            raise InvalidRequest("tool_choice allows no tool that this model can call", param="tool_choice.tools")
     if isinstance(choice, dict):
-        if (name := _chosen(choice)) not in tools.names:
+        name = chat_name(str(choice.get("name") or ""), str(choice.get("namespace") or ""))
+        if name not in tools.names:
             message = (
                 f"tool_choice forces a tool that this model cannot call: {choice.get('name') or choice.get('type')}"
             )
             raise InvalidRequest(message, param="tool_choice", code="unsupported_api")
         choice = {"type": "function", "function": {"name": name}}
-    return {"tools": list(functions), **({} if choice is None else {"tool_choice": choice})}
-
-
-def _chosen(choice: Mapping[str, Any]) -> str:
-    return chat_name(str(choice.get("name") or ""), str(choice.get("namespace") or ""))
+    return {"tools": list(tools.functions), **({} if choice is None else {"tool_choice": choice})}
 
 
 def _function(tool: Mapping[str, Any], name: str, *, custom: bool) -> dict[str, Any]:

@@ -138,7 +138,7 @@ class ExpertTests:
             raise Overloaded(f"{name!r} was tested just now; try again in {wait:.1f} s", retry_after=wait)
         self._tested = {one: at for one, at in self._tested.items() if at + TEST_PAUSE_SECONDS > now} | {name: now}
         assert self._parts.session is not None
-        results = await check_experts([expert], session=self._parts.session, streams=True)
+        results = await check_experts([expert], session=self._parts.session)
         data = [asdict(one) | {"ok": one.ok} for one in results]
         return json_response({"object": "expert.test", "id": name, "data": data})
 
@@ -175,7 +175,6 @@ def _state(serving: Serving, name: str, stats: Mapping[str, Any]) -> dict[str, A
             {
                 "address": replica.address,
                 "state": states.get(replica.address, replica.state),
-                "alive": replica.alive,
                 "in_flight": replica.in_flight,
                 "waiting": replica.queue_length,
             }
@@ -225,11 +224,11 @@ class Onboarding:
         serving = current.serving
         assignment, served = serving.composition.assignment, name in serving.registry.expert_names
         outcomes: dict[str, int] = {}
-        alive: list[bool | None] = []
+        states: set[str] = set()
         if served:
             counts = Counts(await self._parts.metrics.families())
             outcomes = expert_stats(counts, serving.registry)[name]["outcomes"]
-            alive = [one.alive for one in getattr(serving.composition.experts[name], "replicas", ())]
+            states = {one.state for one in getattr(serving.composition.experts[name], "replicas", ())}
         choices = zip(assignment.categories, assignment.choice, strict=True)
         return json_response(
             {
@@ -239,7 +238,7 @@ class Onboarding:
                 "problems": parsed_problems(problems),
                 "served": served,
                 "reload_error": current.reload_error,
-                "reachable": True if outcomes.get("ok") or any(alive) else False if False in alive else None,
+                "reachable": True if outcomes.get("ok") else False if "open" in states else None,
                 "scored": scored,
                 "planned": serving.versions.get(ASSIGNMENT) is not None,
                 "assigned_categories": [category for category, choice in choices if choice == name],

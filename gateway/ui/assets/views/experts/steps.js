@@ -50,7 +50,7 @@ const reachable = (name, { reachable: done, served }) => ({
   note: done
     ? "Its server is healthy."
     : done === false
-      ? "Its server did not answer the last health check. Check that it runs and that base_url is right."
+      ? "Its server failed several requests. Check that it runs and that base_url is right."
       : "Send one request.",
   commands: [`coe chat --model ${name} "Hello"`],
 });
