@@ -25,7 +25,7 @@ import routers
 from coe.artifacts.kinds import ROUTER
 from coe.artifacts.store import ArtifactStore
 from coe.errors import CoEError, ConfigError
-from coe.experts import ReplicatedExpert, endpoints_of, running_health_checks
+from coe.experts import ReplicatedExpert, endpoints_of, reading_queues
 from coe.experts.http.client import Client
 from coe.experts.live_check import check_experts, log_findings
 from coe.learning.monitoring.traffic_report import TRAFFIC_REPORT_FILE
@@ -300,9 +300,9 @@ async def _open_writer(
 async def _watch_experts(
     stack: AsyncExitStack, wiring: Wiring, registry: Registry, session: Client, metrics: Metrics, *, check: bool
 ) -> None:
-    """Run the health checks of the experts, and with `check` request a few tokens from each in the first worker."""
+    """Read the queues of the experts, and with `check` request a few tokens from each in the first worker."""
     await stack.enter_async_context(
-        running_health_checks(lambda: wiring.experts.values(), session=session, task_failed=metrics.task_failed)
+        reading_queues(lambda: wiring.experts.values(), session=session, task_failed=metrics.task_failed)
     )
     if check and metrics.registry.worker == 0:
         await stack.enter_async_context(checking(wiring.experts.values(), registry, session=session))
@@ -362,8 +362,8 @@ async def _open_stored_step(
 
 @asynccontextmanager
 async def checking(experts: Iterable[ReplicatedExpert], registry: Registry, *, session: Client) -> AsyncIterator[None]:
-    """Request a few tokens from every expert in the background and log the results. Experts that share a device are left
-    out: a check would swap their models."""
+    """Request a few tokens from every expert in the background and log the results. Experts that share a device are
+    left out: a check would swap their models."""
     local_experts_swap = registry.residency is not None
     chosen = [one for one in experts if one.spec.addresses or one.spec.runtime == "litellm" or not local_experts_swap]
     task = asyncio.create_task(_check(chosen, session), name="check of the experts")

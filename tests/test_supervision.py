@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from starlette.applications import Starlette
 
-import coe.experts.health_checks
+import coe.experts.queues
 import coe.records.writer
 import coe.runtime.artifact_sync
 import gateway.process.reload
@@ -171,8 +171,8 @@ def turns(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) -
 
 
 def expert_watch(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) -> Opened:
-    patch.setattr(coe.experts.health_checks, "_run", work)
-    return coe.experts.health_checks.running_health_checks(list, session=Client(), task_failed=failed)
+    patch.setattr(coe.experts.queues, "_run", work)
+    return coe.experts.queues.reading_queues(list, session=Client(), task_failed=failed)
 
 
 def connections(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) -> Opened:

@@ -12,7 +12,7 @@ import re
 import socket
 import ssl
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from email.utils import parsedate_to_datetime
 from typing import Any
 
@@ -36,13 +36,7 @@ MAX_CHARACTERS = 500
 _MAX_INPUT = 4096
 """Characters of a text that are processed at all."""
 _URL = re.compile(r"(?i)\b([a-z][a-z0-9+.-]{1,15}://)(?:[^\s/?#@\"'<>]*@)?([^\s?#\"'<>]*)(?:[?#][^\s\"'<>]*)?")
-_LABELLED = re.compile(
-    r"(\b(?:bearer|basic|token|secret|password|(?:x-)?api[-_ ]?key)\b(?:\s+provided)?[\"']?\s*[:=]?\s*[\"']?)"
-    r"(?=[^\s\"',;]*\d)[^\s\"',;]{8,}",
-    re.IGNORECASE,
-)
 _KEYS = re.compile(r"\b(?:sk|pk|rk|gsk|xai|hf|coe|ghp|glpat)[-_][A-Za-z0-9_*.-]{6,}|\bAIza[\w-]{10,}|\beyJ[\w.-]{20,}")
-_OPAQUE = re.compile(r"\b(?=[A-Za-z]*\d)(?=\d*[A-Za-z])[A-Za-z0-9]{32,}\b")
 _HIDDEN = "***"
 
 
@@ -53,8 +47,7 @@ def redacted(text: str, *, secrets: Iterable[str] = ()) -> str:
         text = text.replace(secret, _HIDDEN)
     text = text[:_MAX_INPUT]
     text = _URL.sub(r"\1\2", text)
-    text = _LABELLED.sub(rf"\1{_HIDDEN}", text)
-    text = _OPAQUE.sub(_HIDDEN, _KEYS.sub(_HIDDEN, text))
+    text = _KEYS.sub(_HIDDEN, text)
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:MAX_CHARACTERS]
 
 
@@ -116,10 +109,14 @@ class ErrorMapping:
     def refusal(self, status: int, headers: Mapping[str, str], body: bytes, *, api: Api) -> ExpertError:
         """The error for an HTTP status other than 200. A missing API other than chat does not make the server
         unhealthy."""
-        reason, code = self._line(_reason(body)), self._name(body, "code")
+        try:
+            reported = orjson.loads(body)
+        except orjson.JSONDecodeError:
+            reported = body.decode("utf-8", "replace")
+        reason, code = self._line(message_of(reported)), self._name(reported, "code")
         error: ExpertError
         if status in _REJECTED_STATUSES:
-            message, param = f"expert {self.expert!r} rejected the request: {reason}", self._name(body, "param")
+            message, param = f"expert {self.expert!r} rejected the request: {reason}", self._name(reported, "param")
             error = ExpertRejected(message, expert=self.expert, status=status, upstream_code=code, param=param)
         elif status == 429:
             error = ExpertBusy(f"expert {self.expert!r} answered HTTP {status}: {reason}", expert=self.expert)
@@ -137,31 +134,22 @@ class ErrorMapping:
             error.unhealthy = False
         return error
 
-    def _name(self, body: bytes, field: str) -> str | None:
+    def _name(self, reported: Any, field: str) -> str | None:
         """The value of a field of an error body in OpenAI's shape if it is an identifier: no prose, and not the key."""
-        try:
-            name = orjson.loads(body)["error"][field]
-        except (orjson.JSONDecodeError, KeyError, TypeError, IndexError):
-            return None
+        error = reported.get("error") if isinstance(reported, dict) else None
+        name = error.get(field) if isinstance(error, dict) else None
         return name if isinstance(name, str) and _NAME.fullmatch(name) and name not in self._secrets else None
 
     def _line(self, text: str) -> str:
         return redacted(text, secrets=self._secrets) or "no reason given"
 
 
-def causes(error: BaseException) -> Iterator[BaseException]:
-    """Yields an error and the errors that caused it, at most MAX_CAUSES."""
-    following: BaseException | None = error
-    for _ in range(MAX_CAUSES):
-        if following is None:
-            return
-        yield following
-        following = following.__cause__ or following.__context__
-
-
 def connection_cause(error: BaseException) -> Cause | None:
     """Return the cause of a failed connection, from an exception or its causes; None for another failure."""
-    for cause in causes(error):
+    cause: BaseException | None = error
+    for _ in range(MAX_CAUSES):
+        if cause is None:
+            break
         if isinstance(cause, (socket.gaierror, UnicodeError)):
             return "name_resolution"
         if isinstance(cause, ssl.SSLError):
@@ -170,6 +158,7 @@ def connection_cause(error: BaseException) -> Cause | None:
             return "connection_refused"
         if isinstance(cause, TimeoutError):
             return "connect_timeout"
+        cause = cause.__cause__ or cause.__context__
     return None
 
 
@@ -206,13 +195,6 @@ def message_of(error: Any) -> str:
         return "no readable reason"
 
 
-def _reason(body: bytes) -> str:
-    try:
-        return message_of(orjson.loads(body))
-    except orjson.JSONDecodeError:
-        return body.decode("utf-8", "replace")
-
-
 REMEDIES: Mapping[Cause, tuple[str, str]] = {
     "connection_refused": ("nothing listens at its address", "start the server, or correct `base_url` in experts.yaml"),
     "connect_timeout": ("its address accepts no connection in time", "check `base_url`, the firewall and the network"),
@@ -220,15 +202,9 @@ REMEDIES: Mapping[Cause, tuple[str, str]] = {
     "tls_error": ("no TLS connection came about", "write http:// for plain HTTP, or make its certificate valid here"),
     "unreachable": ("its address cannot be reached", "check `base_url` and the network to it"),
     "connection_lost": ("it broke off the connection", "read the server's own log; write https:// if it speaks TLS"),
-    "unauthorized": (
-        "it refuses the api_key",
-        "set `api_key` of the expert in experts.yaml to a key that is valid there",
-    ),
+    "unauthorized": ("it refuses the api_key", "set the `api_key` of the expert to one that is valid there"),
     "forbidden": ("it forbids the request", "check the rights of its `api_key`, and the provider's content policy"),
-    "model_not_found": (
-        "it does not serve the declared model",
-        "correct `model` to a name that it lists at /v1/models",
-    ),
+    "model_not_found": ("it does not serve the declared model", "correct `model` to a name at its /v1/models"),
     "not_found": ("its address has no such API", "let `base_url` end where the API begins, as a rule in /v1"),
     "rate_limited": ("its rate limit is reached", "lower the traffic to it, or ask the provider for a higher limit"),
     "quota_exceeded": ("the quota or credit of its account is used up", "raise the quota or pay at the provider"),

@@ -12,28 +12,17 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import orjson
-
 from coe.core import Api, Call
 from coe.errors import Cause, ExpertError, InvalidRequest
 from coe.experts.api_formats import Fields
 from coe.experts.error_mapping import REMEDIES, redacted
 from coe.experts.http.client import Client
 from coe.experts.replicas import ReplicatedExpert
-from coe.settings import Endpoint
 from coe.urls import join_path
 
 ANSWER_TIMEOUT = 30.0
 """Seconds for the answer."""
-LIST_TIMEOUT = 5.0
-"""Seconds for the list of models."""
 MAX_LIST_BYTES = 2**20
-MAX_NAME = 100
-"""Characters of a listed name."""
-MAX_NAMES = 5
-"""Listed names that a finding mentions."""
-CONCURRENCY = 8
-"""Servers checked at a time."""
 MAX_ANSWER_TOKENS = 16
 """The fewest that OpenAI allows for some models and APIs."""
 GREETING = [{"role": "user", "content": "Hi"}]
@@ -43,10 +32,6 @@ _REQUESTS: Mapping[Api, Fields] = {
     "messages": {"messages": GREETING, "max_tokens": MAX_ANSWER_TOKENS},
     "responses": {"input": "Hi", "max_output_tokens": MAX_ANSWER_TOKENS},
     "embeddings": {"input": "Hi"},
-    "rerank": {"query": "Hi", "documents": ["Hi"]},
-    "score": {"text_1": "Hi", "text_2": "Hi"},
-    "tokenize": {"prompt": "Hi"},
-    "moderations": {"input": "Hi"},
 }
 _log = logging.getLogger(__name__)
 
@@ -76,13 +61,8 @@ class Finding:
 
 async def check_experts(experts: Iterable[ReplicatedExpert], *, session: Client) -> list[Finding]:
     """Requests a few tokens from every server of the experts. Returns findings in their order. Raises nothing."""
-    slots = asyncio.Semaphore(CONCURRENCY)
-
-    async def check(expert: ReplicatedExpert, index: int) -> Finding:
-        async with slots:
-            return await _check(expert, index, session)
-
-    return await asyncio.gather(*(check(expert, index) for expert in experts for index in range(len(expert.replicas))))
+    checks = [_check(expert, index, session) for expert in experts for index in range(len(expert.replicas))]
+    return await asyncio.gather(*checks)
 
 
 def log_findings(findings: Sequence[Finding]) -> None:
@@ -98,7 +78,7 @@ async def _check(expert: ReplicatedExpert, index: int, session: Client) -> Findi
     """Checks one server."""
     spec, replica, began = expert.spec, expert.replicas[index], time.monotonic()
     key = spec.api_key.get_secret_value() if spec.api_key else ""
-    endpoint = expert.endpoints[index] if expert.endpoints else None
+    base_url = expert.endpoints[index].base_url if expert.endpoints else ""
 
     def problem(cause: Cause, text: str, remedy: str = "") -> Finding:
         what, usual = REMEDIES[cause]
@@ -115,36 +95,19 @@ async def _check(expert: ReplicatedExpert, index: int, session: Client) -> Findi
                     pass
             finally:
                 await reply.aclose()
-        elif endpoint is None or await _list_models(endpoint, key, session) is None:
-            return problem("not_found", "lists no models")  # audio or images would cost more than a few tokens
+        else:  # an answer would cost more than a few tokens
+            headers = {"authorization": f"Bearer {key}"} if key else {}
+            status, _ = await session.get(join_path(base_url, "models"), headers, max_bytes=MAX_LIST_BYTES)
+            if status != 200:
+                return problem("not_found", "lists no models")
     except (ExpertError, InvalidRequest) as error:
         cause: Cause = error.cause if isinstance(error, ExpertError) else "unsupported"
         text = redacted(str(error)).removeprefix(f"expert {spec.name!r} ")
         if (reason := error.__cause__) is not None and str(reason):
             text += f": {redacted(str(reason))}"
-        remedy = ""
-        if cause == "connection_refused" and not spec.addresses:
-            remedy = "start it with `coe up`"
-        elif cause == "model_not_found" and endpoint and (names := await _list_models(endpoint, key, session)):
-            more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
-            served = ", ".join(sorted(names)[:MAX_NAMES]) + more
-            remedy = f"correct `model: {endpoint.model}` in experts.yaml; it serves {served}"
-        return problem(cause, text, remedy)
+        is_local = cause == "connection_refused" and not spec.addresses
+        return problem(cause, text, "start it with `coe up`" if is_local else "")
     except Exception as error:  # report the class alone: the message may hold anything
         _log.debug("the check of expert %s failed", spec.name, exc_info=True)
         return problem("error", type(error).__name__)
     return Finding(spec.name, replica.address, ms=(time.monotonic() - began) * 1000)
-
-
-async def _list_models(endpoint: Endpoint, key: str, session: Client) -> list[str] | None:
-    """The models that a server lists, empty if it shows none to this key; None for another kind of page."""
-    headers = {"authorization": f"Bearer {key}", "x-api-key": key} if key else {}
-    headers["anthropic-version"] = "2023-06-01"
-    try:
-        async with asyncio.timeout(LIST_TIMEOUT):
-            url = join_path(endpoint.base_url, "models")
-            status, page = await session.get(url, headers, max_bytes=MAX_LIST_BYTES)
-        models = [] if status in (401, 403) else orjson.loads(page)["data"] if status == 200 else None
-        return None if models is None else [redacted(str(model["id"]))[:MAX_NAME] for model in models]
-    except (OSError, ValueError, TypeError, KeyError):
-        return None

@@ -181,11 +181,6 @@ class ReplicatedExpert:
             call = replace(call, stream_idle_timeout=self.spec.stream_idle_timeout)
         failure: ExpertUnreachable | None = None
         tried = tuple(replica for replica in self.replicas if replica.address in call.exclude)
-        if len(tried) == len(self.replicas):
-            message = f"expert {self.name!r} is at a server that this request could not reach or found full"
-            failure = ExpertUnreachable(message, expert=self.name)
-            failure.unavailable_servers, failure.request_sent = call.exclude, False
-            raise failure
         while call.first_token_timeout > 0 and (ready := self._ready(tried)):
             replica = self._best(ready, call.conversation)
             began = self._clock()
@@ -227,12 +222,11 @@ class ReplicatedExpert:
 
     def _none_ready(self) -> ExpertError:
         now = self._clock()
-        wait = min(replica.breaker.wait(now) for replica in self.replicas) or COOL_DOWN  # 0: a trial is running
-        throttled = all(replica.state in ("rate_limited", "closed") for replica in self.replicas)  # closed: excluded
-        reason = "is rate limited" if throttled else "failed too often lately"
-        error = (ExpertBusy if throttled else ExpertUnavailable)(
-            f"expert {self.name!r} {reason}; next attempt in {wait:.1f} s", expert=self.name
-        )
+        wait = min(replica.breaker.wait(now) for replica in self.replicas) or COOL_DOWN  # 0: a trial, or excluded
+        throttled = all(replica.state == "rate_limited" for replica in self.replicas)
+        reason = "is rate limited" if throttled else "has no server that accepts the request"
+        message = f"expert {self.name!r} {reason}; next attempt in {wait:.1f} s"
+        error = ExpertBusy(message, expert=self.name) if throttled else ExpertUnavailable(message, expert=self.name)
         error.retry_after, error.request_sent = wait, False
         error.cause = self._cause()
         return error

@@ -14,15 +14,16 @@ from typing import Any, get_args
 
 import orjson
 
+from coe import json_text
 from coe.core import PASS_THROUGH_APIS, TEXT_APIS, Api, Call, Health, Reply
 from coe.errors import ExpertError, InvalidRequest
 from coe.experts.api_formats import API_FORMATS, applicable_defaults
 from coe.experts.error_mapping import ErrorMapping
 from coe.experts.held_answer import HeldAnswer, WholeReply
+from coe.experts.http import sse
 from coe.experts.http.client import Client, Response, Target, Unreachable
-from coe.experts.http.connection import LimitExceeded
 from coe.experts.http.form import MODEL, FormBody
-from coe.experts.http.replies import ModelNameRewriter, RelayedReply, StreamedReply, read_json
+from coe.experts.http.replies import ModelNameRewriter, RelayedReply, StreamedReply, read_json, shows_usage
 from coe.experts.left_out import NEWER_NAMES, rejected_field, without_field, without_foreign_items
 from coe.registry import ExpertSpec, SelectingField
 from coe.settings import Endpoint
@@ -83,26 +84,22 @@ class HttpExpert:
             if response is not None:
                 response.release()
             held.resize(0)
-            failure = self._expert_error(error, call)
+            failure = error
+            if isinstance(error, TimeoutError):
+                what = "first chunk" if call.stream else "answer"
+                failure = self._errors.timed_out(f"gave no {what} within {call.first_token_timeout:g} s")
+            elif isinstance(error, (Unreachable, ValueError)):  # ValueError: an invalid address
+                failure = self._errors.unreachable(error)
+            elif isinstance(error, OSError):
+                failure = self._errors.connection_lost("broke off the connection")
             if isinstance(failure, ExpertError) and not failure.may_be_billed and record in call.sent:
                 call.sent.remove(record)
             if failure is error:
                 raise
             raise failure from error
 
-    def _expert_error(self, error: BaseException, call: Call) -> BaseException:
-        """The error that a failure of the connection means for the call; any other error itself."""
-        if isinstance(error, LimitExceeded):
-            what = "first chunk" if call.stream else "answer"
-            return self._errors.timed_out(f"gave no {what} within {call.first_token_timeout:g} s")
-        if isinstance(error, (Unreachable, ValueError)):  # ValueError: an invalid address
-            return self._errors.unreachable(error)
-        if isinstance(error, OSError):
-            return self._errors.connection_lost("broke off the connection")
-        return error
-
     async def _send_until_accepted(self, call: Call, limit: float, record: SentCall) -> Response:
-        """Returns a response with status 200, or raises the refusal as an ExpertError, or LimitExceeded. What the
+        """Returns a response with status 200, or raises the refusal as an ExpertError, or TimeoutError. What the
         server rejects is left out if it may be, and the request is sent again. Adds `record` to the sent calls."""
 
         def on_write() -> None:
@@ -113,7 +110,7 @@ class HttpExpert:
         if call.api in PASS_THROUGH_APIS:
             form = call.fields.content_type if isinstance(call.fields, FormBody) else "application/json"
             headers = {**headers, "content-type": form}
-        if call.stream and call.api in APIS_WITH_STREAM_OPTIONS and not _shows_usage(call):
+        if call.stream and call.api in APIS_WITH_STREAM_OPTIONS and not shows_usage(call):
             call = replace(call, optional=call.optional | {USAGE_OPTION})  # CoE requests the counts for itself
         for name in self._rejected_fields & call.optional:
             call = without_field(call, name)
@@ -142,15 +139,23 @@ class HttpExpert:
 
     async def _refusal(self, call: Call, response: Response) -> ExpertError:
         """The error for another status than 200. Releases the response."""
-        body = bytearray()
+        body = b""
         try:
-            with contextlib.suppress(TimeoutError, OSError):  # the status alone decides what happens next
+            with contextlib.suppress(OSError):  # also a TimeoutError; the status alone decides what happens next
                 async with asyncio.timeout(REFUSAL_TIMEOUT):
-                    while len(body) < MAX_REFUSAL_BYTES and (chunk := await response.chunk()):
-                        body += chunk
+                    body = await response.read(MAX_REFUSAL_BYTES)
         finally:
             response.release()
-        return self._errors.refusal(response.status, response.headers, bytes(body[:MAX_REFUSAL_BYTES]), api=call.api)
+        return self._errors.refusal(response.status, response.headers, body[:MAX_REFUSAL_BYTES], api=call.api)
+
+    async def _not_a_stream(self, response: Response) -> ExpertError:
+        """The error for a response that is no event stream. Servers may send an error as JSON with status 200."""
+        if response.media_type == WholeReply.media_type:
+            with contextlib.suppress(ValueError):
+                answer = json_text.loads(await response.read(MAX_REFUSAL_BYTES))
+                if isinstance(answer, dict) and answer.get("error"):
+                    return self._errors.server_error("answered with an error", answer)
+        return self._errors.invalid_response(f"{response.media_type} where an event stream was requested")
 
     async def aclose(self) -> None:
         """Does nothing: the session belongs to its opener."""
@@ -207,11 +212,7 @@ class HttpExpert:
         }
         if whole:
             return await read_json(response, **shared)
-        hides_usage = call.api in APIS_WITH_STREAM_OPTIONS and not _shows_usage(call)
+        if response.media_type != sse.EVENT_STREAM:
+            raise await self._not_a_stream(response)
+        hides_usage = call.api in APIS_WITH_STREAM_OPTIONS and not shows_usage(call)
         return StreamedReply(response, stream_idle_timeout=call.stream_idle_timeout, hides_usage=hides_usage, **shared)
-
-
-def _shows_usage(call: Call) -> bool:
-    """True if the client requested the token counts of the stream."""
-    options = call.fields.get(USAGE_OPTION)
-    return isinstance(options, dict) and options.get("include_usage") is True

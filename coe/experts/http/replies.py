@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncGenerator
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 
 from coe import json_text
+from coe.core import Call
 from coe.experts.api_formats import ApiFormat, is_empty_answer, record_usage
 from coe.experts.error_mapping import ErrorMapping
 from coe.experts.held_answer import HeldAnswer, WholeReply
@@ -24,8 +25,6 @@ MAX_ANSWER_BYTES = 64 * 2**20
 """Bytes of a non-streaming response."""
 MAX_PREAMBLE_BYTES = 2**20
 """Bytes of an event stream until the first event with content."""
-MAX_ERROR_BYTES = 2**16
-"""Bytes of a JSON error in place of an event stream."""
 DRAIN_TIMEOUT = 0.05
 """Seconds to wait for the end of the HTTP body after the last event; otherwise the connection cannot be reused."""
 
@@ -64,6 +63,7 @@ async def read_json(
 ) -> WholeReply:
     """Returns the reply to a request without a stream. Raises an ExpertError, AnswerMemoryFull or OSError."""
     body = await response.read(MAX_ANSWER_BYTES, report=held.resize)
+    response.release()
     if len(body) > MAX_ANSWER_BYTES:
         raise errors.invalid_response("an answer longer than the limit of 64 MiB")
     try:
@@ -76,10 +76,16 @@ async def read_json(
     if api_format.answer_field and api_format.answer_field not in fields:
         raise errors.invalid_response(f"JSON without {api_format.answer_field}")
     record_usage(usage, fields.get("usage"))
-    return WholeReply(rewriter.in_answer(body, fields), usage, held, release=response.release)
+    return WholeReply(rewriter.in_answer(body, fields), usage, held)
 
 
-async def _next_chunk(response: Response, errors: ErrorMapping, idle_timeout: float) -> bytes:
+def shows_usage(call: Call) -> bool:
+    """True if the client requested the token counts of the stream."""
+    options = call.fields.get("stream_options")
+    return isinstance(options, dict) and options.get("include_usage") is True
+
+
+async def _next_chunk(response: Events, errors: ErrorMapping, idle_timeout: float) -> bytes:
     """The next bytes of an answer that has begun, empty at its end. Raises an ExpertError."""
     try:
         return await response.chunk(idle_timeout)
@@ -108,6 +114,17 @@ class RelayedReply:
         self._response.release()
 
 
+class Events(Protocol):
+    """A body of server-sent events that is arriving; implemented by `Response`, and for litellm."""
+
+    @property
+    def complete(self) -> bool: ...
+
+    async def chunk(self, within: float | None = None) -> bytes: ...
+
+    def release(self) -> None: ...
+
+
 class StreamedReply:
     """A response that arrives as server-sent events. `begin` reads up to the first event with content, `chunks` the
     rest. Adds the event that ends the stream if the server omits it.
@@ -119,7 +136,7 @@ class StreamedReply:
 
     def __init__(
         self,
-        response: Response,
+        response: Events,
         *,
         api_format: ApiFormat,
         errors: ErrorMapping,
@@ -142,13 +159,11 @@ class StreamedReply:
         self._finished = self._done = False
 
     async def begin(self) -> None:
-        if self._response.media_type != self.media_type:
-            raise await self._refusal()
         first, event = b"", None
         while event is None and not self._done:  # comments keep a connection alive and are not an answer
             chunk = await self._response.chunk()
             if not chunk:
-                raise self._errors.connection_lost("ended the stream before the first event")
+                break
             events = self._complete_events(chunk)
             try:
                 event = sse.first_event(events, preamble=self._api_format.preamble)
@@ -160,18 +175,8 @@ class StreamedReply:
         if failure := self._api_format.failure(first):
             raise self._errors.server_error("answered with an error", failure)
         self._first_events = self._process(first)
-        if event is None and not is_empty_answer(self.usage):
+        if event is None and not (is_empty_answer(self.usage) and (self._done or self._finished)):
             raise self._errors.connection_lost("ended the stream before the first event")
-
-    async def _refusal(self) -> Exception:
-        """The error of a response that is no event stream. Servers may send it as JSON with status 200."""
-        kind = self._response.media_type
-        if kind == WholeReply.media_type:
-            with contextlib.suppress(ValueError):
-                answer = json_text.loads(await self._response.read(MAX_ERROR_BYTES))
-                if isinstance(answer, dict) and answer.get("error"):
-                    return self._errors.server_error("answered with an error", answer)
-        return self._errors.invalid_response(f"{kind} where an event stream was requested")
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
         if self._first_events:

@@ -35,7 +35,7 @@ class EventBuffer:
     __slots__ = ("_limit", "_returned", "rest")
 
     def __init__(self, *, limit: int = MAX_EVENT_BYTES) -> None:
-        self.rest: bytes | bytearray = b""
+        self.rest = bytearray()
         """The bytes after the last complete event."""
         self._limit = limit
         self._returned = False
@@ -46,25 +46,16 @@ class EventBuffer:
             chunk = self._with_newlines(chunk)
         if not self.rest and chunk.endswith(b"\n\n"):  # the usual case
             return chunk
-        end = chunk.rfind(b"\n\n") + 2
+        searched = max(len(self.rest) - 1, 0)  # a large event arrives in thousands of chunks
+        self.rest += chunk
+        end = self.rest.rfind(b"\n\n", searched) + 2
         if end == 1:  # rfind found nothing
-            end = int(chunk.startswith(b"\n") and self.rest.endswith(b"\n"))
-        if not end:
-            self._keep(chunk)
+            if len(self.rest) > self._limit:
+                raise ValueError(f"an event is longer than {self._limit} bytes")
             return b""
-        events, self.rest = b"".join((self.rest, chunk[:end])), chunk[end:]
+        events = bytes(self.rest[:end])
+        del self.rest[:end]
         return events
-
-    def _keep(self, chunk: bytes) -> None:
-        """A large event arrives in thousands of chunks: it is neither copied nor searched again for each."""
-        if not self.rest:
-            self.rest = chunk
-        elif isinstance(self.rest, bytes):
-            self.rest = bytearray(self.rest) + chunk
-        else:
-            self.rest += chunk
-        if len(self.rest) > self._limit:
-            raise ValueError(f"an event is longer than {self._limit} bytes")
 
     def _with_newlines(self, chunk: bytes) -> bytes:
         """A CR ends its line at once, since the next byte may arrive much later; a following LF belongs to it."""

@@ -12,8 +12,9 @@ import logging
 import os
 import threading
 import warnings
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
+from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
 from typing import Any, TypeAlias, TypeVar
@@ -22,11 +23,10 @@ import orjson
 
 from coe.core import Api, Call, Health, Reply
 from coe.errors import ConfigError, ExpertError, pip_install
-from coe.experts.api_formats import API_FORMATS, is_empty_answer, record_usage
+from coe.experts.api_formats import API_FORMATS, record_usage
 from coe.experts.error_mapping import ErrorMapping, connection_cause
 from coe.experts.held_answer import HeldAnswer, WholeReply
-from coe.experts.http.sse import EVENT_STREAM
-from coe.experts.litellm.response_limits import LIMIT, ResponseLimit, limit_clients
+from coe.experts.http.replies import ModelNameRewriter, StreamedReply, shows_usage
 from coe.experts.litellm.translation import litellm_arguments, plain
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
@@ -76,13 +76,11 @@ class LitellmExpert:
         try:
             async with asyncio.timeout(call.first_token_timeout) as limit:
                 if call.stream:
-                    reply = _StreamedReply(self, call, record.usage)
-                    await _in_background(reply.begin(arguments))
-                    return reply
-                body = await _in_background(self._whole(call.api, arguments, record.usage, held))
+                    return await self._streamed(call, arguments, record.usage, held)
+                body = await _in_background(self._whole(call.api, arguments, record.usage))
                 return WholeReply(body, record.usage, held)
         except BaseException as error:
-            _background_loop().call_soon_threadsafe(held.resize, 0)
+            held.resize(0)
             if isinstance(error, ExpertError) and not error.may_be_billed:
                 call.sent.remove(record)
             if isinstance(error, TimeoutError) and limit.expired():
@@ -90,10 +88,28 @@ class LitellmExpert:
                 raise self.errors.timed_out(f"gave no {what} within {call.first_token_timeout:g} s") from None
             raise
 
-    async def _whole(self, api: Api, arguments: dict[str, Any], usage: Usage, held: HeldAnswer) -> bytes:
+    async def _streamed(self, call: Call, arguments: dict[str, Any], usage: Usage, held: HeldAnswer) -> StreamedReply:
+        events = _Events(self, call.api)
+        await _in_background(events.open(arguments))
+        reply = StreamedReply(
+            events,
+            api_format=replace(API_FORMATS[call.api], preamble=_has_no_content),
+            errors=self.errors,
+            rewriter=ModelNameRewriter(server_name=self.name, client_name=self.name),
+            stream_idle_timeout=call.stream_idle_timeout,
+            usage=usage,
+            held=held,
+            hides_usage=not shows_usage(call),
+        )
+        try:
+            await reply.begin()
+        except BaseException:
+            events.release()
+            raise
+        return reply
+
+    async def _whole(self, api: Api, arguments: dict[str, Any], usage: Usage) -> bytes:
         """The answer without a stream. Runs in the background loop."""
-        limit = ResponseLimit(self.errors, held)
-        LIMIT.set(limit)
         try:
             answer = plain(await _entry_points()[api](**arguments), name=self.name)
             if API_FORMATS[api].answer_field not in answer:
@@ -101,10 +117,7 @@ class LitellmExpert:
             record_usage(usage, answer.get("usage"))
             return orjson.dumps(answer)
         except Exception as error:  # its traceback may hold the prompt
-            raise (limit.error or self.expert_error(error, api)) from None
-        finally:
-            if _is_cancelled():
-                held.resize(0)
+            raise self.expert_error(error, api) from None
 
     async def aclose(self) -> None:
         """Does nothing: litellm owns its connections."""
@@ -119,7 +132,7 @@ class LitellmExpert:
         converted: ExpertError
         if isinstance(status, str):  # the code of an error with HTTP 200
             converted = self.errors.server_error("answered with an error", reason)
-        elif status is None or (status >= 500 and _failed_inside_litellm(error)):
+        elif status is None:
             converted = self.errors.invalid_response(f"something that litellm cannot read ({type(error).__name__})")
             converted.unhealthy = False  # it may have been the client's body
         elif status == 408:
@@ -133,92 +146,49 @@ class LitellmExpert:
         return converted
 
 
-def _failed_inside_litellm(error: BaseException) -> bool:
-    """True if litellm itself failed on the client's or server's data, which it reports as status 500."""
-    while inner := error.__cause__ or error.__context__:
-        error = inner
-    return isinstance(error, (AttributeError, LookupError, TypeError, UnicodeError))
+def _has_no_content(event: dict[str, Any]) -> bool:
+    """True for an event without content. litellm opens and ends an answer even if it received none (a login page, an
+    error with status 200)."""
+    return not event.get("error") and not any(choice.get("delta") for choice in event.get("choices", ()))
 
 
-class _StreamedReply:
-    """A response that arrives event by event. litellm's iterator stays in the background loop; bytes come over."""
+class _Events:
+    """litellm's answer as server-sent events. Its iterator stays in the background loop; bytes come over."""
 
-    media_type = EVENT_STREAM
-
-    def __init__(self, expert: LitellmExpert, call: Call, usage: Usage) -> None:
-        self.usage = usage
+    def __init__(self, expert: LitellmExpert, api: Api) -> None:
+        self.complete = False
         self._expert = expert
-        self._call = call
-        self._limit = ResponseLimit(expert.errors, None)
-        self._api_format = API_FORMATS[call.api]
+        self._api = api
         self._source: Any = None
-        self._first = b""
-        self._has_content = self._complete = self._ended = False
-        options = call.fields.get("stream_options")
-        self._hides_usage = not (isinstance(options, dict) and options.get("include_usage") is True)
 
-    async def begin(self, arguments: dict[str, Any]) -> None:
-        """Runs in the background loop."""
-        LIMIT.set(self._limit)
+    async def open(self, arguments: dict[str, Any]) -> None:
+        """Sends the request. Runs in the background loop."""
         try:
-            self._source = aiter(await _entry_points()[self._call.api](**arguments))
-            while not (self._has_content or self._ended or _is_cancelled()):
-                self._first += await self._next()
-            if not self._has_content and not is_empty_answer(self.usage):
-                raise self._expert.errors.connection_lost("ended the stream before the first event")
+            self._source = aiter(await _entry_points()[self._api](**arguments))
         except Exception as error:
-            raise (self._limit.error or self._expert.expert_error(error, self._call.api)) from None
-        finally:
-            if _is_cancelled() and self._source is not None:
-                await _close(self._source)
+            raise self._expert.expert_error(error, self._api) from None
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():  # litellm may lose a cancellation
+            await _close(self._source)
 
-    async def chunks(self) -> AsyncGenerator[bytes, None]:
-        yield self._first
-        try:
-            while not self._ended:
-                async with asyncio.timeout(self._call.stream_idle_timeout):
-                    chunk = await _in_background(self._next())
-                if chunk:
-                    yield chunk
-        except TimeoutError:
-            raise self._expert.errors.timed_out(f"sent nothing for {self._call.stream_idle_timeout:g} s") from None
-        self._source = None
-        if not self._complete:
-            raise self._expert.errors.connection_lost("ended the stream before the answer was complete")
-        if self._api_format.end:
-            yield self._api_format.end
-
-    async def aclose(self) -> None:
-        if self._source is not None:
-            await _in_background(_close(self._source))
+    async def chunk(self, within: float | None = None) -> bytes:
+        """Returns the next event, empty at the end. Raises an ExpertError, and TimeoutError after `within` seconds."""
+        async with asyncio.timeout(within):
+            return await _in_background(self._next())
 
     async def _next(self) -> bytes:
-        """The next event for the client, empty at the end. Runs in the background loop."""
         try:
             async for item in self._source:
-                event = plain(item, name=self._expert.name)
-                chunk = b"data: %b\n\n" % orjson.dumps(event)
-                if failure := self._api_format.failure(chunk):
-                    where = "failed in the middle of the answer" if self._has_content else "answered with an error"
-                    raise self._expert.errors.server_error(where, failure)
-                for counts in self._api_format.usages(chunk):
-                    record_usage(self.usage, counts)
-                self.usage.events += 1
-                # litellm opens and ends an answer even if it received none (a login page, an error with status 200)
-                self._has_content |= any(choice.get("delta") for choice in event.get("choices", ()))
-                self._complete |= self._api_format.done(chunk) or self._api_format.finished(chunk)
-                if event.get("choices") or not self._hides_usage:
-                    return chunk
+                return b"data: %b\n\n" % orjson.dumps(plain(item, name=self._expert.name))
         except Exception as error:
-            raise (self._limit.error or self._expert.expert_error(error, self._call.api)) from None
-        self._ended = True
+            raise self._expert.expert_error(error, self._api) from None
+        self.complete = True
         return b""
 
-
-def _is_cancelled() -> bool:
-    """True if the current task was cancelled, also if litellm has lost the cancellation."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
+    def release(self) -> None:
+        """Ends the answer."""
+        if not self.complete:
+            asyncio.run_coroutine_threadsafe(_close(self._source), _background_loop())
 
 
 async def _close(source: Any) -> None:
@@ -250,9 +220,12 @@ def _entry_points() -> dict[Api, EntryPoint]:
     os.environ.setdefault("LITELLM_LOCAL_ANTHROPIC_BETA_HEADERS", "True")
     os.environ.setdefault("LITELLM_MODE", "PRODUCTION")  # in its default mode it reads .env files
     import litellm
-    from litellm.llms.custom_httpx.http_handler import HTTPHandler
+    from litellm.llms.custom_httpx.http_handler import AsyncHTTPHandler, HTTPHandler
 
-    limit_clients()
+    AsyncHTTPHandler.create_client = _without_redirects(AsyncHTTPHandler.create_client)  # type: ignore[method-assign]
+    HTTPHandler.create_client = _without_redirects(HTTPHandler.create_client)  # type: ignore[method-assign]
+    litellm.in_memory_llm_clients_cache.flush_cache()  # type: ignore[no-untyped-call]
+    litellm.aclient_session = AsyncHTTPHandler().create_client(timeout=None, event_hooks=None)  # of OpenAI's library
     litellm.suppress_debug_info = True
     litellm.turn_off_message_logging = True
     litellm.user_url_validation = True  # it fetches images for some providers: never from private addresses
@@ -261,3 +234,14 @@ def _entry_points() -> dict[Api, EntryPoint]:
     for name in _LOGGERS:  # they log prompts, and URLs with keys
         logging.getLogger(name).setLevel(logging.CRITICAL)
     return {"chat": litellm.acompletion, "embeddings": litellm.aembedding}
+
+
+def _without_redirects(create: Callable[..., Any]) -> Callable[..., Any]:
+    """Changes how litellm creates its HTTP clients: an undeclared address would receive the prompt."""
+
+    def create_client(*args: Any, **kwargs: Any) -> Any:
+        client = create(*args, **kwargs)
+        client.follow_redirects = False
+        return client
+
+    return create_client

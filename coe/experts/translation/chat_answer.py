@@ -13,13 +13,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from coe import json_text
-from coe.usage import Usage
 
 Event = dict[str, Any]
 MAX_CALLS = 1024
 """Tool calls of one answer."""
-OBJECT_BYTES = 2**8
-"""Approximate bytes of memory of a short text or a small object."""
 _REASONING_FIELDS = ("reasoning_content", "reasoning")
 """DeepSeek, litellm and older vLLM; newer vLLM, Ollama and OpenRouter."""
 
@@ -43,12 +40,6 @@ class Delta:
     refusal: str = ""
     calls: tuple[CallDelta, ...] = ()
     finish_reason: str = ""
-
-    @property
-    def size(self) -> int:
-        """Approximate bytes of memory that it takes in an answer."""
-        written = len(self.reasoning) + len(self.text) + len(self.refusal)
-        return written + sum(OBJECT_BYTES + len(call.arguments) for call in self.calls) + OBJECT_BYTES
 
 
 class ChatReader:
@@ -123,14 +114,14 @@ class AnswerBuilder(ABC):
         for field, kind in self.kinds.items():
             if text := getattr(delta, field):
                 if self._open != kind:
-                    events += self._close() + self.open_text(kind)
+                    events += self.close_open() + self.open_text(kind)
                     self._open = kind
                 events += self.write(text)
         for call in delta.calls:
             if self._open != call.number:
                 if call.number < self.calls:
                     raise ValueError("tool calls out of order")
-                events += self._close() + self.open_call(call)
+                events += self.close_open() + self.open_call(call)
                 self._open, self.calls = call.number, call.number + 1
             if call.arguments:
                 events += self.write(call.arguments)
@@ -138,17 +129,10 @@ class AnswerBuilder(ABC):
         self.finish_reason = delta.finish_reason or self.finish_reason
         return events
 
-    def finish(self, usage: Usage) -> list[Event]:
-        """Ends the answer."""
-        return [*self._close(), *self.end(usage)]
-
-    def _close(self) -> list[Event]:
+    def close_open(self) -> list[Event]:
+        """Completes the open item, if there is one."""
         was_open, self._open = self._open is not None, None
         return self.close() if was_open else []
-
-    @abstractmethod
-    def begin(self) -> list[Event]:
-        """The events before the first delta."""
 
     @abstractmethod
     def open_text(self, kind: str) -> list[Event]:
@@ -166,10 +150,6 @@ class AnswerBuilder(ABC):
     def close(self) -> list[Event]:
         """Completes the open item."""
 
-    @abstractmethod
-    def end(self, usage: Usage) -> list[Event]:
-        """The last events, after the last item; completes `answer`."""
-
 
 def _text(value: Any) -> str:
     """The text of a field that may be absent, or a list in which only some parts are text."""
@@ -180,12 +160,3 @@ def _text(value: Any) -> str:
 
 def _objects(value: Any) -> list[dict[str, Any]]:
     return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
-
-
-def json_object(text: str) -> dict[str, Any] | None:
-    """The arguments of a call as an object; None if they are none."""
-    try:
-        found = json_text.loads(text.encode("utf-8", "surrogatepass"))
-    except ValueError:
-        return None
-    return found if isinstance(found, dict) else None

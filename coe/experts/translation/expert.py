@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 from coe import json_text
 from coe.core import Api, Call, Expert, Health, Reply
@@ -19,14 +19,17 @@ from coe.experts.held_answer import HeldAnswer, WholeReply
 from coe.experts.http import sse
 from coe.experts.left_out import reported_types
 from coe.experts.translation import messages_request, responses_request
-from coe.experts.translation.chat_answer import AnswerBuilder, ChatReader, Event
+from coe.experts.translation.chat_answer import ChatReader, Event
 from coe.experts.translation.messages_answer import MessageBuilder
 from coe.experts.translation.responses_answer import ResponseBuilder
 from coe.registry import ExpertSpec
 
+Builder: TypeAlias = ResponseBuilder | MessageBuilder
 _OPTIONAL = frozenset(("max_tokens", "reasoning_effort", "verbosity"))
 """Fields of chat that are renamed or left out if a server rejects them."""
 _CLAUDE_HEADERS = ("anthropic-version", "anthropic-beta")
+_WRONG_TYPE = (AttributeError, LookupError, TypeError)
+"""What reading a field raises in which the API has something else."""
 TRANSLATED_APIS: tuple[Api, ...] = ("responses", "messages")
 
 
@@ -45,7 +48,7 @@ class TranslatedExpert:
         """Raises what the expert raises, and InvalidRequest for a request that cannot be translated."""
         if call.api not in self._translated_apis:
             return await self._expert.stream(call)
-        builder: AnswerBuilder
+        builder: Builder
         try:
             if call.api == "responses":
                 body, builder = (
@@ -55,7 +58,7 @@ class TranslatedExpert:
             else:
                 body, builder = messages_request.chat_fields(call.fields), MessageBuilder(model=self.name)
             opening = b"".join(map(_event, builder.begin())) if call.stream else b""
-        except TypeError:  # a field in which the API has something else
+        except _WRONG_TYPE:
             raise InvalidRequest("the request has a field of a wrong type") from None
         except RecursionError:
             raise _too_deep() from None
@@ -69,7 +72,7 @@ class TranslatedExpert:
     async def aclose(self) -> None:
         await self._expert.aclose()
 
-    async def _whole(self, reply: Reply, builder: AnswerBuilder, held: HeldAnswer) -> Reply:
+    async def _whole(self, reply: Reply, builder: Builder, held: HeldAnswer) -> Reply:
         try:
             async with aclosing(reply.chunks()) as chunks:
                 body = b"".join([chunk async for chunk in chunks])
@@ -78,7 +81,7 @@ class TranslatedExpert:
             raise self._errors.invalid_response(f"something other than a Chat Completions answer ({error})") from None
         finally:
             await reply.aclose()
-        builder.finish(reply.usage)
+        builder.end(reply.usage)
         return WholeReply(_dumps(builder.answer), reply.usage, held)
 
 
@@ -93,7 +96,7 @@ def dropped_parts(api: Api, fields: Mapping[str, Any]) -> tuple[str, ...]:
         return ()
     try:
         return reported_types((responses_request if api == "responses" else messages_request).dropped_parts(fields))
-    except InvalidRequest:
+    except (InvalidRequest, *_WRONG_TYPE):
         return ()
 
 
@@ -103,7 +106,7 @@ class _StreamedReply:
     media_type = sse.EVENT_STREAM
 
     def __init__(
-        self, reply: Reply, builder: AnswerBuilder, errors: ErrorMapping, *, opening: bytes, held: HeldAnswer
+        self, reply: Reply, builder: Builder, errors: ErrorMapping, *, opening: bytes, held: HeldAnswer
     ) -> None:
         self.usage = reply.usage
         self._opening = opening
@@ -119,15 +122,15 @@ class _StreamedReply:
                 events: list[Event] = []
                 try:
                     for delta in reader.deltas(chunk):
-                        size += delta.size
                         events += self._builder.add(delta)
                 except ValueError as error:
                     raise self._errors.invalid_response(f"a broken event stream ({error})") from None
+                size += len(chunk)  # the builder holds less than that
                 self._held.resize(size)
                 if opening or events:
                     yield opening + b"".join(map(_event, events))
                 opening = b""
-        yield opening + b"".join(map(_event, self._builder.finish(self.usage)))
+        yield opening + b"".join(map(_event, self._builder.end(self.usage)))
 
     async def aclose(self) -> None:
         self._held.resize(0)

@@ -6,7 +6,8 @@ import uuid
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from coe.experts.translation.chat_answer import AnswerBuilder, CallDelta, Event, json_object
+from coe import json_text
+from coe.experts.translation.chat_answer import AnswerBuilder, CallDelta, Event
 from coe.usage import Usage
 
 _STOP_REASONS = {"length": "max_tokens", "content_filter": "refusal"} | dict.fromkeys(
@@ -63,13 +64,17 @@ class MessageBuilder(AnswerBuilder):
     def close(self) -> list[Event]:
         block, text = self._block, "".join(self._pieces)
         if block["type"] == "tool_use":
-            found = json_object(text or "{}")
-            block["input"] = {"INVALID_JSON": text} if found is None else found  # the name of Anthropic's servers
+            try:
+                found = json_text.loads((text or "{}").encode("utf-8", "surrogatepass"))
+            except ValueError:
+                found = None
+            block["input"] = found if isinstance(found, dict) else {"INVALID_JSON": text}  # as Anthropic's servers
         else:
             block[block["type"]] = text
         return [self._event("content_block_stop")]
 
     def end(self, usage: Usage) -> list[Event]:
+        events = self.close_open()
         reason = _STOP_REASONS.get(self.finish_reason, "end_turn")
         if self.calls and reason == "end_turn":  # some servers report an ordinary end
             reason = "tool_use"
@@ -84,7 +89,7 @@ class MessageBuilder(AnswerBuilder):
         }
         self.answer |= {"stop_reason": reason, "usage": counts}
         stop = {"stop_reason": reason, "stop_sequence": None}
-        return [{"type": "message_delta", "delta": stop, "usage": counts}, {"type": "message_stop"}]
+        return [*events, {"type": "message_delta", "delta": stop, "usage": counts}, {"type": "message_stop"}]
 
     def _event(self, kind: str, **fields: Any) -> Event:
         return {"type": kind, "index": len(self.answer["content"]) - 1, **fields}

@@ -18,14 +18,10 @@ from coe.experts.translation.settings import PASSED_FIELDS, add_effort, effort_o
 Fields = Mapping[str, Any]
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 _THINKING = ("thinking", "redacted_thinking")
-_TYPES: Mapping[str, type] = {"stop_sequences": list, "tool_choice": dict, "thinking": dict, "output_config": dict}
 
 
 def chat_fields(fields: Fields) -> dict[str, Any]:
     """Returns the body for chat. Raises InvalidRequest that names the field."""
-    for name, kind in _TYPES.items():
-        if fields.get(name) is not None and not isinstance(fields[name], kind):
-            raise InvalidRequest(f"{name} must be {'a list' if kind is list else 'an object'}", param=name)
     conversation = Conversation()
     if fields.get("system"):
         _add_message(conversation, {"role": "system", "content": fields["system"]}, "system")
@@ -49,7 +45,7 @@ def chat_fields(fields: Fields) -> dict[str, Any]:
 
 def dropped_parts(fields: Fields) -> tuple[str, ...]:
     """Returns the types of the tools, blocks and fields that `chat_fields` leaves out."""
-    tools = [str(tool.get("type")) for tool in _tools(fields) if not _is_function(tool)]
+    tools = [str(tool.get("type")) for tool in fields.get("tools") or () if not _is_function(tool)]
     contents = [message.get("content") for message in fields.get("messages") or ()]
     blocks = [block for content in contents if isinstance(content, list) for block in content]
     kinds = [kind for block in blocks if _is_server_block(kind := str(block.get("type")))]
@@ -106,13 +102,11 @@ def _part(block: Fields, where: str) -> dict[str, Any]:
 
 
 def _add_tools(body: dict[str, Any], fields: Fields) -> None:
-    functions = [_function(tool) for tool in _tools(fields) if _is_function(tool)]
+    functions = [_function(tool) for tool in fields.get("tools") or () if _is_function(tool)]
     if not functions:
         return
     body["tools"], choice = functions, fields.get("tool_choice") or {}
     kind, names = choice.get("type"), [one["function"]["name"] for one in functions]
-    if kind is not None and not isinstance(kind, str):
-        raise InvalidRequest("tool_choice.type must be text", param="tool_choice.type")
     if kind in _CHOICES:
         body["tool_choice"] = _CHOICES[kind]
     elif kind == "tool":
@@ -127,13 +121,6 @@ def _add_tools(body: dict[str, Any], fields: Fields) -> None:
 def _function(tool: Fields) -> dict[str, Any]:
     function = {name: tool[name] for name in ("name", "description", "strict") if tool.get(name) is not None}
     return {"type": "function", "function": {**function, "parameters": tool["input_schema"]}}
-
-
-def _tools(fields: Fields) -> list[dict[str, Any]]:
-    tools = fields.get("tools") or []
-    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
-        raise InvalidRequest("tools must be a list of objects", param="tools")
-    return tools
 
 
 def _is_function(tool: Fields) -> bool:

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from coe.experts.translation.chat_answer import AnswerBuilder, CallDelta, Event, json_object
-from coe.experts.translation.tools import INPUT, ToolName, read_tools
+from coe.experts.translation.chat_answer import AnswerBuilder, CallDelta, Event
+from coe.experts.translation.tools import read_tools
 from coe.usage import Usage
 
 _DEFAULTS: Mapping[str, Any] = {
@@ -60,7 +60,6 @@ _KINDS: Mapping[str, _Kind] = {
     "output_text": _Kind("message", "msg", "output_text", "text", "content_part", "output_text", "content"),
     "refusal": _Kind("message", "msg", "refusal", "refusal", "content_part", "refusal", "content"),
     "function_call": _Kind("function_call", "fc", "function_call_arguments", "arguments"),
-    "custom_tool_call": _Kind("custom_tool_call", "ctc", "custom_tool_call_input", INPUT),
 }
 
 
@@ -102,10 +101,9 @@ class ResponseBuilder(AnswerBuilder):
         return self._start(kind, {"role": "assistant", parts: []} if parts == "content" else {parts: []})
 
     def open_call(self, call: CallDelta) -> list[Event]:
-        name = self._names.get(call.name) or ToolName(call.name)
-        kind = "custom_tool_call" if name.custom else "function_call"
-        fields = {"call_id": call.id or f"call_{uuid.uuid4().hex}", "name": name.name, _KINDS[kind].field: ""}
-        return self._start(kind, fields | ({"namespace": name.namespace} if name.namespace else {}))
+        namespace, name = self._names.get(call.name) or ("", call.name)
+        fields = {"call_id": call.id or f"call_{uuid.uuid4().hex}", "name": name, "arguments": ""}
+        return self._start("function_call", fields | ({"namespace": namespace} if namespace else {}))
 
     def _start(self, kind: str, fields: Mapping[str, Any]) -> list[Event]:
         self._kind, self._pieces = _KINDS[kind], []
@@ -120,31 +118,25 @@ class ResponseBuilder(AnswerBuilder):
 
     def write(self, text: str) -> list[Event]:
         self._pieces.append(text)
-        if self._kind.type == "custom_tool_call":  # the input is inside JSON, which is complete at the end only
-            return []
         return [self._item_event(f"{self._kind.text_event}.delta", delta=text, **self._logprobs)]
 
     def close(self) -> list[Event]:
-        kind, item, text, events = self._kind, self._item, "".join(self._pieces), []
-        done: dict[str, Any] = {}
-        if kind.type == "function_call":
-            text, done = text or "{}", {"name": item["name"]}
-        elif kind.type == "custom_tool_call":
-            found = json_object(text)  # a model that writes no JSON has written the input itself
-            text = found[INPUT] if found and isinstance(found.get(INPUT), str) else text
-            events.append(self._item_event(f"{kind.text_event}.delta", delta=text))
+        kind, item, text = self._kind, self._item, "".join(self._pieces)
         item["status"] = "completed"
-        done |= {kind.field: text, **self._logprobs}
-        events.append(self._item_event(f"{kind.text_event}.done", **done))
-        if kind.part:
-            item[kind.parts].append(self._part(text))
-            events.append(self._item_event(f"{kind.part_event}.done", part=self._part(text)))
+        if not kind.part:
+            item["arguments"] = text = text or "{}"
+            done = [self._item_event(f"{kind.text_event}.done", arguments=text, name=item["name"])]
         else:
-            item[kind.field] = text
-        return [*events, self._event("response.output_item.done", output_index=self._index, item=item)]
+            part = self._part(text)
+            item[kind.parts].append(part)
+            done = [
+                self._item_event(f"{kind.text_event}.done", **{kind.field: text}, **self._logprobs),
+                self._item_event(f"{kind.part_event}.done", part=part),
+            ]
+        return [*done, self._event("response.output_item.done", output_index=self._index, item=item)]
 
     def end(self, usage: Usage) -> list[Event]:
-        events: list[Event] = []
+        events = self.close_open()
         if not self.answer["output"]:
             events += self.open_text("output_text") + self.close()
         reason = _INCOMPLETE.get(self.finish_reason)

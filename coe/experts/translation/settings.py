@@ -13,13 +13,8 @@ PASSED_FIELDS = (
 )
 """Fields of chat, some of vLLM alone, that pass unchanged where a client sends them in another API."""
 EFFORTS: Mapping[str, str] = {
-    "none": "none",
-    "minimal": "minimal",
-    "low": "low",
-    "medium": "medium",
-    "high": "high",
-    "xhigh": "high",
-    "max": "high",
+    **{name: name for name in ("none", "minimal", "low", "medium", "high")},
+    **dict.fromkeys(("xhigh", "max"), "high"),
 }
 """Reasoning efforts of clients, and those that servers of chat know."""
 _BUDGETS = ((2_048, "low"), (8_192, "medium"))

@@ -1,8 +1,7 @@
 """The tools of a Responses request as functions of Chat Completions, and their names back again.
 
-Chat knows functions only. A custom tool becomes a function with one text `input`; the functions of a namespace get the
-namespace in their name. Tools that OpenAI's servers run themselves, such as web_search, have no counterpart and are
-left out.
+Chat knows functions only. The functions of a namespace get the namespace in their name. Tools that OpenAI's servers run
+themselves, such as web_search, and custom tools have no counterpart and are left out.
 """
 
 from __future__ import annotations
@@ -18,51 +17,37 @@ MAX_NAME = 64
 """Characters of a function's name."""
 MAX_CLIENT_NAME = 256
 """Characters of the name of a function or namespace in a request."""
-INPUT = "input"
-"""The argument of a function that stands for a custom tool."""
-_INPUT_SCHEMA = {"type": "object", "properties": {INPUT: {"type": "string"}}, "required": [INPUT]}
-
-
-@dataclass(frozen=True, slots=True)
-class ToolName:
-    """The client's name of a function."""
-
-    name: str
-    namespace: str = ""
-    custom: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """The functions for chat, the client's names by theirs, and the types of the tools that were left out."""
+    """The functions for chat, the client's namespaces and names by theirs, and the types of the tools that were left
+    out."""
 
     functions: tuple[dict[str, Any], ...]
-    names: Mapping[str, ToolName]
+    names: Mapping[str, tuple[str, str]]
     dropped: tuple[str, ...]
 
 
 def read_tools(tools: Any) -> Tools:
     """Returns the tools of a Responses request. Raises InvalidRequest that names the field."""
-    if tools is None:
-        tools = []
-    if not isinstance(tools, list):
-        raise InvalidRequest("tools must be a list", param="tools")
     functions, names, dropped = [], {}, []
-    for index, tool in enumerate(tools):
+    for index, tool in enumerate(tools or ()):
         path = f"tools[{index}]"
-        if not isinstance(tool, dict) or not isinstance(kind := tool.get("type", "function"), str):
-            raise InvalidRequest(f"{path} must be an object with a type", param=path)
-        grouped = tool.get("tools") if kind == "namespace" else [tool]
-        namespace = _name_of(tool, path) if kind == "namespace" else ""
-        for one in grouped if isinstance(grouped, list) else ():
-            kind = one.get("type", "function") if isinstance(one, dict) else ""
-            if kind not in ("function", "custom"):
+        if not isinstance(tool, dict):
+            raise InvalidRequest(f"{path} must be an object", param=path)
+        is_group = tool.get("type") == "namespace"
+        namespace = _name_of(tool, path) if is_group else ""
+        for one in (tool.get("tools") or ()) if is_group else (tool,):
+            if (kind := one.get("type", "function")) != "function":
                 dropped.append(str(kind))
                 continue
-            name = ToolName(_name_of(one, path), namespace, kind == "custom")
-            in_chat = chat_name(name.name, namespace)
-            names[in_chat] = name
-            functions.append(_function(one, in_chat, custom=name.custom))
+            name = _name_of(one, path)
+            in_chat = chat_name(name, namespace)
+            names[in_chat] = (namespace, name)
+            fields = ("description", "parameters", "strict")
+            function = {key: one[key] for key in fields if one.get(key) is not None}
+            functions.append({"type": "function", "function": {"name": in_chat, **function}})
     return Tools(tuple(functions), names, tuple(dropped))
 
 
@@ -88,26 +73,6 @@ def chat_choice(choice: Any, tools: Tools) -> Mapping[str, Any]:
             raise InvalidRequest(message, param="tool_choice", code="unsupported_api")
         choice = {"type": "function", "function": {"name": name}}
     return {"tools": list(tools.functions), **({} if choice is None else {"tool_choice": choice})}
-
-
-def _function(tool: Mapping[str, Any], name: str, *, custom: bool) -> dict[str, Any]:
-    function: dict[str, Any] = {"name": name}
-    if description := _description(tool):
-        function["description"] = description
-    if custom:
-        function["parameters"] = _INPUT_SCHEMA
-    else:
-        function |= {key: tool[key] for key in ("parameters", "strict") if tool.get(key) is not None}
-    return {"type": "function", "function": function}
-
-
-def _description(tool: Mapping[str, Any]) -> str:
-    """The description, with the grammar of a custom tool: chat has no field for it."""
-    text, form = tool.get("description"), tool.get("format")
-    text = text if isinstance(text, str) else ""
-    if isinstance(form, dict) and form.get("type") == "grammar":
-        text += f"\n\n{INPUT} must match this {form.get('syntax')} grammar:\n{form.get('definition')}"
-    return text.strip()
 
 
 def _name_of(tool: Mapping[str, Any], path: str) -> str:

@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator
 import anyio
 import pytest
 
-from coe.experts import Replica, ReplicatedExpert, running_health_checks
-from coe.experts.health_checks import SLOW_CHECK_ROUNDS, HealthChecks, queue_length
+from coe.experts import Replica, ReplicatedExpert, reading_queues
+from coe.experts.queues import SLOW_CHECK_ROUNDS, HealthChecks, queue_length
 from coe.experts.http.client import Client
 from coe.experts.outcomes import MAX_FAILURES
 from coe.registry import ExpertSpec
@@ -116,7 +116,7 @@ async def test_a_dead_server_yields_no_observation_and_no_exception(session: Cli
 async def test_health_checks_continue_after_an_exception_and_end_with_their_block(
     session: Client, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("coe.experts.health_checks.ROUND_INTERVAL", 0)
+    monkeypatch.setattr("coe.experts.queues.ROUND_INTERVAL", 0)
     rounds = 0
     twice = anyio.Event()
 
@@ -128,7 +128,7 @@ async def test_health_checks_continue_after_an_exception_and_end_with_their_bloc
         twice.set()
         return []
 
-    async with running_health_checks(experts, session=session):
+    async with reading_queues(experts, session=session):
         await twice.wait()
     ended = rounds
     await anyio.lowlevel.checkpoint()
