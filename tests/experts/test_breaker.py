@@ -17,15 +17,6 @@ def fail(breaker: Breaker, times: int = 1) -> None:
         breaker.failed(breaker.begin())
 
 
-def test_failures_in_a_row_open_the_breaker() -> None:
-    breaker, clock = breaker_of()
-    fail(breaker, MAX_FAILURES - 1)
-    assert breaker.state == "closed"
-    fail(breaker)
-    assert breaker.state == "open"
-    assert not breaker.ready(clock.now)
-
-
 def test_so_do_the_same_failures_among_successes_and_older_ones_are_forgotten() -> None:
     breaker, _ = breaker_of()
     for _ in range(3):
@@ -40,20 +31,6 @@ def test_so_do_the_same_failures_among_successes_and_older_ones_are_forgotten() 
     assert breaker.state == "open"
 
 
-def test_after_the_cool_down_one_trial_is_sent_and_its_first_chunk_closes_the_breaker() -> None:
-    breaker, clock = breaker_of()
-    fail(breaker, MAX_FAILURES)
-    assert breaker.wait(clock.now) == COOL_DOWN
-    clock.now += COOL_DOWN
-    assert breaker.state == "half_open"
-    assert breaker.ready(clock.now)
-    generation = breaker.begin()
-    assert not breaker.ready(clock.now)
-    breaker.answered(generation)
-    assert breaker.state == "closed"
-    assert breaker.ready(clock.now)
-
-
 def test_a_failed_trial_begins_the_cool_down_again_and_an_answered_one_forgets_the_failures() -> None:
     breaker, clock = breaker_of()
     fail(breaker, MAX_FAILURES)
@@ -65,15 +42,6 @@ def test_a_failed_trial_begins_the_cool_down_again_and_an_answered_one_forgets_t
     breaker.succeeded(breaker.begin())
     fail(breaker, MAX_FAILURES - 1)
     assert breaker.state == "closed"
-
-
-def test_a_cancelled_trial_allows_the_next_one() -> None:
-    breaker, clock = breaker_of()
-    fail(breaker, MAX_FAILURES)
-    clock.now += COOL_DOWN
-    breaker.cancelled(breaker.begin())
-    assert breaker.ready(clock.now)
-    assert breaker.state == "half_open"
 
 
 def test_a_slow_trial_blocks_others_for_one_cool_down_only() -> None:

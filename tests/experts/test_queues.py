@@ -1,4 +1,4 @@
-"""Health checks of replicas, against real pages."""
+"""The queues of replicas, read from real pages of metrics."""
 
 from collections.abc import AsyncIterator
 
@@ -6,9 +6,9 @@ import anyio
 import pytest
 
 from coe.experts import Replica, ReplicatedExpert, reading_queues
-from coe.experts.queues import SLOW_CHECK_ROUNDS, HealthChecks, queue_length
 from coe.experts.http.client import Client
 from coe.experts.outcomes import MAX_FAILURES
+from coe.experts.queues import queue_length, read_queues
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
 from tests.experts.faulty_server import FaultyServer
@@ -39,11 +39,6 @@ def expert_at(url: str) -> tuple[ReplicatedExpert, Replica]:
     return ReplicatedExpert(spec, replicas=[replica], clock=clock), replica
 
 
-def trip(replica: Replica) -> None:
-    for _ in range(MAX_FAILURES):
-        replica.breaker.failed(replica.breaker.begin())
-
-
 def test_the_queues_of_all_engines_are_added_up() -> None:
     assert queue_length(PAGE.encode()) == 5
     for name in ("vllm:num_requests_waiting", "sglang:num_queue_reqs", "llamacpp:requests_deferred"):
@@ -51,102 +46,54 @@ def test_the_queues_of_all_engines_are_added_up() -> None:
     assert queue_length(b"") == queue_length(b"vllm:num_requests_waiting 1.2.3\n") == 0
 
 
-async def test_a_visible_queue_is_read_each_round(server: FaultyServer, session: Client) -> None:
+async def test_a_visible_queue_is_read_each_round_until_the_breaker_opens(
+    server: FaultyServer, session: Client
+) -> None:
     expert, replica = expert_at(server.url)
-    server.metrics = PAGE
-    watch = HealthChecks(session)
-    await watch.run_round([expert])
-    assert (replica.queue_length, expert.health.load) == (5, 1)
-    server.metrics = PAGE.replace(" 3.0", " 0.0").replace(" 2.0", " 0.0")
-    await watch.run_round([expert])
-    assert (replica.queue_length, expert.health.load) == (0, 0)
+    for page, expected in ((PAGE, (5, 1)), (PAGE.replace(" 3.0", " 0.0").replace(" 2.0", " 0.0"), (0, 0))):
+        server.metrics = page
+        await read_queues([expert], set(), session=session)
+        assert (replica.queue_length, expert.health.load) == expected
+    for _ in range(MAX_FAILURES):
+        replica.breaker.failed(replica.breaker.begin())
+    await read_queues([expert], set(), session=session)
+    assert replica.queue_length is None
     assert server.pages == {"/metrics": 2}
 
 
 @pytest.mark.parametrize("page", ["", "other_metric 1\n"])
-async def test_a_server_without_a_visible_queue_is_checked_once(
-    server: FaultyServer, session: Client, page: str
-) -> None:
+async def test_a_server_without_a_visible_queue_is_asked_once(server: FaultyServer, session: Client, page: str) -> None:
     expert, replica = expert_at(server.url)
-    server.metrics = page
-    watch = HealthChecks(session)
-    for _ in range(2 * SLOW_CHECK_ROUNDS):
-        await watch.run_round([expert])
+    server.metrics, without_queue = page, set[Replica]()
+    for _ in range(3):
+        await read_queues([expert], without_queue, session=session)
     assert server.pages == {"/metrics": 1}
     assert replica.queue_length is None
-
-
-async def test_the_health_page_of_an_open_replica_is_read_and_its_breaker_keeps_its_cool_down(
-    server: FaultyServer, session: Client
-) -> None:
-    expert, replica = expert_at(server.url)
-    trip(replica)
-    server.healthy = 503
-    watch = HealthChecks(session)
-    await watch.run_round([expert])
-    assert replica.alive is False
-    server.healthy = 200
-    for _ in range(SLOW_CHECK_ROUNDS):
-        await watch.run_round([expert])
-    assert (replica.alive, replica.state) == (True, "open")
-    assert server.pages["/health"] == 2
-
-
-async def test_a_server_without_a_health_page_is_checked_by_its_list_of_models(
-    server: FaultyServer, session: Client
-) -> None:
-    expert, replica = expert_at(server.url)
-    trip(replica)
-    server.healthy = 404
-    await HealthChecks(session).run_round([expert])
-    assert server.pages == {"/health": 1, "/v1/models": 1}
+    await read_queues([], without_queue, session=session)
+    assert not without_queue  # nothing is remembered of a replica that is gone
 
 
 async def test_a_dead_server_yields_no_observation_and_no_exception(session: Client) -> None:
     for url in ("http://127.0.0.1:1/v1", "http://a..b/v1"):
         expert, replica = expert_at(url)
         replica.queue_length = 7
-        await HealthChecks(session).run_round([expert])
+        await read_queues([expert], set(), session=session)
         assert replica.queue_length is None
-        trip(replica)
-        await HealthChecks(session).run_round([expert])
-        assert not expert.health.up
 
 
-async def test_health_checks_continue_after_an_exception_and_end_with_their_block(
-    session: Client, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("coe.experts.queues.ROUND_INTERVAL", 0)
-    rounds = 0
-    twice = anyio.Event()
+async def test_the_reading_ends_with_its_block(session: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("coe.experts.queues.INTERVAL", 0)
+    rounds, several = 0, anyio.Event()
 
     def experts() -> list[ReplicatedExpert]:
         nonlocal rounds
         rounds += 1
-        if rounds == 1:
-            raise RuntimeError("a bug")
-        twice.set()
+        if rounds > 3:
+            several.set()
         return []
 
     async with reading_queues(experts, session=session):
-        await twice.wait()
+        await several.wait()
     ended = rounds
     await anyio.lowlevel.checkpoint()
     assert rounds == ended
-    assert "a bug" in caplog.text
-
-
-async def test_alive_is_set_by_the_first_check_and_updated_after_a_failure(
-    server: FaultyServer, session: Client
-) -> None:
-    there, replica = expert_at(server.url)
-    gone, other = expert_at("http://127.0.0.1:1/v1")
-    watch = HealthChecks(session)
-    assert replica.alive is None
-    await watch.run_round([there, gone])
-    assert (replica.alive, other.alive) == (True, False)
-    trip(replica)
-    server.healthy = 500
-    for _ in range(SLOW_CHECK_ROUNDS):
-        await watch.run_round([there, gone])
-    assert replica.alive is False

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coe.experts.api_formats import record_usage, with_system_prompt
-from coe.experts.http.sse import EventBuffer, before, done, error, finished, first_event, join_data_lines, usage
+from coe.experts.http.sse import EventBuffer, before, done, error, finished, first_event, usage
 from coe.usage import Usage
 
 
@@ -32,19 +32,6 @@ def test_carriage_returns_end_events_at_once() -> None:
     assert buffer.feed(b"\ndata: 3\n\r\ndata: 4\r\r") == b"data: 3\n\ndata: 4\n\n"
 
 
-def test_a_large_event_is_collected_without_a_copy_for_each_chunk() -> None:
-    buffer = EventBuffer()
-    buffer.feed(b"data: ")
-    buffer.feed(b"a")
-    gathered = buffer.rest
-    for _ in range(1000):
-        assert buffer.feed(b"b" * 100) == b""
-    assert buffer.rest is gathered
-    assert buffer.feed(b"\n") == b""
-    assert buffer.feed(b"\ndata") == b"data: a" + b"b" * 100_000 + b"\n\n"
-    assert buffer.rest == b"data"
-
-
 def test_an_endless_event_is_bounded() -> None:
     buffer = EventBuffer(limit=10)
     with pytest.raises(ValueError, match="longer than 10 bytes"):
@@ -53,18 +40,6 @@ def test_an_endless_event_is_bounded() -> None:
     buffer.feed(b"data: 1234")
     with pytest.raises(ValueError, match="longer than 10 bytes"):
         buffer.feed(b"5")
-
-
-def test_an_empty_finish_reason_does_not_finish_a_choice() -> None:
-    assert not finished(b'data: {"choices":[{"finish_reason": ""}]}\n\n')
-    assert finished(b'data: {"choices":[{"finish_reason": ""},{"finish_reason" : "length"}]}\n\n')
-
-
-def test_multi_line_data_is_joined_and_nothing_else_changes() -> None:
-    events = b'event: x\ndata: {"a":\ndata:1,\ndata: "b":"data: "}\nid: 1\n\ndata: 2\n\n: data\ndata: [DONE]\n\n'
-    plain = b'event: x\ndata: {"a": 1,  "b":"data: "}\nid: 1\n\ndata: 2\n\n: data\ndata: [DONE]\n\n'
-    assert join_data_lines(events) == plain
-    assert join_data_lines(plain) == plain
 
 
 def test_errors_finishes_and_usage_are_read_from_events() -> None:

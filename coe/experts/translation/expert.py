@@ -28,7 +28,7 @@ Builder: TypeAlias = ResponseBuilder | MessageBuilder
 _OPTIONAL = frozenset(("max_tokens", "reasoning_effort", "verbosity"))
 """Fields of chat that are renamed or left out if a server rejects them."""
 _CLAUDE_HEADERS = ("anthropic-version", "anthropic-beta")
-_WRONG_TYPE = (AttributeError, LookupError, TypeError)
+WRONG_TYPE = (AttributeError, LookupError, TypeError)
 """What reading a field raises in which the API has something else."""
 TRANSLATED_APIS: tuple[Api, ...] = ("responses", "messages")
 
@@ -58,7 +58,7 @@ class TranslatedExpert:
             else:
                 body, builder = messages_request.chat_fields(call.fields), MessageBuilder(model=self.name)
             opening = b"".join(map(_event, builder.begin())) if call.stream else b""
-        except _WRONG_TYPE:
+        except WRONG_TYPE:
             raise InvalidRequest("the request has a field of a wrong type") from None
         except RecursionError:
             raise _too_deep() from None
@@ -96,7 +96,7 @@ def dropped_parts(api: Api, fields: Mapping[str, Any]) -> tuple[str, ...]:
         return ()
     try:
         return reported_types((responses_request if api == "responses" else messages_request).dropped_parts(fields))
-    except (InvalidRequest, *_WRONG_TYPE):
+    except (InvalidRequest, *WRONG_TYPE):
         return ()
 
 
