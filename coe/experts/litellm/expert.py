@@ -132,7 +132,7 @@ class LitellmExpert:
         converted: ExpertError
         if isinstance(status, str):  # the code of an error with HTTP 200
             converted = self.errors.server_error("answered with an error", reason)
-        elif status is None:
+        elif status is None or (status >= 500 and _failed_inside_litellm(error)):
             converted = self.errors.invalid_response(f"something that litellm cannot read ({type(error).__name__})")
             converted.unhealthy = False  # it may have been the client's body
         elif status == 408:
@@ -144,6 +144,13 @@ class LitellmExpert:
         if (cause := connection_cause(error)) not in (None, "connect_timeout"):  # httpx's own timeouts look the same
             converted.cause = cause
         return converted
+
+
+def _failed_inside_litellm(error: BaseException) -> bool:
+    """True if litellm itself failed on the client's or server's data, which it reports as status 500."""
+    while inner := error.__cause__ or error.__context__:
+        error = inner
+    return isinstance(error, (AttributeError, LookupError, TypeError, UnicodeError))
 
 
 def _has_no_content(event: dict[str, Any]) -> bool:
