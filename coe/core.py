@@ -275,8 +275,8 @@ class Call:
 
     A response that is not streamed is a single chunk, so `first_token_timeout` limits all of it. `headers` are sent to
     the expert's server (`RequestOptions.forwarded_headers`). `conversation` identifies the conversation, so that the
-    replica with its prefix cache is selected again. `exclude` holds server addresses that refused a connection or were
-    full for the same request.
+    replica with its prefix cache is selected again. `exclude` holds server addresses that refused a connection for the
+    same request.
 
     If experts share a device, the call waits until `wake_deadline` (event loop clock) for a sleeping expert, unless its
     `stand_in` (an expert that is awake and may answer instead) is up.

@@ -342,10 +342,9 @@ class ExpertUnavailable(ExpertError, code="expert_unavailable"):
     """The expert refused or dropped the connection, answered 5xx before the first chunk, or its circuit breaker is
     open.
 
-    `queue_full`: its server answered 503. `unavailable_servers`: addresses that the same request must not try again.
+    `unavailable_servers`: addresses that the same request must not try again.
     """
 
-    queue_full = False
     unavailable_servers: frozenset[str] = frozenset()
 
 

@@ -98,12 +98,6 @@ def record_usage(usage: Usage, counts: Any) -> None:
         usage.reasoning_tokens = min(reasoning, completion) if _is_count(reasoning) else None
 
 
-def is_empty_answer(usage: Usage) -> bool:
-    """True if a stream without content is still an answer: its output tokens were counted. The opening event of a
-    Messages stream, which counts the input only, does not make it one."""
-    return bool(usage.input_tokens) and usage.output_tokens is not None
-
-
 def _is_count(value: Any) -> TypeGuard[int]:
     """Servers send -1 for unknown counts, and other values by mistake. A sum must not decrease."""
     return type(value) is int and 0 <= value <= MAX_TOKEN_COUNT

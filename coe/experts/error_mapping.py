@@ -68,6 +68,7 @@ _CAUSES: Mapping[int, Cause] = {
     429: "rate_limited",
     **dict.fromkeys((404, 405, 410, 501), "not_found"),
     **dict.fromkeys((503, 529), "overloaded"),
+    **dict.fromkeys(_REJECTED_STATUSES, "rejected"),
 }
 _QUOTA_CODES = frozenset({"insufficient_quota", "quota_exceeded", "billing_hard_limit_reached", "billing_not_active"})
 _MODEL_CODES = frozenset({"model_not_found", "DeploymentNotFound"})
@@ -124,8 +125,11 @@ class ErrorMapping:
             error = self.connection_lost(f"refused its api_key (HTTP {status}); check it in experts.yaml")
         else:
             error = self.connection_lost(f"answered HTTP {status}: {reason}")
-            error.queue_full = status == 503
-        error.cause = _refusal_cause(status, code=code, reason=reason)
+        error.cause = _CAUSES.get(status, "server_error" if status >= 500 else "unexpected_status")
+        if code in _QUOTA_CODES:
+            error.cause = "quota_exceeded"
+        elif code in _MODEL_CODES or (status == 404 and _MODEL.search(reason)):
+            error.cause = "model_not_found"
         error.refused = error.refused or status in _UNPROCESSED_STATUSES
         error.detail = f"HTTP {status}" + (f", code {code}" if code else "")
         if isinstance(error, (ExpertUnavailable, ExpertBusy)):
@@ -160,16 +164,6 @@ def connection_cause(error: BaseException) -> Cause | None:
             return "connect_timeout"
         cause = cause.__cause__ or cause.__context__
     return None
-
-
-def _refusal_cause(status: int, *, code: str | None, reason: str) -> Cause:
-    if code in _QUOTA_CODES:
-        return "quota_exceeded"
-    if code in _MODEL_CODES or (status == 404 and _MODEL.search(reason)):
-        return "model_not_found"
-    if status in _REJECTED_STATUSES:
-        return "rejected"
-    return _CAUSES.get(status, "server_error" if status >= 500 else "unexpected_status")
 
 
 def retry_after(value: str, *, now: float) -> float | None:

@@ -18,8 +18,6 @@ SMALL_ANSWER = 2**16
 class HeldAnswer:
     """The bytes that one holder has."""
 
-    __slots__ = ("_counted", "_memory")
-
     def __init__(self, memory: AnswerMemory | None) -> None:
         self._memory = memory
         self._counted = 0

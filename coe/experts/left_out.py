@@ -79,6 +79,5 @@ def reported_types(kinds: Iterable[str]) -> tuple[str, ...]:
 def _is_readable(item: Mapping[str, Any]) -> bool:
     """True for items that any server can read once they have no id."""
     kind = str(item.get("type", "message"))
-    if "encrypted_content" in item or kind.startswith(_SERVER_ITEMS):
-        return False
-    return not kind.endswith("_call") or kind in _CLIENT_CALLS
+    is_sealed = "encrypted_content" in item or kind.startswith(_SERVER_ITEMS)
+    return not is_sealed and (not kind.endswith("_call") or kind in _CLIENT_CALLS)

@@ -24,7 +24,6 @@ MAX_PAGE_BYTES = 4 * 2**20
 _WAITING = re.compile(
     rb"\n(?:vllm:num_requests_waiting|sglang:num_queue_reqs|llamacpp:requests_deferred)(?:\{[^\n]*\})? ([0-9.]+)"
 )
-_METRIC_PREFIXES = (b"vllm:", b"sglang:", b"llamacpp:")
 
 
 @asynccontextmanager
@@ -59,7 +58,7 @@ async def read_queues(experts: Iterable[ReplicatedExpert], without_queue: set[Re
         with contextlib.suppress(OSError, ValueError):  # TimeoutError is an OSError; ValueError: no URL
             async with asyncio.timeout(PAGE_TIMEOUT):
                 status, page = await session.get(join_path(replica.root, "metrics"), max_bytes=MAX_PAGE_BYTES)
-        shows_queue = status == 200 and any(prefix in page for prefix in _METRIC_PREFIXES)
+        shows_queue = status == 200 and _WAITING.search(b"\n" + page) is not None
         replica.queue_length = queue_length(page) if shows_queue else None
         if not shows_queue and 0 < status < 500:
             without_queue.add(replica)

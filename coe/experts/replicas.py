@@ -189,10 +189,6 @@ class ReplicatedExpert:
             except ExpertUnreachable as error:
                 failure, tried = error, (*tried, replica)
                 call = replace(call, first_token_timeout=call.first_token_timeout - (self._clock() - began))
-            except ExpertUnavailable as error:
-                if error.queue_full and not self.spec.addresses:  # a local server: all experts on it share its queue
-                    error.unavailable_servers = call.exclude | {replica.address}
-                raise
         if failure is not None:
             failure.unavailable_servers = frozenset(replica.address for replica in tried if replica.root)
         raise failure or self._none_ready()

@@ -114,7 +114,7 @@ class HttpExpert:
             call = replace(call, optional=call.optional | {USAGE_OPTION})  # CoE requests the counts for itself
         for name in self._rejected_fields & call.optional:
             call = without_field(call, name)
-        target, left_out, learned = self._target(call.api), set[str](), set[str]()
+        target, learned = self._target(call.api), set[str]()
         while True:
             body = self._body(call)
             record.size = len(body)
@@ -124,17 +124,15 @@ class HttpExpert:
             error = await self._refusal(call, response)
             if name := rejected_field(call, error):
                 call = without_field(call, name)
-                if name != USAGE_OPTION and name not in NEWER_NAMES:  # whether it is rejected may depend on the request
-                    left_out.add(name)
-                elif name == USAGE_OPTION or getattr(error, "param", None):  # a text may quote the request
+                if name == USAGE_OPTION or (name in NEWER_NAMES and error.param):  # a text may quote the request
                     learned.add(name)
+                elif name not in NEWER_NAMES and call.dropped is not None:
+                    call.dropped.add(name)  # and asked for again: the server may reject it in some requests only
             elif (changed := without_foreign_items(call, error)) is not call:
                 call = changed
             else:
                 raise error
         self._rejected_fields |= learned
-        if call.dropped is not None:
-            call.dropped.update(left_out)
         return response
 
     async def _refusal(self, call: Call, response: Response) -> ExpertError:

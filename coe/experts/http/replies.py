@@ -14,7 +14,7 @@ import orjson
 
 from coe import json_text
 from coe.core import Call
-from coe.experts.api_formats import ApiFormat, is_empty_answer, record_usage
+from coe.experts.api_formats import ApiFormat, record_usage
 from coe.experts.error_mapping import ErrorMapping
 from coe.experts.held_answer import HeldAnswer, WholeReply
 from coe.experts.http import sse
@@ -175,7 +175,9 @@ class StreamedReply:
         if failure := self._api_format.failure(first):
             raise self._errors.server_error("answered with an error", failure)
         self._first_events = self._process(first)
-        if event is None and not (is_empty_answer(self.usage) and (self._done or self._finished)):
+        # without content it is still an answer if it ended and its output was counted, not its input alone
+        is_counted = bool(self.usage.input_tokens) and self.usage.output_tokens is not None
+        if event is None and not (is_counted and (self._done or self._finished)):
             raise self._errors.connection_lost("ended the stream before the first event")
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:

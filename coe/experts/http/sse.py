@@ -32,8 +32,6 @@ class EventBuffer:
     longer than `limit` bytes.
     """
 
-    __slots__ = ("_limit", "_returned", "rest")
-
     def __init__(self, *, limit: int = MAX_EVENT_BYTES) -> None:
         self.rest = bytearray()
         """The bytes after the last complete event."""
@@ -67,8 +65,6 @@ class EventBuffer:
 
 class EventTypes:
     """A set of values of the `type` field that every event of an API carries."""
-
-    __slots__ = ("_any", "_names")
 
     def __init__(self, *names: str) -> None:
         self._names = names

@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 import orjson
 
@@ -37,8 +37,6 @@ REMEDY = pip_install("providers")
 SIDE_REQUEST_TIMEOUT = 1.0
 """Timeout in seconds of litellm's own extra requests (Ollama: the model's size), which block all litellm streams."""
 _LOGGERS = ("LiteLLM", "LiteLLM Router", "LiteLLM Proxy", "httpx", "httpcore", "openai")
-
-EntryPoint: TypeAlias = Callable[..., Awaitable[Any]]
 
 
 class LitellmExpert:
@@ -221,7 +219,7 @@ async def _load_entry_points() -> None:
 
 
 @cache
-def _entry_points() -> dict[Api, EntryPoint]:
+def _entry_points() -> dict[Api, Callable[..., Awaitable[Any]]]:
     """Imports and configures litellm: quiet, and without network access. Returns one function for each API."""
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     os.environ.setdefault("LITELLM_LOCAL_ANTHROPIC_BETA_HEADERS", "True")

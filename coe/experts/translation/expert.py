@@ -28,7 +28,7 @@ Builder: TypeAlias = ResponseBuilder | MessageBuilder
 _OPTIONAL = frozenset(("max_tokens", "reasoning_effort", "verbosity"))
 """Fields of chat that are renamed or left out if a server rejects them."""
 _CLAUDE_HEADERS = ("anthropic-version", "anthropic-beta")
-WRONG_TYPE = (AttributeError, LookupError, TypeError)
+WRONG_TYPE = (AttributeError, LookupError, RecursionError, TypeError)
 """What reading a field raises in which the API has something else."""
 TRANSLATED_APIS: tuple[Api, ...] = ("responses", "messages")
 
@@ -59,9 +59,7 @@ class TranslatedExpert:
                 body, builder = messages_request.chat_fields(call.fields), MessageBuilder(model=self.name)
             opening = b"".join(map(_event, builder.begin())) if call.stream else b""
         except WRONG_TYPE:
-            raise InvalidRequest("the request has a field of a wrong type") from None
-        except RecursionError:
-            raise _too_deep() from None
+            raise InvalidRequest("the request has a field of a wrong type, or is nested too deeply") from None
         headers = {name: value for name, value in call.headers.items() if name not in _CLAUDE_HEADERS}
         optional = _OPTIONAL & body.keys()
         reply = await self._expert.stream(replace(call, api="chat", fields=body, headers=headers, optional=optional))
@@ -145,8 +143,4 @@ def _dumps(value: Any) -> bytes:
     try:
         return json_text.dumps(value)
     except RecursionError:  # what a response repeats of its request
-        raise _too_deep() from None
-
-
-def _too_deep() -> InvalidRequest:
-    return InvalidRequest("the body is nested too deeply", code="invalid_json")
+        raise InvalidRequest("the body is nested too deeply", code="invalid_json") from None

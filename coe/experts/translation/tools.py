@@ -34,8 +34,6 @@ def read_tools(tools: Any) -> Tools:
     functions, names, dropped = [], {}, []
     for index, tool in enumerate(tools or ()):
         path = f"tools[{index}]"
-        if not isinstance(tool, dict):
-            raise InvalidRequest(f"{path} must be an object", param=path)
         is_group = tool.get("type") == "namespace"
         namespace = _name_of(tool, path) if is_group else ""
         for one in (tool.get("tools") or ()) if is_group else (tool,):
