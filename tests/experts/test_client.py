@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import ssl
-import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,6 +12,7 @@ import pytest
 
 from coe.experts.http.client import Client, Target, Unreachable
 from coe.experts.http.connection import MAX_UNREAD_BYTES
+from tests.experts.fault_servers import self_signed
 
 pytestmark = pytest.mark.anyio
 
@@ -177,19 +176,8 @@ async def test_a_closed_port_is_unreachable() -> None:
                 await client.send(Target(address, {}), b"{}")
 
 
-@pytest.fixture
-def certificate(tmp_path: Path) -> tuple[Path, Path]:
-    """A self-signed certificate for 127.0.0.1, and its key."""
-    if shutil.which("openssl") is None:
-        pytest.skip("makes a certificate with openssl, which is not on PATH")
-    key, made = tmp_path / "key.pem", tmp_path / "certificate.pem"
-    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 1 -subj /CN=127.0.0.1"
-    more = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", made]
-    subprocess.run([*command.split(), *more], check=True, capture_output=True)
-    return made, key
-
-
-async def test_a_self_signed_certificate_is_not_trusted(certificate: tuple[Path, Path]) -> None:
+async def test_a_self_signed_certificate_is_not_trusted(tmp_path: Path) -> None:
+    certificate = self_signed(tmp_path)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(*certificate)
 

@@ -21,7 +21,6 @@ from coe.experts.translation.expert import TranslatedExpert
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
 from tests.experts.answer_memory import Memory
-from tests.recipes.members import recipe_of
 from tests.waiting import wait_until
 
 pytestmark = [
@@ -84,13 +83,6 @@ def translated(endpoint: Endpoint, session: Client) -> Expert:
     )
 
 
-def vote(endpoint: Endpoint, session: Client) -> Expert:
-    members = [http(endpoint, session) for _ in range(2)]
-    for member, name in zip(members, ("a", "b"), strict=True):
-        member.name = name
-    return recipe_of(*members, vote=["a", "b"], limits={"max_stream_hold": 600})
-
-
 def litellm(endpoint: Endpoint, _: Client) -> Expert:
     spec = {"name": "clever", "model": "custom_openai/m", "runtime": "litellm", "api_key": "none"}
     return LitellmExpert(ExpertSpec.model_validate(spec | {"base_url": endpoint.base_url}), endpoint)
@@ -101,14 +93,12 @@ PLAIN: dict[str, tuple[Maker, Api]] = {
     "plain": (http, "chat"),
     "passed through": (http, "rerank"),
     "translated": (translated, "responses"),
-    "recipe": (vote, "chat"),
     "litellm": (litellm, "chat"),
 }
 STREAMS: dict[str, tuple[Maker, Api]] = {
     "long event": (http, "chat"),
     "translated stream": (translated, "responses"),
     "translated messages": (translated, "messages"),
-    "recipe stream": (vote, "chat"),
 }
 KINDS = PLAIN | STREAMS
 
@@ -116,7 +106,7 @@ KINDS = PLAIN | STREAMS
 @asynccontextmanager
 async def serving(kind: str) -> AsyncIterator[tuple[Server, Expert]]:
     server = Server()
-    server.small_events = kind in ("translated stream", "translated messages", "recipe stream")
+    server.small_events = kind in ("translated stream", "translated messages")
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", server.answer)
     runner = web.AppRunner(app, shutdown_timeout=0, handler_cancellation=True)

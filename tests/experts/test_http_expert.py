@@ -9,7 +9,6 @@ import pytest
 
 from coe.core import Call
 from coe.errors import (
-    ExpertBusy,
     ExpertInvalidResponse,
     ExpertRejected,
     ExpertUnavailable,
@@ -47,12 +46,6 @@ async def answer(
         return chunks
 
 
-async def test_a_stream_carries_the_experts_name(server: FaultyServer) -> None:
-    chunks = await answer(server.url, "good:/a/folder", stream=True)
-    assert b'"model":"clever"' in b"".join(chunks)
-    assert b"folder" not in b"".join(chunks)
-
-
 async def test_done_is_added_if_the_server_omits_it(server: FaultyServer) -> None:
     chunks = await answer(server.url, "no-done", stream=True)
     assert b"".join(chunks).endswith(LAST + DONE)
@@ -70,24 +63,18 @@ async def test_declared_parameters_fill_gaps_and_the_system_prompt_comes_first(s
 @pytest.mark.parametrize(
     ("model", "stream", "error", "says"),
     [
-        ("status:500", False, ExpertUnavailable, "HTTP 500: because I say so"),
-        ("status:429", True, ExpertBusy, "HTTP 429: because I say so"),
         ("half", False, ExpertUnavailable, "broke off the connection"),
         ('text:{"error":{"message":"no memory"}}', False, ExpertUnavailable, "no memory"),
         ("status:401", False, ExpertUnavailable, "refused its api_key"),
-        ("status:404", False, ExpertUnavailable, "HTTP 404"),
         ("status:400", False, ExpertRejected, "rejected the request: because I say so"),
         ("detail:422", True, ExpertRejected, "rejected the request: unexpected field"),
-        ("redirect", False, ExpertUnavailable, "HTTP 302"),
         ("text:<html>", False, ExpertInvalidResponse, "not JSON"),
         ("text:[]", False, ExpertInvalidResponse, "without choices"),
         ("text:{}", True, ExpertInvalidResponse, "where an event stream was requested"),
         ("stream-text:noise\n\n", True, ExpertInvalidResponse, "broken event stream"),
         ("stream-text:data: {\n\n", True, ExpertInvalidResponse, "broken event stream"),
         ('stream-text:data: {"error":{"message":"no memory"}}\n\n', True, ExpertUnavailable, "no memory"),
-        ("stream-text:", True, ExpertUnavailable, "before the first event"),
         ("stream-text:: ping\n\n", True, ExpertUnavailable, "before the first event"),
-        ('stream-text:: ping\n\ndata: {"error":"no memory"}\n\n', True, ExpertUnavailable, "no memory"),
         ("fails-late", True, ExpertUnavailable, "cuda died"),
         ("nested-reason", False, ExpertUnavailable, r"HTTP 500: \[\[\["),
         ("truncated", True, ExpertUnavailable, "before the answer was complete"),

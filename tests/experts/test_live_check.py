@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import ssl
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,6 @@ from coe.experts.http.client import Client
 from coe.experts.live_check import MAX_ANSWER_TOKENS, Finding, check_experts
 from coe.registry import Registry
 from coe.settings import Settings
-from gateway.main import checking
 from tests.experts.fault_servers import (
     COMPLETION,
     answering,
@@ -122,37 +119,6 @@ async def test_a_local_expert_that_is_not_started_is_reported(tmp_path: Path) ->
         (tmp_path / ENDPOINTS_FILE).write_bytes(orjson.dumps({"coder": [{"base_url": f"{root}/v1", "model": "m"}]}))
         (there,) = await check_live(registry, settings)
     assert there.ok
-
-
-async def _in_the_background(registry: Registry, seen: asyncio.Event) -> None:
-    async with Client() as session:
-        experts = build_experts(registry, {}, session=session)
-        async with checking(experts.values(), registry, session=session):
-            await seen.wait()
-
-
-@pytest.mark.anyio
-async def test_the_gateway_logs_at_its_start_which_experts_do_not_answer(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, logger="coe.experts")
-    seen = asyncio.Event()
-
-    class Ended(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            if "servers answer" in record.getMessage():
-                seen.set()
-
-    logger, handler = logging.getLogger("coe.experts.live_check"), Ended()
-    logger.addHandler(handler)
-    try:
-        async with server(serving(*SERVED, key="another")) as root:
-            await _in_the_background(registry_at(f"{root}/v1"), seen)
-    finally:
-        logger.removeHandler(handler)
-    first, last = [record.getMessage() for record in caplog.records if record.name == "coe.experts.live_check"]
-    assert first.startswith("check at start: expert coder at 127.0.0.1:")
-    assert "unauthorized" in first
-    assert last == "check at start: 0 of 1 expert servers answer"
-    assert KEY not in caplog.text
 
 
 def test_coe_check_live_exits_with_1_and_names_the_expert(tmp_path: Path) -> None:

@@ -87,15 +87,6 @@ def cut(whole: bytes) -> list[bytes]:
     return [whole[at : at + 5] for at in range(0, len(whole), 5)]
 
 
-@pytest.mark.parametrize("blank", [b"\r\n\r\n", b"\n\r\n", b"\r\n\n", b"\r\r"])
-async def test_every_kind_of_line_end_is_accepted(blank: bytes) -> None:
-    sent = (FIRST + LAST + DONE).replace(b"\n\n", blank)
-    for chunks in ([sent], cut(sent)):
-        reply = streamed(*chunks)
-        assert await relayed(reply) == NAMED + LAST + DONE
-        assert (reply.usage.input_tokens, reply.usage.output_tokens) == (2, 4)
-
-
 async def test_a_stream_that_breaks_off_with_an_empty_finish_reason_is_incomplete() -> None:
     unfinished = FIRST.replace(b"null", b'""')
     with pytest.raises(ExpertUnavailable, match="before the answer was complete"):

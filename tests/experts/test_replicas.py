@@ -1,7 +1,6 @@
 """ReplicatedExpert: replica selection, outcomes, and the expert's health."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,7 +15,6 @@ from coe.errors import (
     ExpertTimeout,
     ExpertUnavailable,
     ExpertUnreachable,
-    InvalidRequest,
 )
 from coe.experts.outcomes import COOL_DOWN, MAX_FAILURES
 from coe.experts.replicas import LOAD_BOUND, Replica, ReplicatedExpert, preferred_replica
@@ -120,16 +118,6 @@ async def test_errors_of_the_request_do_not_count_as_failures(raised: Exception)
     assert expert.health.up
 
 
-async def test_a_request_that_could_not_be_sent_is_no_outcome() -> None:
-    expert, (server,), _ = made(error(ExpertUnavailable))
-    for number in range(2 * MAX_FAILURES):
-        server.script = InvalidRequest("deep") if number % 2 else error(ExpertUnavailable)
-        with pytest.raises((InvalidRequest, ExpertUnavailable)):
-            await whole(expert)
-    assert not expert.health.up
-    assert expert.replicas[0].in_flight == 0
-
-
 async def test_a_throttled_replica_is_skipped_until_its_retry_after() -> None:
     expert, servers, clock = made(error(ExpertBusy, retry_after=7.0), WHOLE)
     answers = []
@@ -169,23 +157,6 @@ async def test_a_call_without_a_conversation_uses_the_least_loaded_replica() -> 
     await replies[1].aclose()
     await expert.stream(CALL)
     assert [replica.outstanding for replica in expert.replicas] == [7, 2, 2]
-
-
-async def test_a_conversation_stays_on_its_replica_until_it_fails() -> None:
-    expert, servers, clock = made(WHOLE, WHOLE, WHOLE)
-    call = replace(CALL, conversation=b"talk")
-    for _ in range(4):
-        await whole(expert, call)
-    own = next(number for number, server in enumerate(servers) if server.calls)
-    assert [len(server.calls) for server in servers].count(0) == 2
-    servers[own].script = error(ExpertUnavailable)
-    with pytest.raises(ExpertUnavailable):
-        await whole(expert, call)
-    assert await whole(expert, call) == [b"one", b"two"]
-    servers[own].script = WHOLE
-    clock.now += COOL_DOWN
-    await whole(expert, call)
-    assert len(servers[own].calls) == 6
 
 
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=8), st.binary(min_size=1, max_size=20))
