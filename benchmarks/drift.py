@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from coe.learning.estimation.experience import Experience
-from coe.learning.monitoring.alarms import degradation_alarms
-from coe.learning.monitoring.drift import TrafficSample, detect_drift
-from coe.mapping import Assignment, Problem, solve
-from coe.mapping.score_table import ScoreTable
+from coe.learning.experience import Experience
+from coe.planning import Assignment, Problem, solve
+from coe.planning.score_table import ScoreTable
+from coe.reports.alarms import degradation_alarms
+from coe.reports.drift import TrafficSample, detect_drift
 
 CATEGORIES = tuple(f"c{number}" for number in range(14))
 EXPERTS = ("small", "large", "coder", "lawyer")

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from benchmarks.category import LEFT_OUT, PLAIN_NAMES, read, sample
 from coe.core import FAST_UNCERTAIN, Prediction
-from coe.learning.evaluation.quality import read_quality
-from coe.mapping import Assignment, Budget, Problem, Uses, expected_utility, information_value, routing_gain, solve
-from coe.mapping.problem import declared_assignment
-from coe.mapping.score_table import fit_pseudo_count, tabulate_partly
+from coe.measuring.quality import read_quality
+from coe.planning import Assignment, Budget, Problem, Uses, expected_utility, information_value, routing_gain, solve
+from coe.planning.problem import declared_assignment
+from coe.planning.score_table import fit_pseudo_count, tabulate_partly
 from coe.registry import load
 from coe.routing.classifier import MIN_INFORMATION_VALUE
 from routers.cascade import CascadeRouter, load_cascade

@@ -50,8 +50,8 @@ import uvloop
 from benchmarks import harness
 from benchmarks.large_body import cpu
 from benchmarks.streaming_upstream import HEAD, chunk, event
+from coe.artifacts.api_keys import digest_of
 from coe.registry import load
-from coe.runtime.api_keys import digest_of
 from gateway.access.access import KEY_USAGE_FILE
 from tests.gateway.nginx import balancing
 

@@ -25,12 +25,12 @@ import orjson
 from numpy.typing import NDArray
 from quality_replay import LOSS, RATE, Array, ScoredPrompts, Traffic, flat, scored_prompts_of
 
-from coe.learning.estimation.off_policy import BanditLog, estimates
-from coe.learning.evaluation.quality import read_quality
-from coe.learning.retraining.moves import HeldOutProbes
-from coe.learning.retraining.plan_candidate import CurrentPlan, judge_plan
-from coe.mapping import Assignment, Problem, solve
-from coe.mapping.score_table import ScoreTable, tabulate_softly
+from coe.learning.moves import HeldOutProbes
+from coe.learning.off_policy import BanditLog, estimates
+from coe.learning.plan_candidate import CurrentPlan, judge_plan
+from coe.measuring.quality import read_quality
+from coe.planning import Assignment, Problem, solve
+from coe.planning.score_table import ScoreTable, tabulate_softly
 from coe.routing.decision import propensities
 
 UNTOUCHED, PROBES, REQUESTS_PER_ROUND = 0.3, 700, 500

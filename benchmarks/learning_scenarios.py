@@ -28,15 +28,15 @@ from numpy.typing import NDArray
 from quality_replay import ScoredPrompts, scored_prompts_of
 from scipy.stats import t
 
-from coe.learning.estimation.experience import Experience
-from coe.learning.estimation.off_policy import greedy_policy, policy_difference
-from coe.learning.estimation.refit import refit
-from coe.learning.evaluation.quality import read_quality
-from coe.learning.retraining.moves import MAX_UNSUPPORTED, Served, shares
-from coe.learning.retraining.plan_candidate import CurrentPlan, judge_plan, served_requests
-from coe.learning.retraining.promotion import significance_level
-from coe.mapping import Assignment, Problem, solve
-from coe.mapping.score_table import ScoreTable, tabulate_softly
+from coe.learning.experience import Experience
+from coe.learning.moves import MAX_UNSUPPORTED, Served, shares
+from coe.learning.off_policy import greedy_policy, policy_difference
+from coe.learning.plan_candidate import CurrentPlan, judge_plan, served_requests
+from coe.learning.promotion import significance_level
+from coe.learning.refit import refit
+from coe.measuring.quality import read_quality
+from coe.planning import Assignment, Problem, solve
+from coe.planning.score_table import ScoreTable, tabulate_softly
 from coe.routing.decision import propensities
 
 Array = NDArray[np.float64]

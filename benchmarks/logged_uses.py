@@ -19,9 +19,18 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.learning.estimation.logged_uses import BILLED, LoggedUses
-from coe.learning.evaluation.tables import read_table
-from coe.mapping import Budget, MeasuredUses, Problem, declared_uses, expected_utility, round_traffic, routed_use, solve
+from coe.learning.logged_uses import BILLED, LoggedUses
+from coe.measuring.tables import read_table
+from coe.planning import (
+    Budget,
+    MeasuredUses,
+    Problem,
+    declared_uses,
+    expected_utility,
+    round_traffic,
+    routed_use,
+    solve,
+)
 from coe.records.record import RoutingRecord
 from coe.registry import Registry
 

@@ -23,9 +23,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from coe.learning.evaluation.probes import probe_of
-from coe.learning.probes.shipped import SEED_FILE, shipped_rows
-from coe.learning.probes.templates import drawn
+from coe.measuring.probes.probes import probe_of
+from coe.measuring.probes.shipped import SEED_FILE, shipped_rows
+from coe.measuring.probes.templates import drawn
 from scripts.try_wheel import gateway, install, run
 
 ROOT = Path(__file__).parent.parent

@@ -16,7 +16,7 @@ from typing import Any
 from benchmarks.plain_questions import plain_questions
 from coe.fleet.fleet import Fleet
 from coe.fleet.planning import local_servers
-from coe.learning.evaluation.checkers import contains
+from coe.measuring.checkers import contains
 from coe.registry import ExpertSpec
 from coe.retrieval.insertion import PassageBlock, format_passages
 from coe.retrieval.passages import Passage, Retriever

@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from coe.learning.recipes.answers import Answers
-from coe.learning.recipes.arms import declared_arms
-from coe.mapping import Budget, Problem, Uses, marginal_values, routed_use
-from coe.mapping.plan import solve
-from coe.mapping.prices import prices
-from coe.mapping.program import require_solution
+from coe.planning import Budget, Problem, Uses, marginal_values, routed_use
+from coe.planning.plan import solve
+from coe.planning.prices import prices
+from coe.planning.program import require_solution
+from coe.recipes.fitting.answers import Answers
+from coe.recipes.fitting.arms import declared_arms
 
 MEMBERS, REQUESTS = 3, 4000
 PROBES = 20

@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 import routers
-from coe.learning.estimation.experience import Experience
-from coe.learning.estimation.experience_loader import load_experience
-from coe.learning.estimation.off_policy import greedy_policy
-from coe.learning.evaluation.quality import Quality
-from coe.learning.evaluation.tables import numbered_prompts
-from coe.mapping import Assignment, Problem, expected_utility, solve
-from coe.mapping.score_table import ScoreTable
+from coe.learning.experience import Experience
+from coe.learning.experience_loader import load_experience
+from coe.learning.off_policy import greedy_policy
+from coe.measuring.quality import Quality
+from coe.measuring.tables import numbered_prompts
+from coe.planning import Assignment, Problem, expected_utility, solve
+from coe.planning.score_table import ScoreTable
 from coe.records.feedback import Feedback
 from coe.records.record import RoutingRecord
 from coe.routing.decision import choose

@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.experts.recipes.policy import RecipePolicy
-from coe.learning.evaluation.quality import read_quality
-from coe.learning.evaluation.recorded_answers import read_answers
-from coe.learning.recipes.answers import Answers
-from coe.learning.recipes.fit import RecipeFit, replayed
-from coe.learning.recipes.max_loss import accepted_thresholds
+from coe.measuring.quality import read_quality
+from coe.measuring.recorded_answers import read_answers
+from coe.recipes.fitting.answers import Answers
+from coe.recipes.fitting.fit import RecipeFit, replayed
+from coe.recipes.fitting.max_loss import accepted_thresholds
+from coe.recipes.policy import RecipePolicy
 
 PRICES = (0.0005, 0.001, 0.002, 0.004, 0.006, 0.01, 0.015, 0.02)
 """Quality per billion active parameters times a thousand tokens; the safest first."""

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 
 from coe.cli.benchmark import show_recipes
-from coe.experts.recipes.agreement import Array
-from coe.learning.benchmark import TRAIN_SHARE
-from coe.learning.evaluation.quality import Quality, read_quality
-from coe.learning.evaluation.recorded_answers import read_answers
-from coe.learning.recipes.answers import Answers
-from coe.learning.recipes.benchmark import compare, recipe_report
-from coe.mapping.score_table import fit_pseudo_count, tabulate_prompts
+from coe.measuring.benchmark.benchmark import TRAIN_SHARE
+from coe.measuring.quality import Quality, read_quality
+from coe.measuring.recorded_answers import read_answers
+from coe.planning.score_table import fit_pseudo_count, tabulate_prompts
+from coe.recipes.agreement import Array
+from coe.recipes.fitting.answers import Answers
+from coe.recipes.fitting.benchmark import compare, recipe_report
 
 
 def main() -> None:

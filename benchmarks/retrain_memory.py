@@ -25,8 +25,8 @@ import orjson
 
 import routers
 from coe.artifacts.store import ArtifactStore
-from coe.mapping import Assignment, expected_utility
-from coe.mapping.problem import declared_assignment
+from coe.planning import Assignment, expected_utility
+from coe.planning.problem import declared_assignment
 from coe.records import open_log_and_feedback
 from coe.records.feedback import Feedback
 from coe.records.record import RoutingRecord

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 import routers
 from benchmarks.passage_answers import AnsweredQuestion, answered, questions_of
 from coe.core import Prediction
-from coe.learning.retraining.gate_fit import GateExamples, calibration, fit_gate, gate_decisions, gate_estimates
+from coe.measuring.gate_fit import GateExamples, calibration, fit_gate, gate_decisions, gate_estimates
 from coe.registry.sections import RetrievalPrice, RetrievalSpec
 from coe.retrieval.ingest.indexing import Indexer, SourceText, encoder_id
 from coe.retrieval.passages import DocumentKey

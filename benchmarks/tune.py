@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.learning.evaluation.quality import read_quality
-from coe.learning.tuning.schedule import (
+from coe.measuring.quality import read_quality
+from coe.measuring.tuning.schedule import (
     Cells,
     Goal,
     assess,
@@ -28,8 +28,8 @@ from coe.learning.tuning.schedule import (
     next_blocks,
     without_prompts,
 )
-from coe.mapping import Budget, Problem, best_choice
-from coe.mapping.score_table import ScoreTable, fit_pseudo_count, tabulate_partly
+from coe.planning import Budget, Problem, best_choice
+from coe.planning.score_table import ScoreTable, fit_pseudo_count, tabulate_partly
 
 Array = NDArray[np.float64]
 PROBES = 40

@@ -22,28 +22,26 @@ from tempfile import TemporaryDirectory
 from starlette.applications import Starlette
 
 import routers
-from coe.artifacts.kinds import ROUTER
-from coe.artifacts.store import ArtifactStore
-from coe.errors import CoEError, ConfigError
-from coe.experts import ReplicatedExpert, endpoints_of, reading_queues
-from coe.experts.http.client import Client
-from coe.experts.live_check import check_experts, log_findings
-from coe.learning.monitoring.traffic_report import TRAFFIC_REPORT_FILE
-from coe.records import LogWriter, open_log_and_feedback
-from coe.records.feedback import FeedbackLog
-from coe.records.record import RoutingLog
-from coe.registry import Registry
-from coe.runtime.active_state import (
+from coe.artifacts.active_state import (
     ActiveState,
     LoadedRouter,
     check_active_state,
     load_active_state,
     preload_router,
 )
-from coe.runtime.artifact_sync import sync_artifacts, sync_once
-from coe.runtime.consequences import consequences_of, log_consequences
-from coe.runtime.issued_keys import check_issued
-from coe.runtime.key_store import open_key_store
+from coe.artifacts.artifact_sync import sync_artifacts, sync_once
+from coe.artifacts.consequences import consequences_of, log_consequences
+from coe.artifacts.kinds import ROUTER
+from coe.artifacts.store import ArtifactStore
+from coe.artifacts.traffic_report import TRAFFIC_REPORT_FILE
+from coe.errors import CoEError, ConfigError
+from coe.experts import ReplicatedExpert, endpoints_of, reading_queues
+from coe.experts.http.client import Client
+from coe.experts.live_check import check_experts, log_findings
+from coe.records import LogWriter, open_log_and_feedback
+from coe.records.feedback import FeedbackLog
+from coe.records.record import RoutingLog
+from coe.registry import Registry
 from coe.settings import Settings
 from gateway.access import (
     check_counters,
@@ -53,6 +51,8 @@ from gateway.access import (
     open_limiter,
     watching_issued_keys,
 )
+from gateway.access.issued_keys import check_issued
+from gateway.access.key_store import open_key_store
 from gateway.app import create_app
 from gateway.observability.logs import log_uncaught
 from gateway.observability.metrics import Metrics

@@ -14,17 +14,17 @@ from collections.abc import Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 
+from coe.artifacts.active_state import ActiveState, DocumentIndex, retrieval_in_use
 from coe.artifacts.kinds import ASSIGNMENT, GATE
 from coe.artifacts.store import ArtifactStore
 from coe.experts import ExpertLoader, ReplicatedExpert, build_experts
 from coe.experts.http.client import Client
-from coe.experts.recipes.factory import build_recipes
-from coe.mapping import Consequence
+from coe.planning import Consequence
+from coe.recipes.factory import build_recipes
 from coe.registry import Registry
 from coe.retrieval.store import DocumentStore
 from coe.routing.composition import Composition
 from coe.routing.conversation import Affinity
-from coe.runtime.active_state import ActiveState, DocumentIndex, retrieval_in_use
 from coe.settings import Settings
 from gateway.access import Access, IssuedKeyWatch, Limiter, access_of
 from gateway.request.admission import Admission

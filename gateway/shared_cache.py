@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from typing import Self
 
 from coe.outage import Outage
-from coe.runtime.shared_store import SharedStore
 from coe.supervision import TaskFailed, ignore_failure, supervised
+from gateway.shared_store import SharedStore
 
 MAX_PENDING_BYTES = 16 * 2**20
 """Bytes of values that wait to be written; further values are dropped."""

@@ -2,7 +2,7 @@
 
 `OnnxEncoder` is the router's encoder. `DocumentEncoder` is the same network for documents and search queries; it reads
 more tokens of a text than routing does. A `TaskRunner` embeds the texts of a training in this process or on a cluster
-(see `coe.jobs.executor`).
+(see `coe.cli.executor`).
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from coe.core import Api, Chat, Decision, Health, Message, Prediction
-from coe.mapping.problem import declared_assignment
+from coe.planning.problem import declared_assignment
 from coe.routing.decision import Previous, decide
 from tests.fakes import registry_of
 

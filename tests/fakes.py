@@ -16,21 +16,20 @@ import orjson
 from numpy.typing import NDArray
 from starlette.applications import Starlette
 
+from coe.artifacts.active_state import DocumentIndex
 from coe.core import Call, Expert, Health, Neighbour, Prediction
-from coe.experts.recipes.factory import build_recipes
-from coe.mapping import Assignment
-from coe.mapping.problem import declared_assignment
+from coe.planning import Assignment
+from coe.planning.problem import declared_assignment
+from coe.recipes.factory import build_recipes
 from coe.records import LogWriter
 from coe.registry import Registry
 from coe.retrieval.retrieval import Retrieval
 from coe.routing.composition import Composition
 from coe.routing.conversation import Affinity
-from coe.runtime.active_state import DocumentIndex
-from coe.runtime.key_store import KeyStore
-from coe.runtime.shared_store import MemoryStore
 from coe.settings import Settings
 from coe.usage import SentCall, Usage
 from gateway.access import IssuedKeyWatch, access_of
+from gateway.access.key_store import KeyStore
 from gateway.access.limits import Limiter
 from gateway.app import create_app
 from gateway.observability.metrics import Metrics
@@ -42,6 +41,7 @@ from gateway.request.cache_step import open_cache
 from gateway.request.line import Observer
 from gateway.request.stored_step import open_stored_step
 from gateway.serving_state import Serving, ServingState
+from gateway.shared_store import MemoryStore
 from routers import prompt_digest
 from tests.list_log import ListLog
 from tests.waiting import ManualClock

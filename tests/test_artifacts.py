@@ -14,8 +14,8 @@ import pytest
 from coe.artifacts.atomic_files import replace_file
 from coe.artifacts.manifest import MANIFEST, Artifact
 from coe.artifacts.store import MIN_KEPT_VERSIONS, ArtifactStore
+from coe.artifacts.versions import VersionCatalog
 from coe.errors import ArtifactError
-from coe.runtime.versions import VersionCatalog
 from tests.permissions import without_access
 
 

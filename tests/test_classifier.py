@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from coe.core import Chat, ExpertRule, RequestOptions
-from coe.mapping import Assignment, expected_utility, routing_gain
-from coe.mapping.residual import Projection, Residual
+from coe.planning import Assignment, expected_utility, routing_gain
+from coe.planning.residual import Projection, Residual
 from coe.routing import classifier
 from tests.decisions import chat_of
 from tests.fakes import Gateway, WordRouter, gateway_of, registry_of

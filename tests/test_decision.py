@@ -8,7 +8,7 @@ import pytest
 
 from coe.core import Prediction
 from coe.errors import InvalidRequest, ModelNotFound
-from coe.mapping.problem import declared_assignment, relative_cost
+from coe.planning.problem import declared_assignment, relative_cost
 from coe.routing.decision import decide
 from coe.routing.request_text import routing_text, shorten
 from tests.decisions import CATEGORIES, chat_of, decided

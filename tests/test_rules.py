@@ -12,7 +12,7 @@ import pytest
 from coe import registry as declarations
 from coe.core import Chat, ExpertRule, Health, Message, Prediction, RequestOptions
 from coe.errors import ConfigError, RequestError
-from coe.mapping.problem import declared_assignment
+from coe.planning.problem import declared_assignment
 from coe.registry import Registry
 from coe.registry.rules import RuleSpec, rule_notes
 from coe.routing.agents import MAX_TOOLS

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
+from coe.artifacts.artifact_sync import ArtifactSync
 from coe.artifacts.manifest import Artifact
 from coe.artifacts.redis import RedisArtifacts, open_shared
 from coe.artifacts.store import ArtifactStore, mirror
 from coe.errors import ArtifactError, ConfigError
-from coe.runtime.artifact_sync import ArtifactSync
 from coe.settings import Settings
 from tests.records.redis_server import MISSING, RedisServer, installed
 

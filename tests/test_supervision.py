@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 from starlette.applications import Starlette
 
+import coe.artifacts.artifact_sync
 import coe.experts.queues
 import coe.records.writer
-import coe.runtime.artifact_sync
 import gateway.process.reload
 from coe import supervision
+from coe.artifacts.artifact_sync import ArtifactSync, sync_artifacts
 from coe.experts.http.client import Client
 from coe.fleet.residency.client import ResidencyClient, connected_client
 from coe.records import LogWriter
-from coe.runtime.artifact_sync import ArtifactSync, sync_artifacts
 from coe.settings import Settings
 from coe.supervision import log_failure, next_pause, supervised
 from gateway.access import Limiter, open_affinity, open_limiter
@@ -232,7 +232,7 @@ async def test_a_follower_survives_whatever_is_shared(
     def fails(_: object) -> None:
         raise UnicodeDecodeError("ascii", b"\xff" * 10_000, 0, 1, "no")
 
-    monkeypatch.setattr(coe.runtime.artifact_sync, "mirror", fails)
+    monkeypatch.setattr(coe.artifacts.artifact_sync, "mirror", fails)
     follower = ArtifactSync(Settings.read({"COE_HOME": str(tmp_path)}), None)  # type: ignore[arg-type]
     follower.sync()
     assert follower.outage.active

@@ -1,6 +1,6 @@
 """The kinds of artifacts that a gateway serves with: one table for the stores, `coe promote` and `/v1/artifacts`.
 
-`coe/runtime/versions.py` checks a version before it comes into use.
+`coe/artifacts/versions.py` checks a version before it comes into use.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ version in use and the one before it have the fields `tar:VERSION` and `sha256:V
 small files that accompany the artifacts, by name, such as the traffic report.
 
 A version is stored as one uncompressed tar archive. Everything in it is verified before a file is written.
-`coe.runtime.artifact_sync` mirrors the versions.
+`coe.artifacts.artifact_sync` mirrors the versions.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import typer
 
 from coe.cli.common import image_file, writable_file
 from coe.errors import DataError
-from coe.jobs.foreground import exit_on_sigterm, progress_bar
+from coe.foreground import exit_on_sigterm, progress_bar
 from coe.terminal import print_error, print_line
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="prompts, scores and models (.parquet, .jsonl or .csv).")]
@@ -44,9 +44,9 @@ def benchmark(
 ) -> None:
     """Train and plan on one part of the data and route the other as in service, on five random 70/30 splits."""
     import routers
-    from coe.learning.benchmark import benchmark as run
-    from coe.learning.evaluation.quality import read_quality
-    from coe.learning.evaluation.recorded_answers import read_answers
+    from coe.measuring.benchmark.benchmark import benchmark as run
+    from coe.measuring.quality import read_quality
+    from coe.measuring.recorded_answers import read_answers
     from routers.examples import normalize_prompt as prepare
 
     data = read_quality(folder, benchmark=name, max_active_b=max_active_b, open_only=open_only, coarse=coarse)
@@ -79,7 +79,7 @@ def benchmark(
     if json is not None:
         json.write_bytes(orjson.dumps(report, option=orjson.OPT_INDENT_2))
     if plot is not None:
-        from coe.learning.plots import plot_benchmark
+        from coe.measuring.plots import plot_benchmark
 
         plot_benchmark(report, plot)
     _show(report)

@@ -14,7 +14,7 @@ import typer
 from coe.cli.common import Config, Json, settings_for, writable_file
 from coe.core import GENERAL, Decision, Prediction
 from coe.errors import CoEError, DataError, ExpertUnavailable
-from coe.learning.evaluation.tables import numbered_rows
+from coe.measuring.tables import numbered_rows
 from coe.terminal import print_json, print_line, print_part
 
 if TYPE_CHECKING:
@@ -97,14 +97,14 @@ RouteRequest = Callable[[dict[str, Any]], Routed]
 
 
 def _open_router(config: Path | None, key: str, is_only_local: bool, client: str) -> RouteRequest:
-    from coe.mapping import apply_residual, nearest_measured
-    from coe.mapping.problem import relative_cost
+    from coe.artifacts.active_state import load_active_state
+    from coe.artifacts.api_keys import rule_of
+    from coe.planning import apply_residual, nearest_measured
+    from coe.planning.problem import relative_cost
     from coe.routing.classifier import read_topic
     from coe.routing.decision import decide
     from coe.routing.eligibility import excluded_experts, only_local
     from coe.routing.rules import RequestFacts, Rules
-    from coe.runtime.active_state import load_active_state
-    from coe.runtime.api_keys import rule_of
     from gateway.access.estimate import input_tokens
     from gateway.dialects.chat import parse
 

@@ -21,8 +21,8 @@ from coe.errors import ArtifactError, ConfigError, DataError
 from coe.experts import build_experts
 from coe.experts.http.client import Client
 from coe.experts.live_check import Finding, check_experts
-from coe.learning.evaluation import sandbox
-from coe.mapping import Consequence
+from coe.measuring import sandbox
+from coe.planning import Consequence
 from coe.registry import Registry, yaml_source
 from coe.registry.rules import rule_notes
 from coe.settings import Endpoint, Settings
@@ -47,7 +47,7 @@ def check(
     if schema:
         print_line(orjson.dumps(registry.schema(), option=orjson.OPT_INDENT_2).decode())
         return
-    from coe.runtime.consequences import consequences_of
+    from coe.artifacts.consequences import consequences_of
 
     settings = settings_for(config, file)
     try:
@@ -100,8 +100,8 @@ def _check_categories(declared: Registry, settings: Settings) -> None:
 
     Raises ConfigError with the lines, or DataError.
     """
-    from coe.jobs.training_data import training_problems
-    from coe.runtime.active_state import untrained_categories
+    from coe.artifacts.active_state import untrained_categories
+    from coe.learning.training_data import training_problems
 
     if declared.artifacts != "folder":
         return

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from coe.jobs.executor import Executor
+from coe.cli.executor import Executor
 from coe.settings import Settings
 from coe.terminal import print_json, print_line
 

@@ -13,14 +13,14 @@ from typing import Annotated, TypeVar
 
 import typer
 
+from coe.artifacts.active_state import check_router, open_index
 from coe.cli.common import Config, Json, print_result, settings_for
 from coe.errors import DocumentError
-from coe.jobs.foreground import progress_bar
+from coe.foreground import progress_bar
 from coe.retrieval.ingest.conversion import Converter, RejectedFile, SourceFile, find_files
 from coe.retrieval.ingest.indexing import Indexer, IndexingCounts, SourceText, TokenizingEncoder
 from coe.retrieval.passages import MAX_PASSAGES, DocumentKey
 from coe.retrieval.store import DocumentStore
-from coe.runtime.active_state import check_router, open_index
 from coe.terminal import print_error, print_json, print_line
 
 T = TypeVar("T")

@@ -99,7 +99,7 @@ def _checked(entry: Mapping[str, Any]) -> KeySpec:
 
 
 def _print_entry(entry: dict[str, Any], *, json: bool) -> None:
-    from coe.runtime.api_keys import digest_of, new_key
+    from coe.artifacts.api_keys import digest_of, new_key
 
     new = new_key()
     name, *rest = {**entry, "sha256": digest_of(new)}.items()
@@ -119,8 +119,8 @@ def _yaml(value: Any) -> str:
 
 
 def _issue(config: Any, spec: KeySpec, *, json: bool) -> None:
-    from coe.runtime.api_keys import digest_of, new_key
-    from coe.runtime.issued_keys import issue
+    from coe.artifacts.api_keys import digest_of, new_key
+    from gateway.access.issued_keys import issue
 
     new = new_key()
     registry, changed = _opened(config)
@@ -132,7 +132,7 @@ def _issue(config: Any, spec: KeySpec, *, json: bool) -> None:
 
 
 def _revoke(config: Any, name: str, *, json: bool) -> None:
-    from coe.runtime.issued_keys import revoke
+    from gateway.access.issued_keys import revoke
 
     registry, changed = _opened(config)
     revoked = changed(lambda issued: revoke(registry, issued, name, by_name=BY, now=time.time()))
@@ -141,7 +141,7 @@ def _revoke(config: Any, name: str, *, json: bool) -> None:
 
 
 def _list(config: Any, *, json: bool) -> None:
-    from coe.runtime.issued_keys import is_over
+    from gateway.access.issued_keys import is_over
 
     registry, changed = _opened(config)
     issued = changed(lambda found: (found, found))
@@ -158,7 +158,7 @@ def _shown(one: ApiKey) -> dict[str, Any]:
 
 
 def _state(one: ApiKey, *, over: bool) -> str:
-    from coe.runtime.issued_keys import IssuedKey, date_of
+    from gateway.access.issued_keys import IssuedKey, date_of
 
     if not isinstance(one, IssuedKey):
         return "declared"
@@ -171,9 +171,9 @@ def _state(one: ApiKey, *, over: bool) -> str:
 def _opened(config: Any) -> tuple[Registry, Callable[[Callable[[Any], tuple[T, Any]]], T]]:
     """The declaration with the administrator's key, and a function that changes the stored keys."""
     from coe import registry
+    from coe.artifacts.api_keys import with_admin_key
     from coe.errors import RequestError
-    from coe.runtime.api_keys import with_admin_key
-    from coe.runtime.key_store import change, open_key_store
+    from gateway.access.key_store import change, open_key_store
 
     settings = settings_for(config)
     declared = with_admin_key(registry.load(settings.config, environ=settings.environ), settings)

@@ -14,10 +14,10 @@ from typing import Annotated
 import typer
 
 from coe.cli.common import Config, Json, declaration_for, duration_seconds, writable_file
-from coe.jobs.foreground import exit_on_sigterm
-from coe.jobs.record_files import SUFFIXES, RatingIndex, import_rows, write_rows
-from coe.learning.estimation.experience_loader import open_logs
-from coe.learning.evaluation.tables import require_parquet
+from coe.foreground import exit_on_sigterm
+from coe.learning.experience_loader import open_logs
+from coe.learning.record_files import SUFFIXES, RatingIndex, import_rows, write_rows
+from coe.measuring.tables import require_parquet
 from coe.records import missing_file, open_log_and_feedback, require_log
 from coe.records.codec import RECORD
 from coe.records.record import LogPage, LogQuery, RoutingLog, RoutingRecord

@@ -1,6 +1,6 @@
 """`coe plan` makes a plan from measured scores and puts it into use; `coe solve` solves it under other budgets.
 
-`coe plan` prints the report of `coe.jobs.plan`. `coe solve` reads budgets as JSON lines and publishes nothing.
+`coe plan` prints the report of `coe.planning.job.plan`. `coe solve` reads budgets as JSON lines and publishes nothing.
 """
 
 from __future__ import annotations
@@ -15,12 +15,11 @@ import orjson
 import typer
 from numpy.typing import NDArray
 
+from coe.artifacts.artifact_sync import synced_store
 from coe.artifacts.store import ArtifactStore
 from coe.cli.common import Config, Json, duration_seconds, image_file, keep_stdout_clean, print_result, settings_for
 from coe.errors import ArtifactError, CoEError, DataError
-from coe.jobs.plan import PlanOptions, make_plan, plan_to_json
-from coe.learning.paired_scores import Difference
-from coe.mapping import (
+from coe.planning import (
     Budget,
     Problem,
     current_problem,
@@ -28,9 +27,10 @@ from coe.mapping import (
     read_published,
     solve,
 )
-from coe.mapping.uses import ASSUMED_INPUT_TOKENS, ASSUMED_OUTPUT_TOKENS
+from coe.planning.job.plan import PlanOptions, make_plan, plan_to_json
+from coe.planning.paired_scores import Difference
+from coe.planning.uses import ASSUMED_INPUT_TOKENS, ASSUMED_OUTPUT_TOKENS
 from coe.registry import load
-from coe.runtime.artifact_sync import synced_store
 from coe.settings import Settings
 from coe.terminal import print_json, print_line
 

@@ -13,12 +13,12 @@ import typer
 
 from coe.cli.common import Config, Json, agreed_requests, declaration_for, duration_seconds, print_result, settings_for
 from coe.errors import DataError
-from coe.jobs.record_files import RatingIndex
-from coe.learning.estimation.experience_loader import open_logs
-from coe.learning.evaluation.probes import DIFFICULTIES, probe_of, read_probes
-from coe.learning.evaluation.tables import numbered_rows
-from coe.learning.probes.imports import rows_of, with_checker
-from coe.learning.probes.shipped import own_file, shipped_rows
+from coe.learning.experience_loader import open_logs
+from coe.learning.record_files import RatingIndex
+from coe.measuring.probes.imports import rows_of, with_checker
+from coe.measuring.probes.probes import DIFFICULTIES, probe_of, read_probes
+from coe.measuring.probes.shipped import own_file, shipped_rows
+from coe.measuring.tables import numbered_rows
 from coe.records import require_log
 from coe.records.record import RoutingRecord
 from coe.registry import Registry

@@ -12,12 +12,12 @@ from typing import Annotated, Any
 import typer
 
 from coe.artifacts.kinds import ARTIFACT_KINDS
+from coe.artifacts.traffic_report import publish_traffic_report
 from coe.cli.common import Config, ConfigFile, Json, settings_for
 from coe.cli.plan import against_lines
-from coe.jobs.report import report as build_report
-from coe.jobs.report import status_report
-from coe.learning.monitoring.spend import DIMENSIONS
-from coe.learning.monitoring.traffic_report import publish_traffic_report
+from coe.reports.report import report as build_report
+from coe.reports.report import status_report
+from coe.reports.spend import DIMENSIONS
 from coe.terminal import dollars, print_json, print_line, printable
 
 Days = Annotated[int, typer.Option("--days", min=1, max=3650, help="Report on the last days of the routing log.")]
@@ -28,7 +28,7 @@ MAX_ROWS = 10
 
 def status(file: ConfigFile = None, config: Config = None, json: Json = False) -> None:
     """Show if the gateway is up, which versions are in use, and what is wrong."""
-    from coe.runtime.artifact_sync import sync_once
+    from coe.artifacts.artifact_sync import sync_once
 
     settings = settings_for(config, file)
     sync_once(settings)
@@ -39,7 +39,7 @@ def report(
     file: ConfigFile = None, days: Days = 7, publish: Publish = False, config: Config = None, json: Json = False
 ) -> None:
     """Show traffic, spend, drift, alarms, and what the plan in use is worth, from the routing log."""
-    from coe.runtime.artifact_sync import sync_once
+    from coe.artifacts.artifact_sync import sync_once
 
     settings = settings_for(config, file)
     sync_once(settings)

@@ -12,12 +12,12 @@ from typing import Annotated, Any, Literal
 import typer
 
 from coe.cli.common import Config, Json, declaration_for
-from coe.jobs.scoring import Report, Scoring, open_journal, probes_with_passages, run_scoring
-from coe.learning.evaluation.passage_gain import GAINS_FILE
-from coe.learning.evaluation.probes import DIFFICULTIES, Probe, read_probes
-from coe.learning.evaluation.sandbox import installed
-from coe.learning.evaluation.tables import require_parquet
-from coe.learning.probes.shipped import SHIPPED, default_probes, folder_seed, own_file, write_seed
+from coe.measuring.passage_gain import GAINS_FILE
+from coe.measuring.probes.probes import DIFFICULTIES, Probe, read_probes
+from coe.measuring.probes.shipped import SHIPPED, default_probes, folder_seed, own_file, write_seed
+from coe.measuring.sandbox import installed
+from coe.measuring.scoring import Report, Scoring, open_journal, probes_with_passages, run_scoring
+from coe.measuring.tables import require_parquet
 from coe.registry import ExpertSpec, RecipeSpec, Registry
 from coe.terminal import print_error, print_json, print_line, printable
 

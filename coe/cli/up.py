@@ -25,9 +25,9 @@ from coe.artifacts.atomic_files import replace_file
 from coe.artifacts.store import ArtifactStore
 from coe.cli.check import ENDPOINTS_FILE, check_live
 from coe.cli.common import Config, ConfigFile, settings_for
+from coe.cli.executor import Executor
 from coe.errors import CoEError, FleetError
 from coe.file_lock import file_lock
-from coe.jobs.executor import Executor
 from coe.registry import ExpertSpec, Registry, load
 from coe.settings import Endpoint, Settings
 from coe.terminal import print_line
@@ -208,7 +208,7 @@ def _stop_on_signals() -> None:
 async def _ensure_router(settings: Settings, registry: Registry) -> None:
     """Train the router on first start unless the packaged one fits, in a child process: serving does not need what
     training imports."""
-    from coe.runtime.artifact_sync import sync_once
+    from coe.artifacts.artifact_sync import sync_once
 
     sync_once(settings)
     if ArtifactStore(settings.artifacts, "router").current() is not None or _packaged_router_fits(registry):
@@ -229,7 +229,7 @@ async def _ensure_router(settings: Settings, registry: Registry) -> None:
 
 def _packaged_router_fits(registry: Registry) -> bool:
     """Return whether the gateway will put the packaged router into use; print why not."""
-    from coe.runtime.active_state import check_fit, packaged_router
+    from coe.artifacts.active_state import check_fit, packaged_router
 
     try:
         if (shipped := packaged_router(registry)) is None:

@@ -3,7 +3,7 @@
 A recipe calls several experts, its members, and returns the answer of one of them. Its steps run one after another; the
 members of one step are called at the same time. A cascade or vote compares the answers of its members. A chain or fuse
 writes: the answers of a step are part of the request of the next one. `ArmSpec` is the form of a recipe in a plan, and
-`coe.experts.recipes` executes recipes.
+`coe.recipes` executes recipes.
 """
 
 from __future__ import annotations

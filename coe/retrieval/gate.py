@@ -4,7 +4,7 @@ After ExpertRAG (arXiv 2504.08744), retrieval and the choice of expert are decid
 `decide()`. One set of weights, shared by all experts, models how much a question needs documents; experts and
 categories differ by offsets, which are shrunk to zero. The gate has two models: `fast` uses the router's posterior
 alone (about 10 µs), `encoder` also uses the sentence vector and lexical cues of the question. Gates are fitted by
-`coe.learning.retraining.gate_fit`.
+`coe.measuring.gate_fit`.
 """
 
 from __future__ import annotations

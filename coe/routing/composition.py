@@ -28,8 +28,8 @@ from coe.core import (
     RequestOptions,
     Router,
 )
-from coe.mapping import Assignment
-from coe.mapping.problem import relative_cost
+from coe.planning import Assignment
+from coe.planning.problem import relative_cost
 from coe.registry import ArmSpec, ExpertSpec, Registry
 from coe.retrieval.retrieval import Retrieval, RetrievalRequest, RetrievalResult
 from coe.routing.attempts import Attempts, call_experts

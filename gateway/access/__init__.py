@@ -5,7 +5,7 @@ declaration gets its own `access_of(registry, limiter)`. A reload builds a new A
 that stay keep their counts.
 """
 
-from coe.runtime.api_keys import create_admin_key, with_admin_key
+from coe.artifacts.api_keys import create_admin_key, with_admin_key
 from gateway.access.access import Access, Caller, access_of, check_counters, open_affinity, open_limiter
 from gateway.access.allowance import UNLIMITED, Allowance
 from gateway.access.browsers import check_exposure

@@ -17,6 +17,7 @@ from functools import partial
 from math import isfinite
 from pathlib import Path
 
+from coe.artifacts.api_keys import MAX_KEY_BYTES, rule_of
 from coe.core import ExpertRule, Scope
 from coe.errors import Forbidden, RequestError, Unauthorized
 from coe.outage import Outage
@@ -24,16 +25,15 @@ from coe.registry import AccessSpec, ApiKey, Prices, RecipeSpec, Registry
 from coe.registry.recipes import cap_in_force
 from coe.routing.conversation import Affinity
 from coe.routing.eligibility import exclusion
-from coe.runtime.api_keys import MAX_KEY_BYTES, rule_of
-from coe.runtime.issued_keys import IssuedKeys, access_with, date_of
-from coe.runtime.shared_store import RedisStore, SharedStore, SqliteStore
 from coe.supervision import TaskFailed, ignore_failure
 from coe.usage import SentCall
 from gateway.access.allowance import UNLIMITED, Allowance, RequestAllowance, TokenAllowance
 from gateway.access.browsers import BrowserPolicy
 from gateway.access.estimate import Pricing
+from gateway.access.issued_keys import IssuedKeys, access_with, date_of
 from gateway.access.limits import MEMORY, Amounts, Limiter
 from gateway.shared_cache import SharedCache
+from gateway.shared_store import RedisStore, SharedStore, SqliteStore
 
 _BEARER = b"bearer "
 KEY_USAGE_FILE = "key-usage.sqlite"

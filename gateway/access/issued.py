@@ -16,9 +16,9 @@ from typing import TypeVar
 from coe.errors import StoreError
 from coe.outage import Outage
 from coe.registry import Registry
-from coe.runtime.issued_keys import IssuedKeys, conflicts
-from coe.runtime.key_store import KeyStore, Stored, change
 from coe.supervision import TaskFailed, supervised
+from gateway.access.issued_keys import IssuedKeys, conflicts
+from gateway.access.key_store import KeyStore, Stored, change
 
 T = TypeVar("T")
 
@@ -58,7 +58,7 @@ class IssuedKeyWatch:
                 self._apply(found)
 
     async def change(self, decide: Callable[[IssuedKeys], tuple[T, IssuedKeys]]) -> T:
-        """Change the stored keys with `coe.runtime.key_store.change`. The change applies in this process at once."""
+        """Change the stored keys with `gateway.access.key_store.change`. The change applies in this process at once."""
         async with self._lock:
             result, found = await change(self._store, decide)
             self._apply(found)

@@ -18,9 +18,9 @@ from typing import Literal, NamedTuple, Self
 from coe.errors import InvalidRequest, LimitReached, RequestError, StoreError
 from coe.outage import Outage
 from coe.registry import ApiKey, KeyLimits
-from coe.runtime.shared_store import Change, SharedStore
 from coe.supervision import TaskFailed, ignore_failure, supervised
 from coe.terminal import dollars
+from gateway.shared_store import Change, SharedStore
 
 MeterName = Literal[
     "concurrent_requests", "requests_per_minute", "tokens_per_minute", "dollars_per_day", "dollars_per_month"

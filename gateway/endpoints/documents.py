@@ -17,6 +17,7 @@ from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from coe.artifacts.active_state import DocumentIndex
 from coe.errors import (
     BodyTooLarge,
     ConfigError,
@@ -30,7 +31,6 @@ from coe.errors import (
 from coe.retrieval.ingest.chunking import normalize_text
 from coe.retrieval.ingest.indexing import Indexer, SourceText
 from coe.retrieval.passages import MAX_PASSAGES, DocumentKey
-from coe.runtime.active_state import DocumentIndex
 from gateway.endpoints.handler import json_of, json_response, list_response, query_of
 from gateway.parts import Parts
 from gateway.request.body import Body, RequestModel

@@ -17,7 +17,7 @@ from typing import Any
 
 import routers
 from coe.core import Chat, RequestOptions
-from coe.mapping import nearest_measured
+from coe.planning import nearest_measured
 from coe.registry import Registry
 from coe.routing.composition import Composition
 from coe.routing.conversation import read_conversation

@@ -286,7 +286,7 @@ class ImplicitSignals:
     """Detects implicit feedback in finished requests: a regenerated answer, and an abandoned stream.
 
     The signals are weak evidence, as a retry or a closed window may have any cause; learning weighs them accordingly
-    (`coe/learning/estimation/experience.py`). Conversations are remembered in memory, so each worker process has its
+    (`coe/learning/experience.py`). Conversations are remembered in memory, so each worker process has its
     own. `store` receives the feedback.
     """
 

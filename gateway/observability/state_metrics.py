@@ -12,9 +12,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Protocol
 
+from coe.artifacts.traffic_report import ALARMS, TrafficReport, read_traffic_report
 from coe.experts.outcomes import Incidents
 from coe.fleet.residency.client import ResidencyClient, connected_client
-from coe.learning.monitoring.traffic_report import ALARMS, TrafficReport, read_traffic_report
 from coe.records import LogWriter
 from coe.settings import Settings
 from gateway.observability.metrics import Labels, Metrics

@@ -17,17 +17,17 @@ from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 
+from coe.artifacts.active_state import ActiveState
+from coe.artifacts.consequences import log_consequences
 from coe.errors import CoEError, ConfigError
 from coe.registry import ExpertSpec, Registry
 from coe.registry.hints import without_values
 from coe.registry.runtimes import LOCAL_RUNTIMES
 from coe.registry.yaml_source import read_text
-from coe.runtime.active_state import ActiveState
-from coe.runtime.consequences import log_consequences
-from coe.runtime.issued_keys import check_issued
 from coe.settings import Settings
 from coe.supervision import TaskFailed, ignore_failure, log_failure, supervised
 from gateway.access import check_exposure
+from gateway.access.issued_keys import check_issued
 from gateway.process.watched_files import FileStates, digests, file_states, files_to_repair, watched_files
 from gateway.serving_state import Serving, ServingState, Wiring
 

@@ -13,16 +13,16 @@ from contextlib import asynccontextmanager
 import orjson
 
 from coe.core import FAST_UNCERTAIN, Reason
-from coe.experts.recipes.calls import VERIFIED
 from coe.outage import Outage
+from coe.recipes.calls import VERIFIED
 from coe.registry import CacheSpec
-from coe.runtime.shared_store import MemoryStore, RedisStore, SharedStore
 from coe.supervision import TaskFailed, ignore_failure
 from gateway.cache.answer import CachedAnswer, CacheUse, ReplayedReply, is_complete
 from gateway.cache.key import MAX_BODY_BYTES, cache_key, choices_of, is_cacheable
 from gateway.request.trace import Trace
 from gateway.serving_state import Serving
 from gateway.shared_cache import SharedCache
+from gateway.shared_store import MemoryStore, RedisStore, SharedStore
 
 MEMORY = "memory"
 """The value of `cache.store` for a store in each process."""

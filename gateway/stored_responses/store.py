@@ -13,7 +13,7 @@ from typing import TypeVar
 from coe.errors import ResponsesUnavailable, StoreError
 from coe.outage import RETRY_SECONDS, Outage
 from coe.registry import StoredResponsesSpec
-from coe.runtime.shared_store import RedisStore, SharedStore, SqliteStore
+from gateway.shared_store import RedisStore, SharedStore, SqliteStore
 
 T = TypeVar("T")
 TIMEOUT_SECONDS = 2.0

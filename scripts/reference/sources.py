@@ -16,15 +16,15 @@ from typing import Any, get_args
 import typer.main
 
 from coe import errors
+from coe.artifacts.active_state import ActiveState
 from coe.cli import app as command_line
 from coe.core import Reason
 from coe.experts.error_mapping import REMEDIES
-from coe.jobs.record_files import RATING, REDACTED
-from coe.mapping.problem import declared_assignment
+from coe.learning.record_files import RATING, REDACTED
+from coe.planning.problem import declared_assignment
 from coe.records.codec import RECORD
 from coe.records.record import COLUMNS
 from coe.registry import Registry, load, schema
-from coe.runtime.active_state import ActiveState
 from coe.settings import Settings
 from gateway.app import create_app
 from gateway.endpoints.admin.records import LIST_FIELDS

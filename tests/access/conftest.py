@@ -7,11 +7,11 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from coe.runtime import shared_store
-from coe.runtime.shared_store import RedisStore, SqliteStore
+from gateway import shared_store
 from gateway.access import limits
 from gateway.access.access import KEY_USAGE_FILE
 from gateway.access.limits import Limiter
+from gateway.shared_store import RedisStore, SqliteStore
 from tests.access.samples import Clock
 
 

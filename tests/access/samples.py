@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from coe.artifacts.api_keys import digest_of
 from coe.registry import ApiKey, KeyLimits
-from coe.runtime.api_keys import digest_of
 from gateway.access.limits import Account, Amounts, Limiter
 
 

@@ -11,9 +11,9 @@ import pytest
 
 from coe import outage
 from coe.errors import LimitReached
-from coe.runtime.shared_store import SqliteStore
 from gateway.access.access import KEY_USAGE_FILE
 from gateway.access.limits import Account, Amounts, Limiter
+from gateway.shared_store import SqliteStore
 from tests.access.samples import ONE, Clock, account_of, dollars, key_of
 from tests.gateway.served import serving
 from tests.waiting import wait_until

@@ -15,12 +15,15 @@ import pytest
 from pydantic import ValidationError
 from typer.testing import CliRunner
 
+from coe.artifacts.api_keys import digest_of
 from coe.cli import app
 from coe.core import ExpertRule
 from coe.errors import ConfigError, KeyRefused, StoreError, Unauthorized
 from coe.registry import ApiKey, KeySpec, Registry
-from coe.runtime.api_keys import digest_of
-from coe.runtime.issued_keys import (
+from gateway.access import access, access_of
+from gateway.access.access import KeyRing
+from gateway.access.issued import MAX_STALE_SECONDS, IssuedKeyWatch
+from gateway.access.issued_keys import (
     MAX_ISSUED,
     IssuedKeys,
     check_in_use,
@@ -30,12 +33,9 @@ from coe.runtime.issued_keys import (
     issue,
     revoke,
 )
-from coe.runtime.key_store import MAX_ISSUED_BYTES, KeyStore, Stored, change, open_key_store
-from coe.runtime.shared_store import MemoryStore, SqliteStore
-from gateway.access import access, access_of
-from gateway.access.access import KeyRing
-from gateway.access.issued import MAX_STALE_SECONDS, IssuedKeyWatch
+from gateway.access.key_store import MAX_ISSUED_BYTES, KeyStore, Stored, change, open_key_store
 from gateway.access.limits import Limiter
+from gateway.shared_store import MemoryStore, SqliteStore
 from tests.access.samples import Clock, key_of
 from tests.fakes import registry_of
 from tests.gateway.served import Served, serving

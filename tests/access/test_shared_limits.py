@@ -10,9 +10,9 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from coe import outage
-from coe.runtime.shared_store import MemoryStore
 from gateway.access import limits
 from gateway.access.limits import EPOCH_SECONDS, EXCHANGE_SECONDS, Account, Amounts, Limiter
+from gateway.shared_store import MemoryStore
 from tests.access.conftest import redis_limiter
 from tests.access.samples import ONE, account_of, dollars, refilling, tokens
 from tests.access.test_limiters import admitted

@@ -14,10 +14,10 @@ from typer.testing import CliRunner
 from coe.cli import app
 from coe.errors import ConfigError
 from coe.registry import AccessSpec, ApiKey, KeyLimits, KeySpec, load
-from coe.runtime.issued_keys import issue
-from coe.runtime.key_store import change, open_key_store
 from coe.settings import Settings
 from gateway.access import check_counters, check_exposure
+from gateway.access.issued_keys import issue
+from gateway.access.key_store import change, open_key_store
 from gateway.main import open_parts
 from gateway.parts import Parts
 from tests.access.samples import key_of

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from coe import outage
-from coe.runtime.key_store import KeyStore, change
-from coe.runtime.shared_store import SqliteStore
 from gateway.access import open_limiter
 from gateway.access.access import KEY_USAGE_FILE
 from gateway.access.issued import MAX_STALE_SECONDS, IssuedKeyWatch
+from gateway.access.key_store import KeyStore, change
+from gateway.shared_store import SqliteStore
 from tests.access.samples import Clock, account_of, dollars
 from tests.access.test_durable_limits import used, written
 from tests.access.test_issued_keys import issued

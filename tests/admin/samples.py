@@ -12,10 +12,10 @@ import orjson
 
 from coe.artifacts.kinds import ASSIGNMENT, ROUTER
 from coe.artifacts.store import ArtifactStore
-from coe.jobs.plan_basis import compare_with_single_experts
-from coe.learning.retraining.budget_solver import declared_problem
-from coe.mapping import Assignment, Dependencies, PlanInputs, round_traffic, solve
-from coe.mapping.score_table import tabulate_softly
+from coe.planning import Assignment, Dependencies, PlanInputs, round_traffic, solve
+from coe.planning.job.basis import compare_with_single_experts
+from coe.planning.job.budget_solver import declared_problem
+from coe.planning.score_table import tabulate_softly
 from coe.registry import Registry
 from coe.settings import Settings
 from routers.cascade import CONFIG, FORMAT

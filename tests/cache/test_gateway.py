@@ -12,8 +12,8 @@ import pytest
 from coe.artifacts.kinds import GATE
 from coe.core import Health
 from coe.errors import ExpertUnavailable
-from coe.learning.estimation.experience_loader import load_experience
-from coe.mapping.problem import declared_assignment
+from coe.learning.experience_loader import load_experience
+from coe.planning.problem import declared_assignment
 from coe.records.feedback import Feedback
 from gateway.observability import observers
 from gateway.request import cache_step

@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
+from coe.artifacts.active_state import load_active_state
 from coe.artifacts.store import ArtifactStore
-from coe.learning.evaluation.tables import pairs_digest
-from coe.mapping import expected_utility
+from coe.measuring.tables import pairs_digest
+from coe.planning import expected_utility
 from coe.records import open_log_and_feedback
 from coe.records.feedback import Feedback
 from coe.records.record import RoutingRecord
 from coe.routing.decision import choose
-from coe.runtime.active_state import load_active_state
 from coe.settings import Settings
 from tests.cli.command import run
 from tests.routers.conftest import examples

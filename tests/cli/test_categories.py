@@ -15,10 +15,10 @@ from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
 import routers
+from coe.artifacts import active_state
 from coe.cli import app
 from coe.core import Prediction
 from coe.errors import DataError
-from coe.runtime import active_state
 from tests.fakes import registry_of
 from tests.probes.test_probes_command import logged
 

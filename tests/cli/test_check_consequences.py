@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from coe.artifacts.store import ArtifactStore
 from coe.cli import app
 from coe.errors import ArtifactError
-from coe.learning.evaluation import sandbox
+from coe.measuring import sandbox
 from coe.registry import Registry
 from coe.settings import Settings
 from tests.admin.samples import measured_registry, planned, router_published, settings_in

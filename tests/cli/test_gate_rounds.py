@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from coe.artifacts.active_state import load_active_state
 from coe.records.feedback import Feedback
 from coe.retrieval.gate import CUES, GATE_FILE, Gate, LogOddsModel, RetrievalCost
-from coe.runtime.active_state import load_active_state
 from tests.cli.logged_service import LoggedService
 
 CATEGORIES, EXPERTS = ("cooking", "astronomy", "football", "general"), ("chef", "generalist")

@@ -29,7 +29,7 @@ class Run:
         self.encode_with(WordEncoder())
 
     def encode_with(self, encoder: WordEncoder) -> None:
-        from coe.runtime import active_state
+        from coe.artifacts import active_state
 
         class Artifact:
             folder = self.folder

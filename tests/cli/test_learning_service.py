@@ -17,7 +17,7 @@ import pytest
 from redis import Redis
 
 from coe.fleet.specs import free_port
-from coe.jobs.job_lock import LOCK_KEY
+from coe.learning.job_lock import LOCK_KEY
 from tests import forked
 from tests.cli.logged_service import DECLARED, TRUTH, LoggedService
 from tests.cli.test_retrain import RETRAINED_CHOICES

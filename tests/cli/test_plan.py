@@ -9,11 +9,11 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
+from coe import foreground
 from coe.artifacts.store import ArtifactStore
 from coe.cli import app
 from coe.errors import ArtifactError, DataError
-from coe.jobs import foreground
-from coe.mapping import Assignment, read_plan_file
+from coe.planning import Assignment, read_plan_file
 
 DECLARED = """\
 version: 1
@@ -156,7 +156,7 @@ def test_a_sample_that_breaks_a_limit_at_the_plan_s_prices_is_reported(
     config.write_text(DECLARED + "budget: {max_share: 0.7}\n")
 
     def planned(*requests: int) -> Result:
-        monkeypatch.setattr("coe.jobs.plan_basis._traffic", lambda *_: np.repeat(np.eye(3), requests, axis=0))
+        monkeypatch.setattr("coe.planning.job.basis._traffic", lambda *_: np.repeat(np.eye(3), requests, axis=0))
         return CliRunner().invoke(app, ["plan", str(config.parent), "--config", str(config), "--json"])
 
     crowded = planned(80, 10, 10)
@@ -185,7 +185,7 @@ def test_infeasible_limits_of_a_sweep_are_reported_with_the_smallest_feasible_on
 
 
 def test_values_that_take_too_long_are_left_out(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("coe.mapping.plan.MARGINAL_VALUES_SECONDS", 0.0)
+    monkeypatch.setattr("coe.planning.plan.MARGINAL_VALUES_SECONDS", 0.0)
     assert json.loads(plan(config, "--json"))["value_of_expert"] == {}
     assert "large              0.0000  not found in time" in plan(config)
     assert ArtifactStore(config.parent / ".coe" / "artifacts", "assignment").in_use() is not None

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from coe.artifacts.active_state import load_active_state
 from coe.errors import DataError
-from coe.mapping import read_evidence, read_problem
+from coe.planning import read_evidence, read_problem
 from coe.registry import RecipeSpec
-from coe.runtime.active_state import load_active_state
 from tests.cli.logged_service import DECLARED, TRUTH, LoggedService
 from tests.routers.conftest import examples
 

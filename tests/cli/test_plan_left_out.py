@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from coe.artifacts.store import ArtifactStore
 from coe.cli import app
 from coe.errors import DataError
-from coe.mapping import effective_plan, read_published
+from coe.planning import effective_plan, read_published
 from coe.registry import load
 
 DECLARED = """\

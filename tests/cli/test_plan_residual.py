@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from coe.mapping.residual import Evidence
-from coe.runtime.active_state import load_active_state
+from coe.artifacts.active_state import load_active_state
+from coe.planning.residual import Evidence
 from tests.cli.logged_service import LoggedService
 from tests.routers.conftest import COMMON, WORDS
 
@@ -65,7 +65,7 @@ def test_texts_of_one_category_get_the_expert_that_measured_prompts_like_them_sh
     printed = service.run("route", new["chef"][0], "--explain")
     assert "measured    bake" in printed
     assert nearest["text"] in printed
-    monkeypatch.setattr("coe.runtime.active_state.encoder_digest", lambda router: "of another router")
+    monkeypatch.setattr("coe.artifacts.active_state.encoder_digest", lambda router: "of another router")
     assert load_active_state(service.settings).assignment.residual is None
 
 
@@ -99,7 +99,7 @@ def test_ratings_give_a_plan_the_residual_that_its_probes_alone_did_not(
     service: LoggedService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("coe.mapping.residual._evidence", lambda *_: Evidence(0.0, 0.0, "it shows too little"))
+        patch.setattr("coe.planning.residual._evidence", lambda *_: Evidence(0.0, 0.0, "it shows too little"))
         service.run("plan", scored(tmp_path / "scores", hidden=True))
     before = load_active_state(service.settings).assignment
     assert before.residual is None

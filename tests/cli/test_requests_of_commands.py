@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 
 from coe.cli import app
 from coe.cli.report import _traffic_lines
-from coe.jobs.report import report
-from coe.learning.estimation.experience_loader import open_logs
+from coe.learning.experience_loader import open_logs
 from coe.records.record import RoutingRecord
+from coe.reports.report import report
 from coe.settings import Settings
 from tests.cli.logged_service import LoggedService
 from tests.learning.test_report import URL, logged, settings, traffic

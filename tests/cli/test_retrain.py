@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from coe.cli import app
 from coe.errors import ArtifactError, DataError, JobError, StoreError
-from coe.jobs.job_lock import job_lock
+from coe.learning.job_lock import job_lock
 from tests.cli.logged_service import LoggedService
 
 RETRAINED_CHOICES = {"cooking": "chef", "astronomy": "generalist", "football": "chef", "general": "generalist"}
@@ -151,7 +151,7 @@ def test_a_log_without_requests_or_feedback_changes_nothing_and_is_no_failure(se
 def test_a_declaration_that_changes_during_a_round_stops_the_promotion(
     service: LoggedService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from coe.jobs.rounds import plan_round
+    from coe.learning.rounds import plan_round
 
     service.serve(400)
     plain = plan_round.judge_plan

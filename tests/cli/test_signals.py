@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from coe.jobs.job_lock import LOCK_KEY
+from coe.learning.job_lock import LOCK_KEY
 from tests.cli.logged_service import LoggedService
 
 PROGRAM = """
 import time
 import routers
 from coe.cli import main
-from coe.jobs import foreground
+from coe import foreground
 
 class Freed:
     def __del__(self):
@@ -42,7 +42,7 @@ main()
 ROUND = """
 import shutil, sys, time
 from coe.cli import main
-from coe.jobs.rounds.round import Candidate
+from coe.learning.rounds.round import Candidate
 
 def write_report(candidate, folder):
     (folder / "half").touch()

@@ -11,11 +11,11 @@ import orjson
 import pytest
 from typer.testing import CliRunner
 
+from coe.artifacts.active_state import load_active_state
 from coe.artifacts.kinds import ASSIGNMENT, GATE, ROUTER
 from coe.artifacts.store import ArtifactStore
 from coe.cli import app
 from coe.registry import load
-from coe.runtime.active_state import load_active_state
 from coe.settings import Settings
 from tests.admin.samples import CATEGORIES, measured_registry, planned, router_published, settings_in
 from tests.cli.command import run

@@ -15,9 +15,9 @@ from pathlib import Path
 import uvloop
 from starlette.applications import Starlette
 
-from coe.mapping.problem import declared_assignment
+from coe.artifacts.active_state import ActiveState
+from coe.planning.problem import declared_assignment
 from coe.registry import Registry
-from coe.runtime.active_state import ActiveState
 from coe.settings import Settings
 from gateway.app import create_app
 from gateway.main import open_parts

@@ -112,7 +112,10 @@ def test_a_translated_conversation_continues_after_tool_results(
     [
         ({"tools": "weather"}, "a field of a wrong type"),
         ({"messages": _asked({"type": "image", "source": {"type": "file", "file_id": "f"}})}, "does not accept: image"),
-        ({"messages": _asked({"type": "document", "source": {"type": "url", "url": "u"}})}, "does not accept: document"),
+        (
+            {"messages": _asked({"type": "document", "source": {"type": "url", "url": "u"}})},
+            "does not accept: document",
+        ),
     ],
 )
 def test_fields_that_the_translation_would_lose_are_rejected(

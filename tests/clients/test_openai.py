@@ -223,8 +223,6 @@ def test_built_in_tools_are_left_out_of_a_translated_response(client: openai.Ope
     assert "tools" not in upstream.seen[-1][1]
 
 
-
-
 def test_legacy_completions_are_answered_by_experts_that_speak_them(client: openai.OpenAI) -> None:
     assert client.completions.create(model="auto", prompt="The capital").choices[0].text == REPLY
     with client.completions.create(model="native", prompt="The capital", stream=True) as stream:

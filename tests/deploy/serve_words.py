@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import coe.runtime.active_state
+import coe.artifacts.active_state
 from coe.cli import main
 from tests.fakes import WordRouter
 
 if __name__ == "__main__":
-    coe.runtime.active_state.load_router = lambda *_: WordRouter()
+    coe.artifacts.active_state.load_router = lambda *_: WordRouter()
     main()

@@ -15,11 +15,11 @@ import pytest
 from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
+from coe.artifacts.active_state import check_fit
 from coe.artifacts.manifest import Artifact, Manifest
 from coe.cli import app
 from coe.errors import ConfigError
 from coe.registry import Registry, load
-from coe.runtime.active_state import check_fit
 
 ROOT = Path(__file__).parent.parent.parent
 COMPOSE = ROOT / "docker-compose.yml"

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coe.experts.recipes.final_answers.answers import final_answer
-from coe.experts.recipes.final_answers.numbers import number_form
-from coe.experts.recipes.final_answers.wording import MAX_READ_CHARACTERS
+from coe.recipes.final_answers.answers import final_answer
+from coe.recipes.final_answers.numbers import number_form
+from coe.recipes.final_answers.wording import MAX_READ_CHARACTERS
 from tests.call_count import calls_during
 
 SAME = {

@@ -6,16 +6,16 @@ from typing import Any
 
 import pytest
 
+from coe.artifacts.active_state import ActiveState
 from coe.experts import ReplicatedExpert
 from coe.experts.http.client import Client
-from coe.mapping.problem import declared_assignment
+from coe.planning.problem import declared_assignment
 from coe.routing.conversation import Affinity
-from coe.runtime.active_state import ActiveState
-from coe.runtime.key_store import KeyStore
-from coe.runtime.shared_store import MemoryStore
 from coe.settings import Settings
 from gateway.access import IssuedKeyWatch, open_limiter
+from gateway.access.key_store import KeyStore
 from gateway.serving_state import Wiring
+from gateway.shared_store import MemoryStore
 from tests.fakes import WordRouter, registry_of
 
 pytestmark = pytest.mark.anyio

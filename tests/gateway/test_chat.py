@@ -9,7 +9,7 @@ import orjson
 import pytest
 
 from coe.errors import ExpertBusy, ExpertInvalidResponse, ExpertRejected, ExpertTimeout, ExpertUnavailable
-from coe.mapping import Assignment
+from coe.planning import Assignment
 from tests.fakes import WordRouter, gateway_of, registry_of
 
 pytestmark = pytest.mark.anyio

@@ -10,12 +10,12 @@ from typing import Any
 import orjson
 import pytest
 
+from coe.artifacts.active_state import DocumentIndex
 from coe.errors import RetrievalError
 from coe.registry import Registry
 from coe.retrieval.ingest.indexing import encoder_id
 from coe.retrieval.passages import EncoderId
 from coe.retrieval.store import DocumentStore
-from coe.runtime.active_state import DocumentIndex
 from gateway.endpoints.documents import MAX_BODY_BYTES, MAX_CONCURRENT
 from tests.fakes import Gateway, Response, gateway_of, registry_of
 from tests.retrieval.samples import WordEncoder

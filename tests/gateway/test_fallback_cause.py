@@ -14,10 +14,10 @@ from coe.cli import chat
 from coe.cli.log import _line
 from coe.core import Health
 from coe.errors import ExpertBusy, ExpertError, ExpertRejected, ExpertTimeout, ExpertUnavailable, InvalidRequest
-from coe.learning.monitoring.alarms import MIN_UNANSWERED, failing_alarms
-from coe.learning.monitoring.traffic import Traffic
 from coe.records.codec import RECORD
 from coe.records.record import RoutingRecord
+from coe.reports.alarms import MIN_UNANSWERED, failing_alarms
+from coe.reports.traffic import Traffic
 from gateway.observability.metrics import Metrics
 from gateway.observability.metrics import exposition as written
 from gateway.observability.state_metrics import TrafficMetrics

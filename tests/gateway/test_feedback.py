@@ -12,7 +12,7 @@ import orjson
 import pytest
 
 from coe.errors import StoreError
-from coe.learning.estimation.experience_loader import load_experience
+from coe.learning.experience_loader import load_experience
 from coe.records import open_log_and_feedback
 from coe.records.feedback import Feedback
 from gateway.endpoints import feedback as endpoint

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from coe.artifacts.active_state import ActiveState, gate_in_use
 from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError
-from coe.mapping.problem import declared_assignment
+from coe.planning.problem import declared_assignment
 from coe.retrieval.gate import GATE_FILE, Gate
-from coe.runtime.active_state import ActiveState, gate_in_use
 from coe.settings import Settings
 from tests.fakes import WordRouter, registry_of
 from tests.retrieval.gates import CATEGORIES, WIDTH, gate_of

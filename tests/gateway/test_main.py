@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from coe.artifacts.active_state import category_texts, check_active_state
 from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError, ConfigError
 from coe.fleet.specs import free_port
-from coe.mapping import Assignment
+from coe.planning import Assignment
 from coe.registry.loader import load
-from coe.runtime.active_state import category_texts, check_active_state
 from coe.settings import Settings
 from gateway.main import open_port, prepare
 from routers.cascade import FORMAT

@@ -21,9 +21,9 @@ from coe.errors import (
     ExpertUnavailable,
     RequestError,
 )
-from coe.experts.recipes.factory import build_recipes
-from coe.mapping import Assignment
-from coe.mapping.problem import declared_assignment
+from coe.planning import Assignment
+from coe.planning.problem import declared_assignment
+from coe.recipes.factory import build_recipes
 from coe.registry import Registry
 from coe.routing import attempts
 from coe.routing.attempts import Attempts

@@ -9,14 +9,14 @@ from typing import Any
 import orjson
 import pytest
 
+from coe.artifacts import active_state
+from coe.artifacts.active_state import check_router, load_active_state
+from coe.artifacts.consequences import consequences_of
 from coe.artifacts.store import ArtifactStore
+from coe.artifacts.versions import VersionCatalog
 from coe.errors import ArtifactError, ConfigError
-from coe.jobs.rounds.round import open_job
+from coe.learning.rounds.round import open_job
 from coe.registry import load
-from coe.runtime import active_state
-from coe.runtime.active_state import check_router, load_active_state
-from coe.runtime.consequences import consequences_of
-from coe.runtime.versions import VersionCatalog
 from coe.settings import Settings
 from gateway.main import prepare
 from routers.cascade import CONFIG, FORMAT

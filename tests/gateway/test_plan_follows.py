@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from coe.artifacts.consequences import consequences_of, log_consequences
 from coe.artifacts.kinds import ASSIGNMENT
 from coe.artifacts.store import ArtifactStore
 from coe.registry import load
-from coe.runtime.consequences import consequences_of, log_consequences
 from coe.settings import Settings
 from tests.admin.samples import measured_registry, planned, settings_in
 from tests.gateway.served import Served, serving

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from coe.learning.estimation.experience_loader import load_experience
-from coe.learning.estimation.off_policy import utility
-from coe.mapping import expected_utility
-from coe.mapping.problem import declared_assignment, relative_cost
+from coe.learning.experience_loader import load_experience
+from coe.learning.off_policy import utility
+from coe.planning import expected_utility
+from coe.planning.problem import declared_assignment, relative_cost
 from coe.records.codec import RECORD
 from coe.routing.decision import propensities
 from tests.fakes import gateway_of, registry_of

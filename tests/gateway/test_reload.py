@@ -12,12 +12,12 @@ from unittest.mock import AsyncMock
 import orjson
 import pytest
 
+from coe.artifacts.active_state import ActiveState
+from coe.artifacts.api_keys import create_admin_key, with_admin_key
 from coe.artifacts.kinds import ASSIGNMENT
 from coe.artifacts.store import ArtifactStore
 from coe.errors import ConfigError
 from coe.registry import Registry
-from coe.runtime.active_state import ActiveState
-from coe.runtime.api_keys import create_admin_key, with_admin_key
 from coe.settings import Settings
 from gateway.main import open_parts
 from gateway.process import reload as reload_module

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from coe.artifacts.store import ArtifactStore
 from coe.cli import app
 from coe.core import RequestOptions
-from coe.mapping import Assignment
+from coe.planning import Assignment
 from coe.registry import load
 from coe.routing.conversation import read_conversation
 from gateway.dialects.chat import parse

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.anyio
 
 ROOT = Path(gateway.__file__).parent.parent
 UNDECLARED = (
-    "coe/experts/recipes",
+    "coe/recipes",
     "coe/registry/aliases.py",
     "coe/retrieval",
     "coe/routing/rules.py",

@@ -14,11 +14,11 @@ from unittest.mock import AsyncMock
 import orjson
 import pytest
 
+from coe.artifacts.active_state import ActiveState, DocumentIndex
 from coe.core import Prediction
 from coe.errors import ExpertUnavailable, RetrievalError
 from coe.registry.sections import RetrievalSpec
 from coe.routing.request_text import RoutedText
-from coe.runtime.active_state import ActiveState, DocumentIndex
 from coe.settings import Settings
 from gateway.main import open_parts
 from gateway.process.reload import Reload

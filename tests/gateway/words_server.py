@@ -10,13 +10,13 @@ from pathlib import Path
 
 from starlette.applications import Starlette
 
+from coe.artifacts.active_state import ActiveState, assignment_in_use
 from coe.artifacts.kinds import ASSIGNMENT, ROUTER
 from coe.artifacts.manifest import noting
 from coe.artifacts.store import POINTER, ArtifactStore
-from coe.mapping import EffectivePlan
-from coe.mapping.problem import declared_assignment
+from coe.planning import EffectivePlan
+from coe.planning.problem import declared_assignment
 from coe.registry import load
-from coe.runtime.active_state import ActiveState, assignment_in_use
 from coe.settings import Settings
 from gateway.access import limits
 from gateway.app import create_app

@@ -13,10 +13,10 @@ from typing import Any
 import orjson
 import pytest
 
+from coe.artifacts.api_keys import digest_of
 from coe.experts import ReplicatedExpert, build_experts
 from coe.experts.http.client import Client
 from coe.registry import Registry
-from coe.runtime.api_keys import digest_of
 from tests.experts.fault_servers import closed_port
 from tests.experts.faulty_server import FaultyServer
 from tests.fakes import Gateway, gateway_of, registry_of

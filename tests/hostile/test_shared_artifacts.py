@@ -12,11 +12,11 @@ import orjson
 import pytest
 from redis import Redis
 
+from coe.artifacts.artifact_sync import ArtifactSync
 from coe.artifacts.manifest import MAX_FILES, read_artifact, version_of
 from coe.artifacts.redis import MAX_SMALL_FILE_BYTES, RedisArtifacts, unpack
 from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError
-from coe.runtime.artifact_sync import ArtifactSync
 from coe.settings import Settings
 from tests.records.redis_server import MISSING, installed
 

@@ -17,7 +17,7 @@ from coe import terminal
 from coe.cli.index import _report, _Run
 from coe.cli.report import _show, _show_report, _status_lines
 from coe.errors import ConfigError
-from coe.learning.monitoring.spend import DIMENSIONS
+from coe.reports.spend import DIMENSIONS
 from coe.terminal import PrintableFormatter, printable
 from gateway.observability.logs import JsonFormatter, TextFormatter
 from tests.gateway.test_main import settings_of

@@ -10,11 +10,10 @@ from typing import Any
 import orjson
 import pytest
 
-from coe.errors import ConfigError
-from coe.jobs.init.declaration import declaration, demo, named, scalar, strongest, template
-from coe.jobs.init.listing import ListedModel, Listing, read_models
-from coe.jobs.init.selection import MAX_DEFAULT, Candidate, by_answer, candidates, default_models, matching
-from coe.jobs.init.sources import (
+from coe.cli.init.declaration import declaration, demo, named, scalar, strongest, template
+from coe.cli.init.listing import ListedModel, Listing, read_models
+from coe.cli.init.selection import MAX_DEFAULT, Candidate, by_answer, candidates, default_models, matching
+from coe.cli.init.sources import (
     LOCAL_SERVERS,
     PROVIDERS,
     Source,
@@ -23,6 +22,7 @@ from coe.jobs.init.sources import (
     provider,
     with_keys,
 )
+from coe.errors import ConfigError
 from coe.registry import Registry, load, yaml_source
 from tests.init import model_lists
 

@@ -18,10 +18,10 @@ from typer.testing import CliRunner
 
 from coe.cli import app
 from coe.cli import init as init_verb
+from coe.cli.init import listing as listing_module
+from coe.cli.init.served import served
+from coe.cli.init.sources import endpoint
 from coe.errors import CoEError
-from coe.jobs.init import listing as listing_module
-from coe.jobs.init.served import served
-from coe.jobs.init.sources import endpoint
 from coe.registry import Registry, load
 from tests.experts.fault_servers import Answer, closed_port, servers
 from tests.init import model_lists
@@ -313,7 +313,7 @@ def test_models_of_engines_and_of_servers_go_into_one_file_elsewhere(folder: Pat
 def test_a_model_that_nothing_can_serve_is_refused_with_the_remedy(
     folder: Path, llama_server: Path, monkeypatch: pytest.MonkeyPatch, model: str, message: str
 ) -> None:
-    monkeypatch.setattr("coe.jobs.init.served.sys.executable", str(folder / "python"))
+    monkeypatch.setattr("coe.cli.init.served.sys.executable", str(folder / "python"))
     status, output = run("--serve", model)
     assert (status, message in output) == (1, True), output
     assert not (folder / "experts.yaml").exists()

@@ -11,11 +11,11 @@ import orjson
 import pytest
 from aiohttp import web
 
-from coe.jobs.init import listing as listing_module
-from coe.jobs.init.details import describe
-from coe.jobs.init.listing import ListedModel, Listing, NoList, list_models, read_models
-from coe.jobs.init.selection import Candidate
-from coe.jobs.init.sources import LOCAL_SERVERS, Source, endpoint
+from coe.cli.init import listing as listing_module
+from coe.cli.init.details import describe
+from coe.cli.init.listing import ListedModel, Listing, NoList, list_models, read_models
+from coe.cli.init.selection import Candidate
+from coe.cli.init.sources import LOCAL_SERVERS, Source, endpoint
 from tests.experts.fault_servers import Answer, closed_port, hanging_up, refusing, server, servers, silent
 from tests.init import model_lists
 from tests.init.model_lists import listing

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.learning.estimation.experience import Experience
+from coe.learning.experience import Experience
 from coe.records.record import RoutingRecord
 from coe.routing.decision import propensities
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coe.jobs.rounds.router_round import MIN_QUOTA, Correction, corrections, merge_corrections
-from coe.learning.estimation.experience_loader import load_experience
+from coe.learning.experience_loader import load_experience
+from coe.learning.rounds.router_round import MIN_QUOTA, Correction, corrections, merge_corrections
 from coe.records.feedback import Feedback
 from tests.learning.samples import CATEGORIES, EXPERTS, record
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from coe.errors import DataError
-from coe.learning.estimation.off_policy import greedy_policy
-from coe.learning.monitoring.alarms import degradation_alarms, share_alarms
-from coe.learning.monitoring.drift import DriftFinding, TrafficSample, detect_drift, holm
-from coe.learning.monitoring.novelty import propose_categories
-from coe.mapping import Assignment, Problem, solve
-from coe.mapping.score_table import tabulate_softly
+from coe.learning.off_policy import greedy_policy
+from coe.planning import Assignment, Problem, solve
+from coe.planning.score_table import tabulate_softly
+from coe.reports.alarms import degradation_alarms, share_alarms
+from coe.reports.drift import DriftFinding, TrafficSample, detect_drift, holm
+from coe.reports.novelty import propose_categories
 from tests.learning.samples import CATEGORIES, EXPERTS, TRUTH, Experience, rated_experience
 
 MIX = (0.5, 0.3, 0.2)

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coe.errors import DataError
-from coe.learning.estimation.experience_loader import LoadedExperience, load_experience, request_hash
-from coe.learning.estimation.refit import refit
+from coe.learning.experience_loader import LoadedExperience, load_experience, request_hash
+from coe.learning.refit import refit
 from coe.records.feedback import FEEDBACK_KINDS, Feedback, FeedbackKind
 from tests.learning.samples import CATEGORIES, EXPERTS, record
 

@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from coe.jobs.report import report
-from coe.learning.monitoring.traffic_report import TrafficReport
+from coe.artifacts.traffic_report import TrafficReport
+from coe.reports.report import report
 from coe.settings import Settings
 from tests.learning.samples import record
 from tests.learning.test_report import logged, settings

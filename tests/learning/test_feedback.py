@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from coe.errors import InvalidRequest
-from coe.learning.estimation.experience import KIND_WEIGHT, certainty_rank, reward
+from coe.learning.experience import KIND_WEIGHT, certainty_rank, reward
 from coe.records.feedback import FEEDBACK_KINDS, Feedback, FeedbackKind
 
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from coe.jobs.rounds.gate_round import GateTrials, TrialCollector, fit_shift, judge_gate, with_shift
-from coe.learning.estimation.experience_loader import load_experience
+from coe.learning.experience_loader import load_experience
+from coe.learning.rounds.gate_round import GateTrials, TrialCollector, fit_shift, judge_gate, with_shift
 from coe.records.feedback import Feedback
 from coe.records.record import RoutingRecord
 from tests.records.samples import record

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from coe.learning.estimation.off_policy import (
+from coe.learning.off_policy import (
     BanditLog,
     estimates,
     exploration_policy,
@@ -15,8 +15,8 @@ from coe.learning.estimation.off_policy import (
     policy_difference,
     utility,
 )
-from coe.mapping import Assignment, Problem, expected_utility, solve
-from coe.mapping.score_table import tabulate_softly
+from coe.planning import Assignment, Problem, expected_utility, solve
+from coe.planning.score_table import tabulate_softly
 from tests.learning.samples import CATEGORIES, EXPERTS, TRUTH, experience, rated_experience
 
 RIGHT = np.array([[1.0, 0.5, 0.0], [0.0, 1.0, 0.0], [0.0, 0.5, 1.0]])

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from coe.errors import DataError
-from coe.learning.evaluation.probe_split import split_probes
-from coe.learning.evaluation.quality import Quality
+from coe.learning.probe_split import split_probes
+from coe.measuring.quality import Quality
 
 PROMPTS = tuple(f"prompt {number}" for number in range(200))
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from coe.learning.estimation.off_policy import BanditLog, greedy_policy
-from coe.learning.retraining.promotion import (
+from coe.learning.off_policy import BanditLog, greedy_policy
+from coe.learning.promotion import (
     SIGNIFICANCE,
     Contrast,
     Evidence,
@@ -15,8 +15,8 @@ from coe.learning.retraining.promotion import (
     logged_evidence,
     significance_level,
 )
-from coe.mapping import Assignment, Problem, solve
-from coe.mapping.score_table import tabulate_softly
+from coe.planning import Assignment, Problem, solve
+from coe.planning.score_table import tabulate_softly
 from tests.learning.samples import CATEGORIES, EXPERTS, TRUTH, rated_experience
 
 

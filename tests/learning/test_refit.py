@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coe.learning.estimation.experience import Experience
-from coe.learning.estimation.refit import Weighting, agreements, merged, refit, score_table, tenant_factors
-from coe.mapping.score_table import ScoreTable, tabulate_softly
+from coe.learning.experience import Experience
+from coe.learning.refit import Weighting, agreements, merged, refit, score_table, tenant_factors
+from coe.planning.score_table import ScoreTable, tabulate_softly
 from coe.records.feedback import FEEDBACK_KINDS
 from tests.learning.samples import CATEGORIES, EXPERTS, TRUTH, experience, rated_experience
 

@@ -18,18 +18,18 @@ from ruamel.yaml import YAML
 
 from coe.artifacts.atomic_files import replace_file
 from coe.artifacts.store import ArtifactStore
-from coe.cli.report import _status_lines, _worth_lines
-from coe.jobs.report import report, status_report
-from coe.learning.monitoring.novelty import category_entry, distinctive_words
-from coe.learning.monitoring.traffic_report import (
+from coe.artifacts.traffic_report import (
     TRAFFIC_REPORT_FILE,
     TrafficReport,
     publish_traffic_report,
     read_traffic_report,
 )
+from coe.cli.report import _status_lines, _worth_lines
 from coe.records import open_log_and_feedback
 from coe.records.record import RoutingRecord
 from coe.registry import Registry
+from coe.reports.novelty import category_entry, distinctive_words
+from coe.reports.report import report, status_report
 from coe.settings import Settings
 from gateway.observability.metrics import Metrics, exposition
 from gateway.observability.state_metrics import TrafficMetrics
@@ -119,7 +119,7 @@ def logged(settings: Settings, records: list[RoutingRecord]) -> None:
 @pytest.fixture
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """The report for a declaration with the word router in use."""
-    monkeypatch.setattr("coe.runtime.active_state.load_active_state", words_server.read)
+    monkeypatch.setattr("coe.artifacts.active_state.load_active_state", words_server.read)
     declared = registry_of(log={"url": URL}, policy={"confidence_threshold": 0.5}).model_dump(
         mode="json", exclude_none=True
     )

@@ -9,14 +9,14 @@ import numpy as np
 import orjson
 import pytest
 
-from coe.jobs.rounds.plan_round import plan_markdown, plan_report
-from coe.learning.estimation.experience import Experience
-from coe.learning.estimation.off_policy import greedy_policy
-from coe.learning.plots import plot_round
-from coe.learning.retraining.moves import HeldOutProbes, shares
-from coe.learning.retraining.plan_candidate import CurrentPlan, judge_plan
-from coe.mapping import Assignment, Problem, solve
-from coe.mapping.score_table import ScoreTable
+from coe.learning.experience import Experience
+from coe.learning.moves import HeldOutProbes, shares
+from coe.learning.off_policy import greedy_policy
+from coe.learning.plan_candidate import CurrentPlan, judge_plan
+from coe.learning.rounds.plan_round import plan_markdown, plan_report
+from coe.measuring.plots import plot_round
+from coe.planning import Assignment, Problem, solve
+from coe.planning.score_table import ScoreTable
 from tests.learning.samples import CATEGORIES, EXPERTS, TRUTH, experience, rated_experience
 
 TENANTS = tuple("abcdefg")

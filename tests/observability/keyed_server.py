@@ -14,12 +14,12 @@ import uvloop
 from starlette.applications import Starlette
 from starlette.types import Receive, Scope, Send
 
+from coe.artifacts.active_state import DocumentIndex
 from coe.core import PASS_THROUGH_APIS
-from coe.learning.monitoring.spend import Spend
 from coe.registry import Registry
+from coe.reports.spend import Spend
 from coe.retrieval.ingest.indexing import encoder_id
 from coe.retrieval.store import DocumentStore
-from coe.runtime.active_state import DocumentIndex
 from gateway.process.worker import serve_application
 from gateway.server import open_listener
 from tests.admin.samples import ScriptedJobs

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from coe.learning.arena import PERTURBATIONS, arena_choice, arena_score, staying
+from coe.measuring.benchmark.arena import PERTURBATIONS, arena_choice, arena_score, staying
 
 COSTS = np.array([1.0, 4.0, 16.0])
 PROMPTS = ("What is the capital of France?", "Calculate the determinant of this matrix.", "Weather tomorrow", "  ", "?")

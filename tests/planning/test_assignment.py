@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from coe.errors import ArtifactError
-from coe.mapping import Assignment, Budget, Problem, Uses, expected_utility, information_value, routing_gain, solve
+from coe.planning import Assignment, Budget, Problem, Uses, expected_utility, information_value, routing_gain, solve
 
 DECLARED = Assignment.declared(("code", "law", "general"), ("coder", "jurist", "big"), {"code": "coder"}, "big")
 

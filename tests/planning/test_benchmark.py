@@ -15,19 +15,19 @@ from numpy.typing import NDArray
 from coe.cli.benchmark import _show
 from coe.core import Neighbour, Prediction
 from coe.errors import DataError
-from coe.learning.benchmark import benchmark, knn_baseline, ridge_baseline, tuned
-from coe.learning.benchmark_report import FrontierPoint, hull, hull_area
-from coe.learning.evaluation.quality import Quality
-from coe.learning.evaluation.recorded_answers import RecordedAnswers
-from coe.learning.paired_scores import (
+from coe.measuring.benchmark.benchmark import benchmark, knn_baseline, ridge_baseline, tuned
+from coe.measuring.benchmark.report import FrontierPoint, hull, hull_area
+from coe.measuring.plots import plot_benchmark, plot_sweep, plot_training
+from coe.measuring.quality import Quality
+from coe.measuring.recorded_answers import RecordedAnswers
+from coe.planning import ParetoRow
+from coe.planning.paired_scores import (
     Difference,
     clustered_mean,
     level_errors,
     paired_difference,
     resampled_error,
 )
-from coe.learning.plots import plot_benchmark, plot_sweep, plot_training
-from coe.mapping import ParetoRow
 from routers.examples import MAX_PROMPT_CHARACTERS, normalize_prompt
 
 

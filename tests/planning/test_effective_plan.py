@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from coe.errors import ArtifactError, DataError
-from coe.learning.retraining.budget_solver import declared_problem
-from coe.mapping import (
+from coe.planning import (
     Assignment,
     Dependencies,
     PlanInputs,
@@ -25,7 +24,8 @@ from coe.mapping import (
     round_traffic,
     solve,
 )
-from coe.mapping.score_table import tabulate_softly
+from coe.planning.job.budget_solver import declared_problem
+from coe.planning.score_table import tabulate_softly
 from coe.registry import Registry
 from tests.fakes import registry_of
 

@@ -16,15 +16,14 @@ import pytest
 from coe.artifacts.kinds import ROUTER
 from coe.artifacts.store import ArtifactStore
 from coe.cli.common import settings_for
-from coe.jobs.plan_basis import _without_waits, plan_basis
-from coe.learning.estimation.logged_uses import (
+from coe.learning.logged_uses import (
     MAX_ARMS,
     MAX_ROUTERS,
     MIN_CHAT_REQUESTS,
     MIN_TRAFFIC_REQUESTS,
     LoggedUses,
 )
-from coe.mapping import (
+from coe.planning import (
     LOGGED_MEASURES,
     Budget,
     MeasuredUses,
@@ -36,7 +35,8 @@ from coe.mapping import (
     routed_use,
     solve,
 )
-from coe.mapping.score_table import ScoreTable
+from coe.planning.job.basis import _without_waits, plan_basis
+from coe.planning.score_table import ScoreTable
 from coe.records import open_log_and_feedback
 from coe.records.record import RecipeCall, RoutingRecord
 from coe.registry import load

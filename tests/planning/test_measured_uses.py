@@ -12,13 +12,11 @@ import numpy as np
 import orjson
 import pytest
 
-from coe.jobs.plan_basis import plan_basis
-from coe.jobs.scoring import Scoring, run_scoring
-from coe.learning.estimation.experience import Experience
-from coe.learning.evaluation.probes import Probe
-from coe.learning.evaluation.scoring_run import Cell, Journal
-from coe.learning.retraining.budget_solver import BudgetSolver
-from coe.mapping import (
+from coe.learning.experience import Experience
+from coe.measuring.probes.probes import Probe
+from coe.measuring.scoring import Scoring, run_scoring
+from coe.measuring.scoring_run import Cell, Journal
+from coe.planning import (
     LOGGED_MEASURES,
     MEASURES,
     Assignment,
@@ -38,7 +36,9 @@ from coe.mapping import (
     read_published,
     solve,
 )
-from coe.mapping.uses import ASSUMED_INPUT_TOKENS, ASSUMED_OUTPUT_TOKENS
+from coe.planning.job.basis import plan_basis
+from coe.planning.job.budget_solver import BudgetSolver
+from coe.planning.uses import ASSUMED_INPUT_TOKENS, ASSUMED_OUTPUT_TOKENS
 from coe.registry import Registry
 from coe.settings import Settings
 from tests.fakes import registry_of

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from coe.errors import CoEError, ConfigError, DataError
-from coe.mapping import (
+from coe.planning import (
     Budget,
     Problem,
     Uses,
@@ -158,7 +158,7 @@ def test_what_an_expert_is_worth_is_left_out_rather_than_guessed_where_there_is_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     problem = Problem(("x", "y"), ("a", "b", "c"), np.array([[0.9, 0.7, 0.1], [0.2, 0.6, 0.1]]), np.array([0.5, 0.5]))
-    monkeypatch.setattr("coe.mapping.plan.MARGINAL_VALUES_SECONDS", 0.0)
+    monkeypatch.setattr("coe.planning.plan.MARGINAL_VALUES_SECONDS", 0.0)
     assert marginal_values(problem) == {"c": 0.0}
 
 

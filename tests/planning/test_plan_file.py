@@ -11,7 +11,7 @@ import pytest
 
 from coe.cli.plan import answers
 from coe.errors import ArtifactError
-from coe.mapping import (
+from coe.planning import (
     Budget,
     PlanInputs,
     Problem,
@@ -20,7 +20,7 @@ from coe.mapping import (
     round_traffic,
     solve,
 )
-from coe.mapping.score_table import tabulate_softly
+from coe.planning.score_table import tabulate_softly
 from tests.planning.test_plan import make, posteriors
 
 

@@ -11,7 +11,7 @@ import orjson
 import pytest
 
 from coe.errors import DataError
-from coe.learning.evaluation.quality import column_means, filled, read_quality
+from coe.measuring.quality import column_means, filled, read_quality
 
 Rows = list[dict[str, Any]]
 

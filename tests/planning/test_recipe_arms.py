@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from coe.errors import ConfigError, DataError
-from coe.mapping import (
+from coe.planning import (
     Budget,
     PlanInputs,
     Problem,
@@ -25,7 +25,7 @@ from coe.mapping import (
     smallest_limit,
     solve,
 )
-from coe.mapping.score_table import tabulate_softly
+from coe.planning.score_table import tabulate_softly
 from tests.planning.test_plan import posteriors
 
 ARMS = {"r1": ("a", "b"), "r2": ("b", "c", "d")}

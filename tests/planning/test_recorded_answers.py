@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from coe.errors import DataError
-from coe.learning.evaluation.quality import Quality, read_quality
-from coe.learning.evaluation.recorded_answers import read_answers, write_answers
-from coe.learning.evaluation.scoring_run import Cell
+from coe.measuring.quality import Quality, read_quality
+from coe.measuring.recorded_answers import read_answers, write_answers
+from coe.measuring.scoring_run import Cell
 from coe.registry import Prices
 from tests.planning.test_quality import MODELS, SCORES, Rows, folder_of, write
 

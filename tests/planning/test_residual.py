@@ -14,8 +14,8 @@ import pytest
 from numpy.typing import NDArray
 
 from coe.errors import ArtifactError
-from coe.mapping import Budget, Problem, Uses, expected_utility, routed_use, solve
-from coe.mapping.residual import MAX_BYTES, MAX_PROMPTS, Evidence, Ratings, Residual, smoothed
+from coe.planning import Budget, Problem, Uses, expected_utility, routed_use, solve
+from coe.planning.residual import MAX_BYTES, MAX_PROMPTS, Evidence, Ratings, Residual, smoothed
 
 DIMENSIONS, CATEGORIES, EXPERTS = 8, ("code", "general"), ("a", "b", "c")
 Scores = NDArray[np.float64]
@@ -142,8 +142,8 @@ def test_its_file_is_at_most_five_megabytes(experts: int, monkeypatch: pytest.Mo
     width = 1152
     rows = MAX_PROMPTS + 50
     rng = np.random.default_rng(0)
-    monkeypatch.setattr("coe.mapping.residual.Projection.of", lambda features, dimensions: Flat())
-    monkeypatch.setattr("coe.mapping.residual._evidence", lambda *_: Evidence(0.0, 0.0, ""))
+    monkeypatch.setattr("coe.planning.residual.Projection.of", lambda features, dimensions: Flat())
+    monkeypatch.setattr("coe.planning.residual._evidence", lambda *_: Evidence(0.0, 0.0, ""))
     measured = Residual.of(
         lambda some: (np.zeros((len(some), width)), np.ones((len(some), 1))),
         np.zeros(rows, dtype=np.int64),
@@ -305,7 +305,7 @@ def test_ratings_of_level_experts_change_nothing() -> None:
 
 
 def test_the_expert_that_answers_the_harder_texts_is_not_blamed_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("coe.mapping.residual._evidence", lambda *_: Evidence(0.0, 0.0, ""))
+    monkeypatch.setattr("coe.planning.residual._evidence", lambda *_: Evidence(0.0, 0.0, ""))
     rng = np.random.default_rng(0)
     probes, requests = rng.normal(size=(200, DIMENSIONS)), rng.normal(size=(1500, DIMENSIONS))
     measured = measured_prompts(probes, np.zeros(200, dtype=np.int64), np.full((200, 2), 0.5))

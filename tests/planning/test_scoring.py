@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from coe.mapping.score_table import ScoreTable, fit_pseudo_count, tabulate_prompts, tabulate_softly
+from coe.planning.score_table import ScoreTable, fit_pseudo_count, tabulate_prompts, tabulate_softly
 
 
 def tabulate(categories: list[str], models: list[str], scores: list[float]) -> ScoreTable:

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 
 from coe.core import Decision, Prediction
-from coe.mapping import Assignment
-from coe.mapping.problem import declared_assignment
+from coe.planning import Assignment
+from coe.planning.problem import declared_assignment
 from coe.routing.decision import decide
 from tests.decisions import CATEGORIES, FULL, chat_of
 from tests.fakes import registry_of

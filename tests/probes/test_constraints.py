@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from coe.learning.evaluation.checkers import same_json
-from coe.learning.probes.constraints import meets, problem_in
-from coe.learning.probes.languages import language_of
+from coe.measuring.checkers import same_json
+from coe.measuring.probes.constraints import meets, problem_in
+from coe.measuring.probes.languages import language_of
 
 POEM = "Rain on the roof\nOver the hill\nSun comes again\nEvening is still"
 

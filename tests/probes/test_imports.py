@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from coe.errors import DataError
-from coe.learning.evaluation.probes import probe_of
-from coe.learning.probes.imports import rows_of, with_checker
+from coe.measuring.probes.imports import rows_of, with_checker
+from coe.measuring.probes.probes import probe_of
 
 
 def rows(path: Path) -> list[Any]:

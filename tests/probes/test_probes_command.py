@@ -13,8 +13,8 @@ from pyarrow import parquet
 from typer.testing import CliRunner, Result
 
 from coe.cli import app
-from coe.learning.evaluation.probes import read_probes
-from coe.learning.probes.shipped import default_probes, shipped_probes
+from coe.measuring.probes.probes import read_probes
+from coe.measuring.probes.shipped import default_probes, shipped_probes
 from coe.records import open_log_and_feedback
 from coe.records.feedback import Feedback, FeedbackKind
 from tests.cli.test_cli import record_of

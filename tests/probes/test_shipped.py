@@ -8,12 +8,12 @@ from typing import Any
 import orjson
 import pytest
 
-from coe.experts.recipes.final_answers.programs import program_of
-from coe.learning.evaluation.probes import DIFFICULTIES, probe_of
-from coe.learning.evaluation.sandbox import Sandbox
-from coe.learning.evaluation.scoring_run import checked
-from coe.learning.probes.shipped import shipped_probes, shipped_rows
-from coe.learning.probes.templates import drawn
+from coe.measuring.probes.probes import DIFFICULTIES, probe_of
+from coe.measuring.probes.shipped import shipped_probes, shipped_rows
+from coe.measuring.probes.templates import drawn
+from coe.measuring.sandbox import Sandbox
+from coe.measuring.scoring_run import checked
+from coe.recipes.final_answers.programs import program_of
 from coe.registry import load
 from tests.score.bubblewrap import needs_bubblewrap
 

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from coe.learning.evaluation.probes import probe_of
-from coe.learning.probes.templates import drawn, evaluate
+from coe.measuring.probes.probes import probe_of
+from coe.measuring.probes.templates import drawn, evaluate
 
 SUM = {
     "id": "sum",

@@ -11,11 +11,11 @@ import orjson
 
 from coe.core import Call, Chunks, Expert, Reply
 from coe.errors import ExpertRejected
-from coe.experts.recipes.expert import RecipeExpert
-from coe.experts.recipes.policy import default_policy
 from coe.experts.translation.expert import TranslatedExpert
-from coe.mapping import Assignment
-from coe.mapping.problem import declared_assignment
+from coe.planning import Assignment
+from coe.planning.problem import declared_assignment
+from coe.recipes.expert import RecipeExpert
+from coe.recipes.policy import default_policy
 from coe.registry import ExpertSpec, Policy, RecipeSpec, Registry
 from coe.usage import RecipeLog
 from tests.fakes import ScriptedExpert, ScriptedReply

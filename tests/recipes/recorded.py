@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from coe.learning.recipes.answers import Answers
+from coe.recipes.fitting.answers import Answers
 
 CHOICES = 10
 

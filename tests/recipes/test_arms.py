@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from coe.experts.recipes.agreement import NO_ANSWER
-from coe.learning.recipes.answers import Answers
-from coe.learning.recipes.arms import cost_by_category, declared_arms, propose_arms, quality_by_category
-from coe.learning.recipes.benchmark import Trace, arm_costs, compare, recipe_report
+from coe.recipes.agreement import NO_ANSWER
+from coe.recipes.fitting.answers import Answers
+from coe.recipes.fitting.arms import cost_by_category, declared_arms, propose_arms, quality_by_category
+from coe.recipes.fitting.benchmark import Trace, arm_costs, compare, recipe_report
 from tests.recipes.recorded import halves, recorded_answers
 
 POOL = recorded_answers(

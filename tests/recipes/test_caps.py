@@ -13,14 +13,14 @@ import pytest
 
 from coe.core import Call, Reply
 from coe.errors import ExpertRejected, ExpertUnavailable
-from coe.experts.recipes.agreement import NO_ANSWER
-from coe.experts.recipes.calls import capped_fields
-from coe.experts.recipes.chat_answer import finish_reason
-from coe.experts.recipes.expert import RecipeExpert
-from coe.experts.recipes.factory import build_recipes
-from coe.experts.recipes.policy_file import ArmPolicies
-from coe.learning.recipes.answers import Answers
-from coe.learning.recipes.fit import RecipeFit, replayed
+from coe.recipes.agreement import NO_ANSWER
+from coe.recipes.calls import capped_fields
+from coe.recipes.chat_answer import finish_reason
+from coe.recipes.expert import RecipeExpert
+from coe.recipes.factory import build_recipes
+from coe.recipes.fitting.answers import Answers
+from coe.recipes.fitting.fit import RecipeFit, replayed
+from coe.recipes.policy_file import ArmPolicies
 from coe.registry import Policy
 from coe.usage import RecipeLog
 from tests.fakes import ScriptedExpert, registry_of
@@ -161,7 +161,7 @@ async def test_in_a_stream_the_first_step_has_no_caps_so_that_its_time_and_bytes
     assert await anext(reply.chunks()) == event("Y")
     await reply.aclose()
     assert log.stop == "stream_hold"
-    monkeypatch.setattr("coe.experts.recipes.calls.MAX_HELD_BYTES", 400)
+    monkeypatch.setattr("coe.recipes.calls.MAX_HELD_BYTES", 400)
     large.script, log = stream(*["word "] * 30), RecipeLog()
     assert await bytes_of(await recipe_of(large, a, **declared).stream(call_of(log=log, stream=True))) == b"".join(
         large.script
@@ -174,7 +174,7 @@ async def test_in_a_stream_the_first_step_has_no_caps_so_that_its_time_and_bytes
 async def test_a_capped_stream_beside_an_answer_ends_when_too_many_bytes_are_held(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("coe.experts.recipes.calls.MAX_HELD_BYTES", 2000)
+    monkeypatch.setattr("coe.recipes.calls.MAX_HELD_BYTES", 2000)
     a, b = (ScriptedExpert(name, stream(text)) for name, text in (("a", "X"), ("b", "Y")))
     large = ScriptedExpert("large", stream(*["word "] * 50))
     log = RecipeLog()
@@ -232,7 +232,7 @@ async def test_an_answer_is_cut_off_by_its_finish_reason_or_if_it_is_not_whole_a
 async def test_a_plain_answer_too_long_to_parse_is_cut_off_if_it_has_as_many_tokens_as_the_cap(
     monkeypatch: pytest.MonkeyPatch, cap: int, *, cut: bool
 ) -> None:
-    monkeypatch.setattr("coe.experts.recipes.draft.MAX_TEXT_BYTES", 10)
+    monkeypatch.setattr("coe.recipes.draft.MAX_TEXT_BYTES", 10)
     large, a = ScriptedExpert("large", CUT), ScriptedExpert("a", answer("X"))
     log = RecipeLog()
     await bytes_of(

@@ -6,7 +6,7 @@ import pytest
 
 from coe import registry
 from coe.errors import ConfigError
-from coe.experts.recipes.judge import GRADE_TOKENS, MAX_GRADED_CHARACTERS, PROMPT_TOKENS
+from coe.recipes.judge import GRADE_TOKENS, MAX_GRADED_CHARACTERS, PROMPT_TOKENS
 from coe.registry import RecipeSpec
 from coe.registry.recipes import MIN_JUDGE_CONTEXT
 from tests.fakes import registry_of

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from coe.experts.recipes.agreement import answer_classes, best_answer
-from coe.experts.recipes.policy import RecipePolicy, default_policy, replay
+from coe.recipes.agreement import answer_classes, best_answer
+from coe.recipes.policy import RecipePolicy, default_policy, replay
 from coe.registry import RecipeSpec
 
 POSTERIOR = np.full((1, 2), 0.5)

@@ -12,8 +12,8 @@ import pytest
 
 from coe.core import Health
 from coe.errors import ExpertRejected, ExpertTimeout, ExpertUnavailable, InvalidRequest
-from coe.experts.recipes import calls as recipe_calls
-from coe.experts.recipes.policy import RecipePolicy
+from coe.recipes import calls as recipe_calls
+from coe.recipes.policy import RecipePolicy
 from coe.usage import RecipeLog
 from tests.fakes import ScriptedExpert
 from tests.recipes.members import (
@@ -363,7 +363,7 @@ async def test_a_stream_beyond_the_memory_limit_is_relayed_and_read_no_faster_th
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(recipe_calls, "MAX_HELD_BYTES", 1000)
-    monkeypatch.setattr("coe.experts.recipes.draft.MAX_RELAY_BYTES", 500)
+    monkeypatch.setattr("coe.recipes.draft.MAX_RELAY_BYTES", 500)
     texts = ["x" * 100] * 50
     a, b = members(a=stream(*texts), b=asyncio.Event())
     log = RecipeLog()

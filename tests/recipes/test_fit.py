@@ -5,11 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from coe.experts.recipes.agreement import NO_ANSWER, answer_classes, best_answer
-from coe.experts.recipes.policy import replay
-from coe.learning.recipes.agreement_weights import fold_probabilities, fold_weights
-from coe.learning.recipes.answers import FOLDS
-from coe.learning.recipes.fit import RecipeFit, fit_weights, held_out_probabilities, held_out_weights
+from coe.recipes.agreement import NO_ANSWER, answer_classes, best_answer
+from coe.recipes.fitting.agreement_weights import fold_probabilities, fold_weights
+from coe.recipes.fitting.answers import FOLDS
+from coe.recipes.fitting.fit import RecipeFit, fit_weights, held_out_probabilities, held_out_weights
+from coe.recipes.policy import replay
 from tests.recipes.recorded import halves, recorded_answers
 
 THREE = recorded_answers({"a": (0.6, 0.5), "b": (0.6, 0.5), "c": (0.6, 0.5)}, {"a": 1.0, "b": 1.0, "c": 1.0})

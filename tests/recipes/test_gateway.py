@@ -12,8 +12,8 @@ import pytest
 
 from coe.core import Call, Health
 from coe.errors import ExpertUnavailable
-from coe.experts.recipes.judge import GRADE_TOKENS, PROMPT_TOKENS
-from coe.experts.recipes.writing.request import ENVELOPE_TOKENS
+from coe.recipes.judge import GRADE_TOKENS, PROMPT_TOKENS
+from coe.recipes.writing.request import ENVELOPE_TOKENS
 from coe.registry import Prices, RecipeSpec, Registry
 from gateway.access.estimate import WorstCase
 from gateway.access.limits import Amounts, Limiter

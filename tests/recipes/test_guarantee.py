@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from coe.learning.recipes.max_loss import LEVEL, accepted_thresholds, loss_p_value
+from coe.recipes.fitting.max_loss import LEVEL, accepted_thresholds, loss_p_value
 
 
 def losses(rate: float, *, prompts: int, seed: int) -> np.ndarray:

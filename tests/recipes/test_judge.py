@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from coe.errors import ExpertTimeout
-from coe.experts.recipes import calls as recipe_calls
-from coe.experts.recipes.agreement import NO_ANSWER
-from coe.experts.recipes.judge import MAX_GRADED_CHARACTERS, default_rule, grade_in
-from coe.experts.recipes.policy import replay
-from coe.experts.recipes.policy_file import ArmPolicies
-from coe.learning.recipes.judged import fit_logistic
+from coe.recipes import calls as recipe_calls
+from coe.recipes.agreement import NO_ANSWER
+from coe.recipes.fitting.judged import fit_logistic
+from coe.recipes.judge import MAX_GRADED_CHARACTERS, default_rule, grade_in
+from coe.recipes.policy import replay
+from coe.recipes.policy_file import ArmPolicies
 from coe.usage import RecipeLog
 from tests.fakes import ScriptedExpert
 from tests.recipes.members import (

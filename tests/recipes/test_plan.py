@@ -9,8 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from coe.cli import app
-from coe.experts.recipes.policy_file import RECIPES_FILE, ArmPolicies
-from coe.mapping import effective_plan, read_published
+from coe.planning import effective_plan, read_published
+from coe.recipes.policy_file import RECIPES_FILE, ArmPolicies
 from coe.registry import RecipeSpec, Registry, load
 from tests.recipes.planned import ANSWERS, CAREFUL, DECLARED, plan, published, write_config, write_table
 
@@ -115,7 +115,7 @@ def test_a_bound_that_the_probes_cannot_show_leaves_the_recipe_out_with_the_reme
 def test_a_bound_that_the_probes_show_keeps_the_cheapest_policy_that_keeps_it(
     config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("coe.learning.recipes.replay.DECLARED_PRICE", 0.05)
+    monkeypatch.setattr("coe.recipes.fitting.replay.DECLARED_PRICE", 0.05)
     prices = {}
     for bound in (0.5, 0.1):
         config.write_text(DECLARED + CAREFUL.replace("[[a, b], large]", f"[a, large], max_loss: {bound}"))

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from coe.experts.recipes.agreement import AnswerWeights
-from coe.experts.recipes.policy import default_policy
-from coe.experts.recipes.policy_file import RECIPES_FILE, ArmPolicies
-from coe.mapping import PublishedPlan, effective_plan, read_published
-from coe.mapping.plan_file import ASSIGNMENT_FILE
+from coe.planning import PublishedPlan, effective_plan, read_published
+from coe.planning.plan_file import ASSIGNMENT_FILE
+from coe.recipes.agreement import AnswerWeights
+from coe.recipes.policy import default_policy
+from coe.recipes.policy_file import RECIPES_FILE, ArmPolicies
 from coe.registry import Registry
 from tests.fakes import gateway_of, registry_of
 from tests.recipes.members import plan_with

@@ -7,8 +7,8 @@ import pytest
 from typer.testing import CliRunner
 
 from coe.cli import app
-from coe.learning.recipes.columns import recipe_columns
-from coe.mapping import MeasuredUses, read_published
+from coe.planning import MeasuredUses, read_published
+from coe.recipes.fitting.columns import recipe_columns
 from tests.recipes.planned import CAREFUL, CATEGORIES, DECLARED, EXPERTS, columns, plan, published, write_config
 
 STRICT = """\
@@ -32,7 +32,7 @@ def test_first_steps_of_streams_are_priced_without_their_caps_and_all_requests_c
     for streamed in (None, 1.0, 0.5, 0.0):
         if streamed is not None:
             monkeypatch.setattr(
-                "coe.jobs.plan_basis.recipe_columns",
+                "coe.planning.job.basis.recipe_columns",
                 lambda *args, known=streamed, **options: recipe_columns(*args, **options | {"streamed": known}),
             )
         plan(config)

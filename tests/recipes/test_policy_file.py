@@ -7,9 +7,9 @@ import orjson
 import pytest
 
 from coe.errors import ArtifactError
-from coe.experts.recipes.policy import replay
-from coe.experts.recipes.policy_file import ArmPolicies
-from coe.learning.recipes.arms import declared_arms
+from coe.recipes.fitting.arms import declared_arms
+from coe.recipes.policy import replay
+from coe.recipes.policy_file import ArmPolicies
 from tests.recipes.recorded import recorded_answers
 
 ANSWERS = recorded_answers(

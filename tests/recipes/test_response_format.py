@@ -10,7 +10,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from coe.core import Call
-from coe.experts.recipes.response_format import MAX_STEPS, in_demanded_form
+from coe.recipes.response_format import MAX_STEPS, in_demanded_form
 from coe.usage import RecipeLog
 from tests.call_count import calls_during
 from tests.fakes import ScriptedExpert

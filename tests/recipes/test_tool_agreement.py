@@ -7,7 +7,7 @@ import orjson
 import pytest
 
 from coe.core import Call
-from coe.experts.recipes.chat_answer import answer_text, called_tools
+from coe.recipes.chat_answer import answer_text, called_tools
 from coe.usage import RecipeLog
 from tests.fakes import ScriptedExpert
 from tests.recipes.members import DONE, answer, bytes_of, call_of, calls_of, event, recipe_of

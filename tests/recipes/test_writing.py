@@ -11,8 +11,8 @@ import pytest
 
 from coe.core import Call, Health
 from coe.errors import ExpertRejected, ExpertTimeout, ExpertUnavailable
-from coe.experts.recipes import calls as recipe_calls
-from coe.experts.recipes.writing.expert import WritingExpert
+from coe.recipes import calls as recipe_calls
+from coe.recipes.writing.expert import WritingExpert
 from coe.registry import ExpertSpec, Policy, RecipeSpec
 from coe.registry.recipes import CHAIN_INSTRUCTION, FUSE_INSTRUCTION
 from coe.usage import RecipeLog

@@ -14,7 +14,7 @@ from coe.errors import StoreError
 from coe.records import database as database_module
 from coe.records import open_log_and_feedback
 from coe.records.database import Database
-from coe.runtime.shared_store import SqliteStore
+from gateway.shared_store import SqliteStore
 from tests.records.samples import ids, records
 
 pytestmark = pytest.mark.anyio

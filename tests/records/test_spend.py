@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 
 from coe.cli import app
 from coe.cli.report import _spend_lines
-from coe.learning.monitoring.spend import MAX_ROWS, OTHER, Spend
 from coe.records.record import RecipeCall, RoutingLog
+from coe.reports.spend import MAX_ROWS, OTHER, Spend
 from gateway.observability import metrics
 from tests.access.samples import key_of
 from tests.fakes import gateway_of, registry_of
@@ -167,7 +167,7 @@ def test_in_a_terminal_the_table_has_a_total_and_the_baselines_stand_below() -> 
 async def test_the_command_reads_each_kind_of_log(
     log: RoutingLog, log_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("coe.runtime.active_state.load_active_state", words_server.read)
+    monkeypatch.setattr("coe.artifacts.active_state.load_active_state", words_server.read)
     now = time.time()
     await log.append([record(n, time=now - n * 3600, expert="coder", key="a", **TOKENS) for n in range(30)])
     config = tmp_path / "experts.yaml"

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from coe.core import Prediction
-from coe.learning.retraining.gate_fit import GateExamples, fit_gate, gate_decisions, gate_estimates
+from coe.measuring.gate_fit import GateExamples, fit_gate, gate_decisions, gate_estimates
 from coe.registry.sections import RetrievalPrice, RetrievalSpec
 from coe.retrieval.retrieval import Retrieval, RetrievalRequest
 from gateway.dialects.chat import CHAT

@@ -21,11 +21,11 @@ import psutil
 import pytest
 
 import routers
+from coe.artifacts.active_state import load_active_state, preload_router
 from coe.artifacts.kinds import ROUTER
 from coe.artifacts.store import ArtifactStore
 from coe.core import Router
 from coe.fleet.specs import free_port
-from coe.runtime.active_state import load_active_state, preload_router
 from coe.settings import Settings
 from gateway.main import PreloadedRouter, build_app, workers_share_memory
 from gateway.process import processes
@@ -124,7 +124,7 @@ async def test_the_application_of_a_worker_loads_no_router_of_its_own(
 FORKING = """
 import json, multiprocessing, sys
 from pathlib import Path
-from coe.runtime.active_state import preload_router
+from coe.artifacts.active_state import preload_router
 from coe.settings import Settings
 
 router = preload_router(Settings.read({}, config=Path(sys.argv[1]))).router

@@ -14,8 +14,8 @@ import pytest
 
 import routers
 from coe.artifacts.store import ArtifactStore
+from coe.cli.executor import Executor, task_runner
 from coe.errors import ArtifactError, ClusterError
-from coe.jobs.executor import Executor, task_runner
 from routers.encoders import OnnxEncoder
 from tests.routers.conftest import examples
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from coe.learning.evaluation.sandbox import installed
+from coe.measuring.sandbox import installed
 
 needs_bubblewrap = pytest.mark.skipif(
     not installed(), reason="bubblewrap is not installed; on Debian or Ubuntu: apt-get install bubblewrap"

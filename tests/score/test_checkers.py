@@ -2,9 +2,9 @@
 
 import pytest
 
-from coe.experts.recipes.final_answers.choices import chosen
-from coe.experts.recipes.final_answers.numbers import last_number, unclear
-from coe.learning.evaluation.checkers import choice, contains, exact, numeric
+from coe.measuring.checkers import choice, contains, exact, numeric
+from coe.recipes.final_answers.choices import chosen
+from coe.recipes.final_answers.numbers import last_number, unclear
 
 
 @pytest.mark.parametrize("answer", ["Paris", " paris.\n", "**Paris**", '"PARIS"', "- Paris", "`Paris`!", "Ｐａｒｉｓ"])

@@ -3,8 +3,8 @@
 import pytest
 
 from coe.errors import ExpertError, ExpertInvalidResponse, ExpertUnavailable
-from coe.learning.evaluation.answers import RetryLimits
-from coe.learning.evaluation.judge import MAX_ATTEMPTS, Judge, JudgeScore
+from coe.measuring.answers import RetryLimits
+from coe.measuring.judge import MAX_ATTEMPTS, Judge, JudgeScore
 from tests.score.answering import AnswerFunction, AnsweringExpert
 
 pytestmark = pytest.mark.anyio

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from coe.errors import ConfigError
-from coe.learning.evaluation import sandbox
-from coe.learning.evaluation.sandbox import Bounds, Sandbox, Verdict
-from coe.learning.evaluation.sandbox_child import MAX_WHY
+from coe.measuring import sandbox
+from coe.measuring.sandbox import Bounds, Sandbox, Verdict
+from coe.measuring.sandbox_child import MAX_WHY
 from tests.score.bubblewrap import needs_bubblewrap
 
 pytestmark = pytest.mark.anyio

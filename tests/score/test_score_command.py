@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from pyarrow import parquet
 
-from coe.jobs.scoring import Scoring, called_experts
-from coe.learning.evaluation.answers import RetryLimits, request_answer
-from coe.learning.evaluation.quality import read_quality
-from coe.learning.evaluation.recorded_answers import read_answers
-from coe.learning.evaluation.scoring_run import Journal
+from coe.measuring.answers import RetryLimits, request_answer
+from coe.measuring.quality import read_quality
+from coe.measuring.recorded_answers import read_answers
+from coe.measuring.scoring import Scoring, called_experts
+from coe.measuring.scoring_run import Journal
 from coe.registry import load
 from coe.settings import Settings
 from tests import forked

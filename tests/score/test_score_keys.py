@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from coe.learning.evaluation.probes import Probe
-from coe.learning.evaluation.scoring_run import cell_keys
+from coe.measuring.probes.probes import Probe
+from coe.measuring.scoring_run import cell_keys
 from coe.registry import ExpertSpec
 
 

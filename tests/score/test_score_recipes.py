@@ -14,12 +14,12 @@ import pytest
 from pyarrow import parquet
 
 from coe.errors import ExpertRejected, ExpertUnavailable
-from coe.experts.recipes.factory import writing_expert
-from coe.learning.evaluation.answers import MemberUse, RetryLimits, request_answer
-from coe.learning.evaluation.grades import read_grades
-from coe.learning.evaluation.quality import read_quality
-from coe.learning.evaluation.recipe_answers import read_recipe_answers
-from coe.learning.evaluation.scoring_run import Cell, recipe_keys
+from coe.measuring.answers import MemberUse, RetryLimits, request_answer
+from coe.measuring.grades import read_grades
+from coe.measuring.quality import read_quality
+from coe.measuring.recipe_answers import read_recipe_answers
+from coe.measuring.scoring_run import Cell, recipe_keys
+from coe.recipes.factory import writing_expert
 from coe.registry import Registry, load
 from tests import forked
 from tests.fakes import registry_of

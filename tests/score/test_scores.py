@@ -9,12 +9,12 @@ import pytest
 
 from coe.core import Expert
 from coe.errors import DataError, ExpertRejected, ExpertUnavailable
-from coe.jobs.scoring import score_report
-from coe.learning.evaluation.answers import RetryLimits
-from coe.learning.evaluation.judge import Judge
-from coe.learning.evaluation.probes import Probe
-from coe.learning.evaluation.sandbox import Sandbox
-from coe.learning.evaluation.scoring_run import (
+from coe.measuring.answers import RetryLimits
+from coe.measuring.judge import Judge
+from coe.measuring.probes.probes import Probe
+from coe.measuring.sandbox import Sandbox
+from coe.measuring.scoring import score_report
+from coe.measuring.scoring_run import (
     MAX_CONSECUTIVE_FAILURES,
     Cell,
     ExpertColumn,

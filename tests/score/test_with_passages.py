@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 NAMES = ("Alda", "Bero", "Cato", "Dina", "Edo", "Fara")
 COLOURS = ("green", "white", "black", "yellow")
 SMALL_GATE = """
-from coe.learning.retraining import gate_fit
+from coe.measuring import gate_fit
 gate_fit.MIN_QUESTIONS, gate_fit.MIN_TRAINING_QUESTIONS = 20, 16
 from coe.cli import app
 app()

@@ -11,9 +11,9 @@ import pytest
 from redis import Redis
 
 from coe.outage import Outage
-from coe.runtime.shared_store import MemoryStore, RedisStore
 from gateway import shared_cache
 from gateway.shared_cache import MAX_PENDING_BYTES, SharedCache
+from gateway.shared_store import MemoryStore, RedisStore
 from tests.records.redis_server import RedisServer
 from tests.waiting import wait_until
 
@@ -144,7 +144,7 @@ async def test_a_frozen_redis_delays_lookups_by_the_limit_until_it_counts_as_awa
         await wait_until(lambda: cache._task is not None and not cache._wake.is_set())
         redis_server.signal(signal.SIGSTOP)
         try:
-            monkeypatch.setattr("coe.runtime.shared_store.REDIS_TIMEOUT_SECONDS", 0.3)
+            monkeypatch.setattr("gateway.shared_store.REDIS_TIMEOUT_SECONDS", 0.3)
             async with asyncio.timeout(20):  # far below the time that Redis stays frozen
                 assert await asyncio.gather(*(cache.get(["k"]) for _ in range(50))) == [[None]] * 50
                 await wait_until(lambda: cache.outage.active)

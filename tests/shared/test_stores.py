@@ -15,8 +15,8 @@ from redis import Redis
 
 from coe.errors import ConfigError, StoreError
 from coe.records import database
-from coe.runtime import shared_store
-from coe.runtime.shared_store import ENTRY_OVERHEAD_BYTES, Change, MemoryStore, RedisStore, SharedStore, SqliteStore
+from gateway import shared_store
+from gateway.shared_store import ENTRY_OVERHEAD_BYTES, Change, MemoryStore, RedisStore, SharedStore, SqliteStore
 from tests.access.samples import Clock
 from tests.records.redis_server import RedisServer
 

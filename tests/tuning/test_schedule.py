@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from coe.learning.tuning.schedule import (
+from coe.measuring.tuning.schedule import (
     BLOCK_PROBES,
     Assessment,
     Block,
@@ -17,8 +17,8 @@ from coe.learning.tuning.schedule import (
     stratified,
     without_prompts,
 )
-from coe.mapping import Budget, Problem, Uses
-from coe.mapping.score_table import ScoreTable, fit_pseudo_count, tabulate_partly, tabulate_softly
+from coe.planning import Budget, Problem, Uses
+from coe.planning.score_table import ScoreTable, fit_pseudo_count, tabulate_partly, tabulate_softly
 
 EXPERTS = ("a", "b", "c")
 GOAL = Goal()

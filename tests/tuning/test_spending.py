@@ -10,8 +10,8 @@ import pytest
 
 from coe.core import Call
 from coe.errors import ExpertBusy, ExpertRejected, ExpertTimeout
-from coe.learning.evaluation.scoring_run import StopScoring
-from coe.learning.tuning.spending import MeteredExpert, Spending, worst_price
+from coe.measuring.scoring_run import StopScoring
+from coe.measuring.tuning.spending import MeteredExpert, Spending, worst_price
 from coe.registry import ExpertSpec
 from tests.fakes import ScriptedReply
 from tests.score.answering import AnsweringExpert, completion

@@ -18,12 +18,12 @@ from typer.testing import CliRunner
 from coe.cli import app
 from coe.cli.learning.tune import confirmed, tune_progress
 from coe.errors import DataError
-from coe.jobs.scoring import Scoring, open_journal
-from coe.jobs.tune import Limits, Status, Tuning
-from coe.learning.evaluation.probes import read_probes
-from coe.learning.evaluation.scoring_run import Journal
-from coe.learning.probes.shipped import write_seed
-from coe.learning.tuning.schedule import Goal
+from coe.measuring.probes.probes import read_probes
+from coe.measuring.probes.shipped import write_seed
+from coe.measuring.scoring import Scoring, open_journal
+from coe.measuring.scoring_run import Journal
+from coe.measuring.tuning.schedule import Goal
+from coe.measuring.tuning.tune import Limits, Status, Tuning
 from coe.registry import load
 from coe.settings import Settings
 from tests import forked
@@ -213,7 +213,7 @@ async def test_an_answer_starts_only_if_its_verdicts_fit_into_the_budget_too(
 ) -> None:
     place.judged()
     monkeypatch.setattr("tests.score.answering.completion", lambda text: completion(text, written=100))
-    monkeypatch.setattr("coe.learning.evaluation.judge.MAX_TEXT_CHARACTERS", 20)
+    monkeypatch.setattr("coe.measuring.judge.MAX_TEXT_CHARACTERS", 20)
     place.server.models["weak"] = lambda text: "[[1]]" if "An assistant answered" in text else "42"
     reason, tuning, _ = await place.tuned(Limits(dollars=0.03))
     verdicts = sum("An assistant answered" in body["messages"][-1]["content"] for body in place.server.bodies)

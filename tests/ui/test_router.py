@@ -13,7 +13,7 @@ import pytest
 from playwright.async_api import Browser, Page, expect
 
 from coe.artifacts.store import ArtifactStore
-from coe.jobs.report import report
+from coe.reports.report import report
 from coe.settings import Settings
 from tests.admin.samples import router_published
 from tests.gateway.served import Served, serving

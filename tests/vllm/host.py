@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from coe.cli import up
+from coe.cli.executor import Executor
 from coe.fleet.specs import ServerSpec
-from coe.jobs.executor import Executor
 from coe.settings import Settings
 
 real = up._gateway

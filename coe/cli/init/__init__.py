@@ -26,14 +26,13 @@ import typer
 from coe import registry
 from coe.cli.check import check_live, check_local_experts
 from coe.cli.common import settings_for, writable_file
-from coe.cli.init import questions
+from coe.cli.init import declaration, questions
+from coe.cli.init.details import describe
+from coe.cli.init.listing import MAX_MODELS, Listing, list_models
+from coe.cli.init.selection import MAX_EXPERTS, Candidate, candidates, default_models, matching
+from coe.cli.init.served import MAX_FILES, gguf_files, installed_engines, served
+from coe.cli.init.sources import LOCAL_SERVERS, PROVIDERS, Source, endpoint, in_environment, provider, with_keys
 from coe.errors import ConfigError, pip_install
-from coe.jobs.init import declaration
-from coe.jobs.init.details import describe
-from coe.jobs.init.listing import MAX_MODELS, Listing, list_models
-from coe.jobs.init.selection import MAX_EXPERTS, Candidate, candidates, default_models, matching
-from coe.jobs.init.served import MAX_FILES, gguf_files, installed_engines, served
-from coe.jobs.init.sources import LOCAL_SERVERS, PROVIDERS, Source, endpoint, in_environment, provider, with_keys
 from coe.pinned_weights import PINS
 from coe.registry import Registry
 from coe.registry.capabilities import ModelTable

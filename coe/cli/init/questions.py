@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import typer
 
+from coe.cli.init.selection import Candidate, by_answer
+from coe.cli.init.sources import PROVIDERS, Source, endpoint, provider, with_keys
 from coe.errors import ConfigError
-from coe.jobs.init.selection import Candidate, by_answer
-from coe.jobs.init.sources import PROVIDERS, Source, endpoint, provider, with_keys
 from coe.terminal import print_line
 
 MAX_SHOWN = 40

@@ -14,12 +14,12 @@ import typer
 
 from coe.cli.common import Config, Json, agreed_requests, duration_seconds, settings_for
 from coe.errors import DataError
-from coe.jobs.foreground import note_if_slow
-from coe.learning.estimation.experience_loader import open_logs
-from coe.learning.evaluation.tables import numbered_rows
-from coe.learning.monitoring.novelty import MIN_CLUSTER_SIZE, CategoryProposal, category_entry, propose_categories
+from coe.foreground import note_if_slow
+from coe.learning.experience_loader import open_logs
+from coe.measuring.tables import numbered_rows
 from coe.records import missing_file
 from coe.registry import Registry
+from coe.reports.novelty import MIN_CLUSTER_SIZE, CategoryProposal, category_entry, propose_categories
 from coe.settings import Settings
 from coe.terminal import print_error, print_json, print_line
 
@@ -61,7 +61,7 @@ def suggest(
     experts.yaml declares API keys, only requests of the tenants that --tenant names are read. Requests that may not
     reach every expert are left out.
     """
-    from coe.runtime.active_state import check_router, load_router
+    from coe.artifacts.active_state import check_router, load_router
 
     settings = settings_for(config)
     registry, artifact = check_router(settings)

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from coe.artifacts import kinds
+from coe.artifacts.artifact_sync import synced_store
 from coe.artifacts.kinds import ARTIFACT_KINDS
 from coe.cli.common import Config, Json, print_result, settings_for
-from coe.runtime.artifact_sync import synced_store
 from coe.terminal import print_error, print_json, print_line
 
 if TYPE_CHECKING:
-    from coe.runtime.versions import VersionChange
+    from coe.artifacts.versions import VersionChange
 
 
 class Kind(StrEnum):
@@ -38,7 +38,7 @@ def promote(
     kind: KindArgument, version: Version = None, why: Why = "", config: Config = None, json: Json = False
 ) -> None:
     """Put a published version into use; gateways apply it within a second or two."""
-    from coe.runtime.versions import promote as promote_version
+    from coe.artifacts.versions import promote as promote_version
 
     settings = settings_for(config)
     store = synced_store(settings, kind.value)
@@ -48,7 +48,7 @@ def promote(
 
 def rollback(kind: KindArgument, why: Why = "", config: Config = None, json: Json = False) -> None:
     """Restore the version that was in use before; a second call restores the one before that."""
-    from coe.runtime.versions import roll_back
+    from coe.artifacts.versions import roll_back
 
     settings = settings_for(config)
     _print(roll_back(settings, synced_store(settings, kind.value), kind.value, why=why), json)
@@ -68,7 +68,7 @@ def versions(kind: OptionalKind = None, config: Config = None, json: Json = Fals
 
     The header x-coe-router, the fields router and plan of the routing log, and `coe promote` use these ids.
     """
-    from coe.runtime.versions import VersionCatalog
+    from coe.artifacts.versions import VersionCatalog
 
     settings = settings_for(config)
     wanted = tuple(ARTIFACT_KINDS) if kind is None else (kind.value,)

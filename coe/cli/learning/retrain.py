@@ -19,16 +19,16 @@ from typing import Annotated
 
 import typer
 
+from coe.artifacts.traffic_report import publish_traffic_report
 from coe.cli.common import Config, ConfigFile, ExecutorOption, Json, duration_seconds, keep_stdout_clean, settings_for
+from coe.cli.executor import Executor, task_runner
 from coe.errors import CoEError
-from coe.jobs.executor import Executor, task_runner
-from coe.jobs.foreground import exit_on_sigterm
-from coe.jobs.report import report
-from coe.jobs.rounds.gate_round import GateRound
-from coe.jobs.rounds.plan_round import PlanRound
-from coe.jobs.rounds.round import Outcome, open_job, run_round
-from coe.jobs.rounds.router_round import RouterRound
-from coe.learning.monitoring.traffic_report import publish_traffic_report
+from coe.foreground import exit_on_sigterm
+from coe.learning.rounds.gate_round import GateRound
+from coe.learning.rounds.plan_round import PlanRound
+from coe.learning.rounds.round import Outcome, open_job, run_round
+from coe.learning.rounds.router_round import RouterRound
+from coe.reports.report import report
 from coe.settings import Settings
 from coe.terminal import print_error, print_json, print_line
 

@@ -7,15 +7,15 @@ from typing import Annotated, Any
 
 import typer
 
+from coe.artifacts.artifact_sync import synced_store
 from coe.artifacts.manifest import MANIFEST, Artifact
 from coe.artifacts.store import ArtifactStore
 from coe.cli.common import Config, ConfigFile, ExecutorOption, Json, declaration_for
-from coe.jobs.executor import Executor, task_runner
-from coe.jobs.foreground import exit_on_sigterm
-from coe.jobs.training_data import build_router, training_pairs
-from coe.learning.evaluation.tables import pairs_digest
-from coe.learning.plots import RELIABILITY, RISK_COVERAGE, plot_training
-from coe.runtime.artifact_sync import synced_store
+from coe.cli.executor import Executor, task_runner
+from coe.foreground import exit_on_sigterm
+from coe.learning.training_data import build_router, training_pairs
+from coe.measuring.plots import RELIABILITY, RISK_COVERAGE, plot_training
+from coe.measuring.tables import pairs_digest
 from coe.terminal import print_json, print_line
 
 Data = Annotated[Path | None, typer.Option("--data", help="JSONL or parquet with prompt and category.")]

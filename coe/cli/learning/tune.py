@@ -13,24 +13,24 @@ from typing import Annotated, Any
 
 import typer
 
+from coe.artifacts.artifact_sync import synced_store
 from coe.artifacts.store import ArtifactStore
 from coe.cli.check import check_live
 from coe.cli.common import Config, Json, declaration_for, keep_stdout_clean
 from coe.cli.score import Concurrency, Judge, Probes, declared_expert, requested_probes
 from coe.errors import DataError, ExpertUnavailable
-from coe.jobs.plan import PlanOptions, make_plan
-from coe.jobs.scoring import Scoring, open_journal, write_tables
-from coe.jobs.tune import LOG_SECONDS, PLAN_DEVIATIONS, Limits, Status, Tuning, price_of_check
-from coe.learning.evaluation.recorded_answers import ANSWERS
-from coe.learning.evaluation.sandbox import installed
-from coe.learning.evaluation.tables import require_parquet
-from coe.learning.plots import plot_against
-from coe.learning.probes.shipped import SHIPPED, folder_seed, write_seed
-from coe.learning.tuning.measurements import Estimate
-from coe.learning.tuning.schedule import Goal
-from coe.mapping.uses import ASSUMED_OUTPUT_TOKENS
+from coe.measuring.plots import plot_against
+from coe.measuring.probes.shipped import SHIPPED, folder_seed, write_seed
+from coe.measuring.recorded_answers import ANSWERS
+from coe.measuring.sandbox import installed
+from coe.measuring.scoring import Scoring, open_journal, write_tables
+from coe.measuring.tables import require_parquet
+from coe.measuring.tuning.measurements import Estimate
+from coe.measuring.tuning.schedule import Goal
+from coe.measuring.tuning.tune import LOG_SECONDS, PLAN_DEVIATIONS, Limits, Status, Tuning, price_of_check
+from coe.planning.job.plan import PlanOptions, make_plan
+from coe.planning.uses import ASSUMED_OUTPUT_TOKENS
 from coe.registry import ExpertSpec, Registry
-from coe.runtime.artifact_sync import synced_store
 from coe.settings import Settings
 from coe.terminal import print_error, print_json, print_line, printable
 

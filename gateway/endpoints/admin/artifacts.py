@@ -15,12 +15,12 @@ from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from coe.artifacts import versions
+from coe.artifacts.artifact_sync import open_declared
 from coe.artifacts.kinds import ARTIFACT_KINDS
 from coe.artifacts.store import ArtifactStore, mirror
+from coe.artifacts.versions import VersionCatalog, VersionChange
 from coe.errors import ArtifactError, ArtifactNotFound, ArtifactRefused, ConfigError, JobUnavailable
-from coe.runtime import versions
-from coe.runtime.artifact_sync import open_declared
-from coe.runtime.versions import VersionCatalog, VersionChange
 from coe.settings import Settings
 from gateway.endpoints.handler import json_of, json_response
 from gateway.observability.state_metrics import ARTIFACT_INFO, RELOAD_FAILED

@@ -11,6 +11,9 @@ from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from coe.artifacts.active_state import untrained_categories
+from coe.artifacts.api_keys import with_admin_key
+from coe.artifacts.consequences import consequences_of
 from coe.artifacts.kinds import ROUTER
 from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError, ConfigError, ConfigRefused, DataError
@@ -18,9 +21,6 @@ from coe.experts import endpoints_of
 from coe.fleet.planning import find_problems
 from coe.registry import Registry, load_text, yaml_source
 from coe.registry.hints import without_values
-from coe.runtime.active_state import untrained_categories
-from coe.runtime.api_keys import with_admin_key
-from coe.runtime.consequences import consequences_of
 from gateway.endpoints.admin.serial import Serial, parsed_problems
 from gateway.endpoints.handler import NO_STORE, json_of, json_response
 from gateway.parts import Parts

@@ -34,7 +34,7 @@ from coe.errors import (
 from coe.experts import ReplicatedExpert
 from coe.experts.live_check import check_experts
 from coe.experts.outcomes import Incidents
-from coe.mapping import read_plan_file
+from coe.planning import read_plan_file
 from coe.records.record import LogQuery, RoutingRecord
 from coe.registry import ExpertSpec, load, load_with_expert, yaml_source
 from gateway.endpoints.admin.counts import Counts, expert_stats, failed

@@ -14,12 +14,12 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from coe.artifacts.api_keys import ADMIN_KEY_NAME, digest_of, new_key
 from coe.errors import ConfigError, KeyRefused, NotInstalled
 from coe.registry import ApiKey, KeySpec, yaml_source
-from coe.runtime.api_keys import ADMIN_KEY_NAME, digest_of, new_key
-from coe.runtime.issued_keys import IssuedKey, IssuedKeys, check_in_use, is_over, issue, revoke
 from coe.settings import Settings
 from gateway.access import IssuedKeyWatch
+from gateway.access.issued_keys import IssuedKey, IssuedKeys, check_in_use, is_over, issue, revoke
 from gateway.endpoints.handler import NO_STORE, caller_of, json_of, json_response, list_response
 from gateway.parts import Parts
 

@@ -17,7 +17,7 @@ from starlette.responses import Response
 from coe.artifacts.kinds import ASSIGNMENT
 from coe.artifacts.store import ArtifactStore, Promotion
 from coe.errors import ArtifactError, DataError, NothingMeasured
-from coe.mapping import (
+from coe.planning import (
     Assignment,
     PublishedPlan,
     common_part,
@@ -27,7 +27,7 @@ from coe.mapping import (
     read_plan_file,
     read_published,
 )
-from coe.mapping.problem import USE_OF_ROW
+from coe.planning.problem import USE_OF_ROW
 from coe.registry import Registry
 from gateway.endpoints.handler import json_of, json_response
 from gateway.parts import Parts

@@ -1,0 +1,160 @@
+"""Selects models for a declaration: chat models that match the user's patterns, or else a few of each source.
+
+The default selection spreads over prices, because routing gains from experts that differ. In each price class the
+newest model is chosen. Everything here is pure.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from typing import Any
+
+from coe.cli.init.listing import ListedModel, Listing
+from coe.cli.init.sources import Source
+from coe.registry.capabilities import KnownModel, known_model
+
+MAX_DEFAULT = 5
+"""Models of one source without a pattern."""
+MAX_EXPERTS = 64
+"""Models of one declaration; live checks, scores and plans take time for each."""
+MAX_OUTPUT_PRICE = 40.0
+"""US dollars per million tokens; models above are selected by a pattern only."""
+PRICE_CLASS_FACTOR = 4.0
+"""Ratio of prices within one class."""
+MAX_AGE_SECONDS = 2 * 365 * 86400
+"""Largest age relative to the newest model of a source. Older models are selected by a pattern only."""
+_OTHER_USES = re.compile(
+    r"embed|rerank|bge-|minilm|whisper|tts|speech|transcri|audio|realtime|moderation|guard|dall-e|image|imagen|veo|sora|"
+    r"video|ocr|davinci|babbage|-base$",
+    re.IGNORECASE,
+)
+"""Names of models that answer no conversations of text."""
+_UNSTABLE = re.compile(r"preview|[-_]exp\b|experimental|beta|search|deep-research|computer-use", re.IGNORECASE)
+_SNAPSHOT = re.compile(r"[-@](20\d\d-?[01]\d-?[0-3]\d|\d{4}|\d{3}|latest)$")
+_BILLIONS = re.compile(r"(?<![a-z0-9.])(a?)(\d{1,3}(?:\.\d{1,2})?)b(?![a-z0-9])", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A listed model with what litellm's table knows about it."""
+
+    source: Source
+    base_url: str
+    listed: ListedModel
+    known: KnownModel | None
+
+    @property
+    def is_chat(self) -> bool:
+        """True unless the table or the name says that the model answers no conversations."""
+        mode = self.known.mode if self.known is not None else ""
+        return mode in ("", "chat") and not _OTHER_USES.search(self.listed.id)
+
+    @property
+    def is_hosted(self) -> bool:
+        """True for a service with a key, which is paid and has the context of the model's provider."""
+        return self.source.kind != "local" and bool(self.source.key_env)
+
+    @property
+    def is_of_provider(self) -> bool:
+        """True for a model of a known provider: what the table has for its name holds. Others may only share a name."""
+        return self.source.kind == "provider"
+
+    @property
+    def prices(self) -> tuple[float, float] | None:
+        """US dollars per million tokens of input and output, as the server reports them or the table; None if unknown.
+
+        The table has the prices of the model's provider, so a server without a key is not priced by it.
+        """
+        if self.listed.prices is not None:
+            return self.listed.prices
+        known = self.known if self.is_hosted else None
+        if known is None or known.input_price is None or known.output_price is None:
+            return None
+        return known.input_price, known.output_price
+
+    @property
+    def active_parameters_b(self) -> float | None:
+        """Parameters per token by the model's name, such as 8b or 30b-a3b, in billions; None if it has none."""
+        sizes = _BILLIONS.findall(self.listed.id)
+        return float(min(sizes, key=lambda one: not one[0])[1]) or None if sizes else None
+
+    @property
+    def strength(self) -> tuple[float, float]:
+        """Sorts models by expected quality while nothing is measured: by output price, then by size."""
+        return (self.prices[1] if self.prices else 0.0), self.active_parameters_b or 0.0
+
+
+def candidates(listing: Listing, table: Mapping[str, Any]) -> list[Candidate]:
+    """Return the models of a listing that chat, with what litellm's `table` knows about them."""
+    found = []
+    for model in listing.models:
+        names = (f"{listing.source.prefix}{model.id}", model.id)
+        found.append(Candidate(listing.source, listing.base_url, model, known_model(table, names)))
+    return [one for one in found if one.is_chat]
+
+
+def matching(found: Sequence[Candidate], patterns: Sequence[str]) -> list[Candidate]:
+    """Return the candidates whose name, or SOURCE/NAME, matches one of the patterns, without regard to case."""
+    lowered = [pattern.lower() for pattern in patterns]
+    return [
+        one
+        for one in found
+        if any(
+            fnmatch(name, pattern)
+            for name in (one.listed.id.lower(), f"{one.source.name}/{one.listed.id}".lower())
+            for pattern in lowered
+        )
+    ]
+
+
+def default_models(found: Sequence[Candidate], *, today: str) -> list[Candidate]:
+    """Return at most `MAX_DEFAULT` models of one source, in its order. `today` is YYYY-MM-DD."""
+    usable = [one for one in found if not (one.known and one.known.retired and one.known.retired <= today)] or found
+    names = {one.listed.id for one in usable}
+    current = [one for one in usable if _undated(one.listed.id) not in names]
+    stable = [one for one in current if not _UNSTABLE.search(one.listed.id)] or current
+    newest = max((one.listed.created for one in stable), default=0.0)
+    recent = [one for one in stable if not one.listed.created or newest - one.listed.created <= MAX_AGE_SECONDS]
+    affordable = [one for one in recent if one.prices is None or one.prices[1] <= MAX_OUTPUT_PRICE] or recent
+    by_age = sorted(affordable, key=lambda one: -one.listed.created)
+    chosen = _one_of_each_class(by_age)[:MAX_DEFAULT]
+    return [one for one in found if one in chosen]
+
+
+def _undated(name: str) -> str:
+    """Return the name of the model that a snapshot belongs to; empty for a name without a date."""
+    return _SNAPSHOT.sub("", name) if _SNAPSHOT.search(name) else ""
+
+
+def _one_of_each_class(by_age: Sequence[Candidate]) -> list[Candidate]:
+    """Return the newest model of each price class; all of them if none has a price."""
+    newest: dict[int, Candidate] = {}
+    for one in by_age:
+        if one.prices and one.prices[1]:
+            newest.setdefault(math.floor(math.log(one.prices[1], PRICE_CLASS_FACTOR)), one)
+    return list(newest.values()) or list(by_age)
+
+
+def by_answer(text: str, found: Sequence[Candidate], default: Sequence[Candidate]) -> list[Candidate]:
+    """Return the candidates that an answer such as `1,3`, `llama*`, `all` or `none` selects; empty means the default.
+
+    Raises ValueError that names a part which selects nothing.
+    """
+    chosen: list[Candidate] = []
+    for part in filter(None, re.split(r"[,\s]+", text.strip())) if text.strip() else ():
+        if part == "none":
+            continue
+        if part == "all":
+            chosen += found
+        elif part.isdecimal() and 1 <= int(part) <= len(found):
+            chosen.append(found[int(part) - 1])
+        elif matched := matching(found, [part]):
+            chosen += matched
+        else:
+            raise ValueError(part)
+    names = {one.listed.id for one in chosen}
+    return [one for one in found if one.listed.id in names] if text.strip() else list(default)

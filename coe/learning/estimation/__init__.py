@@ -1,1 +1,0 @@
-"""Estimates quality from logged experience and feedback."""

@@ -1,1 +1,0 @@
-"""Monitors traffic: drift, alarms and new categories."""

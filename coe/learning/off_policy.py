@@ -1,0 +1,244 @@
+"""Estimates off-policy what another assignment would have earned, from the rewards of the experts that were chosen.
+
+A policy has shape (n, k): the probability of each expert for each logged request. Estimates need requests whose
+propensity is known. They come with t-intervals that stay honest on small samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coe.learning.experience import Experience
+from coe.planning import Assignment
+from coe.planning.score_table import tabulate_softly
+from coe.routing.decision import propensities
+
+Array = NDArray[np.float64]
+FOLDS = 5
+MIN_EFFECTIVE_REQUESTS = 30.0
+"""Effective sample size below which an estimate has a warning."""
+MAX_UNSUPPORTED_SHARE = 0.05
+"""Share of traffic without support above which an estimate has a warning."""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Mean reward (or difference of two), its standard error, and the 95 % interval.
+
+    The interval is a t-interval of `degrees` of freedom. `effective` is the number of equally weighted requests of the
+    same precision (Kish); `unsupported` is the share of the policy's choices that the log could hardly have made;
+    `warning` is empty where both are sound.
+    """
+
+    method: str
+    value: float
+    error: float
+    degrees: float
+    low: float
+    high: float
+    effective: float
+    unsupported: float
+    warning: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BanditLog:
+    """Logged bandit feedback, prepared for estimates: every array has n rows.
+
+    `propensity` and `reward` belong to the expert `chosen`; `modelled` (n, k) is each expert's expected reward by a
+    table that was fitted without the request's fold; `supported` (n, k) marks the experts that could have been chosen.
+    """
+
+    chosen: NDArray[np.int64]
+    propensity: Array
+    reward: Array
+    modelled: Array
+    supported: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, usable: Experience, *, supported: NDArray[np.bool_] | None = None) -> BanditLog:
+        """Prepare requests that are usable off-policy. The model is the shrunk table over posteriors, cross-fitted.
+
+        Without `supported`, every allowed expert counts as one that could have been chosen, which is true only if
+        exploration has an unlimited loss.
+        """
+        return cls(
+            usable.chosen.astype(np.int64),
+            usable.propensity.astype(np.float64),
+            usable.reward.astype(np.float64),
+            _cross_fitted(usable),
+            usable.allowed if supported is None else supported,
+        )
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def part(self, rows: NDArray[np.bool_]) -> BanditLog:
+        """The requests that a mask selects."""
+        return BanditLog(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+    def of_chosen(self, table: Array) -> Array:
+        """The entries of a table (n, k) that belong to the chosen experts, shape (n,)."""
+        return np.asarray(table[np.arange(len(self)), self.chosen])
+
+
+def fold_indices(count: int) -> NDArray[np.int64]:
+    """The fold of each request, in rotation, so that every fold spans the whole time."""
+    return np.arange(count) % FOLDS
+
+
+def _cross_fitted(usable: Experience) -> Array:
+    fold, modelled = fold_indices(len(usable)), np.empty((len(usable), len(usable.experts)))
+    for held in range(FOLDS):
+        is_held, rest = fold == held, usable.part(fold != held)
+        scores = np.full((len(rest), len(rest.experts)), np.nan)
+        scores[np.arange(len(rest)), rest.chosen] = rest.reward
+        table = tabulate_softly(rest.categories, rest.experts, rest.posterior, scores)
+        modelled[is_held] = usable.posterior[is_held] @ table.shrunk()
+    return modelled
+
+
+def estimates(log: BanditLog, policy: Array) -> Mapping[str, Estimate]:
+    """Estimates `ips`, `snips` and `dr` of the mean reward of `policy`, probabilities of shape (n, k).
+
+    Inverse propensity scores (Horvitz and Thompson 1952), self-normalized (Swaminathan and Joachims 2015), and doubly
+    robust (Dudik, Langford and Li 2011). Values and intervals are clipped to [0, 1]; choices that the log could not
+    have made may have any reward in it.
+    """
+    weighted = _WeightedPolicy.of(log, policy)
+    earned = weighted.weight * log.reward
+    ips = _t_interval("ips", float(earned.mean()), float(earned.var(ddof=1)) / len(earned), weighted)
+    return {"ips": ips, "snips": _self_normalized(weighted), "dr": _doubly_robust(weighted)}
+
+
+def policy_difference(log: BanditLog, candidate: Array, current: Array) -> Estimate:
+    """Doubly robust estimate of how much more `candidate` earns than `current`; requests on which they agree add no
+    noise.
+
+    A choice that the log could not have made earns no credit: it counts as no better than the current one is modelled,
+    so that a gain always rests on observed rewards.
+    """
+    present = (current * log.modelled).sum(axis=1, keepdims=True)
+    modelled = np.where(log.supported, log.modelled, np.minimum(log.modelled, present))
+    return _doubly_robust(_WeightedPolicy.of(replace(log, modelled=modelled), candidate, less=current))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _WeightedPolicy:
+    """A policy, or a difference of two, weighted against the log.
+
+    `weight` (n,) are importance weights. `changed` is the share of traffic treated differently from the log (or from
+    the other policy), and `unsupported` the share of choices that the log could not have made.
+    """
+
+    log: BanditLog
+    policy: Array
+    weight: Array
+    changed: float
+    unsupported: float
+    is_difference: bool
+
+    @classmethod
+    def of(cls, log: BanditLog, policy: Array, *, less: Array | None = None) -> _WeightedPolicy:
+        unsupported = float((policy * ~log.supported).sum(axis=1).mean())
+        changed = 1.0 - float(log.of_chosen(policy).mean())
+        if less is not None:
+            policy = policy - less
+            changed = float(np.abs(policy).sum(axis=1).mean() / 2)
+        return cls(log, policy, log.of_chosen(policy) / log.propensity, changed, unsupported, less is not None)
+
+
+def _self_normalized(weighted: _WeightedPolicy) -> Estimate:
+    reward = weighted.log.reward
+    share = weighted.weight / max(float(weighted.weight.sum()), 1e-12)
+    value = float(share @ reward)
+    bounded = np.minimum(share, 0.5)  # HC3 leaves each request out; one with all the weight has no other
+    measured = float(((share * (reward - value) / (1.0 - bounded)) ** 2).sum())
+    return _t_interval("snips", value, max(measured, float((share**2).sum()) * value * (1.0 - value)), weighted)
+
+
+def _doubly_robust(weighted: _WeightedPolicy) -> Estimate:
+    log, weight = weighted.log, weighted.weight
+    expected, modelled = (weighted.policy * log.modelled).sum(axis=1), log.of_chosen(log.modelled)
+    residual = weight * (log.reward - modelled)
+    possible = weight**2 * modelled * (1.0 - modelled)  # no reward in [0, 1] with this mean varies more
+    noise = max(float((residual**2).mean()), float(possible.mean()))
+    variance = (float(expected.var(ddof=1)) + noise) / len(log)
+    return _t_interval("dr", float((expected + residual).mean()), variance, weighted)
+
+
+def _t_interval(method: str, value: float, variance: float, weighted: _WeightedPolicy) -> Estimate:
+    """A t-interval that does not rely on a small sample's own variance.
+
+    A few heavy weights determine the variance, so a log without them has too small a variance. Therefore the variance
+    is at least that of 0-or-1 rewards (above). One request of the heaviest weight that the log could hold is added, in
+    proportion to the changed traffic. The degrees of freedom are those of the weights' kurtosis, 2 n / (kurtosis - 1),
+    the precision of a variance. Coverage against plain normal intervals: docs/experiments/off-policy-learning.md.
+    """
+    from scipy.stats import t
+
+    log, weight = weighted.log, weighted.weight
+    heaviest = 1.0 / float(log.propensity.min())
+    error = float(np.sqrt(variance + weighted.changed * (heaviest / len(log)) ** 2 / 4))
+    degrees = _degrees_of_freedom(np.append(weight, heaviest))
+    half = float(t.ppf(0.975, degrees)) * error
+    low, high = value - half, value + half
+    if not weighted.is_difference:
+        within = min(max(value, 0.0), 1.0)
+        low, high = low - weighted.unsupported * within, high + weighted.unsupported * (1.0 - within)
+        value, low, high = within, max(low, 0.0), min(high, 1.0)
+    square = float((weight**2).sum())
+    effective = float(np.abs(weight).sum()) ** 2 / square if square else 0.0
+    warning = _warning(effective, weighted)
+    return Estimate(method, value, error, degrees, low, high, effective, weighted.unsupported, warning)
+
+
+def _degrees_of_freedom(weight: Array) -> float:
+    centred = weight - weight.mean()
+    square = float((centred**2).mean())
+    kurtosis = float((centred**4).mean()) / square**2 if square else 1.0
+    return float(np.clip(2 * len(weight) / max(kurtosis - 1.0, 1e-9), 1.0, 1e9))
+
+
+def _warning(effective: float, weighted: _WeightedPolicy) -> str:
+    found = []
+    if weighted.changed > 0 and effective < MIN_EFFECTIVE_REQUESTS:
+        found.append(f"it rests on about {effective:.0f} requests")
+    if weighted.unsupported > MAX_UNSUPPORTED_SHARE:
+        found.append(f"{weighted.unsupported:.0%} of its choices could not have been made in the log")
+    return f"thin support: {'; '.join(found)}; explore more or wait" if found else ""
+
+
+def utility(experience: Experience, assignment: Assignment) -> Array:
+    """Expected quality less price of each expert for each request, shape (n, k); -inf where it may not answer.
+
+    The batched form of `mapping.expected`. The assignment has the experience's categories and experts; it may also
+    have columns that the experience lacks.
+    """
+    columns = [assignment.experts.index(name) for name in experience.experts]
+    quality = assignment.quality[:, columns]
+    eligible = np.isfinite(quality)
+    value = np.where(eligible, quality, 0.0) - assignment.price[:, columns]
+    values = experience.posterior.astype(np.float64) @ value
+    may_answer = eligible[experience.posterior.argmax(axis=1)] & experience.allowed
+    return np.where(may_answer | ~may_answer.any(axis=1, keepdims=True) & experience.allowed, values, -np.inf)
+
+
+def greedy_policy(experience: Experience, assignment: Assignment) -> Array:
+    """The policy that always takes the expert of highest utility, shape (n, k); experts that tie share the request."""
+    values = utility(experience, assignment)
+    best = values == values.max(axis=1, keepdims=True)
+    return np.asarray(best / best.sum(axis=1, keepdims=True))
+
+
+def exploration_policy(experience: Experience, assignment: Assignment, *, rate: float, loss: float) -> Array:
+    """The policy (n, k) that `exploration.choose` followed; an unmeasured expert counts as just within `loss`."""
+    values = utility(experience, assignment)
+    if assignment.unmeasured is not None:
+        untried = assignment.unmeasured[experience.posterior.argmax(axis=1)] & experience.allowed
+        values = np.where(untried, values.max(axis=1, keepdims=True) - loss, values)
+    return propensities(values, rate=rate, loss=loss)

@@ -1,1 +1,0 @@
-"""Candidates of learning rounds, and the tests that decide whether they are promoted."""

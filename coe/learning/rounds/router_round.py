@@ -1,0 +1,278 @@
+"""The learning round of the router: trains a candidate with corrected categories and tests it on held-out prompts.
+
+The training set is the labelled base and the corrections that may join it. Quotas by tenant and category prevent one
+tenant, or many corrections at once, from redefining a category. A promoted router is trained on all prompts, the
+held-out ones too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from coe.artifacts.active_state import packaged_router
+from coe.artifacts.kinds import ROUTER
+from coe.learning.experience import NONE, Experience
+from coe.learning.experience_loader import request_hash
+from coe.learning.probe_split import is_held_out
+from coe.learning.promotion import Judgement, held_out_evidence, judge
+from coe.learning.rounds.round import Candidate, Job, ManifestFields, RoundState
+from coe.learning.training_data import build_router, training_pairs
+from coe.measuring.plots import plot_training
+from coe.measuring.tables import pairs_digest
+from coe.records.record import RoutingRecord
+
+if TYPE_CHECKING:
+    from routers.encoders import TaskRunner
+
+Pair = tuple[str, str]
+
+MAX_TENANT_SHARE = 0.5
+"""Largest share of one tenant in the corrections into a category."""
+MAX_CORRECTION_RATIO = 1.0
+"""Largest number of corrections into a category, as a multiple of its prompts in the base."""
+MIN_QUOTA = 20
+"""Corrections that are always allowed, into a category and from a tenant."""
+
+
+@dataclass(frozen=True, slots=True)
+class Correction:
+    """A corrected request: its prompt, the corrected category and the tenant."""
+
+    prompt: str
+    category: str
+    tenant: str
+
+
+@dataclass(frozen=True, slots=True)
+class RouterTrainingSet:
+    """(prompt, category) pairs to train on: the labelled base, and the corrections `added` to it.
+
+    `left_out` counts the other corrections by reason. `known` are the digests of those that the router in use was
+    trained on.
+    """
+
+    base: tuple[Pair, ...]
+    added: tuple[Pair, ...]
+    left_out: Mapping[str, int]
+    known: frozenset[str]
+
+    @property
+    def pairs(self) -> tuple[Pair, ...]:
+        return self.base + self.added
+
+    @property
+    def new(self) -> int:
+        """The number of corrections that the router in use was not trained on."""
+        return sum(prompt_digest(prompt) not in self.known for prompt, _ in self.added)
+
+
+def prompt_digest(prompt: str) -> str:
+    """The digest by which an artifact records a training prompt without holding its text."""
+    return hashlib.blake2b(prompt.encode("utf-8", "replace"), digest_size=12).hexdigest()
+
+
+def corrections(records: Iterable[Sequence[RoutingRecord]], experience: Experience) -> tuple[Correction, ...]:
+    """The corrections whose prompt the log keeps (`log.store_prompts`), from pages of records."""
+    rows = {
+        int(name): (experience.categories[category], experience.tenants[tenant])
+        for name, category, tenant in zip(experience.identity, experience.corrected, experience.tenant, strict=True)
+        if category != NONE
+    }
+    found = {}
+    for page in records:
+        for record in page:
+            name = request_hash(record.request_id)
+            if name in rows and record.prompt:
+                found[name] = Correction(record.prompt, *rows[name])
+    return tuple(found.values())
+
+
+def merge_corrections(
+    base: Sequence[Pair], corrected: Sequence[Correction], *, known: frozenset[str] = frozenset()
+) -> RouterTrainingSet:
+    """The base and the corrections that may join it; the order of corrections does not matter.
+
+    A prompt gets the category that most tenants gave it; a tie leaves the prompt out. A prompt of the base keeps its
+    category. Corrections into a category number at most MAX_CORRECTION_RATIO times its prompts in the base, and at most
+    MAX_TENANT_SHARE of them come from one tenant. The prompts with the smallest digests are kept, so that every round
+    keeps the same ones.
+    """
+    in_base, sizes = dict(base), Counter(category for _, category in base)
+    left_out: Counter[str] = Counter()
+    votes: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for one in corrected:
+        votes[one.prompt][one.category].add(one.tenant)
+    chosen: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for prompt, tenants_by_category in votes.items():
+        ranked = sorted(((len(tenants), category) for category, tenants in tenants_by_category.items()), reverse=True)
+        if prompt in in_base:
+            left_out["the base knows the prompt"] += 1
+        elif len(ranked) > 1 and ranked[0][0] == ranked[1][0]:
+            left_out["tenants contradict each other"] += 1
+        else:
+            chosen[ranked[0][1]].append((prompt, min(tenants_by_category[ranked[0][1]])))
+    added: list[Pair] = []
+    for category in sorted(chosen):
+        kept = _within_quota(chosen[category], most=max(MIN_QUOTA, int(MAX_CORRECTION_RATIO * sizes[category])))
+        left_out["more than the category or the tenant may bring"] += len(chosen[category]) - len(kept)
+        added += [(prompt, category) for prompt in kept]
+    return RouterTrainingSet(tuple(base), tuple(added), {why: count for why, count in left_out.items() if count}, known)
+
+
+def _within_quota(candidates: list[tuple[str, str]], *, most: int) -> list[str]:
+    """At most `most` prompts within the tenants' quotas, those with the smallest digests."""
+    by_tenant: dict[str, list[str]] = defaultdict(list)
+    for prompt, tenant in sorted(candidates, key=lambda pair: _order_key(pair[0])):
+        by_tenant[tenant].append(prompt)
+    others = {tenant: len(candidates) - len(prompts) for tenant, prompts in by_tenant.items()}
+    bound = {
+        tenant: max(MIN_QUOTA, int(MAX_TENANT_SHARE / (1.0 - MAX_TENANT_SHARE) * rest))
+        for tenant, rest in others.items()
+    }
+    kept = [prompt for tenant, prompts in by_tenant.items() for prompt in prompts[: bound[tenant]]]
+    return sorted(kept, key=_order_key)[:most]
+
+
+def _order_key(prompt: str) -> bytes:
+    return hashlib.blake2b(prompt.encode("utf-8", "replace")).digest()
+
+
+HELD_OUT_SHARE = 0.2
+"""Share of all prompts, base and corrections, that is held out for the test."""
+MIN_NEW_CORRECTIONS = 20
+"""New corrections that a round needs; also the prompts that a category needs to have a held-out part."""
+
+Build = Callable[[Sequence[Pair], Path], Mapping[str, Any]]
+"""Trains a router on (prompt, category) pairs into a folder and returns its metrics."""
+
+
+def judge_router(data: RouterTrainingSet, build: Build, *, round_: int) -> Judgement:
+    """Train one router with and one without the new corrections, and compare both on the held-out prompts.
+
+    Neither sees the held-out prompts. The router in use cannot be tested because it was trained on them. A loss in any
+    category prevents the promotion.
+    """
+    sizes, base = Counter(category for _, category in data.base), set(data.base)
+    tested: list[Pair] = []
+    trained: list[Pair] = []
+    for prompt, category in data.pairs:
+        is_tested = sizes[category] >= MIN_NEW_CORRECTIONS and is_held_out(prompt, share=HELD_OUT_SHARE)
+        (tested if is_tested else trained).append((prompt, category))
+    before = [pair for pair in trained if pair in base or prompt_digest(pair[0]) in data.known]
+    if not tested:
+        return judge([], round_=round_)
+    old, new = (_train_and_score(build, part, tested) for part in (before, trained))
+    categories = [category for _, category in tested]
+    return judge([held_out_evidence(old, new, categories, guarded=sorted(sizes))], round_=round_)
+
+
+def _train_and_score(
+    build: Build, pairs: Sequence[Pair], tested: Sequence[Pair]
+) -> np.ndarray[Any, np.dtype[np.float64]]:
+    import routers
+
+    with TemporaryDirectory(prefix="coe-router-") as folder:
+        build(pairs, Path(folder))
+        router = routers.load(Path(folder))
+        found = router.predict([prompt for prompt, _ in tested])
+        names = [router.categories[prediction.best] for prediction in found]
+    return np.array([name == category for name, (_, category) in zip(names, tested, strict=True)], dtype=np.float64)
+
+
+def router_report(data: RouterTrainingSet, judgement: Judgement) -> dict[str, Any]:
+    """The training set and the judgement; JSON-able."""
+    return {
+        **judgement.to_json(),
+        "base": len(data.base),
+        "corrections": len(data.added),
+        "new": data.new,
+        "by_category": dict(Counter(category for _, category in data.added)),
+        "left_out": dict(data.left_out),
+    }
+
+
+def router_markdown(report: Mapping[str, Any]) -> str:
+    """The report as a page of Markdown."""
+    sentence: str = report["sentence"]
+    counted = ", ".join(f"{count} to {category}" for category, count in report["by_category"].items())
+    parts = [
+        f"# Router, round {report['round']}: {'promoted' if report['promoted'] else 'kept'}",
+        f"{sentence[0].upper()}{sentence[1:]}.",
+        f"{report['base']} prompts and {report['corrections']} corrections ({counted}), {report['new']} of them new.",
+    ]
+    if report["left_out"]:
+        parts.append("Left out: " + ", ".join(f"{n} ({reason})" for reason, n in report["left_out"].items()) + ".")
+    return "\n\n".join(parts) + "\n"
+
+
+BASE, CORRECTIONS = "base", "corrections"
+"""Metrics in the manifest of a router: the digest of its labelled base, and those of the corrections in its training
+set."""
+
+
+@dataclass(frozen=True, slots=True)
+class RouterRound:
+    """Needs corrected categories in `experience`. The trainings of a round share embeddings in the folder `cache`."""
+
+    experience: Experience
+    runner: TaskRunner
+    cache: Path
+    kind: str = ROUTER
+
+    def judge(self, job: Job) -> Candidate | str | None:
+        if not np.any(self.experience.corrected != NONE):
+            return None
+        data = _training_set(job, self.experience)
+        if isinstance(data, str):
+            return data
+        version, inputs = job.store(ROUTER).in_use(), pairs_digest(data.added)
+        tests = job.tests_so_far(ROUTER, in_use=str(version), inputs=inputs)
+        if tests is None:
+            return "no correction is new"
+        build = partial(build_router, encoder=job.registry.router.encoder, cache=self.cache, runner=self.runner)
+        judgement = judge_router(data, build, round_=tests + 1)
+        report = router_report(data, judgement)
+        return Candidate(
+            RoundState.of(judgement, in_use=str(version), inputs=inputs, time=job.now),
+            replaces=version,
+            report=report,
+            page=router_markdown(report),
+            plot=True,
+            save=partial(_save, data, build=build, categories=job.registry.category_names),
+        )
+
+
+def _training_set(job: Job, experience: Experience) -> RouterTrainingSet | str:
+    """The labelled base and the corrections that may join it, or why there is nothing to learn."""
+    base = training_pairs(job.registry, base=job.settings.config.parent, data=None)
+    artifact = job.store(ROUTER).current() or packaged_router(job.registry)  # in a dry run none may be in use
+    assert artifact is not None
+    metrics = artifact.manifest.metrics
+    if metrics.get(BASE, artifact.manifest.data) != pairs_digest(base):
+        if job.store(ROUTER).may_adopt_packaged():
+            return "the packaged router is in use, which was trained for other categories; run `coe train` once"
+        remedy = "name them as router.training_data or router.extra_training_data and train"
+        return f"the router was trained on other prompts than are declared; {remedy}"
+    corrected = corrections(job.records(), experience)
+    if not corrected:
+        return "the log keeps no prompts of the corrected requests; set log.store_prompts"
+    data = merge_corrections(base, corrected, known=frozenset(metrics.get(CORRECTIONS, ())))
+    if data.new < MIN_NEW_CORRECTIONS:
+        return f"{data.new} corrections are new, and a round takes {MIN_NEW_CORRECTIONS}"
+    return data
+
+
+def _save(data: RouterTrainingSet, folder: Path, *, build: Build, categories: Sequence[str]) -> ManifestFields:
+    metrics = dict(build(data.pairs, folder))
+    metrics |= {BASE: pairs_digest(data.base), CORRECTIONS: [prompt_digest(prompt) for prompt, _ in data.added]}
+    plot_training(metrics, folder)
+    return {"categories": categories, "data": pairs_digest(data.pairs), "metrics": metrics}

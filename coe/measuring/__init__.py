@@ -1,0 +1,1 @@
+"""Measures how well experts answer: probes, checkers, sandbox, judge, scoring runs and the allocation of probes."""

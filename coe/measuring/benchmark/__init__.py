@@ -1,0 +1,1 @@
+"""Replays routing on recorded answers of public benchmarks (`coe benchmark`)."""

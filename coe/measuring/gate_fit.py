@@ -1,0 +1,306 @@
+"""Fits the retrieval gate from answers with and without passages, and reports what it gains and costs.
+
+It fits the same model twice: for answers that passages improve, and for answers that they spoil. The shared weights are
+a ridge regression of the mean label over experts, centred by expert. They are shared because a question that is hard
+for one expert is mostly hard for all. One logistic regression over all answers then calibrates them, and fits offsets
+of experts, categories and pairs of both. Pairs are shrunk harder than categories, and these harder than experts. The
+report compares never, always and gated retrieval as ExpertRAG does (arXiv 2504.08744), with costs in tokens of
+passages. `coe plan` fits the gate where `coe score --retrieval both` has scored answers with passages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coe.core import Encoder, Router
+from coe.errors import DataError
+from coe.measuring.quality import column_means
+from coe.registry.sections import RetrievalPrice
+from coe.retrieval.gate import (
+    CUES,
+    Array,
+    Gate,
+    GateEstimate,
+    GateThresholds,
+    LogOddsModel,
+    RetrievalCost,
+    cues,
+    posterior_features,
+    temper,
+)
+
+FOLDS = 5
+PENALTIES = (10.0, 30.0, 100.0, 300.0)
+FEATURE_SCALES = (0.15, 0.2, 0.05)
+"""Scales of the posterior, its entropy and the cues, each brought to unit spread, next to a unit vector."""
+PAIR_SCALE, CATEGORY_SCALE = 0.03, 0.1
+"""Scales of the offsets of pairs and of categories; the scale of experts is 1."""
+MIN_QUESTIONS = 50
+"""Questions that a gate needs. A fold less leaves MIN_TRAINING_QUESTIONS, since each fold is judged by a gate fitted to
+the others."""
+MIN_TRAINING_QUESTIONS = MIN_QUESTIONS * (FOLDS - 1) // FOLDS
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GateExamples:
+    """Training data of the gate: n questions, with scores of k experts with and without passages; m categories.
+
+    `posterior` (n, m) and `vectors` (n, dimensions) are those of the served router and encoder, `full` (n, m) is the
+    router's posterior given the vectors. `without` and `with_` (n, k) are scores from 0 to 1, NaN where missing.
+    `cosine` (n,) is that of the best passage, NaN without any; `tokens` and `seconds` (n,) are the cost of the
+    passages.
+    """
+
+    categories: tuple[str, ...]
+    experts: tuple[str, ...]
+    texts: tuple[str, ...]
+    posterior: Array
+    full: Array
+    vectors: Array
+    without: Array
+    with_: Array
+    cosine: Array
+    tokens: Array
+    seconds: Array
+
+    @classmethod
+    def from_texts(cls, texts: Sequence[str], router: Router, encoder: Encoder, **columns: Any) -> GateExamples:
+        """Examples of these texts with the served router's posteriors, before and after an encoder pass."""
+        embeddings = encoder.features(texts)
+        posterior, full = (
+            np.stack([found.probabilities for found in router.predict(texts, embeddings=known)]).astype(np.float64)
+            for known in (None, embeddings)
+        )
+        vectors = embeddings[:, : encoder.dimensions].astype(np.float64)
+        return cls(router.categories, texts=tuple(texts), posterior=posterior, full=full, vectors=vectors, **columns)
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @property
+    def delta(self) -> Array:
+        """The effect of passages on each score, shape (n, k), -1 to 1."""
+        return np.asarray(self.with_ - self.without)
+
+    def part(self, rows: NDArray[np.int64]) -> GateExamples:
+        """The questions of these rows."""
+        names = ("posterior", "full", "vectors", "without", "with_", "cosine", "tokens", "seconds")
+        arrays: dict[str, Any] = {name: getattr(self, name)[rows] for name in names}
+        return replace(self, texts=tuple(self.texts[row] for row in rows), **arrays)
+
+
+def fit_gate(examples: GateExamples, *, seed: int = 0) -> Gate:
+    """Fit a gate. Raises DataError where too few questions have both scores, or passages never or always helped."""
+    delta = examples.delta
+    known = np.isfinite(delta)
+    if known.any(axis=1).sum() < MIN_TRAINING_QUESTIONS:
+        raise DataError(f"a gate needs {MIN_QUESTIONS} questions or more that were answered with and without passages")
+    if len(np.unique(delta[known] > 0)) < 2:
+        raise DataError("passages always or never improved the answers: there is nothing for a gate to learn")
+    folds = _folds(len(examples), seed=seed)
+    gate = Gate(
+        categories=examples.categories,
+        experts=examples.experts,
+        helps=_fit_odds(examples, np.where(known, np.maximum(delta, 0.0), np.nan), folds),
+        harms=_fit_odds(examples, np.where(known, np.maximum(-delta, 0.0), np.nan), folds),
+        measured=np.asarray(known.any(axis=0), dtype=np.float64),
+        shift=np.zeros((len(examples.categories), len(examples.experts))),
+        spread=np.zeros(len(examples.experts)),
+        cost=RetrievalCost(*(float(column_means(one, 0.0)) for one in (examples.tokens, examples.seconds))),
+    )
+    return replace(
+        gate, spread=np.sqrt(np.mean((gate_estimates(gate, examples).gain - _fast_gains(gate, examples)) ** 2, axis=0))
+    )
+
+
+def _fit_odds(examples: GateExamples, label: Array, folds: Sequence[NDArray[np.int64]]) -> LogOddsModel:
+    """Fit the log-odds of a label (n, k), 0 to 1, NaN where it is unknown."""
+    target, m = _target(label), len(examples.categories)
+    parts = []
+    fast, full = temper(examples.posterior), temper(examples.full)
+    text_cues = np.stack([cues(text) for text in examples.texts])
+    features = np.hstack([posterior_features(full), text_cues, examples.vectors]).astype(np.float64)
+    for inputs, posterior in ((posterior_features(fast), fast), (features, full)):
+        weights, held_out = _ridge(inputs, _scale(inputs, m), target, folds)
+        slope, offset = _fit_offsets(held_out, posterior, label)
+        parts.append((weights * slope, offset, slope * held_out[:, None] + posterior @ offset))
+    (fast_weights, fast_offset, _), (full_weights, full_offset, odds) = parts
+    return LogOddsModel(
+        fast_weights,
+        full_weights,
+        np.stack([fast_offset, full_offset]),
+        _evidence_weights(odds, examples.cosine, label),
+    )
+
+
+def cross_fitted_gates(examples: GateExamples) -> Iterator[tuple[NDArray[np.int64], Gate]]:
+    """Each fold's rows, and a gate that was fitted without them."""
+    for fold in _folds(len(examples), seed=0):
+        yield fold, fit_gate(examples.part(np.setdiff1d(np.arange(len(examples)), fold)))
+
+
+def gate_estimates(gate: Gate, examples: GateExamples, *, evidence: bool = False) -> GateEstimate:
+    """The gate's estimates for all examples (n, k), with an encoder pass; with `evidence` the best passage's cosine
+    counts."""
+    rows = zip(examples.full, examples.texts, examples.vectors, examples.cosine, strict=True)
+    found = [
+        gate.estimate(p, text, vector, cosine=float(cosine) if evidence and np.isfinite(cosine) else None)
+        for p, text, vector, cosine in rows
+    ]
+    return GateEstimate(np.stack([one.helps for one in found]), np.stack([one.gain for one in found]))
+
+
+def gate_decisions(gate: Gate, examples: GateExamples, price: RetrievalPrice) -> NDArray[np.bool_]:
+    """The questions and experts (n, k) for which passages are added, decided as `Retrieval` decides it."""
+    thresholds = GateThresholds.of(gate.cost, price)
+    fast = _fast_gains(gate, examples)
+    promises = np.array(
+        [[gate.expected_improvement(g, k, thresholds.search) for k, g in enumerate(row)] for row in fast]
+    )
+    before, after = gate_estimates(gate, examples), gate_estimates(gate, examples, evidence=True)
+    found = np.isfinite(examples.cosine)[:, None]
+    return (promises > thresholds.encode) & (before.gain > thresholds.search) & found & (after.gain > thresholds.insert)
+
+
+def _fast_gains(gate: Gate, examples: GateExamples) -> Array:
+    """Gains (n, k) by the fast estimate."""
+    return np.stack([gate.estimate_fast(row).gain for row in examples.posterior])
+
+
+def _target(label: Array) -> Array:
+    known = np.isfinite(label)
+    filled = np.where(known, label, 0.0)
+    centre = filled.sum(axis=0) / np.maximum(known.sum(axis=0), 1)
+    centred = np.where(known, filled - centre, 0.0)
+    return np.asarray(centred.sum(axis=1) / np.maximum(known.sum(axis=1), 1))
+
+
+def _folds(count: int, *, seed: int) -> Sequence[NDArray[np.int64]]:
+    return np.array_split(np.random.default_rng(seed).permutation(count), FOLDS)
+
+
+def _scale(inputs: Array, categories: int) -> Array:
+    """The factor of each column before the common penalty: its group's scale over its spread, 1 for vectors."""
+    sizes = (categories, 1, CUES)[: 3 if inputs.shape[1] > categories + 1 else 2]
+    scale = np.repeat(FEATURE_SCALES[: len(sizes)], sizes)
+    spread = inputs[:, : len(scale)].std(axis=0)
+    factors = np.divide(scale, spread, out=np.zeros_like(scale), where=spread > 1e-6)
+    return np.concatenate((factors, np.ones(inputs.shape[1] - len(scale))))
+
+
+def _ridge(inputs: Array, scale: Array, target: Array, folds: Sequence[NDArray[np.int64]]) -> tuple[Array, Array]:
+    """Weights for the unscaled columns, and predictions held out by fold, with the penalty that does best on the
+    folds."""
+    from sklearn.linear_model import Ridge
+
+    scaled = inputs * scale
+    errors, held_out = [], []
+    for penalty in PENALTIES:
+        found = np.zeros(len(target))
+        for fold in folds:
+            rest = np.setdiff1d(np.arange(len(target)), fold)
+            found[fold] = scaled[fold] @ Ridge(penalty).fit(scaled[rest], target[rest]).coef_
+        errors.append(float(np.var(found - target)))
+        held_out.append(found)
+    best = int(np.argmin(errors))
+    return scale * Ridge(PENALTIES[best]).fit(scaled, target).coef_, held_out[best]
+
+
+def _fit_offsets(need: Array, posterior: Array, label: Array) -> tuple[float, Array]:
+    """The slope of the shared need and the offsets (m, k), by one logistic regression over all answers."""
+    m, k = posterior.shape[1], label.shape[1]
+    rows, columns = np.nonzero(np.isfinite(label))
+    spread = max(float(need.std()), 1e-9)
+    design = np.zeros((len(rows), 1 + k + m + m * k))
+    design[:, 0] = need[rows] / spread
+    design[np.arange(len(rows)), 1 + columns] = 1.0
+    design[:, 1 + k : 1 + k + m] = CATEGORY_SCALE * posterior[rows]
+    pairs = 1 + k + m + columns[:, None] * m + np.arange(m)
+    design[np.arange(len(rows))[:, None], pairs] = PAIR_SCALE * posterior[rows]
+    found, constant = _logistic(design, label[rows, columns])
+    expert, category = found[1 : 1 + k], CATEGORY_SCALE * found[1 + k : 1 + k + m]
+    pair = PAIR_SCALE * found[1 + k + m :].reshape(k, m).T
+    offset = constant + expert[None, :] + category[:, None] + pair
+    return max(float(found[0]), 0.0) / spread, offset
+
+
+def _evidence_weights(odds: Array, cosine: Array, label: Array) -> Array:
+    """Weights of log-odds, cosine and a constant; (1, 0, 0) where too few cosines are known."""
+    known = np.isfinite(label) & np.isfinite(cosine)[:, None]
+    if known.sum() < MIN_TRAINING_QUESTIONS:
+        return np.array([1.0, 0.0, 0.0])
+    rows, columns = np.nonzero(known)
+    found, constant = _logistic(np.stack([odds[rows, columns], 5 * cosine[rows]], axis=1), label[rows, columns])
+    return np.array([max(found[0], 0.0), 5 * found[1], constant])
+
+
+def _logistic(design: Array, label: Array) -> tuple[Array, float]:
+    """Weights and constant of a logistic regression on labels 0 to 1; the constant alone where all labels are equal."""
+    from sklearn.linear_model import LogisticRegression
+
+    if len(np.unique(label)) < 2:
+        rate = (label.sum() + 0.5) / (len(label) + 1)
+        return np.zeros(design.shape[1]), float(np.log(rate / (1 - rate)))
+    model = LogisticRegression(C=1.0, max_iter=500)
+    model.fit(np.vstack([design, design]), np.repeat([1, 0], len(label)), np.concatenate([label, 1 - label]))
+    return model.coef_[0], float(model.intercept_[0])
+
+
+BINS = 5
+"""Bins of equal count in the calibration curve."""
+
+
+def gate_report(examples: GateExamples, price: RetrievalPrice) -> dict[str, Any]:
+    """By expert and over all: quality and tokens of the three policies, and the calibration.
+
+    Each question is judged by a gate that was fitted without it.
+    """
+    known = np.isfinite(examples.delta)
+    is_open, helps = np.zeros(known.shape, dtype=bool), np.full(known.shape, np.nan)
+    for rows, gate in cross_fitted_gates(examples):
+        part = examples.part(rows)
+        is_open[rows], helps[rows] = gate_decisions(gate, part, price), gate_estimates(gate, part, evidence=True).helps
+    experts = {
+        name: _policies(examples, is_open[:, [column]], known[:, [column]], [column])
+        for column, name in enumerate(examples.experts)
+    }
+    improved = (examples.delta > 0)[known]
+    return {
+        "questions": len(examples),
+        "all": _policies(examples, is_open, known, list(range(len(examples.experts)))),
+        "experts": experts,
+        "calibration": calibration(helps[known], improved),
+    }
+
+
+def _policies(
+    examples: GateExamples, is_open: NDArray[np.bool_], known: NDArray[np.bool_], columns: list[int]
+) -> dict[str, float]:
+    without, with_ = examples.without[:, columns][known], examples.with_[:, columns][known]
+    tokens = np.broadcast_to(examples.tokens[:, None], known.shape)[known]
+    chosen = is_open[known]
+    always, paid = float(tokens.sum()), float(tokens[chosen].sum())
+    return {
+        "never": float(without.mean()),
+        "always": float(with_.mean()),
+        "gated": float(np.where(chosen, with_, without).mean()),
+        "opened": float(chosen.mean()),
+        "tokens_always": always / len(tokens),
+        "tokens_gated": paid / len(tokens),
+        "saved": 1 - paid / always if always else 0.0,
+    }
+
+
+def calibration(probability: Array, improved: NDArray[np.bool_]) -> list[dict[str, float]]:
+    """Bins of about equal count: their size, mean probability, and the share that passages helped."""
+    bins = np.array_split(np.argsort(probability, kind="stable"), BINS)
+    return [
+        {"count": len(rows), "probability": float(probability[rows].mean()), "helped": float(improved[rows].mean())}
+        for rows in bins
+        if len(rows)
+    ]

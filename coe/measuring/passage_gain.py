@@ -1,0 +1,113 @@
+"""Adds passages to probes as the gateway would, and stores what they change: gains.parquet.
+
+`coe score --retrieval both` writes the file, and `coe plan` fits the retrieval gate on it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+
+from coe.core import Encoder, Router
+from coe.errors import DataError
+from coe.measuring.gate_fit import GateExamples
+from coe.measuring.probes.probes import Probe
+from coe.measuring.tables import write_parquet
+from coe.registry.sections import RetrievalSpec
+from coe.retrieval.insertion import format_passages, insert_block
+from coe.retrieval.passages import Retriever
+
+GAINS_FILE = "gains.parquet"
+_COLUMNS = dict.fromkeys(("prompt_id", "prompt", "model"), "string") | dict.fromkeys(
+    ("without", "with", "cosine", "tokens", "seconds"), "float64"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeWithPassages:
+    """A probe with passages added.
+
+    `cosine` is that of the best passage, NaN without any; `tokens` is their estimated size, `seconds` the search time.
+    """
+
+    probe: Probe
+    cosine: float
+    tokens: int
+    seconds: float
+
+
+async def add_passages(
+    probes: Iterable[Probe], declared: RetrievalSpec, *, retriever: Retriever, encoder: Encoder
+) -> list[ProbeWithPassages]:
+    """Each probe with passages of the declared store, as the gateway adds them under `x-coe-retrieval: on`.
+
+    Raises RetrievalError.
+    """
+    return [await _with_passages(probe, declared, retriever, encoder) for probe in probes]
+
+
+async def _with_passages(
+    probe: Probe, declared: RetrievalSpec, retriever: Retriever, encoder: Encoder
+) -> ProbeWithPassages:
+    began = time.perf_counter()
+    vector = encoder.encode([probe.prompt])[0]
+    found = await retriever.search(probe.prompt, vector, collections=declared.collections, limit=declared.max_passages)
+    seconds = time.perf_counter() - began
+    similar = [passage for passage in found if passage.score >= declared.min_similarity]
+    block = format_passages(similar, budget=declared.max_tokens) if similar else None
+    if block is None:
+        return ProbeWithPassages(probe, float("nan"), 0, seconds)
+    fields = insert_block({"messages": list(probe.messages)}, "chat", block.text)
+    assert fields is not None, "a probe ends with the user's words"
+    digest = hashlib.sha256(orjson.dumps([probe.digest, block.text])).hexdigest()
+    given = replace(probe, messages=tuple(fields["messages"]), digest=digest)
+    return ProbeWithPassages(given, max(passage.score for passage in similar), block.tokens, seconds)
+
+
+Gain = tuple[ProbeWithPassages, str, float, float]
+"""The probe, the expert, and its scores without and with passages."""
+
+
+def write_gains(folder: Path, gains: Iterable[Gain]) -> None:
+    """Replace the file atomically."""
+    rows = (
+        (one.probe.prompt_id, one.probe.prompt, expert, without, with_, one.cosine, one.tokens, one.seconds)
+        for one, expert, without, with_ in gains
+    )
+    write_parquet(folder / GAINS_FILE, _COLUMNS, rows)
+
+
+def read_gains(folder: Path, experts: Sequence[str]) -> Callable[[Router, Encoder], GateExamples] | None:
+    """The measurements of the declared `experts`, as a function of the router and the encoder in use.
+
+    None without the file. Raises DataError for a damaged file.
+    """
+    path = folder / GAINS_FILE
+    if not path.is_file():
+        return None
+    from pyarrow import ArrowException, parquet
+
+    try:
+        rows = [row for row in parquet.read_table(path, columns=list(_COLUMNS)).to_pylist() if row["model"] in experts]
+    except (ArrowException, OSError, KeyError) as error:
+        raise DataError(f"{path}: not what `coe score --retrieval both` writes ({error}); score again") from None
+    if not rows:
+        raise DataError(f"{path}: holds no scores of the declared experts; score again")
+    known = tuple(name for name in experts if any(row["model"] == name for row in rows))
+    prompts = {row["prompt_id"]: row for row in rows}
+    index = {prompt_id: number for number, prompt_id in enumerate(prompts)}
+    scores = np.full((2, len(prompts), len(known)), np.nan)
+    for row in rows:
+        scores[:, index[row["prompt_id"]], known.index(row["model"])] = row["without"], row["with"]
+    names = ("cosine", "tokens", "seconds")
+    columns: dict[str, Any] = {name: np.array([row[name] for row in prompts.values()]) for name in names}
+    texts = tuple(row["prompt"] for row in prompts.values())
+    return partial(GateExamples.from_texts, texts, experts=known, without=scores[0], with_=scores[1], **columns)

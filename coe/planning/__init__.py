@@ -1,0 +1,88 @@
+"""The category-to-expert mapping: the assignment that `decide()` follows and the exact plan that finds it."""
+
+from coe.planning.assignment import (
+    Assignment,
+    apply_residual,
+    expected_price,
+    expected_utility,
+    information_value,
+    nearest_measured,
+    residual_gain,
+    routing_gain,
+)
+from coe.planning.consequences import Consequence
+from coe.planning.effective_plan import EffectivePlan, effective_plan
+from coe.planning.plan import (
+    ParetoRow,
+    best_choice,
+    marginal_values,
+    planned_quality,
+    planned_use,
+    routed_use,
+    solve,
+    sweep,
+)
+from coe.planning.plan_file import (
+    PlanEvidence,
+    PlanInputs,
+    PlanRecord,
+    PublishedPlan,
+    common_part,
+    current_problem,
+    read_evidence,
+    read_plan_file,
+    read_problem,
+    read_published,
+    read_unused,
+    round_traffic,
+    save_assignment,
+)
+from coe.planning.problem import ANSWER_FIELDS, Budget, Dependencies, Problem, changed_fields
+from coe.planning.program import smallest_limit
+from coe.planning.uses import LOGGED_MEASURES, MEASURES, MeasuredUses, Uses, declared_uses
+
+__all__ = [
+    "ANSWER_FIELDS",
+    "LOGGED_MEASURES",
+    "MEASURES",
+    "Assignment",
+    "Budget",
+    "Consequence",
+    "Dependencies",
+    "EffectivePlan",
+    "MeasuredUses",
+    "ParetoRow",
+    "PlanEvidence",
+    "PlanInputs",
+    "PlanRecord",
+    "Problem",
+    "PublishedPlan",
+    "Uses",
+    "apply_residual",
+    "best_choice",
+    "changed_fields",
+    "common_part",
+    "current_problem",
+    "declared_uses",
+    "effective_plan",
+    "expected_price",
+    "expected_utility",
+    "information_value",
+    "marginal_values",
+    "nearest_measured",
+    "planned_quality",
+    "planned_use",
+    "read_evidence",
+    "read_plan_file",
+    "read_problem",
+    "read_published",
+    "read_unused",
+    "residual_gain",
+    "round_traffic",
+    "routed_use",
+    "routing_gain",
+    "save_assignment",
+    "smallest_limit",
+    "solve",
+    "sweep",
+]

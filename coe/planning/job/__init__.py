@@ -1,0 +1,1 @@
+"""Makes a plan from measured scores and the log (`coe plan`, `coe tune`, `coe retrain`)."""

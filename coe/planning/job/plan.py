@@ -1,0 +1,315 @@
+"""Makes a plan from measured scores, puts it into use, and reports it as JSON (`coe plan`).
+
+If the folder has scores with and without passages (`coe score --retrieval both`), the retrieval gate is fitted too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coe.artifacts.artifact_sync import synced_store
+from coe.artifacts.kinds import GATE
+from coe.artifacts.store import ArtifactStore
+from coe.errors import ArtifactError, ConfigError, StoreError
+from coe.foreground import note_if_slow
+from coe.learning.experience_loader import open_logs
+from coe.learning.logged_uses import LoggedUses, uses_report
+from coe.measuring.gate_fit import GateExamples, fit_gate, gate_report
+from coe.measuring.passage_gain import GAINS_FILE, read_gains
+from coe.measuring.plots import plot_calibration, plot_sweep
+from coe.planning import (
+    Assignment,
+    MeasuredUses,
+    ParetoRow,
+    PlanEvidence,
+    PlanInputs,
+    Problem,
+    marginal_values,
+    planned_quality,
+    planned_use,
+    read_evidence,
+    read_published,
+    routed_use,
+    save_assignment,
+    smallest_limit,
+    solve,
+    sweep,
+)
+from coe.planning.job.basis import compare_with_single_experts, paired_errors, plan_basis, share_of_streams
+from coe.planning.job.residual import with_residual
+from coe.planning.paired_scores import Difference
+from coe.planning.plan_file import ASSIGNMENT_FILE
+from coe.recipes.policy_file import RECIPES_FILE, ArmPolicies
+from coe.registry import Registry, yaml_source
+from coe.registry.yaml_source import KeyPath
+from coe.retrieval.gate import GATE_FILE
+from coe.settings import Settings
+from coe.terminal import print_error
+
+MAX_OVERUSE = 1.05
+"""Use over limit above which a note says that the sample of traffic breaks the limit. Prices keep the use within about
+a hundredth of the limit where they can."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlanOptions:
+    """Options of a plan.
+
+    Quality is `deviations` standard errors below the mean. `sweep_row` is a budget row to sweep over `sweep_limits`,
+    empty for none; `plot` is the image of the sweep. With `drop_feedback` the plan rests on the scores alone. Uses are
+    also measured in the routing log of the last `log_seconds`; 0 for none.
+    """
+
+    benchmark: str | None
+    deviations: float
+    sweep_row: str
+    sweep_limits: Sequence[float]
+    plot: Path | None
+    drop_feedback: bool
+    dry_run: bool
+    log_seconds: float = 0.0
+
+
+def make_plan(
+    settings: Settings, registry: Registry, store: ArtifactStore, scores: Path, options: PlanOptions
+) -> dict[str, Any]:
+    """Solve, publish and promote a plan from the folder `scores`. Also fit the retrieval gate if it has paired scores.
+
+    Returns the report. Raises DataError, or ArtifactError for a gate without a router.
+    """
+    evidence, before = _plan_in_use(store, registry)
+    logged = logged_uses(settings, registry, options.log_seconds)
+    basis, left_out, recipes = plan_basis(
+        settings,
+        registry,
+        scores,
+        benchmark=options.benchmark,
+        deviations=options.deviations,
+        evidence=PlanEvidence() if options.drop_feedback else evidence,
+        logged=logged,
+    )
+    policies = ArmPolicies(basis.problem.categories, recipes.policies, recipes.written, share_of_streams(logged))
+    unplanned = _unplanned(settings, registry, recipes.left_out)
+    with note_if_slow("solving the plan"):
+        assignment = _solve(settings, basis)
+    with note_if_slow("testing the residual"):
+        basis, assignment, evidence_of_residual = with_residual(settings, registry, basis, assignment)
+    problem = basis.problem
+    with note_if_slow("the sweep"):
+        rows = sweep(problem, options.sweep_row, options.sweep_limits) if options.sweep_row else []
+        infeasible = _infeasible(problem, options.sweep_row, options.sweep_limits, rows)
+    if options.plot is not None:
+        plot_sweep(rows, row=options.sweep_row, path=options.plot)
+    against = compare_with_single_experts(basis, assignment)
+    with note_if_slow("finding each expert's marginal value"):
+        values = marginal_values(problem, assignment)
+    if not options.dry_run:
+        with store.draft() as draft:
+            if recipes.arms:
+                (draft / RECIPES_FILE).write_bytes(policies.to_json())
+            basis.save(draft, assignment, values=values, against=against)
+            _promote(store, draft, assignment, registry, why=f"planned on {scores}")
+    gate = plan_gate(settings, registry, scores, dry_run=options.dry_run)
+    report = plan_to_json(problem, assignment) | {
+        "price_by_category": assignment.price.tolist(),
+        "assumed_tokens": _assumed_tokens(registry, basis),
+        "uses": uses_report(basis, logged),
+        "value_of_expert": values,
+        "against": against,
+        "sweep": [asdict(row) | {"used": dict(row.used)} for row in rows],
+        "sweep_impossible": infeasible,
+        "left_out": asdict(left_out) | {"recipes": unplanned},
+        "recipes": policies.steps,
+        "feedback": _feedback_report(evidence, basis, before, assignment),
+        "residual": evidence_of_residual._asdict(),
+        "sample": _sample_use(problem, assignment, basis.traffic),
+    }
+    _add_margin_errors(report["assignment"], registry, basis, assignment)
+    return report | ({"gate": gate} if gate else {})
+
+
+def _unplanned(settings: Settings, registry: Registry, left_out: Mapping[str, str]) -> dict[str, str]:
+    """Return why recipes are not planned, with the line of each, and print it."""
+    if not left_out:
+        return {}
+    number = {recipe.name: index for index, recipe in enumerate(registry.recipes) if recipe is not None}
+    source = yaml_source.read(settings.config)
+    found = {}
+    for name, reason in left_out.items():
+        path: KeyPath = ("recipes", number[name]) if name in number else ("recipes",)
+        line = source.at((*path, *(("max_loss",) if "max_loss" in reason else ())))
+        print_error(f"note: {line}: recipe {name!r} is not planned: {reason}")
+        found[name] = f"{line}: {reason}"
+    return found
+
+
+def _promote(store: ArtifactStore, draft: Path, assignment: Assignment, registry: Registry, *, why: str) -> None:
+    """Publish the draft with the assignment, and put it into use."""
+    save_assignment(draft, assignment)
+    artifact = store.publish(draft, categories=assignment.categories, data=registry.digest, metrics={})
+    store.promote(artifact.manifest.version, by="plan", why=why)
+
+
+def _solve(settings: Settings, basis: PlanInputs) -> Assignment:
+    """Solve the plan. Raises ConfigError with the line of the budget if no plan keeps it."""
+    try:
+        return solve(basis.problem, traffic=basis.traffic)
+    except ConfigError as error:
+        line = yaml_source.read(settings.config).at(("budget",))
+        raise ConfigError(*(f"{line}: {problem}" for problem in error.problems)) from error
+
+
+def _add_margin_errors(
+    rows: Sequence[dict[str, Any]], registry: Registry, basis: PlanInputs, assignment: Assignment
+) -> None:
+    """Add the standard error of each category's margin. The margin of a pinned category is removed: it had no
+    choice."""
+    experts = basis.problem.experts
+    for row, error in zip(rows, paired_errors(basis, assignment), strict=True):
+        row["pinned"] = row["category"] in registry.assignment
+        row["margin"] = None if row["pinned"] else row["margin"]
+        second = row["runner_up"]
+        known = Difference(row["margin"] or 0.0, error[experts.index(second)] if second else float("nan"))
+        row["margin_error"] = known.to_json()["standard_error"]
+
+
+def _plan_in_use(store: ArtifactStore, registry: Registry) -> tuple[PlanEvidence, dict[str, str]]:
+    """The evidence of the plan in use and its expert by category; empty, with a note, where it cannot be read."""
+    try:
+        version = store.in_use()
+        if version is None:
+            return PlanEvidence(), {}
+        folder = store.published(version).folder
+        arms = read_published(folder, version).arms(registry)
+        evidence = read_evidence(folder, categories=registry.category_names, experts=(*registry.expert_names, *arms))
+        plan = Assignment.from_json((folder / ASSIGNMENT_FILE).read_bytes())
+        return evidence, dict(zip(plan.categories, plan.choice, strict=True))
+    except ArtifactError as error:
+        print_error(f"note: the feedback in the plan in use cannot be kept: {error}")
+        return PlanEvidence(), {}
+
+
+def _infeasible(
+    problem: Problem, row: str, limits: Sequence[float], rows: Sequence[ParetoRow]
+) -> dict[str, Any] | None:
+    """The limits of a sweep that no plan keeps, and the smallest feasible one; None where all are feasible."""
+    left_out = sorted(set(limits) - {found.limit for found in rows})
+    if not left_out:
+        return None
+    return {"row": row, "limits": left_out, "smallest": smallest_limit(problem, row)}
+
+
+def _feedback_report(
+    evidence: PlanEvidence, basis: PlanInputs, before: Mapping[str, str], assignment: Assignment
+) -> dict[str, list[str]]:
+    """Return the categories whose expert feedback had changed, in three groups.
+
+    `kept` keep that expert, `moved_by_scores` get another one from the new scores, and `dropped` lost their feedback.
+    """
+    chosen = dict(zip(assignment.categories, assignment.choice, strict=True))
+    moved_by_scores = [name for name in basis.reassigned if chosen[name] != before.get(name)]
+    return {
+        "kept": [name for name in basis.reassigned if name not in moved_by_scores],
+        "moved_by_scores": moved_by_scores,
+        "dropped": sorted(set(evidence.reassigned) - set(basis.reassigned)),
+    }
+
+
+def _sample_use(
+    problem: Problem, assignment: Assignment, traffic: NDArray[np.float64] | None
+) -> dict[str, dict[str, float]]:
+    """Return, for each limited budget row, the limit and the use of the traffic sample routed at the plan's prices."""
+    used = {} if traffic is None else routed_use(problem, assignment, traffic)
+    found = {row: {"used": value, "limit": problem.budget.rows()[row]} for row, value in used.items()}
+    for row, one in found.items():
+        if one["used"] > MAX_OVERUSE * one["limit"]:
+            print_error(
+                f"note: routed at the plan's prices the sample of traffic comes to {row} {one['used']:.4g}, above the "
+                f"limit of {one['limit']:g}: prices cannot divide requests to which the router gives the same posterior"
+            )
+    return found
+
+
+def plan_to_json(problem: Problem, assignment: Assignment) -> dict[str, Any]:
+    """The plan as JSON: expected quality and use, hosted experts, the choice by category, and mean prices."""
+    columns = zip(assignment.categories, assignment.choice, assignment.runner_up, assignment.margin, strict=True)
+    return {
+        "quality": planned_quality(problem, assignment),
+        "used": planned_use(problem, assignment),
+        "hosted": assignment.hosted,
+        "assignment": [
+            {"category": category, "expert": expert, "runner_up": second, "margin": margin}
+            for category, expert, second, margin in columns
+        ],
+        "prices": dict(zip(assignment.experts, (problem.weights @ assignment.price).tolist(), strict=True)),
+        "duals": dict(assignment.duals),
+    }
+
+
+def _assumed_tokens(registry: Registry, basis: PlanInputs) -> list[str]:
+    """The planned experts that have prices but no measured tokens."""
+    measured = basis.measured_uses or MeasuredUses.nothing()
+    priced = {spec.name for spec in registry.experts if spec.prices.input or spec.prices.output}
+    return [name for name in basis.problem.experts if name in priced and not measured.has_tokens(name)]
+
+
+def logged_uses(settings: Settings, registry: Registry, seconds: float) -> LoggedUses | None:
+    """The uses in the routing log of the last `seconds`; None, with a note, where the log cannot be read."""
+    if not seconds:
+        return None
+    now = time.time()
+    try:
+        with note_if_slow("reading the routing log"), open_logs(registry.log.url, base=settings.home) as logs:
+            pages = logs.records(since=now - seconds, until=now)
+            return LoggedUses.of(pages, registry.category_names)
+    except StoreError as error:
+        print_error(f"note: uses come from the scores alone, since the routing log cannot be read: {error}")
+        return None
+
+
+CALIBRATION_FILE = "calibration.png"
+
+
+def plan_gate(settings: Settings, registry: Registry, folder: Path, *, dry_run: bool) -> dict[str, Any] | None:
+    """Fit the gate on the folder's pairs of scores and put it into use; returns its report, None without pairs.
+
+    Raises DataError, or ArtifactError where no router is trained, whose posteriors the gate reads.
+    """
+    examples = load_examples(settings, registry, folder)
+    if examples is None:
+        return None
+    gate = fit_gate(examples)
+    report = gate_report(examples, registry.retrieval.price)
+    if dry_run:
+        return report
+    store = synced_store(settings, GATE)
+    with store.draft() as draft:
+        gate.save(draft / GATE_FILE)
+        if find_spec("matplotlib") is not None:
+            plot_calibration(report["calibration"], draft / CALIBRATION_FILE)
+        data = hashlib.sha256((folder / GAINS_FILE).read_bytes()).hexdigest()[:16]
+        artifact = store.publish(draft, categories=gate.categories, data=data, metrics=report)
+    store.promote(artifact.manifest.version, by="plan", why=f"fitted on {folder}")
+    return report | {"version": artifact.manifest.version}
+
+
+def load_examples(settings: Settings, registry: Registry, folder: Path) -> GateExamples | None:
+    """The pairs of scores, with the posteriors and vectors of the router in use; None without any."""
+    examples = read_gains(folder, registry.expert_names)
+    if examples is None:
+        return None
+    import routers
+    from coe.artifacts.active_state import check_router, load_router
+
+    artifact = check_router(settings)[1]
+    router = load_router(registry, artifact)
+    return examples(router, routers.load_document_encoder(artifact.folder))

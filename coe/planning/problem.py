@@ -1,0 +1,267 @@
+"""The planning problem: qualities, weights of categories, uses of experts, and the budget.
+
+A column of the problem is an expert or an arm of a recipe, whose members must be hosted. `relative_cost` and
+`declared_assignment` read experts.yaml. A published plan stores the `Dependencies` that it was made for, so that later
+changes of the declaration can be reported with their consequences.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from coe.errors import ConfigError, DataError
+from coe.planning.assignment import Assignment
+from coe.planning.score_table import ScoreTable
+from coe.planning.uses import Uses
+from coe.registry import ExpertSpec, Registry
+
+Array = NDArray[np.float64]
+USE_OF_ROW = {
+    "memory_gb": "memory_gb",
+    "mean_active_b": "active_b",
+    "mean_cost": "cost",
+    "mean_latency_ms": "latency_ms",
+}
+"""The use that each budget row limits. The row `max_share` limits how often an expert is called."""
+MEAN_ROWS = ("mean_active_b", "mean_cost", "mean_latency_ms")
+ANSWER_FIELDS = ("model", "runtime", "base_url", "base_urls", "adapter", "system_prompt", "parameters", "options")
+"""Fields of an expert that affect its answers, and so its measured quality."""
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Limits, each optional.
+
+    `memory_gb` limits the memory of all hosted experts. The mean rows limit means per request: active parameters in
+    billions, cost in the currency of `Uses.cost`, and latency in milliseconds. `max_share` (0 to 1) limits the mean
+    calls of each expert per request, which is its share of the requests unless recipes call it too.
+    """
+
+    memory_gb: float | None = None
+    mean_active_b: float | None = None
+    mean_cost: float | None = None
+    mean_latency_ms: float | None = None
+    max_share: float | None = None
+
+    def __post_init__(self) -> None:
+        wrong = [
+            f"budget: {row} is {limit}, and must be above 0" for row, limit in self.rows().items() if not limit > 0
+        ]
+        if wrong:
+            raise ConfigError(*wrong)
+
+    def rows(self) -> dict[str, float]:
+        """Return the declared limits by row."""
+        limits = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: float(limit) for name, limit in limits.items() if limit is not None}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Problem:
+    """Find an expert, or an arm of a recipe, for every category.
+
+    - `quality`, shape (n_categories, n_experts): -inf where the expert may not serve the category.
+    - `weights`, shape (n_categories,): the shares of the categories, which sum to 1.
+    - `members` maps the columns that are arms to the experts that must be hosted for them. An arm has no memory of its
+      own.
+
+    Raises DataError for arrays of other shapes, for members that are not experts, and if a budget row limits a use that
+    is not known of every expert.
+    """
+
+    categories: tuple[str, ...]
+    experts: tuple[str, ...]
+    quality: Array
+    weights: Array
+    uses: Uses = field(default_factory=Uses)
+    budget: Budget = field(default_factory=Budget)
+    members: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if unserved := [c for c, row in zip(self.categories, self.quality, strict=True) if not np.isfinite(row).any()]:
+            raise DataError(f"no expert may serve {', '.join(unserved)}; give one of them the needed capability")
+        self._check_members()
+        self._check_shapes()
+        for row in self.budget.rows():
+            if row in USE_OF_ROW:
+                self._check_known(row)
+
+    @classmethod
+    def of(
+        cls,
+        table: ScoreTable,
+        *,
+        quality: Array,
+        uses: Uses | None = None,
+        budget: Budget | None = None,
+        weights: Array | None = None,
+        members: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
+    ) -> Problem:
+        """Return the problem over a table's categories and experts. `weights` (any scale) default to its counts."""
+        mass = table.count.max(axis=1) if weights is None else np.asarray(weights, dtype=np.float64)
+        if not (np.isfinite(mass).all() and (mass >= 0).all() and mass.sum() > 0):
+            raise DataError("weights: must be finite, not negative, and not all 0")
+        share = mass / mass.sum()
+        return cls(table.categories, table.experts, quality, share, uses or Uses(), budget or Budget(), members)
+
+    def within(self, **limits: float | None) -> Problem:
+        """Return the problem with some limits of the budget changed."""
+        return replace(self, budget=replace(self.budget, **limits))
+
+    def without(self, expert: str) -> Problem:
+        """Return the problem without `expert` and the arms that it is a member of.
+
+        Raises DataError if a category needs it.
+        """
+        gone = {expert, *(arm for arm, members in self.members.items() if expert in members)}
+        return replace(self, quality=np.where(np.isin(self.experts, list(gone))[None, :], -np.inf, self.quality))
+
+    def use(self, row: str) -> Array:
+        """Return the use that a budget row limits.
+
+        The shape is (n_experts,) for `memory_gb`, which is 0 for arms, and (n_categories, n_experts) for mean rows.
+        """
+        found: Array | None = getattr(self.uses, USE_OF_ROW[row])
+        if found is None:
+            found = np.full(len(self.experts) if row == "memory_gb" else self.quality.shape, np.nan)
+        return np.where(self.is_arm, 0.0, found) if row == "memory_gb" else found
+
+    @property
+    def is_arm(self) -> NDArray[np.bool_]:
+        """Return which columns are arms, shape (n_experts,)."""
+        return np.array([name in self.members for name in self.experts], dtype=np.bool_)
+
+    def requirements(self) -> NDArray[np.bool_]:
+        """Return which experts must be hosted for each column, shape (n_experts, n_experts).
+
+        An expert requires itself; an arm requires its members.
+        """
+        required = np.diag(~self.is_arm)
+        for arm, members in self.members.items():
+            required[self.experts.index(arm), [self.experts.index(name) for name in members]] = True
+        return required
+
+    def hosting(self, columns: NDArray[np.int64] | NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Return the experts that must be hosted for `columns`, and the arms whose members all are; (n_experts,)."""
+        required = self.requirements()
+        experts = required[columns].any(axis=0)
+        return np.asarray(experts | (self.is_arm & ~(required & ~experts).any(axis=1)))
+
+    def calls(self) -> list[tuple[int, int, Array]]:
+        """Return the calls of experts as (expert, column, calls per request by category), for `max_share`."""
+        ones = np.ones(len(self.categories))
+        found = [(column, column, ones) for column in np.flatnonzero(~self.is_arm).tolist()]
+        for arm, members in self.members.items():
+            calls = self.uses.calls.get(arm, np.ones((len(self.categories), len(members))))
+            column = self.experts.index(arm)
+            found += [(self.experts.index(name), column, calls[:, one]) for one, name in enumerate(members)]
+        return found
+
+    def _check_members(self) -> None:
+        for arm, members in self.members.items():
+            known = arm in self.experts and set(members) <= set(self.experts) - self.members.keys()
+            if not known or not members or len(set(members)) < len(members):
+                raise DataError(
+                    f"members of {arm!r}: {', '.join(members) or 'none'}; they must be different experts of the "
+                    "problem, and no arms"
+                )
+
+    def _check_shapes(self) -> None:
+        cells = (len(self.categories), len(self.experts))
+        expected = {"quality": (self.quality, cells), "weights": (self.weights, cells[:1])}
+        for name in USE_OF_ROW.values():
+            use = getattr(self.uses, name)
+            if use is not None:
+                expected[name] = (use, cells[1:] if name == "memory_gb" else cells)
+        for arm, members in self.members.items():
+            if arm in self.uses.calls:
+                expected[f"calls of {arm}"] = (self.uses.calls[arm], (cells[0], len(members)))
+        for name, (array, shape) in expected.items():
+            if array.shape != shape:
+                raise DataError(f"{name}: shape {array.shape}, not {shape}")
+
+    def _check_known(self, row: str) -> None:
+        use = np.atleast_2d(self.use(row))
+        is_known = np.asarray((use >= 0).all(axis=0)).tolist()
+        if unknown := [name for name, known in zip(self.experts, is_known, strict=True) if not known]:
+            raise DataError(
+                f"budget: {row} needs {USE_OF_ROW[row]} of every expert, which is unknown or negative for "
+                f"{', '.join(unknown)}; declare it, leave these experts out, or drop the row"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Dependencies:
+    """The part of a declaration that a plan depends on.
+
+    `categories` maps each category to a digest of its description. `experts` maps each expert to digests of its
+    ANSWER_FIELDS, so that no secret is stored. `pins` maps categories to the experts that `assignment` declares.
+    """
+
+    categories: Mapping[str, str]
+    experts: Mapping[str, Mapping[str, str]]
+    pins: Mapping[str, str]
+
+    @classmethod
+    def of(cls, registry: Registry) -> Dependencies:
+        """Return the dependencies of a plan that is made for `registry`."""
+        return cls(
+            categories={category.name: _digest(category.description) for category in registry.categories},
+            experts={expert.name: _answer_digests(expert) for expert in registry.experts},
+            pins=dict(registry.assignment),
+        )
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Dependencies:
+        """Parse the result of `to_json`. Raises KeyError or TypeError."""
+        return cls(**{field.name: dict(data[field.name]) for field in fields(cls)})
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def changed_fields(planned: Mapping[str, str], expert: ExpertSpec) -> tuple[str, ...]:
+    """Return the ANSWER_FIELDS of an expert that differ from its digests in a plan."""
+    digests = _answer_digests(expert)
+    return tuple(name for name in ANSWER_FIELDS if planned.get(name, digests[name]) != digests[name])
+
+
+def relative_cost(registry: Registry, arms: Sequence[str] | None = None) -> Array:
+    """Return the cost of a request to each arm relative to the most expensive expert, which `cost_weight` multiplies.
+
+    Costs are the declared prices or, if everything is free, active parameters; an expert of unknown size counts as the
+    largest. `arms` are the columns of the assignment, by default the experts. Shape (n_arms,): 0 to 1 for an expert,
+    the sum over all calls for an arm of a recipe, those of its judge included.
+    """
+    costs = [spec.prices.input + spec.prices.output for spec in registry.experts]
+    if not any(costs):
+        sizes = [spec.active_parameters_b for spec in registry.experts]
+        largest = max((size for size in sizes if size is not None), default=0.0)
+        costs = [largest if size is None else size for size in sizes]
+    relative = dict(zip(registry.expert_names, (np.array(costs) / (max(costs) or 1.0)).tolist(), strict=True))
+    for arm in registry.recipe_arms:
+        judged = (len(arm.steps) - 1) * relative[arm.judge] if arm.judge else 0.0
+        relative[arm.name] = sum(relative[member.name] for member in arm.members) + judged
+    return np.array([relative[name] for name in arms or registry.expert_names], dtype=np.float64)
+
+
+def declared_assignment(registry: Registry, categories: tuple[str, ...]) -> Assignment:
+    """Return the assignment of experts.yaml over the router's categories."""
+    return Assignment.declared(categories, registry.expert_names, registry.assignment, general=registry.general_expert)
+
+
+def _answer_digests(expert: ExpertSpec) -> dict[str, str]:
+    values = expert.model_dump(mode="json", include=set(ANSWER_FIELDS))
+    return {name: _digest(values[name]) for name in ANSWER_FIELDS}
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(orjson.dumps(value, option=orjson.OPT_SORT_KEYS)).hexdigest()[:12]

@@ -1,0 +1,272 @@
+"""Resource uses of experts: memory, and by category the active parameters, cost and latency of a request.
+
+`coe score` measures the tokens and the latency of every answer, and the routing log those of users' requests.
+`MeasuredUses` holds their means by category and expert, from which `declared_uses` calculates costs at the declared
+prices. Where nothing was measured, a request has ASSUMED_INPUT_TOKENS and ASSUMED_OUTPUT_TOKENS, and the declared
+latency. A plan's budget limits these uses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coe.planning.score_table import PSEUDO_COUNT, ScoreTable, tabulate_softly
+from coe.registry import Registry
+
+Array = NDArray[np.float64]
+MIN_LOG_STRENGTH = 30.0
+"""Records that a prior counts for at least, so that a few records with heavy-tailed lengths change little."""
+ASSUMED_INPUT_TOKENS, ASSUMED_OUTPUT_TOKENS = 500, 300
+"""Tokens of a request to an expert whose tokens were not measured."""
+MEASURES = ("input_tokens", "output_tokens", "latency_ms")
+"""Measures of an answer by `coe score`."""
+LOGGED_MEASURES = (*MEASURES, "cached_tokens", "first_token_ms")
+"""Measures of an answer in the routing log. `coe score` sends each probe once, so it does not measure these."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Uses:
+    """Resource uses of each expert: NaN where unknown, None if unknown for all experts.
+
+    `memory_gb` has shape (n_experts,). The others are means per request, of shape (n_categories, n_experts). `calls`
+    maps a recipe's arm to the mean calls of each of its members, shape (n_categories, n_members); an arm that it lacks
+    calls each member once.
+    """
+
+    memory_gb: Array | None = None
+    active_b: Array | None = None
+    cost: Array | None = None
+    latency_ms: Array | None = None
+    calls: Mapping[str, Array] = field(default_factory=dict)
+
+    def part(self, rows: Sequence[int], columns: Sequence[int]) -> Uses:
+        """Return the uses of some categories and experts, by index."""
+
+        def cells(use: Array | None) -> Array | None:
+            return None if use is None else use[np.ix_(rows, columns)]
+
+        memory = None if self.memory_gb is None else self.memory_gb[list(columns)]
+        calls = {arm: calls[list(rows)] for arm, calls in self.calls.items()}
+        return Uses(memory, cells(self.active_b), cells(self.cost), cells(self.latency_ms), calls)
+
+    def joined(self, arms: Uses, count: int) -> Uses:
+        """Return the uses with the columns of `count` recipe arms behind them, which need no memory of their own."""
+
+        def both(use: Array | None, added: Array | None) -> Array | None:
+            if use is None:
+                return None
+            return np.hstack((use, np.full((len(use), count), np.nan) if added is None else added))
+
+        return Uses(
+            None if self.memory_gb is None else np.append(self.memory_gb, np.zeros(count)),
+            both(self.active_b, arms.active_b),
+            both(self.cost, arms.cost),
+            both(self.latency_ms, arms.latency_ms),
+            {**self.calls, **arms.calls},
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MeasuredUses:
+    """Mean tokens and latency of an answer by category and expert.
+
+    Arrays have shape (n_categories, n_experts). The column of an expert is NaN in all rows if nothing was measured.
+    `cached_tokens` is a part of `input_tokens`. `cached_tokens` and `first_token_ms` are NaN if only scores, and no
+    log, measured the expert.
+    """
+
+    categories: tuple[str, ...]
+    experts: tuple[str, ...]
+    input_tokens: Array
+    output_tokens: Array
+    latency_ms: Array
+    cached_tokens: Array
+    first_token_ms: Array
+
+    @classmethod
+    def of(
+        cls,
+        categories: Sequence[str],
+        experts: Sequence[str],
+        posterior: NDArray[np.floating],
+        answers: Mapping[str, NDArray[np.floating]],
+    ) -> MeasuredUses:
+        """Average answers by category, shrunk towards the expert's mean over all its answers.
+
+        `answers` maps measures to values of shape (n_prompts, n_experts), NaN where unknown. Prompt i belongs to
+        category m with weight `posterior[i, m]`.
+        """
+        unknown = np.full((len(posterior), len(experts)), np.nan)
+        tables = {
+            name: tabulate_softly(categories, experts, posterior, answers.get(name, unknown))
+            for name in LOGGED_MEASURES
+        }
+        return cls(tuple(categories), tuple(experts), **{name: shrunk_mean(table) for name, table in tables.items()})
+
+    @classmethod
+    def nothing(cls) -> MeasuredUses:
+        """Return the uses of no expert."""
+        return cls((), (), *(np.empty((0, 0)) for _ in LOGGED_MEASURES))
+
+    def updated(self, logged: Mapping[str, ScoreTable]) -> MeasuredUses:
+        """Return the means with those of the routing log, by measure of LOGGED_MEASURES over the same names.
+
+        A cell of the log is shrunk towards the mean from scores times the expert's ratio of log to scores; the ratio is
+        shrunk towards 1. A cell without scores is shrunk towards the expert's mean. The cached share of the input is
+        shrunk towards the cached share of all requests to the expert.
+        """
+        found = {
+            name: shrunk_mean(logged[name], prior=getattr(self, name)) for name in LOGGED_MEASURES if name != _CACHED
+        }
+        share = _shrunk_share(logged[_CACHED], logged["input_tokens"])
+        return MeasuredUses(self.categories, self.experts, **found, cached_tokens=share * found["input_tokens"])
+
+    def over(self, categories: Sequence[str], experts: Sequence[str]) -> MeasuredUses:
+        """Return the means over other names: an unknown category has the expert's mean, an unknown expert has NaN."""
+        rows = [self.categories.index(name) if name in self.categories else len(self.categories) for name in categories]
+        columns = [self.experts.index(name) if name in self.experts else len(self.experts) for name in experts]
+
+        def cells(values: Array) -> Array:
+            extended = np.full((len(self.categories) + 1, len(self.experts) + 1), np.nan)
+            extended[:-1, :-1] = values
+            if len(values):
+                extended[-1, :-1] = values.mean(axis=0)
+            return extended[np.ix_(rows, columns)]
+
+        means = {name: cells(getattr(self, name)) for name in LOGGED_MEASURES}
+        return MeasuredUses(tuple(categories), tuple(experts), **means)
+
+    def has_tokens(self, expert: str) -> bool:
+        """Return True if the tokens of the expert's answers were measured."""
+        if expert not in self.experts:
+            return False
+        column = self.experts.index(expert)
+        return bool(np.isfinite(self.input_tokens[:, column] + self.output_tokens[:, column]).all())
+
+    @classmethod
+    def from_json(
+        cls, data: Mapping[str, Any] | None, categories: Sequence[str], experts: Sequence[str]
+    ) -> MeasuredUses | None:
+        """Parse the result of `to_json`. Raises KeyError, TypeError or ValueError."""
+        if data is None:
+            return None
+        means = {name: np.array(data[name], dtype=np.float64) for name in LOGGED_MEASURES}
+        if wrong := [name for name, values in means.items() if values.shape != (len(categories), len(experts))]:
+            raise ValueError(f"{wrong[0]} of shape {means[wrong[0]].shape}")
+        return cls(tuple(categories), tuple(experts), **means)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return nested lists by measure. orjson writes null for NaN."""
+        return {name: getattr(self, name).tolist() for name in LOGGED_MEASURES}
+
+
+_CACHED = "cached_tokens"
+
+
+def shrunk_mean(table: ScoreTable, *, prior: Array | None = None) -> Array:
+    """Return the means of positive values by cell, shrunk towards the mean of each column; shape of the table.
+
+    Tokens and latencies vary in proportion to their mean, so the logarithm of a cell is shrunk. The column's mean
+    counts as a number of additional values (pseudo-count): the variance within cells divided by the variance between
+    cells, both of the logarithm (empirical Bayes, as in `fit_pseudo_count`). A column without values is NaN.
+
+    With a `prior` of the table's shape (NaN where unknown), cells are shrunk towards the prior times a factor of the
+    column, by a strength of at least MIN_LOG_STRENGTH values; a column without values is the prior.
+    """
+    known, count = np.maximum(np.nan_to_num(table.mean), 1.0), table.count  # at least one token or millisecond
+    total = count.sum(axis=0)
+    mean = np.divide((count * known).sum(axis=0), total, out=np.full(total.shape, np.nan), where=total > 0)
+    variance = np.nan_to_num(table.variance) / known**2  # of the logarithm, by the delta method
+    base, least = np.broadcast_to(mean, known.shape), 0.0
+    if prior is not None:
+        is_known = np.isfinite(prior).all(axis=0)
+        scaled = np.maximum(np.where(is_known, prior, 1.0), 1.0)
+        factor = _column_factors(known, count, scaled, variance, is_known & (total > 0))
+        base, least = np.where(is_known, scaled * factor, base), MIN_LOG_STRENGTH
+    distance = np.where(count > 0, np.log(known) - np.log(base), 0.0)
+    strength = np.maximum(_pseudo_counts(count, distance, variance), least)
+    return np.asarray(base * np.exp(distance * count / (count + strength)))
+
+
+def _column_factors(known: Array, count: Array, prior: Array, variance: Array, measured: NDArray[np.bool_]) -> Array:
+    """Return the ratio of the `known` means to the `prior` of each column, shrunk towards 1; shape (n_columns,).
+
+    The strength is the variance of one value over the variance of the ratios of the `measured` columns, both of the
+    logarithm, and at least MIN_LOG_STRENGTH.
+    """
+    total = np.maximum(count.sum(axis=0), 1e-12)
+    actual, expected = (count * known).sum(axis=0), (count * prior).sum(axis=0)
+    ratio = np.where(measured, np.log(np.where(measured, actual, 1.0) / np.where(measured, expected, 1.0)), 0.0)
+    within = (count * variance).sum(axis=0) / total
+    columns = max(int(measured.sum()), 1)
+    between = ((ratio**2 - within / total) * measured).sum() / columns
+    strength = np.maximum(within / max(between, 1e-12), MIN_LOG_STRENGTH)
+    return np.asarray(np.exp(ratio * total / (total + strength)))
+
+
+def _shrunk_share(part: ScoreTable, whole: ScoreTable) -> Array:
+    """Return the share of the summed `part` in the summed `whole` by cell, 0 to 1; NaN for a column without values.
+
+    A cell is shrunk towards the share of its column, as if that were MIN_LOG_STRENGTH further values.
+    """
+    found, whole_sum = (np.nan_to_num(table.mean) * table.count for table in (part, whole))
+    count, total = part.count, whole_sum.sum(axis=0)
+    column = np.divide(found.sum(axis=0), total, out=np.full(total.shape, np.nan), where=total > 0)
+    cell = np.divide(found, whole_sum, out=np.broadcast_to(column, found.shape).copy(), where=whole_sum > 0)
+    return np.asarray(np.clip((count * cell + MIN_LOG_STRENGTH * column) / (count + MIN_LOG_STRENGTH), 0.0, 1.0))
+
+
+def _pseudo_counts(count: Array, distance: Array, variance: Array) -> Array:
+    """Return the strength of shrinkage of each column by one-way analysis of variance, shape (n_columns,)."""
+    total, cells = count.sum(axis=0), (count > 0).sum(axis=0)
+    fits = (cells > 1) & (total > cells)
+    size, free = np.where(fits, total, 2.0), np.where(fits, total - cells, 1.0)
+    within = (count * variance).sum(axis=0) / free
+    centre = (count * distance).sum(axis=0) / size
+    explained = (count * (distance - centre) ** 2).sum(axis=0) / np.where(fits, cells - 1, 1)
+    typical = (size - (count**2).sum(axis=0) / size) / np.where(fits, cells - 1, 1)
+    between = (explained - within) / np.maximum(typical, 1e-12)
+    strength = np.clip(within / np.maximum(between, 1e-12), 1e-3, 1e6)
+    return np.asarray(np.where(fits, strength, PSEUDO_COUNT))
+
+
+def declared_uses(
+    registry: Registry,
+    categories: Sequence[str],
+    experts: Sequence[str] | None = None,
+    *,
+    measured: MeasuredUses | None = None,
+) -> Uses:
+    """Return the uses of `experts` in their order (default: all declared experts) in each category.
+
+    Memory, active parameters and prices are the declared ones. Tokens and latency are the `measured` ones, where there
+    are any.
+    """
+    specs = registry.experts if experts is None else [registry.expert(name) for name in experts]
+    names = [spec.name for spec in specs]
+    found = (measured or MeasuredUses.nothing()).over(categories, names)
+    known = np.isfinite(found.input_tokens + found.output_tokens)
+    declared = [(spec.prices.input, spec.prices.output, spec.prices.cached) for spec in specs]
+    input_price, output_price, cached_price = np.array(declared).T
+    cached = np.where(known, np.nan_to_num(found.cached_tokens), 0.0)
+    cost = (
+        (np.where(known, found.input_tokens, ASSUMED_INPUT_TOKENS) - cached) * input_price
+        + cached * cached_price
+        + np.where(known, found.output_tokens, ASSUMED_OUTPUT_TOKENS) * output_price
+    ) / 1000
+
+    def array(values: Sequence[float | None]) -> Array:
+        return np.array(values, dtype=np.float64)  # NaN for None
+
+    latency = array([spec.latency_ms for spec in specs])
+    return Uses(
+        memory_gb=array([0.0 if spec.runtime == "external" else spec.memory_gb for spec in specs]),
+        active_b=np.tile(array([spec.active_parameters_b for spec in specs]), (len(categories), 1)),
+        cost=cost,
+        latency_ms=np.where(np.isfinite(found.latency_ms), found.latency_ms, latency),
+    )

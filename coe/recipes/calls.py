@@ -1,0 +1,231 @@
+"""`MemberCalls`: the calls of one request of a recipe, and `RecipeReply`, the answer of one of them, unchanged.
+
+It starts calls, waits for them within the limits of the request, and cancels what is left. `RecipeExpert` and
+`WritingExpert` decide what to call and which answer to return.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing, suppress
+from dataclasses import replace
+from typing import Any
+
+from coe.core import Call, Expert
+from coe.errors import ExpertError, ExpertUnavailable, InvalidRequest
+from coe.experts.api_formats import CHAT_LENGTH_FIELDS
+from coe.recipes.draft import MAX_HELD_BYTES, Draft, FinalAnswer, HeldBytes
+from coe.registry import Policy
+from coe.usage import MemberCall, RecipeLog, RecipeStop, RecipeUsage, Usage
+
+DEADLINE_MARGIN_SECONDS = 0.5
+"""Time before the request's deadline at which the best answer so far is returned."""
+DEADLINE_MARGIN_SHARE = 0.1
+"""The margin is at most this share of the time that the request has left when it reaches the recipe."""
+VERIFIED: tuple[RecipeStop, ...] = ("accepted", "last_step")
+"""The reason why a recipe stopped, if its answer was compared with all others."""
+
+_REASONING = (
+    "reasoning_effort",
+    "reasoning",
+    "thinking",
+    "thinking_budget",
+    "enable_thinking",
+    "chat_template_kwargs",
+)
+"""Fields by which requests of Chat Completions set the reasoning of models of various servers."""
+
+
+class MemberCalls:
+    """The drafts of one request of a recipe, in the order of the calls.
+
+    `arm` is the name of the recipe's arm, `members` are the experts by name. A stream is held back for at most
+    `max_hold` seconds after the first token.
+    """
+
+    def __init__(
+        self,
+        arm: str,
+        call: Call,
+        *,
+        recipe: str,
+        members: Mapping[str, Expert],
+        final_answer: FinalAnswer,
+        limits: Policy,
+        max_hold: float = math.inf,
+    ) -> None:
+        self.log = call.recipe_log or RecipeLog()
+        self.log.recipe, self.log.stop = recipe, ""
+        self.drafts: list[Draft] = []
+        self._arm = arm
+        self._members = members
+        self._final_answer = final_answer
+        self._max_calls = limits.max_calls
+        self._max_hold = max_hold
+        self._running: list[tuple[Draft, asyncio.Task[None]]] = []
+        self._held = HeldBytes(MAX_HELD_BYTES, call.memory)
+        self._clock = asyncio.get_running_loop().time
+        left = call.deadline - self._clock()
+        self._stop_at = call.deadline - min(DEADLINE_MARGIN_SECONDS, DEADLINE_MARGIN_SHARE * left)
+
+    async def returning(self, reply: Callable[[], Awaitable[RecipeReply]], *, first: int) -> RecipeReply:
+        """Return the result of `reply`, whose first step has `first` calls. If it raises, cancel all calls.
+
+        Raises ExpertUnavailable if earlier attempts have used up the calls of the request.
+        """
+        try:
+            if self.exceeds_limit(first):
+                raise self._calls_used_up()
+            return await reply()
+        except BaseException as error:
+            self.log.stop = "failed" if isinstance(error, ExpertError | InvalidRequest) else "cancelled"
+            await self.aclose()
+            raise
+
+    def start(self, name: str, number: int, call: Call, *, drafts: int = 0, max_tokens: float = math.inf) -> Draft:
+        """Call a member in step `number`. Its request has `drafts` earlier answers. `max_tokens` caps its answer."""
+        call, cap = capped_call(call, max_tokens)
+        draft = self._start(self._members[name], number, call, self._final_answer, cap=cap)
+        draft.log.drafts = drafts
+        self.drafts.append(draft)
+        return draft
+
+    def start_beside(self, expert: Expert, number: int, call: Call, *, final_answer: FinalAnswer) -> Draft:
+        """Call an expert whose answer is not returned, such as a judge."""
+        return self._start(expert, number, call, final_answer)
+
+    def _start(
+        self, expert: Expert, number: int, call: Call, final_answer: FinalAnswer, *, cap: float = math.inf
+    ) -> Draft:
+        log = MemberCall(expert.name, number)
+        self.log.calls.append(log)
+        draft = Draft(expert, call, log, held=self._held, final_answer=final_answer, cap=cap)
+        self._running.append((draft, asyncio.create_task(draft.read())))
+        return draft
+
+    async def settle(self, drafts: Sequence[Draft]) -> RecipeStop:
+        """Wait until all these drafts are complete or have failed. Return why to stop before that, empty if they
+        are."""
+        return await self.wait(lambda: all(draft.settled for draft in drafts))
+
+    async def wait(self, done: Callable[[], bool]) -> RecipeStop:
+        """Wait until `done`. Return why to stop before that, empty if it is."""
+        changed = self._held.changed
+        while not done():
+            at, stop = self._limit()
+            if self._clock() >= at:
+                return stop
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(at if math.isfinite(at) else None):
+                    await changed.wait()
+            changed.clear()
+        return ""
+
+    def _limit(self) -> tuple[float, RecipeStop]:
+        """Return the time (event loop clock) and reason to stop. Infinity while there is no answer to return."""
+        begun = [draft.began for draft in self.drafts if draft.usable and draft.began is not None]
+        if not begun:
+            return math.inf, "deadline"
+        if self._held.full:
+            return -math.inf, "held_bytes"
+        held_until = min(begun) + self._max_hold
+        return (held_until, "stream_hold") if held_until < self._stop_at else (self._stop_at, "deadline")
+
+    def stop_before(self, calls: int) -> RecipeStop:
+        """Return the reason not to begin a step of `calls` calls; empty if it may begin."""
+        if self.exceeds_limit(calls):
+            return "unavailable"
+        at, stop = self._limit()
+        return stop if self._clock() >= at else ""
+
+    def exceeds_limit(self, calls: int) -> bool:
+        """True if `calls` further calls exceed `policy.max_calls`."""
+        return len(self.log.calls) + calls > self._max_calls
+
+    def raise_defect(self) -> None:
+        """Raise a draft's error if it is a bug, not a failure of its expert."""
+        for draft, _ in self._running:
+            if draft.error is not None and not isinstance(draft.error, ExpertError | InvalidRequest):
+                raise draft.error
+
+    def last_error(self) -> Exception:
+        """Return the error of the last call that failed, as an error of this recipe."""
+        errors = [draft.error for draft in self.drafts if draft.error is not None]
+        error = errors[-1] if errors else ExpertUnavailable("all calls were cancelled or cut off", expert=self._arm)
+        if isinstance(error, ExpertError):
+            error.expert = self._arm
+        return error
+
+    def reply(self, best: Draft, stop: RecipeStop) -> RecipeReply:
+        """Return this draft, discard the others, and cancel the calls that are not complete."""
+        self.log.stop, best.log.accepted = stop, True
+        if stop not in VERIFIED:
+            best.log.outcome = "unverified"
+        for draft, task in self._running:
+            if draft is not best and not draft.complete:
+                task.cancel()
+            elif draft is not best:
+                draft.discard()
+        return RecipeReply(self, best)
+
+    async def aclose(self) -> None:
+        """Cancel all calls that are not complete, wait until every connection is closed, and drop what is held."""
+        for draft, task in self._running:
+            if not draft.complete:
+                task.cancel()
+        await asyncio.gather(*(task for _, task in self._running), return_exceptions=True)
+        for draft, _ in self._running:
+            draft.discard()
+
+    def _calls_used_up(self) -> ExpertError:
+        message = f"recipe {self.log.recipe!r} has made all {self._max_calls} calls it may"
+        error = ExpertUnavailable(message, expert=self._arm)
+        error.request_sent = False
+        return error
+
+
+def capped_call(call: Call, cap: float) -> tuple[Call, float]:
+    """Return a chat call whose answer has at most `cap` tokens, and the cap: inf if the client's limit is no higher."""
+    fields = capped_fields(call.fields, cap)
+    if fields is call.fields:
+        return call, math.inf
+    return replace(call, fields=fields, optional=frozenset(("max_tokens",)) & fields.keys()), cap
+
+
+def capped_fields(fields: Mapping[str, Any], cap: float) -> Mapping[str, Any]:
+    """Return the body of a chat request whose answer has at most `cap` tokens; `fields` itself if it has a lower limit
+    or `cap` is infinite."""
+    limits = {name: fields[name] for name in CHAT_LENGTH_FIELDS if fields.get(name) is not None}
+    if math.isinf(cap) or any(isinstance(limit, int | float) and limit <= cap for limit in limits.values()):
+        return fields
+    return {**fields, **dict.fromkeys(limits or CHAT_LENGTH_FIELDS[:1], int(cap))}
+
+
+def sets_reasoning(fields: Mapping[str, Any]) -> bool:
+    """Return whether a chat request sets its reasoning. No cap applies to it: caps are fitted to usual answers."""
+    return any(fields.get(name) is not None for name in _REASONING)
+
+
+class RecipeReply:
+    """The answer of one member, unchanged. Its usage is the sum over all calls."""
+
+    def __init__(self, calls: MemberCalls, draft: Draft) -> None:
+        self.media_type = draft.media_type
+        self.usage: Usage
+        self.usage = self._total = RecipeUsage(calls.log)
+        self._calls = calls
+        self._draft = draft
+
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        try:
+            async with aclosing(self._draft.relay()) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+        finally:
+            self._total.refresh()
+
+    async def aclose(self) -> None:
+        await self._calls.aclose()
+        self._total.refresh()

@@ -1,0 +1,228 @@
+"""`RecipeExpert`: calls the members of a recipe step by step, and returns the answer of one of them unchanged.
+
+After each step a `RecipePolicy` compares the final answers and decides whether to continue. A member that fails counts
+as no answer. The recipe stops early and returns its best answer so far, unverified, when a stream was held as long as
+allowed, too many bytes are held, or the deadline is near. An answer that a cap on its tokens has cut off counts as none
+too, and is never returned. Members are the experts that single requests use, so their breakers, health and residency
+apply.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from coe.core import Call, Expert, Health, Reply
+from coe.recipes.agreement import NO_ANSWER, answer_classes
+from coe.recipes.calls import MemberCalls, RecipeReply, sets_reasoning
+from coe.recipes.draft import Draft, FinalAnswer
+from coe.recipes.final_answers.answers import without_reasoning
+from coe.recipes.judge import grade_in, grading_fields
+from coe.recipes.policy import RecipePolicy, Step
+from coe.recipes.response_format import in_demanded_form
+from coe.registry import Policy
+from coe.usage import MemberCall, RecipeStop
+
+
+class RecipeExpert:
+    """One arm of a cascade or vote.
+
+    `members` holds its members by name, and the judge. `categories` is the number of categories of a posterior.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        members: Mapping[str, Expert],
+        *,
+        policy: RecipePolicy,
+        categories: int,
+        final_answer: FinalAnswer,
+        limits: Policy,
+    ) -> None:
+        self.name = name
+        self.policy = policy
+        self.members = {member: members[member] for member in policy.members}
+        self.final_answer = final_answer
+        self.limits = limits
+        self.uniform = np.full(categories, 1 / categories)
+        self.judge = members[policy.judge] if policy.judge else None
+        self._first = [members[member] for member in policy.steps[0].members]
+
+    @property
+    def health(self) -> Health:
+        """Up while a member of the first step is up; its load is the largest of theirs."""
+        first = [member.health for member in self._first]
+        up = any(one.up for one in first)
+        return Health(up, max(one.load for one in first), cause="" if up else first[0].cause)
+
+    async def stream(self, call: Call) -> Reply:
+        """Call the members until an answer is accepted. Raises the last member's error if none of them answered."""
+        final_answer = in_demanded_form(self.final_answer, call.fields)
+        calls = MemberCalls(
+            self.name,
+            call,
+            recipe=self.policy.recipe,
+            members=self.members,
+            final_answer=final_answer,
+            limits=self.limits,
+            max_hold=self.limits.max_stream_hold if call.stream else math.inf,
+        )
+        return await calls.returning(_Run(self, call, calls, final_answer).reply, first=len(self._first))
+
+    async def aclose(self) -> None:
+        """Does nothing: the caller closes the members."""
+
+
+class _Run:
+    """One request of a recipe."""
+
+    def __init__(self, recipe: RecipeExpert, call: Call, calls: MemberCalls, final_answer: FinalAnswer) -> None:
+        self._recipe = recipe
+        self._call: Call | None = replace(call, stand_in="", posterior=None, recipe_log=None)
+        """The call that the members get; None once no further member is called, as its body may be large."""
+        posterior = recipe.uniform if call.posterior is None else call.posterior.astype(np.float64)
+        self._posterior = posterior[np.newaxis]
+        self._calls = calls
+        self._final_answer = final_answer
+        self._drafts = calls.drafts
+
+    async def reply(self) -> RecipeReply:
+        """Call the members and return the best answer. Raises the last error if no member answered."""
+        stop = await self._call_steps()
+        self._call = None
+        return self._calls.reply(self._best(finished_only=stop == "deadline"), stop)
+
+    async def _call_steps(self) -> RecipeStop:
+        """Call step after step until an answer is accepted or a limit is reached. Return why it stopped."""
+        steps = self._recipe.policy.steps
+        for number, step in enumerate(steps):
+            if number and (stop := self._calls.stop_before(len(step.members))):
+                return stop
+            assert self._call is not None
+            latest = self._start(number, step, self._call)
+            stop = await self._calls.settle(latest)
+            continues = self._compare(number)
+            if stop:
+                return stop
+            is_last = number + 1 == len(steps)
+            if not is_last and self._recipe.judge is not None:
+                continues, stop = await self._judged(number, continues, self._recipe.judge)
+                if stop:
+                    return stop
+            if not is_last and not continues and self._has_answer(latest):
+                return "accepted"
+        return "last_step" if any(draft.complete for draft in latest) else "unavailable"
+
+    def _start(self, number: int, step: Step, call: Call) -> list[Draft]:
+        """Call the members of a step, with their caps where they apply.
+
+        A stream under a cap cannot be released before it is complete, as it may be cut off. So caps apply to streams
+        only where an earlier answer can be released when a limit of the request ends the step. They were fitted to
+        answers with the usual reasoning, so a request that sets its own has none.
+        """
+        held = any(draft.answer is not None for draft in self._drafts)
+        applies = (held or not (step.is_last or call.stream)) and not sets_reasoning(call.fields)
+        caps = step.max_tokens if step.max_tokens and applies else (math.inf,) * len(step.members)
+        return [
+            self._calls.start(name, number, call, max_tokens=cap) for name, cap in zip(step.members, caps, strict=True)
+        ]
+
+    def _has_answer(self, latest: Sequence[Draft]) -> bool:
+        """Return whether an answer may be accepted. If none can be compared and one of the latest step was cut off, the
+        next step is called."""
+        if any(draft.cut_off for draft in latest) and all(draft.answer is None for draft in self._drafts):
+            return False
+        return any(draft.usable for draft in self._drafts)
+
+    async def _judged(self, number: int, continues: bool, judge: Expert) -> tuple[bool, RecipeStop]:
+        """Have the best answer after step `number` graded. Return whether to continue, and why to stop before that.
+
+        Without a grade, agreement has decided whether it `continues`.
+        """
+        calls, call = self._calls, self._call
+        assert call is not None
+        if not any(draft.complete for draft in self._drafts):
+            return continues, ""
+        text = without_reasoning(self._best(finished_only=True).text() or "")
+        if not text:  # cut off or refused
+            return continues, ""
+        if stop := calls.stop_before(1):
+            log = MemberCall(judge.name, number)
+            log.outcome = "skipped"
+            calls.log.calls.append(log)
+            return continues, "" if stop == "unavailable" else stop
+        timeout = self._recipe.limits.response_timeout
+        fields = grading_fields(call.fields, text)
+        optional = frozenset(("max_tokens",))
+        plain = replace(call, fields=fields, optional=optional, stream=False, first_token_timeout=timeout)
+        grading = calls.start_beside(judge, number, plain, final_answer=grade_in)
+        stop = await calls.settle([grading])
+        if stop or grading.answer is None:
+            calls.raise_defect()
+            if grading.complete:
+                grading.log.outcome = "ungraded"
+            return continues, stop
+        grade = float(grading.answer)
+        rule = self._recipe.policy.steps[number].graded
+        grading.log.outcome = "graded"
+        if rule is not None:
+            grading.log.confidence = round(float(rule.probability(np.array(grade))), 4)
+        return self._compare(number, grade), ""
+
+    def _compare(self, number: int, grade: float = math.nan) -> bool:
+        """Rate all answers after step `number` and return whether to continue; `grade` is a judge's of the best one.
+
+        An answer that has begun and is not complete counts as different from all others.
+        """
+        self._calls.raise_defect()
+        unfinished = [draft.usable and not draft.complete for draft in self._drafts]
+        answers = [
+            f"\0{index}" if is_unfinished else draft.answer
+            for index, (draft, is_unfinished) in enumerate(zip(self._drafts, unfinished, strict=True))
+        ]
+        classes = answer_classes(answers)
+        typical = np.expm1(self._recipe.policy.steps[number].typical)
+        counted = [_output_tokens(draft.log) for draft in self._drafts]
+        tokens = np.array([usual if count is None else count for count, usual in zip(counted, typical, strict=True)])
+        probabilities, continues = self._recipe.policy.evaluate(
+            number, classes[np.newaxis], tokens[np.newaxis], self._posterior, np.array([grade])
+        )
+        for draft, answer_class, is_unfinished in zip(self._drafts, classes.tolist(), unfinished, strict=True):
+            if answer_class != NO_ANSWER:
+                draft.log.confidence = round(float(probabilities[0, answer_class]), 4)
+                first = self._calls.log.calls.index(self._drafts[answer_class].log)
+                draft.log.answer_class = None if is_unfinished else first
+        return bool(continues[0])
+
+    def _best(self, *, finished_only: bool) -> Draft:
+        """Return the answer that is most likely right; if none can be compared, the first complete one of the latest
+        step, or else a stream of it that has begun.
+
+        With `finished_only`, a stream that has only begun is not returned if another answer is complete. Raises the
+        last error if there is no answer.
+        """
+        usable = [draft for draft in self._drafts if draft.usable]
+        if not usable:
+            raise self._calls.last_error()
+        if finished_only:
+            usable = [draft for draft in usable if draft.complete] or usable
+        last = [draft for draft in usable if draft.log.step + 1 == len(self._recipe.policy.steps)]
+        if self._recipe.judge is not None and last and all(draft.answer is None for draft in last):
+            return max(last, key=lambda draft: draft.complete)  # the judge has rejected the others
+        best = max(usable, key=lambda draft: draft.log.confidence or 0.0)
+        if best.log.confidence and any(draft.answer is not None for draft in usable):
+            return best
+        # only streams that have begun have a probability, each as the one answer that differs from all others
+        return max(usable, key=lambda draft: (draft.log.step, draft.complete, draft.log.confidence or 0.0))
+
+
+def _output_tokens(call: MemberCall) -> float | None:
+    """Return the tokens of an answer; if they were not counted, the events of its stream; None without any."""
+    usage = call.usage
+    if usage is None:
+        return None
+    return float(usage.output_tokens or usage.events) or None

@@ -1,0 +1,188 @@
+"""Measures the gain of recipes over single experts on recorded answers, at every budget.
+
+On each random 70/30 split, the router, the scores and the recipes are fitted on the larger part. The other part is
+routed as in service. The cost of an answer is active parameters (in billions) x output tokens (in thousands).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coe.planning.paired_scores import paired_difference
+from coe.recipes.agreement import Array
+from coe.recipes.fitting.answers import Answers
+from coe.recipes.fitting.arms import Arm, cost_by_category, propose_arms, quality_by_category
+from coe.recipes.fitting.fit import replayed
+from coe.recipes.fitting.replay import relative_use
+
+PRICES = (0.0, *(float(price) for price in np.geomspace(3e-4, 3.0, 120)))
+"""Lagrange multipliers of the budget at which both plans are compared: the gain in quality that is required for an
+additional cost of one typical answer."""
+MULTIPLES = (0.5, 1.0, 1.6, 2.0, 4.0)
+"""Budgets as multiples of the cost of the unlimited plan with single experts."""
+SHARES = (0.1, 0.25, 0.5, 0.75, 1.0)
+"""Budgets as shares of the cost of the best single model."""
+MAX_CALLS = 6
+"""Calls of one proposed recipe."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trace:
+    """Results of the routed test prompts at each price, lowest price first.
+
+    `costs` (n_prices,) are means over the prompts. `scores` has shape (n_prices, n_prompts).
+    """
+
+    costs: Array
+    scores: NDArray[np.float32]
+
+    def at(self, cost: float) -> Array:
+        """Return the expected scores (n_prompts,) at a budget, interpolated between the two neighbouring prices."""
+        order = np.argsort(self.costs, kind="stable")
+        position = float(np.interp(cost, self.costs[order], np.arange(len(order))))
+        low = int(position)
+        share = position - low
+        below, above = self.scores[order[[low, min(low + 1, len(order) - 1)]]].astype(np.float64)
+        mixed: Array = (1 - share) * below + share * above
+        return mixed
+
+    def cost_to_reach(self, score: float) -> float:
+        """Return the smallest cost with at least this mean score; infinite if no price reaches it."""
+        reached = self.costs[self.scores.mean(axis=1, dtype=np.float64) >= score]
+        return float(reached.min()) if len(reached) else float("inf")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Columns:
+    """The plan's estimates `quality` and `cost` of its columns, and their `scores` and `costs` on the test prompts.
+
+    The estimates have shape (n_categories, n_columns), the results (n_prompts, n_columns).
+    """
+
+    quality: Array
+    cost: Array
+    scores: Array
+    costs: Array
+
+    def trace(self, posterior: Array, unit: float) -> Trace:
+        """Route the test prompts at each price. `unit` is the typical cost of an answer."""
+        prompts = np.arange(len(posterior))
+        costs, scores = np.zeros(len(PRICES)), np.zeros((len(PRICES), len(prompts)), dtype=np.float32)
+        for row, price in enumerate(PRICES):
+            chosen = (posterior @ (self.quality - price / unit * self.cost)).argmax(axis=1)
+            costs[row], scores[row] = self.costs[prompts, chosen].mean(), self.scores[prompts, chosen]
+        return Trace(costs, scores)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SplitComparison:
+    """Both plans on one split: their traces, the best single model's cost and score, and the proposed recipes."""
+
+    single: Trace
+    recipes: Trace
+    best_cost: float
+    best_score: float
+    proposed: tuple[str, ...]
+
+
+def compare(
+    train: Answers,
+    test: Answers,
+    posterior: Array,
+    *,
+    quality: Array,
+    max_calls: int = MAX_CALLS,
+    progress: Callable[[float], None] = lambda share: None,
+) -> SplitComparison:
+    """Compare single experts with recipes that are proposed from `train`, on `test` with its router `posterior`.
+
+    `quality` (n_categories, n_experts) is the plan's expected quality of single experts.
+    """
+    arms = propose_arms(train, max_calls=max_calls, progress=progress)
+    single = Columns(quality, cost_by_category(train, train.costs), test.scores, test.costs)
+    both = _with_arms(single, train, test, arms, posterior) if arms else single
+    best = int(train.scores.mean(axis=0).argmax())
+    return SplitComparison(
+        single.trace(posterior, train.typical_cost),
+        both.trace(posterior, train.typical_cost),
+        float(test.costs[:, best].mean()),
+        float(test.scores[:, best].mean()),
+        tuple(dict.fromkeys(" > ".join(arm.policy.members) for arm in arms)),
+    )
+
+
+def _with_arms(single: Columns, train: Answers, test: Answers, arms: Sequence[Arm], posterior: Array) -> Columns:
+    outcomes = [replayed(arm.policy, test, posterior) for arm in arms]
+    return Columns(
+        np.column_stack((single.quality, quality_by_category(train, arms))),
+        np.column_stack((single.cost, arm_costs(single.cost, train, arms))),
+        np.column_stack((single.scores, *(found.scores for found in outcomes))),
+        np.column_stack((single.costs, *(found.costs(test) for found in outcomes))),
+    )
+
+
+def arm_costs(cost: Array, train: Answers, arms: Sequence[Arm]) -> Array:
+    """Return the expected cost of each arm (n_categories, n_arms), as `coe plan` estimates it.
+
+    `cost` (n_categories, n_experts) is that of the experts. Where a category has few prompts, the estimate is shrunk
+    towards the members' relative cost in it.
+    """
+    called = [replayed(arm.policy, train).called.mean(axis=0) for arm in arms]
+    relative = relative_use(cost, train, [(train.experts, calls) for calls in called])
+    return cost_by_category(train, np.column_stack([arm.outcome.costs for arm in arms]), relative=relative)
+
+
+def recipe_report(splits: Sequence[SplitComparison], prompts: Sequence[NDArray[np.integer]]) -> dict[str, Any]:
+    """Return the JSON-able report: paired gains at each budget with their standard errors, clustered by prompt.
+
+    `prompts` has the indices of each split's test prompts (n_prompts,). `worst_gain` is the lowest mean gain over all
+    compared budgets.
+    """
+    unlimited = _paired([(split.single.scores[0], split.recipes.scores[0]) for split in splits], prompts)
+    found = {
+        "no_budget": unlimited,
+        "best_single": float(np.mean([split.best_score for split in splits])),
+        "worst_gain": unlimited["gain"],
+        "proposed": [list(split.proposed) for split in splits],
+    }
+    best = [split.best_cost for split in splits]
+    if not all(best):  # nothing has a known cost, so there is no budget to compare at
+        return found
+
+    def at(units: Sequence[float], share: float) -> Mapping[str, Any]:
+        budgets = [share * unit for unit in units]
+        pairs = [(one.single.at(cost), one.recipes.at(cost)) for one, cost in zip(splits, budgets, strict=True)]
+        return _paired(pairs, prompts)
+
+    free = [float(split.single.costs[0]) for split in splits]
+    swept = [at(free, float(share)) for share in np.geomspace(0.05, 4.0, 40)]
+    reach = [split.recipes.cost_to_reach(split.best_score) / split.best_cost for split in splits]
+    return found | {
+        "at_multiples_of_one_expert": {f"{share:g}": at(free, share) for share in MULTIPLES},
+        "at_shares_of_best_single": {f"{share:g}": at(best, share) for share in SHARES},
+        "cost_share_for_best_single_quality": float(np.median(reach)),
+        "worst_gain": min(unlimited["gain"], *(one["gain"] for one in swept)),
+    }
+
+
+def _paired(
+    scores: Sequence[tuple[NDArray[np.floating], NDArray[np.floating]]], prompts: Sequence[NDArray[np.integer]]
+) -> Mapping[str, Any]:
+    """Return the means of both, their paired difference, its standard error by prompt, and what it shows.
+
+    `scores` has for each split the prompts' scores of single experts and of recipes.
+    """
+    single, recipes = ([np.asarray(pair[side], dtype=np.float64) for pair in scores] for side in (0, 1))
+    found = paired_difference(recipes, single, prompts)
+    return {
+        "single": float(np.concatenate(single).mean()),
+        "recipes": float(np.concatenate(recipes).mean()),
+        "gain": found.value,
+        "standard_error": found.error,
+        "verdict": found.verdict,
+    }

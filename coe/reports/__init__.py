@@ -1,0 +1,1 @@
+"""What the traffic says: uses, spend, drift, alarms (`coe report`)."""

@@ -1,0 +1,231 @@
+"""Builds the reports of `coe status` and `coe report`.
+
+The first says if the gateway is up, what is in use and what is wrong, and reads no log. The second reads the routing
+log of some days once: traffic, spend, drift, alarms, and what the plan in use is worth. `coe retrain` builds it too,
+for the gateways' metrics.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from dataclasses import asdict
+from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from coe.artifacts.kinds import ARTIFACT_KINDS, ASSIGNMENT, ROUTER
+from coe.artifacts.manifest import noting
+from coe.artifacts.store import ArtifactStore
+from coe.artifacts.traffic_report import TRAFFIC_REPORT_FILE, read_traffic_report
+from coe.errors import ArtifactError, DataError
+from coe.fleet.residency.client import fetch_report
+from coe.learning.experience_loader import load_experience, open_logs
+from coe.learning.rounds.round import read_round_states
+from coe.planning import Assignment, read_plan_file
+from coe.records.record import RoutingRecord, observed
+from coe.registry import load
+from coe.reports.alarms import (
+    Alarm,
+    degradation_alarms,
+    failing_alarms,
+    share_alarms,
+)
+from coe.reports.drift import detect_drift
+from coe.reports.novelty import CategoryProposal, category_entry, propose_categories
+from coe.reports.spend import Spend
+from coe.reports.traffic import Traffic, comparison, embeddings, traffic_sample
+from coe.settings import Settings
+
+if TYPE_CHECKING:
+    from coe.artifacts.active_state import ActiveState
+
+HOUR_SECONDS, DAY_SECONDS = 3_600.0, 86_400.0
+MAX_ALARM_REQUESTS = 100_000
+"""Newest requests that alarms are computed from."""
+_ROUND_FIELDS = ("time", "promoted", "sentence", "report", "judged", "tested")
+MIN_COMPARED = 200
+"""Requests of each side that a drift test needs."""
+ANY_HOST = ("", "0.0.0.0", "::")  # noqa: S104  the addresses that stand for all of this machine's
+GATEWAY_TIMEOUT_SECONDS = 2.0
+
+
+def status_report(settings: Settings) -> dict[str, Any]:
+    """The report of `coe status`, JSON-able; times are in Unix seconds.
+
+    `damaged` has the problem of each damaged artifact in use, and `alarms` the experts by kind of alarm, and the
+    shifted aspects of the traffic, as the last traffic report found them (None without one). Raises ConfigError.
+    """
+    from coe.artifacts.consequences import consequences_of
+
+    damaged = dict[str, str]()
+    registry = load(settings.config, environ=settings.environ)
+    used = {kind: _in_use(settings, kind, damaged) for kind in ARTIFACT_KINDS}
+    known = ROUTER not in damaged
+    found = read_traffic_report(settings.artifacts / TRAFFIC_REPORT_FILE)
+    return {
+        "gateway": _gateway(settings),
+        "in_use": {"config": registry.digest, **used},
+        "damaged": damaged,
+        "consequences": [asdict(one) for one in consequences_of(settings, registry, damaged=damaged)] if known else [],
+        "alarms": None if found is None else asdict(found),
+        "residency": _residency(settings),
+    }
+
+
+def report(settings: Settings, *, now: float, days: int = 7) -> dict[str, Any]:
+    """The report of `coe report` on the last `days`, JSON-able; times in Unix seconds, shares and rates from 0 to 1.
+
+    Without the plan in use, nothing is compared with its shares. Raises ArtifactError for a damaged router, ConfigError
+    for an invalid declaration.
+    """
+    from coe.artifacts.active_state import load_active_state
+
+    damaged = dict[str, str]()
+    in_use = load_active_state(settings, damaged=damaged)
+    traffic = Traffic(in_use.router.categories, in_use.router.version, day=now - DAY_SECONDS, hour=now - HOUR_SECONDS)
+    spend, planned = Spend(in_use.registry), None if ASSIGNMENT in damaged else in_use.assignment
+    alarms = _alarms(settings, in_use, planned, traffic, spend, since=now - days * DAY_SECONDS, now=now)
+    promoted = _in_use(settings, ROUTER, damaged)["since"]
+    return {
+        "days": days,
+        "traffic": traffic.summary(),
+        "spend": spend.report(),
+        "plan": _worth(settings),
+        "drift": _drift(traffic, test=int((now - (promoted or now)) // DAY_SECONDS) + 1),
+        "alarms": [asdict(alarm) for alarm in alarms],
+        "proposed_categories": _proposals(traffic, in_use),
+        "learning": {
+            kind: {name: getattr(state, name) for name in _ROUND_FIELDS}
+            for kind, state in read_round_states(settings.artifacts).items()
+        },
+    }
+
+
+def _gateway(settings: Settings) -> dict[str, str]:
+    """The address of this machine's gateway, and `ready`, `not ready` or `no answer`."""
+    host = "127.0.0.1" if settings.host in ANY_HOST else settings.host
+    connection = HTTPConnection(host, settings.port, timeout=GATEWAY_TIMEOUT_SECONDS)
+    try:
+        connection.request("GET", "/health/ready")
+        state = "ready" if connection.getresponse().status == HTTPStatus.OK else "not ready"
+    except (OSError, HTTPException):
+        state = "no answer"
+    finally:
+        connection.close()
+    return {"address": f"{host}:{settings.port}", "state": state}
+
+
+def _in_use(settings: Settings, kind: str, damaged: dict[str, str]) -> dict[str, Any]:
+    """The version in use, None for what experts.yaml declares, and its last promotion where the history has one.
+    Damage is put into `damaged`."""
+    store, version, move = ArtifactStore(settings.artifacts, kind), None, None
+    with noting(damaged, kind):
+        version = store.in_use()
+        store.current()
+    with noting(damaged, f"{kind} history"):
+        move = store.last_move()
+    return {"version": version, "since": move.time if move else None, "by": move.by if move else None}
+
+
+def _residency(settings: Settings) -> list[dict[str, Any]]:
+    """Return the state of each shared device: which experts are awake, requested or loading, and the next decision;
+    empty if no `coe up` manages devices."""
+    try:
+        return asyncio.run(fetch_report(settings.residency_link.readlink()))
+    except OSError:  # no link, or no process behind it; TimeoutError is one
+        return []
+
+
+def _worth(settings: Settings) -> dict[str, Any] | None:
+    """Return the plan in use against always calling one expert, as `coe plan` or `coe retrain` compared them when they
+    made it; None without a plan that was made from scores."""
+    store = ArtifactStore(settings.artifacts, ASSIGNMENT)
+    with suppress(ArtifactError):  # `coe status` names it
+        if (version := store.in_use()) is not None:
+            against = (read_plan_file(store.published(version).folder) or {}).get("against")
+            return {"version": version, "against": against} if against else None
+    return None
+
+
+def _alarms(
+    settings: Settings,
+    in_use: ActiveState,
+    planned: Assignment | None,
+    traffic: Traffic,
+    spend: Spend,
+    *,
+    since: float,
+    now: float,
+) -> tuple[Alarm, ...]:
+    """Read the log once, for the alarms, for `traffic` and for `spend`, which also counts requests of CoE's commands.
+    `planned` is None if the plan that the gateways serve is unknown."""
+    experts = in_use.assignment.experts
+
+    def add_own(record: RoutingRecord) -> None:
+        traffic.add_own(record)
+        spend.add(record)
+
+    with open_logs(in_use.registry.log.url, base=settings.home) as logs:
+        records = logs.records(since=since, until=now, own=add_own)
+        try:
+            found = load_experience(
+                observed(observed(records, traffic.add), spend.add),
+                logs.feedback(since=since),
+                categories=traffic.categories,
+                experts=experts,
+                limit=MAX_ALARM_REQUESTS,
+            ).experience
+        except DataError:  # no request to learn from; if all failed, that is an alarm
+            return failing_alarms(traffic, experts)
+    if planned is None:
+        return failing_alarms(traffic, experts)
+    recent, before = found.part(found.time >= now - DAY_SECONDS), found.part(found.time < now - DAY_SECONDS)
+    return (
+        *failing_alarms(traffic, experts),
+        *share_alarms(recent, planned),
+        *degradation_alarms(before, recent, assignment=planned),
+    )
+
+
+def _drift(traffic: Traffic, *, test: int) -> dict[str, Any]:
+    """The last day compared with the first traffic that the router served.
+
+    All reports of a day are one test, so that frequent reports neither raise false alarms nor weaken the tests.
+    """
+    both, first, latest = comparison(traffic), traffic.first, list(traffic.latest)
+    if min(len(first), len(latest)) < MIN_COMPARED:
+        counts = f"{len(first)} earlier requests of this router and {len(latest)} of the day"
+        reference = f"too little to compare: {counts}, {MIN_COMPARED} of each are needed"
+        return {"reference": reference, "findings": [], "compared": both}
+    found = detect_drift(traffic_sample(first), traffic_sample(latest), categories=traffic.categories, test=test)
+    reference = f"the first {len(first)} requests of this router in the log's period"
+    return {"reference": reference, "findings": [asdict(one) for one in found], "compared": both}
+
+
+def _proposals(traffic: Traffic, in_use: ActiveState) -> list[dict[str, Any]]:
+    """Proposed categories: exemplars by request id, and an entry for experts.yaml where the log keeps prompts."""
+    latest = list(traffic.latest)
+    vectors, rows = embeddings(latest)
+    declared = in_use.registry.policy.confidence_threshold
+    proposals = propose_categories(
+        vectors,
+        np.array([latest[row].confidence for row in rows]),
+        np.array([latest[row].category for row in rows], dtype=np.int64),
+        categories=traffic.categories,
+        below=in_use.confidence_threshold if declared is None else declared,
+    )
+    prompts = [one.prompt for one in latest]
+
+    def to_json(proposal: CategoryProposal) -> dict[str, Any]:
+        exemplars = [latest[rows[index]] for index in proposal.exemplars]
+        shown = [one.prompt for one in exemplars if one.prompt]
+        return {
+            **proposal.to_json(),
+            "exemplars": [one.request_id for one in exemplars],
+            "entry": category_entry(shown, prompts) if shown else None,
+        }
+
+    return [to_json(one) for one in proposals]
