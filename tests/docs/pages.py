@@ -17,7 +17,7 @@ DOCS = ROOT / "docs"
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A code block. `language` is empty for an indented one, None for a fence that names none."""
+    """A code block. `language` is None if it names none."""
 
     language: str | None
     text: str
@@ -36,6 +36,8 @@ class Page:
     """Targets of links and images, and their lines."""
     anchors: set[str] = field(default_factory=set)
     """The anchors of this page that a link may name."""
+    superseded: bool = False
+    """True for a decision that a later one replaced."""
 
     @property
     def name(self) -> str:
@@ -43,8 +45,8 @@ class Page:
 
     @property
     def historical(self) -> bool:
-        """True for pages that report a measurement or change at one date: their commands and names are of that date."""
-        return self.name.startswith("docs/experiments/") or self.name == "CHANGELOG.md"
+        """True for pages whose commands and names are of a past date: measurements, changes, superseded decisions."""
+        return self.superseded or self.name.startswith("docs/experiments/") or self.name == "CHANGELOG.md"
 
 
 def pages() -> list[Page]:
@@ -54,15 +56,15 @@ def pages() -> list[Page]:
 
 def read(path: Path, text: str | None = None) -> Page:
     """A page from its file, or from the text that its file would hold."""
-    page = Page(path)
+    text = path.read_text() if text is None else text
+    page = Page(path, superseded="\nStatus: superseded by " in text)
     slugs: Counter[str] = Counter()
     heading = False
-    for token in MarkdownIt("commonmark").enable("table").parse(path.read_text() if text is None else text):
+    for token in MarkdownIt("commonmark").enable("table").parse(text):
         line = (token.map or [0])[0] + 1
         if token.type in ("fence", "code_block"):
             words = token.info.split()
-            language = "" if token.type == "code_block" else words[0] if words else None
-            page.blocks.append(Block(language, token.content, line))
+            page.blocks.append(Block(words[0] if words else None, token.content, line))
         elif token.type == "inline":
             _inline(page, token, line)
             if heading:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from coe.jobs import plan as gate_job
 from typer.testing import CliRunner
 
 from coe.artifacts.store import ArtifactStore
@@ -17,6 +16,7 @@ from coe.errors import ArtifactError, DataError
 from coe.measuring.gate_fit import GateExamples, cross_fitted_gates, fit_gate, gate_estimates, gate_report
 from coe.measuring.passage_gain import GAINS_FILE, add_passages, read_gains, write_gains
 from coe.measuring.probes.probes import Probe
+from coe.planning.job import plan as gate_job
 from coe.registry.sections import RetrievalPrice, RetrievalSpec
 from coe.retrieval.gate import Gate, temper
 from routers.calibration import auroc
