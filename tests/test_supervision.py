@@ -44,7 +44,7 @@ class Work:
         self.failures = list(failures)
         self.waits = asyncio.Event()
 
-    async def __call__(self, *_: Any) -> None:
+    async def __call__(self, *_: Any, **__: Any) -> None:
         if self.failures:
             failure = self.failures.pop(0)
             if failure is None:
@@ -171,7 +171,7 @@ def turns(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) -
 
 
 def expert_watch(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) -> Opened:
-    patch.setattr(coe.experts.queues, "_run", work)
+    patch.setattr(coe.experts.queues, "read_queues", work)
     return coe.experts.queues.reading_queues(list, session=Client(), task_failed=failed)
 
 
