@@ -15,7 +15,7 @@ MAX_PARTS = 256
 MAX_HEAD_BYTES = 2**13
 """Bytes of the headers of a part."""
 MODEL = "model"
-_BOUNDARY = re.compile(rb"--[0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./:=?-](?=\r\n|--\s*\Z)")
+_BOUNDARY = re.compile(rb"--[0-9A-Za-z'()+_,./:=? -]{0,69}?[0-9A-Za-z'()+_,./:=?-](?=\r\n|--\s*\Z)")
 """The beginning of a form (RFC 2046, section 5.1.1)."""
 _HEADER = re.compile(rb"([!-9;-~]+):[ \t]*([^\x00-\x1f\x7f]*)")
 _DISPOSITION = re.compile(
