@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 from pydantic import Field
 from starlette.requests import Request
@@ -16,7 +17,7 @@ from starlette.responses import Response
 
 from coe.artifacts.kinds import ASSIGNMENT
 from coe.artifacts.store import ArtifactStore, Promotion
-from coe.errors import ArtifactError, DataError, NothingMeasured
+from coe.errors import ArtifactError, DataError, InvalidRequest, NothingMeasured
 from coe.planning import (
     Assignment,
     PublishedPlan,
@@ -35,6 +36,8 @@ from gateway.request.body import RequestModel
 from gateway.serving_state import Serving
 
 MAX_BODY_BYTES = 4 * 1024
+SOLVE_SECONDS = 30.0
+"""Time limit of `coe solve`, which runs in a process of its own."""
 _MATRICES = ("mean", "count", "estimate", "error", "quality")
 _UNCHANGED = ("source", "deviations", "budget", "value_of_expert")
 _Limit = Annotated[float, Field(gt=0, le=1e15, allow_inf_nan=False)]
@@ -78,9 +81,11 @@ class Map:
         stored, _ = await asyncio.to_thread(self._read, version)
         if version is None or stored is None:
             raise NothingMeasured("no scores are stored for this plan: run `coe score`, then `coe plan`")
-        declared = self._current.serving.registry.digest
-        plan = await self._solver.solve(version, budget.model_dump(), declared=declared)
-        return json_response({"object": "plan", "version": version, **plan})
+        line = orjson.dumps(budget.model_dump()) + b"\n"
+        answer = await self._solver.run("solve", version, seconds=SOLVE_SECONDS, needs=("scipy",), sent=line)
+        if "error" in answer:
+            raise InvalidRequest(answer["error"], param="budget", code="budget_impossible")
+        return json_response({"object": "plan", "version": version, **answer["plan"]})
 
     def _read(self, version: str | None) -> tuple[_StoredPlan | None, Promotion | None]:
         """The data that the plan was solved from, None where it is not stored, and the promotion of the plan."""
