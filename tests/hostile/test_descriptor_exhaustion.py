@@ -5,7 +5,6 @@ import os
 import sys
 from pathlib import Path
 
-import psutil
 import pytest
 
 from tests.gateway import served as processes
