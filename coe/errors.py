@@ -343,10 +343,9 @@ class ExpertUnavailable(ExpertError, code="expert_unavailable", status=503):
     """The expert refused or dropped the connection, answered 5xx before the first chunk, or its circuit breaker is
     open.
 
-    `queue_full`: its server answered 503. `unavailable_servers`: addresses that the same request must not try again.
+    `unavailable_servers`: addresses that the same request must not try again.
     """
 
-    queue_full = False
     unavailable_servers: frozenset[str] = frozenset()
 
 
@@ -360,15 +359,6 @@ class ExpertAsleep(ExpertUnavailable, code="expert_asleep"):
     """The expert shares a device and did not wake in time, so it never received the request."""
 
     cause: Cause = "asleep"
-    request_sent = False
-    unhealthy = False
-
-
-class OutOfDescriptors(ExpertError, code="overloaded", status=503):
-    """This process has no file descriptor left for a connection. The expert is healthy; no other expert can help."""
-
-    cause: Cause = "gateway_limit"
-    retryable = False
     request_sent = False
     unhealthy = False
 

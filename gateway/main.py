@@ -35,7 +35,7 @@ from coe.artifacts.kinds import ROUTER
 from coe.artifacts.store import ArtifactStore
 from coe.artifacts.traffic_report import TRAFFIC_REPORT_FILE
 from coe.errors import CoEError, ConfigError
-from coe.experts import ReplicatedExpert, endpoints_of, running_health_checks
+from coe.experts import ReplicatedExpert, endpoints_of, reading_queues
 from coe.experts.http.client import Client
 from coe.experts.live_check import check_experts, log_findings
 from coe.records import LogWriter, open_log_and_feedback
@@ -263,7 +263,7 @@ async def open_services(
         builder.issued.on_change = lambda: services.replace(builder.with_issued(services.snapshot))
         await services.snapshot.composition.warm()
         add_traffic_metrics(metrics, settings.artifacts / TRAFFIC_REPORT_FILE, services)
-        await enter(running_health_checks(lambda: builder.experts.values(), session=session, task_failed=failed))
+        await enter(reading_queues(lambda: builder.experts.values(), session=session, task_failed=failed))
         if metrics.worker == 0:
             _log.info("router %s: the fast heads use %s", in_use.router.version, IMPLEMENTATION)
             if check:
@@ -321,8 +321,8 @@ async def _open_builder(
 
 @asynccontextmanager
 async def checking(experts: Iterable[ReplicatedExpert], registry: Registry, *, session: Client) -> AsyncIterator[None]:
-    """Request one token from every expert in the background and log the results. Experts that share a device are left
-    out: a check would swap their models."""
+    """Request a few tokens from every expert in the background and log the results. Experts that share a device are
+    left out: a check would swap their models."""
     local_experts_swap = registry.residency is not None
     chosen = [one for one in experts if one.spec.addresses or one.spec.runtime == "litellm" or not local_experts_swap]
 

@@ -32,7 +32,6 @@ class Runtime:
     - `gpus`: its servers can be confined to some GPUs.
     - `sleep_levels`: levels of sleep; without one, residency stops its servers.
     - `sleep_options`: each level needs other options of the server.
-    - `queues`: its servers work on one request at a time, and on a plain one until it is complete.
     """
 
     apis: frozenset[Api] = frozenset({"chat"})
@@ -43,7 +42,6 @@ class Runtime:
     gpus: bool = False
     sleep_levels: frozenset[int] = frozenset()
     sleep_options: bool = False
-    queues: bool = False
 
 
 RUNTIMES: Mapping[str, Runtime] = {
@@ -51,7 +49,6 @@ RUNTIMES: Mapping[str, Runtime] = {
         apis=frozenset({"chat", "completions"}),  # its Responses API always streams (5.24)
         local=True,
         capabilities=TRIED,
-        queues=True,
     ),
     "vllm": Runtime(
         apis=frozenset({"chat", "completions", "responses", "messages"}),

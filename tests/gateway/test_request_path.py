@@ -26,7 +26,6 @@ pytestmark = pytest.mark.anyio
 ROOT = Path(gateway.__file__).parent.parent
 UNDECLARED = (
     "coe/recipes",
-    "coe/experts/translation",
     "coe/registry/aliases.py",
     "coe/retrieval",
     "coe/routing/rules.py",

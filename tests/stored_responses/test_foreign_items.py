@@ -12,7 +12,6 @@ import orjson
 import pytest
 from aiohttp import web
 
-from coe.experts import foreign_items
 from coe.experts.factory import build_experts
 from coe.experts.http.client import Client
 from tests.fakes import Gateway, Response, gateway_of, registry_of
@@ -147,31 +146,15 @@ async def test_stored_answers_and_references_move_between_servers(tmp_path: Path
         assert [one.get("type") for one in painter.accepted[-1]] == [None, "function_call", "function_call_output"]
 
 
-async def test_a_foreign_item_costs_a_server_none_of_its_own_reasoning(tmp_path: Path) -> None:
-    async with two_servers(tmp_path, 400) as (gateway, coder, _):
-        history: list[Item] = [{"role": "user", "content": "question"}]
-        for model in ("coder", "coder", "painter", "coder"):
-            response, answer = await respond(gateway, model, history, stream=False, store=False)
-            assert response.status == 200
-            history += answer["output"]
-            call = answer["output"][-1]["type"] == "function_call"
-            history.append(result() if call else {"role": "user", "content": "more"})
-        kinds = [item.get("type") for item in coder.accepted[-1]]
-        assert kinds.count("reasoning") == 1  # painter's is left out
-        assert {**coder.accepted[-1][1]} == history[1]
-        assert (await respond(gateway, "coder", history, stream=False, store=False))[0].status == 200
-        assert coder.refused == 1
-
-
-async def test_what_is_remembered_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(foreign_items, "MAX_REMEMBERED", 3)
+async def test_a_request_that_is_wrong_for_another_reason_gets_the_server_s_error(tmp_path: Path) -> None:
     async with two_servers(tmp_path, 400) as (gateway, _, painter):
-        for number in range(4):
-            item = {"id": f"msg_{number}", "role": "assistant", "content": "x"}
-            again = [item, {"role": "user", "content": "y"}]
-            for refusals in (number + 1, number + 1):
-                response, _ = await respond(gateway, "painter", again, stream=False)
-                assert (response.status, painter.refused) == (200, refusals)
-        oldest = [{"id": "msg_0", "role": "assistant", "content": "x"}, {"role": "user", "content": "y"}]
-        assert (await respond(gateway, "painter", oldest, stream=False))[0].status == 200
-        assert painter.refused == 5
+        _, answer = await respond(gateway, "coder", "question", stream=False)
+        items = [{"role": "user", "content": "question"}, *answer["output"], result()]
+        wrong = [*items, {"role": "user", "content": "forbidden"}]
+        response, error = await respond(gateway, "painter", wrong, stream=False)
+        assert (response.status, error["error"]["code"]) == (400, "expert_rejected")
+        assert painter.refused == 2
+        await respond(gateway, "painter", items, stream=False)
+        assert painter.refused == 3  # nothing was learned from the failure
+        plain, _ = await respond(gateway, "painter", "forbidden", stream=False)
+        assert (plain.status, painter.refused) == (400, 4)  # not sent again: it has no items of a server

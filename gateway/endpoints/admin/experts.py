@@ -58,7 +58,7 @@ async def list_recipes(services: Services, _: Request) -> Response:
 
 
 async def test_expert(services: Services, request: Request) -> Response:
-    """Request one token from each server of an expert, past breakers, limits and the log."""
+    """Request a few tokens from each server of an expert, past breakers, limits and the log."""
     name, snapshot = request.path_params["id"], services.snapshot
     expert = snapshot.composition.experts.get(name)
     if name not in snapshot.registry.expert_names or not isinstance(expert, ReplicatedExpert):
@@ -67,7 +67,7 @@ async def test_expert(services: Services, request: Request) -> Response:
     if snapshot.registry.residency is not None and spec.is_local and not spec.addresses:
         raise InvalidRequest(f"{name!r} shares a device, so a test would switch models; use the playground instead")
     assert services.session is not None
-    results = await check_experts([expert], session=services.session, streams=True)
+    results = await check_experts([expert], session=services.session)
     data = [asdict(one) | {"ok": one.ok} for one in results]
     return json_response({"object": "expert.test", "id": name, "data": data})
 
@@ -104,7 +104,6 @@ def _state(snapshot: Snapshot, name: str, stats: Mapping[str, Any]) -> dict[str,
             {
                 "address": replica.address,
                 "state": states.get(replica.address, replica.state),
-                "alive": replica.alive,
                 "in_flight": replica.in_flight,
                 "waiting": replica.queue_length,
             }
