@@ -158,10 +158,10 @@ def reload_of(settings: Settings, texts: list[str]) -> tuple[Reload, Any]:
         texts.append(settings.config.read_text())
         raise ConfigError("not read further")
 
-    current: Any = SimpleNamespace(serving=SimpleNamespace(versions={}), reload_error=None)
-    wiring: Any = SimpleNamespace(close_retired=AsyncMock())
+    services: Any = SimpleNamespace(snapshot=SimpleNamespace(versions={}), reload_error=None)
+    builder: Any = SimpleNamespace(close_retired=AsyncMock())
     in_use: Any = SimpleNamespace(registry=registry_of())
-    return Reload(current, settings=settings, in_use=in_use, wiring=wiring, read=read), wiring.close_retired
+    return Reload(services, settings=settings, in_use=in_use, builder=builder, read=read), builder.close_retired
 
 
 async def test_a_file_that_is_written_during_the_start_is_read_once_and_complete(
