@@ -17,7 +17,7 @@ from pydantic_core import PydanticCustomError
 
 from coe.core import Api, Capability
 from coe.registry.experts import ExpertSpec, Prices
-from coe.registry.sections import Name, Probability, StrictModel
+from coe.registry.sections import Name, Probability, StrictModel, one_as_list
 
 PROPOSED_PREFIX = "auto-"
 """Beginning of the names of recipes that `coe plan` proposes; a number follows."""
@@ -34,14 +34,8 @@ Compare the answers: where they disagree, find out which is right; all of them m
 yourself with the best of them. Return the final answer only; do not mention the other answers."""
 
 
-def _members(step: Any) -> Any:
-    """Convert one name to a step of one member. Rejects an empty step."""
-    if step in ([], ""):
-        raise PydanticCustomError("empty_step", "a step must name at least one expert; add one or remove the step")
-    return [step] if isinstance(step, str) else step
-
-
-Step = Annotated[tuple[Name, ...], BeforeValidator(_members, json_schema_input_type=Name | tuple[Name, ...])]
+_OneOrMore = BeforeValidator(one_as_list, json_schema_input_type=Name | tuple[Name, ...])
+Step = Annotated[tuple[Name, ...], Field(min_length=1), _OneOrMore]
 """Members that are called at the same time; in the file a name or a list of names."""
 
 

@@ -163,7 +163,7 @@ def _without_waits(tables: Mapping[str, ScoreTable], registry: Registry) -> dict
     use."""
 
     def shares_device(name: str) -> bool:
-        return bool(registry.devices_of(registry.expert(name)))
+        return registry.device_of(registry.expert(name)) is not None
 
     def kept(table: ScoreTable) -> ScoreTable:
         shared = np.array([shares_device(name) for name in table.experts], dtype=np.bool_)

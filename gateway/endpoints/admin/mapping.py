@@ -31,9 +31,9 @@ from coe.planning import (
 from coe.planning.problem import USE_OF_ROW
 from coe.registry import Registry
 from gateway.endpoints.handler import json_of, json_response
-from gateway.parts import Parts
 from gateway.request.body import RequestModel
-from gateway.serving_state import Serving
+from gateway.services import Services
+from gateway.snapshot import Snapshot
 
 MAX_BODY_BYTES = 4 * 1024
 SOLVE_SECONDS = 30.0
@@ -60,24 +60,24 @@ class BudgetRequest(RequestModel):
 class Map:
     """The assignment that this worker serves, and the stored data of its plan, read once per version."""
 
-    def __init__(self, parts: Parts) -> None:
-        self._current, self._solver = parts.current, parts.solver
-        self._store = ArtifactStore(parts.settings.artifacts, ASSIGNMENT)
+    def __init__(self, services: Services) -> None:
+        self._services, self._solver = services, services.solver
+        self._store = ArtifactStore(services.settings.artifacts, ASSIGNMENT)
         self._stored: tuple[str, _StoredPlan | None] = ("", None)
 
     async def get(self, _: Request) -> Response:
         """The assignment of categories to experts, with the scores behind it."""
-        serving = self._current.serving
-        version = serving.versions.get(ASSIGNMENT)
+        snapshot = self._services.snapshot
+        version = snapshot.versions.get(ASSIGNMENT)
         stored, move = await asyncio.to_thread(self._read, version)
-        served = await asyncio.to_thread(_served_map, serving, stored)
+        served = await asyncio.to_thread(_served_map, snapshot, stored)
         body = {"object": "map", "version": version, "promotion": move and asdict(move), **served}
         return json_response(body)
 
     async def solve(self, request: Request) -> Response:
         """Solve a plan under another budget; nothing is promoted."""
         budget = await json_of(request, BudgetRequest, limit=MAX_BODY_BYTES)
-        version = self._current.serving.versions.get(ASSIGNMENT)
+        version = self._services.snapshot.versions.get(ASSIGNMENT)
         stored, _ = await asyncio.to_thread(self._read, version)
         if version is None or stored is None:
             raise NothingMeasured("no scores are stored for this plan: run `coe score`, then `coe plan`")
@@ -113,11 +113,11 @@ def _stored_plan(folder: Path, version: str) -> _StoredPlan | None:
     return None if found is None else _StoredPlan(read_published(folder, version), found)
 
 
-def _served_map(serving: Serving, stored: _StoredPlan | None) -> dict[str, Any]:
+def _served_map(snapshot: Snapshot, stored: _StoredPlan | None) -> dict[str, Any]:
     """Categories and experts in the order of experts.yaml, followed by those in service that it no longer declares."""
-    assignment = serving.composition.assignment
-    categories = _ordered(assignment.categories, serving.registry.category_names)
-    experts = _ordered(assignment.experts, serving.registry.expert_names)
+    assignment = snapshot.composition.assignment
+    categories = _ordered(assignment.categories, snapshot.registry.category_names)
+    experts = _ordered(assignment.experts, snapshot.registry.expert_names)
     rows = [assignment.categories.index(name) for name in categories]
     columns = [assignment.experts.index(name) for name in experts]
     quality, price = (table[np.ix_(rows, columns)] for table in (assignment.quality, assignment.price))
@@ -126,15 +126,15 @@ def _served_map(serving: Serving, stored: _StoredPlan | None) -> dict[str, Any]:
         "categories": categories,
         "experts": experts,
         "general": assignment.general_expert,
-        "pinned": dict(serving.registry.assignment),
+        "pinned": dict(snapshot.registry.assignment),
         "assignment": [_row(assignment, row) for row in rows],
         "quality_lower_bound": [[value if np.isfinite(value) else None for value in line] for line in quality.tolist()],
         "hosted": [name for name in experts if name in assignment.hosted],
         "prices": dict(zip(experts, (weights @ price).tolist(), strict=True)),
         "price_by_category": price.tolist(),
         "duals": dict(assignment.duals),
-        "consequences": [asdict(one) for one in serving.consequences],
-        "measured": None if stored is None else _measured(stored, serving, categories, experts),
+        "consequences": [asdict(one) for one in snapshot.consequences],
+        "measured": None if stored is None else _measured(stored, snapshot, categories, experts),
     }
 
 
@@ -155,7 +155,7 @@ def _row(assignment: Assignment, row: int) -> dict[str, Any]:
 
 
 def _measured(
-    stored: _StoredPlan, serving: Serving, categories: Sequence[str], experts: Sequence[str]
+    stored: _StoredPlan, snapshot: Snapshot, categories: Sequence[str], experts: Sequence[str]
 ) -> dict[str, Any]:
     """The scores that the plan was solved from, null where it has none; uses are those declared now."""
     file = stored.file
@@ -164,22 +164,22 @@ def _measured(
         name: [[None if None in (row, column) else file[name][row][column] for column in columns] for row in rows]
         for name in _MATRICES
     }
-    uses = _uses(stored, serving.registry, categories, experts)
+    uses = _uses(stored, snapshot.registry, categories, experts)
     weights = [0.0 if row is None else file["weights"][row] for row in rows]
     unchanged = {name: file[name] for name in _UNCHANGED}
-    planned = _planned(stored.plan, serving)
+    planned = _planned(stored.plan, snapshot)
     return unchanged | cells | uses | {"weights": weights, "planned": planned}
 
 
-def _planned(plan: PublishedPlan, serving: Serving) -> dict[str, Any] | None:
+def _planned(plan: PublishedPlan, snapshot: Snapshot) -> dict[str, Any] | None:
     """The expected quality and the resource use of the plan in effect; None where they are unknown."""
     try:
-        present = current_problem(plan, serving.registry)
+        present = current_problem(plan, snapshot.registry)
     except DataError:
         return None
     if present is None:
         return None
-    problem, effect = common_part(present[0], serving.composition.assignment)
+    problem, effect = common_part(present[0], snapshot.composition.assignment)
     return {"quality": planned_quality(problem, effect), "used": planned_use(problem, effect)}
 
 
