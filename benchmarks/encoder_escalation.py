@@ -11,7 +11,7 @@ prompt."""
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from benchmarks.category import LEFT_OUT, PLAIN_NAMES, read, sample
 from coe.core import FAST_UNCERTAIN, Prediction
 from coe.measuring.quality import read_quality
-from coe.planning import Assignment, Budget, Problem, Uses, expected_utility, information_value, routing_gain, solve
+from coe.planning import Assignment, Problem, Uses, expected_utility, information_value, routing_gain, solve
 from coe.planning.problem import declared_assignment
 from coe.planning.score_table import fit_pseudo_count, tabulate_partly
 from coe.registry import load
@@ -33,12 +33,12 @@ SHARES = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7)
 """Shares of the routing gain that a pass must be worth."""
 ROOT = Path(__file__).parent.parent
 SMALL = ("mathstral-7B", "Meta-Llama-3_1-8B-Instruct", "Phi-3-mini-4k-instruct", "gemma-7b")
-PLANS: dict[str, tuple[str, Sequence[str], Budget]] = {
-    "llmrouter9": ("llmrouter9", (), Budget()),
-    "llmrouter9, mean of 10B": ("llmrouter9", (), Budget(mean_active_b=10)),
-    "mmlupro": ("mmlupro", (), Budget()),
-    "mmlupro, mean of 10B": ("mmlupro", (), Budget(mean_active_b=10)),
-    "mmlupro, four small": ("mmlupro", SMALL, Budget()),
+PLANS: dict[str, tuple[str, Sequence[str], Mapping[str, float]]] = {
+    "llmrouter9": ("llmrouter9", (), {}),
+    "llmrouter9, mean of 10B": ("llmrouter9", (), {"mean_active_b": 10}),
+    "mmlupro": ("mmlupro", (), {}),
+    "mmlupro, mean of 10B": ("mmlupro", (), {"mean_active_b": 10}),
+    "mmlupro, four small": ("mmlupro", SMALL, {}),
 }
 
 
@@ -86,7 +86,7 @@ def assignments(folder: Path, categories: tuple[str, ...]) -> Iterator[tuple[str
     yield "experts.yaml", declared_assignment(registry, categories)
     yield "code apart", Assignment.declared(categories, ("coder", "generalist"), {"code": "coder"}, "generalist")
     for name, (benchmark, only, budget) in PLANS.items():
-        limited = bool(budget.rows())
+        limited = bool(budget)
         data = read_quality(folder, benchmark=benchmark, only=only, open_only=limited, partly=True)
         coarse = [PLAIN_NAMES.get(one, one) for one in data.coarse]
         rows = [row for row, one in enumerate(coarse) if one in categories]

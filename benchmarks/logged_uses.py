@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from coe.learning.logged_uses import BILLED, LoggedUses
 from coe.measuring.tables import read_table
 from coe.planning import (
-    Budget,
     MeasuredUses,
     Problem,
     declared_uses,
@@ -275,7 +274,7 @@ def limit_rows(
         low, high = float(share @ use.min(axis=1)), float(share @ use.max(axis=1))
         for part in (0.1, 0.3, 0.6):
             limit = low + part * (high - low)
-            budget = Budget(**{row: limit})
+            budget = {row: limit}
             problem = Problem(names, registry.expert_names, quality, share, declared, budget)
             chosen, predicted = routed(held_out, problem, sample)
             used = float(actual[row][np.arange(len(chosen)), chosen].mean())

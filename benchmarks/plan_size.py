@@ -15,8 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from coe.planning import Budget, Problem, Uses, marginal_values, routed_use
-from coe.planning.plan import solve
+from coe.planning import Problem, Uses, marginal_values, routed_use, solve
 from coe.planning.prices import prices
 from coe.planning.program import require_solution
 from coe.recipes.fitting.answers import Answers
@@ -57,7 +56,7 @@ def problem_of(*, experts: int, arms: int, categories: int, seed: int, budget: M
         quality,
         random.dirichlet(np.full(categories, 2.0)),
         Uses(memory, active, cost, latency, calls),
-        Budget(**budget),
+        budget,
         members,
     )
 
@@ -122,7 +121,7 @@ def measure(problem: Problem, traffic: np.ndarray, *, full: bool) -> dict[str, A
     if full:
         assignment = solve(problem, traffic=traffic)
         report["values"], _ = seconds(lambda: marginal_values(problem, assignment))
-        limits = problem.budget.rows()
+        limits = problem.budget
         report["use_of_limit"] = {
             row: used / limits[row] for row, used in routed_use(problem, assignment, traffic).items()
         }

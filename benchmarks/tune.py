@@ -11,7 +11,7 @@ of as many calls, spread evenly. `--mocks` has three experts that differ by cate
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from coe.measuring.tuning.schedule import (
     next_blocks,
     without_prompts,
 )
-from coe.planning import Budget, Problem, best_choice
+from coe.planning import Problem, best_choice
 from coe.planning.score_table import ScoreTable, fit_pseudo_count, tabulate_partly
 
 Array = NDArray[np.float64]
@@ -72,7 +72,7 @@ class Run:
 
     pool: Pool
     rows: NDArray[np.int64]
-    budget: Budget
+    budget: Mapping[str, float]
 
     def __post_init__(self) -> None:
         self.known = np.full((self.rows.size, len(self.pool.experts)), np.nan)
@@ -124,9 +124,9 @@ def once(pool: Pool, seed: int, goal: Goal, probes: int) -> dict[str, float]:
     rows = np.stack([rng.permutation(np.flatnonzero(pool.labels == row))[:probes] for row in range(pool.categories)])
     truth = true_quality(pool, rows)
     cells = np.arange(len(truth))
-    choice, calls, certainty = Run(pool, rows, Budget()).tune(goal)
+    choice, calls, certainty = Run(pool, rows, {}).tune(goal)
     share = calls / (rows.size * len(pool.experts))
-    full, equal = (Run(pool, rows, Budget()).uniform(count) for count in (probes, round(share * probes)))
+    full, equal = (Run(pool, rows, {}).uniform(count) for count in (probes, round(share * probes)))
     return {
         "calls": calls,
         "share": share,

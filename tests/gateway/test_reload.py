@@ -142,7 +142,7 @@ async def test_a_file_that_is_repaired_in_place_ends_the_failure_although_nothin
     settings = Settings.read({"COE_ADMIN_KEY_FILE": str(tmp_path / "key")}, config=tmp_path / "experts.yaml")
     create_admin_key(settings)
     version, _ = planned(settings, registry)
-    plan = ArtifactStore(settings.artifacts, ASSIGNMENT).folder(version) / "assignment.json"
+    plan = ArtifactStore(settings.artifacts, ASSIGNMENT).folder(version) / "plan.json"
     file = plan if damaged == "artifact" else tmp_path / "key"
     content = file.read_bytes()
     async with open_parts(settings, read=read_with_admin_key) as parts, asyncio.timeout(SOON):

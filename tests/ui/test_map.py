@@ -152,12 +152,3 @@ async def test_a_plan_of_another_limit_than_the_chosen_one_is_not_shown(browser:
         await expect(page.get_by_text("Solving…")).to_be_visible()
         plans.released.set()
         await expect(page.get_by_text("Move the slider")).to_be_visible()
-
-
-async def test_a_plan_without_stored_scores_asks_for_a_new_plan(browser: Browser, tmp_path: Path) -> None:
-    async with serving(tmp_path, **declared()) as served:
-        settings = Settings.read({}, config=tmp_path / "experts.yaml")
-        version, _ = planned(settings, load(settings.config, environ={}), keep=False)
-        await taken_over(served, version)
-        async with visiting(browser, f"{served.url}/ui/#/map") as page:
-            await expect(page.get_by_role("heading", name="No data stored for this plan")).to_be_visible()

@@ -34,7 +34,7 @@ from coe.errors import (
 from coe.experts import ReplicatedExpert
 from coe.experts.live_check import check_experts
 from coe.experts.outcomes import Incidents
-from coe.planning import read_plan_file
+from coe.planning import Plan
 from coe.records.record import LogQuery, RoutingRecord
 from coe.registry import ExpertSpec, load, load_with_expert, yaml_source
 from gateway.endpoints.admin.counts import Counts, expert_stats, failed
@@ -158,10 +158,10 @@ def _declared(spec: ExpertSpec) -> dict[str, Any]:
 
 def _state(serving: Serving, name: str, stats: Mapping[str, Any]) -> dict[str, Any]:
     expert, assignment = serving.composition.experts[name], serving.composition.assignment
-    rows = zip(assignment.categories, assignment.choice, assignment.runner_up, assignment.margin, strict=True)
+    rows = zip(assignment.categories, assignment.choice, assignment.runners_up, strict=True)
     assigned = [
         {"category": category, "runner_up": second, "margin": margin}
-        for category, choice, second, margin in rows
+        for category, choice, (second, margin) in rows
         if choice == name
     ]
     incidents: Incidents | None = getattr(expert, "incidents", None)
@@ -260,10 +260,9 @@ class Onboarding:
         """Returns whether the plan in use was solved from scores of the expert."""
         version = self._parts.current.serving.versions.get(ASSIGNMENT)
         try:
-            stored = None if version is None else read_plan_file(self._plans.published(version).folder)
+            plan = None if version is None else Plan.read(self._plans.published(version).folder)
         except ArtifactError:
             return False
-        if stored is None or name not in stored["experts"]:
+        if plan is None or name not in plan.table.experts:
             return False
-        column = stored["experts"].index(name)
-        return any(row[column] for row in stored["count"])
+        return bool(plan.table.count[:, plan.table.experts.index(name)].any())
