@@ -93,8 +93,12 @@ def run(data: Quality, work: Path, **options: Any) -> dict[str, Any]:
     return benchmark(data, prepare=normalize_prompt, work=work, **given)
 
 
-def test_the_report_has_the_documented_shape_and_is_json(tmp_path: Path) -> None:
-    report = run(made_up(), tmp_path)
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return run(made_up(), tmp_path_factory.mktemp("work"), arena=True)
+
+
+def test_the_report_has_the_documented_shape_and_is_json(report: dict[str, Any]) -> None:
     assert json.loads(json.dumps(report)) == report
     assert (report["benchmark"], report["prompts"], report["models"], report["splits"]) == ("made up", 400, 3, 5)
     assert (report["left_out"], report["seeds"]) == (3, [0, 1, 2, 3, 4])
@@ -109,8 +113,7 @@ def test_the_report_has_the_documented_shape_and_is_json(tmp_path: Path) -> None
     assert 0 < report["route_ms"]["p50"] <= report["route_ms"]["p99"]
 
 
-def test_routing_by_category_earns_what_the_right_experts_earn(tmp_path: Path) -> None:
-    report = run(made_up(), tmp_path)
+def test_routing_by_category_earns_what_the_right_experts_earn(report: dict[str, Any]) -> None:
     mean = {name: found["mean"] for name, found in report["methods"].items()}
     assert mean["coe"] == pytest.approx(0.85, abs=0.04)
     assert mean["coe"] == mean["coe_hard"] == mean["class_map_on_test"]
@@ -260,8 +263,7 @@ class EncodedFirstWord(FirstWord):
         return [replace(one, features=row) for one, row in zip(found, InnerOrOuter().features(texts), strict=True)]
 
 
-def test_the_arena_scores_quality_against_cost_and_perturbs_prompts(tmp_path: Path) -> None:
-    report = run(made_up(), tmp_path, arena=True)
+def test_the_arena_scores_quality_against_cost_and_perturbs_prompts(report: dict[str, Any], tmp_path: Path) -> None:
     assert set(report["arena"]) == {"coe", "coe_categories", "knn", "ridge", "best_single"}
     assert all(0 < one["score"] < 1 for one in report["arena"].values())
     assert report["arena"]["best_single"]["less_coe"]["verdict"] == "worse"
@@ -271,8 +273,8 @@ def test_the_arena_scores_quality_against_cost_and_perturbs_prompts(tmp_path: Pa
     assert (without["arena"], without["robustness"]) == ({}, None)
 
 
-def test_a_difference_is_paired_by_prompt_and_level_below_two_errors(tmp_path: Path) -> None:
-    against = {name: found["against"] for name, found in run(made_up(), tmp_path)["methods"].items()}
+def test_a_difference_is_paired_by_prompt_and_level_below_two_errors(report: dict[str, Any]) -> None:
+    against = {name: found["against"] for name, found in report["methods"].items()}
     assert against["random"]["coe"]["verdict"] == "worse"
     assert against["coe"]["best_single"]["verdict"] == "better"
     assert against["coe_hard"]["coe"] == {"difference": 0.0, "standard_error": 0.0, "verdict": "level"}
@@ -351,9 +353,8 @@ def test_the_hull_leaves_out_what_a_mixture_beats() -> None:
     assert hull_area(points, np.array([1.0, 11.0])) == pytest.approx((5 * 0.5 + 5 * 0.8) / 10)
 
 
-def test_plots_are_written_in_the_format_of_the_ending(tmp_path: Path) -> None:
+def test_plots_are_written_in_the_format_of_the_ending(report: dict[str, Any], tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    report = run(made_up(), tmp_path, seeds=(0,))
     plot_benchmark(report, tmp_path / "benchmark.png")
     plot_benchmark({**report, "frontier": []}, tmp_path / "bars.svg")
     rows = [ParetoRow(limit, 0.1 * limit, {}, (), efficient) for limit, efficient in ((1, True), (2, False))]
