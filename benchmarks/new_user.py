@@ -56,7 +56,7 @@ def main() -> None:
             coe = install(wheel, folder / "venv", extra="train")
         with providers(answers) as urls:
             with timed("coe init"):
-                run(coe, "init", *(word for url in urls for word in ("--endpoint", url)), "--yes", cwd=folder)
+                run(coe, "init", *(word for url in urls for word in ("--endpoint", url)), cwd=folder)
             declare_prices(folder / "experts.yaml")
             (folder / "scores").mkdir()
             (folder / "scores" / SEED_FILE).write_text(f"{SEED}\n")

@@ -62,7 +62,7 @@ class OnnxEncoder:
 
     Texts are embedded one by one, `threads` at a time. A quantised network computes one scale for its whole input, so a
     vector from a batch differs from the one in serving (cosine .993). A router trained on such vectors loses .003 of
-    accuracy (docs/experiments/quantisation.md). Batches are not faster on a CPU either."""
+    accuracy (docs/experiments/cascade-and-encoders.md). Batches are not faster on a CPU either."""
 
     def __init__(
         self,

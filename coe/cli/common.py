@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +16,6 @@ from coe.settings import Settings
 from coe.terminal import print_json, print_line
 
 if TYPE_CHECKING:
-    from coe.records.record import RoutingRecord
     from coe.registry import Registry
 
 Config = Annotated[
@@ -107,18 +106,3 @@ def duration_seconds(text: str, *, option: str) -> int:
     if match is None:
         raise typer.BadParameter("write a number and s, m, h or d, such as 15m", param_hint=option)
     return int(match[1]) * _UNIT_SECONDS[match[2]]
-
-
-def agreed_requests(registry: Registry, tenants: Collection[str] | None) -> Callable[[RoutingRecord], bool]:
-    """Return the filter of logged requests whose text may be used for more than their answer: those of the tenants that
-    agree, or of all without API keys; none that may not reach every expert, since such a text leaves the log.
-
-    Raises BadParameter if API keys are declared and no tenant is named.
-    """
-    if registry.access.keys and not tenants:
-        raise typer.BadParameter("name each tenant that agrees to the use of its requests", param_hint="--tenant")
-
-    def is_agreed(record: RoutingRecord) -> bool:
-        return (not tenants or record.tenant in tenants) and not record.limited
-
-    return is_agreed

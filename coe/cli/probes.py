@@ -1,17 +1,17 @@
-"""`coe probes`: lists and shows the probes of `coe score`, and adds one's own: by hand, from files, from the log."""
+"""`coe probes`: lists and shows the probes of `coe score`, and adds one's own: from files, from the log."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import orjson
 import typer
 
-from coe.cli.common import Config, Json, agreed_requests, declaration_for, duration_seconds, print_result, settings_for
+from coe.cli.common import Config, Json, declaration_for, duration_seconds, print_result, settings_for
 from coe.errors import DataError
 from coe.learning.experience_loader import open_logs
 from coe.learning.record_files import RatingIndex
@@ -26,9 +26,7 @@ from coe.terminal import print_error, print_json, print_line
 
 SHOWN_CHARACTERS = 90
 MAX_SHOWN_REASONS = 10
-app = typer.Typer(
-    no_args_is_help=True, help="List, show, add and import probes: prompts with checkers, for `coe score`."
-)
+app = typer.Typer(no_args_is_help=True, help="List, show and import probes: prompts with checkers, for `coe score`.")
 Category = Annotated[str, typer.Option("--category", help="A category of experts.yaml.")]
 Into = Annotated[Path | None, typer.Option("--to", help="File of your probes [default: probes.jsonl by experts.yaml].")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of the numbers in templates.")]
@@ -81,50 +79,6 @@ def show(wanted: Id, seed: Seed = 0, config: Config = None, json: Json = False) 
     shown = {name: value for name in fields if (value := getattr(probe, name)) not in (None, "")}
     texts = {name: one if isinstance(one, str) else orjson.dumps(one).decode() for name, one in shown.items()}
     print_result(shown, (f"{name}: {text}" for name, text in texts.items()), json=json)
-
-
-Prompt = Annotated[str, typer.Option("--prompt", help="Prompt of the probe.")]
-Checker = Annotated[str, typer.Option("--checker", help="exact, contains, choice, numeric, json, constraints, ...")]
-Reference = Annotated[str | None, typer.Option("--reference", help="The right answer.")]
-Tests = Annotated[str | None, typer.Option("--tests", help="Python asserts of a code probe.")]
-Constraints = Annotated[str | None, typer.Option("--constraints", help="JSON object of a constraints probe.")]
-Difficulty = Annotated[str | None, typer.Option("--difficulty", help="easy, medium or hard.")]
-OwnId = Annotated[str | None, typer.Option("--id", help="Id of the probe [default: a digest of the prompt].")]
-
-
-@app.command("add")
-def add(
-    prompt: Prompt,
-    category: Category,
-    checker: Checker,
-    reference: Reference = None,
-    tests: Tests = None,
-    constraints: Constraints = None,
-    difficulty: Difficulty = None,
-    name: OwnId = None,
-    to: Into = None,
-    config: Config = None,
-) -> None:
-    """Add a probe to the own ones. It is checked first; nothing is written if it is wrong."""
-    registry, own = _declared(config, to)
-    row: dict[str, Any] = {"id": name, "prompt": prompt, "category": category, "difficulty": difficulty}
-    row |= {"checker": checker, "reference": reference, "tests": tests, "constraints": _parsed(constraints)}
-    row = {key: value for key, value in row.items() if value is not None}
-    try:
-        identity = probe_of(row, registry.category_names).prompt_id
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
-    if identity in _known(own, registry):
-        raise DataError(f"{own}: has a probe with this id or prompt already; give another --id")
-    _append(own, [row])
-    print_line(f"probe {identity} is in {own}")
-
-
-def _parsed(constraints: str | None) -> Any:
-    try:
-        return None if constraints is None else orjson.loads(constraints)
-    except orjson.JSONDecodeError as error:
-        raise typer.BadParameter(f"not JSON: {error}", param_hint="--constraints") from None
 
 
 ImportedFile = Annotated[Path, typer.Argument(metavar="FILE", help="A .csv or .jsonl file.")]
@@ -199,7 +153,7 @@ def from_log(
     experts, are left out. Exit 1 if there are none.
     """
     registry, own = _declared(config, to)
-    is_agreed = agreed_requests(registry, tenant)
+    is_agreed = _agreed_requests(registry, tenant)
     settings = settings_for(config)
     first = time.time() - duration_seconds(since, option="--since")
     require_log(registry.log.url, base=settings.home)
@@ -212,6 +166,21 @@ def from_log(
     print_result({"added": count, "left_out": len(left_out), "file": str(own)}, line, json=json)
     if not count:
         raise typer.Exit(1)
+
+
+def _agreed_requests(registry: Registry, tenants: Collection[str] | None) -> Callable[[RoutingRecord], bool]:
+    """Return the filter of logged requests whose text may be used for more than their answer: those of the tenants that
+    agree, or of all without API keys; none that may not reach every expert, since such a text leaves the log.
+
+    Raises BadParameter if API keys are declared and no tenant is named.
+    """
+    if registry.access.keys and not tenants:
+        raise typer.BadParameter("name each tenant that agrees to the use of its requests", param_hint="--tenant")
+
+    def is_agreed(record: RoutingRecord) -> bool:
+        return (not tenants or record.tenant in tenants) and not record.limited
+
+    return is_agreed
 
 
 GOOD_SCORE = 0.8

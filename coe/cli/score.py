@@ -121,7 +121,7 @@ def _default_probes(registry: Registry, config: Path, seed: int, *, runs_code: b
             "note: probes that run code are left out; the sandbox needs bubblewrap (apt-get install bubblewrap)"
         )
     if bare := [name for name in registry.category_names if not any(probe.category == name for probe in found)]:
-        print_error(f"note: no probes for {', '.join(bare)}; add some with `coe probes add`")
+        print_error(f"note: no probes for {', '.join(bare)}; add some to {own_file(config).name}")
     return found
 
 

@@ -25,7 +25,7 @@ from coe.records.record import LogQuery, RoutingLog, RoutingRecord
 
 MAX_REQUESTS = 1_000_000
 """Newest requests that are kept. A million with 14 categories and 9 experts take 100 MB, twice that while they are
-sorted, and a learning round on them some 260 MB more (docs/experiments/retrain-memory.md)."""
+sorted, and a learning round on them some 260 MB more (docs/experiments/learning.md)."""
 REASONS_WITH_PROPENSITY = frozenset(("routed", "explored"))
 """Reasons for which expected quality chose the expert, so that the logged propensity is its probability."""
 

@@ -177,7 +177,7 @@ def _t_interval(method: str, value: float, variance: float, weighted: _WeightedP
     A few heavy weights determine the variance, so a log without them has too small a variance. Therefore the variance
     is at least that of 0-or-1 rewards (above). One request of the heaviest weight that the log could hold is added, in
     proportion to the changed traffic. The degrees of freedom are those of the weights' kurtosis, 2 n / (kurtosis - 1),
-    the precision of a variance. Coverage against plain normal intervals: docs/experiments/off-policy-learning.md.
+    the precision of a variance. Coverage against plain normal intervals: docs/experiments/learning.md.
     """
     from scipy.stats import t
 

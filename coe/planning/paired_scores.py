@@ -18,16 +18,15 @@ LEVEL_ERRORS = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A mean paired difference and its standard error, NaN if unknown. Below `level` standard errors it is level."""
+    """A mean paired difference and its standard error, NaN if unknown."""
 
     value: float
     error: float
-    level: float = LEVEL_ERRORS
 
     @property
     def verdict(self) -> str:
         """`better`, `worse` or `level`; level too where the error is unknown."""
-        if not abs(self.value) >= self.level * self.error or self.value == 0:
+        if not abs(self.value) >= LEVEL_ERRORS * self.error or self.value == 0:
             return "level"
         return "better" if self.value > 0 else "worse"
 
@@ -55,24 +54,3 @@ def paired_difference(
 ) -> Difference:
     """Return the mean of `ours` less `theirs` on the same prompts; shapes as in `clustered_mean`."""
     return clustered_mean([one - other for one, other in zip(ours, theirs, strict=True)], prompts)
-
-
-def resampled_error(values: NDArray[np.floating], held_out: float) -> float:
-    """Return the standard error of the mean of one value for each random split; NaN with fewer than two splits.
-
-    The training parts of the splits overlap, so their values depend on each other. The variance is corrected for the
-    share of prompts `held_out` by a split (Nadeau and Bengio 2003, doi:10.1023/A:1024068626366).
-    """
-    if len(values) < 2:
-        return float("nan")
-    return float(values.std(ddof=1) * np.sqrt(1 / len(values) + held_out / (1 - held_out)))
-
-
-def level_errors(splits: int) -> float:
-    """Return the standard errors below which a difference over this many splits is level.
-
-    It is the quantile of the t distribution at the probability that LEVEL_ERRORS has in the normal one.
-    """
-    from scipy.special import ndtr, stdtrit
-
-    return float(stdtrit(splits - 1, ndtr(LEVEL_ERRORS))) if splits > 1 else LEVEL_ERRORS

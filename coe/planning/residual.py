@@ -32,7 +32,7 @@ VERSION = 1
 """Version of the file that `Residual.to_bytes` makes."""
 SHARPNESS = 8.0
 PSEUDO_COUNT = 1.0
-"""Both are fixed: the gain hardly depends on them (docs/experiments/residual-models.md)."""
+"""Both are fixed: the gain hardly depends on them (docs/experiments/plans.md)."""
 MAX_AXES = 256
 """Principal axes of the encoder's layers that are kept."""
 MIN_PROMPTS = 100

@@ -21,7 +21,7 @@ MAX_CLUSTERED = 5000
 MIN_CLUSTER_SIZE = 20
 PCA_DIMENSIONS = 10
 """Principal components whose direction is clustered. Density means little in hundreds of dimensions; with lengths, one
-tight group of near-duplicates hides groups that merely share a topic (docs/experiments/drift-alarms.md)."""
+tight group of near-duplicates hides groups that merely share a topic (docs/experiments/learning.md)."""
 MIN_NEIGHBOURS = 3
 """Neighbours that make a point dense."""
 MIN_SILHOUETTE = 0.1

@@ -73,7 +73,7 @@ def temper(posterior: NDArray[np.floating]) -> Array:
     """Halve the logits of a posterior (..., m).
 
     On questions unlike its training data the router is overconfident, and the second category is informative
-    (docs/experiments/retrieval-gate.md).
+    (docs/experiments/retrieval.md).
     """
     soft = np.sqrt(posterior, dtype=np.float64)
     return np.asarray(soft / soft.sum(axis=-1, keepdims=True))

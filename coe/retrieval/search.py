@@ -2,7 +2,7 @@
 
 Both searches return row ids and scores only. Vectors and texts, which cost more to fetch, are read afterwards for the
 best candidates. Scores are added (cosine + BM25_WEIGHT * BM25). Reciprocal rank fusion gave a lower recall
-(docs/experiments/document-store.md).
+(docs/experiments/retrieval.md).
 """
 
 from __future__ import annotations

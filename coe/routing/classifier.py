@@ -22,10 +22,10 @@ MIN_SHARE_OF_ROUTING_GAIN = 0.5
 """An encoder pass is worth its time if knowing the category would gain enough expected quality: more than
 MIN_INFORMATION_VALUE, and more than this share of the routing gain. Declared qualities have an
 arbitrary scale, so the bound is also relative to the routing gain. Both were chosen on held-out training prompts
-(docs/experiments/encoder-escalation.md)."""
+(docs/experiments/cascade-and-encoders.md)."""
 MIN_RESIDUAL_GAIN = 0.002
 """An encoder pass is also worth its time if the plan's residual is expected to gain more than this much quality in the
-categories of the posterior (docs/experiments/residual-models.md)."""
+categories of the posterior (docs/experiments/plans.md)."""
 MAX_CACHED_GAINS = 128
 """Sets of eligible experts whose gains are cached. Capabilities, languages and rules of keys make few sets."""
 

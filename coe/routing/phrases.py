@@ -146,7 +146,7 @@ def opens_topic(text: str, general: float) -> bool:
     """True if the newest request of a conversation has its own topic, so that its context does not matter.
 
     `general` is the probability of the category `general` for the request alone. The weights are those of a logistic
-    regression on conversations whose topic changed or did not (docs/experiments/topic-changes.md).
+    regression on conversations whose topic changed or did not (docs/experiments/routed-text.md).
     """
     text = text[:MAX_CHARACTERS]
     words = set(_WORD.findall(text.lower()))

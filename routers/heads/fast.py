@@ -31,7 +31,7 @@ SMOOTHING = 1e-3
 """Tokens more frequent than this share of all tokens lose at least half their weight."""
 MAX_LEVEL = 31
 """Largest absolute value in the table of static vectors. 63 levels compress to 5.3 MB, 255 to 7.0 MB, at the same
-accuracy (docs/experiments/router-size.md)."""
+accuracy (docs/experiments/router-training.md)."""
 
 
 def softmax(logits: Floats) -> Floats:

@@ -54,7 +54,7 @@ ENGLISH_WORDS = """
 """
 WEIGHT_STEP = 1 / 64
 """Written weights are multiples of this, so that they compress to two thirds; no prediction of 4,686 public prompts
-changes (docs/experiments/router-size.md)."""
+changes (docs/experiments/router-training.md)."""
 
 
 def _table() -> NDArray[np.int8]:

@@ -4,7 +4,7 @@
 votes by cosine with similarity weights, and measures how similar a text is to the training data.
 
 For kNN, vectors are projected to the exemplars' principal axes. A query starts with cold caches, where time is
-proportional to the bytes read, and the last axes carry mostly noise (docs/experiments/neighbour-projection.md). The
+proportional to the bytes read, and the last axes carry mostly noise (docs/experiments/cascade-and-encoders.md). The
 part of a text outside these axes counts as one more axis on which no exemplar lies, so it lowers the similarity.
 """
 
@@ -24,7 +24,7 @@ SHARPNESS = 15.0
 """Neighbours weigh exp(SHARPNESS * cosine)."""
 EXEMPLAR_STEP = 1 / 256
 """Written exemplars are multiples of this, so that they compress to half; a cosine changes by 0.0016
-(docs/experiments/router-size.md)."""
+(docs/experiments/router-training.md)."""
 SIMILARITY_NEIGHBOURS = 3
 """A text's similarity to the training data is the mean cosine to this many nearest exemplars."""
 VOTE_SMOOTHING = 0.02

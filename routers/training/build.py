@@ -46,7 +46,7 @@ QUANTISATION_SAMPLE_TEXTS = 2000
 """Texts on which int8 is compared with fp32, at most."""
 MAX_QUANTISATION_LOSS = 0.006
 """Held-out accuracy of the linear head that int8 may cost. The cascade loses less: it has three more heads, and most
-texts do not need the encoder (docs/experiments/quantisation.md)."""
+texts do not need the encoder (docs/experiments/cascade-and-encoders.md)."""
 COMPARISON_REPEATS = 8
 """Random divisions into folds that the comparison averages over. One division alone is off by up to .005."""
 

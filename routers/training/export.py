@@ -2,7 +2,7 @@
 
 The exported graph is rewritten for latency. Attention splits its heads itself in place of eight reshapes and transposes
 a layer (a tenth of the latency of a line of text); one projection replaces those of queries, keys and values; masks
-that hide no token are removed (another tenth; docs/experiments/encoder-latency.md). Outputs stay the same."""
+that hide no token are removed (another tenth; docs/experiments/cascade-and-encoders.md). Outputs stay the same."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ OPSET = 23
 """The first ONNX opset with an Attention operator."""
 INNER_LAYER_DEPTHS = (2 / 3, 1 / 3)
 """Relative depths of the inner layers that become outputs. Middle layers separate topics better than the last one,
-which is trained for similarity (docs/experiments/encoder-layers.md; Skean et al. 2025, arXiv 2502.02013)."""
+which is trained for similarity (docs/experiments/cascade-and-encoders.md; Skean et al. 2025, arXiv 2502.02013)."""
 EXPORT_VERSION = f"{OPSET}-{'-'.join(f'{depth:.2f}' for depth in INNER_LAYER_DEPTHS)}-lean"
 """Identifies this module's output in the cache of exports."""
 PROBE_TEXTS = ["how do magnets work", "Prove that there are infinitely many primes, please.", "1 + 1"]
@@ -36,7 +36,7 @@ MAX_MASK_TEST_TOKENS = 256
 """Length of the longest text on which the removal of masks is verified; no longer text is ever embedded."""
 WORD_STEP = 4
 """Step between the levels of quantised word vectors. The encoder compresses to 15.3 MB, with a step of 1 to 17.9 MB, at
-the same accuracy (docs/experiments/router-size.md)."""
+the same accuracy (docs/experiments/router-training.md)."""
 MASK_TOLERANCE = 1e-5
 """Largest difference between embeddings with and without masks: rounding errors."""
 

@@ -36,7 +36,7 @@ MAX_ACCURACY_LOSS = 0.002
 MAX_AUROC_LOSS = 0.002
 """The fast stage keeps as many texts as these losses of accuracy and of out-of-scope AUROC allow, and at least
 1 - MAX_ESCALATED_SHARE of them: more than half, so that the median latency is that of the fast heads
-(docs/experiments/encoder-escalation.md)."""
+(docs/experiments/cascade-and-encoders.md)."""
 MAX_REJECTED_SHARE = 0.05
 """In-scope texts that the suggested `confidence_threshold` may send to the general expert."""
 OUT_OF_SCOPE_SHARE = 0.03

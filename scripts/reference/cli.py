@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from scripts.reference.markdown import code, sentence, table
@@ -19,20 +20,25 @@ _PAGE = """\
 when something failed, and with 2 for bad usage. `coe --version` prints the version. `coe --install-completion` installs
 completion for the current shell.
 
-| command | purpose |
-|---|---|
-{summary}
+## Common options
+
+Many commands have these options; their own tables name them in the last row.
+
+{common}
 {commands}"""
+_SHARED = 5
+"""Least number of commands whose equal option is described once."""
 
 
 def page() -> str:
     """The page, in Markdown."""
     leaves = list(_commands(command(), "coe"))
-    rows = "\n".join(
-        f"| [`{path}`](#{path.replace(' ', '-')}) | {_summary(leaf).replace('|', chr(92) + '|')} |"
-        for path, leaf in leaves
+    counts = Counter(row for path, leaf in leaves for row in _rows(path, leaf) if row[0].startswith("`-"))
+    common = {row for row, count in counts.items() if count >= _SHARED}
+    return _PAGE.format(
+        common=table(("option", "meaning"), [row for row in counts if row in common]),
+        commands="".join(_command(path, leaf, common) for path, leaf in leaves),
     )
-    return _PAGE.format(summary=rows, commands="".join(_command(path, leaf) for path, leaf in leaves))
 
 
 def _commands(group: Any, path: str) -> Iterator[tuple[str, Any]]:
@@ -46,27 +52,20 @@ def _commands(group: Any, path: str) -> Iterator[tuple[str, Any]]:
             yield from _commands(child, words)
 
 
-def _summary(leaf: Any) -> str:
-    return sentence((leaf.help or "").partition("\n\n")[0])
-
-
-def _command(path: str, leaf: Any) -> str:
+def _rows(path: str, leaf: Any) -> list[tuple[str, str]]:
+    """The arguments and options of a command with their meaning, arguments first."""
+    ordered = sorted(leaf.params, key=lambda parameter: parameter.param_type_name != "argument")
     with leaf.make_context(path, [], resilient_parsing=True) as context:
-        usage = " ".join(leaf.collect_usage_pieces(context))
-        arguments = [one.get_help_record(context) for one in leaf.params if _positional(one)]
-        records = [one.get_help_record(context) for one in leaf.params if not _positional(one)]
-    parts = [
-        f"\n## {path}\n",
-        *(sentence(part) + "\n" for part in (leaf.help or "").split("\n\n")),
-        f"```text\n{path} {usage}\n```\n",
-    ]
-    for kind, found in (("argument", arguments), ("option", records)):
-        if rows := [(code(names), text) for names, text in filter(None, found)]:
-            parts.append(table((kind, "meaning"), rows) + "\n")
+        return [(code(record[0]), record[1]) for one in ordered if (record := one.get_help_record(context))]
+
+
+def _command(path: str, leaf: Any, common: Collection[tuple[str, str]]) -> str:
+    parts = [f"\n## {path}\n", *(sentence(part) + "\n" for part in (leaf.help or "").split("\n\n"))]
+    rows = _rows(path, leaf)
+    own = [row for row in rows if row not in common]
+    if shared := ", ".join(row[0] for row in rows if row in common):
+        own.append((shared, "[Common options](#common-options)."))
+    parts.append(table(("option", "meaning"), own) + "\n")
     if examples := (leaf.epilog or "").partition("Examples:\n")[2]:
         parts.append(f"```bash\n{textwrap.dedent(examples)}\n```\n")
     return "\n".join(parts)
-
-
-def _positional(parameter: Any) -> bool:
-    return bool(parameter.param_type_name == "argument")

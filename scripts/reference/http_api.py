@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Mapping
 from functools import cache
+from itertools import chain
 from typing import Any
 
 from scripts.reference.markdown import bounds, code, sentence, table
@@ -30,12 +31,14 @@ These statuses mean the same at every endpoint that returns them, unless its own
 
 {common}
 {groups}"""
-_COMMON = ("400", "401", "403", "408", "413", "415", "421", "429", "431", "500")
+_OWN = ("404", "409")
+"""Statuses about what an endpoint addresses, which its table always explains."""
 _MANY = 8
 """Most words that are listed as a type."""
 _HEALTH = "Health, metrics and schema"
 _GROUPS: Mapping[str, tuple[str, ...]] = {
     "Model APIs": ("/v1/chat", "/v1/completions", "/v1/responses", "/v1/messages", "/v1/embeddings", "/v1/models"),
+    "Passed through": ("/v1/rerank", "/v1/score", "/tokenize", "/v1/moderations", "/v1/audio", "/v1/images"),
     "Decisions and feedback": ("/v1/route", "/v1/feedback"),
     "Documents": ("/v1/documents",),
     _HEALTH: ("/health", "/metrics", "/openapi.json"),
@@ -44,6 +47,8 @@ _GROUPS: Mapping[str, tuple[str, ...]] = {
 """Path prefixes by section title; the first prefix that matches counts."""
 
 Schema = dict[str, Any]
+Row = tuple[str, str, str, str]
+"""Name, place, type and meaning."""
 
 
 def page() -> str:
@@ -63,25 +68,41 @@ def paths() -> frozenset[str]:
 
 
 def _operation(method: str, path: str, operation: Schema) -> str:
-    also = [operation["description"] + "\n"] if "description" in operation else []
-    parts = [f"\n### {method} {path}\n", sentence(operation["summary"]) + "\n", *also, _scope(operation) + "\n"]
-    parameters = [resolved(one) for one in operation.get("parameters", ())]
-    if wished := [code(one["name"]) for one in parameters if one["in"] == "header"]:
-        parts.append(f"Request headers: {', '.join(wished)}.\n")
-    if rows := [_parameter(one) for one in parameters if one["in"] != "header"]:
-        parts.append(table(("parameter", "in", "type", "meaning"), rows) + "\n")
-    if "requestBody" in operation and (rows := list(_fields(_json_schema(operation["requestBody"])))):
-        parts.append("Request body:\n\n" + table(("field", "type", "meaning"), rows) + "\n")
+    about = [sentence(operation["summary"]), operation.get("description", ""), _scope(operation)]
+    rows = [_parameters(operation)] if "parameters" in operation else []
+    if "requestBody" in operation:
+        rows.append(_fields(_json_schema(operation["requestBody"]), "body"))
     responses = {status: resolved(one) for status, one in sorted(operation["responses"].items())}
-    if rows := list(_fields(_json_schema(responses["200"]))):
-        parts.append("Response body (200):\n\n" + table(("field", "type", "meaning"), rows) + "\n")
     outcomes = {status: _outcome(one) for status, one in responses.items()}
     usual = [status for status, text in outcomes.items() if _common().get(status) == text]
-    own = [(status, text) for status, text in outcomes.items() if status not in usual]
-    parts.append(table(("status", "meaning"), own) + "\n")
+    rows += [_response(status, responses[status], text) for status, text in outcomes.items() if status not in usual]
     if usual:
-        parts.append(f"[Common statuses](#common-statuses): {', '.join(usual)}.\n")
-    return "\n".join(parts)
+        rows.append([(", ".join(usual), "status", "", "[Common statuses](#common-statuses).")])
+    cells = table(("name", "in", "type", "meaning"), chain.from_iterable(rows))
+    return f"\n### {method} {path}\n\n{' '.join(filter(None, about))}\n\n{cells}\n"
+
+
+def _parameters(operation: Schema) -> list[Row]:
+    """A row for each parameter of the path or query, and one for all headers, which have a page of their own."""
+    parameters = [resolved(one) for one in operation["parameters"]]
+    rows = [
+        (code(one["name"]), one["in"], type_of(one["schema"]), _about(one, one["schema"]))
+        for one in parameters
+        if one["in"] != "header"
+    ]
+    headers = ", ".join(code(one["name"]) for one in parameters if one["in"] == "header")
+    return [*rows, (headers, "header", "", "[Headers](headers.md).")] if headers else rows
+
+
+def _response(status: str, response: Schema, outcome: str) -> list[Row]:
+    """A row for a status, which lists its fields that need no explanation, and one for each other field.
+
+    Errors have the same fields everywhere, which the page on errors describes.
+    """
+    fields = _fields(_json_schema(response), status) if status < "400" else []
+    plain = ", ".join(name for name, _, _, meaning in fields if not meaning)
+    listed = f"{outcome} Fields: {plain}." if plain else outcome
+    return [(status, "status", "", listed), *(field for field in fields if field[3])]
 
 
 def _scope(operation: Schema) -> str:
@@ -93,13 +114,14 @@ def _scope(operation: Schema) -> str:
 
 @cache
 def _common() -> dict[str, str]:
-    """The meaning that each of the common statuses has most often."""
-    counts: dict[str, Counter[str]] = {status: Counter() for status in _COMMON}
+    """The most frequent meaning of each status of an error that several endpoints share."""
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
     for item in openapi()["paths"].values():
         for operation in item.values():
-            for status in counts.keys() & operation["responses"].keys():
-                counts[status][_outcome(resolved(operation["responses"][status]))] += 1
-    return {status: count.most_common(1)[0][0] for status, count in counts.items() if count}
+            for status, response in operation["responses"].items():
+                counts[status][_outcome(resolved(response))] += 1
+    most = {status: count.most_common(1)[0] for status, count in sorted(counts.items()) if status >= "400"}
+    return {status: meaning for status, (meaning, count) in most.items() if count > 1 and status not in _OWN}
 
 
 def _outcome(response: Schema) -> str:
@@ -107,19 +129,16 @@ def _outcome(response: Schema) -> str:
     return sentence(response["description"]) + (" A stream of server-sent events where requested." if streams else "")
 
 
-def _parameter(one: Schema) -> tuple[str, str, str, str]:
-    return code(one["name"]), one["in"], type_of(one["schema"]), _about(one, one["schema"])
-
-
 def _json_schema(body: Schema) -> Schema:
     return resolved(body.get("content", {}).get("application/json", {}).get("schema", {}))
 
 
-def _fields(schema: Schema) -> Iterator[tuple[str, str, str]]:
+def _fields(schema: Schema, place: str) -> list[Row]:
     required = schema.get("required", ())
-    for name, value in schema.get("properties", {}).items():
-        optional = "" if name in required else ", optional"
-        yield code(name), type_of(value) + optional, _about(value, resolved(value))
+    return [
+        (code(name), place, type_of(value) + ("" if name in required else ", optional"), _about(value, resolved(value)))
+        for name, value in schema.get("properties", {}).items()
+    ]
 
 
 def _about(*places: Schema) -> str:

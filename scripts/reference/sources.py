@@ -24,7 +24,7 @@ from coe.learning.record_files import RATING, REDACTED
 from coe.planning.problem import declared_assignment
 from coe.records.codec import RECORD
 from coe.records.record import COLUMNS
-from coe.registry import Registry, load, schema
+from coe.registry import load, schema
 from coe.settings import Settings
 from gateway.app import create_app
 from gateway.endpoints.admin.records import LIST_FIELDS
@@ -113,8 +113,9 @@ def metric_families() -> list[Any]:
 async def _families() -> list[Any]:
     opened: list[Parts] = []
     with TemporaryDirectory() as folder:
-        registry = _registry(Path(folder))
-        settings = Settings.read({"COE_HOME": folder}, config=Path(folder) / "experts.yaml")
+        file = Path(folder) / "experts.yaml"
+        file.write_text(_DECLARED)
+        registry, settings = load(file, environ={}), Settings.read({"COE_HOME": folder}, config=file)
         router: Any = _Router()
         state = ActiveState(registry, router, declared_assignment(registry, ("general",)), 0.0, Path(folder))
 
@@ -134,12 +135,6 @@ class _Router:
 
     version = "none"
     categories = ("general",)
-
-
-def _registry(folder: Path) -> Registry:
-    file = folder / "experts.yaml"
-    file.write_text(_DECLARED)
-    return load(file, environ={})
 
 
 def _below(kind: type) -> Iterator[type]:

@@ -17,14 +17,18 @@ _NAMED = re.compile(r"--?[A-Za-z][A-Za-z-]*")
 
 def mistakes(words: list[str]) -> Iterator[str]:
     """Yield what is wrong with a `coe` command: an unknown verb or option, a wrong value, a missing argument."""
-    if "--help" in words:
-        yield from unknown_words(words)
+    wrong = list(unknown_words(words))
+    yield from wrong
+    if wrong or "--help" in words:
         return
+    node, path, rest = _command(words)
     with TemporaryDirectory() as folder, chdir(folder):
-        for word in words:
+        for word in rest:
             _make(word)
         try:
-            _parse(_root(), "coe", list(words), None)
+            with node.make_context(path, rest):
+                if getattr(node, "commands", None) and not node.invoke_without_command:
+                    yield f"{path}: a verb is missing"
         except Exception as error:  # the parser's own, whose class Typer does not name
             why = str(getattr(error, "message", "") or error).partition("\n")[0]
             yield f"coe {' '.join(words)}: {why}"
@@ -32,14 +36,10 @@ def mistakes(words: list[str]) -> Iterator[str]:
 
 def unknown_words(words: list[str]) -> Iterator[str]:
     """The verbs and options that do not exist; a mention of a command in a sentence need not be complete."""
-    node, path, rest = _root(), "coe", list(words)
-    while rest and getattr(node, "commands", None) and not rest[0].startswith("-"):
-        name = rest.pop(0)
-        if name not in node.commands:
-            if re.fullmatch(r"[a-z-]+", name):
-                yield f"{path} has no verb {name!r}"
-            return
-        node, path = node.commands[name], f"{path} {name}"
+    node, path, rest = _command(words)
+    if getattr(node, "commands", None) and rest and re.fullmatch(r"[a-z-]+", rest[0]) and rest[0][0] != "-":
+        yield f"{path} has no verb {rest[0]!r}"
+        return
     options = {name for one in node.params for name in (*one.opts, *one.secondary_opts)} | {"--help"}
     for word in rest:
         name = word.partition("=")[0]
@@ -47,20 +47,18 @@ def unknown_words(words: list[str]) -> Iterator[str]:
             yield f"{path} has no option {name}"
 
 
+def _command(words: list[str]) -> tuple[Any, str, list[str]]:
+    """The command that the first words name, its path, and the words after it."""
+    node, path, rest = _root(), "coe", list(words)
+    while rest and rest[0] in (getattr(node, "commands", None) or ()):
+        name = rest.pop(0)
+        node, path = node.commands[name], f"{path} {name}"
+    return node, path, rest
+
+
 @cache
 def _root() -> Any:
     return command()
-
-
-def _parse(node: Any, name: str, words: list[str], parent: Any) -> None:
-    below = getattr(node, "commands", None)
-    with node.make_context(name, words, parent=parent) as context:
-        rest = [*getattr(context, "_protected_args", ()), *context.args] if below is not None else []
-        if rest:
-            child_name, child, others = node.resolve_command(context, rest)
-            _parse(child, f"{name} {child_name}", others, context)
-        elif below is not None and not node.invoke_without_command:
-            raise ValueError("a verb is missing")
 
 
 def _make(word: str) -> None:

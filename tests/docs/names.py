@@ -33,13 +33,10 @@ def mistakes(text: str) -> Iterator[str]:
         yield f"no variable {variable[1]}"
     elif _PATH.fullmatch(text) and not _POINT.fullmatch(text) and not (ROOT / text).exists():
         yield f"no {text} in the repository"
-    elif (key := _KEY.fullmatch(text)) and key[1] in _sections() and not _SUFFIX.search(text):
-        yield from _key(f"{key[1]}{key[2]}")
-
-
-def _key(path: str) -> Iterator[str]:
-    if path not in experts_yaml.key_paths():
-        yield f"experts.yaml has no key {path}"
+    elif (key := _KEY.fullmatch(text)) and key[1] in declaration_schema()["properties"] and not _SUFFIX.search(text):
+        path = f"{key[1]}{key[2]}"
+        if path not in experts_yaml.key_paths():
+            yield f"experts.yaml has no key {path}"
 
 
 def _command(text: str) -> Iterator[str]:
@@ -48,7 +45,3 @@ def _command(text: str) -> Iterator[str]:
     except ValueError:
         words = text.split()[1:]
     yield from unknown_words(words)
-
-
-def _sections() -> set[str]:
-    return set(declaration_schema()["properties"])

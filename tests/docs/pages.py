@@ -17,7 +17,7 @@ DOCS = ROOT / "docs"
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A code block. `language` is empty for an indented one, None for a fence that names none."""
+    """A code block. `language` is None if it names none."""
 
     language: str | None
     text: str
@@ -64,8 +64,7 @@ def read(path: Path, text: str | None = None) -> Page:
         line = (token.map or [0])[0] + 1
         if token.type in ("fence", "code_block"):
             words = token.info.split()
-            language = "" if token.type == "code_block" else words[0] if words else None
-            page.blocks.append(Block(language, token.content, line))
+            page.blocks.append(Block(words[0] if words else None, token.content, line))
         elif token.type == "inline":
             _inline(page, token, line)
             if heading:

@@ -17,26 +17,26 @@ def commands(text: str) -> Iterator[list[str]]:
     Raises ValueError for a quotation that is not closed.
     """
     for line in _lines(text):
-        words: list[str] = []
-        redirected = False
-        for word in _words(line):
+        command: list[str] = []
+        words = iter([*_words(line), ";"])
+        for word in words:
             if _SEPARATORS.fullmatch(word):
-                yield from _command(words)
-                words = []
+                while command and (_ASSIGNMENT.match(command[0]) or command[0] in _WRAPPERS):
+                    command.pop(0)
+                if command:
+                    yield command
+                command = []
             elif set(word) <= set("<>&"):
-                redirected = True
-            elif redirected:
-                redirected = False
+                next(words)
             else:
-                words.append(word)
-        yield from _command(words)
+                command.append(word)
 
 
 def _lines(text: str) -> Iterator[str]:
     """Logical lines: continued ones joined, and those with an open quotation."""
     held = ""
     for line in text.splitlines():
-        held += line.removeprefix("$ ") if not held else line
+        held += line
         if held.endswith("\\"):
             held = held[:-1] + " "
             continue
@@ -57,11 +57,3 @@ def _words(line: str) -> list[str]:
     lexer.whitespace_split = True
     lexer.commenters = "#"
     return list(lexer)
-
-
-def _command(words: list[str]) -> Iterator[list[str]]:
-    rest = list(words)
-    while rest and (_ASSIGNMENT.match(rest[0]) or rest[0] in _WRAPPERS):
-        rest.pop(0)
-    if rest:
-        yield rest

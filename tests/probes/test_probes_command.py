@@ -42,10 +42,6 @@ def run(*words: str) -> Result:
     return CliRunner().invoke(app, ["probes", *words])
 
 
-def add(*words: str) -> Result:
-    return run("add", "--prompt", "How long does an egg boil?", "--category", "cooking", *words)
-
-
 def own(home: Path) -> Path:
     return home / "probes.jsonl"
 
@@ -61,25 +57,6 @@ def test_probes_are_counted_listed_and_shown(home: Path) -> None:
     expected = next(probe for probe in shipped_probes(["math"], 7) if probe.prompt_id == "math-21-7")
     assert (shown["prompt"], shown["reference"]) == (expected.prompt, expected.reference)
     assert run("show", "math-99").exit_code == 1
-
-
-def test_an_added_probe_is_read_listed_and_shown(home: Path) -> None:
-    assert add("--checker", "numeric", "--reference", "10", "--difficulty", "easy", "--id", "egg").exit_code == 0
-    own(home).write_bytes(own(home).read_bytes().rstrip())  # as an editor may leave it
-    constraints = '{"words": [2, 3]}'
-    assert (
-        run(
-            *("add", "--prompt", "Name a soup.", "--category", "cooking"),
-            *("--checker", "constraints", "--constraints", constraints),
-        ).exit_code
-        == 0
-    )
-    probes = read_probes(own(home), categories=CATEGORIES)
-    assert [probe.checker for probe in probes] == ["numeric", "constraints"]
-    assert probes[1].constraints == {"words": [2, 3]}
-    assert run("list").output.splitlines()[4].split() == ["cooking", "2", "1", "0", "0", "0", "2"]
-    assert "How long does an egg boil?" in run("show", "egg").output
-    assert "Name a soup." in run("show", probes[1].prompt_id).output
 
 
 def test_an_own_probe_replaces_the_shipped_one_of_its_id_as_in_a_score(home: Path) -> None:
@@ -99,27 +76,6 @@ def test_an_own_probe_replaces_the_shipped_one_of_its_id_as_in_a_score(home: Pat
     assert {str(row["id"]) for row in listed} == {probe.prompt_id.removesuffix("-0") for probe in scored}
     assert "Mine?" in run("show", "humanities-01").output
     assert "Mine " in run("show", "math-21").output
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        ("--checker", "numeric", "--reference", "ten"),
-        ("--checker", "numerc", "--reference", "10"),
-        ("--checker", "constraints", "--constraints", "{"),
-        ("--checker", "numeric", "--reference", "10", "--difficulty", "simple"),
-    ],
-)
-def test_a_wrong_probe_is_not_written(home: Path, words: tuple[str, ...]) -> None:
-    assert add(*words).exit_code == 2
-    assert not own(home).exists()
-
-
-def test_a_probe_is_added_once(home: Path) -> None:
-    words = ("--checker", "numeric", "--reference", "10")
-    assert add(*words).exit_code == 0
-    assert add(*words).exit_code == 1
-    assert len(own(home).read_bytes().splitlines()) == 1
 
 
 def test_an_import_reports_what_it_leaves_out_and_repeats_nothing(home: Path) -> None:
@@ -161,7 +117,8 @@ async def test_score_uses_shipped_and_own_probes_and_keeps_the_numbers_of_a_fold
     home: Path, server: AnsweringServer
 ) -> None:
     declare(home, server.port)
-    add("--checker", "numeric", "--reference", "10", "--difficulty", "easy")
+    row = {"prompt": "How long does an egg boil?", "category": "cooking", "checker": "numeric", "reference": "10"}
+    own(home).write_text(json.dumps(row | {"difficulty": "easy"}))
     first = await score()
     assert first.exit_code == 0, first.output
     report = json.loads(first.stdout)

@@ -1,7 +1,7 @@
 """`coe init`: writes experts.yaml for the models that run on this machine or that the user's keys reach.
 
-It finds sources, selects models, writes the file, and checks it as `coe check --live` does. On a terminal, `questions`
-prompts the user; without one, or with --yes, the defaults apply.
+It finds sources, selects models, writes the file, and checks it as `coe check --live` does. It asks nothing: the user
+edits the file, whose comments say how.
 """
 
 from __future__ import annotations
@@ -9,13 +9,10 @@ from __future__ import annotations
 import asyncio
 import os
 import shlex
-import stat
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -26,11 +23,10 @@ import typer
 from coe import registry
 from coe.cli.check import check_live, check_local_experts
 from coe.cli.common import settings_for, writable_file
-from coe.cli.init import declaration, questions
-from coe.cli.init.details import describe
+from coe.cli.init import declaration
 from coe.cli.init.listing import MAX_MODELS, Listing, list_models
 from coe.cli.init.selection import MAX_EXPERTS, Candidate, candidates, default_models, matching
-from coe.cli.init.served import MAX_FILES, gguf_files, installed_engines, served
+from coe.cli.init.served import installed_engines, served
 from coe.cli.init.sources import LOCAL_SERVERS, PROVIDERS, Source, endpoint, in_environment, provider, with_keys
 from coe.errors import ConfigError, pip_install
 from coe.pinned_weights import PINS
@@ -67,7 +63,6 @@ Serve = Annotated[
     ),
 ]
 Output = Annotated[Path | None, typer.Option("--output", help="File to write [default: COE_CONFIG or experts.yaml].")]
-Yes = Annotated[bool, typer.Option("--yes", help="Ask nothing and use the defaults.")]
 Demo = Annotated[bool, typer.Option("--demo", help="Declare four experts that share the embedded model.")]
 Offline = Annotated[bool, typer.Option("--offline", help="Skip the final request of a token from each expert.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")]
@@ -80,7 +75,6 @@ def init(
     model: Models = None,
     serve: Serve = None,
     output: Output = None,
-    yes: Yes = False,
     demo: Demo = False,
     offline: Offline = False,
     force: Force = False,
@@ -111,24 +105,17 @@ def init(
         raise typer.BadParameter(
             "selects from the models that --endpoint or --provider lists; leave it out", param_hint="--model"
         )
-    is_asking = not yes and sys.stdin.isatty() and sys.stdout.isatty()
     engines, folder = installed_engines(), settings.config.absolute().parent
     started = [served(one, engines, folder=folder) for one in serve or ()]
     found = Found((), is_given=True)
     if given or not started:
-        found = _find(given, settings.environ, engines=engines, is_asking=is_asking)
-        if is_asking and engines and not given:
-            started += questions.served_models(engines, partial(served, installed=engines, folder=folder))
+        found = _find(given, settings.environ, engines=engines)
     if not started and not any(one.models for one in found.listings):
         raise ConfigError(_nothing(bool(given)))
     started = list({one.listed.id: one for one in started}.values())  # one server for a model that is named twice
-    chosen = _choose(found, model or (), started, is_asking=is_asking and not model)
-    experts = declaration.named(chosen)
-    general = declaration.strongest(experts)
-    if is_asking and len(experts) > 1:
-        general = questions.general_expert(list(experts), general)
+    experts = declaration.named(_choose(found, model or (), started))
     counts = {one.base_url: len(one.models) for one in found.listings}
-    _write(settings, declaration.declaration(experts, general=general, counts=counts))
+    _write(settings, declaration.declaration(experts, general=declaration.strongest(experts), counts=counts))
     _finish(settings, is_live=not offline)
     if found.has_failed_given:
         print_error("some of the given sources list no models; see above")
@@ -161,7 +148,7 @@ def _given(
     return sources
 
 
-def _find(given: Sequence[Source], environ: Mapping[str, str], *, engines: Sequence[str], is_asking: bool) -> Found:
+def _find(given: Sequence[Source], environ: Mapping[str, str], *, engines: Sequence[str]) -> Found:
     """List the models of the given sources, else of what runs here and of the keys that are set; print the result."""
     sources = given or [*LOCAL_SERVERS, *in_environment(environ)]
     listings = asyncio.run(list_models(sources, environ))
@@ -170,24 +157,9 @@ def _find(given: Sequence[Source], environ: Mapping[str, str], *, engines: Seque
             print_line(_found_line(one))
     if all(one.is_absent for one in listings):
         print_line(f"no server answers at the usual ports ({_ports()}), and no provider's key is set")
-    if not given:
-        _print_engines(engines)
-    if is_asking and not given:
-        for source in questions.further_sources(environ):
-            (listing,) = asyncio.run(list_models([source], environ))
-            print_line(_found_line(listing))
-            if all(one.base_url != listing.base_url for one in listings if one.models):
-                listings.append(listing)
-    return Found(tuple(listings), bool(given))
-
-
-def _print_engines(engines: Sequence[str]) -> None:
-    """Name the inference engines of this machine, and GGUF files that one of them can serve."""
-    if engines:
+    if engines and not given:
         print_line(f"installed here: {', '.join(engines)}; `coe init --serve MODEL` declares a model for them")
-    if "llama.cpp" in engines and (files := gguf_files()):
-        rest = f" and {len(files) - MAX_FILES} more" if len(files) > MAX_FILES else ""
-        print_line(f"GGUF files here: {', '.join(files[:MAX_FILES])}{rest}")
+    return Found(tuple(listings), bool(given))
 
 
 def _found_line(one: Listing) -> str:
@@ -215,7 +187,7 @@ def _ports() -> str:
     return ", ".join(f"{one.name} {urlsplit(one.base_urls[0]).port}" for one in LOCAL_SERVERS)
 
 
-def _choose(found: Found, patterns: Sequence[str], started: Sequence[Candidate], *, is_asking: bool) -> list[Candidate]:
+def _choose(found: Found, patterns: Sequence[str], started: Sequence[Candidate]) -> list[Candidate]:
     """Select the models of each source, and add those that `coe up` starts.
 
     Raises ConfigError if none is left, or too many are.
@@ -227,11 +199,10 @@ def _choose(found: Found, patterns: Sequence[str], started: Sequence[Candidate],
     chosen = list(started)
     for listing in found.listings:
         usable = candidates(listing, table)
-        default = matching(usable, patterns) if patterns else default_models(usable, today=today)
-        chosen += questions.models(listing.source.name, usable, default) if is_asking and usable else default
+        chosen += matching(usable, patterns) if patterns else default_models(usable, today=today)
     if len(chosen) > MAX_EXPERTS:
         raise ConfigError(f"{len(chosen)} models are selected, at most {MAX_EXPERTS} fit; narrow them with --model")
-    if not (chosen := asyncio.run(describe(chosen))):
+    if not chosen:
         what = f"no model matches {', '.join(patterns)}" if patterns else "no model that answers conversations is left"
         raise ConfigError(f"{what}; give --model with a name that the sources list. Nothing was written")
     return chosen
@@ -257,29 +228,15 @@ def _check_demo() -> None:
 
 
 def _write(settings: Settings, text: str) -> None:
-    """Write the file once the loader accepts it. Raises ConfigError, or OSError.
-
-    An existing file keeps its mode, and a link to it stays a link. A new file never replaces one that was created in
-    the meantime.
-    """
+    """Replace the file, through its link, once the loader accepts the text. Raises ConfigError, or OSError."""
     path = settings.config.resolve()
-    mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else None
-    opened, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    draft = Path(name)
-    try:
-        with os.fdopen(opened, "w", encoding="utf-8") as file:
-            file.write(text)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+        draft = Path(folder) / path.name
+        draft.write_text(text, encoding="utf-8")
         registry.load(draft, environ=settings.environ)
-        if mode is None:
-            with path.open("x", encoding="utf-8") as file:
-                file.write(text)
-        else:
-            draft.chmod(mode)
-            draft.replace(path)
-    except FileExistsError:
-        raise ConfigError(f"{path}: the file exists by now; add --force to replace it") from None
-    finally:
-        draft.unlink(missing_ok=True)
+        if path.exists():
+            draft.chmod(path.stat().st_mode)
+        draft.replace(path)
 
 
 def _finish(settings: Settings, *, is_live: bool) -> None:

@@ -9,14 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
-from typing import Any
 
 import orjson
 
 from coe.cli.init.selection import Candidate
 from coe.cli.init.sources import PROVIDERS
-from coe.core import GENERAL
-from coe.registry import AUTO, yaml_source
+from coe.registry import AUTO
 
 MAX_NAME = 48
 """Characters of an expert's name before a suffix makes it unique."""
@@ -25,7 +23,6 @@ _SECTION = re.compile(r"^# -{20,} (\w+)\n", re.MULTILINE)
 _PLAIN = re.compile(r"[A-Za-z](?:[A-Za-z0-9._/+:-]*[A-Za-z0-9])?")
 _YAML_WORDS = frozenset({"null", "true", "false", "yes", "no", "on", "off", "y", "n"})
 _CODERS = re.compile(r"cod(?:er|e|estral)\b|devstral|starcoder", re.IGNORECASE)
-_HARD = ("code", "math", "natural_science", "logic_reasoning", "medicine", "law", "business_finance")
 _ORDER = ("tools", "json_schema", "images", "audio", "files")
 """Order of capabilities in the text."""
 _SERVER_DEFAULTS = {"ollama": (4096, "Ollama (OLLAMA_CONTEXT_LENGTH)"), "lmstudio": (4096, "LM Studio")}
@@ -46,10 +43,6 @@ _ASSIGNMENT = """\
 # Maps categories to experts, whatever the scores say. `coe tune` measures the experts and assigns every category that
 # is left out here, `general` too. Until then the first expert above answers all of these, as `general` goes to it.
 assignment:
-"""
-_GUESSES = """\
-  # Guesses from names, prices and sizes. Uncomment them to use them until `coe tune` has scores; it keeps what is
-  # assigned here, so remove them before.
 """
 
 
@@ -87,11 +80,10 @@ def declaration(experts: Mapping[str, Candidate], *, general: str, counts: Mappi
     experts = dict(sorted(experts.items(), key=lambda one: (one[0] != general, one[1].base_url != first)))
     parts = dict(_sections(template()))
     titles = dict(zip(parts, _SECTION.finditer(template()), strict=True))
-    categories = [one["name"] for one in yaml_source.parse(template(), "template").value["categories"]]
     texts = {
         "categories": parts["categories"],
         "experts": "\n".join(_experts(experts, counts)) + "\n\n",
-        "assignment": _ASSIGNMENT + _guesses(experts, categories, general) + "\n",
+        "assignment": _ASSIGNMENT + "\n",
         "optional": parts["optional"],
     }
     return _HEAD + "".join(titles[name][0] + text for name, text in texts.items())
@@ -166,9 +158,6 @@ def _context_length(one: Candidate) -> str:
 
 
 def _capabilities(one: Candidate) -> str:
-    if one.listed.capabilities is not None:
-        found = [name for name in _ORDER if name in one.listed.capabilities]
-        return f"    capabilities: [{', '.join(found)}]   # as its server reports"
     if one.known is None:
         return "    capabilities: auto   # unknown: requests with tools or a JSON schema are tried"
     found = [name for name in _ORDER if name in one.known.capabilities]
@@ -191,18 +180,6 @@ def _prices(one: Candidate) -> Iterator[str]:
         return
     origin = "as its server reports" if one.listed.prices is not None else "from litellm's table; check it"
     yield f"    prices: {{{written}}}   # dollars per million tokens, {origin}"
-
-
-def _guesses(experts: Mapping[str, Candidate], categories: Sequence[str], general: str) -> str:
-    """Return commented lines: hard categories for the strongest expert, the others for the cheapest."""
-    if len(experts) < 2:
-        return ""
-    best, least = strongest(experts), min(experts, key=lambda name: experts[name].strength)
-    coder = next((name for name in experts if _CODERS.search(name)), best)
-    guesses: dict[str, Any] = {name: best if name in _HARD else least for name in categories if name != GENERAL}
-    guesses["code"] = coder
-    lines = [f"  # {category}: {scalar(expert)}\n" for category, expert in guesses.items() if expert != general]
-    return _GUESSES + "".join(lines) if lines else ""
 
 
 def scalar(text: str) -> str:

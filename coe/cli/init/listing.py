@@ -17,7 +17,6 @@ from typing import Any, Literal
 import orjson
 
 from coe.cli.init.sources import Source
-from coe.core import Capability
 from coe.errors import Cause, pip_install
 from coe.experts.error_mapping import REMEDIES, connection_cause
 from coe.experts.http.client import Client
@@ -43,7 +42,7 @@ class ListedModel:
     """A model as its server lists it. `created` is a Unix time, 0 if unknown.
 
     `prices` are US dollars per million tokens of input and output. None: the server does not report it. `server` is
-    the program that serves the model, if its list shows that. `capabilities` come from `describe`.
+    the program that serves the model, if its list shows that.
     """
 
     id: str
@@ -51,7 +50,6 @@ class ListedModel:
     context_length: int | None = None
     prices: tuple[float, float] | None = None
     server: Literal["", "ollama", "lmstudio"] = ""
-    capabilities: frozenset[Capability] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -137,24 +137,3 @@ def _one_of_each_class(by_age: Sequence[Candidate]) -> list[Candidate]:
         if one.prices and one.prices[1]:
             newest.setdefault(math.floor(math.log(one.prices[1], PRICE_CLASS_FACTOR)), one)
     return list(newest.values()) or list(by_age)
-
-
-def by_answer(text: str, found: Sequence[Candidate], default: Sequence[Candidate]) -> list[Candidate]:
-    """Return the candidates that an answer such as `1,3`, `llama*`, `all` or `none` selects; empty means the default.
-
-    Raises ValueError that names a part which selects nothing.
-    """
-    chosen: list[Candidate] = []
-    for part in filter(None, re.split(r"[,\s]+", text.strip())) if text.strip() else ():
-        if part == "none":
-            continue
-        if part == "all":
-            chosen += found
-        elif part.isdecimal() and 1 <= int(part) <= len(found):
-            chosen.append(found[int(part) - 1])
-        elif matched := matching(found, [part]):
-            chosen += matched
-        else:
-            raise ValueError(part)
-    names = {one.listed.id for one in chosen}
-    return [one for one in found if one.listed.id in names] if text.strip() else list(default)

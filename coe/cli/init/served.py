@@ -14,10 +14,6 @@ from coe.cli.init.sources import Source
 from coe.errors import ConfigError
 from coe.registry import ExpertSpec
 
-MAX_FILES = 5
-"""GGUF files that are shown."""
-_GGUF_FOLDERS = (".", "models")
-_LATER_PART = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$")
 _HUB_ENGINES = ("vllm", "sglang", "transformers")
 """Runtimes of models in Hugging Face format."""
 _SAFE = re.compile(r"[\w@.:/+~ -]{1,1000}")
@@ -88,9 +84,3 @@ def _relative(path: Path, folder: Path) -> str:
         return str(absolute)
     inside = os.path.relpath(absolute, folder.absolute())
     return inside if path.is_file() else f"./{inside}"
-
-
-def gguf_files() -> list[str]:
-    """Return the GGUF models in the working folder and in `models`, without projectors and later parts."""
-    found = [file for place in _GGUF_FOLDERS for file in sorted(Path(place).glob("*.gguf"))]
-    return [str(file) for file in found if not file.name.startswith("mmproj") and not _LATER_PART.search(file.name)]

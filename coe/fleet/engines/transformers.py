@@ -22,7 +22,7 @@ _BFLOAT16_INSTRUCTIONS = frozenset({"avx512_bf16", "amx_bf16"})
 
 def _emulates_bfloat16(flags: Mapping[str, Flag]) -> bool:
     """Return whether the server runs on an x86 processor without instructions for bfloat16. There bfloat16, the type of
-    most weights, takes two to four times as long as float32 (docs/experiments/test-suite-time.md)."""
+    most weights, takes two to four times as long as float32 (docs/experiments/residency.md)."""
     found = cpu_flags()
     return flags["device"] == "cpu" and bool(found) and not found & _BFLOAT16_INSTRUCTIONS
 

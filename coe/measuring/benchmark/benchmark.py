@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from coe.core import FAST_UNCERTAIN, GENERAL, Encoder, Neighbour, Prediction, Router
 from coe.errors import DataError
-from coe.measuring.benchmark.arena import arena_choice, arena_score, staying
 from coe.measuring.benchmark.report import SplitResult, benchmark_report, trace
 from coe.measuring.quality import Quality
 from coe.measuring.recorded_answers import RecordedAnswers
@@ -77,8 +76,6 @@ MIN_TRAINING_PROMPTS = 8
 """Distinct training prompts that a label needs; a rarer one joins its category, or the general one."""
 MAX_TIMED_PROMPTS = 200
 """Prompts whose routing time is measured."""
-ROBUSTNESS_PROMPTS = 200
-"""Held-out prompts that are perturbed, over all splits."""
 
 TrainRouter = Callable[[Sequence[tuple[str, str]], Path], Router]
 """Maps (prompt, category) pairs and an empty folder to a router as it is served."""
@@ -121,7 +118,6 @@ def benchmark(
     work: Path,
     seeds: Sequence[int] = SEEDS,
     recorded: RecordedAnswers | None = None,
-    arena: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Train and tune on the larger part of random 70/30 splits by `seeds`, and score on the other part.
@@ -130,8 +126,8 @@ def benchmark(
     model. Returns a JSON-able report. It has each method's mean with its standard error, and its paired differences
     from the best single model and from CoE. Of CoE it also has the closed share of the gap between best single model
     and oracle, the frontier, hull areas and routing time. With the `recorded` answers it also compares single experts
-    with recipes (`coe.recipes.fitting.benchmark`). `arena` adds scores of quality against cost, and robustness. Sizes,
-    frontier, areas and these scores are null or empty where a model's size is not known. Raises DataError when the
+    with recipes (`coe.recipes.fitting.benchmark`). Sizes,
+    frontier and areas are null or empty where a model's size is not known. Raises DataError when the
     data cannot be split.
     """
     report = progress or (lambda stage, share: None)
@@ -152,7 +148,6 @@ def benchmark(
                 train_router=train_router,
                 work=work,
                 seed=seed,
-                perturbed_prompts=ROBUSTNESS_PROMPTS // len(seeds) if arena else 0,
             )
         )
     report("done", 1.0)
@@ -171,10 +166,8 @@ def _run_split(
     train_router: TrainRouter,
     work: Path,
     seed: int,
-    perturbed_prompts: int,
 ) -> SplitResult:
-    """The result of one seed; `texts` are the prepared prompts, `embeddings` those of all by the `encoder`.
-    `perturbed_prompts` is their number, 0 for no arena report."""
+    """The result of one seed; `texts` are the prepared prompts, `embeddings` those of all by the `encoder`."""
     shuffled = np.random.default_rng(seed).permutation(len(data.prompts))
     train, test = np.split(shuffled, [round(TRAIN_SHARE * len(shuffled))])
     folder = work / f"router-{data.digest[:16]}-{seed}"
@@ -198,14 +191,8 @@ def _run_split(
     scores, everyone = data.scores[test], np.arange(len(test))
     prompts = [data.prompts[i] for i in test]
     known = bool(np.isfinite(data.active_b).all())
-    traces, arena, stays, route_ms = {}, {}, {}, []
-    if known:
-        traces = {name: trace(expects, scores, data.active_b) for name, expects in value.items()}
-    if known and perturbed_prompts:
-        single = np.tile(data.scores[train].mean(axis=0), (len(test), 1))  # a price selects one model for all prompts
-        arena = _arena(data, value | {"best_single": single}, scores)
-    if perturbed_prompts:
-        stays = staying(_decide(router, assignment), prompts[:perturbed_prompts])
+    traces = {name: trace(expects, scores, data.active_b) for name, expects in value.items()} if known else {}
+    route_ms: list[float] = []
     if len(router.categories) > 1:
         route_ms = _route_ms(router, assignment, prompts[:MAX_TIMED_PROMPTS])
     recipes = None
@@ -220,30 +207,10 @@ def _run_split(
         size={"random": float(data.active_b.mean())} | {n: float(data.active_b[c].mean()) for n, c in choice.items()},
         traces=traces,
         route_ms=route_ms,
-        arena=arena,
-        stays=stays,
         residual=assignment.residual is not None,
         encoded=(encoded, encoded_without),
         recipes=recipes,
     )
-
-
-def _arena(data: Quality, value: Mapping[str, Floats], scores: Floats) -> dict[str, float]:
-    """The arena score of each method, whose expected scores are `value`, on prompts with these scores."""
-    found, prompts = {}, np.arange(len(scores))
-    for name, expects in value.items():
-        chosen = arena_choice(expects, data.active_b)
-        quality, cost = float(scores[prompts, chosen].mean()), float(data.active_b[chosen].mean())
-        found[name] = arena_score(quality, cost, costs=data.active_b)
-    return found
-
-
-def _decide(router: Router, assignment: Assignment) -> Callable[[Sequence[str]], NDArray[np.int64]]:
-    def decide(prompts: Sequence[str]) -> NDArray[np.int64]:
-        served, _ = _served(router, assignment, [prompt_text(prompt) for prompt in prompts])
-        return np.array([_utility(assignment, one).argmax() for one in served], np.int64)
-
-    return decide
 
 
 def _utility(assignment: Assignment, prediction: Prediction) -> Floats:

@@ -6,17 +6,19 @@ parameters. Each price gives one point of the frontier: the higher the price, th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.measuring.benchmark.arena import PERTURBATIONS, PRICES
 from coe.measuring.quality import Quality
-from coe.planning.paired_scores import Difference, clustered_mean, level_errors, paired_difference, resampled_error
+from coe.planning.paired_scores import clustered_mean, paired_difference
 from coe.recipes.fitting.benchmark import SplitComparison
+
+PRICES = (0.0, *(float(price) for price in np.geomspace(1e-4, 1.0, 33)))
+"""Prices of the frontier, in quality per billion active parameters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +89,8 @@ class SplitResult:
 
     `prompts` (n_held_out,) are the indices of the held-out prompts, and `score` has each method's scores on them, of
     the same shape. `size` is each method's mean active parameters in billions. `traces` are the frontiers of three
-    methods. `route_ms` are routing times; none with one category, where nothing is classified. `arena` are scores of
-    quality against cost by method, and `stays` tells by perturbation which decisions stay; empty unless requested.
-    `residual` tells whether one is used. `encoded` are the shares of prompts that the encoder reads, with the residual
+    methods. `route_ms` are routing times; none with one category, where nothing is classified. `residual`
+    tells whether one is used. `encoded` are the shares of prompts that the encoder reads, with the residual
     and without.
     """
 
@@ -98,8 +99,6 @@ class SplitResult:
     size: dict[str, float]
     traces: dict[str, list[FrontierPoint]]
     route_ms: list[float]
-    arena: dict[str, float]
-    stays: dict[str, list[bool]]
     residual: bool
     encoded: tuple[float, float]
     recipes: SplitComparison | None = None
@@ -116,7 +115,6 @@ def benchmark_report(data: Quality, splits: Sequence[SplitResult], seeds: Sequen
     gap = mean["oracle"] - mean["best_single"]
     traces = {name: average([s.traces[name] for s in splits]) for name in splits[0].traces}
     times = np.concatenate([s.route_ms for s in splits])
-    held_out = len(splits[0].prompts) / len(data.prompts)
     return {
         "benchmark": data.benchmark,
         "categories": len(set(data.categories)),
@@ -137,34 +135,7 @@ def benchmark_report(data: Quality, splits: Sequence[SplitResult], seeds: Sequen
         "route_ms": {"p50": float(np.percentile(times, 50)), "p99": float(np.percentile(times, 99))}
         if len(times)
         else None,
-        "arena": {name: _over_splits([one.arena for one in splits], name, held_out) for name in splits[0].arena},
-        "robustness": _robustness(splits) if splits[0].stays else None,
     }
-
-
-def _over_splits(splits: Sequence[Mapping[str, float]], name: str, held_out: float) -> dict[str, Any]:
-    """The mean arena score of a method, and its paired difference from CoE's, with standard errors over splits.
-
-    A score is of all prompts of a split, so errors cannot be clustered by prompt. `held_out` is the share of prompts in
-    a split's test part.
-    """
-    scores, coe = (np.array([one[which] for one in splits]) for which in (name, "coe"))
-    error = resampled_error(scores, held_out)
-    found = Difference(float((scores - coe).mean()), resampled_error(scores - coe, held_out), level_errors(len(splits)))
-    return {
-        "score": float(scores.mean()),
-        "standard_error": error if np.isfinite(error) else None,
-        "less_coe": found.to_json(),
-    }
-
-
-def _robustness(splits: Sequence[SplitResult]) -> dict[str, Any]:
-    """By perturbation, and over all, the share of decisions that stay, with its standard error by prompt."""
-    prompts = [one.prompts[: len(next(iter(one.stays.values())))] for one in splits]
-    kinds = {name: [np.array(one.stays[name], dtype=np.float64) for one in splits] for name in PERTURBATIONS}
-    kinds["all"] = [np.mean(values, axis=0) for values in zip(*kinds.values(), strict=True)]
-    found = {name: clustered_mean(values, prompts) for name, values in kinds.items()}
-    return {name: {"share": one.value, "standard_error": one.error} for name, one in found.items()}
 
 
 RIVALS = ("best_single", "coe")
