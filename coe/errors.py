@@ -258,7 +258,7 @@ class KeysUnavailable(_Temporary, code="keys_unavailable"):
 
 
 class JobUnavailable(_Temporary, code="job_unavailable"):
-    """A job of the gateway failed, timed out, or was superseded by a newer request."""
+    """A job of the gateway failed, timed out, or had to wait behind too many others."""
 
 
 class NotInstalled(RequestError, code="not_installed"):

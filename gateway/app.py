@@ -29,7 +29,7 @@ from gateway.dialects.messages import MESSAGES, refusal
 from gateway.endpoints.routes import document, endpoint_routes
 from gateway.errors import error_body, headers_of, status_of
 from gateway.observability.metrics import Metrics
-from gateway.observability.state_metrics import RELOAD_FAILED, StateMetrics
+from gateway.observability.state_metrics import RELOAD_FAILED, add_state_metrics
 from gateway.parts import Parts
 from gateway.request.line import Line, respond
 from gateway.serving_state import ServingState
@@ -167,7 +167,7 @@ class _App(Starlette):
 
 
 def _register_state_metrics(parts: Parts) -> None:
-    StateMetrics(parts.current).register(parts.metrics, parts.current.admission)
+    add_state_metrics(parts.metrics, parts.current)
     failed = "1 while what is declared or promoted could not be loaded."
     parts.metrics.gauge(RELOAD_FAILED, failed, lambda: parts.current.reload_error is not None, largest=True)
 

@@ -56,18 +56,13 @@ from gateway.access.key_store import open_key_store
 from gateway.app import create_app
 from gateway.observability.logs import log_uncaught
 from gateway.observability.metrics import Metrics
-from gateway.observability.observers import ImplicitSignals, RecentRequests, Recorder, open_observability
-from gateway.observability.state_metrics import (
-    TrafficMetrics,
-    add_log_metrics,
-    open_residency,
-)
+from gateway.observability.observers import ImplicitSignals, Recorder, open_observability
+from gateway.observability.state_metrics import add_log_metrics, add_traffic_metrics, open_residency
 from gateway.observability.tracing import check_tracing
 from gateway.parts import Parts
-from gateway.process.jobs import Jobs, PlanSolver
-from gateway.process.reload import Reader, Reload
+from gateway.process.jobs import Jobs
+from gateway.process.reload import Reader, Reload, file_states, watched_files
 from gateway.process.signals import Drain, handle_signals
-from gateway.process.watched_files import file_states, watched_files
 from gateway.request.cache_step import CacheStep, cache_store, open_cache
 from gateway.request.stored_step import StoredStep, open_stored_step
 from gateway.server import open_listener
@@ -182,10 +177,12 @@ def workers_folder(count: int) -> Iterator[Path | None]:
             yield Path(folder)
 
 
-def build_app(settings: Settings, workers: Path | None = None, router: PreloadedRouter | None = None) -> Starlette:
-    """The application of one worker process. `workers` is the folder of `workers_folder`."""
-    read = router.read if router else load_active_state
-    return create_app(partial(open_worker, settings, workers=workers, read=read, check=settings.check_experts))
+def build_app(
+    settings: Settings, workers: Path | None = None, router: PreloadedRouter | None = None, number: int = 0
+) -> Starlette:
+    """The application of the worker process of that number. `workers` is the folder of `workers_folder`."""
+    read, own = router.read if router else load_active_state, workers / str(number) if workers else None
+    return create_app(partial(open_worker, settings, workers=own, read=read, check=settings.check_experts))
 
 
 @asynccontextmanager
@@ -219,7 +216,8 @@ async def open_parts(
     check: bool = False,
 ) -> AsyncIterator[Parts]:
     """Open the parts of an application and close them in reverse order. `read` returns what is in use, now and for
-    every reload. With `check`, the first worker checks the experts in the background.
+    every reload. `workers` names this worker's files in the folder of `workers_folder`. With `check`, the first worker
+    checks the experts in the background.
 
     Raises ConfigError or ArtifactError.
     """
@@ -239,9 +237,9 @@ async def open_parts(
         current = ServingState(wiring.serving(in_use))
         wiring.issued.on_change = lambda: current.replace(wiring.with_issued(current.serving))
         await current.serving.composition.warm()
-        TrafficMetrics(settings.artifacts / TRAFFIC_REPORT_FILE, current).register(metrics)
+        add_traffic_metrics(metrics, settings.artifacts / TRAFFIC_REPORT_FILE, current)
         await _watch_experts(stack, wiring, registry, session, metrics, check=check)
-        if metrics.registry.worker == 0:
+        if metrics.worker == 0:
             _log.info("router %s: the fast heads use %s", in_use.router.version, IMPLEMENTATION)
         reload = Reload(current, settings=settings, in_use=in_use, wiring=wiring, read=read)
         del in_use  # this frame would keep the first router in memory for the life of the process
@@ -250,18 +248,17 @@ async def open_parts(
         metrics.gauge("coe_artifacts_behind", ARTIFACTS_BEHIND, behind, largest=True)
         cache = await _open_cache(stack, registry, metrics)
         stored = await _open_stored_step(stack, registry, settings, metrics)
-        recent, signals = RecentRequests(), ImplicitSignals(writer.put)
+        signals = ImplicitSignals(writer.put)
         yield Parts(
             current,
-            observers=(recent.observe, recorder.observe, signals.observe, *observation.observers),
+            observers=(recorder.observe, signals.observe, *observation.observers),
             metrics=metrics,
             log=log,
             feedback=feedback,
             writer=writer,
-            recent=recent,
             settings=settings,
             jobs=await stack.enter_async_context(Jobs(settings)),
-            solver=await stack.enter_async_context(PlanSolver(settings)),
+            solver=await stack.enter_async_context(Jobs(settings)),
             tracing=observation.tracing,
             cache=cache,
             stored=stored,
@@ -304,7 +301,7 @@ async def _watch_experts(
     await stack.enter_async_context(
         running_health_checks(lambda: wiring.experts.values(), session=session, task_failed=metrics.task_failed)
     )
-    if check and metrics.registry.worker == 0:
+    if check and metrics.worker == 0:
         await stack.enter_async_context(checking(wiring.experts.values(), registry, session=session))
 
 

@@ -16,9 +16,8 @@ from coe.records.record import RoutingLog
 from coe.settings import Settings
 from gateway.access import IssuedKeyWatch
 from gateway.observability.metrics import Metrics
-from gateway.observability.observers import RecentRequests
 from gateway.observability.tracing import Tracing
-from gateway.process.jobs import Jobs, PlanSolver
+from gateway.process.jobs import Jobs
 from gateway.process.reload import Reload
 from gateway.request.cache_step import CacheStep
 from gateway.request.line import Observer
@@ -37,10 +36,9 @@ class Parts:
     log: RoutingLog
     feedback: FeedbackLog
     writer: LogWriter
-    recent: RecentRequests
     settings: Settings
     jobs: Jobs
-    solver: PlanSolver
+    solver: Jobs
     tracing: Tracing | None = None
     cache: CacheStep | None = None
     stored: StoredStep | None = None

@@ -34,10 +34,10 @@ from gateway.access.key_store import KeyStore
 from gateway.access.limits import Limiter
 from gateway.app import create_app
 from gateway.observability.metrics import Metrics
-from gateway.observability.observers import ImplicitSignals, RecentRequests
+from gateway.observability.observers import ImplicitSignals
 from gateway.observability.tracing import Tracing
 from gateway.parts import Parts
-from gateway.process.jobs import Jobs, PlanSolver
+from gateway.process.jobs import Jobs
 from gateway.request.cache_step import open_cache
 from gateway.request.line import Observer
 from gateway.request.stored_step import open_stored_step
@@ -322,7 +322,6 @@ async def gateway_of(
             serving = Serving(composition, access, index, versions)
             current, metrics = ServingState(serving), Metrics()
             opened.append(current)
-            recent = RecentRequests()
             async with (
                 LogWriter(log, log, spool=spool, count=metrics.record_feedback, **QUICKLY) as writer,
                 open_cache(registry.cache) as cache,
@@ -331,11 +330,11 @@ async def gateway_of(
                 else open_stored_step(registry.stored_responses, stored, count=metrics.record_unstored) as step,
             ):
                 signals = ImplicitSignals(writer.put)
-                keep = (recent.observe, metrics.observe, log.observe, signals.observe)
+                keep = (metrics.observe, log.observe, signals.observe)
                 where = settings or NOWHERE
-                async with Jobs(where) as own_jobs, PlanSolver(where) as own_solver:
+                async with Jobs(where) as own_jobs, Jobs(where) as own_solver:
                     helped = jobs or own_jobs, solver or own_solver
-                    stores = (log, log, writer, recent)
+                    stores = (log, log, writer)
                     more = tracing, cache, step
                     issued, seen = IssuedKeyWatch(KeyStore(MemoryStore())), (*keep, *observers)
                     yield Parts(current, seen, metrics, *stores, where, *helped, *more, issued=issued)

@@ -138,7 +138,7 @@ async def test_failures_are_a_metric() -> None:
     work = Work(ValueError())
     task = supervised(work, "demo", task_failed=metrics.task_failed)
     await work.waits.wait()
-    assert 'coe_background_task_failures_total{task="demo"} 1' in exposition([metrics.registry.families()]).decode()
+    assert 'coe_background_task_failures_total{task="demo"} 1.0' in exposition(metrics.own_families()).decode()
     await cancelled(task)
 
 

@@ -2,7 +2,7 @@
 
 from coe.registry.aliases import AUTO, MAX_MODEL_CHARACTERS, POINT_PREFIX, ModelNames, OperatingPoint, ResolvedModel
 from coe.registry.experts import ExpertSpec, Prices, SelectingField
-from coe.registry.loader import ENTRY_NAME, load, load_text, load_with_expert, schema
+from coe.registry.loader import load, load_text, schema
 from coe.registry.recipes import AUTO_RECIPES, ArmSpec, RecipeSpec
 from coe.registry.sections import (
     AccessSpec,
@@ -24,7 +24,6 @@ from coe.registry.specs import Category, Registry
 __all__ = [
     "AUTO",
     "AUTO_RECIPES",
-    "ENTRY_NAME",
     "MAX_MODEL_CHARACTERS",
     "POINT_PREFIX",
     "AccessSpec",
@@ -52,6 +51,5 @@ __all__ = [
     "StoredResponsesSpec",
     "load",
     "load_text",
-    "load_with_expert",
     "schema",
 ]

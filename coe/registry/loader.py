@@ -29,9 +29,6 @@ from coe.registry.runtimes import LOCAL_RUNTIMES
 from coe.registry.specs import Registry
 from coe.registry.yaml_source import KeyPath, Problems, YamlSource
 
-ENTRY_NAME = "entry"
-"""Stands for the file name in problems of an entry that is not part of a file."""
-MAX_ENTRY_DEPTH = 12
 _RESERVED_RECIPE_NAMES = (AUTO, "off")
 """`off` is a value of the header x-coe-recipe."""
 _PROPOSED_NAME = re.compile(rf"{PROPOSED_PREFIX}\d+")
@@ -49,30 +46,9 @@ def load_text(text: str, file: str, *, environ: Mapping[str, str]) -> Registry:
     return _validated(*yaml_source.substitute_variables(yaml_source.parse(text, file), environ))
 
 
-def load_with_expert(path: Path, entry: str, *, environ: Mapping[str, str]) -> Registry:
-    """Read a declaration and add one expert. `entry` is YAML as under the key `experts`.
-
-    Environment variables in `entry` are not substituted, so it cannot read the environment. Raises ConfigError as
-    `load` does; problems of the entry are `entry:line: problem`.
-    """
-    source, problems = yaml_source.substitute_variables(yaml_source.read(path), environ)
-    if isinstance(source.value, dict) and isinstance(source.value.get("experts"), list):
-        source = source.with_item("experts", _parse_entry(entry))
-    return _validated(source, problems)
-
-
 def schema() -> dict[str, Any]:
     """Return the JSON schema of experts.yaml, for editors."""
     return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | Registry.model_json_schema()
-
-
-def _parse_entry(entry: str) -> YamlSource:
-    source = yaml_source.parse(entry, ENTRY_NAME, max_depth=MAX_ENTRY_DEPTH, aliases=False)
-    if isinstance(source.value, list) and len(source.value) == 1:
-        source = source.first_item()
-    if not isinstance(source.value, dict):
-        raise ConfigError(f"{ENTRY_NAME}:1: expected one expert: `- name: ...` and its other keys below")
-    return source
 
 
 def _validated(source: YamlSource, problems: list[str]) -> Registry:

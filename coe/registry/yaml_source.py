@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,25 +49,19 @@ class _Size:
         self.depth = max(self.depth, child.depth + 1)
 
 
-def check_limits(text: str, *, max_depth: int = MAX_DEPTH, aliases: bool = True) -> None:
-    """Raise LimitExceeded if a text is too large; without `aliases`, also if it contains one.
-
-    Raises a YAMLError or ValueError for text that is not YAML.
-    """
+def check_limits(text: str) -> None:
+    """Raise LimitExceeded if a text is too large, a YAMLError or ValueError for text that is not YAML."""
     if len(text) > MAX_CHARACTERS:
         raise LimitExceeded(1, f"{len(text)} characters, more than the limit of {MAX_CHARACTERS}")
-    expansion = _Expansion(max_depth)
+    expansion = _Expansion()
     for event in YAML(typ="rt").parse(text):
-        if isinstance(event, AliasEvent) and not aliases:
-            raise LimitExceeded(_line(event), "aliases are not allowed here")
         expansion.add(event)
 
 
 class _Expansion:
     """Sizes of the open collections and of the anchored nodes, updated event by event."""
 
-    def __init__(self, max_depth: int) -> None:
-        self._max_depth = max_depth
+    def __init__(self) -> None:
         self._open: list[tuple[str | None, _Size]] = []
         self._anchored: dict[str, _Size | None] = {}
         self._nodes = self._characters = 0
@@ -102,8 +96,8 @@ class _Expansion:
         if self._nodes > MAX_NODES or self._characters > MAX_CHARACTERS:
             limits = f"{MAX_NODES} values or {MAX_CHARACTERS} characters, aliases (*NAME) expanded"
             raise LimitExceeded(_line(event), f"more than {limits}; use fewer aliases")
-        if len(self._open) + size.depth > self._max_depth:
-            raise LimitExceeded(_line(event), f"nested deeper than {self._max_depth} levels")
+        if len(self._open) + size.depth > MAX_DEPTH:
+            raise LimitExceeded(_line(event), f"nested deeper than {MAX_DEPTH} levels")
 
     def _close(self, anchor: str | None, size: _Size) -> None:
         if anchor is not None:
@@ -126,36 +120,18 @@ _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}|^os\.environ/([A-Za-z_][
 
 @dataclass(frozen=True, slots=True)
 class YamlSource:
-    """A parsed file: its plain `value` and the 1-based line of each key path.
-
-    `inserted` maps key paths to values that come from another source.
-    """
+    """A parsed file: its plain `value` and the 1-based line of each key path."""
 
     file: str
     value: Any
     lines: Mapping[KeyPath, int]
-    inserted: Mapping[KeyPath, YamlSource] = field(default_factory=dict)
 
     def at(self, path: KeyPath) -> str:
         """Return `file:line` of a key path, or of its nearest parent that has a line."""
-        for start, source in self.inserted.items():
-            if path[: len(start)] == start:
-                return source.at(path[len(start) :])
         for length in range(len(path), -1, -1):
             if (line := self.lines.get(path[:length])) is not None:
                 return f"{self.file}:{line}"
         return f"{self.file}:1"
-
-    def with_item(self, key: str, item: YamlSource) -> YamlSource:
-        """Return a copy with one more item in the list at `key`."""
-        items = [*self.value[key], item.value]
-        inserted = {**self.inserted, (key, len(items) - 1): item}
-        return YamlSource(self.file, {**self.value, key: items}, self.lines, inserted)
-
-    def first_item(self) -> YamlSource:
-        """Return the first item of a list as a separate source."""
-        lines = {path[1:]: line for path, line in self.lines.items() if path[:1] == (0,)}
-        return YamlSource(self.file, self.value[0], lines)
 
 
 def read(path: Path) -> YamlSource:
@@ -177,11 +153,11 @@ def read_text(path: Path) -> str:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
 
 
-def parse(text: str, file: str, *, max_depth: int = MAX_DEPTH, aliases: bool = True) -> YamlSource:
+def parse(text: str, file: str) -> YamlSource:
     """Parse a text; `file` is its name in problems. Raises ConfigError as `read` does."""
     lines: dict[KeyPath, int] = {(): 1}
     try:
-        check_limits(text, max_depth=max_depth, aliases=aliases)
+        check_limits(text)
         return YamlSource(file, _plain(YAML(typ="rt").load(text), (), lines), lines)
     except LimitExceeded as error:
         raise ConfigError(f"{file}:{error.line}: {error}") from None
@@ -232,7 +208,7 @@ def substitute_variables(source: YamlSource, environ: Mapping[str, str]) -> tupl
 
         return _VARIABLE.sub(variable_value, value)
 
-    return YamlSource(source.file, substitute(source.value, ()), source.lines, source.inserted), problems
+    return YamlSource(source.file, substitute(source.value, ()), source.lines), problems
 
 
 def variable_names(text: str) -> tuple[str, ...]:

@@ -37,7 +37,7 @@ from coe.registry import Registry
 from coe.routing.eligibility import permits_model
 from gateway.access import Caller
 from gateway.endpoints.handler import caller_of, json_response
-from gateway.observability.observers import find_tenant
+from gateway.observability.observers import find_record
 from gateway.parts import Parts
 from gateway.request.body import FairShares, RequestModel, read_json_body, validated
 
@@ -132,23 +132,20 @@ class FeedbackEndpoint:
         """
         try:
             async with asyncio.timeout(LOG_SECONDS):
-                found = await find_tenant(
-                    self._parts.log,
-                    self._parts.recent,
-                    event.request_id,
-                    counts=lambda tenant: is_admin or tenant == event.tenant,
+                record = await find_record(
+                    self._parts.log, event.request_id, counts=lambda one: is_admin or one.tenant == event.tenant
                 )
         except (StoreError, TimeoutError) as error:
             why = str(error) or f"no answer within {LOG_SECONDS:g} s"
             _log.warning("feedback is stored unchecked until the routing log can be read: %s", why)
             return Pending(event, checked=False, is_admin=is_admin)
-        if found is None:
+        if record is None:
             raise UnknownRequest(
                 f"no request {event.request_id!r} is in the routing log: send the response header x-request-id, from a "
                 "second after the end of the response until its record expires",
                 param="request_id",
             )
-        return Pending(replace(event, tenant=found[0]))
+        return Pending(replace(event, tenant=record.tenant))
 
     async def _store(self, pending: Pending) -> None:
         """Raises LogUnavailable where neither the log nor the spool stores it within STORE_SECONDS."""

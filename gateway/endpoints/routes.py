@@ -23,11 +23,9 @@ from gateway.endpoints import health, models, stored_responses
 from gateway.endpoints.admin import experts, keys
 from gateway.endpoints.admin.artifacts import Artifacts
 from gateway.endpoints.admin.config import Config
-from gateway.endpoints.admin.experts import ExpertTests, Onboarding
 from gateway.endpoints.admin.mapping import Map
 from gateway.endpoints.admin.records import Records
-from gateway.endpoints.admin.report import Report
-from gateway.endpoints.admin.residency import Devices
+from gateway.endpoints.admin.reports import Reports
 from gateway.endpoints.admin.stats import Stats
 from gateway.endpoints.documents import Documents
 from gateway.endpoints.feedback import FeedbackEndpoint
@@ -63,7 +61,7 @@ async def _openapi(_: Request) -> Response:
 def _rows(parts: Parts) -> Iterator[_Row]:
     """Method and path, what the key needs, and the handler."""
     documents, records, artifacts, stats = Documents(parts), Records(parts), Artifacts(parts), Stats(parts)
-    plan, config, onboarding, expert_tests = Map(parts), Config(parts), Onboarding(parts), ExpertTests(parts)
+    plan, config, reports = Map(parts), Config(parts), Reports(parts)
     yield from (
         ("GET /", "public", health.root),
         ("GET /health", "public", partial(health.health, parts)),
@@ -77,9 +75,8 @@ def _rows(parts: Parts) -> Iterator[_Row]:
         ("POST /v1/documents/search", "admin", documents.search),
         ("DELETE /v1/documents/{id:path}", "admin", documents.delete),
         ("GET /v1/stats", "admin", stats.get),
-        ("GET /v1/stats/stream", "admin", stats.stream),
-        ("GET /v1/report", "admin", Report(parts).get),
-        ("GET /v1/residency", "admin", Devices(parts).get),
+        ("GET /v1/report", "admin", reports.report),
+        ("GET /v1/residency", "admin", reports.residency),
         ("GET /v1/records", "admin", records.list),
         ("GET /v1/records/{id}", "admin", records.get),
         ("POST /v1/records/{id}/decision", "admin", records.replay),
@@ -91,10 +88,7 @@ def _rows(parts: Parts) -> Iterator[_Row]:
         ("POST /v1/artifacts/{kind}/rollback", "admin", artifacts.roll_back),
         ("GET /v1/recipes", "admin", partial(experts.list_recipes, parts)),
         ("GET /v1/experts", "admin", partial(experts.list_experts, parts)),
-        ("POST /v1/experts/check", "admin", onboarding.check),
-        ("GET /v1/experts/{id}/failures", "admin", partial(experts.list_failures, parts)),
-        ("POST /v1/experts/{id}/test", "admin", expert_tests.test),
-        ("GET /v1/experts/{id}/steps", "admin", onboarding.steps),
+        ("POST /v1/experts/{id}/test", "admin", partial(experts.test_expert, parts)),
         ("GET /v1/keys", "admin", partial(keys.list_keys, parts)),
         ("POST /v1/keys", "admin", partial(keys.issue_key, parts)),
         ("DELETE /v1/keys/{name}", "admin", partial(keys.revoke_key, parts)),

@@ -8,10 +8,8 @@ next start.
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -48,24 +46,20 @@ def _ignore() -> None:
     """Do nothing. Without a handler, a signal would end the process."""
 
 
-PARENT_CHECK_SECONDS = 0.5
+PARENT_CHECK_SECONDS = 0.2
 """Interval of checks of the parent."""
 AFTER_PARENT_SECONDS = 5.0
 """Time for running requests to end after the parent's death."""
 WRITE_SECONDS = 10.0
 """Time after that to write the records; then the process ends."""
-_PR_SET_PDEATHSIG = 1
 
 
 def end_with_parent(parent: int, serving: threading.Event) -> None:
     """Ends this process when the process `parent` dies: closes the listener, finishes responses, writes records, exits.
     Before `serving` is set it exits at once.
 
-    On Linux the kernel sends SIGTERM immediately. A thread checks the parent's id on every system, and limits how long
-    the end takes. Call it from the main thread, once, before anything that may block.
+    A thread checks the parent's id, and limits how long the end takes. Call it once, before anything that may block.
     """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     if os.getppid() != parent:  # it died before the call above
         os._exit(1)
     threading.Thread(target=_watch_parent, args=(parent, serving), name="coe-parent", daemon=True).start()

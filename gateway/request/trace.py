@@ -30,7 +30,7 @@ from gateway.serving_state import Serving
 from gateway.stored_responses.conversation import StoredUse
 
 if TYPE_CHECKING:
-    from opentelemetry.trace import SpanContext
+    from opentelemetry.trace import Span
 
 StepName = Literal["admit", "parse", "cache", "classify", "assign", "retrieve", "call", "relay"]
 
@@ -67,7 +67,8 @@ class Trace:
     reply: Reply | None = None
     status: int | None = None
     """HTTP status of the response; None if no response began."""
-    spans: Spans | None = None
+    spans: tuple[Span, int] | None = None
+    """The span of the request, and the id of the one of its call; None without a collector."""
     cache: CacheUse | None = None
     """None if the request does not use the answer cache."""
     dropped: tuple[str, ...] = ()
@@ -318,12 +319,3 @@ def new_request_id(now: float) -> str:
         digits = os.urandom(10 * RANDOM_PARTS).hex()
         _random_parts.extend(digits[start : start + 20] for start in range(0, len(digits), 20))
     return f"req_{int(now * 1000):012x}{_random_parts.pop()}"
-
-
-@dataclass(frozen=True, slots=True)
-class Spans:
-    """Span contexts of a request, made before the spans, because the expert is sent the context of its call."""
-
-    parent: SpanContext
-    server: SpanContext
-    call: SpanContext

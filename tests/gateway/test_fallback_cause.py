@@ -20,7 +20,7 @@ from coe.reports.alarms import MIN_UNANSWERED, failing_alarms
 from coe.reports.traffic import Traffic
 from gateway.observability.metrics import Metrics
 from gateway.observability.metrics import exposition as written
-from gateway.observability.state_metrics import TrafficMetrics
+from gateway.observability.state_metrics import add_traffic_metrics
 from tests.experts.fault_servers import answering, closed_port, refusing, servers
 from tests.fakes import NOWHERE, Gateway, Response, gateway_of, registry_of
 from tests.gateway.gateway_over import gateway_over
@@ -133,8 +133,8 @@ async def test_real_servers_that_fail_are_named_with_the_cause_until_the_breaker
         experts = (await gateway.post("/v1/experts", method="GET", headers={"host": "127.0.0.1"})).json["data"]
         page = await metrics(gateway)
         alarms = Metrics()
-        TrafficMetrics(NOWHERE.artifacts / "none", gateway.serving_state).register(alarms)
-        shown = written([alarms.registry.families()])
+        add_traffic_metrics(alarms, NOWHERE.artifacts / "none", gateway.serving_state)
+        shown = written(alarms.own_families())
     assert attempts[0] > attempts[-1] == "1"  # kept away from both dead experts, and a fallback all the same
     assert value(page, "coe_fallbacks_total", expert="coder", cause="unauthorized") == 8
     assert value(page, "coe_expert_failing", expert="coder", cause="unauthorized") == 1

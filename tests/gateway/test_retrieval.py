@@ -21,8 +21,7 @@ from coe.registry.sections import RetrievalSpec
 from coe.routing.request_text import RoutedText
 from coe.settings import Settings
 from gateway.main import open_parts
-from gateway.process.reload import Reload
-from gateway.process.watched_files import file_states, watched_files
+from gateway.process.reload import Reload, file_states, watched_files
 from gateway.request.citations import MAX_MENTIONS
 from tests.fakes import Gateway, Response, gateway_of, registry_of
 from tests.gateway import words_server

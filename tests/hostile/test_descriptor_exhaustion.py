@@ -98,13 +98,3 @@ async def test_more_clients_than_descriptors_are_all_answered(tmp_path: Path) ->
         assert await asyncio.gather(*(send_chat() for _ in range(300))) == [200] * 300
         assert highest < LIMIT
         assert await served.metric("coe_breaker_state") == 0
-
-
-async def test_a_low_soft_limit_is_raised_to_the_hard_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def started(settings: dict[str, str], stderr: object = None) -> asyncio.subprocess.Process:
-        return await limited_process("tests.gateway.words_server", settings, stderr, "ulimit -Sn 256")
-
-    monkeypatch.setattr(processes, "_started", started)
-    async with serving(tmp_path) as served:
-        soft, hard = served.workers[0].rlimit(psutil.RLIMIT_NOFILE)
-        assert soft == hard != 256

@@ -32,7 +32,7 @@ from coe.reports.novelty import category_entry, distinctive_words
 from coe.reports.report import report, status_report
 from coe.settings import Settings
 from gateway.observability.metrics import Metrics, exposition
-from gateway.observability.state_metrics import TrafficMetrics
+from gateway.observability.state_metrics import add_traffic_metrics
 from gateway.serving_state import ServingState
 from tests.admin.samples import measured_registry, planned
 from tests.fakes import gateway_of, registry_of
@@ -95,8 +95,8 @@ async def test_the_gateway_shows_the_last_traffic_report_and_nothing_before_it(t
 
 def _shown(path: Path, current: ServingState) -> Callable[[], bytes]:
     metrics = Metrics()
-    TrafficMetrics(path, current).register(metrics)
-    return lambda: exposition([metrics.registry.families()])
+    add_traffic_metrics(metrics, path, current)
+    return lambda: exposition(metrics.own_families())
 
 
 @pytest.mark.parametrize(

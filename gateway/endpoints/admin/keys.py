@@ -14,10 +14,9 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from coe.artifacts.api_keys import ADMIN_KEY_NAME, digest_of, new_key
-from coe.errors import ConfigError, KeyRefused, NotInstalled
-from coe.registry import ApiKey, KeySpec, yaml_source
-from coe.settings import Settings
+from coe.artifacts.api_keys import digest_of, new_key
+from coe.errors import KeyRefused, NotInstalled
+from coe.registry import ApiKey, KeySpec
 from gateway.access import IssuedKeyWatch
 from gateway.access.issued_keys import IssuedKey, IssuedKeys, check_in_use, is_over, issue, revoke
 from gateway.endpoints.handler import NO_STORE, caller_of, json_of, json_response, list_response
@@ -63,9 +62,6 @@ async def issue_key(parts: Parts, request: Request) -> Response:
 async def revoke_key(parts: Parts, request: Request) -> Response:
     """Revoke an issued API key."""
     watch, registry, name = _watch(parts), parts.current.serving.registry, request.path_params["name"]
-    is_issued = any(key.name == name for key in watch.keys)
-    if not is_issued and any(key.name == name for key in registry.access.keys):
-        raise KeyRefused(await asyncio.to_thread(_declared_problem, parts.settings, name))
     creator = _caller(parts, request)
 
     def decide(issued: IssuedKeys) -> tuple[IssuedKey, IssuedKeys]:
@@ -93,20 +89,6 @@ def _caller(parts: Parts, request: Request) -> ApiKey:
         "no key is declared, and issued keys need one with the scope admin; make it with `coe key NAME --scope admin` "
         "and add its entry to access.keys in experts.yaml"
     )
-
-
-def _declared_problem(settings: Settings, name: str) -> str:
-    """Return the message that names the place of a declared key; reads experts.yaml."""
-    if name == ADMIN_KEY_NAME and settings.admin_key_file is not None:
-        return f"the key {name!r} is the one in {settings.admin_key_file} (COE_ADMIN_KEY_FILE); change that file"
-    where = settings.config.name
-    try:
-        source = yaml_source.read(settings.config)
-        names = [key.get("name") for key in source.value["access"]["keys"]]
-        where = source.at(("access", "keys", names.index(name)))
-    except (ConfigError, LookupError, TypeError, AttributeError, ValueError):
-        pass  # the file has changed since; it is named all the same
-    return f"the key {name!r} is declared at {where}; remove it there"
 
 
 def _shown(key: ApiKey) -> dict[str, Any]:

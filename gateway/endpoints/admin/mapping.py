@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Annotated, Any
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 from pydantic import Field
 from starlette.requests import Request
@@ -15,7 +16,7 @@ from starlette.responses import Response
 
 from coe.artifacts.kinds import ASSIGNMENT
 from coe.artifacts.store import ArtifactStore, Promotion
-from coe.errors import ArtifactError, NothingMeasured
+from coe.errors import ArtifactError, InvalidRequest, NothingMeasured
 from coe.planning import Plan, planned_quality, planned_use, present_problem
 from coe.planning.grid import align, select
 from coe.planning.problem import USE_OF_ROW
@@ -25,6 +26,8 @@ from gateway.request.body import RequestModel
 from gateway.serving_state import Serving
 
 MAX_BODY_BYTES = 4 * 1024
+SOLVE_SECONDS = 30.0
+"""Time limit of `coe solve`, which runs in a process of its own."""
 _Limit = Annotated[float, Field(gt=0, le=1e15, allow_inf_nan=False)]
 
 
@@ -65,9 +68,11 @@ class Map:
         version = self._current.serving.versions.get(ASSIGNMENT)
         if version is None or (await asyncio.to_thread(self._read, version))[0] is None:
             raise NothingMeasured("no scores are stored for this plan: run `coe score`, then `coe plan`")
-        declared = self._current.serving.registry.digest
-        plan = await self._solver.solve(version, budget.model_dump(), declared=declared)
-        return json_response({"object": "plan", "version": version, **plan})
+        line = orjson.dumps(budget.model_dump()) + b"\n"
+        answer = await self._solver.run("solve", version, seconds=SOLVE_SECONDS, needs=("scipy",), sent=line)
+        if "error" in answer:
+            raise InvalidRequest(answer["error"], param="budget", code="budget_impossible")
+        return json_response({"object": "plan", "version": version, **answer["plan"]})
 
     def _read(self, version: str | None) -> tuple[Plan | None, Promotion | None]:
         """The plan, None without one, and its promotion."""

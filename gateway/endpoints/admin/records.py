@@ -9,7 +9,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import fields, replace
 from typing import Annotated, Any, get_args
@@ -19,12 +19,21 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from coe.core import Reason
-from coe.errors import Draining, InvalidRequest, LogUnavailable, Overloaded, RecordNotFound, StoreError, UnknownCursor
+from coe.errors import (
+    DeadlineExceeded,
+    Draining,
+    ExpertError,
+    InvalidRequest,
+    LogUnavailable,
+    Overloaded,
+    RecordNotFound,
+    StoreError,
+    UnknownCursor,
+)
 from coe.records.feedback import Feedback
 from coe.records.record import LogPage, LogQuery, RoutingRecord
 from coe.registry import Registry
 from coe.routing.replay import ReplayedDecision, replay
-from gateway.endpoints.admin.experts import FAILURES
 from gateway.endpoints.handler import json_response, query_of
 from gateway.observability.observers import find_record
 from gateway.parts import Parts
@@ -53,6 +62,16 @@ LIST_FIELDS = (
 """Fields of each record in a list."""
 RECORD_FIELDS = tuple(field.name for field in fields(RoutingRecord) if field.name != "embedding")
 """Fields of a single record."""
+
+
+def _codes(kind: type[ExpertError]) -> Iterator[str]:
+    yield kind.code
+    for below in kind.__subclasses__():
+        yield from _codes(below)
+
+
+FAILURES: tuple[str, ...] = tuple(dict.fromkeys((*_codes(ExpertError), DeadlineExceeded.code, "internal_error")))
+"""The outcomes of requests that are an expert's failures."""
 
 
 class RecordQuery(RequestModel):
