@@ -173,7 +173,7 @@ class Residual:
         labels, posteriors, scores, count = self.labels, self.posteriors, self.scores, len(self.labels)
         if count < MIN_PROMPTS:
             return None, Evidence(0.0, 0.0, f"{count} prompts are measured; it needs {MIN_PROMPTS}")
-        similarity = (self.vectors @ self.vectors.T).astype(np.float64)
+        similarity = self.vectors @ self.vectors.T
         fold = np.random.default_rng(0).permutation(count) % FOLDS
         price = np.where(np.isfinite(charge), charge, 0.0)
         before = np.where(np.isfinite(charge), 0.0, -np.inf)[posteriors.argmax(axis=1)] - posteriors @ price
