@@ -28,7 +28,7 @@ from coe.recipes.policy_file import NO_POLICIES, RECIPES_FILE, ArmPolicies
 from coe.registry import ExpertSpec, Registry
 
 PLAN_FILE, TRAFFIC_FILE = "plan.json", "traffic.npy"
-RESIDUAL_FILE = "residual.npz"
+RESIDUAL_FILE, MEASURED_FILE = "residual.npz", "measured.npz"
 FORMAT = 1
 ANSWER_FIELDS = ("model", "runtime", "base_url", "base_urls", "adapter", "system_prompt", "parameters", "options")
 """Fields of an expert that affect its answers, and so its measured quality."""
@@ -49,6 +49,7 @@ class Plan:
     - `value_of_expert`: see `marginal_values`. `against` compares the plan with single experts, for `coe report`.
     - `traffic`: the sample of posteriors that the prices are fitted to, shape (n_requests, n_categories); None for
       prices of pure categories.
+    - `unused`: the measured prompts as a residual that is not used, which retraining may fit again.
     - `policies`: the arms of recipes among the columns.
     """
 
@@ -68,6 +69,7 @@ class Plan:
     against: tuple[dict[str, Any], ...] = ()
     format: int = FORMAT
     traffic: Array | None = field(default=None, metadata=OWN_FILE)
+    unused: InstanceOf[Residual] | None = field(default=None, metadata=OWN_FILE)
     policies: InstanceOf[ArmPolicies] = field(default=NO_POLICIES, metadata=OWN_FILE)
 
     def __post_init__(self) -> None:
@@ -101,8 +103,9 @@ class Plan:
     def save(self, folder: Path) -> None:
         """Write the files into an existing folder."""
         (folder / PLAN_FILE).write_bytes(to_json(self))
-        if (residual := self.assignment.residual) is not None:
-            (folder / RESIDUAL_FILE).write_bytes(residual.to_bytes())
+        for name, residual in ((RESIDUAL_FILE, self.assignment.residual), (MEASURED_FILE, self.unused)):
+            if residual is not None:
+                (folder / name).write_bytes(residual.to_bytes())
         if self.traffic is not None:
             np.save(folder / TRAFFIC_FILE, self.traffic.astype(np.float16))
         if self.policies.steps:
@@ -121,10 +124,13 @@ class Plan:
         except (OSError, KeyError, TypeError, ValueError, DataError) as error:  # pydantic's error is a ValueError
             remedy = "make it again with `coe plan`"
             raise ArtifactError(f"{folder / PLAN_FILE}: cannot be read ({error}); {remedy}") from None
-        path = folder / RESIDUAL_FILE
-        residual = Residual.from_bytes(path.read_bytes()) if path.exists() else None
+        residual, unused = (_residual(folder / name) for name in (RESIDUAL_FILE, MEASURED_FILE))
         policies = ArmPolicies.from_json(recipes.read_bytes()) if recipes.exists() else NO_POLICIES
-        return replace(plan, assignment=replace(plan.assignment, residual=residual), policies=policies)
+        return replace(plan, assignment=replace(plan.assignment, residual=residual), unused=unused, policies=policies)
+
+
+def _residual(path: Path) -> Residual | None:
+    return Residual.from_bytes(path.read_bytes()) if path.exists() else None
 
 
 def round_traffic(traffic: NDArray[np.floating]) -> Array:

@@ -5,6 +5,8 @@ PSEUDO_COUNT), with w_i = exp(SHARPNESS * (cosine_i - 1)). e_i are the prompt's 
 expects under its posterior, centred over the experts, because only differences between experts decide. The cosine is
 that of the encoder's layers, each centred and of unit length.
 
+Rated requests join it as further prompts, each with the reward of the expert that answered (`Ratings`).
+
 A residual is used only if it improves decisions on measured prompts that it was not fitted to (`Residual.fitted`).
 """
 
@@ -22,7 +24,7 @@ from numpy.typing import NDArray
 
 from coe.errors import ArtifactError
 from coe.planning.grid import select
-from coe.planning.score_table import fit_pseudo_count, tabulate_partly
+from coe.planning.score_table import fit_pseudo_count, tabulate_partly, tabulate_softly
 
 Array = NDArray[Any]
 
@@ -47,13 +49,25 @@ may flip with the next price; the test counts it by its probability, which varie
 LEVEL_ERRORS = 2.0
 """Standard errors by which decisions must improve."""
 _NAMES = ("categories", "experts", "encoder", "prompt_ids", "texts")
-_ARRAYS = ("labels", "posteriors", "scores", "expected", "left_out", "vectors")
-"""Fields of `Residual` in its file, besides the projection."""
+_MEASURED = ("labels", "posteriors", "left_out")
+_ALL = ("scores", "expected", "vectors")
+"""Fields of `Residual` in its file: names, arrays with a row for each measured prompt, and for every prompt."""
 
 
 Read = Callable[[NDArray[np.int64]], tuple[Array, Array]]
 """Maps rows of prompts to the encoder's features (n_rows, width), whose sentence vectors come first, and the router's
 posteriors (n_rows, n_categories)."""
+
+
+class Ratings(NamedTuple):
+    """Rated requests, oldest first: their ids, the `vectors` (n_rated, n_axes) of their texts, the router's
+    `posteriors` (n_rated, n_categories), the index of the expert that answered, and its `reward`, 0 to 1."""
+
+    request_ids: tuple[str, ...]
+    vectors: Array
+    posteriors: Array
+    expert: NDArray[np.int64]
+    reward: Array
 
 
 class Evidence(NamedTuple):
@@ -93,14 +107,15 @@ class Projection:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Residual:
-    """The prompts of `coe score`, and what they say about a text.
+    """The n_measured prompts of `coe score`, then rated requests, n_prompts together, and what they say about a text.
 
     - `encoder`: the digest of the encoder whose features `projection` maps to `vectors` (n_prompts, n_axes).
-    - `prompt_ids` and `texts` (n_prompts,): ids of the prompts, and their beginnings.
-    - `labels` (n_prompts,): the index of each prompt's category, -1 if it is not among `categories`.
-    - `posteriors` (n_prompts, n_categories): the router's. The prices of budgets are fitted to them too.
+    - `prompt_ids` (n_prompts,); `texts` (n_measured,): beginnings of the measured prompts. Those of requests are not
+      kept.
+    - `labels` (n_measured,): the index of each prompt's category, -1 if it is not among `categories`.
+    - `posteriors` (n_measured, n_categories): the router's. The prices of budgets are fitted to them too.
     - `scores` (n_prompts, n_experts), NaN where missing, and `expected`, of the same shape, by table and posterior.
-    - `left_out` (n_prompts, n_experts): the residual of each prompt by the others.
+    - `left_out` (n_measured, n_experts): the residual of each measured prompt by the others.
     """
 
     categories: tuple[str, ...]
@@ -119,7 +134,9 @@ class Residual:
     _errors: Array = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        known, errors = centred_errors(self.scores, self.expected)
+        count, known = len(self.labels), np.isfinite(self.scores)
+        rated = np.where(known, self.scores - self.expected, 0.0)[count:]  # one score each, so there is no mean
+        errors = np.vstack((centred_errors(self.scores[:count], self.expected[:count])[1], rated))
         object.__setattr__(self, "_known", known.astype(np.float32))
         object.__setattr__(self, "_errors", errors.astype(np.float32))
 
@@ -160,36 +177,56 @@ class Residual:
             projection(features),
         )
 
-    def fitted(self, charge: Array) -> tuple[Residual | None, Evidence]:
-        """Fit to the prompts.
+    def fitted(self, charge: Array, ratings: Ratings | None = None) -> tuple[Residual | None, Evidence]:
+        """Fit to the measured prompts and to the newest of `ratings` that MAX_PROMPTS allow, in place of earlier ones.
 
         `charge` (n_categories, n_experts) is the plan's price, infinite where an expert may not serve a category.
-        Returns None, with the reason, unless decisions improve by two standard errors.
+        Returns None, with the reason, unless decisions on measured prompts improve by two standard errors over those
+        with the residual before (`left_out`).
 
         On each fold, table and residual are those of the other folds. Every pair of prompts tests each other, so that
         the variance of their gains is twice that of independent ones: without this factor the test would accept three
         times as many residuals of pools where nothing but the category matters.
         """
-        labels, posteriors, scores, count = self.labels, self.posteriors, self.scores, len(self.labels)
+        base = self._measured()
+        labels, posteriors, scores, count = base.labels, base.posteriors, base.scores, len(base.labels)
         if count < MIN_PROMPTS:
             return None, Evidence(0.0, 0.0, f"{count} prompts are measured; it needs {MIN_PROMPTS}")
-        similarity = self.vectors @ self.vectors.T
+        rated = _Rated(base, ratings)
+        similarity = np.hstack((base.vectors @ base.vectors.T, rated.nearby.T))
         fold = np.random.default_rng(0).permutation(count) % FOLDS
         price = np.where(np.isfinite(charge), charge, 0.0)
         before = np.where(np.isfinite(charge), 0.0, -np.inf)[posteriors.argmax(axis=1)] - posteriors @ price
         left_out = np.zeros(scores.shape)
         for held in range(FOLDS):
             tested, others = np.flatnonzero(fold == held), np.flatnonzero(fold != held)
-            quality = _quality(labels[others], scores[others], len(self.categories))
-            known, errors = centred_errors(scores[others], posteriors[others] @ quality)
-            left_out[tested] = smoothed(similarity[np.ix_(tested, others)], errors, known)
+            quality = _quality(labels[others], scores[others], len(base.categories))
+            known, errors = rated.joined(others, *centred_errors(scores[others], posteriors[others] @ quality))
+            left_out[tested] = smoothed(np.delete(similarity[tested], tested, axis=1), errors, known)
             before[tested] += posteriors[tested] @ quality
         may = np.isfinite(charge).any(axis=0)
-        evidence = _evidence(before[:, may], (before + left_out)[:, may], scores[:, may])
-        if evidence.refused:
-            return None, evidence
-        expected = posteriors @ _quality(labels, scores, len(self.categories))
-        return replace(self, expected=expected, left_out=left_out), evidence
+        utility = before[:, may] + base.left_out[:, may], before[:, may] + left_out[:, may]
+        evidence = _evidence(*utility, scores[:, may])
+        expected = posteriors @ _quality(labels, scores, len(base.categories))
+        _, errors = rated.joined(np.arange(count), *centred_errors(scores, expected))
+        rewards = np.where(rated.answered, rated.ratings.reward[:, None], np.nan)
+        fitted = replace(
+            base,
+            prompt_ids=(*base.prompt_ids, *(one[:MAX_ID_CHARACTERS] for one in rated.ratings.request_ids)),
+            scores=np.vstack((scores, rewards)),
+            expected=np.vstack((expected, np.nan_to_num(rewards) - errors[count:])),
+            left_out=left_out,
+            vectors=np.vstack((base.vectors, rated.ratings.vectors)),
+        )
+        return (None if evidence.refused else fitted), evidence
+
+    def _measured(self) -> Residual:
+        """Return the measured prompts of known categories alone."""
+        rows = np.flatnonzero(self.labels >= 0)
+        found: dict[str, Any] = {name: getattr(self, name)[rows] for name in (*_MEASURED, *_ALL)}
+        for name in ("prompt_ids", "texts"):
+            found[name] = tuple(getattr(self, name)[row] for row in rows.tolist())
+        return replace(self, **found)
 
     def __call__(self, features: Array) -> Array:
         """Return the expected score of each expert beyond its category, shape (n_experts,), for features (width,)."""
@@ -197,15 +234,15 @@ class Residual:
 
     def nearest(self, features: Array, experts: Sequence[str]) -> list[dict[str, Any]]:
         """Return the prompts nearest to features (width,), nearest first: id, category, beginning of the text,
-        similarity, share of all weights, and the known scores of `experts`."""
-        similarity = self._similarity(features)
+        similarity, share of all weights, and the known scores of `experts`. A rated request has the id alone."""
+        similarity, count = self._similarity(features), len(self.labels)
         weights = np.exp(SHARPNESS * (similarity - 1.0))
         columns = [(name, self.experts.index(name)) for name in experts if name in self.experts]
         return [
             {
                 "prompt_id": self.prompt_ids[row],
-                "category": (*self.categories, "")[self.labels[row]],
-                "text": self.texts[row],
+                "category": (*self.categories, "")[self.labels[row]] if row < count else "",
+                "text": self.texts[row] if row < count else None,
                 "similarity": round(float(similarity[row]), 4),
                 "weight": round(float(weights[row] / (weights.sum() + PSEUDO_COUNT)), 4),
                 "scores": {name: float(self.scores[row, one]) for name, one in columns if self._known[row, one]},
@@ -254,7 +291,7 @@ class Residual:
     def to_bytes(self) -> bytes:
         """Serialize to a file of numpy; numbers have half precision."""
         names = {name: getattr(self, name) for name in _NAMES}
-        arrays = {name: getattr(self, name) for name in _ARRAYS}
+        arrays = {name: getattr(self, name) for name in (*_MEASURED, *_ALL)}
         arrays |= {"centre": self.projection.centre, "axes": self.projection.axes}
         file = io.BytesIO()
         np.savez(
@@ -270,7 +307,7 @@ class Residual:
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as file:
                 names = orjson.loads(file["names"].tobytes())
-                arrays = {name: file[name].astype(np.float32) for name in (*_ARRAYS, "centre", "axes")}
+                arrays = {name: file[name].astype(np.float32) for name in (*_MEASURED, *_ALL, "centre", "axes")}
             if names["version"] != VERSION:
                 raise ValueError(f"not of version {VERSION}")
             projection = Projection(arrays.pop("centre"), arrays.pop("axes"))
@@ -298,9 +335,45 @@ def _beginning(text: str) -> str:
     return " ".join(text[: 4 * MAX_TEXT_CHARACTERS].split())[:MAX_TEXT_CHARACTERS]
 
 
+class _Rated:
+    """The newest ratings as rows beside measured prompts. `answered` (n_rated, n_experts) marks the expert that
+    answered, and `nearby` (n_rated, n_measured) is their similarity."""
+
+    def __init__(self, measured: Residual, ratings: Ratings | None) -> None:
+        axes, count = measured.vectors.shape[1], len(measured.categories)
+        found = ratings or Ratings((), np.zeros((0, axes)), np.zeros((0, count)), np.zeros(0, np.int64), np.zeros(0))
+        newest = slice(max(len(found.reward) - (MAX_PROMPTS - len(measured.labels)), 0), None)
+        self.ratings = Ratings(*(values[newest] for values in tuple[Any, ...](found)))
+        self.answered = np.eye(len(measured.experts), dtype=np.bool_)[self.ratings.expert]
+        self.nearby = self.ratings.vectors @ measured.vectors.T
+        self._weights = np.exp(SHARPNESS * (self.ratings.vectors @ self.ratings.vectors.T - 1.0))
+        np.fill_diagonal(self._weights, 0.0)
+
+    def joined(self, rows: NDArray[np.int64], known: Array, errors: Array) -> tuple[Array, Array]:
+        """Return the known scores and the errors of the measured prompts in `rows`, followed by those of the ratings.
+
+        What the measured prompts do not explain of the rewards is compared with its mean by category and expert, since
+        ratings have their own level. Then the mean of the other ratings near it is subtracted, whichever expert they
+        are of, because only differences between experts decide.
+        """
+        posteriors, reward = self.ratings.posteriors, self.ratings.reward
+        if not len(reward):
+            return known, errors
+        rest = np.where(self.answered, reward[:, None] - smoothed(self.nearby[:, rows], errors, known), np.nan)
+        names = _numbered(posteriors.shape[1]), _numbered(self.answered.shape[1])
+        error = reward - (posteriors @ tabulate_softly(*names, posteriors, rest).shrunk())[self.answered]
+        error -= self._weights @ error / (self._weights.sum(axis=1) + PSEUDO_COUNT)
+        own = np.where(self.answered, error[:, None], 0.0)
+        return np.vstack((known, self.answered)), np.vstack((errors, own))
+
+
+def _numbered(count: int) -> list[str]:
+    return [str(number) for number in range(count)]
+
+
 def _quality(labels: NDArray[np.int64], scores: Array, categories: int) -> Array:
-    names, experts = ([str(number) for number in range(count)] for count in (categories, scores.shape[1]))
-    table = tabulate_partly(names, experts, np.eye(categories)[labels], scores)
+    names = _numbered(categories)
+    table = tabulate_partly(names, _numbered(scores.shape[1]), np.eye(categories)[labels], scores)
     return table.shrunk(pseudo_count=fit_pseudo_count([names[label] for label in labels], scores))
 
 

@@ -94,7 +94,7 @@ def make_plan(
     with note_if_slow("solving the plan"):
         assignment = _solve(settings, basis)
     with note_if_slow("testing the residual"):
-        assignment, evidence = with_residual(settings, registry, basis, assignment)
+        assignment, unused, evidence = with_residual(settings, registry, basis, assignment)
     with note_if_slow("the sweep"):
         rows = sweep(problem, options.sweep_row, options.sweep_limits) if options.sweep_row else []
     if options.plot is not None:
@@ -117,6 +117,7 @@ def make_plan(
         answers=answer_digests(registry),
         value_of_expert=values,
         traffic=basis.traffic,
+        unused=unused,
         policies=ArmPolicies(problem.categories, recipes.policies, recipes.written, share_of_streams(logged)),
     )
     errors = basis.paired_error(assignment.choice)

@@ -1,24 +1,36 @@
-"""Fits the residual of a plan with the encoder of the router in use."""
+"""Fits the residual of a plan with the encoder of the router in use: to its measured prompts, and to rated requests."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from coe.artifacts.manifest import Artifact
+from coe.core import Encoder
 from coe.errors import ArtifactError
 from coe.foreground import note_if_slow
+from coe.learning.experience import Experience
+from coe.learning.experience_loader import request_hash
+from coe.learning.refit import agreements, trust_of
 from coe.planning import Assignment, solve
 from coe.planning.job.basis import Basis
-from coe.planning.residual import Evidence, Residual
+from coe.planning.residual import MAX_PROMPTS, Evidence, Ratings, Residual
+from coe.records.record import RoutingRecord
 from coe.registry import Registry
 from coe.routing.request_text import prompt_text
 from coe.settings import Settings
 
+MIN_RATED = 100
+"""Rated requests with text that a residual is fitted to again."""
+
 
 def with_residual(
     settings: Settings, registry: Registry, basis: Basis, assignment: Assignment
-) -> tuple[Assignment, Evidence]:
-    """Return the assignment, with its residual and the prices for it if that improves decisions, and the evidence."""
+) -> tuple[Assignment, Residual | None, Evidence]:
+    """Return the assignment with its residual and the prices for it, if that improves decisions; else the measured
+    prompts as a residual that is not used; and the evidence."""
     import routers
     from coe.artifacts.active_state import check_router, encoder_digest, load_router
 
@@ -26,7 +38,7 @@ def with_residual(
         artifact = check_router(settings)[1]
         encoder, router = routers.load_encoder(artifact.folder), load_router(registry, artifact)
     except ArtifactError:
-        return assignment, Evidence(0.0, 0.0, "it needs the encoder of a router; run `coe train`")
+        return assignment, None, Evidence(0.0, 0.0, "it needs the encoder of a router; run `coe train`")
     columns = [router.categories.index(name) for name in assignment.categories]
 
     def read(rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -46,7 +58,57 @@ def with_residual(
         prompts=basis.prompts,
         encoder=encoder_digest(artifact),
     )
-    residual, evidence = measured.fitted(np.where(np.isfinite(assignment.quality), assignment.price, np.inf))
+    residual, evidence = measured.fitted(_charge(assignment))
     if residual is None:
-        return assignment, evidence
-    return solve(basis.problem, traffic=basis.traffic, residual=residual), evidence
+        return assignment, measured, evidence
+    return solve(basis.problem, traffic=basis.traffic, residual=residual), None, evidence
+
+
+def refitted(
+    residual: Residual,
+    settings: Settings,
+    assignment: Assignment,
+    experience: Experience,
+    records: Iterable[Sequence[RoutingRecord]],
+) -> tuple[Residual | None, Evidence]:
+    """Return the residual fitted again, with the rated requests of `experience` whose text is in `records`, if that
+    improves the decisions of `assignment`; and the evidence. All are over the same names.
+
+    Scores and thumbs of tenants that do not contradict the others count; a preference says little of one answer.
+    """
+    import routers
+    from coe.artifacts.active_state import check_router, encoder_digest
+
+    artifact: Artifact = check_router(settings)[1]
+    if residual.encoder != encoder_digest(artifact):
+        return None, Evidence(0.0, 0.0, "it is of another encoder; run `coe plan` again")
+    texts = _newest_texts(experience, records)
+    if len(texts) < MIN_RATED:
+        return None, Evidence(0.0, 0.0, f"{len(texts)} rated requests have text in the log; it needs {MIN_RATED}")
+    rows = np.array(list(texts))
+    encoder: Encoder = routers.load_encoder(artifact.folder)
+    with note_if_slow("encoding the rated requests"):
+        vectors = residual.projection(encoder.features([text for _, text in texts.values()]))
+    ids = tuple(request_id for request_id, _ in texts.values())
+    rated = experience.part(rows)
+    ratings = Ratings(ids, vectors, rated.posterior, rated.chosen.astype(np.int64), rated.reward)
+    return residual.fitted(_charge(assignment), ratings)
+
+
+def _charge(assignment: Assignment) -> NDArray[np.float64]:
+    return np.where(np.isfinite(assignment.quality), assignment.price, np.inf)
+
+
+def _newest_texts(experience: Experience, records: Iterable[Sequence[RoutingRecord]]) -> dict[int, tuple[str, str]]:
+    """Id and routed text of the newest rated requests, by their row in `experience`."""
+    trusted = trust_of(experience, agreements(experience)) == 1.0
+    rated = np.flatnonzero((experience.weight == 1.0) & trusted).tolist()
+    row_of = {int(experience.identity[row]): row for row in rated}
+    found: dict[int, tuple[str, str]] = {}
+    for page in records:
+        for record in page:
+            if record.prompt and (row := row_of.get(request_hash(record.request_id))) is not None:
+                found[row] = record.request_id, record.prompt
+                if len(found) > MAX_PROMPTS:
+                    del found[next(iter(found))]
+    return found

@@ -86,12 +86,14 @@ function neighbours(explanation) {
   </ol>`;
 }
 
-/** The prompts behind the residual, with the scores of the candidates. */
+/** The prompts behind the residual, with the scores of the candidates; a rated request has no text. */
 function measured({ measured: prompts }) {
   return html`<ol class="neighbours">
     ${prompts.map(
-      ({ category, text, similarity, weight, scores }) => html`<li>
-        <span class="text" dir="auto">${text}</span>
+      ({ prompt_id: id, category, text, similarity, weight, scores }) => html`<li>
+        ${text == null
+          ? html`<a href="#/log/${id}">Rated request</a>`
+          : html`<span class="text" dir="auto">${text}</span>`}
         <span class="near">
           <span>${category}</span>${bar(similarity, 8)}<span class="number">${similarity.toFixed(2)}<span class="unseen"> cosine similarity</span></span>
         </span>
