@@ -196,7 +196,7 @@ def plan_basis(
 def _logged_tables(logged: LoggedUses, scored: MeasuredUses, registry: Registry) -> dict[str, ScoreTable]:
     """Return the logged tables by measure, without times of experts that share a device: these include waits of the
     plan then in use."""
-    shared = np.array([bool(registry.devices_of(registry.expert(name))) for name in scored.experts])
+    shared = np.array([registry.device_of(registry.expert(name)) is not None for name in scored.experts])
     tables = {name: one.over(scored.categories, scored.experts) for name, one in logged.tables(scored.experts).items()}
     times = {name: tables[name] for name in ("latency_ms", "first_token_ms")}
     return tables | {name: replace(one, count=np.where(shared, 0.0, one.count)) for name, one in times.items()}

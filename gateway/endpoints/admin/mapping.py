@@ -21,9 +21,9 @@ from coe.planning import Plan, planned_quality, planned_use, present_problem
 from coe.planning.grid import align, select
 from coe.planning.problem import USE_OF_ROW
 from gateway.endpoints.handler import json_of, json_response
-from gateway.parts import Parts
 from gateway.request.body import RequestModel
-from gateway.serving_state import Serving
+from gateway.services import Services
+from gateway.snapshot import Snapshot
 
 MAX_BODY_BYTES = 4 * 1024
 SOLVE_SECONDS = 30.0
@@ -48,24 +48,24 @@ class BudgetRequest(RequestModel):
 class Map:
     """The assignment that this worker serves, and the stored data of its plan, read once per version."""
 
-    def __init__(self, parts: Parts) -> None:
-        self._current, self._solver = parts.current, parts.solver
-        self._store = ArtifactStore(parts.settings.artifacts, ASSIGNMENT)
+    def __init__(self, services: Services) -> None:
+        self._services, self._solver = services, services.solver
+        self._store = ArtifactStore(services.settings.artifacts, ASSIGNMENT)
         self._stored: tuple[str, Plan] | None = None
 
     async def get(self, _: Request) -> Response:
         """The assignment of categories to experts, with the scores behind it."""
-        serving = self._current.serving
-        version = serving.versions.get(ASSIGNMENT)
+        snapshot = self._services.snapshot
+        version = snapshot.versions.get(ASSIGNMENT)
         stored, move = await asyncio.to_thread(self._read, version)
-        served = await asyncio.to_thread(_served_map, serving, stored)
+        served = await asyncio.to_thread(_served_map, snapshot, stored)
         body = {"object": "map", "version": version, "promotion": move and asdict(move), **served}
         return json_response(body)
 
     async def solve(self, request: Request) -> Response:
         """Solve a plan under another budget; nothing is promoted."""
         budget = await json_of(request, BudgetRequest, limit=MAX_BODY_BYTES)
-        version = self._current.serving.versions.get(ASSIGNMENT)
+        version = self._services.snapshot.versions.get(ASSIGNMENT)
         if version is None or (await asyncio.to_thread(self._read, version))[0] is None:
             raise NothingMeasured("no scores are stored for this plan: run `coe score`, then `coe plan`")
         line = orjson.dumps(budget.model_dump()) + b"\n"
@@ -87,12 +87,12 @@ class Map:
         return self._stored[1], move if move and move.version == version else None
 
 
-def _served_map(serving: Serving, plan: Plan | None) -> dict[str, Any]:
+def _served_map(snapshot: Snapshot, plan: Plan | None) -> dict[str, Any]:
     """Categories and experts in the order of experts.yaml, followed by those in service that it no longer declares."""
-    assignment = serving.composition.assignment.over(
-        _ordered(serving.composition.assignment.categories, serving.registry.category_names)
+    assignment = snapshot.composition.assignment.over(
+        _ordered(snapshot.composition.assignment.categories, snapshot.registry.category_names)
     )
-    categories, experts = assignment.categories, _ordered(assignment.experts, serving.registry.expert_names)
+    categories, experts = assignment.categories, _ordered(assignment.experts, snapshot.registry.expert_names)
     columns = [assignment.experts.index(name) for name in experts]
     quality, price = assignment.quality[:, columns], assignment.price[:, columns]
     weights = _weights(plan, categories)
@@ -101,7 +101,7 @@ def _served_map(serving: Serving, plan: Plan | None) -> dict[str, Any]:
         "categories": categories,
         "experts": experts,
         "general": assignment.general_expert,
-        "pinned": dict(serving.registry.assignment),
+        "pinned": dict(snapshot.registry.assignment),
         "assignment": [
             {"category": category, "expert": expert, "runner_up": second, "margin": margin}
             for category, expert, (second, margin) in rows
@@ -111,8 +111,8 @@ def _served_map(serving: Serving, plan: Plan | None) -> dict[str, Any]:
         "prices": dict(zip(experts, (weights @ price).tolist(), strict=True)),
         "price_by_category": price.tolist(),
         "duals": dict(assignment.duals),
-        "consequences": [asdict(one) for one in serving.consequences],
-        "measured": None if plan is None else _measured(plan, serving, categories, experts),
+        "consequences": [asdict(one) for one in snapshot.consequences],
+        "measured": None if plan is None else _measured(plan, snapshot, categories, experts),
     }
 
 
@@ -123,10 +123,10 @@ def _weights(plan: Plan | None, categories: Sequence[str]) -> NDArray[np.float64
     return weights / weights.sum() if weights.any() else np.full(len(categories), 1 / len(categories))
 
 
-def _measured(plan: Plan, serving: Serving, categories: Sequence[str], experts: Sequence[str]) -> dict[str, Any]:
+def _measured(plan: Plan, snapshot: Snapshot, categories: Sequence[str], experts: Sequence[str]) -> dict[str, Any]:
     """The scores that the plan was solved from, null where it has none. Uses are those declared now: means over the
     plan's categories, and by category; unknown ones are null."""
-    planned, assignment = plan.problem, serving.composition.assignment
+    planned, assignment = plan.problem, snapshot.composition.assignment
     known, names = (planned.categories, planned.experts), (categories, experts)
     tables = {
         "mean": plan.table.mean,
@@ -135,7 +135,7 @@ def _measured(plan: Plan, serving: Serving, categories: Sequence[str], experts: 
         "error": plan.table.error(pseudo_count=plan.pseudo_count),
         "quality": np.where(np.isfinite(planned.quality), planned.quality, np.nan),
     }
-    problem = present_problem(plan, serving.registry)
+    problem = present_problem(plan, snapshot.registry)
     weights, declared = _weights(plan, categories), {use: problem.use(row) for row, use in USE_OF_ROW.items()}
     memory = select(declared.pop("memory_gb"), problem.experts, experts)
     uses = {name: align(use, (problem.categories, problem.experts), names) for name, use in declared.items()}
