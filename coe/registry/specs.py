@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from functools import cached_property
+from itertools import chain
 from typing import Annotated, Literal
 
 import orjson
@@ -138,7 +139,7 @@ class Registry(StrictModel):
         added = [
             RecipeSpec(name=name, cascade=found)
             for name, found in steps.items()
-            if name.startswith(PROPOSED_PREFIX) and set(self.expert_names).issuperset(*found)
+            if name.startswith(PROPOSED_PREFIX) and set(self.expert_names).issuperset(chain.from_iterable(found))
         ]
         if not self.proposes_recipes or not added:
             return self
