@@ -18,8 +18,9 @@ from starlette.applications import Starlette
 
 from coe.artifacts.active_state import DocumentIndex
 from coe.core import Call, Expert, Health, Neighbour, Prediction
-from coe.planning import Assignment
+from coe.planning import Assignment, Plan, Problem, Uses, answer_digests, declared_uses
 from coe.planning.problem import declared_assignment
+from coe.planning.score_table import ScoreTable
 from coe.recipes.factory import build_recipes
 from coe.records import LogWriter
 from coe.registry import Registry
@@ -63,6 +64,20 @@ def registry_of(**changes: Any) -> Registry:
         "assignment": {"code": "coder", "art": "painter", "general": "generalist"},
     }
     return Registry.model_validate(declared | changes)
+
+
+def plan_of(assignment: Assignment, registry: Registry | None = None) -> Plan:
+    """A plan with this assignment, whose scores are its qualities, made for the registry."""
+    names, quality = (assignment.categories, assignment.experts), assignment.quality
+    known = np.isfinite(quality)
+    table = ScoreTable(*names, np.where(known, quality, 0.0), np.zeros(quality.shape), np.where(known, 1e9, 0.0))
+    problem = Problem(*names, quality, np.full(len(quality), 1 / len(quality)))
+    if registry is None:
+        return Plan(assignment, problem, table, "a test")
+    arms = len(assignment.experts) - len(registry.experts)
+    uses = declared_uses(registry, assignment.categories).joined(Uses(), arms)
+    made_for = {"pins": registry.assignment, "answers": answer_digests(registry)}
+    return Plan(assignment, replace(problem, uses=uses), table, "a test", **made_for)
 
 
 class WordRouter:

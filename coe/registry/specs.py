@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from functools import cached_property
+from itertools import chain
 from typing import Annotated, Literal
 
 import orjson
@@ -135,11 +136,10 @@ class Registry(StrictModel):
 
         Recipes with members that are not declared are left out. The digest stays that of the file.
         """
-        known = set(self.expert_names)
         added = [
             RecipeSpec(name=name, cascade=found)
             for name, found in steps.items()
-            if name.startswith(PROPOSED_PREFIX) and known.issuperset(member for step in found for member in step)
+            if name.startswith(PROPOSED_PREFIX) and set(self.expert_names).issuperset(chain.from_iterable(found))
         ]
         if not self.proposes_recipes or not added:
             return self

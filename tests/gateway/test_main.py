@@ -17,6 +17,7 @@ from coe.registry.loader import load
 from coe.settings import Settings
 from gateway.main import open_port, prepare
 from routers.cascade import FORMAT
+from tests.fakes import plan_of
 
 DECLARED = """\
 version: 1
@@ -75,7 +76,7 @@ def planned(settings: Settings, *, digest: str, experts: tuple[str, ...] = ("sma
     plan = Assignment.declared(("general", "code"), experts, {}, experts[0])
     store = ArtifactStore(settings.artifacts, "assignment")
     with store.draft() as draft:
-        (draft / "assignment.json").write_bytes(plan.to_json())
+        plan_of(plan).save(draft)
         artifact = store.publish(draft, categories=plan.categories, data=digest, metrics={})
     store.promote(artifact.manifest.version)
 

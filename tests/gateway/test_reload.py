@@ -138,7 +138,7 @@ async def test_a_file_that_is_repaired_in_place_ends_the_failure_although_nothin
     (tmp_path / "experts.yaml").write_bytes(orjson.dumps(registry.model_dump(mode="json", exclude_none=True)))
     settings = Settings.read({}, config=tmp_path / "experts.yaml")
     version, _ = planned(settings, registry)
-    plan = ArtifactStore(settings.artifacts, ASSIGNMENT).folder(version) / "assignment.json"
+    plan = ArtifactStore(settings.artifacts, ASSIGNMENT).folder(version) / "plan.json"
     content = plan.read_bytes()
     async with open_services(settings, read=words_server.read) as parts, asyncio.timeout(SOON):
         assert parts.reload is not None

@@ -205,14 +205,14 @@ def test_a_damaged_plan_is_named_with_its_remedy_and_the_rest_is_reported(settin
     now = time.time()
     logged(settings, traffic(600, start=now - 7_200, expert="coder"))
     registry = registry_of(log={"url": URL})
-    version, _ = planned(settings, registry, keep=False)
+    version, _ = planned(settings, registry)
     assert status_report(settings)["damaged"] == {}
     assert "collapse" in {one["kind"] for one in report(settings, now=now)["alarms"]}
     plan = settings.artifacts / "assignment" / version
-    (plan / "assignment.json").write_text("half of it")
+    (plan / "plan.json").write_text("half of it")
     found, status = report(settings, now=now), status_report(settings)
     (problem,) = status["damaged"].values()
-    assert problem.startswith(f"{plan / 'assignment.json'}: missing or changed since it was published")
+    assert problem.startswith(f"{plan / 'plan.json'}: missing or changed since it was published")
     assert problem.endswith(
         "make it again with `coe plan`; if it is in use, `coe rollback assignment` restores the version before"
     )

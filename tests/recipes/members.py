@@ -95,8 +95,6 @@ def plan_with(arm: str, declared: Registry, *, quality: float) -> Assignment:
         quality=np.hstack((before.quality, column)),
         price=np.concatenate((before.price, np.zeros_like(before.price[..., :1])), axis=-1),
         choice=before.choice,
-        runner_up=before.runner_up,
-        margin=before.margin,
         hosted=(*before.hosted, arm),
         duals={},
     )

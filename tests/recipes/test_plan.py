@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from coe.cli import app
-from coe.planning import MeasuredUses, effective_plan, read_published
+from coe.planning import MeasuredUses, Plan, effective_plan
 from coe.recipes.policy_file import RECIPES_FILE, ArmPolicies
 from coe.registry import RecipeSpec, Registry, load
 from tests.recipes.planned import (
@@ -53,9 +53,7 @@ def policies(config: Path) -> ArmPolicies:
 
 def problem_of(config: Path) -> Any:
     """Return the problem of the published plan."""
-    record = read_published(published(config), "v1").record
-    assert record is not None
-    return record.problem
+    return Plan.read(published(config)).problem
 
 
 def declaration(config: Path) -> Registry:
@@ -85,7 +83,7 @@ def test_auto_proposes_recipes_that_are_served_without_being_declared(config: Pa
     config.write_text(DECLARED + "recipes: auto\n")
     report = plan(config)
     assert "auto-1" in report["recipes"]
-    found = read_published(published(config), "v1")
+    found = Plan.read(published(config))
     extended = found.declaration(declaration(config))
     assert "auto-1" in effective_plan(found, extended).assignment.experts
     assert extended.digest == declaration(config).digest
@@ -168,7 +166,7 @@ def test_a_recipe_that_is_removed_is_not_served_as_a_proposed_one(config: Path) 
     report = plan(config)
     assert "careful" in report["recipes"]
     config.write_text(DECLARED + "recipes: auto\n")
-    found = read_published(published(config), "v1").declaration(declaration(config))
+    found = Plan.read(published(config)).declaration(declaration(config))
     assert {recipe.name for recipe in found.declared_recipes} == set(report["recipes"]) - {"careful"}
 
 
@@ -251,7 +249,7 @@ def test_a_planned_fuse_is_served_until_its_steps_or_instruction_change(config: 
     config.write_text(DECLARED.replace("mean_cost: 10", "mean_cost: 20") + COUNCIL)
     measure(config)
     plan(config)
-    found = read_published(published(config), "v1")
+    found = Plan.read(published(config))
     effective = effective_plan(found, declaration(config))
     assert effective.assignment.choice[0] == "council"
     assert not effective.consequences
@@ -308,10 +306,10 @@ def test_a_cascade_with_a_judge_is_planned_with_the_rule_that_its_grades_fit(con
     assert rule is not None
     good, bad = rule.probability(np.array([9.0, 2.0]))
     assert good > 0.85 > 0.2 > bad
-    found = effective_plan(read_published(published(config), "v1"), declaration(config))
+    found = effective_plan(Plan.read(published(config)), declaration(config))
     assert not found.consequences
     config.write_text(declared + JUDGED.replace("[a, large], signal: judge, judge: b", "[a, large]"))
-    assert effective_plan(read_published(published(config), "v1"), declaration(config)).assignment.experts == (
+    assert effective_plan(Plan.read(published(config)), declaration(config)).assignment.experts == (
         "a",
         "b",
         "large",

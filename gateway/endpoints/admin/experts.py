@@ -82,10 +82,10 @@ def _declared(spec: ExpertSpec) -> dict[str, Any]:
 
 def _state(snapshot: Snapshot, name: str, stats: Mapping[str, Any]) -> dict[str, Any]:
     expert, assignment = snapshot.composition.experts[name], snapshot.composition.assignment
-    rows = zip(assignment.categories, assignment.choice, assignment.runner_up, assignment.margin, strict=True)
+    rows = zip(assignment.categories, assignment.choice, assignment.runners_up, strict=True)
     assigned = [
         {"category": category, "runner_up": second, "margin": margin}
-        for category, choice, second, margin in rows
+        for category, choice, (second, margin) in rows
         if choice == name
     ]
     incidents: Incidents | None = getattr(expert, "incidents", None)
