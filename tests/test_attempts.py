@@ -83,15 +83,6 @@ async def test_the_first_expert_that_answers_is_accepted() -> None:
     assert not third.calls
 
 
-async def test_attempts_are_limited() -> None:
-    experts = [SteppedExpert(name, [failed(ExpertUnavailable)]) for name in "abcd"]
-    attempts = Attempts()
-    with pytest.raises(ExpertUnavailable):
-        await call_all(*experts, max_attempts=3, attempts=attempts)
-    assert [len(expert.calls) for expert in experts] == [1, 1, 1, 0]
-    assert attempts.count == 3
-
-
 async def test_experts_at_an_unreachable_server_cost_no_attempts() -> None:
     servers = [ScriptedExpert(name, (b"one",)) for name in "bcde"]
     first = Replica(ScriptedExpert("a", failed(ExpertUnreachable)), endpoint=Endpoint("http://dead:1/v1", "m"))
@@ -105,22 +96,6 @@ async def test_experts_at_an_unreachable_server_cost_no_attempts() -> None:
     assert (accepted.expert, accepted.attempts) == ("e", 2)
     assert not any(server.calls for server in servers[:3])
     assert all(replica.state == "closed" for replica in same_server), "the breakers of skipped experts are unchanged"
-
-
-async def test_if_all_experts_are_at_an_unreachable_server_that_error_is_raised() -> None:
-    experts = [
-        ReplicatedExpert(
-            ExpertSpec(name=name, model="m", runtime="vllm"),
-            replicas=[
-                Replica(ScriptedExpert(name, failed(ExpertUnreachable)), endpoint=Endpoint("http://dead:1/v1", "m"))
-            ],
-        )
-        for name in "ab"
-    ]
-    attempts = Attempts()
-    with pytest.raises(ExpertUnreachable, match="no") as raised:
-        await call_all(*experts, attempts=attempts)
-    assert (raised.value.expert, attempts.count) == ("x", 1)
 
 
 async def test_a_request_that_the_first_expert_rejects_goes_to_no_other() -> None:
@@ -184,14 +159,6 @@ async def test_a_sole_expert_is_retried_after_its_retry_after(pauses: list[float
     assert 1 <= pauses[0] <= 1.2
 
 
-async def test_once_all_have_failed_the_expert_with_the_earliest_retry_after_is_retried(pauses: list[float]) -> None:
-    first = SteppedExpert("a", [failed(ExpertBusy, retry_after=5.0)])
-    second = SteppedExpert("b", [failed(ExpertUnavailable, retry_after=2.0), ANSWER])
-    accepted = await call_all(first, second)
-    assert (accepted.expert, accepted.attempts) == ("b", 3)
-    assert 2 <= pauses[0] <= 2.3
-
-
 @pytest.mark.parametrize(("after", "within"), [(11.0, 60), (3.0, 2)])
 async def test_no_pause_exceeds_the_limit_or_the_deadline(pauses: list[float], after: float, within: float) -> None:
     with pytest.raises(ExpertBusy) as raised:
@@ -209,15 +176,6 @@ async def test_a_sole_unavailable_expert_is_retried_after_growing_pauses(pauses:
     assert 0.2 <= pauses[2] <= 0.6
 
 
-@pytest.mark.parametrize("kind", [ExpertTimeout, ExpertInvalidResponse])
-async def test_a_sole_expert_with_a_timeout_or_an_invalid_response_is_not_retried(
-    pauses: list[float], kind: type[Any]
-) -> None:
-    with pytest.raises(kind):
-        await call_all(SteppedExpert("a", [failed(kind)]))
-    assert pauses == []
-
-
 async def test_the_raised_error_is_the_one_a_client_can_act_on() -> None:
     kinds = (ExpertUnavailable, ExpertInvalidResponse, ExpertTimeout, ExpertBusy)
     for number, kind in enumerate(kinds, start=1):
@@ -229,15 +187,3 @@ async def test_the_raised_error_is_the_one_a_client_can_act_on() -> None:
                 attempts=attempts,
             )
         assert attempts.count == number
-
-
-async def test_an_attempt_counts_when_it_starts_not_when_it_is_planned() -> None:
-    busy, attempts = SteppedExpert("a", [failed(ExpertBusy, retry_after=9.0)]), Attempts()
-    calling = asyncio.create_task(
-        call_all(SteppedExpert("b", [failed(ExpertUnavailable, request_sent=False)]), busy, attempts=attempts)
-    )
-    for _ in range(20):
-        await asyncio.sleep(0)
-    calling.cancel()
-    await asyncio.wait([calling])
-    assert (len(busy.calls), attempts.count) == (1, 1)

@@ -63,12 +63,6 @@ def test_a_follow_up_leaves_an_overloaded_expert_only_if_the_loss_is_small() -> 
     assert (leaves.expert, leaves.reason) == ("coder", "spilled")
 
 
-def test_a_pinned_expert_is_selected_whatever_its_health() -> None:
-    for health in (DOWN, FULL):
-        decision = decided(chat_of("x", model="painter"), 0.9, 0.05, 0.05, health_by_expert={"painter": health})
-        assert (decision.candidates, decision.reason) == (("painter",), "pinned")
-
-
 def test_only_experts_that_support_the_api_are_candidates() -> None:
     at = {"model": "m", "runtime": "external", "base_url": "http://h/v1"}
     experts = [

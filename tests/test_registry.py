@@ -50,12 +50,6 @@ def test_general_needs_no_assignment_and_goes_to_the_first_expert_that_supports_
     assert declared.assignment == ({"code": "small"} if "code" in section else {})
 
 
-def test_the_shipped_optional_sections_show_the_defaults() -> None:
-    shipped = registry.load(SHIPPED, environ={})
-    for section in ("router", "policy", "limits", "access", "log"):
-        assert getattr(shipped, section) == type(getattr(shipped, section))()
-
-
 @pytest.mark.parametrize(
     ("old", "new", "problem"),
     [
@@ -157,17 +151,6 @@ def test_a_key_that_no_header_can_carry_is_refused(tmp_path: Path, key: str) -> 
         load(tmp_path, GOOD, TEST_KEY=key)
 
 
-def test_an_address_with_a_variable_is_judged_with_its_value(tmp_path: Path) -> None:
-    text = GOOD.replace("localhost:1", "localhost:${PORT}")
-    assert load(tmp_path, text, PORT="80").experts[0].base_url == "http://localhost:80/v1"
-    with pytest.raises(ConfigError, match=r"^experts\.yaml:9: experts\.0\.base_url: no host and port"):
-        load(tmp_path, text, PORT="99999")
-    with pytest.raises(
-        ConfigError, match=r"^experts\.yaml:9: environment variable PORT is not set; export it before starting$"
-    ):
-        load(tmp_path, text)
-
-
 def test_local_experts_that_share_a_model_count_its_memory_once(tmp_path: Path) -> None:
     text = """
         version: 1
@@ -192,11 +175,6 @@ def test_the_digest_follows_the_declaration_and_not_the_secret(tmp_path: Path) -
     assert first.digest != load(tmp_path, f"{GOOD}policy: {{cost_weight: 0.1}}\n").digest
     assert first.digest == load(tmp_path, f"{GOOD}policy: {{timeout: 9, max_attempts: 2}}\n").digest
     assert "s3cret" not in repr(first)
-
-
-def test_a_missing_file_says_how_to_name_one(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="--config"):
-        registry.load(tmp_path / "none.yaml", environ={})
 
 
 def test_the_cache_is_off_unless_declared_and_no_plan_depends_on_it(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from re import _constants as sre_constants  # type: ignore[attr-defined]
 from re import _parser as sre_parser  # type: ignore[attr-defined]
@@ -13,12 +13,11 @@ from typing import Any
 import pytest
 
 from benchmarks.boilerplate import chat_of
-from benchmarks.boilerplate_wrappers import CONTRACT, LEAFLET, MODULE, PROJECT, WRAPPERS, Messages, user
+from benchmarks.boilerplate_wrappers import CONTRACT, LEAFLET, PROJECT, WRAPPERS, Messages, user
 from coe.routing import agents, units
 from coe.routing.agents import CODING_AGENT
 from coe.routing.message_parts import MAX_MESSAGE_CHARACTERS, split_message
-from coe.routing.phrases import has_topic, is_instruction, is_nudge, opens_topic, refers_to_context
-from coe.routing.request_text import MAX_LEFT_OUT, REASONS, read_request, routing_text
+from coe.routing.request_text import MAX_LEFT_OUT, read_request, routing_text
 
 HAIKU = "Write a haiku about rain."
 LONG = "Compare the tax treatment of two ways to sell a small family business, with the risks of each of them."
@@ -89,14 +88,6 @@ def test_what_a_user_wrote_is_routed_as_it_is(message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "message",
-    ["<system-reminder>\nrun the linter\n</system-reminder>", "Observation: my tomato plants have yellow leaves"],
-)
-def test_a_message_without_a_request_is_routed_whole(message: str) -> None:
-    assert text_of(message) == message.strip()
-
-
-@pytest.mark.parametrize(
     ("message", "kind"),
     [
         (f"<system-reminder>\nrun the linter\n</system-reminder>\n{LONG}", "block"),
@@ -115,11 +106,6 @@ def test_a_request_without_a_topic_is_routed_with_the_head_of_its_material() -> 
     assert routed.text.startswith("Summarise the text\n\nDo not take these tablets")
     assert [(part.name, part.shortened) for part in routed.left_out] == [("document", True)]
     assert str(routed.left_out[0]) == f"message 0: block document shortened, {len(LEAFLET) + 2} characters"
-
-
-def test_a_translation_is_one_whatever_is_translated() -> None:
-    assert text_of(f"Translate to German: {CONTRACT}") == "Translate to German:"
-    assert text_of(f"<document>{CONTRACT}</document>\nTranslate this.") == "Translate this."
 
 
 NUDGES = [
@@ -153,24 +139,9 @@ def test_the_task_of_an_agent_is_found_behind_hundreds_of_steps() -> None:
     assert routing_text(chat_of([user(f"New task:\n{HAIKU}"), *steps])) == HAIKU
 
 
-def test_the_task_is_read_however_much_follows() -> None:
-    steps = [
-        message
-        for _ in range(30)
-        for message in ({"role": "assistant", "content": "a"}, user(f"Observation:\n{MODULE * 9}"))
-    ]
-    assert routing_text(chat_of([user(HAIKU), *steps])) == HAIKU
-
-
 def test_a_follow_up_with_a_topic_comes_before_the_request_that_it_follows() -> None:
     turns = [user(HAIKU), {"role": "assistant", "content": "a"}, user("and one about snow?")]
     assert routing_text(chat_of(turns)) == f"and one about snow?\n{HAIKU}"
-
-
-def test_an_announcement_of_files_is_not_an_older_request() -> None:
-    files = f"You may edit these files now.\n\npoems/harbour.txt\n```\n{LEAFLET}\n```"
-    routed = read_request(chat_of([user(files), {"role": "assistant", "content": "Ok."}, user(LONG)]))
-    assert routed.text == LONG
 
 
 def test_the_head_of_the_system_prompt_counts_if_a_short_request_needs_it() -> None:
@@ -198,11 +169,6 @@ def test_the_head_of_the_system_prompt_counts_if_a_short_request_needs_it() -> N
 def test_the_request_of_a_coding_agent_is_marked(fields: dict[str, Any], system: str, is_agent: bool) -> None:
     chat = replace(chat_of([{"role": "system", "content": system}, user("why is CI red?")]), fields=fields)
     assert (CODING_AGENT in routing_text(chat)) is is_agent
-
-
-def test_every_kind_of_part_has_a_meaning() -> None:
-    turns = [user(wrapped) for wrapped in ("continue", "\n", f"<a_b>x</a_b>{HAIKU}")]
-    assert all(part.kind in REASONS for part in read_request(chat_of(turns)).left_out)
 
 
 @pytest.mark.parametrize(
@@ -266,44 +232,6 @@ def test_a_block_of_any_length_is_skipped_and_a_long_text_keeps_its_ends() -> No
     words = "first " + "middle " * 20_000 + "last"
     assert text_of(words).startswith("first")
     assert text_of(words).endswith("last")
-
-
-@pytest.mark.parametrize(
-    ("judges", "true", "false"),
-    [
-        (
-            has_topic,
-            ["a haiku about rain", "solve 2x = 4", "写一首关于雨的诗"],
-            ["what is wrong?", "Summarise the text"],
-        ),
-        (is_nudge, ["go on", "ok, next"], ["and in Rust?", "go on " * 200]),
-        (is_instruction, ["could you please translate", "Write"], ["to check your work", "the end", ""]),
-        (refers_to_context, ["why does it fail?", "remove the branch"], ["Write a haiku", "the end"]),
-    ],
-)
-def test_wording(judges: Callable[[str], bool], true: list[str], false: list[str]) -> None:
-    assert all(map(judges, true))
-    assert not any(map(judges, false))
-
-
-@pytest.mark.parametrize(
-    ("request_", "general", "opens"),
-    [
-        ("Write a haiku about rain and the sea", 0.01, True),
-        ("When did Rome fall?", 0.02, True),
-        ("写一首关于春天和雨的诗", 0.1, True),
-        ("请再简短一点", 0.1, False),
-        ("a friendlier tone would be nice", 0.4, False),
-        ("make it funnier", 0.02, False),
-        ("why?", 0.3, False),
-        ("no, the other one please", 0.2, False),
-        ("", 0.0, False),
-    ],
-)
-def test_a_request_opens_a_topic_by_its_words_and_the_probability_of_general(
-    request_: str, general: float, opens: bool
-) -> None:
-    assert opens_topic(request_, general) is opens
 
 
 def test_the_newest_requests_are_those_since_the_last_answer() -> None:

@@ -22,9 +22,9 @@ from coe.fleet.residency.client import ResidencyClient, connected_client
 from coe.records import LogWriter
 from coe.settings import Settings
 from coe.supervision import log_failure, next_pause, supervised
-from gateway.access import Limiter, open_affinity, open_limiter
+from gateway.access import Limiter, open_affinity
 from gateway.observability.logs import TextFormatter
-from gateway.observability.metrics import Metrics, exposition
+from gateway.observability.metrics import Metrics
 from gateway.server import Server
 from gateway.shared_cache import SharedCache
 from tests.gateway.raw_http import served
@@ -79,19 +79,6 @@ async def test_a_task_that_fails_is_logged_counted_and_restarted(caplog: pytest.
     await cancelled(task)
 
 
-async def test_a_cause_is_bounded_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    async def deep(levels: int = 200) -> None:
-        if levels:
-            await deep(levels - 1)
-        raise OSError("x" * 10**6)
-
-    task = supervised(deep, "demo")
-    while not caplog.records:
-        await asyncio.sleep(0)
-    await cancelled(task)
-    assert len(formatted(caplog.records[0])) < 20_000
-
-
 async def test_a_task_that_may_return_ends_then() -> None:
     work = Work(None)
     await supervised(work, "demo", may_return=True)
@@ -131,15 +118,6 @@ def test_pauses_double_to_a_bound_and_begin_anew_after_a_healthy_time(monkeypatc
         pauses.append(next_pause(pauses[-1], ran=0.0))
     assert pauses[1:] == [1, 2, 4, 8, 16, 32, 60, 60]
     assert next_pause(60.0, ran=60.0) == 1
-
-
-async def test_failures_are_a_metric() -> None:
-    metrics = Metrics()
-    work = Work(ValueError())
-    task = supervised(work, "demo", task_failed=metrics.task_failed)
-    await work.waits.wait()
-    assert 'coe_background_task_failures_total{task="demo"} 1.0' in exposition(metrics.own_families()).decode()
-    await cancelled(task)
 
 
 # ----------------------------------------------------------------------- every task that serves as long as a process
@@ -206,24 +184,6 @@ async def test_every_background_task_of_a_gateway_is_supervised(
     async with opened(monkeypatch, work, failures.append, tmp_path):
         await work.waits.wait()
     assert len(failures) == 1
-
-
-async def test_counts_of_keys_are_written_on_after_their_task_failed(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    failures: list[str] = []
-    went_on, write = asyncio.Event(), Limiter._run
-
-    async def once(limiter: Limiter) -> None:
-        if not failures:
-            raise ValueError("once")
-        went_on.set()
-        await write(limiter)
-
-    monkeypatch.setattr(Limiter, "_run", once)
-    async with open_limiter("file", home=tmp_path, task_failed=failures.append):
-        await went_on.wait()
-    assert failures == ["limits"]
 
 
 async def test_a_follower_survives_whatever_is_shared(

@@ -45,22 +45,6 @@ def test_a_router_that_an_earlier_build_left_is_not_packed(tmp_path: Path, monke
     assert built(tmp_path, monkeypatch) == {"force_include": {"build/router": "routers/starter/router"}}
 
 
-def test_a_wheel_with_the_kernel_is_for_this_platform_and_any_later_python(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("BUILD_KERNEL", raising=False)
-    monkeypatch.delenv("WHEEL_ROUTER", raising=False)
-    build_data = built(checkout(tmp_path), monkeypatch)
-    if shutil.which("cc") is None:
-        assert build_data == {"force_include": {}}  # and so for any platform
-        return
-    (kernel,) = build_data["force_include"]
-    assert Path(kernel).is_file()
-    assert build_data["force_include"][kernel] == "routers/kernel/_kernel.abi3.so"
-    assert build_data["tag"].startswith("cp311-abi3-")
-    assert build_data["pure_python"] is False
-
-
 def test_without_a_compiler_the_wheel_has_no_kernel(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

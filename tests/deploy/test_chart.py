@@ -12,8 +12,6 @@ import kubernetes_validate
 import pytest
 from ruamel.yaml import YAML
 
-from coe.registry import load
-
 ROOT = Path(__file__).parent.parent.parent
 CHART = ROOT / "deploy" / "helm" / "coe"
 EXPERTS = (ROOT / "deploy" / "compose" / "experts.yaml").read_text()
@@ -89,12 +87,6 @@ def test_helm_and_kubernetes_accept_every_object(values: dict[str, Any], version
             kubernetes_validate.validate(one, version, strict=True)
 
 
-def test_the_declaration_arrives_as_it_was_written(tmp_path: Path) -> None:
-    written = tmp_path / "experts.yaml"
-    written.write_text(of(rendered(EVERYTHING), "ConfigMap", "prod-coe")["data"]["experts.yaml"])
-    assert load(written, environ={}).expert_names == ("coder", "mathematician", "generalist")
-
-
 def test_a_pod_may_do_little_and_has_time_to_drain() -> None:
     pod = gateway(rendered(EVERYTHING))["spec"]
     assert pod["securityContext"]["runAsNonRoot"]
@@ -122,13 +114,6 @@ def test_services_disruption_budget_and_policies_select_the_pods_they_mean() -> 
         assert not selector.items() <= other.items()
 
 
-def test_with_autoscaling_the_deployment_names_no_number_of_replicas() -> None:
-    objects = rendered(EVERYTHING)
-    assert "replicas" not in of(objects, "Deployment", "prod-coe")["spec"]
-    assert of(objects, "HorizontalPodAutoscaler")["spec"]["scaleTargetRef"]["name"] == "prod-coe"
-    assert of(rendered({"experts": EXPERTS}), "Deployment")["spec"]["replicas"] == 2
-
-
 def test_gateway_and_retraining_share_the_state_folder() -> None:
     objects = rendered(EVERYTHING)
     job = of(objects, "CronJob")["spec"]["jobTemplate"]["spec"]["template"]["spec"]
@@ -140,13 +125,6 @@ def test_gateway_and_retraining_share_the_state_folder() -> None:
     ]
     assert claims == [of(objects, "PersistentVolumeClaim")["metadata"]["name"]] * 2
     assert job["containers"][0]["args"] == ["retrain"]
-
-
-def test_an_expert_gets_its_gpus_and_what_was_declared_of_it() -> None:
-    pod = of(rendered(EVERYTHING), "Deployment", "vllm-coder")["spec"]["template"]["spec"]
-    (container,) = pod["containers"]
-    assert container["args"] == ["--model", "a/b", "--served-model-name", "coder", "--max-model-len", "4096"]
-    assert container["resources"]["limits"] == {"nvidia.com/gpu": "2"}
 
 
 @pytest.mark.parametrize(
@@ -162,13 +140,6 @@ def test_an_expert_gets_its_gpus_and_what_was_declared_of_it() -> None:
 def test_values_that_cannot_be_meant_are_refused(values: dict[str, Any], why: str) -> None:
     with pytest.raises(helm_python.HelmError, match=why):
         rendered(values)
-
-
-@pytest.mark.parametrize(
-    "line", ["", "artifacts: folder", "artifacts: redis://redis:6379/0", 'artifacts: "rediss://r"']
-)
-def test_the_notes_warn_where_gateways_would_share_nothing(line: str) -> None:
-    assert ("each pod keeps its own" in notes({"experts": f"{EXPERTS}\n{line}\n"})) == ("redis" not in line)
 
 
 NO_NAMESPACE: dict[str, Any] = {"namespaceSelector": {}}
@@ -192,19 +163,6 @@ def allowed(values: dict[str, Any]) -> list[dict[str, Any]]:
     (rule,) = of(rendered(values), "NetworkPolicy", "prod-coe")["spec"]["ingress"]
     peers: list[dict[str, Any]] = rule["from"]
     return peers
-
-
-def test_pods_of_the_gateway_and_of_the_job_have_what_is_declared_for_them() -> None:
-    objects = rendered(EVERYTHING)
-    job = of(objects, "CronJob")["spec"]["jobTemplate"]["spec"]["template"]
-    assert of(objects, "ServiceAccount")["metadata"]["annotations"] == EVERYTHING["serviceAccount"]["annotations"]
-    for pod in (gateway(objects), job):
-        (container,) = pod["spec"]["containers"]
-        assert EVERYTHING["podAnnotations"].items() <= pod["metadata"]["annotations"].items()
-        assert pod["spec"]["serviceAccountName"] == of(objects, "ServiceAccount")["metadata"]["name"]
-        for key, entries in (("env", "extraEnv"), ("volumeMounts", "extraVolumeMounts")):
-            assert container[key][-1:] == EVERYTHING[entries]
-        assert pod["spec"]["volumes"][-1:] == EVERYTHING["extraVolumes"]
 
 
 def test_rules_and_dashboard_are_those_of_the_repository_and_name_the_job_that_is_scraped(tmp_path: Path) -> None:

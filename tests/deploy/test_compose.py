@@ -6,7 +6,6 @@ import json
 import re
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -129,16 +128,6 @@ def contents(name: str) -> str:
     base, text = stages()[name]
     copied = re.findall(r"--from=(\S+) .* /opt/coe$", text, re.MULTILINE)
     return text + "".join(contents(stage) for stage in (base, *copied) if stage in stages())
-
-
-def test_the_gateway_serves_the_packaged_router_without_what_trains_it() -> None:
-    extras = re.findall(r"\.\[([^]]+)\]", contents("gateway"))
-    assert extras == ["${EXTRAS}"]
-    (extras,) = re.findall(r"^ARG EXTRAS=(\S+)$", DOCKERFILE.read_text(), re.MULTILINE)
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert set(extras.split(",")) <= set(project["optional-dependencies"]) - {"train", "local"}  # which have torch
-    assert "WHEEL_ROUTER=" in contents("gateway")
-    assert "train" in contents("jobs")
 
 
 def test_images_of_others_have_a_version_and_vllm_is_the_one_that_is_tested() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import shutil
 import subprocess
@@ -18,59 +17,12 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 UV_INSTALL = ROOT / "scripts" / "uv-install"
-INSTALLER = """
-[ -e "$1/package" ] && exit
-echo half > "$1/package"
-[ -e interrupted ] || { touch interrupted; exit 1; }
-echo whole > "$1/package"
-"""
-"""Keeps a package that exists, as installers do, and fails in its first run, with half of the package written."""
-PIP = r"""
-cat <<'END'
-:env:.extra-index-url='\nhttps://a.test/simple\nhttps://b.test/simple'
-:env:.no-index='1'
-global.extra-index-url='https://c.test/simple'
-global.find-links='/one\n/two'
-END
-"""
 
 
 def write(script: Path, text: str) -> None:
     script.parent.mkdir(parents=True, exist_ok=True)
     script.write_text(f"#!/bin/sh\n{text}\n")
     script.chmod(0o755)
-
-
-def test_the_environment_is_made_anew_after_an_interruption(tmp_path: Path) -> None:
-    for name in ("pyproject.toml", "constraints.txt", "scripts/build_kernel.py", "routers/kernel/module.c"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    shutil.copy(ROOT / "scripts" / "setup", tmp_path / "scripts")
-    write(
-        tmp_path / "python",
-        f'[ "$1 $2" != "-m venv" ] || {{ mkdir -p "$3/bin" && ln -sf {tmp_path}/python "$3/bin"; }}',
-    )
-    write(tmp_path / "scripts" / "uv-install", INSTALLER)
-    environ = os.environ | {"PYTHON": str(tmp_path / "python")}
-    for package in ("half\n", "whole\n"):
-        done = subprocess.run([tmp_path / "scripts" / "setup"], env=environ, capture_output=True, check=False)
-        assert (done.returncode == 0) == (package == "whole\n"), done.stderr
-        assert (tmp_path / ".venv" / "package").read_text() == package
-    (tmp_path / ".venv" / "mine").touch()
-    (tmp_path / "pyproject.toml").write_text("changed")
-    subprocess.run([tmp_path / "scripts" / "setup"], env=environ, check=True)
-    assert (tmp_path / ".venv" / "mine").exists(), "a complete environment is changed, not replaced"
-
-
-def test_the_settings_of_pip_are_passed_on_to_uv(tmp_path: Path) -> None:
-    write(tmp_path / "bin" / "pip", PIP)
-    write(tmp_path / "bin" / "uv", 'echo "$UV_INDEX|$UV_FIND_LINKS|$*"')
-    environ = {"PATH": os.environ["PATH"]}
-    command = [UV_INSTALL, tmp_path, "--no-deps", "some"]
-    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=True)
-    index, links, words = done.stdout.strip().split("|")
-    assert (index, links) == ("https://a.test/simple https://b.test/simple", "/one,/two")
-    assert words.endswith("--no-index --no-deps some")
 
 
 def wheel(folder: Path, name: str, *, requires: Iterable[str] = ()) -> str:

@@ -41,32 +41,6 @@ def test_a_failed_trial_begins_the_cool_down_again_and_an_answered_one_forgets_t
     assert breaker.state == "closed"
 
 
-def test_a_slow_trial_blocks_others_for_one_cool_down_only() -> None:
-    breaker, clock = breaker_of()
-    fail(breaker, MAX_FAILURES)
-    clock.now += COOL_DOWN
-    long = breaker.begin()
-    assert not breaker.ready(clock.now)
-    assert breaker.wait(clock.now) == COOL_DOWN
-    clock.now += COOL_DOWN
-    assert breaker.ready(clock.now)
-    breaker.answered(breaker.begin())
-    assert breaker.state == "closed"
-    breaker.succeeded(long)
-    assert breaker.state == "closed"
-
-
-def test_outcomes_of_requests_from_before_the_opening_are_ignored() -> None:
-    breaker, clock = breaker_of()
-    early = [breaker.begin() for _ in range(3)]
-    fail(breaker, MAX_FAILURES)
-    breaker.succeeded(early[0])
-    breaker.failed(early[1])
-    breaker.cancelled(early[2])
-    assert breaker.wait(clock.now) == COOL_DOWN
-    assert breaker.state == "open"
-
-
 def test_throttling_expires_and_is_bounded() -> None:
     breaker, clock = breaker_of()
     breaker.throttle(3)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coe.core import Call
-from coe.errors import CAUSES, ExpertBusy, ExpertError, ExpertRejected, ExpertUnavailable
+from coe.errors import CAUSES, ExpertBusy, ExpertError, ExpertUnavailable
 from coe.experts import build_experts
 from coe.experts.error_mapping import MAX_CHARACTERS, REMEDIES, redacted
 from coe.experts.http.client import Client
@@ -152,13 +152,3 @@ def test_each_cause_is_an_incident_of_its_own_and_becomes_an_alarm_when_it_repea
     assert incidents.failing
     assert set(incidents.active) == {"unauthorized", "rate_limited"}
     assert len(lines()) == 2
-
-
-def test_errors_of_the_request_are_no_incident(lines: Any) -> None:
-    incidents = Incidents("coder", clock=ManualClock())
-    incidents.failed(ExpertRejected("bad", expert="coder", status=400), address="a")
-    kept_away = ExpertUnavailable("open", expert="coder")
-    kept_away.request_sent = False
-    incidents.failed(kept_away, address="a")
-    assert not incidents.active
-    assert lines() == []

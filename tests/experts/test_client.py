@@ -146,36 +146,6 @@ async def test_backpressure_pauses_a_server_whose_response_is_not_read() -> None
         response.release()
 
 
-async def test_a_large_body_arrives_complete_and_an_early_refusal_stops_it() -> None:
-    body, bodies = b"x" * (5 * 2**20), []
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        bodies.append(len((await request_of(reader))[1]))
-        writer.write(OK)
-
-    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 413 Too Large\r\ncontent-length: 0\r\n\r\n")
-        await reader.read(-1)
-
-    async with serving(serve) as url, Client() as client:
-        assert await whole(client, Target(url, {}), body) == b"ok"
-        assert bodies == [len(body)]
-    async with serving(refuse) as url, Client() as client:
-        response = await client.send(Target(url, {}), body * 4)
-        assert response.status == 413
-        response.release()
-
-
-async def test_a_closed_port_is_unreachable() -> None:
-    async with serving(lambda *_: asyncio.sleep(0)) as url:
-        pass
-    async with Client() as client:
-        for address in (url, "http://nobody.invalid/v1/x"):
-            with pytest.raises(Unreachable):
-                await client.send(Target(address, {}), b"{}")
-
-
 async def test_a_self_signed_certificate_is_not_trusted(tmp_path: Path) -> None:
     certificate = self_signed(tmp_path)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -201,20 +171,6 @@ def test_an_invalid_address_is_a_value_error(url: str) -> None:
 def test_a_header_value_cannot_inject_another_header() -> None:
     with pytest.raises(ValueError, match="line break"):
         Target("http://x/", {}).head(0, {"traceparent": "a\r\nx-evil: b"})
-
-
-async def test_a_timer_that_fires_early_while_connecting_reports_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """uvloop rounds timers to milliseconds, so the limit may seem not to be reached when its timer fires."""
-
-    async def early(*_: object, **__: object) -> None:
-        raise TimeoutError
-
-    monkeypatch.setattr(asyncio.get_running_loop(), "create_connection", early)
-    async with Client() as client:
-        with pytest.raises(TimeoutError):
-            await client.send(Target("http://127.0.0.1:1/", {}), limit=asyncio.get_running_loop().time() + 0.5)
-        with pytest.raises(Unreachable):
-            await client.send(Target("http://127.0.0.1:1/", {}))
 
 
 async def test_requests_that_are_cancelled_while_they_connect_use_up_no_connections() -> None:

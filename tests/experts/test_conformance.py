@@ -50,13 +50,6 @@ async def serving(request: pytest.FixtureRequest, server: FaultyServer) -> Async
         yield made
 
 
-async def test_an_expert_has_its_declared_name_and_is_ready(serving: Serving) -> None:
-    expert = serving("good")
-    assert expert.name == "clever"
-    assert (expert.health.up, expert.health.load) == (True, 0)
-    await expert.aclose()
-
-
 async def test_a_plain_response_is_one_json_document_with_the_experts_name_and_token_counts(serving: Serving) -> None:
     reply = await serving("good").stream(call())
     (body,) = [chunk async for chunk in reply.chunks()]
@@ -87,11 +80,6 @@ async def test_a_refusal_maps_to_the_right_error(serving: Serving, stream: bool)
     with pytest.raises(ExpertUnavailable) as unavailable:
         await whole(serving("status:500"), call(stream=stream))
     assert unavailable.value.unhealthy
-
-
-async def test_a_missing_server_is_unavailable(serving: Serving) -> None:
-    with pytest.raises(ExpertUnavailable):
-        await whole(serving("good", f"{closed_port()}/v1"), call())
 
 
 @pytest.mark.parametrize("stream", [True, False])

@@ -39,8 +39,3 @@ async def test_an_unchanged_expert_is_reused_with_its_state() -> None:
 def test_a_local_expert_that_is_not_started_is_an_error_with_the_remedy() -> None:
     with pytest.raises(ConfigError, match=r"'generalist' runs locally and is not started; use `coe up`"):
         endpoints_of(registry(LOCAL).experts[0], {})
-
-
-def test_a_providers_default_address_needs_no_endpoint() -> None:
-    spec = {"name": "generalist", "model": "anthropic/x", "runtime": "litellm"}
-    assert endpoints_of(registry(spec).experts[0], {}) == ()

@@ -13,7 +13,7 @@ from aiohttp import web
 
 from coe.core import Api, Call, Expert, Reply
 from coe.errors import AnswerMemoryFull
-from coe.experts.held_answer import SMALL_ANSWER, HeldAnswer
+from coe.experts.held_answer import SMALL_ANSWER
 from coe.experts.http.client import Client
 from coe.experts.http.expert import HttpExpert
 from coe.experts.litellm.expert import LitellmExpert
@@ -21,7 +21,6 @@ from coe.experts.translation.expert import TranslatedExpert
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
 from tests.experts.answer_memory import Memory
-from tests.waiting import wait_until
 
 pytestmark = [
     pytest.mark.anyio,
@@ -161,27 +160,3 @@ async def test_an_answer_that_finds_no_memory_fails_and_leaves_none_in_use(kind:
         with pytest.raises(AnswerMemoryFull):
             await read(await expert.stream(call_of(kind, memory)))
     assert memory.held == 0
-
-
-@pytest.mark.parametrize("kind", sorted(KINDS.keys() - {"litellm"}))  # whose answer is counted once it is whole
-async def test_an_answer_that_is_given_up_leaves_no_memory_in_use(kind: str) -> None:
-    memory = Memory()
-    async with serving(kind) as (server, expert):
-
-        async def answer() -> None:
-            await read(await expert.stream(call_of(kind, memory)))
-
-        task = asyncio.create_task(answer())
-        await wait_until(lambda: memory.held)
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        server.go_on.set()
-        await wait_until(lambda: not memory.held)
-
-
-def test_only_the_change_of_what_is_held_reaches_the_memory() -> None:
-    changes: list[int] = []
-    held = HeldAnswer(changes.append)
-    for size in (1, SMALL_ANSWER, SMALL_ANSWER + 1, SMALL_ANSWER + 1, 3 * SMALL_ANSWER, 5, 0):
-        held.resize(size)
-    assert changes == [SMALL_ANSWER + 1, 2 * SMALL_ANSWER - 1, -3 * SMALL_ANSWER]

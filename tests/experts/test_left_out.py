@@ -13,7 +13,6 @@ from coe.core import Api, Call
 from coe.errors import ExpertRejected
 from coe.experts import build_experts
 from coe.experts.http.client import Client
-from coe.experts.left_out import MAX_REPORTED, reported_types
 from tests.experts.fault_servers import COMPLETION, server
 from tests.fakes import registry_of
 
@@ -85,23 +84,6 @@ async def test_a_server_of_the_newer_name_of_the_limit_gets_that_from_then_on() 
     assert "max_tokens" not in send.bodies[0]
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        {"message": "no"},
-        {"message": "no: 'reasoning_effort max_completion_tokens'", "param": "messages"},
-        {"message": "max_tokens=7 is too large"},
-    ],
-)
-async def test_another_rejection_is_not_repeated(error: dict[str, str]) -> None:
-    async with sending(lambda _: error) as send:
-        with pytest.raises(ExpertRejected):
-            await send(reasoning={"effort": "low"}, max_output_tokens=7)
-        with pytest.raises(ExpertRejected):  # a limit of the client's own
-            await send("chat", max_tokens=7)
-    assert len(send.bodies) == 2
-
-
 async def test_a_client_whose_text_a_server_quotes_changes_no_later_request() -> None:
     error = {"message": "bad content: 'reasoning_effort verbosity max_tokens max_completion_tokens'"}
     fields = {"reasoning": {"effort": "low"}, "text": {"verbosity": "low"}, "max_output_tokens": 7}
@@ -113,8 +95,3 @@ async def test_a_client_whose_text_a_server_quotes_changes_no_later_request() ->
         await send(**fields)
     last = send.bodies[-1]
     assert (last["reasoning_effort"], last["verbosity"], last["max_tokens"]) == ("low", "low", 7)
-
-
-def test_reported_types_are_words_and_few() -> None:
-    assert reported_types(["web_search", "", "A text", "web_search"]) == ("web_search", "other")
-    assert len(reported_types(f"t{number}" for number in range(99))) == MAX_REPORTED

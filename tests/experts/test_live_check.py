@@ -12,12 +12,10 @@ from aiohttp import web
 from typer.testing import CliRunner
 
 from coe.cli import app
-from coe.cli.check import ENDPOINTS_FILE, check_live
 from coe.experts import build_experts
 from coe.experts.http.client import Client
 from coe.experts.live_check import MAX_ANSWER_TOKENS, Finding, check_experts
 from coe.registry import Registry
-from coe.settings import Settings
 from tests.experts.fault_servers import (
     COMPLETION,
     answering,
@@ -78,25 +76,6 @@ async def test_a_failure_is_reported_with_its_cause_and_remedy(tmp_path: Path) -
 
 
 @pytest.mark.anyio
-async def test_a_server_of_other_apis_is_checked_by_its_list_of_models() -> None:
-    async with server(serving(*SERVED, key=KEY)) as root:
-        assert (await found(f"{root}/v1", apis=["audio/speech"])).ok
-        assert (await found(root, apis=["audio/speech"])).cause == "not_found"
-
-
-@pytest.mark.anyio
-async def test_a_model_with_another_name_for_the_output_limit_is_checked_with_that_name() -> None:
-    async def answer(request: web.Request) -> web.StreamResponse:
-        if "max_tokens" in await request.json():
-            reported = {"message": "Unsupported parameter, use max_completion_tokens", "param": "max_tokens"}
-            return web.json_response({"error": reported}, status=400)
-        return web.json_response(COMPLETION)
-
-    async with server(answer) as root:
-        assert (await found(f"{root}/v1")).ok
-
-
-@pytest.mark.anyio
 async def test_every_replica_is_checked_and_credentials_in_urls_stay_secret() -> None:
     async with server(serving(*SERVED, key=KEY)) as root:
         urls = [f"{root}/v1", f"{root.replace('//', '//user:hunter2@')}/wrong"]
@@ -106,19 +85,6 @@ async def test_every_replica_is_checked_and_credentials_in_urls_stay_secret() ->
             good, bad = await check_experts(experts.values(), session=session)
     assert (good.ok, bad.ok) == (True, False)
     assert "hunter2" not in bad.sentence
-
-
-@pytest.mark.anyio
-async def test_a_local_expert_that_is_not_started_is_reported(tmp_path: Path) -> None:
-    local = {"name": "coder", "model": "m", "runtime": "vllm"}
-    registry = registry_of(experts=[local], assignment={"general": "coder"})
-    settings = Settings.read({"COE_HOME": str(tmp_path)}, config=tmp_path / "experts.yaml")
-    (missing,) = await check_live(registry, settings)
-    assert (missing.cause, missing.remedy) == ("connection_refused", "start it with `coe up`")
-    async with server(answering) as root:
-        (tmp_path / ENDPOINTS_FILE).write_bytes(orjson.dumps({"coder": [{"base_url": f"{root}/v1", "model": "m"}]}))
-        (there,) = await check_live(registry, settings)
-    assert there.ok
 
 
 def test_coe_check_live_exits_with_1_and_names_the_expert(tmp_path: Path) -> None:

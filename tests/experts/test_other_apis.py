@@ -79,26 +79,6 @@ async def test_each_api_receives_the_system_prompt_in_its_own_field(server: Faul
     ]
 
 
-async def test_declared_parameters_use_the_names_of_the_api_and_skip_embeddings(server: FaultyServer) -> None:
-    reported = {"spec": {"parameters": {"max_tokens": 9, "temperature": 0.5}}}
-    for api in ("responses", "messages", "embeddings"):
-        await send_chat(server, api, **reported)  # type: ignore[arg-type]
-    assert server.seen == [
-        {"model": "good", "max_output_tokens": 9, "temperature": 0.5},
-        {"model": "good", "max_tokens": 9, "temperature": 0.5},
-        {"model": "good"},
-    ]
-
-
-async def test_a_request_limit_replaces_the_declared_one_under_any_name(
-    server: FaultyServer,
-) -> None:
-    reported = {"spec": {"parameters": {"max_tokens": 9, "temperature": 0.5}}}
-    await send_chat(server, "completions", max_completion_tokens=5, **reported)
-    await send_chat(server, "completions", max_completion_tokens=None, **reported)
-    assert [(body.get("max_tokens"), body["temperature"]) for body in server.seen] == [(None, 0.5), (9, 0.5)]
-
-
 async def test_anthropic_headers_reach_messages_and_trace_headers_reach_all_apis(
     server: FaultyServer,
 ) -> None:
@@ -109,16 +89,6 @@ async def test_anthropic_headers_reach_messages_and_trace_headers_reach_all_apis
     assert (messages["x-api-key"], messages["anthropic-version"]) == ("k3y", "2023-06-01")
     assert "x-api-key" not in responses
     assert [(h["traceparent"], h["authorization"]) for h in (messages, responses)] == [("00-1", "Bearer k3y")] * 2
-
-
-async def test_the_clients_version_header_replaces_the_default_and_its_betas_are_forwarded(
-    server: FaultyServer,
-) -> None:
-    await send_chat(server, "messages", trace={"anthropic-version": "2099-01-01", "anthropic-beta": "one,two"})
-    await send_chat(server, "messages", trace={"anthropic-beta": "one"})
-    reported = [{name.lower(): value for name, value in sent.items()} for sent in server.headers]
-    versions = [(sent["anthropic-version"], sent["anthropic-beta"]) for sent in reported]
-    assert versions == [("2099-01-01", "one,two"), ("2023-06-01", "one")]
 
 
 async def test_a_missing_api_does_not_make_the_server_unhealthy(server: FaultyServer) -> None:

@@ -73,12 +73,6 @@ def test_the_response_head_decides_whether_the_connection_is_reusable(head: byte
     assert answer.reusable is reusable
 
 
-def test_a_204_response_has_no_body_and_is_complete() -> None:
-    answer = Reading()
-    answer.feed(b"HTTP/1.1 204 No Content\r\n\r\n")
-    assert answer.complete
-
-
 @pytest.mark.parametrize(
     "whole",
     [

@@ -2,10 +2,9 @@
 
 from collections.abc import AsyncIterator
 
-import anyio
 import pytest
 
-from coe.experts import Replica, ReplicatedExpert, reading_queues
+from coe.experts import Replica, ReplicatedExpert
 from coe.experts.http.client import Client
 from coe.experts.outcomes import MAX_FAILURES
 from coe.experts.queues import queue_length, read_queues
@@ -71,29 +70,3 @@ async def test_a_server_without_a_visible_queue_is_asked_once(server: FaultyServ
     assert replica.queue_length is None
     await read_queues([], without_queue, session=session)
     assert not without_queue  # nothing is remembered of a replica that is gone
-
-
-async def test_a_dead_server_yields_no_observation_and_no_exception(session: Client) -> None:
-    for url in ("http://127.0.0.1:1/v1", "http://a..b/v1"):
-        expert, replica = expert_at(url)
-        replica.queue_length = 7
-        await read_queues([expert], set(), session=session)
-        assert replica.queue_length is None
-
-
-async def test_the_reading_ends_with_its_block(session: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("coe.experts.queues.INTERVAL", 0)
-    rounds, several = 0, anyio.Event()
-
-    def experts() -> list[ReplicatedExpert]:
-        nonlocal rounds
-        rounds += 1
-        if rounds > 3:
-            several.set()
-        return []
-
-    async with reading_queues(experts, session=session):
-        await several.wait()
-    ended = rounds
-    await anyio.lowlevel.checkpoint()
-    assert rounds == ended

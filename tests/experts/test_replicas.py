@@ -54,28 +54,6 @@ async def whole(expert: ReplicatedExpert, call: Call = CALL) -> list[bytes]:
     return chunks
 
 
-@pytest.mark.parametrize(("declared", "expected"), [({}, 5), ({"stream_idle_timeout": 90}, 90)])
-async def test_the_longest_pause_within_a_stream_is_the_experts_own_if_it_declares_one(
-    declared: dict[str, Any], expected: float
-) -> None:
-    expert, (server,), _ = made(WHOLE, **declared)
-    await whole(expert)
-    assert server.calls[0].stream_idle_timeout == expected
-
-
-async def test_the_expert_relays_its_replicas_reply_and_counts_it_in_flight_to_the_last_byte() -> None:
-    expert, (server,), _ = made(WHOLE)
-    reply = await expert.stream(CALL)
-    assert expert.replicas[0].in_flight == 1
-    assert (reply.media_type, reply.usage.output_tokens) == ("text/event-stream", 5)
-    assert [chunk async for chunk in reply.chunks()] == [b"one", b"two"]
-    assert expert.replicas[0].in_flight == 0
-    await reply.aclose()
-    await reply.aclose()
-    assert expert.replicas[0].in_flight == 0
-    assert server.replies[0].closed
-
-
 async def test_an_abandoned_reply_is_released_once_and_is_no_outcome() -> None:
     expert, (server,), _ = made((*WHOLE, error(ExpertUnavailable)))
     for _ in range(2 * MAX_FAILURES):
@@ -193,18 +171,3 @@ def test_load_is_the_outstanding_work_over_the_capacity_of_the_ready_replicas() 
     assert expert.health.load == 7 / 8
     expert.replicas[1].breaker.throttle(5)
     assert (expert.health.load, expert.health.ready_replicas) == (6 / 4, 1)
-
-
-def test_without_a_declared_limit_an_expert_is_overloaded_if_every_replica_has_a_queue() -> None:
-    expert, _, _ = made(WHOLE, WHOLE)
-    expert.replicas[0].in_flight = 1000
-    expert.replicas[0].queue_length = 3
-    assert expert.health.load == 0
-    expert.replicas[1].queue_length = 1
-    assert expert.health.load == 1
-
-
-def test_an_address_is_shown_without_credentials() -> None:
-    replica = Replica(ScriptedExpert("x"), endpoint=Endpoint("http://user:word@host:81/v1/", "m"))
-    assert (replica.address, replica.root) == ("host:81", "http://user:word@host:81")
-    assert Replica(ScriptedExpert("x")).address == "provider"

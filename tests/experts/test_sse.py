@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coe.experts.api_formats import with_system_prompt
-from coe.experts.http.sse import EventBuffer, before, done, error, finished, first_event, usage
+from coe.experts.http.sse import EventBuffer, before, error
 
 
 @given(
@@ -32,20 +32,6 @@ def test_an_endless_event_is_bounded() -> None:
     buffer.feed(b"data: 1234")
     with pytest.raises(ValueError, match="longer than 10 bytes"):
         buffer.feed(b"5")
-
-
-def test_errors_finishes_and_usage_are_read_from_events() -> None:
-    last = b'data: {"choices":[{"finish_reason": "stop"}],"usage":{"prompt_tokens":1}}\n\n'
-    assert finished(last)
-    assert not finished(b'data: {"choices":[{"finish_reason":null}]}\n\n')
-    assert usage(b"data: x\n\n" + last) == {"prompt_tokens": 1}
-    assert usage(b'data: {"usage":null}\n\n') is None
-    assert error(b'data: {"choices":[]}\n\ndata: {"error":{"message":"x"}}\n\n') == {"error": {"message": "x"}}
-    assert error(b'data: {"choices":[{"delta":{"content":"an \\"error\\""}}],"error":null}\n\n') is None
-    assert done(b"data: 1\n\ndata: [DONE]\n\n: bye\n\n")
-    assert done(b"data:[DONE]\n\n")
-    assert not done(b'data: {"content":"data: [DONE]"}\n\n')
-    assert first_event(b": ping\ndata: [DONE]\n\n") is None
 
 
 @pytest.mark.parametrize("blank", [b"\n\n", b"\r\n\r\n"])

@@ -9,7 +9,6 @@ import pytest
 from aiohttp import web
 
 from coe.core import Api, Call, Reply
-from coe.errors import ExpertRejected
 from coe.experts.http.client import Client
 from coe.experts.http.expert import HttpExpert
 from coe.registry import ExpertSpec
@@ -99,20 +98,6 @@ async def test_token_counts_are_shown_to_a_client_that_requested_them() -> None:
     assert reply.usage.output_tokens == 5
 
 
-async def test_a_plain_request_is_sent_without_stream_options() -> None:
-    server = Server()
-    async with requesting(server) as send_chat:
-        reply = await send_chat(stream=False)
-        await reply.aclose()
-    assert "stream_options" not in server.bodies[0]
-    assert reply.usage.output_tokens == 5
-
-
-async def test_comments_and_event_names_around_hidden_counts_stay() -> None:
-    async with requesting(Server(counts=b": keep\n\n" + b"event: x\n" + COUNTS + b": alive\n\n")) as send_chat:
-        assert await whole(await send_chat()) == WORD + LAST + b": keep\n\n: alive\n\n" + DONE
-
-
 def knows_no_options(status: int) -> Refuse:
     return lambda body: (status, "Unexpected keys: {'stream_options'}") if "stream_options" in body else None
 
@@ -125,11 +110,3 @@ async def test_a_server_that_rejects_the_option_is_called_without_it_from_then_o
             assert await whole(await send_chat()) == WORD + LAST + DONE
         assert await whole(await send_chat(api="completions")) == WORD + LAST + DONE
     assert ["stream_options" in body for body in server.bodies] == [True, False, False, False]
-
-
-async def test_a_client_that_requested_counts_gets_the_servers_refusal() -> None:
-    server = Server(knows_no_options(400))
-    async with requesting(server) as send_chat:
-        with pytest.raises(ExpertRejected, match="stream_options"):
-            await send_chat(stream_options=ASKED)
-    assert len(server.bodies) == 1

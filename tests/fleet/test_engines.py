@@ -121,15 +121,6 @@ async def test_a_model_that_ollama_does_not_have_fails_at_once(engines: Engines)
             await server.stop()
 
 
-async def test_a_flag_that_the_engine_does_not_know_fails_with_its_message(engines: Engines) -> None:
-    spec = engines.plan(engines.expert("llama.cpp", options={"ctx-sise": 512}))
-    async with open_probe_session() as session:
-        server = Server(spec, session=session, report=engines.lines.append, timeouts=QUICK)
-        with pytest.raises(FleetError, match="exited with code 2 before it was ready: unrecognized arguments"):
-            await server.start()
-        await server.stop()
-
-
 def test_llama_server_gets_the_file_and_serves_it_offline_under_the_name_of_the_expert(engines: Engines) -> None:
     spec = engines.plan(engines.expert("llama.cpp", options={"ctx_size": 512, "threads": 3}, gpus=[1]))
     assert spec.argv == (
@@ -141,24 +132,6 @@ def test_llama_server_gets_the_file_and_serves_it_offline_under_the_name_of_the_
     assert engines.plan(engines.expert("llama.cpp", model="org/tiny-GGUF:Q4_K_M")).argv[1:3] == (
         *("--hf-repo", "org/tiny-GGUF:Q4_K_M"),
     )
-
-
-def test_sglang_gets_the_flags_that_sleep_and_several_gpus_need(engines: Engines) -> None:
-    spec = engines.plan(engines.expert("sglang", gpus=[2, 3], sleep_level=1, options={"enable-metrics": False}))
-    assert spec.argv[10:] == (*("--enable-memory-saver", "--enable-weights-cpu-backup", "--tensor-parallel-size", "2"),)
-    assert engines.plan(engines.expert("sglang", sleep_level=2)).argv[10:] == (
-        *("--enable-metrics", "--enable-memory-saver"),
-    )
-
-
-def test_options_of_ollama_become_its_environment(engines: Engines) -> None:
-    spec = engines.plan(engines.expert("ollama", options={"context-length": 4096, "flash_attention": True}))
-    assert spec.argv == (str(engines.folder / "ollama"), "serve")
-    assert {name: spec.env[name] for name in ("OLLAMA_CONTEXT_LENGTH", "OLLAMA_FLASH_ATTENTION")} == {
-        "OLLAMA_CONTEXT_LENGTH": "4096",
-        "OLLAMA_FLASH_ATTENTION": "1",
-    }
-    assert spec.env["OLLAMA_HOST"] == f"127.0.0.1:{spec.port}"
 
 
 @pytest.mark.parametrize(

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from coe.errors import FleetError
-from coe.fleet import server, specs
+from coe.fleet import server
 from coe.fleet.process import describe_exit
-from coe.fleet.specs import Timeouts, free_port
+from coe.fleet.specs import Timeouts
 
 
 def test_delays_double_up_to_the_maximum_and_reset_after_a_healthy_period() -> None:
@@ -25,41 +21,12 @@ def test_delays_double_up_to_the_maximum_and_reset_after_a_healthy_period() -> N
     assert delays == [1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 1.0, 2.0]
 
 
-def test_a_free_port_can_be_bound_and_is_not_one_to_avoid() -> None:
-    port = free_port()
-    with socket.create_server(("127.0.0.1", port)):
-        assert not specs.is_free(port)
-    assert specs.is_free(port)
-
-
-def test_ports_to_avoid_are_avoided_and_running_out_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(specs, "_FIRST", 25_000)
-    monkeypatch.setattr(specs, "_LAST", 25_002)
-    monkeypatch.setattr(specs, "is_free", lambda port, host: True)
-    assert free_port(avoid=(25_000,)) == 25_001
-    with pytest.raises(FleetError, match="no free port between"):
-        free_port(avoid=(25_000, 25_001))
-
-
 def test_the_tail_of_a_log_is_its_last_lines_that_are_not_blank(tmp_path: Path) -> None:
     log = tmp_path / "a.log"
     assert server.log_tail(log) == ""
     log.write_bytes(b"lost\n" * 10_000 + b"loading 1%\rloading 100%\n\n \ncaf\xff\n")
     assert server.log_tail(log, lines=2) == "loading 100%\ncaf\ufffd"
     assert len(server.log_tail(log).splitlines()) == 20
-
-
-def test_a_log_is_truncated_under_its_writer_only_if_too_long(tmp_path: Path) -> None:
-    log = tmp_path / "a.log"
-    server.truncate_log(log)
-    with log.open("ab", buffering=0) as writer:
-        writer.write(b"0123456789")
-        server.truncate_log(log, limit=10, keep=4)
-        assert log.read_bytes() == b"0123456789"
-        writer.write(b"a")
-        server.truncate_log(log, limit=10, keep=4)
-        writer.write(b"b")
-    assert log.read_bytes() == b"789ab"
 
 
 @pytest.mark.parametrize(
@@ -73,8 +40,3 @@ def test_a_log_is_truncated_under_its_writer_only_if_too_long(tmp_path: Path) ->
 )
 def test_an_exit_code_is_described_in_words(code: int, words: str) -> None:
     assert describe_exit(code) == words
-
-
-def test_importing_the_fleet_imports_neither_torch_nor_transformers() -> None:
-    script = "import sys, coe.fleet, coe.fleet.weights; print(sorted({'torch', 'transformers'} & sys.modules.keys()))"
-    assert subprocess.check_output([sys.executable, "-c", script], text=True) == "[]\n"

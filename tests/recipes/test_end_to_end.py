@@ -14,7 +14,6 @@ from tests.gateway.served import Served, chat, serving
 from tests.recipes.member_server import INPUT_TOKENS, MemberServer
 
 pytestmark = pytest.mark.anyio
-COUNCIL = {"name": "council", "fuse": ["a", "b"], "by": "large"}
 CAREFUL = {"name": "careful", "cascade": [["a", "b"], "large"]}
 
 
@@ -89,42 +88,4 @@ async def test_a_member_that_is_killed_mid_run_causes_no_error(tmp_path: Path) -
         assert all("unverified" in [call.outcome for call in record.steps] for record in unverified)
 
 
-@pytest.mark.parametrize("stream", [True, False])
-async def test_a_client_that_leaves_cancels_all_members(tmp_path: Path, stream: bool) -> None:
-    a, b, large = (MemberServer(name, "8", silent=True) for name in ("a", "b", "large"))
-    async with recipes_of(tmp_path, a, b, large) as served:
-        request = asyncio.create_task(send_chat(served, stream=stream))
-        while not (a.seen and b.seen):
-            await asyncio.sleep(0.005)
-        request.cancel()
-        async with asyncio.timeout(60):
-            while not (a.left and b.left):
-                await asyncio.sleep(0.005)
-        (record,) = await served.records(1)
-        assert (record.outcome, record.recipe_stop, large.seen) == ("aborted", "cancelled", 0)
-
-
 # ---------------------------------------------------------------------------------------------- recipes that write
-
-
-async def test_a_fuse_whose_writer_is_killed_mid_run_returns_drafts_instead_of_errors(tmp_path: Path) -> None:
-    a, b = MemberServer("a", "It is 7."), MemberServer("b", "I say 8.")
-    large = MemberServer("large", "Taken together 8", pause=0.005)
-    async with recipes_of(tmp_path, a, b, large, recipe=COUNCIL) as served:
-
-        async def client() -> list[tuple[int, bytes]]:
-            return [(await send_chat(served, stream=False, model="council"))[:2] for _ in range(12)]
-
-        clients = [asyncio.create_task(client()) for _ in range(4)]
-        while large.seen < 8:
-            await asyncio.sleep(0.005)
-        await large.kill()
-        answers = [one for found in await asyncio.gather(*clients) for one in found]
-        assert {status for status, _ in answers} == {200}
-        assert {answer for _, answer in answers} <= {*a.sent, *b.sent, *large.sent}
-        stops = {record.recipe_stop for record in await served.records(len(answers))}
-        assert stops == {"last_step", "unavailable"}
-        status, streamed, headers = await send_chat(served, stream=True, model="council")
-        assert (status, headers["Content-Type"], headers["x-coe-expert"]) == (200, "text/event-stream", "a")
-        assert b"It is 7." in streamed
-        assert streamed.endswith(b"data: [DONE]\n\n")

@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from coe.recipes.agreement import NO_ANSWER, answer_classes, best_answer
+from coe.recipes.agreement import NO_ANSWER, best_answer
 from coe.recipes.fitting.answers import Answers
-from coe.recipes.fitting.arms import cost_by_category, expected_quality, relative_use
-from coe.recipes.fitting.benchmark import Trace, compare, recipe_report
+from coe.recipes.fitting.arms import cost_by_category, relative_use
+from coe.recipes.fitting.benchmark import compare, recipe_report
 from coe.recipes.fitting.fit import RecipeFit, fit_weights, replayed
-from coe.recipes.fitting.max_loss import LEVEL, accepted_thresholds, loss_p_value
+from coe.recipes.fitting.max_loss import LEVEL, loss_p_value
 from coe.recipes.fitting.search import propose_arms
 from tests.recipes.recorded import halves, recorded_answers
 
@@ -23,10 +23,6 @@ POOL = recorded_answers(
 )
 
 # ---------------------------------------------------------------------------------------------------------- weights
-
-
-def test_equal_answers_have_equal_classes_and_missing_ones_have_none() -> None:
-    assert answer_classes(["b", None, "c", "b"]).tolist() == [0, NO_ANSWER, 2, 0]
 
 
 def test_a_vote_of_three_beats_its_members_with_probabilities_that_are_calibrated() -> None:
@@ -58,12 +54,6 @@ def test_members_without_an_answer_start_no_class_and_the_others_decide() -> Non
     assert found[1].tolist() == [0, 0, 0, 1]
 
 
-def test_several_right_answers_of_one_prompt_share_its_probability() -> None:
-    classes = np.tile([0, 1], (500, 1))
-    weights = fit_weights(classes, np.ones((500, 2)), np.zeros(500, dtype=np.int64), 0)
-    assert weights.probabilities(classes[:1], np.zeros((1, 0)))[0, :2] == pytest.approx([0.5, 0.5], abs=0.02)
-
-
 # ------------------------------------------------------------------------------------------------------------- arms
 
 
@@ -88,34 +78,10 @@ def test_a_policy_earns_on_new_prompts_what_it_was_estimated_to_earn() -> None:
     assert [one.scores[0] for one in alone] == found.scores[:20].tolist()
 
 
-def test_long_answers_that_are_less_often_right_go_on_more_often() -> None:
-    random = np.random.default_rng(1)
-    long = random.random(3000) < 0.5
-    right = random.random(3000) < np.where(long, 0.3, 0.9)
-    answers = replace(
-        recorded_answers({"a": (0.5,), "large": (0.95,)}, {"a": 1.0, "large": 4.0}),
-        tokens=np.column_stack((np.where(long, 800.0, 100.0), np.full(3000, 100.0))),
-    )
-    answers.scores[:, 0] = right
-    answers.classes[:, 0] = np.where(right, 0, 5)
-    called = replayed(RecipeFit(answers, [[0], [1]]).arm(0.05).policy, answers).called[:, 1]
-    assert called[long].mean() > 0.9
-    assert called[~long].mean() < 0.1
-
-
 def test_where_no_answer_is_readable_the_latest_step_is_returned() -> None:
     unreadable = replace(CASCADE, classes=np.full_like(CASCADE.classes, NO_ANSWER))
     arm = RecipeFit(unreadable, [[0, 1], [2]]).arm(0.0)
     assert replayed(arm.policy, unreadable).scores.tolist() == arm.scores.tolist() == CASCADE.scores[:, 2].tolist()
-
-
-def test_a_lucky_category_hardly_raises_the_expected_quality_of_an_arm() -> None:
-    few = POOL.rows(np.arange(60))
-    scores = RecipeFit(few, [[0, 1, 2]]).arm(0.016).scores
-    best = few.scores[:, few.scores.mean(axis=0).argmax()]
-    raw = [(scores - best)[few.labels == row].mean() for row in range(2)]
-    expected = expected_quality(few, np.column_stack((scores, best)))
-    assert np.ptp(expected[:, 0] - expected[:, 1]) < 0.5 * np.ptp(raw)
 
 
 def test_costs_follow_the_category_and_in_a_rare_one_those_of_the_members() -> None:
@@ -142,14 +108,6 @@ def test_proposed_recipes_hold_cheap_experts_before_a_large_one_and_no_two_have_
     assert len({frozenset(names) for names in sequences}) == len(sequences) > 1
 
 
-def test_nothing_is_proposed_where_all_experts_give_the_same_answers() -> None:
-    same = recorded_answers({"a": (0.6, 0.5)}, {"a": 1.0})
-    classes, scores, tokens = (np.repeat(values, 2, axis=1) for values in (same.classes, same.scores, same.tokens))
-    costs = np.tile([1.0, 2.0], (len(same.labels), 1))
-    twins = Answers(("a", "b"), classes, scores, costs, tokens, same.labels, same.n_categories)
-    assert propose_arms(twins, max_calls=4) == {}
-
-
 # -------------------------------------------------------------------------------------------- the bound on the loss
 
 
@@ -172,12 +130,6 @@ def test_a_recipe_that_loses_nothing_is_accepted_with_enough_prompts(
     assert (loss_p_value(np.zeros(prompts), max_loss) <= LEVEL) == shown
 
 
-def test_the_first_threshold_that_fails_ends_the_sequence() -> None:
-    good, bad = np.zeros(1500), np.full(1500, 0.5)
-    assert accepted_thresholds([good, good, bad, good], 0.02) == 2
-    assert accepted_thresholds([bad, good], 0.02) == accepted_thresholds([], 0.02) == 0
-
-
 # ------------------------------------------------------------------------------------------------ gain at a budget
 
 
@@ -198,20 +150,6 @@ def test_recipes_gain_at_a_budget_and_a_prompt_of_several_splits_counts_once_for
     assert (same["gain"], same["standard_error"]) == pytest.approx((half["gain"], half["standard_error"]))
 
 
-def test_a_budget_between_two_prices_mixes_them() -> None:
-    trace = Trace(np.array([4.0, 2.0, 1.0]), np.array([[1, 1], [1, 0], [0, 0]], dtype=np.float32))
-    for cost, scores in ((9.0, [1, 1]), (4.0, [1, 1]), (3.0, [1, 0.5]), (1.5, [0.5, 0]), (0.5, [0, 0])):
-        assert trace.at(cost).tolist() == scores
-    assert (trace.cost_to_reach(0.5), trace.cost_to_reach(1.1)) == (2.0, float("inf"))
-
-
 def test_free_text_that_never_agrees_does_not_lose_against_single_experts() -> None:
     train, test = (replace(half, classes=np.full_like(half.classes, NO_ANSWER)) for half in halves(POOL))
     assert report_of(train, test)["worst_gain"] > -0.002
-
-
-def test_where_nothing_has_a_known_cost_only_plans_without_a_budget_are_compared() -> None:
-    train, test = (replace(half, costs=np.zeros_like(half.costs)) for half in halves(POOL))
-    report = report_of(train, test)
-    assert report["no_budget"]["gain"] == report["worst_gain"] > 0
-    assert "at_shares_of_best_single" not in report

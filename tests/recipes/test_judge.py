@@ -14,31 +14,12 @@ from coe.recipes import calls as recipe_calls
 from coe.recipes.agreement import NO_ANSWER
 from coe.recipes.fitting.answers import Answers
 from coe.recipes.fitting.fit import replayed
-from coe.recipes.fitting.judged import fit_logistic
 from coe.recipes.judge import MAX_GRADED_CHARACTERS, grade_in
 from coe.usage import RecipeLog
 from tests.recipes.members import CATEGORIES, ESSAY, answer, bytes_of, call_of, calls_of, members, recipe_of, stream
-from tests.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
 JUDGED: dict[str, Any] = {"cascade": ["small", "large"], "signal": "judge", "judge": "referee"}
-
-
-async def test_a_complete_answer_of_the_last_step_goes_before_one_that_has_begun(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(recipe_calls, "MAX_HELD_BYTES", 2000)
-    go, log = asyncio.Event(), RecipeLog()
-    small, a, b, referee = members(
-        small=stream(ESSAY), a=stream("so", go, "x" * 3000), b=stream(ESSAY), referee=answer("0")
-    )
-    declared = JUDGED | {"cascade": ["small", ["a", "b"]]}
-    recipe = recipe_of(small, a, b, referee, **declared, limits={"max_stream_hold": 60})
-    call = asyncio.create_task(recipe.stream(call_of(stream=True, log=log)))
-    await wait_until(lambda: [one.outcome for one in log.calls][2:] == ["cancelled", "unreadable"])
-    go.set()
-    assert await bytes_of(await call) == b"".join(stream(ESSAY))
-    assert (log.stop, [one.expert for one in log.calls if one.accepted]) == ("held_bytes", ["b"])
 
 
 @pytest.mark.parametrize(("grade", "accepted"), [("8", True), ("10", True), ("7", False), ("0", False)])
@@ -92,35 +73,6 @@ async def test_without_a_grade_agreement_decides_and_the_record_says_so(script: 
     assert await bytes_of(await recipe_of(essay, large, referee, **JUDGED).stream(call_of())) == answer("Y")[0]
 
 
-async def test_the_best_answer_of_a_step_is_graded_and_classes_count_calls_of_members() -> None:
-    a, b, c, large = members(a=answer("Y"), b=answer("X"), c=answer("X"), large=answer("Y"))
-    (referee,) = members(referee=answer("2"))
-    log = RecipeLog()
-    declared = {**JUDGED, "cascade": [["a", "b", "c"], "large"]}
-    limits = {"max_calls": 5}
-    await bytes_of(await recipe_of(a, b, c, large, referee, limits=limits, **declared).stream(call_of(log=log)))
-    graded = referee.calls[0].fields["messages"][0]["content"]
-    assert "<answer " in graded
-    assert "\nX\n" in graded
-    assert [(one.expert, one.answer_class) for one in log.calls] == [
-        ("a", 0),
-        ("b", 1),
-        ("c", 1),
-        ("referee", None),
-        ("large", 0),
-    ]
-
-
-async def test_a_judge_that_no_call_is_left_for_is_recorded_as_skipped() -> None:
-    small, large, referee = members(small=answer("X"), large=answer("Y"), referee=answer("2"))
-    log = RecipeLog()
-    recipe = recipe_of(small, large, referee, limits={"max_calls": 4}, **JUDGED)
-    await bytes_of(await recipe.stream(call_of(log=log)))
-    assert await bytes_of(await recipe.stream(call_of(log=log))) == answer("X")[0]
-    assert [one.outcome for one in log.calls[3:]] == ["answered", "skipped"]
-    assert len(referee.calls) == 1
-
-
 async def test_a_slow_judge_ends_with_the_hold_of_the_stream_and_with_the_deadline(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -146,16 +98,6 @@ def test_replay_decides_by_grades_as_serving_does() -> None:
     found = replayed(policy, answers, grades=grades)
     assert found.called[:, 1].tolist() == [False, True, True, False, False, True]
     assert found.scores.tolist() == [0, 1, 1, 0, 0, 1]
-
-
-def test_the_logistic_finds_the_rate_of_right_answers_of_each_grade() -> None:
-    random = np.random.default_rng(0)
-    grades = random.integers(0, 11, 20_000).astype(np.float64)
-    right = (random.random(20_000) < 1 / (1 + np.exp(3 - 0.6 * grades))).astype(np.float64)
-    assert fit_logistic(grades, right) == pytest.approx((-3.0, 0.6), abs=0.1)
-    intercept, slope = fit_logistic(np.array([2.0, 9.0] * 50), np.array([0.0, 1.0] * 50))  # separable
-    assert np.isfinite([intercept, slope]).all()
-    assert slope > 0
 
 
 @pytest.mark.parametrize(

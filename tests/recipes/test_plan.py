@@ -1,6 +1,5 @@
 """`coe plan` with recipes: arms are planned from recorded answers, published, and used as fitted."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +8,13 @@ import pytest
 from typer.testing import CliRunner
 
 from coe.cli import app
-from coe.planning import MeasuredUses, Plan, effective_plan
+from coe.planning import Plan, effective_plan
 from coe.recipes.policy_file import RECIPES_FILE, ArmPolicies
 from coe.registry import RecipeSpec, Registry, load
 from tests.recipes.planned import (
     ANSWERS,
     CAREFUL,
-    CATEGORIES,
     DECLARED,
-    EXPERTS,
-    columns,
     plan,
     published,
     write_config,
@@ -70,15 +66,6 @@ def test_an_arm_is_planned_where_it_beats_every_expert_within_the_budget(config:
     assert plan(config)["quality"] < report["quality"] - 0.02
 
 
-def test_the_planned_cost_of_an_arm_is_what_its_calls_cost(config: Path) -> None:
-    report = plan(config)
-    problem = problem_of(config)
-    column = problem.experts.index("careful")
-    calls = problem.uses.calls["careful"]
-    assert problem.uses.cost[:, column] == pytest.approx(calls @ np.array([1.0, 1.0, 12.0]), rel=0.02)
-    assert set(policies(config).by_arm) == {"careful"} <= set(report["prices"])
-
-
 def test_auto_proposes_recipes_that_are_served_without_being_declared(config: Path) -> None:
     config.write_text(DECLARED + "recipes: auto\n")
     report = plan(config)
@@ -128,67 +115,6 @@ def test_without_recorded_answers_recipes_are_left_out_and_the_plan_stands(confi
     assert not (published(config) / RECIPES_FILE).exists()
 
 
-def test_a_budget_that_neither_experts_nor_arms_keep_is_reported_with_its_line_and_the_smallest_one(
-    config: Path,
-) -> None:
-    config.write_text(DECLARED.replace("mean_cost: 10", "mean_cost: 0.5") + CAREFUL)
-    result = CliRunner().invoke(app, ["plan", str(config.parent), "--config", str(config)])
-    line = DECLARED.splitlines().index("budget: {mean_cost: 10}") + 1
-    expected = f"experts.yaml:{line}: budget: mean_cost 0.5 cannot be kept; the smallest feasible limit is 1"
-    assert expected in str(result.exception)
-
-
-def uses_of(written: float) -> MeasuredUses:
-    """Answers of all experts with as many output tokens, in `law` twice as many."""
-    scale = np.array([[1.0], [2.0], [1.0]]) * np.ones((1, 3))
-    tokens = {"input_tokens": 0 * scale, "output_tokens": written * scale, "cached_tokens": 0 * scale}
-    return MeasuredUses(CATEGORIES, EXPERTS, **tokens, latency_ms=written * scale, first_token_ms=np.nan * scale)
-
-
-def test_arms_cost_as_much_more_in_service_as_the_experts_that_they_call(config: Path) -> None:
-    probes = columns(config, probed=uses_of(100.0))
-    requests = columns(config, probed=uses_of(100.0), expected=uses_of(300.0))
-    np.testing.assert_allclose(requests.uses.cost, 3 * probes.uses.cost)
-    np.testing.assert_allclose(requests.uses.latency_ms, 3 * probes.uses.latency_ms)
-    np.testing.assert_array_equal(requests.uses.active_b, probes.uses.active_b)
-    np.testing.assert_array_equal(requests.uses.calls["careful"], probes.uses.calls["careful"])
-
-
-def test_a_member_without_scores_leaves_its_recipe_out(config: Path) -> None:
-    extra = "  - {name: new, model: m, runtime: external, base_url: 'http://h/v1', active_parameters_b: 1}\n"
-    declared = DECLARED.replace("assignment:", extra + "assignment:").replace("budget: {mean_cost: 10}\n", "")
-    config.write_text(declared + CAREFUL.replace("[a, b]", "[a, new]"))
-    assert "no scores of new" in plan(config)["left_out"]["recipes"]["careful"]
-
-
-def test_a_recipe_that_is_removed_is_not_served_as_a_proposed_one(config: Path) -> None:
-    config.write_text(DECLARED + CAREFUL.replace("recipes: [", "recipes: [auto, "))
-    report = plan(config)
-    assert "careful" in report["recipes"]
-    config.write_text(DECLARED + "recipes: auto\n")
-    found = Plan.read(published(config)).declaration(declaration(config))
-    assert {recipe.name for recipe in found.declared_recipes} == set(report["recipes"]) - {"careful"}
-
-
-def test_solving_for_another_budget_keeps_proposed_recipes(config: Path) -> None:
-    config.write_text(DECLARED + "recipes: auto\n")
-    plan(config)
-    result = CliRunner().invoke(app, ["solve", "--config", str(config)], input='{"mean_cost": 10}\n')
-    assert result.exit_code == 0, result.output
-    assert "auto-1" in json.loads(result.stdout)["plan"]["prices"]
-
-
-def test_arms_have_the_latency_that_is_declared_where_none_was_measured(config: Path) -> None:
-    rows = [json.loads(line) for line in (config.parent / "answers.jsonl").read_text().splitlines()]
-    write_table(config.parent / "answers.jsonl", [row | {"latency_ms": None} for row in rows])
-    declared = DECLARED.replace("active_parameters_b: 1,", "active_parameters_b: 1, latency_ms: 100,")
-    declared = declared.replace("active_parameters_b: 12,", "active_parameters_b: 12, latency_ms: 900,")
-    config.write_text(declared.replace("mean_cost: 10", "mean_latency_ms: 800") + PANEL)
-    assert plan(config)["used"]["mean_latency_ms"] <= 800
-    problem = problem_of(config)
-    assert problem.uses.latency_ms[0, 3] == pytest.approx(100.0)  # both small members at the same time
-
-
 # ---------------------------------------------------------------------------------------------- recipes that write
 
 
@@ -207,17 +133,6 @@ def test_a_measured_fuse_is_a_column_with_its_quality_cost_latency_and_calls(con
     assert uses.calls["council"].tolist() == [[1, 1, 1]] * 3
     assert problem.members["council"] == ("a", "b", "large")
     assert problem.quality[0, column] == pytest.approx(0.95, abs=0.05)
-
-
-def test_calls_of_one_member_are_summed(config: Path) -> None:
-    config.write_text(DECLARED.replace("mean_cost: 10", "mean_cost: 90") + COUNCIL.replace("by: large", "by: a"))
-    measure(config, RecipeSpec(name="council", fuse=("a", "b"), by="a").writing_digest)
-    path = config.parent / "recipe_calls.jsonl"
-    path.write_text(path.read_text().replace('"large"', '"a"'))
-    plan(config)
-    problem = problem_of(config)
-    assert problem.members["council"] == ("a", "b")
-    assert problem.uses.calls["council"].tolist() == [[2, 1]] * 3
 
 
 @pytest.mark.parametrize(

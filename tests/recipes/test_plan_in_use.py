@@ -13,7 +13,7 @@ from coe.recipes.agreement import AnswerWeights
 from coe.recipes.policy import default_policy
 from coe.recipes.policy_file import ArmPolicies
 from coe.registry import Registry
-from tests.fakes import gateway_of, plan_of, registry_of
+from tests.fakes import plan_of, registry_of
 from tests.recipes.members import plan_with
 
 pytestmark = pytest.mark.anyio
@@ -87,21 +87,3 @@ def test_a_bound_that_the_plan_did_not_test_is_reported(
     changed = [one for one in found.consequences if one.kind == "recipe_bound_changed"]
     assert [(one.name, one.replan) for one in changed] == ([] if told is None else [("careful", True)])
     assert told is None or told in changed[0].sentence
-
-
-def test_a_recipe_that_the_plan_lacks_is_reported_and_is_no_column() -> None:
-    new = {"name": "careful", "cascade": ["coder", "generalist"]}
-    declared = registry(PANEL, new)
-    found = effective_plan(published(registry(PANEL)), declared)
-    assert found.assignment.experts == (*declared.expert_names, "panel")
-    assert found.assignment.unmeasured is None
-    assert [(one.kind, one.name) for one in found.consequences][:1] == [("recipe_added", "careful")]
-
-
-async def test_the_map_shows_arms_beside_experts() -> None:
-    declared = registry(PANEL)
-    async with gateway_of(declared, assignment=published(declared).assignment) as gateway:
-        shown = await gateway.post("/v1/map", method="GET")
-        assert shown.status == 200
-        assert shown.json["experts"] == [*declared.expert_names, "panel"]
-        assert shown.json["assignment"][0]["expert"] == "panel"

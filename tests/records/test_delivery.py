@@ -83,6 +83,17 @@ async def test_a_redis_that_takes_no_writes_for_a_while_gets_them_afterwards(
     await log.aclose()
 
 
+def written_until_killed(code: str, folder: Path, *, at_least: int) -> int:
+    """Run a process that writes without end, kill it in the middle, and return the last number that it printed."""
+    command = [sys.executable, "-c", code, str(Path(__file__).parents[2]), str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        assert process.stdout
+        written = next((int(line) for line in process.stdout if int(line) >= at_least), 0)
+        process.kill()
+    assert written >= at_least
+    return written
+
+
 WRITING = """
 import asyncio, pathlib, sys
 sys.path.insert(0, sys.argv[1])
@@ -115,42 +126,3 @@ async def test_what_a_killed_process_had_spooled_is_delivered_by_the_next_one(tm
         await watched.holds(len(waiting))
     assert ids(await everything(log)) == waiting == ids(records(len(waiting)))
     await log.aclose()
-
-
-APPENDING = """
-import asyncio, pathlib, sys
-sys.path.insert(0, sys.argv[1])
-from tests.records.samples import records
-from coe.records import open_log_and_feedback
-
-async def main():
-    log = open_log_and_feedback("sqlite:///log.db", base=pathlib.Path(sys.argv[2]))[0]
-    number = 0
-    while True:
-        await log.append(records(100, start=number))
-        number += 100
-        print(number, flush=True)
-
-asyncio.run(main())
-"""
-
-
-async def test_a_process_that_is_killed_while_appending_leaves_whole_batches(tmp_path: Path) -> None:
-    appended = written_until_killed(APPENDING, tmp_path, at_least=500)
-    log = open_log_and_feedback("sqlite:///log.db", base=tmp_path)[0]
-    found = ids(await everything(log))
-    assert len(found) >= appended
-    assert len(found) % 100 == 0
-    assert found == ids(records(len(found)))
-    await log.aclose()
-
-
-def written_until_killed(code: str, folder: Path, *, at_least: int) -> int:
-    """Run a process that writes without end, kill it in the middle, and return the last number that it printed."""
-    command = [sys.executable, "-c", code, str(Path(__file__).parents[2]), str(folder)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
-        assert process.stdout
-        written = next((int(line) for line in process.stdout if int(line) >= at_least), 0)
-        process.kill()
-    assert written >= at_least
-    return written

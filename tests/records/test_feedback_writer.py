@@ -83,15 +83,6 @@ async def test_an_unchecked_event_gets_the_tenant_of_its_request_or_is_rejected(
     assert writer.rejected == 1
 
 
-async def test_what_is_unchecked_stays_so_in_the_spool(tmp_path: Path) -> None:
-    log, path = ListLog([]), tmp_path / "spool.db"
-    log.fails = AWAY
-    pending = Pending(event(1, tenant="né", key="k"), checked=False, is_admin=True)
-    async with writer_of(log, path) as writer:
-        await writer.keep(pending)
-        assert in_spool(path) == [pending]
-
-
 async def test_a_full_spool_refuses_new_events_and_keeps_the_old_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -124,30 +115,6 @@ async def test_where_log_and_spool_fail_every_waiting_event_is_refused_at_once(t
             with pytest.raises(StoreError):
                 await writer.keep(Pending(event(9)))
     assert [type(one) for one in found] == [StoreError] * 9
-
-
-async def test_a_writer_that_is_closing_refuses(tmp_path: Path) -> None:
-    async with writer_of(ListLog([]), tmp_path / "spool.db") as writer:
-        pass
-    with pytest.raises(StoreError, match="shutting down"):
-        await writer.keep(Pending(event(1)))
-
-
-async def test_what_waits_when_the_context_ends_is_written(tmp_path: Path) -> None:
-    log = ListLog([])
-    async with writer_of(log, tmp_path / "spool.db", interval=60.0) as writer:
-        waiting = asyncio.create_task(writer.keep(Pending(event(1))))
-        await asyncio.sleep(0)
-    await asyncio.wait_for(waiting, 60)
-    assert log.events == [event(1)]
-
-
-async def test_a_damaged_line_does_not_hold_up_the_others(tmp_path: Path) -> None:
-    path, log = tmp_path / "spool.db", ListLog([])
-    Spool(path).append([b'{"event":{}}', b"{", ENTRY.encode(Pending(event(2)))])
-    async with writer_of(log, path) as writer:
-        await wait_for_events(log, 1)
-    assert (log.events, writer.dropped) == ([event(2)], 2)
 
 
 async def test_a_record_of_a_newer_gateway_waits_in_the_spool_and_new_entries_go_to_the_log(tmp_path: Path) -> None:

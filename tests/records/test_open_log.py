@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -74,9 +72,3 @@ async def test_a_sqlite_path_that_cannot_be_used_is_one_clear_error(tmp_path: Pa
         await log.aclose()
         with pytest.raises(StoreError, match="closed"):
             await log.append([record()])
-
-
-def test_importing_and_opening_a_sqlite_log_does_not_import_redis() -> None:
-    opening = "import sys, pathlib, coe.records as r; r.open_log_and_feedback('sqlite:///x.db', base=pathlib.Path())"
-    code = f"{opening}; sys.exit('redis' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=240)

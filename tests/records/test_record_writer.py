@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +30,6 @@ async def test_what_was_put_is_in_the_log_after_leaving(tmp_path: Path) -> None:
     await log.aclose()
 
 
-async def test_records_are_written_while_running_and_in_batches(tmp_path: Path) -> None:
-    log = WatchedLog()
-    async with writer_to(log, spool=None, batch=100, **QUICK) as writer:
-        for one in records(250):
-            writer.put(one)
-        await log.holds(250)
-    assert log.stored == records(250)
-    assert log.calls == [100, 100, 50]
-
-
 async def test_a_writer_without_records_rests_until_one_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
     rounds = 0
 
@@ -59,42 +48,6 @@ async def test_a_writer_without_records_rests_until_one_arrives(monkeypatch: pyt
             assert rounds <= 2 * number
             writer.put(record(number))
             await log.holds(number)
-
-
-async def test_what_was_put_before_entering_is_written_and_after_leaving_is_counted() -> None:
-    log = WatchedLog()
-    writer = writer_to(log, spool=None, **QUICK)
-    writer.put(record(1))
-    async with writer:
-        pass
-    writer.put(record(2))
-    assert (log.stored, writer.dropped, writer.backlog) == ([record(1)], 1, 0)
-
-
-async def test_a_full_queue_takes_no_more_and_counts_what_it_refuses() -> None:
-    log = WatchedLog()
-    writer = writer_to(log, spool=None, capacity=10, **QUICK)
-    for one in records(25):
-        writer.put(one)
-    assert (writer.backlog, writer.dropped) == (10, 15)
-    async with writer:
-        pass
-    assert log.stored == records(10)
-
-
-async def test_the_queue_stays_bounded_while_one_append_hangs() -> None:
-    log = WatchedLog()
-    log.gate.clear()
-    async with writer_to(log, spool=None, capacity=10, batch=5, **QUICK) as writer:
-        for one in records(5):
-            writer.put(one)
-        await log.entered.wait()
-        for one in records(20, start=5):
-            writer.put(one)
-        assert (writer.backlog, writer.dropped) == (10, 15)
-        log.gate.set()
-        await log.holds(10)
-    assert log.stored == records(10)
 
 
 @pytest.mark.parametrize("problem", [GONE, OSError("no route"), RuntimeError("a bug")])
@@ -149,35 +102,6 @@ async def test_writers_that_share_a_spool_and_a_log_deliver_every_record_once(tm
     await inner.aclose()
 
 
-async def test_leaving_gives_a_log_that_was_resting_one_more_try() -> None:
-    log = WatchedLog()
-    log.fails = GONE
-    async with writer_to(log, spool=None, **QUICK | {"first_retry": 60.0, "max_retry": 60.0}) as writer:
-        writer.put(record(1))
-        await log.called(1)
-        log.fails = None
-    assert (log.stored, writer.dropped) == ([record(1)], 0)
-
-
-async def test_an_append_whose_answer_was_lost_is_repeated_and_kept_once(tmp_path: Path) -> None:
-    inner = open_log_and_feedback("sqlite:///log.db", base=tmp_path)[0]
-
-    class Forgetful(WatchedLog):
-        async def append(self, records: Any) -> None:
-            await super().append(records)
-            if len(self.calls) == 1:
-                raise GONE
-
-    log = Forgetful(inner)
-    async with writer_to(log, spool=tmp_path / "spool.db", **QUICK) as writer:
-        for one in records(30):
-            writer.put(one)
-        await log.called(2)
-    assert await everything(inner) == records(30)
-    assert len(log.stored) == 60
-    await inner.aclose()
-
-
 async def test_a_log_that_hangs_holds_up_leaving_only_for_the_deadline_and_loses_nothing(tmp_path: Path) -> None:
     log = WatchedLog()
     log.gate.clear()
@@ -188,26 +112,6 @@ async def test_a_log_that_hangs_holds_up_leaving_only_for_the_deadline_and_loses
                 writer.put(one)
     assert ids(in_spool(tmp_path / "spool.db")) == ids(records(100))
     assert (writer.dropped, writer.backlog) == (0, 0)
-
-
-async def test_a_log_that_hangs_while_running_counts_as_failed(tmp_path: Path) -> None:
-    log = WatchedLog()
-    log.gate.clear()
-    async with writer_to(log, spool=tmp_path / "spool.db", append_timeout=0.01, **QUICK) as writer:
-        writer.put(record(1))
-        await log.called(1)
-        assert writer.last_error == "the log did not answer within 0.01 s"
-        log.gate.set()
-        await log.holds(1)
-
-
-async def test_by_default_ten_thousand_records_wait_in_memory() -> None:
-    log, one = WatchedLog(), record(1)
-    log.fails = GONE
-    async with writer_to(log, spool=None, close_timeout=0.1) as writer:
-        for _ in range(10_050):
-            writer.put(one)
-        assert (writer.backlog, writer.dropped) == (10_000, 50)
 
 
 async def test_without_a_spool_records_wait_for_the_log_as_long_as_there_is_room(tmp_path: Path) -> None:
@@ -265,18 +169,3 @@ async def test_a_full_disk_sends_records_to_the_spool_and_room_brings_them_home(
     assert writer.spooled == 300
     assert await everything(log) == records(300)
     await log.aclose()
-
-
-async def test_a_failing_log_is_reported_once_and_not_once_a_record(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    log = WatchedLog()
-    log.fails = GONE
-    with caplog.at_level(logging.DEBUG, logger="coe.records"):
-        async with writer_to(log, spool=tmp_path / "spool.db", batch=1, **QUICK) as writer:
-            for one in records(50):
-                writer.put(one)
-            await log.called(5)
-    assert [entry.levelname for entry in caplog.records] == ["WARNING"]
-    assert "redis at nowhere" in caplog.text
-    assert writer.dropped == 0

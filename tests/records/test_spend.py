@@ -72,23 +72,6 @@ def test_an_expert_that_answered_for_a_failed_recipe_has_the_rest_of_the_tokens(
     assert found["total"]["dollars"] == 21.0
 
 
-def test_the_baseline_prices_the_same_tokens_of_the_same_requests() -> None:
-    answered = [record(0, expert="coder", **TOKENS), record(1, expert="generalist", **TOKENS | {"cost": 10.0})]
-    unknown = record(2, expert="coder", input_tokens=None, output_tokens=None)
-    found = spent(*answered, unknown)
-    assert found["always"] == {
-        "requests": 2,
-        "dollars": 11.0,
-        "experts": [
-            {"expert": "generalist", "dollars": 20.0, "saved": 9.0},
-            {"expert": "coder", "dollars": 2.0, "saved": -9.0},
-            {"expert": "painter", "dollars": 2.0, "saved": -9.0},
-        ],
-        "unknown": [],
-    }
-    assert found["total"]["unpriced"] == 1
-
-
 def test_a_recipe_is_shared_out_to_its_members_and_compared_by_its_accepted_answer() -> None:
     calls = (
         RecipeCall("coder", 0, "answered", 1_000_000, 0),
@@ -125,43 +108,11 @@ def test_an_expert_without_prices_is_no_free_baseline_and_its_answers_are_unpric
     assert not any(line.startswith("always coder") for line in lines)
 
 
-def test_a_recipe_of_partly_unknown_cost_is_unpriced_and_counts_what_is_known() -> None:
-    calls = (RecipeCall("coder", 0, "answered", 1_000_000, 0), RecipeCall("painter", 0, "cancelled"))
-    failed = record(0, expert="panel", recipe="panel", steps=calls, input_tokens=1_000_000, output_tokens=0,
-                    cost=None, first_token_ms=None, outcome="aborted")  # fmt: skip
-    found = spent(failed)
-    assert (found["total"]["dollars"], found["total"]["unpriced"]) == (1.0, 1)
-    assert [(row["name"], row["dollars"], row["unpriced"]) for row in found["rows"]["expert"]] == [("coder", 1.0, 1)]
-
-
-def test_an_answer_of_the_cache_costs_nothing_and_counts_as_a_request() -> None:
-    found = spent(record(0, expert="generalist", cache="hit", reason="cached", **TOKENS | {"cost": 0.0}))
-    assert (found["total"]["requests"], found["total"]["dollars"], found["total"]["input_tokens"]) == (1, 0.0, 0)
-    assert found["always"]["requests"] == 0
-
-
 def test_a_log_with_endless_names_has_a_bounded_report() -> None:
     found = spent(*(record(n, key=f"k{n}", **TOKENS) for n in range(MAX_ROWS + 5)))
     rows = found["rows"]["key"]
     assert len(rows) == MAX_ROWS
     assert (rows[0]["name"], rows[0]["dollars"]) == (OTHER, 6.0)
-
-
-def test_in_a_terminal_the_table_has_a_total_and_the_baselines_stand_below() -> None:
-    found = spent(record(0, expert="coder", key="a", **TOKENS), record(1, expert="", key=None))
-    lines = [" ".join(line.split()) for line in _spend_lines(found, days=7)]
-    assert lines[:4] == [
-        "spend, 7 days dollars requests input output",
-        "total $1 2 1,000,012 200",
-        "expert coder $1 1 1,000,000 0",
-        "expert - $0 1 12 200",
-    ]
-    assert {"key a $1 1 1,000,000 0", "key - $0 1 12 200"} <= set(lines)
-    assert lines[-6:-3] == [
-        "1 answered requests have no known cost",
-        "the 1 requests with known tokens cost $1",
-        "always generalist would have cost $10, $9 more",
-    ]
 
 
 async def test_the_command_reads_each_kind_of_log(

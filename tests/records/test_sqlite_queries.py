@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 import random
-import sqlite3
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,12 +12,11 @@ from typing import TypeVar
 
 import pytest
 
-from coe.records import open_log_and_feedback, sqlite
+from coe.records import sqlite
 from coe.records.database import Database
 from coe.records.record import LogQuery, RoutingLog, RoutingRecord
 from coe.records.sqlite import TABLES, VERSION, SqliteLog
 from tests.records.samples import everything, record, records
-from tests.records.test_feedback_logs import event
 
 pytestmark = pytest.mark.anyio
 
@@ -105,25 +103,6 @@ async def test_one_call_scans_a_bounded_number_of_rows(
     assert (await log.tail(query)).cursor == "250"
 
 
-@pytest.mark.parametrize("query", [LogQuery(), LogQuery(category="law"), LogQuery(since=1.0, tenant="acme")])
-async def test_a_page_needs_no_sorting_and_a_filter_reads_no_record(database: Database, query: LogQuery) -> None:
-    log, statements = SqliteLog(database, retention=10_000, days=None), list[str]()
-    await log.append(records(10))
-    await database.read(lambda connection: connection.set_trace_callback(statements.append))
-    await log.back(query)
-
-    def plan(connection: sqlite3.Connection) -> list[str]:
-        connection.set_trace_callback(None)
-        page = next(one for one in statements if one.startswith("SELECT seq, record"))
-        return [str(row[3]) for row in connection.execute(f"EXPLAIN QUERY PLAN {page}")]
-
-    [step] = await database.read(plan)
-    assert step.startswith(
-        "SEARCH records USING " + ("INTEGER" if query == LogQuery() else "INDEX records_filter (seq>")
-    )
-    await log.aclose()
-
-
 async def test_the_oldest_records_are_deleted_together_within_a_hundredth_of_the_retention(
     database: Database,
 ) -> None:
@@ -135,16 +114,3 @@ async def test_the_oldest_records_are_deleted_together_within_a_hundredth_of_the
     full = kept[400 - 66 :]
     assert all(1_000 <= count < 1_010 for count in full)
     assert len(set(full)) > 1  # not at every append
-
-
-async def test_a_lowered_retention_takes_effect_at_the_first_append(tmp_path: Path) -> None:
-    log, feedback = open_log_and_feedback("sqlite:///log.db", base=tmp_path)
-    await log.append(records(3_000))
-    await feedback.append([event(n) for n in range(3_000)])
-    await log.aclose()
-    log, feedback = open_log_and_feedback("sqlite:///log.db", base=tmp_path, retention=1_000)
-    await log.append([record(3_000)])
-    await feedback.append([event(3_000)])
-    page = await feedback.read(limit=10_000)
-    assert len(await everything(log)) == len(page.events) == 1_000
-    await log.aclose()

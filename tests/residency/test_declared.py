@@ -116,9 +116,3 @@ def test_servers_are_confined_to_their_device_which_may_have_less_memory_than_al
         for device in planned
     } == {"x": {"large": "0,1"}, "y": {"small": "2,3"}}
     assert {name: device.name for device in planned for name in device.experts} == {"large": "x", "small": "y"}
-
-
-def test_neither_residency_nor_replicas_change_the_digest(tmp_path: Path) -> None:
-    plain = declared(tmp_path, residency=None).digest
-    assert declared(tmp_path, residency=devices(60), large={"pinned": True}).digest == plain
-    assert declared(tmp_path, residency=None, large={"replicas": 2}).digest == plain

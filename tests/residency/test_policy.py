@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coe.fleet.residency.policy import plan
-from coe.fleet.residency.state import Action, DeviceState, ServerProfile, ServerState, Tier
+from coe.fleet.residency.state import DeviceState, ServerProfile, ServerState, Tier
 from tests.residency.simulation import LOAD_SECONDS, UNLOAD_SECONDS, Simulation, scheduler_of
 
 A, B, C, D = (ServerProfile(key, 10.0) for key in "abcd")
@@ -37,14 +36,6 @@ def orders(
 RARE = server(B, "stopped", 0.0)
 
 
-def test_requests_for_an_awake_server_are_admitted_at_once() -> None:
-    assert plan(state(server(A, "awake", 0.0, 0.0))).actions == (Action("admit", "a"),)
-
-
-def test_a_request_loads_its_server_if_memory_is_free() -> None:
-    assert orders(server(A, "awake", in_flight=3), RARE, memory=20.0) == [("load", "b")]
-
-
 def test_an_idle_server_leaves_at_once_and_the_one_used_longest_ago_first() -> None:
     assert orders(server(A, "awake"), RARE) == [("stop", "a")]
     awake = server(A, "awake", last_used=2.0), server(C, "awake", last_used=1.0)
@@ -59,30 +50,12 @@ def test_a_busy_server_takes_no_new_requests_once_another_has_waited_for_max_wai
     assert orders(server(A, "awake", 5.0), RARE, now=MAX_WAIT) == [("stop", "a")]
 
 
-def test_what_fits_beside_a_server_that_waits_for_work_to_end_loads_meanwhile() -> None:
-    streams = server(replace(A, memory=7.0), "awake", in_flight=1)
-    first = server(replace(B, memory=7.0), "stopped", 0.0)
-    small = server(replace(C, memory=1.0), "stopped", 5.0)
-    assert orders(streams, first, small, now=11.0) == [("load", "c")]
-    assert orders(streams, first, replace(small, profile=replace(C, memory=4.0)), now=11.0) == []
-    assert orders(replace(streams, in_flight=set()), first, replace(small, tier="loading"), now=11.0) == [("stop", "a")]
-
-
 def test_the_most_urgent_server_is_loaded_first() -> None:
     """Urgency: the sum of the cubed waits."""
     early, late = server(B, "stopped", 1.0), server(C, "stopped", 2.0)
     assert orders(late, early, now=9.0) == [("load", "b")]
     assert orders(server(C, "stopped", *[2.0] * 9), early, now=9.0) == [("load", "c")]
     assert orders(server(C, "stopped", *[8.0] * 9), early, now=9.0) == [("load", "b")]
-
-
-def test_a_pinned_server_never_leaves() -> None:
-    assert orders(server(replace(A, pinned=True), "awake"), RARE, now=100.0) == []
-
-
-def test_a_device_loads_one_server_at_a_time_and_makes_room_for_the_next() -> None:
-    assert orders(server(A, "loading"), RARE, memory=30.0) == []
-    assert orders(server(A, "loading"), server(C, "awake"), RARE, memory=20.0) == [("stop", "c")]
 
 
 def test_a_server_that_sleeps_in_ram_wakes_beside_a_start_if_idle_servers_leave_enough_memory() -> None:
@@ -94,12 +67,6 @@ def test_a_server_that_sleeps_in_ram_wakes_beside_a_start_if_idle_servers_leave_
     assert orders(starts, sleeper, idle, memory=20.0, now=6.0) == [("stop", "d")]
     assert orders(starts, sleeper, server(D, "awake", in_flight=1), memory=20.0, now=6.0) == []
     assert orders(replace(starts, from_sleep=True), sleeper, memory=20.0, now=6.0) == []
-
-
-def test_a_server_that_the_device_cannot_hold_does_not_keep_others_from_loading() -> None:
-    larger = server(replace(A, memory=11.0), "stopped", 0.0)
-    assert orders(larger, RARE, now=20.0) == [("load", "b")]
-    assert orders(larger, server(C, "awake"), now=20.0) == []
 
 
 def test_an_evicted_server_sleeps_if_ram_is_free_and_else_stops_with_the_sleeper_used_longest_ago() -> None:
@@ -119,31 +86,11 @@ def test_sleeping_servers_are_stopped_if_their_device_memory_is_needed_and_those
     assert orders(asked, RARE, memory=11.0, now=6.0) == [("stop", "c")]
 
 
-def test_a_server_is_stopped_if_it_would_keep_too_much_asleep() -> None:
-    a, b = (replace(one, memory=9.8, sleeps=True, asleep_memory=0.5, host_memory=9.8) for one in (A, B))
-    wanted = server(b, "stopped", 0.0)
-    assert orders(server(a, "awake"), wanted, host_memory=50.0) == [("stop", "a")]
-    assert orders(server(a, "awake"), wanted, host_memory=50.0, memory=10.3) == [("sleep", "a")]
-
-
-@pytest.mark.parametrize("experts", [2, 4, 5])
-def test_large_servers_that_sleep_take_turns(experts: int) -> None:
-    """An expert loads although the memory that the others keep asleep exceeds what it leaves free."""
-    profiles = [ServerProfile(key, 7.2, sleeps=True, asleep_memory=0.9, host_memory=7.2) for key in "abcde"[:experts]]
-    simulation = Simulation(scheduler_of(profiles, memory=8.0, host_memory=100.0))
-    simulation.run([(float(number), "abcde"[number % experts], 3.0) for number in range(40)])
-    assert len(simulation.waits) == 40
-
-
 def test_a_server_whose_start_failed_is_not_loaded_before_its_retry_time() -> None:
     failed = server(A, "stopped", 5.0, retry_at=27.0)
     assert plan(state(failed, now=16.0)).next_check == 27.0
     assert orders(failed, now=16.0) == []
     assert orders(failed, now=27.0) == [("load", "a")]
-
-
-def test_requests_answered_by_a_stand_in_ask_for_a_load() -> None:
-    assert orders(server(A, "awake"), server(B, "stopped", redirected=0.0)) == [("stop", "a")]
 
 
 DEVICE = 21.0

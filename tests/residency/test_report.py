@@ -37,13 +37,3 @@ def test_a_load_under_way_shows_since_when_and_others_wait_for_it() -> None:
     found = reasons(loads, ServerState(B, "stopped", waiting={1: 3.0}), now=4.0)
     assert found["law"] == "has been loading from sleep for 3.0 s"
     assert found["code"] == "waits for its turn after the load under way"
-
-
-def test_an_expert_that_may_not_start_yet_or_leaves_says_so() -> None:
-    failed = ServerState(C, "stopped", waiting={1: 0.0}, retry_at=8.0)
-    held = ServerState(B, "awake", waiting={2: 0.0}, in_flight={3})
-    found = reasons(ServerState(A, "unloading", waiting={4: 0.0}), held, failed)
-    assert found["law"] == "is leaving; its requests wait until it can be loaded again"
-    assert found["code"] == "finishes its requests in flight (1) and leaves for an expert that waits longer"
-    assert found["chat"] == "failed and may start again in 8.0 s"
-    assert reasons(ServerState(A, "unloading"))["law"] == ""

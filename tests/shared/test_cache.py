@@ -154,13 +154,6 @@ async def test_a_frozen_redis_delays_lookups_by_the_limit_until_it_counts_as_awa
         await wait_until(lambda: not cache.outage.active)
 
 
-async def test_a_redis_that_was_never_there_delays_neither_start_nor_end() -> None:
-    async with cache_of("redis://127.0.0.1:1/0") as cache:
-        assert await cache.get(["k"]) == [None]
-        await wait_until(lambda: cache.outage.active)
-        cache.put("k", b"x", ttl=LONG)
-
-
 async def test_values_that_wait_to_be_written_are_bounded() -> None:
     cache = SharedCache(MemoryStore(), Outage("cache"), task="cache", wait=5.0)
     for number in range(40):

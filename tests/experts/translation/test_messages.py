@@ -137,16 +137,6 @@ async def test_a_loop_with_images_documents_and_server_tools_becomes_a_chat() ->
     assert dropped_parts("messages", {"messages": messages, "tools": [LOOK, SEARCH]}) == dropped
 
 
-async def test_the_error_of_a_result_and_tools_without_a_schema_are_left_out() -> None:
-    result = {"type": "tool_result", "tool_use_id": "a", "content": "no such file", "is_error": True}
-    bash = {"type": "bash_20250124", "name": "bash"}
-    fields = {"messages": [{"role": "user", "content": [result]}], "tools": [LOOK, bash]}
-    body = await sent("messages", **fields)
-    assert body["messages"] == [{"role": "tool", "tool_call_id": "a", "content": "no such file"}]
-    assert [tool["function"]["name"] for tool in body["tools"]] == ["look"]
-    assert dropped_parts("messages", fields) == ("bash_20250124",)
-
-
 @pytest.mark.parametrize(
     ("fields", "effort"),
     [
@@ -161,21 +151,6 @@ async def test_the_error_of_a_result_and_tools_without_a_schema_are_left_out() -
 )
 async def test_thinking_reaches_the_server_as_a_reasoning_effort(fields: dict[str, Any], effort: str | None) -> None:
     assert (await sent("messages", **fields)).get("reasoning_effort") == effort
-
-
-async def test_other_settings_reach_the_server_under_the_names_of_chat() -> None:
-    form = {"type": "json_schema", "schema": {"type": "object"}}
-    choice = {"type": "any", "disable_parallel_tool_use": True}
-    body = await sent(
-        "messages", max_tokens=7, top_k=3, output_config={"format": form}, tools=[LOOK], tool_choice=choice
-    )
-    assert (body["max_tokens"], body["top_k"], body["tool_choice"], body["parallel_tool_calls"]) == (
-        7,
-        3,
-        "required",
-        False,
-    )
-    assert body["response_format"]["json_schema"] == {"name": "answer", "schema": {"type": "object"}, "strict": True}
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,9 @@ import pytest
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
-from coe.core import Call, Reply
-from coe.errors import ExpertInvalidResponse, InvalidRequest
+from coe.errors import InvalidRequest
 from coe.experts.translation.expert import dropped_parts
-from coe.experts.translation.tools import MAX_CLIENT_NAME
-from tests.experts.translation.chat_expert import ChatExpert, ChatReply, answer, sent
+from tests.experts.translation.chat_expert import ChatExpert, answer, sent
 from tests.nesting import is_serializable, nested
 
 pytestmark = pytest.mark.anyio
@@ -131,13 +129,6 @@ async def test_tools_become_functions_and_built_in_ones_are_left_out() -> None:
     assert not {"tools", "tool_choice", "parallel_tool_calls"} & only.keys()
 
 
-async def test_a_name_that_every_tool_of_a_namespace_would_repeat_has_a_bound() -> None:
-    tools = [{"type": "function", "name": "find"}]
-    await sent("responses", tools=[{"type": "namespace", "name": "s" * MAX_CLIENT_NAME, "tools": tools}])
-    with pytest.raises(InvalidRequest, match=f"at most {MAX_CLIENT_NAME} characters"):
-        await sent("responses", tools=[{"type": "namespace", "name": "s" * (MAX_CLIENT_NAME + 1), "tools": tools}])
-
-
 async def test_the_items_of_a_loop_become_the_messages_of_chat() -> None:
     items: Any = [
         {"role": "developer", "content": [{"type": "input_text", "text": "Be brief."}]},
@@ -212,30 +203,6 @@ async def test_settings_reach_the_server_under_the_names_of_chat() -> None:
     }
 
 
-async def test_fields_that_were_sent_come_back_as_sent() -> None:
-    fields: dict[str, Any] = {
-        "instructions": "Be kind.",
-        "max_output_tokens": 7,
-        "metadata": {"a": "b"},
-        "parallel_tool_calls": False,
-        "prompt_cache_key": "k",
-        "reasoning": {"effort": "low", "summary": "auto"},
-        "safety_identifier": "s",
-        "store": False,
-        "temperature": 0.5,
-        "text": {"format": {"type": "json_object"}, "verbosity": "low"},
-        "tool_choice": "required",
-        "tools": TOOLS,
-        "top_p": 0.9,
-        "truncation": "auto",
-        "user": "u",
-    }
-    (plain,) = await answer(ChatExpert({"content": "{}"}), "responses", **fields)
-    assert {name: plain[name] for name in fields} == fields
-    events = await answer(ChatExpert({"content": "{}"}), "responses", stream=True, **fields)
-    assert {name: events[0]["response"][name] for name in fields} == fields
-
-
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
@@ -289,18 +256,3 @@ async def test_a_wrong_type_that_no_check_names_is_refused(api: Any) -> None:
     for fields in (own, {"tools": 5}, {"reasoning": "high", "thinking": 5}, {"text": [1], "output_config": [1]}):
         with pytest.raises(InvalidRequest, match="wrong type"):
             await answer(ChatExpert({"content": "hi"}), api, **fields)
-
-
-async def test_an_answer_in_another_form_is_an_invalid_response() -> None:
-    for index, calls in ((2, call_delta(0, "look", "{}")), (0, [*call_delta(0, "look"), *call_delta(1, "look")])):
-        late = {"tool_calls": [{"index": index, "function": {"arguments": "}"}}]}
-        with pytest.raises(ExpertInvalidResponse, match="out of order"):
-            await answer(ChatExpert(*calls, late), "responses", stream=True)
-    with pytest.raises(ExpertInvalidResponse, match="other than a Chat Completions answer"):
-        await answer(_WithoutChoice(), "responses")
-
-
-class _WithoutChoice(ChatExpert):
-    async def stream(self, call: Call) -> Reply:
-        self.replies.append(ChatReply([b'{"choices":[]}'], "application/json"))
-        return self.replies[-1]
