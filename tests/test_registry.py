@@ -54,20 +54,13 @@ def test_general_needs_no_assignment_and_goes_to_the_first_expert_that_supports_
     ("old", "new", "problem"),
     [
         ("    base_url:", "    base_ulr:", "experts.yaml:9: unknown key 'base_ulr'; did you mean 'base_url'?"),
-        ("version: 1", "version: 1\npolcy: {}", "experts.yaml:2: unknown key 'polcy'; did you mean 'policy'?"),
         (
             "    base_url: http",
             "    replicas: 2\n    base_url: http",
             "experts.yaml:9: 'small' is not a local expert; list its replicas in base_urls",
         ),
         ("  code: small", "  code: smal", "experts.yaml:12: unknown expert 'smal'; did you mean 'small'?"),
-        ("  code: small", "  cod: small", "experts.yaml:12: unknown category 'cod'; did you mean 'code'?"),
         ("{name: general", "{name: code", "experts.yaml:4: the name 'code' is already used on line 3"),
-        (
-            "version: 1",
-            f"version: 1\naccess: {{keys: [{{name: a, sha256: {DIGEST}}}, {{name: b, sha256: {DIGEST}}}]}}",
-            f"experts.yaml:2: the sha256 '{DIGEST}' is already used on line 2",
-        ),
         (
             "version: 1",
             f"version: 1\naccess:\n  keys: [{{name: a, tenant: acme, sha256: {DIGEST}}},\n"
@@ -75,13 +68,7 @@ def test_general_needs_no_assignment_and_goes_to_the_first_expert_that_supports_
             "experts.yaml:4: the key 'acme' would share the tenant 'acme' of other keys; declare its tenant",
         ),
         ("${TEST_KEY}", "${NO_KEY}", "experts.yaml:10: environment variable NO_KEY is not set"),
-        ("${TEST_KEY}", "os.environ/NO_KEY", "experts.yaml:10: environment variable NO_KEY is not set"),
         ("version: 1", "version: 2", "experts.yaml:1: version: input should be 1"),
-        (
-            "    runtime: external",
-            "    runtime: vlm",
-            "experts.yaml:8: experts.0.runtime: input should be 'transformers'",
-        ),
         (
             "    base_url: http://localhost:1/v1\n",
             "",
@@ -96,28 +83,6 @@ def test_general_needs_no_assignment_and_goes_to_the_first_expert_that_supports_
         ),
         ("    model: m\n", "", "experts.yaml:6: experts.0.model is missing"),
         ("    model: m", "    model: m\n    model: n", "experts.yaml:8: found duplicate key"),
-        (
-            "    model: m",
-            "    model: m\n    parameters: {x: 99999999999999999999}",
-            "experts.yaml:8: parameters cannot be",
-        ),
-        (
-            "version: 1",
-            "version: 1\npolicy: {cost_weight_limits: [1, 0]}",
-            "experts.yaml:2: cost_weight_limits must be",
-        ),
-        (
-            "    model: m",
-            "    model: m\n    languages: [en, gb]",
-            "experts.yaml:8: experts.0.languages.1: no language that is identified; write an ISO 639 code such as en",
-        ),
-        ("version: 1", "version: 1\nlimits: {max_body_mb: .inf}", "experts.yaml:2: limits.max_body_mb: input should"),
-        ("    model: m", "    model: m\n    parameters: {stream: true}", "experts.yaml:8: parameters may not set"),
-        (
-            "    runtime: external",
-            "    apis: [chat, score]\n    runtime: litellm",
-            "experts.yaml:8: 'small' has runtime litellm, which does not reach score; use runtime external",
-        ),
     ],
 )
 def test_a_mistake_is_named_with_its_line_and_the_nearest_valid_name(
@@ -235,15 +200,8 @@ def test_a_name_of_a_model_is_exact_or_that_of_the_first_pattern_that_matches(
         ("aliases: {gpt: smal}", "2: unknown model 'smal'; did you mean 'small'?"),
         ("aliases: {small: auto}", "2: 'small' is a model already, which an alias cannot replace; remove the alias"),
         ("aliases:\n  a: b\n  b: small", "3: the target 'b' is an alias itself; aliases do not chain, write a model"),
-        ("aliases: {a b: auto}", "2: aliases.a b"),
         ("aliases: {gpt: coe/fst}\noperating_points: {fast: {cost_weight: 1}}", "2: unknown model 'coe/fst'; did you"),
-        ("aliases: {coe/fast: auto}\noperating_points: {fast: {cost_weight: 1}}", "2: 'coe/fast' is a model already"),
-        ("aliases: {auto-1: small}", "2: the name 'auto-1' is reserved for proposed recipes; choose another alias"),
         ("operating_points: {fast: {cost_weight: 2}}", "2: operating_points.fast.cost_weight: input should be less"),
-        (
-            f"aliases: {{{', '.join(f'a{n}: auto' for n in range(257))}}}",
-            "2: aliases: dictionary should have",
-        ),
     ],
 )
 def test_a_wrong_alias_is_named_with_its_line_and_the_remedy(tmp_path: Path, added: str, problem: str) -> None:
@@ -259,7 +217,6 @@ _KEY = f"access: {{keys: [{{name: k, sha256: '{DIGEST}', RULE}}]}}\n"
     ("rule", "problem"),
     [
         ("experts: [smal]", "experts.yaml:14: unknown expert 'smal'; did you mean 'small'?"),
-        ("experts: ['gpt-*']", "experts.yaml:14: unknown expert 'gpt-*'; known: small"),
         ("experts: [both]", "experts.yaml:14: 'both' is a recipe; name its members, which permits the recipe too"),
         ("experts: []", "experts.yaml:14: access.keys.0.experts: tuple should have at least 1 item"),
         ("only_local: true", "experts.yaml:14: the key 'k' may use no expert that runs locally"),
@@ -290,16 +247,10 @@ def test_an_external_server_of_ones_own_is_local_by_declaration(tmp_path: Path) 
     ("line", "hint"),
     [
         ("runtime: openai", "not 'openai'; did you mean 'external'?"),
-        ("runtime: llama-server", "did you mean 'llama.cpp'?"),
-        ("runtime: vlmm", "did you mean 'vllm'?"),
         (f"runtime: {'q' * 500}", f"not {'q' * 64!r}"),
         ("runtime: external\n    capabilities: [vision]", "did you mean 'images'?"),
-        ("runtime: external\n    capabilities: [json-schema]", "did you mean 'json_schema'?"),
-        ("runtime: external\n    apis: [openai]", "did you mean 'chat'?"),
         ("runtime: external\n    api_base: http://h", "unknown key 'api_base'; did you mean 'base_url'?"),
-        ("runtime: external\n    max_model_len: 4096", "did you mean 'context_length'?"),
         ("runtime: external\n    capabilities: tools", "expected a list, such as [a, b]"),
-        ("runtime: external\n    prices: 3", "expected keys with values, such as {a: b}"),
     ],
 )
 def test_the_word_that_was_meant_is_named_on_its_line(tmp_path: Path, line: str, hint: str) -> None:

@@ -18,7 +18,7 @@ from coe.registry.rules import RuleSpec, rule_notes
 from coe.routing.agents import MAX_TOOLS
 from coe.routing.decision import Previous, decide
 from coe.routing.eligibility import exclusion
-from coe.routing.rules import MAX_SYSTEM_CHARACTERS, RequestFacts, Rules
+from coe.routing.rules import RequestFacts, Rules
 from gateway.access import Caller
 from gateway.request.head import with_rules
 from tests.access.samples import key_of
@@ -50,32 +50,24 @@ BASH = {"tools": [function("Bash")]}
     ("when", "facts", "matches"),
     [
         ({"tools": "Bash"}, facts_of(fields=BASH), True),
-        ({"tools": "bash"}, facts_of(fields=BASH), False),
         ({"tools": ["Edit", "B*h"]}, facts_of(fields=BASH), True),
         ({"tools": "*"}, facts_of(), False),
-        ({"tools": "find"}, facts_of(fields={"functions": [{"name": "find"}]}), True),
         ({"tools": "Edit"}, facts_of(fields={"tools": [{"name": "Edit", "input_schema": {}}]}, api="messages"), True),
         ({"tools": "web_search"}, facts_of(fields={"tools": [{"type": "web_search"}]}, api="responses"), True),
         ({"tools": "a"}, facts_of(fields={"tools": [7, {}, {"type": []}, {"function": {"name": 7}}]}), False),
         ({"tools": "last"}, facts_of(fields={"tools": [function("a")] * MAX_TOOLS + [function("last")]}), False),
         ({"client": "Claude-*"}, facts_of(client="claude-CLI/2.0"), True),
         ({"client": "claude"}, facts_of(client="claude-cli/2.0"), False),
-        ({"client": "a*"}, facts_of(client="a" * 1000), False),
         ({"key": "alice"}, facts_of(key="alice", tenant="acme"), True),
         ({"key": "acme"}, facts_of(key="alice", tenant="acme"), True),
-        ({"key": "b*"}, facts_of(key="alice", tenant="acme"), False),
         ({"path": "/v1/chat/completions"}, facts_of(), True),
         ({"path": "/v1/images/*"}, facts_of(api="images/edits"), True),
-        ({"path": "/v1/messages"}, facts_of(), False),
         ({"model": "gpt-4*"}, facts_of(model="gpt-4o"), True),
-        ({"model": "auto"}, facts_of(model="gpt-4o"), False),
         ({"system": "Contract ASSISTANT"}, facts_of(system="You are a contract assistant."), True),
         ({"system": ["x", "contract"]}, facts_of(system="You are a contract assistant."), True),
         ({"system": "hello"}, facts_of(), False),  # the user's text is not the system prompt
-        ({"system": "end"}, facts_of(system="x" * MAX_SYSTEM_CHARACTERS + "end"), False),
         ({"tokens": {"min": 100, "max": 100}}, facts_of(), True),
         ({"tokens": {"min": 101}}, facts_of(), False),
-        ({"tokens": {"max": 99}}, facts_of(), False),
         ({"tools": "Bash", "client": "claude-*"}, facts_of(fields=BASH), False),  # all conditions must hold
         ({"tools": "Bash", "client": "claude-*"}, facts_of(fields=BASH, client="claude-cli"), True),
     ],
@@ -242,21 +234,13 @@ def test_rules_name_tenants_patterns_and_aliases_and_no_plan_depends_on_them() -
         ),
         ("when: {model: gtp}, category: law", "unknown model or alias 'gtp'; did you mean 'gpt-*'?"),
         ("when: {model: fixed}, category: law", "requests for 'fixed' are not routed, so only `only_local` applies"),
-        ("when: {path: '*'}, category: lw", "unknown category 'lw'; did you mean 'law'?"),
-        ("when: {path: '*'}, odds: {cod: 2}", "unknown category 'cod'; did you mean 'code'?"),
         ("when: {path: '*'}, expert: smal", "unknown expert or recipe 'smal'; did you mean 'small'?"),
-        ("when: {tokens: {min: 2, max: 1}}, category: law", "rules.0.when.tokens: min is above max"),
-        ("when: {tokens: {}}, category: law", "rules.0.when.tokens: needs min or max"),
         ("when: {}, category: law", "rules.0.when: needs one of tools, client, key, path, model, system, language"),
-        ("when: {tool: Bash}, category: law", "unknown key 'tool'; did you mean 'tools'?"),
-        ("when: {language: english}, category: law", "rules.0.when.language.0"),
         (
             f"when: {{tools: [{', '.join('a' * 33)}]}}, category: law",
             "rules.0.when.tools: tuple should have at most 32",
         ),
         ("when: {path: '*'}", "rules.0: needs an action: category, expert, odds or only_local"),
-        ("when: {path: '*'}, category: law, odds: {law: 2}", "rules.0: category and odds exclude each other"),
-        ("when: {path: '*'}, odds: {law: 0}", "rules.0.odds.law: input should be greater"),
         ("when: {language: de}, only_local: true", "rules.0: only_local cannot depend on language"),
         (
             "when: {path: '*'}, category: law}\n  - {name: a, when: {path: '*'}, category: law",

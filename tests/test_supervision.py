@@ -34,7 +34,7 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture(autouse=True)
 def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervision, "FIRST_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(supervision, "next_pause", lambda *_, **__: 0.0)
 
 
 class Work:
@@ -111,8 +111,7 @@ async def test_a_cancelled_task_is_not_restarted() -> None:
     assert not work.waits.is_set(), "the work was started again"
 
 
-def test_pauses_double_to_a_bound_and_begin_anew_after_a_healthy_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervision, "FIRST_PAUSE_SECONDS", 1.0)
+def test_pauses_double_to_a_bound_and_begin_anew_after_a_healthy_time() -> None:
     pauses = [0.0]
     for _ in range(8):
         pauses.append(next_pause(pauses[-1], ran=0.0))

@@ -37,7 +37,7 @@ ANTHROPIC = {
         ({"prompt_tokens": 5, "prompt_tokens_details": None}, None),
         ({"prompt_tokens": 5, "prompt_tokens_details": {"cached_tokens": -1}}, None),
         ({"prompt_tokens": 5, "prompt_tokens_details": {"cached_tokens": 9}}, 5),
-        ({"input_tokens": 5, "input_tokens_details": {}}, None),
+        ({"prompt_tokens": 5, "prompt_tokens_details": {"cached_tokens": 4}, "cache_read_input_tokens": 4}, 4),
         ({"input_tokens": 5, "cache_read_input_tokens": True}, None),
     ],
 )

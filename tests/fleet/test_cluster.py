@@ -106,9 +106,11 @@ def actors() -> list[str]:
     return [actor["State"] for actor in actors().values() if actor["State"] != "DEAD"]
 
 
-async def test_a_server_that_dies_is_restarted_on_its_node_and_reported(fakes: Fakes) -> None:
+async def test_replicas_are_spread_over_the_nodes_and_one_that_dies_is_restarted_in_its_place(fakes: Fakes) -> None:
     async with fleet_of(fakes, BASE) as fleet:
         before = fleet.endpoints()
+        alive = [actor for actor in ray._private.state.actors().values() if actor["State"] == "ALIVE"]
+        assert len({actor["Address"]["NodeID"] for actor in alive}) == len(fakes.alive()) == 2
         psutil.Process(fakes.alive()[0]).kill()
         await fakes.wait_for_line("was killed by SIGKILL")
         await fakes.wait_for_line("is ready", times=3)

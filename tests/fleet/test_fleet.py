@@ -44,7 +44,7 @@ asyncio.run(main())
 """
 
 
-@pytest.mark.parametrize(("mode", "processes"), [("ok", 1), ("deaf", 1), ("family", FAMILY_SIZE)])
+@pytest.mark.parametrize(("mode", "processes"), [("deaf", 1), ("family", FAMILY_SIZE)])
 async def test_leaving_the_block_ends_every_process(fakes: Fakes, mode: str, processes: int) -> None:
     async with Fleet([fakes.spec(mode)], report=fakes.report, timeouts=QUICK):
         assert len(fakes.alive()) == processes

@@ -132,9 +132,7 @@ def test_an_expert_that_does_not_answer_fails_the_command_and_stays_in_the_file(
     [
         ((), "`coe init --demo` needs neither"),
         (("--endpoint", "http://127.0.0.1:9"), "nothing was written"),
-        (("--endpoint", "ftp://h"), "write http://HOST"),
         (("--provider", "openai"), "OPENAI_API_KEY is not set"),
-        (("--provider", "opnai"), "did you mean 'openai'"),
         (("--endpoint", "http://h", "--key-env", KEY), "not the key itself"),
         (("--demo", "--endpoint", "http://h"), "cannot be combined with"),
     ],
@@ -222,7 +220,6 @@ def test_a_named_model_is_declared_with_the_engine_that_is_installed_for_it(fold
             "models",
             "is not installed (installed: llama.cpp); get it with `uv tool install vllm`",
         ),
-        ("tiny:1b", "ollama, which would serve it, is not installed (installed: llama.cpp); get it with its installer"),
         ("a;${HOME}", "name a GGUF file, a folder, or a hub model"),
     ],
 )
@@ -239,9 +236,7 @@ def test_a_model_that_nothing_can_serve_is_refused_with_the_remedy(
     ("model", "installed", "runtime"),
     [
         ("llama3.2", ["ollama"], "ollama"),
-        ("llama3.2", ["vllm", "ollama"], "ollama"),
         ("gpt2", ["vllm"], "vllm"),
-        ("library/qwen3:8b", ["ollama"], "ollama"),
         ("org/quantised:Q4_K_M", ["llama.cpp", "ollama"], "llama.cpp"),
         ("org/some-ggufs/llama-hf", ["llama.cpp", "vllm"], "vllm"),
     ],

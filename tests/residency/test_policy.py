@@ -99,7 +99,7 @@ requests = st.lists(st.tuples(st.floats(0.0, 60.0), keys, st.floats(0.01, WORK))
 sizes = st.lists(st.floats(1.0, 0.95 * DEVICE), min_size=5, max_size=5)
 
 
-@settings(max_examples=400)
+@settings(max_examples=150)
 @given(sizes, st.floats(0.05, 0.2), requests, st.booleans(), st.floats(0.0, 3 * DEVICE), st.floats(0.5, 20.0))
 def test_memory_stays_in_budget_busy_servers_stay_loaded_and_no_request_starves(
     memories: list[float],
