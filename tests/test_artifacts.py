@@ -14,7 +14,6 @@ from coe.artifacts.atomic_files import replace_file
 from coe.artifacts.manifest import MANIFEST, Artifact
 from coe.artifacts.store import MIN_KEPT_VERSIONS, ArtifactStore
 from coe.errors import ArtifactError
-from tests.permissions import without_access
 
 
 def published(store: ArtifactStore, content: str) -> Artifact:
@@ -80,33 +79,6 @@ def test_a_file_that_cannot_be_replaced_keeps_its_content_and_leaves_no_draft(
     with pytest.raises(OSError, match="No space left"):
         replace_file(path, b"new", mode=mode)
     assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("rounds.json", b"old")]
-
-
-def test_a_folder_that_may_not_be_searched_is_one_clear_error(tmp_path: Path) -> None:
-    folder = tmp_path / "home"
-    store = ArtifactStore(folder, "router")
-    store.promote(published(store, "one").manifest.version)
-    with without_access(folder):
-        for read in (store.current, store.in_use, store.history):
-            with pytest.raises(ArtifactError, match=r"home/router/.*: cannot be read \(Permission denied\); check"):
-                read()
-
-
-@pytest.mark.parametrize("name", ["weights.bin", MANIFEST])
-@pytest.mark.parametrize("content", ["oNe", None])
-def test_making_a_damaged_version_again_repairs_it(name: str, content: str | None, tmp_path: Path) -> None:
-    store = ArtifactStore(tmp_path, "router")
-    artifact = published(store, "one")
-    store.promote(artifact.manifest.version, by="train")
-    (artifact.folder / name).unlink()
-    if content is not None:
-        (artifact.folder / name).write_text(content)
-    again = published(store, "one").manifest.version
-    store.promote(again, by="train")
-    current = store.current()
-    assert current is not None
-    assert current.manifest.version == artifact.manifest.version == again
-    assert [path.name for path in (tmp_path / "router").iterdir() if path.is_dir()] == [again]
 
 
 def test_a_damaged_version_is_not_promoted_and_nothing_moves(tmp_path: Path) -> None:
@@ -251,3 +223,20 @@ def test_the_newest_version_is_found_beside_one_whose_manifest_cannot_be_read(tm
     (tmp_path / "router" / good / MANIFEST).write_text("half")
     with pytest.raises(ArtifactError, match=r"manifest\.json: cannot be read"):
         store.newest()
+
+
+@pytest.mark.parametrize("name", ["weights.bin", MANIFEST])
+@pytest.mark.parametrize("content", ["oNe", None])
+def test_making_a_damaged_version_again_repairs_it(name: str, content: str | None, tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path, "router")
+    artifact = published(store, "one")
+    store.promote(artifact.manifest.version, by="train")
+    (artifact.folder / name).unlink()
+    if content is not None:
+        (artifact.folder / name).write_text(content)
+    again = published(store, "one").manifest.version
+    store.promote(again, by="train")
+    current = store.current()
+    assert current is not None
+    assert current.manifest.version == artifact.manifest.version == again
+    assert [path.name for path in (tmp_path / "router").iterdir() if path.is_dir()] == [again]

@@ -130,21 +130,3 @@ async def test_the_shared_affinity_is_looked_up_only_after_another_gateways_answ
     assert (await affinity.find(fifth), shared.lookups) == ("painter", 1)
     shared.expert = None
     assert await affinity.find(fifth) == "coder"  # known from the third
-
-
-@pytest.mark.parametrize(
-    ("turns", "continues"),
-    [
-        (["U write code"], False),
-        (["U write code", "A done", "U now a poem about rain"], False),
-        (["U write code", "A done", "U no, the other one please"], True),
-        (["U write code", "A ", ("poem about rain", "c")], True),
-        (["U write code", "A ", ("result", "c"), "U <system-reminder>Mind the poem.</system-reminder>"], True),
-        (["U write code", "A ", ("result", "c"), "U a poem about rain"], True),  # the call is still open
-        (["U write code", "A ran it", "U Observation: a poem about rain"], True),
-        (["U write code", "A done", "U now a poem about rain", "A In"], False),
-        (["A hello, how can I help?", "U a poem about rain"], False),
-    ],
-)
-def test_a_turn_without_a_request_continues_the_task(turns: Sequence[Any], continues: bool) -> None:
-    assert read_request(chat_of(*turns)).continues is continues

@@ -96,13 +96,6 @@ def test_a_request_that_continues_a_task_stays_whatever_the_utilities() -> None:
     assert (unknown.expert, unknown.reason) == ("coder", "routed")
 
 
-def test_an_uncertain_follow_up_stays_with_its_expert() -> None:
-    decision = decided(
-        chat_of("x"), 0.4, 0.25, 0.35, previous="painter", policy={"confidence_threshold": 0.5, "sticky_margin": 0}
-    )
-    assert (decision.expert, decision.reason) == ("painter", "sticky")
-
-
 def test_relative_cost_is_by_price_or_else_by_size_and_an_unknown_size_counts_as_the_largest() -> None:
     def costs_of(*experts: dict[str, object]) -> list[float]:
         common = {"model": "m", "runtime": "external", "base_url": "http://h/v1"}
@@ -137,7 +130,3 @@ def test_the_last_user_message_comes_first_and_older_ones_are_shortened() -> Non
     assert "kind" not in text
     assert 300 < text.count("newer") * 6 < 420
     assert 100 < text.count("old") * 4 < 220
-
-
-def test_the_system_prompt_is_included_only_with_little_user_text() -> None:
-    assert routing_text(chat_of("S you teach chemistry", "next")) == "next\nS you teach chemistry"

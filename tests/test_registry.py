@@ -231,18 +231,6 @@ def test_a_key_whose_rule_fits_no_expert_is_refused(tmp_path: Path, rule: str, p
     assert str(caught.value).startswith(problem)
 
 
-def test_an_external_server_of_ones_own_is_local_by_declaration(tmp_path: Path) -> None:
-    declared = GOOD.replace("    base_url:", "    local: true\n    base_url:") + _KEY.replace(
-        "RULE", "only_local: true"
-    )
-    assert load(tmp_path, declared).experts[0].is_local
-    assert load(tmp_path, declared).digest == load(tmp_path, GOOD).digest  # no plan depends on it
-    with pytest.raises(
-        ConfigError, match="`local` is for runtime external; 'small' has runtime litellm, of a provider"
-    ):
-        load(tmp_path, declared.replace("runtime: external", "runtime: litellm"))
-
-
 @pytest.mark.parametrize(
     ("line", "hint"),
     [

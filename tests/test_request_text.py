@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from benchmarks.boilerplate import chat_of
-from benchmarks.boilerplate_wrappers import CONTRACT, LEAFLET, PROJECT, WRAPPERS, Messages, user
+from benchmarks.boilerplate_wrappers import CONTRACT, LEAFLET, WRAPPERS, Messages, user
 from coe.routing import agents, units
 from coe.routing.agents import CODING_AGENT
 from coe.routing.message_parts import MAX_MESSAGE_CHARACTERS, split_message
@@ -25,10 +25,6 @@ LONG = "Compare the tax treatment of two ways to sell a small family business, w
 
 def text_of(message: str) -> str:
     return routing_text(chat_of([user(message)]))
-
-
-def kinds_of(message: str) -> list[str]:
-    return [part.kind for part in read_request(chat_of([user(message)])).left_out]
 
 
 @pytest.mark.parametrize("prompt", [LONG, "What are the side effects of metformin?", "How do bats find their prey?"])
@@ -85,20 +81,6 @@ def test_the_question_is_read_in_templates(frame: str) -> None:
 )
 def test_what_a_user_wrote_is_routed_as_it_is(message: str) -> None:
     assert text_of(message) == message
-
-
-@pytest.mark.parametrize(
-    ("message", "kind"),
-    [
-        (f"<system-reminder>\nrun the linter\n</system-reminder>\n{LONG}", "block"),
-        (f'{LONG}\n<recent_files count="2">\na.py\n</recent_files>', "block"),
-        (f"<INSTRUCTIONS>\n{PROJECT}</INSTRUCTIONS>\n\n{LONG}", "block"),
-        (f"Summarise the text for a lawyer.\n\nText:\n{CONTRACT}", "material"),
-        (f"Answer the question.\n\nQuestion: {LONG}\n\nAnswer:", "frame"),
-    ],
-)
-def test_each_part_that_does_not_count_is_named(message: str, kind: str) -> None:
-    assert kind in kinds_of(message)
 
 
 def test_a_request_without_a_topic_is_routed_with_the_head_of_its_material() -> None:

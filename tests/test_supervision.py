@@ -21,7 +21,7 @@ from coe.experts.http.client import Client
 from coe.fleet.residency.client import ResidencyClient, connected_client
 from coe.records import LogWriter
 from coe.settings import Settings
-from coe.supervision import log_failure, next_pause, supervised
+from coe.supervision import next_pause, supervised
 from gateway.access import Limiter, open_affinity
 from gateway.observability.logs import TextFormatter
 from gateway.observability.metrics import Metrics
@@ -77,28 +77,6 @@ async def test_a_task_that_fails_is_logged_counted_and_restarted(caplog: pytest.
     assert "builtins.ValueError" in line
     assert "a prompt" not in line
     await cancelled(task)
-
-
-async def test_a_task_that_may_return_ends_then() -> None:
-    work = Work(None)
-    await supervised(work, "demo", may_return=True)
-    assert not work.failures
-    assert not work.waits.is_set(), "the work was started again"
-
-
-async def test_a_task_that_runs_once_is_logged_where_it_fails(caplog: pytest.LogCaptureFixture) -> None:
-    async def run(*, fails: bool) -> None:
-        if fails:
-            raise OSError("the disk is full")
-
-    for fails in (False, True):
-        task = asyncio.create_task(run(fails=fails), name="once")
-        task.add_done_callback(log_failure)
-        await asyncio.wait({task})
-        await asyncio.sleep(0)
-    (record,) = caplog.records
-    assert "background task 'once' failed" in formatted(record)
-    assert "the disk is full" in formatted(record)
 
 
 async def test_a_cancelled_task_is_not_restarted() -> None:

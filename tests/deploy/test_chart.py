@@ -114,19 +114,6 @@ def test_services_disruption_budget_and_policies_select_the_pods_they_mean() -> 
         assert not selector.items() <= other.items()
 
 
-def test_gateway_and_retraining_share_the_state_folder() -> None:
-    objects = rendered(EVERYTHING)
-    job = of(objects, "CronJob")["spec"]["jobTemplate"]["spec"]["template"]["spec"]
-    claims = [
-        volume["persistentVolumeClaim"]["claimName"]
-        for pod in (gateway(objects)["spec"], job)
-        for volume in pod["volumes"]
-        if volume["name"] == "state"
-    ]
-    assert claims == [of(objects, "PersistentVolumeClaim")["metadata"]["name"]] * 2
-    assert job["containers"][0]["args"] == ["retrain"]
-
-
 @pytest.mark.parametrize(
     ("values", "why"),
     [

@@ -88,17 +88,6 @@ def test_our_commands_are_known(name: str) -> None:
     assert result.exit_code == 0, result.output
 
 
-def test_every_declared_expert_has_its_server_under_the_name_it_is_asked_by() -> None:
-    registry = load(ROOT / "deploy" / "compose" / "experts.yaml", environ={})
-    for expert in registry.experts:
-        host = re.fullmatch(r"http://([a-z-]+):8000/v1", expert.addresses[0])
-        assert host is not None
-        words = services()[host[1]]["command"]
-        assert words[words.index("--served-model-name") + 1] == expert.model
-        if "--max-model-len" in words:
-            assert int(words[words.index("--max-model-len") + 1]) == expert.context_length
-
-
 def test_the_profile_for_hosted_models_passes_on_the_keys_that_its_experts_name() -> None:
     environ = services()["gateway-api"]["environment"]
     declared = ROOT / "deploy" / "compose" / Path(environ["COE_CONFIG"]).name

@@ -102,9 +102,6 @@ class FaultyServer:
         request.transport.abort()
         return response
 
-    async def _detail(self, request: web.Request, status: str) -> web.StreamResponse:
-        return web.json_response({"detail": "unexpected field"}, status=int(status))
-
     async def _silent(self, request: web.Request, _: str) -> web.StreamResponse:
         return await self._events(request, None)
 
@@ -114,18 +111,11 @@ class FaultyServer:
     async def _stream_text(self, request: web.Request, text: str) -> web.StreamResponse:
         return await self._events(request, text.encode())
 
-    async def _no_done(self, request: web.Request, _: str) -> web.StreamResponse:
-        return await self._events(request, CHUNK % b"m", LAST)
-
     async def _fails_late(self, request: web.Request, _: str) -> web.StreamResponse:
         return await self._events(request, CHUNK % b"m", b'data: {"error":{"message":"cuda died"}}\n\n', DONE)
 
     async def _slow_start(self, request: web.Request, _: str) -> web.StreamResponse:
         return await self._events(request, b"\r\n\r\n", b": ping\n\n", CHUNK % b"m", LAST, DONE)
-
-    async def _nested_reason(self, request: web.Request, _: str) -> web.StreamResponse:
-        text = '{"error":' + "[" * 300 + "]" * 300 + "}"
-        return web.Response(text=text, status=500, content_type="application/json")
 
     async def _truncated(self, request: web.Request, _: str) -> web.StreamResponse:
         return await self._events(request, CHUNK % b"m")
@@ -207,10 +197,6 @@ class FaultyServer:
         await response.write(LAST + DONE)
         await response.write_eof()
         return response
-
-    async def _split(self, request: web.Request, _: str) -> web.StreamResponse:
-        whole = CHUNK % b"m" + LAST + DONE
-        return await self._events(request, *(whole[i : i + 7] for i in range(0, len(whole), 7)))
 
     async def _events(self, request: web.Request, *chunks: bytes | None, end: bool = True) -> web.StreamResponse:
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coe.core import Call
-from coe.errors import CAUSES, ExpertBusy, ExpertError, ExpertUnavailable
+from coe.errors import CAUSES, ExpertError, ExpertUnavailable
 from coe.experts import build_experts
 from coe.experts.error_mapping import MAX_CHARACTERS, REMEDIES, redacted
 from coe.experts.http.client import Client
-from coe.experts.outcomes import MIN_FAILURES, QUIET_PERIOD, Incidents
+from coe.experts.outcomes import QUIET_PERIOD, Incidents
 from tests.experts.fault_servers import Answer, answering, closed_port, hanging_up, refusing, server, serving, silent
 from tests.fakes import registry_of
 from tests.waiting import ManualClock
@@ -140,15 +140,3 @@ def test_an_incident_has_one_line_when_it_begins_and_one_when_it_ends(lines: Any
     incidents.close_resolved()
     assert lines()[1].startswith("expert coder answers again: unauthorized ended after 50 failures in 260 s")
     assert not incidents.active
-
-
-def test_each_cause_is_an_incident_of_its_own_and_becomes_an_alarm_when_it_repeats(lines: Any) -> None:
-    incidents = Incidents("coder", clock=ManualClock())
-    for number in range(MIN_FAILURES):
-        assert not incidents.failing
-        incidents.failed(unauthorized(), address="a")
-        if number < MIN_FAILURES - 1:
-            incidents.failed(ExpertBusy("full", expert="coder"), address="a")
-    assert incidents.failing
-    assert set(incidents.active) == {"unauthorized", "rate_limited"}
-    assert len(lines()) == 2

@@ -171,25 +171,3 @@ def test_an_invalid_address_is_a_value_error(url: str) -> None:
 def test_a_header_value_cannot_inject_another_header() -> None:
     with pytest.raises(ValueError, match="line break"):
         Target("http://x/", {}).head(0, {"traceparent": "a\r\nx-evil: b"})
-
-
-async def test_requests_that_are_cancelled_while_they_connect_use_up_no_connections() -> None:
-    """uvloop calls `connection_made` and not `connection_lost` if the task is cancelled between the two."""
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while await request_of(reader):
-            writer.write(OK)
-
-    async with serving(serve) as url, Client() as client:
-        target = Target(url, {})
-        for steps in range(5):  # a response takes more
-            for _ in range(5):
-                task = asyncio.ensure_future(client.send(target, b"{}"))
-                for _ in range(steps):
-                    await asyncio.sleep(0)
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
-                for _ in range(5):  # in which the transport closes its socket
-                    await asyncio.sleep(0)
-        assert await whole(client, target) == b"ok"
-        assert len(client._open) == 1

@@ -39,15 +39,6 @@ def test_arbitrary_bytes_raise_nothing_but_a_protocol_error(data: bytes, before:
         pass
 
 
-def test_without_a_length_the_body_ends_at_connection_close() -> None:
-    answer = Reading()
-    assert answer.feed(HEAD + b"\r\nhello") == b"hello"
-    assert not answer.complete
-    answer.end()
-    assert answer.complete
-    assert not answer.reusable
-
-
 @pytest.mark.parametrize("whole", [COUNTED, CHUNKED, TRAILED], ids=["counted", "chunked", "trailed"])
 def test_a_connection_that_closes_early_is_an_error_at_any_byte(whole: bytes) -> None:
     for length in range(len(whole)):

@@ -54,20 +54,6 @@ async def whole(expert: ReplicatedExpert, call: Call = CALL) -> list[bytes]:
     return chunks
 
 
-async def test_an_abandoned_reply_is_released_once_and_is_no_outcome() -> None:
-    expert, (server,), _ = made((*WHOLE, error(ExpertUnavailable)))
-    for _ in range(2 * MAX_FAILURES):
-        reply = await expert.stream(CALL)
-        chunks = reply.chunks()
-        await anext(chunks)
-        await chunks.aclose()
-        assert expert.replicas[0].in_flight == 1
-        await reply.aclose()
-        assert expert.replicas[0].in_flight == 0
-    assert all(reply.closed for reply in server.replies)
-    assert expert.health.up
-
-
 @pytest.mark.parametrize("kind", [ExpertUnavailable, ExpertTimeout, ExpertInvalidResponse])
 async def test_failed_replicas_receive_no_requests_for_a_cool_down(kind: type[Any]) -> None:
     expert, (server,), clock = made(error(kind))

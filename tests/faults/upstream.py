@@ -38,14 +38,6 @@ async def good(writer: Writer, stream: bool) -> bool:
     return True
 
 
-async def drips(writer: Writer, stream: bool) -> bool:
-    whole = STREAM + chunked(*[CHUNK] * 5, LAST, DONE) + b"0\r\n\r\n" if stream else body(b"200 OK", PLAIN)
-    for start in range(0, len(whole), 40):
-        writer.write(whole[start : start + 40])
-        await asyncio.sleep(0.01)
-    return True
-
-
 async def busy(writer: Writer, _: bool) -> bool:
     writer.write(body(b"429 Too Many Requests", b'{"error":{"message":"later"}}', b"retry-after: 1"))
     return True
@@ -66,13 +58,6 @@ async def dies_in_mid_answer(writer: Writer, stream: bool) -> bool:
     await writer.drain()
     await asyncio.sleep(0.01)
     writer.transport.abort()
-    return False
-
-
-async def half_closes(writer: Writer, stream: bool) -> bool:
-    writer.write(STREAM + chunked(CHUNK) if stream else body(b"200 OK", PLAIN)[:-10])
-    writer.write_eof()
-    await asyncio.sleep(0.2)
     return False
 
 
@@ -99,10 +84,8 @@ async def freezes(writer: Writer, stream: bool) -> bool:
 
 ANSWERS: dict[Answer, float] = {
     good: 95,
-    drips: 1,
     resets: 1,
     dies_in_mid_answer: 1,
-    half_closes: 1,
     talks_garbage: 1,
     breaks_http: 1,
     failing: 0.5,

@@ -1,6 +1,6 @@
 """A tiny expert server for tests: `fake_server.py PORT MODE PIDS`. It adds the ids of its processes to the file PIDS.
 
-GET /die ends it, GET /freeze stops it dead, GET /shout fills its log.
+GET /die ends it and GET /freeze stops it dead.
 """
 
 import json
@@ -31,14 +31,12 @@ class Handler(BaseHTTPRequestHandler):
             os._exit(7)
         if self.path == "/freeze":
             os.kill(os.getpid(), signal.SIGSTOP)
-        if self.path == "/shout":
-            write("x" * 12_000_000 + "the end of it")
-        self.reply(503 if self.mode == "sick" else 200, {"status": "as it is"})
+        self.reply(200, {"status": "as it is"})
 
     def do_POST(self) -> None:
         if self.path.startswith(("/sleep", "/wake_up")):
             write(self.path)
-            self.reply(500 if self.mode == "sleepless" else 200, {})
+            self.reply(200, {})
             return
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         if self.mode == "loading":
@@ -79,7 +77,7 @@ def main(port: int, mode: str, pids: Path, host: str = "127.0.0.1") -> None:
     with pids.open("a") as file:
         file.write(f"{os.getpid()}\n")
     write(f"OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']}")
-    if mode == "dies" or (mode == "dies-again" and started_before):
+    if mode == "dies":
         sys.exit("first line\nsecond line\nValueError: no such weights")
     if mode == "deaf":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

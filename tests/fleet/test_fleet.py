@@ -19,12 +19,10 @@ from aiohttp import web
 
 from coe.core import Api
 from coe.errors import FleetError
-from coe.fleet import server
 from coe.fleet.fleet import Fleet
 from coe.fleet.probe import is_ready
 from tests.fleet.fake_fleet import DEADLINE, QUICK, Fakes, send_chat
 from tests.fleet.fake_server import FAMILY_SIZE
-from tests.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
 
@@ -117,16 +115,6 @@ async def test_a_server_whose_supervisor_is_killed_dies_with_it_and_is_restarted
     assert "was killed by SIGKILL" in fakes.lines[1]
 
 
-async def test_failed_restarts_are_reported_and_delayed_longer_each_time(fakes: Fakes) -> None:
-    spec = fakes.spec("dies-again")
-    async with Fleet([spec], report=fakes.report, timeouts=QUICK):
-        await send_chat(spec, "/die")
-        await fakes.wait_for_line("did not come back", times=3)
-    delays = [line.partition("restarting in ")[2].partition(" (log")[0] for line in fakes.lines[1:5]]
-    assert delays == ["0.05 s", "0.1 s", "0.2 s", "0.2 s"]
-    assert "(server 'fake' exited with code 1 before it was ready: ValueError: no such weights)" in fakes.lines[2]
-
-
 async def test_a_port_in_use_is_reported_and_nothing_starts(fakes: Fakes) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -195,19 +183,3 @@ async def test_killing_the_parent_ends_every_process_too(fakes: Fakes) -> None:
     parent.send_signal(signal.SIGKILL)
     await parent.wait()
     assert psutil.wait_procs(processes, DEADLINE)[1] == []
-
-
-async def test_a_long_log_is_truncated_to_its_end(fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec, truncate, sizes = fakes.spec(), server.truncate_log, list[int]()
-
-    def truncate_at_the_end(path: Path) -> None:
-        if server.log_tail(path).endswith("xthe end of it"):  # a truncation during a write may lose it
-            truncate(path)
-            sizes.append(path.stat().st_size)
-
-    monkeypatch.setattr(server, "truncate_log", truncate_at_the_end)
-    async with Fleet([spec], report=fakes.report, timeouts=QUICK):
-        await send_chat(spec, "/shout")
-        await wait_until(lambda: sizes)
-    assert sizes[0] < server.MAX_LOG_BYTES
-    assert server.log_tail(spec.log).endswith("xthe end of it")

@@ -1,4 +1,4 @@
-"""Small parts of the fleet: backoff, ports, logs, exit codes, imports."""
+"""Small parts of the fleet: backoff, logs, exit codes."""
 
 from __future__ import annotations
 
@@ -40,3 +40,16 @@ def test_the_tail_of_a_log_is_its_last_lines_that_are_not_blank(tmp_path: Path) 
 )
 def test_an_exit_code_is_described_in_words(code: int, words: str) -> None:
     assert describe_exit(code) == words
+
+
+def test_a_log_is_truncated_under_its_writer_only_if_too_long(tmp_path: Path) -> None:
+    log = tmp_path / "a.log"
+    server.truncate_log(log)
+    with log.open("ab", buffering=0) as writer:
+        writer.write(b"0123456789")
+        server.truncate_log(log, limit=10, keep=4)
+        assert log.read_bytes() == b"0123456789"
+        writer.write(b"a")
+        server.truncate_log(log, limit=10, keep=4)
+        writer.write(b"b")
+    assert log.read_bytes() == b"789ab"

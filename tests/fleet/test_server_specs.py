@@ -116,19 +116,6 @@ def test_the_cpu_build_of_vllm_is_started_by_its_module(python: Path) -> None:
     assert spec.argv[:5] == (str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", "org/model")
 
 
-def test_a_command_is_found_on_the_path_and_a_missing_one_is_named_with_the_remedy(
-    python: Path, tmp_path: Path
-) -> None:
-    (python.parent / "vllm").unlink()
-    with pytest.raises(
-        FleetError, match=r"expert 'a': the command 'vllm' is neither in .* install it with `uv tool install vllm`"
-    ):
-        plan(declared("a"), python=python)
-    (tmp_path / "vllm").touch(mode=0o755)
-    [spec], _ = plan(declared("a"), python=python)
-    assert spec.argv[0] == str(tmp_path / "vllm")
-
-
 @pytest.mark.parametrize(
     ("changes", "key", "message"),
     [

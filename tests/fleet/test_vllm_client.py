@@ -39,22 +39,3 @@ async def test_a_server_that_does_not_fall_asleep_in_time_is_woken_and_reported(
     finally:
         await runner.cleanup()
     assert requests == ["/sleep?level=1&mode=wait", "/wake_up"]
-
-
-async def test_a_missing_server_is_an_error_at_once_and_a_refusal_keeps_its_message() -> None:
-    async def refuse(_: web.Request) -> web.Response:
-        return web.json_response({"error": {"message": "out of memory"}}, status=500)
-
-    port = free_port()
-    async with open_probe_session() as session:
-        client = VllmClient(f"http://127.0.0.1:{port}", session)
-        with pytest.raises(FleetError, match="cannot be reached"):
-            await client.wake()
-        app = web.Application()
-        app.router.add_post("/wake_up", refuse)
-        runner = web.AppRunner(app)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", port).start()
-        with pytest.raises(FleetError, match="answered 500: out of memory"):
-            await client.wake()
-        await runner.cleanup()

@@ -113,22 +113,6 @@ def test_models_for_other_uses_are_no_candidates(name: str) -> None:
     assert ids(found(name, "embedder", "plain")) == ["plain"]
 
 
-@pytest.mark.parametrize(
-    ("name", "size"),
-    [
-        ("llama3.1:8b", 8.0),
-        ("Qwen/Qwen3-30B-A3B-Instruct", 3.0),
-        ("gemma-3-4b-it", 4.0),
-        ("SmolLM2-0.1b", 0.1),
-        ("mixtral-8x7b", None),
-        ("gpt-5-mini", None),
-        ("bge-100bit", None),
-    ],
-)
-def test_active_parameters_come_from_the_name(name: str, size: float | None) -> None:
-    assert Candidate(OPENAI, "http://x/v1", ListedModel(name), None).active_parameters_b == size
-
-
 # ------------------------------------------------------------------------------------------------- sources
 
 
@@ -161,13 +145,6 @@ def test_addresses_with_credentials_or_without_a_host_are_refused(url: str) -> N
     with pytest.raises(ConfigError) as error:
         endpoint(url)
     assert "secret" not in str(error.value)
-
-
-def test_an_unknown_provider_is_refused_with_the_nearest_one() -> None:
-    with pytest.raises(ConfigError, match="did you mean 'mistral'"):
-        provider("mistrall", {})
-    with pytest.raises(ConfigError, match="cerebras\\. Any other"):
-        provider("xyz", {})
 
 
 @pytest.mark.parametrize(

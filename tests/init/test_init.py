@@ -107,14 +107,6 @@ def test_what_runs_here_and_the_keys_that_are_set_are_found(folder: Path, monkey
     assert loaded(folder / "experts.yaml", OPENAI_API_KEY=KEY).expert_names == ("gpt-5-mini", "llama3.2-3b")
 
 
-def test_a_source_that_fails_is_reported_and_the_others_are_written(folder: Path) -> None:
-    with running(FAST) as (root,):
-        status, output = run("--endpoint", root, "--endpoint", closed_port(), "--offline")
-    assert (status, "connection_refused" in output) == (1, True)
-    assert loaded(folder / "experts.yaml").expert_names == ("Qwen2.5-Coder-7B-Instruct",)
-    assert "answers at" not in output
-
-
 def test_an_expert_that_does_not_answer_fails_the_command_and_stays_in_the_file(folder: Path) -> None:
     async def lists_only(request: web.Request) -> web.StreamResponse:
         if request.path == "/v1/models":
@@ -152,31 +144,6 @@ def test_patterns_select_models_and_a_pattern_without_any_is_an_error(folder: Pa
         assert "300 models are selected" in run("--endpoint", root, "--model", "*")[1]
         assert run("--endpoint", root, "--model", "*-29?", "--offline")[0] == 0
     assert len(loaded(folder / "experts.yaml").experts) == 10
-
-
-def test_a_link_and_the_mode_of_its_file_stay(folder: Path) -> None:
-    (folder / "real").mkdir()
-    file, link = folder / "real" / "own.yaml", folder / "experts.yaml"
-    file.write_text("mine")
-    file.chmod(0o640)
-    link.symlink_to(file)
-    draft = folder / ".experts.yaml.draft"
-    draft.symlink_to(folder / "other")
-    with running(FAST) as (root,):
-        assert run("--endpoint", root, "--offline", "--force")[0] == 0
-    assert (link.readlink(), file.stat().st_mode & 0o777) == (file, 0o640)
-    assert loaded(file).expert_names == ("Qwen2.5-Coder-7B-Instruct",)
-    assert (draft.is_symlink(), (folder / "other").exists()) == (True, False)
-    assert [*file.parent.iterdir()] == [file]
-
-
-def test_a_demo_that_cannot_run_writes_nothing_and_names_what_to_install(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(init_verb, "DEMO_MODULES", ("os", "not_installed"))
-    status, output = run("--demo")
-    assert (status, [*folder.iterdir()]) == (1, [])
-    assert "needs not_installed; run `pip install 'composition-of-experts[local]'` and `pip install" in output
 
 
 def test_the_demo_needs_no_server(folder: Path) -> None:

@@ -12,7 +12,7 @@ from aiohttp import web
 from coe.cli.init import listing as listing_module
 from coe.cli.init.listing import ListedModel, Listing, NoList, list_models, read_models
 from coe.cli.init.sources import Source, endpoint
-from tests.experts.fault_servers import Answer, closed_port, hanging_up, refusing, server, servers, silent
+from tests.experts.fault_servers import Answer, closed_port, hanging_up, refusing, server, servers
 from tests.init import model_lists
 from tests.init.model_lists import listing
 
@@ -107,12 +107,6 @@ async def test_a_key_that_no_header_can_hold_is_refused_before_the_request(key: 
 
 
 @pytest.mark.anyio
-async def test_a_server_that_never_answers_ends_by_its_timeout() -> None:
-    found = await listed(silent, timeout=0.1)
-    assert (found.cause, "0.1 s" in found.problem) == ("timeout", True)
-
-
-@pytest.mark.anyio
 async def test_no_more_than_the_limit_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listing_module, "MAX_LIST_BYTES", 2**20)
     sent = 0
@@ -157,8 +151,3 @@ def test_names_that_would_change_the_declaration_are_left_out(name: Any) -> None
 def test_pages_of_another_form_are_no_lists(page: bytes, why: str) -> None:
     with pytest.raises(NoList, match=why):
         read_models(page)
-
-
-def test_a_bare_array_is_a_list_and_repeated_names_count_once() -> None:
-    models, left_out = read_models(orjson.dumps([{"id": "models/a"}, {"id": "a"}, "b"]))
-    assert ([one.id for one in models], left_out) == (["a"], 2)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from coe.errors import ExpertRejected, ExpertTimeout, ExpertUnavailable, InvalidRequest
+from coe.errors import ExpertUnavailable
 from coe.recipes import calls as recipe_calls
 from coe.usage import RecipeLog
 from tests.recipes.members import (
@@ -94,24 +94,6 @@ async def test_if_the_last_step_is_unavailable_the_held_answer_goes_out_unverifi
     assert log.stop == "unavailable"
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        ExpertTimeout("too slow", expert="large"),
-        ExpertRejected("context too long", expert="large", status=400),
-        InvalidRequest("nested too deeply"),
-    ],
-)
-async def test_if_no_member_answers_the_last_error_is_raised_as_of_one_expert(error: Exception) -> None:
-    log = RecipeLog()
-    recipe = recipe_of(*members(a=unavailable("a"), b=unavailable("b"), large=error), **CASCADE)
-    with pytest.raises(type(error)) as raised:
-        await recipe.stream(call_of(log=log))
-    assert raised.value is error
-    assert getattr(error, "expert", "careful") == "careful"
-    assert log.stop == "failed"
-
-
 async def test_a_retry_of_the_recipe_makes_no_more_calls_than_allowed() -> None:
     log = RecipeLog()
     recipe = recipe_of(*members(a=unavailable("a"), b=unavailable("b"), large=unavailable("large")), **CASCADE)
@@ -124,16 +106,6 @@ async def test_a_retry_of_the_recipe_makes_no_more_calls_than_allowed() -> None:
 
 
 # ----------------------------------------------------------------------------------------------- bounds and streams
-
-
-async def test_an_accepted_stream_is_one_members_events_unchanged() -> None:
-    a, b, large = members(a=stream("The answer is", " X"), b=stream("X"), large=stream("Y"))
-    log = RecipeLog()
-    reply = await recipe_of(a, b, large, **CASCADE).stream(call_of(stream=True, log=log))
-    assert reply.media_type == "text/event-stream"
-    assert await bytes_of(reply) == b"".join(stream("The answer is", " X"))
-    assert log.stop == "accepted"
-    assert all(one.closed for member in (a, b) for one in member.replies)
 
 
 async def test_a_stream_is_held_for_a_limited_time_and_then_relayed_live() -> None:

@@ -1,14 +1,12 @@
 """Recipes fitted on recorded answers: weights, stopping rules, proposals, the bound on the loss, gains at a budget."""
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from coe.recipes.agreement import NO_ANSWER, best_answer
+from coe.recipes.agreement import best_answer
 from coe.recipes.fitting.answers import Answers
-from coe.recipes.fitting.arms import cost_by_category, relative_use
 from coe.recipes.fitting.benchmark import compare, recipe_report
 from coe.recipes.fitting.fit import RecipeFit, fit_weights, replayed
 from coe.recipes.fitting.max_loss import LEVEL, loss_p_value
@@ -45,15 +43,6 @@ def test_a_better_member_has_a_larger_weight_in_the_categories_where_it_is_bette
     assert law[1] > code[1]
 
 
-def test_members_without_an_answer_start_no_class_and_the_others_decide() -> None:
-    weights = fit_weights(THREE.classes, THREE.scores, THREE.labels, 0)
-    classes = np.array([[NO_ANSWER, 5, 5], [NO_ANSWER, NO_ANSWER, NO_ANSWER]])
-    found = weights.probabilities(classes, np.zeros((2, 0)))
-    assert found[0, 0] == 0
-    assert best_answer(found, otherwise=2).tolist() == [1, 2]
-    assert found[1].tolist() == [0, 0, 0, 1]
-
-
 # ------------------------------------------------------------------------------------------------------------- arms
 
 
@@ -76,24 +65,6 @@ def test_a_policy_earns_on_new_prompts_what_it_was_estimated_to_earn() -> None:
     alone = [replayed(arm.policy, test.rows(np.array([row]))) for row in range(20)]
     assert [one.called[0].tolist() for one in alone] == found.called[:20].tolist()
     assert [one.scores[0] for one in alone] == found.scores[:20].tolist()
-
-
-def test_where_no_answer_is_readable_the_latest_step_is_returned() -> None:
-    unreadable = replace(CASCADE, classes=np.full_like(CASCADE.classes, NO_ANSWER))
-    arm = RecipeFit(unreadable, [[0, 1], [2]]).arm(0.0)
-    assert replayed(arm.policy, unreadable).scores.tolist() == arm.scores.tolist() == CASCADE.scores[:, 2].tolist()
-
-
-def test_costs_follow_the_category_and_in_a_rare_one_those_of_the_members() -> None:
-    costs = np.where(POOL.labels == 0, 1.0, 3.0)[:, None]
-    assert cost_by_category(POOL, costs)[:, 0] == pytest.approx([1.0, 3.0], abs=0.1)
-    rows = np.concatenate((np.flatnonzero(POOL.labels == 0), np.flatnonzero(POOL.labels == 1)[:10]))
-    few = replace(POOL, costs=np.where(POOL.labels == 1, 10.0, 1.0)[:, None] * POOL.costs).rows(rows)
-    spent = few.costs[:, :3].sum(axis=1)[:, None]
-    relative = relative_use(cost_by_category(few, few.costs), few, np.array([[1.0, 1.0, 1.0, 0.0]]))
-    common, rare = cost_by_category(few, spent, relative=relative)[:, 0]
-    assert common == pytest.approx(3.0, abs=0.1)
-    assert 1.3 * cost_by_category(few, spent)[1, 0] < rare < 30.0
 
 
 # -------------------------------------------------------------------------------------------------------- proposals
@@ -148,8 +119,3 @@ def test_recipes_gain_at_a_budget_and_a_prompt_of_several_splits_counts_once_for
     assert once["worst_gain"] > -0.01
     same = thrice["at_shares_of_best_single"]["0.5"]
     assert (same["gain"], same["standard_error"]) == pytest.approx((half["gain"], half["standard_error"]))
-
-
-def test_free_text_that_never_agrees_does_not_lose_against_single_experts() -> None:
-    train, test = (replace(half, classes=np.full_like(half.classes, NO_ANSWER)) for half in halves(POOL))
-    assert report_of(train, test)["worst_gain"] > -0.002

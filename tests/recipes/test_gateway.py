@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-import numpy as np
 import orjson
 import pytest
 
@@ -125,24 +124,6 @@ async def test_routing_selects_an_arm_with_a_measured_quality_unless_recipes_are
         off = await send_chat(gateway, "code", headers={"x-coe-recipe": "off"})
         assert "x-coe-recipe" not in off.headers
         assert "panel" not in gateway.records[2].candidates
-
-
-async def test_an_arm_without_a_measured_quality_is_no_candidate_and_never_explored() -> None:
-    declared = registry(policy={"exploration": {"rate": 1.0, "max_quality_loss": 1.0}})
-    plan = plan_with("panel", declared, quality=-np.inf)
-    async with gateway_of(declared, assignment=plan, coder=ExpertUnavailable("down", expert="coder")) as gateway:
-        await send_chat(gateway, "code")
-        assert set(gateway.records[0].candidates) <= {"coder", "painter", "generalist"}
-
-
-async def test_a_pinned_recipe_whose_members_all_fail_is_a_503_with_its_calls_recorded() -> None:
-    down = {name: ExpertUnavailable("down", expert=name) for name in ("coder", "painter")}
-    async with gateway_of(registry(), **down) as gateway:
-        response = await send_chat(gateway, model="panel")
-        assert (response.status, response.headers["x-coe-expert"]) == (503, "panel")
-        (record,) = gateway.records
-        assert (record.expert, record.recipe_stop, record.fallback_from) == ("panel", "failed", "")
-        assert [call.expert for call in record.steps] == ["coder", "painter"] * 2  # as many as max_calls allows
 
 
 # ----------------------------------------------------------------------------------------------- limits of API keys

@@ -79,19 +79,6 @@ def test_auto_proposes_recipes_that_are_served_without_being_declared(config: Pa
     assert found.declaration(declaration(config)) == declaration(config)
 
 
-def test_a_bound_that_the_probes_show_keeps_the_cheapest_policy_that_keeps_it(
-    config: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("coe.recipes.fitting.columns.DECLARED_PRICE", 0.05)
-    later_calls = {}
-    for bound in (0.5, 0.1):
-        config.write_text(DECLARED + CAREFUL.replace("[[a, b], large]", f"[a, large], max_loss: {bound}"))
-        assert "careful" in plan(config)["prices"]
-        assert policies(config).by_arm["careful"].max_loss == bound
-        later_calls[bound] = problem_of(config).uses.calls["careful"][:2, 1].mean()
-    assert later_calls[0.1] > later_calls[0.5] + 0.05
-
-
 def test_a_bound_that_the_probes_do_not_show_leaves_the_recipe_out_with_its_line_and_the_remedy(config: Path) -> None:
     text = DECLARED.replace("mean_cost: 10", "mean_cost: 40")
     config.write_text(f"{text}{PANEL}  - {{name: careful, cascade: [[a, b], large], max_loss: 0.0001}}\n")

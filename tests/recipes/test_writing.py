@@ -10,14 +10,14 @@ import orjson
 import pytest
 
 from coe.core import Call
-from coe.errors import ExpertTimeout, ExpertUnavailable
+from coe.errors import ExpertTimeout
 from coe.recipes import calls as recipe_calls
 from coe.recipes.writing.expert import WritingExpert
 from coe.registry import ExpertSpec, Policy, RecipeSpec
 from coe.registry.recipes import CHAIN_INSTRUCTION, FUSE_INSTRUCTION
 from coe.usage import RecipeLog
 from tests.fakes import ScriptedExpert
-from tests.recipes.members import answer, bytes_of, call_of, calls_of, event, members, next_chunk, stream, unavailable
+from tests.recipes.members import answer, bytes_of, call_of, calls_of, members, stream, unavailable
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
@@ -132,14 +132,6 @@ async def test_drafts_are_cut_in_the_middle_to_the_context_of_the_next_member(le
 # --------------------------------------------------------------------------------------------------------- failures
 
 
-async def test_a_step_whose_member_failed_passes_the_earlier_draft_on() -> None:
-    a, b, c = members(a=answer("X"), b=unavailable("b"), c=answer("Y"))
-    log = RecipeLog()
-    await bytes_of(await writing(a, b, c, chain=["a", "b", "c"]).stream(requesting(log)))
-    assert "\nX\n" in last_text(c)
-    assert [call.outcome for call in log.calls] == ["answered", "error", "answered"]
-
-
 async def test_if_the_last_step_fails_the_latest_draft_goes_out_unverified() -> None:
     a, b, c = members(a=answer("X"), b=answer("Y"), c=ExpertTimeout("too slow", expert="c"))
     log = RecipeLog()
@@ -167,32 +159,7 @@ async def test_a_draft_is_replayed_to_a_client_that_wants_a_stream(shows_usage: 
     assert (log.stop, log.accepted) == ("unavailable", log.calls[0])
 
 
-async def test_a_retry_makes_no_more_calls_than_allowed() -> None:
-    a, b = members(a=answer("X"), b=answer("Y"))
-    log = RecipeLog()
-    expert = writing(a, b, limits={"max_calls": 3}, **CHAIN)
-    await bytes_of(await expert.stream(requesting(log)))
-    assert await bytes_of(await expert.stream(requesting(log))) == answer("X")[0]
-    assert (log.stop, len(log.calls)) == ("unavailable", 3)
-    with pytest.raises(ExpertUnavailable, match="has made all 3 calls it may"):
-        await expert.stream(requesting(log))
-
-
 # ------------------------------------------------------------------------------------------------ time and the client
-
-
-async def test_the_last_step_streams_from_its_first_byte() -> None:
-    go = asyncio.Event()
-    a, b = members(a=answer("X"), b=stream("so", go, "Y"))
-    log = RecipeLog()
-    reply = await writing(a, b, limits={"max_stream_hold": 60}, **CHAIN).stream(requesting(log, streamed=True))
-    chunks = reply.chunks()
-    assert await next_chunk(chunks) == event("so")
-    assert (log.stop, log.calls[1].outcome) == ("last_step", "cancelled")
-    go.set()
-    assert b"".join([chunk async for chunk in chunks]) == b"".join(stream("Y"))
-    await reply.aclose()
-    assert log.calls[1].outcome == "answered"
 
 
 @pytest.mark.parametrize("streamed", [True, False])

@@ -12,12 +12,9 @@ import pytest
 from coe.errors import StoreError
 from coe.records import LogWriter, Pending
 from coe.records import spool as spool_module
-from coe.records.codec import ENTRY
 from coe.records.feedback import Feedback
-from coe.records.spool import Spool
 from tests.list_log import ListLog
 from tests.records.samples import WatchedLog, in_spool, record
-from tests.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
 
@@ -115,20 +112,6 @@ async def test_where_log_and_spool_fail_every_waiting_event_is_refused_at_once(t
             with pytest.raises(StoreError):
                 await writer.keep(Pending(event(9)))
     assert [type(one) for one in found] == [StoreError] * 9
-
-
-async def test_a_record_of_a_newer_gateway_waits_in_the_spool_and_new_entries_go_to_the_log(tmp_path: Path) -> None:
-    path, log = tmp_path / "spool.db", ListLog([])
-    newer = record(0, schema=2)
-    Spool(path).append([ENTRY.encode(newer)])
-    async with writer_of(log, path) as writer:
-        await writer.keep(Pending(event(1)))
-        await wait_until(lambda: writer.spool_error is not None)
-        assert "upgrade" in str(writer.spool_error)
-    assert (log.events, writer.dropped) == ([event(1)], 0)
-    spool = Spool(path)
-    assert spool.oldest(10) == [ENTRY.encode(newer)]
-    spool.close()
 
 
 async def test_records_and_feedback_share_a_spool_and_come_back_in_order(tmp_path: Path) -> None:

@@ -2,62 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from dataclasses import MISSING, fields
-from types import NoneType
-from typing import Any, get_args, get_type_hints
 
 import orjson
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from coe.errors import StoreError
 from coe.records.codec import RECORD
-from coe.records.record import RecipeCall, RoutingRecord
+from coe.records.record import RoutingRecord
 from tests.records.samples import record
 
 encode, decode = RECORD.encode, RECORD.decode
-TEXT = st.text(st.characters(exclude_categories=["Cs"]))
-NUMBER = st.floats(allow_nan=False, allow_infinity=False)
-COUNT = st.integers(0, 2**53)
-BY_TYPE: dict[Any, st.SearchStrategy[Any]] = {
-    str: TEXT,
-    float: NUMBER,
-    int: COUNT,
-    bool: st.booleans(),
-    bytes: st.binary(),
-    tuple[str, ...]: st.lists(TEXT).map(tuple),
-    tuple[float, ...]: st.lists(NUMBER | st.just(-math.inf)).map(tuple),
-    tuple[float, float]: st.tuples(NUMBER, NUMBER),
-    Mapping[str, float]: st.dictionaries(TEXT, NUMBER),
-}
-
-
-def hints_of(declared: type) -> dict[str, Any]:
-    return {field.name: get_type_hints(declared)[field.name] for field in fields(declared)}
-
-
-def values(hint: Any) -> st.SearchStrategy[Any]:
-    """Values of that type, or of each part of a union."""
-    if hint in BY_TYPE:
-        return BY_TYPE[hint]
-    return st.one_of(*(st.none() if one is NoneType else BY_TYPE[one] for one in get_args(hint)))
-
-
-CALLS = st.builds(RecipeCall, **{name: values(hint) for name, hint in hints_of(RecipeCall).items()})
-BY_TYPE[tuple[RecipeCall, ...]] = st.lists(CALLS, max_size=3).map(tuple)
-RECORDS = st.builds(
-    RoutingRecord, **{name: values(hint) for name, hint in hints_of(RoutingRecord).items()} | {"schema": st.just(1)}
-)
-
-
-@given(RECORDS)
-def test_any_record_survives_the_way_to_json_and_back(one: RoutingRecord) -> None:
-    line = encode(one)
-    assert decode(line) == one
-    assert b"\n" not in line
 
 
 def test_defaults_stay_as_they_are_because_stored_records_leave_them_out() -> None:
@@ -69,12 +24,6 @@ def test_defaults_stay_as_they_are_because_stored_records_leave_them_out() -> No
 def test_keys_this_code_does_not_know_are_left_out() -> None:
     line = orjson.dumps(orjson.loads(encode(record())) | {"mood": "good"})
     assert decode(line) == record()
-
-
-def test_a_field_that_was_not_there_yet_takes_its_default() -> None:
-    values = orjson.loads(encode(record(session="s")))
-    del values["session"]
-    assert decode(orjson.dumps(values)) == record()
 
 
 def test_a_newer_schema_is_refused_with_the_remedy() -> None:

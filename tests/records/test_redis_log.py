@@ -57,13 +57,6 @@ async def test_entries_that_are_no_records_are_counted_and_left_out(log: Routing
     assert await log.find("broken") is None
 
 
-async def test_an_id_leads_to_its_own_record_or_to_none(log: RoutingLog, client: Redis) -> None:
-    await log.append(records(2))
-    score = await client.zscore("{coe:records}:ids", record(1).request_id)
-    await client.zadd("{coe:records}:ids", {"somebody else's": score})
-    assert await log.find("somebody else's") is None
-
-
 async def test_a_full_redis_says_that_it_is_full(log: RoutingLog, client: Redis) -> None:
     await log.append([record(0)])
     await client.config_set("maxmemory", "1")

@@ -59,19 +59,6 @@ def test_dollars_are_summed_by_each_dimension_the_largest_first() -> None:
     assert (found["total"]["dollars"], found["total"]["requests"], found["total"]["unpriced"]) == (13.0, 5, 0)
 
 
-def test_an_expert_that_answered_for_a_failed_recipe_has_the_rest_of_the_tokens() -> None:
-    calls = (RecipeCall("coder", 0, "answered", 1_000_000, 0), RecipeCall("painter", 1, "error"))
-    fallback = record(0, expert="generalist", fallback_from="polished", recipe="polished", recipe_stop="failed",
-                      steps=calls, input_tokens=3_000_000, output_tokens=0, cost=21.0)  # fmt: skip
-    found = spent(fallback)
-    assert [(row["name"], row["dollars"], row["input_tokens"]) for row in found["rows"]["expert"]] == [
-        ("generalist", 20.0, 2_000_000),
-        ("coder", 1.0, 1_000_000),
-    ]
-    assert found["always"]["experts"][0] == {"expert": "generalist", "dollars": 20.0, "saved": -1.0}
-    assert found["total"]["dollars"] == 21.0
-
-
 def test_a_recipe_is_shared_out_to_its_members_and_compared_by_its_accepted_answer() -> None:
     calls = (
         RecipeCall("coder", 0, "answered", 1_000_000, 0),

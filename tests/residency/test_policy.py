@@ -58,17 +58,6 @@ def test_the_most_urgent_server_is_loaded_first() -> None:
     assert orders(server(C, "stopped", *[8.0] * 9), early, now=9.0) == [("load", "b")]
 
 
-def test_a_server_that_sleeps_in_ram_wakes_beside_a_start_if_idle_servers_leave_enough_memory() -> None:
-    starts, in_ram = server(A, "loading"), replace(C, sleeps=True, host_memory=10.0)
-    sleeper, from_disk = server(in_ram, "asleep", 5.0), server(B, "stopped", 0.0)
-    assert orders(starts, sleeper, from_disk, memory=20.0, now=6.0) == [("load", "c")]
-    assert orders(starts, replace(sleeper, profile=replace(C, sleeps=True)), memory=20.0, now=6.0) == []
-    idle = server(D, "awake")
-    assert orders(starts, sleeper, idle, memory=20.0, now=6.0) == [("stop", "d")]
-    assert orders(starts, sleeper, server(D, "awake", in_flight=1), memory=20.0, now=6.0) == []
-    assert orders(replace(starts, from_sleep=True), sleeper, memory=20.0, now=6.0) == []
-
-
 def test_an_evicted_server_sleeps_if_ram_is_free_and_else_stops_with_the_sleeper_used_longest_ago() -> None:
     a, c, d = (replace(one, sleeps=True, host_memory=10.0) for one in (A, C, D))
     assert orders(server(a, "awake"), RARE, host_memory=10.0) == [("sleep", "a")]

@@ -64,16 +64,6 @@ async def test_a_sleeping_server_is_woken_without_a_restart(fakes: Fakes) -> Non
     assert len(fakes.pids()) == 2
 
 
-async def test_a_hold_ends_at_its_deadline_with_a_retry_after(fakes: Fakes) -> None:
-    async with SharedDevice(fakes, {"a": "ok", "b": "ok"}).connected() as (_, client):
-        release = await acquire(client, "a")
-        with pytest.raises(ExpertAsleep, match="expert 'b' was not loaded in time") as caught:
-            await acquire(client, "b", within=0.3)
-        assert caught.value.retry_after
-        release()
-        (await acquire(client, "a"))()
-
-
 async def test_holds_of_a_killed_gateway_are_released(fakes: Fakes) -> None:
     async with SharedDevice(fakes, {"a": "ok", "b": "ok"}).connected() as (residency, client):
         async with connected_client(client._address) as other:
@@ -112,3 +102,13 @@ async def test_a_scheduler_that_closes_the_connection_is_no_empty_report(tmp_pat
             await fetch_report(address)
         with pytest.raises(ExpertAsleep, match="does not answer"):
             await ResidencyClient(address).report()
+
+
+async def test_a_hold_ends_at_its_deadline_with_a_retry_after(fakes: Fakes) -> None:
+    async with SharedDevice(fakes, {"a": "ok", "b": "ok"}).connected() as (_, client):
+        release = await acquire(client, "a")
+        with pytest.raises(ExpertAsleep, match="expert 'b' was not loaded in time") as caught:
+            await acquire(client, "b", within=0.3)
+        assert caught.value.retry_after
+        release()
+        (await acquire(client, "a"))()
