@@ -42,9 +42,7 @@ TEXT_APIS: frozenset[Api] = frozenset(("chat", "completions", "responses", "mess
 Capability = Literal["tools", "json_schema", "images", "audio", "files", "json_object", "n", "logprobs", "echo"]
 OPTIONAL_CAPABILITIES: frozenset[Capability] = frozenset(("files", "json_object", "n", "logprobs", "echo"))
 """Capabilities that restrict routing only if an expert declares them. Other servers usually ignore the field."""
-Reason = Literal[
-    "routed", "explored", "uncertain", "sticky", "escalated", "pinned", "rule", "spilled", "fallback", "cached"
-]
+Reason = Literal["routed", "explored", "uncertain", "sticky", "pinned", "rule", "spilled", "fallback", "cached"]
 RetrievalMode = Literal["auto", "on", "off"]
 """When passages are retrieved for a request: if the gate expects a gain, always, or never."""
 Purpose = Literal["score", "chat"]

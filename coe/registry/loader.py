@@ -74,10 +74,6 @@ def _cross_checks(source: YamlSource, registry: Registry) -> Problems:
         yield ("categories",), f"a category named {GENERAL!r} is required, for uncertain requests"
     if registry.policy.cost_weight_limits[0] > registry.policy.cost_weight_limits[1]:
         yield ("policy", "cost_weight_limits"), "cost_weight_limits must be [lowest, highest]"
-    for index, name in enumerate(registry.policy.escalate_stuck_to):
-        if name not in registry.expert_names:
-            where = ("policy", "escalate_stuck_to", index)
-            yield where, f"unknown expert {name!r}{nearest(name, registry.expert_names)}"
     for index, expert in enumerate(registry.experts):
         yield from ((("experts", index, *keys), problem) for keys, problem in _expert_problems(expert))
     yield from _assignment_problems(registry)

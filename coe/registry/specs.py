@@ -51,7 +51,6 @@ class Category(StrictModel):
 _HOSTING_KEYS = ("device", "pinned", "sleep_level", "stand_in", "replicas", "stream_idle_timeout", "allowed_fields")
 """Keys of an expert that no plan depends on."""
 _CALLING_KEYS = (
-    "escalate_stuck_to",
     "max_attempts",
     "max_calls",
     "max_stream_hold",

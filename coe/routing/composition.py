@@ -21,7 +21,6 @@ from coe.core import (
     Chat,
     Decision,
     Expert,
-    ExpertRule,
     Health,
     Prediction,
     Reply,
@@ -38,13 +37,10 @@ from coe.routing.conversation import Affinity, Conversation
 from coe.routing.decision import NO_PREVIOUS, Previous, decide, with_fallback
 from coe.routing.request_text import RoutedText
 from coe.routing.rules import Rules
-from coe.routing.stuck import escalation
 from coe.usage import RecipeLog
 
 NO_RETRIEVAL = RetrievalResult()
 NO_CONVERSATION = Conversation()
-ESCALATED_MARK = "!"
-"""End of an affinity entry of a session that was escalated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,16 +116,10 @@ class Composition:
         if self._retrieval is not None:
             await self._retrieval.warm()
 
-    async def find_previous(
-        self, chat: Chat, conversation: Conversation, routed: RoutedText, rule: ExpertRule | None
-    ) -> Previous:
+    async def find_previous(self, conversation: Conversation, routed: RoutedText) -> Previous:
         """Return the expert of the conversation's last answer, and how the request relates to that answer."""
-        found = (await self.affinity.find(conversation) or "") if conversation.earlier else ""
-        expert, escalated = found.removesuffix(ESCALATED_MARK), found.endswith(ESCALATED_MARK)
-        if expert not in self._arms:
-            return Previous("", routed.continues, routed.in_loop)
-        escalate_to = "" if escalated or not routed.in_loop else escalation(chat, expert, self.registry, rule)
-        return Previous(expert, routed.continues, routed.in_loop, escalate_to, escalated)
+        expert = (await self.affinity.find(conversation) or "") if conversation.earlier else ""
+        return Previous(expert if expert in self._arms else "", routed.continues, routed.in_loop)
 
     def assign(
         self,
@@ -254,7 +244,6 @@ class Composition:
         if self.recipes and not self.recipes.keys().isdisjoint(decision.candidates):
             attempts.recipe_log = RecipeLog()
         order = decision.candidates
-        escalated = previous.escalated or decision.reason == "escalated"
         stays = previous.in_loop and previous.expert == decision.expert
         call = Call(
             chat.fields,
@@ -282,10 +271,9 @@ class Composition:
         )
         if expert != decision.expert:
             decision = with_fallback(decision, expert, cause=attempts.causes[decision.expert])
-        answered_by = f"{expert}{ESCALATED_MARK}" if escalated else expert
-        self.affinity.put(conversation, answered_by)
+        self.affinity.put(conversation, expert)
         if "tools" in chat.needs:
-            reply = self.affinity.noting_calls(reply, chat.api, conversation, answered_by)
+            reply = self.affinity.noting_calls(reply, chat.api, conversation, expert)
         return RoutedReply(decision, reply)
 
     def _waking(self, call: Call, stand_in: str) -> Call:

@@ -66,7 +66,7 @@ class _Decisions:
         composition = serving.composition
         routed, prediction = await composition.classifier.classify(chat, options.rule, options.rules)
         conversation = read_conversation(chat, options, routed.requests)
-        previous = await composition.find_previous(chat, conversation, routed, options.rule)
+        previous = await composition.find_previous(conversation, routed)
         decision = composition.assign(chat, prediction, options, previous=previous)
         probabilities = zip(composition.router.categories, prediction.probabilities.tolist(), strict=True)
         answer = {

@@ -216,7 +216,7 @@ async def _assign(trace: Trace, chat: Chat, options: RequestOptions) -> tuple[Co
     composition, prediction = trace.serving.composition, trace.prediction
     assert prediction is not None
     conversation = read_conversation(chat, options, trace.routed.requests)
-    previous = await composition.find_previous(chat, conversation, trace.routed, options.rule)
+    previous = await composition.find_previous(conversation, trace.routed)
     trace.decision = composition.assign(chat, prediction, options, previous=previous)
     return conversation, previous
 

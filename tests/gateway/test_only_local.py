@@ -55,7 +55,6 @@ LOCAL = {"coder", "tiny"}
 REMOTE_MODELS = ("painter", "generalist", "mixed", "graded", "written")
 POLICY = {
     "exploration": {"rate": 0.5, "max_quality_loss": 1.0},
-    "escalate_stuck_to": ["generalist"],
     "max_attempts": 5,
 }
 
@@ -133,7 +132,7 @@ async def answered(composition: Composition, chat: Chat, options: RequestOptions
         else:
             routed, prediction = await composition.classifier.classify(chat)
             conversation = read_conversation(chat, options)
-            previous = await composition.find_previous(chat, conversation, routed, options.rule)
+            previous = await composition.find_previous(conversation, routed)
             decision = composition.assign(chat, prediction, options, previous=previous)
         extra: dict[str, Any] = {} if previous is None else {"previous": previous}
         deadline = asyncio.get_running_loop().time() + 60
