@@ -340,6 +340,3 @@ class RetrievalSpec(StrictModel):
     """Seconds for retrieval. If the store is slower, the request continues without passages."""
     price: RetrievalPrice = RetrievalPrice()
     """Price of passages, which their expected gain must exceed."""
-    exploration_rate: Probability = 0.0
-    """Share of requests for which a random draw replaces the gate's decision whether to insert the passages. `coe
-    retrain` learns the effect of passages from these requests only."""

@@ -215,8 +215,7 @@ class Composition:
         question = RetrievalRequest(chat, routed.text, prediction, expert, context, tenant, options.retrieval)
         counted_on = retrieval.net_gain(prediction, options.retrieval) is not None
         chat_with_passages, result = await retrieval.retrieve(question)
-        found = result.status in ("used", "withheld")
-        if counted_on and not found and decision.reason in ("routed", "spilled", "fallback"):
+        if counted_on and result.status != "used" and decision.reason in ("routed", "spilled", "fallback"):
             options = replace(options, retrieval="off")
             decision = self.assign(chat, prediction, options, previous=previous)
         return chat_with_passages, decision, result

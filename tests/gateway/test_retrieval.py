@@ -159,22 +159,6 @@ async def test_a_reload_replaces_the_state_while_the_store_of_a_new_index_hangs(
                 await asyncio.sleep(0.01)
 
 
-async def test_a_retrieval_trial_uses_or_withholds_passages_at_random_and_is_recorded() -> None:
-    scripted = ScriptedRetrieval(passage(TOWER), gate=gate_of({("code", "coder"): 6.0}), exploration_rate=0.1)
-    scripted.draws = [0.09, 0.6, 0.09, 0.4, 0.11, 0.05, 0.4]
-    async with gateway_of(retrieval=scripted.retrieval) as gateway:
-        texts = ("general a", "general b", "general c", "code d")
-        states = [(await gateway.chat(text)).headers["x-coe-retrieval"].partition(";")[0] for text in texts]
-        asked_for = await asked(gateway, "on")
-    assert states == ["used", "withheld", "skipped", "withheld"]
-    assert asked_for.headers["x-coe-retrieval"].startswith("used")
-    assert [record.trial for record in gateway.records] == ["g1", "g1", "", "g1", ""]
-    assert [record.expert for record in gateway.records][3] == "coder"
-    assert gateway.records[3].gain == pytest.approx(0.97, abs=0.01)
-    assert [record.passages for record in gateway.records][:2] == [("id-The towe",), ()]
-    assert said(gateway, "coder") == "code d"
-
-
 async def test_the_retrieval_header_accepts_declared_values_only() -> None:
     scripted = ScriptedRetrieval(passage(TOWER), gate=gate_of(-9.0))
     async with gateway_of(retrieval=scripted.retrieval) as gateway:

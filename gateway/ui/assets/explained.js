@@ -176,7 +176,6 @@ const GATES = {
   skipped: "Gate closed: expected gain below the price.",
   empty: "Gate open; no passage was found.",
   failed: "The document store was unavailable or timed out.",
-  withheld: "Passages withheld at random (exploration).",
   used: "Gate open; the expert received passages.",
 };
 
