@@ -88,26 +88,6 @@ def test_the_cache_of_words_stays_bounded(built: Built, kernel: Kernel | None, m
     assert all(len(word) <= tokens.MAX_CACHED_WORD_CHARACTERS for word in tokenizer._ids_by_word)
 
 
-def test_features_are_computed_once_for_a_text_and_the_cache_keeps_the_truncated_text_only(
-    built: Built, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    computed: list[str] = []
-    compute = FastHeads._compute
-
-    def counting(self: FastHeads, text: str) -> Any:
-        computed.append(text[:5])
-        return compute(self, text)
-
-    monkeypatch.setattr(FastHeads, "_compute", counting)
-    router: Any = routers.load(built[0])
-    for text in ("bake", "orbit " * 1000, "bake"):
-        router.predict_fast(text, force=True)
-        if len(text) > 1000:
-            assert len(router.fast_heads._last[0]) < 600
-        router.predict([text])
-    assert computed == ["bake", "orbit", "bake"]
-
-
 def test_the_kernel_is_there_where_a_c_compiler_is() -> None:
     assert KERNEL is not None or shutil.which("gcc") is None, "run scripts/build_kernel.py"
 
