@@ -209,7 +209,7 @@ class FastHeads:
             return bias, 0.0
         rows, counts = np.unique(np.concatenate((ids, self._tokenizer.bigrams(ids))), return_counts=True)
         terms = self._terms.take(rows, axis=0).astype(np.float32)
-        tfidf = self._log_counts.take(counts - 1, mode="clip") * terms[:, -2]
+        tfidf: Floats = self._log_counts.take(counts - 1, mode="clip") * terms[:, -2]
         squares = tfidf * tfidf
         norm = float(np.add.reduce(squares))
         weighted = tfidf @ terms[:, :-2]
