@@ -92,41 +92,6 @@ def test_parent_and_worker_release_it_when_another_one_is_promoted(settings: Set
     assert worker.read(settings, promoted).router is promoted.router
 
 
-FORKING = """
-import json, multiprocessing, sys
-from pathlib import Path
-from coe.artifacts.active_state import preload_router
-from coe.settings import Settings
-
-router = preload_router(Settings.read({}, config=Path(sys.argv[1]))).router
-texts = json.loads(sys.argv[2])
-
-def send_predictions(queue):
-    queue.put([(one.stage, one.probabilities.tolist()) for one in router.predict(texts)])
-
-context = multiprocessing.get_context("fork")
-queue = context.SimpleQueue()
-children = [context.Process(target=send_predictions, args=(queue,)) for _ in range(2)]
-for child in children:
-    child.start()
-found = [queue.get() for _ in children]
-for child in children:
-    child.join()
-send_predictions(queue)
-print(json.dumps([*found, queue.get(), [child.exitcode for child in children]]))
-"""
-
-
-def test_forked_processes_classify_as_their_parent_by_both_stages(settings: Settings) -> None:
-    declare(settings.config.parent, CHESS)  # its examples are embedded in the parent
-    command = [sys.executable, "-c", FORKING, str(settings.config), json.dumps(TEXTS)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
-    first, second, parent, exit_codes = json.loads(done.stdout)
-    assert first == second == parent
-    assert {stage for stage, _ in parent} == {"fast", "encoder"}
-    assert exit_codes == [0, 0]
-
-
 @contextmanager
 def serving(settings: Settings, log: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     port = free_port()
