@@ -24,7 +24,7 @@ from routers.files import Arrays, content_version, read_arrays, read_json
 from routers.heads.fast import FastFeatures, FastHeads, StaticCentroids, StaticVectors, softmax
 from routers.heads.lexical import LexicalFeatures, LexicalHead
 from routers.heads.semantic import CategoryMeans, KnnHead, LinearHead, unit
-from routers.multilingual import MultilingualHead, MultilingualStage, unusable
+from routers.multilingual import MultilingualHead, MultilingualStage, is_installed
 from routers.tokens import WordCachedTokenizer, load_tokenizer
 
 if TYPE_CHECKING:
@@ -294,7 +294,7 @@ def load_cascade(folder: Path, *, threads: int, version: str | None = None) -> C
         category_means=CategoryMeans(semantic["centre"], semantic["means"]),
         ensemble=ensemble,
         in_distribution=in_distribution,
-        multilingual=None if multilingual is None or unusable() else MultilingualStage(multilingual),
+        multilingual=MultilingualStage(multilingual) if multilingual is not None and is_installed() else None,
     )
 
 

@@ -286,7 +286,7 @@ def test_a_missing_or_unfit_head_is_an_error_that_names_the_file(built: Built, t
 def test_a_machine_without_the_extra_serves_the_router_without_the_stage(
     built: Built, router: CascadeRouter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cascade, "unusable", lambda: "not installed")
+    monkeypatch.setattr(cascade, "is_installed", lambda: False)
     loaded = load_cascade(with_head(built, tmp_path, head_over_topics(router.categories)), threads=1)
     assert loaded.predict([GERMAN["cooking"]])[0].stage in ("fast", "encoder")
 
