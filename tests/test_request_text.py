@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
 from dataclasses import replace
-from re import _constants as sre_constants  # type: ignore[attr-defined]
-from re import _parser as sre_parser  # type: ignore[attr-defined]
-from types import ModuleType
 from typing import Any
 
 import pytest
 
 from benchmarks.boilerplate import chat_of
 from benchmarks.boilerplate_wrappers import CONTRACT, LEAFLET, WRAPPERS, Messages, user
-from coe.routing import agents, units
 from coe.routing.agents import CODING_AGENT
 from coe.routing.message_parts import MAX_MESSAGE_CHARACTERS, split_message
+from coe.routing.phrases import opens_topic
 from coe.routing.request_text import MAX_LEFT_OUT, read_request, routing_text
 
 HAIKU = "Write a haiku about rain."
@@ -121,11 +116,6 @@ def test_the_task_of_an_agent_is_found_behind_hundreds_of_steps() -> None:
     assert routing_text(chat_of([user(f"New task:\n{HAIKU}"), *steps])) == HAIKU
 
 
-def test_a_follow_up_with_a_topic_comes_before_the_request_that_it_follows() -> None:
-    turns = [user(HAIKU), {"role": "assistant", "content": "a"}, user("and one about snow?")]
-    assert routing_text(chat_of(turns)) == f"and one about snow?\n{HAIKU}"
-
-
 def test_the_head_of_the_system_prompt_counts_if_a_short_request_needs_it() -> None:
     def text(request: str) -> str:
         return routing_text(
@@ -187,26 +177,6 @@ def test_hostile_messages_give_a_bounded_text(message: str) -> None:
     assert len(parts.request) <= MAX_MESSAGE_CHARACTERS + 10
 
 
-@pytest.mark.parametrize("module", [units, agents])
-def test_no_search_backtracks_over_an_unbounded_run(module: ModuleType) -> None:
-    """Backtracking over a run of spaces takes quadratic time: only possessive repeats may be unbounded."""
-    patterns = [found for found in vars(module).values() if isinstance(found, re.Pattern)]
-    assert patterns
-    for pattern in patterns:
-        assert all(bound <= 300 for bound in bounds(sre_parser.parse(pattern.pattern))), pattern.pattern
-
-
-def bounds(parsed: Any) -> Iterator[int]:
-    """Yield the bounds of the repeats that can backtrack."""
-    for kind, value in parsed:
-        if kind in (sre_constants.MAX_REPEAT, sre_constants.MIN_REPEAT):
-            yield value[1]
-        for inner in value if isinstance(value, tuple) else [value]:
-            for one in inner if isinstance(inner, list) else [inner]:
-                if isinstance(one, sre_parser.SubPattern):
-                    yield from bounds(one)
-
-
 def test_a_block_of_any_length_is_skipped_and_a_long_text_keeps_its_ends() -> None:
     block = f"<system-reminder>\n{'noise ' * 200_000}\n</system-reminder>"
     assert text_of(f"{block}\n{HAIKU}") == HAIKU
@@ -214,6 +184,26 @@ def test_a_block_of_any_length_is_skipped_and_a_long_text_keeps_its_ends() -> No
     words = "first " + "middle " * 20_000 + "last"
     assert text_of(words).startswith("first")
     assert text_of(words).endswith("last")
+
+
+@pytest.mark.parametrize(
+    ("request_", "general", "opens"),
+    [
+        ("Write a haiku about rain and the sea", 0.01, True),
+        ("When did Rome fall?", 0.02, True),
+        ("写一首关于春天和雨的诗", 0.1, True),
+        ("请再简短一点", 0.1, False),
+        ("a friendlier tone would be nice", 0.4, False),
+        ("make it funnier", 0.02, False),
+        ("why?", 0.3, False),
+        ("no, the other one please", 0.2, False),
+        ("", 0.0, False),
+    ],
+)
+def test_a_request_opens_a_topic_by_its_words_and_the_probability_of_general(
+    request_: str, general: float, opens: bool
+) -> None:
+    assert opens_topic(request_, general) is opens
 
 
 def test_the_newest_requests_are_those_since_the_last_answer() -> None:

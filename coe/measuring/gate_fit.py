@@ -109,7 +109,6 @@ def fit_gate(examples: GateExamples, *, seed: int = 0) -> Gate:
         helps=_fit_odds(examples, np.where(known, np.maximum(delta, 0.0), np.nan), folds),
         harms=_fit_odds(examples, np.where(known, np.maximum(-delta, 0.0), np.nan), folds),
         measured=np.asarray(known.any(axis=0), dtype=np.float64),
-        shift=np.zeros((len(examples.categories), len(examples.experts))),
         spread=np.zeros(len(examples.experts)),
         cost=RetrievalCost(*(float(column_means(one, 0.0)) for one in (examples.tokens, examples.seconds))),
     )

@@ -174,13 +174,11 @@ class RoutingRecord:
     router_probabilities: Mapping[str, float] | None = None
     """The router's own probabilities, before a rule."""
     retrieval: str = "none"
-    """Result of retrieval: none, off, skipped, empty, failed, withheld or used."""
+    """Result of retrieval: none, off, skipped, empty, failed or used."""
     gate: float | None = None
     """Probability that passages improve this expert's answer."""
     gain: float | None = None
     """Quality expected of the passages."""
-    trial: str = ""
-    """Version of the retrieval gate if a random draw replaced its decision."""
     passages: tuple[str, ...] = ()
     """Identifiers of the passages given to the expert."""
     passage_tokens: int = 0

@@ -100,7 +100,7 @@ def test_a_damaged_file_names_itself_and_the_remedy(tmp_path: Path, content: byt
     with np.load(tmp_path / "gate.npz") as file:
         arrays = dict(file)
     np.savez(tmp_path / "gate.npz", **arrays | {"format": np.array(1)})
-    with pytest.raises(ArtifactError, match=r"not a gate.*format 1, not 5.*fit it again"):
+    with pytest.raises(ArtifactError, match=r"not a gate.*format 1, not 6.*fit it again"):
         Gate.load(tmp_path / "gate.npz")
 
 
