@@ -211,20 +211,6 @@ def packaged(folder: Path, content: str) -> Artifact:
     return published(ArtifactStore(folder / "wheel", "router"), content)
 
 
-def test_the_newest_version_is_found_beside_one_whose_manifest_cannot_be_read(tmp_path: Path) -> None:
-    store = ArtifactStore(tmp_path, "router")
-    good, damaged = (published(store, name).manifest.version for name in ("good", "damaged"))
-    (tmp_path / "router" / damaged / MANIFEST).write_text("half")
-    errors = list[ArtifactError]()
-    assert store.newest(left_out=errors.append) == good
-    (error,) = errors
-    assert f"{damaged}/manifest.json: cannot be read" in str(error)
-    assert "make it again with `coe train`" in str(error)
-    (tmp_path / "router" / good / MANIFEST).write_text("half")
-    with pytest.raises(ArtifactError, match=r"manifest\.json: cannot be read"):
-        store.newest()
-
-
 @pytest.mark.parametrize("name", ["weights.bin", MANIFEST])
 @pytest.mark.parametrize("content", ["oNe", None])
 def test_making_a_damaged_version_again_repairs_it(name: str, content: str | None, tmp_path: Path) -> None:

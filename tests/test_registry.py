@@ -142,18 +142,6 @@ def test_the_digest_follows_the_declaration_and_not_the_secret(tmp_path: Path) -
     assert "s3cret" not in repr(first)
 
 
-def test_the_cache_is_off_unless_declared_and_no_plan_depends_on_it(tmp_path: Path) -> None:
-    assert load(tmp_path, GOOD).cache is None
-    assert load(tmp_path, f"{GOOD}cache:\n").cache is None
-    declared = load(tmp_path, f"{GOOD}cache: {{}}\n")
-    assert declared.cache is not None
-    assert (declared.cache.store, declared.cache.when) == ("memory", "deterministic")
-    assert declared.digest == load(tmp_path, GOOD).digest
-    for wrong in ("ttl: 0", "max_bytes: 10", "when: sometimes", "store: 'memcached://there'"):
-        with pytest.raises(ConfigError, match=rf"experts.yaml:\d+: cache.{wrong.partition(':')[0]}"):
-            load(tmp_path, f"{GOOD}cache: {{{wrong}}}\n")
-
-
 ALIASES = """version: 1
 operating_points: {fast: {cost_weight: 0.9}}
 aliases:

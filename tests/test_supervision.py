@@ -161,16 +161,3 @@ async def test_every_background_task_of_a_gateway_is_supervised(
     async with opened(monkeypatch, work, failures.append, tmp_path):
         await work.waits.wait()
     assert len(failures) == 1
-
-
-async def test_a_follower_survives_whatever_is_shared(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    def fails(_: object) -> None:
-        raise UnicodeDecodeError("ascii", b"\xff" * 10_000, 0, 1, "no")
-
-    monkeypatch.setattr(coe.artifacts.artifact_sync, "mirror", fails)
-    follower = ArtifactSync(Settings.read({"COE_HOME": str(tmp_path)}), None)  # type: ignore[arg-type]
-    follower.sync()
-    assert follower.outage.active
-    assert len(caplog.records[0].getMessage()) < 1000

@@ -50,7 +50,7 @@ def test_odd_counts_of_cached_tokens_never_exceed_the_input(reported: dict[str, 
 def test_cached_tokens_cost_the_price_of_input_unless_they_have_their_own() -> None:
     assert Prices(input=2, output=4).cost(1e6, 1e6, 5e5) == pytest.approx(6.0)
     assert Prices(input=2, output=4, cached_input=0).cost(1e6, 1e6, 5e5) == pytest.approx(5.0)
-    with pytest.raises(ValidationError, match=r"cached_input 3.0 is above input 2.0; .* lower it"):
+    with pytest.raises(ValidationError, match="cached_input is above input"):
         Prices(input=2, cached_input=3)
 
 

@@ -130,12 +130,6 @@ async def test_an_invalid_response_raises(serving: Serving, model: str, stream: 
         await whole(serving(model), call(stream=stream))
 
 
-@pytest.mark.parametrize("text", ["", ": ping\n\n", "data: [DONE]\n\n", 'data: {"choices":[]}\n\ndata: [DONE]\n\n'])
-async def test_a_stream_without_content_raises(serving: Serving, text: str) -> None:
-    with pytest.raises(ExpertError):
-        await whole(serving(f"stream-text:{text}"), call(stream=True))
-
-
 @pytest.mark.parametrize(
     ("model", "stream", "billed"),
     [

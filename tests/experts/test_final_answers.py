@@ -130,7 +130,7 @@ JSON = st.recursive(
 
 
 @given(RESPONSES)
-@settings(max_examples=1500)
+@settings(max_examples=300)
 def test_the_form_of_a_form_is_itself_and_nothing_raises(text: str) -> None:
     found = final_answer(text)
     assert found is None or (found and final_answer(found) == found)
@@ -160,14 +160,13 @@ def test_equal_json_has_equal_forms(value: object) -> None:
 @pytest.mark.parametrize(
     "piece",
     [
-        *("a", "1,", "(", "[", "{", "```\n", "~~~\n", "\\boxed{", "\\text{", "answer is ", "answer: ", "**a"),
-        *("not ", "<answer>", "选", "1/", "1^", "=", " ", "\n", "I'm sorry ", "1 1/1 ", "½", "[1,"),
-        *("f(", "if 1:\n ", "1+", "a[", "\\frac{1}", "é", "<think>", "####\n", "Mr. "),
+        *("1,", "(", "{", "```\n", "\\boxed{", "answer is ", "**a", "not ", "<answer>", "1/", " ", "I'm sorry "),
+        *("1 1/1 ", "[1,", "if 1:\n ", "\\frac{1}", "<think>", "####\n"),
     ],
 )
 def test_no_response_takes_long(piece: str) -> None:
     began = time.process_time()
-    for length in (150, 390, MAX_READ_CHARACTERS, 10 * MAX_READ_CHARACTERS):
+    for length in (390, MAX_READ_CHARACTERS):
         text = piece * (length // len(piece))
         for response in (text, f"The answer is {text}", f"```python\n{text}", f"{text}\n\nSo {text[:300]}"):
             final_answer(response)

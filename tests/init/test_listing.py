@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 
 from coe.cli.init import listing as listing_module
-from coe.cli.init.listing import ListedModel, Listing, NoList, list_models, read_models
+from coe.cli.init.listing import ListedModel, Listing, list_models, read_models
 from coe.cli.init.sources import Source, endpoint
 from tests.experts.fault_servers import Answer, closed_port, hanging_up, refusing, server, servers
 from tests.init import model_lists
@@ -136,18 +136,3 @@ async def test_a_closed_port_of_this_machine_is_absent_and_one_that_was_given_is
 )
 def test_names_that_would_change_the_declaration_are_left_out(name: Any) -> None:
     assert read_models(orjson.dumps({"data": [{"id": name}, {"id": "good"}]})) == ((ListedModel("good"),), 1)
-
-
-@pytest.mark.parametrize(
-    ("page", "why"),
-    [
-        (b"", "no JSON"),
-        (b"[" * 10**5, "no JSON"),
-        (b"{}", "no list"),
-        (b'{"data": {"id": 1}}', "no list"),
-        (b"7", "no list"),
-    ],
-)
-def test_pages_of_another_form_are_no_lists(page: bytes, why: str) -> None:
-    with pytest.raises(NoList, match=why):
-        read_models(page)

@@ -35,14 +35,6 @@ def test_a_vote_of_three_beats_its_members_with_probabilities_that_are_calibrate
         assert believed[quarter].mean() == pytest.approx(right[quarter].mean(), abs=0.06)
 
 
-def test_a_better_member_has_a_larger_weight_in_the_categories_where_it_is_better() -> None:
-    answers = recorded_answers({"code": (0.9, 0.3), "law": (0.3, 0.9)}, {"code": 1.0, "law": 1.0})
-    weights = fit_weights(answers.classes, answers.scores, answers.labels, answers.n_categories)
-    code, law = weights.member[:, 1:]
-    assert code[0] > law[0]
-    assert law[1] > code[1]
-
-
 # ------------------------------------------------------------------------------------------------------------- arms
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import replace
 from typing import Any
 
@@ -10,13 +9,12 @@ import numpy as np
 import pytest
 
 from coe.errors import ExpertTimeout
-from coe.recipes import calls as recipe_calls
 from coe.recipes.agreement import NO_ANSWER
 from coe.recipes.fitting.answers import Answers
 from coe.recipes.fitting.fit import replayed
 from coe.recipes.judge import MAX_GRADED_CHARACTERS, grade_in
 from coe.usage import RecipeLog
-from tests.recipes.members import CATEGORIES, ESSAY, answer, bytes_of, call_of, calls_of, members, recipe_of, stream
+from tests.recipes.members import CATEGORIES, ESSAY, answer, bytes_of, call_of, calls_of, members, recipe_of
 
 pytestmark = pytest.mark.anyio
 JUDGED: dict[str, Any] = {"cascade": ["small", "large"], "signal": "judge", "judge": "referee"}
@@ -71,21 +69,6 @@ async def test_without_a_grade_agreement_decides_and_the_record_says_so(script: 
     assert log.calls[1].confidence is None
     essay, large, referee = members(small=answer(ESSAY), large=answer("Y"), referee=script)
     assert await bytes_of(await recipe_of(essay, large, referee, **JUDGED).stream(call_of())) == answer("Y")[0]
-
-
-async def test_a_slow_judge_ends_with_the_hold_of_the_stream_and_with_the_deadline(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(recipe_calls, "DEADLINE_MARGIN_SHARE", 0.5)
-    for streamed, stop in ((True, "stream_hold"), (False, "deadline")):
-        script = stream("X") if streamed else answer("X")
-        small, large, referee = members(small=script, large=answer("Y"), referee=asyncio.Event())
-        log = RecipeLog()
-        recipe = recipe_of(small, large, referee, limits={"max_stream_hold": 0.4}, **JUDGED)
-        reply = await recipe.stream(call_of(stream=streamed, log=log, seconds=1.2))
-        assert await bytes_of(reply) == b"".join(script)
-        assert calls_of(log) == [("small", 0, "unverified", True), ("referee", 0, "cancelled", False)]
-        assert (log.stop, referee.cancelled, large.calls) == (stop, True, [])
 
 
 def test_replay_decides_by_grades_as_serving_does() -> None:

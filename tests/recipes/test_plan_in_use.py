@@ -61,29 +61,3 @@ def test_an_arm_is_dropped_if_its_recipe_is_gone_or_has_other_members() -> None:
         (removed,) = (one for one in found.consequences if one.kind == "recipe_removed")
         assert removed.sentence.startswith("recipe 'panel' of the plan is no longer declared with the same members: ")
         assert removed.replan
-
-
-@pytest.mark.parametrize(
-    ("planned", "declared", "told"),
-    [
-        (0.1, 0.1, None),
-        (0.1, 0.2, None),
-        (0.1, None, None),
-        (0.1, 0.05, "has max_loss 0.05, and it was planned for max_loss 0.1. Run `coe plan` again"),
-        (None, 0.1, "has max_loss 0.1, and it was planned without a bound. Run"),
-    ],
-)
-def test_a_bound_that_the_plan_did_not_test_is_reported(
-    planned: float | None, declared: float | None, told: str | None
-) -> None:
-    careful = {"name": "careful", "cascade": ["coder", "generalist"]}
-    then, now = (registry(careful | {"max_loss": bound}) for bound in (planned, declared))
-    policy = default_policy(then.declared_recipes[0], categories=3)
-    steps = tuple(replace(step, weights=_by_category(step.weights)) for step in policy.steps)
-    policies = ArmPolicies(then.category_names, {"careful": replace(policy, steps=steps, max_loss=planned)})
-    plan = replace(plan_of(plan_with("careful", then, quality=2.0), then), policies=policies)
-    found = effective_plan(plan, now)
-    assert "careful" in found.assignment.experts
-    changed = [one for one in found.consequences if one.kind == "recipe_bound_changed"]
-    assert [(one.name, one.replan) for one in changed] == ([] if told is None else [("careful", True)])
-    assert told is None or told in changed[0].sentence

@@ -40,16 +40,6 @@ async def test_a_file_of_another_version_is_refused_and_left_alone(tmp_path: Pat
     connection.close()
 
 
-async def test_tables_that_cannot_be_created_leave_no_part_behind(tmp_path: Path) -> None:
-    broken = Database(tmp_path / "words.db", tables=(TABLES[0], "UPDATE nowhere SET x = 1"), version=2)
-    with pytest.raises(StoreError, match="no such table: nowhere"):
-        await select(broken)
-    await broken.aclose()
-    fixed = Database(tmp_path / "words.db", tables=TABLES, version=2)
-    assert await select(fixed) == [("kept",)]
-    await fixed.aclose()
-
-
 @pytest.mark.parametrize("content", [b"no database" * 100, b"SQLite format 3\0" + b"\xff" * 8_000])
 async def test_the_error_of_a_damaged_file_says_to_restore_or_to_move_it(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "words.db"

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from coe.errors import StoreError
-from coe.records import LogWriter, open_log_and_feedback
-from coe.records import writer as writer_module
+from coe.records import open_log_and_feedback
 from tests.records.samples import WatchedLog, everything, ids, in_spool, record, records, writer_to
 
 pytestmark = pytest.mark.anyio
@@ -28,26 +27,6 @@ async def test_what_was_put_is_in_the_log_after_leaving(tmp_path: Path) -> None:
     assert await everything(log) == records(1_234)
     assert (writer.backlog, writer.dropped, writer.spooled, writer.last_error) == (0, 0, 0, None)
     await log.aclose()
-
-
-async def test_a_writer_without_records_rests_until_one_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
-    rounds = 0
-
-    class Counted(LogWriter):
-        async def _write_once(self) -> bool:
-            nonlocal rounds
-            rounds += 1
-            return await super()._write_once()
-
-    monkeypatch.setattr(writer_module, "IDLE_SECONDS", 3600.0)
-    log = WatchedLog()
-    async with Counted(log, log, spool=None, interval=0) as writer:
-        for number in (1, 2):
-            for _ in range(200):
-                await asyncio.sleep(0)
-            assert rounds <= 2 * number
-            writer.put(record(number))
-            await log.holds(number)
 
 
 @pytest.mark.parametrize("problem", [GONE, OSError("no route"), RuntimeError("a bug")])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-import sqlite3
 import stat
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,7 +12,6 @@ import pytest
 from redis import Redis
 
 from coe.errors import StoreError
-from coe.records import database
 from gateway import shared_store
 from gateway.shared_store import ENTRY_OVERHEAD_BYTES, Change, MemoryStore, RedisStore, SharedStore, SqliteStore
 from tests.access.samples import Clock
@@ -142,20 +140,6 @@ async def test_two_processes_share_a_file_which_others_cannot_read(tmp_path: Pat
     assert {stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()} == {0o600}
     for store in (one, other):
         await store.aclose()
-
-
-async def test_a_file_that_another_process_writes_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(database, "BUSY_SECONDS", 0.0)
-    store = SqliteStore(tmp_path / "shared.sqlite")
-    await store.put({"1": b"1"}, ttl=LONG)
-    other = sqlite3.connect(tmp_path / "shared.sqlite", isolation_level=None)
-    other.execute("BEGIN IMMEDIATE")
-    assert await store.get(["1"], renew=LONG) == [b"1"]
-    with pytest.raises(StoreError, match="end its transaction"):
-        await store.put({"1": b"2"}, ttl=LONG)
-    other.close()
-    await store.put({"1": b"2"}, ttl=LONG)
-    await store.aclose()
 
 
 # -------------------------------------------------------------------------------------------------- Redis
