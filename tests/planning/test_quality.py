@@ -197,7 +197,7 @@ def test_missing_empty_and_damaged_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"scores\.jsonl:1: not JSON"):
         read_quality(folder)
     (folder / "scores.jsonl").write_bytes(b"")
-    with pytest.raises(DataError, match=r"scores\.jsonl: lacks the column"):
+    with pytest.raises(DataError, match=r"scores\.jsonl: holds no rows"):
         read_quality(folder)
     (folder / "prompts.parquet").write_bytes(b"not parquet")
     with pytest.raises(DataError, match=r"prompts\.parquet: cannot be read"):
