@@ -285,9 +285,6 @@ def _comparable(models: tuple[str, ...], matrix: NDArray[np.float64]) -> tuple[t
     return tuple(models[column] for column in kept), matrix[:, kept]
 
 
-PROMPTS, SCORES, MODELS = "prompts.parquet", "scores.parquet", "models.csv"
-SPLIT = "probe"
-
 Score = tuple[str, str, float]
 """Prompt id, expert, score in [0, 1]."""
 
@@ -296,13 +293,17 @@ def write_quality(
     folder: Path, *, benchmark: str, probes: Sequence[Probe], scores: Iterable[Score], experts: Sequence[ExpertSpec]
 ) -> None:
     """Write the three files. `benchmark` names the probe set in each; missing scores have no row."""
-    columns = ("benchmark", "prompt_id", "prompt", "category", "label", "split")
-    rows = ((benchmark, one.prompt_id, one.prompt, one.category, "", SPLIT) for one in probes)  # a label would go first
-    write_parquet(folder / PROMPTS, dict.fromkeys(columns, "string"), rows)
-    types = {"benchmark": "string", "prompt_id": "string", "model": "string", "score": "float32"}
-    write_parquet(folder / SCORES, types, ((benchmark, *score) for score in scores))
+    columns = dict.fromkeys(("benchmark", "prompt_id", "prompt", "category"), "string")
+    prompts = (
+        {"benchmark": benchmark, "prompt_id": one.prompt_id, "prompt": one.prompt, "category": one.category}
+        for one in probes
+    )
+    write_parquet(folder / "prompts.parquet", columns, prompts)
+    columns = dict.fromkeys(("benchmark", "prompt_id", "model"), "string") | {"score": "float32"}
+    cells = ({"benchmark": benchmark, "prompt_id": one, "model": name, "score": score} for one, name, score in scores)
+    write_parquet(folder / "scores.parquet", columns, cells)
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow(("benchmark", "model", "active_b", "total_b", "note"))
-    table.writerows((benchmark, one.name, one.active_parameters_b or "", "", one.model) for one in experts)
-    replace_file(folder / MODELS, text.getvalue().encode())
+    table.writerow(("benchmark", "model", "active_b"))
+    table.writerows((benchmark, one.name, one.active_parameters_b or "") for one in experts)
+    replace_file(folder / "models.csv", text.getvalue().encode())

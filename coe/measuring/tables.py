@@ -156,24 +156,15 @@ def require_parquet() -> None:
         raise ConfigError(f"parquet files need pyarrow; run: {pip_install('train')}")
 
 
-def write_parquet(path: Path, columns: Mapping[str, str], rows: Iterable[Sequence[Any]]) -> None:
+def write_parquet(path: Path, columns: Mapping[str, str], rows: Iterable[Mapping[str, Any]]) -> None:
     """Write rows in one step; `columns` maps their names to pyarrow types, such as string or float64."""
     import pyarrow
     from pyarrow import parquet
 
     schema = pyarrow.schema([(name, pyarrow.type_for_alias(alias)) for name, alias in columns.items()])
-    table = pyarrow.Table.from_pylist([dict(zip(columns, row, strict=True)) for row in rows], schema=schema)
     buffer = io.BytesIO()
-    parquet.write_table(table, buffer, compression="zstd")
+    parquet.write_table(pyarrow.Table.from_pylist(list(rows), schema=schema), buffer, compression="zstd")
     replace_file(path, buffer.getvalue())
-
-
-def replace_parquet(path: Path, columns: Mapping[str, str], rows: Sequence[Sequence[Any]]) -> None:
-    """Write rows as `write_parquet` does; without rows, remove the file."""
-    if rows:
-        write_parquet(path, columns, rows)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def numbered_prompts(path: Path) -> list[tuple[int, str, str]]:

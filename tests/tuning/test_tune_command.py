@@ -110,7 +110,7 @@ class Place:
         registry = load(settings.config, environ={})
         probes = read_probes(self.folder / "probes.jsonl", categories=registry.category_names)
         judge = registry.expert(self.judge) if self.judge else None
-        scoring = Scoring(registry, probes, (), registry.experts, judge, 4, False)
+        scoring = Scoring(registry, probes, (), registry.experts, judge, 4)
         return Tuning.of(scoring, journal, settings, limits=limits, goal=Goal(), seed=0), settings
 
     async def tuned(self, limits: Limits) -> tuple[str, Tuning, list[str]]:

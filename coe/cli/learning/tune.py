@@ -91,7 +91,7 @@ def tune(
     experts = _answering(registry, settings, yes=yes)
     if judging is not None and judging not in experts:
         raise ExpertUnavailable(f"tune: the judge {judging.name!r} does not answer", expert=judging.name)
-    scoring = Scoring(registry, read, (), experts, judging, concurrency, unsafe=False)
+    scoring = Scoring(registry, read, (), experts, judging, concurrency)
     with open_journal(folder) as journal:
         write_seed(folder, seed)
         tuning = Tuning.of(scoring, journal, settings, limits=limits, goal=Goal(), seed=seed, spent=spent)
@@ -200,7 +200,7 @@ def _planned(
     _draw(plan["against"], folder / PLOT)
     is_right = any((cell.score or 0.0) > 0 for cell in tuning.journal.scored.values())
     if not is_right:
-        print_error(f"note: no expert answered a probe correctly; {folder / ANSWERS} has what they answered")
+        print_error(f"note: no expert answered a probe correctly; {folder / ANSWERS}.parquet has what they answered")
     is_sure = is_right and (reason in _FINISHED or (status.certainty or 0.0) >= tuning.goal.confidence)
     accepted = is_sure if yes else typer.confirm("Put this plan into use?", err=True)
     if accepted:

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.measuring.grades import Grades
 from coe.measuring.quality import Quality
+from coe.measuring.recorded_answers import Grades
 from coe.planning import MEASURES
 from coe.planning.uses import ASSUMED_INPUT_TOKENS
 from coe.recipes.agreement import NO_ANSWER, Array
