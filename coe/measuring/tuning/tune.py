@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -228,21 +229,29 @@ class Tuning:
 
         So a small budget is spent on all experts alike. What remains in the end goes to those with the fewest scores.
         """
-        names, rows = self.grid.experts, list(dict.fromkeys(row for row, _ in cells))
-        while rows:
-            batch, rest, available = list[int](), list[int](), self.spending.available
-            for row in rows:
-                probe, called = self.grid.probes[row], [experts[names[column]] for at, column in cells if at == row]
-                price = sum(one.worst_price(probe.messages) for one in called)
-                price += len(called) * self._grade_price(probe)
-                (batch if price <= available else rest).append(row)
-                available -= price if price <= available else 0.0
-            if not batch:
-                scores = Counter(column for _, column in self._scored())
-                yield sorted((cell for cell in cells if cell[0] in rest), key=lambda cell: scores[cell[1]])
+
+        def price(row: int, column: int) -> float:
+            probe = self.grid.probes[row]
+            return experts[self.grid.experts[column]].worst_price(probe.messages) + self._grade_price(probe)
+
+        groups = [[cell for cell in cells if cell[0] == row] for row in dict.fromkeys(row for row, _ in cells)]
+        while groups:
+            batch, rest, available = list[tuple[int, int]](), list[Cells](), self.spending.available
+            for group in groups:
+                if (needed := sum(price(*cell) for cell in group)) <= available:
+                    batch += group
+                    available -= needed
+                else:
+                    rest.append(group)
+            if batch:
+                yield batch
+            elif all(len(group) == 1 for group in rest):
+                self.spending.is_short = True
                 return
-            yield [cell for cell in cells if cell[0] in batch]
-            rows = rest
+            else:
+                scores = Counter(column for _, column in self._scored())
+                rest = [[cell] for cell in sorted(chain.from_iterable(rest), key=lambda cell: scores[cell[1]])]
+            groups = rest
 
     def _seconds_left(self) -> float | None:
         """Seconds until answers are given up; None without a limit."""
