@@ -102,12 +102,6 @@ def _show(report: Mapping[str, Any]) -> None:
     )
     if report["gap_closed"] is not None:
         print_line(f"closed share of the gap between best single model and oracle: {report['gap_closed']:.1%}")
-    if report["hull_area"]:
-        print_line(
-            "area under the frontier's hull: " + ", ".join(f"{k} {v:.4f}" for k, v in report["hull_area"].items())
-        )
-    if times := report["route_ms"]:
-        print_line(f"routing a prompt: p50 {times['p50']:.3f} ms, p99 {times['p99']:.3f} ms")
     if "recipes" in report:
         show_recipes(report["recipes"])
 

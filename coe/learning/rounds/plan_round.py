@@ -160,7 +160,6 @@ def _judge(
         replaces=version,
         report=report,
         page=plan_markdown(report),
-        plot=True,
         save=partial(_save, judged, basis, config=job.registry.digest, plan=folder),
         digest=judged.candidate.digest,
         restarts_tests=any(move.verdict == "better" for move in judged.moves),  # exploring continues the series

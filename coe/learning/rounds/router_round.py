@@ -246,7 +246,6 @@ class RouterRound:
             replaces=version,
             report=report,
             page=router_markdown(report),
-            plot=True,
             save=partial(_save, data, build=build, categories=job.registry.category_names),
         )
 
