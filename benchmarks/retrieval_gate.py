@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 import routers
 from benchmarks.passage_answers import AnsweredQuestion, answered, questions_of
 from coe.core import Prediction
-from coe.measuring.gate_fit import GateExamples, calibration, fit_gate, gate_decisions, gate_estimates
+from coe.measuring.gate_fit import GateExamples, fit_gate, gate_decisions, gate_estimates
 from coe.registry.sections import RetrievalPrice, RetrievalSpec
 from coe.retrieval.ingest.indexing import Indexer, SourceText, encoder_id
 from coe.retrieval.passages import DocumentKey
@@ -100,10 +100,7 @@ async def end_to_end(data: Path, router: Any, encoder: Any, *, work: Path, ask: 
     for kind in sorted({one.question.kind for one in judged}):
         of = np.array([one.question.kind == kind for one in judged])
         report[kind] = _policies([one for one, yes in zip(judged, of, strict=True) if yes], open_[of])
-    return report | {
-        "fitted_to": len(fit),
-        "calibration": calibration(gate_estimates(gate, trials, evidence=True).helps[:, 0], (trials.delta > 0)[:, 0]),
-    }
+    return report | {"fitted_to": len(fit)}
 
 
 async def document_texts(docs: list[dict[str, Any]]) -> AsyncIterator[SourceText]:

@@ -94,18 +94,20 @@ def read_gains(folder: Path, experts: Sequence[str]) -> Callable[[Router, Encode
     if not path.is_file():
         return None
     table = read_table(path, needed=tuple(_COLUMNS))
-    names, texts, ids = (table.texts(name) for name in ("model", "prompt", "prompt_id"))
-    first = {prompt_id: row for row, prompt_id in reversed(list(enumerate(ids))) if names[row] in experts}
-    if not first:
+    names, ids = table.texts("model"), table.texts("prompt_id")
+    rows = [row for row, name in enumerate(names) if name in experts]
+    if not rows:
         raise DataError(f"{path}: holds no scores of the declared experts; score again")
     known = tuple(name for name in experts if name in names)
+    first: dict[str, int] = {}
+    for row in rows:
+        first.setdefault(ids[row], row)
     index = {prompt_id: number for number, prompt_id in enumerate(first)}
+    cells = np.array([(index[ids[row]], known.index(names[row])) for row in rows]).T
     scores = np.full((2, len(first), len(known)), np.nan)
-    pairs = zip(ids, names, table.numbers("without"), table.numbers("with"), strict=True)
-    for prompt_id, name, without, with_ in pairs:
-        if name in known:
-            scores[:, index[prompt_id], known.index(name)] = without, with_
-    rows = list(first.values())
-    columns: dict[str, Any] = {name: np.array(table.numbers(name))[rows] for name in ("cosine", "tokens", "seconds")}
-    asked = tuple(texts[row] for row in rows)
+    scores[:, cells[0], cells[1]] = [np.array(table.numbers(name))[rows] for name in ("without", "with")]
+    prompts = list(first.values())
+    columns: dict[str, Any] = {name: np.array(table.numbers(name))[prompts] for name in ("cosine", "tokens", "seconds")}
+    texts = table.texts("prompt")
+    asked = tuple(texts[row] for row in prompts)
     return partial(GateExamples.from_texts, asked, experts=known, without=scores[0], with_=scores[1], **columns)
