@@ -183,24 +183,6 @@ def test_prompts_are_embedded_once(tmp_path: Path) -> None:
     assert encoder.calls == [400]
 
 
-def one_category() -> Quality:
-    return replace(made_up(), categories=("x",) * 400)
-
-
-def test_data_of_one_category_is_measured_without_a_router(tmp_path: Path) -> None:
-    def train(pairs: Sequence[tuple[str, str]], folder: Path) -> FirstWord:
-        raise AssertionError("there is nothing to classify")
-
-    report = run(one_category(), tmp_path, train_router=train)
-    mean = {name: found["mean"] for name, found in report["methods"].items()}
-    assert mean["coe_categories"] == mean["coe_hard"] == mean["best_single"]
-    assert mean["knn"] > mean["best_single"] + 0.2  # the vectors tell code from law
-    assert mean["coe"] > mean["best_single"] + 0.2
-    assert report["residual"] == {"used": 5, "encoded": 1.0, "encoded_without": 0.0}
-    assert report["categories"] == 1
-    assert json.loads(json.dumps(report, allow_nan=False)) == report
-
-
 def coarse_pool(kind: str) -> Quality:
     """600 prompts of two categories. `hidden`: a kind of prompt that no category names decides which model is right;
     `named`: the category decides; `saturated`: nearly all answers are right."""

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.core import FAST_UNCERTAIN, GENERAL, Encoder, Neighbour, Prediction, Router
+from coe.core import FAST_UNCERTAIN, GENERAL, Encoder, Prediction, Router
 from coe.errors import DataError
 from coe.measuring.benchmark.report import SplitResult, benchmark_report, trace
 from coe.measuring.quality import Quality
@@ -73,31 +73,6 @@ PrepareText = Callable[[str], str]
 Progress = Callable[[str, float], None]
 
 
-class OneCategory:
-    """A router for data with one category: every prompt is of it, with certainty."""
-
-    version = ""
-
-    def __init__(self, category: str, encoder: Encoder) -> None:
-        self.categories: tuple[str, ...] = (category,)
-        self._encoder = encoder
-
-    def predict_fast(self, text: str, *, force: bool = False) -> Prediction:
-        return Prediction(np.ones(1, dtype=np.float32), "fast")
-
-    def predict(
-        self, texts: Sequence[str], *, embeddings: NDArray[np.float32] | None = None, encode: bool = False
-    ) -> list[Prediction]:
-        found = [self.predict_fast(text) for text in texts]
-        if not encode:
-            return found
-        rows = zip(found, self._encoder.features(texts), strict=True)
-        return [replace(one, features=features) for one, features in rows]
-
-    def neighbours(self, text: str, *, limit: int) -> list[Neighbour]:
-        return []
-
-
 def benchmark(
     data: Quality,
     *,
@@ -111,12 +86,11 @@ def benchmark(
 ) -> dict[str, Any]:
     """Train and tune on the larger part of random 70/30 splits by `seeds`, and score on the other part.
 
-    Routers are trained into folders of `work`; data with one category needs none, and CoE then selects the best single
-    model. Returns a JSON-able report. It has each method's mean with its standard error, and its paired differences
-    from the best single model and from CoE. Of CoE it also has the closed share of the gap between best single model
-    and oracle, and the frontier. With the `recorded` answers it also compares single experts with recipes
-    (`coe.recipes.fitting.benchmark`). Sizes and frontier are null or empty where a model's size is not known. Raises
-    DataError when the data cannot be split.
+    Routers are trained into folders of `work`. Returns a JSON-able report. It has each method's mean with its standard
+    error, and its paired differences from the best single model and from CoE. Of CoE it also has the closed share of
+    the gap between best single model and oracle, and the frontier. With the `recorded` answers it also compares single
+    experts with recipes (`coe.recipes.fitting.benchmark`). Sizes and frontier are null or empty where a model's size is
+    not known. Raises DataError when the data cannot be split, or has fewer than two categories.
     """
     report = progress or (lambda stage, share: None)
     texts, splits = [prepare(prompt) for prompt in data.prompts], []
@@ -177,7 +151,7 @@ def _run_split(
         prompts=test,
         score={"random": scores.mean(axis=1)} | {name: scores[everyone, chosen] for name, chosen in choice.items()},
         size={"random": float(data.active_b.mean())} | {n: float(data.active_b[c].mean()) for n, c in choice.items()},
-        frontier=trace(value["coe"], scores, data.active_b) if np.isfinite(data.active_b).all() else [],
+        frontier=trace(value["coe"], scores, data.active_b) if np.isfinite(data.active_b).all() else None,
         residual=assignment.residual is not None,
         encoded=(encoded, encoded_without),
         recipes=recipes,
@@ -245,8 +219,6 @@ def _train(
 
     They are made as by `coe train` and `coe plan`.
     """
-    if len(set(data.categories)) == 1:
-        return _assigned(data, train, [data.categories[0]] * len(train), OneCategory(data.categories[0], encoder))
     coarse = [data.coarse[i] for i in train if data.coarse]
     labels = _merge_rare_labels([texts[i] for i in train], [data.categories[i] for i in train], coarse)
     if len(set(labels) - {""}) < 2:
@@ -255,13 +227,7 @@ def _train(
         )
         raise DataError(f"{message}; score more prompts, or sort them into fewer categories")
     pairs = [(data.prompts[i], label) for i, label in zip(train, labels, strict=True)]
-    return _assigned(data, train, labels, train_router([pair for pair in pairs if pair[1]], folder))
-
-
-def _assigned(
-    data: Quality, train: NDArray[np.int64], labels: Sequence[str], router: Router
-) -> tuple[Router, Assignment, dict[int, int]]:
-    """The router, the assignment by its categories, and the category of each training prompt that it knows."""
+    router = train_router([pair for pair in pairs if pair[1]], folder)
     there = [number for number, label in enumerate(labels) if label in router.categories]
     known, scores = [labels[number] for number in there], data.scores[train[there]]
     table = tabulate_prompts(known, data.models, scores, categories=router.categories)

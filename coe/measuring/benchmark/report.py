@@ -7,7 +7,7 @@ parameters. Each price gives one point of the frontier: the higher the price, th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,40 +19,15 @@ from coe.recipes.fitting.benchmark import SplitComparison
 
 PRICES = (0.0, *(float(price) for price in np.geomspace(1e-4, 1.0, 33)))
 """Prices of the frontier, in quality per billion active parameters."""
+Points = NDArray[np.float64]
+"""A frontier, shape (n_prices, 2): mean quality, and mean active parameters in billions, at each price."""
 
 
-@dataclass(frozen=True, slots=True)
-class FrontierPoint:
-    """The result at one price: mean quality, and mean active parameters in billions."""
-
-    price: float
-    mean: float
-    mean_active_b: float
-
-
-def trace(
-    value: NDArray[np.floating], scores: NDArray[np.floating], active_b: NDArray[np.float64]
-) -> list[FrontierPoint]:
+def trace(value: NDArray[np.floating], scores: NDArray[np.floating], active_b: NDArray[np.float64]) -> Points:
     """Compute the frontier of a method with predicted qualities `value` and measured `scores`, both (n_prompts,
     n_models)."""
-    points = []
-    for price in PRICES:
-        chosen = (value - price * active_b).argmax(axis=1)
-        earned = float(scores[np.arange(len(chosen)), chosen].mean())
-        points.append(FrontierPoint(price, earned, float(active_b[chosen].mean())))
-    return points
-
-
-def average(traces: Sequence[Sequence[FrontierPoint]]) -> list[FrontierPoint]:
-    """The mean of several splits' frontiers, point by point."""
-    return [
-        FrontierPoint(
-            points[0].price,
-            float(np.mean([point.mean for point in points])),
-            float(np.mean([point.mean_active_b for point in points])),
-        )
-        for points in zip(*traces, strict=True)
-    ]
+    chosen = [(value - price * active_b).argmax(axis=1) for price in PRICES]
+    return np.array([(scores[np.arange(len(one)), one].mean(), active_b[one].mean()) for one in chosen])
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +35,7 @@ class SplitResult:
     """The result of one seed.
 
     `prompts` (n_held_out,) are the indices of the held-out prompts, and `score` has each method's scores on them, of
-    the same shape. `size` is each method's mean active parameters in billions. `frontier` is that of CoE, empty where a
+    the same shape. `size` is each method's mean active parameters in billions. `frontier` is that of CoE, None where a
     model's size is not known. `residual` tells whether one is used. `encoded` are the shares of prompts that the
     encoder reads, with the residual and without.
     """
@@ -68,7 +43,7 @@ class SplitResult:
     prompts: NDArray[np.int64]
     score: dict[str, NDArray[np.float64]]
     size: dict[str, float]
-    frontier: list[FrontierPoint]
+    frontier: Points | None
     residual: bool
     encoded: tuple[float, float]
     recipes: SplitComparison | None = None
@@ -83,6 +58,7 @@ def benchmark_report(data: Quality, splits: Sequence[SplitResult], seeds: Sequen
     methods = {name: _summary(splits, name) for name in METHODS}
     mean = {name: float(found["mean"] or 0.0) for name, found in methods.items()}
     gap = mean["oracle"] - mean["best_single"]
+    frontiers = [split.frontier for split in splits if split.frontier is not None]
     return {
         "benchmark": data.benchmark,
         "categories": len(set(data.categories)),
@@ -98,7 +74,12 @@ def benchmark_report(data: Quality, splits: Sequence[SplitResult], seeds: Sequen
             "encoded": float(np.mean([split.encoded[0] for split in splits])),
             "encoded_without": float(np.mean([split.encoded[1] for split in splits])),
         },
-        "frontier": [asdict(point) for point in average([split.frontier for split in splits])],
+        "frontier": [
+            {"price": price, "mean": mean, "mean_active_b": size}
+            for price, (mean, size) in zip(PRICES, np.mean(frontiers, axis=0).tolist(), strict=True)
+        ]
+        if frontiers
+        else [],
     }
 
 

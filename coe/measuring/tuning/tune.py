@@ -108,14 +108,13 @@ class Tuning:
     ) -> Tuning:
         """Prepare a run that has already `spent` some US dollars.
 
-        Raises DataError where no category can be planned, or the budget is too small to begin.
+        Raises DataError where no category can be planned.
         """
         grid = Grid.of(scoring.registry, scoring.probes, [spec.name for spec in scoring.experts], seed=seed)
         if not grid.probes:
             raise DataError("tune: no probe is of a category that these experts may serve; add some with `coe probes`")
         tuning = cls(scoring, journal, grid, goal, limits, _mix(settings, scoring.registry, grid.categories))
         tuning.spending.spent = spent
-        tuning._check_budget()
         return tuning
 
     @property
@@ -299,23 +298,6 @@ class Tuning:
 
     def _measurements(self) -> Measurements:
         return Measurements.of(self.grid, self._scored(), weights=self.weights)
-
-    def _check_budget(self) -> None:
-        """Raises DataError if the budget may not allow one probe for each expert."""
-        if self.limits.dollars is None:
-            return
-        open_cells, least = self._open(), {}
-        for column, spec in enumerate(self.scoring.experts):
-            probes = [self.grid.probes[row] for row in np.flatnonzero(open_cells[:, column])]
-            prices = [worst_price(spec, one.messages) + self._grade_price(one) for one in probes]
-            least[spec.name] = min(prices, default=0.0)
-        if (needed := sum(least.values())) > self.limits.dollars - self.spending.spent:
-            most = max(least, key=lambda name: least[name])
-            raise DataError(
-                f"tune: --budget {self.limits.dollars:g} is too small: one probe of each expert may cost up to "
-                f"{dollars(needed)}, {dollars(least[most])} of it for {most}; raise it, or bound the answers with "
-                "max_tokens in `parameters`"
-            )
 
 
 def price_of_check(registry: Registry, limits: Limits) -> float:

@@ -177,9 +177,7 @@ def _without_waits(tables: Mapping[str, ScoreTable], registry: Registry) -> dict
 
 
 def _scored_experts(data: Quality, registry: Registry) -> tuple[str, ...]:
-    """Return the experts with scores; print the notes."""
-    for note in data.notes:
-        print_error(f"note: {note}")
+    """Return the experts with scores."""
     return tuple(name for name in registry.expert_names if name in data.models)
 
 
