@@ -1,4 +1,4 @@
-"""Draws images of a benchmark, a budget sweep, a plan and a training; the file suffix gives the format.
+"""Draws images of a benchmark and of a budget sweep; the file suffix gives the format.
 
 All drawing is without pyplot, so that no display and no global state is needed. Raises CoEError without matplotlib.
 """
@@ -7,14 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from coe.errors import CoEError
 from coe.planning import ParetoRow
-
-RELIABILITY, RISK_COVERAGE = "reliability.png", "risk_coverage.png"
 
 
 def plot_benchmark(report: Mapping[str, Any], path: Path) -> None:
@@ -50,54 +47,6 @@ def plot_sweep(rows: Sequence[ParetoRow], *, row: str, path: Path) -> None:
     axes.set_ylabel("planned quality")
     axes.legend(fontsize="small")
     figure.savefig(path)
-
-
-def plot_against(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw mean quality against cost of a plan and of single experts, as `coe plan` compares them."""
-    figure, axes = _figure()
-    for row in rows:
-        cost, is_plan = row["cost"] or 0.0, row["expert"] is None
-        axes.plot(cost, row["estimate"], marker="*" if is_plan else "o", markersize=14 if is_plan else 7)
-        latency = "" if row["latency_ms"] is None else f", {row['latency_ms'] / 1000:.1f} s"
-        axes.annotate(
-            ("this plan" if is_plan else row["expert"]) + latency,
-            (cost, row["estimate"]),
-            xytext=(8, 4),
-            textcoords="offset points",
-            fontweight="bold" if is_plan else "normal",
-        )
-    axes.margins(0.25, 0.15)
-    axes.set(xlabel="US dollars per thousand requests", ylabel="mean quality")
-    axes.set_title("This plan against each single expert")
-    figure.savefig(path)
-
-
-def plot_training(metrics: Mapping[str, Any], folder: Path) -> None:
-    """Draw the held-out metrics of `routers.build`: reliability.png and risk_coverage.png in `folder`.
-
-    Draws nothing without matplotlib: training must not fail for an image, and the numbers are in `metrics`.
-    """
-    if find_spec("matplotlib") is None:
-        return
-    figure, axes = _figure()
-    bins = metrics["reliability"]
-    axes.plot([0, 1], [0, 1], color="0.7", label="calibrated")
-    axes.plot([b["confidence"] for b in bins], [b["accuracy"] for b in bins], marker="o", label="held-out prompts")
-    axes.set(xlabel="confidence", ylabel="accuracy", title=f"Reliability, ECE {metrics['ece']:.3f}")
-    axes.legend(fontsize="small")
-    _save(figure, folder / RELIABILITY)
-    figure, axes = _figure()
-    curve = metrics["risk_coverage"]
-    axes.plot([p["coverage"] for p in curve], [p["risk"] for p in curve], marker=".")
-    kept = 1 - metrics["rejected"]
-    axes.axvline(kept, color="0.7", label=f"general below confidence {metrics['confidence_threshold']:.2f}")
-    axes.set(xlabel="coverage, most confident first", ylabel="error rate", title="Risk and coverage", ylim=(0, None))
-    axes.legend(fontsize="small")
-    _save(figure, folder / RISK_COVERAGE)
-
-
-def _save(figure: Any, path: Path) -> None:
-    figure.savefig(path, metadata={"Software": None})  # the bytes are part of a digest, so no version
 
 
 def _figure() -> tuple[Any, Any]:

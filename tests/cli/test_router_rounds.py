@@ -72,7 +72,6 @@ def training_service(
 
     monkeypatch.setattr(router_round, "build_router", build)
     monkeypatch.setattr(routers, "load", load_trained)
-    monkeypatch.setattr(router_round, "plot_training", lambda metrics, folder: None)
     return service
 
 

@@ -16,7 +16,7 @@ from coe.cli.benchmark import _show
 from coe.core import Neighbour, Prediction
 from coe.errors import DataError
 from coe.measuring.benchmark.benchmark import benchmark
-from coe.measuring.plots import plot_benchmark, plot_sweep, plot_training
+from coe.measuring.plots import plot_benchmark, plot_sweep
 from coe.measuring.quality import Quality
 from coe.measuring.recorded_answers import RecordedAnswers
 from coe.planning import ParetoRow
@@ -297,23 +297,3 @@ def test_plots_are_written_in_the_format_of_the_ending(tmp_path: Path) -> None:
     assert (tmp_path / "benchmark.png").read_bytes().startswith(b"\x89PNG")
     assert b"<svg" in (tmp_path / "bars.svg").read_bytes()
     assert (tmp_path / "sweep.png").stat().st_size > 1000
-
-
-def test_a_training_is_drawn_the_same_for_the_same_figures(tmp_path: Path) -> None:
-    metrics = {
-        "ece": 0.02,
-        "reliability": [
-            {"count": 9, "confidence": 0.5, "accuracy": 0.4},
-            {"count": 9, "confidence": 0.9, "accuracy": 1},
-        ],
-        "risk_coverage": [{"coverage": 0.5, "risk": 0.1}, {"coverage": 1.0, "risk": 0.3}],
-        "rejected": 0.05,
-        "confidence_threshold": 0.4,
-    }
-    drawn = []
-    for name in ("one", "other"):
-        (tmp_path / name).mkdir()
-        plot_training(metrics, tmp_path / name)
-        drawn.append({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()})
-    assert set(drawn[0]) == {"reliability.png", "risk_coverage.png"}
-    assert drawn[0] == drawn[1]

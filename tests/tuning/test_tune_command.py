@@ -140,7 +140,6 @@ async def test_one_command_measures_plans_and_puts_the_plan_into_use(place: Plac
     assert status["spent"] == pytest.approx(check + status["scored"] * 0.000053)
     assert {row["expert"] for row in report["plan"]["against"]} == {None, *SKILL}
     assert all(row["latency_ms"] > 0 for row in report["plan"]["against"])
-    assert (place.folder / "out" / "plan.svg").read_text().startswith("<?xml")
     assert list((place.folder / ".coe" / "artifacts" / "assignment").glob("current*"))
     assert "estimate: " in result.stderr
 

@@ -125,12 +125,6 @@ class Tuning:
             called[self.scoring.judge.name] = self.scoring.judge
         return [name for name, one in called.items() if not one.has_known_price]
 
-    @property
-    def unmeasured(self) -> list[str]:
-        """The experts whose tokens an estimate assumes."""
-        found = self._measurements()
-        return [name for column, name in enumerate(self.grid.experts) if not found.call_use(column).is_measured]
-
     def estimates(self) -> tuple[Estimate, Estimate]:
         """The expected use of the first probes of every category, and of all that are missing."""
         found, open_cells = self._measurements(), self._open()
