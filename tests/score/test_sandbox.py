@@ -84,13 +84,6 @@ async def test_a_program_that_sleeps_is_stopped_by_the_clock() -> None:
 
 
 @needs_bubblewrap
-async def test_keys_of_the_operator_are_not_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", "s3cret")
-    tests = "assert set(f()) <= {'PWD', 'LC_CTYPE'}, f()"
-    assert await run("import os\ndef f(): return dict(os.environ)", tests) == Verdict(True)
-
-
-@needs_bubblewrap
 async def test_a_cancelled_run_leaves_no_process() -> None:
     started: list[subprocess.Popen[bytes]] = []
     one = Sandbox(BOUNDS)
@@ -142,7 +135,12 @@ def bystander() -> Iterator[subprocess.Popen[bytes]]:
 
 
 @needs_bubblewrap
-async def test_no_file_outside_can_be_read_or_written(anyones: Path) -> None:
+async def test_no_file_or_environment_outside_can_be_read_or_written(
+    anyones: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "s3cret")
+    tests = "assert set(f()) <= {'PWD', 'LC_CTYPE'}, f()"
+    assert await run("import os\ndef f(): return dict(os.environ)", tests) == Verdict(True)
     (anyones / "secret").write_text("s3cret")
     (anyones / "secret").chmod(0o666)
     paths = [str(anyones / "secret"), "/etc/passwd", "/etc/hostname", "/proc/1/environ", __file__, "/var/log", "/run"]
@@ -152,11 +150,7 @@ async def test_no_file_outside_can_be_read_or_written(anyones: Path) -> None:
     program = f"def f():\n    for folder in {folders!r}:\n        try: open(folder + '/made', 'w')\n"
     program += "        except OSError: continue\n        return folder"
     assert await run(program, "assert f() is None, f()") == Verdict(True)
-    assert names_in(anyones) == ["secret"]
-
-
-def names_in(folder: Path) -> list[str]:
-    return [path.name for path in folder.iterdir()]
+    assert os.listdir(anyones) == ["secret"]
 
 
 @needs_bubblewrap

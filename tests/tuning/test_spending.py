@@ -77,18 +77,6 @@ async def test_calls_are_settled_by_their_usage_and_failures_by_what_they_may_co
     assert spending.spent == pytest.approx(worst)  # the server may have worked on it
 
 
-async def test_no_call_starts_after_the_deadline() -> None:
-    now = 10.0
-    spending = Spending(deadline=11.0, clock=lambda: now)
-    asked = AnsweringExpert("large", lambda _: "right")
-    expert = MeteredExpert(asked, spec_of(), spending)  # type: ignore[arg-type]
-    await answered(expert)
-    now = 11.0
-    with pytest.raises(StopScoring):
-        await answered(expert)
-    assert len(asked.questions) == 1
-
-
 class BilledExpert:
     """Records the fields of its calls. `tokens` maps them to the billed output tokens."""
 

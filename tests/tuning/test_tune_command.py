@@ -219,13 +219,6 @@ async def test_an_answer_starts_only_if_its_grade_fits_into_the_budget_too(
     assert tuning.spending.spent <= 0.03
 
 
-async def test_the_judge_counts_in_the_estimate(place: Place) -> None:
-    with open_journal(place.folder / "out") as journal:
-        bare = (await place.tuning(journal, Limits()))[0].estimates()[1]
-        place.judged()
-        assert (await place.tuning(journal, Limits()))[0].estimates()[1].calls == 2 * bare.calls
-
-
 async def test_no_call_starts_when_the_time_is_over(place: Place) -> None:
     reason, tuning, _ = await place.tuned(Limits(seconds=0.0))
     assert (reason, tuning.status().known, place.server.bodies) == ("time", 0, [])
