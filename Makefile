@@ -23,7 +23,7 @@ check: setup
 	@scripts/check
 
 docs: setup
-	@.venv/bin/python scripts/docs.py
+	@.venv/bin/sphinx-build -b html -W --keep-going -q -d build/doctrees docs build/docs
 
 reference: setup
 	@.venv/bin/python -m scripts.reference
@@ -32,7 +32,7 @@ wheel: setup
 	@scripts/wheel
 
 image:
-	@scripts/image gateway
+	@docker build --file deploy/Dockerfile --target gateway --tag coe-gateway .
 
 clean:
 	rm -rf .venv .venv-clients .venv-vllm .llama-cpp build dist

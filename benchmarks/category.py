@@ -1,11 +1,10 @@
 """Category routing: accuracy of each head and of the cascade, out-of-scope detection, and the starter prompts.
 
-    python benchmarks/category.py --data DIR [--starter FILE [--without STYLE]...] [--json FILE] [--plot FILE]
+    python -m benchmarks.category --data DIR [--starter FILE [--without STYLE]...] [--json FILE]
 
 DIR holds train.parquet (source, prompt, category, label, split). Part 1 trains on four fifths of a balanced sample and
 tests on the rest; part 2 trains on all in-scope CLINC and banking rows and separates CLINC's out-of-scope rows from its
-validation rows; part 3 trains on the starter file alone, without the prompts of each STYLE, and tests on them too. The
-plot shows part 1's reliability, and risk and coverage.
+validation rows; part 3 trains on the starter file alone, without the prompts of each STYLE, and tests on them too.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import routers
-from routers.calibration import auroc, expected_calibration_error, logarithmic_pool, reliability, risk_coverage
+from routers.calibration import auroc, expected_calibration_error, logarithmic_pool
 from routers.cascade import CascadeRouter, load_cascade
 from routers.heads.fast import softmax
 from routers.training.fitting import folds
@@ -45,7 +44,6 @@ def main() -> None:
     parser.add_argument("--starter", type=Path)
     parser.add_argument("--without", action="append", default=[], metavar="STYLE")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
     rows = read(options.data / "train.parquet")
     parts: dict[str, Callable[[], dict[str, Any]]] = {
@@ -60,8 +58,6 @@ def main() -> None:
         print(json.dumps({name: report[name]}, indent=1), flush=True)
     if options.json:
         options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    if options.plot:
-        plot(report["balanced"], options.plot)
 
 
 def read(path: Path) -> list[Row]:
@@ -117,8 +113,6 @@ def accuracies(router: CascadeRouter, texts: Sequence[str], labels: NDArray[np.i
     predictions = router.predict(texts)
     confidence = np.array([p.confidence for p in predictions])
     right = np.array([p.best for p in predictions]) == labels
-    coverage, risk = risk_coverage(confidence, right)
-    at = np.linspace(0, len(risk) - 1, 41).astype(int)
     accuracy = {name: hits(logits, labels) for name, logits in heads.items()}
     accuracy["fast"] = hits(logarithmic_pool([heads["lexical"], heads["static"]], router.ensemble.fast), labels)
     accuracy["cascade"] = float(right.mean())
@@ -128,8 +122,6 @@ def accuracies(router: CascadeRouter, texts: Sequence[str], labels: NDArray[np.i
         "accuracy": accuracy,
         "escalated": float(np.mean([p.stage == "encoder" for p in predictions])),
         "ece": expected_calibration_error(confidence, right),
-        "reliability": reliability(confidence, right),
-        "risk_coverage": {"coverage": coverage[at].tolist(), "risk": risk[at].tolist()},
     }
 
 
@@ -146,28 +138,20 @@ def timings(router: CascadeRouter, texts: Sequence[str]) -> dict[str, float]:
         "peek_median": median(router.predict_fast, some),
         "peek_100k_characters": median(router.predict_fast, ["word " * 20_000] * 50),
         "predict_median": median(lambda text: router.predict([text]), some),
-        "predict_mean": mean(lambda text: router.predict([text]), some),
         "predict_escalated_median": median(
             lambda text: router.predict([text]), [text for text in some if router.predict_fast(text) is None]
         ),
     }
 
 
-def durations(call: Callable[[str], object], texts: Sequence[str]) -> list[float]:
-    found = []
+def median(call: Callable[[str], object], texts: Sequence[str]) -> float:
+    """Of the milliseconds that each call takes."""
+    times = []
     for text in texts:
         began = time.perf_counter()
         call(text)
-        found.append((time.perf_counter() - began) * 1000)
-    return found
-
-
-def median(call: Callable[[str], object], texts: Sequence[str]) -> float:
-    return round(float(np.median(durations(call, texts))), 4)
-
-
-def mean(call: Callable[[str], object], texts: Sequence[str]) -> float:
-    return round(float(np.mean(durations(call, texts))), 4)
+        times.append((time.perf_counter() - began) * 1000)
+    return round(float(np.median(times)), 4)
 
 
 # ---------------------------------------------------------------------------------------------- part 2
@@ -283,27 +267,6 @@ def recalls(router: CascadeRouter, rows: Sequence[Row], *, confidence_threshold:
         "ece": expected_calibration_error(confidence, found == truth),
         "confusions": [f"{t} -> {f}: {count}" for (t, f), count in confused.most_common(10)],
     }
-
-
-# ---------------------------------------------------------------------------------------------- plot
-
-
-def plot(found: dict[str, Any], file: Path) -> None:
-    """Reliability and risk-coverage, side by side."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise SystemExit("--plot needs matplotlib: pip install matplotlib") from None
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    bins = found["reliability"]
-    left.plot([0, 1], [0, 1], color="0.7")
-    left.plot([b["confidence"] for b in bins], [b["accuracy"] for b in bins], marker="o")
-    left.set(title=f"Reliability, ECE {found['ece']:.3f}", xlabel="confidence", ylabel="accuracy")
-    curve = found["risk_coverage"]
-    right.plot(curve["coverage"], curve["risk"])
-    right.set(title="Risk and coverage", xlabel="share answered, surest first", ylabel="error rate")
-    figure.savefig(file)
 
 
 if __name__ == "__main__":

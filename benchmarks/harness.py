@@ -9,13 +9,11 @@ import os
 import re
 import shutil
 import socket
-import sqlite3
 import statistics
 import subprocess
 import sys
 import time
 import urllib.request
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -29,6 +27,7 @@ import psutil
 ROOT = Path(__file__).parent.parent
 STARTER = ROOT / "routers" / "starter" / "prompts.jsonl"
 UPSTREAM_PORT, GATEWAY_PORT, PASSTHROUGH_PORT, REDIS_PORT = 18090, 18091, 18095, 18097
+UPSTREAM = f"http://127.0.0.1:{UPSTREAM_PORT}"
 KEY = "sk-benchmark-0123456789abcdef"
 ANSWER = json.dumps(
     {
@@ -66,7 +65,6 @@ end
 wrk.method = "POST"
 wrk.headers["content-type"] = "application/json"
 wrk.headers["authorization"] = "Bearer {key}"
-{headers}
 request = function()
   if at % #bodies == 0 then
     at, pass, blanks = 0, pass + 1, ""
@@ -102,10 +100,6 @@ class Load:
         return sum(self.failures.values())
 
 
-class NothingAnswers(SystemExit):
-    """A server did not start."""
-
-
 def require(*commands: str) -> None:
     for command in commands:
         if shutil.which(command) is None:
@@ -124,7 +118,7 @@ def head(length: int, key: str = KEY) -> bytes:
     return "".join(f"{line}\r\n" for line in (*lines, "")).encode()
 
 
-def load_script(folder: Path, prompts: Path, headers: dict[str, str] | None = None) -> Path:
+def load_script(folder: Path, prompts: Path) -> Path:
     """Write a script for wrk that sends the `prompts` (JSONL) in turn, and no conversation twice."""
     lines = prompts.read_text(encoding="utf-8").splitlines()
     texts = [json.loads(line)["prompt"] for line in lines if line]
@@ -133,10 +127,9 @@ def load_script(folder: Path, prompts: Path, headers: dict[str, str] | None = No
     bodies.write_text(
         "".join(json.dumps({"model": "auto", "messages": [{"role": "user", "content": t}]}) + "\n" for t in texts)
     )
-    own = "".join(f'wrk.headers["{name}"] = "{value}"\n' for name, value in (headers or {}).items())
-    script = folder / f"load-{len(list(folder.glob('load-*')))}.lua"
+    script = folder / "load.lua"
     numbers = {"tail": len(CLOSE), "bits": BITS, "passes": PASSES, "lengths": LENGTHS}
-    script.write_text(LUA.format(bodies=bodies, key=KEY, headers=own, close=CLOSE, **numbers))
+    script.write_text(LUA.format(bodies=bodies, key=KEY, close=CLOSE, **numbers))
     return script
 
 
@@ -149,19 +142,19 @@ def wrk(port: int, script: Path, *, connections: int, seconds: int) -> Load:
     return Load(float(found[1]), float(found[2]), float(found[3]), {kind: n for kind, n in failures.items() if n})
 
 
-def in_turn(port: int, bodies: Sequence[bytes], headers: Mapping[str, str], *, seconds: float) -> list[float]:
+def in_turn(port: int, bodies: Sequence[bytes], *, seconds: float) -> list[float]:
     """Return the latency of each request in milliseconds, over one connection with one request at a time.
 
     Unlike `wrk`, without correction for coordinated omission. No conversation is sent twice.
     """
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    sent = {"content-type": "application/json", "authorization": f"Bearer {KEY}", **headers}
+    headers = {"content-type": "application/json", "authorization": f"Bearer {KEY}"}
     times: list[float] = []
     with closing(connection):
         end = time.perf_counter() + seconds
         for body in _unlike(bodies):
             began = time.perf_counter()
-            connection.request("POST", "/v1/chat/completions", body, sent)
+            connection.request("POST", "/v1/chat/completions", body, headers)
             answer = connection.getresponse()
             answer.read()
             assert answer.status == 200, answer.status
@@ -201,6 +194,14 @@ def upstream(folder: Path) -> Iterator[None]:
     command = ["nginx", "-p", str(folder), "-c", str(conf)]
     with running(command, ready=f"http://127.0.0.1:{UPSTREAM_PORT}/", output=subprocess.DEVNULL):
         yield
+
+
+@contextmanager
+def passthrough() -> Iterator[psutil.Process]:
+    """Run the bare pass-through in front of `upstream`."""
+    command = [sys.executable, "-m", "benchmarks.passthrough", UPSTREAM, str(PASSTHROUGH_PORT)]
+    with running(command, ready=f"http://127.0.0.1:{PASSTHROUGH_PORT}/") as process:
+        yield process
 
 
 def trained(home: Path) -> None:
@@ -246,13 +247,6 @@ def gateway(
             yield process, time.monotonic() - begin
 
 
-def record_counts(folder: Path, field: str) -> Counter[str]:
-    """Count the values of a field of the records in the routing log of a `gateway` with this folder."""
-    query = "SELECT json_extract(CAST(record AS TEXT), ?), count(*) FROM records GROUP BY 1"
-    with closing(sqlite3.connect(folder / "state" / "routing-log.sqlite")) as log:
-        return Counter(dict(log.execute(query, (f"$.{field}",))))
-
-
 @contextmanager
 def redis() -> Iterator[None]:
     require("redis-server")
@@ -279,7 +273,8 @@ def running(
     folder: Path = ROOT,
 ) -> Iterator[psutil.Process]:
     """Run a server in `folder` until the block ends; enters once `ready` answers."""
-    _require_unused(ready)
+    with suppress(OSError), socket.create_connection((urlsplit(ready).hostname, urlsplit(ready).port), timeout=1):
+        raise SystemExit(f"another process listens at {ready}: stop it first")  # it would be measured instead
     process = subprocess.Popen(command, env=env, cwd=folder, stdout=output, stderr=output)
     try:
         _until_answers(ready, process)
@@ -293,12 +288,6 @@ def running(
             process.wait()
 
 
-def _require_unused(url: str) -> None:
-    """Exit if another server answers at the URL: it would be measured instead."""
-    with suppress(OSError), socket.create_connection((urlsplit(url).hostname, urlsplit(url).port), timeout=1):
-        raise SystemExit(f"another process listens at {url}: stop it first")
-
-
 def _until_answers(url: str, process: subprocess.Popen[bytes]) -> None:
     for _ in range(4500):
         try:
@@ -308,7 +297,7 @@ def _until_answers(url: str, process: subprocess.Popen[bytes]) -> None:
             if process.poll() is not None:
                 break
             time.sleep(0.02)
-    raise NothingAnswers(f"nothing answers at {url}")
+    raise SystemExit(f"nothing answers at {url}")
 
 
 def worker_of(process: psutil.Process) -> psutil.Process:
@@ -325,6 +314,12 @@ def peak_rss_mb(process: psutil.Process) -> float:
     """Of the largest process so far, on Linux."""
     status = Path(f"/proc/{worker_of(process).pid}/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) * 1024 // 10**6
+
+
+def processor_seconds(process: psutil.Process) -> float:
+    """Processor time of a server so far, its workers' included."""
+    times = [one.cpu_times() for one in (process, *process.children(recursive=True))]
+    return float(sum(spent.user + spent.system for spent in times))
 
 
 def median(rounds: Sequence[dict[str, float]], key: str) -> float:

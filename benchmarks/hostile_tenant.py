@@ -48,11 +48,11 @@ import psutil
 import uvloop
 
 from benchmarks import harness
-from benchmarks.large_body import cpu
-from benchmarks.streaming_upstream import HEAD, chunk, event
+from benchmarks.harness import processor_seconds
+from benchmarks.streaming import HEAD, chunk, event, read_request
 from coe.artifacts.api_keys import digest_of
 from coe.registry import load
-from gateway.access.access import KEY_USAGE_FILE
+from gateway.access.key_store import KEYS_FILE
 from tests.gateway.nginx import balancing
 
 EXPERT_PORT = 18099
@@ -200,7 +200,7 @@ def declared(attack: Attack) -> str:
 
 def dollars(state: Path) -> dict[str, float]:
     """What the hostile key was charged, and what its provider billed."""
-    with closing(sqlite3.connect(state / KEY_USAGE_FILE)) as usage, urllib.request.urlopen(EXPERT) as bill:
+    with closing(sqlite3.connect(state / KEYS_FILE)) as usage, urllib.request.urlopen(EXPERT) as bill:
         ((charged,),) = usage.execute("SELECT total(used) FROM counters WHERE name LIKE 'hostile/dollars%'")
         return {"charged": round(charged, 2), "billed": round(json.load(bill)["billed"], 2)}
 
@@ -237,9 +237,9 @@ class Victim:
     async def send(self, seconds: float, measured: Measured) -> None:
         """Send chats for so long."""
         self._blanks += " "
-        began, used = time.perf_counter(), cpu(self._gateway)
+        began, used = time.perf_counter(), processor_seconds(self._gateway)
         await asyncio.gather(*(self._send_chats(first, seconds, measured) for first in range(CONNECTIONS)))
-        measured.cores.append((cpu(self._gateway) - used) / (time.perf_counter() - began))
+        measured.cores.append((processor_seconds(self._gateway) - used) / (time.perf_counter() - began))
 
     async def _send_chats(self, first: int, seconds: float, measured: Measured) -> None:
         """Send the chats of one connection, each when it is due or else once the one before is answered."""
@@ -327,9 +327,7 @@ async def serve_expert() -> None:
         nonlocal billed
         with suppress(OSError, RuntimeError, asyncio.IncompleteReadError):  # RuntimeError: uvloop's, of a closed one
             while True:
-                asked = (await reader.readuntil(b"\r\n\r\n")).lower()
-                length = int(asked.partition(b"content-length: ")[2].split(b"\r\n")[0] or 0)
-                fields = orjson.loads(await reader.readexactly(length)) if length else {}
+                fields = await read_request(reader)
                 start, data, pause = ENDLESS.get(model := fields.get("model"), (b"", b"", 0.0))
                 writer.write(start)
                 while pause:

@@ -1,6 +1,6 @@
 """Topics and languages of prompts that are not English: accuracy, latency and memory.
 
-    python benchmarks/languages.py --router FOLDER --data DIR/category [--json FILE]
+    python -m benchmarks.languages --router FOLDER --data DIR/category [--json FILE]
 
 FOLDER is the artifact of a router trained on the starter prompts with the extra `multilingual`. The own prompts are
 `benchmarks/language_prompts.jsonl`: 20 each of 12 topics in nine languages, none of them a starter prompt; the fresh

@@ -1,30 +1,27 @@
 """Learning from traffic: quality data replayed as requests of which only the chosen expert's score comes back.
 
-    python benchmarks/learning_loop.py --data DIR [--json FILE] [--plot FILE] [--work DIR] [--seeds 5] [--scenarios 200]
+    python -m benchmarks.learning_loop --data DIR [--json FILE] [--work DIR] [--seeds 5]
 
 DIR holds prompts, scores and models as `coe benchmark` reads them. For each seed 30 % of the prompts stay untouched
 and 700 become probes, which judge and never teach; the others come as requests of eight tenants in random order. The
 starter router is used as shipped, nothing is known of the experts at first, and every 500 requests the functions behind
-`coe retrain` refit, plan and judge. --scenarios runs the
-scenarios of `learning_scenarios` instead, with so many series of each. --work keeps the trained router and its
-posteriors for the next run.
+`coe retrain` refit, plan and judge. --work keeps the trained router and its posteriors for the next run.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import learning_scenarios
 import numpy as np
 import orjson
 from numpy.typing import NDArray
-from quality_replay import LOSS, RATE, Array, ScoredPrompts, Traffic, flat, scored_prompts_of
 
+from benchmarks.quality_replay import LOSS, RATE, Array, ScoredPrompts, Traffic, flat, scored_prompts_of
 from coe.learning.moves import HeldOutProbes
 from coe.learning.off_policy import BanditLog, estimates
 from coe.learning.plan_candidate import CurrentPlan, judge_plan
@@ -248,49 +245,22 @@ def report(scored_prompts: ScoredPrompts, seeds: int) -> dict[str, Any]:
     }
 
 
-def scenarios(scored_prompts: ScoredPrompts, series: int) -> list[dict[str, Any]]:
-    return list(learning_scenarios.report(scored_prompts, series, only=None))
-
-
-def draw(found: Mapping[str, Any], path: Path) -> None:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.add_subplot()
-    lines = {name.replace("_", " "): found[name] for name in ("oracle_feedback", "learning", "no_learning")}
-    lines |= {
-        f"poisoned {name.replace('_', ' ')}": found["poisoned"][name] for name in ("from_the_start", "from_the_middle")
-    }
-    for name, line in lines.items():
-        requests = REQUESTS_PER_ROUND * np.arange(1, len(line["curve"]) + 1)
-        axes.plot(requests, line["curve"], marker=".", label=f"{name} (while learning {line['mean_reward']:.3f})")
-    axes.set_xlabel("requests")
-    axes.set_ylabel("mean score on untouched prompts")
-    axes.legend(fontsize="small")
-    figure.savefig(path)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--benchmark", default="llmrouter9")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--plot", type=Path)
     parser.add_argument("--work", type=Path)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--scenarios", type=int, help="series of each scenario of a measured plan that learns")
     given = parser.parse_args()
     data = read_quality(given.data, benchmark=given.benchmark)
     with tempfile.TemporaryDirectory() as fresh:
         work = given.work or Path(fresh)
         work.mkdir(parents=True, exist_ok=True)
-        scored_prompts = scored_prompts_of(data, work)
-        found = scenarios(scored_prompts, given.scenarios) if given.scenarios else report(scored_prompts, given.seeds)
+        found = report(scored_prompts_of(data, work), given.seeds)
     text = orjson.dumps(found, option=orjson.OPT_INDENT_2)
     if given.json:
         given.json.write_bytes(text)
-    if given.plot and isinstance(found, dict):
-        draw(found, given.plot)
     print(text.decode())
 
 

@@ -1,6 +1,6 @@
 """Scenarios in which a measured plan learns from its traffic: does a promotion ever make the service worse?
 
-    python benchmarks/learning_scenarios.py --data DIR [--seeds 200] [--only NAME] [--json FILE] [--work DIR]
+    python -m benchmarks.learning_scenarios --data DIR [--seeds 200] [--only NAME] [--json FILE] [--work DIR]
 
 DIR holds prompts, scores and models as `coe benchmark` reads them. Each series starts from a plan that was measured on
 probes. Then one expert gets better or worse in some categories, requests come with exploration, a part of them is
@@ -25,9 +25,9 @@ from typing import Any, Literal
 import numpy as np
 import orjson
 from numpy.typing import NDArray
-from quality_replay import ScoredPrompts, scored_prompts_of
 from scipy.stats import t
 
+from benchmarks.quality_replay import ScoredPrompts, scored_prompts_of
 from coe.learning.experience import Experience
 from coe.learning.moves import MAX_UNSUPPORTED, Served, shares
 from coe.learning.off_policy import greedy_policy, policy_difference

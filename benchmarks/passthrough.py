@@ -1,7 +1,6 @@
 """A minimal Python gateway: forwards bodies and responses unchanged. Lower bound of overhead.
 
-Arguments: upstream, port, and the server: `granian` (default), which the older figures compare with, or `own`, the
-gateway's.
+Arguments: upstream and port. It runs on uvicorn, whose protocol the gateway's server extends.
 """
 
 from __future__ import annotations
@@ -10,11 +9,7 @@ import sys
 from typing import Any
 
 import aiohttp
-import uvloop
-from granian.constants import Interfaces, Loops
-from granian.server import Server
-
-from gateway import server as own
+import uvicorn
 
 
 class Passthrough:
@@ -23,8 +18,6 @@ class Passthrough:
         self._session: aiohttp.ClientSession | None = None
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] != "http":
-            return
         self._session = self._session or aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
         body, more = b"", True
         while more:
@@ -40,16 +33,5 @@ class Passthrough:
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def serve(app: Passthrough, port: int) -> None:
-    """Serve with the gateway's server until the process is killed."""
-    listener = own.open_listener("127.0.0.1", port, stalled_after=60)
-    await own.Server(app, max_connections=1000).serve([listener])
-
-
 if __name__ == "__main__":
-    app, port = Passthrough(sys.argv[1]), int(sys.argv[2])
-    if sys.argv[3:] == ["own"]:
-        uvloop.run(serve(app, port))
-    else:
-        server = Server("passthrough", port=port, interface=Interfaces.ASGINL, loop=Loops.uvloop, log_enabled=False)
-        server.serve(target_loader=lambda *_: app, wrap_loader=False)
+    uvicorn.run(Passthrough(sys.argv[1]), port=int(sys.argv[2]), lifespan="off", access_log=False, log_level="error")

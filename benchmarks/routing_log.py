@@ -1,8 +1,9 @@
-"""Cost of the routing log: time of put() on the request path, records per second and bytes per record of each store.
+"""Cost of the routing log: put() on the request path, records per second, bytes per record, and pages by filter.
 
-    python benchmarks/routing_log.py [--records 50000] [--redis redis://127.0.0.1:6379/15]
+    python -m benchmarks.routing_log [--records 50000] [--redis redis://127.0.0.1:6379/15]
 
-Prints JSON. The Redis database named is used for real: it must be empty, and is emptied afterwards.
+Prints JSON. `page_ms` is the median time of one page of 50 records, newest first. The Redis database named is used for
+real: it must be empty, and is emptied afterwards.
 """
 
 from __future__ import annotations
@@ -13,37 +14,39 @@ import json
 import statistics
 import tempfile
 import time
-import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from coe.records import LogWriter, open_log_and_feedback
-from coe.records.codec import ENTRY, RECORD
+from coe.records.codec import RECORD
 from coe.records.record import LogPage, LogQuery, RoutingLog, RoutingRecord
-from coe.records.spool import Spool
 
 BATCH = 500
+TURNS = 5
+"""Times that each page is read."""
 
 
 def sample(count: int) -> list[RoutingRecord]:
-    """Records as a gateway with 16 categories writes them, without prompts."""
-    rng = np.random.default_rng(0)
+    """Records as a gateway with 16 categories writes them, without prompts, a second apart."""
+    rng, begin = np.random.default_rng(0), time.time() - count
     names = [f"category-{index}" for index in range(16)]
-    return [_record(dict(zip(names, row.tolist(), strict=True))) for row in rng.dirichlet(np.ones(16) / 4, count)]
+    rows = rng.dirichlet(np.ones(16) / 4, count)
+    return [_record(n, begin, dict(zip(names, row.tolist(), strict=True))) for n, row in enumerate(rows)]
 
 
-def _record(probabilities: dict[str, float]) -> RoutingRecord:
+def _record(number: int, begin: float, probabilities: dict[str, float]) -> RoutingRecord:
     category = max(probabilities, key=probabilities.__getitem__)
     return RoutingRecord(
-        request_id=uuid.uuid4().hex,
-        time=time.time(),
+        request_id=f"{number:032x}",
+        time=begin + number,
         category=category,
         confidence=probabilities[category],
-        expert="qwen3-8b",
-        reason="routed",
+        expert=f"expert-{number % 7}",
+        reason="fallback" if number % 5_000 == 0 else "routed",
         propensity=0.95,
         candidates=("qwen3-8b", "llama-70b", "general"),
         probabilities=probabilities,
@@ -51,7 +54,7 @@ def _record(probabilities: dict[str, float]) -> RoutingRecord:
         router="2026-01-31T12-00-00",
         config="3f9d2c51a0b7",
         digest="0123456789abcdef" * 4,
-        outcome="ok",
+        outcome="expert_timeout" if number % 999 == 0 else "ok",
         attempts=1,
         stream=True,
         routing_ms=0.1234,
@@ -59,17 +62,30 @@ def _record(probabilities: dict[str, float]) -> RoutingRecord:
         total_ms=912.5,
         input_tokens=123,
         output_tokens=456,
-        session=uuid.uuid4().hex,
+        session=f"session-{number // 20}",
+        tenant=f"tenant-{number % 40}",
         assignment="5b1c0de9a7f34821",
         utility=(0.7421, 0.7105, 0.6954),
     )
+
+
+def queries(old: RoutingRecord) -> Mapping[str, LogQuery]:
+    """What is common, what is rare, and what is met nowhere; `old` is a record of long ago."""
+    return {
+        "newest": LogQuery(limit=50),
+        "category and expert": LogQuery(category=old.category, expert=old.expert, limit=50),
+        "rare and rare": LogQuery(reason="fallback", outcome="expert_timeout", limit=50),
+        "an old session": LogQuery(session=old.session or "", limit=50),
+        "until long ago": LogQuery(until=old.time, limit=50),
+        "what is met nowhere": LogQuery(expert=old.expert, tenant="nobody", limit=50),
+    }
 
 
 def put_cost(records: Sequence[RoutingRecord]) -> dict[str, float]:
     """Microseconds for one put: each on its own, in a queue with room and in a full one."""
 
     def measure(capacity: int) -> list[float]:
-        nowhere: Any = (NowhereLog(), None)
+        nowhere: Any = (None, None)  # nothing is written before the writer is entered
         writer = LogWriter(*nowhere, spool=None, capacity=capacity)
         costs = []
         for record in records:
@@ -83,26 +99,23 @@ def put_cost(records: Sequence[RoutingRecord]) -> dict[str, float]:
     return {"median": statistics.median(room), "p99": p99, "full_queue_median": statistics.median(full)}
 
 
-class NowhereLog:
-    """Takes everything, keeps nothing."""
-
-    async def append(self, records: Sequence[RoutingRecord]) -> None:
-        return
-
-    async def read(self, query: LogQuery) -> LogPage:
-        return LogPage((), query.after)
-
-    tail = back = read
-
-    async def find(self, request_id: str) -> RoutingRecord | None:
-        return None
-
-    async def aclose(self) -> None:
-        return
+def codec_cost(records: Sequence[RoutingRecord]) -> dict[str, float]:
+    start = time.perf_counter()
+    lines = [RECORD.encode(record) for record in records]
+    encoded = time.perf_counter()
+    for line in lines:
+        RECORD.decode(line)
+    decoded, count = time.perf_counter(), len(records)
+    size = sum(map(len, lines)) / count
+    return {
+        "encode_us": 1e6 * (encoded - start) / count,
+        "decode_us": 1e6 * (decoded - encoded) / count,
+        "bytes_per_record": size,
+    }
 
 
-async def append_rate(log: RoutingLog, records: Sequence[RoutingRecord]) -> dict[str, float]:
-    """Records a second in batches as the writer makes them, the processor time this takes here, and reading back."""
+async def store_cost(log: RoutingLog, records: Sequence[RoutingRecord]) -> dict[str, Any]:
+    """Records a second in batches as the writer makes them, the processor time here, reading back, and pages."""
     start, busy = time.perf_counter(), time.process_time()
     for first in range(0, len(records), BATCH):
         await log.append(records[first : first + BATCH])
@@ -113,7 +126,23 @@ async def append_rate(log: RoutingLog, records: Sequence[RoutingRecord]) -> dict
     if read != len(records):
         raise SystemExit(f"{len(records)} records written, {read} read: is the log empty at the start?")
     reading = time.perf_counter() - start
-    return {"append_per_s": len(records) / spent, "cpu_us": 1e6 * busy / read, "read_per_s": read / reading}
+    pages = {
+        name: round(statistics.median([await page_ms(log, query) for _ in range(TURNS)]), 2)
+        for name, query in queries(records[len(records) // 10]).items()
+    }
+    rates = {"append_per_s": len(records) / spent, "cpu_us": 1e6 * busy / read, "read_per_s": read / reading}
+    return rates | {"page_ms": pages}
+
+
+async def page_ms(log: RoutingLog, query: LogQuery) -> float:
+    """Milliseconds until a page is full or the log at its beginning."""
+    began, count = time.perf_counter(), 0
+    while True:
+        part: LogPage = await log.back(replace(query, limit=query.limit - count))
+        count += len(part.records)
+        if not part.cursor or count == query.limit:
+            return (time.perf_counter() - began) * 1_000
+        query = replace(query, before=part.cursor)
 
 
 async def writer_rate(log: RoutingLog, records: Sequence[RoutingRecord]) -> float:
@@ -132,32 +161,19 @@ def size_of(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.iterdir())
 
 
-async def sqlite_cost(records: Sequence[RoutingRecord], folder: Path) -> dict[str, float]:
-    log = open_log_and_feedback("sqlite:///log.db", base=folder, retention=len(records), days=30)[0]
-    result = await append_rate(log, records)
-    await log.aclose()
-    result["bytes_per_record"] = size_of(folder) / len(records)
-    log = open_log_and_feedback("sqlite:///second.db", base=folder)[0]
-    result["writer_per_s"] = await writer_rate(log, records)
-    await log.aclose()
+async def sqlite_cost(records: Sequence[RoutingRecord]) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        log = open_log_and_feedback("sqlite:///log.db", base=Path(folder), retention=len(records), days=30)[0]
+        result = await store_cost(log, records)
+        await log.aclose()
+        result["bytes_per_record"] = size_of(Path(folder)) / len(records)
+        log = open_log_and_feedback("sqlite:///second.db", base=Path(folder))[0]
+        result["writer_per_s"] = await writer_rate(log, records)
+        await log.aclose()
     return result
 
 
-def spool_cost(records: Sequence[RoutingRecord], folder: Path) -> dict[str, float]:
-    spool = Spool(folder / "spool.jsonl")
-    start = time.perf_counter()
-    for first in range(0, len(records), BATCH):
-        spool.append([ENTRY.encode(record) for record in records[first : first + BATCH]])
-    added = time.perf_counter()
-    while lines := spool.oldest(BATCH):
-        for line in lines:
-            ENTRY.decode(line)
-        spool.delivered()
-    emptied = time.perf_counter()
-    return {"add_per_s": len(records) / (added - start), "take_per_s": len(records) / (emptied - added)}
-
-
-async def redis_cost(records: Sequence[RoutingRecord], url: str) -> dict[str, float]:
+async def redis_cost(records: Sequence[RoutingRecord], url: str) -> dict[str, Any]:
     from redis.asyncio import Redis
 
     async with Redis.from_url(url) as client:
@@ -165,7 +181,7 @@ async def redis_cost(records: Sequence[RoutingRecord], url: str) -> dict[str, fl
             raise SystemExit("the Redis database is not empty; name another, such as redis://127.0.0.1:6379/15")
         before = (await client.info("memory"))["used_memory"]
         log = open_log_and_feedback(url, base=Path(), retention=len(records), days=30)[0]
-        result = await append_rate(log, records)
+        result = await store_cost(log, records)
         result["bytes_per_record"] = ((await client.info("memory"))["used_memory"] - before) / len(records)
         await client.flushdb()
         result["writer_per_s"] = await writer_rate(log, records)
@@ -174,28 +190,18 @@ async def redis_cost(records: Sequence[RoutingRecord], url: str) -> dict[str, fl
     return result
 
 
-async def main(count: int, redis: str | None) -> dict[str, Any]:
-    records = sample(count)
-    start = time.perf_counter()
-    lines = [RECORD.encode(record) for record in records]
-    encoded = time.perf_counter()
-    for line in lines:
-        RECORD.decode(line)
-    codec = {"encode_us": 1e6 * (encoded - start) / count, "decode_us": 1e6 * (time.perf_counter() - encoded) / count}
-    report: dict[str, Any] = {"records": count, "put_us": put_cost(records)}
-    report["codec"] = codec | {"bytes_per_record": sum(map(len, lines)) / count}
-    with tempfile.TemporaryDirectory() as folder:
-        report["sqlite"] = await sqlite_cost(records, Path(folder))
-        report["spool"] = spool_cost(records, Path(folder))
-    if redis:
-        report["redis"] = await redis_cost(records, redis)
-    return report
-
-
-if __name__ == "__main__":
+async def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", type=int, default=50_000)
     parser.add_argument("--redis", metavar="URL")
     options = parser.parse_args()
-    report = asyncio.run(main(options.records, options.redis))
+    records = sample(options.records)
+    report: dict[str, Any] = {"records": len(records), "put_us": put_cost(records), "codec": codec_cost(records)}
+    report["sqlite"] = await sqlite_cost(records)
+    if options.redis:
+        report["redis"] = await redis_cost(records, options.redis)
     print(json.dumps(report, indent=2, default=float))
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -12,7 +12,6 @@ gateway, its log's thread included; without nginx and wrk.
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 import time
 from contextlib import ExitStack
@@ -25,16 +24,16 @@ from benchmarks.harness import (
     GATEWAY_PORT,
     PASSTHROUGH_PORT,
     STARTER,
-    UPSTREAM_PORT,
+    UPSTREAM,
     gateway,
     load_script,
+    passthrough,
+    processor_seconds,
     require,
-    running,
     upstream,
     wrk,
 )
 
-BARE = "passthrough"
 PAUSE_SECONDS = 1.0
 """Time for the records of a burst to be written: their processor time counts, and the next burst is not disturbed."""
 
@@ -42,20 +41,16 @@ PAUSE_SECONDS = 1.0
 def main() -> None:
     options = _options()
     require("nginx", "wrk")
-    base_url = f"http://127.0.0.1:{UPSTREAM_PORT}"
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         stack.enter_context(upstream(folder))
         script = load_script(folder, options.prompts)
-        command = [sys.executable, "-m", "benchmarks.passthrough", base_url, str(PASSTHROUGH_PORT)]
-        bare = stack.enter_context(running(command, ready=f"http://127.0.0.1:{PASSTHROUGH_PORT}/"))
-        servers = {BARE: (PASSTHROUGH_PORT, bare)}
+        servers = {"passthrough": (PASSTHROUGH_PORT, stack.enter_context(passthrough()))}
         for number, (name, code, home) in enumerate(options.checkouts):
             own, port = folder / name, GATEWAY_PORT + 10 + number
             own.mkdir()
-            served = gateway(
-                own, workers=options.workers, home=home, base_url=f"{base_url}/v1", port=port, checkout=code
-            )
+            base_url = f"{UPSTREAM}/v1"
+            served = gateway(own, workers=options.workers, home=home, base_url=base_url, port=port, checkout=code)
             servers[name] = (port, stack.enter_context(served)[0])
         for port, _ in servers.values():
             wrk(port, script, connections=8, seconds=2)  # warm up
@@ -76,22 +71,12 @@ def main() -> None:
 
 def _bursts(port: int, process: psutil.Process, script: Path, seconds: int) -> dict[str, float]:
     """Load one server at 32 connections, then at one, of which the median latency counts."""
-    many = burst(port, process, script, connections=32, seconds=seconds)
-    return many | {"p50_ms": wrk(port, script, connections=1, seconds=max(1, seconds // 2)).p50}
-
-
-def burst(port: int, process: psutil.Process, script: Path, *, connections: int, seconds: int) -> dict[str, float]:
-    """Load one server, and wait until its log is written."""
-    before = _processor_seconds(process)
-    load = wrk(port, script, connections=connections, seconds=seconds)
+    before = processor_seconds(process)
+    load = wrk(port, script, connections=32, seconds=seconds)
     time.sleep(PAUSE_SECONDS)
-    used = _processor_seconds(process) - before
-    return {"rps": load.rps, "cpu_us": 1e6 * used / (load.rps * seconds), "p50_ms": load.p50, "p99_ms": load.p99}
-
-
-def _processor_seconds(process: psutil.Process) -> float:
-    times = [found.cpu_times() for found in (process, *process.children(recursive=True))]
-    return float(sum(found.user + found.system for found in times))
+    cpu_us = 1e6 * (processor_seconds(process) - before) / (load.rps * seconds)
+    one = wrk(port, script, connections=1, seconds=max(1, seconds // 2))
+    return {"rps": load.rps, "cpu_us": cpu_us, "p50_ms": one.p50}
 
 
 def _options() -> argparse.Namespace:

@@ -14,8 +14,7 @@ They are put together from those that the router classifies right alone:
 
 Each category has an expert of its own, and the encoder is always on. A third of the newest turns, by digest, is the
 test part; the rule was chosen on the others. The figure is the share of conversations that end with the right expert,
-with its standard error. "before" routes the newest request with its context; "words" routes it alone if it has two
-words with a meaning of its own.
+with its standard error. "with_context" routes the newest request with its context in every conversation.
 """
 
 from __future__ import annotations
@@ -26,9 +25,9 @@ import hashlib
 import json
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +37,7 @@ from coe.planning import Assignment
 from coe.registry import Registry
 from coe.routing.composition import Composition
 from coe.routing.decision import Previous
-from coe.routing.phrases import has_topic
-from coe.routing.request_text import RoutedText, read_request
+from coe.routing.request_text import read_request
 
 FOLDER = Path(__file__).parent
 FOLLOW_UPS, DETAILS = FOLDER / "topic_change_follow_ups.txt", FOLDER / "topic_change_details.jsonl"
@@ -48,8 +46,6 @@ MAX_SHORT_CHARACTERS = 40
 ANSWER = "Here is my answer."
 Row = dict[str, str]
 NO_OPTIONS = RequestOptions()
-Rule = Callable[[RoutedText], RoutedText | None]
-"""The routed text by another rule than the gateway's; None for the gateway's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +104,8 @@ async def topic_changes(router: Router, rows: Sequence[Row]) -> dict[str, Any]:
     report: dict[str, Any] = {"prompts": len(rows)}
     with ThreadPoolExecutor(1) as threads:
         composition = _composition(router, threads)
-        for name, rule in (("before", before), ("words", by_words), ("now", now)):
-            right = await ends_right(composition, talks, rule)
+        for name, detects in (("with_context", False), ("now", True)):
+            right = await ends_right(composition, talks, detects=detects)
             report[name] = {part: _shares(talks, right, part) for part in ("development", "test")}
     return report
 
@@ -138,24 +134,17 @@ def conversations(router: Router, rows: Sequence[Row]) -> list[Talk]:
     return talks
 
 
-def before(routed: RoutedText) -> RoutedText:
-    return routed
+async def ends_right(composition: Composition, talks: Sequence[Talk], *, detects: bool) -> list[bool]:
+    """Return for each conversation if it ends with the right expert, by a complete prediction of the routed text.
 
-
-def by_words(routed: RoutedText) -> RoutedText:
-    return replace(routed, text=routed.newest) if routed.newest and has_topic(routed.newest) else routed
-
-
-def now(routed: RoutedText) -> None:
-    """The gateway's own rule."""
-
-
-async def ends_right(composition: Composition, talks: Sequence[Talk], rule: Rule) -> list[bool]:
-    """Return for each conversation if it ends with the right expert, by a complete prediction of the routed text."""
-    routed = [rule(read_request(talk.chat)) or (await composition.classifier.classify(talk.chat))[0] for talk in talks]
+    Without `detects`, the newest request is routed with its context, whatever its topic.
+    """
+    routed = [
+        (await composition.classifier.classify(talk.chat))[0] if detects else read_request(talk.chat) for talk in talks
+    ]
     predictions = composition.router.predict([one.text for one in routed])
     return [
-        composition.assign(talk.chat, prediction, NO_OPTIONS, previous=Previous(talk.earlier, one.continues)).expert
+        composition.decide(talk.chat, prediction, NO_OPTIONS, previous=Previous(talk.earlier, one.continues)).expert
         == talk.wanted
         for talk, one, prediction in zip(talks, routed, predictions, strict=True)
     ]

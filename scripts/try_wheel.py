@@ -1,5 +1,4 @@
-"""Tests the wheel as its users meet it: a fresh environment away from the repository, a gateway, a routed request, the
-page.
+"""Tests the wheel as users meet it: a fresh environment away from the repository, a gateway, a request, the page.
 
     .venv/bin/python scripts/try_wheel.py [WHEEL]
 
@@ -95,26 +94,39 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         began = time.monotonic()
         coe = install(wheel, Path(folder) / "venv")
-        _report("installed", began)
-        _check_size(Path(folder) / "venv")
-        _check_kernel(wheel, Path(folder) / "venv")
+        sys.stdout.write(f"wheel: installed after {time.monotonic() - began:.1f} s\n")
+        python = str(Path(folder) / "venv" / "bin" / "python")
+        heavy = run(python, "-c", f"import importlib.util as u; print([n for n in {HEAVY} if u.find_spec(n)])").strip()
+        expect(heavy == "[]", f"serving installs {heavy}, which only training needs")
+        use = run(python, "-c", "from routers.kernel import IMPLEMENTATION as i; print(i)").strip()
+        compiled = use == "the compiled kernel"
+        expect(compiled == ("-any.whl" not in wheel.name), f"{wheel.name}: the fast heads use {use}")
         (Path(folder) / "routers").mkdir()  # as in many web applications
         (Path(folder) / "routers" / "__init__.py").write_text("raise SystemExit('the wrong package')\n")
         with _expert() as expert:
             (Path(folder) / "experts.yaml").write_text(DECLARED.replace("EXPERT", str(expert)))
             _try(coe, Path(folder), expert)
-        _check_commands(coe, Path(folder))
+        # The version in use is the packaged one, and a command that needs an extra names it.
+        listed = json.loads(run(coe, "versions", "router", "--json", cwd=Path(folder)))["kinds"][0]["versions"]
+        expect([(one["origin"], one["in_use"]) for one in listed] == [("packaged", True)], f"versions: {listed}")
+        train = subprocess.run([coe, "train"], cwd=folder, env=environ(), capture_output=True, text=True, check=False)
+        named = train.returncode == 1 and "composition-of-experts[train]" in train.stderr
+        expect(named, f"coe train: {train.stderr}")
     sys.stdout.write("wheel: all good\n")
 
 
 def _try(coe: str, folder: Path, expert: int) -> None:
     began = time.monotonic()
     with gateway(coe, folder) as url:
-        _report("ready", began)
+        sys.stdout.write(f"wheel: ready after {time.monotonic() - began:.1f} s\n")
         for category, question in QUESTIONS.items():
             _check_routing(url, question, category)
-        _check_page(url)
-        _check_init(coe, folder / "init", expert)
+        for path, text in (("/ui/", b"<html"), ("/ui/vendor/lit-html.js", b"render")):
+            with urllib.request.urlopen(url + path, timeout=30) as response:
+                expect(text in response.read(), f"{path} is not the page")
+        (folder / "init").mkdir()  # `coe init` writes a declaration that `coe check` accepts with the packaged router
+        run(coe, "init", "--endpoint", f"http://127.0.0.1:{expert}/v1", cwd=folder / "init")
+        run(coe, "check", "--live", cwd=folder / "init")
 
 
 def install(wheel: Path, venv: Path, *, extra: str = "") -> str:
@@ -123,17 +135,6 @@ def install(wheel: Path, venv: Path, *, extra: str = "") -> str:
     what = f"composition-of-experts{f'[{extra}]' if extra else ''} @ {wheel.resolve().as_uri()}"
     run(str(ROOT / "scripts" / "uv-install"), str(venv), "--constraint", str(ROOT / "constraints.txt"), what)
     return str(venv / "bin" / "coe")
-
-
-def _check_kernel(wheel: Path, venv: Path) -> None:
-    """A wheel for one platform has the kernel, and it loads."""
-    use = run(str(venv / "bin" / "python"), "-c", "from routers.kernel import IMPLEMENTATION as i; print(i)").strip()
-    expect((use == "the compiled kernel") == ("-any.whl" not in wheel.name), f"{wheel.name}: the fast heads use {use}")
-
-
-def _check_size(venv: Path) -> None:
-    found = f"import importlib.util as u; print([n for n in {HEAVY} if u.find_spec(n)])"
-    expect(run(str(venv / "bin" / "python"), "-c", found).strip() == "[]", "serving installs what training needs")
 
 
 @contextmanager
@@ -154,14 +155,14 @@ def gateway(coe: str, folder: Path) -> Iterator[str]:
             [coe, "serve", "--port", str(port)], cwd=folder, env=environ(), stdout=log, stderr=subprocess.STDOUT
         )
         try:
-            _wait(f"http://127.0.0.1:{port}/health/ready", process, folder / "gateway.log")
+            _wait_until_ready(f"http://127.0.0.1:{port}/health/ready", process, folder / "gateway.log")
             yield f"http://127.0.0.1:{port}"
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(60)
 
 
-def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+def _wait_until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + START_LIMIT
     while True:
         try:
@@ -183,27 +184,6 @@ def _check_routing(url: str, question: str, category: str) -> None:
         expect(answer["choices"][0]["message"]["content"] == "yes", f"not the expert's answer: {answer}")
 
 
-def _check_page(url: str) -> None:
-    for path, text in (("/ui/", b"<html"), ("/ui/vendor/lit-html.js", b"render")):
-        with urllib.request.urlopen(url + path, timeout=30) as response:
-            expect(text in response.read(), f"{path} is not the page")
-
-
-def _check_init(coe: str, folder: Path, expert: int) -> None:
-    """`coe init` writes a declaration that `coe check` accepts with the packaged router."""
-    folder.mkdir()
-    run(coe, "init", "--endpoint", f"http://127.0.0.1:{expert}/v1", cwd=folder)
-    run(coe, "check", "--live", cwd=folder)
-
-
-def _check_commands(coe: str, folder: Path) -> None:
-    """The version in use is the packaged one, and a command that needs an extra names it."""
-    listed = json.loads(run(coe, "versions", "router", "--json", cwd=folder))["kinds"][0]["versions"]
-    expect([(one["origin"], one["in_use"]) for one in listed] == [("packaged", True)], f"versions: {listed}")
-    done = subprocess.run([coe, "train"], cwd=folder, env=environ(), capture_output=True, text=True, check=False)
-    expect(done.returncode == 1 and "composition-of-experts[train]" in done.stderr, f"coe train: {done.stderr}")
-
-
 def environ() -> dict[str, str]:
     """Return an environment that leads to nothing of the repository."""
     return {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
@@ -213,10 +193,6 @@ def run(*command: str, cwd: Path | None = None) -> str:
     done = subprocess.run(command, cwd=cwd, env=environ(), capture_output=True, text=True, check=False)
     expect(done.returncode == 0, f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
     return done.stdout
-
-
-def _report(what: str, began: float) -> None:
-    sys.stdout.write(f"wheel: {what} after {time.monotonic() - began:.1f} s\n")
 
 
 def expect(holds: bool, otherwise: str) -> None:

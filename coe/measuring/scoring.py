@@ -218,7 +218,6 @@ async def called_experts(
     """
     from coe.experts.http.client import Client
     from coe.experts.http.expert import HttpExpert
-    from coe.experts.translation.expert import TranslatedExpert
 
     gateway, key = f"http://{settings.host}:{settings.port}", SecretStr(settings.api_key) if settings.api_key else None
     async with Client(reuses=not sends_once) as session:
@@ -233,7 +232,7 @@ async def called_experts(
                 spec = spec.model_copy(update={"system_prompt": None, "parameters": {}, "api_key": key})
                 endpoint = Endpoint(f"{gateway}/v1", spec.name)
                 behind.append(spec.name)
-            experts[spec.name] = TranslatedExpert(HttpExpert(spec, endpoint, session=session), spec)
+            experts[spec.name] = HttpExpert(spec, endpoint, session=session)
         if behind:
             await _check_gateway(gateway, behind, session)
         yield experts

@@ -1,4 +1,4 @@
-"""`python -m scripts.reference [--check]`."""
+"""`python -m scripts.reference [--check]`: writes the pages, or names those that are outdated and exits with 1."""
 
 from __future__ import annotations
 
@@ -6,19 +6,8 @@ import sys
 
 from scripts.reference import FOLDER, outdated, write
 
-
-def main(arguments: list[str]) -> int:
-    """Write the pages, or name those that are outdated and exit with 1."""
-    if arguments == ["--check"]:
-        wrong = outdated()
-        for name in wrong:
-            sys.stderr.write(f"{FOLDER.name}/{name} is outdated; run: make reference\n")
-        return bool(wrong)
-    if arguments:
-        sys.stderr.write("usage: python -m scripts.reference [--check]\n")
-        return 2
-    write()
-    return 0
-
-
-sys.exit(main(sys.argv[1:]))
+if sys.argv[1:] == ["--check"]:
+    wrong = outdated()
+    sys.stderr.writelines(f"{FOLDER.name}/{name} is outdated; run: make reference\n" for name in wrong)
+    sys.exit(bool(wrong))
+write()

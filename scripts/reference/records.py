@@ -46,9 +46,10 @@ equals, and the latest corrected category.
 
 def page() -> str:
     """The page, in Markdown."""
-    fields = [
-        (*row, _api(name), _yes(name in INDEXED), _yes(name in PRIVATE)) for name, row in _rows(RECORD_SCHEMA).items()
-    ]
+    yes, fields = {True: "yes", False: ""}, []
+    for name, row in _rows(RECORD_SCHEMA).items():
+        api = "none" if name == "embedding" else "list" if name in LISTED else "record"
+        fields.append((*row, api, yes[name in INDEXED], yes[name in PRIVATE]))
     calls = _rows(RECORD_SCHEMA["$defs"]["RecipeCall"]).values()
     feedback = _rows(RATING_SCHEMA).values()
     return _PAGE.format(
@@ -64,11 +65,3 @@ def _rows(schema: dict[str, Any]) -> dict[str, tuple[str, str, str]]:
         name: (code(name), "list of calls" if name == "steps" else type_of(value), value["description"])
         for name, value in schema["properties"].items()
     }
-
-
-def _api(name: str) -> str:
-    return "none" if name == "embedding" else "list" if name in LISTED else "record"
-
-
-def _yes(value: bool) -> str:
-    return "yes" if value else ""

@@ -24,14 +24,14 @@ from coe.learning.record_files import RATING, REDACTED
 from coe.planning.problem import declared_assignment
 from coe.records.codec import RECORD
 from coe.records.record import COLUMNS
-from coe.registry import Registry, load, schema
+from coe.registry import load, schema
 from coe.settings import Settings
 from gateway.app import create_app
 from gateway.endpoints.admin.records import LIST_FIELDS
 from gateway.endpoints.routes import document
-from gateway.errors import body_of, status_of
-from gateway.main import open_parts
-from gateway.parts import Parts
+from gateway.errors import body_of
+from gateway.main import open_services
+from gateway.services import Services
 
 ROOT = Path(__file__).parents[2]
 RECORD_SCHEMA, RATING_SCHEMA = (one.json_schema(mode="serialization") for one in (RECORD.adapter, RATING))
@@ -111,22 +111,23 @@ def metric_families() -> list[Any]:
 
 
 async def _families() -> list[Any]:
-    opened: list[Parts] = []
+    opened: list[Services] = []
     with TemporaryDirectory() as folder:
-        registry = _registry(Path(folder))
-        settings = Settings.read({"COE_HOME": folder}, config=Path(folder) / "experts.yaml")
+        file = Path(folder) / "experts.yaml"
+        file.write_text(_DECLARED)
+        registry, settings = load(file, environ={}), Settings.read({"COE_HOME": folder}, config=file)
         router: Any = _Router()
         state = ActiveState(registry, router, declared_assignment(registry, ("general",)), 0.0, Path(folder))
 
         @asynccontextmanager
-        async def parts() -> AsyncIterator[Parts]:
-            async with open_parts(settings, read=lambda *_: state) as found:
+        async def parts() -> AsyncIterator[Services]:
+            async with open_services(settings, read=lambda *_: state) as found:
                 opened.append(found)
                 yield found
 
         application = create_app(parts)
         async with application.router.lifespan_context(application):
-            return opened[0].metrics.registry.families()
+            return list(opened[0].metrics.own_families().values())
 
 
 class _Router:
@@ -134,12 +135,6 @@ class _Router:
 
     version = "none"
     categories = ("general",)
-
-
-def _registry(folder: Path) -> Registry:
-    file = folder / "experts.yaml"
-    file.write_text(_DECLARED)
-    return load(file, environ={})
 
 
 def _below(kind: type) -> Iterator[type]:
@@ -156,7 +151,7 @@ def _failure(kind: Any) -> Failure:
     if passed_on:
         error.status, error.upstream_code = 400, None
     body = json.loads(body_of(error))["error"]
-    return Failure(kind.code, "4xx" if passed_on else str(status_of(error)), body["type"], kind.__doc__ or "")
+    return Failure(kind.code, "4xx" if passed_on else str(error.status), body["type"], kind.__doc__ or "")
 
 
 def _codes_in_calls() -> Iterator[tuple[str, str]]:

@@ -7,11 +7,8 @@ import os
 import re
 import signal
 import stat
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 import pytest
@@ -20,7 +17,7 @@ from ruamel.yaml import YAML
 from coe.artifacts.store import ArtifactStore
 from coe.errors import ConfigError
 from coe.fleet.specs import free_port
-from coe.registry import ApiKey, load
+from coe.registry import ApiKey
 from coe.settings import Settings
 from gateway.access import access_of, create_admin_key, with_admin_key
 from gateway.access.limits import Limiter
@@ -68,19 +65,13 @@ def test_a_declared_key_or_tenant_of_the_same_name_is_refused(tmp_path: Path, de
         with_admin_key(registry_of(access={"keys": [declared.model_dump()]}), settings(tmp_path))
 
 
-@pytest.mark.parametrize("content", ["", "short", "a" * 500, "with a space in between it", "caf\u00e9" * 10])
+@pytest.mark.parametrize("content", ["", "short", "a" * 500, "with a space in between it"])
 def test_a_file_that_holds_no_key_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "key").mkdir()
     (tmp_path / FILE).write_text(content)
     assert create_admin_key(settings(tmp_path)) is None
     with pytest.raises(ConfigError, match=f"COE_ADMIN_KEY_FILE='{tmp_path / FILE}'"):
         with_admin_key(registry_of(), settings(tmp_path))
-
-
-def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    (tmp_path / "key").write_text("a file where a folder should be")
-    with pytest.raises(ConfigError, match=r"COE_ADMIN_KEY_FILE='.*' cannot be written"):
-        create_admin_key(settings(tmp_path))
 
 
 def test_of_several_gateways_that_start_at_once_one_generates_the_key(
@@ -107,80 +98,43 @@ def test_the_gateways_keep_their_key_in_a_volume_and_prometheus_reads_it_there()
     assert f"install -d -o coe -g coe -m 700 {folder}" in (ROOT / "deploy" / "Dockerfile").read_text()
 
 
-def test_the_name_that_prometheus_scrapes_is_allowed() -> None:
-    registry = load(ROOT / "deploy" / "compose" / "experts.yaml", environ={})
-    access = access_of(registry, Limiter(), host="0.0.0.0")
-    for host, allowed in (("gateway:8080", True), ("localhost:8080", True), ("evil.example", False)):
-        scope: dict[str, Any] = {"headers": [(b"host", host.encode())], "http_version": "1.1"}
-        assert (access.browsers.check(scope)[0] is None) == allowed
-
-
-def test_nothing_opens_a_gateway_to_everybody() -> None:
-    word = "COE_" + "OPEN"
-    folders = ("coe", "gateway", "deploy", "docs", "docker-compose.yml", "README.md", "experts.yaml", "scripts")
-    files = [path for name in folders for path in (ROOT / name, *(ROOT / name).rglob("*")) if path.is_file()]
-    named = [path for path in files if path.suffix in (".py", ".md", ".yaml", ".yml", "")]
-    assert len(named) > 200
-    assert [path for path in named if word in path.read_text(errors="replace")] == []
-
-
 # ------------------------------------------------------------------------------------------- the command itself
 
 
-@dataclass
-class Started:
-    url: str
-    printed: list[str]
-
-    async def status(self, path: str, key: str | None = None) -> int:
-        headers = {"authorization": f"Bearer {key}"} if key else {}
-        async with aiohttp.ClientSession() as client, client.get(self.url + path, headers=headers) as response:
-            return response.status
-
-
-@asynccontextmanager
-async def container(folder: Path) -> AsyncIterator[Started]:
-    """`coe serve` with the environment of the image and of docker-compose.yml."""
-    port = free_port()
-    environ = {"COE_HOST": "0.0.0.0", "COE_PORT": str(port), "COE_CONFIG": str(folder / "experts.yaml")}
-    process = await asyncio.create_subprocess_exec(
-        *forked.python("tests.deploy.serve_words", "serve"),
-        cwd=ROOT,
-        env=os.environ | environ | {"COE_ADMIN_KEY_FILE": str(folder / FILE)},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    started = Started(f"http://127.0.0.1:{port}", [])
-    try:
-        async with asyncio.timeout(60):
-            while not await _answers(started):
-                assert process.returncode is None
-                await asyncio.sleep(0.05)
-        yield started
-    finally:
-        if process.returncode is None:
-            process.send_signal(signal.SIGTERM)
-        output, _ = await process.communicate()
-        started.printed += output.decode().splitlines()
-
-
-async def _answers(started: Started) -> bool:
-    try:
-        return await started.status("/health/ready") == 200
-    except aiohttp.ClientConnectionError:
-        return False
+async def status(url: str, key: str | None = None) -> int:
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    async with aiohttp.ClientSession() as client, client.get(url, headers=headers) as response:
+        return response.status
 
 
 @pytest.mark.anyio
 async def test_a_container_starts_with_a_key_of_its_own_and_asks_everybody_for_it(tmp_path: Path) -> None:
-    declared = settings_in(tmp_path, registry_of())
+    """`coe serve` with the environment of the image and of docker-compose.yml."""
+    declared, port = settings_in(tmp_path, registry_of()), free_port()
     ArtifactStore(declared.artifacts, "router").promote(router_published(declared, "starter"))
-    async with container(tmp_path) as first:
-        assert await first.status("/metrics") == 401
-        assert await first.status("/v1/models") == 401
-    (key,) = re.findall(r"generated an API key .*: (coe-\S+)$", "\n".join(first.printed), re.MULTILINE)
-    async with container(tmp_path) as second:
-        assert await second.status("/metrics", key) == 200
-        assert await second.status("/v1/artifacts", key) == 200
-        assert await second.status("/metrics", "coe-of-somebody-else") == 401
-    assert key not in "\n".join(second.printed)
+    environ = {"COE_HOST": "0.0.0.0", "COE_PORT": str(port), "COE_CONFIG": str(tmp_path / "experts.yaml")}
+    process = await asyncio.create_subprocess_exec(
+        *forked.python("tests.deploy.serve_words", "serve"),
+        cwd=ROOT,
+        env=os.environ | environ | {"COE_ADMIN_KEY_FILE": str(tmp_path / FILE)},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    url, is_ready = f"http://127.0.0.1:{port}", False
+    try:
+        async with asyncio.timeout(60):
+            while not is_ready:
+                assert process.returncode is None
+                with suppress(aiohttp.ClientConnectionError):
+                    is_ready = await status(f"{url}/health/ready") == 200
+                await asyncio.sleep(0.05)
+        key = (tmp_path / FILE).read_text().strip()
+        assert await status(f"{url}/metrics") == 401
+        assert await status(f"{url}/v1/models", "coe-of-somebody-else") == 401
+        assert await status(f"{url}/metrics", key) == 200
+        assert await status(f"{url}/v1/artifacts", key) == 200
+    finally:
+        if process.returncode is None:
+            process.send_signal(signal.SIGTERM)
+        output, _ = await process.communicate()
+    assert re.findall(r"generated an API key .*: (coe-\S+)$", output.decode(), re.MULTILINE) == [key]

@@ -5,11 +5,9 @@ hatchling is there in a build only, so a stand-in has its place.
 
 from __future__ import annotations
 
-import re
 import runpy
 import shutil
 import sys
-import tomllib
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -71,9 +69,3 @@ def test_without_a_compiler_the_wheel_has_no_kernel(
     monkeypatch.setenv("CC", "/bin/false")
     assert built(checkout(tmp_path), monkeypatch) == {"force_include": {}}
     assert "kernel: not built" in capsys.readouterr().out
-
-
-def test_the_text_for_the_package_index_has_no_link_into_the_repository() -> None:
-    text = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["readme"]["text"]
-    assert re.findall(r"\]\((?!https://)", text) == []
-    assert "pip install composition-of-experts\n" in text

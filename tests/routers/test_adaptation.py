@@ -1,7 +1,7 @@
 """Categories that a router was not trained on, and trained ones that are not declared.
 
 The encoder of these tests is untrained and four words of six carry no information, so a few examples help less than
-with a real encoder (`benchmarks/new_categories.py` measures that)."""
+with a real encoder."""
 
 from __future__ import annotations
 

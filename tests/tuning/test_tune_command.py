@@ -264,7 +264,7 @@ async def test_a_budget_below_the_price_of_the_check_or_of_a_probe_is_refused(pl
     assert place.server.bodies == []
     result = await place.invoke("--yes", "--budget", "0.001")
     assert "no probe is scored yet; raise --minutes or --budget" in str(result.exception)
-    assert {body["max_tokens"] for body in place.server.bodies} == {1}  # the live check alone
+    assert {body["max_tokens"] for body in place.server.bodies} == {16}  # the live check alone
 
 
 async def test_what_cannot_be_measured_is_refused_with_the_remedy(place: Place) -> None:
@@ -275,7 +275,7 @@ async def test_what_cannot_be_measured_is_refused_with_the_remedy(place: Place) 
     result = await place.invoke("--yes")
     assert "expert laws at" in result.output
     assert "laws cannot be measured; correct them, or remove them from experts.yaml" in str(result.exception)
-    assert {body["max_tokens"] for body in place.server.bodies} == {1}  # the live check alone
+    assert {body["max_tokens"] for body in place.server.bodies} == {16}  # the live check alone
 
 
 async def test_experts_of_unknown_price_need_a_limit_or_consent(place: Place) -> None:

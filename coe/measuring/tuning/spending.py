@@ -136,7 +136,7 @@ class MeteredExpert:
         messages = call.fields["messages"]
         worst, limit = self.worst_price(messages), self._sent_limit(messages)
         if limit is not None:
-            call = replace(call, fields={"max_tokens": limit, **call.fields}, renames_limit=True)
+            call = replace(call, fields={"max_tokens": limit, **call.fields}, optional=call.optional | {"max_tokens"})
         self._spending.reserve(worst)
         try:
             reply = await self._expert.stream(call)

@@ -18,10 +18,6 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- define "coe.annotations" -}}
 {{- $declared := fromYaml .Values.experts }}
 {{- $read := list $declared.log $declared.artifacts ($declared.access | default dict).counters }}
-{{- with .Values.environmentSecret }}
-{{- $secret := lookup "v1" "Secret" $.Release.Namespace . | default dict }}
-{{- $read = append $read ($secret.metadata | default dict).resourceVersion }}
-{{- end }}
 {{- toJson (merge (dict "checksum/start" (toJson $read | sha256sum)) .Values.podAnnotations) }}
 {{- end }}
 
