@@ -21,7 +21,7 @@ from pydantic import SecretStr
 
 from coe.core import Expert
 from coe.errors import DataError, ExpertUnavailable
-from coe.measuring.answers import MemberUse, RetryLimits
+from coe.measuring.answers import RetryLimits
 from coe.measuring.passage_gain import Gain, ProbeWithPassages, add_passages, write_gains
 from coe.measuring.probes.probes import Probe
 from coe.measuring.quality import write_quality
@@ -38,6 +38,7 @@ from coe.measuring.scoring_run import (
     score_columns,
 )
 from coe.measuring.tables import find_table
+from coe.records.record import RecipeCall
 from coe.registry import ExpertSpec, Prices, RecipeSpec, Registry
 from coe.settings import Endpoint, Settings
 
@@ -288,11 +289,12 @@ def write_tables(scoring: Scoring, journal: Journal, out: Path, *, benchmark: st
         write_gains(out, scoring.gains(journal))
 
 
-def _use(call: Cell | MemberUse, prices: Prices) -> dict[str, Any]:
+def _use(call: Cell | RecipeCall, prices: Prices) -> dict[str, Any]:
     """The tokens, time and cost of a call as columns."""
     given, written = call.input_tokens, call.output_tokens
+    latency = call.ms if isinstance(call, RecipeCall) else call.latency_ms
     cost = prices.known_cost(given, written)
-    return {"input_tokens": given, "output_tokens": written, "latency_ms": call.latency_ms, "cost": cost}
+    return {"input_tokens": given, "output_tokens": written, "latency_ms": latency, "cost": cost}
 
 
 def _grades(scoring: Scoring, journal: Journal, prices: Mapping[str, Prices]) -> Iterable[dict[str, Any]]:

@@ -21,7 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 from coe.core import Expert
 from coe.errors import DataError, ExpertError, ExpertInvalidResponse, InvalidRequest, RequestError
 from coe.measuring import checkers
-from coe.measuring.answers import CUT_REASON, MemberUse, RetryLimits, request_answer
+from coe.measuring.answers import CUT_REASON, RetryLimits, request_answer
 from coe.measuring.probes.constraints import meets
 from coe.measuring.probes.probes import Probe
 from coe.measuring.sandbox import Sandbox
@@ -30,6 +30,7 @@ from coe.recipes.final_answers.answers import final_answer, without_reasoning
 from coe.recipes.final_answers.programs import program_of
 from coe.recipes.judge import GRADE_TOKENS, MAX_GRADE, MAX_GRADED_CHARACTERS, grade_in, grading_fields
 from coe.recipes.writing.request import cut
+from coe.records.record import RecipeCall
 from coe.registry import ExpertSpec, RecipeSpec
 
 
@@ -55,7 +56,7 @@ class Cell:
     note: str = ""
     code: str = ""
     error: str = ""
-    calls: tuple[MemberUse, ...] = ()
+    calls: tuple[RecipeCall, ...] = ()
     text: str | None = None
 
     @property

@@ -10,7 +10,7 @@ import pytest
 
 from coe.core import Expert
 from coe.errors import DataError, ExpertRejected, ExpertUnavailable
-from coe.measuring.answers import MemberUse, RetryLimits
+from coe.measuring.answers import RetryLimits
 from coe.measuring.probes.probes import Probe
 from coe.measuring.sandbox import Sandbox
 from coe.measuring.scoring import Scoring, score_report
@@ -23,6 +23,7 @@ from coe.measuring.scoring_run import (
     cell_keys,
     score_columns,
 )
+from coe.records.record import RecipeCall
 from coe.registry import ExpertSpec
 from tests.fakes import registry_of
 from tests.score.answering import AnswerFunction, AnsweringExpert, probe_of
@@ -204,7 +205,7 @@ def test_an_incomplete_last_line_is_dropped_and_written_again(tmp_path: Path) ->
 
 
 def test_nothing_of_an_answer_is_lost_when_a_run_continues(tmp_path: Path) -> None:
-    calls = (MemberUse("a", 0, 1, 2, 3.0), MemberUse("b", 1, None, None, 4.0))
+    calls = (RecipeCall("a", 0, "answered", 1, 2, 3.0), RecipeCall("b", 1, "answered", ms=4.0))
     cell = Cell("k", "p", "a", 0.5, 3, 5, 12.5, "paris", 20, "length", "note", calls=calls, text="Paris")
     path = tmp_path / "journal.jsonl"
     with Journal(path) as journal:
