@@ -27,7 +27,7 @@ def test_ratings_change_the_plan_in_use_and_the_change_can_be_rolled_back(servic
     assert service.store().in_use() == found["version"]
     folder = Path(found["folder"])
     assert {path.name for path in folder.iterdir()} == {
-        "manifest.json", "plan.json", "report.json", "report.md", "report.svg",
+        "manifest.json", "plan.json", "report.json", "report.md",
     }  # fmt: skip
     report = json.loads((folder / "report.json").read_text())
     assert {row["category"] for row in report["changes"]} == {"cooking", "football"}
@@ -74,7 +74,6 @@ def test_a_plan_that_is_right_is_kept_round_after_round_with_a_report_of_each(se
         assert found["sentence"].startswith("kept: no ")
         assert found["report"]["round"] == number
         assert Path(found["folder"]).parent == service.settings.artifacts / "reports"
-        assert (Path(found["folder"]) / "report.svg").is_file()
     assert len(list((service.settings.artifacts / "reports").iterdir())) == 3
 
 

@@ -122,7 +122,6 @@ def test_the_report_compares_gated_with_never_and_always() -> None:
     assert found["gated"] > 0.97
     assert found["saved"] > 0.4
     assert found["saved"] == pytest.approx(1 - found["tokens_gated"] / found["tokens_always"])
-    assert sum(one["count"] for one in report["calibration"]) == 480
 
 
 def probe(number: int) -> Probe:
@@ -149,7 +148,7 @@ async def test_probes_get_the_passages_of_a_request_and_scores_are_stored_in_pai
     assert np.isnan(found.without[0, 1])
     assert read_gains(tmp_path / "elsewhere", EXPERTS) is None
     (tmp_path / GAINS_FILE).write_bytes(b"noise")
-    with pytest.raises(DataError, match=r"gains.parquet: not what"):
+    with pytest.raises(DataError, match=r"gains.parquet: cannot be read"):
         read_gains(tmp_path, EXPERTS)
 
 

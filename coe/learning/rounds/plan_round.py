@@ -167,7 +167,6 @@ def _judge(
         replaces=version,
         report=report,
         page=plan_markdown(report),
-        plot=True,
         save=save,
         digest=judged.candidate.digest,
         restarts_tests=any(move.verdict == "better" for move in judged.moves),  # exploring continues the series

@@ -26,7 +26,6 @@ from coe.errors import ArtifactError
 from coe.learning.experience_loader import LoadedExperience, Logs, load_experience, open_logs
 from coe.learning.job_lock import CheckLock, job_lock
 from coe.learning.promotion import Judgement
-from coe.measuring.plots import plot_round
 from coe.records.record import RoutingRecord
 from coe.registry import Registry, load
 from coe.settings import Settings
@@ -128,14 +127,11 @@ class Candidate:
     save: Callable[[Path], ManifestFields]
     digest: str | None = None
     restarts_tests: bool = True
-    plot: bool = False
 
     def write_report(self, folder: Path) -> None:
-        """Write report.json, report.md and maybe report.svg into a folder that exists."""
+        """Write report.json and report.md into a folder that exists."""
         (folder / "report.json").write_bytes(orjson.dumps(self.report, option=orjson.OPT_INDENT_2))
         (folder / "report.md").write_text(self.page, encoding="utf-8")
-        if self.plot:
-            plot_round(self.report, folder / "report.svg")
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,6 @@ from coe.learning.probe_split import is_held_out
 from coe.learning.promotion import Judgement, held_out_evidence, judge
 from coe.learning.rounds.round import Candidate, Job, ManifestFields, RoundState
 from coe.learning.training_data import build_router, training_pairs
-from coe.measuring.plots import plot_training
 from coe.measuring.tables import pairs_digest
 from coe.records.record import RoutingRecord
 
@@ -246,7 +245,6 @@ class RouterRound:
             replaces=version,
             report=report,
             page=router_markdown(report),
-            plot=True,
             save=partial(_save, data, build=build, categories=job.registry.category_names),
         )
 
@@ -274,5 +272,4 @@ def _training_set(job: Job, experience: Experience) -> RouterTrainingSet | str:
 def _save(data: RouterTrainingSet, folder: Path, *, build: Build, categories: Sequence[str]) -> ManifestFields:
     metrics = dict(build(data.pairs, folder))
     metrics |= {BASE: pairs_digest(data.base), CORRECTIONS: [prompt_digest(prompt) for prompt, _ in data.added]}
-    plot_training(metrics, folder)
     return {"categories": categories, "data": pairs_digest(data.pairs), "metrics": metrics}

@@ -126,8 +126,6 @@ def plan_basis(
     of categories and the sample of traffic, in place of the probes. Raises DataError where no category can be planned.
     """
     data = read_quality(folder, benchmark=benchmark, only=registry.expert_names, partly=True)
-    for note in data.notes:
-        print_error(f"note: {note}")
     experts = tuple(name for name in registry.expert_names if name in data.models)
     pins = registry.assignment
     categories = tuple(name for name in registry.category_names if pins.get(name, experts[0]) in experts)

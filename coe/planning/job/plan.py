@@ -9,7 +9,6 @@ import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from coe.learning.experience_loader import open_logs
 from coe.learning.logged_uses import LoggedUses, uses_report
 from coe.measuring.gate_fit import GateExamples, fit_gate, gate_report
 from coe.measuring.passage_gain import GAINS_FILE, read_gains
-from coe.measuring.plots import plot_calibration, plot_sweep
+from coe.measuring.plots import plot_sweep
 from coe.planning import (
     Assignment,
     Plan,
@@ -246,9 +245,6 @@ def logged_uses(settings: Settings, registry: Registry, seconds: float) -> Logge
         return None
 
 
-CALIBRATION_FILE = "calibration.png"
-
-
 def plan_gate(settings: Settings, registry: Registry, folder: Path, *, dry_run: bool) -> dict[str, Any] | None:
     """Fit the gate on the folder's pairs of scores and put it into use; returns its report, None without pairs.
 
@@ -264,8 +260,6 @@ def plan_gate(settings: Settings, registry: Registry, folder: Path, *, dry_run: 
     store = synced_store(settings, GATE)
     with store.draft() as draft:
         gate.save(draft / GATE_FILE)
-        if find_spec("matplotlib") is not None:
-            plot_calibration(report["calibration"], draft / CALIBRATION_FILE)
         data = hashlib.sha256((folder / GAINS_FILE).read_bytes()).hexdigest()[:16]
         artifact = store.publish(draft, categories=gate.categories, data=data, metrics=report)
     store.promote(artifact.manifest.version, by="plan", why=f"fitted on {folder}")
