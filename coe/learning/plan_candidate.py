@@ -32,10 +32,10 @@ from coe.learning.off_policy import (
     FOLDS,
     BanditLog,
     Estimate,
-    estimates,
     exploration_policy,
     fold_indices,
     greedy_policy,
+    policy_value,
 )
 from coe.learning.opening import explored_moves
 from coe.learning.promotion import (
@@ -147,13 +147,13 @@ class JudgedPlan:
     `candidate` is the assignment with the accepted moves, or with all proposed ones where none is accepted. `tested` is
     False where too few ratings are new for a test. `rated` counts the ratings of the current assignment's own requests,
     the latest of which came at `rated_until` (Unix seconds). `estimates` has the off-policy estimates of both
-    assignments by method; it is empty where the current assignment has too few requests.
+    assignments; it is empty where the current assignment has too few requests.
     """
 
     candidate: Assignment
     refit: Refit
     judgement: Judgement
-    estimates: Mapping[str, Mapping[str, Estimate]]
+    estimates: Mapping[str, Estimate]
     moves: tuple[Move, ...]
     tested: bool
     rated: int
@@ -259,7 +259,7 @@ def _evidence(
     served: Served | None,
     probes: HeldOutProbes | None,
     guarded: Sequence[str],
-) -> tuple[list[Evidence], dict[str, Mapping[str, Estimate]]]:
+) -> tuple[list[Evidence], dict[str, Estimate]]:
     """The evidence about the candidate by source, and the off-policy estimates of both assignments."""
     evidence, found = [], {}
     if probes is not None:
@@ -269,7 +269,7 @@ def _evidence(
         policy = served.policy(current.charged(candidate), judged)
         likeliest = tuple(served.experience.categories[row] for row in served.experience.posterior.argmax(axis=1))
         evidence.append(logged_evidence(served.log, served.old, policy, likeliest, guarded=guarded))
-        found = {"current": estimates(served.log, served.old), "candidate": estimates(served.log, policy)}
+        found = {"current": policy_value(served.log, served.old), "candidate": policy_value(served.log, policy)}
     return evidence, found
 
 

@@ -113,43 +113,6 @@ def _empty_figure(*, width: int, height: int) -> Any:
     return module.Figure(figsize=(width, height), layout="constrained")
 
 
-def plot_round(report: Mapping[str, Any], path: Path) -> None:
-    """Draw the report of a plan or router round: the evidence, and the off-policy estimates where it has them."""
-    figure = _empty_figure(width=9, height=4)
-    *earned, gained = figure.subplots(1, 1 + ("estimates" in report), squeeze=False)[0]
-    for axes in earned:
-        _estimates(axes, report["estimates"])
-    _evidence(gained, report["evidence"])
-    figure.suptitle(f"round {report['round']}: {'promoted' if report['promoted'] else 'kept'} ({report['reason']})")
-    figure.savefig(path)
-
-
-def _estimates(axes: Any, found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
-    for shift, (who, methods) in zip((-0.1, 0.1), found.items(), strict=False):
-        ends = [(e["value"] - e["low"], e["high"] - e["value"]) for e in methods.values()]
-        places = [place + shift for place in range(len(methods))]
-        axes.errorbar(
-            places, [e["value"] for e in methods.values()], yerr=list(zip(*ends, strict=True)), fmt="o", label=who
-        )
-        axes.set_xticks(range(len(methods)), list(methods))
-        axes.legend(fontsize="small")
-    axes.set_ylabel("mean reward, 95 %")
-    axes.set_title("off-policy estimates" if found else "no rated requests of the current assignment")
-
-
-def _evidence(axes: Any, evidence: list[Mapping[str, Any]]) -> None:
-    rows = [(one["source"], one["overall"]) for one in evidence]
-    rows += [(f"{one['source']}: {name}", part) for one in evidence for name, part in one["guarded"].items()]
-    axes.errorbar(
-        [part["value"] for _, part in rows], range(len(rows)), xerr=[part["error"] for _, part in rows], fmt="o"
-    )
-    axes.axvline(0.0, color="grey", linewidth=0.8)
-    axes.set_yticks(range(len(rows)), [name for name, _ in rows], fontsize="small")
-    axes.set_ylim(max(len(rows), 1) - 0.5, -0.5)
-    axes.set_xlabel("candidate less current, one standard error")
-    axes.set_title("evidence")
-
-
 def plot_calibration(bins: list[dict[str, float]], path: Path) -> None:
     """Draw probability against frequency as an image (.png or .svg)."""
     figure, axes = _figure(width=5)

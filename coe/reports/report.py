@@ -22,7 +22,8 @@ from coe.artifacts.store import ArtifactStore
 from coe.artifacts.traffic_report import TRAFFIC_REPORT_FILE, read_traffic_report
 from coe.errors import ArtifactError, DataError
 from coe.fleet.residency.client import fetch_report
-from coe.learning.experience_loader import load_experience, open_logs
+from coe.learning.experience import load_experience
+from coe.learning.log_frame import frame_of, open_logs
 from coe.learning.rounds.round import read_round_states
 from coe.planning import Assignment, read_plan_file
 from coe.records.record import RoutingRecord, observed
@@ -171,13 +172,9 @@ def _alarms(
     with open_logs(in_use.registry.log.url, base=settings.home) as logs:
         records = logs.records(since=since, until=now, own=add_own)
         try:
-            found = load_experience(
-                observed(observed(records, traffic.add), spend.add),
-                logs.feedback(since=since),
-                categories=traffic.categories,
-                experts=experts,
-                limit=MAX_ALARM_REQUESTS,
-            ).experience
+            pages = observed(observed(records, traffic.add), spend.add)
+            frame = frame_of(pages, logs.feedback(since=since), limit=MAX_ALARM_REQUESTS)
+            found = load_experience(frame, categories=traffic.categories, experts=experts).experience
         except DataError:  # no request to learn from; if all failed, that is an alarm
             return failing_alarms(traffic, experts)
     if planned is None:

@@ -11,7 +11,7 @@ from pyarrow import Table, parquet
 from redis import Redis
 
 from coe.errors import DataError
-from coe.learning.experience_loader import open_logs
+from coe.learning.log_frame import open_logs
 from coe.records import open_log_and_feedback
 from coe.records.feedback import Feedback
 from coe.records.record import LogQuery, RoutingRecord

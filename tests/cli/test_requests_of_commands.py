@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from coe.cli import app
 from coe.cli.report import _traffic_lines
-from coe.learning.experience_loader import open_logs
+from coe.learning.log_frame import open_logs
 from coe.records.record import RoutingRecord
 from coe.reports.report import report
 from coe.settings import Settings

@@ -27,11 +27,11 @@ def test_ratings_change_the_plan_in_use_and_the_change_can_be_rolled_back(servic
     assert service.store().in_use() == found["version"]
     folder = Path(found["folder"])
     assert {path.name for path in folder.iterdir()} == {
-        "assignment.json", "manifest.json", "plan.json", "report.json", "report.md", "report.svg",
+        "assignment.json", "manifest.json", "plan.json", "report.json", "report.md",
     }  # fmt: skip
     report = json.loads((folder / "report.json").read_text())
     assert {row["category"] for row in report["changes"]} == {"cooking", "football"}
-    assert set(report["estimates"]["candidate"]) == {"ips", "snips", "dr"}
+    assert set(report["estimates"]) == {"current", "candidate"}
     assert json.loads((folder / "plan.json").read_text())["source"] == "the feedback on 500 requests"
     assert (folder / "report.md").read_text().startswith("# Learning, round 1: promoted")
     latest = service.store().last_move()
@@ -74,7 +74,6 @@ def test_a_plan_that_is_right_is_kept_round_after_round_with_a_report_of_each(se
         assert found["sentence"].startswith("kept: no ")
         assert found["report"]["round"] == number
         assert Path(found["folder"]).parent == service.settings.artifacts / "reports"
-        assert (Path(found["folder"]) / "report.svg").is_file()
     assert len(list((service.settings.artifacts / "reports").iterdir())) == 3
 
 
@@ -99,16 +98,15 @@ def test_a_tenant_that_contradicts_the_others_is_named_and_changes_nothing(servi
     assert "- tenant 'b': agreement -" in (Path(found["folder"]) / "report.md").read_text()
 
 
-def test_repeated_and_reordered_entries_give_the_same_result(service: LoggedService) -> None:
+def test_reordered_entries_give_the_same_result(service: LoggedService) -> None:
     service.serve(400)
     clean = service.retrain("--dry-run")["report"]
     with Redis.from_url(service.url) as client:
         entries = [fields for _, fields in client.xrange("coe:records")]  # type: ignore[union-attr]
         client.delete("coe:records")
-        for fields in (*reversed(entries), *entries[:100]):
+        for fields in reversed(entries):
             client.xadd("coe:records", fields)
     found = service.retrain("--dry-run")["report"]
-    assert found["left_out"] == {"repeated": 100}
     assert found["requests"] == clean["requests"]
     np.testing.assert_allclose(found["quality"], clean["quality"], rtol=1e-5)  # feedback ages between both rounds
 

@@ -10,14 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coe.errors import DataError
-from coe.learning.experience_loader import LoadedExperience, load_experience, request_hash
+from coe.learning.experience import LoadedExperience, load_experience
+from coe.learning.log_frame import frame_of
 from coe.learning.refit import refit
 from coe.records.feedback import FEEDBACK_KINDS, Feedback, FeedbackKind
 from tests.learning.samples import CATEGORIES, EXPERTS, record
 
 
 def joined(records: list[Any], feedback: list[Feedback] | None = None, **options: Any) -> LoadedExperience:
-    return load_experience([records], [feedback or []], categories=CATEGORIES, experts=EXPERTS, **options)
+    return load_experience(frame_of([records], [feedback or []], **options), categories=CATEGORIES, experts=EXPERTS)
 
 
 def event(
@@ -35,9 +36,8 @@ def test_a_record_and_its_feedback_become_one_row() -> None:
     assert found.reward.tolist() == [0.75]
     assert found.kind.tolist() == [FEEDBACK_KINDS.index("score")]
     assert found.corrected.tolist() == [CATEGORIES.index("law")]
-    assert (found.tenants, found.versions) == (("a",), ("r1/c1",))
+    assert found.tenants == ("a",)
     assert found.time.tolist() == [7.0]
-    assert found.identity.tolist() == [request_hash("r")]
     assert found.weight.tolist() == [1.0]
     assert found.usable_off_policy.tolist() == [True]
 
@@ -114,7 +114,6 @@ def test_neither_the_order_nor_repetition_of_feedback_matters(events: list[Feedb
 def test_unusable_entries_are_left_out_and_counted() -> None:
     records = [
         record("r"),
-        record("r", expert="lawyer"),
         record("failed", outcome="expert_timeout"),
         record("gone", expert="poet"),
     ]
@@ -131,9 +130,7 @@ def test_unusable_entries_are_left_out_and_counted() -> None:
     assert found.left_out == {
         "failed": 1,
         "of an expert that is not declared": 1,
-        "repeated": 1,
-        "feedback for unknown requests": 1,
-        "feedback for another tenant's requests": 2,
+        "feedback for unknown requests": 3,
         "corrections to categories that are not declared": 1,
     }
 
@@ -149,7 +146,7 @@ def test_only_the_newest_requests_are_kept_and_stay_in_order() -> None:
     found = joined(records, events, limit=3)
     assert found.experience.time.tolist() == [4.0, 5.0, 6.0]
     assert found.experience.reward.tolist() == [0.5] * 3
-    assert found.left_out == {"feedback for unknown requests": 4}
+    assert found.left_out == {}
 
 
 def test_an_empty_log_is_an_error() -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 
-from coe.learning.experience_loader import load_experience
-from coe.learning.rounds.gate_round import GateTrials, TrialCollector, fit_shift, judge_gate, with_shift
+from coe.learning.log_frame import frame_of
+from coe.learning.rounds.gate_round import GateTrials, fit_shift, judge_gate, rated_trials, with_shift
 from coe.records.feedback import Feedback
 from coe.records.record import RoutingRecord
 from tests.records.samples import record
@@ -45,10 +43,8 @@ def log(
 
 
 def trials_of(records: list[RoutingRecord], events: list[Feedback]) -> GateTrials:
-    coins = TrialCollector(VERSION)
-    pages: Iterator[tuple[RoutingRecord, ...]] = iter([tuple(records[:7]), tuple(records[7:])])
-    found = load_experience(coins.select(pages), [events], categories=CATEGORIES, experts=EXPERTS)
-    return coins.trials(found.experience)
+    frame = frame_of([records[:7], records[7:]], [events])
+    return rated_trials(frame, VERSION, categories=CATEGORIES, experts=EXPERTS)
 
 
 def test_a_gate_learns_to_open_only_where_passages_help() -> None:

@@ -16,9 +16,8 @@ import pytest
 from coe.artifacts.kinds import ROUTER
 from coe.artifacts.store import ArtifactStore
 from coe.cli.common import settings_for
+from coe.learning.log_frame import frame_of
 from coe.learning.logged_uses import (
-    MAX_ARMS,
-    MAX_ROUTERS,
     MIN_CHAT_REQUESTS,
     MIN_TRAFFIC_REQUESTS,
     LoggedUses,
@@ -54,7 +53,7 @@ def answered(number: int = 0, **fields: Any) -> RoutingRecord:
 
 
 def uses_of(records: Iterable[RoutingRecord]) -> LoggedUses:
-    return LoggedUses.of([list(records)], CATEGORIES)
+    return LoggedUses.of(frame_of([list(records)], []), CATEGORIES)
 
 
 def scored(output: float = 100.0, experts: tuple[str, ...] = ("coder", "generalist")) -> MeasuredUses:
@@ -87,7 +86,6 @@ def test_the_share_of_streams_is_of_the_chat_requests_of_users() -> None:
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
-        ({"purpose": "score"}, "requests of CoE's own commands"),
         ({"outcome": "aborted"}, "failed or aborted"),
         ({"outcome": "expert_timeout"}, "failed or aborted"),
         ({"attempts": 0}, "answered without a call"),
@@ -141,11 +139,6 @@ def test_an_expert_that_answered_for_a_failed_recipe_does_not_count_with_the_rec
     assert found.table("output_tokens", ["coder"]).mean[0, 0] == 20
 
 
-def test_the_names_of_a_log_are_bounded() -> None:
-    found = uses_of(answered(number, expert=f"e{number}") for number in range(MAX_ARMS + 3))
-    assert found.left_out == {"of further names": 3}
-
-
 def test_the_mix_of_traffic_is_that_of_one_router_without_pinned_and_forced_requests_and_cached_answers() -> None:
     """Two gateways with different routers write into one log."""
     posterior, other = {"code": 0.5, "law": 0.3, "general": 0.2}, {"code": 1.0, "law": 0, "general": 0}
@@ -157,23 +150,11 @@ def test_the_mix_of_traffic_is_that_of_one_router_without_pinned_and_forced_requ
     ]
     mixed = [one for pair in zip(old, new, strict=True) for one in pair]
     found = uses_of([*mixed[2:], *others])
-    assert found.traffic.over(CATEGORIES, router="r1") is None  # one too few
-    mix = uses_of([*mixed, *others]).traffic.over(("law", "code"), router="r1")
+    assert found.mix(CATEGORIES, router="r1") is None  # one too few
+    mix = uses_of([*mixed, *others]).mix(("law", "code"), router="r1")
     assert mix is not None
     np.testing.assert_allclose(mix[0] / mix[0].sum(), [0.375, 0.625])
     np.testing.assert_allclose(mix[1], np.tile([0.3, 0.5], (MIN_TRAFFIC_REQUESTS, 1)), rtol=1e-6)
-
-
-def test_the_mixes_of_few_routers_are_kept_the_latest_ones() -> None:
-    posterior = {"code": 0.5, "law": 0.3, "general": 0.2}
-    records = [
-        answered(number, router=f"r{router}", probabilities=posterior)
-        for router in range(MAX_ROUTERS + 1)
-        for number in range(MIN_TRAFFIC_REQUESTS)
-    ]
-    traffic = uses_of(records).traffic
-    kept = [traffic.over(CATEGORIES, router=f"r{router}") is not None for router in range(MAX_ROUTERS + 1)]
-    assert kept == [False, *[True] * MAX_ROUTERS]
 
 
 # ------------------------------------------------------------------------------------------------- shrinkage
@@ -288,7 +269,7 @@ def test_the_cost_of_each_cell_is_billed_within_a_tenth_of_the_prediction(
 def test_a_limit_is_kept_within_a_twentieth_on_held_out_requests(
     traffic: Traffic, uses: tuple[MeasuredUses, LoggedUses], row: str, limit: float
 ) -> None:
-    mix = uses[1].traffic.over(CATEGORIES, router="r1")
+    mix = uses[1].mix(CATEGORIES, router="r1")
     assert mix is not None
     quality = np.array([[0.3, 0.9], [0.5, 0.7], [0.5, 0.8]])
     declared = declared_uses(traffic.registry, CATEGORIES, measured=uses[0])

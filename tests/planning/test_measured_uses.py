@@ -224,7 +224,6 @@ def test_a_plan_from_feedback_keeps_the_measured_uses(replay: Replay) -> None:
         categories=CATEGORIES,
         experts=tuple(PRICES),
         tenants=("",),
-        versions=("",),
         posterior=posterior.astype(np.float32),
         chosen=np.zeros(len(posterior), dtype=np.int16),
         allowed=np.ones((len(posterior), 3), dtype=np.bool_),
@@ -233,9 +232,7 @@ def test_a_plan_from_feedback_keeps_the_measured_uses(replay: Replay) -> None:
         kind=np.full(len(posterior), -1, dtype=np.int8),
         corrected=np.full(len(posterior), -1, dtype=np.int16),
         tenant=np.zeros(len(posterior), dtype=np.int32),
-        version=np.zeros(len(posterior), dtype=np.int32),
         time=np.arange(len(posterior), dtype=np.float64),
-        identity=np.arange(len(posterior), dtype=np.uint64),
     )
     found = BudgetSolver(registry, unrated, basis.measured_uses)(basis.table, basis.problem.quality)
     np.testing.assert_allclose(found.price, found.duals["mean_cost"] * basis.problem.use("mean_cost"))

@@ -10,7 +10,7 @@ towards 0.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,13 +21,13 @@ from numpy.typing import NDArray
 
 from coe.artifacts.kinds import GATE
 from coe.errors import DataError
-from coe.learning.experience import Experience
-from coe.learning.experience_loader import request_hash
+from coe.learning import promotion
+from coe.learning.experience import Experience, load_experience
+from coe.learning.log_frame import LogFrame, indices, numbers
 from coe.learning.off_policy import FOLDS, BanditLog, fold_indices
-from coe.learning.promotion import Judgement, judge, logged_evidence
+from coe.learning.promotion import Judgement, logged_evidence
 from coe.learning.refit import agreements, trust_of
 from coe.learning.rounds.round import Candidate, Job, ManifestFields, RoundState
-from coe.records.record import RoutingRecord
 from coe.retrieval.gate import GATE_FILE, Array, Gate, GateThresholds
 
 MIN_TRIALS = 200
@@ -58,31 +58,22 @@ class GateTrials:
         return GateTrials(self.rated.part(rows), self.given[rows], self.gain[rows])
 
 
-class TrialCollector:
-    """Collects the trials of one version of the gate from pages of records."""
+def rated_trials(frame: LogFrame, version: str, *, categories: Sequence[str], experts: Sequence[str]) -> GateTrials:
+    """The rated trials of one version of the gate, by trusted tenants. Raises DataError where it has no trial.
 
-    def __init__(self, version: str) -> None:
-        self._version = version
-        self._found: dict[int, tuple[bool, float]] = {}
-
-    def select(self, pages: Iterator[Sequence[RoutingRecord]]) -> Iterator[tuple[RoutingRecord, ...]]:
-        """Pages of the trials alone. Trials that another expert answered than the gate judged do not count."""
-        for page in pages:
-            trials = []
-            for record in page:
-                if record.trial == self._version and record.gain is not None and record.reason != "fallback":
-                    self._found[request_hash(record.request_id)] = record.retrieval == ARMS[1], record.gain
-                    trials.append(record)
-            yield tuple(trials)
-
-    def trials(self, experience: Experience) -> GateTrials:
-        """The rated trials of trusted tenants; `experience` was loaded from the pages of `select`."""
-        rated = experience.part(experience.rated)
-        rated = rated.part(trust_of(rated, agreements(rated)) == 1.0)
-        found = [self._found[name] for name in rated.identity.tolist()]
-        return GateTrials(
-            rated, np.array([given for given, _ in found], dtype=bool), np.array([gain for _, gain in found])
-        )
+    Trials that another expert answered than the gate judged do not count.
+    """
+    table = frame.table
+    of_version = (indices(table["trial"], (version,)) >= 0) & np.isfinite(numbers(table["gain"]))
+    loaded = load_experience(
+        frame.part(of_version & (indices(table["reason"], ("fallback",)) < 0)), categories=categories, experts=experts
+    )
+    is_rated = loaded.experience.rated
+    rated = loaded.experience.part(is_rated)
+    trusted = trust_of(rated, agreements(rated)) == 1.0
+    table = loaded.frame.table.filter(is_rated)
+    given = indices(table["retrieval"], ARMS) == ARMS.index("used")
+    return GateTrials(rated, given, numbers(table["gain"])).part(trusted)
 
 
 def fit_shift(trials: GateTrials) -> Array:
@@ -113,9 +104,8 @@ def judge_gate(trials: GateTrials, *, threshold: float, round_: int, guarded: Se
         gains[is_held] += (part.posterior @ shift)[np.arange(len(part)), part.chosen]
     likeliest = [rated.categories[index] for index in rated.posterior.argmax(axis=1)]
     old, new = (np.eye(2)[(gain > threshold).astype(int)] for gain in (trials.gain, gains))
-    return judge(
-        [logged_evidence(_logged_arms(trials, threshold), old, new, likeliest, guarded=guarded)], round_=round_
-    )
+    evidence = logged_evidence(_logged_arms(trials, threshold), old, new, likeliest, guarded=guarded)
+    return promotion.judge([evidence], round_=round_)
 
 
 def gate_round_report(trials: GateTrials, shift: Array, judgement: Judgement) -> dict[str, Any]:
@@ -166,43 +156,37 @@ def _logged_arms(trials: GateTrials, threshold: float) -> BanditLog:
     return replace(log, reward=log.reward - threshold * trials.given, modelled=log.modelled - price)
 
 
-@dataclass(frozen=True, slots=True)
-class GateRound:
-    """Needs a declared document store, a gate over the router's categories, and trials of that gate in the log."""
-
-    kind: str = GATE
-
-    def judge(self, job: Job) -> Candidate | str | None:
-        artifact = job.store(GATE).current()
-        if job.registry.retrieval.store is None or artifact is None:
-            return None
-        version = artifact.manifest.version
-        gate = Gate.load(artifact.folder / GATE_FILE)
-        if set(gate.categories) != set(job.in_use.router.categories):
-            return None
-        collector = TrialCollector(version)
-        try:
-            found = job.experience(collector.select(job.records()), experts=job.registry.expert_names)
-            trials = collector.trials(found.experience)
-        except DataError:  # the log has no trial of this version
-            return None
-        if len(trials) < MIN_TRIALS:
-            return f"{len(trials)} trials are rated, and a round takes {MIN_TRIALS}"
-        rated = trials.rated
-        inputs = hashlib.sha256(rated.identity.tobytes() + rated.reward.tobytes()).hexdigest()[:16]
-        tests = job.tests_so_far(GATE, in_use=version, inputs=inputs)
-        if tests is None:
-            return "no trial is new"
-        threshold = GateThresholds.of(gate.cost, job.registry.retrieval.price).insert
-        judgement = judge_gate(trials, threshold=threshold, round_=tests + 1, guarded=job.registry.category_names)
-        report = gate_round_report(trials, fit_shift(trials), judgement)
-        return Candidate(
-            RoundState.of(judgement, in_use=version, inputs=inputs, time=job.now),
-            replaces=version,
-            report=report,
-            page=_page(report),
-            save=partial(_save, gate, trials, inputs=inputs, report=report),
-        )
+def judge(job: Job) -> Candidate | str | None:
+    """Judge a shifted gate. Needs a declared document store, a gate over the router's categories, and trials of that
+    gate in the log."""
+    artifact = job.store(GATE).current()
+    if job.registry.retrieval.store is None or artifact is None:
+        return None
+    version, categories = artifact.manifest.version, job.in_use.router.categories
+    gate = Gate.load(artifact.folder / GATE_FILE)
+    if set(gate.categories) != set(categories):
+        return None
+    try:
+        trials = rated_trials(job.frame, version, categories=categories, experts=job.registry.expert_names)
+    except DataError:  # the log has no trial of this version
+        return None
+    if len(trials) < MIN_TRIALS:
+        return f"{len(trials)} trials are rated, and a round takes {MIN_TRIALS}"
+    rated = trials.rated
+    inputs = hashlib.sha256(rated.time.tobytes() + rated.reward.tobytes()).hexdigest()[:16]
+    tests = job.tests_so_far(GATE, in_use=version, inputs=inputs)
+    if tests is None:
+        return "no trial is new"
+    threshold = GateThresholds.of(gate.cost, job.registry.retrieval.price).insert
+    judgement = judge_gate(trials, threshold=threshold, round_=tests + 1, guarded=job.registry.category_names)
+    report = gate_round_report(trials, fit_shift(trials), judgement)
+    return Candidate(
+        RoundState.of(judgement, in_use=version, inputs=inputs, time=job.now),
+        replaces=version,
+        report=report,
+        page=_page(report),
+        save=partial(_save, gate, trials, inputs=inputs, report=report),
+    )
 
 
 def _save(gate: Gate, trials: GateTrials, folder: Path, *, inputs: str, report: Mapping[str, Any]) -> ManifestFields:

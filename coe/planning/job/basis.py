@@ -274,7 +274,7 @@ def _logged_mix(
     classified; None if there are too few."""
     if logged is None:
         return None
-    return logged.traffic.over(categories, router=ArtifactStore(settings.artifacts, ROUTER).in_use() or "")
+    return logged.mix(categories, router=ArtifactStore(settings.artifacts, ROUTER).in_use() or "")
 
 
 def _traffic(
