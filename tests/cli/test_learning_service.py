@@ -9,8 +9,6 @@ import random
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
-from typing import Any
 
 import aiohttp
 import pytest
@@ -177,34 +175,3 @@ async def retrained(service: LoggedService, *words: str) -> tuple[int | None, st
     )
     output, _ = await process.communicate()
     return process.returncode, output.decode()
-
-
-def test_a_job_killed_at_any_time_leaves_something_that_serves(service: LoggedService, tmp_path: Path) -> None:
-    """A killed job leaves the old plan or the complete new one in use, and the next job works."""
-    service.serve(400)
-    before: Any = service.choices()
-    for seconds in (0.0, 0.2):
-        asyncio.run(killed_after(service, seconds))
-        assert service.choices() in (before, RETRAINED_CHOICES)
-    with Redis.from_url(service.url) as client:  # as if its lease were over
-        client.delete(LOCK_KEY)
-    service.retrain()
-    assert service.choices() == RETRAINED_CHOICES
-
-
-async def killed_after(service: LoggedService, seconds: float) -> None:
-    """From when it has the lock."""
-    with Redis.from_url(service.url) as client:
-        client.delete(LOCK_KEY)
-        process = await asyncio.create_subprocess_exec(
-            *forked.python("coe.cli", "retrain", "--config", str(service.config)),
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.DEVNULL,
-        )
-        async with asyncio.timeout(60):
-            while process.returncode is None and client.get(LOCK_KEY) is None:
-                await asyncio.sleep(0.01)
-    await asyncio.sleep(seconds)
-    if process.returncode is None:
-        process.kill()
-    await process.wait()

@@ -19,7 +19,6 @@ from coe.learning.log_frame import open_logs
 from coe.records.record import RoutingRecord
 from coe.reports.report import report
 from coe.settings import Settings
-from tests.cli.logged_service import LoggedService
 from tests.learning.test_report import URL, logged, settings, traffic
 
 __all__ = ["settings"]
@@ -70,12 +69,6 @@ def test_learning_reads_users_requests_only_and_an_export_has_all(settings: Sett
         everything = [one for page in logs.all(until=2_000.0) for one in page]
     assert ([one.purpose for one in users], [one.purpose for one in own]) == ([""] * 20, ["score"] * 20)
     assert len(everything) == 40
-
-
-def test_a_learning_round_leaves_out_requests_of_coe_commands(service: LoggedService) -> None:
-    service.serve(30)
-    service.serve(50, purpose="score")
-    assert service.retrain()["report"]["requests"] == 30
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from coe.errors import DataError
-from coe.learning.training_data import AddedPrompts, add_prompts, training_pairs
+from coe.learning.training_data import add_prompts, training_pairs
 from coe.registry import load
 
 BASE = [("What is a lien?", "law"), ("Add 2 and 3", "math"), ("Hi", "general")]
@@ -44,11 +44,6 @@ def test_duplicates_and_conflicts_are_named_by_line(tmp_path: Path) -> None:
         "8: the prompt of line 3, with math and general; it is left out",
         "9: an empty prompt",
     ]
-
-
-def test_a_prompt_that_is_there_already_is_named_and_not_repeated(tmp_path: Path) -> None:
-    path = file_of(tmp_path, ("Add 2 and 3", "math"))
-    assert add_prompts(BASE, path, categories=NAMES) == AddedPrompts(BASE, [f"{path}:1: in the training set already"])
 
 
 def test_a_category_that_is_not_declared_is_refused_with_its_line(tmp_path: Path) -> None:

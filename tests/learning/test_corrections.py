@@ -40,11 +40,6 @@ def test_most_tenants_decide_and_a_tie_decides_nothing() -> None:
     assert found.left_out == {"tenants contradict each other": 1}
 
 
-def test_repeated_corrections_of_a_tenant_count_once() -> None:
-    corrected = [Correction("x", "code", "a")] * 5 + [Correction("x", "law", "b"), Correction("x", "law", "c")]
-    assert merge_corrections(BASE, corrected).pairs[-1] == ("x", "law")
-
-
 def test_the_base_is_never_contradicted() -> None:
     found = merge_corrections(BASE, [Correction("code prompt 3", "law", "a")])
     assert found.pairs == tuple(BASE)

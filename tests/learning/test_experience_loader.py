@@ -50,10 +50,6 @@ def test_a_choice_that_quality_did_not_make_is_kept_without_a_propensity(reason:
     assert not found.usable_off_policy.any()
 
 
-def test_an_explored_choice_has_its_propensity() -> None:
-    assert joined([record("r", reason="explored", propensity=0.02)]).experience.propensity[0] == pytest.approx(0.02)
-
-
 def test_an_abandoned_answer_is_a_weak_complaint_that_any_rating_replaces() -> None:
     others = [record(f"r{number}") for number in range(3)]
     left = [record("r", outcome="aborted"), *others]
@@ -63,10 +59,6 @@ def test_an_abandoned_answer_is_a_weak_complaint_that_any_rating_replaces() -> N
     assert silent.weight[0] == pytest.approx(0.1 * 3 / 4)
     assert silent.rated.tolist() == [False, True, True, True]
     assert joined(left, [event("abandoned"), event("thumb", 1)]).experience.reward[0] == 1.0
-
-
-def test_a_client_that_left_without_a_signal_gives_no_feedback() -> None:
-    assert np.isnan(joined([record("r", outcome="aborted")]).experience.reward).all()
 
 
 def test_complaints_count_by_their_rate_and_no_mean_rests_on_them_alone() -> None:
@@ -81,16 +73,6 @@ def test_complaints_count_by_their_rate_and_no_mean_rests_on_them_alone() -> Non
     assert mean[0] == pytest.approx(mean[1], abs=0.001)
     assert 0.75 < mean[0] < 0.8
     assert np.isnan(mean[2])
-
-
-def test_the_surest_kind_counts_and_then_the_latest() -> None:
-    events = [
-        event("thumb", -1, at=9.0),
-        event("score", 0.2, at=1.0),
-        event("score", 0.6, at=2.0),
-        event("regenerated", at=10.0),
-    ]
-    assert joined([record("r")], events).experience.reward[0] == pytest.approx(0.6)
 
 
 _EVENTS = st.one_of(

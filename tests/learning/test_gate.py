@@ -18,7 +18,7 @@ from coe.measuring.passage_gain import GAINS_FILE, add_passages, read_gains, wri
 from coe.measuring.probes.probes import Probe
 from coe.planning.job import plan as gate_job
 from coe.registry.sections import RetrievalPrice, RetrievalSpec
-from coe.retrieval.gate import Gate, temper
+from coe.retrieval.gate import Gate
 from routers.calibration import auroc
 from tests.cli.test_plan import config
 from tests.fakes import WordRouter
@@ -115,16 +115,6 @@ def test_too_little_or_nothing_to_learn_is_an_error() -> None:
         fit_gate(replace(trials, without=trials.with_))
 
 
-def test_the_report_compares_gated_with_never_and_always() -> None:
-    report = gate_report(trials_of(), RetrievalPrice())
-    found = report["all"]
-    assert found["never"] < found["gated"] <= found["always"] == 1.0
-    assert found["gated"] > 0.97
-    assert found["saved"] > 0.4
-    assert found["saved"] == pytest.approx(1 - found["tokens_gated"] / found["tokens_always"])
-    assert sum(one["count"] for one in report["calibration"]) == 480
-
-
 def probe(number: int) -> Probe:
     text = f"question {number}"
     turns = ({"role": "user", "content": text},)
@@ -169,8 +159,3 @@ def test_a_plan_on_pairs_of_scores_fits_the_gate_and_puts_it_into_use(
     assert current is not None
     assert current.manifest.version == report["version"]
     assert Gate.load(current.folder / "gate.npz").experts == EXPERTS
-
-
-def test_the_gate_tempers_posteriors_to_half_their_logits() -> None:
-    soft = temper(np.array([[0.81, 0.16, 0.01], [1.0, 0.0, 0.0]]))
-    np.testing.assert_allclose(soft, [[0.9 / 1.4, 0.4 / 1.4, 0.1 / 1.4], [1, 0, 0]])

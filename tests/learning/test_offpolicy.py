@@ -67,34 +67,6 @@ def test_arms_of_recipes_in_the_assignment_do_not_change_the_utility_of_experts(
     assert np.array_equal(utility(log, with_arm), utility(log, plain))
 
 
-def test_the_policy_that_was_logged_is_estimated_by_its_plain_mean() -> None:
-    log = rated_experience(600, seed=0, quality=RIGHT)
-    served = exploration_policy(log, assignment(RIGHT), rate=0.3, loss=1.0)
-    found = policy_value(BanditLog.of(log), served)
-    assert found.value == pytest.approx(float(log.reward.mean()), abs=0.01)
-    assert found.effective == pytest.approx(600, rel=1e-6)
-    assert found.warning == ""
-
-
-def test_the_difference_of_a_policy_to_itself_is_exactly_zero() -> None:
-    log = rated_experience(300, seed=0, quality=RIGHT)
-    policy = greedy_policy(log, assignment(RIGHT))
-    found = policy_difference(BanditLog.of(log), policy, policy)
-    assert (found.value, found.error) == (0.0, 0.0)
-
-
-def test_a_difference_has_a_smaller_error_than_two_estimates() -> None:
-    log = rated_experience(2000, seed=1, quality=RIGHT)
-    near = RIGHT.copy()
-    near[0] = [0.0, 1.0, 0.0]
-    candidate, current = (greedy_policy(log, assignment(q)) for q in (near, RIGHT))
-    prepared = BanditLog.of(log)
-    found = policy_difference(prepared, candidate, current)
-    alone = [policy_value(prepared, policy).error for policy in (candidate, current)]
-    assert found.error < np.hypot(*alone)
-    assert found.low <= value(near) - value(RIGHT) <= found.high
-
-
 def test_unsupported_choices_are_reported_and_widen_the_interval() -> None:
     log = rated_experience(1000, seed=2, quality=RIGHT, rate=0.0)
     supported = exploration_policy(log, assignment(RIGHT), rate=0.0, loss=1.0) > 0
@@ -110,11 +82,6 @@ def test_a_gain_without_observed_rewards_earns_no_credit() -> None:
     knowing = replace(BanditLog.of(log), modelled=log.posterior @ TRUTH)
     assert policy_difference(knowing, candidate, current).low > 0.1
     assert policy_difference(replace(knowing, supported=current > 0), candidate, current).low <= 0.0
-
-
-def test_an_estimate_of_few_requests_has_a_warning() -> None:
-    log = rated_experience(150, seed=4, quality=RIGHT, rate=0.05)
-    assert "it rests on about" in policy_value(BanditLog.of(log), greedy_policy(log, assignment(SWAPPED))).warning
 
 
 def test_utility_equals_that_of_a_decision_request_by_request() -> None:

@@ -28,7 +28,7 @@ from coe.cli.report import _status_lines, _worth_lines
 from coe.records import open_log_and_feedback
 from coe.records.record import RoutingRecord
 from coe.registry import Registry
-from coe.reports.novelty import category_entry, distinctive_words
+from coe.reports.novelty import category_entry
 from coe.reports.report import report, status_report
 from coe.settings import Settings
 from gateway.observability.metrics import Metrics, exposition
@@ -56,11 +56,6 @@ def test_an_entry_for_experts_yaml_is_one_that_the_registry_reads() -> None:
     declared = registry_of().model_dump(mode="json", exclude_none=True)
     read = Registry.model_validate({**declared, "categories": [*declared["categories"], category]})
     assert read.category_names[-1] == "tide-harbour"
-
-
-def test_without_common_words_the_proposed_name_is_a_placeholder() -> None:
-    assert distinctive_words(("eins zwei", "drei vier"), OTHERS) == []
-    assert category_entry(("eins zwei", "drei vier"), OTHERS).startswith("- name: new-category\n")
 
 
 REPORT: dict[str, Any] = {
@@ -97,14 +92,6 @@ def _shown(path: Path, current: ServingState) -> Callable[[], bytes]:
     metrics = Metrics()
     TrafficMetrics(path, current).register(metrics)
     return lambda: exposition([metrics.registry.families()])
-
-
-@pytest.mark.parametrize(
-    "data", [b"", b"[]", b"{}", b'{"time": "x", "alarms": {}, "drift": {}, "proposed": 0}', b"\xff"]
-)
-def test_a_damaged_report_file_shows_nothing(tmp_path: Path, data: bytes) -> None:
-    (tmp_path / TRAFFIC_REPORT_FILE).write_bytes(data)
-    assert read_traffic_report(tmp_path / TRAFFIC_REPORT_FILE) is None
 
 
 def logged(settings: Settings, records: list[RoutingRecord]) -> None:
@@ -233,14 +220,6 @@ def test_status_names_damage_of_every_artifact_in_use_and_of_a_history(settings:
     found = status_report(settings)
     assert set(found["damaged"]) == {"router", "assignment", "gate", "gate history"}
     assert found["in_use"]["gate"]["since"] is None
-
-
-def test_status_names_a_pointer_that_cannot_be_read_and_reports_the_rest(settings: Settings) -> None:
-    pointer = settings.artifacts / "gate" / "current"
-    pointer.mkdir(parents=True)
-    found = status_report(settings)
-    assert found["damaged"]["gate"].startswith(f"{pointer}: cannot be read (Is a directory)")
-    assert found["in_use"]["gate"] == {"version": None, "since": None, "by": None}
 
 
 def test_status_says_if_the_gateway_is_up_and_which_alarms_the_last_report_raised(settings: Settings) -> None:

@@ -83,15 +83,6 @@ async def test_an_unchecked_event_gets_the_tenant_of_its_request_or_is_rejected(
     assert writer.rejected == 1
 
 
-async def test_what_is_unchecked_stays_so_in_the_spool(tmp_path: Path) -> None:
-    log, path = ListLog([]), tmp_path / "spool.db"
-    log.fails = AWAY
-    pending = Pending(event(1, tenant="né", key="k"), checked=False, is_admin=True)
-    async with writer_of(log, path) as writer:
-        await writer.keep(pending)
-        assert in_spool(path) == [pending]
-
-
 async def test_a_full_spool_refuses_new_events_and_keeps_the_old_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

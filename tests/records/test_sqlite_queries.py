@@ -124,19 +124,6 @@ async def test_a_page_needs_no_sorting_and_a_filter_reads_no_record(database: Da
     await log.aclose()
 
 
-async def test_the_oldest_records_are_deleted_together_within_a_hundredth_of_the_retention(
-    database: Database,
-) -> None:
-    log, kept = SqliteLog(database, retention=1_000, days=None), list[int]()
-    for start in range(0, 1_200, 3):
-        await log.append(records(3, start=start))
-        kept.append(len(await everything(log)))
-    await log.aclose()
-    full = kept[400 - 66 :]
-    assert all(1_000 <= count < 1_010 for count in full)
-    assert len(set(full)) > 1  # not at every append
-
-
 async def test_a_lowered_retention_takes_effect_at_the_first_append(tmp_path: Path) -> None:
     log, feedback = open_log_and_feedback("sqlite:///log.db", base=tmp_path)
     await log.append(records(3_000))
