@@ -12,7 +12,8 @@ from coe.learning.experience import Experience
 from coe.learning.moves import HeldOutProbes, shares
 from coe.learning.off_policy import greedy_policy
 from coe.learning.plan_candidate import CurrentPlan, judge_plan
-from coe.learning.rounds.plan_round import plan_markdown, plan_report
+from coe.learning.rounds.plan_round import plan_report
+from coe.learning.rounds.round import report_page
 from coe.planning import Assignment, Problem, solve
 from coe.planning.score_table import ScoreTable
 from tests.learning.samples import CATEGORIES, EXPERTS, TRUTH, experience, rated_experience
@@ -194,11 +195,11 @@ def test_the_report_has_changes_evidence_and_distrusted_tenants() -> None:
         "law": ("coder", "lawyer"),
     }
     assert set(made["estimates"]) == {"current", "candidate"}
-    page = plan_markdown(made)
-    assert page.startswith("# Learning, round 1: promoted\n\nPromoted: code lawyer -> coder (+0.")
-    assert "| code | lawyer | coder |" in page
-    assert "| candidate | 0." in page
+    page = report_page("assignment", made)
+    assert page.startswith("# Assignment, round 1: promoted\n\nPromoted: code lawyer -> coder (+0.")
+    assert "- category code, from lawyer, to coder" in page
+    assert "candidate value 0." in page
     assert "- code: lawyer -> coder: better; +0." in page
     assert {move["category"] for move in made["moves"]} == {"code", "law"}
-    assert "Left out: 3 failed." in page
+    assert "Left out: failed 3." in page
     assert "- tenant 'a': agreement -" in page

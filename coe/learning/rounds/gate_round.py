@@ -184,7 +184,6 @@ def judge(job: Job) -> Candidate | str | None:
         RoundState.of(judgement, in_use=version, inputs=inputs, time=job.now),
         replaces=version,
         report=report,
-        page=_page(report),
         save=partial(_save, gate, trials, inputs=inputs, report=report),
     )
 
@@ -193,9 +192,3 @@ def _save(gate: Gate, trials: GateTrials, folder: Path, *, inputs: str, report: 
     shifted = with_shift(gate, trials)
     shifted.save(folder / GATE_FILE)
     return {"categories": shifted.categories, "data": inputs, "metrics": report}
-
-
-def _page(report: Mapping[str, Any]) -> str:
-    rows = [f"| {one['count']} | {one['expected']:+.3f} | {one['seen']:+.3f} |" for one in report["gain"]]
-    head = ["# Retrieval gate", "", report["sentence"], "", "| trials | gain expected | gain seen |", "|---|---|---|"]
-    return "\n".join([*head, *rows, ""])

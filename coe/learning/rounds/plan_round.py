@@ -124,7 +124,6 @@ def _judge(
         state,
         replaces=version,
         report=report,
-        page=plan_markdown(report),
         save=partial(_save, judged, basis, config=job.registry.digest, plan=folder),
         digest=judged.candidate.digest,
         restarts_tests=any(move.verdict == "better" for move in judged.moves),  # exploring continues the series
@@ -268,39 +267,3 @@ def plan_report(
         "experts": new.experts,
         "tenants": [asdict(one) | {"sentence": one.sentence} for one in found.refit.agreements],
     }
-
-
-def plan_markdown(report: Mapping[str, Any]) -> str:
-    """The report as a page of Markdown."""
-    feedback = ", ".join(f"{count} {kind}" for kind, count in report["feedback"].items()) or "none"
-    parts = [
-        f"# Learning, round {report['round']}: {'promoted' if report['promoted'] else 'kept'}",
-        f"{report['sentence'][0].upper()}{report['sentence'][1:]}.",
-        f"{report['requests']} requests; feedback: {feedback}; {report['corrected']} corrected categories.",
-    ]
-    if report["left_out"]:
-        parts.append(
-            "Left out: " + ", ".join(f"{count} {reason}" for reason, count in report["left_out"].items()) + "."
-        )
-    if report["changes"]:
-        rows = [[row["category"], row["from"], row["to"]] for row in report["changes"]]
-        parts += ["## Changes", _table(["category", "from", "to"], rows)]
-    if report["moves"]:
-        parts += ["## Moves and their evidence", "\n".join(f"- {one['sentence']}" for one in report["moves"])]
-    if report.get("residual"):
-        parts.append(f"{report['residual']['sentence'][0].upper()}{report['residual']['sentence'][1:]}.")
-    if report["estimates"]:
-        rows = [
-            [who, f"{e['value']:.4f}", f"{e['low']:.4f} to {e['high']:.4f}", f"{e['effective']:.0f}", e["warning"]]
-            for who, e in report["estimates"].items()
-        ]
-        head = ["assignment", "mean reward", "95 %", "effective requests", "warning"]
-        parts += ["## Off-policy estimates", _table(head, rows)]
-    if doubted := [one["sentence"] for one in report["tenants"] if one["trust"] < 1.0]:
-        parts += ["## Feedback not trusted", "\n".join(f"- {sentence}" for sentence in doubted)]
-    return "\n\n".join(parts) + "\n"
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -113,23 +113,50 @@ class Candidate:
     """A judged candidate.
 
     `state` is stored for the next round; its `promoted` and `sentence` are the verdict. `replaces` is the version that
-    was in use when the round began, None for none. `report` is JSON-able, `page` is the same in Markdown. `save`
-    writes the artifact's files into a folder. After promotion `state.in_use` is `digest`, or the version where `digest`
-    is None, and with `restarts_tests` the next candidates are judged from the first test on.
+    was in use when the round began, None for none. `report` is JSON-able. `save` writes the artifact's files into a
+    folder. After promotion `state.in_use` is `digest`, or the version where `digest` is None, and with `restarts_tests`
+    the next candidates are judged from the first test on.
     """
 
     state: RoundState
     replaces: str | None
     report: Mapping[str, Any]
-    page: str
     save: Callable[[Path], ManifestFields]
     digest: str | None = None
     restarts_tests: bool = True
 
-    def write_report(self, folder: Path) -> None:
+    def write_report(self, kind: str, folder: Path) -> None:
         """Write report.json and report.md into a folder that exists."""
         (folder / "report.json").write_bytes(orjson.dumps(self.report, option=orjson.OPT_INDENT_2))
-        (folder / "report.md").write_text(self.page, encoding="utf-8")
+        (folder / "report.md").write_text(report_page(kind, self.report), encoding="utf-8")
+
+
+SHOWN_FIRST = ("sentence", "promoted", "round", "reason", "evidence")
+"""Fields of a report that the head of its page has."""
+
+
+def report_page(kind: str, report: Mapping[str, Any]) -> str:
+    """The report of a round as Markdown: the verdict, then a line for each number, name and finding."""
+
+    def line(value: Any) -> str:
+        if isinstance(value, Mapping):
+            return str(value.get("sentence") or ", ".join(f"{name} {line(one)}" for name, one in value.items() if one))
+        return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+    sentence: str = report["sentence"]
+    parts = [
+        f"# {kind.capitalize()}, round {report['round']}: {'promoted' if report['promoted'] else 'kept'}",
+        f"{sentence[0].upper()}{sentence[1:]}.",
+    ]
+    for name, value in report.items():
+        title = name.replace("_", " ").capitalize()
+        if name in SHOWN_FIRST or not value:
+            continue
+        if isinstance(value, list) and isinstance(value[0], Mapping):
+            parts += [f"## {title}", "\n".join(f"- {line(one)}" for one in value)]
+        elif isinstance(value, Mapping | int | float | str):
+            parts.append(f"{title}: {line(value)}.")
+    return "\n\n".join(parts) + "\n"
 
 
 @dataclass(frozen=True)
@@ -225,7 +252,7 @@ def conclude(kind: str, judged: Candidate | str | None, job: Job) -> Outcome | N
         store = job.store(kind)
         with store.draft() as draft:
             manifest_fields = judged.save(draft)
-            judged.write_report(draft)
+            judged.write_report(kind, draft)
             artifact = store.publish(draft, **manifest_fields)
         version, folder = artifact.manifest.version, artifact.folder
         job.promote(kind, version, instead_of=judged.replaces, why=state.sentence)
@@ -233,19 +260,18 @@ def conclude(kind: str, judged: Candidate | str | None, job: Job) -> Outcome | N
         if judged.restarts_tests:
             state = replace(state, judged=0, tested=0, tested_at=0.0)
     else:
-        folder = keep_report(job.settings.artifacts / REPORTS, judged.write_report, kind=kind, now=job.now)
+        folder = keep_report(job.settings.artifacts / REPORTS, judged, kind=kind, now=job.now)
     write_round_state(job.settings.artifacts, kind, replace(state, report=str(folder)))
     return Outcome(kind, state.promoted, state.sentence, version, str(folder), judged.report)
 
 
-def keep_report(root: Path, write: Callable[[Path], None], *, kind: str, now: float) -> Path:
-    """Write a report into a new folder under `root`, named by the time `now` (Unix seconds) and the kind of artifact.
-
-    Deletes the oldest folders beyond MAX_REPORTS. Returns the new one.
+def keep_report(root: Path, judged: Candidate, *, kind: str, now: float) -> Path:
+    """Write the report of a candidate into a new folder under `root`, named by the time `now` (Unix seconds) and the
+    kind of artifact. Deletes the oldest folders beyond MAX_REPORTS. Returns the new one.
     """
     folder = root / f"{datetime.fromtimestamp(now, UTC):%Y%m%dT%H%M%S.%fZ}-{kind}"
     folder.mkdir(parents=True)
-    write(folder)
+    judged.write_report(kind, folder)
     for old in sorted(root.iterdir())[:-MAX_REPORTS]:
         shutil.rmtree(old)
     return folder

@@ -198,20 +198,6 @@ def router_report(data: RouterTrainingSet, judgement: Judgement) -> dict[str, An
     }
 
 
-def router_markdown(report: Mapping[str, Any]) -> str:
-    """The report as a page of Markdown."""
-    sentence: str = report["sentence"]
-    counted = ", ".join(f"{count} to {category}" for category, count in report["by_category"].items())
-    parts = [
-        f"# Router, round {report['round']}: {'promoted' if report['promoted'] else 'kept'}",
-        f"{sentence[0].upper()}{sentence[1:]}.",
-        f"{report['base']} prompts and {report['corrections']} corrections ({counted}), {report['new']} of them new.",
-    ]
-    if report["left_out"]:
-        parts.append("Left out: " + ", ".join(f"{n} ({reason})" for reason, n in report["left_out"].items()) + ".")
-    return "\n\n".join(parts) + "\n"
-
-
 BASE, CORRECTIONS = "base", "corrections"
 """Metrics in the manifest of a router: the digest of its labelled base, and those of the corrections in its training
 set."""
@@ -235,7 +221,6 @@ def judge(job: Job, *, runner: TaskRunner, cache: Path) -> Candidate | str | Non
         RoundState.of(judgement, in_use=str(version), inputs=inputs, time=job.now),
         replaces=version,
         report=report,
-        page=router_markdown(report),
         save=partial(_save, data, build=build, categories=job.registry.category_names),
     )
 
