@@ -197,4 +197,4 @@ def posteriors(table: Any, categories: Sequence[str]) -> NDArray[np.float64]:
         column = np.where(column < 0, categories.index(GENERAL), column)
     cell = np.repeat(np.arange(len(maps)), np.diff(maps.offsets)) * columns + column
     sums = np.bincount(cell, weights=maps.items, minlength=len(maps) * columns)
-    return sums.reshape(len(maps), columns)
+    return np.asarray(sums.reshape(len(maps), columns), dtype=np.float64)
