@@ -52,7 +52,7 @@ from benchmarks.harness import processor_seconds
 from benchmarks.streaming import HEAD, chunk, event, read_request
 from coe.artifacts.api_keys import digest_of
 from coe.registry import load
-from gateway.access.access import KEY_USAGE_FILE
+from gateway.access.key_store import KEYS_FILE
 from tests.gateway.nginx import balancing
 
 EXPERT_PORT = 18099
@@ -200,7 +200,7 @@ def declared(attack: Attack) -> str:
 
 def dollars(state: Path) -> dict[str, float]:
     """What the hostile key was charged, and what its provider billed."""
-    with closing(sqlite3.connect(state / KEY_USAGE_FILE)) as usage, urllib.request.urlopen(EXPERT) as bill:
+    with closing(sqlite3.connect(state / KEYS_FILE)) as usage, urllib.request.urlopen(EXPERT) as bill:
         ((charged,),) = usage.execute("SELECT total(used) FROM counters WHERE name LIKE 'hostile/dollars%'")
         return {"charged": round(charged, 2), "billed": round(json.load(bill)["billed"], 2)}
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,19 +20,13 @@ from coe.artifacts.artifact_sync import synced_store
 from coe.artifacts.store import ArtifactStore
 from coe.cli.common import Config, Json, duration_seconds, image_file, keep_stdout_clean, print_result, settings_for
 from coe.errors import ArtifactError, CoEError, DataError
-from coe.planning import (
-    Budget,
-    Problem,
-    current_problem,
-    read_problem,
-    read_published,
-    solve,
-)
+from coe.planning import Plan, Problem, present_problem, solve
+from coe.planning.grid import select
 from coe.planning.job.plan import PlanOptions, make_plan, plan_to_json
 from coe.planning.paired_scores import Difference
+from coe.planning.problem import BUDGET_ROWS
 from coe.planning.uses import ASSUMED_INPUT_TOKENS, ASSUMED_OUTPUT_TOKENS
 from coe.registry import load
-from coe.settings import Settings
 from coe.terminal import print_json, print_line
 
 Scores = Annotated[Path | None, typer.Argument(help="Folder with prompts, scores and models, from `coe score`.")]
@@ -96,9 +91,8 @@ def _clear_plan(store: ArtifactStore, json: bool) -> None:
 def _limits(text: str) -> tuple[str, list[float]]:
     """The budget row and the limits of --sweep."""
     row, _, limits = text.partition("=")
-    if row not in Budget().__dataclass_fields__:
-        known = ", ".join(Budget().__dataclass_fields__)
-        raise typer.BadParameter(f"unknown row {row!r}; known: {known}", param_hint="--sweep")
+    if row not in BUDGET_ROWS:
+        raise typer.BadParameter(f"unknown row {row!r}; known: {', '.join(BUDGET_ROWS)}", param_hint="--sweep")
     try:
         return row, [float(limit) for limit in limits.split(",")]
     except ValueError:
@@ -187,8 +181,6 @@ def _feedback(found: Mapping[str, Sequence[str]]) -> list[str]:
     lines = []
     if kept := found["kept"]:
         lines.append(f"kept from feedback: {', '.join(kept)} (moved by coe retrain; --drop-feedback plans without it)")
-    if moved := found["moved_by_scores"]:
-        lines.append(f"moved by the scores, in spite of feedback: {', '.join(moved)}")
     if dropped := found["dropped"]:
         lines.append(f"dropped: the feedback on {', '.join(dropped)}, which coe retrain had moved")
     return lines
@@ -202,17 +194,11 @@ def _residual(found: Mapping[str, Any]) -> str:
 
 def _sweep(report: Mapping[str, Any]) -> list[str]:
     """A line for each limit, efficient plans marked, and the limits that no plan keeps."""
-    infeasible, lines = report["sweep_impossible"], []
-    if report["sweep"] or infeasible:
-        lines.append(f"\n{'limit':>10} {'quality':>8}  hosted")
+    lines = [f"\n{'limit':>10} {'quality':>8}  hosted"] if report["sweep"] or report["sweep_impossible"] else []
     for row in report["sweep"]:
         mark = "*" if row["efficient"] else " "
         lines.append(f"{row['limit']:10.4g} {row['quality']:8.4f}{mark} {', '.join(row['hosted'])}")
-    if infeasible:
-        limits, smallest = ", ".join(f"{limit:g}" for limit in infeasible["limits"]), infeasible["smallest"]
-        feasible = "" if smallest is None else f"; the smallest feasible limit is {smallest:.4g}"
-        lines.append(f"{infeasible['row']} {limits} cannot be kept{feasible}")
-    return lines
+    return [*lines, *(f"{limit:10.4g} cannot be kept" for limit in report["sweep_impossible"])]
 
 
 def _gate(report: Mapping[str, Any]) -> list[str]:
@@ -238,46 +224,33 @@ def solve_lines(version: Version = None, config: Config = None) -> None:
     settings = settings_for(config)
     store = ArtifactStore(settings.artifacts, "assignment")
     version = version or store.in_use()
-    found = None if version is None else _current_problem(settings, version, store.published(version).folder)
-    if found is None:
+    if version is None:
         raise ArtifactError("solve: no plan was made from scores yet; run `coe plan`")
-    for answer in answers(iter(lambda: sys.stdin.readline(MAX_LINE_CHARACTERS), ""), *found):
+    plan, registry = Plan.read(store.published(version).folder), load(settings.config, environ=settings.environ)
+    problem, traffic = present_problem(plan, plan.declaration(registry)), plan.traffic
+    if traffic is not None:
+        traffic = select(traffic, plan.problem.categories, problem.categories, missing=0.0)
+    for answer in answers(iter(lambda: sys.stdin.readline(MAX_LINE_CHARACTERS), ""), problem, traffic):
         print_json(answer)
-
-
-def _current_problem(
-    settings: Settings, version: str, folder: Path
-) -> tuple[Problem, NDArray[np.float64] | None] | None:
-    """The problem of the plan under the current experts.yaml, and its traffic; None for a plan without a record."""
-    solved = read_problem(folder)
-    if solved is None:
-        return None
-    registry = load(settings.config, environ=settings.environ)
-    published = read_published(folder, version)
-    return current_problem(published, published.declaration(registry), solved[1])
 
 
 def answers(lines: Iterable[str], problem: Problem, traffic: NDArray[np.float64] | None) -> Iterator[dict[str, Any]]:
     """{"plan": ...} or {"error": ...} for each line."""
     for line in lines:
         try:
-            yield {"plan": _solved(problem, traffic, _budget(line))}
+            limited = replace(problem, budget=_budget(line))
+            plan = plan_to_json(limited, solve(limited, traffic=traffic))
+            yield {"plan": {"budget": limited.budget} | plan}
         except CoEError as error:
             yield {"error": str(error)}
 
 
-def _budget(line: str) -> Budget:
-    """Raises DataError for a line that is not a budget, ConfigError for a limit that is not above 0."""
-    known = list(Budget.__dataclass_fields__)
+def _budget(line: str) -> dict[str, float]:
+    """Raises DataError for a line that is not a budget."""
     try:
         rows = orjson.loads(line)
-        if not isinstance(rows, dict) or not set(rows) <= set(known):
+        if not isinstance(rows, dict) or not set(rows) <= set(BUDGET_ROWS):
             raise ValueError
-        return Budget(**{row: None if limit is None else float(limit) for row, limit in rows.items()})
+        return {row: float(limit) for row, limit in rows.items() if limit is not None}
     except (TypeError, ValueError):
-        raise DataError(f"solve: each line must be a JSON object with keys from {', '.join(known)}") from None
-
-
-def _solved(problem: Problem, traffic: NDArray[np.float64] | None, budget: Budget) -> dict[str, Any]:
-    changed = problem.within(**{row: getattr(budget, row) for row in Budget.__dataclass_fields__})
-    return {"budget": budget.rows()} | plan_to_json(changed, solve(changed, traffic=traffic))
+        raise DataError(f"solve: each line must be a JSON object with keys from {', '.join(BUDGET_ROWS)}") from None

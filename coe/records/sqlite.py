@@ -68,8 +68,8 @@ class _Table:
         self._untrimmed = self._trim_every = max(1, min(MAX_TRIM_ROWS, retention // 100))
 
     async def _append(self, statement: str, rows: Iterable[tuple[object, ...]], count: int) -> None:
-        """Inserts all `count` rows or none, and deletes old ones: those beyond the retention at the first call and then at
-        intervals, and those older than `days` each time. Raises StoreError."""
+        """Inserts all `count` rows or none, and deletes old ones: those beyond the retention at the first call and then
+        at intervals, and those older than `days` each time. Raises StoreError."""
         self._untrimmed += count
         is_due = self._untrimmed >= self._trim_every
 

@@ -7,14 +7,12 @@
 from __future__ import annotations
 
 import hashlib
-import hmac
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from math import isfinite
 from pathlib import Path
 
 from coe.artifacts.api_keys import MAX_KEY_BYTES, rule_of
@@ -22,7 +20,7 @@ from coe.core import ExpertRule, Scope
 from coe.errors import Forbidden, RequestError, Unauthorized
 from coe.outage import Outage
 from coe.registry import AccessSpec, ApiKey, Prices, RecipeSpec, Registry
-from coe.registry.recipes import cap_in_force
+from coe.registry.sections import FILE
 from coe.routing.conversation import Affinity
 from coe.routing.eligibility import exclusion
 from coe.supervision import TaskFailed, ignore_failure
@@ -31,13 +29,12 @@ from gateway.access.allowance import UNLIMITED, Allowance, RequestAllowance, Tok
 from gateway.access.browsers import BrowserPolicy
 from gateway.access.estimate import Pricing
 from gateway.access.issued_keys import IssuedKeys, access_with, date_of
-from gateway.access.limits import MEMORY, Amounts, Limiter
+from gateway.access.key_store import KEYS_FILE
+from gateway.access.limits import Amounts, Limiter
 from gateway.shared_cache import SharedCache
 from gateway.shared_store import RedisStore, SharedStore, SqliteStore
 
 _BEARER = b"bearer "
-KEY_USAGE_FILE = "key-usage.sqlite"
-"""Name in the state folder."""
 _KEY_HEADERS = (b"x-api-key", b"api-key")
 """Headers of Anthropic's and Azure's clients."""
 
@@ -55,42 +52,9 @@ class Caller:
     expires: float | None = None
 
 
-class KeyRing:
-    """The keys, found by digest. Without any, every caller may do everything. `clock` returns Unix seconds."""
-
-    def __init__(self, keys: Sequence[ApiKey], *, clock: Callable[[], float] = time.time) -> None:
-        self._clock = clock
-        self._known = {
-            bytes.fromhex(key.sha256): (
-                bytes.fromhex(key.sha256),
-                key.scopes,
-                Caller(
-                    key.name,
-                    key.tenant or key.name,
-                    key.cache,
-                    rule_of(key),
-                    None if key.expires is None else key.expires.timestamp(),
-                ),
-            )
-            for key in keys
-        }
-        self._default_caller = None if keys else Caller()
-
-    def identify(self, headers: Iterable[tuple[bytes, bytes]], scope: Scope | None) -> Caller:
-        """The caller, whose key must have `scope` (None: any key). Raises Unauthorized or Forbidden."""
-        if self._default_caller is not None:
-            return self._default_caller
-        sent = hashlib.sha256(_sent_key(headers)).digest()
-        found = self._known.get(sent)
-        if found is None or not hmac.compare_digest(found[0], sent):
-            raise Unauthorized("this API key is not known; request one from the operator of this service")
-        _, scopes, caller = found
-        if caller.expires is not None and caller.expires <= self._clock():
-            expired = date_of(datetime.fromtimestamp(caller.expires, UTC))
-            raise Unauthorized(f"the API key {caller.key!r} expired on {expired}; request a new one")
-        if scope is not None and scope not in scopes:
-            raise Forbidden(f"the API key {caller.key!r} lacks the scope {scope!r}; it has {', '.join(sorted(scopes))}")
-        return caller
+def _caller_of(key: ApiKey) -> Caller:
+    expires = None if key.expires is None else key.expires.timestamp()
+    return Caller(key.name, key.tenant or key.name, key.cache, rule_of(key), expires)
 
 
 def _sent_key(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
@@ -135,7 +99,9 @@ class Access:
     ) -> None:
         self.browsers = BrowserPolicy(spec.allowed_origins, spec.allowed_hosts, host=host)
         self.keys = spec.keys
-        self._keys = KeyRing(spec.keys, clock=clock)
+        self._clock = clock
+        self._known = {bytes.fromhex(key.sha256): (key.scopes, _caller_of(key)) for key in spec.keys}
+        self._default_caller = None if spec.keys else Caller()
         self._accounts = (limiter or Limiter()).accounts(spec.keys)
         self._pricing_of = partial(Pricing.of, prices or {}, recipes or {}, routed)
         self._pricing = self._pricing_of()
@@ -144,13 +110,25 @@ class Access:
         self._minimum = Amounts(1, 1, min((one.input for one in (prices or {}).values()), default=0.0) / 1e6)
 
     def identify(self, headers: Iterable[tuple[bytes, bytes]], scope: Scope | None) -> Caller:
-        """The caller, whose key must have `scope` (None: any known key). Raises Unauthorized or Forbidden."""
-        return self._keys.identify(headers, scope)
+        """The caller, whose key must have `scope` (None: any known key); without any keys, every caller may do
+        everything. A key is found by its digest. Raises Unauthorized or Forbidden."""
+        if self._default_caller is not None:
+            return self._default_caller
+        found = self._known.get(hashlib.sha256(_sent_key(headers)).digest())
+        if found is None:
+            raise Unauthorized("this API key is not known; request one from the operator of this service")
+        scopes, caller = found
+        if caller.expires is not None and caller.expires <= self._clock():
+            expired = date_of(datetime.fromtimestamp(caller.expires, UTC))
+            raise Unauthorized(f"the API key {caller.key!r} expired on {expired}; request a new one")
+        if scope is not None and scope not in scopes:
+            raise Forbidden(f"the API key {caller.key!r} lacks the scope {scope!r}; it has {', '.join(sorted(scopes))}")
+        return caller
 
     def is_admin(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
         """Returns whether the caller's key has the admin scope, for all tenants."""
         try:
-            self._keys.identify(headers, "admin")
+            self.identify(headers, "admin")
         except RequestError:
             return False
         return True
@@ -188,7 +166,7 @@ def access_of(
     select."""
     spec = access_with(registry, issued)
     prices = {expert.name: expert.prices for expert in registry.experts}
-    recipes = {recipe.name: _with_caps_in_force(recipe, registry) for recipe in registry.declared_recipes}
+    recipes = {recipe.name: recipe for recipe in registry.declared_recipes}
 
     def permitted(rule: ExpertRule) -> Collection[str]:
         return [arm.name for arm in registry.arms if not exclusion(rule, arm)]
@@ -196,27 +174,21 @@ def access_of(
     return Access(spec, limiter, prices=prices, recipes=recipes, routed=routed, permitted=permitted, host=host)
 
 
-def _with_caps_in_force(recipe: RecipeSpec, registry: Registry) -> RecipeSpec:
-    """The recipe with the caps that its members' calls have."""
-    caps = {name: cap_in_force(cap, registry.expert(name)) for name, cap in recipe.max_tokens.items()}
-    return recipe.model_copy(update={"max_tokens": {name: int(cap) for name, cap in caps.items() if isfinite(cap)}})
-
-
 @asynccontextmanager
 async def open_limiter(
     counters: str, *, home: Path, task_failed: TaskFailed = ignore_failure
 ) -> AsyncIterator[Limiter]:
-    """Opens the limiter over the counts that `access.counters` names; `memory` is a file in the state folder `home`.
+    """Opens the limiter over the counts that `access.counters` names; `file` is a file in the state folder `home`.
     Raises ConfigError for an invalid address."""
     store: SharedStore
-    store = SqliteStore(home / KEY_USAGE_FILE) if counters == MEMORY else _redis_store(counters, "use")
+    store = SqliteStore(home / KEYS_FILE) if counters == FILE else _redis_store(counters, "use")
     async with Limiter(store, task_failed=task_failed) as limiter:
         yield limiter
 
 
 def check_counters(counters: str) -> None:
     """Raises ConfigError for an invalid address."""
-    if counters != MEMORY:
+    if counters != FILE:
         _redis_store(counters, "")
 
 
@@ -234,7 +206,7 @@ AFFINITY_DELAY_SECONDS = 0.05
 async def open_affinity(counters: str, *, task_failed: TaskFailed = ignore_failure) -> AsyncIterator[Affinity]:
     """The experts of conversations, shared with other gateways where `access.counters` names a Redis. Raises
     ConfigError for an invalid address."""
-    if counters == MEMORY:
+    if counters == FILE:
         yield Affinity()
         return
     async with SharedCache(

@@ -106,7 +106,7 @@ class TokenAllowance(RequestAllowance):
         for meter in self._account.meters:
             if amounts[meter.unit] > meter.limit:
                 raise limit_error(self._key, meter, amounts[meter.unit], wait=0.0)
-        await self._account.extend(self._reservation, amounts)
+        self._account.extend(self._reservation, amounts)
 
     async def __aexit__(self, *_: object) -> None:
         """Charges every call that reached an expert."""

@@ -30,21 +30,13 @@ def check_exposure(settings: Settings, access: AccessSpec) -> None:
 
 
 def on_loopback(host: str) -> bool:
-    """Returns whether only this machine can reach a gateway that listens on `host`."""
-    return all(_is_loopback(address) for address in _addresses(host))
-
-
-def _addresses(host: str) -> list[str]:
+    """Returns whether only this machine can reach a gateway that listens on `host`; True for an unknown name."""
     try:
-        return [str(resolved[4][0]) for resolved in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)]
+        resolved = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
-        return []
-
-
-def _is_loopback(address: str) -> bool:
-    resolved = ipaddress.ip_address(address.partition("%")[0])
-    mapped = getattr(resolved, "ipv4_mapped", None)
-    return (mapped or resolved).is_loopback
+        return True
+    addresses = [ipaddress.ip_address(str(one[4][0]).partition("%")[0]) for one in resolved]
+    return all((getattr(address, "ipv4_mapped", None) or address).is_loopback for address in addresses)
 
 
 MAX_CACHED_HOSTS = 256
@@ -105,11 +97,10 @@ class BrowserPolicy:
         if count == 1 and host:
             trusted = not self._checks_hosts or (len(host) <= MAX_HOST_BYTES and self._is_trusted_cached(host))
             return None if trusted else _untrusted_host_error(host)
-        return (
-            _invalid_host_error(count)
-            if count > 1 or scope["http_version"] not in _HTTP_VERSIONS_WITHOUT_HOST
-            else None
-        )
+        if count <= 1 and scope["http_version"] in _HTTP_VERSIONS_WITHOUT_HOST:
+            return None
+        headers = "several" if count > 1 else "none"
+        return InvalidHost(f"the request must have one Host header (RFC 9112, section 3.2), not {headers}")
 
     def _is_trusted(self, host: bytes) -> bool:
         """Returns whether a Host header value is an address or an accepted name."""
@@ -167,11 +158,6 @@ def _untrusted_host_error(host: bytes) -> UntrustedHost:
         f"this gateway does not answer under the host name {_quoted(host)}: add the name, without its port, to "
         "access.allowed_hosts in experts.yaml"
     )
-
-
-def _invalid_host_error(count: int) -> InvalidHost:
-    headers = "several" if count > 1 else "none"
-    return InvalidHost(f"the request must have one Host header (RFC 9112, section 3.2), not {headers}")
 
 
 def _quoted(value: bytes) -> str:

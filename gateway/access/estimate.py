@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -19,13 +19,12 @@ from coe.core import NO_RECIPE, PASS_THROUGH_APIS, TEXT_APIS, Api, Chat
 from coe.errors import InvalidRequest
 from coe.experts.api_formats import CHAT_LENGTH_FIELDS, LENGTH_FIELDS, MAX_TOKEN_COUNT
 from coe.experts.http.form import FormBody
-from coe.recipes.calls import sets_reasoning
 from coe.recipes.judge import GRADE_TOKENS, PROMPT_TOKENS
 from coe.recipes.writing.request import ENVELOPE_TOKENS
 from coe.registry import AUTO, Prices, RecipeSpec
 from coe.routing.eligibility import single_expert_reason
 from gateway.access.limits import Amounts
-from gateway.dialects.parsing import ANSWER_COUNTS, TEXT_PARTS, prompts_of
+from gateway.dialects.chat import ANSWER_COUNTS, TEXT_PARTS, prompts_of
 
 CHARACTERS_PER_TOKEN = 4
 """Characters of text per token, approximately."""
@@ -165,8 +164,7 @@ def _json_tokens(value: Any) -> float:
         raise InvalidRequest("the body is nested too deeply", code="invalid_json") from error
 
 
-@dataclass(frozen=True, slots=True)
-class WorstCase:
+class WorstCase(NamedTuple):
     """The most that a request may use: `conversation` times its input tokens, plus `answer` times the tokens of an
     answer, plus `fixed` tokens. The fields `*_price` are the same coefficients for US dollars per million tokens."""
 
@@ -177,51 +175,6 @@ class WorstCase:
     answer_price: float = 0.0
     fixed_price: float = 0.0
 
-    @classmethod
-    def of_expert(cls, prices: Prices) -> WorstCase:
-        """Return the worst case of one call."""
-        return cls(conversation_price=prices.input, answer_price=prices.output)
-
-    @classmethod
-    def of_recipe(cls, recipe: RecipeSpec, prices: Mapping[str, Prices], *, caps_apply: bool = False) -> WorstCase:
-        """Return the worst case of all calls of a recipe.
-
-        A later step of a chain or fuse also reads the answers of the step before, and a judge reads one answer. If
-        caps apply, all steps but the last have them; the last one has none for free text.
-        """
-        total = cls(0.0, 0.0)
-        for number, step in enumerate(recipe.steps):
-            drafts = len(recipe.steps[number - 1]) if number and recipe.writes else 0
-            instruction_tokens = (
-                ENVELOPE_TOKENS + len(recipe.written_instruction) / CHARACTERS_PER_TOKEN if drafts else 0.0
-            )
-            caps = recipe.max_tokens if caps_apply and number + 1 < len(recipe.steps) else {}
-            for member, one in ((member, prices[member]) for member in step):
-                cap = caps.get(member, 0)
-                answers = 0.0 if cap else 1.0
-                call = cls(
-                    1.0,
-                    answers + drafts,
-                    instruction_tokens + cap,
-                    one.input,
-                    answers * one.output + drafts * one.input,
-                    instruction_tokens * one.input + cap * one.output,
-                )
-                total = total.plus(call)
-        for one in (prices[name] for name in recipe.called[len(recipe.members) :]):
-            graded = PROMPT_TOKENS * one.input + GRADE_TOKENS * one.output
-            total = total.plus(cls(1.0, 1.0, PROMPT_TOKENS + GRADE_TOKENS, one.input, one.input, graded))
-        return total
-
-    def plus(self, other: WorstCase) -> WorstCase:
-        """Return the sum of both."""
-        return WorstCase(*(getattr(self, part) + getattr(other, part) for part in _PARTS))
-
-    @classmethod
-    def largest(cls, alternatives: Collection[WorstCase]) -> WorstCase:
-        """Return an upper bound of all alternatives."""
-        return cls(*(max(getattr(one, part) for one in alternatives) for part in _PARTS))
-
     def amounts(self, input_tokens: float, output_tokens: float) -> Amounts:
         """Return the use of one request with these numbers of tokens in its conversation and in its answer."""
         dollars = input_tokens * self.conversation_price + output_tokens * self.answer_price + self.fixed_price
@@ -229,48 +182,37 @@ class WorstCase:
         return Amounts(1, tokens, dollars / 1e6)
 
 
-_PARTS = tuple(part.name for part in fields(WorstCase))
+ONE_CALL = WorstCase()
 
 
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """Upper bounds of a request's use: `whole` without caps, `capped` with the recipes' `max_tokens` caps. `capped` is
-    None if the request calls no recipe."""
-
-    whole: WorstCase = WorstCase()
-    capped: WorstCase | None = None
-
-    @classmethod
-    def of_expert(cls, prices: Prices) -> Bounds:
-        """Return the bounds of one call."""
-        return cls(WorstCase.of_expert(prices))
-
-    @classmethod
-    def of_recipe(cls, recipe: RecipeSpec, prices: Mapping[str, Prices]) -> Bounds:
-        """Return the bounds of all calls of a recipe."""
-        return cls(WorstCase.of_recipe(recipe, prices), WorstCase.of_recipe(recipe, prices, caps_apply=True))
-
-    @classmethod
-    def largest(cls, alternatives: Collection[Bounds]) -> Bounds:
-        """Return upper bounds of all alternatives."""
-        whole = WorstCase.largest([one.whole for one in alternatives])
-        if all(one.capped is None for one in alternatives):
-            return cls(whole)
-        return cls(whole, WorstCase.largest([one.capped or one.whole for one in alternatives]))
+def worst_of_recipe(recipe: RecipeSpec, prices: Mapping[str, Prices]) -> WorstCase:
+    """The worst case of all calls of a recipe: a later step of a chain or fuse also reads the answers of the step
+    before, and a judge reads one answer."""
+    calls: list[WorstCase] = []
+    for number, step in enumerate(recipe.steps):
+        drafts = len(recipe.steps[number - 1]) if number and recipe.writes else 0
+        instruction = ENVELOPE_TOKENS + len(recipe.written_instruction) / CHARACTERS_PER_TOKEN if drafts else 0.0
+        for one in (prices[member] for member in step):
+            answer = one.output + drafts * one.input
+            calls.append(WorstCase(1.0, 1.0 + drafts, instruction, one.input, answer, instruction * one.input))
+    for one in (prices[name] for name in recipe.called[len(recipe.members) :]):
+        graded = PROMPT_TOKENS * one.input + GRADE_TOKENS * one.output
+        calls.append(WorstCase(1.0, 1.0, PROMPT_TOKENS + GRADE_TOKENS, one.input, one.input, graded))
+    return WorstCase(*map(sum, zip(*calls, strict=True)))
 
 
 @dataclass(frozen=True, slots=True)
 class Pricing:
     """Prices of experts by name, and the worst case of a request.
 
-    `worst_of` holds bounds by pinned name: an expert, a recipe or an arm. `highest` are the bounds of a routed request
-    to single experts, `routed` of a request that routing may give to a recipe; None if no recipe is routed.
+    `worst_of` holds those by pinned name: an expert, a recipe or an arm. `highest` is that of a routed request to
+    single experts, `routed` of a request that routing may give to a recipe; None if no recipe is routed.
     """
 
     experts: Mapping[str, Prices] = field(default_factory=dict)
-    worst_of: Mapping[str, Bounds] = field(default_factory=dict)
-    highest: Bounds = Bounds()
-    routed: Bounds | None = None
+    worst_of: Mapping[str, WorstCase] = field(default_factory=dict)
+    highest: WorstCase = ONE_CALL
+    routed: WorstCase | None = None
 
     @classmethod
     def of(
@@ -282,33 +224,21 @@ class Pricing:
     ) -> Pricing:
         """Return the pricing for `recipes` by recipe and arm. `routed` are the arms that routing may select;
         `permitted` the experts and arms that the key may use, None for all."""
-        worst = {name: Bounds.of_expert(prices) for name, prices in experts.items()}
-        possible = [one for name, one in worst.items() if permitted is None or name in permitted]
-        highest = Bounds.largest(possible or [Bounds()])
-        routed = [name for name in routed if permitted is None or name in permitted]
-        worst |= {name: Bounds.of_recipe(recipe, experts) for name, recipe in recipes.items()}
-        return cls(
-            experts, worst, highest, Bounds.largest([highest, *(worst[name] for name in routed)]) if routed else None
-        )
+        worst = {
+            name: WorstCase(conversation_price=prices.input, answer_price=prices.output)
+            for name, prices in experts.items()
+        } | {name: worst_of_recipe(recipe, experts) for name, recipe in recipes.items()}
+
+        def largest(names: Iterable[str]) -> WorstCase:
+            possible = [worst[name] for name in names if permitted is None or name in permitted]
+            return WorstCase(*map(max, zip(*(possible or [ONE_CALL]), strict=True)))
+
+        return cls(experts, worst, largest(experts), largest([*experts, *routed]) if routed else None)
 
     def amounts(self, chat: Chat, recipe: str, *, input_tokens: float, output_tokens: float) -> Amounts:
-        """Return the most that a request uses, with these numbers of tokens in its conversation and in an answer.
-
-        An answer has no more tokens than either its limit or its cap, so both cases are bounds. The first steps of
-        streams have no caps, and no step of a request that sets its reasoning.
-        """
-        bounds = self._bounds(chat, recipe)
-        whole = bounds.whole.amounts(input_tokens, output_tokens)
-        if bounds.capped is None or chat.stream or sets_reasoning(chat.fields):
-            return whole
-        capped = bounds.capped.amounts(input_tokens, output_tokens)
-        return Amounts(1, min(whole.tokens, capped.tokens), min(whole.dollars, capped.dollars))
-
-    def _bounds(self, chat: Chat, recipe: str) -> Bounds:
-        """Return the bounds of the pinned expert or recipe; for a routed request, the highest of all."""
-        model = recipe if chat.model == AUTO and recipe else chat.model
-        if (found := self.worst_of.get(model)) is not None:
-            return found
-        if self.routed is None or recipe == NO_RECIPE or single_expert_reason(chat):
-            return self.highest
-        return self.routed
+        """Return the most that a request uses, with these numbers of tokens in its conversation and in an answer."""
+        worst = self.worst_of.get(recipe if chat.model == AUTO and recipe else chat.model)
+        if worst is None:
+            alone = self.routed is None or recipe == NO_RECIPE or single_expert_reason(chat)
+            worst = self.highest if alone or self.routed is None else self.routed
+        return worst.amounts(input_tokens, output_tokens)

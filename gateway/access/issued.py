@@ -18,7 +18,7 @@ from coe.outage import Outage
 from coe.registry import Registry
 from coe.supervision import TaskFailed, supervised
 from gateway.access.issued_keys import IssuedKeys, conflicts
-from gateway.access.key_store import KeyStore, Stored, change
+from gateway.access.key_store import KeyStore, change
 
 T = TypeVar("T")
 
@@ -36,7 +36,6 @@ class IssuedKeyWatch:
     def __init__(self, store: KeyStore, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._store = store
         self._clock = clock
-        self._document = b""
         self._last_read = clock()
         self._reported: frozenset[str] = frozenset()
         self._lock = asyncio.Lock()
@@ -48,20 +47,22 @@ class IssuedKeyWatch:
         """Read the keys again if they changed. Does not fail."""
         async with self._lock:  # a read that began before a change must not undo it here
             try:
-                found = await self._store.read_if_changed(self._document)
+                keys = (await self._store.read()).keys
             except StoreError as error:
-                self._on_failure(error)
+                self.outage.began(str(error))
+                if self.keys and self._clock() - self._last_read > MAX_STALE_SECONDS:
+                    _log.error("issued API keys could not be read for %g s, and are refused now", MAX_STALE_SECONDS)
+                    self._apply(())
                 return
             self.outage.ended()
             self._last_read = self._clock()
-            if found is not None:
-                self._apply(found)
+            self._apply(keys)
 
     async def change(self, decide: Callable[[IssuedKeys], tuple[T, IssuedKeys]]) -> T:
         """Change the stored keys with `gateway.access.key_store.change`. The change applies in this process at once."""
         async with self._lock:
-            result, found = await change(self._store, decide)
-            self._apply(found)
+            result, stored = await change(self._store, decide)
+            self._apply(stored.keys)
             return result
 
     def report_conflicts(self, registry: Registry) -> None:
@@ -77,17 +78,10 @@ class IssuedKeyWatch:
             await asyncio.sleep(POLL_SECONDS)
             await self.refresh()
 
-    def _apply(self, found: Stored) -> None:
-        self._document = found.document
-        if found.keys != self.keys:
-            self.keys = found.keys
+    def _apply(self, keys: IssuedKeys) -> None:
+        if keys != self.keys:
+            self.keys = keys
             self.on_change()
-
-    def _on_failure(self, error: StoreError) -> None:
-        self.outage.began(str(error))
-        if self.keys and self._clock() - self._last_read > MAX_STALE_SECONDS:
-            _log.error("issued API keys could not be read for %g s, and are refused now", MAX_STALE_SECONDS)
-            self._apply(Stored(b"-", ()))
 
 
 @asynccontextmanager

@@ -69,7 +69,7 @@ def revoke(
     found = next((key for key in issued if key.name == name), None)
     if found is None:
         if any(key.name == name for key in registry.access.keys):
-            raise KeyRefused(f"the key {name!r} is declared in experts.yaml; remove it there")
+            raise KeyRefused(f"the key {name!r} is declared in experts.yaml or COE_ADMIN_KEY_FILE; remove it there")
         raise KeyNotFound(f"no key {name[:64]!r} was issued", param="name")
     if found.revoked is not None:
         return found, issued

@@ -15,13 +15,14 @@ import orjson
 from pydantic import TypeAdapter, ValidationError
 
 from coe.errors import KeyRefused, KeysUnavailable, StoreError
+from coe.registry.sections import FILE
 from gateway.access.issued_keys import IssuedKeys
 from gateway.shared_store import RedisStore, SharedStore, SqliteStore
 
 T = TypeVar("T")
 
-KEYS_FILE = "issued-keys.sqlite"
-"""Name in the state folder."""
+KEYS_FILE = "api-keys.sqlite"
+"""Name in the state folder of the file with issued API keys and with the usage of all."""
 MAX_ISSUED_BYTES = 3 * 2**20
 """Bytes of a list with a new key."""
 MAX_CONFLICTS = 10
@@ -43,16 +44,14 @@ class KeyStore:
 
     def __init__(self, store: SharedStore) -> None:
         self._store = store
+        self._read = Stored(b"", ())
 
     async def read(self) -> Stored:
-        """Return the list."""
+        """Return the list; the same one while it does not change."""
         document = (await self._store.get([_NAME]))[0] or b""
-        return Stored(document, self._decoded(document))
-
-    async def read_if_changed(self, known: bytes) -> Stored | None:
-        """Return the list, None if its document is `known`."""
-        document = (await self._store.get([_NAME]))[0] or b""
-        return None if document == known else Stored(document, self._decoded(document))
+        if document != self._read.document:
+            self._read = Stored(document, self._decoded(document))
+        return self._read
 
     async def write(self, known: bytes, document: bytes) -> bool:
         """Replace the document `known`. Return False if there is another one now."""
@@ -75,7 +74,7 @@ class KeyStore:
 
 def open_key_store(counters: str, *, home: Path) -> KeyStore:
     """The store that belongs to `access.counters`. Raises ConfigError for an invalid address."""
-    if counters == "memory":
+    if counters == FILE:
         return KeyStore(SqliteStore(home / KEYS_FILE))
     return KeyStore(RedisStore(counters, "keys", setting="access.counters"))
 

@@ -34,10 +34,6 @@ _UNITS: dict[MeterName, int] = {
 }
 
 
-MEMORY = "memory"
-"""The value of `access.counters` that shares counts in SQLite in the state folder, also with later processes."""
-
-
 class Amounts(NamedTuple):
     """The use or allowance of one request; each meter counts one of the three."""
 
@@ -273,15 +269,6 @@ class Reservation:
         self.amounts = [0.0] * len(counters)
         self.windows = [0] * len(counters)
 
-    def rebase(self, counters: Sequence[tuple[Meter, Counter]]) -> None:
-        """Continues with the limits of a reload. Nothing is reserved of new ones; of removed ones, the reservation
-        counts as used."""
-        amounts = zip(self.amounts, self.windows, strict=True)
-        reserved = {id(counter): one for (_, counter), one in zip(self.counters, amounts, strict=True)}
-        found = [reserved.get(id(counter), (0.0, 0)) for _, counter in counters]
-        self.amounts, self.windows = [amount for amount, _ in found], [window for _, window in found]
-        self.counters = counters
-
 
 class Account:
     """The remaining allowance of one API key, as far as this process knows."""
@@ -310,17 +297,11 @@ class Account:
         if self._limiter.shares and self._limiter.now() - self.exchanged_at > ACTIVE_SECONDS:
             await self._wait_for_exchange()
         reservation = Reservation(self.counters)
-        self._add(reservation, amounts)
+        self.extend(reservation, amounts)
         return reservation
 
-    async def extend(self, reservation: Reservation, amounts: Amounts) -> None:
+    def extend(self, reservation: Reservation, amounts: Amounts) -> None:
         """Reserves the difference between `amounts` and the reserved ones, or nothing. Raises as `reserve` does."""
-        self._add(reservation, amounts)
-
-    def _add(self, reservation: Reservation, amounts: Amounts) -> None:
-        """Reserve what is missing. Most limits have nothing to add when the body is parsed."""
-        if reservation.counters is not self.counters:
-            reservation.rebase(self.counters)
         self._limiter.mark_active(self)
         now, reserved, windows = self._limiter.now(), reservation.amounts, reservation.windows
         missing: list[tuple[int, Counter, float]] = []

@@ -1,21 +1,23 @@
 """The gateway's metrics, and `GET /metrics` over all workers in Prometheus's text format.
 
-A MetricRegistry holds counters and histograms of one process, and reads gauges when the page is requested. A snapshot
-carries all of them to another process (`metric_workers.py`). The page is written here, because prometheus_client takes
-several times as long, and streams would wait for it.
+A finished request adds to plain dictionaries of this process; gauges are read when the page is requested. A snapshot
+carries all of them to another process (`metric_workers.py`), and prometheus_client writes the page.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
 from bisect import bisect_left
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
-from typing import Literal
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
+from types import SimpleNamespace
+from typing import Any, Literal, cast
 from uuid import uuid4
 
 import orjson
+from prometheus_client import generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.process_collector import ProcessCollector
 
 from coe.records.feedback import FeedbackKind
@@ -25,6 +27,10 @@ Labels = tuple[str, ...]
 Cells = dict[Labels, list[float]]
 """Label values to numbers: one number, or for a histogram one per bucket (not cumulative), the last for larger values,
 and the sum."""
+Snapshot = dict[str, list[tuple[list[str], list[float]]]]
+"""The cells of each metric of a process, by name, as JSON writes them."""
+Siblings = Callable[[], Awaitable[list[tuple[Snapshot, bool]]]]
+"""The snapshots of every other worker, and whether it runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,146 +64,34 @@ class MetricFamily:
         cell[bisect_left(self.bounds, seconds)] += 1
         cell[-1] += seconds
 
+    def merge(self, rows: list[tuple[list[str], list[float]]]) -> None:
+        """Adds the cells of another process, or takes the maximum."""
+        combine: Callable[[tuple[float, float]], float] = max if self.largest else sum
+        for values, cell in rows:
+            present = self.cells.get(labels := tuple(values))
+            pairs = cell if present is None else [combine(pair) for pair in zip(present, cell, strict=True)]
+            self.cells[labels] = pairs
 
-Siblings = Callable[[], Awaitable[list[list[MetricFamily]]]]
-"""The families of every other worker, including ended ones."""
-Gauge = tuple[MetricFamily, Callable[[], Mapping[Labels, float]]]
-
-
-class MetricRegistry:
-    """The families of one process. `worker` is its number among its siblings; `gateway` identifies all of them, and
-    changes when the counts restart."""
-
-    def __init__(self) -> None:
-        self.worker = 0
-        self.gateway = uuid4().hex[:8]
-        self._lasting: list[MetricFamily] = []
-        self._gauges: list[Gauge] = []
-        self._process = ProcessCollector(registry=None)
-
-    def counter(self, name: str, help_text: str, labels: Labels = ()) -> MetricFamily:
-        return self._add_lasting(MetricFamily(name, help_text, "counter", labels))
-
-    def histogram(self, name: str, help_text: str, bounds: tuple[float, ...], labels: Labels = ()) -> MetricFamily:
-        return self._add_lasting(MetricFamily(name, help_text, "histogram", labels, bounds))
-
-    def gauge(
-        self, name: str, help_text: str, labels: Labels, values: Callable[[], Mapping[Labels, float]], *, largest: bool
-    ) -> None:
-        """Adds a gauge whose values are read when the page is requested."""
-        self._gauges.append((MetricFamily(name, help_text, "gauge", labels, live=True, largest=largest), values))
-
-    def _add_lasting(self, family: MetricFamily) -> MetricFamily:
-        self._lasting.append(family)
-        return family
-
-    def families(self) -> list[MetricFamily]:
-        """All families now, including the process's own (memory, CPU time, descriptors)."""
-        found = list(self._lasting)
-        for family, values in self._gauges:
-            family.cells.clear()
-            family.cells.update({labels: [float(value)] for labels, value in values().items()})
-            found.append(family)
-        return [*found, *self._of_process()]
-
-    def _of_process(self) -> Iterable[MetricFamily]:
-        for metric in self._process.collect():
-            name = f"{metric.name}_total" if metric.type == "counter" else metric.name
-            kind: Literal["counter", "gauge"] = "counter" if metric.type == "counter" else "gauge"
-            cells: Cells = {(str(self.worker),): [float(metric.samples[0].value)]}
-            yield MetricFamily(name, metric.documentation, kind, ("worker",), live=True, cells=cells)
-
-    def snapshot(self) -> bytes:
-        """All families as JSON for another process, with their time on the clock that the processes share."""
-        families = [{**_as_dict(family), "cells": list(family.cells.items())} for family in self.families()]
-        return orjson.dumps({"at": time.monotonic(), "families": families})
-
-    def resume(self, snapshot: bytes) -> None:
-        """Adds the counts of an ended process to this one's."""
-        before = {family.name: family for family in parse_snapshot(snapshot)}
-        for family in self._lasting:
-            if (old := before.get(family.name)) and (old.labels, old.bounds) == (family.labels, family.bounds):
-                merge_cells(family.cells, old.cells, largest=False)
+    def exposed(self) -> Metric:
+        """The metric as prometheus_client writes it."""
+        if self.kind != "histogram":
+            plain = (CounterMetricFamily if self.kind == "counter" else GaugeMetricFamily)(
+                self.name, self.help_text, labels=self.labels
+            )
+            for labels, cell in self.cells.items():
+                plain.add_metric(labels, cell[0])
+            return plain
+        metric = HistogramMetricFamily(self.name, self.help_text, labels=self.labels)
+        bounds = [*map(str, self.bounds), "+Inf"]
+        for labels, (*counts, total) in self.cells.items():
+            metric.add_metric(labels, buckets=list(zip(bounds, accumulate(counts), strict=True)), sum_value=total)
+        return metric
 
 
-def snapshot_time(snapshot: bytes) -> float:
-    """The time of a snapshot. Raises ValueError if it is invalid."""
-    return float(orjson.loads(snapshot)["at"])
-
-
-def parse_snapshot(snapshot: bytes) -> list[MetricFamily]:
-    """The families in a snapshot."""
-    families = orjson.loads(snapshot)["families"]
-    for family in families:
-        family["labels"], family["bounds"] = tuple(family["labels"]), tuple(family["bounds"])
-        family["cells"] = {tuple(labels): cell for labels, cell in family["cells"]}
-    return [MetricFamily(**family) for family in families]
-
-
-def merge_cells(cells: Cells, others: Mapping[Labels, list[float]], *, largest: bool) -> None:
-    """Adds another process's cells, or takes the maximum."""
-    for labels, cell in others.items():
-        present = cells.get(labels)
-        if present is None:
-            cells[labels] = list(cell)
-        elif largest:
-            cells[labels] = [max(pair) for pair in zip(present, cell, strict=True)]
-        else:
-            cells[labels] = [sum(pair) for pair in zip(present, cell, strict=True)]
-
-
-def merged(processes: Iterable[Iterable[MetricFamily]]) -> dict[str, MetricFamily]:
-    """The families of all processes together, by name."""
-    total: dict[str, MetricFamily] = {}
-    for families in processes:
-        merge_families(total, families)
-    return total
-
-
-def merge_families(total: dict[str, MetricFamily], families: Iterable[MetricFamily]) -> None:
-    """Adds one process's families to `total`."""
-    for family in families:
-        if family.name in total:
-            merge_cells(total[family.name].cells, family.cells, largest=family.largest)
-        else:
-            total[family.name] = replace(family, cells=dict(family.cells))
-
-
-def exposition(processes: Iterable[Iterable[MetricFamily]]) -> bytes:
-    """The page of all processes together, in Prometheus's text format."""
-    return "".join(line for family in merged(processes).values() for line in _family_lines(family)).encode()
-
-
-def _family_lines(family: MetricFamily) -> Iterator[str]:
-    yield f"# HELP {family.name} {family.help_text}\n# TYPE {family.name} {family.kind}\n"
-    for values, cell in family.cells.items():
-        labels = [f'{name}="{_escaped(value)}"' for name, value in zip(family.labels, values, strict=True)]
-        if family.kind == "histogram":
-            yield from _histogram_lines(family, labels, cell)
-        else:
-            yield _line(family.name, labels, cell[0])
-
-
-def _histogram_lines(family: MetricFamily, labels: list[str], cell: list[float]) -> Iterator[str]:
-    *counts, total = cell
-    below = 0.0
-    for bound, count in zip((*family.bounds, "+Inf"), counts, strict=True):
-        below += count
-        yield _line(f"{family.name}_bucket", [*labels, f'le="{bound}"'], below)
-    yield _line(f"{family.name}_count", labels, below)
-    yield _line(f"{family.name}_sum", labels, total)
-
-
-def _line(name: str, labels: list[str], value: float) -> str:
-    return f"{name}{{{','.join(labels)}}} {value}\n" if labels else f"{name} {value}\n"
-
-
-def _escaped(value: str) -> str:
-    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-
-
-def _as_dict(family: MetricFamily) -> dict[str, object]:
-    return {field.name: getattr(family, field.name) for field in fields(family)}
+def exposition(families: Mapping[str, MetricFamily]) -> bytes:
+    """The page in Prometheus's text format."""
+    collector = SimpleNamespace(collect=lambda: [family.exposed() for family in families.values()])
+    return generate_latest(cast(Any, collector))
 
 
 _ROUTING_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 1)
@@ -215,10 +109,16 @@ class Metrics:
     after a reload old values may stay."""
 
     def __init__(self) -> None:
-        self.registry = registry = MetricRegistry()
+        self.worker = 0
+        """The number of this process among its siblings."""
+        self.gateway = uuid4().hex[:8]
+        """Identifies all workers together, and changes when the counts restart."""
         self.siblings: Siblings | None = None
         """Set if there are several workers."""
-        counter, histogram, expert = registry.counter, registry.histogram, ("expert",)
+        self._lasting: list[MetricFamily] = []
+        self._gauges: list[tuple[MetricFamily, Callable[[], Mapping[Labels, float]]]] = []
+        self._process = ProcessCollector(registry=None)
+        counter, histogram, expert = self.counter, self.histogram, ("expert",)
         requests = ("api", "category", "expert", "outcome", "reason", "status")
         self._requests = counter("coe_requests_total", "Requests, by outcome.", requests)
         fallbacks = "Requests that another expert answered, by the first choice and why it did not answer."
@@ -243,7 +143,7 @@ class Metrics:
         lookups = "Requests that used the answer cache, by the result: hit or miss."
         self._cache_lookups = counter("coe_cache_requests_total", lookups, ("result",))
         self._feedback = counter("coe_feedback_total", "Feedback that was stored.", ("kind",))
-        unstored = "Answers of the Responses API that could not be stored, by the reason: memory, size or store."
+        unstored = "Answers of the Responses API that could not be stored, by the reason: size or store."
         self._unstored = counter("coe_responses_not_stored_total", unstored, ("reason",))
         refusals = "Requests refused for their Host or Origin header."
         self._refusals = counter("coe_refused_total", refusals, ("outcome",))
@@ -334,10 +234,20 @@ class Metrics:
         """Counts one background task that ended unexpectedly."""
         self._task_failures.add((name,))
 
+    def counter(self, name: str, help_text: str, labels: Labels = ()) -> MetricFamily:
+        """Adds a counter."""
+        self._lasting.append(family := MetricFamily(name, help_text, "counter", labels))
+        return family
+
+    def histogram(self, name: str, help_text: str, bounds: tuple[float, ...], labels: Labels = ()) -> MetricFamily:
+        """Adds a histogram."""
+        self._lasting.append(family := MetricFamily(name, help_text, "histogram", labels, bounds))
+        return family
+
     def gauge(self, name: str, help_text: str, value: Callable[[], float], *, largest: bool = False) -> None:
         """Adds a gauge without labels, read when the page is requested; over several workers their sum, or with
         `largest` the maximum."""
-        self.registry.gauge(name, help_text, (), lambda: {_NO_LABELS: value()}, largest=largest)
+        self.gauges(name, help_text, (), lambda: {_NO_LABELS: value()}, largest=largest)
 
     def gauges(
         self,
@@ -349,19 +259,42 @@ class Metrics:
         largest: bool = False,
     ) -> None:
         """Like `gauge`, with labels."""
-        self.registry.gauge(name, help_text, labels, values, largest=largest)
+        self._gauges.append((MetricFamily(name, help_text, "gauge", labels, live=True, largest=largest), values))
 
-    async def page(self) -> bytes:
-        """The families of all workers in Prometheus's text format."""
-        return exposition(await self._processes())
+    def own_families(self) -> dict[str, MetricFamily]:
+        """The families of this process by name, with the process's own (memory, CPU time, descriptors)."""
+        found = [replace(family, cells=dict(family.cells)) for family in self._lasting]
+        for family, values in self._gauges:
+            cells = {labels: [float(value)] for labels, value in values().items()}
+            found.append(replace(family, cells=cells))
+        for metric in self._process.collect():
+            kind: Literal["counter", "gauge"] = "counter" if metric.type == "counter" else "gauge"
+            name = f"{metric.name}_total" if kind == "counter" else metric.name
+            cells = {(str(self.worker),): [float(metric.samples[0].value)]}
+            found.append(MetricFamily(name, metric.documentation, kind, ("worker",), live=True, cells=cells))
+        return {family.name: family for family in found}
+
+    def snapshot(self) -> bytes:
+        """The cells of all families as JSON, for another process."""
+        return orjson.dumps({name: list(family.cells.items()) for name, family in self.own_families().items()})
+
+    def resume(self, snapshot: bytes) -> None:
+        """Adds the counts of an ended process to this one's."""
+        before: Snapshot = orjson.loads(snapshot)
+        for family in self._lasting:
+            family.merge(before.get(family.name, []))
 
     async def families(self) -> dict[str, MetricFamily]:
         """The families of all workers, by name."""
-        total: dict[str, MetricFamily] = {}
-        for families in await self._processes():
-            merge_families(total, families)
+        snapshots = await self.siblings() if self.siblings else []
+        total = self.own_families()
+        for snapshot, runs in snapshots:
+            for name, rows in snapshot.items():
+                if (family := total.get(name)) is not None and (runs or not family.live):
+                    family.merge(rows)
             await asyncio.sleep(0)  # one or two milliseconds each: let streams continue in between
         return total
 
-    async def _processes(self) -> list[list[MetricFamily]]:
-        return [self.registry.families(), *(await self.siblings() if self.siblings else [])]
+    async def page(self) -> bytes:
+        """The families of all workers in Prometheus's text format."""
+        return await asyncio.to_thread(exposition, await self.families())

@@ -1,10 +1,7 @@
-"""Observers of finished requests: metrics, traces, the access log, the routing log, implicit feedback, recent requests.
+"""Observers of finished requests: metrics, traces, the access log, the routing log, implicit feedback.
 
-`open_observability` opens the first three. Recorder writes the records that `record_of` makes of traces.
-ImplicitSignals detects implicit feedback.
-RecentRequests remembers requests whose record may still be on its way to the log; `find_record` and `find_tenant` also
-retry the log. They take as long for a request of another tenant as for an unknown one. `gateway.main` opens the
-observers.
+`open_observability` opens the first three. Recorder writes the records that `record_of` makes of traces, and
+`find_record` reads one back. ImplicitSignals detects implicit feedback. `gateway.main` opens the observers.
 """
 
 from __future__ import annotations
@@ -55,12 +52,12 @@ class Observability:
 
 @asynccontextmanager
 async def open_observability(settings: Settings, workers: Path | None) -> AsyncIterator[Observability]:
-    """`workers` is the folder that several worker processes share, None for one process. Raises ConfigError if traces
-    cannot be sent."""
+    """`workers` names this worker's files in the folder that several processes share, None for one process. Raises
+    ConfigError if traces cannot be sent."""
     async with AsyncExitStack() as stack:
         metrics = Metrics()
         if workers is not None:
-            metrics.siblings = await stack.enter_async_context(share_metrics(workers, metrics.registry))
+            await stack.enter_async_context(share_metrics(workers, metrics))
         tracing = await stack.enter_async_context(open_tracing(settings))
         observers: list[Callable[[Trace], None]] = [metrics.observe]
         if tracing is not None:
@@ -121,7 +118,7 @@ NO_DECISION = Decision(expert="", category="", confidence=0.0, reason=cast(Reaso
 def record_of(trace: Trace) -> RoutingRecord:
     """The request's record in the routing log. Fields of features that it did not use have their defaults."""
     decision, prediction, usage, options = trace.decision or NO_DECISION, trace.prediction, trace.usage, trace.options
-    chat, routed, composition, registry = trace.chat, trace.routed, trace.serving.composition, trace.serving.registry
+    chat, routed, composition, registry = trace.chat, trace.routed, trace.snapshot.composition, trace.snapshot.registry
     exploration, first_token_ms = registry.policy.exploration, trace.first_token_ms
     record = RoutingRecord(
         request_id=trace.request_id,
@@ -158,7 +155,7 @@ def record_of(trace: Trace) -> RoutingRecord:
         unpriced=trace.unpriced,
         dropped=trace.dropped,
         cache=trace.cache.result if trace.cache is not None else "",
-        plan=trace.serving.plan,
+        plan=trace.snapshot.plan,
         rule=decision.rule,
         assignment=composition.assignment_digest,
         utility=tuple([round(utility, 4) for utility in decision.utility]),
@@ -176,7 +173,7 @@ def record_of(trace: Trace) -> RoutingRecord:
 def _fields_of_features(trace: Trace) -> dict[str, Any]:
     """The fields of the features that a request used: a key's rule, stored texts, recipes, retrieval, rules."""
     fields: dict[str, Any] = {}
-    registry, prediction = trace.serving.registry, trace.prediction
+    registry, prediction = trace.snapshot.registry, trace.prediction
     if trace.options is not None and (rule := trace.options.rule) is not None:
         excluded = tuple(excluded_experts(registry, rule))
         fields |= {"only_local": rule.only_local, "limited": True, "excluded": excluded}
@@ -190,7 +187,7 @@ def _fields_of_features(trace: Trace) -> dict[str, Any]:
         fields |= {"passages": tuple([passage.id for passage in result.passages]), "passage_tokens": result.tokens}
         fields["retrieval_ms"] = round(result.ms, 3)
     if prediction is not None and (posterior := prediction.router_probabilities) is not None:
-        fields["router_probabilities"] = _named(trace.serving.composition, posterior)
+        fields["router_probabilities"] = _named(trace.snapshot.composition, posterior)
     return fields
 
 
@@ -200,65 +197,23 @@ def _named(composition: Composition, posterior: NDArray[np.float32]) -> dict[str
     return {name: int(p * 1e5 + 0.5) / 1e5 for name, p in zip(names, posterior.tolist(), strict=True)}
 
 
-MAX_REQUESTS = 50_000
-"""Requests that are remembered, about 200 bytes each."""
-
-
-class RecentRequests:
-    """Tenants by request id, in memory; each worker process has its own."""
-
-    def __init__(self) -> None:
-        self._tenants: OrderedDict[str, str | None] = OrderedDict()
-
-    def observe(self, trace: Trace) -> None:
-        """Remembers a routed request; others have no record and accept no feedback."""
-        if trace.decision is None:
-            return
-        self._tenants[trace.request_id] = trace.caller.tenant
-        if len(self._tenants) > MAX_REQUESTS:
-            self._tenants.popitem(last=False)
-
-    def __contains__(self, request_id: str) -> bool:
-        return request_id in self._tenants
-
-    def tenant(self, request_id: str) -> str | None:
-        """The tenant of a remembered request, None if no keys are declared. Raises KeyError."""
-        return self._tenants[request_id]
-
-
 LOOKUP_DELAYS_SECONDS = (0.0, 0.1, 0.2, 0.3, 0.4)
 """Delay before each lookup."""
 _REQUEST_ID = re.compile(r"req_[0-9a-f]{32}")
 
 
-async def find_record(log: RoutingLog, request_id: str) -> RoutingRecord | None:
-    """The record of that id. An id that no gateway issues is looked up once. Raises StoreError."""
-    for pause in _delays(request_id):
+async def find_record(
+    log: RoutingLog, request_id: str, *, counts: Callable[[RoutingRecord], bool] = lambda record: True
+) -> RoutingRecord | None:
+    """The record of that id, whose writing may be in progress. None for an unknown request, or for one whose record
+    does not `count`, which takes as long. An id that no gateway issues is looked up once. Raises StoreError."""
+    is_issued = _REQUEST_ID.fullmatch(request_id)
+    for pause in LOOKUP_DELAYS_SECONDS if is_issued else LOOKUP_DELAYS_SECONDS[:1]:
         await asyncio.sleep(pause)
         record = await log.find(request_id)
-        if record is not None:
+        if record is not None and counts(record):
             return record
     return None
-
-
-async def find_tenant(
-    log: RoutingLog, recent: RecentRequests, request_id: str, *, counts: Callable[[str | None], bool]
-) -> tuple[str | None] | None:
-    """The tenant of the request of that id, in a tuple; None for an unknown request, or for one whose tenant does not
-    `count`, which takes as long. A request of this process is found before the log has its record. Raises
-    StoreError."""
-    for pause in _delays(request_id):
-        await asyncio.sleep(pause)
-        if request_id in recent and counts(recent.tenant(request_id)):
-            return (recent.tenant(request_id),)
-        record = await log.find(request_id)
-        if record is not None and counts(record.tenant):
-            return (record.tenant,)
-    return None
-
-
-def _delays(request_id: str) -> tuple[float, ...]:
-    return LOOKUP_DELAYS_SECONDS if _REQUEST_ID.fullmatch(request_id) else LOOKUP_DELAYS_SECONDS[:1]
 
 
 MAX_REGENERATION_SECONDS = 300.0

@@ -7,10 +7,10 @@ They are read when the page is requested. `open_residency` also connects the pro
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 from coe.artifacts.traffic_report import ALARMS, TrafficReport, read_traffic_report
 from coe.experts.outcomes import Incidents
@@ -18,73 +18,64 @@ from coe.fleet.residency.client import ResidencyClient, connected_client
 from coe.records import LogWriter
 from coe.settings import Settings
 from gateway.observability.metrics import Labels, Metrics
-from gateway.request.admission import Admission
-from gateway.serving_state import ServingState
+from gateway.services import Services
 
+Cells = dict[Labels, float]
 ARTIFACT_INFO, RELOAD_FAILED = "coe_artifact_info", "coe_reload_failed"
 BREAKER_STATES = {"closed": 0, "rate_limited": 1, "half_open": 2, "open": 3}
 
 
-class _Replica(Protocol):
-    @property
-    def address(self) -> str: ...
-    @property
-    def state(self) -> str: ...
-    @property
-    def in_flight(self) -> int: ...
+def add_state_metrics(metrics: Metrics, services: Services) -> None:
+    """Adds the gauges that concern all requests, of the serving state at the time, so that a reload shows at once."""
+    gauge, gauges, admission = metrics.gauge, metrics.gauges, services.admission
+
+    def replicas() -> Iterator[tuple[str, Any]]:
+        for name, expert in services.snapshot.composition.experts.items():
+            yield from ((name, replica) for replica in getattr(expert, "replicas", ()))
+
+    def in_flight() -> Cells:
+        cells: Cells = dict.fromkeys(((name,) for name in services.snapshot.composition.experts), 0.0)
+        for name, replica in replicas():
+            cells[(name,)] += replica.in_flight
+        return cells
+
+    def failing() -> Cells:
+        experts = services.snapshot.composition.experts.items()
+        return {(name, cause): 1.0 for name, expert in experts for cause in getattr(_incidents(expert), "active", ())}
+
+    gauge("coe_requests_in_flight", "Requests in progress.", lambda: admission.in_use)
+    gauge("coe_requests_arriving", "Requests whose body has not arrived yet.", lambda: admission.arriving)
+    gauge("coe_body_memory_bytes", "Memory held for bodies over 64 KiB.", lambda: admission.body_memory)
+    gauge("coe_answer_memory_bytes", "Memory held for answers over 64 KiB.", lambda: services.answers.held)
+    gauge("coe_queue_length", "Requests that wait for a permit.", lambda: admission.queued)
+    gauge("coe_tasks", "Tasks of the event loop.", lambda: len(asyncio.all_tasks()))
+    gauges(
+        "coe_router_info",
+        "1 for the router and declaration in use.",
+        ("version", "config"),
+        lambda: {(services.snapshot.composition.router.version, services.snapshot.registry.digest): 1},
+        largest=True,
+    )
+    gauges(
+        ARTIFACT_INFO,
+        "Workers that serve with a version; empty for none, or for the declared assignment.",
+        ("kind", "version"),
+        lambda: {(kind, version or ""): 1 for kind, version in services.snapshot.versions.items()},
+    )
+    gauges("coe_expert_in_flight", "Requests at an expert.", ("expert",), in_flight)
+    gauges(
+        "coe_breaker_state",
+        "0 closed, 1 rate limited (after a 429), 2 half open, 3 open.",
+        ("expert", "replica"),
+        lambda: {(name, replica.address): BREAKER_STATES[replica.state] for name, replica in replicas()},
+        largest=True,
+    )
+    causes = "1 while an expert fails for a cause: from the first failure until it answers again without it."
+    gauges("coe_expert_failing", causes, ("expert", "cause"), failing, largest=True)
 
 
-class StateMetrics:
-    """Reads the serving state when the page is requested, so a reload shows at once."""
-
-    def __init__(self, current: ServingState) -> None:
-        self._current = current
-
-    def register(self, metrics: Metrics, admission: Admission) -> None:
-        """Adds the gauges that concern all requests."""
-        gauge, gauges = metrics.gauge, metrics.gauges
-        gauge("coe_requests_in_flight", "Requests in progress.", lambda: admission.in_use)
-        gauge("coe_requests_arriving", "Requests whose body has not arrived yet.", lambda: admission.arriving)
-        gauge("coe_body_memory_bytes", "Memory held for bodies over 64 KiB.", lambda: admission.body_memory)
-        answers = "Memory held for answers over 64 KiB."
-        gauge("coe_answer_memory_bytes", answers, lambda: self._current.answers.held)
-        gauge("coe_queue_length", "Requests that wait for a permit.", lambda: admission.queued)
-        gauge("coe_tasks", "Tasks of the event loop.", lambda: len(asyncio.all_tasks()))
-        router = "1 for the router and declaration in use."
-        gauges("coe_router_info", router, ("version", "config"), self._router_info, largest=True)
-        versions = "Workers that serve with a version; empty for none, or for the declared assignment."
-        gauges(ARTIFACT_INFO, versions, ("kind", "version"), self._artifact_info)
-        gauges("coe_expert_in_flight", "Requests at an expert.", ("expert",), self._in_flight)
-        states = "0 closed, 1 rate limited (after a 429), 2 half open, 3 open."
-        gauges("coe_breaker_state", states, ("expert", "replica"), self._breakers, largest=True)
-        failing = "1 while an expert fails for a cause: from the first failure until it answers again without it."
-        gauges("coe_expert_failing", failing, ("expert", "cause"), self._failing, largest=True)
-
-    def _router_info(self) -> dict[tuple[str, ...], float]:
-        serving = self._current.serving
-        return {(serving.composition.router.version, serving.registry.digest): 1}
-
-    def _artifact_info(self) -> dict[tuple[str, ...], float]:
-        return {(kind, version or ""): 1 for kind, version in self._current.serving.versions.items()}
-
-    def _replicas(self) -> dict[str, Sequence[_Replica]]:
-        experts = self._current.serving.composition.experts
-        return {name: getattr(expert, "replicas", ()) for name, expert in experts.items()}
-
-    def _in_flight(self) -> dict[tuple[str, ...], float]:
-        return {(name,): sum(replica.in_flight for replica in replicas) for name, replicas in self._replicas().items()}
-
-    def _failing(self) -> dict[tuple[str, ...], float]:
-        experts = self._current.serving.composition.experts
-        active = {name: getattr(getattr(expert, "incidents", None), "active", ()) for name, expert in experts.items()}
-        return {(name, cause): 1.0 for name, causes in active.items() for cause in causes}
-
-    def _breakers(self) -> dict[tuple[str, ...], float]:
-        return {
-            (name, replica.address): BREAKER_STATES[replica.state]
-            for name, replicas in self._replicas().items()
-            for replica in replicas
-        }
+def _incidents(expert: object) -> Incidents | None:
+    return getattr(expert, "incidents", None)
 
 
 def add_log_metrics(metrics: Metrics, writer: LogWriter) -> None:
@@ -100,66 +91,51 @@ def add_log_metrics(metrics: Metrics, writer: LogWriter) -> None:
     metrics.gauge("coe_feedback_rejected", rejected, lambda: writer.rejected)
 
 
-Cells = dict[Labels, float]
+def add_traffic_metrics(metrics: Metrics, path: Path, services: Services) -> None:
+    """Adds the gauges of the traffic report at `path`, which is read again if the file has changed. Their values are
+    the same in every worker; label values are declared names and fixed words."""
+    read: tuple[tuple[int, int], TrafficReport | None] | None = None
 
-
-class TrafficMetrics:
-    """Gauges from the traffic report at `path`, which is read again if the file has changed."""
-
-    def __init__(self, path: Path, current: ServingState) -> None:
-        self._path, self._current = path, current
-        self._file_state: tuple[int, int] | None = None
-        self._report: TrafficReport | None = None
-
-    def register(self, metrics: Metrics) -> None:
-        """Adds the gauges. Their values are the same in every worker; label values are declared names and fixed
-        words."""
-        gauges = metrics.gauges
-        alarms = "1 while an expert has an alarm of this kind: failing now, others by the last traffic report."
-        gauges("coe_alarm", alarms, ("kind", "expert"), self._alarms, largest=True)
-        drift = "1 if traffic has shifted against the router's first traffic, by the last traffic report."
-        gauges("coe_drift", drift, ("kind",), self._drift, largest=True)
-        proposed = "Groups of requests that may deserve a category, by the last traffic report."
-        gauges("coe_proposed_categories", proposed, (), self._proposed, largest=True)
-        timestamp = "Unix time of the last traffic report."
-        gauges("coe_traffic_report_timestamp_seconds", timestamp, (), self._time, largest=True)
-
-    def _alarms(self) -> Cells:
-        serving = self._current.serving
-        experts = serving.registry.expert_names
-        cells: Cells = {("failing", name): float(self._fails(name)) for name in experts}
-        if (report := self._read_report()) is not None:
-            found = [kind for kind in ALARMS if kind != "failing"]
-            cells |= {(kind, name): float(name in report.alarms[kind]) for kind in found for name in experts}
-            arms = [name for name in serving.registry.model_names if name not in experts]
-            cells |= {(kind, name): 1.0 for kind in found for name in arms if name in report.alarms[kind]}
-        return cells
-
-    def _fails(self, name: str) -> bool:
-        """Returns whether this process sees the expert fail repeatedly, without an answer since."""
-        incidents: Incidents | None = getattr(self._current.serving.composition.experts[name], "incidents", None)
-        return incidents is not None and incidents.failing
-
-    def _drift(self) -> Cells:
-        report = self._read_report()
-        return {} if report is None else {(aspect,): float(shifted) for aspect, shifted in report.drift.items()}
-
-    def _proposed(self) -> Cells:
-        report = self._read_report()
-        return {} if report is None else {(): float(report.proposed)}
-
-    def _time(self) -> Cells:
-        report = self._read_report()
-        return {} if report is None else {(): report.time}
-
-    def _read_report(self) -> TrafficReport | None:
+    def report() -> TrafficReport | None:
+        nonlocal read
         try:
-            found = self._path.stat()
+            found = path.stat()
         except OSError:
             return None
-        if (file_state := (found.st_ino, found.st_mtime_ns)) != self._file_state:
-            self._report, self._file_state = read_traffic_report(self._path), file_state
-        return self._report
+        state = (found.st_ino, found.st_mtime_ns)
+        if read is None or read[0] != state:
+            read = state, read_traffic_report(path)
+        return read[1]
+
+    def alarms() -> Cells:
+        snapshot, now = services.snapshot, report()
+        experts = snapshot.composition.experts
+        cells: Cells = {("failing", name): float(getattr(_incidents(experts[name]), "failing", 0)) for name in experts}
+        for kind in ALARMS:
+            if now is not None and kind != "failing":
+                alarmed = now.alarms[kind]
+                names = [one for one in snapshot.registry.model_names if one in experts or one in alarmed]
+                cells |= {(kind, name): float(name in alarmed) for name in names}
+        return cells
+
+    def drift() -> Cells:
+        return {} if (now := report()) is None else {(aspect,): float(one) for aspect, one in now.drift.items()}
+
+    def proposed() -> Cells:
+        return {} if (now := report()) is None else {(): float(now.proposed)}
+
+    def timestamp() -> Cells:
+        return {} if (now := report()) is None else {(): now.time}
+
+    gauges = metrics.gauges
+    kinds = "1 while an expert has an alarm of this kind: failing now, others by the last traffic report."
+    gauges("coe_alarm", kinds, ("kind", "expert"), alarms, largest=True)
+    shifts = "1 if traffic has shifted against the router's first traffic, by the last traffic report."
+    gauges("coe_drift", shifts, ("kind",), drift, largest=True)
+    groups = "Groups of requests that may deserve a category, by the last traffic report."
+    gauges("coe_proposed_categories", groups, (), proposed, largest=True)
+    stamp = "Unix time of the last traffic report."
+    gauges("coe_traffic_report_timestamp_seconds", stamp, (), timestamp, largest=True)
 
 
 TIER_VALUES = {"stopped": 0, "asleep": 1, "awake": 3}
@@ -181,23 +157,27 @@ async def open_residency(settings: Settings, metrics: Metrics) -> AsyncIterator[
 
 
 def _add_residency_metrics(metrics: Metrics, client: ResidencyClient | None) -> None:
+    def states() -> Mapping[str, Mapping[str, Any]]:
+        return {} if client is None else client.tiers
+
     def by_expert(key: str) -> dict[Labels, float]:
-        return {(name,): float(state[key]) for name, state in client.tiers.items()} if client else {}
-
-    def tiers() -> dict[Labels, float]:
-        if client is None:
-            return {}
-        return {(name,): float(TIER_VALUES.get(state["tier"], CHANGING)) for name, state in client.tiers.items()}
-
-    def devices() -> dict[Labels, float]:
-        found = client.tiers.items() if client else ()
-        return {(name, state["device"]): 1.0 for name, state in found if state["device"]}
+        return {(name,): float(state[key]) for name, state in states().items()}
 
     expert = ("expert",)
-    tier = "0 stopped, 1 asleep, 2 changing, 3 awake; only for experts that share a device."
-    metrics.gauges("coe_expert_tier", tier, expert, tiers, largest=True)
-    device = "1 for the device that the expert is on, awake or asleep; absent while it is stopped."
-    metrics.gauges("coe_expert_device", device, ("expert", "device"), devices, largest=True)
+    metrics.gauges(
+        "coe_expert_tier",
+        "0 stopped, 1 asleep, 2 changing, 3 awake; only for experts that share a device.",
+        expert,
+        lambda: {(name,): TIER_VALUES.get(state["tier"], CHANGING) for name, state in states().items()},
+        largest=True,
+    )
+    metrics.gauges(
+        "coe_expert_device",
+        "1 for the device that the expert is on, awake or asleep; absent while it is stopped.",
+        ("expert", "device"),
+        lambda: {(name, state["device"]): 1 for name, state in states().items() if state["device"]},
+        largest=True,
+    )
     waiting = "Requests that wait until the expert is awake."
     metrics.gauges("coe_expert_waiting", waiting, expert, lambda: by_expert("waiting"), largest=True)
     switches = "Times that the expert's server was woken since the start."

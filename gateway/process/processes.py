@@ -194,10 +194,8 @@ class _Parent:
         if self._ever_ready or self._workers:
             _log.error("%s %s; the others serve on, and it starts again in %g s", worker.name, exit_description, delay)
         else:
-            cause = shared.cause.value.decode("utf-8", "replace") or "see the log above"
-            self.failure = (
-                f"the gateway stops, because no worker could start: {worker.name} {exit_description}; {cause}"
-            )
+            why = f"{worker.name} {exit_description}; see the log above"
+            self.failure = f"the gateway stops, because no worker could start: {why}"
 
     def _stop_workers(self) -> None:
         """Stop the workers, and kill those that have not ended after the time limit."""

@@ -1,8 +1,8 @@
 """Applies changes of experts.yaml and of promoted artifacts while the gateway serves.
 
 A new state is read, checked and built completely before it replaces the old one. On any error the old one stays, the
-log gives the cause once, and `coe_reload_failed` and /health/ready show it. Running requests keep the state that they
-began with.
+log gives the cause once, and `coe_reload_failed` and /health/ready show it. The files are then read again every
+RETRY_SECONDS, since a damaged one may have been repaired. Running requests keep the state that they began with.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-import stat
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
@@ -19,6 +19,8 @@ from pathlib import Path
 
 from coe.artifacts.active_state import ActiveState
 from coe.artifacts.consequences import log_consequences
+from coe.artifacts.kinds import ASSIGNMENT, GATE, ROUTER
+from coe.artifacts.store import POINTER
 from coe.errors import CoEError, ConfigError
 from coe.registry import ExpertSpec, Registry
 from coe.registry.hints import without_values
@@ -28,14 +30,19 @@ from coe.settings import Settings
 from coe.supervision import TaskFailed, ignore_failure, log_failure, supervised
 from gateway.access import check_exposure
 from gateway.access.issued_keys import check_issued
-from gateway.process.watched_files import FileStates, digests, file_states, files_to_repair, watched_files
-from gateway.serving_state import Serving, ServingState, Wiring
+from gateway.services import Services
+from gateway.snapshot import Snapshot, SnapshotBuilder
 
 POLL_SECONDS = 0.5
 """Interval of checks of the files."""
 SETTLE_SECONDS = 0.1
 """Time that the files must stay unchanged before they are read, since one may be half written."""
 
+RETRY_SECONDS = 10.0
+"""Time after a failure until the files are read again although none has changed."""
+
+FileStates = tuple[tuple[int, int, int] | None, ...]
+"""Inode, size and modification time of every watched file; None for a missing one."""
 Reader = Callable[[Settings, ActiveState | None], ActiveState]
 """Reads the active state, given the previous one (None at the start)."""
 
@@ -47,25 +54,23 @@ class Reload:
 
     def __init__(
         self,
-        current: ServingState,
+        services: Services,
         *,
         settings: Settings,
         in_use: ActiveState,
-        wiring: Wiring,
+        builder: SnapshotBuilder,
         read: Reader,
     ) -> None:
-        self._current = current
+        self._services = services
         self._settings = settings
         self._in_use = in_use
-        self._wiring = wiring
+        self._builder = builder
         self._read = read
         self._started_with = in_use.registry
         self._files = watched_files(settings)
         self._requested = asyncio.Event()
         self._warming: asyncio.Task[None] | None = None
         self._config_digest: bytes | None = None
-        self._read_states: FileStates = ()
-        """States of `files_to_repair` before the last reload."""
 
     def serves(self, config: bytes) -> bool:
         """True if the state in use was read from this content of experts.yaml."""
@@ -88,52 +93,34 @@ class Reload:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _run(self, since: FileStates) -> None:
-        contents = await asyncio.to_thread(digests, self._files)
-        states = file_states(self._files)  # after the contents: those of unchanged files are the ones that were read
-        if states != since:
-            states = await self._settled_states()
-            contents = await asyncio.to_thread(digests, self._files)
-            await self._apply(contents[0])
-        elif self._current.reload_error is None:
-            self._config_digest = contents[0]
+        self._config_digest = await asyncio.to_thread(_digest, self._settings.config)
+        states, retry_at = since, math.inf
         while True:
+            requested = self._requested.is_set()
+            self._requested.clear()
+            if requested or file_states(self._files) != states or time.monotonic() >= retry_at:
+                states = await self._settled_states()
+                await self._apply()
+                retry_at = math.inf if self._services.reload_error is None else time.monotonic() + RETRY_SECONDS
             with suppress(TimeoutError):
                 async with asyncio.timeout(POLL_SECONDS):
                     await self._requested.wait()
-            requested = self._requested.is_set()
-            self._requested.clear()
-            await self._wiring.close_retired()
-            if not (requested or file_states(self._files) != states or await self._is_repaired()):
-                continue
-            states = await self._settled_states()
-            previous, contents = contents, await asyncio.to_thread(digests, self._files)
-            # after a failure unchanged files are read again, because a damaged version may have been replaced
-            if requested or contents != previous or self._current.reload_error is not None:
-                await self._apply(contents[0])
-
-    async def _is_repaired(self) -> bool:
-        """True if the last reload failed, and an artifact that it read has changed since."""
-        return self._current.reload_error is not None and await self._repair_states() != self._read_states
-
-    async def _repair_states(self) -> FileStates:
-        return await asyncio.to_thread(lambda: file_states(files_to_repair(self._settings)))
+            await self._builder.close_retired()
 
     async def _settled_states(self) -> FileStates:
-        states = file_states(self._files), await self._repair_states()
+        states = file_states(self._files)
         while True:
             await asyncio.sleep(SETTLE_SECONDS)
-            previous, states = states, (file_states(self._files), await self._repair_states())
+            previous, states = states, file_states(self._files)
             if states == previous:
-                return states[0]
+                return states
 
-    async def _apply(self, config_digest: bytes | None) -> None:
+    async def _apply(self) -> None:
         """Read the files and serve their state."""
-        self._read_states = await self._repair_states()
         try:
-            await asyncio.to_thread(_check_kind, self._settings.config)
-            in_use = await asyncio.to_thread(self._read, self._settings, self._in_use)
+            config_digest, in_use = await asyncio.to_thread(self._read_files)
             self.check(in_use.registry)
-            serving = self._wiring.serving(in_use)
+            snapshot = self._builder.build(in_use)
         except CoEError as error:
             await self._report_failure(str(error))
         except Exception as error:  # a bug while loading the new state must not end the reload task
@@ -143,40 +130,68 @@ class Reload:
                 log_consequences(in_use.consequences)
             is_indexed_anew = in_use.index is not None and in_use.index is not self._in_use.index
             self._in_use = in_use
-            self._current.replace(serving)
+            self._services.replace(snapshot)
             if is_indexed_anew:
-                self._warm(serving)
-            self._current.reload_error, self._config_digest = None, config_digest
-            router, plan = serving.composition.router.version, serving.plan or "as declared"
-            _log.warning("reloaded: config %s, router %s, plan %s", serving.registry.digest, router, plan)
+                self._warm(snapshot)
+            self._services.reload_error, self._config_digest = None, config_digest
+            router, plan = snapshot.composition.router.version, snapshot.plan or "as declared"
+            _log.warning("reloaded: config %s, router %s, plan %s", snapshot.registry.digest, router, plan)
 
-    def _warm(self, serving: Serving) -> None:
+    def _read_files(self) -> tuple[bytes | None, ActiveState]:
+        """The digest of experts.yaml, and the state. Raises ConfigError for a pipe or device in its place, which might
+        have no end."""
+        config = self._settings.config
+        if config.exists() and not config.is_file():
+            raise ConfigError(f"{config}: neither a file nor a link to one; write the declaration to a file")
+        return _digest(config), self._read(self._settings, self._in_use)
+
+    def _warm(self, snapshot: Snapshot) -> None:
         """Search a new document index once in the background, since a slow store must not delay the next reload."""
         if self._warming is not None:
             self._warming.cancel()
-        self._warming = asyncio.create_task(serving.composition.warm(), name="coe-warm")
+        self._warming = asyncio.create_task(snapshot.composition.warm(), name="coe-warm")
         self._warming.add_done_callback(log_failure)
 
     def check(self, registry: Registry) -> None:
         """Raises ConfigError for a declaration that this process cannot take over."""
         check_reloadable(self._started_with, registry)
         check_exposure(self._settings, registry.access)
-        check_issued(registry, self._wiring.issued.keys, now=time.time())
+        check_issued(registry, self._builder.issued.keys, now=time.time())
 
     async def _report_failure(self, cause: str) -> None:
-        with suppress(OSError, ConfigError):  # a file that cannot be read has no values in the cause
-            await asyncio.to_thread(_check_kind, self._settings.config)
-            text = await asyncio.to_thread(read_text, self._settings.config)
-            cause = without_values(cause, text, self._settings.environ)
-        self._current.reload_error = cause
-        _log.error("not reloaded; the last good state stays in service: %s", cause)
+        config = self._settings.config
+        with suppress(ConfigError):  # a file that cannot be read has no values in the cause
+            if config.is_file():
+                text = await asyncio.to_thread(read_text, config)
+                cause = without_values(cause, text, self._settings.environ)
+        if cause != self._services.reload_error:
+            _log.error("not reloaded; the last good state stays in service: %s", cause)
+        self._services.reload_error = cause
 
 
-def _check_kind(config: Path) -> None:
-    """Raises ConfigError for a pipe or device: to read it again may wait for ever, after which nothing is reloaded."""
-    mode = config.stat().st_mode if config.exists() else stat.S_IFREG  # the reader reports a missing file
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        raise ConfigError(f"{config}: neither a file nor a link to one; write the declaration to a file")
+def watched_files(settings: Settings) -> tuple[Path, ...]:
+    """The watched files."""
+    pointers = [settings.artifacts / kind / POINTER for kind in (ROUTER, ASSIGNMENT, GATE)]
+    return (settings.config, *([settings.endpoints_file] if settings.endpoints_file else []), *pointers)
+
+
+def file_states(files: tuple[Path, ...]) -> FileStates:
+    """The current states of files."""
+    states: list[tuple[int, int, int] | None] = []
+    for path in files:
+        try:
+            found = path.stat()
+            states.append((found.st_ino, found.st_size, found.st_mtime_ns))
+        except OSError:
+            states.append(None)
+    return tuple(states)
+
+
+def _digest(config: Path) -> bytes | None:
+    try:
+        return hashlib.sha256(config.read_bytes()).digest() if config.is_file() else None
+    except OSError:
+        return None
 
 
 def check_reloadable(old: Registry, new: Registry) -> None:
@@ -217,4 +232,4 @@ def _residency_settings(old: Registry, new: Registry) -> Iterator[tuple[str, tup
 def _server(spec: ExpertSpec, shares_device: bool) -> tuple[object, ...]:
     """Return the settings that the server of a local expert was started with, and its place on a shared device."""
     place = (spec.device, spec.memory_gb, spec.pinned, spec.sleep_level) if shares_device else ()
-    return spec.runtime, spec.model, tuple(spec.options.items()), spec.gpus, spec.replicas, *place
+    return spec.runtime, spec.model, spec.adapter, tuple(spec.options.items()), spec.gpus, spec.replicas, *place

@@ -8,17 +8,15 @@ next start.
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from coe.errors import Draining
-from gateway.serving_state import ServingState
+from gateway.services import Services
 
 DRAIN_SIGNAL, RELOAD_SIGNAL, ABORT_SIGNAL = signal.SIGUSR1, signal.SIGHUP, signal.SIGUSR2
 
@@ -48,24 +46,20 @@ def _ignore() -> None:
     """Do nothing. Without a handler, a signal would end the process."""
 
 
-PARENT_CHECK_SECONDS = 0.5
+PARENT_CHECK_SECONDS = 0.2
 """Interval of checks of the parent."""
 AFTER_PARENT_SECONDS = 5.0
 """Time for running requests to end after the parent's death."""
 WRITE_SECONDS = 10.0
 """Time after that to write the records; then the process ends."""
-_PR_SET_PDEATHSIG = 1
 
 
 def end_with_parent(parent: int, serving: threading.Event) -> None:
     """Ends this process when the process `parent` dies: closes the listener, finishes responses, writes records, exits.
     Before `serving` is set it exits at once.
 
-    On Linux the kernel sends SIGTERM immediately. A thread checks the parent's id on every system, and limits how long
-    the end takes. Call it from the main thread, once, before anything that may block.
+    A thread checks the parent's id, and limits how long the end takes. Call it once, before anything that may block.
     """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     if os.getppid() != parent:  # it died before the call above
         os._exit(1)
     threading.Thread(target=_watch_parent, args=(parent, serving), name="coe-parent", daemon=True).start()
@@ -95,21 +89,21 @@ class Drain:
     connections; a request on another connection is still served.
     """
 
-    def __init__(self, current: ServingState, *, lame_duck: float, finish: float = FINISH_SECONDS) -> None:
-        self._current = current
+    def __init__(self, services: Services, *, lame_duck: float, finish: float = FINISH_SECONDS) -> None:
+        self._services = services
         self._lame_duck = lame_duck
         self._finish = finish
 
     def begin(self) -> None:
         """Start the drain. Further calls have no effect."""
-        if self._current.leaving:
+        if self._services.leaving:
             return
-        self._current.leaving = True
+        self._services.leaving = True
         loop = asyncio.get_running_loop()
         loop.call_later(self._lame_duck + self._finish, self.abort)
 
     def abort(self) -> None:
         """Refuses new requests, and ends every running one with an error."""
-        self._current.admission.closed = True
-        for request in tuple(self._current.admission.active):
+        self._services.admission.closed = True
+        for request in tuple(self._services.admission.active):
             request.cancel(Draining("this gateway ended before the answer was complete; try again", retry_after=1.0))

@@ -10,7 +10,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable
-from ctypes import c_char, c_uint64
+from ctypes import c_uint64
 from multiprocessing.sharedctypes import RawArray
 
 import uvloop
@@ -18,20 +18,18 @@ from starlette.applications import Starlette
 
 from coe.settings import Settings
 from coe.supervision import ignore_failure
-from gateway.observability.logs import describe_error, log_uncaught, logging_config
+from gateway.observability.logs import log_uncaught, logging_config
 from gateway.process.signals import DRAIN_SIGNAL, RELOAD_SIGNAL, end_with_parent
 from gateway.server import Server
 
 BEAT_SECONDS = 5.0
-CAUSE_BYTES = 512
-"""Bytes kept of the error that ended a worker's start."""
 _log = logging.getLogger("gateway")
 
 
 MAX_CONNECTIONS = 16_384
 """Client connections of one worker process; further ones wait to be accepted."""
-Build = Callable[[], Starlette]
-"""Builds the application of a worker."""
+Build = Callable[[int], Starlette]
+"""Builds the application of the worker of that number."""
 
 
 class SharedState:
@@ -42,8 +40,6 @@ class SharedState:
         self.beats = RawArray(c_uint64, workers)
         """Counts that grow while an event loop runs; 0 before the worker serves requests."""
         self.crashes = RawArray(c_uint64, workers)
-        self.cause = RawArray(c_char, CAUSE_BYTES)
-        """The latest error that ended a worker's start; empty if none was reported."""
 
     def beat(self, worker: int) -> None:
         """Count now and every BEAT_SECONDS. Call it in the event loop of the worker, once."""
@@ -77,13 +73,11 @@ def run_worker(
         shared.beat(number)
 
     try:
-        app = build()
+        app = build(number)
         app.state.worker_crashes = shared.counted_crashes
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve_application(app, listener, started=started))
-    except Exception as error:
-        if not serving.is_set():
-            shared.cause.value = describe_error(error).encode("utf-8", "replace")[: CAUSE_BYTES - 1]
+    except Exception:
         _log.critical("a worker failed" if serving.is_set() else "a worker cannot start", exc_info=True)
         raise SystemExit(1) from None
 

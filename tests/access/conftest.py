@@ -9,7 +9,7 @@ import pytest
 
 from gateway import shared_store
 from gateway.access import limits
-from gateway.access.access import KEY_USAGE_FILE
+from gateway.access.key_store import KEYS_FILE
 from gateway.access.limits import Limiter
 from gateway.shared_store import RedisStore, SqliteStore
 from tests.access.samples import Clock
@@ -37,7 +37,7 @@ async def limiter(request: pytest.FixtureRequest, clock: Clock) -> AsyncIterator
     if request.param == "memory":
         opened = Limiter(clock=clock)
     elif request.param == "sqlite":
-        file = request.getfixturevalue("tmp_path") / KEY_USAGE_FILE
+        file = request.getfixturevalue("tmp_path") / KEYS_FILE
         opened = Limiter(SqliteStore(file, clock=clock), clock=clock)
     else:
         opened = redis_limiter(request.getfixturevalue("redis_url"), clock=clock)

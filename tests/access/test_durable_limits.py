@@ -1,6 +1,5 @@
 """Counts in memory that outlive the process, in the state folder."""
 
-import asyncio
 import sqlite3
 import time
 from collections.abc import Callable
@@ -11,25 +10,24 @@ import pytest
 
 from coe import outage
 from coe.errors import LimitReached
-from gateway.access.access import KEY_USAGE_FILE
+from gateway.access.key_store import KEYS_FILE
 from gateway.access.limits import Account, Amounts, Limiter
 from gateway.shared_store import SqliteStore
-from tests.access.samples import ONE, Clock, account_of, dollars, key_of
-from tests.gateway.served import serving
+from tests.access.samples import Clock, account_of, dollars
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
 
 
 def file_limiter(folder: Path, clock: Callable[[], float] = time.time) -> Limiter:
-    return Limiter(SqliteStore(folder / KEY_USAGE_FILE, clock=clock), clock=clock)
+    return Limiter(SqliteStore(folder / KEYS_FILE, clock=clock), clock=clock)
 
 
 def written(folder: Path) -> dict[str, float]:
     """Return the use that the file records, by meter."""
-    if not (folder / KEY_USAGE_FILE).exists():
+    if not (folder / KEYS_FILE).exists():
         return {}
-    with closing(sqlite3.connect(folder / KEY_USAGE_FILE)) as file:
+    with closing(sqlite3.connect(folder / KEYS_FILE)) as file:
         try:
             rows = file.execute("SELECT name, used FROM counters WHERE used <> 0").fetchall()
         except sqlite3.OperationalError:  # not made yet
@@ -57,24 +55,6 @@ async def test_money_and_tokens_are_spent_after_a_restart_too(tmp_path: Path, cl
             await account.reserve(dollars(0.2))
 
 
-async def test_a_bucket_refills_and_a_day_ends_while_no_process_runs(tmp_path: Path, clock: Clock) -> None:
-    limits = {"dollars_per_day": 1, "tokens_per_minute": 600}
-    async with file_limiter(tmp_path, clock) as limiter:
-        await used(account_of(limiter, **limits), Amounts(1, 600, 1))
-    clock.ahead += 86_400
-    async with file_limiter(tmp_path, clock) as limiter:
-        account = account_of(limiter, **limits)
-        await account.reserve(Amounts(0, 0, 0))
-        assert account.remaining() == [600, 1]
-
-
-async def test_what_was_reserved_and_not_used_comes_back(tmp_path: Path, clock: Clock) -> None:
-    async with file_limiter(tmp_path, clock) as limiter:
-        account = account_of(limiter, dollars_per_day=1)
-        account.settle(await account.reserve(dollars(0.8)), dollars(0.1))
-    assert written(tmp_path) == {"dollars_per_day": pytest.approx(0.1)}
-
-
 async def test_a_request_that_a_crash_ends_costs_what_was_reserved(tmp_path: Path, clock: Clock) -> None:
     async with file_limiter(tmp_path, clock) as limiter:
         await account_of(limiter, dollars_per_day=1).reserve(dollars(0.8))
@@ -83,33 +63,6 @@ async def test_a_request_that_a_crash_ends_costs_what_was_reserved(tmp_path: Pat
             account = account_of(next_one, dollars_per_day=1)
             await account.reserve(dollars(0))
             assert account.remaining() == [pytest.approx(0.2)]
-
-
-async def test_concurrency_slots_end_with_the_process(tmp_path: Path) -> None:
-    async with file_limiter(tmp_path) as limiter:
-        account = account_of(limiter, concurrent_requests=1)
-        account.settle(await account.reserve(ONE), ONE)
-    async with file_limiter(tmp_path) as limiter:
-        await account_of(limiter, concurrent_requests=1).reserve(ONE)
-
-
-async def test_processes_that_share_a_folder_see_each_others_money(tmp_path: Path) -> None:
-    async with file_limiter(tmp_path) as one, file_limiter(tmp_path) as other:
-        accounts = [account_of(limiter, dollars_per_day=1) for limiter in (one, other)]
-        for account in accounts:
-            await used(account, dollars(0.3))
-        await wait_until(lambda: [account.remaining()[0] for account in accounts] == [pytest.approx(0.4)] * 2)
-    assert written(tmp_path) == {"dollars_per_day": pytest.approx(0.6)}
-
-
-async def test_a_key_that_is_declared_again_has_spent_what_it_had(tmp_path: Path) -> None:
-    async with file_limiter(tmp_path) as limiter:
-        await used(account_of(limiter, dollars_per_day=1), dollars(0.5))
-        await wait_until(lambda: written(tmp_path))
-        limiter.accounts([key_of("bob", limits={"dollars_per_day": 1})])
-        account = account_of(limiter, dollars_per_day=1)
-        await account.reserve(dollars(0))
-        assert account.remaining() == [0.5]
 
 
 async def test_requests_go_on_while_the_file_cannot_be_written_and_it_follows(
@@ -131,30 +84,8 @@ async def test_requests_go_on_while_the_file_cannot_be_written_and_it_follows(
 
 
 async def test_a_damaged_file_is_logged_and_stops_no_gateway(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / KEY_USAGE_FILE).write_bytes(b"no database" * 1000)
+    (tmp_path / KEYS_FILE).write_bytes(b"no database" * 1000)
     async with file_limiter(tmp_path) as limiter:
         await wait_until(lambda: limiter.outage.active)
         await used(account_of(limiter, dollars_per_day=1), dollars(0.3))
     assert "not a database" in caplog.text
-
-
-async def test_a_gateway_that_is_killed_has_not_forgotten_what_was_spent(tmp_path: Path) -> None:
-    """An answer uses 6 tokens; at 1000 dollars a million that is 0.6 cents."""
-    keys = [key_of(limits={"dollars_per_day": 0.02}, scopes=("chat", "admin")).model_dump(mode="json")]
-    async with serving(tmp_path, access={"keys": keys}) as served, asyncio.timeout(60):
-        priced = [expert | {"prices": {"input": 1000, "output": 1000}} for expert in served.declared["experts"]]
-        await served.kill()
-        served.declare(experts=priced)
-        await served.start()
-
-        async def status() -> int:
-            body = {"model": "good", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}
-            headers = {"x-api-key": "alice"}
-            async with served.client.post(f"{served.url}/v1/chat/completions", json=body, headers=headers) as answer:
-                return answer.status
-
-        assert [await status() for _ in range(5)] == [200, 200, 200, 200, 429]
-        await wait_until(lambda: written(tmp_path / ".coe").get("dollars_per_day", 0) == pytest.approx(0.024))
-        await served.kill()
-        await served.start()
-        assert await status() == 429

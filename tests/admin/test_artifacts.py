@@ -39,14 +39,6 @@ async def move(gateway: Gateway, kind: str, verb: str, **body: Any) -> Response:
     return await gateway.post(f"/v1/artifacts/{kind}/{verb}", orjson.dumps({"why": WHY} | body))
 
 
-async def test_a_gateway_without_artifacts_lists_none_of_any_kind() -> None:
-    async with gateway_of() as gateway:
-        found = await listed(gateway)
-    assert set(found) == {"router", "assignment", "gate"}
-    for one in found.values():
-        assert (one["in_use"], one["versions"], one["history"], one["before"]) == (None, [], [], None)
-
-
 async def test_versions_come_newest_first_with_the_one_in_use_and_those_served(settings: Settings) -> None:
     metrics = {"accuracy": 0.8, "reliability": [{"count": 3}], "corrections": ["a", "b"]}
     old, new = router_published(settings, "old"), router_published(settings, "new", metrics=metrics)
@@ -80,18 +72,6 @@ async def test_a_version_is_promoted_and_rolled_back_with_its_reason(settings: S
         (first, "rollback", WHY),
         (second, "hand", WHY),
     ]
-
-
-async def test_rolling_back_the_first_plan_returns_to_the_declared_assignment(
-    settings: Settings, registry: Registry
-) -> None:
-    planned(settings, registry)
-    async with gateway_of(settings=settings) as gateway:
-        assert (await listed(gateway))["assignment"]["before"] == {"version": None}
-        assert (await move(gateway, "assignment", "rollback")).json["in_use"] is None
-        answer = await move(gateway, "assignment", "rollback")
-    assert (answer.status, answer.error["code"]) == (409, "artifact_refused")
-    assert "no assignment was in use before this" in answer.error["message"]
 
 
 async def test_a_promotion_is_refused_after_another_version_came_into_use(settings: Settings) -> None:
@@ -132,16 +112,6 @@ async def test_a_router_of_other_categories_is_refused_with_the_remedy(settings:
     assert answer.status == 409
     assert "knows none of the categories in experts.yaml" in answer.error["message"]
     assert ArtifactStore(settings.artifacts, ROUTER).in_use() is None
-
-
-async def test_a_damaged_history_does_not_hide_the_versions(settings: Settings) -> None:
-    version = router_published(settings, "new")
-    ArtifactStore(settings.artifacts, ROUTER).promote(version)
-    (settings.artifacts / ROUTER / "history.jsonl").write_text("what?\n")
-    async with gateway_of(settings=settings) as gateway:
-        found = (await listed(gateway))[ROUTER]
-    assert "a line is not a promotion" in found["damaged"]
-    assert [one["version"] for one in found["versions"]] == [version]
 
 
 @pytest.mark.parametrize(

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import AsyncIterator
 from typing import Any
 
 import orjson
 import pytest
 
-from coe.errors import Overloaded
 from coe.registry.hints import without_values
-from gateway.endpoints.admin.config import MAX_DIFF_CHARACTERS, MAX_TEXT_BYTES, diff_of, shown_text
-from gateway.endpoints.admin.serial import MAX_WAITING, Serial
+from gateway.endpoints.admin.config import MAX_TEXT_BYTES, shown_text
 from tests.access.test_issued_keys import DECLARED, SECRET, requesting
 from tests.gateway.served import Served, serving
 from tests.gateway.test_reload import wait_until_status
@@ -41,11 +38,6 @@ def test_values_are_removed_where_a_problem_quotes_or_shortens_them() -> None:
     assert without_values(problem, text, environ) == "not '${LONG}', ${LONG}, \"${QUOTES}\" or 'stays'"
 
 
-def test_a_diff_is_bounded() -> None:
-    assert diff_of("a", "b", "f").endswith("-a\n+b")
-    assert len(diff_of("a\n" * 50_000, "b\n" * 50_000, "f")) < MAX_DIFF_CHARACTERS + 50
-
-
 @pytest.mark.parametrize(
     ("written", "shown"),
     [
@@ -59,29 +51,6 @@ def test_a_diff_is_bounded() -> None:
 )
 def test_a_literal_key_is_not_shown(written: str, shown: str) -> None:
     assert shown_text(written.encode()) == shown
-
-
-@pytest.mark.anyio
-async def test_work_of_callers_that_left_still_runs_alone_and_counts() -> None:
-    serial, free, running, most = Serial(), threading.Event(), 0, 0
-
-    def work() -> None:
-        nonlocal running, most
-        running, most = running + 1, max(most, running + 1)
-        free.wait(5)
-        running -= 1
-
-    callers = [asyncio.ensure_future(serial.run(work)) for _ in range(MAX_WAITING)]
-    while not running:
-        await asyncio.sleep(0.001)
-    callers[0].cancel()
-    await asyncio.gather(callers[0], return_exceptions=True)
-    with pytest.raises(Overloaded):
-        await serial.run(work)
-    free.set()
-    await asyncio.gather(*callers[1:])
-    assert most == 1
-    await serial.run(work)
 
 
 @pytest.fixture(scope="module")
@@ -158,14 +127,6 @@ async def test_a_checked_text_reads_no_variable(served: Served, name: str, old: 
     checked = await check(served, declaration().replace(old, new % f"${{{name}}}", 1))
     assert VALUE not in str(checked)
     assert OTHER not in str(checked)
-
-
-@pytest.mark.anyio
-async def test_it_needs_the_scope_admin(served: Served) -> None:
-    async with requesting(served, "/v1/config", "app-secret") as response:
-        assert response.status == 403
-    async with requesting(served, "/v1/config/check", "app-secret", "POST", json={"text": "{}"}) as response:
-        assert response.status == 403
 
 
 @pytest.mark.anyio

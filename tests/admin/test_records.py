@@ -11,7 +11,6 @@ import pytest
 from coe.core import Health
 from coe.errors import StoreError, UnknownCursor
 from gateway.endpoints.admin import records
-from gateway.endpoints.admin import records as endpoint
 from tests.access.samples import key_of
 from tests.fakes import Gateway, Response, gateway_of, registry_of
 
@@ -43,7 +42,7 @@ async def test_records_come_newest_first_page_by_page() -> None:
                 break
     assert seen == ids[::-1]
     assert page["choices"]["expert"] == ["coder", "painter", "generalist"]
-    assert {"ok", "aborted", "expert_timeout", "overloaded"} <= set(page["choices"]["outcome"])
+    assert {"ok", "aborted", "expert_timeout", "expert_busy"} <= set(page["choices"]["outcome"])
     assert set(page["data"][0]) == set(records.LIST_FIELDS)
 
 
@@ -91,13 +90,6 @@ async def test_one_record_has_all_fields_and_its_feedback() -> None:
     assert (event["kind"], event["value"]) == ("thumb", 1)
 
 
-async def test_an_unknown_record_is_not_found() -> None:
-    async with gateway_of() as gateway:
-        for method, path in (("GET", "/v1/records/nobody"), ("POST", "/v1/records/nobody/decision")):
-            response = await gateway.post(path, method=method)
-            assert (response.status, response.error["code"]) == (404, "record_not_found")
-
-
 async def test_a_failing_log_is_unavailable_and_its_address_stays_hidden() -> None:
     async with gateway_of() as gateway:
         gateway.log.fails = StoreError("redis at 10.0.0.1:6379: away")
@@ -111,13 +103,6 @@ async def test_a_cursor_of_another_log_is_an_invalid_request() -> None:
         gateway.log.fails = UnknownCursor("7-1 is not a cursor of this log")
         response = await read(gateway, query="before=7-1")
     assert (response.status, response.error["param"]) == (400, "before")
-
-
-async def test_concurrent_reads_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(endpoint, "MAX_CONCURRENT", 0)
-    async with gateway_of() as gateway:
-        response = await read(gateway)
-    assert (response.status, response.headers["retry-after"]) == (429, "1")
 
 
 async def test_records_are_for_administrators_who_see_all_tenants() -> None:
@@ -168,26 +153,6 @@ async def test_a_stored_prompt_is_classified_again() -> None:
     assert (lost["source"], lost["replayed"]["expert"]) == ("posterior", "coder")
 
 
-async def test_categories_that_are_no_longer_declared_count_as_general() -> None:
-    async with gateway_of() as gateway:
-        request_id = await sent(gateway, "code")
-        gateway.records[0] = replace(gateway.records[0], probabilities={"weather": 0.9, "art": 0.1})
-        found = (await replay(gateway, request_id)).json
-    assert found["replayed"]["probabilities"] == pytest.approx({"code": 0, "art": 0.1, "general": 0.9})
-    assert found["replayed"]["expert"] == "generalist"
-
-
-async def test_a_replay_requires_the_same_capabilities() -> None:
-    tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
-    async with gateway_of() as gateway:
-        request_id = await sent(gateway, "art", tools=[tool])
-        found = (await replay(gateway, request_id)).json
-        gateway.records[0] = replace(gateway.records[0], needs=None)
-        unknown = (await replay(gateway, request_id)).json
-    assert (found["needs_known"], found["replayed"]["candidates"]) == (True, ["coder"])
-    assert (unknown["needs_known"], unknown["replayed"]["expert"]) == (False, "painter")
-
-
 async def test_pinned_and_sticky_requests_stay_so_in_a_replay() -> None:
     async with gateway_of() as gateway:
         pinned = (await replay(gateway, await sent(gateway, "code", model="painter"))).json
@@ -197,10 +162,3 @@ async def test_pinned_and_sticky_requests_stay_so_in_a_replay() -> None:
         sticky = (await replay(gateway, request_id)).json
     assert (pinned["replayed"]["expert"], pinned["replayed"]["reason"]) == ("painter", "pinned")
     assert (sticky["replayed"]["expert"], sticky["replayed"]["reason"]) == ("painter", "sticky")
-
-
-async def test_a_request_that_was_not_classified_cannot_be_replayed() -> None:
-    async with gateway_of() as gateway:
-        refused = await gateway.post("/v1/chat/completions", b"{")
-        response = await replay(gateway, refused.headers["x-request-id"])
-    assert (response.status, response.error["code"]) == (409, "not_classified")

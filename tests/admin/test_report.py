@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from coe.errors import JobUnavailable, NotInstalled
-from gateway.process.jobs import MAX_REPORTS, Reports
+from gateway.endpoints.admin.reports import MAX_REPORTS
 from tests.admin.samples import ScriptedJobs
 from tests.fakes import Gateway, Response, gateway_of
 
@@ -27,7 +27,7 @@ async def test_requests_within_a_minute_share_one_report() -> None:
         jobs.go.set()
         first, second = await both
         third = await report(gateway)
-    assert jobs.asked == [("report", "--days", "7")]
+    assert jobs.asked == [("report", "--days", "7", "--json")]
     assert first.json["report"] == {"alarms": []}
     assert first.body == second.body == third.body
 
@@ -50,25 +50,12 @@ async def test_one_job_runs_for_each_period_and_others_are_refused() -> None:
     async with gateway_of(jobs=jobs) as gateway:
         for query, expected in (("", 200), ("", 200), ("days=30", 200), ("days=0", 400), ("since=7d", 400)):
             assert (await report(gateway, query)).status == expected
-    assert jobs.asked == [("report", "--days", "7"), ("report", "--days", "30")]
+    assert jobs.asked == [("report", "--days", "7", "--json"), ("report", "--days", "30", "--json")]
 
 
-async def test_a_report_whose_task_was_cancelled_is_computed_again() -> None:
-    jobs = ScriptedJobs({"alarms": []})
-    jobs.go.clear()
-    reports = Reports(jobs)
-    first = asyncio.create_task(reports.get("report"))
-    await asyncio.sleep(0)
-    next(task for task in asyncio.all_tasks() if task.get_name() == "coe-report").cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await first
-    jobs.go.set()
-    assert (await reports.get("report"))[1] == {"alarms": []}
-
-
-async def test_reports_of_other_arguments_are_cached_up_to_a_limit() -> None:
+async def test_reports_of_other_periods_are_cached_up_to_a_limit() -> None:
     jobs = ScriptedJobs({})
-    reports = Reports(jobs)
-    for number in (*range(MAX_REPORTS + 1), MAX_REPORTS, 0):
-        await reports.get("report", str(number))
-    assert [arguments[1] for arguments in jobs.asked] == [str(number) for number in (*range(MAX_REPORTS + 1), 0)]
+    async with gateway_of(jobs=jobs) as gateway:
+        for days in (*range(1, MAX_REPORTS + 2), MAX_REPORTS + 1, 1):
+            await report(gateway, f"days={days}")
+    assert [int(words[2]) for words in jobs.asked] == [*range(1, MAX_REPORTS + 2), 1]

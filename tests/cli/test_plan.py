@@ -13,7 +13,7 @@ from coe import foreground
 from coe.artifacts.store import ArtifactStore
 from coe.cli import app
 from coe.errors import ArtifactError, DataError
-from coe.planning import Assignment, read_plan_file
+from coe.planning import Plan
 
 DECLARED = """\
 version: 1
@@ -118,26 +118,18 @@ def test_costs_at_assumed_tokens_are_reported_until_tokens_are_measured(config: 
         plan(config)
 
 
-def test_the_plan_is_put_into_use_unless_it_is_a_dry_run(config: Path) -> None:
+def test_the_plan_is_put_into_use_unless_it_is_a_dry_run_and_solved_again_under_another_budget(config: Path) -> None:
     store = ArtifactStore(config.parent / ".coe" / "artifacts", "assignment")
     assert "unchanged" in plan(config, "--dry-run")
     assert store.current() is None
     assert "in use" in plan(config)
     current = store.current()
     assert current is not None
-    assert Assignment.from_json((current.folder / "assignment.json").read_bytes()).choice[0] == "large"
-
-
-def test_a_plan_is_stored_with_its_problem_and_solved_again_under_another_budget(config: Path) -> None:
-    plan(config)
-    store = ArtifactStore(config.parent / ".coe" / "artifacts", "assignment")
-    current = store.current()
-    assert current is not None
-    kept = read_plan_file(current.folder)
-    assert kept is not None
-    assert kept["source"] == f"120 prompts of {config.parent.name}"
-    assert kept["count"] == [[40, 40], [40, 40], [40, 40]]
-    assert kept["quality"][2][1] is None  # pinned to the small one
+    kept = Plan.read(current.folder)
+    assert kept.assignment.choice[0] == "large"
+    assert kept.source == f"120 prompts of {config.parent.name}"
+    assert kept.table.count.tolist() == [[40, 40], [40, 40], [40, 40]]
+    assert np.isneginf(kept.problem.quality[2, 1])  # pinned to the small one
     solved = CliRunner().invoke(app, ["solve", "--config", str(config)], input='{"mean_active_b": 1.5}\n{}\n')
     frugal, free = (json.loads(line)["plan"] for line in solved.stdout.splitlines())
     assert [row["expert"] for row in frugal["assignment"]] == ["small"] * 3
@@ -168,25 +160,19 @@ def test_a_sample_that_breaks_a_limit_at_the_plan_s_prices_is_reported(
     assert "sample of traffic" not in even.stderr
 
 
-def test_a_sweep_shows_what_each_limit_gives(config: Path) -> None:
-    report = json.loads(plan(config, "--json", "--sweep", "mean_active_b=1,4.2,10"))
+def test_a_sweep_shows_what_each_limit_gives_and_which_cannot_be_kept(config: Path) -> None:
+    report = json.loads(plan(config, "--json", "--sweep", "mean_active_b=1,4.2,10,0.2,0.1"))
     assert [row["limit"] for row in report["sweep"]] == [1, 4.2, 10]
     assert report["sweep"][0]["quality"] < report["sweep"][1]["quality"]
-    assert set(report["sweep"][0]["choice"]) == {"small"}
-
-
-def test_infeasible_limits_of_a_sweep_are_reported_with_the_smallest_feasible_one(config: Path) -> None:
-    report = json.loads(plan(config, "--json", "--sweep", "mean_active_b=0.2,4.2,0.1"))
-    assert [row["limit"] for row in report["sweep"]] == [4.2]
-    assert report["sweep_impossible"] == {"row": "mean_active_b", "limits": [0.1, 0.2], "smallest": 1.0}
-    output = plan(config, "--sweep", "mean_active_b=0.2,0.1")
-    assert "mean_active_b 0.1, 0.2 cannot be kept; the smallest feasible limit is 1\n" in output
-    assert json.loads(plan(config, "--json", "--sweep", "mean_active_b=4.2"))["sweep_impossible"] is None
+    assert report["sweep"][0]["hosted"] == ["small", "large"]
+    assert report["sweep_impossible"] == [0.1, 0.2]
+    assert "       0.1 cannot be kept\n       0.2 cannot be kept\n" in plan(config, "--sweep", "mean_active_b=0.2,0.1")
+    unknown = CliRunner().invoke(app, ["plan", str(config.parent), "--config", str(config), "--sweep", "speed=1"])
+    assert unknown.exit_code == 2
 
 
 def test_values_that_take_too_long_are_left_out(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("coe.planning.plan.MARGINAL_VALUES_SECONDS", 0.0)
-    assert json.loads(plan(config, "--json"))["value_of_expert"] == {}
+    monkeypatch.setattr("coe.planning.solver.MARGINAL_VALUES_SECONDS", 0.0)
     assert "large              0.0000  not found in time" in plan(config)
     assert ArtifactStore(config.parent / ".coe" / "artifacts", "assignment").in_use() is not None
 
@@ -226,8 +212,3 @@ def test_an_expert_without_scores_is_named(config: Path) -> None:
     config.write_text(DECLARED.replace("name: large", "name: huge"))
     with pytest.raises(DataError, match="no scores of huge; run `coe score`"):
         plan(config)
-
-
-def test_an_unknown_row_to_sweep_is_bad_usage(config: Path) -> None:
-    result = CliRunner().invoke(app, ["plan", str(config.parent), "--config", str(config), "--sweep", "speed=1"])
-    assert result.exit_code == 2

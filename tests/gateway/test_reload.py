@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,16 +12,14 @@ import orjson
 import pytest
 
 from coe.artifacts.active_state import ActiveState
-from coe.artifacts.api_keys import create_admin_key, with_admin_key
 from coe.artifacts.kinds import ASSIGNMENT
 from coe.artifacts.store import ArtifactStore
 from coe.errors import ConfigError
 from coe.registry import Registry
 from coe.settings import Settings
-from gateway.main import open_parts
+from gateway.main import open_services
 from gateway.process import reload as reload_module
-from gateway.process.reload import Reload, check_reloadable
-from gateway.process.watched_files import file_states, watched_files
+from gateway.process.reload import Reload, check_reloadable, file_states, watched_files
 from tests.admin.samples import measured_registry, planned
 from tests.fakes import registry_of
 from tests.gateway import words_server
@@ -133,32 +130,25 @@ async def test_a_pipe_in_place_of_the_declaration_is_refused_and_blocks_no_later
         await wait_until_status(served, reload_error=False)
 
 
-@pytest.mark.parametrize("damaged", ["artifact", "key"])
 async def test_a_file_that_is_repaired_in_place_ends_the_failure_although_nothing_else_changed(
-    damaged: str, tmp_path: Path
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(reload_module, "RETRY_SECONDS", 0.1)
     registry = measured_registry()
     (tmp_path / "experts.yaml").write_bytes(orjson.dumps(registry.model_dump(mode="json", exclude_none=True)))
-    settings = Settings.read({"COE_ADMIN_KEY_FILE": str(tmp_path / "key")}, config=tmp_path / "experts.yaml")
-    create_admin_key(settings)
+    settings = Settings.read({}, config=tmp_path / "experts.yaml")
     version, _ = planned(settings, registry)
-    plan = ArtifactStore(settings.artifacts, ASSIGNMENT).folder(version) / "assignment.json"
-    file = plan if damaged == "artifact" else tmp_path / "key"
-    content = file.read_bytes()
-    async with open_parts(settings, read=read_with_admin_key) as parts, asyncio.timeout(SOON):
+    plan = ArtifactStore(settings.artifacts, ASSIGNMENT).folder(version) / "plan.json"
+    content = plan.read_bytes()
+    async with open_services(settings, read=words_server.read) as parts, asyncio.timeout(SOON):
         assert parts.reload is not None
-        file.write_text("damaged")
+        plan.write_text("damaged")
         parts.reload.request()
-        while parts.current.reload_error is None:
+        while parts.reload_error is None:
             await asyncio.sleep(0.01)
-        file.write_bytes(content)
-        while parts.current.reload_error is not None:
+        plan.write_bytes(content)
+        while parts.reload_error is not None:
             await asyncio.sleep(0.01)
-
-
-def read_with_admin_key(settings: Settings, previous: ActiveState | None) -> ActiveState:
-    in_use = words_server.read(settings, previous)
-    return replace(in_use, registry=with_admin_key(in_use.registry, settings))
 
 
 def reload_of(settings: Settings, texts: list[str]) -> tuple[Reload, Any]:
@@ -168,10 +158,10 @@ def reload_of(settings: Settings, texts: list[str]) -> tuple[Reload, Any]:
         texts.append(settings.config.read_text())
         raise ConfigError("not read further")
 
-    current: Any = SimpleNamespace(serving=SimpleNamespace(versions={}), reload_error=None)
-    wiring: Any = SimpleNamespace(close_retired=AsyncMock())
+    services: Any = SimpleNamespace(snapshot=SimpleNamespace(versions={}), reload_error=None)
+    builder: Any = SimpleNamespace(close_retired=AsyncMock())
     in_use: Any = SimpleNamespace(registry=registry_of())
-    return Reload(current, settings=settings, in_use=in_use, wiring=wiring, read=read), wiring.close_retired
+    return Reload(services, settings=settings, in_use=in_use, builder=builder, read=read), builder.close_retired
 
 
 async def test_a_file_that_is_written_during_the_start_is_read_once_and_complete(
@@ -193,21 +183,14 @@ async def test_a_file_that_is_written_during_the_start_is_read_once_and_complete
     assert texts == ["version: 1  # complete"]
 
 
-async def test_a_change_at_any_moment_of_the_start_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_change_during_the_start_is_read(tmp_path: Path) -> None:
     settings = Settings.read({}, config=tmp_path / "experts.yaml")
     settings.config.write_text("version: 1")
-    texts, read_digests = list[str](), reload_module.digests
-    since = file_states(watched_files(settings))
-
-    def changed_meanwhile(files: tuple[Path, ...]) -> Any:
-        monkeypatch.setattr(reload_module, "digests", read_digests)
-        settings.config.write_text("version: 1  # changed")
-        return read_digests(files)
-
-    monkeypatch.setattr(reload_module, "digests", changed_meanwhile)
-    reload, rounds = reload_of(settings, texts)
+    texts, since = list[str](), file_states(watched_files(settings))
+    settings.config.write_text("version: 1  # changed")
+    reload, _ = reload_of(settings, texts)
     async with reload.watching(since=since), asyncio.timeout(SOON):
-        while not texts and rounds.call_count < 3:  # twice after the start
+        while not texts:
             await asyncio.sleep(0.01)
     assert texts == ["version: 1  # changed"]
 

@@ -20,10 +20,11 @@ from coe.registry import load
 from coe.settings import Settings
 from gateway.access import limits
 from gateway.app import create_app
+from gateway.cache import step as cache_step
+from gateway.endpoints.admin import mapping
 from gateway.main import open_worker, workers_folder
 from gateway.observability import metric_workers, tracing
-from gateway.process import jobs, processes
-from gateway.request import cache_step
+from gateway.process import processes
 from gateway.server import open_listener
 from tests.fakes import WordRouter
 
@@ -56,12 +57,13 @@ def read(
     )
 
 
-def build(settings: Settings, workers: Path | None) -> Starlette:
-    # However busy the machine is, a Redis, a worker and a collector that are there reply in time, and a plan is solved.
+def build(settings: Settings, workers: Path | None, number: int) -> Starlette:
+    # However busy the machine is, a Redis, a worker and a collector that are there reply in time.
     limits.REFRESH_SECONDS = cache_step.LOOKUP_SECONDS = 5.0
     metric_workers.SIBLING_TIMEOUT_SECONDS = tracing.FLUSH_TIMEOUT_SECONDS = 20.0
-    jobs.SOLVE_TIMEOUT_SECONDS = 100.0
-    return create_app(partial(open_worker, settings, workers=workers, read=read))
+    mapping.SOLVE_SECONDS = 100.0
+    own = workers / str(number) if workers else None
+    return create_app(partial(open_worker, settings, workers=own, read=read))
 
 
 if __name__ == "__main__":

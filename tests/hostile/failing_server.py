@@ -1,7 +1,6 @@
 """Runs the gateway with workers that fail at their start, in the way that the environment variable FAILS selects.
 
-`import`, `lifespan`, `killed`: every start fails. `once`: the first start fails, by the marker file MARKER. `never`: no
-start fails. The gateway soon finds workers that hang.
+`lifespan`, `killed`: every start fails. `never`: no start fails. The gateway soon finds workers that hang.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
@@ -22,16 +21,11 @@ from gateway.server import open_listener
 from tests.gateway.words_server import build as build_well
 
 
-def build(settings: Settings, workers: Path | None) -> Starlette:
+def build(settings: Settings, workers: Path | None, number: int) -> Starlette:
     fails = os.environ["FAILS"]
-    if fails == "once":
-        with suppress(FileExistsError), Path(os.environ["MARKER"]).open("x"):
-            fails = "import"
-    if fails == "import":
-        raise ImportError("no module of that name")
     if fails == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
-    return Starlette(lifespan=_fails) if fails == "lifespan" else build_well(settings, workers)
+    return Starlette(lifespan=_fails) if fails == "lifespan" else build_well(settings, workers, number)
 
 
 @asynccontextmanager

@@ -14,24 +14,12 @@ from coe.errors import ConfigError
 from coe.experts.error_mapping import ErrorMapping
 from coe.experts.replicas import Replica
 from coe.settings import Endpoint
-from coe.urls import join_path, redact_url, remove_suffix, secrets_in
+from coe.urls import remove_suffix, secrets_in
 from gateway.observability.tracing import check_tracing
 from tests.fakes import NOWHERE, ScriptedExpert
 from tests.gateway.served import Served, serving
 
 URL = "https://user:w%2Frd-secret@host:81/v1/?key=query-secret&version=2024-10#fragment-secret"
-
-
-def test_an_url_is_shown_without_userinfo_query_and_fragment() -> None:
-    assert redact_url(URL) == "https://host:81/v1/"
-    assert redact_url("http://a@b@host/p?x=1@2") == "http://host/p"
-    assert redact_url("http://[::1]:80/v1") == "http://[::1]:80/v1"
-
-
-def test_paths_go_before_the_query() -> None:
-    assert join_path(URL, "chat") == "https://user:w%2Frd-secret@host:81/v1/chat?key=query-secret&version=2024-10"
-    assert join_path("http://host/v1", "chat") == "http://host/v1/chat"
-    assert remove_suffix(URL, "/v1") == "https://user:w%2Frd-secret@host:81?key=query-secret&version=2024-10"
 
 
 def test_a_replica_is_named_without_secrets_and_still_told_from_another() -> None:

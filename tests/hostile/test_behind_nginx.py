@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import signal
-import socket
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,46 +90,6 @@ async def test_requests_pass_no_page_of_metrics_however_its_path_is_written(tmp_
     assert " 200 OK" in known
 
 
-async def get(port: int, path: str) -> str:
-    """Return head and body of the answer to a GET of the administrator, its target sent as it is."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    head = (f"GET {path} HTTP/1.1", "host: localhost", "x-api-key: operator", "connection: close", "", "")
-    writer.write("\r\n".join(head).encode())
-    answer = await reader.read()
-    writer.close()
-    return answer.decode()
-
-
-async def test_a_gateway_that_drains_loses_no_request(tmp_path: Path) -> None:
-    async with fleet(tmp_path) as service:
-        statuses, ended = Counter[int](), asyncio.Event()
-
-        async def load(number: int) -> None:
-            while not ended.is_set():
-                statuses[await service.send("alice", "good", stream=number % 2 == 0)] += 1
-
-        clients = [asyncio.create_task(load(number)) for number in range(12)]
-        drained, other = service.gateways
-        await reaches(statuses, 100)
-        drained.process.send_signal(signal.SIGTERM)
-        assert await asyncio.wait_for(drained.process.wait(), 60) == 0
-        await reaches(statuses, statuses.total() + 100)
-        await drained.start()
-        await reaches(statuses, statuses.total() + 100)
-        other.process.send_signal(signal.SIGTERM)
-        assert await asyncio.wait_for(other.process.wait(), 60) == 0
-        await reaches(statuses, statuses.total() + 100)
-        ended.set()
-        await asyncio.gather(*clients)
-    assert set(statuses) == {200}, statuses
-
-
-async def reaches(statuses: Counter[int], count: int) -> None:
-    async with asyncio.timeout(60):
-        while statuses.total() < count:
-            await asyncio.sleep(0.01)
-
-
 # ---------------------------------------------------------------------------- gateways that fail in every way
 
 
@@ -141,99 +99,11 @@ Failure = Callable[[Reader, Writer], Awaitable[None]]
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
 
 
-async def close(_: Reader, _writer: Writer) -> None:
-    """Close the connection without an answer, as a gateway whose worker is killed."""
-
-
-async def cut_off(_: Reader, writer: Writer) -> None:
-    writer.write(OK.replace(b": 2", b": 200"))
-    await writer.drain()
-
-
-async def send_large_head(_: Reader, writer: Writer) -> None:
-    writer.write(b"HTTP/1.1 200 OK\r\nx: " + b"x" * 2**17 + b"\r\ncontent-length: 2\r\n\r\nok")
-    await writer.drain()
-
-
-async def answer_503(_: Reader, writer: Writer) -> None:
-    writer.write(OK.replace(b"200 OK", b"503 Service Unavailable"))
-    await writer.drain()
-
-
-async def stay_silent(reader: Reader, _: Writer) -> None:
-    await reader.read()
-
-
-@asynccontextmanager
-async def gateway_that(fails: Failure) -> AsyncIterator[tuple[int, Counter[str]]]:
-    """A server that fails at /fail and answers any other path: its port, and the requests that it got by path."""
-    received = Counter[str]()
-
-    async def serve(reader: Reader, writer: Writer) -> None:
-        try:
-            while True:
-                path = (await reader.readuntil(b"\r\n\r\n")).split()[1].decode()
-                received[path] += 1
-                if path == "/fail":
-                    await fails(reader, writer)
-                    break
-                writer.write(OK)
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
-        finally:
-            writer.close()
-
-    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
-        yield server.sockets[0].getsockname()[1], received
-
-
-async def post(url: str) -> int:
-    """Return the status of the answer to a POST; 0 if it breaks off."""
-    async with aiohttp.ClientSession() as client, client.post(url) as response:
-        try:
-            await response.read()
-        except aiohttp.ClientPayloadError:
-            return 0
-        return response.status
-
-
-@pytest.mark.parametrize("fails", [close, cut_off, send_large_head, answer_503, stay_silent])
-async def test_a_gateway_that_fails_one_request_gets_the_next_and_the_failed_one_is_not_repeated(
-    tmp_path: Path, fails: Failure
-) -> None:
-    async with (
-        gateway_that(fails) as (one, received_by_one),
-        gateway_that(fails) as (two, received_by_two),
-        nginx.balancing(tmp_path, [one, two], read_timeout="200ms") as url,
-    ):
-        failed = {await post(f"{url}/fail") for _ in range(4)}
-        answered = {await post(f"{url}/good") for _ in range(10)}
-    assert failed <= {0, 502, 503, 504}
-    assert answered == {200}
-    assert received_by_one["/fail"] + received_by_two["/fail"] == 4
-    assert received_by_one["/good"]
-    assert received_by_two["/good"]
-
-
-@pytest.mark.parametrize("responds", [True, False], ids=["refuses", "does not respond"])
-async def test_while_one_gateway_is_dead_the_other_answers_every_request(tmp_path: Path, responds: bool) -> None:
-    with closed_or_silent_port(responds=responds) as dead:
-        async with gateway_that(close) as (alive, received), nginx.balancing(tmp_path, [dead, alive]) as url:
-            answered = [await post(f"{url}/good") for _ in range(5)]
-    assert answered == [200] * 5
-    assert received["/good"] == 5
-
-
-@contextmanager
-def closed_or_silent_port(*, responds: bool) -> Iterator[int]:
-    """A port that refuses connections, or one whose full queue leaves them without a response, as a dead machine."""
-    with ExitStack() as stack:
-        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
-        address = listener.getsockname()
-        if responds:
-            listener.close()
-        for _ in range(0 if responds else 4):
-            client = stack.enter_context(socket.socket())
-            client.setblocking(False)
-            client.connect_ex(address)
-        yield address[1]
+async def get(port: int, path: str) -> str:
+    """Return head and body of the answer to a GET of the administrator, its target sent as it is."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    head = (f"GET {path} HTTP/1.1", "host: localhost", "x-api-key: operator", "connection: close", "", "")
+    writer.write("\r\n".join(head).encode())
+    answer = await reader.read()
+    writer.close()
+    return answer.decode()

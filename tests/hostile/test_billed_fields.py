@@ -43,24 +43,11 @@ async def test_a_number_that_multiplies_the_bill_and_is_none_is_refused_by_name(
         assert (refused.error["type"], refused.error["param"]) == ("invalid_request_error", name)
 
 
-async def test_not_a_number_and_infinity_are_no_json() -> None:
-    async with gateway_of() as gateway:
-        for word in (b"NaN", b"Infinity", b"-Infinity", b"1e999"):
-            body = b'{"model":"auto","messages":[{"role":"user","content":"hi"}],"max_tokens":%b}' % word
-            assert (await gateway.post("/v1/chat/completions", body)).status == 400
-
-
 @pytest.mark.parametrize("fields", [{"n": 0}, {"best_of": 0}, {"stream_options": "usage"}, {"stream_options": []}])
 async def test_other_values_that_no_server_should_see_are_refused_by_name(fields: dict[str, Any]) -> None:
     async with gateway_of() as gateway:
         refused = await gateway.chat(**fields)
     assert (refused.status, refused.error["param"]) == (400, next(iter(fields)))
-
-
-@pytest.mark.parametrize("fields", [{"max_tokens": 0}, {"max_tokens": None, "n": None}, {"max_tokens": 7.0, "n": 2}])
-async def test_numbers_that_are_right_or_left_out_go_on(fields: dict[str, Any]) -> None:
-    async with gateway_of() as gateway:
-        assert (await gateway.chat(**fields)).status == 200
 
 
 DATA = "QUJD" * 50_000
@@ -118,11 +105,6 @@ def test_what_a_model_reads_beside_text_is_counted_and_the_bytes_of_files_are_no
 ) -> None:
     found = input_tokens(dialect.parse(orjson.dumps({"model": "m", **fields})))
     assert least <= found <= 1.2 * least + 60
-
-
-def test_texts_alone_are_a_quarter_of_their_characters() -> None:
-    turns = [{"role": "user", "content": "x" * 400}, {"role": "assistant", "content": [{"type": "text", "text": "y"}]}]
-    assert input_tokens(CHAT.parse(orjson.dumps({"model": "m", "messages": turns}))) == 401 / 4
 
 
 @pytest.mark.parametrize(

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace
 
 import orjson
 import pytest
 from starlette.routing import Route
 
-from coe.errors import ExpertUnavailable
-from gateway.access import access_of
+from gateway.access import Limiter, access_of
 from gateway.access.browsers import BrowserPolicy
-from gateway.access.limits import Limiter
-from gateway.app import exposed_headers
 from tests.fakes import Gateway, Response, gateway_of, registry_of
 
 pytestmark = pytest.mark.anyio
@@ -36,7 +32,6 @@ WITH_BODIES = (
     "/v1/feedback",
     "/v1/artifacts/router/rollback",
     "/v1/artifacts/router/promote",
-    "/v1/experts/check",
     "/v1/config/check",
     "/v1/map/solve",
     "/v1/keys",
@@ -188,27 +183,6 @@ async def test_an_allowed_origin_reads_answers_and_their_headers(body: bytes) ->
     assert {name for name in response.headers if name.startswith("x-")} <= set(exposed)
 
 
-async def test_an_allowed_origin_reads_errors_too() -> None:
-    down = ExpertUnavailable("away", expert="coder")
-    access = {"allowed_origins": [APP], "keys": [{"name": "a", "sha256": hashlib.sha256(b"a").hexdigest()}]}
-    rejected = registry_of(access={"allowed_origins": [APP]}, policy={"max_attempts": 1})
-    async with gateway_of(rejected, coder=down) as gateway:
-        answers = [
-            await sent(gateway, {"origin": APP}),
-            await sent(gateway, {"origin": APP}, body=b"{"),
-            await sent(gateway, {"origin": APP, "content-type": "text/plain"}),
-            await sent(gateway, {"origin": APP}, path="/nowhere"),
-            await sent(gateway, {"origin": APP, "host": "evil.example"}),
-        ]
-    async with gateway_of(registry_of(access=access)) as gateway:
-        answers.append(await sent(gateway, {"origin": APP}))
-    assert [answer.status for answer in answers] == [503, 400, 415, 404, 421, 401]
-    for answer in answers:
-        assert answer.headers["access-control-allow-origin"] == APP
-        assert "x-request-id" in answer.headers["access-control-expose-headers"]
-        assert "Origin" in answer.headers["vary"]
-
-
 async def test_a_preflight_request_permits_the_headers_of_the_common_clients() -> None:
     asked = (
         "authorization,content-type,x-stainless-arch,x-stainless-lang,x-stainless-os,x-stainless-package-version,"
@@ -228,22 +202,6 @@ async def test_a_preflight_request_permits_the_headers_of_the_common_clients() -
     assert "Origin" in response.headers["vary"]
     assert foreign.status == 403
     assert not [name for name in foreign.headers if name.startswith("access-control")]
-
-
-async def test_every_header_of_an_answer_that_the_api_describes_is_exposed() -> None:
-    key = {"name": "a", "sha256": hashlib.sha256(b"a").hexdigest()}
-    async with gateway_of(registry_of(access={"keys": [key]})) as gateway:
-        described = (await gateway.post("/openapi.json", method="GET")).json
-    headers = described["paths"][CHAT]["post"]["responses"]["200"]["headers"]
-    assert set(headers) <= set(exposed_headers())
-
-
-async def test_a_reload_changes_which_origins_are_allowed() -> None:
-    async with gateway_of() as gateway:
-        assert (await sent(gateway, {"origin": APP})).status == 403
-        access = access_of(ALLOWED, Limiter())
-        gateway.serving_state.replace(replace(gateway.serving_state.serving, access=access))
-        assert (await sent(gateway, {"origin": APP})).status == 200
 
 
 # ------------------------------------------------------------------------------------------------- host names
@@ -280,32 +238,21 @@ async def test_declared_host_names_are_accepted_with_any_port_and_checked_everyw
             assert policy.check(scope_of(host))[0] is not None, host
 
 
-def test_the_name_that_the_gateway_listens_on_is_accepted() -> None:
-    policy = BrowserPolicy(hosts=("llm.example.com",), host="Node-7")
-    assert policy.check(scope_of("node-7:8080"))[0] is None
-
-
 def test_beyond_loopback_keys_protect_and_every_name_is_accepted_until_some_are_declared() -> None:
     assert BrowserPolicy(host="0.0.0.0").check(scope_of("any.example"))[0] is None
 
 
-def test_many_host_names_take_no_more_room() -> None:
-    policy = BrowserPolicy()
-    for number in range(2000):
-        policy.check(scope_of(f"{number}.example"))
-    policy.check(scope_of("x" * 100_000 + ".localhost"))
-    assert policy._is_trusted_cached.cache_info().currsize <= 256
-    assert policy.check(scope_of("x" * 300 + ".localhost"))[0] is not None
+async def test_a_reload_changes_which_origins_are_allowed() -> None:
+    async with gateway_of() as gateway:
+        assert (await sent(gateway, {"origin": APP})).status == 403
+        access = access_of(ALLOWED, Limiter())
+        gateway.services.replace(replace(gateway.services.snapshot, access=access))
+        assert (await sent(gateway, {"origin": APP})).status == 200
 
 
-@pytest.mark.parametrize("hosts", [(), ("",), ("localhost", "evil.example"), ("localhost", "localhost")])
-def test_no_host_header_or_two_are_refused(hosts: tuple[str, ...]) -> None:
-    for policy in (BrowserPolicy(), BrowserPolicy(host="0.0.0.0")):
-        error, _ = policy.check(scope_of(*hosts))
-        assert error is not None
-        assert error.code == "invalid_host"
-        refused_in_1_0 = policy.check(scope_of(*hosts) | {"http_version": "1"})[0] is not None
-        assert refused_in_1_0 == (len(hosts) == 2)
+def test_the_name_that_the_gateway_listens_on_is_accepted() -> None:
+    policy = BrowserPolicy(hosts=("llm.example.com",), host="Node-7")
+    assert policy.check(scope_of("node-7:8080"))[0] is None
 
 
 def scope_of(*hosts: str) -> dict[str, object]:

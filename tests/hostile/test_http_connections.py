@@ -5,15 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-import subprocess
-import sys
 
 import pytest
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway import server as servers
-from gateway.server import MAX_PIPELINED, Protocol
-from tests.gateway.raw_http import CLOSING, GET, answers, echo, part, served, split, start, whole_body
+from gateway.server import MAX_PIPELINED
+from tests.gateway.raw_http import CLOSING, GET, answers, echo, part, served, split, start
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
@@ -68,42 +66,7 @@ async def test_a_broken_response_to_http_1_0_does_not_look_whole() -> None:
             await answers(port, b"GET / HTTP/1.0\r\n\r\n")
 
 
-async def test_every_task_in_receive_gets_http_disconnect() -> None:
-    seen = []
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        await whole_body(receive)
-        waiting = [asyncio.ensure_future(receive()) for _ in range(3)]
-        await asyncio.sleep(0)
-        waiting[0].cancel()
-        seen.extend(await asyncio.gather(*waiting[1:]))
-
-    async with served(app) as (server, port):
-        _, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(GET % b"")
-        await wait_until(lambda: server.server_state.tasks)
-        writer.close()
-        await asyncio.wait_for(wait_until(lambda: len(seen) == 2), LIMIT)
-    assert seen == [{"type": "http.disconnect"}] * 2
-
-
 # ---------------------------------------------------------------------------------------- last request
-
-
-async def test_no_request_is_served_after_a_response_with_connection_close() -> None:
-    """The client repeats such a request on another connection, so it would be served twice."""
-    paths: list[str] = []
-    async with served(responds(b"ok", (b"connection", b"close"), seen=paths)) as (_, port):
-        answer = await answers(port, GET % b"first" + GET % b"second")
-        early = await answers(port, CHUNKED % b"early" + b"0\r\n\r\n" + GET % b"second")
-    assert answer.count(b"HTTP/1.1 200 OK") == early.count(b"HTTP/1.1 200 OK") == 1
-    assert paths == ["/first", "/early"]
-
-
-async def test_the_connection_closes_after_the_last_response_without_the_rest_of_the_body() -> None:
-    request = b"POST / HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: 10\r\n\r\n"
-    async with served(responds(b"ok")) as (_, port), asyncio.timeout(LIMIT):
-        assert (await answers(port, request)).endswith(b"ok")
 
 
 async def test_a_client_that_pipelines_too_many_requests_gets_the_responses_up_to_the_limit() -> None:
@@ -138,21 +101,6 @@ async def test_the_response_before_an_invalid_request_has_connection_close() -> 
 # --------------------------------------------------------------------------------------------- expect
 
 
-async def test_a_response_instead_of_100_continue_closes_the_connection() -> None:
-    """The client may leave out the body, and the next request would be read as that body."""
-    expects = b"POST /%b HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: 50\r\n\r\n"
-    paths: list[str] = []
-    async with served(responds(b"no", seen=paths)) as (_, port), asyncio.timeout(LIMIT):
-        _, headers, body = split(await answers(port, expects % b"first" + GET % b"second"))
-    assert (headers[b"connection"], body, paths) == (b"close", b"no", ["/first"])
-
-
-async def test_http_1_0_gets_no_interim_response() -> None:
-    request = b"POST / HTTP/1.0\r\nexpect: 100-continue\r\ncontent-length: 2\r\n\r\nhi"
-    async with served(echo) as (_, port):
-        assert (await answers(port, request)).startswith(b"HTTP/1.1 200 OK")
-
-
 async def test_a_refused_request_gets_no_100_continue(caplog: pytest.LogCaptureFixture) -> None:
     request = (CHUNKED % b"")[:-2] + b"expect: 100-continue\r\n\r\nno number\r\n"
     async with served(echo) as (_, port):
@@ -163,16 +111,6 @@ async def test_a_refused_request_gets_no_100_continue(caplog: pytest.LogCaptureF
 
 
 # ------------------------------------------------------------------------------------------- shutdown
-
-
-async def test_an_idle_connection_holds_no_data_of_its_last_request() -> None:
-    async with served(echo) as (server, port):
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(GET % b"")
-        await reader.readuntil(b"}")
-        (connection,) = server.connections
-        assert (connection.headers, connection.cycle.body) == ([], b"")
-        writer.close()
 
 
 @pytest.mark.parametrize("client", ["reads nothing", "sends half a body"])
@@ -194,35 +132,6 @@ async def test_shutdown_does_not_wait_for_a_client_that_does_nothing(
             assert not server.connections
 
 
-async def test_a_head_that_begins_in_the_read_of_an_earlier_request_is_served_at_shutdown() -> None:
-    async with served(echo) as (server, port):
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(GET % b"first" + (GET % b"second")[:10])
-        await reader.readuntil(b"}")
-        ending = server.end()
-        await wait_until(lambda: server._accepting.done())
-        writer.write((GET % b"second")[10:])
-        assert b'"path":"/second"' in await reader.read()
-        await asyncio.wait_for(ending, LIMIT)
-        writer.close()
-
-
-async def test_shutdown_while_a_connection_is_being_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = Protocol.connection_made
-
-    def connection_made(connection: Protocol, transport: asyncio.Transport) -> None:
-        made(connection, transport)
-        server._accepting.cancel()
-        server.should_exit = True
-
-    monkeypatch.setattr(Protocol, "connection_made", connection_made)
-    async with served(echo) as (server, port):
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        assert await asyncio.wait_for(reader.read(), LIMIT) == b""
-        await asyncio.wait_for(server.end(), LIMIT)
-        writer.close()
-
-
 async def test_a_request_on_a_connection_that_waits_to_be_accepted_at_shutdown_is_served() -> None:
     async with served(echo) as (server, port):
         server._accepting.cancel()
@@ -237,18 +146,3 @@ async def test_a_request_on_a_connection_that_waits_to_be_accepted_at_shutdown_i
         for client in (writer, silent_writer):
             client.close()
         await asyncio.wait_for(ending, LIMIT)
-
-
-def test_signals_after_the_drain_do_not_end_a_worker_that_writes_its_records() -> None:
-    program = """if True:
-        import asyncio, os
-        from gateway.process.signals import ABORT_SIGNAL, DRAIN_SIGNAL, RELOAD_SIGNAL, handle_signals
-        async def main():
-            nothing = lambda: None
-            async with handle_signals(drain=nothing, reload=nothing, abort=nothing):
-                pass
-            for number in (DRAIN_SIGNAL, RELOAD_SIGNAL, ABORT_SIGNAL):
-                os.kill(os.getpid(), number)
-                await asyncio.sleep(0.01)
-        asyncio.run(main())"""
-    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -47,10 +47,6 @@ async def test_no_host_or_several_are_refused_with_the_reason(served: Served, he
     assert b"one Host header" in answer
 
 
-async def test_http_1_0_needs_no_host(served: Served) -> None:
-    assert (await answer_to(served, b"GET /v1/models HTTP/1.0\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
-
-
 @pytest.mark.parametrize(
     "lines",
     [

@@ -55,16 +55,6 @@ async def test_repeated_crashes_of_one_worker_leave_the_other_serving(tmp_path: 
         assert f"was killed by SIGKILL; the others serve on, and it starts again in {delay}" in said
 
 
-async def test_the_only_worker_starts_again_however_often_it_crashes(tmp_path: Path) -> None:
-    async with serving(tmp_path) as served:
-        for _ in range(3):
-            (victim,) = served.workers
-            victim.kill()
-            await wait_until(lambda gone=victim: served.workers not in ([], [gone]), pause=0.02)  # type: ignore[misc]
-        await answered(served)
-        assert await served.metric("coe_worker_crashes") == 3
-
-
 @pytest.mark.parametrize("workers", ["1", "2"])
 async def test_workers_end_with_a_killed_parent_and_the_next_start_finds_the_port_free(
     tmp_path: Path, workers: str
@@ -83,16 +73,6 @@ async def test_workers_end_with_a_killed_parent_and_the_next_start_finds_the_por
         await served.start()
         await answered(served)
         assert [record.outcome for record in await served.records(3)] == ["ok", "draining", "ok"]
-
-
-async def test_workers_still_starting_end_with_a_killed_parent(tmp_path: Path) -> None:
-    process, _ = await start(tmp_path, FAILS="never", COE_WORKERS="2")
-    parent = psutil.Process(process.pid)
-    await wait_until(lambda: len(parent.children()) == 2, pause=0.02)
-    left = parent.children()
-    process.kill()
-    assert (await asyncio.to_thread(psutil.wait_procs, left, DEADLINE))[1] == []
-    await process.communicate()
 
 
 async def test_sigterm_to_the_whole_process_group_and_twice_ends_the_gateway_in_order(tmp_path: Path) -> None:
@@ -134,31 +114,23 @@ async def started(folder: Path, **environ: str) -> AsyncIterator[Served]:
     assert process.returncode == 0
 
 
-@pytest.mark.parametrize("workers", ["1", "3"])
 @pytest.mark.parametrize(
-    ("fails", "cause"),
+    ("fails", "end", "cause"),
     [
-        ("import", "exited with code 1; builtins.ImportError: no module of that name"),
-        ("lifespan", "exited with code 1; builtins.OSError: the disk is away"),
-        ("killed", "was killed by SIGKILL; see the log above"),
+        ("lifespan", "exited with code 1; see the log above", "the disk is away"),
+        ("killed", "was killed by SIGKILL; see the log above", ""),
     ],
 )
 async def test_workers_that_cannot_start_end_the_gateway_with_the_cause(
-    tmp_path: Path, workers: str, fails: str, cause: str
+    tmp_path: Path, fails: str, end: str, cause: str
 ) -> None:
-    process, _ = await start(tmp_path, FAILS=fails, COE_WORKERS=workers)
+    process, _ = await start(tmp_path, FAILS=fails, COE_WORKERS="3")
     _, said = await asyncio.wait_for(process.communicate(), DEADLINE)
     assert process.returncode == 1
     last = said.decode().strip().splitlines()[-1]
     assert "the gateway stops, because no worker could start: worker " in last
-    assert cause in last
-
-
-async def test_a_worker_that_could_not_start_once_starts_again_beside_the_others(tmp_path: Path) -> None:
-    async with started(tmp_path, FAILS="once", COE_WORKERS="2") as served:
-        async with asyncio.timeout(DEADLINE):
-            while await served.metric("coe_worker_crashes") != 1 or len(served.workers) != 2:
-                await asyncio.sleep(0.05)
+    assert end in last
+    assert cause in said.decode()
 
 
 async def test_a_worker_that_hangs_is_replaced(tmp_path: Path) -> None:

@@ -68,14 +68,6 @@ async def test_fields_that_select_a_model_are_left_out_and_reported(changed: Any
     assert sorted(gateway.records[0].dropped) == sorted(map(str.casefold, SELECTING))
 
 
-@pytest.mark.parametrize("name", ["Model", "MODEL"])
-async def test_a_second_model_in_capitals_is_left_out(name: str) -> None:
-    async with gateway_with() as (gateway, bodies):
-        response = await gateway.post("/v1/chat/completions", orjson.dumps({**CHAT, name: "expensive"}))
-    assert orjson.loads(bodies[0]) == {**CHAT, "model": "small"}
-    assert response.headers["x-coe-dropped"] == "model"
-
-
 async def test_of_two_fields_of_one_name_the_server_gets_the_one_that_was_checked() -> None:
     body = orjson.dumps(CHAT)
     async with gateway_with() as (gateway, bodies):

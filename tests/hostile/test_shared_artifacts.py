@@ -123,12 +123,6 @@ def test_a_name_that_is_no_version_is_refused_and_following_goes_on(
     assert (gateway.follower.outage.active, gateway.store.in_use()) == (False, good)
 
 
-def test_bytes_that_are_no_text_are_refused_and_following_goes_on(gateway: FollowingGateway, redis: Redis) -> None:
-    put(redis, b"\xff\xfe")
-    gateway.follower.sync()
-    assert gateway.follower.outage.active
-
-
 def test_a_pointer_to_a_folder_elsewhere_is_not_moved_to(gateway: FollowingGateway, redis: Redis) -> None:
     """The folder exists, so that nothing is left to fetch."""
     planted = gateway.settings.artifacts / "planted"
@@ -268,19 +262,6 @@ def test_a_hostile_history_is_not_taken_over(history: bytes, gateway: FollowingG
     assert gateway.follower.outage.active
     assert gateway.store.in_use() is None
     assert gateway.store.history() == ()
-
-
-def test_a_small_file_is_bounded(gateway: FollowingGateway, redis: Redis) -> None:
-    redis.hset("coe:artifacts:files", "traffic-report.json", b"x" * (MAX_SMALL_FILE_BYTES + 1))
-    gateway.follower.sync()
-    assert gateway.follower.outage.active
-    assert not (gateway.settings.artifacts / "traffic-report.json").exists()
-
-
-def test_a_value_of_another_type_is_refused_and_following_goes_on(gateway: FollowingGateway, redis: Redis) -> None:
-    redis.set(KEY, "text")
-    gateway.follower.sync()
-    assert gateway.follower.outage.active
 
 
 def test_a_manifest_here_that_names_files_elsewhere_is_refused(tmp_path: Path) -> None:

@@ -94,22 +94,3 @@ async def test_what_was_never_routed_is_counted_and_not_recorded(tmp_path: Path)
     said = log.read_text()
     for outcome, status in expected:
         assert re.search(rf"outcome={outcome}\b.*" + (rf"\bstatus={status}\b" if status else ""), said)
-
-
-async def test_strangers_cannot_push_records_out_of_the_log(tmp_path: Path) -> None:
-    log = {"url": "sqlite:///routing-log.sqlite", "keep_records": 3}
-    async with serving(tmp_path, access=keys(), log=log) as served:
-        for _ in range(3):
-            headers = {"authorization": f"Bearer {KEY}"}
-            async with served.send_chat("good", headers=headers) as response:
-                assert response.status == 200
-        before = {record.request_id for record in await served.records(3)}
-        for _ in range(30):
-            async with served.send_chat("good", headers={"authorization": "Bearer wrong"}) as response:
-                assert response.status == 401
-        async with served.send_chat("good", headers=headers) as response:  # the log is written, and trimmed, once more
-            last = response.headers["x-request-id"]
-        async with asyncio.timeout(DEADLINE):
-            while last not in (after := {record.request_id for record in await served.records(1)}):
-                await asyncio.sleep(0.02)
-    assert len(before & after) >= 2

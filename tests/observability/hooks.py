@@ -11,13 +11,3 @@ def map_body(context: Any, body: Any) -> Any:
     if isinstance(body, dict) and isinstance(model := body.get("model"), str) and model and len(model) % 2:
         return {**body, "model": "auto"}
     return body
-
-
-@schemathesis.hook
-def map_query(context: Any, query: Any) -> Any:
-    """Read endless streams for one event only."""
-    if context.operation.path.endswith("/stream") and isinstance(query, dict | None):
-        events = (query or {}).get("events", 1)
-        if isinstance(events, int) and not isinstance(events, bool) and events >= 1:
-            return {**(query or {}), "events": 1}
-    return query

@@ -86,17 +86,6 @@ def test_an_exception_shows_where_it_happened_and_not_the_words_it_may_quote(wri
     assert "test_logs.py" in reported
 
 
-def test_an_error_about_the_process_itself_keeps_its_words(written: Lines, form: str) -> None:
-    for error in (ConfigError("experts.yaml:3: no"), OSError(28, "No space left on device")):
-        try:
-            raise error
-        except (ConfigError, OSError):
-            logging.getLogger("gateway").exception("no")
-    text = json.dumps(written())
-    assert "ConfigError: experts.yaml:3: no" in text
-    assert "OSError: [Errno 28] No space left on device" in text
-
-
 def test_uncaught_errors_are_logged(written: Lines, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
     monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)
@@ -127,9 +116,3 @@ async def test_the_access_log_has_a_line_for_a_request_and_no_text_of_it(written
     else:
         assert f"gateway.access: request request_id={identity} api=chat expert=coder" in first
         assert "outcome=model_not_found status=404" in second
-
-
-@pytest.mark.parametrize("name", ["COE_LOG_FORMAT", "COE_ACCESS_LOG"])
-def test_a_word_that_is_none_names_the_variable(name: str) -> None:
-    with pytest.raises(ConfigError, match=f"{name}='maybe' is not"):
-        Settings.read({name: "maybe"})

@@ -1,6 +1,5 @@
 """Traces as a real collector sees them."""
 
-import asyncio
 import re
 import subprocess
 import sys
@@ -65,7 +64,9 @@ async def test_a_request_is_a_server_span_with_a_child_for_every_step() -> None:
     assert {span.trace_id for span in spans.values()} == {root.trace_id}
     assert {span.kind for name, span in spans.items() if name != "call"} == {INTERNAL}
     _in_order(before, root, list(spans.values()))
-    assert sent == {"traceparent": f"00-{root.trace_id}-{spans['call'].span_id}-01"}
+    assert list(sent) == ["traceparent"]
+    assert sent["traceparent"].startswith(f"00-{root.trace_id}-{spans['call'].span_id}-")
+    assert int(sent["traceparent"][-2:], 16) & 1  # sampled
     assert root.resource["service.name"] == "coe"
     assert root.attributes["coe.request_id"] == answer.headers["x-request-id"]
 
@@ -122,13 +123,6 @@ async def test_the_clients_trace_goes_on_through_us_to_the_expert() -> None:
     assert sent == {"traceparent": f"00-{TRACE}-{spans['call'].span_id}-01", **state}
 
 
-async def test_our_own_trace_takes_nothing_from_the_versions_that_a_request_means() -> None:
-    async with collecting() as collector, traced(collector) as gateway:
-        body = orjson.dumps({"model": "coder", "messages": [{"role": "user", "content": "code"}]})
-        await gateway.post("/v1/messages", body, headers=JSON | {"anthropic-beta": "one"})
-        assert set(reported(gateway)) == {"traceparent", "anthropic-beta"}
-
-
 async def test_a_trace_that_its_client_does_not_sample_is_not_sent_and_goes_on_as_such() -> None:
     async with collecting() as collector:
         async with traced(collector) as gateway:
@@ -172,21 +166,6 @@ async def test_a_request_that_is_wrong_is_no_error_of_ours() -> None:
         spans = collector.tree()
     assert list(spans) == ["admit", "parse", "POST /v1/chat/completions"]
     assert (spans["parse"].status, spans["POST /v1/chat/completions"].status) == (ERROR, 0)
-
-
-async def test_a_client_that_leaves_is_no_error_and_its_trace_is_there() -> None:
-    async with collecting() as collector:
-        async with traced(collector, coder=asyncio.Event()) as gateway:
-            asked = asyncio.ensure_future(send_chat(gateway))
-            while not gateway.experts["coder"].calls:
-                await asyncio.sleep(0)
-            gateway.leave.set()
-            await asked
-        spans = collector.tree()
-    root = spans["POST /v1/chat/completions"]
-    assert root.attributes["error.type"] == "aborted"
-    assert "http.response.status_code" not in root.attributes
-    assert {span.status for span in spans.values()} == {0}
 
 
 async def test_without_a_collector_the_trace_context_passes_through() -> None:

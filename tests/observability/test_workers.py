@@ -1,7 +1,6 @@
-"""Several worker processes show one sum, also after one of them dies."""
+"""Metrics of one process, and of several that show one sum, also after one of them dies."""
 
 import asyncio
-import os
 import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -11,11 +10,11 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from gateway.observability import metric_workers
-from gateway.observability.metric_workers import Siblings, share_metrics
-from gateway.observability.metrics import MetricRegistry, exposition
+from gateway.observability.metric_workers import share_metrics
+from gateway.observability.metrics import Metrics
 from tests import forked
 from tests.observability.pages import value
-from tests.observability.worker import registry
+from tests.observability.worker import counted
 
 pytestmark = pytest.mark.anyio
 
@@ -33,8 +32,8 @@ def folder() -> Iterator[Path]:
 
 
 @asynccontextmanager
-async def process(folder: Path, count: int) -> AsyncIterator[asyncio.subprocess.Process]:
-    command = forked.python("tests.observability.worker", str(folder), str(count))
+async def process(own: Path, count: int) -> AsyncIterator[asyncio.subprocess.Process]:
+    command = forked.python("tests.observability.worker", str(own), str(count))
     started = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
     try:
         assert started.stdout is not None
@@ -46,79 +45,70 @@ async def process(folder: Path, count: int) -> AsyncIterator[asyncio.subprocess.
         await started.wait()
 
 
-async def shown(own: MetricRegistry, siblings: Siblings) -> tuple[float, float]:
+async def shown(metrics: Metrics) -> tuple[float, float]:
     """The counter and the gauge on the page."""
-    text = exposition([own.families(), *await siblings()])
-    return value(text, "c_total"), value(text, "busy")
+    text = await metrics.page()
+    return value(text, "coe_refused_total", outcome="x"), value(text, "busy")
 
 
-async def test_every_worker_shows_the_sum_at_once(folder: Path) -> None:
-    one, two = registry(), registry()
-    async with share_metrics(folder, one) as of_one, share_metrics(folder, two) as of_two:
-        assert (one.worker, two.worker) == (0, 1)
-        one.families()[0].add((), 2)
-        two.families()[0].add((), 3)
-        assert await shown(one, of_one) == (5, 2)
-        assert await shown(two, of_two) == (5, 2)
-        two.families()[0].add(())
-        assert await shown(one, of_one) == (6, 2)
+async def test_the_page_has_counters_cumulative_buckets_and_escaped_labels() -> None:
+    metrics, labels = Metrics(), {"tier": "asleep", "outcome": "refused"}
+    metrics.record_refusal('a "quoted"\n')
+    for seconds in (0.005, 0.3, 1000):
+        metrics.record_residency_wait("coder", "asleep", "refused", seconds)
+    text = await metrics.page()
+    assert value(text, "coe_refused_total", outcome='a "quoted"\n') == 1
+    buckets = [value(text, "coe_residency_wait_seconds_bucket", le=le, **labels) for le in ("0.01", "0.5", "+Inf")]
+    assert buckets == [1, 2, 3]
+    assert value(text, "coe_residency_wait_seconds_count", **labels) == 3
+    assert value(text, "coe_residency_wait_seconds_sum", **labels) == pytest.approx(1000.305)
+
+
+async def test_every_worker_shows_sums_and_maxima_at_once(folder: Path) -> None:
+    one, two = counted(2), counted(3)
+    one.gauge("most", "M.", lambda: 5.0, largest=True)
+    two.gauge("most", "M.", lambda: 7.0, largest=True)
+    async with share_metrics(folder / "0", one), share_metrics(folder / "1", two):
+        assert await shown(one) == await shown(two) == (5, 2)
+        assert value(await one.page(), "most") == 7
+        two.record_refusal("x")
+        assert await shown(one) == (6, 2)
+        (folder / "2.sock").touch()  # no snapshot
+        assert await shown(one) == (6, 2)
 
 
 async def test_a_killed_worker_takes_its_gauges_along_and_leaves_its_counts_to_its_successor(folder: Path) -> None:
-    own = registry()
-    own.families()[0].add((), 1)
-    async with share_metrics(folder, own) as siblings:
-        async with process(folder, 10) as killed:
-            assert await shown(own, siblings) == (11, 2)
+    own = counted(1)
+    async with share_metrics(folder / "0", own):
+        async with process(folder / "1", 10) as killed:
+            assert await shown(own) == (11, 2)
             killed.send_signal(signal.SIGKILL)
             await killed.wait()
-            assert await shown(own, siblings) == (11, 1)
-        async with process(folder, 100):
-            assert await shown(own, siblings) == (111, 2)
-            assert {name for name in await asyncio.to_thread(os.listdir, folder) if "lock" in name} == {
-                "0.lock",
-                "1.lock",
-            }
-
-
-async def test_what_a_worker_has_shown_itself_outlives_it_although_no_sibling_asked_for_it(folder: Path) -> None:
-    own = registry()
-    own.families()[0].add((), 5)
-    async with share_metrics(folder, own) as siblings:
-        assert await shown(own, siblings) == (5, 1)
-        successor = registry()
-        successor.resume((folder / "0.json").read_bytes())  # as after SIGKILL
-    assert value(exposition([successor.families()]), "c_total") == 5
+            assert await shown(own) == (11, 1)
+        async with process(folder / "1", 100):
+            assert await shown(own) == (111, 2)
+        successor = Metrics()
+        successor.resume((folder / "0.json").read_bytes())  # as after SIGKILL: what this worker has shown itself
+    assert value(await successor.page(), "coe_refused_total", outcome="x") == 1
 
 
 async def test_a_frozen_worker_does_not_hold_up_the_others(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metric_workers, "SIBLING_TIMEOUT_SECONDS", 0.05)
-    own = registry()
-    own.families()[0].add(())
-    async with share_metrics(folder, own) as siblings, process(folder, 10) as frozen:
+    own = counted(1)
+    async with share_metrics(folder / "0", own), process(folder / "1", 10) as frozen:
         async with asyncio.timeout(60):
-            while await shown(own, siblings) != (11, 2):  # it answers within the time while it is not frozen
+            while await shown(own) != (11, 2):  # it answers within the time while it is not frozen
                 pass
             frozen.send_signal(signal.SIGSTOP)
-            assert await shown(own, siblings) == (11, 1)
+            assert await shown(own) == (11, 1)
             frozen.send_signal(signal.SIGCONT)
-            while await shown(own, siblings) != (11, 2):
+            while await shown(own) != (11, 2):
                 pass
 
 
 async def test_a_worker_that_ends_leaves_all_it_counted(folder: Path) -> None:
-    own = registry()
-    own.families()[0].add(())
-    async with share_metrics(folder, own) as siblings:
-        async with share_metrics(folder, ended := registry()):
-            ended.families()[0].add((), 7)
-        assert await shown(own, siblings) == (8, 1)
-
-
-async def test_a_snapshot_that_is_none_counts_for_nothing(folder: Path) -> None:
-    own = registry()
-    own.families()[0].add(())
-    async with share_metrics(folder, own) as siblings:
-        (folder / "1.lock").touch()
-        (folder / "1.sock").touch()
-        assert await shown(own, siblings) == (1, 1)
+    own = counted(1)
+    async with share_metrics(folder / "0", own):
+        async with share_metrics(folder / "1", counted(7)):
+            pass
+        assert await shown(own) == (8, 1)

@@ -1,4 +1,4 @@
-"""A worker process for the tests: counts, prints a line, and waits. Arguments: FOLDER COUNT."""
+"""A worker process for the tests: counts, prints a line, and waits. Arguments: PATH COUNT."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import sys
 from pathlib import Path
 
 from gateway.observability.metric_workers import share_metrics
-from gateway.observability.metrics import MetricRegistry
+from gateway.observability.metrics import Metrics
 
 
-def registry() -> MetricRegistry:
-    found = MetricRegistry()
-    found.counter("c_total", "C.")
-    found.gauge("busy", "B.", (), lambda: {(): 1.0}, largest=False)
-    return found
+def counted(count: int) -> Metrics:
+    """Metrics with `count` refused requests, and a gauge."""
+    metrics = Metrics()
+    metrics.gauge("busy", "B.", lambda: 1.0)
+    for _ in range(count):
+        metrics.record_refusal("x")
+    return metrics
 
 
-async def main(folder: Path, count: int) -> None:
-    own = registry()
-    async with share_metrics(folder, own):
-        own.families()[0].add((), count)
+async def main(own: Path, count: int) -> None:
+    async with share_metrics(own, counted(count)):
         print("ready", flush=True)  # noqa: T201
         await asyncio.Event().wait()
 

@@ -15,7 +15,7 @@ from coe.errors import ExpertUnavailable
 from coe.recipes.judge import GRADE_TOKENS, PROMPT_TOKENS
 from coe.recipes.writing.request import ENVELOPE_TOKENS
 from coe.registry import Prices, RecipeSpec, Registry
-from gateway.access.estimate import WorstCase
+from gateway.access.estimate import worst_of_recipe
 from gateway.access.limits import Amounts, Limiter
 from tests.fakes import Gateway, Response, gateway_of, registry_of
 from tests.recipes.members import answer, event, plan_with, stream
@@ -341,19 +341,19 @@ async def test_a_key_reserves_the_drafts_that_a_later_step_reads() -> None:
     prices = {"coder": Prices(input=1, output=2), "painter": Prices(input=3, output=4), "large": Prices(input=10)}
     spec = RecipeSpec(name="council", fuse=("coder", "painter"), by="large", instruction="x" * 400)
     told = ENVELOPE_TOKENS + 100
-    assert WorstCase.of_recipe(spec, prices).amounts(1000, 100) == Amounts(
+    assert worst_of_recipe(spec, prices).amounts(1000, 100) == Amounts(
         1,
         (1000 + 100) + (1000 + 100) + (1000 + 2 * 100 + told + 100),
         pytest.approx((1000 + 200 + 3000 + 400 + (1000 + 2 * 100 + told) * 10) / 1e6),
     )
     judged = RecipeSpec(name="j", cascade=(("coder",), ("painter",)), signal="judge", judge="large")
-    assert WorstCase.of_recipe(judged, prices).amounts(1000, 100) == Amounts(
+    assert worst_of_recipe(judged, prices).amounts(1000, 100) == Amounts(
         1,
         3 * (1000 + 100) + PROMPT_TOKENS + GRADE_TOKENS,
         pytest.approx((1000 + 200 + 3000 + 400 + (1000 + 100 + PROMPT_TOKENS) * 10) / 1e6),
     )
     chain = RecipeSpec(name="polished", chain=("coder", "painter", "coder"))
-    assert WorstCase.of_recipe(chain, prices).amounts(0, 100).tokens > 5 * 100
+    assert worst_of_recipe(chain, prices).amounts(0, 100).tokens > 5 * 100
 
 
 async def test_a_routed_request_reserves_for_recipes_only_where_a_plan_may_choose_them() -> None:
@@ -394,11 +394,11 @@ async def test_a_capped_call_of_unknown_tokens_is_charged_its_cap(monkeypatch: p
     capped = {"name": "capped", "cascade": ["coder", "painter"], "max_tokens": {"coder": 40}}
     headers = {"authorization": f"Bearer {KEY}"}
     scripts: dict[str, Any] = {"coder": answer("X", finish="length"), "painter": answer("Y")}
-    async with gateway_of(keyed(capped, tokens_per_minute=15_000), **scripts) as gateway:
+    async with gateway_of(keyed(capped, tokens_per_minute=25_000), **scripts) as gateway:
         hide_usage(gateway.experts["coder"], monkeypatch)
         assert (await send_chat(gateway, model="capped", max_tokens=10_000, headers=headers)).status == 200
         after = await send_chat(gateway, model="painter", max_tokens=1, headers=headers)
-        charged = 15_000 - int(after.headers["x-ratelimit-remaining-tokens"])
+        charged = 25_000 - int(after.headers["x-ratelimit-remaining-tokens"])
         assert 40 < charged < 200  # the cap and a few tokens of input, not 10,000
 
 

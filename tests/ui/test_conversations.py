@@ -12,7 +12,6 @@ from playwright.async_api import Browser, Page, expect
 from tests.ui.browsing import (
     check_accessible,
     check_no_sideways_scroll,
-    hold_requests,
     needs_browser,
     visiting,
     wait_until,
@@ -138,17 +137,6 @@ async def test_a_second_tab_follows_a_conversation_and_overwrites_none(
         await wait_until_kept(page, [3, 4])
 
 
-async def test_the_record_is_kept_before_a_slow_explanation(browser: Browser, playground: Playground) -> None:
-    async with visiting(browser, playground.url) as page:
-        explanations = await hold_requests(page, "**/v1/route")
-        await send_prompt(page, "code one")
-        await expect(answers(page).locator(".measured")).to_contain_text("tokens")  # of the record
-        tab = await second_tab(page, playground)
-        await expect(answers(tab).locator(".measured")).to_contain_text("tokens")
-        explanations.released.set()
-        await wait_until_complete(tab)
-
-
 async def test_deleted_conversations_do_not_come_back_from_another_tab(
     browser: Browser, playground: Playground
 ) -> None:
@@ -169,121 +157,6 @@ async def test_deleted_conversations_do_not_come_back_from_another_tab(
             await expect(answers(other)).to_have_count(0)
             await other.goto("about:blank")
         await wait_until(page, "Object.keys(localStorage).length === 0")
-
-
-async def test_opening_a_conversation_is_no_change_and_one_that_is_gone_is_reported(
-    browser: Browser, playground: Playground
-) -> None:
-    async with visiting(browser, playground.url, phone=True) as page:
-        for text in ("code one", "code two"):
-            await send_and_wait(page, text)
-            await page.get_by_role("button", name="New conversation").click()
-        dialog = page.get_by_role("dialog")
-        titles = dialog.locator("li .title")
-        await page.get_by_role("button", name="Conversations").click()
-        await titles.nth(1).click()
-        await answers(page).get_by_text("Why?").click()
-        await page.reload()
-        await expect(answers(page)).to_contain_text("code one")
-        await page.get_by_role("button", name="Conversations").click()
-        await expect(titles).to_have_text(["code two", "code one"])
-        await page.evaluate("""async () => {
-          const { kept } = await import("./views/playground/store.js");
-          localStorage.removeItem(`coe-conversation-${kept()[0].id}`);
-        }""")
-        await titles.nth(0).click()
-        await expect(dialog).to_contain_text("not kept any more")
-        await expect(titles).to_have_text(["code one"])
-
-
-async def test_the_focus_stays_where_the_visitor_works(browser: Browser, playground: Playground) -> None:
-    async with visiting(browser, playground.url) as page:
-        await send_and_wait(page, "code one")
-        await page.get_by_role("button", name="New conversation").click()
-        await send_and_wait(page, "code two")
-        await page.get_by_role("button", name="Edit").click()
-        await expect(page.get_by_label("Edited message")).to_be_focused()
-        await page.keyboard.press("Escape")
-        await expect(page.get_by_role("button", name="Edit")).to_be_focused()
-        await page.get_by_role("button", name="Conversations").click()
-        await page.get_by_role("button", name="Rename code two").click()
-        await expect(page.get_by_label("New title")).to_be_focused()
-        await page.keyboard.press("Enter")
-        await expect(page.locator(".kept .title").first).to_be_focused()
-        await page.get_by_role("button", name="Delete code two").click()
-        await expect(page.get_by_role("button", name="Delete code one")).to_be_focused()
-        await page.keyboard.press("Enter")
-        await expect(page.get_by_role("button", name="Close")).to_be_focused()
-
-
-async def test_a_full_storage_removes_no_more_than_helps(browser: Browser, playground: Playground) -> None:
-    async with visiting(browser, playground.url) as page:
-        found = await page.evaluate("""async () => {
-          const store = await import("./views/playground/store.js");
-          const keep = (id, size) => store.keep({ id, turns: [{ prompt: id }], text: "x".repeat(size) });
-          const ids = () => store.kept().map(({ id }) => id).filter((id) => store.load(id));
-          for (let index = 0; index < 4; index++) keep(`old-${index}`, 100_000);
-          let size = 2 ** 22;
-          for (let count = 0; size >= 1; count++) {
-            try {
-              localStorage.setItem(`other application ${count}`, "x".repeat(size));
-            } catch {
-              size /= 2;
-            }
-          }
-          const fits = [keep("small", 50_000), ids(), store.problem.text];
-          const large = [keep("large", 900_000), ids(), store.kept().length, store.problem.text];
-          return [fits, large];
-        }""")
-        left = ["small", "old-3", "old-2", "old-1"]
-        removed = "The browser's storage is full: old conversations were removed (1)."
-        assert found == [
-            [True, left, removed],
-            [False, left, 4, f"{removed} This conversation is kept only until you close the tab."],
-        ]
-
-
-async def test_turns_too_long_to_be_kept_are_reported(browser: Browser, playground: Playground) -> None:
-    async with visiting(browser, playground.url) as page:
-        found = await page.evaluate("""async () => {
-          const store = await import("./views/playground/store.js");
-          const keep = (...sizes) => {
-            store.keep({ id: "a", turns: sizes.map((size) => ({ prompt: "x".repeat(size) })) });
-            return [store.load("a")?.turns.length ?? 0, store.problem.text];
-          };
-          return [keep(1_000_001), keep(400_000, 400_000, 400_000), keep(10, 20)];
-        }""")
-        assert [count for count, _ in found] == [0, 2, 2]
-        assert "too long to be kept" in found[0][1]
-        assert "only its last 2 turns" in found[1][1]
-        assert found[2][1] == ""
-
-
-async def test_the_oldest_conversations_are_dropped(browser: Browser, playground: Playground) -> None:
-    async with visiting(browser, playground.url) as page:
-        found = await page.evaluate("""async () => {
-          const store = await import("./views/playground/store.js");
-          const keep = (id, size) => store.keep({ id, turns: [{ prompt: id }], text: "x".repeat(size) });
-          for (let index = 0; index < 120; index++) keep(`small-${index}`, 10);
-          const count = store.kept().length;
-          const oldest = store.load("small-19") === null && store.load("small-20") !== null;
-          for (let index = 0; index < 6; index++) keep(`large-${index}`, 900_000);
-          return [count, oldest, store.kept().map(({ id }) => id), store.problem.text];
-        }""")
-        assert found == [100, True, ["large-5", "large-4", "large-3", "large-2"], ""]
-
-
-@pytest.mark.parametrize(("script", "text"), [(FULL, "storage is full"), (DENIED, "does not keep conversations")])
-async def test_a_storage_that_does_not_work_is_reported(
-    browser: Browser, playground: Playground, script: str, text: str
-) -> None:
-    async with visiting(browser, playground.url) as page:
-        await page.add_init_script(script)
-        await page.reload()
-        await send_and_wait(page, "code")
-        await expect(page.locator("main > .warn")).to_contain_text(text)
-        await send_and_wait(page, "more code")
-        assert contents(playground) == ["code", "code", "more code"]
 
 
 async def test_a_prompt_is_edited_and_an_answer_regenerated(browser: Browser, playground: Playground) -> None:
@@ -358,25 +231,4 @@ async def test_the_page_follows_an_answer_only_where_the_visitor_is_at_its_end(
         await page.evaluate("scrollBy(0, -500)")
         assert await distance_after_growth() > 2_000
         await expect(page.get_by_label("Your message")).to_be_in_viewport()
-        await page.get_by_role("button", name="Stop").click()
-
-
-async def test_the_page_follows_an_answer_to_a_message_that_was_sent_right_after_a_scroll(
-    browser: Browser, playground: Playground
-) -> None:
-    async with visiting(browser, playground.url, phone=True) as page:
-        await send_and_wait(page, "code\n\n" * 100)
-        await choose(page, "stalls")
-        await page.get_by_label("Your message").fill("hello")
-        await page.evaluate("""async () => {
-          scrollTo(0, document.documentElement.scrollHeight);
-          for (let frame = 0; frame < 2; frame++) await new Promise(requestAnimationFrame);
-          const { setTimeout: later } = window;
-          await new Promise((done) => later(done)); // not before the layout of the same frame
-          window.setTimeout = (task, ms = 0) => later(task, ms + 200); // the event of the scroll comes first
-          scrollTo(0, scrollY - 500);
-          document.querySelector(".composer").requestSubmit();
-        }""")
-        await expect(answers(page).last).to_contain_text("First token")
-        await wait_until(page, "document.documentElement.scrollHeight - innerHeight - scrollY < 5")
         await page.get_by_role("button", name="Stop").click()

@@ -9,7 +9,7 @@ from playwright.async_api import Browser, Page, expect
 
 from tests.access.test_issued_keys import DECLARED, SECRET
 from tests.gateway.served import Served, serving
-from tests.ui.browsing import check_accessible, check_no_sideways_scroll, needs_browser, visiting
+from tests.ui.browsing import needs_browser, visiting
 
 pytestmark = [pytest.mark.anyio, needs_browser]
 
@@ -52,12 +52,3 @@ async def test_a_key_is_issued_shown_once_and_revoked(browser: Browser, served: 
         await expect(row).to_contain_text("revoked")
         async with served.send_chat("good", headers={"x-api-key": secret}) as response:
             assert response.status == 401
-
-
-@pytest.mark.parametrize(("phone", "dark"), [(False, False), (True, True)])
-async def test_it_fits_and_is_accessible(browser: Browser, served: Served, phone: bool, dark: bool) -> None:
-    async with visiting(browser, f"{served.url}/ui/#/keys?new", phone=phone, dark=dark) as page:
-        await sign_in(page)
-        await expect(page.get_by_role("row").filter(has_text="app")).to_be_visible()
-        await check_no_sideways_scroll(page)
-        await check_accessible(page)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from playwright.async_api import Browser, Page, Route, expect
+from playwright.async_api import Browser, Page, expect
 
 from coe.records import open_log_and_feedback
 from coe.records.record import RecipeCall, RoutingRecord
@@ -132,12 +132,6 @@ async def test_filters_stand_in_the_address_and_come_from_it(browser: Browser, s
         await expect(page.get_by_label("From", exact=True)).to_have_value("2001-01-01T00:00")
 
 
-async def test_a_refused_search_shows_the_reason(browser: Browser, shop: Shop) -> None:
-    async with visiting(browser, shop.url("?before=elsewhere")) as page:
-        await expect(page.get_by_role("heading", name="Request failed")).to_be_visible()
-        await expect(page.get_by_role("alert")).to_contain_text("before")
-
-
 async def test_a_row_leads_to_its_record_with_all_fields(browser: Browser, shop: Shop) -> None:
     async with visiting(browser, shop.url("?reason=fallback")) as page:
         await expect(rows(page).first).to_contain_text("good: connection_refused")
@@ -156,20 +150,6 @@ async def test_a_row_leads_to_its_record_with_all_fields(browser: Browser, shop:
         assert await considered.nth(0).inner_text() == "good\t0.810\t0.010\t0.800"
         assert await considered.nth(2).inner_text() == "silent\t–\t0.000\t–"
         await expect(considered.nth(1)).to_contain_text("(chosen)")
-
-
-async def test_the_calls_of_a_recipe_are_shown_with_their_answers_and_why_it_stopped(
-    browser: Browser, shop: Shop
-) -> None:
-    async with visiting(browser, shop.url(f"/{shop.records[14].request_id}")) as page:
-        await expect(
-            page.get_by_text("careful: No member of the last step answered; the answer is unverified.")
-        ).to_be_visible()
-        calls = page.get_by_role("region", name="Calls of the recipe").locator("tbody tr")
-        assert await calls.nth(1).inner_text() == "small_b\t1\tanswered\tB\t28 %\t7 + 6\t15 ms"
-        assert await calls.nth(2).inner_text() == "large\t2\ttimeout\t–\t–\t– + –\t900 ms"
-        await expect(calls.nth(0)).to_contain_text("(returned)")
-        await check_accessible(page)
 
 
 async def test_a_replayed_decision_is_shown_beside_the_recorded_one(browser: Browser, shop: Shop) -> None:
@@ -218,55 +198,3 @@ async def test_what_a_prompt_contains_is_text(browser: Browser, shop: Shop, numb
             await page.get_by_role("link", name="window.harmed").click()
             await expect(rows(page)).to_have_count(1)
         await unharmed(page)
-
-
-async def test_a_missing_record_is_reported(browser: Browser, shop: Shop) -> None:
-    async with visiting(browser, shop.url("/nobody")) as page:
-        await expect(page.get_by_role("alert")).to_contain_text("in the routing log")
-
-
-async def test_an_empty_log_explains_how_to_fill_it(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> None:
-    async with (
-        serving(tmp_path_factory.mktemp("empty")) as served,
-        visiting(browser, f"{served.url}/ui/#/log") as page,
-    ):
-        await expect(page.get_by_text("No requests yet.")).to_be_visible()
-        await check_accessible(page)
-
-
-@pytest.mark.parametrize("phone", [False, True])
-@pytest.mark.parametrize("dark", [False, True])
-async def test_list_and_record_fit_and_are_accessible(browser: Browser, shop: Shop, phone: bool, dark: bool) -> None:
-    async with visiting(browser, shop.url(), phone=phone, dark=dark) as page:
-        await expect(rows(page)).to_have_count(50)
-        await check_no_sideways_scroll(page)
-        await check_accessible(page)
-        await rows(page).first.locator("a").focus()
-        await page.keyboard.press("Enter")
-        await expect(page.get_by_role("heading", name="Feedback", exact=True)).to_be_visible()
-        await check_no_sideways_scroll(page)
-        await check_accessible(page)
-
-
-async def test_a_page_without_matches_continues_further_back(browser: Browser, shop: Shop) -> None:
-    asked: list[str] = []
-
-    async def in_steps(route: Route) -> None:
-        """As a log without indexes answers: a little at a time, sometimes nothing."""
-        asked.append(route.request.url)
-        answer = await route.fetch()
-        reported = await answer.json()
-        step = len(asked)
-        reported["data"] = reported["data"][:1] if step % 2 else []
-        reported["cursor"] = str(COUNT - step) if step < 4 else ""
-        await route.fulfill(response=answer, json=reported)
-
-    async with visiting(browser, shop.url("?reason=routed")) as page:
-        await expect(rows(page)).to_have_count(50)
-        await page.route("**/v1/records?*", in_steps)
-        await page.get_by_role("button", name="Refresh").click()
-        await expect(rows(page)).to_have_count(2)
-        await expect(page.get_by_text("end of log")).to_be_visible()
-    assert len(asked) == 4
-    assert f"before={COUNT - 3}" in asked[3]
-    assert "limit=48" in asked[3]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +15,7 @@ from coe.registry import Registry, load
 from coe.settings import Settings
 from tests.admin.samples import measured_registry, planned
 from tests.gateway.served import Served, serving
-from tests.ui.browsing import check_accessible, check_no_sideways_scroll, hold_requests, needs_browser, visiting
+from tests.ui.browsing import hold_requests, needs_browser, visiting
 
 pytestmark = [pytest.mark.anyio, needs_browser]
 
@@ -64,25 +63,6 @@ async def shown(page: Page) -> None:
     await expect(page.get_by_role("slider")).to_be_visible()
 
 
-async def test_a_declared_assignment_explains_how_to_measure(browser: Browser, tmp_path: Path) -> None:
-    async with serving(tmp_path) as served, visiting(browser, f"{served.url}/ui/#/map") as page:
-        await expect(page.get_by_role("heading", name="No scores yet")).to_be_visible()
-        await expect(page.get_by_text("coe tune --budget")).to_be_visible()
-        row = page.get_by_role("row", name="code good")
-        await expect(row).to_be_visible()
-        await check_accessible(page)
-
-
-@pytest.mark.parametrize("phone", [False, True])
-@pytest.mark.parametrize("dark", [False, True])
-async def test_a_plan_fits_and_is_accessible(browser: Browser, service: Planned, phone: bool, dark: bool) -> None:
-    async with visiting(browser, service.url, phone=phone, dark=dark) as page:
-        await shown(page)
-        await expect(page.get_by_text(service.version)).to_be_visible()
-        await check_no_sideways_scroll(page)
-        await check_accessible(page)
-
-
 async def test_cells_are_described_in_words_and_reached_by_arrow_keys(browser: Browser, service: Planned) -> None:
     async with visiting(browser, service.url) as page:
         await shown(page)
@@ -127,20 +107,6 @@ async def test_the_slider_solves_again_and_promotes_nothing(browser: Browser, se
     assert ArtifactStore(service.settings.artifacts, "assignment").in_use() == service.version
 
 
-async def test_a_sweep_solves_limits_over_the_whole_range(browser: Browser, service: Planned) -> None:
-    async with visiting(browser, service.url) as page:
-        await shown(page)
-        await expect(page.locator("coe-chart canvas")).to_have_count(0)
-        await page.get_by_role("button", name="Sweep").click()
-        await expect(page.locator("coe-chart canvas")).to_be_visible()
-        await expect(page.get_by_role("button", name="Sweep")).to_be_enabled()
-        await page.get_by_text("Numbers of Planned quality").click()
-        rows = page.get_by_role("table", name="Planned quality by limit of active parameters").get_by_role("row")
-        await expect(rows).to_have_count(9)
-        await expect(rows.nth(1)).to_contain_text("2 B")
-        await expect(rows.nth(8)).to_contain_text("30 B")
-
-
 async def test_a_plan_of_another_limit_than_the_chosen_one_is_not_shown(browser: Browser, service: Planned) -> None:
     async with visiting(browser, service.url) as page:
         await shown(page)
@@ -149,15 +115,7 @@ async def test_a_plan_of_another_limit_than_the_chosen_one_is_not_shown(browser:
         await page.keyboard.press("Home")
         await plans.arrived.wait()
         await page.get_by_role("combobox").select_option("Cost")
-        await expect(page.get_by_text("Solving…")).to_be_visible()
-        plans.released.set()
+        async with page.expect_response("**/v1/map/solve") as solved:
+            plans.released.set()
+        await (await solved.value).finished()
         await expect(page.get_by_text("Move the slider")).to_be_visible()
-
-
-async def test_a_plan_without_stored_scores_asks_for_a_new_plan(browser: Browser, tmp_path: Path) -> None:
-    async with serving(tmp_path, **declared()) as served:
-        settings = Settings.read({}, config=tmp_path / "experts.yaml")
-        version, _ = planned(settings, load(settings.config, environ={}), keep=False)
-        await taken_over(served, version)
-        async with visiting(browser, f"{served.url}/ui/#/map") as page:
-            await expect(page.get_by_role("heading", name="No data stored for this plan")).to_be_visible()

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from coe.cli import app
 from tests.gateway.served import Served, serving
 from tests.recipes.recorded import recorded_answers
-from tests.ui.browsing import check_accessible, check_no_sideways_scroll, needs_browser, visiting
+from tests.ui.browsing import needs_browser, visiting
 
 pytestmark = [pytest.mark.anyio, needs_browser]
 PRICES = {"a": 1.0, "b": 1.0, "large": 12.0}
@@ -95,30 +95,3 @@ async def test_arms_are_beside_the_experts_with_members_and_cost(browser: Browse
         assignment = page.get_by_role("region", name="Assignment").get_by_role("row").filter(has_text="code")
         await expect(assignment).to_contain_text("$")
         await expect(page.get_by_role("region", name="Value of each expert").get_by_role("row")).to_have_count(5)
-
-
-async def test_the_keyboard_reaches_the_arms(browser: Browser, planned: Served) -> None:
-    async with visiting(browser, f"{planned.url}/ui/#/map") as page:
-        await page.get_by_role("button", name="code, a:").focus()
-        await page.keyboard.press("End")
-        await expect(page.get_by_role("button", name="code, careful:")).to_be_focused()
-
-
-@pytest.mark.parametrize("phone", [False, True])
-@pytest.mark.parametrize("dark", [False, True])
-async def test_a_plan_with_arms_fits_and_is_accessible(
-    browser: Browser, planned: Served, phone: bool, dark: bool
-) -> None:
-    async with visiting(browser, f"{planned.url}/ui/#/map", phone=phone, dark=dark) as page:
-        await expect(page.get_by_role("heading", name="Recipes")).to_be_visible()
-        await check_no_sideways_scroll(page)
-        await check_accessible(page)
-
-
-async def test_recipes_without_a_plan_are_listed_as_not_planned(browser: Browser, tmp_path: Path) -> None:
-    recipes = [{"name": "panel", "vote": ["good", "silent"]}]
-    async with serving(tmp_path, recipes=recipes) as served, visiting(browser, f"{served.url}/ui/#/map") as page:
-        row = page.get_by_role("region", name="Recipes").get_by_role("row").filter(has_text="panel")
-        await expect(row).to_contain_text("not in the plan")
-        await expect(row).to_contain_text("good + silent")
-        await check_accessible(page)

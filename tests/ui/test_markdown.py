@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import gzip
 import re
 
 import pytest
 from playwright.async_api import Browser, Page, expect
 
-from gateway.ui import ASSETS, POLICY
 from tests.ui.browsing import TIMEOUT_MS, check_no_sideways_scroll, needs_browser, visiting
 from tests.ui.playground import Playground, answers, send_prompt, wait_until_answered
 
@@ -148,44 +146,6 @@ MANY = {
 }
 
 
-async def test_delimiters_are_searched_within_a_budget_for_each_block(browser: Browser, playground: Playground) -> None:
-    async with visiting(browser, playground.url) as page:
-        shown = page.locator("coe-markdown").last
-        for text in MANY.values():
-            assert EMPHASIS in await shown_in_a_new_element(page, text)
-            assert await shown.locator("li, blockquote p, td").count() == 8
-            assert await shown.locator("code, em, strong").count() == 0
-        await shown_in_a_new_element(page, "- *a* and **b** of `c`\n" * 500)
-        assert await shown.locator("code").count() == 500
-
-
-async def test_paragraphs_are_split_without_a_search_of_all_that_follows(
-    browser: Browser, playground: Playground
-) -> None:
-    async with visiting(browser, playground.url) as page:
-        blocks, longest = await page.evaluate("""async () => {
-          const { split } = await import("./markdown/blocks.js");
-          const { search } = String.prototype;
-          let longest = 0;
-          String.prototype.search = function (pattern) {
-            longest = Math.max(longest, this.length);
-            return search.call(this, pattern);
-          };
-          return [split("a\\n\\n".repeat(5_000)).blocks.length, longest];
-        }""")
-        assert blocks == 5_000
-        assert 0 < longest <= 2_000
-
-
-async def test_code_that_may_take_long_is_not_highlighted(browser: Browser, playground: Playground) -> None:
-    async with visiting(browser, playground.url) as page:
-        code = page.locator("coe-markdown").last.locator(".fenced code")
-        for text in ("a" * 300, "a_" * 200, "x " * 5_000, "\n" * 300 + "x"):
-            await shown_in_a_new_element(page, f"```c\nint x; {text}\n```\n\n```c\nint x;\n```")
-            assert await code.nth(0).text_content() == f"int x; {text}"
-            assert [await code.nth(place).locator("[class^=hljs]").count() > 0 for place in (0, 1)] == [False, True]
-
-
 async def test_finished_blocks_are_rendered_once_while_an_answer_streams(
     browser: Browser, playground: Playground
 ) -> None:
@@ -225,9 +185,3 @@ async def test_the_text_is_plain_where_the_renderer_cannot_be_loaded(browser: Br
     await send_prompt(page, "# code <b>")
     await expect(answers(page).locator("coe-markdown > .text")).to_have_text("# code <b>")
     await context.close()
-
-
-def test_the_renderer_is_small_and_the_policy_knows_no_second_name() -> None:
-    files = [ASSETS / "vendor" / f"{name}.js" for name in ("marked", "highlight", "temml")]
-    assert sum(len(gzip.compress(path.read_bytes())) for path in files) <= 180 * 1024
-    assert POLICY.endswith("require-trusted-types-for 'script'; trusted-types lit-html")

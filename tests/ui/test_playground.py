@@ -9,7 +9,7 @@ from playwright.async_api import Browser, expect
 
 from coe.records import open_log_and_feedback
 from tests.gateway.served import SQLITE
-from tests.ui.browsing import check_accessible, check_no_sideways_scroll, needs_browser, visiting
+from tests.ui.browsing import needs_browser, visiting
 from tests.ui.playground import (
     MODELS,
     Playground,
@@ -17,7 +17,6 @@ from tests.ui.playground import (
     choose,
     send_prompt,
     wait_until_answered,
-    wait_until_complete,
 )
 
 pytestmark = [pytest.mark.anyio, needs_browser]
@@ -97,34 +96,6 @@ async def test_settings_go_with_each_request_and_the_conversation_too(browser: B
     assert (record.session or "").startswith("playground-")
 
 
-async def test_a_reload_keeps_conversation_settings_and_draft_and_a_new_one_begins_on_demand(
-    browser: Browser, playground: Playground
-) -> None:
-    async with visiting(browser, playground.url) as page:
-        await choose(page, "painter")
-        await send_prompt(page, "keep me")
-        await expect(page.get_by_role("link", name="Open record")).to_be_visible()
-        await page.get_by_label("Your message").fill("half a thought")
-        await page.reload()
-        await expect(answers(page)).to_contain_text("keep me")
-        await expect(page.get_by_label("Model")).to_have_value("painter")
-        await expect(page.get_by_label("Your message")).to_have_value("half a thought")
-        await expect(page.get_by_text("painter was pinned")).to_be_visible()
-        await page.get_by_role("button", name="New conversation").click()
-        await expect(answers(page)).to_have_count(0)
-        await page.reload()
-        await expect(page.get_by_role("button", name="Write a haiku about rain")).to_be_visible()
-        assert await page.evaluate("document.body.innerText.includes('keep me')") is False
-
-
-async def test_the_rule_that_chose_the_expert_is_named(browser: Browser, playground: Playground) -> None:
-    async with visiting(browser, playground.url) as page:
-        await page.get_by_text("More", exact=True).click()
-        await page.get_by_label("System prompt").fill("you are a poet")
-        await send_prompt(page, "code")
-        await expect(page.get_by_text("The rule names painter (code")).to_contain_text("; rule poets")
-
-
 async def test_thumbs_are_stored(browser: Browser, playground: Playground) -> None:
     async with visiting(browser, playground.url) as page:
         await send_prompt(page, "code")
@@ -137,24 +108,3 @@ async def test_thumbs_are_stored(browser: Browser, playground: Playground) -> No
     said = await log.for_request(request_id, keys=(None,))
     await log.aclose()
     assert [(event.kind, event.value) for event in said] == [("thumb", 1)]
-
-
-@pytest.mark.parametrize("phone", [False, True])
-@pytest.mark.parametrize("dark", [False, True])
-async def test_it_fits_and_is_accessible(browser: Browser, playground: Playground, phone: bool, dark: bool) -> None:
-    async with visiting(browser, playground.url, phone=phone, dark=dark) as page:
-        await expect(page.get_by_text("Send a message.")).to_be_visible()
-        await check_accessible(page)
-        await send_prompt(page, "code:\n```python\nprint(1)\n```")
-        await wait_until_complete(page)
-        await expect(answers(page)).to_contain_text("2 + 4 tokens")
-        if phone:
-            await answers(page).get_by_text("Why?").click()
-        await expect(page.get_by_role("link", name="Open record")).to_be_visible()
-        await check_no_sideways_scroll(page)
-        await check_accessible(page)
-        await choose(page, "coder", "painter")
-        await send_prompt(page, "art")
-        await wait_until_complete(page)
-        await check_no_sideways_scroll(page)
-        await check_accessible(page)

@@ -9,9 +9,9 @@ import pytest
 from playwright.async_api import Browser, Locator, Page, expect
 
 from tests.gateway.served import Served, serving
-from tests.ui.browsing import check_accessible, check_no_sideways_scroll, needs_browser, visiting
+from tests.ui.browsing import needs_browser, visiting
 from tests.ui.echo_server import EchoServer
-from tests.ui.playground import answers, choose, send_prompt, wait_until_answered, wait_until_complete
+from tests.ui.playground import answers, choose, send_prompt, wait_until_answered
 
 pytestmark = [pytest.mark.anyio, needs_browser]
 RECIPES = [
@@ -67,16 +67,6 @@ async def test_a_recipe_is_shown_beside_its_members_with_tokens_cost_time_and_wh
             assert (await one.locator("td").nth(5).inner_text()).endswith("s")
 
 
-async def test_the_panel_shows_the_calls_of_a_recipe(browser: Browser, served: Served) -> None:
-    async with visiting(browser, url(served)) as page:
-        await choose(page, "careful")
-        await send_prompt(page, "7")
-        await expect(page.get_by_role("article", name="Answer of careful, by coder")).to_contain_text("7")
-        calls = page.get_by_role("complementary", name="Why").get_by_role("region", name="Calls of the recipe")
-        await expect(calls.locator("tbody th")).to_have_text(["coder (returned)", "broken", "painter"])
-        await expect(calls).to_contain_text("server_error")
-
-
 async def test_a_member_that_fails_is_shown_and_the_conversation_goes_on_in_each_lane(
     browser: Browser, served: Served
 ) -> None:
@@ -108,28 +98,3 @@ async def test_only_a_recipe_can_be_compared_with_its_members(browser: Browser, 
         await wait_until_answered(page)
         await expect(answers(page)).to_have_count(1)
         await expect(page.locator(".comparison")).to_have_count(0)
-
-
-@pytest.mark.parametrize("phone", [False, True])
-@pytest.mark.parametrize("dark", [False, True])
-async def test_a_comparison_fits_and_is_accessible(browser: Browser, served: Served, phone: bool, dark: bool) -> None:
-    async with visiting(browser, url(served), phone=phone, dark=dark) as page:
-        await choose(page, "careful", MEMBERS)
-        await send_prompt(page, "7")
-        await wait_until_complete(page)
-        await expect(row(page, "careful")).to_contain_text("All steps were called.")
-        await check_no_sideways_scroll(page)
-        await check_accessible(page)
-
-
-async def test_a_comparison_is_reached_by_the_keyboard(browser: Browser, served: Served) -> None:
-    async with visiting(browser, url(served)) as page:
-        model = page.get_by_label("Model")
-        await model.focus()
-        while await model.input_value() != "panel":  # a typed name is found only by a visitor who types without a pause
-            await page.keyboard.press("ArrowDown")
-        await page.keyboard.press("Tab")
-        await page.keyboard.press("ArrowDown")
-        await expect(page.get_by_label("Compare with")).to_have_value(MEMBERS)
-        await send_prompt(page, "7")
-        await expect(page.get_by_role("region", name="panel and its members")).to_be_visible()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from playwright.async_api import Browser, Route, expect
+from playwright.async_api import Browser, expect
 
 from tests.access.samples import key_of
 from tests.gateway.served import serving
@@ -35,46 +35,6 @@ async def test_an_answer_is_stopped_and_retried(browser: Browser, playground: Pl
         await page.get_by_role("button", name="Stop").click()
         await expect(page.get_by_role("link", name="Open record")).to_be_visible()
         await expect(answers(page)).to_have_count(1)
-
-
-async def test_an_answer_that_is_stopped_before_its_response_begins_is_explained_without_a_record(
-    browser: Browser, playground: Playground
-) -> None:
-    async with visiting(browser, playground.url) as page:
-        await choose(page, "silent")
-        await send_prompt(page, "hello")
-        await expect(page.get_by_text("Known when the answer is complete.")).to_be_visible()
-        await page.get_by_role("button", name="Stop").click()
-        await expect(answers(page)).to_contain_text("Stopped.")
-        await expect(page.get_by_text("the request ended before its response began")).to_be_visible()
-        await expect(page.get_by_role("link", name="Open record")).to_have_count(0)
-
-
-async def test_a_record_that_the_log_has_late_is_loaded(browser: Browser, playground: Playground) -> None:
-    late = [True, True]
-
-    async def serve(route: Route) -> None:
-        if late:
-            late.pop()
-            await route.fulfill(status=404, json={"error": {"message": "no such request"}})
-        else:
-            await route.continue_()
-
-    async with visiting(browser, playground.url) as page:
-        await page.route("**/v1/records/*", serve)
-        await send_prompt(page, "code")
-        await expect(page.get_by_role("link", name="Open record")).to_be_visible()
-    assert not late
-
-
-async def test_a_record_that_the_log_never_has_is_reported(browser: Browser, playground: Playground) -> None:
-    async def serve(route: Route) -> None:
-        await route.fulfill(status=404, json={"error": {"message": "no such request"}})
-
-    async with visiting(browser, playground.url) as page:
-        await page.route("**/v1/records/*", serve)
-        await send_prompt(page, "code")
-        await expect(page.get_by_text("the record could not be loaded (no such request)")).to_be_visible()
 
 
 @pytest.mark.parametrize(
@@ -125,17 +85,6 @@ async def test_the_conversation_survives_a_kill_and_restart_of_the_gateway(brows
         await page.reload()
         await expect(answers(page)).to_have_count(2)
     assert [one["content"] for one in playground.echo.seen[-1]["messages"]] == ["code one", "code one", "code two"]
-
-
-async def test_the_oldest_turns_of_a_large_conversation_are_dropped(browser: Browser, playground: Playground) -> None:
-    async with visiting(browser, playground.url) as page:
-        for number in range(4):
-            await send_prompt(page, f"{number} code " + "y" * 180_000)
-            await expect(answers(page)).to_have_count(number + 1)
-            await wait_until_answered(page)
-        await page.reload()
-        await expect(answers(page)).to_have_count(2)
-        await expect(answers(page).last).to_contain_text("3 code")
 
 
 async def test_a_key_without_the_chat_scope_is_explained_and_forgetting_it_forgets_the_conversation(

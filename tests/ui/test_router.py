@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import orjson
@@ -95,15 +94,6 @@ async def move(page: Page, button: str, why: str) -> None:
     await page.keyboard.press("Enter")
 
 
-async def test_before_training_it_explains_how_to_make_each_kind(browser: Browser, tmp_path: Path) -> None:
-    async with serving(tmp_path) as served, visiting(browser, f"{served.url}/ui/#/router") as page:
-        await expect(page.get_by_text("None yet; run coe train.")).to_be_visible()
-        await page.get_by_role("link", name="Assignment").click()
-        await expect(page.get_by_text("None yet; run coe plan.")).to_be_visible()
-        await expect(page.get_by_role("alert")).to_contain_text("no router is trained yet")
-        await check_accessible(page)
-
-
 @pytest.mark.parametrize("phone", [False, True])
 @pytest.mark.parametrize("dark", [False, True])
 async def test_two_versions_side_by_side_fit_and_are_accessible(
@@ -142,22 +132,6 @@ async def test_a_version_is_promoted_with_a_reason_and_rolled_back(browser: Brow
         await move(page, f"Roll back to {was}", "it was worse")
         await expect(page.get_by_text(f"Router in use: {was}. The gateway serves it.")).to_be_visible()
         assert shop.store.history()[-1].by == "rollback"
-
-
-async def test_a_version_that_does_not_fit_is_refused_in_the_dialog(browser: Browser, shop: Shop) -> None:
-    was = shop.store.in_use()
-    async with visiting(browser, shop.url()) as page:
-        await move(page, f"Promote {shop.foreign}", "a try")
-        alert = page.get_by_role("dialog").get_by_role("alert")
-        await expect(alert).to_contain_text("knows none of the categories in experts.yaml")
-        await check_accessible(page)
-    assert shop.store.in_use() == was
-
-
-async def test_a_gate_without_a_document_store_is_shown_as_unused(browser: Browser, shop: Shop) -> None:
-    async with visiting(browser, shop.url("/gate")) as page:
-        card = page.get_by_role("region", name="Gate", exact=True)
-        await expect(card).to_contain_text("Unused: no document store is declared")
 
 
 @pytest.fixture

@@ -22,8 +22,8 @@ _SAFE = re.compile(r"[\w@.:/+~ -]{1,1000}")
 
 def installed_engines() -> list[str]:
     """Return the runtimes whose command is on this machine."""
-    from coe.fleet.engines.catalog import ENGINES  # for this verb alone
-    from coe.fleet.engines.engine import locate_command
+    from coe.fleet.engines.engine import locate_command  # for this verb alone
+    from coe.fleet.planning import ENGINES
 
     folder = Path(sys.executable).parent
     return [name for name, engine in ENGINES.items() if locate_command(engine.command, folder) is not None]
@@ -52,7 +52,7 @@ def served(model: str, installed: Collection[str], *, folder: Path) -> Candidate
     Files are relative to the working folder, and are written relative to `folder`, that of experts.yaml. Raises
     ConfigError with the remedy where no engine for it is installed, or the file cannot be served.
     """
-    from coe.fleet.engines.catalog import ENGINES
+    from coe.fleet.planning import ENGINES
 
     if not _SAFE.fullmatch(model):
         raise ConfigError("--serve: name a GGUF file, a folder, or a hub model OWNER/NAME; no quotes and no `$`")
@@ -71,7 +71,7 @@ def served(model: str, installed: Collection[str], *, folder: Path) -> Candidate
             f"{ENGINES[first].install}, and run `coe init` again. Nothing was written"
         )
     expert = ExpertSpec(name="served", model=written, runtime=runtime)
-    for _, what in ENGINES[runtime].problems(expert, {}, base_folder=folder):
+    for _, what in ENGINES[runtime].problems(expert, folder):
         raise ConfigError(f"--serve {model}: {what}. Nothing was written")
     return Candidate(Source(runtime, (), "engine", runtime=runtime), "", ListedModel(written), None)
 

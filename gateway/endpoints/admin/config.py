@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import difflib
 import re
-from collections.abc import Iterator
-from typing import Annotated
+from collections.abc import Callable, Iterator, Sequence
+from typing import Annotated, Any, TypeVar
 
 from pydantic import Field
 from starlette.requests import Request
@@ -21,10 +22,9 @@ from coe.experts import endpoints_of
 from coe.fleet.planning import find_problems
 from coe.registry import Registry, load_text, yaml_source
 from coe.registry.hints import without_values
-from gateway.endpoints.admin.serial import Serial, parsed_problems
 from gateway.endpoints.handler import NO_STORE, json_of, json_response
-from gateway.parts import Parts
 from gateway.request.body import RequestModel
+from gateway.services import Services
 
 MAX_TEXT_BYTES = 128 * 1024
 """The check of a larger file would delay requests."""
@@ -33,6 +33,8 @@ MAX_BODY_BYTES = 7 * MAX_TEXT_BYTES
 MAX_DIFF_CHARACTERS = 64 * 1024
 _API_KEY = re.compile(r"(\bapi_key[\"']?\s*:\s*[\"']?)(?!\$\{|os\.environ/)[^\s\"',}#]+")
 """A literal `api_key`. Other secrets are shown as they are written."""
+_PROBLEM = re.compile(r"(?s)([^\n]*?):(\d+): (.*)")
+T = TypeVar("T")
 
 
 class ConfigText(RequestModel):
@@ -44,26 +46,30 @@ class ConfigText(RequestModel):
 class Config:
     """Reads and parses the file for one request at a time, in a thread."""
 
-    def __init__(self, parts: Parts) -> None:
-        self._current, self._settings, self._reload = parts.current, parts.settings, parts.reload
-        self._serial = Serial()
+    def __init__(self, services: Services) -> None:
+        self._services, self._settings, self._reload = services, services.settings, services.reload
+        self._running = asyncio.Lock()
 
     async def get(self, _: Request) -> Response:
         """Read experts.yaml. The `api_key` of an expert is hidden."""
-        content = await self._serial.run(self._content)
+        content = await self._in_thread(self._content)
         body = {
             "object": "config",
             "file": self._settings.config.name,
             "text": shown_text(content),
             "in_force": self._reload is None or self._reload.serves(content),
-            "reload_error": self._current.reload_error,
+            "reload_error": self._services.reload_error,
         }
         return json_response(body, headers=NO_STORE)
 
     async def check(self, request: Request) -> Response:
         """Check a text of experts.yaml as `coe check` and a reload do; nothing is written."""
         body = await json_of(request, ConfigText, limit=MAX_BODY_BYTES)
-        return json_response({"object": "config.check", **await self._serial.run(self._checked, body.text)})
+        return json_response({"object": "config.check", **await self._in_thread(self._checked, body.text)})
+
+    async def _in_thread(self, work: Callable[..., T], *arguments: str) -> T:
+        async with self._running:
+            return await asyncio.to_thread(work, *arguments)
 
     def _content(self) -> bytes:
         """The file's content. Raises ConfigRefused."""
@@ -117,6 +123,17 @@ class Config:
             endpoints_of(spec, served)
         if self._reload is not None:
             self._reload.check(registry)
+
+
+def parsed_problems(found: Sequence[str]) -> list[dict[str, Any]]:
+    """The services of each `file:line: message`; `where` is the file."""
+    matches = [(_PROBLEM.fullmatch(problem), problem) for problem in found]
+    return [
+        {"where": match[1], "line": int(match[2]), "message": match[3]}
+        if match
+        else {"where": "", "line": None, "message": problem}
+        for match, problem in matches
+    ]
 
 
 def shown_text(content: bytes) -> str:

@@ -1,160 +1,174 @@
-"""Current numbers of the gateway: `GET /v1/stats` and `/v1/stats/stream`.
+"""`GET /v1/stats`: the current numbers of the gateway, summed over all workers.
 
-Numbers are summed over all workers. The stream sends them as server-sent events, and a client cannot hold it open by
-not reading.
+Counters run since the start of the gateway; compare two snapshots for a rate. `GET /v1/experts` shows those of experts.
 """
 
 from __future__ import annotations
 
-import asyncio
-import math
 import socket
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
-from typing import Annotated
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import orjson
-from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
 
-from coe.errors import Draining, Overloaded
-from coe.experts.http.sse import EVENT_STREAM
-from gateway.endpoints.admin.counts import Counts, stats_of
-from gateway.endpoints.handler import json_response, query_of
-from gateway.parts import Parts
-from gateway.request.body import RequestModel
+from coe.registry import Registry
+from gateway.endpoints.admin.reports import SharedResult
+from gateway.endpoints.handler import json_response
+from gateway.observability.metrics import MetricFamily
+from gateway.observability.state_metrics import ARTIFACT_INFO, BREAKER_STATES, CHANGING, TIER_VALUES
+from gateway.services import Services
 
-SEND_SECONDS = 10.0
-"""Time limit for a client to read an event; after it the stream ends."""
-MAX_LISTENERS = 64
-"""Open streams of one process."""
-MAX_INTERVAL_SECONDS, MAX_EVENTS = 60, 100_000
-_MAX_SLEEP_SECONDS = 1.0
-"""A stream ends at most this long after the process begins to drain."""
-_RETRY_AFTER = 5.0
-
-
-class EventStream(Response):
-    """Sends each of `events`, the data of one line each, until they end, the client disconnects or it stops reading;
-    then it calls `on_close`."""
-
-    def __init__(self, events: AsyncGenerator[bytes, None], *, on_close: Callable[[], None]) -> None:
-        super().__init__(media_type=EVENT_STREAM, headers={"cache-control": "no-cache"})
-        del self.headers["content-length"]
-        self._events = events
-        self._on_close = on_close
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        sending, disconnect = asyncio.create_task(self._send_all(send)), asyncio.create_task(_disconnected(receive))
-        try:
-            await asyncio.wait((sending, disconnect), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            disconnect.cancel()
-            sending.cancel()
-            await asyncio.gather(disconnect, sending, return_exceptions=True)
-            self._on_close()
-        if not sending.cancelled():
-            sending.result()
-
-    async def _send_all(self, send: Send) -> None:
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        try:
-            async with aclosing(self._events) as events:
-                async for event in events:
-                    async with asyncio.timeout(SEND_SECONDS):
-                        await send(_body(b"data: %b\n\n" % event, more=True))
-            await send(_body(b"", more=False))
-        except TimeoutError:
-            return
+_STATES = {number: word for word, number in BREAKER_STATES.items()}
+_TIERS = {number: word for word, number in TIER_VALUES.items()} | {CHANGING: "switching"}
+_NOT_FAILURES = ("ok", "aborted")
+"""Outcomes of requests that were answered, or that the client cancelled."""
+_WARNINGS = {
+    "reload_failed": "coe_reload_failed",
+    "log_failing": "coe_log_failing",
+    "limits_degraded": "coe_limits_degraded",
+    "issued_keys_degraded": "coe_issued_keys_degraded",
+    "artifacts_behind": "coe_artifacts_behind",
+}
 
 
-def _body(data: bytes, *, more: bool) -> dict[str, object]:
-    return {"type": "http.response.body", "body": data, "more_body": more}
+class Counts:
+    """Metric families by name, summed over all workers. A missing family counts as empty."""
+
+    def __init__(self, families: Mapping[str, MetricFamily]) -> None:
+        self._families = families
+
+    def cells(self, name: str) -> Iterable[tuple[tuple[str, ...], list[float]]]:
+        return self._families[name].cells.items() if name in self._families else ()
+
+    def total(self, name: str) -> float:
+        return sum(cell[0] for _, cell in self.cells(name))
+
+    def by_label(self, name: str, position: int = 0) -> dict[str, float]:
+        """Sums by the label at `position`."""
+        found: dict[str, float] = {}
+        for labels, cell in self.cells(name):
+            found[labels[position]] = found.get(labels[position], 0) + cell[0]
+        return found
+
+    def by_two_labels(self, name: str, outer: int, inner: int) -> dict[str, dict[str, float]]:
+        """Sums by the labels at `outer` and `inner`."""
+        found: dict[str, dict[str, float]] = {}
+        for labels, cell in self.cells(name):
+            row = found.setdefault(labels[outer], {})
+            row[labels[inner]] = row.get(labels[inner], 0) + cell[0]
+        return found
+
+    def bounds(self, name: str) -> tuple[float, ...]:
+        return self._families[name].bounds if name in self._families else ()
+
+    def buckets(self, name: str, labels: tuple[str, ...]) -> list[int]:
+        """Observations in each bucket of a histogram; the last bucket is for values above all bounds."""
+        family = self._families.get(name)
+        if family is None:
+            return []
+        empty = [0.0] * (len(family.bounds) + 2)
+        return [int(count) for count in family.cells.get(labels, empty)[:-1]]
 
 
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+def stats_of(counts: Counts, registry: Registry) -> dict[str, Any]:
+    """The counts, gauges and histograms of `/v1/stats`."""
+    name = "coe_requests_total"
+    reasons, flows = counts.by_label(name, 4), counts.by_two_labels(name, 1, 2)
+    reasons.pop("", None)
+    flows.pop("", None)  # requests that ended before they were routed
+    memory, cpu = counts.by_label("process_resident_memory_bytes"), counts.by_label("process_cpu_seconds_total")
+    started = counts.by_label("process_start_time_seconds")
+    return {
+        "categories": list(registry.category_names),
+        "requests": {
+            "total": int(counts.total(name)),
+            "apis": _integers(counts.by_label(name, 0)),
+            "outcomes": _integers(counts.by_label(name, 3)),
+            "reasons": _integers(reasons),
+            "flows": {category: _integers(experts) for category, experts in flows.items()},
+        },
+        "in_flight": int(counts.total("coe_requests_in_flight")),
+        "queued": int(counts.total("coe_queue_length")),
+        "routing": _histogram(counts, "coe_routing_seconds"),
+        "request": _histogram(counts, "coe_request_seconds"),
+        "first_byte_bounds": counts.bounds("coe_first_byte_seconds"),
+        "experts": [{"id": name, **expert} for name, expert in expert_stats(counts, registry).items()],
+        "retrieval": _integers(counts.by_label("coe_retrieval_total")),
+        "feedback": _integers(counts.by_label("coe_feedback_total")),
+        "log": {
+            "backlog": int(counts.total("coe_log_backlog")),
+            "dropped": int(counts.total("coe_log_dropped")),
+        },
+        "warnings": [warning for warning, name in _WARNINGS.items() if counts.total(name)],
+        "serving": [
+            {"router": router, "config": config} for (router, config), _ in counts.cells("coe_router_info")
+        ],
+        "artifacts": {  # workers that serve each version; an empty one means none
+            kind: _integers(versions) for kind, versions in counts.by_two_labels(ARTIFACT_INFO, 0, 1).items()
+        },
+        "workers": [
+            {"worker": int(worker), "memory_bytes": int(used), "cpu_seconds": cpu[worker], "started": started[worker]}
+            for worker, used in sorted(memory.items(), key=lambda item: int(item[0]))
+        ],
+    }  # fmt: skip
 
 
-class SharedSnapshot:
-    """A snapshot that `take` makes, shared by all who wait for it at the same time; made only on demand."""
+def expert_stats(counts: Counts, registry: Registry) -> dict[str, dict[str, Any]]:
+    """Return requests by outcome, tokens, cost and state of each expert."""
+    outcomes = counts.by_two_labels("coe_requests_total", 2, 3)
+    replicas = counts.by_two_labels("coe_breaker_state", 0, 1)
+    tokens = counts.by_two_labels("coe_tokens_total", 0, 1)
+    fallbacks, cost = counts.by_label("coe_fallbacks_total"), counts.by_label("coe_cost_dollars_total")
+    in_flight, tiers = counts.by_label("coe_expert_in_flight"), counts.by_label("coe_expert_tier")
+    waiting, switches = counts.by_label("coe_expert_waiting"), counts.by_label("coe_expert_switches")
+    found = {}
+    for name in registry.expert_names:
+        found[name] = {
+            "outcomes": _integers(outcomes.get(name, {})),
+            "fallbacks": int(fallbacks.get(name, 0)),
+            "in_flight": int(in_flight.get(name, 0)),
+            "replicas": {address: _STATES[int(state)] for address, state in replicas.get(name, {}).items()},
+            "first_byte": counts.buckets("coe_first_byte_seconds", (name,)),
+            "tokens": _integers(tokens.get(name, {})),
+            "cost": round(cost.get(name, 0.0), 6),
+        }
+        if name in tiers:
+            found[name] |= {
+                "tier": _TIERS[int(tiers[name])],
+                "waiting": int(waiting[name]),
+                "switches": int(switches[name]),
+            }
+    return found
 
-    def __init__(self, take: Callable[[], Awaitable[bytes]]) -> None:
-        self._take = take
-        self._latest = b""
-        self._taken_at = -math.inf
-        self._taking: asyncio.Task[None] | None = None
 
-    async def since(self, due: float) -> bytes:
-        """A snapshot taken at `due`, by the event loop's clock, or later. Raises what `take` raises."""
-        while self._taken_at < due:
-            if self._taking is None:
-                self._taking = asyncio.create_task(self._refresh(), name="coe-stats")
-            await asyncio.shield(self._taking)  # a client that disconnects must not cancel it for others
-        return self._latest
-
-    async def _refresh(self) -> None:
-        began = asyncio.get_running_loop().time()
-        try:
-            self._latest = await self._take()
-            self._taken_at = began
-        finally:
-            self._taking = None
+def failed(outcomes: Mapping[str, int]) -> int:
+    """The number of failures among `outcomes`."""
+    return sum(count for outcome, count in outcomes.items() if outcome not in _NOT_FAILURES)
 
 
-class StreamQuery(RequestModel):
-    """Interval and number of events; without a number the stream does not end."""
+def _histogram(counts: Counts, name: str) -> dict[str, Any]:
+    return {"bounds": counts.bounds(name), "counts": counts.buckets(name, ())}
 
-    interval: Annotated[int, Field(ge=1, le=MAX_INTERVAL_SECONDS)] = 1
-    events: Annotated[int, Field(ge=1, le=MAX_EVENTS)] | None = None
+
+def _integers(cells: Mapping[str, float]) -> dict[str, int]:
+    return {name: int(count) for name, count in cells.items()}
 
 
 class Stats:
-    """Every event is complete, so a missed one loses nothing; events of the same second share a snapshot."""
+    """The numbers; requests at the same time share a snapshot."""
 
-    def __init__(self, parts: Parts) -> None:
-        self._current = parts.current
-        self._metrics = parts.metrics
-        self._snapshot = SharedSnapshot(self._take)
-        self._listeners = 0
+    def __init__(self, services: Services) -> None:
+        self._services, self._metrics = services, services.metrics
+        self._snapshot = SharedResult(self._take, seconds=0)
 
     async def get(self, _: Request) -> Response:
         """Current numbers of the gateway, counted since its start."""
-        return json_response(await self._snapshot.since(asyncio.get_running_loop().time()))
-
-    async def stream(self, request: Request) -> Response:
-        """Sends a snapshot every `interval` seconds, until `events` were sent."""
-        query = query_of(request, StreamQuery)
-        if self._current.leaving:
-            raise Draining("this gateway is shutting down; send the request again", retry_after=_RETRY_AFTER)
-        if self._listeners >= MAX_LISTENERS:
-            why = f"{MAX_LISTENERS} other streams are open; request GET /v1/stats instead"
-            raise Overloaded(why, retry_after=_RETRY_AFTER)
-        self._listeners += 1
-        return EventStream(self._events(query), on_close=self._close)
-
-    def _close(self) -> None:
-        self._listeners -= 1
-
-    async def _events(self, query: StreamQuery) -> AsyncGenerator[bytes, None]:
-        """The first at once, then one at every full multiple of the interval."""
-        now, sent = asyncio.get_running_loop().time, 0
-        due = now()
-        while not self._current.leaving:
-            if (wait := due - now()) > 0:
-                await asyncio.sleep(min(wait, _MAX_SLEEP_SECONDS))
-                continue
-            yield await self._snapshot.since(due)
-            sent += 1
-            if sent == query.events:
-                return
-            due = (now() // query.interval + 1) * query.interval
+        return json_response(await self._snapshot.get())
 
     async def _take(self) -> bytes:
-        found = stats_of(Counts(await self._metrics.families()), self._current.serving.registry)
-        gateway = {"host": socket.gethostname(), "id": self._metrics.registry.gateway}
+        found = stats_of(Counts(await self._metrics.families()), self._services.snapshot.registry)
+        gateway = {"host": socket.gethostname(), "id": self._metrics.gateway}
         return orjson.dumps({"object": "stats", "time": time.time(), "gateway": gateway, **found})

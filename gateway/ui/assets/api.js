@@ -54,11 +54,6 @@ class Api extends EventTarget {
   async post(path, body = {}, options) {
     return (await this.fetch(path, { body, ...options })).json();
   }
-
-  /** The data of each event of a stream, as text, until it ends or `options.signal` aborts. */
-  async *events(path, options) {
-    yield* dataOf(await this.fetch(path, options));
-  }
 }
 
 /** The data of each server-sent event of a response, as text. */

@@ -1,9 +1,8 @@
-// Experts: state, declaration and numbers of each expert, and a checklist for adding one.
+// Experts: state, declaration and numbers of each expert.
 
-import { html, nothing } from "../vendor/lit-html.js";
+import { html } from "../vendor/lit-html.js";
 import { api, resource } from "../api.js";
 import { shown } from "../parts.js";
-import { openAdding } from "./experts/add.js";
 import { card } from "./experts/card.js";
 
 export const name = "experts";
@@ -11,22 +10,15 @@ export const title = "Experts";
 
 const POLL_MS = 5000;
 
-// "#/experts" lists all, "#/experts/NAME" scrolls to one and its failures, "#/experts?add" opens the checklist.
-export function open({ draw, path, query }) {
+// "#/experts" lists all, "#/experts/NAME" scrolls to one.
+export function open({ draw, path }) {
   const experts = resource(() => api.get("v1/experts"), draw);
-  const failures = new Map();
   let chosen = path[0];
   let scrolledTo = null;
-  let adding = query.has("add") ? openAdding(draw) : null;
   const refresh = () => document.hidden || experts.load();
   const timer = setInterval(refresh, POLL_MS);
   document.addEventListener("visibilitychange", refresh);
 
-  const ask = (id) => {
-    if (failures.has(id)) return;
-    failures.set(id, resource(() => api.get(`v1/experts/${encodeURIComponent(id)}/failures`), draw));
-    draw();
-  };
   const tests = new Map();
   const test = (id) => {
     tests.set(id, resource(() => api.post(`v1/experts/${encodeURIComponent(id)}/test`), draw));
@@ -42,31 +34,18 @@ export function open({ draw, path, query }) {
   const cards = ({ data }) => {
     queueMicrotask(scroll);
     return html`<div class="cards">
-      ${data.map((expert) => card(expert, { failures: failures.get(expert.id), ask: () => ask(expert.id), result: tests.get(expert.id), test: () => test(expert.id), chosen: expert.id === chosen }))}
+      ${data.map((expert) => card(expert, { result: tests.get(expert.id), test: () => test(expert.id), chosen: expert.id === chosen }))}
     </div>`;
   };
 
   return {
-    template: () => html`
-      <div class="row experts-head">
-        <h1>Experts</h1>
-        ${adding ? nothing : html`<a class="button" href="#/experts?add">Add an expert</a>`}
-      </div>
-      ${adding?.template() ?? nothing} ${shown(experts, cards)}
-    `,
-    moved({ path: [next], query }) {
+    template: () => html`<h1>Experts</h1>${shown(experts, cards)}`,
+    moved({ path: [next] }) {
       chosen = next;
-      if (query.has("add")) {
-        adding ??= openAdding(draw);
-      } else {
-        adding?.close();
-        adding = null;
-      }
     },
     close() {
       clearInterval(timer);
       document.removeEventListener("visibilitychange", refresh);
-      adding?.close();
     },
   };
 }

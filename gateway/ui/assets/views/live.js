@@ -5,9 +5,9 @@ import { chart } from "../charts.js";
 import { failure, figure, milliseconds, number, percent, bars } from "../parts.js";
 import { History } from "./live/history.js";
 import { flow, rates } from "./live/charts.js";
+import { Polling } from "./live/polling.js";
 import { openResidency } from "./live/residency.js";
 import { openSpend } from "./live/spend.js";
-import { Stream } from "./live/stream.js";
 import { difference, failures, margins, quantile, shares, sum, merged } from "./live/counters.js";
 import { expertTable, gatewayFacts, sharesOf } from "./live/tables.js";
 
@@ -39,7 +39,7 @@ export function open({ draw }) {
   const shown = { rates: null, flow: null, drawn: 0 };
   const spend = openSpend(draw);
   const residency = openResidency(draw);
-  const stream = new Stream({
+  const polling = new Polling({
     onSnapshot: (snapshot) => {
       history.add(snapshot);
       residency.update(snapshot);
@@ -48,7 +48,7 @@ export function open({ draw }) {
     },
     onChange: draw,
   });
-  const pause = () => stream.pause(!stream.paused);
+  const pause = () => polling.pause(!polling.paused);
   const onKey = (event) => {
     if (event.key !== " " || event.target.closest?.("button, a, input, select, textarea, summary, [tabindex='0']")) return;
     event.preventDefault();
@@ -65,18 +65,18 @@ export function open({ draw }) {
     template: () => html`
       <div class="row live-head">
         <h1>Live</h1>
-        <span role="status">${state(stream)}</span>
+        <span role="status">${state(polling)}</span>
         <label>Over <select @change=${selectSpan}>
           ${Object.entries(SPANS).map(([value, text]) => html`<option value=${value} ?selected=${value === span}>${text}</option>`)}
         </select></label>
-        <button @click=${pause} aria-keyshortcuts="Space">${stream.paused ? "Resume" : "Pause"}</button>
+        <button @click=${pause} aria-keyshortcuts="Space">${polling.paused ? "Resume" : "Pause"}</button>
       </div>
-      ${stream.state === "refused" ? failure(stream.error, () => stream.retry()) : body(stream, shown, selectSpan)}
-      ${stream.state === "refused" ? nothing : [residency.template(), spend.template()]}
+      ${polling.state === "refused" ? failure(polling.error, () => polling.retry()) : body(polling, shown, selectSpan)}
+      ${polling.state === "refused" ? nothing : [residency.template(), spend.template()]}
     `,
     close: () => {
       document.removeEventListener("keydown", onKey);
-      stream.close();
+      polling.close();
     },
   };
 }
@@ -108,10 +108,10 @@ function periodCounts() {
   return base ? difference(snapshot, base) : null;
 }
 
-function body(stream, shown, selectSpan) {
+function body(polling, shown, selectSpan) {
   const snapshot = history.latest;
   if (!snapshot) {
-    return stream.state === "unavailable"
+    return polling.state === "unavailable"
       ? html`<p class="note">Gateway unavailable. This page reconnects automatically.</p>`
       : html`<p class="note">Loading…</p>`;
   }

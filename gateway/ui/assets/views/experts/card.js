@@ -1,15 +1,14 @@
-// The card of one expert: state, declaration, numbers, assigned categories and recent failures.
+// The card of one expert: state, declaration, numbers and assigned categories.
 
 import { html, nothing } from "../../vendor/lit-html.js";
-import { badge, dollars, failure, milliseconds, moment, number, percent, shown } from "../../parts.js";
+import { badge, dollars, milliseconds, number, percent } from "../../parts.js";
 import { quantile } from "../live/counters.js";
 import { breakers, tier } from "../live/tables.js";
 
 const STATES = { closed: "closed", open: "open", half_open: "half-open", rate_limited: "rate limited" };
 
-/** `failures` is the resource of its failures, loaded by `ask` when the list is first opened; `result` is that of its last
- * `test`. */
-export function card(expert, { failures, ask, result, test, chosen }) {
+/** `result` is the resource of its last `test`. */
+export function card(expert, { result, test, chosen }) {
   return html`<section class="card expert ${chosen ? "chosen" : ""}" id="card-${expert.id}" aria-labelledby="expert-${expert.id}">
     <div class="row">
       <h2 id="expert-${expert.id}">${expert.id}</h2>
@@ -50,10 +49,7 @@ export function card(expert, { failures, ask, result, test, chosen }) {
       ${result ? tested(result) : nothing}
     </div>
     ${assignedCategories(expert.assigned_categories)}
-    <details class="failures" ?open=${chosen} @toggle=${(event) => event.target.open && ask()}>
-      <summary>Recent failures<span class="unseen"> of ${expert.id}</span></summary>
-      ${failures ? shown(failures, list, { isEmpty: ({ data }) => !data.length, empty: "None in the log." }) : nothing}
-    </details>
+    <p><a href="#/log?expert=${encodeURIComponent(expert.id)}">Records<span class="unseen"> of ${expert.id}</span></a></p>
   </section>`;
 }
 
@@ -84,29 +80,26 @@ function servers(replicas) {
   return html`<h3>${replicas.length > 1 ? `${replicas.length} servers` : "Server"}</h3>
     <ul class="bare">
       ${replicas.map(
-        ({ address, state, alive, waiting }) => html`<li>
+        ({ address, state, waiting }) => html`<li>
           <code>${address}</code>
           <span class="faint">
-            ${state === "closed" ? nothing : html`<span class="warn">breaker ${STATES[state]}</span>, `}${healthText(alive)}${waiting ? `, ${number(waiting)} in its queue` : ""}
+            ${state === "closed" ? nothing : html`<span class="warn">breaker ${STATES[state]}</span>`}${waiting ? ` ${number(waiting)} in its queue` : ""}
           </span>
         </li>`,
       )}
     </ul>`;
 }
 
-/** The result of a test: one token from each server. */
+/** The result of a test: a few tokens from each server. */
 function tested({ state, value, error }) {
-  if (state === "loading") return html`<span class="faint">Waiting for the first token…</span>`;
+  if (state === "loading") return html`<span class="faint">Waiting for the answer…</span>`;
   if (state === "failed") return html`<span class="bad">${error.message}</span>`;
-  return value.data.map(({ address, ok, answer, ms, first_token_ms: first, cause, problem, remedy }) =>
+  return value.data.map(({ address, ok, ms, cause, problem, remedy }) =>
     ok
-      ? html`<p>${badge("answers", "good")} <code>${address}</code>${first ? html` first token after ${milliseconds(first)},` : nothing} done after ${milliseconds(ms)}${answer ? html`: “${answer}”` : nothing}</p>`
+      ? html`<p>${badge("answers", "good")} <code>${address}</code> after ${milliseconds(ms)}</p>`
       : html`<p>${badge(cause, "bad")} <code>${address}</code> ${problem}; ${remedy}</p>`,
   );
 }
-
-/** The result of the last health check. */
-const healthText = (alive) => (alive === null ? "not checked" : alive ? "healthy" : html`<span class="bad">unreachable</span>`);
 
 function assignedCategories(rows) {
   return html`<h3>Assigned categories</h3>
@@ -119,11 +112,3 @@ function assignedCategories(rows) {
         </ul>`
       : html`<p class="faint">No category assigned; available by name.</p>`}`;
 }
-
-const list = ({ data }) => html`<ul class="bare">
-  ${data.map(
-    ({ request_id: id, time, outcome, category }) => html`<li class="failure">
-      <a href="#/log/${id}">${moment(time)}</a> ${badge(outcome, "bad")} <span class="faint">${category}</span>
-    </li>`,
-  )}
-</ul>`;

@@ -1,4 +1,4 @@
-"""Every view on a phone, with names as long as those of real models."""
+"""Every view fits and is accessible: on a phone, with names as long as those of real models, and in the dark."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from coe.registry import load
 from coe.settings import Settings
 from tests.admin.samples import SCORES, SIZES, planned
 from tests.gateway.served import Served, chat, serving
-from tests.ui.browsing import check_no_broken_words, check_no_sideways_scroll, needs_browser, visiting
+from tests.ui.browsing import check_accessible, check_no_broken_words, check_no_sideways_scroll, needs_browser, visiting
 from tests.ui.test_map import declared, taken_over
 
 pytestmark = [pytest.mark.anyio, needs_browser]
@@ -44,8 +44,11 @@ TEXTS |= {"router": "on probes", "config": "experts.yaml", "keys": "Issue a key"
 
 
 @pytest.mark.parametrize("view", TEXTS)
-async def test_a_view_fits_without_broken_words(browser: Browser, served: Served, view: str) -> None:
-    async with visiting(browser, f"{served.url}/ui/#/{view}", phone=True) as page:
+@pytest.mark.parametrize("phone", [False, True])
+async def test_a_view_fits_and_is_accessible(browser: Browser, served: Served, view: str, phone: bool) -> None:
+    async with visiting(browser, f"{served.url}/ui/#/{view}", phone=phone, dark=not phone) as page:
         await expect(page.get_by_text(TEXTS[view]).first).to_be_attached()
         await check_no_sideways_scroll(page)
-        await check_no_broken_words(page)
+        await check_accessible(page)
+        if phone:
+            await check_no_broken_words(page)
