@@ -12,10 +12,8 @@ from contextlib import asynccontextmanager
 
 import aiohttp
 import pytest
-from redis import Redis
 
 from coe.fleet.specs import free_port
-from coe.learning.job_lock import LOCK_KEY
 from tests import forked
 from tests.cli.logged_service import DECLARED, TRUTH, LoggedService
 from tests.cli.test_retrain import RETRAINED_CHOICES
@@ -153,17 +151,6 @@ async def test_rounds_repeat_until_sigterm_and_survive_an_unreachable_redis(
         finally:
             shared_redis.start()
         assert "nothing to learn from" in await line(job.stdout)
-
-
-async def test_two_jobs_at_once_are_one_job_and_one_refusal(service: LoggedService) -> None:
-    await asyncio.to_thread(service.serve, 400)
-    outcomes = await asyncio.gather(*(retrained(service) for _ in range(3)))
-    assert sum(code == 0 and "promoted: " in output for code, output in outcomes) == 1
-    for code, output in outcomes:
-        assert code == 0 or "another job is running (process " in output
-    with Redis.from_url(service.url) as client:
-        assert client.get(LOCK_KEY) is None
-    assert len(service.store().history()) == 1
 
 
 async def retrained(service: LoggedService, *words: str) -> tuple[int | None, str]:

@@ -84,18 +84,6 @@ def test_an_empty_list_is_reported_and_names_undeclared_words(config: Path) -> N
     assert tried("log", "--config", config).stderr == ""
 
 
-def test_an_export_writes_through_a_link_and_refuses_a_device(config: Path, tmp_path: Path) -> None:
-    logged(config, record_of(1))
-    (tmp_path / "link.jsonl").symlink_to(tmp_path / "log.jsonl")
-    run("log", "export", tmp_path / "link.jsonl", "--config", config)
-    assert (tmp_path / "link.jsonl").is_symlink()
-    assert (tmp_path / "log.jsonl").read_bytes().count(b"\n") == 1
-    (tmp_path / "full.jsonl").symlink_to("/dev/full")
-    result = tried("log", "export", tmp_path / "full.jsonl", "--config", config)
-    assert result.exit_code == 2
-    assert "is not a regular file" in result.output
-
-
 ENDLESS = """
 import sys, time
 from dataclasses import replace

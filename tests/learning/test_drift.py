@@ -96,12 +96,6 @@ def test_clusters_of_uncertain_requests_are_proposed_with_their_exemplars() -> N
         assert "consider a separate category" in proposal.sentence
 
 
-def test_scattered_or_few_uncertain_requests_propose_nothing() -> None:
-    vectors, confidence, category, _ = uncertain_requests(clusters=0)
-    assert propose_categories(vectors, confidence, category, categories=CATEGORIES, below=0.5) == ()
-    assert propose_categories(vectors[:220], confidence[:220], category[:220], categories=CATEGORIES, below=0.5) == ()
-
-
 # ------------------------------------------------------------------------------------------------------------ experts
 
 

@@ -5,19 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from coe.learning.off_policy import BanditLog, greedy_policy
 from coe.learning.promotion import (
     SIGNIFICANCE,
     Contrast,
     Evidence,
     held_out_evidence,
     judge,
-    logged_evidence,
     significance_level,
 )
-from coe.planning import Assignment, Problem, solve
-from coe.planning.score_table import tabulate_softly
-from tests.learning.samples import CATEGORIES, EXPERTS, TRUTH, rated_experience
 
 
 def contrast(value: float, *, above: float, below: float = 0.9) -> Contrast:
@@ -26,10 +21,6 @@ def contrast(value: float, *, above: float, below: float = 0.9) -> Contrast:
 
 def evidence(value: float, *, above: float, below: float = 0.9, **guarded: Contrast) -> Evidence:
     return Evidence("held-out set", contrast(value, above=above, below=below), guarded)
-
-
-def table(quality: np.ndarray) -> Assignment:
-    return solve(Problem.of(tabulate_softly(CATEGORIES, EXPERTS, np.eye(3), np.zeros((3, 3))), quality=quality))
 
 
 BETTER = evidence(0.05, above=1e-4)
@@ -98,16 +89,3 @@ def test_a_series_of_candidates_no_better_than_the_current_one_is_rarely_promote
         )
         promoted += any(found)
     assert promoted / series < 0.08  # 5 % and twice the simulation's error
-
-
-def test_logged_traffic_shows_a_much_better_candidate_and_not_an_equal_one() -> None:
-    equal = [np.vstack((TRUTH[0], row, TRUTH[2])) for row in ([1.0, 0.0, 0.0], [0.0, 0.0, 1.0])]  # both are right in .4
-    better = same = 0
-    for seed in range(40):
-        log = rated_experience(400, seed=seed)
-        prepared, likeliest = BanditLog.of(log), [CATEGORIES[i] for i in log.posterior.argmax(axis=1)]
-        old, new, coder, lawyer = (greedy_policy(log, table(quality)) for quality in (TRUTH[::-1], TRUTH, *equal))
-        better += judge([logged_evidence(prepared, old, new, likeliest)], round_=1).promote
-        same += judge([logged_evidence(prepared, coder, lawyer, likeliest)], round_=1).promote
-    assert better >= 38
-    assert same <= 3

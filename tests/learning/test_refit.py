@@ -13,7 +13,6 @@ from coe.learning.refit import Weighting, agreements, refit, score_table, tenant
 from coe.planning.score_table import ScoreTable
 from tests.learning.samples import CATEGORIES, EXPERTS, TRUTH, experience, rated_experience
 
-FLAT = np.array([[0.6, 0.5, 0.4]] * 3)
 TENANTS = tuple("abcdefg")
 
 
@@ -84,30 +83,10 @@ def test_honest_tenants_are_rarely_distrusted() -> None:
     assert doubted <= 3  # at most one run in a hundred each, seven tenants a run
 
 
-def test_a_tenant_with_harder_requests_is_not_distrusted() -> None:
-    log = rated_experience(1500, seed=8, tenants=TENANTS)
-    random = np.random.default_rng(0)
-    harder = np.where((log.tenant == 0) & (random.random(1500) < 0.4), 0.0, log.reward).astype(np.float32)
-    assert all(one.trust == 1.0 for one in agreements(replace(log, reward=harder)))
-
-
 def test_measured_quality_decides_which_of_two_contradicting_tenants_is_wrong() -> None:
     log = flipped(rated_experience(1500, seed=10, tenants=("a", "b")), 0)
     found = {one.tenant: one.trust for one in agreements(log, base=measured(TRUTH, 500.0))}
     assert found == {"a": 0.0, "b": 1.0}
-
-
-def test_a_flood_of_one_tenant_does_not_outvote_the_others() -> None:
-    few = rated_experience(300, seed=12, tenants=("a", "b", "c"))
-    flood = rated_experience(6000, seed=13, truth=FLAT)
-    names = ("posterior", "chosen", "reward", "propensity", "kind", "tenant")
-    both = {name: np.concatenate((getattr(few, name), getattr(flood, name))) for name in names}
-    both["tenant"][300:] = 3
-    log = experience(6300, **both, tenants=("a", "b", "c", "flood"), time=np.zeros(6300))
-    weight = np.ones(6300)
-    free, bounded = (score_table(log, weight, weight, share=share, free=10.0) for share in (1.0, 0.4))
-    assert free.mean[2].argmax() == 0
-    assert bounded.mean[2].argmax() == 2
 
 
 def test_many_requests_of_another_category_do_not_dominate_a_small_one() -> None:

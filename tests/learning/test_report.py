@@ -172,15 +172,6 @@ def test_status_finds_a_shift_a_new_kind_of_request_and_an_expert_that_gets_all_
     assert published.time == pytest.approx(now, abs=60)
 
 
-def test_the_same_traffic_as_ever_is_no_drift_and_proposes_nothing(settings: Settings) -> None:
-    now = time.time()
-    logged(settings, traffic(600, start=now - 3 * 86_400, expert="coder"))
-    logged(settings, traffic(600, start=now - 7_200, expert="coder"))
-    found = report(settings, now=now)
-    assert not any(one["alarm"] for one in found["drift"]["findings"])
-    assert found["proposed_categories"] == []
-
-
 def test_a_service_without_traffic_has_nothing_to_report(settings: Settings) -> None:
     found = report(settings, now=time.time())
     assert (found["alarms"], found["proposed_categories"], found["drift"]["findings"]) == ([], [], [])

@@ -93,16 +93,6 @@ def test_redaction_empties_the_private_fields_and_nothing_else(tmp_path: Path, s
     assert (record.prompt, record.left_out, record.embedding, record.digest) == (None, (), None, "")
 
 
-def test_both_kinds_of_file_have_the_same_columns(tmp_path: Path) -> None:
-    from pyarrow import parquet
-
-    for suffix in ("jsonl", "parquet"):
-        write_rows(tmp_path / f"log.{suffix}", [(RECORD, RATING)])
-    names = [field.name for declared in (RoutingRecord, Rating) for field in fields(declared)]
-    assert list(orjson.loads((tmp_path / "log.jsonl").read_bytes())) == names
-    assert parquet.read_schema(tmp_path / "log.parquet").names == names
-
-
 @pytest.mark.parametrize(
     ("line", "problem"),
     [

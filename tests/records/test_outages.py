@@ -58,25 +58,6 @@ async def test_a_spool_that_fails_too_has_a_warning_of_its_own_and_both_recoveri
     assert (writer.dropped, log.stored) == (0, records(30))
 
 
-async def test_entries_that_a_slow_log_costs_are_logged_although_nothing_fails(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    log = WatchedLog()
-    log.gate.clear()
-    with caplog.at_level(logging.WARNING, logger="coe.outage"):
-        async with writer_to(log, spool=None, capacity=10, batch=5, **QUICK) as writer:
-            for one in records(5):
-                writer.put(one)
-            await log.entered.wait()
-            for one in records(30, start=5):
-                writer.put(one)
-            log.gate.set()
-            await log.called(2)
-    [line] = lines(caplog, store="routing log")
-    assert "the queue of 10 entries is full or closed, so new ones are dropped (0 entries spooled, 1 dropped" in line
-    assert (writer.dropped, writer.last_error) == (25, None)
-
-
 async def test_an_unusable_spool_is_no_failure_of_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "spool.db.lock").mkdir()
     log = WatchedLog()

@@ -29,16 +29,6 @@ async def test_what_was_put_is_in_the_log_after_leaving(tmp_path: Path) -> None:
     await log.aclose()
 
 
-async def test_records_are_written_while_running_and_in_batches(tmp_path: Path) -> None:
-    log = WatchedLog()
-    async with writer_to(log, spool=None, batch=100, **QUICK) as writer:
-        for one in records(250):
-            writer.put(one)
-        await log.holds(250)
-    assert log.stored == records(250)
-    assert log.calls == [100, 100, 50]
-
-
 async def test_a_full_queue_takes_no_more_and_counts_what_it_refuses() -> None:
     log = WatchedLog()
     writer = writer_to(log, spool=None, capacity=10, **QUICK)
@@ -120,19 +110,6 @@ async def test_a_log_that_hangs_holds_up_leaving_only_for_the_deadline_and_loses
     assert (writer.dropped, writer.backlog) == (0, 0)
 
 
-async def test_without_a_spool_records_wait_for_the_log_as_long_as_there_is_room(tmp_path: Path) -> None:
-    log = WatchedLog()
-    log.fails = GONE
-    async with writer_to(log, spool=None, capacity=50, batch=20, **QUICK) as writer:
-        for one in records(60):
-            writer.put(one)
-        await log.called(3)
-        assert (writer.backlog, writer.dropped) == (50, 10)
-        log.fails = None
-        await log.holds(50)
-    assert log.stored == records(50)
-
-
 async def test_when_log_and_spool_fail_records_wait_and_what_is_left_at_the_end_is_counted(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -146,18 +123,6 @@ async def test_when_log_and_spool_fail_records_wait_and_what_is_left_at_the_end_
         assert (writer.backlog, writer.dropped, writer.spooled) == (30, 0, 0)
     assert (writer.backlog, writer.dropped, writer.spooled) == (0, 30, 0)
     assert "30 entries dropped" in caplog.text
-
-
-async def test_a_record_that_no_store_can_take_is_dropped_alone(tmp_path: Path) -> None:
-    log = open_log_and_feedback("sqlite:///log.db", base=tmp_path)[0]
-    watched = WatchedLog(log)
-    async with writer_to(watched, spool=tmp_path / "spool.db", **QUICK) as writer:
-        for one in (record(1), record(2, prompt="\ud800"), record(3)):
-            writer.put(one)
-        await watched.holds(2)
-    assert await everything(log) == [record(1), record(3)]
-    assert writer.dropped == 1
-    await log.aclose()
 
 
 async def test_a_full_disk_sends_records_to_the_spool_and_room_brings_them_home(tmp_path: Path) -> None:

@@ -116,14 +116,6 @@ async def test_walking_back_sees_every_match_once_and_ends(log: RoutingLog) -> N
         assert found == [record(number).request_id for number in expected]
 
 
-async def test_walking_back_stops_at_what_was_seen_already(log: RoutingLog) -> None:
-    await log.append(records(5))
-    seen = (await log.read(LogQuery(limit=2))).cursor
-    page = await log.back(LogQuery(after=seen))
-    assert (ids(page.records), page.cursor) == (ids(records(3, start=2))[::-1], "")
-    assert await log.back(LogQuery(limit=0)) == replace(page, records=(), cursor="")
-
-
 async def test_walking_back_for_what_is_met_nowhere_takes_steps_of_a_bounded_length(
     log: RoutingLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,15 +150,6 @@ async def test_reading_goes_on_where_the_tail_ended_even_if_the_last_record_did_
     await log.append([record(2)])
     assert ids((await log.read(LogQuery(after=end))).records) == [record(2).request_id]
     assert ids((await log.tail(LogQuery(after=end))).records) == [record(2).request_id]
-
-
-async def test_one_page_is_bounded_whatever_the_query_asks_for(
-    log: RoutingLog, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("coe.records.record.MAX_PAGE_RECORDS", 10)
-    await log.append(records(25))
-    assert len((await log.read(LogQuery(limit=1_000_000))).records) == 10
-    assert len((await log.tail(LogQuery(limit=1_000_000))).records) == 10
 
 
 @pytest.mark.parametrize("cursor", ["yesterday", "-1", "1-2-3", "1; DROP TABLE records", "٣"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -97,20 +97,6 @@ async def test_a_redis_that_fails_but_answers_a_ping_is_back_only_when_it_accept
     assert len(logged) == 2, logged
     assert logged[0].endswith("; nothing is cached")
     assert logged[-1] == "cache: works again"
-
-
-async def test_a_lookup_that_is_late_finds_nothing_and_is_no_outage() -> None:
-    class Slow(MemoryStore):
-        async def get(self, names: Sequence[str], *, group: str = "", renew: float = 0.0) -> list[bytes | None]:
-            await asyncio.sleep(0.2)
-            return await super().get(names, group=group, renew=renew)
-
-    async with SharedCache(Slow(), Outage("cache"), task="cache", wait=0.001) as cache:
-        cache.put("k", b"value", ttl=LONG)
-        await asyncio.sleep(0.01)
-        assert await cache.get(["k"]) == [None]
-        await asyncio.sleep(0.3)
-        assert not cache.outage.active
 
 
 async def test_a_redis_that_was_never_there_delays_neither_start_nor_end() -> None:
