@@ -8,6 +8,7 @@ for the gateways' metrics.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from http import HTTPStatus
@@ -26,7 +27,7 @@ from coe.learning.experience import load_experience
 from coe.learning.log_frame import frame_of, open_logs
 from coe.learning.rounds.round import read_round_states
 from coe.planning import Assignment, Plan
-from coe.records.record import RoutingRecord, observed
+from coe.records.record import RoutingRecord
 from coe.registry import load
 from coe.reports.alarms import (
     Alarm,
@@ -169,11 +170,17 @@ def _alarms(
         traffic.add_own(record)
         spend.add(record)
 
+    def counted(pages: Iterable[Sequence[RoutingRecord]]) -> Iterator[Sequence[RoutingRecord]]:
+        for page in pages:
+            for record in page:
+                traffic.add(record)
+                spend.add(record)
+            yield page
+
     with open_logs(in_use.registry.log.url, base=settings.home) as logs:
         records = logs.records(since=since, until=now, own=add_own)
         try:
-            pages = observed(observed(records, traffic.add), spend.add)
-            frame = frame_of(pages, logs.feedback(since=since), limit=MAX_ALARM_REQUESTS)
+            frame = frame_of(counted(records), logs.feedback(since=since), limit=MAX_ALARM_REQUESTS)
             found = load_experience(frame, categories=traffic.categories, experts=experts).experience
         except DataError:  # no request to learn from; if all failed, that is an alarm
             return failing_alarms(traffic, experts)

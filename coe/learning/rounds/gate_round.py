@@ -10,11 +10,9 @@ towards 0.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,25 +106,6 @@ def judge_gate(trials: GateTrials, *, threshold: float, round_: int, guarded: Se
     return promotion.judge([evidence], round_=round_)
 
 
-def gate_round_report(trials: GateTrials, shift: Array, judgement: Judgement) -> dict[str, Any]:
-    """The report, JSON-able: the judgement, and the effect of passages by fifths of the expected gain."""
-    effect, rated = _estimated_effect(trials), trials.rated
-    bins = [part for part in np.array_split(np.argsort(trials.gain, kind="stable"), BINS) if len(part)]
-    return {
-        **judgement.to_json(),
-        "trials": len(trials),
-        "given": int(trials.given.sum()),
-        "gain": [
-            {"count": len(rows), "expected": float(trials.gain[rows].mean()), "seen": float(effect[rows].mean())}
-            for rows in bins
-        ],
-        "shift": {
-            name: {category: round(float(shift[row, column]), 4) for row, category in enumerate(rated.categories)}
-            for column, name in enumerate(rated.experts)
-        },
-    }
-
-
 def with_shift(gate: Gate, trials: GateTrials) -> Gate:
     """The gate with the shift that all trials give. Experts that the gate has not measured stay unmeasured."""
     ordered = gate.align(trials.rated.categories, trials.rated.experts)
@@ -179,16 +158,24 @@ def judge(job: Job) -> Candidate | str | None:
         return "no trial is new"
     threshold = GateThresholds.of(gate.cost, job.registry.retrieval.price).insert
     judgement = judge_gate(trials, threshold=threshold, round_=tests + 1, guarded=job.registry.category_names)
-    report = gate_round_report(trials, fit_shift(trials), judgement)
+    effect, shifted = _estimated_effect(trials), with_shift(gate, trials)
+    report = {
+        **judgement.to_json(),
+        "trials": len(trials),
+        "given": int(trials.given.sum()),
+        "gain": [  # the effect of passages, by bins of the gain that the gate expected
+            {"count": len(rows), "expected": float(trials.gain[rows].mean()), "seen": float(effect[rows].mean())}
+            for rows in np.array_split(np.argsort(trials.gain, kind="stable"), BINS)
+        ],
+    }
+
+    def save(folder: Path) -> ManifestFields:
+        shifted.save(folder / GATE_FILE)
+        return {"categories": shifted.categories, "data": inputs, "metrics": report}
+
     return Candidate(
         RoundState.of(judgement, in_use=version, inputs=inputs, time=job.now),
         replaces=version,
         report=report,
-        save=partial(_save, gate, trials, inputs=inputs, report=report),
+        save=save,
     )
-
-
-def _save(gate: Gate, trials: GateTrials, folder: Path, *, inputs: str, report: Mapping[str, Any]) -> ManifestFields:
-    shifted = with_shift(gate, trials)
-    shifted.save(folder / GATE_FILE)
-    return {"categories": shifted.categories, "data": inputs, "metrics": report}

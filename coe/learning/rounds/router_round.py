@@ -186,18 +186,6 @@ def _train_and_score(
     return np.array([name == category for name, (_, category) in zip(names, tested, strict=True)], dtype=np.float64)
 
 
-def router_report(data: RouterTrainingSet, judgement: Judgement) -> dict[str, Any]:
-    """The training set and the judgement; JSON-able."""
-    return {
-        **judgement.to_json(),
-        "base": len(data.base),
-        "corrections": len(data.added),
-        "new": data.new,
-        "by_category": dict(Counter(category for _, category in data.added)),
-        "left_out": dict(data.left_out),
-    }
-
-
 BASE, CORRECTIONS = "base", "corrections"
 """Metrics in the manifest of a router: the digest of its labelled base, and those of the corrections in its training
 set."""
@@ -216,12 +204,26 @@ def judge(job: Job, *, runner: TaskRunner, cache: Path) -> Candidate | str | Non
         return "no correction is new"
     build = partial(build_router, encoder=job.registry.router.encoder, cache=cache, runner=runner)
     judgement = judge_router(data, build, round_=tests + 1)
-    report = router_report(data, judgement)
+    report = {
+        **judgement.to_json(),
+        "base": len(data.base),
+        "corrections": len(data.added),
+        "new": data.new,
+        "by_category": dict(Counter(category for _, category in data.added)),
+        "left_out": dict(data.left_out),
+    }
+
+    def save(folder: Path) -> ManifestFields:
+        metrics = dict(build(data.pairs, folder))
+        metrics |= {BASE: pairs_digest(data.base), CORRECTIONS: [prompt_digest(prompt) for prompt, _ in data.added]}
+        plot_training(metrics, folder)
+        return {"categories": job.registry.category_names, "data": pairs_digest(data.pairs), "metrics": metrics}
+
     return Candidate(
         RoundState.of(judgement, in_use=str(version), inputs=inputs, time=job.now),
         replaces=version,
         report=report,
-        save=partial(_save, data, build=build, categories=job.registry.category_names),
+        save=save,
     )
 
 
@@ -243,10 +245,3 @@ def _training_set(job: Job) -> RouterTrainingSet | str:
     if data.new < MIN_NEW_CORRECTIONS:
         return f"{data.new} corrections are new, and a round takes {MIN_NEW_CORRECTIONS}"
     return data
-
-
-def _save(data: RouterTrainingSet, folder: Path, *, build: Build, categories: Sequence[str]) -> ManifestFields:
-    metrics = dict(build(data.pairs, folder))
-    metrics |= {BASE: pairs_digest(data.base), CORRECTIONS: [prompt_digest(prompt) for prompt, _ in data.added]}
-    plot_training(metrics, folder)
-    return {"categories": categories, "data": pairs_digest(data.pairs), "metrics": metrics}
