@@ -134,3 +134,15 @@ def test_only_the_newest_requests_are_kept_and_stay_in_order() -> None:
 def test_an_empty_log_is_an_error() -> None:
     with pytest.raises(DataError, match="nothing to learn from"):
         joined([record("r", outcome="expert_error")])
+
+
+def test_a_frame_keeps_the_text_of_requests_with_feedback_and_no_request_of_a_command() -> None:
+    records = [
+        record("liked", prompt="good"),
+        record("silent", prompt="unknown"),
+        record("probe", prompt="of a command", purpose="score"),
+    ]
+    frame = frame_of([records], [[event("thumb", 1, to=name) for name in ("liked", "probe")]])
+    assert frame.texts == {"liked": "good"}
+    assert frame.table["request_id"].to_pylist() == ["liked", "silent"]
+    assert "prompt" not in frame.table.column_names
