@@ -109,7 +109,7 @@ def export_file(
     first, last = _ago(since, option="--since", default=0.0), _ago(until, option="--until", default=now)
     with open_logs(url, base=settings.home) as logs, exit_on_sigterm():
         ratings = Ratings(event for page in logs.feedback(since=first) for event in page)
-        pages = logs.all(since=first, until=last, category=category)
+        pages = logs.records(since=first, until=last, category=category)
         rows = ((record, ratings.of(record)) for page in pages for record in page)
         count = write_rows(file, rows, redact=redact)
     print_line(f"{file}: {count} records")

@@ -193,7 +193,7 @@ def _good_requests(
     for record in (record for page in pages for record in page):
         rating = ratings.of(record)
         is_liked = rating.feedback_value is not None and rating.feedback_value >= GOOD_SCORE
-        if record.prompt and is_agreed(record) and (is_liked or rating.feedback_category):
+        if record.prompt and not record.purpose and is_agreed(record) and (is_liked or rating.feedback_category):
             category = rating.feedback_category or record.category
             yield {"prompt": record.prompt, "category": category, "checker": "judge"}
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -230,28 +230,9 @@ class Logs:
         damaged = self.damaged - before
         return replace(frame, left_out={**frame.left_out, "damaged entries": damaged}) if damaged else frame
 
-    def records(
-        self,
-        *,
-        since: float = 0.0,
-        until: float,
-        category: str = "",
-        own: Callable[[RoutingRecord], object] | None = None,
-    ) -> Iterator[tuple[RoutingRecord, ...]]:
-        """Pages of the records of users' requests from `since` to `until` (Unix seconds), oldest first; none is empty.
-
-        `own` receives each record of a request that a CoE command sent (`RoutingRecord.purpose`).
-        """
-        for page in self.all(since=since, until=until, category=category):
-            if own is not None:
-                for record in page:
-                    if record.purpose:
-                        own(record)
-            if users := tuple(record for record in page if not record.purpose):
-                yield users
-
-    def all(self, *, since: float = 0.0, until: float, category: str = "") -> Iterator[tuple[RoutingRecord, ...]]:
-        """Yield pages of the users' requests and of the requests of CoE commands."""
+    def records(self, *, since: float = 0.0, until: float, category: str = "") -> Iterator[tuple[RoutingRecord, ...]]:
+        """Pages of the records from `since` to `until` (Unix seconds), oldest first; none is empty. Those of requests
+        that a CoE command sent have a `purpose`."""
         query = LogQuery(since=since, category=category, limit=PAGE_SIZE)
         while True:
             page = self._runner.run(self._records.read(query))

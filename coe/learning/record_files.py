@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
@@ -65,9 +65,19 @@ def write_rows(path: Path, rows: Iterable[Row], *, redact: bool = False) -> int:
 
     An error or an interruption leaves no partial file. Raises DataError where the file cannot be written.
     """
-    write = _write_parquet if path.suffix == ".parquet" else _write_jsonl
-    with _draft(path) as draft:
-        return write(draft, ((replace(record, **REDACTED), rating) for record, rating in rows) if redact else rows)
+    if redact:
+        rows = ((replace(record, **REDACTED), rating) for record, rating in rows)
+    path = path.resolve()  # a link stays a link
+    draft = path.with_name(f".{path.name}.draft")  # the next run overwrites the draft of a killed one
+    try:
+        count = _write_parquet(draft, rows) if path.suffix == ".parquet" else _write_jsonl(draft, rows)
+        draft.replace(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error}); check its folder and the free disk space") from error
+    finally:
+        with suppress(OSError):
+            draft.unlink()
+    return count
 
 
 def read_rows(path: Path) -> Iterator[Row]:
@@ -105,20 +115,6 @@ def events_of(row: Row) -> Iterator[Feedback]:
                 yield Feedback(event_id, record.request_id, when, cast("FeedbackKind", kind), value, record.tenant)
             except InvalidRequest as error:
                 raise DataError(f"request {record.request_id}: not feedback of an export ({error})") from error
-
-
-@contextmanager
-def _draft(path: Path) -> Iterator[Path]:
-    path = path.resolve()  # a link stays a link
-    draft = path.with_name(f".{path.name}.draft")  # the next run overwrites the draft of a killed one
-    try:
-        yield draft
-        draft.replace(path)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error}); check its folder and the free disk space") from error
-    finally:
-        with suppress(OSError):
-            draft.unlink()
 
 
 def _write_jsonl(path: Path, rows: Iterable[Row]) -> int:

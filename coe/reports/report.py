@@ -166,19 +166,15 @@ def _alarms(
     `planned` is None if the plan that the gateways serve is unknown."""
     experts = in_use.assignment.experts
 
-    def add_own(record: RoutingRecord) -> None:
-        traffic.add_own(record)
-        spend.add(record)
-
     def counted(pages: Iterable[Sequence[RoutingRecord]]) -> Iterator[Sequence[RoutingRecord]]:
         for page in pages:
             for record in page:
-                traffic.add(record)
+                (traffic.add_own if record.purpose else traffic.add)(record)
                 spend.add(record)
             yield page
 
     with open_logs(in_use.registry.log.url, base=settings.home) as logs:
-        records = logs.records(since=since, until=now, own=add_own)
+        records = logs.records(since=since, until=now)
         try:
             frame = frame_of(counted(records), logs.feedback(since=since), limit=MAX_ALARM_REQUESTS)
             found = load_experience(frame, categories=traffic.categories, experts=experts).experience

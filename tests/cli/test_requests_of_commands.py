@@ -64,10 +64,9 @@ def test_learning_reads_users_requests_only_and_an_export_has_all(settings: Sett
     made = traffic(20, start=1_000.0, expert="coder")
     logged(settings, made + of_score(made))
     with open_logs(URL, base=settings.home) as logs:
-        own: list[RoutingRecord] = []
-        users = [one for page in logs.records(until=2_000.0, own=own.append) for one in page]
-        everything = [one for page in logs.all(until=2_000.0) for one in page]
-    assert ([one.purpose for one in users], [one.purpose for one in own]) == ([""] * 20, ["score"] * 20)
+        learned = logs.frame(since=0.0, until=2_000.0).table["request_id"].to_pylist()
+        everything = [one for page in logs.records(until=2_000.0) for one in page]
+    assert learned == [one.request_id for one in made]
     assert len(everything) == 40
 
 
