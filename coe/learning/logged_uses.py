@@ -23,8 +23,6 @@ from coe.planning.score_table import ScoreTable
 Array = NDArray[np.float64]
 MIN_TRAFFIC_REQUESTS = 1_000
 """Requests that the log must have for its mix of categories to be used."""
-MIN_CHAT_REQUESTS = 100
-"""Chat requests of users that the log must have for its share of streams to be used."""
 MAX_SAMPLED_POSTERIORS = 10_000
 """Posteriors of a router's requests that are kept, a uniform sample."""
 BILLED = "dollars"
@@ -45,17 +43,15 @@ LEFT_OUT = (
 @dataclass(frozen=True, slots=True, eq=False)
 class LoggedUses:
     """Sums over a frame. `requests` counts the requests that were used, by category and option; `left_out` counts the
-    others by reason. `streamed` is the share of chat requests that were streamed, None for fewer than
-    MIN_CHAT_REQUESTS.
+    others by reason.
 
     A request of a recipe counts for the recipe's option, and for each member of the first step: the members of later
-    steps get selected requests only, and the calls with a cap have shortened answers.
+    steps get selected requests only.
     """
 
     categories: tuple[str, ...]
     requests: Counter[tuple[str, str]]
     left_out: Mapping[str, int]
-    streamed: float | None
     sums: Mapping[str, Array]
     """By option: count, sum and sum of squares, shape (n_measures, n_categories, 3)."""
     frame: LogFrame
@@ -63,16 +59,15 @@ class LoggedUses:
     @classmethod
     def of(cls, frame: LogFrame, categories: Sequence[str]) -> LoggedUses:
         """Sum a frame."""
-        table, attempts = frame.table, numbers(frame.table["attempts"])
+        table = frame.table
         problems = (
             indices(table["outcome"], ("ok",)) < 0,
-            attempts == 0,
+            numbers(table["attempts"]) == 0,
             indices(table["api"], ("embeddings",)) >= 0,
             indices(table["api"], sorted(TEXT_APIS)) < 0,
             indices(table["category"], categories) < 0,
         )
         problem = np.select(problems, np.arange(len(LEFT_OUT)), -1)
-        chats = table["stream"].filter((attempts > 0) & (indices(table["api"], ("chat",)) >= 0))
         used = table.filter(problem < 0)
         names, category, values = _observations(used, categories)
         options = names.dictionary_encode()
@@ -89,7 +84,6 @@ class LoggedUses:
             tuple(categories),
             requests=Counter(answered),
             left_out={name: int(n) for number, name in enumerate(LEFT_OUT) if (n := (problem == number).sum())},
-            streamed=float(np.mean(chats)) if len(chats) >= MIN_CHAT_REQUESTS else None,
             sums=dict(zip(options.dictionary.to_pylist(), sums, strict=True)),
             frame=frame,
         )
@@ -145,8 +139,8 @@ def _observations(table: Any, categories: Sequence[str]) -> tuple[Any, NDArray[n
         "latency_ms": np.where(single, numbers(table["total_ms"]), np.nan),
         BILLED: np.where(after_recipe, np.nan, numbers(table["cost"])),
     }
-    call = {name: numbers(calls.field(name)) for name in ("step", "max_tokens", "input_tokens", "output_tokens", "ms")}
-    counted = (call["step"] == 0) & np.isnan(call["max_tokens"]) & np.isfinite(call["input_tokens"])
+    call = {name: numbers(calls.field(name)) for name in ("step", "input_tokens", "output_tokens", "ms")}
+    counted = (call["step"] == 0) & np.isfinite(call["input_tokens"])
     counted &= indices(calls.field("outcome"), _COMPLETE) >= 0
     known = np.isfinite(call["output_tokens"])
     nothing = np.full(len(request), np.nan)
