@@ -308,5 +308,5 @@ def _mix(settings: Settings, registry: Registry, categories: tuple[str, ...]) ->
     """The mix of categories in the routing log, as `coe plan` uses it; None where the log has too few requests."""
     logged = logged_uses(settings, registry, LOG_SECONDS)
     router = ArtifactStore(settings.artifacts, ROUTER).in_use() or ""
-    mix = None if logged is None else logged.traffic.over(categories, router=router)
+    mix = None if logged is None else logged.mix(categories, router=router)
     return None if mix is None else mix[0]

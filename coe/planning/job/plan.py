@@ -19,7 +19,7 @@ from coe.artifacts.kinds import GATE
 from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError, ConfigError, StoreError
 from coe.foreground import note_if_slow
-from coe.learning.experience_loader import open_logs
+from coe.learning.log_frame import open_logs
 from coe.learning.logged_uses import LoggedUses, uses_report
 from coe.measuring.gate_fit import GateExamples, fit_gate, gate_report
 from coe.measuring.passage_gain import GAINS_FILE, read_gains
@@ -238,8 +238,7 @@ def logged_uses(settings: Settings, registry: Registry, seconds: float) -> Logge
     now = time.time()
     try:
         with note_if_slow("reading the routing log"), open_logs(registry.log.url, base=settings.home) as logs:
-            pages = logs.records(since=now - seconds, until=now)
-            return LoggedUses.of(pages, registry.category_names)
+            return LoggedUses.of(logs.frame(since=now - seconds, until=now), registry.category_names)
     except StoreError as error:
         print_error(f"note: uses come from the scores alone, since the routing log cannot be read: {error}")
         return None
