@@ -1,6 +1,5 @@
 """Artifacts: sealed, verified, promoted in one step."""
 
-import errno
 import os
 import signal
 import subprocess
@@ -10,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from coe.artifacts.atomic_files import replace_file
 from coe.artifacts.manifest import MANIFEST, Artifact
 from coe.artifacts.store import MIN_KEPT_VERSIONS, ArtifactStore
 from coe.errors import ArtifactError
+from tests.permissions import without_access
 
 
 def published(store: ArtifactStore, content: str) -> Artifact:
@@ -66,19 +65,31 @@ def test_a_pointer_that_a_power_failure_cut_off_is_named_with_the_version_to_pro
         store.current()
 
 
-@pytest.mark.parametrize("mode", [None, 0o600])
-def test_a_file_that_cannot_be_replaced_keeps_its_content_and_leaves_no_draft(
-    mode: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(_: int) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+def test_a_folder_that_may_not_be_searched_is_one_clear_error(tmp_path: Path) -> None:
+    folder = tmp_path / "home"
+    store = ArtifactStore(folder, "router")
+    store.promote(published(store, "one").manifest.version)
+    with without_access(folder):
+        for read in (store.current, store.in_use, store.history):
+            with pytest.raises(ArtifactError, match=r"home/router/.*: cannot be read \(Permission denied\); check"):
+                read()
 
-    path = tmp_path / "rounds.json"
-    replace_file(path, b"old")
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
-        replace_file(path, b"new", mode=mode)
-    assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("rounds.json", b"old")]
+
+@pytest.mark.parametrize("name", ["weights.bin", MANIFEST])
+@pytest.mark.parametrize("content", ["oNe", None])
+def test_making_a_damaged_version_again_repairs_it(name: str, content: str | None, tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path, "router")
+    artifact = published(store, "one")
+    store.promote(artifact.manifest.version, by="train")
+    (artifact.folder / name).unlink()
+    if content is not None:
+        (artifact.folder / name).write_text(content)
+    again = published(store, "one").manifest.version
+    store.promote(again, by="train")
+    current = store.current()
+    assert current is not None
+    assert current.manifest.version == artifact.manifest.version == again
+    assert [path.name for path in (tmp_path / "router").iterdir() if path.is_dir()] == [again]
 
 
 def test_a_damaged_version_is_not_promoted_and_nothing_moves(tmp_path: Path) -> None:
@@ -150,17 +161,6 @@ def test_a_process_killed_between_two_steps_leaves_the_old_or_the_new_version_an
     assert [path.name for path in (tmp_path / "router").glob(".draft-*")] == []
 
 
-def test_what_a_killed_process_was_drafting_is_cleared_away_after_a_day(tmp_path: Path) -> None:
-    store = ArtifactStore(tmp_path, "router")
-    left, fresh = (tmp_path / "router" / f".draft-{name}" for name in ("old", "new"))
-    for folder in (left, fresh):
-        folder.mkdir(parents=True)
-    os.utime(left, (0, 0))
-    published(store, "one")
-    assert (left.exists(), fresh.exists()) == (False, True)
-    assert store.newest() == published(store, "one").manifest.version
-
-
 def aged(store: ArtifactStore, folder: Path, content: str, *, days: float) -> str:
     version = published(store, content).manifest.version
     then = time.time() - 86_400 * days
@@ -211,18 +211,15 @@ def packaged(folder: Path, content: str) -> Artifact:
     return published(ArtifactStore(folder / "wheel", "router"), content)
 
 
-@pytest.mark.parametrize("name", ["weights.bin", MANIFEST])
-@pytest.mark.parametrize("content", ["oNe", None])
-def test_making_a_damaged_version_again_repairs_it(name: str, content: str | None, tmp_path: Path) -> None:
+def test_the_newest_version_is_found_beside_one_whose_manifest_cannot_be_read(tmp_path: Path) -> None:
     store = ArtifactStore(tmp_path, "router")
-    artifact = published(store, "one")
-    store.promote(artifact.manifest.version, by="train")
-    (artifact.folder / name).unlink()
-    if content is not None:
-        (artifact.folder / name).write_text(content)
-    again = published(store, "one").manifest.version
-    store.promote(again, by="train")
-    current = store.current()
-    assert current is not None
-    assert current.manifest.version == artifact.manifest.version == again
-    assert [path.name for path in (tmp_path / "router").iterdir() if path.is_dir()] == [again]
+    good, damaged = (published(store, name).manifest.version for name in ("good", "damaged"))
+    (tmp_path / "router" / damaged / MANIFEST).write_text("half")
+    errors = list[ArtifactError]()
+    assert store.newest(left_out=errors.append) == good
+    (error,) = errors
+    assert f"{damaged}/manifest.json: cannot be read" in str(error)
+    assert "make it again with `coe train`" in str(error)
+    (tmp_path / "router" / good / MANIFEST).write_text("half")
+    with pytest.raises(ArtifactError, match=r"manifest\.json: cannot be read"):
+        store.newest()

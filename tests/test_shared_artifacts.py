@@ -1,5 +1,6 @@
 """Artifacts that machines share through a real Redis."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,9 +9,9 @@ from redis import Redis
 
 from coe.artifacts.artifact_sync import ArtifactSync
 from coe.artifacts.manifest import Artifact
-from coe.artifacts.redis import RedisArtifacts
+from coe.artifacts.redis import RedisArtifacts, open_shared
 from coe.artifacts.store import ArtifactStore, mirror
-from coe.errors import ArtifactError
+from coe.errors import ArtifactError, ConfigError
 from coe.settings import Settings
 from tests.records.redis_server import MISSING, RedisServer, installed
 
@@ -57,15 +58,13 @@ def test_what_is_promoted_here_is_in_use_there_with_its_history(tmp_path: Path, 
     assert in_use(here) is None
 
 
-def test_the_version_in_use_and_the_one_before_are_kept(tmp_path: Path, share: RedisArtifacts, redis: Redis) -> None:
-    store = ArtifactStore(tmp_path, "router", share)
-    versions = [made(store, content) for content in ("one", "two", "three")]
-    for version in (*versions, versions[-1]):
-        store.promote(version)
-    kept = {field.decode() for field in redis.hkeys("coe:artifacts:router") if field.startswith(b"tar:")}
-    assert kept == {f"tar:{version}" for version in versions[1:]}
-    with pytest.raises(ArtifactError, match=f"router {versions[0]} is not shared"):
-        ArtifactStore(tmp_path / "new", "router", share).published(versions[0])
+def test_a_version_whose_folder_was_deleted_is_copied_again(tmp_path: Path, share: RedisArtifacts) -> None:
+    here, there = (ArtifactStore(tmp_path / name, "router", share) for name in "ab")
+    here.promote(made(here, "one"))
+    found = in_use(there)
+    assert found is not None
+    shutil.rmtree(found.folder)
+    assert in_use(there) == found
 
 
 def test_a_damaged_version_is_refused_and_the_last_good_one_stays(
@@ -105,3 +104,18 @@ def test_without_redis_nothing_changes_and_a_gateway_serves_on(tmp_path: Path, r
     follower.sync()
     assert (follower.outage.active, store.in_use()) == (False, first)
     share.close()
+
+
+def test_small_files_beside_them_reach_others_too(tmp_path: Path, share: RedisArtifacts) -> None:
+    share.fetch_file("rounds.json", tmp_path / "new")
+    assert not (tmp_path / "new").exists(), "nothing was reported yet"
+    for content in (b"one", b"two", b"two"):
+        share.put_file("rounds.json", content)
+        share.fetch_file("rounds.json", tmp_path / "new")
+        assert (tmp_path / "new" / "rounds.json").read_bytes() == content
+
+
+def test_a_folder_is_not_shared_and_a_wrong_address_is_refused() -> None:
+    assert open_shared("folder") is None
+    with pytest.raises(ConfigError, match="artifacts: not a Redis address"):
+        open_shared("redis://h:port/0")

@@ -40,6 +40,19 @@ async def test_a_file_of_another_version_is_refused_and_left_alone(tmp_path: Pat
     connection.close()
 
 
+async def test_a_failed_write_leaves_no_part_behind_and_the_next_one_works(tmp_path: Path) -> None:
+    def half(connection: sqlite3.Connection) -> None:
+        connection.execute("INSERT INTO words VALUES ('half')")
+        connection.execute("INSERT INTO nowhere VALUES (1)")
+
+    database = Database(tmp_path / "words.db", tables=TABLES, version=2)
+    with pytest.raises(StoreError, match="no such table: nowhere"):
+        await database.write(half)
+    await database.write(lambda connection: connection.execute("INSERT INTO words VALUES ('whole')"))
+    assert await select(database) == [("kept",), ("whole",)]
+    await database.aclose()
+
+
 @pytest.mark.parametrize("content", [b"no database" * 100, b"SQLite format 3\0" + b"\xff" * 8_000])
 async def test_the_error_of_a_damaged_file_says_to_restore_or_to_move_it(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "words.db"

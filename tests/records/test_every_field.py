@@ -13,7 +13,8 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from coe.errors import DataError
-from coe.learning.record_files import Rating, read_rows, write_rows
+from coe.learning.log_frame import Rating
+from coe.learning.record_files import read_rows, write_rows
 from coe.records.codec import RECORD as CODEC
 from coe.records.record import LogPage, LogQuery, RecipeCall, RoutingLog, RoutingRecord
 from gateway.endpoints.admin import records

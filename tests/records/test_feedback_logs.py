@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import random
-import sqlite3
-import threading
+import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from coe.errors import StoreError
-from coe.records import open_log_and_feedback
+from coe.records.codec import FEEDBACK
 from coe.records.feedback import Feedback, FeedbackLog
-from tests.records.samples import record
+from coe.records.record import RoutingLog
+from tests.records.samples import everything, record, records
 
 pytestmark = pytest.mark.anyio
 
@@ -108,6 +107,16 @@ async def test_the_oldest_events_make_room_and_changes_of_mind_do_not_drive_out_
     assert kept == [event(number) for number in range(2_500 - len(kept), 2_500)]
 
 
+async def test_events_older_than_the_days_go_at_the_next_append(opened_feedback: Callable[..., FeedbackLog]) -> None:
+    now = time.time()
+    old, new = (event(number, time=now - age) for number, age in ((1, 7_200.0), (2, 0.0)))
+    await opened_feedback().append([old, event(3, time=now - 7_100)])
+    log = opened_feedback(days=1 / 24)
+    assert len(await events(log)) == 2
+    await log.append([new])
+    assert await events(log) == [new]
+
+
 async def test_two_writers_at_once_lose_nothing_and_double_nothing(
     opened_feedback: Callable[..., FeedbackLog],
 ) -> None:
@@ -117,31 +126,26 @@ async def test_two_writers_at_once_lose_nothing_and_double_nothing(
     assert sorted(await events(first), key=lambda one: one.event_id) == [event(number) for number in range(120)]
 
 
+async def test_feedback_and_records_live_in_one_place_and_leave_each_other_alone(
+    log: RoutingLog, feedback: FeedbackLog
+) -> None:
+    await feedback.append([event(1)])
+    await log.append(records(3))
+    await feedback.append([event(2)])
+    assert await everything(log) == records(3)
+    assert await events(feedback) == [event(1), event(2)]
+
+
 @pytest.mark.parametrize("cursor", ["yesterday", "-1", "1-2", "1; DROP TABLE feedback", "٣", "9" * 40])
 async def test_a_cursor_from_elsewhere_is_refused_by_name(feedback: FeedbackLog, cursor: str) -> None:
     with pytest.raises(StoreError, match="not a cursor of this log"):
         await feedback.read(after=cursor)
 
 
-async def test_records_and_feedback_of_a_file_are_written_in_one_thread(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two threads would wait for each other's lock, for up to a second under load, since SQLite polls for it."""
-    threads = []
-    connect = sqlite3.connect
-
-    def traced(*arguments: Any, **options: Any) -> sqlite3.Connection:
-        connection = connect(*arguments, **options)
-        connection.set_trace_callback(lambda _: threads.append(threading.get_ident()))
-        return connection
-
-    monkeypatch.setattr(sqlite3, "connect", traced)
-    log, feedback = open_log_and_feedback("sqlite:///log.db", base=tmp_path)
-    await asyncio.gather(log.append([record(1)]), feedback.append([event(1)]))
-    assert await events(feedback) == [event(1)]
-    await feedback.aclose()
-    await log.aclose()
-    assert len(set(threads)) == 1
+@pytest.mark.parametrize("line", [b"", b"[]", b"{}", b'{"event_id": "e"}', b"\xff"])
+def test_a_damaged_event_is_refused_as_such(line: bytes) -> None:
+    with pytest.raises(StoreError, match="damaged entry"):
+        FEEDBACK.decode(line)
 
 
 async def test_what_is_said_of_one_request_is_found_by_the_keys_that_may_have(feedback: FeedbackLog) -> None:

@@ -60,15 +60,3 @@ async def test_a_redis_that_is_away_shows_at_the_first_use_as_one_clear_error(tm
             await use
         assert "secret" not in str(caught.value)
     await log.aclose()
-
-
-async def test_a_sqlite_path_that_cannot_be_used_is_one_clear_error(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("not a folder")
-    (tmp_path / "text.db").write_text("this is not a database, whatever its name says. " * 100)
-    for path, remedy in (("file/log.db", "check that the disk has room"), ("text.db", "move it away")):
-        log = open_log_and_feedback(f"sqlite:///{path}", base=tmp_path)[0]
-        with pytest.raises(StoreError, match=f"{path}.*{remedy}"):
-            await log.append([record()])
-        await log.aclose()
-        with pytest.raises(StoreError, match="closed"):
-            await log.append([record()])

@@ -58,15 +58,15 @@ async def test_a_spool_that_fails_too_has_a_warning_of_its_own_and_both_recoveri
     assert (writer.dropped, log.stored) == (0, records(30))
 
 
-async def test_a_log_that_fails_and_works_in_turns_is_not_logged_each_time(caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_unusable_spool_is_no_failure_of_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "spool.db.lock").mkdir()
     log = WatchedLog()
     with caplog.at_level(logging.WARNING, logger="coe.outage"):
-        async with writer_to(log, spool=None, **QUICK) as writer:
-            for number in range(5):
-                log.fails = GONE
-                writer.put(records(1, start=number)[0])
-                await wait_until(lambda: writer.last_error is not None)
-                log.fails = None
-                await log.holds(number + 1)
-                await wait_until(lambda: writer.last_error is None)
-    assert len(lines(caplog, store="routing log")) == 2
+        async with writer_to(log, spool=tmp_path / "spool.db", **QUICK) as writer:
+            await wait_until(lambda: writer.spool_error is not None)
+            assert writer.last_error is None
+            writer.put(records(1)[0])
+            await log.holds(1)
+    [line] = lines(caplog, store="routing log: spool")
+    assert str(tmp_path / "spool.db") in line
+    assert "check that the disk has room and that the file may be written; entries in it wait" in line

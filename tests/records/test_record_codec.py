@@ -15,6 +15,12 @@ from tests.records.samples import record
 encode, decode = RECORD.encode, RECORD.decode
 
 
+def test_a_stored_record_leaves_out_optional_fields_with_their_defaults() -> None:
+    required = {field.name for field in fields(RoutingRecord) if field.default is MISSING}
+    given = {"input_tokens", "output_tokens", "session"}
+    assert orjson.loads(encode(record(session="s"))).keys() == required | given
+
+
 def test_defaults_stay_as_they_are_because_stored_records_leave_them_out() -> None:
     defaults = {field.name: field.default for field in fields(RoutingRecord) if field.default is not MISSING}
     others = {name: value for name, value in defaults.items() if value not in (None, "", 0, ())}

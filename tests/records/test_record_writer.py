@@ -29,6 +29,17 @@ async def test_what_was_put_is_in_the_log_after_leaving(tmp_path: Path) -> None:
     await log.aclose()
 
 
+async def test_a_full_queue_takes_no_more_and_counts_what_it_refuses() -> None:
+    log = WatchedLog()
+    writer = writer_to(log, spool=None, capacity=10, **QUICK)
+    for one in records(25):
+        writer.put(one)
+    assert (writer.backlog, writer.dropped) == (10, 15)
+    async with writer:
+        pass
+    assert log.stored == records(10)
+
+
 @pytest.mark.parametrize("problem", [GONE, OSError("no route"), RuntimeError("a bug")])
 async def test_while_the_log_fails_records_go_to_the_spool_and_from_there_to_the_log(
     problem: Exception, tmp_path: Path
@@ -51,19 +62,6 @@ async def test_while_the_log_fails_records_go_to_the_spool_and_from_there_to_the
     assert in_spool(tmp_path / "spool.db") == []
 
 
-async def test_what_the_last_process_left_in_the_spool_is_delivered_by_the_next(tmp_path: Path) -> None:
-    log = WatchedLog()
-    log.fails = GONE
-    async with writer_to(log, spool=tmp_path / "spool.db", **QUICK) as writer:
-        for one in records(1_200):
-            writer.put(one)
-    assert (writer.spooled, writer.dropped, writer.backlog) == (1_200, 0, 0)
-    log.fails = None
-    async with writer_to(log, spool=tmp_path / "spool.db", **QUICK):
-        await log.holds(1_200)
-    assert log.stored == records(1_200)
-
-
 async def test_writers_that_share_a_spool_and_a_log_deliver_every_record_once(tmp_path: Path) -> None:
     inner = open_log_and_feedback("sqlite:///log.db", base=tmp_path)[0]
     log = WatchedLog(inner)
@@ -81,6 +79,25 @@ async def test_writers_that_share_a_spool_and_a_log_deliver_every_record_once(tm
     await inner.aclose()
 
 
+async def test_an_append_whose_answer_was_lost_is_repeated_and_kept_once(tmp_path: Path) -> None:
+    inner = open_log_and_feedback("sqlite:///log.db", base=tmp_path)[0]
+
+    class Forgetful(WatchedLog):
+        async def append(self, records: Any) -> None:
+            await super().append(records)
+            if len(self.calls) == 1:
+                raise GONE
+
+    log = Forgetful(inner)
+    async with writer_to(log, spool=tmp_path / "spool.db", **QUICK) as writer:
+        for one in records(30):
+            writer.put(one)
+        await log.called(2)
+    assert await everything(inner) == records(30)
+    assert len(log.stored) == 60
+    await inner.aclose()
+
+
 async def test_a_log_that_hangs_holds_up_leaving_only_for_the_deadline_and_loses_nothing(tmp_path: Path) -> None:
     log = WatchedLog()
     log.gate.clear()
@@ -91,19 +108,6 @@ async def test_a_log_that_hangs_holds_up_leaving_only_for_the_deadline_and_loses
                 writer.put(one)
     assert ids(in_spool(tmp_path / "spool.db")) == ids(records(100))
     assert (writer.dropped, writer.backlog) == (0, 0)
-
-
-async def test_without_a_spool_records_wait_for_the_log_as_long_as_there_is_room(tmp_path: Path) -> None:
-    log = WatchedLog()
-    log.fails = GONE
-    async with writer_to(log, spool=None, capacity=50, batch=20, **QUICK) as writer:
-        for one in records(60):
-            writer.put(one)
-        await log.called(3)
-        assert (writer.backlog, writer.dropped) == (50, 10)
-        log.fails = None
-        await log.holds(50)
-    assert log.stored == records(50)
 
 
 async def test_when_log_and_spool_fail_records_wait_and_what_is_left_at_the_end_is_counted(
@@ -119,18 +123,6 @@ async def test_when_log_and_spool_fail_records_wait_and_what_is_left_at_the_end_
         assert (writer.backlog, writer.dropped, writer.spooled) == (30, 0, 0)
     assert (writer.backlog, writer.dropped, writer.spooled) == (0, 30, 0)
     assert "30 entries dropped" in caplog.text
-
-
-async def test_a_record_that_no_store_can_take_is_dropped_alone(tmp_path: Path) -> None:
-    log = open_log_and_feedback("sqlite:///log.db", base=tmp_path)[0]
-    watched = WatchedLog(log)
-    async with writer_to(watched, spool=tmp_path / "spool.db", **QUICK) as writer:
-        for one in (record(1), record(2, prompt="\ud800"), record(3)):
-            writer.put(one)
-        await watched.holds(2)
-    assert await everything(log) == [record(1), record(3)]
-    assert writer.dropped == 1
-    await log.aclose()
 
 
 async def test_a_full_disk_sends_records_to_the_spool_and_room_brings_them_home(tmp_path: Path) -> None:

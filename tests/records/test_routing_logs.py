@@ -116,6 +116,25 @@ async def test_walking_back_sees_every_match_once_and_ends(log: RoutingLog) -> N
         assert found == [record(number).request_id for number in expected]
 
 
+async def test_walking_back_for_what_is_met_nowhere_takes_steps_of_a_bounded_length(
+    log: RoutingLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("coe.records.redis_log.MAX_SCANNED", 20)
+    monkeypatch.setattr("coe.records.redis_log.SCAN_CHUNK", 10)
+    monkeypatch.setattr("coe.records.sqlite.MAX_SCANNED", 20)
+    old = record(0, expert="large", category="law")
+    await log.append(
+        [old] + [record(n, **({"expert": "large"} if n % 2 else {"category": "law"})) for n in range(1, 50)]
+    )
+    query, pages = LogQuery(expert="large", category="law"), []
+    while True:
+        pages.append(page := await log.back(query))
+        if not page.cursor:
+            break
+        query = replace(query, before=page.cursor)
+    assert [ids(page.records) for page in pages] == [[], [], [old.request_id]]
+
+
 async def test_the_tail_is_the_newest_matches_oldest_first(log: RoutingLog) -> None:
     await log.append([record(number, expert="large" if number % 2 else "small") for number in range(20)])
     assert ids((await log.tail(LogQuery(limit=3))).records) == ids(records(3, start=17))
@@ -174,12 +193,3 @@ async def test_a_record_is_found_by_its_id_until_it_makes_room(opened: Callable[
     assert await log.find(record(1_200).request_id) == record(1_200, utility=(0.5, 0.25), exploration=(0.05, 0.1))
     for unknown in (record(0).request_id, "", "nobody\0's", "' OR 1=1 --"):
         assert await log.find(unknown) is None
-
-
-async def test_one_page_is_bounded_whatever_the_query_asks_for(
-    log: RoutingLog, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("coe.records.record.MAX_PAGE_RECORDS", 10)
-    await log.append(records(25))
-    assert len((await log.read(LogQuery(limit=1_000_000))).records) == 10
-    assert len((await log.tail(LogQuery(limit=1_000_000))).records) == 10

@@ -36,6 +36,14 @@ def delivered(spool: Spool, count: int = 10) -> list[bytes]:
     return found
 
 
+def test_lines_come_out_as_they_went_in_oldest_first(spool: Spool) -> None:
+    spool.append(lines(0, 1, 2))
+    spool.append(["né 🦜".encode()])
+    assert spool.oldest(2) == lines(0, 1)
+    assert delivered(spool, 3) == [*lines(0, 1, 2), "né 🦜".encode()]
+    assert delivered(spool) == []
+
+
 def test_lines_that_arrive_during_the_delivery_follow(spool: Spool, path: Path) -> None:
     spool.append(lines(0, 1))
     assert spool.oldest(1) == lines(0)

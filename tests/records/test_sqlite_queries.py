@@ -12,11 +12,12 @@ from typing import TypeVar
 
 import pytest
 
-from coe.records import sqlite
+from coe.records import open_log_and_feedback, sqlite
 from coe.records.database import Database
 from coe.records.record import LogQuery, RoutingLog, RoutingRecord
 from coe.records.sqlite import TABLES, VERSION, SqliteLog
 from tests.records.samples import everything, record, records
+from tests.records.test_feedback_logs import event
 
 pytestmark = pytest.mark.anyio
 
@@ -88,16 +89,14 @@ async def test_every_combination_of_filters_finds_the_same_rows_in_each_directio
         assert list((await log.tail(query)).records) == [one for one in wanted if one in newest]
 
 
-@pytest.mark.parametrize("query", [LogQuery(category="law"), LogQuery(request_id="none"), LogQuery(until=1.0)])
-async def test_one_call_scans_a_bounded_number_of_rows(
-    log: RoutingLog, monkeypatch: pytest.MonkeyPatch, query: LogQuery
-) -> None:
-    """Feedback is written by the same thread, and waits for one call."""
-    monkeypatch.setattr(sqlite, "MAX_SCANNED", 100)
-    await log.append(records(250))
-    cursors = [(await log.read(query)).cursor]
-    while (page := await log.read(replace(query, after=cursors[-1]))).cursor != cursors[-1]:
-        cursors.append(page.cursor)
-    assert cursors == ["100", "200", "250"]
-    assert [(await log.back(query)).cursor, (await log.back(replace(query, before="151"))).cursor] == ["151", "51"]
-    assert (await log.tail(query)).cursor == "250"
+async def test_a_lowered_retention_takes_effect_at_the_first_append(tmp_path: Path) -> None:
+    log, feedback = open_log_and_feedback("sqlite:///log.db", base=tmp_path)
+    await log.append(records(3_000))
+    await feedback.append([event(n) for n in range(3_000)])
+    await log.aclose()
+    log, feedback = open_log_and_feedback("sqlite:///log.db", base=tmp_path, retention=1_000)
+    await log.append([record(3_000)])
+    await feedback.append([event(3_000)])
+    page = await feedback.read(limit=10_000)
+    assert len(await everything(log)) == len(page.events) == 1_000
+    await log.aclose()
