@@ -88,7 +88,9 @@ async def run(seen: list[Mapping[str, str]], folder: Path, monkeypatch: pytest.M
         if request.path == "/health/live":
             return web.Response()
         seen.append({name.lower(): value for name, value in request.headers.items()})
-        assert (await request.json())["stream"]  # also a plain call of a local expert
+        if not (await request.json())["stream"]:
+            message = {"role": "assistant", "content": "hello"}
+            return web.json_response({"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]})
         response = web.StreamResponse(
             headers={
                 "content-type": "text/event-stream",
