@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from coe.cli.common import Config, Json, declaration_for
+from coe.cli.common import Config, Json, declaration_for, print_result, table
 from coe.measuring.passage_gain import GAINS_FILE
 from coe.measuring.probes.probes import DIFFICULTIES, Probe, read_probes
 from coe.measuring.probes.shipped import SHIPPED, default_probes, folder_seed, own_file, write_seed
@@ -19,7 +19,7 @@ from coe.measuring.sandbox import installed
 from coe.measuring.scoring import Report, Scoring, open_journal, probes_with_passages, run_scoring
 from coe.measuring.tables import require_parquet
 from coe.registry import ExpertSpec, RecipeSpec, Registry
-from coe.terminal import print_error, print_json, print_line, printable
+from coe.terminal import print_error, printable
 
 Probes = Annotated[
     Path | None,
@@ -91,7 +91,7 @@ def score(
         write_seed(out, seed)
         benchmark = probes.stem if probes else SHIPPED
         report = run_scoring(scoring, settings, journal, out, benchmark=benchmark, progress=_progress)
-    print_json(report) if json else _show(report)
+    print_result(report, _lines(report), json=json)
     if report["missing"]:
         raise typer.Exit(1)
 
@@ -165,37 +165,35 @@ def _progress(missing: Mapping[str, int]) -> Iterator[tuple[Report, Report]]:
         )
 
 
-def _three_digits(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+def _lines(report: Mapping[str, Any]) -> Iterator[str]:
+    experts = report["experts"]
+    levels = [one for one in DIFFICULTIES if any(one in column["difficulties"] for column in experts.values())]
 
+    def digits(value: float | None, count: int = 3) -> str | None:
+        return None if value is None else f"{value:.{count}f}"
 
-def _show(report: Mapping[str, Any]) -> None:
-    levels = [
-        one for one in DIFFICULTIES if any(one in column["difficulties"] for column in report["experts"].values())
-    ]
-    marked = "".join(f" {one:>6}" for one in levels)
-    print_line(
-        f"{'expert':20} {'scored':>7} {'missing':>7} {'mean':>6}{marked} {'p50 ms':>8} {'tokens out':>10} {'cut':>5}"
+    yield table(
+        ("expert", *(f">{one}" for one in ("scored", "missing", "mean", *levels, "p50 ms", "tokens out", "cut"))),
+        [
+            (
+                *(name, column["scored"], column["missing"], digits(column["mean"])),
+                *(digits(column["difficulties"].get(one, {}).get("mean")) for one in levels),
+                *(digits(column["latency_ms_p50"], 0), column["output_tokens"], column["cut"]),
+            )
+            for name, column in experts.items()
+        ],
     )
-    for name, column in report["experts"].items():
-        average = _three_digits(column["mean"])
-        marked = "".join(f" {_three_digits(column['difficulties'].get(one, {}).get('mean')):>6}" for one in levels)
-        latency = "-" if column["latency_ms_p50"] is None else f"{column['latency_ms_p50']:.0f}"
-        counts = f"{column['scored']:7} {column['missing']:7} {average:>6}{marked} {latency:>8}"
-        print_line(f"{name:20} {counts} {column['output_tokens']:10} {column['cut']:5}")
-    for name, column in report["experts"].items():
+    for name, column in experts.items():
         if column["inconsistent"]:
-            print_line(f"{name}: {column['inconsistent']} contradictory pairs of grades counted as ties")
+            yield f"{name}: {column['inconsistent']} contradictory pairs of grades counted as ties"
         if column["missing"]:
             errors = ", ".join(f"{count} x {code}" for code, count in column["errors"].items()) or "not requested yet"
-            print_line(
-                f"{name}: {column['missing']} scores are missing ({errors}): {column['first_error'] or 'run again'}"
-            )
+            yield f"{name}: {column['missing']} scores are missing ({errors}): {column['first_error'] or 'run again'}"
     for name, means in report.get("retrieval", {}).items():
-        print_line(f"{name}: {means['without']:.3f} without passages, {means['with']:.3f} with; pairs in {GAINS_FILE}")
+        yield f"{name}: {means['without']:.3f} without passages, {means['with']:.3f} with; pairs in {GAINS_FILE}"
     for name, counts in report.get("grades", {}).items():
-        print_line(f"{name}: {counts['graded']} grades, {counts['ungraded']} without one, {counts['missing']} missing")
+        yield f"{name}: {counts['graded']} grades, {counts['ungraded']} without one, {counts['missing']} missing"
     state = "run again to fill gaps" if report["missing"] else "complete"
     if report["stopped"]:
         state = "stopped; run again to continue"
-    print_line(f"{report['probes']} probes, quality data in {report['out']} ({state})")
+    yield f"{report['probes']} probes, quality data in {report['out']} ({state})"

@@ -13,6 +13,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,7 +26,6 @@ from coe.artifacts.atomic_files import replace_file
 from coe.artifacts.store import ArtifactStore
 from coe.cli.check import ENDPOINTS_FILE, check_live
 from coe.cli.common import Config, ConfigFile, settings_for
-from coe.cli.executor import Executor
 from coe.errors import CoEError, FleetError
 from coe.file_lock import file_lock
 from coe.registry import ExpertSpec, Registry, load
@@ -43,6 +43,14 @@ LOCK_FILE = "up.lock"
 
 Host = Annotated[str | None, typer.Option("--host", help="[default: COE_HOST or 127.0.0.1]")]
 Port = Annotated[int | None, typer.Option("--port", min=1, max=65535, help="[default: COE_PORT or 8080]")]
+
+
+class Executor(StrEnum):
+    """Where the servers of local experts run."""
+
+    LOCAL = "local"
+    RAY = "ray"
+
 
 ServerExecutor = Annotated[
     Executor, typer.Option("--executor", help="Where expert servers run: on this machine, or on a Ray cluster.")

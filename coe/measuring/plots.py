@@ -52,26 +52,6 @@ def plot_sweep(rows: Sequence[ParetoRow], *, row: str, path: Path) -> None:
     figure.savefig(path)
 
 
-def plot_against(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw mean quality against cost of a plan and of single experts, as `coe plan` compares them."""
-    figure, axes = _figure()
-    for row in rows:
-        cost, is_plan = row["cost"] or 0.0, row["expert"] is None
-        axes.plot(cost, row["estimate"], marker="*" if is_plan else "o", markersize=14 if is_plan else 7)
-        latency = "" if row["latency_ms"] is None else f", {row['latency_ms'] / 1000:.1f} s"
-        axes.annotate(
-            ("this plan" if is_plan else row["expert"]) + latency,
-            (cost, row["estimate"]),
-            xytext=(8, 4),
-            textcoords="offset points",
-            fontweight="bold" if is_plan else "normal",
-        )
-    axes.margins(0.25, 0.15)
-    axes.set(xlabel="US dollars per thousand requests", ylabel="mean quality")
-    axes.set_title("This plan against each single expert")
-    figure.savefig(path)
-
-
 def plot_training(metrics: Mapping[str, Any], folder: Path) -> None:
     """Draw the held-out metrics of `routers.build`: reliability.png and risk_coverage.png in `folder`.
 

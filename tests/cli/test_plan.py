@@ -187,7 +187,7 @@ def test_infeasible_limits_of_a_sweep_are_reported_with_the_smallest_feasible_on
 def test_values_that_take_too_long_are_left_out(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("coe.planning.plan.MARGINAL_VALUES_SECONDS", 0.0)
     assert json.loads(plan(config, "--json"))["value_of_expert"] == {}
-    assert "large              0.0000  not found in time" in plan(config)
+    assert "large 0.0000 not found in time" in " ".join(plan(config).split())
     assert ArtifactStore(config.parent / ".coe" / "artifacts", "assignment").in_use() is not None
 
 

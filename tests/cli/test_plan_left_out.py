@@ -130,5 +130,4 @@ def test_the_plan_is_compared_with_each_single_expert(tmp_path: Path) -> None:
     assert (small["cost"], large["cost"]) == (0.8, 8.0)
     assert small["cost"] < own["cost"] < large["cost"]
     output = plan(config)
-    assert "this plan against     quality       cost  (US dollars per thousand requests)" in output
-    assert "\nthis plan" in output
+    assert "\nthis plan  " in output

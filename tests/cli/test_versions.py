@@ -80,7 +80,7 @@ def test_the_list_for_people_names_what_is_declared_and_what_is_damaged(settings
         command = ["versions", "--config", str(settings.config)]
         return CliRunner().invoke(app, command, catch_exceptions=False).stdout.splitlines()
 
-    assert "assignment  as declared in experts.yaml is in use" in lines()
+    assert "assignment: as declared in experts.yaml is in use" in lines()
     ids = fill(settings)
     plan = next(line.split() for line in lines() if ids["plan"] in line)
     assert plan[:4] == ["assignment", ids["plan"], "yes", "plan"]

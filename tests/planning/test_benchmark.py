@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from coe.cli.benchmark import _show
+from coe.cli.benchmark import _lines
 from coe.core import Neighbour, Prediction
 from coe.errors import DataError
 from coe.measuring.benchmark.benchmark import benchmark, knn_baseline, ridge_baseline, tuned
@@ -330,7 +330,7 @@ def test_a_prompt_of_several_splits_counts_once_in_the_gains_of_recipes(
     rows = [report["recipes"]["at_shares_of_best_single"]["0.5"] for report in (once, twice)]
     assert rows[0] == pytest.approx(rows[1])
     assert rows[0]["standard_error"] > 0
-    _show(twice)
+    print(*_lines(twice), sep="\n")
     shown = capsys.readouterr().out
     assert "0.5 x the best single model" in shown
 

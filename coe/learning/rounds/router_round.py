@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -29,9 +29,6 @@ from coe.learning.training_data import build_router, training_pairs
 from coe.measuring.plots import plot_training
 from coe.measuring.tables import pairs_digest
 from coe.records.record import RoutingRecord
-
-if TYPE_CHECKING:
-    from routers.encoders import TaskRunner
 
 Pair = tuple[str, str]
 
@@ -224,7 +221,6 @@ class RouterRound:
     """Needs corrected categories in `experience`. The trainings of a round share embeddings in the folder `cache`."""
 
     experience: Experience
-    runner: TaskRunner
     cache: Path
     kind: str = ROUTER
 
@@ -238,7 +234,7 @@ class RouterRound:
         tests = job.tests_so_far(ROUTER, in_use=str(version), inputs=inputs)
         if tests is None:
             return "no correction is new"
-        build = partial(build_router, encoder=job.registry.router.encoder, cache=self.cache, runner=self.runner)
+        build = partial(build_router, encoder=job.registry.router.encoder, cache=self.cache)
         judgement = judge_router(data, build, round_=tests + 1)
         report = router_report(data, judgement)
         return Candidate(
