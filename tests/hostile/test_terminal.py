@@ -15,7 +15,6 @@ import pytest
 
 from coe import terminal
 from coe.cli.common import print_result, table
-from coe.cli.index import _report, _Run
 from coe.cli.report import _report_lines, _status_rows
 from coe.errors import ConfigError
 from coe.reports.spend import DIMENSIONS
@@ -109,7 +108,6 @@ def test_everything_that_commands_print_is_printable(capsys: pytest.CaptureFixtu
     }
     print_result(None, table(("", ""), _status_rows(status)), json=False)
     print_result(None, _report_lines(report), json=False)
-    _report(_Run(refused=[(HARM, HARM)]), json=False)
     printed = capsys.readouterr()
     assert harmless(printed.out)
     assert harmless(printed.err)

@@ -330,9 +330,7 @@ def test_a_prompt_of_several_splits_counts_once_in_the_gains_of_recipes(
     rows = [report["recipes"]["at_shares_of_best_single"]["0.5"] for report in (once, twice)]
     assert rows[0] == pytest.approx(rows[1])
     assert rows[0]["standard_error"] > 0
-    print(*_lines(twice), sep="\n")
-    shown = capsys.readouterr().out
-    assert "0.5 x the best single model" in shown
+    assert "0.5 x the best single model" in "\n".join(_lines(twice))
 
 
 def test_ridge_recovers_a_linear_relation_and_neighbours_a_local_one() -> None:
