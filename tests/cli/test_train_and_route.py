@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -141,15 +142,19 @@ def test_rules_are_tried_and_those_without_effect_are_noted(config: Path) -> Non
     config.write_text(config.read_text().replace("external,", "external, capabilities: [tools],") + RULES)
     run("train", "--config", config)
 
-    def routed(*words: str) -> list[str]:
-        found = json.loads(run("route", "how do i bake the bread dough", *words, "--config", config, "--json"))
+    def routed(*before: dict[str, str], tool: str = "") -> list[str]:
+        row: dict[str, Any] = {"messages": [*before, {"role": "user", "content": "how do i bake the bread dough"}]}
+        if tool:
+            row["tools"] = [{"type": "function", "function": {"name": tool}}]
+        source = config.with_name("request.jsonl")
+        source.write_text(json.dumps(row))
+        found = json.loads(run("route", "--input", source, "--client", "claude-cli", "--config", config))["decision"]
         return [found[name] for name in ("expert", "reason", "rule")]
 
+    poet = {"role": "system", "content": "You are a poet"}
     assert routed() == ["chef", "routed", ""]
-    assert routed("--system", "You are a poet") == ["generalist", "rule", "poets"]
-    assert routed("--tool", "Edit", "--client", "claude-cli") == ["chef", "routed", ""]
-    assert routed("--tool", "Bash", "--client", "claude-cli") == ["generalist", "routed", "agents"]
-    shown = run("route", "hello", "--system", "You are a poet", "--explain", "--config", config)
-    assert "rule        poets\n" in shown
+    assert routed(poet) == ["generalist", "rule", "poets"]
+    assert routed(tool="Edit") == ["chef", "routed", ""]
+    assert routed(tool="Bash") == ["generalist", "routed", "agents"]
     notes = json.loads(run("check", config, "--json"))["notes"]
     assert notes == ["experts.yaml:17: rule 'shadowed' can never match: 'poets' matches all its requests before it"]
