@@ -13,7 +13,7 @@ import orjson
 import typer
 
 from coe import registry
-from coe.artifacts.kinds import GATE, ROUTER
+from coe.artifacts.kinds import ROUTER
 from coe.artifacts.store import ArtifactStore
 from coe.cli.common import Config, ConfigFile, Json, settings_for
 from coe.errors import ArtifactError, ConfigError, DataError
@@ -131,17 +131,7 @@ def notes_on(declared: Registry, settings: Settings) -> list[str]:
             "bubblewrap is not installed: `coe score` and `coe tune` leave out the shipped probes that run code; with "
             "`coe score --unsafe`, nothing but limits on time, memory, files and processes holds it"
         )
-    retrieval = declared.retrieval
-    if declared.cache is None or retrieval.store is None or retrieval.default_similarity >= 1:
-        return notes
-    if declared.artifacts != "folder" or ArtifactStore(settings.artifacts, GATE).in_use() is not None:
-        return notes
-    return [
-        *notes,
-        "cache stores no answer of a request with text while no retrieval gate is fitted, because each one is searched "
-        "for passages: fit a gate with `coe plan quality`, set retrieval.default_similarity to 1, or send "
-        "x-coe-retrieval: off",
-    ]
+    return notes
 
 
 async def check_live(declared: Registry, settings: Settings) -> list[Finding]:

@@ -20,7 +20,6 @@ from coe.measuring.tables import require_parquet
 from coe.records import missing_file, open_log_and_feedback, require_log
 from coe.records.codec import RECORD
 from coe.records.record import LogPage, LogQuery, RoutingLog, RoutingRecord
-from coe.registry import Registry
 from coe.terminal import print_error, print_line
 
 POLL_SECONDS = 0.5
@@ -109,7 +108,7 @@ def log(
     except KeyboardInterrupt:
         raise typer.Exit(0) from None
     if not shown:
-        print_error(_no_match(query, registry))
+        print_error("no records match")
 
 
 @app.command("export")
@@ -143,14 +142,6 @@ def import_file(file: InputFile, config: Config = None) -> None:
     print_line(f"{file}: {count} records are in the log now, new or already there")
     if old:
         print_line(f"{old} records are older than log.keep_days and left out")
-
-
-def _no_match(query: LogQuery, registry: Registry) -> str:
-    """The note for an empty list, with the declared names where the query names something else."""
-    for name, known in (("category", registry.category_names), ("expert", registry.model_names)):
-        if (value := getattr(query, name)) and value not in known:
-            return f"no records match; {value!r} is not a declared {name}; declared: {', '.join(known)}"
-    return "no records match"
 
 
 async def _show(routing_log: RoutingLog, query: LogQuery, *, follow: bool, json: bool) -> int:

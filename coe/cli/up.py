@@ -256,18 +256,13 @@ def _gateway(settings: Settings, socket: Path | None = None) -> ServerSpec:
 def _welcome(settings: Settings, registry: Registry) -> str:
     here = f"http://{_reachable(settings)}:{settings.port}"
     url = f"{here}/v1"
-    key, sent = ("YOUR_KEY", " -H 'authorization: Bearer YOUR_KEY'") if registry.access.keys else ("none", "")
+    sent = " -H 'authorization: Bearer YOUR_KEY'" if registry.access.keys else ""
     return f"""
 CoE answers at {url}   (experts: {", ".join(registry.expert_names)}; Ctrl-C stops everything; logs in {settings.logs})
 Open {here}/ui/ to watch and try it
 
   curl {url}/chat/completions -H 'content-type: application/json'{sent} \\
     -d '{{"model": "auto", "messages": [{{"role": "user", "content": "Write a haiku about rain"}}]}}'
-
-  from openai import OpenAI
-  client = OpenAI(base_url="{url}", api_key="{key}")
-  answer = client.chat.completions.create(model="auto", messages=[{{"role": "user", "content": "What is 17 * 23?"}}])
-  print(answer.choices[0].message.content)
 """
 
 

@@ -54,25 +54,6 @@ def test_the_declaration_that_artifacts_were_made_for_has_no_consequences(settin
     assert check(settings, measured_registry()).stdout.count("\n") == 1
 
 
-def test_a_cache_that_documents_without_a_gate_turn_off_is_noted(settings: Settings) -> None:
-    documents = {"store": "lancedb:///docs"}
-    both = measured_registry(cache={}, retrieval=documents)
-    assert "note: cache stores no answer of a request with text" in check(settings, both).stdout
-    assert len(report(settings, both)["notes"]) == 1
-    for one in (
-        {"cache": {}},
-        {"retrieval": documents},
-        {"cache": {}, "retrieval": {**documents, "default_similarity": 1}},
-    ):
-        assert report(settings, measured_registry(**one))["notes"] == []
-    gates = ArtifactStore(settings.artifacts, "gate")
-    with gates.draft() as draft:
-        (draft / "gate.npz").write_bytes(b"")
-        gate = gates.publish(draft, categories=both.category_names, data="", metrics={})
-    gates.promote(gate.manifest.version, by="plan")
-    assert report(settings, both)["notes"] == []
-
-
 def test_code_that_only_limits_would_hold_is_noted(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sandbox, "installed", lambda: False)
     (note,) = report(settings, measured_registry())["notes"]

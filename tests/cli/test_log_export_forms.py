@@ -108,15 +108,6 @@ def test_where_there_is_no_log_nothing_is_exported_and_nothing_created(config: P
     assert sorted(one.name for one in tmp_path.iterdir()) == ["experts.yaml"]
 
 
-def test_an_empty_list_is_reported_and_names_undeclared_words(config: Path) -> None:
-    logged(config, record_of(1))
-    assert tried("log", "--expert", "smal", "--config", config).stderr == (
-        "no records match; 'smal' is not a declared expert; declared: small\n"
-    )
-    assert tried("log", "--outcome", "aborted", "--config", config).stderr == "no records match\n"
-    assert tried("log", "--config", config).stderr == ""
-
-
 def test_an_export_writes_through_a_link_and_refuses_a_device(config: Path, tmp_path: Path) -> None:
     logged(config, record_of(1))
     (tmp_path / "link.jsonl").symlink_to(tmp_path / "log.jsonl")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,7 +15,6 @@ from typer.testing import CliRunner
 
 from coe.cli import app
 from coe.cli import init as init_verb
-from coe.cli.init.served import served
 from coe.cli.init.sources import endpoint
 from coe.errors import CoEError
 from coe.registry import Registry, load
@@ -202,91 +200,3 @@ def test_the_demo_needs_no_server(folder: Path) -> None:
     status, output = run("--demo")
     assert status == 0, output
     assert loaded(folder / "experts.yaml").expert_names == ("coder", "analyst", "writer", "generalist")
-
-
-@pytest.fixture
-def llama_server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The command of llama.cpp on PATH, and a GGUF file in `models`."""
-    command = folder / "bin" / "llama-server"
-    command.parent.mkdir()
-    command.touch(mode=0o755)
-    monkeypatch.setenv("PATH", f"{command.parent}:/usr/bin:/bin")
-    (folder / "models").mkdir()
-    (folder / "models" / "tiny-1b.gguf").write_bytes(b"GGUF")
-    return command
-
-
-def test_a_named_model_is_declared_with_the_engine_that_is_installed_for_it(folder: Path, llama_server: Path) -> None:
-    hub = "org/large-8b-GGUF:Q4_K_M"
-    status, output = run(
-        *(word for model in ("models/tiny-1b.gguf", hub, "./models/tiny-1b.gguf") for word in ("--serve", model))
-    )
-    assert status == 0, output
-    large, tiny = loaded(folder / "experts.yaml").experts
-    assert (large.model, tiny.model, {large.runtime, tiny.runtime}) == (
-        hub,
-        str(folder / "models" / "tiny-1b.gguf"),
-        {"llama.cpp"},
-    )
-    assert tiny.options["ctx-size"] == tiny.options["parallel"] * tiny.context_length
-    assert tiny.active_parameters_b == 1
-    assert CliRunner().invoke(app, ["check"]).exit_code == 0
-    assert " answers at " not in output  # its server does not run before `coe up`
-    assert "coe up\n" in output
-
-
-@pytest.mark.parametrize(
-    ("model", "message"),
-    [
-        ("hf.co/org/large-8b-GGUF:Q4", "ollama, which would serve it, is not installed"),
-        (
-            "models",
-            "is not installed (installed: llama.cpp); get it with `uv tool install vllm`",
-        ),
-        ("tiny:1b", "ollama, which would serve it, is not installed (installed: llama.cpp); get it with its installer"),
-        ("a;${HOME}", "have letters, digits, spaces and"),
-    ],
-)
-def test_a_model_that_nothing_can_serve_is_refused_with_the_remedy(
-    folder: Path, llama_server: Path, monkeypatch: pytest.MonkeyPatch, model: str, message: str
-) -> None:
-    monkeypatch.setattr(sys, "executable", str(folder / "python"))
-    status, output = run("--serve", model)
-    assert (status, message in output) == (1, True), output
-    assert not (folder / "experts.yaml").exists()
-
-
-@pytest.mark.parametrize(
-    ("model", "installed", "runtime"),
-    [
-        ("llama3.2", ["ollama"], "ollama"),
-        ("llama3.2", ["vllm", "ollama"], "ollama"),
-        ("gpt2", ["vllm"], "vllm"),
-        ("library/qwen3:8b", ["ollama"], "ollama"),
-        ("org/quantised:Q4_K_M", ["llama.cpp", "ollama"], "llama.cpp"),
-        ("org/some-ggufs/llama-hf", ["llama.cpp", "vllm"], "vllm"),
-    ],
-)
-def test_the_engine_follows_from_the_name_and_from_what_is_installed(
-    model: str, installed: list[str], runtime: str
-) -> None:
-    assert served(model, installed).source.runtime == runtime
-
-
-def test_a_missing_file_is_named_where_it_was_looked_for(folder: Path, llama_server: Path) -> None:
-    (folder / "conf").mkdir()
-    for model in ("models/none.gguf", "./nofolder"):
-        status, output = run("--serve", model, "--output", "conf/experts.yaml")
-        assert (status, f"there is no file {folder / model}." in output) == (1, True), output
-
-
-def test_a_path_that_the_file_would_change_is_refused(
-    folder: Path, llama_server: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (home := folder / "${HOME}").mkdir()
-    (folder / "models").rename(home / "models")
-    (conf := folder / "conf").mkdir()
-    monkeypatch.chdir(home)
-    status, output = run("--serve", "models/tiny-1b.gguf", "--output", str(conf / "experts.yaml"))
-    assert (status, "${HOME}/models/tiny-1b.gguf'" in output) == (1, True), output
-    assert not (conf / "experts.yaml").exists()

@@ -24,12 +24,10 @@ from coe.cli.common import settings_for, writable_file
 from coe.cli.init import declaration
 from coe.cli.init.listing import Listing, list_models
 from coe.cli.init.selection import MAX_EXPERTS, Candidate, candidates, default_models, matching
-from coe.cli.init.served import installed_engines, served
 from coe.cli.init.sources import LOCAL_SERVERS, PROVIDERS, Source, endpoint, in_environment, provider, with_keys
 from coe.errors import ConfigError, pip_install
 from coe.pinned_weights import PINS
 from coe.registry.capabilities import ModelTable
-from coe.registry.runtimes import LOCAL_RUNTIMES
 from coe.settings import Settings
 from coe.terminal import print_error, print_line
 
@@ -53,12 +51,6 @@ Models = Annotated[
     list[str] | None,
     typer.Option("--model", metavar="PATTERN", help="Only models like this, such as 'gpt-5*'; may be repeated."),
 ]
-Serve = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--serve", metavar="MODEL", help="A GGUF file, folder or hub name that `coe up` serves; may be repeated."
-    ),
-]
 Output = Annotated[Path | None, typer.Option("--output", help="File to write [default: COE_CONFIG or experts.yaml].")]
 Demo = Annotated[bool, typer.Option("--demo", help="Declare four experts that share the embedded model.")]
 Offline = Annotated[bool, typer.Option("--offline", help="Skip the final request of a token from each expert.")]
@@ -70,7 +62,6 @@ def init(
     provider: Providers = None,
     key_env: Keys = None,
     model: Models = None,
-    serve: Serve = None,
     output: Output = None,
     demo: Demo = False,
     offline: Offline = False,
@@ -78,11 +69,10 @@ def init(
 ) -> None:
     """Write experts.yaml for the models that run here or that your keys reach, and check it.
 
-    Without --endpoint, --provider and --serve, it probes Ollama, vLLM, llama.cpp, LM Studio and SGLang at their usual
+    Without --endpoint and --provider, it probes Ollama, vLLM, llama.cpp, LM Studio and SGLang at their usual
     ports of this machine, and for variables such as OPENAI_API_KEY. It requests /v1/models of each, and takes prices,
     context lengths and capabilities from the servers or from litellm's table of models (extra `providers`). In the end
-    it requests one token from each expert, and exits with 1 where one does not answer. --serve takes the inference
-    engine that is installed for the model.
+    it requests one token from each expert, and exits with 1 where one does not answer.
 
     Keys are never written: the file names their variables. An existing file is replaced with --force only.
     """
@@ -94,9 +84,9 @@ def init(
     if not os.access(path.resolve().parent, os.W_OK):  # the file is replaced as a whole
         raise typer.BadParameter(f"no file may be written to {path.resolve().parent}")
     if demo:
-        if endpoint or provider or key_env or model or serve:
+        if endpoint or provider or key_env or model:
             raise typer.BadParameter(
-                "cannot be combined with --endpoint, --provider, --key-env, --model or --serve", param_hint="--demo"
+                "cannot be combined with --endpoint, --provider, --key-env or --model", param_hint="--demo"
             )
         if missing := [name for name in DEMO_MODULES if find_spec(name) is None]:
             raise ConfigError(
@@ -107,14 +97,8 @@ def init(
         _finish(settings, is_live=False)
         return
     given = _given(endpoint or (), provider or (), key_env or (), settings.environ)
-    if model and serve and not given:
-        raise typer.BadParameter(
-            "selects from the models that --endpoint or --provider lists; leave it out", param_hint="--model"
-        )
-    engines = installed_engines()
-    started = list({one.listed.id: one for one in (served(name, engines) for name in serve or ())}.values())
-    listings = _find(given, settings.environ, engines) if given or not started else []
-    experts = declaration.named(_choose(listings, model or (), started))
+    listings = _find(given, settings.environ)
+    experts = declaration.named(_choose(listings, model or ()))
     _write(settings, declaration.declaration(experts, general=declaration.strongest(experts)))
     _finish(settings, is_live=not offline)
     if given and any(one.cause is not None for one in listings):
@@ -122,7 +106,7 @@ def init(
         raise typer.Exit(1)
 
 
-def _find(given: Sequence[Source], environ: Mapping[str, str], engines: Sequence[str]) -> list[Listing]:
+def _find(given: Sequence[Source], environ: Mapping[str, str]) -> list[Listing]:
     """List the models of the given sources, else of what runs here and of the keys that are set; print the result.
 
     Raises ConfigError if there are none.
@@ -135,8 +119,6 @@ def _find(given: Sequence[Source], environ: Mapping[str, str], engines: Sequence
             found = f"{one.problem} ({one.cause}); {one.remedy}"
         if not one.is_absent:
             print_line(f"{one.source.name}{key} at {one.base_url}: {found}")
-    if engines and not given:
-        print_line(f"installed here: {', '.join(engines)}; `coe init --serve MODEL` declares a model for them")
     if any(one.models for one in listings):
         return listings
     if given:
@@ -144,8 +126,8 @@ def _find(given: Sequence[Source], environ: Mapping[str, str], engines: Sequence
     keys = ", ".join(one.key_env for one in PROVIDERS)
     raise ConfigError(
         "no models: no server answers at a usual port of this machine, and no provider's key is set. Start a server, "
-        f"export a key ({keys}), or give an address with --endpoint; `coe init --serve FILE.gguf` runs a file with "
-        "llama.cpp, and `coe init --demo` needs none of these. Nothing was written"
+        f"export a key ({keys}), or give an address with --endpoint; `coe init --demo` needs none of these. Nothing "
+        "was written"
     )
 
 
@@ -163,16 +145,13 @@ def _given(
     return sources
 
 
-def _choose(listings: Sequence[Listing], patterns: Sequence[str], started: Sequence[Candidate]) -> list[Candidate]:
-    """Select the models of each source, and add those that `coe up` starts.
-
-    Raises ConfigError if none is left, or too many are.
-    """
+def _choose(listings: Sequence[Listing], patterns: Sequence[str]) -> list[Candidate]:
+    """Select the models of each source. Raises ConfigError if none is left, or too many are."""
     table, today = ModelTable().entries, datetime.now(UTC).date().isoformat()
-    if listings and not table:
+    if not table:
         install = pip_install("providers")
         print_line(f"note: without litellm, prices and capabilities are mostly unknown; {install} and run it again")
-    chosen = list(started)
+    chosen = []
     for listing in listings:
         usable = candidates(listing, table)
         chosen += matching(usable, patterns) if patterns else default_models(usable, today=today)
@@ -204,9 +183,7 @@ def _finish(settings: Settings, *, is_live: bool) -> None:
     for spec in declared.experts:
         price = f", ${spec.prices.input:g} and ${spec.prices.output:g} a million tokens" if spec.prices.output else ""
         print_line(f"  {spec.name}: {spec.model}, {spec.context_length} tokens{price}")
-    running = tuple(spec for spec in declared.experts if spec.runtime not in LOCAL_RUNTIMES)  # `coe up` starts others
-    checked = declared.model_copy(update={"experts": running})
-    findings = asyncio.run(check_live(checked, settings)) if is_live and running else []
+    findings = asyncio.run(check_live(declared, settings)) if is_live else []
     for finding in findings:
         print_line(finding.sentence)
     is_default = settings.config == Settings.read().config

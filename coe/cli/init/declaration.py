@@ -27,11 +27,6 @@ _ORDER = ("tools", "json_schema", "images", "audio", "files")
 """Order of capabilities in the text."""
 _SERVER_DEFAULTS = {"ollama": (4096, "Ollama (OLLAMA_CONTEXT_LENGTH)"), "lmstudio": (4096, "LM Studio")}
 """Context lengths of servers that do not report theirs."""
-_OPTIONS = {
-    "llama.cpp": f"{{ctx-size: {2 * DEFAULT_CONTEXT_LENGTH}, parallel: 2}}   # tokens, and requests that share them",
-    "ollama": f"{{context-length: {DEFAULT_CONTEXT_LENGTH}}}",
-}
-"""Options that set the context of an engine; others take it from the model."""
 _HEAD = """\
 # Written by `coe init`. Declares the service: categories (kinds of requests), experts (models that answer them), and
 # the assignment from categories to experts. Edit it and run `coe check`, which reports each mistake with its line and
@@ -95,8 +90,7 @@ def _experts(experts: Mapping[str, Candidate]) -> Iterator[str]:
     for name, one in experts.items():
         if one.source.name != place:
             place = one.source.name
-            started = ": `coe up` starts its servers" if one.source.kind == "engine" else ""
-            yield f"  # {place}{started}"
+            yield f"  # {place}"
         yield from _expert(name, one)
 
 
@@ -107,11 +101,6 @@ def _expert(name: str, one: Candidate) -> Iterator[str]:
         yield "    runtime: litellm"
         if one.base_url not in {address for known in PROVIDERS for address in known.base_urls}:
             yield f"    base_url: {scalar(one.base_url.removesuffix('/v1'))}"  # litellm adds it
-    elif one.source.kind == "engine":
-        yield f"    model: {scalar(one.listed.id)}"
-        yield f"    runtime: {one.source.runtime}"
-        if one.source.runtime in _OPTIONS:
-            yield f"    options: {_OPTIONS[one.source.runtime]}"
     else:
         yield f"    model: {scalar(one.listed.id)}"
         yield "    runtime: external"
@@ -123,7 +112,7 @@ def _expert(name: str, one: Candidate) -> Iterator[str]:
     if (size := one.active_parameters_b) is not None:
         yield f"    active_parameters_b: {size:g}   # billions, from its name"
     yield from _prices(one)
-    if not one.is_hosted and one.source.kind != "engine":
+    if not one.is_hosted:
         # A proxy at this address may pass requests on, so the user decides.
         yield "    # local: true   # it is your own: it may receive requests that only local experts may receive"
 
@@ -132,9 +121,7 @@ def _context_length(one: Candidate) -> str:
     known = one.known.context_length if one.known is not None and one.source.kind == "provider" else None
     default, server = _SERVER_DEFAULTS.get(one.source.name, (None, ""))
     length, remark = DEFAULT_CONTEXT_LENGTH, "unknown; correct it, longer conversations go elsewhere"
-    if one.source.runtime in _OPTIONS:
-        remark = "tokens of prompt and answer, as the options allow"
-    elif one.listed.context_length is not None:
+    if one.listed.context_length is not None:
         length, remark = one.listed.context_length, "tokens, as its server reports"
     elif default is not None:
         length, remark = default, f"tokens, the default of {server}; correct it if it is set to more"

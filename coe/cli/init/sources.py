@@ -24,8 +24,7 @@ class Source:
 
     - `name`: part of the names of experts, and how the command line refers to it.
     - `base_urls`: addresses to try, the first that lists models is used.
-    - `kind`: a local server that might not be running, a hosted provider, an address that the user gave, or an
-      inference engine whose server `coe up` starts.
+    - `kind`: a local server that might not be running, a hosted provider, or an address that the user gave.
     - `key_env`: environment variable of its key; empty without one.
     - `prefix`: what litellm's table, and runtime litellm, put before the name of its models.
     - `runtime`: runtime of its experts. Providers of runtime litellm have their own API.
@@ -33,7 +32,7 @@ class Source:
 
     name: str
     base_urls: tuple[str, ...]
-    kind: Literal["local", "provider", "endpoint", "engine"]
+    kind: Literal["local", "provider", "endpoint"]
     key_env: str = ""
     prefix: str = ""
     runtime: str = "external"

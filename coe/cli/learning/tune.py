@@ -26,7 +26,7 @@ from coe.measuring.tuning.schedule import Goal
 from coe.measuring.tuning.tune import LOG_SECONDS, PLAN_DEVIATIONS, Limits, Status, Tuning, price_of_check
 from coe.planning.job.plan import PlanOptions, make_plan
 from coe.planning.uses import ASSUMED_OUTPUT_TOKENS
-from coe.registry import ExpertSpec, Registry
+from coe.registry import Registry
 from coe.settings import Settings
 from coe.terminal import print_error, print_json, print_line
 
@@ -82,10 +82,8 @@ def tune(
     read = requested_probes(probes, registry, settings.config, seed, runs_code=installed(), judge=judging)
     limits = Limits(budget, None if minutes is None else 60 * minutes)
     spent = price_of_check(registry, limits)
-    experts = _answering(registry, settings, yes=yes)
-    if judging is not None and judging not in experts:
-        raise ExpertUnavailable(f"tune: the judge {judging.name!r} does not answer", expert=judging.name)
-    scoring = Scoring(registry, read, (), experts, judging, concurrency, unsafe=False)
+    _check_experts(registry, settings)
+    scoring = Scoring(registry, read, (), registry.experts, judging, concurrency, unsafe=False)
     with open_journal(folder) as journal:
         write_seed(folder, seed)
         tuning = Tuning.of(scoring, journal, settings, limits=limits, goal=Goal(), seed=seed, spent=spent)
@@ -100,27 +98,18 @@ def tune(
         raise typer.Exit(1)
 
 
-def _answering(registry: Registry, settings: Settings, *, yes: bool) -> list[ExpertSpec]:
-    """The experts that answer. Asks whether to continue without the others.
-
-    Raises DataError if fewer than two answer, and ExpertUnavailable if one does not and `yes` excludes the question.
-    """
+def _check_experts(registry: Registry, settings: Settings) -> None:
+    """Raise DataError for fewer than two experts, and ExpertUnavailable where one does not answer."""
+    if len(registry.experts) < 2:
+        raise DataError("tune: a plan needs two experts; declare more")
     print_error("checking the experts")
-    findings = asyncio.run(check_live(registry, settings))
-    dead = dict.fromkeys(one.expert for one in findings if not one.ok)
-    for finding in findings:
-        if not finding.ok:
-            print_error(finding.sentence)
-    answering = [spec for spec in registry.experts if spec.name not in dead]
-    if len(answering) < 2:
-        raise DataError("tune: a plan needs two experts that answer; declare more, or correct those of experts.yaml")
-    if names := ", ".join(dead):
-        if yes:
-            remedy = "correct them, or remove them from experts.yaml"
-            raise ExpertUnavailable(f"tune: {names} cannot be measured; {remedy}", expert=next(iter(dead)))
-        if not typer.confirm(f"Continue without scores for {names}?", err=True):
-            raise typer.Exit(1)
-    return answering
+    silent = [finding for finding in asyncio.run(check_live(registry, settings)) if not finding.ok]
+    for finding in silent:
+        print_error(finding.sentence)
+    if silent:
+        names = ", ".join(dict.fromkeys(finding.expert for finding in silent))
+        remedy = "correct them, or remove them from experts.yaml"
+        raise ExpertUnavailable(f"tune: {names} cannot be measured; {remedy}", expert=silent[0].expert)
 
 
 def confirmed(tuning: Tuning, *, yes: bool) -> bool:
@@ -175,12 +164,7 @@ def _planned(
         remedy = "see `coe check --live`" if reason == "no expert answers" else "raise --minutes or --budget"
         raise DataError(f"tune: {_REASONS[reason]}, and no probe is scored yet; {remedy}")
     write_tables(scoring, tuning.journal, folder, benchmark=benchmark)
-    certainty = (
-        ""
-        if status.certainty is None
-        else f"; within {tuning.goal.tolerance} of the best plan at {status.certainty:.0%}"
-    )
-    print_error(f"{_REASONS[reason]}: {status.scored} scores, ${status.spent:.2f}, {status.seconds:.0f} s{certainty}")
+    print_error(f"{_REASONS[reason]}: {status_line(status, tuning.limits)}")
     report: dict[str, Any] = {"reason": reason, "status": asdict(status), "out": str(folder), "in_use": False}
     if reason == "stopped":
         return report
