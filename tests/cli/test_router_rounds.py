@@ -133,21 +133,3 @@ def test_a_router_that_was_trained_on_other_prompts_is_not_retrained(training_se
     )
     correct(training_service, [f"pawn takes rook {n}" for n in range(30)], "general")
     assert "trained on other prompts than are declared" in training_service.report("retrain")["router"]["sentence"]
-
-
-def test_corrections_without_their_prompts_are_reported_and_change_nothing(training_service: LoggedService) -> None:
-    training_service.serve(40, prompt=None)
-    training_service.append(
-        [], [Feedback("c", f"req_{0:032x}", training_service.began, "category", "cooking", tenant=first_tenant())]
-    )
-    assert "set log.store_prompts" in training_service.report("retrain")["router"]["sentence"]
-
-
-def first_tenant() -> str:
-    """Return the tenant of the first request that a service serves."""
-    random = np.random.default_rng(0)
-    random.integers(len(CATEGORIES))
-    return SERVICE_TENANTS[int(random.integers(len(SERVICE_TENANTS)))]
-
-
-SERVICE_TENANTS = ("a", "b", "c", "d")

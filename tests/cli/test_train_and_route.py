@@ -103,13 +103,6 @@ def test_a_plan_takes_effect_and_is_dropped(config: Path) -> None:
     assert (before["expert"], planned["expert"], after["expert"]) == ("generalist", "chef", "generalist")
 
 
-def test_data_with_an_undeclared_category_is_refused(config: Path) -> None:
-    data = config.with_name("more.jsonl")
-    data.write_text('{"prompt": "x", "category": "chess"}\n')
-    with pytest.raises(DataError, match=r"categories that experts\.yaml does not declare: chess"):
-        run("train", "--data", data, "--config", config)
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [

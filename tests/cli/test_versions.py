@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
-import orjson
 import pytest
 from typer.testing import CliRunner
 
-from coe.artifacts.active_state import load_active_state
-from coe.artifacts.kinds import ASSIGNMENT, GATE, ROUTER
+from coe.artifacts.kinds import GATE, ROUTER
 from coe.artifacts.store import ArtifactStore
 from coe.cli import app
 from coe.registry import load
 from coe.settings import Settings
 from tests.admin.samples import CATEGORIES, measured_registry, planned, router_published, settings_in
 from tests.cli.command import run
-from tests.fakes import gateway_of
-from tests.gateway.served import chat
-from tests.routers.conftest import WORDS
 
 
 @pytest.fixture
@@ -108,32 +102,3 @@ def test_a_version_whose_metrics_were_edited_is_listed_as_damaged(
     assert "is not a number; make it again with `coe" in one["damaged"]
     lines = run("versions", kind, "--config", settings.config).splitlines()
     assert any(version in line and line.endswith("damaged") for line in lines)
-
-
-def test_the_served_router_has_the_id_of_its_artifact_also_where_experts_yaml_adds_a_category(
-    tmp_path: Path, built: tuple[Path, dict[str, Any], list[Any]]
-) -> None:
-    names = (*WORDS, "general")
-    chess = {"name": "chess", "description": "chess", "examples": ["knight takes rook", "castle with the king"]}
-    declared = [{"name": name, "description": name} for name in names]
-    settings = settings_in(tmp_path, measured_registry(categories=declared))
-    with store(settings, ROUTER).draft() as draft:
-        shutil.copytree(built[0], draft, dirs_exist_ok=True)
-        version = store(settings, ROUTER).publish(draft, categories=names, data="", metrics={}).manifest.version
-    store(settings, ROUTER).promote(version, by="train")
-    assert load_active_state(settings).router.version == version
-    settings_in(tmp_path, measured_registry(categories=[*declared, chess]))
-    adapted = load_active_state(settings)
-    assert "chess" in adapted.router.categories
-    assert adapted.router.version == version == adapted.versions[ROUTER]
-
-
-@pytest.mark.anyio
-async def test_the_log_names_the_plan_by_the_id_that_is_promoted(settings: Settings) -> None:
-    ids = fill(settings)
-    body = orjson.dumps(chat("auto", text="code"))
-    async with gateway_of(settings=settings, versions={ASSIGNMENT: ids["plan"]}) as gateway:
-        await gateway.post("/v1/chat/completions", body)
-    async with gateway_of() as declared:
-        await declared.post("/v1/chat/completions", body)
-    assert [one.plan for one in (*gateway.records, *declared.records)] == [ids["plan"], ""]
