@@ -70,15 +70,6 @@ def test_a_new_expert_is_a_consequence_with_the_advice_to_plan(settings: Setting
     assert output.endswith("the service starts and reloads with it; then run `coe plan` again\n")
 
 
-def test_a_new_category_has_consequences_for_router_and_plan(settings: Settings) -> None:
-    names = ("code", "art", "general", "law")
-    new = [{"name": name, "description": name, "examples": ["is it void", "may I sue"]} for name in names]
-    found = report(settings, measured_registry(categories=new))
-    kinds = {one["kind"]: one["sentence"] for one in found["consequences"]}
-    assert "until `coe train` is run, the router recognises it only from its examples" in kinds["router"]
-    assert "'generalist' answers it" in kinds["category_added"]
-
-
 def test_what_would_stop_the_start_is_a_problem(settings: Settings) -> None:
     other = {"name": "other", "model": "m", "runtime": "external", "base_url": "http://127.0.0.1:9/v1"}
     edited = measured_registry(experts=[other], assignment={"general": "other"})

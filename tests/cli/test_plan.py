@@ -4,15 +4,13 @@ import json
 import queue
 from pathlib import Path
 
-import numpy as np
 import pytest
-from click.testing import Result
 from typer.testing import CliRunner
 
 from coe import foreground
 from coe.artifacts.store import ArtifactStore
 from coe.cli import app
-from coe.errors import ArtifactError, DataError
+from coe.errors import DataError
 from coe.planning import Assignment, read_plan_file
 
 DECLARED = """\
@@ -62,21 +60,6 @@ def test_the_better_expert_gets_the_category_and_a_pin_stands(config: Path) -> N
     assert chosen(config)["general"] == "small"
     config.write_text(DECLARED.replace("{general: small}", "{general: small, code: small}"))
     assert chosen(config)["code"] == "small"
-
-
-def test_where_categories_do_not_distinguish_experts_the_best_one_gets_them_all(config: Path) -> None:
-    rng, names = np.random.default_rng(0), [f"topic{number}" for number in range(20)]
-    skill = {"small": 0.5, "large": 0.6}
-    declared = ", ".join(f"{{name: {name}, description: d}}" for name in names)
-    config.write_text(DECLARED.replace("categories: [", f"categories: [{declared}, "))
-    prompts, scores = [], []
-    for number in range(200):
-        one = {"benchmark": "own", "prompt_id": str(number)}
-        prompts.append({**one, "prompt": f"question {number}", "category": names[number % 20], "label": ""})
-        scores += [{**one, "model": name, "score": int(rng.random() < chance)} for name, chance in skill.items()]
-    (config.parent / "prompts.jsonl").write_text("\n".join(map(json.dumps, prompts)))
-    (config.parent / "scores.jsonl").write_text("\n".join(map(json.dumps, scores)))
-    assert {chosen(config)[name] for name in names} == {"large"}
 
 
 def test_a_budget_is_kept_and_its_price_reported(config: Path) -> None:
@@ -145,36 +128,6 @@ def test_a_plan_is_stored_with_its_problem_and_solved_again_under_another_budget
     assert store.history()[-1].version == current.manifest.version
 
 
-def test_solve_before_the_first_plan_is_an_error(config: Path) -> None:
-    with pytest.raises(ArtifactError, match="run `coe plan`"):
-        CliRunner().invoke(app, ["solve", "--config", str(config)], input="{}", catch_exceptions=False)
-
-
-def test_a_sample_that_breaks_a_limit_at_the_plan_s_prices_is_reported(
-    config: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config.write_text(DECLARED + "budget: {max_share: 0.7}\n")
-
-    def planned(*requests: int) -> Result:
-        monkeypatch.setattr("coe.planning.job.basis._traffic", lambda *_: np.repeat(np.eye(3), requests, axis=0))
-        return CliRunner().invoke(app, ["plan", str(config.parent), "--config", str(config), "--json"])
-
-    crowded = planned(80, 10, 10)
-    used = json.loads(crowded.stdout)["sample"]["max_share"]
-    assert used["used"] >= 0.8
-    assert f"traffic comes to max_share {used['used']:g}, above the limit of {used['limit']:g}" in crowded.stderr
-    even = planned(40, 30, 30)
-    assert json.loads(even.stdout)["sample"]["max_share"]["used"] <= 0.7
-    assert "sample of traffic" not in even.stderr
-
-
-def test_a_sweep_shows_what_each_limit_gives(config: Path) -> None:
-    report = json.loads(plan(config, "--json", "--sweep", "mean_active_b=1,4.2,10"))
-    assert [row["limit"] for row in report["sweep"]] == [1, 4.2, 10]
-    assert report["sweep"][0]["quality"] < report["sweep"][1]["quality"]
-    assert set(report["sweep"][0]["choice"]) == {"small"}
-
-
 def test_infeasible_limits_of_a_sweep_are_reported_with_the_smallest_feasible_one(config: Path) -> None:
     report = json.loads(plan(config, "--json", "--sweep", "mean_active_b=0.2,4.2,0.1"))
     assert [row["limit"] for row in report["sweep"]] == [4.2]
@@ -182,13 +135,6 @@ def test_infeasible_limits_of_a_sweep_are_reported_with_the_smallest_feasible_on
     output = plan(config, "--sweep", "mean_active_b=0.2,0.1")
     assert "mean_active_b 0.1, 0.2 cannot be kept; the smallest feasible limit is 1\n" in output
     assert json.loads(plan(config, "--json", "--sweep", "mean_active_b=4.2"))["sweep_impossible"] is None
-
-
-def test_values_that_take_too_long_are_left_out(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("coe.planning.plan.MARGINAL_VALUES_SECONDS", 0.0)
-    assert json.loads(plan(config, "--json"))["value_of_expert"] == {}
-    assert "large 0.0000 not found in time" in " ".join(plan(config).split())
-    assert ArtifactStore(config.parent / ".coe" / "artifacts", "assignment").in_use() is not None
 
 
 def test_slow_work_is_reported_while_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,31 +147,11 @@ def test_slow_work_is_reported_while_it_runs(monkeypatch: pytest.MonkeyPatch) ->
         assert notes.get(timeout=240) == "note: solving takes a while"
 
 
-def test_of_several_benchmarks_the_one_named_is_planned_on(config: Path) -> None:
-    scores, prompts = config.with_name("scores.jsonl"), config.with_name("prompts.jsonl")
-    other = [row.replace('"own"', '"other"') for row in prompts.read_text().splitlines()]
-    prompts.write_text("\n".join((prompts.read_text(), *other)))
-    swapped = {"small": "large", "large": "small"}
-    rows = list(map(json.loads, scores.read_text().splitlines()))
-    rows += [{**row, "benchmark": "other", "model": swapped[row["model"]]} for row in rows]
-    scores.write_text("\n".join(map(json.dumps, rows)))
-    with pytest.raises(DataError, match="no benchmark was named; choose one of other, own"):
-        plan(config)
-    assert chosen(config, "--benchmark", "own")["code"] == "large"
-    assert chosen(config, "--benchmark", "other")["code"] == "small"
-
-
 def test_scores_without_a_prompt_are_reported(config: Path) -> None:
     with config.with_name("scores.jsonl").open("a") as scores:
         scores.write('\n{"benchmark": "own", "prompt_id": "gone", "model": "small", "score": 1}')
     result = CliRunner().invoke(app, ["plan", str(config.parent), "--config", str(config), "--dry-run"])
     assert "note: 1 scores are left out, since no prompt has their prompt_id, 'gone' for one" in result.stderr
-
-
-def test_an_expert_without_scores_is_named(config: Path) -> None:
-    config.write_text(DECLARED.replace("name: large", "name: huge"))
-    with pytest.raises(DataError, match="no scores of huge; run `coe score`"):
-        plan(config)
 
 
 def test_an_unknown_row_to_sweep_is_bad_usage(config: Path) -> None:

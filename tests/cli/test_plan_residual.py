@@ -112,10 +112,3 @@ def test_ratings_give_a_plan_the_residual_that_its_probes_alone_did_not(
     folder = service.store().published(str(service.store().in_use())).folder
     logged = set(texts(STEWING, 1200)) - set(texts(STEWING, 100))
     assert not any(text.encode() in (folder / "residual.npz").read_bytes() for text in logged)
-
-
-def test_where_texts_say_nothing_the_plan_says_so_and_uses_none(service: LoggedService, tmp_path: Path) -> None:
-    printed = service.run("plan", scored(tmp_path / "scores", hidden=False))
-    assert "residual: not used: decisions on other prompts do not improve" in printed
-    assert load_active_state(service.settings).assignment.residual is None
-    assert route(service, "bread butter flour")["measured"] == []

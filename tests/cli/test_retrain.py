@@ -117,36 +117,11 @@ def test_a_log_without_requests_or_feedback_changes_nothing_and_is_no_failure(se
     assert "the routing log holds nothing to learn from ({'failed': 20})" in service.retrain()["sentence"]
 
 
-def test_a_declaration_that_changes_during_a_round_stops_the_promotion(
-    service: LoggedService, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from coe.learning.rounds import plan_round
-
-    service.serve(400)
-    plain = plan_round.judge_plan
-
-    def slow(*args: object, **options: object) -> object:
-        service.declare(budget={"max_share": 0.9})
-        return plain(*args, **options)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(plan_round, "judge_plan", slow)
-    with pytest.raises(ArtifactError, match=r"experts\.yaml was changed in the meantime; nothing is promoted"):
-        service.run("retrain")
-    assert service.store().in_use() is None
-
-
 def test_while_another_job_runs_a_round_is_refused_with_its_name(service: LoggedService) -> None:
     service.serve(400)
     with job_lock(service.url, home=service.settings.home), pytest.raises(JobError, match=r"job is running \(process"):
         service.run("retrain")
     assert service.retrain()["promoted"]
-
-
-def test_a_damaged_state_file_is_named_with_the_remedy(service: LoggedService) -> None:
-    service.serve(40)
-    (service.settings.artifacts / "rounds.json").write_text("{")
-    with pytest.raises(ArtifactError, match=r"rounds\.json: cannot be read .*; delete it"):
-        service.run("retrain")
 
 
 def test_rounds_repeat_until_sigterm_and_survive_an_error(

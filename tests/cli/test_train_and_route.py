@@ -103,21 +103,6 @@ def test_a_plan_takes_effect_and_is_dropped(config: Path) -> None:
     assert (before["expert"], planned["expert"], after["expert"]) == ("generalist", "chef", "generalist")
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("", "holds no prompts"),
-        ("{}\n", r"more\.jsonl:1: expected text under the keys prompt and category"),
-        ('{"prompt": "x", "category": "cooking"}\n{', r"more\.jsonl:2: not JSON"),
-    ],
-)
-def test_a_wrong_data_file_is_named_with_its_line(config: Path, content: str, message: str) -> None:
-    data = config.with_name("more.jsonl")
-    data.write_text(content)
-    with pytest.raises(DataError, match=message):
-        run("train", "--data", data, "--config", config)
-
-
 def test_routing_before_training_names_the_command(config: Path) -> None:
     with pytest.raises(ArtifactError, match="run `coe train`"):
         run("route", "hello", "--config", config)

@@ -9,13 +9,12 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from coe.artifacts.kinds import GATE, ROUTER
+from coe.artifacts.kinds import ROUTER
 from coe.artifacts.store import ArtifactStore
 from coe.cli import app
 from coe.registry import load
 from coe.settings import Settings
-from tests.admin.samples import CATEGORIES, measured_registry, planned, router_published, settings_in
-from tests.cli.command import run
+from tests.admin.samples import measured_registry, planned, router_published, settings_in
 
 
 @pytest.fixture
@@ -80,25 +79,3 @@ def test_the_list_for_people_names_what_is_declared_and_what_is_damaged(settings
     assert plan[:4] == ["assignment", ids["plan"], "yes", "plan"]
     (settings.artifacts / ROUTER / ids["old"] / "manifest.json").write_text("half")
     assert any(ids["old"] in line and line.endswith("damaged") for line in lines())
-
-
-@pytest.mark.parametrize(
-    ("kind", "metrics"),
-    [
-        (ROUTER, {"accuracy": "high"}),
-        (ROUTER, {"accuracy": [0.8]}),
-        (GATE, {"all": "good"}),
-        (GATE, {"all": {"gated": {}}}),
-    ],
-)
-def test_a_version_whose_metrics_were_edited_is_listed_as_damaged(
-    settings: Settings, kind: str, metrics: dict[str, Any]
-) -> None:
-    with store(settings, kind).draft() as draft:
-        (draft / "file").write_text("")
-        version = store(settings, kind).publish(draft, categories=CATEGORIES, data="", metrics=metrics).manifest.version
-    (one,) = listed(settings, kind)[kind]["versions"]
-    assert (one["version"], one["quality"]) == (version, None)
-    assert "is not a number; make it again with `coe" in one["damaged"]
-    lines = run("versions", kind, "--config", settings.config).splitlines()
-    assert any(version in line and line.endswith("damaged") for line in lines)

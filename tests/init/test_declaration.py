@@ -12,7 +12,7 @@ import pytest
 
 from coe.cli.init.declaration import declaration, demo, named, scalar, strongest, template
 from coe.cli.init.listing import ListedModel, Listing, read_models
-from coe.cli.init.selection import MAX_DEFAULT, Candidate, candidates, default_models, matching
+from coe.cli.init.selection import Candidate, candidates, default_models
 from coe.cli.init.sources import (
     LOCAL_SERVERS,
     PROVIDERS,
@@ -103,27 +103,12 @@ def test_of_free_models_the_newest_are_the_default() -> None:
     assert ids(default_models(offered, today=TODAY)) == [f"model-{number}" for number in range(4, 9)]
 
 
-def test_of_several_hundred_models_a_handful_is_the_default_and_patterns_reach_all() -> None:
-    models = [ListedModel(f"lab/model-{n}", prices=(n / 10, n / 5)) for n in range(400)]
-    offered = found(*models)
-    assert len(default_models(offered, today=TODAY)) <= MAX_DEFAULT
-    assert ids(matching(offered, ["*/MODEL-39?"])) == [f"lab/model-{n}" for n in range(390, 400)]
-    assert ids(matching(offered, ["openai/lab/model-7"])) == ["lab/model-7"]
-
-
 @pytest.mark.parametrize(
     "name",
     ["text-embedding-3", "whisper-1", "tts-1", "gpt-4o-audio", "dall-e-3", "bge-m3", "rerank-2", "llama-guard-3"],
 )
 def test_models_for_other_uses_are_no_candidates(name: str) -> None:
     assert ids(found(name, "embedder", "plain")) == ["plain"]
-
-
-def test_only_unusual_models_are_better_than_none() -> None:
-    assert ids(default_models(found("retired"), today=TODAY)) == ["retired"]
-    assert ids(default_models(found("huge"), today=TODAY)) == ["huge"]
-    assert ids(default_models(found("small-preview"), today=TODAY)) == ["small-preview"]
-    assert default_models([], today=TODAY) == []
 
 
 @pytest.mark.parametrize(
@@ -159,12 +144,6 @@ def test_a_key_in_place_of_its_variable_is_refused_and_not_repeated(text: str) -
     assert "secret" not in str(error.value)
 
 
-@pytest.mark.parametrize("keys", [["A"], ["other=A"]])
-def test_a_variable_without_its_source_is_refused(keys: list[str]) -> None:
-    with pytest.raises(ConfigError, match=r"http://a\.test:1/v1, openai"):
-        with_keys([endpoint("a.test:1"), provider("openai", {})], keys, {"A": "1"})
-
-
 @pytest.mark.parametrize(
     ("url", "addresses"),
     [
@@ -187,11 +166,6 @@ def test_addresses_with_credentials_or_without_a_host_are_refused(url: str) -> N
     with pytest.raises(ConfigError) as error:
         endpoint(url)
     assert "secret" not in str(error.value)
-
-
-def test_an_unknown_provider_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="cerebras\\. Any other"):
-        provider("xyz", {})
 
 
 @pytest.mark.parametrize(

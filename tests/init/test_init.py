@@ -10,7 +10,6 @@ from pathlib import Path
 
 import anyio.from_thread
 import pytest
-from aiohttp import web
 from typer.testing import CliRunner
 
 from coe.cli import app
@@ -112,22 +111,10 @@ def test_a_source_that_fails_is_reported_and_the_others_are_written(folder: Path
     assert "answers at" not in output
 
 
-def test_an_expert_that_does_not_answer_fails_the_command_and_stays_in_the_file(folder: Path) -> None:
-    async def lists_only(request: web.Request) -> web.StreamResponse:
-        if request.path == "/v1/models":
-            return web.json_response({"data": [{"id": "loading"}]})
-        return web.json_response({"error": {"message": "no"}}, status=503)
-
-    with running(lists_only) as (root,):
-        status, output = run("--endpoint", root)
-    assert (status, "(overloaded)" in output) == (1, True)
-    assert loaded(folder / "experts.yaml").expert_names == ("loading",)
-
-
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        ((), "`coe init --demo` needs neither"),
+        ((), "`coe init --demo` needs none of these"),
         (("--endpoint", "http://127.0.0.1:9"), "Nothing was written"),
         (("--endpoint", "ftp://h"), "write http://HOST"),
         (("--provider", "openai"), "OPENAI_API_KEY is not set"),
@@ -176,15 +163,6 @@ def test_a_link_and_the_mode_of_its_file_stay(folder: Path) -> None:
     assert loaded(file).expert_names == ("Qwen2.5-Coder-7B-Instruct",)
     assert (draft.is_symlink(), (folder / "other").exists()) == (True, False)
     assert [*file.parent.iterdir()] == [file]
-
-
-def test_the_next_commands_quote_the_path(folder: Path) -> None:
-    (folder / "my files").mkdir()
-    with running(FAST) as (root,):
-        _, output = run("--endpoint", root, "--offline", "--output", "my files/own.yaml")
-    assert "coe up 'my files/own.yaml'\n" in output
-    assert "coe tune --config 'my files/own.yaml'" in output
-    assert "`coe tune` measures" in (folder / "my files" / "own.yaml").read_text()
 
 
 def test_a_demo_that_cannot_run_writes_nothing_and_names_what_to_install(

@@ -12,7 +12,7 @@ import pytest
 from aiohttp import web
 
 from coe.cli.init import listing as listing_module
-from coe.cli.init.listing import ListedModel, Listing, NoList, list_models, read_models
+from coe.cli.init.listing import ListedModel, Listing, list_models, read_models
 from coe.cli.init.sources import Source, endpoint
 from tests.experts.fault_servers import Answer, closed_port, hanging_up, refusing, server, servers, silent
 from tests.init import model_lists
@@ -147,21 +147,6 @@ def test_names_that_would_change_the_declaration_are_left_out(name: Any) -> None
 
 
 @pytest.mark.parametrize(
-    ("page", "why"),
-    [
-        (b"", "no JSON"),
-        (b"[" * 10**5, "no JSON"),
-        (b"{}", "no list"),
-        (b'{"data": {"id": 1}}', "no list"),
-        (b"7", "no list"),
-    ],
-)
-def test_pages_of_another_form_are_no_lists(page: bytes, why: str) -> None:
-    with pytest.raises(NoList, match=why):
-        read_models(page)
-
-
-@pytest.mark.parametrize(
     "fields",
     [
         {"created": "yesterday", "context_length": "long", "pricing": {"prompt": "free", "completion": None}},
@@ -172,11 +157,6 @@ def test_pages_of_another_form_are_no_lists(page: bytes, why: str) -> None:
 def test_fields_of_another_type_are_unknown(fields: dict[str, Any]) -> None:
     ((model,), _) = read_models(orjson.dumps({"data": [{"id": "m"} | fields]}))
     assert model == ListedModel("m")
-
-
-def test_a_bare_array_is_a_list_and_repeated_names_count_once() -> None:
-    models, left_out = read_models(orjson.dumps([{"id": "models/a"}, {"id": "a"}, "b"]))
-    assert ([one.id for one in models], left_out) == (["a"], 2)
 
 
 @pytest.mark.anyio
