@@ -10,13 +10,12 @@ from typing import Annotated, Any
 import orjson
 import typer
 
-from coe.cli.common import image_file, print_result, table, writable_file
+from coe.cli.common import Benchmark, image_file, print_result, table, writable_file
 from coe.errors import DataError
 from coe.foreground import exit_on_sigterm, progress_bar
 from coe.terminal import print_error
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="prompts, scores and models (.parquet, .jsonl or .csv).")]
-Benchmark = Annotated[str | None, typer.Option("--benchmark", help="Benchmark to use, if the folder holds several.")]
 MaxActive = Annotated[
     float | None,
     typer.Option("--max-active-b", min=0, help="Largest number of active parameters, in billions."),

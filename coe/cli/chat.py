@@ -209,18 +209,14 @@ async def _send(address: str, model: str, messages: list[dict[str, str]], header
             if response.status != 200:
                 cause = f" (cause: {cause})" if (cause := response.headers.get("x-coe-cause")) else ""
                 raise ExpertUnavailable((await response.json())["error"]["message"] + cause, expert=model)
-            print_line(_banner(response.headers))
+            got = response.headers
+            banner = f"{got['x-coe-expert']}: {got['x-coe-category']} {got['x-coe-confidence']}"
+            if first := got.get("x-coe-fallback-from"):
+                banner += f"; in place of {first}, which did not answer: {got.get('x-coe-cause', 'error')}"
+            print_line(f"[{banner}]")
             return await _print_stream(response.content)
     except aiohttp.ClientConnectionError as error:
         raise ExpertUnavailable(f"nothing answers at {address}; is `coe up` running?", expert=model) from error
-
-
-def _banner(headers: Mapping[str, str]) -> str:
-    """One line: the expert, the category, and after a fallback the first choice and the cause."""
-    answered = f"{headers['x-coe-expert']}: {headers['x-coe-category']} {headers['x-coe-confidence']}"
-    if first := headers.get("x-coe-fallback-from"):
-        answered += f"; in place of {first}, which did not answer: {headers.get('x-coe-cause', 'error')}"
-    return f"[{answered}]"
 
 
 async def _print_stream(lines: Any) -> str:

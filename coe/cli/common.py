@@ -35,6 +35,8 @@ ConfigFile = Annotated[
     Path | None, typer.Argument(metavar="FILE", callback=_declaration, help="The configuration, as --config.")
 ]
 """For verbs without other arguments; verbs with arguments have only --config."""
+Benchmark = Annotated[str | None, typer.Option("--benchmark", help="Benchmark to use, if the folder holds several.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Judge and report, but change nothing.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 IMAGE_SUFFIXES = (".png", ".svg", ".pdf")
 _UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}

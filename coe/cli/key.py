@@ -1,4 +1,4 @@
-"""`coe key`: makes an API key, for experts.yaml or in use at once (`--issue`); lists and revokes issued keys.
+"""`coe key`: makes an API key, for experts.yaml or in use at once (`--issue`); revokes issued keys.
 
 Issued keys are stored beside the usage counters (`access.counters`); gateways apply changes within a second.
 """
@@ -15,12 +15,12 @@ import orjson
 import typer
 from pydantic import ValidationError
 
-from coe.cli.common import Config, Json, declaration_for, print_result, table
+from coe.cli.common import Config, Json, declaration_for, print_result
 from coe.registry import ApiKey, KeySpec, Registry
 
 T = TypeVar("T")
 
-Name = Annotated[str | None, typer.Argument(help="Name that logs and records show instead of the key.")]
+Name = Annotated[str, typer.Argument(help="Name that logs and records show instead of the key.")]
 Tenant = Annotated[str | None, typer.Option("--tenant", help="The tenant of its requests [default: the name].")]
 Scopes = Annotated[
     list[str] | None,
@@ -41,7 +41,7 @@ BY = "the command line"
 
 
 def key(
-    name: Name = None,
+    name: Name,
     tenant: Tenant = None,
     scope: Scopes = None,
     expert: Experts = None,
@@ -55,14 +55,9 @@ def key(
 ) -> None:
     """Make an API key. It is printed once and written to no file: experts.yaml holds its digest.
 
-    With `--issue` the key is in use at once, without an entry in experts.yaml, and `--revoke` ends that. Without a
-    name, the declared and issued keys are listed.
+    With `--issue` the key is in use at once, without an entry in experts.yaml, and `--revoke` ends that.
     """
-    if name is None:
-        if issue or revoke:
-            raise typer.BadParameter("name the key", param_hint="NAME")
-        _list(config, json=json)
-    elif revoke:
+    if revoke:
         from gateway.access.issued_keys import revoke as revoke_key
 
         registry, changed = _open_keys(config)
@@ -114,26 +109,6 @@ def _make(config: Path | None, entry: dict[str, Any], *, issue: bool, json: bool
         declared = "\n      ".join(f"{field}: {orjson.dumps(value).decode()}" for field, value in entry.items())
         text = f"{once} In experts.yaml:\n\naccess:\n  keys:\n    - {declared}"
         print_result({"key": new, "entry": entry}, text, json=json)
-
-
-def _list(config: Path | None, *, json: bool) -> None:
-    from gateway.access.issued_keys import IssuedKey, date_of, is_over
-
-    registry, changed = _open_keys(config)
-    issued = changed(lambda found: (found, found))
-
-    def state(one: ApiKey) -> str:
-        if not isinstance(one, IssuedKey):
-            return "declared"
-        if one.revoked is not None:
-            return f"revoked by {one.revoked_by}"
-        until = f" until {date_of(one.expires)}" if one.expires else ""
-        return "expired" if is_over(one, time.time()) else f"issued by {one.created_by}{until}"
-
-    rows = [(one.name, state(one), ", ".join(sorted(one.scopes))) for one in (*registry.access.keys, *issued)]
-    kinds = {"declared": registry.access.keys, "issued": issued}
-    shown = {kind: [_shown(one) for one in keys] for kind, keys in kinds.items()}
-    print_result(shown, table(("key", "state", "scopes"), rows), json=json)
 
 
 def _shown(one: ApiKey) -> dict[str, Any]:

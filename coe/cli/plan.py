@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 from coe.artifacts.artifact_sync import synced_store
 from coe.artifacts.store import ArtifactStore
 from coe.cli.common import (
+    Benchmark,
     Config,
+    DryRun,
     Json,
     duration_seconds,
     image_file,
@@ -36,7 +38,6 @@ from coe.registry import load
 from coe.terminal import print_json
 
 Scores = Annotated[Path | None, typer.Argument(help="Folder with prompts, scores and models, from `coe score`.")]
-Benchmark = Annotated[str | None, typer.Option("--benchmark", help="Benchmark to use, if the folder holds several.")]
 Deviations = Annotated[
     float, typer.Option("--deviations", min=0, help="Plan by quality this many standard errors below the mean.")
 ]
@@ -49,7 +50,6 @@ DropFeedback = Annotated[
 LogSince = Annotated[
     str, typer.Option("--log-since", help="Also measure uses in the routing log since then (30d, 12h); 0 for none.")
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the plan and keep the assignment in use.")]
 
 
 def plan(

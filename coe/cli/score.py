@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import sys
+import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from coe.cli.common import Config, Json, declaration_for, print_result, table
+from coe.foreground import progress_bar
 from coe.measuring.passage_gain import GAINS_FILE
 from coe.measuring.probes.probes import DIFFICULTIES, Probe, read_probes
 from coe.measuring.probes.shipped import SHIPPED, default_probes, folder_seed, own_file, write_seed
@@ -19,7 +20,7 @@ from coe.measuring.sandbox import installed
 from coe.measuring.scoring import Report, Scoring, open_journal, probes_with_passages, run_scoring
 from coe.measuring.tables import require_parquet
 from coe.registry import ExpertSpec, RecipeSpec, Registry
-from coe.terminal import print_error, printable
+from coe.terminal import print_error
 
 Probes = Annotated[
     Path | None,
@@ -147,22 +148,10 @@ def _scored_recipe(registry: Registry, name: str) -> RecipeSpec:
 
 @contextmanager
 def _progress(missing: Mapping[str, int]) -> Iterator[tuple[Report, Report]]:
-    """A progress bar for each expert on a terminal, and a function that prints a line above them."""
-    if not sys.stderr.isatty():
-        yield (lambda _: None), print_error
-        return
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    with Progress(
-        *Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn(), console=console
-    ) as bar:
-        tasks = {name: bar.add_task(name, total=count) for name, count in missing.items()}
-        yield (
-            (lambda name: bar.advance(tasks[name])),
-            lambda line: console.print(printable(line), markup=False, highlight=False, soft_wrap=True),
-        )
+    """Yield a function that counts an answer of an expert in a progress bar, and one that prints a line."""
+    total, done = max(1, sum(missing.values())), itertools.count(1)
+    with progress_bar("scoring") as show:
+        yield (lambda name: show(name, next(done) / total) if show else None), print_error
 
 
 def _lines(report: Mapping[str, Any]) -> Iterator[str]:

@@ -24,8 +24,6 @@ from coe.experts.http.client import Client
 MAX_LIST_BYTES = 8 * 2**20
 """Size of a list; the longest ones, of several hundred models with descriptions, have about 1 MiB."""
 MAX_MODELS = 5000
-CONCURRENCY = 16
-"""Servers that are requested at a time."""
 _NAME = re.compile(r"[A-Za-z0-9@/.][A-Za-z0-9@._:/+~-]{0,199}")
 """Names of models that are written to a file: no spaces, quotes, `$` or control characters."""
 _VARIABLE_PREFIX = "os.environ/"
@@ -75,14 +73,9 @@ class NoList(Exception):
 
 async def list_models(sources: Sequence[Source], environ: Mapping[str, str]) -> list[Listing]:
     """Return the models of each source, in their order. Raises nothing: a failure is part of its listing."""
-    limit = asyncio.Semaphore(CONCURRENCY)
-
-    async def listed(source: Source) -> Listing:
-        async with limit:
-            return await _first_list(source, environ.get(source.key_env, ""), session)
-
     async with Client() as session:
-        return list(await asyncio.gather(*map(listed, sources)))
+        tasks = (_first_list(one, environ.get(one.key_env, ""), session) for one in sources)
+        return list(await asyncio.gather(*tasks))
 
 
 async def _first_list(source: Source, key: str, session: Client) -> Listing:

@@ -74,21 +74,11 @@ def versions(kind: OptionalKind = None, config: Config = None, json: Json = Fals
     wanted = tuple(ARTIFACT_KINDS) if kind is None else (kind.value,)
     synced_store(settings, wanted[0])  # fetches the versions in use on other machines
     found = [VersionCatalog(settings.artifacts, one).list_versions() for one in wanted]
-    summary = {"kinds": [_to_json(one) | {"quality_of": ARTIFACT_KINDS[one["kind"]].quality} for one in found]}
+    summary = {"kinds": [one | {"quality_of": ARTIFACT_KINDS[one["kind"]].quality} for one in found]}
     print_result(summary, _lines(found), json=json)
     for one in found:
         if one["damaged"] and not json:
             print_error(f"note: {one['damaged']}")
-
-
-def _to_json(listed: Mapping[str, Any]) -> dict[str, Any]:
-    fields = ("version", "origin", "quality", "created", "damaged")
-    rows = [
-        {name: one[name] for name in fields} | {"in_use": one["version"] == listed["in_use"]}
-        for one in listed["versions"]
-    ]
-    names = ("kind", "in_use", "more_versions")
-    return {name: listed[name] for name in names} | {"versions": rows}
 
 
 def _lines(kinds: Sequence[Mapping[str, Any]]) -> Iterator[str]:

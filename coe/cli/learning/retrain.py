@@ -20,7 +20,17 @@ from typing import Annotated
 import typer
 
 from coe.artifacts.traffic_report import publish_traffic_report
-from coe.cli.common import Config, ConfigFile, Json, duration_seconds, keep_stdout_clean, print_result, settings_for
+from coe.cli.common import (
+    Benchmark,
+    Config,
+    ConfigFile,
+    DryRun,
+    Json,
+    duration_seconds,
+    keep_stdout_clean,
+    print_result,
+    settings_for,
+)
 from coe.errors import CoEError
 from coe.foreground import exit_on_sigterm
 from coe.learning.rounds.gate_round import GateRound
@@ -35,10 +45,8 @@ JITTER = 0.1
 """Largest deviation of a pause from the interval, as a share of it, so that jobs on several machines do not collide."""
 
 Probes = Annotated[Path | None, typer.Option("--probes", help="Folder of measured quality, as `coe score` writes it.")]
-Benchmark = Annotated[str | None, typer.Option("--benchmark", help="Benchmark to use, if --probes holds several.")]
 Since = Annotated[str, typer.Option("--since", help="Learn from requests not older than this, for example 12h or 30d.")]
 Every = Annotated[str, typer.Option("--every", help="Repeat at this interval, for example 6h, until SIGTERM.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Test candidates and report, but change nothing.")]
 
 
 def retrain(
