@@ -39,7 +39,7 @@ from starlette.applications import Starlette
 from benchmarks.harness import ACCESS, ANSWER, KEY, ROOT, STARTER, trained
 from coe.settings import Settings
 from gateway.app import create_app
-from gateway.main import open_parts
+from gateway.main import open_services
 
 PACKAGES = tuple(str(ROOT / name) + os.sep for name in ("coe", "gateway", "routers"))
 PROMPTS = 400
@@ -48,7 +48,7 @@ _in_request: ContextVar[bool] = ContextVar("in_request", default=False)
 
 
 class Walk:
-    """Records which code runs for a request, by the step of the line in which it was called first."""
+    """Records which code runs for a request, by the step in which it was called first."""
 
     def __init__(self) -> None:
         self.calls: dict[CodeType, str] = {}
@@ -58,7 +58,7 @@ class Walk:
         """Called by the interpreter for every call and return."""
         if event != "call" or not _in_request.get() or not frame.f_code.co_filename.startswith(PACKAGES):
             return
-        if frame.f_code.co_name == "step" and frame.f_code.co_filename.endswith("trace.py"):
+        if frame.f_code.co_name == "step" and frame.f_code.co_filename.endswith("gateway/request/trace.py"):
             self._step = frame.f_locals["name"]
         elif frame.f_code.co_name == "observe":
             self._step = "record"
@@ -141,7 +141,7 @@ async def serve_one(app: Starlette, body: bytes) -> None:
 
 
 async def run(settings: Settings, repeat: int) -> None:
-    app = create_app(partial(open_parts, settings))
+    app = create_app(partial(open_services, settings))
     async with app.router.lifespan_context(app):
         chats = bodies()
         for body in chats[1:]:  # sent again, the first one would count as feedback

@@ -144,7 +144,7 @@ async def ends_right(composition: Composition, talks: Sequence[Talk], *, detects
     ]
     predictions = composition.router.predict([one.text for one in routed])
     return [
-        composition.assign(talk.chat, prediction, NO_OPTIONS, previous=Previous(talk.earlier, one.continues)).expert
+        composition.decide(talk.chat, prediction, NO_OPTIONS, previous=Previous(talk.earlier, one.continues)).expert
         == talk.wanted
         for talk, one, prediction in zip(talks, routed, predictions, strict=True)
     ]

@@ -275,14 +275,14 @@ class Call:
 
     A response that is not streamed is a single chunk, so `first_token_timeout` limits all of it. `headers` are sent to
     the expert's server (`RequestOptions.forwarded_headers`). `conversation` identifies the conversation, so that the
-    replica with its prefix cache is selected again. `exclude` holds server addresses that refused a connection or were
-    full for the same request.
+    replica with its prefix cache is selected again. `exclude` holds server addresses that refused a connection for the
+    same request.
 
     If experts share a device, the call waits until `wake_deadline` (event loop clock) for a sleeping expert, unless its
     `stand_in` (an expert that is awake and may answer instead) is up.
 
-    With `renames_limit`, the limit of the answer's tokens is CoE's own, and goes out under the name that the expert's
-    server accepts.
+    `optional` names fields that an expert may leave out, or send under another name, if its server rejects them:
+    `max_tokens` that CoE itself has set, for example.
 
     A recipe weighs answers by the category `posterior`, shape (n_categories,); None for a uniform one. It returns its
     best answer shortly before `deadline` (event loop clock), and writes its calls to `recipe_log`.
@@ -309,7 +309,7 @@ class Call:
     posterior: NDArray[np.float32] | None = field(default=None, repr=False)
     deadline: float = math.inf
     recipe_log: RecipeLog | None = field(default=None, repr=False)
-    renames_limit: bool = False
+    optional: frozenset[str] = frozenset()
     dropped: set[str] | None = field(default=None, repr=False)
     sent: list[SentCall] = field(default_factory=list, repr=False)
     memory: AnswerMemory | None = field(default=None, repr=False)

@@ -2,7 +2,7 @@
 
 CoEError
 ├── errors that end a process or a job (ConfigError, ArtifactError, ...)
-└── RequestError           one request cannot be answered; `gateway/errors.py` maps it to HTTP
+└── RequestError           one request cannot be answered; has its HTTP status
     ├── InvalidRequest     the client's request is wrong                     4xx
     ├── _Temporary         a resource is unavailable for now                 429, 503
     └── ExpertError        the expert failed; carries `expert` and `cause`   its class decides about retry and breaker
@@ -98,20 +98,21 @@ class JobError(CoEError):
 class RequestError(CoEError):
     """One request cannot be answered; the process is healthy.
 
-    `code` and `param` (the body field at fault) go into OpenAI's error body. `retry_after` is the number of seconds
-    after which a retry may succeed, None if unknown.
+    `status` is that of the HTTP response. `code` and `param` (the body field at fault) go into OpenAI's error body.
+    `retry_after` is the number of seconds after which a retry may succeed, None if unknown.
     """
 
+    status = 500
     code = "internal_error"
     param: str | None = None
     retry_after: float | None = None
 
-    def __init_subclass__(cls, *, code: str = "") -> None:
-        if code:
-            cls.code = code
+    def __init_subclass__(cls, *, code: str = "", status: int = 0) -> None:
+        cls.code = code or cls.code
+        cls.status = status or cls.status
 
 
-class InvalidRequest(RequestError, code="invalid_request"):
+class InvalidRequest(RequestError, code="invalid_request", status=400):
     """The client's request is wrong; an unchanged retry fails too."""
 
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
@@ -125,67 +126,67 @@ class ThreadUnsupported(InvalidRequest, code="thread_unsupported_request"):
     """A Messages request whose conversation a server would store. Clients then send it whole."""
 
 
-class BodyTooLarge(InvalidRequest, code="body_too_large"):
+class BodyTooLarge(InvalidRequest, code="body_too_large", status=413):
     """The body exceeds the declared limit."""
 
 
-class BodyTooSlow(InvalidRequest, code="request_timeout"):
+class BodyTooSlow(InvalidRequest, code="request_timeout", status=408):
     """The body did not arrive in time."""
 
 
-class WrongMediaType(InvalidRequest, code="unsupported_media_type"):
+class WrongMediaType(InvalidRequest, code="unsupported_media_type", status=415):
     """The body is not declared as JSON."""
 
 
-class ModelNotFound(InvalidRequest, code="model_not_found"):
+class ModelNotFound(InvalidRequest, code="model_not_found", status=404):
     """`model` is neither `auto` nor a declared expert or recipe, or x-coe-recipe names no declared recipe."""
 
 
-class UnknownRequest(InvalidRequest, code="feedback_unknown_request"):
+class UnknownRequest(InvalidRequest, code="feedback_unknown_request", status=404):
     """Feedback for a request that is not in the routing log, or belongs to another tenant."""
 
 
-class RecordNotFound(InvalidRequest, code="record_not_found"):
+class RecordNotFound(InvalidRequest, code="record_not_found", status=404):
     """The routing log has no record of that request."""
 
 
-class ResponseNotFound(InvalidRequest, code="response_not_found"):
+class ResponseNotFound(InvalidRequest, code="response_not_found", status=404):
     """No answer of this id is stored for the tenant or API key."""
 
 
-class NotClassified(InvalidRequest, code="not_classified"):
+class NotClassified(InvalidRequest, code="not_classified", status=409):
     """The request ended before classification, so its decision cannot be replayed."""
 
 
-class DocumentNotFound(InvalidRequest, code="document_not_found"):
+class DocumentNotFound(InvalidRequest, code="document_not_found", status=404):
     """The document store holds no such document, or none is declared."""
 
 
-class DocumentsConflict(InvalidRequest, code="duplicate_id"):
+class DocumentsConflict(InvalidRequest, code="duplicate_id", status=409):
     """One request holds two documents with the same id."""
 
 
-class ArtifactNotFound(InvalidRequest, code="artifact_not_found"):
+class ArtifactNotFound(InvalidRequest, code="artifact_not_found", status=404):
     """No artifact of this kind, or none of this version, is published."""
 
 
-class ArtifactRefused(InvalidRequest, code="artifact_refused"):
+class ArtifactRefused(InvalidRequest, code="artifact_refused", status=409):
     """The version is damaged or does not match experts.yaml, or there is no version to roll back to."""
 
 
-class ConfigRefused(InvalidRequest, code="config_refused"):
+class ConfigRefused(InvalidRequest, code="config_refused", status=409):
     """experts.yaml cannot be shown; the message has the reason."""
 
 
-class KeyNotFound(InvalidRequest, code="key_not_found"):
+class KeyNotFound(InvalidRequest, code="key_not_found", status=404):
     """No API key of that name was issued."""
 
 
-class KeyRefused(InvalidRequest, code="key_refused"):
+class KeyRefused(InvalidRequest, code="key_refused", status=409):
     """An API key cannot be issued or revoked; the message has the reason and the remedy."""
 
 
-class NothingMeasured(InvalidRequest, code="nothing_measured"):
+class NothingMeasured(InvalidRequest, code="nothing_measured", status=409):
     """The assignment in use was declared, not planned from scores, or the record of its scores is missing."""
 
 
@@ -193,23 +194,23 @@ class InvalidHttp(InvalidRequest, code="invalid_http"):
     """The bytes are not a valid HTTP/1.1 request."""
 
 
-class HeadersTooLarge(InvalidRequest, code="headers_too_large"):
+class HeadersTooLarge(InvalidRequest, code="headers_too_large", status=431):
     """The headers exceed the size limit."""
 
 
-class Unauthorized(InvalidRequest, code="invalid_api_key"):
+class Unauthorized(InvalidRequest, code="invalid_api_key", status=401):
     """The request has no API key, or an unknown one."""
 
 
-class Forbidden(InvalidRequest, code="insufficient_scope"):
+class Forbidden(InvalidRequest, code="insufficient_scope", status=403):
     """The API key, or the header x-coe-only-local, does not allow this: scope, expert or locality."""
 
 
-class CrossOriginRequest(InvalidRequest, code="cross_origin_request"):
+class CrossOriginRequest(InvalidRequest, code="cross_origin_request", status=403):
     """A web page of another origin sent the request, and that origin is not allowed."""
 
 
-class UntrustedHost(InvalidRequest, code="untrusted_host"):
+class UntrustedHost(InvalidRequest, code="untrusted_host", status=421):
     """The request addresses the gateway by a host name that is not allowed."""
 
 
@@ -225,47 +226,47 @@ class _Temporary(RequestError):
         self.retry_after = retry_after
 
 
-class Overloaded(_Temporary, code="overloaded"):
+class Overloaded(_Temporary, code="overloaded", status=429):
     """No permit became free in time, the queue for permits is full, or too many bodies are still arriving."""
 
 
-class BodyMemoryFull(_Temporary, code="body_memory_full"):
+class BodyMemoryFull(_Temporary, code="body_memory_full", status=503):
     """The memory for large request bodies is in use by other requests."""
 
 
-class LimitReached(_Temporary, code="rate_limit_exceeded"):
+class LimitReached(_Temporary, code="rate_limit_exceeded", status=429):
     """The API key has reached its limit for this minute, day or month."""
 
 
-class Draining(_Temporary, code="draining"):
+class Draining(_Temporary, code="draining", status=503):
     """The process is shutting down: it finishes its requests and accepts no new ones."""
 
 
-class LogUnavailable(_Temporary, code="log_unavailable"):
+class LogUnavailable(_Temporary, code="log_unavailable", status=503):
     """The routing log cannot look up a request or store feedback now."""
 
 
-class ResponsesUnavailable(_Temporary, code="responses_unavailable"):
+class ResponsesUnavailable(_Temporary, code="responses_unavailable", status=503):
     """The store of earlier answers, to which the request refers, does not reply."""
 
 
-class DocumentsUnavailable(_Temporary, code="documents_unavailable"):
+class DocumentsUnavailable(_Temporary, code="documents_unavailable", status=503):
     """The document store is unavailable or too slow, or was built with another encoder."""
 
 
-class KeysUnavailable(_Temporary, code="keys_unavailable"):
+class KeysUnavailable(_Temporary, code="keys_unavailable", status=503):
     """The store of issued API keys cannot be read or written now."""
 
 
-class JobUnavailable(_Temporary, code="job_unavailable"):
+class JobUnavailable(_Temporary, code="job_unavailable", status=503):
     """A job of the gateway failed, timed out, or had to wait behind too many others."""
 
 
-class NotInstalled(RequestError, code="not_installed"):
+class NotInstalled(RequestError, code="not_installed", status=501):
     """A package or a store that the request needs is not available on the gateway."""
 
 
-class DeadlineExceeded(RequestError, code="deadline_exceeded"):
+class DeadlineExceeded(RequestError, code="deadline_exceeded", status=504):
     """The request's timeout has passed."""
 
 
@@ -312,7 +313,7 @@ UNBILLED_CAUSES: frozenset[Cause] = frozenset(
 """Causes for which no server bills a request: no connection, or a rejected account."""
 
 
-class ExpertError(RequestError, code="expert_error"):
+class ExpertError(RequestError, code="expert_error", status=502):
     """An expert failed the request.
 
     `retryable`: another expert may be tried. `request_sent`: the request was sent to this expert. `refused`: its server
@@ -338,14 +339,13 @@ class ExpertError(RequestError, code="expert_error"):
         return self.request_sent and not self.refused and self.cause not in UNBILLED_CAUSES
 
 
-class ExpertUnavailable(ExpertError, code="expert_unavailable"):
+class ExpertUnavailable(ExpertError, code="expert_unavailable", status=503):
     """The expert refused or dropped the connection, answered 5xx before the first chunk, or its circuit breaker is
     open.
 
-    `queue_full`: its server answered 503. `unavailable_servers`: addresses that the same request must not try again.
+    `unavailable_servers`: addresses that the same request must not try again.
     """
 
-    queue_full = False
     unavailable_servers: frozenset[str] = frozenset()
 
 
@@ -363,16 +363,7 @@ class ExpertAsleep(ExpertUnavailable, code="expert_asleep"):
     unhealthy = False
 
 
-class OutOfDescriptors(ExpertError, code="overloaded"):
-    """This process has no file descriptor left for a connection. The expert is healthy; no other expert can help."""
-
-    cause: Cause = "gateway_limit"
-    retryable = False
-    request_sent = False
-    unhealthy = False
-
-
-class AnswerMemoryFull(ExpertError, code="answer_memory_full"):
+class AnswerMemoryFull(ExpertError, code="answer_memory_full", status=503):
     """The memory for answers that are held whole is in use. The expert is healthy; no other expert can help."""
 
     cause: Cause = "gateway_limit"
@@ -380,7 +371,7 @@ class AnswerMemoryFull(ExpertError, code="answer_memory_full"):
     unhealthy = False
 
 
-class ExpertBusy(ExpertError, code="expert_busy"):
+class ExpertBusy(ExpertError, code="expert_busy", status=429):
     """The expert answered 429 before the first chunk."""
 
     cause: Cause = "rate_limited"
@@ -388,7 +379,7 @@ class ExpertBusy(ExpertError, code="expert_busy"):
     unhealthy = False
 
 
-class ExpertTimeout(ExpertError, code="expert_timeout"):
+class ExpertTimeout(ExpertError, code="expert_timeout", status=504):
     """The expert sent no first chunk within its timeout."""
 
     cause: Cause = "timeout"
@@ -400,7 +391,7 @@ class ExpertInvalidResponse(ExpertError, code="expert_invalid_response"):
     cause: Cause = "invalid_response"
 
 
-class ExpertRejected(ExpertError, code="expert_rejected"):
+class ExpertRejected(ExpertError, code="expert_rejected", status=400):
     """The expert rejected the request itself (4xx). Others would too, so no other expert is tried.
 
     `status` is its HTTP status, `upstream_code` its own error code, such as context_length_exceeded, and `param` the

@@ -1,7 +1,7 @@
 """The ASGI application: its routes, its lifespan, the browser policy, and the errors that no endpoint handles.
 
-Chat requests skip Starlette: `_App` passes them through `CrossOriginMiddleware` straight to the `Line` of their API
-(`gateway.request.line`). Starlette routes everything else. `gateway.main` calls `create_app` in each worker process.
+Chat requests skip Starlette: `_App` passes them through `CrossOriginMiddleware` straight to the `ChatEndpoint` of their
+API (`gateway.chat`). Starlette routes everything else. `gateway.main` calls `create_app` in each worker process.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import logging
 import re
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from difflib import get_close_matches
 from functools import partial
 from typing import Any
 
@@ -24,23 +23,19 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from coe.core import PATHS
 from coe.errors import RequestError
+from gateway.chat import ChatEndpoint, respond
 from gateway.dialects.chat import CHAT
 from gateway.dialects.messages import MESSAGES, refusal
 from gateway.endpoints.routes import document, endpoint_routes
-from gateway.errors import error_body, headers_of, status_of
-from gateway.observability.metrics import Metrics
+from gateway.errors import error_body, headers_of
 from gateway.observability.state_metrics import RELOAD_FAILED, add_state_metrics
-from gateway.parts import Parts
-from gateway.request.line import Line, respond
-from gateway.serving_state import ServingState
+from gateway.services import Services
 from gateway.ui import page_routes
 
 SIGNIFICANT_SLASH_PREFIXES = ("/ui/", "/v1/documents/")
 """Path prefixes under which a trailing slash is significant. Elsewhere it is ignored."""
 DEPLOYMENTS = "/openai/deployments/"
 """Beginning of the paths that name the model, as Azure OpenAI's clients build them."""
-MAX_COMPARED_CHARACTERS = 100
-"""Characters of an unknown path that are compared with the known ones."""
 ALLOWED_METHODS = ("GET", "POST", "DELETE")
 PREFLIGHT_CACHE_SECONDS = 600
 """Seconds that browsers cache the response to a preflight request."""
@@ -53,17 +48,17 @@ App = Callable[[Scope, Receive, Send], Serve]
 
 
 class CrossOriginMiddleware:
-    """An ASGI application in front of `app`. It uses the policy of the current serving state, so a reload changes it.
+    """An ASGI application in front of `app`. It uses the policy of the current snapshot, so a reload changes it.
     `count` is called with the error code of every refusal."""
 
-    def __init__(self, app: App, current: ServingState, *, count: Callable[[str], None]) -> None:
+    def __init__(self, app: App, services: Services, *, count: Callable[[str], None]) -> None:
         self._app = app
-        self._current = current
+        self._services = services
         self._count = count
         self._cors = _with_cors(app)
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Serve:
-        error, cross_origin = self._current.serving.access.browsers.check(scope)
+        error, cross_origin = self._services.snapshot.access.browsers.check(scope)
         if error is not None:
             self._count(error.code)
             refuse = partial(_refuse, error)
@@ -93,48 +88,53 @@ def exposed_headers() -> tuple[str, ...]:
 async def _refuse(error: RequestError, scope: Scope, _: Receive, send: Send) -> None:
     dialect = MESSAGES if scope["path"].startswith("/v1/messages") else CHAT
     headers = [(b"vary", b"Origin"), *headers_of(error)]
-    await respond(send, status=status_of(error), body=dialect.error_body(error), headers=headers)
+    await respond(send, status=error.status, body=dialect.error_body(error), headers=headers)
 
 
 _log = logging.getLogger("gateway")
 
 
-def create_app(open_parts: Callable[[], AbstractAsyncContextManager[Parts]]) -> Starlette:
-    """Build the application. `open_parts` runs in the event loop that serves, because connection pools need it."""
+def create_app(open_services: Callable[[], AbstractAsyncContextManager[Services]]) -> Starlette:
+    """Build the application. `open_services` runs in the event loop that serves, because connection pools need it."""
 
     @asynccontextmanager
     async def lifespan(app: _App) -> AsyncIterator[None]:
-        async with open_parts() as parts:
-            routes = endpoint_routes(parts)
+        async with open_services() as services:
+            routes = endpoint_routes(services)
             app.serve(routes)
-            _register_state_metrics(parts)
-            app.middleware = CrossOriginMiddleware(app.dispatch, parts.current, count=parts.metrics.record_refusal)
-            _show_worker_crashes(app, parts.metrics)
-            app.state.task_failed = parts.metrics.task_failed
+            metrics = services.metrics
+            add_state_metrics(metrics, services)
+            failed = "1 while what is declared or promoted could not be loaded."
+            metrics.gauge(RELOAD_FAILED, failed, lambda: services.reload_error is not None, largest=True)
+            crashes = getattr(app.state, "worker_crashes", dict)  # counted by the parent process, if there is one
+            text = "Unexpected exits of a worker process since the gateway started."
+            metrics.gauges("coe_worker_crashes", text, ("worker",), crashes, largest=True)
+            app.middleware = CrossOriginMiddleware(app.dispatch, services, count=metrics.record_refusal)
+            app.state.task_failed = metrics.task_failed
             try:
                 yield
             finally:
-                parts.current.leaving = True
+                services.leaving = True
 
     return _App(lifespan=lifespan, exception_handlers={HTTPException: _http_error, Exception: _internal_error})
 
 
 class _App(Starlette):
-    """Dispatches chat requests to their lines, which handle all their errors, and the rest to Starlette."""
+    """Dispatches chat requests to their endpoints, which handle all their errors, and the rest to Starlette."""
 
     middleware: CrossOriginMiddleware
-    lines: Mapping[str, Line] = {}
+    chats: Mapping[str, ChatEndpoint] = {}
     """Chat request handlers by path, for paths without parameters."""
-    deployments: Sequence[tuple[re.Pattern[str], Line]] = ()
+    deployments: Sequence[tuple[re.Pattern[str], ChatEndpoint]] = ()
     """Chat request handlers of Azure paths, which contain the model, with the pattern of the path."""
     paths: frozenset[str] = frozenset()
     """Paths of all endpoints."""
 
     def serve(self, routes: Sequence[Route]) -> None:
         """Serve these endpoints, and the page."""
-        lines = [(route, route.endpoint) for route in routes if isinstance(route.endpoint, Line)]
-        self.lines = {route.path: line for route, line in lines if not route.param_convertors}
-        self.deployments = [(route.path_regex, line) for route, line in lines if route.param_convertors]
+        chats = [(route, route.endpoint) for route in routes if isinstance(route.endpoint, ChatEndpoint)]
+        self.chats = {route.path: endpoint for route, endpoint in chats if not route.param_convertors}
+        self.deployments = [(route.path_regex, endpoint) for route, endpoint in chats if route.param_convertors]
         self.paths = frozenset(route.path for route in routes)
         self.router.redirect_slashes = False
         self.router.routes[:] = [*routes, *page_routes()]
@@ -150,33 +150,15 @@ class _App(Starlette):
         if path[-1:] == "/" and (
             (bare := path.rstrip("/") or "/") in self.paths or not path.startswith(SIGNIFICANT_SLASH_PREFIXES)
         ):
-            scope["path"] = bare
-        if scope["method"] == "POST" and (line := self._line(scope)):
-            return line(scope, receive, send)
+            scope["path"] = path = bare
+        if scope["method"] == "POST":
+            if (endpoint := self.chats.get(path)) is not None:
+                return endpoint(scope, receive, send)
+            for pattern, endpoint in self.deployments if path.startswith(DEPLOYMENTS) else ():
+                if match := pattern.match(path):
+                    scope["path_params"] = match.groupdict()
+                    return endpoint(scope, receive, send)
         return super().__call__(scope, receive, send)
-
-    def _line(self, scope: Scope) -> Line | None:
-        path: str = scope["path"]
-        if (line := self.lines.get(path)) is not None or not path.startswith(DEPLOYMENTS):
-            return line
-        for pattern, line in self.deployments:
-            if found := pattern.match(path):
-                scope["path_params"] = found.groupdict()
-                return line
-        return None
-
-
-def _register_state_metrics(parts: Parts) -> None:
-    add_state_metrics(parts.metrics, parts.current)
-    failed = "1 while what is declared or promoted could not be loaded."
-    parts.metrics.gauge(RELOAD_FAILED, failed, lambda: parts.current.reload_error is not None, largest=True)
-
-
-def _show_worker_crashes(app: Starlette, metrics: Metrics) -> None:
-    """Show the crashes of each worker, which the parent process counts; none if no parent runs this application."""
-    crashes = getattr(app.state, "worker_crashes", dict)
-    text = "Unexpected exits of a worker process since the gateway started."
-    metrics.gauges("coe_worker_crashes", text, ("worker",), crashes, largest=True)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
@@ -193,7 +175,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 
 def _unknown_path(path: str, known: Collection[str]) -> str:
-    """Return why a path is not found, with the probable one. Base URLs often have a `/v1` too many or too few."""
+    """Return why a path is not found. Base URLs often have a `/v1` too many or too few."""
     shorter = path.replace("/v1/v1/", "/v1/", 1)
     for meant in (f"/v1{path}", shorter, path.removeprefix("/v1")):
         if meant != path and meant in known:
@@ -201,8 +183,7 @@ def _unknown_path(path: str, known: Collection[str]) -> str:
                 f"there is no such path; did you mean {meant}? The base URL ends in /v1 for OpenAI's clients, and "
                 "without it for Anthropic's"
             )
-    close = get_close_matches(path[:MAX_COMPARED_CHARACTERS], known, n=1, cutoff=0.8)
-    return f"there is no such path; did you mean {close[0]}?" if close else "there is no such path; see /openapi.json"
+    return "there is no such path; see /openapi.json"
 
 
 async def _internal_error(request: Request, error: Exception) -> Response:

@@ -1,7 +1,7 @@
-"""The gateway's composition root: checks the settings, opens the parts of a worker process, and serves.
+"""The gateway's composition root: checks the settings, opens the services of a worker process, and serves.
 
 `serve` runs the gateway; it starts worker processes (`gateway/process/`), each of which calls `build_app`.
-`open_parts` opens threads, connections and logs in order and closes them in reverse.
+`open_services` opens threads, connections and logs in order and closes them in reverse.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from coe.artifacts.kinds import ROUTER
 from coe.artifacts.store import ArtifactStore
 from coe.artifacts.traffic_report import TRAFFIC_REPORT_FILE
 from coe.errors import CoEError, ConfigError
-from coe.experts import ReplicatedExpert, endpoints_of, running_health_checks
+from coe.experts import ReplicatedExpert, endpoints_of, reading_queues
 from coe.experts.http.client import Client
 from coe.experts.live_check import check_experts, log_findings
 from coe.records import LogWriter, open_log_and_feedback
@@ -54,19 +54,19 @@ from gateway.access import (
 from gateway.access.issued_keys import check_issued
 from gateway.access.key_store import open_key_store
 from gateway.app import create_app
+from gateway.cache.step import cache_store, open_cache
 from gateway.observability.logs import log_uncaught
 from gateway.observability.metrics import Metrics
 from gateway.observability.observers import ImplicitSignals, Recorder, open_observability
 from gateway.observability.state_metrics import add_log_metrics, add_traffic_metrics, open_residency
 from gateway.observability.tracing import check_tracing
-from gateway.parts import Parts
 from gateway.process.jobs import Jobs
 from gateway.process.reload import Reader, Reload, file_states, watched_files
 from gateway.process.signals import Drain, handle_signals
-from gateway.request.cache_step import CacheStep, cache_store, open_cache
-from gateway.request.stored_step import StoredStep, open_stored_step
+from gateway.request.stored_step import open_stored_step
 from gateway.server import open_listener
-from gateway.serving_state import ServingState, Wiring
+from gateway.services import Services
+from gateway.snapshot import SnapshotBuilder
 from gateway.stored_responses.store import response_store
 from routers.kernel import IMPLEMENTATION
 
@@ -192,32 +192,31 @@ async def open_worker(
     workers: Path | None = None,
     read: Reader = load_active_state,
     check: bool = False,
-) -> AsyncIterator[Parts]:
-    """The parts of a worker process, which handles its parent's signals, and computes matrix products in the calling
+) -> AsyncIterator[Services]:
+    """The services of a worker process, which handles its parent's signals, and computes matrix products in the calling
     thread."""
     from threadpoolctl import threadpool_limits
 
     with threadpool_limits(1, user_api="blas"):  # OpenBLAS's own threads busy-wait for milliseconds after a product
-        async with open_parts(settings, workers=workers, read=read, check=check) as parts:
-            assert parts.reload is not None
-            drain = Drain(parts.current, lame_duck=settings.drain)
-            async with handle_signals(drain=drain.begin, reload=parts.reload.request, abort=drain.abort):
+        async with open_services(settings, workers=workers, read=read, check=check) as services:
+            assert services.reload is not None
+            drain = Drain(services, lame_duck=settings.drain)
+            async with handle_signals(drain=drain.begin, reload=services.reload.request, abort=drain.abort):
                 gc.freeze()  # full collections would visit all loaded objects while every request waits
                 gc.set_threshold(20_000)  # at the default of 700 collections take some 3 % of the processor time
-                yield parts
+                yield services
 
 
 @asynccontextmanager
-async def open_parts(
+async def open_services(
     settings: Settings,
     *,
     workers: Path | None = None,
     read: Reader = load_active_state,
     check: bool = False,
-) -> AsyncIterator[Parts]:
-    """Open the parts of an application and close them in reverse order. `read` returns what is in use, now and for
-    every reload. `workers` names this worker's files in the folder of `workers_folder`. With `check`, the first worker
-    checks the experts in the background.
+) -> AsyncIterator[Services]:
+    """Open the services of a process and close them in reverse order. `read` returns what is in use, now and for every
+    reload. With `check`, the first worker checks the experts in the background.
 
     Raises ConfigError or ArtifactError.
     """
@@ -225,95 +224,81 @@ async def open_parts(
     in_use = read(settings, None)
     registry = in_use.registry
     async with AsyncExitStack() as stack:
+        enter = stack.enter_async_context
         threads = stack.enter_context(ThreadPoolExecutor(ENCODER_THREADS, thread_name_prefix="encoder"))
-        observation = await stack.enter_async_context(open_observability(settings, workers))
+        observation = await enter(open_observability(settings, workers))
         metrics, failed = observation.metrics, observation.metrics.task_failed
-        session = await stack.enter_async_context(Client())
-        log, feedback = await _open_logs(stack, settings, registry)
-        writer = await _open_writer(stack, log, feedback, settings, registry, metrics)
+        session = await enter(Client())
+        log, feedback, writer = await _open_logs(stack, settings, registry, metrics)
         encoder = routers.load_encoder(in_use.folder) if registry.log.store_embeddings else None
-        recorder = await stack.enter_async_context(Recorder(writer, encoder=encoder, threads=threads))
-        wiring = await _open_wiring(stack, settings, registry, session, threads, metrics)
-        current = ServingState(wiring.serving(in_use))
-        wiring.issued.on_change = lambda: current.replace(wiring.with_issued(current.serving))
-        await current.serving.composition.warm()
-        add_traffic_metrics(metrics, settings.artifacts / TRAFFIC_REPORT_FILE, current)
-        await _watch_experts(stack, wiring, registry, session, metrics, check=check)
-        if metrics.worker == 0:
-            _log.info("router %s: the fast heads use %s", in_use.router.version, IMPLEMENTATION)
-        reload = Reload(current, settings=settings, in_use=in_use, wiring=wiring, read=read)
-        del in_use  # this frame would keep the first router in memory for the life of the process
-        await stack.enter_async_context(reload.watching(since=states, task_failed=failed))
-        behind = await stack.enter_async_context(sync_artifacts(settings, registry.artifacts, task_failed=failed))
-        metrics.gauge("coe_artifacts_behind", ARTIFACTS_BEHIND, behind, largest=True)
-        cache = await _open_cache(stack, registry, metrics)
-        stored = await _open_stored_step(stack, registry, settings, metrics)
+        recorder = await enter(Recorder(writer, encoder=encoder, threads=threads))
+        builder = await _open_builder(stack, settings, registry, session, threads, metrics)
+        behind = await enter(sync_artifacts(settings, registry.artifacts, task_failed=failed))
+        cache = await enter(open_cache(registry.cache, task_failed=failed))
+        stored = await enter(open_stored_step(registry.stored_responses, settings.home, count=metrics.record_unstored))
+        for name, text, is_degraded in (
+            ("coe_artifacts_behind", ARTIFACTS_BEHIND, behind),
+            ("coe_cache_degraded", CACHE_DEGRADED, lambda: cache is not None and cache.answers.outage.active),
+            ("coe_stored_responses_degraded", STORED_DEGRADED, lambda: stored is not None and stored.degraded),
+        ):
+            metrics.gauge(name, text, is_degraded, largest=True)
         signals = ImplicitSignals(writer.put)
-        yield Parts(
-            current,
+        services = Services(
+            builder.build(in_use),
             observers=(recorder.observe, signals.observe, *observation.observers),
             metrics=metrics,
             log=log,
             feedback=feedback,
             writer=writer,
             settings=settings,
-            jobs=await stack.enter_async_context(Jobs(settings)),
-            solver=await stack.enter_async_context(Jobs(settings)),
+            jobs=await enter(Jobs(settings)),
+            solver=await enter(Jobs(settings)),
             tracing=observation.tracing,
             cache=cache,
             stored=stored,
-            reload=reload,
-            residency=wiring.residency,
-            issued=wiring.issued,
+            residency=builder.residency,
+            issued=builder.issued,
             session=session,
         )
+        builder.issued.on_change = lambda: services.replace(builder.with_issued(services.snapshot))
+        await services.snapshot.composition.warm()
+        add_traffic_metrics(metrics, settings.artifacts / TRAFFIC_REPORT_FILE, services)
+        await enter(reading_queues(lambda: builder.experts.values(), session=session, task_failed=failed))
+        if metrics.worker == 0:
+            _log.info("router %s: the fast heads use %s", in_use.router.version, IMPLEMENTATION)
+            if check:
+                await enter(checking(builder.experts.values(), registry, session=session))
+        services.reload = reload = Reload(services, settings=settings, in_use=in_use, builder=builder, read=read)
+        del in_use  # this frame would keep the first router in memory for the life of the process
+        await enter(reload.watching(since=states, task_failed=failed))
+        yield services
 
 
-async def _open_logs(stack: AsyncExitStack, settings: Settings, registry: Registry) -> tuple[RoutingLog, FeedbackLog]:
-    """Open the routing log and the feedback log at the declared address."""
+async def _open_logs(
+    stack: AsyncExitStack, settings: Settings, registry: Registry, metrics: Metrics
+) -> tuple[RoutingLog, FeedbackLog, LogWriter]:
+    """Open the routing log and the feedback log at the declared address, and their writer, with a spool unless the log
+    is a file on the same disk."""
     url, retention, days = registry.log.url, registry.log.keep_records, registry.log.keep_days
     log, feedback = open_log_and_feedback(url, base=settings.home, retention=retention, days=days)
     stack.push_async_callback(log.aclose)
     stack.push_async_callback(feedback.aclose)
-    return log, feedback
-
-
-async def _open_writer(
-    stack: AsyncExitStack,
-    log: RoutingLog,
-    feedback: FeedbackLog,
-    settings: Settings,
-    registry: Registry,
-    metrics: Metrics,
-) -> LogWriter:
-    """Open the writer of records and feedback, with a spool unless the log is a file on the same disk."""
-    spool = None if registry.log.url.startswith("sqlite:") else settings.home / SPOOL
+    spool = None if url.startswith("sqlite:") else settings.home / SPOOL
     writer = LogWriter(log, feedback, spool=spool, count=metrics.record_feedback, task_failed=metrics.task_failed)
     await stack.enter_async_context(writer)
     add_log_metrics(metrics, writer)
-    return writer
+    return log, feedback, writer
 
 
-async def _watch_experts(
-    stack: AsyncExitStack, wiring: Wiring, registry: Registry, session: Client, metrics: Metrics, *, check: bool
-) -> None:
-    """Run the health checks of the experts, and with `check` request one token from each in the first worker."""
-    await stack.enter_async_context(
-        running_health_checks(lambda: wiring.experts.values(), session=session, task_failed=metrics.task_failed)
-    )
-    if check and metrics.worker == 0:
-        await stack.enter_async_context(checking(wiring.experts.values(), registry, session=session))
-
-
-async def _open_wiring(
+async def _open_builder(
     stack: AsyncExitStack,
     settings: Settings,
     registry: Registry,
     session: Client,
     threads: Executor,
     metrics: Metrics,
-) -> Wiring:
-    """Open what all serving states share: limits, the residency client, affinity."""
+) -> SnapshotBuilder:
+    """Open what all snapshots share: limits, issued keys, the residency client, affinity."""
     counters, failed = registry.access.counters, metrics.task_failed
     limiter = await stack.enter_async_context(open_limiter(counters, home=settings.home, task_failed=failed))
     metrics.gauge("coe_limits_degraded", LIMITS_DEGRADED, lambda: limiter.outage.active, largest=True)
@@ -321,58 +306,35 @@ async def _open_wiring(
     issued = await stack.enter_async_context(watching_issued_keys(store, task_failed=failed))
     check_issued(registry, issued.keys, now=time.time())
     metrics.gauge("coe_issued_keys_degraded", ISSUED_KEYS_DEGRADED, lambda: issued.outage.active, largest=True)
-    residency = await stack.enter_async_context(open_residency(settings, metrics))
-    affinity = await stack.enter_async_context(open_affinity(counters, task_failed=failed))
-    wiring = Wiring(
+    builder = SnapshotBuilder(
         settings,
         session=session,
         threads=threads,
         limiter=limiter,
-        affinity=affinity,
         issued=issued,
-        residency=residency,
+        residency=await stack.enter_async_context(open_residency(settings, metrics)),
+        affinity=await stack.enter_async_context(open_affinity(counters, task_failed=failed)),
     )
-    stack.push_async_callback(wiring.aclose)
-    return wiring
-
-
-async def _open_cache(stack: AsyncExitStack, registry: Registry, metrics: Metrics) -> CacheStep | None:
-    """Open the answer cache, None if none is declared."""
-    cache = await stack.enter_async_context(open_cache(registry.cache, task_failed=metrics.task_failed))
-    metrics.gauge(
-        "coe_cache_degraded", CACHE_DEGRADED, lambda: cache is not None and cache.answers.outage.active, largest=True
-    )
-    return cache
-
-
-async def _open_stored_step(
-    stack: AsyncExitStack, registry: Registry, settings: Settings, metrics: Metrics
-) -> StoredStep | None:
-    """Open the store of answers that clients may refer to, None if none is declared."""
-    opening = open_stored_step(registry.stored_responses, settings.home, count=metrics.record_unstored)
-    step = await stack.enter_async_context(opening)
-    metrics.gauge(
-        "coe_stored_responses_degraded", STORED_DEGRADED, lambda: step is not None and step.degraded, largest=True
-    )
-    return step
+    stack.push_async_callback(builder.aclose)
+    return builder
 
 
 @asynccontextmanager
 async def checking(experts: Iterable[ReplicatedExpert], registry: Registry, *, session: Client) -> AsyncIterator[None]:
-    """Request one token from every expert in the background and log the results. Experts that share a device are left
-    out: a check would swap their models."""
+    """Request a few tokens from every expert in the background and log the results. Experts that share a device are
+    left out: a check would swap their models."""
     local_experts_swap = registry.residency is not None
     chosen = [one for one in experts if one.spec.addresses or one.spec.runtime == "litellm" or not local_experts_swap]
-    task = asyncio.create_task(_check(chosen, session), name="check of the experts")
+
+    async def check() -> None:
+        try:
+            log_findings(await check_experts(chosen, session=session))
+        except Exception:
+            _log.exception("the check of the experts at the start failed")
+
+    task = asyncio.create_task(check(), name="check of the experts")
     try:
         yield
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-
-
-async def _check(experts: Iterable[ReplicatedExpert], session: Client) -> None:
-    try:
-        log_findings(await check_experts(experts, session=session))
-    except Exception:
-        _log.exception("the check of the experts at the start failed")

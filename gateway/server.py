@@ -23,7 +23,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from coe.errors import HeadersTooLarge, InvalidHttp, RequestError
 from coe.supervision import TaskFailed, ignore_failure, supervised
-from gateway.errors import body_of, status_of
+from gateway.errors import body_of
 
 IDLE_SECONDS = 75
 """Time limit for a connection to wait for its next request, and then for the head of this request. It exceeds
@@ -229,7 +229,7 @@ class Protocol(HttpToolsProtocol):
             body = body_of(error)
             head = b"content-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % len(body)
             date = [b"%b: %b\r\n" % header for header in self.server_state.default_headers]
-            self.transport.write(b"".join((STATUS_LINE[status_of(error)], *date, head, body)))
+            self.transport.write(b"".join((STATUS_LINE[error.status], *date, head, body)))
             self.transport.close()
 
     # --------------------------------------------------------------------------------------- closing

@@ -18,8 +18,9 @@ from starlette.applications import Starlette
 
 from coe.artifacts.active_state import DocumentIndex
 from coe.core import Call, Expert, Health, Neighbour, Prediction
-from coe.planning import Assignment
+from coe.planning import Assignment, Plan, Problem, Uses, answer_digests, declared_uses
 from coe.planning.problem import declared_assignment
+from coe.planning.score_table import ScoreTable
 from coe.recipes.factory import build_recipes
 from coe.records import LogWriter
 from coe.registry import Registry
@@ -32,16 +33,15 @@ from gateway.access import IssuedKeyWatch, access_of
 from gateway.access.key_store import KeyStore
 from gateway.access.limits import Limiter
 from gateway.app import create_app
+from gateway.cache.step import open_cache
 from gateway.observability.metrics import Metrics
 from gateway.observability.observers import ImplicitSignals
 from gateway.observability.tracing import Tracing
-from gateway.parts import Parts
 from gateway.process.jobs import Jobs
-from gateway.request.cache_step import open_cache
-from gateway.request.line import Observer
 from gateway.request.stored_step import open_stored_step
-from gateway.serving_state import Serving, ServingState
+from gateway.services import Observer, Services
 from gateway.shared_store import MemoryStore
+from gateway.snapshot import Snapshot
 from routers import prompt_digest
 from tests.list_log import ListLog
 from tests.waiting import ManualClock
@@ -64,6 +64,20 @@ def registry_of(**changes: Any) -> Registry:
         "assignment": {"code": "coder", "art": "painter", "general": "generalist"},
     }
     return Registry.model_validate(declared | changes)
+
+
+def plan_of(assignment: Assignment, registry: Registry | None = None) -> Plan:
+    """A plan with this assignment, whose scores are its qualities, made for the registry."""
+    names, quality = (assignment.categories, assignment.experts), assignment.quality
+    known = np.isfinite(quality)
+    table = ScoreTable(*names, np.where(known, quality, 0.0), np.zeros(quality.shape), np.where(known, 1e9, 0.0))
+    problem = Problem(*names, quality, np.full(len(quality), 1 / len(quality)))
+    if registry is None:
+        return Plan(assignment, problem, table, "a test")
+    arms = len(assignment.experts) - len(registry.experts)
+    uses = declared_uses(registry, assignment.categories).joined(Uses(), arms)
+    made_for = {"pins": registry.assignment, "answers": answer_digests(registry)}
+    return Plan(assignment, replace(problem, uses=uses), table, "a test", **made_for)
 
 
 class WordRouter:
@@ -180,10 +194,8 @@ class Gateway:
     """The real app over fakes: `post` sends a request and returns the response; `leave` makes the client go. Where a
     chunk of a body is an event, the rest comes when it is set."""
 
-    def __init__(
-        self, app: Starlette, experts: dict[str, ScriptedExpert], log: ListLog, serving_state: ServingState
-    ) -> None:
-        self.app, self.experts, self.log, self.serving_state = app, experts, log, serving_state
+    def __init__(self, app: Starlette, experts: dict[str, ScriptedExpert], log: ListLog, services: Services) -> None:
+        self.app, self.experts, self.log, self.services = app, experts, log, services
         self.records = log.records
         self.leave = asyncio.Event()
         self.first_chunk = asyncio.Event()
@@ -294,36 +306,46 @@ async def gateway_of(
     registry = registry or registry_of()
     experts: dict[str, Expert] = {**scripted_experts(registry, scripts), **real_experts}
     log = ListLog([])
-    opened: list[ServingState] = []
+    opened: list[Services] = []
 
     @asynccontextmanager
-    async def parts() -> AsyncIterator[Parts]:
+    async def open_services() -> AsyncIterator[Services]:
+        where = settings or NOWHERE
         with ThreadPoolExecutor(1) as threads:
             composition = _composition_of(
                 registry, experts, threads, assignment, affinity=affinity, retrieval=retrieval
             )
             limiter = Limiter(clock=ManualClock())  # nothing refills while a busy machine pauses
             access = access_of(registry, limiter, routed=composition.routed_arms)
-            serving = Serving(composition, access, index, versions)
-            current, metrics = ServingState(serving), Metrics()
-            opened.append(current)
+            metrics = Metrics()
             async with (
                 LogWriter(log, log, spool=spool, count=metrics.record_feedback, **QUICKLY) as writer,
                 open_cache(registry.cache) as cache,
                 nullcontext()
                 if stored is None
                 else open_stored_step(registry.stored_responses, stored, count=metrics.record_unstored) as step,
+                Jobs(where) as own_jobs,
+                Jobs(where) as own_solver,
             ):
                 signals = ImplicitSignals(writer.put)
-                keep = (metrics.observe, log.observe, signals.observe)
-                where = settings or NOWHERE
-                async with Jobs(where) as own_jobs, Jobs(where) as own_solver:
-                    helped = jobs or own_jobs, solver or own_solver
-                    stores = (log, log, writer)
-                    more = tracing, cache, step
-                    issued, seen = IssuedKeyWatch(KeyStore(MemoryStore())), (*keep, *observers)
-                    yield Parts(current, seen, metrics, *stores, where, *helped, *more, issued=issued)
+                services = Services(
+                    Snapshot(composition, access, index, versions),
+                    observers=(metrics.observe, log.observe, signals.observe, *observers),
+                    metrics=metrics,
+                    log=log,
+                    feedback=log,
+                    writer=writer,
+                    settings=where,
+                    jobs=jobs or own_jobs,
+                    solver=solver or own_solver,
+                    tracing=tracing,
+                    cache=cache,
+                    stored=step,
+                    issued=IssuedKeyWatch(KeyStore(MemoryStore())),
+                )
+                opened.append(services)
+                yield services
 
-    app = create_app(parts)
+    app = create_app(open_services)
     async with app.router.lifespan_context(app):
         yield Gateway(app, experts, log, opened[0])

@@ -92,10 +92,9 @@ async def test_attempts_are_limited() -> None:
     assert attempts.count == 3
 
 
-@pytest.mark.parametrize("error", [failed(ExpertUnreachable), failed(ExpertUnavailable, queue_full=True)])
-async def test_experts_at_an_unreachable_or_full_server_cost_no_attempts(error: Exception) -> None:
+async def test_experts_at_an_unreachable_server_cost_no_attempts() -> None:
     servers = [ScriptedExpert(name, (b"one",)) for name in "bcde"]
-    first = Replica(ScriptedExpert("a", error), endpoint=Endpoint("http://dead:1/v1", "m"))
+    first = Replica(ScriptedExpert("a", failed(ExpertUnreachable)), endpoint=Endpoint("http://dead:1/v1", "m"))
     same_server = [Replica(server, endpoint=Endpoint("http://dead:1/v1", "m")) for server in servers[:3]]
     elsewhere = Replica(servers[3], endpoint=Endpoint("http://alive:1/v1", "m"))
     experts = [
@@ -106,18 +105,6 @@ async def test_experts_at_an_unreachable_or_full_server_cost_no_attempts(error: 
     assert (accepted.expert, accepted.attempts) == ("e", 2)
     assert not any(server.calls for server in servers[:3])
     assert all(replica.state == "closed" for replica in same_server), "the breakers of skipped experts are unchanged"
-
-
-async def test_an_external_server_may_be_full_for_one_model_only() -> None:
-    urls = ("http://proxy:1/v1",)
-    experts = [
-        ReplicatedExpert(
-            ExpertSpec(name=name, model=name, runtime="external", base_urls=urls),
-            replicas=[Replica(ScriptedExpert(name, script), endpoint=Endpoint(urls[0], name))],
-        )
-        for name, script in (("a", failed(ExpertUnavailable, queue_full=True)), ("b", (b"one",)))
-    ]
-    assert (await call_all(*experts)).expert == "b"
 
 
 async def test_if_all_experts_are_at_an_unreachable_server_that_error_is_raised() -> None:

@@ -33,7 +33,7 @@ ONE_BEST = plan_of([[0.6, 0.7, 0.6], [0.6, 0.7, 0.6], [0.6, 0.7, 0.6]])
 
 
 async def stage_of(gateway: Gateway, rule: ExpertRule | None = None, chat: Chat = ART) -> str:
-    composition = gateway.serving_state.serving.composition
+    composition = gateway.services.snapshot.composition
     return (await composition.classifier.classify(chat, rule))[1].stage
 
 
@@ -106,7 +106,7 @@ async def test_a_sure_text_is_encoded_where_the_residual_may_change_the_choice_a
 
 async def test_the_residual_changes_the_choice_of_an_encoded_text_alone() -> None:
     async with gateway_of(assignment=GAINS) as gateway:
-        composition = gateway.serving_state.serving.composition
+        composition = gateway.services.snapshot.composition
         _, prediction = await composition.classifier.classify(SURE)
         assert composition.decide(SURE, prediction, RequestOptions()).expert == "generalist"
         without = replace(prediction, residual=None)

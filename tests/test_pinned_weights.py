@@ -13,9 +13,8 @@ import pytest
 from coe import pinned_weights
 from coe.errors import CoEError, DataError, FleetError
 from coe.fleet import weights
-from coe.fleet.engines.catalog import ENGINES
-from coe.fleet.engines.engine import ModelFolders
-from coe.fleet.specs import ListenAddress
+from coe.fleet.engines.engine import ServerPlace
+from coe.fleet.planning import ENGINES
 from coe.registry import ExpertSpec
 from routers.e5 import MODEL_FILE, Model
 from routers.training.export import locate_encoder
@@ -30,9 +29,8 @@ def convert(folder: Path) -> None:
 
 def serve(folder: Path) -> None:
     expert = ExpertSpec(name="small", runtime="llama.cpp", model=SMOLLM2)
-    models = ModelFolders(cache=folder, report=lambda line: None, base_folder=folder)
-    address = ListenAddress("127.0.0.1", 1, log=folder / "log", bin_folder=folder)
-    ENGINES["llama.cpp"].server_spec(expert, adapters={}, models=models, address=address)
+    place = ServerPlace("127.0.0.1", 1, folder / "log", folder, base_folder=folder, cache=folder, report=print)
+    ENGINES["llama.cpp"].server_spec(expert, {}, place)
 
 
 @pytest.mark.parametrize(

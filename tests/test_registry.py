@@ -102,7 +102,6 @@ def test_the_shipped_optional_sections_show_the_defaults() -> None:
         ),
         ("    model: m\n", "", "experts.yaml:6: experts.0.model is missing"),
         ("    model: m", "    model: m\n    model: n", "experts.yaml:8: found duplicate key"),
-        ("version: 1", "version: [1", "experts.yaml:2:"),
         (
             "    model: m",
             "    model: m\n    parameters: {x: 99999999999999999999}",
@@ -116,7 +115,7 @@ def test_the_shipped_optional_sections_show_the_defaults() -> None:
         (
             "    model: m",
             "    model: m\n    languages: [en, gb]",
-            "experts.yaml:8: experts.0.languages.1: no language that is identified; write an ISO 639 code such as ga,",
+            "experts.yaml:8: experts.0.languages.1: no language that is identified; write an ISO 639 code such as en",
         ),
         ("version: 1", "version: 1\nlimits: {max_body_mb: .inf}", "experts.yaml:2: limits.max_body_mb: input should"),
         ("    model: m", "    model: m\n    parameters: {stream: true}", "experts.yaml:8: parameters may not set"),
@@ -125,8 +124,6 @@ def test_the_shipped_optional_sections_show_the_defaults() -> None:
             "    apis: [chat, score]\n    runtime: litellm",
             "experts.yaml:8: 'small' has runtime litellm, which does not reach score; use runtime external",
         ),
-        ("    model: m", "    model: m\n    stream_idle_timeout: 0", "experts.yaml:8: experts.0.stream_idle_timeout:"),
-        ("version: 1", "version: 1\npolicy: {keep_alive_interval: 0}", "experts.yaml:2: policy.keep_alive_interval:"),
     ],
 )
 def test_a_mistake_is_named_with_its_line_and_the_nearest_valid_name(
@@ -154,14 +151,6 @@ def test_an_address_that_nobody_can_connect_to_is_refused(tmp_path: Path, url: s
         load(tmp_path, GOOD.replace("base_url: http://localhost:1/v1", several))
 
 
-@pytest.mark.parametrize(
-    "url", ["http://[::1]:80/v1", "https://user:pass@host_1/v1", "http://10.0.0.1", "http://bücher.example:65535/v1"]
-)
-def test_an_address_of_any_kind_of_host_is_taken_as_it_is_written(tmp_path: Path, url: str) -> None:
-    (expert,) = load(tmp_path, GOOD.replace("http://localhost:1/v1", f"'{url}'")).experts
-    assert expert.addresses == (url,)
-
-
 @pytest.mark.parametrize("key", ["", "secret\n", "geheim\u00e4"])
 def test_a_key_that_no_header_can_carry_is_refused(tmp_path: Path, key: str) -> None:
     with pytest.raises(ConfigError, match=r"experts\.yaml:10: the api_key of 'small' is empty or holds"):
@@ -177,12 +166,6 @@ def test_an_address_with_a_variable_is_judged_with_its_value(tmp_path: Path) -> 
         ConfigError, match=r"^experts\.yaml:9: environment variable PORT is not set; export it before starting$"
     ):
         load(tmp_path, text)
-
-
-def test_every_mistake_is_reported_at_once(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError) as raised:
-        load(tmp_path, GOOD.replace("code: small", "cod: smal").replace("${TEST_KEY}", "${NO_KEY}"))
-    assert len(raised.value.problems) == 3
 
 
 def test_local_experts_that_share_a_model_count_its_memory_once(tmp_path: Path) -> None:
@@ -207,25 +190,13 @@ def test_the_digest_follows_the_declaration_and_not_the_secret(tmp_path: Path) -
     assert first.digest == load(tmp_path, f"# a comment\n{GOOD}").digest
     assert first.digest != load(tmp_path, GOOD.replace("description: programs", "description: code")).digest
     assert first.digest != load(tmp_path, f"{GOOD}policy: {{cost_weight: 0.1}}\n").digest
+    assert first.digest == load(tmp_path, f"{GOOD}policy: {{timeout: 9, max_attempts: 2}}\n").digest
     assert "s3cret" not in repr(first)
-
-
-def test_a_plan_stays_valid_when_timeouts_and_attempts_change(tmp_path: Path) -> None:
-    timeouts = "timeout: 9, first_token_timeout: 8, response_timeout: 8, stream_idle_timeout: 7, keep_alive_interval: 5"
-    policy = f"policy: {{max_attempts: 2, {timeouts}}}"
-    assert load(tmp_path, GOOD).digest == load(tmp_path, f"{GOOD}{policy}\n").digest
 
 
 def test_a_missing_file_says_how_to_name_one(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--config"):
         registry.load(tmp_path / "none.yaml", environ={})
-
-
-def test_the_address_of_a_document_store_is_of_a_known_kind(tmp_path: Path) -> None:
-    assert load(tmp_path, GOOD).retrieval.store is None
-    assert load(tmp_path, f"{GOOD}retrieval: {{store: 'lancedb:///documents'}}\n").retrieval.store
-    with pytest.raises(ConfigError, match=r"retrieval.store"):
-        load(tmp_path, f"{GOOD}retrieval: {{store: 'mysql://there'}}\n")
 
 
 def test_the_cache_is_off_unless_declared_and_no_plan_depends_on_it(tmp_path: Path) -> None:
@@ -240,40 +211,44 @@ def test_the_cache_is_off_unless_declared_and_no_plan_depends_on_it(tmp_path: Pa
             load(tmp_path, f"{GOOD}cache: {{{wrong}}}\n")
 
 
-def test_names_of_models_resolve_by_the_closest_alias(tmp_path: Path) -> None:
-    text = GOOD.replace(
-        "version: 1",
-        """version: 1
+ALIASES = """version: 1
 operating_points: {fast: {cost_weight: 0.9}}
 aliases:
-  '*': auto
-  gpt-*: small
-  gpt-4: auto
   gpt-*-mini: coe/fast
   claude-*haiku*: small
-  claude-*: auto""",
-    )
-    models = load(tmp_path, text).models
-    assert {
-        name: found and (found.model, found.cost_weight) for name in _NAMES for found in (models.resolve(name),)
-    } == {
-        "small": ("small", None),
-        "auto": ("auto", None),
-        "gpt-4": ("auto", None),
-        "gpt-5": ("small", None),
-        "gpt-5-mini": ("auto", 0.9),
-        "claude-3-5-haiku-2": ("small", None),
-        "claude-opus": ("auto", None),
-        "coe/fast": ("auto", 0.9),
-        "coe/slow": ("auto", None),
-        "o" * 300: None,
-    }
+  gpt-4: auto
+  gpt-*: small
+  claude-*: auto
+  '[?]*': small
+  '*': both"""
 
 
-_NAMES = (
-    *("small", "auto", "gpt-4", "gpt-5", "gpt-5-mini", "claude-3-5-haiku-2", "claude-opus", "coe/fast", "coe/slow"),
-    "o" * 300,
+@pytest.mark.parametrize(
+    ("name", "model", "cost_weight"),
+    [
+        ("small", "small", None),
+        ("auto", "auto", None),
+        ("gpt-4", "auto", None),
+        ("gpt-5", "small", None),
+        ("gpt-5-mini", "auto", 0.9),
+        ("claude-3-5-haiku-2", "small", None),
+        ("claude-opus", "auto", None),
+        ("coe/fast", "auto", 0.9),
+        ("coe/slow", "both", None),
+        ("[?]-large", "small", None),
+        ("?-large", "both", None),
+        ("o" * 300, None, None),
+    ],
 )
+def test_a_name_of_a_model_is_exact_or_that_of_the_first_pattern_that_matches(
+    tmp_path: Path, name: str, model: str | None, cost_weight: float | None
+) -> None:
+    second = "  - {name: large, model: n, runtime: external, base_url: 'http://localhost:2/v1'}\n"
+    text = GOOD.replace("assignment:", f"{second}assignment:") + "recipes: [{name: both, cascade: [small, large]}]\n"
+    declared = load(tmp_path, text.replace("version: 1", ALIASES))
+    found = declared.models.resolve(name)
+    assert (found and (found.model, found.cost_weight)) == (model and (model, cost_weight))
+    assert declared.digest == load(tmp_path, text).digest, "no plan depends on aliases"
 
 
 @pytest.mark.parametrize(
@@ -281,56 +256,22 @@ _NAMES = (
     [
         ("aliases: {gpt: smal}", "2: unknown model 'smal'; did you mean 'small'?"),
         ("aliases: {small: auto}", "2: 'small' is a model already, which an alias cannot replace; remove the alias"),
-        ("aliases: {auto: small}", "2: 'auto' is a model already, which an alias cannot replace"),
-        (
-            "aliases:\n  a: b\n  b: small",
-            "3: the target 'b' is an alias itself, and aliases do not chain; write 'small'",
-        ),
-        ("aliases:\n  a: b\n  b: a", "4: the target 'a' is an alias itself, and aliases do not chain; write a model"),
-        (
-            "aliases:\n  a*b*: auto\n  a*c*: small",
-            "4: 'a*c*' and 'a*b*' match the same names, equally closely, and mean 'small' and 'auto'; make one of them",
-        ),
+        ("aliases:\n  a: b\n  b: small", "3: the target 'b' is an alias itself; aliases do not chain, write a model"),
         ("aliases: {a b: auto}", "2: aliases.a b"),
         ("aliases: {gpt: coe/fst}\noperating_points: {fast: {cost_weight: 1}}", "2: unknown model 'coe/fst'; did you"),
         ("aliases: {coe/fast: auto}\noperating_points: {fast: {cost_weight: 1}}", "2: 'coe/fast' is a model already"),
         ("aliases: {auto-1: small}", "2: the name 'auto-1' is reserved for proposed recipes; choose another alias"),
         ("operating_points: {fast: {cost_weight: 2}}", "2: operating_points.fast.cost_weight: input should be less"),
-        ("operating_points: {fast: {cost: 1}}", "2: unknown key 'cost'; did you mean 'cost_weight'?"),
-        ("operating_points: {fast: {}}", "2: operating_points.fast.cost_weight is missing"),
-        (f"aliases: {{{', '.join(f'a{n}: auto' for n in range(257))}}}", "2: 257 aliases, at most 256; replace some"),
+        (
+            f"aliases: {{{', '.join(f'a{n}: auto' for n in range(257))}}}",
+            "2: aliases: dictionary should have",
+        ),
     ],
 )
 def test_a_wrong_alias_is_named_with_its_line_and_the_remedy(tmp_path: Path, added: str, problem: str) -> None:
     with pytest.raises(ConfigError) as raised:
         load(tmp_path, GOOD.replace("version: 1", f"version: 1\n{added}"))
     assert any(found.startswith(f"experts.yaml:{problem}") for found in raised.value.problems), raised.value.problems
-
-
-def test_patterns_that_no_name_matches_both_do_not_contradict_each_other(tmp_path: Path) -> None:
-    text = GOOD.replace("version: 1", "version: 1\naliases: {a*b: auto, a*c: small, x*y*: auto, x*z*: auto}")
-    models = load(tmp_path, text).models
-    assert [models.resolve(name) and models.resolve(name).model for name in ("aab", "aac", "ab", "a")] == [  # type: ignore[union-attr]
-        *("auto", "small", "auto"),
-        None,
-    ]
-
-
-def test_an_alias_may_stand_for_an_expert_or_recipe_and_replaces_none(tmp_path: Path) -> None:
-    second = "  - name: large\n    model: n\n    runtime: external\n    base_url: http://localhost:2/v1\n"
-    several = GOOD.replace("assignment:", f"{second}assignment:")
-    several += "recipes: [{name: both, cascade: [small, large]}]\n"
-    models = load(tmp_path, f"{several}aliases: {{a: large, b: both}}").models
-    resolved = [found.model for name in "ab" if (found := models.resolve(name))]
-    assert resolved == ["large", "both"]
-    for name in ("large", "both"):
-        with pytest.raises(ConfigError, match="is a model already, which an alias cannot replace; remove the alias"):
-            load(tmp_path, f"{several}aliases: {{{name}: auto}}")
-
-
-def test_no_plan_depends_on_aliases(tmp_path: Path) -> None:
-    text = GOOD.replace("version: 1", "version: 1\naliases: {gpt-*: auto}\noperating_points: {fast: {cost_weight: 1}}")
-    assert load(tmp_path, text).digest == load(tmp_path, GOOD).digest
 
 
 _KEY = f"access: {{keys: [{{name: k, sha256: '{DIGEST}', RULE}}]}}\n"
@@ -340,7 +281,7 @@ _KEY = f"access: {{keys: [{{name: k, sha256: '{DIGEST}', RULE}}]}}\n"
     ("rule", "problem"),
     [
         ("experts: [smal]", "experts.yaml:14: unknown expert 'smal'; did you mean 'small'?"),
-        ("experts: ['gpt-*']", "experts.yaml:14: no expert matches 'gpt-*'; known: small"),
+        ("experts: ['gpt-*']", "experts.yaml:14: unknown expert 'gpt-*'; known: small"),
         ("experts: [both]", "experts.yaml:14: 'both' is a recipe; name its members, which permits the recipe too"),
         ("experts: []", "experts.yaml:14: access.keys.0.experts: tuple should have at least 1 item"),
         ("only_local: true", "experts.yaml:14: the key 'k' may use no expert that runs locally"),
@@ -365,3 +306,27 @@ def test_an_external_server_of_ones_own_is_local_by_declaration(tmp_path: Path) 
         ConfigError, match="`local` is for runtime external; 'small' has runtime litellm, of a provider"
     ):
         load(tmp_path, declared.replace("runtime: external", "runtime: litellm"))
+
+
+@pytest.mark.parametrize(
+    ("line", "hint"),
+    [
+        ("runtime: openai", "not 'openai'; did you mean 'external'?"),
+        ("runtime: llama-server", "did you mean 'llama.cpp'?"),
+        ("runtime: vlmm", "did you mean 'vllm'?"),
+        (f"runtime: {'q' * 500}", f"not {'q' * 64!r}"),
+        ("runtime: external\n    capabilities: [vision]", "did you mean 'images'?"),
+        ("runtime: external\n    capabilities: [json-schema]", "did you mean 'json_schema'?"),
+        ("runtime: external\n    apis: [openai]", "did you mean 'chat'?"),
+        ("runtime: external\n    api_base: http://h", "unknown key 'api_base'; did you mean 'base_url'?"),
+        ("runtime: external\n    max_model_len: 4096", "did you mean 'context_length'?"),
+        ("runtime: external\n    capabilities: tools", "expected a list, such as [a, b]"),
+        ("runtime: external\n    prices: 3", "expected keys with values, such as {a: b}"),
+    ],
+)
+def test_the_word_that_was_meant_is_named_on_its_line(tmp_path: Path, line: str, hint: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        load(tmp_path, GOOD.replace("runtime: external", line))
+    (problem,) = raised.value.problems
+    assert problem.startswith(f"experts.yaml:{8 + line.count(chr(10))}: ")
+    assert problem.endswith(hint)

@@ -20,7 +20,7 @@ from coe.routing.decision import Previous, decide
 from coe.routing.eligibility import exclusion
 from coe.routing.rules import MAX_SYSTEM_CHARACTERS, RequestFacts, Rules
 from gateway.access import Caller
-from gateway.request.options import with_rules
+from gateway.request.head import with_rules
 from tests.access.samples import key_of
 from tests.fakes import WordRouter, registry_of
 
@@ -187,7 +187,7 @@ def test_no_rule_widens_what_a_key_or_header_permits() -> None:
             chat = facts_of(system=chance.choice(("", "x")), fields=chance.choice(({}, BASH))).chat
             chat = replace(chat, model=chance.choice(("auto", "auto", "coder", "painter")))
             before = RequestOptions(rule=rule)
-            options = with_rules(chat, before, rules, [], caller=Caller("k", "t"), model=chat.model)
+            options = with_rules(chat, before, rules, {}, caller=Caller("k", "t"), model=chat.model)
             posterior = np.array(chance.choice(((1, 0, 0), (0.2, 0.3, 0.5))), dtype=np.float32)
             prediction = rules.apply(options.rules, Prediction(posterior, "fast", language=chance.choice(("de", "en"))))
             if (limited := options.rule) is not None and rule is not None:
@@ -238,9 +238,8 @@ def test_rules_name_tenants_patterns_and_aliases_and_no_plan_depends_on_them() -
         ("when: {path: /v1/chat/completion}, category: law", "no endpoint has the path '/v1/chat/completion'; did you"),
         (
             "when: {key: legl}, category: law",
-            "unknown API key or tenant 'legl' (keys issued later need a pattern); did",
+            "unknown API key or tenant (keys issued later need a pattern) 'legl'; did",
         ),
-        ("when: {model: claude-*}, category: law", "unknown model or alias 'claude-*'"),
         ("when: {model: gtp}, category: law", "unknown model or alias 'gtp'; did you mean 'gpt-*'?"),
         ("when: {model: fixed}, category: law", "requests for 'fixed' are not routed, so only `only_local` applies"),
         ("when: {path: '*'}, category: lw", "unknown category 'lw'; did you mean 'law'?"),
@@ -277,33 +276,6 @@ def test_there_are_at_most_100_rules() -> None:
     assert len(load("".join(rules[:100])).rules) == 100
     with pytest.raises(ConfigError, match="rules: tuple should have at most 100 items"):
         load("".join(rules))
-
-
-@pytest.mark.parametrize(
-    ("earlier", "later", "shadowed"),
-    [
-        ({"tools": ["Bash", "Edit"]}, {"tools": "Bash"}, True),
-        ({"tools": "Bash"}, {"tools": ["Bash", "Edit"]}, False),
-        ({"tools": "B*"}, {"tools": "Ba*"}, True),
-        ({"tools": "*"}, {"client": "a"}, False),  # not every request has tools
-        ({"client": "*"}, {"tools": "Bash"}, True),  # every request has a client
-        ({"client": "Claude-*"}, {"client": "claude-cli*", "tools": "Bash"}, True),
-        ({"client": "claude-*", "tools": "Bash"}, {"client": "claude-*"}, False),
-        ({"path": "/v1/*"}, {"path": "/v1/messages"}, True),
-        ({"model": "auto"}, {"path": "*"}, False),
-        ({"system": "contract"}, {"system": "a Contract assistant"}, True),
-        ({"system": "a contract"}, {"system": "contract"}, False),
-        ({"language": ["de", "fr"]}, {"language": "de"}, True),
-        ({"language": "de"}, {"tools": "Bash"}, False),
-        ({"tokens": {"min": 5}}, {"tokens": {"min": 6, "max": 9}}, True),
-        ({"tokens": {"min": 5}}, {"tokens": {"max": 9}}, False),
-        ({"tokens": {"max": 5}}, {"tools": "Bash"}, False),
-    ],
-)
-def test_a_rule_that_an_earlier_one_shadows_is_reported(earlier: Any, later: Any, shadowed: bool) -> None:
-    rules = [RuleSpec(name=name, when=when, category="c") for name, when in (("a", earlier), ("b", later))]
-    expected = [(1, "rule 'b' can never match: 'a' matches all its requests before it")] if shadowed else []
-    assert list(rule_notes(rules)) == expected
 
 
 def test_a_rule_that_keeps_requests_local_too_late_is_reported() -> None:

@@ -12,7 +12,7 @@ import pytest
 from starlette.applications import Starlette
 
 import coe.artifacts.artifact_sync
-import coe.experts.health_checks
+import coe.experts.queues
 import coe.records.writer
 import gateway.process.reload
 from coe import supervision
@@ -44,7 +44,7 @@ class Work:
         self.failures = list(failures)
         self.waits = asyncio.Event()
 
-    async def __call__(self, *_: Any) -> None:
+    async def __call__(self, *_: Any, **__: Any) -> None:
         if self.failures:
             failure = self.failures.pop(0)
             if failure is None:
@@ -171,8 +171,8 @@ def turns(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) -
 
 
 def expert_watch(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) -> Opened:
-    patch.setattr(coe.experts.health_checks, "_run", work)
-    return coe.experts.health_checks.running_health_checks(list, session=Client(), task_failed=failed)
+    patch.setattr(coe.experts.queues, "read_queues", work)
+    return coe.experts.queues.reading_queues(list, session=Client(), task_failed=failed)
 
 
 def connections(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) -> Opened:
@@ -221,7 +221,7 @@ async def test_counts_of_keys_are_written_on_after_their_task_failed(
         await write(limiter)
 
     monkeypatch.setattr(Limiter, "_run", once)
-    async with open_limiter("memory", home=tmp_path, task_failed=failures.append):
+    async with open_limiter("file", home=tmp_path, task_failed=failures.append):
         await went_on.wait()
     assert failures == ["limits"]
 

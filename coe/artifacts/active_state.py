@@ -19,7 +19,7 @@ from coe.artifacts.manifest import MANIFEST, Artifact, noting, read_manifest
 from coe.artifacts.store import ArtifactStore
 from coe.core import GENERAL, Router
 from coe.errors import ArtifactError, ConfigError
-from coe.planning import Assignment, Consequence, EffectivePlan, effective_plan, read_published
+from coe.planning import Assignment, Consequence, EffectivePlan, Plan, effective_plan
 from coe.planning.problem import declared_assignment
 from coe.recipes.policy_file import NO_POLICIES, ArmPolicies
 from coe.registry import Category, Registry, load
@@ -240,8 +240,8 @@ def category_texts(registry: Registry) -> dict[str, tuple[str, ...]]:
 def read_plan(registry: Registry, artifact: Artifact) -> EffectivePlan:
     """A published plan under the declaration. Raises ArtifactError, with the remedy, if nothing of it is declared any
     more."""
-    published = read_published(artifact.folder, artifact.manifest.version)
-    return effective_plan(published, published.declaration(registry))
+    plan = Plan.read(artifact.folder)
+    return effective_plan(plan, plan.declaration(registry))
 
 
 def encoder_digest(router: Artifact) -> str:

@@ -18,7 +18,7 @@ from coe.artifacts.kinds import ASSIGNMENT, ROUTER
 from coe.artifacts.manifest import Artifact, Manifest
 from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError, ArtifactNotFound
-from coe.planning import Assignment, planned_quality, read_plan_file, read_published
+from coe.planning import Plan, planned_quality
 from coe.registry import load
 from coe.retrieval.gate import GATE_FILE, Gate
 from coe.settings import Settings
@@ -183,8 +183,8 @@ def _measured_quality(kind: str, folder: Path, manifest: Manifest) -> float | No
     if kind == ROUTER:
         return manifest.metric("accuracy")
     if kind == ASSIGNMENT:
-        plan = read_published(folder, manifest.version)
-        return None if plan.record is None else planned_quality(plan.record.problem, plan.assignment)
+        plan = Plan.read(folder)
+        return planned_quality(plan.problem, plan.assignment)
     return manifest.metric("all", "gated")
 
 
@@ -200,12 +200,11 @@ def _contents(kind: str, artifact: Artifact) -> dict[str, Any]:
     if kind != ASSIGNMENT:
         return {}
     folder = artifact.folder
-    plan = Assignment.from_json((folder / f"{ASSIGNMENT}.json").read_bytes())
-    basis = read_plan_file(folder) or {}
+    plan = Plan.read(folder)
     report = folder / REPORT
     return {
-        "choice": dict(zip(plan.categories, plan.choice, strict=True)),
-        "budget": basis.get("budget"),
-        "source": basis.get("source"),
+        "choice": dict(zip(plan.assignment.categories, plan.assignment.choice, strict=True)),
+        "budget": dict(plan.problem.budget),
+        "source": plan.source,
         "learning": orjson.loads(report.read_bytes()) if report.is_file() else None,
     }

@@ -1,6 +1,6 @@
 """`coe check`: validates experts.yaml, and lists what follows for the router and the plan in use.
 
-With `--live` it requests one token from every expert, as `coe up` does at its start.
+With `--live` it requests a few tokens from every expert, as `coe up` does at its start.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ENDPOINTS_FILE = "endpoints.json"
 """File of the state folder in which `coe up` writes the addresses of local experts."""
 
 Schema = Annotated[bool, typer.Option("--schema", help="Print the JSON schema of the file instead.")]
-Live = Annotated[bool, typer.Option("--live", help="Request one token from every expert, and report what is wrong.")]
+Live = Annotated[bool, typer.Option("--live", help="Request a few tokens from every expert, and report what is wrong.")]
 
 
 def check(
@@ -39,7 +39,7 @@ def check(
     """Check experts.yaml: every mistake with its line, what is wrong, and the nearest valid name.
 
     Then it lists what a start or reload with this file will do with the plan and the router in use, and when `coe plan`
-    should be run again. FILE may be a draft next to the file in use. With `--live` it also requests one token
+    should be run again. FILE may be a draft next to the file in use. With `--live` it also requests a few tokens
     from every expert, and exits with 1 where one does not answer.
     """
     if schema:
@@ -135,7 +135,7 @@ def notes_on(declared: Registry, settings: Settings) -> list[str]:
 
 
 async def check_live(declared: Registry, settings: Settings) -> list[Finding]:
-    """Request one token from every expert, but not from experts that share a device: that would make them switch.
+    """Request a few tokens from every expert, but not from experts that share a device: that would make them switch.
 
     A local expert that `coe up` does not run is a finding too. Raises ConfigError.
     """

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,9 +31,11 @@ from coe.cli.common import (
     table,
 )
 from coe.errors import ArtifactError, CoEError, DataError
-from coe.planning import Budget, Problem, current_problem, read_problem, read_published, solve
+from coe.planning import Plan, Problem, present_problem, solve
+from coe.planning.grid import select
 from coe.planning.job.plan import PlanOptions, make_plan, plan_to_json
 from coe.planning.paired_scores import Difference
+from coe.planning.problem import BUDGET_ROWS
 from coe.planning.uses import ASSUMED_INPUT_TOKENS, ASSUMED_OUTPUT_TOKENS
 from coe.registry import load
 from coe.terminal import print_json
@@ -93,9 +96,8 @@ def plan(
 def _limits(text: str) -> tuple[str, list[float]]:
     """The budget row and the limits of --sweep."""
     row, _, limits = text.partition("=")
-    if row not in Budget().__dataclass_fields__:
-        known = ", ".join(Budget().__dataclass_fields__)
-        raise typer.BadParameter(f"unknown row {row!r}; known: {known}", param_hint="--sweep")
+    if row not in BUDGET_ROWS:
+        raise typer.BadParameter(f"unknown row {row!r}; known: {', '.join(BUDGET_ROWS)}", param_hint="--sweep")
     try:
         return row, [float(limit) for limit in limits.split(",")]
     except ValueError:
@@ -131,9 +133,7 @@ def plan_lines(report: Mapping[str, Any], scores: Path, *, is_dry_run: bool) -> 
         ]
         yield "\n" + table((">limit", ">quality", "efficient", "hosted"), rows)
     if infeasible := report["sweep_impossible"]:
-        limits, smallest = ", ".join(f"{limit:g}" for limit in infeasible["limits"]), infeasible["smallest"]
-        feasible = "" if smallest is None else f"; the smallest feasible limit is {smallest:.4g}"
-        yield f"{infeasible['row']} {limits} cannot be kept{feasible}"
+        yield f"{', '.join(f'{limit:g}' for limit in infeasible)} cannot be kept"
     if "gate" in report:
         policies, shares = ("never", "always", "gated"), ("opened", "saved")
         gated = {**report["gate"]["experts"], "all": report["gate"]["all"]}
@@ -194,8 +194,6 @@ def _notes(report: Mapping[str, Any], scores: Path) -> Iterator[str]:
         yield f"estimated: {', '.join(unprobed)}, without probes; add probes of them and run coe score again"
     if kept := feedback["kept"]:
         yield f"kept from feedback: {', '.join(kept)} (moved by coe retrain; --drop-feedback plans without it)"
-    if moved := feedback["moved_by_scores"]:
-        yield f"moved by the scores, in spite of feedback: {', '.join(moved)}"
     if dropped := feedback["dropped"]:
         yield f"dropped: the feedback on {', '.join(dropped)}, which coe retrain had moved"
     if names := report["assumed_tokens"]:
@@ -222,14 +220,13 @@ def solve_lines(version: Version = None, config: Config = None) -> None:
     settings = settings_for(config)
     store = ArtifactStore(settings.artifacts, "assignment")
     version = version or store.in_use()
-    solved = None if version is None else read_problem(store.published(version).folder)
-    if version is None or solved is None:
+    if version is None:
         raise ArtifactError("solve: no plan was made from scores yet; run `coe plan`")
-    published = read_published(store.published(version).folder, version)
-    declared = published.declaration(load(settings.config, environ=settings.environ))
-    current = current_problem(published, declared, solved[1])
-    assert current is not None  # None only without a record
-    for answer in answers(iter(lambda: sys.stdin.readline(MAX_LINE_CHARACTERS), ""), *current):
+    plan, registry = Plan.read(store.published(version).folder), load(settings.config, environ=settings.environ)
+    problem, traffic = present_problem(plan, plan.declaration(registry)), plan.traffic
+    if traffic is not None:
+        traffic = select(traffic, plan.problem.categories, problem.categories, missing=0.0)
+    for answer in answers(iter(lambda: sys.stdin.readline(MAX_LINE_CHARACTERS), ""), problem, traffic):
         print_json(answer)
 
 
@@ -237,20 +234,19 @@ def answers(lines: Iterable[str], problem: Problem, traffic: NDArray[np.float64]
     """Yield {"plan": ...} or {"error": ...} for each line; a limit that is not above 0 is an error too."""
     for line in lines:
         try:
-            budget = _budget(line)
-            changed = problem.within(**{row: getattr(budget, row) for row in Budget.__dataclass_fields__})
-            yield {"plan": {"budget": budget.rows()} | plan_to_json(changed, solve(changed, traffic=traffic))}
+            limited = replace(problem, budget=_budget(line))
+            plan = plan_to_json(limited, solve(limited, traffic=traffic))
+            yield {"plan": {"budget": limited.budget} | plan}
         except CoEError as error:
             yield {"error": str(error)}
 
 
-def _budget(line: str) -> Budget:
-    """Raises DataError for a line that is not a budget, ConfigError for a limit that is not above 0."""
-    known = list(Budget.__dataclass_fields__)
+def _budget(line: str) -> dict[str, float]:
+    """Raises DataError for a line that is not a budget."""
     try:
         rows = orjson.loads(line)
-        if not isinstance(rows, dict) or not set(rows) <= set(known):
+        if not isinstance(rows, dict) or not set(rows) <= set(BUDGET_ROWS):
             raise ValueError
-        return Budget(**{row: None if limit is None else float(limit) for row, limit in rows.items()})
+        return {row: float(limit) for row, limit in rows.items() if limit is not None}
     except (TypeError, ValueError):
-        raise DataError(f"solve: each line must be a JSON object with keys from {', '.join(known)}") from None
+        raise DataError(f"solve: each line must be a JSON object with keys from {', '.join(BUDGET_ROWS)}") from None

@@ -28,7 +28,7 @@ from coe.cli.check import ENDPOINTS_FILE, check_live
 from coe.cli.common import Config, ConfigFile, settings_for
 from coe.errors import CoEError, FleetError
 from coe.file_lock import file_lock
-from coe.registry import ExpertSpec, Registry, load
+from coe.registry import Registry, load
 from coe.settings import Endpoint, Settings
 from coe.terminal import print_line
 
@@ -124,10 +124,8 @@ async def _up(settings: Settings, ray: Any = None) -> None:
 
 
 async def _run_on_this_machine(stack: contextlib.AsyncExitStack, settings: Settings, registry: Registry) -> None:
-    from coe.fleet.adapter_sync import AdapterSync
     from coe.fleet.fleet import Fleet
-    from coe.fleet.planning import endpoint_of, group_by_server, local_servers
-    from coe.fleet.process import end_orphans
+    from coe.fleet.planning import local_servers
 
     servers, endpoints = local_servers(
         registry.hosted_experts,
@@ -137,27 +135,15 @@ async def _run_on_this_machine(stack: contextlib.AsyncExitStack, settings: Setti
         report=print_line,
         base_folder=settings.config.parent,
     )
-    if ended := await asyncio.to_thread(end_orphans, settings.logs):
-        print_line(f"stopped servers that an earlier start left running: {', '.join(ended)}")
     if servers:
         print_line(f"starting {len(servers)} expert server{'s' if len(servers) > 1 else ''} for {', '.join(endpoints)}")
     _write_endpoints(settings, {name: (endpoint,) for name, endpoint in endpoints.items()})
     if registry.residency is not None:
         await _serve(stack, settings, registry, await _start_residency(stack, settings, registry, servers))
         await asyncio.Event().wait()
-    fleet = await stack.enter_async_context(Fleet(servers, report=print_line))
+    await stack.enter_async_context(Fleet(servers, report=print_line))
     await _serve(stack, settings, registry)
-    serving = [expert for expert in registry.experts if expert.name in endpoints]
-    running = dict(zip(group_by_server(registry.experts), servers, strict=True))
-
-    def write(experts: Sequence[ExpertSpec]) -> None:
-        _write_endpoints(settings, {one.name: (endpoint_of(one, running[one.server_key]),) for one in experts})
-
-    def read() -> Sequence[ExpertSpec]:
-        return load(settings.config, environ=settings.environ).experts
-
-    sync = AdapterSync(fleet, config=settings.config, read=read, publish=write, report=print_line)
-    await sync.watch({shared: spec.key for shared, spec in running.items()}, serving)
+    await asyncio.Event().wait()
 
 
 async def _serve(

@@ -1,7 +1,7 @@
 """Experts: the LLM servers that answer requests, each behind replicas with circuit breakers and health checks."""
 
 from coe.experts.factory import ExpertLoader, build_experts, endpoints_of
-from coe.experts.health_checks import running_health_checks
+from coe.experts.queues import reading_queues
 from coe.experts.replicas import Replica, ReplicatedExpert
 
 __all__ = [
@@ -10,5 +10,5 @@ __all__ = [
     "ReplicatedExpert",
     "build_experts",
     "endpoints_of",
-    "running_health_checks",
+    "reading_queues",
 ]

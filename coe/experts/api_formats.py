@@ -20,8 +20,6 @@ LENGTH_FIELDS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 """Request fields that limit the number of output tokens."""
 CHAT_LENGTH_FIELDS = ("max_tokens", "max_completion_tokens")
 """The same fields of Chat Completions."""
-OWN_ITEM = "_coe"
-"""Follows the prefix in the ids of Responses items that CoE itself writes, such as `msg_coe...`."""
 MAX_TOKEN_COUNT = 2**48
 """Largest token count that is believed. Sums of such counts still fit into 64 bits."""
 
@@ -55,28 +53,6 @@ class ApiFormat:
     defaults: Callable[[Fields], Fields] = dict
     preamble: Callable[[Any], bool] = sse.never
     end: bytes = b""
-
-
-def without_own_ids(items: Any) -> Any:
-    """Returns the input of a Responses request without the ids of items that CoE wrote: servers refuse ids that they do
-    not know. Reasoning is removed with its id, since servers accept only their own."""
-    if not isinstance(items, list) or not any(map(_is_own, items)):
-        return items
-    return [
-        {name: value for name, value in item.items() if name != "id"} if _is_own(item) else item
-        for item in items
-        if not (_is_own(item) and item.get("type") == "reasoning")
-    ]
-
-
-def _is_own(item: Any) -> bool:
-    """True if CoE wrote an item. References are left as they are: without its id a reference means nothing."""
-    return (
-        isinstance(item, dict)
-        and isinstance(name := item.get("id"), str)
-        and name[name.find("_") :].startswith(OWN_ITEM)
-        and item.get("type") != "item_reference"
-    )
 
 
 def with_system_prompt(messages: list[dict[str, Any]], prompt: str) -> list[dict[str, Any]]:
@@ -120,12 +96,6 @@ def record_usage(usage: Usage, counts: Any) -> None:
         details = counts.get("completion_tokens_details", counts.get("output_tokens_details"))
         reasoning = details.get("reasoning_tokens") if isinstance(details, dict) else None
         usage.reasoning_tokens = min(reasoning, completion) if _is_count(reasoning) else None
-
-
-def is_empty_answer(usage: Usage) -> bool:
-    """True if a stream without content is still an answer: its output tokens were counted. The opening event of a
-    Messages stream, which counts the input only, does not make it one."""
-    return bool(usage.input_tokens) and usage.output_tokens is not None
 
 
 def _is_count(value: Any) -> TypeGuard[int]:

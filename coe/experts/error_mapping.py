@@ -8,12 +8,11 @@ what each cause means, and what an operator can do about it.
 from __future__ import annotations
 
 import errno
-import os
 import re
 import socket
 import ssl
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from email.utils import parsedate_to_datetime
 from typing import Any
 
@@ -29,7 +28,6 @@ from coe.errors import (
     ExpertTimeout,
     ExpertUnavailable,
     ExpertUnreachable,
-    OutOfDescriptors,
 )
 from coe.urls import secrets_in
 
@@ -38,13 +36,7 @@ MAX_CHARACTERS = 500
 _MAX_INPUT = 4096
 """Characters of a text that are processed at all."""
 _URL = re.compile(r"(?i)\b([a-z][a-z0-9+.-]{1,15}://)(?:[^\s/?#@\"'<>]*@)?([^\s?#\"'<>]*)(?:[?#][^\s\"'<>]*)?")
-_LABELLED = re.compile(
-    r"(\b(?:bearer|basic|token|secret|password|(?:x-)?api[-_ ]?key)\b(?:\s+provided)?[\"']?\s*[:=]?\s*[\"']?)"
-    r"(?=[^\s\"',;]*\d)[^\s\"',;]{8,}",
-    re.IGNORECASE,
-)
 _KEYS = re.compile(r"\b(?:sk|pk|rk|gsk|xai|hf|coe|ghp|glpat)[-_][A-Za-z0-9_*.-]{6,}|\bAIza[\w-]{10,}|\beyJ[\w.-]{20,}")
-_OPAQUE = re.compile(r"\b(?=[A-Za-z]*\d)(?=\d*[A-Za-z])[A-Za-z0-9]{32,}\b")
 _HIDDEN = "***"
 
 
@@ -55,18 +47,14 @@ def redacted(text: str, *, secrets: Iterable[str] = ()) -> str:
         text = text.replace(secret, _HIDDEN)
     text = text[:_MAX_INPUT]
     text = _URL.sub(r"\1\2", text)
-    text = _LABELLED.sub(rf"\1{_HIDDEN}", text)
-    text = _OPAQUE.sub(_HIDDEN, _KEYS.sub(_HIDDEN, text))
+    text = _KEYS.sub(_HIDDEN, text)
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:MAX_CHARACTERS]
 
 
 MAX_RETRY_AFTER = 3600.0
 """Longest Retry-After, in seconds, that is obeyed."""
-SHORTAGE_RETRY = 1.0
-"""Retry-After in seconds when no file descriptor is left."""
 MAX_CAUSES = 16
 """Errors inspected in one chain of causes."""
-_SHORTAGE = (errno.EMFILE, errno.ENFILE)
 _NAME = re.compile(r"[A-Za-z0-9_.\[\]-]{1,64}")
 _REJECTED_STATUSES = frozenset({400, 413, 415, 422})
 _API_MISSING_STATUSES = frozenset({404, 405, 501})
@@ -80,6 +68,7 @@ _CAUSES: Mapping[int, Cause] = {
     429: "rate_limited",
     **dict.fromkeys((404, 405, 410, 501), "not_found"),
     **dict.fromkeys((503, 529), "overloaded"),
+    **dict.fromkeys(_REJECTED_STATUSES, "rejected"),
 }
 _QUOTA_CODES = frozenset({"insufficient_quota", "quota_exceeded", "billing_hard_limit_reached", "billing_not_active"})
 _MODEL_CODES = frozenset({"model_not_found", "DeploymentNotFound"})
@@ -96,18 +85,9 @@ class ErrorMapping:
 
     def unreachable(self, error: BaseException) -> ExpertError:
         """No connection could be made, because of `error`."""
-        if out_of_descriptors(error):
-            return self.no_descriptor()
         unreachable = ExpertUnreachable(f"expert {self.expert!r} cannot be reached", expert=self.expert)
         unreachable.cause = connection_cause(error) or "unreachable"
         return unreachable
-
-    def no_descriptor(self) -> OutOfDescriptors:
-        """No connection could be opened, because this process has no file descriptor left."""
-        message = "the gateway has no file descriptor left for an expert; try again later, or raise its limit of files"
-        error = OutOfDescriptors(message, expert=self.expert)
-        error.retry_after = SHORTAGE_RETRY
-        return error
 
     def connection_lost(self, what: str, *, cause: Cause = "connection_lost") -> ExpertUnavailable:
         """The connection failed or broke off, or the server reported that it cannot continue."""
@@ -130,10 +110,14 @@ class ErrorMapping:
     def refusal(self, status: int, headers: Mapping[str, str], body: bytes, *, api: Api) -> ExpertError:
         """The error for an HTTP status other than 200. A missing API other than chat does not make the server
         unhealthy."""
-        reason, code = self._line(_reason(body)), self._name(body, "code")
+        try:
+            reported = orjson.loads(body)
+        except orjson.JSONDecodeError:
+            reported = body.decode("utf-8", "replace")
+        reason, code = self._line(message_of(reported)), self._name(reported, "code")
         error: ExpertError
         if status in _REJECTED_STATUSES:
-            message, param = f"expert {self.expert!r} rejected the request: {reason}", self._name(body, "param")
+            message, param = f"expert {self.expert!r} rejected the request: {reason}", self._name(reported, "param")
             error = ExpertRejected(message, expert=self.expert, status=status, upstream_code=code, param=param)
         elif status == 429:
             error = ExpertBusy(f"expert {self.expert!r} answered HTTP {status}: {reason}", expert=self.expert)
@@ -141,8 +125,11 @@ class ErrorMapping:
             error = self.connection_lost(f"refused its api_key (HTTP {status}); check it in experts.yaml")
         else:
             error = self.connection_lost(f"answered HTTP {status}: {reason}")
-            error.queue_full = status == 503
-        error.cause = _refusal_cause(status, code=code, reason=reason)
+        error.cause = _CAUSES.get(status, "server_error" if status >= 500 else "unexpected_status")
+        if code in _QUOTA_CODES:
+            error.cause = "quota_exceeded"
+        elif code in _MODEL_CODES or (status == 404 and _MODEL.search(reason)):
+            error.cause = "model_not_found"
         error.refused = error.refused or status in _UNPROCESSED_STATUSES
         error.detail = f"HTTP {status}" + (f", code {code}" if code else "")
         if isinstance(error, (ExpertUnavailable, ExpertBusy)):
@@ -151,42 +138,22 @@ class ErrorMapping:
             error.unhealthy = False
         return error
 
-    def _name(self, body: bytes, field: str) -> str | None:
+    def _name(self, reported: Any, field: str) -> str | None:
         """The value of a field of an error body in OpenAI's shape if it is an identifier: no prose, and not the key."""
-        try:
-            name = orjson.loads(body)["error"][field]
-        except (orjson.JSONDecodeError, KeyError, TypeError, IndexError):
-            return None
+        error = reported.get("error") if isinstance(reported, dict) else None
+        name = error.get(field) if isinstance(error, dict) else None
         return name if isinstance(name, str) and _NAME.fullmatch(name) and name not in self._secrets else None
 
     def _line(self, text: str) -> str:
         return redacted(text, secrets=self._secrets) or "no reason given"
 
 
-def causes(error: BaseException) -> Iterator[BaseException]:
-    """Yields an error and the errors that caused it, at most MAX_CAUSES."""
-    following: BaseException | None = error
-    for _ in range(MAX_CAUSES):
-        if following is None:
-            return
-        yield following
-        following = following.__cause__ or following.__context__
-
-
-def out_of_descriptors(error: BaseException) -> bool:
-    """True if `error` comes from a lack of file descriptors, or none is left, which a failed name lookup hides."""
-    if any(isinstance(cause, OSError) and cause.errno in _SHORTAGE for cause in causes(error)):
-        return True
-    try:
-        os.close(os.dup(0))
-    except OSError as shortage:
-        return shortage.errno in _SHORTAGE
-    return False
-
-
 def connection_cause(error: BaseException) -> Cause | None:
     """Return the cause of a failed connection, from an exception or its causes; None for another failure."""
-    for cause in causes(error):
+    cause: BaseException | None = error
+    for _ in range(MAX_CAUSES):
+        if cause is None:
+            break
         if isinstance(cause, (socket.gaierror, UnicodeError)):
             return "name_resolution"
         if isinstance(cause, ssl.SSLError):
@@ -195,17 +162,8 @@ def connection_cause(error: BaseException) -> Cause | None:
             return "connection_refused"
         if isinstance(cause, TimeoutError):
             return "connect_timeout"
+        cause = cause.__cause__ or cause.__context__
     return None
-
-
-def _refusal_cause(status: int, *, code: str | None, reason: str) -> Cause:
-    if code in _QUOTA_CODES:
-        return "quota_exceeded"
-    if code in _MODEL_CODES or (status == 404 and _MODEL.search(reason)):
-        return "model_not_found"
-    if status in _REJECTED_STATUSES:
-        return "rejected"
-    return _CAUSES.get(status, "server_error" if status >= 500 else "unexpected_status")
 
 
 def retry_after(value: str, *, now: float) -> float | None:
@@ -231,13 +189,6 @@ def message_of(error: Any) -> str:
         return "no readable reason"
 
 
-def _reason(body: bytes) -> str:
-    try:
-        return message_of(orjson.loads(body))
-    except orjson.JSONDecodeError:
-        return body.decode("utf-8", "replace")
-
-
 REMEDIES: Mapping[Cause, tuple[str, str]] = {
     "connection_refused": ("nothing listens at its address", "start the server, or correct `base_url` in experts.yaml"),
     "connect_timeout": ("its address accepts no connection in time", "check `base_url`, the firewall and the network"),
@@ -245,15 +196,9 @@ REMEDIES: Mapping[Cause, tuple[str, str]] = {
     "tls_error": ("no TLS connection came about", "write http:// for plain HTTP, or make its certificate valid here"),
     "unreachable": ("its address cannot be reached", "check `base_url` and the network to it"),
     "connection_lost": ("it broke off the connection", "read the server's own log; write https:// if it speaks TLS"),
-    "unauthorized": (
-        "it refuses the api_key",
-        "set `api_key` of the expert in experts.yaml to a key that is valid there",
-    ),
+    "unauthorized": ("it refuses the api_key", "set the `api_key` of the expert to one that is valid there"),
     "forbidden": ("it forbids the request", "check the rights of its `api_key`, and the provider's content policy"),
-    "model_not_found": (
-        "it does not serve the declared model",
-        "correct `model` to a name that it lists at /v1/models",
-    ),
+    "model_not_found": ("it does not serve the declared model", "correct `model` to a name at its /v1/models"),
     "not_found": ("its address has no such API", "let `base_url` end where the API begins, as a rule in /v1"),
     "rate_limited": ("its rate limit is reached", "lower the traffic to it, or ask the provider for a higher limit"),
     "quota_exceeded": ("the quota or credit of its account is used up", "raise the quota or pay at the provider"),
@@ -265,10 +210,7 @@ REMEDIES: Mapping[Cause, tuple[str, str]] = {
     "rejected": ("it rejects the request", "check the `parameters` of the expert"),
     "unsupported": ("it does not speak the API of the request", "declare the `apis` that the server speaks"),
     "asleep": ("it shares a device and was not loaded in time", "see `residency` in experts.yaml"),
-    "gateway_limit": (
-        "the gateway has no file descriptor or memory left",
-        "raise `ulimit -n` or `limits.body_memory_mb`",
-    ),
+    "gateway_limit": ("the gateway has no memory left for answers", "raise `limits.body_memory_mb`"),
     "circuit_open": ("it failed too often lately", "see the causes in the log of the gateway"),
     "error": ("it fails", "read the server's own log"),
 }

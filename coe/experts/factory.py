@@ -11,7 +11,6 @@ from typing import Any, Protocol
 
 from coe.core import Call, Expert, Health, Reply
 from coe.errors import ConfigError
-from coe.experts.foreign_items import ForeignItems
 from coe.experts.http.client import Client
 from coe.experts.http.expert import HttpExpert
 from coe.experts.replicas import Replica, ReplicatedExpert, TrackedReply
@@ -60,31 +59,23 @@ def endpoints_of(spec: ExpertSpec, started: Mapping[str, tuple[Endpoint, ...]]) 
 def _build(
     spec: ExpertSpec, endpoints: tuple[Endpoint, ...], session: Client, residency: ExpertLoader | None
 ) -> ReplicatedExpert:
-    if spec.runtime == "litellm":
-        replicas = [_litellm_replica(spec, endpoint) for endpoint in endpoints or (None,)]
-    else:
-        replicas = [_http_replica(spec, endpoint, session, residency) for endpoint in endpoints]
-    return ReplicatedExpert(spec, endpoints, replicas=replicas)
+    def replica(endpoint: Endpoint | None) -> Replica:
+        expert: Expert
+        if spec.runtime == "litellm":
+            from coe.experts.litellm.expert import LitellmExpert
 
+            expert = LitellmExpert(spec, endpoint)
+        else:
+            assert endpoint is not None
+            expert = HttpExpert(spec, endpoint, session=session)
+        if "chat" in spec.supported_apis:
+            expert = TranslatedExpert(expert, spec)
+        if residency is not None and spec.runtime != "litellm" and not spec.addresses:
+            expert = ResidentExpert(expert, stand_in=spec.stand_in, residency=residency)
+        return Replica(expert, endpoint=endpoint)
 
-def _http_replica(spec: ExpertSpec, endpoint: Endpoint, session: Client, residency: ExpertLoader | None) -> Replica:
-    def resident(expert: Expert) -> Expert:
-        if residency is None or spec.addresses:
-            return expert
-        return ResidentExpert(expert, stand_in=spec.stand_in, residency=residency)
-
-    direct = HttpExpert(spec, endpoint, session=session)
-    expert: Expert = ForeignItems(direct) if "responses" in spec.supported_apis else direct
-    if "chat" not in spec.supported_apis:
-        return Replica(resident(expert), endpoint=endpoint)
-    return Replica(resident(TranslatedExpert(expert, spec)), chat=resident(direct), endpoint=endpoint)
-
-
-def _litellm_replica(spec: ExpertSpec, endpoint: Endpoint | None) -> Replica:
-    from coe.experts.litellm.expert import LitellmExpert
-
-    direct = LitellmExpert(spec, endpoint)
-    return Replica(TranslatedExpert(direct, spec), chat=direct)
+    servers = endpoints or ((None,) if spec.runtime == "litellm" else ())
+    return ReplicatedExpert(spec, endpoints, replicas=[replica(endpoint) for endpoint in servers])
 
 
 class ExpertLoader(Protocol):

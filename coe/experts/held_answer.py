@@ -6,7 +6,7 @@ sent. The holder of such bytes has a `HeldAnswer`, which reports to the memory o
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 
 from coe.core import AnswerMemory
 from coe.usage import Usage
@@ -17,8 +17,6 @@ SMALL_ANSWER = 2**16
 
 class HeldAnswer:
     """The bytes that one holder has."""
-
-    __slots__ = ("_counted", "_memory")
 
     def __init__(self, memory: AnswerMemory | None) -> None:
         self._memory = memory
@@ -33,20 +31,17 @@ class HeldAnswer:
 
 
 class WholeReply:
-    """A reply with one JSON document, which `held` counts until the reply is closed. Then `release` is called."""
+    """A reply with one JSON document, which `held` counts until the reply is closed."""
 
     media_type = "application/json"
 
-    def __init__(
-        self, body: bytes, usage: Usage, held: HeldAnswer, *, release: Callable[[], object] = lambda: None
-    ) -> None:
+    def __init__(self, body: bytes, usage: Usage, held: HeldAnswer) -> None:
         held.resize(len(body))
         self.usage = usage
-        self._body, self._held, self._release = body, held, release
+        self._body, self._held = body, held
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
         yield self._body
 
     async def aclose(self) -> None:
         self._held.resize(0)
-        self._release()

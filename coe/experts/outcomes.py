@@ -46,8 +46,6 @@ class Breaker:
     Not thread-safe: it belongs to one event loop. `clock` is in seconds and monotonic.
     """
 
-    __slots__ = ("_blocked_until", "_clock", "_failed_at", "_generation", "_open", "_window")
-
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._open = False
@@ -170,6 +168,5 @@ class Incidents:
         for incident in tuple(self._active.values()):
             if self._answered > incident.latest and now - incident.latest >= QUIET_PERIOD:
                 del self._active[incident.cause]
-                took, count = now - incident.began, incident.failures
                 message = "expert %s answers again: %s ended after %d failures in %.0f s"
-                _log.info(message, self._expert, incident.cause, count, took)
+                _log.info(message, self._expert, incident.cause, incident.failures, now - incident.began)

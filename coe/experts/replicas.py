@@ -32,22 +32,19 @@ class Replica:
     """One server of an expert.
 
     `in_flight` counts its requests from this process until their last byte. `queue_length` is the length of the
-    server's own queue, None if it shows none (only vLLM does). `alive` is the result of the last health check, None
-    before the first. `address` names the server without credentials. `root` is the URL of its pages, empty for a
-    provider's own address. `cause` is that of its last failure. `expert` answers in all its APIs, regardless of the
-    breaker. The parameter `chat` is the same expert without the translation of other APIs, None if it translates none.
+    server's own queue, None if it shows none. `address` names the server without credentials. `root` is the URL of its
+    pages, empty for a provider's own address. `cause` is that of its last failure. `expert` answers in all its APIs,
+    regardless of the breaker.
     """
 
     def __init__(
         self,
         expert: Expert,
         *,
-        chat: Expert | None = None,
         endpoint: Endpoint | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.expert = expert
-        self._chat = chat
         base = endpoint.base_url if endpoint else ""
         self.address = redact_url(remove_suffix(base, "/v1")).partition("://")[2] or "provider"
         self.root = remove_suffix(base, "/v1")
@@ -55,7 +52,6 @@ class Replica:
         self.breaker = Breaker(clock=clock)
         self.in_flight = 0
         self.queue_length: int | None = None
-        self.alive: bool | None = None
         self.cause: Cause | Literal[""] = ""
         self.incidents = Incidents(expert.name, clock=clock)
 
@@ -73,10 +69,8 @@ class Replica:
         breaker = self.breaker
         generation = breaker.begin()
         self.in_flight += 1
-        plain = call.api == "chat" and not call.renames_limit
-        expert = self._chat if plain and self._chat is not None else self.expert
         try:
-            reply = await expert.stream(call)
+            reply = await self.expert.stream(call)
         except BaseException as error:
             self.in_flight -= 1
             self._record_failure(error, generation)
@@ -187,11 +181,6 @@ class ReplicatedExpert:
             call = replace(call, stream_idle_timeout=self.spec.stream_idle_timeout)
         failure: ExpertUnreachable | None = None
         tried = tuple(replica for replica in self.replicas if replica.address in call.exclude)
-        if len(tried) == len(self.replicas):
-            message = f"expert {self.name!r} is at a server that this request could not reach or found full"
-            failure = ExpertUnreachable(message, expert=self.name)
-            failure.unavailable_servers, failure.request_sent = call.exclude, False
-            raise failure
         while call.first_token_timeout > 0 and (ready := self._ready(tried)):
             replica = self._best(ready, call.conversation)
             began = self._clock()
@@ -200,10 +189,6 @@ class ReplicatedExpert:
             except ExpertUnreachable as error:
                 failure, tried = error, (*tried, replica)
                 call = replace(call, first_token_timeout=call.first_token_timeout - (self._clock() - began))
-            except ExpertUnavailable as error:
-                if error.queue_full and not self.spec.addresses:  # a local server: all experts on it share its queue
-                    error.unavailable_servers = call.exclude | {replica.address}
-                raise
         if failure is not None:
             failure.unavailable_servers = frozenset(replica.address for replica in tried if replica.root)
         raise failure or self._none_ready()
@@ -233,12 +218,11 @@ class ReplicatedExpert:
 
     def _none_ready(self) -> ExpertError:
         now = self._clock()
-        wait = min(replica.breaker.wait(now) for replica in self.replicas) or COOL_DOWN  # 0: a trial is running
-        throttled = all(replica.state in ("rate_limited", "closed") for replica in self.replicas)  # closed: excluded
-        reason = "is rate limited" if throttled else "failed too often lately"
-        error = (ExpertBusy if throttled else ExpertUnavailable)(
-            f"expert {self.name!r} {reason}; next attempt in {wait:.1f} s", expert=self.name
-        )
+        wait = min(replica.breaker.wait(now) for replica in self.replicas) or COOL_DOWN  # 0: a trial, or excluded
+        throttled = all(replica.state == "rate_limited" for replica in self.replicas)
+        reason = "is rate limited" if throttled else "has no server that accepts the request"
+        message = f"expert {self.name!r} {reason}; next attempt in {wait:.1f} s"
+        error = ExpertBusy(message, expert=self.name) if throttled else ExpertUnavailable(message, expert=self.name)
         error.retry_after, error.request_sent = wait, False
         error.cause = self._cause()
         return error

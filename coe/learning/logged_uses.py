@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.core import TEXT_APIS
-from coe.planning import LOGGED_MEASURES, MeasuredUses, PlanInputs
+from coe.planning import LOGGED_MEASURES, Plan
 from coe.planning.score_table import ScoreTable
 from coe.records.record import RecipeCall, RoutingRecord
 
@@ -214,14 +214,14 @@ def _call_values(call: RecipeCall) -> Values:
     }
 
 
-def uses_report(basis: PlanInputs, logged: LoggedUses | None) -> dict[str, Any]:
+def uses_report(plan: Plan, logged: LoggedUses | None) -> dict[str, Any]:
     """Return the expected uses of a request by category and column, and the number of logged requests behind them.
 
     `dollars` are of one request; `active_b_tokens` are billions of active parameters times tokens. Null where unknown.
     """
-    problem, measured = basis.problem, basis.measured_uses or MeasuredUses.nothing()
-    means = measured.over(problem.categories, problem.experts)
-    tables = {name: getattr(means, name) for name in LOGGED_MEASURES}
+    problem = plan.problem
+    means = plan.measured_uses.over(problem.categories, problem.experts)
+    tables = means.arrays()
     tables["dollars"] = problem.use("mean_cost") / 1000
     tables["latency_ms"] = problem.use("mean_latency_ms")
     tables["active_b_tokens"] = problem.use("mean_active_b") * (means.input_tokens + means.output_tokens)

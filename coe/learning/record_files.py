@@ -25,7 +25,7 @@ from coe.records import open_log_and_feedback
 from coe.records.codec import RECORD, is_newer
 from coe.records.feedback import MAX_NAME_CHARACTERS, Feedback
 from coe.records.record import CONFIG, DAY, RecipeCall, RoutingRecord
-from coe.registry import LogSpec
+from coe.registry.sections import LogSpec
 
 SUFFIXES = (".jsonl", ".parquet")
 ROW_GROUP_SIZE = 10_000

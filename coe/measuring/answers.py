@@ -88,8 +88,8 @@ async def request_answer(
 
 async def _request_once(expert: Expert, fields: Mapping[str, Any], seconds: float) -> ProbeAnswer:
     began, log = time.perf_counter(), RecipeLog()
-    limited = "max_tokens" in fields
-    call = Call(fields, False, seconds, seconds, headers=_HEADERS, recipe_log=log, renames_limit=limited)
+    optional = frozenset(("max_tokens",)) & fields.keys()
+    call = Call(fields, False, seconds, seconds, headers=_HEADERS, recipe_log=log, optional=optional)
     reply = await expert.stream(call)
     try:
         body = b"".join([chunk async for chunk in reply.chunks()])

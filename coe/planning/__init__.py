@@ -10,9 +10,11 @@ from coe.planning.assignment import (
     residual_gain,
     routing_gain,
 )
-from coe.planning.consequences import Consequence
-from coe.planning.effective_plan import EffectivePlan, effective_plan
-from coe.planning.plan import (
+from coe.planning.effective_plan import Consequence, EffectivePlan, effective_plan, present_problem
+from coe.planning.plan import ANSWER_FIELDS, Plan, answer_digests, round_traffic
+from coe.planning.problem import Problem
+from coe.planning.program import smallest_limit
+from coe.planning.solver import (
     ParetoRow,
     best_choice,
     marginal_values,
@@ -22,23 +24,6 @@ from coe.planning.plan import (
     solve,
     sweep,
 )
-from coe.planning.plan_file import (
-    PlanEvidence,
-    PlanInputs,
-    PlanRecord,
-    PublishedPlan,
-    common_part,
-    current_problem,
-    read_evidence,
-    read_plan_file,
-    read_problem,
-    read_published,
-    read_unused,
-    round_traffic,
-    save_assignment,
-)
-from coe.planning.problem import ANSWER_FIELDS, Budget, Dependencies, Problem, changed_fields
-from coe.planning.program import smallest_limit
 from coe.planning.uses import LOGGED_MEASURES, MEASURES, MeasuredUses, Uses, declared_uses
 
 __all__ = [
@@ -46,23 +31,16 @@ __all__ = [
     "LOGGED_MEASURES",
     "MEASURES",
     "Assignment",
-    "Budget",
     "Consequence",
-    "Dependencies",
     "EffectivePlan",
     "MeasuredUses",
     "ParetoRow",
-    "PlanEvidence",
-    "PlanInputs",
-    "PlanRecord",
+    "Plan",
     "Problem",
-    "PublishedPlan",
     "Uses",
+    "answer_digests",
     "apply_residual",
     "best_choice",
-    "changed_fields",
-    "common_part",
-    "current_problem",
     "declared_uses",
     "effective_plan",
     "expected_price",
@@ -72,16 +50,11 @@ __all__ = [
     "nearest_measured",
     "planned_quality",
     "planned_use",
-    "read_evidence",
-    "read_plan_file",
-    "read_problem",
-    "read_published",
-    "read_unused",
+    "present_problem",
     "residual_gain",
     "round_traffic",
     "routed_use",
     "routing_gain",
-    "save_assignment",
     "smallest_limit",
     "solve",
     "sweep",

@@ -8,22 +8,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
+from functools import cached_property
 from typing import Any
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
+from pydantic import InstanceOf
 
 from coe.core import GENERAL, Prediction
-from coe.errors import ArtifactError
+from coe.planning.grid import OWN_FILE, Array, Mask, to_json
 from coe.planning.residual import Residual
 
-VERSION = 2
-"""Version of the file that `Assignment.to_json` makes."""
 
-
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Assignment:
     """The expert of each category, with expected quality and price.
 
@@ -31,54 +28,72 @@ class Assignment:
       category.
     - `price`, shape (n_categories, n_experts): price of one request of the category in units of quality, the sum over
       budget rows of the row's dual times the expert's use.
-    - `choice`, `runner_up`, `margin`: per category; the margin is the difference in utility.
+    - `choice`: the expert of each category.
     - `hosted`: the experts that the plan keeps running.
-    - `is_priced`: True if some price is not 0.
     - `unmeasured`, shape (n_categories, n_experts), None if empty: experts that may serve the category and were never
       scored. Their quality is -inf, so that only exploration selects them.
-    - `residual`: what a text says beyond its category, over the same names; None if it does not improve decisions. It
-      has a file of its own.
+    - `residual`: what a text says beyond its category, over the same names; None if it does not improve decisions.
     """
 
     categories: tuple[str, ...]
     experts: tuple[str, ...]
-    quality: NDArray[np.float64]
-    price: NDArray[np.float64]
+    quality: Array
+    price: Array
     choice: tuple[str, ...]
-    runner_up: tuple[str | None, ...]
-    margin: tuple[float, ...]
     hosted: tuple[str, ...]
     duals: Mapping[str, float]
-    unmeasured: NDArray[np.bool_] | None = None
-    residual: Residual | None = None
-    _value: NDArray[np.float64] = field(init=False, repr=False)
-    is_priced: bool = field(init=False, repr=False)
-    _exclusion: NDArray[np.float64] = field(init=False, repr=False)
-    _value_of_request: NDArray[np.float32] = field(init=False, repr=False)
-    _excludes: bool = field(init=False, repr=False)
-    _unmeasured_names: tuple[frozenset[str], ...] = field(init=False, repr=False)
+    unmeasured: Mask | None = None
+    residual: InstanceOf[Residual] | None = field(default=None, metadata=OWN_FILE)
 
     def __post_init__(self) -> None:
-        if self.price.shape != self.quality.shape:
-            raise ValueError(f"price of shape {self.price.shape}, not {self.quality.shape}")
-        allowed = np.isfinite(self.quality)
-        arrays = {
-            "quality": self.quality.copy(),
-            "price": self.price.copy(),
-            "_value": np.where(allowed, self.quality, 0.0) - self.price,
-            "_exclusion": np.where(allowed, 0.0, -np.inf),
-        }
-        arrays["_value_of_request"] = arrays["_value"].astype(np.float32)
-        for name, array in arrays.items():
+        shape = len(self.categories), len(self.experts)
+        if not self.quality.shape == self.price.shape == shape or len(self.choice) != shape[0]:
+            raise ValueError(f"quality of shape {self.quality.shape}, price of shape {self.price.shape}, not {shape}")
+        quality = np.where(np.isnan(self.quality), -np.inf, self.quality)  # null in a file
+        for name, array in {"quality": quality, "price": self.price.copy()}.items():
             array.setflags(write=False)
             object.__setattr__(self, name, array)
-        object.__setattr__(self, "_excludes", not allowed.all())
-        object.__setattr__(self, "is_priced", bool(self.price.any()))
-        object.__setattr__(self, "duals", MappingProxyType(dict(self.duals)))
-        names = (frozenset[str](),) * len(self.categories)
-        if (rows := self.unmeasured) is not None:
-            names = tuple(frozenset(name for name, one in zip(self.experts, row, strict=True) if one) for row in rows)
-        object.__setattr__(self, "_unmeasured_names", names)
+
+    @cached_property
+    def is_priced(self) -> bool:
+        """True if some price is not 0."""
+        return bool(self.price.any())
+
+    @cached_property
+    def value(self) -> NDArray[np.float64]:
+        """Quality minus price; an expert that may not serve a category counts with quality 0."""
+        return np.where(np.isfinite(self.quality), self.quality, 0.0) - self.price
+
+    @cached_property
+    def _value_of_request(self) -> NDArray[np.float32]:
+        return self.value.astype(np.float32)
+
+    @cached_property
+    def _exclusion(self) -> NDArray[np.float64] | None:
+        """-inf where an expert may not serve the category; None if all may serve all."""
+        allowed = np.isfinite(self.quality)
+        return None if allowed.all() else np.where(allowed, 0.0, -np.inf)
+
+    @cached_property
+    def _unmeasured_names(self) -> tuple[frozenset[str], ...]:
+        rows = np.zeros(self.quality.shape) if self.unmeasured is None else self.unmeasured
+        return tuple(frozenset(name for name, one in zip(self.experts, row, strict=True) if one) for row in rows)
+
+    @cached_property
+    def runners_up(self) -> tuple[tuple[str | None, float], ...]:
+        """By category the best expert besides the chosen one, by utility, and the margin, which is its distance.
+
+        A single expert has no runner-up, and its whole utility as margin. A negative margin means that the budget
+        forced a second-best expert.
+        """
+        found = list[tuple[str | None, float]]()
+        for utility, name in zip(self.quality - self.price, self.choice, strict=True):
+            own = float(utility[self.experts.index(name)])
+            others = np.where(np.array(self.experts) == name, -np.inf, utility)
+            second = int(others.argmax())
+            alone = not np.isfinite(others[second])
+            found.append((None, own) if alone else (self.experts[second], float(own - others[second])))
+        return tuple(found)
 
     @property
     def general_expert(self) -> str:
@@ -103,69 +118,7 @@ class Assignment:
         quality[:, experts.index(general)] = 0.01
         for row, expert in enumerate(choice):
             quality[row, experts.index(expert)] = 1.0
-        return cls(
-            categories=categories,
-            experts=experts,
-            quality=quality,
-            price=np.zeros((len(categories), len(experts))),
-            choice=choice,
-            runner_up=tuple(general if expert != general else None for expert in choice),
-            margin=tuple(0.99 if expert != general else 1.0 for expert in choice),
-            hosted=experts,
-            duals={},
-        )
-
-    def to_json(self) -> bytes:
-        """Serialize to JSON; equal assignments give equal bytes. orjson writes null for -inf."""
-        fields = {
-            "version": VERSION,
-            "categories": self.categories,
-            "experts": self.experts,
-            "quality": self.quality.tolist(),
-            "price": self.price.tolist(),
-            "choice": self.choice,
-            "runner_up": self.runner_up,
-            "margin": self.margin,
-            "hosted": self.hosted,
-            "duals": dict(self.duals),
-        }
-        if self.unmeasured is not None:
-            fields["unmeasured"] = self.unmeasured.tolist()
-        return orjson.dumps(fields, option=orjson.OPT_SORT_KEYS)
-
-    @classmethod
-    def from_json(cls, data: bytes) -> Assignment:
-        """Parse the result of `to_json`. Raises ArtifactError."""
-        try:
-            fields = orjson.loads(data)
-            if fields["version"] != VERSION:
-                raise ValueError(f"version {fields['version']}, not {VERSION}")
-            unmeasured = fields.get("unmeasured")
-            if unmeasured is not None and np.shape(unmeasured) != np.shape(fields["quality"]):
-                raise ValueError(f"unmeasured of shape {np.shape(unmeasured)}")
-            quality = np.array(fields["quality"], dtype=np.float64)
-            quality[np.isnan(quality)] = -np.inf
-            assignment = cls(
-                categories=tuple(fields["categories"]),
-                experts=tuple(fields["experts"]),
-                quality=quality,
-                price=np.array(fields["price"], dtype=np.float64),
-                choice=tuple(fields["choice"]),
-                runner_up=tuple(fields["runner_up"]),
-                margin=tuple(fields["margin"]),
-                hosted=tuple(fields["hosted"]),
-                duals=fields["duals"],
-                unmeasured=None if unmeasured is None else np.array(unmeasured, dtype=np.bool_),
-            )
-            shape = (len(assignment.categories), len(assignment.experts))
-            if (assignment.quality.shape, assignment.price.shape) != (shape, shape):
-                shapes = f"quality of shape {assignment.quality.shape}, price of shape {assignment.price.shape}"
-                raise ValueError(f"{shapes}, not {shape}")
-            if {len(assignment.choice), len(assignment.runner_up), len(assignment.margin)} != {shape[0]}:
-                raise ValueError("not one choice, runner-up and margin for each category")
-        except (KeyError, TypeError, ValueError) as error:
-            raise ArtifactError(f"assignment: cannot be read ({error!r}); make it again with `coe plan`") from error
-        return assignment
+        return cls(categories, experts, quality, np.zeros(quality.shape), choice, hosted=experts, duals={})
 
     def over(self, categories: tuple[str, ...]) -> Assignment:
         """Return the assignment with its categories in this order."""
@@ -176,17 +129,15 @@ class Assignment:
             quality=self.quality[order],
             price=self.price[order],
             choice=tuple(self.choice[row] for row in order),
-            runner_up=tuple(self.runner_up[row] for row in order),
-            margin=tuple(self.margin[row] for row in order),
             unmeasured=None if self.unmeasured is None else self.unmeasured[order],
             residual=None if self.residual is None else self.residual.over(categories, self.experts),
         )
 
     @property
     def digest(self) -> str:
-        """SHA-256 of `to_json` and the residual, hexadecimal."""
+        """SHA-256 of the assignment as JSON and of its residual, hexadecimal."""
         residual = b"" if self.residual is None else self.residual.to_bytes()
-        return hashlib.sha256(self.to_json() + residual).hexdigest()
+        return hashlib.sha256(to_json(self) + residual).hexdigest()
 
 
 def expected_utility(
@@ -198,10 +149,10 @@ def expected_utility(
     the most likely category gets -inf; in other categories it counts with quality 0. The result has the type of the
     posterior: float32 for a router's, which takes half the time.
     """
-    value = assignment._value_of_request if posterior.dtype == np.float32 else assignment._value
+    value = assignment._value_of_request if posterior.dtype == np.float32 else assignment.value
     utility: NDArray[np.floating] = posterior.dot(value)
-    if assignment._excludes:
-        utility += assignment._exclusion[posterior.argmax()]
+    if (exclusion := assignment._exclusion) is not None:
+        utility += exclusion[posterior.argmax()]
     return utility if residual is None else utility + residual
 
 
@@ -222,7 +173,7 @@ def information_value(
     least one) count. The gain is over the expert selected for `posterior`, shape (n_categories,). That is the
     one of highest expected utility. If the request is `uncertain`, it is the expert of `general` where it is eligible.
     """
-    utility = assignment._value.take(eligible, axis=1)
+    utility = assignment.value.take(eligible, axis=1)
     general = assignment.experts.index(assignment.general_expert) if uncertain else -1
     if general in eligible:
         selected = eligible.index(general)
@@ -236,7 +187,7 @@ def routing_gain(assignment: Assignment, eligible: Sequence[int]) -> float:
 
     Only the experts at the indices `eligible` (at least one) count.
     """
-    utility = assignment._value.take(eligible, axis=1)
+    utility = assignment.value.take(eligible, axis=1)
     return float(utility.max(axis=1).sum() - utility.sum(axis=0).max()) / len(utility)
 
 
@@ -247,7 +198,7 @@ def residual_gain(assignment: Assignment, eligible: Sequence[int]) -> NDArray[np
     """
     if assignment.residual is None:
         return np.zeros(len(assignment.categories))
-    return assignment.residual.gain(assignment._value, eligible)
+    return assignment.residual.gain(assignment.value, eligible)
 
 
 def nearest_measured(assignment: Assignment, prediction: Prediction, experts: Sequence[str]) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Adapts a published plan to the current experts.yaml, and reports the consequences of each difference.
+"""Adapts a plan to the current experts.yaml, and reports the consequences of each difference.
 
 The result is the effective plan. `coe.artifacts.active_state` computes it for the gateway and for jobs. The module is
 pure: it reads no file. The rules are:
@@ -7,27 +7,66 @@ pure: it reads no file. The rules are:
 - The categories of an expert that is no longer declared go to the best remaining expert.
 - A recipe arm that is not in the plan, or whose members changed, is selected by pins only.
 - A category that is not in the plan goes to its pinned expert, or else to the expert of `general`.
-- Prices of experts are computed from the declared uses; prices of arms stay as planned.
+- Prices are computed from the plan's duals and the declared uses; those of arms are the planned uses.
 - An arm stays if its recipe still declares the planned steps, and for a chain or fuse the planned instruction.
+
+The gateway logs the consequences at start and on reload, `coe check` and `coe status` print them, and the admin API
+returns them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 
 from coe.core import GENERAL
 from coe.errors import ArtifactError
 from coe.planning.assignment import Assignment
-from coe.planning.consequences import Consequence, consequences
-from coe.planning.plan import runner_up
-from coe.planning.plan_file import PublishedPlan, planned_pins
-from coe.planning.prices import SHARE_DUAL_PREFIX
-from coe.planning.problem import USE_OF_ROW, Array
-from coe.planning.score_table import align
+from coe.planning.grid import Array, align, select
+from coe.planning.plan import ANSWER_FIELDS, Plan, answer_digests
+from coe.planning.prices import SHARE_DUAL_PREFIX, mean_rows
+from coe.planning.problem import BUDGET_ROWS, USE_OF_ROW, Problem
+from coe.planning.solver import planned_use
+from coe.planning.uses import BY_CATEGORY, Uses, declared_uses
 from coe.recipes.policy_file import NO_POLICIES, ArmPolicies
 from coe.registry import Registry
+
+Kind = Literal[
+    "expert_added",
+    "expert_removed",
+    "expert_changed",
+    "expert_use_changed",
+    "recipe_added",
+    "recipe_removed",
+    "recipe_bound_changed",
+    "category_added",
+    "category_removed",
+    "category_reassigned",
+    "pin_changed",
+    "budget_changed",
+    "budget_exceeded",
+    "learning",
+    "router",
+    "gate",
+]
+LIMIT_TOLERANCE = 1e-3
+"""Relative amount by which a use may exceed its limit before that is reported."""
+
+
+@dataclass(frozen=True, slots=True)
+class Consequence:
+    """One difference, about the expert, category or budget row `name`.
+
+    `sentence` describes the difference and its consequence. `replan`: `coe plan` should be run again.
+    """
+
+    kind: Kind
+    name: str
+    sentence: str
+    replan: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,151 +85,268 @@ class EffectivePlan:
         return replace(self, assignment=self.assignment.over(categories), policies=self.policies.over(categories))
 
 
-def effective_plan(plan: PublishedPlan, registry: Registry) -> EffectivePlan:
-    """Apply a published plan to a declaration. Without differences the assignment is the published one.
+def effective_plan(plan: Plan, registry: Registry) -> EffectivePlan:
+    """Apply a plan to a declaration. Without differences the assignment is the planned one.
 
     Raises ArtifactError, with the remedy, if none of the plan's categories or experts is declared any more.
     """
-    check_overlap(plan, registry)
-    assignment = _AssignmentBuilder(plan, registry).build()
-    arms, policies = plan.arms(registry), NO_POLICIES
-    if plan.policies is not None:
-        policies = plan.policies.only(arms)
-    return EffectivePlan(assignment, consequences(plan, registry, assignment), policies.over(registry.category_names))
+    problem = present_problem(plan, registry)
+    assignment = _assignment(plan, registry, problem)
+    policies = plan.policies.only(plan.arms(registry)).over(registry.category_names)
+    return EffectivePlan(assignment, _consequences(plan, registry, problem, assignment), policies)
 
 
-def check_overlap(plan: PublishedPlan, registry: Registry) -> None:
-    """Raise ArtifactError if none of the plan's categories or experts is declared."""
-    planned = {"categories": plan.assignment.categories, "experts": plan.assignment.experts}
-    declared = {"categories": registry.category_names, "experts": registry.expert_names}
-    for kind, names in planned.items():
-        if not set(names) & set(declared[kind]):
+def present_problem(plan: Plan, registry: Registry) -> Problem:
+    """Return the plan's problem over the declared names, without a budget.
+
+    Its columns are the declared experts and the plan's arms. Pins and uses are the declared ones. An expert that the
+    plan lacks may serve no category, unless it is pinned or the general expert of a category that the plan lacks: then
+    its quality is estimated. Categories that only such experts may serve have weight 0. Raises ArtifactError if none
+    of the plan's categories or experts is declared any more.
+    """
+    planned, arms = plan.problem, plan.arms(registry)
+    categories, experts = registry.category_names, (*registry.expert_names, *arms)
+    for kind, known, names in (
+        ("categories", planned.categories, categories),
+        ("experts", planned.experts, registry.expert_names),
+    ):
+        if not set(known) & set(names):
             raise ArtifactError(
-                f"plan {plan.version} knows none of the {kind} in experts.yaml (it knows {', '.join(names)}); "
+                f"the plan knows none of the {kind} in experts.yaml (it knows {', '.join(known)}); "
                 "run `coe score` and `coe plan` again, or `coe plan --forget` to go back to the declared assignment"
             )
+    names_then, names_now = (planned.categories, planned.experts), (categories, experts)
+    quality, bounds = (
+        align(np.where(np.isfinite(values), values, np.nan), names_then, names_now)
+        for values in (planned.quality, plan.bounds)
+    )
+    weights = select(planned.weights, planned.categories, categories, missing=0.0)
+    for row, category in enumerate(categories):
+        pin, then = registry.assignment.get(category), plan.pins.get(category)
+        if category not in planned.categories or (pin is None and np.isnan(bounds[row]).all()):
+            pin = pin or _general_expert(plan, registry)
+        elif pin == then and np.isfinite(quality[row]).any():
+            continue
+        elif pin is None:
+            quality[row] = bounds[row]
+            continue
+        column = experts.index(pin)
+        quality[row] = np.nan
+        quality[row, column] = _estimate(bounds, row, column)
+        weights[row] *= bool(np.isfinite(bounds[row, column]))
+    uses = declared_uses(registry, categories, registry.expert_names, measured=plan.measured_uses)
+    of_arms = planned.uses.of_arms(names_then, (categories, arms))
+    return Problem(
+        categories,
+        experts,
+        quality,
+        weights / weights.sum() if weights.any() else np.full(len(weights), 1 / len(weights)),
+        uses.joined(of_arms, len(arms)),
+        members={arm: members for arm, members in planned.members.items() if arm in arms},
+    )
 
 
-def reprice(plan: PublishedPlan, registry: Registry) -> Array:
-    """Return the prices by the plan's duals and the current uses, shape (n_categories, n_columns) of the declaration.
-
-    An expert of unknown use gets the largest use. Three kinds of prices keep their published value: prices that are
-    equal up to rounding, so that an unchanged declaration gives the published assignment; prices of arms; and all
-    prices if the plan has no record, because the measured uses are then unknown.
-    """
-    assignment, uses = plan.assignment, plan.uses(registry, registry.category_names)
-    names, arms = registry.expert_names, plan.arms(registry)
-    price = np.zeros((len(registry.categories), len(names)))
-    for row, dual in assignment.duals.items():
-        if row in USE_OF_ROW:
-            use = getattr(uses, USE_OF_ROW[row])
-            price += dual * np.where(np.isfinite(use), use, np.nanmax(use, initial=0.0))
-    price += [assignment.duals.get(f"{SHARE_DUAL_PREFIX}{name}", 0.0) for name in names]
-    price[:, np.isin(names, assignment.experts) & ~np.isin(names, assignment.hosted)] = 0.0
-    known = assignment.categories, assignment.experts
-    before = align(assignment.price, known, (registry.category_names, (*names, *arms)), missing=np.nan)
-    price = np.hstack((price, np.zeros((len(price), len(arms)))))
-    is_arm = np.arange(len(names) + len(arms)) >= len(names)
-    is_equal = np.isclose(price, before, rtol=1e-9, atol=1e-12) | (plan.record is None) | is_arm
-    return np.where(is_equal & np.isfinite(before), before, price)
+def _general_expert(plan: Plan, registry: Registry) -> str:
+    """Return the expert of `general`: the pinned one, or the planned one, or the default."""
+    planned = dict(zip(plan.assignment.categories, plan.assignment.choice, strict=True)).get(GENERAL)
+    known = planned in registry.expert_names and GENERAL not in registry.assignment
+    return planned if planned is not None and known else registry.general_expert
 
 
-class _AssignmentBuilder:
-    """Builds the effective assignment category by category. All tables are over the declared names."""
+def _estimate(bounds: Array, row: int, column: int) -> float:
+    """Return the quality of one cell: as measured, or else the mean of the category, the expert, or all cells."""
+    for cells in (bounds[row, column], bounds[row], bounds[:, column], bounds):
+        if np.isfinite(cells).any():
+            return float(np.nanmean(cells))
+    return 1.0
 
-    def __init__(self, plan: PublishedPlan, registry: Registry) -> None:
-        self._plan, self._registry = plan.assignment, registry
-        self._experts = (*registry.expert_names, *plan.arms(registry))
-        self._price = reprice(plan, registry)
-        self._planned_pins = planned_pins(plan, registry)
-        self._general = self._general_expert()
-        planned, record = plan.assignment, plan.record
-        known, names = (planned.categories, planned.experts), (registry.category_names, self._experts)
-        self._quality = align(planned.quality, known, names, missing=-np.inf)
-        self._bounds = np.where(np.isfinite(self._quality), self._quality, np.nan)
-        if record is not None:
-            solved = record.problem.categories, record.problem.experts
-            self._bounds = align(record.bounds, solved, names, missing=np.nan)
-        self._is_new = np.array([name not in planned.experts for name in self._experts])
-        unmeasured = np.zeros(planned.quality.shape)
-        if planned.unmeasured is not None:
-            unmeasured = planned.unmeasured.astype(np.float64)
-        self._unmeasured = align(unmeasured, known, names, missing=0.0) > 0
-        self._unmeasured[:, len(registry.experts) :] = False  # recipes are never explored
 
-    def build(self) -> Assignment:
-        plan, categories = self._plan, self._registry.category_names
-        quality = np.stack([self._quality_row(row, category) for row, category in enumerate(categories)])
-        utility = quality - self._price
-        choice = [self._choice(category, row) for category, row in zip(categories, utility, strict=True)]
-        seconds = [runner_up(self._experts, utility[row], column) for row, column in enumerate(choice)]
-        chosen = tuple(self._experts[column] for column in choice)
-        unpinned = np.array([name in plan.categories and name not in self._registry.assignment for name in categories])
-        unmeasured = unpinned[:, None] & (self._is_new[None, :] | self._unmeasured) & ~np.isfinite(quality)
-        return Assignment(
-            categories=categories,
-            experts=self._experts,
-            quality=quality,
-            price=self._price,
-            choice=chosen,
-            runner_up=tuple(name for name, _ in seconds),
-            margin=tuple(margin for _, margin in seconds),
-            hosted=tuple(name for name in self._experts if name in plan.hosted or name in chosen),
-            duals={
-                row: dual
-                for row, dual in plan.duals.items()
-                if not row.startswith(SHARE_DUAL_PREFIX) or row.removeprefix(SHARE_DUAL_PREFIX) in self._experts
-            },
-            unmeasured=unmeasured if unmeasured.any() else None,
-            residual=None if plan.residual is None else plan.residual.over(categories, self._experts),
-        )
+def _assignment(plan: Plan, registry: Registry, problem: Problem) -> Assignment:
+    """Return the assignment in effect. In each category, the hosted experts that may serve it do, or else all of them;
+    the chosen one is the planned one, unless it may not serve any more or another one became better."""
+    planned, names = plan.assignment, (problem.categories, problem.experts)
+    hosted = np.isfinite(problem.quality) & np.isin(problem.experts, planned.hosted)
+    quality = np.where(hosted | ~hosted.any(axis=1, keepdims=True), problem.quality, -np.inf)
+    price = _prices(plan, problem)
+    chosen = dict(zip(planned.categories, zip(planned.choice, planned.runners_up, strict=True), strict=True))
+    choice = []
+    for category, utility in zip(problem.categories, quality - price, strict=True):
+        best = problem.experts[int(utility.argmax())]
+        expert, (_, margin) = chosen.get(category, (best, (None, 0.0)))
+        own = utility[problem.experts.index(expert)] if expert in problem.experts else -np.inf
+        overtaken = margin >= 0 and utility.max() > own
+        choice.append(best if overtaken or not np.isfinite(own) else expert)
+    before = np.zeros(planned.quality.shape) if planned.unmeasured is None else planned.unmeasured.astype(np.float64)
+    untried = align(before, (planned.categories, planned.experts), names, missing=1.0) > 0
+    fixed = [name not in planned.categories or name in registry.assignment for name in problem.categories]
+    untried &= ~np.array(fixed)[:, None] & ~np.isfinite(quality) & ~problem.is_arm  # recipes are never explored
+    duals = {
+        row: dual
+        for row, dual in planned.duals.items()
+        if not row.startswith(SHARE_DUAL_PREFIX) or row.removeprefix(SHARE_DUAL_PREFIX) in problem.experts
+    }
+    return Assignment(
+        *names,
+        quality,
+        price,
+        tuple(choice),
+        tuple(name for name in problem.experts if name in planned.hosted or name in choice),
+        duals,
+        untried if untried.any() else None,
+        None if planned.residual is None else planned.residual.over(*names),
+    )
 
-    def _general_expert(self) -> str:
-        """Return the expert of `general`: the pinned one, or the planned one, or the default."""
-        planned = dict(zip(self._plan.categories, self._plan.choice, strict=True)).get(GENERAL)
-        pinned, names = GENERAL in self._registry.assignment, self._registry.expert_names
-        return planned if planned in names and not pinned else self._registry.general_expert
 
-    def _quality_row(self, row: int, category: str) -> Array:
-        """Return the qualities of a category, -inf for the experts that may not serve it."""
-        pin = self._registry.assignment.get(category)
-        if category not in self._plan.categories:
-            return self._pinned(row, pin or self._general)
-        planned = np.asarray(self._quality[row])
-        if pin == self._planned_pins.get(category) and np.isfinite(planned).any():
-            return planned.copy()
-        return self._unpinned(row) if pin is None else self._pinned(row, pin)
+def _prices(plan: Plan, problem: Problem) -> Array:
+    """Return the prices by the plan's duals and the present uses. An expert of unknown use gets the largest one."""
+    uses: dict[str, Any] = {name: problem.use(row) for row, name in USE_OF_ROW.items()}
+    filled = {name: np.where(np.isfinite(use), use, np.nanmax(use, initial=0.0)) for name, use in uses.items()}
+    rows = mean_rows(replace(problem, uses=replace(problem.uses, **filled), budget=plan.problem.budget))
+    price = rows.price(np.array([plan.assignment.duals.get(name, 0.0) for name in rows.names]))
+    planned = np.isin(problem.experts, plan.problem.experts)
+    return np.where(planned & ~np.isin(problem.experts, plan.assignment.hosted), 0.0, price)
 
-    def _pinned(self, row: int, expert: str) -> Array:
-        column = self._experts.index(expert)
-        quality = np.full(len(self._experts), -np.inf)
-        quality[column] = self._estimate(row, column)
-        return quality
 
-    def _unpinned(self, row: int) -> Array:
-        """Allow the measured experts that the plan hosts, or else all measured ones."""
-        measured = np.isfinite(self._bounds[row])
-        hosted = measured & np.array([name in self._plan.hosted for name in self._experts])
-        allowed = hosted if hosted.any() else measured
-        if not allowed.any():
-            return self._pinned(row, self._general)
-        return np.where(allowed, self._bounds[row], -np.inf)
+def _consequences(plan: Plan, registry: Registry, problem: Problem, effective: Assignment) -> tuple[Consequence, ...]:
+    before = dict(zip(plan.assignment.categories, plan.assignment.choice, strict=True))
+    now = dict(zip(effective.categories, effective.choice, strict=True))
+    moved = {name: (before[name], now[name]) for name in now if name in before and before[name] != now[name]}
+    found = [
+        *_experts(plan, registry, now, moved),
+        *_recipes(plan, registry, moved),
+        *_categories(plan, registry, now),
+        *_uses(plan, registry, problem),
+        *_budget(plan, registry, problem, effective),
+    ]
+    explained = {one.name for one in found if one.kind == "pin_changed"}
+    explained |= {category for category, (before, _) in moved.items() if before not in effective.experts}
+    for category, (then, expert) in moved.items():
+        if category not in explained:
+            sentence = f"category {category!r} goes from {then!r} to {expert!r}"
+            found.append(Consequence("category_reassigned", category, sentence, replan=True))
+    same = set(plan.assignment.categories) == set(effective.categories)
+    if found and not (same and effective.over(plan.assignment.categories).digest == plan.assignment.digest):
+        sentence = "these differences make it another policy: `coe retrain` evaluates it on later requests only"
+        found.append(Consequence("learning", "retrain", sentence))
+    return tuple(found)
 
-    def _estimate(self, row: int, column: int) -> float:
-        """Return the quality of one cell: as measured, or else the mean of the category, the expert, or all cells."""
-        for cells in (self._bounds[row, column], self._bounds[row], self._bounds[:, column], self._bounds):
-            known = np.asarray(cells)[np.isfinite(cells)]
-            if known.size:
-                return float(known.mean())
-        return 1.0
 
-    def _choice(self, category: str, utility: Array) -> int:
-        """Return the planned expert, unless it may not serve the category any more or another one became better."""
-        best = int(utility.argmax())
-        if category not in self._plan.categories:
-            return best
-        row = self._plan.categories.index(category)
-        planned = self._plan.choice[row]
-        column = self._experts.index(planned) if planned in self._experts else best
-        overtaken = self._plan.margin[row] >= 0 and utility[best] > utility[column]
-        return best if overtaken or not np.isfinite(utility[column]) else column
+def _experts(
+    plan: Plan, registry: Registry, now: Mapping[str, str], moved: Mapping[str, tuple[str, str]]
+) -> Iterator[Consequence]:
+    planned, rate = plan.assignment.experts, registry.policy.exploration.rate
+    for name in registry.expert_names:
+        if name not in planned:
+            categories = ", ".join(category for category, expert in now.items() if expert == name)
+            routed = f"it answers {categories}, as experts.yaml declares" if categories else "nothing is routed to it"
+            explored = f", and exploration selects it (rate {rate:g})" if rate else ""
+            sentence = f"expert {name!r} is not in the plan: clients can request it by name, {routed}{explored}"
+            yield Consequence("expert_added", name, f"{sentence}. For more, run `coe score` and `coe plan`", True)
+    for name in planned:
+        if name not in plan.policies.steps and name not in registry.expert_names:
+            yield _removed("expert_removed", name, f"expert {name!r} is no longer declared", moved)
+    for name, digests in answer_digests(registry).items():
+        then = plan.answers.get(name, digests)
+        if name in planned and (changed := [one for one in ANSWER_FIELDS if then.get(one) != digests[one]]):
+            sentence = (
+                f"expert {name!r}: {', '.join(changed)} changed since the plan was made; the quality measured before "
+                "remains in use. Run `coe score` and `coe plan` again"
+            )
+            yield Consequence("expert_changed", name, sentence, replan=True)
+
+
+def _removed(
+    kind: Literal["expert_removed", "recipe_removed"], name: str, what: str, moved: Mapping[str, tuple[str, str]]
+) -> Consequence:
+    moves = [f"{category} goes to {now!r}" for category, (before, now) in moved.items() if before == name]
+    consequence = f": {', '.join(moves)}. Run `coe plan` again" if moves else "; it served no declared category"
+    return Consequence(kind, name, what + consequence, replan=bool(moves))
+
+
+def _recipes(plan: Plan, registry: Registry, moved: Mapping[str, tuple[str, str]]) -> Iterator[Consequence]:
+    arms = plan.arms(registry)
+    for recipe in registry.declared_recipes:
+        name, bound = recipe.name, recipe.max_loss
+        if name not in arms:
+            command = f"coe score --recipe {name}" if recipe.writes else "coe score"
+            sentence = (
+                f"recipe {name!r} is not in the plan as it is declared: clients can request it by name, and nothing is "
+                f"routed to it. For more, run `{command}` and `coe plan`"
+            )
+            yield Consequence("recipe_added", name, sentence, replan=True)
+        elif bound is not None:
+            tested = plan.policies.by_arm[name].max_loss
+            if tested is None or tested > bound:
+                then = "without a bound" if tested is None else f"for max_loss {tested:g}"
+                sentence = f"recipe {name!r} has max_loss {bound:g}, and it was planned {then}. Run `coe plan` again"
+                yield Consequence("recipe_bound_changed", name, sentence, replan=True)
+    for name in plan.assignment.experts:
+        if name in plan.policies.steps and name not in arms:
+            what = f"recipe {name!r} of the plan is no longer declared with the same members"
+            yield _removed("recipe_removed", name, what, moved)
+
+
+def _categories(plan: Plan, registry: Registry, now: Mapping[str, str]) -> Iterator[Consequence]:
+    planned = plan.assignment.categories
+    for name in registry.category_names:
+        before, pin = plan.pins.get(name), registry.assignment.get(name)
+        if name not in planned:
+            sentence = (
+                f"category {name!r} is not in the plan: {now[name]!r} answers it. Run `coe score` with probes of it, "
+                "and `coe plan`"
+            )
+            yield Consequence("category_added", name, sentence, replan=True)
+        elif before != pin and pin is None:
+            sentence = f"category {name!r} is no longer pinned to {before!r}: {now[name]!r} is the best by the plan"
+            yield Consequence("pin_changed", name, sentence, replan=True)
+        elif before != pin:
+            was = f"no longer {before!r}" if before else "no longer planned"
+            sentence = f"category {name!r} is pinned to {pin!r} now, {was}: it answers immediately"
+            yield Consequence("pin_changed", name, sentence, replan=True)
+    for name in planned:
+        if name not in registry.category_names:
+            sentence = f"category {name!r} is no longer declared; its part of the plan is unused"
+            yield Consequence("category_removed", name, sentence)
+
+
+def _uses(plan: Plan, registry: Registry, problem: Problem) -> Iterator[Consequence]:
+    """Compare the uses of the experts over the plan's categories."""
+    planned = plan.problem
+    names = [name for name in registry.expert_names if name in planned.experts]
+    present = declared_uses(registry, planned.categories, names, measured=plan.measured_uses)
+    for column, name in enumerate(names):
+        changes, binding = [], False
+        for row, use in USE_OF_ROW.items():
+            then, now = _mean(plan, planned.uses, use, planned.experts.index(name)), _mean(plan, present, use, column)
+            if not np.isclose(then, now, rtol=1e-9, atol=0, equal_nan=True):
+                changes.append(f"{row.removeprefix('mean_')} {_number(then)} -> {_number(now)}")
+                binding = binding or row in planned.budget
+        if changes:
+            free = "" if binding else "; no limit of the plan depends on it"
+            yield Consequence("expert_use_changed", name, f"expert {name!r}: {', '.join(changes)}{free}", binding)
+
+
+def _mean(plan: Plan, uses: Uses, use: str, column: int) -> float:
+    values = getattr(uses, use)
+    if values is None:
+        return float("nan")
+    return float(plan.problem.weights @ values[:, column] if use in BY_CATEGORY else values[column])
+
+
+def _budget(plan: Plan, registry: Registry, problem: Problem, effective: Assignment) -> Iterator[Consequence]:
+    then, now = plan.problem.budget, registry.budget.model_dump(exclude_none=True)
+    for row in BUDGET_ROWS:
+        if then.get(row) != now.get(row):
+            sentence = (
+                f"budget: {row} {_number(then.get(row))} -> {_number(now.get(row))}: the plan keeps the former limit"
+            )
+            yield Consequence("budget_changed", row, f"{sentence}. Run `coe plan`", replan=True)
+    used = planned_use(problem, effective)
+    for row, limit in now.items():
+        if used.get(row, 0.0) > limit * (1 + LIMIT_TOLERANCE):
+            sentence = f"budget: the plan uses {row} {used[row]:.4g}, above the limit of {limit:g}. Run `coe plan`"
+            yield Consequence("budget_exceeded", row, sentence, replan=True)
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None or np.isnan(value) else f"{value:.4g}"

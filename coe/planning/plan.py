@@ -1,185 +1,149 @@
-"""Solve a planning problem: the assignment, the marginal value of each expert, and sweeps of a budget row."""
+"""A plan as `coe plan` and `coe retrain` publish it: the assignment, and all that it was solved from.
+
+It is read whole: to route by it, to show it, to solve it again under another budget, and to compare it with the current
+declaration.
+"""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
+from pydantic import InstanceOf, TypeAdapter
 
-from coe.errors import CoEError, DataError
-from coe.planning.assignment import Assignment, expected_utility
-from coe.planning.prices import mean_rows, normalized, prices, share_rows
-from coe.planning.problem import MEAN_ROWS, Problem
-from coe.planning.program import find_solution, require_solution
+from coe.errors import ArtifactError, DataError
+from coe.planning.assignment import Assignment
+from coe.planning.grid import OWN_FILE, Array, to_json
+from coe.planning.problem import Problem
 from coe.planning.residual import Residual
+from coe.planning.score_table import PSEUDO_COUNT, ScoreTable
+from coe.planning.uses import MeasuredUses
+from coe.recipes.policy_file import NO_POLICIES, RECIPES_FILE, ArmPolicies
+from coe.registry import ExpertSpec, Registry
 
-MARGINAL_VALUES_SECONDS = 30.0
-"""Time after which no further marginal value is calculated."""
+PLAN_FILE, TRAFFIC_FILE = "plan.json", "traffic.npy"
+RESIDUAL_FILE, MEASURED_FILE = "residual.npz", "measured.npz"
+FORMAT = 1
+ANSWER_FIELDS = ("model", "runtime", "base_url", "base_urls", "adapter", "system_prompt", "parameters", "options")
+"""Fields of an expert that affect its answers, and so its measured quality."""
 
 
-def solve(
-    problem: Problem, *, traffic: NDArray[np.floating] | None = None, residual: Residual | None = None
-) -> Assignment:
-    """Return the optimal assignment within the budget. Only hosted experts, which the plan keeps running, serve.
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """An assignment and its origin.
 
-    `traffic`, shape (n_requests, n_categories), is a sample of the router's posteriors. With it, the prices are
-    fitted so that real requests, which mix categories, stay within the mean budgets and `max_share`; with a `residual`
-    over any names, so that its measured prompts do. Raises ConfigError with the row and its smallest feasible limit if
-    the budget is infeasible.
+    - `problem`: the planning problem, and `table`: the scores behind its qualities, over the same names.
+    - `source`: origin of the scores.
+    - `deviations`: number of standard errors by which the problem's qualities are below the estimates, which are shrunk
+      by `pseudo_count`.
+    - `measured`, `feedback`: the parts of the table from scores and from feedback.
+    - `reassigned`: categories whose expert feedback has changed since the scores were measured.
+    - `measured_uses`: tokens and latencies behind the problem's uses.
+    - `pins`, `answers`: the pins and the `answer_digests` of the declaration that the plan was made for.
+    - `value_of_expert`: see `marginal_values`. `against` compares the plan with single experts, for `coe report`.
+    - `traffic`: the sample of posteriors that the prices are fitted to, shape (n_requests, n_categories); None for
+      prices of pure categories.
+    - `unused`: the measured prompts as a residual that is not used, which retraining may fit again.
+    - `policies`: the arms of recipes among the columns.
     """
-    plan = require_solution(problem)
-    residual = None if residual is None else residual.over(problem.categories, problem.experts)
-    price, duals = prices(problem, hosted=plan.hosted, traffic=traffic, residual=residual)
-    quality = np.where(plan.hosted[None, :], problem.quality, -np.inf)
-    seconds = [runner_up(problem.experts, *pair) for pair in zip(quality - price, plan.choice.tolist(), strict=True)]
-    return Assignment(
-        categories=problem.categories,
-        experts=problem.experts,
-        quality=quality,
-        price=price,
-        choice=tuple(problem.experts[column] for column in plan.choice),
-        runner_up=tuple(name for name, _ in seconds),
-        margin=tuple(margin for _, margin in seconds),
-        hosted=tuple(name for name, there in zip(problem.experts, plan.hosted, strict=True) if there),
-        duals=duals,
-        residual=residual,
-    )
+
+    assignment: Assignment
+    problem: Problem
+    table: ScoreTable
+    source: str
+    deviations: float = 0.0
+    pseudo_count: float = PSEUDO_COUNT
+    measured: ScoreTable | None = None
+    feedback: ScoreTable | None = None
+    reassigned: tuple[str, ...] = ()
+    measured_uses: MeasuredUses = field(default_factory=MeasuredUses.nothing)
+    pins: Mapping[str, str] = field(default_factory=dict)
+    answers: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    value_of_expert: Mapping[str, float | None] = field(default_factory=dict)
+    against: tuple[dict[str, Any], ...] = ()
+    format: int = FORMAT
+    traffic: Array | None = field(default=None, metadata=OWN_FILE)
+    unused: InstanceOf[Residual] | None = field(default=None, metadata=OWN_FILE)
+    policies: InstanceOf[ArmPolicies] = field(default=NO_POLICIES, metadata=OWN_FILE)
+
+    def __post_init__(self) -> None:
+        shape = self.problem.quality.shape
+        if not self.table.count.shape == self.assignment.quality.shape == shape:
+            raise DataError(f"scores of shape {self.table.count.shape}, not {shape}")
+
+    @property
+    def estimate(self) -> Array:
+        """The estimated qualities, by category and expert."""
+        return self.table.shrunk(pseudo_count=self.pseudo_count)
+
+    @property
+    def bounds(self) -> Array:
+        """The lower confidence bounds of all cells, also of those that a pin excludes."""
+        return self.table.lower(deviations=self.deviations, pseudo_count=self.pseudo_count)
+
+    def declaration(self, registry: Registry) -> Registry:
+        """Return the declaration with the recipes that this plan proposed."""
+        return registry.with_proposed(self.policies.steps)
+
+    def arms(self, registry: Registry) -> tuple[str, ...]:
+        """Return the arms of declared recipes that the plan has a column for, with the same steps.
+
+        The columns of chains and fuses follow the others, as in the columns of a plan.
+        """
+        columns, policies = self.assignment.experts, self.policies
+        found = [arm.name for arm in registry.recipe_arms if arm.name in columns and policies.has(arm)]
+        return tuple(sorted(found, key=lambda name: name in policies.written))
+
+    def save(self, folder: Path) -> None:
+        """Write the files into an existing folder."""
+        (folder / PLAN_FILE).write_bytes(to_json(self))
+        for name, residual in ((RESIDUAL_FILE, self.assignment.residual), (MEASURED_FILE, self.unused)):
+            if residual is not None:
+                (folder / name).write_bytes(residual.to_bytes())
+        if self.traffic is not None:
+            np.save(folder / TRAFFIC_FILE, self.traffic.astype(np.float16))
+        if self.policies.steps:
+            (folder / RECIPES_FILE).write_bytes(self.policies.to_json())
+
+    @classmethod
+    def read(cls, folder: Path) -> Plan:
+        """Read the files that `save` writes. Raises ArtifactError."""
+        traffic, recipes = folder / TRAFFIC_FILE, folder / RECIPES_FILE
+        try:
+            content = orjson.loads((folder / PLAN_FILE).read_bytes())
+            if content["format"] != FORMAT:
+                raise ValueError(f"format {content['format']}, not {FORMAT}")
+            plan = TypeAdapter(cls).validate_python(content)
+            plan = replace(plan, traffic=np.load(traffic).astype(np.float64) if traffic.exists() else None)
+        except (OSError, KeyError, TypeError, ValueError, DataError) as error:  # pydantic's error is a ValueError
+            remedy = "make it again with `coe plan`"
+            raise ArtifactError(f"{folder / PLAN_FILE}: cannot be read ({error}); {remedy}") from None
+        residual, unused = (_residual(folder / name) for name in (RESIDUAL_FILE, MEASURED_FILE))
+        policies = ArmPolicies.from_json(recipes.read_bytes()) if recipes.exists() else NO_POLICIES
+        return replace(plan, assignment=replace(plan.assignment, residual=residual), unused=unused, policies=policies)
 
 
-def best_choice(problem: Problem, quality: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Return the expert's index of each category in the best plan of another `quality`.
-
-    `quality` has shape (..., n_categories, n_experts), the result one dimension less. Raises ConfigError if the budget
-    is infeasible.
-    """
-    if not problem.budget.rows():
-        return np.asarray(quality.argmax(axis=-1))
-    tables = quality.reshape(-1, *quality.shape[-2:])
-    found = [require_solution(replace(problem, quality=table)).choice for table in tables]
-    return np.array(found).reshape(quality.shape[:-1])
+def _residual(path: Path) -> Residual | None:
+    return Residual.from_bytes(path.read_bytes()) if path.exists() else None
 
 
-def runner_up(experts: Sequence[str], utility: NDArray[np.float64], column: int) -> tuple[str | None, float]:
-    """Return the best expert besides the one at `column` by `utility`, shape (n_experts,), and its distance.
-
-    A single expert has no runner-up, and its whole utility as distance. A negative distance means that the budget
-    forced a second-best expert.
-    """
-    others = utility.copy()
-    others[column] = -np.inf
-    second = int(others.argmax())
-    if not np.isfinite(others[second]):
-        return None, float(utility[column])
-    return experts[second], float(utility[column] - others[second])
+def round_traffic(traffic: NDArray[np.floating]) -> Array:
+    """Round to the precision of the saved file, so that solving again gives the same prices."""
+    return traffic.astype(np.float16).astype(np.float64)
 
 
-def planned_quality(problem: Problem, assignment: Assignment) -> float:
-    """Return the mean quality if every category goes to its planned expert."""
-    return _quality(problem, _columns(problem, assignment))
+def answer_digests(registry: Registry) -> dict[str, dict[str, str]]:
+    """Return by expert digests of its ANSWER_FIELDS, so that no secret is stored."""
+    return {expert.name: _digests(expert) for expert in registry.experts}
 
 
-def planned_use(problem: Problem, assignment: Assignment) -> dict[str, float]:
-    """Return the plan's use of each budget row, `max_share` included, if known of all experts in the plan."""
-    return _use(problem, _columns(problem, assignment), [problem.experts.index(name) for name in assignment.hosted])
-
-
-def routed_use(problem: Problem, assignment: Assignment, traffic: NDArray[np.floating]) -> dict[str, float]:
-    """Return the use of each limited row but memory if every request goes to its expert of highest utility.
-
-    `traffic` is a sample of posteriors, shape (n_requests, n_categories). With a residual, it is its prompts instead.
-    """
-    rows, residual = mean_rows(problem), assignment.residual
-    posteriors = normalized(traffic if residual is None else residual.posteriors)
-    utility = np.array([expected_utility(assignment, posterior) for posterior in posteriors])
-    mass = np.ones(len(posteriors))
-    if residual is not None:
-        utility, mass = utility + residual.left_out, residual.mass(problem.weights)
-    found = rows.mean_uses(posteriors, mass, utility.argmax(axis=1)) / mass.sum()
-    used = {row: float(value) for row, value in zip(rows.names, found, strict=True) if row in MEAN_ROWS}
-    if problem.budget.max_share is not None:
-        used["max_share"] = float(found[len(used) :].max())
-    return used
-
-
-def _columns(problem: Problem, assignment: Assignment) -> NDArray[np.int64]:
-    return np.array([problem.experts.index(name) for name in assignment.choice], dtype=np.int64)
-
-
-def _quality(problem: Problem, columns: NDArray[np.int64]) -> float:
-    return float(problem.weights @ problem.quality[np.arange(len(columns)), columns])
-
-
-def _use(problem: Problem, columns: NDArray[np.int64], hosted: Sequence[int]) -> dict[str, float]:
-    cells = np.arange(len(columns)), columns
-    mass = np.zeros(problem.quality.shape)
-    mass[cells] = problem.weights
-    used = {row: float(problem.weights @ problem.use(row)[cells]) for row in MEAN_ROWS}
-    used["memory_gb"] = float(problem.use("memory_gb")[hosted].sum())
-    used["max_share"] = float((share_rows(problem) @ mass.ravel()).max())
-    return {row: value for row, value in used.items() if np.isfinite(value)}
-
-
-def marginal_values(problem: Problem, plan: Assignment | None = None) -> dict[str, float | None]:
-    """Return the loss of planned quality without each expert: 0 if it is not in the plan, None if it is indispensable.
-
-    Without an expert, the arms that it is a member of are unavailable too. `plan` is the optimal one, if known. Experts
-    whose value is not found in MARGINAL_VALUES_SECONDS are left out.
-    """
-    end = time.monotonic() + MARGINAL_VALUES_SECONDS
-    choice = require_solution(problem).choice if plan is None else _columns(problem, plan)
-    best = _quality(problem, choice)
-    lost: dict[str, float | None] = dict.fromkeys(problem.experts, 0.0)
-    for name in [problem.experts[column] for column in _needed(problem, choice)]:
-        del lost[name]
-        if time.monotonic() < end:
-            with suppress(CoEError):  # the solver found no plan in time
-                lost[name] = _lost(problem, name, best)
-    return lost
-
-
-def _needed(problem: Problem, choice: NDArray[np.int64]) -> list[int]:
-    """Return the chosen columns and the experts that must be hosted for them, by index."""
-    hosted = np.flatnonzero(problem.requirements()[choice].any(axis=0))
-    return sorted({*choice.tolist(), *hosted.tolist()})
-
-
-def _lost(problem: Problem, name: str, best: float) -> float | None:
-    try:
-        rest = problem.without(name)
-    except DataError:
-        return None
-    plan = find_solution(rest)
-    return None if plan is None else max(0.0, best - _quality(problem, plan.choice))
-
-
-@dataclass(frozen=True, slots=True)
-class ParetoRow:
-    """The plan at one limit of a budget row. `efficient`: no smaller limit gives the same quality."""
-
-    limit: float
-    quality: float
-    used: Mapping[str, float]
-    hosted: tuple[str, ...]
-    choice: tuple[str, ...]
-    efficient: bool
-
-
-def sweep(problem: Problem, row: str, limits: Iterable[float]) -> list[ParetoRow]:
-    """Return a plan for each limit of the budget row `row`, smallest limit first; infeasible limits are left out."""
-    rows: list[ParetoRow] = []
-    for limit in sorted(limits):
-        tried = problem.within(**{row: limit})
-        if (plan := find_solution(tried)) is None:
-            continue
-        quality = _quality(tried, plan.choice)
-        better = not rows or quality > max(earlier.quality for earlier in rows) + 1e-9
-        hosted = np.flatnonzero(plan.hosted).tolist()
-        used = _use(tried, plan.choice, hosted)
-        names = tuple(tried.experts[column] for column in hosted)
-        choice = tuple(tried.experts[column] for column in plan.choice)
-        rows.append(ParetoRow(limit, quality, used, names, choice, better))
-    return rows
+def _digests(expert: ExpertSpec) -> dict[str, str]:
+    values = expert.model_dump(mode="json", include=set(ANSWER_FIELDS))
+    options = orjson.OPT_SORT_KEYS
+    return {name: hashlib.sha256(orjson.dumps(values[name], option=options)).hexdigest()[:12] for name in ANSWER_FIELDS}

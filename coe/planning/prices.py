@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.planning.problem import MEAN_ROWS, Array, Problem
+from coe.planning.grid import Array
+from coe.planning.problem import MEAN_ROWS, Problem
 from coe.planning.residual import Residual
 
 MAX_CUTS = 400
@@ -60,7 +61,7 @@ def mean_rows(problem: Problem) -> MeanRows:
     """Return the rows of a problem's budget that limit a mean over requests."""
     from scipy.sparse import csr_array, vstack
 
-    limits = problem.budget.rows()
+    limits = problem.budget
     names = [row for row in MEAN_ROWS if row in limits]
     parts = [csr_array(problem.use(row).reshape(1, -1)) for row in names]
     values = [limits[row] for row in names]
@@ -98,14 +99,20 @@ def prices(
     traffic, every request belongs to one category. With a `residual`, the traffic is its measured prompts, weighted as
     the problem's categories, since the residual of other requests is not known.
     """
-    rows = mean_rows(problem)
+    rows, quality = mean_rows(problem), np.where(hosted[None, :], problem.quality, -np.inf)
     if not rows.names:
         return np.zeros(rows.shape), {}
-    gain, mass, posteriors = _requests(problem, hosted, traffic if residual is None else residual.posteriors)
+    if residual is not None:
+        traffic = residual.posteriors
+    if traffic is None:
+        gain, mass, posteriors = quality, problem.weights, np.eye(len(problem.categories))
+    else:
+        may, posteriors = np.isfinite(quality), normalized(traffic)
+        gain = np.where(may[posteriors.argmax(axis=1)], posteriors @ np.where(may, quality, 0.0), -np.inf)
+        mass = np.full(len(traffic), 1.0 / len(traffic))
     if residual is not None:
         gain, mass = gain + residual.left_out, residual.mass(problem.weights)
-    duals = lagrangian_duals(gain, mass, posteriors, rows)
-    duals = _raise_prices(gain, mass, posteriors, rows, duals)
+    duals = _raise_prices(gain, mass, posteriors, rows, lagrangian_duals(gain, mass, posteriors, rows))
     return np.where(hosted[None, :], rows.price(duals), 0.0), dict(zip(rows.names, duals.tolist(), strict=True))
 
 
@@ -113,19 +120,6 @@ def normalized(traffic: NDArray[np.floating]) -> Array:
     """Return posteriors that sum to 1, also where categories were left out or numbers were rounded."""
     posteriors = traffic.astype(np.float64)
     return np.asarray(posteriors / np.maximum(posteriors.sum(axis=1, keepdims=True), 1e-9))
-
-
-def _requests(
-    problem: Problem, hosted: NDArray[np.bool_], traffic: NDArray[np.floating] | None
-) -> tuple[Array, Array, Array]:
-    """Return by request the quality of each expert (-inf: not allowed), the weight, and the posterior."""
-    quality = np.where(hosted[None, :], problem.quality, -np.inf)
-    if traffic is None:
-        return quality, problem.weights, np.eye(len(problem.categories))
-    may, posteriors = np.isfinite(quality), normalized(traffic)
-    gain = posteriors @ np.where(may, quality, 0.0)
-    mass = np.full(len(traffic), 1.0 / len(traffic))
-    return np.where(may[posteriors.argmax(axis=1)], gain, -np.inf), mass, posteriors
 
 
 def _raise_prices(gain: Array, mass: Array, traffic: Array, rows: MeanRows, duals: Array) -> Array:

@@ -1,29 +1,25 @@
 """The planning problem: qualities, weights of categories, uses of experts, and the budget.
 
 A column of the problem is an expert or an arm of a recipe, whose members must be hosted. `relative_cost` and
-`declared_assignment` read experts.yaml. A published plan stores the `Dependencies` that it was made for, so that later
-changes of the declaration can be reported with their consequences.
+`declared_assignment` read experts.yaml.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 
 from coe.errors import ConfigError, DataError
 from coe.planning.assignment import Assignment
+from coe.planning.grid import Array
 from coe.planning.score_table import ScoreTable
-from coe.planning.uses import Uses
-from coe.registry import ExpertSpec, Registry
+from coe.planning.uses import BY_CATEGORY, Uses
+from coe.registry import Registry
 
-Array = NDArray[np.float64]
 USE_OF_ROW = {
     "memory_gb": "memory_gb",
     "mean_active_b": "active_b",
@@ -31,37 +27,8 @@ USE_OF_ROW = {
     "mean_latency_ms": "latency_ms",
 }
 """The use that each budget row limits. The row `max_share` limits how often an expert is called."""
+BUDGET_ROWS = (*USE_OF_ROW, "max_share")
 MEAN_ROWS = ("mean_active_b", "mean_cost", "mean_latency_ms")
-ANSWER_FIELDS = ("model", "runtime", "base_url", "base_urls", "adapter", "system_prompt", "parameters", "options")
-"""Fields of an expert that affect its answers, and so its measured quality."""
-
-
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """Limits, each optional.
-
-    `memory_gb` limits the memory of all hosted experts. The mean rows limit means per request: active parameters in
-    billions, cost in the currency of `Uses.cost`, and latency in milliseconds. `max_share` (0 to 1) limits the mean
-    calls of each expert per request, which is its share of the requests unless recipes call it too.
-    """
-
-    memory_gb: float | None = None
-    mean_active_b: float | None = None
-    mean_cost: float | None = None
-    mean_latency_ms: float | None = None
-    max_share: float | None = None
-
-    def __post_init__(self) -> None:
-        wrong = [
-            f"budget: {row} is {limit}, and must be above 0" for row, limit in self.rows().items() if not limit > 0
-        ]
-        if wrong:
-            raise ConfigError(*wrong)
-
-    def rows(self) -> dict[str, float]:
-        """Return the declared limits by row."""
-        limits = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: float(limit) for name, limit in limits.items() if limit is not None}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,11 +37,13 @@ class Problem:
 
     - `quality`, shape (n_categories, n_experts): -inf where the expert may not serve the category.
     - `weights`, shape (n_categories,): the shares of the categories, which sum to 1.
+    - `budget`: the limits by row (BUDGET_ROWS). `memory_gb` limits the memory of all hosted experts, the mean rows
+      means per request, and `max_share` (0 to 1) the mean calls of each expert per request.
     - `members` maps the columns that are arms to the experts that must be hosted for them. An arm has no memory of its
       own.
 
-    Raises DataError for arrays of other shapes, for members that are not experts, and if a budget row limits a use that
-    is not known of every expert.
+    Raises ConfigError for a limit that is not above 0, and DataError for arrays of other shapes, for a category that no
+    expert may serve, and if a budget row limits a use that is not known of every expert.
     """
 
     categories: tuple[str, ...]
@@ -82,17 +51,21 @@ class Problem:
     quality: Array
     weights: Array
     uses: Uses = field(default_factory=Uses)
-    budget: Budget = field(default_factory=Budget)
+    budget: Mapping[str, float] = field(default_factory=dict)
     members: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "quality", np.where(np.isnan(self.quality), -np.inf, self.quality))  # null in a file
+        shape = len(self.categories), len(self.experts)
+        expected = {"quality": shape, "memory_gb": shape[1:]} | dict.fromkeys(BY_CATEGORY, shape)
+        for name, one in expected.items():
+            array = self.quality if name == "quality" else getattr(self.uses, name)
+            if array is not None and array.shape != one:
+                raise DataError(f"{name}: shape {array.shape}, not {one}")
         if unserved := [c for c, row in zip(self.categories, self.quality, strict=True) if not np.isfinite(row).any()]:
             raise DataError(f"no expert may serve {', '.join(unserved)}; give one of them the needed capability")
-        self._check_members()
-        self._check_shapes()
-        for row in self.budget.rows():
-            if row in USE_OF_ROW:
-                self._check_known(row)
+        for row, limit in self.budget.items():
+            self._check_limit(row, limit)
 
     @classmethod
     def of(
@@ -101,7 +74,7 @@ class Problem:
         *,
         quality: Array,
         uses: Uses | None = None,
-        budget: Budget | None = None,
+        budget: Mapping[str, float] = MappingProxyType({}),
         weights: Array | None = None,
         members: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
     ) -> Problem:
@@ -110,11 +83,11 @@ class Problem:
         if not (np.isfinite(mass).all() and (mass >= 0).all() and mass.sum() > 0):
             raise DataError("weights: must be finite, not negative, and not all 0")
         share = mass / mass.sum()
-        return cls(table.categories, table.experts, quality, share, uses or Uses(), budget or Budget(), members)
+        return cls(table.categories, table.experts, quality, share, uses or Uses(), budget, members)
 
-    def within(self, **limits: float | None) -> Problem:
+    def within(self, **limits: float) -> Problem:
         """Return the problem with some limits of the budget changed."""
-        return replace(self, budget=replace(self.budget, **limits))
+        return replace(self, budget={**self.budget, **limits})
 
     def without(self, expert: str) -> Problem:
         """Return the problem without `expert` and the arms that it is a member of.
@@ -165,73 +138,17 @@ class Problem:
             found += [(self.experts.index(name), column, calls[:, one]) for one, name in enumerate(members)]
         return found
 
-    def _check_members(self) -> None:
-        for arm, members in self.members.items():
-            known = arm in self.experts and set(members) <= set(self.experts) - self.members.keys()
-            if not known or not members or len(set(members)) < len(members):
-                raise DataError(
-                    f"members of {arm!r}: {', '.join(members) or 'none'}; they must be different experts of the "
-                    "problem, and no arms"
-                )
-
-    def _check_shapes(self) -> None:
-        cells = (len(self.categories), len(self.experts))
-        expected = {"quality": (self.quality, cells), "weights": (self.weights, cells[:1])}
-        for name in USE_OF_ROW.values():
-            use = getattr(self.uses, name)
-            if use is not None:
-                expected[name] = (use, cells[1:] if name == "memory_gb" else cells)
-        for arm, members in self.members.items():
-            if arm in self.uses.calls:
-                expected[f"calls of {arm}"] = (self.uses.calls[arm], (cells[0], len(members)))
-        for name, (array, shape) in expected.items():
-            if array.shape != shape:
-                raise DataError(f"{name}: shape {array.shape}, not {shape}")
-
-    def _check_known(self, row: str) -> None:
-        use = np.atleast_2d(self.use(row))
-        is_known = np.asarray((use >= 0).all(axis=0)).tolist()
+    def _check_limit(self, row: str, limit: float) -> None:
+        if not limit > 0:
+            raise ConfigError(f"budget: {row} is {limit:g}, and must be above 0")
+        if row not in USE_OF_ROW:
+            return
+        is_known = np.asarray((np.atleast_2d(self.use(row)) >= 0).all(axis=0)).tolist()
         if unknown := [name for name, known in zip(self.experts, is_known, strict=True) if not known]:
             raise DataError(
                 f"budget: {row} needs {USE_OF_ROW[row]} of every expert, which is unknown or negative for "
                 f"{', '.join(unknown)}; declare it, leave these experts out, or drop the row"
             )
-
-
-@dataclass(frozen=True, slots=True)
-class Dependencies:
-    """The part of a declaration that a plan depends on.
-
-    `categories` maps each category to a digest of its description. `experts` maps each expert to digests of its
-    ANSWER_FIELDS, so that no secret is stored. `pins` maps categories to the experts that `assignment` declares.
-    """
-
-    categories: Mapping[str, str]
-    experts: Mapping[str, Mapping[str, str]]
-    pins: Mapping[str, str]
-
-    @classmethod
-    def of(cls, registry: Registry) -> Dependencies:
-        """Return the dependencies of a plan that is made for `registry`."""
-        return cls(
-            categories={category.name: _digest(category.description) for category in registry.categories},
-            experts={expert.name: _answer_digests(expert) for expert in registry.experts},
-            pins=dict(registry.assignment),
-        )
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Dependencies:
-        """Parse the result of `to_json`. Raises KeyError or TypeError."""
-        return cls(**{field.name: dict(data[field.name]) for field in fields(cls)})
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-def changed_fields(planned: Mapping[str, str], expert: ExpertSpec) -> tuple[str, ...]:
-    """Return the ANSWER_FIELDS of an expert that differ from its digests in a plan."""
-    digests = _answer_digests(expert)
-    return tuple(name for name in ANSWER_FIELDS if planned.get(name, digests[name]) != digests[name])
 
 
 def relative_cost(registry: Registry, arms: Sequence[str] | None = None) -> Array:
@@ -256,12 +173,3 @@ def relative_cost(registry: Registry, arms: Sequence[str] | None = None) -> Arra
 def declared_assignment(registry: Registry, categories: tuple[str, ...]) -> Assignment:
     """Return the assignment of experts.yaml over the router's categories."""
     return Assignment.declared(categories, registry.expert_names, registry.assignment, general=registry.general_expert)
-
-
-def _answer_digests(expert: ExpertSpec) -> dict[str, str]:
-    values = expert.model_dump(mode="json", include=set(ANSWER_FIELDS))
-    return {name: _digest(values[name]) for name in ANSWER_FIELDS}
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(orjson.dumps(value, option=orjson.OPT_SORT_KEYS)).hexdigest()[:12]

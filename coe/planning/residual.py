@@ -23,6 +23,7 @@ import orjson
 from numpy.typing import NDArray
 
 from coe.errors import ArtifactError
+from coe.planning.grid import select
 from coe.planning.score_table import fit_pseudo_count, tabulate_partly, tabulate_softly
 
 Array = NDArray[Any]
@@ -37,8 +38,6 @@ MAX_AXES = 256
 MIN_PROMPTS = 100
 MAX_PROMPTS = 4096
 """Measured prompts that a residual needs, and prompts that it keeps; of more measured ones, a random sample."""
-MAX_BYTES = 5_000_000
-"""Size of the file. With very many experts fewer prompts are kept."""
 MAX_ID_CHARACTERS = 64
 MAX_TEXT_CHARACTERS = 120
 MAX_NEAREST = 3
@@ -49,6 +48,10 @@ TEMPERATURE = 0.02
 may flip with the next price; the test counts it by its probability, which varies less than counting flips."""
 LEVEL_ERRORS = 2.0
 """Standard errors by which decisions must improve."""
+_NAMES = ("categories", "experts", "encoder", "prompt_ids", "texts")
+_MEASURED = ("labels", "posteriors", "left_out")
+_ALL = ("scores", "expected", "vectors")
+"""Fields of `Residual` in its file: names, arrays with a row for each measured prompt, and for every prompt."""
 
 
 Read = Callable[[NDArray[np.int64]], tuple[Array, Array]]
@@ -157,20 +160,16 @@ class Residual:
         """
         rows = np.random.default_rng(0).permutation(len(labels))[:MAX_PROMPTS]
         features, posteriors = read(rows)
-        names = [(prompts[row][0][:MAX_ID_CHARACTERS], _beginning(prompts[row][1])) for row in rows.tolist()]
-        numbers = 2 * (MAX_AXES + 3 * len(experts) + len(categories)) + 8
-        sizes = np.cumsum([numbers + len(orjson.dumps(pair)) for pair in names])
-        count = int((sizes <= MAX_BYTES - 2 * features.shape[1] * (MAX_AXES + 1) - 20_000).sum())
-        features, scores = features[:count].astype(np.float32), scores[rows[:count]]
+        features, scores = features.astype(np.float32), scores[rows]
         projection = Projection.of(features, dimensions)
         return cls(
             tuple(categories),
             tuple(experts),
             encoder,
-            tuple(prompt_id for prompt_id, _ in names[:count]),
-            tuple(text for _, text in names[:count]),
-            labels[rows[:count]],
-            posteriors[:count],
+            tuple(prompts[row][0][:MAX_ID_CHARACTERS] for row in rows.tolist()),
+            tuple(_beginning(prompts[row][1]) for row in rows.tolist()),
+            labels[rows],
+            posteriors,
             scores,
             np.nan_to_num(scores),
             np.zeros(scores.shape),
@@ -179,7 +178,7 @@ class Residual:
         )
 
     def fitted(self, charge: Array, ratings: Ratings | None = None) -> tuple[Residual | None, Evidence]:
-        """Fit to the measured prompts and to the newest of `ratings` that the file can hold, in place of earlier ones.
+        """Fit to the measured prompts and to the newest of `ratings` that MAX_PROMPTS allow, in place of earlier ones.
 
         `charge` (n_categories, n_experts) is the plan's price, infinite where an expert may not serve a category.
         Returns None, with the reason, unless decisions on measured prompts improve by two standard errors over those
@@ -193,7 +192,7 @@ class Residual:
         labels, posteriors, scores, count = base.labels, base.posteriors, base.scores, len(base.labels)
         if count < MIN_PROMPTS:
             return None, Evidence(0.0, 0.0, f"{count} prompts are measured; it needs {MIN_PROMPTS}")
-        rated = _Rated.of(base, ratings)
+        rated = _Rated(base, ratings)
         similarity = np.hstack((base.vectors @ base.vectors.T, rated.nearby.T))
         fold = np.random.default_rng(0).permutation(count) % FOLDS
         price = np.where(np.isfinite(charge), charge, 0.0)
@@ -210,31 +209,24 @@ class Residual:
         evidence = _evidence(*utility, scores[:, may])
         expected = posteriors @ _quality(labels, scores, len(base.categories))
         _, errors = rated.joined(np.arange(count), *centred_errors(scores, expected))
-        rewards = np.where(rated.answered, rated.reward[:, None], np.nan)
+        rewards = np.where(rated.answered, rated.ratings.reward[:, None], np.nan)
         fitted = replace(
             base,
-            prompt_ids=(*base.prompt_ids, *rated.request_ids),
+            prompt_ids=(*base.prompt_ids, *(one[:MAX_ID_CHARACTERS] for one in rated.ratings.request_ids)),
             scores=np.vstack((scores, rewards)),
             expected=np.vstack((expected, np.nan_to_num(rewards) - errors[count:])),
             left_out=left_out,
-            vectors=np.vstack((base.vectors, rated.vectors)),
+            vectors=np.vstack((base.vectors, rated.ratings.vectors)),
         )
         return (None if evidence.refused else fitted), evidence
 
     def _measured(self) -> Residual:
         """Return the measured prompts of known categories alone."""
         rows = np.flatnonzero(self.labels >= 0)
-        return replace(
-            self,
-            prompt_ids=tuple(self.prompt_ids[row] for row in rows.tolist()),
-            texts=tuple(self.texts[row] for row in rows.tolist()),
-            labels=self.labels[rows],
-            posteriors=self.posteriors[rows],
-            scores=self.scores[rows],
-            expected=self.expected[rows],
-            left_out=self.left_out[rows],
-            vectors=self.vectors[rows],
-        )
+        found: dict[str, Any] = {name: getattr(self, name)[rows] for name in (*_MEASURED, *_ALL)}
+        for name in ("prompt_ids", "texts"):
+            found[name] = tuple(getattr(self, name)[row] for row in rows.tolist())
+        return replace(self, **found)
 
     def __call__(self, features: Array) -> Array:
         """Return the expected score of each expert beyond its category, shape (n_experts,), for features (width,)."""
@@ -283,34 +275,29 @@ class Residual:
     def over(self, categories: Sequence[str], experts: Sequence[str]) -> Residual:
         """Return the residual over other names. Experts that it lacks have no scores."""
         row = [categories.index(name) if name in categories else -1 for name in self.categories]
-        column = [self.experts.index(name) if name in self.experts else -1 for name in experts]
-        shown = [self.categories.index(name) if name in self.categories else -1 for name in categories]
-
-        def columns(values: Array, missing: float, column: list[int] = column) -> Array:
-            return np.asarray(np.pad(values, ((0, 0), (0, 1)), constant_values=missing)[:, column])
-
+        missing = {"scores": np.nan, "expected": 0.0, "left_out": 0.0}
+        columns: dict[str, Any] = {
+            name: select(getattr(self, name), self.experts, experts, missing=one) for name, one in missing.items()
+        }
         return replace(
             self,
             categories=tuple(categories),
             experts=tuple(experts),
             labels=np.array([*row, -1])[self.labels],
-            posteriors=columns(self.posteriors, 0.0, shown),
-            scores=columns(self.scores, np.nan),
-            expected=columns(self.expected, 0.0),
-            left_out=columns(self.left_out, 0.0),
+            posteriors=select(self.posteriors, self.categories, categories, missing=0.0),
+            **columns,
         )
 
     def to_bytes(self) -> bytes:
-        """Serialize to at most MAX_BYTES."""
-        names = {name: getattr(self, name) for name in ("categories", "experts", "encoder", "prompt_ids", "texts")}
-        arrays = {name: getattr(self, name) for name in ("posteriors", "scores", "expected", "left_out", "vectors")}
+        """Serialize to a file of numpy; numbers have half precision."""
+        names = {name: getattr(self, name) for name in _NAMES}
+        arrays = {name: getattr(self, name) for name in (*_MEASURED, *_ALL)}
         arrays |= {"centre": self.projection.centre, "axes": self.projection.axes}
         file = io.BytesIO()
         np.savez(
             file,
             names=np.frombuffer(orjson.dumps({"version": VERSION, **names}), dtype=np.uint8),
-            labels=self.labels.astype(np.int16),
-            **{name: array.astype(np.float16) for name, array in arrays.items()},
+            **{name: array.astype(np.int16 if name == "labels" else np.float16) for name, array in arrays.items()},
         )
         return file.getvalue()
 
@@ -320,37 +307,14 @@ class Residual:
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as file:
                 names = orjson.loads(file["names"].tobytes())
-                arrays = {name: file[name].astype(np.float32) for name in file.files if name not in ("names", "labels")}
-                labels = file["labels"].astype(np.int64)
-            if names.pop("version") != VERSION:
+                arrays = {name: file[name].astype(np.float32) for name in (*_MEASURED, *_ALL, "centre", "axes")}
+            if names["version"] != VERSION:
                 raise ValueError(f"not of version {VERSION}")
             projection = Projection(arrays.pop("centre"), arrays.pop("axes"))
-            found = cls(
-                tuple(names["categories"]),
-                tuple(names["experts"]),
-                str(names["encoder"]),
-                tuple(names["prompt_ids"]),
-                tuple(names["texts"]),
-                labels,
-                projection=projection,
-                **arrays,
-            )
-            count, measured, width = len(found.prompt_ids), len(found.texts), len(found.experts)
-            shapes = {
-                "labels": (measured,),
-                "posteriors": (measured, len(found.categories)),
-                "left_out": (measured, width),
-                "scores": (count, width),
-                "expected": (count, width),
-                "vectors": (count, projection.axes.shape[1]),
-            }
-            if wrong := [name for name, shape in shapes.items() if getattr(found, name).shape != shape]:
-                raise ValueError(f"of another shape: {', '.join(wrong)}")
-            if not -1 <= labels.min(initial=0) <= labels.max(initial=-1) < len(found.categories):
-                raise ValueError("a label is of no category")
+            fields: dict[str, Any] = {name: tuple(names[name]) for name in _NAMES} | {"encoder": str(names["encoder"])}
+            return cls(**fields, **arrays | {"labels": arrays["labels"].astype(np.int64)}, projection=projection)
         except (KeyError, TypeError, ValueError, OSError, EOFError, AttributeError, BadZipFile) as error:
             raise ArtifactError(f"residual: cannot be read ({error!r}); make it again with `coe plan`") from error
-        return found
 
 
 def centred_errors(scores: Array, expected: Array) -> tuple[Array, Array]:
@@ -371,40 +335,19 @@ def _beginning(text: str) -> str:
     return " ".join(text[: 4 * MAX_TEXT_CHARACTERS].split())[:MAX_TEXT_CHARACTERS]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class _Rated:
-    """Ratings as rows beside measured prompts. `answered` (n_rated, n_experts) marks the expert that answered. `nearby`
-    (n_rated, n_measured) is their similarity, `weights` (n_rated, n_rated) what they count for each other."""
+    """The newest ratings as rows beside measured prompts. `answered` (n_rated, n_experts) marks the expert that
+    answered, and `nearby` (n_rated, n_measured) is their similarity."""
 
-    request_ids: tuple[str, ...]
-    vectors: Array
-    posteriors: Array
-    reward: Array
-    answered: NDArray[np.bool_]
-    nearby: Array
-    weights: Array
-
-    @classmethod
-    def of(cls, measured: Residual, ratings: Ratings | None) -> _Rated:
-        axes, experts = measured.vectors.shape[1], len(measured.experts)
-        if ratings is None:
-            nothing = np.zeros((0, axes)), np.zeros((0, len(measured.categories))), np.zeros(0, dtype=np.int64)
-            ratings = Ratings((), *nothing, np.zeros(0))
-        bytes_left = MAX_BYTES - len(measured.to_bytes()) - 10_000
-        room = min(MAX_PROMPTS - len(measured.labels), bytes_left // (2 * (axes + 2 * experts) + MAX_ID_CHARACTERS + 3))
-        newest = slice(max(len(ratings.reward) - max(room, 0), 0), None)
-        vectors = ratings.vectors[newest]
-        weights = np.exp(SHARPNESS * (vectors @ vectors.T - 1.0))
-        np.fill_diagonal(weights, 0.0)
-        return cls(
-            tuple(one[:MAX_ID_CHARACTERS] for one in ratings.request_ids[newest]),
-            vectors,
-            ratings.posteriors[newest],
-            ratings.reward[newest],
-            np.eye(experts, dtype=np.bool_)[ratings.expert[newest]],
-            vectors @ measured.vectors.T,
-            weights,
-        )
+    def __init__(self, measured: Residual, ratings: Ratings | None) -> None:
+        axes, count = measured.vectors.shape[1], len(measured.categories)
+        found = ratings or Ratings((), np.zeros((0, axes)), np.zeros((0, count)), np.zeros(0, np.int64), np.zeros(0))
+        newest = slice(max(len(found.reward) - (MAX_PROMPTS - len(measured.labels)), 0), None)
+        self.ratings = Ratings(*(values[newest] for values in tuple[Any, ...](found)))
+        self.answered = np.eye(len(measured.experts), dtype=np.bool_)[self.ratings.expert]
+        self.nearby = self.ratings.vectors @ measured.vectors.T
+        self._weights = np.exp(SHARPNESS * (self.ratings.vectors @ self.ratings.vectors.T - 1.0))
+        np.fill_diagonal(self._weights, 0.0)
 
     def joined(self, rows: NDArray[np.int64], known: Array, errors: Array) -> tuple[Array, Array]:
         """Return the known scores and the errors of the measured prompts in `rows`, followed by those of the ratings.
@@ -413,25 +356,24 @@ class _Rated:
         ratings have their own level. Then the mean of the other ratings near it is subtracted, whichever expert they
         are of, because only differences between experts decide.
         """
-        if not len(self.reward):
+        posteriors, reward = self.ratings.posteriors, self.ratings.reward
+        if not len(reward):
             return known, errors
-        found = smoothed(self.nearby[:, rows], errors, known)
-        rest = np.where(self.answered, self.reward[:, None] - found, np.nan)
-        categories, experts = (
-            [str(one) for one in range(count)] for count in (self.posteriors.shape[1], self.answered.shape[1])
-        )
-        means = tabulate_softly(categories, experts, self.posteriors, rest).shrunk()
-        level = (self.posteriors @ means)[self.answered]
-        error = self.reward - level
-        error -= self.weights @ error / (self.weights.sum(axis=1) + PSEUDO_COUNT)
+        rest = np.where(self.answered, reward[:, None] - smoothed(self.nearby[:, rows], errors, known), np.nan)
+        names = _numbered(posteriors.shape[1]), _numbered(self.answered.shape[1])
+        error = reward - (posteriors @ tabulate_softly(*names, posteriors, rest).shrunk())[self.answered]
+        error -= self._weights @ error / (self._weights.sum(axis=1) + PSEUDO_COUNT)
         own = np.where(self.answered, error[:, None], 0.0)
         return np.vstack((known, self.answered)), np.vstack((errors, own))
 
 
+def _numbered(count: int) -> list[str]:
+    return [str(number) for number in range(count)]
+
+
 def _quality(labels: NDArray[np.int64], scores: Array, categories: int) -> Array:
-    names = [str(row) for row in range(categories)]
-    experts = [str(column) for column in range(scores.shape[1])]
-    table = tabulate_partly(names, experts, np.eye(categories)[labels], scores)
+    names = _numbered(categories)
+    table = tabulate_partly(names, _numbered(scores.shape[1]), np.eye(categories)[labels], scores)
     return table.shrunk(pseudo_count=fit_pseudo_count([names[label] for label in labels], scores))
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+from coe.planning.grid import Array, Grid
+
 PSEUDO_COUNT = 10.0
 """Default strength of shrinkage towards the additive estimate, in prompts; `fit_pseudo_count` fits it to scores."""
 BACKFITTING_ITERATIONS = 30
@@ -17,18 +19,18 @@ PROMPT_SHRINKAGE = 0.25
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class ScoreTable:
-    """Measured scores. Every array has shape (n_categories, n_experts).
+class ScoreTable(Grid):
+    """Measured scores by category and expert.
 
     `mean` is the mean score (0 to 1, NaN without scores), and `variance` the variance of single scores in the cell.
     `count` is the number of scores, or the sum of weights if prompts belong to several categories.
     """
 
-    categories: tuple[str, ...]
-    experts: tuple[str, ...]
-    mean: NDArray[np.float64]
-    variance: NDArray[np.float64]
-    count: NDArray[np.float64]
+    mean: Array
+    variance: Array
+    count: Array
+
+    missing: ClassVar[Mapping[str, float]] = {"count": 0.0}
 
     @classmethod
     def of_sums(
@@ -39,12 +41,6 @@ class ScoreTable:
         mean = np.divide(total, count, out=nothing.copy(), where=count > 0)
         variance = np.divide(squares, count, out=nothing, where=count > 0) - mean**2
         return cls(tuple(categories), tuple(experts), mean, np.maximum(variance, 0.0), count)
-
-    def over(self, categories: Sequence[str], experts: Sequence[str]) -> ScoreTable:
-        """Return the table over other names; those that it lacks have no scores."""
-        known, names = (self.categories, self.experts), (tuple(categories), tuple(experts))
-        mean, variance = (align(table, known, names, missing=np.nan) for table in (self.mean, self.variance))
-        return ScoreTable(*names, mean, variance, align(self.count, known, names, missing=0.0))
 
     def additive(self) -> NDArray[np.float64]:
         """Return the additive estimate: an effect of the category plus one of the expert, fitted by backfitting."""
@@ -78,20 +74,6 @@ class ScoreTable:
         common = float(seen.sum() / max(self.count.sum(), 1e-12))
         total = self.count + pseudo_count
         return np.asarray(np.sqrt((seen + pseudo_count * common) / total / total))
-
-
-def align(
-    table: NDArray[np.float64],
-    known: tuple[Sequence[str], Sequence[str]],
-    names: tuple[Sequence[str], Sequence[str]],
-    *,
-    missing: float,
-) -> NDArray[np.float64]:
-    """Map a table over the `known` categories and experts to other `names`; cells that it lacks are `missing`."""
-    rows, columns = (
-        [old.index(name) if name in old else len(old) for name in new] for old, new in zip(known, names, strict=True)
-    )
-    return np.pad(table, ((0, 1), (0, 1)), constant_values=missing)[np.ix_(rows, columns)]
 
 
 def tabulate_prompts(

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from coe.planning.grid import Array, Grid, Names, align
 from coe.planning.score_table import PSEUDO_COUNT, ScoreTable, tabulate_softly
 from coe.registry import Registry
 
-Array = NDArray[np.float64]
 MIN_LOG_STRENGTH = 30.0
 """Records that a prior counts for at least, so that a few records with heavy-tailed lengths change little."""
 ASSUMED_INPUT_TOKENS, ASSUMED_OUTPUT_TOKENS = 500, 300
@@ -44,49 +44,57 @@ class Uses:
     latency_ms: Array | None = None
     calls: Mapping[str, Array] = field(default_factory=dict)
 
-    def part(self, rows: Sequence[int], columns: Sequence[int]) -> Uses:
-        """Return the uses of some categories and experts, by index."""
+    def of_arms(self, known: Names, names: Names) -> Uses:
+        """Return the uses of some arms over other categories, from those over the `known` names.
 
-        def cells(use: Array | None) -> Array | None:
-            return None if use is None else use[np.ix_(rows, columns)]
-
-        memory = None if self.memory_gb is None else self.memory_gb[list(columns)]
-        calls = {arm: calls[list(rows)] for arm, calls in self.calls.items()}
-        return Uses(memory, cells(self.active_b), cells(self.cost), cells(self.latency_ms), calls)
+        A category that they lack has the mean of the others.
+        """
+        found = {name: getattr(self, name) for name in BY_CATEGORY}
+        uses = {name: None if use is None else align(use, known, names, spread=True) for name, use in found.items()}
+        calls = {arm: self.calls[arm] for arm in names[1] if arm in self.calls}
+        columns = {arm: [str(column) for column in range(each.shape[1])] for arm, each in calls.items()}
+        return Uses(
+            **uses,
+            calls={
+                arm: align(each, (known[0], columns[arm]), (names[0], columns[arm]), spread=True)
+                for arm, each in calls.items()
+            },
+        )
 
     def joined(self, arms: Uses, count: int) -> Uses:
         """Return the uses with the columns of `count` recipe arms behind them, which need no memory of their own."""
+        uses = {name: (getattr(self, name), getattr(arms, name)) for name in BY_CATEGORY}
+        joined = {
+            name: None if use is None else np.hstack((use, _unknown(use, count) if added is None else added))
+            for name, (use, added) in uses.items()
+        }
+        memory = None if self.memory_gb is None else np.append(self.memory_gb, np.zeros(count))
+        return Uses(memory, **joined, calls={**self.calls, **arms.calls})
 
-        def both(use: Array | None, added: Array | None) -> Array | None:
-            if use is None:
-                return None
-            return np.hstack((use, np.full((len(use), count), np.nan) if added is None else added))
 
-        return Uses(
-            None if self.memory_gb is None else np.append(self.memory_gb, np.zeros(count)),
-            both(self.active_b, arms.active_b),
-            both(self.cost, arms.cost),
-            both(self.latency_ms, arms.latency_ms),
-            {**self.calls, **arms.calls},
-        )
+BY_CATEGORY = ("active_b", "cost", "latency_ms")
+"""The uses that have a value for each category."""
+
+
+def _unknown(use: Array, count: int) -> Array:
+    return np.full((len(use), count), np.nan)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class MeasuredUses:
+class MeasuredUses(Grid):
     """Mean tokens and latency of an answer by category and expert.
 
-    Arrays have shape (n_categories, n_experts). The column of an expert is NaN in all rows if nothing was measured.
-    `cached_tokens` is a part of `input_tokens`. `cached_tokens` and `first_token_ms` are NaN if only scores, and no
-    log, measured the expert.
+    The column of an expert is NaN in all rows if nothing was measured. `cached_tokens` is a part of `input_tokens`.
+    `cached_tokens` and `first_token_ms` are NaN if only scores, and no log, measured the expert.
     """
 
-    categories: tuple[str, ...]
-    experts: tuple[str, ...]
     input_tokens: Array
     output_tokens: Array
     latency_ms: Array
     cached_tokens: Array
     first_token_ms: Array
+
+    spreads: ClassVar[bool] = True
 
     @classmethod
     def of(
@@ -125,44 +133,6 @@ class MeasuredUses:
         }
         share = _shrunk_share(logged[_CACHED], logged["input_tokens"])
         return MeasuredUses(self.categories, self.experts, **found, cached_tokens=share * found["input_tokens"])
-
-    def over(self, categories: Sequence[str], experts: Sequence[str]) -> MeasuredUses:
-        """Return the means over other names: an unknown category has the expert's mean, an unknown expert has NaN."""
-        rows = [self.categories.index(name) if name in self.categories else len(self.categories) for name in categories]
-        columns = [self.experts.index(name) if name in self.experts else len(self.experts) for name in experts]
-
-        def cells(values: Array) -> Array:
-            extended = np.full((len(self.categories) + 1, len(self.experts) + 1), np.nan)
-            extended[:-1, :-1] = values
-            if len(values):
-                extended[-1, :-1] = values.mean(axis=0)
-            return extended[np.ix_(rows, columns)]
-
-        means = {name: cells(getattr(self, name)) for name in LOGGED_MEASURES}
-        return MeasuredUses(tuple(categories), tuple(experts), **means)
-
-    def has_tokens(self, expert: str) -> bool:
-        """Return True if the tokens of the expert's answers were measured."""
-        if expert not in self.experts:
-            return False
-        column = self.experts.index(expert)
-        return bool(np.isfinite(self.input_tokens[:, column] + self.output_tokens[:, column]).all())
-
-    @classmethod
-    def from_json(
-        cls, data: Mapping[str, Any] | None, categories: Sequence[str], experts: Sequence[str]
-    ) -> MeasuredUses | None:
-        """Parse the result of `to_json`. Raises KeyError, TypeError or ValueError."""
-        if data is None:
-            return None
-        means = {name: np.array(data[name], dtype=np.float64) for name in LOGGED_MEASURES}
-        if wrong := [name for name, values in means.items() if values.shape != (len(categories), len(experts))]:
-            raise ValueError(f"{wrong[0]} of shape {means[wrong[0]].shape}")
-        return cls(tuple(categories), tuple(experts), **means)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return nested lists by measure. orjson writes null for NaN."""
-        return {name: getattr(self, name).tolist() for name in LOGGED_MEASURES}
 
 
 _CACHED = "cached_tokens"

@@ -191,7 +191,7 @@ def capped_call(call: Call, cap: float) -> tuple[Call, float]:
     fields = capped_fields(call.fields, cap)
     if fields is call.fields:
         return call, math.inf
-    return replace(call, fields=fields, renames_limit=True), cap
+    return replace(call, fields=fields, optional=frozenset(("max_tokens",)) & fields.keys()), cap
 
 
 def capped_fields(fields: Mapping[str, Any], cap: float) -> Mapping[str, Any]:

@@ -157,7 +157,8 @@ class _Run:
             return continues, "" if stop == "unavailable" else stop
         timeout = self._recipe.limits.response_timeout
         fields = grading_fields(call.fields, text)
-        plain = replace(call, fields=fields, renames_limit=True, stream=False, first_token_timeout=timeout)
+        optional = frozenset(("max_tokens",))
+        plain = replace(call, fields=fields, optional=optional, stream=False, first_token_timeout=timeout)
         grading = calls.start_beside(judge, number, plain, final_answer=grade_in)
         stop = await calls.settle([grading])
         if stop or grading.answer is None:

@@ -6,12 +6,13 @@ not imported. Nothing is requested from a server, so that a declaration always m
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import orjson
 
@@ -27,12 +28,6 @@ _FLAGS: Mapping[str, Capability] = {
     "supports_pdf_input": "files",
 }
 _TABLE = "model_prices_and_context_window_backup.json"
-CAPABILITIES_SCHEMA: Mapping[str, Any] = {
-    "anyOf": [
-        {"const": AUTO, "type": "string"},
-        {"items": {"enum": list(get_args(Capability)), "type": "string"}, "type": "array", "uniqueItems": True},
-    ]
-}
 
 
 class ModelTable:
@@ -40,16 +35,22 @@ class ModelTable:
 
     @cached_property
     def entries(self) -> Mapping[str, Any]:
-        """Entries by model name; empty if litellm is not installed."""
-        return _litellm_table()
+        """Entries by model name; empty if litellm is not installed, or has none."""
+        package = find_spec("litellm")
+        for folder in (package.submodule_search_locations or ()) if package else ():
+            with suppress(OSError, orjson.JSONDecodeError):
+                table = orjson.loads((Path(folder) / _TABLE).read_bytes())
+                return {name: entry for name, entry in table.items() if isinstance(entry, dict)}
+        return {}
 
 
 def lookup(runtime: str, model: str, options: Mapping[str, Any], table: ModelTable) -> frozenset[Capability]:
-    """Return the capabilities of an expert's model and server; if they are unknown, TRIED."""
-    known = RUNTIMES[runtime].capabilities
+    """Return the capabilities of an expert's model and server; if they are unknown, TRIED. The table may have a model
+    with its provider or without."""
+    known, by_option = RUNTIMES[runtime].capabilities, RUNTIMES[runtime].option_capabilities
     if known is not None:
-        return known(options)
-    found = known_model(table.entries, _names(model))
+        return known | {capability for option, capability in by_option.items() if options.get(option)}
+    found = known_model(table.entries, (model, model.partition("/")[2]))
     return TRIED if found is None else found.capabilities
 
 
@@ -89,23 +90,3 @@ def known_model(table: Mapping[str, Any], names: Iterable[str]) -> KnownModel | 
 
 def _per_million(price: Any) -> float | None:
     return price * 1e6 if isinstance(price, int | float) and price >= 0 else None
-
-
-def _names(model: str) -> Iterator[str]:
-    """Yield the names under which the table may have a model: with its provider, then without."""
-    yield model
-    if "/" in model:
-        yield model.partition("/")[2]
-
-
-def _litellm_table() -> Mapping[str, Any]:
-    """Return litellm's table, with entries by model name; empty if litellm is not installed or has none."""
-    package = find_spec("litellm")
-    for folder in (package.submodule_search_locations or ()) if package else ():
-        try:
-            table = orjson.loads((Path(folder) / _TABLE).read_bytes())
-        except (OSError, orjson.JSONDecodeError):
-            continue
-        if isinstance(table, dict):
-            return {name: entry for name, entry in table.items() if isinstance(entry, dict)}
-    return {}

@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from functools import cached_property
-from ipaddress import ip_address
-from typing import Annotated, Any, Literal, NamedTuple
-from urllib.parse import urlsplit
+from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    Field,
-    SecretStr,
-    ValidationInfo,
-    WithJsonSchema,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, Field, SecretStr, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from coe.core import Api, Capability
-from coe.registry.capabilities import AUTO, CAPABILITIES_SCHEMA, ModelTable, lookup
+from coe.registry.capabilities import AUTO, ModelTable, lookup
 from coe.registry.runtimes import LOCAL_RUNTIMES, RUNTIMES, RuntimeName
 from coe.registry.sections import Count, Flag, Name, Positive, StrictModel, Url
-from coe.registry.yaml_source import KeyPath
 
 _CODES = """
     ace af am an ar as az ba bcl be bg bn br bs ca crh cs cy da de dz el en eo es et eu ext fa fi fo fr fuv fy ga
@@ -40,26 +27,11 @@ LANGUAGES = frozenset(_CODES.split())
 def _check_language(code: str) -> str:
     """Reject a language that no request has."""
     if code not in LANGUAGES:
-        known = ", ".join(sorted(one for one in LANGUAGES if one[0] == code[:1])) or "en, de, zh, ..."
-        raise PydanticCustomError(
-            "language", "no language that is identified; write an ISO 639 code such as {known}", {"known": known}
-        )
+        raise PydanticCustomError("language", "no language that is identified; write an ISO 639 code such as en or zh")
     return code
 
 
 Language = Annotated[str, Field(min_length=2, max_length=3), AfterValidator(_check_language)]
-
-
-def _one_name_as_list(declared: Any) -> Any:
-    return [declared] if isinstance(declared, str) else declared
-
-
-_DEVICE_SCHEMA = {
-    "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1, "uniqueItems": True}]
-}
-DeviceNames = Annotated[
-    tuple[Name, ...], Field(min_length=1), BeforeValidator(_one_name_as_list), WithJsonSchema(_DEVICE_SCHEMA)
-]
 
 
 _Models = Literal["models", "model_list", "model_group", "deployment_id", "lora", "lora_path"]
@@ -87,12 +59,7 @@ class Prices(StrictModel):
     @model_validator(mode="after")
     def _check_cached_input(self) -> Prices:
         if self.cached_input is not None and self.cached_input > self.input:
-            raise PydanticCustomError(
-                "cached_input",
-                "cached_input {cached} is above input {input}; cached tokens are a discounted part of the input: "
-                "lower it, or leave it out",
-                {"cached": self.cached_input, "input": self.input},
-            )
+            raise PydanticCustomError("cached_input", "cached_input is above input, of which it is a discounted part")
         return self
 
     @property
@@ -110,19 +77,8 @@ class Prices(StrictModel):
         return None if input_tokens is None or output_tokens is None else self.cost(input_tokens, output_tokens)
 
 
-class ServerKey(NamedTuple):
-    """Identity of a local server: experts with equal keys share one, adapters included.
-
-    `model` is its canonical name. `address` is HOST:PORT of a server that runs already, empty for one to start.
-    `options` are words, in the order of their names. `sleep_level` is None where it needs no options of the server.
-    """
-
-    runtime: str
-    model: str
-    address: str
-    options: tuple[str, ...]
-    gpus: tuple[int, ...]
-    sleep_level: int | None
+ServerKey = tuple[object, ...]
+"""Identity of a local server: experts with equal keys share one, adapters included."""
 
 
 class ExpertSpec(StrictModel):
@@ -137,8 +93,7 @@ class ExpertSpec(StrictModel):
     """The way to reach the model: a local server that CoE starts (transformers, vllm, llama.cpp, sglang, ollama), an
     OpenAI-compatible server that already runs (external), or any other provider (litellm)."""
     base_url: Url | None = None
-    """URL of an external OpenAI-compatible server, including /v1. With runtime ollama: of an Ollama that runs on this
-    machine, in which CoE loads and unloads the model instead of starting a server."""
+    """URL of an external OpenAI-compatible server, including /v1."""
     base_urls: tuple[Url, ...] = ()
     """URLs of several replicas of the external server, in place of base_url."""
     local: bool = False
@@ -162,14 +117,13 @@ class ExpertSpec(StrictModel):
     variables: context-length is OLLAMA_CONTEXT_LENGTH."""
     adapter: str | None = Field(default=None, min_length=1)
     """Folder of a LoRA adapter in PEFT format for `model`, relative to this file (runtime vllm). Experts with the same
-    model, options and gpus share a server, which loads and unloads adapters without a restart."""
+    model, options and gpus share a server."""
     gpus: tuple[Annotated[int, Field(ge=0)], ...] = ()
     """GPUs of the local server, numbered as by nvidia-smi. Several GPUs hold the model together."""
     replicas: Count = 1
     """Number of servers of this expert in the cluster, for `coe up --executor ray`."""
-    device: DeviceNames | None = None
-    """With `residency`: the device of this expert, a list of devices, or `any`. Required if several are declared. With
-    several, it gets the one with most memory left at the start."""
+    device: Name | None = None
+    """With `residency`: the device of this expert. Required if several are declared."""
     pinned: bool = False
     """With `residency`: the expert is always awake."""
     sleep_level: Literal[1, 2] | None = None
@@ -179,7 +133,7 @@ class ExpertSpec(StrictModel):
     """With `residency`: an expert that answers while this one is woken, such as a smaller or quantised model."""
     context_length: Count = 8192
     """Largest number of tokens of prompt and answer together."""
-    capabilities: Annotated[frozenset[Capability], WithJsonSchema(dict(CAPABILITIES_SCHEMA))] = frozenset()
+    capabilities: frozenset[Capability] = frozenset()
     """Capabilities of the model, or `auto` to look them up in the options of a local server and in litellm's table of
     models; an unknown model then gets requests with tools or a JSON schema, and its server may refuse them. Requests
     that need a missing capability go to other experts. `files` (PDF), `json_object`,
@@ -202,7 +156,7 @@ class ExpertSpec(StrictModel):
     prices: Prices = Prices()
     """Prices of the model."""
 
-    @field_validator("capabilities", mode="before")
+    @field_validator("capabilities", mode="before", json_schema_input_type=Literal["auto"] | frozenset[Capability])
     @classmethod
     def _look_up(cls, declared: Any, info: ValidationInfo) -> Any:
         """Replace `auto` by what is known. The fields that it depends on are validated before."""
@@ -225,15 +179,11 @@ class ExpertSpec(StrictModel):
 
     @property
     def server_key(self) -> ServerKey:
-        """Identity of its local server, the same for all ways to write the model, the address and the options."""
-        return ServerKey(
-            self.runtime,
-            _full_name(self.model) if self.runtime == "ollama" else self.model,
-            "" if self.base_url is None else _canonical_address(self.base_url),
-            tuple(f"{name}={value!r}" for name, value in sorted(normalized_options(self.options).items())),
-            self.gpus,
-            self.sleep_level if RUNTIMES[self.runtime].sleep_options else None,
-        )
+        """Identity of its local server, the same for all ways to write the model and the options."""
+        options = tuple(f"{name}={value!r}" for name, value in sorted(normalized_options(self.options).items()))
+        model = full_ollama_name(self.model) if self.runtime == "ollama" else self.model
+        sleep_level = self.sleep_level if RUNTIMES[self.runtime].sleep_options else None
+        return self.runtime, model, options, self.gpus, sleep_level
 
     @property
     def has_known_price(self) -> bool:
@@ -251,61 +201,6 @@ def normalized_options(options: Mapping[str, Flag]) -> dict[str, Flag]:
     return {name.replace("_", "-").removeprefix("--"): value for name, value in options.items()}
 
 
-def _full_name(model: str) -> str:
+def full_ollama_name(model: str) -> str:
     """Return the name of a model of Ollama with its tag, which is `latest` by default."""
     return model if ":" in model.rpartition("/")[2] else f"{model}:latest"
-
-
-def _canonical_address(url: str) -> str:
-    """Return HOST:PORT of a server; `localhost` is 127.0.0.1."""
-    parts = urlsplit(url)
-    host = "127.0.0.1" if parts.hostname == "localhost" else parts.hostname or ""
-    with suppress(ValueError):  # a name
-        host = ip_address(host).compressed
-    return f"{host}:{parts.port or 80}"
-
-
-def address_problems(expert: ExpertSpec) -> Iterator[tuple[KeyPath, str]]:
-    """Yield keys relative to the expert, and what is wrong with its addresses."""
-    name = expert.name
-    if expert.base_url and expert.base_urls:
-        yield ("base_urls",), "write base_url for one server or base_urls for several, not both"
-    elif expert.runtime == "external" and not expert.addresses:
-        yield (), f"expert {name!r} is external, so it needs a base_url"
-    elif expert.runtime in LOCAL_RUNTIMES and (expert.base_url or expert.base_urls):
-        yield from _local_address_problems(expert)
-    elif expert.runtime in ("external", "litellm") and expert.replicas > 1:
-        yield ("replicas",), f"{name!r} is not a local expert; list its replicas in base_urls"
-    elif expert.local and expert.runtime != "external":
-        remedy = "which is local anyway" if expert.runtime in LOCAL_RUNTIMES else "of a provider"
-        yield ("local",), f"`local` is for runtime external; {name!r} has runtime {expert.runtime}, {remedy}; remove it"
-    elif expert.runtime == "litellm" and len(expert.addresses) > 1:
-        yield ("base_urls",), "an expert of runtime litellm has one base_url at most"
-
-
-def _local_address_problems(expert: ExpertSpec) -> Iterator[tuple[KeyPath, str]]:
-    """Accept the address of an Ollama on this machine: its memory is that of the declared devices, and requests that
-    only local experts may receive stay here."""
-    name = expert.name
-    if expert.runtime != "ollama" or not expert.base_url:
-        key = "base_url" if expert.base_url else "base_urls"
-        yield (key,), f"{name!r} is a local expert and gets its own address; use runtime: external instead"
-    elif not _is_ollama_here(expert.base_url):
-        remedy = "write http://127.0.0.1:11434/v1, or use runtime: external for another machine"
-        yield ("base_url",), f"{name!r} has runtime ollama, whose base_url is an Ollama of this machine; {remedy}"
-    elif expert.replicas > 1:
-        yield ("replicas",), f"{name!r} is one model in the Ollama at base_url; remove `replicas`"
-
-
-def _is_ollama_here(url: str) -> bool:
-    parts = urlsplit(url)
-    is_ollama = parts.scheme == "http" and parts.path.rstrip("/") == "/v1" and parts.username is None
-    return is_ollama and _is_here(parts.hostname or "")
-
-
-def _is_here(host: str) -> bool:
-    """Return True for addresses of this machine; other names, such as 127.0.0.1.example, may resolve to any host."""
-    try:
-        return host == "localhost" or ip_address(host).is_loopback
-    except ValueError:
-        return False

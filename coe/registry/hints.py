@@ -18,30 +18,17 @@ MIN_SCRUBBED_CHARACTERS = 4
 """Values of variables that are at least so long are removed from problems."""
 _QUOTED = re.compile(r"'([^']*)'")
 _SYNONYMS: Mapping[str, tuple[str, ...]] = {
-    "external": (
-        *("openai", "openrouter", "groq", "mistral", "deepseek", "together", "xai", "http", "remote", "api", "hosted"),
-        *("lmstudio", "tgi", "openai-compatible", "server"),
-    ),
-    "llama.cpp": ("llamacpp", "llama-cpp", "llama_cpp", "llama-server", "gguf"),
-    "litellm": ("anthropic", "azure", "bedrock", "vertex", "vertex_ai", "gemini", "cohere", "provider"),
-    "transformers": ("hf", "huggingface", "local", "embedded"),
-    "images": ("vision", "image", "multimodal", "image_input"),
-    "tools": ("function_calling", "functions", "tool_use", "tool_calling", "function"),
-    "json_schema": ("json", "structured_outputs", "structured_output", "response_schema", "schema"),
-    "json_object": ("json_mode",),
-    "files": ("pdf", "documents", "file"),
-    "audio": ("speech", "voice"),
-    "chat": ("openai", "chat/completions", "chat_completions"),
+    "external": ("openai", "openrouter", "groq", "lmstudio", "http", "remote", "api"),
+    "llama.cpp": ("llama-server", "gguf"),
+    "litellm": ("anthropic", "azure", "bedrock", "vertex_ai", "gemini"),
+    "images": ("vision",),
+    "tools": ("function_calling",),
     "messages": ("anthropic",),
-    "base_url": ("api_base", "url", "endpoint", "host"),
-    "context_length": ("context_window", "max_model_len", "max_context", "context"),
-    "prices": ("cost", "price", "pricing"),
-    "api_key": ("key", "token"),
-    "runtime": ("engine", "backend"),
+    "chat": ("openai",),
+    "base_url": ("api_base", "url"),
+    "context_length": ("max_model_len", "context_window"),
 }
 """Names in experts.yaml and their synonyms in other products. A name is suggested only where it is allowed."""
-
-
 _KINDS: Mapping[str, str] = {
     **dict.fromkeys(("tuple_type", "list_type", "frozen_set_type", "set_type"), "expected a list, such as [a, b]"),
     **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), "expected keys with values, such as {a: b}"),
@@ -95,9 +82,7 @@ def _known_keys(root: type[BaseModel], path: KeyPath) -> list[str]:
     model: Any = root
     for step in path:
         if isinstance(step, str) and step in model.model_fields:
-            model = _model_in(model.model_fields[step].annotation)
-            if model is None:
-                return []
+            model = _model_in(model.model_fields[step].annotation) or BaseModel
     return list(model.model_fields)
 
 

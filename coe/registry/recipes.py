@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -19,9 +19,7 @@ from pydantic_core import PydanticCustomError
 
 from coe.core import Api, Capability
 from coe.registry.experts import ExpertSpec, Prices
-from coe.registry.hints import nearest
-from coe.registry.sections import Name, Probability, StrictModel
-from coe.registry.yaml_source import KeyPath
+from coe.registry.sections import Name, Probability, StrictModel, one_as_list
 
 PROPOSED_PREFIX = "auto-"
 """Beginning of the names of recipes that `coe plan` proposes; a number follows."""
@@ -38,14 +36,8 @@ Compare the answers: where they disagree, find out which is right; all of them m
 yourself with the best of them. Return the final answer only; do not mention the other answers."""
 
 
-def _members(step: Any) -> Any:
-    """Convert one name to a step of one member. Rejects an empty step."""
-    if step in ([], ""):
-        raise PydanticCustomError("empty_step", "a step must name at least one expert; add one or remove the step")
-    return [step] if isinstance(step, str) else step
-
-
-Step = Annotated[tuple[Name, ...], BeforeValidator(_members, json_schema_input_type=Name | tuple[Name, ...])]
+_OneOrMore = BeforeValidator(one_as_list, json_schema_input_type=Name | tuple[Name, ...])
+Step = Annotated[tuple[Name, ...], Field(min_length=1), _OneOrMore]
 """Members that are called at the same time; in the file a name or a list of names."""
 
 
@@ -144,37 +136,12 @@ class RecipeSpec(StrictModel):
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def cap_problems(recipe: RecipeSpec, experts: Mapping[str, ExpertSpec]) -> Iterator[tuple[KeyPath, str]]:
-    """Check the caps of a cascade or vote over declared experts, with keys relative to the recipe."""
-    if not recipe.max_tokens or recipe.writes:
-        return
-    name, key = recipe.name, "max_tokens"
-    for member, cap in recipe.max_tokens.items():
-        if member not in recipe.members:
-            yield (key, member), f"{member!r} is not a member of {name!r}{nearest(member, recipe.members)}"
-        elif member in experts and (limit := _output_limit(experts[member])) <= cap:
-            present = f"the {limit} tokens that `parameters` of {member!r} allow"
-            yield (key, member), f"the cap is no lower than {present}; lower it, or remove it"
-    if len(recipe.steps) == 1:
-        yield (key,), f"{name!r} has one step, so nothing could replace an answer that is cut off; remove {key}"
-    if recipe.judge is not None:
-        yield (key,), f"a judge grades whole answers; remove {key} from {name!r}, or its judge"
-    if recipe.max_loss is not None:
-        yield (key,), f"max_loss is a bound against whole answers of the last step; remove it or {key} from {name!r}"
-
-
 def cap_in_force(cap: float, spec: ExpertSpec) -> float:
     """Return the cap of a member in tokens, infinite if its declared thinking budget is not below the cap: providers
     refuse such a request."""
     thinking = spec.parameters.get("thinking")
     budget = thinking.get("budget_tokens") if isinstance(thinking, dict) else None
     return math.inf if isinstance(budget, int) and budget >= cap else cap
-
-
-def _output_limit(spec: ExpertSpec) -> float:
-    """Return the lowest limit of output tokens in the declared parameters, infinite without one."""
-    limits = (spec.parameters.get(field) for field in ("max_tokens", "max_completion_tokens"))
-    return min((limit for limit in limits if isinstance(limit, int)), default=math.inf)
 
 
 def _item(item: Any) -> Any:

@@ -6,26 +6,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Annotated, Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from coe.core import PATHS, Api
-from coe.registry.aliases import AUTO, ModelNames, matches, overlap
+from coe.registry.aliases import AUTO, ModelNames, matches
 from coe.registry.experts import Language
 from coe.registry.hints import nearest
-from coe.registry.sections import Count, Name, StrictModel
-from coe.registry.yaml_source import Problems
+from coe.registry.sections import Count, Name, StrictModel, one_as_list
 
 MAX_RULES = 100
 MAX_ALTERNATIVES = 32
 """Values of one condition."""
-
-
-def _one_as_list(declared: Any) -> Any:
-    return [declared] if isinstance(declared, str) else declared
 
 
 def _in_lower_case(declared: tuple[str, ...]) -> tuple[str, ...]:
@@ -34,7 +29,7 @@ def _in_lower_case(declared: tuple[str, ...]) -> tuple[str, ...]:
 
 _Alternatives = Field(min_length=1, max_length=MAX_ALTERNATIVES)
 _Pattern = Annotated[str, Field(pattern=r"^[ -~]{1,128}$")]
-_OneOrMore = BeforeValidator(_one_as_list, json_schema_input_type=str | list[str])
+_OneOrMore = BeforeValidator(one_as_list, json_schema_input_type=str | list[str])
 Patterns = Annotated[tuple[_Pattern, ...], _Alternatives, _OneOrMore]
 """Names, or patterns in which `*` stands for any characters."""
 Factor = Annotated[float, Field(ge=0.001, le=1000)]
@@ -77,14 +72,7 @@ class Conditions(StrictModel):
     """Values of `model` as the client sends them, such as an alias."""
     system: Annotated[tuple[_Part, ...], _Alternatives, _OneOrMore, AfterValidator(_in_lower_case)] | None = None
     """Texts that the system prompt contains. Upper and lower case are the same."""
-    language: (
-        Annotated[
-            tuple[Language, ...],
-            _Alternatives,
-            BeforeValidator(_one_as_list, json_schema_input_type=Language | list[Language]),
-        ]
-        | None
-    ) = None
+    language: Annotated[tuple[Language, ...], _Alternatives, _OneOrMore] | None = None
     """Languages of the request by ISO 639 code. Known after classification, and not of every request."""
     tokens: TokenRange | None = None
     """Estimated input tokens, both limits included; without a stored conversation that the request continues."""
@@ -130,80 +118,22 @@ def apis_of(paths: Iterable[str]) -> frozenset[Api]:
     return frozenset(api for path in paths for api, known in PATHS.items() if matches(path, known))
 
 
-def rule_problems(
-    rules: Sequence[RuleSpec],
-    *,
-    categories: Sequence[str],
-    experts: Sequence[str],
-    keys: Sequence[str],
-    models: ModelNames,
-) -> Problems:
-    """Yield unknown names in rules. `experts` includes recipes, and `keys` their tenants."""
-    for index, rule in enumerate(rules):
-        if rule.expert is not None and rule.expert not in experts:
-            yield ("rules", index, "expert"), f"unknown expert or recipe {rule.expert!r}{nearest(rule.expert, experts)}"
-        named = () if rule.category is None else (("category", rule.category),)
-        for path in (*named, *(("odds", name) for name in rule.odds or ())):
-            if path[1] not in categories:
-                yield ("rules", index, *path), f"unknown category {path[1]!r}{nearest(path[1], categories)}"
-        found = (*_unknown_in(rule.when, keys, models), *_pinned_models(rule, models))
-        yield from ((("rules", index, "when", *path), problem) for path, problem in found)
-
-
-def _unknown_in(when: Conditions, keys: Sequence[str], models: ModelNames) -> Problems:
-    """Yield what no request has, with key paths relative to the conditions."""
-    for name in when.key or ():
-        if "*" not in name and name not in keys:
-            remedy = f" (keys issued later need a pattern){nearest(name, keys)}"
-            yield ("key",), f"unknown API key or tenant {name!r}{remedy}"
-    for path in when.path or ():
+def condition_problems(rule: RuleSpec, models: ModelNames) -> Iterator[tuple[str, str]]:
+    """Yield the conditions that no request meets, or none to which the rule's action applies, and what is wrong."""
+    for path in rule.when.path or ():
         if not apis_of((path,)):
-            yield ("path",), f"no endpoint has the path {path!r}{nearest(path, [*PATHS.values()])}"
-    for name in when.model or ():
-        is_pattern = "*" in name
-        if models.resolve(name) is None and not (is_pattern and any(overlap(name, one) for one in models.names)):
-            yield ("model",), f"unknown model or alias {name!r}{nearest(name, models.names)}"
-
-
-def _pinned_models(rule: RuleSpec, models: ModelNames) -> Problems:
-    """Yield models of a rule for routing that pin an expert, so that their requests are not routed."""
-    for name in () if rule.only_local else rule.when.model or ():
-        found = None if "*" in name else models.resolve(name)
-        if found is not None and found.model != AUTO:
-            yield ("model",), f"requests for {name!r} are not routed, so only `only_local` applies to them"
+            yield "path", f"no endpoint has the path {path!r}{nearest(path, [*PATHS.values()])}"
+    for name in (one for one in rule.when.model or () if "*" not in one):
+        found = models.resolve(name)
+        if found is None:
+            yield "model", f"unknown model or alias {name!r}{nearest(name, models.names)}"
+        elif found.model != AUTO and not rule.only_local:
+            yield "model", f"requests for {name!r} are not routed, so only `only_local` applies to them"
 
 
 def rule_notes(rules: Sequence[RuleSpec]) -> Iterator[tuple[int, str]]:
-    """Yield the index of each rule that earlier ones make useless, and why; and of those that do not keep requests
-    local because they come too late."""
+    """Yield the index of each rule that does not keep all its requests local because it comes too late, and why."""
     for index, rule in enumerate(rules):
-        earlier = rules[:index]
-        first = next((one for one in earlier if _implies(rule.when, one.when)), None)
-        if first is not None:
-            yield index, f"rule {rule.name!r} can never match: {first.name!r} matches all its requests before it"
-        elif rule.only_local and (wider := [one.name for one in earlier if not one.only_local]):
+        if rule.only_local and (wider := [one.name for one in rules[:index] if not one.only_local]):
             names = ", ".join(wider)
             yield index, f"rule {rule.name!r} does not keep requests local that match {names} before it; move it up"
-
-
-_ANY: Mapping[str, tuple[str, ...]] = dict.fromkeys(("client", "key", "path", "model"), ("*",))
-"""Conditions on what every request has, and their values in a rule without them."""
-
-
-def _implies(narrow: Conditions, wide: Conditions) -> bool:
-    """Return True if `wide` holds for each request for which `narrow` holds; False also where that is unclear."""
-    for name in ("tools", "client", "key", "path", "model", "language", "system"):
-        covers = _contains if name == "system" else matches
-        if not _covered(getattr(narrow, name) or _ANY.get(name, ()), getattr(wide, name), covers):
-            return False
-    own, other = (one.tokens.limits if one.tokens else (0, math.inf) for one in (narrow, wide))
-    return other[0] <= own[0] and own[1] <= other[1]
-
-
-def _contains(part: str, text: str) -> bool:
-    return part in text
-
-
-def _covered(narrow: Sequence[str], wide: Sequence[str] | None, covers: Callable[[str, str], bool]) -> bool:
-    """Return whether there are values, each covered by one of `wide`; True without a condition `wide`."""
-    return wide is None or (bool(narrow) and all(any(covers(one, value) for one in wide) for value in narrow))

@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 from coe.core import Api, Capability
 
@@ -27,46 +27,34 @@ class Runtime:
 
     - `apis`: supported APIs, unless an expert declares others.
     - `local`: CoE starts its servers.
-    - `capabilities`: of its servers, from the expert's options; None if they depend on the model alone.
+    - `capabilities`: of its servers, None if they depend on the model alone; `option_capabilities` need an option.
     - `adapters`: its servers load LoRA adapters.
     - `gpus`: its servers can be confined to some GPUs.
     - `sleep_levels`: levels of sleep; without one, residency stops its servers.
     - `sleep_options`: each level needs other options of the server.
-    - `queues`: its servers work on one request at a time, and on a plain one until it is complete.
     """
 
     apis: frozenset[Api] = frozenset({"chat"})
     local: bool = False
-    capabilities: Callable[[Mapping[str, Any]], Capabilities] | None = None
+    capabilities: Capabilities | None = None
+    option_capabilities: Mapping[str, Capability] = field(default_factory=dict)
     adapters: bool = False
     gpus: bool = False
     sleep_levels: frozenset[int] = frozenset()
     sleep_options: bool = False
-    queues: bool = False
-
-
-def _vllm_capabilities(options: Mapping[str, Any]) -> Capabilities:
-    calls_tools = options.get("enable-auto-tool-choice") and options.get("tool-call-parser")
-    return _GUIDED | {"tools"} if calls_tools else _GUIDED
-
-
-def _llama_cpp_capabilities(options: Mapping[str, Any]) -> Capabilities:
-    """Return the capabilities of llama.cpp; images need the file of a projector."""
-    images: Capabilities = frozenset({"images"}) if "mmproj" in options else frozenset()
-    return _LLAMA_CPP | images
 
 
 RUNTIMES: Mapping[str, Runtime] = {
     "transformers": Runtime(
         apis=frozenset({"chat", "completions"}),  # its Responses API always streams (5.24)
         local=True,
-        capabilities=lambda _: TRIED,
-        queues=True,
+        capabilities=TRIED,
     ),
     "vllm": Runtime(
         apis=frozenset({"chat", "completions", "responses", "messages"}),
         local=True,
-        capabilities=_vllm_capabilities,
+        capabilities=_GUIDED,
+        option_capabilities={"enable-auto-tool-choice": "tools"},
         adapters=True,
         gpus=True,
         sleep_levels=frozenset({1, 2}),
@@ -74,13 +62,15 @@ RUNTIMES: Mapping[str, Runtime] = {
     "llama.cpp": Runtime(
         apis=frozenset({"chat", "completions", "responses", "messages"}),
         local=True,
-        capabilities=_llama_cpp_capabilities,
+        capabilities=_LLAMA_CPP,
+        option_capabilities={"mmproj": "images"},  # the file of a projector
         gpus=True,
     ),
     "sglang": Runtime(
         apis=frozenset({"chat", "completions"}),
         local=True,
-        capabilities=lambda options: _GUIDED | {"tools"} if options.get("tool-call-parser") else _GUIDED,
+        capabilities=_GUIDED,
+        option_capabilities={"tool-call-parser": "tools"},
         gpus=True,
         sleep_levels=frozenset({1, 2}),
         sleep_options=True,
@@ -88,7 +78,7 @@ RUNTIMES: Mapping[str, Runtime] = {
     "ollama": Runtime(
         apis=frozenset({"chat", "completions"}),
         local=True,
-        capabilities=lambda _: TRIED | {"json_object"},
+        capabilities=TRIED | {"json_object"},
         gpus=True,
         sleep_levels=frozenset({2}),  # the weights return from disk
     ),
@@ -98,8 +88,3 @@ RUNTIMES: Mapping[str, Runtime] = {
 LOCAL_RUNTIMES = frozenset(name for name, runtime in RUNTIMES.items() if runtime.local)
 """Runtimes whose servers CoE starts on its own machines."""
 assert RUNTIMES.keys() == set(get_args(RuntimeName))
-
-
-def with_feature(feature: str) -> str:
-    """The names of the runtimes whose field `feature` is set, for messages."""
-    return ", ".join(name for name, runtime in RUNTIMES.items() if getattr(runtime, feature))

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -34,6 +34,11 @@ def _reachable(url: str) -> str:
 def _in_utc(moment: datetime) -> datetime:
     """Return the moment with a time zone, UTC where none is written."""
     return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+
+
+def one_as_list(declared: Any) -> Any:
+    """Return a list of one name in place of the name itself."""
+    return [declared] if isinstance(declared, str) else declared
 
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -119,10 +124,6 @@ class BudgetSpec(StrictModel):
     """Largest share of requests for one expert."""
 
 
-ANY_DEVICE = "any"
-"""In place of the name of an expert's device: any of the declared ones."""
-
-
 class DeviceSpec(StrictModel):
     """Memory that local experts share: one GPU, several GPUs that hold one expert together, or a machine's RAM."""
 
@@ -131,8 +132,7 @@ class DeviceSpec(StrictModel):
     memory_gb: Positive
     """Memory for experts in GB, without what other programs use."""
     gpus: tuple[Annotated[int, Field(ge=0)], ...] = ()
-    """GPUs of the device, numbered as by nvidia-smi, to which its servers are confined. Required for experts that may
-    run on several devices."""
+    """GPUs of the device, numbered as by nvidia-smi, to which its servers are confined."""
 
 
 class ResidencySpec(StrictModel):
@@ -150,20 +150,18 @@ class ResidencySpec(StrictModel):
     """Seconds after which a request that still waits goes to the next expert that is awake, or fails with 503."""
 
 
-_ORIGIN = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<host>[a-z0-9._-]+|\[[0-9a-f:.]+\])(:(?P<port>[0-9]{1,5}))?")
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
+_DEFAULT_PORT = re.compile(r"(?<=^http)(://.*):80$|(?<=^https)(://.*):443$")
 _HOST = re.compile(r"(\*\.)?[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*")
-_DEFAULT_PORTS = {("http", "80"), ("https", "443")}
 
 
 def _origin(text: str) -> str:
     """Normalize an origin to the form that browsers send."""
-    found = _ORIGIN.fullmatch(text.lower())
-    if found is None:
+    if not _ORIGIN.fullmatch(text.lower()):
         raise PydanticCustomError(
             "origin", "an origin is scheme://host or scheme://host:port, without a path; write https://app.example.com"
         )
-    default = (found["scheme"], found["port"]) in _DEFAULT_PORTS
-    return f"{found['scheme']}://{found['host']}" if default else found[0]
+    return _DEFAULT_PORT.sub(r"\1\2", text.lower())
 
 
 def _host(text: str) -> str:
@@ -250,13 +248,17 @@ class ApiKey(KeySpec):
     """SHA-256 digest of the key, hexadecimal. The key itself is not stored."""
 
 
+FILE = "file"
+"""Value of `access.counters` for files in the state folder, which all gateway processes of a machine share."""
+
+
 class AccessSpec(StrictModel):
     """Access control. Without keys everyone has access, and the gateway listens on loopback only."""
 
     keys: tuple[ApiKey, ...] = ()
     """API keys."""
-    counters: Annotated[str, Field(pattern=r"^(memory|rediss?://.+)$")] = "memory"
-    """Store of the usage of keys, and of issued keys: `memory` (the processes of one machine, in the state folder) or
+    counters: Annotated[str, Field(pattern=rf"^({FILE}|rediss?://.+)$")] = FILE
+    """Store of the usage of keys, and of issued keys: `file` (in the state folder, for all processes of one machine) or
     redis://HOST:PORT/DB (all gateways together)."""
     allowed_origins: tuple[Origin, ...] = ()
     """Origins of web pages that may call the API, besides the gateway's own, such as https://app.example.com. Without

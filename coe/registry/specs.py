@@ -9,31 +9,20 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from functools import cached_property
+from itertools import chain
 from typing import Annotated, Literal
 
 import orjson
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from coe.core import GENERAL
-from coe.registry.aliases import AUTO, POINT_PREFIX, AliasName, ModelNames, OperatingPoint
+from coe.registry import sections
+from coe.registry.aliases import AUTO, MAX_ALIASES, POINT_PREFIX, AliasName, ModelNames, OperatingPoint
 from coe.registry.experts import ExpertSpec
 from coe.registry.recipes import PROPOSED_PREFIX, ArmSpec, RecipeItems, RecipeSpec
 from coe.registry.rules import MAX_RULES, RuleSpec
 from coe.registry.runtimes import LOCAL_RUNTIMES, RUNTIMES
-from coe.registry.sections import (
-    ANY_DEVICE,
-    AccessSpec,
-    BudgetSpec,
-    CacheSpec,
-    Limits,
-    LogSpec,
-    Name,
-    Policy,
-    ResidencySpec,
-    RetrievalSpec,
-    StoredResponsesSpec,
-    StrictModel,
-)
+from coe.registry.sections import Name, StrictModel
 
 
 class Category(StrictModel):
@@ -50,17 +39,9 @@ class Category(StrictModel):
 
 _HOSTING_KEYS = ("device", "pinned", "sleep_level", "stand_in", "replicas", "stream_idle_timeout", "allowed_fields")
 """Keys of an expert that no plan depends on."""
-_CALLING_KEYS = (
-    "escalate_stuck_to",
-    "max_attempts",
-    "max_calls",
-    "max_stream_hold",
-    "timeout",
-    "first_token_timeout",
-    "response_timeout",
-    "stream_idle_timeout",
-    "keep_alive_interval",
-)
+_PLANNED_POLICY = ("confidence_threshold", "sticky_margin", "cost_weight", "cost_weight_limits", "max_quality_loss")
+"""Keys of `policy` that a plan depends on."""
+_PLANNED_SECTIONS = ("version", "categories", "experts", "assignment", "recipes", "router", "budget")
 
 
 class RouterSpec(StrictModel):
@@ -88,42 +69,40 @@ class Registry(StrictModel):
     """Kinds of requests. One of them must be named `general`."""
     experts: tuple[ExpertSpec, ...] = Field(min_length=1)
     """Models that answer requests."""
-    assignment: Annotated[dict[str, str], BeforeValidator(lambda given: {} if given is None else given)] = Field(
-        default_factory=dict
-    )
+    assignment: dict[str, str] = Field(default_factory=dict)
     """Expert of each category, whatever a plan says. `coe plan` decides the categories left out; without a plan, the
     expert of `general` answers these, and `general` goes to the first expert that supports chat."""
     recipes: RecipeItems = ()
     """Experts made of experts. The item `auto`, or `auto` alone, makes `coe plan` propose recipes."""
-    aliases: dict[AliasName, str] = Field(default_factory=dict)
+    aliases: Annotated[dict[AliasName, str], Field(max_length=MAX_ALIASES)] = Field(default_factory=dict)
     """Further values of `model`, and the model that each stands for: `auto`, an expert, a recipe or an operating
-    point. In an alias `*` stands for any characters, as in `gpt-*: auto`."""
+    point. In an alias `*` stands for any characters, as in `gpt-*: auto`. The first pattern that matches applies."""
     operating_points: dict[Name, OperatingPoint] = Field(default_factory=dict)
     """Named trade-offs between quality and cost, which clients request as the model `coe/NAME`."""
     rules: Annotated[tuple[RuleSpec, ...], Field(max_length=MAX_RULES)] = ()
     """Rules for certain requests, at most 100. The first rule that matches a request applies, and no other."""
     router: RouterSpec = RouterSpec()
     """Settings of the category router."""
-    policy: Policy = Policy()
+    policy: sections.Policy = sections.Policy()
     """Selection of experts, timeouts and retries."""
-    budget: BudgetSpec = BudgetSpec()
+    budget: sections.BudgetSpec = sections.BudgetSpec()
     """Constraints for `coe plan`."""
-    limits: Limits = Limits()
+    limits: sections.Limits = sections.Limits()
     """Limits of each gateway process."""
-    access: AccessSpec = AccessSpec()
+    access: sections.AccessSpec = sections.AccessSpec()
     """API keys, allowed origins and host names."""
-    cache: CacheSpec | None = None
+    cache: sections.CacheSpec | None = None
     """Cache of answers to identical requests. Default: off."""
-    stored_responses: StoredResponsesSpec = StoredResponsesSpec()
+    stored_responses: sections.StoredResponsesSpec = sections.StoredResponsesSpec()
     """Answers of the Responses API that clients may refer to. Default: one day, in a file."""
-    log: LogSpec = LogSpec()
+    log: sections.LogSpec = sections.LogSpec()
     """Settings of the routing log."""
     artifacts: Annotated[str, Field(pattern=r"^(folder|rediss?://.+)$")] = "folder"
     """Source of router and plan for gateways: `folder` (the state folder) or redis://HOST:PORT/DB. With
     Redis, gateways on several machines follow each promotion."""
-    residency: ResidencySpec | None = None
+    residency: sections.ResidencySpec | None = None
     """Local experts that share devices. Default: all local experts are always awake."""
-    retrieval: RetrievalSpec = RetrievalSpec()
+    retrieval: sections.RetrievalSpec = sections.RetrievalSpec()
     """Retrieval of passages from documents."""
 
     @cached_property
@@ -155,16 +134,12 @@ class Registry(StrictModel):
     def with_proposed(self, steps: Mapping[str, tuple[tuple[str, ...], ...]]) -> Registry:
         """Return the declaration with the recipes that its plan proposed, by their steps; itself without `auto`.
 
-        Names that are declared, and recipes with members that are not, are left out. The digest stays that of the file.
+        Recipes with members that are not declared are left out. The digest stays that of the file.
         """
-        declared = {*self.expert_names, *(recipe.name for recipe in self.declared_recipes)}
-        known = set(self.expert_names)
         added = [
             RecipeSpec(name=name, cascade=found)
             for name, found in steps.items()
-            if name.startswith(PROPOSED_PREFIX)
-            and name not in declared
-            and known.issuperset(member for step in found for member in step)
+            if name.startswith(PROPOSED_PREFIX) and set(self.expert_names).issuperset(chain.from_iterable(found))
         ]
         if not self.proposes_recipes or not added:
             return self
@@ -238,33 +213,19 @@ class Registry(StrictModel):
         """All values of `model`, with aliases and operating points."""
         return ModelNames(self.model_names, self.aliases, self.operating_points)
 
-    def devices_of(self, expert: ExpertSpec) -> tuple[str, ...]:
-        """The devices that a local expert may use, in the order of `residency.devices`.
-
-        Empty for other experts and without residency.
-        """
+    def device_of(self, expert: ExpertSpec) -> str | None:
+        """The device of a local expert; None for other experts and without residency."""
         if self.residency is None or expert.runtime not in LOCAL_RUNTIMES:
-            return ()
-        declared = [device.name for device in self.residency.devices]
-        if expert.device == (ANY_DEVICE,):
-            return tuple(declared)
-        position = {name: number for number, name in enumerate(declared)}
-        named = expert.device or (declared[0],)
-        return tuple(sorted(named, key=lambda name: position.get(name, len(position))))
+            return None
+        return expert.device or self.residency.devices[0].name
 
     @cached_property
     def hosted_experts(self) -> tuple[ExpertSpec, ...]:
-        """The experts, with the GPUs of their device, or of the first of several, as their own.
-
-        Servers that cannot be confined to GPUs, and those that run already, get none.
-        """
+        """The experts, with the GPUs of their device as their own, if their servers can be confined to GPUs."""
         gpus = {device.name: device.gpus for device in self.residency.devices} if self.residency else {}
         return tuple(
             expert.model_copy(update={"gpus": found})
-            if (there := self.devices_of(expert))
-            and RUNTIMES[expert.runtime].gpus
-            and not expert.base_url
-            and (found := gpus[there[0]])
+            if RUNTIMES[expert.runtime].gpus and (found := gpus.get(self.device_of(expert) or ""))
             else expert
             for expert in self.experts
         )
@@ -279,27 +240,13 @@ class Registry(StrictModel):
     def digest(self) -> str:
         """Short SHA-256 digest of everything that a plan depends on, without secrets.
 
-        It leaves out the sections aliases, operating_points, rules, access, cache, stored_responses, limits, log,
-        artifacts, retrieval and residency, and the policy's timeouts, attempts and exploration. Records hold that rate
-        themselves.
+        It has no part of other sections than categories, experts, assignment, recipes, router, policy and budget, and
+        leaves out the policy's timeouts, attempts and exploration. Records hold that rate themselves.
         """
         plain = self.model_dump(
             mode="json",
-            exclude={
-                "experts": {"__all__": {"api_key", "capabilities", "apis", "languages", "local", *_HOSTING_KEYS}},
-                "policy": {"exploration", *_CALLING_KEYS},
-                "aliases": True,
-                "operating_points": True,
-                "rules": True,
-                "access": True,
-                "cache": True,
-                "stored_responses": True,
-                "limits": True,
-                "log": True,
-                "artifacts": True,
-                "retrieval": True,
-                "residency": True,
-            },
+            include=dict.fromkeys(_PLANNED_SECTIONS, True) | {"policy": set(_PLANNED_POLICY)},
+            exclude={"experts": {"__all__": {"api_key", "capabilities", "apis", "languages", "local", *_HOSTING_KEYS}}},
         )
         if not self.recipes:  # a file without recipes keeps its digest
             del plain["recipes"]

@@ -1,7 +1,6 @@
 """Parse YAML into plain values with the line of every key and item, so that problems can name the line.
 
-Before any value is built, `check_limits` limits size, nesting and the expansion of aliases on the parser's events: a
-few lines of aliases could otherwise expand to gigabytes.
+Size, nesting and the expansion of aliases are limited: a few lines of aliases could otherwise expand to gigabytes.
 """
 
 from __future__ import annotations
@@ -15,99 +14,16 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent, Event, NodeEvent, ScalarEvent
+from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent, NodeEvent
 
 from coe.errors import ConfigError
 
-MAX_CHARACTERS = 4 * 2**20
+MAX_CHARACTERS = 2**20
 """Length of a text, and of all its values with aliases expanded."""
 MAX_NODES = 200_000
 """Number of keys, values and items, with aliases expanded."""
 MAX_DEPTH = 64
 """Levels of nested lists and mappings, with aliases expanded."""
-
-
-class LimitExceeded(Exception):
-    """A text exceeds a limit at the 1-based `line`."""
-
-    def __init__(self, line: int, problem: str) -> None:
-        super().__init__(problem)
-        self.line = line
-
-
-@dataclass(slots=True)
-class _Size:
-    """Size of a node with aliases expanded: nodes, characters of scalars, and levels of nesting."""
-
-    nodes: int = 1
-    characters: int = 0
-    depth: int = 0
-
-    def include(self, child: _Size) -> None:
-        self.nodes += child.nodes
-        self.characters += child.characters
-        self.depth = max(self.depth, child.depth + 1)
-
-
-def check_limits(text: str) -> None:
-    """Raise LimitExceeded if a text is too large, a YAMLError or ValueError for text that is not YAML."""
-    if len(text) > MAX_CHARACTERS:
-        raise LimitExceeded(1, f"{len(text)} characters, more than the limit of {MAX_CHARACTERS}")
-    expansion = _Expansion()
-    for event in YAML(typ="rt").parse(text):
-        expansion.add(event)
-
-
-class _Expansion:
-    """Sizes of the open collections and of the anchored nodes, updated event by event."""
-
-    def __init__(self) -> None:
-        self._open: list[tuple[str | None, _Size]] = []
-        self._anchored: dict[str, _Size | None] = {}
-        self._nodes = self._characters = 0
-
-    def add(self, event: Event) -> None:
-        if isinstance(event, CollectionStartEvent):
-            self._open.append((event.anchor, _Size()))
-            if event.anchor is not None:
-                self._anchored[event.anchor] = None  # until the collection ends
-            self._count(event, _Size())
-        elif isinstance(event, CollectionEndEvent):
-            anchor, size = self._open.pop()
-            self._close(anchor, size)
-        elif isinstance(event, AliasEvent):
-            self._alias(event)
-        elif isinstance(event, ScalarEvent):
-            size = _Size(characters=len(event.value))
-            self._count(event, size)
-            self._close(event.anchor, size)
-
-    def _alias(self, event: AliasEvent) -> None:
-        size = self._anchored.get(event.anchor, _Size())  # an undefined one is rejected when it is resolved
-        if size is None:
-            raise LimitExceeded(_line(event), f"the alias *{event.anchor[:64]} is inside the node that it refers to")
-        self._count(event, size)
-        self._close(None, size)
-
-    def _count(self, event: NodeEvent, size: _Size) -> None:
-        """Add a node. Raises LimitExceeded."""
-        self._nodes += size.nodes
-        self._characters += size.characters
-        if self._nodes > MAX_NODES or self._characters > MAX_CHARACTERS:
-            limits = f"{MAX_NODES} values or {MAX_CHARACTERS} characters, aliases (*NAME) expanded"
-            raise LimitExceeded(_line(event), f"more than {limits}; use fewer aliases")
-        if len(self._open) + size.depth > MAX_DEPTH:
-            raise LimitExceeded(_line(event), f"nested deeper than {MAX_DEPTH} levels")
-
-    def _close(self, anchor: str | None, size: _Size) -> None:
-        if anchor is not None:
-            self._anchored[anchor] = size
-        if self._open:
-            self._open[-1][1].include(size)
-
-
-def _line(event: Event) -> int:
-    return int(event.start_mark.line) + 1
 
 
 KeyPath = tuple[str | int, ...]
@@ -120,23 +36,22 @@ _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}|^os\.environ/([A-Za-z_][
 
 @dataclass(frozen=True, slots=True)
 class YamlSource:
-    """A parsed file: its plain `value` and the 1-based line of each key path."""
+    """A parsed file: its plain `value`, the 1-based line of each key path, and the problems of unset variables."""
 
     file: str
     value: Any
     lines: Mapping[KeyPath, int]
+    unset: tuple[str, ...] = ()
 
     def at(self, path: KeyPath) -> str:
         """Return `file:line` of a key path, or of its nearest parent that has a line."""
-        for length in range(len(path), -1, -1):
-            if (line := self.lines.get(path[:length])) is not None:
-                return f"{self.file}:{line}"
-        return f"{self.file}:1"
+        places = (path[:length] for length in range(len(path), 0, -1))
+        return f"{self.file}:{next((self.lines[place] for place in places if place in self.lines), 1)}"
 
 
-def read(path: Path) -> YamlSource:
+def read(path: Path, *, environ: Mapping[str, str] | None = None) -> YamlSource:
     """Parse a YAML 1.2 file. Raises ConfigError with file:line for invalid YAML and for duplicate keys."""
-    return parse(read_text(path), path.name)
+    return parse(read_text(path), path.name, environ=environ)
 
 
 def read_text(path: Path) -> str:
@@ -153,14 +68,15 @@ def read_text(path: Path) -> str:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
 
 
-def parse(text: str, file: str) -> YamlSource:
-    """Parse a text; `file` is its name in problems. Raises ConfigError as `read` does."""
-    lines: dict[KeyPath, int] = {(): 1}
+def parse(text: str, file: str, *, environ: Mapping[str, str] | None = None) -> YamlSource:
+    """Parse a text; `file` is its name in problems. With `environ`, `${NAME}` and `os.environ/NAME` in strings are
+    replaced by values of variables. Raises ConfigError as `read` does."""
+    if len(text) > MAX_CHARACTERS:
+        raise ConfigError(f"{file}:1: {len(text)} characters, more than the limit of {MAX_CHARACTERS}")
     try:
-        check_limits(text)
-        return YamlSource(file, _plain(YAML(typ="rt").load(text), (), lines), lines)
-    except LimitExceeded as error:
-        raise ConfigError(f"{file}:{error.line}: {error}") from None
+        _check_limits(text, file)
+        reader = _PlainReader(file, environ)
+        return YamlSource(file, reader.plain(YAML(typ="rt").load(text), ()), reader.lines, tuple(reader.unset))
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         problem = (error.problem or "not YAML").split("\n")[0]
@@ -171,44 +87,68 @@ def parse(text: str, file: str) -> YamlSource:
         raise ConfigError(f"{file}:1: not YAML that can be parsed ({error!r}); leave out its tags (!!...)") from None
 
 
-def _plain(node: Any, path: KeyPath, lines: dict[KeyPath, int]) -> Any:
-    """Convert ruamel's nodes to plain values and collect their lines."""
-    if isinstance(node, CommentedMap):
-        for key in node:
-            if key in node.lc.data:
-                lines[(*path, key)] = node.lc.key(key)[0] + 1
-        return {key: _plain(value, (*path, key), lines) for key, value in node.items()}
-    if isinstance(node, CommentedSeq):
-        for index in range(len(node)):
-            lines[(*path, index)] = node.lc.item(index)[0] + 1
-        return [_plain(value, (*path, index), lines) for index, value in enumerate(node)]
-    for plain in (bool, int, float, str):  # ruamel uses subclasses of these, which keep the notation
-        if isinstance(node, plain):
-            return plain(node)
-    return node
+def _check_limits(text: str, file: str) -> None:
+    """Refuse a text with too many or too deeply nested values before any is built."""
+    open_anchors = list[str | None]()
+    nodes = 0
+    for event in YAML(typ="rt").parse(text):
+        nodes += isinstance(event, NodeEvent)
+        if isinstance(event, CollectionStartEvent):
+            open_anchors.append(event.anchor)
+        elif isinstance(event, CollectionEndEvent):
+            open_anchors.pop()
+        line = event.start_mark.line + 1
+        if isinstance(event, AliasEvent) and event.anchor in open_anchors:
+            problem = f"the alias *{event.anchor[:64]} is inside the node that it refers to"
+            raise ConfigError(f"{file}:{line}: {problem}")
+        if nodes > MAX_NODES or len(open_anchors) > MAX_DEPTH:
+            what = f"more than {MAX_NODES} values" if nodes > MAX_NODES else f"nested deeper than {MAX_DEPTH} levels"
+            raise ConfigError(f"{file}:{line}: {what}")
 
 
-def substitute_variables(source: YamlSource, environ: Mapping[str, str]) -> tuple[YamlSource, list[str]]:
-    """Replace `${NAME}` and `os.environ/NAME` in all strings; also return one problem per unset variable."""
-    problems: list[str] = []
+class _PlainReader:
+    """Converts ruamel's nodes to plain values, aliases expanded and variables replaced, and collects their lines.
+    Raises ConfigError if the expansion is too large."""
 
-    def substitute(value: Any, path: KeyPath) -> Any:
-        if isinstance(value, dict):
-            return {key: substitute(item, (*path, key)) for key, item in value.items()}
-        if isinstance(value, list):
-            return [substitute(item, (*path, index)) for index, item in enumerate(value)]
-        if not isinstance(value, str):
-            return value
+    def __init__(self, file: str, environ: Mapping[str, str] | None) -> None:
+        self.lines: dict[KeyPath, int] = {}
+        self.unset: list[str] = []
+        self._file, self._environ = file, environ
+        self._nodes = self._characters = 0
 
-        def variable_value(match: re.Match[str]) -> str:
-            name = match[1] or match[2]
-            if name not in environ:
-                problems.append(f"{source.at(path)}: environment variable {name} is not set; export it before starting")
-            return environ.get(name, match[0])
+    def plain(self, node: Any, path: KeyPath) -> Any:
+        self._nodes += 1
+        self._characters += len(node) if isinstance(node, str) else 0
+        if self._nodes > MAX_NODES or self._characters > MAX_CHARACTERS or len(path) > MAX_DEPTH:
+            limits = f"{MAX_NODES} values, {MAX_CHARACTERS} characters or {MAX_DEPTH} levels"
+            raise ConfigError(f"{self._at(path[:1])}: more than {limits}, aliases (*NAME) expanded; use fewer aliases")
+        if isinstance(node, CommentedMap):
+            for key in node:
+                if key in node.lc.data:
+                    self.lines[(*path, key)] = node.lc.key(key)[0] + 1
+            return {key: self.plain(value, (*path, key)) for key, value in node.items()}
+        if isinstance(node, CommentedSeq):
+            for index in range(len(node)):
+                self.lines[(*path, index)] = node.lc.item(index)[0] + 1
+            return [self.plain(value, (*path, index)) for index, value in enumerate(node)]
+        if isinstance(node, str):
+            return str(node) if self._environ is None else self._with_values(node, path, self._environ)
+        for kind in (bool, int, float):  # ruamel uses subclasses of these and of str, which keep the notation
+            if isinstance(node, kind):
+                return kind(node)
+        return node
 
-        return _VARIABLE.sub(variable_value, value)
+    def _with_values(self, text: str, path: KeyPath, environ: Mapping[str, str]) -> str:
+        names = variable_names(text)
+        self.unset += (
+            f"{self._at(path)}: environment variable {name} is not set; export it before starting"
+            for name in names
+            if name not in environ
+        )
+        return _VARIABLE.sub(lambda match: environ.get(match[1] or match[2], match[0]), text)
 
-    return YamlSource(source.file, substitute(source.value, ()), source.lines), problems
+    def _at(self, path: KeyPath) -> str:
+        return YamlSource(self._file, None, self.lines).at(path)
 
 
 def variable_names(text: str) -> tuple[str, ...]:

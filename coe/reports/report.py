@@ -24,7 +24,7 @@ from coe.errors import ArtifactError, DataError
 from coe.fleet.residency.client import fetch_report
 from coe.learning.experience_loader import load_experience, open_logs
 from coe.learning.rounds.round import read_round_states
-from coe.planning import Assignment, read_plan_file
+from coe.planning import Assignment, Plan
 from coe.records.record import RoutingRecord, observed
 from coe.registry import load
 from coe.reports.alarms import (
@@ -145,7 +145,7 @@ def _worth(settings: Settings) -> dict[str, Any] | None:
     store = ArtifactStore(settings.artifacts, ASSIGNMENT)
     with suppress(ArtifactError):  # `coe status` names it
         if (version := store.in_use()) is not None:
-            against = (read_plan_file(store.published(version).folder) or {}).get("against")
+            against = Plan.read(store.published(version).folder).against
             return {"version": version, "against": against} if against else None
     return None
 

@@ -11,7 +11,7 @@ import asyncio
 import random
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from coe.core import AnswerMemory, Call, Expert, Reply
 from coe.errors import (
@@ -38,6 +38,7 @@ _Failure = ExpertError | InvalidRequest
 """InvalidRequest: the request cannot be translated to the expert's API."""
 
 
+@dataclass(slots=True, eq=False)
 class Attempts:
     """Counts the attempts of one request, also if it is cancelled during one.
 
@@ -48,16 +49,13 @@ class Attempts:
     has the calls that reached a server and that it may bill, those of a recipe's members too (`Call.sent`).
     """
 
-    __slots__ = ("causes", "count", "dropped", "memory", "recipe_log", "sent", "sole_expert")
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.causes: dict[str, Cause] = {}
-        self.dropped: set[str] = set()
-        self.memory: AnswerMemory | None = None
-        self.recipe_log: RecipeLog | None = None
-        self.sole_expert = ""
-        self.sent: list[SentCall] = []
+    count: int = 0
+    causes: dict[str, Cause] = field(default_factory=dict)
+    dropped: set[str] = field(default_factory=set)
+    memory: AnswerMemory | None = None
+    recipe_log: RecipeLog | None = None
+    sole_expert: str = ""
+    sent: list[SentCall] = field(default_factory=list)
 
 
 async def call_experts(
@@ -81,9 +79,8 @@ async def call_experts(
     schedule = _Schedule(call, experts, max_attempts, attempts)
     loop = asyncio.get_running_loop()
     while True:
-        attempt = schedule.next()
-        if attempt is None:
-            attempt, pause = schedule.retry(deadline - loop.time())
+        attempt, pause = schedule.next(deadline - loop.time())
+        if pause:
             schedule.note_sole_expert(attempt)
             await asyncio.sleep(pause)
         schedule.start(attempt)
@@ -93,23 +90,17 @@ async def call_experts(
             schedule.failed(attempt, error)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class _Attempt:
     """One call to one expert. `is_retry`: the expert has failed before, so any of its replicas may be selected."""
 
-    __slots__ = ("call", "expert", "is_retry")
-
-    def __init__(self, expert: Expert, call: Call, *, is_retry: bool = False) -> None:
-        self.expert = expert
-        self.call = call
-        self.is_retry = is_retry
+    expert: Expert
+    call: Call
+    is_retry: bool = False
 
     def retry(self, *, exclude: frozenset[str] = frozenset()) -> _Attempt:
         """Return a second attempt. After a pause nothing is excluded: an unreachable server may be back."""
         return _Attempt(self.expert, replace(self.call, conversation=b"", exclude=exclude), is_retry=True)
-
-    @property
-    def has_other_replica(self) -> bool:
-        return not self.is_retry and self.expert.health.ready_replicas > 1
 
 
 class _Schedule:
@@ -128,17 +119,16 @@ class _Schedule:
         self._untranslatable: InvalidRequest | None = None
         self._retryable: list[tuple[_Attempt, ExpertError]] = []  # failures not yet retried
 
-    def next(self) -> _Attempt | None:
-        """Return the attempt to make at once; None if there is none."""
-        if not self._remaining:
-            return None
-        attempt, self._replica_retry = self._replica_retry, None
-        if attempt is None:
-            if not self._candidates:
-                return None
+    def next(self, seconds_left: float) -> tuple[_Attempt, float]:
+        """Return the next attempt and the pause before it, which is 0 until all experts have failed. Raises the final
+        error if there is none."""
+        if self._remaining and (attempt := self._replica_retry) is not None:
+            self._replica_retry = None
+            return attempt, 0.0
+        if self._remaining and self._candidates:
             call = replace(self._call, exclude=self._excluded) if self._excluded else self._call
-            attempt = _Attempt(self._candidates.popleft(), call)
-        return attempt
+            return _Attempt(self._candidates.popleft(), call), 0.0
+        return self._retry(seconds_left)
 
     def start(self, attempt: _Attempt) -> None:
         """Count an attempt."""
@@ -176,10 +166,10 @@ class _Schedule:
             if isinstance(error, ExpertUnavailable):
                 self._excluded |= error.unavailable_servers
             self._retryable.append((attempt, error))
-            if attempt.has_other_replica:
+            if not attempt.is_retry and attempt.expert.health.ready_replicas > 1:
                 self._replica_retry = attempt.retry(exclude=self._excluded)
 
-    def retry(self, seconds_left: float) -> tuple[_Attempt, float]:
+    def _retry(self, seconds_left: float) -> tuple[_Attempt, float]:
         """Return the attempt to retry and the pause before it. Raises the final error if nothing can be retried.
 
         Only experts that received the request are waited for. Otherwise all requests for a server that is down would

@@ -1,27 +1,28 @@
 """`Composition`: one router, one assignment and the experts, from a chat to the first chunk of the response.
 
-It carries out the steps classify, assign, retrieve and call of a request. The selection itself is the pure function
-`coe.routing.decision.decide`. A composition owns none of its parts, and is replaced as a whole on a reload.
+It carries out the steps assign, retrieve and call of a `RoutedRequest`, which holds what is known of a request. The
+selection itself is the pure function `coe.routing.decision.decide`. A composition owns none of its parts, and is
+replaced as a whole on a reload.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from coe.core import (
     GENERAL,
+    PASS_THROUGH_APIS,
     Call,
     Chat,
     Decision,
     Expert,
-    ExpertRule,
     Health,
     Prediction,
     Reply,
@@ -34,25 +35,40 @@ from coe.registry import ArmSpec, ExpertSpec, Registry
 from coe.retrieval.retrieval import Retrieval, RetrievalRequest, RetrievalResult
 from coe.routing.attempts import Attempts, call_experts
 from coe.routing.classifier import Classifier
-from coe.routing.conversation import Affinity, Conversation
+from coe.routing.conversation import Affinity, Conversation, read_conversation
 from coe.routing.decision import NO_PREVIOUS, Previous, decide, with_fallback
-from coe.routing.request_text import RoutedText
+from coe.routing.request_text import NO_TEXT, RoutedText
 from coe.routing.rules import Rules
 from coe.routing.stuck import escalation
 from coe.usage import RecipeLog
 
 NO_RETRIEVAL = RetrievalResult()
 NO_CONVERSATION = Conversation()
+NO_CHAT = Chat("", (), False, frozenset(), 0, {})
+NO_OPTIONS = RequestOptions()
 ESCALATED_MARK = "!"
 """End of an affinity entry of a session that was escalated."""
 
 
-@dataclass(frozen=True, slots=True)
-class RoutedReply:
-    """A reply whose first chunk has arrived, and the decision with the expert that sent it."""
+@dataclass(slots=True, eq=False)
+class RoutedRequest:
+    """What is known of one request on its way to an expert. Each step adds its results.
 
-    decision: Decision
-    reply: Reply
+    `chat` and `options` are those of the client, `routed` is the text that was classified. `previous` is the expert of
+    the conversation's last answer. `decision` names the expert that answers once one does.
+    """
+
+    chat: Chat = NO_CHAT
+    options: RequestOptions = NO_OPTIONS
+    routed: RoutedText = NO_TEXT
+    prediction: Prediction | None = None
+    conversation: Conversation = NO_CONVERSATION
+    previous: Previous = NO_PREVIOUS
+    decision: Decision | None = None
+    retrieval_result: RetrievalResult = NO_RETRIEVAL
+    attempts: Attempts = field(default_factory=Attempts)
+    taps: tuple[Callable[[bytes], None], ...] = ()
+    """Called with each chunk of the answer."""
 
 
 class Composition:
@@ -91,11 +107,13 @@ class Composition:
         self._retrieval = retrieval
         self.retrieves = retrieval is not None
         """True if documents are declared, so that step 5 may insert passages."""
-        self._shares_devices = registry.residency is not None
         self.prices = {arm.name: arm.prices for arm in registry.arms}
         """The prices of experts and arms by name."""
         self.rules = Rules(registry, router.categories) if registry.rules else None
         """The rules of experts.yaml; None without any."""
+        posterior = np.array([name == GENERAL for name in router.categories], dtype=np.float32)
+        self._general = Prediction(posterior, "pass_through")
+        """The prediction of a request that passes through, unclassified."""
         self.classifier = Classifier(
             router,
             assignment=assignment,
@@ -120,38 +138,32 @@ class Composition:
         if self._retrieval is not None:
             await self._retrieval.warm()
 
-    async def find_previous(
-        self, chat: Chat, conversation: Conversation, routed: RoutedText, rule: ExpertRule | None
-    ) -> Previous:
-        """Return the expert of the conversation's last answer, and how the request relates to that answer."""
+    async def assign(self, request: RoutedRequest) -> None:
+        """Step 4: decide on the expert. A request that passes through is one of the category `general`, unless a rule
+        sets another one. Raises what `decide` does."""
+        chat, options = request.chat, request.options
+        if chat.api in PASS_THROUGH_APIS:
+            prediction = self._general if self.rules is None else self.rules.apply(options.rules, self._general)
+            request.decision = self.decide(chat, prediction, options)
+            return
+        routed, rule = request.routed, options.rule
+        request.conversation = conversation = read_conversation(chat, options, routed.requests)
         found = (await self.affinity.find(conversation) or "") if conversation.earlier else ""
         expert, escalated = found.removesuffix(ESCALATED_MARK), found.endswith(ESCALATED_MARK)
         if expert not in self._arms:
-            return Previous("", routed.continues, routed.in_loop)
-        escalate_to = "" if escalated or not routed.in_loop else escalation(chat, expert, self.registry, rule)
-        return Previous(expert, routed.continues, routed.in_loop, escalate_to, escalated)
+            request.previous = Previous("", routed.continues, routed.in_loop)
+        else:
+            escalate_to = "" if escalated or not routed.in_loop else escalation(chat, expert, self.registry, rule)
+            request.previous = Previous(expert, routed.continues, routed.in_loop, escalate_to, escalated)
+        self._explore(request, options)
 
-    def assign(
-        self,
-        chat: Chat,
-        prediction: Prediction,
-        options: RequestOptions,
-        *,
-        previous: Previous = NO_PREVIOUS,
-    ) -> Decision:
+    def _explore(self, request: RoutedRequest, options: RequestOptions) -> None:
         """Decide with exploration, if it is declared, except in a loop of tool calls."""
+        assert request.prediction is not None
+        previous = request.previous
         explores = self.registry.policy.exploration.rate > 0 and not previous.in_loop
         uniform = random.random() if explores else None  # noqa: S311 (no secret depends on it)
-        return self.decide(chat, prediction, options, previous=previous, uniform=uniform)
-
-    def assign_general(self, chat: Chat, options: RequestOptions) -> Decision:
-        """Decide on a request that passes through: as for a text that is certainly of the category `general`, unless a
-        rule sets another one."""
-        posterior = np.array([name == GENERAL for name in self.router.categories], dtype=np.float32)
-        prediction = Prediction(posterior, "pass_through")
-        if self.rules is not None:
-            prediction = self.rules.apply(options.rules, prediction)
-        return self.decide(chat, prediction, options)
+        request.decision = self.decide(request.chat, request.prediction, options, previous=previous, uniform=uniform)
 
     def decide(
         self,
@@ -202,60 +214,52 @@ class Composition:
         cost = options.cost_weight * self._relative_cost
         return cost if gain is None else cost - gain
 
-    async def retrieve(
-        self,
-        chat: Chat,
-        decision: Decision,
-        options: RequestOptions,
-        *,
-        routed: RoutedText,
-        prediction: Prediction,
-        tenant: str | None,
-        previous: Previous = NO_PREVIOUS,
-    ) -> tuple[Chat, Decision, RetrievalResult]:
-        """Insert passages into the chat if the gate opens. Never fails.
+    async def retrieve(self, request: RoutedRequest, *, tenant: str | None) -> Chat:
+        """Step 5: return the chat, with passages if the gate opens. Never fails.
 
         If the decision counted on passages and none are inserted, the request is decided again without retrieval.
         """
-        retrieval = self._retrieval
+        retrieval, decision, prediction, options = (
+            self._retrieval,
+            request.decision,
+            request.prediction,
+            request.options,
+        )
         assert retrieval is not None, "step 5 runs only if `retrieves`"
+        assert decision is not None
+        assert prediction is not None
         specs = [self.registry.arm(name) for name in decision.candidates[: self.registry.policy.max_attempts]]
         context = min(spec.context_length for spec in specs)
         expert = self.registry.expert_names.index(first_expert(self.registry.arm(decision.expert)))
-        question = RetrievalRequest(chat, routed.text, prediction, expert, context, tenant, options.retrieval)
+        question = RetrievalRequest(
+            request.chat, request.routed.text, prediction, expert, context, tenant, options.retrieval
+        )
         counted_on = retrieval.net_gain(prediction, options.retrieval) is not None
-        chat_with_passages, result = await retrieval.retrieve(question)
-        found = result.status in ("used", "withheld")
+        chat_with_passages, request.retrieval_result = await retrieval.retrieve(question)
+        found = request.retrieval_result.status in ("used", "withheld")
         if counted_on and not found and decision.reason in ("routed", "spilled", "fallback"):
-            options = replace(options, retrieval="off")
-            decision = self.assign(chat, prediction, options, previous=previous)
-        return chat_with_passages, decision, result
+            self._explore(request, replace(options, retrieval="off"))
+        return chat_with_passages
 
-    async def call(
-        self,
-        chat: Chat,
-        decision: Decision,
-        options: RequestOptions,
-        *,
-        deadline: float,
-        attempts: Attempts,
-        prediction: Prediction | None = None,
-        conversation: Conversation = NO_CONVERSATION,
-        previous: Previous = NO_PREVIOUS,
-    ) -> RoutedReply:
-        """Call the candidates in order until one sends a first chunk, before `deadline` (event loop clock).
+    async def call(self, request: RoutedRequest, chat: Chat, *, deadline: float) -> Reply:
+        """Step 6: call the candidates in order until one sends a first chunk, before `deadline` (event loop clock).
+        `chat` is what they are sent: that of the request, with its passages.
 
         In a loop of tool calls the expert is not replaced by its stand-in: another one is called only if it fails.
-        Counts into `attempts`. The `prediction` helps recipes to weigh answers.
+        The decision then names the expert that answers. Recipes weigh answers by the prediction.
 
         Raises an ExpertError or InvalidRequest if none answers.
         """
-        policy = self.registry.policy
-        if self.recipes and not self.recipes.keys().isdisjoint(decision.candidates):
+        policy, attempts, options, decision = self.registry.policy, request.attempts, request.options, request.decision
+        assert decision is not None
+        order, previous = decision.candidates, request.previous
+        if self.recipes and not self.recipes.keys().isdisjoint(order):
             attempts.recipe_log = RecipeLog()
-        order = decision.candidates
-        escalated = previous.escalated or decision.reason == "escalated"
-        stays = previous.in_loop and previous.expert == decision.expert
+        stand_in, wake_deadline = "", 0.0
+        if (residency := self.registry.residency) is not None:  # the expert may be asleep, and its stand-in answer
+            stays = previous.in_loop and previous.expert == decision.expert
+            stand_in = order[1] if len(order) > 1 and not stays else ""
+            wake_deadline = min(deadline, asyncio.get_running_loop().time() + residency.wait_timeout)
         call = Call(
             chat.fields,
             chat.stream,
@@ -263,16 +267,16 @@ class Composition:
             policy.stream_idle_timeout,
             api=chat.api,
             headers=options.forwarded_headers,
-            conversation=conversation.prefix,
-            posterior=prediction.probabilities if prediction else None,
+            conversation=request.conversation.prefix,
+            stand_in=stand_in,
+            wake_deadline=wake_deadline,
+            posterior=request.prediction.probabilities if request.prediction else None,
             deadline=deadline,
             recipe_log=attempts.recipe_log,
             dropped=attempts.dropped,
             sent=attempts.sent,
             memory=attempts.memory,
         )
-        if self._shares_devices:
-            call = self._waking(call, order[1] if len(order) > 1 and not stays else "")
         expert, reply = await call_experts(
             call,
             [self._arms[name] for name in order],
@@ -280,23 +284,14 @@ class Composition:
             deadline=deadline,
             attempts=attempts,
         )
+        escalated = previous.escalated or decision.reason == "escalated"
         if expert != decision.expert:
-            decision = with_fallback(decision, expert, cause=attempts.causes[decision.expert])
+            request.decision = with_fallback(decision, expert, cause=attempts.causes[decision.expert])
         answered_by = f"{expert}{ESCALATED_MARK}" if escalated else expert
-        self.affinity.put(conversation, answered_by)
+        self.affinity.put(request.conversation, answered_by)
         if "tools" in chat.needs:
-            reply = self.affinity.noting_calls(reply, chat.api, conversation, answered_by)
-        return RoutedReply(decision, reply)
-
-    def _waking(self, call: Call, stand_in: str) -> Call:
-        """Return the call of an expert that may be asleep; the arm `stand_in` may answer for it, if it is not empty."""
-        residency = self.registry.residency
-        assert residency is not None
-        return replace(
-            call,
-            stand_in=stand_in,
-            wake_deadline=min(call.deadline, asyncio.get_running_loop().time() + residency.wait_timeout),
-        )
+            request.taps += self.affinity.call_taps(chat.api, request.conversation, answered_by)
+        return reply
 
 
 def first_expert(arm: ExpertSpec | ArmSpec) -> str:

@@ -19,13 +19,12 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Protocol
 
-from coe.core import Api, Chat, Message, Reply, RequestOptions
+from coe.core import Api, Chat, Message, RequestOptions
 from coe.routing.message_parts import split_message
 
 MAX_TURNS = 5
@@ -246,36 +245,18 @@ class Affinity:
             for key in conversation.answer:
                 self._shared.put(key.hex(), expert.encode(), ttl=SHARED_SECONDS)
 
-    def noting_calls(self, reply: Reply, api: Api, conversation: Conversation, expert: str) -> Reply:
-        """Return a reply that stores the expert under the ids of the tools that it calls, too."""
+    def call_taps(self, api: Api, conversation: Conversation, expert: str) -> tuple[Callable[[bytes], None], ...]:
+        """Return the functions to call with each chunk of an answer, which store the expert under the ids of the first
+        tools that it calls, too."""
         if (pattern := _CALL_IDS.get(api)) is None or not conversation.answer:
-            return reply
+            return ()
+        stored: set[bytes] = set()
 
-        def note(call_id: bytes) -> None:
-            key = _call_key(conversation.scope, call_id.decode("utf-8", "replace"))
-            self.put(Conversation((key,)), expert)
+        def tap(chunk: bytes) -> None:
+            for call_id in pattern.findall(chunk) if len(stored) < MAX_CALLS else ():
+                if call_id not in stored:
+                    stored.add(call_id)
+                    key = _call_key(conversation.scope, call_id.decode("utf-8", "replace"))
+                    self.put(Conversation((key,)), expert)
 
-        return _CallingReply(reply, pattern, note)
-
-
-class _CallingReply:
-    """Passes a reply on and reports the first ids of its calls as they come."""
-
-    def __init__(self, reply: Reply, pattern: re.Pattern[bytes], note: Callable[[bytes], None]) -> None:
-        self.media_type, self.usage = reply.media_type, reply.usage
-        self._reply = reply
-        self._pattern = pattern
-        self._note = note
-
-    async def chunks(self) -> AsyncGenerator[bytes, None]:
-        noted: set[bytes] = set()
-        async with aclosing(self._reply.chunks()) as chunks:
-            async for chunk in chunks:
-                for call_id in self._pattern.findall(chunk) if len(noted) < MAX_CALLS else ():
-                    if call_id not in noted:
-                        noted.add(call_id)
-                        self._note(call_id)
-                yield chunk
-
-    async def aclose(self) -> None:
-        await self._reply.aclose()
+        return (tap,)

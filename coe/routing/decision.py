@@ -104,7 +104,8 @@ def decide(
         uniform=uniform,
         unmeasured=() if uniform is None else assignment.unmeasured_experts(prediction.best),
     )
-    order = _order(candidates, expert, registry)
+    stand_in = None if registry.residency is None else registry.arm(expert).stand_in
+    order = candidates.fallback_order(expert, stand_in=stand_in)
     return Decision(
         expert,
         category,
@@ -141,12 +142,6 @@ def _choose_expert(
     if uniform is not None and reason == "routed":
         expert, reason, propensity = _explore(expert, candidates, policy, uniform=uniform, unmeasured=unmeasured)
     return expert, reason, propensity, avoided
-
-
-def _order(candidates: _Candidates, expert: str, registry: Registry) -> tuple[str, ...]:
-    """Return the selected expert and its fallbacks."""
-    stand_in = None if registry.residency is None else registry.arm(expert).stand_in
-    return candidates.fallback_order(expert, stand_in=stand_in)
 
 
 def _utilities_and_prices(

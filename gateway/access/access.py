@@ -20,6 +20,7 @@ from coe.core import ExpertRule, Scope
 from coe.errors import Forbidden, RequestError, Unauthorized
 from coe.outage import Outage
 from coe.registry import AccessSpec, ApiKey, Prices, RecipeSpec, Registry
+from coe.registry.sections import FILE
 from coe.routing.conversation import Affinity
 from coe.routing.eligibility import exclusion
 from coe.supervision import TaskFailed, ignore_failure
@@ -29,7 +30,7 @@ from gateway.access.browsers import BrowserPolicy
 from gateway.access.estimate import Pricing
 from gateway.access.issued_keys import IssuedKeys, access_with, date_of
 from gateway.access.key_store import KEYS_FILE
-from gateway.access.limits import MEMORY, Amounts, Limiter
+from gateway.access.limits import Amounts, Limiter
 from gateway.shared_cache import SharedCache
 from gateway.shared_store import RedisStore, SharedStore, SqliteStore
 
@@ -177,17 +178,17 @@ def access_of(
 async def open_limiter(
     counters: str, *, home: Path, task_failed: TaskFailed = ignore_failure
 ) -> AsyncIterator[Limiter]:
-    """Opens the limiter over the counts that `access.counters` names; `memory` is a file in the state folder `home`.
+    """Opens the limiter over the counts that `access.counters` names; `file` is a file in the state folder `home`.
     Raises ConfigError for an invalid address."""
     store: SharedStore
-    store = SqliteStore(home / KEYS_FILE) if counters == MEMORY else _redis_store(counters, "use")
+    store = SqliteStore(home / KEYS_FILE) if counters == FILE else _redis_store(counters, "use")
     async with Limiter(store, task_failed=task_failed) as limiter:
         yield limiter
 
 
 def check_counters(counters: str) -> None:
     """Raises ConfigError for an invalid address."""
-    if counters != MEMORY:
+    if counters != FILE:
         _redis_store(counters, "")
 
 
@@ -205,7 +206,7 @@ AFFINITY_DELAY_SECONDS = 0.05
 async def open_affinity(counters: str, *, task_failed: TaskFailed = ignore_failure) -> AsyncIterator[Affinity]:
     """The experts of conversations, shared with other gateways where `access.counters` names a Redis. Raises
     ConfigError for an invalid address."""
-    if counters == MEMORY:
+    if counters == FILE:
         yield Affinity()
         return
     async with SharedCache(

@@ -24,7 +24,7 @@ from coe.recipes.writing.request import ENVELOPE_TOKENS
 from coe.registry import AUTO, Prices, RecipeSpec
 from coe.routing.eligibility import single_expert_reason
 from gateway.access.limits import Amounts
-from gateway.dialects.parsing import ANSWER_COUNTS, TEXT_PARTS, prompts_of
+from gateway.dialects.chat import ANSWER_COUNTS, TEXT_PARTS, prompts_of
 
 CHARACTERS_PER_TOKEN = 4
 """Characters of text per token, approximately."""

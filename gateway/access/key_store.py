@@ -15,6 +15,7 @@ import orjson
 from pydantic import TypeAdapter, ValidationError
 
 from coe.errors import KeyRefused, KeysUnavailable, StoreError
+from coe.registry.sections import FILE
 from gateway.access.issued_keys import IssuedKeys
 from gateway.shared_store import RedisStore, SharedStore, SqliteStore
 
@@ -73,7 +74,7 @@ class KeyStore:
 
 def open_key_store(counters: str, *, home: Path) -> KeyStore:
     """The store that belongs to `access.counters`. Raises ConfigError for an invalid address."""
-    if counters == "memory":
+    if counters == FILE:
         return KeyStore(SqliteStore(home / KEYS_FILE))
     return KeyStore(RedisStore(counters, "keys", setting="access.counters"))
 

@@ -34,10 +34,6 @@ _UNITS: dict[MeterName, int] = {
 }
 
 
-MEMORY = "memory"
-"""The value of `access.counters` that shares counts in SQLite in the state folder, also with later processes."""
-
-
 class Amounts(NamedTuple):
     """The use or allowance of one request; each meter counts one of the three."""
 

@@ -1,4 +1,4 @@
-"""Cached answers: their stored form, the capture of a reply while it is relayed, and the test for completeness.
+"""Cached answers: their stored form, the bytes of a reply while it is relayed, and the test for completeness.
 
 The stored form is one line of JSON, then the answer's bytes.
 """
@@ -6,22 +6,19 @@ The stored form is one line of JSON, then the answer's bytes.
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncGenerator
-from contextlib import aclosing, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 import numpy as np
-import orjson
-from numpy.typing import NDArray
+from pydantic import BaseModel
 
 from coe import json_text
-from coe.core import AnswerMemory, Api, Decision, Prediction, Reply
+from coe.core import AnswerMemory, Api, Decision, Prediction
 from coe.errors import AnswerMemoryFull
 from coe.experts.held_answer import HeldAnswer
 from coe.experts.http import sse
 from coe.experts.http.sse import EVENT_STREAM
-from coe.usage import Usage
 
 MAX_ANSWER_BYTES = 2**20
 """Bytes of an answer that is stored."""
@@ -57,68 +54,61 @@ class CachedAnswer:
     def to_bytes(self) -> bytes:
         """Return the stored form."""
         prediction = self.prediction
-        head = {
-            "media_type": self.media_type,
-            "expert": self.expert,
-            "answered_by": self.answered_by,
-            "category": self.category,
-            "confidence": self.confidence,
-            "tokens": [self.input_tokens, self.output_tokens],
-            "probabilities": _plain(prediction.probabilities),
-            "stage": prediction.stage,
-            "in_distribution": prediction.in_distribution,
-            "language": prediction.language,
-            "router_probabilities": _plain(prediction.router_probabilities),
-        }
-        return orjson.dumps(head, option=orjson.OPT_SERIALIZE_NUMPY) + b"\n" + self.body
+        before_rule = prediction.router_probabilities
+        head = _StoredHead(
+            media_type=self.media_type,
+            expert=self.expert,
+            answered_by=self.answered_by,
+            category=self.category,
+            confidence=self.confidence,
+            tokens=(self.input_tokens, self.output_tokens),
+            probabilities=prediction.probabilities.tolist(),
+            stage=prediction.stage,
+            in_distribution=prediction.in_distribution,
+            language=prediction.language,
+            router_probabilities=None if before_rule is None else before_rule.tolist(),
+        )
+        return b"%b\n%b" % (head.model_dump_json().encode(), self.body)
 
     @classmethod
     def from_bytes(cls, stored: bytes) -> Self:
         """Return the answer. Raises ValueError for anything else."""
-        head, _, body = stored.partition(b"\n")
-        try:
-            found = orjson.loads(head)
-            _check_types(found)
-            own = found["router_probabilities"]
-            prediction = Prediction(
-                np.array(found["probabilities"], dtype=np.float32),
-                found["stage"],
-                found["in_distribution"],
-                None if own is None else np.array(own, dtype=np.float32),
-                found["language"],
-            )
-            return cls(
-                found["media_type"],
-                body,
-                found["expert"],
-                found["answered_by"],
-                found["category"],
-                found["confidence"],
-                prediction,
-                *found["tokens"],
-            )
-        except _MALFORMED as error:
-            raise ValueError(f"not a cached answer: {error}") from None
+        line, _, body = stored.partition(b"\n")
+        head = _StoredHead.model_validate_json(line)
+        before_rule = head.router_probabilities
+        prediction = Prediction(
+            np.array(head.probabilities, dtype=np.float32),
+            head.stage,
+            head.in_distribution,
+            None if before_rule is None else np.array(before_rule, dtype=np.float32),
+            head.language,
+        )
+        return cls(
+            head.media_type,
+            body,
+            head.expert,
+            head.answered_by,
+            head.category,
+            head.confidence,
+            prediction,
+            *head.tokens,
+        )
 
 
-def _check_types(found: Any) -> None:
-    """Raise TypeError for a stored form with a value of another type."""
-    texts = ("media_type", "expert", "answered_by", "category", "stage", "language")
-    numbers = (found["confidence"], found["in_distribution"])
-    is_right = all(isinstance(found[name], str) for name in texts) and all(
-        number is None or isinstance(number, float | int) for number in numbers
-    )
-    if (
-        not is_right
-        or found["confidence"] is None
-        or not all(one is None or type(one) is int for one in found["tokens"])
-    ):
-        raise TypeError("a value has another type")
+class _StoredHead(BaseModel, strict=True):
+    """The first line of a stored answer."""
 
-
-def _plain(probabilities: NDArray[np.float32] | None) -> NDArray[np.float32] | None:
-    """Return the array in the layout that orjson accepts."""
-    return None if probabilities is None else np.ascontiguousarray(probabilities)
+    media_type: str
+    expert: str
+    answered_by: str
+    category: str
+    confidence: float
+    tokens: tuple[int | None, int | None]
+    probabilities: list[float]
+    stage: str
+    in_distribution: float
+    language: str
+    router_probabilities: list[float] | None
 
 
 class CacheUse:
@@ -162,42 +152,6 @@ class CacheUse:
     def body(self) -> bytes | None:
         """All bytes kept; None without any, or if there were too many."""
         return b"".join(self._chunks) or None
-
-
-class ReplayedReply:
-    """A cached answer as a reply. Its usage are the tokens of the original answer; nothing is charged for them."""
-
-    def __init__(self, answer: CachedAnswer, *, memory: AnswerMemory | None) -> None:
-        self._held = HeldAnswer(memory)
-        self.media_type = answer.media_type
-        self.usage = Usage()
-        self.usage.input_tokens, self.usage.output_tokens = answer.input_tokens, answer.output_tokens
-        self._body = answer.body
-
-    async def chunks(self) -> AsyncGenerator[bytes, None]:
-        self._held.resize(len(self._body))
-        yield self._body
-
-    async def aclose(self) -> None:
-        self._held.resize(0)  # there is no connection
-
-
-class CapturedReply:
-    """Passes a reply on and keeps its bytes."""
-
-    def __init__(self, reply: Reply, use: CacheUse) -> None:
-        self.media_type, self.usage = reply.media_type, reply.usage
-        self._reply = reply
-        self._use = use
-
-    async def chunks(self) -> AsyncGenerator[bytes, None]:
-        async with aclosing(self._reply.chunks()) as chunks:
-            async for chunk in chunks:
-                self._use.keep(chunk)
-                yield chunk
-
-    async def aclose(self) -> None:
-        await self._reply.aclose()
 
 
 def is_complete(body: bytes, *, api: Api, media_type: str, choices: int) -> bool:

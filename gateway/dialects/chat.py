@@ -1,31 +1,211 @@
 """Parses requests of OpenAI's Chat Completions API into a `Chat`, the routing view, and writes the API's errors.
 
-It does the same for two APIs with the same errors: legacy Completions, and Embeddings. `gateway.request.line` uses the
-`Dialect` of each API.
+It does the same for two APIs with the same errors: legacy Completions, and Embeddings. It has what all dialects share:
+the JSON object of a body, its model, counts, messages and content parts. `gateway.chat` uses the `Dialect` of each API.
+
+Only fields that routing reads, and counts that multiply the cost, are validated; the expert's server validates the
+rest. Every error is an InvalidRequest that names the field.
 """
 
 from __future__ import annotations
 
-from coe.core import Chat, Message
+from collections.abc import Iterable
+from typing import Any
+
+import orjson
+
+from coe.core import Api, Capability, Chat, Message
 from coe.errors import InvalidRequest, RequestError
+from coe.experts.api_formats import LENGTH_FIELDS, MAX_TOKEN_COUNT
 from coe.experts.http import sse
 from gateway.dialects import Dialect
-from gateway.dialects.parsing import (
-    NEEDING_FIELDS,
-    Needs,
-    add_field_needs,
-    add_format_need,
-    chat_of,
-    model_of,
-    parse_message,
-    parse_object,
-    prompts_of,
-)
 from gateway.errors import body_of
 
-_NEEDING_FIELDS = frozenset(("tools", "functions", "response_format", *NEEDING_FIELDS))
+Needs = set[Capability]
+
+_PART_NEEDS: dict[str, Capability] = {
+    "image_url": "images",
+    "input_image": "images",
+    "image": "images",
+    "input_audio": "audio",
+    "file": "files",
+    "input_file": "files",
+    "document": "files",
+}
+TEXT_PARTS = ("text", "input_text", "output_text")
+TOOL_ROLES = frozenset(("tool", "function"))
+"""Roles of tool results, whatever their form in a dialect."""
+ANSWER_COUNTS = ("n", "best_of")
+"""Fields that multiply the number of answers."""
+_CHECKED_FIELDS = (*LENGTH_FIELDS, *ANSWER_COUNTS, "stream_options")
+_NEEDING_FIELDS = frozenset(
+    ("tools", "functions", "response_format", *ANSWER_COUNTS, "logprobs", "top_logprobs", "echo")
+)
 """Fields that may require a capability of the expert."""
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+
+
+def parse_object(body: bytes | bytearray) -> dict[str, Any]:
+    """The JSON object of a body."""
+    try:
+        fields = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequest(f"the body is not JSON: {error}", code="invalid_json") from None
+    if not isinstance(fields, dict):
+        raise InvalidRequest(f"the body must be a JSON object, not {type(fields).__name__}", code="invalid_json")
+    return fields
+
+
+def chat_of(
+    fields: dict[str, Any],
+    messages: Iterable[Message],
+    needs: Needs,
+    *,
+    api: Api,
+    model: str,
+    characters: int | None = None,
+) -> Chat:
+    """The routing view of a parsed body. `characters` defaults to those of all messages."""
+    _check_counts(fields)
+    messages = tuple(messages)
+    if "tools" not in needs and not TOOL_ROLES.isdisjoint([message.role for message in messages]):
+        needs.add("tools")  # results of tools in a request without `tools`, such as one for a summary
+    if characters is None:
+        characters = sum([len(message.text) for message in messages])
+    return Chat(model, messages, stream_of(fields), frozenset(needs), characters, fields, api)
+
+
+def _check_counts(fields: dict[str, Any]) -> None:
+    """Raises InvalidRequest for a count that is not a number. Counts multiply the cost; some servers accept "64"."""
+    if fields.keys().isdisjoint(_CHECKED_FIELDS):
+        return
+    for name in LENGTH_FIELDS:
+        if (value := fields.get(name)) is not None:
+            _check_count(value, name, minimum=0)
+    for name in ANSWER_COUNTS:
+        if (value := fields.get(name)) is not None:
+            _check_count(value, name, minimum=1)
+    options = fields.get("stream_options")
+    if options is not None and not isinstance(options, dict):
+        raise InvalidRequest("stream_options must be an object", param="stream_options")
+
+
+def _check_count(value: Any, name: str, *, minimum: int) -> None:
+    whole = type(value) is int or (type(value) is float and value.is_integer())
+    if not whole or not minimum <= value <= MAX_TOKEN_COUNT:
+        raise InvalidRequest(f"{name} must be a whole number from {minimum} to {MAX_TOKEN_COUNT}", param=name)
+
+
+def model_of(fields: dict[str, Any]) -> str:
+    """The model: `auto`, or a name that may be an expert's."""
+    model = fields.get("model")
+    if not isinstance(model, str) or not model:
+        raise InvalidRequest("model is missing: write 'auto' or the name of an expert", param="model")
+    return model
+
+
+def stream_of(fields: dict[str, Any]) -> bool:
+    """Returns whether the client wants the answer as a stream."""
+    stream = fields.get("stream")
+    if stream is None:
+        return False
+    if not isinstance(stream, bool):
+        raise InvalidRequest("stream must be true or false", param="stream")
+    return stream
+
+
+def parse_message(
+    item: Any, field: str, index: int, roles: tuple[str, ...], needs: Needs, call_field: str = ""
+) -> Message:
+    """The message at `field[index]`: a role and its content, which is text, a list of parts, or null. `call_field`
+    names the field with the id of the tool call that a message answers."""
+    if isinstance(item, dict):
+        role, content = item.get("role"), item.get("content")
+        if role in roles:
+            call_id = call_id_of(item, call_field) if role == "tool" else ""
+            if isinstance(content, str):
+                return Message(role, content, call_id)
+            return Message(role, text_of(content, f"{field}[{index}].content", needs), call_id)
+        path = f"{field}[{index}].role"
+        raise InvalidRequest(f"{path} must be one of {', '.join(roles)}", param=path)
+    path = f"{field}[{index}]"
+    raise InvalidRequest(f"{path} must be an object with role and content", param=path)
+
+
+def call_id_of(item: dict[str, Any], field: str) -> str:
+    """The id of the tool call that an item answers; empty if it has none."""
+    call_id = item.get(field)
+    return call_id if isinstance(call_id, str) else ""
+
+
+def text_of(content: Any, path: str, needs: Needs) -> str:
+    """The text of a message's content. Adds to `needs` the capabilities that its other parts require."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    if not isinstance(content, list):
+        raise InvalidRequest(f"{path} must be text, a list of parts, or null", param=path)
+    return "\n".join(parse_parts(content, path, needs))
+
+
+def parse_parts(parts: list[Any], path: str, needs: Needs) -> list[str]:
+    """The texts among typed parts."""
+    texts = []
+    for index, part in enumerate(parts):
+        part_type = type_of(part, path, index)
+        if part_type in TEXT_PARTS:
+            if not isinstance(part.get("text"), str):
+                raise InvalidRequest(f"{path}[{index}].text must be text", param=f"{path}[{index}].text")
+            texts.append(part["text"])
+        elif (need := _PART_NEEDS.get(part_type)) is not None and not _is_text_document(part):
+            needs.add(need)
+    return texts
+
+
+def _is_text_document(part: dict[str, Any]) -> bool:
+    """Returns whether a part is a document of the Messages API that holds text, not a file."""
+    source = part.get("source")
+    return part["type"] == "document" and isinstance(source, dict) and source.get("type") in ("text", "content")
+
+
+def type_of(part: Any, path: str, index: int) -> str:
+    """The declared type of the part at `path[index]`."""
+    if not isinstance(part, dict) or not isinstance(part.get("type"), str):
+        raise InvalidRequest(f"{path}[{index}] must be an object with a type", param=f"{path}[{index}]")
+    part_type: str = part["type"]
+    return part_type
+
+
+def add_format_need(output_format: Any, needs: Needs) -> None:
+    """Add the capability that an output format requires: JSON that matches a schema, or any JSON."""
+    if isinstance(output_format, dict) and (kind := output_format.get("type")) in ("json_schema", "json_object"):
+        needs.add(kind)
+
+
+def add_field_needs(fields: dict[str, Any], needs: Needs) -> None:
+    """Add the capabilities that fields of OpenAI's APIs require: several answers, log probabilities, and the prompt
+    repeated in the answer."""
+    if fields.keys().isdisjoint(_NEEDING_FIELDS):
+        return
+    for name in ANSWER_COUNTS:
+        if isinstance(count := fields.get(name), int | float) and count > 1:
+            needs.add("n")
+    logprobs = fields.get("logprobs")
+    if (logprobs is not None and logprobs is not False) or fields.get("top_logprobs"):  # completions take 0
+        needs.add("logprobs")
+    if fields.get("echo") is True:
+        needs.add("echo")
+
+
+def prompts_of(value: Any, name: str) -> list[str | list[Any]]:
+    """The prompts in any of OpenAI's forms: a text, texts, tokens, or lists of tokens."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, list) and value:
+        if all(type(item) in (int, float) for item in value):  # not bool, which is an int to Python
+            return [value]
+        if all(isinstance(item, (str, list)) for item in value):
+            return value
+    raise InvalidRequest(f"{name} must be text, a list of texts, or tokens", param=name)
 
 
 def parse(body: bytes | bytearray, model: str = "") -> Chat:
@@ -71,10 +251,11 @@ def _parse_embeddings(body: bytes | bytearray, model: str = "") -> Chat:
     return chat_of(fields, (), set(), api="embeddings", model=model, characters=longest)
 
 
-def _error_event(error: RequestError) -> bytes:
+def error_event(error: RequestError) -> bytes:
+    """An error as an event of a stream of OpenAI's APIs, but for Responses."""
     return sse.error_event(body_of(error))
 
 
-CHAT = Dialect("chat", parse, body_of, _error_event)
-COMPLETIONS = Dialect("completions", _parse_completion, body_of, _error_event)
-EMBEDDINGS = Dialect("embeddings", _parse_embeddings, body_of, _error_event)
+CHAT = Dialect("chat", parse, body_of, error_event)
+COMPLETIONS = Dialect("completions", _parse_completion, body_of, error_event)
+EMBEDDINGS = Dialect("embeddings", _parse_embeddings, body_of, error_event)

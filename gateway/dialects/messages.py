@@ -1,6 +1,6 @@
 """Parses requests of Anthropic's Messages API into a `Chat`, the routing view, and writes Anthropic's errors.
 
-It reads the system prompt and messages with content blocks. `gateway.request.line` uses the `Dialect` of the API.
+It reads the system prompt and messages with content blocks. `gateway.chat` uses the `Dialect` of the API.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import orjson
 from coe.core import Chat, Message
 from coe.errors import InvalidRequest, RequestError, ThreadUnsupported
 from gateway.dialects import Dialect
-from gateway.dialects.parsing import (
+from gateway.dialects.chat import (
     Needs,
     add_format_need,
     call_id_of,
@@ -23,7 +23,6 @@ from gateway.dialects.parsing import (
     text_of,
     type_of,
 )
-from gateway.errors import status_of
 
 ROLES = ("user", "assistant", "system")
 _ERROR_TYPES = {
@@ -60,7 +59,7 @@ def _parse(body: bytes | bytearray, model: str = "") -> Chat:
 def error_body(error: RequestError) -> bytes:
     """Return Anthropic's error body."""
     details = {"error_code": error.code} if isinstance(error, ThreadUnsupported) else None
-    return refusal(status_of(error), str(error), details)
+    return refusal(error.status, str(error), details)
 
 
 def refusal(status: int, message: str, details: dict[str, str] | None = None) -> bytes:

@@ -9,12 +9,11 @@ from functools import partial
 from typing import Any
 
 from coe.core import PASS_THROUGH_APIS, Chat, PassThroughApi
-from coe.errors import InvalidRequest, RequestError
-from coe.experts.http import sse
+from coe.errors import InvalidRequest
 from coe.experts.http.form import FormBody
 from coe.registry import AUTO
 from gateway.dialects import Dialect
-from gateway.dialects.parsing import parse_object
+from gateway.dialects.chat import error_event, parse_object
 from gateway.errors import body_of
 
 FORM_APIS: frozenset[PassThroughApi] = frozenset(
@@ -40,11 +39,7 @@ def _form(body: bytes | bytearray) -> FormBody:
         raise InvalidRequest(f"the body is not a multipart form: {error}", code="invalid_form") from None
 
 
-def _error_event(error: RequestError) -> bytes:
-    return sse.error_event(body_of(error))
-
-
 PASS_THROUGH: dict[PassThroughApi, Dialect] = {
-    api: Dialect(api, partial(_parse, api=api), body_of, _error_event, forms=api in FORM_APIS)
+    api: Dialect(api, partial(_parse, api=api), body_of, error_event, forms=api in FORM_APIS)
     for api in sorted(PASS_THROUGH_APIS)
 }

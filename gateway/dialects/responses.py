@@ -1,6 +1,6 @@
 """Parses requests of OpenAI's Responses API into a `Chat`, the routing view, and writes the API's errors.
 
-It reads instructions and input items. `gateway.request.line` uses the `Dialect` of the API.
+It reads instructions and input items. `gateway.chat` uses the `Dialect` of the API.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import orjson
 from coe.core import Chat, Message
 from coe.errors import InvalidRequest, RequestError
 from gateway.dialects import Dialect
-from gateway.dialects.parsing import (
+from gateway.dialects.chat import (
     Needs,
     add_format_need,
     call_id_of,

@@ -32,8 +32,8 @@ from coe.retrieval.ingest.chunking import normalize_text
 from coe.retrieval.ingest.indexing import Indexer, SourceText
 from coe.retrieval.passages import MAX_PASSAGES, DocumentKey
 from gateway.endpoints.handler import json_of, json_response, list_response, query_of
-from gateway.parts import Parts
 from gateway.request.body import Body, RequestModel
+from gateway.services import Services
 
 DEFAULT_COLLECTION = "documents"
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
@@ -106,8 +106,8 @@ class DocumentPage(RequestModel):
 class Documents:
     """The document endpoints, over the index in service."""
 
-    def __init__(self, parts: Parts) -> None:
-        self._current = parts.current
+    def __init__(self, services: Services) -> None:
+        self._services = services
         self._active = 0
         self._writing = asyncio.Lock()
 
@@ -158,10 +158,10 @@ class Documents:
     @asynccontextmanager
     async def _index(self) -> AsyncIterator[DocumentIndex]:
         """The index, for one request within the limits of number and time. Raises a RequestError."""
-        index = self._current.serving.index
+        index = self._services.snapshot.index
         if index is None:
             raise DocumentNotFound("no document store is declared (retrieval.store in experts.yaml)")
-        if self._current.admission.closed:
+        if self._services.admission.closed:
             raise Draining("this gateway is shutting down; send the request again", retry_after=RETRY_AFTER)
         if self._active >= MAX_CONCURRENT:
             raise Overloaded(f"{MAX_CONCURRENT} other document requests are in progress", retry_after=RETRY_AFTER)

@@ -38,8 +38,8 @@ from coe.routing.eligibility import permits_model
 from gateway.access import Caller
 from gateway.endpoints.handler import caller_of, json_response
 from gateway.observability.observers import find_record
-from gateway.parts import Parts
-from gateway.request.body import FairShares, RequestModel, read_json_body, validated
+from gateway.request.body import FairShares, RequestModel, read_head, read_json_body, validated
+from gateway.services import Services
 
 MAX_BODY_BYTES = 64 * 1024
 BODY_SECONDS = 5.0
@@ -95,13 +95,13 @@ class FeedbackEndpoint:
     every request.
     """
 
-    def __init__(self, parts: Parts) -> None:
-        self._parts = parts
+    def __init__(self, services: Services) -> None:
+        self._services = services
         self._active = FairShares()
 
     async def post(self, request: Request) -> Response:
         """Rate a response: one of score, thumb, preferred, category."""
-        access, registry = self._parts.current.serving.access, self._parts.current.serving.registry
+        access, registry = self._services.snapshot.access, self._services.snapshot.registry
         caller = caller_of(request)
         with self._slot(caller.key):
             event = validated(FeedbackRequest, await _body(request)).event(caller, now=time.time())
@@ -113,7 +113,7 @@ class FeedbackEndpoint:
 
     @contextmanager
     def _slot(self, key: str | None) -> Iterator[None]:
-        if self._parts.current.admission.closed:
+        if self._services.admission.closed:
             raise Draining("this gateway is shutting down; send the feedback again", retry_after=RETRY_AFTER)
         if not self._active.acquire(key, capacity=MAX_CONCURRENT):
             active, own = self._active.held, self._active.of(key)
@@ -133,7 +133,7 @@ class FeedbackEndpoint:
         try:
             async with asyncio.timeout(LOG_SECONDS):
                 record = await find_record(
-                    self._parts.log, event.request_id, counts=lambda one: is_admin or one.tenant == event.tenant
+                    self._services.log, event.request_id, counts=lambda one: is_admin or one.tenant == event.tenant
                 )
         except (StoreError, TimeoutError) as error:
             why = str(error) or f"no answer within {LOG_SECONDS:g} s"
@@ -151,7 +151,7 @@ class FeedbackEndpoint:
         """Raises LogUnavailable where neither the log nor the spool stores it within STORE_SECONDS."""
         try:
             async with asyncio.timeout(STORE_SECONDS):
-                await self._parts.writer.keep(pending)
+                await self._services.writer.keep(pending)
         except (StoreError, TimeoutError) as error:
             _log.warning("feedback is not stored: %s", str(error) or f"not stored within {STORE_SECONDS:g} s")
             raise LogUnavailable("feedback cannot be stored now; send it again", retry_after=RETRY_AFTER) from error
@@ -160,7 +160,7 @@ class FeedbackEndpoint:
 async def _body(request: Request) -> bytes | bytearray:
     try:
         async with asyncio.timeout(BODY_SECONDS):
-            return await read_json_body(request.scope, request.receive, limit=MAX_BODY_BYTES)
+            return await read_json_body(read_head(request.scope), request.receive, limit=MAX_BODY_BYTES)
     except TimeoutError:
         raise BodyTooSlow(f"the body did not arrive within {BODY_SECONDS:g} s") from None
     except BodyTooLarge:

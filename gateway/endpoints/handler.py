@@ -12,9 +12,9 @@ from starlette.responses import Response
 from coe.core import Scope
 from coe.errors import RequestError
 from gateway.access import Caller
-from gateway.errors import body_of, headers_of, status_of
+from gateway.errors import body_of, headers_of
 from gateway.request.body import Body, ClientLeftError, read_body, validated
-from gateway.serving_state import ServingState
+from gateway.services import Services
 
 JSON = "application/json"
 NO_STORE = {"cache-control": "no-store"}
@@ -25,7 +25,7 @@ Authorization = Scope | Literal["public", "any_key"]
 """The scope that a key needs; `any_key` accepts every key, and `public` needs none."""
 
 
-def guarded(handler: Handler, current: ServingState, needs: Authorization) -> Handler:
+def guarded(handler: Handler, services: Services, needs: Authorization) -> Handler:
     """Wraps `handler` for callers whose key has the scope; others get 401 or 403. A RequestError that it raises becomes
     the response."""
 
@@ -33,12 +33,12 @@ def guarded(handler: Handler, current: ServingState, needs: Authorization) -> Ha
         try:
             if needs != "public":
                 scope = None if needs == "any_key" else needs
-                request.scope["caller"] = current.serving.access.identify(request.scope["headers"], scope)
+                request.scope["caller"] = services.snapshot.access.identify(request.scope["headers"], scope)
             return await handler(request)
         except ClientLeftError:
             return Response(status_code=400)
         except RequestError as error:
-            response = Response(body_of(error), status_code=status_of(error), media_type=JSON)
+            response = Response(body_of(error), status_code=error.status, media_type=JSON)
             response.raw_headers += headers_of(error)
             return response
 

@@ -15,7 +15,7 @@ from starlette.responses import RedirectResponse, Response
 from coe import __version__
 from gateway.endpoints.handler import json_response
 from gateway.observability.metrics import EXPOSITION_TYPE
-from gateway.parts import Parts
+from gateway.services import Services
 
 _LINKS = {"models": "/v1/models", "page": "/ui/", "health": "/health", "openapi": "/openapi.json"}
 
@@ -25,26 +25,26 @@ async def live(_: Request) -> Response:
     return json_response({"status": "live"})
 
 
-async def ready(parts: Parts, _: Request) -> Response:
+async def ready(services: Services, _: Request) -> Response:
     """The gateway accepts requests."""
-    return json_response(_readiness(parts), status=503 if parts.current.leaving else 200)
+    return json_response(_readiness(services), status=503 if services.leaving else 200)
 
 
-async def health(parts: Parts, _: Request) -> Response:
+async def health(services: Services, _: Request) -> Response:
     """Liveness, readiness and the number of experts that answer."""
-    experts, leaving = parts.current.serving.composition.experts.values(), parts.current.leaving
+    experts, leaving = services.snapshot.composition.experts.values(), services.leaving
     counts = {"experts": len(experts), "experts_up": sum(expert.health.up for expert in experts)}
-    body = _readiness(parts) | {"live": True, "ready": not leaving} | counts
+    body = _readiness(services) | {"live": True, "ready": not leaving} | counts
     return json_response(body, status=503 if leaving else 200)
 
 
-def _readiness(parts: Parts) -> dict[str, Any]:
-    serving = parts.current.serving
+def _readiness(services: Services) -> dict[str, Any]:
+    snapshot = services.snapshot
     return {
-        "status": "not ready" if parts.current.leaving else "ready",
-        "router": serving.composition.router.version,
-        "config": serving.registry.digest,
-        "reload_error": parts.current.reload_error is not None,
+        "status": "not ready" if services.leaving else "ready",
+        "router": snapshot.composition.router.version,
+        "config": snapshot.registry.digest,
+        "reload_error": services.reload_error is not None,
     }
 
 
@@ -56,6 +56,6 @@ async def root(request: Request) -> Response:
     return json_response({"name": "Composition of Experts", "version": __version__, **_LINKS}, headers=vary)
 
 
-async def metrics(parts: Parts, _: Request) -> Response:
+async def metrics(services: Services, _: Request) -> Response:
     """Metrics of all workers, in Prometheus's text format."""
-    return Response(await parts.metrics.page(), media_type=EXPOSITION_TYPE)
+    return Response(await services.metrics.page(), media_type=EXPOSITION_TYPE)

@@ -17,12 +17,12 @@ from coe.routing.eligibility import exclusion, permits_model, permitted_models
 from gateway.dialects.messages import refusal
 from gateway.endpoints.handler import caller_of, json_response
 from gateway.errors import error_body
-from gateway.parts import Parts
+from gateway.services import Services
 
 
-async def list_models(parts: Parts, request: Request) -> Response:
+async def list_models(services: Services, request: Request) -> Response:
     """`auto`, operating points, experts, recipes, and the aliases that are not patterns."""
-    registry, created = parts.current.serving.registry, _created(parts)
+    registry, created = services.snapshot.registry, _created(services)
     rule = caller_of(request).rule
     names = permitted_models(registry, rule)
     models = [_model(name, registry, created, rule) for name in names]
@@ -30,12 +30,12 @@ async def list_models(parts: Parts, request: Request) -> Response:
     return json_response({"object": "list", "data": models, **page})
 
 
-async def get_model(parts: Parts, request: Request) -> Response:
+async def get_model(services: Services, request: Request) -> Response:
     """One model. A name that an alias with `*` matches is one too."""
-    name, registry = request.path_params["model"], parts.current.serving.registry
+    name, registry = request.path_params["model"], services.snapshot.registry
     rule = caller_of(request).rule
     if permits_model(registry, rule, name):
-        return json_response(_model(name, registry, _created(parts), rule))
+        return json_response(_model(name, registry, _created(services), rule))
     message = f"the model {name!r} does not exist here; known: {', '.join(permitted_models(registry, rule))}"
     if "anthropic-version" in request.headers:
         return json_response(refusal(404, message), status=404)
@@ -43,10 +43,10 @@ async def get_model(parts: Parts, request: Request) -> Response:
     return json_response(body, status=404)
 
 
-def _created(parts: Parts) -> int:
+def _created(services: Services) -> int:
     """Time of the last change of experts.yaml, in Unix seconds; 0 if unknown."""
     try:
-        return int(parts.settings.config.stat().st_mtime)
+        return int(services.settings.config.stat().st_mtime)
     except OSError:
         return 0
 

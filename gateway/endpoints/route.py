@@ -16,38 +16,36 @@ from functools import partial
 from typing import Any
 
 import routers
-from coe.core import Chat, RequestOptions
 from coe.planning import nearest_measured
 from coe.registry import Registry
 from coe.routing.composition import Composition
-from coe.routing.conversation import read_conversation
 from coe.routing.eligibility import excluded_experts
 from coe.routing.request_text import REASONS
 from gateway.access.estimate import input_tokens
+from gateway.chat import DryRun
 from gateway.dialects.chat import CHAT
 from gateway.dialects.messages import MESSAGES
-from gateway.parts import Parts
-from gateway.request.dry_run import DryRun
-from gateway.serving_state import Serving
+from gateway.request.trace import Trace
+from gateway.services import Services
 
 MAX_NEIGHBOURS = 6
 MAX_NEIGHBOUR_CHARACTERS = 300
 
 
-def count_tokens_endpoint(parts: Parts) -> DryRun:
+def count_tokens_endpoint(services: Services) -> DryRun:
     """`POST /v1/messages/count_tokens`."""
-    return DryRun(parts.current, dialect=MESSAGES, permission="chat", answer=_token_count)
+    return DryRun(services, dialect=MESSAGES, permission="chat", answer=_token_count)
 
 
-async def _token_count(serving: Serving, chat: Chat, options: RequestOptions) -> dict[str, Any]:
+async def _token_count(trace: Trace) -> dict[str, Any]:
     """Estimate the input tokens, since each expert has its own tokenizer. System prompts that an expert adds and
     retrieved passages are not counted."""
-    return {"input_tokens": math.ceil(input_tokens(chat))}
+    return {"input_tokens": math.ceil(input_tokens(trace.chat))}
 
 
-def route_endpoint(parts: Parts) -> DryRun:
+def route_endpoint(services: Services) -> DryRun:
     """`POST /v1/route`."""
-    return DryRun(parts.current, dialect=CHAT, permission="route", answer=_Decisions().answer, explains=True)
+    return DryRun(services, dialect=CHAT, permission="route", answer=_Decisions().answer, explains=True)
 
 
 class _Decisions:
@@ -62,12 +60,13 @@ class _Decisions:
         self._lock = asyncio.Lock()
         self._texts: tuple[str, Mapping[str, str]] = ("", {})
 
-    async def answer(self, serving: Serving, chat: Chat, options: RequestOptions) -> dict[str, Any]:
-        composition = serving.composition
+    async def answer(self, trace: Trace) -> dict[str, Any]:
+        composition, chat, options = trace.snapshot.composition, trace.chat, trace.options
         routed, prediction = await composition.classifier.classify(chat, options.rule, options.rules)
-        conversation = read_conversation(chat, options, routed.requests)
-        previous = await composition.find_previous(chat, conversation, routed, options.rule)
-        decision = composition.assign(chat, prediction, options, previous=previous)
+        trace.routed, trace.prediction = routed, prediction
+        await composition.assign(trace)
+        decision = trace.decision
+        assert decision is not None
         probabilities = zip(composition.router.categories, prediction.probabilities.tolist(), strict=True)
         answer = {
             "model": chat.model,

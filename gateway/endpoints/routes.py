@@ -14,7 +14,7 @@ from starlette.routing import Route
 
 from coe import __version__
 from coe.core import PATHS, Api
-from gateway.dialects import Dialect
+from gateway.chat import DEPLOYMENT, ChatEndpoint
 from gateway.dialects.chat import CHAT, COMPLETIONS, EMBEDDINGS
 from gateway.dialects.messages import MESSAGES
 from gateway.dialects.pass_through import PASS_THROUGH
@@ -31,8 +31,7 @@ from gateway.endpoints.documents import Documents
 from gateway.endpoints.feedback import FeedbackEndpoint
 from gateway.endpoints.handler import Authorization, Handler, guarded, json_response
 from gateway.endpoints.route import count_tokens_endpoint, route_endpoint
-from gateway.parts import Parts
-from gateway.request.line import DEPLOYMENT, Line
+from gateway.services import Services
 
 _PREFIXES = ("/v1", "/openai/v1", "/openai")
 """OpenAI's and Azure OpenAI's."""
@@ -58,18 +57,18 @@ async def _openapi(_: Request) -> Response:
     return json_response(document())
 
 
-def _rows(parts: Parts) -> Iterator[_Row]:
+def _rows(services: Services) -> Iterator[_Row]:
     """Method and path, what the key needs, and the handler."""
-    documents, records, artifacts, stats = Documents(parts), Records(parts), Artifacts(parts), Stats(parts)
-    plan, config, reports = Map(parts), Config(parts), Reports(parts)
+    documents, records, artifacts, stats = Documents(services), Records(services), Artifacts(services), Stats(services)
+    plan, config, reports = Map(services), Config(services), Reports(services)
     yield from (
         ("GET /", "public", health.root),
-        ("GET /health", "public", partial(health.health, parts)),
+        ("GET /health", "public", partial(health.health, services)),
         ("GET /health/live", "public", health.live),
-        ("GET /health/ready", "public", partial(health.ready, parts)),
+        ("GET /health/ready", "public", partial(health.ready, services)),
         ("GET /openapi.json", "public", _openapi),
-        ("GET /metrics", "admin", partial(health.metrics, parts)),
-        ("POST /v1/feedback", "feedback", FeedbackEndpoint(parts).post),
+        ("GET /metrics", "admin", partial(health.metrics, services)),
+        ("POST /v1/feedback", "feedback", FeedbackEndpoint(services).post),
         ("GET /v1/documents", "admin", documents.list),
         ("POST /v1/documents", "admin", documents.upload),
         ("POST /v1/documents/search", "admin", documents.search),
@@ -86,32 +85,31 @@ def _rows(parts: Parts) -> Iterator[_Row]:
         ("GET /v1/artifacts/{kind}/{version}", "admin", artifacts.get),
         ("POST /v1/artifacts/{kind}/promote", "admin", artifacts.promote),
         ("POST /v1/artifacts/{kind}/rollback", "admin", artifacts.roll_back),
-        ("GET /v1/recipes", "admin", partial(experts.list_recipes, parts)),
-        ("GET /v1/experts", "admin", partial(experts.list_experts, parts)),
-        ("POST /v1/experts/{id}/test", "admin", partial(experts.test_expert, parts)),
-        ("GET /v1/keys", "admin", partial(keys.list_keys, parts)),
-        ("POST /v1/keys", "admin", partial(keys.issue_key, parts)),
-        ("DELETE /v1/keys/{name}", "admin", partial(keys.revoke_key, parts)),
+        ("GET /v1/recipes", "admin", partial(experts.list_recipes, services)),
+        ("GET /v1/experts", "admin", partial(experts.list_experts, services)),
+        ("POST /v1/experts/{id}/test", "admin", partial(experts.test_expert, services)),
+        ("GET /v1/keys", "admin", partial(keys.list_keys, services)),
+        ("POST /v1/keys", "admin", partial(keys.issue_key, services)),
+        ("DELETE /v1/keys/{name}", "admin", partial(keys.revoke_key, services)),
         ("GET /v1/config", "admin", config.get),
         ("POST /v1/config/check", "admin", config.check),
     )
     for prefix in _PREFIXES:
-        yield f"GET {prefix}/models", "any_key", partial(models.list_models, parts)
-        yield f"GET {prefix}/models/{{model:path}}", "any_key", partial(models.get_model, parts)
-        yield f"GET {prefix}/responses/{{id}}", "chat", partial(stored_responses.get, parts)
-        yield f"DELETE {prefix}/responses/{{id}}", "chat", partial(stored_responses.delete, parts)
-        yield f"GET {prefix}/responses/{{id}}/input_items", "chat", partial(stored_responses.input_items, parts)
+        yield f"GET {prefix}/models", "any_key", partial(models.list_models, services)
+        yield f"GET {prefix}/models/{{model:path}}", "any_key", partial(models.get_model, services)
+        yield f"GET {prefix}/responses/{{id}}", "chat", partial(stored_responses.get, services)
+        yield f"DELETE {prefix}/responses/{{id}}", "chat", partial(stored_responses.delete, services)
 
 
-def endpoint_routes(parts: Parts) -> list[Route]:
+def endpoint_routes(services: Services) -> list[Route]:
     """One route for each path. The first match wins, so fixed names precede parameters, and long paths precede short
     ones."""
     by_path: dict[str, dict[str, Handler]] = {}
-    for row, needs, handler in _rows(parts):
+    for row, needs, handler in _rows(services):
         method, path = row.split()
-        by_path.setdefault(path, {})[method] = guarded(handler, parts.current, needs)
+        by_path.setdefault(path, {})[method] = guarded(handler, services, needs)
     routes = [Route(path, _by_method(handlers), methods=list(handlers)) for path, handlers in by_path.items()]
-    for path, endpoint in _chat_endpoints(parts):
+    for path, endpoint in _chat_endpoints(services):
         routes.append(Route(path, endpoint, methods=["POST"]))
     return sorted(routes, key=lambda route: (route.path.count("{"), -len(route.path)))
 
@@ -123,24 +121,12 @@ def _by_method(handlers: Mapping[str, Handler]) -> Handler:
     return answer if len(handlers) > 1 else next(iter(handlers.values()))
 
 
-def _chat_endpoints(parts: Parts) -> Iterator[tuple[str, Callable[..., Any]]]:
+def _chat_endpoints(services: Services) -> Iterator[tuple[str, Callable[..., Any]]]:
     """The paths of ASGI applications that take a chat and check its key."""
-    yield "/v1/route", route_endpoint(parts)
-    yield "/v1/messages/count_tokens", count_tokens_endpoint(parts)
+    yield "/v1/route", route_endpoint(services)
+    yield "/v1/messages/count_tokens", count_tokens_endpoint(services)
     for dialect in (CHAT, COMPLETIONS, RESPONSES, MESSAGES, EMBEDDINGS, *PASS_THROUGH.values()):
-        name, line = PATHS[dialect.api].removeprefix("/v1/"), _line(parts, dialect)
+        name, endpoint = PATHS[dialect.api].removeprefix("/v1/"), ChatEndpoint(services, dialect)
         azure = (f"/openai/v1/{name}", f"/openai/deployments/{{{DEPLOYMENT}:path}}/{name}")
         for path in (PATHS[dialect.api], *_OTHER_PATHS.get(dialect.api, azure)):
-            yield path, line
-
-
-def _line(parts: Parts, dialect: Dialect) -> Line:
-    stored = parts.stored if dialect is RESPONSES else None
-    return Line(
-        parts.current,
-        dialect=dialect,
-        observers=parts.observers,
-        tracing=parts.tracing,
-        cache=parts.cache,
-        stored=stored,
-    )
+            yield path, endpoint

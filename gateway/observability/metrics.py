@@ -143,7 +143,7 @@ class Metrics:
         lookups = "Requests that used the answer cache, by the result: hit or miss."
         self._cache_lookups = counter("coe_cache_requests_total", lookups, ("result",))
         self._feedback = counter("coe_feedback_total", "Feedback that was stored.", ("kind",))
-        unstored = "Answers of the Responses API that could not be stored, by the reason: memory, size or store."
+        unstored = "Answers of the Responses API that could not be stored, by the reason: size or store."
         self._unstored = counter("coe_responses_not_stored_total", unstored, ("reason",))
         refusals = "Requests refused for their Host or Origin header."
         self._refusals = counter("coe_refused_total", refusals, ("outcome",))

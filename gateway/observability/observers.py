@@ -118,7 +118,7 @@ NO_DECISION = Decision(expert="", category="", confidence=0.0, reason=cast(Reaso
 def record_of(trace: Trace) -> RoutingRecord:
     """The request's record in the routing log. Fields of features that it did not use have their defaults."""
     decision, prediction, usage, options = trace.decision or NO_DECISION, trace.prediction, trace.usage, trace.options
-    chat, routed, composition, registry = trace.chat, trace.routed, trace.serving.composition, trace.serving.registry
+    chat, routed, composition, registry = trace.chat, trace.routed, trace.snapshot.composition, trace.snapshot.registry
     exploration, first_token_ms = registry.policy.exploration, trace.first_token_ms
     record = RoutingRecord(
         request_id=trace.request_id,
@@ -155,7 +155,7 @@ def record_of(trace: Trace) -> RoutingRecord:
         unpriced=trace.unpriced,
         dropped=trace.dropped,
         cache=trace.cache.result if trace.cache is not None else "",
-        plan=trace.serving.plan,
+        plan=trace.snapshot.plan,
         rule=decision.rule,
         assignment=composition.assignment_digest,
         utility=tuple([round(utility, 4) for utility in decision.utility]),
@@ -173,7 +173,7 @@ def record_of(trace: Trace) -> RoutingRecord:
 def _fields_of_features(trace: Trace) -> dict[str, Any]:
     """The fields of the features that a request used: a key's rule, stored texts, recipes, retrieval, rules."""
     fields: dict[str, Any] = {}
-    registry, prediction = trace.serving.registry, trace.prediction
+    registry, prediction = trace.snapshot.registry, trace.prediction
     if trace.options is not None and (rule := trace.options.rule) is not None:
         excluded = tuple(excluded_experts(registry, rule))
         fields |= {"only_local": rule.only_local, "limited": True, "excluded": excluded}
@@ -187,7 +187,7 @@ def _fields_of_features(trace: Trace) -> dict[str, Any]:
         fields |= {"passages": tuple([passage.id for passage in result.passages]), "passage_tokens": result.tokens}
         fields["retrieval_ms"] = round(result.ms, 3)
     if prediction is not None and (posterior := prediction.router_probabilities) is not None:
-        fields["router_probabilities"] = _named(trace.serving.composition, posterior)
+        fields["router_probabilities"] = _named(trace.snapshot.composition, posterior)
     return fields
 
 

@@ -18,49 +18,49 @@ from coe.fleet.residency.client import ResidencyClient, connected_client
 from coe.records import LogWriter
 from coe.settings import Settings
 from gateway.observability.metrics import Labels, Metrics
-from gateway.serving_state import ServingState
+from gateway.services import Services
 
 Cells = dict[Labels, float]
 ARTIFACT_INFO, RELOAD_FAILED = "coe_artifact_info", "coe_reload_failed"
 BREAKER_STATES = {"closed": 0, "rate_limited": 1, "half_open": 2, "open": 3}
 
 
-def add_state_metrics(metrics: Metrics, current: ServingState) -> None:
+def add_state_metrics(metrics: Metrics, services: Services) -> None:
     """Adds the gauges that concern all requests, of the serving state at the time, so that a reload shows at once."""
-    gauge, gauges, admission = metrics.gauge, metrics.gauges, current.admission
+    gauge, gauges, admission = metrics.gauge, metrics.gauges, services.admission
 
     def replicas() -> Iterator[tuple[str, Any]]:
-        for name, expert in current.serving.composition.experts.items():
+        for name, expert in services.snapshot.composition.experts.items():
             yield from ((name, replica) for replica in getattr(expert, "replicas", ()))
 
     def in_flight() -> Cells:
-        cells: Cells = dict.fromkeys(((name,) for name in current.serving.composition.experts), 0.0)
+        cells: Cells = dict.fromkeys(((name,) for name in services.snapshot.composition.experts), 0.0)
         for name, replica in replicas():
             cells[(name,)] += replica.in_flight
         return cells
 
     def failing() -> Cells:
-        experts = current.serving.composition.experts.items()
+        experts = services.snapshot.composition.experts.items()
         return {(name, cause): 1.0 for name, expert in experts for cause in getattr(_incidents(expert), "active", ())}
 
     gauge("coe_requests_in_flight", "Requests in progress.", lambda: admission.in_use)
     gauge("coe_requests_arriving", "Requests whose body has not arrived yet.", lambda: admission.arriving)
     gauge("coe_body_memory_bytes", "Memory held for bodies over 64 KiB.", lambda: admission.body_memory)
-    gauge("coe_answer_memory_bytes", "Memory held for answers over 64 KiB.", lambda: current.answers.held)
+    gauge("coe_answer_memory_bytes", "Memory held for answers over 64 KiB.", lambda: services.answers.held)
     gauge("coe_queue_length", "Requests that wait for a permit.", lambda: admission.queued)
     gauge("coe_tasks", "Tasks of the event loop.", lambda: len(asyncio.all_tasks()))
     gauges(
         "coe_router_info",
         "1 for the router and declaration in use.",
         ("version", "config"),
-        lambda: {(current.serving.composition.router.version, current.serving.registry.digest): 1},
+        lambda: {(services.snapshot.composition.router.version, services.snapshot.registry.digest): 1},
         largest=True,
     )
     gauges(
         ARTIFACT_INFO,
         "Workers that serve with a version; empty for none, or for the declared assignment.",
         ("kind", "version"),
-        lambda: {(kind, version or ""): 1 for kind, version in current.serving.versions.items()},
+        lambda: {(kind, version or ""): 1 for kind, version in services.snapshot.versions.items()},
     )
     gauges("coe_expert_in_flight", "Requests at an expert.", ("expert",), in_flight)
     gauges(
@@ -91,7 +91,7 @@ def add_log_metrics(metrics: Metrics, writer: LogWriter) -> None:
     metrics.gauge("coe_feedback_rejected", rejected, lambda: writer.rejected)
 
 
-def add_traffic_metrics(metrics: Metrics, path: Path, current: ServingState) -> None:
+def add_traffic_metrics(metrics: Metrics, path: Path, services: Services) -> None:
     """Adds the gauges of the traffic report at `path`, which is read again if the file has changed. Their values are
     the same in every worker; label values are declared names and fixed words."""
     read: tuple[tuple[int, int], TrafficReport | None] | None = None
@@ -108,13 +108,13 @@ def add_traffic_metrics(metrics: Metrics, path: Path, current: ServingState) -> 
         return read[1]
 
     def alarms() -> Cells:
-        serving, now = current.serving, report()
-        experts = serving.composition.experts
+        snapshot, now = services.snapshot, report()
+        experts = snapshot.composition.experts
         cells: Cells = {("failing", name): float(getattr(_incidents(experts[name]), "failing", 0)) for name in experts}
         for kind in ALARMS:
             if now is not None and kind != "failing":
                 alarmed = now.alarms[kind]
-                names = [one for one in serving.registry.model_names if one in experts or one in alarmed]
+                names = [one for one in snapshot.registry.model_names if one in experts or one in alarmed]
                 cells |= {(kind, name): float(name in alarmed) for name in names}
         return cells
 

@@ -38,7 +38,7 @@ _OPERATIONS: dict[Api, str] = {
 
 def request_attributes(trace: Trace) -> Attributes:
     """Attributes of the server span."""
-    registry, decision, prediction = trace.serving.registry, trace.decision, trace.prediction
+    registry, decision, prediction = trace.snapshot.registry, trace.decision, trace.prediction
     is_known = registry.models.resolve(trace.requested_model) is not None
     return _without_none(
         {
@@ -56,7 +56,7 @@ def request_attributes(trace: Trace) -> Attributes:
             "coe.request_id": trace.request_id,
             "coe.key": trace.caller.key,
             "coe.tenant": trace.caller.tenant,
-            "coe.router": trace.serving.composition.router.version,
+            "coe.router": trace.snapshot.composition.router.version,
             "coe.config": registry.digest,
             "coe.stage": prediction.stage if prediction else None,
             "coe.expert": decision.expert if decision else None,
@@ -77,7 +77,7 @@ def request_attributes(trace: Trace) -> Attributes:
 def call_attributes(trace: Trace) -> Attributes:
     """Attributes of the client span of the call to the expert."""
     assert trace.decision is not None
-    registry = trace.serving.registry
+    registry = trace.snapshot.registry
     spec = registry.expert(first_expert(registry.arm(trace.expert)))
     host, port = _server(spec)
     return _without_none(

@@ -30,7 +30,8 @@ from coe.settings import Settings
 from coe.supervision import TaskFailed, ignore_failure, log_failure, supervised
 from gateway.access import check_exposure
 from gateway.access.issued_keys import check_issued
-from gateway.serving_state import Serving, ServingState, Wiring
+from gateway.services import Services
+from gateway.snapshot import Snapshot, SnapshotBuilder
 
 POLL_SECONDS = 0.5
 """Interval of checks of the files."""
@@ -53,17 +54,17 @@ class Reload:
 
     def __init__(
         self,
-        current: ServingState,
+        services: Services,
         *,
         settings: Settings,
         in_use: ActiveState,
-        wiring: Wiring,
+        builder: SnapshotBuilder,
         read: Reader,
     ) -> None:
-        self._current = current
+        self._services = services
         self._settings = settings
         self._in_use = in_use
-        self._wiring = wiring
+        self._builder = builder
         self._read = read
         self._started_with = in_use.registry
         self._files = watched_files(settings)
@@ -100,11 +101,11 @@ class Reload:
             if requested or file_states(self._files) != states or time.monotonic() >= retry_at:
                 states = await self._settled_states()
                 await self._apply()
-                retry_at = math.inf if self._current.reload_error is None else time.monotonic() + RETRY_SECONDS
+                retry_at = math.inf if self._services.reload_error is None else time.monotonic() + RETRY_SECONDS
             with suppress(TimeoutError):
                 async with asyncio.timeout(POLL_SECONDS):
                     await self._requested.wait()
-            await self._wiring.close_retired()
+            await self._builder.close_retired()
 
     async def _settled_states(self) -> FileStates:
         states = file_states(self._files)
@@ -119,7 +120,7 @@ class Reload:
         try:
             config_digest, in_use = await asyncio.to_thread(self._read_files)
             self.check(in_use.registry)
-            serving = self._wiring.serving(in_use)
+            snapshot = self._builder.build(in_use)
         except CoEError as error:
             await self._report_failure(str(error))
         except Exception as error:  # a bug while loading the new state must not end the reload task
@@ -129,12 +130,12 @@ class Reload:
                 log_consequences(in_use.consequences)
             is_indexed_anew = in_use.index is not None and in_use.index is not self._in_use.index
             self._in_use = in_use
-            self._current.replace(serving)
+            self._services.replace(snapshot)
             if is_indexed_anew:
-                self._warm(serving)
-            self._current.reload_error, self._config_digest = None, config_digest
-            router, plan = serving.composition.router.version, serving.plan or "as declared"
-            _log.warning("reloaded: config %s, router %s, plan %s", serving.registry.digest, router, plan)
+                self._warm(snapshot)
+            self._services.reload_error, self._config_digest = None, config_digest
+            router, plan = snapshot.composition.router.version, snapshot.plan or "as declared"
+            _log.warning("reloaded: config %s, router %s, plan %s", snapshot.registry.digest, router, plan)
 
     def _read_files(self) -> tuple[bytes | None, ActiveState]:
         """The digest of experts.yaml, and the state. Raises ConfigError for a pipe or device in its place, which might
@@ -144,18 +145,18 @@ class Reload:
             raise ConfigError(f"{config}: neither a file nor a link to one; write the declaration to a file")
         return _digest(config), self._read(self._settings, self._in_use)
 
-    def _warm(self, serving: Serving) -> None:
+    def _warm(self, snapshot: Snapshot) -> None:
         """Search a new document index once in the background, since a slow store must not delay the next reload."""
         if self._warming is not None:
             self._warming.cancel()
-        self._warming = asyncio.create_task(serving.composition.warm(), name="coe-warm")
+        self._warming = asyncio.create_task(snapshot.composition.warm(), name="coe-warm")
         self._warming.add_done_callback(log_failure)
 
     def check(self, registry: Registry) -> None:
         """Raises ConfigError for a declaration that this process cannot take over."""
         check_reloadable(self._started_with, registry)
         check_exposure(self._settings, registry.access)
-        check_issued(registry, self._wiring.issued.keys, now=time.time())
+        check_issued(registry, self._builder.issued.keys, now=time.time())
 
     async def _report_failure(self, cause: str) -> None:
         config = self._settings.config
@@ -163,9 +164,9 @@ class Reload:
             if config.is_file():
                 text = await asyncio.to_thread(read_text, config)
                 cause = without_values(cause, text, self._settings.environ)
-        if cause != self._current.reload_error:
+        if cause != self._services.reload_error:
             _log.error("not reloaded; the last good state stays in service: %s", cause)
-        self._current.reload_error = cause
+        self._services.reload_error = cause
 
 
 def watched_files(settings: Settings) -> tuple[Path, ...]:
@@ -231,4 +232,4 @@ def _residency_settings(old: Registry, new: Registry) -> Iterator[tuple[str, tup
 def _server(spec: ExpertSpec, shares_device: bool) -> tuple[object, ...]:
     """Return the settings that the server of a local expert was started with, and its place on a shared device."""
     place = (spec.device, spec.memory_gb, spec.pinned, spec.sleep_level) if shares_device else ()
-    return spec.runtime, spec.model, tuple(spec.options.items()), spec.gpus, spec.replicas, *place
+    return spec.runtime, spec.model, spec.adapter, tuple(spec.options.items()), spec.gpus, spec.replicas, *place

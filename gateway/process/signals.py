@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from coe.errors import Draining
-from gateway.serving_state import ServingState
+from gateway.services import Services
 
 DRAIN_SIGNAL, RELOAD_SIGNAL, ABORT_SIGNAL = signal.SIGUSR1, signal.SIGHUP, signal.SIGUSR2
 
@@ -89,21 +89,21 @@ class Drain:
     connections; a request on another connection is still served.
     """
 
-    def __init__(self, current: ServingState, *, lame_duck: float, finish: float = FINISH_SECONDS) -> None:
-        self._current = current
+    def __init__(self, services: Services, *, lame_duck: float, finish: float = FINISH_SECONDS) -> None:
+        self._services = services
         self._lame_duck = lame_duck
         self._finish = finish
 
     def begin(self) -> None:
         """Start the drain. Further calls have no effect."""
-        if self._current.leaving:
+        if self._services.leaving:
             return
-        self._current.leaving = True
+        self._services.leaving = True
         loop = asyncio.get_running_loop()
         loop.call_later(self._lame_duck + self._finish, self.abort)
 
     def abort(self) -> None:
         """Refuses new requests, and ends every running one with an error."""
-        self._current.admission.closed = True
-        for request in tuple(self._current.admission.active):
+        self._services.admission.closed = True
+        for request in tuple(self._services.admission.active):
             request.cancel(Draining("this gateway ended before the answer was complete; try again", retry_after=1.0))

@@ -8,13 +8,12 @@ A request first arrives (its body is read), then holds a permit to its last byte
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import OrderedDict
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self, TypeVar
 
-from starlette.types import Receive, Scope
+from starlette.types import Receive
 
 from coe.errors import DeadlineExceeded, Draining, Overloaded, RequestError
 from coe.registry import Limits
@@ -23,6 +22,7 @@ from gateway.request.body import (
     SMALL_BODY,
     ClientLeftError,
     FairShares,
+    Head,
     LargeBodies,
     body_too_slow,
     read_json_body,
@@ -31,17 +31,11 @@ from gateway.request.body import (
 T = TypeVar("T")
 MIN_RETRY_SECONDS, MAX_RETRY_SECONDS = 1.0, 60.0
 """Bounds of the Retry-After of a refused request."""
-RATE_WINDOW = 5.0
-"""Seconds over which the rate of completed requests is measured."""
 WATCH_DELAY = 0.05
 """Seconds after which a request watches for its client to leave, and sets a timer for its deadline. The task that
 watches costs a twentieth of the processor time of a short request."""
 RESERVE_DIVISOR = 16
-"""The reserve is this part of all permits, and at least one."""
-MIN_EVICTION_LEAD = 2
-"""A caller loses its newest queue place to another that has at least this many fewer; at a lead of one, two callers
-would take the same place from each other again and again."""
-
+"""The reserve is this part of all permits and of all places in the queue, and at least one."""
 _Queue = OrderedDict["ActiveRequest", None]
 
 
@@ -53,15 +47,13 @@ class Admission:
     goes to the waiting caller that holds fewest, and in turn to those that hold as many. The one caller of a gateway
     without keys may hold all permits.
 
-    When the queue is full, a caller with fewer waiting requests evicts the newest request of the caller with most.
-    Requests whose body still arrives hold neither a permit nor a place in the queue; there may be twice as many of them
-    as permits and places, shared fairly among the callers.
+    The places of the queue have the same reserve. Requests whose body still arrives hold neither a permit nor a place
+    in the queue; there may be twice as many of them as permits and places, shared fairly among the callers.
     """
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         """Limits, which may be replaced. Permits in use beyond a lower limit end with their requests."""
-        self.queued = 0
         self.closed = False
         """True if all new requests are refused because the process is shutting down."""
         self.active: set[ActiveRequest] = set()
@@ -70,13 +62,18 @@ class Admission:
         self.watch = _WatchTimer()
         self._permits = FairShares()
         self._arriving = FairShares()
+        self._waiting = FairShares()
         self._queues: OrderedDict[str | None, _Queue] = OrderedDict()
-        self._rate = _CompletionRate()
 
     @property
     def in_use(self) -> int:
         """Permits in use."""
         return self._permits.held
+
+    @property
+    def queued(self) -> int:
+        """Requests that wait for a permit."""
+        return self._waiting.held
 
     @property
     def arriving(self) -> int:
@@ -94,12 +91,10 @@ class Admission:
         if self.closed:
             raise Draining("this gateway is shutting down; send the request again", retry_after=MIN_RETRY_SECONDS)
         permits, places = self.limits.concurrent_requests, self.limits.queued_requests
-        if (
-            self.queued >= places
-            and not self._permits.allows(caller, capacity=permits, reserve=self._reserve(caller))
-            and self._evictable(caller) is None
+        if not self._permits.allows(caller, capacity=permits, reserve=_reserve(caller, permits)) and (
+            not self._waiting.allows(caller, capacity=places, reserve=_reserve(caller, places))
         ):
-            raise self._queue_full(caller)
+            raise self.overloaded(caller, "and the queue has no place for it")
         if not self._arriving.acquire(caller, capacity=2 * (permits + places)):
             own = self._arriving.of(caller)
             reason = f"the bodies of {self.arriving} requests are still arriving, {own} of them from this caller"
@@ -108,13 +103,12 @@ class Admission:
 
     def body_arrived(self, request: ActiveRequest) -> None:
         """Give the request a permit or a place in the queue. Raises Overloaded if there is neither."""
-        if not self._acquire_permit(request.caller):
-            if self.queued >= self.limits.queued_requests:
-                queue = self._evictable(request.caller)
-                if queue is None:
-                    raise self._queue_full(request.caller)
-                self._evict_newest(queue)
-            self._enqueue(request)
+        caller, places = request.caller, self.limits.queued_requests
+        if not self._acquire_permit(caller):
+            if not self._waiting.acquire(caller, capacity=places, reserve=_reserve(caller, places)):
+                raise self.overloaded(caller, "and the queue has no place for it")
+            request.granted = asyncio.get_running_loop().create_future()
+            self._queues.setdefault(caller, OrderedDict())[request] = None
         self.end_arrival(request)
 
     def end_arrival(self, request: ActiveRequest) -> None:
@@ -122,45 +116,20 @@ class Admission:
         request.arriving = False
         self._arriving.release(request.caller)
 
-    def _reserve(self, caller: str | None) -> int:
-        """Return the permits of which the caller may hold at most as many as are still free."""
-        return 0 if caller is None else max(1, self.limits.concurrent_requests // RESERVE_DIVISOR)
-
     def _acquire_permit(self, caller: str | None) -> bool:
         capacity = self.limits.concurrent_requests
-        return self._permits.acquire(caller, capacity=capacity, reserve=self._reserve(caller))
-
-    def _enqueue(self, request: ActiveRequest) -> None:
-        request.granted = asyncio.get_running_loop().create_future()
-        self._queues.setdefault(request.caller, OrderedDict())[request] = None
-        self.queued += 1
-        self._rate.sample()
-
-    def _evictable(self, caller: str | None) -> _Queue | None:
-        """Return the longest queue of a caller if this caller may evict a request from it."""
-        longest = max(self._queues.values(), key=len, default=None)
-        own = len(self._queues.get(caller, ()))
-        return longest if longest is not None and len(longest) >= own + MIN_EVICTION_LEAD else None
-
-    def _evict_newest(self, queue: _Queue) -> None:
-        request, _ = queue.popitem()  # the queue had two or more
-        self.queued -= 1
-        assert request.granted is not None
-        request.granted.set_result(False)
-
-    def _queue_full(self, caller: str | None) -> Overloaded:
-        return self.overloaded(caller, "and the queue is full")
+        return self._permits.acquire(caller, capacity=capacity, reserve=_reserve(caller, capacity))
 
     def overloaded(self, caller: str | None, reason: str) -> Overloaded:
-        """The refusal of a request. Its Retry-After is the time in which the requests that wait now will be served."""
+        """The refusal of a request. Its Retry-After is the time after which none that waits now still does."""
         own, permits = self._permits.of(caller), self.limits.concurrent_requests
         used = f"no permit is free for this caller ({self.in_use} of {permits} are in use, {own} of them by it)"
-        return Overloaded(f"{used} {reason}", retry_after=self._rate.seconds_for(self.queued + 1))
+        longest = min(max(self.limits.queue_timeout, MIN_RETRY_SECONDS), MAX_RETRY_SECONDS)
+        return Overloaded(f"{used} {reason}", retry_after=longest)
 
     def release(self, caller: str | None) -> None:
         """Return a permit of the caller, which may go to a request in the queue."""
         self._permits.release(caller)
-        self._rate.completed += 1
         if self._queues:
             self.grant()
 
@@ -176,9 +145,9 @@ class Admission:
                 self._queues.move_to_end(caller)
             else:
                 del self._queues[caller]
-            self.queued -= 1
+            self._waiting.release(caller)
             assert request.granted is not None
-            request.granted.set_result(True)
+            request.granted.set_result(None)
 
     def dequeue(self, request: ActiveRequest) -> None:
         """Remove a waiting request from the queue."""
@@ -186,7 +155,12 @@ class Admission:
         del queue[request]
         if not queue:
             del self._queues[request.caller]
-        self.queued -= 1
+        self._waiting.release(request.caller)
+
+
+def _reserve(caller: str | None, capacity: int) -> int:
+    """Return the last units of a capacity, of which the caller may hold at most as many as are still free."""
+    return 0 if caller is None else max(1, capacity // RESERVE_DIVISOR)
 
 
 class ActiveRequest:
@@ -218,8 +192,8 @@ class ActiveRequest:
         self.caller = caller
         self.arriving = True
         """True if the body has not arrived yet."""
-        self.granted: asyncio.Future[bool] | None = None
-        """The wait in the queue: True with a permit, False after an eviction. None if the request did not wait."""
+        self.granted: asyncio.Future[None] | None = None
+        """The wait in the queue, which ends with a permit. None if the request did not wait."""
         self.memory = 0
         """Bytes reserved for a large body."""
         self._admission = admission
@@ -250,26 +224,28 @@ class ActiveRequest:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.complete()
-        self.release_body()
+        if self in self._admission.active:
+            self.complete()
+        if self.memory:
+            self.keep_memory(0)
         if self.arriving:
             self._admission.end_arrival(self)
         elif self.granted is not None and not self.granted.done():
             self._admission.dequeue(self)
-        elif self.granted is None or self.granted.result():
+        else:
             self._admission.release(self.caller)
         if self._reason is not None:
             self._task.uncancel()
             if kind is asyncio.CancelledError:
                 raise self._take_reason() from None
 
-    async def admit(self, scope: Scope, receive: Receive, *, forms: bool = False) -> bytes | bytearray:
+    async def admit(self, head: Head, receive: Receive, *, forms: bool = False) -> bytes | bytearray:
         """Read the body, which may be a form with `forms`, then wait for a permit. In this order, because a body that
         never comes must not hold a permit, and a client that leaves is noticed only after its body. Raises what
         `read_json_body` does, or Overloaded."""
         limits = self._admission.limits
         size, values = int(limits.max_body_mb * 2**20), limits.max_json_values
-        body = await read_json_body(scope, receive, limit=size, max_values=values, reservation=self, forms=forms)
+        body = await read_json_body(head, receive, limit=size, max_values=values, reservation=self, forms=forms)
         self._admission.body_arrived(self)
         self.deadline = self._started + self._timeout
         self._receive = receive
@@ -280,7 +256,7 @@ class ActiveRequest:
         return body
 
     async def wait_for_permit(self) -> None:
-        """Wait in the queue. Raises Overloaded after `queue_timeout` seconds, or when another caller evicts this."""
+        """Wait in the queue. Raises Overloaded after `queue_timeout` seconds."""
         assert self.granted is not None
         timeout = self._admission.limits.queue_timeout
         try:
@@ -289,14 +265,6 @@ class ActiveRequest:
         except TimeoutError:
             if not self.granted.done():
                 raise self._admission.overloaded(self.caller, f"and none came free within {timeout:g} s") from None
-        if not self.granted.result():  # an exception set on the future would keep the request alive in a cycle
-            raise self._admission.overloaded(
-                self.caller, "and the place in the queue went to a caller with fewer waiting"
-            )
-
-    async def parse(self, parse: Callable[[], T], *, size: int) -> T:
-        """Returns the result of `parse` for a body of `size` bytes. Raises InvalidRequest."""
-        return parse() if size <= SMALL_BODY else await self.process(parse)
 
     def reserve_memory(self, size: int) -> None:
         """Reserve memory for the body until it has `size` bytes in all. Raises BodyMemoryFull."""
@@ -304,15 +272,15 @@ class ActiveRequest:
             self._admission.large_bodies.reserve(self.caller, size - self.memory, self._admission.limits)
             self.memory = size
 
-    async def process(self, work: Callable[[], T]) -> T:
-        """Return the result of `work` on the large body, once it is the caller's turn."""
-        return await self._admission.large_bodies.process(self.caller, work)
+    async def process(self, work: Callable[[], T], *, size: int) -> T:
+        """Return the result of `work` on `size` bytes; on many once it is the caller's turn."""
+        return work() if size <= SMALL_BODY else await self._admission.large_bodies.process(self.caller, work)
 
-    def release_body(self) -> None:
-        """Return the memory reserved for the body."""
-        if self.memory:
-            self._admission.large_bodies.release(self.caller, self.memory)
-            self.memory = 0
+    def keep_memory(self, size: int) -> None:
+        """Return the memory reserved for the body, but for `size` bytes of a large one."""
+        if freed := max(0, self.memory - size):
+            self._admission.large_bodies.release(self.caller, freed)
+            self.memory -= freed
 
     def complete(self) -> None:
         """Mark the answer as sent: from now on nothing cancels the request, not even a client that leaves."""
@@ -395,33 +363,3 @@ class _WatchTimer:
             self._armed = bool(self._due)
             if self._due:
                 loop.call_at(next(iter(self._due.values())), self._on_timer, loop)
-
-
-class _CompletionRate:
-    """Requests that end per second while others wait, measured over consecutive windows."""
-
-    __slots__ = ("_completed_before", "_per_second", "_window_start", "completed")
-
-    def __init__(self) -> None:
-        self.completed = 0
-        self._completed_before = 0
-        self._window_start = 0.0
-        self._per_second: float | None = None
-
-    def sample(self) -> None:
-        """Close the window if it is over. Called when a request has to wait; a window in which none waits for long
-        does not count."""
-        now = time.monotonic()
-        elapsed = now - self._window_start
-        if elapsed < RATE_WINDOW:
-            return
-        completed = self.completed - self._completed_before
-        self._per_second = completed / elapsed if elapsed < 2 * RATE_WINDOW else None
-        self._window_start, self._completed_before = now, self.completed
-
-    def seconds_for(self, requests: int) -> float:
-        """Estimate the seconds until this many `requests` have ended, from MIN_RETRY_SECONDS to MAX_RETRY_SECONDS."""
-        self.sample()
-        if self._per_second is None:
-            return MIN_RETRY_SECONDS
-        return min(max(requests / (self._per_second or 1e-9), MIN_RETRY_SECONDS), MAX_RETRY_SECONDS)

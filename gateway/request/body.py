@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Protocol, TypeVar
 
@@ -44,12 +44,7 @@ VALUE_BYTES = 24
 SCAN_WINDOW = 2**18
 """Bytes scanned at a time, which bounds the memory of a scan. One read of a connection is not longer, so it is scanned
 without a copy."""
-UNSCANNED_VALUES = 50_000
-"""A body whose commas, quotes and brackets bound its values by this is not scanned further. Text alone rarely has more
-in a megabyte, and parsing that many values takes milliseconds."""
 _NOT_COUNTED = bytes(set(range(256)) - set(b"[{,"))
-_NOT_IN_BOUND = bytes(set(range(256)) - set(b'[{,"'))
-_BELOW_ASTRAL = bytes(range(0xF0))
 
 
 class FairShares:
@@ -79,9 +74,10 @@ class FairShares:
 
     def acquire(self, caller: str | None, *, capacity: int, count: int = 1, reserve: int | None = None) -> bool:
         """Give the caller `count` more units of `capacity`, or return False if that exceeds its share."""
-        if not self.allows(caller, capacity=capacity, count=count, reserve=reserve):
+        own = self._held_by.get(caller, 0)
+        if capacity - self.held - count < (own if reserve is None else min(own, reserve)):
             return False
-        self._held_by[caller] = self._held_by.get(caller, 0) + count
+        self._held_by[caller] = own + count
         self.held += count
         return True
 
@@ -163,19 +159,16 @@ class JsonScan:
     of a string (a file of code, an image) does not count.
 
     For a text that is not JSON the count is an upper bound of what the parser builds before it refuses the text.
-    `read` takes the content of strings for structure as long as that gives few values, which is faster.
     """
 
-    __slots__ = ("_escaped", "_in_string", "_max_values", "_scanned", "size", "values", "width")
+    __slots__ = ("_escaped", "_in_string", "_max_values", "is_wide", "size", "values")
 
     def __init__(self, *, max_values: int) -> None:
         self.size = 0
         self.values = 0
-        """Values so far: an upper bound until the first scan."""
-        self.width = 1
-        """Bytes of memory that a character of the text's strings may take: 1, 2 or 4."""
+        self.is_wide = False
+        """True if a character of the text's strings may take four bytes of memory, not one."""
         self._max_values = max_values
-        self._scanned = False
         self._in_string = False
         self._escaped = False
 
@@ -183,26 +176,13 @@ class JsonScan:
     def memory(self) -> int:
         """Approximate bytes of memory that the body needs at once: its parsed strings, and the bytes that arrived
         or are serialized for the expert."""
-        written = 1 if self.width == 1 else 2  # Python caches the UTF-8 form of a string beyond ASCII
-        return self.size * (self.width + written) + self.values * VALUE_BYTES
+        copies = 6 if self.is_wide else 2  # Python caches the UTF-8 form of a string beyond ASCII
+        return self.size * copies + self.values * VALUE_BYTES
 
     def read(self, body: bytearray) -> None:
         """Count the values of a body that has grown since the last call. Raises InvalidRequest as `feed` does."""
-        if not self._scanned:
-            for at in range(self.size, len(body), SCAN_WINDOW):
-                self._bound(bytes(body[at : at + SCAN_WINDOW]))
-            if self.values <= min(UNSCANNED_VALUES, self._max_values):
-                return
-            self._scanned, self.size, self.values = True, 0, 0
         with memoryview(body) as view, view[self.size :] as added:
             self.feed(added)
-
-    def _bound(self, window: bytes) -> None:
-        structure = window.translate(None, _NOT_IN_BOUND)
-        commas, quotes = structure.count(b","), structure.count(b'"')
-        self.values += commas + quotes + CONTAINER_WEIGHT * (len(structure) - commas - quotes)
-        self.size += len(window)
-        self.width = max(self.width, _width(window, escapes=b"\\" in window))
 
     def feed(self, data: bytes | bytearray | memoryview) -> None:
         """Scan the next bytes of the body. Raises InvalidRequest as soon as there are more values than allowed."""
@@ -218,8 +198,7 @@ class JsonScan:
     def _scan(self, window: bytes) -> None:
         self.size += len(window)
         escapes = b"\\" in window
-        if self.width < 4:
-            self.width = max(self.width, _width(window, escapes=escapes))
+        self.is_wide = self.is_wide or not window.isascii() or (escapes and b"\\u" in window)
         if self._escaped:  # the last window ended with the backslash of an escape
             window = window[1:]
         # An odd number of backslashes at the end escapes the first character of the next window.
@@ -243,33 +222,6 @@ class JsonScan:
         structure = outside.translate(None, _NOT_COUNTED)
         commas = structure.count(b",")
         self.values += commas + CONTAINER_WEIGHT * (len(structure) - commas)
-
-
-class FormScan:
-    """Counts the bytes of a form, which is held as it arrived and once more as it is sent."""
-
-    __slots__ = ("size",)
-
-    def __init__(self) -> None:
-        self.size = 0
-
-    @property
-    def memory(self) -> int:
-        return INITIAL_COPIES * self.size
-
-    def read(self, body: bytearray) -> None:
-        """Count the bytes of a body that has grown since the last call."""
-        self.size = len(body)
-
-
-def _width(window: bytes, *, escapes: bool) -> int:
-    """Return the bytes of memory that the widest character takes."""
-    is_escaped = escapes and b"\\u" in window
-    if is_escaped and (b"\\ud" in window or b"\\uD" in window):
-        return 4
-    if not window.isascii():
-        return 4 if window.translate(None, _BELOW_ASTRAL) else 2
-    return 2 if is_escaped else 1
 
 
 FORM = b"multipart/form-data"
@@ -300,12 +252,28 @@ class BodyReservation(Protocol):
     def reserve_memory(self, size: int) -> None:
         """Grow the reservation to `size` bytes in all. Raises BodyMemoryFull."""
 
-    async def process(self, work: Callable[[], T]) -> T:
-        """Return the result of `work` on the body, once it is the caller's turn."""
+    async def process(self, work: Callable[[], T], *, size: int) -> T:
+        """Return the result of `work` on `size` bytes; on many once it is the caller's turn."""
+
+
+Head = Mapping[bytes, bytes]
+"""The headers of a request by their names in lower case."""
+
+
+def read_head(scope: Scope) -> Head:
+    """The headers of a request. One that is repeated has all its values, separated by commas (RFC 9110, 5.3)."""
+    headers = scope["headers"]
+    head: dict[bytes, bytes] = dict(headers)
+    if len(head) < len(headers):
+        values: dict[bytes, list[bytes]] = {}
+        for name, value in headers:
+            values.setdefault(name, []).append(value)
+        head = {name: b",".join(filter(None, several)) for name, several in values.items()}
+    return head
 
 
 async def read_json_body(
-    scope: Scope,
+    head: Head,
     receive: Receive,
     *,
     limit: int,
@@ -318,12 +286,10 @@ async def read_json_body(
     The client must declare the media type: for a page of any origin, a browser sends text/plain or an undeclared type
     without a preflight request. Raises an InvalidRequest, BodyMemoryFull, or ClientLeftError.
     """
-    media_type, declared = b"", 0
-    for name, value in scope["headers"]:
-        if name == b"content-type":
-            media_type = value.partition(b";")[0].strip().lower()
-        elif name == b"content-length" and value.isdigit():
-            declared = int(value)
+    media_type, length = head.get(b"content-type", b""), head.get(b"content-length", b"")
+    if media_type != b"application/json":
+        media_type = media_type.partition(b";")[0].strip().lower()
+    declared = int(length) if length.isdigit() else 0
     is_form = forms and media_type == FORM
     if media_type != b"application/json" and not is_form:
         sent = repr(media_type.decode("latin-1")[:64]) if media_type else "a body without a media type"
@@ -340,12 +306,12 @@ async def read_json_body(
         if len(chunk) > limit:
             raise _too_large(limit)
         return chunk
-    scan = FormScan() if is_form else JsonScan(max_values=max_values)
+    scan = None if is_form else JsonScan(max_values=max_values)
     return await _read(first, receive, limit=limit, scan=scan, reservation=reservation)
 
 
 async def _read(
-    message: Message, receive: Receive, *, limit: int, scan: JsonScan | FormScan, reservation: BodyReservation | None
+    message: Message, receive: Receive, *, limit: int, scan: JsonScan | None, reservation: BodyReservation | None
 ) -> bytes | bytearray:
     """Read the body that begins with `message` into one buffer; joining a list of chunks would hold it twice."""
     body = bytearray()
@@ -354,11 +320,14 @@ async def _read(
         if len(body) + len(chunk) > limit:
             raise _too_large(limit)
         body += chunk
-        if reservation and len(body) > SMALL_BODY:
-            await reservation.process(partial(scan.read, body))
-            reservation.reserve_memory(scan.memory)
+        if reservation is None or len(body) <= SMALL_BODY:
+            if scan is not None:
+                scan.read(body)
+        elif scan is None:
+            reservation.reserve_memory(INITIAL_COPIES * len(body))
         else:
-            scan.read(body)
+            await reservation.process(partial(scan.read, body), size=len(body))
+            reservation.reserve_memory(scan.memory)
         if not message.get("more_body", False):
             return body
         message = await receive()
@@ -379,7 +348,7 @@ async def read_body(request: Request, *, limit: int) -> bytes | bytearray:
     """Read the body, at most `limit` bytes of JSON. Raises an InvalidRequest, or ClientLeftError."""
     try:
         async with asyncio.timeout(BODY_TIMEOUT):
-            return await read_json_body(request.scope, request.receive, limit=limit)
+            return await read_json_body(read_head(request.scope), request.receive, limit=limit)
     except TimeoutError:
         raise body_too_slow() from None
 

@@ -1,6 +1,6 @@
 """Keeps a silent stream alive: proxies and clients close connections that carry no bytes for a while.
 
-`gateway.request.line` wraps the `send` of every streamed request in a `KeepAlive`. It costs a stream without
+`gateway.chat` wraps the `send` of every streamed request in a `KeepAlive`. It costs a stream without
 silence one clock reading per event.
 """
 

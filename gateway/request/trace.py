@@ -1,6 +1,6 @@
 """The state of one request: its steps with their times, decision, reply and outcome.
 
-The request pipeline (`gateway.request.line`) fills in a `Trace` step by step. The response headers, metrics,
+`gateway.chat` and the steps of `coe.routing.composition` fill in a `Trace`. The response headers, metrics,
 OpenTelemetry spans, access log and routing record are derived from it. It executes no step itself.
 """
 
@@ -10,23 +10,21 @@ import os
 import time
 from dataclasses import dataclass, field, replace
 from time import perf_counter
-from types import TracebackType
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Literal
 
-from coe.core import PASS_THROUGH_APIS, Api, Chat, Decision, Prediction, Reply, RequestOptions
+from coe.core import PASS_THROUGH_APIS, Api, Reply
 from coe.errors import ExpertError, RequestError
 from coe.experts.http.sse import EVENT_STREAM
 from coe.experts.translation.expert import TRANSLATED_APIS, dropped_parts, is_translated
 from coe.registry import ExpertSpec
-from coe.retrieval.retrieval import RetrievalResult
-from coe.routing.attempts import Attempts
-from coe.routing.composition import NO_RETRIEVAL, RoutedReply
+from coe.routing.composition import RoutedRequest
 from coe.routing.decision import with_fallback
-from coe.routing.request_text import NO_TEXT, RoutedText, read_request
+from coe.routing.request_text import read_request
 from coe.usage import MemberCall, RecipeLog, RecipeUsage, SentCall, Usage
 from gateway.access import Allowance, Caller
 from gateway.cache.answer import CachedAnswer, CacheUse
-from gateway.serving_state import Serving
+from gateway.request.body import Head
+from gateway.snapshot import Snapshot
 from gateway.stored_responses.conversation import StoredUse
 
 if TYPE_CHECKING:
@@ -35,35 +33,30 @@ if TYPE_CHECKING:
 StepName = Literal["admit", "parse", "cache", "classify", "assign", "retrieve", "call", "relay"]
 
 
-@dataclass(slots=True, eq=False)
-class Trace:
-    """The state of one request, and a context manager that times its current step. Until a step sets another outcome,
-    it is `aborted`: the client disconnected, or the process ended."""
+@dataclass(slots=True, eq=False, kw_only=True)
+class Trace(RoutedRequest):
+    """All that is known of one request. Until a step sets another outcome, it is `aborted`: the client disconnected, or
+    the process ended."""
 
-    serving: Serving
+    snapshot: Snapshot
     api: Api
+    head: Head
     time: float = field(default_factory=time.time)
     """Arrival, in Unix seconds; `start` is the same by `time.perf_counter`."""
-    start: float = field(init=False)
+    start: float = field(default_factory=perf_counter)
     request_id: str = field(init=False)
     began: dict[StepName, float] = field(init=False)
     """When each step began, in order, by `time.perf_counter`."""
-    ended: dict[StepName, float] = field(init=False)
+    ended: dict[StepName, float] = field(default_factory=dict)
     """When each step ended. Only the last may be missing: it is not complete, or it failed."""
+    step_name: StepName = "admit"
+    """The step that began last."""
     outcome: str = "aborted"
     client_left: bool = False
     caller: Caller = Caller()  # noqa: RUF009  (immutable)
     allowance: Allowance | None = None
-    options: RequestOptions | None = None
-    chat: Chat | None = None
     requested_model: str = ""
     """`model` as sent by the client; `chat.model` is the resolved name."""
-    routed: RoutedText = NO_TEXT
-    """The text that was classified."""
-    prediction: Prediction | None = None
-    decision: Decision | None = None
-    retrieval_result: RetrievalResult = NO_RETRIEVAL
-    attempts: Attempts = field(default_factory=Attempts)
     reply: Reply | None = None
     status: int | None = None
     """HTTP status of the response; None if no response began."""
@@ -77,77 +70,59 @@ class Trace:
     """True while a part of the answer is being sent into which no error may be inserted."""
     stored: StoredUse | None = None
     """None unless the request's answer can be referred to later."""
-    step_name: StepName = field(init=False)
-    """The step that began last."""
 
     def __post_init__(self) -> None:
-        self.start = start = perf_counter()
-        self.began, self.ended = {"admit": start}, {}
-        self.step_name = "admit"
+        self.began = {"admit": self.start}
         self.request_id = new_request_id(self.time)
 
-    def step(self, name: StepName) -> Self:
-        """Times a step, as a context manager. Steps do not overlap; `admit` began when the request arrived."""
-        if name != "admit":
-            self.step_name = name
-            self.began[name] = perf_counter()
-        return self
+    def step(self, name: StepName) -> None:
+        """Begin a step, which ends the one before. `admit` began when the request arrived."""
+        self.ended[self.step_name] = self.began[name] = perf_counter()
+        self.step_name = name
 
-    def __enter__(self) -> None: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if kind is None:
-            self.ended[self.step_name] = perf_counter()
+    def complete(self) -> None:
+        """End the last step, after which the answer is sent."""
+        self.ended[self.step_name] = perf_counter()
+        self.outcome = "ok"
 
     def elapsed_ms(self) -> float:
         """Milliseconds from the arrival of the request to the end of its answer, or until now without one."""
-        ended = self.ended_ms("relay")
-        return (perf_counter() - self.start) * 1000 if ended is None else ended
+        return (self.ended.get("relay", perf_counter()) - self.start) * 1000
 
     def step_times_ms(self, end: float) -> list[tuple[StepName, float, float, bool]]:
         """Each step's name, its begin and end in milliseconds from arrival, and whether it completed. An incomplete
         step ends at `end`."""
-        return [
-            (name, (began - self.start) * 1000, end if ended is None else ended, ended is not None)
-            for name, began in self.began.items()
-            for ended in (self.ended_ms(name),)
-        ]
-
-    def ended_ms(self, name: StepName) -> float | None:
-        """Milliseconds from the arrival of the request to the end of a step; None if it did not complete."""
-        ended = self.ended.get(name)
-        return None if ended is None else (ended - self.start) * 1000
+        times: list[tuple[StepName, float, float, bool]] = []
+        for name, began in self.began.items():
+            ended = self.ended.get(name)
+            until = end if ended is None else (ended - self.start) * 1000
+            times.append((name, (began - self.start) * 1000, until, ended is not None))
+        return times
 
     @property
     def routing_ms(self) -> float:
         """Milliseconds from arrival to the decision, 0 without one. For a cached answer, to the end of the lookup."""
-        return self.ended_ms("assign" if self.cache is None or self.cache.answer is None else "cache") or 0.0
+        step: StepName = "assign" if self.cache is None or self.cache.answer is None else "cache"
+        return (self.ended.get(step, self.start) - self.start) * 1000
 
     @property
     def first_token_ms(self) -> float | None:
         """Milliseconds from arrival to the first chunk of the answer, None without one."""
-        return self.ended_ms("call")
+        ended = self.ended.get("call")
+        return None if ended is None else (ended - self.start) * 1000
 
-    def answered(self, answer: RoutedReply) -> None:
+    def answered(self, reply: Reply) -> None:
         """Record the expert's accepted answer."""
-        self.status = 200
-        self.decision, self.reply = answer.decision, answer.reply
-        if self.api in TRANSLATED_APIS and self._is_translated() and self.chat is not None:
-            self.dropped = dropped_parts(self.api, self.chat.fields)
+        self.status, self.reply = 200, reply
+        if self.api in TRANSLATED_APIS and self.decision is not None:
+            arm = self.snapshot.registry.arm(self.decision.expert)
+            if isinstance(arm, ExpertSpec) and is_translated(arm, self.api):  # a recipe takes chats alone
+                self.dropped = dropped_parts(self.api, self.chat.fields)
         if self.attempts.dropped:
             self.dropped += tuple(sorted(self.attempts.dropped.difference(self.dropped)))
 
-    def _is_translated(self) -> bool:
-        """True if the request is translated for the expert that answers; a recipe takes chats alone."""
-        assert self.decision is not None
-        arm = self.serving.registry.arm(self.decision.expert)
-        return isinstance(arm, ExpertSpec) and is_translated(arm, self.api)
-
     def replayed(self, answer: CachedAnswer, reply: Reply) -> None:
         """Record an answer from the cache. No expert is called, so nothing is charged."""
-        assert self.chat is not None
         self.status, self.reply = 200, reply
         self.routed, self.prediction, self.decision = read_request(self.chat), answer.prediction, answer.decision
 
@@ -156,7 +131,7 @@ class Trace:
         """True if the client gets, or is about to get, the headers of a stream: a failure is an event of it."""
         if self.reply is not None:
             return self.reply.media_type == EVENT_STREAM
-        return self.status == 200 and self.chat is not None and self.chat.stream
+        return self.status == 200 and self.chat.stream
 
     @property
     def cached(self) -> CachedAnswer | None:
@@ -179,7 +154,7 @@ class Trace:
     def only_local(self) -> bool:
         """True if only local experts may receive the request. Its text is not stored, as jobs send stored texts to any
         expert."""
-        return self.options is not None and self.options.rule is not None and self.options.rule.only_local
+        return self.options.rule is not None and self.options.rule.only_local
 
     @property
     def recipe_log(self) -> RecipeLog | None:
@@ -196,26 +171,51 @@ class Trace:
         if self.cache is not None and (cached := self.cache.answer) is not None:
             return cached.answered_by
         name = self.decision.expert
-        if (log := self.attempts.recipe_log) is None or name not in self.serving.composition.recipes:
+        if (log := self.attempts.recipe_log) is None or name not in self.snapshot.composition.recipes:
             return name
         return name if (accepted := log.accepted) is None else accepted.expert
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         """The response headers known so far. Names are ASCII by declaration; none holds text of the prompt."""
-        found = [(b"x-request-id", self.request_id.encode())]
-        if self.decision is not None:
-            self._add_decision(found, self.decision)
+        headers = [(b"x-request-id", self.request_id.encode())]
+        if (decision := self.decision) is not None:
+            headers += (
+                (b"x-coe-expert", self.expert.encode()),
+                (b"x-coe-category", decision.category.encode()),
+                (b"x-coe-confidence", b"%.3f" % decision.confidence),
+                (b"x-coe-reason", decision.reason.encode()),
+                (b"x-coe-router", self.snapshot.composition.router.version.encode()),
+                (b"x-coe-attempts", b"%d" % self.attempts.count),
+                (b"x-coe-overhead-ms", b"%.3f" % self.routing_ms),
+            )
+            for name, text in (
+                (b"x-coe-language", self.prediction.language if self.prediction is not None else ""),
+                (b"x-coe-rule", decision.rule),
+                (b"x-coe-fallback-from", decision.fallback_from),
+                (b"x-coe-cause", decision.cause),
+            ):
+                if text:
+                    headers.append((name, text.encode()))
+            if (log := self.recipe_log) is not None:
+                headers += (
+                    (b"x-coe-recipe", log.recipe.encode()),
+                    (b"x-coe-steps", b"%d" % log.steps),
+                    (b"x-coe-calls", b"%d" % len(log.calls)),
+                )
         if self.dropped:
-            found.append((b"x-coe-dropped", ", ".join(self.dropped).encode()))
+            headers.append((b"x-coe-dropped", ", ".join(self.dropped).encode()))
         if self.cache is not None:
-            found.append((b"x-coe-cache", self.cache.result.encode()))
+            headers.append((b"x-coe-cache", self.cache.result.encode()))
         if "retrieve" in self.ended:
-            found.append((b"x-coe-retrieval", self._retrieval_header()))
+            result = self.retrieval_result
+            used = f"; passages={len(result.passages)}; tokens={result.tokens}" if result.status == "used" else ""
+            headers.append((b"x-coe-retrieval", f"{result.status}{used}".encode()))
         if self.allowance is not None:
-            found += self.allowance.headers()
-        if self.options is not None and self.options.explain:
-            found.append((b"server-timing", self._server_timing()))
-        return found
+            headers += self.allowance.headers()
+        if self.options.explain:  # the header Server-Timing (W3C): the milliseconds of each completed step
+            timed = [f"{name};dur={(ended - self.began[name]) * 1000:.3f}" for name, ended in self.ended.items()]
+            headers.append((b"server-timing", ", ".join(timed).encode()))
+        return headers
 
     def early_headers(self) -> list[tuple[bytes, bytes]]:
         """Return the headers to send before the answer begins, once no other expert can take over."""
@@ -226,44 +226,6 @@ class Trace:
             return self.headers()
         finally:
             self.decision = decided  # changed for the headers only; `answered` or `failed` sets the recorded decision
-
-    def _add_decision(self, found: list[tuple[bytes, bytes]], decision: Decision) -> None:
-        """Add the headers about the decision and its calls."""
-        found += (
-            (b"x-coe-expert", self.expert.encode()),
-            (b"x-coe-category", decision.category.encode()),
-            (b"x-coe-confidence", b"%.3f" % decision.confidence),
-            (b"x-coe-reason", decision.reason.encode()),
-            (b"x-coe-router", self.serving.composition.router.version.encode()),
-            (b"x-coe-attempts", b"%d" % self.attempts.count),
-            (b"x-coe-overhead-ms", b"%.3f" % self.routing_ms),
-        )
-        if self.prediction is not None and self.prediction.language:
-            found.append((b"x-coe-language", self.prediction.language.encode()))
-        if decision.rule:
-            found.append((b"x-coe-rule", decision.rule.encode()))
-        if decision.fallback_from:
-            found.append((b"x-coe-fallback-from", decision.fallback_from.encode()))
-        if decision.cause:
-            found.append((b"x-coe-cause", decision.cause.encode()))
-        if (log := self.recipe_log) is not None:
-            found += (
-                (b"x-coe-recipe", log.recipe.encode()),
-                (b"x-coe-steps", b"%d" % log.steps),
-                (b"x-coe-calls", b"%d" % len(log.calls)),
-            )
-
-    def _retrieval_header(self) -> bytes:
-        """Return the retrieval status; if it is `used`, also the number of passages and their approximate tokens."""
-        result = self.retrieval_result
-        if result.status != "used":
-            return result.status.encode()
-        return b"used; passages=%d; tokens=%d" % (len(result.passages), result.tokens)
-
-    def _server_timing(self) -> bytes:
-        """The header Server-Timing (W3C): the milliseconds of each completed step."""
-        timed = [f"{name};dur={(ended - self.began[name]) * 1000:.3f}" for name, ended in self.ended.items()]
-        return ", ".join(timed).encode()
 
     @property
     def usage(self) -> Usage | None:
@@ -297,7 +259,7 @@ class Trace:
         """US dollars of a call by the declared prices of its expert; None if its tokens are unknown."""
         if (usage := call.usage) is None:
             return None
-        prices = self.serving.composition.prices[call.expert]
+        prices = self.snapshot.composition.prices[call.expert]
         output_tokens = usage.output_tokens
         if self.api == "embeddings" or (output_tokens is None and self.api in PASS_THROUGH_APIS):
             output_tokens = 0  # such servers report none

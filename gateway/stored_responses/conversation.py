@@ -37,20 +37,6 @@ class StoredResponse:
         """The input and the output, as a later request would send them."""
         return [*self.input, *self.response["output"]]
 
-    @property
-    def input_items(self) -> list[Item]:
-        """The input as `input_items` lists it: every item has its own id, and a message has a list of parts."""
-        seen, listed = {item["id"] for item in self.input if is_id(item.get("id"))}, []
-        free = set(seen)  # ids that no listed item has yet; the first item with an id keeps it, a second gets a new one
-        for index, item in enumerate(self.input):
-            own, name = item.get("id"), f"{self.response['id']}_input_{index}"
-            while name in seen:
-                name += "_"
-            if is_id(own) and own in free:  # otherwise it is null, or a second reference to one item
-                free.remove(name := str(own))
-            listed.append(_listed(item, name))
-        return listed
-
     @classmethod
     def of(cls, found: Mapping[str, Any]) -> Self:
         """Returns the answer of a parsed entry."""
@@ -79,22 +65,18 @@ def entries_of(response: Mapping[str, Any], part: bytes) -> dict[str, bytes]:
     return entries if sum(map(len, entries.values())) <= MAX_ENTRY_BYTES else {}
 
 
+@dataclass(slots=True, eq=False)
 class StoredUse:
     """Data with which one request stores its answer."""
 
-    __slots__ = ("caller", "owner", "part", "previous", "previous_id", "stateful")
-
-    def __init__(self, owner: str, *, caller: str | None) -> None:
-        self.owner = owner
-        self.caller = caller
-        """The tenant or API key whose share of the memory the request uses."""
-        self.part = b""
-        """The `request_part`; empty if the answer is not stored."""
-        self.previous: tuple[str, ...] = ()
-        self.previous_id = ""
-        """`previous_response_id` of the request. The expert gets the conversation instead; the answer has the id."""
-        self.stateful = False
-        """True if the request depends on stored answers, or its own is stored. It then bypasses the answer cache."""
+    owner: str
+    part: bytes = b""
+    """The `request_part`; empty if the answer is not stored."""
+    previous: tuple[str, ...] = ()
+    previous_id: str = ""
+    """`previous_response_id` of the request. The expert gets the conversation instead; the answer has the id."""
+    stateful: bool = False
+    """True if the request depends on stored answers, or its own is stored. It then bypasses the answer cache."""
 
 
 def is_storable(response: Mapping[str, Any]) -> bool:
@@ -123,22 +105,6 @@ def items_of(fields: Mapping[str, Any]) -> list[Item]:
     return [{"role": "user", "content": given}] if isinstance(given, str) else given
 
 
-def _listed(item: Item, name: str) -> Item:
-    if "role" not in item:
-        return {**item, "id": name}
-    content = item.get("content")
-    if isinstance(content, str):
-        kind = "output_text" if item["role"] == "assistant" else "input_text"
-        content = [{"type": kind, "text": content}]
-    declared = {"type": item.get("type") or "message", "status": item.get("status") or "completed"}
-    return {**item, **declared, "id": name, "content": content}
-
-
 def references(items: Iterable[Item]) -> Counter[str]:
     """Returns the number of references to each item, by its id."""
     return Counter(str(item.get("id")) for item in items if item.get("type") == REFERENCE)
-
-
-def resolved(items: Iterable[Item], found: Mapping[str, Item]) -> list[Item]:
-    """Returns the items, in which each reference is replaced by its item if that is found."""
-    return [found.get(str(item.get("id")), item) if item.get("type") == REFERENCE else item for item in items]

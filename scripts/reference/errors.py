@@ -37,7 +37,7 @@ seconds. After the first byte of a stream, an error is an event of the stream.
 ## Causes
 
 `x-coe-cause`, the routing record, the logs and the metrics name the cause for which an expert did not answer.
-`coe check --live` requests one token from every expert and reports the cause with its remedy.
+`coe check --live` requests a few tokens from every expert and reports the cause with its remedy.
 
 {causes}
 
@@ -93,7 +93,7 @@ _REMEDIES: Mapping[str, str] = {
     "not_classified": "Choose a record that has a category.",
     "not_installed": "Install the package that the message names where the gateway runs.",
     "nothing_measured": "Run `coe score`, then `coe plan`.",
-    "overloaded": "Retry after `retry-after`; add workers, replicas or permits, or raise the limit of open files.",
+    "overloaded": "Retry after `retry-after`; add workers, replicas or permits.",
     "previous_response_not_found": "Send the conversation in `input`, or raise `stored_responses.lifetime`.",
     "rate_limit_exceeded": "Retry after `retry-after`, or raise the limits of the key.",
     "record_not_found": "Check the request id; the log keeps records for `log.keep_days`.",

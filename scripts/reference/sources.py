@@ -29,9 +29,9 @@ from coe.settings import Settings
 from gateway.app import create_app
 from gateway.endpoints.admin.records import LIST_FIELDS
 from gateway.endpoints.routes import document
-from gateway.errors import body_of, status_of
-from gateway.main import open_parts
-from gateway.parts import Parts
+from gateway.errors import body_of
+from gateway.main import open_services
+from gateway.services import Services
 
 ROOT = Path(__file__).parents[2]
 RECORD_SCHEMA, RATING_SCHEMA = (one.json_schema(mode="serialization") for one in (RECORD.adapter, RATING))
@@ -111,7 +111,7 @@ def metric_families() -> list[Any]:
 
 
 async def _families() -> list[Any]:
-    opened: list[Parts] = []
+    opened: list[Services] = []
     with TemporaryDirectory() as folder:
         file = Path(folder) / "experts.yaml"
         file.write_text(_DECLARED)
@@ -120,8 +120,8 @@ async def _families() -> list[Any]:
         state = ActiveState(registry, router, declared_assignment(registry, ("general",)), 0.0, Path(folder))
 
         @asynccontextmanager
-        async def parts() -> AsyncIterator[Parts]:
-            async with open_parts(settings, read=lambda *_: state) as found:
+        async def parts() -> AsyncIterator[Services]:
+            async with open_services(settings, read=lambda *_: state) as found:
                 opened.append(found)
                 yield found
 
@@ -151,7 +151,7 @@ def _failure(kind: Any) -> Failure:
     if passed_on:
         error.status, error.upstream_code = 400, None
     body = json.loads(body_of(error))["error"]
-    return Failure(kind.code, "4xx" if passed_on else str(status_of(error)), body["type"], kind.__doc__ or "")
+    return Failure(kind.code, "4xx" if passed_on else str(error.status), body["type"], kind.__doc__ or "")
 
 
 def _codes_in_calls() -> Iterator[tuple[str, str]]:

@@ -157,7 +157,7 @@ def test_an_expired_key_is_refused_from_that_second_on_with_its_date() -> None:
 @pytest.fixture(params=["sqlite", "redis"])
 def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], KeyStore]:
     if request.param == "sqlite":
-        return lambda: open_key_store("memory", home=tmp_path)
+        return lambda: open_key_store("file", home=tmp_path)
     url = request.getfixturevalue("redis_url")
     return lambda: open_key_store(url, home=tmp_path)
 

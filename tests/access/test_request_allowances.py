@@ -42,7 +42,7 @@ async def test_a_dry_run_uses_a_concurrency_slot_while_it_is_processed(
 ) -> None:
     looking, go_on = asyncio.Event(), asyncio.Event()
     async with gateway_of(keyed(limits={"concurrent_requests": 1})) as gateway:
-        classifier = gateway.serving_state.serving.composition.classifier
+        classifier = gateway.services.snapshot.composition.classifier
         classify = classifier.classify
 
         async def slow(*asked: Any) -> Any:

@@ -16,7 +16,7 @@ from coe.settings import Settings
 from gateway.access import check_counters, check_exposure
 from gateway.access.issued_keys import issue
 from gateway.access.key_store import change, open_key_store
-from gateway.main import open_parts
+from gateway.main import open_services
 from tests.access.samples import key_of
 from tests.fakes import registry_of
 from tests.gateway import words_server
@@ -91,21 +91,21 @@ async def test_a_start_and_a_reload_know_the_issued_keys_of_the_store(tmp_path: 
 
     async def refused(settings: Settings, match: str) -> None:
         with pytest.raises(ConfigError, match=match):
-            async with open_parts(settings, read=words_server.read):
+            async with open_services(settings, read=words_server.read):
                 pass
 
     root = key_of("root", scopes={"admin", "chat"})
     settings = settings_with(root)
-    store = open_key_store("memory", home=settings.home)
+    store = open_key_store("file", home=settings.home)
     spec = KeySpec(name="shop", limits=KeyLimits(requests_per_minute=1))
     make = partial(issue, load(settings.config, environ={}), spec=spec, sha256="0" * 64, by=None, by_name="", now=0.0)
     await change(store, lambda issued: make(issued=issued))
     await store.aclose()
     await refused(settings_with(key_of("app")), "no declared key has the scope admin")
-    async with open_parts(settings_with(root), read=words_server.read) as parts:
+    async with open_services(settings_with(root), read=words_server.read) as parts:
         assert parts.reload is not None
         parts.reload.check(load(settings.config, environ={}))
-        registry = parts.current.serving.registry
+        registry = parts.snapshot.registry
         access = registry.access.model_copy(update={"keys": (key_of("app"),)})
         with pytest.raises(ConfigError, match="scope admin"):
             parts.reload.check(registry.model_copy(update={"access": access}))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import orjson
 
 from coe.artifacts.kinds import ASSIGNMENT, ROUTER
 from coe.artifacts.store import ArtifactStore
-from coe.planning import Assignment, Dependencies, PlanInputs, round_traffic, solve
+from coe.planning import Assignment, Plan, answer_digests, marginal_values, round_traffic, solve
 from coe.planning.job.basis import compare_with_single_experts
 from coe.planning.job.budget_solver import declared_problem
 from coe.planning.score_table import tabulate_softly
@@ -45,10 +46,8 @@ def settings_in(folder: Path, registry: Registry) -> Settings:
     return Settings.read({}, config=folder / "experts.yaml")
 
 
-def planned(
-    settings: Settings, registry: Registry, *, keep: bool = True, deviations: float = 1.0
-) -> tuple[str, Assignment]:
-    """A plan on synthetic scores, published and promoted. Without `keep`, its folder lacks the inputs of the plan."""
+def planned(settings: Settings, registry: Registry, *, deviations: float = 1.0) -> tuple[str, Assignment]:
+    """A plan on synthetic scores, published and promoted."""
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(3), (80, 40, 12))
     means = np.array([SCORES[name] for name in registry.expert_names]).T[labels]
@@ -56,14 +55,22 @@ def planned(
     table = tabulate_softly(CATEGORIES, registry.expert_names, np.eye(3)[labels], scores)
     weights = table.count.max(axis=1)
     problem = declared_problem(registry, table, quality=table.lower(deviations=deviations), weights=weights)
-    traffic, made_for = round_traffic(np.eye(3)[labels] * 0.9 + 0.1 / 3), Dependencies.of(registry)
-    basis = PlanInputs(problem, table, traffic, deviations, "132 prompts of probes", dependencies=made_for)
-    assignment = solve(problem, traffic=basis.traffic)
+    traffic = round_traffic(np.eye(3)[labels] * 0.9 + 0.1 / 3)
+    assignment = solve(problem, traffic=traffic)
+    plan = Plan(
+        assignment,
+        problem,
+        table,
+        "132 prompts of probes",
+        deviations,
+        pins=registry.assignment,
+        answers=answer_digests(registry),
+        value_of_expert=marginal_values(problem, assignment),
+        traffic=traffic,
+    )
     store = ArtifactStore(settings.artifacts, ASSIGNMENT)
     with store.draft() as draft:
-        (draft / "assignment.json").write_bytes(assignment.to_json())
-        if keep:
-            basis.save(draft, against=compare_with_single_experts(basis, assignment))
+        replace(plan, against=compare_with_single_experts(plan)).save(draft)
         artifact = store.publish(draft, categories=CATEGORIES, data=registry.digest, metrics={})
     store.promote(artifact.manifest.version, by="plan", why="planned on probes")
     return artifact.manifest.version, assignment

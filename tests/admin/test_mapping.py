@@ -106,17 +106,6 @@ async def test_other_budgets_are_solved_by_a_process_beside_the_gateway(gateway:
     assert "the smallest feasible limit is 2" in impossible.error["message"]
 
 
-async def test_a_plan_without_stored_scores_is_returned_and_cannot_be_solved_again(
-    settings: Settings, registry: Registry
-) -> None:
-    version, assignment = planned(settings, registry, keep=False)
-    async with gateway_of(registry, settings=settings, versions={ASSIGNMENT: version}, assignment=assignment) as one:
-        found = await read_map(one)
-        refused = await solve(one)
-    assert (found["version"], found["measured"]) == (version, None)
-    assert refused.status == 409
-
-
 @pytest.mark.parametrize(
     "body", [b'{"speed": 1}', b'{"max_share": 0}', b'{"max_share": 1.1}', b'{"mean_cost": 1e999}', b"[", b"[]"]
 )

@@ -42,7 +42,7 @@ async def test_records_come_newest_first_page_by_page() -> None:
                 break
     assert seen == ids[::-1]
     assert page["choices"]["expert"] == ["coder", "painter", "generalist"]
-    assert {"ok", "aborted", "expert_timeout", "overloaded"} <= set(page["choices"]["outcome"])
+    assert {"ok", "aborted", "expert_timeout", "expert_busy"} <= set(page["choices"]["outcome"])
     assert set(page["data"][0]) == set(records.LIST_FIELDS)
 
 

@@ -4,6 +4,7 @@ import json
 import queue
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -11,7 +12,7 @@ from coe import foreground
 from coe.artifacts.store import ArtifactStore
 from coe.cli import app
 from coe.errors import DataError
-from coe.planning import Assignment, read_plan_file
+from coe.planning import Plan
 
 DECLARED = """\
 version: 1
@@ -101,26 +102,18 @@ def test_costs_at_assumed_tokens_are_reported_until_tokens_are_measured(config: 
         plan(config)
 
 
-def test_the_plan_is_put_into_use_unless_it_is_a_dry_run(config: Path) -> None:
+def test_the_plan_is_put_into_use_unless_it_is_a_dry_run_and_solved_again_under_another_budget(config: Path) -> None:
     store = ArtifactStore(config.parent / ".coe" / "artifacts", "assignment")
     assert "unchanged" in plan(config, "--dry-run")
     assert store.current() is None
     assert "in use" in plan(config)
     current = store.current()
     assert current is not None
-    assert Assignment.from_json((current.folder / "assignment.json").read_bytes()).choice[0] == "large"
-
-
-def test_a_plan_is_stored_with_its_problem_and_solved_again_under_another_budget(config: Path) -> None:
-    plan(config)
-    store = ArtifactStore(config.parent / ".coe" / "artifacts", "assignment")
-    current = store.current()
-    assert current is not None
-    kept = read_plan_file(current.folder)
-    assert kept is not None
-    assert kept["source"] == f"120 prompts of {config.parent.name}"
-    assert kept["count"] == [[40, 40], [40, 40], [40, 40]]
-    assert kept["quality"][2][1] is None  # pinned to the small one
+    kept = Plan.read(current.folder)
+    assert kept.assignment.choice[0] == "large"
+    assert kept.source == f"120 prompts of {config.parent.name}"
+    assert kept.table.count.tolist() == [[40, 40], [40, 40], [40, 40]]
+    assert np.isneginf(kept.problem.quality[2, 1])  # pinned to the small one
     solved = CliRunner().invoke(app, ["solve", "--config", str(config)], input='{"mean_active_b": 1.5}\n{}\n')
     frugal, free = (json.loads(line)["plan"] for line in solved.stdout.splitlines())
     assert [row["expert"] for row in frugal["assignment"]] == ["small"] * 3
@@ -128,13 +121,14 @@ def test_a_plan_is_stored_with_its_problem_and_solved_again_under_another_budget
     assert store.history()[-1].version == current.manifest.version
 
 
-def test_infeasible_limits_of_a_sweep_are_reported_with_the_smallest_feasible_one(config: Path) -> None:
-    report = json.loads(plan(config, "--json", "--sweep", "mean_active_b=0.2,4.2,0.1"))
-    assert [row["limit"] for row in report["sweep"]] == [4.2]
-    assert report["sweep_impossible"] == {"row": "mean_active_b", "limits": [0.1, 0.2], "smallest": 1.0}
-    output = plan(config, "--sweep", "mean_active_b=0.2,0.1")
-    assert "mean_active_b 0.1, 0.2 cannot be kept; the smallest feasible limit is 1\n" in output
-    assert json.loads(plan(config, "--json", "--sweep", "mean_active_b=4.2"))["sweep_impossible"] is None
+def test_a_sweep_shows_what_each_limit_gives_and_which_cannot_be_kept(config: Path) -> None:
+    report = json.loads(plan(config, "--json", "--sweep", "mean_active_b=1,4.2,10,0.2,0.1"))
+    assert [row["limit"] for row in report["sweep"]] == [1, 4.2, 10]
+    assert report["sweep"][0]["quality"] < report["sweep"][1]["quality"]
+    assert report["sweep_impossible"] == [0.1, 0.2]
+    assert "0.1, 0.2 cannot be kept\n" in plan(config, "--sweep", "mean_active_b=0.2,0.1")
+    unknown = CliRunner().invoke(app, ["plan", str(config.parent), "--config", str(config), "--sweep", "speed=1"])
+    assert unknown.exit_code == 2
 
 
 def test_slow_work_is_reported_while_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,8 +146,3 @@ def test_scores_without_a_prompt_are_reported(config: Path) -> None:
         scores.write('\n{"benchmark": "own", "prompt_id": "gone", "model": "small", "score": 1}')
     result = CliRunner().invoke(app, ["plan", str(config.parent), "--config", str(config), "--dry-run"])
     assert "note: 1 scores are left out, since no prompt has their prompt_id, 'gone' for one" in result.stderr
-
-
-def test_an_unknown_row_to_sweep_is_bad_usage(config: Path) -> None:
-    result = CliRunner().invoke(app, ["plan", str(config.parent), "--config", str(config), "--sweep", "speed=1"])
-    assert result.exit_code == 2

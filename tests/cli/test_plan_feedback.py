@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from coe.artifacts.active_state import load_active_state
-from coe.planning import read_problem
+from coe.planning import Plan
 from tests.cli.logged_service import TRUTH, LoggedService
 from tests.routers.conftest import examples
 
 MEASURED = {"cooking": "generalist", "football": "chef", "astronomy": "generalist"}
 """The better expert of each category by the probes. Users disagree about cooking."""
-ARMS = ("graded", "improve")
-"""Columns of a plan: recipes that write come last."""
 
 
 @pytest.fixture
@@ -35,21 +34,32 @@ def scores(service: LoggedService) -> Path:
     return folder
 
 
+def plan_in_use(service: LoggedService) -> Plan:
+    version = service.store().in_use()
+    assert version is not None
+    return Plan.read(service.store().published(version).folder)
+
+
 def test_a_new_plan_keeps_the_feedback_of_moved_categories_unless_it_is_dropped(
     service: LoggedService, scores: Path
 ) -> None:
     service.report("plan", scores)
+    before = plan_in_use(service)
     assert {name: service.choices()[name] for name in MEASURED} == MEASURED
     service.serve(1500)
     found = service.retrain()
     assert found["promoted"], found["sentence"]
+    learned = plan_in_use(service)
+    assert learned.measured is not None
+    again = learned.measured.over(before.table.categories, before.table.experts)
+    np.testing.assert_array_equal(again.mean, before.table.mean)
+    np.testing.assert_array_equal(again.count, before.table.count)
     assert [move["category"] for move in found["report"]["moves"] if move["verdict"] == "better"] == ["cooking"]
     assert service.choices()["cooking"] == "chef"
 
     assert "kept from feedback: cooking (moved by coe retrain" in service.run("plan", scores)
     assert service.choices()["cooking"] == "chef"
-    again = service.report("plan", scores)
-    assert again["feedback"] == {"kept": ["cooking"], "moved_by_scores": [], "dropped": []}
+    assert service.report("plan", scores)["feedback"] == {"kept": ["cooking"], "dropped": []}
     assert service.choices()["cooking"] == "chef"
 
     dropped = service.run("plan", scores, "--drop-feedback")
@@ -89,11 +99,7 @@ def test_feedback_moves_categories_from_and_to_an_arm_which_keeps_its_policy(
     after = load_active_state(service.settings)
     assert service.choices()["football"] == "chef"
     assert (after.policies.to_json(), set(after.policies.by_arm)) == (before.to_json(), {"panel"})
-    version = service.store().in_use()
-    assert version is not None
-    problem = read_problem(service.store().published(version).folder)
-    assert problem is not None
-    assert problem[0].members == {"panel": ("chef", "generalist")}
+    assert plan_in_use(service).problem.members == {"panel": ("chef", "generalist")}
 
     TRUTH["panel"]["football"], TRUTH["chef"]["football"] = 1.0, 0.05
     service.serve(4000)

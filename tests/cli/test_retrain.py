@@ -29,7 +29,7 @@ def test_ratings_change_the_plan_in_use_and_the_change_can_be_rolled_back(servic
     assert service.store().in_use() == found["version"]
     folder = Path(found["folder"])
     assert {path.name for path in folder.iterdir()} == {
-        "assignment.json", "manifest.json", "plan.json", "report.json", "report.md", "report.svg",
+        "manifest.json", "plan.json", "report.json", "report.md", "report.svg",
     }  # fmt: skip
     report = json.loads((folder / "report.json").read_text())
     assert {row["category"] for row in report["changes"]} == {"cooking", "football"}

@@ -20,10 +20,10 @@ from coe.planning.problem import declared_assignment
 from coe.registry import Registry
 from coe.settings import Settings
 from gateway.app import create_app
-from gateway.main import open_parts
-from gateway.parts import Parts
+from gateway.main import open_services
 from gateway.process.worker import serve_application
 from gateway.server import open_listener
+from gateway.services import Services
 from tests.fakes import WordRouter, registry_of
 
 KEY = "sk-test-of-the-clients"
@@ -66,8 +66,8 @@ def build(upstream: str, folder: Path) -> Starlette:
     in_use = ActiveState(declared, router, declared_assignment(declared, router.categories), 0.0, folder)
 
     @asynccontextmanager
-    async def parts() -> AsyncIterator[Parts]:
-        async with open_parts(settings, read=lambda *_: in_use) as opened:
+    async def parts() -> AsyncIterator[Services]:
+        async with open_services(settings, read=lambda *_: in_use) as opened:
             yield opened
 
     return create_app(parts)

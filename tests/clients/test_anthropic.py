@@ -110,10 +110,12 @@ def test_a_translated_conversation_continues_after_tool_results(
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"tool_choice": "auto"}, "tool_choice must be an object"),
-        ({"tools": "weather"}, "tools must be a list"),
+        ({"tools": "weather"}, "a field of a wrong type"),
         ({"messages": _asked({"type": "image", "source": {"type": "file", "file_id": "f"}})}, "does not accept: image"),
-        ({"messages": _asked({"type": "document", "source": {"type": "url", "url": "u"}})}, "must have its data"),
+        (
+            {"messages": _asked({"type": "document", "source": {"type": "url", "url": "u"}})},
+            "does not accept: document",
+        ),
     ],
 )
 def test_fields_that_the_translation_would_lose_are_rejected(
@@ -143,7 +145,7 @@ BETAS = ["context-1m-2025-08-07", "interleaved-thinking-2025-05-14", "of-tomorro
 
 
 @pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize(("model", "known"), [("native", BETAS), ("chatty", []), ("claude", BETAS[:2])])
+@pytest.mark.parametrize(("model", "known"), [("native", BETAS), ("chatty", []), ("claude", [])])
 def test_beta_headers_reach_servers_that_speak_messages_and_no_other_header_does(
     client: anthropic.Anthropic, upstream: ModelServer, model: str, known: list[str], stream: bool
 ) -> None:

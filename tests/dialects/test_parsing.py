@@ -10,12 +10,9 @@ import pytest
 from coe.core import Chat, Message
 from coe.errors import InvalidRequest
 from gateway.dialects import Dialect
-from gateway.dialects.chat import CHAT, COMPLETIONS, EMBEDDINGS
+from gateway.dialects.chat import COMPLETIONS, EMBEDDINGS
 from gateway.dialects.messages import MESSAGES
 from gateway.dialects.responses import RESPONSES
-
-HI = [{"role": "user", "content": "hi"}]
-SCHEMA = {"type": "json_schema", "schema": {}}
 
 
 def parsed(dialect: Dialect, **fields: Any) -> Chat:
@@ -24,43 +21,6 @@ def parsed(dialect: Dialect, **fields: Any) -> Chat:
 
 def turns(found: Chat) -> list[tuple[str, str]]:
     return [(message.role, message.text) for message in found.messages]
-
-
-@pytest.mark.parametrize(
-    ("dialect", "fields", "needs"),
-    [
-        (CHAT, {"messages": HI}, set()),
-        (CHAT, {"messages": HI, "tools": [{"type": "function"}]}, {"tools"}),
-        (CHAT, {"messages": HI, "functions": [{}]}, {"tools"}),
-        (CHAT, {"messages": HI, "response_format": {"type": "json_schema"}}, {"json_schema"}),
-        (CHAT, {"messages": HI, "response_format": {"type": "json_object"}}, {"json_object"}),
-        (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, {"images"}),
-        (CHAT, {"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}, {"audio"}),
-        (RESPONSES, {"input": "hi"}, set()),
-        (RESPONSES, {"input": "hi", "tools": [{"type": "function"}]}, {"tools"}),
-        (RESPONSES, {"input": "hi", "text": {"format": SCHEMA}}, {"json_schema"}),
-        (RESPONSES, {"input": "hi", "text": {"format": {"type": "text"}}}, set()),
-        (RESPONSES, {"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, {"images"}),
-        (MESSAGES, {"messages": HI}, set()),
-        (MESSAGES, {"messages": HI, "tools": [{"name": "f"}]}, {"tools"}),
-        (MESSAGES, {"messages": HI, "output_config": {"format": SCHEMA}}, {"json_schema"}),
-        (MESSAGES, {"messages": HI, "output_format": SCHEMA}, {"json_schema"}),
-        (MESSAGES, {"messages": [{"role": "user", "content": [{"type": "image"}]}]}, {"images"}),
-        (
-            MESSAGES,
-            {
-                "messages": [
-                    {"role": "user", "content": [{"type": "tool_result", "content": [{"type": "image", "source": {}}]}]}
-                ]
-            },
-            {"images", "tools"},
-        ),
-    ],
-)
-def test_needs_are_read_from_fields_and_parts(dialect: Dialect, fields: dict[str, Any], needs: set[str]) -> None:
-    found = parsed(dialect, **fields)
-    assert found.needs == needs
-    assert found.api == dialect.api
 
 
 def test_a_responses_body_is_instructions_and_items() -> None:

@@ -92,7 +92,8 @@ def self_signed(folder: Path) -> tuple[Path, Path]:
     """A certificate for 127.0.0.1 that no authority vouches for, and its key, made with openssl."""
     key, made = folder / "key.pem", folder / "certificate.pem"
     command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 1 -subj /CN=127.0.0.1"
-    subprocess.run([*command.split(), "-keyout", key, "-out", made], check=True, capture_output=True)
+    more = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", made]
+    subprocess.run([*command.split(), *more], check=True, capture_output=True)
     return made, key
 
 

@@ -105,9 +105,6 @@ class FaultyServer:
     async def _detail(self, request: web.Request, status: str) -> web.StreamResponse:
         return web.json_response({"detail": "unexpected field"}, status=int(status))
 
-    async def _redirect(self, request: web.Request, _: str) -> web.StreamResponse:
-        return web.Response(status=302, headers={"location": "http://127.0.0.1:1/"})
-
     async def _silent(self, request: web.Request, _: str) -> web.StreamResponse:
         return await self._events(request, None)
 

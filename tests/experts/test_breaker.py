@@ -1,8 +1,5 @@
 """The circuit breaker: when it opens, how trials close it, and its invariants."""
 
-from hypothesis import given
-from hypothesis import strategies as st
-
 from coe.experts.outcomes import COOL_DOWN, MAX_FAILURES, MAX_THROTTLE, WINDOW_SIZE, Breaker
 from tests.waiting import ManualClock
 
@@ -15,15 +12,6 @@ def breaker_of() -> tuple[Breaker, ManualClock]:
 def fail(breaker: Breaker, times: int = 1) -> None:
     for _ in range(times):
         breaker.failed(breaker.begin())
-
-
-def test_failures_in_a_row_open_the_breaker() -> None:
-    breaker, clock = breaker_of()
-    fail(breaker, MAX_FAILURES - 1)
-    assert breaker.state == "closed"
-    fail(breaker)
-    assert breaker.state == "open"
-    assert not breaker.ready(clock.now)
 
 
 def test_so_do_the_same_failures_among_successes_and_older_ones_are_forgotten() -> None:
@@ -40,20 +28,6 @@ def test_so_do_the_same_failures_among_successes_and_older_ones_are_forgotten() 
     assert breaker.state == "open"
 
 
-def test_after_the_cool_down_one_trial_is_sent_and_its_first_chunk_closes_the_breaker() -> None:
-    breaker, clock = breaker_of()
-    fail(breaker, MAX_FAILURES)
-    assert breaker.wait(clock.now) == COOL_DOWN
-    clock.now += COOL_DOWN
-    assert breaker.state == "half_open"
-    assert breaker.ready(clock.now)
-    generation = breaker.begin()
-    assert not breaker.ready(clock.now)
-    breaker.answered(generation)
-    assert breaker.state == "closed"
-    assert breaker.ready(clock.now)
-
-
 def test_a_failed_trial_begins_the_cool_down_again_and_an_answered_one_forgets_the_failures() -> None:
     breaker, clock = breaker_of()
     fail(breaker, MAX_FAILURES)
@@ -65,15 +39,6 @@ def test_a_failed_trial_begins_the_cool_down_again_and_an_answered_one_forgets_t
     breaker.succeeded(breaker.begin())
     fail(breaker, MAX_FAILURES - 1)
     assert breaker.state == "closed"
-
-
-def test_a_cancelled_trial_allows_the_next_one() -> None:
-    breaker, clock = breaker_of()
-    fail(breaker, MAX_FAILURES)
-    clock.now += COOL_DOWN
-    breaker.cancelled(breaker.begin())
-    assert breaker.ready(clock.now)
-    assert breaker.state == "half_open"
 
 
 def test_a_slow_trial_blocks_others_for_one_cool_down_only() -> None:
@@ -116,89 +81,3 @@ def test_throttling_expires_and_is_bounded() -> None:
     assert breaker.ready(clock.now)
     breaker.throttle(3600)
     assert breaker.wait(clock.now) == MAX_THROTTLE
-
-
-def test_a_failure_counts_as_recent_for_a_second() -> None:
-    breaker, clock = breaker_of()
-    assert not breaker.failed_recently(clock.now)
-    fail(breaker)
-    assert breaker.failed_recently(clock.now)
-    clock.now += 1.0
-    assert not breaker.failed_recently(clock.now)
-
-
-class Traffic:
-    """Requests in flight at a breaker, each with its generation number and whether it is a trial."""
-
-    def __init__(self) -> None:
-        self.breaker, self.clock = breaker_of()
-        self.running: list[tuple[int, bool]] = []
-
-    def begin(self, _: int) -> None:
-        if self.breaker.ready(self.clock.now):
-            trial = self.breaker.state == "half_open"
-            assert trial or self.breaker.state == "closed"
-            assert not trial or not any(other for _, other in self.running if other)
-            self.running.append((self.breaker.begin(), trial))
-
-    def answered(self, which: int) -> None:
-        if self.running:
-            generation, _ = self.running[which % len(self.running)]
-            self.breaker.answered(generation)
-            self._settle()
-
-    def succeeded(self, which: int) -> None:
-        self._end("succeeded", which)
-
-    def failed(self, which: int) -> None:
-        self._end("failed", which)
-
-    def cancelled(self, which: int) -> None:
-        self._end("cancelled", which)
-
-    def later(self, seconds: int) -> None:
-        self.clock.now += seconds
-
-    def throttle(self, seconds: int) -> None:
-        self.breaker.throttle(seconds)
-
-    def _end(self, how: str, which: int) -> None:
-        if self.running:
-            generation, _ = self.running.pop(which % len(self.running))
-            getattr(self.breaker, how)(generation)
-            self._settle()
-
-    def _settle(self) -> None:
-        if self.breaker.state in ("closed", "rate_limited", "open"):  # what was a trial is decided
-            self.running = [(generation, False) for generation, _ in self.running]
-
-
-NAMES = (
-    "begin",
-    "begin",
-    "answered",
-    "succeeded",
-    "failed",
-    "failed",
-    "cancelled",
-    "later",
-    "throttle",
-)
-
-
-@given(st.lists(st.tuples(st.sampled_from(NAMES), st.integers(0, 70)), max_size=150))
-def test_one_trial_at_a_time_is_sent_and_every_breaker_recovers(steps: list[tuple[str, int]]) -> None:
-    traffic = Traffic()
-    breaker, clock = traffic.breaker, traffic.clock
-    for name, argument in steps:
-        was = breaker.state
-        getattr(traffic, name)(argument)
-        assert breaker.state != "closed" or breaker.ready(clock.now)
-        assert was != "open" or name in ("later", "answered", "succeeded", "cancelled") or breaker.state == "open"
-        assert 0 <= breaker.wait(clock.now) <= MAX_THROTTLE
-    for generation, _ in traffic.running:
-        breaker.cancelled(generation)
-    clock.now += MAX_THROTTLE
-    assert breaker.ready(clock.now)
-    breaker.succeeded(breaker.begin())
-    assert breaker.state == "closed"

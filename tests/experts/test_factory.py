@@ -1,17 +1,14 @@
 """Building experts from the declaration, at start and at a reload."""
 
-import time
 from typing import Any
 
 import pytest
 
-from coe.core import Call
 from coe.errors import ConfigError
 from coe.experts import build_experts, endpoints_of
 from coe.experts.http.client import Client
 from coe.registry import Registry
 from coe.settings import Endpoint
-from tests.experts.faulty_server import FaultyServer
 from tests.fakes import registry_of
 
 pytestmark = pytest.mark.anyio
@@ -47,41 +44,3 @@ def test_a_local_expert_that_is_not_started_is_an_error_with_the_remedy() -> Non
 def test_a_providers_default_address_needs_no_endpoint() -> None:
     spec = {"name": "generalist", "model": "anthropic/x", "runtime": "litellm"}
     assert endpoints_of(registry(spec).experts[0], {}) == ()
-
-
-async def test_requests_in_an_api_that_the_server_speaks_pass_unchanged() -> None:
-    server = FaultyServer()
-    runner = await server.start()
-    spec = {"name": "generalist", "model": "good", "runtime": "external", "base_url": server.url}
-    async with Client() as session:
-        experts = build_experts(registry({**spec, "apis": ["chat", "responses"]}), {}, session=session)
-        reply = await experts["generalist"].stream(Call({"input": "hi"}, False, 5, 5, api="responses"))
-        assert b'"generalist"' in b"".join([chunk async for chunk in reply.chunks()])
-        await reply.aclose()
-    await runner.cleanup()
-    assert server.seen == [{"input": "hi", "model": "good"}]
-
-
-async def test_with_one_of_two_servers_gone_no_request_fails() -> None:
-    servers = [FaultyServer(), FaultyServer()]
-    runners = [await server.start() for server in servers]
-    spec = {"name": "generalist", "model": "good", "runtime": "external", "base_urls": [s.url for s in servers]}
-    async with Client() as session:
-        expert = build_experts(registry(spec), {}, session=session)["generalist"]
-
-        async def send_chat(number: int) -> bytes:
-            call = Call({"messages": [], "stream": True}, True, 5, 5, conversation=b"%d" % number)
-            reply = await expert.stream(call)
-            chunks = [chunk async for chunk in reply.chunks()]
-            await reply.aclose()
-            return b"".join(chunks)
-
-        for number in range(20):
-            assert (await send_chat(number)).endswith(b"[DONE]\n\n")
-        assert all(server.seen for server in servers)
-        await runners[0].cleanup()
-        for number in range(40):
-            assert (await send_chat(number)).endswith(b"[DONE]\n\n")
-        assert [replica.in_flight for replica in expert.replicas] == [0, 0]
-        assert expert.replicas[0].breaker.failed_recently(time.monotonic())
-    await runners[1].cleanup()

@@ -1,9 +1,7 @@
-"""The live check: one token from each server, and a cause with a remedy for each failure."""
+"""The live check: a few tokens from each server, and a cause with a remedy for each failure."""
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import ssl
 from pathlib import Path
 from typing import Any
@@ -15,23 +13,18 @@ from typer.testing import CliRunner
 
 from coe.cli import app
 from coe.cli.check import ENDPOINTS_FILE, check_live
-from coe.experts import build_experts, live_check
+from coe.experts import build_experts
 from coe.experts.http.client import Client
-from coe.experts.live_check import Finding, check_experts
+from coe.experts.live_check import MAX_ANSWER_TOKENS, Finding, check_experts
 from coe.registry import Registry
 from coe.settings import Settings
-from gateway.main import checking
 from tests.experts.fault_servers import (
     COMPLETION,
-    Answer,
     answering,
     closed_port,
-    hanging_up,
-    refusing,
     self_signed,
     server,
     serving,
-    silent,
 )
 from tests.fakes import registry_of
 
@@ -56,7 +49,7 @@ async def found(base_url: str, **spec: Any) -> Finding:
 
 
 @pytest.mark.anyio
-async def test_an_answering_expert_passes_and_receives_a_request_for_one_token() -> None:
+async def test_an_answering_expert_passes_and_receives_a_request_for_a_few_tokens() -> None:
     seen: list[Any] = []
 
     async def answer(request: web.Request) -> web.StreamResponse:
@@ -67,74 +60,28 @@ async def test_an_answering_expert_passes_and_receives_a_request_for_one_token()
         finding = await found(f"{root}/v1", parameters={"max_tokens": 500})
     assert finding.ok
     assert "answers at" in finding.sentence
-    assert [body["max_tokens"] for body in seen] == [1]
+    assert [body["max_tokens"] for body in seen] == [MAX_ANSWER_TOKENS]
 
 
 @pytest.mark.anyio
-async def test_an_unknown_model_is_reported_with_the_nearest_served_names() -> None:
+async def test_a_failure_is_reported_with_its_cause_and_remedy(tmp_path: Path) -> None:
     async with server(serving(*SERVED, key=KEY)) as root:
         finding = await found(f"{root}/v1", model="qwen-2.5-7b-instruct")
     assert finding.cause == "model_not_found"
-    assert "it serves qwen2.5-7b-instruct" in finding.remedy
-    assert "correct `model: qwen-2.5-7b-instruct`" in finding.remedy
-
-
-@pytest.mark.anyio
-@pytest.mark.parametrize("path", ["", "/v1/chat/completions", "/api"])
-async def test_a_base_url_without_the_api_path_is_corrected(path: str) -> None:
-    async with server(serving(*SERVED, key=KEY)) as root:
-        finding = await found(f"{root}{path}")
-    assert finding.cause == "not_found"
-    assert f"write `base_url: {root}/v1`" in finding.remedy
-
-
-@pytest.mark.anyio
-async def test_a_wrong_key_is_reported() -> None:
-    async with server(serving(*SERVED, key="another")) as root:
-        finding = await found(f"{root}/v1")
-    assert finding.cause == "unauthorized"
-    assert "api_key" in finding.remedy
-
-
-QUOTA = {"error": {"message": "You exceeded your current quota, see the plan", "code": "insufficient_quota"}}
-
-
-@pytest.mark.anyio
-@pytest.mark.parametrize(
-    ("answer", "cause", "remedy"),
-    [
-        (refusing(429, QUOTA), "quota_exceeded", "raise the quota"),
-        (refusing(429), "rate_limited", "higher limit"),
-        (refusing(500), "server_error", "log"),
-        (refusing(503), "overloaded", "wait"),
-        (refusing(200, {"hello": 1}), "invalid_response", "base_url"),
-        (refusing(302, headers={"location": "/login"}), "unexpected_status", "base_url"),
-        (hanging_up, "connection_lost", "https://"),
-        (refusing(400, {"error": {"message": "temperature must be below 2"}}), "rejected", "parameters"),
-    ],
-)
-async def test_each_server_fault_is_reported_with_a_remedy(answer: Answer, cause: str, remedy: str) -> None:
-    async with server(answer) as root:
-        finding = await found(f"{root}/v1")
-    assert finding.cause == cause
-    assert remedy in finding.remedy
-
-
-@pytest.mark.anyio
-async def test_connection_failures_are_distinguished(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert (await found(f"{closed_port()}/v1")).cause == "connection_refused"
-    assert (await found("http://host.invalid/v1")).cause == "name_resolution"
-    async with server(answering) as root:
-        assert (await found(f"{root.replace('http', 'https')}/v1")).cause == "tls_error"
+    assert "/v1/models" in finding.remedy
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     tls.load_cert_chain(*self_signed(tmp_path))
     async with server(answering, tls=tls) as root:
         untrusted = await found(f"{root}/v1")
     assert untrusted.cause == "tls_error"
     assert "certificate" in untrusted.problem
-    monkeypatch.setattr(live_check, "ANSWER_TIMEOUT", 0.2)
-    async with server(silent) as root:
-        assert (await found(f"{root}/v1")).cause == "timeout"
+
+
+@pytest.mark.anyio
+async def test_a_server_of_other_apis_is_checked_by_its_list_of_models() -> None:
+    async with server(serving(*SERVED, key=KEY)) as root:
+        assert (await found(f"{root}/v1", apis=["audio/speech"])).ok
+        assert (await found(root, apis=["audio/speech"])).cause == "not_found"
 
 
 @pytest.mark.anyio
@@ -172,51 +119,6 @@ async def test_a_local_expert_that_is_not_started_is_reported(tmp_path: Path) ->
         (tmp_path / ENDPOINTS_FILE).write_bytes(orjson.dumps({"coder": [{"base_url": f"{root}/v1", "model": "m"}]}))
         (there,) = await check_live(registry, settings)
     assert there.ok
-
-
-async def _in_the_background(registry: Registry, seen: asyncio.Event) -> None:
-    async with Client() as session:
-        experts = build_experts(registry, {}, session=session)
-        async with checking(experts.values(), registry, session=session):
-            await seen.wait()
-
-
-@pytest.mark.anyio
-async def test_the_gateway_logs_at_its_start_which_experts_do_not_answer(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, logger="coe.experts")
-    seen = asyncio.Event()
-
-    class Ended(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            if "servers answer" in record.getMessage():
-                seen.set()
-
-    logger, handler = logging.getLogger("coe.experts.live_check"), Ended()
-    logger.addHandler(handler)
-    try:
-        async with server(serving(*SERVED, key="another")) as root:
-            await _in_the_background(registry_at(f"{root}/v1"), seen)
-    finally:
-        logger.removeHandler(handler)
-    first, last = [record.getMessage() for record in caplog.records if record.name == "coe.experts.live_check"]
-    assert first.startswith("check at start: expert coder at 127.0.0.1:")
-    assert "unauthorized" in first
-    assert last == "check at start: 0 of 1 expert servers answer"
-    assert KEY not in caplog.text
-
-
-@pytest.mark.anyio
-async def test_a_stopping_gateway_does_not_wait_for_the_check(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, logger="coe.experts")
-    seen = asyncio.Event()
-
-    async def seen_and_silent(request: web.Request) -> web.StreamResponse:
-        seen.set()
-        return await silent(request)
-
-    async with server(seen_and_silent) as root:
-        await _in_the_background(registry_at(f"{root}/v1"), seen)
-    assert not [record for record in caplog.records if record.name == "coe.experts.live_check"]
 
 
 def test_coe_check_live_exits_with_1_and_names_the_expert(tmp_path: Path) -> None:

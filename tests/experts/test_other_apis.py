@@ -6,12 +6,10 @@ import pytest
 
 from coe.core import Api, Call
 from coe.errors import ExpertError, ExpertUnavailable
-from coe.experts.api_formats import API_FORMATS, record_usage
 from coe.experts.http.client import Client
 from coe.experts.http.expert import HttpExpert
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
-from coe.usage import Usage
 from tests.experts.faulty_server import FaultyServer
 from tests.experts.other_apis import SAMPLES
 
@@ -51,21 +49,6 @@ async def test_a_stream_is_relayed_with_the_experts_name_and_its_tokens(server: 
     expected = [event.replace('"M"', '"clever"') for event in SAMPLES[api].events]
     assert [line.removeprefix("data: ") for line in body.decode().split("\n") if line.startswith("data")] == expected
     assert tokens == (2, 4)
-
-
-def test_the_output_count_of_an_opening_message_event_is_ignored() -> None:
-    usage, begun = Usage(), "".join(f"data: {event}\n\n" for event in SAMPLES["messages"].events[:2])
-    for reported in API_FORMATS["messages"].usages(begun.encode()):
-        record_usage(usage, reported)
-    assert (usage.input_tokens, usage.output_tokens) == (2, None)
-
-
-@pytest.mark.parametrize("api", STREAMING)
-async def test_a_failure_before_any_content_raises_before_the_reply(server: FaultyServer, api: Api) -> None:
-    with pytest.raises(ExpertUnavailable, match="answered with an error: cuda died"):
-        await send_chat(server, api, "sorry", stream=True)
-    with pytest.raises(ExpertUnavailable, match="answered with an error: cuda died"):
-        await send_chat(server, api, "sorry")
 
 
 @pytest.mark.parametrize("api", STREAMING)

@@ -1,34 +1,25 @@
 """Token counts of streams: always requested, shown to clients that requested them, omitted if a server rejects the
 option."""
 
-import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-import orjson
 import pytest
 from aiohttp import web
 
 from coe.core import Api, Call, Reply
 from coe.errors import ExpertRejected
-from coe.experts.api_formats import API_FORMATS
-from coe.experts.error_mapping import ErrorMapping
-from coe.experts.held_answer import HeldAnswer
 from coe.experts.http.client import Client
 from coe.experts.http.expert import HttpExpert
-from coe.experts.http.replies import ModelNameRewriter, StreamedReply
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
-from coe.usage import Usage
-from tests.experts.test_odd_streams import Chunks
 
 pytestmark = pytest.mark.anyio
 
 WORD = b'data: {"id":"1","choices":[{"index":0,"delta":{"content":"usage"},"finish_reason":null}],"usage":null}\n\n'
 LAST = b'data: {"id":"1","choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'
 COUNTS = b'data: {"id":"1","choices":[],"usage":{"prompt_tokens":3,"completion_tokens":5}}\n\n'
-BOTH = b'data: {"choices":[{"delta":{},"finish_reason":"stop"}],"usage":{"prompt_tokens":3,"completion_tokens":5}}\n\n'
 DONE = b"data: [DONE]\n\n"
 ASKED = {"include_usage": True}
 
@@ -117,41 +108,6 @@ async def test_a_plain_request_is_sent_without_stream_options() -> None:
     assert reply.usage.output_tokens == 5
 
 
-async def test_token_counts_beside_a_choice_are_relayed() -> None:
-    async with requesting(Server(last=BOTH, counts=b"")) as send_chat:
-        reply = await send_chat()
-        assert await whole(reply) == WORD + BOTH + DONE
-    assert reply.usage.output_tokens == 5
-
-
-EMPTY = b'data: {"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":5}}\n\n'
-
-
-@pytest.mark.parametrize("end", [DONE, b""], ids=["done", "omitted"])
-async def test_a_client_that_requested_counts_gets_their_event_if_the_server_sends_them_beside_a_choice(
-    end: bytes,
-) -> None:
-    async with requesting(Server(last=BOTH, counts=b"", end=end)) as send_chat:
-        reply = await send_chat(stream_options=ASKED)
-        assert await whole(reply) == WORD + BOTH + EMPTY + DONE
-    assert reply.usage.output_tokens == 5
-
-
-async def test_running_counts_add_no_second_event() -> None:
-    async with requesting(Server(last=BOTH)) as send_chat:
-        assert await whole(await send_chat(stream_options=ASKED)) == WORD + BOTH + COUNTS + DONE
-
-
-async def test_counts_without_a_list_of_choices_are_hidden_too() -> None:
-    async with requesting(Server(counts=COUNTS.replace(b"[]", b"null"))) as send_chat:
-        assert await whole(await send_chat()) == WORD + LAST + DONE
-
-
-async def test_a_stream_of_token_counts_alone_ends_properly() -> None:
-    async with requesting(Server(last=b"")) as send_chat:
-        assert await whole(await send_chat()) == WORD + DONE
-
-
 async def test_comments_and_event_names_around_hidden_counts_stay() -> None:
     async with requesting(Server(counts=b": keep\n\n" + b"event: x\n" + COUNTS + b": alive\n\n")) as send_chat:
         assert await whole(await send_chat()) == WORD + LAST + b": keep\n\n: alive\n\n" + DONE
@@ -168,7 +124,7 @@ async def test_a_server_that_rejects_the_option_is_called_without_it_from_then_o
         for _ in range(2):
             assert await whole(await send_chat()) == WORD + LAST + DONE
         assert await whole(await send_chat(api="completions")) == WORD + LAST + DONE
-    assert ["stream_options" in body for body in server.bodies] == [True, False, False, True, False]
+    assert ["stream_options" in body for body in server.bodies] == [True, False, False, False]
 
 
 async def test_a_client_that_requested_counts_gets_the_servers_refusal() -> None:
@@ -177,53 +133,3 @@ async def test_a_client_that_requested_counts_gets_the_servers_refusal() -> None
         with pytest.raises(ExpertRejected, match="stream_options"):
             await send_chat(stream_options=ASKED)
     assert len(server.bodies) == 1
-
-
-async def test_concurrent_requests_are_each_retried_without_the_option() -> None:
-    async with requesting(Server(knows_no_options(400))) as send_chat:
-        replies = await asyncio.gather(*(send_chat() for _ in range(5)))
-        assert [await whole(reply) for reply in replies] == [WORD + LAST + DONE] * 5
-
-
-async def test_a_refusal_for_another_reason_reaches_the_client() -> None:
-    server = Server(lambda _: (400, "temperature is too high"))
-    async with requesting(server) as send_chat:
-        with pytest.raises(ExpertRejected, match="temperature"):
-            await send_chat()
-    assert len(server.bodies) == 1
-
-
-async def test_a_client_cannot_disable_the_token_counts_of_a_server() -> None:
-    server = Server(lambda body: (400, "no field my_stream_options") if "my_stream_options" in body else None)
-    async with requesting(server) as send_chat:
-        with pytest.raises(ExpertRejected, match="my_stream_options"):
-            await send_chat(my_stream_options=1)
-        reply = await send_chat()
-        await whole(reply)
-    assert reply.usage.output_tokens == 5
-
-
-async def test_declared_stream_options_are_kept_and_token_counts_hidden() -> None:
-    server = Server()
-    async with requesting(server, parameters={"stream_options": {"continuous_usage_stats": False}}) as send_chat:
-        assert await whole(await send_chat()) == WORD + LAST + DONE
-    assert server.bodies[0]["stream_options"] == {"continuous_usage_stats": False, "include_usage": True}
-
-
-async def test_token_counts_split_into_single_bytes_are_hidden_too() -> None:
-    stream = WORD + LAST + COUNTS + DONE
-    answer: Any = Chunks(*(stream[at : at + 1] for at in range(len(stream))))
-    rewriter, errors = ModelNameRewriter(server_name="m", client_name="e"), ErrorMapping("e", key="")
-    reply = StreamedReply(
-        answer,
-        api_format=API_FORMATS["chat"],
-        errors=errors,
-        rewriter=rewriter,
-        stream_idle_timeout=5.0,
-        usage=Usage(),
-        held=HeldAnswer(None),
-        with_usage=False,
-    )
-    await reply.begin()
-    assert await whole(reply) == WORD + LAST + DONE
-    assert orjson.loads(COUNTS[6:])["usage"]["completion_tokens"] == reply.usage.output_tokens

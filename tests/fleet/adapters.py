@@ -8,10 +8,8 @@ from typing import Any
 import orjson
 
 
-def adapter(folder: Path, *, weights: bool = True, **config: Any) -> Path:
+def adapter(folder: Path, **config: Any) -> Path:
     """A folder as PEFT writes it."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "adapter_config.json").write_bytes(orjson.dumps({"peft_type": "LORA", "r": 8, **config}))
-    if weights:
-        (folder / "adapter_model.safetensors").touch()
     return folder

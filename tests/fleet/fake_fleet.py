@@ -45,7 +45,6 @@ class Fakes:
             model="a-model",
             log=self.folder / "logs" / f"{key}.log",
             ready_timeout=ready_timeout,
-            loads_adapters=True,
             open_client=VllmClient,
         )
 
@@ -73,6 +72,16 @@ def _is_alive(pid: int) -> bool:
         return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
+
+
+def processes_logging_to(folder: Path) -> list[psutil.Process]:
+    """The living processes whose output goes to a file in a folder, such as the servers of a fleet."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if any(Path(file.path).is_relative_to(folder) for file in process.open_files()):
+                found.append(process)
+    return found
 
 
 async def send_chat(spec: ServerSpec, path: str) -> None:

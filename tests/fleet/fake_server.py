@@ -41,10 +41,7 @@ class Handler(BaseHTTPRequestHandler):
             self.reply(500 if self.mode == "sleepless" else 200, {})
             return
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        if "lora" in self.path:
-            write(f"{self.path} {body['lora_name']}")
-            self.reply(500 if "broken" in body["lora_name"] else 200, {"error": {"message": "torn weights"}})
-        elif self.mode == "loading":
+        if self.mode == "loading":
             self.reply(503, {"error": "loading"})
         elif self.mode == "other-model":
             self.reply(404, {"error": f"no model {body['model']}"})

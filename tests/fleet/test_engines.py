@@ -8,25 +8,23 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from coe.errors import FleetError
-from coe.fleet.engines.catalog import ENGINES
-from coe.fleet.engines.ollama_keeper import is_loaded
-from coe.fleet.planning import find_problems, local_servers
+from coe.fleet.planning import ENGINES, find_problems, local_servers
 from coe.fleet.probe import is_alive, is_ready, open_probe_session
 from coe.fleet.server import Server
-from coe.fleet.specs import ServerSpec, free_port
+from coe.fleet.specs import ServerSpec
 from coe.registry import ExpertSpec
-from coe.registry.runtimes import LOCAL_RUNTIMES, RUNTIMES
+from coe.registry.runtimes import RUNTIMES
 from tests.fleet.fake_fleet import QUICK
-from tests.fleet.running_ollama import STAND_IN, in_memory, running_ollama
 
 pytestmark = pytest.mark.anyio
+STAND_IN = Path(__file__).with_name("fake_engine.py")
 
 
 @dataclass
@@ -67,10 +65,6 @@ def engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Engines:
     return Engines(tmp_path)
 
 
-def test_every_local_runtime_has_an_engine() -> None:
-    assert set(ENGINES) == LOCAL_RUNTIMES
-
-
 LEVELS = [(name, level) for name in ENGINES for level in sorted(RUNTIMES[name].sleep_levels) or [None]]
 
 
@@ -104,7 +98,7 @@ async def test_the_client_of_an_engine_that_cannot_sleep_refuses(engines: Engine
     spec = engines.plan(engines.expert(runtime))
     async with open_probe_session() as session:
         client = spec.open_client(spec.root, session)
-        for work in (client.sleep(level=1), client.wake(level=1), client.load_adapter("a", Path("a"))):
+        for work in (client.sleep(level=1), client.wake(level=1)):
             with pytest.raises(FleetError, match="cannot"):
                 await work
 
@@ -114,20 +108,6 @@ def test_reserved_options_are_rejected_with_the_remedy(engines: Engines, runtime
     for flag in ENGINES[runtime].reserved_flags - {"lora-modules"}:
         [(key, what)] = engines.problems(engines.expert(runtime, options={flag: "x"}))
         assert (key, what) == ("options", f"the options may not set {flag}; CoE does")
-
-
-@pytest.mark.parametrize(
-    ("runtime", "command", "remedy"),
-    [
-        ("llama.cpp", "llama-server", "`brew install llama.cpp`"),
-        ("sglang", "sglang", "`uv tool install sglang`"),
-        ("ollama", "ollama", "its installer"),
-    ],
-)
-def test_a_missing_command_is_named_with_the_remedy(engines: Engines, runtime: str, command: str, remedy: str) -> None:
-    (engines.folder / command).unlink()
-    with pytest.raises(FleetError, match=f"the command '{command}' is neither .* {remedy}"):
-        engines.plan(engines.expert(runtime))
 
 
 async def test_a_model_that_ollama_does_not_have_fails_at_once(engines: Engines) -> None:
@@ -151,24 +131,11 @@ async def test_a_flag_that_the_engine_does_not_know_fails_with_its_message(engin
 
 
 def test_llama_server_gets_the_file_and_serves_it_offline_under_the_name_of_the_expert(engines: Engines) -> None:
-    spec = engines.plan(
-        engines.expert("llama.cpp", options={"ctx_size": 512, "threads": 3, "metrics": False}, gpus=[1])
-    )
+    spec = engines.plan(engines.expert("llama.cpp", options={"ctx_size": 512, "threads": 3}, gpus=[1]))
     assert spec.argv == (
         *(str(engines.folder / "llama-server"), "--model", str(engines.folder / "tiny.gguf"), "--offline"),
-        *(
-            "--alias",
-            "tiny",
-            "--host",
-            "127.0.0.1",
-            "--port",
-            str(spec.port),
-            "--no-ui",
-            "--threads",
-            "3",
-            "--ctx-size",
-            "512",
-        ),
+        *("--alias", "tiny", "--host", "127.0.0.1", "--port", str(spec.port)),
+        *("--metrics", "--no-ui", "--threads", "3", "--ctx-size", "512"),
     )
     assert spec.env["CUDA_VISIBLE_DEVICES"] == "1"
     assert engines.plan(engines.expert("llama.cpp", model="org/tiny-GGUF:Q4_K_M")).argv[1:3] == (
@@ -178,60 +145,10 @@ def test_llama_server_gets_the_file_and_serves_it_offline_under_the_name_of_the_
 
 def test_sglang_gets_the_flags_that_sleep_and_several_gpus_need(engines: Engines) -> None:
     spec = engines.plan(engines.expert("sglang", gpus=[2, 3], sleep_level=1, options={"enable-metrics": False}))
-    assert spec.argv[10:] == (*("--tensor-parallel-size", "2", "--enable-memory-saver", "--enable-weights-cpu-backup"),)
+    assert spec.argv[10:] == (*("--enable-memory-saver", "--enable-weights-cpu-backup", "--tensor-parallel-size", "2"),)
     assert engines.plan(engines.expert("sglang", sleep_level=2)).argv[10:] == (
         *("--enable-metrics", "--enable-memory-saver"),
     )
-
-
-async def test_an_ollama_that_runs_loads_and_unloads_the_models_of_experts_alone(engines: Engines) -> None:
-    async with running_ollama() as root, open_probe_session() as session:
-        others = {"model": "second:1b", "keep_alive": -1}
-        async with session.post(f"{root}/api/generate", json=others):
-            pass
-        spec = engines.plan(engines.expert("ollama", base_url=f"{root}/v1"))
-        assert spec.root == root
-        patient = replace(QUICK, grace=5.0)  # seconds for the process to unload the model
-        server = Server(spec, session=session, report=engines.lines.append, timeouts=patient)
-        try:
-            await server.start()
-            assert await in_memory(root) == ["second:1b", "tiny:1b"]
-            client = spec.open_client(spec.root, session)
-            await client.sleep(level=2)
-            assert await in_memory(root) == ["second:1b"]
-            await client.wake(level=2)
-            assert await in_memory(root) == ["second:1b", "tiny:1b"]
-        finally:
-            await server.stop()
-        assert await in_memory(root) == ["second:1b"]
-
-
-async def test_an_ollama_that_does_not_run_or_lacks_the_model_is_named_with_the_remedy(engines: Engines) -> None:
-    async with running_ollama() as root, open_probe_session() as session:
-        for address, message in (
-            (f"http://127.0.0.1:{free_port()}", r"no Ollama answers at .* start it, or correct `base_url`"),
-            (root, r"does not load 'other:1b': 404 .* run `ollama pull other:1b`"),
-        ):
-            spec = engines.plan(engines.expert("ollama", model="other:1b", base_url=f"{address}/v1"))
-            server = Server(spec, session=session, report=engines.lines.append, timeouts=QUICK)
-            with pytest.raises(FleetError, match=message):
-                await server.start()
-            await server.stop()
-
-
-@pytest.mark.parametrize(
-    ("page", "model", "loaded"),
-    [
-        ({"models": [{"name": "a:1b", "model": "a:1b"}]}, "a:1b", True),
-        ({"models": [{"name": "a:latest"}]}, "a:latest", True),
-        ({"models": [{"name": "host:5000/a:latest"}]}, "host:5000/a:latest", True),
-        ({"models": [{"name": "b:1b"}]}, "a:1b", False),
-        ({"models": None}, "a:1b", False),
-        ([], "a:1b", False),
-    ],
-)
-def test_a_loaded_model_is_found_by_its_full_name(page: Any, model: str, loaded: bool) -> None:
-    assert is_loaded(page, model) is loaded
 
 
 def test_options_of_ollama_become_its_environment(engines: Engines) -> None:
@@ -248,23 +165,17 @@ def test_options_of_ollama_become_its_environment(engines: Engines) -> None:
     ("runtime", "declared", "key", "message"),
     [
         ("llama.cpp", {"model": "./nowhere.gguf"}, "model", "there is no file /"),
-        ("llama.cpp", {"model": "notes.txt"}, "model", "is not a GGUF file"),
         ("llama.cpp", {"model": "two"}, "model", "must hold one GGUF model; found: a.gguf, b.gguf"),
         ("llama.cpp", {"model": "tiny"}, "model", "name a GGUF file, a folder with one, or a hub model"),
-        ("llama.cpp", {"options": {"sleep-idle-seconds": 60}}, "options", "declare `residency`"),
-        ("sglang", {"sleep_level": 1, "options": {"enable-memory-saver": False}}, "options", "sleep_level 1 needs"),
         ("sglang", {"gpus": [0], "options": {"tp": 2}}, "gpus", "over 2 devices and `gpus` names 1"),
         ("ollama", {"model": "tiny.gguf"}, "model", "use runtime llama.cpp"),
         ("ollama", {"model": "large:120b-cloud"}, "model", "runs at Ollama's own service, not here"),
-        ("ollama", {"base_url": "http://127.0.0.1:1/v1", "gpus": [0]}, "gpus", "for an Ollama that CoE starts"),
-        ("ollama", {"base_url": "http://[::1]/v1", "options": {"debug": True}}, "options", "for an Ollama that CoE"),
         ("sglang", {"adapter": "poet"}, "adapter", "`adapter` is for runtime vllm; sglang does not support it"),
     ],
 )
 def test_declarations_that_cannot_run_are_rejected(
     engines: Engines, runtime: str, declared: Mapping[str, Any], key: str, message: str
 ) -> None:
-    (engines.folder / "notes.txt").write_text("notes")
     (engines.folder / "two").mkdir()
     for name in ("a.gguf", "b.gguf", "mmproj.gguf", "b-00002-of-00002.gguf"):
         (engines.folder / "two" / name).write_bytes(b"GGUF")

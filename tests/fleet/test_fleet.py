@@ -55,22 +55,10 @@ async def test_every_server_has_answered_when_the_block_begins(fakes: Fakes) -> 
     assert specs[0].log.read_text() == "OMP_NUM_THREADS=3\n"
 
 
-async def test_an_empty_fleet_is_allowed(fakes: Fakes) -> None:
-    async with Fleet([], report=fakes.report):
-        assert not fakes.lines
-
-
 @pytest.mark.parametrize(("mode", "processes"), [("ok", 1), ("deaf", 1), ("family", FAMILY_SIZE)])
 async def test_leaving_the_block_ends_every_process(fakes: Fakes, mode: str, processes: int) -> None:
     async with Fleet([fakes.spec(mode)], report=fakes.report, timeouts=QUICK):
         assert len(fakes.alive()) == processes
-    assert fakes.alive() == []
-
-
-async def test_an_error_in_the_block_ends_the_servers_too(fakes: Fakes) -> None:
-    with pytest.raises(ZeroDivisionError):
-        async with Fleet([fakes.spec("family")], report=fakes.report, timeouts=QUICK):
-            raise ZeroDivisionError
     assert fakes.alive() == []
 
 
@@ -90,13 +78,6 @@ async def test_a_server_that_freezes_is_restarted(fakes: Fakes) -> None:
     async with Fleet([spec], report=fakes.report, timeouts=replace(QUICK, max_missed_checks=2)):
         await send_chat(spec, "/freeze")
         await fakes.wait_for_line("is ready", times=2)
-    assert "failed 2 health checks in a row" in fakes.lines[1]
-
-
-async def test_a_server_that_reports_itself_unhealthy_is_restarted(fakes: Fakes) -> None:
-    async with Fleet([fakes.spec("sick")], report=fakes.report, timeouts=replace(QUICK, max_missed_checks=2)):
-        await fakes.wait_for_line("is ready", times=2)
-        assert len(fakes.pids()) > 1
     assert "failed 2 health checks in a row" in fakes.lines[1]
 
 
@@ -177,19 +158,6 @@ async def test_a_server_that_dies_at_start_fails_the_fleet_with_the_end_of_its_l
     )
     assert "second line\nValueError: no such weights\nfix the cause, or run it by hand: " in message
     assert fakes.alive() == []
-
-
-async def test_a_missing_command_is_reported(fakes: Fakes) -> None:
-    with pytest.raises(FleetError, match="cannot run /nowhere/vllm: No such file or directory"):
-        async with Fleet([replace(fakes.spec(), argv=("/nowhere/vllm",))], report=fakes.report, timeouts=QUICK):
-            pass
-
-
-async def test_a_log_that_cannot_be_written_is_a_fleet_error(fakes: Fakes) -> None:
-    (fakes.folder / "logs").write_text("a file where the folder should be")
-    with pytest.raises(FleetError, match="'fake' cannot be started: "):
-        async with Fleet([fakes.spec()], report=fakes.report, timeouts=QUICK):
-            pass
 
 
 async def test_a_server_that_is_not_ready_in_time_fails_the_fleet(

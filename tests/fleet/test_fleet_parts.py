@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import socket
 import subprocess
 import sys
-from collections import deque
-from collections.abc import Iterator
 from pathlib import Path
-from unittest.mock import Mock
 
 import pytest
 
@@ -37,64 +32,13 @@ def test_a_free_port_can_be_bound_and_is_not_one_to_avoid() -> None:
     assert specs.is_free(port)
 
 
-@pytest.fixture
-def two_ports(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[int, int]]:
-    """The only numbers that `free_port` may choose, which no other process of the machine chooses."""
-    first, reserved = 100_000 + 2 * os.getpid(), deque[int]()
-    monkeypatch.setattr(specs, "_FIRST", first)
-    monkeypatch.setattr(specs, "_LAST", first + 2)
-    monkeypatch.setattr(specs, "_reserved", reserved)
+def test_ports_to_avoid_are_avoided_and_running_out_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(specs, "_FIRST", 25_000)
+    monkeypatch.setattr(specs, "_LAST", 25_002)
     monkeypatch.setattr(specs, "is_free", lambda port, host: True)
-    yield first, first + 1
-    for descriptor in reserved:
-        os.close(descriptor)
-
-
-def test_ports_to_avoid_are_avoided_and_running_out_is_an_error(two_ports: tuple[int, int]) -> None:
-    assert free_port(avoid=two_ports[:1]) == two_ports[1]
+    assert free_port(avoid=(25_000,)) == 25_001
     with pytest.raises(FleetError, match="no free port between"):
-        free_port(avoid=two_ports)
-
-
-RESERVE = "import sys; from coe.fleet.specs import _reserve; print(_reserve(int(sys.argv[1])), flush=True); input()"
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere ports are not reserved")
-def test_a_port_that_another_process_has_chosen_is_chosen_only_after_its_end(two_ports: tuple[int, int]) -> None:
-    command = [sys.executable, "-c", RESERVE, str(two_ports[0])]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdout is not None
-        assert other.stdout.readline() == "True\n"
-        assert free_port() == two_ports[1]
-        with pytest.raises(FleetError, match="no free port between"):
-            free_port()
-        other.kill()
-    assert free_port() == two_ports[0]
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere ports are not reserved")
-def test_the_oldest_reservation_ends_with_one_too_many(
-    two_ports: tuple[int, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(specs, "_MAX_RESERVED", 1)
-    first = free_port()
-    assert {first, second := free_port()} == set(two_ports)
-    assert (free_port(), len(specs._reserved)) == (first, 1)
-    assert free_port() == second
-
-
-@pytest.mark.parametrize("step", ["socket", "bind"])
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere ports are not reserved")
-def test_ports_are_chosen_where_a_sandbox_forbids_reservations(
-    two_ports: tuple[int, int], step: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    refused = Mock(side_effect=PermissionError(errno.EPERM, "Operation not permitted"))
-    if step == "socket":
-        monkeypatch.setattr(socket, "socket", refused)
-    else:
-        monkeypatch.setattr(socket.socket, "bind", refused)
-    assert free_port() in two_ports
-    assert not specs._reserved
+        free_port(avoid=(25_000, 25_001))
 
 
 def test_the_tail_of_a_log_is_its_last_lines_that_are_not_blank(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Requests in admission, without HTTP: opened, arrived, with a permit, waiting or evicted."""
+"""Requests in admission, without HTTP: opened, arrived, with a permit or waiting."""
 
 from __future__ import annotations
 
@@ -27,9 +27,4 @@ def leave(request: ActiveRequest) -> None:
 
 
 def has_permit(request: ActiveRequest) -> bool:
-    return not request.arriving and (request.granted is None or (request.granted.done() and request.granted.result()))
-
-
-def evicted(request: ActiveRequest) -> bool:
-    """True if its place in the queue went to another caller."""
-    return request.granted is not None and request.granted.done() and not request.granted.result()
+    return not request.arriving and (request.granted is None or request.granted.done())

@@ -1,4 +1,4 @@
-"""Random sequences of events: admission grants, queues and evicts as a simple model does."""
+"""Random sequences of events: admission grants and queues as a simple model does."""
 
 import random
 from collections.abc import Sequence
@@ -8,21 +8,20 @@ import pytest
 
 from coe.errors import Overloaded
 from gateway.request.admission import ActiveRequest
-from tests.gateway.active_requests import admission_of, evicted, has_permit, leave, opened
+from tests.gateway.active_requests import admission_of, has_permit, leave, opened
 
 pytestmark = pytest.mark.anyio
 
 
 class Model:
-    """The same, the long way: whose body arrives, who holds a permit, by caller, in the order they are served, who
-    waits, and who waited and lost its place."""
+    """The same, the long way: whose body arrives, who holds a permit, by caller, in the order they are served, and who
+    waits."""
 
     def __init__(self, permits: int, room: int) -> None:
         self.permits, self.room = permits, room
         self.arriving: list[ActiveRequest] = []
         self.held: list[ActiveRequest] = []
         self.queues: dict[str | None, list[ActiveRequest]] = {}
-        self.lost: list[ActiveRequest] = []
 
     @property
     def waiting(self) -> list[ActiveRequest]:
@@ -32,15 +31,16 @@ class Model:
         return [request.caller for request in self.held].count(caller)
 
     def may_run(self, caller: str | None) -> bool:
-        free = self.permits - len(self.held)
-        reserve = 0 if caller is None else max(1, self.permits // 16)
-        return free > reserve or free > self.holds(caller)
+        return self.allows(caller, self.permits, [request.caller for request in self.held])
 
     def full_for(self, caller: str | None) -> bool:
-        if self.may_run(caller) or len(self.waiting) < self.room:
-            return False
-        waiting = [request.caller for request in self.waiting]
-        return all(waiting.count(other) <= waiting.count(caller) + 1 for other in waiting)
+        places = [request.caller for request in self.waiting]
+        return not self.may_run(caller) and not self.allows(caller, self.room, places)
+
+    def allows(self, caller: str | None, capacity: int, holders: list[str | None]) -> bool:
+        free = capacity - len(holders)
+        reserve = 0 if caller is None else max(1, capacity // 16)
+        return free > reserve or free > holders.count(caller)
 
     def refuses(self, caller: str | None) -> bool:
         own = [request for request in self.arriving if request.caller == caller]
@@ -51,8 +51,6 @@ class Model:
         if self.may_run(request.caller):
             self.held.append(request)
             return
-        if len(self.waiting) == self.room:
-            self.lost.append(max(self.queues.values(), key=len).pop())
         self.queues.setdefault(request.caller, []).append(request)
 
     def ended(self, request: ActiveRequest) -> None:
@@ -67,9 +65,6 @@ class Model:
     def gave_up(self, request: ActiveRequest) -> None:
         if request in self.arriving:
             self.arriving.remove(request)
-            return
-        if request in self.lost:
-            self.lost.remove(request)
             return
         self.queues[request.caller].remove(request)
         if not self.queues[request.caller]:
@@ -96,12 +91,11 @@ async def test_it_does_what_a_simple_model_does(seed: int, callers: Sequence[str
         elif action == "end" and model.held:
             leave(request := rng.choice(model.held))
             model.ended(request)
-        elif action == "give up" and (some := model.arriving + model.waiting + model.lost):
+        elif action == "give up" and (some := model.arriving + model.waiting):
             leave(request := rng.choice(some))
             model.gave_up(request)
         assert all(map(has_permit, model.held))
-        assert all(map(evicted, model.lost))
-        assert not any(has_permit(request) or evicted(request) for request in model.waiting + model.arriving)
+        assert not any(map(has_permit, model.waiting + model.arriving))
         assert all(model.holds(caller) for caller in model.queues) or len(model.held) == model.permits
         counts = len(model.arriving), len(model.held), len(model.waiting)
         assert (admission.arriving, admission.in_use, admission.queued) == counts

@@ -1,19 +1,13 @@
 """Requests with slow bodies: they hold no permit, and one key's slow bodies do not block other keys."""
 
 import asyncio
-import socket
 from collections.abc import Awaitable
-from contextlib import ExitStack
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 from gateway.process.signals import Drain
-from tests.access.samples import key_of
 from tests.fakes import Gateway, Response, gateway_of
-from tests.gateway.served import serving
-from tests.gateway.two_keys import BODY, CHAT, KEYS, ROUTE, bearer, keyed
+from tests.gateway.two_keys import BODY, CHAT, ROUTE, bearer, keyed
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
@@ -24,7 +18,7 @@ class Sent:
 
     def __init__(self, gateway: Gateway, count: int = 1, *, key: str = "mallory", path: str = CHAT) -> None:
         self.rest = asyncio.Event()
-        self._admission = gateway.serving_state.admission
+        self._admission = gateway.services.admission
         posts = (gateway.post(path, BODY[:9], self.rest, BODY[9:], headers=bearer(key)) for _ in range(count))
         self._tasks = [asyncio.ensure_future(post) for post in posts]
 
@@ -45,89 +39,34 @@ async def test_one_key_whose_bodies_never_arrive_delays_no_other_key(path: str) 
     async with gateway_of(keyed(concurrent_requests=2, queued_requests=1)) as gateway:
         flood = Sent(gateway, 20, path=path)
         assert await flood.arriving() == 3
-        assert gateway.serving_state.admission.in_use == gateway.serving_state.admission.queued == 0
+        assert gateway.services.admission.in_use == gateway.services.admission.queued == 0
         for _ in range(5):
             assert (await gateway.post(path, BODY, headers=bearer("alice"))).status == 200
         refused = flood.refused()
         flood.rest.set()
         await flood.answers()
-        assert gateway.serving_state.admission.arriving == 0
+        assert gateway.services.admission.arriving == 0
     assert [one.status for one in refused] == [429] * 17
     assert {one.error["code"] for one in refused} == {"overloaded"}
     assert "3 requests are still arriving, 3 of them from this caller" in refused[0].error["message"]
     assert int(refused[0].headers["retry-after"]) >= 1
 
 
-async def test_a_permit_is_taken_when_the_body_is_there() -> None:
-    async with gateway_of(keyed(concurrent_requests=1, queued_requests=0)) as gateway:
-        slow = Sent(gateway)
-        assert await slow.arriving() == 1
-        assert (await gateway.post(CHAT, BODY, headers=bearer("alice"))).status == 200
-        slow.rest.set()
-        (answer,) = await slow.answers()
-    assert answer.status == 200
-    assert [record.key for record in gateway.records] == ["alice", "mallory"]
-
-
-async def test_with_all_permits_in_use_and_the_queue_full_a_body_that_comes_is_refused_then() -> None:
-    held = asyncio.Event()
-    async with gateway_of(keyed(concurrent_requests=1, queued_requests=0), coder=held) as gateway:
-        slow = Sent(gateway)
-        await slow.arriving()
-        quick = asyncio.ensure_future(gateway.post(CHAT, BODY, headers=bearer("alice")))
-        await wait_until(lambda: gateway.experts["coder"].calls)
-        slow.rest.set()
-        (refused,) = await slow.answers()
-        held.set()
-        assert (await quick).status == 200
-    assert refused.status == 429
-    assert "(1 of 1 are in use, 0 of them by it)" in refused.error["message"]
-
-
 async def test_a_client_that_leaves_in_mid_body_frees_its_place() -> None:
     async with gateway_of(keyed(concurrent_requests=1)) as gateway:
         asked = asyncio.ensure_future(gateway.post(CHAT, BODY[:9], unfinished=True, headers=bearer("alice")))
-        await wait_until(lambda: gateway.serving_state.admission.arriving)
+        await wait_until(lambda: gateway.services.admission.arriving)
         gateway.leave.set()
         assert (await asked).status == 0
-        assert gateway.serving_state.admission.arriving == 0
+        assert gateway.services.admission.arriving == 0
     assert [record.outcome for record in gateway.records] == ["aborted"]
-
-
-async def test_a_draining_gateway_answers_requests_whose_body_still_arrives() -> None:
-    async with gateway_of(keyed()) as gateway:
-        slow = Sent(gateway)
-        await slow.arriving()
-        Drain(gateway.serving_state, lame_duck=0).begin()
-        slow.rest.set()
-        (answer,) = await slow.answers()
-    assert answer.status == 200
 
 
 async def test_a_body_that_arrives_for_longer_than_a_drain_may_take_is_cut_off() -> None:
     async with gateway_of(keyed()) as gateway:
         slow = Sent(gateway)
         await slow.arriving()
-        Drain(gateway.serving_state, lame_duck=0, finish=0.01).begin()
+        Drain(gateway.services, lame_duck=0, finish=0.01).begin()
         (answer,) = await slow.answers()
-        assert gateway.serving_state.admission.arriving == 0
+        assert gateway.services.admission.arriving == 0
     assert (answer.status, answer.error["code"]) == (503, "draining")
-
-
-async def test_connections_of_one_key_that_send_no_body_keep_no_other_key_out(tmp_path: Path) -> None:
-    limits = {"concurrent_requests": 4, "queued_requests": 4}
-    head = b"\r\n".join((b"POST %b HTTP/1.1" % CHAT.encode(), b"host: localhost", b"authorization: Bearer mallory"))
-    head += b"\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n"
-    access: dict[str, Any] = {"keys": [*KEYS, key_of("boss", scopes={"admin"}).model_dump(mode="json")]}
-    async with serving(tmp_path, limits=limits, access=access) as served, asyncio.timeout(60):
-        with ExitStack() as clients:
-            for _ in range(40):
-                clients.enter_context(socket.create_connection(("127.0.0.1", served.port))).sendall(head)
-            while await served.metric("coe_requests_total", key="boss") < 32:  # refused
-                await asyncio.sleep(0.02)
-            assert await served.metric("coe_requests_arriving", key="boss") == 8
-            for _ in range(10):
-                async with served.send_chat("good", headers=bearer("alice")) as answer:
-                    assert answer.status == 200
-        while await served.metric("coe_requests_arriving", key="boss"):
-            await asyncio.sleep(0.02)

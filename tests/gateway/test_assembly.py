@@ -1,4 +1,4 @@
-"""Parts of the previous serving state that a new one keeps."""
+"""Parts of the previous snapshot that a new one keeps."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,8 +14,8 @@ from coe.routing.conversation import Affinity
 from coe.settings import Settings
 from gateway.access import IssuedKeyWatch, open_limiter
 from gateway.access.key_store import KeyStore
-from gateway.serving_state import Wiring
 from gateway.shared_store import MemoryStore
+from gateway.snapshot import SnapshotBuilder
 from tests.fakes import WordRouter, registry_of
 
 pytestmark = pytest.mark.anyio
@@ -30,27 +30,27 @@ async def test_unchanged_experts_go_on_and_others_are_closed_when_no_request_can
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     now, closed = 0.0, list[str]()
-    monkeypatch.setattr("gateway.serving_state.time.monotonic", lambda: now)
+    monkeypatch.setattr("gateway.snapshot.time.monotonic", lambda: now)
 
     async def close(self: ReplicatedExpert) -> None:
         closed.append(self.name)
 
     monkeypatch.setattr(ReplicatedExpert, "aclose", close)
-    async with Client() as session, open_limiter("memory", home=tmp_path) as limiter:
+    async with Client() as session, open_limiter("file", home=tmp_path) as limiter:
         with ThreadPoolExecutor(1) as threads:
             parts = {"session": session, "threads": threads, "limiter": limiter, "affinity": Affinity()}
             issued = IssuedKeyWatch(KeyStore(MemoryStore()))
-            assembly = Wiring(Settings.read({}), issued=issued, **parts)
-            assembly.serving(in_use_of(policy={"timeout": 60}))
-            before = dict(assembly.experts)
+            builder = SnapshotBuilder(Settings.read({}), issued=issued, **parts)
+            builder.build(in_use_of(policy={"timeout": 60}))
+            before = dict(builder.experts)
             experts = [dict(spec.model_dump(exclude_none=True, exclude={"api_key"})) for spec in registry_of().experts]
             experts[0]["base_url"] = "http://127.0.0.1:10/v1"
-            assembly.serving(in_use_of(experts=experts, policy={"timeout": 1}))
-            kept = [name for name, expert in assembly.experts.items() if expert is before[name]]
+            builder.build(in_use_of(experts=experts, policy={"timeout": 1}))
+            kept = [name for name, expert in builder.experts.items() if expert is before[name]]
             assert kept == ["painter", "generalist"]
             now = 59.0
-            await assembly.close_retired()
+            await builder.close_retired()
             assert closed == []
             now = 60.0
-            await assembly.close_retired()
+            await builder.close_retired()
             assert closed == ["coder"]

@@ -12,11 +12,8 @@ import orjson
 import pytest
 from threadpoolctl import threadpool_info
 
-from coe.cli import up
-from coe.errors import ConfigError
 from coe.settings import Settings
-from gateway.main import open_parts, open_worker
-from routers.kernel import KERNEL
+from gateway.main import open_services, open_worker
 from tests.experts.fault_servers import answering, closed_port, servers
 from tests.gateway import words_server
 from tests.gateway.gateway_over import registry_over
@@ -41,7 +38,7 @@ async def starting(folder: Path) -> AsyncIterator[None]:
     async with servers((answering,)) as (good,):
         registry = registry_over({"coder": f"{closed_port()}/v1", "generalist": f"{good}/v1"})
         (folder / "experts.yaml").write_bytes(orjson.dumps(registry.model_dump(mode="json", exclude_none=True)))
-        async with open_parts(settings_in(folder), read=words_server.read, check=True):
+        async with open_services(settings_in(folder), read=words_server.read, check=True):
             yield
 
 
@@ -54,32 +51,6 @@ async def test_a_gateway_that_starts_logs_which_experts_answer(
     assert bad.startswith("check at start: expert coder at ")
     assert "connection_refused" in bad
     assert last == "check at start: 1 of 2 expert servers answer"
-
-
-async def test_a_gateway_that_starts_logs_which_code_classifies(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO, logger="gateway")
-    async with starting(tmp_path):
-        logged = [record.getMessage() for record in caplog.records if "fast heads" in record.getMessage()]
-    used = "the compiled kernel" if KERNEL else "NumPy, as this installation has no compiled kernel"
-    assert [line.partition(": ")[2] for line in logged] == [f"the fast heads use {used}"]
-
-
-async def test_coe_up_reports_which_experts_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    async with servers((answering,)) as (good,):
-        registry = registry_over({"coder": f"{closed_port()}/v1", "generalist": f"{good}/v1"})
-        await up._check(registry, settings_in(tmp_path))
-    note, last = capsys.readouterr().out.splitlines()
-    assert note.startswith("note: expert coder at ")
-    assert last == "1 of 2 expert servers answer"
-
-
-def test_the_check_can_be_turned_off(tmp_path: Path) -> None:
-    assert settings_in(tmp_path).check_experts
-    assert not settings_in(tmp_path, COE_CHECK_EXPERTS="0").check_experts
-    with pytest.raises(ConfigError, match="COE_CHECK_EXPERTS"):
-        settings_in(tmp_path, COE_CHECK_EXPERTS="maybe")
 
 
 async def test_a_worker_computes_matrix_products_in_the_calling_thread(

@@ -3,19 +3,14 @@
 import asyncio
 import socket
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import anyio
 import orjson
 import pytest
 
 from coe.core import Prediction
-from coe.errors import ExpertUnavailable
 from coe.experts.http.sse import EVENT_STREAM
-from coe.routing.encoder_passes import EncoderPasses
-from gateway.request.admission import WATCH_DELAY
 from tests.fakes import Gateway, Response, ScriptedReply, WordRouter, gateway_of, registry_of
 from tests.gateway.served import serving
 
@@ -37,19 +32,6 @@ async def test_an_answer_that_does_not_begin_in_time_is_504_and_the_expert_stops
     assert gateway.experts["coder"].cancelled
     assert (gateway.records[0].outcome, gateway.records[0].attempts) == ("deadline_exceeded", 1)
     assert response.headers["x-coe-attempts"] == "1"
-
-
-async def test_a_client_that_leaves_before_the_answer_begins_has_its_attempts_recorded() -> None:
-    asked = asyncio.Event()
-    async with gateway_of(coder=ExpertUnavailable("down", expert="coder"), generalist=asked) as gateway:
-        task = asyncio.ensure_future(gateway.chat("code"))
-        while not gateway.experts["generalist"].calls:
-            await asyncio.sleep(0)
-        gateway.leave.set()
-        await task
-    (record,) = gateway.records
-    assert (record.outcome, record.attempts) == ("aborted", sum(len(one.calls) for one in gateway.experts.values()))
-    assert record.attempts > 1
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -83,7 +65,7 @@ async def test_the_wait_for_the_body_counts() -> None:
 async def test_the_wait_for_a_permit_counts() -> None:
     async with gateway_of(registry_of(limits=ONE), coder=[EVENT, asyncio.Event()]) as gateway, busy(gateway):
         response = await gateway.post(CHAT, BODY, headers=SOON)
-        assert gateway.serving_state.admission.queued == 0
+        assert gateway.services.admission.queued == 0
     assert response.error["code"] == "deadline_exceeded"
 
 
@@ -107,32 +89,6 @@ class busy:
     async def __aexit__(self, *_: object) -> None:
         self._gateway.leave.set()
         await self._task
-
-
-async def test_a_request_waits_for_a_permit_and_is_answered_then() -> None:
-    held = asyncio.Event()
-    async with gateway_of(registry_of(limits=ONE), coder=[EVENT, held]) as gateway, anyio.create_task_group() as tasks:
-        tasks.start_soon(lambda: gateway.chat("code", stream=True))
-        await gateway.first_chunk.wait()
-        asyncio.get_running_loop().call_soon(held.set)
-        answered = await gateway.chat("art")
-    assert answered.status == 200
-    assert [record.outcome for record in gateway.records] == ["ok", "ok"]
-
-
-async def test_a_client_that_leaves_while_its_request_waits_gives_up_its_place() -> None:
-    async with gateway_of(registry_of(limits=ONE), coder=[EVENT, asyncio.Event()]) as gateway:
-        first = asyncio.ensure_future(gateway.chat("code", stream=True))
-        await gateway.first_chunk.wait()
-        second = asyncio.ensure_future(gateway.chat("art"))
-        while not gateway.serving_state.admission.queued:
-            await asyncio.sleep(0)
-        await asyncio.sleep(2 * WATCH_DELAY)  # or the second is answered after the first left, before it is watched
-        gateway.leave.set()
-        await asyncio.gather(first, second)
-        assert gateway.serving_state.admission.queued == gateway.serving_state.admission.in_use == 0
-    assert [record.outcome for record in gateway.records] == ["aborted", "aborted"]
-    assert not gateway.experts["painter"].calls
 
 
 class Gate:
@@ -162,34 +118,6 @@ async def test_a_client_that_leaves_during_the_encoder_pass_causes_no_call(monke
     assert (gateway.records[0].outcome, gateway.records[0].attempts) == ("aborted", 0)
 
 
-async def test_an_encoder_pass_beyond_its_timeout_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    gate, submit = Gate(monkeypatch), ThreadPoolExecutor.submit
-
-    def begun(threads: ThreadPoolExecutor, work: Any, *given: Any) -> Any:
-        """Submit, and return once the pass runs: the timeout cancels one that has not begun."""
-        running = submit(threads, work, *given)
-        if getattr(work, "__func__", None) is EncoderPasses._predict:
-            gate.reached.wait(60)
-        return running
-
-    monkeypatch.setattr(ThreadPoolExecutor, "submit", begun)
-    async with gateway_of(registry_of(router={"encoder_timeout": 0.01})) as gateway:
-        response = await gateway.chat("ponder art")
-        assert gate.reached.is_set()
-        gate.open.set()
-    assert response.headers["x-coe-expert"] == "painter"
-    assert gateway.records[0].stage == "fast_uncertain"
-
-
-async def test_an_encoder_timeout_of_zero_means_no_encoder_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    gate = Gate(monkeypatch)
-    async with gateway_of(registry_of(router={"encoder_timeout": 0})) as gateway:
-        response = await gateway.chat("ponder art")
-    assert not gate.reached.is_set()
-    assert response.headers["x-coe-expert"] == "painter"
-    assert gateway.records[0].stage == "fast_uncertain"
-
-
 async def test_a_client_that_stops_reading_holds_up_the_expert_and_is_let_go(tmp_path: Path) -> None:
     async with serving(tmp_path, policy={"max_attempts": 1, "stream_idle_timeout": 1}) as served:
         before = served.workers[0].memory_info().rss
@@ -200,15 +128,6 @@ async def test_a_client_that_stops_reading_holds_up_the_expert_and_is_let_go(tmp
             assert record.outcome == "aborted"
             assert served.upstream.sent < 50_000_000
             assert served.workers[0].memory_info().rss - before < 30_000_000
-
-
-async def test_a_client_that_does_not_send_its_whole_body_in_time_does_not_keep_its_place(tmp_path: Path) -> None:
-    async with serving(tmp_path, policy={"max_attempts": 1, "timeout": 1}) as served:
-        with socket.create_connection(("127.0.0.1", served.port)) as client:
-            client.sendall(served.raw("good")[:-1])
-            answer = await asyncio.to_thread(client.recv, 1000)
-        assert answer.startswith(b"HTTP/1.1 504")
-        assert await served.metric("coe_requests_arriving") == await served.metric("coe_requests_in_flight") == 0
 
 
 async def test_a_client_that_leaves_with_the_whole_answer_in_hand_did_not_abort_it() -> None:

@@ -11,12 +11,10 @@ import orjson
 import pytest
 
 from coe.artifacts.active_state import DocumentIndex
-from coe.errors import RetrievalError
 from coe.registry import Registry
 from coe.retrieval.ingest.indexing import encoder_id
-from coe.retrieval.passages import EncoderId
 from coe.retrieval.store import DocumentStore
-from gateway.endpoints.documents import MAX_BODY_BYTES, MAX_CONCURRENT
+from gateway.endpoints.documents import MAX_BODY_BYTES
 from tests.fakes import Gateway, Response, gateway_of, registry_of
 from tests.retrieval.samples import WordEncoder
 
@@ -74,13 +72,6 @@ async def test_documents_are_added_searched_listed_and_deleted(gateway: Gateway)
     assert len(await search(gateway, "leave")) == 1
 
 
-async def test_a_slash_at_the_end_of_an_id_is_part_of_it(gateway: Gateway) -> None:
-    await upload(gateway, LEAVE | {"id": "https://example.org/leave/"})
-    gone = await gateway.post(f"{PATH}/https://example.org/leave/", method="DELETE")
-    assert gone.json["id"] == "https://example.org/leave/"
-    assert (await gateway.post(f"{PATH}/", method="GET")).status == 200
-
-
 async def test_a_tenants_documents_stay_its_own(gateway: Gateway) -> None:
     await upload(gateway, LEAVE, tenant="acme", collection="hr")
     assert await search(gateway, "leave") == await search(gateway, "leave", tenant="zeta") == []
@@ -135,30 +126,3 @@ async def test_only_administrators_may(index: DocumentIndex) -> None:
 def registry_with_key(key: str) -> Registry:
     digest = hashlib.sha256(key.encode()).hexdigest()
     return registry_of(access={"keys": [{"name": "user", "sha256": digest}]})
-
-
-async def test_a_failing_store_or_one_of_another_encoder_is_a_503_with_the_remedy(
-    index: DocumentIndex, tmp_path: Path
-) -> None:
-    async with gateway_of(index=index) as gateway:
-        await upload(gateway, LEAVE)
-    other = DocumentIndex(DocumentStore(tmp_path / "documents", EncoderId("other", 64)), WordEncoder())
-    async with gateway_of(index=other) as gateway:
-        answer = await upload(gateway, TRAINS)
-        assert (answer.status, answer.error["code"]) == (503, "documents_unavailable")
-        assert "coe index rebuild" in answer.error["message"]
-        assert "retry-after" in answer.headers
-    await other.store.aclose()
-
-
-async def test_concurrent_requests_are_limited(index: DocumentIndex) -> None:
-    class Busy:
-        async def collections(self) -> list[Any]:
-            answers = [await gateway.post(PATH, method="GET") for _ in range(1)] if len(inner) < MAX_CONCURRENT else []
-            inner.extend(answers)
-            raise RetrievalError("it is away; start it")
-
-    inner: list[Response] = []
-    async with gateway_of(index=DocumentIndex(Busy(), index.encoder)) as gateway:  # type: ignore[arg-type]
-        assert (await gateway.post(PATH, method="GET")).error["message"] == "it is away; start it"
-    assert [one.status for one in inner] == [429, *[503] * (MAX_CONCURRENT - 1)]

@@ -10,12 +10,10 @@ import pytest
 
 from coe.errors import ConfigError
 from coe.registry import Registry, load
-from coe.routing.conversation import Affinity
 from coe.routing.stuck import is_stuck
 from gateway.dialects.chat import CHAT
 from gateway.dialects.messages import MESSAGES
 from gateway.dialects.responses import RESPONSES
-from tests.access.samples import key_of
 from tests.fakes import Gateway, gateway_of, registry_of
 from tests.nesting import is_serializable, nested
 
@@ -81,12 +79,6 @@ def test_the_same_error_three_times_or_the_same_edit_twice_is_stuck(api: str, st
     assert is_stuck(dialect.parse(orjson.dumps(body(steps)))) is stuck
 
 
-def test_calls_of_any_form_are_read() -> None:
-    odd = [{"role": "assistant", "tool_calls": [5, {"function": 7}], "content": ""}, {"role": "tool", "content": "x"}]
-    body = {"model": "auto", "messages": [{"role": "user", "content": "x"}, *odd]}
-    assert not is_stuck(CHAT.parse(orjson.dumps(body)))
-
-
 def test_edits_with_lone_surrogates_are_compared_and_deep_ones_are_left_out() -> None:
     body = messages_body([EDIT, FAIL, EDIT])
     chat = MESSAGES.parse(orjson.dumps(body))
@@ -138,39 +130,6 @@ async def test_the_next_expert_of_the_list_continues(names: tuple[str, ...], exp
         for count in (1, 2):
             await chosen(gateway, [FAIL] * count)
         assert await chosen(gateway, [FAIL] * 3) == expected
-
-
-async def test_an_expert_that_the_key_excludes_is_passed_over() -> None:
-    keys = [key_of("alice", experts=["coder", "generalist"]).model_dump(mode="json")]
-    async with gateway_of(declared("painter", "generalist", access={"keys": keys})) as gateway:
-        for count in (0, 1, 2):
-            await chosen(gateway, [FAIL] * count, key="alice")
-        assert await chosen(gateway, [FAIL] * 3, key="alice") == ("generalist", "escalated")
-
-
-async def test_pinned_and_unknown_sessions_and_experts_that_are_down_are_left_out() -> None:
-    async with gateway_of(declared("painter")) as gateway:
-        assert await chosen(gateway, [FAIL] * 3) == ("coder", "routed")
-        assert await chosen(gateway, [FAIL] * 3, model="coder") == ("coder", "pinned")
-        await chosen(gateway, [])
-        painter = gateway.experts["painter"]
-        painter.health = type(painter.health)(up=False)
-        await chosen(gateway, [FAIL])
-        await chosen(gateway, [FAIL, LATER])
-        assert await chosen(gateway, [FAIL, LATER, FAIL]) == ("coder", "sticky")
-
-
-async def test_another_gateway_knows_that_a_session_was_escalated() -> None:
-    shared = Affinity()
-    async with (
-        gateway_of(declared("painter", "generalist"), affinity=shared) as one,
-        gateway_of(declared("painter", "generalist"), affinity=shared) as other,
-    ):
-        await chosen(one, [])
-        for count in (1, 2, 3):
-            found = await chosen(one, [FAIL] * count)
-        assert found == ("painter", "escalated")
-        assert await chosen(other, [FAIL] * 4) == ("painter", "sticky")
 
 
 def test_an_unknown_expert_is_refused_with_its_line(tmp_path: Any) -> None:

@@ -9,8 +9,11 @@ from typing import Any
 import orjson
 import pytest
 
+from coe.errors import InvalidRequest
 from coe.registry import Policy
-from gateway.request.options import read_options
+from gateway.access import Caller
+from gateway.request.body import read_head
+from gateway.request.head import read_options
 from tests.access.samples import key_of
 from tests.fakes import Gateway, gateway_of
 from tests.gateway.test_only_local import CHAT, EXPERTS, declared, headers_of, send_chat
@@ -89,5 +92,6 @@ async def test_feedback_accepts_and_lists_only_what_the_key_may_use() -> None:
 
 @pytest.mark.parametrize("values", list(itertools.product((b"true", b"false"), repeat=2)))
 def test_no_repeated_header_lifts_the_mark_of_another(values: tuple[bytes, ...]) -> None:
-    options = read_options({"headers": [(b"x-coe-only-local", value) for value in values]}, Policy())
-    assert (options.rule is not None and options.rule.only_local) == (b"true" in values)
+    head = read_head({"headers": [(b"x-coe-only-local", value) for value in values]})
+    with pytest.raises(InvalidRequest, match="x-coe-only-local must be one of true, false"):
+        read_options(head, Policy(), caller=Caller())

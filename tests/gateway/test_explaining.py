@@ -6,7 +6,6 @@ import orjson
 import pytest
 
 from coe.core import Health
-from coe.errors import ExpertUnavailable
 from tests.access.samples import key_of
 from tests.fakes import Gateway, Response, gateway_of, registry_of
 
@@ -39,14 +38,6 @@ async def test_only_requests_with_the_explain_header_get_the_times_of_the_steps(
     assert steps(reported) == STEPS
     assert all("server-timing" not in response.headers for response in silent)
     assert (wrong.status, wrong.error["param"]) == (400, "x-coe-explain")
-
-
-async def test_a_request_that_failed_tells_how_far_it_came() -> None:
-    failed = ExpertUnavailable("away", expert="coder")
-    async with gateway_of(coder=failed, painter=failed, generalist=failed) as gateway:
-        response = await send_chat(gateway, "/v1/chat/completions", WHY)
-    assert response.status == 503
-    assert steps(response) == STEPS[:-1]
 
 
 async def test_a_decision_is_explained_by_worth_standing_and_neighbours() -> None:

@@ -231,7 +231,7 @@ async def test_only_so_many_are_worked_on_at_once(monkeypatch: pytest.MonkeyPatc
 async def test_a_gateway_that_is_about_to_end_takes_none() -> None:
     async with gateway_of() as gateway:
         request_id = (await gateway.chat("code")).headers["x-request-id"]
-        gateway.serving_state.admission.closed = True
+        gateway.services.admission.closed = True
         response = await say(gateway, request_id=request_id, score=1)
     assert (response.status, response.error["code"]) == (503, "draining")
 

@@ -16,7 +16,6 @@ from coe.registry import Registry
 from gateway.request.admission import ActiveRequest
 from gateway.request.trace import Trace
 from tests.fakes import Gateway, gateway_of, registry_of
-from tests.gateway.two_keys import bearer, keyed
 
 pytestmark = pytest.mark.anyio
 
@@ -100,15 +99,3 @@ async def test_after_its_client_left() -> None:
         await requesting
         del requesting
         assert gateway.records[0].outcome == "aborted"
-
-
-@pytest.mark.usefixtures("uncollected")
-async def test_after_its_place_in_the_queue_went_to_another() -> None:
-    held = asyncio.Event()
-    async with gone(keyed(concurrent_requests=1, queued_requests=2), coder=held) as gateway:
-        requesting = [asyncio.ensure_future(gateway.post(CHAT, body(), headers=bearer(key))) for key in ("alice",) * 3]
-        requesting.append(asyncio.ensure_future(gateway.post(CHAT, body(), headers=bearer("mallory"))))
-        assert (await requesting[2]).status == 429
-        held.set()
-        await asyncio.gather(*requesting)
-        del requesting

@@ -85,13 +85,6 @@ async def test_an_application_that_fails_is_a_500_or_a_broken_connection() -> No
     assert answer.endswith(b"3\r\none\r\n")  # without the end of a chunked body
 
 
-@pytest.mark.parametrize("length", [b"2", b"4"])
-async def test_a_body_of_another_length_than_declared_never_ends_as_if_it_were_whole(length: bytes) -> None:
-    async with served(streams(b"one", headers=((b"content-length", length),))) as (_, port):
-        answer = await answers(port, CLOSING % b"")
-    assert answer.startswith(b"HTTP/1.1 500 ") or len(split(answer)[2]) < int(length)
-
-
 @pytest.mark.parametrize("half", [True, False])
 async def test_the_application_receives_http_disconnect_when_the_client_leaves(half: bool) -> None:
     left = asyncio.Event()

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import math
-import socket
-from contextlib import ExitStack, closing
+from contextlib import closing
 
 import orjson
 import pytest
@@ -15,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 
 from gateway import server as servers
-from gateway.server import IDLE_SECONDS, MAX_HEAD_BYTES, MAX_PIPELINED, Protocol
+from gateway.server import MAX_HEAD_BYTES, MAX_PIPELINED
 from tests.gateway.raw_http import CLOSING, GET, answers, echo, part, served, split, start, whole_body
 from tests.waiting import wait_until
 
@@ -29,18 +27,6 @@ def anyio_backend() -> tuple[str, dict[str, bool]]:
 
 
 # --------------------------------------------------------------------------------------- connections
-
-
-@pytest.mark.parametrize("limit", [100, 7])
-async def test_connections_that_wait_are_accepted_together_up_to_the_limit(limit: int) -> None:
-    """One by one, each would take iterations of the event loop, which are long while it is busy."""
-    async with served(echo, max_connections=limit) as (server, port):
-        with ExitStack() as stack:
-            for _ in range(30):
-                stack.enter_context(socket.create_connection(("127.0.0.1", port)))
-            for _ in range(30):  # the sockets of a batch take a few
-                await asyncio.sleep(0)
-            assert len(server.connections) == min(limit, 30)
 
 
 # ------------------------------------------------------------------------------------------ requests
@@ -60,13 +46,6 @@ async def test_the_application_gets_the_request_as_it_was_sent() -> None:
     assert seen["headers"][:3] == [["host", "localhost"], ["x-twice", "1"], ["x-twice", ""]]
     assert seen["server"] == ["127.0.0.1", port]
     assert seen["client"][0] == "127.0.0.1"
-
-
-@pytest.mark.parametrize(("target", "path"), [(b"http://other/a?b", "/a"), (b"*", "*"), (b"//a", "//a")])
-async def test_other_forms_of_a_target(target: bytes, path: str) -> None:
-    request = b"OPTIONS %b HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n" % target
-    async with served(echo) as (_, port):
-        assert orjson.loads(split(await answers(port, request))[2])["path"] == path
 
 
 @settings(max_examples=30, deadline=None)
@@ -164,15 +143,6 @@ async def test_an_invalid_request_is_refused_with_the_reason(request_bytes: byte
     assert "not a valid HTTP/1.1 request: " in error["message"]
 
 
-@pytest.mark.parametrize("broken", [b"nonsense\r\n\r\n", GET % b"\xff", b"GET / HTTP/2.0\r\n\r\n"])
-async def test_a_broken_request_does_not_disturb_the_response_before_it(broken: bytes) -> None:
-    async with served(echo) as (_, port):
-        answer = await answers(port, GET % b"first" + broken)
-    status, headers, body = split(answer)
-    assert status == b"HTTP/1.1 200 OK"
-    assert len(body) == int(headers[b"content-length"])
-
-
 # -------------------------------------------------------------------------------------------- bounds
 
 
@@ -247,24 +217,6 @@ async def test_a_response_before_the_end_of_the_body_reaches_the_client_and_the_
                 assert await reader.readexactly(2) == b"no"
 
 
-@pytest.mark.parametrize("read", [True, False])
-async def test_a_connection_is_read_again_after_a_body_that_arrived_in_one_piece(read: bool) -> None:
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        if read:
-            await whole_body(receive)
-        await send(start(200, (b"content-length", b"0")))
-        await send(part(b""))
-
-    size = HIGH_WATER_LIMIT + 100
-    async with served(app) as (_, port):
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        with closing(writer):
-            for _ in range(3):
-                writer.write(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n%b" % (size, bytes(size)))
-                async with asyncio.timeout(60):
-                    assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 OK")
-
-
 @pytest.mark.parametrize("sent", [b"\r\n", b"GET / HTT"])
 async def test_a_connection_without_a_whole_head_in_time_is_closed(
     sent: bytes, monkeypatch: pytest.MonkeyPatch
@@ -272,64 +224,6 @@ async def test_a_connection_without_a_whole_head_in_time_is_closed(
     monkeypatch.setattr(servers, "IDLE_SECONDS", 0.1)
     async with served(echo) as (_, port):
         assert await answers(port, sent) == b""
-
-
-def seconds_left(connection: Protocol) -> float:
-    """Seconds after which the connection closes."""
-    timer = connection.timeout_keep_alive_task
-    return math.inf if timer is None else timer.when() - asyncio.get_running_loop().time()
-
-
-def let_pass(connection: Protocol, seconds: float) -> None:
-    """Set the time of an idle connection as if it had waited for some seconds."""
-    connection._unset_keepalive_if_required()
-    handler = connection.timeout_keep_alive_handler
-    connection.timeout_keep_alive_task = connection.loop.call_later(IDLE_SECONDS - seconds, handler)
-
-
-async def test_a_connection_with_part_of_a_second_head_is_closed_in_time() -> None:
-    async with served(echo) as (server, port):
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        with closing(writer):
-            writer.write(GET % b"one" + b"GET")
-            assert (await reader.readuntil(b"}")).startswith(b"HTTP/1.1 200 OK")
-            (connection,) = server.connections
-            await wait_until(lambda: seconds_left(connection) <= IDLE_SECONDS)
-            connection.timeout_keep_alive_handler()  # as if the time were over
-            async with asyncio.timeout(60):
-                assert await reader.read() == b""
-
-
-async def test_a_head_that_begins_late_has_its_own_time_and_no_more() -> None:
-    half = IDLE_SECONDS / 2
-    async with served(echo) as (server, port):
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        with closing(writer):
-            await wait_until(lambda: server.connections)
-            (connection,) = server.connections
-            for _ in range(2):  # the first request, and the next one
-                let_pass(connection, half)
-                writer.write((GET % b"late")[:5])
-                await wait_until(lambda: seconds_left(connection) > half + 1)
-                let_pass(connection, half)
-                writer.write((GET % b"late")[5:9])
-                await wait_until(lambda: connection._unparsed == 9)
-                assert seconds_left(connection) < half + 1
-                writer.write((GET % b"late")[9:])
-                assert (await reader.readuntil(b"}")).startswith(b"HTTP/1.1 200 OK")
-                await wait_until(lambda: seconds_left(connection) > half + 1)
-
-
-async def test_a_connection_has_no_time_limit_while_its_response_is_due() -> None:
-    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
-        (connection,) = server.connections
-        limits.append(seconds_left(connection))
-        await echo(scope, receive, send)
-
-    limits = list[float]()
-    async with served(slow) as (server, port):
-        assert (await answers(port, CLOSING % b"slow")).startswith(b"HTTP/1.1 200 OK")
-    assert limits == [math.inf]
 
 
 async def test_connections_above_the_limit_wait_until_others_close() -> None:
@@ -341,14 +235,3 @@ async def test_connections_above_the_limit_wait_until_others_close() -> None:
         for reader, writer in opened:
             assert (await reader.read()).startswith(b"HTTP/1.1 200 OK")
             writer.close()
-
-
-async def test_connections_inherit_tcp_user_timeout_and_tcp_nodelay_from_the_listener() -> None:
-    async with served(echo) as (server, port):
-        _, writer = await asyncio.open_connection("127.0.0.1", port)
-        await wait_until(lambda: server.connections)
-        (connection,) = server.connections
-        accepted = connection.transport.get_extra_info("socket")
-        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 60_000
-        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
-        writer.close()

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 
 import orjson
 import pytest
 
-from coe.errors import StoreError
-from coe.records import open_log_and_feedback
-from coe.records.feedback import Feedback
 from gateway.observability import observers
 from tests.access.samples import key_of
 from tests.fakes import Gateway, gateway_of, registry_of
-from tests.gateway.served import serving
 
 pytestmark = pytest.mark.anyio
 
@@ -75,31 +70,6 @@ async def test_another_tenants_same_words_are_another_conversation() -> None:
     assert (event.tenant, event.key) == ("alice", "alice")
 
 
-async def test_a_program_that_repeats_its_request_is_reported_a_few_times_only() -> None:
-    async with gateway_of() as gateway:
-        asked = [await send_chat(gateway, LONG) for _ in range(8)]
-    assert [event.request_id for event in gateway.log.events] == asked[:3]
-
-
-async def test_what_comes_too_soon_or_too_late_is_no_second_try(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with gateway_of() as gateway:
-        await send_chat(gateway, LONG)
-        monkeypatch.setattr(observers, "MIN_REGENERATION_SECONDS", 60.0)
-        await send_chat(gateway, LONG)
-        monkeypatch.setattr(observers, "MIN_REGENERATION_SECONDS", 0.0)
-        monkeypatch.setattr(observers, "MAX_REGENERATION_SECONDS", -1.0)
-        await send_chat(gateway, LONG)
-    assert gateway.log.events == []
-
-
-async def test_a_request_that_failed_may_be_sent_again() -> None:
-    failing = StoreError("not an expert's error")
-    async with gateway_of(coder=failing) as gateway:
-        for _ in range(2):
-            await send_chat(gateway, LONG)
-    assert gateway.log.events == []
-
-
 async def test_a_stream_left_in_the_middle_is_abandoned_and_one_not_begun_is_not() -> None:
     waits = asyncio.Event()
     async with gateway_of(coder=(b"data: 1\n\n", waits), painter=waits) as gateway:
@@ -113,28 +83,3 @@ async def test_a_stream_left_in_the_middle_is_abandoned_and_one_not_begun_is_not
         left = gateway.records[0].request_id
         assert await reported(gateway, 1) == [("abandoned", left)]
     assert len(gateway.log.events) == 1
-
-
-async def test_signals_wait_while_the_log_is_away() -> None:
-    async with gateway_of() as gateway:
-        gateway.log.fails = StoreError("away")
-        asked = [await send_chat(gateway, LONG) for _ in range(4)]
-        await asyncio.wait_for(gateway.log.asked.wait(), 60)
-        gateway.log.fails = None
-    assert [event.request_id for event in gateway.log.events] == asked[:3]
-
-
-async def test_a_real_client_that_leaves_mid_stream_leaves_a_signal(tmp_path: Path) -> None:
-    async with serving(tmp_path) as served:
-        async with served.send_chat("stalls", stream=True) as response:
-            request_id = response.headers["x-request-id"]
-            await response.content.readuntil(b"\n\n")
-            response.close()
-        log = open_log_and_feedback("sqlite:///routing-log.sqlite", base=tmp_path / ".coe")[1]
-        events: tuple[Feedback, ...] = ()
-        async with asyncio.timeout(60):
-            while not events:
-                await asyncio.sleep(0.05)
-                events = (await log.read()).events
-        await log.aclose()
-    assert [(event.kind, event.request_id) for event in events] == [("abandoned", request_id)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 from collections import Counter
 from typing import Any
@@ -10,12 +9,8 @@ from typing import Any
 import orjson
 import pytest
 
-from coe.core import RequestOptions
 from coe.errors import ExpertUnavailable
 from coe.registry import Registry
-from coe.registry.sections import ResidencySpec
-from coe.routing.conversation import Affinity, read_conversation
-from gateway.access import access, open_affinity
 from gateway.dialects.chat import CHAT
 from gateway.dialects.messages import MESSAGES
 from gateway.dialects.responses import RESPONSES
@@ -30,7 +25,6 @@ TASKS = ("code a parser for dates", "art: paint a harbour at dusk", "general que
 RESULTS = ("code code code", "Error: no such file", "an art review of the harbour", "general notes", "")
 DOCUMENT = "# AGENTS.md\n\n## Style\n" + "Paint art with care and general patience. " * 20 + "\n\n## Tests\nRun all.\n"
 EXPERTS = {"code": "coder", "art": "painter", "general": "generalist"}
-FOLLOW_UPS = ("go on", "no, the other one please", "continue", "yes, do all of it")
 
 
 class Loop:
@@ -184,21 +178,6 @@ async def sent_by(gateway: Gateway, loop: Loop, answer: Any, *, but: str = "") -
     return await sent(gateway, loop)
 
 
-@pytest.mark.parametrize("api", APIS)
-async def test_a_follow_up_without_a_topic_stays_after_a_fallback(api: str) -> None:
-    async with gateway_of(declared(sticky_margin=0.0)) as gateway:
-        for number in range(0, 40, 4):
-            loop = Loop(number, api)
-            (*_, answered) = await run(gateway, loop, steps=1)
-            body = orjson.loads(loop.body())
-            body["input" if api == "responses" else "messages"] += [
-                {"role": "assistant", "content": "Done."},
-                {"role": "user", "content": loop.random.choice(FOLLOW_UPS)},
-            ]
-            response = await gateway.post(PATHS[api], orjson.dumps(body))
-            assert (response.headers["x-coe-expert"], response.headers["x-coe-reason"]) == (answered, "sticky")
-
-
 async def test_a_new_topic_leaves_and_a_request_without_one_stays() -> None:
     async with gateway_of() as gateway:
         turns, found = list[dict[str, Any]](), []
@@ -216,42 +195,6 @@ async def test_a_new_topic_leaves_and_a_request_without_one_stays() -> None:
     ]
 
 
-async def test_a_greeting_is_no_task_to_continue() -> None:
-    greeting = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "Hi, how can I help?"}]
-    async with gateway_of() as gateway:
-        found = [(await gateway.chat("hello")).headers["x-coe-expert"]]
-        body = {"model": "auto", "messages": [*greeting, {"role": "user", "content": "some art please"}]}
-        found.append((await gateway.post("/v1/chat/completions", orjson.dumps(body))).headers["x-coe-expert"])
-    assert found[1] == "painter" != found[0]
-
-
-@pytest.mark.parametrize("api", APIS)
-async def test_a_loop_goes_on_at_another_gateway_with_the_same_redis(
-    api: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(access, "AFFINITY_LOOKUP_SECONDS", 5.0)  # however busy the machine is
-    async with (
-        open_affinity(redis_url) as first,
-        open_affinity(redis_url) as second,
-        gateway_of(declared(), affinity=first) as one,
-        gateway_of(declared(), affinity=second) as other,
-    ):
-        for number in range(0, 24, 4):  # each with a fallback in its first step
-            loop = Loop(number, api)
-            (begun,) = await run(one, loop, steps=0)
-            loop.step()
-            await written(second, loop)
-            assert await sent(other, loop) == begun
-
-
-async def written(affinity: Affinity, loop: Loop) -> None:
-    """Wait until the gateway knows the answer before this request of the loop."""
-    conversation = read_conversation(APIS[loop.api].parse(loop.body()), RequestOptions())
-    async with asyncio.timeout(60):
-        while await affinity.find(conversation) is None:
-            await asyncio.sleep(0.01)
-
-
 async def test_an_open_loop_neither_spills_nor_explores_but_leaves_an_expert_that_fails() -> None:
     async with gateway_of(declared(max_quality_loss=1.0)) as gateway:
         loop = Loop(1, "chat")
@@ -267,26 +210,3 @@ async def test_an_open_loop_neither_spills_nor_explores_but_leaves_an_expert_tha
         expert.script, expert.health = (b"{}",), type(expert.health)()
         loop.step()
         assert await sent(gateway, loop) == replaced
-
-
-async def test_an_open_loop_waits_for_its_expert_without_a_stand_in() -> None:
-    shared = ResidencySpec.model_validate({"devices": [{"name": "gpu", "memory_gb": 8}]})
-    async with gateway_of(declared().model_copy(update={"residency": shared})) as gateway:
-        loop = Loop(1, "chat")
-        begun = await sent(gateway, loop)
-        expert = gateway.experts[begun]
-        assert expert.calls[-1].stand_in
-        loop.step()
-        expert.script = begin = asyncio.Event()
-        body = orjson.dumps({**orjson.loads(loop.body()), "stream": True})
-        requesting = asyncio.create_task(gateway.post(PATHS["chat"], body))
-        async with asyncio.timeout(60):
-            while len(expert.calls) < 2:
-                await asyncio.sleep(0)
-        for _ in range(100):
-            await asyncio.sleep(0)
-        begin.set()
-        response = await requesting
-    assert response.headers["x-coe-expert"] == begun
-    assert expert.calls[-1].stand_in == ""
-    assert sum(len(one.calls) for one in gateway.experts.values()) == 2

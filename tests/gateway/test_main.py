@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from coe.artifacts.active_state import category_texts, check_active_state
+from coe.artifacts.active_state import check_active_state
 from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError, ConfigError
 from coe.fleet.specs import free_port
@@ -17,6 +17,7 @@ from coe.registry.loader import load
 from coe.settings import Settings
 from gateway.main import open_port, prepare
 from routers.cascade import FORMAT
+from tests.fakes import plan_of
 
 DECLARED = """\
 version: 1
@@ -39,11 +40,6 @@ def settings_of(tmp_path: Path, runtime: str = EXTERNAL, *, trained: tuple[str, 
     return settings
 
 
-def test_a_declaration_with_its_router_is_ready_to_serve(tmp_path: Path) -> None:
-    registry, artifact = check_active_state(settings_of(tmp_path))
-    assert registry.category_names == artifact.manifest.categories
-
-
 def test_without_a_router_the_command_that_trains_one_is_named(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="run `coe train`"):
         prepare(settings_of(tmp_path, trained=()))
@@ -52,11 +48,6 @@ def test_without_a_router_the_command_that_trains_one_is_named(tmp_path: Path) -
 def test_a_router_of_wholly_other_categories_is_refused_with_those_it_knows(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"knows none of the categories .* art, general\); run `coe train`"):
         prepare(settings_of(tmp_path, trained=("art", "general")))
-
-
-def test_a_category_that_is_no_longer_declared_does_not_stop_the_start(tmp_path: Path) -> None:
-    registry, _ = check_active_state(settings_of(tmp_path, trained=("art", "code", "general")))
-    assert registry.category_names == ("code", "general")
 
 
 NEW = ", {name: law, description: Contracts and statutes, examples: [%s]}, {name: general"
@@ -68,14 +59,6 @@ def test_a_new_category_with_too_few_examples_is_refused_with_the_remedy(tmp_pat
     settings.config.write_text(settings.config.read_text().replace(", {name: general", NEW % examples))
     with pytest.raises(ConfigError, match=r"not trained on law: give each 2 examples or more .* or run `coe train`"):
         prepare(settings)
-
-
-def test_a_new_category_with_two_examples_is_known_by_them_and_its_description(tmp_path: Path) -> None:
-    settings = settings_of(tmp_path)
-    settings.config.write_text(settings.config.read_text().replace(", {name: general", NEW % "is it void, can I sue"))
-    registry, _ = check_active_state(settings)
-    texts = {"code": (), "law": ("Contracts and statutes", "is it void", "can I sue"), "general": ()}
-    assert category_texts(registry) == texts
 
 
 def test_a_router_of_an_older_format_is_refused_before_the_port_opens(tmp_path: Path) -> None:
@@ -93,7 +76,7 @@ def planned(settings: Settings, *, digest: str, experts: tuple[str, ...] = ("sma
     plan = Assignment.declared(("general", "code"), experts, {}, experts[0])
     store = ArtifactStore(settings.artifacts, "assignment")
     with store.draft() as draft:
-        (draft / "assignment.json").write_bytes(plan.to_json())
+        plan_of(plan).save(draft)
         artifact = store.publish(draft, categories=plan.categories, data=digest, metrics={})
     store.promote(artifact.manifest.version)
 
@@ -129,30 +112,6 @@ def test_a_port_in_use_is_named_with_the_remedy(tmp_path: Path) -> None:
     ):
         open_port(settings, load(settings.config, environ={}))
     open_port(settings, load(settings.config, environ={})).close()
-
-
-def test_a_host_name_becomes_an_address_and_an_unknown_one_is_named(tmp_path: Path) -> None:
-    settings = replace(settings_of(tmp_path), port=0)
-    registry = load(settings.config, environ={})
-    with open_port(replace(settings, host="localhost"), registry) as listener:
-        assert listener.getsockname()[0] in ("127.0.0.1", "::1")
-    with pytest.raises(ConfigError, match="cannot listen on no host:0"):
-        open_port(replace(settings, host="no host"), registry)
-
-
-@pytest.mark.parametrize(
-    ("environ", "says"),
-    [
-        ({"COE_PORT": "many"}, "COE_PORT='many' is not a whole number"),
-        ({"COE_WORKERS": "0"}, "COE_WORKERS='0'"),
-        ({"COE_ENDPOINTS": "[]"}, "COE_ENDPOINTS is not JSON"),
-        ({"COE_ENDPOINTS": "/nowhere"}, "COE_ENDPOINTS='/nowhere' cannot be read"),
-        ({"COE_ENDPOINTS": '{"a": {"url": 1}}'}, "COE_ENDPOINTS is not JSON"),
-    ],
-)
-def test_a_wrong_environment_names_the_variable(environ: dict[str, str], says: str) -> None:
-    with pytest.raises(ConfigError, match=says):
-        Settings.read(environ)
 
 
 def test_the_serving_process_imports_nothing_heavy_that_it_does_not_use() -> None:

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
 
-from coe import registry
-from coe.errors import ConfigError
 from gateway.dialects import Dialect
 from gateway.dialects.chat import CHAT, COMPLETIONS
 from gateway.dialects.messages import MESSAGES
 from gateway.dialects.responses import RESPONSES
 from tests.fakes import gateway_of, registry_of
 
-SHIPPED = Path(__file__).parent.parent.parent / "experts.yaml"
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 LOCAL = {"model": "m", "runtime": "external", "base_url": "http://127.0.0.1:9/v1"}
 
@@ -106,13 +102,6 @@ async def test_an_expert_with_json_schema_has_json_object_too() -> None:
 
 
 @pytest.mark.anyio
-async def test_of_several_optional_capabilities_each_counts_as_far_as_an_expert_has_it() -> None:
-    async with gateway_of(declared(painter=["n"], generalist=["logprobs"])) as gateway:
-        await gateway.chat("code", n=2, logprobs=True)
-        assert gateway.records[-1].candidates == ("generalist",)  # no expert has both; the first by name counts
-
-
-@pytest.mark.anyio
 async def test_a_refusal_for_a_missing_capability_names_the_line_to_add() -> None:
     async with gateway_of(declared(coder=["images"], generalist=["audio"])) as gateway:
         routed = await gateway.chat("code", tools=[TOOL], n=2)
@@ -126,73 +115,3 @@ async def test_a_refusal_for_a_missing_capability_names_the_line_to_add() -> Non
         "coder has no tools. If its model supports this, say so in experts.yaml: add "
         "`capabilities: [images, tools]` to the expert 'coder'"
     )
-
-
-@pytest.mark.anyio
-async def test_the_shipped_declaration_says_how_tools_are_declared() -> None:
-    async with gateway_of(registry.load(SHIPPED, environ={})) as gateway:
-        response = await gateway.chat("code", tools=[TOOL], model="coder")
-    assert response.status == 400
-    assert "add `capabilities: [tools]` to the expert 'coder'" in response.error["message"]
-
-
-@pytest.mark.anyio
-async def test_requests_that_need_several_answers_are_cached_as_before() -> None:
-    answer = b'{"choices":[%s]}' % b",".join(
-        b'{"index":%d,"message":{"content":"x"},"finish_reason":"stop"}' % index for index in (0, 1)
-    )
-    async with gateway_of(registry_of(cache={"when": "always"}), coder=(answer,)) as gateway:
-        found = [(await gateway.chat("code", n=2, logprobs=True)).headers["x-coe-cache"] for _ in range(2)]
-    assert found == ["miss", "hit"]
-
-
-VLLM = {"json_schema", "json_object", "n", "logprobs", "echo"}
-
-
-@pytest.mark.parametrize(
-    ("expert", "capabilities"),
-    [
-        ({"runtime": "external", "model": "gpt-4.1-mini"}, {"tools", "json_schema", "images", "files"}),
-        ({"runtime": "litellm", "model": "openai/gpt-4.1-mini"}, {"tools", "json_schema", "images", "files"}),
-        ({"runtime": "external", "model": "our-own"}, {"tools", "json_schema"}),
-        ({"runtime": "transformers", "model": "m"}, {"tools", "json_schema"}),
-        ({"runtime": "vllm", "model": "gpt-4.1-mini"}, VLLM),
-        (
-            {
-                "runtime": "vllm",
-                "model": "m",
-                "options": {"enable-auto-tool-choice": True, "tool-call-parser": "hermes"},
-            },
-            {*VLLM, "tools"},
-        ),
-    ],
-)
-def test_automatic_capabilities_are_looked_up(expert: dict[str, Any], capabilities: set[str]) -> None:
-    where = {"base_url": LOCAL["base_url"]} if expert["runtime"] == "external" else {}
-    auto, own = (
-        registry_of(experts=[{"name": "coder", **expert, **where, "capabilities": given}]).experts[0]
-        for given in ("auto", ["audio"])
-    )
-    assert auto.capabilities == capabilities
-    assert own.capabilities == {"audio"}  # what is declared wins
-
-
-def test_a_capability_that_does_not_exist_is_refused(tmp_path: Path) -> None:
-    file = tmp_path / "experts.yaml"
-    file.write_text(
-        SHIPPED.read_text().replace(
-            "    context_length: 8192 ", "    capabilities: automatic\n    context_length: 8192 "
-        )
-    )
-    with pytest.raises(ConfigError, match=r"experts\.yaml:\d+: experts\.0\.capabilities"):
-        registry.load(file, environ={})
-
-
-@pytest.mark.anyio
-async def test_a_model_of_unknown_capabilities_is_tried_with_tools_if_declared_so() -> None:
-    experts = [{"name": name, **LOCAL} for name in ("coder", "painter", "generalist")]
-    experts[0]["capabilities"] = "auto"
-    async with gateway_of(registry_of(experts=experts)) as gateway:
-        response = await gateway.chat("code", tools=[TOOL])
-        assert (response.status, response.headers["x-coe-expert"]) == (200, "coder")
-        assert gateway.records[-1].candidates == ("coder",)

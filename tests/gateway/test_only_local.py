@@ -26,15 +26,13 @@ from coe.planning.problem import declared_assignment
 from coe.recipes.factory import build_recipes
 from coe.registry import Registry
 from coe.routing import attempts
-from coe.routing.attempts import Attempts
-from coe.routing.composition import Composition
-from coe.routing.conversation import read_conversation
+from coe.routing.composition import Composition, RoutedRequest
 from tests.access.samples import key_of
 from tests.fakes import Gateway, Response, ScriptedReply, WordRouter, gateway_of, registry_of
 from tests.recipes.members import answer
 
 pytestmark = pytest.mark.anyio
-REQUESTS = 10_000
+REQUESTS = 4_000
 BATCH = 1_000
 SECRET, PUBLIC = "secret", "public"
 EXTERNAL = {"model": "m", "runtime": "external", "base_url": "http://127.0.0.1:9/v1"}
@@ -125,31 +123,22 @@ def request_of(number: int, chance: random.Random) -> tuple[Chat, RequestOptions
 
 async def answered(composition: Composition, chat: Chat, options: RequestOptions) -> str:
     """Send one request through all steps; return the expert that answered, or the error code."""
-    prediction, log = None, Attempts()
+    request = RoutedRequest(chat, options)
     try:
-        if chat.api == "rerank":
-            decision = composition.assign_general(chat, options)
-            conversation, previous = read_conversation(chat, options), None
-        else:
-            routed, prediction = await composition.classifier.classify(chat)
-            conversation = read_conversation(chat, options)
-            previous = await composition.find_previous(chat, conversation, routed, options.rule)
-            decision = composition.assign(chat, prediction, options, previous=previous)
-        extra: dict[str, Any] = {} if previous is None else {"previous": previous}
-        deadline = asyncio.get_running_loop().time() + 60
-        found = await composition.call(
-            chat, decision, options, deadline=deadline, attempts=log, conversation=conversation,
-            prediction=prediction, **extra,
-        )  # fmt: skip
-        async for _ in found.reply.chunks():
+        if chat.api != "rerank":
+            request.routed, request.prediction = await composition.classifier.classify(chat)
+        await composition.assign(request)
+        reply = await composition.call(request, chat, deadline=asyncio.get_running_loop().time() + 60)
+        async for _ in reply.chunks():
             pass
-        await found.reply.aclose()
+        await reply.aclose()
     except RequestError as error:
         return error.code
-    return found.decision.expert
+    assert request.decision is not None
+    return request.decision.expert
 
 
-async def test_of_10_000_marked_requests_none_leaves_the_local_experts(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_of_4_000_marked_requests_none_leaves_the_local_experts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attempts, "FIRST_RETRY_PAUSE_SECONDS", 0.0)
     chance, registry = random.Random(22), declared(policy=POLICY)
     experts = {name: FaultyExpert(name, chance) for name in registry.expert_names}
@@ -221,23 +210,6 @@ async def test_a_marked_request_for_what_is_not_local_is_refused_with_the_remedy
         assert all(expert.calls == [] for expert in gateway.experts.values())  # type: ignore[attr-defined]
 
 
-async def test_a_failing_local_expert_ends_a_marked_request_with_its_error() -> None:
-    down = {name: ExpertUnavailable("down", expert=name) for name in LOCAL}
-    async with gateway_of(declared(), **down) as gateway:
-        response = await send_chat(gateway, headers=MARKED)
-        assert (response.status, response.error["code"]) == (503, "expert_unavailable")
-        assert gateway.experts["generalist"].calls == gateway.experts["painter"].calls == []
-
-
-async def test_without_a_local_expert_a_marked_request_is_refused() -> None:
-    async with gateway_of(registry_of()) as gateway:
-        response = await send_chat(gateway, headers=MARKED)
-        assert (response.status, response.error["code"]) == (403, "expert_not_local")
-        assert "`local: true` in experts.yaml" in response.error["message"]
-        response = await send_chat(gateway, headers={**MARKED, "x-coe-only-local": "yes"})
-        assert (response.status, response.error["param"]) == (400, "x-coe-only-local")
-
-
 async def test_operations_that_pass_through_and_embeddings_obey_the_mark() -> None:
     async with gateway_of(declared()) as gateway:
         rerank = {"query": "q", "documents": ["d"]}
@@ -267,19 +239,6 @@ async def test_a_key_sees_and_uses_only_its_experts() -> None:
         assert (await send_chat(gateway, model="painter", headers=headers_of("carol"))).status == 200
         calls = {name: len(expert.calls) for name, expert in gateway.experts.items()}
         assert (calls["painter"], calls["tiny"]) == (1, 0)
-
-
-async def test_the_encoder_is_not_used_for_a_choice_between_excluded_experts() -> None:
-    keys = [key_of("alice", experts=["coder"]), key_of("carol", experts=["*"])]
-    registry = registry_of(access={"keys": [key.model_dump(mode="json") for key in keys]})
-    async with gateway_of(registry) as gateway:
-        for key in ("alice", "carol"):
-            await send_chat(gateway, "ponder art", headers=headers_of(key))
-    assert [(one.stage, one.excluded) for one in gateway.records] == [
-        ("short_circuit", ("painter", "generalist")),
-        ("predict", ()),
-    ]
-    assert all(one.limited for one in gateway.records)  # also the one of a list that permits all
 
 
 async def test_the_header_cannot_lift_the_rule_of_a_key() -> None:
@@ -387,20 +346,3 @@ async def test_the_answer_cache_is_separate_for_each_rule() -> None:
         marked = await send_chat(gateway, temperature=0, headers=MARKED)
         assert (public.headers["x-coe-cache"], marked.headers["x-coe-cache"]) == ("miss", "miss")
         assert marked.headers["x-coe-expert"] == "coder"
-
-
-async def test_a_key_without_the_expensive_experts_does_not_reserve_their_prices() -> None:
-    experts = [{**one, "prices": {"input": 1e6 if one["name"] == "painter" else 1.0}} for one in EXPERTS]
-    keys = [key_of(name, experts=names, limits={"dollars_per_day": 1.0}).model_dump(mode="json")
-            for name, names in (("alice", ["coder"]), ("bob", None))]  # fmt: skip
-    async with gateway_of(declared(experts=experts, recipes=[], access={"keys": keys})) as gateway:
-        assert (await send_chat(gateway, headers=headers_of("alice"))).status == 200
-        assert (await send_chat(gateway, headers=headers_of("bob"))).status == 400
-
-
-async def test_the_explanation_of_a_decision_names_what_is_excluded_and_why() -> None:
-    async with gateway_of(declared()) as gateway:
-        answer = await send_chat(gateway, headers={**MARKED, "x-coe-explain": "1"}, path="/v1/route")
-        assert answer.json["excluded"] == dict.fromkeys(("painter", "generalist"), "not_local")
-        assert set(answer.json["candidates"]) == LOCAL
-        assert "excluded" not in (await send_chat(gateway, headers=MARKED, path="/v1/route")).json

@@ -10,8 +10,6 @@ from typing import Any
 import pytest
 
 from coe.artifacts.consequences import consequences_of, log_consequences
-from coe.artifacts.kinds import ASSIGNMENT
-from coe.artifacts.store import ArtifactStore
 from coe.registry import load
 from coe.settings import Settings
 from tests.admin.samples import measured_registry, planned, settings_in
@@ -39,25 +37,6 @@ async def mapped(served: Served, *experts: str) -> dict[str, Any]:
             if tuple(found["experts"]) == experts and found["version"]:
                 return found
             await asyncio.sleep(0.05)
-
-
-async def test_an_edit_is_applied_once_the_damaged_plan_is_promoted_again(tmp_path: Path) -> None:
-    async with serving(tmp_path) as served:
-        served.declare(**declared(served.upstream.url))
-        settings = Settings.read({}, config=tmp_path / "experts.yaml")
-        version, _ = planned(settings, load(settings.config, environ={}))
-        store = ArtifactStore(settings.artifacts, ASSIGNMENT)
-        await mapped(served, "coder", "painter", "generalist")
-        damaged = store.folder(version) / "plan.json"
-        content = damaged.read_bytes()
-        damaged.write_text("{")
-        served.declare(**declared(served.upstream.url, "newcomer"))
-        async with asyncio.timeout(SOON):
-            while not (await served.ready())["reload_error"]:
-                await asyncio.sleep(0.05)
-        damaged.write_bytes(content)
-        store.promote(version)  # the pointer's content stays
-        assert (await mapped(served, "coder", "painter", "generalist", "newcomer"))["version"] == version
 
 
 async def test_experts_come_and_go_under_a_plan_without_a_failed_reload_or_start(tmp_path: Path) -> None:

@@ -72,10 +72,3 @@ async def test_a_marked_request_is_no_implicit_feedback(monkeypatch: pytest.Monk
         for purpose in ("score", "score", None, "score"):
             await send_chat(gateway, purpose)
     assert gateway.log.events == []
-
-
-async def test_the_list_of_records_shows_the_purpose() -> None:
-    async with gateway_of() as gateway:
-        await send_chat(gateway, "score")
-        listed = await gateway.post("/v1/records", method="GET")
-        assert [record["purpose"] for record in listed.json["data"]] == ["score"]

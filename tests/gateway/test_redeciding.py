@@ -34,7 +34,7 @@ async def test_posterior_worth_price_and_propensity_are_those_of_the_decision(ch
         for text in ("code", "art", "hello there", "code and art"):
             assert (await gateway.chat(text)).status == 200
         records = [RECORD.decode(RECORD.encode(record)) for record in gateway.records]
-        categories = gateway.serving_state.serving.composition.router.categories
+        categories = gateway.services.snapshot.composition.router.categories
     assignment = declared_assignment(registry, categories)
     charge = registry.policy.cost_weight * relative_cost(registry)
     charged = replace(assignment, price=assignment.price + charge)

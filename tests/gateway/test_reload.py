@@ -17,7 +17,7 @@ from coe.artifacts.store import ArtifactStore
 from coe.errors import ConfigError
 from coe.registry import Registry
 from coe.settings import Settings
-from gateway.main import open_parts
+from gateway.main import open_services
 from gateway.process import reload as reload_module
 from gateway.process.reload import Reload, check_reloadable, file_states, watched_files
 from tests.admin.samples import measured_registry, planned
@@ -138,16 +138,16 @@ async def test_a_file_that_is_repaired_in_place_ends_the_failure_although_nothin
     (tmp_path / "experts.yaml").write_bytes(orjson.dumps(registry.model_dump(mode="json", exclude_none=True)))
     settings = Settings.read({}, config=tmp_path / "experts.yaml")
     version, _ = planned(settings, registry)
-    plan = ArtifactStore(settings.artifacts, ASSIGNMENT).folder(version) / "assignment.json"
+    plan = ArtifactStore(settings.artifacts, ASSIGNMENT).folder(version) / "plan.json"
     content = plan.read_bytes()
-    async with open_parts(settings, read=words_server.read) as parts, asyncio.timeout(SOON):
+    async with open_services(settings, read=words_server.read) as parts, asyncio.timeout(SOON):
         assert parts.reload is not None
         plan.write_text("damaged")
         parts.reload.request()
-        while parts.current.reload_error is None:
+        while parts.reload_error is None:
             await asyncio.sleep(0.01)
         plan.write_bytes(content)
-        while parts.current.reload_error is not None:
+        while parts.reload_error is not None:
             await asyncio.sleep(0.01)
 
 
@@ -158,10 +158,10 @@ def reload_of(settings: Settings, texts: list[str]) -> tuple[Reload, Any]:
         texts.append(settings.config.read_text())
         raise ConfigError("not read further")
 
-    current: Any = SimpleNamespace(serving=SimpleNamespace(versions={}), reload_error=None)
-    wiring: Any = SimpleNamespace(close_retired=AsyncMock())
+    services: Any = SimpleNamespace(snapshot=SimpleNamespace(versions={}), reload_error=None)
+    builder: Any = SimpleNamespace(close_retired=AsyncMock())
     in_use: Any = SimpleNamespace(registry=registry_of())
-    return Reload(current, settings=settings, in_use=in_use, wiring=wiring, read=read), wiring.close_retired
+    return Reload(services, settings=settings, in_use=in_use, builder=builder, read=read), builder.close_retired
 
 
 async def test_a_file_that_is_written_during_the_start_is_read_once_and_complete(

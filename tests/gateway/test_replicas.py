@@ -24,6 +24,7 @@ from coe.routing.conversation import read_conversation
 from gateway.dialects.chat import parse
 from tests.access.samples import key_of
 from tests.experts.faulty_server import FaultyServer
+from tests.fakes import plan_of
 from tests.gateway import nginx
 from tests.gateway.served import Served, serving
 from tests.records import redis_server
@@ -152,7 +153,7 @@ async def take_over_what_another_machine_promotes(service: Replicas, folder: Pat
     )
     store = ArtifactStore(folder / ".coe" / "artifacts", "assignment")
     with store.draft() as draft:
-        (draft / "assignment.json").write_bytes(plan.to_json())
+        plan_of(plan).save(draft)
         store.publish(draft, categories=plan.categories, data=registry.digest, metrics={})
     for verb, expert in (("promote", "painter"), ("rollback", "coder")):
         done = await asyncio.to_thread(CliRunner().invoke, app, [verb, "assignment", "--config", str(config)])

@@ -14,7 +14,7 @@ import gateway
 from coe.registry import AccessSpec
 from coe.settings import Settings
 from gateway.app import create_app
-from gateway.main import open_parts
+from gateway.main import open_services
 from tests.access.samples import key_of
 from tests.fakes import Gateway, registry_of
 from tests.gateway import words_server
@@ -26,14 +26,12 @@ pytestmark = pytest.mark.anyio
 ROOT = Path(gateway.__file__).parent.parent
 UNDECLARED = (
     "coe/recipes",
-    "coe/experts/translation",
     "coe/registry/aliases.py",
     "coe/retrieval",
     "coe/routing/rules.py",
     "coe/routing/encoder_passes.py",  # which no certain text takes
     "gateway/cache",
     "gateway/observability/tracing.py",
-    "gateway/request/cache_step.py",
     "gateway/request/citations.py",
     "gateway/request/keep_alive.py",
     "gateway/request/stored_step.py",
@@ -58,7 +56,7 @@ async def test_a_plain_chat_runs_through_no_feature_that_is_not_declared(tmp_pat
         if event == "call" and _in_request.get():
             files.add(frame.f_code.co_filename)
 
-    app = create_app(partial(open_parts, settings, read=words_server.read))
+    app = create_app(partial(open_services, settings, read=words_server.read))
     async with app.router.lifespan_context(app):
         body = {"model": "auto", "stream": False, "messages": [{"role": "user", "content": "code"}]}
         before, entered = sys.getprofile(), _in_request.set(True)
@@ -75,6 +73,6 @@ async def test_a_plain_chat_runs_through_no_feature_that_is_not_declared(tmp_pat
     await server.kill()
     names = {Path(file).relative_to(ROOT).as_posix() for file in files if file.startswith(str(ROOT))}
     assert response.status == 200
-    assert {"gateway/request/line.py", "coe/routing/composition.py", "coe/experts/http/expert.py"} <= names
+    assert {"gateway/chat.py", "coe/routing/composition.py", "coe/experts/http/expert.py"} <= names
     assert [path for path in UNDECLARED if not (ROOT / path).exists()] == []
     assert sorted(name for name in names if name.startswith(UNDECLARED)) == []

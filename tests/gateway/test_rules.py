@@ -133,8 +133,3 @@ async def test_the_cache_does_not_give_an_answer_that_another_rule_chose() -> No
         assert [one.headers["x-coe-cache"] for one in sent] == ["miss", "miss", "hit", "hit"]
         assert [one.headers["x-coe-expert"] for one in sent] == ["painter", "coder"] * 2
         assert [one.headers.get("x-coe-rule") for one in sent] == ["a", None, None, None]
-
-
-async def test_a_recipe_that_a_rule_names_counts_for_what_a_request_may_cost() -> None:
-    async with gateway_of(declared()) as gateway:
-        assert gateway.serving_state.serving.composition.routed_arms == ("careful",)

@@ -40,7 +40,7 @@ async def test_what_one_gateway_answered_another_knows_for_an_hour(
 
 
 async def test_each_gateway_remembers_alone_without_a_redis_and_a_wrong_address_is_refused() -> None:
-    async with open_affinity("memory") as one, open_affinity("redis://127.0.0.1:1/0") as other:
+    async with open_affinity("file") as one, open_affinity("redis://127.0.0.1:1/0") as other:
         for affinity in (one, other):
             affinity.put(ANSWER, "coder")
             assert await affinity.find(FOLLOW_UP) == "coder"

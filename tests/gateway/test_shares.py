@@ -15,23 +15,11 @@ def filled(shares: FairShares, caller: str | None, *, capacity: int) -> int:
     return shares.of(caller)
 
 
-@pytest.mark.parametrize(("capacity", "own"), [(0, 0), (1, 1), (2, 1), (128, 64)])
-def test_a_caller_alone_gets_half(capacity: int, own: int) -> None:
-    assert filled(FairShares(), None, capacity=capacity) == own
-
-
 def test_it_takes_as_many_callers_as_the_places_can_be_halved_to_leave_another_none() -> None:
     shares = FairShares()
     assert [filled(shares, caller, capacity=128) for caller in "abcdefghi"] == [64, 32, 16, 8, 4, 2, 1, 1, 0]
     shares = FairShares()
     assert [filled(shares, caller, capacity=4096) for caller in "abcdefghijklmn"][-3:] == [1, 1, 0]
-
-
-def test_two_that_go_on_asking_get_a_third_each() -> None:
-    shares = FairShares()
-    for _ in range(100):
-        shares.acquire("a", capacity=30), shares.acquire("b", capacity=30)
-    assert (shares.of("a"), shares.of("b"), shares.held) == (10, 10, 20)
 
 
 def test_fewer_places_than_are_taken_give_none_until_enough_are_given_back() -> None:

@@ -20,11 +20,11 @@ from coe.registry import load
 from coe.settings import Settings
 from gateway.access import limits
 from gateway.app import create_app
+from gateway.cache import step as cache_step
 from gateway.endpoints.admin import mapping
 from gateway.main import open_worker, workers_folder
 from gateway.observability import metric_workers, tracing
 from gateway.process import processes
-from gateway.request import cache_step
 from gateway.server import open_listener
 from tests.fakes import WordRouter
 

@@ -82,7 +82,7 @@ async def test_a_key_is_charged_at_least_what_is_billed(seed: int, upstream: Bil
         ):
             await asyncio.gather(*(ending(port, random.Random(rng.random())) for _ in range(CONNECTIONS)))
             await wait_until(lambda: not held(gateway, server, session))
-            accounts = gateway.serving_state.serving.access._accounts.values()
+            accounts = gateway.services.snapshot.access._accounts.values()
             charged = sum(LIMIT - remaining for account in accounts for remaining in account.remaining())
             marked = sum(record.unpriced for record in gateway.records)
     assert charged * 1e6 >= upstream.tokens - 1e-3

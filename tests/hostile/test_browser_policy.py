@@ -246,7 +246,7 @@ async def test_a_reload_changes_which_origins_are_allowed() -> None:
     async with gateway_of() as gateway:
         assert (await sent(gateway, {"origin": APP})).status == 403
         access = access_of(ALLOWED, Limiter())
-        gateway.serving_state.replace(replace(gateway.serving_state.serving, access=access))
+        gateway.services.replace(replace(gateway.services.snapshot, access=access))
         assert (await sent(gateway, {"origin": APP})).status == 200
 
 

@@ -14,9 +14,9 @@ from aiohttp import web
 from coe.errors import DeadlineExceeded
 from coe.experts import ReplicatedExpert
 from coe.experts.held_answer import SMALL_ANSWER
+from gateway.chat import PIECE_BYTES
 from gateway.request import answers
 from gateway.request.answers import AnswerPool
-from gateway.request.line import PIECE_BYTES
 from gateway.server import Protocol
 from tests.fakes import Gateway, Response
 from tests.gateway.gateway_over import gateway_over
@@ -86,7 +86,7 @@ async def send(one: Gateway, key: str, text: str, *, stream: bool = False) -> Re
 
 
 def expert_of(one: Gateway) -> ReplicatedExpert:
-    expert = one.serving_state.serving.composition.experts["generalist"]
+    expert = one.services.snapshot.composition.experts["generalist"]
     assert isinstance(expert, ReplicatedExpert)
     return expert
 
@@ -122,7 +122,7 @@ async def test_endless_answers_of_one_key_end_with_503_and_leave_memory_for_the_
             assert "limits.body_memory_mb" in ended[0].error["message"]
         assert {record.cause for record in one.records if record.outcome == "answer_memory_full"} == {"gateway_limit"}
         assert max(held) <= 1.5 * MB
-        assert one.serving_state.answers.held == 0
+        assert one.services.answers.held == 0
         assert expert_of(one).replicas[0].state == "closed"
         assert not expert_of(one).incidents.active
         assert (await send(one, "mallory", str(4 * SMALL_ANSWER))).status == 200
@@ -154,11 +154,11 @@ async def test_an_answer_is_counted_and_holds_its_permit_until_its_client_has_re
     async with gateway() as one, asyncio.timeout(60):
         async with unread(one, stream=stream) as (reader, connection):
             await asyncio.sleep(0.1)  # nothing more happens
-            assert one.serving_state.answers.held >= UNREAD
-            assert one.serving_state.admission.in_use == 1
+            assert one.services.answers.held >= UNREAD
+            assert one.services.admission.in_use == 1
             assert connection.transport.get_write_buffer_size() < 2 * PIECE_BYTES
             assert len(await reader.read()) > UNREAD
-            await wait_until(lambda: not one.serving_state.answers.held)
+            await wait_until(lambda: not one.services.answers.held)
         assert one.records[0].outcome == "ok"
 
 
@@ -166,14 +166,14 @@ async def test_an_answer_is_counted_and_holds_its_permit_until_its_client_has_re
 async def test_a_client_that_leaves_or_is_too_slow_returns_the_memory_and_gets_nothing_more(stream: bool) -> None:
     async with gateway() as one, asyncio.timeout(60):
         async with unread(one, stream=stream):
-            assert one.serving_state.answers.held
+            assert one.services.answers.held
         await wait_until(lambda: len(one.records) == 1)
-        assert not one.serving_state.answers.held
+        assert not one.services.answers.held
         async with unread(one, stream=stream) as (reader, _):
-            (request,) = one.serving_state.admission.active
+            (request,) = one.services.admission.active
             request.cancel(DeadlineExceeded("too slow"))
             await wait_until(lambda: len(one.records) == 2)
-            assert (one.records[1].outcome, one.serving_state.answers.held) == ("deadline_exceeded", 0)
+            assert (one.records[1].outcome, one.services.answers.held) == ("deadline_exceeded", 0)
             rest = await reader.read()
         assert len(rest) < UNREAD
         assert b"too slow" not in rest

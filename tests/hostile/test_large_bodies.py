@@ -78,7 +78,7 @@ async def test_a_body_of_too_many_values_is_refused_before_the_rest_of_it_is_rea
     body = b'{"model":"auto","messages":[' + value * (2 * MB // len(value))
     async with gateway_of() as gateway, asyncio.timeout(60):
         refused = await gateway.post(path, body, NEVER)
-        assert gateway.serving_state.admission.body_memory == 0
+        assert gateway.services.admission.body_memory == 0
     assert refused.status == 400
     if not path.startswith("/v1/messages"):
         assert refused.error["code"] == "too_many_values"
@@ -129,7 +129,7 @@ async def half_sent(gateway: Gateway, key: str, count: int, size: int) -> AsyncI
     rest, body = asyncio.Event(), long_chat(size)
     sent = headers(key, length=len(body))
     tasks = [asyncio.ensure_future(gateway.post(CHAT, body[:9], rest, body[9:], headers=sent)) for _ in range(count)]
-    admission = gateway.serving_state.admission
+    admission = gateway.services.admission
     await wait_until(lambda: admission.arriving + sum(task.done() for task in tasks) == count)
     try:
         yield tasks
@@ -153,7 +153,7 @@ async def test_bodies_beyond_the_memory_for_them_are_refused_unread_and_others_f
         assert (await gateway.post(CHAT, large, headers=headers("alice", length=len(large)))).status == 200
         for key in ("alice", "mallory"):
             assert (await gateway.post(CHAT, BODY, headers=bearer(key))).status == 200
-    assert gateway.serving_state.admission.body_memory == 0
+    assert gateway.services.admission.body_memory == 0
 
 
 @pytest.mark.parametrize(("character", "copies"), [("x", 2), ("中", 4), ("😀", 6)])
@@ -163,10 +163,10 @@ async def test_text_beyond_ascii_holds_the_memory_that_it_takes(character: str, 
     async with gateway_of(roomy(), coder=held) as gateway, asyncio.timeout(60):
         asked = asyncio.ensure_future(gateway.post(CHAT, body))
         await wait_until(lambda: gateway.experts["coder"].calls)
-        assert gateway.serving_state.admission.body_memory == pytest.approx(copies * len(body), rel=0.01)
+        assert gateway.services.admission.body_memory == pytest.approx(copies * len(body), rel=0.01)
         held.set()
         await asked
-        assert gateway.serving_state.admission.body_memory == 0
+        assert gateway.services.admission.body_memory == 0
 
 
 async def test_a_large_body_is_gone_once_its_answer_has_begun() -> None:
@@ -175,7 +175,7 @@ async def test_a_large_body_is_gone_once_its_answer_has_begun() -> None:
         asked = asyncio.ensure_future(gateway.post(CHAT, long_chat(MB, stream=True)))
         await gateway.first_chunk.wait()
         gateway.experts["coder"].calls.clear()
-        assert gateway.serving_state.admission.body_memory == 0
+        assert gateway.services.admission.body_memory == 0
         gc.collect()
         texts = [message.text for chat in found(Chat) for message in chat.messages]
         assert all(len(text) < MB for text in texts)

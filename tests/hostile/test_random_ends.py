@@ -128,8 +128,8 @@ async def ending(port: int, rng: random.Random) -> None:
 
 def held(gateway: Gateway, server: RunningServer, session: Client) -> dict[str, Any]:
     """Return the resources that requests still hold, by name; empty if none."""
-    state = gateway.serving_state
-    admission, experts = state.admission, state.serving.composition.experts.values()
+    state = gateway.services
+    admission, experts = state.admission, state.snapshot.composition.experts.values()
     found: dict[str, Any] = {
         "admission": [admission.in_use, admission.queued, admission.arriving, admission.body_memory],
         "answers": state.answers.held,
@@ -140,7 +140,7 @@ def held(gateway: Gateway, server: RunningServer, session: Client) -> dict[str, 
     for one in experts:
         assert isinstance(one, ReplicatedExpert)
         found[one.name] = [replica.in_flight for replica in one.replicas]
-    for name, account in state.serving.access._accounts.items():
+    for name, account in state.snapshot.access._accounts.items():
         slots = zip(account.meters, account.remaining(), strict=True)
         found[name] = [meter.limit - left for meter, left in slots if meter.name == "concurrent_requests"]
     return {name: value for name, value in found.items() if (any(value) if isinstance(value, list) else value)}

@@ -22,9 +22,9 @@ CHAINED = "a0: &a0 x\n" + "".join(f"a{n}: &a{n} {'[' * 9}*a{n - 1}{']' * 9}\n" f
     ("text", "line", "problem"),
     [
         (LAUGHS, 6, f"more than {MAX_NODES} values"),
-        (LONG, 2, f"{MAX_CHARACTERS} characters, aliases"),
+        (LONG, 2, f"{MAX_CHARACTERS} characters or"),
         (MERGED, 6, f"more than {MAX_NODES} values"),
-        (CHAINED, 9, f"nested deeper than {MAX_DEPTH} levels"),
+        (CHAINED, 9, f"or {MAX_DEPTH} levels, aliases"),
         ("a: 1\nb: &b [1, *b]\n", 2, "is inside the node that it refers to"),
         ("a: &a\n  b: *a\n", 2, "is inside the node that it refers to"),
         ("a: 1\nb: " + "[" * 100_000, 2, "nested deeper than"),

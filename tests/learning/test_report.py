@@ -33,7 +33,7 @@ from coe.reports.report import report, status_report
 from coe.settings import Settings
 from gateway.observability.metrics import Metrics, exposition
 from gateway.observability.state_metrics import add_traffic_metrics
-from gateway.serving_state import ServingState
+from gateway.services import Services
 from tests.admin.samples import measured_registry, planned
 from tests.fakes import gateway_of, registry_of
 from tests.gateway import words_server
@@ -73,7 +73,7 @@ REPORT: dict[str, Any] = {
 @pytest.mark.anyio
 async def test_the_gateway_shows_the_last_traffic_report_and_nothing_before_it(tmp_path: Path) -> None:
     async with gateway_of() as gateway:
-        shown = _shown(tmp_path / TRAFFIC_REPORT_FILE, gateway.serving_state)
+        shown = _shown(tmp_path / TRAFFIC_REPORT_FILE, gateway.services)
         assert value(shown(), "coe_alarm", kind="failing", expert="painter") == 0
         assert b"starvation" not in shown()
         replace_file(tmp_path / TRAFFIC_REPORT_FILE, TrafficReport.of(REPORT, now=7.0).to_json())
@@ -93,7 +93,7 @@ async def test_the_gateway_shows_the_last_traffic_report_and_nothing_before_it(t
         assert b"starvation" not in shown()
 
 
-def _shown(path: Path, current: ServingState) -> Callable[[], bytes]:
+def _shown(path: Path, current: Services) -> Callable[[], bytes]:
     metrics = Metrics()
     add_traffic_metrics(metrics, path, current)
     return lambda: exposition(metrics.own_families())
@@ -205,14 +205,14 @@ def test_a_damaged_plan_is_named_with_its_remedy_and_the_rest_is_reported(settin
     now = time.time()
     logged(settings, traffic(600, start=now - 7_200, expert="coder"))
     registry = registry_of(log={"url": URL})
-    version, _ = planned(settings, registry, keep=False)
+    version, _ = planned(settings, registry)
     assert status_report(settings)["damaged"] == {}
     assert "collapse" in {one["kind"] for one in report(settings, now=now)["alarms"]}
     plan = settings.artifacts / "assignment" / version
-    (plan / "assignment.json").write_text("half of it")
+    (plan / "plan.json").write_text("half of it")
     found, status = report(settings, now=now), status_report(settings)
     (problem,) = status["damaged"].values()
-    assert problem.startswith(f"{plan / 'assignment.json'}: missing or changed since it was published")
+    assert problem.startswith(f"{plan / 'plan.json'}: missing or changed since it was published")
     assert problem.endswith(
         "make it again with `coe plan`; if it is in use, `coe rollback assignment` restores the version before"
     )

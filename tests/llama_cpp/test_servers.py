@@ -1,19 +1,15 @@
-"""Real llama.cpp servers behind `coe up` and the real gateway: answers, restarts, and expert switches on one device."""
+"""Real llama.cpp servers behind `coe up` and the real gateway: answers and restarts."""
 
 from __future__ import annotations
 
-import asyncio
 import signal
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from coe.fleet.residency.client import fetch_report
-from coe.settings import Settings
 from tests.vllm.service import Service, lines_of, text_of
 
 SMALL: dict[str, Any] = {
@@ -23,8 +19,6 @@ SMALL: dict[str, Any] = {
     "options": {"ctx-size": 1024, "parallel": 2},
     "memory_gb": 1,
 }
-OTHER = {**SMALL, "name": "other", "options": {"ctx-size": 2048, "parallel": 2}}
-AWAKE, STOPPED = "awake", "stopped"
 STORY: dict[str, Any] = {"messages": [{"role": "user", "content": "Tell a long story"}], "ignore_eos": True}
 
 
@@ -34,22 +28,6 @@ def plain(bin_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         service.declare(SMALL)
         service.start()
         yield service
-
-
-@pytest.fixture(scope="module")
-def shared(bin_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A device for one of two experts."""
-    with Service(tmp_path_factory.mktemp("shared"), bin_folder=bin_folder) as service:
-        devices = [{"name": "ram", "memory_gb": 1.5}]
-        service.declare(SMALL, OTHER, residency={"devices": devices, "max_wait": 3, "wait_timeout": 100})
-        service.start()
-        yield service
-
-
-def tiers(service: Service) -> dict[str, str]:
-    settings = Settings.read({}, config=service.folder / "experts.yaml")
-    (device,) = asyncio.run(fetch_report(settings.residency_link.readlink()))
-    return {name: one["tier"] for one in device["servers"] for name in one["experts"]}
 
 
 def test_it_answers_chats_and_streams(plain: Service) -> None:
@@ -72,42 +50,9 @@ def test_a_killed_server_is_restarted_and_another_expert_answers_meanwhile(plain
     plain.until_answered("small")
 
 
-def test_experts_take_turns_on_a_device(shared: Service) -> None:
-    assert tiers(shared) == {"small": AWAKE, "other": STOPPED}
-    with ThreadPoolExecutor(3) as threads:  # they wait together: one switch
-        answers = list(threads.map(lambda number: shared.send_chat("other", f"Hello {number}"), range(3)))
-    assert [answer.headers["x-coe-expert"] for answer in answers] == ["other"] * 3
-    assert all(text_of(answer) for answer in answers)
-    assert tiers(shared) == {"small": STOPPED, "other": AWAKE}
-    assert text_of(shared.send_chat("small"))
-    assert tiers(shared) == {"small": AWAKE, "other": STOPPED}
-
-
-def test_a_stream_is_not_interrupted_by_an_eviction(shared: Service) -> None:
-    shared.until_answered("small")
-    with ThreadPoolExecutor(1) as threads, lines_of(shared, {"model": "small", **STORY, "max_tokens": 200}) as events:
-        next(events)
-        waiting = threads.submit(shared.send_chat, "other")
-        found = list(events)
-        assert not any("error" in event for event in found)
-        assert len(found) >= 200
-        assert waiting.result(100).headers["x-coe-expert"] == "other"
-
-
-def test_a_killed_server_on_a_device_starts_again_on_request(shared: Service) -> None:
-    shared.until_answered("other")
-    ready = shared.output.count("server 'other' is ready")
-    shared.process("llama-server").send_signal(signal.SIGKILL)
-    shared.wait_for_line("server 'other' was killed by SIGKILL")
-    shared.until_answered("other")
-    assert shared.output.count("server 'other' is ready") == ready + 1
-
-
-@pytest.mark.parametrize("kind", ["plain", "shared"])
-def test_no_process_is_left_at_the_end(kind: str, request: pytest.FixtureRequest) -> None:
-    service: Service = request.getfixturevalue(kind)
-    family = service.family()
+def test_no_process_is_left_at_the_end(plain: Service) -> None:
+    family = plain.family()
     assert len(family) > 2
-    service.host.send_signal(signal.SIGTERM)
-    assert service.host.wait(60) == 0
+    plain.host.send_signal(signal.SIGTERM)
+    assert plain.host.wait(60) == 0
     assert psutil.wait_procs(family, 10)[1] == []

@@ -30,7 +30,6 @@ from gateway.endpoints.admin.reports import ReportQuery
 from gateway.endpoints.documents import DocumentLocation, DocumentPage, PassageQuery, Upload
 from gateway.endpoints.feedback import FeedbackRequest
 from gateway.endpoints.routes import document
-from gateway.endpoints.stored_responses import InputPage
 from tests import forked
 from tests.access.samples import key_of
 from tests.fakes import gateway_of, registry_of
@@ -71,7 +70,6 @@ QUERIES: dict[str, type[BaseModel]] = {
     "deleteDocument": DocumentLocation,
     "readReport": ReportQuery,
     "listRecords": RecordQuery,
-    "listInputItems": InputPage,
 }
 
 

@@ -7,8 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from coe.errors import ArtifactError
-from coe.planning import Assignment, Budget, Problem, Uses, expected_utility, information_value, routing_gain, solve
+from coe.planning import Assignment, Problem, expected_utility, information_value, routing_gain, solve
 
 DECLARED = Assignment.declared(("code", "law", "general"), ("coder", "jurist", "big"), {"code": "coder"}, "big")
 
@@ -17,30 +16,6 @@ def test_a_declared_mapping_trusts_its_expert_then_the_general_one() -> None:
     assert DECLARED.choice == ("coder", "big", "big")
     np.testing.assert_allclose(DECLARED.quality, [[1, 0, 0.01], [0, 0, 1], [0, 0, 1]])
     np.testing.assert_allclose(expected_utility(DECLARED, np.array([0.9, 0.1, 0.0])), [0.9, 0.0, 0.109])
-
-
-def test_the_same_assignment_comes_back_from_its_file() -> None:
-    quality = np.array([[0.5, -np.inf], [0.25, 0.75]])
-    planned = solve(
-        Problem(
-            ("x", "y"),
-            ("a", "b"),
-            quality,
-            np.array([0.5, 0.5]),
-            Uses(cost=np.tile([1.0, 4.0], (2, 1))),
-            Budget(mean_cost=3),
-        )
-    )
-    again = Assignment.from_json(planned.to_json())
-    assert again.digest == planned.digest
-    np.testing.assert_array_equal(again.quality, planned.quality)
-    assert again.duals == planned.duals
-
-
-@pytest.mark.parametrize("data", [b"", b"[]", b'{"version": 1}', DECLARED.to_json().replace(b'"big"', b'"big","x"', 1)])
-def test_a_damaged_file_is_an_artifact_error(data: bytes) -> None:
-    with pytest.raises(ArtifactError, match="coe plan"):
-        Assignment.from_json(data)
 
 
 def test_an_expert_that_may_not_serve_the_likeliest_category_is_never_chosen() -> None:

@@ -74,13 +74,17 @@ def test_the_pool_can_be_cut_by_size_and_to_known_sizes(tmp_path: Path) -> None:
     assert read_quality(folder, open_only=True).models == ("large", "small")
     with pytest.raises(DataError, match="1 model"):
         read_quality(folder, max_active_b=10)
+    (folder / "models.jsonl").unlink()
+    with pytest.raises(DataError, match=r"no model's size is known; add models\.csv"):
+        read_quality(folder, open_only=True)
 
 
 def test_models_that_were_not_requested_exclude_no_prompt(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, scores=[*SCORES[1:-1], {**SCORES[-1], "score": None}])
     data = read_quality(folder, only=["small", "large"])
-    assert (data.models, data.left_out) == (("large", "small"), 1)
-    assert data.unscored == ()
+    assert (data.models, data.left_out, data.unscored) == (("large", "small"), 1, ())
+    whole = read_quality(folder)  # p0 lacks small, p3 lacks closed
+    assert (whole.prompts, whole.left_out) == (("text 1", "text 2"), 2)
     assert read_quality(folder, only=["small", "huge", "large"]).unscored == ("huge",)
     with pytest.raises(DataError, match="no scores of huge, tiny; run `coe score`"):
         read_quality(folder, only=["huge", "tiny"])
@@ -91,13 +95,6 @@ def test_a_model_that_shares_no_prompt_with_the_others_is_left_out(tmp_path: Pat
     few = [row for row in few if row["model"] == "closed" or row["prompt_id"] != "p0"]
     data = read_quality(folder_of(tmp_path, scores=few), only=POOL)
     assert (data.models, data.unscored, len(data.prompts)) == (("large", "small"), ("closed",), 3)
-
-
-def test_prompts_that_lack_a_score_of_the_pool_are_left_out_and_counted(tmp_path: Path) -> None:
-    folder = folder_of(tmp_path, scores=[*SCORES[1:-1], {**SCORES[-1], "score": None}])
-    data = read_quality(folder)  # p0 lacks small, p3 lacks closed
-    assert (data.prompts, data.left_out) == (("text 1", "text 2"), 2)
-    assert read_quality(folder, open_only=True).left_out == 1
 
 
 def test_a_repeated_score_is_averaged(tmp_path: Path) -> None:
@@ -114,15 +111,7 @@ def test_of_several_benchmarks_one_must_be_named(tmp_path: Path) -> None:
     assert len(read_quality(folder, benchmark="b").prompts) == 4
 
 
-def test_a_benchmark_column_may_be_absent(tmp_path: Path) -> None:
-    def bare(rows: Rows) -> Rows:
-        return [{key: value for key, value in row.items() if key != "benchmark"} for row in rows]
-
-    data = read_quality(folder_of(tmp_path, prompts=bare(PROMPTS), scores=bare(SCORES), models=bare(MODELS)))
-    assert data.scores.shape == (4, 3)
-
-
-@pytest.mark.parametrize("whose", ["scores", "models"])
+@pytest.mark.parametrize("whose", ["none", "scores", "models"])
 def test_a_benchmark_column_that_the_prompts_lack_parts_nothing(tmp_path: Path, whose: str) -> None:
     def bare(name: str, rows: Rows) -> Rows:
         return [{key: value for key, value in row.items() if key != "benchmark" or name == whose} for row in rows]
@@ -155,11 +144,6 @@ def test_coarse_categories_take_the_place_of_labels(tmp_path: Path) -> None:
         read_quality(tmp_path, coarse=True)
 
 
-def test_a_missing_label_that_parquet_holds_as_not_a_number_is_no_label(tmp_path: Path) -> None:
-    data = read_quality(folder_of(tmp_path, prompts=[{**row, "label": np.nan} for row in PROMPTS], ending="parquet"))
-    assert data.categories == ("c",) * 4
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -182,11 +166,6 @@ def test_a_missing_label_that_parquet_holds_as_not_a_number_is_no_label(tmp_path
 def test_the_error_for_unusable_data_names_the_problem(tmp_path: Path, change: dict[str, Rows], message: str) -> None:
     with pytest.raises(DataError, match=message):
         read_quality(folder_of(tmp_path, **change))
-
-
-def test_a_budget_of_size_without_any_size_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no model's size is known; add models\.csv"):
-        read_quality(folder_of(tmp_path, models=None), open_only=True)
 
 
 def test_missing_empty_and_damaged_files_are_named(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from coe.measuring.quality import Quality, read_quality
 from coe.measuring.recorded_answers import read_answers, write_answers
 from coe.measuring.scoring_run import Cell
 from coe.registry import Prices
-from tests.planning.test_quality import MODELS, SCORES, Rows, folder_of, write
+from tests.planning.test_quality import SCORES, Rows, folder_of, write
 
 TEXTS = [["1,000.50", "1000.5", "7"], ["B", "(B)", ""], ["Paris", "paris.", "London"], ["50 %", "0.5", "1/2"]]
 MODEL_NAMES = ("closed", "large", "small")
@@ -33,18 +33,12 @@ def folder_with(folder: Path, answers: Rows, ending: str = "jsonl") -> tuple[Pat
 
 @pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
 def test_equal_answers_have_equal_numbers_in_a_row(tmp_path: Path, ending: str) -> None:
-    found = read_answers(*folder_with(tmp_path, rows_of(), ending))
+    found = read_answers(*folder_with(tmp_path, rows_of()[::-1], ending))
     assert found is not None
     assert found.classes.dtype == np.int64
     assert found.classes.tolist() == [[0, 0, 2], [0, 0, -1], [0, 0, 2], [0, 0, 0]]
     np.testing.assert_allclose(found.tokens, np.tile([[10], [20], [30], [40]], 3))
     assert found.recorded.all()
-
-
-def test_output_tokens_are_read_as_they_are(tmp_path: Path) -> None:
-    found = read_answers(*folder_with(tmp_path, rows_of(length="output_tokens")))
-    assert found is not None
-    np.testing.assert_allclose(found.tokens[:, 0], [40, 80, 120, 160])
 
 
 def test_characters_stand_in_where_tokens_are_missing(tmp_path: Path) -> None:
@@ -79,6 +73,7 @@ def test_refusals_and_cut_off_programs_are_no_answers(tmp_path: Path) -> None:
 
 def test_written_answers_are_read_back(tmp_path: Path) -> None:
     folder = folder_of(tmp_path)
+    assert read_answers(folder, read_quality(folder)) is None
     texts = [
         ["a b", "a b", None],
         ["B", "C", "B"],
@@ -95,19 +90,6 @@ def test_written_answers_are_read_back(tmp_path: Path) -> None:
     assert found is not None
     assert found.classes.tolist() == [[0, 0, -1], [0, 1, 0], [0, 1, 0], [0, -1, 0]]
     assert found.tokens[:, 0].tolist() == [0, 1, 2, 3]
-
-
-def test_without_a_file_there_are_no_recorded_answers(tmp_path: Path) -> None:
-    folder = folder_of(tmp_path)
-    assert read_answers(folder, read_quality(folder)) is None
-
-
-def test_rows_follow_the_order_of_prompts_and_models(tmp_path: Path) -> None:
-    answers = rows_of()
-    found = read_answers(*folder_with(tmp_path, answers[::-1]))
-    assert found is not None
-    assert found.classes.tolist() == [[0, 0, 2], [0, 0, -1], [0, 0, 2], [0, 0, 0]]
-    np.testing.assert_allclose(found.tokens[:, 1], [10, 20, 30, 40])
 
 
 def test_other_benchmarks_models_and_prompts_left_out_are_ignored(tmp_path: Path) -> None:
@@ -132,15 +114,9 @@ def test_a_missing_row_is_no_answer_and_has_the_usual_length(tmp_path: Path) -> 
     assert found.recorded.sum() == 11
 
 
-def test_an_infinite_length_is_an_unknown_one(tmp_path: Path) -> None:
-    answers = [{**row, "output_chars": "inf"} if row["model"] == "small" else row for row in rows_of()]
-    found = read_answers(*folder_with(tmp_path, answers))
-    assert found is not None
-    np.testing.assert_allclose(found.tokens[:, 2], 25)
-
-
-def test_a_model_without_lengths_has_the_mean_of_all(tmp_path: Path) -> None:
-    answers = [{**row, "output_chars": None} if row["model"] == "small" else row for row in rows_of()]
+@pytest.mark.parametrize("unknown", [None, "inf"])
+def test_a_model_without_lengths_has_the_mean_of_all(tmp_path: Path, unknown: str | None) -> None:
+    answers = [{**row, "output_chars": unknown} if row["model"] == "small" else row for row in rows_of()]
     found = read_answers(*folder_with(tmp_path, answers))
     assert found is not None
     np.testing.assert_allclose(found.tokens[:, 2], 25)
@@ -165,13 +141,3 @@ def test_bad_tables_are_refused_with_the_file_and_the_count(tmp_path: Path, spoi
     with pytest.raises(DataError, match=message) as caught:
         read_answers(folder, quality)
     assert "answers.jsonl" in str(caught.value)
-
-
-def test_a_benchmark_name_is_not_needed(tmp_path: Path) -> None:
-    folder = folder_of(
-        tmp_path,
-        scores=[{k: v for k, v in row.items() if k != "benchmark"} for row in SCORES],
-        models=[{k: v for k, v in row.items() if k != "benchmark"} for row in MODELS],
-    )
-    write(folder, "answers", [{k: v for k, v in row.items() if k != "benchmark"} for row in rows_of()], "jsonl")
-    assert read_answers(folder, read_quality(folder)) is not None

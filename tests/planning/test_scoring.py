@@ -25,15 +25,6 @@ def test_long_scores_add_up_by_category_and_model() -> None:
     np.testing.assert_allclose(table.variance, [[0.25, 0.0], [0.0, np.nan]])
 
 
-def test_a_one_hot_posterior_gives_the_same_table_as_long_scores() -> None:
-    scores = np.array([[1.0, 0.5], [0.0, np.nan], [0.25, 1.0]])
-    soft = tabulate_softly(("x", "y"), ("a", "b"), np.array([[1, 0], [0, 1], [0, 1]]), scores)
-    long = tabulate(["x", "x", "y", "y", "y"], ["a", "b", "a", "a", "b"], [1.0, 0.5, 0.0, 0.25, 1.0])
-    np.testing.assert_allclose(soft.mean, long.mean)
-    np.testing.assert_allclose(soft.variance, long.variance)
-    np.testing.assert_allclose(soft.count, long.count)
-
-
 def test_prompts_scored_by_every_expert_are_tabulated_in_the_requested_order() -> None:
     scores = np.array([[1.0, 0.5], [0.0, 0.25]])
     table = tabulate_prompts(["x", "y"], ("a", "b"), scores, categories=("y", "z", "x"))

@@ -108,8 +108,6 @@ def plan_with(arm: str, declared: Registry, *, quality: float) -> Assignment:
         quality=np.hstack((before.quality, column)),
         price=_with_one_more(before.price),
         choice=before.choice,
-        runner_up=before.runner_up,
-        margin=before.margin,
         hosted=(*before.hosted, arm),
         duals={},
     )

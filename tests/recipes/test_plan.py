@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from coe.cli import app
-from coe.planning import effective_plan, read_published
+from coe.planning import Plan, effective_plan
 from coe.recipes.policy_file import RECIPES_FILE, ArmPolicies
 from coe.registry import RecipeSpec, Registry, load
 from tests.recipes.planned import ANSWERS, CAREFUL, DECLARED, plan, published, write_config, write_table
@@ -53,7 +53,7 @@ def test_an_arm_is_planned_where_it_beats_every_expert_within_the_budget(config:
 def test_the_planned_cost_of_an_arm_is_what_its_calls_cost(config: Path) -> None:
     report = plan(config)
     folder = published(config)
-    problem = read_published(folder, "v").record.problem  # type: ignore[union-attr]
+    problem = Plan.read(folder).problem
     policies = ArmPolicies.from_json((folder / RECIPES_FILE).read_bytes()).by_arm
     column = problem.experts.index("careful")
     calls = problem.uses.calls["careful"]
@@ -70,7 +70,7 @@ def test_a_declared_cap_lowers_the_planned_cost(config: Path) -> None:
     write_table(config.parent / "answers.jsonl", rows)
     config.write_text(DECLARED + CAREFUL.replace("}]", ", max_tokens: {large: 200}}]"))
     plan(config)
-    problem = read_published(published(config), "v1").record.problem  # type: ignore[union-attr]
+    problem = Plan.read(published(config)).problem
     calls, column = problem.uses.calls["careful"][:2], problem.experts.index("careful")
     assert problem.uses.cost is not None
     expected = calls @ np.array([1.0, 1.0, 12 * (0.8 * 1 + 0.2 * 2)])
@@ -79,7 +79,7 @@ def test_a_declared_cap_lowers_the_planned_cost(config: Path) -> None:
 
 def test_an_unchanged_declaration_keeps_the_arms_and_changed_steps_drop_them(config: Path) -> None:
     plan(config)
-    found = read_published(published(config), "v1")
+    found = Plan.read(published(config))
     effective = effective_plan(found, declaration(config))
     assert effective.assignment.experts == ("a", "b", "large", "careful")
     assert np.isfinite(effective.assignment.quality[0, 3:]).any()
@@ -94,7 +94,7 @@ def test_auto_proposes_recipes_that_are_served_without_being_declared(config: Pa
     config.write_text(DECLARED + "recipes: auto\n")
     report = plan(config)
     assert "auto-1" in report["recipes"]
-    found = read_published(published(config), "v1")
+    found = Plan.read(published(config))
     extended = found.declaration(declaration(config))
     assert "auto-1" in effective_plan(found, extended).assignment.experts
     assert extended.digest == declaration(config).digest
@@ -146,7 +146,7 @@ def test_a_recipe_that_is_removed_is_not_served_as_a_proposed_one(config: Path) 
     report = plan(config)
     assert "careful" in report["recipes"]
     config.write_text(DECLARED + "recipes: auto\n")
-    found = read_published(published(config), "v1").declaration(declaration(config))
+    found = Plan.read(published(config)).declaration(declaration(config))
     assert {recipe.name for recipe in found.declared_recipes} == set(report["recipes"]) - {"careful"}
 
 
@@ -165,7 +165,7 @@ def test_arms_have_the_latency_that_is_declared_where_none_was_measured(config: 
     declared = declared.replace("active_parameters_b: 12,", "active_parameters_b: 12, latency_ms: 900,")
     config.write_text(declared.replace("mean_cost: 10", "mean_latency_ms: 800") + PANEL)
     assert plan(config)["used"]["mean_latency_ms"] <= 800
-    problem = read_published(published(config), "v1").record.problem  # type: ignore[union-attr]
+    problem = Plan.read(published(config)).problem
     assert problem.uses.latency_ms is not None
     assert problem.uses.latency_ms[0, 3] == pytest.approx(100.0)  # both small members at the same time
 
@@ -175,7 +175,7 @@ def test_arms_are_priced_by_assumed_tokens_like_experts_where_none_were_counted(
     write_table(config.parent / "answers.jsonl", [row | {"input_tokens": None} for row in rows])
     config.write_text(DECLARED.replace("mean_cost: 10", "mean_cost: 30") + PANEL)
     plan(config)
-    problem = read_published(published(config), "v1").record.problem  # type: ignore[union-attr]
+    problem = Plan.read(published(config)).problem
     assert problem.uses.cost is not None
     assert problem.uses.cost[0, 3] == pytest.approx(problem.uses.cost[0, 0] + problem.uses.cost[0, 1], rel=0.05)
 
@@ -190,7 +190,7 @@ def test_a_measured_fuse_is_a_column_with_its_quality_cost_latency_and_calls(con
     assert report["left_out"]["recipes"] == {}
     assert report["recipes"] == {"council": [["a", "b"], ["large"]]}
     assert {row["expert"] for row in report["assignment"] if row["category"] != "general"} == {"council"}
-    problem = read_published(published(config), "v").record.problem  # type: ignore[union-attr]
+    problem = Plan.read(published(config)).problem
     column, uses = problem.experts.index("council"), problem.uses
     assert uses.cost is not None
     assert uses.active_b is not None
@@ -208,7 +208,7 @@ def test_a_plan_on_the_present_prices_of_the_members(config: Path) -> None:
     config.write_text(declared + COUNCIL)
     measure(config)
     plan(config)
-    problem = read_published(published(config), "v").record.problem  # type: ignore[union-attr]
+    problem = Plan.read(published(config)).problem
     assert problem.uses.cost is not None
     assert problem.uses.cost[0, 3] == pytest.approx((300 * 10 + 50 * 240) / 1000)
 
@@ -219,7 +219,7 @@ def test_calls_of_one_member_are_summed(config: Path) -> None:
     path = config.parent / "recipe_calls.jsonl"
     path.write_text(path.read_text().replace('"large"', '"a"'))
     plan(config)
-    problem = read_published(published(config), "v").record.problem  # type: ignore[union-attr]
+    problem = Plan.read(published(config)).problem
     assert problem.members["council"] == ("a", "b")
     assert problem.uses.calls["council"].tolist() == [[2, 1]] * 3
 
@@ -260,7 +260,7 @@ def test_a_fuse_and_a_cascade_are_planned_together(config: Path) -> None:
     measure(config, right=0.5)
     report = plan(config)
     assert set(report["recipes"]) == {"careful", "council"}
-    found = effective_plan(read_published(published(config), "v1"), declaration(config))
+    found = effective_plan(Plan.read(published(config)), declaration(config))
     arms = ("careful", "council")
     assert found.assignment.experts == ("a", "b", "large", *arms)
     assert np.isfinite(found.assignment.quality[0]).all()
@@ -270,7 +270,7 @@ def test_a_planned_fuse_is_served_until_its_steps_or_instruction_change(config: 
     config.write_text(DECLARED.replace("mean_cost: 10", "mean_cost: 20") + COUNCIL)
     measure(config)
     plan(config)
-    found = read_published(published(config), "v1")
+    found = Plan.read(published(config))
     effective = effective_plan(found, declaration(config))
     assert effective.assignment.choice[0] == "council"
     assert not effective.consequences
@@ -324,7 +324,7 @@ def test_a_cascade_with_a_judge_is_planned_with_the_rule_that_its_grades_fit(con
     report = plan(config)
     assert report["recipes"] == {"graded": [["a"], ["large"]]}
     assert report["quality"] > by_agreement + 0.03
-    problem = read_published(published(config), "v").record.problem  # type: ignore[union-attr]
+    problem = Plan.read(published(config)).problem
     assert problem.members["graded"] == ("a", "large", "b")
     column, calls = problem.experts.index("graded"), problem.uses.calls["graded"]
     assert calls[:, 0].tolist() == calls[:, 2].tolist() == [1, 1, 1]
@@ -339,10 +339,10 @@ def test_a_cascade_with_a_judge_is_planned_with_the_rule_that_its_grades_fit(con
     assert rule is not None
     good, bad = rule.probability(np.array([9.0, 2.0]))
     assert good > 0.85 > 0.2 > bad
-    found = effective_plan(read_published(published(config), "v1"), declaration(config))
+    found = effective_plan(Plan.read(published(config)), declaration(config))
     assert not found.consequences
     config.write_text(declared + JUDGED.replace("[a, large], signal: judge, judge: b", "[a, large]"))
-    assert effective_plan(read_published(published(config), "v1"), declaration(config)).assignment.experts == (
+    assert effective_plan(Plan.read(published(config)), declaration(config)).assignment.experts == (
         "a",
         "b",
         "large",

@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from coe.planning import PublishedPlan, effective_plan, read_published
-from coe.planning.plan_file import ASSIGNMENT_FILE
+from coe.planning import Plan, effective_plan
 from coe.recipes.agreement import AnswerWeights
 from coe.recipes.policy import default_policy
-from coe.recipes.policy_file import RECIPES_FILE, ArmPolicies
+from coe.recipes.policy_file import ArmPolicies
 from coe.registry import Registry
-from tests.fakes import gateway_of, registry_of
+from tests.fakes import gateway_of, plan_of, registry_of
 from tests.recipes.members import plan_with
 
 pytestmark = pytest.mark.anyio
@@ -25,14 +24,14 @@ def registry(*recipes: dict[str, Any], **changes: Any) -> Registry:
     return registry_of(recipes=list(recipes), assignment={"general": "generalist"}, **changes)
 
 
-def published(declared: Registry) -> PublishedPlan:
+def published(declared: Registry) -> Plan:
     """A plan that sends code to the panel."""
     (recipe,) = declared.declared_recipes
     policy = default_policy(recipe, categories=3)
     steps = tuple(replace(step, weights=_by_category(step.weights)) for step in policy.steps)
     policies = ArmPolicies(declared.category_names, {"panel": replace(policy, steps=steps)})
     found = plan_with("panel", declared, quality=2.0)
-    return PublishedPlan("1", replace(found, choice=("panel", *found.choice[1:])), None, policies)
+    return replace(plan_of(replace(found, choice=("panel", *found.choice[1:])), declared), policies=policies)
 
 
 def _by_category(weights: AnswerWeights) -> AnswerWeights:
@@ -82,7 +81,8 @@ def test_a_bound_that_the_plan_did_not_test_is_reported(
     policy = default_policy(then.declared_recipes[0], categories=3)
     steps = tuple(replace(step, weights=_by_category(step.weights)) for step in policy.steps)
     policies = ArmPolicies(then.category_names, {"careful": replace(policy, steps=steps, max_loss=planned)})
-    found = effective_plan(PublishedPlan("1", plan_with("careful", then, quality=2.0), None, policies), now)
+    plan = replace(plan_of(plan_with("careful", then, quality=2.0), then), policies=policies)
+    found = effective_plan(plan, now)
     assert "careful" in found.assignment.experts
     changed = [one for one in found.consequences if one.kind == "recipe_bound_changed"]
     assert [(one.name, one.replan) for one in changed] == ([] if told is None else [("careful", True)])
@@ -106,13 +106,8 @@ def test_the_policies_follow_the_routers_order_of_categories() -> None:
 
 
 def test_the_policies_are_read_with_the_plan(tmp_path: Any) -> None:
-    plan = published(registry(PANEL))
-    assert plan.policies is not None
-    (tmp_path / ASSIGNMENT_FILE).write_bytes(plan.assignment.to_json())
-    assert read_published(tmp_path, "1").policies is None
-    (tmp_path / RECIPES_FILE).write_bytes(plan.policies.to_json())
-    found = read_published(tmp_path, "1")
-    assert found.arms(registry(PANEL)) == ("panel",)
+    published(registry(PANEL)).save(tmp_path)
+    assert Plan.read(tmp_path).arms(registry(PANEL)) == ("panel",)
 
 
 async def test_the_map_shows_arms_beside_experts() -> None:

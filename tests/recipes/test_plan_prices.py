@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from coe.cli import app
-from coe.planning import MeasuredUses, read_published
+from coe.planning import MeasuredUses, Plan
 from coe.recipes.fitting.columns import recipe_columns
 from tests.recipes.planned import CAREFUL, CATEGORIES, DECLARED, EXPERTS, columns, plan, published, write_config
 
@@ -36,7 +36,7 @@ def test_first_steps_of_streams_are_priced_without_their_caps_and_all_requests_c
                 lambda *args, known=streamed, **options: recipe_columns(*args, **options | {"streamed": known}),
             )
         plan(config)
-        problem = read_published(published(config), "v1").record.problem  # type: ignore[union-attr]
+        problem = Plan.read(published(config)).problem
         assert problem.uses.cost is not None
         found[streamed] = problem.uses.cost[0, problem.experts.index("careful")]
     assert found[None] == found[1.0] != found[0.0]

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-import psutil
 import pytest
 
 from coe.fleet.residency.residency import Residency
@@ -64,17 +63,6 @@ async def test_a_request_for_an_unloaded_expert_waits_until_it_is_awake(fakes: F
         assert [one["reason"] for one in device["servers"]] == ["", ""]
 
 
-async def test_a_pinned_request_that_is_not_granted_gets_a_503_with_retry_after(fakes: Fakes, tmp_path: Path) -> None:
-    async with turning(fakes, tmp_path, wait_timeout=0.25) as (residency, served):
-        ticket = residency.acquire("a", timeout=60, stand_in="", granted=lambda: None, refused=lambda *_: None)
-        async with served.send_chat("b") as response:
-            assert response.status == 503
-            assert (await response.json())["error"]["code"] == "expert_asleep"
-            assert int(response.headers["retry-after"]) >= 1
-        assert ticket is not None
-        residency.end(ticket)
-
-
 async def test_a_routed_request_falls_back_to_an_awake_expert(fakes: Fakes, tmp_path: Path) -> None:
     async with turning(fakes, tmp_path, wait_timeout=0.25) as (residency, served):
         ticket = residency.acquire("a", timeout=60, stand_in="", granted=lambda: None, refused=lambda *_: None)
@@ -94,26 +82,3 @@ async def test_a_stand_in_answers_while_the_large_expert_loads(fakes: Fakes, tmp
         async with asyncio.timeout(60):
             while residency.tiers()["b"]["tier"] != "awake":
                 await asyncio.sleep(0.01)
-
-
-async def test_a_gateway_killed_in_the_middle_leaves_no_request_waiting(fakes: Fakes, tmp_path: Path) -> None:
-    async with turning(fakes, tmp_path) as (residency, served):
-        ticket = residency.acquire("a", timeout=60, stand_in="", granted=lambda: None, refused=lambda *_: None)
-        waiting = asyncio.create_task(_ignored(served))
-        async with asyncio.timeout(60):
-            while residency.tiers()["b"]["waiting"] == 0:
-                await asyncio.sleep(0.01)
-        for worker in psutil.Process(served.process.pid).children(recursive=True):
-            worker.kill()
-        async with asyncio.timeout(60):
-            while residency.tiers()["b"]["waiting"]:
-                await asyncio.sleep(0.01)
-        assert ticket is not None
-        residency.end(ticket)
-        waiting.cancel()
-        await asyncio.gather(waiting, return_exceptions=True)
-
-
-async def _ignored(served: Served) -> None:
-    async with served.send_chat("b"):
-        pass

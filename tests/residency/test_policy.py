@@ -59,22 +59,6 @@ def test_a_busy_server_takes_no_new_requests_once_another_has_waited_for_max_wai
     assert orders(server(A, "awake", 5.0), RARE, now=MAX_WAIT) == [("stop", "a")]
 
 
-def test_idle_servers_leave_before_busy_ones() -> None:
-    busy, idle = server(A, "awake", in_flight=1, last_used=1.0), server(C, "awake", last_used=2.0)
-    assert orders(busy, idle, RARE, memory=20.0, now=20.0) == [("stop", "c")]
-
-
-def test_a_server_stopped_from_sleep_occupies_its_asleep_memory_only() -> None:
-    sleeper = replace(A, sleeps=True, asleep_memory=2.0)
-    assert state(server(sleeper, "unloading", from_sleep=True)).free == 8.0
-    assert state(server(sleeper, "unloading")).free == 0.0
-    scheduler = scheduler_of([sleeper, B], memory=11.0)
-    scheduler.server_unloaded("a", "asleep")
-    scheduler.request_arrived(1, "b", 0.0)
-    scheduler.decide(0.0)
-    assert scheduler.state(0.0).free == 9.0
-
-
 def test_what_fits_beside_a_server_that_waits_for_work_to_end_loads_meanwhile() -> None:
     streams = server(replace(A, memory=7.0), "awake", in_flight=1)
     first = server(replace(B, memory=7.0), "stopped", 0.0)
@@ -200,10 +184,3 @@ def test_one_request_is_served_under_endless_overload_by_others() -> None:
     simulation = Simulation(scheduler_of([ServerProfile(key, 10.0) for key in "abcde"], memory=10.0, max_wait=5.0))
     simulation.run([(20.0, "e", 1.0), *((0.1 * number, "abcd"[number % 4], 1.0) for number in range(3000))])
     assert simulation.waits[0] <= 60.0
-
-
-def test_one_load_serves_all_that_wait_for_the_server() -> None:
-    """Requests of two servers come in turn, four a second; a switch takes 2.5 s."""
-    simulation = Simulation(scheduler_of([A, B], memory=10.0))
-    simulation.run([(0.25 * number, "ab"[number % 2], 0.1) for number in range(400)])
-    assert sum(order.verb == "load" for order in simulation.orders) <= 42

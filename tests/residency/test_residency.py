@@ -75,13 +75,6 @@ async def test_a_sleeping_server_is_woken_without_a_restart(fakes: Fakes) -> Non
     assert len(fakes.pids()) == 2
 
 
-async def test_a_server_that_cannot_sleep_is_stopped(fakes: Fakes) -> None:
-    async with SharedDevice(fakes, {"a": "sleepless", "b": "ok"}, sleepers="a").connected() as (residency, client):
-        (await acquire(client, "b"))()
-        assert tiers(residency) == {"a": "stopped", "b": "awake"}
-    assert any("does not sleep and is stopped" in line for line in fakes.lines)
-
-
 async def test_a_hold_ends_at_its_deadline_with_a_retry_after(fakes: Fakes) -> None:
     async with SharedDevice(fakes, {"a": "ok", "b": "ok"}).connected() as (_, client):
         release = await acquire(client, "a")
@@ -90,25 +83,6 @@ async def test_a_hold_ends_at_its_deadline_with_a_retry_after(fakes: Fakes) -> N
         assert caught.value.retry_after
         release()
         (await acquire(client, "a"))()
-
-
-async def test_a_hold_without_time_succeeds_only_for_an_awake_server(fakes: Fakes) -> None:
-    async with SharedDevice(fakes, {"a": "ok", "b": "ok"}).connected() as (residency, client):
-        (await acquire(client, "a", within=0.0))()
-        with pytest.raises(ExpertAsleep, match="expert 'b' is stopped and not waited for"):
-            await acquire(client, "b", within=0.0)
-        assert tiers(residency)["b"] == "stopped"
-
-
-async def test_with_an_awake_stand_in_no_request_waits_and_the_server_is_loaded_anyway(fakes: Fakes) -> None:
-    modes = {"small": "ok", "large": "ok", "other": "ok"}
-    async with SharedDevice(fakes, modes, memory=20.0).connected(first="small") as (residency, client):
-        (await acquire(client, "small"))()
-        (await acquire(client, "other"))()
-        await become(residency, small="awake")
-        with pytest.raises(ExpertAsleep):
-            await acquire(client, "large", stand_in="small")
-        await become(residency, large="awake")
 
 
 async def test_holds_of_a_killed_gateway_are_released(fakes: Fakes) -> None:
@@ -132,22 +106,6 @@ async def test_waiting_clients_learn_that_the_fleet_stopped_and_reconnect_later(
             (await acquire(client, "b"))()
 
 
-async def test_a_killed_server_starts_again_on_request(fakes: Fakes) -> None:
-    async with SharedDevice(fakes, {"a": "ok", "b": "ok"}).connected() as (residency, client):
-        os.kill(fakes.pids()[0], signal.SIGKILL)
-        await become(residency, a="stopped")
-        (await acquire(client, "a"))()
-    assert any("'a' was killed by SIGKILL" in line for line in fakes.lines)
-
-
-async def test_a_server_that_dies_at_start_refuses_waiting_requests_and_is_retried_later(fakes: Fakes) -> None:
-    async with SharedDevice(fakes, {"a": "ok", "b": "dies"}).connected() as (_, client):
-        with pytest.raises(ExpertAsleep, match="expert 'b' could not be woken: server 'b' exited with code 1"):
-            await acquire(client, "b")
-        (await acquire(client, "a"))()
-    assert any("ValueError: no such weights" in line for line in fakes.lines)
-
-
 async def test_a_server_killed_while_it_loads_refuses_its_requests_and_no_other(fakes: Fakes) -> None:
     async with SharedDevice(fakes, {"a": "ok", "c": "loading"}).connected() as (residency, client):
 
@@ -166,17 +124,6 @@ async def test_a_server_killed_while_it_loads_refuses_its_requests_and_no_other(
             await waiting
         await other
         await become(residency, c="stopped")
-
-
-async def test_on_a_device_that_has_become_smaller_what_still_fits_is_served(fakes: Fakes) -> None:
-    """The second server does not start any more, as one whose memory another program has taken."""
-    async with SharedDevice(fakes, {"a": "ok", "b": "dies"}, memory=10.0).connected() as (residency, client):
-        for _ in range(2):
-            with pytest.raises(ExpertAsleep) as refused:
-                await acquire(client, "b")
-            assert refused.value.retry_after
-            await become(residency, b="stopped")
-            (await acquire(client, "a"))()
 
 
 async def test_a_server_that_dies_at_the_start_of_the_fleet_stops_it(fakes: Fakes) -> None:

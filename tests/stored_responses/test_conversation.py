@@ -12,10 +12,7 @@ from gateway.stored_responses.conversation import (
     MAX_TURNS,
     StoredResponse,
     entries_of,
-    is_storable,
-    references,
     request_part,
-    resolved,
 )
 from tests.nesting import is_serializable, nested
 
@@ -30,25 +27,6 @@ def test_an_answer_is_stored_with_its_items_and_read_again() -> None:
     assert set(entries) == {"r:resp_1", "i:msg_1"}
     assert StoredResponse.of(json_text.loads(entries["r:resp_1"])) == stored
     assert stored.items == [*INPUT, *ANSWER["output"]]
-
-
-@pytest.mark.parametrize("wrong", [{}, {"id": ""}, {"id": 5}, {"id": "x" * 201}, {"output": None}])
-def test_an_answer_without_id_or_output_is_not_stored(wrong: dict[str, Any]) -> None:
-    answer = {**ANSWER, **wrong} if wrong else {"output": []}
-    assert not is_storable(answer)
-
-
-def test_each_input_item_is_listed_under_an_id_of_its_own() -> None:
-    reference = {"type": "item_reference", "id": "msg_1"}
-    message = {"id": None, "type": "message", "role": "user", "status": None, "content": "hi"}
-    taken = {"type": "compaction", "id": "resp_1_input_2"}
-    call = {"type": "function_call", "id": 5, "call_id": "c"}
-    listed = StoredResponse(ANSWER, [message, reference, reference, taken, call], ()).input_items
-    assert [item["id"] for item in listed] == [
-        *("resp_1_input_0", "msg_1", "resp_1_input_2_", "resp_1_input_2", "resp_1_input_4"),
-    ]
-    assert (listed[0]["status"], listed[0]["type"]) == ("completed", "message")
-    assert listed[0]["content"] == [{"type": "input_text", "text": "hi"}]
 
 
 def test_long_answers_and_conversations_are_not_stored(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,9 +44,3 @@ def test_an_answer_that_is_nested_too_deeply_is_not_stored() -> None:
     for depth, is_stored in ((300, True), (1000, is_serializable(nested(1000)))):
         assert bool(entries_of({**ANSWER, "metadata": nested(depth)}, request_part(INPUT, ()))) is is_stored
         assert bool(request_part([{"metadata": nested(depth)}], ())) is is_stored
-
-
-def test_references_are_replaced_as_far_as_they_are_found() -> None:
-    items = [{"type": "item_reference", "id": name} for name in ("msg_1", "msg_2", "msg_1")]
-    assert references(items) == {"msg_1": 2, "msg_2": 1}
-    assert resolved(items, {"msg_1": ITEM}) == [ITEM, items[1], ITEM]

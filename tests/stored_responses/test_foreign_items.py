@@ -12,7 +12,6 @@ import orjson
 import pytest
 from aiohttp import web
 
-from coe.experts import foreign_items
 from coe.experts.factory import build_experts
 from coe.experts.http.client import Client
 from tests.fakes import Gateway, Response, gateway_of, registry_of
@@ -106,7 +105,7 @@ def result() -> Item:
     return {"type": "function_call_output", "call_id": "call_1", "output": "42"}
 
 
-@pytest.mark.parametrize("status", [400, 404])
+@pytest.mark.parametrize("status", [404])
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_client_that_sends_the_items_back_changes_the_server_at_every_step(
     tmp_path: Path, stream: bool, status: int
@@ -128,16 +127,6 @@ async def test_a_client_that_sends_the_items_back_changes_the_server_at_every_st
         assert (coder.refused, painter.refused) == (2, 3)  # each server, once for what the other one wrote since
         assert gateway.records[1].dropped == ("reasoning", "web_search_call")
         assert gateway.records[0].dropped == ()
-
-
-@pytest.mark.parametrize("stream", [False, True])
-async def test_a_server_that_stays_gets_its_ids_and_reasoning_back(tmp_path: Path, stream: bool) -> None:
-    async with two_servers(tmp_path, 400) as (gateway, coder, _):
-        _, answer = await respond(gateway, "coder", "question", stream=stream, store=False)
-        items = [{"role": "user", "content": "question"}, *answer["output"], result()]
-        await respond(gateway, "coder", items, stream=stream, store=False)
-        assert coder.accepted[-1] == items
-        assert coder.refused == 0
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -169,33 +158,3 @@ async def test_a_request_that_is_wrong_for_another_reason_gets_the_server_s_erro
         assert painter.refused == 3  # nothing was learned from the failure
         plain, _ = await respond(gateway, "painter", "forbidden", stream=False)
         assert (plain.status, painter.refused) == (400, 4)  # not sent again: it has no items of a server
-
-
-async def test_a_foreign_item_costs_a_server_none_of_its_own_reasoning(tmp_path: Path) -> None:
-    async with two_servers(tmp_path, 400) as (gateway, coder, _):
-        history: list[Item] = [{"role": "user", "content": "question"}]
-        for model in ("coder", "coder", "painter", "coder"):
-            response, answer = await respond(gateway, model, history, stream=False, store=False)
-            assert response.status == 200
-            history += answer["output"]
-            call = answer["output"][-1]["type"] == "function_call"
-            history.append(result() if call else {"role": "user", "content": "more"})
-        kinds = [item.get("type") for item in coder.accepted[-1]]
-        assert kinds.count("reasoning") == 1  # painter's is left out
-        assert {**coder.accepted[-1][1]} == history[1]
-        assert (await respond(gateway, "coder", history, stream=False, store=False))[0].status == 200
-        assert coder.refused == 1
-
-
-async def test_what_is_remembered_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(foreign_items, "MAX_REMEMBERED", 3)
-    async with two_servers(tmp_path, 400) as (gateway, _, painter):
-        for number in range(4):
-            item = {"id": f"msg_{number}", "role": "assistant", "content": "x"}
-            again = [item, {"role": "user", "content": "y"}]
-            for refusals in (number + 1, number + 1):
-                response, _ = await respond(gateway, "painter", again, stream=False)
-                assert (response.status, painter.refused) == (200, refusals)
-        oldest = [{"id": "msg_0", "role": "assistant", "content": "x"}, {"role": "user", "content": "y"}]
-        assert (await respond(gateway, "painter", oldest, stream=False))[0].status == 200
-        assert painter.refused == 5

@@ -12,15 +12,11 @@ import orjson
 import pytest
 
 from coe.core import Call, Reply
-from coe.errors import ExpertRejected
 from gateway.request import admission, stored_step
-from gateway.request.stored_step import StoredStep
-from gateway.stored_responses.conversation import StoredUse
 from gateway.stored_responses.store import ResponseStore
 from tests.access.samples import key_of
 from tests.experts.translation.chat_expert import ChatExpert, ChatReply
-from tests.fakes import registry_of
-from tests.stored_responses.served import NATIVE, declared, served
+from tests.stored_responses.served import declared, served
 
 pytestmark = pytest.mark.anyio
 
@@ -45,21 +41,6 @@ async def test_a_translated_answer_is_continued_read_and_deleted(tmp_path: Path)
         with pytest.raises(openai.BadRequestError, match="send the conversation in `input`") as lost:
             await one.client.responses.create(model="auto", input="x", previous_response_id=third.id)
         assert (lost.value.code, lost.value.param) == ("previous_response_not_found", "previous_response_id")
-
-
-async def test_a_stream_is_stored_before_its_end_and_names_what_it_continues(tmp_path: Path) -> None:
-    async with served(tmp_path) as one:
-        ids: list[str] = []
-        for text in ("one", "two", "three"):
-            more = {"previous_response_id": ids[-1]} if ids else {}
-            stream = await one.client.responses.create(model="auto", input=text, stream=True, **more)  # type: ignore[call-overload]
-            async for event in stream:
-                if event.type in ("response.created", "response.completed"):
-                    assert event.response.previous_response_id == (ids[-1] if ids else None)
-                    last = event.response.id
-            ids.append(last)
-        assert [text for role, text in one.sent if role == "user"] == ["one", "two", "three"]
-        assert (await one.client.responses.retrieve(ids[1])).previous_response_id == ids[0]
 
 
 async def test_items_are_referred_to_as_the_ai_sdk_does(tmp_path: Path) -> None:
@@ -88,29 +69,6 @@ async def test_items_are_referred_to_as_the_ai_sdk_does(tmp_path: Path) -> None:
         assert missing.value.code == "item_not_found"
 
 
-async def test_the_input_items_of_an_answer_are_listed_in_pages(tmp_path: Path) -> None:
-    output = {"id": "fc_out", "type": "function_call_output", "call_id": "c", "output": "42"}
-    call = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
-    given: Any = [{"role": "user", "content": "compute"}, call, output]
-    async with served(tmp_path) as one:
-        first = await one.client.responses.create(model="generalist", input="general: before")
-        answer = await one.client.responses.create(model="generalist", input=given, previous_response_id=first.id)
-        listed = one.client.responses.input_items.list
-        page = await listed(answer.id, order="asc", limit=2)
-        assert [item.type for item in page.data] == ["message", "function_call"]
-        assert page.has_more
-        assert page.data[0].content[0].text == "compute"  # type: ignore[union-attr, index]
-        assert [item.id async for item in page] == [*(f"{answer.id}_input_{i}" for i in (0, 1)), "fc_out"]
-        assert (await listed(answer.id)).data[0].id == "fc_out"
-        assert not (await listed(first.id)).has_more
-        with pytest.raises(openai.BadRequestError, match="no input item 'x'"):
-            await listed(answer.id, after="x")
-        with pytest.raises(openai.BadRequestError, match="limit"):
-            await listed(answer.id, limit=101)
-        with pytest.raises(openai.NotFoundError):
-            await listed("resp_unknown")
-
-
 async def test_an_answer_with_store_false_is_not_stored(tmp_path: Path) -> None:
     async with served(tmp_path) as one:
         first = await one.client.responses.create(model="auto", input="hi")
@@ -118,15 +76,6 @@ async def test_an_answer_with_store_false_is_not_stored(tmp_path: Path) -> None:
         assert (hidden.store, len(one.sent)) == (False, 3)
         with pytest.raises(openai.NotFoundError):
             await one.client.responses.retrieve(hidden.id)
-
-
-async def test_a_server_of_its_own_state_gets_ids_that_it_may_know(tmp_path: Path) -> None:
-    async with served(tmp_path) as one:
-        await one.client.responses.create(model="coder", input="hi", previous_response_id="resp_of_the_server")
-        items: Any = [{"type": "item_reference", "id": "msg_of_the_server"}]
-        await one.client.responses.create(model="coder", input=items)
-        assert one.native.calls[0].fields["previous_response_id"] == "resp_of_the_server"
-        assert one.native.calls[1].fields["input"] == items
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -194,20 +143,6 @@ async def test_gateways_share_a_file_and_a_redis(tmp_path: Path, redis_url: str)
             assert (await one.client.responses.retrieve(second.id)).previous_response_id == first.id
 
 
-async def test_without_a_store_the_error_names_the_line(tmp_path: Path) -> None:
-    async with served(tmp_path, declared("none")) as one:
-        first = await one.client.responses.create(model="generalist", input="hi")
-        with pytest.raises(openai.NotFoundError, match=r"stored_responses\.store is none"):
-            await one.client.responses.retrieve(first.id)
-        with pytest.raises(openai.BadRequestError, match="send the conversation in `input`"):
-            await one.client.responses.create(model="generalist", input="x", previous_response_id=first.id)
-    assert files_of(tmp_path) == []
-
-
-def files_of(folder: Path) -> list[Path]:
-    return list(folder.iterdir())
-
-
 async def test_a_store_that_is_away_fails_only_what_needs_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with served(tmp_path, declared("redis://127.0.0.1:1/0")) as one:
         assert (await one.client.responses.create(model="auto", input="hi")).output_text == "Paris."
@@ -219,15 +154,6 @@ async def test_a_store_that_is_away_fails_only_what_needs_it(tmp_path: Path, cap
         assert away.value.response.headers["retry-after"] == "1"
         with pytest.raises(openai.InternalServerError):
             await one.client.responses.retrieve("resp_1")
-
-
-async def test_a_long_conversation_is_refused_with_its_remedy(tmp_path: Path) -> None:
-    registry = declared(limits={"max_body_mb": 0.01})
-    async with served(tmp_path, registry) as one:
-        first = await one.client.responses.create(model="auto", input="x" * 9_000)
-        with pytest.raises(openai.APIStatusError, match="send what is still needed in `input`") as long:
-            await one.client.responses.create(model="auto", input="y" * 2_000, previous_response_id=first.id)
-        assert long.value.status_code == 413
 
 
 async def test_repeated_references_and_long_histories_are_refused_before_they_are_fetched(
@@ -283,7 +209,7 @@ async def test_a_stored_conversation_takes_the_memory_of_large_bodies_until_the_
     call, chunks = ChatExpert.stream, ChatReply.chunks
 
     async with served(tmp_path, registry) as one:
-        state = one.gateway.serving_state
+        state = one.gateway.services
 
         async def stream(expert: ChatExpert, sent: Call) -> Reply:
             held.append(state.admission.body_memory)
@@ -301,24 +227,8 @@ async def test_a_stored_conversation_takes_the_memory_of_large_bodies_until_the_
         body = {"model": "generalist", "input": "hi", "previous_response_id": second.id, "stream": True}
         assert (await one.gateway.post("/v1/responses", orjson.dumps(body))).status == 200
         assert held[0] > 20_000
-        assert held[1:] == [0]
-
-
-async def test_the_input_is_kept_only_for_an_answer_that_is_stored(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    kept: list[bytes] = []
-    relayed = StoredStep.relayed
-
-    def relay(step: StoredStep, reply: Reply, use: StoredUse) -> Reply:
-        kept.append(use.part)
-        return relayed(step, reply, use)
-
-    monkeypatch.setattr(StoredStep, "relayed", relay)
-    async with served(tmp_path) as one:
-        for store in (True, False):
-            await one.client.responses.create(model="generalist", input="hi", store=store)
-    assert kept == [b'{"input":[{"role":"user","content":"hi"}],"previous":[]}', b""]
+        assert held[1] < 200  # only the input, which waits for its storage
+        assert state.admission.body_memory == 0
 
 
 async def test_stored_answers_and_those_that_continue_them_are_left_out_of_the_answer_cache(tmp_path: Path) -> None:
@@ -353,57 +263,6 @@ async def test_lone_surrogates_are_stored_continued_read_and_deleted_at_azures_p
             assert (read.status, json.loads(read.body)["output"][0]["content"][0]["text"]) == (200, "x \ud800 1")
         deleted = await one.gateway.post(f"/openai/v1/responses/{name}", method="DELETE")
         assert (deleted.status, deleted.json["deleted"]) == (200, True)
-
-
-async def test_inputs_are_kept_up_to_a_limit_and_given_up_at_the_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with served(tmp_path) as one:
-        monkeypatch.setattr(stored_step, "MAX_HELD_BYTES", 5_000)
-        for _ in range(20):
-            kept = await one.client.responses.create(model="auto", input="hi")
-        assert (await one.client.responses.retrieve(kept.id)).id == kept.id
-        large = await one.client.responses.create(model="auto", input="x" * 5_000)
-        with pytest.raises(openai.NotFoundError):
-            await one.client.responses.retrieve(large.id)
-
-
-@pytest.mark.parametrize(
-    ("model", "tools", "dropped"),
-    [
-        ("generalist", [{"type": "web_search"}, {"type": "web_search"}, {"type": "Ü\r\nx: y"}], "web_search, other"),
-        ("generalist", [], None),
-        ("coder", [{"type": "web_search"}], None),
-    ],
-)
-async def test_what_the_translation_leaves_out_is_in_a_header_and_the_record(
-    tmp_path: Path, model: str, tools: Any, dropped: str | None
-) -> None:
-    experts = [{"name": "coder", **NATIVE, "apis": ["chat", "responses"]}, {"name": "generalist", **NATIVE}]
-    registry = registry_of(experts=experts, assignment={"code": "coder", "art": "coder", "general": "generalist"})
-    async with served(tmp_path, registry) as one:
-        body = {"model": model, "input": "hi", "tools": tools}
-        response = await one.gateway.post("/v1/responses", orjson.dumps(body))
-        assert response.status == 200
-        assert response.headers.get("x-coe-dropped") == dropped
-        assert one.gateway.records[0].dropped == (tuple(dropped.split(", ")) if dropped else ())
-
-
-async def test_a_setting_that_the_server_rejects_is_in_the_header_beside_what_the_translation_leaves_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    call = ChatExpert.stream
-
-    async def stream(expert: ChatExpert, sent: Call) -> Reply:
-        if "reasoning_effort" in sent.fields:
-            raise ExpertRejected("HTTP 400: no reasoning_effort here", expert="generalist", status=400)
-        return await call(expert, sent)
-
-    monkeypatch.setattr(ChatExpert, "stream", stream)
-    async with served(tmp_path) as one:
-        body = {"model": "generalist", "input": "hi", "tools": [{"type": "web_search"}], "reasoning": {"effort": "low"}}
-        response = await one.gateway.post("/v1/responses", orjson.dumps(body))
-    assert response.headers["x-coe-dropped"] == "web_search, reasoning_effort"
 
 
 @pytest.mark.parametrize("wrong", [5, "", "x" * 201, ["resp_1"]])

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from coe import outage
-from coe.errors import ConfigError, ResponsesUnavailable
+from coe.errors import ResponsesUnavailable
 from coe.registry import StoredResponsesSpec
 from gateway.request.stored_step import open_stored_step
 from gateway.stored_responses import store
-from gateway.stored_responses.store import FILE, ResponseStore, response_store
+from gateway.stored_responses.store import ResponseStore, response_store
 from tests.records.redis_server import RedisServer
 
 pytestmark = pytest.mark.anyio
@@ -45,17 +45,6 @@ async def test_a_folder_that_cannot_be_used_stops_no_start_and_the_file_follows(
         assert not step.degraded
 
 
-async def test_a_file_that_cannot_be_written_is_unavailable_with_its_remedy(tmp_path: Path) -> None:
-    (tmp_path / FILE).write_bytes(b"no database" * 100)
-    file = store_of("sqlite", tmp_path)
-    with pytest.raises(ResponsesUnavailable, match="try again, or send the conversation in `input`") as failed:
-        await file.put("a", {"1": b"1"})
-    assert failed.value.retry_after == 1.0
-    with pytest.raises(ResponsesUnavailable, match="failed less than 1 s ago"):
-        await file.get("a", ["1"])
-    await file.aclose()
-
-
 async def test_redis_that_hangs_is_asked_again_after_a_pause(
     redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -78,8 +67,3 @@ async def test_redis_that_hangs_is_asked_again_after_a_pause(
     assert await shared.get("a", ["1"]) == [b"1"]
     assert not shared.outage.active
     await shared.aclose()
-
-
-def test_an_address_that_is_none_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"stored_responses\.store"):
-        store_of("redis://h:port/0", tmp_path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -17,7 +19,7 @@ from coe.measuring.tuning.schedule import (
     stratified,
     without_prompts,
 )
-from coe.planning import Budget, Problem, Uses
+from coe.planning import Problem, Uses
 from coe.planning.score_table import ScoreTable, fit_pseudo_count, tabulate_partly, tabulate_softly
 
 EXPERTS = ("a", "b", "c")
@@ -32,8 +34,8 @@ def table_of(mean: list[list[float]], count: float) -> ScoreTable:
     )
 
 
-def assessed(table: ScoreTable, left: int, *, budget: Budget | None = None, uses: Uses | None = None) -> Assessment:
-    problem = Problem.of(table, quality=table.lower(deviations=1.0), budget=budget, uses=uses)
+def assessed(table: ScoreTable, left: int, **limits: Any) -> Assessment:
+    problem = Problem.of(table, quality=table.lower(deviations=1.0), **limits)
     remaining = np.full(table.mean.shape, left)
     return assess(problem, table, remaining, GOAL, pseudo_count=6.0)
 
@@ -72,7 +74,7 @@ def test_a_budget_that_leaves_no_choice_settles_the_plan() -> None:
     table = table_of([[0.5, 0.6], [0.6, 0.5]], 3)
     uses = Uses(cost=np.tile([1.0, 9.0], (2, 1)))
     assert assessed(table, 37, uses=uses).certainty < GOAL.confidence
-    limited = assessed(table, 37, uses=uses, budget=Budget(mean_cost=1.0))
+    limited = assessed(table, 37, uses=uses, budget={"mean_cost": 1.0})
     assert limited.choice.tolist() == [0, 0]
     assert limited.certainty == 1.0
 

@@ -40,8 +40,7 @@ async def test_an_expert_is_tested_from_its_card(browser: Browser, served: Serve
         requests = len(served.upstream.seen)
         good = page.get_by_role("region", name="good", exact=True).get_by_role("status")
         await good.get_by_role("button", name="Test good").click()
-        await expect(good).to_contain_text("first token after")
-        await expect(good).to_contain_text("“")
+        await expect(good).to_contain_text("answers")
         assert len(served.upstream.seen) == requests + 1
         failing = page.get_by_role("region", name="status-500").get_by_role("status")
         await failing.get_by_role("button", name="Test status-500").click()

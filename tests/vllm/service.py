@@ -16,8 +16,8 @@ import httpx
 import orjson
 import psutil
 
-from coe.fleet.process import FLEET_VARIABLE
 from coe.fleet.specs import free_port
+from tests.fleet.fake_fleet import processes_logging_to
 
 ROOT = Path(__file__).parent.parent.parent
 START = 300.0
@@ -140,8 +140,8 @@ class Service:
         return self._processes[1]
 
     def family(self) -> list[psutil.Process]:
-        """The processes of its servers, wherever they run on this machine, by the mark that all of them carry."""
-        return [one for one in psutil.process_iter() if str(self.folder) in _mark(one)]
+        """The processes of its servers, wherever they run on this machine."""
+        return processes_logging_to(self.folder / ".coe" / "logs")
 
     def process(self, word: str) -> psutil.Process:
         """The vLLM process whose command line holds this word; not its supervisor, which has that line too."""
@@ -155,13 +155,6 @@ class Service:
 
 def _is_of(model: str, response: httpx.Response) -> bool:
     return response.status_code == 200 and response.headers["x-coe-expert"] == model
-
-
-def _mark(process: psutil.Process) -> str:
-    try:
-        return process.environ().get(FLEET_VARIABLE, "")
-    except psutil.Error:
-        return ""
 
 
 def text_of(response: httpx.Response) -> str:

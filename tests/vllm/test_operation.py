@@ -1,17 +1,14 @@
-"""A real vLLM server behind the real gateway sleeps, is full, updates its adapters, and is killed."""
+"""A real vLLM server behind the real gateway sleeps, is full, and is killed."""
 
 from __future__ import annotations
 
 import signal
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import aiohttp
 import httpx
-import orjson
 import pytest
 
-from coe.errors import FleetError
 from coe.fleet.engines.vllm import VllmClient
 from coe.fleet.probe import open_probe_session
 from tests.vllm.adapter_answers import ADAPTER_ANSWERS
@@ -41,13 +38,6 @@ async def test_a_sleeping_server_holds_requests_and_continues_when_woken(awake: 
             assert not await is_sleeping(awake.server, session)
 
 
-@pytest.mark.anyio
-async def test_an_invalid_adapter_is_refused_with_a_message(awake: Service, tmp_path: Path) -> None:
-    async with open_probe_session() as session:
-        with pytest.raises(FleetError, match="No adapter found"):
-            await VllmClient(awake.server, session).load_adapter("none", tmp_path)
-
-
 def test_a_full_queue_is_answered_by_another_expert(awake: Service) -> None:
     """Four run, four wait; vLLM answers 503 to the others."""
 
@@ -63,23 +53,6 @@ def test_a_full_queue_is_answered_by_another_expert(awake: Service) -> None:
     assert "base" in experts
     assert "stand_in" in experts
     assert awake.send_chat("base").headers["x-coe-expert"] == "base"
-
-
-def test_adapters_follow_the_declaration_while_the_base_runs(awake: Service, adapters: Path) -> None:
-    config = awake.folder / "experts.yaml"
-    declared = orjson.loads(config.read_bytes())["experts"][:-1]
-    started = awake.output.count("is ready")
-    awake.declare(*declared, {**declared[1], "name": "corsair"})
-    awake.until_answered("corsair")
-    assert ADAPTER_ANSWERS["pirate"].startswith(text_of(awake.send_chat("corsair")))
-    awake.declare(*declared, {**declared[1], "name": "corsair", "adapter": str(adapters / "nowhere")})
-    awake.wait_for_line("expert 'corsair': there is no folder")
-    assert ADAPTER_ANSWERS["pirate"].startswith(text_of(awake.send_chat("corsair"))), "still serving the old state"
-    awake.declare(*declared)
-    awake.wait_for_line("has unloaded the adapter 'corsair'")
-    assert awake.send_chat("corsair").status_code == 404
-    assert ADAPTER_ANSWERS["pirate"].startswith(text_of(awake.send_chat("pirate")))
-    assert awake.output.count("is ready") == started, "no server was started anew"
 
 
 @pytest.mark.parametrize("victim", ["VLLM::Worker", "api_server"])

@@ -89,15 +89,6 @@ def test_a_stream_is_not_interrupted_by_an_eviction(service: Service) -> None:
         assert waiting.result(120).headers["x-coe-expert"] == "stopper"
 
 
-def test_a_killed_vllm_server_starts_again_on_request(service: Service) -> None:
-    service.until_answered("stopper")
-    ready = service.output.count("server 'stopper' is ready")
-    service.process("transformers").send_signal(signal.SIGKILL)
-    service.wait_for_line("server 'stopper' was killed by SIGKILL")
-    service.until_answered("stopper")
-    assert service.output.count("server 'stopper' is ready") == ready + 1
-
-
 def test_no_process_is_left_at_the_end(service: Service) -> None:
     assert text_of(service.send_chat("stand_in")) == SPARE
     family = service.family()

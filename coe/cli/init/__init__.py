@@ -72,7 +72,7 @@ def init(
     Without --endpoint and --provider, it probes Ollama, vLLM, llama.cpp, LM Studio and SGLang at their usual
     ports of this machine, and for variables such as OPENAI_API_KEY. It requests /v1/models of each, and takes prices,
     context lengths and capabilities from the servers or from litellm's table of models (extra `providers`). In the end
-    it requests one token from each expert, and exits with 1 where one does not answer.
+    it requests a few tokens from each expert, and exits with 1 where one does not answer.
 
     Keys are never written: the file names their variables. An existing file is replaced with --force only.
     """

@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import Self
 from urllib.parse import quote, unquote, urlsplit
 
-from coe.experts.http.connection import Connection, LimitExceeded
+from coe.experts.http.connection import Connection
 
 CONNECT_TIMEOUT = 5.0
 """Seconds to connect, TLS included."""
@@ -91,7 +91,7 @@ class Client:
         """Sends a request and returns the response once its head is read. Raises Unreachable, or another OSError when
         the connection breaks. Calls `on_write` before it writes to a connection.
 
-        After `limit`, by the event loop's clock, each wait for the server raises LimitExceeded, also that for a chunk,
+        After `limit`, by the event loop's clock, each wait for the server raises TimeoutError, also that for a chunk,
         until `Response.lift_limit` is called.
 
         If a reused connection ends before the first byte of a response, the server closed it while it was idle; the
@@ -137,7 +137,7 @@ class Client:
             connection.abort()
             self._open.discard(connection)  # uvloop closes the socket without a call of `connection_lost`
             if isinstance(error, TimeoutError) and deadline == limit:
-                raise LimitExceeded from None
+                raise
             if isinstance(error, (OSError, UnicodeError)):  # TimeoutError and SSLError are OSErrors
                 error.__traceback__ = None  # a future of the event loop keeps the error, and its frames the request
                 raise Unreachable(str(error) or type(error).__name__) from error

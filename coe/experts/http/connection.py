@@ -13,14 +13,10 @@ from typing import cast
 
 from httptools import HttpParserError, HttpResponseParser
 
-WRITE_SIZE = 2**18
-"""Bytes of a request written at a time, so that a large body does not delay other requests."""
 MAX_UNREAD_BYTES = 2**17
 """Bytes of a response that wait for their reader before reading from the socket is paused."""
 MAX_HEAD_BYTES = 2**16
 """Bytes of heads, lines of chunks and trailers that are read in succession without a byte of the body."""
-MAX_INFORMATIONAL_RESPONSES = 16
-"""Responses 1xx before the final one."""
 IDLE_TIMEOUT = 30.0
 """Seconds after which an idle connection is closed."""
 
@@ -29,16 +25,12 @@ class ProtocolError(ConnectionError):
     """The server's bytes are not a valid HTTP/1.1 response."""
 
 
-class LimitExceeded(Exception):
-    """An exchange reached its time limit. No OSError: the connection works."""
-
-
 class Connection(asyncio.Protocol):
     """Serves one exchange at a time: `send`, `chunk` until the end, `release`; then `reuse` for the next one.
     `send` and `chunk` raise OSError if the connection breaks; `reuse` returns False if the server has closed it.
 
-    `limit` is the time, by the event loop's clock, after which a wait of the exchange raises LimitExceeded. A timer
-    for each exchange would take as long as reading a response, so one timer serves all waits of a connection.
+    `limit` is the time, by the event loop's clock, after which a wait of the exchange raises TimeoutError. A timer for
+    each exchange would take as long as reading a response, so one timer serves all waits of a connection.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, opened: set[Connection]) -> None:
@@ -47,7 +39,6 @@ class Connection(asyncio.Protocol):
         self._connected = self._closed = self._busy = self._paused = False
         self._error: BaseException | None = None
         self._reader: asyncio.Future[None] | None = None
-        self._writer: asyncio.Future[None] | None = None
         self._idle_in: deque[Connection] | None = None
         """The connections among which it is idle."""
         self._timer: asyncio.TimerHandle | None = None
@@ -72,7 +63,7 @@ class Connection(asyncio.Protocol):
         """Deadline of the current wait for bytes, or for another exchange, by the event loop's clock."""
         self._idle_in = None
         self._chunks: list[bytes] = []
-        self._unread = self._without_body = self._informational = 0
+        self._unread = self._without_body = 0
         return not self._closed
 
     async def send(self, head: bytes, body: bytes, *, limit: float = math.inf) -> None:
@@ -80,17 +71,10 @@ class Connection(asyncio.Protocol):
         self._busy, self.limit = True, limit
         self._wait_until(limit)
         try:
-            self._transport.write(head + body[:WRITE_SIZE])
-            for at in range(WRITE_SIZE, len(body), WRITE_SIZE):
-                await (self._writer or asyncio.sleep(0))  # yields to other tasks
-                if self._loop.time() >= self.limit:
-                    raise LimitExceeded
-                if self.status or self._closed:  # the server refused before it read the body
-                    self.reusable = False
-                    break
-                self._transport.write(memoryview(body)[at : at + WRITE_SIZE])
+            self._transport.write(head + body)
             while not self.status:
                 await self._data_available()
+            self.reusable &= not self._transport.get_write_buffer_size()  # it refused before it read the body
         except BaseException:
             self.abort()
             raise
@@ -157,12 +141,7 @@ class Connection(asyncio.Protocol):
         elif self._idle_in is not None:
             self.abort()
         elif self._reader is not None and not self._reader.done():
-            self._reader.set_exception(self._expired())
-        else:
-            self.resume_writing()  # `send` then notices the limit
-
-    def _expired(self) -> Exception:
-        return LimitExceeded() if self._deadline >= self.limit else TimeoutError()
+            self._reader.set_exception(TimeoutError())
 
     async def _data_available(self) -> None:
         """Waits for data, the end of the wait's time, or the end of the connection. Raises what broke it."""
@@ -174,7 +153,7 @@ class Connection(asyncio.Protocol):
                 del error  # its traceback refers to this frame: a cycle
         if self._timer is None and self._deadline < math.inf:  # it fired just after bytes that complete nothing
             if self._loop.time() >= self._deadline:
-                raise self._expired()
+                raise TimeoutError
             self._set_timer()
         self._reader = self._loop.create_future()
         try:
@@ -199,9 +178,6 @@ class Connection(asyncio.Protocol):
             raise ProtocolError("something that is not an HTTP/1.1 answer")
         if status < 200:
             self.headers = {}
-            self._informational += 1
-            if self._informational > MAX_INFORMATIONAL_RESPONSES:
-                raise ProtocolError("too many informational answers")
             return
         if headers.get("transfer-encoding", "chunked").lower() != "chunked":
             raise ProtocolError("a transfer coding other than chunked")
@@ -244,7 +220,7 @@ class Connection(asyncio.Protocol):
         if self._unread > MAX_UNREAD_BYTES and not (self._paused or self.complete or self._closed):
             self._paused = True
             self._transport.pause_reading()
-        _wake(self._reader)
+        self._wake()
 
     def connection_lost(self, error: Exception | None) -> None:
         self._closed = True
@@ -256,17 +232,8 @@ class Connection(asyncio.Protocol):
         elif self._error is None and not self.complete:
             lost = ProtocolError("the connection ended in the middle of the answer")
             self._error = error if isinstance(error, OSError) else lost
-        _wake(self._reader)
-        self.resume_writing()
+        self._wake()
 
-    def pause_writing(self) -> None:
-        self._writer = self._loop.create_future()
-
-    def resume_writing(self) -> None:
-        _wake(self._writer)
-        self._writer = None
-
-
-def _wake(waiting: asyncio.Future[None] | None) -> None:
-    if waiting is not None and not waiting.done():
-        waiting.set_result(None)
+    def _wake(self) -> None:
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)

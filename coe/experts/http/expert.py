@@ -10,24 +10,22 @@ import asyncio
 import contextlib
 from collections.abc import Iterable
 from dataclasses import replace
-from functools import partial
 from typing import Any, get_args
 
 import orjson
 
+from coe import json_text
 from coe.core import PASS_THROUGH_APIS, TEXT_APIS, Api, Call, Health, Reply
 from coe.errors import ExpertError, InvalidRequest
-from coe.experts.api_formats import API_FORMATS, applicable_defaults, without_own_ids
+from coe.experts.api_formats import API_FORMATS, applicable_defaults
 from coe.experts.error_mapping import ErrorMapping
 from coe.experts.held_answer import HeldAnswer, WholeReply
 from coe.experts.http import sse
-from coe.experts.http.assembled import assemble
 from coe.experts.http.client import Client, Response, Target, Unreachable
-from coe.experts.http.connection import LimitExceeded
 from coe.experts.http.form import MODEL, FormBody
-from coe.experts.http.replies import ModelNameRewriter, RelayedReply, StreamedReply, read_json
+from coe.experts.http.replies import ModelNameRewriter, RelayedReply, StreamedReply, read_json, shows_usage
+from coe.experts.left_out import NEWER_NAMES, rejected_field, without_field, without_foreign_items
 from coe.registry import ExpertSpec, SelectingField
-from coe.registry.runtimes import RUNTIMES
 from coe.settings import Endpoint
 from coe.urls import join_path, remove_suffix
 from coe.usage import SentCall, Usage
@@ -38,9 +36,7 @@ REFUSAL_TIMEOUT = 1.0
 """Seconds for the body of an error response."""
 APIS_WITH_STREAM_OPTIONS: frozenset[Api] = frozenset(("chat", "completions"))
 """APIs whose streams report token counts only on request."""
-USAGE_OPTION = ("stream_options", "include_usage")
-UNKNOWN_OPTION_STATUSES = (400, 422)
-"""Statuses with which servers reject an unknown field."""
+USAGE_OPTION = "stream_options"
 _DEFAULT_VERSION = {"anthropic-version": "2023-06-01"}
 """Sent with Messages requests if the client names no version: their servers require one."""
 
@@ -65,27 +61,22 @@ class HttpExpert:
         self._unsent = frozenset(name.casefold() for name in unsent)
         """Names in lower case of the client's fields that are not sent, as they could select another model."""
         self._session = session
-        self._queues = RUNTIMES[spec.runtime].queues
         self._key = spec.api_key.get_secret_value() if spec.api_key else ""
         self._targets: dict[Api, Target] = {}
-        self._without_usage_option: set[Api] = set()
-        """APIs in which this server does not know stream_options."""
+        self._rejected_fields = {name for name, newer in NEWER_NAMES.items() if newer in spec.parameters}
+        """Optional fields that this server always rejects."""
         self._errors = ErrorMapping(spec.name, key=self._key, base_url=endpoint.base_url)
 
     async def stream(self, call: Call) -> Reply:
         """Calls the server; returns once the first chunk is there. Raises an ExpertError, or InvalidRequest for the
         body."""
-        record, held, assembled = SentCall(self.name), HeldAnswer(call.memory), HeldAnswer(call.memory)
+        record, held = SentCall(self.name), HeldAnswer(call.memory)
         limit = asyncio.get_running_loop().time() + call.first_token_timeout
-        assembles = self._queues and not call.stream and call.api in APIS_WITH_STREAM_OPTIONS
-        sent = replace(call, stream=True, fields={**call.fields, "stream": True}) if assembles else call
         response: Response | None = None
         try:
-            response = await self._accepted(sent, limit, record)
-            reply = await self._reply(sent, response, record.usage, held, assembles=assembles)
+            response = await self._send_until_accepted(call, limit, record)
+            reply = await self._reply(call, response, record.usage, held)
             if isinstance(reply, StreamedReply):
-                if assembles:
-                    return await assemble(reply, errors=self._errors, held=assembled)
                 await reply.begin()
             response.lift_limit()
             return reply
@@ -93,28 +84,23 @@ class HttpExpert:
             if response is not None:
                 response.release()
             held.resize(0)
-            assembled.resize(0)
-            failure = self._expert_error(error, call)
+            failure = error
+            if isinstance(error, TimeoutError):
+                what = "first chunk" if call.stream else "answer"
+                failure = self._errors.timed_out(f"gave no {what} within {call.first_token_timeout:g} s")
+            elif isinstance(error, (Unreachable, ValueError)):  # ValueError: an invalid address
+                failure = self._errors.unreachable(error)
+            elif isinstance(error, OSError):
+                failure = self._errors.connection_lost("broke off the connection")
             if isinstance(failure, ExpertError) and not failure.may_be_billed and record in call.sent:
                 call.sent.remove(record)
             if failure is error:
                 raise
             raise failure from error
 
-    def _expert_error(self, error: BaseException, call: Call) -> BaseException:
-        """The error that a failure of the connection means for the call; any other error itself."""
-        if isinstance(error, LimitExceeded):
-            what = "first chunk" if call.stream else "answer"
-            return self._errors.timed_out(f"gave no {what} within {call.first_token_timeout:g} s")
-        if isinstance(error, (Unreachable, ValueError)):  # ValueError: an invalid address
-            return self._errors.unreachable(error)
-        if isinstance(error, OSError):
-            return self._errors.connection_lost("broke off the connection")
-        return error
-
-    async def _accepted(self, call: Call, limit: float, record: SentCall) -> Response:
-        """Returns a response with status 200, or raises the refusal as an ExpertError, or LimitExceeded. If the server
-        rejects the option for token counts, the request is sent again without it. Adds `record` to the sent calls."""
+    async def _send_until_accepted(self, call: Call, limit: float, record: SentCall) -> Response:
+        """Returns a response with status 200, or raises the refusal as an ExpertError, or TimeoutError. What the
+        server rejects is left out if it may be, and the request is sent again. Adds `record` to the sent calls."""
 
         def on_write() -> None:
             if record not in call.sent:
@@ -124,34 +110,50 @@ class HttpExpert:
         if call.api in PASS_THROUGH_APIS:
             form = call.fields.content_type if isinstance(call.fields, FormBody) else "application/json"
             headers = {**headers, "content-type": form}
-        add_usage = call.stream and call.api in APIS_WITH_STREAM_OPTIONS - self._without_usage_option
-        add_usage = add_usage and not _shows_usage(call)  # CoE requests the counts, because the client does not
-        target, body = self._target(call.api), self._body(call, add_usage=add_usage)
-        record.size = len(body)
-        send = partial(self._session.send, target, headers=headers, limit=limit, on_write=on_write)
-        response = await send(body)
-        if add_usage and response.status in UNKNOWN_OPTION_STATUSES:
-            refusal = await self._refusal(call, response)
-            if not any(name in str(refusal) for name in USAGE_OPTION):
-                raise refusal
-            response = await send(self._body(call, add_usage=False))
-            if response.status == 200:  # otherwise it rejected something else too
-                self._without_usage_option.add(call.api)
-        if response.status != 200:
-            raise await self._refusal(call, response)
+        if call.stream and call.api in APIS_WITH_STREAM_OPTIONS and not shows_usage(call):
+            call = replace(call, optional=call.optional | {USAGE_OPTION})  # CoE requests the counts for itself
+        for name in self._rejected_fields & call.optional:
+            call = without_field(call, name)
+        target, learned = self._target(call.api), set[str]()
+        while True:
+            body = self._body(call)
+            record.size = len(body)
+            response = await self._session.send(target, body, headers, limit=limit, on_write=on_write)
+            if response.status == 200:
+                break
+            error = await self._refusal(call, response)
+            if name := rejected_field(call, error):
+                call = without_field(call, name)
+                if name == USAGE_OPTION or (name in NEWER_NAMES and error.param):  # a text may quote the request
+                    learned.add(name)
+                elif name not in NEWER_NAMES and call.dropped is not None:
+                    call.dropped.add(name)  # and asked for again: the server may reject it in some requests only
+            elif (changed := without_foreign_items(call, error)) is not call:
+                call = changed
+            else:
+                raise error
+        self._rejected_fields |= learned
         return response
 
     async def _refusal(self, call: Call, response: Response) -> ExpertError:
         """The error for another status than 200. Releases the response."""
-        body = bytearray()
+        body = b""
         try:
-            with contextlib.suppress(TimeoutError, OSError):  # the status alone decides what happens next
+            with contextlib.suppress(OSError):  # also a TimeoutError; the status alone decides what happens next
                 async with asyncio.timeout(REFUSAL_TIMEOUT):
-                    while len(body) < MAX_REFUSAL_BYTES and (chunk := await response.chunk()):
-                        body += chunk
+                    body = await response.read(MAX_REFUSAL_BYTES)
         finally:
             response.release()
-        return self._errors.refusal(response.status, response.headers, bytes(body[:MAX_REFUSAL_BYTES]), api=call.api)
+        return self._errors.refusal(response.status, response.headers, body[:MAX_REFUSAL_BYTES], api=call.api)
+
+    async def _not_a_stream(self, response: Response) -> ExpertError:
+        """The error for a response that is no event stream. Servers may send an error as JSON with status 200."""
+        if response.media_type == WholeReply.media_type:
+            with contextlib.suppress(ValueError):
+                answer = json_text.loads(await response.read(MAX_REFUSAL_BYTES))
+                if isinstance(answer, dict) and answer.get("error"):
+                    return self._errors.server_error("answered with an error", answer)
+        return self._errors.invalid_response(f"{response.media_type} where an event stream was requested")
 
     async def aclose(self) -> None:
         """Does nothing: the session belongs to its opener."""
@@ -167,7 +169,7 @@ class HttpExpert:
             target = self._targets[api] = Target(join_path(base, path.removeprefix("/")), headers)
         return target
 
-    def _body(self, call: Call, *, add_usage: bool) -> bytes:
+    def _body(self, call: Call) -> bytes:
         if isinstance(call.fields, FormBody):
             return call.fields.with_model(self._model, leave_out=self._left_out(call, call.fields.names))
         fields = call.fields
@@ -175,10 +177,8 @@ class HttpExpert:
             fields = {name: value for name, value in fields.items() if name not in left_out}
         defaults = self._defaults[call.api]
         body = {**applicable_defaults(defaults, fields), **fields, MODEL: self._model}
-        if add_usage:
-            body["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
-        if call.api == "responses" and "input" in body:
-            body["input"] = without_own_ids(body["input"])
+        if USAGE_OPTION in call.optional:
+            body[USAGE_OPTION] = {**(body.get(USAGE_OPTION) or {}), "include_usage": True}
         if self._system_prompt:
             body |= API_FORMATS[call.api].system_prompt_fields(fields, self._system_prompt)
         try:
@@ -195,30 +195,22 @@ class HttpExpert:
         return left_out
 
     async def _reply(
-        self, call: Call, response: Response, usage: Usage, held: HeldAnswer, *, assembles: bool
+        self, call: Call, response: Response, usage: Usage, held: HeldAnswer
     ) -> WholeReply | StreamedReply | RelayedReply:
-        api_format, idle_timeout = API_FORMATS[call.api], call.stream_idle_timeout
         whole = not call.stream
         if call.api in PASS_THROUGH_APIS and not (whole := response.media_type == WholeReply.media_type):
             first = await response.chunk()
-            return RelayedReply(response, first, errors=self._errors, stream_idle_timeout=idle_timeout)
-        shared: dict[str, Any] = {"errors": self._errors, "rewriter": self._rewriter, "usage": usage, "held": held}
+            return RelayedReply(response, first, errors=self._errors, stream_idle_timeout=call.stream_idle_timeout)
+        shared: dict[str, Any] = {
+            "api_format": API_FORMATS[call.api],
+            "errors": self._errors,
+            "rewriter": self._rewriter,
+            "usage": usage,
+            "held": held,
+        }
         if whole:
-            return await read_json(response, api_format=api_format, **shared)
-        if self._queues:
-            api_format = replace(api_format, preamble=sse.has_no_content)  # it sends the role to waiting requests
-        choices = call.fields.get("n")
-        return StreamedReply(
-            response,
-            api_format=api_format,
-            stream_idle_timeout=call.first_token_timeout if assembles else idle_timeout,
-            choices=choices if isinstance(choices, int) and choices > 1 else 1,  # servers return one for another value
-            with_usage=_shows_usage(call) if call.api in APIS_WITH_STREAM_OPTIONS and not assembles else None,
-            **shared,
-        )
-
-
-def _shows_usage(call: Call) -> bool:
-    """True if the client requested the token counts of the stream."""
-    options = call.fields.get("stream_options")
-    return isinstance(options, dict) and options.get("include_usage") is True
+            return await read_json(response, **shared)
+        if response.media_type != sse.EVENT_STREAM:
+            raise await self._not_a_stream(response)
+        hides_usage = call.api in APIS_WITH_STREAM_OPTIONS and not shows_usage(call)
+        return StreamedReply(response, stream_idle_timeout=call.stream_idle_timeout, hides_usage=hides_usage, **shared)

@@ -9,17 +9,14 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 
 MAX_PARTS = 256
 MAX_HEAD_BYTES = 2**13
 """Bytes of the headers of a part."""
 MODEL = "model"
-_DELIMITER = rb"--([0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./:=?-])"
-_BOUNDARY = re.compile(_DELIMITER + rb"\r\n")
-"""The first line of a form (RFC 2046, section 5.1.1)."""
-_EMPTY = re.compile(_DELIMITER + rb"--\s*\Z")
-"""A form without parts."""
+_BOUNDARY = re.compile(rb"--[0-9A-Za-z'()+_,./:=? -]{0,69}?[0-9A-Za-z'()+_,./:=?-](?=\r\n|--\s*\Z)")
+"""The beginning of a form (RFC 2046, section 5.1.1)."""
 _HEADER = re.compile(rb"([!-9;-~]+):[ \t]*([^\x00-\x1f\x7f]*)")
 _DISPOSITION = re.compile(
     rb'form-data; *name=("?)((?!_charset_)[\w.-]+(?:\[[\w.-]*\])*)\1'
@@ -38,17 +35,28 @@ class FormBody(dict[str, str]):
 
     def __init__(self, body: bytes | bytearray) -> None:
         super().__init__()
-        empty = _EMPTY.match(body)
-        first = empty or _BOUNDARY.match(body)
+        first = _BOUNDARY.match(body)
         if first is None:
             raise ValueError("it does not begin with a boundary")
         self.size = len(body)
-        self._body = body
         self._boundary = secrets.token_hex(16)
-        self._parts: list[tuple[str, bytes, int, int]] = []
-        """Bare name, head to send, and begin and end of the value of each part but `model`."""
-        for begin, end in () if empty else self._delimited(first[1]):
-            self._read_part(begin, end)
+        self._parts: list[tuple[str, bytes, memoryview]] = []
+        """Bare name, head to send, and value of each part but `model`."""
+        delimiter, view, begin = b"\r\n" + first[0], memoryview(body), len(first[0])
+        for _ in range(MAX_PARTS + 1):
+            line_end = body[begin : begin + 2]
+            if line_end == b"--":
+                return
+            if line_end != b"\r\n":
+                raise ValueError("its boundary is part of its content")
+            if (end := body.find(delimiter, begin)) < 0:
+                raise ValueError("its last part does not end")
+            blank = body.find(b"\r\n\r\n", begin + 2, min(end, begin + MAX_HEAD_BYTES))
+            if blank < 0:
+                raise ValueError("a part of it has no end of its headers")
+            self._add_part(bytes(body[begin + 2 : blank]), view[blank + 4 : end])
+            begin = end + len(delimiter)
+        raise ValueError(f"it has more than {MAX_PARTS} parts")
 
     @property
     def content_type(self) -> str:
@@ -61,36 +69,16 @@ class FormBody(dict[str, str]):
 
     def with_model(self, model: str, *, leave_out: Collection[str] = ()) -> bytes:
         """The form with this model, without the fields of some of the other `names`."""
-        delimiter, body = b"--%b" % self._boundary.encode(), memoryview(self._body)
+        delimiter = b"--%b" % self._boundary.encode()
         chunks: list[bytes | memoryview] = [delimiter, _head(MODEL.encode()), model.encode()]
-        for name, head, begin, end in self._parts:
+        for name, head, value in self._parts:
             if name not in leave_out:
-                chunks += (b"\r\n", delimiter, head, body[begin:end])
+                chunks += (b"\r\n", delimiter, head, value)
         return b"".join((*chunks, b"\r\n", delimiter, b"--\r\n"))
 
-    def _delimited(self, boundary: bytes) -> Iterator[tuple[int, int]]:
-        """Yields begin and end of each part, headers included."""
-        delimiter = b"\r\n--" + boundary
-        begin = len(delimiter)
-        for _ in range(MAX_PARTS):
-            end = self._body.find(delimiter, begin - 2)
-            if end < 0:
-                raise ValueError("its last part does not end")
-            yield begin, end
-            begin = end + len(delimiter) + 2
-            line_end = self._body[begin - 2 : begin]
-            if line_end == b"--":
-                return
-            if line_end != b"\r\n":
-                raise ValueError("its boundary is part of its content")
-        raise ValueError(f"it has more than {MAX_PARTS} parts")
-
-    def _read_part(self, begin: int, end: int) -> None:
-        blank = self._body.find(b"\r\n\r\n", begin, min(end, begin + MAX_HEAD_BYTES))
-        if blank < 0:
-            raise ValueError("a part of it has no end of its headers")
+    def _add_part(self, head: bytes, value: memoryview) -> None:
         headers: dict[bytes, bytes] = {}
-        for line in bytes(self._body[begin:blank]).split(b"\r\n"):
+        for line in head.split(b"\r\n"):
             header = _HEADER.fullmatch(line)
             if header is None or header[1].lower() in headers:
                 raise ValueError("a part of it has a broken or repeated header")
@@ -107,13 +95,13 @@ class FormBody(dict[str, str]):
         file_name = plain if quoted is None else quoted
         bare_name = name.partition(b"[")[0].decode()  # some parsers read x[] and x[0] as x
         if bare_name.casefold() != MODEL:
-            self._parts.append((bare_name, _head(name, file_name, media_type), blank + 4, end))
+            self._parts.append((bare_name, _head(name, file_name, media_type), value))
         elif MODEL in self or bare_name.encode() != name:
             raise ValueError("it has the field model twice")
         elif file_name is not None:
             raise ValueError("its model is a file")
         else:
-            self[MODEL] = self._body[blank + 4 : end].decode()
+            self[MODEL] = bytes(value).decode()
 
 
 def _head(name: bytes, file_name: bytes | None = None, media_type: bytes = b"") -> bytes:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncGenerator
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 
 from coe import json_text
-from coe.experts.api_formats import ApiFormat, is_empty_answer, record_usage
+from coe.core import Call
+from coe.experts.api_formats import ApiFormat, record_usage
 from coe.experts.error_mapping import ErrorMapping
 from coe.experts.held_answer import HeldAnswer, WholeReply
 from coe.experts.http import sse
@@ -24,11 +25,8 @@ MAX_ANSWER_BYTES = 64 * 2**20
 """Bytes of a non-streaming response."""
 MAX_PREAMBLE_BYTES = 2**20
 """Bytes of an event stream until the first event with content."""
-MAX_ERROR_BYTES = 2**16
-"""Bytes of a JSON error in place of an event stream."""
 DRAIN_TIMEOUT = 0.05
 """Seconds to wait for the end of the HTTP body after the last event; otherwise the connection cannot be reused."""
-_BOM = b"\xef\xbb\xbf"
 
 
 class ModelNameRewriter:
@@ -65,6 +63,7 @@ async def read_json(
 ) -> WholeReply:
     """Returns the reply to a request without a stream. Raises an ExpertError, AnswerMemoryFull or OSError."""
     body = await response.read(MAX_ANSWER_BYTES, report=held.resize)
+    response.release()
     if len(body) > MAX_ANSWER_BYTES:
         raise errors.invalid_response("an answer longer than the limit of 64 MiB")
     try:
@@ -77,10 +76,16 @@ async def read_json(
     if api_format.answer_field and api_format.answer_field not in fields:
         raise errors.invalid_response(f"JSON without {api_format.answer_field}")
     record_usage(usage, fields.get("usage"))
-    return WholeReply(rewriter.in_answer(body, fields), usage, held, release=response.release)
+    return WholeReply(rewriter.in_answer(body, fields), usage, held)
 
 
-async def _next_chunk(response: Response, errors: ErrorMapping, idle_timeout: float) -> bytes:
+def shows_usage(call: Call) -> bool:
+    """True if the client requested the token counts of the stream."""
+    options = call.fields.get("stream_options")
+    return isinstance(options, dict) and options.get("include_usage") is True
+
+
+async def _next_chunk(response: Events, errors: ErrorMapping, idle_timeout: float) -> bytes:
     """The next bytes of an answer that has begun, empty at its end. Raises an ExpertError."""
     try:
         return await response.chunk(idle_timeout)
@@ -109,19 +114,29 @@ class RelayedReply:
         self._response.release()
 
 
+class Events(Protocol):
+    """A body of server-sent events that is arriving; implemented by `Response`, and for litellm."""
+
+    @property
+    def complete(self) -> bool: ...
+
+    async def chunk(self, within: float | None = None) -> bytes: ...
+
+    def release(self) -> None: ...
+
+
 class StreamedReply:
     """A response that arrives as server-sent events. `begin` reads up to the first event with content, `chunks` the
     rest. Adds the event that ends the stream if the server omits it.
 
-    `with_usage` is whether the client requested the event with token counts and no choice, None for an API without that
-    option. It is removed if it was not requested, and added if the server sent the counts in another event only.
+    With `hides_usage`, the event with token counts and no choice is removed, as the client did not request it.
     """
 
     media_type = sse.EVENT_STREAM
 
     def __init__(
         self,
-        response: Response,
+        response: Events,
         *,
         api_format: ApiFormat,
         errors: ErrorMapping,
@@ -129,8 +144,7 @@ class StreamedReply:
         stream_idle_timeout: float,
         usage: Usage,
         held: HeldAnswer,
-        choices: int = 1,
-        with_usage: bool | None = None,
+        hides_usage: bool,
     ) -> None:
         self.usage = usage
         self._response = response
@@ -139,26 +153,18 @@ class StreamedReply:
         self._rewriter = rewriter
         self._stream_idle_timeout = stream_idle_timeout
         self._held = held
-        self._choices = choices
-        self._with_usage = with_usage
+        self._hides_usage = hides_usage
         self._buffer = sse.EventBuffer()
-        self._first_events = self._usage_event = b""
-        self._ended_choices: set[str] = set()
+        self._first_events = b""
         self._finished = self._done = False
-        self._trailing_data = False
-        """True if bytes followed the end of the stream."""
 
     async def begin(self) -> None:
-        if self._response.media_type != self.media_type:
-            raise await self._refusal()
         first, event = b"", None
         while event is None and not self._done:  # comments keep a connection alive and are not an answer
             chunk = await self._response.chunk()
             if not chunk:
-                raise self._errors.connection_lost("ended the stream before the first event")
+                break
             events = self._complete_events(chunk)
-            if not first:
-                events = events.removeprefix(_BOM).lstrip(b"\n")
             try:
                 event = sse.first_event(events, preamble=self._api_format.preamble)
             except ValueError as error:
@@ -169,18 +175,10 @@ class StreamedReply:
         if failure := self._api_format.failure(first):
             raise self._errors.server_error("answered with an error", failure)
         self._first_events = self._process(first)
-        if event is None and not is_empty_answer(self.usage):
+        # without content it is still an answer if it ended and its output was counted, not its input alone
+        is_counted = bool(self.usage.input_tokens) and self.usage.output_tokens is not None
+        if event is None and not (is_counted and (self._done or self._finished)):
             raise self._errors.connection_lost("ended the stream before the first event")
-
-    async def _refusal(self) -> Exception:
-        """The error of a response that is no event stream. Servers may send it as JSON with status 200."""
-        kind = self._response.media_type
-        if kind == WholeReply.media_type:
-            with contextlib.suppress(ValueError):
-                answer = json_text.loads(await self._response.read(MAX_ERROR_BYTES))
-                if isinstance(answer, dict) and answer.get("error"):
-                    return self._errors.server_error("answered with an error", answer)
-        return self._errors.invalid_response(f"{kind} where an event stream was requested")
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
         if self._first_events:
@@ -200,48 +198,37 @@ class StreamedReply:
         if not self._done:
             if not self._finished:
                 raise self._errors.connection_lost("ended the stream before the answer was complete")
-            yield self._rewriter.in_events(self._usage_event + self._api_format.end)  # which the server omitted
+            yield self._api_format.end  # which the server omitted
 
     async def aclose(self) -> None:
         self._held.resize(0)
         try:
-            if self._done and not self._trailing_data and not self._response.complete:
+            if self._done and not self._response.complete:
                 with contextlib.suppress(OSError):  # the end of the body follows a moment after the last event
-                    self._trailing_data = bool((await self._response.chunk(DRAIN_TIMEOUT)).strip())
+                    await self._response.chunk(DRAIN_TIMEOUT)
         finally:
-            if self._done and not self._trailing_data:
-                self._response.release()
-            else:  # the answer is incomplete: closing tells the server to stop
-                self._response.close()
+            self._response.release()  # closes an incomplete one, which tells the server to stop
 
     def _complete_events(self, chunk: bytes) -> bytes:
         """The events that a chunk completes, up to the one that ends the stream; later ones are dropped."""
         try:
-            events = sse.join_data_lines(self._buffer.feed(chunk))
+            events = self._buffer.feed(chunk)
         except ValueError as error:
             raise self._errors.invalid_response(f"a broken event stream ({error})") from None
         self._held.resize(len(self._buffer.rest) + len(events))
         if self._api_format.done(events):
             self._done = True
-            events, rest = sse.cut_after(self._api_format.done, events)
-            self._trailing_data = bool(rest.strip() or self._buffer.rest.strip())
+            events = sse.up_to(self._api_format.done, events)
         return events
 
     def _process(self, events: bytes) -> bytes:
-        """Records token counts and finished choices, and returns the events that the client should see."""
+        """Records token counts and the end of a choice, and returns the events that the client should see."""
         self.usage.events += events.count(b"\n\n")
-        if self._api_format.finished(events):
-            if self._choices > 1:
-                self._ended_choices.update(str(index) for index, _ in sse.finish_reasons(events))
-            self._finished |= self._choices == 1 or len(self._ended_choices) >= self._choices
+        self._finished |= self._api_format.finished(events)
         counted = False
         for counts in self._api_format.usages(events):
             record_usage(self.usage, counts)
             counted = True
-        if counted and self._with_usage is False:
+        if counted and self._hides_usage:
             events = sse.remove_usage(events)
-        elif counted and self._with_usage:
-            self._usage_event = sse.usage_event(events)
-        if self._done and self._usage_event:
-            events = sse.insert_before_end(events, self._usage_event)
         return self._rewriter.in_events(events)

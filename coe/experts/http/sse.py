@@ -22,7 +22,6 @@ _DONE = re.compile(rb"^data: *\[DONE\]", re.MULTILINE)
 _FINISHED = re.compile(rb'"finish_reason"\s*:\s*"[^"]')  # some servers send `"finish_reason":""` in every chunk
 _USAGE = re.compile(rb'"usage"\s*:\s*\{')
 _BLANK = re.compile(rb"\r?\n\r?\n")
-_FOLDED = re.compile(rb"^data:.*(?:\ndata:.*)+", re.MULTILINE)
 _FIELD = re.compile(rb"\A(?:data|event|id|retry)?:")
 
 
@@ -33,10 +32,8 @@ class EventBuffer:
     longer than `limit` bytes.
     """
 
-    __slots__ = ("_limit", "_returned", "rest")
-
     def __init__(self, *, limit: int = MAX_EVENT_BYTES) -> None:
-        self.rest: bytes | bytearray = b""
+        self.rest = bytearray()
         """The bytes after the last complete event."""
         self._limit = limit
         self._returned = False
@@ -47,25 +44,16 @@ class EventBuffer:
             chunk = self._with_newlines(chunk)
         if not self.rest and chunk.endswith(b"\n\n"):  # the usual case
             return chunk
-        end = chunk.rfind(b"\n\n") + 2
+        searched = max(len(self.rest) - 1, 0)  # a large event arrives in thousands of chunks
+        self.rest += chunk
+        end = self.rest.rfind(b"\n\n", searched) + 2
         if end == 1:  # rfind found nothing
-            end = int(chunk.startswith(b"\n") and self.rest.endswith(b"\n"))
-        if not end:
-            self._keep(chunk)
+            if len(self.rest) > self._limit:
+                raise ValueError(f"an event is longer than {self._limit} bytes")
             return b""
-        events, self.rest = b"".join((self.rest, chunk[:end])), chunk[end:]
+        events = bytes(self.rest[:end])
+        del self.rest[:end]
         return events
-
-    def _keep(self, chunk: bytes) -> None:
-        """A large event arrives in thousands of chunks: it is neither copied nor searched again for each."""
-        if not self.rest:
-            self.rest = chunk
-        elif isinstance(self.rest, bytes):
-            self.rest = bytearray(self.rest) + chunk
-        else:
-            self.rest += chunk
-        if len(self.rest) > self._limit:
-            raise ValueError(f"an event is longer than {self._limit} bytes")
 
     def _with_newlines(self, chunk: bytes) -> bytes:
         """A CR ends its line at once, since the next byte may arrive much later; a following LF belongs to it."""
@@ -77,8 +65,6 @@ class EventBuffer:
 
 class EventTypes:
     """A set of values of the `type` field that every event of an API carries."""
-
-    __slots__ = ("_any", "_names")
 
     def __init__(self, *names: str) -> None:
         self._names = names
@@ -105,19 +91,6 @@ def has_no_choice(event: Any) -> bool:
     return isinstance(event, dict) and not event.get("choices", True) and not event.get("error")
 
 
-def has_no_content(event: Any) -> bool:
-    """True if a chunk has no choice, or the role alone, which some servers send before they begin with the answer."""
-    choices = event.get("choices") if isinstance(event, dict) else None
-    if not isinstance(choices, list) or not choices or not all(isinstance(choice, dict) for choice in choices):
-        return has_no_choice(event)
-    return all(
-        isinstance(delta := choice.get("delta"), dict)
-        and not choice.get("finish_reason")
-        and not any(value for name, value in delta.items() if name != "role")
-        for choice in choices
-    )
-
-
 def first_event(events: bytes, *, preamble: Callable[[Any], bool] = never) -> Any:
     """The first data line as JSON that is not [DONE] and not `preamble`; None without one. Raises ValueError if this is
     not an event stream."""
@@ -130,13 +103,6 @@ def first_event(events: bytes, *, preamble: Callable[[Any], bool] = never) -> An
             if not preamble(event):
                 return event
     return None
-
-
-def join_data_lines(events: bytes) -> bytes:
-    """Joins the data lines of each event into one: JSON can be split only where a space is allowed."""
-    if b"\ndata:" not in events:
-        return events
-    return _FOLDED.sub(lambda lines: lines[0].replace(b"\ndata:", b" "), events)
 
 
 def done(events: bytes) -> bool:
@@ -161,11 +127,10 @@ def before(failed: Callable[[bytes], Any], events: bytes) -> bytes:
     return events[:good]
 
 
-def cut_after(ended: Callable[[bytes], bool], events: bytes) -> tuple[bytes, bytes]:
-    """Splits the events after the first one for which `ended` is true."""
+def up_to(ended: Callable[[bytes], bool], events: bytes) -> bytes:
+    """The events up to the first one for which `ended` is true, that one included."""
     end = _BLANK.search(events, len(before(ended, events)) + 1)
-    at = end.end() if end else len(events)
-    return events[:at], events[at:]
+    return events[: end.end()] if end else events
 
 
 def finished(events: bytes) -> bool:
@@ -203,24 +168,6 @@ def remove_usage(events: bytes) -> bytes:
     return b"".join((*kept, events[at:]))
 
 
-def usage_event(events: bytes) -> bytes:
-    """The event with token counts and no choice, as OpenAI's API sends it, made from the last counts among the events.
-    Empty if there are none, or if a server sent this event itself."""
-    for event in _parsed(b'"usage"', reversed(events.splitlines())):
-        if isinstance(event.get("usage"), dict):
-            if not event.get("choices", True):
-                return b""
-            return b"data: %b\n\n" % json_text.dumps_with_nan({**event, "choices": []})
-    return b""
-
-
-def insert_before_end(events: bytes, event: bytes) -> bytes:
-    """Inserts an event before [DONE]; at the end without it."""
-    end = _DONE.search(events)
-    at = end.start() if end else len(events)
-    return b"".join((events[:at], event, events[at:]))
-
-
 def _parsed(word: bytes, lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
     """Yields the JSON objects of the data lines that contain `word`."""
     for line in lines:
@@ -231,11 +178,6 @@ def _parsed(word: bytes, lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
                 continue
             if isinstance(found, dict):
                 yield found
-
-
-def chunks_of(events: bytes) -> Iterator[dict[str, Any]]:
-    """Yields the JSON objects of all events but [DONE]."""
-    yield from _parsed(b"{", events.splitlines())
 
 
 def error_event(body: bytes) -> bytes:

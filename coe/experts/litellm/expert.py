@@ -12,22 +12,22 @@ import logging
 import os
 import threading
 import warnings
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
+from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 import orjson
 
 from coe.core import Api, Call, Health, Reply
 from coe.errors import ConfigError, ExpertError, pip_install
-from coe.experts.api_formats import API_FORMATS, is_empty_answer, record_usage
-from coe.experts.error_mapping import ErrorMapping, connection_cause, out_of_descriptors
+from coe.experts.api_formats import API_FORMATS, record_usage
+from coe.experts.error_mapping import ErrorMapping, connection_cause
 from coe.experts.held_answer import HeldAnswer, WholeReply
-from coe.experts.http.sse import EVENT_STREAM
-from coe.experts.litellm.response_limits import ResponseLimits
-from coe.experts.litellm.translation import forwarded_headers, litellm_arguments, plain
+from coe.experts.http.replies import ModelNameRewriter, StreamedReply, shows_usage
+from coe.experts.litellm.translation import litellm_arguments, plain
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
 from coe.usage import SentCall, Usage
@@ -37,8 +37,6 @@ REMEDY = pip_install("providers")
 SIDE_REQUEST_TIMEOUT = 1.0
 """Timeout in seconds of litellm's own extra requests (Ollama: the model's size), which block all litellm streams."""
 _LOGGERS = ("LiteLLM", "LiteLLM Router", "LiteLLM Proxy", "httpx", "httpcore", "openai")
-
-EntryPoint: TypeAlias = Callable[..., Awaitable[Any]]
 
 
 class LitellmExpert:
@@ -68,29 +66,19 @@ class LitellmExpert:
         another API."""
         arguments = {**litellm_arguments(call, self.spec), **self._settings}
         arguments["timeout"] = call.first_token_timeout + call.stream_idle_timeout  # a backstop: those below end before
-        if headers := forwarded_headers(call, self.spec):
-            arguments["extra_headers"] = headers
-        try:
-            await _in_background(_load_entry_points())  # the first time takes seconds, which do not count
-        except OSError as error:
-            if out_of_descriptors(error):
-                raise self.errors.no_descriptor() from None
-            raise
+        if call.headers:
+            arguments["extra_headers"] = dict(call.headers)
+        await _in_background(_load_entry_points())  # the first time takes seconds, which do not count
         record, held = SentCall(self.name), HeldAnswer(call.memory)
-        limits = ResponseLimits(stream=call.stream, held=None if call.stream else held)
-        stream = _StreamedReply(self, call, record.usage, limits) if call.stream else None
         call.sent.append(record)
         try:
             async with asyncio.timeout(call.first_token_timeout) as limit:
-                if stream is not None:
-                    await _in_background(stream.begin(arguments))
-                    return stream
-                body = await _in_background(self._whole(call.api, arguments, record.usage, limits))
+                if call.stream:
+                    return await self._streamed(call, arguments, record.usage, held)
+                body = await _in_background(self._whole(call.api, arguments, record.usage))
                 return WholeReply(body, record.usage, held)
         except BaseException as error:
-            _background_loop().call_soon_threadsafe(limits.give_up)
-            if stream is not None:
-                stream.abandon()
+            held.resize(0)
             if isinstance(error, ExpertError) and not error.may_be_billed:
                 call.sent.remove(record)
             if isinstance(error, TimeoutError) and limit.expired():
@@ -98,9 +86,28 @@ class LitellmExpert:
                 raise self.errors.timed_out(f"gave no {what} within {call.first_token_timeout:g} s") from None
             raise
 
-    async def _whole(self, api: Api, arguments: dict[str, Any], usage: Usage, limits: ResponseLimits) -> bytes:
+    async def _streamed(self, call: Call, arguments: dict[str, Any], usage: Usage, held: HeldAnswer) -> StreamedReply:
+        events = _Events(self, call.api)
+        await _in_background(events.open(arguments))
+        reply = StreamedReply(
+            events,
+            api_format=replace(API_FORMATS[call.api], preamble=_has_no_content),
+            errors=self.errors,
+            rewriter=ModelNameRewriter(server_name=self.name, client_name=self.name),
+            stream_idle_timeout=call.stream_idle_timeout,
+            usage=usage,
+            held=held,
+            hides_usage=not shows_usage(call),
+        )
+        try:
+            await reply.begin()
+        except BaseException:
+            events.release()
+            raise
+        return reply
+
+    async def _whole(self, api: Api, arguments: dict[str, Any], usage: Usage) -> bytes:
         """The answer without a stream. Runs in the background loop."""
-        limits.begin()
         try:
             answer = plain(await _entry_points()[api](**arguments), name=self.name)
             if API_FORMATS[api].answer_field not in answer:
@@ -108,21 +115,13 @@ class LitellmExpert:
             record_usage(usage, answer.get("usage"))
             return orjson.dumps(answer)
         except Exception as error:  # its traceback may hold the prompt
-            limits.give_up()
-            raise self.expert_error(error, api, limits) from None
+            raise self.expert_error(error, api) from None
 
     async def aclose(self) -> None:
         """Does nothing: litellm owns its connections."""
 
-    def expert_error(self, error: Exception, api: Api, limits: ResponseLimits) -> ExpertError:
-        """Converts litellm's exception. If a response exceeded one of the limits, the exception is a consequence of
-        that, whatever its class."""
-        if out_of_descriptors(error):
-            return self.errors.no_descriptor()
-        if limits.full is not None:
-            return limits.full
-        if limits.exceeded_limit:
-            return self.errors.invalid_response(limits.exceeded_limit)
+    def expert_error(self, error: Exception, api: Api) -> ExpertError:
+        """Converts litellm's exception."""
         if isinstance(error, ExpertError):
             return error
         status = getattr(error, "status_code", None)
@@ -152,84 +151,49 @@ def _failed_inside_litellm(error: BaseException) -> bool:
     return isinstance(error, (AttributeError, LookupError, TypeError, UnicodeError))
 
 
-class _StreamedReply:
-    """A response that arrives event by event. litellm's iterator stays in the background loop; bytes come over."""
+def _has_no_content(event: dict[str, Any]) -> bool:
+    """True for an event without content. litellm opens and ends an answer even if it received none (a login page, an
+    error with status 200)."""
+    return not event.get("error") and not any(choice.get("delta") for choice in event.get("choices", ()))
 
-    media_type = EVENT_STREAM
 
-    def __init__(self, expert: LitellmExpert, call: Call, usage: Usage, limits: ResponseLimits) -> None:
-        self.usage = usage
+class _Events:
+    """litellm's answer as server-sent events. Its iterator stays in the background loop; bytes come over."""
+
+    def __init__(self, expert: LitellmExpert, api: Api) -> None:
+        self.complete = False
         self._expert = expert
-        self._call = call
-        self._limits = limits
-        self._api_format = API_FORMATS[call.api]
+        self._api = api
         self._source: Any = None
-        self._first = b""
-        self._abandoned = self._has_content = self._complete = self._ended = False
-        options = call.fields.get("stream_options")
-        wants_usage = isinstance(options, dict) and options.get("include_usage") is True
-        self._hides_usage = call.api == "chat" and not wants_usage
 
-    async def begin(self, arguments: dict[str, Any]) -> None:
-        """Runs in the background loop."""
-        self._limits.begin()
+    async def open(self, arguments: dict[str, Any]) -> None:
+        """Sends the request. Runs in the background loop."""
         try:
-            self._source = aiter(await _entry_points()[self._call.api](**arguments))
+            self._source = aiter(await _entry_points()[self._api](**arguments))
         except Exception as error:
-            raise self._expert.expert_error(error, self._call.api, self._limits) from None
-        while not (self._has_content or self._abandoned or self._ended):
-            self._first += await self._next()
-        if self._abandoned:  # litellm may lose a cancellation: close what it opened
+            raise self._expert.expert_error(error, self._api) from None
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():  # litellm may lose a cancellation
             await _close(self._source)
-        elif not self._has_content and not is_empty_answer(self.usage):
-            raise self._expert.errors.connection_lost("ended the stream before the first event")
 
-    async def chunks(self) -> AsyncGenerator[bytes, None]:
-        yield self._first
-        try:
-            while not self._ended:
-                async with asyncio.timeout(self._call.stream_idle_timeout):
-                    chunk = await _in_background(self._next())
-                if chunk:
-                    yield chunk
-        except TimeoutError:
-            raise self._expert.errors.timed_out(f"sent nothing for {self._call.stream_idle_timeout:g} s") from None
-        self._source = None
-        if not self._complete:
-            raise self._expert.errors.connection_lost("ended the stream before the answer was complete")
-        if self._api_format.end:
-            yield self._api_format.end
-
-    def abandon(self) -> None:
-        self._abandoned = True
-        if self._source is not None:
-            asyncio.run_coroutine_threadsafe(_close(self._source), _background_loop())
-
-    async def aclose(self) -> None:
-        if self._source is not None:
-            await _in_background(_close(self._source))
+    async def chunk(self, within: float | None = None) -> bytes:
+        """Returns the next event, empty at the end. Raises an ExpertError, and TimeoutError after `within` seconds."""
+        async with asyncio.timeout(within):
+            return await _in_background(self._next())
 
     async def _next(self) -> bytes:
-        """The next event for the client, empty at the end. Runs in the background loop."""
         try:
             async for item in self._source:
-                event = plain(item, name=self._expert.name)
-                chunk = b"data: %b\n\n" % orjson.dumps(event)
-                if failure := self._api_format.failure(chunk):
-                    where = "failed in the middle of the answer" if self._has_content else "answered with an error"
-                    raise self._expert.errors.server_error(where, failure)
-                for counts in self._api_format.usages(chunk):
-                    record_usage(self.usage, counts)
-                self.usage.events += 1
-                # litellm opens and ends an answer even if it received none (a login page, an error with status 200)
-                self._has_content |= any(choice.get("delta") for choice in event.get("choices", ()))
-                self._complete |= self._api_format.done(chunk) or self._api_format.finished(chunk)
-                if event.get("choices") or not self._hides_usage:
-                    return chunk
+                return b"data: %b\n\n" % orjson.dumps(plain(item, name=self._expert.name))
         except Exception as error:
-            raise self._expert.expert_error(error, self._call.api, self._limits) from None
-        self._ended = True
+            raise self._expert.expert_error(error, self._api) from None
+        self.complete = True
         return b""
+
+    def release(self) -> None:
+        """Ends the answer."""
+        if not self.complete:
+            asyncio.run_coroutine_threadsafe(_close(self._source), _background_loop())
 
 
 async def _close(source: Any) -> None:
@@ -255,17 +219,18 @@ async def _load_entry_points() -> None:
 
 
 @cache
-def _entry_points() -> dict[Api, EntryPoint]:
+def _entry_points() -> dict[Api, Callable[..., Awaitable[Any]]]:
     """Imports and configures litellm: quiet, and without network access. Returns one function for each API."""
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     os.environ.setdefault("LITELLM_LOCAL_ANTHROPIC_BETA_HEADERS", "True")
     os.environ.setdefault("LITELLM_MODE", "PRODUCTION")  # in its default mode it reads .env files
     import litellm
-    from litellm.llms.custom_httpx.http_handler import HTTPHandler
+    from litellm.llms.custom_httpx.http_handler import AsyncHTTPHandler, HTTPHandler
 
-    from coe.experts.litellm.response_limits import limit_clients
-
-    limit_clients()
+    AsyncHTTPHandler.create_client = _without_redirects(AsyncHTTPHandler.create_client)  # type: ignore[method-assign]
+    HTTPHandler.create_client = _without_redirects(HTTPHandler.create_client)  # type: ignore[method-assign]
+    litellm.in_memory_llm_clients_cache.flush_cache()  # type: ignore[no-untyped-call]
+    litellm.aclient_session = AsyncHTTPHandler().create_client(timeout=None, event_hooks=None)  # of OpenAI's library
     litellm.suppress_debug_info = True
     litellm.turn_off_message_logging = True
     litellm.user_url_validation = True  # it fetches images for some providers: never from private addresses
@@ -274,3 +239,14 @@ def _entry_points() -> dict[Api, EntryPoint]:
     for name in _LOGGERS:  # they log prompts, and URLs with keys
         logging.getLogger(name).setLevel(logging.CRITICAL)
     return {"chat": litellm.acompletion, "embeddings": litellm.aembedding}
+
+
+def _without_redirects(create: Callable[..., Any]) -> Callable[..., Any]:
+    """Changes how litellm creates its HTTP clients: an undeclared address would receive the prompt."""
+
+    def create_client(*args: Any, **kwargs: Any) -> Any:
+        client = create(*args, **kwargs)
+        client.follow_redirects = False
+        return client
+
+    return create_client

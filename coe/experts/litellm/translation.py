@@ -43,14 +43,6 @@ def litellm_arguments(call: Call, spec: ExpertSpec) -> dict[str, Any]:
     return arguments
 
 
-def forwarded_headers(call: Call, spec: ExpertSpec) -> dict[str, str]:
-    """The headers of the call that are forwarded. litellm sets anthropic-version itself; anthropic-beta means something
-    to Anthropic alone."""
-    anthropic = spec.runtime == "litellm" and spec.model.startswith("anthropic/")
-    dropped = ("anthropic-version",) if anthropic else ("anthropic-version", "anthropic-beta")
-    return {name: value for name, value in call.headers.items() if name not in dropped}
-
-
 def plain(item: Any, *, name: str) -> dict[str, Any]:
     """An item of litellm (a pydantic model or a mapping) in JSON types, with the expert's name as the model's."""
     if not isinstance(item, dict):

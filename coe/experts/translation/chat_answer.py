@@ -1,21 +1,22 @@
-"""Reads answers of Chat Completions: a `Delta` is what one chunk of a stream, or a non-streaming answer, adds.
+"""Reads answers of Chat Completions and builds answers in other APIs from them.
 
-Both builders of translated answers consume deltas, so that streams and non-streaming answers share one translation.
-Servers deviate from OpenAI's form: reasoning has several names, calls lack their index, and content may be parts.
+A `Delta` is what one chunk of a stream, or a non-streaming answer, adds. `AnswerBuilder` consumes deltas, so that
+streams and non-streaming answers share one translation. Servers deviate from OpenAI's form: reasoning has several
+names, calls lack their index, and content may be parts.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from coe import json_text
 
+Event = dict[str, Any]
 MAX_CALLS = 1024
 """Tool calls of one answer."""
-OBJECT_BYTES = 2**8
-"""Approximate bytes of memory of a short text or a small object."""
 _REASONING_FIELDS = ("reasoning_content", "reasoning")
 """DeepSeek, litellm and older vLLM; newer vLLM, Ollama and OpenRouter."""
 
@@ -32,27 +33,13 @@ class CallDelta:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """A part of an answer. `signature` and `redacted` are those of Anthropic's thinking blocks, as litellm returns
-    them. `logprobs` and `annotations` are in the form of chat, which Responses shares."""
+    """A part of an answer."""
 
     reasoning: str = ""
     text: str = ""
     refusal: str = ""
     calls: tuple[CallDelta, ...] = ()
-    logprobs: tuple[Mapping[str, Any], ...] = ()
-    annotations: tuple[Mapping[str, Any], ...] = ()
-    signature: str = ""
-    redacted: tuple[str, ...] = ()
     finish_reason: str = ""
-    stop_sequence: str = ""
-
-    @property
-    def size(self) -> int:
-        """Approximate bytes of memory that it takes in an answer."""
-        written = sum(len(call.arguments) for call in self.calls) + sum(map(len, self.redacted))
-        objects = len(self.calls) + len(self.redacted) + len(self.annotations) + len(self.logprobs)
-        texts = len(self.reasoning) + len(self.text) + len(self.refusal) + len(self.signature)
-        return texts + written + OBJECT_BYTES * (1 + objects)
 
 
 class ChatReader:
@@ -82,19 +69,12 @@ class ChatReader:
         message = choice.get(field) or {}
         if not isinstance(message, dict):
             raise ValueError(f"a {field} that is not an object")
-        reasoning = next((text for name in _REASONING_FIELDS if (text := _text(message.get(name)))), "")
-        blocks = _objects(message.get("thinking_blocks"))
         return Delta(
-            reasoning=reasoning,
+            reasoning=next((text for name in _REASONING_FIELDS if (text := _text(message.get(name)))), ""),
             text=_text(message.get("content")),
             refusal=_text(message.get("refusal")),
             calls=tuple(map(self._call, _objects(message.get("tool_calls")))),
-            logprobs=_logprobs(choice.get("logprobs")),
-            annotations=tuple(filter(None, map(_annotation, _objects(message.get("annotations"))))),
-            signature="".join(_text(block.get("signature")) for block in blocks),
-            redacted=tuple(_text(block.get("data")) for block in blocks if block.get("type") == "redacted_thinking"),
             finish_reason=_text(choice.get("finish_reason")),
-            stop_sequence=_text(choice.get("stop_reason")),  # vLLM's name
         )
 
     def _call(self, call: Mapping[str, Any]) -> CallDelta:
@@ -112,40 +92,63 @@ class ChatReader:
         return CallDelta(number, _text(call.get("id")), name, _text(arguments))
 
 
-class CallOrder:
-    """Reorders the deltas of a stream so that the pieces of a tool call follow each other.
+class AnswerBuilder(ABC):
+    """Builds one answer, item by item, from the deltas of a chat answer. `answer` is the object that a client without
+    a stream gets. Every method returns the events that it causes."""
 
-    Chat servers may interleave the pieces of parallel calls, or send text between them. The Responses and Messages APIs
-    send one item after the other. The first call passes; what else comes after it waits for the end of the stream, as
-    clients run calls only then. The limits of the answer bound what waits.
-    """
+    kinds: ClassVar[Mapping[str, str]]
+    """The kinds of item that hold the texts of a delta, by the name of its field."""
 
     def __init__(self) -> None:
-        self._open: int | None = None
-        """The number of the call whose pieces pass."""
-        self._waiting: dict[object, list[Delta]] = {}
-        """The pieces of each other call, and the texts between."""
+        self.answer: dict[str, Any] = {}
+        self.finish_reason = ""
+        self.refused = False
+        self.calls = 0
+        """Tool calls so far."""
+        self._open: str | int | None = None
+        """The kind of the open item, or the number of its call."""
 
-    def add(self, delta: Delta) -> list[Delta]:
-        """Returns the deltas that can be written now."""
-        ordered, text = [], replace(delta, calls=())
-        if self._open is None:
-            ordered.append(text)
-        elif text != _NOTHING:
-            self._waiting[object()] = [text]
+    def add(self, delta: Delta) -> list[Event]:
+        """Raises ValueError for parts of a tool call that has ended: items follow each other."""
+        events: list[Event] = []
+        for field, kind in self.kinds.items():
+            if text := getattr(delta, field):
+                if self._open != kind:
+                    events += self.close_open() + self.open_text(kind)
+                    self._open = kind
+                events += self.write(text)
         for call in delta.calls:
-            if self._open is None:
-                self._open = call.number
-            same_call = ordered if call.number == self._open else self._waiting.setdefault(call.number, [])
-            same_call.append(Delta(calls=(call,)))
-        return ordered
+            if self._open != call.number:
+                if call.number < self.calls:
+                    raise ValueError("tool calls out of order")
+                events += self.close_open() + self.open_call(call)
+                self._open, self.calls = call.number, call.number + 1
+            if call.arguments:
+                events += self.write(call.arguments)
+        self.refused |= bool(delta.refusal)
+        self.finish_reason = delta.finish_reason or self.finish_reason
+        return events
 
-    def end(self) -> list[Delta]:
-        """Returns the deltas that still wait at the end of the stream."""
-        return [delta for deltas in self._waiting.values() for delta in deltas]
+    def close_open(self) -> list[Event]:
+        """Completes the open item, if there is one."""
+        was_open, self._open = self._open is not None, None
+        return self.close() if was_open else []
 
+    @abstractmethod
+    def open_text(self, kind: str) -> list[Event]:
+        """Begins an item for a text."""
 
-_NOTHING = Delta()
+    @abstractmethod
+    def open_call(self, call: CallDelta) -> list[Event]:
+        """Begins an item for a tool call."""
+
+    @abstractmethod
+    def write(self, text: str) -> list[Event]:
+        """Adds text to the open item."""
+
+    @abstractmethod
+    def close(self) -> list[Event]:
+        """Completes the open item."""
 
 
 def _text(value: Any) -> str:
@@ -157,23 +160,3 @@ def _text(value: Any) -> str:
 
 def _objects(value: Any) -> list[dict[str, Any]]:
     return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
-
-
-def _logprobs(value: Any) -> tuple[Mapping[str, Any], ...]:
-    return tuple(_objects(value.get("content"))) if isinstance(value, dict) else ()
-
-
-def _annotation(value: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Chat nests the fields of a citation under its type."""
-    kind = value.get("type")
-    nested = value.get(kind) if isinstance(kind, str) else None
-    return {"type": kind, **nested} if isinstance(nested, dict) else None
-
-
-def json_object(text: str) -> dict[str, Any] | None:
-    """The arguments of a call as an object; None if they are none."""
-    try:
-        found = json_text.loads(text.encode("utf-8", "surrogatepass"))
-    except ValueError:
-        return None
-    return found if isinstance(found, dict) else None

@@ -48,10 +48,6 @@ class Conversation:
         call = {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
         self._assistant().setdefault("tool_calls", []).append(call)
 
-    def add_thinking(self, block: Mapping[str, Any]) -> None:
-        """Adds a signed thinking block of Anthropic, which litellm accepts for its models."""
-        self._assistant().setdefault("thinking_blocks", []).append(block)
-
     def add_result(self, call_id: str, parts: Parts) -> None:
         """Adds the result of a tool call. Its texts are the tool's message; a user's message holds the rest."""
         text = "\n".join(part["text"] for part in parts if part["type"] == "text")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
-from coe.experts.translation.chat_answer import CallDelta, Delta, json_object
+from coe import json_text
+from coe.experts.translation.chat_answer import AnswerBuilder, CallDelta, Event
 from coe.usage import Usage
 
-Event = dict[str, Any]
 _STOP_REASONS = {"length": "max_tokens", "content_filter": "refusal"} | dict.fromkeys(
     ("tool_calls", "function_call"), "tool_use"
 )
@@ -21,17 +21,16 @@ _DELTAS = {
 """The type and the field of the delta of each kind of block."""
 
 
-class MessageBuilder:
-    """Builds one message from the deltas of a chat answer. Every method returns the events that it causes."""
+class MessageBuilder(AnswerBuilder):
+    """Builds one message."""
 
-    def __init__(self, fields: Mapping[str, Any], *, model: str) -> None:
-        self._stop_sequences = fields.get("stop_sequences") or ()
+    kinds: ClassVar[Mapping[str, str]] = {"reasoning": "thinking", "text": "text", "refusal": "text"}
+
+    def __init__(self, *, model: str) -> None:
+        super().__init__()
         self._pieces: list[str] = []
-        self._calls: dict[int, dict[str, Any]] = {}
-        self._open: dict[str, Any] | None = None
-        self._reason = self._stop_sequence = ""
-        self._refused = False
-        self.message: dict[str, Any] = {
+        self._block: dict[str, Any] = {}
+        self.answer = {
             "id": f"msg_{uuid.uuid4().hex}",
             "type": "message",
             "role": "assistant",
@@ -43,93 +42,54 @@ class MessageBuilder:
         }
 
     def begin(self) -> list[Event]:
-        return [{"type": "message_start", "message": {**self.message, "content": []}}]
+        return [{"type": "message_start", "message": {**self.answer, "content": []}}]
 
-    def add(self, delta: Delta) -> list[Event]:
-        """Raises ValueError for parts of a tool call that has ended."""
-        events: list[Event] = []
-        if delta.reasoning:
-            events += self._switch("thinking") + self._write(delta.reasoning)
-        if delta.signature:
-            events += self._switch("thinking") + self._sign(delta.signature)
-        for data in delta.redacted:
-            events += self._close() + self._start({"type": "redacted_thinking", "data": data}) + self._close()
-        for text in filter(None, (delta.text, delta.refusal)):
-            events += self._switch("text") + self._write(text)
-        for call in delta.calls:
-            events += self._add_call(call)
-        self._refused = self._refused or bool(delta.refusal)
-        self._reason = delta.finish_reason or self._reason
-        self._stop_sequence = delta.stop_sequence or self._stop_sequence
-        return events
+    def open_text(self, kind: str) -> list[Event]:
+        return self._start({"type": kind, kind: ""} | ({"signature": ""} if kind == "thinking" else {}))
 
-    def end(self, usage: Usage) -> list[Event]:
-        events = self._close()
-        reason = _STOP_REASONS.get(self._reason, "end_turn")
-        if self._calls and reason == "end_turn":  # some servers report an ordinary end
-            reason = "tool_use"
-        elif self._refused:
-            reason = "refusal"
-        elif self._stop_sequence in self._stop_sequences and reason == "end_turn":
-            reason, self.message["stop_sequence"] = "stop_sequence", self._stop_sequence
-        self.message |= {"stop_reason": reason, "usage": _usage(usage)}
-        stop = {"stop_reason": reason, "stop_sequence": self.message["stop_sequence"]}
-        return [
-            *events,
-            {"type": "message_delta", "delta": stop, "usage": self.message["usage"]},
-            {"type": "message_stop"},
-        ]
-
-    def _add_call(self, call: CallDelta) -> list[Event]:
-        events: list[Event] = []
-        if (block := self._calls.get(call.number)) is None:
-            call_id = call.id or f"toolu_{uuid.uuid4().hex}"
-            block = self._calls[call.number] = {"type": "tool_use", "id": call_id, "name": call.name, "input": {}}
-            events += self._close() + self._start(block)
-        if block is not self._open:
-            raise ValueError("tool calls out of order")
-        return [*events, *(self._write(call.arguments) if call.arguments else ())]
-
-    def _switch(self, kind: str) -> list[Event]:
-        if self._open is not None and self._open["type"] == kind:
-            return []
-        block = {"type": kind, kind: ""} | ({"signature": ""} if kind == "thinking" else {})
-        return [*self._close(), *self._start(block)]
+    def open_call(self, call: CallDelta) -> list[Event]:
+        call_id = call.id or f"toolu_{uuid.uuid4().hex}"
+        return self._start({"type": "tool_use", "id": call_id, "name": call.name, "input": {}})
 
     def _start(self, block: dict[str, Any]) -> list[Event]:
-        self.message["content"].append(block)
-        self._open, self._pieces = block, []
+        self.answer["content"].append(block)
+        self._block, self._pieces = block, []
         return [self._event("content_block_start", content_block=dict(block))]
 
-    def _write(self, text: str) -> list[Event]:
-        assert self._open is not None
+    def write(self, text: str) -> list[Event]:
         self._pieces.append(text)
-        kind, field = _DELTAS[self._open["type"]]
+        kind, field = _DELTAS[self._block["type"]]
         return [self._event("content_block_delta", delta={"type": kind, field: text})]
 
-    def _sign(self, signature: str) -> list[Event]:
-        assert self._open is not None
-        self._open["signature"] += signature
-        return [self._event("content_block_delta", delta={"type": "signature_delta", "signature": signature})]
-
-    def _close(self) -> list[Event]:
-        if (block := self._open) is None:
-            return []
-        event = self._event("content_block_stop")
-        self._open, text = None, "".join(self._pieces)
+    def close(self) -> list[Event]:
+        block, text = self._block, "".join(self._pieces)
         if block["type"] == "tool_use":
-            found = json_object(text or "{}")
-            block["input"] = {"INVALID_JSON": text} if found is None else found  # the name of Anthropic's servers
-        elif block["type"] in _DELTAS:
+            try:
+                found = json_text.loads((text or "{}").encode("utf-8", "surrogatepass"))
+            except ValueError:
+                found = None
+            block["input"] = found if isinstance(found, dict) else {"INVALID_JSON": text}  # as Anthropic's servers
+        else:
             block[block["type"]] = text
-        return [event]
+        return [self._event("content_block_stop")]
+
+    def end(self, usage: Usage) -> list[Event]:
+        events = self.close_open()
+        reason = _STOP_REASONS.get(self.finish_reason, "end_turn")
+        if self.calls and reason == "end_turn":  # some servers report an ordinary end
+            reason = "tool_use"
+        elif self.refused:
+            reason = "refusal"
+        cached = usage.cached_tokens or 0  # this API counts the cached part of a prompt separately
+        counts = {
+            "input_tokens": max(0, (usage.input_tokens or 0) - cached),
+            "output_tokens": usage.output_tokens or 0,
+            "cache_creation_input_tokens": 0,
+            "cache_read_input_tokens": cached,
+        }
+        self.answer |= {"stop_reason": reason, "usage": counts}
+        stop = {"stop_reason": reason, "stop_sequence": None}
+        return [*events, {"type": "message_delta", "delta": stop, "usage": counts}, {"type": "message_stop"}]
 
     def _event(self, kind: str, **fields: Any) -> Event:
-        return {"type": kind, "index": len(self.message["content"]) - 1, **fields}
-
-
-def _usage(usage: Usage) -> dict[str, Any]:
-    """The counts in this API's form, which counts the cached part of a prompt separately."""
-    cached = usage.cached_tokens or 0
-    counts = {"input_tokens": max(0, (usage.input_tokens or 0) - cached), "output_tokens": usage.output_tokens or 0}
-    return {**counts, "cache_creation_input_tokens": 0, "cache_read_input_tokens": cached}
+        return {"type": kind, "index": len(self.answer["content"]) - 1, **fields}

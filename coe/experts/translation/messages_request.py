@@ -1,9 +1,8 @@
 """Translates a request of Anthropic's Messages API into one of Chat Completions.
 
 Tools that Anthropic's servers run themselves, and the blocks that record their use, are left out and reported by
-`dropped_parts`. Blocks that chat cannot carry and the answer depends on are refused with InvalidRequest. For
-Anthropic's own models behind litellm (`claude`), thinking, its signatures and cache breakpoints are kept, which litellm
-accepts.
+`dropped_parts`, and so is earlier thinking. Blocks that chat cannot carry and the answer depends on are refused with
+InvalidRequest.
 """
 
 from __future__ import annotations
@@ -19,26 +18,25 @@ from coe.experts.translation.settings import PASSED_FIELDS, add_effort, effort_o
 Fields = Mapping[str, Any]
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 _THINKING = ("thinking", "redacted_thinking")
-_TYPES: Mapping[str, type] = {"stop_sequences": list, "tool_choice": dict, "thinking": dict, "output_config": dict}
 
 
-def chat_fields(fields: Fields, *, claude: bool = False) -> dict[str, Any]:
+def chat_fields(fields: Fields) -> dict[str, Any]:
     """Returns the body for chat. Raises InvalidRequest that names the field."""
-    for name, kind in _TYPES.items():
-        if fields.get(name) is not None and not isinstance(fields[name], kind):
-            raise InvalidRequest(f"{name} must be {'a list' if kind is list else 'an object'}", param=name)
-    reader = _Reader(claude)
+    conversation = Conversation()
     if fields.get("system"):
-        reader.add_message({"role": "system", "content": fields["system"]}, "system")
+        _add_message(conversation, {"role": "system", "content": fields["system"]}, "system")
     for index, message in enumerate(fields["messages"]):
-        reader.add_message(message, f"messages[{index}].content")
-    body: dict[str, Any] = {"messages": reader.conversation.messages, "stream": bool(fields.get("stream"))}
+        _add_message(conversation, message, f"messages[{index}].content")
+    body: dict[str, Any] = {"messages": conversation.messages, "stream": bool(fields.get("stream"))}
     body |= {name: fields[name] for name in (*PASSED_FIELDS, "max_tokens") if fields.get(name) is not None}
     if fields.get("stop_sequences"):
         body["stop"] = fields["stop_sequences"]
-    _add_tools(body, fields, claude)
-    config = fields.get("output_config") or {}
-    _add_thinking(body, fields.get("thinking") or {}, config.get("effort"), claude)
+    _add_tools(body, fields)
+    config, thinking = fields.get("output_config") or {}, fields.get("thinking") or {}
+    if (effort := config.get("effort")) is not None and thinking.get("type") != "disabled":
+        add_effort(body, effort, "output_config.effort")
+    elif thinking.get("type") == "enabled":
+        body["reasoning_effort"] = effort_of_budget(thinking.get("budget_tokens"))
     form = config.get("format") or fields.get("output_format")
     if isinstance(form, dict) and form.get("type") == "json_schema":
         body["response_format"] = output_format({"schema": form.get("schema"), "strict": True})
@@ -47,89 +45,68 @@ def chat_fields(fields: Fields, *, claude: bool = False) -> dict[str, Any]:
 
 def dropped_parts(fields: Fields) -> tuple[str, ...]:
     """Returns the types of the tools, blocks and fields that `chat_fields` leaves out."""
-    tools = [str(tool.get("type")) for tool in _tools(fields) if not _is_function(tool)]
+    tools = [str(tool.get("type")) for tool in fields.get("tools") or () if not _is_function(tool)]
     contents = [message.get("content") for message in fields.get("messages") or ()]
     blocks = [block for content in contents if isinstance(content, list) for block in content]
     kinds = [kind for block in blocks if _is_server_block(kind := str(block.get("type")))]
     return (*tools, *kinds, *(name for name in ("mcp_servers", "container") if fields.get(name)))
 
 
-class _Reader:
-    """Reads messages into a conversation."""
-
-    def __init__(self, claude: bool) -> None:
-        self.conversation = Conversation()
-        self._claude = claude
-
-    def add_message(self, message: Fields, path: str) -> None:
-        """Adds one message: tool results first, as chat requires, then what is left."""
-        content, parts = message.get("content"), []
-        if isinstance(content, str) or content is None:
-            content = [text_part(content or "")]
-        for index, block in enumerate(content):
-            where, kind = f"{path}[{index}]", block.get("type")
-            if kind == "tool_result":
-                found = self._parts(block.get("content"), f"{where}.content")
-                self.conversation.add_result(text_field(block, "tool_use_id", where), found)
-            elif kind in _THINKING and self._claude:
-                self.conversation.add_thinking(block)
-            elif kind not in ("tool_use", *_THINKING) and not _is_server_block(str(kind)):
-                parts.append(self._part(block, where))
-        if parts:
-            self.conversation.add(message["role"], parts)
-        for index, block in enumerate(content):
-            if block.get("type") == "tool_use":
-                where, arguments = f"{path}[{index}]", json_text.dumps(block.get("input") or {}).decode()
-                self.conversation.add_call(text_field(block, "id", where), text_field(block, "name", where), arguments)
-
-    def _parts(self, content: Any, path: str) -> list[dict[str, Any]]:
-        if content is None or isinstance(content, str):
-            return [text_part(content or "")]
-        if not isinstance(content, list) or not all(isinstance(block, dict) for block in content):
-            raise InvalidRequest(f"{path} must be text or a list of blocks", param=path)
-        kept = [(index, block) for index, block in enumerate(content) if block.get("type") != "tool_reference"]
-        return [self._part(block, f"{path}[{index}]") for index, block in kept]
-
-    def _part(self, block: Fields, where: str) -> dict[str, Any]:
-        kind, source = block.get("type"), block.get("source")
-        source = source if isinstance(source, dict) else {}
-        if kind == "text":
-            part = text_part(text_field(block, "text", where))
-        elif kind == "image" and source.get("type") in ("base64", "url"):
-            part = image_part(_url(source, where))
-        elif kind == "document":
-            part = self._document(block, source, where)
-        elif kind == "search_result":
-            texts = [part["text"] for part in self._parts(block.get("content"), where) if part["type"] == "text"]
-            part = text_part("\n".join([str(block.get("title") or ""), str(source or block.get("source")), *texts]))
-        else:
-            message = f"{where} is of a type that this model's server does not accept: {kind} {source.get('type', '')}"
-            raise InvalidRequest(message.strip(), param=f"{where}.type", code="unsupported_api")
-        if self._claude and block.get("cache_control"):
-            part["cache_control"] = block["cache_control"]
-        return part
-
-    def _document(self, block: Fields, source: Fields, where: str) -> dict[str, Any]:
-        if (form := source.get("type")) == "text":
-            return text_part(text_field(source, "data", f"{where}.source"))
-        if form == "content":
-            parts = self._parts(source.get("content"), f"{where}.source.content")
-            return text_part("\n".join(part["text"] for part in parts if part["type"] == "text"))
-        if form == "base64":
-            name = block.get("title") or "document.pdf"
-            return {"type": "file", "file": {"filename": name, "file_data": _url(source, where)}}
-        message = f"{where} must have its data: this model's server does not fetch documents"
-        raise InvalidRequest(message, param=f"{where}.source.type", code="unsupported_api")
+def _add_message(conversation: Conversation, message: Fields, path: str) -> None:
+    """Adds one message: tool results first, as chat requires, then what is left."""
+    content, parts = message.get("content"), []
+    if isinstance(content, str) or content is None:
+        content = [text_part(content or "")]
+    for index, block in enumerate(content):
+        where, kind = f"{path}[{index}]", block.get("type")
+        if kind == "tool_result":
+            result = _parts(block.get("content"), f"{where}.content")
+            conversation.add_result(text_field(block, "tool_use_id", where), result)
+        elif kind not in ("tool_use", *_THINKING) and not _is_server_block(str(kind)):
+            parts.append(_part(block, where))
+    if parts:
+        conversation.add(message["role"], parts)
+    for index, block in enumerate(content):
+        if block.get("type") == "tool_use":
+            where, arguments = f"{path}[{index}]", json_text.dumps(block.get("input") or {}).decode()
+            conversation.add_call(text_field(block, "id", where), text_field(block, "name", where), arguments)
 
 
-def _add_tools(body: dict[str, Any], fields: Fields, claude: bool) -> None:
-    functions = [_function(tool, claude) for tool in _tools(fields) if _is_function(tool)]
+def _parts(content: Any, path: str) -> list[dict[str, Any]]:
+    if content is None or isinstance(content, str):
+        return [text_part(content or "")]
+    if not isinstance(content, list) or not all(isinstance(block, dict) for block in content):
+        raise InvalidRequest(f"{path} must be text or a list of blocks", param=path)
+    kept = [(index, block) for index, block in enumerate(content) if block.get("type") != "tool_reference"]
+    return [_part(block, f"{path}[{index}]") for index, block in kept]
+
+
+def _part(block: Fields, where: str) -> dict[str, Any]:
+    kind, source = block.get("type"), block.get("source")
+    source = source if isinstance(source, dict) else {}
+    form, place = source.get("type"), f"{where}.source"
+    if kind == "text":
+        return text_part(text_field(block, "text", where))
+    if kind == "document" and form == "text":
+        return text_part(text_field(source, "data", place))
+    if kind == "image" and form == "url":
+        return image_part(text_field(source, "url", place))
+    if kind in ("image", "document") and form == "base64":
+        url = f"data:{source.get('media_type')};base64,{text_field(source, 'data', place)}"
+        if kind == "image":
+            return image_part(url)
+        return {"type": "file", "file": {"filename": block.get("title") or "document.pdf", "file_data": url}}
+    message = f"{where} is of a type that this model's server does not accept: {kind} {form or ''}".strip()
+    param = f"{place}.type" if kind == "document" else f"{where}.type"
+    raise InvalidRequest(message, param=param, code="unsupported_api")
+
+
+def _add_tools(body: dict[str, Any], fields: Fields) -> None:
+    functions = [_function(tool) for tool in fields.get("tools") or () if _is_function(tool)]
     if not functions:
         return
     body["tools"], choice = functions, fields.get("tool_choice") or {}
     kind, names = choice.get("type"), [one["function"]["name"] for one in functions]
-    if kind is not None and not isinstance(kind, str):
-        raise InvalidRequest("tool_choice.type must be text", param="tool_choice.type")
     if kind in _CHOICES:
         body["tool_choice"] = _CHOICES[kind]
     elif kind == "tool":
@@ -141,19 +118,9 @@ def _add_tools(body: dict[str, Any], fields: Fields, claude: bool) -> None:
         body["parallel_tool_calls"] = False
 
 
-def _function(tool: Fields, claude: bool) -> dict[str, Any]:
+def _function(tool: Fields) -> dict[str, Any]:
     function = {name: tool[name] for name in ("name", "description", "strict") if tool.get(name) is not None}
-    whole: dict[str, Any] = {"type": "function", "function": {**function, "parameters": tool["input_schema"]}}
-    if claude and tool.get("cache_control"):
-        whole["cache_control"] = tool["cache_control"]
-    return whole
-
-
-def _tools(fields: Fields) -> list[dict[str, Any]]:
-    tools = fields.get("tools") or []
-    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
-        raise InvalidRequest("tools must be a list of objects", param="tools")
-    return tools
+    return {"type": "function", "function": {**function, "parameters": tool["input_schema"]}}
 
 
 def _is_function(tool: Fields) -> bool:
@@ -166,24 +133,3 @@ def _is_server_block(kind: str) -> bool:
     return kind in ("server_tool_use", "mcp_tool_use", "container_upload") or (
         kind.endswith("_tool_result") and kind != "tool_result"
     )
-
-
-def _add_thinking(body: dict[str, Any], thinking: Fields, effort: Any, claude: bool) -> None:
-    kind = thinking.get("type")
-    if claude and kind is not None:
-        body["thinking"] = thinking
-        add_effort(body, effort, "output_config.effort")
-        if effort is not None:  # litellm makes it output_config.effort again, along with this thinking
-            body["reasoning_effort"] = effort
-    elif kind == "disabled":
-        return  # chat has no field that every server takes for it
-    elif effort is not None:
-        add_effort(body, effort, "output_config.effort")
-    elif kind == "enabled":
-        body["reasoning_effort"] = effort_of_budget(thinking.get("budget_tokens"))
-
-
-def _url(source: Fields, where: str) -> str:
-    if source.get("type") == "url":
-        return text_field(source, "url", f"{where}.source")
-    return f"data:{source.get('media_type')};base64,{text_field(source, 'data', f'{where}.source')}"

@@ -10,14 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from coe import json_text
 from coe.errors import InvalidRequest
 from coe.experts.translation.conversation import Conversation, image_part, text_field, text_part
 from coe.experts.translation.settings import PASSED_FIELDS, add_effort, output_format
-from coe.experts.translation.tools import INPUT, chat_choice, chat_name, read_tools
+from coe.experts.translation.tools import chat_choice, chat_name, read_tools
 
 Fields = Mapping[str, Any]
-LOGPROBS = "message.output_text.logprobs"
 _STATE = {
     "previous_response_id": "the gateway stores no answers here; send the conversation in `input`",
     "conversation": "conversations are not stored; use previous_response_id, or send the conversation in `input`",
@@ -25,7 +23,6 @@ _STATE = {
 }
 _SILENT_ITEMS = ("reasoning",)
 """Items that chat has no place for, and that most models do not expect."""
-_RESULTS = ("function_call_output", "custom_tool_call_output")
 _ROLES = {"developer": "system"}
 """Chat templates of open models know no developer."""
 
@@ -43,18 +40,19 @@ def chat_fields(fields: Fields) -> dict[str, Any]:
     body |= chat_choice(fields.get("tool_choice"), tools)
     if tools.functions and (parallel := fields.get("parallel_tool_calls")) is not None:
         body["parallel_tool_calls"] = parallel
-    add_effort(body, _object(fields, "reasoning").get("effort"), "reasoning.effort")
-    _add_text(body, _object(fields, "text"))
-    _add_logprobs(body, fields)
+    add_effort(body, (fields.get("reasoning") or {}).get("effort"), "reasoning.effort")
+    _add_text(body, fields.get("text") or {})
     return body
 
 
 def dropped_parts(fields: Fields) -> tuple[str, ...]:
-    """Returns the types of the tools and items that `chat_fields` leaves out."""
+    """Returns the types of the tools and items, and the fields, that `chat_fields` leaves out."""
     items = fields.get("input")
     kinds = [item.get("type") for item in items if isinstance(item, dict)] if isinstance(items, list) else []
-    handled = (None, "message", "function_call", "custom_tool_call", *_RESULTS, *_SILENT_ITEMS)
-    return (*read_tools(fields.get("tools")).dropped, *(str(kind) for kind in kinds if kind not in handled))
+    handled = (None, "message", "function_call", "function_call_output", *_SILENT_ITEMS)
+    items_left_out = (str(kind) for kind in kinds if kind not in handled)
+    fields_left_out = (name for name in ("top_logprobs",) if fields.get(name))
+    return (*read_tools(fields.get("tools")).dropped, *items_left_out, *fields_left_out)
 
 
 def _messages(fields: Fields) -> list[dict[str, Any]]:
@@ -74,12 +72,10 @@ def _add_item(conversation: Conversation, item: Fields, path: str) -> None:
     if kind == "message":
         role = str(item.get("role"))
         conversation.add(_ROLES.get(role, role), _parts(item.get("content"), f"{path}.content"))
-    elif kind in ("function_call", "custom_tool_call"):
+    elif kind == "function_call":
         name = chat_name(text_field(item, "name", path), str(item.get("namespace") or ""))
-        custom = kind == "custom_tool_call"
-        arguments = json_text.dumps({INPUT: item.get("input")}).decode() if custom else item.get("arguments")
-        conversation.add_call(text_field(item, "call_id", path), name, str(arguments or "{}"))
-    elif kind in _RESULTS:
+        conversation.add_call(text_field(item, "call_id", path), name, str(item.get("arguments") or "{}"))
+    elif kind == "function_call_output":
         conversation.add_result(text_field(item, "call_id", path), _parts(item.get("output"), f"{path}.output"))
     elif kind == "item_reference":
         message = f"{path} refers to an item that the gateway does not store here; send the item itself"
@@ -122,22 +118,6 @@ def _add_text(body: dict[str, Any], text: Fields) -> None:
         body["response_format"] = {"type": "json_object"}
     if (verbosity := text.get("verbosity")) in ("low", "medium", "high"):
         body["verbosity"] = verbosity
-
-
-def _add_logprobs(body: dict[str, Any], fields: Fields) -> None:
-    include, top = fields.get("include"), fields.get("top_logprobs")
-    if include is not None and not isinstance(include, list):
-        raise InvalidRequest("include must be a list", param="include")
-    if top or LOGPROBS in (include or ()):
-        body["logprobs"] = True
-        body |= {"top_logprobs": top} if top else {}
-
-
-def _object(fields: Fields, name: str) -> Fields:
-    value = fields.get(name)
-    if value is not None and not isinstance(value, dict):
-        raise InvalidRequest(f"{name} must be an object", param=name)
-    return value or {}
 
 
 def _unsupported(message: str, param: str) -> InvalidRequest:

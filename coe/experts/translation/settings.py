@@ -13,13 +13,8 @@ PASSED_FIELDS = (
 )
 """Fields of chat, some of vLLM alone, that pass unchanged where a client sends them in another API."""
 EFFORTS: Mapping[str, str] = {
-    "none": "none",
-    "minimal": "minimal",
-    "low": "low",
-    "medium": "medium",
-    "high": "high",
-    "xhigh": "high",
-    "max": "high",
+    **{name: name for name in ("none", "minimal", "low", "medium", "high")},
+    **dict.fromkeys(("xhigh", "max"), "high"),
 }
 """Reasoning efforts of clients, and those that servers of chat know."""
 _BUDGETS = ((2_048, "low"), (8_192, "medium"))
@@ -37,8 +32,6 @@ def add_effort(body: dict[str, Any], effort: Any, param: str) -> None:
 
 def effort_of_budget(tokens: Any) -> str:
     """Returns the effort that a thinking budget stands for."""
-    if type(tokens) is not int or tokens < 0:
-        raise InvalidRequest("thinking.budget_tokens must be a whole number", param="thinking.budget_tokens")
     return next((effort for limit, effort in _BUDGETS if tokens <= limit), "high")
 
 

@@ -1,14 +1,13 @@
 """The tools of a Responses request as functions of Chat Completions, and their names back again.
 
-Chat knows functions only. A custom tool becomes a function with one text `input`; the functions of a namespace get the
-namespace in their name. Tools that OpenAI's servers run themselves, such as web_search, have no counterpart and are
-left out.
+Chat knows functions only. The functions of a namespace get the namespace in their name. Tools that OpenAI's servers run
+themselves, such as web_search, and custom tools have no counterpart and are left out.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,51 +17,35 @@ MAX_NAME = 64
 """Characters of a function's name."""
 MAX_CLIENT_NAME = 256
 """Characters of the name of a function or namespace in a request."""
-INPUT = "input"
-"""The argument of a function that stands for a custom tool."""
-_INPUT_SCHEMA = {"type": "object", "properties": {INPUT: {"type": "string"}}, "required": [INPUT]}
-
-
-@dataclass(frozen=True, slots=True)
-class ToolName:
-    """The client's name of a function."""
-
-    name: str
-    namespace: str = ""
-    custom: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """The functions for chat, the client's names by theirs, and the types of the tools that were left out."""
+    """The functions for chat, the client's namespaces and names by theirs, and the types of the tools that were left
+    out."""
 
     functions: tuple[dict[str, Any], ...]
-    names: Mapping[str, ToolName]
+    names: Mapping[str, tuple[str, str]]
     dropped: tuple[str, ...]
 
 
 def read_tools(tools: Any) -> Tools:
     """Returns the tools of a Responses request. Raises InvalidRequest that names the field."""
-    if tools is None:
-        tools = []
-    if not isinstance(tools, list):
-        raise InvalidRequest("tools must be a list", param="tools")
     functions, names, dropped = [], {}, []
-    for index, tool in enumerate(tools):
+    for index, tool in enumerate(tools or ()):
         path = f"tools[{index}]"
-        if not isinstance(tool, dict) or not isinstance(kind := tool.get("type", "function"), str):
-            raise InvalidRequest(f"{path} must be an object with a type", param=path)
-        grouped = tool.get("tools") if kind == "namespace" else [tool]
-        namespace = _name_of(tool, path) if kind == "namespace" else ""
-        for one in grouped if isinstance(grouped, list) else ():
-            kind = one.get("type", "function") if isinstance(one, dict) else ""
-            if kind not in ("function", "custom"):
+        is_group = tool.get("type") == "namespace"
+        namespace = _name_of(tool, path) if is_group else ""
+        for one in (tool.get("tools") or ()) if is_group else (tool,):
+            if (kind := one.get("type", "function")) != "function":
                 dropped.append(str(kind))
                 continue
-            name = ToolName(_name_of(one, path), namespace, kind == "custom")
-            in_chat = chat_name(name.name, namespace)
-            names[in_chat] = name
-            functions.append(_function(one, in_chat, custom=name.custom))
+            name = _name_of(one, path)
+            in_chat = chat_name(name, namespace)
+            names[in_chat] = (namespace, name)
+            fields = ("description", "parameters", "strict")
+            function = {key: one[key] for key in fields if one.get(key) is not None}
+            functions.append({"type": "function", "function": {"name": in_chat, **function}})
     return Tools(tuple(functions), names, tuple(dropped))
 
 
@@ -77,50 +60,17 @@ def chat_name(name: str, namespace: str) -> str:
 def chat_choice(choice: Any, tools: Tools) -> Mapping[str, Any]:
     """Returns the fields `tools` and `tool_choice` of chat. Raises InvalidRequest for a forced tool that was left
     out."""
-    functions: Iterable[dict[str, Any]] = tools.functions
     if not tools.functions:
         return {}
-    if isinstance(choice, dict) and choice.get("type") == "allowed_tools":
-        named = choice.get("tools") or []
-        if not isinstance(named, list):
-            raise InvalidRequest("tool_choice.tools must be a list", param="tool_choice.tools")
-        allowed = {_chosen(one) for one in named if isinstance(one, dict)}
-        functions = [one for one in functions if one["function"]["name"] in allowed]
-        choice = choice.get("mode")
-        if not functions:
-            raise InvalidRequest("tool_choice allows no tool that this model can call", param="tool_choice.tools")
     if isinstance(choice, dict):
-        if (name := _chosen(choice)) not in tools.names:
+        name = chat_name(str(choice.get("name") or ""), str(choice.get("namespace") or ""))
+        if name not in tools.names:
             message = (
                 f"tool_choice forces a tool that this model cannot call: {choice.get('name') or choice.get('type')}"
             )
             raise InvalidRequest(message, param="tool_choice", code="unsupported_api")
         choice = {"type": "function", "function": {"name": name}}
-    return {"tools": list(functions), **({} if choice is None else {"tool_choice": choice})}
-
-
-def _chosen(choice: Mapping[str, Any]) -> str:
-    return chat_name(str(choice.get("name") or ""), str(choice.get("namespace") or ""))
-
-
-def _function(tool: Mapping[str, Any], name: str, *, custom: bool) -> dict[str, Any]:
-    function: dict[str, Any] = {"name": name}
-    if description := _description(tool):
-        function["description"] = description
-    if custom:
-        function["parameters"] = _INPUT_SCHEMA
-    else:
-        function |= {key: tool[key] for key in ("parameters", "strict") if tool.get(key) is not None}
-    return {"type": "function", "function": function}
-
-
-def _description(tool: Mapping[str, Any]) -> str:
-    """The description, with the grammar of a custom tool: chat has no field for it."""
-    text, form = tool.get("description"), tool.get("format")
-    text = text if isinstance(text, str) else ""
-    if isinstance(form, dict) and form.get("type") == "grammar":
-        text += f"\n\n{INPUT} must match this {form.get('syntax')} grammar:\n{form.get('definition')}"
-    return text.strip()
+    return {"tools": list(tools.functions), **({} if choice is None else {"tool_choice": choice})}
 
 
 def _name_of(tool: Mapping[str, Any], path: str) -> str:

@@ -1,4 +1,4 @@
-"""The administrative API of a running server: sleep and wake, load and unload LoRA adapters.
+"""The administrative API of a running server: sleep and wake.
 
 These endpoints are for the process that started the server, on loopback; no route of the gateway leads to them.
 """
@@ -6,7 +6,6 @@ These endpoints are for the process that started the server, on loopback; no rou
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -16,14 +15,11 @@ from coe.errors import FleetError
 if TYPE_CHECKING:
     import aiohttp
 
-_NOT_FOUND = 404
-
 
 class EngineClient:
     """Controls the running server at `root`. Every method is bounded in time and raises FleetError.
 
-    `wake` follows a `sleep` that did not fail; adapters may be loaded and unloaded repeatedly. This base class is the
-    client of a server that can only be stopped: a subclass has the methods that its engine supports.
+    `wake` follows a `sleep` that did not fail. This base class is the client of a server that can only be stopped.
     """
 
     def __init__(self, root: str, session: aiohttp.ClientSession) -> None:
@@ -37,17 +33,8 @@ class EngineClient:
         """Undoes a `sleep` of that level."""
         raise FleetError(f"{self._root} cannot wake from level {level}")
 
-    async def load_adapter(self, name: str, folder: Path) -> None:
-        """Serves the LoRA adapter in `folder` as the model `name`, and replaces one of the same name."""
-        raise FleetError(f"{self._root} cannot load the adapter {name!r} in {folder}")
-
-    async def unload_adapter(self, name: str) -> None:
-        """Stops serving `name`; requests in flight complete. An unknown name is not an error."""
-        raise FleetError(f"{self._root} cannot unload the adapter {name!r}")
-
-    async def _post(self, path: str, body: Any = None, *, time_limit: float, missing: bytes = b"") -> None:
-        """A 404 whose text contains `missing` is not an error, unless that is empty."""
-        await self._request("POST", path, body, time_limit=time_limit, missing=missing)
+    async def _post(self, path: str, body: Any = None, *, time_limit: float) -> None:
+        await self._request("POST", path, body, time_limit=time_limit)
 
     async def _get(self, path: str, *, time_limit: float) -> Any:
         """The JSON of a page."""
@@ -57,7 +44,7 @@ class EngineClient:
         except orjson.JSONDecodeError:
             raise FleetError(f"{self._root}{path} answered {text[:100]!r}, which is not JSON") from None
 
-    async def _request(self, method: str, path: str, body: Any, *, time_limit: float, missing: bytes = b"") -> bytes:
+    async def _request(self, method: str, path: str, body: Any, *, time_limit: float) -> bytes:
         import aiohttp  # not for the gateway, which starts no server
 
         url, limit = f"{self._root}{path}", aiohttp.ClientTimeout(total=time_limit)
@@ -68,7 +55,7 @@ class EngineClient:
             raise FleetError(f"{url} gave no answer within {time_limit:g} s") from None
         except (aiohttp.ClientError, OSError) as error:
             raise FleetError(f"{url} cannot be reached: {error}") from None
-        if status < 400 or (missing and status == _NOT_FOUND and missing in text):
+        if status < 400:
             return text
         raise FleetError(f"{url} answered {status}: {_message(text)}")
 

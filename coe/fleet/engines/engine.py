@@ -17,20 +17,37 @@ from typing import Any
 
 from coe.errors import FleetError
 from coe.fleet import weights
-from coe.fleet.specs import ListenAddress, ServerSpec
+from coe.fleet.specs import ServerSpec
 from coe.registry import ExpertSpec
 from coe.registry.experts import normalized_options
 from coe.registry.sections import Flag
 
+Options = Mapping[str, Flag]
+"""Options of a server by their names on the command line, without dashes."""
+ExpertProblems = Iterator[tuple[str, str]]
+"""Keys of an expert in experts.yaml, and what is wrong with the remedy."""
+
 
 @dataclass(frozen=True, slots=True)
-class ModelFolders:
-    """Folders of models: those of experts.yaml are relative to `base_folder`, converted weights go into `cache`.
-    `report` receives a line for each conversion."""
+class ServerPlace:
+    """Where one server runs: its address, its log file, and its folders.
 
+    Folders of models in experts.yaml are relative to `base_folder`; converted weights go into `cache`, and `report`
+    receives a line for each conversion. `bin_folder` is searched for the command before PATH.
+    """
+
+    host: str
+    port: int
+    log: Path
+    bin_folder: Path
     base_folder: Path
     cache: Path
     report: Callable[[str], None]
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """The address as most servers take it."""
+        return ("--host", self.host, "--port", str(self.port))
 
     def resolve(self, model: str) -> Path | str:
         """The folder of a model in Hugging Face format, or its hub name; converts a packaged GGUF file."""
@@ -52,46 +69,38 @@ class InferenceEngine(ABC):
     ready_timeout = 900.0
 
     def flags(self, expert: ExpertSpec) -> dict[str, Flag]:
-        """The options of the expert's server, defaults included."""
-        return normalized_options(expert.options)
+        """The options of the expert's server, defaults included. Several declared GPUs hold the model together."""
+        declared = normalized_options(expert.options)
+        spread = self.parallel_flags and len(expert.gpus) > 1 and self.devices(declared) == 1
+        return ({"tensor-parallel-size": len(expert.gpus)} if spread else {}) | declared
 
-    def devices(self, options: Mapping[str, Flag]) -> int:
+    def devices(self, options: Options) -> int:
         """The number of GPUs that the options spread a model over; 1 by default."""
         return prod(size for name in self.parallel_flags if isinstance(size := options.get(name), int))
 
-    def problems(
-        self, expert: ExpertSpec, options: Mapping[str, Flag], *, base_folder: Path
-    ) -> Iterator[tuple[str, str]]:
-        """Yields (key of the expert in experts.yaml, problem with its remedy), as far as the declaration and the disk
-        show it; by default the problems of the folder of a model in Hugging Face format."""
+    def problems(self, expert: ExpertSpec, base_folder: Path) -> ExpertProblems:
+        """Yields what is wrong as far as the declaration and the disk show it; by default the problems of the folder of
+        a model in Hugging Face format."""
         try:
             weights.locate(expert.model, base_folder=base_folder)
         except FleetError as error:
             yield "model", str(error)
 
     @abstractmethod
-    def server_spec(
-        self, first: ExpertSpec, *, adapters: Mapping[str, Path], models: ModelFolders, address: ListenAddress
-    ) -> ServerSpec:
+    def server_spec(self, first: ExpertSpec, adapters: Mapping[str, Path], place: ServerPlace) -> ServerSpec:
         """The server of `first` and of all adapters on it. Raises FleetError, such as for a missing command."""
 
-    def spec(self, first: ExpertSpec, address: ListenAddress, **rest: Any) -> ServerSpec:
-        """The server of `first` at `address`; `rest` are the other fields of the spec."""
-        shared: dict[str, Any] = {
-            "key": first.name,
-            "host": address.host,
-            "port": address.port,
-            "log": address.log,
-            "ready_timeout": self.ready_timeout,
-        }
-        return ServerSpec(**shared | rest)
+    def spec(self, first: ExpertSpec, place: ServerPlace, **rest: Any) -> ServerSpec:
+        """The server of `first` at its place; `rest` are the other fields of the spec."""
+        address: dict[str, Any] = {"host": place.host, "port": place.port, "log": place.log}
+        return ServerSpec(key=first.name, ready_timeout=self.ready_timeout, **address, **rest)
 
-    def locate(self, expert: ExpertSpec, address: ListenAddress) -> str:
+    def locate(self, expert: ExpertSpec, place: ServerPlace) -> str:
         """The path of the program. Raises FleetError with the way to install it."""
-        found = locate_command(self.command, address.bin_folder)
+        found = locate_command(self.command, place.bin_folder)
         if found is None:
             raise FleetError(
-                f"expert {expert.name!r}: the command {self.command!r} is neither in {address.bin_folder} nor on PATH; "
+                f"expert {expert.name!r}: the command {self.command!r} is neither in {place.bin_folder} nor on PATH; "
                 f"install it with {self.install}, or declare the expert as external"
             )
         return found
@@ -103,17 +112,13 @@ def locate_command(name: str, folder: Path) -> str | None:
     return str(beside) if beside.is_file() else shutil.which(name)
 
 
-def to_argv(options: Mapping[str, Flag]) -> tuple[str, ...]:
-    """The options as arguments, in the given order; a boolean is set or negated."""
-    return tuple(word for name, value in options.items() for word in _flag_argv(name, value))
-
-
-def _flag_argv(name: str, value: Flag) -> Iterator[str]:
-    if isinstance(value, bool):
-        yield f"--{name}" if value else f"--no-{name}"
-    else:
-        yield f"--{name}"
-        yield str(value)
+def to_argv(options: Options) -> Iterator[str]:
+    """Yields the options as arguments, in the given order; a boolean is set or negated."""
+    for name, value in options.items():
+        if isinstance(value, bool):
+            yield f"--{name}" if value else f"--no-{name}"
+        else:
+            yield from (f"--{name}", str(value))
 
 
 def spare_threads() -> int:

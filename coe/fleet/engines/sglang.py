@@ -6,15 +6,15 @@ weights in RAM; both follow from the expert's `sleep_level`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coe.fleet import weights
 from coe.fleet.engines.admin import EngineClient
-from coe.fleet.engines.engine import InferenceEngine, ModelFolders, gpu_environment, to_argv
-from coe.fleet.specs import ListenAddress, ServerSpec
+from coe.fleet.engines.engine import InferenceEngine, ServerPlace, gpu_environment, to_argv
+from coe.fleet.specs import ServerSpec
 from coe.registry import ExpertSpec
 from coe.registry.sections import Flag
 
@@ -32,47 +32,32 @@ class SGLang(InferenceEngine):
 
     command = "sglang"
     install = "`uv tool install sglang`"
-    reserved_flags = frozenset({"host", "port", "served-model-name", "model", "model-path", "lora-paths"})
+    reserved_flags = frozenset(
+        {"host", "port", "served-model-name", "model", "model-path", "lora-paths"}
+        | {"enable-memory-saver", "enable-weights-cpu-backup"}
+    )
     parallel_flags = (
         *("tp", "tp-size", "tensor-parallel-size", "pp-size", "pipeline-parallel-size"),
         *("dp", "dp-size", "data-parallel-size"),
     )
 
     def flags(self, expert: ExpertSpec) -> dict[str, Flag]:
-        """Adds the flags for the metrics page (which shows the queue), for several GPUs, and for sleep. Flags that are
-        False are left out, since SGLang has no negated flags."""
-        declared = super().flags(expert)
-        defaults: dict[str, Flag] = {"enable-metrics": True}
-        if len(expert.gpus) > 1 and self.devices(declared) == 1:
-            defaults["tensor-parallel-size"] = len(expert.gpus)
-        if expert.sleep_level:
-            defaults["enable-memory-saver"] = True
-        if expert.sleep_level == 1:
-            defaults["enable-weights-cpu-backup"] = True
-        return {name: value for name, value in (defaults | declared).items() if value is not False}
+        """Adds the flags for the metrics page (which shows the queue) and for sleep. Flags that are False are left out,
+        since SGLang has no negated flags."""
+        flags: dict[str, Flag] = {"enable-metrics": True, "enable-memory-saver": bool(expert.sleep_level)}
+        flags |= {"enable-weights-cpu-backup": expert.sleep_level == 1} | super().flags(expert)
+        return {name: value for name, value in flags.items() if value is not False}
 
-    def problems(
-        self, expert: ExpertSpec, options: Mapping[str, Flag], *, base_folder: Path
-    ) -> Iterator[tuple[str, str]]:
-        yield from super().problems(expert, options, base_folder=base_folder)
-        for flag in ("enable-memory-saver", "enable-weights-cpu-backup")[: 2 if expert.sleep_level == 1 else 1]:
-            if expert.sleep_level and options.get(flag) is False:
-                yield "options", f"sleep_level {expert.sleep_level} needs {flag}, and the options say false; remove it"
-
-    def server_spec(
-        self, first: ExpertSpec, *, adapters: Mapping[str, Path], models: ModelFolders, address: ListenAddress
-    ) -> ServerSpec:
-        model = models.resolve(first.model)
-        command = (self.locate(first, address), "serve", "--model-path", str(model), "--served-model-name", first.name)
-        listen = ("--host", address.host, "--port", str(address.port))
+    def server_spec(self, first: ExpertSpec, adapters: Mapping[str, Path], place: ServerPlace) -> ServerSpec:
+        model = place.resolve(first.model)
+        command = (self.locate(first, place), "serve", "--model-path", str(model), "--served-model-name", first.name)
+        # its health page would wait a second or more for a token
+        env = {"SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "0"} | gpu_environment(first.gpus)
         return self.spec(
             first,
-            address,
-            argv=(*command, *listen, *to_argv(self.flags(first))),
-            # its health page would wait a second or more for a token
-            env={"SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "0"}
-            | gpu_environment(first.gpus)
-            | weights.offline_environment(model),
+            place,
+            argv=(*command, *place.flags, *to_argv(self.flags(first))),
+            env=env | weights.offline_environment(model),
             model=first.name,
             open_client=partial(SGLangClient, model=str(model)),
         )

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from coe.errors import pip_install
 from coe.fleet import weights
-from coe.fleet.engines.engine import InferenceEngine, ModelFolders, spare_threads, to_argv
-from coe.fleet.specs import ListenAddress, ServerSpec
+from coe.fleet.engines.engine import InferenceEngine, ServerPlace, spare_threads, to_argv
+from coe.fleet.specs import ServerSpec
 from coe.registry import ExpertSpec
 from coe.registry.sections import Flag
 
@@ -48,17 +48,8 @@ class Transformers(InferenceEngine):
         flags = {**_DEFAULTS, **super().flags(expert)}
         return flags if "dtype" in flags or not _emulates_bfloat16(flags) else {**flags, "dtype": "float32"}
 
-    def server_spec(
-        self, first: ExpertSpec, *, adapters: Mapping[str, Path], models: ModelFolders, address: ListenAddress
-    ) -> ServerSpec:
-        model, threads = models.resolve(first.model), str(spare_threads())
-        command = (self.locate(first, address), "serve", str(model))
-        listen = ("--host", address.host, "--port", str(address.port))
-        return self.spec(
-            first,
-            address,
-            argv=(*command, *listen, *to_argv(self.flags(first))),
-            env={"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
-            | weights.offline_environment(model),
-            model=str(model),
-        )
+    def server_spec(self, first: ExpertSpec, adapters: Mapping[str, Path], place: ServerPlace) -> ServerSpec:
+        model, threads = place.resolve(first.model), str(spare_threads())
+        argv = (self.locate(first, place), "serve", str(model), *place.flags, *to_argv(self.flags(first)))
+        env = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
+        return self.spec(first, place, argv=argv, env=env | weights.offline_environment(model), model=str(model))

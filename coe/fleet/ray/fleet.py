@@ -20,7 +20,6 @@ from coe.fleet.ray.server_actor import ServedModel, ServerRequest, server_reques
 from coe.fleet.ray.server_supervisor import ServerSupervisor
 from coe.fleet.specs import Timeouts
 from coe.registry import Registry
-from coe.registry.runtimes import LOCAL_RUNTIMES
 from coe.settings import Endpoint, Settings
 from coe.supervision import supervised
 from coe.terminal import print_line
@@ -100,10 +99,6 @@ async def running_cluster(
     base_folder = settings.config.parent
     if registry.residency is not None:
         raise ConfigError("residency is for the devices of one machine; leave it out, or `--executor ray`")
-    for expert in registry.experts:
-        if expert.runtime in LOCAL_RUNTIMES and expert.base_url is not None:
-            what = "is the address of this machine, which the nodes of a cluster do not reach; use runtime: external"
-            raise ConfigError(f"{settings.config.name}: expert {expert.name!r}: base_url: {what}")
     for index, key, what in find_problems(registry.experts, base_folder=base_folder):
         raise ConfigError(f"{settings.config.name}: expert {registry.experts[index].name!r}: {key}: {what}")
     requests = list(

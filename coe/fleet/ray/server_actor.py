@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from coe.fleet import probe, supervisor
-from coe.fleet.engines.catalog import ENGINES
-from coe.fleet.planning import group_by_server, local_servers
+from coe.fleet.planning import ENGINES, group_by_server, local_servers
 from coe.fleet.server import Server
 from coe.fleet.specs import ServerSpec, Timeouts
 from coe.registry import ExpertSpec

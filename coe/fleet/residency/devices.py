@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from coe.fleet.engines.engine import gpu_environment
 from coe.fleet.planning import group_by_server
 from coe.fleet.residency.state import ServerProfile
 from coe.fleet.specs import ServerSpec
@@ -41,23 +40,15 @@ class Device:
 
 def plan_devices(registry: Registry, specs: Sequence[ServerSpec]) -> list[Device]:
     """Returns the declared devices. `specs` are the servers that `local_servers` planned for the same experts, in
-    order. A server that may use several devices is on the one with most memory that no other server has yet, after
-    those that name one; it is confined to it."""
+    order."""
     declared = registry.residency
     assert declared is not None
-    groups = zip(group_by_server(registry.experts).values(), specs, strict=True)
-    free = {device.name: device.memory_gb for device in declared.devices}
-    servers: dict[str, list[ScheduledServer]] = {name: [] for name in free}
-    experts: dict[str, dict[str, str]] = {name: {} for name in free}
-    for group, spec in sorted(groups, key=lambda one: len(registry.devices_of(one[0][0])) > 1):
-        names = registry.devices_of(group[0])
-        home = max(names, key=lambda name: free[name])
-        if len(names) > 1:
-            gpus = next(device.gpus for device in declared.devices if device.name == home)
-            spec = replace(spec, env={**spec.env, **gpu_environment(gpus)})
-        server = ScheduledServer(server_profile(group, spec.key), spec, _sleep_level(group))
-        free[home] -= server.profile.memory
-        servers[home].append(server)
+    servers: dict[str, list[ScheduledServer]] = {device.name: [] for device in declared.devices}
+    experts: dict[str, dict[str, str]] = {device.name: {} for device in declared.devices}
+    for group, spec in zip(group_by_server(registry.experts).values(), specs, strict=True):
+        home = registry.device_of(group[0])
+        assert home is not None
+        servers[home].append(ScheduledServer(server_profile(group, spec.key), spec, _sleep_level(group)))
         experts[home] |= {expert.name: spec.key for expert in group}
     host_memory = declared.sleep_memory_gb / len(declared.devices)
     return [

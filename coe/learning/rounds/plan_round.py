@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +26,15 @@ from coe.learning.probe_split import split_probes
 from coe.learning.refit import MAX_PSEUDO_COUNT, Weighting
 from coe.learning.rounds.round import Candidate, Job, ManifestFields, RoundState, read_round_states
 from coe.measuring.quality import Quality, read_quality
-from coe.planning import PlanEvidence, PlanInputs, read_evidence, read_published, read_unused, save_assignment
+from coe.planning import MeasuredUses, Plan
+from coe.planning.grid import Array
 from coe.planning.job.basis import compare_with_single_experts
 from coe.planning.job.budget_solver import BudgetSolver
 from coe.planning.job.residual import refitted
-from coe.planning.problem import Array, relative_cost
+from coe.planning.problem import relative_cost
 from coe.planning.residual import Evidence, Residual
 from coe.planning.score_table import ScoreTable, fit_pseudo_count
 from coe.recipes.fitting.columns import RecipeColumns, recipe_columns
-from coe.recipes.policy_file import RECIPES_FILE
 from coe.records.feedback import FEEDBACK_KINDS
 from coe.records.record import RoutingRecord, observed
 
@@ -127,13 +125,14 @@ def _judge(
     job: Job, loaded: LoadedExperience, current: CurrentPlan, measured: _Measured, state: RoundState, cursor: str
 ) -> Candidate:
     experience, version = loaded.experience, job.store(ASSIGNMENT).in_use()
-    evidence = _evidence_in_use(job, version)
-    folder = None if version is None else job.store(ASSIGNMENT).published(version).folder
-    recipes = RecipeColumns() if version is None or folder is None else _planned_arms(job, folder, version)
-    unused, refit, tested = _refitted_residual(job, folder, experience)
+    plan = None if version is None else Plan.read(job.store(ASSIGNMENT).published(version).folder)
+    unused, refit, tested = _refitted_residual(job, plan, experience)
     residual = current.assignment.residual if refit is None else refit
-    solver = BudgetSolver(job.registry, experience, evidence.measured_uses, recipes, residual)
-    base = evidence.measured if measured.table is None else measured.table
+    uses = MeasuredUses.nothing() if plan is None else plan.measured_uses
+    solver = BudgetSolver(job.registry, experience, uses, _planned_arms(job, plan), residual)
+    base = measured.table
+    if base is None and plan is not None and plan.measured is not None:
+        base = plan.measured.over(job.in_use.router.categories, job.columns)
     judged = judge_plan(
         experience,
         current,
@@ -150,31 +149,39 @@ def _judge(
     state = replace(state, feedback=cursor, promoted=judgement.promote, sentence=judgement.sentence)
     if judgement.evidence and judged.tested:
         state = replace(state, judged=judgement.round_, tested=judged.rated, tested_at=judged.rated_until)
-    reassigned = tuple(sorted({*evidence.reassigned, *(move.category for move in judged.moves if move.accepted)}))
-    basis = solver.basis(judged.refit, judged.candidate.quality, measured=base, reassigned=reassigned)
-    basis = replace(basis, unused=unused if residual is None else None)
+    before = [] if plan is None else [name for name in plan.reassigned if name in job.registry.category_names]
+    reassigned = tuple(sorted({*before, *(move.category for move in judged.moves if move.accepted)}))
     report = plan_report(judged, current, experience=experience, left_out=loaded.left_out)
     report["residual"] = None if tested is None else {**tested._asdict(), "sentence": _residual_sentence(tested)}
+
+    def save(folder: Path) -> ManifestFields:
+        found = solver.plan(judged.candidate, judged.refit, measured=base, reassigned=reassigned)
+        policies = found.policies if plan is None else plan.policies
+        unused_now = unused if residual is None else None
+        found = replace(found, against=compare_with_single_experts(found), policies=policies, unused=unused_now)
+        found.save(folder)
+        return {"categories": judged.candidate.categories, "data": job.registry.digest, "metrics": {}}
+
     return Candidate(
         state,
         replaces=version,
         report=report,
         page=plan_markdown(report),
         plot=True,
-        save=partial(_save, judged, basis, config=job.registry.digest, plan=folder),
+        save=save,
         digest=judged.candidate.digest,
         restarts_tests=any(move.verdict == "better" for move in judged.moves),  # exploring continues the series
     )
 
 
 def _refitted_residual(
-    job: Job, folder: Path | None, experience: Experience
+    job: Job, plan: Plan | None, experience: Experience
 ) -> tuple[Residual | None, Residual | None, Evidence | None]:
     """The residual that the plan in use does not use; the one to use instead, fitted with rated requests, if it
     improves decisions; and the evidence. None of each that there is not."""
     assignment, unused = job.in_use.assignment, None
-    if (residual := assignment.residual) is None and folder is not None and (found := read_unused(folder)) is not None:
-        residual = unused = found.over(assignment.categories, assignment.experts)
+    if (residual := assignment.residual) is None and plan is not None and plan.unused is not None:
+        residual = unused = plan.unused.over(assignment.categories, assignment.experts)
     if residual is None:
         return None, None, None
     return unused, *refitted(residual, job.settings, assignment, experience, job.records())
@@ -187,38 +194,14 @@ def _residual_sentence(tested: Evidence) -> str:
     )
 
 
-def _planned_arms(job: Job, folder: Path, version: str) -> RecipeColumns:
+def _planned_arms(job: Job, plan: Plan | None) -> RecipeColumns:
     """The arms of the plan in use, with the uses that it planned."""
-    plan = read_published(folder, version)
-    arms, registry, categories = plan.arms(job.registry), job.registry, job.in_use.router.categories
-    if not arms or plan.policies is None:
+    if plan is None:
         return RecipeColumns()
-    columns = range(len(job.columns) - len(arms), len(job.columns))
-    return RecipeColumns(
-        policies={arm: plan.policies.by_arm[arm] for arm in arms if arm in plan.policies.by_arm},
-        written={arm: plan.policies.written[arm] for arm in arms if arm in plan.policies.written},
-        uses=plan.uses(registry, categories, job.columns).part(range(len(categories)), columns),
-    )
-
-
-def _save(judged: JudgedPlan, basis: PlanInputs, folder: Path, *, config: str, plan: Path | None) -> ManifestFields:
-    """Write the plan. The policies of recipes are those of `plan`, the one in use."""
-    if plan is not None and (plan / RECIPES_FILE).exists():
-        shutil.copyfile(plan / RECIPES_FILE, folder / RECIPES_FILE)
-    save_assignment(folder, judged.candidate)
-    basis.save(folder, judged.candidate, against=compare_with_single_experts(basis, judged.candidate))
-    return {"categories": judged.candidate.categories, "data": config, "metrics": {}}
-
-
-def _evidence_in_use(job: Job, version: str | None) -> PlanEvidence:
-    """The evidence behind the plan in use, over the declared categories and its columns."""
-    if version is None:
-        return PlanEvidence()
-    return read_evidence(
-        job.store(ASSIGNMENT).published(version).folder,
-        categories=job.in_use.router.categories,
-        experts=job.columns,
-    )
+    planned, policies = plan.problem, plan.policies.only(arms := plan.arms(job.registry))
+    names = job.in_use.router.categories, arms
+    uses = planned.uses.of_arms((planned.categories, planned.experts), names)
+    return RecipeColumns(policies=policies.by_arm, written=policies.written, uses=uses)
 
 
 @dataclass(frozen=True, slots=True)

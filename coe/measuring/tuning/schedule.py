@@ -98,7 +98,7 @@ def _losses(problem: Problem, choice: NDArray[np.int64], mean: Array, error: Arr
     Shapes (n_draws, n_categories); the losses of a draw sum to that of the plan, which is not negative.
     """
     draws = DRAWS
-    if problem.budget.rows():
+    if problem.budget:
         draws = int(np.clip(SOLVED_CELLS // mean.size, MIN_SOLVED_DRAWS, MAX_SOLVED_DRAWS))
     drawn = mean + error * np.random.default_rng(0).standard_normal((draws, *mean.shape))
     best = best_choice(problem, drawn)

@@ -22,17 +22,8 @@ from coe.foreground import note_if_slow
 from coe.learning.logged_uses import LoggedUses
 from coe.learning.refit import MAX_PSEUDO_COUNT, merged
 from coe.measuring.quality import Quality, read_quality
-from coe.planning import (
-    Assignment,
-    Dependencies,
-    MeasuredUses,
-    PlanEvidence,
-    PlanInputs,
-    Problem,
-    planned_quality,
-    planned_use,
-    round_traffic,
-)
+from coe.planning import MeasuredUses, Plan, Problem, planned_quality, planned_use, round_traffic
+from coe.planning.grid import Array
 from coe.planning.job.budget_solver import PRICE_SAMPLE_SIZE, declared_problem
 from coe.planning.paired_scores import Difference
 from coe.planning.score_table import ScoreTable, fit_pseudo_count, tabulate_partly
@@ -40,6 +31,9 @@ from coe.recipes.fitting.columns import RecipeColumns, recipe_columns
 from coe.registry import Registry
 from coe.settings import Settings
 from coe.terminal import print_error
+
+MIN_PAIRED = 10
+"""Prompts that a paired error needs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +55,58 @@ class LeftOut:
         """Compare a declaration, its scores and the table that is planned on."""
         pinned = {name: registry.assignment[name] for name in registry.category_names if name not in table.categories}
         undeclared = Counter(name for name in data.categories if name not in registry.category_names)
-        counts = dict(zip(table.categories, table.count.max(axis=1).tolist(), strict=True))
-        unprobed = tuple(name for name, count in counts.items() if not count)
-        without_expert = tuple(name for name in data.models if name not in table.experts)
+        counts = zip(table.categories, table.count.max(axis=1).tolist(), strict=True)
+        without_expert = [name for name in data.models if name not in table.experts]
+        unprobed = tuple(name for name, count in counts if not count)
         return cls((*data.unscored, *without_expert), pinned, dict(undeclared), unprobed)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Basis:
+    """What a measured plan is solved from; see `Plan` for the names that both have.
+
+    The measured prompts have `prompts` (id and text), `labels` (n_prompts,), the index of the category, and `scores`
+    (n_prompts, n_experts), NaN where missing. `recipes` are the last columns of the problem.
+    """
+
+    problem: Problem
+    table: ScoreTable
+    source: str
+    deviations: float
+    pseudo_count: float
+    feedback: ScoreTable | None
+    reassigned: tuple[str, ...]
+    measured_uses: MeasuredUses
+    traffic: Array | None
+    prompts: Sequence[tuple[str, str]]
+    labels: NDArray[np.int64]
+    scores: Array
+    recipes: RecipeColumns
+    left_out: LeftOut
+
+    def paired_error(self, choice: Sequence[str]) -> Array:
+        """Standard error, by category and expert, of its mean score less that of the chosen expert, on the prompts that
+        both answered; NaN if they are too few.
+
+        It is that of the plain means; the estimates of the plan are shrunk, so their difference varies less. A cell's
+        variance is shrunk towards that of the expert's differences in all categories, as `pseudo_count` prompts. NaN
+        too where no score differs in any category: the prompts do not show that the experts are equal.
+        """
+        chosen = np.array([self.problem.experts.index(name) for name in choice])
+        shape = self.problem.quality.shape
+        own = np.arange(shape[1]) == chosen[:, None]
+        squares, count = np.zeros(shape), np.zeros(shape)
+        for row, column in enumerate(chosen):
+            cell = self.scores[self.labels == row]
+            differences = cell - cell[:, [column]]
+            count[row] = np.isfinite(differences).sum(axis=0)
+            mean = np.nansum(differences, axis=0) / np.maximum(count[row], 1)
+            squares[row] = np.nansum((differences - mean) ** 2, axis=0)
+        free = np.where(own, 0.0, np.maximum(count - 1, 0.0)).sum(axis=0)
+        pooled, size = squares.sum(axis=0) / np.maximum(free, 1.0), np.maximum(count, 1.0)
+        variance = (squares + pooled * self.pseudo_count) / (size + self.pseudo_count) / size
+        known = (count >= MIN_PAIRED) & (pooled > 0)
+        return np.where(own, 0.0, np.where(known, np.sqrt(variance), np.nan))
 
 
 def plan_basis(
@@ -74,147 +116,90 @@ def plan_basis(
     *,
     benchmark: str | None = None,
     deviations: float,
-    evidence: PlanEvidence,
+    before: Plan | None = None,
     logged: LoggedUses | None = None,
-) -> tuple[PlanInputs, LeftOut, RecipeColumns]:
-    """Return the inputs of the solver, the parts that are left out, and the plan columns of recipes.
+) -> Basis:
+    """Return what the plan is solved from: the scored experts and the categories that they may serve.
 
-    The inputs are for the scored experts and the categories that they may serve; parts of the declaration and of the
-    data are left out.
-    The feedback in `evidence` is merged with the scores of the categories that it reassigned, and the usage measured by
-    `coe score` with the `logged` usage. Enough logged requests of the router in use also give the weights of categories
-    and the sample of traffic, in place of the probes. Raises DataError where no category can be planned.
+    The feedback in the plan `before` is merged with the scores of the categories that it reassigned, and the usage
+    measured by `coe score` with the `logged` usage. Enough logged requests of the router in use also give the weights
+    of categories and the sample of traffic, in place of the probes. Raises DataError where no category can be planned.
     """
     data = read_quality(folder, benchmark=benchmark, only=registry.expert_names, partly=True)
-    probes = _PlannedProbes.of(folder, data, registry)
-    uses = probes.uses if logged is None else _with_logged(probes.uses, logged, registry)
-    recipes, all_scores = _with_recipes(
-        folder, data, registry, probes, streamed=share_of_streams(logged), expected=uses
-    )
-    columns = (*probes.experts, *recipes.arms)
-    measured = tabulate_partly(probes.categories, columns, probes.member, all_scores)
-    pseudo_count = fit_pseudo_count(probes.labels, probes.scores)
-    reassigned = tuple(name for name in evidence.reassigned if name in probes.categories)
-    feedback = None
-    if reassigned and evidence.feedback is not None:
-        feedback = evidence.feedback.over(probes.categories, columns)
-    quality = _lower_bounds(
-        measured,
-        recipes,
-        feedback,
-        reassigned=np.isin(probes.categories, reassigned),
-        deviations=deviations,
-        pseudo_count=pseudo_count,
-    )
-    mix = _logged_mix(settings, logged, probes.categories)
-    weights = np.maximum(probes.member.sum(axis=0), 1.0) if mix is None else mix[0]
-    problem = declared_problem(
-        registry, measured, quality=quality, weights=weights, measured_uses=uses, recipes=recipes
-    )
-    basis = PlanInputs(
-        problem,
-        measured,
-        _traffic(settings, problem, probes.prompts, None if mix is None else mix[1]),
-        deviations,
-        f"{len(probes.prompts)} prompts of {folder.name}",
-        pseudo_count,
-        measured=measured,
-        feedback=feedback,
-        reassigned=reassigned,
-        dependencies=Dependencies.of(registry),
-        measured_uses=uses,
-        prompt_scores=(probes.member.argmax(axis=1), all_scores),
-        prompts=[(data.prompt_ids[row], data.prompts[row]) for row in probes.rows],
-    )
-    return basis, LeftOut.of(registry, data, measured), recipes
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _PlannedProbes:
-    """The prompts of planned categories, and their scores by the scored experts.
-
-    `rows` are their places in the `Quality`. `member` (n_rows, n_categories) is 1 for the category of a prompt;
-    `scores` has shape (n_rows, n_experts).
-    """
-
-    experts: tuple[str, ...]
-    categories: tuple[str, ...]
-    rows: list[int]
-    labels: list[str]
-    prompts: list[str]
-    member: NDArray[np.float64]
-    scores: NDArray[np.float64]
-    uses: MeasuredUses
-
-    @classmethod
-    def of(cls, folder: Path, data: Quality, registry: Registry) -> _PlannedProbes:
-        """Select the prompts of the categories that the scored experts may serve. Raises DataError if there is none."""
-        experts = _scored_experts(data, registry)
-        pins = registry.assignment
-        categories = tuple(name for name in registry.category_names if pins.get(name, experts[0]) in experts)
-        rows = _planned_rows(folder, data, categories)
-        labels, prompts = [data.categories[row] for row in rows], [data.prompts[row] for row in rows]
-        member = np.array([[name == category for name in categories] for category in labels], dtype=np.float64)
-        cells = data.grid(rows, experts)
-        uses = MeasuredUses.of(categories, experts, member, {name: use[cells] for name, use in data.uses.items()})
-        return cls(experts, categories, rows, labels, prompts, member, data.scores[cells], uses)
-
-
-def _without_waits(tables: Mapping[str, ScoreTable], registry: Registry) -> dict[str, ScoreTable]:
-    """Return the tables without logged times of experts that share a device: these include waits of the plan then in
-    use."""
-
-    def shares_device(name: str) -> bool:
-        return bool(registry.devices_of(registry.expert(name)))
-
-    def kept(table: ScoreTable) -> ScoreTable:
-        shared = np.array([shares_device(name) for name in table.experts], dtype=np.bool_)
-        mean, variance = (np.where(shared, np.nan, values) for values in (table.mean, table.variance))
-        return replace(table, mean=mean, variance=variance, count=np.where(shared, 0.0, table.count))
-
-    times = ("latency_ms", "first_token_ms")
-    return {name: kept(table) if name in times else table for name, table in tables.items()}
-
-
-def _scored_experts(data: Quality, registry: Registry) -> tuple[str, ...]:
-    """Return the experts with scores; print the notes."""
     for note in data.notes:
         print_error(f"note: {note}")
-    return tuple(name for name in registry.expert_names if name in data.models)
-
-
-def _with_recipes(
-    folder: Path,
-    data: Quality,
-    registry: Registry,
-    probes: _PlannedProbes,
-    *,
-    streamed: float,
-    expected: MeasuredUses,
-) -> tuple[RecipeColumns, NDArray[np.float64]]:
-    """Fit the recipes on the prompts that all experts were scored on.
-
-    `streamed` is the share of requests whose answers are streamed, `expected` are the uses that the plan expects of
-    requests. Returns their columns, and the scores (n_rows, n_experts + n_arms) of experts and arms, NaN where missing.
-    """
-    whole = np.flatnonzero(np.isfinite(probes.scores).all(axis=1))
+    experts = tuple(name for name in registry.expert_names if name in data.models)
+    pins = registry.assignment
+    categories = tuple(name for name in registry.category_names if pins.get(name, experts[0]) in experts)
+    rows = [row for row, category in enumerate(data.categories) if category in categories]
+    if not rows:
+        raise DataError(
+            f"{folder}: no prompt is of a category that can be planned ({', '.join(categories) or 'none'}): "
+            "run `coe score` with probes of these, for every expert that answers them"
+        )
+    labels, cells = data.labels(rows, categories), data.grid(rows, experts)
+    member, scores = np.eye(len(categories))[labels], data.scores[cells]
+    probed = MeasuredUses.of(categories, experts, member, {name: use[cells] for name, use in data.uses.items()})
+    uses = probed if logged is None else probed.updated(_logged_tables(logged, probed, registry))
+    whole = np.isfinite(scores).all(axis=1)
     with note_if_slow("fitting recipes"):
         recipes = recipe_columns(
             folder,
             data,
             registry,
-            rows=[probes.rows[row] for row in whole.tolist()],
-            experts=probes.experts,
-            categories=probes.categories,
-            streamed=streamed,
-            probed=probes.uses,
-            expected=expected,
+            rows=np.array(rows)[whole].tolist(),
+            experts=experts,
+            categories=categories,
+            streamed=share_of_streams(logged),
+            probed=probed,
+            expected=uses,
         )
-    all_scores = np.full((len(probes.rows), len(probes.experts) + len(recipes.arms)), np.nan)
-    all_scores[:, : len(probes.experts)] = probes.scores
+    columns = (*experts, *recipes.arms)
+    all_scores = np.full((len(rows), len(columns)), np.nan)
+    all_scores[:, : len(experts)] = scores
     if recipes.arms:
-        all_scores[whole, len(probes.experts) :] = recipes.scores
-    return recipes, all_scores
+        all_scores[whole, len(experts) :] = recipes.scores
+    table = tabulate_partly(categories, columns, member, all_scores)
+    pseudo_count = fit_pseudo_count([categories[label] for label in labels], scores)
+    reassigned = tuple(name for name in before.reassigned if name in categories) if before else ()
+    feedback = before.feedback.over(categories, columns) if before and before.feedback and reassigned else None
+    quality = table.lower(deviations=deviations, pseudo_count=pseudo_count)
+    if recipes.arms:  # the quality that replay gave
+        error = table.error(pseudo_count=pseudo_count)[:, len(experts) :]
+        quality[:, len(experts) :] = np.maximum(recipes.quality - deviations * error, 0.0)
+    if feedback is not None:
+        both = merged(table, feedback).lower(deviations=deviations, pseudo_count=min(pseudo_count, MAX_PSEUDO_COUNT))
+        quality = np.where(np.isin(categories, reassigned)[:, None], both, quality)
+    router = ArtifactStore(settings.artifacts, ROUTER).in_use() or ""
+    mix = None if logged is None else logged.traffic.over(categories, router=router)
+    weights = np.maximum(member.sum(axis=0), 1.0) if mix is None else mix[0]
+    problem = declared_problem(registry, table, quality=quality, weights=weights, measured_uses=uses, recipes=recipes)
+    texts = [data.prompts[row] for row in rows]
+    return Basis(
+        problem=problem,
+        table=table,
+        source=f"{len(rows)} prompts of {folder.name}",
+        deviations=deviations,
+        pseudo_count=pseudo_count,
+        feedback=feedback,
+        reassigned=reassigned,
+        measured_uses=uses,
+        traffic=_traffic(settings, problem, texts, None if mix is None else mix[1]),
+        prompts=list(zip([data.prompt_ids[row] for row in rows], texts, strict=True)),
+        labels=labels,
+        scores=all_scores,
+        recipes=recipes,
+        left_out=LeftOut.of(registry, data, table),
+    )
+
+
+def _logged_tables(logged: LoggedUses, scored: MeasuredUses, registry: Registry) -> dict[str, ScoreTable]:
+    """Return the logged tables by measure, without times of experts that share a device: these include waits of the
+    plan then in use."""
+    shared = np.array([registry.device_of(registry.expert(name)) is not None for name in scored.experts])
+    tables = {name: one.over(scored.categories, scored.experts) for name, one in logged.tables(scored.experts).items()}
+    times = {name: tables[name] for name in ("latency_ms", "first_token_ms")}
+    return tables | {name: replace(one, count=np.where(shared, 0.0, one.count)) for name, one in times.items()}
 
 
 def share_of_streams(logged: LoggedUses | None) -> float:
@@ -225,64 +210,10 @@ def share_of_streams(logged: LoggedUses | None) -> float:
     return 1.0 if logged is None or logged.streamed is None else logged.streamed
 
 
-def _with_logged(scored: MeasuredUses, logged: LoggedUses, registry: Registry) -> MeasuredUses:
-    """Return the uses that scores measured, merged with those of logged requests."""
-    tables = {name: one.over(scored.categories, scored.experts) for name, one in logged.tables(scored.experts).items()}
-    return scored.updated(_without_waits(tables, registry))
-
-
-def _planned_rows(folder: Path, data: Quality, categories: Sequence[str]) -> list[int]:
-    """The prompts of planned categories, by index. Raises DataError if there is none."""
-    rows = [row for row, category in enumerate(data.categories) if category in categories]
-    if not rows:
-        raise DataError(
-            f"{folder}: no prompt is of a category that can be planned ({', '.join(categories) or 'none'}): "
-            "run `coe score` with probes of these, for every expert that answers them"
-        )
-    return rows
-
-
-def _lower_bounds(
-    measured: ScoreTable,
-    recipes: RecipeColumns,
-    feedback: ScoreTable | None,
-    *,
-    reassigned: NDArray[np.bool_],
-    deviations: float,
-    pseudo_count: float,
-) -> NDArray[np.float64]:
-    """Return lower confidence bounds of quality, `deviations` standard errors below the estimates.
-
-    Those of arms, the last columns, are below the quality that replay gave. The bounds of the `reassigned` categories,
-    shape (n_categories,), are of scores and `feedback` together.
-    """
-    quality = measured.lower(deviations=deviations, pseudo_count=pseudo_count)
-    if recipes.arms:
-        error = measured.error(pseudo_count=pseudo_count)[:, -len(recipes.arms) :]
-        quality[:, -len(recipes.arms) :] = np.maximum(recipes.quality - deviations * error, 0.0)
-    if feedback is None:
-        return quality
-    strength = min(pseudo_count, MAX_PSEUDO_COUNT)
-    both = merged(measured, feedback).lower(deviations=deviations, pseudo_count=strength)
-    return np.where(reassigned[:, None], both, quality)
-
-
-def _logged_mix(
-    settings: Settings, logged: LoggedUses | None, categories: Sequence[str]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-    """Return the weights of categories and the sample of posteriors of logged requests that the router in use
-    classified; None if there are too few."""
-    if logged is None:
-        return None
-    return logged.traffic.over(categories, router=ArtifactStore(settings.artifacts, ROUTER).in_use() or "")
-
-
-def _traffic(
-    settings: Settings, problem: Problem, prompts: Sequence[str], logged: NDArray[np.float64] | None
-) -> NDArray[np.float64] | None:
+def _traffic(settings: Settings, problem: Problem, prompts: Sequence[str], logged: Array | None) -> Array | None:
     """The `logged` posteriors, or else those of a random sample of the prompts by the router in use; None where no
     price depends on them."""
-    if not problem.budget.rows().keys() - {"memory_gb"}:
+    if not problem.budget.keys() - {"memory_gb"}:
         return None
     if logged is not None:
         return round_traffic(logged)
@@ -298,47 +229,36 @@ def _traffic(
     return round_traffic(posteriors[:, [router.categories.index(name) for name in problem.categories]])
 
 
-def paired_errors(basis: PlanInputs, assignment: Assignment) -> NDArray[np.float64]:
-    """Standard error of each expert's difference from the chosen expert, by category; NaN if it is unknown."""
-    found = basis.paired_error(assignment)
-    return np.full(basis.problem.quality.shape, np.nan) if found is None else np.array(found)
-
-
-def compare_with_single_experts(basis: PlanInputs, assignment: Assignment) -> list[dict[str, Any]]:
+def compare_with_single_experts(plan: Plan, errors: Array | None = None) -> tuple[dict[str, Any], ...]:
     """Return rows that compare the plan (first row) with each single expert serving all planned categories.
 
     `quality` is the lower confidence bound that the plan optimizes, and `estimate` the mean. `cost` is in US dollars
     per thousand requests. `latency_ms` is null if it is unknown. Pins and limits are ignored for single experts.
-    `less_plan` is the expert's quality minus the plan's; its standard error is that of paired means, null if a
-    category has too few prompts.
+    `less_plan` is the expert's quality minus the plan's; its standard error is that of paired means by category
+    (`errors`, see `Basis.paired_error`), null if a category has too few prompts.
     """
-    problem = basis.problem
-    bounds = basis.table.lower(deviations=basis.deviations, pseudo_count=basis.pseudo_count)
-    single, estimates = (problem.weights @ bounds).tolist(), basis.table.shrunk(pseudo_count=basis.pseudo_count)
-    chosen = [problem.experts.index(name) for name in assignment.choice]
-    cost, latency = (problem.weights @ problem.use(row) for row in ("mean_cost", "mean_latency_ms"))
-    used = planned_use(problem, assignment)
-    plan: dict[str, Any] = {
+    problem, weights = plan.problem, plan.problem.weights
+    chosen = [problem.experts.index(name) for name in plan.assignment.choice]
+    used, quality = planned_use(problem, plan.assignment), planned_quality(problem, plan.assignment)
+    own: dict[str, Any] = {
         "expert": None,
-        "quality": planned_quality(problem, assignment),
-        "estimate": float(problem.weights @ estimates[np.arange(len(chosen)), chosen]),
+        "quality": quality,
+        "estimate": float(weights @ plan.estimate[np.arange(len(chosen)), chosen]),
         "cost": used.get("mean_cost"),
         "latency_ms": used.get("mean_latency_ms"),
     }
-    errors = np.sqrt((problem.weights**2) @ paired_errors(basis, assignment) ** 2).tolist()
-    means = (problem.weights @ estimates).tolist()
-    rows = zip(problem.experts, single, means, cost.tolist(), latency.tolist(), errors, strict=True)
-    return [
-        plan,
-        *(
-            {
-                "expert": name,
-                "quality": quality,
-                "estimate": mean,
-                "cost": cost,
-                "latency_ms": latency if np.isfinite(latency) else None,
-                "less_plan": Difference(quality - plan["quality"], error).to_json(),
-            }
-            for name, quality, mean, cost, latency, error in rows
-        ),
-    ]
+    unknown = np.full(problem.quality.shape, np.nan)
+    error = np.sqrt(weights**2 @ (unknown if errors is None else errors) ** 2)
+    tables = plan.bounds, plan.estimate, problem.use("mean_cost"), problem.use("mean_latency_ms")
+    rows = zip(problem.experts, *((weights @ table).tolist() for table in tables), error.tolist(), strict=True)
+    return own, *(
+        {
+            "expert": name,
+            "quality": bound,
+            "estimate": estimate,
+            "cost": cost,
+            "latency_ms": latency if np.isfinite(latency) else None,
+            "less_plan": Difference(bound - quality, error).to_json(),
+        }
+        for name, bound, estimate, cost, latency, error in rows
+    )

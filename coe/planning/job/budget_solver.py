@@ -10,27 +10,25 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
 from coe.learning.experience import Experience
 from coe.learning.refit import Refit
 from coe.planning import (
     Assignment,
-    Budget,
-    Dependencies,
     MeasuredUses,
-    PlanInputs,
+    Plan,
     Problem,
+    answer_digests,
     declared_uses,
+    marginal_values,
     round_traffic,
     solve,
 )
+from coe.planning.grid import Array
 from coe.planning.residual import Residual
 from coe.planning.score_table import ScoreTable
 from coe.recipes.fitting.columns import RecipeColumns
 from coe.registry import Registry
-
-Array = NDArray[np.float64]
 
 
 def declared_problem(
@@ -48,18 +46,20 @@ def declared_problem(
     Tokens and latency are the measured ones, where there are any. The last columns of the table are the arms of
     `recipes`.
     """
-    pinned = quality.copy()
-    for category, expert in registry.assignment.items():
-        if category in table.categories:
-            pinned[
-                table.categories.index(category), np.arange(len(table.experts)) != table.experts.index(expert)
-            ] = -np.inf
-    recipes = recipes or RecipeColumns()
+    pinned, recipes = quality.copy(), recipes or RecipeColumns()
+    for row, category in enumerate(table.categories):
+        if (expert := registry.assignment.get(category)) is not None:
+            pinned[row, np.array(table.experts) != expert] = -np.inf
     experts = table.experts[: len(table.experts) - len(recipes.arms)]
-    single = declared_uses(registry, table.categories, experts, measured=measured_uses)
-    budget = Budget(**registry.budget.model_dump())
-    uses = single.joined(recipes.uses, len(recipes.arms))
-    return Problem.of(table, quality=pinned, uses=uses, budget=budget, weights=weights, members=recipes.members)
+    uses = declared_uses(registry, table.categories, experts, measured=measured_uses)
+    return Problem.of(
+        table,
+        quality=pinned,
+        uses=uses.joined(recipes.uses, len(recipes.arms)),
+        budget=registry.budget.model_dump(exclude_none=True),
+        weights=weights,
+        members=recipes.members,
+    )
 
 
 PRICE_SAMPLE_SIZE = 4000
@@ -75,7 +75,7 @@ class BudgetSolver:
 
     registry: Registry
     experience: Experience
-    measured_uses: MeasuredUses | None = None
+    measured_uses: MeasuredUses = field(default_factory=MeasuredUses.nothing)
     recipes: RecipeColumns = field(default_factory=RecipeColumns)
     residual: Residual | None = None
 
@@ -84,23 +84,25 @@ class BudgetSolver:
         problem = self._problem(table, quality)
         return solve(problem, traffic=self._traffic(problem), residual=self.residual)
 
-    def basis(
-        self, refit: Refit, quality: Array, *, measured: ScoreTable | None, reassigned: tuple[str, ...] = ()
-    ) -> PlanInputs:
-        """The inputs of the plan of this quality, and the evidence behind it."""
-        problem = self._problem(refit.table, quality)
-        return PlanInputs(
+    def plan(
+        self, candidate: Assignment, refit: Refit, *, measured: ScoreTable | None, reassigned: tuple[str, ...] = ()
+    ) -> Plan:
+        """The plan of a candidate, with the evidence behind it."""
+        problem = self._problem(refit.table, candidate.quality)
+        return Plan(
+            candidate,
             problem,
             refit.table,
-            self._traffic(problem),
-            deviations=0.0,
-            source=f"the feedback on {int(self.experience.rated.sum())} requests",
+            f"the feedback on {int(self.experience.rated.sum())} requests",
             pseudo_count=refit.weighting.pseudo_count,
             measured=measured,
             feedback=refit.feedback,
             reassigned=reassigned,
-            dependencies=Dependencies.of(self.registry),
             measured_uses=self.measured_uses,
+            pins=self.registry.assignment,
+            answers=answer_digests(self.registry),
+            value_of_expert=marginal_values(problem, candidate),
+            traffic=self._traffic(problem),
         )
 
     def _problem(self, table: ScoreTable, quality: Array) -> Problem:
@@ -116,7 +118,7 @@ class BudgetSolver:
 
     def _traffic(self, problem: Problem) -> Array | None:
         """A sample of posteriors; None where no price depends on traffic."""
-        if not problem.budget.rows().keys() - {"memory_gb"}:
+        if not problem.budget.keys() - {"memory_gb"}:
             return None
         sample = np.random.default_rng(0).permutation(len(self.experience))[:PRICE_SAMPLE_SIZE]
         return round_traffic(self.experience.posterior[sample])

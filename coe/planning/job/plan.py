@@ -8,13 +8,12 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from coe.artifacts.artifact_sync import synced_store
 from coe.artifacts.kinds import GATE
@@ -28,27 +27,20 @@ from coe.measuring.passage_gain import GAINS_FILE, read_gains
 from coe.measuring.plots import plot_calibration, plot_sweep
 from coe.planning import (
     Assignment,
-    MeasuredUses,
-    ParetoRow,
-    PlanEvidence,
-    PlanInputs,
+    Plan,
     Problem,
+    answer_digests,
     marginal_values,
     planned_quality,
     planned_use,
-    read_evidence,
-    read_published,
     routed_use,
-    save_assignment,
-    smallest_limit,
     solve,
     sweep,
 )
-from coe.planning.job.basis import compare_with_single_experts, paired_errors, plan_basis, share_of_streams
+from coe.planning.grid import Array
+from coe.planning.job.basis import Basis, compare_with_single_experts, plan_basis, share_of_streams
 from coe.planning.job.residual import with_residual
-from coe.planning.paired_scores import Difference
-from coe.planning.plan_file import ASSIGNMENT_FILE
-from coe.recipes.policy_file import RECIPES_FILE, ArmPolicies
+from coe.recipes.policy_file import ArmPolicies
 from coe.registry import Registry, yaml_source
 from coe.registry.yaml_source import KeyPath
 from coe.retrieval.gate import GATE_FILE
@@ -86,54 +78,74 @@ def make_plan(
 
     Returns the report. Raises DataError, or ArtifactError for a gate without a router.
     """
-    evidence, before = _plan_in_use(store, registry)
+    before = _plan_in_use(store)
     logged = logged_uses(settings, registry, options.log_seconds)
-    basis, left_out, recipes = plan_basis(
+    basis = plan_basis(
         settings,
         registry,
         scores,
         benchmark=options.benchmark,
         deviations=options.deviations,
-        evidence=PlanEvidence() if options.drop_feedback else evidence,
+        before=None if options.drop_feedback else before,
         logged=logged,
     )
-    policies = ArmPolicies(basis.problem.categories, recipes.policies, recipes.written, share_of_streams(logged))
-    unplanned = _unplanned(settings, registry, recipes.left_out)
+    unplanned = _unplanned(settings, registry, basis.recipes.left_out)
+    problem = basis.problem
     with note_if_slow("solving the plan"):
         assignment = _solve(settings, basis)
     with note_if_slow("testing the residual"):
-        basis, assignment, evidence_of_residual = with_residual(settings, registry, basis, assignment)
-    problem = basis.problem
+        assignment, unused, evidence = with_residual(settings, registry, basis, assignment)
     with note_if_slow("the sweep"):
         rows = sweep(problem, options.sweep_row, options.sweep_limits) if options.sweep_row else []
-        infeasible = _infeasible(problem, options.sweep_row, options.sweep_limits, rows)
     if options.plot is not None:
         plot_sweep(rows, row=options.sweep_row, path=options.plot)
-    against = compare_with_single_experts(basis, assignment)
     with note_if_slow("finding each expert's marginal value"):
         values = marginal_values(problem, assignment)
+    recipes = basis.recipes
+    plan = Plan(
+        assignment,
+        problem,
+        basis.table,
+        basis.source,
+        basis.deviations,
+        basis.pseudo_count,
+        measured=basis.table,
+        feedback=basis.feedback,
+        reassigned=basis.reassigned,
+        measured_uses=basis.measured_uses,
+        pins=registry.assignment,
+        answers=answer_digests(registry),
+        value_of_expert=values,
+        traffic=basis.traffic,
+        unused=unused,
+        policies=ArmPolicies(problem.categories, recipes.policies, recipes.written, share_of_streams(logged)),
+    )
+    errors = basis.paired_error(assignment.choice)
+    plan = replace(plan, against=compare_with_single_experts(plan, errors))
     if not options.dry_run:
         with store.draft() as draft:
-            if recipes.arms:
-                (draft / RECIPES_FILE).write_bytes(policies.to_json())
-            basis.save(draft, assignment, values=values, against=against)
-            _promote(store, draft, assignment, registry, why=f"planned on {scores}")
+            plan.save(draft)
+            artifact = store.publish(draft, categories=assignment.categories, data=registry.digest, metrics={})
+        store.promote(artifact.manifest.version, by="plan", why=f"planned on {scores}")
     gate = plan_gate(settings, registry, scores, dry_run=options.dry_run)
     report = plan_to_json(problem, assignment) | {
         "price_by_category": assignment.price.tolist(),
-        "assumed_tokens": _assumed_tokens(registry, basis),
-        "uses": uses_report(basis, logged),
+        "assumed_tokens": _assumed_tokens(registry, plan),
+        "uses": uses_report(plan, logged),
         "value_of_expert": values,
-        "against": against,
-        "sweep": [asdict(row) | {"used": dict(row.used)} for row in rows],
-        "sweep_impossible": infeasible,
-        "left_out": asdict(left_out) | {"recipes": unplanned},
-        "recipes": policies.steps,
-        "feedback": _feedback_report(evidence, basis, before, assignment),
-        "residual": evidence_of_residual._asdict(),
-        "sample": _sample_use(problem, assignment, basis.traffic),
+        "against": plan.against,
+        "sweep": [asdict(row) for row in rows],
+        "sweep_impossible": sorted(set(options.sweep_limits) - {row.limit for row in rows}),
+        "left_out": asdict(basis.left_out) | {"recipes": unplanned},
+        "recipes": plan.policies.steps,
+        "feedback": {
+            "kept": basis.reassigned,
+            "dropped": sorted(set(before.reassigned if before else ()) - set(basis.reassigned)),
+        },
+        "residual": evidence._asdict(),
+        "sample": _sample_use(plan),
     }
-    _add_margin_errors(report["assignment"], registry, basis, assignment)
+    _add_margin_errors(report["assignment"], registry, problem, errors)
     return report | ({"gate": gate} if gate else {})
 
 
@@ -152,14 +164,7 @@ def _unplanned(settings: Settings, registry: Registry, left_out: Mapping[str, st
     return found
 
 
-def _promote(store: ArtifactStore, draft: Path, assignment: Assignment, registry: Registry, *, why: str) -> None:
-    """Publish the draft with the assignment, and put it into use."""
-    save_assignment(draft, assignment)
-    artifact = store.publish(draft, categories=assignment.categories, data=registry.digest, metrics={})
-    store.promote(artifact.manifest.version, by="plan", why=why)
-
-
-def _solve(settings: Settings, basis: PlanInputs) -> Assignment:
+def _solve(settings: Settings, basis: Basis) -> Assignment:
     """Solve the plan. Raises ConfigError with the line of the budget if no plan keeps it."""
     try:
         return solve(basis.problem, traffic=basis.traffic)
@@ -168,68 +173,31 @@ def _solve(settings: Settings, basis: PlanInputs) -> Assignment:
         raise ConfigError(*(f"{line}: {problem}" for problem in error.problems)) from error
 
 
-def _add_margin_errors(
-    rows: Sequence[dict[str, Any]], registry: Registry, basis: PlanInputs, assignment: Assignment
-) -> None:
+def _add_margin_errors(rows: Sequence[dict[str, Any]], registry: Registry, problem: Problem, errors: Array) -> None:
     """Add the standard error of each category's margin. The margin of a pinned category is removed: it had no
     choice."""
-    experts = basis.problem.experts
-    for row, error in zip(rows, paired_errors(basis, assignment), strict=True):
+    for row, error in zip(rows, errors, strict=True):
         row["pinned"] = row["category"] in registry.assignment
         row["margin"] = None if row["pinned"] else row["margin"]
         second = row["runner_up"]
-        known = Difference(row["margin"] or 0.0, error[experts.index(second)] if second else float("nan"))
-        row["margin_error"] = known.to_json()["standard_error"]
+        known = float(error[problem.experts.index(second)]) if second else float("nan")
+        row["margin_error"] = known if np.isfinite(known) else None
 
 
-def _plan_in_use(store: ArtifactStore, registry: Registry) -> tuple[PlanEvidence, dict[str, str]]:
-    """The evidence of the plan in use and its expert by category; empty, with a note, where it cannot be read."""
+def _plan_in_use(store: ArtifactStore) -> Plan | None:
+    """The plan in use; None, with a note, where it cannot be read."""
     try:
         version = store.in_use()
-        if version is None:
-            return PlanEvidence(), {}
-        folder = store.published(version).folder
-        arms = read_published(folder, version).arms(registry)
-        evidence = read_evidence(folder, categories=registry.category_names, experts=(*registry.expert_names, *arms))
-        plan = Assignment.from_json((folder / ASSIGNMENT_FILE).read_bytes())
-        return evidence, dict(zip(plan.categories, plan.choice, strict=True))
+        return None if version is None else Plan.read(store.published(version).folder)
     except ArtifactError as error:
         print_error(f"note: the feedback in the plan in use cannot be kept: {error}")
-        return PlanEvidence(), {}
-
-
-def _infeasible(
-    problem: Problem, row: str, limits: Sequence[float], rows: Sequence[ParetoRow]
-) -> dict[str, Any] | None:
-    """The limits of a sweep that no plan keeps, and the smallest feasible one; None where all are feasible."""
-    left_out = sorted(set(limits) - {found.limit for found in rows})
-    if not left_out:
         return None
-    return {"row": row, "limits": left_out, "smallest": smallest_limit(problem, row)}
 
 
-def _feedback_report(
-    evidence: PlanEvidence, basis: PlanInputs, before: Mapping[str, str], assignment: Assignment
-) -> dict[str, list[str]]:
-    """Return the categories whose expert feedback had changed, in three groups.
-
-    `kept` keep that expert, `moved_by_scores` get another one from the new scores, and `dropped` lost their feedback.
-    """
-    chosen = dict(zip(assignment.categories, assignment.choice, strict=True))
-    moved_by_scores = [name for name in basis.reassigned if chosen[name] != before.get(name)]
-    return {
-        "kept": [name for name in basis.reassigned if name not in moved_by_scores],
-        "moved_by_scores": moved_by_scores,
-        "dropped": sorted(set(evidence.reassigned) - set(basis.reassigned)),
-    }
-
-
-def _sample_use(
-    problem: Problem, assignment: Assignment, traffic: NDArray[np.float64] | None
-) -> dict[str, dict[str, float]]:
+def _sample_use(plan: Plan) -> dict[str, dict[str, float]]:
     """Return, for each limited budget row, the limit and the use of the traffic sample routed at the plan's prices."""
-    used = {} if traffic is None else routed_use(problem, assignment, traffic)
-    found = {row: {"used": value, "limit": problem.budget.rows()[row]} for row, value in used.items()}
+    used = {} if plan.traffic is None else routed_use(plan.problem, plan.assignment, plan.traffic)
+    found = {row: {"used": value, "limit": plan.problem.budget[row]} for row, value in used.items()}
     for row, one in found.items():
         if one["used"] > MAX_OVERUSE * one["limit"]:
             print_error(
@@ -241,25 +209,27 @@ def _sample_use(
 
 def plan_to_json(problem: Problem, assignment: Assignment) -> dict[str, Any]:
     """The plan as JSON: expected quality and use, hosted experts, the choice by category, and mean prices."""
-    columns = zip(assignment.categories, assignment.choice, assignment.runner_up, assignment.margin, strict=True)
+    rows = zip(assignment.categories, assignment.choice, assignment.runners_up, strict=True)
     return {
         "quality": planned_quality(problem, assignment),
         "used": planned_use(problem, assignment),
         "hosted": assignment.hosted,
         "assignment": [
             {"category": category, "expert": expert, "runner_up": second, "margin": margin}
-            for category, expert, second, margin in columns
+            for category, expert, (second, margin) in rows
         ],
         "prices": dict(zip(assignment.experts, (problem.weights @ assignment.price).tolist(), strict=True)),
         "duals": dict(assignment.duals),
     }
 
 
-def _assumed_tokens(registry: Registry, basis: PlanInputs) -> list[str]:
+def _assumed_tokens(registry: Registry, plan: Plan) -> list[str]:
     """The planned experts that have prices but no measured tokens."""
-    measured = basis.measured_uses or MeasuredUses.nothing()
-    priced = {spec.name for spec in registry.experts if spec.prices.input or spec.prices.output}
-    return [name for name in basis.problem.experts if name in priced and not measured.has_tokens(name)]
+    priced = [spec.name for spec in registry.experts if spec.prices.input or spec.prices.output]
+    names = [name for name in priced if name in plan.problem.experts]
+    found = plan.measured_uses.over(plan.problem.categories, names)
+    known = np.asarray(np.isfinite(found.input_tokens + found.output_tokens).all(axis=0)).tolist()
+    return [name for name, is_known in zip(names, known, strict=True) if not is_known]
 
 
 def logged_uses(settings: Settings, registry: Registry, seconds: float) -> LoggedUses | None:

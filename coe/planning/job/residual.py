@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +14,8 @@ from coe.foreground import note_if_slow
 from coe.learning.experience import Experience
 from coe.learning.experience_loader import request_hash
 from coe.learning.refit import agreements, trust_of
-from coe.planning import Assignment, PlanInputs, solve
+from coe.planning import Assignment, solve
+from coe.planning.job.basis import Basis
 from coe.planning.residual import MAX_PROMPTS, Evidence, Ratings, Residual
 from coe.records.record import RoutingRecord
 from coe.registry import Registry
@@ -27,20 +27,18 @@ MIN_RATED = 100
 
 
 def with_residual(
-    settings: Settings, registry: Registry, basis: PlanInputs, assignment: Assignment
-) -> tuple[PlanInputs, Assignment, Evidence]:
-    """Return the assignment with its residual and the prices for it, if that improves decisions; and the evidence. Else
-    the inputs keep the measured prompts."""
+    settings: Settings, registry: Registry, basis: Basis, assignment: Assignment
+) -> tuple[Assignment, Residual | None, Evidence]:
+    """Return the assignment with its residual and the prices for it, if that improves decisions; else the measured
+    prompts as a residual that is not used; and the evidence."""
     import routers
     from coe.artifacts.active_state import check_router, encoder_digest, load_router
 
-    if basis.prompt_scores is None:
-        return basis, assignment, Evidence(0.0, 0.0, "no prompts are measured")
     try:
         artifact = check_router(settings)[1]
         encoder, router = routers.load_encoder(artifact.folder), load_router(registry, artifact)
     except ArtifactError:
-        return basis, assignment, Evidence(0.0, 0.0, "it needs the encoder of a router; run `coe train`")
+        return assignment, None, Evidence(0.0, 0.0, "it needs the encoder of a router; run `coe train`")
     columns = [router.categories.index(name) for name in assignment.categories]
 
     def read(rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -50,11 +48,10 @@ def with_residual(
         predictions = router.predict(texts, embeddings=features)
         return features, np.stack([one.probabilities[columns] for one in predictions])
 
-    labels, scores = basis.prompt_scores
     measured = Residual.of(
         read,
-        labels,
-        scores,
+        basis.labels,
+        basis.scores,
         dimensions=encoder.dimensions,
         categories=assignment.categories,
         experts=assignment.experts,
@@ -63,8 +60,8 @@ def with_residual(
     )
     residual, evidence = measured.fitted(_charge(assignment))
     if residual is None:
-        return replace(basis, unused=measured), assignment, evidence
-    return basis, solve(basis.problem, traffic=basis.traffic, residual=residual), evidence
+        return assignment, measured, evidence
+    return solve(basis.problem, traffic=basis.traffic, residual=residual), None, evidence
 
 
 def refitted(

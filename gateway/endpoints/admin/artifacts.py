@@ -24,8 +24,8 @@ from coe.errors import ArtifactError, ArtifactNotFound, ArtifactRefused, ConfigE
 from coe.settings import Settings
 from gateway.endpoints.handler import json_of, json_response
 from gateway.observability.state_metrics import ARTIFACT_INFO, RELOAD_FAILED
-from gateway.parts import Parts
 from gateway.request.body import RequestModel
+from gateway.services import Services
 
 MAX_BODY_BYTES = 16 * 1024
 RETRY_AFTER = 2.0
@@ -55,21 +55,21 @@ class PromoteRequest(_MoveRequest):
 class Artifacts:
     """Reads each manifest once, on demand; makes one promotion or rollback at a time."""
 
-    def __init__(self, parts: Parts) -> None:
-        self._parts = parts
-        self._versions = {kind: VersionCatalog(parts.settings.artifacts, kind) for kind in ARTIFACT_KINDS}
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._versions = {kind: VersionCatalog(services.settings.artifacts, kind) for kind in ARTIFACT_KINDS}
         self._moving = asyncio.Lock()
 
     async def list(self, _: Request) -> Response:
         """List published versions, what is in use, and the history."""
         data = await asyncio.to_thread(lambda: [catalog.list_versions() for catalog in self._versions.values()])
-        families, current = await self._parts.metrics.families(), self._parts.current
+        families = await self._services.metrics.families()
         for one in data:
-            one["served"], one["unused"] = {}, one["kind"] in current.serving.unused
+            one["served"], one["unused"] = {}, one["kind"] in self._services.snapshot.unused
         by_kind = {one["kind"]: one["served"] for one in data}
         for (kind, version), (workers,) in families[ARTIFACT_INFO].cells.items():
             by_kind.get(kind, {})[version] = round(workers)
-        error = current.reload_error
+        error = self._services.reload_error
         if error is None and any(failed for (failed,) in families[RELOAD_FAILED].cells.values()):
             error = "another worker could not load what is in use; see the log of this gateway"
         return json_response({"object": "list", "reload_error": error, "data": data})
@@ -78,7 +78,7 @@ class Artifacts:
         """Promote a version."""
         kind = self._catalog(request).kind
         body = await json_of(request, PromoteRequest, limit=MAX_BODY_BYTES)
-        if body.version not in ArtifactStore(self._parts.settings.artifacts, kind).versions():
+        if body.version not in ArtifactStore(self._services.settings.artifacts, kind).versions():
             raise ArtifactNotFound(f"no {kind} {body.version!r} is published here", param="version")
         return await self._move(kind, body, partial(versions.promote, version=body.version))
 
@@ -97,7 +97,7 @@ class Artifacts:
             why = "another promotion or rollback is in progress; check its result first"
             raise JobUnavailable(why, retry_after=RETRY_AFTER)
         async with self._moving:
-            moved = await asyncio.shield(asyncio.to_thread(_make_move, self._parts.settings, kind, body, move))
+            moved = await asyncio.shield(asyncio.to_thread(_make_move, self._services.settings, kind, body, move))
         _log.warning("%s in use: %s -> %s, by an administrator: %s", kind, moved.was, moved.in_use, body.why)
         return json_response({"object": "move", "kind": kind, "was": moved.was, "in_use": moved.in_use})
 

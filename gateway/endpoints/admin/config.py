@@ -23,8 +23,8 @@ from coe.fleet.planning import find_problems
 from coe.registry import Registry, load_text, yaml_source
 from coe.registry.hints import without_values
 from gateway.endpoints.handler import NO_STORE, json_of, json_response
-from gateway.parts import Parts
 from gateway.request.body import RequestModel
+from gateway.services import Services
 
 MAX_TEXT_BYTES = 128 * 1024
 """The check of a larger file would delay requests."""
@@ -46,8 +46,8 @@ class ConfigText(RequestModel):
 class Config:
     """Reads and parses the file for one request at a time, in a thread."""
 
-    def __init__(self, parts: Parts) -> None:
-        self._current, self._settings, self._reload = parts.current, parts.settings, parts.reload
+    def __init__(self, services: Services) -> None:
+        self._services, self._settings, self._reload = services, services.settings, services.reload
         self._running = asyncio.Lock()
 
     async def get(self, _: Request) -> Response:
@@ -58,7 +58,7 @@ class Config:
             "file": self._settings.config.name,
             "text": shown_text(content),
             "in_force": self._reload is None or self._reload.serves(content),
-            "reload_error": self._current.reload_error,
+            "reload_error": self._services.reload_error,
         }
         return json_response(body, headers=NO_STORE)
 
@@ -126,7 +126,7 @@ class Config:
 
 
 def parsed_problems(found: Sequence[str]) -> list[dict[str, Any]]:
-    """The parts of each `file:line: message`; `where` is the file."""
+    """The services of each `file:line: message`; `where` is the file."""
     matches = [(_PROBLEM.fullmatch(problem), problem) for problem in found]
     return [
         {"where": match[1], "line": int(match[2]), "message": match[3]}

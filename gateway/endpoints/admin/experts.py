@@ -16,8 +16,8 @@ from coe.experts.outcomes import Incidents
 from coe.registry import ExpertSpec
 from gateway.endpoints.admin.stats import Counts, expert_stats, failed
 from gateway.endpoints.handler import json_response, list_response
-from gateway.parts import Parts
-from gateway.serving_state import Serving
+from gateway.services import Services
+from gateway.snapshot import Snapshot
 
 _DECLARED_FIELDS = (
     *("model", "runtime", "adapter", "context_length", "parameters", "active_parameters_b", "memory_gb", "latency_ms"),
@@ -26,23 +26,23 @@ _DECLARED_FIELDS = (
 _STATS_FIELDS = ("in_flight", "outcomes", "fallbacks", "tokens", "cost", "first_byte")
 
 
-async def list_experts(parts: Parts, _: Request) -> Response:
+async def list_experts(services: Services, _: Request) -> Response:
     """The experts with their state, which is read at each request, so that a reload shows at once.
 
     Counts are over all workers since the start. Breaker states are the worst of all workers; the state of a replica's
     server is this worker's view.
     """
-    counts, serving = Counts(await parts.metrics.families()), parts.current.serving
-    stats, bounds = expert_stats(counts, serving.registry), counts.bounds("coe_first_byte_seconds")
+    counts, snapshot = Counts(await services.metrics.families()), services.snapshot
+    stats, bounds = expert_stats(counts, snapshot.registry), counts.bounds("coe_first_byte_seconds")
     return list_response(
         [
-            _declared(spec) | _state(serving, spec.name, stats[spec.name]) | {"first_byte_bounds": bounds}
-            for spec in serving.registry.experts
+            _declared(spec) | _state(snapshot, spec.name, stats[spec.name]) | {"first_byte_bounds": bounds}
+            for spec in snapshot.registry.experts
         ]
     )
 
 
-async def list_recipes(parts: Parts, _: Request) -> Response:
+async def list_recipes(services: Services, _: Request) -> Response:
     """The recipes, declared or proposed by the plan, with steps and caps."""
     return list_response(
         [
@@ -52,22 +52,22 @@ async def list_recipes(parts: Parts, _: Request) -> Response:
                 "steps": one.steps,
                 "max_tokens": one.max_tokens,
             }
-            for one in parts.current.serving.registry.declared_recipes
+            for one in services.snapshot.registry.declared_recipes
         ]
     )
 
 
-async def test_expert(parts: Parts, request: Request) -> Response:
-    """Request one token from each server of an expert, past breakers, limits and the log."""
-    name, serving = request.path_params["id"], parts.current.serving
-    expert = serving.composition.experts.get(name)
-    if name not in serving.registry.expert_names or not isinstance(expert, ReplicatedExpert):
+async def test_expert(services: Services, request: Request) -> Response:
+    """Request a few tokens from each server of an expert, past breakers, limits and the log."""
+    name, snapshot = request.path_params["id"], services.snapshot
+    expert = snapshot.composition.experts.get(name)
+    if name not in snapshot.registry.expert_names or not isinstance(expert, ReplicatedExpert):
         raise ModelNotFound(f"no expert {name[:64]!r} is declared", param="id")
-    spec = serving.registry.expert(name)
-    if serving.registry.residency is not None and spec.is_local and not spec.addresses:
+    spec = snapshot.registry.expert(name)
+    if snapshot.registry.residency is not None and spec.is_local and not spec.addresses:
         raise InvalidRequest(f"{name!r} shares a device, so a test would switch models; use the playground instead")
-    assert parts.session is not None
-    results = await check_experts([expert], session=parts.session, streams=True)
+    assert services.session is not None
+    results = await check_experts([expert], session=services.session)
     data = [asdict(one) | {"ok": one.ok} for one in results]
     return json_response({"object": "expert.test", "id": name, "data": data})
 
@@ -85,12 +85,12 @@ def _declared(spec: ExpertSpec) -> dict[str, Any]:
     }
 
 
-def _state(serving: Serving, name: str, stats: Mapping[str, Any]) -> dict[str, Any]:
-    expert, assignment = serving.composition.experts[name], serving.composition.assignment
-    rows = zip(assignment.categories, assignment.choice, assignment.runner_up, assignment.margin, strict=True)
+def _state(snapshot: Snapshot, name: str, stats: Mapping[str, Any]) -> dict[str, Any]:
+    expert, assignment = snapshot.composition.experts[name], snapshot.composition.assignment
+    rows = zip(assignment.categories, assignment.choice, assignment.runners_up, strict=True)
     assigned = [
         {"category": category, "runner_up": second, "margin": margin}
-        for category, choice, second, margin in rows
+        for category, choice, (second, margin) in rows
         if choice == name
     ]
     incidents: Incidents | None = getattr(expert, "incidents", None)
@@ -104,7 +104,6 @@ def _state(serving: Serving, name: str, stats: Mapping[str, Any]) -> dict[str, A
             {
                 "address": replica.address,
                 "state": states.get(replica.address, replica.state),
-                "alive": replica.alive,
                 "in_flight": replica.in_flight,
                 "waiting": replica.queue_length,
             }

@@ -20,7 +20,7 @@ from coe.registry import ApiKey, KeySpec
 from gateway.access import IssuedKeyWatch
 from gateway.access.issued_keys import IssuedKey, IssuedKeys, check_in_use, is_over, issue, revoke
 from gateway.endpoints.handler import NO_STORE, caller_of, json_of, json_response, list_response
-from gateway.parts import Parts
+from gateway.services import Services
 
 MAX_BODY_BYTES = 16 * 1024
 _log = logging.getLogger("gateway")
@@ -28,21 +28,21 @@ _log = logging.getLogger("gateway")
 _HISTORY = ("created", "created_by", "revoked", "revoked_by")
 
 
-async def list_keys(parts: Parts, _: Request) -> Response:
+async def list_keys(services: Services, _: Request) -> Response:
     """API keys without the keys themselves, declared ones first."""
-    if parts.issued is not None:
-        await parts.issued.refresh()  # includes what another worker has just changed
-    serving, issued = parts.current.serving, () if parts.issued is None else parts.issued.keys
-    accepted, now = {key.sha256 for key in serving.access.keys}, time.time()
-    keys = (*serving.registry.access.keys, *reversed(issued))
+    if services.issued is not None:
+        await services.issued.refresh()  # includes what another worker has just changed
+    snapshot, issued = services.snapshot, () if services.issued is None else services.issued.keys
+    accepted, now = {key.sha256 for key in snapshot.access.keys}, time.time()
+    keys = (*snapshot.registry.access.keys, *reversed(issued))
     return list_response([_shown(key) | {"in_use": key.sha256 in accepted and not is_over(key, now)} for key in keys])
 
 
-async def issue_key(parts: Parts, request: Request) -> Response:
+async def issue_key(services: Services, request: Request) -> Response:
     """Issue an API key, whose rights are at most those of the key that issues it."""
-    watch = _watch(parts)
+    watch = _watch(services)
     spec = await json_of(request, KeySpec, limit=MAX_BODY_BYTES)
-    registry, creator, secret = parts.current.serving.registry, _caller(parts, request), new_key()
+    registry, creator, secret = services.snapshot.registry, _caller(services, request), new_key()
 
     def decide(issued: IssuedKeys) -> tuple[IssuedKey, IssuedKeys]:
         sha256, now = digest_of(secret), time.time()
@@ -59,10 +59,10 @@ async def issue_key(parts: Parts, request: Request) -> Response:
     return json_response({"object": "key.new", "secret": secret, "key": _shown(key)}, headers=NO_STORE)
 
 
-async def revoke_key(parts: Parts, request: Request) -> Response:
+async def revoke_key(services: Services, request: Request) -> Response:
     """Revoke an issued API key."""
-    watch, registry, name = _watch(parts), parts.current.serving.registry, request.path_params["name"]
-    creator = _caller(parts, request)
+    watch, registry, name = _watch(services), services.snapshot.registry, request.path_params["name"]
+    creator = _caller(services, request)
 
     def decide(issued: IssuedKeys) -> tuple[IssuedKey, IssuedKeys]:
         check_in_use(creator, issued, now=time.time())
@@ -73,16 +73,16 @@ async def revoke_key(parts: Parts, request: Request) -> Response:
     return json_response(_shown(key))
 
 
-def _watch(parts: Parts) -> IssuedKeyWatch:
-    if parts.issued is None:
+def _watch(services: Services) -> IssuedKeyWatch:
+    if services.issued is None:
         raise NotInstalled("this gateway has no store of issued keys")
-    return parts.issued
+    return services.issued
 
 
-def _caller(parts: Parts, request: Request) -> ApiKey:
+def _caller(services: Services, request: Request) -> ApiKey:
     """The key that sent the request. Raises KeyRefused where no keys are declared."""
     name = caller_of(request).key
-    for key in parts.current.serving.access.keys:
+    for key in services.snapshot.access.keys:
         if key.name == name:
             return key
     raise KeyRefused(

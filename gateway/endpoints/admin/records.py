@@ -36,9 +36,9 @@ from coe.registry import Registry
 from coe.routing.replay import ReplayedDecision, replay
 from gateway.endpoints.handler import json_response, query_of
 from gateway.observability.observers import find_record
-from gateway.parts import Parts
 from gateway.request.body import RequestModel
-from gateway.serving_state import Serving
+from gateway.services import Services
+from gateway.snapshot import Snapshot
 
 MAX_RECORDS = 200
 MAX_VALUE_CHARACTERS = 128
@@ -120,10 +120,10 @@ def record_body(record: RoutingRecord, feedback: Sequence[Feedback], registry: R
     return {"object": "record", **fields, "feedback": events, "choices": choices(registry)}
 
 
-def replay_body(record: RoutingRecord, replayed: ReplayedDecision, serving: Serving) -> dict[str, Any]:
+def replay_body(record: RoutingRecord, replayed: ReplayedDecision, snapshot: Snapshot) -> dict[str, Any]:
     """The recorded and the replayed decision. A utility of null is that of an expert that the plan does not rate for
     the category."""
-    composition, decision, prediction = serving.composition, replayed.decision, replayed.prediction
+    composition, decision, prediction = snapshot.composition, replayed.decision, replayed.prediction
     probabilities = zip(composition.router.categories, prediction.probabilities.tolist(), strict=True)
     now = {
         "expert": decision.expert,
@@ -139,7 +139,7 @@ def replay_body(record: RoutingRecord, replayed: ReplayedDecision, serving: Serv
         "stage": prediction.stage,
         "router": composition.router.version,
         "config": composition.registry.digest,
-        "plan": serving.plan,
+        "plan": snapshot.plan,
         "assignment": composition.assignment_digest,
     }
     return {
@@ -165,8 +165,8 @@ def choices(registry: Registry) -> dict[str, list[str]]:
 class Records:
     """Reads the log for administrators, who see the records of all tenants."""
 
-    def __init__(self, parts: Parts) -> None:
-        self._parts = parts
+    def __init__(self, services: Services) -> None:
+        self._services = services
         self._active = 0
 
     async def list(self, request: Request) -> Response:
@@ -174,14 +174,14 @@ class Records:
         query = query_of(request, RecordQuery).log_query()
         async with self._log_access():
             page = await self._page(query)
-        return json_response(list_body(page, self._parts.current.serving.registry))
+        return json_response(list_body(page, self._services.snapshot.registry))
 
     async def get(self, request: Request) -> Response:
         """Read the record of one request, and its feedback."""
         async with self._log_access():
             record = await self._record(request)
-            feedback = await self._parts.feedback.for_request(record.request_id, keys=self._keys(record))
-        return json_response(record_body(record, feedback, self._parts.current.serving.registry))
+            feedback = await self._services.feedback.for_request(record.request_id, keys=self._keys(record))
+        return json_response(record_body(record, feedback, self._services.snapshot.registry))
 
     async def replay(self, request: Request) -> Response:
         """Replay the decision on a recorded request.
@@ -190,8 +190,8 @@ class Records:
         """
         async with self._log_access():
             record = await self._record(request)
-        serving = self._parts.current.serving
-        return json_response(replay_body(record, await replay(serving.composition, record), serving))
+        snapshot = self._services.snapshot
+        return json_response(replay_body(record, await replay(snapshot.composition, record), snapshot))
 
     async def _page(self, query: LogQuery) -> LogPage:
         """A full page, or what is found within PAGE_SECONDS; the cursor continues from there."""
@@ -199,7 +199,7 @@ class Records:
         found: tuple[RoutingRecord, ...] = ()
         damaged = 0
         while True:
-            page = await self._parts.log.back(replace(query, limit=query.limit - len(found)))
+            page = await self._services.log.back(replace(query, limit=query.limit - len(found)))
             found += page.records
             damaged += page.damaged
             if not page.cursor or len(found) == query.limit or time.monotonic() > deadline:
@@ -208,7 +208,7 @@ class Records:
 
     async def _record(self, request: Request) -> RoutingRecord:
         request_id = request.path_params["id"]
-        record = await find_record(self._parts.log, request_id)
+        record = await find_record(self._services.log, request_id)
         if record is None:
             raise RecordNotFound(
                 f"no request {request_id[:64]!r} is in the routing log; new ones take a second, old ones are deleted"
@@ -217,7 +217,7 @@ class Records:
 
     def _keys(self, record: RoutingRecord) -> tuple[str | None, ...]:
         """The keys that may have sent feedback on a request: its own, its tenant's and those of administrators."""
-        keys = self._parts.current.serving.access.keys
+        keys = self._services.snapshot.access.keys
         allowed = [key.name for key in keys if (key.tenant or key.name) == record.tenant or "admin" in key.scopes]
         return tuple(dict.fromkeys((None, record.key, *allowed)))
 

@@ -17,8 +17,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway.endpoints.handler import json_response, query_of
-from gateway.parts import Parts
 from gateway.request.body import RequestModel
+from gateway.services import Services
 
 REPORT_TIMEOUT_SECONDS = 120.0
 REPORT_CACHE_SECONDS = 60.0
@@ -61,8 +61,8 @@ class ReportQuery(RequestModel):
 class Reports:
     """The reports of several periods, and of the devices that experts share."""
 
-    def __init__(self, parts: Parts) -> None:
-        self._jobs, self._residency = parts.jobs, parts.residency
+    def __init__(self, services: Services) -> None:
+        self._jobs, self._residency = services.jobs, services.residency
         self._by_days: dict[int, SharedResult] = {}
         self._devices = SharedResult(self._read_devices, seconds=RESIDENCY_CACHE_SECONDS)
 

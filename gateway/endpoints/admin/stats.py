@@ -19,7 +19,7 @@ from gateway.endpoints.admin.reports import SharedResult
 from gateway.endpoints.handler import json_response
 from gateway.observability.metrics import MetricFamily
 from gateway.observability.state_metrics import ARTIFACT_INFO, BREAKER_STATES, CHANGING, TIER_VALUES
-from gateway.parts import Parts
+from gateway.services import Services
 
 _STATES = {number: word for word, number in BREAKER_STATES.items()}
 _TIERS = {number: word for word, number in TIER_VALUES.items()} | {CHANGING: "switching"}
@@ -160,8 +160,8 @@ def _integers(cells: Mapping[str, float]) -> dict[str, int]:
 class Stats:
     """The numbers; requests at the same time share a snapshot."""
 
-    def __init__(self, parts: Parts) -> None:
-        self._current, self._metrics = parts.current, parts.metrics
+    def __init__(self, services: Services) -> None:
+        self._services, self._metrics = services, services.metrics
         self._snapshot = SharedResult(self._take, seconds=0)
 
     async def get(self, _: Request) -> Response:
@@ -169,6 +169,6 @@ class Stats:
         return json_response(await self._snapshot.get())
 
     async def _take(self) -> bytes:
-        found = stats_of(Counts(await self._metrics.families()), self._current.serving.registry)
+        found = stats_of(Counts(await self._metrics.families()), self._services.snapshot.registry)
         gateway = {"host": socket.gethostname(), "id": self._metrics.gateway}
         return orjson.dumps({"object": "stats", "time": time.time(), "gateway": gateway, **found})

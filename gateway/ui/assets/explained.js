@@ -64,7 +64,7 @@ const CAUSES = {
   rejected: "it rejected the request",
   unsupported: "it does not speak the API of the request",
   asleep: "it was not loaded in time",
-  gateway_limit: "the gateway had no file descriptor or memory left",
+  gateway_limit: "the gateway had no memory left for the answer",
   circuit_open: "it had failed too often",
 };
 

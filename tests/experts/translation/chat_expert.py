@@ -61,18 +61,14 @@ class ChatExpert:
         self.calls.append(call)
         if self._errors:
             raise self._errors.pop(0)
-        chunks = [
-            {"delta": delta, "finish_reason": None, "logprobs": {"content": delta.get("logprobs", [])}}
-            for delta in self.deltas
-        ]
+        chunks = [{"delta": delta, "finish_reason": None} for delta in self.deltas]
         if call.stream:
             parts = [*chunks, {"delta": {}, "finish_reason": self.reason}]
             events = [b"data: %b\n\n" % orjson.dumps({"choices": [{"index": 0, **part}]}) for part in parts]
             reply = ChatReply([*events, b"data: [DONE]\n\n"], "text/event-stream")
         else:
-            message = merged(self.deltas)
-            choice = {"message": message, "finish_reason": self.reason}
-            answer = {"choices": [choice | {"logprobs": {"content": message.get("logprobs", [])}}], "usage": USAGE}
+            choice = {"message": merged(self.deltas), "finish_reason": self.reason}
+            answer = {"choices": [choice], "usage": USAGE}
             reply = ChatReply([orjson.dumps(answer)], "application/json")
         self.replies.append(reply)
         return reply

@@ -80,29 +80,26 @@ function servers(replicas) {
   return html`<h3>${replicas.length > 1 ? `${replicas.length} servers` : "Server"}</h3>
     <ul class="bare">
       ${replicas.map(
-        ({ address, state, alive, waiting }) => html`<li>
+        ({ address, state, waiting }) => html`<li>
           <code>${address}</code>
           <span class="faint">
-            ${state === "closed" ? nothing : html`<span class="warn">breaker ${STATES[state]}</span>, `}${healthText(alive)}${waiting ? `, ${number(waiting)} in its queue` : ""}
+            ${state === "closed" ? nothing : html`<span class="warn">breaker ${STATES[state]}</span>`}${waiting ? ` ${number(waiting)} in its queue` : ""}
           </span>
         </li>`,
       )}
     </ul>`;
 }
 
-/** The result of a test: one token from each server. */
+/** The result of a test: a few tokens from each server. */
 function tested({ state, value, error }) {
-  if (state === "loading") return html`<span class="faint">Waiting for the first token…</span>`;
+  if (state === "loading") return html`<span class="faint">Waiting for the answer…</span>`;
   if (state === "failed") return html`<span class="bad">${error.message}</span>`;
-  return value.data.map(({ address, ok, answer, ms, first_token_ms: first, cause, problem, remedy }) =>
+  return value.data.map(({ address, ok, ms, cause, problem, remedy }) =>
     ok
-      ? html`<p>${badge("answers", "good")} <code>${address}</code>${first ? html` first token after ${milliseconds(first)},` : nothing} done after ${milliseconds(ms)}${answer ? html`: “${answer}”` : nothing}</p>`
+      ? html`<p>${badge("answers", "good")} <code>${address}</code> after ${milliseconds(ms)}</p>`
       : html`<p>${badge(cause, "bad")} <code>${address}</code> ${problem}; ${remedy}</p>`,
   );
 }
-
-/** The result of the last health check. */
-const healthText = (alive) => (alive === null ? "not checked" : alive ? "healthy" : html`<span class="bad">unreachable</span>`);
 
 function assignedCategories(rows) {
   return html`<h3>Assigned categories</h3>

@@ -1,14 +1,13 @@
 """The immutable state that requests are served with; a reload replaces it, and running requests keep the old one.
 
-`Serving` is one such state. `ServingState` holds the current one. `Wiring` builds a `Serving` from the `ActiveState`
-(declaration and artifacts in use), at the start and for every reload, and holds the connections, threads and limits
-that all states share. Experts that a reload does not change keep their connections, breakers and measured latencies.
-Replaced experts and stores are closed after the timeout of the last request that may use them.
+`SnapshotBuilder` builds a `Snapshot` from the `ActiveState` (declaration and artifacts in use), at the start and for
+every reload, and holds the connections, threads and limits that all snapshots share. Experts that a reload does not
+change keep their connections, breakers and measured latencies. Replaced experts and stores are closed after the timeout
+of the last request that may use them.
 """
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Mapping
 from concurrent.futures import Executor
@@ -27,15 +26,11 @@ from coe.routing.composition import Composition
 from coe.routing.conversation import Affinity
 from coe.settings import Settings
 from gateway.access import Access, IssuedKeyWatch, Limiter, access_of
-from gateway.request.admission import Admission
-from gateway.request.answers import AnswerPool
-
-_log = logging.getLogger("gateway")
 
 
 @dataclass(frozen=True, slots=True)
-class Serving:
-    """One consistent state: the composition, the access of API keys, and the document index."""
+class Snapshot:
+    """What one request is served with: the composition, the access of API keys, and the document index."""
 
     composition: Composition
     access: Access
@@ -57,28 +52,9 @@ class Serving:
         object.__setattr__(self, "plan", self.versions.get(ASSIGNMENT) or "")
 
 
-class ServingState:
-    """Holds the state for new requests, and what outlives a reload: the admission and the memory for answers."""
-
-    def __init__(self, serving: Serving) -> None:
-        self.serving = serving
-        self.admission = Admission(serving.registry.limits)
-        self.answers = AnswerPool()
-        self.leaving = False
-        """True if the process is shutting down, so that no load balancer should send it requests."""
-        self.reload_error: str | None = None
-        """Cause of the latest failed reload; the last good state stays in service."""
-
-    def replace(self, serving: Serving) -> None:
-        """Serve new requests with this state; requests in progress keep theirs."""
-        self.serving = serving
-        self.admission.limits = serving.registry.limits
-        self.admission.grant()
-
-
-class Wiring:
-    """Shared by all states of a process: HTTP client, threads, issued API keys, usage of keys, and conversation
-    affinity."""
+class SnapshotBuilder:
+    """Builds the snapshots of a process, which share HTTP client, threads, issued API keys, usage of keys, and
+    conversation affinity."""
 
     def __init__(
         self,
@@ -95,17 +71,17 @@ class Wiring:
         self._session = session
         self._threads = threads
         self._limiter = limiter
+        self._affinity = affinity
         self.issued = issued
         self.residency = residency
-        self._affinity = affinity
         self.experts: dict[str, ReplicatedExpert] = {}
-        """The experts of the latest state."""
+        """The experts of the latest snapshot."""
         self._request_timeout = 0.0
         self._index: DocumentIndex | None = None
         self._retired: list[tuple[float, ReplicatedExpert | DocumentStore]] = []
 
-    def serving(self, in_use: ActiveState) -> Serving:
-        """Build a state. Raises ConfigError for a local expert that is not running, ArtifactError for a damaged
+    def build(self, in_use: ActiveState) -> Snapshot:
+        """Build a snapshot. Raises ConfigError for a local expert that is not running, ArtifactError for a damaged
         gate."""
         registry = in_use.registry
         experts = build_experts(
@@ -126,23 +102,26 @@ class Wiring:
                 registry, experts, categories=len(in_use.router.categories), policies=in_use.policies.by_arm
             ),
         )
-        versions = {**in_use.versions, GATE: gate}
-        unused = frozenset({GATE} if gate and not (retrieval and retrieval.gate) else ())
-        serving = Serving(
+        snapshot = Snapshot(
             composition,
             self._access(composition),
             in_use.index,
-            versions,
-            unused,
+            {**in_use.versions, GATE: gate},
+            frozenset({GATE} if gate and not (retrieval and retrieval.gate) else ()),
             in_use.consequences,
         )
-        self._retire_replaced(experts, in_use.index)
+        # what the new snapshot does not use is closed once the requests in progress have reached their timeout
+        due, in_service = time.monotonic() + self._request_timeout, set(experts.values())
+        self._retired += [(due, expert) for expert in self.experts.values() if expert not in in_service]
+        if self._index is not None and self._index is not in_use.index:
+            self._retired.append((due, self._index.store))
+        self.experts, self._index = experts, in_use.index
         self._request_timeout = registry.policy.timeout
-        return serving
+        return snapshot
 
-    def with_issued(self, serving: Serving) -> Serving:
-        """This state with the API keys that are issued now."""
-        return replace(serving, access=self._access(serving.composition))
+    def with_issued(self, snapshot: Snapshot) -> Snapshot:
+        """This snapshot with the API keys that are issued now."""
+        return replace(snapshot, access=self._access(snapshot.composition))
 
     def _access(self, composition: Composition) -> Access:
         self.issued.report_conflicts(composition.registry)
@@ -153,15 +132,6 @@ class Wiring:
             routed=composition.routed_arms,
             host=self._settings.host,
         )
-
-    def _retire_replaced(self, experts: dict[str, ReplicatedExpert], index: DocumentIndex | None) -> None:
-        """Close what the new state does not use once the requests in progress have reached their timeout."""
-        due = time.monotonic() + self._request_timeout
-        kept = set(experts.values())
-        self._retired += [(due, expert) for expert in self.experts.values() if expert not in kept]
-        if self._index is not None and self._index is not index:
-            self._retired.append((due, self._index.store))
-        self.experts, self._index = experts, index
 
     async def close_retired(self) -> None:
         """Close the experts and stores that no request can use any more."""
