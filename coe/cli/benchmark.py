@@ -106,12 +106,6 @@ def _lines(report: Mapping[str, Any]) -> Iterator[str]:
         f"residual: used in {residual['used']} of {report['splits']} splits; encoder runs for "
         f"{residual['encoded']:.1%} of the prompts, for {residual['encoded_without']:.1%} without it"
     )
-    if report["gap_closed"] is not None:
-        yield f"closed share of the gap between best single model and oracle: {report['gap_closed']:.1%}"
-    if report["hull_area"]:
-        yield "area under the frontier's hull: " + ", ".join(f"{k} {v:.4f}" for k, v in report["hull_area"].items())
-    if times := report["route_ms"]:
-        yield f"routing a prompt: p50 {times['p50']:.3f} ms, p99 {times['p99']:.3f} ms"
     if "recipes" in report:
         yield from recipe_lines(report["recipes"])
 

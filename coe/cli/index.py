@@ -85,8 +85,10 @@ def add(
     async def run(store: DocumentStore, encoder: TokenizingEncoder) -> tuple[IndexingCounts, int]:
         async with Converter() as converter:
             with progress_bar("indexing") as progress:
-                report = _report_share("indexing", len(found), progress)
-                counts = await Indexer(store, encoder).add(texts(converter), progress=report)
+                counts = await Indexer(store, encoder).add(
+                    texts(converter),
+                    progress=lambda done: progress("indexing", done / max(1, len(found))) if progress else None,
+                )
             if not prune or refused:
                 return counts, 0
             current = {name_of(one.path) for one in found}
@@ -170,9 +172,7 @@ def rebuild(config: Config = None, json: Json = False) -> None:
     """Embed all stored documents with the encoder of the router in use; searches use the old index until then."""
 
     async def run(store: DocumentStore, encoder: TokenizingEncoder) -> int:
-        total = sum(one.documents for one in await store.collections())
-        with progress_bar("embedding") as progress:
-            return await Indexer(store, encoder).rebuild(progress=_report_share("embedding", total, progress))
+        return await Indexer(store, encoder).rebuild()
 
     count = _with_store(config, run)
     print_result({"documents": count}, f"{count} documents embedded", json=json)
@@ -191,12 +191,3 @@ def _with_store(config: Path | None, use: Callable[[DocumentStore, TokenizingEnc
             await index.store.aclose()
 
     return asyncio.run(run())
-
-
-def _report_share(
-    stage: str, total: int, progress: Callable[[str, float], None] | None
-) -> Callable[[int], None] | None:
-    """A function of the number done that updates the progress bar; None without a bar."""
-    if progress is None:
-        return None
-    return lambda done: progress(stage, done / max(1, total))

@@ -108,21 +108,17 @@ def requested_probes(
     if path is not None:
         found = read_probes(path, categories=registry.category_names, seed=seed)
     else:
-        found = _default_probes(registry, config, seed, runs_code=runs_code)
+        found = default_probes(own_file(config), registry.category_names, seed)
+        if not runs_code and any(probe.checker == "code" for probe in found):
+            found = [probe for probe in found if probe.checker != "code"]
+            print_error(
+                "note: probes that run code are left out; the sandbox needs bubblewrap (apt-get install bubblewrap)"
+            )
+        covered = {probe.category for probe in found}
+        if bare := [name for name in registry.category_names if name not in covered]:
+            print_error(f"note: no probes for {', '.join(bare)}; add some to {own_file(config).name}")
     if judge is None and any(probe.checker == "judge" for probe in found):
         raise typer.BadParameter("some probes have checker 'judge'; name the expert that judges", param_hint="--judge")
-    return found
-
-
-def _default_probes(registry: Registry, config: Path, seed: int, *, runs_code: bool) -> list[Probe]:
-    found = default_probes(own_file(config), registry.category_names, seed)
-    if not runs_code and any(probe.checker == "code" for probe in found):
-        found = [probe for probe in found if probe.checker != "code"]
-        print_error(
-            "note: probes that run code are left out; the sandbox needs bubblewrap (apt-get install bubblewrap)"
-        )
-    if bare := [name for name in registry.category_names if not any(probe.category == name for probe in found)]:
-        print_error(f"note: no probes for {', '.join(bare)}; add some to {own_file(config).name}")
     return found
 
 

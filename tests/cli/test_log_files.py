@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from redis import Redis
 
 from coe.learning.experience_loader import open_logs
 from coe.records.feedback import Feedback
@@ -81,16 +80,3 @@ def test_an_export_selects_by_time_and_category_and_too_old_records_are_not_impo
     output = service.run("log", "import", file)
     assert "0 records" in output
     assert "1 records are older than log.keep_days" in output
-
-
-def test_damaged_entries_are_reported_and_left_out_everywhere(service: LoggedService, file: Path) -> None:
-    service.serve(400)
-    with Redis.from_url(service.url) as client:
-        client.xadd("coe:records", {"record": "{"})
-        client.hset("{coe:feedback}:events", "slot", "{")
-        client.zadd("{coe:feedback}:order", {"slot": 10_000})
-    assert "400 records" in service.run("log", "export", file)
-    assert len(service.run("log", "-n", "500").splitlines()) == 401
-    found = service.retrain()
-    assert found["promoted"]
-    assert found["report"]["left_out"] == {"damaged entries": 2}

@@ -76,17 +76,6 @@ def test_a_dry_run_judges_and_changes_nothing(service: LoggedService) -> None:
     assert service.retrain()["promoted"]
 
 
-def test_a_tenant_that_contradicts_the_others_is_named_and_changes_nothing(service: LoggedService) -> None:
-    service.serve(500)
-    assert service.retrain()["promoted"]
-    service.serve(800, flipped=("b",))
-    found = service.retrain()
-    assert not found["promoted"]
-    assert service.choices() == RETRAINED_CHOICES
-    assert [one["tenant"] for one in found["report"]["tenants"] if one["trust"] < 1] == ["b"]
-    assert "- tenant 'b': agreement -" in (Path(found["folder"]) / "report.md").read_text()
-
-
 def test_measured_quality_alone_makes_a_round_and_the_same_again_makes_none(service: LoggedService) -> None:
     service.serve(30)
     folder = service.config.with_name("quality")

@@ -98,11 +98,6 @@ def test_the_default_is_the_newest_model_of_each_price_class() -> None:
     assert ids(default_models(offered, today=TODAY)) == ["ancient", "large", "small"]
 
 
-def test_of_free_models_the_newest_are_the_default() -> None:
-    offered = found(*(f"model-{number}" for number in range(9)), source=LOCAL_SERVERS[0])
-    assert ids(default_models(offered, today=TODAY)) == [f"model-{number}" for number in range(4, 9)]
-
-
 @pytest.mark.parametrize(
     "name",
     ["text-embedding-3", "whisper-1", "tts-1", "gpt-4o-audio", "dall-e-3", "bge-m3", "rerank-2", "llama-guard-3"],
@@ -197,15 +192,6 @@ def test_two_addresses_of_one_key_are_refused() -> None:
     assert in_environment(environ)[0].base_urls[0] == "http://a.test/v1"
     with pytest.raises(ConfigError, match="ANTHROPIC_BASE_URL and ANTHROPIC_API_BASE are different"):
         in_environment(environ | {"ANTHROPIC_API_BASE": "http://b.test"})
-
-
-def test_an_expert_of_anthropic_at_another_address_keeps_to_it(tmp_path: Path) -> None:
-    at = provider("anthropic", {"ANTHROPIC_BASE_URL": "http://proxy.test"})
-    (claude,) = loaded(written(found("claude-haiku-4-5", source=at)), tmp_path, ANTHROPIC_API_KEY="x").experts
-    assert (claude.runtime, claude.base_url) == ("litellm", "http://proxy.test")
-
-
-# ------------------------------------------------------------------------------------------------- the text
 
 
 def test_the_declaration_loads_with_what_is_known(tmp_path: Path) -> None:

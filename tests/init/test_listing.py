@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -157,19 +155,3 @@ def test_names_that_would_change_the_declaration_are_left_out(name: Any) -> None
 def test_fields_of_another_type_are_unknown(fields: dict[str, Any]) -> None:
     ((model,), _) = read_models(orjson.dumps({"data": [{"id": "m"} | fields]}))
     assert model == ListedModel("m")
-
-
-@pytest.mark.anyio
-async def test_many_sources_take_as_long_as_the_slowest(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All requests are open at the same time: the servers answer only once each of them has one."""
-    count = 6
-    barrier = asyncio.Barrier(count)
-
-    async def answer(_: web.Request) -> web.StreamResponse:
-        async with asyncio.timeout(60):
-            await barrier.wait()
-        return web.json_response({"data": model_lists.OLLAMA})
-
-    async with servers([answer] * count) as roots:
-        found: Sequence[Listing] = await list_models([source_at(root) for root in roots], {})
-    assert all(one.models for one in found)
