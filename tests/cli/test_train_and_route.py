@@ -25,6 +25,11 @@ experts:
 assignment: {cooking: chef, general: generalist}
 router: {training_data: prompts.jsonl, encoder: %s}
 """
+RULES = """\
+rules:
+  - {name: agents, when: {tools: [Bash], client: "claude-*"}, category: general}
+  - {name: poets, when: {system: a poet}, expert: generalist}
+"""
 CHAT = ", ".join(f"hello there {word}" for word in WORDS["cooking"])
 
 
@@ -37,7 +42,12 @@ def config(tmp_path: Path, tiny_encoder: Path, exported: None) -> Path:
 
 
 def test_declared_examples_train_a_router_that_routes(config: Path) -> None:
+    file = config.with_name("prompts.jsonl")
+    first = json.loads(file.read_text().splitlines()[0])
+    odd = [first, {**first, "prompt": "bake a star"}, {"prompt": "bake a star", "category": "football"}]
+    file.write_text("\n".join([file.read_text(), *map(json.dumps, odd), ""]))
     report = json.loads(run("train", "--config", config, "--json"))
+    assert report["metrics"]["dropped"] == {"duplicate": 1, "contradictory": 1}
     assert set(report["metrics"]["accuracy_by_category"]) == {*WORDS, "general"}
     manifest = json.loads((Path(report["folder"]) / "manifest.json").read_text())
     assert manifest["metrics"]["reliability"]
@@ -72,15 +82,7 @@ def test_declared_examples_train_a_router_that_routes(config: Path) -> None:
         run("route", "--input", source, "--config", config)
 
 
-def test_prompts_that_are_left_out_are_counted(config: Path) -> None:
-    file = config.with_name("prompts.jsonl")
-    first = json.loads(file.read_text().splitlines()[0])
-    odd = [first, {**first, "prompt": "bake a star"}, {"prompt": "bake a star", "category": "football"}]
-    file.write_text("\n".join([file.read_text(), *map(json.dumps, odd), ""]))
-    assert "prompts left out: 1 duplicate, 1 contradictory" in run("train", "--config", config)
-
-
-def test_a_plan_takes_effect_and_is_dropped(config: Path) -> None:
+def test_a_plan_takes_effect_and_is_dropped_and_rules_are_tried(config: Path) -> None:
     config.write_text(config.read_text() + "budget: {max_share: 0.9}\npolicy: {confidence_threshold: 0}\n")
     run("train", "--config", config)
     folder = config.with_name("quality")
@@ -102,23 +104,7 @@ def test_a_plan_takes_effect_and_is_dropped(config: Path) -> None:
     assert planned["category"] == before["category"] == "football"
     assert (before["expert"], planned["expert"], after["expert"]) == ("generalist", "chef", "generalist")
 
-
-def test_routing_before_training_names_the_command(config: Path) -> None:
-    with pytest.raises(ArtifactError, match="run `coe train`"):
-        run("route", "hello", "--config", config)
-
-
-RULES = """\
-rules:
-  - {name: agents, when: {tools: [Bash], client: "claude-*"}, category: general}
-  - {name: poets, when: {system: a poet}, expert: generalist}
-  - {name: shadowed, when: {system: You are a poet}, expert: chef}
-"""
-
-
-def test_rules_are_tried_and_those_without_effect_are_noted(config: Path) -> None:
     config.write_text(config.read_text().replace("external,", "external, capabilities: [tools],") + RULES)
-    run("train", "--config", config)
 
     def routed(*before: dict[str, str], tool: str = "") -> list[str]:
         row: dict[str, Any] = {"messages": [*before, {"role": "user", "content": "how do i bake the bread dough"}]}
@@ -134,5 +120,8 @@ def test_rules_are_tried_and_those_without_effect_are_noted(config: Path) -> Non
     assert routed(poet) == ["generalist", "rule", "poets"]
     assert routed(tool="Edit") == ["chef", "routed", ""]
     assert routed(tool="Bash") == ["generalist", "routed", "agents"]
-    notes = json.loads(run("check", config, "--json"))["notes"]
-    assert notes == ["experts.yaml:17: rule 'shadowed' can never match: 'poets' matches all its requests before it"]
+
+
+def test_routing_before_training_names_the_command(config: Path) -> None:
+    with pytest.raises(ArtifactError, match="run `coe train`"):
+        run("route", "hello", "--config", config)
