@@ -5,7 +5,6 @@
 In each round one key sends 25 short chats a second on two connections, first alone, then while another key attacks from
 a process of lower priority. The latency of a chat is counted from when it was due. Each attack has its own gateway:
 
-- `schemas`: schemas of up to 8 kB with patterns that are expensive to compile, for a vote
 - `timeouts`: requests for 2,000 tokens that end after 0.2 s, from a key with a limit of $0.50; the provider bills them
 - `large_bodies`: bodies of 66 kB that name an unknown model, on 16 connections, at most 530 a second
 - `large_bodies_of_both`: the same, and the chats of the other key have 66 kB too
@@ -78,15 +77,6 @@ def chat(model: str, text: str = "hi", **more: Any) -> dict[str, Any]:
     return {"model": model, "messages": [{"role": "user", "content": text}], **more}
 
 
-def schemas() -> list[bytes]:
-    patterns = [rf"\pL{{100}}{number}" for number in range(300)]  # equal ones would be compiled once
-    few = {"$defs": {"a": {"pattern": patterns[0]}}, "properties": {"a": {"$ref": "#/$defs/a"}}}
-    named = {"patternProperties": {pattern: {} for pattern in patterns[:100]}}
-    many = {"allOf": [{"pattern": pattern} for pattern in patterns]}
-    demanded = ({"type": "json_schema", "json_schema": {"name": "s", "schema": one}} for one in (many, named, few))
-    return [request(chat("council", response_format=form)) for form in demanded]
-
-
 def string(start: bytes = b'[{"role":"user","content":"', text: bytes = b"long ", end: bytes = b'"}]') -> list[bytes]:
     return [request(b'{"model":"member-1","messages":' + start + text * (20_000_000 // len(text)) + end + b"}")]
 
@@ -111,7 +101,6 @@ UNKNOWN = request(chat("unknown", "word " * 13_200))
 HELD = {"model": "slow", "input": "x" * (2**26 // 5 - 60), "stream": True}
 FEW = {"concurrent_requests": 20, "queue_timeout": 2}
 ATTACKS = {
-    "schemas": Attack(schemas, 2, pause=0.2),
     "timeouts": Attack(lambda: [BILLED], 4, pause=0.05, key_limits={"dollars_per_day": 0.5}),
     "large_bodies": Attack(lambda: [UNKNOWN], 16, pause=0.03),
     "large_bodies_of_both": Attack(lambda: [UNKNOWN], 16, pause=0.03, chat_bytes=66_000),
@@ -190,7 +179,6 @@ def declared(attack: Attack) -> str:
             one.model_dump(mode="json") for one in load(harness.ROOT / "experts.yaml", environ={}).categories
         ],
         "experts": [external | everyday, *({"name": name, "model": name, **hostile} for name in names)],
-        "recipes": [{"name": "council", "vote": MEMBERS}],
         "assignment": {"general": "everyday"},
         "limits": attack.limits,
         "access": {"keys": [{"name": key[3:], "sha256": digest_of(key), "limits": limits[key]} for key in limits]},

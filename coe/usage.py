@@ -13,15 +13,14 @@ class Usage:
 
     `cached_tokens` are the input tokens that the server read from its prompt cache, a part of `input_tokens`, and
     `reasoning_tokens` those of reasoning, a part of `output_tokens`. `events` counts the events of a stream, each of
-    which holds at least one token. `max_tokens` is a recipe's cap on the output tokens, None without one. `parts` are
-    the members' names and usages for the answer of a recipe, and empty for one of an expert.
+    which holds at least one token. `parts` are the members' names and usages for the answer of a recipe, and empty for
+    one of an expert.
     """
 
     input_tokens: int | None = None
     cached_tokens: int | None = None
     output_tokens: int | None = None
     reasoning_tokens: int | None = None
-    max_tokens: int | None = None
     events: int = 0
     parts: tuple[tuple[str, Usage], ...] = ()
 
@@ -44,9 +43,8 @@ class MemberCall:
     """One call of a recipe to a member, updated while it runs.
 
     - `step`: number of the step, from 0.
-    - `outcome`: `answered`, `unreadable` (a complete answer without a final answer that can be compared), `cut_off` (a
-      cap of the recipe on its tokens ended the answer, which counts as none), `unverified` (returned without complete
-      comparison), `cancelled`, or the cause of the failure. Of a judge: `graded`, `ungraded`
+    - `outcome`: `answered`, `unreadable` (a complete answer without a final answer that can be compared), `unverified`
+      (returned without complete comparison), `cancelled`, or the cause of the failure. Of a judge: `graded`, `ungraded`
       (its reply has no grade), or `skipped` (not called, as no call was left).
     - `usage`: None until the member has begun to answer.
     - `ms`: duration in milliseconds.
@@ -55,7 +53,6 @@ class MemberCall:
       probability that the answer is right that it graded.
     - `accepted`: whether this answer was returned.
     - `drafts`: number of earlier answers in its request; 0 also where none was left or had room.
-    - `max_tokens`: cap of the recipe on its tokens; None if it had none, or the client's limit was no higher.
     """
 
     expert: str
@@ -67,7 +64,6 @@ class MemberCall:
     confidence: float | None = None
     accepted: bool = False
     drafts: int = 0
-    max_tokens: int | None = None
 
 
 RecipeStop = Literal[

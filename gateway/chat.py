@@ -83,12 +83,16 @@ class ChatEndpoint:
                 message = "internal error; the gateway's own log names it under this request id"
                 await self._refuse(RequestError(message), trace, send)
         finally:
-            self._record(trace)  # 8
+            try:
+                await self._take_turns()
+            finally:
+                self._record(trace)  # 8
 
     async def _steps(self, trace: Trace, active: ActiveRequest, scope: Scope, receive: Receive, send: Send) -> None:
         """Steps 1 to 7. Requests that pass through skip 3 and 5; one that the cache answers skips 3 to 6."""
         composition, is_routed = trace.snapshot.composition, trace.api not in PASS_THROUGH_APIS
         body = await active.admit(trace.head, receive, forms=self._dialect.forms)  # 1
+        await self._take_turns()
         trace.step("parse")  # 2
         size = len(body)
         await parse(trace, active, self._dialect, body, scope)
@@ -106,10 +110,12 @@ class ChatEndpoint:
                 assert trace.allowance is not None
                 await trace.allowance.reserve(trace.chat, trace.options.recipe, size=size)
                 if is_routed:
+                    await self._take_turns()
                     trace.step("classify")  # 3
                     trace.routed, trace.prediction = await composition.classifier.classify(
                         trace.chat, trace.options.rule, trace.options.rules
                     )
+                await self._take_turns()
                 trace.step("assign")  # 4
                 await composition.assign(trace)
                 chat = trace.chat
@@ -131,6 +137,13 @@ class ChatEndpoint:
                 trace.complete()
             finally:
                 await reply.aclose()
+
+    async def _take_turns(self) -> None:
+        """Let the other requests of this moment catch up. Requests that take the same step one after the other find its
+        code and data in the processor's caches: at 32 connections this is worth a fifth of the requests a second
+        (docs/experiments/gateway.md)."""
+        if len(self._services.admission.active) > 1:
+            await asyncio.sleep(0)
 
     def _keep_alive(self, trace: Trace, send: Send) -> KeepAlive:
         interval = trace.snapshot.registry.policy.keep_alive_interval

@@ -22,8 +22,6 @@ from coe.records.record import RecipeCall, RoutingRecord
 Array = NDArray[np.float64]
 MIN_TRAFFIC_REQUESTS = 1_000
 """Requests that the log must have for its mix of categories to be used."""
-MIN_CHAT_REQUESTS = 100
-"""Chat requests of users that the log must have for its share of streams to be used."""
 MAX_SAMPLED_POSTERIORS = 10_000
 """Posteriors of a router's requests that are kept, a uniform sample."""
 MAX_ROUTERS = 4
@@ -45,7 +43,7 @@ class LoggedUses:
     `left_out` counts the others by reason. `traffic` has the mix of all requests that routing decided, by router.
 
     A request of a recipe counts for the recipe's arm, and for each member of the first step: the members of later steps
-    get selected requests only, and the calls with a cap have shortened answers.
+    get selected requests only.
     """
 
     def __init__(self, categories: Sequence[str]) -> None:
@@ -53,7 +51,6 @@ class LoggedUses:
         self.left_out: Counter[str] = Counter()
         self.requests: Counter[tuple[str, str]] = Counter()
         self.traffic = TrafficMix(categories)
-        self._chats: Counter[bool] = Counter()
         self._row = {name: row for row, name in enumerate(categories)}
         self._sums: dict[str, list[float]] = {}
         """By arm: count, sum and sum of squares, flat from shape (n_measures, n_categories, 3); a list, because numpy
@@ -72,8 +69,6 @@ class LoggedUses:
         """Add a record, or count it under `left_out`."""
         if record.reason not in ("", "pinned", "rule", "cached") and not record.purpose:
             self.traffic.add(record.router, record.probabilities)
-        if record.attempts and not record.purpose and record.api == "chat":
-            self._chats[record.stream] += 1
         if reason := unusable(record, self._row):
             self.left_out[reason] += 1
             return
@@ -83,12 +78,6 @@ class LoggedUses:
         self.requests[record.category, record.expert] += 1
         for arm, values in _observations(record):
             self._add(arm, self._row[record.category], values)
-
-    @property
-    def streamed(self) -> float | None:
-        """The share of the chat requests of users that were streamed; None for fewer than MIN_CHAT_REQUESTS."""
-        total = self._chats.total()
-        return self._chats[True] / total if total >= MIN_CHAT_REQUESTS else None
 
     def _add(self, arm: str, row: int, values: Values) -> None:
         if (sums := self._sums.get(arm)) is None:
@@ -199,8 +188,7 @@ def _observations(record: RoutingRecord) -> Iterator[tuple[str, Values]]:
         },
     )
     for call in record.steps:
-        uncapped = call.max_tokens is None
-        if call.step == 0 and uncapped and call.outcome in _COMPLETE and call.input_tokens is not None:
+        if call.step == 0 and call.outcome in _COMPLETE and call.input_tokens is not None:
             yield call.expert, _call_values(call)
 
 

@@ -12,8 +12,8 @@ import orjson
 
 from coe.core import Call, Expert
 from coe.errors import ExpertError, ExpertInvalidResponse, ExpertRejected, ExpertUnavailable
-from coe.registry import Prices
-from coe.usage import MemberCall, RecipeLog
+from coe.records.record import RecipeCall
+from coe.usage import RecipeLog
 
 _HEADERS = {"x-coe-retrieval": "off", "x-coe-purpose": "score", "x-coe-cache": "off"}
 """Headers of requests through the gateway: no passages, no answer cache, and not counted as a user's request."""
@@ -36,21 +36,6 @@ class RetryLimits:
 
 
 @dataclass(frozen=True, slots=True)
-class MemberUse:
-    """One call of a recipe to a member, for the answer to a probe."""
-
-    expert: str
-    step: int
-    input_tokens: int | None
-    output_tokens: int | None
-    latency_ms: float
-
-    def cost(self, prices: Prices) -> float | None:
-        """Return the US dollars of the call; None if its tokens are unknown."""
-        return prices.known_cost(self.input_tokens, self.output_tokens)
-
-
-@dataclass(frozen=True, slots=True)
 class ProbeAnswer:
     """An expert's answer. `latency_ms` is that of the last attempt alone. `calls` are those of a recipe."""
 
@@ -59,7 +44,7 @@ class ProbeAnswer:
     output_tokens: int | None
     latency_ms: float
     finish_reason: str | None
-    calls: tuple[MemberUse, ...] = ()
+    calls: tuple[RecipeCall, ...] = ()
 
     @property
     def cut(self) -> bool:
@@ -101,7 +86,7 @@ async def _request_once(expert: Expert, fields: Mapping[str, Any], seconds: floa
     return ProbeAnswer(text, usage.input_tokens, usage.output_tokens, round(latency, 1), finish_reason, calls)
 
 
-def _uses(log: RecipeLog, recipe: str) -> tuple[MemberUse, ...]:
+def _uses(log: RecipeLog, recipe: str) -> tuple[RecipeCall, ...]:
     """The calls of a recipe, none of an expert. Raises an ExpertError if a member gave no answer: the score would be
     that of another recipe."""
     failed = next((call for call in log.calls if call.outcome not in _ANSWERED), None)
@@ -111,12 +96,7 @@ def _uses(log: RecipeLog, recipe: str) -> tuple[MemberUse, ...]:
         if failed is not None and failed.outcome in _FINAL:
             raise ExpertRejected(message, expert=recipe, status=400)
         raise ExpertUnavailable(message, expert=recipe)
-    return tuple(_use(call) for call in log.calls)
-
-
-def _use(call: MemberCall) -> MemberUse:
-    given, written = (call.usage.input_tokens, call.usage.output_tokens) if call.usage else (None, None)
-    return MemberUse(call.expert, call.step, given, written, round(call.ms, 1))
+    return tuple(map(RecipeCall.of, log.calls))
 
 
 def _first_choice(body: bytes, expert: str) -> tuple[str, str | None]:

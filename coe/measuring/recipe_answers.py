@@ -43,7 +43,8 @@ def write_recipe_answers(
     rows = [
         (
             *(benchmark, prompt_id, arm, writing, one.score, call.step, call.expert),
-            *(call.input_tokens, call.output_tokens, call.latency_ms, call.cost(prices[call.expert])),
+            *(call.input_tokens, call.output_tokens, call.ms),
+            prices[call.expert].known_cost(call.input_tokens, call.output_tokens),
         )
         for prompt_id, arm, writing, one in answers
         for call in one.calls

@@ -1,7 +1,7 @@
 """Reads and writes the recorded answers of experts next to their scores: which are equal, and how long they are.
 
 `coe score` writes answers.parquet. Public data may have output_chars in place of output_tokens. Answers are equal when
-their normalized forms are equal: numbers by value, code by the parsed program.
+their normalized forms are equal: such as numbers by value.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ import orjson
 from coe.core import Expert
 from coe.errors import DataError, ExpertError, InvalidRequest, RequestError
 from coe.measuring import checkers
-from coe.measuring.answers import CUT_REASON, MemberUse, ProbeAnswer, RetryLimits, request_answer
+from coe.measuring.answers import CUT_REASON, ProbeAnswer, RetryLimits, request_answer
 from coe.measuring.judge import Judge
 from coe.measuring.probes.constraints import meets
 from coe.measuring.probes.probes import Probe
@@ -31,6 +31,7 @@ from coe.recipes.final_answers.answers import final_answer, without_reasoning
 from coe.recipes.final_answers.programs import program_of
 from coe.recipes.judge import GRADE_TOKENS, MAX_GRADE, MAX_GRADED_CHARACTERS, grade_in
 from coe.recipes.writing.request import cut
+from coe.records.record import RecipeCall
 from coe.registry import ExpertSpec, RecipeSpec
 
 
@@ -58,7 +59,7 @@ class Cell:
     note: str = ""
     code: str = ""
     error: str = ""
-    calls: tuple[MemberUse, ...] = ()
+    calls: tuple[RecipeCall, ...] = ()
     text: str | None = None
 
     @property
@@ -70,7 +71,7 @@ class Cell:
     def of_line(cls, line: bytes) -> Cell:
         """A line of the journal."""
         fields = orjson.loads(line)
-        calls = tuple(MemberUse(**call) for call in fields.pop("calls", ()))
+        calls = tuple(RecipeCall(**call) for call in fields.pop("calls", ()))
         return cls(**fields, calls=calls)
 
 

@@ -2,18 +2,25 @@
 
 Members that give the same normalized answer support one answer class. A conditional logit over the answer classes and
 the outcome "no answer is right" turns the support into probabilities (McFadden 1974). Its weights are fitted by
-`coe/recipes/fitting/fit.py`; this module only needs numpy, so that the gateway can evaluate it for every request.
+`coe/recipes/fitting/fit.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import PlainSerializer, PlainValidator
 
-Array = NDArray[np.float64]
+Array = Annotated[
+    NDArray[np.float64],
+    PlainValidator(lambda values: np.array(values, dtype=np.float64)),
+    PlainSerializer(lambda values: values.tolist()),
+]
+"""An array, which JSON has as nested lists."""
 NO_ANSWER = -1
 """Class of a member that failed, refused, or gave an answer that could not be read."""
 STATE_FEATURES = 10

@@ -10,12 +10,9 @@ import asyncio
 import math
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
-from dataclasses import replace
-from typing import Any
 
 from coe.core import Call, Expert
 from coe.errors import ExpertError, ExpertUnavailable, InvalidRequest
-from coe.experts.api_formats import CHAT_LENGTH_FIELDS
 from coe.recipes.draft import MAX_HELD_BYTES, Draft, FinalAnswer, HeldBytes
 from coe.registry import Policy
 from coe.usage import MemberCall, RecipeLog, RecipeStop, RecipeUsage, Usage
@@ -27,30 +24,18 @@ DEADLINE_MARGIN_SHARE = 0.1
 VERIFIED: tuple[RecipeStop, ...] = ("accepted", "last_step")
 """The reason why a recipe stopped, if its answer was compared with all others."""
 
-_REASONING = (
-    "reasoning_effort",
-    "reasoning",
-    "thinking",
-    "thinking_budget",
-    "enable_thinking",
-    "chat_template_kwargs",
-)
-"""Fields by which requests of Chat Completions set the reasoning of models of various servers."""
-
 
 class MemberCalls:
     """The drafts of one request of a recipe, in the order of the calls.
 
-    `arm` is the name of the recipe's arm, `members` are the experts by name. A stream is held back for at most
-    `max_hold` seconds after the first token.
+    `members` are the experts by name. A stream is held back for at most `max_hold` seconds after the first token.
     """
 
     def __init__(
         self,
-        arm: str,
+        recipe: str,
         call: Call,
         *,
-        recipe: str,
         members: Mapping[str, Expert],
         final_answer: FinalAnswer,
         limits: Policy,
@@ -59,7 +44,6 @@ class MemberCalls:
         self.log = call.recipe_log or RecipeLog()
         self.log.recipe, self.log.stop = recipe, ""
         self.drafts: list[Draft] = []
-        self._arm = arm
         self._members = members
         self._final_answer = final_answer
         self._max_calls = limits.max_calls
@@ -77,31 +61,28 @@ class MemberCalls:
         """
         try:
             if self.exceeds_limit(first):
-                raise self._calls_used_up()
+                message = f"recipe {self.log.recipe!r} has made all {self._max_calls} calls it may"
+                used_up = ExpertUnavailable(message, expert=self.log.recipe)
+                used_up.request_sent = False
+                raise used_up
             return await reply()
         except BaseException as error:
             self.log.stop = "failed" if isinstance(error, ExpertError | InvalidRequest) else "cancelled"
             await self.aclose()
             raise
 
-    def start(self, name: str, number: int, call: Call, *, drafts: int = 0, max_tokens: float = math.inf) -> Draft:
-        """Call a member in step `number`. Its request has `drafts` earlier answers. `max_tokens` caps its answer."""
-        call, cap = capped_call(call, max_tokens)
-        draft = self._start(self._members[name], number, call, self._final_answer, cap=cap)
+    def start(self, name: str, number: int, call: Call, *, drafts: int = 0) -> Draft:
+        """Call a member in step `number`. Its request has `drafts` earlier answers."""
+        draft = self.start_beside(self._members[name], number, call, final_answer=self._final_answer)
         draft.log.drafts = drafts
         self.drafts.append(draft)
         return draft
 
     def start_beside(self, expert: Expert, number: int, call: Call, *, final_answer: FinalAnswer) -> Draft:
         """Call an expert whose answer is not returned, such as a judge."""
-        return self._start(expert, number, call, final_answer)
-
-    def _start(
-        self, expert: Expert, number: int, call: Call, final_answer: FinalAnswer, *, cap: float = math.inf
-    ) -> Draft:
         log = MemberCall(expert.name, number)
         self.log.calls.append(log)
-        draft = Draft(expert, call, log, held=self._held, final_answer=final_answer, cap=cap)
+        draft = Draft(expert, call, log, held=self._held, final_answer=final_answer)
         self._running.append((draft, asyncio.create_task(draft.read())))
         return draft
 
@@ -153,9 +134,9 @@ class MemberCalls:
     def last_error(self) -> Exception:
         """Return the error of the last call that failed, as an error of this recipe."""
         errors = [draft.error for draft in self.drafts if draft.error is not None]
-        error = errors[-1] if errors else ExpertUnavailable("all calls were cancelled or cut off", expert=self._arm)
+        error = errors[-1] if errors else ExpertUnavailable("all calls were cancelled", expert=self.log.recipe)
         if isinstance(error, ExpertError):
-            error.expert = self._arm
+            error.expert = self.log.recipe
         return error
 
     def reply(self, best: Draft, stop: RecipeStop) -> RecipeReply:
@@ -178,34 +159,6 @@ class MemberCalls:
         await asyncio.gather(*(task for _, task in self._running), return_exceptions=True)
         for draft, _ in self._running:
             draft.discard()
-
-    def _calls_used_up(self) -> ExpertError:
-        message = f"recipe {self.log.recipe!r} has made all {self._max_calls} calls it may"
-        error = ExpertUnavailable(message, expert=self._arm)
-        error.request_sent = False
-        return error
-
-
-def capped_call(call: Call, cap: float) -> tuple[Call, float]:
-    """Return a chat call whose answer has at most `cap` tokens, and the cap: inf if the client's limit is no higher."""
-    fields = capped_fields(call.fields, cap)
-    if fields is call.fields:
-        return call, math.inf
-    return replace(call, fields=fields, optional=frozenset(("max_tokens",)) & fields.keys()), cap
-
-
-def capped_fields(fields: Mapping[str, Any], cap: float) -> Mapping[str, Any]:
-    """Return the body of a chat request whose answer has at most `cap` tokens; `fields` itself if it has a lower limit
-    or `cap` is infinite."""
-    limits = {name: fields[name] for name in CHAT_LENGTH_FIELDS if fields.get(name) is not None}
-    if math.isinf(cap) or any(isinstance(limit, int | float) and limit <= cap for limit in limits.values()):
-        return fields
-    return {**fields, **dict.fromkeys(limits or CHAT_LENGTH_FIELDS[:1], int(cap))}
-
-
-def sets_reasoning(fields: Mapping[str, Any]) -> bool:
-    """Return whether a chat request sets its reasoning. No cap applies to it: caps are fitted to usual answers."""
-    return any(fields.get(name) is not None for name in _REASONING)
 
 
 class RecipeReply:

@@ -7,7 +7,6 @@ go to the client unchanged; if the answer is not complete, the task still reads 
 from __future__ import annotations
 
 import asyncio
-import math
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
@@ -19,7 +18,7 @@ from coe.errors import ExpertError, InvalidRequest
 from coe.experts.held_answer import HeldAnswer
 from coe.experts.http import sse
 from coe.experts.http.sse import EVENT_STREAM
-from coe.recipes.chat_answer import LENGTH_REASONS, MALFORMED, answer_text, called_tools, finish_reason
+from coe.recipes.chat_answer import MALFORMED, answer_text
 from coe.usage import MemberCall
 
 MAX_HELD_BYTES = 16 * 2**20
@@ -28,9 +27,6 @@ MAX_TEXT_BYTES = 2 * 2**20
 """Bytes of an answer that is read for its text; longer ones count as long free text."""
 MAX_RELAY_BYTES = 2**20
 """Bytes that are read ahead of a client while an unfinished draft is relayed."""
-
-TOOL_FIELDS = ("tools", "functions")
-"""Fields by which a request of Chat Completions offers tools."""
 
 FinalAnswer = Callable[[str], str | None]
 """Returns the normalized final answer of a text; None if there is none that can be compared."""
@@ -62,9 +58,7 @@ class Draft:
     """One call to a member and what it has answered so far.
 
     `began` is the time of the first token (event loop clock), None before it. A `settled` draft is `complete`, has an
-    `error`, or was cancelled. `answer` is the final answer of a complete one, None if it cannot be compared. `cap` is
-    the recipe's limit of its tokens, inf if the client's is no higher. If the cap has ended the answer, it is
-    `cut_off`.
+    `error`, or was cancelled. `answer` is the final answer of a complete one, None if it cannot be compared.
     """
 
     def __init__(
@@ -75,20 +69,16 @@ class Draft:
         *,
         held: HeldBytes,
         final_answer: FinalAnswer,
-        cap: float = math.inf,
     ) -> None:
         self.log = log
-        log.max_tokens = None if math.isinf(cap) else int(cap)
         self.media_type = ""
         self.began: float | None = None
-        self.settled = self.complete = self.cut_off = False
+        self.settled = self.complete = False
         self.error: Exception | None = None
         self.answer: str | None = None
         self._member = member
         self._call: Call | None = call
         self._held = held
-        self._cap = cap
-        self._offers_tools = any(call.fields.get(name) for name in TOOL_FIELDS)
         self._final_answer = final_answer
         self._chunks: deque[bytes] = deque()
         self._size = 0
@@ -100,12 +90,9 @@ class Draft:
 
     @property
     def usable(self) -> bool:
-        """True if it can be returned: it is complete, or a stream that has begun and is still read. An answer that was
-        cut off, or may be, cannot."""
-        if self.complete:
-            return not self.cut_off
+        """True if it can be returned: it is complete, or a stream that has begun and is still read."""
         streams = self.began is not None and not self.settled and self.media_type == EVENT_STREAM
-        return streams and math.isinf(self._cap)
+        return self.complete or streams
 
     async def read(self) -> None:
         """Call the member and read its answer to the end, once. Never raises: only its recipe cancels it."""
@@ -136,7 +123,6 @@ class Draft:
         del call  # the member has the body, which may be large
         try:
             self.media_type, self.log.usage = reply.media_type, reply.usage
-            reply.usage.max_tokens = self.log.max_tokens
             self.began = clock()
             self._held.changed.set()
             async with aclosing(reply.chunks()) as chunks:
@@ -151,12 +137,9 @@ class Draft:
     def _complete(self) -> None:
         """Mark the answer as complete before its connection is closed, which takes longer."""
         self.complete = self.settled = True
-        self.cut_off = self._ended_by_cap()
-        if self.cut_off:
-            self.log.outcome = "cut_off"
-            self.discard()
-        elif not self.log.accepted:
-            self.answer = self._comparable_answer()
+        if not self.log.accepted:
+            text = self.text()
+            self.answer = None if text is None else self._final_answer(text)
             self.log.outcome = "unreadable" if self.answer is None else "answered"
         elif self.log.outcome == "cancelled":  # relayed from its first byte
             self.log.outcome = "answered"
@@ -177,41 +160,11 @@ class Draft:
             self._room.clear()
             await self._room.wait()
 
-    def _ended_by_cap(self) -> bool:
-        """Return whether the cap has ended the answer: by its finish reason, or by its tokens if it is not whole."""
-        if math.isinf(self._cap):
-            return False
-        tokens = None if self.log.usage is None else self.log.usage.output_tokens
-        at_cap = tokens is not None and tokens >= self._cap
-        if self._size > MAX_TEXT_BYTES and self.media_type != EVENT_STREAM:  # too long to parse between other requests
-            return at_cap
-        finish = finish_reason(b"".join(self._chunks), stream=self.media_type == EVENT_STREAM)
-        if finish in LENGTH_REASONS or not at_cap:
-            return finish in LENGTH_REASONS
-        if self._size > MAX_TEXT_BYTES:
-            return finish != "stop"
-        is_whole = finish == "stop" and self.text() is not None
-        return not is_whole and self._called_tools() is None
-
     def text(self) -> str | None:
         """Return the text of a complete answer that is held; None if it is too long, cut off or refused."""
         if self._size > MAX_TEXT_BYTES:
             return None
         return answer_text(b"".join(self._chunks), stream=self.media_type == EVENT_STREAM)
-
-    def _comparable_answer(self) -> str | None:
-        """Return the final answer of the text, or the form of the tools that the answer calls. Models also call tools
-        that a request does not offer; such an answer has none."""
-        if self._size > MAX_TEXT_BYTES:
-            return None
-        if (text := self.text()) is not None:
-            return self._final_answer(text)
-        return self._called_tools() if self._offers_tools else None
-
-    def _called_tools(self) -> str | None:
-        if self._size > MAX_TEXT_BYTES:
-            return None
-        return called_tools(b"".join(self._chunks), stream=self.media_type == EVENT_STREAM)
 
     def discard(self) -> None:
         """Drop the chunks that are held."""

@@ -2,27 +2,26 @@
 
 After each step a `RecipePolicy` compares the final answers and decides whether to continue. A member that fails counts
 as no answer. The recipe stops early and returns its best answer so far, unverified, when a stream was held as long as
-allowed, too many bytes are held, or the deadline is near. An answer that a cap on its tokens has cut off counts as none
-too, and is never returned. Members are the experts that single requests use, so their breakers, health and residency
-apply.
+allowed, too many bytes are held, or the deadline is near. Members are the experts that single requests use, so their
+breakers, health and residency apply.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from coe.core import Call, Expert, Health, Reply
 from coe.recipes.agreement import NO_ANSWER, answer_classes
-from coe.recipes.calls import MemberCalls, RecipeReply, sets_reasoning
+from coe.recipes.calls import MemberCalls, RecipeReply
 from coe.recipes.draft import Draft, FinalAnswer
-from coe.recipes.final_answers.answers import without_reasoning
+from coe.recipes.final_answers.answers import final_answer, json_form, without_reasoning
 from coe.recipes.judge import grade_in, grading_fields
-from coe.recipes.policy import RecipePolicy, Step
-from coe.recipes.response_format import in_demanded_form
+from coe.recipes.policy import RecipePolicy
 from coe.registry import Policy
 from coe.usage import MemberCall, RecipeStop
 
@@ -40,13 +39,11 @@ class RecipeExpert:
         *,
         policy: RecipePolicy,
         categories: int,
-        final_answer: FinalAnswer,
         limits: Policy,
     ) -> None:
         self.name = name
         self.policy = policy
         self.members = {member: members[member] for member in policy.members}
-        self.final_answer = final_answer
         self.limits = limits
         self.uniform = np.full(categories, 1 / categories)
         self.judge = members[policy.judge] if policy.judge else None
@@ -61,17 +58,15 @@ class RecipeExpert:
 
     async def stream(self, call: Call) -> Reply:
         """Call the members until an answer is accepted. Raises the last member's error if none of them answered."""
-        final_answer = in_demanded_form(self.final_answer, call.fields)
         calls = MemberCalls(
             self.name,
             call,
-            recipe=self.policy.recipe,
             members=self.members,
-            final_answer=final_answer,
+            final_answer=_reader(call.fields),
             limits=self.limits,
             max_hold=self.limits.max_stream_hold if call.stream else math.inf,
         )
-        return await calls.returning(_Run(self, call, calls, final_answer).reply, first=len(self._first))
+        return await calls.returning(_Run(self, call, calls).reply, first=len(self._first))
 
     async def aclose(self) -> None:
         """Does nothing: the caller closes the members."""
@@ -80,14 +75,13 @@ class RecipeExpert:
 class _Run:
     """One request of a recipe."""
 
-    def __init__(self, recipe: RecipeExpert, call: Call, calls: MemberCalls, final_answer: FinalAnswer) -> None:
+    def __init__(self, recipe: RecipeExpert, call: Call, calls: MemberCalls) -> None:
         self._recipe = recipe
         self._call: Call | None = replace(call, stand_in="", posterior=None, recipe_log=None)
         """The call that the members get; None once no further member is called, as its body may be large."""
         posterior = recipe.uniform if call.posterior is None else call.posterior.astype(np.float64)
         self._posterior = posterior[np.newaxis]
         self._calls = calls
-        self._final_answer = final_answer
         self._drafts = calls.drafts
 
     async def reply(self) -> RecipeReply:
@@ -103,7 +97,7 @@ class _Run:
             if number and (stop := self._calls.stop_before(len(step.members))):
                 return stop
             assert self._call is not None
-            latest = self._start(number, step, self._call)
+            latest = [self._calls.start(name, number, self._call) for name in step.members]
             stop = await self._calls.settle(latest)
             continues = self._compare(number)
             if stop:
@@ -113,30 +107,9 @@ class _Run:
                 continues, stop = await self._judged(number, continues, self._recipe.judge)
                 if stop:
                     return stop
-            if not is_last and not continues and self._has_answer(latest):
+            if not is_last and not continues and any(draft.usable for draft in self._drafts):
                 return "accepted"
         return "last_step" if any(draft.complete for draft in latest) else "unavailable"
-
-    def _start(self, number: int, step: Step, call: Call) -> list[Draft]:
-        """Call the members of a step, with their caps where they apply.
-
-        A stream under a cap cannot be released before it is complete, as it may be cut off. So caps apply to streams
-        only where an earlier answer can be released when a limit of the request ends the step. They were fitted to
-        answers with the usual reasoning, so a request that sets its own has none.
-        """
-        held = any(draft.answer is not None for draft in self._drafts)
-        applies = (held or not (step.is_last or call.stream)) and not sets_reasoning(call.fields)
-        caps = step.max_tokens if step.max_tokens and applies else (math.inf,) * len(step.members)
-        return [
-            self._calls.start(name, number, call, max_tokens=cap) for name, cap in zip(step.members, caps, strict=True)
-        ]
-
-    def _has_answer(self, latest: Sequence[Draft]) -> bool:
-        """Return whether an answer may be accepted. If none can be compared and one of the latest step was cut off, the
-        next step is called."""
-        if any(draft.cut_off for draft in latest) and all(draft.answer is None for draft in self._drafts):
-            return False
-        return any(draft.usable for draft in self._drafts)
 
     async def _judged(self, number: int, continues: bool, judge: Expert) -> tuple[bool, RecipeStop]:
         """Have the best answer after step `number` graded. Return whether to continue, and why to stop before that.
@@ -218,6 +191,13 @@ class _Run:
             return best
         # only streams that have begun have a probability, each as the one answer that differs from all others
         return max(usable, key=lambda draft: (draft.log.step, draft.complete, draft.log.confidence or 0.0))
+
+
+def _reader(fields: Mapping[str, Any]) -> FinalAnswer:
+    """Return the reader of final answers. If a request demands JSON, an answer counts only if it is JSON."""
+    form = fields.get("response_format")
+    is_json = isinstance(form, dict) and form.get("type") in ("json_object", "json_schema")
+    return json_form if is_json else final_answer
 
 
 def _output_tokens(call: MemberCall) -> float | None:

@@ -6,11 +6,10 @@ from collections.abc import Mapping
 
 from coe.core import Expert
 from coe.recipes.expert import RecipeExpert
-from coe.recipes.final_answers.answers import final_answer
 from coe.recipes.policy import RecipePolicy, default_policy
 from coe.recipes.writing.expert import WritingExpert
 from coe.registry import Registry
-from coe.registry.recipes import RecipeSpec, cap_in_force
+from coe.registry.recipes import RecipeSpec
 
 
 def build_recipes(
@@ -31,13 +30,11 @@ def build_recipes(
         if recipe.writes:
             arms[recipe.name] = writing_expert(registry, recipe, experts)
             continue
-        policy = fitted.get(recipe.name) or default_policy(recipe, categories=categories)
         arms[recipe.name] = RecipeExpert(
             recipe.name,
             experts,
-            policy=_with_caps_in_force(policy, registry),
+            policy=fitted.get(recipe.name) or default_policy(recipe, categories=categories),
             categories=categories,
-            final_answer=final_answer,
             limits=registry.policy,
         )
     return arms
@@ -47,8 +44,3 @@ def writing_expert(registry: Registry, recipe: RecipeSpec, experts: Mapping[str,
     """Return the arm of a chain or fuse over `experts`, which has at least its members."""
     declared = {name: registry.expert(name) for name in recipe.members}
     return WritingExpert(recipe, experts, declared=declared, limits=registry.policy)
-
-
-def _with_caps_in_force(policy: RecipePolicy, registry: Registry) -> RecipePolicy:
-    """Return the policy without caps that the declared parameters of its members do not allow."""
-    return policy.with_caps({name: cap_in_force(cap, registry.expert(name)) for name, cap in policy.max_tokens.items()})

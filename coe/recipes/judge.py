@@ -77,7 +77,7 @@ class GradeRule:
         """Return the probability that each graded answer is right; NaN without a grade."""
         return np.asarray(1 / (1 + np.exp(-(self.intercept + self.slope * grades))))
 
-    def goes_on(self, features: Array, grades: Array) -> NDArray[np.bool_]:
+    def must_continue(self, features: Array, grades: Array) -> NDArray[np.bool_]:
         """Return whether to call the next step, from the features of agreement and the grades (n_prompts,)."""
         return np.asarray(graded_features(features, self.probability(grades)) @ self.gain > 0)
 

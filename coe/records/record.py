@@ -47,8 +47,8 @@ class RecipeCall:
     step: int
     """Number of the step, from 0."""
     outcome: str
-    """`answered`, `unreadable`, `cut_off` by the recipe's `max_tokens`, `unverified`, `cancelled`, or the cause of the
-    failure; of a judge `graded` or `skipped`."""
+    """`answered`, `unreadable`, `unverified`, `cancelled`, or the cause of the failure; of a judge `graded` or
+    `skipped`."""
     input_tokens: int | None = None
     """Input tokens, as the member counted them."""
     output_tokens: int | None = None
@@ -65,8 +65,6 @@ class RecipeCall:
     """Number of earlier answers in its request; 0 if it answered from the conversation alone."""
     cached_tokens: int | None = None
     """Input tokens that the member read from its prompt cache."""
-    max_tokens: int | None = None
-    """Cap of the recipe on the answer's tokens; null without one."""
 
     @classmethod
     def of(cls, call: MemberCall) -> RecipeCall:
@@ -84,7 +82,6 @@ class RecipeCall:
             call.accepted,
             call.drafts,
             usage.cached_tokens if usage else None,
-            call.max_tokens,
         )
 
 

@@ -185,8 +185,8 @@ def _expert_problems(expert: ExpertSpec) -> Problems:
 
 
 _RECIPE_KEYS: Mapping[str, tuple[str, ...]] = {
-    "cascade": ("signal", "judge", "max_tokens", "tools", "max_loss"),
-    "vote": ("ask", "max_tokens", "tools", "max_loss"),
+    "cascade": ("signal", "judge", "max_loss"),
+    "vote": ("ask", "max_loss"),
     "chain": ("instruction",),
     "fuse": ("by", "instruction"),
 }
@@ -215,11 +215,9 @@ def _recipe_problems(recipe: RecipeSpec, registry: Registry) -> Problems:
         yield ("fuse",), f"{name!r} needs `by`: the expert that writes the answer from those of the others"
     if recipe.cascade and (recipe.judge is None) == (recipe.signal == "judge"):
         yield ("signal",), f"{name!r} needs `signal: judge` and `judge`, the expert that grades the answers, or neither"
-    for key in ("judge", "max_tokens", "max_loss"):
+    for key in ("judge", "max_loss"):
         if getattr(recipe, key) and len(recipe.steps) == 1:
             yield (key,), f"{name!r} has one step, so `{key}` has no effect; remove it"
-    if recipe.max_tokens and (recipe.judge is not None or recipe.max_loss is not None):
-        yield ("max_tokens",), f"a judge and max_loss need whole answers; remove max_tokens from {name!r}, or them"
     yield from _member_problems(recipe, kinds[0], registry)
 
 
@@ -236,17 +234,13 @@ def _member_problems(recipe: RecipeSpec, kind: str, registry: Registry) -> Probl
         if member in seen and not recipe.chain and where != ("by",):
             yield where, f"{member!r} is a member already; each is called once, and none is the judge; remove one"
         elif member in registry.expert_names:
-            yield from ((where, problem) for problem in _unable(registry.expert(member), recipe, where == ("judge",)))
+            yield from ((where, problem) for problem in _unable(registry.expert(member), where == ("judge",)))
         elif member in recipes:
             circle = "a recipe cannot contain itself" if member == recipe.name else f"{member!r} is a recipe"
             yield where, f"{circle}; the members are experts: {', '.join(registry.expert_names)}"
         else:
             yield where, f"unknown expert {member!r}{nearest(member, registry.expert_names)}"
         seen.add(member)
-    for member in recipe.max_tokens:
-        if member not in recipe.members:
-            where = ("max_tokens", member)
-            yield where, f"{member!r} is not a member of {recipe.name!r}{nearest(member, recipe.members)}"
     known = [registry.expert(member) for member in recipe.members if member in registry.expert_names]
     restricted = [expert.languages for expert in known if expert.languages is not None]
     if restricted and not frozenset.intersection(*restricted):
@@ -257,12 +251,10 @@ def _member_problems(recipe: RecipeSpec, kind: str, registry: Registry) -> Probl
         yield (kind,), f"{makes}; remove members or raise it"
 
 
-def _unable(expert: ExpertSpec, recipe: RecipeSpec, judges: bool) -> Iterator[str]:
+def _unable(expert: ExpertSpec, judges: bool) -> Iterator[str]:
     """Yield why an expert cannot be a member of a recipe, or its judge."""
     if "chat" not in expert.supported_apis:
         yield f"{expert.name!r} does not support the chat API, which all members need; use another expert"
     if judges and expert.context_length < MIN_JUDGE_CONTEXT:
         too_small = f"{expert.name!r} has a context of {expert.context_length} tokens"
         yield f"{too_small}, and a judge's request needs {MIN_JUDGE_CONTEXT}; use another expert"
-    if recipe.tools == "agreement" and "tools" not in expert.capabilities:
-        yield f"{expert.name!r} has no tools; add `tools` to its capabilities, or remove `tools: agreement`"

@@ -9,9 +9,7 @@ writes: the answers of a step are part of the request of the next one. `ArmSpec`
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
@@ -70,13 +68,6 @@ class RecipeSpec(StrictModel):
     that a judge gives to the best answer after each step but the last."""
     judge: Name | None = None
     """With `signal: judge`: the expert that grades. It is not a member."""
-    max_tokens: Mapping[Name, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
-    """For a cascade or vote in steps: caps of members' answers in output tokens. An answer that is not finished by then
-    is cut off and counts as none. The members of the last step, and of all steps in a stream, have no cap while
-    there is no answer to return instead."""
-    tools: Literal["single", "agreement"] = "single"
-    """Requests with tools: `single` leaves them to single experts. With `agreement`, a cascade or vote takes them, and
-    members that call the same tools with equal arguments agree."""
     max_loss: Probability | None = None
     """Largest loss of quality (0 to 1) from not calling the later steps. `coe plan` uses the recipe only if calibration
     probes show with 95 % confidence that the loss is smaller."""
@@ -95,11 +86,6 @@ class RecipeSpec(StrictModel):
     def members(self) -> tuple[str, ...]:
         """The names of all members, in the order of the calls."""
         return tuple(name for step in self.steps for name in step)
-
-    def caps_of(self, members: Iterable[str]) -> tuple[float, ...]:
-        """Return the cap of each of these members, inf without one; empty if none has one."""
-        caps = tuple(float(self.max_tokens.get(name, math.inf)) for name in members)
-        return caps if any(map(math.isfinite, caps)) else ()
 
     @property
     def judgements(self) -> int:
@@ -136,14 +122,6 @@ class RecipeSpec(StrictModel):
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def cap_in_force(cap: float, spec: ExpertSpec) -> float:
-    """Return the cap of a member in tokens, infinite if its declared thinking budget is not below the cap: providers
-    refuse such a request."""
-    thinking = spec.parameters.get("thinking")
-    budget = thinking.get("budget_tokens") if isinstance(thinking, dict) else None
-    return math.inf if isinstance(budget, int) and budget >= cap else cap
-
-
 def _item(item: Any) -> Any:
     """Convert the item `auto` to None, which the type of an item allows for it alone."""
     if not isinstance(item, dict | RecipeSpec) and item != AUTO_RECIPES:
@@ -174,7 +152,7 @@ class ArmSpec:
 
     `steps` are the names of the members of each step, `members` their declarations in the order of the calls.
     `writing_digest` is `RecipeSpec.writing_digest`, `judge` the name of the judge, empty without one, and `judge_spec`
-    its declaration. `takes_tools` is True with `tools: agreement`. `max_tokens` are the caps of members by name.
+    its declaration.
     """
 
     name: str
@@ -182,9 +160,7 @@ class ArmSpec:
     members: tuple[ExpertSpec, ...]
     writing_digest: str = ""
     judge: str = ""
-    takes_tools: bool = False
     judge_spec: ExpertSpec | None = None
-    max_tokens: Mapping[str, int] = field(default_factory=dict)
     stand_in: None = None
     supported_apis: frozenset[Api] = frozenset({"chat"})
 
@@ -198,9 +174,8 @@ class ArmSpec:
 
     @property
     def capabilities(self) -> frozenset[Capability]:
-        """Capabilities that all members have. Audio, and tools unless declared, are left to single experts."""
-        common = frozenset.intersection(*(member.capabilities for member in self.members)) - {"audio"}
-        return common if self.takes_tools else common - {"tools"}
+        """Capabilities that all members have. Audio and tools are left to single experts."""
+        return frozenset.intersection(*(member.capabilities for member in self.members)) - {"audio", "tools"}
 
     @property
     def languages(self) -> frozenset[str] | None:

@@ -158,9 +158,7 @@ class Registry(StrictModel):
                 tuple(map(self.expert, recipe.members)),
                 recipe.writing_digest,
                 recipe.judge or "",
-                recipe.tools == "agreement",
                 None if recipe.judge is None else self.expert(recipe.judge),
-                recipe.max_tokens,
             )
             for recipe in self.declared_recipes
         )

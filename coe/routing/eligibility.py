@@ -188,9 +188,7 @@ def _remedy(chat: Chat, specs: Sequence[ExpertSpec | ArmSpec]) -> str:
     """Return the model that a recipe's request could name instead, or the line of experts.yaml with which an expert
     could take a chat; empty if it lacks nothing that is declared."""
     if isinstance(arm := specs[0], ArmSpec):
-        takes_none = "tools" in chat.needs and not arm.takes_tools and not arm.writing_digest
-        declared = ", or declare `tools: agreement` for the recipe" if takes_none else ""
-        return f"; request {AUTO!r} or an expert, such as {arm.members[0].name!r}{declared}"
+        return f"; request {AUTO!r} or an expert, such as {arm.members[0].name!r}"
     if chat.api not in TEXT_APIS and not any(chat.api in spec.supported_apis for spec in specs):
         added = sorted(specs[0].supported_apis | {chat.api}) if len(specs) == 1 else [chat.api]
         return f". If an expert's server supports it, say so in experts.yaml: `apis: [{', '.join(added)}]`"

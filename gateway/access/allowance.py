@@ -125,8 +125,7 @@ class TokenAllowance(RequestAllowance):
             given = self._input + max(0, call.size - self._size) / CHARACTERS_PER_TOKEN
         written: float | None = usage.output_tokens
         if written is None:
-            most = self._output if usage.max_tokens is None else min(self._output, usage.max_tokens)
-            written = max(most, usage.events)
+            written = max(self._output, usage.events)
         prices = self._pricing.experts[call.expert]
         return given + written, prices.cost(given, written, usage.cached_tokens or 0)
 

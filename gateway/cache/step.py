@@ -40,7 +40,7 @@ _STORED_REASONS: frozenset[Reason] = frozenset(("routed", "uncertain", "sticky",
 _STORED_RETRIEVAL = ("none", "off", "skipped")
 """Retrieval results that do not depend on documents, provided that the store was not searched."""
 
-_STORED_OUTCOMES = ("answered", "unreadable", "cut_off", "graded")
+_STORED_OUTCOMES = ("answered", "unreadable", "graded")
 """Outcomes of a recipe's calls, if none failed."""
 
 

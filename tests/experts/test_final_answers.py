@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import time
 from fractions import Fraction
@@ -72,8 +71,9 @@ SAME = {
     "2.5": ["2.5", "Das Ergebnis ist 2,5.", "etwa 2,5 kg", "La respuesta es 2,5", "环境温度是2.5", "5/2"],
     "x^2": ["x^2", "x^{2}", "\\boxed{x^{2}}", "$x^2$", "The answer is $x^{2}$."],
     "-3": ["-3", "−3", "The answer is -3.", "-6/2", "\\boxed{-3}"],
-    "1.5": ["1.5", "1 1/2", "3/2", "1½", "The answer is 1 1/2 cups."],
-    "5000000": ["5000000", "5 million", "5,000,000", "$5 million", "5e6"],
+    "1.5": ["1.5", "3/2", "1½", "The answer is 3/2 cups."],
+    "5000000": ["5000000", "5,000,000", "5e6"],
+    "5 million": ["5 million", "5 Million."],
     "yes": ["yes", "Yes.", "YES", "**Yes**", "Yes, it is.", "Answer: Yes", "Yes, because it is blue.\nAnd so on."],
     "no": ["no", "No.", "No. It is not.", "Answer: No, it is not", "The answer is **no**."],
     "true": ["true", "True.", "TRUE", "Reasons.\n\nAnswer: **True**"],
@@ -99,17 +99,6 @@ SAME = {
     "mr smith": ["Mr. Smith", "The answer is Mr. Smith.", "mr smith"],
     "1 2": ["(1, 2)", "(1,2)", "1, 2"],
     "\\frac{\\sqrt{3}}{2}": ["\\frac{\\sqrt{3}}{2}", "\\boxed{\\dfrac{\\sqrt{3}}{2}}", "$\\frac{\\sqrt{3}}{2}$"],
-    "```python\ndef f(x):\n    return x + 1\n```": [
-        *("```python\ndef f(x):\n    # adds\n    return x+1\n```", "def f(x):\n  '''Adds.'''\n  return (x + 1)"),
-        *("```py\ndef f(x): return x + 1\n```\nThis adds one.", "Sure!\n```\ndef f(x):\n\n\n    return x + 1\n```"),
-        *(
-            "```python\ndef f(x): return x + 1\n```\nUse:\n```python\nprint(f(1))\n```",
-            "```python\ndef f(x): return x + 1",
-        ),
-    ],
-    "```code\nlet a = 1; let b = 2;\n```": [
-        *("```js\nlet a = 1;\nlet b = 2;\n```", "Sure\n```javascript\nlet a  = 1;   let b = 2;\n```\nDone."),
-    ],
 }
 
 
@@ -125,7 +114,14 @@ def test_responses_with_the_same_meaning_give_the_same_string(answer: str, text:
         *("", " \n", "...", "I'm sorry, but I can't help with that.", "I’m sorry, I can’t say.", "Sorry, no."),
         *("I cannot determine this.", "As an AI, I have no opinion.", "I don't know.", "I'm not sure about that"),
         *("抱歉，我无法回答", "Es tut mir leid, das geht nicht", "Je ne sais pas", "Answer: I do not know"),
-        *("<think>Is it B? The answer is (B)", "```python\ndef f(", '{"a": 1, "b', "```js\nlet a = 1", "\\boxed{"),
+        *(
+            "<think>Is it B? The answer is (B)",
+            "```python\ndef f(",
+            '{"a": 1, "b',
+            "```js\nlet a = 1",
+            "```python\ndef f(x):\n    return x + 1\n```",
+            "\\boxed{",
+        ),
         *("Once upon a time there was a king. " * 20, "Dear Ann,\n\nThanks for your letter.\n\nBest,\nBob"),
         *("A. red\nB. green\nC. blue", "Ingredients:\n\n- 2 eggs\n- 3 cups of flour", "1. Mix.\n2. Stir.\n3. Bake."),
         *("It is an old town.\nIt has a market, a church, and 500 inhabitants.", "Two:\n```js\na\n```\n```js\nb\n```"),
@@ -151,7 +147,7 @@ def test_empty_refused_cut_off_and_long_free_text_have_no_answer(text: str) -> N
             ("St. Paul", "St. Lo"),
         ),
         *(("It rained in 2020 in Paris", "It rained in 2020 in Lyon"), ("x = 5 and y = 6", "x = 4 and y = 6")),
-        *(('{"a": 1}', '{"a": 2}'), ("```python\nf(1)\n```", "```python\nf(2)\n```"), ("[1, 2]", "[2, 1]")),
+        *(('{"a": 1}', '{"a": 2}'), ("[1, 2]", "[2, 1]")),
         *(("The answer is not B.", "B"), ("123456789012345678901", "123456789012345678902"), ("5 %", "5")),
         *(("The answer is not 5.", "5"), ("It is more than 5.", "5"), ("She has at least 5 eggs.", "5")),
         *(("1/2/2020", "1/2"), ("\\sqrt{2}", "2"), ("2^10", "10"), ("1e400", "1e401")),
@@ -172,17 +168,6 @@ def test_only_the_end_of_a_very_long_response_is_read() -> None:
     filler = "Thinking again. " * 10_000
     assert final_answer(f"The answer is 5. {filler}") is None
     assert final_answer(f"{filler}\nThe answer is 5.") == "5"
-
-
-def test_invalid_escapes_in_programs_warn_nobody() -> None:
-    assert final_answer('```python\nx = "\\d"\n```') == "```python\nx = '\\\\d'\n```"
-
-
-def test_a_program_that_holds_a_fence_keeps_it() -> None:
-    found = final_answer("~~~python\nx = '''\n```\n'''\n~~~")
-    assert found is not None
-    assert final_answer(found) == found
-    assert "```" in found
 
 
 # ---------------------------------------------------------------------------------------------------------- properties
@@ -252,13 +237,6 @@ def test_short_answers_are_equal_however_they_are_written(text: str) -> None:
         final_answer(form) for form in (text, f" {text.upper()}.", f"**{text}**", f'"{text.title()}"', f"the {text}")
     }
     assert len(forms) == 1
-
-
-@given(st.lists(st.sampled_from(["x = 1", "y = x + 2", "print(x, y)", "for i in range(3):\n    x += i"]), min_size=1))
-def test_equal_programs_have_equal_forms(lines: list[str]) -> None:
-    program = "\n".join(lines)
-    spaced = ast.unparse(ast.parse(program)).replace(" = ", "   =  ").replace("\n", "  # note\n\n")
-    assert final_answer(f"```python\n{program}\n```") == final_answer(f"Like so:\n```py\n{spaced}\n```\nDone.")
 
 
 @pytest.mark.parametrize(

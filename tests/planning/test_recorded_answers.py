@@ -51,13 +51,12 @@ def test_characters_stand_in_where_tokens_are_missing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("one", "other", "different"),
     [
-        ("def f(x):\n    return x+1", "def f(x): return x + 1  # adds", "def f(x): return x + 2"),
         ('{"a": 1, "b": 2}', '{"b":2.0,"a":1}', '{"a": 1}'),
         ("some long text " * 30, " some  long text " * 30, "another long text " * 30),
         ("3.50", "7/2", "3.5001"),
     ],
 )
-def test_programs_json_and_long_texts_are_compared(tmp_path: Path, one: str, other: str, different: str) -> None:
+def test_numbers_json_and_long_texts_are_compared(tmp_path: Path, one: str, other: str, different: str) -> None:
     found = read_answers(*folder_with(tmp_path, rows_of([[one, other, different]] * 4)))
     assert found is not None
     assert found.classes.tolist() == [[0, 0, 2]] * 4

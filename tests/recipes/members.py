@@ -10,15 +10,14 @@ import numpy as np
 import orjson
 
 from coe.core import Call, Chunks, Expert, Reply
-from coe.errors import ExpertRejected
-from coe.experts.translation.expert import TranslatedExpert
+from coe.errors import ExpertUnavailable
 from coe.planning import Assignment
 from coe.planning.problem import declared_assignment
 from coe.recipes.expert import RecipeExpert
 from coe.recipes.policy import default_policy
-from coe.registry import ExpertSpec, Policy, RecipeSpec, Registry
+from coe.registry import Policy, RecipeSpec, Registry
 from coe.usage import RecipeLog
-from tests.fakes import ScriptedExpert, ScriptedReply
+from tests.fakes import ScriptedExpert
 
 CATEGORIES = 3
 DONE = b"data: [DONE]\n\n"
@@ -41,27 +40,8 @@ def stream(*texts: str | asyncio.Event | BaseException, finish: str = "stop") ->
     return (*(event(text) if isinstance(text, str) else text for text in texts), event(finish=finish), DONE)
 
 
-def final_answer(text: str) -> str | None:
-    """The last word, unless there is none or more than five."""
-    words = text.split()
-    return words[-1] if 0 < len(words) <= 5 else None
-
-
-class NewerLimitExpert(ScriptedExpert):
-    """Refuses `max_tokens`, as OpenAI's newer models do."""
-
-    async def stream(self, call: Call) -> ScriptedReply:
-        if "max_tokens" in call.fields:
-            self.calls.append(call)
-            text = "Unsupported parameter: 'max_tokens' is not supported. Use 'max_completion_tokens' instead."
-            raise ExpertRejected(text, expert=self.name, status=400, param="max_tokens")
-        return await super().stream(call)
-
-
-def translated(expert: Expert, **declared: Any) -> TranslatedExpert:
-    """The expert as a recipe has it, behind the translation of other APIs."""
-    spec = {"name": expert.name, "model": "m", "runtime": "external", "base_url": "http://h/v1", **declared}
-    return TranslatedExpert(expert, ExpertSpec.model_validate(spec))
+ESSAY = "one two three four five six " * 3
+"""A free text without a final answer that can be compared."""
 
 
 def recipe_of(*members: Expert, limits: dict[str, Any] | None = None, **declared: Any) -> RecipeExpert:
@@ -71,9 +51,16 @@ def recipe_of(*members: Expert, limits: dict[str, Any] | None = None, **declared
         {member.name: member for member in members},
         policy=default_policy(spec, categories=CATEGORIES),
         categories=CATEGORIES,
-        final_answer=final_answer,
         limits=Policy.model_validate(limits or {}),
     )
+
+
+def members(**scripts: object) -> list[ScriptedExpert]:
+    return [ScriptedExpert(name, script) for name, script in scripts.items()]
+
+
+def unavailable(name: str) -> ExpertUnavailable:
+    return ExpertUnavailable(f"expert {name!r} is down", expert=name)
 
 
 def call_of(*, stream: bool = False, log: RecipeLog | None = None, seconds: float = math.inf) -> Call:
@@ -106,13 +93,8 @@ def plan_with(arm: str, declared: Registry, *, quality: float) -> Assignment:
         categories=("code", "art", "general"),
         experts=(*before.experts, arm),
         quality=np.hstack((before.quality, column)),
-        price=_with_one_more(before.price),
+        price=np.concatenate((before.price, np.zeros_like(before.price[..., :1])), axis=-1),
         choice=before.choice,
         hosted=(*before.hosted, arm),
         duals={},
     )
-
-
-def _with_one_more(price: Any) -> Any:
-    """The prices with a free column more."""
-    return np.concatenate((price, np.zeros_like(price[..., :1])), axis=-1)

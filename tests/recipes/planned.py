@@ -72,7 +72,6 @@ def columns(
         rows=range(len(data.prompts)),
         experts=EXPERTS,
         categories=CATEGORIES,
-        streamed=0.0,
         probed=probed,
         expected=expected,
     )

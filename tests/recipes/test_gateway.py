@@ -10,7 +10,7 @@ import numpy as np
 import orjson
 import pytest
 
-from coe.core import Call, Health
+from coe.core import Health
 from coe.errors import ExpertUnavailable
 from coe.recipes.judge import GRADE_TOKENS, PROMPT_TOKENS
 from coe.recipes.writing.request import ENVELOPE_TOKENS
@@ -18,7 +18,7 @@ from coe.registry import Prices, RecipeSpec, Registry
 from gateway.access.estimate import worst_of_recipe
 from gateway.access.limits import Amounts, Limiter
 from tests.fakes import Gateway, Response, gateway_of, registry_of
-from tests.recipes.members import answer, event, plan_with, stream
+from tests.recipes.members import answer, plan_with
 
 pytestmark = pytest.mark.anyio
 RECIPES = [
@@ -50,6 +50,8 @@ async def test_a_pinned_recipe_returns_one_members_bytes_and_says_what_it_did() 
         assert (response.status, response.body) == (200, answer("8")[0])
         shown = {name: response.headers[f"x-coe-{name}"] for name in ("expert", "reason", "recipe", "steps", "calls")}
         assert shown == {"expert": "painter", "reason": "pinned", "recipe": "careful", "steps": "2", "calls": "3"}
+        listed = await gateway.post("/v1/models", method="GET")
+        assert [model["id"] for model in listed.json["data"]][-3:] == ["careful", "panel", "polished"]
         (record,) = gateway.records
         assert (record.expert, record.recipe) == ("careful", "careful")
         assert (record.recipe_stop, record.attempts) == ("last_step", 1)
@@ -74,16 +76,7 @@ async def test_a_chain_is_pinned_by_name_and_falls_back_to_an_expert_without_any
         assert (response.status, response.headers["x-coe-fallback-from"]) == (200, "polished")
         (record,) = gateway.records
         assert (record.expert, record.recipe, record.recipe_stop) == ("generalist", "polished", "failed")
-
-
-@pytest.mark.parametrize("fields", [{"tools": [{"type": "function"}]}, {"n": 2}, {"logprobs": True}])
-async def test_a_request_that_needs_a_single_expert_cannot_pin_a_chain(fields: dict[str, Any]) -> None:
-    async with gateway_of(registry()) as gateway:
-        response = await send_chat(gateway, model="polished", **fields)
-        assert (response.status, response.error["code"]) == (400, "no_capable_expert")
-        assert response.error["message"].endswith("; request 'auto' or an expert, such as 'coder'")
-        cascade = await send_chat(gateway, model="careful", **fields)
-        assert ("or declare `tools: agreement`" in cascade.error["message"]) == ("tools" in fields)
+        assert [call.outcome for call in record.steps] == ["error", "error"]
 
 
 async def test_a_judge_is_a_call_of_the_recipe_in_headers_record_usage_and_cost() -> None:
@@ -133,14 +126,7 @@ async def test_a_wrong_recipe_is_refused_with_the_known_ones(
 
 @pytest.mark.parametrize(
     "fields",
-    [
-        {"tools": [{"type": "function"}]},
-        {"n": 2},
-        {"logprobs": True},
-        {"top_logprobs": 2},
-        {"modalities": ["text", "audio"]},
-        {"audio": {"voice": "a"}},
-    ],
+    [{"tools": [{"type": "function"}]}, {"n": 2}, {"logprobs": True}, {"top_logprobs": 2}, {"audio": {"voice": "a"}}],
 )
 async def test_a_request_that_needs_a_single_expert_cannot_pin_a_recipe_and_is_not_routed_to_one(
     fields: dict[str, Any],
@@ -150,8 +136,10 @@ async def test_a_request_that_needs_a_single_expert_cannot_pin_a_recipe_and_is_n
     async with gateway_of(declared, assignment=plan) as gateway:
         assert (await send_chat(gateway, "code", **fields)).headers["x-coe-expert"] == "coder"
         assert "x-coe-recipe" not in (await send_chat(gateway, "code", **fields)).headers
-        response = await send_chat(gateway, model="panel", **fields)
-        assert (response.status, response.error["code"]) == (400, "no_capable_expert")
+        for model in ("panel", "polished"):
+            response = await send_chat(gateway, model=model, **fields)
+            assert (response.status, response.error["code"]) == (400, "no_capable_expert")
+            assert response.error["message"].endswith("; request 'auto' or an expert, such as 'coder'")
 
 
 async def test_other_apis_go_to_single_experts() -> None:
@@ -160,11 +148,6 @@ async def test_other_apis_go_to_single_experts() -> None:
         body = orjson.dumps({"model": "panel", "input": "code", "stream": False})
         response = await gateway.post("/v1/responses", body)
         assert (response.status, response.error["code"]) == (400, "no_capable_expert")
-
-
-async def test_odd_modalities_are_left_to_the_members() -> None:
-    async with gateway_of(registry(), coder=answer("X"), painter=answer("X")) as gateway:
-        assert (await send_chat(gateway, model="panel", modalities=5)).status == 200
 
 
 async def test_routing_selects_an_arm_with_a_measured_quality_unless_recipes_are_off() -> None:
@@ -188,19 +171,6 @@ async def test_an_arm_without_a_measured_quality_is_no_candidate_and_never_explo
         assert set(gateway.records[0].candidates) <= {"coder", "painter", "generalist"}
 
 
-async def test_a_recipe_whose_members_fail_falls_back_to_an_expert() -> None:
-    declared = registry()
-    down = {name: ExpertUnavailable("down", expert=name) for name in ("coder", "painter")}
-    async with gateway_of(declared, assignment=plan_with("panel", declared, quality=2.0), **down) as gateway:
-        response = await send_chat(gateway, "code")
-        assert response.status == 200
-        assert response.headers["x-coe-expert"] == "generalist"
-        assert response.headers["x-coe-fallback-from"] == "panel"
-        (record,) = gateway.records
-        assert (record.expert, record.recipe, record.recipe_stop) == ("generalist", "panel", "failed")
-        assert [call.outcome for call in record.steps] == ["error", "error"]
-
-
 async def test_a_pinned_recipe_whose_members_all_fail_is_a_503_with_its_calls_recorded() -> None:
     down = {name: ExpertUnavailable("down", expert=name) for name in ("coder", "painter")}
     async with gateway_of(registry(), **down) as gateway:
@@ -219,54 +189,6 @@ async def test_routing_avoids_a_recipe_whose_first_step_is_down() -> None:
         response = await send_chat(gateway, "code")
         assert response.headers["x-coe-expert"] == "generalist"
         assert response.headers["x-coe-cause"] == "timeout"
-
-
-async def test_a_follow_up_stays_with_the_recipe() -> None:
-    declared = registry()
-    scripts: dict[str, Any] = {"coder": answer("X"), "painter": answer("X")}
-    plan = plan_with("panel", declared, quality=2.0)
-    async with gateway_of(declared, assignment=plan, **scripts) as gateway:
-        headers = {"x-session-id": "s"}
-        await send_chat(gateway, "code", headers=headers)
-        await send_chat(gateway, "code", headers=headers)
-        assert [record.reason for record in gateway.records] == ["routed", "sticky"]
-
-
-async def test_models_lists_the_recipes() -> None:
-    async with gateway_of(registry()) as gateway:
-        listed = await gateway.post("/v1/models", method="GET")
-        assert [model["id"] for model in listed.json["data"]][-3:] == ["careful", "panel", "polished"]
-
-
-async def test_a_client_that_leaves_cancels_all_members_and_their_calls_are_recorded() -> None:
-    never = asyncio.Event()
-    async with gateway_of(registry(), coder=never, painter=stream("it", never)) as gateway:
-        request = asyncio.create_task(send_chat(gateway, model="careful"))
-        while not gateway.experts["painter"].replies:
-            await asyncio.sleep(0.001)
-        gateway.leave.set()
-        await request
-        assert gateway.experts["coder"].cancelled
-        assert gateway.experts["painter"].replies[0].closed
-        (record,) = gateway.records
-        assert (record.outcome, record.recipe_stop) == ("aborted", "cancelled")
-        assert [call.outcome for call in record.steps] == ["cancelled", "cancelled"]
-
-
-async def test_a_stream_that_is_held_too_long_is_relayed_while_it_arrives() -> None:
-    go = asyncio.Event()
-    declared = registry(policy={"max_stream_hold": 0.02})
-    async with gateway_of(declared, coder=stream("it", go, "is"), painter=go) as gateway:
-        response = Response()
-        body = orjson.dumps({"model": "panel", "messages": [{"role": "user", "content": "x"}], "stream": True})
-        request = asyncio.create_task(gateway.post("/v1/chat/completions", body, into=response))
-        await asyncio.wait_for(gateway.first_chunk.wait(), 60)
-        assert response.body == event("it")
-        go.set()
-        await request
-        assert response.body == b"".join((event("it"), *stream("is")))
-        assert gateway.records[0].recipe_stop == "stream_hold"
-        assert gateway.records[0].outcome == "ok"
 
 
 # ----------------------------------------------------------------------------------------------- limits of API keys
@@ -366,40 +288,6 @@ async def test_a_routed_request_reserves_for_recipes_only_where_a_plan_may_choos
         assert (response.status, response.error["code"]) == (400, "request_exceeds_limit")
         off = {**headers, "x-coe-recipe": "off"}
         assert (await send_chat(gateway, "code", max_tokens=100, headers=off)).status == 200
-
-
-def hide_usage(expert: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have an expert report no tokens."""
-    stream = expert.stream
-
-    async def without_usage(call: Call) -> Any:
-        reply: Any = await stream(call)
-        reply.usage.input_tokens = reply.usage.output_tokens = None
-        return reply
-
-    monkeypatch.setattr(expert, "stream", without_usage)
-
-
-async def test_a_recipe_with_a_call_of_unknown_tokens_has_no_known_cost(monkeypatch: pytest.MonkeyPatch) -> None:
-    scripts: dict[str, Any] = {"coder": answer("X"), "painter": answer("X")}
-    async with gateway_of(keyed(), **scripts) as gateway:
-        hide_usage(gateway.experts["painter"], monkeypatch)
-        await send_chat(gateway, model="panel", headers={"authorization": f"Bearer {KEY}"})
-        assert [call.input_tokens for call in gateway.records[0].steps] == [3, None]
-        assert (gateway.records[0].input_tokens, gateway.records[0].cost) == (3, None)
-
-
-@pytest.mark.usefixtures("no_refill")
-async def test_a_capped_call_of_unknown_tokens_is_charged_its_cap(monkeypatch: pytest.MonkeyPatch) -> None:
-    capped = {"name": "capped", "cascade": ["coder", "painter"], "max_tokens": {"coder": 40}}
-    headers = {"authorization": f"Bearer {KEY}"}
-    scripts: dict[str, Any] = {"coder": answer("X", finish="length"), "painter": answer("Y")}
-    async with gateway_of(keyed(capped, tokens_per_minute=25_000), **scripts) as gateway:
-        hide_usage(gateway.experts["coder"], monkeypatch)
-        assert (await send_chat(gateway, model="capped", max_tokens=10_000, headers=headers)).status == 200
-        after = await send_chat(gateway, model="painter", max_tokens=1, headers=headers)
-        charged = 25_000 - int(after.headers["x-ratelimit-remaining-tokens"])
-        assert 40 < charged < 200  # the cap and a few tokens of input, not 10,000
 
 
 @pytest.mark.usefixtures("no_refill")

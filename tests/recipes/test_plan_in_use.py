@@ -98,18 +98,6 @@ def test_a_recipe_that_the_plan_lacks_is_reported_and_is_no_column() -> None:
     assert [(one.kind, one.name) for one in found.consequences][:1] == [("recipe_added", "careful")]
 
 
-def test_the_policies_follow_the_routers_order_of_categories() -> None:
-    declared = registry(PANEL)
-    found = effective_plan(published(declared), declared).over(("general", "code", "art"))
-    assert found.assignment.choice[1] == "panel"
-    assert found.policies.categories == ("general", "code", "art")
-
-
-def test_the_policies_are_read_with_the_plan(tmp_path: Any) -> None:
-    published(registry(PANEL)).save(tmp_path)
-    assert Plan.read(tmp_path).arms(registry(PANEL)) == ("panel",)
-
-
 async def test_the_map_shows_arms_beside_experts() -> None:
     declared = registry(PANEL)
     async with gateway_of(declared, assignment=published(declared).assignment) as gateway:

@@ -17,21 +17,13 @@ from coe.registry import ExpertSpec, Policy, RecipeSpec
 from coe.registry.recipes import CHAIN_INSTRUCTION, FUSE_INSTRUCTION
 from coe.usage import RecipeLog
 from tests.fakes import ScriptedExpert
-from tests.recipes.members import answer, bytes_of, call_of, calls_of, event, next_chunk, stream
+from tests.recipes.members import answer, bytes_of, call_of, calls_of, event, members, next_chunk, stream, unavailable
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
 CHAIN = {"chain": ["a", "b"]}
 FUSE = {"fuse": ["a", "b", "c"], "by": "large"}
 QUESTION = {"role": "user", "content": "What is 2 + 2?"}
-
-
-def members(**scripts: object) -> list[ScriptedExpert]:
-    return [ScriptedExpert(name, script) for name, script in scripts.items()]
-
-
-def unavailable(name: str) -> ExpertUnavailable:
-    return ExpertUnavailable(f"expert {name!r} is down", expert=name)
 
 
 def writing(
@@ -101,13 +93,6 @@ async def test_a_declared_instruction_replaces_ours_and_the_writer_may_be_of_the
     assert [call.expert for call in log.calls] == ["a", "b", "a"]
 
 
-async def test_usage_is_the_sum_over_all_calls() -> None:
-    reply = await writing(*members(a=answer("X"), b=answer("Y")), **CHAIN).stream(requesting())
-    await bytes_of(reply)
-    assert (reply.usage.input_tokens, reply.usage.output_tokens) == (6, 10)
-    assert [name for name, _ in reply.usage.parts] == ["a", "b"]
-
-
 # ------------------------------------------------------------------------------------------------------ the request
 
 
@@ -146,15 +131,6 @@ async def test_reasoning_is_left_out_of_a_draft_and_an_answer_without_text_is_no
     assert log.calls[2].drafts == 1
 
 
-async def test_a_draft_that_calls_a_tool_is_none() -> None:
-    called = answer(None, finish="tool_calls", tool_calls=[{"function": {"name": "look_up", "arguments": "{}"}}])
-    a, b = members(a=called, b=answer("4"))
-    log = RecipeLog()
-    await bytes_of(await writing(a, b, **CHAIN).stream(requesting(log)))
-    assert b.calls[0].fields["messages"] == [QUESTION]
-    assert [(one.outcome, one.drafts) for one in log.calls] == [("unreadable", 0), ("answered", 0)]
-
-
 async def test_the_answers_follow_parts_of_a_message_and_a_turn_of_the_assistant() -> None:
     a, b = members(a=answer("X"), b=answer("Y"))
     picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 100_000}}
@@ -184,20 +160,6 @@ async def test_drafts_are_cut_in_the_middle_to_the_context_of_the_next_member(le
     assert log.calls[2].drafts == 2
 
 
-async def test_a_draft_has_a_largest_length_in_any_context() -> None:
-    a, b = members(a=answer("x" * 50_000), b=answer("Y"))
-    await bytes_of(await writing(a, b, spec={"context_length": 10**6}, **CHAIN).stream(requesting()))
-    assert 19_000 < len(last_text(b)) < 21_000
-
-
-async def test_a_limit_that_the_client_replaces_keeps_no_room() -> None:
-    a, b = members(a=answer("X"), b=answer("Y"))
-    log = RecipeLog()
-    expert = writing(a, b, spec={"context_length": 1000, "parameters": {"max_tokens": 900}}, **CHAIN)
-    await bytes_of(await expert.stream(requesting(log, max_completion_tokens=100)))
-    assert [call.drafts for call in log.calls] == [0, 1]
-
-
 async def test_without_room_for_drafts_the_last_step_answers_from_the_conversation_alone() -> None:
     a, b = members(a=answer("X"), b=answer("Y"))
     log = RecipeLog()
@@ -210,28 +172,12 @@ async def test_without_room_for_drafts_the_last_step_answers_from_the_conversati
 # --------------------------------------------------------------------------------------------------------- failures
 
 
-async def test_an_inner_member_that_fails_is_recorded_and_the_others_go_on() -> None:
-    a, b, c, large = members(a=unavailable("a"), b=answer("X"), c=answer("X", finish="length"), large=answer("Y"))
-    log = RecipeLog()
-    assert await bytes_of(await writing(a, b, c, large, **FUSE).stream(requesting(log))) == answer("Y")[0]
-    assert [call.outcome for call in log.calls] == ["error", "answered", "unreadable", "answered"]
-    assert (log.calls[3].drafts, log.stop) == (1, "last_step")
-
-
 async def test_a_step_whose_member_failed_passes_the_earlier_draft_on() -> None:
     a, b, c = members(a=answer("X"), b=unavailable("b"), c=answer("Y"))
     log = RecipeLog()
     await bytes_of(await writing(a, b, c, chain=["a", "b", "c"]).stream(requesting(log)))
     assert "\nX\n" in last_text(c)
     assert [call.outcome for call in log.calls] == ["answered", "error", "answered"]
-
-
-async def test_without_any_draft_the_last_step_answers_from_the_conversation() -> None:
-    a, b = members(a=unavailable("a"), b=answer("Y"))
-    log = RecipeLog()
-    assert await bytes_of(await writing(a, b, **CHAIN).stream(requesting(log))) == answer("Y")[0]
-    assert b.calls[0].fields["messages"] == [QUESTION]
-    assert [(call.outcome, call.drafts) for call in log.calls] == [("error", 0), ("answered", 0)]
 
 
 async def test_if_the_last_step_fails_the_latest_draft_goes_out_unverified() -> None:
@@ -267,12 +213,6 @@ async def test_a_draft_without_the_requested_form_is_not_returned() -> None:
     with pytest.raises(ExpertUnavailable) as raised:
         await writing(a, b, **CHAIN).stream(requesting(log, response_format={"type": "json_object"}))
     assert (raised.value.expert, log.stop) == ("council", "failed")
-
-
-async def test_a_request_for_plain_text_gets_the_draft() -> None:
-    a, b = members(a=answer("X"), b=unavailable("b"))
-    reply = await writing(a, b, **CHAIN).stream(requesting(response_format={"type": "text"}))
-    assert await bytes_of(reply) == answer("X")[0]
 
 
 async def test_if_no_member_answers_the_last_error_is_raised_as_of_one_expert() -> None:
@@ -317,18 +257,6 @@ async def test_the_last_step_streams_from_its_first_byte() -> None:
     assert log.calls[1].outcome == "answered"
 
 
-async def test_a_stream_that_breaks_after_its_first_byte_raises_its_error() -> None:
-    go = asyncio.Event()
-    a, b = members(a=answer("X"), b=stream("so", go, unavailable("b")))
-    log = RecipeLog()
-    reply = await writing(a, b, **CHAIN).stream(requesting(log, streamed=True))
-    go.set()
-    with pytest.raises(ExpertUnavailable):
-        await bytes_of(reply)
-    await reply.aclose()
-    assert log.calls[1].outcome == "error"
-
-
 @pytest.mark.parametrize("streamed", [True, False])
 @pytest.mark.parametrize("slow", ["b", "c"])
 async def test_near_the_deadline_the_latest_draft_goes_out(
@@ -359,20 +287,6 @@ async def test_a_client_that_leaves_cancels_every_call(waits: str) -> None:
         await call
     assert {"a": a, "b": b}[waits].cancelled
     assert (log.stop, log.calls[-1].outcome) == ("cancelled", "cancelled")
-    assert asyncio.all_tasks() == tasks
-
-
-async def test_a_client_that_leaves_the_stream_closes_it() -> None:
-    tasks = asyncio.all_tasks()
-    a, b = members(a=answer("X"), b=stream("so", asyncio.Event()))
-    log = RecipeLog()
-    reply = await writing(a, b, **CHAIN).stream(requesting(log, streamed=True))
-    chunks = reply.chunks()
-    await next_chunk(chunks)
-    await chunks.aclose()
-    await reply.aclose()
-    assert b.replies[0].closed
-    assert log.calls[1].outcome == "cancelled"
     assert asyncio.all_tasks() == tasks
 
 

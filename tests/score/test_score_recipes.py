@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,13 @@ import pytest
 from pyarrow import parquet
 
 from coe.errors import ExpertRejected, ExpertUnavailable
-from coe.measuring.answers import MemberUse, RetryLimits, request_answer
+from coe.measuring.answers import RetryLimits, request_answer
 from coe.measuring.grades import read_grades
 from coe.measuring.quality import read_quality
 from coe.measuring.recipe_answers import read_recipe_answers
 from coe.measuring.scoring_run import Cell, recipe_keys
 from coe.recipes.factory import writing_expert
+from coe.records.record import RecipeCall
 from coe.registry import Registry, load
 from tests import forked
 from tests.fakes import registry_of
@@ -262,10 +263,6 @@ def test_the_key_of_a_score_depends_on_the_recipe_and_on_all_its_members() -> No
 
 
 def test_a_line_of_the_journal_keeps_the_calls() -> None:
-    cell = Cell("k", "q", "council", 1.0, calls=(MemberUse("a", 0, 1, 2, 3.0),))
-    line = json.dumps(
-        {name: getattr(cell, name) for name in Cell.__slots__ if name != "calls"}
-        | {"calls": [{"expert": "a", "step": 0, "input_tokens": 1, "output_tokens": 2, "latency_ms": 3.0}]}
-    )
-    assert Cell.of_line(line.encode()) == cell
+    cell = Cell("k", "q", "council", 1.0, calls=(RecipeCall("a", 0, "answered", 1, 2, 3.0),))
+    assert Cell.of_line(json.dumps(asdict(cell)).encode()) == cell
     assert Cell.of_line(b'{"key":"k","prompt_id":"q","expert":"a"}') == replace(cell, expert="a", score=None, calls=())

@@ -236,8 +236,8 @@ def _measure(job: Job, folder: Path | None, benchmark: str | None) -> _Measured:
 def _measured_arms(job: Job, folder: Path, data: Quality) -> dict[str, Array]:
     """The scores of the arms in the plan in use, shape (n_prompts,), NaN without recorded answers.
 
-    They are measured as `coe plan` does: on each prompt by a policy that was fitted on other prompts, with the share of
-    streams that the plan in use counted. Raises DataError where an arm cannot be measured.
+    They are measured as `coe plan` does: on each prompt by a policy that was fitted on other prompts. Raises DataError
+    where an arm cannot be measured.
     """
     arms = [name for name in job.columns if name not in job.registry.expert_names]
     if not arms:
@@ -252,7 +252,6 @@ def _measured_arms(job: Job, folder: Path, data: Quality) -> dict[str, Array]:
         experts=job.registry.expert_names,
         categories=job.in_use.router.categories,
         only=recipes,
-        streamed=job.in_use.policies.streamed,
     )
     if reasons := sorted(set(found.left_out.values())):
         raise DataError(f"probes: the arms of recipes cannot be measured: {'; '.join(reasons)}")

@@ -150,7 +150,6 @@ def plan_basis(
             rows=np.array(rows)[whole].tolist(),
             experts=experts,
             categories=categories,
-            streamed=share_of_streams(logged),
             probed=probed,
             expected=uses,
         )
@@ -200,14 +199,6 @@ def _logged_tables(logged: LoggedUses, scored: MeasuredUses, registry: Registry)
     tables = {name: one.over(scored.categories, scored.experts) for name, one in logged.tables(scored.experts).items()}
     times = {name: tables[name] for name in ("latency_ms", "first_token_ms")}
     return tables | {name: replace(one, count=np.where(shared, 0.0, one.count)) for name, one in times.items()}
-
-
-def share_of_streams(logged: LoggedUses | None) -> float:
-    """Return the logged share of requests that are streamed.
-
-    While it is unknown, all count as streams: fewer caps apply to them, so that their answers cost more.
-    """
-    return 1.0 if logged is None or logged.streamed is None else logged.streamed
 
 
 def _traffic(settings: Settings, problem: Problem, prompts: Sequence[str], logged: Array | None) -> Array | None:

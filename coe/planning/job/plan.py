@@ -38,7 +38,7 @@ from coe.planning import (
     sweep,
 )
 from coe.planning.grid import Array
-from coe.planning.job.basis import Basis, compare_with_single_experts, plan_basis, share_of_streams
+from coe.planning.job.basis import Basis, compare_with_single_experts, plan_basis
 from coe.planning.job.residual import with_residual
 from coe.recipes.policy_file import ArmPolicies
 from coe.registry import Registry, yaml_source
@@ -118,7 +118,7 @@ def make_plan(
         value_of_expert=values,
         traffic=basis.traffic,
         unused=unused,
-        policies=ArmPolicies(problem.categories, recipes.policies, recipes.written, share_of_streams(logged)),
+        policies=ArmPolicies(problem.categories, recipes.policies, recipes.written),
     )
     errors = basis.paired_error(assignment.choice)
     plan = replace(plan, against=compare_with_single_experts(plan, errors))

@@ -21,7 +21,7 @@ from coe.recipes.final_answers.choices import (
     stated_letters,
 )
 from coe.recipes.final_answers.numbers import BOXED, concluded_number, number_form
-from coe.recipes.final_answers.programs import Block, fenced_blocks, program_form
+from coe.recipes.final_answers.programs import Block, fenced_blocks
 from coe.recipes.final_answers.wording import (
     MAX_READ_CHARACTERS,
     MAX_SHORT_CHARACTERS,
@@ -95,8 +95,6 @@ def _form(text: str) -> str | None:
         return value
     if blocks := list(fenced_blocks(answer)):
         return _of_blocks(answer, blocks)
-    if (program := program_form(answer)) is not None:
-        return program
     is_cut = answer.startswith("{") and not answer.endswith("}")
     return None if is_cut else _of_prose(answer.replace("’", "'").replace("：", ":"))
 
@@ -109,11 +107,12 @@ def without_reasoning(text: str) -> str:
     return (after if marker else text).strip()
 
 
-# ------------------------------------------------------------------------------------------------- JSON and programs
+# -------------------------------------------------------------------------------------------------- JSON and blocks
 
 
 def _of_blocks(answer: str, blocks: list[Block]) -> str | None:
-    """Return the value that is stated after the last fenced block, else the content of the blocks."""
+    """Return the value that is stated after the last fenced block, else the content of a single block of JSON or of one
+    line of text. Programs have no form."""
     last = blocks[-1]
     after = answer[last.end :] if last.is_closed else ""
     stated = _stated(after, _statements(after))
@@ -125,11 +124,12 @@ def _of_blocks(answer: str, blocks: list[Block]) -> str | None:
             return value
         if last.language in _PLAIN_LANGUAGES and "\n" not in content:
             return _short_form(content)
-    return program_form(answer)
+    return None
 
 
 def json_form(text: str) -> str | None:
     """Return a JSON object or list with sorted keys and numbers by value."""
+    text = text.strip()
     if not (text.startswith(("{", "[")) and text.endswith(("}", "]"))):
         return None
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import unicodedata
 from collections.abc import Callable
@@ -69,9 +68,11 @@ def unclear(reference: str) -> str | None:
 
 def _last(text: str) -> tuple[re.Match[str], float] | None:
     for match in reversed(list(_NUMBER.finditer(text))):
-        value = _value(match)
-        if value is not None and math.isfinite(value):
-            return match, value
+        try:
+            if (value := _exact(match, percent=1)) is not None:
+                return match, float(value)
+        except OverflowError:
+            continue
     return None
 
 
@@ -106,48 +107,25 @@ def _with_point(number: re.Match[str]) -> str:
     return number[0].replace(".", "").replace(",", ".")
 
 
-def _value(match: re.Match[str]) -> float | None:
-    sign, top, bottom, digits, ten, exponent, power, divisor, _ = match.groups()
-    try:
-        if digits is None:
-            value = float(_fraction(top) / _fraction(bottom))
-        elif divisor is not None:
-            value = float(_fraction(digits) / _fraction(divisor))
-        elif power is not None:
-            value = float(_fraction(digits)) ** int(power)
-        else:
-            value = float(f"{digits.replace(',', '')}e{ten or exponent or 0}")
-    except (ZeroDivisionError, OverflowError, ValueError):  # ValueError: thousands of digits
-        return None
-    return -value if sign == "-" else value
-
-
-def _fraction(digits: str) -> Fraction:
-    return Fraction(digits.replace(",", ""))
-
-
 # ---------------------------------------------------------------------------------------------------- one number alone
 
 MAX_EXACT_DIGITS = 60
 """Whole numbers with at most this many digits are written out; all others have 12 significant digits."""
-_MAX_DIGITS = 400
+_MAX_DIGITS = 1000
 """Digits of a number, and exponent; others are too large to compare."""
-_MIXED = re.compile(r"(?<![\d./])(\d{1,15})\s(\d{1,9})\s?/\s?(\d{1,9})(?![\d/])")
 _LEAD = re.compile(
     r"(?i:\s{0,3}(?:(?:so|it|that|this|there|the|a|answer|result|total|value|sum|number|is|are|was|were|be|of|about|around"
     r"|approximately|approx\.?|roughly|exactly|equals?|equal to|usd|eur|us|\\approx|etwa|rund|ca\.?|circa|ungefähr"
     r"|environ|cerca de|unos)(?![^\W_])|[=≈~:$€£¥(约約]|[a-z]\s?[=≈])){0,9}\s{0,3}"
 )
 _UNIT = r"(?:[^\W\dα-λν-ω_]|(?<=[^\W\d])[/-](?=[^\W\d])|[°€£¥$'′″.²³](?!\d)|[)\]])"
-_TAIL = re.compile(  # not 5 pm, 5 or 6, 5x
-    r"(?!\s?(?i:[ap]\.?m|b?ce?|ad|or|and|to)\b)(?!\s?[a-z](?![^\W_])(?<![gmslhkd]))"
+_TAIL = re.compile(  # not 5 pm, 5 or 6, 5 million, 5x
+    r"(?!\s?(?i:[ap]\.?m|b?ce?|ad|or|and|to|thousand|[mbt]r?illion)\b)(?!\s?[a-z](?![^\W_])(?<![gmslhkd]))"
     rf"(?:\s?{_UNIT}{{1,20}}){{0,3}}\s?"
 )
 _MARKUP = re.compile(
     r"\\(?:text|mathrm|mathbf|textbf)\s?\{([^{}]{0,80})\}|(?<![\d*])\*\*([^*]{1,80})\*\*(?![\d*])|\\[()\[\]]"
 )
-_SCALES = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12}
-_SCALE = re.compile(rf"\s?({'|'.join(_SCALES)})\b", re.IGNORECASE)
 _CLAUSE = re.compile(
     r"(?i:\b(?:is|are|was|were|be|has|have|had|equals?|makes|made|costs|needs?|gets|got|earns|pays|spends|spent|takes"
     r"|took|left|remains?|gives|yields|total(?:s|ing)?|ist|sind|beträgt|ergibt|est|sont|es|son|é|são|è|sono)\b"
@@ -178,48 +156,31 @@ def concluded_number(sentence: str) -> str | None:
 
 def _form(text: str, leads: Callable[[str], bool]) -> str | None:
     bare = " ".join(_MARKUP.sub(lambda mark: f" {mark[1] or mark[2] or ''} ", text).split()).strip("*_`\"' ")
-    plain = _pointed(_plain(_MIXED.sub(_added, bare))).strip()
+    plain = _pointed(_plain(bare)).strip()
     matches = list(islice(_NUMBER.finditer(plain), 2))
     if len(matches) != 1:
         return None
     before, after = plain[: matches[0].start()], plain[matches[0].end() :].rstrip(" .!")
-    scale = _SCALE.match(after)
-    after = after[scale.end() :] if scale else after
     value = _exact(matches[0])
     if value is None or not leads(before) or _NOT_EQUAL.search(before) or not _TAIL.fullmatch(after):
-        return None
-    return _written(value * 10 ** _SCALES[scale[1].lower()] if scale else value)
-
-
-def _added(mixed: re.Match[str]) -> str:
-    """A mixed number, such as 1 1/2, as one fraction."""
-    whole, top, bottom = (int(part) for part in mixed.groups())
-    return f"{whole * bottom + top}/{bottom}"
-
-
-def _exact(match: re.Match[str]) -> Fraction | None:
-    """Return the exact value; None where it is undefined or too large."""
-    sign, top, bottom, digits, ten, exponent, power, divisor, percent = match.groups()
-    shift, raised = int(ten or exponent or 0), int(power or 1)
-    if any(len(part or "") > _MAX_DIGITS for part in (top, bottom, digits, divisor)) or abs(shift) > _MAX_DIGITS:
-        return None
-    if abs(raised) > _MAX_DIGITS:
-        return None
-    try:
-        value = _fraction(digits if top is None else top) / _fraction(bottom or divisor or "1")
-        value = (value * Fraction(10) ** shift) ** raised / (100 if percent else 1)
-    except ZeroDivisionError:
-        return None
-    return -value if sign == "-" else value
-
-
-def _written(value: Fraction | None) -> str | None:
-    if value is None:
         return None
     if value.denominator == 1 and abs(value) < 10**MAX_EXACT_DIGITS:
         return str(value.numerator)
     try:
-        rounded = float(value)
+        return f"{float(value):.12g}" if float(value) else None
     except OverflowError:
         return None
-    return f"{rounded:.12g}" if rounded else None
+
+
+def _exact(match: re.Match[str], *, percent: int = 100) -> Fraction | None:
+    """Return the exact value, one of per cent divided by `percent`; None where it is undefined or too large."""
+    sign, top, bottom, digits, ten, exponent, power, divisor, is_percent = match.groups()
+    shift, raised = int(ten or exponent or 0), int(power or 1)
+    parts = [(part or "").replace(",", "") for part in (digits if top is None else top, bottom or divisor or "1")]
+    if max(abs(shift), *(len(part) * abs(raised) for part in parts)) > _MAX_DIGITS:
+        return None
+    try:
+        value = (Fraction(parts[0]) / Fraction(parts[1]) * Fraction(10) ** shift) ** raised
+    except ZeroDivisionError:
+        return None
+    return (-value if sign == "-" else value) / (percent if is_percent else 1)

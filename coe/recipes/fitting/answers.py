@@ -1,15 +1,14 @@
-"""`Answers`: the recorded answers that recipes are fitted on, and the same answers under caps on their length."""
+"""`Answers`: the recorded answers that recipes are fitted on."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.recipes.agreement import NO_ANSWER, Array
+from coe.recipes.agreement import Array
 
 FOLDS = 3
 """Folds of the prompts, so that estimates of quality use rules that were fitted on other prompts."""
@@ -21,9 +20,7 @@ class Answers:
 
     `classes` (n_prompts, n_experts): equal numbers in a row are equal answers, NO_ANSWER where there is none. `scores`
     (n_prompts, n_experts) in [0, 1], `costs` (n_prompts, n_experts) of each answer in one unit, `tokens` (n_prompts,
-    n_experts) of output, `labels` (n_prompts,) the index of the category, below `n_categories`. `output_costs`
-    (n_prompts, n_experts) is the part of the costs that grows with the output tokens, by default all of it. `cut_off`
-    (n_prompts, n_experts) marks answers that a cap has ended, by default none.
+    n_experts) of output, `labels` (n_prompts,) the index of the category, below `n_categories`.
     """
 
     experts: tuple[str, ...]
@@ -33,8 +30,6 @@ class Answers:
     tokens: Array
     labels: NDArray[np.int64]
     n_categories: int
-    output_costs: Array | None = None
-    cut_off: NDArray[np.bool_] | None = None
 
     @cached_property
     def posterior(self) -> Array:
@@ -58,55 +53,11 @@ class Answers:
 
     def rows(self, chosen: NDArray[np.int64]) -> Answers:
         """Return the answers to some prompts."""
-        return self._selected(chosen, np.arange(len(self.experts)), self.labels[chosen])
-
-    def columns(self, chosen: Sequence[int]) -> Answers:
-        """Return the answers of some experts."""
-        return self._selected(np.arange(len(self.labels)), np.array(chosen), self.labels)
-
-    def _selected(self, rows: NDArray[np.int64], columns: NDArray[np.int64], labels: NDArray[np.int64]) -> Answers:
-        cells = np.ix_(rows, columns)
         return replace(
             self,
-            experts=tuple(self.experts[column] for column in columns),
-            classes=self.classes[cells],
-            scores=self.scores[cells],
-            costs=self.costs[cells],
-            tokens=self.tokens[cells],
-            labels=labels,
-            output_costs=None if self.output_costs is None else self.output_costs[cells],
-            cut_off=None if self.cut_off is None else self.cut_off[cells],
+            classes=self.classes[chosen],
+            scores=self.scores[chosen],
+            costs=self.costs[chosen],
+            tokens=self.tokens[chosen],
+            labels=self.labels[chosen],
         )
-
-    def costs_with(self, written: Array) -> Array:
-        """Return the costs (n_prompts, n_experts) if only a share `written` (n_prompts, n_experts) of each answer's
-        tokens was written."""
-        return self.costs - (self.costs if self.output_costs is None else self.output_costs) * (1 - written)
-
-    def capped(self, caps: Array, applies: NDArray[np.bool_]) -> Answers:
-        """Return the answers if those with more tokens than `caps` (n_experts,) are cut off where a cap `applies`
-        (n_prompts, n_experts). Such an answer counts as none and earns nothing."""
-        cut_off = applies & (self.tokens > caps)
-        written = np.where(cut_off, caps / np.maximum(self.tokens, 1e-9), 1.0)
-        costs = self.costs_with(written)
-        return replace(
-            self,
-            classes=np.where(cut_off, NO_ANSWER, self.classes),
-            scores=np.where(cut_off, 0.0, self.scores),
-            costs=costs,
-            tokens=np.where(cut_off, caps, self.tokens),
-            output_costs=costs if self.output_costs is None else self.output_costs * written,
-            cut_off=cut_off,
-        )
-
-
-def answers_in(answers: Answers, steps: Sequence[Sequence[int]], caps: Array) -> Answers:
-    """Return the answers as a recipe gets them, with `caps` (n_experts,) on its members in tokens, inf without one.
-
-    The last step has no caps where no earlier answer is readable, so that no answer is ever returned cut off.
-    """
-    early = [column for step in steps[:-1] for column in step]
-    before = answers.capped(caps, np.ones(answers.tokens.shape, dtype=bool))
-    applies = np.ones(answers.tokens.shape, dtype=bool)
-    applies[:, list(steps[-1])] = (before.classes[:, early] != NO_ANSWER).any(axis=1)[:, None]
-    return answers.capped(caps, applies)

@@ -6,7 +6,7 @@ routed as in service. The cost of an answer is active parameters (in billions) x
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from coe.planning.paired_scores import paired_difference
 from coe.recipes.agreement import Array
 from coe.recipes.fitting.answers import Answers
-from coe.recipes.fitting.arms import Arm, cost_by_category, propose_arms, quality_by_category
+from coe.recipes.fitting.arms import cost_by_category, expected_quality, relative_use
 from coe.recipes.fitting.fit import replayed
-from coe.recipes.fitting.replay import relative_use
+from coe.recipes.fitting.search import propose_arms
 
 PRICES = (0.0, *(float(price) for price in np.geomspace(3e-4, 3.0, 120)))
 """Lagrange multipliers of the budget at which both plans are compared: the gain in quality that is required for an
@@ -58,28 +58,6 @@ class Trace:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Columns:
-    """The plan's estimates `quality` and `cost` of its columns, and their `scores` and `costs` on the test prompts.
-
-    The estimates have shape (n_categories, n_columns), the results (n_prompts, n_columns).
-    """
-
-    quality: Array
-    cost: Array
-    scores: Array
-    costs: Array
-
-    def trace(self, posterior: Array, unit: float) -> Trace:
-        """Route the test prompts at each price. `unit` is the typical cost of an answer."""
-        prompts = np.arange(len(posterior))
-        costs, scores = np.zeros(len(PRICES)), np.zeros((len(PRICES), len(prompts)), dtype=np.float32)
-        for row, price in enumerate(PRICES):
-            chosen = (posterior @ (self.quality - price / unit * self.cost)).argmax(axis=1)
-            costs[row], scores[row] = self.costs[prompts, chosen].mean(), self.scores[prompts, chosen]
-        return Trace(costs, scores)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class SplitComparison:
     """Both plans on one split: their traces, the best single model's cost and score, and the proposed recipes."""
 
@@ -90,6 +68,19 @@ class SplitComparison:
     proposed: tuple[str, ...]
 
 
+def _trace(estimates: tuple[Array, Array], results: tuple[Array, Array], posterior: Array, unit: float) -> Trace:
+    """Route the test prompts at each price.
+
+    `estimates` are the plan's quality and cost of its columns, (n_categories, n_columns), `results` the scores and the
+    costs of the columns on the test prompts, (n_prompts, n_columns). `unit` is the typical cost of an answer.
+    """
+    quality, cost = estimates
+    prompts = np.arange(len(posterior))
+    chosen = [(posterior @ (quality - price / unit * cost)).argmax(axis=1) for price in PRICES]
+    scores, costs = ([values[prompts, columns] for columns in chosen] for values in results)
+    return Trace(np.mean(costs, axis=1), np.array(scores, dtype=np.float32))
+
+
 def compare(
     train: Answers,
     test: Answers,
@@ -97,44 +88,32 @@ def compare(
     *,
     quality: Array,
     max_calls: int = MAX_CALLS,
-    progress: Callable[[float], None] = lambda share: None,
 ) -> SplitComparison:
     """Compare single experts with recipes that are proposed from `train`, on `test` with its router `posterior`.
 
     `quality` (n_categories, n_experts) is the plan's expected quality of single experts.
     """
-    arms = propose_arms(train, max_calls=max_calls, progress=progress)
-    single = Columns(quality, cost_by_category(train, train.costs), test.scores, test.costs)
-    both = _with_arms(single, train, test, arms, posterior) if arms else single
+    arms = list(propose_arms(train, max_calls=max_calls).values())
+    cost = cost_by_category(train, train.costs)
+    single = recipes = _trace((quality, cost), (test.scores, test.costs), posterior, train.typical_cost)
+    if arms:
+        outcomes = [replayed(arm.policy, test, posterior) for arm in arms]
+        calls = np.stack([replayed(arm.policy, train).called.mean(axis=0) for arm in arms])
+        relative = relative_use(cost, train, calls)
+        gained = expected_quality(train, np.column_stack([arm.scores for arm in arms]))
+        spent = cost_by_category(train, np.column_stack([arm.costs for arm in arms]), relative=relative)
+        scores = np.column_stack((test.scores, *(found.scores for found in outcomes)))
+        costs = np.column_stack((test.costs, *(found.costs for found in outcomes)))
+        estimates = np.column_stack((quality, gained)), np.column_stack((cost, spent))
+        recipes = _trace(estimates, (scores, costs), posterior, train.typical_cost)
     best = int(train.scores.mean(axis=0).argmax())
     return SplitComparison(
-        single.trace(posterior, train.typical_cost),
-        both.trace(posterior, train.typical_cost),
+        single,
+        recipes,
         float(test.costs[:, best].mean()),
         float(test.scores[:, best].mean()),
-        tuple(dict.fromkeys(" > ".join(arm.policy.members) for arm in arms)),
+        tuple(" > ".join(arm.policy.members) for arm in arms),
     )
-
-
-def _with_arms(single: Columns, train: Answers, test: Answers, arms: Sequence[Arm], posterior: Array) -> Columns:
-    outcomes = [replayed(arm.policy, test, posterior) for arm in arms]
-    return Columns(
-        np.column_stack((single.quality, quality_by_category(train, arms))),
-        np.column_stack((single.cost, arm_costs(single.cost, train, arms))),
-        np.column_stack((single.scores, *(found.scores for found in outcomes))),
-        np.column_stack((single.costs, *(found.costs(test) for found in outcomes))),
-    )
-
-
-def arm_costs(cost: Array, train: Answers, arms: Sequence[Arm]) -> Array:
-    """Return the expected cost of each arm (n_categories, n_arms), as `coe plan` estimates it.
-
-    `cost` (n_categories, n_experts) is that of the experts. Where a category has few prompts, the estimate is shrunk
-    towards the members' relative cost in it.
-    """
-    called = [replayed(arm.policy, train).called.mean(axis=0) for arm in arms]
-    relative = relative_use(cost, train, [(train.experts, calls) for calls in called])
-    return cost_by_category(train, np.column_stack([arm.outcome.costs for arm in arms]), relative=relative)
 
 
 def recipe_report(splits: Sequence[SplitComparison], prompts: Sequence[NDArray[np.integer]]) -> dict[str, Any]:

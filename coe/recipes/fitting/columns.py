@@ -12,24 +12,31 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from coe.measuring.grades import Grades, read_grades
+from coe.measuring.grades import read_grades
 from coe.measuring.quality import Quality, filled
 from coe.measuring.recipe_answers import MeasuredArm, read_recipe_answers
-from coe.measuring.recorded_answers import RecordedAnswers, read_answers
+from coe.measuring.recorded_answers import read_answers
 from coe.planning import MeasuredUses, Uses, declared_uses
 from coe.planning.uses import ASSUMED_INPUT_TOKENS, ASSUMED_OUTPUT_TOKENS
 from coe.recipes.agreement import NO_ANSWER, Array
 from coe.recipes.fitting.answers import Answers
-from coe.recipes.fitting.arms import Arm, cost_by_category, expected_quality, propose_arms
-from coe.recipes.fitting.judged import JudgeUse, ungraded
-from coe.recipes.fitting.replay import AnswerTable, Replay, of_calls, relative_use
+from coe.recipes.fitting.arms import cost_by_category, expected_quality, relative_use
+from coe.recipes.fitting.fit import Arm, RecipeFit, loss_of_stopping, replayed
+from coe.recipes.fitting.judged import Judgements
+from coe.recipes.fitting.max_loss import accepted_thresholds
+from coe.recipes.fitting.search import propose_arms
 from coe.recipes.policy import RecipePolicy
 from coe.recipes.policy_file import WrittenArm
-from coe.registry import ArmSpec, ExpertSpec, RecipeSpec, Registry
+from coe.registry import ArmSpec, RecipeSpec, Registry
 
 MIN_PROMPTS = 60
 """Smallest number of prompts with recorded answers of all experts. With fewer, no recipes are fitted."""
+DECLARED_PRICE = 0.016
+"""Price of a declared recipe, like SEARCHED_PRICES."""
+SAFER_PRICE = 0.004
+"""Price of a declared recipe whose `max_loss` the probes do not show at DECLARED_PRICE."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,139 +63,49 @@ class RecipeColumns:
     @property
     def members(self) -> dict[str, tuple[str, ...]]:
         """The members of each arm in the order of their first calls, and its judge."""
-        steps = {name: arm.steps for name, arm in self.written.items()}
-        written = {name: tuple(dict.fromkeys(one for step in found for one in step)) for name, found in steps.items()}
-        judged = {name: (one.judge,) if one.judge else () for name, one in self.policies.items()}
-        return {name: (*policy.members, *judged[name]) for name, policy in self.policies.items()} | written
-
-    def joined(self, others: RecipeColumns) -> RecipeColumns:
-        """Return these columns, followed by the columns of chains and fuses."""
-        left_out = {**self.left_out, **others.left_out}
-        if not self.arms or not others.arms:
-            return replace(self if self.arms else others, left_out=left_out)
-        return RecipeColumns(
-            self.policies,
-            {**self.written, **others.written},
-            np.hstack((self.scores, others.scores)),
-            np.hstack((self.quality, others.quality)),
-            self.uses.joined(others.uses, len(others.arms)),
-            left_out,
-        )
-
-    def of_requests(self, probes: Uses, requests: Uses, experts: Sequence[str]) -> RecipeColumns:
-        """Return the columns with cost and latency as those of requests, which may be longer than probes.
-
-        `probes` and `requests` are the uses of `experts`. The uses of an arm grow as those of its calls.
-        """
-        uses = replace(
-            self.uses,
-            cost=self._scaled(self.uses.cost, probes.cost, requests.cost, experts),
-            latency_ms=self._scaled(self.uses.latency_ms, probes.latency_ms, requests.latency_ms, experts),
-        )
-        return replace(self, uses=uses)
-
-    def _scaled(
-        self, use: Array | None, probes: Array | None, requests: Array | None, experts: Sequence[str]
-    ) -> Array | None:
-        if use is None or probes is None or requests is None:
-            return use
-        scaled = use.copy()
-        for number, arm in enumerate(self.arms):
-            called, calls = [experts.index(name) for name in self.members[arm]], self.uses.calls[arm]
-            before, after = ((calls * each[:, called]).sum(axis=1) for each in (probes, requests))
-            known = np.isfinite(before) & np.isfinite(after) & (before > 0)
-            scaled[known, number] *= after[known] / before[known]
-        return scaled
+        return {name: policy.called for name, policy in self.policies.items()} | {
+            name: arm.members for name, arm in self.written.items()
+        }
 
 
-def fitted_columns(
-    registry: Registry,
-    data: Quality,
-    recorded: RecordedAnswers | None,
-    *,
-    rows: Sequence[int],
-    experts: Sequence[str],
-    categories: Sequence[str],
-    grades: Mapping[str, Grades] | None = None,
-    only: Sequence[RecipeSpec] | None = None,
-    streamed: float,
-    expected: Uses | None = None,
-) -> RecipeColumns:
-    """Fit the arms of all cascades and votes on the prompts `rows` of `data`, all of them of `categories`.
+class _NotPlannedError(Exception):
+    """The reason why a recipe is not planned, with the remedy."""
 
-    `grades` are those of the judges by name. `only` are the recipes to fit, by default the declared and the proposed.
-    `streamed` is the share of streamed requests, to which fewer caps apply. `expected` are the uses of `experts`, to
-    which estimates of categories with few prompts are shrunk.
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Replay:
+    """An arm on the prompts on which it was measured, rows `prompts` of the quality data.
+
+    `answers` are those of the experts to these prompts, `scores` (n_prompts,) those of the arm. `calls` (n_prompts,
+    n_members) are those of `members`, `uses` (n_prompts,) the sums over the calls, by the names of `Uses`.
     """
-    declared = registry.declared_recipes if only is None else only
-    wanted = [recipe for recipe in declared if not recipe.writes]
-    proposes = registry.proposes_recipes and only is None
-    if not wanted and not proposes:
-        return RecipeColumns()
-    prompts, reason = _usable_prompts(data, recorded, rows, experts)
-    if recorded is None or reason:
-        return RecipeColumns(left_out={recipe.name: reason for recipe in wanted} or {"auto": reason})
-    table = AnswerTable.of(registry, data, recorded, prompts, experts, categories)
-    planned: dict[str, Arm] = {}
-    judges: dict[str, JudgeUse] = {}
-    left_out: dict[str, str] = {}
-    for recipe in wanted:
-        if absent := [name for name in dict.fromkeys(recipe.called) if name not in experts]:
-            left_out[recipe.name] = f"no scores of {', '.join(absent)}; run `coe score` for them"
-            continue
-        if recipe.judge is not None:
-            reason = ungraded(recipe, (grades or {}).get(recipe.judge), data, prompts)
-            if reason:
-                left_out[recipe.name] = reason
-                continue
-            judge, known = registry.expert(recipe.judge), (grades or {})[recipe.judge]
-            judges[recipe.name] = JudgeUse.of(judge, known, table.cells, by_dollars=bool(table.dollars.any()))
-        if (arm := table.declared(recipe, judges.get(recipe.name))) is not None:
-            planned[recipe.name] = arm
-        else:
-            left_out[recipe.name] = (
-                f"the {int((table.answers.folds == 0).sum())} held-out probes (a third of {len(prompts)}) do not show "
-                f"a loss below max_loss {recipe.max_loss:g} with 95 % confidence; score more probes, or raise max_loss"
-            )
-    if proposes:
-        planned |= {arm.policy.recipe: arm for arm in propose_arms(table.answers, max_calls=registry.policy.max_calls)}
-    replay = Replay(table, judges, streamed, expected or Uses())
-    return _columns(replay, planned, left_out, data, rows)
 
+    answers: Answers
+    prompts: Sequence[int]
+    scores: Array
+    members: tuple[str, ...]
+    calls: Array
+    uses: Mapping[str, Array]
 
-def _usable_prompts(
-    data: Quality, recorded: RecordedAnswers | None, rows: Sequence[int], experts: Sequence[str]
-) -> tuple[list[int], str]:
-    """Return the rows with an answer of every expert, and the reason if they are too few, else an empty text."""
-    if recorded is None:
-        return [], "the scores have no recorded answers; run `coe score` again"
-    found = np.asarray(rows)[recorded.recorded[data.grid(rows, experts)].all(axis=1)].tolist()
-    if len(found) < MIN_PROMPTS:
-        return found, f"answers of all experts are recorded for {len(found)} probes, and {MIN_PROMPTS} are needed"
-    return found, ""
+    def expected(self, use: str, probed: Uses, requests: Uses | None) -> Array:
+        """Return the expected use by category, shape (n_categories,); `probed` are the uses of the experts.
 
-
-def _columns(
-    replay: Replay,
-    planned: Mapping[str, Arm],
-    left_out: Mapping[str, str],
-    data: Quality,
-    rows: Sequence[int],
-) -> RecipeColumns:
-    """Return the columns of the planned arms; prompts of `rows` without recorded answers score NaN."""
-    policies, answers = {name: arm.policy for name, arm in planned.items()}, replay.table.answers
-    found = replay.each(policies)
-    scores = np.full((len(data.prompts), len(planned)), np.nan)
-    for number, (name, arm) in enumerate(planned.items()):
-        scores[replay.table.prompts, number] = np.clip(arm.outcome.scores + found[name]["change"][:, 0], 0.0, 1.0)
-    uses, nothing = replay.uses(policies, found), np.empty((answers.n_categories, 0))
-    return RecipeColumns(
-        policies=policies,
-        scores=scores[list(rows)],
-        quality=expected_quality(answers, scores[replay.table.prompts]) if planned else nothing,
-        uses=uses,
-        left_out=left_out,
-    )
+        It grows as that of the calls from probes to `requests`, whose uses of the experts are given, since requests may
+        be longer.
+        """
+        answers, of_experts, relative = self.answers, getattr(probed, use), None
+        columns = [answers.experts.index(name) for name in self.members]
+        if of_experts is not None and use != "active_b":
+            calls = np.zeros((1, len(answers.experts)))
+            calls[0, columns] = self.calls.mean(axis=0)
+            relative = relative_use(of_experts, answers, calls)
+        found = cost_by_category(answers, self.uses[use][:, np.newaxis], relative=1.0 if relative is None else relative)
+        if relative is not None and requests is not None:
+            calls = cost_by_category(answers, self.calls)
+            before, after = ((calls * getattr(one, use)[:, columns]).sum(axis=1) for one in (probed, requests))
+            is_known = np.isfinite(before) & np.isfinite(after) & (before > 0)
+            found[is_known, 0] *= after[is_known] / before[is_known]
+        return found[:, 0]
 
 
 def recipe_columns(
@@ -200,113 +117,242 @@ def recipe_columns(
     experts: Sequence[str],
     categories: Sequence[str],
     only: Sequence[RecipeSpec] | None = None,
-    streamed: float,
     probed: MeasuredUses | None = None,
     expected: MeasuredUses | None = None,
 ) -> RecipeColumns:
     """Return the columns of recipes from a folder of scores, for the prompts `rows` of `data`.
 
     The categories of these prompts are all among `categories`. `only` are the recipes to measure, by default the
-    declared and the proposed ones. `streamed` is the share of streamed requests. `probed` are the uses of experts that
-    these scores measured; with the `expected` uses of requests, those of the arms are scaled to requests.
+    declared and the proposed ones. `probed` are the uses of experts that these scores measured; with the `expected`
+    uses of requests, those of the arms are scaled to requests.
     """
     wanted = registry.declared_recipes if only is None else only
-    names = {recipe.name for recipe in wanted}
-    recorded = read_answers(folder, data) if registry.recipes else None
-    judges = dict.fromkeys(recipe.judge for recipe in wanted if recipe.judge is not None)
-    uses = Uses() if probed is None else declared_uses(registry, categories, experts, measured=probed)
-    replayed = fitted_columns(
-        registry,
-        data,
-        recorded,
-        rows=rows,
-        experts=experts,
-        categories=categories,
-        grades=read_grades(folder, data, list(judges)),
-        only=only,
-        streamed=streamed,
-        expected=uses,
-    )
-    writing = [arm for arm in registry.recipe_arms if arm.writing_digest and arm.name in names]
+    left_out = {
+        recipe.name: f"no scores of {', '.join(absent)}; run `coe score` for them"
+        for recipe in wanted
+        if (absent := [name for name in dict.fromkeys(recipe.called) if name not in experts])
+    }
+    known = [recipe for recipe in wanted if recipe.name not in left_out]
+    compared = [recipe for recipe in known if not recipe.writes]
+    proposes = registry.proposes_recipes and only is None
+    policies: dict[str, RecipePolicy] = {}
+    written: dict[str, WrittenArm] = {}
+    replays: dict[str, _Replay] = {}
+    try:
+        if compared or proposes:
+            table = _AnswerTable.of(folder, data, registry, rows, experts, categories)
+            for recipe in compared:
+                try:
+                    judgements = None if recipe.judge is None else _judgements(folder, data, registry, recipe, table)
+                    arm = table.declared(recipe, judgements)
+                except _NotPlannedError as error:
+                    left_out[recipe.name] = str(error)
+                else:
+                    policies[recipe.name], replays[recipe.name] = arm.policy, table.replay(arm, judgements)
+            if proposes:
+                for name, arm in propose_arms(table.answers, max_calls=registry.policy.max_calls).items():
+                    policies[name], replays[name] = arm.policy, table.replay(arm, None)
+    except _NotPlannedError as error:
+        left_out |= {recipe.name: str(error) for recipe in compared} or {"auto": str(error)}
+    names = {recipe.name for recipe in known if recipe.writes}
+    writing = [spec for spec in registry.recipe_arms if spec.name in names]
     measured = read_recipe_answers(folder, data, writing)
-    columns = replayed.joined(_written_columns(writing, data, measured, rows, experts, categories, uses))
-    if expected is None:
-        return columns
-    return columns.of_requests(uses, declared_uses(registry, categories, experts, measured=expected), experts)
+    for spec in writing:
+        here = [row for row in rows if spec.name in measured and np.isfinite(measured[spec.name].scores[row])]
+        if len(here) < MIN_PROMPTS:
+            count = f"it is measured on {len(here)} probes, and {MIN_PROMPTS} are needed" if here else "not measured"
+            command = f"`coe score PROBES --out FOLDER --recipe {spec.name}` calls it for real"
+            left_out[spec.name] = f"{count}; {command}"
+        else:
+            written[spec.name] = WrittenArm(spec.steps, spec.writing_digest)
+            replays[spec.name] = _written_replay(spec, measured[spec.name], data, here, experts, categories)
+    if not replays:
+        return RecipeColumns(left_out=left_out)
+    scores = np.full((len(data.prompts), len(replays)), np.nan)
+    for number, one in enumerate(replays.values()):
+        scores[one.prompts, number] = one.scores
+    uses = Uses() if probed is None else declared_uses(registry, categories, experts, measured=probed)
+    requests = None if expected is None else declared_uses(registry, categories, experts, measured=expected)
+    by_use = {
+        use: np.column_stack([one.expected(use, uses, requests) for one in replays.values()])
+        for use in ("active_b", "cost", "latency_ms")
+    }
+    return RecipeColumns(
+        policies,
+        written,
+        scores[list(rows)],
+        np.column_stack([expected_quality(one.answers, one.scores[:, np.newaxis]) for one in replays.values()]),
+        Uses(**by_use, calls={name: cost_by_category(one.answers, one.calls) for name, one in replays.items()}),
+        left_out,
+    )
 
 
-def _written_columns(
-    arms: Sequence[ArmSpec],
+# ---------------------------------------------------------------------------------------------- cascades and votes
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _AnswerTable:
+    """Recorded answers of the planned experts to the `prompts`, and what each used, (n_prompts, n_experts), by the
+    names of `Uses`. `cells` are the rows and columns of the quality data that they cover."""
+
+    answers: Answers
+    prompts: list[int]
+    cells: tuple[NDArray[np.int64], ...]
+    uses: Mapping[str, Array]
+
+    @classmethod
+    def of(
+        cls,
+        folder: Path,
+        data: Quality,
+        registry: Registry,
+        rows: Sequence[int],
+        experts: Sequence[str],
+        categories: Sequence[str],
+    ) -> _AnswerTable:
+        """Return the table of the `rows` with an answer of every expert."""
+        recorded = read_answers(folder, data)
+        if recorded is None:
+            raise _NotPlannedError("the scores have no recorded answers; run `coe score` again")
+        prompts: list[int] = np.asarray(rows)[recorded.recorded[data.grid(rows, experts)].all(axis=1)].tolist()
+        if len(prompts) < MIN_PROMPTS:
+            count = f"answers of all experts are recorded for {len(prompts)} probes"
+            raise _NotPlannedError(f"{count}, and {MIN_PROMPTS} are needed")
+        specs = [registry.expert(name) for name in experts]
+        cells = data.grid(prompts, experts)
+        tokens = recorded.tokens[cells]
+        unknown = np.full(data.scores.shape, np.nan)
+        given = data.uses.get("input_tokens", unknown)[cells]
+        # as `coe.planning.uses.declared_uses` has it, an expert whose input was not counted has the assumed tokens
+        assumed = tokens / np.maximum(tokens.mean(axis=0), 1.0) * ASSUMED_OUTPUT_TOKENS
+        written = np.where(np.isfinite(given).any(axis=0), tokens, assumed)
+        prices = np.array([(spec.prices.input, spec.prices.output) for spec in specs]).T
+        dollars = (filled(given, ASSUMED_INPUT_TOKENS) * prices[0] + written * prices[1]) / 1000
+        sizes = np.array([spec.active_parameters_b for spec in specs], dtype=np.float64)  # NaN for None
+        declared = np.array([spec.latency_ms for spec in specs], dtype=np.float64)
+        answers = Answers(
+            tuple(experts),
+            recorded.classes[cells],
+            data.scores[cells],
+            dollars if dollars.any() else tokens / 1000 * (sizes if np.isfinite(sizes).all() else 1.0),
+            tokens,
+            data.labels(prompts, categories),
+            len(categories),
+        )
+        uses = {
+            "active_b": np.broadcast_to(sizes, tokens.shape),
+            "cost": dollars,
+            "latency_ms": filled(data.uses.get("latency_ms", unknown)[cells], declared),
+        }
+        return cls(answers, prompts, cells, uses)
+
+    def declared(self, recipe: RecipeSpec, judgements: Judgements | None) -> Arm:
+        """Return the arm of a declared recipe, whose loss against the last step is at most its `max_loss`.
+
+        The bound needs policies that are fixed before they are tested, so these are fitted on two thirds of the prompts
+        and tested on the rest. The cheapest one within the bound is used.
+        """
+        answers, max_loss = self.answers, recipe.max_loss
+        steps = [[answers.experts.index(name) for name in step] for step in recipe.steps]
+        if max_loss is None:
+            return RecipeFit(answers, steps, judgements).arm(DECLARED_PRICE / answers.typical_cost)
+        fitted, held_out = np.flatnonzero(answers.folds != 0), np.flatnonzero(answers.folds == 0)
+        training, tested = answers.rows(fitted), answers.rows(held_out)
+        fixed = RecipeFit(training, steps, None if judgements is None else judgements.rows(fitted))
+        policies = [fixed.arm(price / training.typical_cost).policy for price in (SAFER_PRICE, DECLARED_PRICE)]
+        grades = None if judgements is None else judgements.grades[held_out]
+        losses = [loss_of_stopping(policy, tested, grades) for policy in policies]
+        accepted = accepted_thresholds(losses, max_loss)
+        if not accepted:
+            raise _NotPlannedError(
+                f"the {len(held_out)} held-out probes (a third of {len(self.prompts)}) do not show a loss below "
+                f"max_loss {max_loss:g} with 95 % confidence; score more probes, or raise max_loss"
+            )
+        price = (SAFER_PRICE, DECLARED_PRICE)[accepted - 1]
+        arm = RecipeFit(answers, steps, judgements).arm(price / answers.typical_cost)
+        return replace(arm, policy=replace(policies[accepted - 1], max_loss=max_loss))
+
+    def replay(self, arm: Arm, judgements: Judgements | None) -> _Replay:
+        """Return the scores of an arm by rules that were fitted on other prompts, and the calls of its policy."""
+        policy, answers = arm.policy, self.answers
+        columns, sizes = (
+            [answers.experts.index(name) for name in policy.members],
+            [len(step.members) for step in policy.steps],
+        )
+        grades = None if judgements is None else judgements.grades
+        called = replayed(policy, answers, grades=grades).called[:, columns]
+        uses = {use: of_calls(sizes, np.where(called, each[:, columns], 0.0), use) for use, each in self.uses.items()}
+        calls = called.astype(np.float64)
+        if judgements is not None:
+            judged = called[:, np.cumsum([0, *sizes[:-2]])].sum(axis=1)  # after each step but the last
+            uses = {use: total + judged * judgements.uses[use] for use, total in uses.items()}
+            calls = np.column_stack((calls, judged))
+        return _Replay(answers, self.prompts, arm.scores, policy.called, calls, uses)
+
+
+def _judgements(folder: Path, data: Quality, registry: Registry, recipe: RecipeSpec, table: _AnswerTable) -> Judgements:
+    """Return the judgements of a cascade with a judge."""
+    assert recipe.judge is not None
+    grades = read_grades(folder, data, [recipe.judge]).get(recipe.judge)
+    cells = data.grid(table.prompts, recipe.graded_members)
+    command = f"`coe score PROBES --out FOLDER --recipe {recipe.name}` collects them"
+    if grades is None:
+        raise _NotPlannedError(f"no grades of its judge {recipe.judge!r}; {command}")
+    known = grades.recorded[cells].all(axis=1)
+    if not known.all():
+        count = f"recorded for {known.sum()} of {len(table.prompts)} probes"
+        raise _NotPlannedError(f"grades of its judge {recipe.judge!r} are {count}; {command}")
+    if not np.isfinite(grades.grades[cells]).any():
+        raise _NotPlannedError(f"its judge {recipe.judge!r} gave no grade; a stronger one may")
+    judge = registry.expert(recipe.judge)
+    return Judgements.of(judge, grades, table.cells, by_dollars=bool(table.uses["cost"].any()))
+
+
+def of_calls(steps: Sequence[int], each: Array, use: str) -> Array:
+    """Return the use of an arm on each prompt from its calls `each`, (n_prompts, n_calls).
+
+    `steps` are the numbers of members. The use is the sum over calls, but a step waits for its slowest member only.
+    """
+    if use != "latency_ms":
+        return np.asarray(each.sum(axis=1))
+    return np.asarray(sum(part.max(axis=1) for part in np.split(each, np.cumsum(steps)[:-1], axis=1)))
+
+
+# ------------------------------------------------------------------------------------------------ chains and fuses
+
+
+def _written_replay(
+    arm: ArmSpec,
+    measured: MeasuredArm,
     data: Quality,
-    measured: Mapping[str, MeasuredArm],
-    rows: Sequence[int],
+    prompts: Sequence[int],
     experts: Sequence[str],
     categories: Sequence[str],
-    expected: Uses,
-) -> RecipeColumns:
-    """Return the columns of the chains and fuses that were measured."""
-    found, left_out = RecipeColumns(), dict[str, str]()
-    for arm in arms:
-        absent = dict.fromkeys(one.name for one in arm.members if one.name not in experts)
-        here = [row for row in rows if arm.name in measured and np.isfinite(measured[arm.name].scores[row])]
-        if absent:
-            left_out[arm.name] = f"no scores of {', '.join(absent)}; run `coe score` for them"
-        elif len(here) < MIN_PROMPTS:
-            count = f"it is measured on {len(here)} probes, and {MIN_PROMPTS} are needed" if here else "not measured"
-            command = f"`coe score PROBES --out FOLDER --recipe {arm.name}` calls it for real"
-            left_out[arm.name] = f"{count}; {command}"
-        else:
-            answers = _answers(data, here, experts, categories)
-            found = found.joined(_column(arm, measured[arm.name], answers, here, rows, expected))
-    return replace(found, left_out=left_out)
-
-
-def _answers(data: Quality, prompts: Sequence[int], experts: Sequence[str], categories: Sequence[str]) -> Answers:
-    """Return the experts' scores on some prompts, without their answers, which are not needed."""
+) -> _Replay:
+    """Return what was measured of a chain or fuse; tokens that were not counted are assumed."""
     scores = data.scores[data.grid(prompts, experts)]
     nothing, classes = np.zeros(scores.shape), np.full(scores.shape, NO_ANSWER, dtype=np.int64)
     labels = data.labels(prompts, categories)
-    return Answers(tuple(experts), classes, scores, nothing, nothing, labels, len(categories))
-
-
-def _column(
-    arm: ArmSpec,
-    measured: MeasuredArm,
-    answers: Answers,
-    prompts: Sequence[int],
-    rows: Sequence[int],
-    expected: Uses,
-) -> RecipeColumns:
-    """Return the column of one arm, with the calls of each member added up."""
-    members = dict.fromkeys(one.name for one in arm.members)
-    scores = measured.scores[list(prompts), np.newaxis]
-    sizes = [len(names) for names in arm.steps]
+    answers = Answers(tuple(experts), classes, scores, nothing, nothing, labels, len(categories))
     each = {name: values[list(prompts)] for name, values in measured.uses.items()}
-    shape = (len(prompts), len(arm.members))
-    active_b = np.array([one.active_parameters_b for one in arm.members], dtype=np.float64)  # NaN for None
-    times = filled(each["latency_ms"], np.array([one.latency_ms for one in arm.members], dtype=np.float64))
-
-    def by_category(values: Array, use: Array | None = None) -> Array:
-        relative = relative_use(use, answers, [(tuple(members), called)])
-        return cost_by_category(answers, values[:, np.newaxis], relative=relative)
-
-    called = np.array([sum(one.name == name for one in arm.members) for name in members], dtype=np.float64)
-    return RecipeColumns(
-        written={arm.name: WrittenArm(arm.name, arm.steps, arm.writing_digest)},
-        scores=measured.scores[list(rows), np.newaxis],
-        quality=expected_quality(answers, scores),
-        uses=Uses(
-            active_b=by_category(of_calls(sizes, np.broadcast_to(active_b, shape), "active_b")),
-            cost=by_category(of_calls(sizes, _dollars(arm.members, each), "dollars"), expected.cost),
-            latency_ms=by_category(of_calls(sizes, times, "latency_ms"), expected.latency_ms),
-            calls={arm.name: np.tile(called, (answers.n_categories, 1))},
-        ),
+    sizes, times, given, written = np.array(
+        [(one.active_parameters_b, one.latency_ms, one.prices.input, one.prices.output) for one in arm.members],
+        dtype=np.float64,  # NaN for None
+    ).T
+    tokens = filled(each["input_tokens"], ASSUMED_INPUT_TOKENS), filled(each["output_tokens"], ASSUMED_OUTPUT_TOKENS)
+    of_each = {
+        "active_b": np.broadcast_to(sizes, tokens[0].shape),
+        "cost": (tokens[0] * given + tokens[1] * written) / 1000,
+        "latency_ms": filled(each["latency_ms"], times),
+    }
+    members = tuple(dict.fromkeys(one.name for one in arm.members))
+    calls = np.array([[one.name == name for one in arm.members] for name in members], dtype=np.float64).sum(axis=1)
+    steps = [len(names) for names in arm.steps]
+    return _Replay(
+        answers,
+        prompts,
+        measured.scores[list(prompts)],
+        members,
+        np.tile(calls, (len(prompts), 1)),
+        {use: of_calls(steps, values, use) for use, values in of_each.items()},
     )
-
-
-def _dollars(members: Sequence[ExpertSpec], each: Mapping[str, Array]) -> Array:
-    """Return the US dollars per thousand requests of each call; tokens that were not counted are assumed."""
-    given = filled(each["input_tokens"], ASSUMED_INPUT_TOKENS)
-    written = filled(each["output_tokens"], ASSUMED_OUTPUT_TOKENS)
-    prices = np.array([(one.prices.input, one.prices.output) for one in members])
-    return np.asarray((given * prices[:, 0] + written * prices[:, 1]) / 1000)

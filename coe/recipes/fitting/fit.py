@@ -3,7 +3,7 @@
 Weights maximise the penalised likelihood of a conditional logit. Stopping rules come from backward induction. From the
 last step to the first, the realised gain of continuing, net of its cost, is regressed on the state of the answers. The
 method follows least-squares Monte Carlo for optimal stopping (Longstaff and Schwartz 2001). Every estimate of quality
-uses weights that were fitted on other prompts. `arms` fits recipes with this module, and `search` proposes new ones.
+uses weights that were fitted on other prompts.
 """
 
 from __future__ import annotations
@@ -20,12 +20,16 @@ from coe.recipes.agreement import (
     AnswerWeights,
     Array,
     best_answer,
+    design,
     relative_length,
+    softmax,
     stop_features,
     support,
 )
-from coe.recipes.fitting.answers import FOLDS, Answers, answers_in
-from coe.recipes.policy import RecipePolicy, Step, member_columns, replay
+from coe.recipes.fitting.answers import FOLDS, Answers
+from coe.recipes.fitting.judged import Judgements, fit_logistic
+from coe.recipes.judge import GradeRule, graded_features
+from coe.recipes.policy import RecipePolicy, Step
 
 MEMBER_PENALTY = 0.5
 """Ridge penalty of a member's weight."""
@@ -35,8 +39,6 @@ GAIN_PENALTY = 0.1
 """Ridge penalty of the stopping rule's coefficients."""
 GAIN_CATEGORY_PENALTY = 30.0
 """Ridge penalty of its coefficients of the category."""
-NO_CLASS = -1e30
-"""Logit of a member that does not start an answer class; its probability is 0."""
 MAX_ITERATIONS = 60
 
 
@@ -48,37 +50,25 @@ def fit_weights(classes: NDArray[np.int64], scores: Array, labels: NDArray[np.in
     """
     from scipy.optimize import minimize
 
-    shape = (classes.shape[1] + 1, 1 + categories)
     labels = labels if categories else np.zeros_like(labels)
     kinds = agreement_kinds(classes)
-    cells = labels * (kinds.max(initial=0) + 1) + kinds  # all that matters of a prompt, in the order of the labels
+    cells = labels * (kinds.max(initial=0) + 1) + kinds  # all that matters of a prompt
     _, chosen, of_prompt, count = np.unique(cells, return_index=True, return_inverse=True, return_counts=True)
-    right = targets(support(classes)[1], scores)
-    target = np.stack([np.bincount(of_prompt, column, len(chosen)) for column in right.T])
+    target = np.stack([np.bincount(of_prompt, column, len(chosen)) for column in _targets(classes, scores).T], axis=1)
     same, first = support(classes[chosen])
-    same, first = np.ascontiguousarray(same.transpose(1, 2, 0)), first.T
-    present, starts = np.unique(labels[chosen], return_index=True)
-    number = np.repeat(np.arange(len(starts)), np.diff([*starts.tolist(), len(chosen)]))  # of each cell's category
+    inputs = design(np.eye(max(categories, 1))[labels[chosen]], 1 + categories)
+    shape = (classes.shape[1] + 1, 1 + categories)
     penalty = np.full(shape, CATEGORY_PENALTY)
     penalty[:, 0] = MEMBER_PENALTY
-    deviations = 1 + (present if categories else present[:0])
 
     def loss(flat: Array) -> tuple[float, Array]:
         values = flat.reshape(shape)
-        by_category = values[:, :1] + values[:, deviations] if categories else values
-        logits = by_category[:, number]
-        logits[:-1] = np.where(first, np.einsum("ijn,jn->in", same, logits[:-1]), NO_CLASS)
-        logits -= logits.max(axis=0)
-        grown = np.exp(logits)
-        total = grown.sum(axis=0)
-        error = grown * (count / total) - target
-        error[:-1] = np.einsum("in,ijn->jn", np.where(first, error[:-1], 0.0), same)
-        sums = np.add.reduceat(error, starts, axis=1)
-        slope = penalty * values
-        slope[:, 0] += sums.sum(axis=1)
-        slope[:, deviations] += sums if categories else 0.0
-        likelihood = float(np.vdot(target, logits) - count @ np.log(total))
-        return 0.5 * float((penalty * values**2).sum()) - likelihood, slope.ravel()
+        probabilities = softmax(AnswerWeights(values[:-1], values[-1]).logits(same, first, inputs))
+        likelihood = (target * np.log(np.maximum(probabilities, 1e-300))).sum()
+        error = probabilities * count[:, None] - target  # 0 for a member that does not start an answer class
+        error[:, :-1] = np.einsum("nij,ni->nj", same, error[:, :-1])
+        slope = error.T @ inputs + penalty * values
+        return 0.5 * float((penalty * values**2).sum()) - float(likelihood), slope.ravel()
 
     found = minimize(loss, np.zeros(penalty.size), jac=True, method="L-BFGS-B", options={"maxiter": MAX_ITERATIONS})
     values = found.x.reshape(shape)
@@ -96,45 +86,11 @@ def agreement_kinds(classes: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.asarray(leader @ np.concatenate(([1], np.cumprod(number[:-1] + 2))))
 
 
-def targets(first: NDArray[np.bool_], scores: Array) -> Array:
+def _targets(classes: NDArray[np.int64], scores: Array) -> Array:
     """Return the share of each answer class, and of "none", in being right, shape (n_prompts, n_members + 1)."""
-    earned = np.where(first, scores, 0.0)
+    earned = np.where(support(classes)[1], scores, 0.0)
     total = earned.sum(axis=1, keepdims=True)
     return np.column_stack((earned / np.maximum(total, 1.0), 1.0 - np.minimum(total, 1.0)))
-
-
-def held_out_weights(answers: Answers, columns: Sequence[int]) -> list[AnswerWeights]:
-    """Return for each fold the weights of the members in `columns`, fitted on the other folds."""
-    picked = list(columns)
-    return [
-        fit_weights(
-            answers.classes[others][:, picked],
-            answers.scores[others][:, picked],
-            answers.labels[others],
-            answers.n_categories,
-        )
-        for others in (answers.folds != fold for fold in range(FOLDS))
-    ]
-
-
-def held_out_probabilities(answers: Answers, columns: Sequence[int], weights: Sequence[AnswerWeights]) -> Array:
-    """Return answer probabilities of the members in `columns`, each prompt by the weights of its fold."""
-    found = np.empty((len(answers.labels), len(columns) + 1))
-    for fold, fitted in enumerate(weights):
-        rows = answers.folds == fold
-        found[rows] = fitted.probabilities(answers.classes[rows][:, list(columns)], answers.posterior[rows])
-    return found
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Outcome:
-    """The outcome of a policy on each prompt: the score, the cost and the calls, arrays of shape (n_prompts,), and the
-    coefficients of each step's stopping rule."""
-
-    scores: Array
-    costs: Array
-    calls: Array
-    gains: tuple[Array, ...]
 
 
 class Regressions:
@@ -148,32 +104,20 @@ class Regressions:
     def __init__(
         self, features: Array, labels: NDArray[np.int64], folds: NDArray[np.int64], *, categories: int
     ) -> None:
-        self.features, self.labels, self._categories = features, labels, categories
-        penalty = np.full(STATE_FEATURES + categories, GAIN_CATEGORY_PENALTY)
+        self.features, self.labels, self._folds, self._categories = features, labels, folds, categories
+        inputs = np.column_stack((features, np.eye(categories)[labels]))
+        penalty = np.full(inputs.shape[1], GAIN_CATEGORY_PENALTY)
         penalty[:STATE_FEATURES] = GAIN_PENALTY
-        squares = [self._squares(np.flatnonzero(folds == fold)) for fold in range(FOLDS)]
+        squares = [inputs[folds == fold].T @ inputs[folds == fold] for fold in range(FOLDS)]
         total = np.diag(penalty) + sum(squares)
-        self._inverses = [np.linalg.inv(total - square) for square in (*squares, np.zeros_like(total))]
-        self._weights = [*((folds != fold).astype(np.float64) for fold in range(FOLDS)), np.ones(len(folds))]
-
-    def _squares(self, rows: NDArray[np.int64]) -> Array:
-        """Return the sum of the outer products of the inputs of some prompts."""
-        features, labels = self.features[rows], self.labels[rows]
-        found = np.zeros((STATE_FEATURES + self._categories,) * 2)
-        found[:STATE_FEATURES, :STATE_FEATURES] = features.T @ features
-        for number, column in enumerate(features.T):
-            found[number, STATE_FEATURES:] = np.bincount(labels, column, self._categories)
-        found[STATE_FEATURES:, :STATE_FEATURES] = found[:STATE_FEATURES, STATE_FEATURES:].T
-        counts = np.bincount(labels, minlength=self._categories)
-        found[STATE_FEATURES:, STATE_FEATURES:] = np.diag(counts)
-        return found
+        self._inverses = [np.linalg.inv(total - square) for square in (*squares, 0.0)]
 
     def fit(self, target: Array, *, without: int) -> Array:
         """Return the coefficients for `target` (n_prompts,) on all prompts outside the fold `without`; FOLDS is no
         fold."""
-        weighted = target * self._weights[without]
-        by_category = np.bincount(self.labels, weighted, self._categories)
-        return np.asarray(self._inverses[without] @ np.concatenate((self.features.T @ weighted, by_category)))
+        kept = np.where(self._folds == without, 0.0, target)
+        by_category = np.bincount(self.labels, kept, self._categories)
+        return np.asarray(self._inverses[without] @ np.concatenate((self.features.T @ kept, by_category)))
 
     def values(self, coefficients: Array) -> Array:
         """Return the value of each prompt (n_prompts,) by the coefficients."""
@@ -184,150 +128,215 @@ class Regressions:
 class AnsweredSet:
     """The state of a policy once some members have answered.
 
-    `scores` (n_prompts,) of the answer that would be returned, `regressions` on the inputs of the stopping rule;
-    `unreadable` (n_prompts,) marks prompts without a readable answer; `chosen` (n_prompts,) is the column of that
-    answer. `goes_on` (n_prompts,) marks prompts whose next step is called in any case: no answer is readable, and one
-    of the latest step was cut off.
+    `scores` (n_prompts,) of the answer that would be returned, `chosen` (n_prompts,) its column; `unreadable`
+    (n_prompts,) marks prompts without a readable answer. `regressions` are on the inputs of the stopping rule.
     """
 
     scores: Array
-    regressions: Regressions
-    unreadable: NDArray[np.bool_]
     chosen: NDArray[np.int64]
-    goes_on: NDArray[np.bool_]
+    unreadable: NDArray[np.bool_]
+    regressions: Regressions
 
-    @property
-    def features(self) -> Array:
-        """Return the inputs of the stopping rule without the category, shape (n_prompts, STATE_FEATURES)."""
-        return self.regressions.features
+    @classmethod
+    def of(cls, answers: Answers, columns: Sequence[int], probabilities: Array, *, latest: int = 0) -> AnsweredSet:
+        """Return the state after the answers of `columns`, given the probabilities that they are right.
+
+        `latest` is the position of the first member of the latest step.
+        """
+        columns = list(columns)
+        chosen = np.asarray(columns)[best_answer(probabilities, otherwise=latest)]
+        length = relative_length(answers.tokens[:, columns], answers.typical[columns])
+        features = stop_features(probabilities, np.empty((len(length), 0)), length)
+        return cls(
+            answers.scores[np.arange(len(chosen)), chosen],
+            chosen,
+            ~(probabilities[:, :-1].max(axis=1) > 0),
+            Regressions(features, answers.labels, answers.folds, categories=answers.n_categories),
+        )
 
     def latest(self, scores: Array) -> AnsweredSet:
         """Return the state if `scores` (n_prompts,) are those of the latest answer, which goes out unreadable."""
         return replace(self, scores=np.where(self.unreadable, scores, self.scores))
 
 
-def answered_set(answers: Answers, columns: Sequence[int], probabilities: Array, *, latest: int) -> AnsweredSet:
-    """Return the state after the answers of `columns`, given the probabilities that they are right.
+@dataclass(frozen=True, slots=True, eq=False)
+class Outcome:
+    """The score and the cost of a policy on each prompt (n_prompts,), and the coefficients of its stopping rules."""
 
-    `latest` is the position of the first member of the latest step.
-    """
-    columns = list(columns)
-    chosen = np.asarray(columns)[best_answer(probabilities, otherwise=latest)]
-    length = relative_length(answers.tokens[:, columns], answers.typical[columns])
-    features = stop_features(probabilities, np.empty((len(length), 0)), length)
-    unreadable = ~(probabilities[:, :-1].max(axis=1) > 0)
-    cut_off = np.zeros_like(answers.classes, dtype=bool) if answers.cut_off is None else answers.cut_off
-    return AnsweredSet(
-        answers.scores[np.arange(len(chosen)), chosen],
-        Regressions(features, answers.labels, answers.folds, categories=answers.n_categories),
-        unreadable,
-        chosen,
-        unreadable & cut_off[:, columns[latest:]].any(axis=1),
-    )
+    scores: Array
+    costs: Array
+    gains: tuple[Array, ...]
 
 
-def stop_backwards(
-    answered: Sequence[AnsweredSet],
-    costs: Sequence[Array],
-    calls: Sequence[int],
-    *,
-    price: float,
-    folds: NDArray[np.int64] | None = None,
+def fit_stops(
+    states: Sequence[AnsweredSet], costs: Sequence[Array], *, price: float, folds: NDArray[np.int64] | None = None
 ) -> Outcome:
     """Fit when to stop between steps, by backward induction at `price` per unit of cost.
 
-    `answered` is the state after each step, `costs` (n_prompts,) and `calls` are those of each step. The outcome is
-    that of the rules on these prompts; with `folds` (n_prompts,), of rules that were fitted on the other folds.
+    `states` are those after each step, `costs` (n_prompts,) of each step. The outcome is that of the rules on these
+    prompts; with `folds` (n_prompts,), of rules that were fitted on the other folds.
     """
-    gains = _fit_gains(answered, costs, price, without=FOLDS)
+    gains = _fit_gains(states, costs, price, without=FOLDS)
     if folds is None:
-        return Outcome(*_apply(answered, costs, calls, gains), gains)
-    parts = [_apply(answered, costs, calls, _fit_gains(answered, costs, price, without=fold)) for fold in range(FOLDS)]
-    score, cost, made = (np.choose(folds, found) for found in zip(*parts, strict=True))
-    return Outcome(score, cost, made, gains)
+        return Outcome(*_apply(states, costs, gains), gains)
+    parts = [_apply(states, costs, _fit_gains(states, costs, price, without=fold)) for fold in range(FOLDS)]
+    scores, spent = (np.choose(folds, found) for found in zip(*parts, strict=True))
+    return Outcome(scores, spent, gains)
 
 
 def _fit_gains(
-    answered: Sequence[AnsweredSet], costs: Sequence[Array], price: float, *, without: int
+    states: Sequence[AnsweredSet], costs: Sequence[Array], price: float, *, without: int
 ) -> tuple[Array, ...]:
     """Return the coefficients of the net gain of continuing after each step but the last, fitted outside one fold.
 
     The value of stopping is itself a regression, whose differences are far less noisy than those of single scores.
     """
     gains: list[Array] = []
-    worth = [one.regressions.values(one.regressions.fit(one.scores, without=without)) for one in answered]
+    worth = [state.regressions.values(state.regressions.fit(state.scores, without=without)) for state in states]
     value = worth[-1]
-    for number in range(len(answered) - 2, -1, -1):
-        ahead = value - price * costs[number + 1]
-        gain = answered[number].regressions.fit(ahead - worth[number], without=without)
-        value = np.where(_goes_on(answered[number], gain), ahead, worth[number])
+    for number in range(len(states) - 2, -1, -1):
+        regressions, ahead = states[number].regressions, value - price * costs[number + 1]
+        gain = regressions.fit(ahead - worth[number], without=without)
+        value = np.where(regressions.values(gain) > 0, ahead, worth[number])
         gains.insert(0, gain)
     return tuple(gains)
 
 
-def _goes_on(state: AnsweredSet, gain: Array) -> NDArray[np.bool_]:
-    return np.asarray((state.regressions.values(gain) > 0) | state.goes_on)
+def _apply(states: Sequence[AnsweredSet], costs: Sequence[Array], gains: Sequence[Array]) -> tuple[Array, Array]:
+    """Return score and cost of the rules on each prompt."""
+    score, cost = states[-1].scores, np.zeros(len(states[-1].scores))
+    for number in range(len(states) - 2, -1, -1):
+        must_continue = states[number].regressions.values(gains[number]) > 0
+        cost = np.where(must_continue, cost + costs[number + 1], 0.0)
+        score = np.where(must_continue, score, states[number].scores)
+    return score, cost + costs[0]
 
 
-def _apply(
-    answered: Sequence[AnsweredSet], costs: Sequence[Array], calls: Sequence[int], gains: Sequence[Array]
-) -> tuple[Array, Array, Array]:
-    """Return score, cost and calls of the rules on each prompt."""
-    score = answered[-1].scores
-    cost, made = np.zeros(len(score)), np.zeros(len(score))
-    for number in range(len(answered) - 2, -1, -1):
-        goes_on = _goes_on(answered[number], gains[number])
-        cost = np.where(goes_on, cost + costs[number + 1], 0.0)
-        made = np.where(goes_on, made + calls[number + 1], 0.0)
-        score = np.where(goes_on, score, answered[number].scores)
-    return score, cost + costs[0], made + calls[0]
+@dataclass(frozen=True, slots=True, eq=False)
+class Arm:
+    """A fitted policy, and its scores and costs (n_prompts,) by rules that were fitted on other prompts."""
+
+    policy: RecipePolicy
+    scores: Array
+    costs: Array
+
+
+class RecipeFit:
+    """The fitted weights of one recipe, from which an arm follows for each price.
+
+    `steps` are columns of members that are called at the same time. With the `judgements` of a judge, the best answer
+    after each step but the last is graded: the probability by its grade takes the place of the highest answer
+    probability, and each judgement adds to the cost of its step.
+    """
+
+    def __init__(self, answers: Answers, steps: Sequence[Sequence[int]], judgements: Judgements | None = None) -> None:
+        self._answers, self._steps, self._judgements = answers, [list(step) for step in steps], judgements
+        self._prefixes = [[column for step in self._steps[:end] for column in step] for end in range(1, len(steps) + 1)]
+        self._weights = [self._fit(prefix, np.full(len(answers.labels), True)) for prefix in self._prefixes]
+        self._states = [
+            AnsweredSet.of(answers, prefix, self._held_out(prefix), latest=len(prefix) - len(step))
+            for prefix, step in zip(self._prefixes, self._steps, strict=True)
+        ]
+
+    def _fit(self, columns: list[int], rows: NDArray[np.bool_]) -> AnswerWeights:
+        answers = self._answers
+        return fit_weights(
+            answers.classes[rows][:, columns],
+            answers.scores[rows][:, columns],
+            answers.labels[rows],
+            answers.n_categories,
+        )
+
+    def _held_out(self, columns: list[int]) -> Array:
+        """Return answer probabilities of some members, each prompt by weights that were fitted on other folds."""
+        answers = self._answers
+        found = np.empty((len(answers.labels), len(columns) + 1))
+        for fold in range(FOLDS):
+            rows = answers.folds == fold
+            weights = self._fit(columns, ~rows)
+            found[rows] = weights.probabilities(answers.classes[rows][:, columns], answers.posterior[rows])
+        return found
+
+    def arm(self, price: float) -> Arm:
+        """Return the arm at a price per unit of cost."""
+        answers = self._answers
+        costs = [answers.costs[:, step].sum(axis=1) for step in self._steps]
+        outcome = fit_stops(self._states, costs, price=price, folds=answers.folds)
+        steps = [
+            Step(tuple(answers.experts[column] for column in step), weights, answers.typical[prefix], gain)
+            for step, weights, prefix, gain in zip(
+                self._steps, self._weights, self._prefixes, (*outcome.gains, None), strict=True
+            )
+        ]
+        if self._judgements is None:
+            return Arm(RecipePolicy(tuple(steps)), outcome.scores, outcome.costs)
+        early = self._prefixes[-2]
+        logistic = fit_logistic(self._judgements.grades[:, early], answers.scores[:, early])
+        states = [*(self._graded(state, logistic) for state in self._states[:-1]), self._last_state()]
+        costs = [*(cost + self._judgements.cost for cost in costs[:-1]), costs[-1]]
+        outcome = fit_stops(states, costs, price=price, folds=answers.folds)
+        rules = [*(GradeRule(*logistic, gain) for gain in outcome.gains), None]
+        graded = tuple(replace(step, graded=rule) for step, rule in zip(steps, rules, strict=True))
+        return Arm(RecipePolicy(graded, self._judgements.judge), outcome.scores, outcome.costs)
+
+    def _graded(self, state: AnsweredSet, logistic: tuple[float, float]) -> AnsweredSet:
+        """Return the state with the grades of its best answers; where there is none, the rule of agreement decides."""
+        assert self._judgements is not None
+        grades = self._judgements.grades[np.arange(len(state.chosen)), state.chosen]
+        believed, features = GradeRule(*logistic, np.empty(0)).probability(grades), state.regressions.features
+        features = graded_features(features, np.where(np.isfinite(grades), believed, features[:, 1]))
+        answers = self._answers
+        regressions = Regressions(features, answers.labels, answers.folds, categories=answers.n_categories)
+        return replace(state, regressions=regressions)
+
+    def _last_state(self) -> AnsweredSet:
+        """Return the state after the last step of a judged cascade, whose first answer is returned if none of it is
+        readable."""
+        last = self._steps[-1]
+        is_unreadable = (self._answers.classes[:, last] == NO_ANSWER).all(axis=1)
+        state = self._states[-1]
+        return replace(state, scores=np.where(is_unreadable, self._answers.scores[:, last[0]], state.scores))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ReplayedAnswers:
-    """The outcome of a policy on recorded answers.
-
-    `scores` (n_prompts,) of the returned answers; `called` (n_prompts, n_experts) is True for the experts that were
-    called, and `written` of the same shape the share of an answer's tokens that was written: 1, less where a cap ended
-    it, 0 if it was not called.
-    """
+    """The outcome of a policy on recorded answers: `scores` (n_prompts,) of the returned answers, `costs` (n_prompts,)
+    of all calls, and `called` (n_prompts, n_experts), True for the experts that were called."""
 
     scores: Array
+    costs: Array
     called: NDArray[np.bool_]
-    written: Array
-
-    def costs(self, answers: Answers) -> Array:
-        """Return the cost of each prompt, shape (n_prompts,)."""
-        return np.asarray((answers.costs_with(self.written) * self.called).sum(axis=1))
 
 
 def replayed(
-    policy: RecipePolicy,
-    answers: Answers,
-    posterior: Array | None = None,
-    grades: Array | None = None,
-    *,
-    streams: bool = False,
+    policy: RecipePolicy, answers: Answers, posterior: Array | None = None, grades: Array | None = None
 ) -> ReplayedAnswers:
     """Run a policy on recorded answers, with the true categories unless a `posterior` is given.
 
-    `grades` (n_prompts, n_experts) are those of its judge, NaN without one. With `streams`, clients stream the answers.
+    `grades` (n_prompts, n_experts) are those of its judge, NaN without one. Where no answer is readable, the first one
+    of the latest step is returned, as in serving. With a judge, the first of the last step is returned if none of it is
+    readable, since the judge has rejected the earlier answers.
     """
-    columns = member_columns(policy, answers.experts)
-    found = replay(
-        policy,
-        answers.classes[:, columns],
-        answers.tokens[:, columns],
-        answers.posterior if posterior is None else posterior,
-        None if grades is None else grades[:, columns],
-        streams=streams,
-    )
-    called, written = np.zeros(answers.scores.shape, dtype=bool), np.zeros(answers.scores.shape)
-    called[:, columns] = found.calls
-    share = np.where(found.cut_off, policy.caps / np.maximum(answers.tokens[:, columns], 1e-9), 1.0)
-    written[:, columns] = np.where(found.calls, share, 0.0)
-    scores = answers.scores[np.arange(len(called)), np.array(columns)[found.member]]
-    return ReplayedAnswers(scores, called, written)
+    columns = [answers.experts.index(name) for name in policy.members]
+    classes, tokens = answers.classes[:, columns], answers.tokens[:, columns]
+    posterior = answers.posterior if posterior is None else posterior
+    live, seen = np.arange(len(classes)), 0
+    chosen, called = np.zeros(len(classes), dtype=np.int64), np.zeros(answers.scores.shape, dtype=bool)
+    for number, step in enumerate(policy.steps):
+        first, seen = seen, seen + len(step.members)
+        called[live[:, np.newaxis], columns[first:seen]] = True
+        so_far = classes[live, :seen], tokens[live, :seen], posterior[live]
+        probabilities, must_continue = policy.evaluate(number, *so_far)
+        chosen[live] = best_answer(probabilities, otherwise=first)
+        if policy.judge and step.gain is None:
+            is_unreadable = (classes[live, first:seen] == NO_ANSWER).all(axis=1)
+            chosen[live] = np.where(is_unreadable, first, chosen[live])
+        if grades is not None:
+            graded = grades[live, np.array(columns)[chosen[live]]]
+            _, must_continue = policy.evaluate(number, *so_far, graded)
+        live = live[must_continue]
+    scores = answers.scores[np.arange(len(chosen)), np.array(columns)[chosen]]
+    return ReplayedAnswers(scores, (answers.costs * called).sum(axis=1), called)
 
 
 def loss_of_stopping(policy: RecipePolicy, answers: Answers, grades: Array | None = None) -> Array:
@@ -335,59 +344,5 @@ def loss_of_stopping(policy: RecipePolicy, answers: Answers, grades: Array | Non
 
     `grades` (n_prompts, n_experts) are those of the policy's judge.
     """
-    columns = member_columns(policy, answers.experts)
-    classes, tokens, scores = answers.classes[:, columns], answers.tokens[:, columns], answers.scores[:, columns]
-    early = replay(policy, classes, tokens, answers.posterior, None if grades is None else grades[:, columns]).member
-    last = replay(policy.never_stopping(), classes, tokens, answers.posterior).member
-    prompt = np.arange(len(classes))
-    return np.asarray(scores[prompt, last] - scores[prompt, early])
-
-
-class RecipeFit:
-    """The fitted weights of one recipe, from which a policy follows for each price.
-
-    `steps` are columns of members that are called at the same time, `caps` (n_experts,) the caps on their answers in
-    tokens, inf without one; no caps by default.
-    """
-
-    def __init__(
-        self, answers: Answers, *, recipe: str, steps: Sequence[Sequence[int]], caps: Array | None = None
-    ) -> None:
-        self._caps = np.full(len(answers.experts), np.inf) if caps is None else caps
-        self._answers = answers = answers_in(answers, steps, self._caps)
-        self._recipe, self._steps = recipe, steps
-        self._prefixes = [[column for step in steps[: number + 1] for column in step] for number in range(len(steps))]
-        self._answered = [
-            answered_set(
-                answers,
-                prefix,
-                held_out_probabilities(answers, prefix, held_out_weights(answers, prefix)),
-                latest=len(prefix) - len(step),
-            )
-            for prefix, step in zip(self._prefixes, steps, strict=True)
-        ]
-        self._weights = [
-            fit_weights(answers.classes[:, prefix], answers.scores[:, prefix], answers.labels, answers.n_categories)
-            for prefix in self._prefixes
-        ]
-
-    def policy(self, price: float) -> tuple[RecipePolicy, Outcome]:
-        """Return the policy at a price per unit of cost, and its outcome on prompts held out from its weights."""
-        costs = [self._answers.costs[:, list(step)].sum(axis=1) for step in self._steps]
-        outcome = stop_backwards(
-            self._answered, costs, [len(step) for step in self._steps], price=price, folds=self._answers.folds
-        )
-        gains = (*outcome.gains, None)
-        steps = [self._step(number, gain) for number, gain in enumerate(gains)]
-        return RecipePolicy(self._recipe, price, tuple(steps)), outcome
-
-    def _step(self, number: int, gain: Array | None) -> Step:
-        members = tuple(self._answers.experts[column] for column in self._steps[number])
-        caps = tuple(float(self._caps[column]) for column in self._steps[number])
-        return Step(
-            members,
-            self._weights[number],
-            self._answers.typical[self._prefixes[number]],
-            gain,
-            max_tokens=caps if np.isfinite(caps).any() else (),
-        )
+    last, early = replayed(policy.never_stopping(), answers), replayed(policy, answers, grades=grades)
+    return last.scores - early.scores

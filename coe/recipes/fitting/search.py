@@ -11,19 +11,33 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from coe.recipes.agreement import Array
-from coe.recipes.fitting.agreement_weights import fold_probabilities, fold_weights
 from coe.recipes.fitting.answers import Answers
-from coe.recipes.fitting.fit import AnsweredSet, answered_set, stop_backwards
+from coe.recipes.fitting.fit import AnsweredSet, Arm, RecipeFit, fit_stops, fit_weights
+from coe.registry.recipes import PROPOSED_PREFIX
 
+SEARCHED_PRICES = (0.2, 0.1, 0.05, 0.035, 0.025, 0.016, 0.01, 0.004, 0.001)
+"""Prices at which recipes are proposed: the quality that a call of median cost must add."""
 MAX_CANDIDATES = 16
 """Experts that the search considers: the best ones by quality net of cost at the price, and the cheapest ones."""
 BEAM_WIDTH = 3
 """Sequences that the search extends at the same time."""
-MIN_GAIN = 1e-12
-"""Mean gain below which a change is rounding."""
 Sequence = tuple[int, ...]
 """Columns of the answers in the order of their members' calls."""
+
+
+def propose_arms(answers: Answers, *, max_calls: int) -> dict[str, Arm]:
+    """Return the arms of the recipes that pay, auto-1, auto-2, ... from the cheapest on; empty if single experts are
+    best at every price.
+
+    No two have the same members, so that a recipe that fails is not replaced by one that calls them again.
+    """
+    search = RecipeSearch(answers, max_calls=max_calls)
+    proposed: dict[frozenset[int], Arm] = {}
+    for price in (searched / answers.typical_cost for searched in SEARCHED_PRICES):
+        sequence = search.best_sequence(price)
+        if len(sequence) > 1 and frozenset(sequence) not in proposed:
+            proposed[frozenset(sequence)] = RecipeFit(answers, [[member] for member in sequence]).arm(price)
+    return {f"{PROPOSED_PREFIX}{number}": arm for number, arm in enumerate(proposed.values(), start=1)}
 
 
 class RecipeSearch:
@@ -39,26 +53,20 @@ class RecipeSearch:
 
     def best_sequence(self, price: float) -> Sequence:
         """Return the best sequence at a price per unit of cost; it has one member if no recipe pays."""
-        best = self._extended(price)
-        value = float(self._net(best, price).mean())
-        while True:
-            values = self._values(_moves(best), price)
-            if not values or max(values.values()) <= value + MIN_GAIN:
-                return best
-            best = max(values, key=lambda sequence: values[sequence])
-            value = values[best]
-
-    def _extended(self, price: float) -> Sequence:
-        """Return the best sequence that the beam search finds."""
         candidates = self._candidates(price)
         beam: list[Sequence] = [()]
-        best: Sequence = (candidates[0],)
-        best_value = -np.inf
+        best: Sequence = ()
+        value = -np.inf
         for _ in range(min(self._max_calls, len(candidates))):
             values = self._values({grown for started in beam for grown in _insertions(started, candidates)}, price)
             beam = sorted(values, key=lambda sequence: -values[sequence])[:BEAM_WIDTH]
-            if values[beam[0]] > best_value:
-                best, best_value = beam[0], values[beam[0]]
+            if values[beam[0]] > value:
+                best, value = beam[0], values[beam[0]]
+        while values := self._values(_moves(best), price):
+            better = max(values, key=lambda sequence: values[sequence])
+            if values[better] <= value:
+                break
+            best, value = better, values[better]
         return best
 
     def _candidates(self, price: float) -> list[int]:
@@ -69,26 +77,25 @@ class RecipeSearch:
         return list(found)[:MAX_CANDIDATES]
 
     def _values(self, sequences: Iterable[Sequence], price: float) -> dict[Sequence, float]:
-        return {sequence: float(self._net(sequence, price).mean()) for sequence in sequences}
+        """Return the mean quality net of cost of each sequence."""
+        answers, values = self._answers, {}
+        for sequence in sequences:
+            states = [
+                self._answered(frozenset(sequence[: length + 1])).latest(answers.scores[:, column])
+                for length, column in enumerate(sequence)
+            ]
+            outcome = fit_stops(states, [answers.costs[:, column] for column in sequence], price=price)
+            values[sequence] = float((outcome.scores - price * outcome.costs).mean())
+        return values
 
-    def _net(self, sequence: Sequence, price: float) -> Array:
-        """Return the quality net of cost, shape (n_prompts,)."""
-        answers = self._answers
-        answered = [
-            self._answered(sequence[: length + 1]).latest(answers.scores[:, column])
-            for length, column in enumerate(sequence)
-        ]
-        costs = [answers.costs[:, column] for column in sequence]
-        outcome = stop_backwards(answered, costs, [1] * len(sequence), price=price)
-        return outcome.scores - price * outcome.costs
-
-    def _answered(self, members: Sequence) -> AnsweredSet:
-        key = frozenset(members)
-        if key not in self._sets:
-            columns = sorted(key)
-            probabilities = fold_probabilities(self._answers, columns, fold_weights(self._answers, columns))
-            self._sets[key] = answered_set(self._answers, columns, probabilities, latest=0)
-        return self._sets[key]
+    def _answered(self, members: frozenset[int]) -> AnsweredSet:
+        if members not in self._sets:
+            answers, columns = self._answers, sorted(members)
+            classes = answers.classes[:, columns]
+            weights = fit_weights(classes, answers.scores[:, columns], answers.labels, 0)
+            probabilities = weights.probabilities(classes, answers.posterior)
+            self._sets[members] = AnsweredSet.of(answers, columns, probabilities)
+        return self._sets[members]
 
 
 def _insertions(sequence: Sequence, candidates: list[int]) -> set[Sequence]:

@@ -50,7 +50,6 @@ class WritingExpert:
         calls = MemberCalls(
             self.name,
             call if returns_drafts else replace(call, deadline=math.inf),
-            recipe=self.recipe.name,
             members=self.members,
             final_answer=draft_text,
             limits=self.limits,

@@ -68,8 +68,10 @@ def with_drafts(
         return fields, 0
     kept = [cut(draft, MAX_DRAFT_CHARACTERS) for draft in drafts[:count]]
     if sum(map(_tokens, kept)) > room:
-        kept = [_within(draft, room / count) for draft in kept]
-    text = _embedded(kept, label, instruction)
+        share = room / count
+        kept = [cut(draft, int(len(draft) * min(1.0, share / max(_tokens(draft), 1.0)))) for draft in kept]
+    numbered = [(f"{label}-{number}", draft) for number, draft in enumerate(kept, start=1)]
+    text = "\n\n".join((_ABOUT, sealed(numbered), instruction))
     messages = list(fields["messages"])
     last = messages[-1] if messages else {}
     if last.get("role") != "user":  # two messages of a user in a row are refused by some chat templates
@@ -87,12 +89,6 @@ def cut(text: str, limit: int) -> str:
     kept = max(limit - len(mark), 0)
     tail = kept // 3
     return f"{text[: kept - tail]}{mark[:limit]}{text[len(text) - tail :]}"
-
-
-def _embedded(drafts: Sequence[str], label: str, instruction: str) -> str:
-    """Return the earlier answers between markers, and the instruction."""
-    numbered = [(f"{label}-{number}", draft) for number, draft in enumerate(drafts, start=1)]
-    return "\n\n".join((_ABOUT, sealed(numbered), instruction))
 
 
 def sealed(texts: Sequence[tuple[str, str]]) -> str:
@@ -122,9 +118,3 @@ def _content_tokens(content: Any) -> float:
 
 def _tokens(text: str) -> float:
     return len(text.encode("utf-8", "replace")) / BYTES_PER_TOKEN
-
-
-def _within(text: str, tokens: float) -> str:
-    """Cut a text to at most this many tokens."""
-    needed = _tokens(text)
-    return text if needed <= tokens else cut(text, int(len(text) * tokens / needed))

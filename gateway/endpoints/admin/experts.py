@@ -43,15 +43,10 @@ async def list_experts(services: Services, _: Request) -> Response:
 
 
 async def list_recipes(services: Services, _: Request) -> Response:
-    """The recipes, declared or proposed by the plan, with steps and caps."""
+    """The recipes, declared or proposed by the plan, with steps."""
     return list_response(
         [
-            {
-                "object": "recipe",
-                "id": one.name,
-                "steps": one.steps,
-                "max_tokens": one.max_tokens,
-            }
+            {"object": "recipe", "id": one.name, "steps": one.steps}
             for one in services.snapshot.registry.declared_recipes
         ]
     )

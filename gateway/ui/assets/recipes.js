@@ -3,11 +3,8 @@
 import { html, nothing } from "./vendor/lit-html.js";
 import { milliseconds, number, percent } from "./parts.js";
 
-/** The members of each step in words: "small_a + small_b, then large (up to 400 tokens)". */
-export function stepsText({ steps, max_tokens: caps = {} }) {
-  const member = (name) => (name in caps ? `${name} (up to ${caps[name]} tokens)` : name);
-  return steps.map((members) => members.map(member).join(" + ")).join(", then ");
-}
+/** The members of each step in words: "small_a + small_b, then large". */
+export const stepsText = ({ steps }) => steps.map((members) => members.join(" + ")).join(", then ");
 
 /** The members of a recipe, each once, in the order of their calls. */
 export const membersOf = ({ steps }) => [...new Set(steps.flat())];
@@ -22,8 +19,6 @@ const STOPS = {
   failed: "No member answered.",
   cancelled: "The request ended first.",
 };
-
-const OUTCOMES = { cut_off: "cut off by the recipe" };
 
 /** Why a recipe stopped, as a sentence. */
 export const stopText = (stop) => STOPS[stop] ?? stop;
@@ -52,7 +47,7 @@ export function recipeCalls({ recipe, recipe_stop: stop, steps }) {
             (call) => html`<tr class=${call.accepted ? "chosen" : nothing}>
               <th scope="row">${call.expert}${call.accepted ? html`<span class="unseen"> (returned)</span>` : nothing}</th>
               <td class="number">${call.step + 1}</td>
-              <td>${OUTCOMES[call.outcome] ?? call.outcome}${call.drafts ? ` (read ${call.drafts} earlier)` : nothing}</td>
+              <td>${call.outcome}${call.drafts ? ` (read ${call.drafts} earlier)` : nothing}</td>
               <td>${letter(call)}</td>
               <td class="number">${percent(call.confidence)}</td>
               <td class="number">${number(call.input_tokens, 6)} + ${number(call.output_tokens, 6)}</td>
