@@ -61,7 +61,7 @@ def test_everything_that_commands_print_is_printable(capsys: pytest.CaptureFixtu
     printed = capsys.readouterr()
     assert harmless(printed.out)
     assert harmless(printed.err)
-    assert printed.out.count("owned") == 3
+    assert printed.out.count("owned") == 4
 
 
 @pytest.mark.parametrize("formatter", [TextFormatter(), JsonFormatter(), PrintableFormatter("%(message)s")])
