@@ -47,7 +47,7 @@ def test_declared_examples_train_a_router_that_routes(config: Path) -> None:
     odd = [first, {**first, "prompt": "bake a star"}, {"prompt": "bake a star", "category": "football"}]
     file.write_text("\n".join([file.read_text(), *map(json.dumps, odd), ""]))
     report = json.loads(run("train", "--config", config, "--json"))
-    assert report["metrics"]["dropped"] == {"duplicate": 1, "contradictory": 1}
+    assert report["metrics"]["dropped"] == {"blank": 0, "duplicate": 1, "contradictory": 1}
     assert set(report["metrics"]["accuracy_by_category"]) == {*WORDS, "general"}
     manifest = json.loads((Path(report["folder"]) / "manifest.json").read_text())
     assert manifest["metrics"]["reliability"]
