@@ -47,8 +47,8 @@ def benchmark(
     from routers.examples import normalize_prompt as prepare
 
     data = read_quality(folder, benchmark=name, max_active_b=max_active_b, open_only=open_only, coarse=coarse)
-    for note in data.notes:
-        print_error(f"note: {note}")
+    if data.note:
+        print_error(f"note: {data.note}")
     recorded = read_answers(folder, data) if recipes else None
     if recipes and recorded is None:
         raise DataError(f"{folder}: --recipes needs a table of answers (answers.parquet, .jsonl or .csv)")
@@ -71,7 +71,7 @@ def benchmark(
             recorded=recorded,
             progress=progress,
         )
-    report |= {"strays": len(data.strays), "coarse": coarse}
+    report["coarse"] = coarse
     if json is not None:
         json.write_bytes(orjson.dumps(report, option=orjson.OPT_INDENT_2))
     if plot is not None:
@@ -85,8 +85,6 @@ def _lines(report: Mapping[str, Any]) -> Iterator[str]:
     left = f", {report['left_out']} left out, without scores" if report["left_out"] else ""
     models = f"{report['models']} models, seeds {report['seeds']}"
     yield f"{report['benchmark']}: {report['prompts']} prompts{left}, {models}"
-    if report["categories"] == 1:
-        yield "one category: CoE selects the best single model of the training part for every prompt"
     yield table(
         ("method", ">mean", ">error", ">active B", "less best single", "less CoE"),
         [

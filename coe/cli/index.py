@@ -16,7 +16,7 @@ from coe.artifacts.active_state import check_router, open_index
 from coe.cli.common import Config, Json, print_result, settings_for, table
 from coe.errors import DocumentError
 from coe.foreground import progress_bar
-from coe.retrieval.ingest.conversion import Converter, RejectedFile, find_files
+from coe.retrieval.ingest.conversion import convert, find_files
 from coe.retrieval.ingest.indexing import Indexer, IndexingCounts, SourceText, TokenizingEncoder
 from coe.retrieval.passages import MAX_PASSAGES, DocumentKey
 from coe.retrieval.store import DocumentStore
@@ -37,7 +37,7 @@ def _name(value: str | None) -> str | None:
     return value
 
 
-Paths = Annotated[list[str], typer.Argument(help="Files, folders or patterns: text, Markdown, HTML, PDF.")]
+Paths = Annotated[list[str], typer.Argument(help="Files or folders: text, Markdown, HTML, PDF.")]
 Ids = Annotated[list[str], typer.Argument(help="Names of documents, as `coe index list --documents` prints them.")]
 Query = Annotated[str, typer.Argument(metavar="TEXT")]
 Collection = Annotated[str, typer.Option("--collection", callback=_name, help="The collection.")]
@@ -71,29 +71,27 @@ def add(
         real = file.resolve()
         return (real.relative_to(base) if real.is_relative_to(base) else real).as_posix()
 
-    async def texts(converter: Converter) -> AsyncIterator[SourceText]:
-        for one in found:
+    async def texts() -> AsyncIterator[SourceText]:
+        for file, refusal in found.items():
             try:
-                if isinstance(one, RejectedFile):
-                    raise DocumentError(one.reason)
-                converted = await converter.convert(one.path, one.file_format)
+                if refusal:
+                    raise DocumentError(refusal)
+                converted = await convert(file)
             except DocumentError as error:
-                refused.append((str(one.path), str(error)))
+                refused.append((str(file), str(error)))
                 continue
-            yield SourceText(key_of(name_of(one.path)), converted.text, name_of(one.path), converted.title)
+            yield SourceText(key_of(name_of(file)), converted.text, name_of(file), converted.title)
 
     async def run(store: DocumentStore, encoder: TokenizingEncoder) -> tuple[IndexingCounts, int]:
-        async with Converter() as converter:
-            with progress_bar("indexing") as progress:
-                counts = await Indexer(store, encoder).add(
-                    texts(converter),
-                    progress=lambda done: progress("indexing", done / max(1, len(found))) if progress else None,
-                )
-            if not prune or refused:
-                return counts, 0
-            current = {name_of(one.path) for one in found}
-            others = [name for name in await store.digests(collection, tenant) if name not in current]
-            return counts, await store.delete(list(map(key_of, others)))
+        with progress_bar("indexing") as progress:
+            counts = await Indexer(store, encoder).add(
+                texts(), progress=lambda done: progress("indexing", done / max(1, len(found))) if progress else None
+            )
+        if not prune or refused:
+            return counts, 0
+        current = {name_of(file) for file in found}
+        others = [name for name in await store.digests(collection, tenant) if name not in current]
+        return counts, await store.delete(list(map(key_of, others)))
 
     counts, removed = _with_store(config, run)
     if not json:

@@ -54,11 +54,10 @@ def test_the_declaration_that_artifacts_were_made_for_has_no_consequences(settin
     assert check(settings, measured_registry()).stdout.count("\n") == 1
 
 
-def test_code_that_only_limits_would_hold_is_noted(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_sandbox_for_code_is_noted(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sandbox, "installed", lambda: False)
     (note,) = report(settings, measured_registry())["notes"]
     assert note.startswith("bubblewrap is not installed: `coe score` and `coe tune` leave out the shipped probes")
-    assert "with `coe score --unsafe`, nothing but limits on time, memory, files and processes" in note
 
 
 def test_a_new_expert_is_a_consequence_with_the_advice_to_plan(settings: Settings) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from coe.learning.experience_loader import open_logs
+from coe.learning.log_frame import open_logs
 from coe.records.feedback import Feedback
 from coe.records.record import RoutingRecord
 from tests.cli.logged_service import LoggedService

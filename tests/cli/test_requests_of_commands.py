@@ -17,7 +17,6 @@ from coe.cli import app
 from coe.records.record import RoutingRecord
 from coe.reports.report import report
 from coe.settings import Settings
-from tests.cli.logged_service import LoggedService
 from tests.learning.test_report import logged, settings, traffic
 
 __all__ = ["settings"]
@@ -46,12 +45,6 @@ def test_a_run_of_coe_score_changes_nothing_in_the_report_but_its_own_count_and_
     before["traffic"].pop("own")
     spent = [one.pop("spend")["total"]["requests"] for one in (before, after)]
     assert (spent, after) == ([1_200, 2_110], before)
-
-
-def test_a_learning_round_leaves_out_requests_of_coe_commands(service: LoggedService) -> None:
-    service.serve(30)
-    service.serve(50, purpose="score")
-    assert service.retrain()["report"]["requests"] == 30
 
 
 @pytest.fixture

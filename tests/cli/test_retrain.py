@@ -29,13 +29,13 @@ def test_ratings_change_the_plan_in_use_and_the_change_can_be_rolled_back(servic
     assert service.store().in_use() == found["version"]
     folder = Path(found["folder"])
     assert {path.name for path in folder.iterdir()} == {
-        "manifest.json", "plan.json", "report.json", "report.md", "report.svg",
+        "manifest.json", "plan.json", "report.json", "report.md",
     }  # fmt: skip
     report = json.loads((folder / "report.json").read_text())
     assert {row["category"] for row in report["changes"]} == {"cooking", "football"}
-    assert set(report["estimates"]["candidate"]) == {"ips", "snips", "dr"}
+    assert set(report["estimates"]) == {"current", "candidate"}
     assert json.loads((folder / "plan.json").read_text())["source"] == "the feedback on 500 requests"
-    assert (folder / "report.md").read_text().startswith("# Learning, round 1: promoted")
+    assert (folder / "report.md").read_text().startswith("# Assignment, round 1: promoted")
     latest = service.store().last_move()
     assert latest is not None
     assert (latest.by, latest.why) == ("retrain", found["sentence"])
@@ -142,17 +142,3 @@ def test_rounds_repeat_until_sigterm_and_survive_an_error(
 )
 def test_bad_usage_exits_with_2(words: tuple[str, ...], service: LoggedService) -> None:
     assert CliRunner().invoke(app, [*words, "--config", str(service.config)]).exit_code == 2
-
-
-def test_a_version_that_is_damaged_or_of_another_declaration_is_not_promoted(service: LoggedService) -> None:
-    service.serve(400)
-    found = service.retrain()
-    service.run("rollback", "assignment")
-    (Path(found["folder"]) / "report.md").write_text("another page")
-    with pytest.raises(ArtifactError, match=r"report\.md: missing or changed"):
-        service.run("promote", "assignment", found["version"])
-    with pytest.raises(ArtifactError, match="no such assignment artifact; there are " + found["version"]):
-        service.run("promote", "assignment", "nonsense")
-    with pytest.raises(ArtifactError, match="no router was in use before"):
-        service.run("rollback", "router")
-    assert service.store().in_use() is None

@@ -85,22 +85,6 @@ async def test_without_a_store_nothing_is_consulted() -> None:
         assert (await asked(gateway, "on")).headers["x-coe-retrieval"] == "none"
 
 
-async def test_a_retrieval_trial_uses_or_withholds_passages_at_random_and_is_recorded() -> None:
-    scripted = ScriptedRetrieval(passage(TOWER), gate=gate_of({("code", "coder"): 6.0}), exploration_rate=0.1)
-    scripted.draws = [0.09, 0.6, 0.09, 0.4, 0.11, 0.05, 0.4]
-    async with gateway_of(retrieval=scripted.retrieval) as gateway:
-        texts = ("general a", "general b", "general c", "code d")
-        states = [(await gateway.chat(text)).headers["x-coe-retrieval"].partition(";")[0] for text in texts]
-        asked_for = await asked(gateway, "on")
-    assert states == ["used", "withheld", "skipped", "withheld"]
-    assert asked_for.headers["x-coe-retrieval"].startswith("used")
-    assert [record.trial for record in gateway.records] == ["g1", "g1", "", "g1", ""]
-    assert [record.expert for record in gateway.records][3] == "coder"
-    assert gateway.records[3].gain == pytest.approx(0.97, abs=0.01)
-    assert [record.passages for record in gateway.records][:2] == [("id-The towe",), ()]
-    assert said(gateway, "coder") == "code d"
-
-
 async def test_a_small_expert_with_passages_goes_before_a_large_one_without() -> None:
     scripted = ScriptedRetrieval(passage(TOWER), gate=gate_of({("code", "painter"): 6.0}, up=1.2))
     async with gateway_of(retrieval=scripted.retrieval) as gateway:

@@ -9,12 +9,11 @@ from typing import Annotated
 import typer
 
 from coe.artifacts.artifact_sync import synced_store
-from coe.artifacts.manifest import Artifact
+from coe.artifacts.manifest import MANIFEST, Artifact
 from coe.artifacts.store import ArtifactStore
 from coe.cli.common import Config, ConfigFile, Json, declaration_for, print_result
 from coe.foreground import exit_on_sigterm
 from coe.learning.training_data import build_router, training_pairs
-from coe.measuring.plots import plot_training
 from coe.measuring.tables import pairs_digest
 
 Data = Annotated[Path | None, typer.Option("--data", help="JSONL or parquet with prompt and category.")]
@@ -45,7 +44,6 @@ def train(
     store = ArtifactStore(out.absolute(), "router") if out else synced_store(settings, "router")
     with store.draft() as draft, exit_on_sigterm():
         metrics = build_router(pairs, draft, encoder=encoder or registry.router.encoder)
-        plot_training(metrics, draft)
         artifact = store.publish(draft, categories=registry.category_names, data=pairs_digest(pairs), metrics=metrics)
     store.promote(artifact.manifest.version, by="train", why=f"trained on {len(pairs)} prompts")
     manifest = artifact.manifest
@@ -60,4 +58,4 @@ def _lines(artifact: Artifact) -> Iterator[str]:
     yield f"router {manifest.version} is in use ({len(manifest.categories)} categories{held_out})"
     if dropped := {why: count for why, count in manifest.metrics.get("dropped", {}).items() if count}:
         yield "prompts left out: " + ", ".join(f"{count} {why}" for why, count in dropped.items())
-    yield f"held-out figures and plots are in {artifact.folder}"
+    yield f"held-out figures are in {artifact.folder / MANIFEST}"

@@ -25,7 +25,6 @@ from coe.measuring.tuning.measurements import Estimate
 from coe.measuring.tuning.schedule import Goal
 from coe.measuring.tuning.tune import LOG_SECONDS, PLAN_DEVIATIONS, Limits, Status, Tuning, price_of_check
 from coe.planning.job.plan import PlanOptions, make_plan
-from coe.planning.uses import ASSUMED_OUTPUT_TOKENS
 from coe.registry import Registry
 from coe.settings import Settings
 from coe.terminal import print_error, print_json, print_line
@@ -83,7 +82,7 @@ def tune(
     limits = Limits(budget, None if minutes is None else 60 * minutes)
     spent = price_of_check(registry, limits)
     _check_experts(registry, settings)
-    scoring = Scoring(registry, read, (), registry.experts, judging, concurrency, unsafe=False)
+    scoring = Scoring(registry, read, (), registry.experts, judging, concurrency)
     with open_journal(folder) as journal:
         write_seed(folder, seed)
         tuning = Tuning.of(scoring, journal, settings, limits=limits, goal=Goal(), seed=seed, spent=spent)
@@ -118,8 +117,6 @@ def confirmed(tuning: Tuning, *, yes: bool) -> bool:
     limits = [f"${tuning.limits.dollars:g}"] if tuning.limits.dollars is not None else []
     limits += [f"{tuning.limits.seconds / 60:g} min"] if tuning.limits.seconds is not None else []
     print_error(f"estimate: {_use(first)} for the first probes, {_use(most)} for all that are missing")
-    if names := ", ".join(tuning.unmeasured):
-        print_error(f"assumed: at most {ASSUMED_OUTPUT_TOKENS} output tokens an answer of {names}, not measured yet")
     print_error(f"limits: {' and '.join(limits)}" if limits else "limits: none; --budget and --minutes set some")
     if unpriced := tuning.unpriced:
         names = ", ".join(unpriced)
@@ -176,7 +173,7 @@ def _planned(
             print_line(text)
     is_right = any((cell.score or 0.0) > 0 for cell in tuning.journal.scored.values())
     if not is_right:
-        print_error(f"note: no expert answered a probe correctly; {folder / ANSWERS} has what they answered")
+        print_error(f"note: no expert answered a probe correctly; {folder / ANSWERS}.parquet has what they answered")
     is_sure = is_right and (reason in _FINISHED or (status.certainty or 0.0) >= tuning.goal.confidence)
     accepted = is_sure if yes else typer.confirm("Put this plan into use?", err=True)
     if accepted:
