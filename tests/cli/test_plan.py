@@ -139,10 +139,3 @@ def test_slow_work_is_reported_while_it_runs(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(foreground, "NOTE_AFTER_SECONDS", 0.0)
     with foreground.note_if_slow("solving"):
         assert notes.get(timeout=240) == "note: solving takes a while"
-
-
-def test_scores_without_a_prompt_are_reported(config: Path) -> None:
-    with config.with_name("scores.jsonl").open("a") as scores:
-        scores.write('\n{"benchmark": "own", "prompt_id": "gone", "model": "small", "score": 1}')
-    result = CliRunner().invoke(app, ["plan", str(config.parent), "--config", str(config), "--dry-run"])
-    assert "note: 1 scores are left out, since no prompt has their prompt_id, 'gone' for one" in result.stderr
