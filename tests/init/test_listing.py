@@ -12,7 +12,7 @@ from aiohttp import web
 from coe.cli.init import listing as listing_module
 from coe.cli.init.listing import ListedModel, Listing, list_models, read_models
 from coe.cli.init.sources import Source, endpoint
-from tests.experts.fault_servers import Answer, closed_port, hanging_up, refusing, server, servers
+from tests.experts.fault_servers import Answer, closed_port, hanging_up, refusing, server, servers, silent
 from tests.init import model_lists
 from tests.init.model_lists import listing
 
@@ -104,6 +104,12 @@ async def test_a_key_that_no_header_can_hold_is_refused_before_the_request(key: 
     (found,) = await list_models([source_at(closed_port(), key_env="KEY")], {"KEY": key})
     assert (found.cause, "KEY holds characters" in found.problem) == ("unauthorized", True)
     assert "sk-" not in repr(found)
+
+
+@pytest.mark.anyio
+async def test_a_server_that_never_answers_ends_by_its_timeout() -> None:
+    found = await listed(silent, timeout=0.1)
+    assert (found.cause, "0.1 s" in found.problem) == ("timeout", True)
 
 
 @pytest.mark.anyio
