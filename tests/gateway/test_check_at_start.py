@@ -10,10 +10,9 @@ from pathlib import Path
 
 import orjson
 import pytest
-from threadpoolctl import threadpool_info
 
 from coe.settings import Settings
-from gateway.main import open_services, open_worker
+from gateway.main import open_services
 from tests.experts.fault_servers import answering, closed_port, servers
 from tests.gateway import words_server
 from tests.gateway.gateway_over import registry_over
@@ -51,14 +50,3 @@ async def test_a_gateway_that_starts_logs_which_experts_answer(
     assert bad.startswith("check at start: expert coder at ")
     assert "connection_refused" in bad
     assert last == "check at start: 1 of 2 expert servers answer"
-
-
-async def test_a_worker_computes_matrix_products_in_the_calling_thread(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    registry = registry_over({"generalist": f"{closed_port()}/v1"})
-    (tmp_path / "experts.yaml").write_bytes(orjson.dumps(registry.model_dump(mode="json", exclude_none=True)))
-    async with open_worker(settings_in(tmp_path), read=words_server.read):
-        pools = [pool for pool in threadpool_info() if pool["user_api"] == "blas"]
-    assert pools
-    assert {pool["num_threads"] for pool in pools} == {1}

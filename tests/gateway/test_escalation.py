@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import orjson
 import pytest
 
-from coe.errors import ConfigError
-from coe.registry import Registry, load
+from coe.registry import Registry
 from coe.routing.stuck import is_stuck
 from gateway.dialects.chat import CHAT
 from gateway.dialects.messages import MESSAGES
 from gateway.dialects.responses import RESPONSES
 from tests.fakes import Gateway, gateway_of, registry_of
-from tests.nesting import is_serializable, nested
 
 pytestmark = pytest.mark.anyio
 
@@ -79,16 +76,6 @@ def test_the_same_error_three_times_or_the_same_edit_twice_is_stuck(api: str, st
     assert is_stuck(dialect.parse(orjson.dumps(body(steps)))) is stuck
 
 
-def test_edits_with_lone_surrogates_are_compared_and_deep_ones_are_left_out() -> None:
-    body = messages_body([EDIT, FAIL, EDIT])
-    chat = MESSAGES.parse(orjson.dumps(body))
-    deep = nested(1000)
-    for arguments, stuck in (("\ud800", True), (deep, is_serializable(deep))):
-        for message in (1, 5):
-            body["messages"][message]["content"][0]["input"] = arguments
-        assert is_stuck(replace(chat, fields=body)) is stuck
-
-
 def declared(*names: str, **changes: Any) -> Registry:
     experts = [one.model_dump(mode="json") | {"capabilities": ["tools"]} for one in registry_of().experts]
     return registry_of(experts=experts, policy={"escalate_stuck_to": names}, **changes)
@@ -130,19 +117,3 @@ async def test_the_next_expert_of_the_list_continues(names: tuple[str, ...], exp
         for count in (1, 2):
             await chosen(gateway, [FAIL] * count)
         assert await chosen(gateway, [FAIL] * 3) == expected
-
-
-def test_an_unknown_expert_is_refused_with_its_line(tmp_path: Any) -> None:
-    text = """
-version: 1
-categories:
-- {name: general, description: other}
-experts:
-- {name: coder, model: m, runtime: external, base_url: 'http://h/v1'}
-assignment: {general: coder}
-policy:
-  escalate_stuck_to: [codr]
-"""
-    (tmp_path / "experts.yaml").write_text(text)
-    with pytest.raises(ConfigError, match=r"9: unknown expert 'codr'; did you mean 'coder'\?"):
-        load(tmp_path / "experts.yaml", environ={})

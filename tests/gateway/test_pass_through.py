@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
-import aiohttp
 import orjson
 import pytest
 from aiohttp import web
@@ -15,7 +13,6 @@ from aiohttp import web
 from coe.experts import build_experts
 from coe.experts.http.client import Client
 from tests.fakes import Gateway, gateway_of, registry_of
-from tests.gateway.served import serving
 
 pytestmark = pytest.mark.anyio
 
@@ -91,8 +88,15 @@ async def gateway_with(*apis: str, twice: bool = False, **changes: Any) -> Async
             yield gateway, server
 
 
-@pytest.mark.parametrize("path", ["/v1/rerank", "/rerank", "/v2/rerank"])
-@pytest.mark.parametrize("model", [{}, {"model": None}, {"model": "auto"}, {"model": "special"}])
+@pytest.mark.parametrize(
+    ("path", "model"),
+    [
+        ("/v1/rerank", {}),
+        ("/rerank", {"model": None}),
+        ("/v2/rerank", {"model": "auto"}),
+        ("/v1/rerank", {"model": "special"}),
+    ],
+)
 async def test_json_passes_with_the_servers_model_name_and_is_recorded(path: str, model: dict[str, str]) -> None:
     async with gateway_with("rerank") as (gateway, server):
         response = await gateway.post(path, orjson.dumps({"query": "a", "documents": ["b", "c"], **model}))
@@ -217,18 +221,3 @@ async def test_an_expert_that_does_not_declare_the_api_is_not_called() -> None:
     assert "apis: [score]" in routed.error["message"]
     assert "generalist does not support the rerank API" in pinned.error["message"]
     assert not server.seen
-
-
-async def test_a_client_notices_that_an_answer_broke_off(tmp_path: Path) -> None:
-    assignment = {"general": "generalist"}
-    async with (
-        running(Server()) as url,
-        serving(tmp_path, experts=experts_at(url, "audio/speech"), assignment=assignment) as served,
-    ):
-        speech = f"{served.url}/v1/audio/speech"
-        async with served.client.post(speech, json={"input": "Hi"}) as response:
-            assert await response.read() == MP3
-        async with served.client.post(speech, json={"input": "break off"}) as response:
-            with pytest.raises(aiohttp.ClientError):
-                await response.read()
-        assert [record.cause for record in await served.records(2)] == ["", "connection_lost"]

@@ -15,9 +15,8 @@ import pytest
 
 from coe import terminal
 from coe.cli.index import _report, _Run
-from coe.cli.report import _show, _show_report, _status_lines
+from coe.cli.report import _show, _status_lines
 from coe.errors import ConfigError
-from coe.reports.spend import DIMENSIONS
 from coe.terminal import PrintableFormatter, printable
 from gateway.observability.logs import JsonFormatter, TextFormatter
 from tests.gateway.test_main import settings_of
@@ -59,16 +58,6 @@ def test_everything_that_commands_print_is_printable(capsys: pytest.CaptureFixtu
     terminal.print_error(HARM)
     for character in HARM:  # an answer that comes in pieces
         terminal.print_part(character)
-    server = {
-        "experts": [HARM],
-        "tier": HARM,
-        "switches": 1,
-        "waiting": 1,
-        "oldest_wait_s": 1.0,
-        "load_s": 1.0,
-    }
-    device = {"device": HARM, "occupied_gb": 1.0, "memory_gb": 2.0}
-    residency = {"residency": [{**device, "servers": [{**server, "reason": HARM}]}]}
     used = {"version": HARM, "since": None, "config": HARM}
     status = {
         "gateway": {"state": "ready", "address": HARM},
@@ -76,43 +65,14 @@ def test_everything_that_commands_print_is_printable(capsys: pytest.CaptureFixtu
         "consequences": [{"sentence": HARM}],
         "damaged": {HARM: HARM},
         "alarms": {"time": 0.0, "alarms": {"collapse": (HARM,)}, "drift": {HARM: True}},
-        **residency,
-    }
-    amounts = {"dollars": 0.5, "requests": 1, "input_tokens": 1, "output_tokens": 1, "unpriced": 1}
-    always = {"requests": 1, "dollars": 0.5, "unknown": [HARM]}
-    less = {"difference": 0.1, "standard_error": 0.1, "verdict": "level"}
-    report = {
-        "days": 7,
-        "traffic": {
-            **dict.fromkeys(("last_hour", "last_day", "error_rate", "aborted_rate"), 0),
-            "own": {HARM: 1},
-            **{key: {HARM: 1.0} for key in ("experts", "categories", "reasons")},
-            "confidence": [],
-        },
-        "drift": {"reference": HARM, "findings": [{"sentence": HARM}]},
-        "alarms": [{"sentence": HARM}],
-        "proposed_categories": [{"sentence": HARM, "entry": HARM}],
-        "learning": {"router": {"time": 0, "sentence": HARM}},
-        "spend": {
-            "total": amounts,
-            "rows": {dimension: [{"name": HARM, **amounts}] for dimension in DIMENSIONS},
-            "always": {**always, "experts": [{"expert": HARM, "dollars": 0.9, "saved": 0.4}]},
-            "note": HARM,
-        },
-        "plan": {
-            "against": [
-                {"expert": None, "quality": 0.7, "cost": None},
-                {"expert": HARM, "quality": 0.6, "cost": 0.9, "less_plan": less},
-            ]
-        },
+        "residency": [],
     }
     _show(_status_lines(status))
-    _show_report(report)
     _report(_Run(refused=[(HARM, HARM)]), json=False)
     printed = capsys.readouterr()
     assert harmless(printed.out)
     assert harmless(printed.err)
-    assert printed.out.count("owned") >= 10
+    assert printed.out.count("owned") >= 7
 
 
 @pytest.mark.parametrize("formatter", [TextFormatter(), JsonFormatter(), PrintableFormatter("%(message)s")])
@@ -157,10 +117,7 @@ def coe(*words: str, cwd: Path) -> tuple[str, str]:
     "words",
     [
         ("check", "--config", "{harm}.yaml"),
-        ("route", "hi", "--output", "{harm}/decision.jsonl"),
-        ("solve", "{harm}.jsonl"),
         ("{harm}",),
-        ("check", "--{harm}"),
         ("train", "--data", "{harm}"),
     ],
 )

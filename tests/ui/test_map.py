@@ -83,6 +83,18 @@ async def test_cells_are_described_in_words_and_reached_by_arrow_keys(browser: B
         await expect(description).to_contain_text("experts.yaml pins the category to generalist")
 
 
+async def test_differences_of_experts_yaml_from_the_plan_are_listed(browser: Browser, service: Planned) -> None:
+    async with service.served.client.get(f"{service.served.url}/v1/map") as answer:
+        found = await answer.json()
+    sentence = "expert 'newcomer' is not in the plan"
+    found["consequences"] = [{"kind": "expert_added", "name": "newcomer", "sentence": sentence, "replan": True}]
+    async with visiting(browser, f"{service.served.url}/ui/#/live") as page:
+        await page.route("**/v1/map", lambda route: route.fulfill(json=found))
+        await page.get_by_role("link", name="Map").click()
+        await expect(page.get_by_role("heading", name="experts.yaml differs from the plan")).to_be_visible()
+        await expect(page.get_by_text(sentence)).to_be_visible()
+
+
 async def test_the_slider_solves_again_and_promotes_nothing(browser: Browser, service: Planned) -> None:
     async with visiting(browser, service.url) as page:
         await shown(page)
