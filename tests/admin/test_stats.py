@@ -40,13 +40,3 @@ async def test_requests_are_counted_by_category_expert_outcome_and_reason() -> N
     assert sum(found["routing"]["counts"]) == 5
     assert len(found["routing"]["counts"]) == len(found["routing"]["bounds"]) + 1
     assert [worker["worker"] for worker in found["workers"]] == [0]
-
-
-async def test_before_the_first_request_all_numbers_are_present_and_zero() -> None:
-    async with gateway_of() as gateway:
-        found = await stats_of(gateway)
-    assert found["requests"] == {"total": 0, "apis": {}, "outcomes": {}, "reasons": {}, "flows": {}}
-    assert [expert["id"] for expert in found["experts"]] == ["coder", "painter", "generalist"]
-    assert all(sum(expert["first_byte"]) == 0 for expert in found["experts"])
-    assert found["serving"][0]["router"] == "words"
-    assert found["warnings"] == []

@@ -119,17 +119,6 @@ def test_an_experts_refusal_is_the_clients_own_exception(
     assert raised.value.body["error"]["type"] == kind  # type: ignore[index, call-overload]
 
 
-def test_tokens_are_counted_before_they_are_sent(client: anthropic.Anthropic, upstream: ModelServer) -> None:
-    asked = len(upstream.seen)
-    plain = client.messages.count_tokens(model="auto", messages=HI, system="be kind " * 50)
-    tooled = client.messages.count_tokens(model="native", messages=HI, system="be kind " * 50, tools=[WEATHER])
-    beta = client.beta.messages.count_tokens(model="native", messages=HI, system="be kind " * 50, tools=[WEATHER])
-    assert 100 <= plain.input_tokens <= 110 < tooled.input_tokens == beta.input_tokens
-    assert len(upstream.seen) == asked
-    with pytest.raises(anthropic.NotFoundError):
-        client.messages.count_tokens(model="claude-9", messages=HI)
-
-
 def test_a_missing_resource_is_an_anthropic_error(client: anthropic.Anthropic) -> None:
     with pytest.raises(anthropic.NotFoundError) as missing:
         client.messages.batches.list()

@@ -88,15 +88,6 @@ async def test_an_expert_without_words_for_the_request_is_a_cause() -> None:
     assert routing_headers(response)[1:4] == ("fallback", "coder", "unsupported")
 
 
-async def test_when_all_fail_the_first_choice_and_its_cause_are_recorded() -> None:
-    busy = ExpertBusy("full", expert="painter")
-    async with gateway_of(
-        coder=unavailable("tls_error"), painter=busy, generalist=unavailable("timeout", "generalist")
-    ) as gateway:
-        response = await gateway.chat("code")
-    assert (response.status, *routing_headers(response)[:4]) == (429, "painter", "fallback", "coder", "tls_error")
-
-
 async def test_real_servers_that_fail_are_named_with_the_cause_until_the_breaker_keeps_requests_away() -> None:
     async with (
         servers((refusing(401), answering)) as (wrong, good),

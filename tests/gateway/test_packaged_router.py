@@ -71,9 +71,3 @@ def test_categories_that_it_does_not_know_are_refused_by_the_check_and_the_start
 def test_a_declared_encoder_or_training_set_is_not_the_packaged_one(tmp_path: Path, declared: str) -> None:
     with pytest.raises(ArtifactError, match="no router is trained yet; run `coe train`"):
         prepare(settings_of(tmp_path, more=f"router: {{{declared}}}\n"))
-
-
-def test_its_categories_that_are_not_declared_are_one_note_of_the_check(tmp_path: Path) -> None:
-    settings = settings_of(tmp_path, "")
-    (found,) = consequences_of(settings, load(settings.config, environ={}))
-    assert found.sentence == "categories code, law: their requests count as 'general'"

@@ -113,12 +113,6 @@ async def test_json_passes_with_the_servers_model_name_and_is_recorded(path: str
     assert record.reason == ("pinned" if model.get("model") == "special" else "routed")
 
 
-async def test_tokenize_is_at_the_servers_root() -> None:
-    async with gateway_with("tokenize") as (gateway, server):
-        assert (await gateway.post("/tokenize", b'{"prompt": "Hi"}')).status == 200
-    assert server.seen[0][0] == "/tokenize"
-
-
 def rewritten(form: bytes, kind: str, model: bytes = b"m") -> bytes:
     """FORM as the server of media type `kind` gets it: with a boundary of the gateway's, and the model first."""
     media_type, _, boundary = kind.partition("; boundary=")
@@ -145,18 +139,6 @@ async def test_a_large_form_that_arrives_in_pieces_passes_too() -> None:
         pieces = [form[at : at + 50_000] for at in range(0, len(form), 50_000)]
         assert (await gateway.post("/v1/audio/transcriptions", *pieces, headers=MULTIPART)).status == 200
         assert gateway.services.admission.body_memory == 0
-    assert server.seen[0][2] == rewritten(form, server.seen[0][1])
-
-
-@pytest.mark.parametrize(
-    "form",
-    [b'--b-1x\r\nContent-Disposition: form-data; name="image"; filename="i"\r\n\r\nx\r\n--b-1x--\r\n', b"--b-1x--\r\n"],
-    ids=["file", "empty"],
-)
-async def test_a_form_without_a_model_gets_one(form: bytes) -> None:
-    async with gateway_with("images/variations") as (gateway, server):
-        response = await gateway.post("/v1/images/variations", form, headers=MULTIPART)
-    assert response.headers["x-coe-expert"] == "special"
     assert server.seen[0][2] == rewritten(form, server.seen[0][1])
 
 

@@ -78,22 +78,6 @@ async def test_the_deployment_in_azures_path_is_the_model(deployment: str, exper
     assert other.status == 404
 
 
-async def test_options_name_the_methods_of_a_path() -> None:
-    async with gateway_of(able(access={"keys": [ALICE]})) as gateway:
-        allowed = {
-            path: (await gateway.post(path, method="OPTIONS", headers={})).headers["allow"]
-            for path in ("/v1/chat/completions", "/v1/models/", "/openai/deployments/x/embeddings", "/v1/documents")
-        }
-        unknown = await gateway.post("/nowhere", method="OPTIONS", headers={})
-    assert {path: set(text.split(", ")) for path, text in allowed.items()} == {
-        "/v1/chat/completions": {"POST", "OPTIONS"},
-        "/v1/models/": {"GET", "HEAD", "OPTIONS"},
-        "/openai/deployments/x/embeddings": {"POST", "OPTIONS"},
-        "/v1/documents": {"GET", "HEAD", "POST", "OPTIONS"},
-    }
-    assert unknown.status == 404
-
-
 @pytest.mark.parametrize(
     ("path", "method", "status", "message"),
     [

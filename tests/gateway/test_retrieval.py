@@ -78,11 +78,6 @@ async def test_a_shut_gate_asks_neither_encoder_nor_store_and_changes_no_byte() 
     assert said(gateway) == "general hello"
 
 
-async def test_without_a_store_nothing_is_consulted() -> None:
-    async with gateway_of() as gateway:
-        assert (await asked(gateway, "on")).headers["x-coe-retrieval"] == "none"
-
-
 async def test_a_retrieval_trial_uses_or_withholds_passages_at_random_and_is_recorded() -> None:
     scripted = ScriptedRetrieval(passage(TOWER), gate=gate_of({("code", "coder"): 6.0}), exploration_rate=0.1)
     scripted.draws = [0.09, 0.6, 0.09, 0.4, 0.11, 0.05, 0.4]
@@ -97,15 +92,6 @@ async def test_a_retrieval_trial_uses_or_withholds_passages_at_random_and_is_rec
     assert gateway.records[3].gain == pytest.approx(0.97, abs=0.01)
     assert [record.passages for record in gateway.records][:2] == [("id-The towe",), ()]
     assert said(gateway, "coder") == "code d"
-
-
-async def test_a_small_expert_with_passages_goes_before_a_large_one_without() -> None:
-    scripted = ScriptedRetrieval(passage(TOWER), gate=gate_of({("code", "painter"): 6.0}, up=1.2))
-    async with gateway_of(retrieval=scripted.retrieval) as gateway:
-        with_ = await gateway.chat("code it")
-        without = await asked(gateway, "off", "code it")
-    assert (with_.headers["x-coe-expert"], without.headers["x-coe-expert"]) == ("painter", "coder")
-    assert with_.headers["x-coe-retrieval"].startswith("used")
 
 
 @pytest.mark.parametrize("how", ["away", "nothing", "unlike"])

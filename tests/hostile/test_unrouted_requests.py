@@ -2,10 +2,15 @@
 
 import asyncio
 import logging
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from gateway.observability.logs import log_request
+from gateway.observability.observers import Recorder
 from tests.access.samples import key_of
 from tests.fakes import gateway_of, registry_of
 from tests.gateway.two_keys import CHAT, bearer
@@ -36,7 +41,9 @@ async def test_what_was_never_routed_is_counted_and_not_recorded(caplog: pytest.
     caplog.set_level(logging.INFO, logger="gateway.access")
     key = key_of("known", scopes=("chat", "admin"), limits={"requests_per_minute": 10}).model_dump(mode="json")
     registry = registry_of(access={"keys": [key]}, limits={"max_body_mb": 0.01})
-    async with gateway_of(registry, observers=(log_request,)) as gateway:
+    recorded: Any = SimpleNamespace(put=Mock())
+    recorder = Recorder(recorded, encoder=None, threads=ThreadPoolExecutor(1))
+    async with gateway_of(registry, observers=(log_request, recorder.observe)) as gateway:
         assert (await gateway.post(CHAT, HI, headers=bearer("known"))).status == 200
         for _ in range(20):
             assert (await gateway.post(CHAT, b"{}", headers=bearer("wrong"))).status == 401
@@ -51,6 +58,7 @@ async def test_what_was_never_routed_is_counted_and_not_recorded(caplog: pytest.
             pass
         assert status == 429
         page = (await gateway.post("/metrics", method="GET", headers=bearer("known"))).body
+    assert {call.args[0].outcome for call in recorded.put.call_args_list} == {"ok"}
     for (outcome, status), count in EXPECTED.items():
         labels = {"api": "chat", "category": "", "expert": "", "reason": "", "outcome": outcome, "status": status}
         assert value(page, "coe_requests_total", **labels) == count, outcome
