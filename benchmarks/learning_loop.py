@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from benchmarks.quality_replay import LOSS, RATE, Array, ScoredPrompts, Traffic, flat, scored_prompts_of
 from coe.learning.moves import HeldOutProbes
-from coe.learning.off_policy import BanditLog, estimates
+from coe.learning.off_policy import BanditLog, policy_value
 from coe.learning.plan_candidate import CurrentPlan, judge_plan
 from coe.measuring.quality import read_quality
 from coe.planning import Assignment, Problem, solve
@@ -179,8 +179,7 @@ def coverage(scored_prompts: ScoredPrompts, *, logs: int = LOG_COUNT) -> dict[st
     ).shrunk()
     table = table + random.normal(0.0, 0.05, table.shape)
     chances = propensities(scored_prompts.posterior @ table, rate=RATE, loss=1.0)
-    held: dict[str, list[bool]] = {"ips": [], "snips": [], "dr": []}
-    width: dict[str, list[float]] = {"ips": [], "snips": [], "dr": []}
+    held, width = list[bool](), list[float]()
     for _ in range(logs):
         rows = random.integers(0, len(scored_prompts.scores), LOG_REQUESTS)
         chosen = (random.random((LOG_REQUESTS, 1)) > np.cumsum(chances[rows], axis=1)).sum(axis=1)
@@ -194,14 +193,14 @@ def coverage(scored_prompts: ScoredPrompts, *, logs: int = LOG_COUNT) -> dict[st
         )
         log = BanditLog.of(logged)
         for name, policy in policies.items():
-            for method, found in estimates(log, policy[rows]).items():
-                held[method].append(found.low <= truth[name] <= found.high)
-                width[method].append((found.high - found.low) / 2)
+            found = policy_value(log, policy[rows])
+            held.append(found.low <= truth[name] <= found.high)
+            width.append((found.high - found.low) / 2)
     return {
-        "coverage": float(np.mean(held["dr"])),
+        "coverage": float(np.mean(held)),
+        "half_width": float(np.mean(width)),
         "policies": len(policies),
         "logs": logs,
-        "by_method": {m: {"coverage": float(np.mean(held[m])), "half_width": float(np.mean(width[m]))} for m in held},
     }
 
 

@@ -233,11 +233,8 @@ class _Log:
             categories=self._scored_prompts.categories,
             experts=self._scored_prompts.experts,
             tenants=tuple(f"t{number}" for number in range(TENANTS)),
-            versions=("v",),
             allowed=np.ones((count, len(self._scored_prompts.experts)), dtype=np.bool_),
             corrected=np.full(count, -1, dtype=np.int16),
-            version=np.zeros(count, dtype=np.int32),
-            identity=np.arange(count, dtype=np.uint64),
             **columns,
         )
 

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import routers
-from coe.learning.experience import Experience
-from coe.learning.experience_loader import load_experience
+from coe.learning.experience import Experience, load_experience
+from coe.learning.log_frame import frame_of
 from coe.learning.off_policy import greedy_policy
 from coe.measuring.quality import Quality
 from coe.measuring.tables import numbered_prompts
@@ -47,7 +47,6 @@ class ScoredPrompts:
             categories=self.categories,
             experts=self.experts,
             tenants=("",),
-            versions=("",),
             posterior=self.posterior[rows].astype(np.float32),
             chosen=np.zeros(count, dtype=np.int16),
             allowed=np.ones((count, len(self.experts)), dtype=np.bool_),
@@ -56,9 +55,7 @@ class ScoredPrompts:
             kind=np.full(count, -1, dtype=np.int8),
             corrected=np.full(count, -1, dtype=np.int16),
             tenant=np.zeros(count, dtype=np.int32),
-            version=np.zeros(count, dtype=np.int32),
             time=np.arange(count, dtype=np.float64),
-            identity=np.arange(count, dtype=np.uint64),
         )
         return replace(plain, **columns)
 
@@ -147,10 +144,8 @@ class Traffic:
 
     def experience(self) -> Experience:
         found = load_experience(
-            [self.records],
-            [self.feedback],
+            frame_of([self.records], [self.feedback], limit=10_000),
             categories=self.scored_prompts.categories,
             experts=self.scored_prompts.experts,
-            limit=10_000,
         )
         return found.experience

@@ -29,7 +29,7 @@ from coe.core import Prediction
 from coe.fleet.fleet import Fleet
 from coe.fleet.planning import local_servers
 from coe.measuring.checkers import contains
-from coe.measuring.gate_fit import GateExamples, calibration, fit_gate, gate_decisions, gate_estimates
+from coe.measuring.gate_fit import GateExamples, fit_gate, gate_decisions, gate_estimates
 from coe.registry import ExpertSpec
 from coe.registry.sections import RetrievalPrice, RetrievalSpec
 from coe.retrieval.ingest.indexing import Indexer, SourceText, encoder_id
@@ -221,10 +221,7 @@ async def end_to_end(data: Path, router: Any, encoder: Any, *, work: Path, ask: 
     for kind in sorted({one.question.kind for one in judged}):
         of = np.array([one.question.kind == kind for one in judged])
         report[kind] = _policies([one for one, yes in zip(judged, of, strict=True) if yes], open_[of])
-    return report | {
-        "fitted_to": len(fit),
-        "calibration": calibration(gate_estimates(gate, trials, evidence=True).helps[:, 0], (trials.delta > 0)[:, 0]),
-    }
+    return report | {"fitted_to": len(fit)}
 
 
 async def document_texts(docs: list[dict[str, Any]]) -> AsyncIterator[SourceText]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import InitVar, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
@@ -42,9 +42,7 @@ TEXT_APIS: frozenset[Api] = frozenset(("chat", "completions", "responses", "mess
 Capability = Literal["tools", "json_schema", "images", "audio", "files", "json_object", "n", "logprobs", "echo"]
 OPTIONAL_CAPABILITIES: frozenset[Capability] = frozenset(("files", "json_object", "n", "logprobs", "echo"))
 """Capabilities that restrict routing only if an expert declares them. Other servers usually ignore the field."""
-Reason = Literal[
-    "routed", "explored", "uncertain", "sticky", "escalated", "pinned", "rule", "spilled", "fallback", "cached"
-]
+Reason = Literal["routed", "explored", "uncertain", "sticky", "pinned", "rule", "spilled", "fallback", "cached"]
 RetrievalMode = Literal["auto", "on", "off"]
 """When passages are retrieved for a request: if the gate expects a gain, always, or never."""
 Purpose = Literal["score", "chat"]
@@ -175,16 +173,11 @@ class Prediction:
     confidence: float = field(init=False)
     """Probability that the text is in-distribution and belongs to the most likely category."""
 
-    largest: InitVar[tuple[int, float] | None] = None
-    """Index and value of the largest probability, if the router has computed them."""
-
-    def __post_init__(self, largest: tuple[int, float] | None) -> None:
-        if largest is None:
-            values: list[float] = self.probabilities.tolist()  # each of NumPy's calls takes longer than all of these
-            highest = max(values)
-            largest = values.index(highest), highest
-        object.__setattr__(self, "best", largest[0])
-        object.__setattr__(self, "confidence", largest[1] * self.in_distribution)
+    def __post_init__(self) -> None:
+        values: list[float] = self.probabilities.tolist()  # each of NumPy's calls takes longer than all of these
+        largest = max(values)
+        object.__setattr__(self, "best", values.index(largest))
+        object.__setattr__(self, "confidence", largest * self.in_distribution)
 
 
 class Encoder(Protocol):

@@ -24,8 +24,7 @@ from routers.files import Arrays, content_version, read_arrays, read_json
 from routers.heads.fast import FastFeatures, FastHeads, StaticCentroids, StaticVectors, softmax
 from routers.heads.lexical import LexicalFeatures, LexicalHead
 from routers.heads.semantic import CategoryMeans, KnnHead, LinearHead, unit
-from routers.kernel import KERNEL
-from routers.multilingual import MultilingualHead, MultilingualStage, unusable
+from routers.multilingual import MultilingualHead, MultilingualStage, is_installed
 from routers.tokens import WordCachedTokenizer, load_tokenizer
 
 if TYPE_CHECKING:
@@ -60,13 +59,6 @@ class EnsembleWeights:
     def fast_posterior(self, lexical: Floats, static: Floats) -> Floats:
         """Return the posterior from logits (n_categories,) or (n_texts, n_categories), in the same shape."""
         return softmax(self.fast[0] * lexical + self.fast[1] * static)
-
-    def posterior_of_request(self, lexical: Floats, static: Floats) -> tuple[Floats, tuple[int, float] | None]:
-        """Return the posterior from logits (n_categories,). The kernel also finds its maximum, with the index."""
-        if KERNEL is None:
-            return self.fast_posterior(lexical, static), None
-        posterior = np.empty_like(lexical)
-        return posterior, KERNEL.pool(lexical, static, self.fast, posterior)
 
     def encoder_posterior(self, heads: Sequence[Floats]) -> Floats:
         """Return the posterior (n_texts, n_categories) from the logits of all heads."""
@@ -202,20 +194,17 @@ class CascadeRouter:
         """Return the fast stage's prediction, of stage FAST_UNCERTAIN if it is below the escalation threshold or if the
         text is for the multilingual stage. Without that stage, a text in another script takes no pass of the English
         encoder, which knows as little about it."""
-        posterior, largest = self.ensemble.posterior_of_request(features.lexical, features.static)
+        posterior = self.ensemble.fast_posterior(features.lexical, features.static)
         in_distribution, language = self.in_distribution.fast.of(features.similarity), ENGLISH
         has_multilingual = self.multilingual is not None and self.multilingual.usable
         if features.foreign:
             language = UNDETERMINED
             in_distribution *= _shared_words(features, language)
-        prediction = Prediction(posterior, FAST, in_distribution, language=language, largest=largest)
-        if features.foreign and has_multilingual:
-            confident = False
-        else:
-            confident = features.other_script or prediction.confidence >= self.ensemble.threshold
-        if confident:
+        prediction = Prediction(posterior, FAST, in_distribution, language=language)
+        confident = features.other_script or prediction.confidence >= self.ensemble.threshold
+        if confident and not (features.foreign and has_multilingual):
             return prediction
-        return Prediction(posterior, FAST_UNCERTAIN, in_distribution, language=language, largest=largest)
+        return Prediction(posterior, FAST_UNCERTAIN, in_distribution, language=language)
 
     def encoder_predictions(self, outputs: HeadOutputs) -> list[Prediction]:
         """Return the encoder stage's predictions."""
@@ -305,7 +294,7 @@ def load_cascade(folder: Path, *, threads: int, version: str | None = None) -> C
         category_means=CategoryMeans(semantic["centre"], semantic["means"]),
         ensemble=ensemble,
         in_distribution=in_distribution,
-        multilingual=None if multilingual is None or unusable() else MultilingualStage(multilingual),
+        multilingual=MultilingualStage(multilingual) if multilingual is not None and is_installed() else None,
     )
 
 

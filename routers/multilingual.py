@@ -46,10 +46,9 @@ class SentenceEncoder(Protocol):
     def __call__(self, texts: Sequence[str]) -> Floats: ...
 
 
-def unusable() -> str:
-    """Return the reason why the encoder cannot run here; empty if it can. Imports nothing."""
-    installed = importlib.util.find_spec(PACKAGE) is not None and LanguageIdentifier.is_installed()
-    return "" if installed else "the extra `multilingual` is not installed"
+def is_installed() -> bool:
+    """Return whether the packages of the extra `multilingual` are installed. Imports nothing."""
+    return all(importlib.util.find_spec(name) is not None for name in (PACKAGE, "py3langid"))
 
 
 class LanguageIdentifier:
@@ -61,10 +60,6 @@ class LanguageIdentifier:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._classify: Callable[[str], tuple[str, float]] | None = None
-
-    @staticmethod
-    def is_installed() -> bool:
-        return importlib.util.find_spec("py3langid") is not None
 
     def __call__(self, text: str) -> str:
         with self._lock:
@@ -95,12 +90,7 @@ class MultilingualHead:
         return softmax(self.linear.logits(without_direction(vectors, self.direction)))
 
     def arrays(self) -> Arrays:
-        return {
-            **self.linear.arrays(),
-            "direction": self.direction,
-            "probe": self.probe,
-            "network": self.network,
-        }
+        return {**self.linear.arrays(), "direction": self.direction, "probe": self.probe, "network": self.network}
 
     @classmethod
     def from_arrays(cls, arrays: Arrays) -> Self:
@@ -144,7 +134,9 @@ class MultilingualStage:
             language = self._identify(text)
             return language, None if language == ENGLISH else self._head.posterior(encoder([text]))[0]
         except Exception as error:  # a defect of a package must not fail the request
-            self._warn(error)
+            if not self._warned:  # once: clients can repeat the text
+                self._warned = True
+                _log.warning("a text in another language is routed by the English heads: %r", error)
             return None
 
     def _ready(self) -> SentenceEncoder | None:
@@ -156,12 +148,6 @@ class MultilingualStage:
                     self.usable = False
                     _log.warning("texts in other languages are routed by the English heads: %s; %s", error, REMEDY)
             return self._encoder
-
-    def _warn(self, error: Exception) -> None:
-        """Log a failure of a loaded model, once: clients can repeat the text."""
-        if not self._warned:
-            self._warned = True
-            _log.warning("a text in another language is routed by the English heads: %r", error)
 
     def _checked(self, encoder: SentenceEncoder) -> SentenceEncoder:
         """Return `encoder` after a pass of both models over PROBE_TEXT. Raises ValueError for another encoder."""

@@ -30,9 +30,6 @@ MAX_WORDS_OUTSIDE_ASCII = 8
 _WORD = re.compile(r"[a-z0-9]+|[^a-z0-9\s]")
 HASH_BUCKETS = 1 << 16
 """Rows that token bigrams are hashed into."""
-# NumPy converts a Python number at every call, which takes longer than a sum over a short text.
-_FIRST_FACTOR, _SECOND_FACTOR = np.array(0x9E3779B1), np.array(0x85EBCA6B)
-_DROPPED_BITS, _LAST_BUCKET = np.array(7), np.array(HASH_BUCKETS - 1)
 
 
 def truncate_middle(text: str, *, characters: int) -> str:
@@ -74,7 +71,6 @@ class WordCachedTokenizer:
         self._tokenizer = tokenizer
         self._kernel = kernel
         self.vocabulary_size: int = tokenizer.get_vocab_size(with_added_tokens=True)
-        self._vocabulary_size = np.array(self.vocabulary_size)
         self._cacheable = _is_uncased_bert(tokenizer)
         self._ids_by_word: dict[str, bytes] = {}
 
@@ -119,12 +115,8 @@ class WordCachedTokenizer:
 
     def bigrams(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the row of every bigram in `ids`, behind those of the vocabulary."""
-        rows: NDArray[np.int64] = ids[:-1] * _FIRST_FACTOR
-        rows += ids[1:] * _SECOND_FACTOR
-        rows >>= _DROPPED_BITS
-        rows &= _LAST_BUCKET
-        rows += self._vocabulary_size
-        return rows
+        hashes = (ids[:-1] * 0x9E3779B1 + ids[1:] * 0x85EBCA6B) >> 7
+        return self.vocabulary_size + (hashes & (HASH_BUCKETS - 1))
 
     def vocabulary_ids(self, words: Iterable[str]) -> list[int]:
         """Return the ids of those `words` that are single tokens."""

@@ -1,20 +1,16 @@
 """Artifacts: sealed, verified, promoted in one step."""
 
-import errno
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from coe.artifacts.atomic_files import replace_file
 from coe.artifacts.manifest import MANIFEST, Artifact
 from coe.artifacts.store import MIN_KEPT_VERSIONS, ArtifactStore
-from coe.artifacts.versions import VersionCatalog
 from coe.errors import ArtifactError
 from tests.permissions import without_access
 
@@ -23,13 +19,6 @@ def published(store: ArtifactStore, content: str) -> Artifact:
     with store.draft() as draft:
         (draft / "weights.bin").write_text(content)
         return store.publish(draft, categories=["a", "b"], data="d1", metrics={"accuracy": 0.5})
-
-
-def test_nothing_is_current_before_the_first_promotion(tmp_path: Path) -> None:
-    store = ArtifactStore(tmp_path, "router")
-    assert store.current() is None
-    published(store, "one")
-    assert store.current() is None
 
 
 def test_the_promoted_version_is_current_and_keeps_its_manifest(tmp_path: Path) -> None:
@@ -41,41 +30,6 @@ def test_the_promoted_version_is_current_and_keeps_its_manifest(tmp_path: Path) 
     assert current.manifest.categories == ("a", "b")
     store.promote(first.manifest.version)
     assert store.current() == first
-
-
-def test_a_forgotten_version_can_be_promoted_again(tmp_path: Path) -> None:
-    store = ArtifactStore(tmp_path, "router")
-    version = published(store, "one").manifest.version
-    store.clear()
-    store.promote(version)
-    store.clear()
-    assert store.current() is None
-    store.promote(version)
-    assert store.current() is not None
-
-
-def test_the_same_files_are_the_same_version(tmp_path: Path) -> None:
-    store = ArtifactStore(tmp_path, "router")
-    assert published(store, "one").folder == published(store, "one").folder
-    assert published(store, "one").folder != published(store, "two").folder
-
-
-def test_the_same_files_made_from_other_data_are_another_version(tmp_path: Path) -> None:
-    store = ArtifactStore(tmp_path, "router")
-    first = published(store, "one")
-    with store.draft() as draft:
-        (draft / "weights.bin").write_text("one")
-        second = store.publish(draft, categories=["a", "b"], data="d2", metrics={})
-    store.promote(second.manifest.version)
-    current = store.current()
-    assert current is not None
-    assert (first.manifest.data, current.manifest.data) == ("d1", "d2")
-
-
-def test_an_abandoned_draft_leaves_nothing(tmp_path: Path) -> None:
-    with ArtifactStore(tmp_path, "router").draft() as draft:
-        (draft / "half").write_text("x")
-    assert list((tmp_path / "router").iterdir()) == []
 
 
 def test_a_damaged_file_is_named_with_the_remedy(tmp_path: Path) -> None:
@@ -111,21 +65,6 @@ def test_a_pointer_that_a_power_failure_cut_off_is_named_with_the_version_to_pro
         store.current()
 
 
-@pytest.mark.parametrize("mode", [None, 0o600])
-def test_a_file_that_cannot_be_replaced_keeps_its_content_and_leaves_no_draft(
-    mode: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(_: int) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    path = tmp_path / "rounds.json"
-    replace_file(path, b"old")
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
-        replace_file(path, b"new", mode=mode)
-    assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("rounds.json", b"old")]
-
-
 def test_a_folder_that_may_not_be_searched_is_one_clear_error(tmp_path: Path) -> None:
     folder = tmp_path / "home"
     store = ArtifactStore(folder, "router")
@@ -134,15 +73,6 @@ def test_a_folder_that_may_not_be_searched_is_one_clear_error(tmp_path: Path) ->
         for read in (store.current, store.in_use, store.history):
             with pytest.raises(ArtifactError, match=r"home/router/.*: cannot be read \(Permission denied\); check"):
                 read()
-
-
-def test_versions_are_listed_with_the_problem_of_a_pointer_that_cannot_be_read(tmp_path: Path) -> None:
-    version = published(ArtifactStore(tmp_path, "router"), "one").manifest.version
-    (tmp_path / "router" / "current").mkdir()
-    listed = VersionCatalog(tmp_path, "router").list_versions()
-    assert [one["version"] for one in listed["versions"]] == [version]
-    assert (listed["in_use"], listed["before"]) == (None, None)
-    assert listed["damaged"].startswith(f"{tmp_path / 'router' / 'current'}: cannot be read (Is a directory)")
 
 
 @pytest.mark.parametrize("name", ["weights.bin", MANIFEST])
@@ -160,23 +90,6 @@ def test_making_a_damaged_version_again_repairs_it(name: str, content: str | Non
     assert current is not None
     assert current.manifest.version == artifact.manifest.version == again
     assert [path.name for path in (tmp_path / "router").iterdir() if path.is_dir()] == [again]
-
-
-def test_a_repaired_version_is_listed_as_intact(tmp_path: Path) -> None:
-    store, catalog = ArtifactStore(tmp_path, "router"), VersionCatalog(tmp_path, "router")
-    artifact = published(store, "one")
-    (artifact.folder / MANIFEST).write_text("{")
-    [damaged] = catalog.list_versions()["versions"]
-    published(store, "one")
-    [repaired] = catalog.list_versions()["versions"]
-    assert "cannot be read" in damaged["damaged"]
-    assert not repaired["damaged"]
-
-
-def test_a_version_that_is_not_there_cannot_be_promoted(tmp_path: Path) -> None:
-    store = ArtifactStore(tmp_path, "router")
-    with pytest.raises(ArtifactError, match="no such router artifact"):
-        store.promote("nope")
 
 
 def test_a_damaged_version_is_not_promoted_and_nothing_moves(tmp_path: Path) -> None:
@@ -248,17 +161,6 @@ def test_a_process_killed_between_two_steps_leaves_the_old_or_the_new_version_an
     assert [path.name for path in (tmp_path / "router").glob(".draft-*")] == []
 
 
-def test_what_a_killed_process_was_drafting_is_cleared_away_after_a_day(tmp_path: Path) -> None:
-    store = ArtifactStore(tmp_path, "router")
-    left, fresh = (tmp_path / "router" / f".draft-{name}" for name in ("old", "new"))
-    for folder in (left, fresh):
-        folder.mkdir(parents=True)
-    os.utime(left, (0, 0))
-    published(store, "one")
-    assert (left.exists(), fresh.exists()) == (False, True)
-    assert store.newest() == published(store, "one").manifest.version
-
-
 def aged(store: ArtifactStore, folder: Path, content: str, *, days: float) -> str:
     version = published(store, content).manifest.version
     then = time.time() - 86_400 * days
@@ -277,12 +179,6 @@ def test_old_versions_make_room_but_those_in_use_and_the_way_back_stay(tmp_path:
     assert kept == {before, served, latest, *never[-MIN_KEPT_VERSIONS + 1 :]}
     store.promote(before, by="rollback")
     assert store.current() is not None
-
-
-def test_versions_of_today_are_never_cleared_away(tmp_path: Path) -> None:
-    store = ArtifactStore(tmp_path, "router")
-    versions = {published(store, f"candidate {number}").manifest.version for number in range(MIN_KEPT_VERSIONS + 3)}
-    assert {path.name for path in (tmp_path / "router").iterdir() if path.is_dir()} == versions
 
 
 def test_a_packaged_version_comes_into_use_where_there_is_none_and_is_replaced_by_a_later_one(tmp_path: Path) -> None:
@@ -310,23 +206,6 @@ def test_a_packaged_version_never_replaces_one_that_was_trained_or_chosen(tmp_pa
     assert store.in_use() == first.manifest.version
 
 
-def test_a_damaged_copy_of_the_packaged_version_is_copied_again(tmp_path: Path) -> None:
-    store, shipped = ArtifactStore(tmp_path, "router"), packaged(tmp_path, "one")
-    store.adopt(shipped.folder, why="shipped")
-    (store.folder(shipped.manifest.version) / "weights.bin").write_text("changed")
-    store.adopt(shipped.folder, why="shipped")
-    assert store.current() is not None
-
-
-def test_a_damaged_packaged_version_changes_nothing(tmp_path: Path) -> None:
-    store, shipped = ArtifactStore(tmp_path, "router"), packaged(tmp_path, "one")
-    (shipped.folder / "weights.bin").write_text("changed")
-    with pytest.raises(ArtifactError, match=rf"{shipped.folder}/weights\.bin: missing or changed"):
-        store.adopt(shipped.folder, why="shipped")
-    assert store.in_use() is None
-    assert store.versions() == ()
-
-
 def packaged(folder: Path, content: str) -> Artifact:
     """A version as it lies in an installation."""
     return published(ArtifactStore(folder / "wheel", "router"), content)
@@ -344,14 +223,3 @@ def test_the_newest_version_is_found_beside_one_whose_manifest_cannot_be_read(tm
     (tmp_path / "router" / good / MANIFEST).write_text("half")
     with pytest.raises(ArtifactError, match=r"manifest\.json: cannot be read"):
         store.newest()
-
-
-@pytest.mark.parametrize("metrics", [{"all": {"gated": "much"}}, {"all": 3}, {"all": {"gated": True}}, {"all": None}])
-def test_a_metric_that_is_no_number_is_an_error_with_the_remedy(tmp_path: Path, metrics: dict[str, Any]) -> None:
-    store = ArtifactStore(tmp_path, "gate")
-    with store.draft() as draft:
-        (draft / "file").write_text("")
-        manifest = store.publish(draft, categories=(), data="", metrics=metrics).manifest
-    with pytest.raises(ArtifactError, match=f"gate {manifest.version}: the metric all.gated .* `coe plan`"):
-        manifest.metric("all", "gated")
-    assert manifest.metric("accuracy") is None

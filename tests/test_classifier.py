@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from coe.core import Chat, ExpertRule, RequestOptions
-from coe.planning import Assignment, expected_utility, routing_gain
+from coe.planning import Assignment, routing_gain
 from coe.planning.residual import Projection, Residual
 from coe.routing import classifier
 from tests.decisions import chat_of
@@ -62,11 +62,6 @@ async def test_a_rule_that_decides_alone_needs_no_encoder(action: dict[str, Any]
     async with gateway_of(registry_of(rules=rules), assignment=SPECIALIZED) as gateway:
         await gateway.chat("ponder art")
     assert [(record.rule, record.stage) for record in gateway.records] == [("r", stage)]
-
-
-async def test_each_plan_has_its_own_routing_gain() -> None:
-    async with gateway_of(assignment=SPECIALIZED) as before, gateway_of(assignment=ONE_BEST) as after:
-        assert [await stage_of(one) for one in (before, after, before)] == ["predict", "short_circuit", "predict"]
 
 
 def residual_of(left_out: Sequence[float], label: int) -> Residual:
@@ -121,9 +116,3 @@ async def test_the_residual_changes_the_choice_of_an_encoded_text_alone() -> Non
     assert (nearest["prompt_id"], nearest["text"], nearest["category"]) == ("p1", "art", "art")
     assert nearest["scores"] == {"coder": 0.0, "painter": 0.0, "generalist": 1.0}
     assert pinned["measured"] == []
-
-
-def test_an_expert_that_may_not_serve_a_category_has_no_residual_there() -> None:
-    quality = np.array([[0.6, 0.7, 0.6], [0.6, 0.7, -np.inf], [0.6, 0.7, 0.6]])
-    plan = replace(GAINS, quality=quality)
-    assert expected_utility(plan, np.array([0.0, 1.0, 0.0]), np.ones(3))[2] == -np.inf

@@ -95,15 +95,6 @@ def test_no_tenant_has_the_key_of_another() -> None:
         assert {*mine.answer, *mine.earlier, mine.prefix}.isdisjoint({*theirs.answer, *theirs.earlier, theirs.prefix})
 
 
-def test_the_prefix_is_the_same_for_all_requests_of_a_conversation_and_not_for_others() -> None:
-    first, later = (
-        keys("S now 1", "U " + AGENTS, "U fix it"),
-        keys("S now 2", "U " + AGENTS, "U fix it", "A ok", "U on"),
-    )
-    assert first.prefix == later.prefix != keys("U " + AGENTS, "U write the docs").prefix
-    assert keys().prefix == b""
-
-
 async def test_the_expert_of_the_answer_before_is_found_also_in_a_branch() -> None:
     affinity = Affinity()
     affinity.put(keys("U hello"), "coder")

@@ -212,6 +212,3 @@ def test_the_best_category_and_the_confidence_follow_the_posterior() -> None:
     other = replace(prediction, probabilities=np.array([0.9, 0.1, 0.0], np.float32))
     assert (prediction.best, prediction.confidence) == (1, float(np.float32(0.4)) * 0.5)  # the first of equal ones
     assert (other.best, other.confidence) == (0, float(np.float32(0.9)) * 0.5)
-    known = Prediction(other.probabilities, "fast", 0.5, largest=(0, 0.9))
-    assert (known.best, known.confidence) == (0, 0.45)
-    assert replace(known, probabilities=prediction.probabilities).best == 1

@@ -45,9 +45,3 @@ def test_the_shortcut_gives_the_experts_that_are_not_ineligible(
     assert sorted(eligible_arms(chat, registry, {}, "", language="en", rule=rule)) == sorted(expected)
     if api == "chat":
         assert "embedder" not in expected
-
-
-def test_recipes_are_eligible_too() -> None:
-    registry = declared(recipes=[{"name": "panel", "vote": ["coder", "painter"]}])
-    found = eligible_arms(chat_of("x"), registry, {"panel": 1.0}, "", language="en")
-    assert sorted(found) == ["coder", "generalist", "painter", "panel"]

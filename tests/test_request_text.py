@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator
 from dataclasses import replace
-from re import _constants as sre_constants  # type: ignore[attr-defined]
-from re import _parser as sre_parser  # type: ignore[attr-defined]
-from types import ModuleType
 from typing import Any
 
 import pytest
 
 from benchmarks.boilerplate import chat_of
-from benchmarks.boilerplate_wrappers import CONTRACT, LEAFLET, MODULE, PROJECT, WRAPPERS, Messages, user
-from coe.routing import agents, units
+from benchmarks.boilerplate_wrappers import CONTRACT, LEAFLET, PROJECT, WRAPPERS, Messages, user
 from coe.routing.agents import CODING_AGENT
 from coe.routing.message_parts import MAX_MESSAGE_CHARACTERS, split_message
-from coe.routing.phrases import has_topic, is_instruction, is_nudge, opens_topic, refers_to_context
-from coe.routing.request_text import MAX_LEFT_OUT, REASONS, read_request, routing_text
+from coe.routing.phrases import opens_topic
+from coe.routing.request_text import MAX_LEFT_OUT, read_request, routing_text
 
 HAIKU = "Write a haiku about rain."
 LONG = "Compare the tax treatment of two ways to sell a small family business, with the risks of each of them."
@@ -153,20 +147,6 @@ def test_the_task_of_an_agent_is_found_behind_hundreds_of_steps() -> None:
     assert routing_text(chat_of([user(f"New task:\n{HAIKU}"), *steps])) == HAIKU
 
 
-def test_the_task_is_read_however_much_follows() -> None:
-    steps = [
-        message
-        for _ in range(30)
-        for message in ({"role": "assistant", "content": "a"}, user(f"Observation:\n{MODULE * 9}"))
-    ]
-    assert routing_text(chat_of([user(HAIKU), *steps])) == HAIKU
-
-
-def test_a_follow_up_with_a_topic_comes_before_the_request_that_it_follows() -> None:
-    turns = [user(HAIKU), {"role": "assistant", "content": "a"}, user("and one about snow?")]
-    assert routing_text(chat_of(turns)) == f"and one about snow?\n{HAIKU}"
-
-
 def test_an_announcement_of_files_is_not_an_older_request() -> None:
     files = f"You may edit these files now.\n\npoems/harbour.txt\n```\n{LEAFLET}\n```"
     routed = read_request(chat_of([user(files), {"role": "assistant", "content": "Ok."}, user(LONG)]))
@@ -198,11 +178,6 @@ def test_the_head_of_the_system_prompt_counts_if_a_short_request_needs_it() -> N
 def test_the_request_of_a_coding_agent_is_marked(fields: dict[str, Any], system: str, is_agent: bool) -> None:
     chat = replace(chat_of([{"role": "system", "content": system}, user("why is CI red?")]), fields=fields)
     assert (CODING_AGENT in routing_text(chat)) is is_agent
-
-
-def test_every_kind_of_part_has_a_meaning() -> None:
-    turns = [user(wrapped) for wrapped in ("continue", "\n", f"<a_b>x</a_b>{HAIKU}")]
-    assert all(part.kind in REASONS for part in read_request(chat_of(turns)).left_out)
 
 
 @pytest.mark.parametrize(
@@ -239,26 +214,6 @@ def test_hostile_messages_give_a_bounded_text(message: str) -> None:
     assert len(parts.request) <= MAX_MESSAGE_CHARACTERS + 10
 
 
-@pytest.mark.parametrize("module", [units, agents])
-def test_no_search_backtracks_over_an_unbounded_run(module: ModuleType) -> None:
-    """Backtracking over a run of spaces takes quadratic time: only possessive repeats may be unbounded."""
-    patterns = [found for found in vars(module).values() if isinstance(found, re.Pattern)]
-    assert patterns
-    for pattern in patterns:
-        assert all(bound <= 300 for bound in bounds(sre_parser.parse(pattern.pattern))), pattern.pattern
-
-
-def bounds(parsed: Any) -> Iterator[int]:
-    """Yield the bounds of the repeats that can backtrack."""
-    for kind, value in parsed:
-        if kind in (sre_constants.MAX_REPEAT, sre_constants.MIN_REPEAT):
-            yield value[1]
-        for inner in value if isinstance(value, tuple) else [value]:
-            for one in inner if isinstance(inner, list) else [inner]:
-                if isinstance(one, sre_parser.SubPattern):
-                    yield from bounds(one)
-
-
 def test_a_block_of_any_length_is_skipped_and_a_long_text_keeps_its_ends() -> None:
     block = f"<system-reminder>\n{'noise ' * 200_000}\n</system-reminder>"
     assert text_of(f"{block}\n{HAIKU}") == HAIKU
@@ -266,24 +221,6 @@ def test_a_block_of_any_length_is_skipped_and_a_long_text_keeps_its_ends() -> No
     words = "first " + "middle " * 20_000 + "last"
     assert text_of(words).startswith("first")
     assert text_of(words).endswith("last")
-
-
-@pytest.mark.parametrize(
-    ("judges", "true", "false"),
-    [
-        (
-            has_topic,
-            ["a haiku about rain", "solve 2x = 4", "写一首关于雨的诗"],
-            ["what is wrong?", "Summarise the text"],
-        ),
-        (is_nudge, ["go on", "ok, next"], ["and in Rust?", "go on " * 200]),
-        (is_instruction, ["could you please translate", "Write"], ["to check your work", "the end", ""]),
-        (refers_to_context, ["why does it fail?", "remove the branch"], ["Write a haiku", "the end"]),
-    ],
-)
-def test_wording(judges: Callable[[str], bool], true: list[str], false: list[str]) -> None:
-    assert all(map(judges, true))
-    assert not any(map(judges, false))
 
 
 @pytest.mark.parametrize(

@@ -271,13 +271,6 @@ def test_a_wrong_rule_is_named_with_its_line_and_the_nearest_name(rule: str, pro
     assert [one for one in raised.value.problems if one.startswith(f"experts.yaml:{line}: {problem}")], raised.value
 
 
-def test_there_are_at_most_100_rules() -> None:
-    rules = [f"  - {{name: r{number}, when: {{path: '*'}}, category: law}}\n" for number in range(101)]
-    assert len(load("".join(rules[:100])).rules) == 100
-    with pytest.raises(ConfigError, match="rules: tuple should have at most 100 items"):
-        load("".join(rules))
-
-
 def test_a_rule_that_keeps_requests_local_too_late_is_reported() -> None:
     rules = [
         RuleSpec(name="a", when={"tools": "Bash"}, only_local=True),  # type: ignore[arg-type]

@@ -67,17 +67,6 @@ def test_a_version_whose_folder_was_deleted_is_copied_again(tmp_path: Path, shar
     assert in_use(there) == found
 
 
-def test_the_version_in_use_and_the_one_before_are_kept(tmp_path: Path, share: RedisArtifacts, redis: Redis) -> None:
-    store = ArtifactStore(tmp_path, "router", share)
-    versions = [made(store, content) for content in ("one", "two", "three")]
-    for version in (*versions, versions[-1]):
-        store.promote(version)
-    kept = {field.decode() for field in redis.hkeys("coe:artifacts:router") if field.startswith(b"tar:")}
-    assert kept == {f"tar:{version}" for version in versions[1:]}
-    with pytest.raises(ArtifactError, match=f"router {versions[0]} is not shared"):
-        ArtifactStore(tmp_path / "new", "router", share).published(versions[0])
-
-
 def test_a_damaged_version_is_refused_and_the_last_good_one_stays(
     tmp_path: Path, share: RedisArtifacts, redis: Redis
 ) -> None:
@@ -94,20 +83,6 @@ def test_a_damaged_version_is_refused_and_the_last_good_one_stays(
     assert there.in_use() == good
     here.promote(bad)  # which mends it
     assert in_use(there) == there.published(bad)
-
-
-def test_one_version_under_the_name_of_another_is_refused(tmp_path: Path, share: RedisArtifacts, redis: Redis) -> None:
-    here, there = (ArtifactStore(tmp_path / name, "router", share) for name in "ab")
-    version = made(here, "good")
-    here.promote(version)
-    for part in ("tar", "sha256"):
-        value = redis.hget("coe:artifacts:router", f"{part}:{version}")
-        assert value
-        redis.hset("coe:artifacts:router", f"{part}:{'0' * 12}", value)
-    redis.hset("coe:artifacts:router", "version", "0" * 12)
-    with pytest.raises(ArtifactError, match=f"holds router {version}"):
-        mirror([there])
-    assert there.in_use() is None
 
 
 def test_without_redis_nothing_changes_and_a_gateway_serves_on(tmp_path: Path, redis_server: RedisServer) -> None:

@@ -272,24 +272,22 @@ def retrieval_in_use(settings: Settings, in_use: ActiveState, *, threads: Execut
     index = in_use.index
     if index is None:
         return None
-    gate, version = gate_in_use(settings, in_use, dimensions=index.encoder.dimensions)
     return Retrieval(
         in_use.registry.retrieval,
         retriever=index.store,
         encoder=index.encoder,
         router=in_use.router,
         threads=threads,
-        gate=gate,
-        version=version,
+        gate=gate_in_use(settings, in_use, dimensions=index.encoder.dimensions),
     )
 
 
-def gate_in_use(settings: Settings, in_use: ActiveState, *, dimensions: int) -> tuple[Gate | None, str]:
-    """The gate over the router's categories and the declared experts, and its version. None before the first one, or if
-    it was fitted to other categories or another encoder. Raises ArtifactError if it is damaged."""
+def gate_in_use(settings: Settings, in_use: ActiveState, *, dimensions: int) -> Gate | None:
+    """The gate over the router's categories and the declared experts. None before the first one, or if it was fitted to
+    other categories or another encoder. Raises ArtifactError if it is damaged."""
     artifact = ArtifactStore(settings.artifacts, GATE).current()
     if artifact is None:
-        return None, ""
+        return None
     gate = Gate.load(artifact.folder / GATE_FILE)
     if set(gate.categories) != set(in_use.router.categories) or gate.dimensions != dimensions:
         _log.warning(
@@ -297,5 +295,5 @@ def gate_in_use(settings: Settings, in_use: ActiveState, *, dimensions: int) -> 
             "one; it stays unused",
             artifact.manifest.version,
         )
-        return None, ""
-    return gate.align(in_use.router.categories, in_use.registry.expert_names), artifact.manifest.version
+        return None
+    return gate.align(in_use.router.categories, in_use.registry.expert_names)

@@ -48,8 +48,8 @@ def benchmark(
     from routers.examples import normalize_prompt as prepare
 
     data = read_quality(folder, benchmark=name, max_active_b=max_active_b, open_only=open_only, coarse=coarse)
-    for note in data.notes:
-        print_error(f"note: {note}")
+    if data.note:
+        print_error(f"note: {data.note}")
     recorded = read_answers(folder, data) if recipes else None
     if recipes and recorded is None:
         raise DataError(f"{folder}: --recipes needs a table of answers (answers.parquet, .jsonl or .csv)")
@@ -72,7 +72,7 @@ def benchmark(
             recorded=recorded,
             progress=progress,
         )
-    report |= {"strays": len(data.strays), "coarse": coarse}
+    report["coarse"] = coarse
     if json is not None:
         json.write_bytes(orjson.dumps(report, option=orjson.OPT_INDENT_2))
     if plot is not None:
@@ -87,8 +87,6 @@ def _show(report: Mapping[str, Any]) -> None:
     print_line(
         f"{report['benchmark']}: {report['prompts']} prompts{left}, {report['models']} models, seeds {report['seeds']}"
     )
-    if report["categories"] == 1:
-        print_line("one category: CoE selects the best single model of the training part for every prompt")
     print_line(f"{'method':18} {'mean':>7} {'error':>7} {'active B':>9} {'less best single':>26} {'less CoE':>26}")
     for name, found in report["methods"].items():
         size = "-" if found["mean_active_b"] is None else f"{found['mean_active_b']:.1f}"
@@ -102,12 +100,6 @@ def _show(report: Mapping[str, Any]) -> None:
     )
     if report["gap_closed"] is not None:
         print_line(f"closed share of the gap between best single model and oracle: {report['gap_closed']:.1%}")
-    if report["hull_area"]:
-        print_line(
-            "area under the frontier's hull: " + ", ".join(f"{k} {v:.4f}" for k, v in report["hull_area"].items())
-        )
-    if times := report["route_ms"]:
-        print_line(f"routing a prompt: p50 {times['p50']:.3f} ms, p99 {times['p99']:.3f} ms")
     if "recipes" in report:
         show_recipes(report["recipes"])
 

@@ -121,8 +121,7 @@ def notes_on(declared: Registry, settings: Settings) -> list[str]:
     notes = [f"{source.at(('rules', index))}: {note}" for index, note in rule_notes(declared.rules)]
     if "code" in declared.category_names and not sandbox.installed():
         notes.append(
-            "bubblewrap is not installed: `coe score` and `coe tune` leave out the shipped probes that run code; with "
-            "`coe score --unsafe`, nothing but limits on time, memory, files and processes holds it"
+            "bubblewrap is not installed: `coe score` and `coe tune` leave out the shipped probes that run code"
         )
     retrieval = declared.retrieval
     if declared.cache is None or retrieval.store is None or retrieval.default_similarity >= 1:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from coe.artifacts.active_state import check_router, open_index
 from coe.cli.common import Config, Json, print_result, settings_for
 from coe.errors import DocumentError
 from coe.foreground import progress_bar
-from coe.retrieval.ingest.conversion import Converter, RejectedFile, SourceFile, find_files
+from coe.retrieval.ingest.conversion import convert, find_files
 from coe.retrieval.ingest.indexing import Indexer, IndexingCounts, SourceText, TokenizingEncoder
 from coe.retrieval.passages import MAX_PASSAGES, DocumentKey
 from coe.retrieval.store import DocumentStore
@@ -38,7 +38,7 @@ def _name(value: str | None) -> str | None:
     return value
 
 
-Paths = Annotated[list[str], typer.Argument(help="Files, folders or patterns: text, Markdown, HTML, PDF.")]
+Paths = Annotated[list[str], typer.Argument(help="Files or folders: text, Markdown, HTML, PDF.")]
 Ids = Annotated[list[str], typer.Argument(help="Names of documents, as `coe index list --documents` prints them.")]
 Query = Annotated[str, typer.Argument(metavar="TEXT")]
 Collection = Annotated[str, typer.Option("--collection", callback=_name, help="The collection.")]
@@ -165,39 +165,35 @@ def _with_store(config: Path | None, use: Callable[[DocumentStore, TokenizingEnc
 async def _add(
     store: DocumentStore,
     encoder: TokenizingEncoder,
-    found: Sequence[SourceFile | RejectedFile],
+    found: Mapping[Path, str],
     *,
     place: tuple[Path, str, str | None],
     prune: bool,
 ) -> _Run:
     run, (base, collection, tenant) = _Run(), place
-    async with Converter() as converter:
-        with progress_bar("indexing") as progress:
-            texts = _texts(found, converter, run, place=place)
-            run.tally = await Indexer(store, encoder).add(
-                texts, progress=_report_share("indexing", len(found), progress)
-            )
-        if prune and not run.refused:
-            current = {_id(one.path, base) for one in found}
-            others = [name for name in await store.digests(collection, tenant) if name not in current]
-            run.removed = await store.delete([DocumentKey(name, collection, tenant) for name in others])
+    with progress_bar("indexing") as progress:
+        texts = _texts(found, run, place=place)
+        run.tally = await Indexer(store, encoder).add(texts, progress=_report_share("indexing", len(found), progress))
+    if prune and not run.refused:
+        current = {_id(file, base) for file in found}
+        others = [name for name in await store.digests(collection, tenant) if name not in current]
+        run.removed = await store.delete([DocumentKey(name, collection, tenant) for name in others])
     return run
 
 
 async def _texts(
-    found: Sequence[SourceFile | RejectedFile], converter: Converter, run: _Run, *, place: tuple[Path, str, str | None]
+    found: Mapping[Path, str], run: _Run, *, place: tuple[Path, str, str | None]
 ) -> AsyncIterator[SourceText]:
     base, collection, tenant = place
-    for one in found:
-        if isinstance(one, RejectedFile):
-            run.refused.append((str(one.path), one.reason))
-            continue
+    for file, refusal in found.items():
         try:
-            converted = await converter.convert(one.path, one.file_format)
+            if refusal:
+                raise DocumentError(refusal)
+            converted = await convert(file)
         except DocumentError as error:
-            run.refused.append((str(one.path), str(error)))
+            run.refused.append((str(file), str(error)))
             continue
-        name = _id(one.path, base)
+        name = _id(file, base)
         yield SourceText(DocumentKey(name, collection, tenant), converted.text, name, converted.title)
 
 

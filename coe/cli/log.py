@@ -15,8 +15,8 @@ import typer
 
 from coe.cli.common import Config, Json, declaration_for, duration_seconds, writable_file
 from coe.foreground import exit_on_sigterm
-from coe.learning.experience_loader import open_logs
-from coe.learning.record_files import SUFFIXES, RatingIndex, import_rows, write_rows
+from coe.learning.log_frame import Ratings, open_logs
+from coe.learning.record_files import SUFFIXES, import_rows, write_rows
 from coe.measuring.tables import require_parquet
 from coe.records import missing_file, open_log_and_feedback, require_log
 from coe.records.codec import RECORD
@@ -108,8 +108,8 @@ def export_file(
     require_log(url, base=settings.home)
     first, last = _ago(since, option="--since", default=0.0), _ago(until, option="--until", default=now)
     with open_logs(url, base=settings.home) as logs, exit_on_sigterm():
-        ratings = RatingIndex(event for page in logs.feedback(since=first) for event in page)
-        pages = logs.all(since=first, until=last, category=category)
+        ratings = Ratings(event for page in logs.feedback(since=first) for event in page)
+        pages = logs.records(since=first, until=last, category=category)
         rows = ((record, ratings.of(record)) for page in pages for record in page)
         count = write_rows(file, rows, redact=redact)
     print_line(f"{file}: {count} records")

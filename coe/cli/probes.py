@@ -13,8 +13,7 @@ import typer
 
 from coe.cli.common import Config, Json, declaration_for, duration_seconds, print_result, settings_for
 from coe.errors import DataError
-from coe.learning.experience_loader import open_logs
-from coe.learning.record_files import RatingIndex
+from coe.learning.log_frame import Ratings, open_logs
 from coe.measuring.probes.imports import rows_of, with_checker
 from coe.measuring.probes.probes import DIFFICULTIES, probe_of, read_probes
 from coe.measuring.probes.shipped import own_file, shipped_rows
@@ -158,7 +157,7 @@ def from_log(
     first = time.time() - duration_seconds(since, option="--since")
     require_log(registry.log.url, base=settings.home)
     with open_logs(registry.log.url, base=settings.home) as logs:
-        ratings = RatingIndex(event for page in logs.feedback(since=first) for event in page)
+        ratings = Ratings(event for page in logs.feedback(since=first) for event in page)
         chosen = _good_requests(logs.records(since=first, until=time.time()), ratings, is_agreed)
         newest = deque(chosen, maxlen=limit)
     count, left_out = _add_rows((("", row) for row in newest), "", registry, own)
@@ -188,13 +187,13 @@ GOOD_SCORE = 0.8
 
 
 def _good_requests(
-    pages: Iterable[Iterable[RoutingRecord]], ratings: RatingIndex, is_agreed: Callable[[RoutingRecord], bool]
+    pages: Iterable[Iterable[RoutingRecord]], ratings: Ratings, is_agreed: Callable[[RoutingRecord], bool]
 ) -> Iterator[dict[str, Any]]:
     """Yield a row for every agreed request with its text that was liked, or whose category was corrected."""
     for record in (record for page in pages for record in page):
         rating = ratings.of(record)
         is_liked = rating.feedback_value is not None and rating.feedback_value >= GOOD_SCORE
-        if record.prompt and is_agreed(record) and (is_liked or rating.feedback_category):
+        if record.prompt and not record.purpose and is_agreed(record) and (is_liked or rating.feedback_category):
             category = rating.feedback_category or record.category
             yield {"prompt": record.prompt, "category": category, "checker": "judge"}
 

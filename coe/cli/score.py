@@ -40,9 +40,6 @@ Passages = Annotated[
     Literal["off", "both"],
     typer.Option("--retrieval", help="both: also score with passages of the declared store, to fit a gate."),
 ]
-Unsafe = Annotated[
-    bool, typer.Option("--unsafe", help="Run code of experts without bubblewrap, with the rights of this user.")
-]
 
 
 def score(
@@ -53,7 +50,6 @@ def score(
     concurrency: Concurrency = 8,
     judge: Judge = None,
     retrieval: Passages = "off",
-    unsafe: Unsafe = False,
     seed: Seed = None,
     config: Config = None,
     json: Json = False,
@@ -83,10 +79,9 @@ def score(
     experts = [declared_expert(registry, name, "--expert") for name in dict.fromkeys(names)]
     judging = declared_expert(registry, judge, "--judge") if judge else None
     seed = folder_seed(out) if seed is None else seed
-    runs_code = unsafe or installed()
-    read = requested_probes(probes, registry, settings.config, seed, runs_code=runs_code, judge=judging)
+    read = requested_probes(probes, registry, settings.config, seed, runs_code=installed(), judge=judging)
     passages = asyncio.run(probes_with_passages(settings, registry, read)) if retrieval == "both" else ()
-    scoring = Scoring(registry, read, passages, experts, judging, concurrency, unsafe, recipes)
+    scoring = Scoring(registry, read, passages, experts, judging, concurrency, recipes)
     with open_journal(out) as journal:
         write_seed(out, seed)
         benchmark = probes.stem if probes else SHIPPED
@@ -184,8 +179,6 @@ def _show(report: Mapping[str, Any]) -> None:
         counts = f"{column['scored']:7} {column['missing']:7} {average:>6}{marked} {latency:>8}"
         print_line(f"{name:20} {counts} {column['output_tokens']:10} {column['cut']:5}")
     for name, column in report["experts"].items():
-        if column["inconsistent"]:
-            print_line(f"{name}: {column['inconsistent']} contradictory pairs of grades counted as ties")
         if column["missing"]:
             errors = ", ".join(f"{count} x {code}" for code, count in column["errors"].items()) or "not requested yet"
             print_line(

@@ -1,4 +1,4 @@
-"""Defines experience: the routing log joined with its feedback, as arrays that estimates and fits read.
+"""Loads experience: the usable requests of the log's frame and their feedback, as arrays that estimates and fits read.
 
 Feedback becomes a reward in [0, 1] for the expert that answered, and a weight by its kind. The answer of a recipe
 counts for the arm that was selected, not for the member that wrote it: the arm is what a plan selects.
@@ -6,19 +6,23 @@ counts for the arm that was selected, not for the member that wrote it: the arm 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.records.feedback import FEEDBACK_KINDS, Feedback, FeedbackKind
+from coe.core import GENERAL, PASS_THROUGH_APIS
+from coe.errors import DataError
+from coe.learning.log_frame import LogFrame, indices, numbers
+from coe.records.feedback import FEEDBACK_KINDS, FeedbackKind
 
 RATING_KINDS: tuple[FeedbackKind, ...] = ("score", "thumb", "preferred")
-"""Explicit ratings of an answer, most reliable first; the most reliable one counts."""
+"""Explicit ratings of an answer."""
+REASONS_WITH_PROPENSITY = ("routed", "explored")
+"""Reasons for which expected quality chose the expert, so that the logged propensity is its probability."""
 
 KIND_WEIGHT: Mapping[FeedbackKind, float] = MappingProxyType(
     {"score": 1.0, "thumb": 1.0, "preferred": 0.5, "category": 0.0, "regenerated": 0.2, "abandoned": 0.1}
@@ -26,35 +30,6 @@ KIND_WEIGHT: Mapping[FeedbackKind, float] = MappingProxyType(
 """Weight of each kind as evidence of quality; a score has 1. A preference shows which expert is better, not how good it
 is. Retries and aborted answers can have other reasons, and never show satisfaction; they count even less where few
 requests are rated (`Experience.weight`)."""
-
-
-def certainty_rank(kind: FeedbackKind) -> int:
-    """The rank of a kind as evidence of quality, 0 the most reliable; of several feedbacks the best kind counts."""
-    return (*RATING_KINDS, "regenerated", "abandoned", "category").index(kind)
-
-
-def precedence(feedback: Feedback) -> tuple[int, float, str]:
-    """Sort key of several feedbacks on one request: the most reliable kind counts, then the latest event."""
-    return -certainty_rank(feedback.kind), feedback.time, feedback.event_id
-
-
-def reward(feedback: Feedback, *, expert: str) -> float:
-    """The reward that the event gives the answer of `expert`, 0 to 1; NaN where it gives none.
-
-    A score is its own reward. A thumb up gives 1, a thumb down 0. A preference gives 1 to the expert or
-    recipe that it names, and 0 to any other. A retry or an aborted answer gives 0, at a small KIND_WEIGHT.
-    """
-    match feedback.kind:
-        case "score":
-            return float(feedback.value or 0.0)
-        case "thumb":
-            return 1.0 if feedback.value == 1 else 0.0
-        case "preferred":
-            return 1.0 if feedback.value == expert else 0.0
-        case "category":
-            return math.nan
-        case _:
-            return 0.0
 
 
 NONE = -1
@@ -73,14 +48,12 @@ class Experience:
     have. `propensity` (n,) is the probability with which it was chosen, NaN where expected quality did not decide
     (pinned, rule, sticky, uncertain, spilled, fallback): fits use such requests, off-policy estimates cannot. `reward`
     (n,) is 0 to 1, NaN without feedback; `kind` (n,) is the index into KINDS of its feedback; `corrected` (n,) is the
-    corrected category; `tenant` and `version` (of router and configuration) have shape (n,); `time` (n,) is in Unix
-    seconds; `identity` (n,) is the digest of the request's id. Indices are NONE where there is nothing.
+    corrected category; `tenant` has shape (n,); `time` (n,) is in Unix seconds. Indices are NONE for nothing.
     """
 
     categories: tuple[str, ...]
     experts: tuple[str, ...]
     tenants: tuple[str, ...]
-    versions: tuple[str, ...]
     posterior: NDArray[np.float32]
     chosen: NDArray[np.int16]
     allowed: NDArray[np.bool_]
@@ -89,9 +62,7 @@ class Experience:
     kind: NDArray[np.int8]
     corrected: NDArray[np.int16]
     tenant: NDArray[np.int32]
-    version: NDArray[np.int32]
     time: NDArray[np.float64]
-    identity: NDArray[np.uint64]
 
     @classmethod
     def blank(cls, categories: Sequence[str], experts: Sequence[str], count: int) -> Experience:
@@ -100,7 +71,6 @@ class Experience:
             categories=tuple(categories),
             experts=tuple(experts),
             tenants=("",),
-            versions=("",),
             posterior=np.zeros((count, len(categories)), dtype=np.float32),
             chosen=np.zeros(count, dtype=np.int16),
             allowed=np.ones((count, len(experts)), dtype=np.bool_),
@@ -109,9 +79,7 @@ class Experience:
             kind=np.full(count, NONE, dtype=np.int8),
             corrected=np.full(count, NONE, dtype=np.int16),
             tenant=np.zeros(count, dtype=np.int32),
-            version=np.zeros(count, dtype=np.int32),
             time=np.zeros(count, dtype=np.float64),
-            identity=np.arange(count, dtype=np.uint64),
         )
 
     def __len__(self) -> int:
@@ -155,3 +123,78 @@ class Experience:
         columns = ((f.name, getattr(self, f.name)) for f in fields(self))
         chosen: dict[str, Any] = {name: column[rows] for name, column in columns if isinstance(column, np.ndarray)}
         return replace(self, **chosen)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LoadedExperience:
+    """The experience, the frame of its requests (row by row the same), and what was left out, counted by reason."""
+
+    experience: Experience
+    frame: LogFrame
+    left_out: Mapping[str, int] = field(default_factory=dict)
+
+
+LEFT_OUT = ("failed", "not classified", "of an expert that is not declared")
+
+
+def load_experience(frame: LogFrame, *, categories: Sequence[str], experts: Sequence[str]) -> LoadedExperience:
+    """The experience of a frame over these categories and experts.
+
+    Probabilities of undeclared categories count as general. A score is its own reward; a thumb up gives 1, a thumb down
+    0; a preference gives 1 to the expert that it names, 0 to any other; a retry or an aborted answer gives 0. Left out
+    and counted are failed requests, requests of undeclared experts, and feedback without a request. Raises DataError
+    when nothing is left.
+    """
+    table = frame.table
+    problems = (
+        indices(table["outcome"], ("ok", "aborted")) < 0,
+        indices(table["api"], sorted(PASS_THROUGH_APIS)) >= 0,
+        indices(table["expert"], experts) < 0,
+    )
+    problem = np.select(problems, np.arange(len(LEFT_OUT)), NONE)
+    left_out = {name: int((problem == number).sum()) for number, name in enumerate(LEFT_OUT)} | dict(frame.left_out)
+    used = frame.part(problem == NONE)
+    table, count = used.table, len(used.table)
+    corrected = indices(table["feedback_category"], categories)
+    undeclared = len(table) - table["feedback_category"].null_count - int((corrected >= 0).sum())
+    left_out["corrections to categories that are not declared"] = undeclared
+    left_out = {reason: number for reason, number in left_out.items() if number}
+    if not count:
+        raise DataError(f"the routing log holds nothing to learn from ({left_out or 'no records'})")
+    chosen, rows = indices(table["expert"], experts), np.arange(count)
+    candidates = table["candidates"].combine_chunks()
+    allowed = np.zeros((count, len(experts) + 1), dtype=np.bool_)  # the last column is of undeclared experts
+    allowed[np.repeat(rows, np.diff(candidates.offsets)), indices(candidates.values, experts)] = True
+    allowed[rows, chosen] = True
+    tenants = table["tenant"].cast("string").fill_null("").combine_chunks().dictionary_encode()
+    decided = indices(table["reason"], REASONS_WITH_PROPENSITY) >= 0
+    kind, value = indices(table["feedback_kind"], FEEDBACK_KINDS), numbers(table["feedback_value"])
+    preferred = indices(table["feedback_preferred"], experts) == chosen
+    rewards = {"score": value, "thumb": value == 1.0, "preferred": preferred}
+    reward = np.select([kind == FEEDBACK_KINDS.index(name) for name in rewards], list(rewards.values()), 0.0)
+    experience = Experience(
+        categories=tuple(categories),
+        experts=tuple(experts),
+        tenants=tuple(tenants.dictionary.to_pylist()),
+        posterior=posteriors(table, categories).astype(np.float32),
+        chosen=chosen.astype(np.int16),
+        allowed=allowed[:, :-1],
+        propensity=np.where(decided, numbers(table["propensity"]), np.nan).astype(np.float32),
+        reward=np.where(kind == NONE, np.nan, reward).astype(np.float32),
+        kind=kind.astype(np.int8),
+        corrected=corrected.astype(np.int16),
+        tenant=tenants.indices.to_numpy().astype(np.int32),
+        time=numbers(table["time"]),
+    )
+    return LoadedExperience(experience, used, left_out)
+
+
+def posteriors(table: Any, categories: Sequence[str]) -> NDArray[np.float64]:
+    """The probabilities of each request over these categories, shape (n, m); those of others count as general."""
+    maps, columns = table["probabilities"].combine_chunks(), len(categories)
+    column = indices(maps.keys, categories)
+    if (column < 0).any():
+        column = np.where(column < 0, categories.index(GENERAL), column)
+    cell = np.repeat(np.arange(len(maps)), np.diff(maps.offsets)) * columns + column
+    sums = np.bincount(cell, weights=maps.items, minlength=len(maps) * columns)
+    return np.asarray(sums.reshape(len(maps), columns), dtype=np.float64)

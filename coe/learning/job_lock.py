@@ -55,46 +55,36 @@ def _redis_lock(url: str, lease: float) -> Iterator[CheckLock]:
         timeout=REDIS_TIMEOUT_SECONDS,
     )
     lock = redis.client.lock(LOCK_KEY, timeout=lease, blocking=False, thread_local=False)
+    stopped = threading.Event()
+
+    def check() -> None:
+        """Extend the lease now. Raises JobError where it is lost or Redis does not answer."""
+        try:
+            with redis.errors():
+                lock.extend(lease, replace_ttl=True)
+        except StoreError as error:
+            cause = error.__cause__
+            raise JobError(f"retrain: the lock was lost ({cause}); nothing is promoted, run it again") from error
+
+    def extend() -> None:
+        while not stopped.wait(min(EXTENSION_SECONDS, lease / 3)):
+            with suppress(JobError):  # `check` reports it before anything is changed
+                check()
+
     with closing(redis):
         with redis.errors():
             if not lock.acquire(token=f"{holder_name()} {uuid4().hex[:8]}"):
                 holder: Any = redis.client.get(LOCK_KEY)
                 raise _held_error((holder or b"").decode())
-        extension = _LeaseExtension(redis, lock, lease)
+        extension = threading.Thread(target=extend, name="coe-retrain-lease", daemon=True)
+        extension.start()
         try:
-            yield extension.check
+            yield check
         finally:
-            extension.stop()
+            stopped.set()
+            extension.join()
             with suppress(StoreError), redis.errors():  # the lease is lost, or it expires by itself
                 lock.release()
-
-
-class _LeaseExtension:
-    """Extends a lease from a thread until it is stopped."""
-
-    def __init__(self, redis: BlockingRedisClient, lock: Any, lease: float) -> None:
-        self._redis, self._lock, self._lease = redis, lock, lease
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="coe-retrain-lease", daemon=True)
-        self._thread.start()
-
-    def check(self) -> None:
-        """Extend the lease now. Raises JobError where it is lost or Redis does not answer."""
-        try:
-            with self._redis.errors():
-                self._lock.extend(self._lease, replace_ttl=True)
-        except StoreError as error:
-            cause = error.__cause__
-            raise JobError(f"retrain: the lock was lost ({cause}); nothing is promoted, run it again") from error
-
-    def stop(self) -> None:
-        self._stopped.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._stopped.wait(min(EXTENSION_SECONDS, self._lease / 3)):
-            with suppress(JobError):  # `check` reports it before anything is changed
-                self.check()
 
 
 def _held_error(holder: str) -> JobError:

@@ -1,205 +1,159 @@
-"""Measures the uses of experts in the routing log: tokens, dollars and times of users' requests by category and expert.
+"""Measures the uses of experts in the log's frame: tokens, dollars and times of requests by category and expert.
 
-`LoggedUses` sums records page by page, so its memory does not grow with the log. Each expert's requests are those that
-routing sent to it, so a cell describes the traffic that this expert got and not all requests of the category.
+Each expert's requests are those that routing sent to it, so a cell describes the traffic that this expert got and not
+all requests of the category.
 """
 
 from __future__ import annotations
 
-import random
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from coe.core import TEXT_APIS
+from coe.learning.experience import posteriors
+from coe.learning.log_frame import LogFrame, indices, numbers
 from coe.planning import LOGGED_MEASURES, Plan
 from coe.planning.score_table import ScoreTable
-from coe.records.record import RecipeCall, RoutingRecord
 
 Array = NDArray[np.float64]
 MIN_TRAFFIC_REQUESTS = 1_000
 """Requests that the log must have for its mix of categories to be used."""
 MAX_SAMPLED_POSTERIORS = 10_000
 """Posteriors of a router's requests that are kept, a uniform sample."""
-MAX_ROUTERS = 4
-"""Routers whose mix of traffic is kept."""
-MAX_ARMS = 2_000
-"""Different names of experts and arms that are counted; the log may hold names that are no longer declared."""
 BILLED = "dollars"
 """Measure of the cost of a request in US dollars, as recorded."""
 _MEASURES = (*LOGGED_MEASURES, BILLED)
-_NUMBER = {measure: number for number, measure in enumerate(_MEASURES)}
 _COMPLETE = ("answered", "unreadable")
 """Outcomes of a member's call that ran to its end."""
+LEFT_OUT = (
+    "failed or aborted",
+    "answered without a call",
+    "embeddings",
+    "not answered with text",
+    "of a category that is not planned",
+)
+"""Why a request does not show what an answer uses."""
 
-Values = Mapping[str, float | None]
 
-
+@dataclass(frozen=True, slots=True, eq=False)
 class LoggedUses:
-    """Sums over the records of `categories`. `requests` counts the records that were used, by category and arm;
-    `left_out` counts the others by reason. `traffic` has the mix of all requests that routing decided, by router.
+    """Sums over a frame. `requests` counts the requests that were used, by category and option; `left_out` counts the
+    others by reason.
 
-    A request of a recipe counts for the recipe's arm, and for each member of the first step: the members of later steps
-    get selected requests only.
+    A request of a recipe counts for the recipe's option, and for each member of the first step: the members of later
+    steps get selected requests only.
     """
 
-    def __init__(self, categories: Sequence[str]) -> None:
-        self.categories = tuple(categories)
-        self.left_out: Counter[str] = Counter()
-        self.requests: Counter[tuple[str, str]] = Counter()
-        self.traffic = TrafficMix(categories)
-        self._row = {name: row for row, name in enumerate(categories)}
-        self._sums: dict[str, list[float]] = {}
-        """By arm: count, sum and sum of squares, flat from shape (n_measures, n_categories, 3); a list, because numpy
-        takes five times as long to change one element."""
+    categories: tuple[str, ...]
+    requests: Counter[tuple[str, str]]
+    left_out: Mapping[str, int]
+    sums: Mapping[str, Array]
+    """By option: count, sum and sum of squares, shape (n_measures, n_categories, 3)."""
+    frame: LogFrame
 
     @classmethod
-    def of(cls, pages: Iterable[Sequence[RoutingRecord]], categories: Sequence[str]) -> LoggedUses:
-        """Sum all pages."""
-        found = cls(categories)
-        for page in pages:
-            for record in page:
-                found.add(record)
-        return found
+    def of(cls, frame: LogFrame, categories: Sequence[str]) -> LoggedUses:
+        """Sum a frame."""
+        table = frame.table
+        problems = (
+            indices(table["outcome"], ("ok",)) < 0,
+            numbers(table["attempts"]) == 0,
+            indices(table["api"], ("embeddings",)) >= 0,
+            indices(table["api"], sorted(TEXT_APIS)) < 0,
+            indices(table["category"], categories) < 0,
+        )
+        problem = np.select(problems, np.arange(len(LEFT_OUT)), -1)
+        used = table.filter(problem < 0)
+        names, category, values = _observations(used, categories)
+        options = names.dictionary_encode()
+        codes, size = options.indices.to_numpy(), len(categories)
+        sums = np.zeros((len(options.dictionary), len(_MEASURES), size, 3))
+        for number, column in enumerate(values):
+            known = np.isfinite(column)
+            cell, value = (codes * size + category)[known], column[known]
+            for place, weights in enumerate((None, value, value * value)):
+                counted = np.bincount(cell, weights=weights, minlength=len(sums) * size)
+                sums[:, number, :, place] = counted.reshape(-1, size)
+        answered = zip(used["category"].to_pylist(), used["expert"].to_pylist(), strict=True)
+        return cls(
+            tuple(categories),
+            requests=Counter(answered),
+            left_out={name: int(n) for number, name in enumerate(LEFT_OUT) if (n := (problem == number).sum())},
+            sums=dict(zip(options.dictionary.to_pylist(), sums, strict=True)),
+            frame=frame,
+        )
 
-    def add(self, record: RoutingRecord) -> None:
-        """Add a record, or count it under `left_out`."""
-        if record.reason not in ("", "pinned", "rule", "cached") and not record.purpose:
-            self.traffic.add(record.router, record.probabilities)
-        if reason := unusable(record, self._row):
-            self.left_out[reason] += 1
-            return
-        if record.expert not in self._sums and len(self._sums) >= MAX_ARMS:
-            self.left_out["of further names"] += 1
-            return
-        self.requests[record.category, record.expert] += 1
-        for arm, values in _observations(record):
-            self._add(arm, self._row[record.category], values)
+    def table(self, measure: str, options: Sequence[str]) -> ScoreTable:
+        """Return mean, variance and count of a measure by category and option; those without requests have count 0."""
+        nothing = np.zeros((len(_MEASURES), len(self.categories), 3))
+        sums = np.stack([self.sums.get(name, nothing)[_MEASURES.index(measure)] for name in options], axis=1)
+        return ScoreTable.of_sums(self.categories, options, *np.moveaxis(sums, -1, 0))
 
-    def _add(self, arm: str, row: int, values: Values) -> None:
-        if (sums := self._sums.get(arm)) is None:
-            if len(self._sums) >= MAX_ARMS:
-                return
-            sums = self._sums[arm] = [0.0] * (len(_MEASURES) * len(self.categories) * 3)
-        for measure, value in values.items():
-            if value is not None:
-                cell = (_NUMBER[measure] * len(self.categories) + row) * 3
-                sums[cell] += 1.0
-                sums[cell + 1] += value
-                sums[cell + 2] += value * value
-
-    def table(self, measure: str, arms: Sequence[str]) -> ScoreTable:
-        """Return mean, variance and count of a measure by category and arm; arms without records have count 0."""
-        number = _MEASURES.index(measure)
-        size = len(self.categories) * 3
-        nothing = [0.0] * size
-        flat = [self._sums[arm][number * size :][:size] if arm in self._sums else nothing for arm in arms]
-        sums = np.array(flat).reshape(len(arms), len(self.categories), 3)
-        return ScoreTable.of_sums(self.categories, arms, *np.moveaxis(sums.swapaxes(0, 1), -1, 0))
-
-    def tables(self, arms: Sequence[str]) -> dict[str, ScoreTable]:
+    def tables(self, options: Sequence[str]) -> dict[str, ScoreTable]:
         """Return the tables of LOGGED_MEASURES."""
-        return {measure: self.table(measure, arms) for measure in LOGGED_MEASURES}
+        return {measure: self.table(measure, options) for measure in LOGGED_MEASURES}
 
-
-class TrafficMix:
-    """Posteriors of requests by the router that gave them; the MAX_ROUTERS latest ones are kept.
-
-    Gateways may use different routers at a time, and their records alternate in the log.
-    """
-
-    def __init__(self, categories: Sequence[str]) -> None:
-        self._categories = dict.fromkeys(categories).keys()
-        self._by_router: dict[str, _RouterMix] = {}
-
-    def add(self, router: str, probabilities: Mapping[str, float]) -> None:
-        """Add one request; those over other categories than the declared ones do not count."""
-        if probabilities.keys() != self._categories:
-            return
-        mix = self._by_router.pop(router, None) or _RouterMix(tuple(self._categories))
-        self._by_router[router] = mix  # the latest is the last one
-        if len(self._by_router) > MAX_ROUTERS:
-            del self._by_router[next(iter(self._by_router))]
-        mix.add(probabilities)
-
-    def over(self, categories: Sequence[str], *, router: str) -> tuple[Array, Array] | None:
-        """Return the weight of each category, shape (n_categories,), and the sampled posteriors, (n_requests,
-        n_categories), of this router; None if it has too few requests, or a category has none."""
-        mix = self._by_router.get(router)
-        return None if mix is None else mix.over(categories)
-
-
-class _RouterMix:
-    """The sum of the posteriors of one router, and a uniform sample of them (reservoir sampling)."""
-
-    def __init__(self, categories: Sequence[str]) -> None:
-        self._total = dict.fromkeys(categories, 0.0)
-        self._sample: list[Mapping[str, float]] = []
-        self._count = 0
-        self._random = random.Random(0)  # noqa: S311  (a sample, no secret)
-
-    def add(self, probabilities: Mapping[str, float]) -> None:
-        for name, probability in probabilities.items():
-            self._total[name] += probability
-        if self._count < MAX_SAMPLED_POSTERIORS:
-            self._sample.append(probabilities)
-        elif (place := self._random.randrange(self._count + 1)) < MAX_SAMPLED_POSTERIORS:
-            self._sample[place] = probabilities
-        self._count += 1
-
-    def over(self, categories: Sequence[str]) -> tuple[Array, Array] | None:
-        total = np.array([self._total[name] for name in categories])
-        if self._count < MIN_TRAFFIC_REQUESTS or not (total > 0).all():
+    def mix(self, categories: Sequence[str], *, router: str) -> tuple[Array, Array] | None:
+        """Return the weight of each category, shape (m,), and a sample of posteriors, (n_requests, m), of the requests
+        that this router decided over the declared categories; None if they are too few, or a category has none."""
+        table = self.frame.table
+        decided = indices(table["reason"], ("", "pinned", "rule", "cached")) < 0
+        table = table.filter(decided & (indices(table["router"], (router,)) >= 0))
+        maps = table["probabilities"].combine_chunks()
+        known = np.append(0, np.cumsum(indices(maps.keys, self.categories) >= 0))
+        of_declared = np.diff(known[maps.offsets.to_numpy()]) == len(self.categories)
+        table = table.filter(of_declared & (np.diff(maps.offsets) == len(self.categories)))
+        columns = [self.categories.index(name) for name in categories]
+        found = posteriors(table, self.categories)[:, columns]
+        if len(found) < MIN_TRAFFIC_REQUESTS or not (found.sum(axis=0) > 0).all():
             return None
-        return total, np.array([[one[name] for name in categories] for one in self._sample])
+        sample = np.random.default_rng(0).permutation(len(found))[:MAX_SAMPLED_POSTERIORS]
+        return found.sum(axis=0), found[np.sort(sample)]
 
 
-def unusable(record: RoutingRecord, categories: Mapping[str, int]) -> str:
-    """Return why a record does not show what an answer uses; empty if it does."""
-    if record.purpose:
-        return "requests of CoE's own commands"
-    if record.outcome != "ok":
-        return "failed or aborted"
-    if not record.attempts:
-        return "answered without a call"
-    if record.api not in TEXT_APIS:
-        return "embeddings" if record.api == "embeddings" else "not answered with text"
-    return "" if record.category in categories else "of a category that is not planned"
+def _observations(table: Any, categories: Sequence[str]) -> tuple[Any, NDArray[np.int64], Array]:
+    """The option, category and measures of each request and of each call in a recipe's first step: arrays of n names, n
+    indices, and shape (n_measures, n), NaN where a measure is unknown.
 
+    Times include those of calls that failed before, so only requests with a single attempt have them, and tokens those
+    of a recipe that failed before.
+    """
+    import pyarrow
 
-def _observations(record: RoutingRecord) -> Iterator[tuple[str, Values]]:
-    """Yield the arms that a record shows, with their measures. Times include those of calls that failed before, so
-    only requests with a single attempt have them, and tokens those of a recipe that failed before."""
-    single = record.attempts == 1
-    after_recipe = bool(record.steps and record.fallback_from)
-    known = record.input_tokens is not None and record.output_tokens is not None and not after_recipe
-    yield (
-        record.expert,
-        {
-            "input_tokens": record.input_tokens if known else None,
-            "output_tokens": record.output_tokens if known else None,
-            "cached_tokens": (record.cached_tokens or 0) if known else None,
-            "first_token_ms": record.first_token_ms if single and record.stream else None,
-            "latency_ms": record.total_ms if single else None,
-            BILLED: None if after_recipe else record.cost,
-        },
-    )
-    for call in record.steps:
-        if call.step == 0 and call.outcome in _COMPLETE and call.input_tokens is not None:
-            yield call.expert, _call_values(call)
-
-
-def _call_values(call: RecipeCall) -> Values:
-    known = call.output_tokens is not None
-    return {
-        "input_tokens": call.input_tokens if known else None,
-        "output_tokens": call.output_tokens,
-        "cached_tokens": (call.cached_tokens or 0) if known else None,
-        "latency_ms": call.ms,
+    steps = table["steps"].combine_chunks()
+    request, calls = np.repeat(np.arange(len(table)), np.diff(steps.offsets)), steps.values
+    after_recipe = (np.diff(steps.offsets) > 0) & (indices(table["fallback_from"], ("",)) < 0)
+    single, stream = numbers(table["attempts"]) == 1, numbers(table["stream"]) > 0
+    given, written = numbers(table["input_tokens"]), numbers(table["output_tokens"])
+    known = np.isfinite(given) & np.isfinite(written) & ~after_recipe
+    whole = {
+        "input_tokens": np.where(known, given, np.nan),
+        "output_tokens": np.where(known, written, np.nan),
+        "cached_tokens": np.where(known, np.nan_to_num(numbers(table["cached_tokens"])), np.nan),
+        "first_token_ms": np.where(single & stream, numbers(table["first_token_ms"]), np.nan),
+        "latency_ms": np.where(single, numbers(table["total_ms"]), np.nan),
+        BILLED: np.where(after_recipe, np.nan, numbers(table["cost"])),
     }
+    call = {name: numbers(calls.field(name)) for name in ("step", "input_tokens", "output_tokens", "ms")}
+    counted = (call["step"] == 0) & np.isfinite(call["input_tokens"])
+    counted &= indices(calls.field("outcome"), _COMPLETE) >= 0
+    known = np.isfinite(call["output_tokens"])
+    nothing = np.full(len(request), np.nan)
+    members = {
+        "input_tokens": np.where(known, call["input_tokens"], np.nan),
+        "output_tokens": call["output_tokens"],
+        "cached_tokens": np.where(known, np.nan_to_num(numbers(calls.field("cached_tokens"))), np.nan),
+        "latency_ms": call["ms"],
+    }
+    names = (table["expert"].cast("string").combine_chunks(), calls.field("expert").cast("string").filter(counted))
+    category = indices(table["category"], categories)
+    values = [np.append(whole[name], members.get(name, nothing)[counted]) for name in _MEASURES]
+    return pyarrow.concat_arrays(names), np.append(category, category[request[counted]]), np.stack(values)
 
 
 def uses_report(plan: Plan, logged: LoggedUses | None) -> dict[str, Any]:

@@ -6,7 +6,6 @@ propensity is known. They come with t-intervals that stay honest on small sample
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -34,7 +33,6 @@ class Estimate:
     `warning` is empty where both are sound.
     """
 
-    method: str
     value: float
     error: float
     degrees: float
@@ -102,17 +100,16 @@ def _cross_fitted(usable: Experience) -> Array:
     return modelled
 
 
-def estimates(log: BanditLog, policy: Array) -> Mapping[str, Estimate]:
-    """Estimates `ips`, `snips` and `dr` of the mean reward of `policy`, probabilities of shape (n, k).
+def policy_value(log: BanditLog, policy: Array) -> Estimate:
+    """Doubly robust estimate (Dudik, Langford and Li 2011) of the mean reward of `policy`, probabilities of shape
+    (n, k).
 
-    Inverse propensity scores (Horvitz and Thompson 1952), self-normalized (Swaminathan and Joachims 2015), and doubly
-    robust (Dudik, Langford and Li 2011). Values and intervals are clipped to [0, 1]; choices that the log could not
-    have made may have any reward in it.
+    Values and intervals are clipped to [0, 1]; choices that the log could not have made may have any reward in it.
     """
-    weighted = _WeightedPolicy.of(log, policy)
-    earned = weighted.weight * log.reward
-    ips = _t_interval("ips", float(earned.mean()), float(earned.var(ddof=1)) / len(earned), weighted)
-    return {"ips": ips, "snips": _self_normalized(weighted), "dr": _doubly_robust(weighted)}
+    found = _doubly_robust(log, policy, changed=1.0 - float(log.of_chosen(policy).mean()), choices=policy)
+    within = min(max(found.value, 0.0), 1.0)
+    low, high = found.low - found.unsupported * within, found.high + found.unsupported * (1.0 - within)
+    return replace(found, value=within, low=max(low, 0.0), high=min(high, 1.0))
 
 
 def policy_difference(log: BanditLog, candidate: Array, current: Array) -> Estimate:
@@ -124,93 +121,46 @@ def policy_difference(log: BanditLog, candidate: Array, current: Array) -> Estim
     """
     present = (current * log.modelled).sum(axis=1, keepdims=True)
     modelled = np.where(log.supported, log.modelled, np.minimum(log.modelled, present))
-    return _doubly_robust(_WeightedPolicy.of(replace(log, modelled=modelled), candidate, less=current))
+    change = candidate - current
+    changed = float(np.abs(change).sum(axis=1).mean() / 2)
+    return _doubly_robust(replace(log, modelled=modelled), change, changed=changed, choices=candidate)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _WeightedPolicy:
-    """A policy, or a difference of two, weighted against the log.
-
-    `weight` (n,) are importance weights. `changed` is the share of traffic treated differently from the log (or from
-    the other policy), and `unsupported` the share of choices that the log could not have made.
-    """
-
-    log: BanditLog
-    policy: Array
-    weight: Array
-    changed: float
-    unsupported: float
-    is_difference: bool
-
-    @classmethod
-    def of(cls, log: BanditLog, policy: Array, *, less: Array | None = None) -> _WeightedPolicy:
-        unsupported = float((policy * ~log.supported).sum(axis=1).mean())
-        changed = 1.0 - float(log.of_chosen(policy).mean())
-        if less is not None:
-            policy = policy - less
-            changed = float(np.abs(policy).sum(axis=1).mean() / 2)
-        return cls(log, policy, log.of_chosen(policy) / log.propensity, changed, unsupported, less is not None)
-
-
-def _self_normalized(weighted: _WeightedPolicy) -> Estimate:
-    reward = weighted.log.reward
-    share = weighted.weight / max(float(weighted.weight.sum()), 1e-12)
-    value = float(share @ reward)
-    bounded = np.minimum(share, 0.5)  # HC3 leaves each request out; one with all the weight has no other
-    measured = float(((share * (reward - value) / (1.0 - bounded)) ** 2).sum())
-    return _t_interval("snips", value, max(measured, float((share**2).sum()) * value * (1.0 - value)), weighted)
-
-
-def _doubly_robust(weighted: _WeightedPolicy) -> Estimate:
-    log, weight = weighted.log, weighted.weight
-    expected, modelled = (weighted.policy * log.modelled).sum(axis=1), log.of_chosen(log.modelled)
-    residual = weight * (log.reward - modelled)
-    possible = weight**2 * modelled * (1.0 - modelled)  # no reward in [0, 1] with this mean varies more
-    noise = max(float((residual**2).mean()), float(possible.mean()))
-    variance = (float(expected.var(ddof=1)) + noise) / len(log)
-    return _t_interval("dr", float((expected + residual).mean()), variance, weighted)
-
-
-def _t_interval(method: str, value: float, variance: float, weighted: _WeightedPolicy) -> Estimate:
-    """A t-interval that does not rely on a small sample's own variance.
+def _doubly_robust(log: BanditLog, policy: Array, *, changed: float, choices: Array) -> Estimate:
+    """Estimate the mean reward of a policy, or of a difference of two, with a t-interval that does not rely on a small
+    sample's own variance.
 
     A few heavy weights determine the variance, so a log without them has too small a variance. Therefore the variance
-    is at least that of 0-or-1 rewards (above). One request of the heaviest weight that the log could hold is added, in
-    proportion to the changed traffic. The degrees of freedom are those of the weights' kurtosis, 2 n / (kurtosis - 1),
-    the precision of a variance. Coverage against plain normal intervals: docs/experiments/learning.md.
+    is at least that of 0-or-1 rewards. One request of the heaviest weight that the log could hold is added, in
+    proportion to the share of traffic that is `changed`. The degrees of freedom are those of the weights' kurtosis,
+    2 n / (kurtosis - 1), the precision of a variance. Coverage against plain normal intervals:
+    docs/experiments/learning.md. `choices` is the policy whose unsupported share counts.
     """
     from scipy.stats import t
 
-    log, weight = weighted.log, weighted.weight
+    count, weight = len(log), log.of_chosen(policy) / log.propensity
+    expected, modelled = (policy * log.modelled).sum(axis=1), log.of_chosen(log.modelled)
+    residual = weight * (log.reward - modelled)
+    possible = weight**2 * modelled * (1.0 - modelled)  # no reward in [0, 1] with this mean varies more
+    noise = max(float((residual**2).mean()), float(possible.mean()))
     heaviest = 1.0 / float(log.propensity.min())
-    error = float(np.sqrt(variance + weighted.changed * (heaviest / len(log)) ** 2 / 4))
-    degrees = _degrees_of_freedom(np.append(weight, heaviest))
+    variance = (float(expected.var(ddof=1)) + noise) / count + changed * (heaviest / count) ** 2 / 4
+    value, error = float((expected + residual).mean()), float(np.sqrt(variance))
+    centred = np.append(weight, heaviest)
+    centred = centred - centred.mean()
+    spread = float((centred**2).mean())
+    kurtosis = float((centred**4).mean()) / spread**2 if spread else 1.0
+    degrees = float(np.clip(2 * (count + 1) / max(kurtosis - 1.0, 1e-9), 1.0, 1e9))
     half = float(t.ppf(0.975, degrees)) * error
-    low, high = value - half, value + half
-    if not weighted.is_difference:
-        within = min(max(value, 0.0), 1.0)
-        low, high = low - weighted.unsupported * within, high + weighted.unsupported * (1.0 - within)
-        value, low, high = within, max(low, 0.0), min(high, 1.0)
-    square = float((weight**2).sum())
+    square, unsupported = float((weight**2).sum()), float((choices * ~log.supported).sum(axis=1).mean())
     effective = float(np.abs(weight).sum()) ** 2 / square if square else 0.0
-    warning = _warning(effective, weighted)
-    return Estimate(method, value, error, degrees, low, high, effective, weighted.unsupported, warning)
-
-
-def _degrees_of_freedom(weight: Array) -> float:
-    centred = weight - weight.mean()
-    square = float((centred**2).mean())
-    kurtosis = float((centred**4).mean()) / square**2 if square else 1.0
-    return float(np.clip(2 * len(weight) / max(kurtosis - 1.0, 1e-9), 1.0, 1e9))
-
-
-def _warning(effective: float, weighted: _WeightedPolicy) -> str:
-    found = []
-    if weighted.changed > 0 and effective < MIN_EFFECTIVE_REQUESTS:
-        found.append(f"it rests on about {effective:.0f} requests")
-    if weighted.unsupported > MAX_UNSUPPORTED_SHARE:
-        found.append(f"{weighted.unsupported:.0%} of its choices could not have been made in the log")
-    return f"thin support: {'; '.join(found)}; explore more or wait" if found else ""
+    thin = []
+    if changed > 0 and effective < MIN_EFFECTIVE_REQUESTS:
+        thin.append(f"it rests on about {effective:.0f} requests")
+    if unsupported > MAX_UNSUPPORTED_SHARE:
+        thin.append(f"{unsupported:.0%} of its choices could not have been made in the log")
+    warning = f"thin support: {'; '.join(thin)}; explore more or wait" if thin else ""
+    return Estimate(value, error, degrees, value - half, value + half, effective, unsupported, warning)
 
 
 def utility(experience: Experience, assignment: Assignment) -> Array:

@@ -32,10 +32,10 @@ from coe.learning.off_policy import (
     FOLDS,
     BanditLog,
     Estimate,
-    estimates,
     exploration_policy,
     fold_indices,
     greedy_policy,
+    policy_value,
 )
 from coe.learning.opening import explored_moves
 from coe.learning.promotion import (
@@ -147,13 +147,13 @@ class JudgedPlan:
     `candidate` is the assignment with the accepted moves, or with all proposed ones where none is accepted. `tested` is
     False where too few ratings are new for a test. `rated` counts the ratings of the current assignment's own requests,
     the latest of which came at `rated_until` (Unix seconds). `estimates` has the off-policy estimates of both
-    assignments by method; it is empty where the current assignment has too few requests.
+    assignments; it is empty where the current assignment has too few requests.
     """
 
     candidate: Assignment
     refit: Refit
     judgement: Judgement
-    estimates: Mapping[str, Mapping[str, Estimate]]
+    estimates: Mapping[str, Estimate]
     moves: tuple[Move, ...]
     tested: bool
     rated: int
@@ -185,8 +185,11 @@ def judge_plan(
     fitted, present = fit(experience), current.charged(current.assignment)
     trusted = experience.part(experience.usable_off_policy & (trust_of(experience, tenants) == 1.0))
     served = served_requests(trusted, current, fit, all_shown=probes is not None)
-    rows = proposed_rows(present, fitted.quality, shown=_shown(present, served, probes), loss=current.loss)
-    is_due = probes is not None or served is None or _is_test_due(served, current)
+    is_due, shown = True, np.full(present.quality.shape, probes is not None)
+    if probes is None and served is not None:  # a test needs enough new ratings since the last one, or a shorter log
+        new = int((served.experience.time > current.tested_at).sum())
+        is_due, shown = new >= (RATINGS_GROWTH - 1.0) * min(current.tested, len(served.log)), served.shown
+    rows = proposed_rows(present, fitted.quality, shown=shown, loss=current.loss)
     level = significance_level(current.rounds + 1) if is_due else 0.0
     moves, rows = _judge_moves(experience, current, fitted, rows, served=served, probes=probes, base=base, level=level)
     builder = PlanBuilder(current, rows, solve_plan, fitted.table)
@@ -194,7 +197,15 @@ def judge_plan(
     accepted = _indices(present, moves, ("better", "explored"))
     judged = _indices(present, moves, ("better",)) if accepted else moved_categories(present, rows)
     candidate = builder.solved(accepted or judged) if accepted or judged else current.assignment
-    evidence, found = _evidence(current, candidate, judged, served=served, probes=probes, guarded=guarded)
+    evidence, found = list[Evidence](), dict[str, Estimate]()
+    if probes is not None:
+        old, new_scores = (probes.policy_scores(current.charged(one)) for one in (current.assignment, candidate))
+        evidence.append(held_out_evidence(old, new_scores, probes.categories, guarded=guarded))
+    if served is not None:
+        policy = served.policy(current.charged(candidate), judged)
+        likeliest = tuple(served.experience.categories[row] for row in served.experience.posterior.argmax(axis=1))
+        evidence.append(logged_evidence(served.log, served.old, policy, likeliest, guarded=guarded))
+        found = {"current": policy_value(served.log, served.old), "candidate": policy_value(served.log, policy)}
     judgement = _judgement(moves, evidence, round_=current.rounds + 1, is_due=is_due)
     rated, rated_until = (len(served.log), float(served.experience.time.max())) if served else (0, 0.0)
     return JudgedPlan(candidate, fitted, judgement, found, moves, is_due, rated, rated_until)
@@ -210,13 +221,6 @@ def with_residual_alone(judged: JudgedPlan, current: CurrentPlan, *, solve_plan:
     judgement = replace(judged.judgement, reason="better", sentence=f"promoted: {gain}")
     kept = tuple(move for move in judged.moves if not move.accepted)
     return replace(judged, candidate=candidate, judgement=judgement, moves=kept)
-
-
-def _shown(present: Assignment, served: Served | None, probes: HeldOutProbes | None) -> NDArray[np.bool_]:
-    """The cells (m, k) that any evidence can show: all with probes, else those that the log shows."""
-    if probes is None and served is not None:
-        return served.shown
-    return np.full(present.quality.shape, probes is not None)
 
 
 def _judge_moves(
@@ -249,34 +253,6 @@ def _judge_moves(
     )
     replaced = {move.category for move in opened}
     return (*(move for move in moves if move.category not in replaced), *opened), rows
-
-
-def _evidence(
-    current: CurrentPlan,
-    candidate: Assignment,
-    judged: Collection[int],
-    *,
-    served: Served | None,
-    probes: HeldOutProbes | None,
-    guarded: Sequence[str],
-) -> tuple[list[Evidence], dict[str, Mapping[str, Estimate]]]:
-    """The evidence about the candidate by source, and the off-policy estimates of both assignments."""
-    evidence, found = [], {}
-    if probes is not None:
-        old, new = (probes.policy_scores(current.charged(one)) for one in (current.assignment, candidate))
-        evidence.append(held_out_evidence(old, new, probes.categories, guarded=guarded))
-    if served is not None:
-        policy = served.policy(current.charged(candidate), judged)
-        likeliest = tuple(served.experience.categories[row] for row in served.experience.posterior.argmax(axis=1))
-        evidence.append(logged_evidence(served.log, served.old, policy, likeliest, guarded=guarded))
-        found = {"current": estimates(served.log, served.old), "candidate": estimates(served.log, policy)}
-    return evidence, found
-
-
-def _is_test_due(served: Served, current: CurrentPlan) -> bool:
-    """Checks that enough ratings are new since the last test, or since a shorter log."""
-    new = int((served.experience.time > current.tested_at).sum())
-    return new >= (RATINGS_GROWTH - 1.0) * min(current.tested, len(served.log))
 
 
 def _indices(assignment: Assignment, moves: Sequence[Move], verdicts: Collection[str]) -> tuple[int, ...]:
@@ -324,11 +300,7 @@ def _judgement(moves: Sequence[Move], evidence: Sequence[Evidence], *, round_: i
     if other := [move for move in moves if move.verdict in ("worse elsewhere", "breaks the budget")]:
         reason: Reason = "worse elsewhere" if other[0].verdict == "worse elsewhere" else "breaks the budget"
         return verdict(reason, f"kept: {other[0].sentence}")
-    return verdict("not better", f"kept: {_closest(moves)}")
-
-
-def _closest(moves: Sequence[Move]) -> str:
-    judged = [move for move in moves if move.contrasts]
-    if not judged:
-        return "no category would go to another expert"
-    return f"no move is shown to be better; the closest is {min(judged, key=smallest_p).sentence}"
+    if not (judged := [move for move in moves if move.contrasts]):
+        return verdict("not better", "kept: no category would go to another expert")
+    closest = min(judged, key=smallest_p).sentence
+    return verdict("not better", f"kept: no move is shown to be better; the closest is {closest}")

@@ -7,24 +7,23 @@ this; files are written in one step and read in pages.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar, get_args, get_type_hints
+from typing import Any, cast
 
 import orjson
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from coe.errors import DataError, InvalidRequest
-from coe.learning.experience import RATING_KINDS, precedence
-from coe.learning.experience_loader import request_hash
+from coe.learning.log_frame import RATING, Row, frame_schema, to_table
 from coe.measuring.tables import numbered_rows
 from coe.records import open_log_and_feedback
 from coe.records.codec import RECORD, is_newer
-from coe.records.feedback import MAX_NAME_CHARACTERS, Feedback
-from coe.records.record import CONFIG, DAY, RecipeCall, RoutingRecord
+from coe.records.feedback import MAX_NAME_CHARACTERS, Feedback, FeedbackKind
+from coe.records.record import DAY
 from coe.registry.sections import LogSpec
 
 SUFFIXES = (".jsonl", ".parquet")
@@ -34,64 +33,10 @@ IMPORT_PAGE_SIZE = 2_000
 """Rows in memory during an import."""
 
 
-@dataclass(frozen=True, slots=True)
-class Rating:
-    """The feedback on a request that learning uses: the rating and the corrected category."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = CONFIG
-
-    feedback_kind: str | None = None
-    """Kind of the rating: score, thumb or preferred."""
-    feedback_value: float | None = None
-    """Score from 0 to 1, or thumb: 1 up, -1 down."""
-    feedback_preferred: str | None = None
-    """Expert that should have answered."""
-    feedback_category: str | None = None
-    """Category that the request belongs to."""
-    feedback_time: float | None = None
-    """Unix time in seconds of the latest of both."""
-
-
-RATING = TypeAdapter(Rating)
 MAPS = ("probabilities", "router_probabilities")
 """Fields that parquet has as lists of pairs."""
 REDACTED: dict[str, Any] = {"digest": "", "prompt": None, "left_out": (), "embedding": None}
 """Values in place of the fields that hold or reveal the user's text."""
-
-Row = tuple[RoutingRecord, Rating]
-
-
-class RatingIndex:
-    """The feedback that learning uses by request: the most reliable and then latest rating, and the latest correction.
-
-    Takes some 300 bytes a request.
-    """
-
-    def __init__(self, events: Iterable[Feedback]) -> None:
-        self._ratings: dict[int, Feedback] = {}
-        self._corrections: dict[int, Feedback] = {}
-        for event in events:
-            if event.kind in (*RATING_KINDS, "category"):
-                known = self._corrections if event.kind == "category" else self._ratings
-                key = _request_key(event.request_id, event.tenant)
-                known[key] = max(known.get(key, event), event, key=precedence)
-
-    def of(self, record: RoutingRecord) -> Rating:
-        """The feedback on that request by its own tenant; its fields are None where there is none."""
-        key = _request_key(record.request_id, record.tenant)
-        rating, corrected = self._ratings.get(key), self._corrections.get(key)
-        value = rating.value if rating else None
-        return Rating(
-            feedback_kind=rating.kind if rating else None,
-            feedback_value=float(value) if isinstance(value, int | float) else None,
-            feedback_preferred=value if isinstance(value, str) else None,
-            feedback_category=str(corrected.value) if corrected else None,
-            feedback_time=max((one.time for one in (rating, corrected) if one), default=None),
-        )
-
-
-def _request_key(request_id: str, tenant: str | None) -> int:
-    return request_hash(f"{tenant or ''}\0{request_id}")
 
 
 async def import_rows(file: Path, declared: LogSpec, *, base: Path) -> tuple[int, int]:
@@ -120,9 +65,19 @@ def write_rows(path: Path, rows: Iterable[Row], *, redact: bool = False) -> int:
 
     An error or an interruption leaves no partial file. Raises DataError where the file cannot be written.
     """
-    write = _write_parquet if path.suffix == ".parquet" else _write_jsonl
-    with _draft(path) as draft:
-        return write(draft, ((replace(record, **REDACTED), rating) for record, rating in rows) if redact else rows)
+    if redact:
+        rows = ((replace(record, **REDACTED), rating) for record, rating in rows)
+    path = path.resolve()  # a link stays a link
+    draft = path.with_name(f".{path.name}.draft")  # the next run overwrites the draft of a killed one
+    try:
+        count = _write_parquet(draft, rows) if path.suffix == ".parquet" else _write_jsonl(draft, rows)
+        draft.replace(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error}); check its folder and the free disk space") from error
+    finally:
+        with suppress(OSError):
+            draft.unlink()
+    return count
 
 
 def read_rows(path: Path) -> Iterator[Row]:
@@ -151,30 +106,15 @@ def _problem(error: ValidationError) -> str:
 def events_of(row: Row) -> Iterator[Feedback]:
     """The row's feedback, as events with stable ids, so that a repeated import adds nothing. Raises DataError."""
     record, rating = row
-    values: dict[Any, Any] = {"category": rating.feedback_category}
-    if (kind := rating.feedback_kind) is not None:
-        values[kind] = rating.feedback_preferred if kind == "preferred" else rating.feedback_value
-    for kind, value in values.items():
-        if value is not None:
+    rated = rating.feedback_preferred if rating.feedback_kind == "preferred" else rating.feedback_value
+    corrected = rating.feedback_category
+    for kind, value in ((rating.feedback_kind, rated), ("category" if corrected is not None else None, corrected)):
+        if kind is not None:
             event_id, when = f"{record.request_id}:{kind}"[:MAX_NAME_CHARACTERS], rating.feedback_time or 0.0
             try:
-                yield Feedback(event_id, record.request_id, when, kind, value, record.tenant)
+                yield Feedback(event_id, record.request_id, when, cast("FeedbackKind", kind), value, record.tenant)
             except InvalidRequest as error:
                 raise DataError(f"request {record.request_id}: not feedback of an export ({error})") from error
-
-
-@contextmanager
-def _draft(path: Path) -> Iterator[Path]:
-    path = path.resolve()  # a link stays a link
-    draft = path.with_name(f".{path.name}.draft")  # the next run overwrites the draft of a killed one
-    try:
-        yield draft
-        draft.replace(path)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error}); check its folder and the free disk space") from error
-    finally:
-        with suppress(OSError):
-            draft.unlink()
 
 
 def _write_jsonl(path: Path, rows: Iterable[Row]) -> int:
@@ -189,44 +129,11 @@ def _write_jsonl(path: Path, rows: Iterable[Row]) -> int:
 
 
 def _write_parquet(path: Path, rows: Iterable[Row]) -> int:
-    from pyarrow import Table, parquet
+    from pyarrow import parquet
 
-    schema, rows, count = _parquet_schema(), iter(rows), 0
+    schema, rows, count = frame_schema(), iter(rows), 0
     with parquet.ParquetWriter(path, schema, compression="zstd") as writer:
         while group := list(islice(rows, ROW_GROUP_SIZE)):
-            writer.write_table(Table.from_pylist([_parquet_row(row) for row in group], schema=schema))
+            writer.write_table(to_table(group, schema))
             count += len(group)
     return count
-
-
-def _parquet_row(row: Row) -> dict[str, Any]:
-    values: dict[str, Any] = RECORD.adapter.dump_python(row[0], warnings=False) | asdict(row[1])
-    return values | {name: list(values[name].items()) for name in MAPS if values[name] is not None}
-
-
-def _parquet_schema() -> Any:
-    import pyarrow
-
-    text, number = pyarrow.string(), pyarrow.float64()
-    types: dict[Any, Any] = {
-        str: text,
-        bool: pyarrow.bool_(),
-        int: pyarrow.int64(),
-        float: number,
-        bytes: pyarrow.binary(),
-        tuple[str, ...]: pyarrow.list_(text),
-        tuple[float, ...]: pyarrow.list_(number),
-        tuple[float, float]: pyarrow.list_(number),
-        Mapping[str, float]: pyarrow.map_(text, number),
-    }
-
-    def columns(declared: type) -> list[tuple[str, Any]]:
-        hints = get_type_hints(declared)
-        plain = {
-            field.name: next(one for one in (hints[field.name], *get_args(hints[field.name])) if one in types)
-            for field in fields(declared)
-        }
-        return [(name, types[hint]) for name, hint in plain.items()]
-
-    types[tuple[RecipeCall, ...]] = pyarrow.list_(pyarrow.struct(columns(RecipeCall)))
-    return pyarrow.schema([*columns(RoutingRecord), *columns(Rating)])

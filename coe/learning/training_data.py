@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +16,6 @@ from coe.terminal import print_error
 if TYPE_CHECKING:
     from routers.encoders import TaskRunner
 
-MAX_NOTES = 20
-"""Lines of a file of prompts that are named."""
-
 MIN_PROMPTS = 2
 """Prompts that training needs of each category."""
 
@@ -30,7 +26,7 @@ def training_pairs(
     """(prompt, category) pairs of the declared categories: a file's or the shipped ones, extra and declared examples.
 
     The file is `data`, or router.training_data relative to `base`. The extra ones are those of the file `extra` and of
-    router.extra_training_data; a note names each that is left out. Raises DataError for a category in a file that
+    router.extra_training_data. Raises DataError for a category in a file that
     experts.yaml does not declare, and ConfigError for a category with too few prompts.
     """
     pairs = _pairs(registry, base=base, data=data, extra=extra)
@@ -73,71 +69,33 @@ def _pairs(registry: Registry, *, base: Path, data: Path | None, extra: Path | N
     declared = registry.router.extra_training_data
     for path in (base / declared if declared else None, extra):
         if path is not None:
-            added = add_prompts(pairs, path, categories=registry.category_names)
-            _print_notes(added.notes)
-            pairs = added.pairs
+            pairs = add_prompts(pairs, path, categories=registry.category_names)
     return pairs + [(example, category.name) for category in registry.categories for example in category.examples]
 
 
-@dataclass(frozen=True, slots=True)
-class AddedPrompts:
-    """A training set with the prompts of a further file, and a note for each line that changes more than that."""
-
-    pairs: list[tuple[str, str]]
-    notes: list[str]
-
-
-def add_prompts(pairs: Sequence[tuple[str, str]], path: Path, *, categories: Collection[str]) -> AddedPrompts:
-    """Add the prompts of a file to (prompt, category) pairs. Raises DataError.
+def add_prompts(pairs: Sequence[tuple[str, str]], path: Path, *, categories: Collection[str]) -> list[tuple[str, str]]:
+    """Add the prompts of a file to (prompt, category) pairs. Raises DataError for a category that is not declared.
 
     A prompt that is already in the pairs is not added again; if the file gives another category, that one replaces it.
-    Prompts with several categories within the file are left out.
+    Prompts with several categories within the file are left out, and their number is printed.
     """
     from routers.examples import normalize_prompt
 
-    rows = [(number, normalize_prompt(prompt), category) for number, prompt, category in numbered_prompts(path)]
-    unknown = [
-        f"{path}:{number}: category {name!r} is not declared" for number, _, name in rows if name not in categories
-    ]
-    if unknown:
-        raise DataError("\n".join([*unknown[:MAX_NOTES], "declare the category in experts.yaml, or correct the line"]))
-    before = {normalize_prompt(prompt): category for prompt, category in pairs}
-    lines: dict[str, dict[str, int]] = {}
-    for number, prompt, category in rows:
-        lines.setdefault(prompt, {}).setdefault(category, number)
-    notes = [
-        f"{path}:{number}: {note}"
-        for number, prompt, category in rows
-        if (note := _note(number, category, lines[prompt], before.get(prompt)) if prompt else "an empty prompt")
-    ]
-    added = {prompt: next(iter(found)) for prompt, found in lines.items() if prompt and len(found) == 1}
+    found: dict[str, set[str]] = {}
+    for number, prompt, category in numbered_prompts(path):
+        if category not in categories:
+            remedy = "declare it in experts.yaml, or correct the line"
+            raise DataError(f"{path}:{number}: category {category!r} is not declared; {remedy}")
+        if text := normalize_prompt(prompt):
+            found.setdefault(text, set()).add(category)
+    added = {prompt: next(iter(names)) for prompt, names in found.items() if len(names) == 1}
+    if several := len(found) - len(added):
+        print_error(f"note: {path}: {several} prompts have several categories and are left out")
     kept = [
         (prompt, category) for prompt, category in pairs if added.get(normalize_prompt(prompt), category) == category
     ]
-    new = {prompt: category for prompt, category in added.items() if before.get(prompt) != category}
-    return AddedPrompts([*kept, *new.items()], notes)
-
-
-def _note(number: int, category: str, lines: Mapping[str, int], before: str | None) -> str:
-    """Return the note for a line; empty for a new prompt. `lines` has the first line of each category of its prompt,
-    `before` is its category in the training set."""
-    first = min(lines.values())
-    if len(lines) > 1:  # the notes of the further lines name the first one
-        return "" if number == first else f"the prompt of line {first}, with {' and '.join(lines)}; it is left out"
-    if number != first:
-        return f"the same as line {first}"
-    if before is None:
-        return ""
-    return (
-        "in the training set already" if before == category else f"{category!r} replaces {before!r} of the training set"
-    )
-
-
-def _print_notes(notes: Sequence[str]) -> None:
-    for note in notes[:MAX_NOTES]:
-        print_error(f"note: {note}")
-    if len(notes) > MAX_NOTES:
-        print_error(f"note: and {len(notes) - MAX_NOTES} more lines like these")
+    before = {normalize_prompt(prompt): category for prompt, category in pairs}
+    return [*kept, *((prompt, category) for prompt, category in added.items() if before.get(prompt) != category)]
 
 
 def build_router(

@@ -102,46 +102,40 @@ def fit_gate(examples: GateExamples, *, seed: int = 0) -> Gate:
         raise DataError(f"a gate needs {MIN_QUESTIONS} questions or more that were answered with and without passages")
     if len(np.unique(delta[known] > 0)) < 2:
         raise DataError("passages always or never improved the answers: there is nothing for a gate to learn")
-    folds = _folds(len(examples), seed=seed)
     gate = Gate(
         categories=examples.categories,
         experts=examples.experts,
-        helps=_fit_odds(examples, np.where(known, np.maximum(delta, 0.0), np.nan), folds),
-        harms=_fit_odds(examples, np.where(known, np.maximum(-delta, 0.0), np.nan), folds),
+        helps=_fit_odds(examples, np.where(known, np.maximum(delta, 0.0), np.nan), seed),
+        harms=_fit_odds(examples, np.where(known, np.maximum(-delta, 0.0), np.nan), seed),
         measured=np.asarray(known.any(axis=0), dtype=np.float64),
-        shift=np.zeros((len(examples.categories), len(examples.experts))),
         spread=np.zeros(len(examples.experts)),
         cost=RetrievalCost(*(float(column_means(one, 0.0)) for one in (examples.tokens, examples.seconds))),
     )
-    return replace(
-        gate, spread=np.sqrt(np.mean((gate_estimates(gate, examples).gain - _fast_gains(gate, examples)) ** 2, axis=0))
-    )
+    gap = gate_estimates(gate, examples).gain - _fast_gains(gate, examples)
+    return replace(gate, spread=np.sqrt(np.mean(gap**2, axis=0)))
 
 
-def _fit_odds(examples: GateExamples, label: Array, folds: Sequence[NDArray[np.int64]]) -> LogOddsModel:
+def _fit_odds(examples: GateExamples, label: Array, seed: int) -> LogOddsModel:
     """Fit the log-odds of a label (n, k), 0 to 1, NaN where it is unknown."""
-    target, m = _target(label), len(examples.categories)
-    parts = []
+    known, means = np.isfinite(label), column_means(label, 0.0)
+    target = np.where(known, label - means, 0.0).sum(axis=1) / np.maximum(known.sum(axis=1), 1)
     fast, full = temper(examples.posterior), temper(examples.full)
     text_cues = np.stack([cues(text) for text in examples.texts])
     features = np.hstack([posterior_features(full), text_cues, examples.vectors]).astype(np.float64)
+    parts = []
     for inputs, posterior in ((posterior_features(fast), fast), (features, full)):
-        weights, held_out = _ridge(inputs, _scale(inputs, m), target, folds)
+        weights, constant, held_out = _ridge(inputs, len(examples.categories), target, seed)
         slope, offset = _fit_offsets(held_out, posterior, label)
-        parts.append((weights * slope, offset, slope * held_out[:, None] + posterior @ offset))
+        parts.append((weights * slope, offset + slope * constant, slope * held_out[:, None] + posterior @ offset))
     (fast_weights, fast_offset, _), (full_weights, full_offset, odds) = parts
-    return LogOddsModel(
-        fast_weights,
-        full_weights,
-        np.stack([fast_offset, full_offset]),
-        _evidence_weights(odds, examples.cosine, label),
-    )
+    offsets = np.stack([fast_offset, full_offset])
+    return LogOddsModel(fast_weights, full_weights, offsets, _evidence_weights(odds, examples.cosine, label))
 
 
 def cross_fitted_gates(examples: GateExamples) -> Iterator[tuple[NDArray[np.int64], Gate]]:
     """Each fold's rows, and a gate that was fitted without them."""
-    for fold in _folds(len(examples), seed=0):
-        yield fold, fit_gate(examples.part(np.setdiff1d(np.arange(len(examples)), fold)))
+    for rest, fold in _folds(0).split(examples.texts):
+        yield fold, fit_gate(examples.part(rest))
 
 
 def gate_estimates(gate: Gate, examples: GateExamples, *, evidence: bool = False) -> GateEstimate:
@@ -172,43 +166,28 @@ def _fast_gains(gate: Gate, examples: GateExamples) -> Array:
     return np.stack([gate.estimate_fast(row).gain for row in examples.posterior])
 
 
-def _target(label: Array) -> Array:
-    known = np.isfinite(label)
-    filled = np.where(known, label, 0.0)
-    centre = filled.sum(axis=0) / np.maximum(known.sum(axis=0), 1)
-    centred = np.where(known, filled - centre, 0.0)
-    return np.asarray(centred.sum(axis=1) / np.maximum(known.sum(axis=1), 1))
+def _folds(seed: int) -> Any:
+    from sklearn.model_selection import KFold
+
+    return KFold(FOLDS, shuffle=True, random_state=seed)
 
 
-def _folds(count: int, *, seed: int) -> Sequence[NDArray[np.int64]]:
-    return np.array_split(np.random.default_rng(seed).permutation(count), FOLDS)
+def _ridge(inputs: Array, categories: int, target: Array, seed: int) -> tuple[Array, float, Array]:
+    """Weights of the columns, the constant, and predictions that are held out by fold.
 
+    The columns but those of vectors are scaled to the spread of their group before the common penalty.
+    """
+    from sklearn.linear_model import Ridge, RidgeCV
+    from sklearn.model_selection import cross_val_predict
 
-def _scale(inputs: Array, categories: int) -> Array:
-    """The factor of each column before the common penalty: its group's scale over its spread, 1 for vectors."""
     sizes = (categories, 1, CUES)[: 3 if inputs.shape[1] > categories + 1 else 2]
-    scale = np.repeat(FEATURE_SCALES[: len(sizes)], sizes)
-    spread = inputs[:, : len(scale)].std(axis=0)
-    factors = np.divide(scale, spread, out=np.zeros_like(scale), where=spread > 1e-6)
-    return np.concatenate((factors, np.ones(inputs.shape[1] - len(scale))))
-
-
-def _ridge(inputs: Array, scale: Array, target: Array, folds: Sequence[NDArray[np.int64]]) -> tuple[Array, Array]:
-    """Weights for the unscaled columns, and predictions held out by fold, with the penalty that does best on the
-    folds."""
-    from sklearn.linear_model import Ridge
-
-    scaled = inputs * scale
-    errors, held_out = [], []
-    for penalty in PENALTIES:
-        found = np.zeros(len(target))
-        for fold in folds:
-            rest = np.setdiff1d(np.arange(len(target)), fold)
-            found[fold] = scaled[fold] @ Ridge(penalty).fit(scaled[rest], target[rest]).coef_
-        errors.append(float(np.var(found - target)))
-        held_out.append(found)
-    best = int(np.argmin(errors))
-    return scale * Ridge(PENALTIES[best]).fit(scaled, target).coef_, held_out[best]
+    wanted = np.repeat(FEATURE_SCALES[: len(sizes)], sizes)
+    spread = inputs[:, : len(wanted)].std(axis=0)
+    scale = np.ones(inputs.shape[1])
+    scale[: len(wanted)] = np.divide(wanted, spread, out=np.zeros_like(wanted), where=spread > 1e-6)
+    model = RidgeCV(PENALTIES).fit(inputs * scale, target)
+    held_out = cross_val_predict(Ridge(model.alpha_), inputs * scale, target, cv=_folds(seed))
+    return scale * model.coef_, float(model.intercept_), held_out
 
 
 def _fit_offsets(need: Array, posterior: Array, label: Array) -> tuple[float, Array]:
@@ -216,17 +195,13 @@ def _fit_offsets(need: Array, posterior: Array, label: Array) -> tuple[float, Ar
     m, k = posterior.shape[1], label.shape[1]
     rows, columns = np.nonzero(np.isfinite(label))
     spread = max(float(need.std()), 1e-9)
-    design = np.zeros((len(rows), 1 + k + m + m * k))
-    design[:, 0] = need[rows] / spread
-    design[np.arange(len(rows)), 1 + columns] = 1.0
-    design[:, 1 + k : 1 + k + m] = CATEGORY_SCALE * posterior[rows]
-    pairs = 1 + k + m + columns[:, None] * m + np.arange(m)
-    design[np.arange(len(rows))[:, None], pairs] = PAIR_SCALE * posterior[rows]
+    expert, category = np.eye(k)[columns], posterior[rows]
+    pairs = (expert[:, :, None] * category[:, None, :]).reshape(len(rows), k * m)
+    design = np.hstack([need[rows, None] / spread, expert, CATEGORY_SCALE * category, PAIR_SCALE * pairs])
     found, constant = _logistic(design, label[rows, columns])
-    expert, category = found[1 : 1 + k], CATEGORY_SCALE * found[1 + k : 1 + k + m]
-    pair = PAIR_SCALE * found[1 + k + m :].reshape(k, m).T
-    offset = constant + expert[None, :] + category[:, None] + pair
-    return max(float(found[0]), 0.0) / spread, offset
+    slope, of_expert, of_category, of_pair = np.split(found, [1, 1 + k, 1 + k + m])
+    offset = constant + of_expert + CATEGORY_SCALE * of_category[:, None] + PAIR_SCALE * of_pair.reshape(k, m).T
+    return max(float(slope[0]), 0.0) / spread, offset
 
 
 def _evidence_weights(odds: Array, cosine: Array, label: Array) -> Array:
@@ -251,39 +226,22 @@ def _logistic(design: Array, label: Array) -> tuple[Array, float]:
     return model.coef_[0], float(model.intercept_[0])
 
 
-BINS = 5
-"""Bins of equal count in the calibration curve."""
-
-
 def gate_report(examples: GateExamples, price: RetrievalPrice) -> dict[str, Any]:
-    """By expert and over all: quality and tokens of the three policies, and the calibration.
-
-    Each question is judged by a gate that was fitted without it.
-    """
-    known = np.isfinite(examples.delta)
-    is_open, helps = np.zeros(known.shape, dtype=bool), np.full(known.shape, np.nan)
+    """By expert and over all: quality and tokens of the three policies. Each question is judged by a gate that was
+    fitted without it."""
+    is_open = np.zeros(examples.delta.shape, dtype=bool)
     for rows, gate in cross_fitted_gates(examples):
-        part = examples.part(rows)
-        is_open[rows], helps[rows] = gate_decisions(gate, part, price), gate_estimates(gate, part, evidence=True).helps
-    experts = {
-        name: _policies(examples, is_open[:, [column]], known[:, [column]], [column])
-        for column, name in enumerate(examples.experts)
-    }
-    improved = (examples.delta > 0)[known]
-    return {
-        "questions": len(examples),
-        "all": _policies(examples, is_open, known, list(range(len(examples.experts)))),
-        "experts": experts,
-        "calibration": calibration(helps[known], improved),
-    }
+        is_open[rows] = gate_decisions(gate, examples.part(rows), price)
+    experts = {name: _policies(examples, is_open, [column]) for column, name in enumerate(examples.experts)}
+    everyone = list(range(len(examples.experts)))
+    return {"questions": len(examples), "all": _policies(examples, is_open, everyone), "experts": experts}
 
 
-def _policies(
-    examples: GateExamples, is_open: NDArray[np.bool_], known: NDArray[np.bool_], columns: list[int]
-) -> dict[str, float]:
+def _policies(examples: GateExamples, is_open: NDArray[np.bool_], columns: list[int]) -> dict[str, float]:
+    known = np.isfinite(examples.delta[:, columns])
     without, with_ = examples.without[:, columns][known], examples.with_[:, columns][known]
     tokens = np.broadcast_to(examples.tokens[:, None], known.shape)[known]
-    chosen = is_open[known]
+    chosen = is_open[:, columns][known]
     always, paid = float(tokens.sum()), float(tokens[chosen].sum())
     return {
         "never": float(without.mean()),
@@ -294,13 +252,3 @@ def _policies(
         "tokens_gated": paid / len(tokens),
         "saved": 1 - paid / always if always else 0.0,
     }
-
-
-def calibration(probability: Array, improved: NDArray[np.bool_]) -> list[dict[str, float]]:
-    """Bins of about equal count: their size, mean probability, and the share that passages helped."""
-    bins = np.array_split(np.argsort(probability, kind="stable"), BINS)
-    return [
-        {"count": len(rows), "probability": float(probability[rows].mean()), "helped": float(improved[rows].mean())}
-        for rows in bins
-        if len(rows)
-    ]

@@ -20,7 +20,7 @@ from coe.core import Encoder, Router
 from coe.errors import DataError
 from coe.measuring.gate_fit import GateExamples
 from coe.measuring.probes.probes import Probe
-from coe.measuring.tables import write_parquet
+from coe.measuring.tables import read_table, write_parquet
 from coe.registry.sections import RetrievalSpec
 from coe.retrieval.insertion import format_passages, insert_block
 from coe.retrieval.passages import Retriever
@@ -51,25 +51,25 @@ async def add_passages(
 
     Raises RetrievalError.
     """
-    return [await _with_passages(probe, declared, retriever, encoder) for probe in probes]
-
-
-async def _with_passages(
-    probe: Probe, declared: RetrievalSpec, retriever: Retriever, encoder: Encoder
-) -> ProbeWithPassages:
-    began = time.perf_counter()
-    vector = encoder.encode([probe.prompt])[0]
-    found = await retriever.search(probe.prompt, vector, collections=declared.collections, limit=declared.max_passages)
-    seconds = time.perf_counter() - began
-    similar = [passage for passage in found if passage.score >= declared.min_similarity]
-    block = format_passages(similar, budget=declared.max_tokens) if similar else None
-    if block is None:
-        return ProbeWithPassages(probe, float("nan"), 0, seconds)
-    fields = insert_block({"messages": list(probe.messages)}, "chat", block.text)
-    assert fields is not None, "a probe ends with the user's words"
-    digest = hashlib.sha256(orjson.dumps([probe.digest, block.text])).hexdigest()
-    given = replace(probe, messages=tuple(fields["messages"]), digest=digest)
-    return ProbeWithPassages(given, max(passage.score for passage in similar), block.tokens, seconds)
+    found = []
+    for probe in probes:
+        began = time.perf_counter()
+        vector = encoder.encode([probe.prompt])[0]
+        passages = await retriever.search(
+            probe.prompt, vector, collections=declared.collections, limit=declared.max_passages
+        )
+        seconds = time.perf_counter() - began
+        similar = [passage for passage in passages if passage.score >= declared.min_similarity]
+        block = format_passages(similar, budget=declared.max_tokens) if similar else None
+        if block is None:
+            found.append(ProbeWithPassages(probe, float("nan"), 0, seconds))
+            continue
+        fields = insert_block({"messages": list(probe.messages)}, "chat", block.text)
+        assert fields is not None, "a probe ends with the user's words"
+        digest = hashlib.sha256(orjson.dumps([probe.digest, block.text])).hexdigest()
+        given = replace(probe, messages=tuple(fields["messages"]), digest=digest)
+        found.append(ProbeWithPassages(given, max(passage.score for passage in similar), block.tokens, seconds))
+    return found
 
 
 Gain = tuple[ProbeWithPassages, str, float, float]
@@ -82,7 +82,7 @@ def write_gains(folder: Path, gains: Iterable[Gain]) -> None:
         (one.probe.prompt_id, one.probe.prompt, expert, without, with_, one.cosine, one.tokens, one.seconds)
         for one, expert, without, with_ in gains
     )
-    write_parquet(folder / GAINS_FILE, _COLUMNS, rows)
+    write_parquet(folder / GAINS_FILE, _COLUMNS, (dict(zip(_COLUMNS, row, strict=True)) for row in rows))
 
 
 def read_gains(folder: Path, experts: Sequence[str]) -> Callable[[Router, Encoder], GateExamples] | None:
@@ -93,21 +93,21 @@ def read_gains(folder: Path, experts: Sequence[str]) -> Callable[[Router, Encode
     path = folder / GAINS_FILE
     if not path.is_file():
         return None
-    from pyarrow import ArrowException, parquet
-
-    try:
-        rows = [row for row in parquet.read_table(path, columns=list(_COLUMNS)).to_pylist() if row["model"] in experts]
-    except (ArrowException, OSError, KeyError) as error:
-        raise DataError(f"{path}: not what `coe score --retrieval both` writes ({error}); score again") from None
+    table = read_table(path, needed=tuple(_COLUMNS))
+    names, ids = table.texts("model"), table.texts("prompt_id")
+    rows = [row for row, name in enumerate(names) if name in experts]
     if not rows:
         raise DataError(f"{path}: holds no scores of the declared experts; score again")
-    known = tuple(name for name in experts if any(row["model"] == name for row in rows))
-    prompts = {row["prompt_id"]: row for row in rows}
-    index = {prompt_id: number for number, prompt_id in enumerate(prompts)}
-    scores = np.full((2, len(prompts), len(known)), np.nan)
+    known = tuple(name for name in experts if name in names)
+    first: dict[str, int] = {}
     for row in rows:
-        scores[:, index[row["prompt_id"]], known.index(row["model"])] = row["without"], row["with"]
-    names = ("cosine", "tokens", "seconds")
-    columns: dict[str, Any] = {name: np.array([row[name] for row in prompts.values()]) for name in names}
-    texts = tuple(row["prompt"] for row in prompts.values())
-    return partial(GateExamples.from_texts, texts, experts=known, without=scores[0], with_=scores[1], **columns)
+        first.setdefault(ids[row], row)
+    index = {prompt_id: number for number, prompt_id in enumerate(first)}
+    cells = np.array([(index[ids[row]], known.index(names[row])) for row in rows]).T
+    scores = np.full((2, len(first), len(known)), np.nan)
+    scores[:, cells[0], cells[1]] = [np.array(table.numbers(name))[rows] for name in ("without", "with")]
+    prompts = list(first.values())
+    columns: dict[str, Any] = {name: np.array(table.numbers(name))[prompts] for name in ("cosine", "tokens", "seconds")}
+    texts = table.texts("prompt")
+    asked = tuple(texts[row] for row in prompts)
+    return partial(GateExamples.from_texts, asked, experts=known, without=scores[0], with_=scores[1], **columns)

@@ -33,10 +33,9 @@ class Quality:
     `scores` has shape (n_prompts, n_models), 0 to 1, NaN where missing; nothing is missing unless it was read `partly`.
     `active_b` (n_models,) is in billions of parameters, NaN where unknown. `left_out` counts prompts that lack a score
     of some model and are not among the prompts. `coarse` are the wider categories of prompts with a label, "" where a
-    prompt has none, () where all have none. `strays` holds the prompt_id of each score that belongs to no prompt.
-    `gaps` counts by model the prompts that lack its score, and `unscored` names the requested models without usable
-    scores. `prompt_ids` identify the prompts in the other files. `uses` maps each of MEASURES to values of the shape of
-    `scores`, NaN where unknown; it is empty where nothing was measured.
+    prompt has none, () where all have none. `unscored` names the requested models without usable scores. `prompt_ids`
+    identify the prompts in the other files. `uses` maps each of MEASURES to values of the shape of `scores`, NaN where
+    unknown; it is empty where nothing was measured.
     """
 
     benchmark: str
@@ -47,26 +46,15 @@ class Quality:
     active_b: NDArray[np.float64]
     left_out: int
     coarse: tuple[str, ...] = ()
-    strays: tuple[str, ...] = ()
-    gaps: Mapping[str, int] = field(default_factory=dict)
     unscored: tuple[str, ...] = ()
     prompt_ids: tuple[str, ...] = ()
     uses: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
 
     @property
-    def notes(self) -> list[str]:
-        """The left-out data, a sentence each."""
-        found = []
-        if self.left_out:
-            most = max(self.gaps, key=lambda model: self.gaps[model])
-            found.append(
-                f"{self.left_out} prompts are left out, since not every expert has a score there ({most} lacks "
-                f"{self.gaps[most]})"
-            )
-        if self.strays:
-            count = f"{len(self.strays)} scores are left out, since no prompt has their prompt_id"
-            found.append(f"{count}, {self.strays[0]!r} for one")
-        return found
+    def note(self) -> str:
+        """The left-out prompts in a sentence; empty without any."""
+        why = "since not every expert has a score there"
+        return f"{self.left_out} prompts are left out, {why}" if self.left_out else ""
 
     def cells(self, table: Table) -> NDArray[np.int64]:
         """The row, prompt and model, by index, of each row of a table that belongs to both, shape (3, n_rows)."""
@@ -126,67 +114,42 @@ def read_quality(
     The category of a prompt is its `label`, or its `category` where there is no label or with `coarse`. Raises
     DataError with the file, the problem and its count.
     """
-    folder = Path(folder)
     prompts = needed_table(folder, "prompts", needed=("prompt_id", "prompt"))
     scores = needed_table(folder, "scores", needed=("prompt_id", "model", "score"))
     name = _benchmark(prompts, benchmark)
-    several = "benchmark" in prompts.columns
-    if several:
+    if several := "benchmark" in prompts.columns:
         prompts, scores = prompts.where("benchmark", name), scores.where("benchmark", name)
-    number = _numbers(prompts)
+    ids = prompts.texts("prompt_id")
+    if twice := [one for one, times in Counter(ids).items() if times > 1]:
+        raise DataError(f"{prompts.path}: {len(twice)} prompt_id occur more than once, {twice[0]!r} for one")
     active_b = _sizes(folder, name if several else None)
-    pool = _pool(_scored(folder, scores, only), active_b, max_active_b, open_only, scores.path)
-    models, matrix = _complete_scores(scores, number, pool, only)
+    pool = _pool(folder, scores, only, active_b, max_active_b, open_only)
+    matrix = _matrix(scores, "score", ids, pool, most=1.0)
+    if not np.isfinite(matrix).any():
+        raise DataError(f"{scores.path}: no score belongs to one of the prompts; compare the prompt_id of both files")
+    while not np.isfinite(matrix).all(axis=1).any():
+        if not only or len(pool) == 2:
+            raise DataError(f"{scores.path}: no prompt has a score of every model; score more prompts")
+        fewest = int(np.isfinite(matrix).sum(axis=0).argmin())
+        pool, matrix = pool[:fewest] + pool[fewest + 1 :], np.delete(matrix, fewest, axis=1)
     whole = np.asarray(np.isfinite(matrix).all(axis=1)) | partly
     kept = np.flatnonzero(whole).tolist()
     texts, categories, wider = prompts.texts("prompt"), _categories(prompts, coarse=coarse), prompts.texts("category")
-    prompt_ids = tuple(number)
+    answers = optional_table(folder, "answers", needed=("prompt_id", "model"), benchmark=name)
+    has_uses = answers is not None and set(MEASURES) <= set(answers.columns)
     return Quality(
         benchmark=name,
         prompts=tuple(texts[i] for i in kept),
         categories=tuple(categories[i] for i in kept),
-        models=models,
+        models=tuple(pool),
         scores=matrix[whole],
-        active_b=np.array([active_b.get(model, np.nan) for model in models]),
+        active_b=np.array([active_b.get(model, np.nan) for model in pool]),
         left_out=len(whole) - len(kept),
         coarse=tuple(wider[i] for i in kept),
-        strays=tuple(
-            prompt_id
-            for prompt_id, model in zip(scores.texts("prompt_id"), scores.texts("model"), strict=True)
-            if prompt_id not in number and model in models
-        ),
-        gaps=dict(zip(models, np.isnan(matrix).sum(axis=0).tolist(), strict=True)),
-        unscored=tuple(model for model in only if model not in models),
-        prompt_ids=tuple(prompt_ids[i] for i in kept),
-        uses=_uses(folder, name, number, models, whole),
+        unscored=tuple(model for model in only if model not in pool),
+        prompt_ids=tuple(ids[i] for i in kept),
+        uses={use: _matrix(answers, use, ids, pool)[whole] for use in MEASURES} if answers and has_uses else {},
     )
-
-
-def _scored(folder: Path, scores: Table, only: Sequence[str]) -> list[str]:
-    """The models with scores, of those named by `only` if it names any. Raises DataError if a plan has too few."""
-    scored = set(scores.texts("model"))
-    absent = [model for model in only if model not in scored]
-    if absent and len(only) - len(absent) < 2:
-        raise DataError(
-            f"{folder}: no scores of {', '.join(absent)}; run `coe score` for them (a plan takes two experts)"
-        )
-    return sorted(scored & set(only or scored))
-
-
-def _complete_scores(
-    scores: Table, number: dict[str, int], models: tuple[str, ...], only: Sequence[str]
-) -> tuple[tuple[str, ...], NDArray[np.float64]]:
-    """Models and their scores (n_prompts, n_models), which at least one prompt has of every model. Raises DataError."""
-    matrix = _matrix(scores, "score", number, models, most=1.0)
-    if not np.isfinite(matrix).any():
-        raise DataError(f"{scores.path}: no score belongs to one of the prompts; compare the prompt_id of both files")
-    if only:
-        models, matrix = _comparable(models, matrix)
-    if not np.isfinite(matrix).all(axis=1).any():
-        gaps = dict(zip(models, np.isnan(matrix).sum(axis=0).tolist(), strict=True))
-        worst = max(gaps, key=lambda model: gaps[model])
-        raise DataError(f"{scores.path}: no prompt has a score of every model; {worst} lacks {gaps[worst]}")
-    return models, matrix
 
 
 def _benchmark(prompts: Table, wanted: str | None) -> str:
@@ -197,14 +160,6 @@ def _benchmark(prompts: Table, wanted: str | None) -> str:
         return str(wanted)
     found = "no benchmark was named" if wanted is None else f"there is no benchmark {wanted!r}"
     raise DataError(f"{prompts.path}: {found}; choose one of {', '.join(names)}")
-
-
-def _numbers(prompts: Table) -> dict[str, int]:
-    """Row of each prompt_id."""
-    ids = prompts.texts("prompt_id")
-    if twice := [name for name, times in Counter(ids).items() if times > 1]:
-        raise DataError(f"{prompts.path}: {len(twice)} prompt_id occur more than once, {twice[0]!r} for one")
-    return {name: row for row, name in enumerate(ids)}
 
 
 def _categories(prompts: Table, *, coarse: bool) -> list[str]:
@@ -231,62 +186,51 @@ def _sizes(folder: Path, benchmark: str | None) -> dict[str, float]:
 
 
 def _pool(
-    scored: list[str], active_b: dict[str, float], max_active_b: float | None, open_only: bool, path: Path
-) -> tuple[str, ...]:
-    models = scored
+    folder: Path,
+    scores: Table,
+    only: Sequence[str],
+    active_b: Mapping[str, float],
+    max_active_b: float | None,
+    open_only: bool,
+) -> list[str]:
+    """The models with scores, of those named by `only` if it names any, and within the limits of size."""
+    scored = set(scores.texts("model"))
+    absent = [model for model in only if model not in scored]
+    if absent and len(only) - len(absent) < 2:
+        raise DataError(
+            f"{folder}: no scores of {', '.join(absent)}; run `coe score` for them (a plan takes two experts)"
+        )
+    models = named = sorted(scored & set(only or scored))
     if open_only or max_active_b is not None:
-        models = [model for model in models if model in active_b]
-        if not models:
-            raise DataError(f"{path.parent}: no model's size is known; add models.csv with the columns model, active_b")
-    if max_active_b is not None:
-        models = [model for model in models if active_b[model] <= max_active_b]
+        largest = np.inf if max_active_b is None else max_active_b
+        models = [model for model in named if model in active_b and active_b[model] <= largest]
+        if not active_b:
+            raise DataError(f"{folder}: no model's size is known; add models.csv with the columns model, active_b")
     if len(models) < 2:
-        raise DataError(f"{path}: {len(models)} model(s) left of {len(scored)}; routing needs two")
-    return tuple(models)
+        raise DataError(f"{scores.path}: {len(models)} model(s) left of {len(named)}; routing needs two")
+    return models
 
 
 def _matrix(
-    scores: Table, name: str, number: dict[str, int], models: tuple[str, ...], *, most: float = np.inf
+    scores: Table, name: str, ids: Sequence[str], models: Sequence[str], *, most: float = np.inf
 ) -> NDArray[np.float64]:
     """Values of a column from 0 to `most`, shape (n_prompts, n_models), NaN where missing; repeated ones are
     averaged."""
     values = np.array(scores.numbers(name))
-    ids, names = scores.texts("prompt_id"), scores.texts("model")
     if (outside := np.flatnonzero((values < 0) | (values > most))).size:
         first = int(outside[0])
         limits, remedy = ("outside 0 to 1", "scale them") if most == 1.0 else ("below 0", "leave them empty")
         raise DataError(
             f"{scores.path}: {outside.size} {'scores' if name == 'score' else name} are {limits}, {values[first]:g} of "
-            f"{names[first]} on prompt {ids[first]} for one; {remedy}"
+            f"{scores.texts('model')[first]} on prompt {scores.texts('prompt_id')[first]} for one; {remedy}"
         )
-    cells = _cells(scores, number, models)
+    cells = _cells(scores, ids, models)
     rows, *places = cells[:, np.isfinite(values[cells[0]])]
-    total, count = np.zeros((2, len(number), len(models)))
+    total, count = np.zeros((2, len(ids), len(models)))
     np.add.at(total, tuple(places), values[rows])
     np.add.at(count, tuple(places), 1)
     return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
 
-
-def _uses(
-    folder: Path, benchmark: str, number: dict[str, int], models: tuple[str, ...], kept: NDArray[np.bool_]
-) -> dict[str, NDArray[np.float64]]:
-    """The measured uses on the `kept` prompts; empty where no table of answers has them."""
-    table = optional_table(folder, "answers", needed=("prompt_id", "model"), benchmark=benchmark)
-    if table is None or not set(MEASURES) <= set(table.columns):
-        return {}
-    return {name: _matrix(table, name, number, models)[kept] for name in MEASURES}
-
-
-def _comparable(models: tuple[str, ...], matrix: NDArray[np.float64]) -> tuple[tuple[str, ...], NDArray[np.float64]]:
-    """Drop the model with fewest scores until two are left or some prompt has a score of every model."""
-    kept = list(range(len(models)))
-    while len(kept) > 2 and not np.isfinite(matrix[:, kept]).all(axis=1).any():
-        kept.remove(min(kept, key=lambda column: int(np.isfinite(matrix[:, column]).sum())))
-    return tuple(models[column] for column in kept), matrix[:, kept]
-
-
-PROMPTS, SCORES, MODELS = "prompts.parquet", "scores.parquet", "models.csv"
-SPLIT = "probe"
 
 Score = tuple[str, str, float]
 """Prompt id, expert, score in [0, 1]."""
@@ -296,13 +240,17 @@ def write_quality(
     folder: Path, *, benchmark: str, probes: Sequence[Probe], scores: Iterable[Score], experts: Sequence[ExpertSpec]
 ) -> None:
     """Write the three files. `benchmark` names the probe set in each; missing scores have no row."""
-    columns = ("benchmark", "prompt_id", "prompt", "category", "label", "split")
-    rows = ((benchmark, one.prompt_id, one.prompt, one.category, "", SPLIT) for one in probes)  # a label would go first
-    write_parquet(folder / PROMPTS, dict.fromkeys(columns, "string"), rows)
-    types = {"benchmark": "string", "prompt_id": "string", "model": "string", "score": "float32"}
-    write_parquet(folder / SCORES, types, ((benchmark, *score) for score in scores))
+    columns = dict.fromkeys(("benchmark", "prompt_id", "prompt", "category"), "string")
+    prompts = (
+        {"benchmark": benchmark, "prompt_id": one.prompt_id, "prompt": one.prompt, "category": one.category}
+        for one in probes
+    )
+    write_parquet(folder / "prompts.parquet", columns, prompts)
+    columns = dict.fromkeys(("benchmark", "prompt_id", "model"), "string") | {"score": "float32"}
+    cells = ({"benchmark": benchmark, "prompt_id": one, "model": name, "score": score} for one, name, score in scores)
+    write_parquet(folder / "scores.parquet", columns, cells)
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow(("benchmark", "model", "active_b", "total_b", "note"))
-    table.writerows((benchmark, one.name, one.active_parameters_b or "", "", one.model) for one in experts)
-    replace_file(folder / MODELS, text.getvalue().encode())
+    table.writerow(("benchmark", "model", "active_b"))
+    table.writerows((benchmark, one.name, one.active_parameters_b or "") for one in experts)
+    replace_file(folder / "models.csv", text.getvalue().encode())

@@ -1,30 +1,56 @@
-"""Reads and writes the recorded answers of experts next to their scores: which are equal, and how long they are.
+"""Reads and writes recorded calls next to the scores: answers of experts, calls of recipes, and grades of judges.
 
-`coe score` writes answers.parquet. Public data may have output_chars in place of output_tokens. Answers are equal when
-their normalized forms are equal: such as numbers by value.
+`coe score` writes a parquet file for each, and `coe plan` prices and fits recipes on them at the declared prices.
+Public data may have answers with output_chars in place of output_tokens. Answers are equal when their normalized forms
+are equal: such as numbers by value.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from coe.errors import DataError
 from coe.measuring.quality import Quality, column_means, filled
-from coe.measuring.scoring_run import Cell
-from coe.measuring.tables import Table, needed_table, optional_table, write_parquet
+from coe.measuring.tables import optional_table, write_parquet
+from coe.planning import MEASURES
 from coe.recipes.agreement import answer_classes
 from coe.recipes.final_answers.answers import final_answer
 from coe.recipes.final_answers.wording import MAX_READ_CHARACTERS, MAX_SHORT_WORDS
-from coe.registry import Prices
+from coe.recipes.judge import MAX_GRADE
+from coe.registry import ArmSpec
 
 CHARACTERS_PER_TOKEN = 4.0
 """Converts `output_chars` into tokens."""
+ANSWERS, CALLS, GRADES = "answers", "recipe_calls", "grades"
+_USES = {"input_tokens": "int64", "output_tokens": "int64", "latency_ms": "float64", "cost": "float64"}
+_COLUMNS: Mapping[str, Mapping[str, str]] = {
+    ANSWERS: dict.fromkeys(("benchmark", "prompt_id", "model", "answer"), "string") | {"output_chars": "int64"} | _USES,
+    CALLS: dict.fromkeys(("benchmark", "prompt_id", "arm", "writing", "member"), "string")
+    | {"score": "float32", "step": "int64"}
+    | _USES,
+    GRADES: dict.fromkeys(("benchmark", "prompt_id", "model", "judge"), "string") | {"grade": "float64"} | _USES,
+}
+
+
+def write_calls(folder: Path, name: str, rows: Iterable[Mapping[str, Any]], *, benchmark: str) -> None:
+    """Write the table ANSWERS, CALLS or GRADES, `cost` in US dollars; without rows, remove it.
+
+    `benchmark` names the probe set.
+    """
+    path, full = folder / f"{name}.parquet", [{"benchmark": benchmark, **row} for row in rows]
+    if full:
+        write_parquet(path, _COLUMNS[name], full)
+    else:
+        path.unlink(missing_ok=True)
+
+
+# ------------------------------------------------------------------------------------------------------------- answers
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,107 +70,120 @@ class RecordedAnswers:
 def read_answers(folder: Path, quality: Quality) -> RecordedAnswers | None:
     """Read `answers` (.parquet, .jsonl or .csv), aligned with `quality`; None where the folder has no such file.
 
-    Rows of other benchmarks and other models are ignored. Raises DataError for a missing column, answers to unknown
-    prompts, two rows for one prompt and model, negative lengths, or no answer at all.
+    Rows of other benchmarks, prompts and models are ignored. Raises DataError for a missing column, or no length.
     """
-    needed = ("prompt_id", "model", "answer")
-    table = optional_table(folder, "answers", needed=needed, benchmark=quality.benchmark)
+    table = optional_table(folder, ANSWERS, needed=("prompt_id", "model", "answer"), benchmark=quality.benchmark)
     if table is None:
         return None
-    if not {"output_tokens", "output_chars"} & table.columns.keys():
-        present = ", ".join(table.columns)
-        raise DataError(f"{table.path}: lacks the column output_tokens (or output_chars); it has {present}")
-    _check_prompts(table, folder, quality)
-    found, rows, columns = _cells(table, quality)
+    rows, *cells = quality.cells(table)
+    prompts, models = cells
     answers = table.texts("answer")
-    shape = (len(quality.prompts), len(quality.models))
-    recorded = np.zeros(shape, dtype=bool)
-    recorded[rows, columns] = True
-    texts = np.full(shape, None, dtype=object)
-    texts[rows, columns] = _normalized([answers[row] for row in found])
-    tokens = np.full(shape, np.nan)
-    tokens[rows, columns] = _tokens(table)[found]
-    if not np.isfinite(tokens).any():
+    tokens, characters = (np.array(table.numbers(name)) for name in ("output_tokens", "output_chars"))
+    lengths = np.where(np.isfinite(tokens), tokens, characters / CHARACTERS_PER_TOKEN)[rows]
+    if not np.isfinite(lengths).any():
         raise DataError(f"{table.path}: no answer has a length; fill in output_tokens or output_chars")
+    shape = (len(quality.prompts), len(quality.models))
+    recorded, texts, sizes = np.zeros(shape, dtype=bool), np.full(shape, None, dtype=object), np.full(shape, np.nan)
+    recorded[prompts, models], sizes[prompts, models] = True, lengths
+    forms = {text: final_answer(text) or _long_form(text) for text in {answers[row] for row in rows}}
+    texts[prompts, models] = [forms[answers[row]] for row in rows]
     return RecordedAnswers(
         classes=np.array([answer_classes(row) for row in texts.tolist()], dtype=np.int64),
-        tokens=filled(tokens, column_means(tokens.ravel(), np.nan)),
+        tokens=filled(sizes, column_means(sizes.ravel(), np.nan)),
         recorded=recorded,
     )
 
 
-def _tokens(table: Table) -> NDArray[np.float64]:
-    """Return the output tokens of each row, estimated from the characters where they are missing, else NaN."""
-    counts = {name: np.array(table.numbers(name)) for name in ("output_tokens", "output_chars")}
-    for name, values in counts.items():
-        if wrong := int((values < 0).sum()):
-            raise DataError(f"{table.path}: {wrong} {name} are below 0; leave them empty")
-    tokens, characters = counts.values()
-    return np.where(np.isfinite(tokens), tokens, characters / CHARACTERS_PER_TOKEN)
-
-
-def _check_prompts(table: Table, folder: Path, quality: Quality) -> None:
-    """Raise DataError for answers to prompts that the prompts' file does not have."""
-    prompts = needed_table(folder, "prompts", needed=("prompt_id",)).where("benchmark", quality.benchmark)
-    known = set(prompts.texts("prompt_id"))
-    if strays := [prompt_id for prompt_id in table.texts("prompt_id") if prompt_id not in known]:
-        raise DataError(
-            f"{table.path}: {len(strays)} of {table.length} answers belong to no prompt, {strays[0]!r} for one; "
-            f"compare the prompt_id with {prompts.path.name}"
-        )
-
-
-def _cells(table: Table, quality: Quality) -> NDArray[np.int64]:
-    """Return the rows of the table that `quality` covers, with their prompts and models by index, shape (3, n_rows)."""
-    cells = quality.cells(table)
-    known = Counter(zip(*cells[1:].tolist(), strict=True))
-    if twice := [cell for cell, count in known.items() if count > 1]:
-        prompt, model = twice[0]
-        raise DataError(
-            f"{table.path}: {known.total() - len(known)} answers occur twice, that of {quality.models[model]} to "
-            f"prompt {quality.prompt_ids[prompt]!r} for one; keep one row for each prompt and model"
-        )
-    if not cells.size:
-        raise DataError(f"{table.path}: no answer belongs to a scored prompt and model; compare with the scores' file")
-    return cells
-
-
-def _normalized(answers: Sequence[str]) -> list[str | None]:
-    """Return the form by which answers are compared, None for those without a readable one.
-
-    A text that is too long for a final answer is compared as it is, because the data's source took it as the answer.
-    """
-    forms = {text: final_answer(text) or _long_form(text) for text in set(answers)}
-    return [forms[text] for text in answers]
-
-
 def _long_form(text: str) -> str | None:
+    """The form of a text that is too long for a final answer: the data's source took it as the answer, as it is."""
     words = text[:MAX_READ_CHARACTERS].split()
     return " ".join(words) if len(words) > MAX_SHORT_WORDS else None
 
 
-ANSWERS = "answers.parquet"
-_COLUMNS = dict.fromkeys(("benchmark", "prompt_id", "model", "answer"), "string") | {
-    "input_tokens": "int64",
-    "output_tokens": "int64",
-    "output_chars": "int64",
-    "latency_ms": "float64",
-    "cost": "float64",
-}
+# ------------------------------------------------------------------------------------------------------------- recipes
 
 
-def write_answers(
-    folder: Path, *, benchmark: str, cells: Iterable[tuple[str, str, Cell]], prices: Mapping[str, Prices]
-) -> None:
-    """Write answers.parquet, a row for each scored answer, from its prompt, its model and its cell.
+@dataclass(frozen=True, slots=True, eq=False)
+class MeasuredArm:
+    """The measured answers of an arm to the prompts of a `Quality`.
 
-    `benchmark` names the probe set. The cost is in US dollars at `prices`.
+    `scores` has shape (n_prompts,), NaN where nothing was measured. `uses` maps each of MEASURES to values of shape
+    (n_prompts, n_calls), NaN where unknown.
     """
-    rows = (
-        (
-            *(benchmark, prompt_id, model, one.answer, one.input_tokens, one.output_tokens, one.output_chars),
-            *(one.latency_ms, prices[model].known_cost(one.input_tokens, one.output_tokens)),
-        )
-        for prompt_id, model, one in cells
-    )
-    write_parquet(folder / ANSWERS, _COLUMNS, rows)
+
+    scores: NDArray[np.float64]
+    uses: Mapping[str, NDArray[np.float64]]
+
+
+def read_recipe_answers(folder: Path, quality: Quality, arms: Sequence[ArmSpec]) -> dict[str, MeasuredArm]:
+    """Read `recipe_calls` (.parquet, .jsonl or .csv), aligned with `quality`; empty without such a file.
+
+    Answers by other members, in other steps or by another instruction than those of `arms` are ignored. Raises
+    DataError for a missing column and for scores outside 0 to 1.
+    """
+    needed = ("prompt_id", "arm", "writing", "score", "step", "member")
+    table = optional_table(folder, CALLS, needed=needed, benchmark=quality.benchmark) if arms else None
+    if table is None:
+        return {}
+    scores = np.array(table.numbers("score"))
+    if wrong := int((~((scores >= 0) & (scores <= 1))).sum()):
+        raise DataError(f"{table.path}: {wrong} scores are not in 0 to 1; scale them")
+    measures = np.column_stack([table.numbers(name) for name in MEASURES])
+    steps, members = table.numbers("step"), table.texts("member")
+    rows_of: dict[tuple[str, str, str], list[int]] = {}
+    for row, key in enumerate(zip(table.texts("prompt_id"), table.texts("arm"), table.texts("writing"), strict=True)):
+        rows_of.setdefault(key, []).append(row)
+    found = {}
+    for arm in arms:
+        planned = [(float(step), name) for step, names in enumerate(arm.steps) for name in names]
+        values, uses = np.full(len(quality.prompts), np.nan), np.full((len(quality.prompts), len(planned), 3), np.nan)
+        for prompt, prompt_id in enumerate(quality.prompt_ids):
+            rows = rows_of.get((prompt_id, arm.name, arm.writing_digest), [])
+            if rows and [(steps[row], members[row]) for row in rows] == planned:
+                values[prompt], uses[prompt] = scores[rows[0]], measures[rows]
+        if np.isfinite(values).any():
+            found[arm.name] = MeasuredArm(values, {name: uses[..., at] for at, name in enumerate(MEASURES)})
+    return found
+
+
+# -------------------------------------------------------------------------------------------------------------- grades
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Grades:
+    """The grades of one judge for the answers of the models of a `Quality`.
+
+    `grades` and `recorded` have shape (n_prompts, n_models): a recorded answer without a grade is NaN. `uses` are the
+    mean tokens and latency of a call, by MEASURES; NaN where unknown.
+    """
+
+    grades: NDArray[np.float64]
+    recorded: NDArray[np.bool_]
+    uses: Mapping[str, float]
+
+
+def read_grades(folder: Path, quality: Quality, judges: Sequence[str]) -> dict[str, Grades]:
+    """Read `grades` (.parquet, .jsonl or .csv) by judge, aligned with `quality`; empty without such a file.
+
+    Raises DataError for a missing column and for grades outside 0 to 10.
+    """
+    needed = ("prompt_id", "model", "judge", "grade")
+    table = optional_table(folder, GRADES, needed=needed, benchmark=quality.benchmark) if judges else None
+    if table is None:
+        return {}
+    grades = np.array(table.numbers("grade"))
+    if wrong := int(((grades < 0) | (grades > MAX_GRADE)).sum()):
+        raise DataError(f"{table.path}: {wrong} grades are not in 0 to {MAX_GRADE}")
+    uses = {name: np.array(table.numbers(name)) for name in MEASURES}
+    owners, covered = np.array(table.texts("judge"), dtype=object), quality.cells(table)
+    found = {}
+    for judge in judges:
+        rows, prompts, models = covered[:, owners[covered[0]] == judge]
+        if not len(rows):
+            continue
+        shape = (len(quality.prompts), len(quality.models))
+        aligned, recorded = np.full(shape, np.nan), np.zeros(shape, dtype=bool)
+        aligned[prompts, models], recorded[prompts, models] = grades[rows], True
+        means = {name: float(column_means(values[rows], np.nan)) for name, values in uses.items()}
+        found[judge] = Grades(aligned, recorded, means)
+    return found

@@ -28,8 +28,8 @@ from coe.measuring.sandbox_child import MAX_WHY
 
 BUBBLEWRAP = "bwrap"
 REMEDY = (
-    "install bubblewrap (apt-get install bubblewrap) on a machine that allows namespaces, leave out probes with "
-    "checker 'code', or pass --unsafe to run the code with the rights of this user"
+    "install bubblewrap (apt-get install bubblewrap) on a machine that allows namespaces, or leave out probes with "
+    "checker 'code'"
 )
 _POLL_SECONDS = 0.01
 _SIGNALLED = 128
@@ -62,14 +62,10 @@ def installed() -> bool:
 
 
 class Sandbox:
-    """Runs programs that need Python and its standard library alone, as many at once as there are cores to spare.
+    """Runs programs that need Python and its standard library alone, as many at once as there are cores to spare."""
 
-    With `unsafe`, programs run without bubblewrap: with the rights of this user and nothing but limits on resources.
-    """
-
-    def __init__(self, bounds: Bounds = Bounds(), *, unsafe: bool = False) -> None:
+    def __init__(self, bounds: Bounds = Bounds()) -> None:
         self._bounds = bounds
-        self._unsafe = unsafe
         self._slots = asyncio.Semaphore(max(1, (os.cpu_count() or 1) - 1))
 
     async def check(self) -> None:
@@ -114,12 +110,11 @@ class Sandbox:
 
     def _start(self, task: IO[bytes], report: IO[bytes], folder: str) -> subprocess.Popen[bytes]:
         source = Path(__file__).with_name("sandbox_child.py").read_text(encoding="utf-8")
-        words = [_interpreter(), "-I", "-S", "-B", "-c", source]
-        if not self._unsafe:
-            bubblewrap = shutil.which(BUBBLEWRAP)
-            if bubblewrap is None:
-                raise ConfigError(f"code of experts needs a sandbox, and bubblewrap is not installed here: {REMEDY}")
-            words = [bubblewrap, *_isolation(self._bounds.disk_bytes), "--", *words]
+        bubblewrap = shutil.which(BUBBLEWRAP)
+        if bubblewrap is None:
+            raise ConfigError(f"code of experts needs a sandbox, and bubblewrap is not installed here: {REMEDY}")
+        python = (_interpreter(), "-I", "-S", "-B", "-c", source)
+        words = [bubblewrap, *_isolation(self._bounds.disk_bytes), "--", *python]
         return subprocess.Popen(  # noqa: S603
             words, stdin=task, stdout=report, stderr=report, cwd=folder, env={}, start_new_session=True
         )

@@ -12,7 +12,8 @@ import os
 import resource
 import struct
 import sys
-from types import ModuleType, TracebackType
+from traceback import walk_tb
+from types import ModuleType
 from typing import Any
 
 MAX_OPEN_FILES = 32
@@ -89,24 +90,16 @@ def _forbid_calls(machine: int, calls: tuple[int, ...]) -> None:
 
 
 def _reason(part: str, text: str, error: BaseException) -> str:
-    """The error, and the line of the tests (or else of the answer) where it arose, in one line."""
+    """The error and the line of the answer or the tests where it arose, in one line."""
     try:
         described = f"{type(error).__name__}: {error}".rstrip(": ")
     except BaseException:  # its own __str__ may be part of the answer
         described = type(error).__name__
-    line = _line_in(part, error.__traceback__) or (error.lineno if isinstance(error, SyntaxError) else None)
-    where = f"line {line} of the {part}" if line else f"the {part}"
-    source = f": {text.splitlines()[line - 1].strip()}" if line and part == "tests" else ""
-    return " ".join(f"{described[: 10 * MAX_WHY]} in {where}{source}".split())[:MAX_WHY]
-
-
-def _line_in(part: str, traceback: TracebackType | None) -> int | None:
     line = None
-    while traceback is not None:
-        if traceback.tb_frame.f_code.co_filename == part:
-            line = traceback.tb_lineno
-        traceback = traceback.tb_next
-    return line
+    for frame, number in walk_tb(error.__traceback__):
+        line = number if frame.f_code.co_filename == part else line
+    source = f" in line {line} of the {part}: {text.splitlines()[line - 1].strip()}" if line else f" in the {part}"
+    return " ".join(f"{described[: 10 * MAX_WHY]}{source}".split())[:MAX_WHY]
 
 
 if __name__ == "__main__":

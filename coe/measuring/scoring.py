@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean, median
 from typing import TYPE_CHECKING, Any
@@ -22,13 +22,10 @@ from pydantic import SecretStr
 from coe.core import Expert
 from coe.errors import DataError, ExpertUnavailable
 from coe.measuring.answers import RetryLimits
-from coe.measuring.grades import GRADES, grading_probe, write_grades
-from coe.measuring.judge import Judge
 from coe.measuring.passage_gain import Gain, ProbeWithPassages, add_passages, write_gains
 from coe.measuring.probes.probes import Probe
 from coe.measuring.quality import write_quality
-from coe.measuring.recipe_answers import CALLS, write_recipe_answers
-from coe.measuring.recorded_answers import write_answers
+from coe.measuring.recorded_answers import ANSWERS, CALLS, GRADES, write_calls
 from coe.measuring.sandbox import Sandbox
 from coe.measuring.scoring_run import (
     Cell,
@@ -36,13 +33,14 @@ from coe.measuring.scoring_run import (
     Journal,
     ScoringRun,
     cell_keys,
+    grading_probe,
     recipe_keys,
     score_columns,
 )
 from coe.measuring.tables import find_table
-from coe.registry import ExpertSpec, RecipeSpec, Registry
+from coe.records.record import RecipeCall
+from coe.registry import ExpertSpec, Prices, RecipeSpec, Registry
 from coe.settings import Endpoint, Settings
-from coe.terminal import print_error
 
 if TYPE_CHECKING:
     from coe.experts.http.client import Client
@@ -69,21 +67,19 @@ class Scoring:
     experts: Sequence[ExpertSpec]
     judge: ExpertSpec | None
     concurrency: int
-    unsafe: bool
     recipes: Sequence[RecipeSpec] = ()
     keys: Mapping[str, Sequence[str]] = field(init=False)
     passage_keys: Mapping[str, Sequence[str]] = field(init=False)
 
     def __post_init__(self) -> None:
-        extended = [one.probe for one in self.with_passages]
-        single, judge = self.registry.experts, self.judge
-        passage_keys = {spec.name: cell_keys(extended, spec, judge) for spec in single}
-        keys = {spec.name: cell_keys(self.probes, spec, judge) for spec in single}
+        extended, single = [one.probe for one in self.with_passages], self.registry.experts
+        keys = {spec.name: cell_keys(self.probes, spec, self.judge) for spec in single}
         for one in self.registry.declared_recipes:
             if one.writes:
                 members = [self.registry.expert(name) for name in one.members]
-                keys[one.name] = recipe_keys(self.probes, one, members, judge)
+                keys[one.name] = recipe_keys(self.probes, one, members, self.judge)
         object.__setattr__(self, "keys", keys)
+        passage_keys = {spec.name: cell_keys(extended, spec, self.judge) for spec in single}
         object.__setattr__(self, "passage_keys", passage_keys)
 
     @property
@@ -97,35 +93,48 @@ class Scoring:
         """The experts whose answers are graded in this run."""
         return tuple(dict.fromkeys(name for recipe in self.recipes for name in recipe.graded_members))
 
-    def grading(self, recipe: RecipeSpec, journal: Journal) -> list[tuple[str, str, Probe | None]]:
-        """The prompt, the member and the judge's request for every scored answer that a cascade has graded; without a
-        request where there is nothing to grade."""
-        assert recipe.judge is not None
-        judge = self.registry.expert(recipe.judge)
-        return [
-            (probe.prompt_id, name, grading_probe(probe, cell, judge))
-            for name in recipe.graded_members
-            for probe, key in zip(self.probes, self.keys[name], strict=True)
-            if (cell := journal.scored.get(key)) is not None and cell.text is not None
-        ]
+    @property
+    def called(self) -> list[ExpertSpec]:
+        """The experts that a run calls: those to score, the members of recipes, and the judges."""
+        names = {*(spec.name for spec in self.experts), *self.graded, *(recipe.judge for recipe in self.recipes)}
+        names |= {name for recipe in self.recipes if recipe.writes for name in recipe.members}
+        return [spec for spec in self.registry.experts if spec.name in names or spec == self.judge]
 
     def missing(self, name: str, journal: Journal) -> dict[str, Probe]:
         """The probes without a score of this expert or arm, by the key of their cell. Arms are scored without
         passages."""
-        keys, extended = self.passage_keys.get(name, ()), [one.probe for one in self.with_passages]
-        keyed = [*zip(self.keys[name], self.probes, strict=True), *zip(keys, extended if keys else (), strict=True)]
-        kept = name in self.graded
-        known = {key for key, cell in journal.scored.items() if not kept or cell.text is not None}
-        return {key: probe for key, probe in keyed if key not in known}
+        keyed = dict(zip(self.keys[name], self.probes, strict=True))
+        keyed |= zip(self.passage_keys.get(name, ()), (one.probe for one in self.with_passages), strict=False)
+        kept, scored = name in self.graded, journal.scored
+        return {key: probe for key, probe in keyed.items() if key not in scored or (kept and scored[key].text is None)}
+
+    def gradings(self, recipe: RecipeSpec, journal: Journal) -> list[tuple[str, str, Probe | None]]:
+        """The prompt, the member and the judge's request for every scored answer that a cascade has graded; without a
+        request where there is nothing to grade."""
+        judge = self.registry.expert(recipe.judge) if recipe.judge else None
+        return [
+            (probe.prompt_id, name, grading_probe(probe, cell, judge))
+            for name in (recipe.graded_members if judge else ())
+            for probe, key in zip(self.probes, self.keys[name], strict=True)
+            if judge and (cell := journal.scored.get(key)) is not None and cell.text is not None
+        ]
+
+    def missing_grades(self, journal: Journal) -> dict[str, dict[str, Probe]]:
+        """The judges' requests that have no grade yet, by judge and by the key of their cell."""
+        missing: dict[str, dict[str, Probe]] = {}
+        for recipe in self.recipes:
+            for _, _, probe in self.gradings(recipe, journal):
+                if probe is not None and probe.digest not in journal.scored:
+                    missing.setdefault(recipe.judge or "", {})[probe.digest] = probe
+        return missing
 
     def gains(self, journal: Journal) -> list[Gain]:
         """The pairs of scores, without and with passages, of every probe and expert that has both."""
         found: list[Gain] = []
         for name, keys in self.passage_keys.items():
             for one, without, with_ in zip(self.with_passages, self.keys[name], keys, strict=True):
-                cells = [journal.scored.get(key) for key in (without, with_)]
-                scores = [cell.score for cell in cells if cell is not None and cell.score is not None]
-                if len(scores) == 2:
+                scores = [cell.score for key in (without, with_) if (cell := journal.scored.get(key)) is not None]
+                if len(scores) == 2 and scores[0] is not None and scores[1] is not None:
                     found.append((one, name, scores[0], scores[1]))
         return found
 
@@ -136,7 +145,7 @@ def open_journal(folder: Path) -> Journal:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"{folder}: cannot be the folder for the quality data: {error.strerror}") from None
-    tables = (find_table(folder, name) for name in ("prompts", "scores", "answers", "models", CALLS, GRADES))
+    tables = (find_table(folder, name) for name in ("prompts", "scores", "models", ANSWERS, CALLS, GRADES))
     if any(tables) and not (folder / JOURNAL_FILE).exists():
         raise DataError(f"{folder}: holds quality data that `coe score` did not write; choose another folder for --out")
     return Journal(folder / JOURNAL_FILE)
@@ -159,18 +168,14 @@ def run_scoring(
     scoring: Scoring, settings: Settings, journal: Journal, out: Path, *, benchmark: str, progress: Progress
 ) -> dict[str, Any]:
     """Score what is missing, write quality data into `out`, and return the report; Ctrl-C stops early."""
-    requested = {name: scoring.keys[name] for name in scoring.columns}
-    reused = {name: sum(key in journal.scored for key in keys) for name, keys in requested.items()}
+    reused = {name: sum(key in journal.scored for key in scoring.keys[name]) for name in scoring.columns}
     stopped = False
     try:
         asyncio.run(_score_missing(scoring, settings, journal, progress))
     except KeyboardInterrupt:
         stopped = True
     write_tables(scoring, journal, out, benchmark=benchmark)
-    report = score_report(scoring.probes, requested, journal, reused=reused)
-    report |= _passage_report(scoring, journal, report["missing"])
-    report |= _grade_report(scoring, journal, report["missing"])
-    return report | {"out": str(out), "stopped": stopped}
+    return score_report(scoring, journal, reused=reused) | {"out": str(out), "stopped": stopped}
 
 
 async def _score_missing(scoring: Scoring, settings: Settings, journal: Journal, progress: Progress) -> None:
@@ -178,34 +183,29 @@ async def _score_missing(scoring: Scoring, settings: Settings, journal: Journal,
 
     missing = {name: scoring.missing(name, journal) for name in scoring.columns}
     probes = [probe for column in missing.values() for probe in column.values()]
-    if not probes and not _missing_grades(scoring, journal):
+    if not probes and not scoring.missing_grades(journal):
         return
-    sandbox, limits, judge = await checked_sandbox(probes, unsafe=scoring.unsafe), RetryLimits(), None
+    sandbox = await checked_sandbox(probes)
     async with called_experts(scoring, settings) as experts:
         arms = {one.name: writing_expert(scoring.registry, one, experts) for one in scoring.recipes if one.writes}
-        if scoring.judge:
-            judge = Judge(experts[scoring.judge.name], limits=limits, concurrency=scoring.concurrency)
-        columns = [ExpertColumn(arms.get(name) or experts[name], column) for name, column in missing.items()]
-        with progress({name: len(column) for name, column in missing.items()}) as (advance, report):
-            kept = frozenset(scoring.graded)
-            run = ScoringRun(journal, sandbox, judge, limits, scoring.concurrency, report, advance, kept)
-            await score_columns(columns, run)
-        grading = _missing_grades(scoring, journal)
-        with progress({name: len(column) for name, column in grading.items()}) as (advance, report):
-            run = replace(run, report=report, advance=advance, kept=frozenset())
-            await score_columns([ExpertColumn(experts[name], column) for name, column in grading.items()], run)
+        judge, kept = experts[scoring.judge.name] if scoring.judge else None, frozenset(scoring.graded)
+
+        async def score(missing: Mapping[str, Mapping[str, Probe]], kept: frozenset[str]) -> None:
+            columns = [ExpertColumn(arms.get(name) or experts[name], column) for name, column in missing.items()]
+            with progress({name: len(column) for name, column in missing.items()}) as (advance, report):
+                limits = RetryLimits()
+                run = ScoringRun(journal, sandbox, judge, limits, scoring.concurrency, report, advance, kept)
+                await score_columns(columns, run)
+
+        await score(missing, kept)
+        await score(scoring.missing_grades(journal), frozenset())
 
 
-async def checked_sandbox(probes: Sequence[Probe], *, unsafe: bool) -> Sandbox:
+async def checked_sandbox(probes: Sequence[Probe]) -> Sandbox:
     """The sandbox, checked if one of the probes runs code."""
-    sandbox = Sandbox(unsafe=unsafe)
+    sandbox = Sandbox()
     if any(probe.checker == "code" for probe in probes):
         await sandbox.check()
-        if unsafe:
-            print_error(
-                "warning: code of experts runs without bubblewrap (--unsafe): nothing but limits on time, memory, "
-                "files and processes holds it"
-            )
     return sandbox
 
 
@@ -220,61 +220,29 @@ async def called_experts(
     from coe.experts.http.client import Client
     from coe.experts.http.expert import HttpExpert
 
+    gateway, key = f"http://{settings.host}:{settings.port}", SecretStr(settings.api_key) if settings.api_key else None
     async with Client(reuses=not sends_once) as session:
-        specs = _called(scoring)
-        await _check_gateway(specs, settings, session)
-        yield {spec.name: HttpExpert(*_endpoint(spec, settings), session=session) for spec in specs}
+        experts: dict[str, Expert] = {}
+        behind = []
+        for spec in scoring.called:
+            if spec.addresses and spec.runtime != "litellm":
+                endpoint = Endpoint(spec.addresses[0], spec.model)
+            elif spec.name in settings.endpoints:
+                endpoint = settings.endpoints[spec.name][0]
+            else:  # the gateway adds the declared fields itself
+                spec = spec.model_copy(update={"system_prompt": None, "parameters": {}, "api_key": key})
+                endpoint = Endpoint(f"{gateway}/v1", spec.name)
+                behind.append(spec.name)
+            experts[spec.name] = HttpExpert(spec, endpoint, session=session)
+        if behind:
+            await _check_gateway(gateway, behind, session)
+        yield experts
 
 
-def _missing_grades(scoring: Scoring, journal: Journal) -> dict[str, dict[str, Probe]]:
-    """The judges' requests that have no grade yet, by judge and by the key of their cell."""
-    missing: dict[str, dict[str, Probe]] = {}
-    for recipe in scoring.recipes:
-        if recipe.judge is not None:
-            probes = [probe for _, _, probe in scoring.grading(recipe, journal) if probe is not None]
-            found = {probe.digest: probe for probe in probes if probe.digest not in journal.scored}
-            missing.setdefault(recipe.judge, {}).update(found)
-    return {name: column for name, column in missing.items() if column}
-
-
-def _called(scoring: Scoring) -> list[ExpertSpec]:
-    """The experts that a run calls: those to score, the members of recipes, and the judges."""
-    members = {name for recipe in scoring.recipes if recipe.writes for name in recipe.members}
-    judges = {recipe.judge for recipe in scoring.recipes if recipe.judge is not None}
-    names = (
-        {spec.name for spec in scoring.experts}
-        | members
-        | judges
-        | set(scoring.graded)
-        | ({scoring.judge.name} if scoring.judge else set())
-    )
-    return [spec for spec in scoring.registry.experts if spec.name in names]
-
-
-def _endpoint(spec: ExpertSpec, settings: Settings) -> tuple[ExpertSpec, Endpoint]:
-    """An expert's address and the fields to add to its requests; the gateway adds the declared ones itself."""
-    if _is_external(spec):
-        return spec, Endpoint(spec.addresses[0], spec.model)
-    if spec.name in settings.endpoints:
-        return spec, settings.endpoints[spec.name][0]
-    key = SecretStr(settings.api_key) if settings.api_key else None
-    bare = spec.model_copy(update={"system_prompt": None, "parameters": {}, "api_key": key})
-    return bare, Endpoint(f"{_gateway_url(settings)}/v1", spec.name)
-
-
-def _is_external(spec: ExpertSpec) -> bool:
-    """True if the server of an expert speaks an API that CoE supports. False for litellm, which translates."""
-    return bool(spec.addresses) and spec.runtime != "litellm"
-
-
-async def _check_gateway(specs: Sequence[ExpertSpec], settings: Settings, session: Client) -> None:
-    """Raises ExpertUnavailable where the gateway is needed and does not answer."""
+async def _check_gateway(url: str, behind: Sequence[str], session: Client) -> None:
+    """Raises ExpertUnavailable if the gateway does not answer, which the experts `behind` it need."""
     from coe.experts.http.client import Target
 
-    behind = [spec.name for spec in specs if not _is_external(spec) and spec.name not in settings.endpoints]
-    if not behind:
-        return
-    url = _gateway_url(settings)
     try:
         (await session.send(Target(f"{url}/health/live", {}, method="GET"))).close()
     except OSError:
@@ -284,91 +252,102 @@ async def _check_gateway(specs: Sequence[ExpertSpec], settings: Settings, sessio
         raise ExpertUnavailable(message, expert=behind[0]) from None
 
 
-def _gateway_url(settings: Settings) -> str:
-    return f"http://{settings.host}:{settings.port}"
-
-
 def write_tables(scoring: Scoring, journal: Journal, out: Path, *, benchmark: str) -> None:
     """Write all scores and answers that the journal has for these probes, those of experts outside this run too."""
-    arms = {recipe.name: recipe for recipe in scoring.registry.declared_recipes if recipe.writes}
+    registry, scored = scoring.registry, journal.scored
+    prices = {spec.name: spec.prices for spec in registry.experts}
+    arms = [recipe for recipe in registry.declared_recipes if recipe.writes]
     cells = [
-        (probe.prompt_id, name, cell)
+        (probe, name, scored[keys[index]])
         for index, probe in enumerate(scoring.probes)
         for name, keys in scoring.keys.items()
-        if name not in arms and (cell := journal.scored.get(keys[index])) is not None
+        if keys[index] in scored
     ]
-    scored = {name for _, name, _ in cells}
-    scores = [(prompt_id, name, cell.score) for prompt_id, name, cell in cells if cell.score is not None]
-    experts = [spec for spec in scoring.registry.experts if spec.name in scored]
+    single = [(probe, name, cell) for probe, name, cell in cells if name in prices]
+    scores = [(probe.prompt_id, name, cell.score) for probe, name, cell in single if cell.score is not None]
+    names = {name for _, name, _ in single}
+    experts = [spec for spec in registry.experts if spec.name in names]
     write_quality(out, benchmark=benchmark, probes=scoring.probes, scores=scores, experts=experts)
-    prices = {spec.name: spec.prices for spec in scoring.registry.experts}
-    write_answers(out, benchmark=benchmark, cells=cells, prices=prices)
-    written = [
-        (probe.prompt_id, arm, recipe.writing_digest, cell)
-        for arm, recipe in arms.items()
-        for probe, key in zip(scoring.probes, scoring.keys[arm], strict=True)
-        if (cell := journal.scored.get(key)) is not None and cell.score is not None
-    ]
-    write_recipe_answers(out, benchmark=benchmark, answers=written, prices=prices)
-    grades = {
-        (prompt_id, name, recipe.judge): cell
-        for recipe in scoring.registry.declared_recipes
-        if recipe.judge is not None
-        for prompt_id, name, probe in scoring.grading(recipe, journal)
-        for cell in (None if probe is None else journal.scored.get(probe.digest),)
-        if probe is None or cell is not None
-    }
-    write_grades(out, benchmark=benchmark, cells=grades, prices=prices)
+    answers = (
+        {"prompt_id": probe.prompt_id, "model": name, "answer": cell.answer, "output_chars": cell.output_chars}
+        | _use(cell, prices[name])
+        for probe, name, cell in single
+    )
+    write_calls(out, ANSWERS, answers, benchmark=benchmark)
+    calls = (
+        {"prompt_id": probe.prompt_id, "arm": arm.name, "writing": arm.writing_digest, "score": cell.score}
+        | {"step": call.step, "member": call.expert}
+        | _use(call, prices[call.expert])
+        for arm in arms
+        for probe, name, cell in cells
+        if name == arm.name
+        for call in cell.calls
+    )
+    write_calls(out, CALLS, calls, benchmark=benchmark)
+    write_calls(out, GRADES, _grades(scoring, journal, prices), benchmark=benchmark)
     if scoring.with_passages:
         write_gains(out, scoring.gains(journal))
 
 
-def _passage_report(scoring: Scoring, journal: Journal, missing: int) -> dict[str, Any]:
-    """The part of the report about passages, with the missing scores of both parts; empty without passages."""
-    if not scoring.with_passages:
-        return {}
-    gains = scoring.gains(journal)
-    lacking = sum(key not in journal.scored for spec in scoring.experts for key in scoring.passage_keys[spec.name])
-    means = {}
-    for name in sorted({name for _, name, _, _ in gains}):
-        own = [(without, with_) for _, other, without, with_ in gains if other == name]
-        means[name] = {"without": sum(a for a, _ in own) / len(own), "with": sum(b for _, b in own) / len(own)}
-    return {"retrieval": means, "missing": missing + lacking}
+def _use(call: Cell | RecipeCall, prices: Prices) -> dict[str, Any]:
+    """The tokens, time and cost of a call as columns."""
+    given, written = call.input_tokens, call.output_tokens
+    latency = call.ms if isinstance(call, RecipeCall) else call.latency_ms
+    cost = prices.known_cost(given, written)
+    return {"input_tokens": given, "output_tokens": written, "latency_ms": latency, "cost": cost}
 
 
-def _grade_report(scoring: Scoring, journal: Journal, missing: int) -> dict[str, Any]:
-    """The part of the report about grades: by cascade the answers with a grade, those whose judge gave none, and the
-    missing ones; empty without a cascade with a judge."""
-    found: dict[str, dict[str, int]] = {}
-    for recipe in scoring.recipes:
-        if recipe.judge is None:
-            continue
-        grading = [probe for _, _, probe in scoring.grading(recipe, journal)]
-        cells = [None if probe is None else journal.scored.get(probe.digest) for probe in grading]
-        graded = sum(cell is not None and cell.answer is not None for cell in cells)
-        done = sum(probe is None or cell is not None for probe, cell in zip(grading, cells, strict=True))
-        expected = len(recipe.graded_members) * len(scoring.probes)
-        found[recipe.name] = {"graded": graded, "ungraded": done - graded, "missing": expected - done}
-    lacking = sum(one["missing"] for one in found.values())
-    return {"grades": found, "missing": missing + lacking} if found else {}
+def _grades(scoring: Scoring, journal: Journal, prices: Mapping[str, Prices]) -> Iterable[dict[str, Any]]:
+    """The grades of all declared cascades with a judge, a row for each answer; empty where it is not graded."""
+    rows = {}
+    for recipe in scoring.registry.declared_recipes:
+        for prompt_id, name, probe in scoring.gradings(recipe, journal):
+            cell = Cell("", prompt_id, name) if probe is None else journal.scored.get(probe.digest)
+            if cell is not None and recipe.judge is not None:
+                grade = None if cell.answer is None else float(cell.answer)
+                row = {"prompt_id": prompt_id, "model": name, "judge": recipe.judge, "grade": grade}
+                rows[prompt_id, name, recipe.judge] = row | _use(cell, prices[recipe.judge])
+    return rows.values()
 
 
-Keys = Mapping[str, Sequence[str]]
-"""Maps each expert to the keys of its cells, in the order of the probes."""
+def score_report(scoring: Scoring, journal: Journal, *, reused: Mapping[str, int]) -> dict[str, Any]:
+    """`{probes, missing, experts: {name: {...}}}`, JSON-able; with passages `retrieval`, the mean scores without and
+    with them, and of cascades with a judge `grades`. `reused` counts scores of earlier runs."""
+    experts = {name: _column(scoring, name, journal) | {"reused": count} for name, count in reused.items()}
+    missing = sum(column["missing"] for column in experts.values())
+    report: dict[str, Any] = {"probes": len(scoring.probes), "experts": experts}
+    if scoring.with_passages:
+        pairs: dict[str, list[tuple[float, float]]] = {}
+        for _, name, without, with_ in scoring.gains(journal):
+            pairs.setdefault(name, []).append((without, with_))
+        means = {name: [mean(scores) for scores in zip(*found, strict=True)] for name, found in sorted(pairs.items())}
+        report["retrieval"] = {name: {"without": both[0], "with": both[1]} for name, both in means.items()}
+        keys = (key for spec in scoring.experts for key in scoring.passage_keys[spec.name])
+        missing += sum(key not in journal.scored for key in keys)
+    if judged := [recipe for recipe in scoring.recipes if recipe.judge is not None]:
+        report["grades"] = {recipe.name: _graded(scoring, recipe, journal) for recipe in judged}
+        missing += sum(counts["missing"] for counts in report["grades"].values())
+    return report | {"missing": missing}
 
 
-def score_report(probes: Sequence[Probe], keys: Keys, journal: Journal, *, reused: Mapping[str, int]) -> dict[str, Any]:
-    """`{probes, missing, experts: {name: {...}}}`, JSON-able. `reused` counts scores of earlier runs."""
-    experts = {name: _column(probes, column, journal) | {"reused": reused[name]} for name, column in keys.items()}
+def _graded(scoring: Scoring, recipe: RecipeSpec, journal: Journal) -> dict[str, int]:
+    """The answers with a grade, those whose judge gave none, and the missing ones."""
+    gradings = [probe for _, _, probe in scoring.gradings(recipe, journal)]
+    cells = [journal.scored.get(probe.digest) for probe in gradings if probe is not None]
+    graded = sum(cell is not None and cell.answer is not None for cell in cells)
+    done = len(gradings) - cells.count(None)
     return {
-        "probes": len(probes),
-        "missing": sum(column["missing"] for column in experts.values()),
-        "experts": experts,
+        "graded": graded,
+        "ungraded": done - graded,
+        "missing": len(recipe.graded_members) * len(scoring.probes) - done,
     }
 
 
-def _column(probes: Sequence[Probe], keys: Sequence[str], journal: Journal) -> dict[str, Any]:
-    found = [(probe, journal.scored[key]) for probe, key in zip(probes, keys, strict=True) if key in journal.scored]
+def _column(scoring: Scoring, name: str, journal: Journal) -> dict[str, Any]:
+    keys = scoring.keys[name]
+    found = [
+        (probe, cell) for probe, key in zip(scoring.probes, keys, strict=True) if (cell := journal.scored.get(key))
+    ]
     failed = [journal.failed[key] for key in keys if key in journal.failed]
     cells = [cell for _, cell in found]
     return {
@@ -381,7 +360,6 @@ def _column(probes: Sequence[Probe], keys: Sequence[str], journal: Journal) -> d
         "input_tokens": sum(cell.input_tokens or 0 for cell in cells),
         "output_tokens": sum(cell.output_tokens or 0 for cell in cells),
         "cut": sum(cell.cut for cell in cells),
-        "inconsistent": sum(not cell.consistent for cell in cells),
         "errors": dict(Counter(cell.code for cell in failed)),
         "first_error": failed[0].error if failed else None,
     }

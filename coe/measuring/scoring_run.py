@@ -10,26 +10,25 @@ import asyncio
 import fcntl
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import IO
+from typing import IO, Any
 
 import orjson
+from pydantic import TypeAdapter, ValidationError
 
 from coe.core import Expert
-from coe.errors import DataError, ExpertError, InvalidRequest, RequestError
+from coe.errors import DataError, ExpertError, ExpertInvalidResponse, InvalidRequest, RequestError
 from coe.measuring import checkers
-from coe.measuring.answers import CUT_REASON, ProbeAnswer, RetryLimits, request_answer
-from coe.measuring.judge import Judge
+from coe.measuring.answers import CUT_REASON, RetryLimits, request_answer
 from coe.measuring.probes.constraints import meets
 from coe.measuring.probes.probes import Probe
 from coe.measuring.sandbox import Sandbox
 from coe.planning import ANSWER_FIELDS
 from coe.recipes.final_answers.answers import final_answer, without_reasoning
 from coe.recipes.final_answers.programs import program_of
-from coe.recipes.judge import GRADE_TOKENS, MAX_GRADE, MAX_GRADED_CHARACTERS, grade_in
+from coe.recipes.judge import GRADE_TOKENS, MAX_GRADE, MAX_GRADED_CHARACTERS, grade_in, grading_fields
 from coe.recipes.writing.request import cut
 from coe.records.record import RecipeCall
 from coe.registry import ExpertSpec, RecipeSpec
@@ -39,10 +38,9 @@ from coe.registry import ExpertSpec, RecipeSpec
 class Cell:
     """One expert on one probe. `key` is the digest of all the score depends on; `score` is None where `error` is set.
 
-    `answer` is the normalized form of the answer, as serving compares it (`final_answer`; None if it was cut off),
-    `note` why code failed its tests, and `consistent` False when the judge's two grades contradict each other. `code`
-    is the error's machine-readable code. For the arm of a recipe, tokens are the sum over its `calls`. `text` is kept
-    for answers that a judge of a cascade grades, cut as the judge gets it.
+    `answer` is the normalized form of the answer, as serving compares it (`final_answer`; None if it was cut off) and
+    `note` why code failed its tests. `code` is the error's machine-readable code. For the arm of a recipe, tokens are
+    the sum over its `calls`. `text` is kept for answers that a judge of a cascade grades, cut as the judge gets it.
     """
 
     key: str
@@ -55,7 +53,6 @@ class Cell:
     answer: str | None = None
     output_chars: int | None = None
     finish_reason: str | None = None
-    consistent: bool = True
     note: str = ""
     code: str = ""
     error: str = ""
@@ -67,12 +64,8 @@ class Cell:
         """True if the answer ran out of tokens."""
         return self.finish_reason == CUT_REASON
 
-    @classmethod
-    def of_line(cls, line: bytes) -> Cell:
-        """A line of the journal."""
-        fields = orjson.loads(line)
-        calls = tuple(RecipeCall(**call) for call in fields.pop("calls", ()))
-        return cls(**fields, calls=calls)
+
+_CELL = TypeAdapter(Cell)
 
 
 class Journal:
@@ -121,9 +114,9 @@ class Journal:
                     break
                 whole += len(line)
                 try:
-                    self._note(Cell.of_line(line))
-                except (orjson.JSONDecodeError, TypeError, AttributeError) as error:
-                    message = f"{self._path}:{number}: not a line of the journal ({error})"
+                    self._note(_CELL.validate_json(line))
+                except ValidationError as error:
+                    message = f"{self._path}:{number}: not a line of the journal ({error.errors()[0]['msg']})"
                     remedy = "delete it and its probe is requested again, or delete the file of another version of CoE"
                     raise DataError(f"{message}; {remedy}") from None
         return whole
@@ -151,21 +144,14 @@ def recipe_keys(
     probes: Iterable[Probe], recipe: RecipeSpec, members: Sequence[ExpertSpec], judge: ExpertSpec | None
 ) -> list[str]:
     """Return the digests for a chain or fuse, whose score depends on its steps, its instruction and all its members."""
-    rooms = [member.context_length for member in members]
-    answering = [
-        recipe.name,
-        recipe.steps,
-        recipe.writing_digest,
-        [declared_fields(member) for member in members],
-        rooms,
-    ]
-    return _keys(probes, orjson.dumps(answering).decode(), judge)
+    answered_by = [[declared_fields(member), member.context_length] for member in members]
+    return _keys(probes, [recipe.name, recipe.steps, recipe.writing_digest, answered_by], judge)
 
 
-def _keys(probes: Iterable[Probe], answering: str, judge: ExpertSpec | None) -> list[str]:
+def _keys(probes: Iterable[Probe], answering: Any, judge: ExpertSpec | None) -> list[str]:
     judging = declared_fields(judge) if judge else ""
     parts = [[probe.digest, answering, judging if probe.checker == "judge" else ""] for probe in probes]
-    return [hashlib.sha256(orjson.dumps(part)).hexdigest()[:32] for part in parts]
+    return [_digest(part) for part in parts]
 
 
 def declared_fields(spec: ExpertSpec) -> str:
@@ -173,82 +159,95 @@ def declared_fields(spec: ExpertSpec) -> str:
     return orjson.dumps(spec.model_dump(mode="json", include=_SCORE_FIELDS), option=orjson.OPT_SORT_KEYS).decode()
 
 
+def _digest(value: Any) -> str:
+    return hashlib.sha256(orjson.dumps(value)).hexdigest()[:32]
+
+
+def judge_messages(probe: Probe, answer: str) -> list[dict[str, Any]]:
+    """Return the request for a judge's grade of an answer; it shows the probe's reference where there is one."""
+    shown = list(probe.messages)
+    if probe.checker == "judge" and probe.reference is not None:
+        shown.append({"role": "a right answer, for comparison", "content": probe.reference})
+    messages: list[dict[str, Any]] = grading_fields({"messages": shown}, answer)["messages"]
+    return messages
+
+
+def grading_probe(probe: Probe, answer: Cell, judge: ExpertSpec) -> Probe | None:
+    """Return the request of a cascade's judge as a probe; None if serving would not have the answer graded: cut off,
+    or empty. Its digest is the key of its cell."""
+    if answer.cut or not answer.text:
+        return None
+    messages = tuple(grading_fields({"messages": probe.messages}, answer.text)["messages"])
+    digest = _digest([messages, declared_fields(judge), GRADE_TOKENS])
+    return replace(probe, messages=messages, checker="grade", reference=None, tests=None, digest=digest)
+
+
 class StopScoring(Exception):
     """The expert must not be called again in this run. The current probe stays open for a later run."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ExpertColumn:
-    """One expert, or recipe, and its missing probes, by the key of their cell."""
+    """One expert, or recipe, and its missing probes, by the key of their cell. `failures` counts those in a row."""
 
     expert: Expert
     missing: Mapping[str, Probe]
+    failures: int = 0
+    is_reported: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ScoringRun:
     """State that all columns share. `report` prints a line, `advance` takes an expert's name after each finished
     probe."""
 
     journal: Journal
     sandbox: Sandbox
-    judge: Judge | None
+    judge: Expert | None
     limits: RetryLimits
     concurrency: int
     report: Callable[[str], None]
     advance: Callable[[str], None]
     kept: frozenset[str] = frozenset()
     """Experts whose answers are kept as text."""
-    hold: Callable[[Probe], AbstractContextManager[object]] = nullcontext
-    """Entered while a probe is scored: reserves its verdicts before the answer is requested."""
+    judging: asyncio.Semaphore = field(init=False)
+    """Bounds the requests to the judge, as those to an expert are."""
+
+    def __post_init__(self) -> None:
+        self.judging = asyncio.Semaphore(self.concurrency)
 
 
 async def score_columns(columns: Sequence[ExpertColumn], run: ScoringRun) -> None:
     """Score all missing probes, every expert at once, with at most `concurrency` probes in flight at each."""
     async with asyncio.TaskGroup() as tasks:
         for column in columns:
-            queue = _WorkQueue(iter(column.missing.items()))
+            queue = iter(column.missing.items())
             for _ in range(min(run.concurrency, len(column.missing))):
-                tasks.create_task(_score_queue(column.expert, queue, run))
+                tasks.create_task(_score_queue(column, queue, run))
 
 
-@dataclass(slots=True)
-class _WorkQueue:
-    """The probes that one expert's workers share; `failures` counts those failed in a row."""
-
-    remaining: Iterator[tuple[str, Probe]]
-    is_reported: bool = False
-    failures: int = 0
-
-
-async def _score_queue(expert: Expert, queue: _WorkQueue, run: ScoringRun) -> None:
-    while (item := next(queue.remaining, None)) is not None:
+async def _score_queue(column: ExpertColumn, queue: Iterator[tuple[str, Probe]], run: ScoringRun) -> None:
+    """Score the probes of a queue that the workers of a column share, until too many fail in a row."""
+    name = column.expert.name
+    while column.failures < MAX_CONSECUTIVE_FAILURES and (item := next(queue, None)) is not None:
         key, probe = item
-        blank = Cell(key, probe.prompt_id, expert.name)
+        blank = Cell(key, probe.prompt_id, name)
         try:
-            with run.hold(probe):
-                cell = await _score(probe, expert, blank, run)
-            queue.failures = 0
+            cell = await _score(probe, column.expert, blank, run)
+            column.failures = 0
         except StopScoring:
             return
         except RequestError as error:
             cell = replace(blank, code=error.code, error=str(error))
-            _note_failure(cell, queue, run, is_outage=isinstance(error, ExpertError) and error.retryable)
+            if not column.is_reported:
+                column.is_reported = True
+                run.report(f"{name}: probe {probe.prompt_id} has no score: {error}")
+            if isinstance(error, ExpertError) and error.retryable:  # an outage, not the rejection of a single probe
+                column.failures += 1
+                if column.failures == MAX_CONSECUTIVE_FAILURES:
+                    run.report(f"{name}: failed {column.failures} probes in a row; the rest are left for the next run")
         run.journal.append(cell)
-        run.advance(expert.name)
-
-
-def _note_failure(cell: Cell, queue: _WorkQueue, run: ScoringRun, *, is_outage: bool) -> None:
-    """Report the first failure at once. Stop after repeated outages, but not where an expert rejects single probes."""
-    if not queue.is_reported:
-        queue.is_reported = True
-        run.report(f"{cell.expert}: probe {cell.prompt_id} has no score: {cell.error}")
-    queue.failures += is_outage
-    if queue.failures == MAX_CONSECUTIVE_FAILURES:
-        queue.remaining = iter(())
-        run.report(
-            f"{cell.expert}: failed {MAX_CONSECUTIVE_FAILURES} probes in a row; the rest are left for the next run"
-        )
+        run.advance(name)
 
 
 async def _score(probe: Probe, expert: Expert, blank: Cell, run: ScoringRun) -> Cell:
@@ -274,18 +273,25 @@ async def _score(probe: Probe, expert: Expert, blank: Cell, run: ScoringRun) -> 
         verdict = await run.sandbox.run(program_of(answer.text), probe.tests)
         return replace(cell, score=float(verdict.passed), note=verdict.why)
     if probe.checker == "judge":
-        return await _judged(probe, answer, cell, run.judge)
+        return replace(cell, score=await _judged(probe, answer.text, run))
     return replace(cell, score=checked(probe, answer.text))
 
 
-async def _judged(probe: Probe, answer: ProbeAnswer, cell: Cell, judge: Judge | None) -> Cell:
-    assert judge is not None, "probes that need a judge are refused where there is none"
+async def _judged(probe: Probe, answer: str, run: ScoringRun) -> float:
+    """Return the judge's grade of an answer, 0 to 1. Raises the ExpertError or InvalidRequest of the judge."""
+    assert run.judge is not None, "probes that need a judge are refused where there is none"
     try:
-        judgement = await judge.score(probe.prompt, answer.text, reference=probe.reference)
+        async with run.judging:
+            messages = judge_messages(probe, without_reasoning(answer))
+            reply = await request_answer(run.judge, messages, limits=run.limits)
+        grade = grade_in(reply.text)
+        if grade is None:
+            name = run.judge.name
+            raise ExpertInvalidResponse(f"expert {name!r} gave no grade; a stronger judge may", expert=name)
     except (ExpertError, InvalidRequest) as error:
         error.args = (f"the judge failed: {error}",)
         raise
-    return replace(cell, score=judgement.score, consistent=judgement.consistent)
+    return int(grade) / MAX_GRADE
 
 
 def checked(probe: Probe, answer: str) -> float:

@@ -80,40 +80,24 @@ def optional_table(folder: Path, name: str, *, needed: Sequence[str], benchmark:
 
 def read_table(path: Path, *, needed: Sequence[str]) -> Table:
     """All rows of a file. Raises DataError when it cannot be read, is empty or lacks a column of `needed`."""
-    reader = {".parquet": _parquet, ".jsonl": _json_lines, ".csv": _csv}[path.suffix]
-    try:
-        columns = reader(path)
-    except (OSError, ValueError, csv.Error) as error:  # pyarrow's and orjson's errors are ValueErrors
-        raise DataError(f"{path}: cannot be read: {error}") from error
-    if missing := [name for name in needed if name not in columns]:
-        raise DataError(f"{path}: lacks the column {', '.join(missing)}; it has {', '.join(sorted(columns))}")
-    length = len(columns[needed[0]])
+    if path.suffix == ".parquet":
+        from pyarrow import ArrowException, parquet
+
+        try:
+            columns = parquet.read_table(path).to_pydict()
+        except (ArrowException, OSError) as error:
+            raise DataError(f"{path}: cannot be read as parquet: {error}") from error
+    else:
+        rows = [row for _, row in numbered_rows(path)]
+        if wrong := [row for row in rows if not isinstance(row, dict)]:
+            raise DataError(f"{path}: cannot be read: {wrong[0]!r} is not an object")
+        columns = {name: [row.get(name) for row in rows] for name in {name for row in rows for name in row}}
+    length = len(next(iter(columns.values()), ()))
     if not length:
         raise DataError(f"{path}: holds no rows")
+    if missing := [name for name in needed if name not in columns]:
+        raise DataError(f"{path}: lacks the column {', '.join(missing)}; it has {', '.join(sorted(columns))}")
     return Table(path, columns, length)
-
-
-def _parquet(path: Path) -> dict[str, list[Any]]:
-    from pyarrow import parquet
-
-    columns: dict[str, list[Any]] = parquet.read_table(path).to_pydict()
-    return columns
-
-
-def _json_lines(path: Path) -> dict[str, list[Any]]:
-    rows = []
-    for number, row in numbered_rows(path):
-        if not isinstance(row, dict):
-            raise ValueError(f"line {number}: not an object")
-        rows.append(row)
-    return {name: [row.get(name) for row in rows] for name in {key for row in rows for key in row}}
-
-
-def _csv(path: Path) -> dict[str, list[Any]]:
-    csv.field_size_limit(MAX_CSV_FIELD_CHARACTERS)
-    reader = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig")), strict=True)
-    rows = list(reader)
-    return {name: [row[name] for row in rows] for name in reader.fieldnames or ()}
 
 
 PARQUET_BATCH_ROWS = 2_000
@@ -123,11 +107,15 @@ PARQUET_BATCH_ROWS = 2_000
 def numbered_rows(path: Path, *, columns: Sequence[str] | None = None) -> Iterator[tuple[int, Any]]:
     """(number from 1, row) pairs in file order; of parquet only `columns` are read. Raises DataError.
 
-    Rows of JSON Lines are any JSON; the caller checks them.
+    Rows of JSON Lines are any JSON; the caller checks them. Rows of CSV have text alone, numbered by line.
     """
-    if path.suffix == ".parquet":
-        yield from _parquet_rows(path, columns)
-        return
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    rows = {".parquet": _parquet_rows, ".csv": _csv_rows}.get(path.suffix, _json_rows)
+    yield from rows(path, columns)
+
+
+def _json_rows(path: Path, _: Sequence[str] | None) -> Iterator[tuple[int, Any]]:
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
@@ -137,14 +125,24 @@ def numbered_rows(path: Path, *, columns: Sequence[str] | None = None) -> Iterat
                     raise DataError(f"{path}:{number}: not JSON: {error}") from None
 
 
+def _csv_rows(path: Path, _: Sequence[str] | None) -> Iterator[tuple[int, dict[str, str]]]:
+    csv.field_size_limit(MAX_CSV_FIELD_CHARACTERS)
+    try:
+        reader = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig")), strict=True)
+        for row in reader:
+            yield reader.line_num, {name: value for name, value in row.items() if name is not None}
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: cannot be read as CSV: {error}") from None
+
+
 def _parquet_rows(path: Path, columns: Sequence[str] | None) -> Iterator[tuple[int, Any]]:
     from pyarrow import ArrowException, parquet
 
+    number = 0
     try:
         with parquet.ParquetFile(path) as file:
             if missing := set(columns or ()) - set(file.schema_arrow.names):
                 raise DataError(f"{path}: it lacks the columns {', '.join(sorted(missing))}")
-            number = 0
             for batch in file.iter_batches(batch_size=PARQUET_BATCH_ROWS, columns=columns):
                 yield from enumerate(batch.to_pylist(), start=number + 1)
                 number += len(batch)
@@ -158,30 +156,19 @@ def require_parquet() -> None:
         raise ConfigError(f"parquet files need pyarrow; run: {pip_install('train')}")
 
 
-def write_parquet(path: Path, columns: Mapping[str, str], rows: Iterable[Sequence[Any]]) -> None:
+def write_parquet(path: Path, columns: Mapping[str, str], rows: Iterable[Mapping[str, Any]]) -> None:
     """Write rows in one step; `columns` maps their names to pyarrow types, such as string or float64."""
     import pyarrow
     from pyarrow import parquet
 
     schema = pyarrow.schema([(name, pyarrow.type_for_alias(alias)) for name, alias in columns.items()])
-    table = pyarrow.Table.from_pylist([dict(zip(columns, row, strict=True)) for row in rows], schema=schema)
     buffer = io.BytesIO()
-    parquet.write_table(table, buffer, compression="zstd")
+    parquet.write_table(pyarrow.Table.from_pylist(list(rows), schema=schema), buffer, compression="zstd")
     replace_file(path, buffer.getvalue())
-
-
-def replace_parquet(path: Path, columns: Mapping[str, str], rows: Sequence[Sequence[Any]]) -> None:
-    """Write rows as `write_parquet` does; without rows, remove the file."""
-    if rows:
-        write_parquet(path, columns, rows)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def numbered_prompts(path: Path) -> list[tuple[int, str, str]]:
     """All (line, prompt, category) rows in file order. Raises DataError with the file, the line and the problem."""
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
     found = []
     for number, row in numbered_rows(path, columns=("prompt", "category")):
         if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("prompt", "category")):

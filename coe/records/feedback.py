@@ -17,6 +17,7 @@ from coe.errors import InvalidRequest
 
 FeedbackKind = Literal["score", "thumb", "preferred", "category", "regenerated", "abandoned"]
 FEEDBACK_KINDS: tuple[FeedbackKind, ...] = get_args(FeedbackKind)
+"""The most reliable kind of rating first; of several on one request the first kind counts."""
 MAX_NAME_CHARACTERS = 128
 """Characters of an id or a name in feedback."""
 

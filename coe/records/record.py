@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Protocol
 
@@ -174,13 +174,11 @@ class RoutingRecord:
     router_probabilities: Mapping[str, float] | None = None
     """The router's own probabilities, before a rule."""
     retrieval: str = "none"
-    """Result of retrieval: none, off, skipped, empty, failed, withheld or used."""
+    """Result of retrieval: none, off, skipped, empty, failed or used."""
     gate: float | None = None
     """Probability that passages improve this expert's answer."""
     gain: float | None = None
     """Quality expected of the passages."""
-    trial: str = ""
-    """Version of the retrieval gate if a random draw replaced its decision."""
     passages: tuple[str, ...] = ()
     """Identifiers of the passages given to the expert."""
     passage_tokens: int = 0
@@ -224,11 +222,6 @@ class RoutingRecord:
     """Rule of experts.yaml that applied; empty if none did."""
     schema: Annotated[int, Field(le=1)] = 1
     """Version of this list of fields."""
-
-    def is_by(self, router: str, *, categories: Collection[str]) -> bool:
-        """Returns True if this router version classified the request, over exactly these categories: experts.yaml may
-        have added or removed some since."""
-        return self.router == router and self.probabilities.keys() == set(categories)
 
 
 COLUMNS = ("request_id", "time", "category", "expert", "reason", "outcome", "session", "tenant")
@@ -298,16 +291,6 @@ def parse_cursor(cursor: str, *, place: str) -> int:
 def retention_start(days: float | None) -> float:
     """The Unix time before which entries are deleted; 0 if `days` is None."""
     return 0.0 if days is None else max(0.0, time.time() - days * DAY)
-
-
-def observed(
-    pages: Iterable[Sequence[RoutingRecord]], add: Callable[[RoutingRecord], None]
-) -> Iterator[Sequence[RoutingRecord]]:
-    """Pass pages of records through unchanged, and call `add` with each record."""
-    for page in pages:
-        for record in page:
-            add(record)
-        yield page
 
 
 class RoutingLog(Protocol):

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import math
 import sqlite3
-from collections.abc import Callable, Iterable, Sequence
-from itertools import chain
+from collections.abc import Iterable, Sequence
 from operator import attrgetter
 from typing import Literal
 
@@ -48,10 +47,7 @@ MAX_SCANNED = 200_000
 MAX_TRIM_ROWS = 1_000
 """Rows between two deletions beyond the retention, at most a hundredth of it. Together they change far fewer pages."""
 
-INSERT = f"INSERT OR IGNORE INTO records ({', '.join(COLUMNS)}, record) VALUES "  # noqa: S608 (constants)
-ROW = f"(?{', ?' * len(COLUMNS)})"
-INSERT_ROWS = 32
-"""Rows of one INSERT, so that the thread takes the interpreter lock less often."""
+INSERT = f"INSERT OR IGNORE INTO records ({', '.join(COLUMNS)}, record) VALUES (?{', ?' * len(COLUMNS)})"  # noqa: S608
 # A replacement is a new row, so that it comes at the end again.
 PUT = """INSERT OR REPLACE INTO feedback (dedup_key, event_id, time, event)
 SELECT ?1, ?2, ?3, ?4 WHERE NOT EXISTS (
@@ -69,24 +65,24 @@ class _Table:
 
     def __init__(self, database: Database, *, retention: int, days: float | None) -> None:
         self._database, self._retention, self._days = database, retention, days
-        self._trim_every = max(1, min(MAX_TRIM_ROWS, retention // 100))
-        self._trimmed = False  # the first append trims too: the retention may have been lowered
+        self._untrimmed = self._trim_every = max(1, min(MAX_TRIM_ROWS, retention // 100))
 
-    async def _append(self, insert: Callable[[sqlite3.Connection], object]) -> None:
-        """Inserts all rows or none, and deletes old ones: those beyond the retention at the first call and then at
-        intervals, and those older than `days` each time. Raises StoreError."""
+    async def _append(self, statement: str, rows: Iterable[tuple[object, ...]], count: int) -> None:
+        """Inserts all `count` rows or none, and deletes old ones: those beyond the retention at the first call and then
+        at intervals, and those older than `days` each time. Raises StoreError."""
+        self._untrimmed += count
+        is_due = self._untrimmed >= self._trim_every
 
         def work(connection: sqlite3.Connection) -> None:
-            newest = f"SELECT ifnull(max(seq), 0) / {self._trim_every} FROM {self.name}"  # noqa: S608
-            before = connection.execute(newest).fetchone()
-            insert(connection)
-            if not self._trimmed or connection.execute(newest).fetchone() > before:
+            connection.executemany(statement, rows)
+            if is_due:
                 connection.execute(TRIM.format(self.name), (self._retention,))
             if self._days is not None:
                 connection.execute(f"DELETE FROM {self.name} WHERE time < ?", (retention_start(self._days),))  # noqa: S608
 
         await self._database.write(work)
-        self._trimmed = True
+        if is_due:
+            self._untrimmed = 0
 
     def _number(self, cursor: str) -> int:
         return parse_cursor(cursor, place=str(self._database.path))
@@ -102,12 +98,7 @@ class SqliteLog(_Table):
     name = "records"
 
     async def append(self, records: Sequence[RoutingRecord]) -> None:
-        def insert(connection: sqlite3.Connection) -> None:
-            for start in range(0, len(records), INSERT_ROWS):
-                rows = [(*_columns(one), RECORD.encode(one)) for one in records[start : start + INSERT_ROWS]]
-                connection.execute(INSERT + ", ".join([ROW] * len(rows)), tuple(chain.from_iterable(rows)))
-
-        await self._append(insert)
+        await self._append(INSERT, ((*_columns(one), RECORD.encode(one)) for one in records), len(records))
 
     async def read(self, query: LogQuery) -> LogPage:
         rows, (_, last), _ = await self._scan(query, "ASC", size := page_size(query.limit))
@@ -161,7 +152,7 @@ class SqliteFeedback(_Table):
 
     async def append(self, events: Sequence[Feedback]) -> None:
         rows = ((one.dedup_key, one.event_id, one.time, FEEDBACK.encode(one)) for one in events)
-        await self._append(lambda connection: connection.executemany(PUT, rows))
+        await self._append(PUT, rows, len(events))
 
     async def read(self, *, after: str = "", limit: int = 1_000) -> FeedbackPage:
         statement = "SELECT seq, event FROM feedback WHERE seq > ? ORDER BY seq LIMIT ?"

@@ -95,10 +95,6 @@ def _cross_checks(source: YamlSource, registry: Registry) -> Problems:
     references: list[_Reference] = [
         *((("assignment", category), "category", category, categories) for category in registry.assignment),
         *((("assignment", category), "expert", name, experts) for category, name in registry.assignment.items()),
-        *(
-            (("policy", "escalate_stuck_to", index), "expert", name, experts)
-            for index, name in enumerate(registry.policy.escalate_stuck_to)
-        ),
         *_rule_references(registry),
     ]
     for path, kind, name, known in references:

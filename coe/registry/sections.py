@@ -80,9 +80,6 @@ class Policy(StrictModel):
     that costs nothing instead of the most expensive one."""
     cost_weight_limits: tuple[Probability, Probability] = (0.0, 1.0)
     """Lowest and highest cost_weight that a request may set with the header x-coe-cost-weight."""
-    escalate_stuck_to: tuple[Name, ...] = ()
-    """Experts that continue an agent's session that is stuck with another expert, the weakest first. A session is
-    escalated once, to the next expert of the list. Default: none."""
     max_quality_loss: Probability = 0.02
     """If an expert is overloaded, its request goes to another expert that is worse by at most this, in expected quality
     minus price."""
@@ -345,6 +342,3 @@ class RetrievalSpec(StrictModel):
     """Seconds for retrieval. If the store is slower, the request continues without passages."""
     price: RetrievalPrice = RetrievalPrice()
     """Price of passages, which their expected gain must exceed."""
-    exploration_rate: Probability = 0.0
-    """Share of requests for which a random draw replaces the gate's decision whether to insert the passages. `coe
-    retrain` learns the effect of passages from these requests only."""

@@ -8,6 +8,7 @@ for the gateways' metrics.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from http import HTTPStatus
@@ -22,10 +23,11 @@ from coe.artifacts.store import ArtifactStore
 from coe.artifacts.traffic_report import TRAFFIC_REPORT_FILE, read_traffic_report
 from coe.errors import ArtifactError, DataError
 from coe.fleet.residency.client import fetch_report
-from coe.learning.experience_loader import load_experience, open_logs
+from coe.learning.experience import load_experience
+from coe.learning.log_frame import frame_of, open_logs
 from coe.learning.rounds.round import read_round_states
 from coe.planning import Assignment, Plan
-from coe.records.record import RoutingRecord, observed
+from coe.records.record import RoutingRecord
 from coe.registry import load
 from coe.reports.alarms import (
     Alarm,
@@ -164,20 +166,18 @@ def _alarms(
     `planned` is None if the plan that the gateways serve is unknown."""
     experts = in_use.assignment.experts
 
-    def add_own(record: RoutingRecord) -> None:
-        traffic.add_own(record)
-        spend.add(record)
+    def counted(pages: Iterable[Sequence[RoutingRecord]]) -> Iterator[Sequence[RoutingRecord]]:
+        for page in pages:
+            for record in page:
+                (traffic.add_own if record.purpose else traffic.add)(record)
+                spend.add(record)
+            yield page
 
     with open_logs(in_use.registry.log.url, base=settings.home) as logs:
-        records = logs.records(since=since, until=now, own=add_own)
+        records = logs.records(since=since, until=now)
         try:
-            found = load_experience(
-                observed(observed(records, traffic.add), spend.add),
-                logs.feedback(since=since),
-                categories=traffic.categories,
-                experts=experts,
-                limit=MAX_ALARM_REQUESTS,
-            ).experience
+            frame = frame_of(counted(records), logs.feedback(since=since), limit=MAX_ALARM_REQUESTS)
+            found = load_experience(frame, categories=traffic.categories, experts=experts).experience
         except DataError:  # no request to learn from; if all failed, that is an alarm
             return failing_alarms(traffic, experts)
     if planned is None:

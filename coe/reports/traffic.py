@@ -84,7 +84,8 @@ class Traffic:
             index = self.categories.index(category)
             request = SampledRequest(index, confidence, record.embedding, record.prompt or "", record.request_id)
         if record.time < self.day:
-            if request and record.is_by(self.router, categories=self.categories) and len(self.first) < MAX_SAMPLE:
+            of_router = record.router == self.router and record.probabilities.keys() == set(self.categories)
+            if request and of_router and len(self.first) < MAX_SAMPLE:
                 self.first.append(request)
             return
         if record.time >= self.hour:

@@ -53,7 +53,7 @@ MIN_IMPROVEMENT_SHARE = 0.2
 milliseconds, for the vector."""
 MIN_SPREAD = 1e-9
 GATE_FILE = "gate.npz"
-FORMAT = 5
+FORMAT = 6
 Array = NDArray[np.float64]
 
 
@@ -163,8 +163,7 @@ class Gate:
 
     Separate models estimate the probability that passages help and that they harm: a question that an expert cannot
     answer alone has nothing to lose. `measured` (k,) is 0 for an expert without measurements, whose gain is always 0.
-    `shift` (m, k) is added to the gain, weighted by the posterior; feedback adjusts it after the fit. `spread` (k,) is
-    the root mean square difference between the gains of the encoder and the fast model.
+    `spread` (k,) is the root mean square difference between the gains of the encoder and the fast model.
     """
 
     categories: tuple[str, ...]
@@ -172,7 +171,6 @@ class Gate:
     helps: LogOddsModel
     harms: LogOddsModel
     measured: Array
-    shift: Array
     spread: Array
     cost: RetrievalCost
 
@@ -186,7 +184,7 @@ class Gate:
         soft = temper(posterior)
         features = posterior_features(soft)
         helps, harms = (model.fast_probabilities(soft, features) for model in (self.helps, self.harms))
-        return self._estimate(helps, harms, posterior)
+        return self._estimate(helps, harms)
 
     def estimate(
         self, posterior: NDArray[np.floating], text: str, vector: NDArray[np.floating], *, cosine: float | None = None
@@ -196,7 +194,7 @@ class Gate:
         soft = temper(posterior)
         features = np.concatenate((posterior_features(soft), cues(text), vector))
         helps, harms = (model.encoder_probabilities(soft, features, cosine) for model in (self.helps, self.harms))
-        return self._estimate(helps, harms, posterior)
+        return self._estimate(helps, harms)
 
     def expected_improvement(self, fast_gain: float, expert: int, threshold: float) -> float:
         """Return the expected amount by which the encoder model's gain exceeds `threshold`, given the fast model's.
@@ -209,9 +207,8 @@ class Gate:
         z = (fast_gain - threshold) / spread
         return float(spread * (exp(-z * z / 2) / sqrt(2 * pi) + z * (1 + erf(z / sqrt(2))) / 2))
 
-    def _estimate(self, helps: Array, harms: Array, posterior: NDArray[np.floating]) -> GateEstimate:
-        gain = helps - harms + posterior @ self.shift
-        return GateEstimate(helps * self.measured, gain * self.measured)
+    def _estimate(self, helps: Array, harms: Array) -> GateEstimate:
+        return GateEstimate(helps * self.measured, (helps - harms) * self.measured)
 
     def align(self, categories: tuple[str, ...], experts: tuple[str, ...]) -> Gate:
         """Return the gate with its categories in another order and over other experts; unknown experts have gain 0."""
@@ -225,7 +222,6 @@ class Gate:
             helps=self.helps.select(order, columns),
             harms=self.harms.select(order, columns),
             measured=np.where(known, self.measured[columns], 0.0),
-            shift=np.where(known, self.shift[order][:, columns], 0.0),
             spread=np.where(known, self.spread[columns], 0.0),
             cost=self.cost,
         )
@@ -234,7 +230,7 @@ class Gate:
         """Write the gate to one .npz file."""
         models = {f"{side}.{name}": getattr(getattr(self, side), name) for side in _MODELS for name in _WEIGHTS}
         names = {"categories": np.array(self.categories), "experts": np.array(self.experts)}
-        own = {"measured": self.measured, "shift": self.shift, "spread": self.spread}
+        own = {"measured": self.measured, "spread": self.spread}
         cost = np.array([self.cost.tokens, self.cost.seconds])
         everything: dict[str, Any] = {"format": np.array(FORMAT), "cost": cost, **own}
         np.savez(path, **everything | names | models)
@@ -249,9 +245,8 @@ class Gate:
                 raise ValueError(f"format {arrays['format']}, not {FORMAT}")
             helps, harms = (LogOddsModel(*(arrays[f"{side}.{name}"] for name in _WEIGHTS)) for side in _MODELS)
             categories, experts = (tuple(map(str, arrays[name])) for name in ("categories", "experts"))
-            measured, shift, spread = (arrays[name] for name in ("measured", "shift", "spread"))
             cost = RetrievalCost(*map(float, arrays["cost"]))
-            return cls(categories, experts, helps, harms, measured, shift, spread, cost)
+            return cls(categories, experts, helps, harms, arrays["measured"], arrays["spread"], cost)
         except (OSError, EOFError, BadZipFile, KeyError, ValueError, TypeError, AttributeError) as error:
             raise ArtifactError(f"{path}: not a gate ({error!r}); fit it again with `coe plan`") from error
 

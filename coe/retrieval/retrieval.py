@@ -3,14 +3,12 @@
 `Retrieval` connects the gate, the document store, the encoder and the router. The gate is consulted three times: on the
 router's posterior, after encoding the question, and after the search. Until a gate is fitted, the best passage's cosine
 decides (`RetrievalSpec.default_similarity`). A failure or a timeout never fails the request.
-With `exploration_rate`, some requests become exploration trials, from which the gate learns what passages change.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
@@ -33,10 +31,9 @@ from coe.retrieval.passages import Passage, Retriever, Vector
 
 _log = logging.getLogger("gateway")
 
-Status = Literal["none", "off", "skipped", "empty", "failed", "withheld", "used"]
+Status = Literal["none", "off", "skipped", "empty", "failed", "used"]
 """none: no documents, or no place for passages in the body; off: disabled by the request; skipped: expected gain below
-the price; empty: no suitable passage; failed: store unavailable or too slow; withheld: passages found, but left out by
-an exploration trial; used: the expert receives passages."""
+the price; empty: no suitable passage; failed: store unavailable or too slow; used: the expert receives passages."""
 FAILURE_BACKOFF_SECONDS = 5.0
 """A store that failed is not used for this long."""
 DEFAULT_RESPONSE_TOKENS = 512
@@ -46,8 +43,6 @@ CONTEXT_SHARE = 0.9
 WARM_TEXT = "first search"
 WARM_SECONDS = 15.0
 """Time limit of the search at the start, which imports the store's library, connects and opens the index."""
-WITHHELD_SHARE = 0.5
-"""Exploration trials whose passages are withheld."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +50,12 @@ class RetrievalResult:
     """Outcome of the retrieval step.
 
     `probability` (that passages improve the chosen expert's response) and `gain` (expected quality) are the gate's,
-    None without an estimate. `trial` is the version of the gate that an exploration trial overrode. `passages` are
-    those inserted, in the order of their numbers, with about `tokens` tokens. `ms` is the time taken."""
+    None without an estimate. `passages` are those inserted, in the order of their numbers, with about `tokens` tokens.
+    `ms` is the time taken."""
 
     status: Status = "none"
     probability: float | None = None
     gain: float | None = None
-    trial: str = ""
     passages: tuple[Passage, ...] = ()
     tokens: int = 0
     ms: float = 0.0
@@ -87,8 +81,7 @@ class RetrievalRequest:
 class Retrieval:
     """The retrieval step: decides by the gate, searches the store and inserts passages. For one event loop.
 
-    It does not close the gate, store, encoder, router or thread pool. `version` is that of the gate; `uniform` draws
-    from [0, 1) for exploration trials.
+    It does not close the gate, store, encoder, router or thread pool.
     """
 
     def __init__(
@@ -100,8 +93,6 @@ class Retrieval:
         router: Router,
         threads: Executor,
         gate: Gate | None,
-        version: str = "",
-        uniform: Callable[[], float] = random.random,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.gate = gate
@@ -110,7 +101,6 @@ class Retrieval:
         self._encoder = encoder
         self._router = router
         self._threads = threads
-        self._version, self._uniform = version, uniform
         self._clock = clock
         self._backoff_until = -1.0
         self._thresholds = GateThresholds.of(gate.cost if gate else RetrievalCost(0.0, 0.0), declared.price)
@@ -148,23 +138,17 @@ class Retrieval:
         if request.mode == "off":
             return request.chat, RetrievalResult("off")
         estimate = self._estimate(request, request.prediction.probabilities)
-        trial = bool(estimate) and request.mode == "auto" and self._uniform() < self._declared.exploration_rate
-        if request.mode == "auto" and not trial and not self._is_promising(request, estimate):
+        if request.mode == "auto" and not self._is_promising(request, estimate):
             return request.chat, _result("skipped" if estimate else "none", estimate)
         if insert_block(request.chat.fields, request.chat.api, "") is None:
             return request.chat, _result("none", estimate)
         if self._clock() < self._backoff_until:
             return request.chat, _result("failed", estimate)
-        return await self._retrieve_in_time(request, estimate, trial=trial)
-
-    async def _retrieve_in_time(
-        self, request: RetrievalRequest, estimate: _ExpertEstimate | None, *, trial: bool
-    ) -> tuple[Chat, RetrievalResult]:
         began = time.perf_counter()
         chat, result = request.chat, _result("failed", estimate)
         try:
             async with asyncio.timeout(self._declared.timeout):
-                chat, result = await self._search_and_insert(request, trial=trial)
+                chat, result = await self._search_and_insert(request)
         except TimeoutError:
             self._back_off(f"took longer than {self._declared.timeout:g} s")
         except Exception as error:  # a store may raise anything, and the response matters more than its passages
@@ -175,10 +159,9 @@ class Retrieval:
         self._backoff_until = self._clock() + FAILURE_BACKOFF_SECONDS
         _log.warning("retrieval failed and is disabled for %g s: %s", FAILURE_BACKOFF_SECONDS, reason)
 
-    async def _search_and_insert(self, request: RetrievalRequest, *, trial: bool) -> tuple[Chat, RetrievalResult]:
-        """Encode the question, search and insert. The gate decides again before and after the search. An exploration
-        trial skips these decisions, runs to the end, and withholds the passages from a random half."""
-        declared, always = self._declared, trial or request.mode == "on" or self.gate is None
+    async def _search_and_insert(self, request: RetrievalRequest) -> tuple[Chat, RetrievalResult]:
+        """Encode the question, search and insert. The gate decides again before and after the search."""
+        declared, always = self._declared, request.mode == "on" or self.gate is None
         loop = asyncio.get_running_loop()
         vector, posterior = await loop.run_in_executor(self._threads, self._encode, request)
         estimate = self._estimate(request, posterior, vector)
@@ -202,10 +185,7 @@ class Retrieval:
         estimate = self._estimate(request, posterior, vector, nearest)
         if not always and not (estimate and estimate.gain > self._thresholds.insert):
             return request.chat, _result("skipped", estimate)
-        version = self._version if trial else ""
-        if trial and self._uniform() < WITHHELD_SHARE:
-            return request.chat, replace(_result("withheld", estimate), trial=version)
-        used = replace(_result("used", estimate), trial=version, passages=block.passages, tokens=block.tokens)
+        used = replace(_result("used", estimate), passages=block.passages, tokens=block.tokens)
         fields = insert_block(request.chat.fields, request.chat.api, block.text)
         assert fields is not None, "checked before the search"
         return replace(request.chat, fields=fields), used

@@ -45,6 +45,7 @@ def table(documents: Sequence[Document], vectors: NDArray[np.float32], shape: pa
     """Convert documents, with the vectors (n_chunks, dimensions) of all their chunks."""
     import pyarrow as pa
 
+    chunks = [(document, position, chunk) for document in documents for position, chunk in enumerate(document.chunks)]
     rows = [
         {
             "id": chunk.id,
@@ -56,14 +57,11 @@ def table(documents: Sequence[Document], vectors: NDArray[np.float32], shape: pa
             "title": document.title,
             "digest": document.digest,
             "position": position,
+            "vector": vector,
         }
-        for document in documents
-        for position, chunk in enumerate(document.chunks)
+        for (document, position, chunk), vector in zip(chunks, vectors, strict=True)
     ]
-    columns = [pa.array([row[name] for row in rows], shape.field(name).type) for name in shape.names[:-1]]
-    flat = pa.array(np.ascontiguousarray(vectors, dtype=np.float32).reshape(-1))
-    columns.append(pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1]))
-    return pa.Table.from_arrays(columns, schema=shape)
+    return pa.Table.from_pylist(rows, shape)
 
 
 def passage(row: Row, score: float) -> Passage:

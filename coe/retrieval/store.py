@@ -8,23 +8,24 @@ writer indexes all rows.
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 import secrets
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from datetime import timedelta
 from importlib import import_module
 from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
 
 from coe.errors import ConfigError, IndexMismatch, RetrievalError, pip_install
+from coe.file_lock import file_lock
 from coe.retrieval import rows
 from coe.retrieval.passages import (
     Collection,
@@ -306,13 +307,17 @@ class DocumentStore:
         if self._version is not None:  # a draft, written under the lock of the store that created it
             yield
             return
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + LOCK_TIMEOUT_SECONDS
-        while (lock := _try_lock(self._folder)) is None:
-            if loop.time() > deadline:
-                raise RetrievalError(f"{self._folder}: another process is writing there; try again when it is done")
-            await asyncio.sleep(_POLL_SECONDS)
-        with lock:
+        error = RetrievalError(f"{self._folder}: another process is writing there; try again when it is done")
+        deadline = time.monotonic() + LOCK_TIMEOUT_SECONDS
+        with ExitStack() as stack:
+            while True:
+                try:
+                    stack.enter_context(file_lock(self._folder / "writing.lock", held=lambda _: error))
+                    break
+                except RetrievalError:
+                    if time.monotonic() > deadline:
+                        raise
+                await asyncio.sleep(_POLL_SECONDS)
             yield
 
     @contextmanager
@@ -329,15 +334,3 @@ class DocumentStore:
 
 def _new_version() -> str:
     return f"documents-{secrets.token_hex(4)}"
-
-
-def _try_lock(folder: Path) -> IO[str] | None:
-    """Return the file that holds the lock of the folder's writers until it is closed; None while another holds it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = (folder / "writing.lock").open("w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.close()
-        return None
-    return lock

@@ -39,15 +39,12 @@ from coe.routing.conversation import Affinity, Conversation, read_conversation
 from coe.routing.decision import NO_PREVIOUS, Previous, decide, with_fallback
 from coe.routing.request_text import NO_TEXT, RoutedText
 from coe.routing.rules import Rules
-from coe.routing.stuck import escalation
 from coe.usage import RecipeLog
 
 NO_RETRIEVAL = RetrievalResult()
 NO_CONVERSATION = Conversation()
 NO_CHAT = Chat("", (), False, frozenset(), 0, {})
 NO_OPTIONS = RequestOptions()
-ESCALATED_MARK = "!"
-"""End of an affinity entry of a session that was escalated."""
 
 
 @dataclass(slots=True, eq=False)
@@ -146,15 +143,10 @@ class Composition:
             prediction = self._general if self.rules is None else self.rules.apply(options.rules, self._general)
             request.decision = self.decide(chat, prediction, options)
             return
-        routed, rule = request.routed, options.rule
+        routed = request.routed
         request.conversation = conversation = read_conversation(chat, options, routed.requests)
-        found = (await self.affinity.find(conversation) or "") if conversation.earlier else ""
-        expert, escalated = found.removesuffix(ESCALATED_MARK), found.endswith(ESCALATED_MARK)
-        if expert not in self._arms:
-            request.previous = Previous("", routed.continues, routed.in_loop)
-        else:
-            escalate_to = "" if escalated or not routed.in_loop else escalation(chat, expert, self.registry, rule)
-            request.previous = Previous(expert, routed.continues, routed.in_loop, escalate_to, escalated)
+        expert = (await self.affinity.find(conversation) or "") if conversation.earlier else ""
+        request.previous = Previous(expert if expert in self._arms else "", routed.continues, routed.in_loop)
         self._explore(request, options)
 
     def _explore(self, request: RoutedRequest, options: RequestOptions) -> None:
@@ -236,7 +228,7 @@ class Composition:
         )
         counted_on = retrieval.net_gain(prediction, options.retrieval) is not None
         chat_with_passages, request.retrieval_result = await retrieval.retrieve(question)
-        found = request.retrieval_result.status in ("used", "withheld")
+        found = request.retrieval_result.status == "used"
         if counted_on and not found and decision.reason in ("routed", "spilled", "fallback"):
             self._explore(request, replace(options, retrieval="off"))
         return chat_with_passages
@@ -284,13 +276,11 @@ class Composition:
             deadline=deadline,
             attempts=attempts,
         )
-        escalated = previous.escalated or decision.reason == "escalated"
         if expert != decision.expert:
             request.decision = with_fallback(decision, expert, cause=attempts.causes[decision.expert])
-        answered_by = f"{expert}{ESCALATED_MARK}" if escalated else expert
-        self.affinity.put(request.conversation, answered_by)
+        self.affinity.put(request.conversation, expert)
         if "tools" in chat.needs:
-            request.taps += self.affinity.call_taps(chat.api, request.conversation, answered_by)
+            request.taps += self.affinity.call_taps(chat.api, request.conversation, expert)
         return reply
 
 

@@ -42,10 +42,6 @@ MAX_TURN_CHARACTERS = 2000
 MAX_ID_CHARACTERS = 512
 """Characters of an id from the client."""
 _SEPARATING_FIELDS = ("prompt_cache_key", "safety_identifier", "user")
-_ID_FIELDS = ("metadata", *_SEPARATING_FIELDS)
-_NO_IDS = ("",) * len(_ID_FIELDS)
-"""Value for a request without any of these ids, which is the usual case."""
-_KEY_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,13 +71,13 @@ def read_conversation(
     scope = f"{options.tenant or ''}\0".encode()
     session = options.session or _id(chat.fields, "conversation")
     by_session = (_key(scope, ["session", session]),) if session else ()
-    scope += "\0".join([session, *_separating_ids(chat.fields), ""]).encode("utf-8", "replace")
+    metadata = chat.fields.get("metadata")
+    user = _id(metadata, "user_id") if isinstance(metadata, dict) else ""
+    ids = [session, user, *(_id(chat.fields, name) for name in _SEPARATING_FIELDS), ""]
+    scope += "\0".join(ids).encode("utf-8", "replace")
     turns, answers = _latest_turns(messages, requests)
-    if len(turns) == 1 and not (answers or by_session) and _opens(messages, turns[0][0]):  # one digest for both keys
-        digest = _digest(scope, ["turns", turns[0][1]])
-        return Conversation((digest[:_KEY_BYTES],), (), digest[_KEY_BYTES:], scope)
     answer = (_key(scope, ["turns", *[text for _, text in turns[:MAX_TURNS]]]),) if turns else ()
-    opening = by_session or (_digest(scope, ["turns", _opening(messages, turns, requests)])[_KEY_BYTES:],)
+    opening = by_session or (_key(scope, ["opening", _opening(messages, {**requests, **dict(turns)})]),)
     if not answers:
         return Conversation(answer + by_session, by_session, opening[0], scope)
     results = [text for index, text in turns if index > answers[0] and messages[index].role != "user"]
@@ -135,30 +131,11 @@ def _turn(messages: Sequence[Message], index: int, requests: Mapping[int, str]) 
     return message.call_id[:MAX_ID_CHARACTERS]
 
 
-def _opening(messages: Sequence[Message], turns: Sequence[tuple[int, str]], requests: Mapping[int, str]) -> str:
+def _opening(messages: Sequence[Message], requests: Mapping[int, str]) -> str:
     """Return the first request of a chat, or else its first text of the user."""
-    first: str | None = None
-    known = requests if turns and turns[-1][0] in requests else {**requests, **dict(turns)}
-    for index, message in enumerate(messages[:MAX_OPENING_MESSAGES]):
-        if message.role == "user":
-            if text := _turn(messages, index, known):
-                return text
-            if first is None:
-                first = message.text
-    return (first or "")[:MAX_TURN_CHARACTERS]
-
-
-def _opens(messages: Sequence[Message], turn: int) -> bool:
-    """True if `_opening` returns the text of this turn, the only one of a chat without an answer."""
-    return messages[turn].role == "user" and len(messages) <= MAX_OPENING_MESSAGES
-
-
-def _separating_ids(fields: Mapping[str, Any]) -> Sequence[str]:
-    if fields.keys().isdisjoint(_ID_FIELDS):
-        return _NO_IDS
-    metadata = fields.get("metadata")
-    user = _id(metadata, "user_id") if isinstance(metadata, dict) else ""
-    return [user, *(_id(fields, name) for name in _SEPARATING_FIELDS)]
+    users = [index for index, one in enumerate(messages[:MAX_OPENING_MESSAGES]) if one.role == "user"]
+    found = (text for index in users if (text := _turn(messages, index, requests)))
+    return next(found, messages[users[0]].text[:MAX_TURN_CHARACTERS] if users else "")
 
 
 def _id(fields: Mapping[str, Any], name: str) -> str:
@@ -175,13 +152,8 @@ def _call_key(scope: bytes, call_id: str) -> bytes:
 
 
 def _key(scope: bytes, texts: Sequence[str]) -> bytes:
-    return _digest(scope, texts)[:_KEY_BYTES]
-
-
-def _digest(scope: bytes, texts: Sequence[str]) -> bytes:
-    """Return the bytes of two independent keys."""
     data = scope + "\0".join([*texts, ""]).encode("utf-8", "replace")
-    return hashlib.blake2b(data, digest_size=2 * _KEY_BYTES).digest()
+    return hashlib.blake2b(data, digest_size=16).digest()
 
 
 MAX_CONVERSATIONS = 50_000

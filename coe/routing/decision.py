@@ -40,14 +40,11 @@ class Previous:
 
     `continues`: the request does not have its own topic (`RoutedText.continues`), so the expert stays whatever the
     utilities. `in_loop`: it has the results of tools that the answer called, so the expert stays also if overloaded.
-    `escalate_to` is the expert that continues a stuck session, else empty. `escalated`: the session was stuck before.
     """
 
     expert: str = ""
     continues: bool = False
     in_loop: bool = False
-    escalate_to: str = ""
-    escalated: bool = False
 
 
 NO_PREVIOUS = Previous()
@@ -136,7 +133,7 @@ def _choose_expert(
     """
     expert, reason = _select(candidates, policy, previous=previous, general=general)
     propensity, avoided = 1.0, ""
-    if candidates.selectable is not candidates.ranked and reason != "escalated":
+    if candidates.selectable is not candidates.ranked:
         avoided = _avoided(candidates, policy, previous=previous, general=general)
         reason = "fallback" if avoided else reason
     if uniform is not None and reason == "routed":
@@ -209,8 +206,6 @@ class _Candidates:
 def _select(candidates: _Candidates, policy: Policy, *, previous: Previous, general: str | None) -> tuple[str, Reason]:
     """Return the selected expert and the reason. `general` is None unless the request is uncertain."""
     utility, free = candidates.utility, candidates.free
-    if previous.escalate_to in candidates.selectable:
-        return previous.escalate_to, "escalated"
     expert, reason = _prefer(candidates.selectable, utility, policy, previous=previous, general=general)
     if previous.in_loop and reason == "sticky":
         return expert, reason

@@ -126,22 +126,25 @@ def read_request(chat: Chat) -> RoutedText:
         text = chat.messages[index].text
         parts = split_message(text)
         requests[index] = parts.request[:MAX_TURN_CHARACTERS]
-        if reason := _omission_kind(parts, is_older=bool(texts), is_only=len(turns) == 1):
-            left_out += _all_left_out(index, parts, reason)
-            continue
-        material = _material_of(parts) if parts.material and not texts else ""
+        reason = _omission_kind(parts, is_older=bool(texts), is_only=len(turns) == 1)
+        material = _material_of(parts) if parts.material and not texts and not reason else ""
         left_out += [
             OmittedPart(index, cut.kind, cut.name, cut.characters, shortened=bool(material) and cut.is_material)
             for cut in parts.cuts
         ]
+        if reason:
+            if parts.request or not parts.cuts:
+                left_out.append(OmittedPart(index, reason, "", len(parts.request)))
+            continue
         has_material = has_material or (bool(parts.material) and not texts)
         texts += [shorten(parts.request, limit), material] if material else [shorten(parts.request, limit)]
         if index >= newest > 0:
             count = len(texts)
         if (limit := next(limits, 0)) == 0:
             break
-    if not texts:
-        texts, left_out = [_last_turn(chat)], []
+    if not texts:  # nothing in the chat has the form of a request
+        last = next((one.text for one in reversed(chat.messages) if one.role == "user" and one.text), "")
+        texts, left_out = [shorten(last, MAX_LAST_TURN_CHARACTERS)], []
     marks = [CODING_AGENT] if is_coding_agent(chat) else []
     opening = [one.text[:MAX_SYSTEM_PROMPT_CHARACTERS] for one in chat.messages[:1] if one.role != "user"]
     ending = marks or (opening if not has_material and _needs_system_prompt(texts) else [])
@@ -197,22 +200,11 @@ def _omission_kind(parts: MessageParts, *, is_older: bool, is_only: bool) -> str
     return "nudge" if not is_only and not parts.material and is_nudge(parts.request) else ""
 
 
-def _all_left_out(index: int, parts: MessageParts, reason: str) -> list[OmittedPart]:
-    cuts = [OmittedPart(index, cut.kind, cut.name, cut.characters) for cut in parts.cuts]
-    return [*cuts, OmittedPart(index, reason, "", len(parts.request))] if parts.request or not cuts else cuts
-
-
 def _material_of(parts: MessageParts) -> str:
     """Return the material of the newest request unless the request has a topic."""
     if has_topic(parts.request):
         return ""
     return shorten("\n".join(part[:MAX_MATERIAL_CHARACTERS] for part in parts.material), MAX_MATERIAL_CHARACTERS)
-
-
-def _last_turn(chat: Chat) -> str:
-    """Return the last user message, whole, because nothing in the chat has the form of a request."""
-    text = next((message.text for message in reversed(chat.messages) if message.role == "user" and message.text), "")
-    return shorten(text, MAX_LAST_TURN_CHARACTERS)
 
 
 def shorten(text: str, limit: int) -> str:

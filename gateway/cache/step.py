@@ -36,7 +36,7 @@ MEMORY = "memory"
 LOOKUP_SECONDS = 0.05
 """Time limit of a request that waits for its answer."""
 _STORED_REASONS: frozenset[Reason] = frozenset(("routed", "uncertain", "sticky", "pinned", "rule"))
-"""Decision reasons whose answers are stored. Fallback, spill, exploration and escalation answer with another expert."""
+"""Decision reasons whose answers are stored. Fallback, spill and exploration answer with another expert."""
 _STORED_RETRIEVAL = ("none", "off", "skipped")
 """Retrieval results that do not depend on documents, provided that the store was not searched."""
 

@@ -183,7 +183,7 @@ def _fields_of_features(trace: Trace) -> dict[str, Any]:
         steps = tuple(map(RecipeCall.of, log.calls))
         fields |= {"recipe": log.recipe, "recipe_stop": log.stop, "steps": steps}
     if (result := trace.retrieval_result) is not NO_RETRIEVAL:
-        fields |= {"retrieval": result.status, "gate": result.probability, "gain": result.gain, "trial": result.trial}
+        fields |= {"retrieval": result.status, "gate": result.probability, "gain": result.gain}
         fields |= {"passages": tuple([passage.id for passage in result.passages]), "passage_tokens": result.tokens}
         fields["retrieval_ms"] = round(result.ms, 3)
     if prediction is not None and (posterior := prediction.router_probabilities) is not None:

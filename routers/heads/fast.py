@@ -207,9 +207,9 @@ class FastHeads:
         """Return the lexical head's logits and the share of known terms (0 to 1, by squared TF-IDF weight)."""
         if not len(ids):
             return bias, 0.0
-        rows, repeats = _count_distinct(ids, self._tokenizer.bigrams(ids))
+        rows, counts = np.unique(np.concatenate((ids, self._tokenizer.bigrams(ids))), return_counts=True)
         terms = self._terms.take(rows, axis=0).astype(np.float32)
-        tfidf = terms[:, -2] if repeats is None else self._log_counts.take(repeats, mode="clip") * terms[:, -2]
+        tfidf: Floats = self._log_counts.take(counts - 1, mode="clip") * terms[:, -2]
         squares = tfidf * tfidf
         norm = float(np.add.reduce(squares))
         weighted = tfidf @ terms[:, :-2]
@@ -217,20 +217,6 @@ class FastHeads:
         weighted += bias
         weighted += function_words @ self._function_word_weights
         return weighted, float(squares.dot(terms[:, -1])) / norm
-
-
-def _count_distinct(
-    ids: NDArray[np.int64], bigrams: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
-    """Return the distinct values of both arrays, and the count of each minus one; None if all are distinct."""
-    values = np.concatenate((ids, bigrams))
-    values.sort()
-    last = (values[1:] != values[:-1]).nonzero()[0]
-    if len(last) == len(values) - 1:
-        return values, None
-    ends = np.empty(len(last) + 2, dtype=np.int64)
-    ends[0], ends[1:-1], ends[-1] = -1, last, len(values) - 1
-    return values.take(ends[1:]), ends[1:] - ends[:-1] - 1
 
 
 MAX_FOREIGN_SCRIPT, MAX_UNEXPLAINED_SCRIPT = 0.25, 0.05

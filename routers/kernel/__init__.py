@@ -47,19 +47,6 @@ class Kernel(Protocol):
     ) -> KernelTables:
         """Open the tables of FastHeads. Raises ValueError if the shapes do not fit each other."""
 
-    def pool(
-        self,
-        first: NDArray[np.float32],
-        second: NDArray[np.float32],
-        weights: tuple[float, ...],
-        outputs: NDArray[np.float32],
-    ) -> tuple[int, float]:
-        """Write the softmax of the weighted sum of two rows of logits (n_classes,) to `outputs`.
-
-        Returns the index and the value of the largest output, the first of equal ones. Raises ValueError for arrays of
-        other types or lengths, or without classes.
-        """
-
     def word_ids(self, text: str, cache: dict[str, bytes], add: Callable[[str], bytes]) -> bytes:
         """Return the token ids (int64) of an ASCII text.
 

@@ -147,27 +147,6 @@ INLINE void static_vector(const Heads *heads, const int64_t *ids, ptrdiff_t n, f
             vector[d] /= length;
 }
 
-/* Write the softmax of the weighted sum of two rows of logits (n,), at least one. Return the index of the largest
- * probability, the first of equal ones. */
-static ptrdiff_t pool_rows(const float *first, const float *second, const double *weights, ptrdiff_t n, float *outputs)
-{
-    float largest = -INFINITY, total = 0;
-    ptrdiff_t best = 0;
-    for (ptrdiff_t i = 0; i < n; i++) {
-        outputs[i] = (float)weights[0] * first[i] + (float)weights[1] * second[i];
-        largest = outputs[i] > largest ? outputs[i] : largest;
-    }
-    for (ptrdiff_t i = 0; i < n; i++) {
-        outputs[i] = expf(outputs[i] - largest);
-        total += outputs[i];
-    }
-    for (ptrdiff_t i = 0; i < n; i++) {
-        outputs[i] /= total;
-        best = outputs[i] > outputs[best] ? i : best;
-    }
-    return best;
-}
-
 /* Compute both heads for the token ids (n,), which are inside the vocabulary.
  *
  * `bias` are the lexical logits (classes,) of the text's writing systems. `outputs` gets the lexical and the static

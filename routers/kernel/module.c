@@ -1,5 +1,4 @@
-/* The Python module of the kernel: `Tables` computes the fast heads (heads.h), `pool` their posterior,
- * `word_ids` the token ids of a text.
+/* The Python module of the kernel: `Tables` computes the fast heads (heads.h), `word_ids` the token ids of a text.
  *
  * Only the stable ABI of Python 3.11 is used, so that one build serves all later versions.
  */
@@ -148,54 +147,20 @@ static PyObject *compute_checked(const Heads *heads, const Py_buffer *ids, const
     return Py_BuildValue("(dddd)", shares.nearest, shares.known, shares.words[0], shares.words[1]);
 }
 
-/* Open three arrays, the last one to write; return how many are open, less than three with an error. */
-static int open_arrays(PyObject **sources, Py_buffer *buffers)
-{
-    int opened = 0;
-    while (opened < 3
-           && PyObject_GetBuffer(sources[opened], &buffers[opened], opened == 2 ? PyBUF_CONTIG : PyBUF_CONTIG_RO) == 0)
-        opened++;
-    return opened;
-}
-
-static void close_arrays(Py_buffer *buffers, int opened)
-{
-    while (opened--)
-        PyBuffer_Release(&buffers[opened]);
-}
-
 static PyObject *tables_compute(Tables *self, PyObject *args)
 {
     PyObject *sources[3], *result = NULL;
     Py_buffer buffers[3];
+    int opened = 0;
     if (!PyArg_ParseTuple(args, "OOO:compute", &sources[0], &sources[1], &sources[2]))
         return NULL;
-    const int opened = open_arrays(sources, buffers);
+    while (opened < 3  /* the last one is written */
+           && PyObject_GetBuffer(sources[opened], &buffers[opened], opened == 2 ? PyBUF_CONTIG : PyBUF_CONTIG_RO) == 0)
+        opened++;
     if (opened == 3)
         result = compute_checked(&self->heads, &buffers[0], &buffers[1], &buffers[2]);
-    close_arrays(buffers, opened);
-    return result;
-}
-
-static PyObject *pool(PyObject *module, PyObject *args)
-{
-    PyObject *sources[3], *result = NULL;
-    Py_buffer buffers[3];
-    double weights[2];
-    (void)module;
-    if (!PyArg_ParseTuple(args, "OO(dd)O:pool", &sources[0], &sources[1], &weights[0], &weights[1], &sources[2]))
-        return NULL;
-    const int opened = open_arrays(sources, buffers);
-    if (opened == 3 && (buffers[0].len == 0 || buffers[0].len != buffers[1].len || buffers[0].len != buffers[2].len
-                        || buffers[0].itemsize != sizeof(float) || buffers[1].itemsize != sizeof(float)
-                        || buffers[2].itemsize != sizeof(float)))
-        PyErr_SetString(PyExc_ValueError, "the arrays are empty or not float32 of one length");
-    else if (opened == 3) {
-        const Py_ssize_t n = buffers[0].len / (Py_ssize_t)sizeof(float);
-        const Py_ssize_t best = pool_rows(buffers[0].buf, buffers[1].buf, weights, n, buffers[2].buf);
-        result = Py_BuildValue("(nd)", best, (double)((float *)buffers[2].buf)[best]);
-    }
-    close_arrays(buffers, opened);
+    while (opened--)
+        PyBuffer_Release(&buffers[opened]);
     return result;
 }
 
@@ -328,7 +293,6 @@ static int exec_module(PyObject *module)
 }
 
 static PyMethodDef module_methods[] = {
-    {"pool", pool, METH_VARARGS, "pool(first, second, weights, outputs)\n--\n\n"},
     {"word_ids", word_ids, METH_VARARGS, "word_ids(text, cache, add)\n--\n\n"},
     {NULL, NULL, 0, NULL},
 };

@@ -25,7 +25,7 @@ from routers.examples import Example, TrainingSet, build_training_set, prompt_di
 from routers.files import write_arrays, write_json
 from routers.heads.fast import distil
 from routers.heads.lexical import LexicalFeatures, lexical_matrix
-from routers.multilingual import unusable
+from routers.multilingual import is_installed
 from routers.tokens import FAST_CHARACTERS, WordCachedTokenizer, load_tokenizer, truncate_middle
 from routers.training.embedding_cache import CachedEncoder, export_with_cache, open_encoder
 from routers.training.export import locate_encoder, quantise
@@ -144,7 +144,7 @@ def write_multilingual_head(
     one.
     """
     (out / MULTILINGUAL_HEAD).unlink(missing_ok=True)
-    if unusable():
+    if not is_installed():
         return training_set, None
     foreign = foreign_texts(training_set.texts, out / TOKENIZER)
     with timer.stage("multilingual") as report, single_blas_thread():

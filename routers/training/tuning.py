@@ -27,7 +27,7 @@ from routers.calibration import (
     reliability,
     risk_coverage,
 )
-from routers.cascade import ENCODER, FAST, EnsembleWeights, InDistributionModel, InDistributionModels
+from routers.cascade import EnsembleWeights, InDistributionModel, InDistributionModels
 from routers.heads.fast import softmax
 from routers.training.fitting import HeadScores, HeldOutScores, Labels
 
@@ -188,7 +188,6 @@ def training_metrics(
         "reliability": reliability(new.confidence, new_correct),
         "accuracy": float(correct.mean()),
         "accuracy_by_category": {name: float(correct[labels == i].mean()) for i, name in enumerate(categories)},
-        "accuracy_by_head": _accuracy_by_head(held_out.in_scope, labels, ensemble),
         "escalated": float(inside.escalated.mean()),
         "threshold": ensemble.threshold,
         "risk_coverage": _risk_coverage_points(inside.confidence, correct),
@@ -198,13 +197,6 @@ def training_metrics(
         "rejected": float((inside.confidence < confidence_threshold).mean()),
         "rejected_out_of_scope": float((outside.confidence < confidence_threshold).mean()),
     }
-
-
-def _accuracy_by_head(scores: HeadScores, labels: Labels, ensemble: EnsembleWeights) -> dict[str, float]:
-    parts = dict(zip(("lexical", "static", "linear", "knn"), scores.heads, strict=True))
-    parts[FAST] = logarithmic_pool(scores.heads[:2], ensemble.fast)
-    parts[ENCODER] = logarithmic_pool(scores.heads, ensemble.encoder)
-    return {name: float((logits.argmax(axis=1) == labels).mean()) for name, logits in parts.items()}
 
 
 def _uncalibrated_ece(scores: HeadScores, labels: Labels, escalated: NDArray[np.bool_]) -> float:

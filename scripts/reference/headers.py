@@ -45,7 +45,6 @@ _REASONS: Mapping[str, str] = {
     "explored": "Exploration drew another expert of nearly the same expected quality.",
     "uncertain": "The confidence is below the threshold, so the general expert answers.",
     "sticky": "A follow-up stays with the expert of the conversation.",
-    "escalated": "The session was stuck with another expert, so the next declared one continues it.",
     "pinned": "The client named the expert in `model`.",
     "rule": "A rule of experts.yaml names the expert.",
     "spilled": "The best expert is overloaded, and another is hardly worse.",

@@ -20,7 +20,8 @@ from coe.artifacts.active_state import ActiveState
 from coe.cli import app as command_line
 from coe.core import Reason
 from coe.experts.error_mapping import REMEDIES
-from coe.learning.record_files import RATING, REDACTED
+from coe.learning.log_frame import RATING
+from coe.learning.record_files import REDACTED
 from coe.planning.problem import declared_assignment
 from coe.records.codec import RECORD
 from coe.records.record import COLUMNS

@@ -118,7 +118,7 @@ async def test_problems_have_line_and_remedy(
     [
         ("runtime: external", "runtime: %s"),
         ("{general: good}", "{general: %s}"),
-        ("assignment:", "policy: {escalate_stuck_to: [%s]}\nassignment:"),
+        ("assignment:", "policy: {cost_weight_limits: [%s]}\nassignment:"),
         ("experts:", "experts:\n  - {name: 'x%s', model: m, runtime: external, base_url: 'http://h/v1'}"),
         ("http://127.0.0.1:9/v1", "%s"),
     ],

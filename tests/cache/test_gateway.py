@@ -10,7 +10,8 @@ import pytest
 
 from coe.artifacts.kinds import GATE
 from coe.errors import ExpertUnavailable
-from coe.learning.experience_loader import load_experience
+from coe.learning.experience import load_experience
+from coe.learning.log_frame import frame_of
 from coe.records.feedback import Feedback
 from gateway.cache import step as cache_step
 from tests.access.samples import key_of
@@ -207,7 +208,7 @@ async def test_feedback_on_a_hit_teaches_the_expert_that_wrote_the_answer_and_no
             "categories": ("code", "art", "general"),
             "experts": gateway.services.snapshot.registry.expert_names,
         }
-        experience = load_experience([gateway.records], [liked], **names).experience
+        experience = load_experience(frame_of([gateway.records], [liked]), **names).experience
         assert experience.rated.tolist() == [True, True]
         assert experience.chosen.tolist() == [names["experts"].index("generalist")] * 2
         assert np.array_equal(experience.posterior[0], experience.posterior[1])

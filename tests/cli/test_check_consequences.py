@@ -73,11 +73,10 @@ def test_a_cache_that_documents_without_a_gate_turn_off_is_noted(settings: Setti
     assert report(settings, both)["notes"] == []
 
 
-def test_code_that_only_limits_would_hold_is_noted(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_sandbox_for_code_is_noted(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sandbox, "installed", lambda: False)
     (note,) = report(settings, measured_registry())["notes"]
     assert note.startswith("bubblewrap is not installed: `coe score` and `coe tune` leave out the shipped probes")
-    assert "with `coe score --unsafe`, nothing but limits on time, memory, files and processes" in note
 
 
 def test_a_new_expert_is_a_consequence_with_the_advice_to_plan(settings: Settings) -> None:

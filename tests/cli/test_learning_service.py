@@ -9,15 +9,11 @@ import random
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
-from typing import Any
 
 import aiohttp
 import pytest
-from redis import Redis
 
 from coe.fleet.specs import free_port
-from coe.learning.job_lock import LOCK_KEY
 from tests import forked
 from tests.cli.logged_service import DECLARED, TRUTH, LoggedService
 from tests.cli.test_retrain import RETRAINED_CHOICES
@@ -157,17 +153,6 @@ async def test_rounds_repeat_until_sigterm_and_survive_an_unreachable_redis(
         assert "nothing to learn from" in await line(job.stdout)
 
 
-async def test_two_jobs_at_once_are_one_job_and_one_refusal(service: LoggedService) -> None:
-    await asyncio.to_thread(service.serve, 400)
-    outcomes = await asyncio.gather(*(retrained(service) for _ in range(3)))
-    assert sum(code == 0 and "promoted: " in output for code, output in outcomes) == 1
-    for code, output in outcomes:
-        assert code == 0 or "another job is running (process " in output
-    with Redis.from_url(service.url) as client:
-        assert client.get(LOCK_KEY) is None
-    assert len(service.store().history()) == 1
-
-
 async def retrained(service: LoggedService, *words: str) -> tuple[int | None, str]:
     """The exit status of `coe retrain` and its output."""
     process = await asyncio.create_subprocess_exec(
@@ -177,34 +162,3 @@ async def retrained(service: LoggedService, *words: str) -> tuple[int | None, st
     )
     output, _ = await process.communicate()
     return process.returncode, output.decode()
-
-
-def test_a_job_killed_at_any_time_leaves_something_that_serves(service: LoggedService, tmp_path: Path) -> None:
-    """A killed job leaves the old plan or the complete new one in use, and the next job works."""
-    service.serve(400)
-    before: Any = service.choices()
-    for seconds in (0.0, 0.2):
-        asyncio.run(killed_after(service, seconds))
-        assert service.choices() in (before, RETRAINED_CHOICES)
-    with Redis.from_url(service.url) as client:  # as if its lease were over
-        client.delete(LOCK_KEY)
-    service.retrain()
-    assert service.choices() == RETRAINED_CHOICES
-
-
-async def killed_after(service: LoggedService, seconds: float) -> None:
-    """From when it has the lock."""
-    with Redis.from_url(service.url) as client:
-        client.delete(LOCK_KEY)
-        process = await asyncio.create_subprocess_exec(
-            *forked.python("coe.cli", "retrain", "--config", str(service.config)),
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.DEVNULL,
-        )
-        async with asyncio.timeout(60):
-            while process.returncode is None and client.get(LOCK_KEY) is None:
-                await asyncio.sleep(0.01)
-    await asyncio.sleep(seconds)
-    if process.returncode is None:
-        process.kill()
-    await process.wait()

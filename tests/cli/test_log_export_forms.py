@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import signal
 import sqlite3
 import subprocess
@@ -16,8 +15,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from coe.cli import app
-from coe.records import open_log_and_feedback
-from coe.records.record import LogQuery, RoutingRecord
+from coe.records.record import RoutingRecord
 from tests import forked
 from tests.cli.logged_service import LoggedService
 from tests.cli.test_cli import logged, record_of, run
@@ -34,37 +32,6 @@ def record(service: LoggedService) -> RoutingRecord:
 
 def tried(*words: object) -> Result:
     return CliRunner().invoke(app, [str(word) for word in words])
-
-
-@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
-def test_every_field_is_copied_from_redis_to_a_file_and_into_sqlite(
-    service: LoggedService, tmp_path: Path, record: RoutingRecord, suffix: str
-) -> None:
-    file = tmp_path / f"log.{suffix}"
-    assert "1 records" in service.run("log", "export", file)
-    service.url = "sqlite:///other.sqlite"
-    service.declare()
-    for _ in range(2):
-        assert "1 records" in service.run("log", "import", file)
-
-    async def found() -> tuple[RoutingRecord, ...]:
-        log = open_log_and_feedback(service.url, base=service.settings.home)[0]
-        try:
-            return (await log.read(LogQuery())).records
-        finally:
-            await log.aclose()
-
-    assert asyncio.run(found()) == (record,)
-
-
-def test_the_list_prints_the_same_json_as_the_export(
-    service: LoggedService, tmp_path: Path, record: RoutingRecord
-) -> None:
-    file = tmp_path / "log.jsonl"
-    service.run("log", "export", file)
-    exported, printed = orjson.loads(file.read_bytes()), orjson.loads(service.run("log", "--json"))
-    assert exported.items() >= printed.items()
-    assert printed["request_id"] == record.request_id
 
 
 def test_a_redacted_export_has_no_text_of_the_user(
@@ -115,18 +82,6 @@ def test_an_empty_list_is_reported_and_names_undeclared_words(config: Path) -> N
     )
     assert tried("log", "--outcome", "aborted", "--config", config).stderr == "no records match\n"
     assert tried("log", "--config", config).stderr == ""
-
-
-def test_an_export_writes_through_a_link_and_refuses_a_device(config: Path, tmp_path: Path) -> None:
-    logged(config, record_of(1))
-    (tmp_path / "link.jsonl").symlink_to(tmp_path / "log.jsonl")
-    run("log", "export", tmp_path / "link.jsonl", "--config", config)
-    assert (tmp_path / "link.jsonl").is_symlink()
-    assert (tmp_path / "log.jsonl").read_bytes().count(b"\n") == 1
-    (tmp_path / "full.jsonl").symlink_to("/dev/full")
-    result = tried("log", "export", tmp_path / "full.jsonl", "--config", config)
-    assert result.exit_code == 2
-    assert "is not a regular file" in result.output
 
 
 ENDLESS = """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,9 @@ from pyarrow import Table, parquet
 from redis import Redis
 
 from coe.errors import DataError
-from coe.learning.experience_loader import open_logs
-from coe.records import open_log_and_feedback
+from coe.learning.log_frame import open_logs
 from coe.records.feedback import Feedback
-from coe.records.record import LogQuery, RoutingRecord
+from coe.records.record import RoutingRecord
 from tests.cli.logged_service import LoggedService
 from tests.learning.samples import record
 
@@ -114,23 +112,3 @@ def test_a_file_that_is_no_export_is_refused_by_what_it_lacks(service: LoggedSer
     parquet.write_table(newer, file)
     with pytest.raises(DataError, match="a record of a newer schema; upgrade"):
         service.run("log", "import", file)
-
-
-def test_an_import_adds_only_the_records_that_the_log_lacks(service: LoggedService, file: Path) -> None:
-    service.serve(30)
-    service.run("log", "export", file)
-    with Redis.from_url(service.url) as client:
-        for key, _ in client.xrange("coe:records", count=10):  # type: ignore[union-attr]
-            client.xdel("coe:records", key)
-        gone = client.zrange("{coe:records}:ids", 0, 9)
-        client.zrem("{coe:records}:ids", *gone)  # type: ignore[misc]
-
-    async def count() -> int:
-        log = open_log_and_feedback(service.url, base=service.settings.home)[0]
-        found = len((await log.read(LogQuery(limit=1_000))).records)
-        await log.aclose()
-        return found
-
-    assert asyncio.run(count()) == 20
-    service.run("log", "import", file)
-    assert asyncio.run(count()) == 30

@@ -201,13 +201,6 @@ def test_of_several_benchmarks_the_one_named_is_planned_on(config: Path) -> None
     assert chosen(config, "--benchmark", "other")["code"] == "small"
 
 
-def test_scores_without_a_prompt_are_reported(config: Path) -> None:
-    with config.with_name("scores.jsonl").open("a") as scores:
-        scores.write('\n{"benchmark": "own", "prompt_id": "gone", "model": "small", "score": 1}')
-    result = CliRunner().invoke(app, ["plan", str(config.parent), "--config", str(config), "--dry-run"])
-    assert "note: 1 scores are left out, since no prompt has their prompt_id, 'gone' for one" in result.stderr
-
-
 def test_an_expert_without_scores_is_named(config: Path) -> None:
     config.write_text(DECLARED.replace("name: large", "name: huge"))
     with pytest.raises(DataError, match="no scores of huge; run `coe score`"):

@@ -8,7 +8,6 @@ from typer.testing import CliRunner
 
 from coe.artifacts.store import ArtifactStore
 from coe.cli import app
-from coe.errors import ArtifactError
 from coe.retrieval.gate import GATE_FILE
 from tests.cli.command import run
 from tests.fakes import registry_of
@@ -34,13 +33,6 @@ def test_a_gate_is_promoted_and_rolled_back(config: Path) -> None:
     assert first in run("promote", "gate", first, "--config", config)
     assert f"{first} -> {second}" in run("promote", "gate", second, "--config", config)
     assert f"{second} -> {first}" in run("rollback", "gate", "--config", config)
-
-
-def test_a_gate_of_other_categories_is_refused(config: Path) -> None:
-    version = fitted(config, 1.0)
-    config.write_bytes(config.read_bytes().replace(b'"art"', b'"craft"'))
-    with pytest.raises(ArtifactError, match="other categories"):
-        run("promote", "gate", version, "--config", config)
 
 
 def test_the_newest_readable_gate_is_promoted_and_an_unreadable_one_is_named(config: Path) -> None:

@@ -15,11 +15,10 @@ from typer.testing import CliRunner
 
 from coe.cli import app
 from coe.cli.report import _traffic_lines
-from coe.learning.experience_loader import open_logs
+from coe.learning.log_frame import open_logs
 from coe.records.record import RoutingRecord
 from coe.reports.report import report
 from coe.settings import Settings
-from tests.cli.logged_service import LoggedService
 from tests.learning.test_report import URL, logged, settings, traffic
 
 __all__ = ["settings"]
@@ -65,17 +64,10 @@ def test_learning_reads_users_requests_only_and_an_export_has_all(settings: Sett
     made = traffic(20, start=1_000.0, expert="coder")
     logged(settings, made + of_score(made))
     with open_logs(URL, base=settings.home) as logs:
-        own: list[RoutingRecord] = []
-        users = [one for page in logs.records(until=2_000.0, own=own.append) for one in page]
-        everything = [one for page in logs.all(until=2_000.0) for one in page]
-    assert ([one.purpose for one in users], [one.purpose for one in own]) == ([""] * 20, ["score"] * 20)
+        learned = logs.frame(since=0.0, until=2_000.0).table["request_id"].to_pylist()
+        everything = [one for page in logs.records(until=2_000.0) for one in page]
+    assert learned == [one.request_id for one in made]
     assert len(everything) == 40
-
-
-def test_a_learning_round_leaves_out_requests_of_coe_commands(service: LoggedService) -> None:
-    service.serve(30)
-    service.serve(50, purpose="score")
-    assert service.retrain()["report"]["requests"] == 30
 
 
 @pytest.fixture

@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
-from redis import Redis
 from typer.testing import CliRunner
 
 from coe.cli import app
-from coe.errors import ArtifactError, DataError, JobError, StoreError
+from coe.errors import ArtifactError, DataError, JobError
 from coe.learning.job_lock import job_lock
 from tests.cli.logged_service import LoggedService
 
@@ -27,13 +25,13 @@ def test_ratings_change_the_plan_in_use_and_the_change_can_be_rolled_back(servic
     assert service.store().in_use() == found["version"]
     folder = Path(found["folder"])
     assert {path.name for path in folder.iterdir()} == {
-        "manifest.json", "plan.json", "report.json", "report.md", "report.svg",
+        "manifest.json", "plan.json", "report.json", "report.md",
     }  # fmt: skip
     report = json.loads((folder / "report.json").read_text())
     assert {row["category"] for row in report["changes"]} == {"cooking", "football"}
-    assert set(report["estimates"]["candidate"]) == {"ips", "snips", "dr"}
+    assert set(report["estimates"]) == {"current", "candidate"}
     assert json.loads((folder / "plan.json").read_text())["source"] == "the feedback on 500 requests"
-    assert (folder / "report.md").read_text().startswith("# Learning, round 1: promoted")
+    assert (folder / "report.md").read_text().startswith("# Assignment, round 1: promoted")
     latest = service.store().last_move()
     assert latest is not None
     assert (latest.by, latest.why) == ("retrain", found["sentence"])
@@ -74,7 +72,6 @@ def test_a_plan_that_is_right_is_kept_round_after_round_with_a_report_of_each(se
         assert found["sentence"].startswith("kept: no ")
         assert found["report"]["round"] == number
         assert Path(found["folder"]).parent == service.settings.artifacts / "reports"
-        assert (Path(found["folder"]) / "report.svg").is_file()
     assert len(list((service.settings.artifacts / "reports").iterdir())) == 3
 
 
@@ -86,31 +83,6 @@ def test_a_dry_run_judges_and_changes_nothing(service: LoggedService) -> None:
     assert found["report"]["promoted"]
     assert [path for path in sorted(service.settings.home.rglob("*")) if path.name != "retrain.lock"] == before
     assert service.retrain()["promoted"]
-
-
-def test_a_tenant_that_contradicts_the_others_is_named_and_changes_nothing(service: LoggedService) -> None:
-    service.serve(500)
-    assert service.retrain()["promoted"]
-    service.serve(800, flipped=("b",))
-    found = service.retrain()
-    assert not found["promoted"]
-    assert service.choices() == RETRAINED_CHOICES
-    assert [one["tenant"] for one in found["report"]["tenants"] if one["trust"] < 1] == ["b"]
-    assert "- tenant 'b': agreement -" in (Path(found["folder"]) / "report.md").read_text()
-
-
-def test_repeated_and_reordered_entries_give_the_same_result(service: LoggedService) -> None:
-    service.serve(400)
-    clean = service.retrain("--dry-run")["report"]
-    with Redis.from_url(service.url) as client:
-        entries = [fields for _, fields in client.xrange("coe:records")]  # type: ignore[union-attr]
-        client.delete("coe:records")
-        for fields in (*reversed(entries), *entries[:100]):
-            client.xadd("coe:records", fields)
-    found = service.retrain("--dry-run")["report"]
-    assert found["left_out"] == {"repeated": 100}
-    assert found["requests"] == clean["requests"]
-    np.testing.assert_allclose(found["quality"], clean["quality"], rtol=1e-5)  # feedback ages between both rounds
 
 
 def test_measured_quality_alone_makes_a_round_and_the_same_again_makes_none(service: LoggedService) -> None:
@@ -135,11 +107,6 @@ def test_measured_quality_alone_makes_a_round_and_the_same_again_makes_none(serv
     assert [one["source"] for one in found["report"]["evidence"]] == ["held-out set"]
     assert service.choices() == RETRAINED_CHOICES
     assert "no feedback is new" in service.retrain("--probes", folder, "--benchmark", "own")["sentence"]
-
-
-def test_a_benchmark_without_the_folder_that_holds_it_is_bad_usage(service: LoggedService) -> None:
-    result = CliRunner().invoke(app, ["retrain", "--benchmark", "own", "--config", str(service.config)])
-    assert result.exit_code == 2
 
 
 def test_a_log_without_requests_or_feedback_changes_nothing_and_is_no_failure(service: LoggedService) -> None:
@@ -173,25 +140,6 @@ def test_while_another_job_runs_a_round_is_refused_with_its_name(service: Logged
     assert service.retrain()["promoted"]
 
 
-@pytest.mark.parametrize(
-    ("broken", "mended", "message"),
-    [
-        (("CONFIG", "SET", "maxmemory", "1"), ("CONFIG", "SET", "maxmemory", "0"), "maxmemory"),
-        (("REPLICAOF", "127.0.0.1", "1"), ("REPLICAOF", "NO", "ONE"), "read only replica"),
-    ],
-)
-def test_a_redis_that_takes_no_writes_stops_the_job_before_it_begins(
-    broken: tuple[str, ...], mended: tuple[str, ...], message: str, service: LoggedService
-) -> None:
-    with Redis.from_url(service.url) as client:
-        try:
-            client.execute_command(*broken)  # type: ignore[no-untyped-call]
-            with pytest.raises(StoreError, match=f"the lock in Redis cannot be acquired .*{message}"):
-                service.run("retrain")
-        finally:
-            client.execute_command(*mended)  # type: ignore[no-untyped-call]
-
-
 @pytest.mark.parametrize("content", ["{", '{"assignment": {"in_use": 1}}', "[1]"])
 def test_a_damaged_state_file_is_named_with_the_remedy(content: str, service: LoggedService) -> None:
     service.serve(40)
@@ -202,22 +150,5 @@ def test_a_damaged_state_file_is_named_with_the_remedy(content: str, service: Lo
 
 @pytest.mark.parametrize("words", [("retrain", "--since", "soon"), ("retrain", "--every", "0h"), ("promote", "expert")])
 def test_bad_usage_exits_with_2(words: tuple[str, ...], service: LoggedService) -> None:
-    from typer.testing import CliRunner
-
-    from coe.cli import app
 
     assert CliRunner().invoke(app, [*words, "--config", str(service.config)]).exit_code == 2
-
-
-def test_a_version_that_is_damaged_or_of_another_declaration_is_not_promoted(service: LoggedService) -> None:
-    service.serve(400)
-    found = service.retrain()
-    service.run("rollback", "assignment")
-    (Path(found["folder"]) / "report.md").write_text("another page")
-    with pytest.raises(ArtifactError, match=r"report\.md: missing or changed"):
-        service.run("promote", "assignment", found["version"])
-    with pytest.raises(ArtifactError, match="no such assignment artifact; there are " + found["version"]):
-        service.run("promote", "assignment", "nonsense")
-    with pytest.raises(ArtifactError, match="no router was in use before"):
-        service.run("rollback", "router")
-    assert service.store().in_use() is None

@@ -12,7 +12,8 @@ import orjson
 import pytest
 
 from coe.errors import StoreError
-from coe.learning.experience_loader import load_experience
+from coe.learning.experience import load_experience
+from coe.learning.log_frame import frame_of
 from coe.records import open_log_and_feedback
 from coe.records.feedback import Feedback
 from gateway.endpoints import feedback as endpoint
@@ -176,7 +177,7 @@ async def test_an_administrator_speaks_for_any_tenant_under_its_own_name() -> No
         assert (await say(gateway, key="boss", request_id=request_id, score=0)).status == 200
         assert (await say(gateway, key="mute", request_id=request_id, score=0)).status == 403
         seen = load_experience(
-            [gateway.records], [gateway.log.events], categories=("code", "art", "general"), experts=EXPERTS
+            frame_of([gateway.records], [gateway.log.events]), categories=("code", "art", "general"), experts=EXPERTS
         )
     assert [(event.tenant, event.key) for event in gateway.log.events] == [("a", "alice"), ("a", "boss")]
     assert dict(seen.left_out) == {}

@@ -53,7 +53,6 @@ LOCAL = {"coder", "tiny"}
 REMOTE_MODELS = ("painter", "generalist", "mixed", "graded", "written")
 POLICY = {
     "exploration": {"rate": 0.5, "max_quality_loss": 1.0},
-    "escalate_stuck_to": ["generalist"],
     "max_attempts": 5,
 }
 

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from coe.learning.experience_loader import load_experience
+from coe.learning.experience import load_experience
+from coe.learning.log_frame import frame_of
 from coe.learning.off_policy import utility
 from coe.planning import expected_utility
 from coe.planning.problem import declared_assignment, relative_cost
@@ -50,7 +51,7 @@ async def test_posterior_worth_price_and_propensity_are_those_of_the_decision(ch
                 rate, loss = record.exploration
                 chance = propensities(np.array(record.utility), rate=rate, loss=loss)[0]
             assert record.propensity == pytest.approx(chance)
-    seen = load_experience([records], [], categories=categories, experts=assignment.experts).experience
+    seen = load_experience(frame_of([records], []), categories=categories, experts=assignment.experts).experience
     again = utility(seen, charged)
     for row, record in zip(again, records, strict=True):
         chosen = row[assignment.experts.index(record.expert)]

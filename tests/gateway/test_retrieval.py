@@ -78,20 +78,13 @@ async def test_a_shut_gate_asks_neither_encoder_nor_store_and_changes_no_byte() 
     assert said(gateway) == "general hello"
 
 
-async def test_a_retrieval_trial_uses_or_withholds_passages_at_random_and_is_recorded() -> None:
-    scripted = ScriptedRetrieval(passage(TOWER), gate=gate_of({("code", "coder"): 6.0}), exploration_rate=0.1)
-    scripted.draws = [0.09, 0.6, 0.09, 0.4, 0.11, 0.05, 0.4]
+async def test_a_small_expert_with_passages_goes_before_a_large_one_without() -> None:
+    scripted = ScriptedRetrieval(passage(TOWER), gate=gate_of({("code", "painter"): 6.0}, up=1.2))
     async with gateway_of(retrieval=scripted.retrieval) as gateway:
-        texts = ("general a", "general b", "general c", "code d")
-        states = [(await gateway.chat(text)).headers["x-coe-retrieval"].partition(";")[0] for text in texts]
-        asked_for = await asked(gateway, "on")
-    assert states == ["used", "withheld", "skipped", "withheld"]
-    assert asked_for.headers["x-coe-retrieval"].startswith("used")
-    assert [record.trial for record in gateway.records] == ["g1", "g1", "", "g1", ""]
-    assert [record.expert for record in gateway.records][3] == "coder"
-    assert gateway.records[3].gain == pytest.approx(0.97, abs=0.01)
-    assert [record.passages for record in gateway.records][:2] == [("id-The towe",), ()]
-    assert said(gateway, "coder") == "code d"
+        with_ = await gateway.chat("code it")
+        without = await asked(gateway, "off", "code it")
+    assert (with_.headers["x-coe-expert"], without.headers["x-coe-expert"]) == ("painter", "coder")
+    assert with_.headers["x-coe-retrieval"].startswith("used")
 
 
 @pytest.mark.parametrize("how", ["away", "nothing", "unlike"])

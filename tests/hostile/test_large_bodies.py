@@ -156,7 +156,7 @@ async def test_bodies_beyond_the_memory_for_them_are_refused_unread_and_others_f
     assert gateway.services.admission.body_memory == 0
 
 
-@pytest.mark.parametrize(("character", "copies"), [("x", 2), ("中", 4), ("😀", 6)])
+@pytest.mark.parametrize(("character", "copies"), [("x", 2), ("中", 6)])
 async def test_text_beyond_ascii_holds_the_memory_that_it_takes(character: str, copies: int) -> None:
     held = asyncio.Event()
     body = long_chat(MB, character=character)

@@ -25,7 +25,6 @@ def experience(count: int, **columns: Any) -> Experience:
     posterior[np.arange(count), np.arange(count) % len(CATEGORIES)] = 0.8
     usual: dict[str, Any] = {
         "tenants": ("a",),
-        "versions": ("v",),
         "posterior": posterior,
         "propensity": np.ones(count, dtype=np.float32),
         "time": np.arange(count, dtype=np.float64),

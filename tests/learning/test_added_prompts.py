@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from coe.errors import DataError
-from coe.learning.training_data import AddedPrompts, add_prompts, training_pairs
+from coe.learning.training_data import add_prompts, training_pairs
 from coe.registry import load
 
 BASE = [("What is a lien?", "law"), ("Add 2 and 3", "math"), ("Hi", "general")]
@@ -21,7 +21,9 @@ def file_of(folder: Path, *rows: tuple[str, str]) -> Path:
     return path
 
 
-def test_duplicates_and_conflicts_are_named_by_line(tmp_path: Path) -> None:
+def test_duplicates_are_added_once_and_conflicts_are_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = file_of(
         tmp_path,
         ("What is tort?", "law"),
@@ -35,20 +37,8 @@ def test_duplicates_and_conflicts_are_named_by_line(tmp_path: Path) -> None:
         (" ", "law"),
     )
     added = add_prompts(BASE, path, categories=NAMES)
-    assert added.pairs == [*BASE[:2], ("What is tort?", "law"), ("Hi", "law")]  # line 8 leaves that of the set
-    assert [note.removeprefix(f"{path}:") for note in added.notes] == [
-        "2: the same as line 1",
-        "4: 'law' replaces 'general' of the training set",
-        "6: the prompt of line 5, with math and law; it is left out",
-        "7: the prompt of line 5, with math and law; it is left out",
-        "8: the prompt of line 3, with math and general; it is left out",
-        "9: an empty prompt",
-    ]
-
-
-def test_a_prompt_that_is_there_already_is_named_and_not_repeated(tmp_path: Path) -> None:
-    path = file_of(tmp_path, ("Add 2 and 3", "math"))
-    assert add_prompts(BASE, path, categories=NAMES) == AddedPrompts(BASE, [f"{path}:1: in the training set already"])
+    assert added == [*BASE[:2], ("What is tort?", "law"), ("Hi", "law")]  # line 8 leaves that of the set
+    assert "2 prompts have several categories and are left out" in capsys.readouterr().err
 
 
 def test_a_category_that_is_not_declared_is_refused_with_its_line(tmp_path: Path) -> None:

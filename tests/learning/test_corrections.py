@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coe.learning.experience_loader import load_experience
+from coe.learning.experience import load_experience
+from coe.learning.log_frame import frame_of
 from coe.learning.rounds.router_round import MIN_QUOTA, Correction, corrections, merge_corrections
 from coe.records.feedback import Feedback
 from tests.learning.samples import CATEGORIES, EXPERTS, record
@@ -20,8 +21,8 @@ def many(count: int, category: str, tenant: str) -> list[Correction]:
 def test_a_corrected_request_with_a_stored_prompt_becomes_a_training_prompt() -> None:
     records = [record("r1", prompt="is this contract void?"), record("r2"), record("r3", prompt="never corrected")]
     corrected = [Feedback(f"e{r}", r, 1.0, "category", "law", tenant="a") for r in ("r1", "r2")]
-    found = load_experience([records], [corrected], categories=CATEGORIES, experts=EXPERTS)
-    made = corrections([records], found.experience)
+    found = load_experience(frame_of([records], [corrected]), categories=CATEGORIES, experts=EXPERTS)
+    made = corrections(found)
     assert made == (Correction("is this contract void?", "law", "a"),)
     assert merge_corrections(BASE, made).pairs == (*BASE, ("is this contract void?", "law"))
 
@@ -37,11 +38,6 @@ def test_most_tenants_decide_and_a_tie_decides_nothing() -> None:
     found = merge_corrections(BASE, corrected)
     assert found.pairs[len(BASE) :] == (("x", "law"),)
     assert found.left_out == {"tenants contradict each other": 1}
-
-
-def test_repeated_corrections_of_a_tenant_count_once() -> None:
-    corrected = [Correction("x", "code", "a")] * 5 + [Correction("x", "law", "b"), Correction("x", "law", "c")]
-    assert merge_corrections(BASE, corrected).pairs[-1] == ("x", "law")
 
 
 def test_the_base_is_never_contradicted() -> None:

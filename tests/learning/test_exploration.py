@@ -22,20 +22,6 @@ def test_without_rate_or_anyone_within_the_loss_the_best_is_certain(rate: float,
     np.testing.assert_allclose(propensities(UTILITY, rate=rate, loss=loss), [0, 1, 0, 0, 0])
 
 
-def test_experts_that_tie_for_the_best_share_evenly() -> None:
-    np.testing.assert_allclose(propensities(np.zeros(4), rate=0.1, loss=0.1), [0.25] * 4)
-
-
-def test_one_that_may_not_answer_is_never_chosen_however_large_the_loss() -> None:
-    assert propensities(UTILITY, rate=0.5, loss=np.inf)[3] == 0.0
-
-
-def test_many_requests_at_once_are_the_same_as_one_by_one() -> None:
-    many = np.array([UTILITY, UTILITY[::-1], np.zeros(5)])
-    each = [propensities(row, rate=0.2, loss=0.4) for row in many]
-    np.testing.assert_array_equal(propensities(many, rate=0.2, loss=0.4), each)
-
-
 def test_no_expert_to_choose_from_is_an_error() -> None:
     with pytest.raises(ValueError, match="no expert"):
         propensities(np.full(2, -np.inf), rate=0.1, loss=0.1)
@@ -58,9 +44,3 @@ def test_a_choice_always_has_the_propensity_it_is_reported_with(
     assert chances.sum() == pytest.approx(1.0)
     assert propensity == chances[index]
     assert propensity > 0.0
-
-
-def test_evenly_spread_numbers_choose_each_expert_as_often_as_its_propensity_says() -> None:
-    numbers = (np.arange(10_000) + 0.5) / 10_000
-    counts = np.bincount([choose(UTILITY.tolist(), rate=0.2, loss=0.4, uniform=u)[0] for u in numbers], minlength=5)
-    np.testing.assert_allclose(counts / 10_000, propensities(UTILITY, rate=0.2, loss=0.4), atol=1e-3)

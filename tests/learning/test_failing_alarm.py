@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import time
 
-import pytest
-
 from coe.artifacts.traffic_report import TrafficReport
 from coe.reports.report import report
 from coe.settings import Settings
@@ -27,14 +25,6 @@ def test_a_dead_expert_of_half_the_traffic_is_an_alarm_and_a_share_of_fallbacks(
     assert "connection_refused 20" in alarm["sentence"]
     assert found["traffic"]["reasons"]["fallback"] == 0.5
     assert TrafficReport.of(found, now=now).alarms == {"failing": ("coder",)}
-
-
-@pytest.mark.parametrize("reason", ["routed", "pinned"])
-def test_requests_that_no_expert_answered_are_an_alarm_too(settings: Settings, reason: str) -> None:
-    now = time.time()
-    failed = {"outcome": "expert_unavailable", "cause": "unauthorized", "reason": reason}
-    logged(settings, [record(f"r{n}", time=now - 60 + n, **failed) for n in range(20)])
-    assert [(one["kind"], one["expert"]) for one in report(settings, now=now)["alarms"]] == [("failing", "coder")]
 
 
 def test_answers_from_the_cache_do_not_hide_that_an_expert_fails(settings: Settings) -> None:

@@ -5,15 +5,20 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 
 from coe.errors import InvalidRequest
-from coe.learning.experience import KIND_WEIGHT, certainty_rank, reward
-from coe.records.feedback import FEEDBACK_KINDS, Feedback, FeedbackKind
+from coe.learning.experience import KIND_WEIGHT, load_experience
+from coe.learning.log_frame import frame_of
+from coe.records.feedback import Feedback, FeedbackKind
+from tests.learning.samples import CATEGORIES, EXPERTS, record
 
 
 def feedback(kind: FeedbackKind, value: float | str | None = None, **fields: Any) -> Feedback:
-    return Feedback(**({"event_id": "e", "request_id": "r", "time": 1.0, "kind": kind, "value": value} | fields))
+    return Feedback(
+        **({"event_id": "e", "request_id": "r", "time": 1.0, "kind": kind, "value": value, "tenant": "a"} | fields)
+    )
 
 
 @pytest.mark.parametrize(
@@ -32,11 +37,17 @@ def feedback(kind: FeedbackKind, value: float | str | None = None, **fields: Any
 def test_each_kind_is_a_reward_for_the_expert_that_answered(
     kind: FeedbackKind, value: float | str | None, expected: float
 ) -> None:
-    assert reward(feedback(kind, value), expert="coder") == expected
+    found = load_experience(
+        frame_of([[record("r")]], [[feedback(kind, value)]]), categories=CATEGORIES, experts=EXPERTS
+    )
+    assert found.experience.reward.tolist() == [expected]
 
 
 def test_a_corrected_category_is_no_reward() -> None:
-    assert math.isnan(reward(feedback("category", "law"), expert="coder"))
+    found = load_experience(
+        frame_of([[record("r")]], [[feedback("category", "law")]]), categories=CATEGORIES, experts=EXPERTS
+    )
+    assert np.isnan(found.experience.reward).all()
     assert KIND_WEIGHT["category"] == 0.0
 
 
@@ -44,7 +55,6 @@ def test_implicit_feedback_weighs_less_than_explicit_feedback() -> None:
     assert max(KIND_WEIGHT["regenerated"], KIND_WEIGHT["abandoned"]) < min(
         KIND_WEIGHT[kind] for kind in ("score", "thumb", "preferred")
     )
-    assert sorted(FEEDBACK_KINDS, key=certainty_rank)[:3] == ["score", "thumb", "preferred"]
 
 
 @pytest.mark.parametrize(

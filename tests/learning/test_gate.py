@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +12,12 @@ from typer.testing import CliRunner
 from coe.artifacts.store import ArtifactStore
 from coe.cli import app
 from coe.errors import ArtifactError, DataError
-from coe.measuring.gate_fit import GateExamples, cross_fitted_gates, fit_gate, gate_estimates, gate_report
+from coe.measuring.gate_fit import GateExamples, cross_fitted_gates, fit_gate, gate_estimates
 from coe.measuring.passage_gain import GAINS_FILE, add_passages, read_gains, write_gains
 from coe.measuring.probes.probes import Probe
 from coe.planning.job import plan as gate_job
-from coe.registry.sections import RetrievalPrice, RetrievalSpec
-from coe.retrieval.gate import Gate, temper
+from coe.registry.sections import RetrievalSpec
+from coe.retrieval.gate import Gate
 from routers.calibration import auroc
 from tests.cli.test_plan import config
 from tests.fakes import WordRouter
@@ -69,16 +68,6 @@ def test_the_gate_finds_questions_that_need_documents_and_that_a_small_expert_ne
     assert abs(found.mean() - helped.mean()) < 0.05
 
 
-def test_the_fast_estimate_knows_the_categories_and_an_encoder_pass_adds_to_it() -> None:
-    gate = fit_gate(trials := trials_of())
-    code, law = (
-        gate.estimate_fast(trials.posterior[trials.posterior.argmax(axis=1) == row][0]).helps for row in (0, 1)
-    )
-    assert law[0] > 0.3 > 0.1 > code[0]
-    near, far = (gate.estimate(np.full(3, 1 / 3), "q", np.zeros(8), cosine=c).helps[0] for c in (0.8, 0.1))
-    assert near > far
-
-
 def test_a_gate_is_the_same_after_saving_and_in_another_order_of_categories_and_experts(tmp_path: Path) -> None:
     trials = trials_of(80)
     gate = fit_gate(trials)
@@ -100,29 +89,8 @@ def test_a_damaged_file_names_itself_and_the_remedy(tmp_path: Path, content: byt
     with np.load(tmp_path / "gate.npz") as file:
         arrays = dict(file)
     np.savez(tmp_path / "gate.npz", **arrays | {"format": np.array(1)})
-    with pytest.raises(ArtifactError, match=r"not a gate.*format 1, not 5.*fit it again"):
+    with pytest.raises(ArtifactError, match=r"not a gate.*format 1, not 6.*fit it again"):
         Gate.load(tmp_path / "gate.npz")
-
-
-def test_too_little_or_nothing_to_learn_is_an_error() -> None:
-    with pytest.raises(DataError, match="50 questions"):
-        fit_gate(trials_of(20))
-    with pytest.raises(DataError, match="50 questions"):
-        gate_report(trials_of(49), RetrievalPrice())
-    assert gate_report(trials_of(50), RetrievalPrice())["questions"] == 50
-    trials = trials_of(80)
-    with pytest.raises(DataError, match="nothing for a gate to learn"):
-        fit_gate(replace(trials, without=trials.with_))
-
-
-def test_the_report_compares_gated_with_never_and_always() -> None:
-    report = gate_report(trials_of(), RetrievalPrice())
-    found = report["all"]
-    assert found["never"] < found["gated"] <= found["always"] == 1.0
-    assert found["gated"] > 0.97
-    assert found["saved"] > 0.4
-    assert found["saved"] == pytest.approx(1 - found["tokens_gated"] / found["tokens_always"])
-    assert sum(one["count"] for one in report["calibration"]) == 480
 
 
 def probe(number: int) -> Probe:
@@ -149,7 +117,7 @@ async def test_probes_get_the_passages_of_a_request_and_scores_are_stored_in_pai
     assert np.isnan(found.without[0, 1])
     assert read_gains(tmp_path / "elsewhere", EXPERTS) is None
     (tmp_path / GAINS_FILE).write_bytes(b"noise")
-    with pytest.raises(DataError, match=r"gains.parquet: not what"):
+    with pytest.raises(DataError, match=r"gains.parquet: cannot be read"):
         read_gains(tmp_path, EXPERTS)
 
 
@@ -169,8 +137,3 @@ def test_a_plan_on_pairs_of_scores_fits_the_gate_and_puts_it_into_use(
     assert current is not None
     assert current.manifest.version == report["version"]
     assert Gate.load(current.folder / "gate.npz").experts == EXPERTS
-
-
-def test_the_gate_tempers_posteriors_to_half_their_logits() -> None:
-    soft = temper(np.array([[0.81, 0.16, 0.01], [1.0, 0.0, 0.0]]))
-    np.testing.assert_allclose(soft, [[0.9 / 1.4, 0.4 / 1.4, 0.1 / 1.4], [1, 0, 0]])

@@ -5,19 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from coe.learning.off_policy import BanditLog, greedy_policy
 from coe.learning.promotion import (
     SIGNIFICANCE,
     Contrast,
     Evidence,
     held_out_evidence,
     judge,
-    logged_evidence,
     significance_level,
 )
-from coe.planning import Assignment, Problem, solve
-from coe.planning.score_table import tabulate_softly
-from tests.learning.samples import CATEGORIES, EXPERTS, TRUTH, rated_experience
 
 
 def contrast(value: float, *, above: float, below: float = 0.9) -> Contrast:
@@ -26,10 +21,6 @@ def contrast(value: float, *, above: float, below: float = 0.9) -> Contrast:
 
 def evidence(value: float, *, above: float, below: float = 0.9, **guarded: Contrast) -> Evidence:
     return Evidence("held-out set", contrast(value, above=above, below=below), guarded)
-
-
-def table(quality: np.ndarray) -> Assignment:
-    return solve(Problem.of(tabulate_softly(CATEGORIES, EXPERTS, np.eye(3), np.zeros((3, 3))), quality=quality))
 
 
 BETTER = evidence(0.05, above=1e-4)
@@ -62,10 +53,6 @@ def test_a_falling_guarded_category_rejects_a_better_candidate() -> None:
     assert judge([evidence(0.05, above=1e-4, law=contrast(-0.02, above=0.8, below=0.2))], round_=1).promote
 
 
-def test_without_any_evidence_nothing_is_promoted() -> None:
-    assert judge([], round_=1).reason == "nothing to judge by"
-
-
 def test_evidence_that_suffices_in_the_first_round_does_not_in_a_later_one() -> None:
     likely = evidence(0.03, above=0.01)
     assert judge([likely], round_=1).promote
@@ -82,12 +69,6 @@ def test_a_paired_test_is_exact_where_few_pairs_differ() -> None:
     found = held_out_evidence(np.zeros(400), gain, ["x"] * 400).overall
     assert found.above == pytest.approx(1 / 8, abs=0.01)  # three coins, all heads
     assert found.below == pytest.approx(1.0)
-
-
-def test_the_same_scores_are_no_evidence_at_all() -> None:
-    scores = np.random.default_rng(0).random(50)
-    found = held_out_evidence(scores, scores, ["x"] * 50).overall
-    assert (found.value, found.above, found.below) == (0.0, 1.0, 1.0)
 
 
 def test_only_guarded_categories_with_enough_requests_are_tested() -> None:
@@ -108,24 +89,3 @@ def test_a_series_of_candidates_no_better_than_the_current_one_is_rarely_promote
         )
         promoted += any(found)
     assert promoted / series < 0.08  # 5 % and twice the simulation's error
-
-
-def test_noise_on_a_held_out_set_is_promoted_at_most_at_the_stated_rate() -> None:
-    random, promoted = np.random.default_rng(1), 0
-    for _ in range(150):
-        current, candidate = (random.random((2, 120)) < 0.7).astype(float)
-        promoted += judge([held_out_evidence(current, candidate, ["x"] * 120)], round_=1).promote
-    assert promoted / 150 < significance_level(1) + 2 * (significance_level(1) / 150) ** 0.5
-
-
-def test_logged_traffic_shows_a_much_better_candidate_and_not_an_equal_one() -> None:
-    equal = [np.vstack((TRUTH[0], row, TRUTH[2])) for row in ([1.0, 0.0, 0.0], [0.0, 0.0, 1.0])]  # both are right in .4
-    better = same = 0
-    for seed in range(40):
-        log = rated_experience(400, seed=seed)
-        prepared, likeliest = BanditLog.of(log), [CATEGORIES[i] for i in log.posterior.argmax(axis=1)]
-        old, new, coder, lawyer = (greedy_policy(log, table(quality)) for quality in (TRUTH[::-1], TRUTH, *equal))
-        better += judge([logged_evidence(prepared, old, new, likeliest)], round_=1).promote
-        same += judge([logged_evidence(prepared, coder, lawyer, likeliest)], round_=1).promote
-    assert better >= 38
-    assert same <= 3

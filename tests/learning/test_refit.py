@@ -5,17 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from coe.learning.experience import Experience
-from coe.learning.refit import Weighting, agreements, merged, refit, score_table, tenant_factors
-from coe.planning.score_table import ScoreTable, tabulate_softly
-from coe.records.feedback import FEEDBACK_KINDS
+from coe.learning.refit import Weighting, agreements, refit, score_table, tenant_factors
+from coe.planning.score_table import ScoreTable
 from tests.learning.samples import CATEGORIES, EXPERTS, TRUTH, experience, rated_experience
 
-FLAT = np.array([[0.6, 0.5, 0.4]] * 3)
 TENANTS = tuple("abcdefg")
 
 
@@ -39,26 +36,6 @@ def test_the_best_expert_of_every_category_is_found_from_chosen_ones_alone() -> 
     assert (found.lower(deviations=1.0) < found.quality).all()
 
 
-def test_without_weights_and_bounds_the_table_is_the_softly_tabulated_one() -> None:
-    log = rated_experience(200, seed=1)
-    scores = np.full((200, 3), np.nan)
-    scores[np.arange(200), log.chosen] = log.reward
-    plain = tabulate_softly(CATEGORIES, EXPERTS, log.posterior, scores)
-    made = score_table(log, np.ones(200), np.ones(200), share=1.0, free=1e9)
-    np.testing.assert_allclose(made.mean, plain.mean, rtol=1e-5)
-    np.testing.assert_allclose(made.variance, plain.variance, atol=1e-5)
-    np.testing.assert_allclose(made.count, plain.count, rtol=1e-5)
-
-
-def test_uneven_weights_count_as_fewer_scores() -> None:
-    log = rated_experience(200, seed=1)
-    even, uneven = (
-        score_table(log, np.ones(200), w, share=1.0, free=1e9) for w in (np.full(200, 3.0), np.arange(1.0, 201.0))
-    )
-    assert even.count.sum() == pytest.approx(200, rel=1e-5)
-    assert uneven.count.sum() < 160
-
-
 def test_old_feedback_fades_by_half_lives() -> None:
     day = 86_400.0
     old, new = rated_experience(600, seed=2), rated_experience(600, seed=3, truth=TRUTH[::-1])
@@ -77,22 +54,6 @@ def test_old_feedback_fades_by_half_lives() -> None:
     assert np.ptp(undecided[0]) < 0.15
 
 
-def test_implicit_complaints_count_less_than_ratings() -> None:
-    log, odd = rated_experience(400, seed=4), np.arange(400) % 2 == 1
-    complaint = np.where(odd, FEEDBACK_KINDS.index("regenerated"), log.kind).astype(np.int8)
-    rated, hinted = refit(log.part(~odd), now=0.0), refit(replace(log, kind=complaint), now=0.0)
-    assert hinted.agreements == rated.agreements
-    assert 1.05 < hinted.table.count.sum() / rated.table.count.sum() < 1.2
-    mixed = replace(log, kind=np.where(log.reward == 0, np.int8(FEEDBACK_KINDS.index("regenerated")), log.kind))
-    assert refit(mixed, now=0.0).quality.mean() > refit(log, now=0.0).quality.mean() + 0.2
-
-
-def test_explored_requests_are_weighted_by_inverse_propensity_up_to_the_clip() -> None:
-    log = rated_experience(400, seed=5, quality=TRUTH, rate=0.1)
-    plain, clipped = (refit(log, now=0.0, weighting=Weighting(clip=clip)).table for clip in (1.0, 3.0))
-    assert clipped.count[0, 0] < plain.count[0, 0]
-
-
 # ----------------------------------------------------------------------------------------------- measured quality
 
 
@@ -101,14 +62,6 @@ def test_measured_quality_counts_beside_feedback_at_the_level_of_feedback() -> N
     generous = refit(rated_experience(60, seed=6, truth=np.minimum(TRUTH + 0.2, 1.0)), now=0.0, base=probes)
     assert generous.quality.argmax(axis=1).tolist() == TRUTH.argmax(axis=1).tolist()
     assert generous.quality.mean() > 0.5
-
-
-def test_merging_with_an_empty_table_changes_nothing() -> None:
-    base, nothing = measured(TRUTH, 20.0), measured(np.full((3, 3), np.nan), 0.0)
-    for table in (merged(nothing, base), merged(base, nothing)):
-        np.testing.assert_allclose(table.mean, base.mean)
-        np.testing.assert_allclose(table.count, base.count)
-        np.testing.assert_allclose(table.variance, base.variance)
 
 
 # --------------------------------------------------------------------------------------------------------- tenants
@@ -130,40 +83,10 @@ def test_honest_tenants_are_rarely_distrusted() -> None:
     assert doubted <= 3  # at most one run in a hundred each, seven tenants a run
 
 
-def test_a_tenant_with_harder_requests_is_not_distrusted() -> None:
-    log = rated_experience(1500, seed=8, tenants=TENANTS)
-    random = np.random.default_rng(0)
-    harder = np.where((log.tenant == 0) & (random.random(1500) < 0.4), 0.0, log.reward).astype(np.float32)
-    assert all(one.trust == 1.0 for one in agreements(replace(log, reward=harder)))
-
-
-def test_tenants_with_most_of_the_feedback_are_not_distrusted() -> None:
-    log = flipped(rated_experience(1500, seed=9, tenants=("a", "b")), 0, share=0.6)
-    assert {one.tenant for one in agreements(log) if one.trust < 1.0} <= {"b"}
-
-
 def test_measured_quality_decides_which_of_two_contradicting_tenants_is_wrong() -> None:
     log = flipped(rated_experience(1500, seed=10, tenants=("a", "b")), 0)
     found = {one.tenant: one.trust for one in agreements(log, base=measured(TRUTH, 500.0))}
     assert found == {"a": 0.0, "b": 1.0}
-
-
-def test_a_single_tenant_is_never_distrusted() -> None:
-    (only,) = agreements(rated_experience(300, seed=11))
-    assert only.trust == 1.0
-
-
-def test_a_flood_of_one_tenant_does_not_outvote_the_others() -> None:
-    few = rated_experience(300, seed=12, tenants=("a", "b", "c"))
-    flood = rated_experience(6000, seed=13, truth=FLAT)
-    names = ("posterior", "chosen", "reward", "propensity", "kind", "tenant")
-    both = {name: np.concatenate((getattr(few, name), getattr(flood, name))) for name in names}
-    both["tenant"][300:] = 3
-    log = experience(6300, **both, tenants=("a", "b", "c", "flood"), time=np.zeros(6300))
-    weight = np.ones(6300)
-    free, bounded = (score_table(log, weight, weight, share=share, free=10.0) for share in (1.0, 0.4))
-    assert free.mean[2].argmax() == 0
-    assert bounded.mean[2].argmax() == 2
 
 
 def test_many_requests_of_another_category_do_not_dominate_a_small_one() -> None:

@@ -28,7 +28,7 @@ from coe.cli.report import _status_lines, _worth_lines
 from coe.records import open_log_and_feedback
 from coe.records.record import RoutingRecord
 from coe.registry import Registry
-from coe.reports.novelty import category_entry, distinctive_words
+from coe.reports.novelty import category_entry
 from coe.reports.report import report, status_report
 from coe.settings import Settings
 from gateway.observability.metrics import Metrics, exposition
@@ -56,11 +56,6 @@ def test_an_entry_for_experts_yaml_is_one_that_the_registry_reads() -> None:
     declared = registry_of().model_dump(mode="json", exclude_none=True)
     read = Registry.model_validate({**declared, "categories": [*declared["categories"], category]})
     assert read.category_names[-1] == "tide-harbour"
-
-
-def test_without_common_words_the_proposed_name_is_a_placeholder() -> None:
-    assert distinctive_words(("eins zwei", "drei vier"), OTHERS) == []
-    assert category_entry(("eins zwei", "drei vier"), OTHERS).startswith("- name: new-category\n")
 
 
 REPORT: dict[str, Any] = {
@@ -97,14 +92,6 @@ def _shown(path: Path, current: Services) -> Callable[[], bytes]:
     metrics = Metrics()
     add_traffic_metrics(metrics, path, current)
     return lambda: exposition(metrics.own_families())
-
-
-@pytest.mark.parametrize(
-    "data", [b"", b"[]", b"{}", b'{"time": "x", "alarms": {}, "drift": {}, "proposed": 0}', b"\xff"]
-)
-def test_a_damaged_report_file_shows_nothing(tmp_path: Path, data: bytes) -> None:
-    (tmp_path / TRAFFIC_REPORT_FILE).write_bytes(data)
-    assert read_traffic_report(tmp_path / TRAFFIC_REPORT_FILE) is None
 
 
 def logged(settings: Settings, records: list[RoutingRecord]) -> None:
@@ -185,15 +172,6 @@ def test_status_finds_a_shift_a_new_kind_of_request_and_an_expert_that_gets_all_
     assert published.time == pytest.approx(now, abs=60)
 
 
-def test_the_same_traffic_as_ever_is_no_drift_and_proposes_nothing(settings: Settings) -> None:
-    now = time.time()
-    logged(settings, traffic(600, start=now - 3 * 86_400, expert="coder"))
-    logged(settings, traffic(600, start=now - 7_200, expert="coder"))
-    found = report(settings, now=now)
-    assert not any(one["alarm"] for one in found["drift"]["findings"])
-    assert found["proposed_categories"] == []
-
-
 def test_a_service_without_traffic_has_nothing_to_report(settings: Settings) -> None:
     found = report(settings, now=time.time())
     assert (found["alarms"], found["proposed_categories"], found["drift"]["findings"]) == ([], [], [])
@@ -233,14 +211,6 @@ def test_status_names_damage_of_every_artifact_in_use_and_of_a_history(settings:
     found = status_report(settings)
     assert set(found["damaged"]) == {"router", "assignment", "gate", "gate history"}
     assert found["in_use"]["gate"]["since"] is None
-
-
-def test_status_names_a_pointer_that_cannot_be_read_and_reports_the_rest(settings: Settings) -> None:
-    pointer = settings.artifacts / "gate" / "current"
-    pointer.mkdir(parents=True)
-    found = status_report(settings)
-    assert found["damaged"]["gate"].startswith(f"{pointer}: cannot be read (Is a directory)")
-    assert found["in_use"]["gate"] == {"version": None, "since": None, "by": None}
 
 
 def test_status_says_if_the_gateway_is_up_and_which_alarms_the_last_report_raised(settings: Settings) -> None:

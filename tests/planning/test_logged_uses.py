@@ -16,8 +16,8 @@ import pytest
 from coe.artifacts.kinds import ROUTER
 from coe.artifacts.store import ArtifactStore
 from coe.cli.common import settings_for
+from coe.learning.log_frame import frame_of
 from coe.learning.logged_uses import (
-    MAX_ARMS,
     MIN_TRAFFIC_REQUESTS,
     LoggedUses,
 )
@@ -49,7 +49,7 @@ def answered(number: int = 0, **fields: Any) -> RoutingRecord:
 
 
 def uses_of(records: Iterable[RoutingRecord]) -> LoggedUses:
-    return LoggedUses.of([list(records)], CATEGORIES)
+    return LoggedUses.of(frame_of([list(records)], []), CATEGORIES)
 
 
 def scored(output: float = 100.0, experts: tuple[str, ...] = ("coder", "generalist")) -> MeasuredUses:
@@ -72,7 +72,6 @@ def updated(records: Iterable[RoutingRecord], output: float = 100.0) -> Measured
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
-        ({"purpose": "score"}, "requests of CoE's own commands"),
         ({"outcome": "aborted"}, "failed or aborted"),
         ({"outcome": "expert_timeout"}, "failed or aborted"),
         ({"attempts": 0}, "answered without a call"),
@@ -112,11 +111,6 @@ def test_a_recipe_counts_for_its_arm_and_for_the_members_of_its_first_step() -> 
         assert failed.table(measure, ["generalist"]).count[0, 0] == 0
 
 
-def test_the_names_of_a_log_are_bounded() -> None:
-    found = uses_of(answered(number, expert=f"e{number}") for number in range(MAX_ARMS + 3))
-    assert found.left_out == {"of further names": 3}
-
-
 def test_the_mix_of_traffic_is_that_of_one_router_without_pinned_and_forced_requests_and_cached_answers() -> None:
     """Two gateways with different routers write into one log."""
     posterior, other = {"code": 0.5, "law": 0.3, "general": 0.2}, {"code": 1.0, "law": 0, "general": 0}
@@ -128,8 +122,8 @@ def test_the_mix_of_traffic_is_that_of_one_router_without_pinned_and_forced_requ
     ]
     mixed = [one for pair in zip(old, new, strict=True) for one in pair]
     found = uses_of([*mixed[2:], *others])
-    assert found.traffic.over(CATEGORIES, router="r1") is None  # one too few
-    mix = uses_of([*mixed, *others]).traffic.over(("law", "code"), router="r1")
+    assert found.mix(CATEGORIES, router="r1") is None  # one too few
+    mix = uses_of([*mixed, *others]).mix(("law", "code"), router="r1")
     assert mix is not None
     np.testing.assert_allclose(mix[0] / mix[0].sum(), [0.375, 0.625])
     np.testing.assert_allclose(mix[1], np.tile([0.3, 0.5], (MIN_TRAFFIC_REQUESTS, 1)), rtol=1e-6)
@@ -240,7 +234,7 @@ def test_the_cost_of_each_cell_is_billed_within_a_tenth_of_the_prediction(
 def test_a_limit_is_kept_within_a_twentieth_on_held_out_requests(
     traffic: Traffic, uses: tuple[MeasuredUses, LoggedUses], row: str, limit: float
 ) -> None:
-    mix = uses[1].traffic.over(CATEGORIES, router="r1")
+    mix = uses[1].mix(CATEGORIES, router="r1")
     assert mix is not None
     quality = np.array([[0.3, 0.9], [0.5, 0.7], [0.5, 0.8]])
     declared = declared_uses(traffic.registry, CATEGORIES, measured=uses[0])

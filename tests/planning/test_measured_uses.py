@@ -99,7 +99,7 @@ def replay(tmp_path_factory: pytest.TempPathFactory) -> Replay:
     def spread(mean: float) -> int:
         return max(1, round(mean * random.gamma(4.0, 0.25)))
 
-    whole = Scoring(registry, probes, (), registry.experts, None, 1, False)
+    whole = Scoring(registry, probes, (), registry.experts, None, 1)
     with Journal(folder / "journal.jsonl") as journal:
         for name, keys in whole.keys.items():
             for key, one in zip(keys, probes, strict=True):
@@ -108,7 +108,7 @@ def replay(tmp_path_factory: pytest.TempPathFactory) -> Replay:
                 tokens = spread(INPUT_TOKENS[one.category]), written, MS_PER_TOKEN * written
                 journal.append(Cell(key, one.prompt_id, name, score, *tokens))
         known, held_out = probes[: len(probes) // 2], probes[len(probes) // 2 :]
-        scoring = Scoring(registry, known, (), registry.experts, None, 1, False)
+        scoring = Scoring(registry, known, (), registry.experts, None, 1)
         run_scoring(scoring, settings, journal, folder, benchmark="own", progress=lambda _: nullcontext((print, print)))
         cells = {(cell.prompt_id, cell.expert): cell for cell in journal.scored.values()}
     return Replay(folder, settings, registry, held_out, cells)

@@ -122,14 +122,6 @@ def test_a_benchmark_column_that_the_prompts_lack_parts_nothing(tmp_path: Path, 
     assert data.scores.shape == (4, 3)
 
 
-def test_scores_of_prompts_that_are_not_there_are_counted_and_one_is_named(tmp_path: Path) -> None:
-    strays = [{**SCORES[0], "prompt_id": name} for name in ("q7", "q8")]
-    data = read_quality(folder_of(tmp_path, scores=[*strays, *SCORES, {**strays[0], "model": "unasked"}]), only=POOL)
-    assert data.strays == ("q7", "q8")
-    assert data.notes == ["2 scores are left out, since no prompt has their prompt_id, 'q7' for one"]
-    assert not read_quality(folder_of(tmp_path)).notes
-
-
 def test_a_prompt_of_any_length_is_read_from_csv(tmp_path: Path) -> None:
     long = "word " * 40_000
     data = read_quality(folder_of(tmp_path, prompts=[{**PROMPTS[0], "prompt": long}, *PROMPTS[1:]], ending="csv"))
@@ -176,7 +168,7 @@ def test_missing_empty_and_damaged_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"scores\.jsonl:1: not JSON"):
         read_quality(folder)
     (folder / "scores.jsonl").write_bytes(b"")
-    with pytest.raises(DataError, match=r"scores\.jsonl: lacks the column"):
+    with pytest.raises(DataError, match=r"scores\.jsonl: holds no rows"):
         read_quality(folder)
     (folder / "prompts.parquet").write_bytes(b"not parquet")
     with pytest.raises(DataError, match=r"prompts\.parquet: cannot be read"):

@@ -9,9 +9,7 @@ import pytest
 
 from coe.errors import DataError
 from coe.measuring.quality import Quality, read_quality
-from coe.measuring.recorded_answers import read_answers, write_answers
-from coe.measuring.scoring_run import Cell
-from coe.registry import Prices
+from coe.measuring.recorded_answers import ANSWERS, read_answers, write_calls
 from tests.planning.test_quality import SCORES, Rows, folder_of, write
 
 TEXTS = [["1,000.50", "1000.5", "7"], ["B", "(B)", ""], ["Paris", "paris.", "London"], ["50 %", "0.5", "1/2"]]
@@ -79,12 +77,12 @@ def test_written_answers_are_read_back(tmp_path: Path) -> None:
         ["tests passed", "tests failed 12", "tests passed"],
         ["1", None, "1"],
     ]
-    cells = [
-        (f"p{number}", model, Cell("", f"p{number}", model, answer=text, input_tokens=1, output_tokens=number))
+    rows = [
+        {"prompt_id": f"p{number}", "model": model, "answer": text, "output_tokens": number}
         for number, row in enumerate(texts)
         for model, text in zip(MODEL_NAMES, row, strict=True)
     ]
-    write_answers(folder, benchmark="b", cells=cells, prices=dict.fromkeys(MODEL_NAMES, Prices()))
+    write_calls(folder, ANSWERS, rows, benchmark="b")
     found = read_answers(folder, read_quality(folder))
     assert found is not None
     assert found.classes.tolist() == [[0, 0, -1], [0, 1, 0], [0, 1, 0], [0, -1, 0]]
@@ -125,14 +123,10 @@ def test_a_model_without_lengths_has_the_mean_of_all(tmp_path: Path, unknown: st
     ("spoil", "message"),
     [
         (lambda rows: [{k: v for k, v in row.items() if k != "answer"} for row in rows], "lacks the column answer"),
-        (lambda rows: [{k: v for k, v in row.items() if k != "output_chars"} for row in rows], "output_tokens"),
-        (lambda rows: [*rows, {**rows[0], "prompt_id": "far"}], "1 of 13 answers belong to no prompt, 'far'"),
-        (lambda rows: [*rows, *rows[:2]], "2 answers occur twice, that of closed to prompt 'p0'"),
-        (lambda rows: [{**row, "output_chars": -1} for row in rows], "12 output_chars are below 0"),
+        (lambda rows: [{k: v for k, v in row.items() if k != "output_chars"} for row in rows], "fill in output_tokens"),
         (lambda rows: [{**row, "output_chars": "long"} for row in rows], "row 1: output_chars is 'long'"),
         (lambda rows: [{**row, "output_chars": None} for row in rows], "no answer has a length"),
-        (lambda rows: [{**row, "model": "other"} for row in rows], "no answer belongs to a scored prompt"),
-        (lambda rows: [{**row, "benchmark": "c"} for row in rows], "no answer belongs to a scored prompt"),
+        (lambda rows: [{**row, "benchmark": "c"} for row in rows], "no answer has a length"),
     ],
 )
 def test_bad_tables_are_refused_with_the_file_and_the_count(tmp_path: Path, spoil, message: str) -> None:  # type: ignore[no-untyped-def]

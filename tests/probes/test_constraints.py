@@ -6,7 +6,6 @@ import pytest
 
 from coe.measuring.checkers import same_json
 from coe.measuring.probes.constraints import meets, problem_in
-from coe.measuring.probes.languages import language_of
 
 POEM = "Rain on the roof\nOver the hill\nSun comes again\nEvening is still"
 
@@ -27,12 +26,10 @@ POEM = "Rain on the roof\nOver the hill\nSun comes again\nEvening is still"
         ({"sentences": 2}, "no capitals. none at all.", "no Capitals. none at all."),
         ({"lines": 4}, POEM, POEM + "\nand more"),
         ({"paragraphs": 2}, "one\n \ntwo", "one\ntwo"),
-        ({"characters": [1, 5]}, "12345", "123456"),
         ({"line_words": [3, 4]}, POEM, POEM + "\nand"),
         ({"words_by_line": [1, 2]}, "One\n\ntwo words", "Two words\none"),
         ({"words_by_sentence": [1, 2, 1]}, "Go. Two words! End", "Go. Two words, end"),
         ({"includes": ["rain", ["sun", "moon"]]}, POEM, "Rain and sunlight"),
-        ({"substrings": ["{", ["art’s", "IT'S"]]}, "bit's {", "bits {"),
         ({"excludes": ["the"]}, "a theme", "The theme"),
         ({"without": ["z", ","]}, POEM, "Zebra"),
         ({"order": ["rain", "sun", "evening"]}, POEM, "sun, rain, evening"),
@@ -42,11 +39,9 @@ POEM = "Rain on the roof\nOver the hill\nSun comes again\nEvening is still"
         ({"ends_with": "the end"}, "So it was. **The end.**", "The end was near"),
         ({"format": "bullets"}, "- one\n- two", "- one\ntwo"),
         ({"format": "numbered"}, "1. one\n2. two", "1. one\n3. two"),
-        ({"format": "json"}, '```json\n{"a": 1}\n```', 'Here it is: {"a": 1}'),
-        ({"keys": ["a", "b"]}, '{"b": 1, "a": 2}', '{"a": 2}'),
+        ({"keys": ["a", "b"]}, '```json\n{"b": 1, "a": 2}\n```', 'It is {"b": 1, "a": 2}'),
         ({"case": "lower"}, "all small.", "All small."),
         ({"case": "upper"}, "ALL 3 LARGE", "ALL 3 large"),
-        ({"language": "de"}, "Das ist ein Satz mit vielen Wörtern.", "This is a sentence of many words."),
     ],
 )
 def test_a_constraint_accepts_what_meets_it_and_nothing_else(
@@ -60,28 +55,6 @@ def test_a_constraint_accepts_what_meets_it_and_nothing_else(
 
 
 @pytest.mark.parametrize(
-    ("text", "code"),
-    [
-        ("The cat is on the mat and it was asleep.", "en"),
-        ("Le chat est sur la table et il dort.", "fr"),
-        ("El gato está en la mesa y no se mueve.", "es"),
-        ("Il gatto è sul tavolo e non si muove più.", "it"),
-        ("O gato está na mesa e não quer sair de lá.", "pt"),
-        ("De kat ligt op de tafel en wil niet van zijn plek.", "nl"),
-        ("Katten är på bordet och den vill inte gå ner.", "sv"),
-        ("Кошка лежит на столе.", "ru"),
-        ("猫在桌子上睡觉。", "zh"),
-        ("猫はテーブルの上で寝ています。", "ja"),
-        ("고양이가 탁자 위에서 자고 있다.", "ko"),
-        ("القطة نائمة على الطاولة", "ar"),
-        ("123", None),
-    ],
-)
-def test_a_language_is_recognised_from_a_sentence(text: str, code: str | None) -> None:
-    assert language_of(text) == code
-
-
-@pytest.mark.parametrize(
     ("constraints", "why"),
     [
         ({}, "an object with some of words"),
@@ -91,12 +64,9 @@ def test_a_language_is_recognised_from_a_sentence(text: str, code: str | None) -
         ({"words_by_line": 3}, "must be a list of whole numbers"),
         ({"includes": ["..."]}, "list of texts"),
         ({"includes": [[]]}, "list of texts"),
-        ({"substrings": []}, "list of texts"),
-        ({"substrings": [["a", ""]]}, "list of texts"),
         ({"excludes": "the"}, "must be a list of texts"),
-        ({"occurrences": {"the": -1}}, "must map words to counts"),
-        ({"language": "german"}, "must be one of ar, de"),
-        ({"format": "xml"}, "must be one of json"),
+        ({"occurrences": {"the": -1}}, "an object of words and their counts"),
+        ({"format": "xml"}, "must be bullets or numbered"),
         ({"initials": "!"}, "not only punctuation"),
     ],
 )
@@ -113,7 +83,7 @@ def test_an_answer_built_to_slow_constraints_down_is_checked_in_time(chunk: str)
     names = ("words", "sentences", "lines", "paragraphs", "line_words")
     for constraints in ({name: 10**6} for name in names):
         assert meets(text, constraints) == 0.0
-    assert meets(text, {"words_by_sentence": [1], "includes": ["y"], "occurrences": {"y": 1}, "format": "json"}) == 0.0
+    assert meets(text, {"words_by_sentence": [1], "includes": ["y"], "occurrences": {"y": 1}}) == 0.0
     assert same_json(text, '{"a": 1}') == 0.0
 
 

@@ -19,14 +19,10 @@ SUM = {
 }
 
 
-def test_a_seed_decides_the_numbers() -> None:
-    assert drawn(SUM, 1) == drawn(SUM, 1)
-    prompts = {drawn(SUM, seed)["prompt"] for seed in range(20)}
-    assert len(prompts) > 15
+def test_a_drawn_probe_has_the_answer_to_the_numbers_of_its_seed() -> None:
+    assert drawn(SUM, 7) == drawn(SUM, 7)
     assert drawn(SUM, 7)["id"] == "sum-7"
-
-
-def test_a_drawn_probe_has_the_answer_to_its_own_numbers() -> None:
+    assert len({drawn(SUM, seed)["prompt"] for seed in range(20)}) > 15
     for seed in range(50):
         probe = probe_of(SUM, ("math",), seed)
         name, _, a, _, b = probe.prompt.rstrip(".").split()
@@ -53,29 +49,9 @@ def test_expressions_are_arithmetic(expression: str, value: object) -> None:
 @pytest.mark.parametrize(
     "expression",
     [
-        *(
-            "__import__('os')",
-            "a.real",
-            "(lambda: 1)()",
-            "[x for x in 'ab']",
-            "9**9**9",
-            "factorial(10**6)",
-            "b",
-            "1/0",
-        ),
-        *(
-            "'a' * 10**9",
-            "a if",
-            "round(1.5, ndigits=1)",
-            "f'{a}'",
-            "open('x')",
-            "1 is 1",
-            "10**64 if 0 else 2**65",
-            "(9**64)**9",
-            "[1] * 10**7",
-            "[1] + [2]",
-            "(9**64)*(10**12)**64*(10**12)**64",
-        ),
+        *("__import__('os')", "a.real", "(lambda: 1)()", "[x for x in 'ab']", "9**9**9", "comb(10**6, 3)", "b", "1/0"),
+        *("'a' * 10**9", "a if", "round(1.5, ndigits=1)", "f'{a}'", "open('x')", "1 is 1", "(9**64)**9", "[1] + [2]"),
+        "(9**64)*(10**12)**64*(10**12)**64",
     ],
 )
 def test_an_expression_runs_no_code_and_stays_small(expression: str) -> None:

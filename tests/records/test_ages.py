@@ -14,23 +14,8 @@ from coe.records.redis_log import EPOCH_MS, IDS, PER_MS, STREAM
 from tests.records.samples import everything, record
 
 pytestmark = pytest.mark.anyio
-URL = "sqlite:///log.db"
 HOUR = 1 / 24
 """In days."""
-
-
-async def test_sqlite_forgets_by_the_time_of_the_request_when_something_is_appended(tmp_path: Path) -> None:
-    now = time.time()
-    old, new = record(1, time=now - 7_200), record(2, time=now)
-    first, strict = (open_log_and_feedback(URL, base=tmp_path, days=days)[0] for days in (90, HOUR))
-    await first.append([old])
-    assert await everything(strict) == [old]
-    await strict.append([new])
-    assert await everything(first) == [new]
-    await first.append([old])
-    assert await everything(first) == [new, old]
-    await first.aclose()
-    await strict.aclose()
 
 
 async def test_redis_forgets_by_the_time_of_arrival_to_the_record(redis_url: str, tmp_path: Path) -> None:

@@ -12,9 +12,7 @@ import pytest
 
 from coe.errors import StoreError
 from coe.records import database as database_module
-from coe.records import open_log_and_feedback
 from coe.records.database import Database
-from gateway.shared_store import SqliteStore
 from tests.records.samples import ids, records
 
 pytestmark = pytest.mark.anyio
@@ -24,13 +22,6 @@ TABLES = ("CREATE TABLE words (word TEXT)", "INSERT INTO words VALUES ('kept')")
 
 async def select(database: Database) -> list[tuple[object, ...]]:
     return await database.read(lambda connection: connection.execute("SELECT * FROM words").fetchall())
-
-
-async def test_tables_are_created_once(tmp_path: Path) -> None:
-    for _ in range(2):
-        database = Database(tmp_path / "words.db", tables=TABLES, version=2)
-        assert await select(database) == [("kept",)]
-        await database.aclose()
 
 
 @pytest.mark.parametrize("version", [0, 1, 3])
@@ -47,30 +38,6 @@ async def test_a_file_of_another_version_is_refused_and_left_alone(tmp_path: Pat
         assert connection.execute("SELECT * FROM words").fetchall() == [("kept",)]
         assert connection.execute("PRAGMA user_version").fetchone() == (version,)
     connection.close()
-
-
-async def test_files_beside_the_log_keep_their_own_version(tmp_path: Path) -> None:
-    """A new version of the log must not refuse shared values: keys, usage, stored responses."""
-    shared, log = SqliteStore(tmp_path / "shared"), open_log_and_feedback("sqlite:///log", base=tmp_path)[0]
-    await shared.put({"name": b""}, ttl=60.0)
-    await log.append(records(1))
-    for store in (shared, log):
-        await store.aclose()
-    versions = {}
-    for name in ("shared", "log"):
-        with closing(sqlite3.connect(tmp_path / name)) as connection:
-            versions[name] = connection.execute("PRAGMA user_version").fetchone()[0]
-    assert versions == {"shared": 1, "log": 4}
-
-
-async def test_tables_that_cannot_be_created_leave_no_part_behind(tmp_path: Path) -> None:
-    broken = Database(tmp_path / "words.db", tables=(TABLES[0], "UPDATE nowhere SET x = 1"), version=2)
-    with pytest.raises(StoreError, match="no such table: nowhere"):
-        await select(broken)
-    await broken.aclose()
-    fixed = Database(tmp_path / "words.db", tables=TABLES, version=2)
-    assert await select(fixed) == [("kept",)]
-    await fixed.aclose()
 
 
 async def test_a_failed_write_leaves_no_part_behind_and_the_next_one_works(tmp_path: Path) -> None:

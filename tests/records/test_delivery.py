@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from redis.asyncio import Redis
 
 from coe.records import open_log_and_feedback
 from tests.records.redis_server import MISSING, RedisServer, installed
-from tests.records.samples import WatchedLog, everything, ids, in_spool, record, records, writer_to
+from tests.records.samples import WatchedLog, everything, ids, in_spool, records, writer_to
 
 pytestmark = pytest.mark.anyio
 
@@ -54,35 +53,6 @@ async def test_a_redis_that_is_killed_and_restarted_while_writing_ends_with_ever
     await log.aclose()
 
 
-@pytest.mark.parametrize(
-    ("broken", "mended", "problem"),
-    [
-        (("CONFIG", "SET", "maxmemory", "1"), ("CONFIG", "SET", "maxmemory", "0"), "maxmemory"),
-        (("REPLICAOF", "127.0.0.1", "1"), ("REPLICAOF", "NO", "ONE"), "read only replica"),
-        (("SCRIPT", "FLUSH"), ("PING",), ""),
-    ],
-)
-async def test_a_redis_that_takes_no_writes_for_a_while_gets_them_afterwards(
-    broken: tuple[str, ...], mended: tuple[str, ...], problem: str, redis_url: str, tmp_path: Path
-) -> None:
-    log = WatchedLog(open_log_and_feedback(redis_url, base=tmp_path)[0])
-    async with Redis.from_url(redis_url) as client:
-        await client.flushall()
-        async with writer_to(log, spool=tmp_path / "spool.db", **QUICK) as writer:
-            writer.put(record(0))
-            await log.holds(1)
-            try:
-                await client.execute_command(*broken)  # type: ignore[no-untyped-call]
-                writer.put(record(1))
-                await log.called(2)
-                assert problem in (writer.last_error or "")
-            finally:
-                await client.execute_command(*mended)  # type: ignore[no-untyped-call]
-            await log.holds(2)
-    assert await everything(log._inner) == records(2)  # type: ignore[arg-type]
-    await log.aclose()
-
-
 WRITING = """
 import asyncio, pathlib, sys
 sys.path.insert(0, sys.argv[1])
@@ -114,34 +84,6 @@ async def test_what_a_killed_process_had_spooled_is_delivered_by_the_next_one(tm
     async with writer_to(watched, spool=tmp_path / "spool.db", **QUICK):
         await watched.holds(len(waiting))
     assert ids(await everything(log)) == waiting == ids(records(len(waiting)))
-    await log.aclose()
-
-
-APPENDING = """
-import asyncio, pathlib, sys
-sys.path.insert(0, sys.argv[1])
-from tests.records.samples import records
-from coe.records import open_log_and_feedback
-
-async def main():
-    log = open_log_and_feedback("sqlite:///log.db", base=pathlib.Path(sys.argv[2]))[0]
-    number = 0
-    while True:
-        await log.append(records(100, start=number))
-        number += 100
-        print(number, flush=True)
-
-asyncio.run(main())
-"""
-
-
-async def test_a_process_that_is_killed_while_appending_leaves_whole_batches(tmp_path: Path) -> None:
-    appended = written_until_killed(APPENDING, tmp_path, at_least=500)
-    log = open_log_and_feedback("sqlite:///log.db", base=tmp_path)[0]
-    found = ids(await everything(log))
-    assert len(found) >= appended
-    assert len(found) % 100 == 0
-    assert found == ids(records(len(found)))
     await log.aclose()
 
 

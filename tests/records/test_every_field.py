@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -14,10 +13,10 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from coe.errors import DataError
-from coe.learning.record_files import Rating, read_rows, write_rows
-from coe.records import open_log_and_feedback
+from coe.learning.log_frame import Rating
+from coe.learning.record_files import read_rows, write_rows
 from coe.records.codec import RECORD as CODEC
-from coe.records.record import COLUMNS, LogPage, LogQuery, RecipeCall, RoutingLog, RoutingRecord
+from coe.records.record import LogPage, LogQuery, RecipeCall, RoutingLog, RoutingRecord
 from gateway.endpoints.admin import records
 from gateway.endpoints.routes import document
 from tests.fakes import registry_of
@@ -71,10 +70,6 @@ async def test_every_field_survives_the_log(log: RoutingLog) -> None:
     assert (await log.read(LogQuery())).records == (RECORD,)
 
 
-def test_every_field_survives_json() -> None:
-    assert CODEC.decode(CODEC.encode(RECORD)) == RECORD
-
-
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
 def test_every_field_survives_a_file(tmp_path: Path, suffix: str) -> None:
     path, bare = tmp_path / f"log.{suffix}", RoutingRecord(**_required())
@@ -98,16 +93,6 @@ def test_redaction_empties_the_private_fields_and_nothing_else(tmp_path: Path, s
     assert (record.prompt, record.left_out, record.embedding, record.digest) == (None, (), None, "")
 
 
-def test_both_kinds_of_file_have_the_same_columns(tmp_path: Path) -> None:
-    from pyarrow import parquet
-
-    for suffix in ("jsonl", "parquet"):
-        write_rows(tmp_path / f"log.{suffix}", [(RECORD, RATING)])
-    names = [field.name for declared in (RoutingRecord, Rating) for field in fields(declared)]
-    assert list(orjson.loads((tmp_path / "log.jsonl").read_bytes())) == names
-    assert parquet.read_schema(tmp_path / "log.parquet").names == names
-
-
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
@@ -123,22 +108,6 @@ def test_a_wrong_line_is_named_by_its_number(tmp_path: Path, line: str, problem:
     path.write_text(LINE + "\n" + line + "\n")
     with pytest.raises(DataError, match=rf"log\.jsonl:2: .*{problem}"):
         list(read_rows(path))
-
-
-def test_a_query_can_filter_by_every_column() -> None:
-    assert set(COLUMNS) - {"time"} <= {one.name for one in fields(LogQuery)}
-
-
-async def test_a_new_sqlite_log_has_these_columns(tmp_path: Path) -> None:
-    log = open_log_and_feedback("sqlite:///log.db", base=tmp_path, retention=10)[0]
-    await log.append([RECORD])
-    await log.aclose()
-    with sqlite3.connect(tmp_path / "log.db") as connection:
-        rows = connection.execute(f"SELECT {', '.join(COLUMNS)} FROM records").fetchall()
-        names = {row[1] for row in connection.execute("PRAGMA table_info(records)")}
-    connection.close()
-    assert names == {"seq", *COLUMNS, "record"}
-    assert rows == [tuple(getattr(RECORD, name) for name in COLUMNS)]
 
 
 def test_what_the_api_returns_fits_its_schema() -> None:

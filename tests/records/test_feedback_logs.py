@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import random
-import sqlite3
-import threading
 import time
-from collections.abc import AsyncIterator, Callable
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from redis.asyncio import Redis
 
-from coe.errors import ConfigError, StoreError
-from coe.records import open_log_and_feedback
+from coe.errors import StoreError
 from coe.records.codec import FEEDBACK
 from coe.records.feedback import Feedback, FeedbackLog
 from coe.records.record import RoutingLog
@@ -72,12 +67,6 @@ async def test_pages_follow_one_another_and_the_cursor_stays_at_the_end(feedback
     assert (nothing.events, nothing.cursor) == ((), end)
 
 
-async def test_the_same_event_is_kept_once(feedback: FeedbackLog) -> None:
-    await feedback.append([event(1), event(1, time=1_700_000_009.0), event(2)])
-    await feedback.append([event(2), event(1, time=1_700_000_010.0)])
-    assert await events(feedback) == [event(1), event(2)]
-
-
 async def test_a_later_event_replaces_the_earlier_of_its_kind_and_key_and_comes_at_the_end(
     feedback: FeedbackLog,
 ) -> None:
@@ -103,14 +92,6 @@ async def test_neither_the_order_of_arrival_nor_repetition_matters(
         for one in shuffled:
             await log.append([one])
         assert await events(log) == [latest]
-
-
-async def test_an_explicit_change_of_mind_and_back_ends_where_it_began(feedback: FeedbackLog) -> None:
-    up = event(1, event_id="up", kind="thumb", value=1)
-    await feedback.append([up, event(1, event_id="down", kind="thumb", value=-1, time=2e9)])
-    again = event(1, event_id="up", kind="thumb", value=1, time=2e9 + 1)
-    await feedback.append([again])
-    assert await events(feedback) == [again]
 
 
 async def test_the_oldest_events_make_room_and_changes_of_mind_do_not_drive_out_others(
@@ -161,62 +142,10 @@ async def test_a_cursor_from_elsewhere_is_refused_by_name(feedback: FeedbackLog,
         await feedback.read(after=cursor)
 
 
-async def test_text_that_json_cannot_hold_is_refused_and_keeps_nothing(feedback: FeedbackLog) -> None:
-    with pytest.raises(StoreError, match="cannot be written as JSON"):
-        await feedback.append([event(1, kind="preferred", value="half a pair: \ud800")])
-    assert await events(feedback) == []
-
-
 @pytest.mark.parametrize("line", [b"", b"[]", b"{}", b'{"event_id": "e"}', b"\xff"])
 def test_a_damaged_event_is_refused_as_such(line: bytes) -> None:
     with pytest.raises(StoreError, match="damaged entry"):
         FEEDBACK.decode(line)
-
-
-async def test_records_and_feedback_of_a_file_are_written_in_one_thread(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two threads would wait for each other's lock, for up to a second under load, since SQLite polls for it."""
-    threads = []
-    connect = sqlite3.connect
-
-    def traced(*arguments: Any, **options: Any) -> sqlite3.Connection:
-        connection = connect(*arguments, **options)
-        connection.set_trace_callback(lambda _: threads.append(threading.get_ident()))
-        return connection
-
-    monkeypatch.setattr(sqlite3, "connect", traced)
-    log, feedback = open_log_and_feedback("sqlite:///log.db", base=tmp_path)
-    await asyncio.gather(log.append([record(1)]), feedback.append([event(1)]))
-    assert await events(feedback) == [event(1)]
-    await feedback.aclose()
-    await log.aclose()
-    assert len(set(threads)) == 1
-
-
-def test_an_address_of_no_known_kind_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="redis://host:6379/0") as caught:
-        open_log_and_feedback("postgres://u:secret@host/db", base=tmp_path)
-    assert "secret" not in str(caught.value)
-
-
-@pytest.fixture
-async def full(redis_url: str) -> AsyncIterator[Redis]:
-    async with Redis.from_url(redis_url) as client:
-        await client.flushall()
-        await client.config_set("maxmemory", "1")
-        yield client
-        await client.config_set("maxmemory", "0")
-
-
-async def test_a_full_redis_refuses_feedback_with_the_remedy(full: Redis, redis_url: str, tmp_path: Path) -> None:
-    log = open_log_and_feedback(redis_url, base=tmp_path)[1]
-    with pytest.raises(StoreError, match="it is full: raise its maxmemory"):
-        await log.append([event(1)])
-    await full.config_set("maxmemory", "0")
-    await log.append([event(1)])
-    assert await events(log) == [event(1)]
-    await log.aclose()
 
 
 async def test_what_is_said_of_one_request_is_found_by_the_keys_that_may_have(feedback: FeedbackLog) -> None:

@@ -16,7 +16,7 @@ from coe.records.codec import ENTRY
 from coe.records.feedback import Feedback
 from coe.records.spool import Spool
 from tests.list_log import ListLog
-from tests.records.samples import WatchedLog, in_spool, record
+from tests.records.samples import in_spool, record
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
@@ -38,15 +38,6 @@ async def wait_for_events(log: ListLog, count: int) -> None:
     async with asyncio.timeout(60):
         while len(log.events) < count:
             await asyncio.sleep(0.001)
-
-
-async def test_an_event_is_in_the_log_when_keep_returns(tmp_path: Path) -> None:
-    log, counted = ListLog([]), Counter[str]()
-    async with writer_of(log, tmp_path / "spool.db", counted) as writer:
-        await writer.keep(Pending(event(1)))
-        assert log.events == [event(1)]
-    assert counted == {"score": 1}
-    assert (writer.spooled, writer.dropped) == (0, 0)
 
 
 @pytest.mark.parametrize("hangs", [False, True])
@@ -83,15 +74,6 @@ async def test_an_unchecked_event_gets_the_tenant_of_its_request_or_is_rejected(
     assert writer.rejected == 1
 
 
-async def test_what_is_unchecked_stays_so_in_the_spool(tmp_path: Path) -> None:
-    log, path = ListLog([]), tmp_path / "spool.db"
-    log.fails = AWAY
-    pending = Pending(event(1, tenant="né", key="k"), checked=False, is_admin=True)
-    async with writer_of(log, path) as writer:
-        await writer.keep(pending)
-        assert in_spool(path) == [pending]
-
-
 async def test_a_full_spool_refuses_new_events_and_keeps_the_old_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,13 +108,6 @@ async def test_where_log_and_spool_fail_every_waiting_event_is_refused_at_once(t
     assert [type(one) for one in found] == [StoreError] * 9
 
 
-async def test_a_writer_that_is_closing_refuses(tmp_path: Path) -> None:
-    async with writer_of(ListLog([]), tmp_path / "spool.db") as writer:
-        pass
-    with pytest.raises(StoreError, match="shutting down"):
-        await writer.keep(Pending(event(1)))
-
-
 async def test_what_waits_when_the_context_ends_is_written(tmp_path: Path) -> None:
     log = ListLog([])
     async with writer_of(log, tmp_path / "spool.db", interval=60.0) as writer:
@@ -162,17 +137,3 @@ async def test_a_record_of_a_newer_gateway_waits_in_the_spool_and_new_entries_go
     spool = Spool(path)
     assert spool.oldest(10) == [ENTRY.encode(newer)]
     spool.close()
-
-
-async def test_records_and_feedback_share_a_spool_and_come_back_in_order(tmp_path: Path) -> None:
-    path, log, records = tmp_path / "spool.db", ListLog([]), WatchedLog()
-    log.fails = records.fails = AWAY
-    async with LogWriter(records, log, spool=path, **QUICK) as writer:  # type: ignore[arg-type]
-        for number in range(3):
-            writer.put(record(number))
-            await writer.keep(Pending(event(number)))
-    assert [type(one) for one in in_spool(path)] == [type(record()), Pending] * 3
-    log.fails = records.fails = None
-    async with LogWriter(records, log, spool=path, **QUICK):  # type: ignore[arg-type]
-        await wait_for_events(log, 3)
-    assert (records.stored, log.events) == ([record(n) for n in range(3)], [event(n) for n in range(3)])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -62,21 +60,3 @@ async def test_a_redis_that_is_away_shows_at_the_first_use_as_one_clear_error(tm
             await use
         assert "secret" not in str(caught.value)
     await log.aclose()
-
-
-async def test_a_sqlite_path_that_cannot_be_used_is_one_clear_error(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("not a folder")
-    (tmp_path / "text.db").write_text("this is not a database, whatever its name says. " * 100)
-    for path, remedy in (("file/log.db", "check that the disk has room"), ("text.db", "move it away")):
-        log = open_log_and_feedback(f"sqlite:///{path}", base=tmp_path)[0]
-        with pytest.raises(StoreError, match=f"{path}.*{remedy}"):
-            await log.append([record()])
-        await log.aclose()
-        with pytest.raises(StoreError, match="closed"):
-            await log.append([record()])
-
-
-def test_importing_and_opening_a_sqlite_log_does_not_import_redis() -> None:
-    opening = "import sys, pathlib, coe.records as r; r.open_log_and_feedback('sqlite:///x.db', base=pathlib.Path())"
-    code = f"{opening}; sys.exit('redis' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=240)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from coe.errors import StoreError
-from coe.records import LogWriter, open_log_and_feedback
-from coe.records import writer as writer_module
+from coe.records import open_log_and_feedback
 from tests.records.samples import WatchedLog, everything, ids, in_spool, record, records, writer_to
 
 pytestmark = pytest.mark.anyio
@@ -31,46 +29,6 @@ async def test_what_was_put_is_in_the_log_after_leaving(tmp_path: Path) -> None:
     await log.aclose()
 
 
-async def test_records_are_written_while_running_and_in_batches(tmp_path: Path) -> None:
-    log = WatchedLog()
-    async with writer_to(log, spool=None, batch=100, **QUICK) as writer:
-        for one in records(250):
-            writer.put(one)
-        await log.holds(250)
-    assert log.stored == records(250)
-    assert log.calls == [100, 100, 50]
-
-
-async def test_a_writer_without_records_rests_until_one_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
-    rounds = 0
-
-    class Counted(LogWriter):
-        async def _write_once(self) -> bool:
-            nonlocal rounds
-            rounds += 1
-            return await super()._write_once()
-
-    monkeypatch.setattr(writer_module, "IDLE_SECONDS", 3600.0)
-    log = WatchedLog()
-    async with Counted(log, log, spool=None, interval=0) as writer:
-        for number in (1, 2):
-            for _ in range(200):
-                await asyncio.sleep(0)
-            assert rounds <= 2 * number
-            writer.put(record(number))
-            await log.holds(number)
-
-
-async def test_what_was_put_before_entering_is_written_and_after_leaving_is_counted() -> None:
-    log = WatchedLog()
-    writer = writer_to(log, spool=None, **QUICK)
-    writer.put(record(1))
-    async with writer:
-        pass
-    writer.put(record(2))
-    assert (log.stored, writer.dropped, writer.backlog) == ([record(1)], 1, 0)
-
-
 async def test_a_full_queue_takes_no_more_and_counts_what_it_refuses() -> None:
     log = WatchedLog()
     writer = writer_to(log, spool=None, capacity=10, **QUICK)
@@ -79,21 +37,6 @@ async def test_a_full_queue_takes_no_more_and_counts_what_it_refuses() -> None:
     assert (writer.backlog, writer.dropped) == (10, 15)
     async with writer:
         pass
-    assert log.stored == records(10)
-
-
-async def test_the_queue_stays_bounded_while_one_append_hangs() -> None:
-    log = WatchedLog()
-    log.gate.clear()
-    async with writer_to(log, spool=None, capacity=10, batch=5, **QUICK) as writer:
-        for one in records(5):
-            writer.put(one)
-        await log.entered.wait()
-        for one in records(20, start=5):
-            writer.put(one)
-        assert (writer.backlog, writer.dropped) == (10, 15)
-        log.gate.set()
-        await log.holds(10)
     assert log.stored == records(10)
 
 
@@ -119,19 +62,6 @@ async def test_while_the_log_fails_records_go_to_the_spool_and_from_there_to_the
     assert in_spool(tmp_path / "spool.db") == []
 
 
-async def test_what_the_last_process_left_in_the_spool_is_delivered_by_the_next(tmp_path: Path) -> None:
-    log = WatchedLog()
-    log.fails = GONE
-    async with writer_to(log, spool=tmp_path / "spool.db", **QUICK) as writer:
-        for one in records(1_200):
-            writer.put(one)
-    assert (writer.spooled, writer.dropped, writer.backlog) == (1_200, 0, 0)
-    log.fails = None
-    async with writer_to(log, spool=tmp_path / "spool.db", **QUICK):
-        await log.holds(1_200)
-    assert log.stored == records(1_200)
-
-
 async def test_writers_that_share_a_spool_and_a_log_deliver_every_record_once(tmp_path: Path) -> None:
     inner = open_log_and_feedback("sqlite:///log.db", base=tmp_path)[0]
     log = WatchedLog(inner)
@@ -147,16 +77,6 @@ async def test_writers_that_share_a_spool_and_a_log_deliver_every_record_once(tm
     assert in_spool(tmp_path / "spool.db") == []
     assert (first.dropped, second.dropped) == (0, 0)
     await inner.aclose()
-
-
-async def test_leaving_gives_a_log_that_was_resting_one_more_try() -> None:
-    log = WatchedLog()
-    log.fails = GONE
-    async with writer_to(log, spool=None, **QUICK | {"first_retry": 60.0, "max_retry": 60.0}) as writer:
-        writer.put(record(1))
-        await log.called(1)
-        log.fails = None
-    assert (log.stored, writer.dropped) == ([record(1)], 0)
 
 
 async def test_an_append_whose_answer_was_lost_is_repeated_and_kept_once(tmp_path: Path) -> None:
@@ -190,39 +110,6 @@ async def test_a_log_that_hangs_holds_up_leaving_only_for_the_deadline_and_loses
     assert (writer.dropped, writer.backlog) == (0, 0)
 
 
-async def test_a_log_that_hangs_while_running_counts_as_failed(tmp_path: Path) -> None:
-    log = WatchedLog()
-    log.gate.clear()
-    async with writer_to(log, spool=tmp_path / "spool.db", append_timeout=0.01, **QUICK) as writer:
-        writer.put(record(1))
-        await log.called(1)
-        assert writer.last_error == "the log did not answer within 0.01 s"
-        log.gate.set()
-        await log.holds(1)
-
-
-async def test_by_default_ten_thousand_records_wait_in_memory() -> None:
-    log, one = WatchedLog(), record(1)
-    log.fails = GONE
-    async with writer_to(log, spool=None, close_timeout=0.1) as writer:
-        for _ in range(10_050):
-            writer.put(one)
-        assert (writer.backlog, writer.dropped) == (10_000, 50)
-
-
-async def test_without_a_spool_records_wait_for_the_log_as_long_as_there_is_room(tmp_path: Path) -> None:
-    log = WatchedLog()
-    log.fails = GONE
-    async with writer_to(log, spool=None, capacity=50, batch=20, **QUICK) as writer:
-        for one in records(60):
-            writer.put(one)
-        await log.called(3)
-        assert (writer.backlog, writer.dropped) == (50, 10)
-        log.fails = None
-        await log.holds(50)
-    assert log.stored == records(50)
-
-
 async def test_when_log_and_spool_fail_records_wait_and_what_is_left_at_the_end_is_counted(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -236,18 +123,6 @@ async def test_when_log_and_spool_fail_records_wait_and_what_is_left_at_the_end_
         assert (writer.backlog, writer.dropped, writer.spooled) == (30, 0, 0)
     assert (writer.backlog, writer.dropped, writer.spooled) == (0, 30, 0)
     assert "30 entries dropped" in caplog.text
-
-
-async def test_a_record_that_no_store_can_take_is_dropped_alone(tmp_path: Path) -> None:
-    log = open_log_and_feedback("sqlite:///log.db", base=tmp_path)[0]
-    watched = WatchedLog(log)
-    async with writer_to(watched, spool=tmp_path / "spool.db", **QUICK) as writer:
-        for one in (record(1), record(2, prompt="\ud800"), record(3)):
-            writer.put(one)
-        await watched.holds(2)
-    assert await everything(log) == [record(1), record(3)]
-    assert writer.dropped == 1
-    await log.aclose()
 
 
 async def test_a_full_disk_sends_records_to_the_spool_and_room_brings_them_home(tmp_path: Path) -> None:
@@ -265,18 +140,3 @@ async def test_a_full_disk_sends_records_to_the_spool_and_room_brings_them_home(
     assert writer.spooled == 300
     assert await everything(log) == records(300)
     await log.aclose()
-
-
-async def test_a_failing_log_is_reported_once_and_not_once_a_record(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    log = WatchedLog()
-    log.fails = GONE
-    with caplog.at_level(logging.DEBUG, logger="coe.records"):
-        async with writer_to(log, spool=tmp_path / "spool.db", batch=1, **QUICK) as writer:
-            for one in records(50):
-                writer.put(one)
-            await log.called(5)
-    assert [entry.levelname for entry in caplog.records] == ["WARNING"]
-    assert "redis at nowhere" in caplog.text
-    assert writer.dropped == 0

@@ -13,7 +13,7 @@ from coe.errors import StoreError
 from coe.records import open_log_and_feedback
 from coe.records.record import LogQuery, RoutingLog
 from coe.records.redis_log import IDS
-from tests.records.samples import everything, ids, record, records
+from tests.records.samples import everything, record, records
 
 pytestmark = pytest.mark.anyio
 
@@ -52,13 +52,6 @@ async def test_a_scan_for_a_rare_record_gives_up_at_its_bound_and_goes_on_from_t
     assert (await log.tail(LogQuery(category="law"))).records == ()
 
 
-async def test_since_does_not_look_at_what_was_appended_long_before(log: RoutingLog, client: Redis) -> None:
-    await client.xadd("coe:records", {"record": "damaged, so looking at it would count it"}, id="1000-0")
-    await log.append(records(2))
-    for page in (await log.read(LogQuery(since=1_700_000_001.0)), await log.tail(LogQuery(since=1_700_000_001.0))):
-        assert (ids(page.records), page.damaged) == ([record(1).request_id], 0)
-
-
 async def test_entries_that_are_no_records_are_counted_and_left_out(log: RoutingLog, client: Redis) -> None:
     await log.append(records(1))
     await client.xadd("coe:records", {"record": "{"})
@@ -69,13 +62,6 @@ async def test_entries_that_are_no_records_are_counted_and_left_out(log: Routing
         assert (page.records, page.damaged) == (tuple(records(2)), 3)
     await client.zadd(IDS, {"broken": await client.zscore(IDS, record(1).request_id)})
     assert await log.find("broken") is None
-
-
-async def test_an_id_leads_to_its_own_record_or_to_none(log: RoutingLog, client: Redis) -> None:
-    await log.append(records(2))
-    score = await client.zscore("{coe:records}:ids", record(1).request_id)
-    await client.zadd("{coe:records}:ids", {"somebody else's": score})
-    assert await log.find("somebody else's") is None
 
 
 async def test_a_full_redis_says_that_it_is_full(log: RoutingLog, client: Redis) -> None:
@@ -89,14 +75,3 @@ async def test_a_full_redis_says_that_it_is_full(log: RoutingLog, client: Redis)
         await client.config_set("maxmemory", "0")
     await log.append([record(1)])
     assert await everything(log) == records(2)
-
-
-async def test_a_read_only_redis_says_that_it_is_a_replica(log: RoutingLog, client: Redis) -> None:
-    await log.append([record(0)])
-    await client.replicaof("127.0.0.1", "1")
-    try:
-        with pytest.raises(StoreError, match="it is a read-only replica: name the primary"):
-            await log.append([record(1)])
-        assert await log.find(record(0).request_id) == record(0)
-    finally:
-        await client.replicaof("NO", "ONE")

@@ -29,16 +29,6 @@ async def test_a_request_id_is_kept_once_and_the_first_record_wins(log: RoutingL
     assert await everything(log) == [record(1), record(2), record(3)]
 
 
-async def test_an_empty_log_gives_an_empty_page_and_an_empty_cursor(log: RoutingLog) -> None:
-    for page in (await log.read(LogQuery()), await log.tail(LogQuery())):
-        assert (page.records, page.cursor) == ((), "")
-
-
-async def test_appending_nothing_changes_nothing(log: RoutingLog) -> None:
-    await log.append([])
-    assert await everything(log) == []
-
-
 async def test_pages_follow_one_another_in_the_order_of_appending(log: RoutingLog) -> None:
     await log.append(list(reversed(records(25))))
     await log.append(records(5, start=25))
@@ -126,14 +116,6 @@ async def test_walking_back_sees_every_match_once_and_ends(log: RoutingLog) -> N
         assert found == [record(number).request_id for number in expected]
 
 
-async def test_walking_back_stops_at_what_was_seen_already(log: RoutingLog) -> None:
-    await log.append(records(5))
-    seen = (await log.read(LogQuery(limit=2))).cursor
-    page = await log.back(LogQuery(after=seen))
-    assert (ids(page.records), page.cursor) == (ids(records(3, start=2))[::-1], "")
-    assert await log.back(LogQuery(limit=0)) == replace(page, records=(), cursor="")
-
-
 async def test_walking_back_for_what_is_met_nowhere_takes_steps_of_a_bounded_length(
     log: RoutingLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,18 +135,6 @@ async def test_walking_back_for_what_is_met_nowhere_takes_steps_of_a_bounded_len
     assert [ids(page.records) for page in pages] == [[], [], [old.request_id]]
 
 
-async def test_a_filtered_walk_sees_every_match_once(log: RoutingLog) -> None:
-    await log.append([record(number, category="law" if number % 3 else "code") for number in range(40)])
-    found, query = [], LogQuery(category="code", limit=4)
-    while True:
-        page = await log.read(query)
-        found += ids(page.records)
-        if page.cursor == query.after:
-            break
-        query = replace(query, after=page.cursor)
-    assert found == [record(number).request_id for number in range(0, 40, 3)]
-
-
 async def test_the_tail_is_the_newest_matches_oldest_first(log: RoutingLog) -> None:
     await log.append([record(number, expert="large" if number % 2 else "small") for number in range(20)])
     assert ids((await log.tail(LogQuery(limit=3))).records) == ids(records(3, start=17))
@@ -180,25 +150,6 @@ async def test_reading_goes_on_where_the_tail_ended_even_if_the_last_record_did_
     await log.append([record(2)])
     assert ids((await log.read(LogQuery(after=end))).records) == [record(2).request_id]
     assert ids((await log.tail(LogQuery(after=end))).records) == [record(2).request_id]
-
-
-async def test_a_limit_of_nothing_gives_nothing_and_moves_nothing(log: RoutingLog) -> None:
-    await log.append(records(3))
-    start = (await log.read(LogQuery(limit=1))).cursor
-    for limit in (0, -5):
-        assert await log.read(LogQuery(after=start, limit=limit)) == replace(
-            await log.read(LogQuery(after=start)), records=(), cursor=start
-        )
-        assert (await log.tail(LogQuery(limit=limit))).records == ()
-
-
-async def test_one_page_is_bounded_whatever_the_query_asks_for(
-    log: RoutingLog, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("coe.records.record.MAX_PAGE_RECORDS", 10)
-    await log.append(records(25))
-    assert len((await log.read(LogQuery(limit=1_000_000))).records) == 10
-    assert len((await log.tail(LogQuery(limit=1_000_000))).records) == 10
 
 
 @pytest.mark.parametrize("cursor", ["yesterday", "-1", "1-2-3", "1; DROP TABLE records", "٣"])
@@ -233,15 +184,6 @@ async def test_the_oldest_records_make_room_beyond_the_retention(opened: Callabl
     assert kept == ids(records(len(kept), start=2_000 - len(kept)))
 
 
-async def test_an_id_is_remembered_as_long_as_its_record(opened: Callable[..., RoutingLog]) -> None:
-    log = opened(retention=200)
-    appended = list(reversed(records(3_000)))  # the alphabet must not decide which ids are forgotten
-    await log.append(appended)
-    kept = await everything(log)
-    await log.append([record(int(one.request_id[-6:]), outcome="again") for one in kept])
-    assert await everything(log) == kept == appended[-len(kept) :]
-
-
 async def test_a_record_is_found_by_its_id_until_it_makes_room(opened: Callable[..., RoutingLog]) -> None:
     log = opened(retention=200)
     assert await log.find(record(0).request_id) is None
@@ -251,8 +193,3 @@ async def test_a_record_is_found_by_its_id_until_it_makes_room(opened: Callable[
     assert await log.find(record(1_200).request_id) == record(1_200, utility=(0.5, 0.25), exploration=(0.05, 0.1))
     for unknown in (record(0).request_id, "", "nobody\0's", "' OR 1=1 --"):
         assert await log.find(unknown) is None
-
-
-async def test_a_large_append_arrives_whole_and_in_order(log: RoutingLog) -> None:
-    await log.append([record(number, prompt="x" * 40_000) for number in range(150)] + records(1_100, start=150))
-    assert ids(await everything(log)) == ids(records(1_250))

@@ -44,13 +44,6 @@ def test_lines_come_out_as_they_went_in_oldest_first(spool: Spool) -> None:
     assert delivered(spool) == []
 
 
-def test_looking_removes_nothing(spool: Spool) -> None:
-    spool.append(lines(0, 1, 2))
-    assert spool.oldest(2) == spool.oldest(2) == lines(0, 1)
-    spool.delivered()
-    assert spool.oldest(2) == lines(2)
-
-
 def test_lines_that_arrive_during_the_delivery_follow(spool: Spool, path: Path) -> None:
     spool.append(lines(0, 1))
     assert spool.oldest(1) == lines(0)

@@ -56,7 +56,7 @@ async def test_a_request_for_an_unloaded_expert_waits_until_it_is_awake(fakes: F
         assert await served.metric("coe_expert_switches") == 3
         assert await served.metric("coe_expert_tier") == 3
         assert await served.metric("coe_expert_wait_seconds_count") == 3
-        assert await served.metric('coe_residency_wait_seconds_count{tier="stopped",outcome="granted"}') == 3
+        assert await served.metric('coe_residency_wait_seconds_count{outcome="granted",tier="stopped"}') == 3
         async with served.client.get(f"{served.url}/v1/residency") as response:
             (device,) = (await response.json())["devices"]
         assert [one["tier"] for one in device["servers"]] == ["stopped", "awake"]

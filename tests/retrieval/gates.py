@@ -29,9 +29,7 @@ def gate_of(log_odds: dict[tuple[str, str], float] | float, *, tokens: float = 5
         LogOddsModel(np.zeros(4), np.zeros(4 + CUES + WIDTH), np.stack([own, own]), np.array([1.0, 0.0, 0.0]))
         for own in (offset, np.full((3, 3), -30.0))
     )
-    return Gate(
-        CATEGORIES, EXPERTS, helps, never, np.full(3, up), np.zeros((3, 3)), np.zeros(3), RetrievalCost(tokens, 0.01)
-    )
+    return Gate(CATEGORIES, EXPERTS, helps, never, np.full(3, up), np.zeros(3), RetrievalCost(tokens, 0.01))
 
 
 def embeddings_of(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -92,7 +90,6 @@ class ScriptedRetrieval:
         self.retriever = ListRetriever(*passages)
         self.encoder = FlatEncoder()
         self.now = 0.0
-        self.draws = [1.0] * 100
         self.retrieval = Retrieval(
             RetrievalSpec(**{"timeout": 60.0} | declared),
             retriever=self.retriever,
@@ -100,7 +97,5 @@ class ScriptedRetrieval:
             router=WordRouter(),
             threads=ThreadPoolExecutor(1),
             gate=gate,
-            version="g1",
-            uniform=lambda: self.draws.pop(0),
             clock=lambda: self.now,
         )

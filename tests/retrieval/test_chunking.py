@@ -68,15 +68,6 @@ def test_a_sentence_longer_than_a_chunk_is_split_between_lines_then_words() -> N
     assert all(word in row.split() for one in chunks(row) for word in one.split())
 
 
-def test_a_row_of_characters_without_spaces_is_bounded() -> None:
-    assert max(map(len, chunks("x" * 10_000))) <= 12 * MAX_TOKEN_CHARACTERS
-    assert "".join(chunks("x" * 10_000, overlap=0)) == "x" * 10_000
-
-
-def test_white_space_has_no_chunks() -> None:
-    assert chunks(" \n\n\t ") == []
-
-
 def test_ids_are_derived_from_the_content() -> None:
     chunker = Chunker(ENCODER, ChunkSize(12, 0))
     text = "One two three four five six. " * 4
@@ -90,18 +81,6 @@ def test_ids_are_derived_from_the_content() -> None:
     assert not set(ids) & {
         chunk.id for chunk in chunker.document(DocumentKey("a", "b", "c"), text, source="s", title="t").chunks
     }
-
-
-def test_a_digest_covers_the_content_and_the_chunk_size() -> None:
-    chunker, other = Chunker(ENCODER), Chunker(ENCODER, ChunkSize(100, 10))
-    digests = {
-        chunker.digest("text", source="s", title="t"),
-        chunker.digest("text", source="s", title=""),
-        chunker.digest("text", source="", title="t"),
-        chunker.digest("other", source="s", title="t"),
-        other.digest("text", source="s", title="t"),
-    }
-    assert len(digests) == 5
 
 
 def test_texts_are_normalized() -> None:

@@ -38,23 +38,11 @@ async def test_a_second_run_embeds_only_what_changed(store: DocumentStore) -> No
     assert list(await store.collections()) == [Collection("books", None, 3, 3), Collection("books", "acme", 1, 1)]
 
 
-async def test_the_last_of_two_documents_with_one_key_is_kept(store: DocumentStore) -> None:
-    counts = await Indexer(store, WordEncoder()).add(given(text("a", "Old ants."), text("a", "New ants.")))
-    assert (counts.added, counts.changed) == (1, 1)
-    assert [chunk.text async for one in store.documents() for chunk in one.chunks] == ["New ants."]
-
-
 async def test_a_document_that_became_empty_is_deleted(store: DocumentStore) -> None:
     indexer = Indexer(store, WordEncoder())
     await indexer.add(given(text("a", "Ants.")))
     assert (await indexer.add(given(text("a", "")))).empty == 1
     assert not await store.digests("books")
-
-
-async def test_chunks_are_embedded_with_the_title(store: DocumentStore) -> None:
-    encoder = WordEncoder()
-    await Indexer(store, encoder).add(given(text("a", "Sixteen weeks.", title="Parental leave")))
-    assert encoder.encoded == ["Parental leave\nSixteen weeks."]
 
 
 async def test_many_texts_are_written_in_batches_with_progress(store: DocumentStore) -> None:

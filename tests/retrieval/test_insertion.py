@@ -64,10 +64,6 @@ def test_a_block_fits_its_budget_and_only_its_own_lines_begin_with_the_delimiter
     assert len(starts) == len(block.passages) + 1
 
 
-def test_the_same_passages_give_the_same_block() -> None:
-    assert format_passages([passage("a")], budget=500) == format_passages([passage("a")], budget=500)
-
-
 @pytest.mark.parametrize(
     ("api", "fields", "place"),
     [

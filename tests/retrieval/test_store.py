@@ -70,11 +70,6 @@ async def test_no_question_is_an_error(store: DocumentStore, text: str) -> None:
     assert len(await store.search(text, ENCODER.encode(["leave"])[0], limit=2)) == 2
 
 
-async def test_a_search_is_bounded(store: DocumentStore) -> None:
-    await filled(store)
-    assert len(await search_text(store, "the desk", limit=1)) == 1
-
-
 async def test_a_search_is_limited_to_collections(store: DocumentStore) -> None:
     await put(
         store, document("Cats purr.", "cats", collection="pets"), document("Dogs bark.", "dogs", collection="it's")
@@ -116,18 +111,6 @@ async def test_a_document_replaces_the_former_one(store: DocumentStore) -> None:
     ]
     assert list(await store.collections()) == [Collection("handbook", None, 2, 2)]
     assert not [one for one in await search_text(store, "topic 59", limit=50) if "topic" in one.text]
-
-
-async def test_deleted_documents_are_not_found(store: DocumentStore) -> None:
-    await filled(store)
-    assert (
-        await store.delete(
-            [DocumentKey("kitchen", "handbook"), DocumentKey("kitchen", "pets"), DocumentKey("nothing", "handbook")]
-        )
-        == 1
-    )
-    assert {one.source for one in await search_text(store, "dishwasher E-4711", limit=50)} == {"leave.md", "travel.md"}
-    assert set(await store.digests("handbook")) == {"leave", "travel"}
 
 
 async def test_all_stored_documents_are_listed(store: DocumentStore) -> None:

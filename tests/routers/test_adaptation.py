@@ -37,14 +37,6 @@ def test_prompts_of_a_new_category_reach_it_and_the_others_stay(built: Built) ->
         assert share(router, name, sentences(name, count=30, seed=10)) > 0.75
 
 
-def test_two_new_categories_are_separated(built: Built) -> None:
-    declared: dict[str, Sequence[str]] = dict.fromkeys(WORDS, ())
-    declared |= {"figures": ["pawn rook", "bishop knight", "rook bishop"], "plans": ["gambit opening", "the opening"]}
-    router = routers.load(built[0], declared=declared)
-    assert share(router, "figures", ["knight pawn rook", "bishop and rook"]) == 1
-    assert share(router, "plans", ["opening gambit", "a gambit"]) == 1
-
-
 def test_texts_near_a_new_category_are_in_distribution_and_escalated(built: Built) -> None:
     base, router = routers.load(built[0]), adapted(built)
     for text in CHESS:
@@ -70,12 +62,6 @@ def test_the_version_is_the_one_that_the_router_is_published_under(built: Built)
     assert adapted(built).version == routers.load(built[0]).version
     declared: dict[str, Sequence[str]] = {"cooking": (), "chess": CHESS, "general": ()}
     assert routers.load(built[0], declared=declared, version="published").version == "published"
-
-
-def test_declaring_the_trained_categories_changes_nothing(built: Built) -> None:
-    base = routers.load(built[0])
-    same = routers.load(built[0], declared={name: ["not read"] for name in reversed(list(WORDS))})
-    assert (same.version, same.categories) == (base.version, base.categories)
 
 
 @pytest.mark.parametrize("text", ["", "\ud800", "日本の首都"])

@@ -8,19 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 import onnx.parser
-import onnx_ir as ir
-import onnxruntime
 import pytest
 
 from routers.encoders import OnnxEncoder
 from routers.training.export import (
     WORD_STEP,
     export_encoder,
-    fuse_head_transposes,
-    fuse_projections,
     inner_layers,
     quantise,
-    remove_masks,
 )
 from tests.routers.conftest import save_bert
 
@@ -88,11 +83,6 @@ def test_an_embedding_is_the_sentence_vector_and_the_means_of_the_inner_layers(l
     assert (encoder.dimensions, encoder.width) == (32, 96 if layers == 3 else 32)
 
 
-@pytest.mark.parametrize(("layers", "inner"), [(1, []), (2, [1]), (3, [2, 1]), (6, [4, 2]), (12, [8, 4])])
-def test_inner_layers_lie_at_the_thirds(layers: int, inner: list[int]) -> None:
-    assert inner_layers(layers) == inner
-
-
 def test_attention_splits_its_heads(built: tuple[Path, Any, Any]) -> None:
     nodes = onnx.load(built[0] / "encoder.onnx").graph.node
     (first, *_) = attention = [node for node in nodes if node.op_type == "Attention"]
@@ -100,40 +90,6 @@ def test_attention_splits_its_heads(built: tuple[Path, Any, Any]) -> None:
     attributes = {one.name: one.i for one in first.attribute}
     assert (attributes["q_num_heads"], attributes["kv_num_heads"]) == (2, 2)
     assert not [node for node in nodes if node.op_type == "Transpose"]
-
-
-@pytest.mark.parametrize(
-    ("shape", "flat", "rewritten"),
-    [([1, "n", 32], [1, -1, 32], True), (["n", 32], [1, -1, 32], False), ([1, "n", 32], [-1, 32], False)],
-)
-def test_head_transposes_are_fused_only_for_three_dimensions(
-    tmp_path: Path, shape: list[int | str], flat: list[int], rewritten: bool
-) -> None:
-    """Grouped-query attention: four query heads, two key and value heads."""
-    text = f"""<ir_version: 10, opset_import: ["": 23]>
-    g (float[{", ".join(map(str, shape))}] q, float[{", ".join(map(str, [*shape[:-1], 16]))}] k) => (float[m, p, r] y)
-    <int64[4] own = {{1, -1, 4, 8}}, int64[4] shared = {{1, -1, 2, 8}}, int64[{len(flat)}] flat = {{{str(flat)[1:-1]}}}>
-    {{
-        a = Reshape(q, own)
-        b = Transpose<perm=[0, 2, 1, 3]>(a)
-        c = Reshape(k, shared)
-        d = Transpose<perm=[0, 2, 1, 3]>(c)
-        e = Transpose<perm=[0, 2, 1, 3]>(c)
-        f = Attention<scale=3.0>(b, d, e)
-        h = Transpose<perm=[0, 2, 1, 3]>(f)
-        i = Reshape(h, flat)
-        y = Unsqueeze(i, z)
-    }}"""
-    text = text if len(flat) == 2 else text.replace("y = Unsqueeze(i, z)", "y = Identity(i)")
-    text = text.replace("<int64[4] own", "<int64[1] z = {0}, int64[4] own")
-    before = ir.from_proto(onnx.parser.parse_model(text))
-    random = np.random.default_rng(0)
-    sizes = [1, 5] if len(shape) == 3 else [5]
-    feed = {name: random.normal(size=(*sizes, width)).astype(np.float32) for name, width in (("q", 32), ("k", 16))}
-    expected, found = (_run(model, feed, tmp_path) for model in (before, fuse_head_transposes(before.clone())))
-    np.testing.assert_allclose(found, expected, atol=1e-5)
-    kept = [node.op_type for node in fuse_head_transposes(before.clone()).graph]
-    assert ("Transpose" not in kept) == rewritten
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -156,51 +112,3 @@ def test_a_network_with_fewer_positions_than_configured_is_exported(tmp_path: Pa
     encoder = OnnxEncoder(tmp_path / "network", tmp_path / "tokenizer")
     np.testing.assert_allclose(encoder.encode(["bake the stew", "stew " * 200])[0], expected, atol=1e-4)
     assert sorted(path.name for path in tmp_path.glob("network*")) == ["network"]
-
-
-PROJECTED = """<ir_version: 10, opset_import: ["": 23]>
-    g (float[1, "n", 8] x, float["n", "n"] mask{given}) => (float[m, p, r] y) <{tables}>
-    {{
-        a = MatMul(x, wq)
-        b = Add(a, bq)
-        c = MatMul(x, wk)
-        d = Add(c, bk)
-        e = MatMul(x, wv)
-        f = Add(e, bv)
-        hidden = Neg(mask)
-        y = Attention<q_num_heads=4, kv_num_heads=2>(b, d, f, hidden)
-    }}"""
-SIZES = {"wq": (8, 16), "wk": (8, 8), "wv": (8, 8), "bq": (16,), "bk": (8,), "bv": (8,)}
-
-
-@pytest.mark.parametrize("given", [(), ("wk",), ("bv",)])
-def test_projections_are_fused_if_their_weights_are_constants(tmp_path: Path, given: tuple[str, ...]) -> None:
-    random = np.random.default_rng(0)
-    tables = {name: random.normal(size=size).astype(np.float32) for name, size in SIZES.items()}
-    declared = {name: f"float[{', '.join(map(str, size))}] {name}" for name, size in SIZES.items()}
-    kept = ", ".join(
-        f"{declared[name]} = {{{', '.join(map(str, table.ravel()))}}}"
-        for name, table in tables.items()
-        if name not in given
-    )
-    text = PROJECTED.format(tables=kept, given="".join(f", {declared[name]}" for name in given))
-    before = ir.from_proto(onnx.parser.parse_model(text))
-    feed = {"x": random.normal(size=(1, 5, 8)), "mask": random.normal(size=(5, 5))} | {n: tables[n] for n in given}
-    feed = {name: value.astype(np.float32) for name, value in feed.items()}
-    after = fuse_projections(before.clone())
-    np.testing.assert_allclose(_run(after, feed, tmp_path), _run(before, feed, tmp_path), atol=1e-5)
-    assert [node.op_type for node in after.graph].count("MatMul") == (3 if given else 1)
-
-
-def test_nodes_that_compute_a_removed_mask_are_removed() -> None:
-    zeros = ", ".join(
-        f"float[{', '.join(map(str, size))}] {name} = {{{', '.join(['0.0'] * int(np.prod(size)))}}}"
-        for name, size in SIZES.items()
-    )
-    model = remove_masks(ir.from_proto(onnx.parser.parse_model(PROJECTED.format(tables=zeros, given=""))))
-    assert {node.op_type for node in model.graph} == {"MatMul", "Add", "Attention"}
-
-
-def _run(model: Any, feed: dict[str, Any], folder: Path) -> Any:
-    ir.save(model, folder / "one.onnx")
-    return onnxruntime.InferenceSession(folder / "one.onnx").run(None, feed)[0]

@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 
 import routers
-from coe.core import Prediction
 from routers import tokens
-from routers.cascade import LEXICAL, STATIC, EnsembleWeights
+from routers.cascade import LEXICAL, STATIC
 from routers.files import read_arrays
-from routers.heads.fast import FastHeads, StaticCentroids, StaticVectors, softmax
+from routers.heads.fast import FastHeads, StaticCentroids, StaticVectors
 from routers.heads.lexical import LexicalFeatures, LexicalHead
 from routers.heads.semantic import LinearHead
 from routers.kernel import KERNEL, Kernel
@@ -89,26 +88,6 @@ def test_the_cache_of_words_stays_bounded(built: Built, kernel: Kernel | None, m
     assert all(len(word) <= tokens.MAX_CACHED_WORD_CHARACTERS for word in tokenizer._ids_by_word)
 
 
-def test_features_are_computed_once_for_a_text_and_the_cache_keeps_the_truncated_text_only(
-    built: Built, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    computed: list[str] = []
-    compute = FastHeads._compute
-
-    def counting(self: FastHeads, text: str) -> Any:
-        computed.append(text[:5])
-        return compute(self, text)
-
-    monkeypatch.setattr(FastHeads, "_compute", counting)
-    router: Any = routers.load(built[0])
-    for text in ("bake", "orbit " * 1000, "bake"):
-        router.predict_fast(text, force=True)
-        if len(text) > 1000:
-            assert len(router.fast_heads._last[0]) < 600
-        router.predict([text])
-    assert computed == ["bake", "orbit", "bake"]
-
-
 def test_the_kernel_is_there_where_a_c_compiler_is() -> None:
     assert KERNEL is not None or shutil.which("gcc") is None, "run scripts/build_kernel.py"
 
@@ -174,33 +153,3 @@ def test_the_kernel_passes_on_errors_of_the_tokenizer(kernel: Kernel) -> None:
         kernel.word_ids("é", {}, fails)
     with pytest.raises(UnicodeEncodeError):
         kernel.word_ids("\ud800", {}, fails)
-
-
-@compiled
-def test_the_kernel_pools_logits_as_softmax_does(kernel: Kernel) -> None:
-    rows = np.random.default_rng(0).normal(0, 20, (50, 2, 14)).astype(np.float32)
-    for first, second in [*rows, rows[0] * 0, rows[0] * 100]:
-        posterior = np.empty_like(first)
-        best, largest = kernel.pool(first, second, (0.7, -1.3), posterior)
-        assert (best, largest) == (posterior.argmax(), posterior.max())
-        np.testing.assert_allclose(posterior, softmax(0.7 * first + -1.3 * second), atol=1e-6)
-    for wrong in (first[1:], first.astype(np.float64)):
-        with pytest.raises(ValueError, match="float32 of one length"):
-            kernel.pool(wrong, second, (1.0, 1.0), posterior)
-    with pytest.raises(ValueError, match="empty"):
-        kernel.pool(first[:0], first[:0], (1.0, 1.0), posterior[:0])
-
-
-def test_the_posterior_of_a_request_is_that_of_many_with_or_without_the_kernel(
-    kernel: Kernel | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("routers.cascade.KERNEL", kernel)
-    ensemble = EnsembleWeights((0.7, 1.3), (0.25,) * 4, 0.5)
-    rows = np.random.default_rng(0).normal(0, 5, (50, 2, 14)).astype(np.float32)
-    many = ensemble.fast_posterior(rows[:, 0], rows[:, 1])
-    for (lexical, static), expected in zip(rows, many, strict=True):
-        posterior, largest = ensemble.posterior_of_request(lexical, static)
-        prediction = Prediction(posterior, "fast", 0.5, largest=largest)
-        np.testing.assert_allclose(posterior, expected, atol=1e-6)
-        assert prediction.best == expected.argmax()
-        assert prediction.confidence == pytest.approx(float(expected.max()) * 0.5, abs=1e-6)

@@ -7,7 +7,6 @@ import pytest
 
 from routers.cascade import InDistributionModel
 from routers.heads.fast import MAX_CENTROIDS, fit_centroids
-from routers.heads.semantic import class_means, unit_mean
 from routers.training.tuning import OUT_OF_SCOPE_SHARE, fit_in_distribution_model
 
 
@@ -40,10 +39,3 @@ def test_centroids_are_bounded_unit_vectors_of_every_category() -> None:
     assert set(owners.tolist()) == {0, 2, 3}
     assert len(means) == len(owners) <= MAX_CENTROIDS
     np.testing.assert_allclose(np.linalg.norm(means, axis=1), 1.0, atol=1e-5)
-
-
-def test_the_mean_of_nothing_is_zero_and_other_means_are_unit_length() -> None:
-    vectors = np.array([[3, 0], [0, 4], [1, 0]], dtype=np.float32)
-    means = class_means(vectors, np.array([0, 0, 2]), classes=3)
-    np.testing.assert_allclose(means, [[0.6, 0.8], [0, 0], [1, 0]], atol=1e-6)
-    np.testing.assert_array_equal(unit_mean(np.array([[1, 0], [-1, 0]], dtype=np.float32)), [0, 0])

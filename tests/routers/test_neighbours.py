@@ -39,19 +39,6 @@ def test_new_categories_have_neighbours_too_and_dropped_ones_are_general(built: 
     assert {near.category for near in router.neighbours(dropped, limit=3)} <= {"general", "chess", *kept}
 
 
-def test_digests_are_of_the_normalized_prompt() -> None:
-    assert routers.prompt_digest("  a word\n") == routers.prompt_digest("a word")
-    assert routers.prompt_digest("a word") != routers.prompt_digest("another")
-    assert len(routers.prompt_digest("\ud800")) == 24
-
-
-def test_the_starter_prompts_are_shipped_with_their_categories() -> None:
-    found = routers.starter_examples()
-    assert len(found) > 5_000
-    assert len({routers.prompt_digest(one.prompt) for one in found}) > 0.998 * len(found)
-    assert {"code", "general"} <= {one.category for one in found}
-
-
 @pytest.mark.parametrize("name", ["language_prompts", "language_prompts_fresh", "language_prompts_third"])
 def test_no_test_prompt_in_another_language_is_a_starter_prompt(name: str) -> None:
     known = {routers.prompt_digest(one.prompt) for one in routers.starter_examples()}

@@ -20,15 +20,12 @@ from typing import Any
 import psutil
 import pytest
 
-import routers
 from coe.artifacts.active_state import load_active_state, preload_router
 from coe.artifacts.kinds import ROUTER
 from coe.artifacts.store import ArtifactStore
-from coe.core import Router
 from coe.fleet.specs import free_port
 from coe.settings import Settings
-from gateway.main import PreloadedRouter, build_app, workers_share_memory
-from gateway.process import processes
+from gateway.main import PreloadedRouter
 from tests.routers.conftest import WORDS
 
 TEXTS = ["bake the stew", "a star that a telescope sees", "ledger and dividend", "none of these words"]
@@ -78,14 +75,6 @@ def test_a_worker_uses_it_only_while_its_artifact_and_categories_are_in_use(sett
     assert load_active_state(settings, promoted, preloaded=preloaded).router is promoted.router
 
 
-@pytest.mark.parametrize(("workers", "forks", "shared"), [(1, True, False), (2, False, False), (2, True, True)])
-def test_forked_workers_share_memory(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch, workers: int, forks: bool, shared: bool
-) -> None:
-    monkeypatch.setattr(processes, "SHARES_MEMORY", forks)
-    assert workers_share_memory(replace(settings, workers=workers)) is shared
-
-
 def test_parent_and_worker_release_it_when_another_one_is_promoted(settings: Settings, built: Built) -> None:
     parent, worker = PreloadedRouter(settings), PreloadedRouter(settings)
     parent.release_if_replaced()
@@ -101,59 +90,6 @@ def test_parent_and_worker_release_it_when_another_one_is_promoted(settings: Set
     del started
     assert [reference() for reference in references] == [None, None]
     assert worker.read(settings, promoted).router is promoted.router
-
-
-@pytest.mark.anyio
-async def test_the_application_of_a_worker_loads_no_router_of_its_own(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    router = PreloadedRouter(settings)
-
-    def load(*_: Any, **__: Any) -> Router:
-        raise AssertionError("the worker loads a router")
-
-    monkeypatch.setattr(routers, "load", load)
-    app = build_app(settings, None, router)
-    async with app.router.lifespan_context(app):
-        pass
-    with pytest.raises(AssertionError, match="loads a router"):
-        async with (alone := build_app(settings)).router.lifespan_context(alone):
-            pass
-
-
-FORKING = """
-import json, multiprocessing, sys
-from pathlib import Path
-from coe.artifacts.active_state import preload_router
-from coe.settings import Settings
-
-router = preload_router(Settings.read({}, config=Path(sys.argv[1]))).router
-texts = json.loads(sys.argv[2])
-
-def send_predictions(queue):
-    queue.put([(one.stage, one.probabilities.tolist()) for one in router.predict(texts)])
-
-context = multiprocessing.get_context("fork")
-queue = context.SimpleQueue()
-children = [context.Process(target=send_predictions, args=(queue,)) for _ in range(2)]
-for child in children:
-    child.start()
-found = [queue.get() for _ in children]
-for child in children:
-    child.join()
-send_predictions(queue)
-print(json.dumps([*found, queue.get(), [child.exitcode for child in children]]))
-"""
-
-
-def test_forked_processes_classify_as_their_parent_by_both_stages(settings: Settings) -> None:
-    declare(settings.config.parent, CHESS)  # its examples are embedded in the parent
-    command = [sys.executable, "-c", FORKING, str(settings.config), json.dumps(TEXTS)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
-    first, second, parent, exit_codes = json.loads(done.stdout)
-    assert first == second == parent
-    assert {stage for stage, _ in parent} == {"fast", "encoder"}
-    assert exit_codes == [0, 0]
 
 
 @contextmanager

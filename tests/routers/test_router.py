@@ -7,7 +7,6 @@ import random
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -78,26 +77,11 @@ def test_predict_equals_a_confident_fast_prediction(router: Router) -> None:
             assert fast.confidence == prediction.confidence
 
 
-def test_a_forced_fast_prediction_is_marked_if_uncertain(router: Router) -> None:
-    texts = [*ODD_TEXTS[:-2], *(text for name in WORDS for text in sentences(name, count=10, seed=1))]
-    for text in texts:
-        forced, fast = router.predict_fast(text, force=True), router.predict_fast(text)
-        assert forced is not None
-        assert forced.stage == ("fast" if fast else "fast_uncertain")
-        assert forced.probabilities.sum() == pytest.approx(1, abs=1e-4)
-        if fast is not None:
-            np.testing.assert_array_equal(fast.probabilities, forced.probabilities)
-
-
 def test_predictions_keep_the_order_of_the_texts_and_do_not_depend_on_each_other(router: Router) -> None:
     texts = [text for name in WORDS for text in sentences(name, count=5, seed=2)]
     together = router.predict(texts)
     for text, prediction in zip(texts, together, strict=True):
         np.testing.assert_allclose(router.predict([text])[0].probabilities, prediction.probabilities, atol=0.05)
-
-
-def test_no_texts_give_no_predictions(router: Router) -> None:
-    assert router.predict([]) == []
 
 
 def test_with_embeddings_every_text_is_scored_by_all_heads(router: Router, built: Built, monkeypatch: Any) -> None:
@@ -145,23 +129,6 @@ def test_threads_may_share_a_router(router: Router) -> None:
 # ------------------------------------------------------------------------------------ stages
 
 
-def test_a_threshold_of_zero_never_escalates_and_one_above_one_always_does(built: Built, tmp_path: Path) -> None:
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").mkdir()
-    assert with_threshold(built, tmp_path / "a", 0.0).predict_fast("bake bread") is not None
-    always = with_threshold(built, tmp_path / "b", 1.1)
-    assert always.predict_fast("bake bread") is None
-    assert always.predict(["bake bread"])[0].stage == "encoder"
-
-
-def test_the_fast_heads_read_only_the_ends_of_a_long_text(built: Built, tmp_path: Path) -> None:
-    router = with_threshold(built, tmp_path, 0.0)
-    one, other = (router.predict_fast("bake " * 200 + middle * 1000 + "bread " * 200) for middle in ("star ", "goal "))
-    assert one is not None
-    assert other is not None
-    np.testing.assert_array_equal(one.probabilities, other.probabilities)
-
-
 # ------------------------------------------------------------------------------------ out of scope
 
 
@@ -173,15 +140,6 @@ def test_out_of_scope_texts_get_a_low_confidence(router: Router) -> None:
 
 
 # ------------------------------------------------------------------------------------ the folder
-
-
-def test_the_version_names_the_content(folder: Path) -> None:
-    before = routers.load(folder).version
-    assert before == routers.load(folder).version
-    config = json.loads((folder / "router.json").read_text())
-    config["ensemble"]["threshold"] = 0.123
-    (folder / "router.json").write_text(json.dumps(config))
-    assert routers.load(folder).version != before
 
 
 FILES = ["router.json", "tokenizer.json", "encoder.onnx", "lexical.npz", "static.npz", "semantic.npz", EXEMPLARS]
@@ -202,39 +160,19 @@ def test_a_truncated_file_is_named_with_its_remedy(folder: Path, name: str) -> N
         routers.load(folder)
 
 
-def drop_category(config: dict[str, Any]) -> None:
-    config["categories"].pop()
-
-
-def drop_ensemble(config: dict[str, Any]) -> None:
-    del config["ensemble"]
-
-
-def drop_in_distribution(config: dict[str, Any]) -> None:
-    del config["in_distribution"]["encoder"]
-
-
-def other_format(config: dict[str, Any]) -> None:
-    config["format"] = 99
-
-
-def former_format(config: dict[str, Any]) -> None:
-    config["format"] = FORMAT - 1
-
-
-def drop_tokens(config: dict[str, Any]) -> None:
-    del config["tokens"]
-
-
 @pytest.mark.parametrize(
-    "change", [drop_category, drop_ensemble, drop_in_distribution, drop_tokens, other_format, former_format]
+    "change",
+    [
+        {"categories": ["cooking"]},
+        {"ensemble": None},
+        {"in_distribution": {"fast": {"weights": [1.0, 1.0], "bias": 0.0}}},
+        {"tokens": None},
+        {"format": FORMAT - 1},
+    ],
 )
-def test_a_config_that_does_not_fit_its_tables_is_refused(
-    folder: Path, change: Callable[[dict[str, Any]], None]
-) -> None:
+def test_a_config_that_does_not_fit_its_tables_is_refused(folder: Path, change: dict[str, Any]) -> None:
     config = json.loads((folder / "router.json").read_text())
-    change(config)
-    (folder / "router.json").write_text(json.dumps(config))
+    (folder / "router.json").write_text(json.dumps(config | change))
     with pytest.raises(ArtifactError, match="train the router again"):
         routers.load(folder)
 
@@ -245,12 +183,6 @@ def test_serving_imports_neither_torch_nor_sklearn(built: Built) -> None:
         "print([m for m in ('torch', 'sklearn', 'scipy', 'transformers', 'sentence_transformers') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code, str(built[0])], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
-
-
-def test_importing_routers_loads_nothing_heavy() -> None:
-    code = "import sys, routers; print([m for m in ('onnxruntime', 'tokenizers', 'torch') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import builtins
 import gc
-import pickle
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 import routers
@@ -51,12 +49,6 @@ def test_the_router_is_identical_wherever_tasks_run(
 
 def _failing(name: str) -> None:
     OnnxEncoder(Path(name), None)  # type: ignore[arg-type]
-
-
-def test_an_encoder_pickles_with_its_network(built: tuple[Path, Any, Any]) -> None:
-    original = OnnxEncoder(built[0] / "encoder.onnx", built[0] / "tokenizer.json")
-    copy = pickle.loads(pickle.dumps(pickle.loads(pickle.dumps(original))))
-    np.testing.assert_array_equal(copy.encode(["bake a star"]), original.encode(["bake a star"]))
 
 
 def test_without_ray_the_error_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,6 +78,8 @@ class AnsweringServer:
         self.let_through = 0
         self.port = 0
         self.models = dict(models)
+        self.newer = set[str]()
+        """Models that reject `max_tokens`, as OpenAI's newer ones do."""
 
     def hold(self, after: int) -> None:
         """From now on answer `after` more requests."""
@@ -104,6 +106,9 @@ class AnsweringServer:
 
     async def _answer(self, request: web.Request) -> web.Response:
         body = await request.json()
+        if body["model"] in self.newer and "max_tokens" in body:
+            message = "'max_tokens' is not supported, use 'max_completion_tokens'"
+            return web.json_response({"error": {"message": message, "param": "max_tokens"}}, status=400)
         self.bodies.append(body)
         self.let_through -= 1
         if self.let_through < 0:

@@ -11,6 +11,7 @@ from coe.errors import DataError
 from coe.measuring.probes.probes import read_probes
 
 GOOD = {"prompt": "2 + 2?", "category": "math", "checker": "numeric", "reference": "4"}
+CHAT = {"category": "math", "checker": "judge"}
 CATEGORIES = ("math", "code", "general")
 
 
@@ -70,25 +71,24 @@ def test_the_digest_covers_what_the_score_depends_on_and_nothing_else(tmp_path: 
     ("row", "output"),
     [
         ([], "expected an object"),
-        (GOOD | {"prompt": " "}, "not empty"),
-        (GOOD | {"messages": []}, "either `prompt`"),
-        ({"messages": [{"role": "robot", "content": "x"}], "category": "math"}, "roles: system"),
-        ({"messages": [{"role": "assistant", "content": "x"}], "category": "math"}, "user last"),
+        (GOOD | {"prompt": " "}, "`prompt`: String should match"),
+        (GOOD | {"messages": [{"role": "user", "content": "x"}]}, "either `prompt`"),
+        (CHAT | {"messages": [{"role": "robot", "content": "x"}]}, "`messages.0.role`: Input should be 'system'"),
+        (CHAT | {"messages": [{"role": "assistant", "content": "x"}]}, "must be the user's"),
         (GOOD | {"category": "maths"}, "declares (math, code, general), not 'maths'"),
-        (GOOD | {"checker": "numerical"}, "did you mean 'numeric'?"),
-        (GOOD | {"checker": None}, "`checker` must be one of exact, choice"),
+        (GOOD | {"checker": "numerical"}, "`checker`: Input should be 'exact'"),
         (GOOD | {"reference": None}, "needs a `reference`"),
         (GOOD | {"reference": "four"}, "must hold a number"),
         (GOOD | {"reference": "3,5"}, "must have a decimal point, for a comma may part a list: write 3.5"),
         (GOOD | {"reference": "2 und 3"}, "must be one number, without others next to it"),
         (GOOD | {"checker": "choice", "reference": "K"}, "letter from A to J"),
-        (GOOD | {"checker": "exact", "reference": "..."}, "nothing but punctuation"),
+        (GOOD | {"checker": "exact", "reference": "..."}, "more than punctuation"),
         (GOOD | {"checker": "code"}, "needs `tests`"),
         (GOOD | {"checker": "code", "tests": "assert f(:"}, "not Python"),
         (GOOD | {"checker": "code", "tests": "x = 1"}, "check nothing"),
         (GOOD | {"checker": "code", "tests": "assert " + "-" * 100_000 + "1"}, "nested too deeply"),
-        (GOOD | {"tolerance": -1}, "relative error"),
-        (GOOD | {"id": []}, "`id` must be text"),
+        (GOOD | {"tolerance": -1}, "`tolerance`: Input should be greater"),
+        (GOOD | {"id": []}, "`id."),
     ],
 )
 def test_a_bad_probe_is_named_with_its_line_and_the_remedy(tmp_path: Path, row: object, output: str) -> None:

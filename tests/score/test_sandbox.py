@@ -24,60 +24,44 @@ pytestmark = pytest.mark.anyio
 BOUNDS = Bounds(cpu_seconds=1, wall_seconds=20, memory_bytes=256 * 2**20, disk_bytes=2**20)
 SLEEP = "import time; time.sleep(600)"
 
-BOTH = pytest.mark.parametrize("unsafe", [pytest.param(False, marks=needs_bubblewrap), True])
-"""With bubblewrap, and with limits alone."""
+
+async def run(program: str, tests: str = "assert True", bounds: Bounds = BOUNDS) -> Verdict:
+    return await Sandbox(bounds).run(program, tests)
 
 
-async def run(program: str, tests: str = "assert True", bounds: Bounds = BOUNDS, *, unsafe: bool = False) -> Verdict:
-    return await Sandbox(bounds, unsafe=unsafe).run(program, tests)
-
-
-@BOTH
+@needs_bubblewrap
 @pytest.mark.parametrize(
     ("program", "tests"),
     [
         ("def f(x): return x + 1", "assert f(1) == 2"),
-        ("def f(xs): xs.sort()", "xs = [2, 1]\nassert f(xs) is None and xs == [1, 2]"),
-        ("def f(x): return x.n", "class Node: n = 3\nassert f(Node()) == 3"),
-        ("def f(): raise ValueError('no')", "try: f()\nexcept ValueError as e: assert str(e) == 'no'\nelse: assert 0"),
         ("async def f(x): return x", "import asyncio\nassert asyncio.run(f(1)) == 1"),
-        ("def f(): print('hi')", "import contextlib, io\nout = io.StringIO()\n"
-         "with contextlib.redirect_stdout(out): f()\nassert out.getvalue() == 'hi\\n'"),
         ("from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\nclass P:\n    x: Q\n"
          "class Q: pass", "import answer\nassert P(1) == answer.P(1)"),
         ("def f(): return 1\nif __name__ == '__main__':\n    raise ValueError", "assert f() == 1"),
         ("import os\ndef f(): return os.listdir()", "assert f() == []\nopen('x', 'w').write('y')\nassert f() == ['x']"),
     ],
 )  # fmt: skip
-async def test_right_programs_pass(program: str, tests: str, unsafe: bool) -> None:
-    assert await run(program, tests, unsafe=unsafe) == Verdict(True)
+async def test_right_programs_pass(program: str, tests: str) -> None:
+    assert await run(program, tests) == Verdict(True)
 
 
-@BOTH
+@needs_bubblewrap
 @pytest.mark.parametrize(
     ("program", "why"),
     [
         ("def f(): return 2", "AssertionError in line 1 of the tests: assert f() == 1"),
-        ("def f(): raise KeyError('k')", "KeyError: 'k' in line 1 of the tests: assert f() == 1"),
         (" ", "holds no Python"),
         ("def f(:", "SyntaxError"),
         ("raise ValueError('\\ud800')", "ValueError"),
         ("class E(BaseException):\n    def __str__(self): raise E\nraise E", "E in line 3 of the answer"),
-        ("input()", "EOFError"),
         ("while True: pass", "processor time"),
-        ("def f():\n    while True: print('x' * 100_000)", "processor time"),
         ("x = []\nwhile True: x.append(bytearray(10**6))", "MemoryError"),
-        ("x = bytearray(10**9)", "MemoryError"),
-        ("def f(): return f()", "RecursionError"),
         ("open('big', 'wb').write(bytes(10**8))", "OSError"),
         ("files = [open('x', 'w') for _ in range(100)]", "Too many open files"),
         ("import os\nwhile True: os.fork()", "BlockingIOError"),
         ("import ctypes\nif ctypes.CDLL(None).fork() == -1: raise OSError('no fork')", "no fork"),
-        ("import subprocess; subprocess.run(['true'])", "Error"),
         ("import threading; threading.Thread(target=print).start()", "can't start new thread"),
-        ("import os; os._exit(0)", "it ended before its tests did"),
         ("import os\ndef f(): os._exit(0)", "it ended before its tests did"),
-        ("import sys; sys.exit(0)", "SystemExit"),
         ("import sys\ndef f(): sys.exit(0)", "SystemExit"),
         ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "signal 11"),
         ("import os\nfor n in range(32):\n    try: os.write(n, b'passed')\n    except OSError: pass", "passed"),
@@ -85,31 +69,24 @@ async def test_right_programs_pass(program: str, tests: str, unsafe: bool) -> No
          "        except OSError: pass", "processor time"),
     ],
 )  # fmt: skip
-async def test_wrong_and_greedy_programs_fail_with_the_reason(program: str, why: str, unsafe: bool) -> None:
-    verdict = await run(program, "assert f() == 1", unsafe=unsafe)
+async def test_wrong_and_greedy_programs_fail_with_the_reason(program: str, why: str) -> None:
+    verdict = await run(program, "assert f() == 1")
     assert not verdict.passed
     assert why in verdict.why
     assert len(verdict.why) <= MAX_WHY
 
 
-@BOTH
-async def test_a_program_that_sleeps_is_stopped_by_the_clock(unsafe: bool) -> None:
+@needs_bubblewrap
+async def test_a_program_that_sleeps_is_stopped_by_the_clock() -> None:
     session = "import os\ntry: os.setsid()\nexcept OSError: pass\n"
-    verdict = await run(session + SLEEP, bounds=Bounds(wall_seconds=0.5), unsafe=unsafe)
+    verdict = await run(session + SLEEP, bounds=Bounds(wall_seconds=0.5))
     assert "longer than 0.5 s" in verdict.why
 
 
-@BOTH
-async def test_keys_of_the_operator_are_not_in_the_environment(monkeypatch: pytest.MonkeyPatch, unsafe: bool) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", "s3cret")
-    tests = "assert set(f()) <= {'PWD', 'LC_CTYPE'}, f()"
-    assert await run("import os\ndef f(): return dict(os.environ)", tests, unsafe=unsafe) == Verdict(True)
-
-
-@BOTH
-async def test_a_cancelled_run_leaves_no_process(unsafe: bool) -> None:
+@needs_bubblewrap
+async def test_a_cancelled_run_leaves_no_process() -> None:
     started: list[subprocess.Popen[bytes]] = []
-    one = Sandbox(BOUNDS, unsafe=unsafe)
+    one = Sandbox(BOUNDS)
     real = subprocess.Popen
 
     def noted(*words: Any, **options: Any) -> subprocess.Popen[bytes]:
@@ -158,7 +135,12 @@ def bystander() -> Iterator[subprocess.Popen[bytes]]:
 
 
 @needs_bubblewrap
-async def test_no_file_outside_can_be_read_or_written(anyones: Path) -> None:
+async def test_no_file_or_environment_outside_can_be_read_or_written(
+    anyones: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "s3cret")
+    tests = "assert set(f()) <= {'PWD', 'LC_CTYPE'}, f()"
+    assert await run("import os\ndef f(): return dict(os.environ)", tests) == Verdict(True)
     (anyones / "secret").write_text("s3cret")
     (anyones / "secret").chmod(0o666)
     paths = [str(anyones / "secret"), "/etc/passwd", "/etc/hostname", "/proc/1/environ", __file__, "/var/log", "/run"]
@@ -168,11 +150,7 @@ async def test_no_file_outside_can_be_read_or_written(anyones: Path) -> None:
     program = f"def f():\n    for folder in {folders!r}:\n        try: open(folder + '/made', 'w')\n"
     program += "        except OSError: continue\n        return folder"
     assert await run(program, "assert f() is None, f()") == Verdict(True)
-    assert names_in(anyones) == ["secret"]
-
-
-def names_in(folder: Path) -> list[str]:
-    return [path.name for path in folder.iterdir()]
+    assert os.listdir(anyones) == ["secret"]  # noqa: PTH208
 
 
 @needs_bubblewrap
@@ -212,7 +190,7 @@ async def test_no_privileges_are_left() -> None:
 
 async def test_code_is_refused_where_bubblewrap_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sandbox, "BUBBLEWRAP", "no-such-bwrap")
-    with pytest.raises(ConfigError, match=r"not installed here: .*apt-get install bubblewrap.*--unsafe"):
+    with pytest.raises(ConfigError, match=r"not installed here: .*apt-get install bubblewrap"):
         await run("x = 1")
 
 
@@ -223,10 +201,10 @@ async def test_code_is_refused_where_bubblewrap_may_not_make_namespaces(
     stand_in.write_text("#!/bin/sh\necho 'bwrap: Creating new namespace failed' >&2\nexit 1\n")
     stand_in.chmod(0o755)
     monkeypatch.setattr(sandbox, "BUBBLEWRAP", str(stand_in))
-    with pytest.raises(ConfigError, match=r"does not work here \(bwrap: Creating new namespace failed\).*--unsafe"):
+    with pytest.raises(ConfigError, match=r"does not work here \(bwrap: Creating new namespace failed\)"):
         await Sandbox(BOUNDS).check()
 
 
-@BOTH
-async def test_the_check_passes_here(unsafe: bool) -> None:
-    await Sandbox(unsafe=unsafe).check()
+@needs_bubblewrap
+async def test_the_check_passes_here() -> None:
+    await Sandbox().check()

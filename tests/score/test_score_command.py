@@ -1,4 +1,4 @@
-"""`coe score` as a user runs it: a process of its own, real sockets, stopped and killed in the middle."""
+"""`coe score` as a user runs it: real sockets, and a process of its own where it is stopped or killed in the middle."""
 
 import asyncio
 import json
@@ -6,17 +6,16 @@ import signal
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pyarrow import parquet
+from typer.testing import CliRunner
 
-from coe.measuring.answers import RetryLimits, request_answer
+from coe.cli import app
 from coe.measuring.quality import read_quality
 from coe.measuring.recorded_answers import read_answers
-from coe.measuring.scoring import Scoring, called_experts
 from coe.measuring.scoring_run import Journal
-from coe.registry import load
-from coe.settings import Settings
 from tests import forked
 from tests.score.answering import AnsweringServer
 
@@ -61,23 +60,27 @@ class ScoreCommand:
             f"experts: [{', '.join(experts)}]\nassignment: {{general: small}}\n"
         )
 
-    async def start(self, *words: str, out: str = "out") -> asyncio.subprocess.Process:
-        options = ("--out", str(self.folder / out), "--config", str(self.folder / "experts.yaml"), "--json")
+    def words(self, out: str = "out") -> list[str]:
+        """The command line, without options of a test."""
+        options = ["--out", str(self.folder / out), "--config", str(self.folder / "experts.yaml"), "--json"]
+        return ["score", str(self.folder / "probes.jsonl"), *options]
+
+    async def start(self, *words: str) -> asyncio.subprocess.Process:
         return await asyncio.create_subprocess_exec(
-            *forked.python("coe.cli", "score", str(self.folder / "probes.jsonl"), *options, *words),
+            *forked.python("coe.cli", *self.words(), *words),
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            env={"COE_PORT": str(self.server.port), "PATH": "/usr/bin:/bin"},
+            env={"PATH": "/usr/bin:/bin"},
             # Shells start background jobs with SIGINT ignored, and children inherit that.
             preexec_fn=forked.restore_interrupts,
         )
 
-    async def run(self, *words: str, out: str = "out") -> tuple[int, dict[str, object], str]:
-        """Exit code, report and standard error."""
-        process = await self.start(*words, out=out)
-        output, complaints = await asyncio.wait_for(process.communicate(), 240)
-        assert process.returncode is not None
-        return process.returncode, json.loads(output or "{}"), complaints.decode()
+    async def run(self, *words: str, out: str = "out", port: int = 0) -> tuple[int, dict[str, Any], str]:
+        """Exit code, report, and what else the command said; in a thread, since it has an event loop of its own."""
+        env = {"COE_PORT": str(port or self.server.port)}
+        found = await asyncio.to_thread(CliRunner().invoke, app, [*self.words(out), *words], env=env)
+        said = f"{found.stderr}{found.exception or ''}"
+        return found.exit_code, json.loads(found.stdout or "{}"), said
 
     def files(self, out: str = "out") -> dict[str, bytes]:
         return {name: (self.folder / out / name).read_bytes() for name in FILES}
@@ -117,10 +120,8 @@ async def test_quality_data_is_written_as_the_planner_reads_it(command: ScoreCom
     tokens = [quality.uses[name] for name in ("input_tokens", "output_tokens")]
     assert [set(values.ravel().tolist()) for values in tokens] == [{3.0}, {5.0}]  # as the server reports them
     assert (quality.uses["latency_ms"] > 0).all()
-    assert (command.folder / "out" / "models.csv").read_text().splitlines()[1:] == [
-        "probes,small,0.5,,m-small",
-        "probes,large,,,m-large",
-    ]
+    sizes = (command.folder / "out" / "models.csv").read_text().splitlines()
+    assert sizes == ["benchmark,model,active_b", "probes,small,0.5", "probes,large,"]
 
 
 async def test_answers_are_written_beside_the_scores_as_the_planner_reads_them(command: ScoreCommand) -> None:
@@ -162,7 +163,7 @@ async def test_a_killed_run_continues_and_ends_with_the_same_files(command: Scor
     code, report, _ = await command.run()
     assert code == 0
     assert len(command.server.bodies) == 2 * COUNT - 20
-    assert sum(column["reused"] for column in report["experts"].values()) == 20  # type: ignore[attr-defined]
+    assert sum(column["reused"] for column in report["experts"].values()) == 20
     assert command.files() == command.files("whole")
     resumed, whole = (
         parquet.read_table(command.folder / out / "answers.parquet").drop_columns(["latency_ms"])
@@ -189,7 +190,7 @@ async def test_a_local_expert_is_reached_through_the_gateway_and_a_failure_is_re
     code, report, output = await command.run("--expert", "own")
     assert code == 1
     assert report["missing"] == 1
-    own = report["experts"]["own"]  # type: ignore[index]
+    own = report["experts"]["own"]
     assert (own["mean"], own["errors"]) == (1.0, {"expert_rejected": 1})
     assert "own: probe q23 has no score: expert 'own' rejected the request: because I say so" in output
     rows = parquet.read_table(command.folder / "out" / "scores.parquet").to_pylist()
@@ -199,29 +200,25 @@ async def test_a_local_expert_is_reached_through_the_gateway_and_a_failure_is_re
     assert [turn["role"] for turn in body["messages"]] == ["user"]  # the gateway adds the system prompt itself
 
 
-async def test_an_expert_scored_later_joins_the_earlier_ones(command: ScoreCommand) -> None:
+async def test_an_expert_scored_later_joins_the_earlier_ones_and_a_changed_one_is_scored_again(
+    command: ScoreCommand,
+) -> None:
     await command.run("--expert", "small")
     code, report, _ = await command.run("--expert", "large")
     assert code == 0
-    assert list(report["experts"]) == ["large"]  # type: ignore[call-overload]
+    assert list(report["experts"]) == ["large"]
     assert read_quality(command.folder / "out").models == ("large", "small")
-
-
-async def test_a_changed_declaration_is_scored_again(command: ScoreCommand) -> None:
-    await command.run("--expert", "small")
     path = command.folder / "experts.yaml"
     path.write_text(path.read_text().replace("system_prompt: Add.", "system_prompt: Add well."))
     command.server.bodies.clear()
-    await command.run("--expert", "small")
+    await command.run()
     assert len(command.server.bodies) == COUNT
     assert command.server.bodies[0]["messages"][0] == {"role": "system", "content": "Add well."}
 
 
 async def test_a_missing_gateway_is_reported_before_any_request(command: ScoreCommand) -> None:
     command.declare(local=True)
-    port, command.server.port = command.server.port, 1
-    code, _, output = await command.run()
-    command.server.port = port
+    code, _, output = await command.run(port=1)
     assert code == 1
     assert "own: reached through the gateway, and nothing answers at http://127.0.0.1:1; is `coe up` running?" in output
     assert command.server.bodies == []
@@ -232,15 +229,22 @@ async def test_an_expert_of_litellm_is_reached_through_the_gateway_whatever_its_
 ) -> None:
     path = command.folder / "experts.yaml"
     path.write_text(path.read_text().replace("model: m-small, runtime: external", "model: openai/m1, runtime: litellm"))
-    registry = load(path, environ={})
-    settings = Settings.read({"COE_PORT": str(command.server.port)}, config=path)
     command.server.models["small"] = adds
-    scoring = Scoring(registry, (), (), (registry.expert("small"),), None, 1, unsafe=False)
-    async with called_experts(scoring, settings) as experts:
-        messages = [{"role": "user", "content": "What is 1 + 1?"}]
-        answer = await request_answer(experts["small"], messages, limits=RetryLimits(attempts=1))
-    assert answer.text == "It is 2."
-    assert [body["model"] for body in command.server.bodies] == ["small"]
+    _, report, _ = await command.run("--expert", "small")
+    assert report["experts"]["small"]["mean"] == 1.0
+    assert {body["model"] for body in command.server.bodies} == {"small"}
+
+
+async def test_a_limit_goes_out_under_the_name_that_the_server_accepts(command: ScoreCommand) -> None:
+    command.declare(local=True)
+    path = command.folder / "experts.yaml"
+    path.write_text(f"{path.read_text()}recipes: [{{name: g, cascade: [small, large], signal: judge, judge: own}}]\n")
+    command.server.newer.add("own")
+    command.server.models["own"] = lambda _: "9"
+    code, report, output = await command.run("--recipe", "g")
+    assert (code, report["grades"]["g"]["missing"]) == (0, 0), output
+    limits = [body for body in command.server.bodies if "max_completion_tokens" in body]
+    assert len(limits) == COUNT
 
 
 async def test_bad_usage_and_bad_data_are_refused(command: ScoreCommand) -> None:
@@ -252,7 +256,7 @@ async def test_bad_usage_and_bad_data_are_refused(command: ScoreCommand) -> None
     assert (await command.run())[0] == 2
 
 
-@pytest.mark.parametrize("name", ["prompts.parquet", "scores.jsonl", "answers.csv", "models.csv"])
+@pytest.mark.parametrize("name", ["prompts.parquet", "answers.csv"])
 async def test_quality_data_from_elsewhere_is_not_overwritten(command: ScoreCommand, name: str) -> None:
     (command.folder / "theirs").mkdir()
     (command.folder / "theirs" / name).write_text("precious")

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
@@ -10,10 +11,9 @@ import pytest
 from coe.core import Expert
 from coe.errors import DataError, ExpertRejected, ExpertUnavailable
 from coe.measuring.answers import RetryLimits
-from coe.measuring.judge import Judge
 from coe.measuring.probes.probes import Probe
 from coe.measuring.sandbox import Sandbox
-from coe.measuring.scoring import score_report
+from coe.measuring.scoring import Scoring, score_report
 from coe.measuring.scoring_run import (
     MAX_CONSECUTIVE_FAILURES,
     Cell,
@@ -23,6 +23,7 @@ from coe.measuring.scoring_run import (
     cell_keys,
     score_columns,
 )
+from coe.records.record import RecipeCall
 from coe.registry import ExpertSpec
 from tests.fakes import registry_of
 from tests.score.answering import AnswerFunction, AnsweringExpert, probe_of
@@ -47,7 +48,7 @@ class Runner:
             run = ScoringRun(
                 journal,
                 Sandbox(),
-                Judge(judge, limits=limits, concurrency=2) if judge else None,
+                judge,
                 limits,
                 4,
                 report=self.reported.append,
@@ -85,13 +86,6 @@ async def test_every_expert_answers_every_probe_with_a_bound_on_how_many_at_once
     cell = journal.scored["good/p3"]
     assert (cell.input_tokens, cell.output_tokens, cell.finish_reason, cell.cut) == (3, 5, "stop", False)
     assert (cell.answer, cell.output_chars) == ("right", 6)
-    assert runner.reported == []
-
-
-async def test_an_expert_that_recovers_is_retried_and_scored(runner: Runner) -> None:
-    answers = iter([DOWN, DOWN, "right"])
-    journal = await runner.score(PROBES[:1], AnsweringExpert("a", lambda _: next(answers)))
-    assert journal.scored["a/p0"].score == 1.0
     assert runner.reported == []
 
 
@@ -139,37 +133,21 @@ async def test_code_is_run_against_its_tests(runner: Runner) -> None:
     assert "assert add(1, 2) == 3" in journal.scored["wrong/add"].note
 
 
-@needs_bubblewrap
-async def test_programs_with_the_same_syntax_tree_are_equal_answers(runner: Runner) -> None:
-    probe = probe_of("add", checker="code", reference=None, tests="assert add(1, 2) == 3\nassert add(0, 0) == 0")
-    answers = {
-        "one": "```python\ndef add(a, b): return a + b\n```",
-        "other": "Here it is:\n```python\ndef add(a, b):\n    # the sum\n    return a + b\n```",
-        "wrong": "```python\ndef add(a, b): return a - b\n```",
-        "empty": "I cannot.",
-    }
-    journal = await runner.score([probe], *(AnsweringExpert(name, always(text)) for name, text in answers.items()))
-    forms = {name: journal.scored[f"{name}/add"].answer for name in answers}
-    assert forms["one"] == forms["other"] != forms["wrong"]
-    assert forms["empty"] is None
-
-
-async def test_numeric_probes_use_their_tolerance(runner: Runner) -> None:
-    probes = [
-        probe_of("x", checker="numeric", reference="100", tolerance=0.02),
-        probe_of("y", checker="numeric", reference="100"),
-    ]
-    journal = await runner.score(probes, AnsweringExpert("a", always("about 101")))
-    assert (journal.scored["a/x"].score, journal.scored["a/y"].score) == (1.0, 0.0)
-
-
-async def test_a_judge_scores_and_its_failure_leaves_the_cell_missing(runner: Runner) -> None:
-    probe = probe_of("poem", checker="judge", reference=None)
-    poet = AnsweringExpert("poet", always("roses"))
+async def test_a_judge_grades_with_the_reference_and_its_failure_leaves_the_cell_missing(runner: Runner) -> None:
+    probe = probe_of("poem", checker="judge", reference="THEIRS")
+    poet = AnsweringExpert("poet", always("<think>hm</think>" + "OURS" * 10_000))
     failed = await runner.score([probe], poet, judge=AnsweringExpert("judge", always("no idea")))
     assert failed.failed["poet/poem"].error.startswith("the judge failed: expert 'judge' gave no grade")
-    journal = await runner.score([probe], poet, judge=AnsweringExpert("judge", always("[[10]]")))
-    assert journal.scored["poet/poem"].score == 1.0
+    down = await runner.score([probe], poet, judge=AnsweringExpert("judge", always(DOWN)))
+    assert down.failed["poet/poem"].error == "the judge failed: expert 'a' cannot be reached"
+    judge = AnsweringExpert("judge", always("7"))
+    journal = await runner.score([probe], poet, judge=judge)
+    assert journal.scored["poet/poem"].score == 0.7
+    assert journal.scored["poet/poem"].answer is None  # free text has no form
+    (asked,) = judge.questions
+    assert "THEIRS" in asked
+    assert "hm" not in asked
+    assert len(asked) < 10_000
 
 
 async def test_an_answer_that_is_no_completion_is_a_failure_not_a_zero(runner: Runner) -> None:
@@ -183,18 +161,19 @@ async def test_an_answer_that_is_no_completion_is_a_failure_not_a_zero(runner: R
     assert journal.failed["a/p0"].code == "expert_invalid_response"
 
 
-async def test_an_empty_answer_is_an_answer_and_a_cut_one_is_marked(runner: Runner) -> None:
-    journal = await runner.score(PROBES[:1], AnsweringExpert("a", always(""), finish="length"))
-    assert (journal.scored["a/p0"].score, journal.scored["a/p0"].cut) == (0.0, True)
+async def test_an_empty_answer_is_an_answer_and_a_cut_one_is_marked_and_has_no_form(runner: Runner) -> None:
+    journal = await runner.score(PROBES[:1], AnsweringExpert("a", always("right"), finish="length"))
+    cell = journal.scored["a/p0"]
+    assert (cell.score, cell.cut, cell.answer) == (1.0, True, None)
+    journal = await runner.score(PROBES[:1], AnsweringExpert("b", always("")))
+    assert (journal.scored["b/p0"].score, journal.scored["b/p0"].cut) == (0.0, False)
 
 
 @pytest.mark.parametrize(
     ("checker", "text", "form"),
     [
         ("choice", "Many words. (A) is wrong. The answer is (B).", "B"),
-        ("choice", "Many words. (A) is wrong, so I take (B) " + "and more words " * 30, None),
         ("numeric", "7 apples, then more pears. The answer is 1,000.50", "1000.5"),
-        ("numeric", "Many words, 7 apples and then 1,000.50 pears, in all " * 10, None),
         ("exact", "The answer is Paris.", "paris"),
         ("exact", "I'm sorry, I can't help with that.", None),
         ("contains", "It is Paris, " * 40, None),
@@ -207,15 +186,6 @@ async def test_an_answer_is_kept_in_the_form_that_serving_compares(
     probe = probe_of("x", checker=checker, reference=references.get(checker, "Paris"))
     journal = await runner.score([probe], AnsweringExpert("a", always(text)))
     assert journal.scored["a/x"].answer == form
-
-
-async def test_a_judged_answer_is_kept_and_a_cut_one_has_no_form(runner: Runner) -> None:
-    judge = AnsweringExpert("judge", always("[[10]]"))
-    probe = probe_of("poem", checker="judge", reference=None)
-    await runner.score([probe], AnsweringExpert("a", always("Answer: Roses!")), judge=judge)
-    journal = await runner.score([probe], AnsweringExpert("b", always("Answer: Roses"), finish="length"), judge=judge)
-    assert journal.scored["a/poem"].answer == "roses"
-    assert (journal.scored["b/poem"].answer, journal.scored["b/poem"].finish_reason) == (None, "length")
 
 
 # ------------------------------------------------------------------------------------------------------------- journal
@@ -235,7 +205,8 @@ def test_an_incomplete_last_line_is_dropped_and_written_again(tmp_path: Path) ->
 
 
 def test_nothing_of_an_answer_is_lost_when_a_run_continues(tmp_path: Path) -> None:
-    cell = Cell("k", "p", "a", 0.5, 3, 5, 12.5, "paris", "digest", 20, "length", False, "note")
+    calls = (RecipeCall("a", 0, "answered", 1, 2, 3.0), RecipeCall("b", 1, "answered", ms=4.0))
+    cell = Cell("k", "p", "a", 0.5, 3, 5, 12.5, "paris", 20, "length", "note", calls=calls, text="Paris")
     path = tmp_path / "journal.jsonl"
     with Journal(path) as journal:
         journal.append(cell)
@@ -251,44 +222,49 @@ def test_a_damaged_journal_line_is_named(tmp_path: Path, line: str) -> None:
         pass
 
 
-# ---------------------------------------------------------------------------------------------------------------- keys
+# ------------------------------------------------------------------------------------------------- keys and the report
 
 
-def key_of(probe: Probe, spec: ExpertSpec, judge: ExpertSpec | None = None) -> str:
-    return cell_keys([probe], spec, judge)[0]
+@pytest.mark.parametrize(
+    ("changes", "anew"),
+    [
+        ({"adapter": "adapters/lawyer"}, True),
+        ({"model": "other"}, True),
+        ({"system_prompt": "Be brief."}, True),
+        ({"parameters": {"temperature": 0}}, True),
+        ({"prices": {"input": 1}, "memory_gb": 10, "context_length": 9}, False),
+    ],
+)
+def test_only_what_changes_the_answers_changes_the_key(changes: dict[str, Any], anew: bool) -> None:
+    def key(**changes: Any) -> str:
+        spec = ExpertSpec.model_validate({"name": "lawyer", "model": "base", "runtime": "vllm"} | changes)
+        return cell_keys([probe_of("x")], spec, None)[0]
+
+    assert (key(**changes) != key()) == anew
 
 
-def test_a_key_changes_with_the_probe_and_with_what_the_expert_answers_by() -> None:
-    spec, probe = registry_of().experts[0], probe_of("x")
-    key = key_of(probe, spec)
-    assert key == key_of(replace(probe, category="code"), spec)
-    assert key == key_of(probe, spec.model_copy(update={"memory_gb": 3.0, "context_length": 9}))
-    different = [
-        key_of(replace(probe, digest="other"), spec),
-        key_of(probe, spec.model_copy(update={"system_prompt": "be brief"})),
-        key_of(probe, spec.model_copy(update={"parameters": {"temperature": 0}})),
-        key_of(probe, registry_of().experts[1]),
-    ]
-    assert len({key, *different}) == 5
-
-
-def test_only_judged_probes_depend_on_the_judge() -> None:
+def test_a_key_changes_with_the_probe_and_that_of_a_judged_one_with_the_judge() -> None:
     spec, judge = registry_of().experts[:2]
     checked, judged = probe_of("x"), probe_of("x", checker="judge")
-    assert key_of(checked, spec, judge) == key_of(checked, spec)
-    assert key_of(judged, spec, judge) != key_of(judged, spec, spec)
+    assert cell_keys([checked], spec, None) == cell_keys([replace(checked, category="code")], spec, judge)
+    assert cell_keys([checked], spec, None) != cell_keys([replace(checked, digest="other")], spec, None)
+    assert cell_keys([judged], spec, judge) != cell_keys([judged], spec, spec)
 
 
 def test_the_report_counts_scores_gaps_and_reasons(tmp_path: Path) -> None:
-    probes = [probe_of("x"), probe_of("y", category="code"), probe_of("z")]
+    registry = registry_of()
+    name = registry.expert_names[0]
+    scoring = Scoring(
+        registry, [probe_of("x"), probe_of("y", category="code"), probe_of("z")], (), registry.experts[:1], None, 1
+    )
+    one, two, three = scoring.keys[name]
     with Journal(tmp_path / "j") as journal:
-        journal.append(Cell("kx", "x", "a", score=1.0, output_tokens=5, latency_ms=10.0, finish_reason="length"))
-        journal.append(Cell("ky", "y", "a", score=0.5, latency_ms=20.0, consistent=False))
-        journal.append(Cell("kz", "z", "a", code="expert_timeout", error="too slow"))
-        report = score_report(probes, {"a": ["kx", "ky", "kz"]}, journal, reused={"a": 1})
-    column = report["experts"]["a"]
+        journal.append(Cell(one, "x", name, score=1.0, output_tokens=5, latency_ms=10.0, finish_reason="length"))
+        journal.append(Cell(two, "y", name, score=0.5, latency_ms=20.0))
+        journal.append(Cell(three, "z", name, code="expert_timeout", error="too slow"))
+        report = score_report(scoring, journal, reused={name: 1})
+    column = report["experts"][name]
     assert (report["missing"], column["scored"], column["missing"], column["reused"]) == (1, 2, 1, 1)
     assert column["categories"] == {"code": {"n": 1, "mean": 0.5}, "general": {"n": 1, "mean": 1.0}}
-    assert (column["mean"], column["latency_ms_p50"], column["output_tokens"]) == (0.75, 15.0, 5)
-    assert (column["cut"], column["inconsistent"]) == (1, 1)
+    assert (column["mean"], column["latency_ms_p50"], column["output_tokens"], column["cut"]) == (0.75, 15.0, 5, 1)
     assert (column["errors"], column["first_error"]) == ({"expert_timeout": 1}, "too slow")

@@ -1,4 +1,4 @@
-"""`coe score --retrieval both` and what follows it, whole: a real store, router and model."""
+"""`coe score --retrieval both` and what follows it, whole: a real store and router."""
 
 from __future__ import annotations
 
@@ -13,11 +13,7 @@ import pytest
 from pyarrow import parquet
 
 from coe.artifacts.store import ArtifactStore
-from coe.fleet.fleet import Fleet
-from coe.fleet.planning import local_servers
-from coe.registry import ExpertSpec
 from coe.retrieval.gate import GATE_FILE, Gate
-from coe.settings import Endpoint
 from tests.cli.logged_service import TRAINING_DIGEST
 from tests.routers.conftest import WORDS, built, tiny_encoder
 from tests.score.answering import AnsweringServer
@@ -34,7 +30,7 @@ gate_fit.MIN_QUESTIONS, gate_fit.MIN_TRAINING_QUESTIONS = 20, 16
 from coe.cli import app
 app()
 """
-"""The command line with fewer questions for a gate: a real model takes a second for each."""
+"""The command line with fewer questions for a gate."""
 FACTS = [
     (f"{name} {kind}", COLOURS[(at + len(kind)) % 4])
     for at, name in enumerate(NAMES)
@@ -42,13 +38,11 @@ FACTS = [
 ]
 
 
-def made(folder: Path, router: Path, served: Endpoint, other: int) -> None:
+def made(folder: Path, router: Path, port: int) -> None:
     """Declared, with a router in use, documents to index and probes that only these answer."""
     categories = [{"name": name, "description": name} for name in (*WORDS, "general")]
-    small: dict[str, Any] = {"name": "small", "model": served.model, "base_url": served.base_url}
-    small["parameters"] = {"max_tokens": 8, "temperature": 0}
-    reader = {"name": "reader", "model": "reader", "base_url": f"http://127.0.0.1:{other}/v1"}
-    experts = [{"runtime": "external", **one} for one in (small, reader)]
+    shared = {"runtime": "external", "base_url": f"http://127.0.0.1:{port}/v1"}
+    experts = [{"name": name, "model": name} | shared for name in ("small", "reader")]
     declared: dict[str, Any] = {"version": 1, "categories": categories, "experts": experts}
     declared |= {"assignment": {"general": "small"}}
     declared["retrieval"] = {
@@ -87,21 +81,18 @@ async def run(folder: Path, *words: str) -> Any:
     return json.loads(output)
 
 
-async def test_a_real_model_is_measured_with_and_without_passages_and_a_gate_fitted_to_it(
-    tmp_path: Path, converted_models: Path, built: tuple[Path, dict[str, Any], list[Any]]
+def reads_half(text: str) -> str:
+    return text if "sources" in text and ("hat" in text or "boat" in text) else "I cannot know."
+
+
+async def test_experts_are_measured_with_and_without_passages_and_a_gate_fitted_to_it(
+    tmp_path: Path, built: tuple[Path, dict[str, Any], list[Any]]
 ) -> None:
-    specs, endpoints = local_servers(
-        [ExpertSpec(name="small", model="SmolLM2-135M-Instruct", runtime="transformers")],
-        cache=converted_models,
-        logs=tmp_path / "logs",
-        python=Path(sys.executable),
-        report=print,
-    )
     folder, out = tmp_path / "service", tmp_path / "quality"
     folder.mkdir()
-    reader = AnsweringServer({"reader": lambda text: text if "sources" in text else "I cannot know."})
-    async with reader.running(), Fleet(specs, report=print):
-        made(folder, built[0], endpoints["small"], reader.port)
+    reads = {"reader": lambda text: text if "sources" in text else "I cannot know.", "small": reads_half}
+    async with AnsweringServer(reads).running() as server:
+        made(folder, built[0], server.port)
         indexed = await run(folder, "index", "add", "facts")
         scored = await run(folder, "score", "probes.jsonl", "--out", str(out), "--retrieval", "both")
     assert indexed["added"] == len(FACTS)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -49,35 +48,12 @@ async def stored(cache: SharedCache, name: str, value: bytes) -> None:
     assert await cache.get([name]) == [value]
 
 
-async def test_values_of_several_lifetimes_are_written_together_and_the_latest_counts() -> None:
-    memory = SharedCache(MemoryStore(), Outage("cache"), task="cache", wait=5.0, delay=0.01)
-    async with memory as cache:
-        assert await cache.get(["a", "b"]) == [None, None]
-        for name, value, ttl in (("a", b"0", LONG), ("a", b"1", LONG), ("b", b"2", 2 * LONG)):
-            cache.put(name, value, ttl=ttl)
-        await found(cache, "b", b"2")
-        assert await cache.get(["a", "b", "c"]) == [b"1", b"2", None]
-
-
 @pytest.mark.parametrize("delay", [0.0, 0.05])
 async def test_gateways_share_values_and_none_is_lost_when_one_stops(redis_url: str, delay: float) -> None:
     async with cache_of(redis_url, delay=delay) as one:
         one.put("k", b"shared", ttl=LONG)
     async with cache_of(redis_url) as other:
         assert await other.get(["k"]) == [b"shared"]
-
-
-async def test_a_redis_that_is_away_finds_nothing_and_is_used_again(redis_server: RedisServer) -> None:
-    async with cache_of(redis_server.url) as cache:
-        await stored(cache, "k", b"before")
-        redis_server.kill()
-        assert await cache.get(["k"]) == [None]
-        assert cache.outage.active
-        cache.put("k", b"lost", ttl=LONG)
-        redis_server.start()
-        await wait_until(lambda: not cache.outage.active)
-        assert await cache.get(["k"]) == [None]
-        await stored(cache, "k", b"after")
 
 
 def fill(client: Redis) -> None:
@@ -121,37 +97,6 @@ async def test_a_redis_that_fails_but_answers_a_ping_is_back_only_when_it_accept
     assert len(logged) == 2, logged
     assert logged[0].endswith("; nothing is cached")
     assert logged[-1] == "cache: works again"
-
-
-async def test_a_lookup_that_is_late_finds_nothing_and_is_no_outage() -> None:
-    class Slow(MemoryStore):
-        async def get(self, names: Sequence[str], *, group: str = "", renew: float = 0.0) -> list[bytes | None]:
-            await asyncio.sleep(0.2)
-            return await super().get(names, group=group, renew=renew)
-
-    async with SharedCache(Slow(), Outage("cache"), task="cache", wait=0.001) as cache:
-        cache.put("k", b"value", ttl=LONG)
-        await asyncio.sleep(0.01)
-        assert await cache.get(["k"]) == [None]
-        await asyncio.sleep(0.3)
-        assert not cache.outage.active
-
-
-async def test_a_frozen_redis_delays_lookups_by_the_limit_until_it_counts_as_away(
-    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with cache_of(redis_server.url, wait=0.02) as cache:
-        await wait_until(lambda: cache._task is not None and not cache._wake.is_set())
-        redis_server.signal(signal.SIGSTOP)
-        try:
-            monkeypatch.setattr("gateway.shared_store.REDIS_TIMEOUT_SECONDS", 0.3)
-            async with asyncio.timeout(20):  # far below the time that Redis stays frozen
-                assert await asyncio.gather(*(cache.get(["k"]) for _ in range(50))) == [[None]] * 50
-                await wait_until(lambda: cache.outage.active)
-                assert [await cache.get(["k"]) for _ in range(1000)] == [[None]] * 1000
-        finally:
-            redis_server.signal(signal.SIGCONT)
-        await wait_until(lambda: not cache.outage.active)
 
 
 async def test_a_redis_that_was_never_there_delays_neither_start_nor_end() -> None:

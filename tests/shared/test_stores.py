@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-import sqlite3
 import stat
 from collections.abc import AsyncIterator
-from contextlib import closing
 from pathlib import Path
 
 import pytest
 from redis import Redis
 
-from coe.errors import ConfigError, StoreError
-from coe.records import database
+from coe.errors import StoreError
 from gateway import shared_store
 from gateway.shared_store import ENTRY_OVERHEAD_BYTES, Change, MemoryStore, RedisStore, SharedStore, SqliteStore
 from tests.access.samples import Clock
@@ -145,50 +142,7 @@ async def test_two_processes_share_a_file_which_others_cannot_read(tmp_path: Pat
         await store.aclose()
 
 
-async def test_what_expired_is_deleted_from_the_file(tmp_path: Path, clock: Clock) -> None:
-    store = SqliteStore(tmp_path / "shared.sqlite", clock=clock)
-    await store.put({"old": b"1"}, ttl=1.0)
-    await store.add({"old": Change(1, 1.0)})
-    clock.ahead = 2.0
-    await store.put({"new": b"1"}, ttl=1.0)
-    await store.add({"new": Change(1, 1.0)})
-    for table in ("entries", "counters"):
-        with closing(sqlite3.connect(tmp_path / "shared.sqlite")) as file:
-            assert file.execute(f"SELECT name FROM {table}").fetchall() == [("new",)]
-    await store.aclose()
-
-
-async def test_a_file_that_another_process_writes_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(database, "BUSY_SECONDS", 0.0)
-    store = SqliteStore(tmp_path / "shared.sqlite")
-    await store.put({"1": b"1"}, ttl=LONG)
-    other = sqlite3.connect(tmp_path / "shared.sqlite", isolation_level=None)
-    other.execute("BEGIN IMMEDIATE")
-    assert await store.get(["1"], renew=LONG) == [b"1"]
-    with pytest.raises(StoreError, match="end its transaction"):
-        await store.put({"1": b"2"}, ttl=LONG)
-    other.close()
-    await store.put({"1": b"2"}, ttl=LONG)
-    await store.aclose()
-
-
 # -------------------------------------------------------------------------------------------------- Redis
-
-
-async def test_redis_has_the_size_of_what_it_holds_and_nothing_for_ever(redis_url: str) -> None:
-    store = redis_store(redis_url)
-    await store.put({"1": b"a" * 100}, ttl=0.2)
-    await asyncio.sleep(0.3)
-    await store.put({"2": b"b" * 50}, ttl=LONG)
-    await store.add({"3": Change(1, LONG)})
-    with Redis.from_url(redis_url) as client:
-        assert client.zrange("coe:{test}:1:used", 0, -1)[-1] == b"2"
-        assert all(0 < client.ttl(key) <= LONG for key in client.scan_iter())
-        await store.put({"2": b"b" * 50}, ttl=0.1)
-        await asyncio.sleep(0.2)
-        await store.put({"4": b"b" * 50}, ttl=0.1)
-        assert client.hget("coe:{test}:1:sizes", "") == b"%d" % (50 + ENTRY_OVERHEAD_BYTES)
-    await store.aclose()
 
 
 async def test_redis_that_fails_is_an_error_with_its_place_and_is_used_again_after_it(
@@ -208,8 +162,3 @@ async def test_redis_that_fails_is_an_error_with_its_place_and_is_used_again_aft
     redis_server.start()
     await store.add({"1": Change(1, LONG)})
     await store.aclose()
-
-
-def test_an_address_that_is_none_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"cache\.store: not a Redis address"):
-        redis_store("redis://h:port/0")

@@ -16,14 +16,14 @@ import pytest
 from typer.testing import CliRunner
 
 from coe.cli import app
-from coe.cli.learning.tune import confirmed, tune_progress
+from coe.cli.learning.tune import confirmed
 from coe.errors import DataError
 from coe.measuring.probes.probes import read_probes
 from coe.measuring.probes.shipped import write_seed
 from coe.measuring.scoring import Scoring, open_journal
 from coe.measuring.scoring_run import Journal
 from coe.measuring.tuning.schedule import Goal
-from coe.measuring.tuning.tune import Limits, Status, Tuning
+from coe.measuring.tuning.tune import Limits, Tuning
 from coe.registry import load
 from coe.settings import Settings
 from tests import forked
@@ -84,12 +84,6 @@ class Place:
             preexec_fn=forked.restore_interrupts,
         )
 
-    async def run(self, *words: str) -> tuple[int, str, str]:
-        process = await self.start(*words)
-        output, complaints = await asyncio.wait_for(process.communicate(), 240)
-        assert process.returncode is not None
-        return process.returncode, output.decode(), complaints.decode()
-
     async def invoke(self, *words: str) -> Any:
         """Run the command in a thread: it has an event loop of its own."""
         options = ("--config", str(self.folder / "experts.yaml"), "--out", str(self.folder / "out"))
@@ -110,7 +104,7 @@ class Place:
         registry = load(settings.config, environ={})
         probes = read_probes(self.folder / "probes.jsonl", categories=registry.category_names)
         judge = registry.expert(self.judge) if self.judge else None
-        scoring = Scoring(registry, probes, (), registry.experts, judge, 4, False)
+        scoring = Scoring(registry, probes, (), registry.experts, judge, 4)
         return Tuning.of(scoring, journal, settings, limits=limits, goal=Goal(), seed=0), settings
 
     async def tuned(self, limits: Limits) -> tuple[str, Tuning, list[str]]:
@@ -133,19 +127,21 @@ async def place(anyio_backend: str, tmp_path: Path) -> AsyncIterator[Place]:
 
 
 async def test_one_command_measures_plans_and_puts_the_plan_into_use(place: Place) -> None:
-    code, output, complaints = await place.run("--yes", "--budget", "2", "--json")
-    assert code == 0, complaints
-    report: dict[str, Any] = json.loads(output)
+    result = await place.invoke("--yes", "--budget", "2", "--json")
+    assert result.exit_code == 0, result.stderr
+    report: dict[str, Any] = json.loads(result.stdout)
     chosen = {row["category"]: row["expert"] for row in report["plan"]["assignment"]}
     assert chosen == {"math": "maths", "law": "laws", "general": "weak"}
     assert (report["reason"], report["in_use"]) == ("settled", True)
     assert report["plan"]["used"]["max_share"] == pytest.approx(1 / 3)  # categories count by probes, not by scores
-    assert report["status"]["known"] < 0.5 * report["status"]["cells"]
+    status = report["status"]
+    assert status["known"] < 0.5 * status["cells"]
+    check = 3 * (len("Hi") + 32 + 16 * 10) / 1e6  # of the experts, at the start
+    assert status["spent"] == pytest.approx(check + status["scored"] * 0.000053)
     assert {row["expert"] for row in report["plan"]["against"]} == {None, *SKILL}
     assert all(row["latency_ms"] > 0 for row in report["plan"]["against"])
-    assert (place.folder / "out" / "plan.svg").read_text().startswith("<?xml")
     assert list((place.folder / ".coe" / "artifacts" / "assignment").glob("current*"))
-    assert "estimate: " in complaints
+    assert "estimate: " in result.stderr
 
 
 async def test_ctrl_c_keeps_the_scores_and_the_second_run_goes_on(place: Place) -> None:
@@ -208,28 +204,19 @@ async def test_a_plan_that_is_not_settled_is_not_put_into_use_unasked(
     assert not list(place.folder.glob(".coe/artifacts/assignment/current*"))
 
 
-async def test_an_answer_starts_only_if_its_verdicts_fit_into_the_budget_too(
+async def test_an_answer_starts_only_if_its_grade_fits_into_the_budget_too(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place.judged()
     monkeypatch.setattr("tests.score.answering.completion", lambda text: completion(text, written=100))
-    monkeypatch.setattr("coe.measuring.judge.MAX_TEXT_CHARACTERS", 20)
-    place.server.models["weak"] = lambda text: "[[1]]" if "An assistant answered" in text else "42"
+    monkeypatch.setattr("coe.measuring.tuning.tune.MAX_GRADED_CHARACTERS", 20)
+    place.server.models["weak"] = lambda text: "1" if "An assistant answered" in text else "42"
     reason, tuning, _ = await place.tuned(Limits(dollars=0.03))
-    verdicts = sum("An assistant answered" in body["messages"][-1]["content"] for body in place.server.bodies)
+    grades = sum("An assistant answered" in body["messages"][-1]["content"] for body in place.server.bodies)
     scored = tuning.status().known
-    assert (reason, tuning.spending.aside) == ("budget", {})
-    assert verdicts == 2 * scored == 2 * (len(place.server.bodies) - verdicts) > 0
+    assert reason == "budget"
+    assert grades == scored == len(place.server.bodies) - grades > 0
     assert tuning.spending.spent <= 0.03
-
-
-async def test_the_judge_counts_in_the_estimate_and_in_the_least_budget(place: Place) -> None:
-    with open_journal(place.folder / "out") as journal:
-        bare = (await place.tuning(journal, Limits()))[0].estimates()[1]
-        place.judged()
-        assert (await place.tuning(journal, Limits()))[0].estimates()[1].calls == 3 * bare.calls
-        with pytest.raises(DataError, match=r"one probe of each expert may cost up to \$0.49"):
-            await place.tuning(journal, Limits(dollars=0.4))
 
 
 async def test_no_call_starts_when_the_time_is_over(place: Place) -> None:
@@ -262,15 +249,6 @@ async def test_an_answer_that_does_not_come_is_given_up(place: Place, monkeypatc
         assert tuning.status().known == 5
 
 
-def test_progress_without_a_terminal_is_a_line_every_ten_seconds(capsys: pytest.CaptureFixture[str]) -> None:
-    status = Status(known=120, cells=600, scored=20, spent=0.314, seconds=75.0, certainty=0.71)
-    with tune_progress(lambda: status, Limits(dollars=2.0, seconds=600.0)) as (interval, show, _):
-        show()
-    assert interval == 10.0
-    line = "120 of 600 scores (20 new), $0.31 of $2.00, 1:15 of 10:00 min, certainty of the plan 71%\n"
-    assert capsys.readouterr().err == line
-
-
 async def test_an_expert_that_fails_a_whole_round_is_left_for_the_next_run(place: Place) -> None:
     place.server.models["weak"] = lambda _: 400
     reason, tuning, lines = await place.tuned(Limits())
@@ -280,22 +258,13 @@ async def test_an_expert_that_fails_a_whole_round_is_left_for_the_next_run(place
     assert tuning.status().known > 2 * 9
 
 
-async def test_a_budget_below_one_probe_for_each_expert_is_refused(place: Place) -> None:
-    with open_journal(place.folder / "out") as journal, pytest.raises(DataError, match=r"one probe of each expert"):
-        await place.tuning(journal, Limits(dollars=0.002))
-    assert place.server.bodies == []
-
-
-async def test_the_check_of_the_experts_counts_in_the_budget(place: Place) -> None:
+async def test_a_budget_below_the_price_of_the_check_or_of_a_probe_is_refused(place: Place) -> None:
     result = await place.invoke("--yes", "--budget", "0")
     assert "--budget 0 is too small: checking the experts may cost" in str(result.exception)
     assert place.server.bodies == []
-    price = 3 * (len("Hi") + 32 + 16 * 10) / 1e6
-    result = await place.invoke("--yes", "--budget", str(price + 3 * 0.00104))
-    assert "one probe of each expert may cost" in str(result.exception)
-    result = await place.invoke("--yes", "--budget", "2", "--json")
-    status = json.loads(result.stdout)["status"]
-    assert status["spent"] == pytest.approx(price + status["scored"] * 0.000053)
+    result = await place.invoke("--yes", "--budget", "0.001")
+    assert "no probe is scored yet; raise --minutes or --budget" in str(result.exception)
+    assert {body["max_tokens"] for body in place.server.bodies} == {16}  # the live check alone
 
 
 async def test_what_cannot_be_measured_is_refused_with_the_remedy(place: Place) -> None:
@@ -306,12 +275,7 @@ async def test_what_cannot_be_measured_is_refused_with_the_remedy(place: Place) 
     result = await place.invoke("--yes")
     assert "expert laws at" in result.output
     assert "laws cannot be measured; correct them, or remove them from experts.yaml" in str(result.exception)
-    place.declare()
-    with (place.folder / "probes.jsonl").open("a") as file:
-        file.write('{"prompt": "half wri')
-    result = await place.invoke("--yes")
-    assert f"probes.jsonl:{3 * COUNT + 1}" in str(result.exception)
-    assert {body["max_tokens"] for body in place.server.bodies} == {1}  # the live check alone
+    assert {body["max_tokens"] for body in place.server.bodies} == {16}  # the live check alone
 
 
 async def test_experts_of_unknown_price_need_a_limit_or_consent(place: Place) -> None:

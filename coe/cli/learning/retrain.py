@@ -1,6 +1,6 @@
 """`coe retrain`: learns from the routing log, and promotes each candidate that a test shows to be better.
 
-The candidates are a plan, a router and a retrieval gate; each has its own round in `coe/learning/rounds`. With
+The candidates are a plan and a router; each has its own round in `coe/learning/rounds`. With
 `--every` the command repeats until SIGTERM. After each run it publishes the traffic report for the gateways' metrics.
 """
 
@@ -19,15 +19,14 @@ from typing import Annotated
 
 import typer
 
+from coe.artifacts.kinds import ASSIGNMENT, ROUTER
 from coe.artifacts.traffic_report import publish_traffic_report
 from coe.cli.common import Config, ConfigFile, ExecutorOption, Json, duration_seconds, keep_stdout_clean, settings_for
 from coe.cli.executor import Executor, task_runner
 from coe.errors import CoEError
 from coe.foreground import exit_on_sigterm
-from coe.learning.rounds.gate_round import GateRound
-from coe.learning.rounds.plan_round import PlanRound
-from coe.learning.rounds.round import Outcome, open_job, run_round
-from coe.learning.rounds.router_round import RouterRound
+from coe.learning.rounds import plan_round, router_round
+from coe.learning.rounds.round import Candidate, Outcome, conclude, open_job
 from coe.reports.report import report
 from coe.settings import Settings
 from coe.terminal import print_error, print_json, print_line
@@ -80,8 +79,7 @@ def run_rounds(
 ) -> list[Outcome]:
     """Run a round of each kind on the requests of the last `window` seconds.
 
-    A new router ends the run: the gate belongs to the router that it was fitted to. Raises JobError where
-    another job holds the lock, or the error of a damaged state.
+    Raises JobError where another job holds the lock, or the error of a damaged state.
     """
     now = time.time()
     with (
@@ -89,13 +87,10 @@ def run_rounds(
         task_runner(executor) as runner,
         TemporaryDirectory(prefix="coe-vectors-") as cache,
     ):
-        plan = PlanRound(probes, benchmark)
-        outcomes = [run_round(plan, job)]
-        if plan.experience is not None:
-            router = run_round(RouterRound(plan.experience, runner, Path(cache)), job)
-            outcomes.append(router)
-            if router is None or not router.promoted:
-                outcomes.append(run_round(GateRound(), job))
+        plan = plan_round.judge(job, probes, benchmark)
+        outcomes = [conclude(ASSIGNMENT, plan, job)]
+        if isinstance(plan, Candidate):  # else there is nothing to learn from
+            outcomes.append(conclude(ROUTER, router_round.judge(job, runner=runner, cache=Path(cache)), job))
         return [outcome for outcome in outcomes if outcome is not None]
 
 

@@ -14,7 +14,6 @@ from coe.cli.common import Config, ConfigFile, ExecutorOption, Json, declaration
 from coe.cli.executor import Executor, task_runner
 from coe.foreground import exit_on_sigterm
 from coe.learning.training_data import build_router, training_pairs
-from coe.measuring.plots import RELIABILITY, RISK_COVERAGE, plot_training
 from coe.measuring.tables import pairs_digest
 from coe.terminal import print_json, print_line
 
@@ -47,7 +46,6 @@ def train(
     store = ArtifactStore(out.absolute(), "router") if out else synced_store(settings, "router")
     with task_runner(executor) as runner, store.draft() as draft, exit_on_sigterm():
         metrics = build_router(pairs, draft, encoder=encoder or registry.router.encoder, runner=runner)
-        plot_training(metrics, draft)
         artifact = store.publish(draft, categories=registry.category_names, data=pairs_digest(pairs), metrics=metrics)
     store.promote(artifact.manifest.version, by="train", why=f"trained on {len(pairs)} prompts")
     _report(artifact, json)
@@ -65,6 +63,4 @@ def _report(artifact: Artifact, json: bool) -> None:
     dropped = {why: count for why, count in manifest.metrics.get("dropped", {}).items() if count}
     if dropped:
         print_line("prompts left out: " + ", ".join(f"{count} {why}" for why, count in dropped.items()))
-    drawn = [name for name in (RELIABILITY, RISK_COVERAGE) if name in manifest.files]
-    plots = f"; plots: {' and '.join(drawn)}" if drawn else ""
-    print_line(f"held-out figures are in {artifact.folder / MANIFEST}{plots}")
+    print_line(f"held-out figures are in {artifact.folder / MANIFEST}")

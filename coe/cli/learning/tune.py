@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,7 +18,6 @@ from coe.cli.check import check_live
 from coe.cli.common import Config, Json, declaration_for, keep_stdout_clean
 from coe.cli.score import Concurrency, Judge, Probes, declared_expert, requested_probes
 from coe.errors import DataError, ExpertUnavailable
-from coe.measuring.plots import plot_against
 from coe.measuring.probes.shipped import SHIPPED, folder_seed, write_seed
 from coe.measuring.recorded_answers import ANSWERS
 from coe.measuring.sandbox import installed
@@ -29,15 +27,12 @@ from coe.measuring.tuning.measurements import Estimate
 from coe.measuring.tuning.schedule import Goal
 from coe.measuring.tuning.tune import LOG_SECONDS, PLAN_DEVIATIONS, Limits, Status, Tuning, price_of_check
 from coe.planning.job.plan import PlanOptions, make_plan
-from coe.planning.uses import ASSUMED_OUTPUT_TOKENS
 from coe.registry import ExpertSpec, Registry
 from coe.settings import Settings
 from coe.terminal import print_error, print_json, print_line, printable
 
 LINE_SECONDS, REFRESH_SECONDS = 10.0, 0.5
 """Time between two lines of progress without a terminal, and between two changes of the line on one."""
-PLOT = "plan.svg"
-"""Image of the comparison in the folder of scores."""
 _REASONS = {
     "settled": "the plan is settled: more scores would hardly change it",
     "little to gain": "the remaining probes are expected to gain almost nothing",
@@ -91,7 +86,7 @@ def tune(
     experts = _answering(registry, settings, yes=yes)
     if judging is not None and judging not in experts:
         raise ExpertUnavailable(f"tune: the judge {judging.name!r} does not answer", expert=judging.name)
-    scoring = Scoring(registry, read, (), experts, judging, concurrency, unsafe=False)
+    scoring = Scoring(registry, read, (), experts, judging, concurrency)
     with open_journal(folder) as journal:
         write_seed(folder, seed)
         tuning = Tuning.of(scoring, journal, settings, limits=limits, goal=Goal(), seed=seed, spent=spent)
@@ -135,8 +130,6 @@ def confirmed(tuning: Tuning, *, yes: bool) -> bool:
     limits = [f"${tuning.limits.dollars:g}"] if tuning.limits.dollars is not None else []
     limits += [f"{tuning.limits.seconds / 60:g} min"] if tuning.limits.seconds is not None else []
     print_error(f"estimate: {_use(first)} for the first probes, {_use(most)} for all that are missing")
-    if names := ", ".join(tuning.unmeasured):
-        print_error(f"assumed: at most {ASSUMED_OUTPUT_TOKENS} output tokens an answer of {names}, not measured yet")
     print_error(f"limits: {' and '.join(limits)}" if limits else "limits: none; --budget and --minutes set some")
     if unpriced := tuning.unpriced:
         names = ", ".join(unpriced)
@@ -197,10 +190,9 @@ def _planned(
     plan = _plan(settings, scoring.registry, store, folder, benchmark, dry_run=True)
     if not json:
         show_comparison(plan["against"], plan["assignment"])
-    _draw(plan["against"], folder / PLOT)
     is_right = any((cell.score or 0.0) > 0 for cell in tuning.journal.scored.values())
     if not is_right:
-        print_error(f"note: no expert answered a probe correctly; {folder / ANSWERS} has what they answered")
+        print_error(f"note: no expert answered a probe correctly; {folder / ANSWERS}.parquet has what they answered")
     is_sure = is_right and (reason in _FINISHED or (status.certainty or 0.0) >= tuning.goal.confidence)
     accepted = is_sure if yes else typer.confirm("Put this plan into use?", err=True)
     if accepted:
@@ -219,14 +211,6 @@ def _plan(
 ) -> Mapping[str, Any]:
     options = PlanOptions(benchmark, PLAN_DEVIATIONS, "", (), None, False, dry_run, LOG_SECONDS)
     return make_plan(settings, registry, store, folder, options)
-
-
-def _draw(rows: list[dict[str, Any]], path: Path) -> None:
-    if find_spec("matplotlib") is None:
-        print_error("note: no image is drawn, since matplotlib is not installed (extra `train`)")
-        return
-    plot_against(rows, path)
-    print_error(f"image: {path}")
 
 
 def status_line(status: Status, limits: Limits) -> str:

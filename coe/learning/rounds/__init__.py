@@ -1,1 +1,1 @@
-"""Learning rounds of `coe retrain`: router, plan and gate, each behind a promotion test."""
+"""Learning rounds of `coe retrain`: plan and router, each behind a promotion test."""

@@ -1,7 +1,7 @@
 """The learning round of the plan: refits quality from rated traffic and judges moves of categories between experts.
 
 `coe.learning.plan_candidate` refits and tests; this module loads what it needs and writes the report. Only
-requests that the assignment in use decided itself count as its traffic, which `PolicyWindow` finds in the records.
+requests that the assignment in use decided itself count as its traffic, since `policy_start`.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import orjson
 
 from coe.artifacts.kinds import ASSIGNMENT
 from coe.errors import DataError
-from coe.learning.experience import Experience
-from coe.learning.experience_loader import LoadedExperience
+from coe.learning.experience import Experience, LoadedExperience
+from coe.learning.log_frame import indices, numbers
 from coe.learning.moves import HeldOutProbes
 from coe.learning.plan_candidate import CurrentPlan, JudgedPlan, judge_plan, with_residual_alone
 from coe.learning.probe_split import split_probes
@@ -36,97 +36,62 @@ from coe.planning.residual import Evidence, Residual
 from coe.planning.score_table import ScoreTable, fit_pseudo_count
 from coe.recipes.fitting.columns import RecipeColumns, recipe_columns
 from coe.records.feedback import FEEDBACK_KINDS
-from coe.records.record import RoutingRecord, observed
 
 
-class PolicyWindow:
-    """Finds the time (Unix seconds) `since` which one assignment has decided all requests, exploring as declared.
+def policy_start(table: Any, digest: str, *, exploration: tuple[float, float] | None) -> float:
+    """The time (Unix seconds) since which one assignment has decided all requests of a frame's table, exploring as
+    declared. `digest` is that of the assignment; requests hold the beginning of it.
 
-    Read from the records, not from promotion times: clocks differ, and gateways apply a promotion a little later.
+    Read from the log, not from promotion times: clocks differ, and gateways apply a promotion a little later.
     """
+    from pyarrow import compute
 
-    def __init__(self, digest: str, *, exploration: tuple[float, float] | None) -> None:
-        """`digest` is that of the assignment; records hold the beginning of it."""
-        self._digest, self._exploration = digest, exploration
-        self.since = 0.0
-
-    def add(self, record: RoutingRecord) -> None:
-        """Move the beginning of the window behind a record that another policy decided."""
-        decided = bool(record.assignment) and self._digest.startswith(record.assignment)
-        if record.category and not (decided and record.exploration == self._exploration):
-            self.since = max(self.since, math.nextafter(record.time, math.inf))
+    known = [name for name in table["assignment"].unique().to_pylist() if name and digest.startswith(name)]
+    rate, loss = (numbers(compute.list_element(table["exploration"], place)) for place in (0, 1))
+    explores = np.isnan(rate) if exploration is None else (rate == exploration[0]) & (loss == exploration[1])
+    decided = (indices(table["assignment"], known) >= 0) & explores
+    others = numbers(table["time"])[(indices(table["category"], ("",)) < 0) & ~decided]
+    return math.nextafter(float(others.max()), math.inf) if len(others) else 0.0
 
 
-@dataclass(slots=True)
-class PlanRound:
-    """A round needs new feedback, or measured quality in the folder `probes` (of `benchmark`, if it holds several).
-
-    After `judge`, `experience` holds the data that the other rounds learn from, None without any.
-    """
-
-    probes: Path | None
-    benchmark: str | None = None
-    kind: str = ASSIGNMENT
-    experience: Experience | None = None
-
-    def judge(self, job: Job) -> Candidate | str | None:
-        measured = _measure(job, self.probes, self.benchmark)
-        state = _next_state(job, measured.digest)
-        new, cursor = 0, state.feedback
-        for page in job.logs.pages(after=cursor):
-            new, cursor = new + len(page.events), page.cursor
-        if not new and not self._has_new_inputs(job, state):
-            return "no feedback is new"
-        exploration = job.registry.policy.exploration
-        declared = (exploration.rate, exploration.max_quality_loss) if exploration.rate else None
-        window = PolicyWindow(job.in_use.assignment.digest, exploration=declared)
-        damaged_before = job.logs.damaged
-        try:
-            loaded = job.experience(observed(job.records(), window.add))
-        except DataError as error:
-            return str(error)
-        if damaged := job.logs.damaged - damaged_before:
-            loaded = replace(loaded, left_out={**loaded.left_out, "damaged entries": damaged})
-        self.experience = loaded.experience
-        return _judge(job, loaded, _current_plan(job, state, since=window.since), measured, state, cursor)
-
-    def _has_new_inputs(self, job: Job, state: RoundState) -> bool:
-        last = read_round_states(job.settings.artifacts).get(ASSIGNMENT)
-        if last is None:
-            return self.probes is not None
-        return (last.inputs, last.in_use) != (state.inputs, state.in_use)
-
-
-def _next_state(job: Job, inputs: str) -> RoundState:
-    """The state of this round before it has judged anything; tests of another assignment do not count."""
-    last = read_round_states(job.settings.artifacts).get(ASSIGNMENT)
-    digest = job.in_use.assignment.digest
-    state = RoundState(digest, 0, inputs, last.feedback if last else "", job.now, False, "", "")
-    if last is None or last.in_use != digest:
-        return state
-    return replace(state, judged=last.judged, tested=last.tested, tested_at=last.tested_at)
-
-
-def _current_plan(job: Job, state: RoundState, *, since: float) -> CurrentPlan:
-    exploration = job.registry.policy.exploration
-    return CurrentPlan(
+def judge(job: Job, probes: Path | None, benchmark: str | None = None) -> Candidate | str:
+    """Judge a plan. Needs new feedback, or measured quality in the folder `probes` (of `benchmark`, if it holds
+    several)."""
+    measured = _measure(job, probes, benchmark)
+    last, digest = read_round_states(job.settings.artifacts).get(ASSIGNMENT), job.in_use.assignment.digest
+    state = RoundState(digest, 0, measured.digest, last.feedback if last else "", job.now, False, "", "")
+    if last is not None and last.in_use == digest:  # tests of another assignment do not count
+        state = replace(state, judged=last.judged, tested=last.tested, tested_at=last.tested_at)
+    is_new = probes is not None if last is None else (last.inputs, last.in_use) != (state.inputs, digest)
+    for page in job.logs.pages(after=state.feedback):
+        is_new, state = is_new or bool(page.events), replace(state, feedback=page.cursor)
+    if not is_new:
+        return "no feedback is new"
+    try:
+        loaded = job.loaded
+    except DataError as error:
+        return str(error)
+    policy, exploration = job.registry.policy, job.registry.policy.exploration
+    declared = (exploration.rate, exploration.max_quality_loss) if exploration.rate else None
+    current = CurrentPlan(
         job.in_use.assignment,
-        since=since,
+        since=policy_start(job.frame.table, digest, exploration=declared),
         rounds=state.judged,
         rate=exploration.rate,
         loss=exploration.max_quality_loss,
-        charge=job.registry.policy.cost_weight * relative_cost(job.registry, job.columns),
+        charge=policy.cost_weight * relative_cost(job.registry, job.columns),
         tested=state.tested,
         tested_at=state.tested_at,
     )
+    return _judge(job, loaded, current, measured, state)
 
 
 def _judge(
-    job: Job, loaded: LoadedExperience, current: CurrentPlan, measured: _Measured, state: RoundState, cursor: str
+    job: Job, loaded: LoadedExperience, current: CurrentPlan, measured: _Measured, state: RoundState
 ) -> Candidate:
     experience, version = loaded.experience, job.store(ASSIGNMENT).in_use()
     plan = None if version is None else Plan.read(job.store(ASSIGNMENT).published(version).folder)
-    unused, refit, tested = _refitted_residual(job, plan, experience)
+    unused, refit, tested = _refitted_residual(job, plan, loaded)
     residual = current.assignment.residual if refit is None else refit
     uses = MeasuredUses.nothing() if plan is None else plan.measured_uses
     solver = BudgetSolver(job.registry, experience, uses, _planned_arms(job, plan), residual)
@@ -146,7 +111,7 @@ def _judge(
     if refit and tested and judged.tested and not judged.judgement.promote:
         judged = with_residual_alone(judged, current, solve_plan=solver, gain=_residual_sentence(tested))
     judgement = judged.judgement
-    state = replace(state, feedback=cursor, promoted=judgement.promote, sentence=judgement.sentence)
+    state = replace(state, promoted=judgement.promote, sentence=judgement.sentence)
     if judgement.evidence and judged.tested:
         state = replace(state, judged=judgement.round_, tested=judged.rated, tested_at=judged.rated_until)
     before = [] if plan is None else [name for name in plan.reassigned if name in job.registry.category_names]
@@ -166,8 +131,6 @@ def _judge(
         state,
         replaces=version,
         report=report,
-        page=plan_markdown(report),
-        plot=True,
         save=save,
         digest=judged.candidate.digest,
         restarts_tests=any(move.verdict == "better" for move in judged.moves),  # exploring continues the series
@@ -175,7 +138,7 @@ def _judge(
 
 
 def _refitted_residual(
-    job: Job, plan: Plan | None, experience: Experience
+    job: Job, plan: Plan | None, loaded: LoadedExperience
 ) -> tuple[Residual | None, Residual | None, Evidence | None]:
     """The residual that the plan in use does not use; the one to use instead, fitted with rated requests, if it
     improves decisions; and the evidence. None of each that there is not."""
@@ -184,7 +147,7 @@ def _refitted_residual(
         residual = unused = plan.unused.over(assignment.categories, assignment.experts)
     if residual is None:
         return None, None, None
-    return unused, *refitted(residual, job.settings, assignment, experience, job.records())
+    return unused, *refitted(residual, job.settings, assignment, loaded)
 
 
 def _residual_sentence(tested: Evidence) -> str:
@@ -273,9 +236,7 @@ def plan_report(
         "feedback": {kind: count for kind, count in kinds.items() if count},
         "corrected": int((experience.corrected >= 0).sum()),
         "left_out": dict(left_out or {}),
-        "estimates": {
-            who: {method: asdict(one) for method, one in methods.items()} for who, methods in found.estimates.items()
-        },
+        "estimates": {who: asdict(one) for who, one in found.estimates.items()},
         "changes": [
             {"category": category, "from": before, "to": after}
             for category, before, after in zip(new.categories, old.choice, new.choice, strict=True)
@@ -288,43 +249,3 @@ def plan_report(
         "experts": new.experts,
         "tenants": [asdict(one) | {"sentence": one.sentence} for one in found.refit.agreements],
     }
-
-
-def plan_markdown(report: Mapping[str, Any]) -> str:
-    """The report as a page of Markdown."""
-    feedback = ", ".join(f"{count} {kind}" for kind, count in report["feedback"].items()) or "none"
-    parts = [
-        f"# Learning, round {report['round']}: {'promoted' if report['promoted'] else 'kept'}",
-        f"{report['sentence'][0].upper()}{report['sentence'][1:]}.",
-        f"{report['requests']} requests; feedback: {feedback}; {report['corrected']} corrected categories.",
-    ]
-    if report["left_out"]:
-        parts.append(
-            "Left out: " + ", ".join(f"{count} {reason}" for reason, count in report["left_out"].items()) + "."
-        )
-    if report["changes"]:
-        rows = [[row["category"], row["from"], row["to"]] for row in report["changes"]]
-        parts += ["## Changes", _table(["category", "from", "to"], rows)]
-    if report["moves"]:
-        parts += ["## Moves and their evidence", "\n".join(f"- {one['sentence']}" for one in report["moves"])]
-    if report.get("residual"):
-        parts.append(f"{report['residual']['sentence'][0].upper()}{report['residual']['sentence'][1:]}.")
-    if report["estimates"]:
-        parts += ["## Off-policy estimates", _estimates(report["estimates"])]
-    if doubted := [one["sentence"] for one in report["tenants"] if one["trust"] < 1.0]:
-        parts += ["## Feedback not trusted", "\n".join(f"- {sentence}" for sentence in doubted)]
-    return "\n\n".join(parts) + "\n"
-
-
-def _estimates(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
-    rows = [
-        [who, method, f"{e['value']:.4f}", f"{e['low']:.4f} to {e['high']:.4f}", f"{e['effective']:.0f}", e["warning"]]
-        for who, methods in found.items()
-        for method, e in methods.items()
-    ]
-    return _table(["assignment", "method", "mean reward", "95 %", "effective requests", "warning"], rows)
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -1,33 +1,32 @@
 """Runs one round of learning for one kind of artifact: judge a candidate, then promote it or keep its report.
 
-A `Round` supplies what differs between kinds: it reads the logs, fits a candidate and judges it. `run_round` does the
-steps that all kinds share: publish and promote an accepted candidate, keep the report of a rejected one, and store the
-state that the next round starts from. `open_job` takes the job lock and opens what every round reads.
+`judge` of `plan_round` and `router_round` fits a candidate from the job's frame and tests it. `conclude`
+does the steps that all kinds share: publish and promote an accepted candidate, keep the report of a rejected one, and
+store the state that the next round starts from. `open_job` takes the job lock and opens what every round reads.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import orjson
 
 from coe.artifacts.artifact_sync import synced_share
 from coe.artifacts.atomic_files import replace_file
-from coe.artifacts.manifest import Artifact
 from coe.artifacts.redis import RedisArtifacts
 from coe.artifacts.store import ArtifactStore, mirror
 from coe.errors import ArtifactError
-from coe.learning.experience_loader import LoadedExperience, Logs, load_experience, open_logs
+from coe.learning.experience import LoadedExperience, load_experience
 from coe.learning.job_lock import CheckLock, job_lock
+from coe.learning.log_frame import LogFrame, Logs, open_logs
 from coe.learning.promotion import Judgement
-from coe.measuring.plots import plot_round
-from coe.records.record import RoutingRecord
 from coe.registry import Registry, load
 from coe.settings import Settings
 
@@ -88,8 +87,6 @@ MAX_REPORTS = 50
 """Kept reports of rejected candidates of all kinds, the newest."""
 NOTHING_TO_LEARN = "nothing to learn from"
 
-Pages = Iterable[Sequence[RoutingRecord]]
-
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -116,29 +113,53 @@ class Candidate:
     """A judged candidate.
 
     `state` is stored for the next round; its `promoted` and `sentence` are the verdict. `replaces` is the version that
-    was in use when the round began, None for none. `report` is JSON-able, `page` is the same in Markdown, and `plot`
-    adds an image. `save` writes the artifact's files into a folder. After promotion `state.in_use` is `digest`, or the
-    version where `digest` is None, and with `restarts_tests` the next candidates are judged from the first test on.
+    was in use when the round began, None for none. `report` is JSON-able. `save` writes the artifact's files into a
+    folder. After promotion `state.in_use` is `digest`, or the version where `digest` is None, and with `restarts_tests`
+    the next candidates are judged from the first test on.
     """
 
     state: RoundState
     replaces: str | None
     report: Mapping[str, Any]
-    page: str
     save: Callable[[Path], ManifestFields]
     digest: str | None = None
     restarts_tests: bool = True
-    plot: bool = False
 
-    def write_report(self, folder: Path) -> None:
-        """Write report.json, report.md and maybe report.svg into a folder that exists."""
+    def write_report(self, kind: str, folder: Path) -> None:
+        """Write report.json and report.md into a folder that exists."""
         (folder / "report.json").write_bytes(orjson.dumps(self.report, option=orjson.OPT_INDENT_2))
-        (folder / "report.md").write_text(self.page, encoding="utf-8")
-        if self.plot:
-            plot_round(self.report, folder / "report.svg")
+        (folder / "report.md").write_text(report_page(kind, self.report), encoding="utf-8")
 
 
-@dataclass(frozen=True, slots=True)
+SHOWN_FIRST = ("sentence", "promoted", "round", "reason", "evidence")
+"""Fields of a report that the head of its page has."""
+
+
+def report_page(kind: str, report: Mapping[str, Any]) -> str:
+    """The report of a round as Markdown: the verdict, then a line for each number, name and finding."""
+
+    def line(value: Any) -> str:
+        if isinstance(value, Mapping):
+            return str(value.get("sentence") or ", ".join(f"{name} {line(one)}" for name, one in value.items() if one))
+        return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+    sentence: str = report["sentence"]
+    parts = [
+        f"# {kind.capitalize()}, round {report['round']}: {'promoted' if report['promoted'] else 'kept'}",
+        f"{sentence[0].upper()}{sentence[1:]}.",
+    ]
+    for name, value in report.items():
+        title = name.replace("_", " ").capitalize()
+        if name in SHOWN_FIRST or not value:
+            continue
+        if isinstance(value, list) and isinstance(value[0], Mapping):
+            parts += [f"## {title}", "\n".join(f"- {line(one)}" for one in value)]
+        elif isinstance(value, Mapping | int | float | str):
+            parts.append(f"{title}: {line(value)}.")
+    return "\n\n".join(parts) + "\n"
+
+
+@dataclass(frozen=True)
 class Job:
     """A job that holds the lock: the state in use, and the logs from `since` to `now` (Unix seconds).
 
@@ -161,26 +182,20 @@ class Job:
     def store(self, kind: str) -> ArtifactStore:
         return ArtifactStore(self.settings.artifacts, kind, self.share)
 
-    def records(self) -> Iterator[tuple[RoutingRecord, ...]]:
-        """Pages of the records of users' requests, oldest first."""
-        return self.logs.records(since=self.since, until=self.now)
+    @cached_property
+    def frame(self) -> LogFrame:
+        """Users' requests with their feedback, read once."""
+        return self.logs.frame(since=self.since, until=self.now)
+
+    @cached_property
+    def loaded(self) -> LoadedExperience:
+        """The experience over the columns of the plan in use. Raises DataError where no request is left."""
+        return load_experience(self.frame, categories=self.in_use.router.categories, experts=self.columns)
 
     @property
     def columns(self) -> tuple[str, ...]:
         """The declared experts, and the arms of recipes in the plan in use."""
         return self.in_use.assignment.experts
-
-    def experience(self, pages: Pages, *, experts: Sequence[str] | None = None) -> LoadedExperience:
-        """Join pages of records with their feedback, over `experts` (default: all columns of the plan in use).
-
-        Raises DataError where no request is left.
-        """
-        return load_experience(
-            pages,
-            self.logs.feedback(since=self.since),
-            categories=self.in_use.router.categories,
-            experts=self.columns if experts is None else experts,
-        )
 
     def tests_so_far(self, kind: str, *, in_use: str, inputs: str) -> int | None:
         """The number of candidates judged against `in_use`; None where the last of them had the same inputs."""
@@ -204,16 +219,6 @@ class Job:
         store.promote(version, by="retrain", why=why)
 
 
-class Round(Protocol):
-    """The round of one kind of artifact."""
-
-    @property
-    def kind(self) -> str: ...
-
-    def judge(self, job: Job) -> Candidate | str | None:
-        """Return a judged candidate, or why there is nothing to learn from; None if the kind is not in use."""
-
-
 @contextmanager
 def open_job(settings: Settings, *, since: float, now: float, dry_run: bool) -> Iterator[Job]:
     """Take the job lock and open the logs. Raises JobError, StoreError, or the error of a damaged state."""
@@ -232,9 +237,9 @@ def open_job(settings: Settings, *, since: float, now: float, dry_run: bool) -> 
                 share.put_file(STATE_FILE, state.read_bytes())
 
 
-def run_round(round_: Round, job: Job) -> Outcome | None:
-    """Judge a candidate and conclude the round. Returns None if the kind is not in use."""
-    kind, judged = round_.kind, round_.judge(job)
+def conclude(kind: str, judged: Candidate | str | None, job: Job) -> Outcome | None:
+    """Conclude a round. `judged` is the candidate, or why there is nothing to learn from, or None if the kind is not in
+    use. Returns None for None."""
     if judged is None:
         return None
     if isinstance(judged, str):
@@ -242,35 +247,31 @@ def run_round(round_: Round, job: Job) -> Outcome | None:
     state = judged.state
     if job.dry_run:
         return Outcome(kind, False, f"dry run, nothing is changed; {state.sentence}", report=judged.report)
-    artifact = _publish(judged, job.store(kind)) if state.promoted else None
-    version = artifact.manifest.version if artifact else None
-    if version is not None:
+    version = None
+    if state.promoted:
+        store = job.store(kind)
+        with store.draft() as draft:
+            manifest_fields = judged.save(draft)
+            judged.write_report(kind, draft)
+            artifact = store.publish(draft, **manifest_fields)
+        version, folder = artifact.manifest.version, artifact.folder
         job.promote(kind, version, instead_of=judged.replaces, why=state.sentence)
         state = replace(state, in_use=judged.digest or version)
         if judged.restarts_tests:
             state = replace(state, judged=0, tested=0, tested_at=0.0)
-    reports = job.settings.artifacts / REPORTS
-    folder = artifact.folder if artifact else keep_report(reports, judged.write_report, kind=kind, now=job.now)
+    else:
+        folder = keep_report(job.settings.artifacts / REPORTS, judged, kind=kind, now=job.now)
     write_round_state(job.settings.artifacts, kind, replace(state, report=str(folder)))
     return Outcome(kind, state.promoted, state.sentence, version, str(folder), judged.report)
 
 
-def _publish(candidate: Candidate, store: ArtifactStore) -> Artifact:
-    """Publish the candidate with its report."""
-    with store.draft() as draft:
-        fields = candidate.save(draft)
-        candidate.write_report(draft)
-        return store.publish(draft, **fields)
-
-
-def keep_report(root: Path, write: Callable[[Path], None], *, kind: str, now: float) -> Path:
-    """Write a report into a new folder under `root`, named by the time `now` (Unix seconds) and the kind of artifact.
-
-    Deletes the oldest folders beyond MAX_REPORTS. Returns the new one.
+def keep_report(root: Path, judged: Candidate, *, kind: str, now: float) -> Path:
+    """Write the report of a candidate into a new folder under `root`, named by the time `now` (Unix seconds) and the
+    kind of artifact. Deletes the oldest folders beyond MAX_REPORTS. Returns the new one.
     """
     folder = root / f"{datetime.fromtimestamp(now, UTC):%Y%m%dT%H%M%S.%fZ}-{kind}"
     folder.mkdir(parents=True)
-    write(folder)
+    judged.write_report(kind, folder)
     for old in sorted(root.iterdir())[:-MAX_REPORTS]:
         shutil.rmtree(old)
     return folder

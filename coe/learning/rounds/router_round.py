@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,15 +20,13 @@ import numpy as np
 
 from coe.artifacts.active_state import packaged_router
 from coe.artifacts.kinds import ROUTER
-from coe.learning.experience import NONE, Experience
-from coe.learning.experience_loader import request_hash
+from coe.learning import promotion
+from coe.learning.experience import NONE, LoadedExperience
 from coe.learning.probe_split import is_held_out
-from coe.learning.promotion import Judgement, held_out_evidence, judge
+from coe.learning.promotion import Judgement, held_out_evidence
 from coe.learning.rounds.round import Candidate, Job, ManifestFields, RoundState
 from coe.learning.training_data import build_router, training_pairs
-from coe.measuring.plots import plot_training
 from coe.measuring.tables import pairs_digest
-from coe.records.record import RoutingRecord
 
 if TYPE_CHECKING:
     from routers.encoders import TaskRunner
@@ -80,20 +78,18 @@ def prompt_digest(prompt: str) -> str:
     return hashlib.blake2b(prompt.encode("utf-8", "replace"), digest_size=12).hexdigest()
 
 
-def corrections(records: Iterable[Sequence[RoutingRecord]], experience: Experience) -> tuple[Correction, ...]:
-    """The corrections whose prompt the log keeps (`log.store_prompts`), from pages of records."""
-    rows = {
-        int(name): (experience.categories[category], experience.tenants[tenant])
-        for name, category, tenant in zip(experience.identity, experience.corrected, experience.tenant, strict=True)
-        if category != NONE
-    }
-    found = {}
-    for page in records:
-        for record in page:
-            name = request_hash(record.request_id)
-            if name in rows and record.prompt:
-                found[name] = Correction(record.prompt, *rows[name])
-    return tuple(found.values())
+def corrections(loaded: LoadedExperience) -> tuple[Correction, ...]:
+    """The corrections whose prompt the log keeps (`log.store_prompts`)."""
+    experience, texts = loaded.experience, loaded.frame.texts
+    rows = np.flatnonzero(experience.corrected != NONE)
+    ids = loaded.frame.table["request_id"].take(rows).to_pylist()
+    return tuple(
+        Correction(
+            texts[name], experience.categories[experience.corrected[row]], experience.tenants[experience.tenant[row]]
+        )
+        for name, row in zip(ids, rows, strict=True)
+        if name in texts
+    )
 
 
 def merge_corrections(
@@ -169,10 +165,11 @@ def judge_router(data: RouterTrainingSet, build: Build, *, round_: int) -> Judge
         (tested if is_tested else trained).append((prompt, category))
     before = [pair for pair in trained if pair in base or prompt_digest(pair[0]) in data.known]
     if not tested:
-        return judge([], round_=round_)
+        return promotion.judge([], round_=round_)
     old, new = (_train_and_score(build, part, tested) for part in (before, trained))
     categories = [category for _, category in tested]
-    return judge([held_out_evidence(old, new, categories, guarded=sorted(sizes))], round_=round_)
+    evidence = held_out_evidence(old, new, categories, guarded=sorted(sizes))
+    return promotion.judge([evidence], round_=round_)
 
 
 def _train_and_score(
@@ -188,9 +185,25 @@ def _train_and_score(
     return np.array([name == category for name, (_, category) in zip(names, tested, strict=True)], dtype=np.float64)
 
 
-def router_report(data: RouterTrainingSet, judgement: Judgement) -> dict[str, Any]:
-    """The training set and the judgement; JSON-able."""
-    return {
+BASE, CORRECTIONS = "base", "corrections"
+"""Metrics in the manifest of a router: the digest of its labelled base, and those of the corrections in its training
+set."""
+
+
+def judge(job: Job, *, runner: TaskRunner, cache: Path) -> Candidate | str | None:
+    """Judge a router trained with corrected categories. The trainings share embeddings in the folder `cache`."""
+    if not np.any(job.loaded.experience.corrected != NONE):
+        return None
+    data = _training_set(job)
+    if isinstance(data, str):
+        return data
+    version, inputs = job.store(ROUTER).in_use(), pairs_digest(data.added)
+    tests = job.tests_so_far(ROUTER, in_use=str(version), inputs=inputs)
+    if tests is None:
+        return "no correction is new"
+    build = partial(build_router, encoder=job.registry.router.encoder, cache=cache, runner=runner)
+    judgement = judge_router(data, build, round_=tests + 1)
+    report = {
         **judgement.to_json(),
         "base": len(data.base),
         "corrections": len(data.added),
@@ -199,59 +212,20 @@ def router_report(data: RouterTrainingSet, judgement: Judgement) -> dict[str, An
         "left_out": dict(data.left_out),
     }
 
+    def save(folder: Path) -> ManifestFields:
+        metrics = dict(build(data.pairs, folder))
+        metrics |= {BASE: pairs_digest(data.base), CORRECTIONS: [prompt_digest(prompt) for prompt, _ in data.added]}
+        return {"categories": job.registry.category_names, "data": pairs_digest(data.pairs), "metrics": metrics}
 
-def router_markdown(report: Mapping[str, Any]) -> str:
-    """The report as a page of Markdown."""
-    sentence: str = report["sentence"]
-    counted = ", ".join(f"{count} to {category}" for category, count in report["by_category"].items())
-    parts = [
-        f"# Router, round {report['round']}: {'promoted' if report['promoted'] else 'kept'}",
-        f"{sentence[0].upper()}{sentence[1:]}.",
-        f"{report['base']} prompts and {report['corrections']} corrections ({counted}), {report['new']} of them new.",
-    ]
-    if report["left_out"]:
-        parts.append("Left out: " + ", ".join(f"{n} ({reason})" for reason, n in report["left_out"].items()) + ".")
-    return "\n\n".join(parts) + "\n"
+    return Candidate(
+        RoundState.of(judgement, in_use=str(version), inputs=inputs, time=job.now),
+        replaces=version,
+        report=report,
+        save=save,
+    )
 
 
-BASE, CORRECTIONS = "base", "corrections"
-"""Metrics in the manifest of a router: the digest of its labelled base, and those of the corrections in its training
-set."""
-
-
-@dataclass(frozen=True, slots=True)
-class RouterRound:
-    """Needs corrected categories in `experience`. The trainings of a round share embeddings in the folder `cache`."""
-
-    experience: Experience
-    runner: TaskRunner
-    cache: Path
-    kind: str = ROUTER
-
-    def judge(self, job: Job) -> Candidate | str | None:
-        if not np.any(self.experience.corrected != NONE):
-            return None
-        data = _training_set(job, self.experience)
-        if isinstance(data, str):
-            return data
-        version, inputs = job.store(ROUTER).in_use(), pairs_digest(data.added)
-        tests = job.tests_so_far(ROUTER, in_use=str(version), inputs=inputs)
-        if tests is None:
-            return "no correction is new"
-        build = partial(build_router, encoder=job.registry.router.encoder, cache=self.cache, runner=self.runner)
-        judgement = judge_router(data, build, round_=tests + 1)
-        report = router_report(data, judgement)
-        return Candidate(
-            RoundState.of(judgement, in_use=str(version), inputs=inputs, time=job.now),
-            replaces=version,
-            report=report,
-            page=router_markdown(report),
-            plot=True,
-            save=partial(_save, data, build=build, categories=job.registry.category_names),
-        )
-
-
-def _training_set(job: Job, experience: Experience) -> RouterTrainingSet | str:
+def _training_set(job: Job) -> RouterTrainingSet | str:
     """The labelled base and the corrections that may join it, or why there is nothing to learn."""
     base = training_pairs(job.registry, base=job.settings.config.parent, data=None)
     artifact = job.store(ROUTER).current() or packaged_router(job.registry)  # in a dry run none may be in use
@@ -262,17 +236,10 @@ def _training_set(job: Job, experience: Experience) -> RouterTrainingSet | str:
             return "the packaged router is in use, which was trained for other categories; run `coe train` once"
         remedy = "name them as router.training_data or router.extra_training_data and train"
         return f"the router was trained on other prompts than are declared; {remedy}"
-    corrected = corrections(job.records(), experience)
+    corrected = corrections(job.loaded)
     if not corrected:
         return "the log keeps no prompts of the corrected requests; set log.store_prompts"
     data = merge_corrections(base, corrected, known=frozenset(metrics.get(CORRECTIONS, ())))
     if data.new < MIN_NEW_CORRECTIONS:
         return f"{data.new} corrections are new, and a round takes {MIN_NEW_CORRECTIONS}"
     return data
-
-
-def _save(data: RouterTrainingSet, folder: Path, *, build: Build, categories: Sequence[str]) -> ManifestFields:
-    metrics = dict(build(data.pairs, folder))
-    metrics |= {BASE: pairs_digest(data.base), CORRECTIONS: [prompt_digest(prompt) for prompt, _ in data.added]}
-    plot_training(metrics, folder)
-    return {"categories": categories, "data": pairs_digest(data.pairs), "metrics": metrics}

@@ -6,7 +6,6 @@ on embeddings, tuned on folds; the bounds are the best single model, the best ma
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.core import FAST_UNCERTAIN, GENERAL, Encoder, Neighbour, Prediction, Router
+from coe.core import FAST_UNCERTAIN, GENERAL, Encoder, Prediction, Router
 from coe.errors import DataError
 from coe.measuring.benchmark.report import SplitResult, benchmark_report, trace
 from coe.measuring.quality import Quality
@@ -30,83 +29,48 @@ from coe.routing.classifier import MIN_RESIDUAL_GAIN
 from coe.routing.request_text import prompt_text
 
 Floats = NDArray[np.floating]
-PredictScores = Callable[[Floats, Floats, Floats, float], NDArray[np.float64]]
-"""Maps (vectors, scores) to train on, vectors to predict for and a hyperparameter to scores (n_prompts, n_models). The
-hyperparameter is the number of neighbours for knn, the L2 penalty for ridge."""
-
-KNN_GRID = (5.0, 10.0, 20.0, 50.0, 100.0, 200.0)
+KNN_GRID = (5, 10, 20, 50, 100, 200)
 RIDGE_GRID = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 TUNING_FOLDS = 4
 
 
-def knn_baseline(vectors: Floats, scores: Floats, targets: Floats, hyperparameter: float) -> NDArray[np.float64]:
-    """Mean scores of the `hyperparameter` prompts most similar by cosine; vectors are unit length."""
-    neighbours = min(int(hyperparameter), len(vectors))
-    closest = np.argpartition(-(targets @ vectors.T), neighbours - 1, axis=1)[:, :neighbours]
-    return np.asarray(scores[closest].mean(axis=1), dtype=np.float64)
+def baselines(vectors: Floats, scores: Floats, targets: Floats, *, seed: int) -> dict[str, Floats]:
+    """The scores (n_targets, n_models) that nearest neighbours and ridge regression predict for `targets`.
 
-
-def ridge_baseline(vectors: Floats, scores: Floats, targets: Floats, hyperparameter: float) -> NDArray[np.float64]:
-    """One ridge regression for each model, with an unpenalized intercept."""
+    They are trained on unit `vectors` with their `scores`, with the number of neighbours and the penalty whose choices
+    score best on held-out folds.
+    """
     from sklearn.linear_model import Ridge
+    from sklearn.model_selection import GridSearchCV, KFold
+    from sklearn.neighbors import KNeighborsRegressor
 
-    fitted = Ridge(hyperparameter).fit(vectors.astype(np.float64), scores)
-    return np.asarray(fitted.predict(targets.astype(np.float64))).reshape(len(targets), -1)  # also for one model
+    def earned(fitted: Any, held: Floats, measured: Floats) -> float:
+        return float(measured[np.arange(len(held)), fitted.predict(held).argmax(axis=1)].mean())
 
-
-def tuned(
-    predict: PredictScores, vectors: Floats, scores: Floats, targets: Floats, *, grid: Sequence[float], seed: int
-) -> NDArray[np.float64]:
-    """Predictions with the value of `grid` whose choices score best on held-out folds of the training data."""
-    fold = np.random.default_rng(seed).permutation(len(vectors)) % TUNING_FOLDS
-    reached = []
-    for hyperparameter in grid:
-        gained = 0.0
-        for held in range(TUNING_FOLDS):
-            trained, tested = fold != held, fold == held
-            chosen = predict(vectors[trained], scores[trained], vectors[tested], hyperparameter).argmax(axis=1)
-            gained += float(scores[tested][np.arange(len(chosen)), chosen].sum())
-        reached.append(gained)
-    return predict(vectors, scores, targets, grid[int(np.argmax(reached))])
+    smallest = len(vectors) * (TUNING_FOLDS - 1) // TUNING_FOLDS
+    neighbours = [count for count in KNN_GRID if count <= smallest] or [smallest]
+    rivals = {
+        "knn": (KNeighborsRegressor(algorithm="brute"), {"n_neighbors": neighbours}),
+        "ridge": (Ridge(), {"alpha": RIDGE_GRID}),
+    }
+    folds = KFold(TUNING_FOLDS, shuffle=True, random_state=seed)
+    found = {}
+    for name, (model, grid) in rivals.items():
+        search = GridSearchCV(model, grid, scoring=earned, cv=folds)
+        found[name] = search.fit(vectors.astype(np.float64), scores).predict(targets.astype(np.float64))
+    return found
 
 
 SEEDS = (0, 1, 2, 3, 4)
 TRAIN_SHARE = 0.7
 MIN_TRAINING_PROMPTS = 8
 """Distinct training prompts that a label needs; a rarer one joins its category, or the general one."""
-MAX_TIMED_PROMPTS = 200
-"""Prompts whose routing time is measured."""
 
 TrainRouter = Callable[[Sequence[tuple[str, str]], Path], Router]
 """Maps (prompt, category) pairs and an empty folder to a router as it is served."""
 PrepareText = Callable[[str], str]
 """Returns the part of a prompt that a router is trained on, may be empty; prompts with equal parts are one."""
 Progress = Callable[[str, float], None]
-
-
-class OneCategory:
-    """A router for data with one category: every prompt is of it, with certainty."""
-
-    version = ""
-
-    def __init__(self, category: str, encoder: Encoder) -> None:
-        self.categories: tuple[str, ...] = (category,)
-        self._encoder = encoder
-
-    def predict_fast(self, text: str, *, force: bool = False) -> Prediction:
-        return Prediction(np.ones(1, dtype=np.float32), "fast")
-
-    def predict(
-        self, texts: Sequence[str], *, embeddings: NDArray[np.float32] | None = None, encode: bool = False
-    ) -> list[Prediction]:
-        found = [self.predict_fast(text) for text in texts]
-        if not encode:
-            return found
-        rows = zip(found, self._encoder.features(texts), strict=True)
-        return [replace(one, features=features) for one, features in rows]
-
-    def neighbours(self, text: str, *, limit: int) -> list[Neighbour]:
-        return []
 
 
 def benchmark(
@@ -122,13 +86,11 @@ def benchmark(
 ) -> dict[str, Any]:
     """Train and tune on the larger part of random 70/30 splits by `seeds`, and score on the other part.
 
-    Routers are trained into folders of `work`; data with one category needs none, and CoE then selects the best single
-    model. Returns a JSON-able report. It has each method's mean with its standard error, and its paired differences
-    from the best single model and from CoE. Of CoE it also has the closed share of the gap between best single model
-    and oracle, the frontier, hull areas and routing time. With the `recorded` answers it also compares single experts
-    with recipes (`coe.recipes.fitting.benchmark`). Sizes,
-    frontier and areas are null or empty where a model's size is not known. Raises DataError when the
-    data cannot be split.
+    Routers are trained into folders of `work`. Returns a JSON-able report. It has each method's mean with its standard
+    error, and its paired differences from the best single model and from CoE. Of CoE it also has the closed share of
+    the gap between best single model and oracle, and the frontier. With the `recorded` answers it also compares single
+    experts with recipes (`coe.recipes.fitting.benchmark`). Sizes and frontier are null or empty where a model's size is
+    not known. Raises DataError when the data cannot be split, or has fewer than two categories.
     """
     report = progress or (lambda stage, share: None)
     texts, splits = [prepare(prompt) for prompt in data.prompts], []
@@ -138,18 +100,12 @@ def benchmark(
     embeddings = encoder.features([prompt_text(prompt) for prompt in data.prompts])
     for number, seed in enumerate(seeds):
         report(f"split {number + 1} of {len(seeds)}", number / len(seeds))
-        splits.append(
-            _run_split(
-                data,
-                texts,
-                embeddings,
-                recorded,
-                encoder=encoder,
-                train_router=train_router,
-                work=work,
-                seed=seed,
-            )
-        )
+        rows = np.random.default_rng(seed).permutation(len(data.prompts))
+        parts = np.split(rows, [round(TRAIN_SHARE * len(rows))])
+        folder = work / f"router-{data.digest[:16]}-{seed}"
+        folder.mkdir(parents=True, exist_ok=True)
+        trained = _train(data, texts, parts[0], train_router, encoder, folder)
+        splits.append(_run_split(data, embeddings, recorded, parts, trained, encoder=encoder, seed=seed))
     report("done", 1.0)
     found = benchmark_report(data, splits, seeds)
     compared = [split.recipes for split in splits if split.recipes is not None]
@@ -158,21 +114,19 @@ def benchmark(
 
 def _run_split(
     data: Quality,
-    texts: Sequence[str],
     embeddings: NDArray[np.float32],
     recorded: RecordedAnswers | None,
+    parts: Sequence[NDArray[np.int64]],
+    trained: tuple[Router, Assignment, dict[int, int]],
     *,
     encoder: Encoder,
-    train_router: TrainRouter,
-    work: Path,
     seed: int,
 ) -> SplitResult:
-    """The result of one seed; `texts` are the prepared prompts, `embeddings` those of all by the `encoder`."""
-    shuffled = np.random.default_rng(seed).permutation(len(data.prompts))
-    train, test = np.split(shuffled, [round(TRAIN_SHARE * len(shuffled))])
-    folder = work / f"router-{data.digest[:16]}-{seed}"
-    folder.mkdir(parents=True, exist_ok=True)
-    router, assignment, labelled = _train(data, texts, train, train_router, encoder, folder)
+    """The result of one seed: of what was `trained` on the first of the two `parts`, on the second.
+
+    `embeddings` are those of all prompts by the `encoder`.
+    """
+    (train, test), (router, assignment, labelled) = parts, trained
     routed = [prompt_text(data.prompts[i]) for i in test]
     categorized, encoded_without = _served(router, assignment, routed)
     posteriors = np.stack([one.probabilities for one in categorized])
@@ -180,21 +134,13 @@ def _run_split(
     served, encoded = _served(router, assignment, routed)
     vectors = embeddings[:, : encoder.dimensions]
     value = {
-        "coe": np.stack([_utility(assignment, one) for one in served]),
+        "coe": np.stack([expected_utility(assignment, one.probabilities, one.residual) for one in served]),
         "coe_categories": np.stack([expected_utility(assignment, posterior) for posterior in posteriors]),
-        "knn": tuned(knn_baseline, vectors[train], data.scores[train], vectors[test], grid=KNN_GRID, seed=seed),
-        "ridge": tuned(ridge_baseline, vectors[train], data.scores[train], vectors[test], grid=RIDGE_GRID, seed=seed),
-    }
+    } | baselines(vectors[train], data.scores[train], vectors[test], seed=seed)
     choice = {name: expects.argmax(axis=1) for name, expects in value.items()}
     choice["coe_hard"] = assignment.quality[posteriors.argmax(axis=1)].argmax(axis=1)
     choice |= _bounds(data, train, test)
     scores, everyone = data.scores[test], np.arange(len(test))
-    prompts = [data.prompts[i] for i in test]
-    known = bool(np.isfinite(data.active_b).all())
-    traces = {name: trace(expects, scores, data.active_b) for name, expects in value.items()} if known else {}
-    route_ms: list[float] = []
-    if len(router.categories) > 1:
-        route_ms = _route_ms(router, assignment, prompts[:MAX_TIMED_PROMPTS])
     recipes = None
     if recorded is not None:
         rows, categories = np.array(list(labelled)), np.array(list(labelled.values()))
@@ -205,16 +151,11 @@ def _run_split(
         prompts=test,
         score={"random": scores.mean(axis=1)} | {name: scores[everyone, chosen] for name, chosen in choice.items()},
         size={"random": float(data.active_b.mean())} | {n: float(data.active_b[c].mean()) for n, c in choice.items()},
-        traces=traces,
-        route_ms=route_ms,
+        frontier=trace(value["coe"], scores, data.active_b) if np.isfinite(data.active_b).all() else None,
         residual=assignment.residual is not None,
         encoded=(encoded, encoded_without),
         recipes=recipes,
     )
-
-
-def _utility(assignment: Assignment, prediction: Prediction) -> Floats:
-    return expected_utility(assignment, prediction.probabilities, prediction.residual)
 
 
 def _served(router: Router, assignment: Assignment, texts: Sequence[str]) -> tuple[list[Prediction], float]:
@@ -278,8 +219,6 @@ def _train(
 
     They are made as by `coe train` and `coe plan`.
     """
-    if len(set(data.categories)) == 1:
-        return _assigned(data, train, [data.categories[0]] * len(train), OneCategory(data.categories[0], encoder))
     coarse = [data.coarse[i] for i in train if data.coarse]
     labels = _merge_rare_labels([texts[i] for i in train], [data.categories[i] for i in train], coarse)
     if len(set(labels) - {""}) < 2:
@@ -288,13 +227,7 @@ def _train(
         )
         raise DataError(f"{message}; score more prompts, or sort them into fewer categories")
     pairs = [(data.prompts[i], label) for i, label in zip(train, labels, strict=True)]
-    return _assigned(data, train, labels, train_router([pair for pair in pairs if pair[1]], folder))
-
-
-def _assigned(
-    data: Quality, train: NDArray[np.int64], labels: Sequence[str], router: Router
-) -> tuple[Router, Assignment, dict[int, int]]:
-    """The router, the assignment by its categories, and the category of each training prompt that it knows."""
+    router = train_router([pair for pair in pairs if pair[1]], folder)
     there = [number for number, label in enumerate(labels) if label in router.categories]
     known, scores = [labels[number] for number in there], data.scores[train[there]]
     table = tabulate_prompts(known, data.models, scores, categories=router.categories)
@@ -339,14 +272,3 @@ def _bounds(data: Quality, train: NDArray[np.int64], test: NDArray[np.int64]) ->
         "class_map_on_test": total.argmax(axis=1)[rows],
         "oracle": smallest_first[scores[:, smallest_first].argmax(axis=1)],
     }
-
-
-def _route_ms(router: Router, assignment: Assignment, prompts: Sequence[str]) -> list[float]:
-    """Milliseconds from each text to its expert, one request at a time."""
-    times = []
-    for prompt in prompts:
-        began = time.perf_counter()
-        (prediction,), _ = _served(router, assignment, [prompt])
-        _utility(assignment, prediction).argmax()
-        times.append(1000.0 * (time.perf_counter() - began))
-    return times

@@ -1,4 +1,4 @@
-"""The report of `coe benchmark`: means of methods over splits, their standard errors, paired differences and frontiers.
+"""The report of `coe benchmark`: means of methods over splits, standard errors, paired differences and a frontier.
 
 At each price, a method selects for each prompt the model with the highest expected quality net of price times active
 parameters. Each price gives one point of the frontier: the higher the price, the smaller the selected models.
@@ -7,7 +7,7 @@ parameters. Each price gives one point of the frontier: the higher the price, th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,68 +19,15 @@ from coe.recipes.fitting.benchmark import SplitComparison
 
 PRICES = (0.0, *(float(price) for price in np.geomspace(1e-4, 1.0, 33)))
 """Prices of the frontier, in quality per billion active parameters."""
+Points = NDArray[np.float64]
+"""A frontier, shape (n_prices, 2): mean quality, and mean active parameters in billions, at each price."""
 
 
-@dataclass(frozen=True, slots=True)
-class FrontierPoint:
-    """The result at one price: mean quality, and mean active parameters in billions."""
-
-    price: float
-    mean: float
-    mean_active_b: float
-
-
-def trace(
-    value: NDArray[np.floating], scores: NDArray[np.floating], active_b: NDArray[np.float64]
-) -> list[FrontierPoint]:
+def trace(value: NDArray[np.floating], scores: NDArray[np.floating], active_b: NDArray[np.float64]) -> Points:
     """Compute the frontier of a method with predicted qualities `value` and measured `scores`, both (n_prompts,
     n_models)."""
-    points = []
-    for price in PRICES:
-        chosen = (value - price * active_b).argmax(axis=1)
-        earned = float(scores[np.arange(len(chosen)), chosen].mean())
-        points.append(FrontierPoint(price, earned, float(active_b[chosen].mean())))
-    return points
-
-
-def average(traces: Sequence[Sequence[FrontierPoint]]) -> list[FrontierPoint]:
-    """The mean of several splits' frontiers, point by point."""
-    return [
-        FrontierPoint(
-            points[0].price,
-            float(np.mean([point.mean for point in points])),
-            float(np.mean([point.mean_active_b for point in points])),
-        )
-        for points in zip(*traces, strict=True)
-    ]
-
-
-def hull(points: Sequence[FrontierPoint]) -> list[FrontierPoint]:
-    """The upper hull, from the cheapest point to the best: what mixing neighbouring prices reaches."""
-    kept: list[FrontierPoint] = []
-    for point in sorted(points, key=lambda p: (p.mean_active_b, -p.mean)):
-        if kept and point.mean <= kept[-1].mean:
-            continue
-        while len(kept) > 1 and _rise(kept[-2], kept[-1]) <= _rise(kept[-1], point):
-            kept.pop()
-        kept.append(point)
-    return kept
-
-
-def hull_area(points: Sequence[FrontierPoint], active_b: NDArray[np.float64]) -> float:
-    """Mean height of the hull between the smallest and the largest model's size, flat beyond its ends."""
-    smallest, largest = float(active_b.min()), float(active_b.max())
-    corners = hull(points)
-    sizes, heights = [p.mean_active_b for p in corners], [p.mean for p in corners]
-    if largest <= smallest:
-        return heights[-1]
-    inner = [size for size in sizes if smallest < size < largest]
-    grid = np.array([smallest, *inner, largest])
-    return float(np.trapezoid(np.interp(grid, sizes, heights), grid) / (largest - smallest))
-
-
-def _rise(left: FrontierPoint, right: FrontierPoint) -> float:
-    return (right.mean - left.mean) / max(right.mean_active_b - left.mean_active_b, 1e-12)
+    chosen = [(value - price * active_b).argmax(axis=1) for price in PRICES]
+    return np.array([(scores[np.arange(len(one)), one].mean(), active_b[one].mean()) for one in chosen])
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,17 +35,15 @@ class SplitResult:
     """The result of one seed.
 
     `prompts` (n_held_out,) are the indices of the held-out prompts, and `score` has each method's scores on them, of
-    the same shape. `size` is each method's mean active parameters in billions. `traces` are the frontiers of three
-    methods. `route_ms` are routing times; none with one category, where nothing is classified. `residual`
-    tells whether one is used. `encoded` are the shares of prompts that the encoder reads, with the residual
-    and without.
+    the same shape. `size` is each method's mean active parameters in billions. `frontier` is that of CoE, None where a
+    model's size is not known. `residual` tells whether one is used. `encoded` are the shares of prompts that the
+    encoder reads, with the residual and without.
     """
 
     prompts: NDArray[np.int64]
     score: dict[str, NDArray[np.float64]]
     size: dict[str, float]
-    traces: dict[str, list[FrontierPoint]]
-    route_ms: list[float]
+    frontier: Points | None
     residual: bool
     encoded: tuple[float, float]
     recipes: SplitComparison | None = None
@@ -113,8 +58,7 @@ def benchmark_report(data: Quality, splits: Sequence[SplitResult], seeds: Sequen
     methods = {name: _summary(splits, name) for name in METHODS}
     mean = {name: float(found["mean"] or 0.0) for name, found in methods.items()}
     gap = mean["oracle"] - mean["best_single"]
-    traces = {name: average([s.traces[name] for s in splits]) for name in splits[0].traces}
-    times = np.concatenate([s.route_ms for s in splits])
+    frontiers = [split.frontier for split in splits if split.frontier is not None]
     return {
         "benchmark": data.benchmark,
         "categories": len(set(data.categories)),
@@ -130,11 +74,12 @@ def benchmark_report(data: Quality, splits: Sequence[SplitResult], seeds: Sequen
             "encoded": float(np.mean([split.encoded[0] for split in splits])),
             "encoded_without": float(np.mean([split.encoded[1] for split in splits])),
         },
-        "frontier": [asdict(point) for point in traces.get("coe", ())],
-        "hull_area": {name: hull_area(points, data.active_b) for name, points in traces.items()},
-        "route_ms": {"p50": float(np.percentile(times, 50)), "p99": float(np.percentile(times, 99))}
-        if len(times)
-        else None,
+        "frontier": [
+            {"price": price, "mean": mean, "mean_active_b": size}
+            for price, (mean, size) in zip(PRICES, np.mean(frontiers, axis=0).tolist(), strict=True)
+        ]
+        if frontiers
+        else [],
     }
 
 
@@ -149,7 +94,6 @@ def _summary(splits: Sequence[SplitResult], name: str) -> dict[str, Any]:
     return {
         "mean": mean.value,
         "standard_error": mean.error if np.isfinite(mean.error) else None,
-        "std": float(np.std([one.mean() for one in scores])),
         "mean_active_b": size if np.isfinite(size) else None,
         "against": {
             rival: paired_difference(scores, [one.score[rival] for one in splits], prompts).to_json()

@@ -1,4 +1,4 @@
-"""Constraints on the form of an answer: counts, required and forbidden words, order, format, case and language.
+"""Constraints on the form of an answer: counts, required and forbidden words, order, layout and case.
 
 They check instructions that have no single right answer, such as a poem of four lines without the letter e. Each
 constraint is a key of the probe's `constraints`; an answer passes when it meets all of them. Pure functions.
@@ -14,7 +14,6 @@ from typing import Any
 import orjson
 
 from coe.measuring.checkers import contains
-from coe.measuring.probes.languages import LANGUAGES, language_of
 from coe.recipes.final_answers.answers import without_reasoning
 from coe.recipes.final_answers.programs import fenced_blocks
 from coe.recipes.final_answers.wording import MAX_READ_CHARACTERS, normalised
@@ -27,41 +26,33 @@ _LOWER_CASE_NEXT = re.compile(r"[ \t]+[\"'“‘(*_]{0,3}([^\W\d_])")
 _STRAIGHT = str.maketrans("‘’", "''")
 _BULLET = re.compile(r"[-*•]\s")
 _NUMBER = re.compile(r"(\d{1,3})[.)]\s")
-FORMATS = ("json", "bullets", "numbered")
-CASES = ("lower", "upper")
 
 
 def meets(answer: str, constraints: Mapping[str, Any]) -> float:
-    """1.0 when an answer, without its reasoning, meets all constraints. An empty answer meets none."""
-    text = body_of(answer)
-    return float(bool(text) and all(_MET[name](text, wanted) for name, wanted in constraints.items()))
+    """1.0 when an answer meets all constraints. An empty answer meets none.
 
-
-def body_of(answer: str) -> str:
-    """Return the text to check: the answer without reasoning and bold marks, with straight apostrophes; the content of
-    an answer that is one fenced block."""
+    Its reasoning, bold marks and a fence around the whole answer do not count; curly apostrophes are straight ones.
+    """
     text = without_reasoning(answer)[:MAX_READ_CHARACTERS]
     blocks = list(fenced_blocks(text))
     if len(blocks) == 1 and text.startswith(("```", "~~~")) and blocks[0].end >= len(text) - 4:
         text = blocks[0].text
-    return _straight(text.replace("**", "")).strip()
-
-
-def _straight(text: str) -> str:
-    return text.translate(_STRAIGHT)
+    text = text.replace("**", "").translate(_STRAIGHT).strip()
+    return float(bool(text) and all(_CONSTRAINTS[name][0](text, wanted) for name, wanted in constraints.items()))
 
 
 def problem_in(constraints: Any) -> str | None:
     """Return the problem of the `constraints` of a probe, and the remedy; None for valid ones."""
     if not isinstance(constraints, dict) or not constraints:
-        return f"checker 'constraints' needs `constraints`: an object with some of {', '.join(_MET)}"
+        return f"checker 'constraints' needs `constraints`: an object with some of {', '.join(_CONSTRAINTS)}"
     for name, wanted in constraints.items():
-        if name not in _MET:
-            close = get_close_matches(str(name), _MET, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(_MET)}"
+        if name not in _CONSTRAINTS:
+            close = get_close_matches(str(name), _CONSTRAINTS, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(_CONSTRAINTS)}"
             return f"`constraints` has the unknown key {name!r}{hint}"
-        if why := _FORM[name](wanted):
-            return f"`constraints.{name}` {why}"
+        is_valid, form = _CONSTRAINTS[name][1]
+        if not is_valid(wanted):
+            return f"`constraints.{name}` must be {form}"
     return None
 
 
@@ -82,18 +73,14 @@ def _sentences(text: str) -> list[str]:
     A title such as Dr. ends none, and a lower-case letter begins none, except in a text without capitals.
     """
     has_capitals = text != text.lower()
-    ends = [match.end() for match in _SENTENCE_END.finditer(text) if not _goes_on(text, match, has_capitals)]
-    parts = [text[start:end] for start, end in zip([0, *ends], ends, strict=False)]
-    rest = text[ends[-1] :] if ends else text
-    return [*parts, rest] if _WORD.search(rest) else parts
-
-
-def _goes_on(text: str, end: re.Match[str], has_capitals: bool) -> bool:
-    """Return whether a sentence continues after its apparent end."""
-    if _TITLE.search(text, max(0, end.start() - 5), end.start() + 1):
-        return True
-    following = _LOWER_CASE_NEXT.match(text, end.end()) if has_capitals else None
-    return following is not None and following[1].islower()
+    sentences, start = [], 0
+    for end in _SENTENCE_END.finditer(text):
+        is_title = _TITLE.search(text, max(0, end.start() - 5), end.start() + 1)
+        following = _LOWER_CASE_NEXT.match(text, end.end()) if has_capitals else None
+        if not is_title and (following is None or not following[1].islower()):
+            sentences.append(text[start : end.end()])
+            start = end.end()
+    return [*sentences, text[start:]] if _WORD.search(text, start) else sentences
 
 
 def _paragraphs(text: str) -> int:
@@ -104,170 +91,110 @@ def _within(count: int, wanted: int | Sequence[int]) -> bool:
     return count == wanted if isinstance(wanted, int) else wanted[0] <= count <= wanted[1]
 
 
-def _is_count(wanted: Any) -> str | None:
-    whole = [wanted] if isinstance(wanted, int) else wanted
-    good = isinstance(whole, list) and all(type(one) is int and one >= 0 for one in whole)
-    if good and (isinstance(wanted, int) or (len(whole) == 2 and whole[0] <= whole[1])):
-        return None
-    return "must be a whole number, or [least, most]"
+# ------------------------------------------------------------------------------------------- what occurs, and how
 
 
-def _is_counts_in_order(wanted: Any) -> str | None:
-    good = isinstance(wanted, list) and wanted and all(type(one) is int and one >= 0 for one in wanted)
-    return None if good else "must be a list of whole numbers"
+def _has_word(text: str, forms: str | Sequence[str]) -> bool:
+    each = [forms] if isinstance(forms, str) else forms
+    return any(contains(text, form.translate(_STRAIGHT)) for form in each)
 
 
-# ------------------------------------------------------------------------------------------------ what must occur
-
-
-def _includes(text: str, wanted: Sequence[str | Sequence[str]]) -> bool:
-    each = ([one] if isinstance(one, str) else one for one in wanted)
-    return all(any(contains(text, _straight(form)) for form in forms) for forms in each)
-
-
-def _substrings(text: str, wanted: Sequence[str | Sequence[str]]) -> bool:
-    folded = text.casefold()
-    each = ([one] if isinstance(one, str) else one for one in wanted)
-    return all(any(_straight(form).casefold() in folded for form in forms) for forms in each)
-
-
-def _excludes(text: str, wanted: Sequence[str]) -> bool:
-    return not any(contains(text, _straight(one)) for one in wanted)
-
-
-def _without(text: str, wanted: Sequence[str]) -> bool:
-    folded = text.casefold()
-    return not any(one.casefold() in folded for one in wanted)
-
-
-def _order(text: str, wanted: Sequence[str]) -> bool:
+def _in_order(text: str, wanted: Sequence[str]) -> bool:
     folded, place = " ".join(text.casefold().split()), 0
     for one in wanted:
-        if (found := folded.find(one.casefold(), place)) < 0:
+        if (start := folded.find(one.casefold(), place)) < 0:
             return False
-        place = found + len(one)
+        place = start + len(one)
     return True
 
 
-def _occurrences(text: str, wanted: Mapping[str, int | Sequence[int]]) -> bool:
+def _occurs(text: str, wanted: Mapping[str, int | Sequence[int]]) -> bool:
     words = [match[0].casefold() for match in _WORD.finditer(text)]
     return all(_within(words.count(word.casefold()), count) for word, count in wanted.items())
 
 
-def _initials(text: str, wanted: str) -> bool:
+def _has_initials(text: str, wanted: str) -> bool:
     firsts = [match[0][0] for line in _lines(text) if (match := _WORD.search(line))]
     return "".join(firsts).casefold() == wanted.casefold()
 
 
-# -------------------------------------------------------------------------------------------------- what it looks like
-
-
-def _format(text: str, wanted: str) -> bool:
-    if wanted == "json":
-        return json_in(text) is not None
+def _is_list_of(text: str, layout: str) -> bool:
     lines = _lines(text)
-    if wanted == "bullets":
+    if layout == "bullets":
         return all(_BULLET.match(line) for line in lines)
-    return [found[1] if (found := _NUMBER.match(line)) else "" for line in lines] == [
-        str(number) for number in range(1, len(lines) + 1)
-    ]
+    numbers = [match[1] if (match := _NUMBER.match(line)) else "" for line in lines]
+    return numbers == [str(number) for number in range(1, len(lines) + 1)]
 
 
-def json_in(text: str) -> Any:
-    """Return the JSON object or list that a text consists of; None for any other text."""
+def _has_keys(text: str, wanted: Sequence[str]) -> bool:
     try:
         value = orjson.loads(text)
     except orjson.JSONDecodeError:
-        return None
-    return value if isinstance(value, dict | list) else None
-
-
-def _keys(text: str, wanted: Sequence[str]) -> bool:
-    value = json_in(text)
+        return False
     return isinstance(value, dict) and sorted(value) == sorted(wanted)
 
 
-def _case(text: str, wanted: str) -> bool:
-    return text == (text.lower() if wanted == "lower" else text.upper())
+# ------------------------------------------------------------------------------------------------- how they are given
 
 
-def _ends_with(text: str, wanted: str) -> bool:
-    return normalised(text).endswith(normalised(wanted))
+def _is_count(wanted: Any) -> bool:
+    if type(wanted) is int:
+        return wanted >= 0
+    return _is_counts(wanted) and len(wanted) == 2 and wanted[0] <= wanted[1]
 
 
-_Check = Callable[[str, Any], bool]
-_MET: Mapping[str, _Check] = {
-    "words": lambda text, wanted: _within(_words(text), wanted),
-    "sentences": lambda text, wanted: _within(len(_sentences(text)), wanted),
-    "lines": lambda text, wanted: _within(len(_lines(text)), wanted),
-    "paragraphs": lambda text, wanted: _within(_paragraphs(text), wanted),
-    "characters": lambda text, wanted: _within(len(text), wanted),
-    "line_words": lambda text, wanted: all(_within(_words(line), wanted) for line in _lines(text)),
-    "words_by_line": lambda text, wanted: [_words(line) for line in _lines(text)] == wanted,
-    "words_by_sentence": lambda text, wanted: [_words(one) for one in _sentences(text)] == wanted,
-    "includes": _includes,
-    "substrings": _substrings,
-    "excludes": _excludes,
-    "without": _without,
-    "order": _order,
-    "occurrences": _occurrences,
-    "initials": _initials,
-    "starts_with": lambda text, wanted: normalised(text).startswith(normalised(wanted)),
-    "ends_with": _ends_with,
-    "format": _format,
-    "keys": _keys,
-    "case": _case,
-    "language": lambda text, wanted: language_of(text) == wanted,
+def _is_counts(wanted: Any) -> bool:
+    return isinstance(wanted, list) and bool(wanted) and all(type(one) is int and one >= 0 for one in wanted)
+
+
+def _is_text(wanted: Any) -> bool:
+    return isinstance(wanted, str) and bool(normalised(wanted))
+
+
+def _is_texts(wanted: Any) -> bool:
+    return isinstance(wanted, list) and bool(wanted) and all(isinstance(one, str) and one.strip() for one in wanted)
+
+
+def _is_words(wanted: Any) -> bool:
+    return _is_texts(wanted) and all(map(_is_text, wanted))
+
+
+def _is_forms(wanted: Any) -> bool:
+    return isinstance(wanted, list) and bool(wanted) and all(_is_text(one) or _is_words(one) for one in wanted)
+
+
+_Form = tuple[Callable[[Any], bool], str]
+_COUNT: _Form = (_is_count, "a whole number, or [least, most]")
+_COUNTS: _Form = (_is_counts, "a list of whole numbers")
+_TEXT: _Form = (_is_text, "text that is not only punctuation")
+_TEXTS: _Form = (_is_texts, "a list of texts")
+_WORDS: _Form = (_is_words, "a list of texts that are not only punctuation")
+_FORMS: _Form = (_is_forms, "a list of texts, each of which may be a list of equivalent ones")
+_BY_WORD: _Form = (
+    lambda wanted: isinstance(wanted, dict) and bool(wanted) and all(map(_is_count, wanted.values())),
+    "an object of words and their counts, each a whole number or [least, most]",
+)
+_LAYOUT: _Form = (lambda wanted: wanted in ("bullets", "numbered"), "bullets or numbered")
+_CASE: _Form = (lambda wanted: wanted in ("lower", "upper"), "lower or upper")
+
+_CONSTRAINTS: Mapping[str, tuple[Callable[[str, Any], bool], _Form]] = {
+    "words": (lambda text, wanted: _within(_words(text), wanted), _COUNT),
+    "sentences": (lambda text, wanted: _within(len(_sentences(text)), wanted), _COUNT),
+    "lines": (lambda text, wanted: _within(len(_lines(text)), wanted), _COUNT),
+    "paragraphs": (lambda text, wanted: _within(_paragraphs(text), wanted), _COUNT),
+    "line_words": (lambda text, wanted: all(_within(_words(line), wanted) for line in _lines(text)), _COUNT),
+    "words_by_line": (lambda text, wanted: [_words(line) for line in _lines(text)] == wanted, _COUNTS),
+    "words_by_sentence": (lambda text, wanted: [_words(one) for one in _sentences(text)] == wanted, _COUNTS),
+    "includes": (lambda text, wanted: all(_has_word(text, forms) for forms in wanted), _FORMS),
+    "excludes": (lambda text, wanted: not _has_word(text, wanted), _WORDS),
+    "without": (lambda text, wanted: not any(one.casefold() in text.casefold() for one in wanted), _TEXTS),
+    "order": (_in_order, _TEXTS),
+    "occurrences": (_occurs, _BY_WORD),
+    "initials": (_has_initials, _TEXT),
+    "starts_with": (lambda text, wanted: normalised(text).startswith(normalised(wanted)), _TEXT),
+    "ends_with": (lambda text, wanted: normalised(text).endswith(normalised(wanted)), _TEXT),
+    "format": (_is_list_of, _LAYOUT),
+    "keys": (_has_keys, _TEXTS),
+    "case": (lambda text, wanted: text == (text.lower() if wanted == "lower" else text.upper()), _CASE),
 }
-
-
-def _is_one_of(allowed: Sequence[str]) -> Callable[[Any], str | None]:
-    return lambda wanted: None if wanted in allowed else f"must be one of {', '.join(allowed)}"
-
-
-def _is_text(wanted: Any) -> str | None:
-    return None if isinstance(wanted, str) and normalised(wanted) else "must be text that is not only punctuation"
-
-
-def _is_list(wanted: Any) -> str | None:
-    good = isinstance(wanted, list) and wanted and all(isinstance(one, str) and one.strip() for one in wanted)
-    return None if good else "must be a list of texts"
-
-
-def _is_list_of_words(wanted: Any) -> str | None:
-    return _is_list(wanted) or next((f"has {one!r}: {why}" for one in wanted if (why := _is_text(one))), None)
-
-
-def _is_list_of_forms(of_each: Callable[[Any], str | None]) -> Callable[[Any], str | None]:
-    """Return the check of a list of texts or lists of alternatives, each of which meets `of_each` as a list."""
-
-    def problem(wanted: Any) -> str | None:
-        forms = [one if isinstance(one, list) else [one] for one in wanted] if isinstance(wanted, list) else []
-        if not forms or not all(forms) or any(of_each(one) for one in forms):
-            return "must be a list of texts, each of which may be a list of equivalent ones"
-        return None
-
-    return problem
-
-
-def _is_counts(wanted: Any) -> str | None:
-    if not isinstance(wanted, dict) or not wanted or any(_is_count(count) for count in wanted.values()):
-        return "must map words to counts, each a whole number or [least, most]"
-    return None
-
-
-_FORM: Mapping[str, Callable[[Any], str | None]] = {
-    **dict.fromkeys(("words", "sentences", "lines", "paragraphs", "characters", "line_words"), _is_count),
-    **dict.fromkeys(("words_by_line", "words_by_sentence"), _is_counts_in_order),
-    "includes": _is_list_of_forms(_is_list_of_words),
-    "substrings": _is_list_of_forms(_is_list),
-    "excludes": _is_list_of_words,
-    "without": _is_list,
-    "order": _is_list,
-    "keys": _is_list,
-    "occurrences": _is_counts,
-    **dict.fromkeys(("initials", "starts_with", "ends_with"), _is_text),
-    "format": _is_one_of(FORMATS),
-    "case": _is_one_of(CASES),
-    "language": _is_one_of(LANGUAGES),
-}
+"""By key of `constraints`: whether a text meets it, and the form of its value."""

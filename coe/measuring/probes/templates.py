@@ -11,7 +11,7 @@ import ast
 import math
 import operator
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from random import Random
 from typing import Any
 
@@ -21,17 +21,31 @@ _MAX_EXPONENT = 64
 _MAX_BASE = 10**12
 _MAX_BITS = 4_096
 _MAX_CHARACTERS = 500
-_PLACE = re.compile(r"\$\{([^{}]{1,400}?)(?::([-+]?\d{0,2},?(?:\.\d{1,2})?[dfeg]))?\}")
-_BINARY: Mapping[type[ast.operator], Callable[[Any, Any], Any]] = {
+_PLACE = re.compile(r"\$\{([^{}]{1,400}?)(?::(0?\d{0,2}(?:\.\d{1,2})?[df]))?\}")
+
+
+def _power(base: Any, exponent: Any) -> Any:
+    if abs(base) > _MAX_BASE or abs(exponent) > _MAX_EXPONENT:
+        raise ValueError(f"powers and combinations are limited to {_MAX_BASE:,} ** {_MAX_EXPONENT}")
+    return operator.pow(base, exponent)
+
+
+def _combinations(n: Any, k: Any) -> int:
+    _power(0, n)  # refuses a large number
+    return math.comb(n, k)
+
+
+_BINARY: Mapping[type[ast.AST], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,
     ast.Div: operator.truediv,
     ast.FloorDiv: operator.floordiv,
     ast.Mod: operator.mod,
-    ast.Pow: lambda base, exponent: operator.pow(_bounded(base, _MAX_BASE), _bounded(exponent)),
+    ast.Pow: _power,
 }
-_COMPARED: Mapping[type[ast.cmpop], Callable[[Any, Any], bool]] = {
+_UNARY: Mapping[type[ast.AST], Callable[[Any], Any]] = {ast.USub: operator.neg, ast.Not: operator.not_}
+_COMPARED: Mapping[type[ast.AST], Callable[[Any, Any], bool]] = {
     ast.Eq: operator.eq,
     ast.NotEq: operator.ne,
     ast.Lt: operator.lt,
@@ -40,24 +54,9 @@ _COMPARED: Mapping[type[ast.cmpop], Callable[[Any, Any], bool]] = {
     ast.GtE: operator.ge,
 }
 _CALLED: Mapping[str, Callable[..., Any]] = {
-    "abs": abs,
-    "round": round,
-    "min": min,
-    "max": max,
-    "floor": math.floor,
-    "ceil": math.ceil,
-    "sqrt": math.sqrt,
-    "exp": math.exp,
-    "log": math.log,
-    "log10": math.log10,
-    "sin": math.sin,
-    "cos": math.cos,
-    "tan": math.tan,
-    "radians": math.radians,
-    "gcd": math.gcd,
-    "lcm": math.lcm,
-    "comb": lambda n, k: math.comb(_bounded(n), k),
-    "factorial": lambda n: math.factorial(_bounded(n)),
+    **{function.__name__: function for function in (abs, round, min, max)},
+    **{name: getattr(math, name) for name in ("floor", "ceil", "sqrt", "exp", "log", "log10", "gcd", "lcm")},
+    "comb": _combinations,
 }
 
 
@@ -115,14 +114,10 @@ def _filled(value: Any, values: Mapping[str, Any]) -> Any:
 
 
 def _shown(value: Any, form: str | None) -> str:
-    if form:
-        try:
-            return format(value, form)
-        except (ArithmeticError, TypeError) as error:
-            raise ValueError(f"cannot write {value!r} as {form!r}: {error}") from None
-    if isinstance(value, float):
-        return f"{value:.10g}"
-    return str(value)
+    try:
+        return format(value, form or (".10g" if isinstance(value, float) else ""))
+    except (ArithmeticError, TypeError, ValueError) as error:
+        raise ValueError(f"cannot write {value!r} as {form!r}: {error}") from None
 
 
 def evaluate(expression: str, values: Mapping[str, Any]) -> Any:
@@ -146,49 +141,27 @@ def _value(node: ast.expr, values: Mapping[str, Any]) -> Any:
             if not isinstance(left, int | float) or not isinstance(right, int | float):
                 raise ValueError("only numbers can be calculated with")
             return _small(_BINARY[type(node.op)](left, right))
-        case ast.UnaryOp(op=ast.USub()):
-            return -_value(node.operand, values)
+        case ast.UnaryOp() if type(node.op) in _UNARY:
+            return _UNARY[type(node.op)](_value(node.operand, values))
         case ast.Call(func=ast.Name(id=name), keywords=[]) if name in _CALLED:
             return _small(_CALLED[name](*(_value(part, values) for part in node.args)))
-        case ast.List() | ast.Tuple():
+        case ast.List():
             return [_value(part, values) for part in node.elts]
         case ast.Subscript():
             return _value(node.value, values)[_value(node.slice, values)]
-    return _decided(node, values)
-
-
-def _decided(node: ast.expr, values: Mapping[str, Any]) -> Any:
-    """Return the value of a condition, or of `a if b else c`. Raises ValueError for any other node."""
-    match node:
-        case ast.UnaryOp(op=ast.Not()):
-            return not _value(node.operand, values)
         case ast.BoolOp():
-            parts = (bool(_value(part, values)) for part in node.values)
+            parts = [bool(_value(part, values)) for part in node.values]
             return all(parts) if isinstance(node.op, ast.And) else any(parts)
-        case ast.Compare():
-            return _is_true(node, values)
+        case ast.Compare() if all(type(op) in _COMPARED for op in node.ops):
+            sides = [_value(part, values) for part in (node.left, *node.comparators)]
+            pairs = zip(node.ops, sides, sides[1:], strict=False)
+            return all(_COMPARED[type(op)](left, right) for op, left, right in pairs)
         case ast.IfExp():
             return _value(node.body if _value(node.test, values) else node.orelse, values)
     raise ValueError(f"{ast.unparse(node)!r} is not allowed in an expression of a template")
 
 
-def _is_true(node: ast.Compare, values: Mapping[str, Any]) -> bool:
-    sides: Sequence[Any] = [_value(part, values) for part in (node.left, *node.comparators)]
-    for op, left, right in zip(node.ops, sides, sides[1:], strict=False):
-        if type(op) not in _COMPARED:
-            raise ValueError("expressions of templates compare by ==, !=, <, <=, > and >= only")
-        if not _COMPARED[type(op)](left, right):
-            return False
-    return True
-
-
 def _small(number: Any) -> Any:
     if isinstance(number, int) and number.bit_length() > _MAX_BITS:
         raise ValueError(f"whole numbers are limited to {_MAX_BITS:,} bits")
-    return number
-
-
-def _bounded(number: Any, most: int = _MAX_EXPONENT) -> Any:
-    if abs(number) > most:
-        raise ValueError(f"powers, factorials and combinations are limited to {_MAX_BASE:,} ** {_MAX_EXPONENT}")
     return number

@@ -29,12 +29,10 @@ CHARACTERS_PER_TOKEN = 4.0
 
 @dataclass(frozen=True, slots=True)
 class CallUse:
-    """The expected price in US dollars and the expected seconds of one answer. `is_measured` is False where its tokens
-    are assumed."""
+    """The expected price in US dollars and the expected seconds of one answer."""
 
     dollars: float
     seconds: float
-    is_measured: bool
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -110,14 +108,13 @@ class Measurements:
         """Return the expected use of one more answer of an expert, by index: its mean so far, or the declared one."""
         spec = self.grid.registry.expert(self.grid.experts[expert])
         given, written, latency = (float(column_means(self.uses[name][:, expert], np.nan)) for name in MEASURES)
-        is_measured = bool(np.isfinite(given + written))
         if np.isnan(given):
             given = sum(len(one.prompt) for one in self.grid.probes) / len(self.grid.probes) / CHARACTERS_PER_TOKEN
         if np.isnan(written):
             written = min(ASSUMED_OUTPUT_TOKENS, max_output_tokens(spec))
         dollars = spec.prices.cost(given, written)
         declared = ASSUMED_SECONDS if spec.latency_ms is None else spec.latency_ms / 1000
-        return CallUse(dollars, declared if np.isnan(latency) else latency / 1000, is_measured)
+        return CallUse(dollars, declared if np.isnan(latency) else latency / 1000)
 
 
 @dataclass(frozen=True, slots=True)

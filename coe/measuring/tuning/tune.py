@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,14 +21,14 @@ from coe.artifacts.kinds import ROUTER
 from coe.artifacts.store import ArtifactStore
 from coe.errors import DataError
 from coe.measuring.answers import RetryLimits
-from coe.measuring.judge import VERDICTS, Judge, longest_request
 from coe.measuring.probes.probes import Probe
 from coe.measuring.scoring import Scoring, called_experts, checked_sandbox
-from coe.measuring.scoring_run import Cell, ExpertColumn, Journal, ScoringRun, score_columns
-from coe.measuring.tuning.measurements import CallUse, Estimate, Grid, Measurements
+from coe.measuring.scoring_run import Cell, ExpertColumn, Journal, ScoringRun, judge_messages, score_columns
+from coe.measuring.tuning.measurements import Estimate, Grid, Measurements
 from coe.measuring.tuning.schedule import Assessment, Cells, Goal, cells_of, first_cells, next_blocks
 from coe.measuring.tuning.spending import MeteredExpert, Spending, check_price, worst_price
 from coe.planning.job.plan import logged_uses
+from coe.recipes.judge import MAX_GRADED_CHARACTERS
 from coe.registry import Registry
 from coe.settings import Settings
 from coe.terminal import dollars
@@ -107,14 +108,13 @@ class Tuning:
     ) -> Tuning:
         """Prepare a run that has already `spent` some US dollars.
 
-        Raises DataError where no category can be planned, or the budget is too small to begin.
+        Raises DataError where no category can be planned.
         """
         grid = Grid.of(scoring.registry, scoring.probes, [spec.name for spec in scoring.experts], seed=seed)
         if not grid.probes:
             raise DataError("tune: no probe is of a category that these experts may serve; add some with `coe probes`")
         tuning = cls(scoring, journal, grid, goal, limits, _mix(settings, scoring.registry, grid.categories))
         tuning.spending.spent = spent
-        tuning._check_budget()
         return tuning
 
     @property
@@ -125,35 +125,20 @@ class Tuning:
             called[self.scoring.judge.name] = self.scoring.judge
         return [name for name, one in called.items() if not one.has_known_price]
 
-    @property
-    def unmeasured(self) -> list[str]:
-        """The experts whose tokens an estimate assumes."""
-        found = self._measurements()
-        return [name for column, name in enumerate(self.grid.experts) if not found.call_use(column).is_measured]
-
     def estimates(self) -> tuple[Estimate, Estimate]:
         """The expected use of the first probes of every category, and of all that are missing."""
         found, open_cells = self._measurements(), self._open()
         uses = [found.call_use(column) for column in range(len(self.grid.experts))]
-        parts = (
-            first_cells(self.grid.member, open_cells),
-            [(int(row), int(one)) for row, one in np.argwhere(open_cells)],
-        )
-        least, most = (
-            Estimate.of(self._counts(cells), [*uses, *self._judge_uses(uses)], concurrency=self.scoring.concurrency)
-            for cells in parts
-        )
-        return least, most
+        everything: Cells = [(int(row), int(column)) for row, column in np.argwhere(open_cells)]
 
-    def _judge_uses(self, uses: list[CallUse]) -> list[CallUse]:
-        judge = self.scoring.judge
-        return [] if judge is None else [uses[self.grid.experts.index(judge.name)]]
+        def estimate(cells: Cells) -> Estimate:
+            calls = Counter(column for _, column in cells)
+            if self.scoring.judge is not None:
+                judged = sum(self.grid.probes[row].checker == "judge" for row, _ in cells)
+                calls[self.grid.experts.index(self.scoring.judge.name)] += judged
+            return Estimate.of([calls[at] for at in range(len(uses))], uses, concurrency=self.scoring.concurrency)
 
-    def _counts(self, cells: Cells) -> list[int]:
-        """Return the calls of each expert for some cells, and then those of a judge."""
-        counts = [sum(column == number for _, column in cells) for number in range(len(self.grid.experts))]
-        judged = sum(self.grid.probes[row].checker == "judge" for row, _ in cells)
-        return counts if self.scoring.judge is None else [*counts, VERDICTS * judged]
+        return estimate(first_cells(self.grid.member, open_cells)), estimate(everything)
 
     def status(self) -> Status:
         known, cells = len(self._scored()), len(self.grid.probes) * len(self.grid.experts)
@@ -162,7 +147,7 @@ class Tuning:
 
     async def run(self, settings: Settings, report: Callable[[str], None]) -> str:
         """Score until the plan is settled or a limit is reached; returns the reason for the end."""
-        sandbox = await checked_sandbox(self.grid.probes, unsafe=self.scoring.unsafe)
+        sandbox = await checked_sandbox(self.grid.probes)
         self._began, concurrency, limits = time.monotonic(), self.scoring.concurrency, RetryLimits()
         self.spending.dollars = self.limits.dollars
         self.spending.deadline = None if self.limits.seconds is None else self._began + self.limits.seconds
@@ -175,12 +160,8 @@ class Tuning:
             }
             judge = None
             if (asked := self.scoring.judge) is not None:
-                self._judge = MeteredExpert(called[asked.name], asked, self.spending, report=report, is_judge=True)
-                judge = Judge(self._judge, limits=limits, concurrency=concurrency)
-            run = ScoringRun(
-                *(self.journal, sandbox, judge, limits, concurrency, report, lambda _: None),
-                hold=lambda probe: self.spending.set_aside(self._verdict_price(probe)),
-            )
+                self._judge = judge = MeteredExpert(called[asked.name], asked, self.spending, report=report)
+            run = ScoringRun(self.journal, sandbox, judge, limits, concurrency, report, lambda _: None)
             return await self._rounds(experts, run)
 
     async def _rounds(self, experts: Mapping[str, MeteredExpert], run: ScoringRun) -> str:
@@ -204,12 +185,12 @@ class Tuning:
             if not progressed and (self.spending.is_short or (self._judge and self._judge.is_stopped)):
                 return "budget"
 
-    def _verdict_price(self, probe: Probe) -> float:
-        """Return the highest price of the judge's verdicts on an answer; 0 where it gives none."""
+    def _grade_price(self, probe: Probe) -> float:
+        """Return the highest price of the judge's grade of an answer; 0 where it gives none."""
         judge = self.scoring.judge
         if judge is None or probe.checker != "judge":
             return 0.0
-        return VERDICTS * worst_price(judge, longest_request(probe.prompt, probe.reference))
+        return worst_price(judge, judge_messages(probe, "\U0010ffff" * MAX_GRADED_CHARACTERS))
 
     async def _score(self, cells: Cells, experts: Mapping[str, MeteredExpert], run: ScoringRun) -> bool:
         """Score some cells; returns False if none got a score. Notes the failed cells and the experts to drop."""
@@ -241,21 +222,29 @@ class Tuning:
 
         So a small budget is spent on all experts alike. What remains in the end goes to those with the fewest scores.
         """
-        names, rows = self.grid.experts, list(dict.fromkeys(row for row, _ in cells))
-        while rows:
-            batch, rest, available = list[int](), list[int](), self.spending.available
-            for row in rows:
-                probe, called = self.grid.probes[row], [experts[names[column]] for at, column in cells if at == row]
-                price = sum(one.worst_price(probe.messages) for one in called)
-                price += len(called) * self._verdict_price(probe)
-                (batch if price <= available else rest).append(row)
-                available -= price if price <= available else 0.0
-            if not batch:
-                scores = Counter(column for _, column in self._scored())
-                yield sorted((cell for cell in cells if cell[0] in rest), key=lambda cell: scores[cell[1]])
+
+        def price(row: int, column: int) -> float:
+            probe = self.grid.probes[row]
+            return experts[self.grid.experts[column]].worst_price(probe.messages) + self._grade_price(probe)
+
+        groups = [[cell for cell in cells if cell[0] == row] for row in dict.fromkeys(row for row, _ in cells)]
+        while groups:
+            batch, rest, available = list[tuple[int, int]](), list[Cells](), self.spending.available
+            for group in groups:
+                if (needed := sum(price(*cell) for cell in group)) <= available:
+                    batch += group
+                    available -= needed
+                else:
+                    rest.append(group)
+            if batch:
+                yield batch
+            elif all(len(group) == 1 for group in rest):
+                self.spending.is_short = True
                 return
-            yield [cell for cell in cells if cell[0] in batch]
-            rows = rest
+            else:
+                scores = Counter(column for _, column in self._scored())
+                rest = [[cell] for cell in sorted(chain.from_iterable(rest), key=lambda cell: scores[cell[1]])]
+            groups = rest
 
     def _seconds_left(self) -> float | None:
         """Seconds until answers are given up; None without a limit."""
@@ -304,23 +293,6 @@ class Tuning:
     def _measurements(self) -> Measurements:
         return Measurements.of(self.grid, self._scored(), weights=self.weights)
 
-    def _check_budget(self) -> None:
-        """Raises DataError if the budget may not allow one probe for each expert."""
-        if self.limits.dollars is None:
-            return
-        open_cells, least = self._open(), {}
-        for column, spec in enumerate(self.scoring.experts):
-            probes = [self.grid.probes[row] for row in np.flatnonzero(open_cells[:, column])]
-            prices = [worst_price(spec, one.messages) + self._verdict_price(one) for one in probes]
-            least[spec.name] = min(prices, default=0.0)
-        if (needed := sum(least.values())) > self.limits.dollars - self.spending.spent:
-            most = max(least, key=lambda name: least[name])
-            raise DataError(
-                f"tune: --budget {self.limits.dollars:g} is too small: one probe of each expert may cost up to "
-                f"{dollars(needed)}, {dollars(least[most])} of it for {most}; raise it, or bound the answers with "
-                "max_tokens in `parameters`"
-            )
-
 
 def price_of_check(registry: Registry, limits: Limits) -> float:
     """Return the highest price of the live check of all experts. Raises DataError if it is above the limit."""
@@ -336,5 +308,5 @@ def _mix(settings: Settings, registry: Registry, categories: tuple[str, ...]) ->
     """The mix of categories in the routing log, as `coe plan` uses it; None where the log has too few requests."""
     logged = logged_uses(settings, registry, LOG_SECONDS)
     router = ArtifactStore(settings.artifacts, ROUTER).in_use() or ""
-    mix = None if logged is None else logged.traffic.over(categories, router=router)
+    mix = None if logged is None else logged.mix(categories, router=router)
     return None if mix is None else mix[0]

@@ -126,8 +126,6 @@ def plan_basis(
     of categories and the sample of traffic, in place of the probes. Raises DataError where no category can be planned.
     """
     data = read_quality(folder, benchmark=benchmark, only=registry.expert_names, partly=True)
-    for note in data.notes:
-        print_error(f"note: {note}")
     experts = tuple(name for name in registry.expert_names if name in data.models)
     pins = registry.assignment
     categories = tuple(name for name in registry.category_names if pins.get(name, experts[0]) in experts)
@@ -170,7 +168,7 @@ def plan_basis(
         both = merged(table, feedback).lower(deviations=deviations, pseudo_count=min(pseudo_count, MAX_PSEUDO_COUNT))
         quality = np.where(np.isin(categories, reassigned)[:, None], both, quality)
     router = ArtifactStore(settings.artifacts, ROUTER).in_use() or ""
-    mix = None if logged is None else logged.traffic.over(categories, router=router)
+    mix = None if logged is None else logged.mix(categories, router=router)
     weights = np.maximum(member.sum(axis=0), 1.0) if mix is None else mix[0]
     problem = declared_problem(registry, table, quality=quality, weights=weights, measured_uses=uses, recipes=recipes)
     texts = [data.prompts[row] for row in rows]

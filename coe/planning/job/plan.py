@@ -9,7 +9,6 @@ import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,11 @@ from coe.artifacts.kinds import GATE
 from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError, ConfigError, StoreError
 from coe.foreground import note_if_slow
-from coe.learning.experience_loader import open_logs
+from coe.learning.log_frame import open_logs
 from coe.learning.logged_uses import LoggedUses, uses_report
 from coe.measuring.gate_fit import GateExamples, fit_gate, gate_report
 from coe.measuring.passage_gain import GAINS_FILE, read_gains
-from coe.measuring.plots import plot_calibration, plot_sweep
+from coe.measuring.plots import plot_sweep
 from coe.planning import (
     Assignment,
     Plan,
@@ -239,14 +238,10 @@ def logged_uses(settings: Settings, registry: Registry, seconds: float) -> Logge
     now = time.time()
     try:
         with note_if_slow("reading the routing log"), open_logs(registry.log.url, base=settings.home) as logs:
-            pages = logs.records(since=now - seconds, until=now)
-            return LoggedUses.of(pages, registry.category_names)
+            return LoggedUses.of(logs.frame(since=now - seconds, until=now), registry.category_names)
     except StoreError as error:
         print_error(f"note: uses come from the scores alone, since the routing log cannot be read: {error}")
         return None
-
-
-CALIBRATION_FILE = "calibration.png"
 
 
 def plan_gate(settings: Settings, registry: Registry, folder: Path, *, dry_run: bool) -> dict[str, Any] | None:
@@ -264,8 +259,6 @@ def plan_gate(settings: Settings, registry: Registry, folder: Path, *, dry_run: 
     store = synced_store(settings, GATE)
     with store.draft() as draft:
         gate.save(draft / GATE_FILE)
-        if find_spec("matplotlib") is not None:
-            plot_calibration(report["calibration"], draft / CALIBRATION_FILE)
         data = hashlib.sha256((folder / GAINS_FILE).read_bytes()).hexdigest()[:16]
         artifact = store.publish(draft, categories=gate.categories, data=data, metrics=report)
     store.promote(artifact.manifest.version, by="plan", why=f"fitted on {folder}")

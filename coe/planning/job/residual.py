@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -11,13 +9,11 @@ from coe.artifacts.manifest import Artifact
 from coe.core import Encoder
 from coe.errors import ArtifactError
 from coe.foreground import note_if_slow
-from coe.learning.experience import Experience
-from coe.learning.experience_loader import request_hash
+from coe.learning.experience import LoadedExperience
 from coe.learning.refit import agreements, trust_of
 from coe.planning import Assignment, solve
 from coe.planning.job.basis import Basis
 from coe.planning.residual import MAX_PROMPTS, Evidence, Ratings, Residual
-from coe.records.record import RoutingRecord
 from coe.registry import Registry
 from coe.routing.request_text import prompt_text
 from coe.settings import Settings
@@ -68,11 +64,10 @@ def refitted(
     residual: Residual,
     settings: Settings,
     assignment: Assignment,
-    experience: Experience,
-    records: Iterable[Sequence[RoutingRecord]],
+    loaded: LoadedExperience,
 ) -> tuple[Residual | None, Evidence]:
-    """Return the residual fitted again, with the rated requests of `experience` whose text is in `records`, if that
-    improves the decisions of `assignment`; and the evidence. All are over the same names.
+    """Return the residual fitted again, with the rated requests whose text the log keeps, if that improves the
+    decisions of `assignment`; and the evidence. All are over the same names.
 
     Scores and thumbs of tenants that do not contradict the others count; a preference says little of one answer.
     """
@@ -82,7 +77,7 @@ def refitted(
     artifact: Artifact = check_router(settings)[1]
     if residual.encoder != encoder_digest(artifact):
         return None, Evidence(0.0, 0.0, "it is of another encoder; run `coe plan` again")
-    texts = _newest_texts(experience, records)
+    texts = _newest_texts(loaded)
     if len(texts) < MIN_RATED:
         return None, Evidence(0.0, 0.0, f"{len(texts)} rated requests have text in the log; it needs {MIN_RATED}")
     rows = np.array(list(texts))
@@ -90,7 +85,7 @@ def refitted(
     with note_if_slow("encoding the rated requests"):
         vectors = residual.projection(encoder.features([text for _, text in texts.values()]))
     ids = tuple(request_id for request_id, _ in texts.values())
-    rated = experience.part(rows)
+    rated = loaded.experience.part(rows)
     ratings = Ratings(ids, vectors, rated.posterior, rated.chosen.astype(np.int64), rated.reward)
     return residual.fitted(_charge(assignment), ratings)
 
@@ -99,16 +94,10 @@ def _charge(assignment: Assignment) -> NDArray[np.float64]:
     return np.where(np.isfinite(assignment.quality), assignment.price, np.inf)
 
 
-def _newest_texts(experience: Experience, records: Iterable[Sequence[RoutingRecord]]) -> dict[int, tuple[str, str]]:
-    """Id and routed text of the newest rated requests, by their row in `experience`."""
+def _newest_texts(loaded: LoadedExperience) -> dict[int, tuple[str, str]]:
+    """Id and routed text of the newest rated requests, by their row."""
+    experience, texts = loaded.experience, loaded.frame.texts
     trusted = trust_of(experience, agreements(experience)) == 1.0
-    rated = np.flatnonzero((experience.weight == 1.0) & trusted).tolist()
-    row_of = {int(experience.identity[row]): row for row in rated}
-    found: dict[int, tuple[str, str]] = {}
-    for page in records:
-        for record in page:
-            if record.prompt and (row := row_of.get(request_hash(record.request_id))) is not None:
-                found[row] = record.request_id, record.prompt
-                if len(found) > MAX_PROMPTS:
-                    del found[next(iter(found))]
-    return found
+    rated, ids = np.flatnonzero((experience.weight == 1.0) & trusted), loaded.frame.table["request_id"]
+    found = zip(rated.tolist(), ids.take(rated).to_pylist(), strict=True)
+    return dict([(row, (name, texts[name])) for row, name in found if name in texts][-MAX_PROMPTS:])

@@ -14,10 +14,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.measuring.grades import read_grades
 from coe.measuring.quality import Quality, filled
-from coe.measuring.recipe_answers import MeasuredArm, read_recipe_answers
-from coe.measuring.recorded_answers import read_answers
+from coe.measuring.recorded_answers import MeasuredArm, read_answers, read_grades, read_recipe_answers
 from coe.planning import MeasuredUses, Uses, declared_uses
 from coe.planning.uses import ASSUMED_INPUT_TOKENS, ASSUMED_OUTPUT_TOKENS
 from coe.recipes.agreement import NO_ANSWER, Array

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.measuring.grades import Grades
+from coe.measuring.recorded_answers import Grades
 from coe.planning import MEASURES
 from coe.planning.uses import ASSUMED_INPUT_TOKENS
 from coe.recipes.agreement import Array

@@ -1,8 +1,7 @@
-"""The sandboxed child process that converts HTML and PDF files to text.
+"""The sandboxed child process that converts one HTML or PDF file to text.
 
-Started by coe/retrieval/ingest/conversion.py as `python -I converter.py`; imports nothing of CoE. A job is a line of
-JSON on standard input, {path, kind}. The response on standard output is its length in eight bytes, then JSON:
-{text, title} or {error}.
+Started by coe/retrieval/ingest/conversion.py as `python -I converter.py FILE KIND`; imports nothing of CoE. It prints
+JSON: {text, title} or {error}.
 """
 
 from __future__ import annotations
@@ -34,39 +33,25 @@ class UnreadableFile(Exception):
 
 
 def main() -> None:
-    """Process jobs until standard input ends."""
-    _drop_privileges()
-    jobs, responses = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # so that library output does not mix with responses
-    logging.disable(logging.CRITICAL)
-    warnings.simplefilter("ignore")
-    for line in jobs:
-        _extend_cpu_limit()
-        response = json.dumps(_convert(json.loads(line))).encode()
-        responses.write(len(response).to_bytes(8, "big") + response)
-        responses.flush()
-
-
-def _drop_privileges() -> None:
-    """Forbid new files, processes and privileges, and limit memory."""
+    """Forbid new files, processes and privileges, limit memory and CPU time, and convert the file of the arguments."""
     none = {"RLIMIT_FSIZE": 0, "RLIMIT_CORE": 0, "RLIMIT_NPROC": 0}
     for name, limit in (none | {"RLIMIT_AS": MAX_MEMORY_BYTES, "RLIMIT_NOFILE": 64}).items():
         with contextlib.suppress(ValueError, OSError, AttributeError):  # macOS rejects some
             resource.setrlimit(getattr(resource, name), (limit, limit))
+    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS + 1))
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0)
+    with os.fdopen(os.dup(1), "w") as output:
+        os.dup2(2, 1)  # so that what libraries print does not mix with the result
+        logging.disable(logging.CRITICAL)
+        warnings.simplefilter("ignore")
+        json.dump(_convert(*sys.argv[1:]), output)
 
 
-def _extend_cpu_limit() -> None:
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    limit = int(used.ru_utime + used.ru_stime) + CPU_SECONDS + 1
-    resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.getrlimit(resource.RLIMIT_CPU)[1]))
-
-
-def _convert(job: dict[str, str]) -> dict[str, str]:
+def _convert(path: str, kind: str) -> dict[str, str]:
     try:
-        with Path(job["path"]).open("rb") as file:
-            title, text = _READERS[job["kind"]](file)
+        with Path(path).open("rb") as file:
+            title, text = _READERS[kind](file)
         if len(text) > MAX_CHARACTERS:
             raise UnreadableFile(f"its text is longer than {MAX_CHARACTERS:,} characters; split it")
     except UnreadableFile as error:

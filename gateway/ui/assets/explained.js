@@ -25,8 +25,6 @@ export function sentence(decision) {
       return `${expert} answered an identical request before; the answer is from the cache (${prediction}).`;
     case "sticky":
       return `The conversation stays with ${expert}: no other is clearly better (${prediction}).`;
-    case "escalated":
-      return `The session was stuck; ${expert} continues it (${prediction}).`;
     case "pinned":
       return `${expert} was pinned (${prediction}).`;
     case "rule":
@@ -178,7 +176,6 @@ const GATES = {
   skipped: "Gate closed: expected gain below the price.",
   empty: "Gate open; no passage was found.",
   failed: "The document store was unavailable or timed out.",
-  withheld: "Passages withheld at random (exploration).",
   used: "Gate open; the expert received passages.",
 };
 

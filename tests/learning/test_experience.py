@@ -10,14 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coe.errors import DataError
-from coe.learning.experience_loader import LoadedExperience, load_experience, request_hash
+from coe.learning.experience import LoadedExperience, load_experience
+from coe.learning.log_frame import frame_of
 from coe.learning.refit import refit
 from coe.records.feedback import FEEDBACK_KINDS, Feedback, FeedbackKind
 from tests.learning.samples import CATEGORIES, EXPERTS, record
 
 
 def joined(records: list[Any], feedback: list[Feedback] | None = None, **options: Any) -> LoadedExperience:
-    return load_experience([records], [feedback or []], categories=CATEGORIES, experts=EXPERTS, **options)
+    return load_experience(frame_of([records], [feedback or []], **options), categories=CATEGORIES, experts=EXPERTS)
 
 
 def event(
@@ -35,9 +36,8 @@ def test_a_record_and_its_feedback_become_one_row() -> None:
     assert found.reward.tolist() == [0.75]
     assert found.kind.tolist() == [FEEDBACK_KINDS.index("score")]
     assert found.corrected.tolist() == [CATEGORIES.index("law")]
-    assert (found.tenants, found.versions) == (("a",), ("r1/c1",))
+    assert found.tenants == ("a",)
     assert found.time.tolist() == [7.0]
-    assert found.identity.tolist() == [request_hash("r")]
     assert found.weight.tolist() == [1.0]
     assert found.usable_off_policy.tolist() == [True]
 
@@ -50,10 +50,6 @@ def test_a_choice_that_quality_did_not_make_is_kept_without_a_propensity(reason:
     assert not found.usable_off_policy.any()
 
 
-def test_an_explored_choice_has_its_propensity() -> None:
-    assert joined([record("r", reason="explored", propensity=0.02)]).experience.propensity[0] == pytest.approx(0.02)
-
-
 def test_an_abandoned_answer_is_a_weak_complaint_that_any_rating_replaces() -> None:
     others = [record(f"r{number}") for number in range(3)]
     left = [record("r", outcome="aborted"), *others]
@@ -63,10 +59,6 @@ def test_an_abandoned_answer_is_a_weak_complaint_that_any_rating_replaces() -> N
     assert silent.weight[0] == pytest.approx(0.1 * 3 / 4)
     assert silent.rated.tolist() == [False, True, True, True]
     assert joined(left, [event("abandoned"), event("thumb", 1)]).experience.reward[0] == 1.0
-
-
-def test_a_client_that_left_without_a_signal_gives_no_feedback() -> None:
-    assert np.isnan(joined([record("r", outcome="aborted")]).experience.reward).all()
 
 
 def test_complaints_count_by_their_rate_and_no_mean_rests_on_them_alone() -> None:
@@ -81,16 +73,6 @@ def test_complaints_count_by_their_rate_and_no_mean_rests_on_them_alone() -> Non
     assert mean[0] == pytest.approx(mean[1], abs=0.001)
     assert 0.75 < mean[0] < 0.8
     assert np.isnan(mean[2])
-
-
-def test_the_surest_kind_counts_and_then_the_latest() -> None:
-    events = [
-        event("thumb", -1, at=9.0),
-        event("score", 0.2, at=1.0),
-        event("score", 0.6, at=2.0),
-        event("regenerated", at=10.0),
-    ]
-    assert joined([record("r")], events).experience.reward[0] == pytest.approx(0.6)
 
 
 _EVENTS = st.one_of(
@@ -114,7 +96,6 @@ def test_neither_the_order_nor_repetition_of_feedback_matters(events: list[Feedb
 def test_unusable_entries_are_left_out_and_counted() -> None:
     records = [
         record("r"),
-        record("r", expert="lawyer"),
         record("failed", outcome="expert_timeout"),
         record("gone", expert="poet"),
     ]
@@ -131,9 +112,7 @@ def test_unusable_entries_are_left_out_and_counted() -> None:
     assert found.left_out == {
         "failed": 1,
         "of an expert that is not declared": 1,
-        "repeated": 1,
-        "feedback for unknown requests": 1,
-        "feedback for another tenant's requests": 2,
+        "feedback for unknown requests": 3,
         "corrections to categories that are not declared": 1,
     }
 
@@ -149,9 +128,21 @@ def test_only_the_newest_requests_are_kept_and_stay_in_order() -> None:
     found = joined(records, events, limit=3)
     assert found.experience.time.tolist() == [4.0, 5.0, 6.0]
     assert found.experience.reward.tolist() == [0.5] * 3
-    assert found.left_out == {"feedback for unknown requests": 4}
+    assert found.left_out == {}
 
 
 def test_an_empty_log_is_an_error() -> None:
     with pytest.raises(DataError, match="nothing to learn from"):
         joined([record("r", outcome="expert_error")])
+
+
+def test_a_frame_keeps_the_text_of_requests_with_feedback_and_no_request_of_a_command() -> None:
+    records = [
+        record("liked", prompt="good"),
+        record("silent", prompt="unknown"),
+        record("probe", prompt="of a command", purpose="score"),
+    ]
+    frame = frame_of([records], [[event("thumb", 1, to=name) for name in ("liked", "probe")]])
+    assert frame.texts == {"liked": "good"}
+    assert frame.table["request_id"].to_pylist() == ["liked", "silent"]
+    assert "prompt" not in frame.table.column_names
