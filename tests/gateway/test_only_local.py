@@ -32,7 +32,7 @@ from tests.fakes import Gateway, Response, ScriptedReply, WordRouter, gateway_of
 from tests.recipes.members import answer
 
 pytestmark = pytest.mark.anyio
-REQUESTS = 2_000
+REQUESTS = 4_000
 BATCH = 1_000
 SECRET, PUBLIC = "secret", "public"
 EXTERNAL = {"model": "m", "runtime": "external", "base_url": "http://127.0.0.1:9/v1"}
