@@ -1,8 +1,7 @@
 """Sentence encoders served with onnxruntime: tokenizer.json and encoder.onnx in, vectors out.
 
 `OnnxEncoder` is the router's encoder. `DocumentEncoder` is the same network for documents and search queries; it reads
-more tokens of a text than routing does. A `TaskRunner` embeds the texts of a training in this process or on a cluster
-(see `coe.cli.executor`).
+more tokens of a text than routing does. A `TaskRunner` embeds the texts of a training.
 """
 
 from __future__ import annotations

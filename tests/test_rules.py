@@ -278,3 +278,30 @@ def test_a_rule_that_keeps_requests_local_too_late_is_reported() -> None:
         RuleSpec(name="c", when={"system": "patient"}, only_local=True),  # type: ignore[arg-type]
     ]
     assert list(rule_notes(rules)) == [(2, "rule 'c' does not keep requests local that match b before it; move it up")]
+
+
+@pytest.mark.parametrize(
+    ("earlier", "later", "shadowed"),
+    [
+        ({"tools": ["Bash", "Edit"]}, {"tools": "Bash"}, True),
+        ({"tools": "Bash"}, {"tools": ["Bash", "Edit"]}, False),
+        ({"tools": "B*"}, {"tools": "Ba*"}, True),
+        ({"tools": "*"}, {"client": "a"}, False),  # not every request has tools
+        ({"client": "*"}, {"tools": "Bash"}, True),  # every request has a client
+        ({"client": "Claude-*"}, {"client": "claude-cli*", "tools": "Bash"}, True),
+        ({"client": "claude-*", "tools": "Bash"}, {"client": "claude-*"}, False),
+        ({"path": "/v1/*"}, {"path": "/v1/messages"}, True),
+        ({"model": "auto"}, {"path": "*"}, False),
+        ({"system": "contract"}, {"system": "a Contract assistant"}, True),
+        ({"system": "a contract"}, {"system": "contract"}, False),
+        ({"language": ["de", "fr"]}, {"language": "de"}, True),
+        ({"language": "de"}, {"tools": "Bash"}, False),
+        ({"tokens": {"min": 5}}, {"tokens": {"min": 6, "max": 9}}, True),
+        ({"tokens": {"min": 5}}, {"tokens": {"max": 9}}, False),
+        ({"tokens": {"max": 5}}, {"tools": "Bash"}, False),
+    ],
+)
+def test_a_rule_that_an_earlier_one_shadows_is_reported(earlier: Any, later: Any, shadowed: bool) -> None:
+    rules = [RuleSpec(name=name, when=when, category="c") for name, when in (("a", earlier), ("b", later))]
+    expected = [(1, "rule 'b' can never match: 'a' matches all its requests before it")] if shadowed else []
+    assert list(rule_notes(rules)) == expected

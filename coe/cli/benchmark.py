@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import orjson
 import typer
 
-from coe.cli.common import image_file, writable_file
+from coe.cli.common import Benchmark, image_file, print_result, table, writable_file
 from coe.errors import DataError
 from coe.foreground import exit_on_sigterm, progress_bar
-from coe.terminal import print_error, print_line
+from coe.terminal import print_error
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="prompts, scores and models (.parquet, .jsonl or .csv).")]
-Benchmark = Annotated[str | None, typer.Option("--benchmark", help="Benchmark to use, if the folder holds several.")]
 MaxActive = Annotated[
     float | None,
     typer.Option("--max-active-b", min=0, help="Largest number of active parameters, in billions."),
@@ -79,56 +78,58 @@ def benchmark(
         from coe.measuring.plots import plot_benchmark
 
         plot_benchmark(report, plot)
-    _show(report)
+    print_result(report, _lines(report), json=False)
 
 
-def _show(report: Mapping[str, Any]) -> None:
+def _lines(report: Mapping[str, Any]) -> Iterator[str]:
     left = f", {report['left_out']} left out, without scores" if report["left_out"] else ""
-    print_line(
-        f"{report['benchmark']}: {report['prompts']} prompts{left}, {report['models']} models, seeds {report['seeds']}"
+    models = f"{report['models']} models, seeds {report['seeds']}"
+    yield f"{report['benchmark']}: {report['prompts']} prompts{left}, {models}"
+    yield table(
+        ("method", ">mean", ">error", ">active B", "less best single", "less CoE"),
+        [
+            (
+                name,
+                f"{found['mean']:.4f}",
+                _number(found["standard_error"]),
+                _number(found["mean_active_b"], digits=1),
+                *(_difference(found["against"].get(rival)) for rival in ("best_single", "coe")),
+            )
+            for name, found in report["methods"].items()
+        ],
     )
-    print_line(f"{'method':18} {'mean':>7} {'error':>7} {'active B':>9} {'less best single':>26} {'less CoE':>26}")
-    for name, found in report["methods"].items():
-        size = "-" if found["mean_active_b"] is None else f"{found['mean_active_b']:.1f}"
-        differences = " ".join(f"{_difference(found['against'].get(rival)):>26}" for rival in ("best_single", "coe"))
-        print_line(f"{name:18} {found['mean']:7.4f} {_number(found['standard_error'])} {size:>9} {differences}")
-    print_line("error: one standard error, by prompt; a difference below two standard errors is level")
+    yield "error: one standard error, by prompt; a difference below two standard errors is level"
     residual = report["residual"]
-    print_line(
+    yield (
         f"residual: used in {residual['used']} of {report['splits']} splits; encoder runs for "
         f"{residual['encoded']:.1%} of the prompts, for {residual['encoded_without']:.1%} without it"
     )
-    if report["gap_closed"] is not None:
-        print_line(f"closed share of the gap between best single model and oracle: {report['gap_closed']:.1%}")
     if "recipes" in report:
-        show_recipes(report["recipes"])
+        yield from recipe_lines(report["recipes"])
 
 
-def _number(value: float | None) -> str:
-    return f"{'-':>7}" if value is None else f"{value:7.4f}"
+def _number(value: float | None, *, digits: int = 4) -> str | None:
+    return None if value is None else f"{value:.{digits}f}"
 
 
-def _difference(found: Mapping[str, Any] | None) -> str:
+def _difference(found: Mapping[str, Any] | None) -> str | None:
     """A paired difference with its standard error and what it shows."""
     if found is None:
-        return "-"
-    return f"{found['difference']:+.4f} ±{_number(found['standard_error'])} {found['verdict']:6}"
+        return None
+    return f"{found['difference']:+.4f} ± {_number(found['standard_error']) or '-'} {found['verdict']}"
 
 
-def show_recipes(found: Mapping[str, Any]) -> None:
-    """Print the gains of recipes at each budget."""
-    print_line(f"{'budget':34} {'one':>7} {'recipes':>8} {'gain':>8} {'error':>7}")
+def recipe_lines(found: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the gains of recipes at each budget."""
     rows = {"none": found["no_budget"]}
     rows |= {f"{k} x one expert without a budget": v for k, v in found.get("at_multiples_of_one_expert", {}).items()}
     rows |= {f"{k} x the best single model": v for k, v in found.get("at_shares_of_best_single", {}).items()}
-    for budget, one in rows.items():
-        figures = (one["single"], one["recipes"], one["gain"], one["standard_error"])
-        print_line(
-            f"{budget:34} {figures[0]:7.4f} {figures[1]:8.4f} {figures[2]:+8.4f} {figures[3]:7.4f} {one['verdict']}"
-        )
-    print_line(f"lowest gain over all budgets: {found['worst_gain']:+.4f}")
+    fields = ("single", "recipes", "gain", "standard_error")
+    yield table(
+        ("budget", ">one", ">recipes", ">gain", ">error", "verdict"),
+        [(budget, *(_number(row[name]) for name in fields), row["verdict"]) for budget, row in rows.items()],
+    )
+    yield f"lowest gain over all budgets: {found['worst_gain']:+.4f}"
     share = found.get("cost_share_for_best_single_quality")
     if share is not None:
-        print_line(
-            f"cost for the quality of the best single model ({found['best_single']:.4f}): {share:.2f} of its cost"
-        )
+        yield f"cost for the quality of the best single model ({found['best_single']:.4f}): {share:.2f} of its cost"

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import orjson
 import typer
 
-from coe.cli.common import Config, Json, settings_for, writable_file
-from coe.core import GENERAL, Decision, Prediction
+from coe.cli.common import Config, Json, print_result, settings_for, table, writable_file
+from coe.core import GENERAL, Prediction
 from coe.errors import CoEError, DataError, ExpertUnavailable
 from coe.measuring.tables import numbered_rows
-from coe.terminal import print_json, print_line, print_part
-
-if TYPE_CHECKING:
-    from coe.routing.request_text import RoutedText
+from coe.terminal import print_line, print_part
 
 
 def utf8_text(text: str | None) -> str | None:
@@ -40,9 +37,6 @@ Explain = Annotated[
 ]
 Key = Annotated[str, typer.Option("--key", help="Name of an API key, whose rules for experts apply.")]
 Client = Annotated[str, typer.Option("--client", help="Value of the header user-agent, for rules.")]
-System = Annotated[str, typer.Option("--system", callback=utf8_text, help="System prompt before TEXT.")]
-Tools = Annotated[list[str] | None, typer.Option("--tool", help="Name of a tool that the request declares, for rules.")]
-OnlyLocal = Annotated[bool, typer.Option("--only-local", help="Only experts that run locally may answer.")]
 Model = Annotated[str, typer.Option("--model", help="auto, or the name of an expert.")]
 
 
@@ -54,49 +48,29 @@ def route(
     json: Json = False,
     explain: Explain = False,
     key: Key = "",
-    only_local: OnlyLocal = False,
     client: Client = "",
-    system: System = "",
-    tools: Tools = None,
 ) -> None:
     """Show which expert a request would go to, and why."""
     if (text is None) == (source is None):
         raise typer.BadParameter("give either a TEXT or --input FILE")
-    route_request = _open_router(config, key, only_local, client)
+    route_request = _open_router(config, key, client, explain=explain)
     if text is not None:
-        fields: dict[str, Any] = {"messages": [{"role": "user", "content": text}]}
-        if system:
-            fields["messages"].insert(0, {"role": "system", "content": system})
-        if tools:
-            fields["tools"] = [{"type": "function", "function": {"name": name}} for name in tools]
-        routed = route_request(fields)
-        print_json(_to_json(routed, explain=explain)) if json else _print(routed, explain=explain)
+        decision = route_request({"messages": [{"role": "user", "content": text}]})
+        print_result(decision, _lines(decision), json=json)
         return
     assert source is not None
-    lines = _route_file(source, route_request, explain=explain)
+    lines = _route_file(source, route_request)
     if output is None:
         print_part("".join(lines))
     else:
         output.write_text("".join(lines), encoding="utf-8")
 
 
-@dataclass(frozen=True, slots=True)
-class Routed:
-    """A decision, the probability of each category, the text that they were made from, the experts that a rule
-    excludes with the reason, and the nearest measured prompts if the plan's residual counted."""
-
-    decision: Decision
-    posterior: Mapping[str, float]
-    text: RoutedText
-    excluded: Mapping[str, str]
-    measured: Sequence[Mapping[str, Any]]
+RouteRequest = Callable[[dict[str, Any]], dict[str, Any]]
+"""Decides the fields of a request, and returns the decision as JSON has it."""
 
 
-RouteRequest = Callable[[dict[str, Any]], Routed]
-"""Decides the fields of a request."""
-
-
-def _open_router(config: Path | None, key: str, is_only_local: bool, client: str) -> RouteRequest:
+def _open_router(config: Path | None, key: str, client: str, *, explain: bool) -> RouteRequest:
     from coe.artifacts.active_state import load_active_state
     from coe.artifacts.api_keys import rule_of
     from coe.planning import apply_residual, nearest_measured
@@ -104,6 +78,7 @@ def _open_router(config: Path | None, key: str, is_only_local: bool, client: str
     from coe.routing.classifier import read_topic
     from coe.routing.decision import decide
     from coe.routing.eligibility import excluded_experts, only_local
+    from coe.routing.request_text import REASONS
     from coe.routing.rules import RequestFacts, Rules
     from gateway.access.estimate import input_tokens
     from gateway.dialects.chat import parse
@@ -118,7 +93,6 @@ def _open_router(config: Path | None, key: str, is_only_local: bool, client: str
     tenant = "" if declared is None else declared.tenant or key
     rules = Rules(registry, router.categories)
     charge = registry.policy.cost_weight * relative_cost(registry, in_use.assignment.experts)
-
     general = router.categories.index(GENERAL)
 
     def predict_fast(text: str) -> Prediction:
@@ -126,11 +100,11 @@ def _open_router(config: Path | None, key: str, is_only_local: bool, client: str
         assert fast is not None
         return fast
 
-    def route_request(fields: dict[str, Any]) -> Routed:
+    def route_request(fields: dict[str, Any]) -> dict[str, Any]:
         chat = parse(orjson.dumps({"model": "auto", **fields}))
         text, _ = read_topic(chat, predict_fast, general=general)
         matching = rules.matching(RequestFacts(chat, chat.model, input_tokens, client, key, tenant))
-        rule = only_local(key_rule) if is_only_local or rules.only_local(matching) else key_rule
+        rule = only_local(key_rule) if rules.only_local(matching) else key_rule
         (prediction,) = router.predict([text.text], encode=in_use.assignment.residual is not None)
         prediction = rules.apply(matching, apply_residual(in_use.assignment, prediction))
         decision = decide(
@@ -143,21 +117,36 @@ def _open_router(config: Path | None, key: str, is_only_local: bool, client: str
             rule=rule,
             named=rules.arms.get(prediction.rule, ""),
         )
-        posterior = dict(zip(router.categories, prediction.probabilities.tolist(), strict=True))
-        measured = nearest_measured(in_use.assignment, prediction, decision.candidates)
-        return Routed(decision, posterior, text, excluded_experts(registry, rule), measured)
+        probabilities = zip(router.categories, prediction.probabilities.tolist(), strict=True)
+        answer = {
+            "expert": decision.expert,
+            "category": decision.category,
+            "confidence": round(decision.confidence, 4),
+            "reason": decision.reason,
+            "rule": decision.rule,
+            "candidates": decision.candidates,
+            "probabilities": {name: round(probability, 4) for name, probability in probabilities},
+        }
+        if not explain:
+            return answer
+        return answer | {
+            "text": text.text,
+            "left_out": [asdict(part) | {"what": f"{part} ({REASONS[part.kind]})"} for part in text.left_out],
+            "excluded": dict(excluded_experts(registry, rule)),
+            "measured": nearest_measured(in_use.assignment, prediction, decision.candidates),
+        }
 
     return route_request
 
 
-def _route_file(path: Path, route_request: RouteRequest, *, explain: bool) -> list[str]:
+def _route_file(path: Path, route_request: RouteRequest) -> list[str]:
     """The rows of the file, each with its decision under one key: a row may have fields of the same names."""
     lines = []
     for number, row in numbered_rows(path):
         try:
             messages = row.get("messages") or [{"role": "user", "content": row["prompt"]}]
             more = {"tools": row["tools"]} if row.get("tools") else {}
-            decision = _to_json(route_request({"messages": messages, **more}), explain=explain)
+            decision = route_request({"messages": messages, **more})
             lines.append(orjson.dumps({**row, "decision": decision}).decode() + "\n")
         except (AttributeError, KeyError, TypeError) as error:
             raise DataError(f"{path}:{number}: expected JSON with prompt or messages ({error!r})") from None
@@ -166,52 +155,26 @@ def _route_file(path: Path, route_request: RouteRequest, *, explain: bool) -> li
     return lines
 
 
-def _to_json(routed: Routed, *, explain: bool) -> dict[str, Any]:
-    decision, text = routed.decision, routed.text
-    explanation: dict[str, Any] = {}
-    if explain:
-        explanation = {"text": text.text, "left_out": [asdict(part) for part in text.left_out]}
-        explanation |= {"excluded": dict(routed.excluded), "measured": routed.measured}
-    return {
-        "expert": decision.expert,
-        "category": decision.category,
-        "confidence": round(decision.confidence, 4),
-        "reason": decision.reason,
-        "rule": decision.rule,
-        "candidates": decision.candidates,
-        "probabilities": {name: round(p, 4) for name, p in routed.posterior.items()},
-        **explanation,
-    }
-
-
 _EXCLUDED = {"key": "not in the list of the key", "not_local": "does not run locally"}
 
 
-def _print(routed: Routed, *, explain: bool) -> None:
-    decision = routed.decision
-    print_line(
-        f"expert      {decision.expert}  ({decision.reason}; then {', '.join(decision.candidates[1:]) or 'none'})"
-    )
-    if decision.rule:
-        print_line(f"rule        {decision.rule}")
-    for name, probability in sorted(routed.posterior.items(), key=lambda item: -item[1])[:3]:
-        print_line(f"{probability:10.1%}  {name}")
-    if explain:
-        from coe.routing.request_text import REASONS
-
-        print_line(f"text        {routed.text.text}")
-        for part in routed.text.left_out:
-            print_line(f"not routed  {part} ({REASONS[part.kind]})")
-        for name, why in routed.excluded.items():
-            print_line(f"excluded    {name} ({_EXCLUDED[why]})")
-        for one in routed.measured:
+def _lines(decision: Mapping[str, Any]) -> Iterator[str]:
+    others = ", ".join(decision["candidates"][1:]) or "none"
+    rows = [("expert", f"{decision['expert']}  ({decision['reason']}; then {others})")]
+    if decision["rule"]:
+        rows.append(("rule", decision["rule"]))
+    probabilities = sorted(decision["probabilities"].items(), key=lambda item: -item[1])[:3]
+    rows += [(f"{probability:10.1%}", name) for name, probability in probabilities]
+    if "text" in decision:
+        rows.append(("text", decision["text"]))
+        rows += [("not routed", part["what"]) for part in decision["left_out"]]
+        rows += [("excluded", f"{name} ({_EXCLUDED[why]})") for name, why in decision["excluded"].items()]
+        for one in decision["measured"]:
             scores = ", ".join(f"{name} {score:.2f}" for name, score in one["scores"].items())
-            where = (
-                f"{one['category'] or 'rated request'}, similarity {one['similarity']:.2f}, weight {one['weight']:.1%}"
-            )
-            print_line(f"measured    {one['prompt_id']} ({where}): {scores}")
-            if one["text"]:
-                print_line(f"            {one['text']}")
+            where = f"{one['category'] or 'rated request'}, similarity {one['similarity']:.2f}"
+            rows.append(("measured", f"{one['prompt_id']} ({where}, weight {one['weight']:.1%}): {scores}"))
+            rows += [("", one["text"])] if one["text"] else []
+    yield table(("", ""), rows)
 
 
 def chat(text: Text = None, model: Model = "auto", config: Config = None) -> None:
@@ -246,18 +209,14 @@ async def _send(address: str, model: str, messages: list[dict[str, str]], header
             if response.status != 200:
                 cause = f" (cause: {cause})" if (cause := response.headers.get("x-coe-cause")) else ""
                 raise ExpertUnavailable((await response.json())["error"]["message"] + cause, expert=model)
-            print_line(_banner(response.headers))
+            got = response.headers
+            banner = f"{got['x-coe-expert']}: {got['x-coe-category']} {got['x-coe-confidence']}"
+            if first := got.get("x-coe-fallback-from"):
+                banner += f"; in place of {first}, which did not answer: {got.get('x-coe-cause', 'error')}"
+            print_line(f"[{banner}]")
             return await _print_stream(response.content)
     except aiohttp.ClientConnectionError as error:
         raise ExpertUnavailable(f"nothing answers at {address}; is `coe up` running?", expert=model) from error
-
-
-def _banner(headers: Mapping[str, str]) -> str:
-    """One line: the expert, the category, and after a fallback the first choice and the cause."""
-    answered = f"{headers['x-coe-expert']}: {headers['x-coe-category']} {headers['x-coe-confidence']}"
-    if first := headers.get("x-coe-fallback-from"):
-        answered += f"; in place of {first}, which did not answer: {headers.get('x-coe-cause', 'error')}"
-    return f"[{answered}]"
 
 
 async def _print_stream(lines: Any) -> str:

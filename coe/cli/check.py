@@ -6,7 +6,6 @@ With `--live` it requests a few tokens from every expert, as `coe up` does at it
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Annotated, Any
 
@@ -14,7 +13,7 @@ import orjson
 import typer
 
 from coe import registry
-from coe.artifacts.kinds import GATE, ROUTER
+from coe.artifacts.kinds import ROUTER
 from coe.artifacts.store import ArtifactStore
 from coe.cli.common import Config, ConfigFile, Json, settings_for
 from coe.errors import ArtifactError, ConfigError, DataError
@@ -22,10 +21,9 @@ from coe.experts import build_experts
 from coe.experts.http.client import Client
 from coe.experts.live_check import Finding, check_experts
 from coe.measuring import sandbox
-from coe.planning import Consequence
 from coe.registry import Registry, yaml_source
 from coe.registry.rules import rule_notes
-from coe.settings import Endpoint, Settings
+from coe.settings import Settings
 from coe.terminal import print_json, print_line
 
 ENDPOINTS_FILE = "endpoints.json"
@@ -75,9 +73,18 @@ def check(
         replan = any(one.replan for one in consequences)
         print_json(summary | {"consequences": [asdict(one) for one in consequences], "replan": replan})
     else:
-        _show(declared, settings, consequences, findings)
-        for note in summary["notes"]:
-            print_line(f"note: {note}")
+        counts = f"{len(declared.categories)} categories, {len(declared.experts)} experts"
+        if declared.declared_recipes:
+            counts += f", {len(declared.declared_recipes)} recipes"
+        print_line(f"{settings.config.name}: good ({counts}, digest {declared.digest})")
+        if consequences:
+            print_line("with the router and the plan in use:")
+        for one in consequences:
+            print_line(f"  - {one.sentence}")
+        if any(one.replan for one in consequences):
+            print_line("the service starts and reloads with it; then run `coe plan` again")
+        for line in (*(finding.sentence for finding in findings), *(f"note: {note}" for note in summary["notes"])):
+            print_line(line)
     if not summary["ok"]:
         raise typer.Exit(1)
 
@@ -123,34 +130,7 @@ def notes_on(declared: Registry, settings: Settings) -> list[str]:
         notes.append(
             "bubblewrap is not installed: `coe score` and `coe tune` leave out the shipped probes that run code"
         )
-    retrieval = declared.retrieval
-    if declared.cache is None or retrieval.store is None or retrieval.default_similarity >= 1:
-        return notes
-    if declared.artifacts != "folder" or ArtifactStore(settings.artifacts, GATE).in_use() is not None:
-        return notes
-    return [
-        *notes,
-        "cache stores no answer of a request with text while no retrieval gate is fitted, because each one is searched "
-        "for passages: fit a gate with `coe plan quality`, set retrieval.default_similarity to 1, or send "
-        "x-coe-retrieval: off",
-    ]
-
-
-def _show(
-    declared: Registry, settings: Settings, consequences: Sequence[Consequence], findings: Sequence[Finding]
-) -> None:
-    counts = f"{len(declared.categories)} categories, {len(declared.experts)} experts"
-    if declared.declared_recipes:
-        counts += f", {len(declared.declared_recipes)} recipes"
-    print_line(f"{settings.config.name}: good ({counts}, digest {declared.digest})")
-    if consequences:
-        print_line("with the router and the plan in use:")
-    for one in consequences:
-        print_line(f"  - {one.sentence}")
-    if any(one.replan for one in consequences):
-        print_line("the service starts and reloads with it; then run `coe plan` again")
-    for finding in findings:
-        print_line(finding.sentence)
+    return notes
 
 
 async def check_live(declared: Registry, settings: Settings) -> list[Finding]:
@@ -158,7 +138,9 @@ async def check_live(declared: Registry, settings: Settings) -> list[Finding]:
 
     A local expert that `coe up` does not run is a finding too. Raises ConfigError.
     """
-    served = _served(settings)
+    served, file = settings.served(), settings.home / ENDPOINTS_FILE
+    if not served and file.exists():
+        served = replace(settings, endpoints_file=file).served()
     checked, missing = [], []
     for spec in declared.experts:
         is_local = not spec.addresses and spec.runtime != "litellm"
@@ -177,11 +159,3 @@ async def check_live(declared: Registry, settings: Settings) -> list[Finding]:
         finally:
             for expert in experts.values():
                 await expert.aclose()
-
-
-def _served(settings: Settings) -> Mapping[str, tuple[Endpoint, ...]]:
-    """The addresses of local experts: those of the environment, else those that the last `coe up` wrote."""
-    if served := settings.served():
-        return served
-    file = settings.home / ENDPOINTS_FILE
-    return replace(settings, endpoints_file=file).served() if file.exists() else {}

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from coe.cli.executor import Executor
 from coe.settings import Settings
-from coe.terminal import print_json, print_line
+from coe.terminal import print_json, print_line, printable
 
 if TYPE_CHECKING:
     from coe.registry import Registry
@@ -35,10 +35,9 @@ ConfigFile = Annotated[
     Path | None, typer.Argument(metavar="FILE", callback=_declaration, help="The configuration, as --config.")
 ]
 """For verbs without other arguments; verbs with arguments have only --config."""
+Benchmark = Annotated[str | None, typer.Option("--benchmark", help="Benchmark to use, if the folder holds several.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Judge and report, but change nothing.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-ExecutorOption = Annotated[
-    Executor, typer.Option("--executor", help="Where embedding and fits run: in this process, or on a Ray cluster.")
-]
 IMAGE_SUFFIXES = (".png", ".svg", ".pdf")
 _UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -89,6 +88,26 @@ def keep_stdout_clean() -> None:
     sys.stdout = open(  # noqa: SIM115  # until the process ends
         stdout, "w", buffering, encoding=encoding, errors=errors, closefd=False
     )
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Return a table as text. Columns whose heading begins with `>` are aligned to the right; None is shown as `-`.
+
+    Without any heading there is no line of headings.
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(box=None, pad_edge=False, header_style="", show_header=any(columns))
+    for name in columns:
+        made.add_column(Text(name.removeprefix(">")), justify="right" if name.startswith(">") else "left", no_wrap=True)
+    for row in rows:
+        made.add_row(*(Text("-" if cell is None else printable(str(cell))) for cell in row))
+    console = Console(file=io.StringIO(), width=100_000, color_system=None)
+    with console.capture() as capture:
+        console.print(made)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines())
 
 
 def print_result(value: Any, lines: str | Iterable[str], *, json: bool) -> None:

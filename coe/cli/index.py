@@ -5,23 +5,22 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import asdict, dataclass, field
-from functools import partial
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, TypeVar
 
 import typer
 
 from coe.artifacts.active_state import check_router, open_index
-from coe.cli.common import Config, Json, print_result, settings_for
+from coe.cli.common import Config, Json, print_result, settings_for, table
 from coe.errors import DocumentError
 from coe.foreground import progress_bar
 from coe.retrieval.ingest.conversion import convert, find_files
 from coe.retrieval.ingest.indexing import Indexer, IndexingCounts, SourceText, TokenizingEncoder
 from coe.retrieval.passages import MAX_PASSAGES, DocumentKey
 from coe.retrieval.store import DocumentStore
-from coe.terminal import print_error, print_json, print_line
+from coe.terminal import print_error
 
 T = TypeVar("T")
 DEFAULT_COLLECTION = "documents"
@@ -51,15 +50,6 @@ Limit = Annotated[int, typer.Option("-n", "--limit", min=1, max=MAX_PASSAGES, he
 Documents = Annotated[bool, typer.Option("--documents", help="List the names of the collection's documents.")]
 
 
-@dataclass(slots=True)
-class _Run:
-    """The result of `coe index add`: counts, and the refused files with the reason."""
-
-    tally: IndexingCounts = field(default_factory=IndexingCounts)
-    refused: list[tuple[str, str]] = field(default_factory=list)
-    removed: int = 0
-
-
 @app.command("add")
 def add(
     paths: Paths,
@@ -70,12 +60,49 @@ def add(
     json: Json = False,
 ) -> None:
     """Index files; unchanged ones are skipped. Exit 1 where a file was refused."""
-    settings = settings_for(config)
-    found = find_files(paths)
-    place = settings.config.parent, collection, tenant
-    run = _with_store(config, partial(_add, found=found, place=place, prune=prune))
-    _report(run, json)
-    if run.refused:
+    base, found = settings_for(config).config.parent.resolve(), find_files(paths)
+    refused: list[tuple[str, str]] = []
+
+    def key_of(name: str) -> DocumentKey:
+        return DocumentKey(name, collection, tenant)
+
+    def name_of(file: Path) -> str:
+        """A file's name in the store: its path from the folder of experts.yaml, or absolute where it is elsewhere."""
+        real = file.resolve()
+        return (real.relative_to(base) if real.is_relative_to(base) else real).as_posix()
+
+    async def texts() -> AsyncIterator[SourceText]:
+        for file, refusal in found.items():
+            try:
+                if refusal:
+                    raise DocumentError(refusal)
+                converted = await convert(file)
+            except DocumentError as error:
+                refused.append((str(file), str(error)))
+                continue
+            yield SourceText(key_of(name_of(file)), converted.text, name_of(file), converted.title)
+
+    async def run(store: DocumentStore, encoder: TokenizingEncoder) -> tuple[IndexingCounts, int]:
+        with progress_bar("indexing") as progress:
+            counts = await Indexer(store, encoder).add(
+                texts(), progress=lambda done: progress("indexing", done / max(1, len(found))) if progress else None
+            )
+        if not prune or refused:
+            return counts, 0
+        current = {name_of(file) for file in found}
+        others = [name for name in await store.digests(collection, tenant) if name not in current]
+        return counts, await store.delete(list(map(key_of, others)))
+
+    counts, removed = _with_store(config, run)
+    if not json:
+        for path, why in refused:
+            print_error(f"{path}: {why}")
+    named = [f"{counts.added} added", f"{counts.changed} changed", f"{counts.unchanged} unchanged"]
+    more = ((counts.empty, "empty"), (removed, "removed"), (len(refused), "refused"))
+    named += [f"{count} {what}" for count, what in more if count]
+    summary = {**asdict(counts), "removed": removed, "refused": [{"path": path, "why": why} for path, why in refused]}
+    print_result(summary, f"{', '.join(named)} ({counts.chunks:,} chunks embedded)", json=json)
+    if refused:
         raise typer.Exit(1)
 
 
@@ -93,10 +120,8 @@ def list_(
         print_result(names, names, json=json)
         return
     there = _with_store(config, lambda store, _: store.collections())
-    lines = (
-        f"{one.name:24} {one.tenant or '(everybody)':24} {one.documents:8,} documents {one.chunks:10,} chunks"
-        for one in there
-    )
+    rows = [(one.name, one.tenant or "(everybody)", f"{one.documents:,}", f"{one.chunks:,}") for one in there]
+    lines = table(("collection", "tenant", ">documents", ">chunks"), rows)
     print_result([asdict(one) for one in there], lines, json=json)
 
 
@@ -143,7 +168,11 @@ def search(
 @app.command("rebuild")
 def rebuild(config: Config = None, json: Json = False) -> None:
     """Embed all stored documents with the encoder of the router in use; searches use the old index until then."""
-    count = _with_store(config, _rebuild)
+
+    async def run(store: DocumentStore, encoder: TokenizingEncoder) -> int:
+        return await Indexer(store, encoder).rebuild()
+
+    count = _with_store(config, run)
     print_result({"documents": count}, f"{count} documents embedded", json=json)
 
 
@@ -160,74 +189,3 @@ def _with_store(config: Path | None, use: Callable[[DocumentStore, TokenizingEnc
             await index.store.aclose()
 
     return asyncio.run(run())
-
-
-async def _add(
-    store: DocumentStore,
-    encoder: TokenizingEncoder,
-    found: Mapping[Path, str],
-    *,
-    place: tuple[Path, str, str | None],
-    prune: bool,
-) -> _Run:
-    run, (base, collection, tenant) = _Run(), place
-    with progress_bar("indexing") as progress:
-        texts = _texts(found, run, place=place)
-        run.tally = await Indexer(store, encoder).add(texts, progress=_report_share("indexing", len(found), progress))
-    if prune and not run.refused:
-        current = {_id(file, base) for file in found}
-        others = [name for name in await store.digests(collection, tenant) if name not in current]
-        run.removed = await store.delete([DocumentKey(name, collection, tenant) for name in others])
-    return run
-
-
-async def _texts(
-    found: Mapping[Path, str], run: _Run, *, place: tuple[Path, str, str | None]
-) -> AsyncIterator[SourceText]:
-    base, collection, tenant = place
-    for file, refusal in found.items():
-        try:
-            if refusal:
-                raise DocumentError(refusal)
-            converted = await convert(file)
-        except DocumentError as error:
-            run.refused.append((str(file), str(error)))
-            continue
-        name = _id(file, base)
-        yield SourceText(DocumentKey(name, collection, tenant), converted.text, name, converted.title)
-
-
-def _id(file: Path, base: Path) -> str:
-    """A file's name in the store: its path from the folder of experts.yaml, or absolute where it is elsewhere."""
-    real = file.resolve()
-    base = base.resolve()
-    return (real.relative_to(base) if real.is_relative_to(base) else real).as_posix()
-
-
-async def _rebuild(store: DocumentStore, encoder: TokenizingEncoder) -> int:
-    total = sum(one.documents for one in await store.collections())
-    with progress_bar("embedding") as progress:
-        return await Indexer(store, encoder).rebuild(progress=_report_share("embedding", total, progress))
-
-
-def _report_share(
-    stage: str, total: int, progress: Callable[[str, float], None] | None
-) -> Callable[[int], None] | None:
-    """A function of the number done that updates the progress bar; None without a bar."""
-    if progress is None:
-        return None
-    return lambda done: progress(stage, done / max(1, total))
-
-
-def _report(run: _Run, json: bool) -> None:
-    if json:
-        refused = [{"path": path, "why": why} for path, why in run.refused]
-        print_json({**asdict(run.tally), "removed": run.removed, "refused": refused})
-        return
-    for path, why in run.refused:
-        print_error(f"{path}: {why}")
-    tally = run.tally
-    parts = [f"{tally.added} added", f"{tally.changed} changed", f"{tally.unchanged} unchanged"]
-    for count, what in ((tally.empty, "empty"), (run.removed, "removed"), (len(run.refused), "refused")):
-        parts += [f"{count} {what}"] if count else []
-    print_line(f"{', '.join(parts)} ({tally.chunks:,} chunks embedded)")

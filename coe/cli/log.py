@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import string
 import time
 from dataclasses import replace
 from datetime import datetime
@@ -21,7 +20,6 @@ from coe.measuring.tables import require_parquet
 from coe.records import missing_file, open_log_and_feedback, require_log
 from coe.records.codec import RECORD
 from coe.records.record import LogPage, LogQuery, RoutingLog, RoutingRecord
-from coe.registry import Registry
 from coe.terminal import print_error, print_line
 
 POLL_SECONDS = 0.5
@@ -37,9 +35,31 @@ Reason = Annotated[str, typer.Option("--reason", help="routed, uncertain, sticky
 Session = Annotated[str, typer.Option("--session", help="The client's x-session-id.")]
 Tenant = Annotated[str, typer.Option("--tenant")]
 Id = Annotated[str, typer.Option("--id", help="The beginning of the request's id.")]
-OutputFile = Annotated[Path, typer.Argument(metavar="FILE", help="The file to write, .jsonl or .parquet.")]
+
+
+def _record_file(file: Path) -> Path:
+    """Check the format of a file of records. Raises BadParameter, and ConfigError where pyarrow is missing."""
+    if file.suffix not in SUFFIXES:
+        raise typer.BadParameter(f"{file} must end in {' or '.join(SUFFIXES)}")
+    if file.exists() and not file.is_file():
+        raise typer.BadParameter(f"{file} is not a regular file")
+    if file.suffix == ".parquet":
+        require_parquet()
+    return file
+
+
+def _output_file(file: Path) -> Path | None:
+    return writable_file(_record_file(file))
+
+
+OutputFile = Annotated[
+    Path, typer.Argument(metavar="FILE", callback=_output_file, help="The file to write, .jsonl or .parquet.")
+]
 InputFile = Annotated[
-    Path, typer.Argument(metavar="FILE", help="A file that `coe log export` wrote.", exists=True, dir_okay=False)
+    Path,
+    typer.Argument(
+        metavar="FILE", callback=_record_file, help="A file that `coe log export` wrote.", exists=True, dir_okay=False
+    ),
 ]
 Redact = Annotated[bool, typer.Option("--redact", help="Leave out prompts, embeddings and text digests.")]
 
@@ -88,7 +108,7 @@ def log(
     except KeyboardInterrupt:
         raise typer.Exit(0) from None
     if not shown:
-        print_error(_no_match(query, registry))
+        print_error("no records match")
 
 
 @app.command("export")
@@ -101,8 +121,6 @@ def export_file(
     config: Config = None,
 ) -> None:
     """Write the routing log to a file, JSON Lines or parquet, each record with its feedback."""
-    _check_format(file)
-    writable_file(file)
     settings, registry = declaration_for(config)
     url, now = registry.log.url, time.time()
     require_log(url, base=settings.home)
@@ -113,14 +131,12 @@ def export_file(
         rows = ((record, ratings.of(record)) for page in pages for record in page)
         count = write_rows(file, rows, redact=redact)
     print_line(f"{file}: {count} records")
-    if logs.damaged:
-        print_error(_damaged_note(logs.damaged))
+    _note_damage(logs.damaged)
 
 
 @app.command("import")
 def import_file(file: InputFile, config: Config = None) -> None:
     """Add the records of a file and their feedback to the routing log; existing records stay."""
-    _check_format(file)
     settings, registry = declaration_for(config)
     count, old = asyncio.run(import_rows(file, registry.log, base=settings.home))
     print_line(f"{file}: {count} records are in the log now, new or already there")
@@ -128,35 +144,15 @@ def import_file(file: InputFile, config: Config = None) -> None:
         print_line(f"{old} records are older than log.keep_days and left out")
 
 
-def _check_format(file: Path) -> None:
-    """Raises BadParameter for a file of another format, ConfigError where pyarrow is missing."""
-    if file.suffix not in SUFFIXES:
-        raise typer.BadParameter(f"{file} must end in {' or '.join(SUFFIXES)}", param_hint="FILE")
-    if file.exists() and not file.is_file():
-        raise typer.BadParameter(f"{file} is not a regular file", param_hint="FILE")
-    if file.suffix == ".parquet":
-        require_parquet()
-
-
-def _no_match(query: LogQuery, registry: Registry) -> str:
-    """The note for an empty list, with the declared names where the query names something else."""
-    for name, known in (("category", registry.category_names), ("expert", registry.model_names)):
-        if (value := getattr(query, name)) and value not in known:
-            return f"no records match; {value!r} is not a declared {name}; declared: {', '.join(known)}"
-    return "no records match"
-
-
 async def _show(routing_log: RoutingLog, query: LogQuery, *, follow: bool, json: bool) -> int:
     """Print the records and, with `follow`, new ones without end. Returns the number of records."""
     try:
         page = await routing_log.tail(query)
-        if not json:
-            print_line(_HEADER)
-        _print(page, json)
+        _print(page, json=json, with_head=True)
         while follow:
             query = replace(query, after=page.cursor)
             page = await routing_log.read(query)
-            _print(page, json)
+            _print(page, json=json, with_head=False)
             if page.cursor == query.after:  # nothing new; a page of records that do not match moves the cursor
                 await asyncio.sleep(POLL_SECONDS)
         return len(page.records)
@@ -164,45 +160,35 @@ async def _show(routing_log: RoutingLog, query: LogQuery, *, follow: bool, json:
         await routing_log.aclose()
 
 
-_HEADER = (
-    f"{'time':19}  {'category':17} {'conf':>4}  {'expert':14} {'reason':9} {'outcome':18} {'tokens':>11} {'ms':>8}  "
-    f"{'id':36}  cause, recipe"
-)
-
-
-def _print(page: LogPage, json: bool) -> None:
-    if page.damaged:
-        print_error(_damaged_note(page.damaged))
+def _print(page: LogPage, *, json: bool, with_head: bool) -> None:
+    _note_damage(page.damaged)
+    if with_head and not json:
+        print_line(_HEADER)
     for record in page.records:
         print_line(RECORD.adapter.dump_json(record, warnings=False).decode() if json else _line(record))
 
 
-def _damaged_note(count: int) -> str:
-    return f"{count} entries of the log are damaged and left out"
+def _note_damage(count: int) -> None:
+    if count:
+        print_error(f"{count} entries of the log are damaged and left out")
+
+
+_FORM = "{:19}  {:17} {:>4}  {:14} {:9} {:18} {:>11} {:>8}  {:36}  {}"
+"""A line of the list, whose records arrive one after the other."""
+_HEADER = _FORM.format("time", "category", "conf", "expert", "reason", "outcome", "tokens", "ms", "id", "cause, recipe")
 
 
 def _line(record: RoutingRecord) -> str:
     when = datetime.fromtimestamp(record.time).astimezone().strftime("%Y-%m-%d %H:%M:%S")
     tokens = "+".join("-" if count is None else str(count) for count in (record.input_tokens, record.output_tokens))
-    cause = f"{record.fallback_from or record.expert}: {record.cause}" if record.cause else ""
-    recipe = f"{'; ' if cause else ''}{_recipe(record)}" if record.recipe else ""
-    return (
-        f"{when}  {record.category or '-':17} {record.confidence:4.2f}  {record.expert or '-':14} "
-        f"{record.reason or '-':9} {record.outcome:18} {tokens:>11} {record.total_ms:8.0f}  "
-        f"{record.request_id:36}  {cause}{recipe}"
+    notes = [f"{record.fallback_from or record.expert}: {record.cause}"] if record.cause else []
+    if record.recipe:
+        calls = (f"{call.expert} {call.outcome}{'*' if call.accepted else ''}" for call in record.steps)
+        notes.append(f"{record.recipe} {record.recipe_stop}: {', '.join(calls)}")  # * marks the returned answer
+    return _FORM.format(
+        *(when, record.category or "-", f"{record.confidence:.2f}", record.expert or "-", record.reason or "-"),
+        *(record.outcome, tokens, f"{record.total_ms:.0f}", record.request_id, "; ".join(notes)),
     ).rstrip()
-
-
-def _recipe(record: RoutingRecord) -> str:
-    """Return a recipe's calls as text: expert, answer class (A, B, ...), probability; * marks the returned answer."""
-    classes = list(dict.fromkeys(call.answer_class for call in record.steps if call.answer_class is not None))
-    calls = []
-    for call in record.steps:
-        answer = "" if call.answer_class is None else f" {string.ascii_uppercase[classes.index(call.answer_class)]}"
-        known = "" if call.confidence is None else f" {call.confidence:.2f}"
-        outcome = "" if call.outcome == "answered" else f" {call.outcome}"
-        calls.append(f"{call.expert}{answer}{known}{outcome}{'*' if call.accepted else ''}")
-    return f"{record.recipe} {record.recipe_stop}: {', '.join(calls)}"
 
 
 def _ago(text: str, *, option: str, default: float) -> float:

@@ -18,7 +18,18 @@ from numpy.typing import NDArray
 
 from coe.artifacts.artifact_sync import synced_store
 from coe.artifacts.store import ArtifactStore
-from coe.cli.common import Config, Json, duration_seconds, image_file, keep_stdout_clean, print_result, settings_for
+from coe.cli.common import (
+    Benchmark,
+    Config,
+    DryRun,
+    Json,
+    duration_seconds,
+    image_file,
+    keep_stdout_clean,
+    print_result,
+    settings_for,
+    table,
+)
 from coe.errors import ArtifactError, CoEError, DataError
 from coe.planning import Plan, Problem, present_problem, solve
 from coe.planning.grid import select
@@ -27,10 +38,9 @@ from coe.planning.paired_scores import Difference
 from coe.planning.problem import BUDGET_ROWS
 from coe.planning.uses import ASSUMED_INPUT_TOKENS, ASSUMED_OUTPUT_TOKENS
 from coe.registry import load
-from coe.terminal import print_json, print_line
+from coe.terminal import print_json
 
 Scores = Annotated[Path | None, typer.Argument(help="Folder with prompts, scores and models, from `coe score`.")]
-Benchmark = Annotated[str | None, typer.Option("--benchmark", help="Benchmark to use, if the folder holds several.")]
 Deviations = Annotated[
     float, typer.Option("--deviations", min=0, help="Plan by quality this many standard errors below the mean.")
 ]
@@ -43,7 +53,6 @@ DropFeedback = Annotated[
 LogSince = Annotated[
     str, typer.Option("--log-since", help="Also measure uses in the routing log since then (30d, 12h); 0 for none.")
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the plan and keep the assignment in use.")]
 
 
 def plan(
@@ -68,7 +77,9 @@ def plan(
     settings = settings_for(config)
     store = synced_store(settings, "assignment")
     if forget:
-        _clear_plan(store, json)
+        store.clear(by="plan", why="--forget")
+        note = "the assignment of experts.yaml is in use; running gateways apply it soon"
+        print_result({"assignment": None, "note": note}, note, json=json)
         return
     if scores is None:
         raise typer.BadParameter("give the folder of scores, or --forget")
@@ -79,13 +90,7 @@ def plan(
     seconds = 0 if log_since == "0" else duration_seconds(log_since, option="--log-since")
     options = PlanOptions(benchmark, deviations, row, limits, plot, drop_feedback, dry_run, seconds)
     report = make_plan(settings, registry, store, scores, options)
-    print_json(report) if json else show_plan(report, scores, is_dry_run=dry_run)
-
-
-def _clear_plan(store: ArtifactStore, json: bool) -> None:
-    store.clear(by="plan", why="--forget")
-    note = "the assignment of experts.yaml is in use; running gateways apply it soon"
-    print_result({"assignment": None, "note": note}, note, json=json)
+    print_result(report, plan_lines(report, scores, is_dry_run=dry_run), json=json)
 
 
 def _limits(text: str) -> tuple[str, list[float]]:
@@ -101,112 +106,103 @@ def _limits(text: str) -> tuple[str, list[float]]:
         ) from None
 
 
-def show_plan(report: Mapping[str, Any], scores: Path, *, is_dry_run: bool) -> None:
-    """Print the report; `scores` is the folder that the advice to run `coe score` names."""
-    print_line(f"{'category':20} {'expert':16} {'runner-up':16} margin")
-    for row in report["assignment"]:
-        margin = "pinned" if row["pinned"] else f"{row['margin']:6.3f}{_margin_error(row)}"
-        print_line(f"{row['category']:20} {row['expert']:16} {row['runner_up'] or '-':16} {margin}")
-    for line in (*_left_out(report["left_out"], scores), *_feedback(report["feedback"])):
-        print_line(line)
-    print_line(
-        f"\nplanned quality {report['quality']:.4f}; " + ", ".join(f"{k} {v:.4g}" for k, v in report["used"].items())
+def plan_lines(report: Mapping[str, Any], scores: Path, *, is_dry_run: bool) -> Iterator[str]:
+    """Yield the report as text; `scores` is the folder that the advice to run `coe score` names."""
+    assignment, against = comparison(report)
+    yield assignment
+    yield from _notes(report, scores)
+    used = ", ".join(f"{name} {value:.4g}" for name, value in report["used"].items())
+    yield f"\nplanned quality {report['quality']:.4f}; {used}\n"
+    losses = {name: "no plan without it" if lost is None else lost for name, lost in report["value_of_expert"].items()}
+    yield table(
+        ("expert", ">price", "quality lost without it"),
+        [
+            (name, f"{price:.4f}", f"{lost:.4f}" if isinstance(lost, float) else lost)
+            for name, price in report["prices"].items()
+            for lost in [losses.get(name, "not found in time")]
+        ],
     )
-    print_line(f"\n{'expert':16} {'price':>8}  quality lost without it")
-    for name, price in report["prices"].items():
-        value = report["value_of_expert"].get(name, "not found in time")
-        lost = value if isinstance(value, str) else "no plan without it" if value is None else f"{value:.4f}"
-        print_line(f"{name:16} {price:8.4f}  {lost}")
-    for line in against_lines(report["against"]):
-        print_line(line)
-    if names := report["assumed_tokens"]:
-        print_line(
-            f"assumed: {ASSUMED_INPUT_TOKENS} input and {ASSUMED_OUTPUT_TOKENS} output tokens a request to "
-            f"{', '.join(names)}, whose tokens were not measured; coe score measures them"
-        )
-    if logged := report["uses"]["logged"]:
-        print_line(f"uses: tokens, costs and times also come from {logged} requests in the routing log")
-    print_line(_residual(report["residual"]))
-    for line in (*_sweep(report), *(_gate(report["gate"]) if "gate" in report else ())):
-        print_line(line)
-    print_line(
+    yield against
+    residual = report["residual"]
+    gain = f" ({residual['gain']:+.4f} ± {residual['error']:.4f})" if residual["error"] else ""
+    yield f"\nresidual: {'not used: ' + residual['refused'] if residual['refused'] else 'used'}{gain}"
+    if report["sweep"]:
+        rows = [
+            (f"{row['limit']:.4g}", f"{row['quality']:.4f}", "*" * row["efficient"], ", ".join(row["hosted"]))
+            for row in report["sweep"]
+        ]
+        yield "\n" + table((">limit", ">quality", "efficient", "hosted"), rows)
+    if infeasible := report["sweep_impossible"]:
+        yield f"{', '.join(f'{limit:g}' for limit in infeasible)} cannot be kept"
+    if "gate" in report:
+        policies, shares = ("never", "always", "gated"), ("opened", "saved")
+        gated = {**report["gate"]["experts"], "all": report["gate"]["all"]}
+        rows = [
+            (name, *(f"{found[one]:.3f}" for one in policies), *(f"{found[one]:.1%}" for one in shares))
+            for name, found in gated.items()
+        ]
+        yield "\n" + table(("retrieval", ">never", ">always", ">gated", ">opened", ">tokens saved"), rows)
+    yield (
         "\nthe assignment in use is unchanged" if is_dry_run else "\nthe plan is in use; running gateways apply it soon"
     )
 
 
-def _margin_error(row: Mapping[str, Any]) -> str:
-    """The paired standard error of a margin, and whether the probes show no difference; empty if it is unknown."""
+def comparison(report: Mapping[str, Any]) -> tuple[str, str]:
+    """Return two tables: the expert of each category, and the plan next to each single expert."""
+    columns = ("category", "expert", "runner-up", "margin")
+    rows = [(row["category"], row["expert"], row["runner_up"], _margin(row)) for row in report["assignment"]]
+    return table(columns, rows), against_table(report["against"])
+
+
+def _margin(row: Mapping[str, Any]) -> str:
+    """The margin with its paired standard error, and whether the probes show no difference."""
+    if row["pinned"]:
+        return "pinned"
     if (error := row["margin_error"]) is None:
-        return ""
+        return f"{row['margin']:.3f}"
     level = " level" if Difference(row["margin"], error).verdict == "level" else ""
-    return f" ± {error:.3f}{level}"
+    return f"{row['margin']:.3f} ± {error:.3f}{level}"
 
 
-def against_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The plan, which is the first row, against each single expert, a line each."""
-    lines = [f"\n{'this plan against':20} {'quality':>8} {'cost':>10}  (US dollars per thousand requests)"]
+def against_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the plan, which is the first row, next to each single expert; costs are US dollars."""
+    cells = []
     for row in rows:
-        compared = _less_plan(row["less_plan"]) if row["expert"] else ""
+        less = row["less_plan"] if row["expert"] else {"standard_error": None}
+        is_known = less["standard_error"] is not None
+        compared = f"{less['difference']:+.4f} ± {less['standard_error']:.4f} {less['verdict']}" if is_known else ""
         cost = "unknown" if row["cost"] is None else f"{row['cost']:.4g}"
-        lines.append(f"{row['expert'] or 'this plan':20} {row['quality']:8.4f} {cost:>10}{compared}")
-    return lines
+        latency = None if row.get("latency_ms") is None else f"{row['latency_ms'] / 1000:.1f} s"
+        cells.append((row["expert"] or "this plan", f"{row['quality']:.4f}", cost, latency, compared))
+    return "\n" + table(("this plan against", ">quality", ">$ per 1000", ">latency", "less this plan"), cells)
 
 
-def _less_plan(found: Mapping[str, Any]) -> str:
-    if found["standard_error"] is None:
-        return ""
-    return f"  {found['difference']:+.4f} ± {found['standard_error']:.4f} {found['verdict']}"
-
-
-def _left_out(found: Mapping[str, Any], scores: Path) -> list[str]:
-    """The parts that the plan leaves out, a line each, with the command that scores them."""
-    lines = []
-    if experts := found["experts"]:
+def _notes(report: Mapping[str, Any], scores: Path) -> Iterator[str]:
+    """Yield what the plan leaves out, assumes and keeps, a line each, with the remedy."""
+    left_out, feedback = report["left_out"], report["feedback"]
+    if experts := left_out["experts"]:
         options = " ".join(f"--expert {name}" for name in experts)
-        lines.append(
+        yield (
             f"left out: {', '.join(experts)}, without usable scores; requests by name, pins and exploration reach "
             f"them. To score: coe score PROBES --out {scores} {options}"
         )
-    for category, expert in found["categories"].items():
-        lines.append(f"left out: {category}, pinned to {expert}, which has no scores; {expert} answers it")
-    for category, count in found["undeclared"].items():
-        lines.append(f"left out: {count} prompts of {category}, which experts.yaml does not declare")
-    if unprobed := found["unprobed"]:
-        lines.append(f"estimated: {', '.join(unprobed)}, without probes; add probes of them and run coe score again")
-    return [f"\n{lines[0]}", *lines[1:]] if lines else []
-
-
-def _feedback(found: Mapping[str, Sequence[str]]) -> list[str]:
-    """The categories whose feedback is kept in the plan, and those whose feedback it drops."""
-    lines = []
-    if kept := found["kept"]:
-        lines.append(f"kept from feedback: {', '.join(kept)} (moved by coe retrain; --drop-feedback plans without it)")
-    if dropped := found["dropped"]:
-        lines.append(f"dropped: the feedback on {', '.join(dropped)}, which coe retrain had moved")
-    return lines
-
-
-def _residual(found: Mapping[str, Any]) -> str:
-    """Report if the texts of requests select experts beyond their categories, with the evidence."""
-    gain = f" ({found['gain']:+.4f} ± {found['error']:.4f})" if found["error"] else ""
-    return f"residual: not used: {found['refused']}{gain}" if found["refused"] else f"residual: used{gain}"
-
-
-def _sweep(report: Mapping[str, Any]) -> list[str]:
-    """A line for each limit, efficient plans marked, and the limits that no plan keeps."""
-    lines = [f"\n{'limit':>10} {'quality':>8}  hosted"] if report["sweep"] or report["sweep_impossible"] else []
-    for row in report["sweep"]:
-        mark = "*" if row["efficient"] else " "
-        lines.append(f"{row['limit']:10.4g} {row['quality']:8.4f}{mark} {', '.join(row['hosted'])}")
-    return [*lines, *(f"{limit:10.4g} cannot be kept" for limit in report["sweep_impossible"])]
-
-
-def _gate(report: Mapping[str, Any]) -> list[str]:
-    lines = [f"\n{'retrieval':16} {'never':>7} {'always':>7} {'gated':>7} {'opened':>7} {'tokens saved':>13}"]
-    for name, found in {**report["experts"], "all": report["all"]}.items():
-        quality = " ".join(f"{found[policy]:7.3f}" for policy in ("never", "always", "gated"))
-        lines.append(f"{name:16} {quality} {found['opened']:7.1%} {found['saved']:13.1%}")
-    return lines
+    for category, expert in left_out["categories"].items():
+        yield f"left out: {category}, pinned to {expert}, which has no scores; {expert} answers it"
+    for category, count in left_out["undeclared"].items():
+        yield f"left out: {count} prompts of {category}, which experts.yaml does not declare"
+    if unprobed := left_out["unprobed"]:
+        yield f"estimated: {', '.join(unprobed)}, without probes; add probes of them and run coe score again"
+    if kept := feedback["kept"]:
+        yield f"kept from feedback: {', '.join(kept)} (moved by coe retrain; --drop-feedback plans without it)"
+    if dropped := feedback["dropped"]:
+        yield f"dropped: the feedback on {', '.join(dropped)}, which coe retrain had moved"
+    if names := report["assumed_tokens"]:
+        yield (
+            f"assumed: {ASSUMED_INPUT_TOKENS} input and {ASSUMED_OUTPUT_TOKENS} output tokens a request to "
+            f"{', '.join(names)}, whose tokens were not measured; coe score measures them"
+        )
+    if logged := report["uses"]["logged"]:
+        yield f"uses: tokens, costs and times also come from {logged} requests in the routing log"
 
 
 Version = Annotated[str | None, typer.Argument(help="[default: the one in use]")]
@@ -235,7 +231,7 @@ def solve_lines(version: Version = None, config: Config = None) -> None:
 
 
 def answers(lines: Iterable[str], problem: Problem, traffic: NDArray[np.float64] | None) -> Iterator[dict[str, Any]]:
-    """{"plan": ...} or {"error": ...} for each line."""
+    """Yield {"plan": ...} or {"error": ...} for each line; a limit that is not above 0 is an error too."""
     for line in lines:
         try:
             limited = replace(problem, budget=_budget(line))

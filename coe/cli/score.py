@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import sys
+import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from coe.cli.common import Config, Json, declaration_for
+from coe.cli.common import Config, Json, declaration_for, print_result, table
+from coe.foreground import progress_bar
 from coe.measuring.passage_gain import GAINS_FILE
 from coe.measuring.probes.probes import DIFFICULTIES, Probe, read_probes
 from coe.measuring.probes.shipped import SHIPPED, default_probes, folder_seed, own_file, write_seed
@@ -19,7 +20,7 @@ from coe.measuring.sandbox import installed
 from coe.measuring.scoring import Report, Scoring, open_journal, probes_with_passages, run_scoring
 from coe.measuring.tables import require_parquet
 from coe.registry import ExpertSpec, RecipeSpec, Registry
-from coe.terminal import print_error, print_json, print_line, printable
+from coe.terminal import print_error
 
 Probes = Annotated[
     Path | None,
@@ -86,7 +87,7 @@ def score(
         write_seed(out, seed)
         benchmark = probes.stem if probes else SHIPPED
         report = run_scoring(scoring, settings, journal, out, benchmark=benchmark, progress=_progress)
-    print_json(report) if json else _show(report)
+    print_result(report, _lines(report), json=json)
     if report["missing"]:
         raise typer.Exit(1)
 
@@ -102,21 +103,17 @@ def requested_probes(
     if path is not None:
         found = read_probes(path, categories=registry.category_names, seed=seed)
     else:
-        found = _default_probes(registry, config, seed, runs_code=runs_code)
+        found = default_probes(own_file(config), registry.category_names, seed)
+        if not runs_code and any(probe.checker == "code" for probe in found):
+            found = [probe for probe in found if probe.checker != "code"]
+            print_error(
+                "note: probes that run code are left out; the sandbox needs bubblewrap (apt-get install bubblewrap)"
+            )
+        covered = {probe.category for probe in found}
+        if bare := [name for name in registry.category_names if name not in covered]:
+            print_error(f"note: no probes for {', '.join(bare)}; add some to {own_file(config).name}")
     if judge is None and any(probe.checker == "judge" for probe in found):
         raise typer.BadParameter("some probes have checker 'judge'; name the expert that judges", param_hint="--judge")
-    return found
-
-
-def _default_probes(registry: Registry, config: Path, seed: int, *, runs_code: bool) -> list[Probe]:
-    found = default_probes(own_file(config), registry.category_names, seed)
-    if not runs_code and any(probe.checker == "code" for probe in found):
-        found = [probe for probe in found if probe.checker != "code"]
-        print_error(
-            "note: probes that run code are left out; the sandbox needs bubblewrap (apt-get install bubblewrap)"
-        )
-    if bare := [name for name in registry.category_names if not any(probe.category == name for probe in found)]:
-        print_error(f"note: no probes for {', '.join(bare)}; add some to {own_file(config).name}")
     return found
 
 
@@ -142,53 +139,39 @@ def _scored_recipe(registry: Registry, name: str) -> RecipeSpec:
 
 @contextmanager
 def _progress(missing: Mapping[str, int]) -> Iterator[tuple[Report, Report]]:
-    """A progress bar for each expert on a terminal, and a function that prints a line above them."""
-    if not sys.stderr.isatty():
-        yield (lambda _: None), print_error
-        return
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    with Progress(
-        *Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn(), console=console
-    ) as bar:
-        tasks = {name: bar.add_task(name, total=count) for name, count in missing.items()}
-        yield (
-            (lambda name: bar.advance(tasks[name])),
-            lambda line: console.print(printable(line), markup=False, highlight=False, soft_wrap=True),
-        )
+    """Yield a function that counts an answer of an expert in a progress bar, and one that prints a line."""
+    total, done = max(1, sum(missing.values())), itertools.count(1)
+    with progress_bar("scoring") as show:
+        yield (lambda name: show(name, next(done) / total) if show else None), print_error
 
 
-def _three_digits(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+def _lines(report: Mapping[str, Any]) -> Iterator[str]:
+    experts = report["experts"]
+    levels = [one for one in DIFFICULTIES if any(one in column["difficulties"] for column in experts.values())]
 
+    def digits(value: float | None, count: int = 3) -> str | None:
+        return None if value is None else f"{value:.{count}f}"
 
-def _show(report: Mapping[str, Any]) -> None:
-    levels = [
-        one for one in DIFFICULTIES if any(one in column["difficulties"] for column in report["experts"].values())
-    ]
-    marked = "".join(f" {one:>6}" for one in levels)
-    print_line(
-        f"{'expert':20} {'scored':>7} {'missing':>7} {'mean':>6}{marked} {'p50 ms':>8} {'tokens out':>10} {'cut':>5}"
+    yield table(
+        ("expert", *(f">{one}" for one in ("scored", "missing", "mean", *levels, "p50 ms", "tokens out", "cut"))),
+        [
+            (
+                *(name, column["scored"], column["missing"], digits(column["mean"])),
+                *(digits(column["difficulties"].get(one, {}).get("mean")) for one in levels),
+                *(digits(column["latency_ms_p50"], 0), column["output_tokens"], column["cut"]),
+            )
+            for name, column in experts.items()
+        ],
     )
-    for name, column in report["experts"].items():
-        average = _three_digits(column["mean"])
-        marked = "".join(f" {_three_digits(column['difficulties'].get(one, {}).get('mean')):>6}" for one in levels)
-        latency = "-" if column["latency_ms_p50"] is None else f"{column['latency_ms_p50']:.0f}"
-        counts = f"{column['scored']:7} {column['missing']:7} {average:>6}{marked} {latency:>8}"
-        print_line(f"{name:20} {counts} {column['output_tokens']:10} {column['cut']:5}")
-    for name, column in report["experts"].items():
+    for name, column in experts.items():
         if column["missing"]:
             errors = ", ".join(f"{count} x {code}" for code, count in column["errors"].items()) or "not requested yet"
-            print_line(
-                f"{name}: {column['missing']} scores are missing ({errors}): {column['first_error'] or 'run again'}"
-            )
+            yield f"{name}: {column['missing']} scores are missing ({errors}): {column['first_error'] or 'run again'}"
     for name, means in report.get("retrieval", {}).items():
-        print_line(f"{name}: {means['without']:.3f} without passages, {means['with']:.3f} with; pairs in {GAINS_FILE}")
+        yield f"{name}: {means['without']:.3f} without passages, {means['with']:.3f} with; pairs in {GAINS_FILE}"
     for name, counts in report.get("grades", {}).items():
-        print_line(f"{name}: {counts['graded']} grades, {counts['ungraded']} without one, {counts['missing']} missing")
+        yield f"{name}: {counts['graded']} grades, {counts['ungraded']} without one, {counts['missing']} missing"
     state = "run again to fill gaps" if report["missing"] else "complete"
     if report["stopped"]:
         state = "stopped; run again to continue"
-    print_line(f"{report['probes']} probes, quality data in {report['out']} ({state})")
+    yield f"{report['probes']} probes, quality data in {report['out']} ({state})"

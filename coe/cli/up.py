@@ -11,8 +11,9 @@ import asyncio
 import contextlib
 import signal
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,7 +26,6 @@ from coe.artifacts.atomic_files import replace_file
 from coe.artifacts.store import ArtifactStore
 from coe.cli.check import ENDPOINTS_FILE, check_live
 from coe.cli.common import Config, ConfigFile, settings_for
-from coe.cli.executor import Executor
 from coe.errors import CoEError, FleetError
 from coe.file_lock import file_lock
 from coe.registry import Registry, load
@@ -43,6 +43,14 @@ LOCK_FILE = "up.lock"
 
 Host = Annotated[str | None, typer.Option("--host", help="[default: COE_HOST or 127.0.0.1]")]
 Port = Annotated[int | None, typer.Option("--port", min=1, max=65535, help="[default: COE_PORT or 8080]")]
+
+
+class Executor(StrEnum):
+    """Where the servers of local experts run."""
+
+    LOCAL = "local"
+    RAY = "ray"
+
 
 ServerExecutor = Annotated[
     Executor, typer.Option("--executor", help="Where expert servers run: on this machine, or on a Ray cluster.")
@@ -85,29 +93,34 @@ async def _up(settings: Settings, ray: Any = None) -> None:
     from gateway.access import check_exposure, create_admin_key, with_admin_key
     from gateway.main import open_port
 
-    _stop_on_signals()
+    task = asyncio.current_task()
+    assert task is not None
+    for number in (signal.SIGINT, signal.SIGTERM):  # leaving the contexts of this task stops every process
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     if (created := create_admin_key(settings)) is not None:
         print_line(created)
     registry = with_admin_key(load(settings.config, environ=settings.environ), settings)
     check_exposure(settings, registry.access)
     open_port(settings, registry).close()  # a port in use is reported before anything is started
+
+    def held(holder: str) -> FleetError:
+        return FleetError(
+            f"another `coe up` uses the state folder {settings.home} ({holder or 'it has just begun'}); stop it, or "
+            "set COE_HOME to another folder"
+        )
+
     async with contextlib.AsyncExitStack() as stack:
-        stack.enter_context(file_lock(settings.home / LOCK_FILE, held=partial(_held_error, settings)))
+        stack.enter_context(file_lock(settings.home / LOCK_FILE, held=held))
         await _ensure_router(settings, registry)
-        if ray is not None:
-            await _run_on_cluster(stack, settings, registry, ray)
-        else:
+        if ray is None:
             await _run_on_this_machine(stack, settings, registry)
+            return
+        from coe.fleet.ray.fleet import running_cluster
 
-
-async def _run_on_cluster(stack: contextlib.AsyncExitStack, settings: Settings, registry: Registry, ray: Any) -> None:
-    from coe.fleet.ray.fleet import running_cluster
-
-    await stack.enter_async_context(
-        running_cluster(settings, registry, ray=ray, publish=partial(_write_endpoints, settings))
-    )
-    await _serve(stack, settings, registry)
-    await asyncio.Event().wait()
+        cluster = running_cluster(settings, registry, ray=ray, publish=partial(_write_endpoints, settings))
+        await stack.enter_async_context(cluster)
+        await _serve(stack, settings, registry)
+        await asyncio.Event().wait()
 
 
 async def _run_on_this_machine(stack: contextlib.AsyncExitStack, settings: Settings, registry: Registry) -> None:
@@ -122,17 +135,11 @@ async def _run_on_this_machine(stack: contextlib.AsyncExitStack, settings: Setti
         report=print_line,
         base_folder=settings.config.parent,
     )
-    for expert in registry.experts:
-        if expert.replicas > 1:
-            print_line(
-                f"one server of {expert.name!r} is started, not {expert.replicas}: replicas are for `--executor ray`"
-            )
     if servers:
         print_line(f"starting {len(servers)} expert server{'s' if len(servers) > 1 else ''} for {', '.join(endpoints)}")
     _write_endpoints(settings, {name: (endpoint,) for name, endpoint in endpoints.items()})
     if registry.residency is not None:
-        socket = await stack.enter_async_context(residency_socket(settings, registry, servers))
-        await _serve(stack, settings, registry, socket)
+        await _serve(stack, settings, registry, await _start_residency(stack, settings, registry, servers))
         await asyncio.Event().wait()
     await stack.enter_async_context(Fleet(servers, report=print_line))
     await _serve(stack, settings, registry)
@@ -174,21 +181,6 @@ def _write_endpoints(settings: Settings, endpoints: Mapping[str, Sequence[Endpoi
     settings.home.mkdir(parents=True, exist_ok=True)
     content = orjson.dumps({name: [asdict(one) for one in there] for name, there in endpoints.items()})
     replace_file(settings.home / ENDPOINTS_FILE, content)
-
-
-def _held_error(settings: Settings, holder: str) -> FleetError:
-    return FleetError(
-        f"another `coe up` uses the state folder {settings.home} ({holder or 'it has just begun'}); stop it, or set "
-        "COE_HOME to another folder"
-    )
-
-
-def _stop_on_signals() -> None:
-    """Cancel this task on SIGINT and SIGTERM; leaving its contexts stops every process."""
-    loop, task = asyncio.get_running_loop(), asyncio.current_task()
-    assert task is not None
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, task.cancel)
 
 
 async def _ensure_router(settings: Settings, registry: Registry) -> None:
@@ -250,18 +242,13 @@ def _gateway(settings: Settings, socket: Path | None = None) -> ServerSpec:
 def _welcome(settings: Settings, registry: Registry) -> str:
     here = f"http://{_reachable(settings)}:{settings.port}"
     url = f"{here}/v1"
-    key, sent = ("YOUR_KEY", " -H 'authorization: Bearer YOUR_KEY'") if registry.access.keys else ("none", "")
+    sent = " -H 'authorization: Bearer YOUR_KEY'" if registry.access.keys else ""
     return f"""
 CoE answers at {url}   (experts: {", ".join(registry.expert_names)}; Ctrl-C stops everything; logs in {settings.logs})
 Open {here}/ui/ to watch and try it
 
   curl {url}/chat/completions -H 'content-type: application/json'{sent} \\
     -d '{{"model": "auto", "messages": [{{"role": "user", "content": "Write a haiku about rain"}}]}}'
-
-  from openai import OpenAI
-  client = OpenAI(base_url="{url}", api_key="{key}")
-  answer = client.chat.completions.create(model="auto", messages=[{{"role": "user", "content": "What is 17 * 23?"}}])
-  print(answer.choices[0].message.content)
 """
 
 
@@ -270,11 +257,10 @@ def _reachable(settings: Settings) -> str:
     return "127.0.0.1" if settings.host in ("0.0.0.0", "::", "") else settings.host  # noqa: S104
 
 
-@contextlib.asynccontextmanager
-async def residency_socket(
-    settings: Settings, registry: Registry, servers: Sequence[ServerSpec]
-) -> AsyncIterator[Path]:
-    """Run the residency scheduler until the block ends; yields its socket. Raises FleetError for a failed start."""
+async def _start_residency(
+    stack: contextlib.AsyncExitStack, settings: Settings, registry: Registry, servers: Sequence[ServerSpec]
+) -> Path:
+    """Run the residency scheduler until the stack closes. Returns its socket. Raises FleetError for a failed start."""
     from coe.fleet.residency.devices import plan_devices
     from coe.fleet.residency.residency import Residency
     from coe.fleet.residency.socket_server import serve_residency
@@ -286,9 +272,9 @@ async def residency_socket(
         max_wait=registry.residency.max_wait,
         report=print_line,
     )
-    with TemporaryDirectory(prefix="coe-") as folder:  # the path of a socket must be short
-        address = Path(folder) / "residency.sock"
-        async with residency, serve_residency(residency, address):
-            settings.residency_link.unlink(missing_ok=True)
-            settings.residency_link.symlink_to(address)
-            yield address
+    address = Path(stack.enter_context(TemporaryDirectory(prefix="coe-"))) / "residency.sock"  # a short path
+    await stack.enter_async_context(residency)
+    await stack.enter_async_context(serve_residency(residency, address))
+    settings.residency_link.unlink(missing_ok=True)
+    settings.residency_link.symlink_to(address)
+    return address

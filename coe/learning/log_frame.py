@@ -32,7 +32,7 @@ MAX_TEXTS = 50_000
 COLUMNS = frozenset(
     """request_id time category expert reason propensity candidates probabilities router outcome api tenant attempts
     stream first_token_ms total_ms input_tokens output_tokens cached_tokens cost assignment exploration retrieval gain
-    trial fallback_from steps feedback_kind feedback_value feedback_preferred feedback_category""".split()  # noqa: SIM905
+    fallback_from steps feedback_kind feedback_value feedback_preferred feedback_category""".split()  # noqa: SIM905
 )
 """Columns of a frame."""
 

@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from coe.errors import ConfigError, DataError
 from coe.foreground import progress_bar
 from coe.measuring.tables import numbered_prompts
 from coe.registry import Registry
 from coe.terminal import print_error
-
-if TYPE_CHECKING:
-    from routers.encoders import TaskRunner
 
 MIN_PROMPTS = 2
 """Prompts that training needs of each category."""
@@ -99,11 +96,11 @@ def add_prompts(pairs: Sequence[tuple[str, str]], path: Path, *, categories: Col
 
 
 def build_router(
-    pairs: Sequence[tuple[str, str]], out: Path, *, encoder: str, runner: TaskRunner, cache: Path | None = None
+    pairs: Sequence[tuple[str, str]], out: Path, *, encoder: str, cache: Path | None = None
 ) -> Mapping[str, Any]:
     """Train a router on (prompt, category) pairs into the folder `out`. Returns its metrics."""
     import routers
 
     examples = [routers.Example(prompt, category) for prompt, category in pairs]
     with progress_bar("training") as progress:
-        return routers.build(examples, encoder=encoder, out=out, progress=progress, cache=cache, runner=runner)
+        return routers.build(examples, encoder=encoder, out=out, progress=progress, cache=cache)

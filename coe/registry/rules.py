@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
@@ -132,8 +132,36 @@ def condition_problems(rule: RuleSpec, models: ModelNames) -> Iterator[tuple[str
 
 
 def rule_notes(rules: Sequence[RuleSpec]) -> Iterator[tuple[int, str]]:
-    """Yield the index of each rule that does not keep all its requests local because it comes too late, and why."""
+    """Yield the index of each rule that earlier ones make useless, and why; and of those that do not keep requests
+    local because they come too late."""
     for index, rule in enumerate(rules):
-        if rule.only_local and (wider := [one.name for one in rules[:index] if not one.only_local]):
+        earlier = rules[:index]
+        first = next((one for one in earlier if _implies(rule.when, one.when)), None)
+        if first is not None:
+            yield index, f"rule {rule.name!r} can never match: {first.name!r} matches all its requests before it"
+        elif rule.only_local and (wider := [one.name for one in earlier if not one.only_local]):
             names = ", ".join(wider)
             yield index, f"rule {rule.name!r} does not keep requests local that match {names} before it; move it up"
+
+
+_ANY: Mapping[str, tuple[str, ...]] = dict.fromkeys(("client", "key", "path", "model"), ("*",))
+"""Conditions on what every request has, and their values in a rule without them."""
+
+
+def _implies(narrow: Conditions, wide: Conditions) -> bool:
+    """Return True if `wide` holds for each request for which `narrow` holds; False also where that is unclear."""
+    for name in ("tools", "client", "key", "path", "model", "language", "system"):
+        covers = _contains if name == "system" else matches
+        if not _covered(getattr(narrow, name) or _ANY.get(name, ()), getattr(wide, name), covers):
+            return False
+    own, other = (one.tokens.limits if one.tokens else (0, math.inf) for one in (narrow, wide))
+    return other[0] <= own[0] and own[1] <= other[1]
+
+
+def _contains(part: str, text: str) -> bool:
+    return part in text
+
+
+def _covered(narrow: Sequence[str], wide: Sequence[str] | None, covers: Callable[[str, str], bool]) -> bool:
+    """Return whether there are values, each covered by one of `wide`; True without a condition `wide`."""
+    return wide is None or (bool(narrow) and all(any(covers(one, value) for one in wide) for value in narrow))

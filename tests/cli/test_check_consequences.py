@@ -54,25 +54,6 @@ def test_the_declaration_that_artifacts_were_made_for_has_no_consequences(settin
     assert check(settings, measured_registry()).stdout.count("\n") == 1
 
 
-def test_a_cache_that_documents_without_a_gate_turn_off_is_noted(settings: Settings) -> None:
-    documents = {"store": "lancedb:///docs"}
-    both = measured_registry(cache={}, retrieval=documents)
-    assert "note: cache stores no answer of a request with text" in check(settings, both).stdout
-    assert len(report(settings, both)["notes"]) == 1
-    for one in (
-        {"cache": {}},
-        {"retrieval": documents},
-        {"cache": {}, "retrieval": {**documents, "default_similarity": 1}},
-    ):
-        assert report(settings, measured_registry(**one))["notes"] == []
-    gates = ArtifactStore(settings.artifacts, "gate")
-    with gates.draft() as draft:
-        (draft / "gate.npz").write_bytes(b"")
-        gate = gates.publish(draft, categories=both.category_names, data="", metrics={})
-    gates.promote(gate.manifest.version, by="plan")
-    assert report(settings, both)["notes"] == []
-
-
 def test_a_missing_sandbox_for_code_is_noted(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sandbox, "installed", lambda: False)
     (note,) = report(settings, measured_registry())["notes"]
@@ -86,15 +67,6 @@ def test_a_new_expert_is_a_consequence_with_the_advice_to_plan(settings: Setting
     output = check(settings, edited).stdout
     assert "  - expert 'newcomer' is not in the plan: clients can request it by name, nothing is routed to it" in output
     assert output.endswith("the service starts and reloads with it; then run `coe plan` again\n")
-
-
-def test_a_new_category_has_consequences_for_router_and_plan(settings: Settings) -> None:
-    names = ("code", "art", "general", "law")
-    new = [{"name": name, "description": name, "examples": ["is it void", "may I sue"]} for name in names]
-    found = report(settings, measured_registry(categories=new))
-    kinds = {one["kind"]: one["sentence"] for one in found["consequences"]}
-    assert "until `coe train` is run, the router recognises it only from its examples" in kinds["router"]
-    assert "'generalist' answers it" in kinds["category_added"]
 
 
 def test_what_would_stop_the_start_is_a_problem(settings: Settings) -> None:

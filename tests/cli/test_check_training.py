@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from coe.artifacts.store import ArtifactStore
 from coe.cli import app
-from coe.errors import ConfigError, DataError
+from coe.errors import ConfigError
 from tests.cli.conftest import DECLARED
 
 NEW = DECLARED.replace("{name: general", "{name: billing, description: b},\n  {name: general")
@@ -31,21 +31,6 @@ def test_a_category_without_prompts_is_a_problem_on_its_line(config: Path) -> No
         with pytest.raises(ConfigError, match=f"has {count} training prompts"):
             check(config)
     config.write_text(NEW.replace("description: b", "description: b, examples: [one, two]"))
-    assert "good (3 categories" in check(config)
-
-
-def test_the_prompts_of_a_file_count(config: Path) -> None:
-    config.write_text(f"{NEW}router: {{training_data: prompts.jsonl}}\n")
-    with pytest.raises(DataError, match=r"prompts\.jsonl"):
-        check(config)
-    assert json.loads(check(config, "--json"))["ok"] is False
-    rows = [{"prompt": f"{name} {n}", "category": name} for name in ("code", "general") for n in range(2)]
-    file = config.parent / "prompts.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(ConfigError, match=r"'billing' .*, or prompts to prompts\.jsonl"):
-        check(config)
-    with file.open("a") as more:
-        more.writelines(json.dumps({"prompt": f"invoice {n}", "category": "billing"}) + "\n" for n in range(2))
     assert "good (3 categories" in check(config)
 
 

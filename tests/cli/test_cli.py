@@ -88,11 +88,6 @@ def raising(error: Exception) -> Callable[..., None]:
     return fail
 
 
-def test_bad_usage_exits_with_2() -> None:
-    assert CliRunner().invoke(app, ["route"]).exit_code == 2
-    assert CliRunner().invoke(app, ["log", "--since", "yesterday"]).exit_code == 2
-
-
 def test_log_lists_filters_and_prints_json(config: Path) -> None:
     logged(config, record_of(1), record_of(2, category="general", outcome="expert_timeout"), record_of(3))
     lines = run("log", "--config", config).splitlines()
@@ -110,7 +105,3 @@ def test_the_log_of_a_service_that_never_ran_is_reported_missing_and_not_created
     assert (result.exit_code, result.stdout) == (0, "")
     assert "routing-log.sqlite: there is no routing log yet" in result.stderr
     assert not (config.parent / ".coe").exists()
-
-
-def test_schema_is_printed_for_editors(config: Path) -> None:
-    assert json.loads(run("check", "--schema"))["title"] == "Registry"

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -41,13 +38,6 @@ def test_the_examples_of_a_verb_are_in_its_help_and_are_valid(verb: str) -> None
     for example in EXAMPLES[verb]:
         assert f"    {example}\n" in text
         assert [*mistakes(shlex.split(example)[1:])] == []
-
-
-def test_shells_complete_verbs() -> None:
-    environ = {**os.environ, "_COE_COMPLETE": "complete_bash", "COMP_WORDS": "coe che", "COMP_CWORD": "1"}
-    command = [sys.executable, "-c", "import sys; sys.argv[0] = 'coe'; from coe.cli import main; main()"]
-    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
-    assert done.stdout.split() == ["check"]
 
 
 def test_the_configuration_may_be_an_argument(config: Path) -> None:

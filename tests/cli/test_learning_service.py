@@ -18,7 +18,6 @@ from tests import forked
 from tests.cli.logged_service import DECLARED, TRUTH, LoggedService
 from tests.cli.test_retrain import RETRAINED_CHOICES
 from tests.experts.faulty_server import FaultyServer
-from tests.records.redis_server import RedisServer
 from tests.routers.conftest import WORDS, sentences
 
 pytestmark = pytest.mark.anyio
@@ -129,28 +128,6 @@ async def test_a_running_gateway_serves_by_the_learned_plan_and_after_a_rollback
             await gateway.until_answered_by(RETRAINED_CHOICES[category], category)
         await asyncio.to_thread(service.run, "rollback", "assignment")
         await gateway.until_answered_by("generalist", "cooking")
-
-
-async def line(stream: asyncio.StreamReader | None) -> str:
-    assert stream is not None
-    return (await asyncio.wait_for(stream.readline(), 60)).decode()
-
-
-async def test_rounds_repeat_until_sigterm_and_survive_an_unreachable_redis(
-    service: LoggedService, shared_redis: RedisServer
-) -> None:
-    await asyncio.to_thread(service.serve, 400)
-    async with coe(service, "retrain", "--every", "1s", output=asyncio.subprocess.PIPE) as job:
-        assert (await line(job.stdout)).startswith("assignment: promoted: ")
-        while "nothing to learn from" not in await line(job.stdout):
-            pass
-        shared_redis.kill()
-        try:
-            while "next try in about 1s" not in await line(job.stderr):
-                pass
-        finally:
-            shared_redis.start()
-        assert "nothing to learn from" in await line(job.stdout)
 
 
 async def retrained(service: LoggedService, *words: str) -> tuple[int | None, str]:

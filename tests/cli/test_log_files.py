@@ -6,10 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pyarrow import Table, parquet
-from redis import Redis
 
-from coe.errors import DataError
 from coe.learning.log_frame import open_logs
 from coe.records.feedback import Feedback
 from coe.records.record import RoutingRecord
@@ -83,32 +80,3 @@ def test_an_export_selects_by_time_and_category_and_too_old_records_are_not_impo
     output = service.run("log", "import", file)
     assert "0 records" in output
     assert "1 records are older than log.keep_days" in output
-
-
-def test_damaged_entries_are_reported_and_left_out_everywhere(service: LoggedService, file: Path) -> None:
-    service.serve(400)
-    with Redis.from_url(service.url) as client:
-        client.xadd("coe:records", {"record": "{"})
-        client.hset("{coe:feedback}:events", "slot", "{")
-        client.zadd("{coe:feedback}:order", {"slot": 10_000})
-    assert "400 records" in service.run("log", "export", file)
-    assert len(service.run("log", "-n", "500").splitlines()) == 401
-    found = service.retrain()
-    assert found["promoted"]
-    assert found["report"]["left_out"] == {"damaged entries": 2}
-
-
-def test_a_file_that_is_no_export_is_refused_by_what_it_lacks(service: LoggedService, file: Path) -> None:
-    file.write_text("no parquet")
-    with pytest.raises(DataError, match=r"log\.parquet: cannot be read as parquet"):
-        service.run("log", "import", file)
-    parquet.write_table(Table.from_pylist([{"request_id": "r", "time": 1.0}]), file)
-    with pytest.raises(DataError, match=r"log\.parquet:1: not a row of a routing log, it lacks attempts, candidates"):
-        service.run("log", "import", file)
-    service.append([record("req_newer", time=service.began)])
-    service.run("log", "export", file)
-    table = parquet.read_table(file)
-    newer = table.set_column(table.schema.get_field_index("schema"), "schema", [[2]])
-    parquet.write_table(newer, file)
-    with pytest.raises(DataError, match="a record of a newer schema; upgrade"):
-        service.run("log", "import", file)

@@ -9,8 +9,6 @@ import pytest
 from typer.testing import CliRunner
 
 from coe.cli import app
-from coe.errors import ConfigError
-from coe.registry import load
 
 
 def coe(*words: str | bytes | Path, **variables: str) -> tuple[int, str]:
@@ -59,18 +57,6 @@ def test_a_path_that_is_no_file_no_folder_or_no_text_is_reported_in_one_line(con
     code, output = coe("chat", b"\xff\xfe")
     assert code == 2
     assert "not UTF-8" in output
-
-
-def test_an_endlessly_nested_declaration_is_reported_in_one_line(config: Path) -> None:
-    config.write_text("version: " + "[" * 2000)
-    assert coe("check", "--config", config) == (1, "experts.yaml:1: nested deeper than 64 levels\n")
-
-
-@pytest.mark.parametrize("tag", ["!!int ''", "!!int '0b'", "!!float ''", "!!bool x", "!!omap [a: 1]", "!!python/x [1]"])
-def test_an_unreadable_tag_is_reported_with_the_file(config: Path, tag: str) -> None:
-    config.write_text(f"version: 1\nx: {tag}\n")
-    with pytest.raises(ConfigError, match=r"experts\.yaml:[12]: "):
-        load(config, environ={})
 
 
 def test_output_of_libraries_does_not_mix_with_the_command_s_output() -> None:

@@ -9,16 +9,12 @@ import numpy as np
 import pytest
 
 from coe.artifacts.active_state import load_active_state
-from coe.errors import DataError
 from coe.planning import Plan
-from coe.registry import RecipeSpec
-from tests.cli.logged_service import DECLARED, TRUTH, LoggedService
+from tests.cli.logged_service import TRUTH, LoggedService
 from tests.routers.conftest import examples
 
 MEASURED = {"cooking": "generalist", "football": "chef", "astronomy": "generalist"}
 """The better expert of each category by the probes. Users disagree about cooking."""
-ARMS = ("graded", "improve")
-"""Columns of a plan: recipes that write come last."""
 
 
 @pytest.fixture
@@ -113,72 +109,6 @@ def test_feedback_moves_categories_from_and_to_an_arm_which_keeps_its_policy(
     again = service.report("plan", panel)
     assert "football" in again["feedback"]["kept"]
     assert service.choices()["football"] == "panel"
-
-
-def test_probes_judge_arms_by_the_recorded_answers(service: LoggedService, panel: Path) -> None:
-    service.serve(1500)
-    found = service.retrain("--probes", panel)
-    sources = {one["source"] for one in found["report"]["evidence"]}
-    assert sources == {"held-out set", "logged traffic"}
-    (panel / "answers.jsonl").unlink()
-    service.serve(10)
-    with pytest.raises(DataError, match="the arms of recipes cannot be measured: the scores have no recorded"):
-        service.retrain("--probes", panel)
-
-
-@pytest.fixture
-def mixed(service: LoggedService, scores: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A plan with a chain, declared first, and a cascade with a judge; the folder of its scores."""
-    rows = [json.loads(line) for line in (scores / "scores.jsonl").read_text().splitlines()]
-    used = {"input_tokens": 5, "output_tokens": 5, "latency_ms": 9.0}
-    answers = [row | {"answer": "A" if row["score"] > 0.5 else "B", **used} for row in rows]
-    for table in (rows, answers):
-        table += [row | {"model": "critic", "score": 0.4} for row in table if row["model"] == "chef"]
-    chain = RecipeSpec(name="improve", chain=("chef", "generalist"))
-    calls, grades = [], []
-    for row in (row for row in rows if row["model"] == "chef"):
-        one = {"benchmark": "own", "prompt_id": row["prompt_id"]}
-        arm = {**one, "arm": "improve", "writing": chain.writing_digest, "score": 0.8, **used}
-        calls += [arm | {"step": step, "member": name} for step, name in enumerate(("chef", "generalist"))]
-        grades.append({**one, "model": "chef", "judge": "critic", "grade": 9 if row["score"] > 0.5 else 2, **used})
-    for name, table in (("scores", rows), ("answers", answers), ("recipe_calls", calls), ("grades", grades)):
-        (scores / f"{name}.jsonl").write_text("\n".join(map(json.dumps, table)))
-    critic = DECLARED["experts"][0] | {"name": "critic"}
-    service.declare(
-        experts=[
-            one | {"prices": {"input": price, "output": price}}
-            for one, price in zip((*DECLARED["experts"], critic), (1, 10, 0.1), strict=True)
-        ],
-        recipes=[
-            {"name": "improve", "chain": ["chef", "generalist"]},
-            {"name": "graded", "cascade": ["chef", "generalist"], "signal": "judge", "judge": "critic"},
-        ],
-    )
-    monkeypatch.setitem(TRUTH, "critic", {})
-    for arm in ARMS:
-        monkeypatch.setitem(TRUTH, arm, TRUTH["generalist"] | {"football": 0.1})
-    return scores
-
-
-def test_a_plan_with_a_chain_and_a_judge_learns_with_the_planned_uses_of_its_arms(
-    service: LoggedService, mixed: Path
-) -> None:
-    planned = service.report("plan", mixed)
-    assert set(planned["recipes"]) == {"improve", "graded"}, planned["left_out"]
-    then = plan_in_use(service).problem
-    service.serve(1500)
-    found = service.retrain()
-    assert found["promoted"], found["sentence"]
-    assert set(load_active_state(service.settings).policies.written) == {"improve"}
-    now = plan_in_use(service).problem
-    assert now.experts == then.experts == ("chef", "generalist", "critic", *ARMS)
-    assert (now.members, now.uses.calls.keys()) == (then.members, then.uses.calls.keys())
-    for arm in ARMS:
-        row, earlier = now.categories.index("football"), then.categories.index("football")
-        column = now.experts.index(arm)
-        assert now.uses.cost is not None
-        assert then.uses.cost is not None
-        assert now.uses.cost[row, column] == pytest.approx(then.uses.cost[earlier, column]) != 0
 
 
 def test_a_damaged_plan_in_use_does_not_stop_a_new_one(service: LoggedService, scores: Path) -> None:

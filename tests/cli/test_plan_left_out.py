@@ -7,12 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pytest
 from typer.testing import CliRunner
 
 from coe.artifacts.store import ArtifactStore
 from coe.cli import app
-from coe.errors import DataError
 from coe.planning import Plan, effective_plan
 from coe.registry import load
 
@@ -90,29 +88,3 @@ def test_prompts_of_undeclared_categories_and_categories_without_probes_are_name
     output = plan(config)
     assert "left out: 20 prompts of poems, which experts.yaml does not declare" in output
     assert "estimated: law, without probes" in output
-
-
-def test_where_nothing_is_left_to_plan_the_remedy_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no prompt is of a category that can be planned \(code, law, general\)"):
-        plan(write(tmp_path, {"poems": MEASURED["law"]}))
-
-
-def test_an_expert_scored_on_other_prompts_than_the_rest_is_left_out(tmp_path: Path) -> None:
-    config = write(tmp_path, MEASURED)
-    with (tmp_path / "prompts.jsonl").open("a") as prompts, (tmp_path / "scores.jsonl").open("a") as scores:
-        one = {"benchmark": "own", "prompt_id": "extra"}
-        prompts.write("\n" + json.dumps({**one, "prompt": "extra", "category": "law", "label": ""}))
-        scores.write("\n" + json.dumps({**one, "model": "newcomer", "score": 1}))
-    assert report(config)["left_out"]["experts"] == ["newcomer"]
-
-
-def test_the_plan_is_compared_with_each_single_expert(tmp_path: Path) -> None:
-    config = write(tmp_path, MEASURED)
-    own, small, large = report(config)["against"]
-    assert (own["expert"], small["expert"], large["expert"]) == (None, "small", "large")
-    assert max(small["quality"], large["quality"]) < own["quality"]
-    assert (small["cost"], large["cost"]) == (0.8, 8.0)
-    assert small["cost"] < own["cost"] < large["cost"]
-    output = plan(config)
-    assert "this plan against     quality       cost  (US dollars per thousand requests)" in output
-    assert "\nthis plan" in output

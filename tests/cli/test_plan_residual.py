@@ -69,14 +69,6 @@ def test_texts_of_one_category_get_the_expert_that_measured_prompts_like_them_sh
     assert load_active_state(service.settings).assignment.residual is None
 
 
-def test_a_plan_of_retraining_keeps_the_residual(service: LoggedService, tmp_path: Path) -> None:
-    service.run("plan", scored(tmp_path / "scores", hidden=True))
-    service.serve(3000)
-    found = service.retrain()
-    assert found["promoted"], found["sentence"]
-    assert load_active_state(service.settings).assignment.residual is not None
-
-
 def log_rated(service: LoggedService, count: int, *, hidden: bool, keeps_text: bool = True) -> None:
     """Rated requests of two categories. If something is `hidden`, the chef bakes well and the generalist stews well."""
     rng, topics = random.Random(0), (texts(BAKING, count), texts(STEWING, count))
@@ -120,20 +112,3 @@ def test_ratings_give_a_plan_the_residual_that_its_probes_alone_did_not(
     folder = service.store().published(str(service.store().in_use())).folder
     logged = set(texts(STEWING, 1200)) - set(texts(STEWING, 100))
     assert not any(text.encode() in (folder / "residual.npz").read_bytes() for text in logged)
-
-
-def test_ratings_that_show_nothing_or_have_no_text_change_no_plan(service: LoggedService, tmp_path: Path) -> None:
-    service.run("plan", scored(tmp_path / "scores", hidden=False))
-    version = service.store().in_use()
-    log_rated(service, 400, hidden=True, keeps_text=False)
-    assert service.retrain()["report"]["residual"]["refused"].startswith("0 rated requests have text")
-    log_rated(service, 800, hidden=False)
-    assert service.retrain()["report"]["residual"]["refused"].startswith("decisions on other prompts do not improve")
-    assert service.store().in_use() == version
-
-
-def test_where_texts_say_nothing_the_plan_says_so_and_uses_none(service: LoggedService, tmp_path: Path) -> None:
-    printed = service.run("plan", scored(tmp_path / "scores", hidden=False))
-    assert "residual: not used: decisions on other prompts do not improve" in printed
-    assert load_active_state(service.settings).assignment.residual is None
-    assert route(service, "bread butter flour")["measured"] == []

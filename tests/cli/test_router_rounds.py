@@ -122,11 +122,3 @@ def next_round(service: LoggedService) -> str:
     service.serve(1)
     sentence: str = service.report("retrain")["router"]["sentence"]
     return sentence
-
-
-def test_a_router_that_was_trained_on_other_prompts_is_not_retrained(training_service: LoggedService) -> None:
-    training_service.config.with_name("prompts.jsonl").write_text(
-        "\n".join(json.dumps({"prompt": f"{name} {n}", "category": name}) for name in CATEGORIES for n in range(30))
-    )
-    correct(training_service, [f"pawn takes rook {n}" for n in range(30)], "general")
-    assert "trained on other prompts than are declared" in training_service.report("retrain")["router"]["sentence"]

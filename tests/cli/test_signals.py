@@ -10,10 +10,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from redis import Redis
-
-from coe.learning.job_lock import LOCK_KEY
-from tests.cli.logged_service import LoggedService
 
 PROGRAM = """
 import time
@@ -31,24 +27,6 @@ def build(*_, out, **__):
     time.sleep(120)
 
 routers.build = routers.export_encoder = build
-main()
-"""
-ROUND = """
-import shutil, sys, time
-from coe.cli import main
-from coe.learning.rounds.round import Candidate
-
-def write_report(candidate, folder):
-    (folder / "half").touch()
-    print("begun", flush=True)
-    time.sleep(120)
-
-def rmtree(*args, **options):
-    print("leaving", flush=True)
-    sys.stdin.read()  # until the second signal is sent
-    real(*args, **options)
-
-real, shutil.rmtree, Candidate.write_report = shutil.rmtree, rmtree, write_report
 main()
 """
 DECLARED = """\
@@ -88,21 +66,3 @@ def test_sigterm_ends_a_job_and_leaves_no_partial_files(verb: str, place: Path) 
         assert job.wait(240) == 128 + signal.SIGTERM
     assert not list(place.rglob("half"))
     assert not list((place / "temporary").iterdir())
-
-
-def test_a_round_that_gets_sigterm_twice_leaves_no_draft_and_releases_the_lock(service: LoggedService) -> None:
-    service.serve(500)
-    program = (sys.executable, "-c", ROUND, "retrain", "--config", str(service.config))
-    with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as job:
-        assert job.stdin is not None
-        assert job.stdout is not None
-        assert job.stdout.readline() == "begun\n"
-        assert list(service.config.parent.rglob("half"))
-        job.send_signal(signal.SIGTERM)
-        assert job.stdout.readline() == "leaving\n"
-        job.send_signal(signal.SIGTERM)  # as `timeout` does
-        job.stdin.close()
-        assert job.wait(240) == 128 + signal.SIGTERM
-    assert not list(service.config.parent.rglob(".draft-*"))
-    with Redis.from_url(service.url) as client:
-        assert client.get(LOCK_KEY) is None

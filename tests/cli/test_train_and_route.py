@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,6 +25,11 @@ experts:
 assignment: {cooking: chef, general: generalist}
 router: {training_data: prompts.jsonl, encoder: %s}
 """
+RULES = """\
+rules:
+  - {name: agents, when: {tools: [Bash], client: "claude-*"}, category: general}
+  - {name: poets, when: {system: a poet}, expert: generalist}
+"""
 CHAT = ", ".join(f"hello there {word}" for word in WORDS["cooking"])
 
 
@@ -36,7 +42,12 @@ def config(tmp_path: Path, tiny_encoder: Path, exported: None) -> Path:
 
 
 def test_declared_examples_train_a_router_that_routes(config: Path) -> None:
+    file = config.with_name("prompts.jsonl")
+    first = json.loads(file.read_text().splitlines()[0])
+    odd = [first, {**first, "prompt": "bake a star"}, {"prompt": "bake a star", "category": "football"}]
+    file.write_text("\n".join([file.read_text(), *map(json.dumps, odd), ""]))
     report = json.loads(run("train", "--config", config, "--json"))
+    assert report["metrics"]["dropped"] == {"blank": 0, "duplicate": 1, "contradictory": 1}
     assert set(report["metrics"]["accuracy_by_category"]) == {*WORDS, "general"}
     manifest = json.loads((Path(report["folder"]) / "manifest.json").read_text())
     assert manifest["metrics"]["reliability"]
@@ -70,15 +81,7 @@ def test_declared_examples_train_a_router_that_routes(config: Path) -> None:
         run("route", "--input", source, "--config", config)
 
 
-def test_prompts_that_are_left_out_are_counted(config: Path) -> None:
-    file = config.with_name("prompts.jsonl")
-    first = json.loads(file.read_text().splitlines()[0])
-    odd = [first, {**first, "prompt": "bake a star"}, {"prompt": "bake a star", "category": "football"}]
-    file.write_text("\n".join([file.read_text(), *map(json.dumps, odd), ""]))
-    assert "prompts left out: 1 duplicate, 1 contradictory" in run("train", "--config", config)
-
-
-def test_a_plan_takes_effect_and_is_dropped(config: Path) -> None:
+def test_a_plan_takes_effect_and_is_dropped_and_rules_are_tried(config: Path) -> None:
     config.write_text(config.read_text() + "budget: {max_share: 0.9}\npolicy: {confidence_threshold: 0}\n")
     run("train", "--config", config)
     folder = config.with_name("quality")
@@ -100,55 +103,24 @@ def test_a_plan_takes_effect_and_is_dropped(config: Path) -> None:
     assert planned["category"] == before["category"] == "football"
     assert (before["expert"], planned["expert"], after["expert"]) == ("generalist", "chef", "generalist")
 
+    config.write_text(config.read_text().replace("external,", "external, capabilities: [tools],") + RULES)
 
-def test_data_with_an_undeclared_category_is_refused(config: Path) -> None:
-    data = config.with_name("more.jsonl")
-    data.write_text('{"prompt": "x", "category": "chess"}\n')
-    with pytest.raises(DataError, match=r"categories that experts\.yaml does not declare: chess"):
-        run("train", "--data", data, "--config", config)
+    def routed(*before: dict[str, str], tool: str = "") -> list[str]:
+        row: dict[str, Any] = {"messages": [*before, {"role": "user", "content": "how do i bake the bread dough"}]}
+        if tool:
+            row["tools"] = [{"type": "function", "function": {"name": tool}}]
+        source = config.with_name("request.jsonl")
+        source.write_text(json.dumps(row))
+        found = json.loads(run("route", "--input", source, "--client", "claude-cli", "--config", config))["decision"]
+        return [found[name] for name in ("expert", "reason", "rule")]
 
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("", "holds no prompts"),
-        ("{}\n", r"more\.jsonl:1: expected text under the keys prompt and category"),
-        ('{"prompt": "x", "category": "cooking"}\n{', r"more\.jsonl:2: not JSON"),
-    ],
-)
-def test_a_wrong_data_file_is_named_with_its_line(config: Path, content: str, message: str) -> None:
-    data = config.with_name("more.jsonl")
-    data.write_text(content)
-    with pytest.raises(DataError, match=message):
-        run("train", "--data", data, "--config", config)
+    poet = {"role": "system", "content": "You are a poet"}
+    assert routed() == ["chef", "routed", ""]
+    assert routed(poet) == ["generalist", "rule", "poets"]
+    assert routed(tool="Edit") == ["chef", "routed", ""]
+    assert routed(tool="Bash") == ["generalist", "routed", "agents"]
 
 
 def test_routing_before_training_names_the_command(config: Path) -> None:
     with pytest.raises(ArtifactError, match="run `coe train`"):
         run("route", "hello", "--config", config)
-
-
-RULES = """\
-rules:
-  - {name: agents, when: {tools: [Bash], client: "claude-*"}, category: general}
-  - {name: poets, when: {system: a poet}, expert: generalist}
-  - {name: shadowed, when: {system: You are a poet}, expert: chef}
-"""
-
-
-def test_rules_are_tried_and_those_without_effect_are_noted(config: Path) -> None:
-    config.write_text(config.read_text().replace("external,", "external, capabilities: [tools],") + RULES)
-    run("train", "--config", config)
-
-    def routed(*words: str) -> list[str]:
-        found = json.loads(run("route", "how do i bake the bread dough", *words, "--config", config, "--json"))
-        return [found[name] for name in ("expert", "reason", "rule")]
-
-    assert routed() == ["chef", "routed", ""]
-    assert routed("--system", "You are a poet") == ["generalist", "rule", "poets"]
-    assert routed("--tool", "Edit", "--client", "claude-cli") == ["chef", "routed", ""]
-    assert routed("--tool", "Bash", "--client", "claude-cli") == ["generalist", "routed", "agents"]
-    shown = run("route", "hello", "--system", "You are a poet", "--explain", "--config", config)
-    assert "rule        poets\n" in shown
-    notes = json.loads(run("check", config, "--json"))["notes"]
-    assert notes == ["experts.yaml:17: rule 'shadowed' can never match: 'poets' matches all its requests before it"]

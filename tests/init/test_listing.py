@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,8 +10,8 @@ import pytest
 from aiohttp import web
 
 from coe.cli.init import listing as listing_module
-from coe.cli.init.listing import ListedModel, Listing, NoList, list_models, read_models
-from coe.cli.init.sources import LOCAL_SERVERS, Source, endpoint
+from coe.cli.init.listing import ListedModel, Listing, list_models, read_models
+from coe.cli.init.sources import Source, endpoint
 from tests.experts.fault_servers import Answer, closed_port, hanging_up, refusing, server, servers, silent
 from tests.init import model_lists
 from tests.init.model_lists import listing
@@ -101,12 +99,6 @@ async def test_other_answers_are_failures_with_a_remedy(answer: Answer, cause: s
 
 
 @pytest.mark.anyio
-async def test_another_program_at_a_usual_port_is_named_as_such() -> None:
-    found = await listed(page, kind="local")
-    assert (found.is_absent, found.problem) == (False, "another program uses its port [no JSON]")
-
-
-@pytest.mark.anyio
 @pytest.mark.parametrize("key", ["sk-1\n", " sk-1", "sk-\u00e9", "sk-\x1b"])
 async def test_a_key_that_no_header_can_hold_is_refused_before_the_request(key: str) -> None:
     (found,) = await list_models([source_at(closed_port(), key_env="KEY")], {"KEY": key})
@@ -145,33 +137,11 @@ async def test_a_closed_port_of_this_machine_is_absent_and_one_that_was_given_is
     assert (local.is_absent, given.is_absent, given.cause) == (True, False, "connection_refused")
 
 
-@pytest.mark.anyio
-async def test_a_host_that_does_not_resolve_is_a_failure() -> None:
-    (found,) = await list_models([source_at("http://no-such-host.invalid")], {})
-    assert found.cause in ("name_resolution", "timeout")
-    assert found.remedy
-
-
 @pytest.mark.parametrize(
     "name", ["${OPENAI_API_KEY}", "os.environ/OPENAI_API_KEY", "a b", "a\nb: c", "a\x1b[31m", "", "x" * 300, 7, None]
 )
 def test_names_that_would_change_the_declaration_are_left_out(name: Any) -> None:
     assert read_models(orjson.dumps({"data": [{"id": name}, {"id": "good"}]})) == ((ListedModel("good"),), 1)
-
-
-@pytest.mark.parametrize(
-    ("page", "why"),
-    [
-        (b"", "no JSON"),
-        (b"[" * 10**5, "no JSON"),
-        (b"{}", "no list"),
-        (b'{"data": {"id": 1}}', "no list"),
-        (b"7", "no list"),
-    ],
-)
-def test_pages_of_another_form_are_no_lists(page: bytes, why: str) -> None:
-    with pytest.raises(NoList, match=why):
-        read_models(page)
 
 
 @pytest.mark.parametrize(
@@ -185,36 +155,3 @@ def test_pages_of_another_form_are_no_lists(page: bytes, why: str) -> None:
 def test_fields_of_another_type_are_unknown(fields: dict[str, Any]) -> None:
     ((model,), _) = read_models(orjson.dumps({"data": [{"id": "m"} | fields]}))
     assert model == ListedModel("m")
-
-
-def test_a_bare_array_is_a_list_and_repeated_names_count_once() -> None:
-    models, left_out = read_models(orjson.dumps([{"id": "models/a"}, {"id": "a"}, "b"]))
-    assert ([one.id for one in models], left_out) == (["a"], 2)
-
-
-def test_the_usual_ports_are_those_of_the_servers() -> None:
-    ports = {one.name: one.base_urls[0] for one in LOCAL_SERVERS}
-    assert ports == {
-        "ollama": "http://127.0.0.1:11434/v1",
-        "vllm": "http://127.0.0.1:8000/v1",
-        "llama.cpp": "http://127.0.0.1:8080/v1",
-        "lmstudio": "http://127.0.0.1:1234/v1",
-        "sglang": "http://127.0.0.1:30000/v1",
-    }
-    assert all(one.timeout <= 1 for one in LOCAL_SERVERS)
-
-
-@pytest.mark.anyio
-async def test_many_sources_take_as_long_as_the_slowest(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All requests are open at the same time: the servers answer only once each of them has one."""
-    count = 6
-    barrier = asyncio.Barrier(count)
-
-    async def answer(_: web.Request) -> web.StreamResponse:
-        async with asyncio.timeout(60):
-            await barrier.wait()
-        return web.json_response({"data": model_lists.OLLAMA})
-
-    async with servers([answer] * count) as roots:
-        found: Sequence[Listing] = await list_models([source_at(root) for root in roots], {})
-    assert all(one.models for one in found)

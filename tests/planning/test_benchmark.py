@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from coe.cli.benchmark import _show
+from coe.cli.benchmark import _lines
 from coe.core import Neighbour, Prediction
 from coe.errors import DataError
 from coe.measuring.benchmark.benchmark import benchmark
@@ -272,9 +272,7 @@ def test_a_prompt_of_several_splits_counts_once_in_the_gains_of_recipes(
     rows = [report["recipes"]["at_shares_of_best_single"]["0.5"] for report in (once, twice)]
     assert rows[0] == pytest.approx(rows[1])
     assert rows[0]["standard_error"] > 0
-    _show(twice)
-    shown = capsys.readouterr().out
-    assert "0.5 x the best single model" in shown
+    assert "0.5 x the best single model" in "\n".join(_lines(twice))
 
 
 def test_plots_are_written_in_the_format_of_the_ending(report: dict[str, Any], tmp_path: Path) -> None:

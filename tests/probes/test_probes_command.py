@@ -1,11 +1,8 @@
 """`coe probes` and `coe score` without a file of probes, as a user runs them."""
 
-import asyncio
 import json
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import anyio.to_thread
 import pytest
@@ -15,9 +12,6 @@ from typer.testing import CliRunner, Result
 from coe.cli import app
 from coe.measuring.probes.probes import read_probes
 from coe.measuring.probes.shipped import default_probes, shipped_probes
-from coe.records import open_log_and_feedback
-from coe.records.feedback import Feedback, FeedbackKind
-from tests.cli.test_cli import record_of
 from tests.score.answering import AnsweringServer
 
 CATEGORIES = ("math", "humanities", "general", "cooking")
@@ -46,36 +40,17 @@ def own(home: Path) -> Path:
     return home / "probes.jsonl"
 
 
-def test_probes_are_counted_listed_and_shown(home: Path) -> None:
+def test_probes_are_counted_and_listed_and_an_own_probe_replaces_the_shipped_one_of_its_id(home: Path) -> None:
+    row = {"id": "humanities-01", "prompt": "Mine?", "category": "humanities", "checker": "exact", "reference": "x"}
+    own(home).write_text(f"{json.dumps(row)}\n")
     counts = run("list").output.splitlines()
-    assert counts[1].split() == ["math", "40", "13", "14", "13", "20", "0"]
-    assert counts[4].split() == ["cooking", "0", "0", "0", "0", "0", "0"]
-    listed = run("list", "--category", "humanities").output.splitlines()
-    assert len(listed) == 40
-    assert listed[0].split()[:3] == ["humanities-01", "easy", "contains"]
-    shown = json.loads(run("show", "math-21", "--seed", "7", "--json").output)
+    assert counts[1].split() == ["math", "40", "13", "14", "13"]
+    assert counts[4].split() == ["cooking", "0", "0", "0", "0"]
+    assert len(run("list", "--category", "humanities").output.splitlines()) == 41
+    listed = {one["prompt_id"]: one for one in json.loads(run("list", "--seed", "7", "--json").output)["probes"]}
+    assert listed["humanities-01"]["prompt"] == "Mine?"
     expected = next(probe for probe in shipped_probes(["math"], 7) if probe.prompt_id == "math-21-7")
-    assert (shown["prompt"], shown["reference"]) == (expected.prompt, expected.reference)
-    assert run("show", "math-99").exit_code == 1
-
-
-def test_an_own_probe_replaces_the_shipped_one_of_its_id_as_in_a_score(home: Path) -> None:
-    rows = [
-        {"id": "humanities-01", "prompt": "Mine?", "category": "humanities", "checker": "exact", "reference": "x"},
-        {"id": "math-21", "prompt": "Mine ${a}?", "category": "math", "checker": "numeric", "reference": "${a}"}
-        | {"draw": {"a": [1, 9]}},
-        {"id": None, "prompt": "One?", "category": "cooking", "checker": "numeric", "reference": "1"},
-        {"id": None, "prompt": "Two?", "category": "cooking", "checker": "numeric", "reference": "2"},
-    ]
-    own(home).write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    counts = [line.split() for line in run("list").output.splitlines()]
-    assert [(line[1], line[-1]) for line in (counts[1], counts[2], counts[4])] == [("40", "1"), ("40", "1"), ("2", "2")]
-    listed = json.loads(run("list", "--json").output)["probes"]
-    scored = default_probes(own(home), CATEGORIES, 0)
-    assert len(listed) == len(scored)
-    assert {str(row["id"]) for row in listed} == {probe.prompt_id.removesuffix("-0") for probe in scored}
-    assert "Mine?" in run("show", "humanities-01").output
-    assert "Mine " in run("show", "math-21").output
+    assert (listed["math-21-7"]["prompt"], listed["math-21-7"]["reference"]) == (expected.prompt, expected.reference)
 
 
 def test_an_import_reports_what_it_leaves_out_and_repeats_nothing(home: Path) -> None:
@@ -152,73 +127,3 @@ async def test_without_bubblewrap_the_default_probes_that_run_code_are_left_out(
     assert "note: no probes for cooking" in result.stderr
     assert "note: probes that run code are left out; the sandbox needs bubblewrap" in result.stderr
     assert json.loads(result.stdout)["experts"]["one"]["categories"]["code"]["n"] == 7
-
-
-KEYS = "access: {keys: [{name: k, tenant: a, sha256: '" + "0" * 64 + "'}]}\n"
-
-
-def logged(home: Path, **fields: Any) -> None:
-    """Ten requests of two tenants: liked, disliked, scored, corrected, unrated, without text, and of a command."""
-    rated: dict[int, tuple[FeedbackKind, float | str]] = {
-        0: ("thumb", 1),
-        1: ("thumb", -1),
-        2: ("score", 0.9),
-        3: ("score", 0.5),
-        4: ("category", "cooking"),
-        6: ("thumb", 1),
-        7: ("thumb", 1),
-        8: ("thumb", 1),
-        9: ("category", "sport"),
-    }
-    texts = {number: f"question {number}" for number in range(10) if number != 6}
-
-    async def append() -> None:
-        log, feedback = open_log_and_feedback("sqlite:///routing-log.sqlite", base=home / ".coe")
-        tenants = ["b" if number == 8 else "a" for number in range(10)]
-        await log.append(
-            [
-                record_of(
-                    number, prompt=texts.get(number), tenant=tenants[number], category="math", purpose=purpose, **fields
-                )
-                for number in range(10)
-                for purpose in ("score" if number == 7 else "",)
-            ]
-        )
-        await feedback.append(
-            [
-                Feedback(f"e{number}", f"req_{number}", time.time(), kind, value, tenant=tenants[number])
-                for number, (kind, value) in rated.items()
-            ]
-        )
-        await log.aclose()
-        await feedback.aclose()
-
-    asyncio.run(append())
-
-
-def test_liked_and_corrected_requests_of_tenants_that_agree_become_probes(home: Path) -> None:
-    (home / "experts.yaml").write_text((home / "experts.yaml").read_text() + KEYS)
-    assert run("from-log", "--tenant", "a").exit_code == 1  # no log
-    logged(home)
-    assert run("from-log").exit_code == 2
-    assert not own(home).exists()
-    found = json.loads(run("from-log", "--tenant", "a", "--json").output)
-    assert (found["added"], found["left_out"]) == (3, 1)
-    probes = read_probes(own(home), categories=CATEGORIES)
-    assert [(probe.prompt, probe.category, probe.checker) for probe in probes] == [
-        ("question 0", "math", "judge"),
-        ("question 2", "math", "judge"),
-        ("question 4", "cooking", "judge"),
-    ]
-    assert run("from-log", "--tenant", "a").exit_code == 1  # all there already
-    assert json.loads(run("from-log", "--tenant", "b", "--json").output)["added"] == 1
-
-
-@pytest.mark.parametrize("limited", [False, True], ids=["free", "under a rule"])
-def test_without_keys_all_requests_may_become_probes_up_to_the_limit_but_those_under_a_rule(
-    home: Path, limited: bool
-) -> None:
-    """Of a request under a rule, an expert that is declared later might not be permitted."""
-    logged(home, limited=limited)
-    found = json.loads(run("from-log", "--limit", "2", "--json").output)
-    assert found == {"added": int(not limited), "left_out": int(not limited), "file": str(own(home))}

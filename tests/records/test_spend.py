@@ -117,7 +117,7 @@ def test_an_expert_without_prices_is_no_free_baseline_and_its_answers_are_unpric
         ],
         "unknown": ["coder"],
     }
-    lines = _spend_lines(report, days=7)
+    lines = "\n".join(_spend_lines(report, days=7)).splitlines()
     assert "without `prices` in experts.yaml, so of unknown cost: coder" in lines
     assert not any(line.startswith("always coder") for line in lines)
 
@@ -149,7 +149,7 @@ async def test_the_command_reads_each_kind_of_log(
     def run(*arguments: str) -> Callable[[], Any]:
         return lambda: CliRunner().invoke(app, ["report", "--config", str(config), *arguments])
 
-    found = json.loads((await anyio.to_thread.run_sync(run("--days", "1"))).stdout)
+    found = json.loads((await anyio.to_thread.run_sync(run("--days", "1", "--json"))).stdout)
     assert (found["days"], found["spend"]["total"]["requests"], found["traffic"]["last_day"]) == (1, 24, 24)
     assert [(row["name"], row["dollars"]) for row in found["spend"]["rows"]["key"]] == [("a", 24.0)]
     assert (await anyio.to_thread.run_sync(run("--days", "0"))).exit_code == 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from coe.cli.report import _residency_lines
+from coe.cli.report import _residency_rows
 from coe.fleet.residency.report import device_report
 from coe.fleet.residency.state import DeviceState, ServerProfile, ServerState
 
@@ -23,7 +23,7 @@ def reasons(*servers: ServerState, now: float = 0.0) -> dict[str, str]:
 def test_coe_status_shows_a_device_and_its_experts() -> None:
     law = ServerState(A, "awake", in_flight={1}, switches=1)
     code = ServerState(B, "asleep", waiting={2: 1.0, 3: 3.0}, load_seconds=2.0, switches=2)
-    device, first, second = _residency_lines(report(law, code, now=4.0))
+    device, first, second = _residency_rows(report(law, code, now=4.0))
     assert device == ("device gpu0", "10 of 10 GB in use")
     assert first == ("expert law", "awake, loaded 1 times")
     assert second[1] == (

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from coe.cli import up
-from coe.cli.executor import Executor
+from coe.cli.up import Executor
 from coe.fleet.specs import ServerSpec
 from coe.settings import Settings
 

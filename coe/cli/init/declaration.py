@@ -27,11 +27,6 @@ _ORDER = ("tools", "json_schema", "images", "audio", "files")
 """Order of capabilities in the text."""
 _SERVER_DEFAULTS = {"ollama": (4096, "Ollama (OLLAMA_CONTEXT_LENGTH)"), "lmstudio": (4096, "LM Studio")}
 """Context lengths of servers that do not report theirs."""
-_OPTIONS = {
-    "llama.cpp": f"{{ctx-size: {2 * DEFAULT_CONTEXT_LENGTH}, parallel: 2}}   # tokens, and requests that share them",
-    "ollama": f"{{context-length: {DEFAULT_CONTEXT_LENGTH}}}",
-}
-"""Options that set the context of an engine; others take it from the model."""
 _HEAD = """\
 # Written by `coe init`. Declares the service: categories (kinds of requests), experts (models that answer them), and
 # the assignment from categories to experts. Edit it and run `coe check`, which reports each mistake with its line and
@@ -73,43 +68,29 @@ def strongest(experts: Mapping[str, Candidate]) -> str:
     return max(experts, key=lambda name: (_CODERS.search(name) is None, *experts[name].strength))
 
 
-def declaration(experts: Mapping[str, Candidate], *, general: str, counts: Mapping[str, int]) -> str:
-    """Return the text of experts.yaml. The expert `general` is the first one, which answers until a plan decides;
-    `counts` are the models that each address lists."""
+def declaration(experts: Mapping[str, Candidate], *, general: str) -> str:
+    """Return the text of experts.yaml. The expert `general` is the first one, which answers until a plan decides."""
     first = experts[general].base_url
     experts = dict(sorted(experts.items(), key=lambda one: (one[0] != general, one[1].base_url != first)))
-    parts = dict(_sections(template()))
-    titles = dict(zip(parts, _SECTION.finditer(template()), strict=True))
-    texts = {
-        "categories": parts["categories"],
-        "experts": "\n".join(_experts(experts, counts)) + "\n\n",
-        "assignment": _ASSIGNMENT + "\n",
-        "optional": parts["optional"],
-    }
-    return _HEAD + "".join(titles[name][0] + text for name, text in texts.items())
+    text = template()
+    titles = [*_SECTION.finditer(text)]
+    ends = [*(title.start() for title in titles[1:]), len(text)]
+    parts = {title[1]: title[0] + text[title.end() : end] for title, end in zip(titles, ends, strict=True)}
+    title_of = {title[1]: title[0] for title in titles}
+    written = [title_of["experts"], *(f"{line}\n" for line in _experts(experts)), "\n"]
+    written += [title_of["assignment"], _ASSIGNMENT, "\n"]
+    return "".join([_HEAD, parts["categories"], *written, parts["optional"]])
 
 
-def _sections(text: str) -> Iterator[tuple[str, str]]:
-    found = list(_SECTION.finditer(text))
-    for this, following in zip(found, [*found[1:], None], strict=True):
-        yield this[1], text[this.end() : following.start() if following else len(text)]
-
-
-def _experts(experts: Mapping[str, Candidate], counts: Mapping[str, int]) -> Iterator[str]:
+def _experts(experts: Mapping[str, Candidate]) -> Iterator[str]:
     yield "# One entry for each model. Clients may send its `name` as `model` to pin it, and logs show it. Prices may"
     yield "# have changed since; costs, limits and `coe plan` use them."
     yield "experts:"
-    address = ""
+    place = ""
     for name, one in experts.items():
-        if (one.base_url or one.source.runtime) == address:
-            pass
-        elif one.source.kind == "engine":
-            address = one.source.runtime
-            yield f"  # {address}: `coe up` starts its servers"
-        else:
-            address = one.base_url
-            used = sum(other.base_url == address for other in experts.values())
-            yield f"  # {one.source.name}: {used} of {counts.get(address, used)} models that it lists"
+        if one.source.name != place:
+            place = one.source.name
+            yield f"  # {place}"
         yield from _expert(name, one)
 
 
@@ -120,11 +101,6 @@ def _expert(name: str, one: Candidate) -> Iterator[str]:
         yield "    runtime: litellm"
         if one.base_url not in {address for known in PROVIDERS for address in known.base_urls}:
             yield f"    base_url: {scalar(one.base_url.removesuffix('/v1'))}"  # litellm adds it
-    elif one.source.kind == "engine":
-        yield f"    model: {scalar(one.listed.id)}"
-        yield f"    runtime: {one.source.runtime}"
-        if one.source.runtime in _OPTIONS:
-            yield f"    options: {_OPTIONS[one.source.runtime]}"
     else:
         yield f"    model: {scalar(one.listed.id)}"
         yield "    runtime: external"
@@ -136,25 +112,22 @@ def _expert(name: str, one: Candidate) -> Iterator[str]:
     if (size := one.active_parameters_b) is not None:
         yield f"    active_parameters_b: {size:g}   # billions, from its name"
     yield from _prices(one)
-    if not one.is_hosted and one.source.kind != "engine":
+    if not one.is_hosted:
         # A proxy at this address may pass requests on, so the user decides.
         yield "    # local: true   # it is your own: it may receive requests that only local experts may receive"
 
 
 def _context_length(one: Candidate) -> str:
-    if one.source.runtime in _OPTIONS:
-        return f"    context_length: {DEFAULT_CONTEXT_LENGTH}   # tokens of prompt and answer, as the options allow"
+    known = one.known.context_length if one.known is not None and one.source.kind == "provider" else None
+    default, server = _SERVER_DEFAULTS.get(one.source.name, (None, ""))
+    length, remark = DEFAULT_CONTEXT_LENGTH, "unknown; correct it, longer conversations go elsewhere"
     if one.listed.context_length is not None:
-        return f"    context_length: {one.listed.context_length}   # tokens, as its server reports"
-    if one.listed.server:
-        length, name = _SERVER_DEFAULTS[one.listed.server]
-        return f"    context_length: {length}   # tokens, the default of {name}; correct it if it is set to more"
-    known = one.known.context_length if one.known is not None and one.is_hosted else None
-    if known is not None and one.is_of_provider:
-        return f"    context_length: {known}   # tokens, from litellm's table"
-    if known is not None:
-        return f"    context_length: {DEFAULT_CONTEXT_LENGTH}   # unknown; {known} for this name in litellm's table"
-    return f"    context_length: {DEFAULT_CONTEXT_LENGTH}   # unknown; correct it, longer conversations go elsewhere"
+        length, remark = one.listed.context_length, "tokens, as its server reports"
+    elif default is not None:
+        length, remark = default, f"tokens, the default of {server}; correct it if it is set to more"
+    elif known is not None:
+        length, remark = known, "tokens, from litellm's table"
+    return f"    context_length: {length}   # {remark}"
 
 
 def _capabilities(one: Candidate) -> str:
@@ -165,20 +138,18 @@ def _capabilities(one: Candidate) -> str:
 
 
 def _prices(one: Candidate) -> Iterator[str]:
-    """Yield the line of the prices; a comment if they are unknown or guessed; no line for local models without."""
+    """Yield the line of the prices: a comment if they are unknown, and nothing for local models without."""
     if one.prices is None:
         if one.is_hosted:
             yield "    # prices: {input: 0, output: 0}   # unknown: dollars per million tokens; without them it is free"
         return
-    cached = one.known.cached_input_price if one.known is not None and one.listed.prices is None else None
     fields = {"input": one.prices[0], "output": one.prices[1]}
-    if cached is not None and cached <= fields["input"]:
-        fields["cached_input"] = cached
+    origin = "as its server reports"
+    if one.known is not None and one.listed.prices is None:
+        origin, cached = "from litellm's table; check it", one.known.cached_input_price
+        if cached is not None and cached <= fields["input"]:
+            fields["cached_input"] = cached
     written = ", ".join(f"{field}: {price:.6g}" for field, price in fields.items())
-    if one.listed.prices is None and not one.is_of_provider:
-        yield f"    # prices: {{{written}}}   # dollars per million tokens for this name in litellm's table"
-        return
-    origin = "as its server reports" if one.listed.prices is not None else "from litellm's table; check it"
     yield f"    prices: {{{written}}}   # dollars per million tokens, {origin}"
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Any
 
 import orjson
 
@@ -24,8 +24,6 @@ from coe.experts.http.client import Client
 MAX_LIST_BYTES = 8 * 2**20
 """Size of a list; the longest ones, of several hundred models with descriptions, have about 1 MiB."""
 MAX_MODELS = 5000
-CONCURRENCY = 16
-"""Servers that are requested at a time."""
 _NAME = re.compile(r"[A-Za-z0-9@/.][A-Za-z0-9@._:/+~-]{0,199}")
 """Names of models that are written to a file: no spaces, quotes, `$` or control characters."""
 _VARIABLE_PREFIX = "os.environ/"
@@ -33,23 +31,19 @@ _CONTEXT_FIELDS = ("max_model_len", "context_length", "context_window", "max_con
 _STATUS_CAUSES: Mapping[int, Cause] = {401: "unauthorized", 403: "forbidden", 404: "not_found", 429: "rate_limited"}
 _COE = "coe"
 """`owned_by` of the models of a gateway."""
-_SERVERS: Mapping[str, Literal["ollama", "lmstudio"]] = {"library": "ollama", "organization_owner": "lmstudio"}
-"""Servers by their `owned_by`."""
 
 
 @dataclass(frozen=True, slots=True)
 class ListedModel:
     """A model as its server lists it. `created` is a Unix time, 0 if unknown.
 
-    `prices` are US dollars per million tokens of input and output. None: the server does not report it. `server` is
-    the program that serves the model, if its list shows that.
+    `prices` are US dollars per million tokens of input and output. None: the server does not report it.
     """
 
     id: str
     created: float = 0.0
     context_length: int | None = None
     prices: tuple[float, float] | None = None
-    server: Literal["", "ollama", "lmstudio"] = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,14 +73,9 @@ class NoList(Exception):
 
 async def list_models(sources: Sequence[Source], environ: Mapping[str, str]) -> list[Listing]:
     """Return the models of each source, in their order. Raises nothing: a failure is part of its listing."""
-    limit = asyncio.Semaphore(CONCURRENCY)
-
-    async def listed(source: Source) -> Listing:
-        async with limit:
-            return await _first_list(source, environ.get(source.key_env, ""), session)
-
     async with Client() as session:
-        return list(await asyncio.gather(*map(listed, sources)))
+        tasks = (_first_list(one, environ.get(one.key_env, ""), session) for one in sources)
+        return list(await asyncio.gather(*tasks))
 
 
 async def _first_list(source: Source, key: str, session: Client) -> Listing:
@@ -108,12 +97,15 @@ async def _first_list(source: Source, key: str, session: Client) -> Listing:
 
 
 async def _list(source: Source, base_url: str, key: str, session: Client) -> Listing:
-    query = "?limit=1000" if source.runtime == "litellm" else ""
+    url, headers = f"{base_url}/models", {"accept": "application/json"}
+    if source.runtime == "litellm":  # Anthropic's
+        url += "?limit=1000"
+        headers |= {"x-api-key": key, "anthropic-version": "2023-06-01"}
+    elif key:
+        headers["authorization"] = f"Bearer {key}"
     try:
         async with asyncio.timeout(source.timeout):
-            status, page = await session.get(
-                f"{base_url}/models{query}", _headers(source, key), max_bytes=MAX_LIST_BYTES
-            )
+            status, page = await session.get(url, headers, max_bytes=MAX_LIST_BYTES)
     except TimeoutError:
         return _failed(source, base_url, "timeout", f"{source.timeout:g} s")
     except (OSError, ValueError) as error:
@@ -128,39 +120,18 @@ async def _list(source: Source, base_url: str, key: str, session: Client) -> Lis
     return Listing(source, base_url, models, left_out)
 
 
-def _headers(source: Source, key: str) -> dict[str, str]:
-    headers = {"accept": "application/json"}
-    if source.runtime == "litellm":  # Anthropic's
-        headers |= {"x-api-key": key, "anthropic-version": "2023-06-01"}
-    elif key:
-        headers["authorization"] = f"Bearer {key}"
-    return headers
-
-
 def _failed(source: Source, base_url: str, cause: Cause, detail: str = "") -> Listing:
-    what, remedy = REMEDIES[cause]
+    what, remedy = REMEDIES[cause][0], "start the server, or give the address of its API, as a rule http://HOST:PORT/v1"
     if source.kind == "local" and cause in ("not_found", "invalid_response", "unexpected_status"):
         what, remedy = "another program uses its port", "give the address of a server at another port with --endpoint"
+    elif cause in ("unauthorized", "forbidden") and source.key_env:
+        remedy = f"set {source.key_env} to a valid key"
     elif cause in ("unauthorized", "forbidden"):
-        remedy = _key_remedy(source, base_url)
-    elif source.kind == "provider" and cause in ("name_resolution", "connect_timeout", "connection_refused"):
-        remedy = "check the network and the proxy of this machine, and run `coe init` again"
-    elif cause in ("connection_refused", "connect_timeout"):
-        remedy = "start the server, or correct host and port"
-    elif cause == "timeout":
-        remedy = "wait until the server answers, and run `coe init` again"
-    elif cause in ("not_found", "invalid_response", "unexpected_status"):
-        remedy = "give the address where its OpenAI-compatible API begins, as a rule http://HOST:PORT/v1"
+        remedy = f"run `coe init --endpoint {base_url} --key-env VARIABLE` with the variable of its key"
+    elif source.kind == "provider":
+        remedy = "check the network of this machine, and run `coe init` again"
     problem = f"{what} [{detail}]" if detail else what
     return Listing(source, base_url, cause=cause, problem=problem, remedy=remedy)
-
-
-def _key_remedy(source: Source, base_url: str) -> str:
-    if source.kind == "provider":
-        return f"set {source.key_env} to a valid key, or unset it"
-    if source.key_env:
-        return f"set {source.key_env} to a valid key"
-    return f"run `coe init --endpoint {base_url} --key-env VARIABLE` with the variable of its key"
 
 
 def read_models(page: bytes) -> tuple[tuple[ListedModel, ...], int]:
@@ -194,9 +165,7 @@ def _model(item: Any) -> ListedModel | None:
     name = name.removeprefix("models/")  # of Gemini
     if not _NAME.fullmatch(name) or name.startswith(_VARIABLE_PREFIX):
         return None
-    owner = item.get("owned_by")
-    server = _SERVERS.get(owner) if isinstance(owner, str) else None
-    return ListedModel(name, _created(item), _context_length(item), _prices(item.get("pricing")), server or "")
+    return ListedModel(name, _created(item), _context_length(item), _prices(item.get("pricing")))
 
 
 def _created(item: Mapping[str, Any]) -> float:

@@ -25,8 +25,6 @@ MAX_OUTPUT_PRICE = 40.0
 """US dollars per million tokens; models above are selected by a pattern only."""
 PRICE_CLASS_FACTOR = 4.0
 """Ratio of prices within one class."""
-MAX_AGE_SECONDS = 2 * 365 * 86400
-"""Largest age relative to the newest model of a source. Older models are selected by a pattern only."""
 _OTHER_USES = re.compile(
     r"embed|rerank|bge-|minilm|whisper|tts|speech|transcri|audio|realtime|moderation|guard|dall-e|image|imagen|veo|sora|"
     r"video|ocr|davinci|babbage|-base$",
@@ -59,22 +57,15 @@ class Candidate:
         return self.source.kind != "local" and bool(self.source.key_env)
 
     @property
-    def is_of_provider(self) -> bool:
-        """True for a model of a known provider: what the table has for its name holds. Others may only share a name."""
-        return self.source.kind == "provider"
-
-    @property
     def prices(self) -> tuple[float, float] | None:
         """US dollars per million tokens of input and output, as the server reports them or the table; None if unknown.
 
-        The table has the prices of the model's provider, so a server without a key is not priced by it.
+        The table has those of known providers. Models of other servers may only share the name.
         """
-        if self.listed.prices is not None:
-            return self.listed.prices
-        known = self.known if self.is_hosted else None
-        if known is None or known.input_price is None or known.output_price is None:
-            return None
-        return known.input_price, known.output_price
+        known = self.known if self.source.kind == "provider" else None
+        if self.listed.prices is None and known and known.input_price is not None and known.output_price is not None:
+            return known.input_price, known.output_price
+        return self.listed.prices
 
     @property
     def active_parameters_b(self) -> float | None:
@@ -115,25 +106,14 @@ def default_models(found: Sequence[Candidate], *, today: str) -> list[Candidate]
     """Return at most `MAX_DEFAULT` models of one source, in its order. `today` is YYYY-MM-DD."""
     usable = [one for one in found if not (one.known and one.known.retired and one.known.retired <= today)] or found
     names = {one.listed.id for one in usable}
-    current = [one for one in usable if _undated(one.listed.id) not in names]
+    dated = {one.listed.id: _SNAPSHOT.sub("", one.listed.id) for one in usable if _SNAPSHOT.search(one.listed.id)}
+    current = [one for one in usable if dated.get(one.listed.id) not in names]
     stable = [one for one in current if not _UNSTABLE.search(one.listed.id)] or current
-    newest = max((one.listed.created for one in stable), default=0.0)
-    recent = [one for one in stable if not one.listed.created or newest - one.listed.created <= MAX_AGE_SECONDS]
-    affordable = [one for one in recent if one.prices is None or one.prices[1] <= MAX_OUTPUT_PRICE] or recent
+    affordable = [one for one in stable if one.prices is None or one.prices[1] <= MAX_OUTPUT_PRICE] or stable
     by_age = sorted(affordable, key=lambda one: -one.listed.created)
-    chosen = _one_of_each_class(by_age)[:MAX_DEFAULT]
-    return [one for one in found if one in chosen]
-
-
-def _undated(name: str) -> str:
-    """Return the name of the model that a snapshot belongs to; empty for a name without a date."""
-    return _SNAPSHOT.sub("", name) if _SNAPSHOT.search(name) else ""
-
-
-def _one_of_each_class(by_age: Sequence[Candidate]) -> list[Candidate]:
-    """Return the newest model of each price class; all of them if none has a price."""
-    newest: dict[int, Candidate] = {}
+    by_class: dict[int, Candidate] = {}  # the newest model of each price class
     for one in by_age:
         if one.prices and one.prices[1]:
-            newest.setdefault(math.floor(math.log(one.prices[1], PRICE_CLASS_FACTOR)), one)
-    return list(newest.values()) or list(by_age)
+            by_class.setdefault(math.floor(math.log(one.prices[1], PRICE_CLASS_FACTOR)), one)
+    chosen = (list(by_class.values()) or by_age)[:MAX_DEFAULT]
+    return [one for one in found if one in chosen]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from typing import Literal
 from urllib.parse import urlsplit
 
@@ -25,8 +24,7 @@ class Source:
 
     - `name`: part of the names of experts, and how the command line refers to it.
     - `base_urls`: addresses to try, the first that lists models is used.
-    - `kind`: a local server that might not be running, a hosted provider, an address that the user gave, or an
-      inference engine whose server `coe up` starts.
+    - `kind`: a local server that might not be running, a hosted provider, or an address that the user gave.
     - `key_env`: environment variable of its key; empty without one.
     - `prefix`: what litellm's table, and runtime litellm, put before the name of its models.
     - `runtime`: runtime of its experts. Providers of runtime litellm have their own API.
@@ -34,7 +32,7 @@ class Source:
 
     name: str
     base_urls: tuple[str, ...]
-    kind: Literal["local", "provider", "endpoint", "engine"]
+    kind: Literal["local", "provider", "endpoint"]
     key_env: str = ""
     prefix: str = ""
     runtime: str = "external"
@@ -80,31 +78,25 @@ _FURTHER_ADDRESSES: Mapping[str, tuple[str, ...]] = {
     "together": ("TOGETHER_AI_API_BASE",),
     "fireworks": ("FIREWORKS_AI_API_BASE",),
 }
-"""Address variables whose names do not follow from the provider's key."""
-
-
-def address_variables(one: Source) -> tuple[str, ...]:
-    """Return the variables by which litellm and the provider's own client take another address for its key."""
-    prefix = one.key_env.removesuffix("_API_KEY")
-    return (f"{prefix}_BASE_URL", f"{prefix}_API_BASE", *_FURTHER_ADDRESSES.get(one.name, ()))
+"""Variables by which litellm and the provider's own client take another address for its key, where their names do not
+follow from that of the key."""
 
 
 def provider(name: str, environ: Mapping[str, str]) -> Source:
     """Return the provider of this name, at the address that the environment gives it: its key goes nowhere else.
 
-    Raises ConfigError with the nearest known name, for an address that is none, and for two that differ.
+    Raises ConfigError for an unknown name, for an address that is none, and for two that differ.
     """
     known = {one.name: one for one in PROVIDERS}
     if name not in known:
-        close = get_close_matches(name, known, n=1, cutoff=0.5)
-        nearest = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}."
         raise ConfigError(
-            f"--provider {name}: unknown provider; {nearest} Any other OpenAI-compatible API can be given as --endpoint"
+            f"--provider {name}: unknown provider; known: {', '.join(known)}. Any other OpenAI-compatible API can be "
+            "given as --endpoint"
         )
+    prefix = known[name].key_env.removesuffix("_API_KEY")
+    variables = (f"{prefix}_BASE_URL", f"{prefix}_API_BASE", *_FURTHER_ADDRESSES.get(name, ()))
     given = {
-        variable: endpoint(url, option=variable).base_urls
-        for variable in address_variables(known[name])
-        if (url := environ.get(variable))
+        variable: endpoint(url, option=variable).base_urls for variable in variables if (url := environ.get(variable))
     }
     if len(set(given.values())) > 1:
         raise ConfigError(f"{' and '.join(given)} are different addresses for {known[name].key_env}; unset all but one")

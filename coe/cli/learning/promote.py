@@ -5,7 +5,7 @@ Kinds of artifacts are router, assignment (the plan) and gate. Each change is at
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,8 +14,8 @@ import typer
 from coe.artifacts import kinds
 from coe.artifacts.artifact_sync import synced_store
 from coe.artifacts.kinds import ARTIFACT_KINDS
-from coe.cli.common import Config, Json, print_result, settings_for
-from coe.terminal import print_error, print_json, print_line
+from coe.cli.common import Config, Json, print_result, settings_for, table
+from coe.terminal import print_error
 
 if TYPE_CHECKING:
     from coe.artifacts.versions import VersionChange
@@ -74,35 +74,29 @@ def versions(kind: OptionalKind = None, config: Config = None, json: Json = Fals
     wanted = tuple(ARTIFACT_KINDS) if kind is None else (kind.value,)
     synced_store(settings, wanted[0])  # fetches the versions in use on other machines
     found = [VersionCatalog(settings.artifacts, one).list_versions() for one in wanted]
-    if json:
-        print_json({"kinds": [_to_json(one) | {"quality_of": ARTIFACT_KINDS[one["kind"]].quality} for one in found]})
-        return
-    _show(found)
+    summary = {"kinds": [one | {"quality_of": ARTIFACT_KINDS[one["kind"]].quality} for one in found]}
+    print_result(summary, _lines(found), json=json)
     for one in found:
-        if one["damaged"]:
+        if one["damaged"] and not json:
             print_error(f"note: {one['damaged']}")
 
 
-def _to_json(listed: Mapping[str, Any]) -> dict[str, Any]:
-    fields = ("version", "origin", "quality", "created", "damaged")
+def _lines(kinds: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     rows = [
-        {name: one[name] for name in fields} | {"in_use": one["version"] == listed["in_use"]}
+        (
+            listed["kind"],
+            one["version"],
+            "yes" if one["version"] == listed["in_use"] else "",
+            one["origin"] or None,
+            None if one["quality"] is None else f"{one['quality']:.3f}",
+            "damaged" if one["damaged"] else f"{one['created'][:16].replace('T', ' ')} UTC",
+        )
+        for listed in kinds
         for one in listed["versions"]
     ]
-    names = ("kind", "in_use", "more_versions")
-    return {name: listed[name] for name in names} | {"versions": rows}
-
-
-def _show(kinds: Sequence[Mapping[str, Any]]) -> None:
-    print_line(f"{'kind':10}  {'version':14}  {'in use':6}  {'origin':7}  {'quality':>7}  made")
+    yield table(("kind", "version", "in use", "origin", ">quality", "made"), rows)
     for listed in kinds:
         if listed["in_use"] is None:
-            print_line(f"{listed['kind']:10}  {ARTIFACT_KINDS[listed['kind']].default} is in use")
-        for one in listed["versions"]:
-            used = "yes" if one["version"] == listed["in_use"] else ""
-            quality = "-" if one["quality"] is None else f"{one['quality']:.3f}"
-            made = "damaged" if one["damaged"] else f"{one['created'][:16].replace('T', ' ')} UTC"
-            origin = one["origin"] or "-"
-            print_line(f"{listed['kind']:10}  {one['version']:14}  {used:6}  {origin:7}  {quality:>7}  {made}")
+            yield f"{listed['kind']}: {ARTIFACT_KINDS[listed['kind']].default} is in use"
         if listed["more_versions"]:
-            print_line(f"{listed['kind']:10}  {listed['more_versions']} older versions are not listed")
+            yield f"{listed['kind']}: {listed['more_versions']} older versions are not listed"

@@ -10,7 +10,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -21,24 +21,31 @@ import typer
 
 from coe.artifacts.kinds import ASSIGNMENT, ROUTER
 from coe.artifacts.traffic_report import publish_traffic_report
-from coe.cli.common import Config, ConfigFile, ExecutorOption, Json, duration_seconds, keep_stdout_clean, settings_for
-from coe.cli.executor import Executor, task_runner
+from coe.cli.common import (
+    Benchmark,
+    Config,
+    ConfigFile,
+    DryRun,
+    Json,
+    duration_seconds,
+    keep_stdout_clean,
+    print_result,
+    settings_for,
+)
 from coe.errors import CoEError
 from coe.foreground import exit_on_sigterm
 from coe.learning.rounds import plan_round, router_round
 from coe.learning.rounds.round import Candidate, Outcome, conclude, open_job
 from coe.reports.report import report
 from coe.settings import Settings
-from coe.terminal import print_error, print_json, print_line
+from coe.terminal import print_error
 
 JITTER = 0.1
 """Largest deviation of a pause from the interval, as a share of it, so that jobs on several machines do not collide."""
 
 Probes = Annotated[Path | None, typer.Option("--probes", help="Folder of measured quality, as `coe score` writes it.")]
-Benchmark = Annotated[str | None, typer.Option("--benchmark", help="Benchmark to use, if --probes holds several.")]
 Since = Annotated[str, typer.Option("--since", help="Learn from requests not older than this, for example 12h or 30d.")]
 Every = Annotated[str, typer.Option("--every", help="Repeat at this interval, for example 6h, until SIGTERM.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Test candidates and report, but change nothing.")]
 
 
 def retrain(
@@ -48,7 +55,6 @@ def retrain(
     since: Since = "30d",
     every: Every = "",
     dry_run: DryRun = False,
-    executor: ExecutorOption = Executor.LOCAL,
     config: Config = None,
     json: Json = False,
 ) -> None:
@@ -60,7 +66,8 @@ def retrain(
     run = partial(run_rounds, settings, probes=probes, benchmark=benchmark, window=window, dry_run=dry_run)
 
     def run_once() -> None:
-        _print(run(executor=executor), json)
+        outcomes = run()
+        print_result({outcome.kind: asdict(outcome) for outcome in outcomes}, _lines(outcomes), json=json)
         if not dry_run:
             try:
                 publish_traffic_report(settings, report(settings, now=time.time()))
@@ -75,7 +82,7 @@ def retrain(
 
 
 def run_rounds(
-    settings: Settings, *, probes: Path | None, benchmark: str | None, window: float, dry_run: bool, executor: Executor
+    settings: Settings, *, probes: Path | None, benchmark: str | None, window: float, dry_run: bool
 ) -> list[Outcome]:
     """Run a round of each kind on the requests of the last `window` seconds.
 
@@ -84,13 +91,12 @@ def run_rounds(
     now = time.time()
     with (
         open_job(settings, since=now - window, now=now, dry_run=dry_run) as job,
-        task_runner(executor) as runner,
         TemporaryDirectory(prefix="coe-vectors-") as cache,
     ):
         plan = plan_round.judge(job, probes, benchmark)
         outcomes = [conclude(ASSIGNMENT, plan, job)]
         if isinstance(plan, Candidate):  # else there is nothing to learn from
-            outcomes.append(conclude(ROUTER, router_round.judge(job, runner=runner, cache=Path(cache)), job))
+            outcomes.append(conclude(ROUTER, router_round.judge(job, cache=Path(cache)), job))
         return [outcome for outcome in outcomes if outcome is not None]
 
 
@@ -107,15 +113,11 @@ def _repeat(run_once: Callable[[], None], every: str) -> None:
         stopped.wait(interval * random.uniform(1 - JITTER, 1 + JITTER))  # noqa: S311 (no secret depends on it)
 
 
-def _print(outcomes: Iterable[Outcome], json: bool) -> None:
-    if json:
-        print_json({outcome.kind: asdict(outcome) for outcome in outcomes})
-        return
+def _lines(outcomes: Iterable[Outcome]) -> Iterator[str]:
     for outcome in outcomes:
-        print_line(f"{outcome.kind}: {outcome.sentence}")
-        for move in outcome.report.get("moves", ()):
-            print_line(f"  {move['sentence']}")
+        yield f"{outcome.kind}: {outcome.sentence}"
+        yield from (f"  {move['sentence']}" for move in outcome.report.get("moves", ()))
         if outcome.version:
-            print_line(f"  version {outcome.version} is in use; gateways apply it within a second or two")
+            yield f"  version {outcome.version} is in use; gateways apply it within a second or two"
         if outcome.folder:
-            print_line(f"  report: {outcome.folder}/report.md")
+            yield f"  report: {outcome.folder}/report.md"

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from coe.artifacts.artifact_sync import synced_store
 from coe.artifacts.manifest import MANIFEST, Artifact
 from coe.artifacts.store import ArtifactStore
-from coe.cli.common import Config, ConfigFile, ExecutorOption, Json, declaration_for
-from coe.cli.executor import Executor, task_runner
+from coe.cli.common import Config, ConfigFile, Json, declaration_for, print_result
 from coe.foreground import exit_on_sigterm
 from coe.learning.training_data import build_router, training_pairs
 from coe.measuring.tables import pairs_digest
-from coe.terminal import print_json, print_line
 
 Data = Annotated[Path | None, typer.Option("--data", help="JSONL or parquet with prompt and category.")]
 Add = Annotated[
@@ -31,7 +30,6 @@ def train(
     add: Add = None,
     out: Out = None,
     encoder: Encoder = None,
-    executor: ExecutorOption = Executor.LOCAL,
     config: Config = None,
     json: Json = False,
 ) -> None:
@@ -44,23 +42,20 @@ def train(
     settings, registry = declaration_for(config, file)
     pairs = training_pairs(registry, base=settings.config.parent, data=data, extra=add)
     store = ArtifactStore(out.absolute(), "router") if out else synced_store(settings, "router")
-    with task_runner(executor) as runner, store.draft() as draft, exit_on_sigterm():
-        metrics = build_router(pairs, draft, encoder=encoder or registry.router.encoder, runner=runner)
+    with store.draft() as draft, exit_on_sigterm():
+        metrics = build_router(pairs, draft, encoder=encoder or registry.router.encoder)
         artifact = store.publish(draft, categories=registry.category_names, data=pairs_digest(pairs), metrics=metrics)
     store.promote(artifact.manifest.version, by="train", why=f"trained on {len(pairs)} prompts")
-    _report(artifact, json)
-
-
-def _report(artifact: Artifact, json: bool) -> None:
     manifest = artifact.manifest
-    if json:
-        summary: dict[str, Any] = {"version": manifest.version, "folder": str(artifact.folder)}
-        print_json(summary | {"metrics": manifest.metrics})
-        return
+    summary = {"version": manifest.version, "folder": str(artifact.folder), "metrics": manifest.metrics}
+    print_result(summary, _lines(artifact), json=json)
+
+
+def _lines(artifact: Artifact) -> Iterator[str]:
+    manifest = artifact.manifest
     accuracy = manifest.metrics.get("accuracy")
     held_out = f", {accuracy:.1%} right on held-out prompts" if isinstance(accuracy, float) else ""
-    print_line(f"router {manifest.version} is in use ({len(manifest.categories)} categories{held_out})")
-    dropped = {why: count for why, count in manifest.metrics.get("dropped", {}).items() if count}
-    if dropped:
-        print_line("prompts left out: " + ", ".join(f"{count} {why}" for why, count in dropped.items()))
-    print_line(f"held-out figures are in {artifact.folder / MANIFEST}")
+    yield f"router {manifest.version} is in use ({len(manifest.categories)} categories{held_out})"
+    if dropped := {why: count for why, count in manifest.metrics.get("dropped", {}).items() if count}:
+        yield "prompts left out: " + ", ".join(f"{count} {why}" for why, count in dropped.items())
+    yield f"held-out figures are in {artifact.folder / MANIFEST}"

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from coe.artifacts.artifact_sync import synced_store
-from coe.artifacts.store import ArtifactStore
 from coe.cli.check import check_live
 from coe.cli.common import Config, Json, declaration_for, keep_stdout_clean
+from coe.cli.plan import comparison
 from coe.cli.score import Concurrency, Judge, Probes, declared_expert, requested_probes
 from coe.errors import DataError, ExpertUnavailable
 from coe.measuring.probes.shipped import SHIPPED, folder_seed, write_seed
@@ -27,12 +25,12 @@ from coe.measuring.tuning.measurements import Estimate
 from coe.measuring.tuning.schedule import Goal
 from coe.measuring.tuning.tune import LOG_SECONDS, PLAN_DEVIATIONS, Limits, Status, Tuning, price_of_check
 from coe.planning.job.plan import PlanOptions, make_plan
-from coe.registry import ExpertSpec, Registry
+from coe.registry import Registry
 from coe.settings import Settings
-from coe.terminal import print_error, print_json, print_line, printable
+from coe.terminal import print_error, print_json, print_line
 
-LINE_SECONDS, REFRESH_SECONDS = 10.0, 0.5
-"""Time between two lines of progress without a terminal, and between two changes of the line on one."""
+LINE_SECONDS = 10.0
+"""Time between two lines of progress."""
 _REASONS = {
     "settled": "the plan is settled: more scores would hardly change it",
     "little to gain": "the remaining probes are expected to gain almost nothing",
@@ -83,10 +81,8 @@ def tune(
     read = requested_probes(probes, registry, settings.config, seed, runs_code=installed(), judge=judging)
     limits = Limits(budget, None if minutes is None else 60 * minutes)
     spent = price_of_check(registry, limits)
-    experts = _answering(registry, settings, yes=yes)
-    if judging is not None and judging not in experts:
-        raise ExpertUnavailable(f"tune: the judge {judging.name!r} does not answer", expert=judging.name)
-    scoring = Scoring(registry, read, (), experts, judging, concurrency)
+    _check_experts(registry, settings)
+    scoring = Scoring(registry, read, (), registry.experts, judging, concurrency)
     with open_journal(folder) as journal:
         write_seed(folder, seed)
         tuning = Tuning.of(scoring, journal, settings, limits=limits, goal=Goal(), seed=seed, spent=spent)
@@ -101,27 +97,18 @@ def tune(
         raise typer.Exit(1)
 
 
-def _answering(registry: Registry, settings: Settings, *, yes: bool) -> list[ExpertSpec]:
-    """The experts that answer. Asks whether to continue without the others.
-
-    Raises DataError if fewer than two answer, and ExpertUnavailable if one does not and `yes` excludes the question.
-    """
+def _check_experts(registry: Registry, settings: Settings) -> None:
+    """Raise DataError for fewer than two experts, and ExpertUnavailable where one does not answer."""
+    if len(registry.experts) < 2:
+        raise DataError("tune: a plan needs two experts; declare more")
     print_error("checking the experts")
-    findings = asyncio.run(check_live(registry, settings))
-    dead = dict.fromkeys(one.expert for one in findings if not one.ok)
-    for finding in findings:
-        if not finding.ok:
-            print_error(finding.sentence)
-    answering = [spec for spec in registry.experts if spec.name not in dead]
-    if len(answering) < 2:
-        raise DataError("tune: a plan needs two experts that answer; declare more, or correct those of experts.yaml")
-    if names := ", ".join(dead):
-        if yes:
-            remedy = "correct them, or remove them from experts.yaml"
-            raise ExpertUnavailable(f"tune: {names} cannot be measured; {remedy}", expert=next(iter(dead)))
-        if not typer.confirm(f"Continue without scores for {names}?", err=True):
-            raise typer.Exit(1)
-    return answering
+    silent = [finding for finding in asyncio.run(check_live(registry, settings)) if not finding.ok]
+    for finding in silent:
+        print_error(finding.sentence)
+    if silent:
+        names = ", ".join(dict.fromkeys(finding.expert for finding in silent))
+        remedy = "correct them, or remove them from experts.yaml"
+        raise ExpertUnavailable(f"tune: {names} cannot be measured; {remedy}", expert=silent[0].expert)
 
 
 def confirmed(tuning: Tuning, *, yes: bool) -> bool:
@@ -147,20 +134,17 @@ def _measure(tuning: Tuning, settings: Settings) -> str:
     """Score; returns the reason for the end. Ctrl-C ends it too, and keeps what was scored."""
 
     async def measure() -> str:
-        with tune_progress(tuning.status, tuning.limits) as (interval, show, report):
+        async def show_progress() -> None:
+            while True:
+                await asyncio.sleep(LINE_SECONDS)
+                print_error(status_line(tuning.status(), tuning.limits))
 
-            async def ticking() -> None:
-                while True:
-                    await asyncio.sleep(interval)
-                    show()
-
-            ticker = asyncio.create_task(ticking())
-            try:
-                return await tuning.run(settings, report)
-            finally:
-                ticker.cancel()
-                with suppress(asyncio.CancelledError):
-                    await ticker
+        progress = asyncio.create_task(show_progress())
+        try:
+            return await tuning.run(settings, print_error)
+        finally:
+            progress.cancel()
+            await asyncio.wait([progress])
 
     try:
         return asyncio.run(measure())
@@ -177,26 +161,23 @@ def _planned(
         remedy = "see `coe check --live`" if reason == "no expert answers" else "raise --minutes or --budget"
         raise DataError(f"tune: {_REASONS[reason]}, and no probe is scored yet; {remedy}")
     write_tables(scoring, tuning.journal, folder, benchmark=benchmark)
-    certainty = (
-        ""
-        if status.certainty is None
-        else f"; within {tuning.goal.tolerance} of the best plan at {status.certainty:.0%}"
-    )
-    print_error(f"{_REASONS[reason]}: {status.scored} scores, ${status.spent:.2f}, {status.seconds:.0f} s{certainty}")
+    print_error(f"{_REASONS[reason]}: {status_line(status, tuning.limits)}")
     report: dict[str, Any] = {"reason": reason, "status": asdict(status), "out": str(folder), "in_use": False}
     if reason == "stopped":
         return report
     store = synced_store(settings, "assignment")
-    plan = _plan(settings, scoring.registry, store, folder, benchmark, dry_run=True)
+    options = PlanOptions(benchmark, PLAN_DEVIATIONS, "", (), None, False, True, LOG_SECONDS)
+    plan = make_plan(settings, scoring.registry, store, folder, options)
     if not json:
-        show_comparison(plan["against"], plan["assignment"])
+        for text in comparison(plan):
+            print_line(text)
     is_right = any((cell.score or 0.0) > 0 for cell in tuning.journal.scored.values())
     if not is_right:
         print_error(f"note: no expert answered a probe correctly; {folder / ANSWERS}.parquet has what they answered")
     is_sure = is_right and (reason in _FINISHED or (status.certainty or 0.0) >= tuning.goal.confidence)
     accepted = is_sure if yes else typer.confirm("Put this plan into use?", err=True)
     if accepted:
-        plan = _plan(settings, scoring.registry, store, folder, benchmark, dry_run=False)
+        plan = make_plan(settings, scoring.registry, store, folder, replace(options, dry_run=False))
         report["in_use"] = True
         if not json:
             print_line("the plan is in use; running gateways apply it soon")
@@ -204,13 +185,6 @@ def _planned(
         why = "" if is_sure else ", since it is not settled: run again to continue"
         print_error(f"the plan is not put into use{why}; `coe plan {folder}` puts it into use as it is")
     return report | {"plan": plan}
-
-
-def _plan(
-    settings: Settings, registry: Registry, store: ArtifactStore, folder: Path, benchmark: str, *, dry_run: bool
-) -> Mapping[str, Any]:
-    options = PlanOptions(benchmark, PLAN_DEVIATIONS, "", (), None, False, dry_run, LOG_SECONDS)
-    return make_plan(settings, registry, store, folder, options)
 
 
 def status_line(status: Status, limits: Limits) -> str:
@@ -222,59 +196,3 @@ def status_line(status: Status, limits: Limits) -> str:
     certainty = "first probes" if status.certainty is None else f"certainty of the plan {status.certainty:.0%}"
     scores = f"{status.known} of {status.cells} scores ({status.scored} new)"
     return f"{scores}, ${status.spent:.2f}{dollars}, {minutes} min, {certainty}"
-
-
-@contextmanager
-def tune_progress(
-    status: Callable[[], Status], limits: Limits
-) -> Iterator[tuple[float, Callable[[], None], Callable[[str], None]]]:
-    """Yield the seconds between two calls of a function that shows the state, that function, and one that prints a
-    line. On a terminal the state is a line that changes, else it is a new line each time."""
-    if not sys.stderr.isatty():
-        yield LINE_SECONDS, lambda: print_error(status_line(status(), limits)), print_error
-        return
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    with console.status("measuring") as spinner:
-        yield (
-            REFRESH_SECONDS,
-            lambda: spinner.update(status_line(status(), limits)),
-            lambda line: console.print(printable(line), markup=False, highlight=False, soft_wrap=True),
-        )
-
-
-def show_comparison(against: Sequence[Mapping[str, Any]], assignment: Sequence[Mapping[str, Any]]) -> None:
-    """Print the expert of each category, and the plan next to each single expert: quality, cost, latency."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(file=sys.stdout, highlight=False)
-    chosen = Table(title="plan", title_justify="left")
-    for name in ("category", "expert", "runner-up"):
-        chosen.add_column(name)
-    for row in assignment:
-        expert = f"{row['expert']} (declared)" if row["pinned"] else row["expert"]
-        chosen.add_row(row["category"], expert, row["runner_up"] or "-")
-    console.print(chosen)
-    table = Table(title="this plan against each single expert", title_justify="left")
-    table.add_column("expert")
-    for name in ("quality", "vs. plan", "$ per 1000", "latency"):
-        table.add_column(name, justify="right")
-    plan = next(row["estimate"] for row in against if row["expert"] is None)
-    for row in against:
-        latency = "-" if row["latency_ms"] is None else f"{row['latency_ms'] / 1000:.1f} s"
-        cost = "-" if row["cost"] is None else f"{row['cost']:.3g}"
-        style = "bold" if row["expert"] is None else None
-        table.add_row(
-            row["expert"] or "this plan", f"{row['estimate']:.3f}", _difference(row, plan), cost, latency, style=style
-        )
-    console.print(table)
-
-
-def _difference(row: Mapping[str, Any], plan: float) -> str:
-    """The difference of an expert's quality from the plan's, with its standard error if it is known."""
-    if row["expert"] is None:
-        return ""
-    error = row["less_plan"]["standard_error"]
-    return f"{row['estimate'] - plan:+.3f}" + ("" if error is None else f" ± {error:.3f}")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -27,9 +27,6 @@ from coe.learning.promotion import Judgement, held_out_evidence
 from coe.learning.rounds.round import Candidate, Job, ManifestFields, RoundState
 from coe.learning.training_data import build_router, training_pairs
 from coe.measuring.tables import pairs_digest
-
-if TYPE_CHECKING:
-    from routers.encoders import TaskRunner
 
 Pair = tuple[str, str]
 
@@ -190,7 +187,7 @@ BASE, CORRECTIONS = "base", "corrections"
 set."""
 
 
-def judge(job: Job, *, runner: TaskRunner, cache: Path) -> Candidate | str | None:
+def judge(job: Job, *, cache: Path) -> Candidate | str | None:
     """Judge a router trained with corrected categories. The trainings share embeddings in the folder `cache`."""
     if not np.any(job.loaded.experience.corrected != NONE):
         return None
@@ -201,7 +198,7 @@ def judge(job: Job, *, runner: TaskRunner, cache: Path) -> Candidate | str | Non
     tests = job.tests_so_far(ROUTER, in_use=str(version), inputs=inputs)
     if tests is None:
         return "no correction is new"
-    build = partial(build_router, encoder=job.registry.router.encoder, cache=cache, runner=runner)
+    build = partial(build_router, encoder=job.registry.router.encoder, cache=cache)
     judgement = judge_router(data, build, round_=tests + 1)
     report = {
         **judgement.to_json(),

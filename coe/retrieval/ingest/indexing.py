@@ -78,7 +78,7 @@ class Indexer:
         await self._write(self._store, [*batch.values()])
         return counts
 
-    async def rebuild(self, *, progress: Callable[[int], None] | None = None) -> int:
+    async def rebuild(self) -> int:
         """Embed all stored documents again, in a new version of the index, and return their number."""
         done = 0
         batch: list[Document] = []
@@ -89,8 +89,6 @@ class Indexer:
                 if _is_full(batch):
                     await self._write(draft, batch)
                     batch = []
-                if progress:
-                    progress(done)
             await self._write(draft, batch)
         return done
 
