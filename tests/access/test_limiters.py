@@ -7,7 +7,7 @@ import pytest
 
 from coe.errors import InvalidRequest, LimitReached
 from gateway.access.limits import Account, Amounts, Limiter
-from tests.access.samples import ONE, Clock, account_of, dollars, key_of, refilling, tokens
+from tests.access.samples import ONE, Clock, account_of, dollars, refilling, tokens
 
 pytestmark = pytest.mark.anyio
 
@@ -72,16 +72,6 @@ async def test_a_request_refused_by_one_limit_takes_nothing_of_the_others(limite
     assert len(await admitted(account, 10, tokens(0))) == 8
 
 
-async def test_a_request_that_uses_nothing_of_an_exhausted_limit_is_accepted(
-    limiter: Limiter,
-) -> None:
-    account = account_of(limiter, requests_per_minute=10, tokens_per_minute=100, dollars_per_day=1)
-    account.settle(await account.reserve(Amounts(1, 100, 1)), Amounts(1, 500, 2))
-    assert not await admitted(account, 1, tokens(1))
-    assert not await admitted(account, 1, dollars(0.1))
-    assert len(await admitted(account, 20)) == 9
-
-
 async def test_a_refused_extension_takes_nothing_and_the_reservation_stays(limiter: Limiter) -> None:
     account = account_of(limiter, tokens_per_minute=1000, dollars_per_day=1)
     running = await account.reserve(Amounts(1, 0, 0.9))
@@ -142,14 +132,6 @@ async def test_another_declaration_keeps_what_was_counted(limiter: Limiter) -> N
     before.settle(running[0], ONE)
     assert len(await admitted(after, 5)) == 1
     assert not await admitted(after, 5)
-
-
-async def test_keys_do_not_share_what_they_may_use(limiter: Limiter) -> None:
-    accounts = limiter.accounts(
-        [key_of("a", limits={"requests_per_minute": 2}), key_of("b"), key_of("c", limits={"requests_per_minute": 2})]
-    )
-    assert set(accounts) == {"a", "c"}
-    assert [len(await admitted(account, 5)) for account in accounts.values()] == [2, 2]
 
 
 async def test_the_remaining_amount_is_reported_for_each_limit(limiter: Limiter) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from coe import outage
-from gateway.access import limits
 from gateway.access.limits import EPOCH_SECONDS, EXCHANGE_SECONDS, Amounts, Limiter
 from gateway.shared_store import MemoryStore
 from tests.access.conftest import redis_limiter
@@ -78,20 +77,6 @@ async def test_what_was_admitted_too_much_is_paid_back() -> None:
     clock.now += 61
     assert not await admitted(accounts[0], 1, tokens(20))
     assert await admitted(accounts[0], 1, tokens(5))
-
-
-async def test_the_first_request_of_a_key_in_a_process_knows_what_others_have_used() -> None:
-    clock = ManualClock()
-    one, other = sharing(2, clock)
-    spent = account_of(one, dollars_per_day=1)
-    spent.settle(await spent.reserve(dollars(0.5)), dollars(0.95))
-    await one.exchange([spent])
-    idle = account_of(other, dollars_per_day=1)
-    assert not await admitted(idle, 1, dollars(0.1))
-    clock.now += limits.ACTIVE_SECONDS + 1
-    spent.settle(await spent.reserve(dollars(0)), dollars(-0.5))
-    await one.exchange([spent])
-    assert await admitted(idle, 1, dollars(0.5)), "a key that was idle waits for an exchange"
 
 
 async def test_slots_of_a_process_that_crashed_are_free_again_and_those_of_long_answers_stay_taken() -> None:

@@ -9,7 +9,7 @@ import orjson
 import pytest
 
 from coe.core import Health
-from coe.errors import StoreError, UnknownCursor
+from coe.errors import StoreError
 from gateway.endpoints.admin import records
 from tests.access.samples import key_of
 from tests.fakes import Gateway, Response, gateway_of, registry_of
@@ -96,13 +96,6 @@ async def test_a_failing_log_is_unavailable_and_its_address_stays_hidden() -> No
         response = await read(gateway)
     assert (response.status, response.error["code"]) == (503, "log_unavailable")
     assert "10.0.0.1" not in response.error["message"]
-
-
-async def test_a_cursor_of_another_log_is_an_invalid_request() -> None:
-    async with gateway_of() as gateway:
-        gateway.log.fails = UnknownCursor("7-1 is not a cursor of this log")
-        response = await read(gateway, query="before=7-1")
-    assert (response.status, response.error["param"]) == (400, "before")
 
 
 async def test_records_are_for_administrators_who_see_all_tenants() -> None:

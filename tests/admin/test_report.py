@@ -7,7 +7,6 @@ import asyncio
 import pytest
 
 from coe.errors import JobUnavailable, NotInstalled
-from gateway.endpoints.admin.reports import MAX_REPORTS
 from tests.admin.samples import ScriptedJobs
 from tests.fakes import Gateway, Response, gateway_of
 
@@ -51,11 +50,3 @@ async def test_one_job_runs_for_each_period_and_others_are_refused() -> None:
         for query, expected in (("", 200), ("", 200), ("days=30", 200), ("days=0", 400), ("since=7d", 400)):
             assert (await report(gateway, query)).status == expected
     assert jobs.asked == [("report", "--days", "7", "--json"), ("report", "--days", "30", "--json")]
-
-
-async def test_reports_of_other_periods_are_cached_up_to_a_limit() -> None:
-    jobs = ScriptedJobs({})
-    async with gateway_of(jobs=jobs) as gateway:
-        for days in (*range(1, MAX_REPORTS + 2), MAX_REPORTS + 1, 1):
-            await report(gateway, f"days={days}")
-    assert [int(words[2]) for words in jobs.asked] == [*range(1, MAX_REPORTS + 2), 1]

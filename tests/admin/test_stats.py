@@ -7,9 +7,7 @@ from typing import Any
 import pytest
 
 from coe.errors import ExpertUnavailable
-from gateway.endpoints.admin.stats import Counts, expert_stats
-from gateway.observability.metrics import Metrics
-from tests.fakes import Gateway, gateway_of, registry_of
+from tests.fakes import Gateway, gateway_of
 
 pytestmark = pytest.mark.anyio
 
@@ -42,28 +40,3 @@ async def test_requests_are_counted_by_category_expert_outcome_and_reason() -> N
     assert sum(found["routing"]["counts"]) == 5
     assert len(found["routing"]["counts"]) == len(found["routing"]["bounds"]) + 1
     assert [worker["worker"] for worker in found["workers"]] == [0]
-
-
-async def test_before_the_first_request_all_numbers_are_present_and_zero() -> None:
-    async with gateway_of() as gateway:
-        found = await stats_of(gateway)
-    assert found["requests"] == {"total": 0, "apis": {}, "outcomes": {}, "reasons": {}, "flows": {}}
-    assert [expert["id"] for expert in found["experts"]] == ["coder", "painter", "generalist"]
-    assert all(sum(expert["first_byte"]) == 0 for expert in found["experts"])
-    assert found["serving"][0]["router"] == "words"
-    assert found["warnings"] == []
-
-
-async def test_experts_under_residency_have_tier_and_waiting_requests() -> None:
-    metrics = Metrics()
-
-    def gauge(name: str, number: float) -> None:
-        metrics.gauges(name, "", ("expert",), lambda: {("coder",): number})
-
-    gauge("coe_expert_tier", 2)
-    gauge("coe_expert_waiting", 3)
-    gauge("coe_expert_switches", 5)
-    found = expert_stats(Counts(await metrics.families()), registry_of())
-    residency = {name: found["coder"][name] for name in ("tier", "waiting", "switches")}
-    assert residency == {"tier": "switching", "waiting": 3, "switches": 5}
-    assert "tier" not in found["painter"]

@@ -5,10 +5,10 @@ import asyncio
 import pytest
 from starlette.types import Message
 
-from coe.errors import Draining, Overloaded
+from coe.errors import Overloaded
 from coe.registry import Limits
 from gateway.request import admission as admissions
-from gateway.request.admission import MAX_RETRY_SECONDS, Admission
+from gateway.request.admission import Admission
 from gateway.request.body import ClientLeftError
 from tests.gateway.active_requests import admission_of, arrived, has_permit, leave, opened
 
@@ -30,32 +30,6 @@ async def test_no_permit_within_the_queue_timeout_is_overload() -> None:
     leave(first)
 
 
-@pytest.mark.parametrize(("room", "own"), [(0, 0), (1, 1), (6, 5), (160, 150)])
-async def test_one_caller_may_fill_the_queue_but_its_reserve(room: int, own: int) -> None:
-    admission = admission_of(queued=room)
-    for _ in range(1 + own):
-        arrived(admission, "a")
-    assert admission.queued == own
-    with pytest.raises(Overloaded, match=r"1 of 1 are in use.* the queue has no place for it") as refused:
-        opened(admission, "a")
-    assert refused.value.retry_after == MAX_RETRY_SECONDS  # the time limit of a request that waits
-    if room > 1:
-        assert not has_permit(arrived(admission, "b"))
-
-
-async def test_one_caller_may_have_half_of_all_that_arrive_and_tells_why_no_more() -> None:
-    admission = admission_of(2, queued=2)
-    greedy = [opened(admission, "greedy") for _ in range(4)]
-    with pytest.raises(Overloaded, match="the bodies of 4 requests are still arriving, 4 of them from this caller"):
-        opened(admission, "greedy")
-    modest = arrived(admission, "modest")
-    assert has_permit(modest)
-    leave(greedy.pop())
-    admission.body_arrived(greedy[0])
-    assert has_permit(greedy[0])
-    assert [opened(admission, "greedy").arriving for _ in range(2)] == [True, True]
-
-
 async def test_lowered_limits_apply_to_the_next_arrivals_and_to_bodies_that_arrive_later() -> None:
     admission = admission_of(4, queued=4)
     arriving = [opened(admission, "a") for _ in range(4)]
@@ -70,19 +44,6 @@ async def test_lowered_limits_apply_to_the_next_arrivals_and_to_bodies_that_arri
     for request in arriving:
         leave(request)
     assert (admission.arriving, admission.in_use, admission.queued) == (0, 0, 0)
-
-
-async def test_a_closed_gateway_takes_nothing_new_and_serves_those_who_wait() -> None:
-    admission = admission_of()
-    first, waiting, arriving = arrived(admission, "a"), arrived(admission, "a"), opened(admission, "a")
-    admission.closed = True
-    with pytest.raises(Draining):
-        opened(admission, "a")
-    admission.body_arrived(arriving)
-    leave(first)
-    assert has_permit(waiting)
-    leave(waiting)
-    assert has_permit(arriving)
 
 
 async def test_more_permits_let_in_who_waits_and_fewer_come_to_count_as_requests_end() -> None:
@@ -129,25 +90,3 @@ async def test_requests_notice_that_their_client_left_whenever_they_began(monkey
     assert [isinstance(result, ClientLeftError) for result in results] == [False, True, True, False, True, True]
     assert not admission.active
     assert admission.in_use == 0
-
-
-async def test_an_error_of_one_young_request_does_not_end_the_watch_over_the_others(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(admissions, "WATCH_DELAY", 0.01)
-    admission, slow = admission_of(permits=100), list[str | None]()
-
-    def become_slow(request: admissions.ActiveRequest) -> None:
-        slow.append(request.caller)
-        if request.caller == "a":
-            raise RuntimeError("a defect")
-
-    monkeypatch.setattr(admissions.ActiveRequest, "become_slow", become_slow)
-    errors = list[object]()
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context["exception"]))
-    with admission.open("a", timeout=60.0), admission.open("b", timeout=60.0):
-        async with asyncio.timeout(60):
-            while len(slow) < 2:
-                await asyncio.sleep(0.01)
-    assert slow == ["a", "b"]
-    assert [str(error) for error in errors] == ["a defect"]

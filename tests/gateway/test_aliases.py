@@ -122,15 +122,6 @@ async def test_with_keys_no_thread_reaches_a_server_that_would_store_it_for_all_
     assert threaded.json["error"]["details"] == {"error_code": "thread_unsupported_request"}
 
 
-async def test_the_decision_of_a_dry_run_has_the_resolved_model() -> None:
-    async with gateway_of(declared()) as gateway:
-        body = orjson.dumps({"model": "claude-x", "messages": [{"role": "user", "content": "code"}]})
-        decision = (await gateway.post("/v1/route", body)).json
-        count = await gateway.post("/v1/messages/count_tokens", body)
-    assert (decision["model"], decision["cost_weight"], decision["expert"]) == ("auto", 1.0, "generalist")
-    assert count.json["input_tokens"] > 0
-
-
 async def test_aliases_share_cached_answers_with_their_target_and_no_others() -> None:
     answer = (b'{"choices":[{"message":{"content":"x"},"finish_reason":"stop"}]}',)
     scripts = dict.fromkeys(("coder", "painter", "generalist"), answer)

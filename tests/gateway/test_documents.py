@@ -72,14 +72,6 @@ async def test_documents_are_added_searched_listed_and_deleted(gateway: Gateway)
     assert len(await search(gateway, "leave")) == 1
 
 
-async def test_a_tenants_documents_stay_its_own(gateway: Gateway) -> None:
-    await upload(gateway, LEAVE, tenant="acme", collection="hr")
-    assert await search(gateway, "leave") == await search(gateway, "leave", tenant="zeta") == []
-    assert len(await search(gateway, "leave", tenant="acme", collections=["hr"])) == 1
-    assert (await gateway.post(f"{PATH}/hr/leave", method="DELETE", query="collection=hr")).status == 404
-    assert (await gateway.post(f"{PATH}/hr/leave", method="DELETE", query="collection=hr&tenant=acme")).status == 200
-
-
 @pytest.mark.parametrize(
     ("body", "field"),
     [

@@ -6,7 +6,6 @@ import orjson
 import pytest
 
 from coe.core import Health
-from tests.access.samples import key_of
 from tests.fakes import Gateway, Response, gateway_of, registry_of
 
 pytestmark = pytest.mark.anyio
@@ -78,11 +77,3 @@ async def test_the_routed_text_and_what_it_leaves_out_are_explained_and_recorded
             ("block", "system-reminder", 17)
         ]
         assert (record.prompt, record.left_out) == (("code", (part,)) if stored else (None, ()))
-
-
-async def test_only_administrators_get_explanations() -> None:
-    keys = [key_of("reader", scopes=("route",)), key_of("boss", scopes=("route", "admin"))]
-    async with gateway_of(registry_of(access={"keys": [key.model_dump(mode="json") for key in keys]})) as gateway:
-        assert (await send_chat(gateway, "/v1/route", WHY | {"x-api-key": "reader"})).status == 403
-        assert (await send_chat(gateway, "/v1/route", JSON | {"x-api-key": "reader"})).status == 200
-        assert (await send_chat(gateway, "/v1/route", WHY | {"x-api-key": "boss"})).status == 200

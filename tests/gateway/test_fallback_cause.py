@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import orjson
@@ -11,9 +10,6 @@ import pytest
 from coe.core import Health
 from coe.errors import ExpertBusy, ExpertError, ExpertRejected, ExpertUnavailable, InvalidRequest
 from coe.records.codec import RECORD
-from coe.records.record import RoutingRecord
-from coe.reports.alarms import failing_alarms
-from coe.reports.traffic import Traffic
 from gateway.observability.metrics import Metrics
 from gateway.observability.metrics import exposition as written
 from gateway.observability.state_metrics import add_traffic_metrics
@@ -92,15 +88,6 @@ async def test_an_expert_without_words_for_the_request_is_a_cause() -> None:
     assert routing_headers(response)[1:4] == ("fallback", "coder", "unsupported")
 
 
-async def test_when_all_fail_the_first_choice_and_its_cause_are_recorded() -> None:
-    busy = ExpertBusy("full", expert="painter")
-    async with gateway_of(
-        coder=unavailable("tls_error"), painter=busy, generalist=unavailable("timeout", "generalist")
-    ) as gateway:
-        response = await gateway.chat("code")
-    assert (response.status, *routing_headers(response)[:4]) == (429, "painter", "fallback", "coder", "tls_error")
-
-
 async def test_real_servers_that_fail_are_named_with_the_cause_until_the_breaker_keeps_requests_away() -> None:
     async with (
         servers((refusing(401), answering)) as (wrong, good),
@@ -122,11 +109,3 @@ async def test_real_servers_that_fail_are_named_with_the_cause_until_the_breaker
     assert value(shown, "coe_alarm", kind="failing", expert="coder") == 1
     assert value(shown, "coe_alarm", kind="failing", expert="generalist") == 0
     assert next(one for one in experts if one["id"] == "coder")["failing"][0]["cause"] == "unauthorized"
-
-
-def alarms(*records: RoutingRecord) -> list[tuple[str, str]]:
-    now = time.time()
-    traffic = Traffic(("code", "art", "general"), "words", day=now - 86_400, hour=now - 3_600)
-    for one in records:
-        traffic.add(one)
-    return [(alarm.expert, alarm.sentence) for alarm in failing_alarms(traffic, ("coder", "painter"))]

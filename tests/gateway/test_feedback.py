@@ -59,16 +59,6 @@ async def test_every_kind_of_feedback_is_stored(said: dict[str, Any], kind: str,
     assert value(page, "coe_feedback_total", kind=kind) == 1
 
 
-async def test_without_an_event_id_the_content_is_the_id() -> None:
-    async with gateway_of() as gateway:
-        request_id = (await gateway.chat("code")).headers["x-request-id"]
-        first = await say(gateway, request_id=request_id, thumb="up")
-        again = await say(gateway, request_id=request_id, thumb="up")
-        other = await say(gateway, request_id=request_id, thumb="down")
-    assert first.body == again.body
-    assert first.json["id"] != other.json["id"]
-
-
 @pytest.mark.parametrize(
     ("said", "param"),
     [
@@ -212,31 +202,6 @@ async def test_without_a_spool_a_log_that_takes_nothing_or_does_not_answer_is_un
         assert "10.0.0.1" not in response.error["message"]
 
 
-async def test_only_so_many_are_worked_on_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(endpoint, "MAX_CONCURRENT", 2)
-    async with gateway_of() as gateway:
-        request_id = (await gateway.chat("code")).headers["x-request-id"]
-        gateway.log.gate.clear()
-        first = asyncio.create_task(say(gateway, request_id=request_id, score=1))
-        await gateway.log.asked.wait()
-        second = await say(gateway, request_id=request_id, thumb="up")
-        assert (second.status, second.headers["retry-after"]) == (429, "1")
-        assert second.error["message"] == (
-            "1 feedback requests are in progress, 1 of them of this caller; that is the limit"
-        )
-        gateway.log.gate.set()
-        assert (await first).status == 200
-        assert (await say(gateway, request_id=request_id, thumb="up")).status == 200
-
-
-async def test_a_gateway_that_is_about_to_end_takes_none() -> None:
-    async with gateway_of() as gateway:
-        request_id = (await gateway.chat("code")).headers["x-request-id"]
-        gateway.services.admission.closed = True
-        response = await say(gateway, request_id=request_id, score=1)
-    assert (response.status, response.error["code"]) == (503, "draining")
-
-
 # ------------------------------------------------------------------------------------------------- on a real port
 
 
@@ -277,11 +242,6 @@ async def check(served: Served) -> None:
     while (status := (await post(served, request_id=UNKNOWN_ID, thumb="up"))[0]) == 202:
         pass  # a busy machine did not read the log in time
     assert status == 404
-
-
-async def test_feedback_reaches_a_sqlite_log_at_once_after_the_answer(tmp_path: Path) -> None:
-    async with serving(tmp_path) as served:
-        await check(served)
 
 
 async def test_feedback_reaches_redis_and_a_hanging_redis_delays_it_only_briefly(

@@ -59,27 +59,12 @@ async def gone(registry: Registry | None = None, **scripts: Any) -> AsyncIterato
 
 
 @pytest.mark.usefixtures("uncollected")
-async def test_after_an_answer() -> None:
-    async with gone() as gateway:
-        assert (await gateway.post(CHAT, body(), headers=KEY)).status == 200
-
-
-@pytest.mark.usefixtures("uncollected")
-async def test_no_cycle_remains_after_an_encoder_pass_in_a_thread() -> None:
-    async with gone() as gateway:
+async def test_after_an_answer_an_encoder_pass_a_stream_and_refusals() -> None:
+    async with gone(coder=[EVENT, EVENT]) as gateway:
+        assert (await gateway.post(CHAT, body(model="painter"), headers=KEY)).status == 200
         ponder = [{"role": "user", "content": "ponder art"}]
         assert (await gateway.post(CHAT, body(messages=ponder), headers=KEY)).status == 200
-
-
-@pytest.mark.usefixtures("uncollected")
-async def test_after_a_stream() -> None:
-    async with gone(coder=[EVENT, EVENT]) as gateway:
         assert (await gateway.post(CHAT, body(stream=True), headers=KEY)).chunks == [EVENT, EVENT]
-
-
-@pytest.mark.usefixtures("uncollected")
-async def test_after_a_refusal() -> None:
-    async with gone() as gateway:
         assert (await gateway.post(CHAT, body(model="nobody"), headers=KEY)).status == 404
         assert (await gateway.post(CHAT, b"{", headers=KEY)).status == 400
 

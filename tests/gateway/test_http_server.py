@@ -13,8 +13,8 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 
 from gateway import server as servers
-from gateway.server import MAX_HEAD_BYTES, MAX_PIPELINED
-from tests.gateway.raw_http import CLOSING, GET, answers, echo, part, served, split, start, whole_body
+from gateway.server import MAX_HEAD_BYTES
+from tests.gateway.raw_http import CLOSING, answers, echo, part, served, split, start, whole_body
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
@@ -26,29 +26,10 @@ def anyio_backend() -> tuple[str, dict[str, bool]]:
     return "asyncio", {"use_uvloop": True}
 
 
-# --------------------------------------------------------------------------------------- connections
-
-
 # ------------------------------------------------------------------------------------------ requests
 
 
-async def test_the_application_gets_the_request_as_it_was_sent() -> None:
-    body = b'{"a": 1}'
-    head = b"POST /a%20b/c?d=%65&f HTTP/1.1\r\nHost: localhost\r\nX-Twice: 1\r\nx-twice: \r\nconnection: close\r\n"
-    async with served(echo) as (_, port):
-        status, headers, answer = split(await answers(port, head + b"content-length: %d\r\n\r\n" % len(body) + body))
-    seen = orjson.loads(answer)
-    assert status == b"HTTP/1.1 200 OK"
-    assert set(headers) == {b"date", b"content-type", b"content-length", b"connection"}
-    assert headers[b"date"].endswith(b" GMT")
-    assert (seen["method"], seen["path"], seen["raw_path"], seen["query"]) == ("POST", "/a b/c", "/a%20b/c", "d=%65&f")
-    assert seen["body"].encode() == body
-    assert seen["headers"][:3] == [["host", "localhost"], ["x-twice", "1"], ["x-twice", ""]]
-    assert seen["server"] == ["127.0.0.1", port]
-    assert seen["client"][0] == "127.0.0.1"
-
-
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     pieces=st.integers(1, 400),
     chunks=st.lists(st.binary(min_size=1, max_size=100), max_size=4),
@@ -70,28 +51,7 @@ async def test_the_split_of_the_bytes_makes_no_difference(pieces: int, chunks: l
     assert two["headers"] == [["host", "localhost"], ["connection", "close"], ["content-length", "2"]]
 
 
-async def test_pipelined_requests_are_answered_in_order_up_to_a_bound() -> None:
-    async with served(echo) as (_, port):
-        answer = await answers(port, b"".join(GET % b"%d" % number for number in range(MAX_PIPELINED + 100)))
-    paths = [int(piece.partition(b'"')[0]) for piece in answer.split(b'"path":"/')[1:]]
-    assert paths == list(range(MAX_PIPELINED + 1))
-    assert answer.count(b"connection: close") == 1
-
-
-async def test_a_client_that_expects_100_continue_gets_it_once_the_application_reads_the_body() -> None:
-    head = (
-        b"POST / HTTP/1.1\r\nhost: localhost\r\nexpect: 100-continue\r\ncontent-length: 2\r\nconnection: close\r\n\r\n"
-    )
-    async with served(echo) as (_, port):
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        with closing(writer):
-            writer.write(head)
-            assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
-            writer.write(b"hi")
-            assert orjson.loads(split(await reader.read())[2])["body"] == "hi"
-
-
-@pytest.mark.parametrize("pieces", [1, 7, 1000])
+@pytest.mark.parametrize("pieces", [1, 1000])
 @pytest.mark.parametrize(
     ("framing", "body", "seen"),
     [
@@ -131,6 +91,13 @@ async def test_an_offer_to_upgrade_gets_an_ordinary_response(
         b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\nno number\r\n",
         b"POST / HTTP/1.0\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
         b"CONNECT other:443 HTTP/1.1\r\nhost: a\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost : a\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost: a\r\nx-a: 1\r\n folded\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost: a\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost: a\r\ncontent-length: +1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost: a\r\nx-a: \x00\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost: a\r\nx-a: 1\nconnection: close\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked, identity\r\n\r\n",
     ],
 )
 async def test_an_invalid_request_is_refused_with_the_reason(request_bytes: bytes) -> None:

@@ -8,8 +8,7 @@ import orjson
 import pytest
 
 from gateway.observability import observers
-from tests.access.samples import key_of
-from tests.fakes import Gateway, gateway_of, registry_of
+from tests.fakes import Gateway, gateway_of
 
 pytestmark = pytest.mark.anyio
 
@@ -57,17 +56,6 @@ async def test_a_greeting_is_the_same_within_a_session_only() -> None:
         await send_chat(gateway, "hello", session="other")
         await send_chat(gateway, "hello", session="s")
         assert await reported(gateway, 1) == [("regenerated", first)]
-
-
-async def test_another_tenants_same_words_are_another_conversation() -> None:
-    keys = [key_of(name).model_dump(mode="json") for name in ("alice", "bob")]
-    async with gateway_of(registry_of(access={"keys": keys})) as gateway:
-        first = await send_chat(gateway, LONG, key="alice")
-        await send_chat(gateway, LONG, key="bob")
-        await send_chat(gateway, LONG, key="alice")
-        assert await reported(gateway, 1) == [("regenerated", first)]
-        (event,) = gateway.log.events
-    assert (event.tenant, event.key) == ("alice", "alice")
 
 
 async def test_a_stream_left_in_the_middle_is_abandoned_and_one_not_begun_is_not() -> None:

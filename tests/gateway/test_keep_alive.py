@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 from typing import Any
 
 import orjson
@@ -15,7 +14,6 @@ from coe.experts.http.sse import EVENT_STREAM
 from coe.registry import Registry
 from gateway.dialects.messages import PING
 from tests.fakes import Gateway, Response, gateway_of, registry_of
-from tests.gateway.served import serving
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
@@ -111,18 +109,3 @@ async def test_a_failure_behind_early_headers_is_an_event_of_the_stream(api: Api
     assert b"within the request's timeout of 0.5 s" in response.chunks[-1]
     record = gateway.records[0]
     assert (record.outcome, record.expert) == ("deadline_exceeded", "coder")
-
-
-@pytest.mark.parametrize(("model", "answered"), [("stalls", 1)])
-async def test_over_a_socket_a_silent_stream_is_kept_alive_until_its_error(
-    tmp_path: Path, model: str, answered: int
-) -> None:
-    policy = {"max_attempts": 1, "keep_alive_interval": 0.05, "first_token_timeout": 2, "stream_idle_timeout": 2}
-    async with serving(tmp_path, policy=policy) as served, served.send_chat(model, stream=True) as response:
-        assert (response.status, response.content_type) == (200, EVENT_STREAM)
-        *events, last, end = (await response.read()).split(b"\n\n")
-    others = [event for event in events if event != COMMENT.strip()]
-    assert len(events) > len(others) == answered
-    assert all(b'"choices"' in event for event in others)
-    assert b'"code":"expert_timeout"' in last
-    assert end == b""

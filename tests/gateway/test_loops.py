@@ -18,7 +18,7 @@ from tests.fakes import Gateway, ScriptedExpert, gateway_of, registry_of
 
 pytestmark = pytest.mark.anyio
 
-LOOPS = 1000
+LOOPS = 300
 APIS = {"chat": CHAT, "messages": MESSAGES, "responses": RESPONSES}
 PATHS = {"chat": "/v1/chat/completions", "messages": "/v1/messages", "responses": "/v1/responses"}
 TASKS = ("code a parser for dates", "art: paint a harbour at dusk", "general question about trains", "ponder this")
@@ -121,7 +121,7 @@ async def run(gateway: Gateway, loop: Loop, *, steps: int) -> list[str]:
     return found
 
 
-async def test_no_loop_of_a_thousand_changes_its_expert() -> None:
+async def test_no_loop_changes_its_expert() -> None:
     policy = {"sticky_margin": 0.0, "exploration": {"rate": 0.5, "max_quality_loss": 1.0}}
     switched, apis = list[tuple[int, list[str]]](), tuple(APIS)
     async with gateway_of(declared(**policy)) as gateway:
@@ -134,65 +134,6 @@ async def test_no_loop_of_a_thousand_changes_its_expert() -> None:
     assert switched == []
     assert reasons["fallback"] > LOOPS / 10
     assert reasons["explored"] > LOOPS / 20
-
-
-def calling(api: str, call_id: str) -> bytes:
-    """An answer that calls a tool."""
-    arguments: dict[str, Any] = {"name": "f", "arguments": "{}"}
-    call = {"id": call_id, "type": "function", "function": arguments}
-    return orjson.dumps(
-        {
-            "chat": {"choices": [{"message": {"role": "assistant", "content": None, "tool_calls": [call]}}]},
-            "responses": {"output": [{"type": "function_call", "id": "fc_1", "call_id": call_id, **arguments}]},
-            "messages": {"content": [{"type": "tool_use", "id": call_id, "name": "f", "input": {}}]},
-        }[api]
-    )
-
-
-@pytest.mark.parametrize("api", APIS)
-async def test_equal_loops_at_the_same_time_are_told_apart_by_the_ids_of_their_calls(api: str) -> None:
-    async with gateway_of(declared(sticky_margin=0.0)) as gateway:
-        loops = [Loop(1, api), Loop(1, api)]
-        for number, loop in enumerate(loops):
-            loop.fields = {"tools": [{"type": "function", "name": "f", "function": {"name": "f"}}]}
-            loop.number = 10 + number
-        scripts: dict[str, Any] = {
-            name: (calling(api, f"call_{10 + n}_0_0"),) for n, name in enumerate(EXPERTS.values())
-        }
-        first = await sent_by(gateway, loops[0], scripts["coder"])
-        gateway.experts[first].script = ExpertUnavailable("down", expert=first)
-        second = await sent_by(gateway, loops[1], scripts["painter"], but=first)
-        gateway.experts[first].script = (b"{}",)
-        assert first != second
-        for loop in loops:
-            loop.random.seed(0)
-            loop.step()
-        assert [await sent(gateway, loop) for loop in loops] == [first, second]
-
-
-async def sent_by(gateway: Gateway, loop: Loop, answer: Any, *, but: str = "") -> str:
-    """Send a step of a loop. All experts but this one give this answer."""
-    for name, expert in gateway.experts.items():
-        if name != but:
-            expert.script = answer
-    return await sent(gateway, loop)
-
-
-async def test_a_new_topic_leaves_and_a_request_without_one_stays() -> None:
-    async with gateway_of() as gateway:
-        turns, found = list[dict[str, Any]](), []
-        for text in ("code a parser for dates", "why?", "paint art of a harbour at dusk", "and a bit darker", "go on"):
-            turns.append({"role": "user", "content": text})
-            response = await gateway.post("/v1/chat/completions", orjson.dumps({"model": "auto", "messages": turns}))
-            found.append((response.headers["x-coe-expert"], response.headers["x-coe-reason"]))
-            turns.append({"role": "assistant", "content": "Done."})
-    assert found == [
-        ("coder", "routed"),
-        ("coder", "sticky"),
-        ("painter", "routed"),
-        ("painter", "sticky"),
-        ("painter", "sticky"),
-    ]
 
 
 async def test_an_open_loop_neither_spills_nor_explores_but_leaves_an_expert_that_fails() -> None:

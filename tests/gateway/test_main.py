@@ -118,7 +118,7 @@ def test_the_serving_process_imports_nothing_heavy_that_it_does_not_use() -> Non
     code = (
         "import sys, coe.cli, gateway.main, routers.cascade, gateway.process.processes\n"
         "import coe.records.sqlite, coe.records.redis_log\n"
-        "heavy = {'torch', 'sklearn', 'scipy', 'transformers', 'litellm', 'pyarrow', 'aiohttp'}\n"
+        "heavy = {'torch', 'sklearn', 'scipy', 'transformers', 'litellm', 'pyarrow', 'aiohttp', 'opentelemetry'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

@@ -93,15 +93,6 @@ async def test_an_optional_capability_counts_once_an_expert_declares_it(need: st
 
 
 @pytest.mark.anyio
-async def test_an_expert_with_json_schema_has_json_object_too() -> None:
-    async with gateway_of(declared(painter=["json_schema"])) as gateway:  # nobody declares json_object
-        assert (await gateway.chat("code", **OPTIONAL["json_object"])).headers["x-coe-expert"] == "coder"
-    async with gateway_of(declared(painter=["json_schema"], generalist=["json_object"])) as gateway:
-        await gateway.chat("code", **OPTIONAL["json_object"])
-        assert set(gateway.records[-1].candidates) == {"painter", "generalist"}
-
-
-@pytest.mark.anyio
 async def test_a_refusal_for_a_missing_capability_names_the_line_to_add() -> None:
     async with gateway_of(declared(coder=["images"], generalist=["audio"])) as gateway:
         routed = await gateway.chat("code", tools=[TOOL], n=2)

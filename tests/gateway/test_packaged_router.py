@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import orjson
 import pytest
 
 from coe.artifacts import active_state
-from coe.artifacts.active_state import check_router, load_active_state
 from coe.artifacts.consequences import consequences_of
 from coe.artifacts.store import ArtifactStore
 from coe.artifacts.versions import VersionCatalog
 from coe.errors import ArtifactError
-from coe.learning.rounds.round import open_job
 from coe.registry import load
 from coe.settings import Settings
 from gateway.main import prepare
 from routers.cascade import CONFIG, FORMAT
-from tests.fakes import WordRouter
 
 DECLARED = """\
 version: 1
@@ -59,28 +54,6 @@ def test_a_first_start_puts_it_into_use_with_its_origin(tmp_path: Path, shipped:
     assert (one["version"], one["origin"], one["quality"]) == (shipped, "packaged", 0.8)
 
 
-@pytest.mark.parametrize("read", [check_router, load_active_state])
-def test_a_command_reads_it_and_never_puts_it_into_use(
-    tmp_path: Path, shipped: str, monkeypatch: pytest.MonkeyPatch, read: Callable[[Settings], Any]
-) -> None:
-    monkeypatch.setattr(active_state, "load_router", lambda *_: WordRouter())
-    found = read(settings_of(tmp_path, CODE + "{name: art, description: a, examples: [a b, c d]}, "))
-    version = found.versions["router"] if isinstance(found, active_state.ActiveState) else found[1].manifest.version
-    assert version == shipped
-    assert ArtifactStore(tmp_path / ".coe" / "artifacts", "router").versions() == ()
-
-
-@pytest.mark.parametrize("dry_run", [False, True])
-def test_a_learning_round_puts_it_into_use_unless_it_may_change_nothing(
-    tmp_path: Path, shipped: str, monkeypatch: pytest.MonkeyPatch, dry_run: bool
-) -> None:
-    settings = settings_of(tmp_path, CODE + "{name: art, description: a, examples: [a b, c d]}, ")
-    monkeypatch.setattr(active_state, "load_router", lambda *_: WordRouter())
-    with open_job(settings, since=0, now=1, dry_run=dry_run):
-        pass
-    assert ArtifactStore(settings.artifacts, "router").in_use() == (None if dry_run else shipped)
-
-
 def test_categories_that_it_does_not_know_are_refused_by_the_check_and_the_start_with_the_remedy(
     tmp_path: Path,
 ) -> None:
@@ -98,9 +71,3 @@ def test_categories_that_it_does_not_know_are_refused_by_the_check_and_the_start
 def test_a_declared_encoder_or_training_set_is_not_the_packaged_one(tmp_path: Path, declared: str) -> None:
     with pytest.raises(ArtifactError, match="no router is trained yet; run `coe train`"):
         prepare(settings_of(tmp_path, more=f"router: {{{declared}}}\n"))
-
-
-def test_its_categories_that_are_not_declared_are_one_note_of_the_check(tmp_path: Path) -> None:
-    settings = settings_of(tmp_path, "")
-    (found,) = consequences_of(settings, load(settings.config, environ={}))
-    assert found.sentence == "categories code, law: their requests count as 'general'"

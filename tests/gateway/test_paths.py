@@ -78,33 +78,6 @@ async def test_the_deployment_in_azures_path_is_the_model(deployment: str, exper
     assert other.status == 404
 
 
-@pytest.mark.parametrize("header", ["api-key", "x-api-key"])
-async def test_keys_are_read_from_the_headers_of_anthropic_and_azure(header: str) -> None:
-    async with gateway_of(able(access={"keys": [ALICE]})) as gateway:
-        path, body = "/openai/deployments/gpt-4/chat/completions", orjson.dumps(CHAT)
-        right = await gateway.post(path, body, headers=JSON | {header: "alice"})
-        wrong = await gateway.post(path, body, headers=JSON | {header: "bob"})
-        none = await gateway.post(path, body)
-    assert (right.status, wrong.status, none.status) == (200, 401, 401)
-    assert "'api-key: KEY'" in none.error["message"]
-
-
-async def test_options_name_the_methods_of_a_path() -> None:
-    async with gateway_of(able(access={"keys": [ALICE]})) as gateway:
-        allowed = {
-            path: (await gateway.post(path, method="OPTIONS", headers={})).headers["allow"]
-            for path in ("/v1/chat/completions", "/v1/models/", "/openai/deployments/x/embeddings", "/v1/documents")
-        }
-        unknown = await gateway.post("/nowhere", method="OPTIONS", headers={})
-    assert {path: set(text.split(", ")) for path, text in allowed.items()} == {
-        "/v1/chat/completions": {"POST", "OPTIONS"},
-        "/v1/models/": {"GET", "HEAD", "OPTIONS"},
-        "/openai/deployments/x/embeddings": {"POST", "OPTIONS"},
-        "/v1/documents": {"GET", "HEAD", "POST", "OPTIONS"},
-    }
-    assert unknown.status == 404
-
-
 @pytest.mark.parametrize(
     ("path", "method", "status", "message"),
     [

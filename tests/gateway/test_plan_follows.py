@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from coe.artifacts.consequences import consequences_of, log_consequences
 from coe.registry import load
 from coe.settings import Settings
-from tests.admin.samples import measured_registry, planned, settings_in
+from tests.admin.samples import measured_registry, planned
 from tests.gateway.served import Served, serving
 
 pytestmark = pytest.mark.anyio
@@ -64,18 +62,3 @@ async def test_experts_come_and_go_under_a_plan_without_a_failed_reload_or_start
         await served.start()
         again = await mapped(served, "coder", "generalist")
         assert (again["version"], again["assignment"]) == (version, third["assignment"])
-
-
-def test_consequences_are_logged_as_warnings_where_a_plan_should_be_made(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    registry = measured_registry()
-    settings = settings_in(tmp_path, registry)
-    planned(settings, registry)
-    assert consequences_of(settings, registry) == ()
-    edited = measured_registry(budget={"max_share": 0.9})
-    with caplog.at_level(logging.INFO):
-        log_consequences(consequences_of(settings, edited))
-    assert [(one.levelno, one.getMessage()) for one in caplog.records] == [
-        (logging.WARNING, "budget: max_share none -> 0.9: the plan keeps the former limit. Run `coe plan`")
-    ]

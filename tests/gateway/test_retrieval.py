@@ -10,13 +10,11 @@ from typing import Any
 import orjson
 import pytest
 
-from coe.core import Prediction
 from coe.errors import ExpertUnavailable, RetrievalError
 from coe.registry.sections import RetrievalSpec
-from coe.routing.composition import RoutedRequest
-from coe.routing.request_text import RoutedText
 from gateway.request.citations import MAX_MENTIONS
-from tests.fakes import Gateway, Response, gateway_of
+from tests.access.samples import key_of
+from tests.fakes import Gateway, Response, gateway_of, registry_of
 from tests.retrieval.gates import ScriptedRetrieval, gate_of, passage
 
 pytestmark = pytest.mark.anyio
@@ -28,9 +26,9 @@ def answer(text: str) -> tuple[bytes, ...]:
     return (orjson.dumps({"id": "x", "choices": [{"index": 0, "message": {"role": "assistant", "content": text}}]}),)
 
 
-async def asked(gateway: Gateway, consent: str, text: str = "general when?", **fields: Any) -> Response:
-    body = {"model": "auto", "messages": [{"role": "user", "content": text}], **fields}
-    headers = {"content-type": "application/json", "x-coe-retrieval": consent}
+async def asked(gateway: Gateway, consent: str, text: str = "general when?", *, key: str = "") -> Response:
+    body = {"model": "auto", "messages": [{"role": "user", "content": text}]}
+    headers = {"content-type": "application/json", "x-coe-retrieval": consent} | ({"x-api-key": key} if key else {})
     return await gateway.post("/v1/chat/completions", orjson.dumps(body), headers=headers)
 
 
@@ -80,11 +78,6 @@ async def test_a_shut_gate_asks_neither_encoder_nor_store_and_changes_no_byte() 
     assert said(gateway) == "general hello"
 
 
-async def test_without_a_store_nothing_is_consulted() -> None:
-    async with gateway_of() as gateway:
-        assert (await asked(gateway, "on")).headers["x-coe-retrieval"] == "none"
-
-
 async def test_a_small_expert_with_passages_goes_before_a_large_one_without() -> None:
     scripted = ScriptedRetrieval(passage(TOWER), gate=gate_of({("code", "painter"): 6.0}, up=1.2))
     async with gateway_of(retrieval=scripted.retrieval) as gateway:
@@ -123,17 +116,14 @@ async def test_a_store_that_is_late_costs_its_deadline_once_and_is_then_left_alo
 
 
 async def test_a_tenant_sees_only_its_own_and_shared_documents() -> None:
+    keys = [key_of(tenant, tenant=tenant).model_dump(mode="json") for tenant in ("acme", "zeta")]
     scripted = ScriptedRetrieval(gate=gate_of(3.0))
     scripted.retriever.own = {"acme": [passage("Acme's secret.")]}
-    async with gateway_of(retrieval=scripted.retrieval) as gateway:
-        composition, found = gateway.services.snapshot.composition, []
-        for tenant in (None, "acme"):
-            request = RoutedRequest(chat_of("general what?"), wishes_of("on"), RoutedText("general what?"))
-            request.prediction = Prediction(*uniform())
-            await composition.assign(request)
-            chat = await composition.retrieve(request, tenant=tenant)
-            found.append((request.retrieval_result.status, "secret" in repr(chat.fields)))
-    assert found == [("empty", False), ("used", True)]
+    async with gateway_of(registry_of(access={"keys": keys}), retrieval=scripted.retrieval) as gateway:
+        for tenant, state in (("zeta", "empty"), ("acme", "used")):
+            response = await asked(gateway, "on", key=tenant)
+            assert response.headers["x-coe-retrieval"].startswith(state)
+            assert ("secret" in said(gateway)) == (tenant == "acme")
 
 
 async def test_the_expert_that_stands_in_gets_the_passages_too() -> None:
@@ -180,21 +170,3 @@ async def test_a_stream_of_the_responses_api_has_annotations_in_its_last_event()
 def events(body: bytes) -> list[Any]:
     lines: Sequence[bytes] = body.splitlines()
     return [orjson.loads(line[6:]) for line in lines if line.startswith(b"data: {")]
-
-
-def uniform() -> tuple[Any, str]:
-    import numpy as np
-
-    return np.array([0.1, 0.1, 0.8], dtype=np.float32), "predict_fast"
-
-
-def chat_of(text: str) -> Any:
-    from gateway.dialects.chat import parse
-
-    return parse(orjson.dumps({"model": "auto", "messages": [{"role": "user", "content": text}]}))
-
-
-def wishes_of(consent: Any) -> Any:
-    from coe.core import RequestOptions
-
-    return RequestOptions(retrieval=consent)

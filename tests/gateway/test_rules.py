@@ -7,7 +7,6 @@ from typing import Any
 import orjson
 import pytest
 
-from coe.errors import ExpertUnavailable
 from coe.registry import Registry
 from tests.access.samples import key_of
 from tests.fakes import Gateway, Response, gateway_of, registry_of
@@ -104,13 +103,6 @@ async def test_a_rule_for_local_experts_holds_for_a_named_expert_and_keeps_the_t
         assert "`rules` in experts.yaml" in refused.error["message"]
         assert (await send_chat(gateway, "art", system="patient record")).status == 200
         assert (gateway.records[-1].only_local, gateway.records[-1].prompt) == (True, None)
-
-
-async def test_a_named_expert_that_fails_is_replaced_as_for_any_routed_request() -> None:
-    async with gateway_of(declared(), painter=ExpertUnavailable("down", expert="painter")) as gateway:
-        response = await send_chat(gateway, "code", key="alice")
-        found = [response.headers[f"x-coe-{name}"] for name in ("expert", "reason", "fallback-from", "rule")]
-        assert found == ["coder", "fallback", "painter", "team"]
 
 
 async def test_rules_hold_for_embeddings_and_operations_that_pass_through() -> None:

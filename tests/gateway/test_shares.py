@@ -22,14 +22,6 @@ def test_it_takes_as_many_callers_as_the_places_can_be_halved_to_leave_another_n
     assert [filled(shares, caller, capacity=4096) for caller in "abcdefghijklmn"][-3:] == [1, 1, 0]
 
 
-def test_fewer_places_than_are_taken_give_none_until_enough_are_given_back() -> None:
-    shares = FairShares()
-    assert filled(shares, "a", capacity=20) == 10
-    assert not shares.acquire("b", capacity=10)
-    shares.release("a")
-    assert shares.acquire("b", capacity=10)
-
-
 def test_what_is_taken_and_given_back_is_counted_exactly() -> None:
     rng, shares, counted = random.Random(0), FairShares(), Counter[str]()
     for _ in range(5000):

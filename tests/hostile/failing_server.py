@@ -1,12 +1,11 @@
 """Runs the gateway with workers that fail at their start, in the way that the environment variable FAILS selects.
 
-`lifespan`, `killed`: every start fails. `never`: no start fails. The gateway soon finds workers that hang.
+`lifespan`: every start fails. `never`: no start fails. The gateway soon finds workers that hang.
 """
 
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -22,10 +21,8 @@ from tests.gateway.words_server import build as build_well
 
 
 def build(settings: Settings, workers: Path | None, number: int) -> Starlette:
-    fails = os.environ["FAILS"]
-    if fails == "killed":
-        os.kill(os.getpid(), signal.SIGKILL)
-    return Starlette(lifespan=_fails) if fails == "lifespan" else build_well(settings, workers, number)
+    fails = os.environ["FAILS"] == "lifespan"
+    return Starlette(lifespan=_fails) if fails else build_well(settings, workers, number)
 
 
 @asynccontextmanager

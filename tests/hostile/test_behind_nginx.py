@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from pathlib import Path
 
 import aiohttp
 import pytest
@@ -48,8 +47,9 @@ class Fleet:
             return response.status
 
 
-@asynccontextmanager
-async def fleet(folder: Path) -> AsyncIterator[Fleet]:
+@pytest.fixture(scope="module")
+async def service(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Fleet]:
+    folder = tmp_path_factory.mktemp("fleet")
     async with AsyncExitStack() as stack:
         for name in ("one", "two", "nginx"):
             (folder / name).mkdir()
@@ -61,42 +61,31 @@ async def fleet(folder: Path) -> AsyncIterator[Fleet]:
         yield Fleet(url, gateways, client)
 
 
-async def test_a_tenant_that_provokes_failures_disturbs_no_other_and_each_request_runs_once(tmp_path: Path) -> None:
-    async with fleet(tmp_path) as service:
-        attack = [
-            service.send("mallory", model, stream=number % 2 == 0, seconds=0.5)
-            for number in range(10)
-            for model in PROVOKED
-        ]
-        failed = asyncio.gather(*attack)
-        answered = Counter([await service.send("alice") for _ in range(100)])
-        statuses = Counter(await failed)
-        asked = Counter(body["model"] for gateway in service.gateways for body in gateway.upstream.seen)
+async def test_a_tenant_that_provokes_failures_disturbs_no_other_and_each_request_runs_once(service: Fleet) -> None:
+    attack = [
+        service.send("mallory", model, stream=number % 2 == 0, seconds=0.5)
+        for number in range(10)
+        for model in PROVOKED
+    ]
+    failed = asyncio.gather(*attack)
+    answered = Counter([await service.send("alice") for _ in range(100)])
+    statuses = Counter(await failed)
+    asked = Counter(body["model"] for gateway in service.gateways for body in gateway.upstream.seen)
     assert answered == {200: 100}
     assert statuses.keys() - {200}
     assert asked["good"] == 100
     assert asked <= Counter({"good": 100} | {model.replace("-", ":"): 10 for model in PROVOKED})
 
 
-async def test_requests_pass_no_page_of_metrics_however_its_path_is_written(tmp_path: Path) -> None:
-    async with fleet(tmp_path) as service:
-        gateway = service.gateways[0].port
-        nginx_port = int(service.url.rpartition(":")[2])
-        directly = {path for path in METRICS.split() if "coe_requests_total" in await get(gateway, path)}
-        behind = {path: await get(nginx_port, path) for path in METRICS.split()}
-        known = await get(nginx_port, "/v1/models")
+async def test_requests_pass_no_page_of_metrics_however_its_path_is_written(service: Fleet) -> None:
+    gateway = service.gateways[0].port
+    nginx_port = int(service.url.rpartition(":")[2])
+    directly = {path for path in METRICS.split() if "coe_requests_total" in await get(gateway, path)}
+    behind = {path: await get(nginx_port, path) for path in METRICS.split()}
+    known = await get(nginx_port, "/v1/models")
     assert directly >= {"/metrics", "/metrics/", "/%6detrics", "/metrics%2f"}
     assert {path for path, answer in behind.items() if "coe_requests_total" in answer} == set()
     assert " 200 OK" in known
-
-
-# ---------------------------------------------------------------------------- gateways that fail in every way
-
-
-Reader, Writer = asyncio.StreamReader, asyncio.StreamWriter
-Failure = Callable[[Reader, Writer], Awaitable[None]]
-"""What a gateway does with a request; then it closes the connection."""
-OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
 
 
 async def get(port: int, path: str) -> str:

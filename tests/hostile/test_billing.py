@@ -70,9 +70,8 @@ async def upstream(anyio_backend: object) -> AsyncIterator[BillingServer]:
     await runner.cleanup()
 
 
-@pytest.mark.parametrize("seed", range(3))
-async def test_a_key_is_charged_at_least_what_is_billed(seed: int, upstream: BillingServer) -> None:
-    rng = random.Random(seed)
+async def test_a_key_is_charged_at_least_what_is_billed(upstream: BillingServer) -> None:
+    rng = random.Random(0)
     registry = declared(upstream.url, limits=[{"dollars_per_month": LIMIT}] * 3, apis=["chat"])
     async with Client() as session:
         experts = build_experts(registry, {}, session=session)

@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway import server as servers
 from gateway.server import MAX_PIPELINED
-from tests.gateway.raw_http import CLOSING, GET, answers, echo, part, served, split, start
+from tests.gateway.raw_http import GET, answers, echo, part, served, split, start
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
@@ -40,18 +40,6 @@ def responds(body: bytes, *headers: tuple[bytes, bytes], seen: list[str] | None 
 
 
 # --------------------------------------------------------------------------------------- application
-
-
-@pytest.mark.parametrize("begun", [True, False])
-async def test_a_cancelled_application_does_not_leave_its_client_waiting(begun: bool) -> None:
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        if begun:
-            await send(start())
-        raise asyncio.CancelledError
-
-    async with served(app) as (_, port), asyncio.timeout(LIMIT):
-        answer = await answers(port, CLOSING % b"")
-    assert answer.startswith(b"HTTP/1.1 200 OK" if begun else b"HTTP/1.1 500 ")
 
 
 async def test_a_broken_response_to_http_1_0_does_not_look_whole() -> None:

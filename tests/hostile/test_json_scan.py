@@ -61,15 +61,3 @@ def test_a_scan_ends_as_soon_as_there_are_too_many_values() -> None:
     with pytest.raises(InvalidRequest, match="more than 1000 JSON values"):
         scan.feed(b"{}," * 10_000_000)
     assert scan.size <= SCAN_WINDOW
-
-
-@given(JSON, st.data())
-def test_a_growing_body_is_counted_once(value: Any, data: st.DataObject) -> None:
-    text = orjson.dumps(value)
-    least, most = weight(value)
-    scan, body = JsonScan(max_values=10**9), bytearray()
-    for end in (*sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=4))), len(text)):
-        body += text[len(body) : end]
-        scan.read(body)
-    assert scan.size == len(text)
-    assert least <= scan.values <= most

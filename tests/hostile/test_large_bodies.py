@@ -73,16 +73,16 @@ async def test_a_key_over_its_tokens_or_money_is_refused_before_its_body_is_read
 
 
 @pytest.mark.parametrize("path", [CHAT, ROUTE, COUNT, "/v1/responses", "/v1/completions", "/v1/embeddings"])
-@pytest.mark.parametrize("value", [b"{},", b"[[],", b'{"a":1},', b'"",'])
-async def test_a_body_of_too_many_values_is_refused_before_the_rest_of_it_is_read(path: str, value: bytes) -> None:
-    body = b'{"model":"auto","messages":[' + value * (2 * MB // len(value))
+async def test_a_body_of_too_many_values_is_refused_before_the_rest_of_it_is_read(path: str) -> None:
     async with gateway_of() as gateway, asyncio.timeout(60):
-        refused = await gateway.post(path, body, NEVER)
-        assert gateway.services.admission.body_memory == 0
-    assert refused.status == 400
-    if not path.startswith("/v1/messages"):
-        assert refused.error["code"] == "too_many_values"
-        assert "limits.max_json_values" in refused.error["message"]
+        for value in (b"{},", b"[[],", b'{"a":1},', b'"",'):
+            body = b'{"model":"auto","messages":[' + value * (2 * MB // len(value))
+            refused = await gateway.post(path, body, NEVER)
+            assert gateway.services.admission.body_memory == 0
+            assert refused.status == 400
+            if not path.startswith("/v1/messages"):
+                assert refused.error["code"] == "too_many_values"
+                assert "limits.max_json_values" in refused.error["message"]
 
 
 async def test_deep_nesting_is_refused_whatever_its_size() -> None:

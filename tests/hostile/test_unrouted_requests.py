@@ -1,96 +1,65 @@
 """Requests that end before they are routed: counted by outcome and status, in the access log, without a record."""
 
 import asyncio
-import hashlib
-import re
-from pathlib import Path
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
-from tests.gateway.served import Served, chat, serving
+from gateway.observability.logs import log_request
+from gateway.observability.observers import Recorder
+from tests.access.samples import key_of
+from tests.fakes import gateway_of, registry_of
+from tests.gateway.two_keys import CHAT, bearer
+from tests.observability.pages import value
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
 
-KEY = "sk-coe-known"
-SENT = {"authorization": f"Bearer {KEY}", "content-type": "application/json"}
-DEADLINE = 60
+HI = b'{"model": "coder", "messages": [{"role": "user", "content": "x"}]}'
+SENT = {
+    b"not json": 400,
+    b'{"model": "auto", "messages": 7}': 400,
+    b'{"model": "nobody", "messages": [{"role": "user", "content": "x"}]}': 404,
+    b" " * 20_000: 413,
+}
+EXPECTED = {
+    ("invalid_api_key", "401"): 20,
+    ("invalid_json", "400"): 1,
+    ("invalid_request", "400"): 1,
+    ("model_not_found", "404"): 1,
+    ("body_too_large", "413"): 1,
+    ("rate_limit_exceeded", "429"): 1,
+    ("aborted", ""): 1,
+}
 
 
-def keys(**limits: int) -> dict[str, object]:
-    digest = hashlib.sha256(KEY.encode()).hexdigest()
-    scopes = ["chat", "route", "feedback", "admin"]
-    return {"keys": [{"name": "known", "sha256": digest, "scopes": scopes, "limits": limits}]}
-
-
-async def counted(served: Served, outcome: str, status: str) -> float:
-    async with served.client.get(f"{served.url}/metrics", headers={"x-api-key": KEY}) as response:
-        page = await response.text()
-    labels = rf'category="",expert="",outcome="{outcome}",reason="",status="{status}"'
-    return sum(
-        float(number) for number in re.findall(rf"^coe_requests_total\{{api=\"chat\",{labels}\}} (\S+)$", page, re.M)
-    )
-
-
-async def sent(served: Served, body: bytes, headers: dict[str, str]) -> int:
-    url = f"{served.url}/v1/chat/completions"
-    async with served.client.post(url, data=body, headers=headers) as response:
-        await response.read()
-        return response.status
-
-
-async def leave(served: Served) -> None:
-    """A client with a known key that leaves before its body is there."""
-    _, writer = await asyncio.open_connection("127.0.0.1", served.port)
-    lines = ("POST /v1/chat/completions HTTP/1.1", "host: localhost", f"authorization: Bearer {KEY}")
-    head = (*lines, "content-type: application/json", "content-length: 100", "", "{")
-    writer.write("\r\n".join(head).encode())
-    await writer.drain()
-    while not await served.metric("coe_requests_arriving", key=KEY):
-        await asyncio.sleep(0.02)
-    writer.close()
-
-
-async def test_what_was_never_routed_is_counted_and_not_recorded(tmp_path: Path) -> None:
-    log = tmp_path / "stderr"
-    with log.open("wb") as stderr:
-        environ = {"COE_ACCESS_LOG": "1"}
-        limits = {"max_body_mb": 0.01}
-        async with serving(
-            tmp_path, environ=environ, stderr=stderr, access=keys(requests_per_minute=10), limits=limits
-        ) as served:
-            good = await served.client.post(
-                f"{served.url}/v1/chat/completions", json=chat("good"), headers={"authorization": f"Bearer {KEY}"}
-            )
-            assert good.status == 200
-            for _ in range(20):
-                assert await sent(served, b"{}", {**SENT, "authorization": "Bearer wrong"}) == 401
-            assert await sent(served, b"not json", SENT) == 400
-            assert await sent(served, b'{"model": "auto", "messages": 7}', SENT) == 400
-            assert (
-                await sent(served, b'{"model": "nobody", "messages": [{"role": "user", "content": "x"}]}', SENT) == 404
-            )
-            assert await sent(served, b" " * 20_000, SENT) == 413
-            async with asyncio.timeout(DEADLINE):
-                await leave(served)
-                while not await counted(served, "aborted", ""):
-                    await asyncio.sleep(0.02)
-            unlimited = b'{"model": "good", "messages": [{"role": "user", "content": "x"}]}'
-            while (status := await sent(served, unlimited, SENT)) == 200:
-                pass
-            assert status == 429
-            expected = {
-                ("invalid_api_key", "401"): 20,
-                ("invalid_json", "400"): 1,
-                ("invalid_request", "400"): 1,
-                ("model_not_found", "404"): 1,
-                ("body_too_large", "413"): 1,
-                ("rate_limit_exceeded", "429"): 1,
-                ("aborted", ""): 1,
-            }
-            assert {kind: await counted(served, *kind) for kind in expected} == expected
-        records = await served.records(1)
-    assert {record.outcome for record in records} == {"ok"}
-    assert good.headers["x-request-id"] in {record.request_id for record in records}
-    said = log.read_text()
-    for outcome, status in expected:
-        assert re.search(rf"outcome={outcome}\b.*" + (rf"\bstatus={status}\b" if status else ""), said)
+async def test_what_was_never_routed_is_counted_and_not_recorded(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="gateway.access")
+    key = key_of("known", scopes=("chat", "admin"), limits={"requests_per_minute": 10}).model_dump(mode="json")
+    registry = registry_of(access={"keys": [key]}, limits={"max_body_mb": 0.01})
+    recorded: Any = SimpleNamespace(put=Mock())
+    recorder = Recorder(recorded, encoder=None, threads=ThreadPoolExecutor(1))
+    async with gateway_of(registry, observers=(log_request, recorder.observe)) as gateway:
+        assert (await gateway.post(CHAT, HI, headers=bearer("known"))).status == 200
+        for _ in range(20):
+            assert (await gateway.post(CHAT, b"{}", headers=bearer("wrong"))).status == 401
+        for body, status in SENT.items():
+            assert (await gateway.post(CHAT, body, headers=bearer("known"))).status == status
+        leaving = asyncio.ensure_future(gateway.post(CHAT, b"{", unfinished=True, headers=bearer("known")))
+        await wait_until(lambda: gateway.services.admission.arriving)
+        gateway.leave.set()
+        await leaving
+        gateway.leave.clear()
+        while (status := (await gateway.post(CHAT, HI, headers=bearer("known"))).status) == 200:
+            pass
+        assert status == 429
+        page = (await gateway.post("/metrics", method="GET", headers=bearer("known"))).body
+    assert {call.args[0].outcome for call in recorded.put.call_args_list} == {"ok"}
+    for (outcome, status), count in EXPECTED.items():
+        labels = {"api": "chat", "category": "", "expert": "", "reason": "", "outcome": outcome, "status": status}
+        assert value(page, "coe_requests_total", **labels) == count, outcome
+        assert any(getattr(line, "outcome", None) == outcome for line in caplog.records), outcome

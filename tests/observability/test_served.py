@@ -4,13 +4,11 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import orjson
 import pytest
 
 from tests.gateway.served import Served, serving
 from tests.observability.collector import collecting
-from tests.observability.pages import samples
 
 pytestmark = pytest.mark.anyio
 
@@ -25,37 +23,6 @@ async def send_chat(served: Served, count: int) -> None:
     for _ in range(count):
         async with served.client.post(f"{served.url}/v1/chat/completions", json=body, headers=headers) as response:
             assert response.status == 200
-
-
-async def shown(served: Served) -> tuple[float, set[str]]:
-    """Return the numbers of requests and workers on the page of any worker."""
-    async with served.client.get(f"{served.url}/metrics", headers={"connection": "close"}) as response:
-        found = samples(await response.read())
-    workers = {dict(labels)["worker"] for name, labels in found if name == "process_open_fds"}
-    return sum(value for (name, _), value in found.items() if name == "coe_requests_total"), workers
-
-
-async def test_any_worker_shows_the_sum_and_a_killed_one_takes_nothing_away(tmp_path: Path) -> None:
-    async with serving(tmp_path, environ={"COE_WORKERS": "2"}) as served:
-        while len((await shown(served))[1]) < 2:
-            await asyncio.sleep(0.02)
-        await send_chat(served, 30)
-        assert {total for total, _ in [await shown(served) for _ in range(10)]} == {30}
-        killed = served.workers[0]
-        killed.kill()
-        while killed.pid in [worker.pid for worker in served.workers] or len((await _shown(served))[1]) < 2:
-            await asyncio.sleep(0.02)
-        assert (await shown(served))[0] == 30
-        await send_chat(served, 10)
-        assert {total for total, _ in [await shown(served) for _ in range(10)]} == {40}
-
-
-async def _shown(served: Served) -> tuple[float, set[str]]:
-    """The same while a worker may be dying under the connection."""
-    try:
-        return await shown(served)
-    except aiohttp.ClientConnectionError:
-        return 0, set()
 
 
 async def test_logs_are_json_lines_and_traces_go_through_to_the_expert(tmp_path: Path) -> None:

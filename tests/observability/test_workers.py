@@ -51,19 +51,6 @@ async def shown(metrics: Metrics) -> tuple[float, float]:
     return value(text, "coe_refused_total", outcome="x"), value(text, "busy")
 
 
-async def test_the_page_has_counters_cumulative_buckets_and_escaped_labels() -> None:
-    metrics, labels = Metrics(), {"tier": "asleep", "outcome": "refused"}
-    metrics.record_refusal('a "quoted"\n')
-    for seconds in (0.005, 0.3, 1000):
-        metrics.record_residency_wait("coder", "asleep", "refused", seconds)
-    text = await metrics.page()
-    assert value(text, "coe_refused_total", outcome='a "quoted"\n') == 1
-    buckets = [value(text, "coe_residency_wait_seconds_bucket", le=le, **labels) for le in ("0.01", "0.5", "+Inf")]
-    assert buckets == [1, 2, 3]
-    assert value(text, "coe_residency_wait_seconds_count", **labels) == 3
-    assert value(text, "coe_residency_wait_seconds_sum", **labels) == pytest.approx(1000.305)
-
-
 async def test_every_worker_shows_sums_and_maxima_at_once(folder: Path) -> None:
     one, two = counted(2), counted(3)
     one.gauge("most", "M.", lambda: 5.0, largest=True)

@@ -22,6 +22,10 @@ MODELS = {
     "stalls": "stalls",
     "silent": "silent",
 }
+RECIPES = [
+    {"name": "panel", "vote": ["coder", "painter"]},
+    {"name": "careful", "cascade": [["coder", "broken"], "painter"]},
+]
 
 
 @dataclass(frozen=True)
@@ -36,14 +40,13 @@ class Playground:
 
 @asynccontextmanager
 async def open_playground(folder: Path) -> AsyncIterator[Playground]:
-    """A gateway over all of MODELS."""
+    """A gateway over all of MODELS, with RECIPES."""
     echo = EchoServer()
     runner = await echo.start()
     usual = {"runtime": "external", "base_url": echo.url, "prices": {"output": 2.0}, "context_length": 10**6}
     experts = [{"name": name, "model": model, **usual} for name, model in MODELS.items()]
     assignment = {"code": "coder", "art": "painter", "general": "coder"}
-    rules = [{"name": "poets", "when": {"system": "poet"}, "expert": "painter"}]
-    async with serving(folder, experts=experts, assignment=assignment, rules=rules) as served:
+    async with serving(folder, experts=experts, assignment=assignment, recipes=RECIPES) as served:
         yield Playground(served, echo)
     await runner.cleanup()
 

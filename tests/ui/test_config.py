@@ -1,4 +1,4 @@
-"""The view of experts.yaml in a real browser: a mistake is shown at its line, a change as a diff to copy."""
+"""The views of experts.yaml and of keys: a mistake at its line, a change as a diff, a key issued, used and revoked."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from pathlib import Path
 
 import orjson
 import pytest
-from playwright.async_api import Browser, expect
+from playwright.async_api import Browser, Page, expect
 from ruamel.yaml import YAML
 
-from tests.access.test_issued_keys import DECLARED
+from tests.access.test_issued_keys import DECLARED, SECRET
 from tests.gateway.served import Served, serving
 from tests.ui.browsing import check_accessible, check_no_sideways_scroll, hold_requests, needs_browser, visiting
-from tests.ui.test_keys import sign_in
 
 pytestmark = [pytest.mark.anyio, needs_browser]
 
@@ -31,11 +30,13 @@ def write_lines(path: Path, served: Served) -> None:
         YAML().dump(orjson.loads(orjson.dumps(served.declared)), file)
 
 
-@pytest.mark.parametrize(("phone", "dark"), [(False, False), (True, True)])
-async def test_a_mistake_has_its_line_and_a_change_its_diff(
-    browser: Browser, served: Served, phone: bool, dark: bool
-) -> None:
-    async with visiting(browser, f"{served.url}/ui/#/config", phone=phone, dark=dark) as page:
+async def sign_in(page: Page) -> None:
+    await page.get_by_label("API key").fill(SECRET)
+    await page.keyboard.press("Enter")
+
+
+async def test_a_mistake_has_its_line_and_a_change_its_diff(browser: Browser, served: Served) -> None:
+    async with visiting(browser, f"{served.url}/ui/#/config", phone=True, dark=True) as page:
         await sign_in(page)
         area = page.get_by_label("Text of experts.yaml")
         await expect(area).to_be_visible()
@@ -80,3 +81,32 @@ async def test_the_result_of_a_check_is_not_shown_for_text_that_was_edited_meanw
         await expect(page.locator(".copyable")).to_have_count(0)
         await check.click()
         await expect(page.locator(".copyable")).to_contain_text("+# two")
+
+
+async def test_a_key_is_issued_shown_once_and_revoked(browser: Browser, served: Served) -> None:
+    async with visiting(browser, f"{served.url}/ui/#/keys?new") as page:
+        await sign_in(page)
+        await page.get_by_label("Name").fill("app")
+        await page.get_by_role("button", name="Issue key").click()
+        await expect(page.get_by_role("alert")).to_contain_text("taken")
+        await page.get_by_label("Name").fill("shop")
+        await page.get_by_role("textbox", name="Experts").fill("good, text-*")
+        await page.get_by_label("Dollars per day").fill("2.5")
+        await page.get_by_role("button", name="Issue key").click()
+        secret = await page.get_by_role("status").locator("pre").inner_text()
+        row = page.get_by_role("row").filter(has_text="shop")
+        await expect(row).to_contain_text("experts: good, text-*")
+        await expect(row).to_contain_text("2.5 dollars per day")
+        async with served.send_chat("good", headers={"x-api-key": secret}) as response:
+            assert response.status == 200
+        await page.get_by_role("button", name="Hide the key").click()
+        await expect(page.get_by_role("status").locator("pre")).to_have_count(0)
+        await page.reload()
+        await expect(row).to_contain_text("issued")
+        assert secret not in await page.content()
+        await expect(page.get_by_role("row").filter(has_text="declared").get_by_role("button")).to_have_count(0)
+        await row.get_by_role("button", name="Revoke").click()
+        await page.get_by_role("dialog").get_by_role("button", name="Revoke").click()
+        await expect(row).to_contain_text("revoked")
+        async with served.send_chat("good", headers={"x-api-key": secret}) as response:
+            assert response.status == 401

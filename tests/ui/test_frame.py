@@ -13,6 +13,7 @@ from gateway.ui import ASSETS, POLICY
 from tests.fakes import gateway_of
 from tests.gateway.served import Served, serving
 from tests.ui.browsing import check_accessible, needs_browser, visiting
+from tests.ui.playground import send_prompt, wait_until_answered
 
 pytestmark = pytest.mark.anyio
 WEIGHT = 400 * 1024
@@ -71,8 +72,11 @@ async def test_a_key_is_requested_stored_for_the_tab_and_forgotten(browser: Brow
         await page.reload()
         await expect(page.get_by_role("heading", level=1)).to_be_visible()
         await expect(asked).to_be_hidden()
+        await send_prompt(page, "a secret of code")
+        await wait_until_answered(page)
         await page.get_by_role("button", name="Forget key").click()
         await expect(asked).to_be_visible()
+        assert "secret" not in await page.evaluate("JSON.stringify([{ ...sessionStorage }, { ...localStorage }])")
 
 
 @needs_browser

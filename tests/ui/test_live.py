@@ -1,9 +1,8 @@
-"""The live view in a real browser, before a real gateway of two processes."""
+"""The views of live numbers and of experts in a real browser, before a real gateway of two processes."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import orjson
 import pytest
@@ -13,8 +12,6 @@ from tests.gateway.served import Served, serving
 from tests.ui.browsing import check_accessible, check_no_sideways_scroll, needs_browser, visiting
 
 pytestmark = [pytest.mark.anyio, needs_browser]
-HIDE = "Object.defineProperty(document, 'hidden', {value: %s, configurable: true});"
-SEEN = "document.dispatchEvent(new Event('visibilitychange'))"
 
 
 @pytest.fixture(scope="module")
@@ -32,10 +29,6 @@ async def since_the_start(page: Page) -> None:
 
 async def says(page: Page, state: str) -> None:
     await expect(page.get_by_role("status").first).to_have_text(state)
-
-
-async def in_all(page: Page, count: int) -> None:
-    await expect(page.get_by_text(f"{count} in total")).to_be_visible()
 
 
 async def test_requests_of_all_processes_are_shown_by_expert_and_outcome(browser: Browser, served: Served) -> None:
@@ -63,26 +56,6 @@ async def test_pausing_by_button_or_space_stops_it_until_it_is_resumed(browser: 
         await expect(page.get_by_text("in total")).not_to_have_text(before or "")
         await page.keyboard.press("Space")
         await says(page, "Paused")
-
-
-async def test_it_reconnects_after_a_restart_of_the_gateway_and_shows_that_meanwhile(
-    browser: Browser, tmp_path: Path
-) -> None:
-    async with serving(tmp_path) as served, visiting(browser, f"{served.url}/ui/#/live") as page:
-        for _ in range(3):
-            await (await served.send_chat("good")).read()
-        await in_all(page, 3)
-        await served.kill()
-        await says(page, "Gateway unavailable; retrying")
-        await in_all(page, 3)
-        await served.start()
-        await (await served.send_chat("good")).read()
-        await says(page, "Live")
-        await in_all(page, 1)
-        await since_the_start(page)
-        await expect(
-            page.get_by_role("table", name="Experts").get_by_role("row").filter(has_text="good")
-        ).to_contain_text("100 %")
 
 
 async def test_tiers_breakers_and_troubles_are_shown_where_there_are_any(browser: Browser, served: Served) -> None:
@@ -181,3 +154,43 @@ async def test_spend_is_read_on_request_and_summed_by_key_expert_and_category(br
         await expect(card).to_contain_text("of unknown cost: home")
         await check_accessible(page)
         await check_no_sideways_scroll(page)
+
+
+# ------------------------------------------------------------------------------------------------- experts
+
+
+async def test_a_card_shows_requests_of_all_processes_and_links_to_the_records(
+    browser: Browser, served: Served
+) -> None:
+    async with visiting(browser, f"{served.url}/ui/#/experts/status-500") as page:
+        good = page.get_by_role("region", name="good", exact=True)
+        await expect(good).to_contain_text("Requests")
+        card = page.get_by_role("region", name="status-500")
+        await expect(card).to_contain_text("Failed100 %")
+        await card.get_by_role("link", name="Records of status-500").click()
+        await expect(page.locator("table.records tbody tr")).to_have_count(2)
+
+
+async def test_an_expert_is_tested_from_its_card(browser: Browser, served: Served) -> None:
+    async with visiting(browser, f"{served.url}/ui/#/experts") as page:
+        requests = len(served.upstream.seen)
+        good = page.get_by_role("region", name="good", exact=True).get_by_role("status")
+        await good.get_by_role("button", name="Test good").click()
+        await expect(good).to_contain_text("answers")
+        assert len(served.upstream.seen) == requests + 1
+        failing = page.get_by_role("region", name="status-500").get_by_role("status")
+        await failing.get_by_role("button", name="Test status-500").click()
+        await expect(failing).to_contain_text("server_error")
+        await expect(failing).to_contain_text("read the server's own log")
+        async with served.client.post(f"{served.url}/v1/experts/nobody/test") as response:
+            assert response.status == 404
+        await check_accessible(page)
+
+
+async def test_an_address_leads_to_its_card_however_far_down(browser: Browser, served: Served) -> None:
+    async with visiting(browser, f"{served.url}/ui/#/experts", phone=True) as page:
+        card = page.get_by_role("heading", name="floods", exact=True)
+        await expect(card).to_be_attached()
+        await expect(card).not_to_be_in_viewport()
+        await page.evaluate("location.hash = '#/experts/floods'")
+        await expect(card).to_be_in_viewport()

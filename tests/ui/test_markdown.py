@@ -138,44 +138,6 @@ async def test_a_text_made_to_be_slow_is_shown_in_full(browser: Browser, playgro
         await check_no_sideways_scroll(page)
 
 
-EMPHASIS = "*a **b " * 1_000 + "`end`"
-MANY = {
-    "list": f"- {EMPHASIS}\n" * 8,
-    "quote": f"> {EMPHASIS}\n>\n" * 8,
-    "table": "|a|\n|-|\n" + f"|{EMPHASIS}|\n" * 8,
-}
-
-
-async def test_finished_blocks_are_rendered_once_while_an_answer_streams(
-    browser: Browser, playground: Playground
-) -> None:
-    async with visiting(browser, playground.url) as page:
-        await page.evaluate("import('./markdown.js')")
-        found = await page.evaluate(
-            """async () => {
-              const shown = document.createElement("coe-markdown");
-              document.querySelector("main").append(shown);
-              const list = "1. a\\n\\n2. b\\n\\n3. c\\n";
-              const text = "para *one*\\r\\n\\r\\n".repeat(5) + "```js\\nlet x = 1;\\n```\\n\\n" + list;
-              const until = async (done) => { while (!done()) await new Promise(requestAnimationFrame); };
-              let first = null;
-              for (let end = 1; end <= text.length; end += 3) {
-                shown.text = text.slice(0, end);
-                await new Promise(requestAnimationFrame);
-                if (first || end < text.length / 2) continue;
-                await until(() => shown.children.length > 3);
-                first = shown.children[0];
-              }
-              shown.text = text;
-              shown.complete = true;
-              await until(() => shown.querySelectorAll("li").length === 3);
-              const count = (selector) => shown.querySelectorAll(selector).length;
-              return [first === shown.children[0], count("p > em"), count("ol")];
-            }"""
-        )
-        assert found == [True, 5, 1]
-
-
 async def test_the_text_is_plain_where_the_renderer_cannot_be_loaded(browser: Browser, playground: Playground) -> None:
     context = await browser.new_context()
     context.set_default_timeout(TIMEOUT_MS)

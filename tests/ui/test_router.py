@@ -95,11 +95,8 @@ async def move(page: Page, button: str, why: str) -> None:
 
 
 @pytest.mark.parametrize("phone", [False, True])
-@pytest.mark.parametrize("dark", [False, True])
-async def test_two_versions_side_by_side_fit_and_are_accessible(
-    browser: Browser, shop: Shop, phone: bool, dark: bool
-) -> None:
-    async with visiting(browser, shop.url(f"/router/{shop.new}?with={shop.old}"), phone=phone, dark=dark) as page:
+async def test_two_versions_side_by_side_fit_and_are_accessible(browser: Browser, shop: Shop, phone: bool) -> None:
+    async with visiting(browser, shop.url(f"/router/{shop.new}?with={shop.old}"), phone=phone, dark=phone) as page:
         metrics = page.get_by_role("table", name="Training metrics")
         await expect(metrics.get_by_role("row", name="Accuracy of held-out")).to_contain_text("90.0 %80.0 %+10.0 %")
         await expect(page.locator("coe-chart canvas")).to_have_count(2)
