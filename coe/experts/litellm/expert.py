@@ -88,20 +88,20 @@ class LitellmExpert:
 
     async def _streamed(self, call: Call, arguments: dict[str, Any], usage: Usage, held: HeldAnswer) -> StreamedReply:
         events = _Events(self, call.api)
-        await _in_background(events.open(arguments))
-        reply = StreamedReply(
-            events,
-            api_format=replace(API_FORMATS[call.api], preamble=_has_no_content),
-            errors=self.errors,
-            rewriter=ModelNameRewriter(server_name=self.name, client_name=self.name),
-            stream_idle_timeout=call.stream_idle_timeout,
-            usage=usage,
-            held=held,
-            hides_usage=not shows_usage(call),
-        )
         try:
+            await _in_background(events.open(arguments))
+            reply = StreamedReply(
+                events,
+                api_format=replace(API_FORMATS[call.api], preamble=_has_no_content),
+                errors=self.errors,
+                rewriter=ModelNameRewriter(server_name=self.name, client_name=self.name),
+                stream_idle_timeout=call.stream_idle_timeout,
+                usage=usage,
+                held=held,
+                hides_usage=not shows_usage(call),
+            )
             await reply.begin()
-        except BaseException:
+        except BaseException:  # also a cancellation just after the answer began
             events.release()
             raise
         return reply
@@ -193,7 +193,11 @@ class _Events:
     def release(self) -> None:
         """Ends the answer."""
         if not self.complete:
-            asyncio.run_coroutine_threadsafe(_close(self._source), _background_loop())
+            asyncio.run_coroutine_threadsafe(self._close(), _background_loop())
+
+    async def _close(self) -> None:
+        if self._source is not None:
+            await _close(self._source)
 
 
 async def _close(source: Any) -> None:
