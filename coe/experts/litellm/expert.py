@@ -174,7 +174,7 @@ class _Events:
             raise self._expert.expert_error(error, self._api) from None
         task = asyncio.current_task()
         if task is not None and task.cancelling():  # litellm may lose a cancellation
-            await _close(self._source)
+            await self._close()
 
     async def chunk(self, within: float | None = None) -> bytes:
         """Returns the next event, empty at the end. Raises an ExpertError, and TimeoutError after `within` seconds."""
@@ -196,13 +196,8 @@ class _Events:
             asyncio.run_coroutine_threadsafe(self._close(), _background_loop())
 
     async def _close(self) -> None:
-        if self._source is not None:
-            await _close(self._source)
-
-
-async def _close(source: Any) -> None:
-    with suppress(Exception):  # a cancellation may be closing it already
-        await source.aclose()
+        with suppress(Exception):  # nothing was opened, or a cancellation closes it already
+            await self._source.aclose()
 
 
 @cache
