@@ -21,7 +21,7 @@ OPTIONS = {
     "enforce-eager": True,
     "max-model-len": 1024,
     "max-num-seqs": 4,
-    "max-num-queued-reqs": 4,
+    "max-num-queued-reqs": 8,  # of all that run or wait
     "kv-cache-memory-bytes": "256M",
 }
 
