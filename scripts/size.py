@@ -75,8 +75,8 @@ def main(option: str = "") -> int:
             sys.stderr.write(f"check: {room}: {found[room]} lines, at most {limit}; delete something\n")
         elif not option:
             sys.stdout.write(f"{room:<16}{found[room]:>7} of {ceiling:>6} {unit}\n")
-        is_above = found[room] > ceiling
-        ceilings[room] = (ceiling, unit, min(now, int(found[room] * ALLOWANCE)) if is_above else ceiling)
+        allowed = min(now, int(found[room] * ALLOWANCE)) if found[room] > ceiling else ceiling
+        ceilings[room] = (ceiling, unit, allowed)
     if option == "--lower":
         lines = [line for line in CEILINGS.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
         lines += [f"{room:<16} {ceiling:>6} {unit:<5} {now:>6}" for room, (ceiling, unit, now) in ceilings.items()]
