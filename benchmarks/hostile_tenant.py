@@ -187,7 +187,7 @@ def declared(attack: Attack) -> str:
 
 
 def dollars(state: Path) -> dict[str, float]:
-    """What the hostile key was charged, and what its provider billed."""
+    """The dollars that the hostile key was charged, and those that its provider billed."""
     with closing(sqlite3.connect(state / KEYS_FILE)) as usage, urllib.request.urlopen(EXPERT) as bill:
         ((charged,),) = usage.execute("SELECT total(used) FROM counters WHERE name LIKE 'hostile/dollars%'")
         return {"charged": round(charged, 2), "billed": round(json.load(bill)["billed"], 2)}
@@ -195,7 +195,7 @@ def dollars(state: Path) -> dict[str, float]:
 
 @dataclass(slots=True)
 class Measured:
-    """What was measured while the key was alone, or attacked; times in ms."""
+    """The measurements while the key was alone, or attacked; times in ms."""
 
     times: list[float] = field(default_factory=list)
     answers: Counter[str] = field(default_factory=Counter)

@@ -9,7 +9,7 @@ from a request's arrival to the start of its processing. Policies:
     lru    loads are in the order of arrival; the idle experts used longest ago leave, for the next two loads at a time
     coe    the service's: by urgency, and with a bound of the wait for busy experts
 
-`bound` is a number of switches that no policy goes below unless somebody waits longer than `coe` lets anybody wait.
+`bound` is a number of switches that no policy goes below unless a request waits longer than it may with `coe`.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ def _record(number: int, begin: float, probabilities: dict[str, float]) -> Routi
 
 
 def queries(old: RoutingRecord) -> Mapping[str, LogQuery]:
-    """What is common, what is rare, and what is met nowhere; `old` is a record of long ago."""
+    """Queries for common, rare and absent records; `old` is a record of long ago."""
     return {
         "newest": LogQuery(limit=50),
         "category and expert": LogQuery(category=old.category, expert=old.expert, limit=50),

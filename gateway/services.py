@@ -1,4 +1,4 @@
-"""What one process of the gateway has for all its requests, and what outlives a reload.
+"""The services of one process of the gateway, which all its requests share and which outlive a reload.
 
 `gateway.main` opens the services in each worker process. `gateway.app` and the endpoints use them.
 """

@@ -30,7 +30,7 @@ from gateway.access import Access, IssuedKeyWatch, Limiter, access_of
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What one request is served with: the composition, the access of API keys, and the document index."""
+    """The state that one request is served with: the composition, the access of API keys, and the document index."""
 
     composition: Composition
     access: Access

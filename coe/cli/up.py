@@ -46,7 +46,7 @@ Port = Annotated[int | None, typer.Option("--port", min=1, max=65535, help="[def
 
 
 class Executor(StrEnum):
-    """Where the servers of local experts run."""
+    """The place where the servers of local experts run."""
 
     LOCAL = "local"
     RAY = "ray"

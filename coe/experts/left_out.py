@@ -1,4 +1,4 @@
-"""What is left out of a request so that a server accepts it, and how that is reported.
+"""Leaves fields and items out of a request so that a server accepts it, and reports them.
 
 A server may reject fields of which the client can do without (`Call.optional`), and items of a Responses conversation
 that another server wrote. The request is then sent again without them.

@@ -1,1 +1,1 @@
-"""What the traffic says: uses, spend, drift, alarms (`coe report`)."""
+"""Reports on the traffic: uses, spend, drift, alarms (`coe report`)."""

@@ -49,7 +49,7 @@ NO_OPTIONS = RequestOptions()
 
 @dataclass(slots=True, eq=False)
 class RoutedRequest:
-    """What is known of one request on its way to an expert. Each step adds its results.
+    """All that is known of one request on its way to an expert. Each step adds its results.
 
     `chat` and `options` are those of the client, `routed` is the text that was classified. `previous` is the expert of
     the conversation's last answer. `decision` names the expert that answers once one does.

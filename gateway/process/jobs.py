@@ -66,7 +66,7 @@ class Jobs:
             raise JobUnavailable(f"{verb} failed: it printed no JSON", retry_after=RETRY_AFTER_SECONDS) from None
 
     def _output(self, arguments: tuple[str, ...], seconds: float, sent: bytes) -> bytes:
-        """What the command prints, with the gateway's declaration and state, at low priority. Blocks."""
+        """Return the output of the command, with the gateway's declaration and state, at low priority. Blocks."""
         verb = f"`coe {arguments[0]}`"
         nice = ("nice", "-n", "10") if shutil.which("nice") else ()
         with subprocess.Popen(  # noqa: S603  commands and existing versions only

@@ -1,4 +1,4 @@
-"""What a connection reads of an HTTP/1.1 response: the same, however its bytes are cut. Invalid bytes are a
+"""A connection reads the same of an HTTP/1.1 response however its bytes are cut. Invalid bytes are a
 ProtocolError."""
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ _OPTIONAL = frozenset(("max_tokens", "reasoning_effort", "verbosity"))
 """Fields of chat that are renamed or left out if a server rejects them."""
 _CLAUDE_HEADERS = ("anthropic-version", "anthropic-beta")
 WRONG_TYPE = (AttributeError, LookupError, RecursionError, TypeError)
-"""What reading a field raises in which the API has something else."""
+"""Errors of reading a field whose value has another type than the API says."""
 TRANSLATED_APIS: tuple[Api, ...] = ("responses", "messages")
 
 

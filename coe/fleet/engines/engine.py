@@ -30,7 +30,7 @@ ExpertProblems = Iterator[tuple[str, str]]
 
 @dataclass(frozen=True, slots=True)
 class ServerPlace:
-    """Where one server runs: its address, its log file, and its folders.
+    """The place of one server: its address, its log file, and its folders.
 
     Folders of models in experts.yaml are relative to `base_folder`; converted weights go into `cache`, and `report`
     receives a line for each conversion. `bin_folder` is searched for the command before PATH.

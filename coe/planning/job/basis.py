@@ -63,7 +63,7 @@ class LeftOut:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Basis:
-    """What a measured plan is solved from; see `Plan` for the names that both have.
+    """The evidence and the problem of a measured plan; see `Plan` for the names that both have.
 
     The measured prompts have `prompts` (id and text), `labels` (n_prompts,), the index of the category, and `scores`
     (n_prompts, n_experts), NaN where missing. `recipes` are the last columns of the problem.
