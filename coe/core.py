@@ -37,6 +37,8 @@ PATHS: Mapping[Api, str] = {
     "tokenize": "/tokenize",
 }
 """The gateway's path of each API."""
+TRANSLATED_APIS: frozenset[Api] = frozenset(("responses", "messages"))
+"""APIs that are translated to and from chat for servers that do not speak them."""
 TEXT_APIS: frozenset[Api] = frozenset(("chat", "completions", "responses", "messages"))
 """APIs whose answers are texts of a language model."""
 Capability = Literal["tools", "json_schema", "images", "audio", "files", "json_object", "n", "logprobs", "echo"]

@@ -10,6 +10,7 @@ CoEError
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal, get_args
 
 DISTRIBUTION = "composition-of-experts"
@@ -410,3 +411,31 @@ class ExpertRejected(ExpertError, code="expert_rejected", status=400):
         self.status = status
         self.param = param
         self.upstream_code = upstream_code
+
+
+REMEDIES: Mapping[Cause, tuple[str, str]] = {
+    "connection_refused": ("nothing listens at its address", "start the server, or correct `base_url` in experts.yaml"),
+    "connect_timeout": ("its address accepts no connection in time", "check `base_url`, the firewall and the network"),
+    "name_resolution": ("its host name does not resolve", "correct the host of `base_url`, or this machine's DNS"),
+    "tls_error": ("no TLS connection came about", "write http:// for plain HTTP, or make its certificate valid here"),
+    "unreachable": ("its address cannot be reached", "check `base_url` and the network to it"),
+    "connection_lost": ("it broke off the connection", "read the server's own log; write https:// if it speaks TLS"),
+    "unauthorized": ("it refuses the api_key", "set the `api_key` of the expert to one that is valid there"),
+    "forbidden": ("it forbids the request", "check the rights of its `api_key`, and the provider's content policy"),
+    "model_not_found": ("it does not serve the declared model", "correct `model` to a name at its /v1/models"),
+    "not_found": ("its address has no such API", "let `base_url` end where the API begins, as a rule in /v1"),
+    "rate_limited": ("its rate limit is reached", "lower the traffic to it, or ask the provider for a higher limit"),
+    "quota_exceeded": ("the quota or credit of its account is used up", "raise the quota or pay at the provider"),
+    "overloaded": ("the server is overloaded or still starting", "add replicas, or wait until it has started"),
+    "server_error": ("the server answers with an error", "read the server's own log"),
+    "unexpected_status": ("its status code is none of the API", "check that `base_url` is the API itself, not a page"),
+    "timeout": ("it does not answer in time", "check its load, or raise `first_token_timeout` and `response_timeout`"),
+    "invalid_response": ("its response does not match the API", "check that `base_url` leads to one of the `apis`"),
+    "rejected": ("it rejects the request", "check the `parameters` of the expert"),
+    "unsupported": ("it does not speak the API of the request", "declare the `apis` that the server speaks"),
+    "asleep": ("it shares a device and was not loaded in time", "see `residency` in experts.yaml"),
+    "gateway_limit": ("the gateway has no memory left for answers", "raise `limits.body_memory_mb`"),
+    "circuit_open": ("it failed too often lately", "see the causes in the log of the gateway"),
+    "error": ("it fails", "read the server's own log"),
+}
+"""Maps each cause to what is wrong (a phrase that completes a sentence) and the remedy."""

@@ -18,11 +18,10 @@ from typing import Any
 import orjson
 from starlette.types import Receive, Scope, Send
 
-from coe.core import PASS_THROUGH_APIS, Reply
+from coe.core import PASS_THROUGH_APIS, TRANSLATED_APIS, Reply
 from coe.core import Scope as Permission
 from coe.errors import RequestError
 from coe.experts.http.sse import EVENT_STREAM
-from coe.experts.translation.expert import TRANSLATED_APIS
 from gateway.dialects import Dialect
 from gateway.errors import Headers, headers_of
 from gateway.request.admission import ActiveRequest

@@ -1,4 +1,4 @@
-"""Experts: the LLM servers that answer requests, each behind replicas with circuit breakers and health checks."""
+"""Experts: the LLM servers that answer requests, each behind replicas with circuit breakers and known queues."""
 
 from coe.experts.factory import ExpertLoader, build_experts, endpoints_of
 from coe.experts.queues import reading_queues

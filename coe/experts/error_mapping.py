@@ -1,8 +1,7 @@
 """Maps failures of an expert's server to CoE's errors, with messages that hold no secret.
 
 Servers may repeat what they were sent. `redacted` removes keys, credentials and URL queries from their text and bounds
-it to one line; `ErrorMapping` uses it for every message and picks the error class and the cause. `REMEDIES` lists
-what each cause means, and what an operator can do about it.
+it to one line; `ErrorMapping` uses it for every message and picks the error class and the cause.
 """
 
 from __future__ import annotations
@@ -36,6 +35,11 @@ MAX_CHARACTERS = 500
 _MAX_INPUT = 4096
 """Characters of a text that are processed at all."""
 _URL = re.compile(r"(?i)\b([a-z][a-z0-9+.-]{1,15}://)(?:[^\s/?#@\"'<>]*@)?([^\s?#\"'<>]*)(?:[?#][^\s\"'<>]*)?")
+_LABELLED = re.compile(
+    r"(\b(?:bearer|basic|token|secret|password|(?:x-)?api[-_ ]?key)\b(?:\s+provided)?[\"']?\s*[:=]?\s*[\"']?)"
+    r"(?=[^\s\"',;]*\d)[^\s\"',;]{8,}",
+    re.IGNORECASE,
+)
 _KEYS = re.compile(r"\b(?:sk|pk|rk|gsk|xai|hf|coe|ghp|glpat)[-_][A-Za-z0-9_*.-]{6,}|\bAIza[\w-]{10,}|\beyJ[\w.-]{20,}")
 _HIDDEN = "***"
 
@@ -47,7 +51,7 @@ def redacted(text: str, *, secrets: Iterable[str] = ()) -> str:
         text = text.replace(secret, _HIDDEN)
     text = text[:_MAX_INPUT]
     text = _URL.sub(r"\1\2", text)
-    text = _KEYS.sub(_HIDDEN, text)
+    text = _KEYS.sub(_HIDDEN, _LABELLED.sub(rf"\1{_HIDDEN}", text))
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:MAX_CHARACTERS]
 
 
@@ -187,31 +191,3 @@ def message_of(error: Any) -> str:
         return str(error)
     except RecursionError:
         return "no readable reason"
-
-
-REMEDIES: Mapping[Cause, tuple[str, str]] = {
-    "connection_refused": ("nothing listens at its address", "start the server, or correct `base_url` in experts.yaml"),
-    "connect_timeout": ("its address accepts no connection in time", "check `base_url`, the firewall and the network"),
-    "name_resolution": ("its host name does not resolve", "correct the host of `base_url`, or this machine's DNS"),
-    "tls_error": ("no TLS connection came about", "write http:// for plain HTTP, or make its certificate valid here"),
-    "unreachable": ("its address cannot be reached", "check `base_url` and the network to it"),
-    "connection_lost": ("it broke off the connection", "read the server's own log; write https:// if it speaks TLS"),
-    "unauthorized": ("it refuses the api_key", "set the `api_key` of the expert to one that is valid there"),
-    "forbidden": ("it forbids the request", "check the rights of its `api_key`, and the provider's content policy"),
-    "model_not_found": ("it does not serve the declared model", "correct `model` to a name at its /v1/models"),
-    "not_found": ("its address has no such API", "let `base_url` end where the API begins, as a rule in /v1"),
-    "rate_limited": ("its rate limit is reached", "lower the traffic to it, or ask the provider for a higher limit"),
-    "quota_exceeded": ("the quota or credit of its account is used up", "raise the quota or pay at the provider"),
-    "overloaded": ("the server is overloaded or still starting", "add replicas, or wait until it has started"),
-    "server_error": ("the server answers with an error", "read the server's own log"),
-    "unexpected_status": ("its status code is none of the API", "check that `base_url` is the API itself, not a page"),
-    "timeout": ("it does not answer in time", "check its load, or raise `first_token_timeout` and `response_timeout`"),
-    "invalid_response": ("its response does not match the API", "check that `base_url` leads to one of the `apis`"),
-    "rejected": ("it rejects the request", "check the `parameters` of the expert"),
-    "unsupported": ("it does not speak the API of the request", "declare the `apis` that the server speaks"),
-    "asleep": ("it shares a device and was not loaded in time", "see `residency` in experts.yaml"),
-    "gateway_limit": ("the gateway has no memory left for answers", "raise `limits.body_memory_mb`"),
-    "circuit_open": ("it failed too often lately", "see the causes in the log of the gateway"),
-    "error": ("it fails", "read the server's own log"),
-}
-"""Maps each cause to what is wrong (a phrase that completes a sentence) and the remedy."""

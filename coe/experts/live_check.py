@@ -13,9 +13,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from coe.core import Api, Call
-from coe.errors import Cause, ExpertError, InvalidRequest
+from coe.errors import REMEDIES, Cause, ExpertError, InvalidRequest
 from coe.experts.api_formats import Fields
-from coe.experts.error_mapping import REMEDIES, redacted
+from coe.experts.error_mapping import redacted
 from coe.experts.http.client import Client
 from coe.experts.replicas import ReplicatedExpert
 from coe.urls import join_path

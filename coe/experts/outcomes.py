@@ -14,8 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from coe.errors import Cause, ExpertBusy, ExpertError
-from coe.experts.error_mapping import REMEDIES
+from coe.errors import REMEDIES, Cause, ExpertBusy, ExpertError
 
 State = Literal["closed", "rate_limited", "open", "half_open"]
 

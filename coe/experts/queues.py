@@ -22,7 +22,7 @@ PAGE_TIMEOUT = 2.0
 """Seconds for one page."""
 MAX_PAGE_BYTES = 4 * 2**20
 _WAITING = re.compile(
-    rb"\n(?:vllm:num_requests_waiting|sglang:num_queue_reqs|llamacpp:requests_deferred)(?:\{[^\n]*\})? ([0-9.]+)"
+    rb"\n(?:vllm:num_requests_waiting|sglang:num_queue_reqs|llamacpp:requests_deferred)(?:\{[^\n]*\})? ([0-9]+)"
 )
 
 
@@ -73,7 +73,4 @@ async def read_queues(experts: Iterable[ReplicatedExpert], without_queue: set[Re
 
 def queue_length(page: bytes) -> int:
     """The sum of the queue lengths on a page of metrics."""
-    try:
-        return int(sum(float(number) for number in _WAITING.findall(b"\n" + page)))
-    except (ValueError, OverflowError):
-        return 0
+    return sum(map(int, _WAITING.findall(b"\n" + page)))

@@ -181,6 +181,10 @@ class ReplicatedExpert:
             call = replace(call, stream_idle_timeout=self.spec.stream_idle_timeout)
         failure: ExpertUnreachable | None = None
         tried = tuple(replica for replica in self.replicas if replica.address in call.exclude)
+        if len(tried) == len(self.replicas):
+            failure = ExpertUnreachable(f"expert {self.name!r} is at a server that cannot be reached", expert=self.name)
+            failure.request_sent = False
+            raise failure
         while call.first_token_timeout > 0 and (ready := self._ready(tried)):
             replica = self._best(ready, call.conversation)
             began = self._clock()
@@ -218,7 +222,7 @@ class ReplicatedExpert:
 
     def _none_ready(self) -> ExpertError:
         now = self._clock()
-        wait = min(replica.breaker.wait(now) for replica in self.replicas) or COOL_DOWN  # 0: a trial, or excluded
+        wait = min(replica.breaker.wait(now) for replica in self.replicas) or COOL_DOWN  # 0: a trial is running
         throttled = all(replica.state == "rate_limited" for replica in self.replicas)
         reason = "is rate limited" if throttled else "has no server that accepts the request"
         message = f"expert {self.name!r} {reason}; next attempt in {wait:.1f} s"

@@ -180,8 +180,8 @@ class Limits(StrictModel):
     """Largest number of requests in progress. Further requests wait in a queue. One key may hold all but a sixteenth,
     so that other keys find some free."""
     queued_requests: Annotated[int, Field(ge=0)] = 1024
-    """Length of the queue, which serves the API key with fewest requests in progress first. When it is full, the key
-    with most waiting requests loses its newest one."""
+    """Length of the queue, which serves the API key with fewest requests in progress first. One key may hold all
+    but a sixteenth; when none is left for it, its request fails with 429."""
     queue_timeout: Positive = 10.0
     """Seconds that a request waits in the queue before it fails with 429."""
     max_body_mb: Annotated[float, Field(ge=0.001, le=1024)] = 20.0

@@ -68,7 +68,7 @@ async def call_experts(
 ) -> tuple[str, Reply]:
     """Call `experts` in order until one sends a first chunk, at most `max_attempts` times. Return its name and reply.
 
-    - An expert whose server just refused a connection, or whose local server is full, is skipped and costs no attempt.
+    - An expert whose server just refused a connection is skipped and costs no attempt.
     - A failed expert with another ready replica is retried there before the next candidate is called.
     - When all have failed, the expert with the earliest Retry-After is retried then, if that is before `deadline`
       (event loop clock). A sole candidate that is unavailable is retried after a short pause.

@@ -13,14 +13,22 @@ from typing import Literal
 
 import numpy as np
 
-from coe.core import NO_RECIPE, OPTIONAL_CAPABILITIES, TEXT_APIS, UNDETERMINED, Capability, Chat, ExpertRule
+from coe.core import (
+    NO_RECIPE,
+    OPTIONAL_CAPABILITIES,
+    TEXT_APIS,
+    TRANSLATED_APIS,
+    UNDETERMINED,
+    Capability,
+    Chat,
+    ExpertRule,
+)
 from coe.errors import Forbidden, InvalidRequest, ModelNotFound, ThreadUnsupported
 from coe.registry import AUTO, ArmSpec, ExpertSpec, Registry
 from coe.registry.aliases import matches
 
 MAX_CHARACTERS_PER_TOKEN = 8
 """No tokenizer exceeds this on real text, so a longer chat certainly does not fit into the context."""
-_TRANSLATED_APIS = frozenset({"responses", "messages"})
 """APIs that are translated for an expert with chat only."""
 Exclusion = Literal["", "key", "not_local"]
 """Reason why a rule excludes an expert: the API key does not permit it, or it is not local. Empty if none does."""
@@ -148,7 +156,7 @@ def _eligible_experts(chat: Chat, registry: Registry, rule: ExpertRule | None, n
             return [named]
         message = f"vectors of different models are not comparable: set model to one of {', '.join(eligible)}"
         raise InvalidRequest(message, param="model", code="ambiguous_model")
-    if chat.api in _TRANSLATED_APIS:
+    if chat.api in TRANSLATED_APIS:
         _check_stored_state(chat)
     return eligible
 
@@ -296,7 +304,7 @@ def ineligibility(chat: Chat, spec: ExpertSpec | ArmSpec) -> str:
     if isinstance(spec, ArmSpec):
         if reason := single_expert_reason(chat):
             return f"{spec.name}: {reason}"
-    elif chat.api not in spec.supported_apis and not (chat.api in _TRANSLATED_APIS and "chat" in spec.supported_apis):
+    elif chat.api not in spec.supported_apis and not (chat.api in TRANSLATED_APIS and "chat" in spec.supported_apis):
         return f"{spec.name} does not support the {chat.api} API"
     if chat.needs and (missing := _missing_capabilities(chat, spec)):
         return f"{spec.name} has no {', no '.join(sorted(missing))}"

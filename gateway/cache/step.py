@@ -122,8 +122,10 @@ class AnswerCache:
     def observe(self, trace: Trace) -> None:
         """Store the answer of a finished request that missed, if it is complete and holds for an equal request."""
         if trace.cache is not None:
-            self._store(trace)
-            trace.cache.release()
+            try:
+                self._store(trace)
+            finally:
+                trace.cache.release()
 
     def _store(self, trace: Trace) -> None:
         use, chat, decision, prediction, spec = (

@@ -1,7 +1,7 @@
 """The stored responses in the request path: the conversation before a request, and the storage of its answer.
 
 `StoredStep.load_history` runs after a request is parsed: it replaces `previous_response_id` and item references by the
-items that are stored, so that any expert can answer. `store` keeps the answer before its end is sent, so that a client
+items that are stored, so that any expert can answer. `keep` holds the answer before its end is sent, so that a client
 can refer to it at once.
 """
 
@@ -54,7 +54,7 @@ REMEDY = (
     "with x-coe-only-local, which only such a request may continue; send the conversation in `input`"
 )
 _KEY, _ONLY_LOCAL = " key ", " only-local"
-"""Services of owners: before the name of an API key with a list of experts, and at the end for answers to requests for
+"""Parts of owners: before the name of an API key with a list of experts, and at the end for answers to requests for
 local experts only. Names of tenants and keys have no space."""
 _ENDS = sse.EventTypes("response.completed", "response.incomplete")
 _NO_ID = (b'"previous_response_id":null', b'"previous_response_id": null')

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Literal
 
-from coe.core import PASS_THROUGH_APIS, Api, Reply
+from coe.core import PASS_THROUGH_APIS, TRANSLATED_APIS, Api, Reply
 from coe.errors import ExpertError, RequestError
 from coe.experts.http.sse import EVENT_STREAM
-from coe.experts.translation.expert import TRANSLATED_APIS, dropped_parts, is_translated
+from coe.experts.translation.expert import dropped_parts, is_translated
 from coe.registry import ExpertSpec
 from coe.routing.composition import RoutedRequest
 from coe.routing.decision import with_fallback

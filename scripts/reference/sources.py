@@ -19,7 +19,7 @@ from coe import errors
 from coe.artifacts.active_state import ActiveState
 from coe.cli import app as command_line
 from coe.core import Reason
-from coe.experts.error_mapping import REMEDIES
+from coe.errors import REMEDIES
 from coe.learning.log_frame import RATING
 from coe.learning.record_files import REDACTED
 from coe.planning.problem import declared_assignment

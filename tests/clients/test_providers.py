@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -122,3 +124,32 @@ async def test_images_are_not_fetched_from_private_addresses(server: ModelServer
     with pytest.raises(ExpertRejected):
         await provider(server).stream(call(messages=[{"role": "user", "content": [picture]}]))
     assert not server.seen
+
+
+@pytest.mark.parametrize("model", ["anthropic/x", "openai/x"])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_endless_and_a_compressed_answer_are_refused(
+    model: str, stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(litellm, "MAX_ANSWER_BYTES", 2**20)
+    unbounded: list[bool] = []
+
+    async def endless(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"content-type": "text/event-stream" if stream else "application/json"})
+        await response.prepare(request)
+        with suppress(ConnectionError):
+            for _ in range(512):
+                await response.write(b" " * 2**17)
+            unbounded.append(True)
+        return response
+
+    async def compressed(request: web.Request) -> web.StreamResponse:
+        return web.Response(body=gzip.compress(b"{}"), headers={"content-encoding": "gzip"})
+
+    for answer in (endless, compressed):
+        async with serve(answer) as root:
+            spec = {"name": "clever", "model": model, "runtime": "litellm", "base_url": root, "api_key": KEY}
+            expert = LitellmExpert(ExpertSpec.model_validate(spec), Endpoint(root, model))
+            with pytest.raises(ExpertError):
+                await expert.stream(call(stream=stream))
+    assert not unbounded  # read to the end

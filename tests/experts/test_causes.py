@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coe.core import Call
-from coe.errors import CAUSES, ExpertError, ExpertUnavailable
+from coe.errors import CAUSES, REMEDIES, ExpertError, ExpertUnavailable
 from coe.experts import build_experts
-from coe.experts.error_mapping import MAX_CHARACTERS, REMEDIES, redacted
+from coe.experts.error_mapping import MAX_CHARACTERS, redacted
 from coe.experts.http.client import Client
 from coe.experts.outcomes import QUIET_PERIOD, Incidents
 from tests.experts.fault_servers import Answer, answering, closed_port, hanging_up, refusing, server, serving, silent
@@ -94,6 +94,7 @@ def test_every_cause_has_a_remedy() -> None:
         ("at https://user:pw@host:8/v1/x?key=abc&b=1 it failed", "at https://host:8/v1/x it failed"),
         ("see http://h/a#token=1\nand more", "see http://h/a and more"),
         ("Incorrect API key provided: sk-proj-abc*****xyz.", "Incorrect API key provided: ***"),
+        ("Authorization: Bearer 0123456789abcdef refused", "Authorization: Bearer *** refused"),
         ("The model `meta-llama/Llama-3.1-8B-Instruct` does not exist", None),
         ("this model's maximum context length is 4096 tokens", None),
     ],

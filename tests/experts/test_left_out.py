@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -95,3 +96,19 @@ async def test_a_client_whose_text_a_server_quotes_changes_no_later_request() ->
         await send(**fields)
     last = send.bodies[-1]
     assert (last["reasoning_effort"], last["verbosity"], last["max_tokens"]) == ("low", "low", 7)
+
+
+async def test_a_refusal_counts_although_its_server_does_not_end_it() -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(status=400)
+        await response.prepare(request)
+        await response.write(b'{"error":{"message":"too long","code":"context_length_exceeded"}}')
+        await asyncio.Event().wait()
+        return response
+
+    async with server(answer) as root, Client() as session:
+        spec = {"name": "clever", "model": "m", "runtime": "external", "base_url": f"{root}/v1"}
+        experts = build_experts(registry_of(experts=[spec], assignment={"general": "clever"}), {}, session=session)
+        with pytest.raises(ExpertRejected, match="too long") as refused:
+            await experts["clever"].stream(Call({"model": "auto", "messages": []}, False, 5, 5))
+    assert refused.value.upstream_code == "context_length_exceeded"

@@ -49,7 +49,7 @@ class Chunks(Response):
     def close(self) -> None: ...
 
 
-def streamed(*chunks: bytes, api: Api = "chat") -> StreamedReply:
+def streamed(*chunks: bytes, api: Api = "chat", has_one_choice: bool = True) -> StreamedReply:
     answer: Any = Chunks(*chunks)
     rewriter, errors = ModelNameRewriter(server_name="m", client_name="clever"), ErrorMapping("clever", key="")
     return StreamedReply(
@@ -61,6 +61,7 @@ def streamed(*chunks: bytes, api: Api = "chat") -> StreamedReply:
         usage=Usage(),
         held=HeldAnswer(None),
         hides_usage=False,
+        has_one_choice=has_one_choice,
     )
 
 
@@ -92,6 +93,12 @@ async def test_a_stream_that_breaks_off_with_an_empty_finish_reason_is_incomplet
     with pytest.raises(ExpertUnavailable, match="before the answer was complete"):
         await relayed(streamed(unfinished, unfinished))
     assert await relayed(streamed(unfinished, LAST)) == unfinished.replace(b'"m"', b'"clever"') + LAST + DONE
+
+
+async def test_of_several_choices_the_end_of_one_is_not_that_of_the_stream() -> None:
+    with pytest.raises(ExpertUnavailable, match="before the answer was complete"):
+        await relayed(streamed(FIRST, LAST, has_one_choice=False))
+    assert (await relayed(streamed(FIRST, LAST, DONE, has_one_choice=False))).endswith(DONE)
 
 
 @pytest.mark.parametrize("api", ["chat", "completions"])

@@ -1,6 +1,7 @@
 """ReplicatedExpert: replica selection, outcomes, and the expert's health."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -111,6 +112,9 @@ async def test_an_unreachable_replica_is_replaced_within_the_call() -> None:
     with pytest.raises(ExpertUnreachable):
         await whole(only)
     assert len(server.calls) == 1
+    with pytest.raises(ExpertUnreachable) as excluded:
+        await whole(only, replace(CALL, exclude=frozenset({"host0"})))
+    assert (excluded.value.cause, excluded.value.retry_after) == ("unreachable", None)
 
 
 async def test_a_call_without_a_conversation_uses_the_least_loaded_replica() -> None:

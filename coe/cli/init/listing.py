@@ -17,8 +17,8 @@ from typing import Any
 import orjson
 
 from coe.cli.init.sources import Source
-from coe.errors import Cause, pip_install
-from coe.experts.error_mapping import REMEDIES, connection_cause
+from coe.errors import REMEDIES, Cause, pip_install
+from coe.experts.error_mapping import connection_cause
 from coe.experts.http.client import Client
 
 MAX_LIST_BYTES = 8 * 2**20

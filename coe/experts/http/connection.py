@@ -71,7 +71,7 @@ class Connection(asyncio.Protocol):
         self._busy, self.limit = True, limit
         self._wait_until(limit)
         try:
-            self._transport.write(head + body)
+            self._transport.writelines((head, body))
             while not self.status:
                 await self._data_available()
             self.reusable &= not self._transport.get_write_buffer_size()  # it refused before it read the body

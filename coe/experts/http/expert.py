@@ -139,9 +139,10 @@ class HttpExpert:
         """The error for another status than 200. Releases the response."""
         body = b""
         try:
-            with contextlib.suppress(OSError):  # also a TimeoutError; the status alone decides what happens next
+            with contextlib.suppress(OSError):  # also a TimeoutError: what has arrived counts
                 async with asyncio.timeout(REFUSAL_TIMEOUT):
-                    body = await response.read(MAX_REFUSAL_BYTES)
+                    while len(body) < MAX_REFUSAL_BYTES and (chunk := await response.chunk()):
+                        body += chunk
         finally:
             response.release()
         return self._errors.refusal(response.status, response.headers, body[:MAX_REFUSAL_BYTES], api=call.api)
@@ -213,4 +214,5 @@ class HttpExpert:
         if response.media_type != sse.EVENT_STREAM:
             raise await self._not_a_stream(response)
         hides_usage = call.api in APIS_WITH_STREAM_OPTIONS and not shows_usage(call)
-        return StreamedReply(response, stream_idle_timeout=call.stream_idle_timeout, hides_usage=hides_usage, **shared)
+        shared |= {"hides_usage": hides_usage, "has_one_choice": call.fields.get("n") in (None, 1)}
+        return StreamedReply(response, stream_idle_timeout=call.stream_idle_timeout, **shared)

@@ -129,7 +129,8 @@ class StreamedReply:
     """A response that arrives as server-sent events. `begin` reads up to the first event with content, `chunks` the
     rest. Adds the event that ends the stream if the server omits it.
 
-    With `hides_usage`, the event with token counts and no choice is removed, as the client did not request it.
+    With `hides_usage`, the event with token counts and no choice is removed, as the client did not request it. Of
+    several choices, only the event that ends the stream tells that all have ended.
     """
 
     media_type = sse.EVENT_STREAM
@@ -145,6 +146,7 @@ class StreamedReply:
         usage: Usage,
         held: HeldAnswer,
         hides_usage: bool,
+        has_one_choice: bool = True,
     ) -> None:
         self.usage = usage
         self._response = response
@@ -154,6 +156,7 @@ class StreamedReply:
         self._stream_idle_timeout = stream_idle_timeout
         self._held = held
         self._hides_usage = hides_usage
+        self._finish = api_format.finished if has_one_choice else sse.never
         self._buffer = sse.EventBuffer()
         self._first_events = b""
         self._finished = self._done = False
@@ -224,7 +227,7 @@ class StreamedReply:
     def _process(self, events: bytes) -> bytes:
         """Records token counts and the end of a choice, and returns the events that the client should see."""
         self.usage.events += events.count(b"\n\n")
-        self._finished |= self._api_format.finished(events)
+        self._finished |= self._finish(events)
         counted = False
         for counts in self._api_format.usages(events):
             record_usage(self.usage, counts)

@@ -12,13 +12,14 @@ import logging
 import os
 import threading
 import warnings
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
 from typing import Any, TypeVar
 
+import httpx
 import orjson
 
 from coe.core import Api, Call, Health, Reply
@@ -26,7 +27,7 @@ from coe.errors import ConfigError, ExpertError, pip_install
 from coe.experts.api_formats import API_FORMATS, record_usage
 from coe.experts.error_mapping import ErrorMapping, connection_cause
 from coe.experts.held_answer import HeldAnswer, WholeReply
-from coe.experts.http.replies import ModelNameRewriter, StreamedReply, shows_usage
+from coe.experts.http.replies import MAX_ANSWER_BYTES, ModelNameRewriter, StreamedReply, shows_usage
 from coe.experts.litellm.translation import litellm_arguments, plain
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
@@ -226,8 +227,8 @@ def _entry_points() -> dict[Api, Callable[..., Awaitable[Any]]]:
     import litellm
     from litellm.llms.custom_httpx.http_handler import AsyncHTTPHandler, HTTPHandler
 
-    AsyncHTTPHandler.create_client = _without_redirects(AsyncHTTPHandler.create_client)  # type: ignore[method-assign]
-    HTTPHandler.create_client = _without_redirects(HTTPHandler.create_client)  # type: ignore[method-assign]
+    AsyncHTTPHandler.create_client = _bounded(AsyncHTTPHandler.create_client)  # type: ignore[method-assign]
+    HTTPHandler.create_client = _bounded(HTTPHandler.create_client)  # type: ignore[method-assign]
     litellm.in_memory_llm_clients_cache.flush_cache()  # type: ignore[no-untyped-call]
     litellm.aclient_session = AsyncHTTPHandler().create_client(timeout=None, event_hooks=None)  # of OpenAI's library
     litellm.suppress_debug_info = True
@@ -240,12 +241,33 @@ def _entry_points() -> dict[Api, Callable[..., Awaitable[Any]]]:
     return {"chat": litellm.acompletion, "embeddings": litellm.aembedding}
 
 
-def _without_redirects(create: Callable[..., Any]) -> Callable[..., Any]:
-    """Changes how litellm creates its HTTP clients: an undeclared address would receive the prompt."""
+def _bounded(create: Callable[..., Any]) -> Callable[..., Any]:
+    """Changes how litellm creates its HTTP clients: answers are bounded, as those of servers that CoE calls itself."""
 
     def create_client(*args: Any, **kwargs: Any) -> Any:
         client = create(*args, **kwargs)
-        client.follow_redirects = False
+        client.follow_redirects = False  # an undeclared address would receive the prompt
+        client.headers["accept-encoding"] = "identity"
+        if isinstance(client, httpx.AsyncClient):  # the other one serves side requests, of a second at most
+            client.event_hooks = {**client.event_hooks, "response": [*client.event_hooks["response"], _bound]}
         return client
 
     return create_client
+
+
+async def _bound(response: httpx.Response) -> None:
+    if response.headers.get("content-encoding", "identity") != "identity":
+        raise ValueError("a compressed answer, which was not requested")
+    response.stream = _BoundedBody(response.stream)
+
+
+class _BoundedBody(httpx.AsyncByteStream):
+    def __init__(self, stream: Any) -> None:
+        self._stream, self.aclose = stream, stream.aclose  # type: ignore[method-assign]
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        size = 0
+        async for chunk in self._stream:
+            if (size := size + len(chunk)) > MAX_ANSWER_BYTES:
+                raise ValueError(f"an answer longer than {MAX_ANSWER_BYTES} bytes")
+            yield chunk

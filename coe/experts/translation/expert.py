@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any, TypeAlias
 
 from coe import json_text
-from coe.core import Api, Call, Expert, Health, Reply
+from coe.core import TRANSLATED_APIS, Api, Call, Expert, Health, Reply
 from coe.errors import InvalidRequest
 from coe.experts.error_mapping import ErrorMapping
 from coe.experts.held_answer import HeldAnswer, WholeReply
@@ -30,7 +30,6 @@ _OPTIONAL = frozenset(("max_tokens", "reasoning_effort", "verbosity"))
 _CLAUDE_HEADERS = ("anthropic-version", "anthropic-beta")
 WRONG_TYPE = (AttributeError, LookupError, RecursionError, TypeError)
 """Errors of reading a field whose value has another type than the API says."""
-TRANSLATED_APIS: tuple[Api, ...] = ("responses", "messages")
 
 
 class TranslatedExpert:

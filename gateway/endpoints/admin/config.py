@@ -126,7 +126,7 @@ class Config:
 
 
 def parsed_problems(found: Sequence[str]) -> list[dict[str, Any]]:
-    """The services of each `file:line: message`; `where` is the file."""
+    """The parts of each `file:line: message`; `where` is the file."""
     matches = [(_PROBLEM.fullmatch(problem), problem) for problem in found]
     return [
         {"where": match[1], "line": int(match[2]), "message": match[3]}
