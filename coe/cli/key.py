@@ -58,6 +58,8 @@ def key(
     With `--issue` the key is in use at once, without an entry in experts.yaml, and `--revoke` ends that.
     """
     if revoke:
+        if issue or tenant or scope or expert or only_local or expires or limit:
+            raise typer.BadParameter("takes the name alone", param_hint="--revoke")
         from gateway.access.issued_keys import revoke as revoke_key
 
         registry, changed = _open_keys(config)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 MAX_REQUESTS = 1_000_000
 """Newest requests of a frame."""
 MAX_TEXTS = 50_000
-"""Newest requests with feedback whose text a frame keeps."""
+"""Newest rated or corrected requests whose text a frame keeps."""
 COLUMNS = frozenset(
     """request_id time category expert reason propensity candidates probabilities router outcome api tenant attempts
     stream first_token_ms total_ms input_tokens output_tokens cached_tokens cost assignment exploration retrieval gain
@@ -57,11 +57,16 @@ class Rating:
     feedback_time: float | None = None
     """Unix time in seconds of the latest of both."""
 
+    @property
+    def is_given(self) -> bool:
+        """True if somebody rated or corrected the request; the gateway notes the other kinds by itself."""
+        return self.feedback_category is not None or self.feedback_kind not in (None, "regenerated", "abandoned")
+
 
 class Ratings:
     """The feedback that learning uses by request: the most reliable and then latest rating, and the latest correction.
 
-    Neither the order nor repetition of events matters. Takes some 400 bytes a request.
+    Neither the order nor repetition of events matters. Takes some 640 bytes a request with feedback.
     """
 
     def __init__(self, events: Iterable[Feedback]) -> None:
@@ -171,8 +176,8 @@ def numbers(column: Any) -> NDArray[np.float64]:
 class LogFrame:
     """Users' requests, oldest first: a table of COLUMNS.
 
-    `texts` has the routed text by id of the newest MAX_TEXTS requests with feedback, where the log keeps it; `left_out`
-    counts by reason what the logs hold besides.
+    `texts` has the routed text by id of the newest MAX_TEXTS rated or corrected requests, where the log keeps it;
+    `left_out` counts by reason what the logs hold besides.
     """
 
     table: Table
@@ -199,7 +204,7 @@ def frame_of(
     for page in pages:
         rows = [(record, ratings.of(record)) for record in page if not record.purpose]
         with_feedback = [record for record, rating in rows if rating is not NO_RATING]
-        texts.extend((record.request_id, record.prompt) for record in with_feedback if record.prompt)
+        texts.extend((record.request_id, record.prompt) for record, rating in rows if record.prompt and rating.is_given)
         tables.append(to_table(rows, schema))
         count, rated = count + len(rows), rated + len(with_feedback)
         while count - len(tables[0]) >= limit:

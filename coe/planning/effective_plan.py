@@ -215,7 +215,7 @@ def _consequences(plan: Plan, registry: Registry, problem: Problem, effective: A
         *_experts(plan, registry, now, moved),
         *_recipes(plan, registry, moved),
         *_categories(plan, registry, now),
-        *_uses(plan, registry, problem),
+        *_uses(plan, registry),
         *_budget(plan, registry, problem, effective),
     ]
     explained = {one.name for one in found if one.kind == "pin_changed"}
@@ -309,7 +309,7 @@ def _categories(plan: Plan, registry: Registry, now: Mapping[str, str]) -> Itera
             yield Consequence("category_removed", name, sentence)
 
 
-def _uses(plan: Plan, registry: Registry, problem: Problem) -> Iterator[Consequence]:
+def _uses(plan: Plan, registry: Registry) -> Iterator[Consequence]:
     """Compare the uses of the experts over the plan's categories."""
     planned = plan.problem
     names = [name for name in registry.expert_names if name in planned.experts]

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from routers.calibration import Floats
 from routers.cascade import CONFIG, EXEMPLARS, FORMAT, MULTILINGUAL_HEAD, NETWORK, TOKENIZER
-from routers.encoders import ROUTING_TOKENS, OnnxEncoder, TaskRunner
+from routers.encoders import ROUTING_TOKENS, OnnxEncoder
 from routers.examples import Example, TrainingSet, build_training_set, prompt_digest
 from routers.files import write_arrays, write_json
 from routers.heads.fast import distil
@@ -89,7 +89,6 @@ def train(
     progress: Progress | None,
     threads: int,
     cache: Path | None,
-    runner: TaskRunner,
 ) -> dict[str, Any]:
     """Train a router. Parameters and errors as in `routers.build`."""
     timer = StageTimer(progress)
@@ -103,13 +102,13 @@ def train(
     training_set, multilingual = write_multilingual_head(
         training_set, out=out, seed=seed, threads=threads, cache=cache, timer=timer
     )
-    open_network = partial(open_encoder, tokenizer=out / TOKENIZER, threads=threads, cache=cache, runner=runner)
+    open_network = partial(open_encoder, tokenizer=out / TOKENIZER, threads=threads, cache=cache)
     embeddings, quantisation = embed_texts(training_set, out=out, open_network=open_network, seed=seed, timer=timer)
     with timer.stage("distil") as report:
         data = compute_training_data(training_set, embeddings, out=out, open_network=open_network, report=report)
     with timer.stage("held-out") as report, single_blas_thread():
-        regularization = choose_regularization(data, seed=seed, runner=runner)
-        fit = partial(cross_fit, data, regularization, seed=seed, runner=runner)
+        regularization = choose_regularization(data, seed=seed)
+        fit = partial(cross_fit, data, regularization, seed=seed)
         held_out = fit(folds(data.labels, seed=seed), report=lambda share: report(share / 2))
         topics = topic_folds(data.vectors, data.labels, seed=seed)
         new_topics = fit(topics, report=lambda share: report((1 + share) / 2)).in_scope

@@ -18,7 +18,7 @@ import numpy as np
 from coe.errors import ArtifactError
 from coe.pinned_weights import digest_of
 from routers.calibration import Floats
-from routers.encoders import ROUTING_TOKENS, OnnxEncoder, TaskRunner
+from routers.encoders import ROUTING_TOKENS, OnnxEncoder
 from routers.training.export import EXPORT_VERSION, export_encoder
 
 Progress = Callable[[float], None]
@@ -114,10 +114,9 @@ def open_encoder(
     threads: int,
     cache: Path | None,
     tokens: int = ROUTING_TOKENS,
-    runner: TaskRunner | None = None,
 ) -> OnnxEncoder | CachedEncoder:
     """Open the encoder in these two files, with the embeddings that `cache` holds of the same two."""
-    encoder = OnnxEncoder(network, tokenizer, threads=threads, tokens=tokens, runner=runner)
+    encoder = OnnxEncoder(network, tokenizer, threads=threads, tokens=tokens)
     if cache is None:
         return encoder
     digest = hashlib.sha256(network.read_bytes() + tokenizer.read_bytes()).hexdigest()[:16]

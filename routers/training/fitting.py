@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,6 @@ from numpy.typing import NDArray
 
 from routers.calibration import Floats, fit_temperature, log_loss
 from routers.cascade import LEXICAL, SEMANTIC, STATIC
-from routers.encoders import TaskRunner
 from routers.files import write_arrays
 from routers.heads.fast import StaticVectors, fit_centroids
 from routers.heads.lexical import LexicalFeatures, LexicalHead, LexicalMatrix, fit_lexical
@@ -138,11 +136,11 @@ def topic_folds(vectors: Floats, labels: Labels, *, seed: int) -> list[tuple[Lab
     return [(np.flatnonzero(fold != f), np.flatnonzero(fold == f)) for f in np.unique(fold)]
 
 
-def choose_regularization(data: TrainingData, *, seed: int, runner: TaskRunner) -> Regularization:
+def choose_regularization(data: TrainingData, *, seed: int) -> Regularization:
     """Return the C of each head with the lowest log loss (temperature fitted) on one fold."""
     fold = folds(data.labels, seed=seed)[0]
     trials = [(head, c) for head in TRAINED_HEADS for c in REGULARIZATION_GRID]
-    losses = np.array(list(runner.map(partial(_trial_loss, data, fold), trials)))
+    losses = np.array([_trial_loss(data, fold, trial) for trial in trials])
     best = losses.reshape(len(TRAINED_HEADS), len(REGULARIZATION_GRID)).argmin(axis=1)
     return Regularization(*(REGULARIZATION_GRID[index] for index in best))
 
@@ -170,13 +168,12 @@ def cross_fit(
     parts: Sequence[tuple[Labels, Labels]],
     *,
     seed: int,
-    runner: TaskRunner,
     report: Callable[[float], None],
 ) -> HeldOutScores:
     """Score every text by heads that were fitted on the other folds of `parts`."""
     scores = list[HeldOutScores]()
-    for part in runner.map(partial(_score_fold, data, regularization, seed), parts):
-        scores.append(part)
+    for fold in parts:
+        scores.append(_score_fold(data, regularization, seed, fold))
         report(len(scores) / len(parts))
     order = np.argsort(np.concatenate([held for _, held in parts]))
     return HeldOutScores(

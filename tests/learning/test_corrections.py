@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from coe.learning import log_frame
 from coe.learning.experience import load_experience
 from coe.learning.log_frame import frame_of
 from coe.learning.rounds.router_round import MIN_QUOTA, Correction, corrections, merge_corrections
@@ -25,6 +27,15 @@ def test_a_corrected_request_with_a_stored_prompt_becomes_a_training_prompt() ->
     made = corrections(found)
     assert made == (Correction("is this contract void?", "law", "a"),)
     assert merge_corrections(BASE, made).pairs == (*BASE, ("is this contract void?", "law"))
+
+
+def test_what_the_gateway_notes_by_itself_takes_no_place_of_a_correction(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log_frame, "MAX_TEXTS", 2)
+    records = [record(f"r{number}", prompt=f"prompt {number}") for number in range(9)]
+    events = [Feedback("e", "r0", 1.0, "category", "law", tenant="a")]
+    events += [Feedback(f"e{one.request_id}", one.request_id, 1.0, "regenerated", tenant="a") for one in records[1:]]
+    found = load_experience(frame_of([records], [events]), categories=CATEGORIES, experts=EXPERTS)
+    assert corrections(found) == (Correction("prompt 0", "law", "a"),)
 
 
 def test_most_tenants_decide_and_a_tie_decides_nothing() -> None:

@@ -36,7 +36,7 @@ def network(built: tuple[Path, Any, Any], tmp_path: Path) -> Path:
 def test_an_embedding_does_not_depend_on_other_texts_or_threads(
     built: tuple[Path, Any, Any], network: Path, monkeypatch: pytest.MonkeyPatch, threads: int
 ) -> None:
-    monkeypatch.setattr("routers.encoders.TEXTS_PER_TASK", 2)
+    monkeypatch.setattr("routers.encoders.TEXTS_PER_BATCH", 2)
     alone = OnnxEncoder(network, built[0] / "tokenizer.json")
     expected = np.concatenate([alone.features([text]) for text in TEXTS])
     progress: list[float] = []

@@ -104,7 +104,7 @@ def benchmark(
         parts = np.split(rows, [round(TRAIN_SHARE * len(rows))])
         folder = work / f"router-{data.digest[:16]}-{seed}"
         folder.mkdir(parents=True, exist_ok=True)
-        trained = _train(data, texts, parts[0], train_router, encoder, folder)
+        trained = _train(data, texts, parts[0], train_router, folder)
         splits.append(_run_split(data, embeddings, recorded, parts, trained, encoder=encoder, seed=seed))
     report("done", 1.0)
     found = benchmark_report(data, splits, seeds)
@@ -212,7 +212,6 @@ def _train(
     texts: Sequence[str],
     train: NDArray[np.int64],
     train_router: TrainRouter,
-    encoder: Encoder,
     folder: Path,
 ) -> tuple[Router, Assignment, dict[int, int]]:
     """A router and an assignment for the training part, and the category of each prompt that they were measured on.

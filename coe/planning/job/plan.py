@@ -17,9 +17,9 @@ import numpy as np
 from coe.artifacts.artifact_sync import synced_store
 from coe.artifacts.kinds import GATE
 from coe.artifacts.store import ArtifactStore
-from coe.errors import ArtifactError, ConfigError, StoreError
+from coe.errors import ArtifactError, ConfigError, DataError, StoreError
 from coe.foreground import note_if_slow
-from coe.learning.log_frame import open_logs
+from coe.learning.log_frame import frame_of, open_logs
 from coe.learning.logged_uses import LoggedUses, uses_report
 from coe.measuring.gate_fit import GateExamples, fit_gate, gate_report
 from coe.measuring.passage_gain import GAINS_FILE, read_gains
@@ -126,7 +126,11 @@ def make_plan(
             plan.save(draft)
             artifact = store.publish(draft, categories=assignment.categories, data=registry.digest, metrics={})
         store.promote(artifact.manifest.version, by="plan", why=f"planned on {scores}")
-    gate = plan_gate(settings, registry, scores, dry_run=options.dry_run)
+    gate = None
+    try:
+        gate = plan_gate(settings, registry, scores, dry_run=options.dry_run)
+    except DataError as error:
+        print_error(f"note: the retrieval gate is not fitted: {error}")
     report = plan_to_json(problem, assignment) | {
         "price_by_category": assignment.price.tolist(),
         "assumed_tokens": _assumed_tokens(registry, plan),
@@ -238,7 +242,8 @@ def logged_uses(settings: Settings, registry: Registry, seconds: float) -> Logge
     now = time.time()
     try:
         with note_if_slow("reading the routing log"), open_logs(registry.log.url, base=settings.home) as logs:
-            return LoggedUses.of(logs.frame(since=now - seconds, until=now), registry.category_names)
+            records = logs.records(since=now - seconds, until=now)
+            return LoggedUses.of(frame_of(records, ()), registry.category_names)  # no use needs the feedback
     except StoreError as error:
         print_error(f"note: uses come from the scores alone, since the routing log cannot be read: {error}")
         return None

@@ -72,7 +72,7 @@ class Reports:
         days = query_of(request, ReportQuery).days
 
         async def compute() -> bytes:
-            words, needs = ("report", "--days", str(days), "--json"), ("scipy", "sklearn")
+            words, needs = ("report", "--days", str(days), "--json"), ("pyarrow", "scipy", "sklearn")
             report = await self._jobs.run(*words, seconds=REPORT_TIMEOUT_SECONDS, needs=needs)
             return orjson.dumps({"object": "report", "time": time.time(), "report": report})
 
