@@ -29,6 +29,7 @@ from coe.artifacts.active_state import (
     load_active_state,
     preload_router,
 )
+from coe.artifacts.api_keys import create_admin_key
 from coe.artifacts.artifact_sync import sync_artifacts, sync_once
 from coe.artifacts.consequences import consequences_of, log_consequences
 from coe.artifacts.kinds import ROUTER
@@ -43,14 +44,9 @@ from coe.records.feedback import FeedbackLog
 from coe.records.record import RoutingLog
 from coe.registry import Registry
 from coe.settings import Settings
-from gateway.access import (
-    check_counters,
-    check_exposure,
-    create_admin_key,
-    open_affinity,
-    open_limiter,
-    watching_issued_keys,
-)
+from gateway.access.access import check_counters, open_affinity, open_limiter
+from gateway.access.browsers import check_exposure
+from gateway.access.issued import watching_issued_keys
 from gateway.access.issued_keys import check_issued
 from gateway.access.key_store import open_key_store
 from gateway.app import create_app
@@ -234,7 +230,7 @@ async def open_services(
         recorder = await enter(Recorder(writer, encoder=encoder, threads=threads))
         builder = await _open_builder(stack, settings, registry, session, threads, metrics)
         behind = await enter(sync_artifacts(settings, registry.artifacts, task_failed=failed))
-        cache = await enter(open_cache(registry.cache, task_failed=failed))
+        cache = await enter(open_cache(registry.cache))
         stored = await enter(open_stored_step(registry.stored_responses, settings.home, count=metrics.record_unstored))
         for name, text, is_degraded in (
             ("coe_artifacts_behind", ARTIFACTS_BEHIND, behind),
@@ -313,7 +309,7 @@ async def _open_builder(
         limiter=limiter,
         issued=issued,
         residency=await stack.enter_async_context(open_residency(settings, metrics)),
-        affinity=await stack.enter_async_context(open_affinity(counters, task_failed=failed)),
+        affinity=await stack.enter_async_context(open_affinity(counters)),
     )
     stack.push_async_callback(builder.aclose)
     return builder

@@ -25,7 +25,9 @@ from coe.retrieval.store import DocumentStore
 from coe.routing.composition import Composition
 from coe.routing.conversation import Affinity
 from coe.settings import Settings
-from gateway.access import Access, IssuedKeyWatch, Limiter, access_of
+from gateway.access.access import Access, access_of
+from gateway.access.issued import IssuedKeyWatch
+from gateway.access.limits import Limiter
 
 
 @dataclass(frozen=True, slots=True)

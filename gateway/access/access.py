@@ -25,7 +25,7 @@ from coe.routing.conversation import Affinity
 from coe.routing.eligibility import exclusion
 from coe.supervision import TaskFailed, ignore_failure
 from coe.usage import SentCall
-from gateway.access.allowance import UNLIMITED, Allowance, RequestAllowance, TokenAllowance
+from gateway.access.allowance import UNLIMITED, Allowance, LimitedAllowance
 from gateway.access.browsers import BrowserPolicy
 from gateway.access.estimate import Pricing
 from gateway.access.issued_keys import IssuedKeys, access_with, date_of
@@ -104,9 +104,9 @@ class Access:
         self._default_caller = None if spec.keys else Caller()
         self._accounts = (limiter or Limiter()).accounts(spec.keys)
         self._pricing_of = partial(Pricing.of, prices or {}, recipes or {}, routed)
-        self._pricing = self._pricing_of()
         self._permitted = permitted
-        self._pricing_by_key = dict[str, Pricing]()
+        self._pricing = dict[str, Pricing]()
+        """The pricing of each key with limits that has sent a request."""
         self._minimum = Amounts(1, 1, min((one.input for one in (prices or {}).values()), default=0.0) / 1e6)
 
     def identify(self, headers: Iterable[tuple[bytes, bytes]], scope: Scope | None) -> Caller:
@@ -138,20 +138,15 @@ class Access:
         Enter it before the body is read: it raises LimitReached where nothing remains."""
         if caller.key is None or (account := self._accounts.get(caller.key)) is None:
             return UNLIMITED
-        pricing = self._pricing_for(caller.key, caller.rule)
-        return TokenAllowance(account, caller.key, sent, minimum=self._minimum, pricing=pricing)
-
-    def _pricing_for(self, key: str, rule: ExpertRule | None) -> Pricing:
-        if rule is None or self._permitted is None:
-            return self._pricing
-        if (found := self._pricing_by_key.get(key)) is None:
-            found = self._pricing_by_key[key] = self._pricing_of(self._permitted(rule))
-        return found
+        if (pricing := self._pricing.get(caller.key)) is None:
+            names = None if caller.rule is None or self._permitted is None else self._permitted(caller.rule)
+            pricing = self._pricing[caller.key] = self._pricing_of(names)
+        return LimitedAllowance(account, pricing, sent=sent, minimum=self._minimum)
 
     def request_allowance(self, caller: Caller) -> Allowance:
         """The allowance of a request that calls no expert: it counts as one request without tokens and money."""
         account = self._accounts.get(caller.key) if caller.key is not None else None
-        return UNLIMITED if account is None else RequestAllowance(account)
+        return UNLIMITED if account is None else LimitedAllowance(account, Pricing())
 
 
 def access_of(
@@ -203,7 +198,7 @@ AFFINITY_DELAY_SECONDS = 0.05
 
 
 @asynccontextmanager
-async def open_affinity(counters: str, *, task_failed: TaskFailed = ignore_failure) -> AsyncIterator[Affinity]:
+async def open_affinity(counters: str) -> AsyncIterator[Affinity]:
     """The experts of conversations, shared with other gateways where `access.counters` names a Redis. Raises
     ConfigError for an invalid address."""
     if counters == FILE:
@@ -212,9 +207,7 @@ async def open_affinity(counters: str, *, task_failed: TaskFailed = ignore_failu
     async with SharedCache(
         _redis_store(counters, "with"),
         Outage("conversations", "; until Redis is back each gateway uses its own memory"),
-        task="conversations",
         wait=AFFINITY_LOOKUP_SECONDS,
         delay=AFFINITY_DELAY_SECONDS,
-        task_failed=task_failed,
     ) as shared:
         yield Affinity(shared=shared)

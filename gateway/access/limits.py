@@ -1,6 +1,7 @@
 """Limits of API keys: amounts, meters, counters, and the accounts from which requests reserve.
 
-A Meter is one declared limit of a key. The Limiter has an Account for every key with limits. Each process counts by
+A Meter is one declared limit of a key, and a Counter its use in the current minute, day or month of UTC. The Limiter
+has an Account for every key with limits. Each process counts by
 itself, and exchanges changes with the others a few times a second through a SharedStore. So the processes together may
 exceed a limit by what the others admit between two exchanges; see `EXCHANGE_SECONDS`. Times are Unix seconds.
 """
@@ -71,6 +72,8 @@ def limit_error(key: str, meter: Meter, amount: float, *, wait: float) -> Reques
 
 
 MINUTE, DAY = 60.0, 86400.0
+GRACE_SECONDS = 3600.0
+"""Seconds for which the store keeps the use of a window that is over, for processes whose clocks are behind."""
 SLOT_RETRY_SECONDS = 1.0
 """Retry-After for a key whose concurrent requests are all in use: one of them may have ended by then."""
 ROUNDING_ERROR = 1e-9
@@ -82,7 +85,6 @@ ACTIVE_SECONDS = 10.0
 """Seconds after its last request for which an account is exchanged. Later, a request waits for one exchange first."""
 REFRESH_SECONDS = 0.25
 """Time limit of a request that waits for an exchange."""
-BUCKET_TTL_SECONDS = 3600.0
 EPOCH_SECONDS = 5.0
 """Concurrent requests are shared by epoch: each process adds its own to the current and to the next one. Those of a
 process that crashed are free again after two epochs at most."""
@@ -91,110 +93,63 @@ SharedChange = tuple[str, Change]
 """The part of a counter's name after the key and the meter, and its change."""
 
 
-class TokenBucket:
-    """A limit per minute: full at first, refilled continuously. The other counters have the same methods.
+class Counter:
+    """The use of one limit in its window: the minute, day or month in UTC that contains the time of the last call.
 
-    In the store it is the used amount, which leaks as the bucket refills.
+    In the store it is the use of the window by all processes.
     """
 
-    window = 0
-    """The number of the calendar window that amounts belong to; 0 for counters without windows."""
-
-    def __init__(self, limit: float) -> None:
-        self.limit = limit
-        self._tokens = limit
-        self._updated = 0.0
-        self._unsent = 0.0
+    def __init__(self, meter: Meter) -> None:
+        self.limit = meter.limit
+        self.begins = self.ends = 0.0
+        self._name = meter.name
+        self._shared = self._unsent = 0.0
 
     def remaining(self, now: float) -> float:
-        """Updates the counter to `now`, and returns the remaining amount; negative if more was used than allowed."""
-        if now > self._updated:
-            self._tokens = min(self.limit, self._tokens + (now - self._updated) * self.limit / MINUTE)
-        self._updated = now  # a clock that was set back starts from here
-        return self._tokens
+        """Begins the window that contains `now`, and returns the remaining amount; negative if more was used than
+        allowed."""
+        if not self.begins <= now < self.ends:
+            self.begins, self.ends = _window_at(self._name, now)
+            self._shared = self._unsent = 0.0
+        return self.limit - max(0.0, self._shared + self._unsent)
 
     def consume(self, amount: float) -> None:
         """Subtracts an amount. Call `remaining` before."""
-        self._tokens -= amount
         self._unsent += amount
 
-    def settle(self, reserved: float, used: float, window: int) -> None:
-        """Releases the unused part of a reservation, or charges the use beyond it. Call `remaining` before."""
-        self._tokens = min(self.limit, self._tokens + reserved - used)
-        self._unsent += used - reserved
+    def settle(self, reserved: float, used: float, at: float) -> None:
+        """Charges the use beyond an amount that was reserved at the time `at`, or releases the rest if that was in this
+        window. Call `remaining` before."""
+        if used > reserved or at >= self.begins:
+            self._unsent += used - reserved
 
-    def retry_after(self, amount: float, now: float) -> float:
-        """Seconds until `amount` is available if nothing else is consumed."""
-        return max(0.0, amount - self.remaining(now)) * MINUTE / self.limit
+    def retry_after(self, now: float) -> float:
+        """Seconds until the limit is available again."""
+        return self.ends - now
 
     def changes(self, now: float) -> tuple[SharedChange, ...]:
         """Changes to send to the store; the first counter is the one to read."""
-        return (("", Change(self._unsent, BUCKET_TTL_SECONDS, self.limit / MINUTE)),)
+        self.remaining(now)
+        return ((f"/{self.begins:.0f}", Change(self._unsent, self.ends - now + GRACE_SECONDS)),)
 
     def apply(self, sent: Sequence[SharedChange], total: float, now: float) -> None:
         """The store has received the changes; the counter has this value there."""
-        self._unsent -= sent[0][1].amount
-        self._tokens, self._updated = min(self.limit, self.limit - total - self._unsent), now
+        self.remaining(now)
+        ((name, change),) = sent
+        if name == f"/{self.begins:.0f}":
+            self._shared, self._unsent = total, self._unsent - change.amount
 
-    def fail(self, now: float) -> None:
-        """The store has not replied. What has been refilled since is not sent later."""
-        self._unsent = min(self._unsent, max(0.0, self.limit - self.remaining(now)))
-
+    @property
     def is_busy(self) -> bool:
         """True if it must be exchanged although its key has no new request."""
         return self._unsent != 0
 
 
-class CalendarWindow:
-    """A limit per calendar day or month in UTC. In the store it is the used amount of the window."""
-
-    def __init__(self, limit: float, *, monthly: bool) -> None:
-        self.limit = limit
-        self.window = 0
-        self._monthly = monthly
-        self._ends = 0.0
-        self._shared = self._unsent = 0.0
-
-    def remaining(self, now: float) -> float:
-        if now >= self._ends:
-            self.window, self._ends = _window_at(now, monthly=self._monthly)
-            self._shared = self._unsent = 0.0
-        return self.limit - max(0.0, self._shared + self._unsent)
-
-    def consume(self, amount: float) -> None:
-        self._unsent += amount
-
-    def settle(self, reserved: float, used: float, window: int) -> None:
-        if window == self.window:  # an amount of yesterday's window no longer counts
-            self._unsent += used - reserved
-
-    def retry_after(self, amount: float, now: float) -> float:
-        return 0.0 if amount <= self.remaining(now) else self._ends - now
-
-    def changes(self, now: float) -> tuple[SharedChange, ...]:
-        self.remaining(now)
-        return ((f"/{self.window}", Change(self._unsent, self._ends - now + DAY)),)
-
-    def apply(self, sent: Sequence[SharedChange], total: float, now: float) -> None:
-        self.remaining(now)
-        ((name, change),) = sent
-        if name == f"/{self.window}":
-            self._shared, self._unsent = total, self._unsent - change.amount
-
-    def fail(self, now: float) -> None:
-        """Nothing is lost."""
-
-    def is_busy(self) -> bool:
-        return self._unsent != 0
-
-
-class ConcurrencySlots:
+class ConcurrencySlots(Counter):
     """A limit on requests at the same time. In the store it is the sum of the processes, by epoch."""
 
-    window = 0
-
-    def __init__(self, limit: float) -> None:
-        self.limit = limit
+    def __init__(self, meter: Meter) -> None:
+        super().__init__(meter)
         self._used = self._others = 0.0
         self._others_until = 0.0
         self._sent: dict[int, float] = {}
@@ -206,10 +161,10 @@ class ConcurrencySlots:
     def consume(self, amount: float) -> None:
         self._used += amount
 
-    def settle(self, reserved: float, used: float, window: int) -> None:
+    def settle(self, reserved: float, used: float, at: float) -> None:
         self._used -= reserved
 
-    def retry_after(self, amount: float, now: float) -> float:
+    def retry_after(self, now: float) -> float:
         return SLOT_RETRY_SECONDS
 
     def changes(self, now: float) -> tuple[SharedChange, ...]:
@@ -224,50 +179,34 @@ class ConcurrencySlots:
         self._others = max(0.0, total - next(iter(self._sent.values())))
         self._others_until = now + 2 * EPOCH_SECONDS
 
-    def fail(self, now: float) -> None:
-        """The next epoch has the right number."""
-
+    @property
     def is_busy(self) -> bool:
         return self._used != 0 or any(self._sent.values())
 
 
-Counter = TokenBucket | CalendarWindow | ConcurrencySlots
+def _new_counter(meter: Meter) -> Counter:
+    return ConcurrencySlots(meter) if meter.name == "concurrent_requests" else Counter(meter)
 
 
-def new_counter(meter: Meter) -> Counter:
-    """A full counter for a meter."""
-    if meter.name == "concurrent_requests":
-        return ConcurrencySlots(meter.limit)
-    if meter.unit == 2:
-        return CalendarWindow(meter.limit, monthly=meter.name == "dollars_per_month")
-    return TokenBucket(meter.limit)
+def _window_at(name: MeterName, now: float) -> tuple[float, float]:
+    """Begin and end of the minute, day or month that contains `now`."""
+    if name == "dollars_per_month":
+        date = datetime.fromtimestamp(now, UTC)
+        month = date.year * 12 + date.month - 1
+        begins, ends = (datetime(one // 12, one % 12 + 1, 1, tzinfo=UTC).timestamp() for one in (month, month + 1))
+        return begins, ends
+    length = DAY if name == "dollars_per_day" else MINUTE
+    begins = now // length * length
+    return begins, begins + length
 
 
-def is_available(remaining: float, amount: float, limit: float) -> bool:
-    """Returns whether `amount` may be consumed, up to rounding errors. A zero amount always may."""
-    return amount <= 0 or amount <= remaining + ROUNDING_ERROR * limit
-
-
-def _window_at(now: float, *, monthly: bool) -> tuple[int, float]:
-    """Number and end of the day or month that contains `now`; numbers grow."""
-    if not monthly:
-        day = int(now // DAY)
-        return day, (day + 1) * DAY
-    date = datetime.fromtimestamp(now, UTC)
-    month = date.year * 12 + date.month - 1
-    end = datetime((month + 1) // 12, (month + 1) % 12 + 1, 1, tzinfo=UTC)
-    return month, end.timestamp()
-
-
+@dataclass(slots=True, eq=False)
 class Reservation:
-    """The counters of one reservation; by their position, the amount that is reserved and the window that it is of."""
+    """What one request has reserved, and the time of its last reservation."""
 
-    __slots__ = ("amounts", "counters", "windows")
-
-    def __init__(self, counters: Sequence[tuple[Meter, Counter]]) -> None:
-        self.counters = counters
-        self.amounts = [0.0] * len(counters)
-        self.windows = [0] * len(counters)
+    counters: Sequence[tuple[Meter, Counter]]
+    amounts: Amounts
+    at: float = 0.0
 
 
 class Account:
@@ -284,7 +223,7 @@ class Account:
     def declare(self, meters: tuple[Meter, ...]) -> None:
         """Replaces the meters. Counts of meters that stay are kept."""
         known = {meter.name: counter for meter, counter in self.counters}
-        self.counters = tuple((meter, known.get(meter.name) or new_counter(meter)) for meter in meters)
+        self.counters = tuple((meter, known.get(meter.name) or _new_counter(meter)) for meter in meters)
         for meter, counter in self.counters:
             counter.limit = meter.limit
         if not known.keys() >= {meter.name for meter in meters}:
@@ -296,45 +235,44 @@ class Account:
         InvalidRequest for more than a limit ever allows."""
         if self._limiter.shares and self._limiter.now() - self.exchanged_at > ACTIVE_SECONDS:
             await self._wait_for_exchange()
-        reservation = Reservation(self.counters)
+        reservation = Reservation(self.counters, Amounts(0, 0, 0))
         self.extend(reservation, amounts)
         return reservation
 
     def extend(self, reservation: Reservation, amounts: Amounts) -> None:
         """Reserves the difference between `amounts` and the reserved ones, or nothing. Raises as `reserve` does."""
         self._limiter.mark_active(self)
-        now, reserved, windows = self._limiter.now(), reservation.amounts, reservation.windows
-        missing: list[tuple[int, Counter, float]] = []
-        for index, (meter, counter) in enumerate(reservation.counters):
-            if amount := amounts[meter.unit] - reserved[index]:
-                remaining = counter.remaining(now)
-                if amount > remaining and not is_available(remaining, amount, counter.limit):
-                    raise limit_error(self.key, meter, amount, wait=counter.retry_after(amount, now))
-                missing.append((index, counter, amount))
-        for index, counter, amount in missing:
+        now = self._limiter.now()
+        missing: list[tuple[Counter, float]] = []
+        for meter, counter in reservation.counters:
+            amount = amounts[meter.unit] - reservation.amounts[meter.unit]
+            remaining = counter.remaining(now)
+            if amount > 0 and amount > remaining + ROUNDING_ERROR * meter.limit:
+                raise limit_error(self.key, meter, amount, wait=counter.retry_after(now))
+            missing.append((counter, amount))
+        for counter, amount in missing:
             counter.consume(amount)
-            reserved[index] = reserved[index] + amount if windows[index] == counter.window else amount
-            windows[index] = counter.window
+        reservation.amounts, reservation.at = amounts, now
 
     def settle(self, reservation: Reservation, used: Amounts) -> None:
         """Replaces a reservation by what was `used`: returns the rest, or charges more. Releases the concurrent
         request. Call it once per reservation."""
         self._limiter.mark_active(self)
         now = self._limiter.now()
-        for index, (meter, counter) in enumerate(reservation.counters):
-            before, after = reservation.amounts[index], used[meter.unit]
-            if before != after or isinstance(counter, ConcurrencySlots):
-                counter.remaining(now)
-                counter.settle(before, after, reservation.windows[index] if before else counter.window)
+        for meter, counter in reservation.counters:
+            counter.remaining(now)
+            counter.settle(reservation.amounts[meter.unit], used[meter.unit], reservation.at)
 
-    def remaining(self) -> list[float]:
-        """The remainder of each meter; negative if more was used than estimated."""
+    def state(self) -> list[tuple[Meter, float, float]]:
+        """The remainder of each meter, negative if more was used than estimated, and the seconds until all of it is
+        available again."""
         now = self._limiter.now()
-        return [counter.remaining(now) for _, counter in self.counters]
+        found = [(meter, counter.remaining(now), counter.retry_after(now)) for meter, counter in self.counters]
+        return [(meter, remaining, wait if remaining < meter.limit else 0.0) for meter, remaining, wait in found]
 
     def is_busy(self) -> bool:
         """True if it must be exchanged although it has no new request."""
-        return any(counter.is_busy() for _, counter in self.counters)
+        return any(counter.is_busy for _, counter in self.counters)
 
     async def _wait_for_exchange(self) -> None:
         """A client that disconnects does not stop the exchange."""
@@ -420,8 +358,6 @@ class Limiter:
                 totals = await self._store.add(changes)
             except StoreError as error:
                 self.outage.began(str(error))
-                for _, counter, _ in sent:
-                    counter.fail(now)
                 return
             self.outage.ended()
             now = self.now()

@@ -22,13 +22,12 @@ from coe.experts.held_answer import HeldAnswer, WholeReply
 from coe.outage import Outage
 from coe.recipes.calls import VERIFIED
 from coe.registry import CacheSpec
-from coe.supervision import TaskFailed, ignore_failure
 from coe.usage import Usage
 from gateway.cache.answer import CachedAnswer, CacheUse, is_complete
 from gateway.dialects.chat import TEXT_PARTS
 from gateway.request.trace import Trace
 from gateway.shared_cache import SharedCache
-from gateway.shared_store import MemoryStore, RedisStore, SharedStore
+from gateway.shared_store import MemoryStore, RedisStore, ValueStore
 from gateway.snapshot import Snapshot
 
 MEMORY = "memory"
@@ -63,7 +62,7 @@ _TEXT_ROLES = ("system", "developer", "user", "assistant")
 _MESSAGE_EXCLUDING_FIELDS = ("tool_calls", "function_call", "audio")
 
 
-def cache_store(spec: CacheSpec) -> SharedStore:
+def cache_store(spec: CacheSpec) -> ValueStore:
     """The declared store. Raises ConfigError for an invalid address."""
     if spec.store == MEMORY:
         return MemoryStore(max_bytes=spec.max_bytes)
@@ -71,17 +70,13 @@ def cache_store(spec: CacheSpec) -> SharedStore:
 
 
 @asynccontextmanager
-async def open_cache(
-    spec: CacheSpec | None, *, task_failed: TaskFailed = ignore_failure
-) -> AsyncIterator[AnswerCache | None]:
+async def open_cache(spec: CacheSpec | None) -> AsyncIterator[AnswerCache | None]:
     """The cache that is declared, None without one. Raises ConfigError for an invalid address."""
     if spec is None:
         yield None
         return
     outage = Outage("cache", "; until the store is back nothing is answered from the cache")
-    async with SharedCache(
-        cache_store(spec), outage, task="answer-cache", wait=LOOKUP_SECONDS, task_failed=task_failed
-    ) as answers:
+    async with SharedCache(cache_store(spec), outage, wait=LOOKUP_SECONDS) as answers:
         yield AnswerCache(answers)
 
 

@@ -35,7 +35,7 @@ from coe.records import Pending
 from coe.records.feedback import MAX_NAME_CHARACTERS, Feedback, FeedbackKind
 from coe.registry import Registry
 from coe.routing.eligibility import permits_model
-from gateway.access import Caller
+from gateway.access.access import Caller
 from gateway.endpoints.handler import caller_of, json_response
 from gateway.observability.observers import find_record
 from gateway.request.body import FairShares, RequestModel, read_head, read_json_body, validated

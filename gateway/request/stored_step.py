@@ -23,7 +23,7 @@ from coe.experts.http import sse
 from coe.experts.http.sse import EVENT_STREAM
 from coe.registry import Limits, StoredResponsesSpec
 from coe.routing.eligibility import check_thread
-from gateway.access import Caller
+from gateway.access.access import Caller
 from gateway.dialects import responses
 from gateway.request.admission import ActiveRequest
 from gateway.request.body import INITIAL_COPIES, SMALL_BODY, JsonScan

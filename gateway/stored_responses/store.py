@@ -24,7 +24,7 @@ FILE = "stored-responses.sqlite"
 
 
 class ResponseStore:
-    """Stores values for `lifetime` seconds after their last use. After a failure, all calls fail at once until the
+    """Stores values for `lifetime` seconds. After a failure, all calls fail at once until the
     pause of `outage` is over. All methods raise ResponsesUnavailable."""
 
     def __init__(self, store: SharedStore, *, lifetime: float) -> None:
@@ -33,7 +33,7 @@ class ResponseStore:
         self._lifetime = lifetime
 
     async def get(self, owner: str, names: Sequence[str]) -> list[bytes | None]:
-        return await self._run(lambda: self._store.get(names, group=owner, renew=self._lifetime))
+        return await self._run(lambda: self._store.get(names, group=owner))
 
     async def sizes(self, owner: str, names: Sequence[str]) -> list[int]:
         """Returns the size of each value in bytes, 0 for a missing one."""

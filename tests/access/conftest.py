@@ -24,7 +24,7 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(stands=True)
 
 
 def redis_limiter(url: str, **options: Callable[[], float]) -> Limiter:

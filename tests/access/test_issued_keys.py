@@ -15,8 +15,7 @@ import pytest
 from coe.artifacts.api_keys import digest_of
 from coe.errors import ConfigError, KeyRefused, StoreError, Unauthorized
 from coe.registry import AccessSpec, ApiKey, KeySpec, Registry
-from gateway.access import access_of
-from gateway.access.access import Access
+from gateway.access.access import Access, access_of
 from gateway.access.issued import MAX_STALE_SECONDS, IssuedKeyWatch
 from gateway.access.issued_keys import (
     MAX_ISSUED,

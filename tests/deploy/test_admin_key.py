@@ -14,12 +14,13 @@ import aiohttp
 import pytest
 from ruamel.yaml import YAML
 
+from coe.artifacts.api_keys import create_admin_key, with_admin_key
 from coe.artifacts.store import ArtifactStore
 from coe.errors import ConfigError
 from coe.fleet.specs import free_port
 from coe.registry import ApiKey
 from coe.settings import Settings
-from gateway.access import access_of, create_admin_key, with_admin_key
+from gateway.access.access import access_of
 from gateway.access.limits import Limiter
 from tests import forked
 from tests.access.samples import key_of

@@ -8,8 +8,9 @@ import orjson
 import pytest
 from starlette.routing import Route
 
-from gateway.access import Limiter, access_of
+from gateway.access.access import access_of
 from gateway.access.browsers import BrowserPolicy
+from gateway.access.limits import Limiter
 from tests.fakes import Gateway, Response, gateway_of, registry_of
 
 pytestmark = pytest.mark.anyio

@@ -17,7 +17,7 @@ from starlette.responses import Response
 from coe.artifacts.api_keys import digest_of, new_key
 from coe.errors import KeyRefused, NotInstalled
 from coe.registry import ApiKey, KeySpec
-from gateway.access import IssuedKeyWatch
+from gateway.access.issued import IssuedKeyWatch
 from gateway.access.issued_keys import IssuedKey, IssuedKeys, check_in_use, is_over, issue, revoke
 from gateway.endpoints.handler import NO_STORE, caller_of, json_of, json_response, list_response
 from gateway.services import Services
