@@ -46,9 +46,7 @@ from coe.registry import Registry
 from coe.settings import Settings
 from gateway.access.access import check_counters, open_affinity, open_limiter
 from gateway.access.browsers import check_exposure
-from gateway.access.issued import watching_issued_keys
-from gateway.access.issued_keys import check_issued
-from gateway.access.key_store import open_key_store
+from gateway.access.issued_keys import check_issued, open_key_store, watching_issued_keys
 from gateway.app import create_app
 from gateway.cache.step import cache_store, open_cache
 from gateway.observability.logs import log_uncaught

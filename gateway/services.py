@@ -16,7 +16,7 @@ from coe.records.feedback import FeedbackLog
 from coe.records.record import RoutingLog
 from coe.registry import Registry
 from coe.settings import Settings
-from gateway.access.issued import IssuedKeyWatch
+from gateway.access.issued_keys import IssuedKeyWatch
 from gateway.cache.step import AnswerCache
 from gateway.observability.metrics import Metrics
 from gateway.observability.tracing import Tracing

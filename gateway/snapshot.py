@@ -26,7 +26,7 @@ from coe.routing.composition import Composition
 from coe.routing.conversation import Affinity
 from coe.settings import Settings
 from gateway.access.access import Access, access_of
-from gateway.access.issued import IssuedKeyWatch
+from gateway.access.issued_keys import IssuedKeyWatch
 from gateway.access.limits import Limiter
 
 
@@ -126,7 +126,6 @@ class SnapshotBuilder:
         return replace(snapshot, access=self._access(snapshot.composition))
 
     def _access(self, composition: Composition) -> Access:
-        self.issued.report_conflicts(composition.registry)
         return access_of(
             composition.registry,
             self._limiter,

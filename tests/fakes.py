@@ -30,8 +30,7 @@ from coe.routing.conversation import Affinity
 from coe.settings import Settings
 from coe.usage import SentCall, Usage
 from gateway.access.access import access_of
-from gateway.access.issued import IssuedKeyWatch
-from gateway.access.key_store import KEYS_FILE, KeyStore
+from gateway.access.issued_keys import KEYS_FILE, IssuedKeyWatch, KeyStore
 from gateway.access.limits import Limiter
 from gateway.app import create_app
 from gateway.cache.step import open_cache

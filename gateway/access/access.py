@@ -28,8 +28,7 @@ from coe.usage import SentCall
 from gateway.access.allowance import UNLIMITED, Allowance, LimitedAllowance
 from gateway.access.browsers import BrowserPolicy
 from gateway.access.estimate import Pricing
-from gateway.access.issued_keys import IssuedKeys, access_with, date_of
-from gateway.access.key_store import KEYS_FILE
+from gateway.access.issued_keys import KEYS_FILE, IssuedKeys, access_with, date_of
 from gateway.access.limits import Amounts, Limiter
 from gateway.shared_cache import SharedCache
 from gateway.shared_store import RedisStore, SharedStore, SqliteStore

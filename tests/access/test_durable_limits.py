@@ -10,7 +10,7 @@ import pytest
 
 from coe import outage
 from coe.errors import LimitReached
-from gateway.access.key_store import KEYS_FILE
+from gateway.access.issued_keys import KEYS_FILE
 from gateway.access.limits import Account, Amounts, Limiter
 from gateway.shared_store import SqliteStore
 from tests.access.samples import Clock, account_of, dollars, remaining_of
