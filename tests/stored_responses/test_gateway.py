@@ -231,24 +231,6 @@ async def test_a_stored_conversation_takes_the_memory_of_large_bodies_until_the_
         assert state.admission.body_memory == 0
 
 
-async def test_stored_answers_and_those_that_continue_them_are_left_out_of_the_answer_cache(tmp_path: Path) -> None:
-    async with served(tmp_path, declared(cache={"when": "always"})) as one:
-
-        async def sent(**fields: Any) -> tuple[str, str | None]:
-            body = {"model": "generalist", "input": [{"role": "user", "content": "hi"}], **fields}
-            response = await one.gateway.post("/v1/responses", orjson.dumps(body))
-            assert response.status == 200
-            return response.json["id"], response.headers.get("x-coe-cache")
-
-        (first, unused), (second, again) = await sent(), await sent()
-        assert (first != second, unused, again) == (True, None, None)
-        await one.client.responses.delete(second)
-        item = (await one.client.responses.retrieve(first)).output[0].id
-        assert [(await sent(store=False))[1] for _ in range(2)] == ["miss", "hit"]
-        assert (await sent(store=False, previous_response_id=first))[1] is None
-        assert (await sent(store=False, input=[{"type": "item_reference", "id": item}]))[1] is None
-
-
 async def test_lone_surrogates_are_stored_continued_read_and_deleted_at_azures_paths(tmp_path: Path) -> None:
     async with served(tmp_path) as one:
         one.native.text = "x \ud800"
