@@ -57,11 +57,10 @@ from gateway.observability.tracing import check_tracing
 from gateway.process.jobs import Jobs
 from gateway.process.reload import Reader, Reload, file_states, watched_files
 from gateway.process.signals import Drain, handle_signals
-from gateway.request.stored_step import open_stored_step
+from gateway.request.stored_step import open_stored_step, response_store
 from gateway.server import open_listener
 from gateway.services import Services
 from gateway.snapshot import SnapshotBuilder
-from gateway.stored_responses.store import response_store
 from routers.kernel import IMPLEMENTATION
 
 _log = logging.getLogger("gateway")
@@ -233,7 +232,7 @@ async def open_services(
         for name, text, is_degraded in (
             ("coe_artifacts_behind", ARTIFACTS_BEHIND, behind),
             ("coe_cache_degraded", CACHE_DEGRADED, lambda: cache is not None and cache.answers.outage.active),
-            ("coe_stored_responses_degraded", STORED_DEGRADED, lambda: stored is not None and stored.degraded),
+            ("coe_stored_responses_degraded", STORED_DEGRADED, lambda: stored is not None and stored.outage.active),
         ):
             metrics.gauge(name, text, is_degraded, largest=True)
         signals = ImplicitSignals(writer.put)

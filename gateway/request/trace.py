@@ -26,7 +26,7 @@ from gateway.access.allowance import Allowance
 from gateway.cache.answer import CachedAnswer, CacheUse
 from gateway.request.body import Head
 from gateway.snapshot import Snapshot
-from gateway.stored_responses.conversation import StoredUse
+from gateway.stored_responses import StoredUse
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span

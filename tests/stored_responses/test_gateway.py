@@ -13,7 +13,7 @@ import pytest
 
 from coe.core import Call, Reply
 from gateway.request import admission, stored_step
-from gateway.stored_responses.store import ResponseStore
+from gateway.shared_store import SqliteStore
 from tests.access.samples import key_of
 from tests.experts.translation.chat_expert import ChatExpert, ChatReply
 from tests.stored_responses.served import declared, served
@@ -160,11 +160,11 @@ async def test_repeated_references_and_long_histories_are_refused_before_they_ar
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fetched: list[str] = []
-    fetch = ResponseStore.get
+    fetch = SqliteStore.get
 
-    async def get(store: ResponseStore, owner: str, names: Sequence[str]) -> list[bytes | None]:
+    async def get(store: SqliteStore, names: Sequence[str], *, group: str = "") -> list[bytes | None]:
         fetched.extend(names)
-        return await fetch(store, owner, names)
+        return await fetch(store, names, group=group)
 
     registry = declared(limits={"max_body_mb": 0.05})
     async with served(tmp_path, registry, {"content": "x" * 9_000}) as one:
@@ -172,7 +172,7 @@ async def test_repeated_references_and_long_histories_are_refused_before_they_ar
         last = first
         for _ in range(3):
             last = await one.client.responses.create(model="generalist", input="hi", previous_response_id=last.id)
-        monkeypatch.setattr(ResponseStore, "get", get)
+        monkeypatch.setattr(SqliteStore, "get", get)
         reference: Any = {"type": "item_reference", "id": first.output[0].id}
         assert (await one.client.responses.create(model="generalist", input=[reference] * 4)).output_text
         assert [text for _, text in one.sent] == ["x" * 9_000] * 4
