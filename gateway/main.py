@@ -44,7 +44,7 @@ from coe.records.feedback import FeedbackLog
 from coe.records.record import RoutingLog
 from coe.registry import Registry
 from coe.settings import Settings
-from gateway.access.access import check_counters, open_affinity, open_limiter
+from gateway.access.access import open_affinity, open_limiter
 from gateway.access.browsers import check_exposure
 from gateway.access.issued_keys import check_issued, open_key_store, watching_issued_keys
 from gateway.app import create_app
@@ -138,7 +138,7 @@ def prepare(settings: Settings) -> Registry:
     sync_once(settings)
     registry, _ = check_active_state(settings)
     check_exposure(settings, registry.access)
-    check_counters(registry.access.counters)
+    open_key_store(registry.access.counters, home=settings.home)
     if registry.cache is not None:
         cache_store(registry.cache)
     response_store(registry.stored_responses, settings.home)

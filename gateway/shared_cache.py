@@ -20,15 +20,14 @@ PENDING_OVERHEAD_BYTES = 256
 class SharedCache:
     """A cache over `store`, which it closes, and an async context manager.
 
-    `wait` bounds a lookup in seconds; `delay` are the seconds in which writes are collected. After a failure, lookups
-    find nothing until the store accepts a write. Values are dropped during the pause of `outage`; the next one is
-    written then.
+    `wait` bounds a lookup in seconds. After a failure, lookups find nothing until the store accepts a write. Values are
+    dropped during the pause of `outage`; the next one is written then.
     """
 
-    def __init__(self, store: ValueStore, outage: Outage, *, wait: float, delay: float = 0.0) -> None:
+    def __init__(self, store: ValueStore, outage: Outage, *, wait: float) -> None:
         self.outage = outage
         self._store = store
-        self._wait, self._delay = wait, delay
+        self._wait = wait
         self._pending: dict[float, dict[str, bytes]] = {}
         """Values to write, by lifetime and name."""
         self.pending_bytes = 0
@@ -73,9 +72,7 @@ class SharedCache:
         return True
 
     async def _write(self) -> None:
-        """Writes what is pending. Does not fail."""
-        if self._delay:
-            await asyncio.sleep(self._delay)
+        """Writes what is pending, one batch after the other. Does not fail."""
         while self._pending:
             pending, self._pending, self.pending_bytes = self._pending, {}, 0
             try:

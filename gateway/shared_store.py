@@ -305,9 +305,11 @@ class RedisStore:
 
     async def add(self, changes: Mapping[str, Change]) -> dict[str, float]:
         prefix = self._prefix("")
-        pipeline = self._redis.client.pipeline().ping()
+        pipeline = self._redis.client.pipeline()
+        pipeline.ping()
         for name, change in changes.items():
-            pipeline.incrbyfloat(prefix + name, change.amount).expire(prefix + name, math.ceil(change.ttl))
+            pipeline.incrbyfloat(prefix + name, change.amount)
+            pipeline.expire(prefix + name, math.ceil(change.ttl))
         return dict(zip(changes, (await self._run(pipeline.execute()))[1::2], strict=True))
 
     async def aclose(self) -> None:
@@ -326,3 +328,13 @@ class RedisStore:
         """Begins all keys of a group. The braces put them into one slot of a Redis cluster; the digest keeps braces of
         the name out. The number is the version of the format."""
         return f"coe:{{{self._space}{hashlib.sha256(group.encode()).hexdigest()[:32] if group else ''}}}:1:"
+
+
+def open_store(
+    address: str, space: str, *, file: Path, setting: str, max_bytes: int = 0, durable: bool = True
+) -> SharedStore:
+    """The store at the address of a Redis, or else in `file`. `max_bytes` bounds each group; 0 is no bound. Raises
+    ConfigError for an invalid address."""
+    if address.startswith("redis"):
+        return RedisStore(address, space, setting=setting, max_bytes=max_bytes)
+    return SqliteStore(file, max_bytes=max_bytes or math.inf, durable=durable)

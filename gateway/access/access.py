@@ -1,7 +1,7 @@
 """The `access` section of experts.yaml in use: identifies callers, and gives requests their allowances.
 
 `open_limiter` opens the counters that the section names, and `open_affinity` the experts of conversations beside them.
-`check_counters` validates their address, and `access_of` builds an Access over the counters.
+`access_of` builds an Access over the counters.
 """
 
 from __future__ import annotations
@@ -31,8 +31,10 @@ from gateway.access.estimate import Pricing
 from gateway.access.issued_keys import KEYS_FILE, IssuedKeys, access_with, date_of
 from gateway.access.limits import Amounts, Limiter
 from gateway.shared_cache import SharedCache
-from gateway.shared_store import RedisStore, SharedStore, SqliteStore
+from gateway.shared_store import RedisStore, open_store
 
+AFFINITY_LOOKUP_SECONDS = 0.005
+"""Time limit of a request that waits for its conversation's expert."""
 _BEARER = b"bearer "
 _KEY_HEADERS = (b"x-api-key", b"api-key")
 """Headers of Anthropic's and Azure's clients."""
@@ -174,26 +176,9 @@ async def open_limiter(
 ) -> AsyncIterator[Limiter]:
     """Opens the limiter over the counts that `access.counters` names; `file` is a file in the state folder `home`.
     Raises ConfigError for an invalid address."""
-    store: SharedStore
-    store = SqliteStore(home / KEYS_FILE) if counters == FILE else _redis_store(counters, "use")
+    store = open_store(counters, "use", file=home / KEYS_FILE, setting="access.counters")
     async with Limiter(store, task_failed=task_failed) as limiter:
         yield limiter
-
-
-def check_counters(counters: str) -> None:
-    """Raises ConfigError for an invalid address."""
-    if counters != FILE:
-        _redis_store(counters, "")
-
-
-def _redis_store(counters: str, space: str) -> RedisStore:
-    return RedisStore(counters, space, setting="access.counters")
-
-
-AFFINITY_LOOKUP_SECONDS = 0.005
-"""Time limit of a request that waits for its conversation's expert."""
-AFFINITY_DELAY_SECONDS = 0.05
-"""Delay until an answer that began here is known to the other gateways."""
 
 
 @asynccontextmanager
@@ -203,10 +188,7 @@ async def open_affinity(counters: str) -> AsyncIterator[Affinity]:
     if counters == FILE:
         yield Affinity()
         return
-    async with SharedCache(
-        _redis_store(counters, "with"),
-        Outage("conversations", "; until Redis is back each gateway uses its own memory"),
-        wait=AFFINITY_LOOKUP_SECONDS,
-        delay=AFFINITY_DELAY_SECONDS,
-    ) as shared:
+    store = RedisStore(counters, "with", setting="access.counters")
+    outage = Outage("conversations", "; until Redis is back each gateway uses its own memory")
+    async with SharedCache(store, outage, wait=AFFINITY_LOOKUP_SECONDS) as shared:
         yield Affinity(shared=shared)

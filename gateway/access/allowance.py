@@ -98,7 +98,7 @@ class LimitedAllowance(Allowance):
         self._account.settle(self._reservation, Amounts(1, tokens, cost))
 
     def headers(self) -> list[tuple[bytes, bytes]]:
-        found = []
+        found: list[tuple[bytes, bytes]] = []
         for meter, remaining, reset in self._account.state():
             if (names := _HEADER_NAMES.get(meter.name)) is not None:
                 values = b"%d" % meter.limit, b"%d" % max(0.0, remaining), b"%.3gs" % reset

@@ -23,9 +23,8 @@ from coe.errors import ConfigError, KeyNotFound, KeyRefused, KeysUnavailable, St
 from coe.outage import Outage
 from coe.registry import AccessSpec, ApiKey, KeyLimits, KeySpec, Registry
 from coe.registry.access import key_problems
-from coe.registry.sections import FILE
 from coe.supervision import TaskFailed, supervised
-from gateway.shared_store import RedisStore, SharedStore, SqliteStore
+from gateway.shared_store import SharedStore, open_store
 
 T = TypeVar("T")
 
@@ -194,9 +193,7 @@ class KeyStore:
 
 def open_key_store(counters: str, *, home: Path) -> KeyStore:
     """The store that belongs to `access.counters`. Raises ConfigError for an invalid address."""
-    if counters == FILE:
-        return KeyStore(SqliteStore(home / KEYS_FILE))
-    return KeyStore(RedisStore(counters, "keys", setting="access.counters"))
+    return KeyStore(open_store(counters, "keys", file=home / KEYS_FILE, setting="access.counters"))
 
 
 class IssuedKeyWatch:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Literal, NamedTuple, Self
+from typing import NamedTuple, Self
 
 from coe.errors import InvalidRequest, LimitReached, RequestError, StoreError
 from coe.outage import Outage
@@ -23,16 +23,14 @@ from coe.supervision import TaskFailed, ignore_failure, supervised
 from coe.terminal import dollars
 from gateway.shared_store import Change, SharedStore
 
-MeterName = Literal[
-    "concurrent_requests", "requests_per_minute", "tokens_per_minute", "dollars_per_day", "dollars_per_month"
-]
-_UNITS: dict[MeterName, int] = {
+_UNITS = {
     "concurrent_requests": 0,
     "requests_per_minute": 0,
     "tokens_per_minute": 1,
     "dollars_per_day": 2,
     "dollars_per_month": 2,
 }
+"""The index in Amounts of what a limit counts, in the order in which limits are checked."""
 
 
 class Amounts(NamedTuple):
@@ -47,15 +45,15 @@ class Amounts(NamedTuple):
 class Meter:
     """One declared limit of one key. `unit` is the index in Amounts of what it counts."""
 
-    name: MeterName
+    name: str
     limit: float
     unit: int
 
 
 def meters_of(limits: KeyLimits) -> tuple[Meter, ...]:
     """The declared meters, in the order in which they are checked."""
-    declared = ((name, unit, getattr(limits, name)) for name, unit in _UNITS.items())
-    return tuple(Meter(name, float(limit), unit) for name, unit, limit in declared if limit is not None)
+    declared = ((name, getattr(limits, name), unit) for name, unit in _UNITS.items())
+    return tuple(Meter(name, float(limit), unit) for name, limit, unit in declared if limit is not None)
 
 
 def limit_error(key: str, meter: Meter, amount: float, *, wait: float) -> RequestError:
@@ -188,7 +186,7 @@ def _new_counter(meter: Meter) -> Counter:
     return ConcurrencySlots(meter) if meter.name == "concurrent_requests" else Counter(meter)
 
 
-def _window_at(name: MeterName, now: float) -> tuple[float, float]:
+def _window_at(name: str, now: float) -> tuple[float, float]:
     """Begin and end of the minute, day or month that contains `now`."""
     if name == "dollars_per_month":
         date = datetime.fromtimestamp(now, UTC)

@@ -28,7 +28,7 @@ from gateway.dialects import responses
 from gateway.request.admission import ActiveRequest
 from gateway.request.body import INITIAL_COPIES, SMALL_BODY, JsonScan
 from gateway.request.trace import Trace
-from gateway.shared_store import RedisStore, SharedStore, SqliteStore
+from gateway.shared_store import SharedStore, open_store
 from gateway.stored_responses import (
     MAX_ID_CHARACTERS,
     REFERENCE,
@@ -45,12 +45,13 @@ from gateway.stored_responses import (
     response_name,
 )
 
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 NotStored = Literal["size", "store"]
 """Why an answer is not stored: it is too long, or the store failed."""
-NONE, SQLITE = "none", "sqlite"
-"""Values of `stored_responses.store` that are not an address."""
+NONE = "none"
+"""The value of `stored_responses.store` that stores nothing."""
 FILE = "stored-responses.sqlite"
 MAX_REFERENCES = 2_000
 """References to items in one conversation."""
@@ -66,9 +67,8 @@ def response_store(spec: StoredResponsesSpec, home: Path) -> SharedStore | None:
     """Return the declared store, None without one. Raises ConfigError for an invalid address."""
     if spec.store == NONE:
         return None
-    if spec.store == SQLITE:
-        return SqliteStore(home / FILE, max_bytes=spec.max_bytes, durable=False)
-    return RedisStore(spec.store, "responses", setting="stored_responses.store", max_bytes=spec.max_bytes)
+    file, setting = home / FILE, "stored_responses.store"
+    return open_store(spec.store, "responses", file=file, setting=setting, max_bytes=spec.max_bytes, durable=False)
 
 
 @asynccontextmanager

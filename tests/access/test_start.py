@@ -13,7 +13,6 @@ from coe.cli import app
 from coe.errors import ConfigError
 from coe.registry import AccessSpec, ApiKey, KeyLimits, KeySpec, load
 from coe.settings import Settings
-from gateway.access.access import check_counters
 from gateway.access.browsers import check_exposure
 from gateway.access.issued_keys import issue, open_key_store
 from gateway.main import open_services
@@ -47,7 +46,7 @@ def test_beyond_loopback_without_keys_is_refused_with_both_remedies(host: str) -
 
 def test_a_wrong_address_of_redis_is_refused_without_its_password() -> None:
     with pytest.raises(ConfigError, match=r"access\.counters: not a Redis address") as refused:
-        check_counters("redis://:se/cret@localhost:6379/0")
+        open_key_store("redis://:se/cret@localhost:6379/0", home=Path())
     assert "cret" not in str(refused.value)
 
 
