@@ -60,8 +60,8 @@ class SharedStore(ValueStore, Protocol):
     async def sizes(self, names: Sequence[str], *, group: str = "") -> list[int]:
         """Return the bytes of each value, 0 for missing ones."""
 
-    async def delete(self, names: Sequence[str], *, group: str = "") -> int:
-        """Delete the values. Return how many there were."""
+    async def delete(self, names: Sequence[str], *, group: str = "") -> None:
+        """Delete the values."""
 
     async def replace(self, name: str, old: bytes, new: bytes) -> bool:
         """Store `new` without expiry if the value is `old`, empty for none. Return whether the value is `new` now."""
@@ -173,14 +173,13 @@ class SqliteStore:
 
         await self._database.write(write)
 
-    async def delete(self, names: Sequence[str], *, group: str = "") -> int:
-        if not self._database.exists():
-            return 0
-        now = self._clock()
-        statement = "DELETE FROM entries WHERE owner = ? AND name = ? AND expires > ?"
-        return await self._database.write(
-            lambda connection: sum(connection.execute(statement, (group, name, now)).rowcount for name in names)
-        )
+    async def delete(self, names: Sequence[str], *, group: str = "") -> None:
+        rows = [(group, name) for name in names]
+
+        def write(connection: sqlite3.Connection) -> None:
+            connection.executemany("DELETE FROM entries WHERE owner = ? AND name = ?", rows)
+
+        await self._database.write(write)
 
     async def replace(self, name: str, old: bytes, new: bytes) -> bool:
         def write(connection: sqlite3.Connection) -> bool:
@@ -296,9 +295,8 @@ class RedisStore:
             pipeline.set(prefix + name, value, px=milliseconds)
         await self._run(pipeline.execute())
 
-    async def delete(self, names: Sequence[str], *, group: str = "") -> int:
-        prefix = self._prefix(group)
-        return int(await self._run(self._redis.client.delete(prefix, *(prefix + name for name in names))))
+    async def delete(self, names: Sequence[str], *, group: str = "") -> None:
+        await self._run(self._redis.client.delete(*(self._prefix(group) + name for name in names)))
 
     async def replace(self, name: str, old: bytes, new: bytes) -> bool:
         return bool(await self._run(self._replace(keys=[self._prefix("") + name], args=[old, new])))

@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from coe.core import Chat
 from coe.usage import SentCall
 from gateway.access.estimate import CHARACTERS_PER_TOKEN, Pricing, input_tokens, output_tokens
-from gateway.access.limits import Account, Amounts, Reservation, limit_error
+from gateway.access.limits import Account, Amounts, Reservation
 
 ONE_REQUEST = Amounts(1, 0, 0)
 _HEADER_NAMES = {
     f"{unit}_per_minute": tuple(f"x-ratelimit-{what}-{unit}".encode() for what in ("limit", "remaining", "reset"))
     for unit in ("requests", "tokens")
 }
-"""The names of the headers about the limit, the remaining amount and the reset of each meter that has them."""
+"""The names of the headers about the limit, the remaining amount and the reset of each limit that has them."""
 
 
 class Allowance:
@@ -75,9 +75,9 @@ class LimitedAllowance(Allowance):
         self._size = max(size, chat.characters)  # stored answers that the request continues are not part of its body
         self._input, self._output = input_tokens(chat), output_tokens(chat)
         amounts = self._pricing.amounts(chat, recipe, input_tokens=self._input, output_tokens=self._output)
-        for meter in self._account.meters:
-            if amounts[meter.unit] > meter.limit:
-                raise limit_error(self._account.key, meter, amounts[meter.unit], wait=0.0)
+        for counter in self._account.counters:
+            if amounts[counter.unit] > counter.limit:
+                raise counter.limit_error(self._account.key, amounts[counter.unit], wait=0.0)
         self._account.extend(self._reservation, amounts)
 
     async def __aexit__(self, *_: object) -> None:
@@ -99,8 +99,8 @@ class LimitedAllowance(Allowance):
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         found: list[tuple[bytes, bytes]] = []
-        for meter, remaining, reset in self._account.state():
-            if (names := _HEADER_NAMES.get(meter.name)) is not None:
-                values = b"%d" % meter.limit, b"%d" % max(0.0, remaining), b"%.3gs" % reset
+        for counter, remaining, reset in self._account.state():
+            if (names := _HEADER_NAMES.get(counter.name)) is not None:
+                values = b"%d" % counter.limit, b"%d" % max(0.0, remaining), b"%.3gs" % reset
                 found += zip(names, values, strict=True)
         return found

@@ -1,9 +1,9 @@
-"""Limits of API keys: amounts, meters, counters, and the accounts from which requests reserve.
+"""Limits of API keys: amounts, counters, and the accounts from which requests reserve.
 
-A Meter is one declared limit of a key, and a Counter its use in the current minute, day or month of UTC. The Limiter
-has an Account for every key with limits. Each process counts by
-itself, and exchanges changes with the others a few times a second through a SharedStore. So the processes together may
-exceed a limit by what the others admit between two exchanges; see `EXCHANGE_SECONDS`. Times are Unix seconds.
+A Counter is one declared limit of a key with its use. The Limiter has an Account for every key with limits. Each process
+counts by itself, and exchanges changes with the others a few times a second through a SharedStore. So the processes
+together may exceed a limit by what the others admit between two exchanges; see `EXCHANGE_SECONDS`. Times are Unix
+seconds.
 """
 
 from __future__ import annotations
@@ -41,34 +41,6 @@ class Amounts(NamedTuple):
     dollars: float
 
 
-@dataclass(frozen=True, slots=True)
-class Meter:
-    """One declared limit of one key. `unit` is the index in Amounts of what it counts."""
-
-    name: str
-    limit: float
-    unit: int
-
-
-def meters_of(limits: KeyLimits) -> tuple[Meter, ...]:
-    """The declared meters, in the order in which they are checked."""
-    declared = ((name, getattr(limits, name), unit) for name, unit in _UNITS.items())
-    return tuple(Meter(name, float(limit), unit) for name, limit, unit in declared if limit is not None)
-
-
-def limit_error(key: str, meter: Meter, amount: float, *, wait: float) -> RequestError:
-    """The error for a meter that lacks `amount` for `wait` seconds, or always."""
-    most = dollars(meter.limit) if meter.unit == 2 else f"{meter.limit:g}"
-    limit = f"{meter.name} of the API key {key!r} ({most})"
-    if amount > meter.limit:
-        use = dollars(amount) if meter.unit == 2 else f"{amount:,.0f}"
-        message = f"this request may use {use}, more than the {limit} ever allows; lower max_tokens"
-        return InvalidRequest(message, param="max_tokens", code="request_exceeds_limit")
-    seconds = f"{wait:,.0f}" if wait >= 100 else f"{max(wait, 0.001):.3g}"
-    message = f"the {limit} is used up; try again in {seconds} s"
-    return LimitReached(message, retry_after=wait)
-
-
 MINUTE, DAY = 60.0, 86400.0
 GRACE_SECONDS = 3600.0
 """Seconds for which the store keeps the use of a window that is over, for processes whose clocks are behind."""
@@ -92,22 +64,35 @@ SharedChange = tuple[str, Change]
 
 
 class Counter:
-    """The use of one limit in its window: the minute, day or month in UTC that contains the time of the last call.
+    """One limit of a key, and its use in the window that contains the time of the last call: a minute, day or month in
+    UTC. `unit` is the index in Amounts of what it counts.
 
     In the store it is the use of the window by all processes.
     """
 
-    def __init__(self, meter: Meter) -> None:
-        self.limit = meter.limit
+    def __init__(self, name: str, limit: float) -> None:
+        self.name = name
+        self.limit = limit
+        self.unit = _UNITS[name]
         self.begins = self.ends = 0.0
-        self._name = meter.name
         self._shared = self._unsent = 0.0
+
+    def limit_error(self, key: str, amount: float, *, wait: float) -> RequestError:
+        """The error for a key that lacks `amount` for `wait` seconds, or always."""
+        most = dollars(self.limit) if self.unit == 2 else f"{self.limit:g}"
+        limit = f"{self.name} of the API key {key!r} ({most})"
+        if amount > self.limit:
+            use = dollars(amount) if self.unit == 2 else f"{amount:,.0f}"
+            message = f"this request may use {use}, more than the {limit} ever allows; lower max_tokens"
+            return InvalidRequest(message, param="max_tokens", code="request_exceeds_limit")
+        seconds = f"{wait:,.0f}" if wait >= 100 else f"{max(wait, 0.001):.3g}"
+        return LimitReached(f"the {limit} is used up; try again in {seconds} s", retry_after=wait)
 
     def remaining(self, now: float) -> float:
         """Begins the window that contains `now`, and returns the remaining amount; negative if more was used than
         allowed."""
         if not self.begins <= now < self.ends:
-            self.begins, self.ends = _window_at(self._name, now)
+            self.begins, self.ends = _window_at(self.name, now)
             self._shared = self._unsent = 0.0
         return self.limit - max(0.0, self._shared + self._unsent)
 
@@ -146,8 +131,8 @@ class Counter:
 class ConcurrencySlots(Counter):
     """A limit on requests at the same time. In the store it is the sum of the processes, by epoch."""
 
-    def __init__(self, meter: Meter) -> None:
-        super().__init__(meter)
+    def __init__(self, name: str, limit: float) -> None:
+        super().__init__(name, limit)
         self._used = self._others = 0.0
         self._others_until = 0.0
         self._sent: dict[int, float] = {}
@@ -182,10 +167,6 @@ class ConcurrencySlots(Counter):
         return self._used != 0 or any(self._sent.values())
 
 
-def _new_counter(meter: Meter) -> Counter:
-    return ConcurrencySlots(meter) if meter.name == "concurrent_requests" else Counter(meter)
-
-
 def _window_at(name: str, now: float) -> tuple[float, float]:
     """Begin and end of the minute, day or month that contains `now`."""
     if name == "dollars_per_month":
@@ -202,7 +183,7 @@ def _window_at(name: str, now: float) -> tuple[float, float]:
 class Reservation:
     """What one request has reserved, and the time of its last reservation."""
 
-    counters: Sequence[tuple[Meter, Counter]]
+    counters: Sequence[Counter]
     amounts: Amounts
     at: float = 0.0
 
@@ -212,21 +193,21 @@ class Account:
 
     def __init__(self, key: str, limiter: Limiter) -> None:
         self.key = key
-        self.meters: tuple[Meter, ...] = ()
-        self.counters: tuple[tuple[Meter, Counter], ...] = ()
+        self.counters: tuple[Counter, ...] = ()
         self.used_at = self.exchanged_at = -math.inf
         self._limiter = limiter
         self._refresh: asyncio.Task[None] | None = None
 
-    def declare(self, meters: tuple[Meter, ...]) -> None:
-        """Replaces the meters. Counts of meters that stay are kept."""
-        known = {meter.name: counter for meter, counter in self.counters}
-        self.counters = tuple((meter, known.get(meter.name) or _new_counter(meter)) for meter in meters)
-        for meter, counter in self.counters:
-            counter.limit = meter.limit
-        if not known.keys() >= {meter.name for meter in meters}:
-            self.exchanged_at = -math.inf
-        self.meters = meters
+    def declare(self, limits: KeyLimits) -> None:
+        """Replaces the limits. Counts of limits that stay are kept."""
+        known, self.counters = {counter.name: counter for counter in self.counters}, ()
+        for name in _UNITS:
+            if (limit := getattr(limits, name)) is not None:
+                if (counter := known.get(name)) is None:
+                    counter = (ConcurrencySlots if name == "concurrent_requests" else Counter)(name, limit)
+                    self.exchanged_at = -math.inf
+                counter.limit = float(limit)
+                self.counters += (counter,)
 
     async def reserve(self, amounts: Amounts) -> Reservation:
         """Reserves all of `amounts` or nothing. Returns the argument for `settle`. Raises LimitReached, or
@@ -242,11 +223,11 @@ class Account:
         self._limiter.mark_active(self)
         now = self._limiter.now()
         missing: list[tuple[Counter, float]] = []
-        for meter, counter in reservation.counters:
-            amount = amounts[meter.unit] - reservation.amounts[meter.unit]
+        for counter in reservation.counters:
+            amount = amounts[counter.unit] - reservation.amounts[counter.unit]
             remaining = counter.remaining(now)
-            if amount > 0 and amount > remaining + ROUNDING_ERROR * meter.limit:
-                raise limit_error(self.key, meter, amount, wait=counter.retry_after(now))
+            if amount > 0 and amount > remaining + ROUNDING_ERROR * counter.limit:
+                raise counter.limit_error(self.key, amount, wait=counter.retry_after(now))
             missing.append((counter, amount))
         for counter, amount in missing:
             counter.consume(amount)
@@ -257,20 +238,16 @@ class Account:
         request. Call it once per reservation."""
         self._limiter.mark_active(self)
         now = self._limiter.now()
-        for meter, counter in reservation.counters:
+        for counter in reservation.counters:
             counter.remaining(now)
-            counter.settle(reservation.amounts[meter.unit], used[meter.unit], reservation.at)
+            counter.settle(reservation.amounts[counter.unit], used[counter.unit], reservation.at)
 
-    def state(self) -> list[tuple[Meter, float, float]]:
-        """The remainder of each meter, negative if more was used than estimated, and the seconds until all of it is
+    def state(self) -> list[tuple[Counter, float, float]]:
+        """The remainder of each limit, negative if more was used than estimated, and the seconds until all of it is
         available again."""
         now = self._limiter.now()
-        found = [(meter, counter.remaining(now), counter.retry_after(now)) for meter, counter in self.counters]
-        return [(meter, remaining, wait if remaining < meter.limit else 0.0) for meter, remaining, wait in found]
-
-    def is_busy(self) -> bool:
-        """True if it must be exchanged although it has no new request."""
-        return any(counter.is_busy for _, counter in self.counters)
+        found = [(counter, counter.remaining(now), counter.retry_after(now)) for counter in self.counters]
+        return [(counter, remaining, wait if remaining < counter.limit else 0.0) for counter, remaining, wait in found]
 
     async def _wait_for_exchange(self) -> None:
         """A client that disconnects does not stop the exchange."""
@@ -299,7 +276,6 @@ class Limiter:
         self._task_failed = task_failed
         self._accounts: dict[str, Account] = {}
         self._active: set[Account] = set()
-        self._wake = asyncio.Event()
         self._lock = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
@@ -327,9 +303,9 @@ class Limiter:
         counts of others are dropped."""
         known, self._accounts = self._accounts, {}
         for key in keys:
-            if meters := meters_of(key.limits):
+            if key.limits != KeyLimits():
                 account = known.get(key.name) or Account(key.name, self)
-                account.declare(meters)
+                account.declare(key.limits)
                 self._accounts[key.name] = account
         return self._accounts
 
@@ -337,8 +313,6 @@ class Limiter:
         """The account has a request, or one that ends."""
         account.used_at = self.now()
         self._active.add(account)
-        if not self._wake.is_set():
-            self._wake.set()
 
     async def exchange(self, accounts: Collection[Account]) -> None:
         """Sends the changes of these accounts, and reads what all processes have used. Does not fail."""
@@ -347,9 +321,9 @@ class Limiter:
                 return
             now = self.now()
             sent = [
-                (f"{account.key}/{meter.name}", counter, counter.changes(now))
+                (f"{account.key}/{counter.name}", counter, counter.changes(now))
                 for account in accounts
-                for meter, counter in account.counters
+                for counter in account.counters
             ]
             changes = {name + suffix: change for name, _, parts in sent for suffix, change in parts}
             try:
@@ -364,16 +338,13 @@ class Limiter:
             for account in accounts:
                 account.exchanged_at = now
 
-    # --------------------------------------------------------------------------------------------- in the background
-
     async def _run(self) -> None:
         await self.exchange(())  # connects now
         while True:
-            if not self.outage.active:
-                await self._wake.wait()
             await asyncio.sleep(EXCHANGE_SECONDS)
-            await self.exchange(tuple(self._active))
-            since = self.now() - ACTIVE_SECONDS
-            self._active = {one for one in self._active if one.used_at > since or one.is_busy()}
-            if not self._active:
-                self._wake.clear()
+            if self._active or self.outage.active:
+                await self.exchange(tuple(self._active))
+                since = self.now() - ACTIVE_SECONDS
+                self._active = {
+                    one for one in self._active if one.used_at > since or any(each.is_busy for each in one.counters)
+                }

@@ -46,7 +46,7 @@ async def test_money_and_tokens_are_spent_after_a_restart_too(tmp_path: Path, cl
     async with file_limiter(tmp_path, clock) as limiter:
         account = account_of(limiter, **limits)
         await account.reserve(Amounts(0, 0, 0))
-        left = dict(zip([meter.name for meter in account.meters], remaining_of(account), strict=True))
+        left = dict(zip([counter.name for counter in account.counters], remaining_of(account), strict=True))
         assert left["dollars_per_day"] == pytest.approx(0.1)
         assert left["dollars_per_month"] == pytest.approx(4.1)
         assert (left["tokens_per_minute"], left["requests_per_minute"]) == (0, 9)

@@ -17,7 +17,6 @@ from coe.artifacts.api_keys import digest_of
 from coe.experts import ReplicatedExpert, build_experts
 from coe.experts.http.client import Client
 from coe.registry import Registry
-from tests.access.samples import remaining_of
 from tests.experts.fault_servers import closed_port
 from tests.experts.faulty_server import FaultyServer
 from tests.fakes import Gateway, gateway_of, registry_of
@@ -142,8 +141,8 @@ def held(gateway: Gateway, server: RunningServer, session: Client) -> dict[str, 
         assert isinstance(one, ReplicatedExpert)
         found[one.name] = [replica.in_flight for replica in one.replicas]
     for name, account in state.snapshot.access._accounts.items():
-        slots = zip(account.meters, remaining_of(account), strict=True)
-        found[name] = [meter.limit - left for meter, left in slots if meter.name == "concurrent_requests"]
+        state = account.state()
+        found[name] = [counter.limit - left for counter, left, _ in state if counter.name == "concurrent_requests"]
     return {name: value for name, value in found.items() if (any(value) if isinstance(value, list) else value)}
 
 
