@@ -29,7 +29,7 @@ from coe.routing.composition import Composition
 from coe.routing.conversation import Affinity
 from coe.settings import Settings
 from coe.usage import SentCall, Usage
-from gateway.access.access import access_of
+from gateway.access.access import Access
 from gateway.access.issued_keys import KEYS_FILE, IssuedKeyWatch, KeyStore
 from gateway.access.limits import Limiter
 from gateway.app import create_app
@@ -316,7 +316,7 @@ async def gateway_of(
                 registry, experts, threads, assignment, affinity=affinity, retrieval=retrieval
             )
             limiter = Limiter(clock=ManualClock())  # no minute ends while a busy machine pauses
-            access = access_of(registry, limiter, routed=composition.routed_arms)
+            access = Access(registry, limiter, routed=composition.routed_arms)
             metrics = Metrics()
             async with (
                 LogWriter(log, log, spool=spool, count=metrics.record_feedback, **QUICKLY) as writer,

@@ -1,14 +1,14 @@
 """The `access` section of experts.yaml in use: identifies callers, and gives requests their allowances.
 
 `open_limiter` opens the counters that the section names, and `open_affinity` the experts of conversations beside them.
-`access_of` builds an Access over the counters.
+An Access identifies the callers of one declaration.
 """
 
 from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,7 +19,7 @@ from coe.artifacts.api_keys import MAX_KEY_BYTES, rule_of
 from coe.core import ExpertRule, Scope
 from coe.errors import Forbidden, RequestError, Unauthorized
 from coe.outage import Outage
-from coe.registry import AccessSpec, ApiKey, Prices, RecipeSpec, Registry
+from coe.registry import ApiKey, Registry
 from coe.registry.sections import FILE
 from coe.routing.conversation import Affinity
 from coe.routing.eligibility import exclusion
@@ -77,38 +77,38 @@ def _sent_key(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
 
 
 class Access:
-    """Immutable: a reload makes a new one over the same limiter, which keeps the counts.
+    """The keys of a declaration, with the issued ones in force. Immutable: a reload makes a new one over the same
+    limiter, which keeps the counts.
 
-    `prices` are the experts' prices by name. Money is reserved by the price of the expert that a request pins, or by
-    the highest prices for a routed request; for a recipe, by those of all its members. `recipes` has the
-    declaration by recipe and arm, `routed` the arms that routing may select. `permitted` returns the experts and arms
-    of a key's rule; it runs at the key's first request, since keys may be many. `host` is the address that the gateway
-    listens on. `keys` are those that count, declared and issued. `clock` returns Unix seconds.
+    Money is reserved by the price of the expert that a request pins, or by the highest prices for a routed request; for
+    a recipe, by those of all its members. `routed` are the arms of recipes that routing may select. `host` is the
+    address that the gateway listens on. `clock` returns Unix seconds.
     """
 
     def __init__(
         self,
-        spec: AccessSpec,
-        limiter: Limiter | None = None,
+        registry: Registry,
+        limiter: Limiter,
         *,
-        prices: Mapping[str, Prices] | None = None,
-        recipes: Mapping[str, RecipeSpec] | None = None,
+        issued: IssuedKeys = (),
         routed: Collection[str] = (),
-        permitted: Callable[[ExpertRule], Collection[str]] | None = None,
         host: str = "127.0.0.1",
         clock: Callable[[], float] = time.time,
     ) -> None:
+        spec = access_with(registry, issued)
+        prices = {expert.name: expert.prices for expert in registry.experts}
+        recipes = {recipe.name: recipe for recipe in registry.declared_recipes}
         self.browsers = BrowserPolicy(spec.allowed_origins, spec.allowed_hosts, host=host)
         self.keys = spec.keys
         self._clock = clock
         self._known = {bytes.fromhex(key.sha256): (key.scopes, _caller_of(key)) for key in spec.keys}
         self._default_caller = None if spec.keys else Caller()
-        self._accounts = (limiter or Limiter()).accounts(spec.keys)
-        self._pricing_of = partial(Pricing.of, prices or {}, recipes or {}, routed)
-        self._permitted = permitted
+        self._accounts = limiter.accounts(spec.keys)
+        self._arms = registry.arms
+        self._pricing_of = partial(Pricing.of, prices, recipes, routed)
         self._pricing = dict[str, Pricing]()
         """The pricing of each key with limits that has sent a request."""
-        self._minimum = Amounts(1, 1, min((one.input for one in (prices or {}).values()), default=0.0) / 1e6)
+        self._minimum = Amounts(1, 1, min(one.input for one in prices.values()) / 1e6)
 
     def identify(self, headers: Iterable[tuple[bytes, bytes]], scope: Scope | None) -> Caller:
         """The caller, whose key must have `scope` (None: any known key); without any keys, every caller may do
@@ -140,34 +140,15 @@ class Access:
         if caller.key is None or (account := self._accounts.get(caller.key)) is None:
             return UNLIMITED
         if (pricing := self._pricing.get(caller.key)) is None:
-            names = None if caller.rule is None or self._permitted is None else self._permitted(caller.rule)
-            pricing = self._pricing[caller.key] = self._pricing_of(names)
+            rule = caller.rule
+            permitted = None if rule is None else [arm.name for arm in self._arms if not exclusion(rule, arm)]
+            pricing = self._pricing[caller.key] = self._pricing_of(permitted)
         return LimitedAllowance(account, pricing, sent=sent, minimum=self._minimum)
 
     def request_allowance(self, caller: Caller) -> Allowance:
         """The allowance of a request that calls no expert: it counts as one request without tokens and money."""
         account = self._accounts.get(caller.key) if caller.key is not None else None
         return UNLIMITED if account is None else LimitedAllowance(account, Pricing())
-
-
-def access_of(
-    registry: Registry,
-    limiter: Limiter,
-    *,
-    issued: IssuedKeys = (),
-    routed: Collection[str] = (),
-    host: str = "127.0.0.1",
-) -> Access:
-    """The Access of a declaration and the issued keys over `limiter`. `routed` are the arms of recipes that routing may
-    select."""
-    spec = access_with(registry, issued)
-    prices = {expert.name: expert.prices for expert in registry.experts}
-    recipes = {recipe.name: recipe for recipe in registry.declared_recipes}
-
-    def permitted(rule: ExpertRule) -> Collection[str]:
-        return [arm.name for arm in registry.arms if not exclusion(rule, arm)]
-
-    return Access(spec, limiter, prices=prices, recipes=recipes, routed=routed, permitted=permitted, host=host)
 
 
 @asynccontextmanager

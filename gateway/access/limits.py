@@ -1,9 +1,9 @@
 """Limits of API keys: amounts, counters, and the accounts from which requests reserve.
 
-A Counter is one declared limit of a key with its use. The Limiter has an Account for every key with limits. Each process
-counts by itself, and exchanges changes with the others a few times a second through a SharedStore. So the processes
-together may exceed a limit by what the others admit between two exchanges; see `EXCHANGE_SECONDS`. Times are Unix
-seconds.
+A Counter is one declared limit of a key with its use. The Limiter has an Account for every key with limits. Each
+process counts by itself, and exchanges changes with the others a few times a second through a SharedStore. So the
+processes together may exceed a limit by what the others admit between two exchanges; see `EXCHANGE_SECONDS`. Times are
+Unix seconds.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ import pytest
 
 from coe.artifacts.api_keys import digest_of
 from coe.errors import ConfigError, KeyRefused, StoreError, Unauthorized
-from coe.registry import AccessSpec, ApiKey, KeySpec, Registry
-from gateway.access.access import Access, access_of
+from coe.registry import ApiKey, KeySpec, Registry
+from gateway.access.access import Access
 from gateway.access.issued_keys import (
     MAX_ISSUED,
     MAX_STALE_SECONDS,
@@ -112,7 +112,7 @@ def test_issued_keys_without_a_declared_administrator_are_refused_and_never_open
             check_issued(registry, keys, now=NOW)
         with pytest.raises(KeyRefused, match="coe key NAME --scope admin"):
             issue(registry, (), KeySpec(name="b"), sha256="0" * 64, by=None, by_name="", now=NOW)
-    access = access_of(REGISTRY, Limiter(), issued=())
+    access = Access(REGISTRY, Limiter(), issued=())
     with pytest.raises(Unauthorized):
         access.identify([], "chat")
 
@@ -127,7 +127,7 @@ def test_a_declared_key_of_the_same_name_or_digest_wins() -> None:
 def test_an_expired_key_is_refused_from_that_second_on_with_its_date() -> None:
     clock = Clock()
     end = datetime.fromtimestamp(int(clock()) + 1000, UTC)
-    ring = Access(AccessSpec(keys=(key_of("a", expires=end),)), clock=clock)
+    ring = Access(registry_with(key_of("a", expires=end)), Limiter(), clock=clock)
     sent = [(b"x-api-key", b"a")]
     assert ring.identify(sent, "chat").key == "a"
     clock.ahead = 1001
