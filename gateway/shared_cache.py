@@ -44,15 +44,13 @@ class SharedCache:
 
     async def get(self, names: Sequence[str]) -> list[bytes | None]:
         """Return the values; None for what is missing or comes too late."""
-        missing: list[bytes | None] = [None] * len(names)
-        if self.outage.active:
-            return missing
-        lookup = asyncio.ensure_future(self._store.get(names))
-        await asyncio.wait((lookup,), timeout=self._wait)
-        if not lookup.done():
-            lookup.add_done_callback(self._note_failure)
-            return missing
-        return missing if self._note_failure(lookup) else lookup.result()
+        if not self.outage.active:
+            lookup = asyncio.ensure_future(self._store.get(names))
+            lookup.add_done_callback(self._note_failure)  # also of one that comes too late
+            await asyncio.wait((lookup,), timeout=self._wait)
+            if lookup.done() and lookup.exception() is None:
+                return lookup.result()
+        return [None] * len(names)
 
     def put(self, name: str, value: bytes, *, ttl: float) -> None:
         """Store the value soon."""
@@ -64,12 +62,9 @@ class SharedCache:
         if self._writing is None or self._writing.done():
             self._writing = asyncio.create_task(self._write())
 
-    def _note_failure(self, call: asyncio.Future[list[bytes | None]]) -> bool:
-        """Return whether a call failed, which begins an outage."""
-        if call.cancelled() or (error := call.exception()) is None:
-            return False
-        self.outage.began(str(error))
-        return True
+    def _note_failure(self, lookup: asyncio.Future[list[bytes | None]]) -> None:
+        if not lookup.cancelled() and (error := lookup.exception()) is not None:
+            self.outage.began(str(error))
 
     async def _write(self) -> None:
         """Writes what is pending, one batch after the other. Does not fail."""

@@ -99,15 +99,6 @@ async def test_places_among_the_concurrent_requests_come_back(limiter: Limiter) 
     assert len(await admitted(account, 10)) == 1
 
 
-async def test_money_is_reserved_before_it_is_spent(limiter: Limiter) -> None:
-    account = account_of(limiter, dollars_per_day=1.0)
-    running = await admitted(account, 20, dollars(0.1))
-    assert len(running) == 10
-    for taken in running:
-        account.settle(taken, dollars(0.05))
-    assert len(await admitted(account, 20, dollars(0.1))) == 5
-
-
 async def test_a_new_day_has_its_own_money_and_the_month_goes_on(limiter: Limiter, clock: Clock) -> None:
     account = account_of(limiter, dollars_per_day=1.0, dollars_per_month=1.5)
     clock.ahead += 1_800_000_000 - clock()  # 2027-01-15 08:00 UTC

@@ -101,6 +101,9 @@ async def test_always_caches_whatever_the_parameters_and_a_seed_is_deterministic
         (answer("x" * MAX_ANSWER_BYTES), {}),
         (stream("cut", finish="length"), {"stream": True}),
         ((event("no end"), DONE), {"stream": True}),
+        ((event('it says "finish_reason": "stop"'), DONE), {"stream": True}),
+        (stream("no end")[:-1], {"stream": True}),
+        ((b"[]",), {}),
         (stream(*["x" * 2**18] * 5), {"stream": True}),
     ],
 )

@@ -7,6 +7,7 @@ import shutil
 import stat
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from redis import Redis
@@ -37,37 +38,28 @@ def clock() -> Clock:
 
 
 @pytest.fixture(params=["memory", "sqlite", "redis"])
-async def values(request: pytest.FixtureRequest, clock: Clock) -> AsyncIterator[ValueStore]:
+async def store(request: pytest.FixtureRequest, clock: Clock) -> AsyncIterator[Any]:
     """Of each kind in turn, for MAX_BYTES."""
+    opened: ValueStore
     if request.param == "memory":
-        yield MemoryStore(max_bytes=MAX_BYTES, clock=clock)
-    else:
-        async for opened in _opened(request, request.param, clock):
-            yield opened
-
-
-@pytest.fixture(params=["sqlite", "redis"])
-async def store(request: pytest.FixtureRequest, clock: Clock) -> AsyncIterator[SharedStore]:
-    """Of each shared kind in turn, for MAX_BYTES."""
-    async for opened in _opened(request, request.param, clock):
-        yield opened
-
-
-async def _opened(request: pytest.FixtureRequest, kind: str, clock: Clock) -> AsyncIterator[SharedStore]:
-    opened: SharedStore
-    if kind == "sqlite":
-        tmp_path = request.getfixturevalue("tmp_path")
-        opened = SqliteStore(tmp_path / "shared.sqlite", max_bytes=MAX_BYTES, clock=clock)
+        opened = MemoryStore(max_bytes=MAX_BYTES, clock=clock)
+    elif request.param == "sqlite":
+        file = request.getfixturevalue("tmp_path") / "shared.sqlite"
+        opened = SqliteStore(file, max_bytes=MAX_BYTES, clock=clock)
     else:
         opened = redis_store(request.getfixturevalue("redis_url"))
     yield opened
     await opened.aclose()
 
 
+shared = pytest.mark.parametrize("store", ["sqlite", "redis"], indirect=True)
+
+
 def redis_store(url: str) -> RedisStore:
     return RedisStore(url, "test", setting="cache.store", max_bytes=MAX_BYTES)
 
 
+@shared
 async def test_values_are_returned_in_order_to_their_group_only(store: SharedStore) -> None:
     assert await store.get(["1"], group="a") == [None]
     await store.put({"1": b"one", "2": bytes(range(256))}, ttl=LONG, group="a")
@@ -79,14 +71,15 @@ async def test_values_are_returned_in_order_to_their_group_only(store: SharedSto
     assert (await store.get([]), await store.sizes([], group="b}")) == ([], [])
 
 
-async def test_a_value_is_replaced(values: ValueStore) -> None:
+async def test_a_value_is_replaced(store: ValueStore) -> None:
     for number in range(20):
-        await values.put({"1": b"%d" % number + QUARTER}, ttl=LONG)
+        await store.put({"1": b"%d" % number + QUARTER}, ttl=LONG)
         await asyncio.sleep(0.004)  # Redis tells a replaced value from its successor by milliseconds
-    await values.put({"2": b"two"}, ttl=LONG)
-    assert await values.get(["1", "2"]) == [b"19" + QUARTER, b"two"]
+    await store.put({"2": b"two"}, ttl=LONG)
+    assert await store.get(["1", "2"]) == [b"19" + QUARTER, b"two"]
 
 
+@shared
 async def test_a_value_is_deleted(store: SharedStore) -> None:
     await store.put({"1": b"one", "2": b"two"}, ttl=LONG)
     await store.delete(["2"], group="b")
@@ -94,27 +87,28 @@ async def test_a_value_is_deleted(store: SharedStore) -> None:
     assert await store.get(["1", "2"]) == [None, b"two"]
 
 
-async def test_a_value_expires(values: ValueStore, clock: Clock) -> None:
-    await values.put({"short": b"1"}, ttl=0.5)
-    await values.put({"long": b"3"}, ttl=LONG)
-    assert await values.get(["short", "long"]) == [b"1", b"3"]
+async def test_a_value_expires(store: ValueStore, clock: Clock) -> None:
+    await store.put({"short": b"1"}, ttl=0.5)
+    await store.put({"long": b"3"}, ttl=LONG)
+    assert await store.get(["short", "long"]) == [b"1", b"3"]
     clock.ahead = 1.0
     async with asyncio.timeout(60):
-        while await values.get(["short", "long"]) != [None, b"3"]:
+        while await store.get(["short", "long"]) != [None, b"3"]:
             await asyncio.sleep(0.05)
 
 
-async def test_the_oldest_values_make_room(values: ValueStore, clock: Clock) -> None:
+async def test_the_oldest_values_make_room(store: ValueStore, clock: Clock) -> None:
     for name in "12345":
-        await values.put({name: QUARTER}, ttl=LONG)
+        await store.put({name: QUARTER}, ttl=LONG)
         clock.ahead += 1
-    assert await values.get(list("12345")) == [None, QUARTER, QUARTER, QUARTER, QUARTER]
-    await values.put({"6": b"x" * (MAX_BYTES + 1)}, ttl=LONG)
-    assert await values.get(["6"]) == [None]
-    await values.put({"7": QUARTER}, ttl=LONG)
-    assert await values.get(["7"]) == [QUARTER]
+    assert await store.get(list("12345")) == [None, QUARTER, QUARTER, QUARTER, QUARTER]
+    await store.put({"6": b"x" * (MAX_BYTES + 1)}, ttl=LONG)
+    assert await store.get(["6"]) == [None]
+    await store.put({"7": QUARTER}, ttl=LONG)
+    assert await store.get(["7"]) == [QUARTER]
 
 
+@shared
 async def test_no_group_takes_the_room_of_another(store: SharedStore) -> None:
     await store.put({"1": QUARTER}, ttl=LONG, group="a")
     for name in "12345":
@@ -133,6 +127,7 @@ async def test_expired_values_take_no_room(redis_url: str) -> None:
     await store.aclose()
 
 
+@shared
 async def test_a_replacement_needs_the_value_that_was_read_and_may_be_repeated(store: SharedStore) -> None:
     assert await store.replace("list", b"", b"one")
     assert await store.replace("list", b"", b"one")
@@ -143,6 +138,7 @@ async def test_a_replacement_needs_the_value_that_was_read_and_may_be_repeated(s
     assert await store.get(["list"]) == [b"%d" % done.index(True)]
 
 
+@shared
 async def test_a_counter_adds_up_and_is_forgotten(store: SharedStore, clock: Clock) -> None:
     assert await store.add({}) == {}
     assert await store.add({"a": Change(0, LONG)}) == {"a": 0}

@@ -78,20 +78,6 @@ async def test_an_answer_with_store_false_is_not_stored(tmp_path: Path) -> None:
             await one.client.responses.retrieve(hidden.id)
 
 
-@pytest.mark.parametrize("stream", [False, True])
-async def test_a_conversation_moves_between_servers(tmp_path: Path, stream: bool) -> None:
-    async with served(tmp_path) as one:
-        body = {"model": "coder", "input": "code", "stream": stream}
-        assert (await one.gateway.post("/v1/responses", orjson.dumps(body))).status == 200
-        other = await one.client.responses.create(model="generalist", input="general", previous_response_id="resp_1")
-        assert one.sent == [("user", "code"), ("assistant", "answer 1"), ("user", "general")]
-        back = await one.client.responses.create(model="coder", input="code", previous_response_id=other.id)
-        fields = one.native.calls[-1].fields
-        assert "previous_response_id" not in fields
-        assert [item.get("role") for item in fields["input"]] == ["user", "assistant", "user", "assistant", "user"]
-        assert back.previous_response_id == other.id
-
-
 async def test_keys_and_tenants_are_separate(tmp_path: Path) -> None:
     keys = [
         key_of("alice", tenant="acme"),
