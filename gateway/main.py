@@ -44,9 +44,10 @@ from coe.records.feedback import FeedbackLog
 from coe.records.record import RoutingLog
 from coe.registry import Registry
 from coe.settings import Settings
-from gateway.access.access import open_affinity, open_limiter
+from gateway.access.access import open_affinity
 from gateway.access.browsers import check_exposure
-from gateway.access.issued_keys import check_issued, open_key_store, watching_issued_keys
+from gateway.access.issued_keys import KEYS_FILE, IssuedKeyWatch, check_issued, open_key_store
+from gateway.access.limits import Limiter
 from gateway.app import create_app
 from gateway.cache.step import cache_store, open_cache
 from gateway.observability.logs import log_uncaught
@@ -60,6 +61,7 @@ from gateway.process.signals import Drain, handle_signals
 from gateway.request.stored_step import open_stored_step, response_store
 from gateway.server import open_listener
 from gateway.services import Services
+from gateway.shared_store import open_store
 from gateway.snapshot import SnapshotBuilder
 from routers.kernel import IMPLEMENTATION
 
@@ -293,10 +295,11 @@ async def _open_builder(
 ) -> SnapshotBuilder:
     """Open what all snapshots share: limits, issued keys, the residency client, affinity."""
     counters, failed = registry.access.counters, metrics.task_failed
-    limiter = await stack.enter_async_context(open_limiter(counters, home=settings.home, task_failed=failed))
+    counts = open_store(counters, "use", file=settings.home / KEYS_FILE, setting="access.counters")
+    limiter = await stack.enter_async_context(Limiter(counts, task_failed=failed))
     metrics.gauge("coe_limits_degraded", LIMITS_DEGRADED, lambda: limiter.outage.active, largest=True)
-    store = open_key_store(counters, home=settings.home)
-    issued = await stack.enter_async_context(watching_issued_keys(store, task_failed=failed))
+    keys = open_key_store(counters, home=settings.home)
+    issued = await stack.enter_async_context(IssuedKeyWatch(keys, task_failed=failed))
     check_issued(registry, issued.keys, now=time.time())
     metrics.gauge("coe_issued_keys_degraded", ISSUED_KEYS_DEGRADED, lambda: issued.outage.active, largest=True)
     builder = SnapshotBuilder(

@@ -1,7 +1,7 @@
 """The `access` section of experts.yaml in use: identifies callers, and gives requests their allowances.
 
-`open_limiter` opens the counters that the section names, and `open_affinity` the experts of conversations beside them.
-An Access identifies the callers of one declaration.
+An Access identifies the callers of one declaration. `open_affinity` opens the experts of conversations beside the
+counters that the section names.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 
 from coe.artifacts.api_keys import MAX_KEY_BYTES, rule_of
 from coe.core import ExpertRule, Scope
@@ -23,15 +22,14 @@ from coe.registry import ApiKey, Registry
 from coe.registry.sections import FILE
 from coe.routing.conversation import Affinity
 from coe.routing.eligibility import exclusion
-from coe.supervision import TaskFailed, ignore_failure
 from coe.usage import SentCall
 from gateway.access.allowance import UNLIMITED, Allowance, LimitedAllowance
 from gateway.access.browsers import BrowserPolicy
 from gateway.access.estimate import Pricing
-from gateway.access.issued_keys import KEYS_FILE, IssuedKeys, access_with, date_of
+from gateway.access.issued_keys import IssuedKeys, access_with, date_of
 from gateway.access.limits import Amounts, Limiter
 from gateway.shared_cache import SharedCache
-from gateway.shared_store import RedisStore, open_store
+from gateway.shared_store import RedisStore
 
 AFFINITY_LOOKUP_SECONDS = 0.005
 """Time limit of a request that waits for its conversation's expert."""
@@ -149,17 +147,6 @@ class Access:
         """The allowance of a request that calls no expert: it counts as one request without tokens and money."""
         account = self._accounts.get(caller.key) if caller.key is not None else None
         return UNLIMITED if account is None else LimitedAllowance(account, Pricing())
-
-
-@asynccontextmanager
-async def open_limiter(
-    counters: str, *, home: Path, task_failed: TaskFailed = ignore_failure
-) -> AsyncIterator[Limiter]:
-    """Opens the limiter over the counts that `access.counters` names; `file` is a file in the state folder `home`.
-    Raises ConfigError for an invalid address."""
-    store = open_store(counters, "use", file=home / KEYS_FILE, setting="access.counters")
-    async with Limiter(store, task_failed=task_failed) as limiter:
-        yield limiter
 
 
 @asynccontextmanager

@@ -10,11 +10,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import orjson
 from pydantic import TypeAdapter, ValidationError
@@ -23,7 +22,7 @@ from coe.errors import ConfigError, KeyNotFound, KeyRefused, KeysUnavailable, St
 from coe.outage import Outage
 from coe.registry import AccessSpec, ApiKey, KeyLimits, KeySpec, Registry
 from coe.registry.access import key_problems
-from coe.supervision import TaskFailed, supervised
+from coe.supervision import TaskFailed, ignore_failure, supervised
 from gateway.shared_store import SharedStore, open_store
 
 T = TypeVar("T")
@@ -201,17 +200,34 @@ class IssuedKeyWatch:
 
     A revoked key is refused after at most POLL_SECONDS and one read. A process that cannot read the store keeps the
     keys for MAX_STALE_SECONDS, then refuses all issued keys: one of them may have been revoked in the meantime.
-    `on_change` is called after a change.
+    `on_change` is called after a change. As an async context it reads in the background, and closes the store.
     """
 
-    def __init__(self, store: KeyStore, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        store: KeyStore,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        task_failed: TaskFailed = ignore_failure,
+    ) -> None:
         self._store = store
         self._clock = clock
+        self._task_failed = task_failed
         self._last_read = clock()
         self._lock = asyncio.Lock()
         self.keys: IssuedKeys = ()
         self.outage = Outage("issued API keys", f"; the known ones are accepted for {MAX_STALE_SECONDS:g} s")
         self.on_change: Callable[[], None] = lambda: None
+
+    async def __aenter__(self) -> Self:
+        await self.refresh()
+        self._task = supervised(self._run, "issued-keys", task_failed=self._task_failed)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        await self._store.aclose()
 
     async def refresh(self) -> None:
         """Read the keys again if they changed. Does not fail."""
@@ -235,8 +251,7 @@ class IssuedKeyWatch:
             self._apply(keys)
             return result
 
-    async def run(self) -> None:
-        """Read at intervals until cancelled."""
+    async def _run(self) -> None:
         while True:
             await asyncio.sleep(POLL_SECONDS)
             await self.refresh()
@@ -245,17 +260,3 @@ class IssuedKeyWatch:
         if keys != self.keys:
             self.keys = keys
             self.on_change()
-
-
-@asynccontextmanager
-async def watching_issued_keys(store: KeyStore, *, task_failed: TaskFailed) -> AsyncIterator[IssuedKeyWatch]:
-    """Read the keys once, then watch them in a task until the block ends."""
-    watch = IssuedKeyWatch(store)
-    await watch.refresh()
-    task = supervised(watch.run, "issued-keys", task_failed=task_failed)
-    try:
-        yield watch
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        await store.aclose()
