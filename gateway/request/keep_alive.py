@@ -53,6 +53,7 @@ class KeepAlive:
     def __exit__(self, *_: object) -> None:
         if self._task is not None:
             self._task.cancel()
+            self._task = None  # no cycle of references
 
     async def send(self, message: Message) -> None:
         """Send a message of the answer. The headers are left out if they are sent already."""
