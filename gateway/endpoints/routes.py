@@ -22,7 +22,6 @@ from gateway.dialects.responses import RESPONSES
 from gateway.endpoints import health, models, stored_responses
 from gateway.endpoints.admin import experts, keys
 from gateway.endpoints.admin.artifacts import Artifacts
-from gateway.endpoints.admin.config import Config
 from gateway.endpoints.admin.mapping import Map
 from gateway.endpoints.admin.records import Records
 from gateway.endpoints.admin.reports import Reports
@@ -60,7 +59,7 @@ async def _openapi(_: Request) -> Response:
 def _rows(services: Services) -> Iterator[_Row]:
     """Method and path, what the key needs, and the handler."""
     documents, records, artifacts, stats = Documents(services), Records(services), Artifacts(services), Stats(services)
-    plan, config, reports = Map(services), Config(services), Reports(services)
+    plan, reports = Map(services), Reports(services)
     yield from (
         ("GET /", "public", health.root),
         ("GET /health", "public", partial(health.health, services)),
@@ -91,8 +90,6 @@ def _rows(services: Services) -> Iterator[_Row]:
         ("GET /v1/keys", "admin", partial(keys.list_keys, services)),
         ("POST /v1/keys", "admin", partial(keys.issue_key, services)),
         ("DELETE /v1/keys/{name}", "admin", partial(keys.revoke_key, services)),
-        ("GET /v1/config", "admin", config.get),
-        ("POST /v1/config/check", "admin", config.check),
     )
     for prefix in _PREFIXES:
         yield f"GET {prefix}/models", "any_key", partial(models.list_models, services)
