@@ -183,10 +183,6 @@ class KeyRefused(InvalidRequest, code="key_refused", status=409):
     """An API key cannot be issued or revoked; the message has the reason and the remedy."""
 
 
-class NothingMeasured(InvalidRequest, code="nothing_measured", status=409):
-    """The assignment in use was declared, not planned from scores, or the record of its scores is missing."""
-
-
 class InvalidHttp(InvalidRequest, code="invalid_http"):
     """The bytes are not a valid HTTP/1.1 request."""
 

@@ -252,7 +252,6 @@ async def open_services(
             writer=writer,
             settings=settings,
             jobs=await enter(Jobs(settings)),
-            solver=await enter(Jobs(settings)),
             tracing=observation.tracing,
             cache=cache,
             stored=stored,

@@ -53,7 +53,6 @@ class Services:
     writer: LogWriter
     settings: Settings
     jobs: Jobs
-    solver: Jobs
     tracing: Tracing | None = None
     cache: AnswerCache | None = None
     stored: StoredStep | None = None

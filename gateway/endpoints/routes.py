@@ -22,7 +22,7 @@ from gateway.dialects.responses import RESPONSES
 from gateway.endpoints import health, models, stored_responses
 from gateway.endpoints.admin import experts, keys
 from gateway.endpoints.admin.artifacts import Artifacts
-from gateway.endpoints.admin.mapping import Map
+from gateway.endpoints.admin.mapping import read_map
 from gateway.endpoints.admin.records import Records
 from gateway.endpoints.admin.reports import Reports
 from gateway.endpoints.admin.stats import Stats
@@ -59,7 +59,7 @@ async def _openapi(_: Request) -> Response:
 def _rows(services: Services) -> Iterator[_Row]:
     """Method and path, what the key needs, and the handler."""
     documents, records, artifacts, stats = Documents(services), Records(services), Artifacts(services), Stats(services)
-    plan, reports = Map(services), Reports(services)
+    reports = Reports(services)
     yield from (
         ("GET /", "public", health.root),
         ("GET /health", "public", partial(health.health, services)),
@@ -78,8 +78,7 @@ def _rows(services: Services) -> Iterator[_Row]:
         ("GET /v1/records", "admin", records.list),
         ("GET /v1/records/{id}", "admin", records.get),
         ("POST /v1/records/{id}/decision", "admin", records.replay),
-        ("GET /v1/map", "admin", plan.get),
-        ("POST /v1/map/solve", "admin", plan.solve),
+        ("GET /v1/map", "admin", partial(read_map, services)),
         ("GET /v1/artifacts", "admin", artifacts.list),
         ("GET /v1/artifacts/{kind}/{version}", "admin", artifacts.get),
         ("POST /v1/artifacts/{kind}/promote", "admin", artifacts.promote),

@@ -32,7 +32,6 @@ WITH_BODIES = (
     "/v1/feedback",
     "/v1/artifacts/router/rollback",
     "/v1/artifacts/router/promote",
-    "/v1/map/solve",
     "/v1/keys",
     *(f"/openai/v1/{name}" for name in ("chat/completions", "completions", "responses", "embeddings")),
     *(f"/openai/deployments/auto/{name}" for name in ("chat/completions", "completions", "embeddings")),
