@@ -77,7 +77,6 @@ def _rows(services: Services) -> Iterator[_Row]:
         ("GET /v1/residency", "admin", reports.residency),
         ("GET /v1/records", "admin", records.list),
         ("GET /v1/records/{id}", "admin", records.get),
-        ("POST /v1/records/{id}/decision", "admin", records.replay),
         ("GET /v1/map", "admin", partial(read_map, services)),
         ("GET /v1/artifacts", "admin", artifacts.list),
         ("GET /v1/artifacts/{kind}/{version}", "admin", artifacts.get),
