@@ -40,8 +40,6 @@ ERROR_EVENT_TIMEOUT = 1.0
 
 PIECE_BYTES = 2**18
 """Bytes of an answer that are sent at a time."""
-DEPLOYMENT = "model"
-"""Parameter of a path that names the model in place of the body."""
 JSON = "application/json"
 _NO_KEEP_ALIVE = nullcontext()
 
@@ -94,7 +92,7 @@ class ChatEndpoint:
         await self._take_turns()
         trace.step("parse")  # 2
         size = len(body)
-        await parse(trace, active, self._dialect, body, scope)
+        await parse(trace, active, self._dialect, body)
         del body  # the parsed chat replaces it in memory
         if self._stored is not None:
             await self._stored.load_history(trace, active, body_bytes=size)
@@ -208,7 +206,7 @@ class DryRun:
                 trace.allowance = access.request_allowance(trace.caller)
                 async with trace.allowance:
                     body = await active.admit(trace.head, receive)
-                    await parse(trace, active, self._dialect, body, scope)
+                    await parse(trace, active, self._dialect, body)
                     answer = await self._answer(trace)
             status, content, headers = 200, orjson.dumps(answer), list[tuple[bytes, bytes]]()
         except RequestError as error:
@@ -230,10 +228,9 @@ def identify(trace: Trace, permission: Permission) -> None:
         trace.options = replace(trace.options, purpose=None)  # an ordinary key cannot hide its requests from reports
 
 
-async def parse(trace: Trace, active: ActiveRequest, dialect: Dialect, body: bytes | bytearray, scope: Scope) -> None:
+async def parse(trace: Trace, active: ActiveRequest, dialect: Dialect, body: bytes | bytearray) -> None:
     """Step 2: set the chat with its resolved model, and the rules that match. Raises InvalidRequest."""
-    deployment = scope["path_params"].get(DEPLOYMENT, "") if "path_params" in scope else ""
-    trace.chat = await active.process(partial(dialect.parse, body, deployment), size=len(body))
+    trace.chat = await active.process(partial(dialect.parse, body), size=len(body))
     trace.requested_model = trace.chat.model
     trace.chat, trace.options = resolve_model(trace.chat, trace.options, trace.snapshot.registry, trace.head)
     if (rules := trace.snapshot.composition.rules) is not None:

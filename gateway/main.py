@@ -257,7 +257,6 @@ async def open_services(
             stored=stored,
             residency=builder.residency,
             issued=builder.issued,
-            session=session,
         )
         builder.issued.on_change = lambda: services.replace(builder.with_issued(services.snapshot))
         await services.snapshot.composition.warm()

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from coe.experts import ExpertLoader
-from coe.experts.http.client import Client
 from coe.records import LogWriter
 from coe.records.feedback import FeedbackLog
 from coe.records.record import RoutingLog
@@ -41,8 +40,8 @@ class Reloading(Protocol):
 class Services:
     """The services of one process. New requests use `snapshot`; each request reads it once.
 
-    `tracing` is None without a collector, `cache` and `stored` if none is declared, `reload`, `issued` and `session` in
-    tests without them, `residency` if no experts share a device.
+    `tracing` is None without a collector, `cache` and `stored` if none is declared, `reload` and `issued` in tests
+    without them, `residency` if no experts share a device.
     """
 
     snapshot: Snapshot
@@ -58,7 +57,6 @@ class Services:
     stored: StoredStep | None = None
     residency: ExpertLoader | None = None
     issued: IssuedKeyWatch | None = None
-    session: Client | None = None
     reload: Reloading | None = None
     admission: Admission = field(init=False)
     answers: AnswerPool = field(default_factory=AnswerPool)

@@ -4,18 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 from coe.core import Api, Chat
 from coe.errors import RequestError
 from coe.experts.http import sse
-
-
-class Parse(Protocol):
-    """Returns the routing view of a body. A given `model` replaces that of the body. Raises an InvalidRequest that
-    names the field."""
-
-    def __call__(self, body: bytes | bytearray, model: str = "") -> Chat: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +15,8 @@ class Dialect:
     """One API's form of requests and errors."""
 
     api: Api
-    parse: Parse
+    parse: Callable[[bytes | bytearray], Chat]
+    """Returns the routing view of a body. Raises an InvalidRequest that names the field."""
     error_body: Callable[[RequestError], bytes]
     error_event: Callable[[RequestError], bytes]
     """An error as the last event of a stream."""

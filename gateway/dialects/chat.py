@@ -62,10 +62,12 @@ def chat_of(
     needs: Needs,
     *,
     api: Api,
-    model: str,
     characters: int | None = None,
 ) -> Chat:
     """The routing view of a parsed body. `characters` defaults to those of all messages."""
+    model = fields.get("model")
+    if not isinstance(model, str) or not model:
+        raise InvalidRequest("model is missing: write 'auto' or the name of an expert", param="model")
     _check_counts(fields)
     messages = tuple(messages)
     if "tools" not in needs and not TOOL_ROLES.isdisjoint([message.role for message in messages]):
@@ -94,14 +96,6 @@ def _check_count(value: Any, name: str, *, minimum: int) -> None:
     whole = type(value) is int or (type(value) is float and value.is_integer())
     if not whole or not minimum <= value <= MAX_TOKEN_COUNT:
         raise InvalidRequest(f"{name} must be a whole number from {minimum} to {MAX_TOKEN_COUNT}", param=name)
-
-
-def model_of(fields: dict[str, Any]) -> str:
-    """The model: `auto`, or a name that may be an expert's."""
-    model = fields.get("model")
-    if not isinstance(model, str) or not model:
-        raise InvalidRequest("model is missing: write 'auto' or the name of an expert", param="model")
-    return model
 
 
 def stream_of(fields: dict[str, Any]) -> bool:
@@ -208,10 +202,9 @@ def prompts_of(value: Any, name: str) -> list[str | list[Any]]:
     raise InvalidRequest(f"{name} must be text, a list of texts, or tokens", param=name)
 
 
-def parse(body: bytes | bytearray, model: str = "") -> Chat:
+def parse(body: bytes | bytearray) -> Chat:
     """The routing view of a chat. Raises InvalidRequest that names the field."""
     fields = parse_object(body)
-    model = model or model_of(fields)
     needs: Needs = set()
     if not fields.keys().isdisjoint(_NEEDING_FIELDS):
         if fields.get("tools") or fields.get("functions"):
@@ -225,30 +218,28 @@ def parse(body: bytes | bytearray, model: str = "") -> Chat:
         parse_message(message, "messages", index, ROLES, needs, "tool_call_id")
         for index, message in enumerate(messages)
     ]
-    return chat_of(fields, parsed, needs, api="chat", model=model)
+    return chat_of(fields, parsed, needs, api="chat")
 
 
-def _parse_completion(body: bytes | bytearray, model: str = "") -> Chat:
+def _parse_completion(body: bytes | bytearray) -> Chat:
     """All prompts as one user message."""
     fields = parse_object(body)
-    model = model or model_of(fields)
     prompts = prompts_of(fields.get("prompt"), "prompt")
     text = "\n".join([prompt for prompt in prompts if isinstance(prompt, str)])
     longest = max(map(len, prompts))  # each prompt gets its own answer
     needs: Needs = set()
     add_field_needs(fields, needs)
-    return chat_of(fields, (Message("user", text),), needs, api="completions", model=model, characters=longest)
+    return chat_of(fields, (Message("user", text),), needs, api="completions", characters=longest)
 
 
-def _parse_embeddings(body: bytes | bytearray, model: str = "") -> Chat:
+def _parse_embeddings(body: bytes | bytearray) -> Chat:
     """A chat without messages, as long as its longest input. The input does not influence routing: vectors of different
     models do not mix."""
     fields = parse_object(body)
-    model = model or model_of(fields)
     if fields.get("stream"):
         raise InvalidRequest("embeddings do not stream: leave stream out", param="stream")
     longest = max(map(len, prompts_of(fields.get("input"), "input")))  # each input gets its own vector
-    return chat_of(fields, (), set(), api="embeddings", model=model, characters=longest)
+    return chat_of(fields, (), set(), api="embeddings", characters=longest)
 
 
 def error_event(error: RequestError) -> bytes:

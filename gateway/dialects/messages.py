@@ -17,7 +17,6 @@ from gateway.dialects.chat import (
     add_format_need,
     call_id_of,
     chat_of,
-    model_of,
     parse_message,
     parse_object,
     text_of,
@@ -36,10 +35,9 @@ _ERROR_TYPES = {
 }
 
 
-def _parse(body: bytes | bytearray, model: str = "") -> Chat:
+def _parse(body: bytes | bytearray) -> Chat:
     """Return the routing view of a body. Raises InvalidRequest, which names the field."""
     fields = parse_object(body)
-    model = model or model_of(fields)
     needs: Needs = set()
     if fields.get("tools"):
         needs.add("tools")
@@ -53,7 +51,7 @@ def _parse(body: bytes | bytearray, model: str = "") -> Chat:
         raise InvalidRequest("messages must be a list of at least one message", param="messages")
     for index, message in enumerate(messages):
         parsed += _messages(message, index, needs)
-    return chat_of(fields, parsed, needs, api="messages", model=model)
+    return chat_of(fields, parsed, needs, api="messages")
 
 
 def error_body(error: RequestError) -> bytes:

@@ -22,11 +22,12 @@ FORM_APIS: frozenset[PassThroughApi] = frozenset(
 """APIs whose requests may be forms, because they carry files."""
 
 
-def _parse(body: bytes | bytearray, model: str = "", *, api: PassThroughApi) -> Chat:
+def _parse(body: bytes | bytearray, *, api: PassThroughApi) -> Chat:
     """A chat without messages. A request without a model is one for `auto`."""
     fields = _form(body) if api in FORM_APIS and body[:2] == b"--" else parse_object(body)
-    declared: Any = fields.get("model")
-    name = model or (AUTO if declared is None else declared)
+    name: Any = fields.get("model")
+    if name is None:
+        name = AUTO
     if not isinstance(name, str) or not name:
         raise InvalidRequest("model must be text: 'auto' or the name of an expert", param="model")
     return Chat(name, (), False, frozenset(), 0, fields, api)

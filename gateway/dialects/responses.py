@@ -17,7 +17,6 @@ from gateway.dialects.chat import (
     add_format_need,
     call_id_of,
     chat_of,
-    model_of,
     parse_message,
     parse_object,
     text_of,
@@ -31,14 +30,13 @@ LOGPROBS_ITEM = "message.output_text.logprobs"
 TOOL_OUTPUTS = ("function_call_output", "custom_tool_call_output")
 
 
-def _parse(body: bytes | bytearray, model: str = "") -> Chat:
+def _parse(body: bytes | bytearray) -> Chat:
     """The routing view of a body. Raises InvalidRequest that names the field."""
-    return read(parse_object(body), model=model)
+    return read(parse_object(body))
 
 
-def read(fields: dict[str, Any], model: str = "") -> Chat:
+def read(fields: dict[str, Any]) -> Chat:
     """The routing view of a parsed body. Raises InvalidRequest that names the field."""
-    model = model or model_of(fields)
     if fields.get("background"):
         raise InvalidRequest("background answers could not be fetched later: leave background out", param="background")
     needs: Needs = set()
@@ -50,7 +48,7 @@ def read(fields: dict[str, Any], model: str = "") -> Chat:
     include = fields.get("include")
     if fields.get("top_logprobs") or (isinstance(include, list) and LOGPROBS_ITEM in include):
         needs.add("logprobs")
-    return chat_of(fields, _messages(fields, needs), needs, api="responses", model=model)
+    return chat_of(fields, _messages(fields, needs), needs, api="responses")
 
 
 def _error_event(error: RequestError) -> bytes:

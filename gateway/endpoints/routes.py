@@ -14,7 +14,7 @@ from starlette.routing import Route
 
 from coe import __version__
 from coe.core import PATHS, Api
-from gateway.chat import DEPLOYMENT, ChatEndpoint
+from gateway.chat import ChatEndpoint
 from gateway.dialects.chat import CHAT, COMPLETIONS, EMBEDDINGS
 from gateway.dialects.messages import MESSAGES
 from gateway.dialects.pass_through import PASS_THROUGH
@@ -32,15 +32,12 @@ from gateway.endpoints.handler import Authorization, Handler, guarded, json_resp
 from gateway.endpoints.route import count_tokens_endpoint, route_endpoint
 from gateway.services import Services
 
-_PREFIXES = ("/v1", "/openai/v1", "/openai")
-"""OpenAI's and Azure OpenAI's."""
 _OTHER_PATHS: Mapping[Api, tuple[str, ...]] = {
-    "responses": ("/openai/v1/responses", "/openai/responses"),
-    "messages": (),
     "rerank": ("/rerank", "/v2/rerank"),
     "score": ("/score",),
     "tokenize": ("/v1/tokenize",),
 }
+"""Paths of servers and clients that leave out the version, or have another."""
 _Row = tuple[str, Authorization, Handler]
 
 
@@ -84,16 +81,14 @@ def _rows(services: Services) -> Iterator[_Row]:
         ("POST /v1/artifacts/{kind}/rollback", "admin", artifacts.roll_back),
         ("GET /v1/recipes", "admin", partial(experts.list_recipes, services)),
         ("GET /v1/experts", "admin", partial(experts.list_experts, services)),
-        ("POST /v1/experts/{id}/test", "admin", partial(experts.test_expert, services)),
+        ("GET /v1/models", "any_key", partial(models.list_models, services)),
+        ("GET /v1/models/{model:path}", "any_key", partial(models.get_model, services)),
+        ("GET /v1/responses/{id}", "chat", partial(stored_responses.get, services)),
+        ("DELETE /v1/responses/{id}", "chat", partial(stored_responses.delete, services)),
         ("GET /v1/keys", "admin", partial(keys.list_keys, services)),
         ("POST /v1/keys", "admin", partial(keys.issue_key, services)),
         ("DELETE /v1/keys/{name}", "admin", partial(keys.revoke_key, services)),
     )
-    for prefix in _PREFIXES:
-        yield f"GET {prefix}/models", "any_key", partial(models.list_models, services)
-        yield f"GET {prefix}/models/{{model:path}}", "any_key", partial(models.get_model, services)
-        yield f"GET {prefix}/responses/{{id}}", "chat", partial(stored_responses.get, services)
-        yield f"DELETE {prefix}/responses/{{id}}", "chat", partial(stored_responses.delete, services)
 
 
 def endpoint_routes(services: Services) -> list[Route]:
@@ -121,7 +116,6 @@ def _chat_endpoints(services: Services) -> Iterator[tuple[str, Callable[..., Any
     yield "/v1/route", route_endpoint(services)
     yield "/v1/messages/count_tokens", count_tokens_endpoint(services)
     for dialect in (CHAT, COMPLETIONS, RESPONSES, MESSAGES, EMBEDDINGS, *PASS_THROUGH.values()):
-        name, endpoint = PATHS[dialect.api].removeprefix("/v1/"), ChatEndpoint(services, dialect)
-        azure = (f"/openai/v1/{name}", f"/openai/deployments/{{{DEPLOYMENT}:path}}/{name}")
-        for path in (PATHS[dialect.api], *_OTHER_PATHS.get(dialect.api, azure)):
+        endpoint = ChatEndpoint(services, dialect)
+        for path in (PATHS[dialect.api], *_OTHER_PATHS.get(dialect.api, ())):
             yield path, endpoint

@@ -108,9 +108,8 @@ class StoredStep:
         if wanted := references(items):
             items = await _resolved(loading, items, wanted)
         if previous_id is not None or wanted:
-            fields["input"], use.stateful = items, True
-            read = partial(responses.read, fields, model=chat.model)
-            trace.chat = await active.process(read, size=loading.size)
+            fields["input"], fields["model"], use.stateful = items, chat.model, True
+            trace.chat = await active.process(partial(responses.read, fields), size=loading.size)
         if fields.get("store") is not False:
             use.part = await active.process(partial(request_part, sent, use.previous), size=body_bytes)
             use.stateful = use.stateful or bool(use.part)

@@ -171,22 +171,6 @@ async def test_a_card_shows_requests_of_all_processes_and_links_to_the_records(
         await expect(page.locator("table.records tbody tr")).to_have_count(2)
 
 
-async def test_an_expert_is_tested_from_its_card(browser: Browser, served: Served) -> None:
-    async with visiting(browser, f"{served.url}/ui/#/experts") as page:
-        requests = len(served.upstream.seen)
-        good = page.get_by_role("region", name="good", exact=True).get_by_role("status")
-        await good.get_by_role("button", name="Test good").click()
-        await expect(good).to_contain_text("answers")
-        assert len(served.upstream.seen) == requests + 1
-        failing = page.get_by_role("region", name="status-500").get_by_role("status")
-        await failing.get_by_role("button", name="Test status-500").click()
-        await expect(failing).to_contain_text("server_error")
-        await expect(failing).to_contain_text("read the server's own log")
-        async with served.client.post(f"{served.url}/v1/experts/nobody/test") as response:
-            assert response.status == 404
-        await check_accessible(page)
-
-
 async def test_an_address_leads_to_its_card_however_far_down(browser: Browser, served: Served) -> None:
     async with visiting(browser, f"{served.url}/ui/#/experts", phone=True) as page:
         card = page.get_by_role("heading", name="floods", exact=True)

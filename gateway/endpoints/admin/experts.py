@@ -1,21 +1,17 @@
-"""`/v1/experts`: each expert with its state, and a test of its servers; `/v1/recipes`."""
+"""`/v1/experts`: each expert with its state; `/v1/recipes`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from coe.errors import InvalidRequest, ModelNotFound
-from coe.experts import ReplicatedExpert
-from coe.experts.live_check import check_experts
 from coe.experts.outcomes import Incidents
 from coe.registry import ExpertSpec
 from gateway.endpoints.admin.stats import Counts, expert_stats, failed
-from gateway.endpoints.handler import json_response, list_response
+from gateway.endpoints.handler import list_response
 from gateway.services import Services
 from gateway.snapshot import Snapshot
 
@@ -50,21 +46,6 @@ async def list_recipes(services: Services, _: Request) -> Response:
             for one in services.snapshot.registry.declared_recipes
         ]
     )
-
-
-async def test_expert(services: Services, request: Request) -> Response:
-    """Request a few tokens from each server of an expert, past breakers, limits and the log."""
-    name, snapshot = request.path_params["id"], services.snapshot
-    expert = snapshot.composition.experts.get(name)
-    if name not in snapshot.registry.expert_names or not isinstance(expert, ReplicatedExpert):
-        raise ModelNotFound(f"no expert {name[:64]!r} is declared", param="id")
-    spec = snapshot.registry.expert(name)
-    if snapshot.registry.residency is not None and spec.is_local and not spec.addresses:
-        raise InvalidRequest(f"{name!r} shares a device, so a test would switch models; use the playground instead")
-    assert services.session is not None
-    results = await check_experts([expert], session=services.session)
-    data = [asdict(one) | {"ok": one.ok} for one in results]
-    return json_response({"object": "expert.test", "id": name, "data": data})
 
 
 def _declared(spec: ExpertSpec) -> dict[str, Any]:

@@ -19,11 +19,6 @@ export function open({ draw, path }) {
   const timer = setInterval(refresh, POLL_MS);
   document.addEventListener("visibilitychange", refresh);
 
-  const tests = new Map();
-  const test = (id) => {
-    tests.set(id, resource(() => api.post(`v1/experts/${encodeURIComponent(id)}/test`), draw));
-    draw();
-  };
   const scroll = () => {
     if (!chosen || scrolledTo === chosen) return;
     const found = document.getElementById(`card-${chosen}`);
@@ -34,7 +29,7 @@ export function open({ draw, path }) {
   const cards = ({ data }) => {
     queueMicrotask(scroll);
     return html`<div class="cards">
-      ${data.map((expert) => card(expert, { result: tests.get(expert.id), test: () => test(expert.id), chosen: expert.id === chosen }))}
+      ${data.map((expert) => card(expert, { chosen: expert.id === chosen }))}
     </div>`;
   };
 

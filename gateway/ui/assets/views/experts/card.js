@@ -7,8 +7,7 @@ import { breakers, tier } from "../live/tables.js";
 
 const STATES = { closed: "closed", open: "open", half_open: "half-open", rate_limited: "rate limited" };
 
-/** `result` is the resource of its last `test`. */
-export function card(expert, { result, test, chosen }) {
+export function card(expert, { chosen }) {
   return html`<section class="card expert ${chosen ? "chosen" : ""}" id="card-${expert.id}" aria-labelledby="expert-${expert.id}">
     <div class="row">
       <h2 id="expert-${expert.id}">${expert.id}</h2>
@@ -44,10 +43,6 @@ export function card(expert, { result, test, chosen }) {
       ${declaredParameters(expert)}
     </dl>
     ${servers(expert.replicas)}
-    <div class="test" role="status">
-      <button class="quiet" @click=${test} ?disabled=${result?.state === "loading"}>Test<span class="unseen"> ${expert.id}</span></button>
-      ${result ? tested(result) : nothing}
-    </div>
     ${assignedCategories(expert.assigned_categories)}
     <p><a href="#/log?expert=${encodeURIComponent(expert.id)}">Records<span class="unseen"> of ${expert.id}</span></a></p>
   </section>`;
@@ -88,17 +83,6 @@ function servers(replicas) {
         </li>`,
       )}
     </ul>`;
-}
-
-/** The result of a test: a few tokens from each server. */
-function tested({ state, value, error }) {
-  if (state === "loading") return html`<span class="faint">Waiting for the answer…</span>`;
-  if (state === "failed") return html`<span class="bad">${error.message}</span>`;
-  return value.data.map(({ address, ok, ms, cause, problem, remedy }) =>
-    ok
-      ? html`<p>${badge("answers", "good")} <code>${address}</code> after ${milliseconds(ms)}</p>`
-      : html`<p>${badge(cause, "bad")} <code>${address}</code> ${problem}; ${remedy}</p>`,
-  );
 }
 
 function assignedCategories(rows) {
