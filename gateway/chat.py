@@ -149,8 +149,8 @@ class ChatEndpoint:
     def _chunks(self, reply: Reply, trace: Trace) -> Any:
         """The chunks as the client gets them: with citations of passages, and stored if the request may refer to it."""
         chunks: Any = reply.chunks()
-        if passages := trace.retrieval_result.passages:
-            chunks = cited(chunks, passages, trace.api, media_type=reply.media_type)
+        if trace.api == "chat" and (passages := trace.retrieval_result.passages):
+            chunks = cited(chunks, passages, media_type=reply.media_type)
         if self._stored is not None and trace.stored is not None:
             chunks = self._stored.keep(chunks, trace.stored, media_type=reply.media_type)
         return chunks
