@@ -19,8 +19,7 @@ from gateway.cache.step import AnswerCache
 from gateway.observability.metrics import Metrics
 from gateway.observability.tracing import Tracing
 from gateway.process.jobs import Jobs
-from gateway.request.admission import Admission
-from gateway.request.answers import AnswerPool
+from gateway.request.admission import Admission, AnswerPool
 from gateway.request.stored_step import StoredStep
 from gateway.request.trace import Trace
 from gateway.snapshot import Snapshot
