@@ -27,10 +27,9 @@ from gateway.errors import Headers, headers_of
 from gateway.request.admission import ActiveRequest
 from gateway.request.body import ClientLeftError, read_head
 from gateway.request.citations import cited
-from gateway.request.head import read_options, resolve_model, with_rules
 from gateway.request.keep_alive import KeepAlive, stream_head
 from gateway.request.stored_step import check_owned
-from gateway.request.trace import Trace
+from gateway.request.trace import Trace, read_options, resolve_model, with_rules
 from gateway.services import Services
 
 _log = logging.getLogger("gateway")

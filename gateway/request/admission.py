@@ -238,8 +238,10 @@ class ActiveRequest:
         if self._reason is not None:
             self._task.uncancel()
             if kind is asyncio.CancelledError:
-                reason, self._reason = self._reason, None  # an error that is raised must not refer to itself
-                raise reason from None
+                try:
+                    raise self._reason from None
+                finally:
+                    self._reason = None  # its frames refer to this request: the cycle would keep both in memory
 
     async def admit(self, head: Head, receive: Receive, *, forms: bool = False) -> bytes | bytearray:
         """Read the body, which may be a form with `forms`, then wait for a permit. In this order, because a body that
