@@ -23,10 +23,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from coe.core import PATHS
 from coe.errors import RequestError
 from gateway.chat import ChatEndpoint, respond
+from gateway.dialects import error_body, headers_of
 from gateway.dialects.chat import CHAT
 from gateway.dialects.messages import MESSAGES, refusal
 from gateway.endpoints.routes import document, endpoint_routes
-from gateway.errors import error_body, headers_of
 from gateway.observability.state_metrics import RELOAD_FAILED, add_state_metrics
 from gateway.services import Services
 from gateway.ui import page_routes

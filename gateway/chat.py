@@ -22,8 +22,7 @@ from coe.core import PASS_THROUGH_APIS, TRANSLATED_APIS, Reply
 from coe.core import Scope as Permission
 from coe.errors import RequestError
 from coe.experts.http.sse import EVENT_STREAM
-from gateway.dialects import Dialect
-from gateway.errors import Headers, headers_of
+from gateway.dialects import Dialect, Headers, headers_of
 from gateway.request.admission import ActiveRequest
 from gateway.request.body import ClientLeftError, read_head
 from gateway.request.citations import cited

@@ -1,7 +1,8 @@
 """Parses requests of OpenAI's Chat Completions API into a `Chat`, the routing view, and writes the API's errors.
 
-It does the same for two APIs with the same errors: legacy Completions, and Embeddings. It has what all dialects share:
-the JSON object of a body, its model, counts, messages and content parts. `gateway.chat` uses the `Dialect` of each API.
+It does the same for APIs with the same errors: legacy Completions, Embeddings, and those that pass through to an
+expert. It has what all dialects share: the JSON object of a body, its model, counts, messages and content parts.
+`gateway.chat` uses the `Dialect` of each API.
 
 Only fields that routing reads, and counts that multiply the cost, are validated; the expert's server validates the
 rest. Every error is an InvalidRequest that names the field.
@@ -10,16 +11,18 @@ rest. Every error is an InvalidRequest that names the field.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import orjson
 
-from coe.core import Api, Capability, Chat, Message
+from coe.core import PASS_THROUGH_APIS, Api, Capability, Chat, Message, PassThroughApi
 from coe.errors import InvalidRequest, RequestError
 from coe.experts.api_formats import LENGTH_FIELDS, MAX_TOKEN_COUNT
 from coe.experts.http import sse
-from gateway.dialects import Dialect
-from gateway.errors import body_of
+from coe.experts.http.form import FormBody
+from coe.registry import AUTO
+from gateway.dialects import Dialect, body_of
 
 Needs = set[Capability]
 
@@ -43,6 +46,10 @@ _NEEDING_FIELDS = frozenset(
 )
 """Fields that may require a capability of the expert."""
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+FORM_APIS: frozenset[PassThroughApi] = frozenset(
+    ("audio/transcriptions", "audio/translations", "images/edits", "images/variations")
+)
+"""APIs whose requests may be forms, because they carry files."""
 
 
 def parse_object(body: bytes | bytearray) -> dict[str, Any]:
@@ -242,6 +249,23 @@ def _parse_embeddings(body: bytes | bytearray) -> Chat:
     return chat_of(fields, (), set(), api="embeddings", characters=longest)
 
 
+def _parse_pass_through(body: bytes | bytearray, *, api: PassThroughApi) -> Chat:
+    """A chat without messages, of which only `model` is read; one without a model is for `auto`."""
+    if api in FORM_APIS and body[:2] == b"--":
+        try:
+            fields: Any = FormBody(body)
+        except ValueError as error:
+            raise InvalidRequest(f"the body is not a multipart form: {error}", code="invalid_form") from None
+    else:
+        fields = parse_object(body)
+    name: Any = fields.get("model")
+    if name is None:
+        name = AUTO
+    if not isinstance(name, str) or not name:
+        raise InvalidRequest("model must be text: 'auto' or the name of an expert", param="model")
+    return Chat(name, (), False, frozenset(), 0, fields, api)
+
+
 def error_event(error: RequestError) -> bytes:
     """An error as an event of a stream of OpenAI's APIs, but for Responses."""
     return sse.error_event(body_of(error))
@@ -250,3 +274,7 @@ def error_event(error: RequestError) -> bytes:
 CHAT = Dialect("chat", parse, body_of, error_event)
 COMPLETIONS = Dialect("completions", _parse_completion, body_of, error_event)
 EMBEDDINGS = Dialect("embeddings", _parse_embeddings, body_of, error_event)
+PASS_THROUGH: dict[PassThroughApi, Dialect] = {
+    api: Dialect(api, partial(_parse_pass_through, api=api), body_of, error_event, forms=api in FORM_APIS)
+    for api in sorted(PASS_THROUGH_APIS)
+}

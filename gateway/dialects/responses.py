@@ -11,7 +11,7 @@ import orjson
 
 from coe.core import Chat, Message
 from coe.errors import InvalidRequest, RequestError
-from gateway.dialects import Dialect
+from gateway.dialects import Dialect, body_of
 from gateway.dialects.chat import (
     Needs,
     add_format_need,
@@ -22,7 +22,6 @@ from gateway.dialects.chat import (
     text_of,
     type_of,
 )
-from gateway.errors import body_of
 
 ROLES = ("system", "developer", "user", "assistant")
 LOGPROBS_ITEM = "message.output_text.logprobs"

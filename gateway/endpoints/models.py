@@ -14,9 +14,9 @@ from starlette.responses import Response
 from coe.core import ExpertRule
 from coe.registry import AUTO, Registry
 from coe.routing.eligibility import exclusion, permits_model, permitted_models
+from gateway.dialects import error_body
 from gateway.dialects.messages import refusal
 from gateway.endpoints.handler import caller_of, json_response
-from gateway.errors import error_body
 from gateway.services import Services
 
 

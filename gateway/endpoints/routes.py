@@ -15,9 +15,8 @@ from starlette.routing import Route
 from coe import __version__
 from coe.core import PATHS, Api
 from gateway.chat import ChatEndpoint
-from gateway.dialects.chat import CHAT, COMPLETIONS, EMBEDDINGS
+from gateway.dialects.chat import CHAT, COMPLETIONS, EMBEDDINGS, PASS_THROUGH
 from gateway.dialects.messages import MESSAGES
-from gateway.dialects.pass_through import PASS_THROUGH
 from gateway.dialects.responses import RESPONSES
 from gateway.endpoints import health, models, stored_responses
 from gateway.endpoints.admin import experts, keys

@@ -33,7 +33,7 @@ async def cited(chunks: Chunks, passages: Sequence[Passage], *, media_type: str)
     async with aclosing(chunks):
         async for chunk in chunks:
             if is_first:  # an answer that is no stream has one chunk
-                with suppress(_MALFORMED):
+                with suppress(*_MALFORMED):
                     chunk = cite(chunk, passages)
                 is_first = False
             yield chunk
