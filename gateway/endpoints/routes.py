@@ -24,7 +24,6 @@ from gateway.endpoints.admin.artifacts import Artifacts
 from gateway.endpoints.admin.mapping import read_map
 from gateway.endpoints.admin.records import Records
 from gateway.endpoints.admin.reports import Reports
-from gateway.endpoints.admin.stats import Stats
 from gateway.endpoints.documents import Documents
 from gateway.endpoints.feedback import FeedbackEndpoint
 from gateway.endpoints.handler import Authorization, Handler, guarded, json_response
@@ -54,7 +53,7 @@ async def _openapi(_: Request) -> Response:
 
 def _rows(services: Services) -> Iterator[_Row]:
     """Method and path, what the key needs, and the handler."""
-    documents, records, artifacts, stats = Documents(services), Records(services), Artifacts(services), Stats(services)
+    documents, records, artifacts = Documents(services), Records(services), Artifacts(services)
     reports = Reports(services)
     yield from (
         ("GET /", "public", health.root),
@@ -68,7 +67,6 @@ def _rows(services: Services) -> Iterator[_Row]:
         ("POST /v1/documents", "admin", documents.upload),
         ("POST /v1/documents/search", "admin", documents.search),
         ("DELETE /v1/documents/{id:path}", "admin", documents.delete),
-        ("GET /v1/stats", "admin", stats.get),
         ("GET /v1/report", "admin", reports.report),
         ("GET /v1/residency", "admin", reports.residency),
         ("GET /v1/records", "admin", records.list),

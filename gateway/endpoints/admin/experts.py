@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from starlette.requests import Request
@@ -10,7 +9,6 @@ from starlette.responses import Response
 
 from coe.experts.outcomes import Incidents
 from coe.registry import ExpertSpec
-from gateway.endpoints.admin.stats import Counts, expert_stats, failed
 from gateway.endpoints.handler import list_response
 from gateway.services import Services
 from gateway.snapshot import Snapshot
@@ -19,23 +17,13 @@ _DECLARED_FIELDS = (
     *("model", "runtime", "adapter", "context_length", "parameters", "active_parameters_b", "memory_gb", "latency_ms"),
     "concurrent_requests",
 )
-_STATS_FIELDS = ("in_flight", "outcomes", "fallbacks", "tokens", "cost", "first_byte")
 
 
 async def list_experts(services: Services, _: Request) -> Response:
-    """The experts with their state, which is read at each request, so that a reload shows at once.
-
-    Counts are over all workers since the start. Breaker states are the worst of all workers; the state of a replica's
-    server is this worker's view.
-    """
-    counts, snapshot = Counts(await services.metrics.families()), services.snapshot
-    stats, bounds = expert_stats(counts, snapshot.registry), counts.bounds("coe_first_byte_seconds")
-    return list_response(
-        [
-            _declared(spec) | _state(snapshot, spec.name, stats[spec.name]) | {"first_byte_bounds": bounds}
-            for spec in snapshot.registry.experts
-        ]
-    )
+    """The experts with their state as this worker sees it, which is read at each request, so that a reload shows at
+    once. `/metrics` has the counts of all workers."""
+    snapshot = services.snapshot
+    return list_response([_declared(spec) | _state(snapshot, spec.name) for spec in snapshot.registry.experts])
 
 
 async def list_recipes(services: Services, _: Request) -> Response:
@@ -61,7 +49,7 @@ def _declared(spec: ExpertSpec) -> dict[str, Any]:
     }
 
 
-def _state(snapshot: Snapshot, name: str, stats: Mapping[str, Any]) -> dict[str, Any]:
+def _state(snapshot: Snapshot, name: str) -> dict[str, Any]:
     expert, assignment = snapshot.composition.experts[name], snapshot.composition.assignment
     rows = zip(assignment.categories, assignment.choice, assignment.runners_up, strict=True)
     assigned = [
@@ -71,7 +59,7 @@ def _state(snapshot: Snapshot, name: str, stats: Mapping[str, Any]) -> dict[str,
     ]
     incidents: Incidents | None = getattr(expert, "incidents", None)
     failing = () if incidents is None else incidents.active.values()
-    health, states = expert.health, stats["replicas"]
+    health = expert.health
     return {
         "up": health.up,
         "load": health.load,
@@ -79,14 +67,11 @@ def _state(snapshot: Snapshot, name: str, stats: Mapping[str, Any]) -> dict[str,
         "replicas": [
             {
                 "address": replica.address,
-                "state": states.get(replica.address, replica.state),
+                "state": replica.state,
                 "in_flight": replica.in_flight,
                 "waiting": replica.queue_length,
             }
             for replica in getattr(expert, "replicas", ())
         ],
-        "requests": sum(stats["outcomes"].values()),
-        "failed": failed(stats["outcomes"]),
         "assigned_categories": sorted(assigned, key=lambda row: -(row["margin"] or 0.0)),
-        **{key: stats[key] for key in _STATS_FIELDS if key in stats},
     }

@@ -2,21 +2,22 @@
 
 import { html, nothing } from "../../vendor/lit-html.js";
 import { badge, dollars, milliseconds, number, percent } from "../../parts.js";
-import { quantile } from "../live/counters.js";
+import { failures, quantile, sum } from "../live/counters.js";
 import { breakers, tier } from "../live/tables.js";
 
 const STATES = { closed: "closed", open: "open", half_open: "half-open", rate_limited: "rate limited" };
 
 export function card(expert, { chosen }) {
+  const [requests, failed] = [sum(expert.outcomes), failures(expert.outcomes)];
   return html`<section class="card expert ${chosen ? "chosen" : ""}" id="card-${expert.id}" aria-labelledby="expert-${expert.id}">
     <div class="row">
       <h2 id="expert-${expert.id}">${expert.id}</h2>
       ${expert.tier ? tier(expert.tier) : nothing}
-      ${breakers(Object.fromEntries(expert.replicas.map((one) => [one.address, one.state])))}
+      ${breakers(expert.breakers)}
     </div>
     <dl class="doing">
-      ${keyFigure("Requests", expert.requests.toLocaleString("en"))}
-      ${keyFigure("Failed", expert.requests ? percent(expert.failed / expert.requests) : "–", expert.failed ? "bad" : "")}
+      ${keyFigure("Requests", requests.toLocaleString("en"))}
+      ${keyFigure("Failed", requests ? percent(failed / requests) : "–", failed ? "bad" : "")}
       ${keyFigure("First byte p95", milliseconds(quantile(expert.first_byte_bounds, expert.first_byte, 0.95)))}
       ${keyFigure("In flight", busy(expert))}
     </dl>
@@ -42,7 +43,7 @@ export function card(expert, { chosen }) {
       ${expert.tier ? html`<dt>Residency</dt><dd>${number(expert.waiting)} waiting, loaded ${number(expert.switches)} times</dd>` : nothing}
       ${declaredParameters(expert)}
     </dl>
-    ${servers(expert.replicas)}
+    ${servers(expert)}
     ${assignedCategories(expert.assigned_categories)}
     <p><a href="#/log?expert=${encodeURIComponent(expert.id)}">Records<span class="unseen"> of ${expert.id}</span></a></p>
   </section>`;
@@ -71,14 +72,14 @@ function declaredParameters({ parameters, system_prompt: prompt }) {
   return facts.length ? html`<dt>Parameters</dt><dd>${facts.join(", ")}</dd>` : nothing;
 }
 
-function servers(replicas) {
+function servers({ replicas, breakers: states }) {
   return html`<h3>${replicas.length > 1 ? `${replicas.length} servers` : "Server"}</h3>
     <ul class="bare">
       ${replicas.map(
         ({ address, state, waiting }) => html`<li>
           <code>${address}</code>
           <span class="faint">
-            ${state === "closed" ? nothing : html`<span class="warn">breaker ${STATES[state]}</span>`}${waiting ? ` ${number(waiting)} in its queue` : ""}
+            ${(states[address] ?? state) === "closed" ? nothing : html`<span class="warn">breaker ${STATES[states[address] ?? state]}</span>`}${waiting ? ` ${number(waiting)} in its queue` : ""}
           </span>
         </li>`,
       )}
