@@ -99,7 +99,8 @@ class ChatEndpoint:
         reply: Reply | None = None
         if self._cache is not None:
             reply = await self._cache.lookup(trace, path=scope["path"], body_bytes=size)
-        stream = self._keep_alive(trace, send) if trace.chat.stream else None
+        interval, event = trace.snapshot.registry.policy.keep_alive_interval, self._dialect.keep_alive
+        stream = KeepAlive(trace, send, event=event, interval=interval) if trace.chat.stream else None
         with stream or _NO_KEEP_ALIVE:
             if reply is None:
                 assert trace.allowance is not None
@@ -139,10 +140,6 @@ class ChatEndpoint:
         (docs/experiments/gateway.md)."""
         if len(self._services.admission.active) > 1:
             await asyncio.sleep(0)
-
-    def _keep_alive(self, trace: Trace, send: Send) -> KeepAlive:
-        interval = trace.snapshot.registry.policy.keep_alive_interval
-        return KeepAlive(trace, send, event=self._dialect.keep_alive, interval=interval)
 
     def _chunks(self, reply: Reply, trace: Trace) -> Any:
         """The chunks as the client gets them: with citations of passages, and stored if the request may refer to it."""

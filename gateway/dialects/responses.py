@@ -14,7 +14,6 @@ from coe.errors import InvalidRequest, RequestError
 from gateway.dialects import Dialect, body_of
 from gateway.dialects.chat import (
     Needs,
-    add_format_need,
     call_id_of,
     chat_of,
     parse_message,
@@ -39,15 +38,12 @@ def read(fields: dict[str, Any]) -> Chat:
     if fields.get("background"):
         raise InvalidRequest("background answers could not be fetched later: leave background out", param="background")
     needs: Needs = set()
-    if fields.get("tools"):
-        needs.add("tools")
-    text = fields.get("text")
-    if isinstance(text, dict):
-        add_format_need(text.get("format"), needs)
     include = fields.get("include")
     if fields.get("top_logprobs") or (isinstance(include, list) and LOGPROBS_ITEM in include):
         needs.add("logprobs")
-    return chat_of(fields, _messages(fields, needs), needs, api="responses")
+    text = fields.get("text")
+    output_format = text.get("format") if isinstance(text, dict) else None
+    return chat_of(fields, _messages(fields, needs), needs, api="responses", output_format=output_format)
 
 
 def _error_event(error: RequestError) -> bytes:

@@ -175,24 +175,6 @@ class ActiveRequest:
     raises the reason in place of CancelledError. Leaving returns everything that the request holds.
     """
 
-    __slots__ = (
-        "_admission",
-        "_loop",
-        "_reason",
-        "_receive",
-        "_slow",
-        "_started",
-        "_task",
-        "_timeout",
-        "_timer",
-        "_watcher",
-        "arriving",
-        "caller",
-        "deadline",
-        "granted",
-        "memory",
-    )
-
     def __init__(self, admission: Admission, caller: str | None, timeout: float) -> None:
         self.caller = caller
         self.arriving = True

@@ -1,7 +1,7 @@
 """Reads the JSON body of a request under limits of size, number of values, memory and time, and validates it.
 
-Chat requests call `read_json_body`; their dialect parses the bytes. Endpoints with a declared schema call `read_body`
-and `validated`. A body is large above `SMALL_BODY` bytes; permits and the queue bound the small ones. `JsonScan` counts
+Chat requests call `read_json_body`; their dialect parses the bytes. Endpoints with a declared schema call it and
+`validated`. A body is large above `SMALL_BODY` bytes; permits and the queue bound the small ones. `JsonScan` counts
 the values of a large body while its bytes arrive; `LargeBodies` bounds all large bodies of a process together.
 `FairShares` shares a fixed capacity among callers: bodies that arrive, memory of large bodies, feedback in progress.
 """
@@ -16,7 +16,6 @@ from functools import partial
 from typing import Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
-from starlette.requests import Request
 from starlette.types import Receive, Scope
 
 from coe.errors import BodyMemoryFull, BodyTooLarge, BodyTooSlow, InvalidRequest, WrongMediaType
@@ -312,15 +311,6 @@ def body_too_slow() -> BodyTooSlow:
 
 def _too_large(limit: int) -> BodyTooLarge:
     return BodyTooLarge(f"the body is larger than {limit / 2**20:g} MiB (limits.max_body_mb in experts.yaml)")
-
-
-async def read_body(request: Request, *, limit: int) -> bytes | bytearray:
-    """Read the body, at most `limit` bytes of JSON. Raises an InvalidRequest, or ClientLeftError."""
-    try:
-        async with asyncio.timeout(BODY_TIMEOUT):
-            return await read_json_body(read_head(request.scope), request.receive, limit=limit)
-    except TimeoutError:
-        raise body_too_slow() from None
 
 
 def validated(model: type[Body], data: bytes | bytearray) -> Body:
