@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Iterable
 from dataclasses import asdict
+from functools import cache
 from typing import Any
 
 import routers
@@ -90,10 +92,18 @@ def _neighbours(composition: Composition, text: str) -> list[dict[str, Any]]:
     """The nearest training examples. Texts are returned only for examples that ship with this package or are declared
     in experts.yaml. A router may have learned others, such as corrected prompts, which are a user's data: it stores
     their digests alone."""
-    declared = [text for one in composition.registry.categories for text in (one.description, *one.examples)]
-    public = [*(one.prompt for one in routers.starter_examples()), *declared]
-    texts = {routers.prompt_digest(text): text[:MAX_NEIGHBOUR_CHARACTERS] for text in public}
+    declared = (text for one in composition.registry.categories for text in (one.description, *one.examples))
+    texts = _starter_texts() | _by_digest(declared)
     return [
         {"category": one.category, "similarity": round(one.similarity, 4), "text": texts.get(one.digest)}
         for one in composition.router.neighbours(text, limit=MAX_NEIGHBOURS)
     ]
+
+
+@cache
+def _starter_texts() -> dict[str, str]:
+    return _by_digest(one.prompt for one in routers.starter_examples())
+
+
+def _by_digest(texts: Iterable[str]) -> dict[str, str]:
+    return {routers.prompt_digest(text): text[:MAX_NEIGHBOUR_CHARACTERS] for text in texts}
