@@ -247,13 +247,11 @@ async def open_services(
             writer=writer,
             settings=settings,
             jobs=await enter(Jobs(settings)),
-            solver=await enter(Jobs(settings)),
             tracing=observation.tracing,
             cache=cache,
             stored=stored,
             residency=builder.residency,
             issued=builder.issued,
-            session=session,
         )
         builder.issued.on_change = lambda: services.replace(builder.with_issued(services.snapshot))
         await services.snapshot.composition.warm()
