@@ -171,6 +171,10 @@ class ArtifactRefused(InvalidRequest, code="artifact_refused", status=409):
     """The version is damaged or does not match experts.yaml, or there is no version to roll back to."""
 
 
+class ConfigRefused(InvalidRequest, code="config_refused", status=409):
+    """experts.yaml cannot be shown; the message has the reason."""
+
+
 class KeyNotFound(InvalidRequest, code="key_not_found", status=404):
     """No API key of that name was issued."""
 

@@ -13,6 +13,7 @@ from coe.experts import ExpertLoader
 from coe.records import LogWriter
 from coe.records.feedback import FeedbackLog
 from coe.records.record import RoutingLog
+from coe.registry import Registry
 from coe.settings import Settings
 from gateway.access.issued_keys import IssuedKeyWatch
 from gateway.cache.step import AnswerCache
@@ -31,8 +32,14 @@ Observer = Callable[[Trace], None]
 class Reloading(Protocol):
     """Applies changes of experts.yaml and of promoted artifacts (`gateway.process.reload`)."""
 
+    def serves(self, config: bytes) -> bool:
+        """True if the snapshot was read from this content of experts.yaml."""
+
     def request(self) -> None:
         """Reload now, even if no file changed."""
+
+    def check(self, registry: Registry) -> None:
+        """Raises ConfigError for a declaration that this process cannot take over."""
 
 
 @dataclass(slots=True, eq=False)

@@ -21,6 +21,7 @@ from gateway.dialects.responses import RESPONSES
 from gateway.endpoints import health, models, stored_responses
 from gateway.endpoints.admin import experts, keys
 from gateway.endpoints.admin.artifacts import Artifacts
+from gateway.endpoints.admin.config import Config
 from gateway.endpoints.admin.mapping import read_map
 from gateway.endpoints.admin.records import Records
 from gateway.endpoints.admin.reports import Reports
@@ -54,7 +55,7 @@ async def _openapi(_: Request) -> Response:
 def _rows(services: Services) -> Iterator[_Row]:
     """Method and path, what the key needs, and the handler."""
     documents, records, artifacts = Documents(services), Records(services), Artifacts(services)
-    reports = Reports(services)
+    config, reports = Config(services), Reports(services)
     yield from (
         ("GET /", "public", health.root),
         ("GET /health", "public", partial(health.health, services)),
@@ -85,6 +86,8 @@ def _rows(services: Services) -> Iterator[_Row]:
         ("GET /v1/keys", "admin", partial(keys.list_keys, services)),
         ("POST /v1/keys", "admin", partial(keys.issue_key, services)),
         ("DELETE /v1/keys/{name}", "admin", partial(keys.revoke_key, services)),
+        ("GET /v1/config", "admin", config.get),
+        ("POST /v1/config/check", "admin", config.check),
     )
 
 

@@ -82,6 +82,7 @@ _REMEDIES: Mapping[str, str] = {
     "invalid_request": "Correct the field that `param` names.",
     "item_not_found": "Send the item itself; see [stored responses](../guides/clients.md#stored-responses).",
     "job_unavailable": "Retry after `retry-after`; the gateway's log has the job's output.",
+    "config_refused": "Read the file on the gateway's machine.",
     "key_not_found": "List the keys with `GET /v1/keys` or on the page.",
     "key_refused": "Read the message: take another name, fewer rights, or change experts.yaml.",
     "keys_unavailable": "Check `access.counters` or the disk, and repeat the change.",

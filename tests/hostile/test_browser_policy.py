@@ -32,6 +32,7 @@ WITH_BODIES = (
     "/v1/feedback",
     "/v1/artifacts/router/rollback",
     "/v1/artifacts/router/promote",
+    "/v1/config/check",
     "/v1/keys",
     *("/v1/rerank", "/rerank", "/v2/rerank", "/v1/score", "/score", "/tokenize", "/v1/tokenize"),
     *("/v1/audio/speech", "/v1/images/generations", "/v1/moderations"),
