@@ -155,10 +155,6 @@ class ResponseNotFound(InvalidRequest, code="response_not_found", status=404):
     """No answer of this id is stored for the tenant or API key."""
 
 
-class NotClassified(InvalidRequest, code="not_classified", status=409):
-    """The request ended before classification, so its decision cannot be replayed."""
-
-
 class DocumentNotFound(InvalidRequest, code="document_not_found", status=404):
     """The document store holds no such document, or none is declared."""
 

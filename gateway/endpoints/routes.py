@@ -78,7 +78,6 @@ def _rows(services: Services) -> Iterator[_Row]:
         ("GET /v1/residency", "admin", reports.residency),
         ("GET /v1/records", "admin", records.list),
         ("GET /v1/records/{id}", "admin", records.get),
-        ("POST /v1/records/{id}/decision", "admin", records.replay),
         ("GET /v1/map", "admin", plan.get),
         ("POST /v1/map/solve", "admin", plan.solve),
         ("GET /v1/artifacts", "admin", artifacts.list),

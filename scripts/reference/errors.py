@@ -90,7 +90,6 @@ _REMEDIES: Mapping[str, str] = {
     "log_unavailable": "Check Redis or the disk, and send the feedback again.",
     "model_not_found": "Use `auto` or a name that `GET /v1/models` lists.",
     "no_capable_expert": "Declare `capabilities`, `apis` or a `context_length` that cover the request.",
-    "not_classified": "Choose a record that has a category.",
     "not_installed": "Install the package that the message names where the gateway runs.",
     "nothing_measured": "Run `coe score`, then `coe plan`.",
     "overloaded": "Retry after `retry-after`; add workers, replicas or permits.",

@@ -85,7 +85,7 @@ async def test_every_endpoint_with_a_body_is_tried_above() -> None:
         routes = (route for route in gateway.app.routes if isinstance(route, Route))
         posts = {route.path for route in routes if "POST" in (route.methods or ())}
     others = {"/v1/documents", "/v1/documents/search"}  # need a store
-    others |= {"/v1/records/{id}/decision", "/v1/experts/{id}/test"}  # have no body
+    others |= {"/v1/experts/{id}/test"}  # has no body
     tried = {
         path.replace("/router/", "/{kind}/").replace("/deployments/auto/", "/deployments/{model:path}/")
         for path in WITH_BODIES + FORMS

@@ -1,4 +1,4 @@
-"""`/v1/records`: the routing log, one record with its feedback, and the replay of its decision.
+"""`/v1/records`: the routing log, and one record with its feedback.
 
 A list has the fields LIST_FIELDS of each record; a single record has all but its embedding.
 """
@@ -33,12 +33,10 @@ from coe.errors import (
 from coe.records.feedback import Feedback
 from coe.records.record import LogPage, LogQuery, RoutingRecord
 from coe.registry import Registry
-from coe.routing.replay import ReplayedDecision, replay
 from gateway.endpoints.handler import json_response, query_of
 from gateway.observability.observers import find_record
 from gateway.request.body import RequestModel
 from gateway.services import Services
-from gateway.snapshot import Snapshot
 
 MAX_RECORDS = 200
 MAX_VALUE_CHARACTERS = 128
@@ -120,38 +118,6 @@ def record_body(record: RoutingRecord, feedback: Sequence[Feedback], registry: R
     return {"object": "record", **fields, "feedback": events, "choices": choices(registry)}
 
 
-def replay_body(record: RoutingRecord, replayed: ReplayedDecision, snapshot: Snapshot) -> dict[str, Any]:
-    """The recorded and the replayed decision. A utility of null is that of an expert that the plan does not rate for
-    the category."""
-    composition, decision, prediction = snapshot.composition, replayed.decision, replayed.prediction
-    probabilities = zip(composition.router.categories, prediction.probabilities.tolist(), strict=True)
-    now = {
-        "expert": decision.expert,
-        "category": decision.category,
-        "confidence": round(decision.confidence, 5),
-        "reason": decision.reason,
-        "rule": decision.rule,
-        "candidates": decision.candidates,
-        "utility": decision.utility,
-        "price": decision.price,
-        "probabilities": {name: round(probability, 5) for name, probability in probabilities},
-        "in_distribution": prediction.in_distribution,
-        "stage": prediction.stage,
-        "router": composition.router.version,
-        "config": composition.registry.digest,
-        "plan": snapshot.plan,
-        "assignment": composition.assignment_digest,
-    }
-    return {
-        "object": "decision",
-        "request_id": record.request_id,
-        "source": replayed.source,
-        "needs_known": record.needs is not None,
-        "recorded": {name: getattr(record, name) for name in now},
-        "replayed": now,
-    }
-
-
 def choices(registry: Registry) -> dict[str, list[str]]:
     """The values that filters and labels may have."""
     return {
@@ -182,16 +148,6 @@ class Records:
             record = await self._record(request)
             feedback = await self._services.feedback.for_request(record.request_id, keys=self._keys(record))
         return json_response(record_body(record, feedback, self._services.snapshot.registry))
-
-    async def replay(self, request: Request) -> Response:
-        """Replay the decision on a recorded request.
-
-        Decides with what this process serves and its view of the experts.
-        """
-        async with self._log_access():
-            record = await self._record(request)
-        snapshot = self._services.snapshot
-        return json_response(replay_body(record, await replay(snapshot.composition, record), snapshot))
 
     async def _page(self, query: LogQuery) -> LogPage:
         """A full page, or what is found within PAGE_SECONDS; the cursor continues from there."""
