@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from coe.routing.phrases import words_of
+from coe.routing.phrases import WORDS
 
 UnitKind = Literal["sentence", "label", "heading", "intro", "option", "bullet", "fence", "quote", "literal", "long"]
 
@@ -66,24 +66,7 @@ _ENDS_QUESTION = " \"'”)"
 _MAX_LABEL_WORDS = 5
 _MAX_INTRO_CHARACTERS = 140
 
-
-_QUESTION_WORDS = words_of(
-    "what which who whom whose how why when where is are was were do does did can could would should will"
-)
-_TRANSFORMATIONS = words_of(
-    "translate summarise summarize rewrite proofread classify extract paraphrase correct shorten explain turn list "
-    "find give make fix improve analyse analyze review describe identify write answer übersetze übersetzen traduis "
-    "traduire"
-)
-"""First words of instructions about a text that follows."""
-_REQUEST_LABELS = frozenset(
-    word[:STEM]
-    for word in words_of(
-        "question query queries task request problem message user human customer instruction goal ask asks asked "
-        "inquiry q prompt exercise assignment issue"
-    )
-)
-"""Labels under which a request stands, whatever the rest of the message is."""
+_REQUEST_LABELS = frozenset(word[:STEM] for word in WORDS["request_labels"])
 
 
 @dataclass(slots=True)
@@ -269,17 +252,10 @@ class _Reader:
             self.units.append(Unit(text, kind, self._paragraph, self._section, self._label, near, tags, self._heading))
 
 
-def own_features(text: str, kind: UnitKind) -> list[str]:
-    """The names of the features that a unit has wherever it stands."""
-    words = first_words(text)
-    prefix = NAME_PREFIX if kind in NAMING_KINDS else WORD_PREFIX
-    return [*form_features(text, kind, words), *(prefix + word for word in dict.fromkeys(words))]
-
-
 def form_features(text: str, kind: UnitKind, words: Sequence[str]) -> list[str]:
     """The names of those features that are not its words."""
     names = [kind, f"length {min(6, len(text) // 40)}", f"opens {words[0]}" if words else "no words"]
-    if words and words[0] in _QUESTION_WORDS:
+    if words and words[0] in WORDS["questions"]:
         names.append("asks")
     if is_question(text):
         names.append("question")
@@ -307,7 +283,8 @@ def place_features(units: Sequence[Unit]) -> list[list[str]]:
     question_elsewhere = "question elsewhere" if any(is_question(unit.text) for unit in units) else "no question"
     openings = [word for unit in units[:3] for word in first_words(unit.text, 1)[:1] or [""]]
     afters = [
-        [f"after {word}" for word in dict.fromkeys(openings[:count]) if word in _TRANSFORMATIONS] for count in range(4)
+        [f"after {word}" for word in dict.fromkeys(openings[:count]) if word in WORDS["transformations"]]
+        for count in range(4)
     ]
     first_paragraph, last_paragraph = units[0].paragraph, units[-1].paragraph
     lengths = dict.fromkeys((unit.paragraph for unit in units), 0)
