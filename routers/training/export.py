@@ -1,4 +1,4 @@
-"""Export a sentence-transformers model to ONNX, in fp32 or int8, with lean attention.
+"""Export a sentence-transformers model to ONNX in int8, with lean attention.
 
 The exported graph is rewritten for latency. Attention splits its heads itself in place of eight reshapes and transposes
 a layer (a tenth of the latency of a line of text); one projection replaces those of queries, keys and values; masks
@@ -21,6 +21,7 @@ from onnxscript.rewriter import pattern, rewrite
 
 from coe import pinned_weights
 from coe.errors import DataError
+from routers.cascade import NETWORK, TOKENIZER
 from routers.encoders import OnnxEncoder
 
 OPSET = 23
@@ -28,8 +29,6 @@ OPSET = 23
 INNER_LAYER_DEPTHS = (2 / 3, 1 / 3)
 """Relative depths of the inner layers that become outputs. Middle layers separate topics better than the last one,
 which is trained for similarity (docs/experiments/cascade-and-encoders.md; Skean et al. 2025, arXiv 2502.02013)."""
-EXPORT_VERSION = f"{OPSET}-{'-'.join(f'{depth:.2f}' for depth in INNER_LAYER_DEPTHS)}-lean"
-"""Identifies this module's output in the cache of exports."""
 PROBE_TEXTS = ["how do magnets work", "Prove that there are infinitely many primes, please.", "1 + 1"]
 """Texts of different lengths: the export is traced with the first and verified on all."""
 MAX_MASK_TEST_TOKENS = 256
@@ -156,6 +155,18 @@ def _as_module(model: Any) -> Any:
 def inner_layers(layers: int) -> list[int]:
     """Return the inner layers, of `layers` in all, that become outputs; the deepest first."""
     return sorted({round(depth * layers) for depth in INNER_LAYER_DEPTHS} & set(range(1, layers)), reverse=True)
+
+
+def export_quantised(encoder: str, *, out: Path, threads: int) -> OnnxEncoder:
+    """Export `encoder` to NETWORK and TOKENIZER in the folder `out`, in int8, and open it. Raises as `locate_encoder`
+    and `export_encoder`."""
+    source = locate_encoder(encoder)
+    out.mkdir(parents=True, exist_ok=True)
+    exported, network, tokenizer = out / "encoder.fp32.onnx", out / NETWORK, out / TOKENIZER
+    export_encoder(source, network=exported, tokenizer=tokenizer)
+    quantise(exported, out=network)
+    exported.unlink()
+    return OnnxEncoder(network, tokenizer, threads=threads)
 
 
 def quantise(network: Path, *, out: Path) -> None:

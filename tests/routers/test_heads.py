@@ -159,7 +159,7 @@ def test_a_text_outside_the_axes_is_dissimilar_to_all_exemplars() -> None:
 
 def test_folds_part_the_texts_and_keep_every_class_in_every_rest() -> None:
     labels = np.array([0] * 2 + [1] * 30 + [2] * 3)
-    parts = folds(labels, seed=3)
+    parts = folds(labels)
     assert sorted(np.concatenate([held for _, held in parts]).tolist()) == list(range(35))
     for rest, held in parts:
         assert not set(rest.tolist()) & set(held.tolist())

@@ -35,7 +35,7 @@ def test_centroids_are_bounded_unit_vectors_of_every_category() -> None:
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(3000, 4)).astype(np.float32)
     labels = np.array([0] * 2900 + [2] * 99 + [3])
-    means, owners = fit_centroids(vectors, labels, seed=0)
+    means, owners = fit_centroids(vectors, labels)
     assert set(owners.tolist()) == {0, 2, 3}
     assert len(means) == len(owners) <= MAX_CENTROIDS
     np.testing.assert_allclose(np.linalg.norm(means, axis=1), 1.0, atol=1e-5)
