@@ -106,7 +106,7 @@ class AdaptedRouter(CascadeRouter):
         return self._with_new_categories(prediction, np.zeros(len(self.new), dtype=np.float32))
 
     def _with_new_categories(self, prediction: Prediction, odds: Floats) -> Prediction:
-        """Map the posterior of the trained categories to the declared categories, and add the new ones at `odds` (n_new,) against it."""
+        """Map the posterior of the trained categories to the declared ones, and add the new ones at `odds` (n_new,)."""
         posterior = np.zeros(len(self.categories), dtype=np.float32)
         np.add.at(posterior, self.targets, prediction.probabilities)
         posterior[self.new] += odds

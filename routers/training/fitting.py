@@ -138,18 +138,16 @@ def topic_folds(vectors: Floats, labels: Labels) -> list[tuple[Labels, Labels]]:
 
 def choose_regularization(data: TrainingData) -> Regularization:
     """Return the C of each head with the lowest log loss (temperature fitted) on one fold."""
-    fold = folds(data.labels)[0]
-    trials = [(head, c) for head in TRAINED_HEADS for c in REGULARIZATION_GRID]
-    losses = np.array([_trial_loss(data, fold, trial) for trial in trials])
-    best = losses.reshape(len(TRAINED_HEADS), len(REGULARIZATION_GRID)).argmin(axis=1)
-    return Regularization(*(REGULARIZATION_GRID[index] for index in best))
+    rest, held = folds(data.labels)[0]
+    labels = data.labels[held]
 
+    def loss(head: str, c: float) -> float:
+        logits = _trained_logits(head, data, rest, held, c)
+        return log_loss(logits / np.float32(fit_temperature(logits, labels)), labels)
 
-def _trial_loss(data: TrainingData, fold: tuple[Labels, Labels], trial: tuple[str, float]) -> float:
-    """Return the log loss of one head with one C."""
-    (rest, held), (head, c) = fold, trial
-    logits, labels = _trained_logits(head, data, rest, held, c), data.labels[held]
-    return log_loss(logits / np.float32(fit_temperature(logits, labels)), labels)
+    return Regularization(
+        *(min(REGULARIZATION_GRID, key=lambda c, head=head: loss(head, c)) for head in TRAINED_HEADS)  # type: ignore[misc]
+    )
 
 
 def _trained_logits(head: str, data: TrainingData, rest: Labels, held: Labels, c: float) -> Floats:
