@@ -30,7 +30,7 @@ MAX_TURNS = 5
 """Latest turns that identify an answer. A client may cut off older ones."""
 MAX_ANSWERS = 3
 """Latest answers that a request may follow. Clients insert answers of their own, and split those with several calls."""
-MAX_MESSAGES = 200
+MAX_MESSAGES = 100
 """Messages that are read from the end of a chat."""
 MAX_OPENING_MESSAGES = 10
 """Messages that are searched for the first request of a chat."""
@@ -98,20 +98,12 @@ def _end(messages: Sequence[Message]) -> int:
 def _latest_turns(messages: Sequence[Message], requests: Mapping[int, str]) -> tuple[list[tuple[int, str]], list[int]]:
     """Return the latest turns with their indexes, and the index at which each of the latest answers begins, newest
     first."""
-    turns: list[tuple[int, str]] = []
-    answers: list[int] = []
-    needed, end = MAX_TURNS, _end(messages)
-    for index in range(end - 1, max(-1, end - 1 - MAX_MESSAGES), -1):
-        if messages[index].role == "assistant":
-            is_first = index == 0 or messages[index - 1].role != "assistant"
-            if is_first and len(answers) < MAX_ANSWERS:
-                answers.append(index)
-                needed = len(turns) + MAX_TURNS
-        elif text := _turn(messages, index, requests):
-            turns.append((index, text))
-            if len(turns) >= needed and (len(answers) == MAX_ANSWERS or len(turns) >= MAX_ANSWERS * MAX_TURNS):
-                break
-    return turns, answers
+    end = _end(messages)
+    indexes = range(end - 1, max(-1, end - 1 - MAX_MESSAGES), -1)
+    is_answer = [message.role == "assistant" for message in messages]
+    answers = [index for index in indexes if is_answer[index] and not (index and is_answer[index - 1])]
+    turns = [(n, text) for n in indexes if not is_answer[n] and (text := _turn(messages, n, requests))]
+    return turns, answers[:MAX_ANSWERS]
 
 
 def _turn(messages: Sequence[Message], index: int, requests: Mapping[int, str]) -> str:

@@ -63,17 +63,15 @@ _LIST_OR_HEADING = re.compile(r"\s|[-*|#<>]|\d{1,3}[.)]\s")
 class OmittedPart:
     """A part of a user message that does not count as the request.
 
-    `kind` is what it is, `name` its tag or label, `characters` its length, and `message` the index of the message. The
-    request may be about a part that `is_material`. With `shortened`, the head of the part is in the routed text after
-    the request, which has no topic.
+    `kind` is what it is, `name` its tag or label, `characters` its length, and `message` the index of the message. With
+    `shortened`, the request may be about it: its head is in the routed text if the request has no topic.
     """
 
     kind: str
     name: str
     characters: int
-    is_material: bool = False
-    message: int = 0
     shortened: bool = False
+    message: int = 0
 
     def __str__(self) -> str:
         what = f"{self.kind} {self.name}".strip()

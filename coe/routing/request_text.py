@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
 
 from coe.core import Chat, Message
 from coe.routing.agents import CODING_AGENT, is_coding_agent
@@ -35,17 +34,15 @@ MAX_TURNS = 50
 """User messages that are read, and the first one: an agent's task is often the first of hundreds."""
 
 
-REASONS: Mapping[str, str] = MappingProxyType(
-    {
-        "block": "a block between tags",
-        "tool result": "a tool's result, sent as the user's message",
-        "document": "a document of instructions",
-        "material": "the text that the request is about",
-        "frame": "what a client, a template or courtesy puts around a request",
-        "nudge": "a request to continue the task",
-        "blank": "no text",
-    }
-)
+REASONS: Mapping[str, str] = {
+    "block": "a block between tags",
+    "tool result": "a tool's result, sent as the user's message",
+    "document": "a document of instructions",
+    "material": "the text that the request is about",
+    "frame": "what a client, a template or courtesy puts around a request",
+    "nudge": "a request to continue the task",
+    "blank": "no text",
+}
 """The meaning of each kind of part."""
 
 MAX_READ_CHARACTERS = 100_000
@@ -111,7 +108,7 @@ def read_request(chat: Chat) -> RoutedText:
             if not has_topic(parts.request):
                 heads = "\n".join(part[:MAX_MATERIAL_CHARACTERS] for part in parts.material)
                 material = shorten(heads, MAX_MATERIAL_CHARACTERS)
-        left_out += [replace(cut, message=index, shortened=bool(material) and cut.is_material) for cut in parts.cuts]
+        left_out += [replace(cut, message=index, shortened=bool(material) and cut.shortened) for cut in parts.cuts]
         if reason:
             if parts.request or not parts.cuts:
                 left_out.append(OmittedPart(reason, "", len(parts.request), message=index))
