@@ -180,7 +180,7 @@ class Composition:
             named=self.rules.arms.get(prediction.rule, "") if self.rules is not None else "",
         )
 
-    def _extra_price(self, prediction: Prediction, options: RequestOptions) -> NDArray[np.float64] | None:
+    def _extra_price(self, prediction: Prediction, options: RequestOptions) -> NDArray[np.float64]:
         """Return each arm's cost at the request's cost_weight, minus the gain that passages are expected to add.
 
         So a small expert with passages can be selected instead of a large one without.
@@ -188,8 +188,6 @@ class Composition:
         gain = self._retrieval.net_gain(prediction, options.retrieval) if self._retrieval else None
         if gain is not None and len(self._expert_columns) > len(gain):
             gain = gain[self._expert_columns]
-        if not options.cost_weight:
-            return None if gain is None else -gain
         cost = options.cost_weight * self._relative_cost
         return cost if gain is None else cost - gain
 
@@ -202,8 +200,8 @@ class Composition:
         decision, prediction = request.decision, request.prediction
         assert retrieval is not None, "step 5 runs only if `retrieves`"
         assert decision is not None and prediction is not None  # noqa: PT018
-        specs = [self.registry.arm(name) for name in decision.candidates[: self.registry.policy.max_attempts]]
-        context = min(spec.context_length for spec in specs)
+        called = decision.candidates[: self.registry.policy.max_attempts]
+        context = min(self.registry.arm(name).context_length for name in called)
         expert = self.registry.expert_names.index(first_expert(self.registry.arm(decision.expert)))
         question = RetrievalRequest(
             request.chat, request.routed.text, prediction, expert, context, tenant, options.retrieval

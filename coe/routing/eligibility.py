@@ -37,9 +37,11 @@ def only_local(rule: ExpertRule | None) -> ExpertRule:
     return replace(rule or ExpertRule(), only_local=True)
 
 
-def exclusion(rule: ExpertRule, arm: ExpertSpec | ArmSpec) -> Exclusion:
+def exclusion(rule: ExpertRule | None, arm: ExpertSpec | ArmSpec) -> Exclusion:
     """Return why a rule excludes an expert or arm. A recipe is excluded if the rule excludes any expert that it calls,
     its judge included."""
+    if rule is None:
+        return ""
     called, names = arm.called if isinstance(arm, ArmSpec) else (arm,), rule.experts
     if names is not None and not all(any(matches(name, one.name) for name in names) for one in called):
         return "key"
@@ -48,24 +50,18 @@ def exclusion(rule: ExpertRule, arm: ExpertSpec | ArmSpec) -> Exclusion:
 
 def excluded_experts(registry: Registry, rule: ExpertRule | None) -> dict[str, Exclusion]:
     """Return the experts that a rule excludes, and why."""
-    if rule is None:
-        return {}
     return {spec.name: why for spec in registry.experts if (why := exclusion(rule, spec))}
 
 
 def permitted_models(registry: Registry, rule: ExpertRule | None) -> tuple[str, ...]:
     """Return the values of `model` that a list can show to a caller with this rule."""
-    if rule is None:
-        return registry.listed_models
     return tuple(name for name in registry.listed_models if permits_model(registry, rule, name))
 
 
 def permits_model(registry: Registry, rule: ExpertRule | None, name: str) -> bool:
     """Return whether a name is a known value of `model`, and a request with this rule may send it."""
     found = registry.models.resolve(name)
-    if rule is None or found is None or found.model == AUTO:
-        return found is not None
-    return not exclusion(rule, registry.arm(found.model))
+    return found is not None and (found.model == AUTO or not exclusion(rule, registry.arm(found.model)))
 
 
 def _local_remedy(rule: ExpertRule) -> str:
@@ -127,7 +123,7 @@ def eligible_arms(
             arm.name
             for arm in registry.recipe_arms
             if (arm.name == named or utilities.get(arm.name, -np.inf) > -np.inf)
-            and not (rule is not None and exclusion(rule, arm))
+            and not exclusion(rule, arm)
             and not ineligibility(chat, arm)
         ]
     for need in sorted(chat.needs & OPTIONAL_CAPABILITIES):
@@ -144,7 +140,7 @@ def eligible_arms(
 def _eligible_experts(chat: Chat, registry: Registry, rule: ExpertRule | None, named: str) -> list[str]:
     """Return the names of the eligible experts; for embeddings only the `named` one. Raises InvalidRequest if none can
     take the chat, Forbidden if the rule excludes all."""
-    permitted = [spec for spec in registry.experts if rule is None or not exclusion(rule, spec)]
+    permitted = [spec for spec in registry.experts if not exclusion(rule, spec)]
     if rule is not None and not permitted:
         if rule.only_local:
             message = f"only local experts may receive this request, and it may use none. {_local_remedy(rule)}"
@@ -224,7 +220,7 @@ def check_model(model: str, registry: Registry, rule: ExpertRule | None = None, 
 
 def _exists(model: str, registry: Registry, rule: ExpertRule | None) -> bool:
     """Return whether an expert or recipe is declared and not excluded by the list of the API key."""
-    return model in registry.model_names and (rule is None or exclusion(rule, registry.arm(model)) != "key")
+    return model in registry.model_names and exclusion(rule, registry.arm(model)) != "key"
 
 
 def check_recipe(recipe: str, registry: Registry, rule: ExpertRule | None = None) -> None:

@@ -68,10 +68,6 @@ class RoutedText:
     has_task: bool = False
     requests: Mapping[int, str] = field(default_factory=dict, compare=False, repr=False)
 
-    def of_topic(self, *, opens: bool) -> RoutedText:
-        """Return the text to route: the newest request alone if it opens a new topic (`opens`), else the whole text."""
-        return replace(self, text=self.newest) if opens else replace(self, continues=self.has_task)
-
 
 NO_TEXT = RoutedText("")
 
