@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from importlib.resources import files
 from itertools import chain, pairwise
 from math import exp
@@ -19,8 +19,10 @@ import orjson
 
 from coe.routing.units import (
     NAME_PREFIX,
+    NAMING_KINDS,
     WORD_PREFIX,
     Unit,
+    UnitKind,
     first_words,
     form_features,
     place_features,
@@ -31,6 +33,8 @@ CLASSES: tuple[UnitClass, ...] = ("request", "material", "frame")
 MODEL = "reading.json"
 CERTAIN = 0.9
 """Probability of the class request above which no neighbours are asked, if it holds for all units."""
+MAX_CACHED_CHARACTERS = 200
+"""Longest unit whose logits are cached, which bounds the memory for them to about 2 MB."""
 TINY = 1e-12
 """Smallest probability of a class."""
 Scores = tuple[float, float, float]
@@ -101,18 +105,22 @@ def class_probabilities(units: Sequence[Unit]) -> list[Scores]:
 
 
 def _probabilities(unit: Unit, names: Sequence[str], model: ReadingModel) -> Scores:
-    r, m, f = _sum(map(model.weights.get, names), *_own_logits(unit, model))
+    own = _cached_logits if len(unit.text) <= MAX_CACHED_CHARACTERS else _own_logits
+    r, m, f = _sum(map(model.weights.get, names), *own(unit.text, unit.kind))
     largest = max(r, m, f)
     return _normalized(exp(r - largest), exp(m - largest), exp(f - largest))
 
 
-def _own_logits(unit: Unit, model: ReadingModel) -> Scores:
+def _own_logits(text: str, kind: UnitKind) -> Scores:
     """The logits of a unit by itself."""
-    words = first_words(unit.text)
-    weights = [*map((model.names if unit.is_name else model.words).get, dict.fromkeys(words))]
-    unknown = 0 if unit.is_name else weights.count(None)
-    names = (*form_features(unit.text, unit.kind, words), topical_feature(unknown))
+    model, words, is_name = reading_model(), first_words(text), kind in NAMING_KINDS
+    weights = [*map((model.names if is_name else model.words).get, dict.fromkeys(words))]
+    names = (*form_features(text, kind, words), topical_feature(0 if is_name else weights.count(None)))
     return _sum(chain(map(model.weights.get, names), weights), *model.bias)
+
+
+_cached_logits = lru_cache(maxsize=4096)(_own_logits)
+"""The units of frames are short, and the same in many messages."""
 
 
 def topical_feature(words: int) -> str:
