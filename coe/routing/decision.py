@@ -149,7 +149,9 @@ def _prefer(
         loss = utility[best] - utility[previous.expert]
         if previous.continues or general or loss <= policy.sticky_margin:
             return previous.expert, "sticky"
-    return (general, "uncertain") if general in ranked else (best, "routed")
+    if general is not None and general in ranked:
+        return general, "uncertain"
+    return best, "routed"
 
 
 def _utilities_and_prices(
