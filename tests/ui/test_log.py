@@ -15,7 +15,7 @@ from coe.records import open_log_and_feedback
 from coe.records.record import RecipeCall, RoutingRecord
 from tests.gateway.served import SQLITE, Served, serving
 from tests.records.samples import record
-from tests.ui.browsing import check_accessible, check_no_sideways_scroll, needs_browser, visiting
+from tests.ui.browsing import check_no_sideways_scroll, needs_browser, visiting
 
 pytestmark = [pytest.mark.anyio, needs_browser]
 
