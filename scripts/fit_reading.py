@@ -286,7 +286,7 @@ def fit(messages: Iterator[Sequence[Piece]], count: int) -> dict[str, Any]:
         for unit, place in zip(units, places, strict=True):
             own, prefix = first_words(unit.text), NAME_PREFIX if unit.is_name else WORD_PREFIX
             rows.append(
-                [*form_features(unit.text, unit.kind, own), *(prefix + word for word in dict.fromkeys(own)), *place]
+                [*form_features(unit.text, unit.kind, own), *place, *dict.fromkeys(prefix + one for one in own)]
             )
         classes += found
         weights += [max(1, len(units)) ** -0.5] * len(units)

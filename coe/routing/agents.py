@@ -10,7 +10,6 @@ import re
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import chain
-from typing import Any
 
 from coe.core import Chat
 from coe.routing.phrases import WORDS
@@ -59,10 +58,8 @@ def tool_names(chat: Chat) -> Iterator[str]:
     """The names of the first tools that a request declares; the type for a tool of the provider's own."""
     declared = chat.fields.get("tools") or chat.fields.get("functions")
     for tool in declared[:MAX_TOOLS] if isinstance(declared, list) else ():
-        if isinstance(tool, dict) and isinstance(name := _name_of(tool), str):
-            yield name
-
-
-def _name_of(tool: dict[str, Any]) -> Any:
-    nested = tool.get(str(tool.get("type")))
-    return tool.get("name") or (nested.get("name") if isinstance(nested, dict) else tool.get("type"))
+        if isinstance(tool, dict):
+            nested = tool.get(str(tool.get("type")))
+            name = tool.get("name") or (nested.get("name") if isinstance(nested, dict) else tool.get("type"))
+            if isinstance(name, str):
+                yield name

@@ -127,7 +127,7 @@ def decide(
         tuple(ranked),
         propensity,
         utility=tuple([utility[name] for name in ranked]),
-        price=tuple([prices.get(name, 0.0) for name in ranked]) if prices and any(prices.values()) else (),
+        price=tuple([prices.get(name, 0.0) for name in ranked]) if any(prices.values()) else (),
         fallback_from=avoided,
         cause=(health[avoided].cause or "circuit_open") if avoided else "",
         rule=prediction.rule,
@@ -157,14 +157,12 @@ def _prefer(
 def _utilities_and_prices(
     assignment: Assignment, prediction: Prediction, extra_price: NDArray[np.float64] | None
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Return the expected utility and price of each column of the assignment by name; no prices if all are 0."""
-    names = assignment.experts
+    """Return the expected utility and price of each column of the assignment by name."""
     utility = expected_utility(assignment, prediction.probabilities, prediction.residual)
-    if extra_price is None and not assignment.is_priced:
-        return dict(zip(names, utility.tolist(), strict=True)), {}
-    price = expected_price(assignment, prediction.probabilities)
+    price = expected_price(assignment, prediction.probabilities) if assignment.is_priced else np.zeros(len(utility))
     if extra_price is not None:
         utility, price = utility - extra_price, price + extra_price
+    names = assignment.experts
     return dict(zip(names, utility.tolist(), strict=True)), dict(zip(names, price.tolist(), strict=True))
 
 

@@ -48,8 +48,6 @@ _OPTION = re.compile(r"\s*+(?:\(?[A-Ja-j]|\(\d{1,2})[.):]\s")
 _BULLET = re.compile(r"\s*+(?:[-*•+]|\d{1,2}[.)])\s")
 _PAIR = re.compile(r'"([\w ]{1,30})"\s*+:\s*+"((?:[^"\\]|\\.)*+)"')
 _COMMENT = re.compile(r"\s*+(?://|--|\|)\s++")
-_MARKS = re.compile(r'[:"{}>|]')
-"""One of these is in every label, object and ruled heading that begins with a letter."""
 _LITERAL = re.compile(r"\s*+(?:[{}\"\]]|\[(?!\w))")
 _DIGIT = re.compile(r"\d")
 _CITED = re.compile(r"\[[\w ]{1,12}\]|\(\d\)")
@@ -184,9 +182,6 @@ class _Reader:
             self._read_line(line[position:])
 
     def _read_line(self, line: str) -> None:
-        if line[0].isalpha() and not _MARKS.search(line):  # saves prose the other searches
-            self._add_sentences(line)
-            return
         if _RULE.match(line):
             self._paragraph += 1
             self._set_label(())
