@@ -16,7 +16,7 @@ from coe.routing.phrases import WORDS, has_topic
 from coe.routing.reading import CLASSES, Scores, class_probabilities, has_topical_word
 from coe.routing.units import Unit, is_question, units_of
 
-CutKind = Literal["block", "tool result", "material", "frame"]
+CutKind = Literal["block", "tool result", "document", "material", "frame"]
 """The kind of a part that does not count as the request."""
 
 MAX_PLAIN_CHARACTERS = 1000
@@ -52,6 +52,11 @@ _TOOL_RESULT = re.compile(
     r"[^\n]{0,120}?(?:[:\]]|\n|\Z)",
     re.IGNORECASE,
 )
+_DOCUMENT = re.compile(
+    r"[^\n]{0,80}?\b((?:AGENTS|CLAUDE|GEMINI|CONVENTIONS|README)\.md)\b[^\n]{0,200}\n.*\n#", re.DOTALL
+)
+"""A document of instructions with headings. Only the paragraph after it can be the request."""
+_LIST_OR_HEADING = re.compile(r"\s|[-*|#<>]|\d{1,3}[.)]\s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +106,10 @@ def split_message(text: str) -> MessageParts:
     if label := _TOOL_RESULT.match(parts.request):
         parts.cut("tool result", label[0].strip(), parts.request)
         parts.request = ""
+    elif document := _DOCUMENT.match(parts.request):
+        _, _, closing = parts.request.rpartition("\n\n")
+        parts.cut("document", document[1], parts.request)
+        parts.request = "" if _LIST_OR_HEADING.match(closing) else closing
     if parts.request:
         _split_units(parts)
     return parts

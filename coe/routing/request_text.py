@@ -37,6 +37,7 @@ MAX_TURNS = 50
 REASONS: Mapping[str, str] = {
     "block": "a block between tags",
     "tool result": "a tool's result, sent as the user's message",
+    "document": "a document of instructions",
     "material": "the text that the request is about",
     "frame": "what a client, a template or courtesy puts around a request",
     "nudge": "a request to continue the task",
