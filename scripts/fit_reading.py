@@ -282,12 +282,9 @@ def fit(messages: Iterator[Sequence[Piece]], count: int) -> dict[str, Any]:
     texts: dict[str, set[str]] = {}
     for _ in range(count):
         units, found = labelled_units(next(messages))
-        places = place_features(units) if units else []
-        for unit, place in zip(units, places, strict=True):
-            own, prefix = first_words(unit.text), NAME_PREFIX if unit.is_name else WORD_PREFIX
-            rows.append(
-                [*form_features(unit.text, unit.kind, own), *place, *dict.fromkeys(prefix + one for one in own)]
-            )
+        for unit, place in zip(units, place_features(units) if units else (), strict=True):
+            own, prefix = [*dict.fromkeys(first_words(unit.text))], NAME_PREFIX if unit.is_name else WORD_PREFIX
+            rows.append([*form_features(unit.text, unit.kind, own), *place, *(prefix + one for one in own)])
         classes += found
         weights += [max(1, len(units)) ** -0.5] * len(units)
         for unit, kind in zip(units, found, strict=True):
