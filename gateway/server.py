@@ -23,7 +23,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from coe.errors import HeadersTooLarge, InvalidHttp, RequestError
 from coe.supervision import TaskFailed, ignore_failure, supervised
-from gateway.errors import body_of
+from gateway.dialects import body_of
 
 IDLE_SECONDS = 75
 """Time limit for a connection to wait for its next request, and then for the head of this request. It exceeds

@@ -29,8 +29,8 @@ from coe.routing.composition import Composition
 from coe.routing.conversation import Affinity
 from coe.settings import Settings
 from coe.usage import SentCall, Usage
-from gateway.access import IssuedKeyWatch, access_of
-from gateway.access.key_store import KeyStore
+from gateway.access.access import Access
+from gateway.access.issued_keys import KEYS_FILE, IssuedKeyWatch, KeyStore
 from gateway.access.limits import Limiter
 from gateway.app import create_app
 from gateway.cache.step import open_cache
@@ -40,7 +40,7 @@ from gateway.observability.tracing import Tracing
 from gateway.process.jobs import Jobs
 from gateway.request.stored_step import open_stored_step
 from gateway.services import Observer, Services
-from gateway.shared_store import MemoryStore
+from gateway.shared_store import SqliteStore
 from gateway.snapshot import Snapshot
 from routers import prompt_digest
 from tests.list_log import ListLog
@@ -292,7 +292,6 @@ async def gateway_of(
     versions: Mapping[str, str | None] = MappingProxyType({}),
     assignment: Assignment | None = None,
     jobs: Any = None,
-    solver: Any = None,
     spool: Path | None = None,
     stored: Path | None = None,
     real_experts: Mapping[str, Expert] = MappingProxyType({}),
@@ -300,7 +299,7 @@ async def gateway_of(
     **scripts: Any,
 ) -> AsyncIterator[Gateway]:
     """The real app, started, with scripted experts: `gateway_of(coder=ExpertUnavailable(...))`. `versions` is what it
-    says it was made of, by kind of artifact; `jobs` and `solver` stand in for the processes beside it. `spool` is the
+    says it was made of, by kind of artifact; `jobs` stands in for the processes beside it. `spool` is the
     file where feedback waits while the log fails, `stored` the folder of stored responses; `real_experts` replace
     scripted ones."""
     registry = registry or registry_of()
@@ -315,8 +314,8 @@ async def gateway_of(
             composition = _composition_of(
                 registry, experts, threads, assignment, affinity=affinity, retrieval=retrieval
             )
-            limiter = Limiter(clock=ManualClock())  # nothing refills while a busy machine pauses
-            access = access_of(registry, limiter, routed=composition.routed_arms)
+            limiter = Limiter(clock=ManualClock())  # no minute ends while a busy machine pauses
+            access = Access(registry, limiter, routed=composition.routed_arms)
             metrics = Metrics()
             async with (
                 LogWriter(log, log, spool=spool, count=metrics.record_feedback, **QUICKLY) as writer,
@@ -325,7 +324,6 @@ async def gateway_of(
                 if stored is None
                 else open_stored_step(registry.stored_responses, stored, count=metrics.record_unstored) as step,
                 Jobs(where) as own_jobs,
-                Jobs(where) as own_solver,
             ):
                 signals = ImplicitSignals(writer.put)
                 services = Services(
@@ -337,11 +335,10 @@ async def gateway_of(
                     writer=writer,
                     settings=where,
                     jobs=jobs or own_jobs,
-                    solver=solver or own_solver,
                     tracing=tracing,
                     cache=cache,
                     stored=step,
-                    issued=IssuedKeyWatch(KeyStore(MemoryStore())),
+                    issued=IssuedKeyWatch(KeyStore(SqliteStore(where.home / KEYS_FILE))),
                 )
                 opened.append(services)
                 yield services

@@ -25,7 +25,7 @@ SIBLING_TIMEOUT_SECONDS = 1.0
 async def share_metrics(own: Path, metrics: Metrics) -> AsyncIterator[None]:
     """Joins the workers whose files are in the same folder as `own`, which is named by the number of this worker."""
     folder = own.parent
-    metrics.worker, metrics.gateway = int(own.name), folder.name
+    metrics.worker = int(own.name)
     with suppress(OSError, ValueError):
         metrics.resume(own.with_suffix(".json").read_bytes())
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from types import SimpleNamespace
 from typing import Any, Literal, cast
-from uuid import uuid4
 
 import orjson
 from prometheus_client import generate_latest
@@ -111,8 +110,6 @@ class Metrics:
     def __init__(self) -> None:
         self.worker = 0
         """The number of this process among its siblings."""
-        self.gateway = uuid4().hex[:8]
-        """Identifies all workers together, and changes when the counts restart."""
         self.siblings: Siblings | None = None
         """Set if there are several workers."""
         self._lasting: list[MetricFamily] = []

@@ -40,8 +40,8 @@ class Jobs:
         if self._process is not None:
             self._process.kill()
 
-    async def run(self, *arguments: str, seconds: float, needs: tuple[str, ...], sent: bytes = b"") -> Any:
-        """The JSON that `coe ARGUMENTS` prints, with `sent` as its standard input.
+    async def run(self, *arguments: str, seconds: float, needs: tuple[str, ...]) -> Any:
+        """The JSON that `coe ARGUMENTS` prints.
 
         `needs` are packages that it requires. Raises NotInstalled, or JobUnavailable if it fails, takes longer than
         `seconds`, or too many requests wait.
@@ -57,7 +57,7 @@ class Jobs:
         self._waiting += 1
         try:
             async with self._lock:
-                output = await asyncio.to_thread(self._output, arguments, seconds, sent)
+                output = await asyncio.to_thread(self._output, arguments, seconds)
         finally:
             self._waiting -= 1
         try:
@@ -65,14 +65,14 @@ class Jobs:
         except orjson.JSONDecodeError:
             raise JobUnavailable(f"{verb} failed: it printed no JSON", retry_after=RETRY_AFTER_SECONDS) from None
 
-    def _output(self, arguments: tuple[str, ...], seconds: float, sent: bytes) -> bytes:
+    def _output(self, arguments: tuple[str, ...], seconds: float) -> bytes:
         """Return the output of the command, with the gateway's declaration and state, at low priority. Blocks."""
         verb = f"`coe {arguments[0]}`"
         nice = ("nice", "-n", "10") if shutil.which("nice") else ()
         with subprocess.Popen(  # noqa: S603  commands and existing versions only
             [*nice, sys.executable, "-P", "-m", "coe.cli", *arguments, "--config", str(self._settings.config)],
             env={**os.environ, "COE_HOME": str(self._settings.home)},
-            stdin=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         ) as process:
@@ -80,7 +80,7 @@ class Jobs:
             if self._is_closed:  # while the process started
                 process.kill()
             try:
-                output, errors = process.communicate(sent, timeout=seconds)
+                output, errors = process.communicate(timeout=seconds)
             except subprocess.TimeoutExpired:
                 message = f"{verb} took more than {seconds:g} s and was stopped; run it on the command line"
                 raise JobUnavailable(message, retry_after=RETRY_AFTER_SECONDS) from None

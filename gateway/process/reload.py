@@ -8,7 +8,6 @@ RETRY_SECONDS, since a damaged one may have been repaired. Running requests keep
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import math
 import time
@@ -28,7 +27,7 @@ from coe.registry.runtimes import LOCAL_RUNTIMES
 from coe.registry.yaml_source import read_text
 from coe.settings import Settings
 from coe.supervision import TaskFailed, ignore_failure, log_failure, supervised
-from gateway.access import check_exposure
+from gateway.access.browsers import check_exposure
 from gateway.access.issued_keys import check_issued
 from gateway.services import Services
 from gateway.snapshot import Snapshot, SnapshotBuilder
@@ -70,11 +69,6 @@ class Reload:
         self._files = watched_files(settings)
         self._requested = asyncio.Event()
         self._warming: asyncio.Task[None] | None = None
-        self._config_digest: bytes | None = None
-
-    def serves(self, config: bytes) -> bool:
-        """True if the state in use was read from this content of experts.yaml."""
-        return hashlib.sha256(config).digest() == self._config_digest
 
     def request(self) -> None:
         """Reload now, even if no file changed."""
@@ -93,7 +87,6 @@ class Reload:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _run(self, since: FileStates) -> None:
-        self._config_digest = await asyncio.to_thread(_digest, self._settings.config)
         states, retry_at = since, math.inf
         while True:
             requested = self._requested.is_set()
@@ -118,7 +111,7 @@ class Reload:
     async def _apply(self) -> None:
         """Read the files and serve their state."""
         try:
-            config_digest, in_use = await asyncio.to_thread(self._read_files)
+            in_use = await asyncio.to_thread(self._read_files)
             self.check(in_use.registry)
             snapshot = self._builder.build(in_use)
         except CoEError as error:
@@ -133,17 +126,17 @@ class Reload:
             self._services.replace(snapshot)
             if is_indexed_anew:
                 self._warm(snapshot)
-            self._services.reload_error, self._config_digest = None, config_digest
+            self._services.reload_error = None
             router, plan = snapshot.composition.router.version, snapshot.plan or "as declared"
             _log.warning("reloaded: config %s, router %s, plan %s", snapshot.registry.digest, router, plan)
 
-    def _read_files(self) -> tuple[bytes | None, ActiveState]:
-        """The digest of experts.yaml, and the state. Raises ConfigError for a pipe or device in its place, which might
+    def _read_files(self) -> ActiveState:
+        """The state. Raises ConfigError for a pipe or device in its place, which might
         have no end."""
         config = self._settings.config
         if config.exists() and not config.is_file():
             raise ConfigError(f"{config}: neither a file nor a link to one; write the declaration to a file")
-        return _digest(config), self._read(self._settings, self._in_use)
+        return self._read(self._settings, self._in_use)
 
     def _warm(self, snapshot: Snapshot) -> None:
         """Search a new document index once in the background, since a slow store must not delay the next reload."""
@@ -185,13 +178,6 @@ def file_states(files: tuple[Path, ...]) -> FileStates:
         except OSError:
             states.append(None)
     return tuple(states)
-
-
-def _digest(config: Path) -> bytes | None:
-    try:
-        return hashlib.sha256(config.read_bytes()).digest() if config.is_file() else None
-    except OSError:
-        return None
 
 
 def check_reloadable(old: Registry, new: Registry) -> None:

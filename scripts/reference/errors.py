@@ -55,7 +55,6 @@ _REMEDIES: Mapping[str, str] = {
     "answer_memory_full": "Request a stream, raise `limits.body_memory_mb`, or limit the key's `concurrent_requests`.",
     "body_memory_full": "Raise `limits.body_memory_mb`, or limit the key's `concurrent_requests`.",
     "body_too_large": "Send a smaller body, or raise `limits.max_body_mb`.",
-    "budget_impossible": "Raise the limit that the message names.",
     "cross_origin_request": "Add the page's origin to `access.allowed_origins` if that is intended.",
     "deadline_exceeded": "Allow more time in `x-coe-timeout` or `policy.timeout`.",
     "document_not_found": "List the documents with `coe index list --documents`.",
@@ -83,7 +82,6 @@ _REMEDIES: Mapping[str, str] = {
     "invalid_request": "Correct the field that `param` names.",
     "item_not_found": "Send the item itself; see [stored responses](../guides/clients.md#stored-responses).",
     "job_unavailable": "Retry after `retry-after`; the gateway's log has the job's output.",
-    "config_refused": "Read the file on the gateway's machine.",
     "key_not_found": "List the keys with `GET /v1/keys` or on the page.",
     "key_refused": "Read the message: take another name, fewer rights, or change experts.yaml.",
     "keys_unavailable": "Check `access.counters` or the disk, and repeat the change.",
@@ -91,7 +89,6 @@ _REMEDIES: Mapping[str, str] = {
     "model_not_found": "Use `auto` or a name that `GET /v1/models` lists.",
     "no_capable_expert": "Declare `capabilities`, `apis` or a `context_length` that cover the request.",
     "not_installed": "Install the package that the message names where the gateway runs.",
-    "nothing_measured": "Run `coe score`, then `coe plan`.",
     "overloaded": "Retry after `retry-after`; add workers, replicas or permits.",
     "previous_response_not_found": "Send the conversation in `input`, or raise `stored_responses.lifetime`.",
     "rate_limit_exceeded": "Retry after `retry-after`, or raise the limits of the key.",
@@ -108,7 +105,6 @@ _REMEDIES: Mapping[str, str] = {
 }
 _MEANINGS: Mapping[str, str] = {
     "ambiguous_model": "Several experts can embed the texts.",
-    "budget_impossible": "No plan keeps to the requested budget.",
     "expert_not_local": "Only local experts may receive the request, and it demands another or there is none.",
     "expert_not_permitted": "The list of the API key permits no expert that is declared.",
     "internal_error": "The gateway failed.",

@@ -1,4 +1,4 @@
-"""`/v1/records`: the list and one record."""
+"""`/v1/records`: the list, and one record."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from tests.access.samples import key_of
 from tests.fakes import Gateway, Response, gateway_of, registry_of
 
 pytestmark = pytest.mark.anyio
-
-PROMPTS = {"log": {"url": "sqlite:///log.sqlite", "store_prompts": True}}
 
 
 async def read(gateway: Gateway, path: str = "/v1/records", query: str = "", **headers: str) -> Response:

@@ -8,10 +8,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import Annotated, Any, get_args
 
 from pydantic import Field
@@ -43,8 +42,6 @@ MAX_VALUE_CHARACTERS = 128
 MAX_TIME = 32_503_680_000.0  # the year 3000
 LOG_SECONDS = 5.0
 """Time limit of a request to the log."""
-PAGE_SECONDS = 0.5
-"""Time for which a list that is not full searches on; its cursor continues from there."""
 MAX_CONCURRENT = 8
 RETRY_AFTER = 1.0
 _log = logging.getLogger("gateway")
@@ -96,17 +93,14 @@ class RecordQuery(RequestModel):
 
 def list_body(page: LogPage, registry: Registry) -> dict[str, Any]:
     """A page of the log. `cursor` continues it; `retention` states how long and what the log stores."""
+    log = registry.log
     return {
         "object": "list",
         "data": [{name: getattr(record, name) for name in LIST_FIELDS} for record in page.records],
         "cursor": page.cursor,
         "damaged": page.damaged,
         "choices": choices(registry),
-        "retention": {
-            "records": registry.log.keep_records,
-            "days": registry.log.keep_days,
-            "prompts": registry.log.store_prompts,
-        },
+        "retention": {"records": log.keep_records, "days": log.keep_days, "prompts": log.store_prompts},
     }
 
 
@@ -139,7 +133,7 @@ class Records:
         """List the routing log, newest first; `cursor` as `before` gets older records and is empty at the end."""
         query = query_of(request, RecordQuery).log_query()
         async with self._log_access():
-            page = await self._page(query)
+            page = await self._services.log.back(query)
         return json_response(list_body(page, self._services.snapshot.registry))
 
     async def get(self, request: Request) -> Response:
@@ -148,19 +142,6 @@ class Records:
             record = await self._record(request)
             feedback = await self._services.feedback.for_request(record.request_id, keys=self._keys(record))
         return json_response(record_body(record, feedback, self._services.snapshot.registry))
-
-    async def _page(self, query: LogQuery) -> LogPage:
-        """A full page, or what is found within PAGE_SECONDS; the cursor continues from there."""
-        deadline = time.monotonic() + PAGE_SECONDS
-        found: tuple[RoutingRecord, ...] = ()
-        damaged = 0
-        while True:
-            page = await self._services.log.back(replace(query, limit=query.limit - len(found)))
-            found += page.records
-            damaged += page.damaged
-            if not page.cursor or len(found) == query.limit or time.monotonic() > deadline:
-                return LogPage(found, page.cursor, damaged)
-            query = replace(query, before=page.cursor)
 
     async def _record(self, request: Request) -> RoutingRecord:
         request_id = request.path_params["id"]

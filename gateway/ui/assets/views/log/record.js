@@ -1,4 +1,4 @@
-// The page of one record: its fields and its feedback.
+// The page of one record: its fields and feedback.
 
 import { html, nothing } from "../../vendor/lit-html.js";
 import { api, resource } from "../../api.js";
