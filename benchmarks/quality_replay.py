@@ -70,7 +70,7 @@ def scored_prompts_of(data: Quality, work: Path) -> ScoredPrompts:
     if not cache.is_file():
         with as_file(files("routers") / "starter" / "prompts.jsonl") as shipped:
             examples = [routers.Example(*pair) for _, *pair in numbered_prompts(shipped)]
-        routers.build(examples, out=work / "starter", cache=work / "memory", threads=1)
+        routers.build(examples, out=work / "starter", threads=1)
         router = routers.load(work / "starter")
         posteriors = np.stack([found.probabilities for found in router.predict(data.prompts)])
         np.savez(cache, posterior=posteriors, categories=np.array(router.categories))

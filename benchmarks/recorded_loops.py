@@ -1,7 +1,7 @@
 """Changes of expert inside tool loops, over the requests that real clients send.
 
     make test-clients     # installs the clients and trains the router, once
-    python -m benchmarks.recorded_loops --recordings FILE [--loops 1000] [--same-task] [--json FILE]
+    python -m benchmarks.recorded_loops --recordings FILE [--loops 1000] [--json FILE]
 
 Without the file, each client of tests/clients/matrix first runs a loop of three tool steps for each of two tasks,
 through a gateway, and its requests and the answers are written there. They contain the clients' own prompts,
@@ -12,9 +12,6 @@ categories, and its ids are its own. `coe up` with the trained router serves the
 expert for each category. The rules that favour a change are on: no sticky margin, half of the requests explore, and in
 every fourth loop the first choice fails in the first step and then recovers. The figure is the number of loops in which
 two requests were answered by different experts.
-
-Loops that take turns have different tasks; with --same-task, those of all clients with one task take turns, and nothing
-but the ids of their tool calls tells most of them apart.
 """
 
 from __future__ import annotations
@@ -63,14 +60,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recordings", type=Path, required=True)
     parser.add_argument("--loops", type=int, default=1000)
-    parser.add_argument("--same-task", action="store_true")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     if not options.recordings.exists():
         lines = [json.dumps(one) for one in recorded()]
         options.recordings.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     recordings = [json.loads(line) for line in options.recordings.read_text(encoding="utf-8").splitlines()]
-    text = json.dumps(switches(loops_of(recordings, options.loops, same_task=options.same_task)), indent=1)
+    text = json.dumps(switches(loops_of(recordings, options.loops)), indent=1)
     print(text)
     if options.json:
         options.json.write_text(text, encoding="utf-8")
@@ -173,16 +169,13 @@ class Loop:
     reasons: list[str] = field(default_factory=list)
 
 
-def loops_of(recordings: Sequence[dict[str, Any]], count: int, *, same_task: bool) -> list[Loop]:
-    """Return so many loops: the recordings in turn, each with the next task, or all of them with one task."""
+def loops_of(recordings: Sequence[dict[str, Any]], count: int) -> list[Loop]:
+    """Return so many loops: the recordings in turn, each with the next task."""
     rng = random.Random(0)
     rows = [json.loads(line) for line in PROMPTS.read_text(encoding="utf-8").splitlines()]
     loops = []
     for number in range(count):
-        recording, task = (
-            recordings[number % len(recordings)],
-            rows[(number // len(recordings) if same_task else number) % len(rows)],
-        )
+        recording, task = recordings[number % len(recordings)], rows[number % len(rows)]
         others = [row["prompt"] for row in rows if row["category"] != task["category"]]
         texts = {recording["task"]: task["prompt"]}
         texts |= {code_of(step): rng.choice(others) for step in range(1, STEPS + 1)}

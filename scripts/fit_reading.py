@@ -29,9 +29,9 @@ from scipy.sparse import csr_matrix
 
 from benchmarks.boilerplate_wrappers import WRAPPERS
 from coe.routing import reading
-from coe.routing.message_parts import outside_blocks
+from coe.routing.message_parts import MessageParts, take_blocks
 from coe.routing.reading import relation, topical_feature
-from coe.routing.units import WORD_PREFIX, Unit, first_words, own_features, place_features, units_of
+from coe.routing.units import NAME_PREFIX, WORD_PREFIX, Unit, first_words, form_features, place_features, units_of
 
 REQUEST, MATERIAL, FRAME = range(3)
 Piece = tuple[str, int]
@@ -257,7 +257,7 @@ class Writer:
 
 def labelled_units(pieces: Sequence[Piece]) -> tuple[list[Unit], list[int]]:
     """The units of a message and their classes: of the piece that holds the unit, or its beginning or end."""
-    units = units_of(outside_blocks("".join(text for text, _ in pieces)))
+    units = units_of(take_blocks("".join(text for text, _ in pieces), MessageParts("")))
     classes = []
     for unit in units:
         ends = (unit.text,) if len(unit.text) <= 15 else (unit.text, unit.text[:15], unit.text[-15:])
@@ -282,8 +282,9 @@ def fit(messages: Iterator[Sequence[Piece]], count: int) -> dict[str, Any]:
     texts: dict[str, set[str]] = {}
     for _ in range(count):
         units, found = labelled_units(next(messages))
-        places = place_features(units) if units else []
-        rows += [[*own_features(unit.text, unit.kind), *names] for unit, names in zip(units, places, strict=True)]
+        for unit, place in zip(units, place_features(units) if units else (), strict=True):
+            own, prefix = [*dict.fromkeys(first_words(unit.text))], NAME_PREFIX if unit.is_name else WORD_PREFIX
+            rows.append([*form_features(unit.text, unit.kind, own), *place, *(prefix + one for one in own)])
         classes += found
         weights += [max(1, len(units)) ** -0.5] * len(units)
         for unit, kind in zip(units, found, strict=True):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -26,19 +25,20 @@ from tests.waiting import ManualClock
 
 def test_the_number_of_concurrent_encoder_passes_is_limited() -> None:
     load_shedding = LoadShedding(clock=ManualClock())
-    with ExitStack() as passes:
-        for _ in range(MAX_ENCODER_PASSES):
-            assert load_shedding.has_capacity
-            passes.enter_context(load_shedding.encoder_pass())
-        assert not load_shedding.has_capacity
+    for _ in range(MAX_ENCODER_PASSES):
+        assert load_shedding.has_capacity
+        start = load_shedding.begin()
+    assert not load_shedding.has_capacity
+    load_shedding.end(start, 0.0)
     assert load_shedding.has_capacity
 
 
 def test_after_a_slow_pass_passes_are_skipped_for_a_multiple_of_its_duration() -> None:
     clock = ManualClock()
     load_shedding = LoadShedding(clock=clock)
-    with load_shedding.encoder_pass():
-        clock.now += 2 * SLOW_ENCODER_PASS_SECONDS
+    start = load_shedding.begin()
+    clock.now += 2 * SLOW_ENCODER_PASS_SECONDS
+    load_shedding.end(start, 0.0)
     assert not load_shedding.has_capacity
     clock.now += 2 * SLOW_ENCODER_PASS_SECONDS * ENCODER_BACKOFF_FACTOR - 0.001
     assert not load_shedding.has_capacity
@@ -51,9 +51,9 @@ def test_a_long_pass_is_slow_only_if_it_mostly_waited(waited: float, has_capacit
     """A long text on a slow processor takes longer than the limit on an idle machine too."""
     clock, own = ManualClock(), 4 * SLOW_ENCODER_PASS_SECONDS
     load_shedding = LoadShedding(clock=clock)
-    with load_shedding.encoder_pass() as one:
-        clock.now += (1 + waited) * own
-        one.processor_seconds = own
+    start = load_shedding.begin()
+    clock.now += (1 + waited) * own
+    load_shedding.end(start, own)
     assert load_shedding.has_capacity == has_capacity
 
 

@@ -55,13 +55,12 @@ def benchmark(
 
     with tempfile.TemporaryDirectory() as folder_name, progress_bar("benchmark") as progress, exit_on_sigterm():
         work = Path(folder_name)
-        cache = work / "memory"  # of embeddings: the five routers share their encoder and most texts
 
         def train(pairs: Sequence[tuple[str, str]], out: Path) -> Any:
-            routers.build([routers.Example(*pair) for pair in pairs], encoder=encoder, out=out, cache=cache)
+            routers.build([routers.Example(*pair) for pair in pairs], encoder=encoder, out=out)
             return routers.load(out)
 
-        exported = routers.export_encoder(encoder, out=work / "encoder", threads=2, cache=cache)
+        exported = routers.export_encoder(encoder, out=work / "encoder", threads=2)
         report = run(
             data,
             train_router=train,

@@ -95,12 +95,10 @@ def add_prompts(pairs: Sequence[tuple[str, str]], path: Path, *, categories: Col
     return [*kept, *((prompt, category) for prompt, category in added.items() if before.get(prompt) != category)]
 
 
-def build_router(
-    pairs: Sequence[tuple[str, str]], out: Path, *, encoder: str, cache: Path | None = None
-) -> Mapping[str, Any]:
+def build_router(pairs: Sequence[tuple[str, str]], out: Path, *, encoder: str) -> Mapping[str, Any]:
     """Train a router on (prompt, category) pairs into the folder `out`. Returns its metrics."""
     import routers
 
     examples = [routers.Example(prompt, category) for prompt, category in pairs]
     with progress_bar("training") as progress:
-        return routers.build(examples, encoder=encoder, out=out, progress=progress, cache=cache)
+        return routers.build(examples, encoder=encoder, out=out, progress=progress)

@@ -170,19 +170,6 @@ class Registry(StrictModel):
         return (*self.experts, *self.recipe_arms)
 
     @cached_property
-    def plain_chat_arms(self) -> frozenset[str]:
-        """All that may answer a chat without needs that fits into `plain_context` tokens; empty if that also depends on
-        the chat's fields or language, because recipes or languages are declared."""
-        if self.recipe_arms or self.restricts_languages:
-            return frozenset()
-        return frozenset(expert.name for expert in self.experts if "chat" in expert.supported_apis)
-
-    @cached_property
-    def plain_context(self) -> int:
-        """The smallest context of an expert that speaks chat, in tokens."""
-        return min((one.context_length for one in self.experts if "chat" in one.supported_apis), default=0)
-
-    @cached_property
     def restricts_languages(self) -> bool:
         """True if some expert declares the languages that it speaks."""
         return any(expert.languages is not None for expert in self.experts)

@@ -10,10 +10,9 @@ import re
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import chain
-from typing import Any
 
 from coe.core import Chat
-from coe.routing.phrases import words_of
+from coe.routing.phrases import WORDS
 
 CODING_AGENT = "[coding agent]"
 """Last line of the routed text of a coding agent's request."""
@@ -24,14 +23,6 @@ MAX_TURNS, MAX_TURN_CHARACTERS = 8, 2000
 """The newest messages in which paths and diffs are searched, and characters of each."""
 MIN_SIGNS = 3
 
-_TOOLS = words_of("""
-    bash shell edit multiedit write read grep glob ls terminal apply_patch execute_command write_to_file
-    read_file edit_file search_files list_files replace_in_file str_replace_editor str_replace_based_edit_tool
-    run_in_terminal run_command exec_command local_shell write_file replace run_shell_command codebase_search
-    file_search grep_search run_terminal_cmd view create patch todowrite list_code_definition_names execute_bash
-    find_references
-    """)
-"""Names of tools that read, search, change or run code, in lower case."""
 _WORDS = re.compile(
     r"\b(?:codebase|repositor(?:y|ies)|source code|git|commit|pull request|lint|unit tests?|shell command|working "
     r"directory|apply[ _]patch|search/replace|refactor|compiler?|software engineer\w*+|pair programm\w*+"
@@ -47,7 +38,7 @@ _CODE = re.compile(
 
 def is_coding_agent(chat: Chat) -> bool:
     """True if the request comes from an agent that works on code."""
-    signs = len({name.lower() for name in tool_names(chat)} & _TOOLS)
+    signs = len({name.lower() for name in tool_names(chat)} & WORDS["agent_tools"])
     if signs >= MIN_SIGNS:
         return True
     system = "\n".join(one.text for one in chat.messages[:2] if one.role in ("system", "developer"))
@@ -67,10 +58,8 @@ def tool_names(chat: Chat) -> Iterator[str]:
     """The names of the first tools that a request declares; the type for a tool of the provider's own."""
     declared = chat.fields.get("tools") or chat.fields.get("functions")
     for tool in declared[:MAX_TOOLS] if isinstance(declared, list) else ():
-        if isinstance(tool, dict) and isinstance(name := _name_of(tool), str):
-            yield name
-
-
-def _name_of(tool: dict[str, Any]) -> Any:
-    nested = tool.get(str(tool.get("type")))
-    return tool.get("name") or (nested.get("name") if isinstance(nested, dict) else tool.get("type"))
+        if isinstance(tool, dict):
+            nested = tool.get(str(tool.get("type")))
+            name = tool.get("name") or (nested.get("name") if isinstance(nested, dict) else tool.get("type"))
+            if isinstance(name, str):
+                yield name

@@ -34,8 +34,6 @@ TIMER_SLACK_SECONDS = 0.01
 _TRANSIENT_ERRORS = (ExpertUnavailable, ExpertBusy)
 _REPORT_PRIORITY = (ExpertBusy, ExpertTimeout, ExpertInvalidResponse, ExpertUnavailable)
 """The error to report when all candidates fail: the first kind here, which is the most useful for a client's retry."""
-_Failure = ExpertError | InvalidRequest
-"""InvalidRequest: the request cannot be translated to the expert's API."""
 
 
 @dataclass(slots=True, eq=False)
@@ -76,132 +74,88 @@ async def call_experts(
     Raises at once if the first expert that judges the request rejects it. If others failed before with a transient
     error, a rejection is not final. When nothing is left to try, raises the most informative error.
     """
-    schedule = _Schedule(call, experts, max_attempts, attempts)
     loop = asyncio.get_running_loop()
+    queue = deque((expert, False) for expert in experts)
+    """Experts to call, and whether each is called again: then any of its replicas may be selected."""
+    failures: list[tuple[Expert, ExpertError]] = []  # transient ones of experts that were not called again
+    errors: list[ExpertError] = []
+    untranslatable: InvalidRequest | None = None
+    excluded, remaining, pause = frozenset[str](), max_attempts, FIRST_RETRY_PAUSE_SECONDS
     while True:
-        attempt, pause = schedule.next(deadline - loop.time())
-        if pause:
-            schedule.note_sole_expert(attempt)
-            await asyncio.sleep(pause)
-        schedule.start(attempt)
+        seconds = 0.0
+        if remaining and queue:
+            expert, is_retry = queue.popleft()
+        else:
+            found = _next_retry(failures, pause if len(experts) == 1 else None)
+            if found is None or not remaining or found[0] >= deadline - loop.time():
+                raise _final_error(errors, failures, untranslatable)
+            (seconds, expert), is_retry = found, True
+            failures = [failure for failure in failures if failure[0] is not expert]
+            excluded, pause = frozenset(), 2 * pause  # a server that was unreachable may be back
+        others = [other for other, error in failures if error.request_sent and error.retry_after is not None]
+        attempts.sole_expert = "" if queue or any(other is not expert for other in others) else expert.name
+        if seconds:
+            await asyncio.sleep(seconds)
+        remaining -= 1
+        attempts.count += 1
         try:
-            return attempt.expert.name, await attempt.expert.stream(attempt.call)
-        except (ExpertError, InvalidRequest) as error:
-            schedule.failed(attempt, error)
+            conversation = b"" if is_retry else call.conversation
+            return expert.name, await expert.stream(replace(call, conversation=conversation, exclude=excluded))
+        except InvalidRequest as error:
+            attempts.causes.setdefault(expert.name, "unsupported")
+            error.drop_frames()
+            untranslatable = untranslatable or error
+            is_free = True
+        except ExpertError as error:
+            attempts.causes.setdefault(expert.name, error.cause)
+            error.drop_frames()
+            is_free = not error.request_sent
+            if not error.retryable and not errors:
+                attempts.count -= is_free
+                raise
+            errors.append(error)
+            if error.retryable:
+                failures.append((expert, error))
+                excluded |= error.unavailable_servers if isinstance(error, ExpertUnavailable) else frozenset()
+                if not is_retry and expert.health.ready_replicas > 1:
+                    queue.appendleft((expert, True))
+        remaining += is_free
+        attempts.count -= is_free
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Attempt:
-    """One call to one expert. `is_retry`: the expert has failed before, so any of its replicas may be selected."""
+def _next_retry(
+    failures: Sequence[tuple[Expert, ExpertError]], sole_pause: float | None
+) -> tuple[float, Expert] | None:
+    """Return the expert to call again first and the pause before it; None if none can be. `sole_pause` is that of a
+    sole candidate that sent no Retry-After.
 
-    expert: Expert
-    call: Call
-    is_retry: bool = False
-
-    def retry(self, *, exclude: frozenset[str] = frozenset()) -> _Attempt:
-        """Return a second attempt. After a pause nothing is excluded: an unreachable server may be back."""
-        return _Attempt(self.expert, replace(self.call, conversation=b"", exclude=exclude), is_retry=True)
-
-
-class _Schedule:
-    """Attempts made and failed for one request, and the attempt to make next."""
-
-    def __init__(self, call: Call, experts: Sequence[Expert], max_attempts: int, attempts: Attempts) -> None:
-        self._call = call
-        self._candidates = deque(experts)
-        self._replica_retry: _Attempt | None = None
-        self._sole_candidate = len(experts) == 1
-        self._excluded: frozenset[str] = frozenset()
-        self._remaining = max_attempts
-        self._attempts = attempts
-        self._pause = FIRST_RETRY_PAUSE_SECONDS
-        self._errors: list[ExpertError] = []
-        self._untranslatable: InvalidRequest | None = None
-        self._retryable: list[tuple[_Attempt, ExpertError]] = []  # failures not yet retried
-
-    def next(self, seconds_left: float) -> tuple[_Attempt, float]:
-        """Return the next attempt and the pause before it, which is 0 until all experts have failed. Raises the final
-        error if there is none."""
-        if self._remaining and (attempt := self._replica_retry) is not None:
-            self._replica_retry = None
-            return attempt, 0.0
-        if self._remaining and self._candidates:
-            call = replace(self._call, exclude=self._excluded) if self._excluded else self._call
-            return _Attempt(self._candidates.popleft(), call), 0.0
-        return self._retry(seconds_left)
-
-    def start(self, attempt: _Attempt) -> None:
-        """Count an attempt."""
-        self._remaining -= 1
-        self._attempts.count += 1
-        self.note_sole_expert(attempt)
-
-    def note_sole_expert(self, attempt: _Attempt) -> None:
-        """Note in the attempts whether another expert can take over if this attempt fails."""
-        self._attempts.sole_expert = ""
-        if self._candidates:
-            return
-        if all(
-            other.expert is attempt.expert
-            for other, error in self._retryable
-            if error.request_sent and error.retry_after is not None
-        ):
-            self._attempts.sole_expert = attempt.expert.name
-
-    def failed(self, attempt: _Attempt, error: _Failure) -> None:
-        """Note a failed attempt. Raises the error if no further attempt can help."""
-        cause = "unsupported" if isinstance(error, InvalidRequest) else error.cause
-        self._attempts.causes.setdefault(attempt.expert.name, cause)
-        error.drop_frames()
-        if isinstance(error, InvalidRequest) or not error.request_sent:
-            self._remaining += 1
-            self._attempts.count -= 1
-        if isinstance(error, InvalidRequest):
-            self._untranslatable = self._untranslatable or error
-            return
-        if not error.retryable and not self._errors:
-            raise error
-        self._errors.append(error)
-        if error.retryable:
-            if isinstance(error, ExpertUnavailable):
-                self._excluded |= error.unavailable_servers
-            self._retryable.append((attempt, error))
-            if not attempt.is_retry and attempt.expert.health.ready_replicas > 1:
-                self._replica_retry = attempt.retry(exclude=self._excluded)
-
-    def _retry(self, seconds_left: float) -> tuple[_Attempt, float]:
-        """Return the attempt to retry and the pause before it. Raises the final error if nothing can be retried.
-
-        Only experts that received the request are waited for. Otherwise all requests for a server that is down would
-        accumulate here.
-        """
-        received = [(attempt, error) for attempt, error in self._retryable if error.request_sent]
-        pauses = [
-            (error.retry_after * random.uniform(1, 1.1) + TIMER_SLACK_SECONDS, attempt)  # noqa: S311
-            for attempt, error in received
-            if error.retry_after is not None and error.retry_after <= MAX_RETRY_PAUSE_SECONDS
-        ]
-        if self._sole_candidate and received:
-            attempt, error = received[0]
-            if error.retry_after is None and isinstance(error, _TRANSIENT_ERRORS):
-                pauses = [(self._pause * random.uniform(0.5, 1.5), attempt)]  # noqa: S311
-                self._pause *= 2
-        pause, chosen = min(pauses, key=lambda one: one[0], default=(seconds_left, None))
-        if chosen is None or not self._remaining or pause >= seconds_left:
-            raise self._final_error()
-        self._retryable = [failure for failure in self._retryable if failure[0] is not chosen]
-        return chosen.retry(), pause
-
-    def _final_error(self) -> _Failure:
-        """Return the most informative error; among equal ones the first, of the best candidate."""
-        if not self._errors and self._untranslatable is not None:
-            return self._untranslatable
-        error = min(self._errors, key=_report_rank)
-        pauses = [error.retry_after for _, error in self._retryable if error.retry_after is not None]
-        error.retry_after = min(pauses, default=None)
-        return error
+    Only experts that received the request are waited for. Otherwise all requests for a server that is down would
+    accumulate here.
+    """
+    pauses: list[tuple[float, Expert]] = []
+    for expert, error in failures:
+        if error.request_sent and error.retry_after is not None and error.retry_after <= MAX_RETRY_PAUSE_SECONDS:
+            seconds = error.retry_after * random.uniform(1, 1.1) + TIMER_SLACK_SECONDS  # noqa: S311
+            pauses.append((seconds, expert))
+        elif error.request_sent and error.retry_after is None and sole_pause and isinstance(error, _TRANSIENT_ERRORS):
+            pauses.append((sole_pause * random.uniform(0.5, 1.5), expert))  # noqa: S311
+    return min(pauses, key=lambda one: one[0], default=None)
 
 
-def _report_rank(error: ExpertError) -> tuple[bool, int]:
-    ranks = (rank for rank, kind in enumerate(_REPORT_PRIORITY) if isinstance(error, kind))
-    return not error.request_sent, next(ranks, len(_REPORT_PRIORITY))
+def _final_error(
+    errors: Sequence[ExpertError],
+    failures: Sequence[tuple[Expert, ExpertError]],
+    untranslatable: InvalidRequest | None,
+) -> ExpertError | InvalidRequest:
+    """Return the most informative error; among equal ones the first, of the best candidate."""
+    if not errors and untranslatable is not None:
+        return untranslatable
+
+    def rank(error: ExpertError) -> tuple[bool, int]:
+        kinds = (rank for rank, kind in enumerate(_REPORT_PRIORITY) if isinstance(error, kind))
+        return not error.request_sent, next(kinds, len(_REPORT_PRIORITY))
+
+    error = min(errors, key=rank)
+    pauses = [error.retry_after for _, error in failures if error.retry_after is not None]
+    error.retry_after = min(pauses, default=None)
+    return error

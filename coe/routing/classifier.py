@@ -107,9 +107,11 @@ class Classifier:
             return True
         if chat.model != AUTO:
             return False
-        eligible = [index for index, spec in enumerate(self._specs) if not ineligibility(chat, spec)]
-        if rule is not None:
-            eligible = [index for index in eligible if not exclusion(rule, self._specs[index])]
+        eligible = [
+            index
+            for index, spec in enumerate(self._specs)
+            if not ineligibility(chat, spec) and not exclusion(rule, spec)
+        ]
         if len(eligible) < 2:
             return False
         if prediction.language == UNDETERMINED:  # the fast heads know English
@@ -133,7 +135,7 @@ def read_topic(chat: Chat, predict_fast: Callable[[str], Prediction], *, general
     if routed.newest and chat.model == AUTO:
         alone = predict_fast(routed.newest)
         opens = opens_topic(routed.newest, float(alone.probabilities[general]))
-        routed = routed.of_topic(opens=opens)
         if opens:
-            return routed, alone
+            return replace(routed, text=routed.newest), alone
+        routed = replace(routed, continues=routed.has_task)
     return routed, predict_fast(routed.text)

@@ -23,7 +23,6 @@ from coe.core import (
     Chat,
     Decision,
     Expert,
-    Health,
     Prediction,
     Reply,
     RequestOptions,
@@ -94,7 +93,6 @@ class Composition:
         self.experts = experts
         self.recipes = recipes or {}
         self._arms: dict[str, Expert] = {**experts, **self.recipes}
-        self._routed_recipes = [self.recipes[name] for name in assignment.experts if name in self.recipes]
         specs = [registry.arm(name) for name in assignment.experts]
         self._expert_columns = [registry.expert_names.index(first_expert(spec)) for spec in specs]
         declared = registry.policy.confidence_threshold
@@ -175,25 +173,14 @@ class Composition:
             confidence_threshold=self._confidence_threshold,
             previous=previous,
             extra_price=self._extra_price(prediction, options) if self.retrieves or options.cost_weight else None,
-            health_by_expert=self._health(),
+            health_by_expert={name: arm.health for name, arm in self._arms.items()},
             uniform=uniform,
             recipe=options.recipe,
             rule=options.rule,
             named=self.rules.arms.get(prediction.rule, "") if self.rules is not None else "",
         )
 
-    def _health(self) -> dict[str, Health]:
-        """Return the health of what routing may select, if it is down or overloaded: usually empty."""
-        impaired = dict[str, Health]()
-        for name, expert in self.experts.items():
-            health = expert.health
-            if not health.up or health.load >= 1:
-                impaired[name] = health
-        if impaired:  # a recipe is so only if one of its experts is
-            impaired |= {arm.name: arm.health for arm in self._routed_recipes}
-        return impaired
-
-    def _extra_price(self, prediction: Prediction, options: RequestOptions) -> NDArray[np.float64] | None:
+    def _extra_price(self, prediction: Prediction, options: RequestOptions) -> NDArray[np.float64]:
         """Return each arm's cost at the request's cost_weight, minus the gain that passages are expected to add.
 
         So a small expert with passages can be selected instead of a large one without.
@@ -201,8 +188,6 @@ class Composition:
         gain = self._retrieval.net_gain(prediction, options.retrieval) if self._retrieval else None
         if gain is not None and len(self._expert_columns) > len(gain):
             gain = gain[self._expert_columns]
-        if not options.cost_weight:
-            return None if gain is None else -gain
         cost = options.cost_weight * self._relative_cost
         return cost if gain is None else cost - gain
 
@@ -211,17 +196,12 @@ class Composition:
 
         If the decision counted on passages and none are inserted, the request is decided again without retrieval.
         """
-        retrieval, decision, prediction, options = (
-            self._retrieval,
-            request.decision,
-            request.prediction,
-            request.options,
-        )
+        retrieval, options = self._retrieval, request.options
+        decision, prediction = request.decision, request.prediction
         assert retrieval is not None, "step 5 runs only if `retrieves`"
-        assert decision is not None
-        assert prediction is not None
-        specs = [self.registry.arm(name) for name in decision.candidates[: self.registry.policy.max_attempts]]
-        context = min(spec.context_length for spec in specs)
+        assert decision is not None and prediction is not None  # noqa: PT018
+        called = decision.candidates[: self.registry.policy.max_attempts]
+        context = min(self.registry.arm(name).context_length for name in called)
         expert = self.registry.expert_names.index(first_expert(self.registry.arm(decision.expert)))
         question = RetrievalRequest(
             request.chat, request.routed.text, prediction, expert, context, tenant, options.retrieval
@@ -279,8 +259,6 @@ class Composition:
         if expert != decision.expert:
             request.decision = with_fallback(decision, expert, cause=attempts.causes[decision.expert])
         self.affinity.put(request.conversation, expert)
-        if "tools" in chat.needs:
-            request.taps += self.affinity.call_taps(chat.api, request.conversation, expert)
         return reply
 
 

@@ -11,29 +11,26 @@ Of the ids that clients send, only `x-session-id` and the field `conversation` i
 `prompt_cache_key`, `metadata.user_id`, `user` and `safety_identifier` may name a user, an application or a session, so
 they only separate: conversations of different ids never share a key. All keys contain the tenant.
 
-Conversations of equal turns and ids share keys until a tool is called: the ids of the calls in an answer are keys too.
+Conversations of equal turns and ids share keys until a turn differs, such as the id of a tool's call.
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Protocol
 
-from coe.core import Api, Chat, Message, RequestOptions
+from coe.core import Chat, Message, RequestOptions
 from coe.routing.message_parts import split_message
 
 MAX_TURNS = 5
 """Latest turns that identify an answer. A client may cut off older ones."""
 MAX_ANSWERS = 3
 """Latest answers that a request may follow. Clients insert answers of their own, and split those with several calls."""
-MAX_CALLS = 4
-"""Calls of an answer that identify it."""
-MAX_MESSAGES = 200
+MAX_MESSAGES = 100
 """Messages that are read from the end of a chat."""
 MAX_OPENING_MESSAGES = 10
 """Messages that are searched for the first request of a chat."""
@@ -50,15 +47,12 @@ class Conversation:
 
     `answer` are the keys for the expert that answers it. `earlier` are the keys under which the expert of the previous
     answer may be stored, most reliable first; empty for a new conversation. `prefix` is the same for all requests
-    of a conversation, and empty for embeddings. `scope` is what all keys contain. The first `latest` of the `earlier`
-    keys are of the newest answer.
+    of a conversation, and empty for embeddings.
     """
 
     answer: tuple[bytes, ...] = ()
     earlier: tuple[bytes, ...] = ()
     prefix: bytes = b""
-    scope: bytes = b""
-    latest: int = 1
 
 
 def read_conversation(
@@ -79,12 +73,10 @@ def read_conversation(
     answer = (_key(scope, ["turns", *[text for _, text in turns[:MAX_TURNS]]]),) if turns else ()
     opening = by_session or (_key(scope, ["opening", _opening(messages, {**requests, **dict(turns)})]),)
     if not answers:
-        return Conversation(answer + by_session, by_session, opening[0], scope)
-    results = [text for index, text in turns if index > answers[0] and messages[index].role != "user"]
-    called = [_call_key(scope, call_id) for call_id in results[:MAX_CALLS]]
+        return Conversation(answer + by_session, by_session, opening[0])
     before = [[text for index, text in turns if index < end][:MAX_TURNS] for end in answers]
-    earlier = dict.fromkeys([*called, *[_key(scope, ["turns", *texts]) for texts in before if texts]])
-    return Conversation(answer + by_session, (*earlier, *by_session), opening[0], scope, len(called) + 1)
+    earlier = dict.fromkeys([_key(scope, ["turns", *texts]) for texts in before if texts])
+    return Conversation(answer + by_session, (*earlier, *by_session), opening[0])
 
 
 def newest_turn(messages: Sequence[Message]) -> tuple[int, int]:
@@ -106,20 +98,12 @@ def _end(messages: Sequence[Message]) -> int:
 def _latest_turns(messages: Sequence[Message], requests: Mapping[int, str]) -> tuple[list[tuple[int, str]], list[int]]:
     """Return the latest turns with their indexes, and the index at which each of the latest answers begins, newest
     first."""
-    turns: list[tuple[int, str]] = []
-    answers: list[int] = []
-    needed, end = MAX_TURNS, _end(messages)
-    for index in range(end - 1, max(-1, end - 1 - MAX_MESSAGES), -1):
-        if messages[index].role == "assistant":
-            is_first = index == 0 or messages[index - 1].role != "assistant"
-            if is_first and len(answers) < MAX_ANSWERS:
-                answers.append(index)
-                needed = len(turns) + MAX_TURNS
-        elif text := _turn(messages, index, requests):
-            turns.append((index, text))
-            if len(turns) >= needed and (len(answers) == MAX_ANSWERS or len(turns) >= MAX_ANSWERS * MAX_TURNS):
-                break
-    return turns, answers
+    end = _end(messages)
+    indexes = range(end - 1, max(-1, end - 1 - MAX_MESSAGES), -1)
+    is_answer = [message.role == "assistant" for message in messages]
+    answers = [index for index in indexes if is_answer[index] and not (index and is_answer[index - 1])]
+    turns = [(n, text) for n in indexes if not is_answer[n] and (text := _turn(messages, n, requests))]
+    return turns, answers[:MAX_ANSWERS]
 
 
 def _turn(messages: Sequence[Message], index: int, requests: Mapping[int, str]) -> str:
@@ -146,11 +130,6 @@ def _id(fields: Mapping[str, Any], name: str) -> str:
     return value[:MAX_ID_CHARACTERS] if isinstance(value, str) else ""
 
 
-def _call_key(scope: bytes, call_id: str) -> bytes:
-    """Return the key of an answer that calls a tool with this id."""
-    return _key(scope, ["call", call_id[:MAX_ID_CHARACTERS]])
-
-
 def _key(scope: bytes, texts: Sequence[str]) -> bytes:
     data = scope + "\0".join([*texts, ""]).encode("utf-8", "replace")
     return hashlib.blake2b(data, digest_size=16).digest()
@@ -158,14 +137,6 @@ def _key(scope: bytes, texts: Sequence[str]) -> bytes:
 
 MAX_CONVERSATIONS = 50_000
 """Conversations in memory, about 20 MB. The least recently used are evicted."""
-_CALL_IDS: Mapping[Api, re.Pattern[bytes]] = {
-    "chat": re.compile(rb'"tool_calls"\s*:\s*\[\s*\{[^{}]{0,80}?"id"\s*:\s*"([^"\\]{1,%d})"' % MAX_ID_CHARACTERS),
-    "responses": re.compile(rb'"call_id"\s*:\s*"([^"\\]{1,%d})"' % MAX_ID_CHARACTERS),
-    "messages": re.compile(rb'"tool_use"[^{}]{0,80}?"id"\s*:\s*"([^"\\]{1,%d})"' % MAX_ID_CHARACTERS),
-}
-"""The id of a call in an answer, of chat the first one of an event or answer."""
-
-
 SHARED_SECONDS = 3600.0
 """Seconds that the expert of a silent conversation is shared: prefix caches forget it sooner."""
 
@@ -204,31 +175,14 @@ class Affinity:
 
     def put(self, conversation: Conversation, expert: str) -> None:
         """Store the expert that answers. The entry of the answer before it is the first to be evicted from now on."""
-        superseded = [key for key in conversation.earlier[: conversation.latest] if key not in conversation.answer]
         for key in conversation.answer:
             self._experts[key] = expert
             self._experts.move_to_end(key)
-        for key in superseded:
-            if key in self._experts:
+        for key in conversation.earlier[:1]:
+            if key in self._experts and key not in conversation.answer:
                 self._experts.move_to_end(key, last=False)
         while len(self._experts) > self._limit:
             self._experts.popitem(last=False)
         if self._shared is not None:
             for key in conversation.answer:
                 self._shared.put(key.hex(), expert.encode(), ttl=SHARED_SECONDS)
-
-    def call_taps(self, api: Api, conversation: Conversation, expert: str) -> tuple[Callable[[bytes], None], ...]:
-        """Return the functions to call with each chunk of an answer, which store the expert under the ids of the first
-        tools that it calls, too."""
-        if (pattern := _CALL_IDS.get(api)) is None or not conversation.answer:
-            return ()
-        stored: set[bytes] = set()
-
-        def tap(chunk: bytes) -> None:
-            for call_id in pattern.findall(chunk) if len(stored) < MAX_CALLS else ():
-                if call_id not in stored:
-                    stored.add(call_id)
-                    key = _call_key(conversation.scope, call_id.decode("utf-8", "replace"))
-                    self.put(Conversation((key,)), expert)
-
-        return (tap,)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from types import MappingProxyType
@@ -18,14 +18,7 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.core import (
-    Chat,
-    Decision,
-    ExpertRule,
-    Health,
-    Prediction,
-    Reason,
-)
+from coe.core import Chat, Decision, ExpertRule, Health, Prediction, Reason
 from coe.errors import Cause
 from coe.planning import Assignment, expected_price, expected_utility
 from coe.registry import Policy, Registry
@@ -85,73 +78,91 @@ def decide(
     category, confidence = assignment.categories[prediction.best], prediction.confidence
     if pinned := pinned_arm(chat, registry, recipe, rule):
         return Decision(pinned, category, confidence, "pinned", (pinned,), rule=prediction.rule)
-    utilities, prices = _utilities_and_prices(assignment, prediction, extra_price)
-    eligible = eligible_arms(chat, registry, utilities, recipe, language=prediction.language, rule=rule, named=named)
+    utility, prices = _utilities_and_prices(assignment, prediction, extra_price)
+    eligible = eligible_arms(chat, registry, utility, recipe, language=prediction.language, rule=rule, named=named)
     if named in eligible:
         previous = Previous(named, continues=True, in_loop=True)  # stays whatever its utility and load
-        utilities.setdefault(named, -math.inf)
+        utility.setdefault(named, -math.inf)
     policy = registry.policy
     threshold = confidence_threshold if policy.confidence_threshold is None else policy.confidence_threshold
-    candidates = _Candidates.of(eligible, utilities, health_by_expert)
-    expert, reason, propensity, avoided = _choose_expert(
-        candidates,
-        policy,
-        previous=previous,
-        general=assignment.general_expert if confidence < threshold else None,
-        uniform=uniform,
-        unmeasured=() if uniform is None else assignment.unmeasured_experts(prediction.best),
-    )
+    general = assignment.general_expert if confidence < threshold else None
+
+    health = {name: health_by_expert.get(name, _HEALTHY) for name in eligible}
+    by_utility = sorted([name for name in utility if name in eligible], key=utility.__getitem__, reverse=True)
+    up = [name for name in by_utility if health[name].up]
+    free = [name for name in up if health[name].load < 1]
+    ranked = [*up, *(name for name in by_utility if not health[name].up)]
+
+    expert, reason = _prefer(by_utility, utility, policy, previous=previous, general=general)
+    avoided = expert if up and expert not in up else ""
+    if avoided:
+        expert, reason = _prefer(up, utility, policy, previous=previous, general=general)
+    if (
+        expert not in free
+        and free
+        and utility[expert] - utility[free[0]] <= policy.max_quality_loss
+        and not (previous.in_loop and reason == "sticky")
+    ):
+        expert, reason = free[0], "spilled"
+    propensity = 1.0
+    if avoided:
+        reason = "fallback"
+    elif reason == "sticky" and expert == named:
+        reason = "rule"
+    elif reason == "routed" and uniform is not None and utility[expert] > -math.inf:  # else the plan allows none
+        options = list(dict.fromkeys((expert, *free)))
+        rate, loss = policy.exploration.rate, policy.exploration.max_quality_loss
+        unmeasured = assignment.unmeasured_experts(prediction.best)  # each counts as worse by exactly the largest loss
+        values = [utility[expert] - loss if name in unmeasured else utility[name] for name in options]
+        index, propensity = choose(values, rate=rate, loss=loss, uniform=uniform)
+        expert, reason = options[index], "explored" if index else "routed"
+
     stand_in = None if registry.residency is None else registry.arm(expert).stand_in
-    order = candidates.fallback_order(expert, stand_in=stand_in)
+    ranked.sort(key=lambda name: (name != expert, name != stand_in))
     return Decision(
         expert,
         category,
         confidence,
-        "rule" if reason == "sticky" and expert == named else reason,
-        order,
+        reason,
+        tuple(ranked),
         propensity,
-        utility=tuple([utilities[name] for name in order]),
-        price=tuple([prices.get(name, 0.0) for name in order]) if prices and any(prices.values()) else (),
+        utility=tuple([utility[name] for name in ranked]),
+        price=tuple([prices.get(name, 0.0) for name in ranked]) if any(prices.values()) else (),
         fallback_from=avoided,
-        cause=(health_by_expert[avoided].cause or "circuit_open") if avoided else "",
+        cause=(health[avoided].cause or "circuit_open") if avoided else "",
         rule=prediction.rule,
     )
 
 
-def _choose_expert(
-    candidates: _Candidates,
+def _prefer(
+    ranked: Sequence[str],
+    utility: Mapping[str, float],
     policy: Policy,
     *,
     previous: Previous,
     general: str | None,
-    uniform: float | None,
-    unmeasured: Collection[str],
-) -> tuple[str, Reason, float, str]:
-    """Return the selected expert, the reason, the propensity, and the expert that is avoided because it is down.
-
-    A routed request explores if `uniform` is given.
-    """
-    expert, reason = _select(candidates, policy, previous=previous, general=general)
-    propensity, avoided = 1.0, ""
-    if candidates.selectable is not candidates.ranked:
-        avoided = _avoided(candidates, policy, previous=previous, general=general)
-        reason = "fallback" if avoided else reason
-    if uniform is not None and reason == "routed":
-        expert, reason, propensity = _explore(expert, candidates, policy, uniform=uniform, unmeasured=unmeasured)
-    return expert, reason, propensity, avoided
+) -> tuple[str, Reason]:
+    """Return the preferred expert among `ranked`, regardless of its load, and the reason. `general` is None unless the
+    request is uncertain."""
+    best = ranked[0]
+    if previous.expert in ranked:
+        loss = utility[best] - utility[previous.expert]
+        if previous.continues or general or loss <= policy.sticky_margin:
+            return previous.expert, "sticky"
+    if general is not None and general in ranked:
+        return general, "uncertain"
+    return best, "routed"
 
 
 def _utilities_and_prices(
     assignment: Assignment, prediction: Prediction, extra_price: NDArray[np.float64] | None
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Return the expected utility and price of each column of the assignment by name; no prices if all are 0."""
-    names = assignment.experts
+    """Return the expected utility and price of each column of the assignment by name."""
     utility = expected_utility(assignment, prediction.probabilities, prediction.residual)
-    if extra_price is None and not assignment.is_priced:
-        return dict(zip(names, utility.tolist(), strict=True)), {}
-    price = expected_price(assignment, prediction.probabilities)
+    price = expected_price(assignment, prediction.probabilities) if assignment.is_priced else np.zeros(len(utility))
     if extra_price is not None:
         utility, price = utility - extra_price, price + extra_price
+    names = assignment.experts
     return dict(zip(names, utility.tolist(), strict=True)), dict(zip(names, price.tolist(), strict=True))
 
 
@@ -161,118 +172,9 @@ def with_fallback(decision: Decision, expert: str, *, cause: Cause) -> Decision:
     return replace(decision, expert=expert, reason="fallback", fallback_from=first, cause=why)
 
 
-@dataclass(frozen=True, slots=True)
-class _Candidates:
-    """The eligible experts by `utility`.
-
-    `ranked` is in order of utility, with experts that are down after all that are up. `selectable` are the experts that
-    are up, or all if none is. `free` are up and not overloaded. All three are one tuple if all are free.
-    """
-
-    utility: Mapping[str, float]
-    ranked: tuple[str, ...]
-    selectable: tuple[str, ...]
-    free: tuple[str, ...]
-
-    @classmethod
-    def of(
-        cls, eligible: Collection[str], utility: Mapping[str, float], health_by_expert: Mapping[str, Health]
-    ) -> _Candidates:
-        by_utility = sorted([name for name in utility if name in eligible], key=utility.__getitem__, reverse=True)
-        if not health_by_expert:
-            ranked = tuple(by_utility)
-            return cls(utility, ranked, ranked, ranked)
-        up: list[str] = []
-        down: list[str] = []
-        free: list[str] = []
-        for name in by_utility:
-            health = health_by_expert.get(name, _HEALTHY)
-            if not health.up:
-                down.append(name)
-                continue
-            up.append(name)
-            if health.load < 1:
-                free.append(name)
-        return cls(utility, (*up, *down), tuple(up or down), tuple(free))
-
-    def fallback_order(self, first: str, *, stand_in: str | None) -> tuple[str, ...]:
-        """Return all candidates: the selected one, its stand-in, then the others by rank."""
-        if stand_in is None and first == self.ranked[0]:
-            return self.ranked
-        others = [name for name in self.ranked if name != first]
-        return first, *(sorted(others, key=stand_in.__ne__) if stand_in else others)
-
-
-def _select(candidates: _Candidates, policy: Policy, *, previous: Previous, general: str | None) -> tuple[str, Reason]:
-    """Return the selected expert and the reason. `general` is None unless the request is uncertain."""
-    utility, free = candidates.utility, candidates.free
-    expert, reason = _prefer(candidates.selectable, utility, policy, previous=previous, general=general)
-    if previous.in_loop and reason == "sticky":
-        return expert, reason
-    if expert not in free and free and utility[expert] - utility[free[0]] <= policy.max_quality_loss:
-        return free[0], "spilled"
-    return expert, reason
-
-
-def _avoided(candidates: _Candidates, policy: Policy, *, previous: Previous, general: str | None) -> str:
-    """Return the expert that would be preferred if all were up, if it is down and another one is up; else ""."""
-    if len(candidates.selectable) == len(candidates.ranked):
-        return ""
-    utility = candidates.utility
-    ranked = tuple(sorted(candidates.ranked, key=utility.__getitem__, reverse=True))
-    expert, _ = _prefer(ranked, utility, policy, previous=previous, general=general)
-    return "" if expert in candidates.selectable else expert
-
-
-def _prefer(
-    ranked: tuple[str, ...],
-    utility: Mapping[str, float],
-    policy: Policy,
-    *,
-    previous: Previous,
-    general: str | None,
-) -> tuple[str, Reason]:
-    """Return the preferred expert among `ranked`, regardless of its load, and the reason."""
-    best = ranked[0]
-    if previous.expert in ranked:
-        loss = utility[best] - utility[previous.expert]
-        if previous.continues or general or loss <= policy.sticky_margin:
-            return previous.expert, "sticky"
-    return (general, "uncertain") if general in ranked else (best, "routed")
-
-
-def _explore(
-    best: str, candidates: _Candidates, policy: Policy, *, uniform: float, unmeasured: Collection[str]
-) -> tuple[str, Reason, float]:
-    """Return the expert to call, the reason, and the propensity.
-
-    An `unmeasured` expert has no expected quality; it counts as worse by exactly the largest loss of exploration.
-    """
-    names = tuple(dict.fromkeys((best, *candidates.free)))
-    exploration = policy.exploration
-    lowest = candidates.utility[best] - exploration.max_quality_loss
-    utility = [lowest if name in unmeasured else candidates.utility[name] for name in names]
-    if candidates.utility[best] == -math.inf:  # the plan allows none of the eligible experts for this category
-        return best, "routed", 1.0
-    index, propensity = choose(utility, rate=exploration.rate, loss=exploration.max_quality_loss, uniform=uniform)
-    return names[index], "explored" if index else "routed", propensity
-
-
 def choose(utility: Sequence[float], *, rate: float, loss: float, uniform: float) -> tuple[int, float]:
-    """Return the index of the selected expert and its propensity; `uniform` is drawn from [0, 1).
-
-    The propensities are exactly those of `propensities`, whose arrays would take ten times as long for one request.
-    """
-    best = max(utility)
-    ties = utility.count(best)
-    explored = [best > one >= best - loss and one > -math.inf for one in utility]
-    count = sum(explored)
-    mass = rate if count else 0.0
-    best_probability, other_probability = (1.0 - mass) / ties, mass / max(count, 1)
-    probabilities = [
-        best_probability if one == best else other_probability if other else 0.0
-        for one, other in zip(utility, explored, strict=True)
-    ]
+    """Return the index of the selected expert and its propensity; `uniform` is drawn from [0, 1)."""
+    probabilities = propensities(np.array(utility), rate=rate, loss=loss).tolist()
     bounds = list(accumulate(probabilities))
     index = bisect_right(bounds, uniform * bounds[-1])
     return index, probabilities[index]

@@ -19,7 +19,6 @@ from coe.core import (
     TEXT_APIS,
     TRANSLATED_APIS,
     UNDETERMINED,
-    Capability,
     Chat,
     ExpertRule,
 )
@@ -29,20 +28,20 @@ from coe.registry.aliases import matches
 
 MAX_CHARACTERS_PER_TOKEN = 8
 """No tokenizer exceeds this on real text, so a longer chat certainly does not fit into the context."""
-"""APIs that are translated for an expert with chat only."""
 Exclusion = Literal["", "key", "not_local"]
 """Reason why a rule excludes an expert: the API key does not permit it, or it is not local. Empty if none does."""
-_ONLY_LOCAL = ExpertRule(only_local=True)
 
 
 def only_local(rule: ExpertRule | None) -> ExpertRule:
     """Return a rule that permits the local experts of another rule, or all local experts."""
-    return _ONLY_LOCAL if rule is None else replace(rule, only_local=True)
+    return replace(rule or ExpertRule(), only_local=True)
 
 
-def exclusion(rule: ExpertRule, arm: ExpertSpec | ArmSpec) -> Exclusion:
+def exclusion(rule: ExpertRule | None, arm: ExpertSpec | ArmSpec) -> Exclusion:
     """Return why a rule excludes an expert or arm. A recipe is excluded if the rule excludes any expert that it calls,
     its judge included."""
+    if rule is None:
+        return ""
     called, names = arm.called if isinstance(arm, ArmSpec) else (arm,), rule.experts
     if names is not None and not all(any(matches(name, one.name) for name in names) for one in called):
         return "key"
@@ -51,35 +50,18 @@ def exclusion(rule: ExpertRule, arm: ExpertSpec | ArmSpec) -> Exclusion:
 
 def excluded_experts(registry: Registry, rule: ExpertRule | None) -> dict[str, Exclusion]:
     """Return the experts that a rule excludes, and why."""
-    if rule is None:
-        return {}
     return {spec.name: why for spec in registry.experts if (why := exclusion(rule, spec))}
 
 
 def permitted_models(registry: Registry, rule: ExpertRule | None) -> tuple[str, ...]:
     """Return the values of `model` that a list can show to a caller with this rule."""
-    if rule is None:
-        return registry.listed_models
     return tuple(name for name in registry.listed_models if permits_model(registry, rule, name))
 
 
 def permits_model(registry: Registry, rule: ExpertRule | None, name: str) -> bool:
     """Return whether a name is a known value of `model`, and a request with this rule may send it."""
     found = registry.models.resolve(name)
-    if rule is None or found is None or found.model == AUTO:
-        return found is not None
-    return not exclusion(rule, registry.arm(found.model))
-
-
-def _check_local(arm: ExpertSpec | ArmSpec, registry: Registry, rule: ExpertRule, *, param: str) -> None:
-    """Raise Forbidden for a request that demands an arm which its rule excludes."""
-    if exclusion(rule, arm):
-        raise Forbidden(
-            f"{arm.name!r} does not run locally, and only local experts may receive this request; request one of "
-            f"{', '.join(permitted_models(registry, rule))}. {_local_remedy(rule)}",
-            param=param,
-            code="expert_not_local",
-        )
+    return found is not None and (found.model == AUTO or not exclusion(rule, registry.arm(found.model)))
 
 
 def _local_remedy(rule: ExpertRule) -> str:
@@ -108,8 +90,14 @@ def pinned_arm(chat: Chat, registry: Registry, recipe: str, rule: ExpertRule | N
             message = f"model {model!r} and x-coe-recipe {recipe!r} contradict each other: send model {AUTO!r}"
             raise InvalidRequest(message, param="x-coe-recipe")
     spec = registry.arm(model)
-    if rule is not None:
-        _check_local(spec, registry, rule, param="x-coe-recipe" if chat.model == AUTO else "model")
+    if rule is not None and exclusion(rule, spec):
+        permitted = ", ".join(permitted_models(registry, rule))
+        raise Forbidden(
+            f"{model!r} does not run locally, and only local experts may receive this request; request one of "
+            f"{permitted}. {_local_remedy(rule)}",
+            param="x-coe-recipe" if chat.model == AUTO else "model",
+            code="expert_not_local",
+        )
     if reason := ineligibility(chat, spec):
         raise InvalidRequest(f"{reason}{_remedy(chat, [spec])}", param="model", code="no_capable_expert")
     if isinstance(spec, ExpertSpec) and chat.api not in spec.supported_apis:
@@ -129,67 +117,56 @@ def eligible_arms(
 ) -> Collection[str]:
     """Return the names of the eligible experts and arms; the one that is `named` needs no measured quality. Raises
     InvalidRequest if no expert can take the chat, Forbidden if the rule excludes all."""
-    plain = registry.plain_chat_arms
-    fits = chat.characters <= registry.plain_context * MAX_CHARACTERS_PER_TOKEN
-    if plain and fits and chat.api == "chat" and not chat.needs and rule is None:
-        return plain
     eligible = _eligible_experts(chat, registry, rule, named)
-    if registry.recipe_arms and recipe != NO_RECIPE:
-        eligible += _eligible_recipes(chat, registry, utilities, rule, named)
-    if chat.needs:
-        eligible = _with_optional_capabilities(eligible, chat, registry)
-    return _with_language(eligible, language, registry) if registry.restricts_languages else eligible
+    if recipe != NO_RECIPE and registry.recipe_arms and not single_expert_reason(chat):
+        eligible += [
+            arm.name
+            for arm in registry.recipe_arms
+            if (arm.name == named or utilities.get(arm.name, -np.inf) > -np.inf)
+            and not exclusion(rule, arm)
+            and not ineligibility(chat, arm)
+        ]
+    for need in sorted(chat.needs & OPTIONAL_CAPABILITIES):
+        declaring = [name for name in eligible if need in registry.arm(name).capabilities]
+        if declaring and need == "json_object":  # a schema can do as much
+            declaring = [name for name in eligible if registry.arm(name).capabilities & {need, "json_schema"}]
+        eligible = declaring or eligible
+    if not registry.restricts_languages or language in ("", UNDETERMINED):
+        return eligible
+    spoken = {name: registry.arm(name).languages for name in eligible}
+    return [name for name, languages in spoken.items() if languages is None or language in languages] or eligible
 
 
 def _eligible_experts(chat: Chat, registry: Registry, rule: ExpertRule | None, named: str) -> list[str]:
     """Return the names of the eligible experts; for embeddings only the `named` one. Raises InvalidRequest if none can
     take the chat, Forbidden if the rule excludes all."""
-    permitted = registry.experts if rule is None else _permitted_experts(registry, rule)
-    eligible = [spec.name for spec in permitted if not ineligibility(chat, spec)]
+    permitted = [spec for spec in registry.experts if not exclusion(rule, spec)]
+    if rule is not None and not permitted:
+        if rule.only_local:
+            message = f"only local experts may receive this request, and it may use none. {_local_remedy(rule)}"
+            raise Forbidden(message, code="expert_not_local")
+        message = f"no declared expert is in the list of the API key {rule.key!r}; change access.keys.experts"
+        raise Forbidden(message, code="expert_not_permitted")
+    reasons = [ineligibility(chat, spec) for spec in permitted]
+    eligible = [spec.name for spec, reason in zip(permitted, reasons, strict=True) if not reason]
     if not eligible:
-        reasons = "; ".join(ineligibility(chat, spec) for spec in permitted)
         experts = sorted(permitted, key=lambda expert: expert.name != registry.general_expert)
-        message = f"no expert can take this request: {reasons}{_remedy(chat, experts)}"
+        message = f"no expert can take this request: {'; '.join(reasons)}{_remedy(chat, experts)}"
         raise InvalidRequest(message, code="no_capable_expert")
     if chat.api == "embeddings" and len(eligible) > 1:
         if named in eligible:
             return [named]
         message = f"vectors of different models are not comparable: set model to one of {', '.join(eligible)}"
         raise InvalidRequest(message, param="model", code="ambiguous_model")
-    if chat.api in TRANSLATED_APIS:
-        _check_stored_state(chat)
+    if chat.api in TRANSLATED_APIS:  # an earlier answer may have stored state on one server
+        for name in ("previous_response_id", "conversation"):
+            if chat.fields.get(name):
+                message = (
+                    f"{name} is known to one expert only: write its name as model (the model of the earlier answer)"
+                )
+                raise InvalidRequest(message, param="model")
+        check_thread(chat)
     return eligible
-
-
-def _permitted_experts(registry: Registry, rule: ExpertRule) -> tuple[ExpertSpec, ...]:
-    """Return the experts that a rule does not exclude. Raises Forbidden if there is none."""
-    permitted = tuple(spec for spec in registry.experts if not exclusion(rule, spec))
-    if permitted:
-        return permitted
-    if rule.only_local:
-        message = f"only local experts may receive this request, and it may use none. {_local_remedy(rule)}"
-        raise Forbidden(message, code="expert_not_local")
-    message = f"no declared expert is in the list of the API key {rule.key!r}; change access.keys.experts"
-    raise Forbidden(message, code="expert_not_permitted")
-
-
-def _with_optional_capabilities(eligible: list[str], chat: Chat, registry: Registry) -> list[str]:
-    """For each optional capability of the chat, keep the experts that declare it, or all if none does."""
-    for need in sorted(chat.needs & OPTIONAL_CAPABILITIES):
-        sufficient = {need, "json_schema"} if need == "json_object" else {need}
-        capabilities = {name: registry.arm(name).capabilities for name in eligible}
-        if any(need in found for found in capabilities.values()):
-            eligible = [name for name, found in capabilities.items() if not sufficient.isdisjoint(found)]
-    return eligible
-
-
-def _with_language(eligible: list[str], language: str, registry: Registry) -> list[str]:
-    """Keep the experts that speak the language; all if none does or it is not identified."""
-    if language in ("", UNDETERMINED):
-        return eligible
-    declared = {name: registry.arm(name).languages for name in eligible}
-    speaking = [name for name, languages in declared.items() if languages is None or language in languages]
-    return speaking or eligible
 
 
 def _remedy(chat: Chat, specs: Sequence[ExpertSpec | ArmSpec]) -> str:
@@ -201,7 +178,7 @@ def _remedy(chat: Chat, specs: Sequence[ExpertSpec | ArmSpec]) -> str:
         added = sorted(specs[0].supported_apis | {chat.api}) if len(specs) == 1 else [chat.api]
         return f". If an expert's server supports it, say so in experts.yaml: `apis: [{', '.join(added)}]`"
     for spec in specs:
-        if isinstance(spec, ExpertSpec) and _missing_capabilities(chat, spec):
+        if isinstance(spec, ExpertSpec) and chat.needs - spec.capabilities - OPTIONAL_CAPABILITIES:
             needed = ", ".join(sorted(spec.capabilities | (chat.needs - OPTIONAL_CAPABILITIES)))
             return (
                 f". If its model supports this, say so in experts.yaml: add `capabilities: [{needed}]` to the expert "
@@ -212,15 +189,6 @@ def _remedy(chat: Chat, specs: Sequence[ExpertSpec | ArmSpec]) -> str:
     return ""
 
 
-def _check_stored_state(chat: Chat) -> None:
-    """Raise InvalidRequest for a chat that depends on state that an earlier answer stored on one server."""
-    for name in ("previous_response_id", "conversation"):
-        if chat.fields.get(name):
-            message = f"{name} is known to one expert only: write its name as model (the model of the earlier answer)"
-            raise InvalidRequest(message, param="model")
-    check_thread(chat)
-
-
 def check_thread(chat: Chat) -> None:
     """Raise ThreadUnsupported for a Messages request whose conversation a server would store.
 
@@ -229,21 +197,6 @@ def check_thread(chat: Chat) -> None:
     if chat.api == "messages" and chat.fields.get("thread"):
         message = "thread is known to one expert only: send the whole conversation without it, or pin an expert"
         raise ThreadUnsupported(message, param="thread")
-
-
-def _eligible_recipes(
-    chat: Chat, registry: Registry, utilities: Mapping[str, float], rule: ExpertRule | None, named: str
-) -> list[str]:
-    """Return the eligible arms of recipes whose quality was measured for the category, or that are `named`."""
-    if single_expert_reason(chat):
-        return []
-    return [
-        arm.name
-        for arm in registry.recipe_arms
-        if (arm.name == named or utilities.get(arm.name, -np.inf) > -np.inf)
-        and not (rule is not None and exclusion(rule, arm))
-        and not ineligibility(chat, arm)
-    ]
 
 
 def check_model(model: str, registry: Registry, rule: ExpertRule | None = None, *, sent: str = "") -> None:
@@ -267,7 +220,7 @@ def check_model(model: str, registry: Registry, rule: ExpertRule | None = None, 
 
 def _exists(model: str, registry: Registry, rule: ExpertRule | None) -> bool:
     """Return whether an expert or recipe is declared and not excluded by the list of the API key."""
-    return model in registry.model_names and (rule is None or exclusion(rule, registry.arm(model)) != "key")
+    return model in registry.model_names and exclusion(rule, registry.arm(model)) != "key"
 
 
 def check_recipe(recipe: str, registry: Registry, rule: ExpertRule | None = None) -> None:
@@ -294,11 +247,6 @@ def single_expert_reason(chat: Chat) -> str:
     return ""
 
 
-def _missing_capabilities(chat: Chat, spec: ExpertSpec | ArmSpec) -> frozenset[Capability]:
-    """Return the capabilities that an expert must have for a chat and does not declare."""
-    return chat.needs - spec.capabilities - OPTIONAL_CAPABILITIES
-
-
 def ineligibility(chat: Chat, spec: ExpertSpec | ArmSpec) -> str:
     """Return why an expert or arm cannot take a chat; empty if it can."""
     if isinstance(spec, ArmSpec):
@@ -306,7 +254,7 @@ def ineligibility(chat: Chat, spec: ExpertSpec | ArmSpec) -> str:
             return f"{spec.name}: {reason}"
     elif chat.api not in spec.supported_apis and not (chat.api in TRANSLATED_APIS and "chat" in spec.supported_apis):
         return f"{spec.name} does not support the {chat.api} API"
-    if chat.needs and (missing := _missing_capabilities(chat, spec)):
+    if missing := chat.needs - spec.capabilities - OPTIONAL_CAPABILITIES:
         return f"{spec.name} has no {', no '.join(sorted(missing))}"
     if not _fits(chat, spec):
         return (

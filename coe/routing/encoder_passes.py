@@ -12,10 +12,8 @@ import asyncio
 import hashlib
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Executor
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 
 from coe.core import Prediction, Router
 
@@ -41,13 +39,6 @@ SHORT_CIRCUIT = "short_circuit"
 """Stage of a fast prediction that is uncertain, but for which an encoder pass is not worth its time."""
 
 
-@dataclass(slots=True)
-class EncoderPass:
-    """One encoder pass. `processor_seconds` is set at its end; after a timeout, cancellation or error it is 0."""
-
-    processor_seconds: float = 0.0
-
-
 class LoadShedding:
     """Limits the encoder passes of one kind (English or multilingual). For one event loop; not thread-safe.
 
@@ -65,19 +56,18 @@ class LoadShedding:
         """True if another encoder pass may start."""
         return self._running < MAX_ENCODER_PASSES and self._clock() >= self._backoff_until
 
-    @contextmanager
-    def encoder_pass(self) -> Iterator[EncoderPass]:
-        """Count and time one encoder pass. The caller sets `processor_seconds` of the yielded value."""
-        start, one = self._clock(), EncoderPass()
+    def begin(self) -> float:
+        """Count a pass that starts, and return its start."""
         self._running += 1
-        try:
-            yield one
-        finally:
-            self._running -= 1
-            now = self._clock()
-            if now - start > max(self._slow, BUSY_RATIO * one.processor_seconds):
-                backoff = min(MAX_BACKOFF_SECONDS, ENCODER_BACKOFF_FACTOR * (now - start))
-                self._backoff_until = max(self._backoff_until, now + backoff)
+        return self._clock()
+
+    def end(self, start: float, processor_seconds: float) -> None:
+        """Count a pass that ends. Its processor time is 0 after a timeout, cancellation or error."""
+        self._running -= 1
+        now = self._clock()
+        if now - start > max(self._slow, BUSY_RATIO * processor_seconds):
+            backoff = min(MAX_BACKOFF_SECONDS, ENCODER_BACKOFF_FACTOR * (now - start))
+            self._backoff_until = max(self._backoff_until, now + backoff)
 
 
 class EncoderPasses:
@@ -130,12 +120,16 @@ class EncoderPasses:
         load_shedding = self._multilingual_load_shedding if foreign else self._load_shedding
         if not load_shedding.has_capacity:
             return None
-        with load_shedding.encoder_pass() as one, suppress(TimeoutError):
+        start, used = load_shedding.begin(), 0.0
+        try:
             async with asyncio.timeout(self._timeout):
                 running = asyncio.get_running_loop().run_in_executor(self._threads, self._predict, text)
-                found, one.processor_seconds = await running
+                found, used = await running
             return found
-        return None
+        except TimeoutError:
+            return None
+        finally:
+            load_shedding.end(start, used)
 
     def _predict(self, text: str) -> tuple[Prediction, float]:
         """Return the router's prediction, and the processor time in seconds that this thread spent on it."""

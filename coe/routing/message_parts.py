@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Literal
 
-from coe.routing.phrases import has_topic, words_of
+from coe.routing.phrases import WORDS, has_topic
 from coe.routing.reading import CLASSES, Scores, class_probabilities, has_topical_word
 from coe.routing.units import Unit, is_question, units_of
 
@@ -24,8 +24,11 @@ MAX_PLAIN_CHARACTERS = 1000
 READ_HEAD_CHARACTERS, READ_TAIL_CHARACTERS = 8_000, 4_000
 """Characters outside blocks that are searched for the request, at the head and the tail of a message."""
 MAX_MESSAGE_CHARACTERS = READ_HEAD_CHARACTERS + READ_TAIL_CHARACTERS
-MAX_BLOCKS = 100
+MAX_TAGS = 1000
+"""Opening tags of a message that are looked at, outside the blocks found."""
 MAX_BLOCK_CHARACTERS = 2_000_000
+SEARCHED_CHARACTERS = 50_000
+"""Characters in which the next block is searched; without one there, as many at the end of the message."""
 MAX_UNCLOSED_TAGS = 4
 """Tags without an end after which the search for blocks stops. Each one is searched in MAX_BLOCK_CHARACTERS."""
 MAX_BESIDE_QUESTION, MIN_BESIDE_QUESTION = 500, 60
@@ -40,27 +43,8 @@ MIN_REQUEST_PROBABILITY = 0.1
 _STRUCTURED = re.compile(r"[\n<:\"“]")
 """One of these is in most templates, and not in most prose."""
 _SENTENCE_END = re.compile(r"[.!?…。！？,;][\"'”)\]]{0,3}\s+")
-_OPEN = re.compile(r"<([A-Za-z][\w.:-]{0,63})(?:\s[^<>]{0,300})?>")
-_CLOSE_AT_END = re.compile(r"</([A-Za-z][\w.:-]{0,63})>\s*\Z")
+_OPEN = re.compile(r"<([A-Za-z][\w.:-]{0,63}+)(?:\s[^<>]{0,300}+)?+>")
 _TAG_WORD = re.compile(r"[A-Z]{2,}(?![a-z])|[A-Z]?[a-z]+")
-_CONTEXT_TAGS = words_of("""
-    system reminder reminders environment env instructions rules memory memories settings info information metadata
-    workspace editor session git status project layout tools tool capabilities notice hook budget usage permissions
-    skills agents collaboration mode details history stdout stderr preferences
-    """)
-"""Words in the names of blocks about the session. Such blocks never contain the request."""
-_MATERIAL_TAGS = words_of("""
-    file files document documents attached attachment attachments context selection snippet diff source sources article
-    result results output outputs log logs data content contents email transcript passage excerpt contract paste pasted
-    """)
-"""Words in the names of blocks that the request may be about."""
-_REQUEST_TAGS = words_of("""
-    task query request question message prompt feedback goal objective issue problem instruction description input args
-    arguments ask
-    """)
-"""Last words in the names of blocks that hold the request itself."""
-
-
 _TOOL_RESULT = re.compile(
     r"\W{0,3}(?:call id:[^\n]{0,100}\n\W{0,3})?"
     r"(?:observations?|(?:tool|function|command|execution|shell|code|search|terminal)[ _-]?(?:call[ _-]?)?"
@@ -76,14 +60,23 @@ _LIST_OR_HEADING = re.compile(r"\s|[-*|#<>]|\d{1,3}[.)]\s")
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
-    """A part of a message that does not count as the request: what it is, its name, and its length. The request may be
-    about a part that `is_material`."""
+class OmittedPart:
+    """A part of a user message that does not count as the request.
 
-    kind: CutKind
+    `kind` is what it is, `name` its tag or label, `characters` its length, and `message` the index of the message. With
+    `shortened`, the request may be about it: its head is in the routed text if the request has no topic.
+    """
+
+    kind: str
     name: str
     characters: int
-    is_material: bool = False
+    shortened: bool = False
+    message: int = 0
+
+    def __str__(self) -> str:
+        what = f"{self.kind} {self.name}".strip()
+        how = "shortened" if self.shortened else "left out"
+        return f"message {self.message}: {what} {how}, {self.characters} characters"
 
 
 @dataclass(slots=True)
@@ -95,11 +88,11 @@ class MessageParts:
 
     request: str
     material: list[str] = field(default_factory=list)
-    cuts: list[Cut] = field(default_factory=list)
+    cuts: list[OmittedPart] = field(default_factory=list)
 
     def cut(self, kind: CutKind, name: str, text: str, *, is_material: bool = False) -> None:
         """Note a part that is not the request."""
-        self.cuts.append(Cut(kind, name[:64], len(text), is_material))
+        self.cuts.append(OmittedPart(kind, name[:64], len(text), is_material))
         if is_material:
             self.material.append(text)
 
@@ -109,8 +102,7 @@ def split_message(text: str) -> MessageParts:
     parts = MessageParts(text)
     if _is_plain(text):
         return parts
-    has_blocks = "<" in text or len(text) > READ_HEAD_CHARACTERS
-    parts.request = (_without_blocks(text, parts) if has_blocks else text).strip()
+    parts.request = take_blocks(text, parts)
     if label := _TOOL_RESULT.match(parts.request):
         parts.cut("tool result", label[0].strip(), parts.request)
         parts.request = ""
@@ -183,44 +175,12 @@ def _likeliest(units: Sequence[Unit], probabilities: Sequence[Scores]) -> list[s
 # ------------------------------------------------------------------------------------------------------------- blocks
 
 
-def outside_blocks(text: str) -> str:
-    """The head and tail of a message, outside blocks."""
-    return _without_blocks(text, MessageParts(text)).strip()
-
-
-def _without_blocks(text: str, parts: MessageParts) -> str:
-    """The head and tail of a message, outside blocks, which become cuts."""
-    end = _end_before_blocks(text, parts) if len(text) > MAX_MESSAGE_CHARACTERS else len(text)
-    kept, position = _outside_blocks(text, 0, end, parts)
-    if position >= end:
-        return kept
-    tail = max(position, end - READ_TAIL_CHARACTERS)
-    return kept + "\n" + _outside_blocks(text, tail, end, parts)[0]
-
-
-def _end_before_blocks(text: str, parts: MessageParts) -> int:
-    """Return the position at which the blocks at the end of a long message begin."""
-    end = len(text)
-    for _ in range(MAX_BLOCKS):
-        tail = max(0, end - 200)
-        closing = _CLOSE_AT_END.search(text[tail:end])
-        if closing is None or _kind_of(closing[1]) == "request":
-            break
-        begin = text.rfind(f"<{closing[1]}", max(0, end - MAX_BLOCK_CHARACTERS), tail + closing.start())
-        if begin < 0 or not (kind := _kind_of(closing[1])):
-            break
-        parts.cut("block", closing[1], text[begin:end], is_material=kind == "material")
-        end = begin
-    return end
-
-
-def _outside_blocks(text: str, begin: int, end: int, parts: MessageParts) -> tuple[str, int]:
-    """The text outside blocks, at most READ_HEAD_CHARACTERS, and the position after it."""
-    kept: list[str] = []
-    budget, unclosed = READ_HEAD_CHARACTERS, set[str]()
-    position = searched = begin
-    for _ in range(MAX_BLOCKS):
-        opening = _OPEN.search(text, searched, min(end, position + budget))
+def take_blocks(text: str, parts: MessageParts) -> str:
+    """Return the head and tail of what is outside blocks, which become cuts. A block of a request stays."""
+    kept, position, searched, unclosed = list[str](), 0, 0, set[str]()
+    for _ in range(MAX_TAGS):
+        opening = _OPEN.search(text, searched, searched + SEARCHED_CHARACTERS)
+        opening = opening or _OPEN.search(text, max(searched, len(text) - SEARCHED_CHARACTERS))
         if opening is None or len(unclosed) >= MAX_UNCLOSED_TAGS:
             break
         searched, name = opening.end(), opening[1]
@@ -228,20 +188,20 @@ def _outside_blocks(text: str, begin: int, end: int, parts: MessageParts) -> tup
         if not kind or name in unclosed:
             continue
         closing = f"</{name}>"
-        close = text.find(closing, searched, min(end, searched + MAX_BLOCK_CHARACTERS))
+        close = text.find(closing, searched, searched + MAX_BLOCK_CHARACTERS)
         if close < 0:
             unclosed.add(name)
             continue
+        content = text[searched:close]
         kept.append(text[position : opening.start()])
-        budget -= opening.start() - position
         if kind == "request":
-            kept.append(f"\n<{name}>{text[searched : min(close, searched + budget)]}{closing}\n")
-            budget -= min(budget, close - searched)
+            kept.append(f"\n<{name}>{content}{closing}\n")
         else:
-            parts.cut("block", name, text[searched:close], is_material=kind == "material")
+            parts.cut("block", name, content, is_material=kind == "material")
         position = searched = close + len(closing)
-    kept.append(text[position : min(end, position + budget)])
-    return "".join(kept), position + budget
+    rest = "".join([*kept, text[position:]])
+    head, tail = rest[:READ_HEAD_CHARACTERS], rest[READ_HEAD_CHARACTERS:]
+    return f"{head}\n{tail[-READ_TAIL_CHARACTERS:]}".strip() if tail else head.strip()
 
 
 def _kind_of(name: str) -> Literal["context", "request", "material", ""]:
@@ -249,8 +209,8 @@ def _kind_of(name: str) -> Literal["context", "request", "material", ""]:
     words = [word.lower() for word in _TAG_WORD.findall(name)]
     if not words:
         return ""
-    if not _CONTEXT_TAGS.isdisjoint(words):
+    if not WORDS["context_tags"].isdisjoint(words):
         return "context"
-    if words[-1] in _REQUEST_TAGS:
+    if words[-1] in WORDS["request_tags"]:
         return "request"
-    return "" if _MATERIAL_TAGS.isdisjoint(words) else "material"
+    return "" if WORDS["material_tags"].isdisjoint(words) else "material"

@@ -43,12 +43,10 @@ Scores = tuple[float, float, float]
 
 @dataclass(frozen=True, slots=True)
 class ReadingModel:
-    """`weights` of features, those of words apart, and the `bias` are logits; `transitions`[relation][class
+    """`weights` of features and the `bias` are logits; `transitions`[relation][class
     before][class] are factors. Frames consist of the words of `known`."""
 
     weights: dict[str, Scores]
-    words: dict[str, Scores]
-    names: dict[str, Scores]
     known: frozenset[str]
     bias: Scores
     transitions: list[list[list[float]]]
@@ -58,12 +56,9 @@ class ReadingModel:
 def reading_model() -> ReadingModel:
     """The model of the package."""
     file = orjson.loads(files("coe.routing").joinpath(MODEL).read_bytes())
-    words, names = (
-        {name.removeprefix(prefix): weight for name, weight in file["weights"].items() if name.startswith(prefix)}
-        for prefix in (WORD_PREFIX, NAME_PREFIX)
-    )
-    known = frozenset(words) | frozenset(names)
-    return ReadingModel(file["weights"], words, names, known, file["bias"], file["transitions"])
+    prefixes = (WORD_PREFIX, NAME_PREFIX)
+    known = frozenset(name.partition(" ")[2] for name in file["weights"] if name.startswith(prefixes))
+    return ReadingModel(file["weights"], known, file["bias"], file["transitions"])
 
 
 def has_topical_word(text: str) -> bool:
@@ -105,7 +100,7 @@ def class_probabilities(units: Sequence[Unit]) -> list[Scores]:
 
 
 def _probabilities(unit: Unit, names: Sequence[str], model: ReadingModel) -> Scores:
-    own = _known_logits if len(unit.text) <= MAX_CACHED_CHARACTERS else _own_logits
+    own = _cached_logits if len(unit.text) <= MAX_CACHED_CHARACTERS else _own_logits
     r, m, f = _sum(map(model.weights.get, names), *own(unit.text, unit.kind))
     largest = max(r, m, f)
     return _normalized(exp(r - largest), exp(m - largest), exp(f - largest))
@@ -113,15 +108,14 @@ def _probabilities(unit: Unit, names: Sequence[str], model: ReadingModel) -> Sco
 
 def _own_logits(text: str, kind: UnitKind) -> Scores:
     """The logits of a unit by itself."""
-    model, words = reading_model(), first_words(text)
-    is_name = kind in NAMING_KINDS
-    weights = [*map((model.names if is_name else model.words).get, dict.fromkeys(words))]
-    unknown = 0 if is_name else weights.count(None)
-    names = (*form_features(text, kind, words), topical_feature(unknown))
+    model, words, is_name = reading_model(), first_words(text), kind in NAMING_KINDS
+    prefix = NAME_PREFIX if is_name else WORD_PREFIX
+    weights = [model.weights.get(prefix + word) for word in dict.fromkeys(words)]
+    names = (*form_features(text, kind, words), topical_feature(0 if is_name else weights.count(None)))
     return _sum(chain(map(model.weights.get, names), weights), *model.bias)
 
 
-_known_logits = lru_cache(maxsize=4096)(_own_logits)
+_cached_logits = lru_cache(maxsize=4096)(_own_logits)
 """The units of frames are short, and the same in many messages."""
 
 

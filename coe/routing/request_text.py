@@ -8,19 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
 
 from coe.core import Chat, Message
 from coe.routing.agents import CODING_AGENT, is_coding_agent
 from coe.routing.conversation import MAX_TURN_CHARACTERS, newest_turn
-from coe.routing.message_parts import MAX_MESSAGE_CHARACTERS, MessageParts, split_message
-from coe.routing.phrases import has_topic, is_instruction, is_nudge, refers_to_context
+from coe.routing.message_parts import MAX_MESSAGE_CHARACTERS, MessageParts, OmittedPart, split_message
+from coe.routing.phrases import has_topic, instruction, is_nudge, refers_to_context
 
 MAX_LAST_TURN_CHARACTERS = 3000
 """Length of the last request. A longer one keeps its head and its tail, where the request usually is."""
 MAX_OLDER_TURN_CHARACTERS = (400, 200, 100)
 """Length of the requests before it, newest first. A follow-up such as "and in Python?" needs them."""
-_TURN_LIMITS = (MAX_LAST_TURN_CHARACTERS, *MAX_OLDER_TURN_CHARACTERS)
 MAX_SYSTEM_PROMPT_CHARACTERS = 200
 """Head of the system prompt, which says what the application is for. Its tail is often about format or the session."""
 MIN_USER_CHARACTERS = 40
@@ -32,45 +30,23 @@ TOOL_ROLES = ("tool", "function")
 """Roles of messages with the result of a tool."""
 MAX_LEFT_OUT = 40
 """Parts that are reported, of the newest messages first."""
-MAX_NEWEST_TURNS, MAX_OLDEST_TURNS = 40, 10
-"""User messages that are read from either end of a chat. An agent's task is often the first of hundreds."""
+MAX_TURNS = 50
+"""User messages that are read, and the first one: an agent's task is often the first of hundreds."""
 
 
-REASONS: Mapping[str, str] = MappingProxyType(
-    {
-        "block": "a block between tags",
-        "tool result": "a tool's result, sent as the user's message",
-        "document": "a document of instructions",
-        "material": "the text that the request is about",
-        "frame": "what a client, a template or courtesy puts around a request",
-        "nudge": "a request to continue the task",
-        "blank": "no text",
-    }
-)
+REASONS: Mapping[str, str] = {
+    "block": "a block between tags",
+    "tool result": "a tool's result, sent as the user's message",
+    "document": "a document of instructions",
+    "material": "the text that the request is about",
+    "frame": "what a client, a template or courtesy puts around a request",
+    "nudge": "a request to continue the task",
+    "blank": "no text",
+}
 """The meaning of each kind of part."""
 
 MAX_READ_CHARACTERS = 100_000
 """Characters of user messages that are searched for parts in a chat; its first one is searched in any case."""
-
-
-@dataclass(frozen=True, slots=True)
-class OmittedPart:
-    """A part of a user message that does not count as the request.
-
-    `message` is the index of the message, `kind` a key of REASONS, `name` the tag or label, and `characters` the
-    length. With `shortened`, the head of the part is in the routed text after the request, which has no topic.
-    """
-
-    message: int
-    kind: str
-    name: str
-    characters: int
-    shortened: bool = False
-
-    def __str__(self) -> str:
-        what = f"{self.kind} {self.name}".strip()
-        how = "shortened" if self.shortened else "left out"
-        return f"message {self.message}: {what} {how}, {self.characters} characters"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +68,6 @@ class RoutedText:
     has_task: bool = False
     requests: Mapping[int, str] = field(default_factory=dict, compare=False, repr=False)
 
-    def of_topic(self, *, opens: bool) -> RoutedText:
-        """Return the text to route: the newest request alone if it opens a new topic (`opens`), else the whole text."""
-        return replace(self, text=self.newest) if opens else replace(self, continues=self.has_task)
-
 
 NO_TEXT = RoutedText("")
 
@@ -113,31 +85,31 @@ def prompt_text(prompt: str) -> str:
 
 def read_request(chat: Chat) -> RoutedText:
     """Return the text for the router and what it leaves out."""
-    limits = iter(_TURN_LIMITS)
+    limits = iter((MAX_LAST_TURN_CHARACTERS, *MAX_OLDER_TURN_CHARACTERS))
+    limit = next(limits)
     texts: list[str] = []
     left_out: list[OmittedPart] = []
     requests: dict[int, str] = {}
-    limit = next(limits)
     turns = _user_turns(chat)
     newest, end = newest_turn(chat.messages)
     count = 0
     has_material = False
     for index in turns:
-        text = chat.messages[index].text
-        parts = split_message(text)
+        parts = split_message(chat.messages[index].text)
         requests[index] = parts.request[:MAX_TURN_CHARACTERS]
         reason = _omission_kind(parts, is_older=bool(texts), is_only=len(turns) == 1)
-        material = _material_of(parts) if parts.material and not texts and not reason else ""
-        left_out += [
-            OmittedPart(index, cut.kind, cut.name, cut.characters, shortened=bool(material) and cut.is_material)
-            for cut in parts.cuts
-        ]
+        material = ""
+        if parts.material and not texts and not reason:
+            has_material = True
+            if not has_topic(parts.request):
+                heads = "\n".join(part[:MAX_MATERIAL_CHARACTERS] for part in parts.material)
+                material = shorten(heads, MAX_MATERIAL_CHARACTERS)
+        left_out += [replace(cut, message=index, shortened=bool(material) and cut.shortened) for cut in parts.cuts]
         if reason:
             if parts.request or not parts.cuts:
-                left_out.append(OmittedPart(index, reason, "", len(parts.request)))
+                left_out.append(OmittedPart(reason, "", len(parts.request), message=index))
             continue
-        has_material = has_material or (bool(parts.material) and not texts)
-        texts += [shorten(parts.request, limit), material] if material else [shorten(parts.request, limit)]
+        texts += filter(None, (shorten(parts.request, limit), material))
         if index >= newest > 0:
             count = len(texts)
         if (limit := next(limits, 0)) == 0:
@@ -145,9 +117,9 @@ def read_request(chat: Chat) -> RoutedText:
     if not texts:  # nothing in the chat has the form of a request
         last = next((one.text for one in reversed(chat.messages) if one.role == "user" and one.text), "")
         texts, left_out = [shorten(last, MAX_LAST_TURN_CHARACTERS)], []
-    marks = [CODING_AGENT] if is_coding_agent(chat) else []
-    opening = [one.text[:MAX_SYSTEM_PROMPT_CHARACTERS] for one in chat.messages[:1] if one.role != "user"]
-    ending = marks or (opening if not has_material and _needs_system_prompt(texts) else [])
+    ending = marks = [CODING_AGENT] if is_coding_agent(chat) else []
+    if not marks and not has_material and _needs_system_prompt(texts):
+        ending = [one.text[:MAX_SYSTEM_PROMPT_CHARACTERS] for one in chat.messages[:1] if one.role != "user"]
     in_loop = newest > 0 and any(message.role in TOOL_ROLES for message in chat.messages[newest:end])
     return RoutedText(
         "\n".join([text for text in texts + ending if text]),
@@ -169,42 +141,25 @@ def _needs_system_prompt(texts: Sequence[str]) -> bool:
 
 
 def _user_turns(chat: Chat) -> list[int]:
-    """Indexes of the user messages to read, newest first."""
+    """Return the indexes of the user messages to read, newest first."""
     messages = chat.messages
-    turns = [
-        index for index in range(len(messages) - 1, -1, -1) if messages[index].role == "user" and messages[index].text
-    ]
-    if len(turns) > MAX_NEWEST_TURNS + MAX_OLDEST_TURNS:
-        turns = turns[:MAX_NEWEST_TURNS] + turns[-MAX_OLDEST_TURNS:]
-    if chat.characters <= MAX_READ_CHARACTERS:
-        return turns
-    read, total = [], 0
-    for index in turns[:-1]:
+    turns = [n for n in range(len(messages) - 1, -1, -1) if messages[n].role == "user" and messages[n].text]
+    read, total = list[int](), 0
+    for index in turns[:MAX_TURNS]:
         read.append(index)
-        total += min(len(chat.messages[index].text), MAX_MESSAGE_CHARACTERS)
+        total += min(len(messages[index].text), MAX_MESSAGE_CHARACTERS)
         if total > MAX_READ_CHARACTERS:
             break
-    return read + turns[-1:]
+    return read + turns[-1:] if len(read) < len(turns) else read
 
 
 def _omission_kind(parts: MessageParts, *, is_older: bool, is_only: bool) -> str:
     """Return the kind of part (a key of REASONS) for which a message is not a request; empty if it is one."""
     if not parts.request:
         return parts.cuts[0].kind if parts.cuts else "blank"
-    if (
-        is_older
-        and sum(cut.characters for cut in parts.cuts) > len(parts.request)
-        and not is_instruction(parts.request)
-    ):
+    if is_older and sum(cut.characters for cut in parts.cuts) > len(parts.request) and not instruction(parts.request):
         return parts.cuts[0].kind  # an announcement of files, for example
     return "nudge" if not is_only and not parts.material and is_nudge(parts.request) else ""
-
-
-def _material_of(parts: MessageParts) -> str:
-    """Return the material of the newest request unless the request has a topic."""
-    if has_topic(parts.request):
-        return ""
-    return shorten("\n".join(part[:MAX_MATERIAL_CHARACTERS] for part in parts.material), MAX_MATERIAL_CHARACTERS)
 
 
 def shorten(text: str, limit: int) -> str:

@@ -7,7 +7,7 @@ them that holds for a prediction.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -113,24 +113,22 @@ class Rules:
         return replace(changed, rule=rule.name)
 
 
+_VALUES: Mapping[str, Callable[[RequestFacts], Sequence[str]]] = {
+    "key": lambda facts: (facts.key, facts.tenant),
+    "model": lambda facts: (facts.model,),
+    "client": lambda facts: (facts.client.lower(),),
+    "tools": lambda facts: facts.tools,
+}
+"""What the patterns of a condition are about: one of the values must match."""
+
+
 def _tests_of(when: Conditions) -> list[Callable[[RequestFacts], bool]]:
     """Return a test for each condition but the language, those that read most of the request last."""
     tests: list[Callable[[RequestFacts], bool]] = []
     if when.path is not None:
         apis = apis_of(when.path)
         tests.append(lambda facts: facts.chat.api in apis)
-    if when.key is not None:
-        is_key = _matcher(when.key)
-        tests.append(lambda facts: is_key(facts.key) or is_key(facts.tenant))
-    if when.model is not None:
-        is_model = _matcher(when.model)
-        tests.append(lambda facts: is_model(facts.model))
-    if when.client is not None:
-        is_client = _matcher(when.client)
-        tests.append(lambda facts: is_client(facts.client.lower()))
-    if when.tools is not None:
-        is_tool = _matcher(when.tools)
-        tests.append(lambda facts: any(map(is_tool, facts.tools)))
+    tests += [_pattern_test(patterns, of) for name, of in _VALUES.items() if (patterns := getattr(when, name))]
     if when.system is not None:
         parts = when.system
         tests.append(lambda facts: any(part in facts.system for part in parts))
@@ -140,7 +138,10 @@ def _tests_of(when: Conditions) -> list[Callable[[RequestFacts], bool]]:
     return tests
 
 
-def _matcher(patterns: Sequence[str]) -> Callable[[str], bool]:
-    names = frozenset(one for one in patterns if "*" not in one)
-    globs = [one for one in patterns if "*" in one]
-    return lambda name: name in names or (len(name) <= MAX_NAME_CHARACTERS and any(matches(one, name) for one in globs))
+def _pattern_test(
+    patterns: Sequence[str], values: Callable[[RequestFacts], Sequence[str]]
+) -> Callable[[RequestFacts], bool]:
+    return lambda facts: any(
+        len(value) <= MAX_NAME_CHARACTERS and any(matches(pattern, value) for pattern in patterns)
+        for value in values(facts)
+    )

@@ -10,12 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
-from coe.routing.phrases import words_of
+from coe.routing.phrases import WORDS
 
 UnitKind = Literal["sentence", "label", "heading", "intro", "option", "bullet", "fence", "quote", "literal", "long"]
 
+_T = TypeVar("_T")
 NAMING_KINDS = ("label", "heading")
 """Kinds of units that only name what follows."""
 MAX_UNITS = 150
@@ -47,8 +48,6 @@ _OPTION = re.compile(r"\s*+(?:\(?[A-Ja-j]|\(\d{1,2})[.):]\s")
 _BULLET = re.compile(r"\s*+(?:[-*•+]|\d{1,2}[.)])\s")
 _PAIR = re.compile(r'"([\w ]{1,30})"\s*+:\s*+"((?:[^"\\]|\\.)*+)"')
 _COMMENT = re.compile(r"\s*+(?://|--|\|)\s++")
-_MARKS = re.compile(r'[:"{}>|]')
-"""One of these is in every label, object and ruled heading that begins with a letter."""
 _LITERAL = re.compile(r"\s*+(?:[{}\"\]]|\[(?!\w))")
 _DIGIT = re.compile(r"\d")
 _CITED = re.compile(r"\[[\w ]{1,12}\]|\(\d\)")
@@ -66,24 +65,7 @@ _ENDS_QUESTION = " \"'”)"
 _MAX_LABEL_WORDS = 5
 _MAX_INTRO_CHARACTERS = 140
 
-
-_QUESTION_WORDS = words_of(
-    "what which who whom whose how why when where is are was were do does did can could would should will"
-)
-_TRANSFORMATIONS = words_of(
-    "translate summarise summarize rewrite proofread classify extract paraphrase correct shorten explain turn list "
-    "find give make fix improve analyse analyze review describe identify write answer übersetze übersetzen traduis "
-    "traduire"
-)
-"""First words of instructions about a text that follows."""
-_REQUEST_LABELS = frozenset(
-    word[:STEM]
-    for word in words_of(
-        "question query queries task request problem message user human customer instruction goal ask asks asked "
-        "inquiry q prompt exercise assignment issue"
-    )
-)
-"""Labels under which a request stands, whatever the rest of the message is."""
+_REQUEST_LABELS = frozenset(word[:STEM] for word in WORDS["request_labels"])
 
 
 @dataclass(slots=True)
@@ -121,21 +103,18 @@ def units_of(text: str) -> list[Unit]:
     for line in _unwrapped(text):
         reader.read(line)
     reader.end_fence()
-    found = reader.units
-    if len(found) > MAX_UNITS:
-        half = MAX_UNITS // 2
-        found = found[:half] + found[-half:]
-    return found
+    return _ends(reader.units, MAX_UNITS)
+
+
+def _ends(items: list[_T], limit: int) -> list[_T]:
+    """The head and the tail of a long list, half of `limit` each."""
+    return items if len(items) <= limit else items[: limit // 2] + items[-(limit // 2) :]
 
 
 def _unwrapped(text: str) -> Iterator[str]:
     """The lines, with those joined that were broken for their length."""
     whole = ""
-    lines = text.split("\n")
-    if len(lines) > MAX_LINES:
-        half = MAX_LINES // 2
-        lines = lines[:half] + lines[-half:]
-    for line in lines:
+    for line in _ends(text.split("\n"), MAX_LINES):
         if len(whole) >= MIN_WRAPPED_LINE and line[:1].islower() and whole.rstrip()[-1:] not in ".!?:;|":
             whole = f"{whole} {line}" if len(whole) < MAX_WORD_CHARACTERS * 10 else line
             continue
@@ -203,9 +182,6 @@ class _Reader:
             self._read_line(line[position:])
 
     def _read_line(self, line: str) -> None:
-        if line[0].isalpha() and not _MARKS.search(line):  # saves prose the other searches
-            self._add_sentences(line)
-            return
         if _RULE.match(line):
             self._paragraph += 1
             self._set_label(())
@@ -269,29 +245,19 @@ class _Reader:
             self.units.append(Unit(text, kind, self._paragraph, self._section, self._label, near, tags, self._heading))
 
 
-def own_features(text: str, kind: UnitKind) -> list[str]:
-    """The names of the features that a unit has wherever it stands."""
-    words = first_words(text)
-    prefix = NAME_PREFIX if kind in NAMING_KINDS else WORD_PREFIX
-    return [*form_features(text, kind, words), *(prefix + word for word in dict.fromkeys(words))]
-
-
 def form_features(text: str, kind: UnitKind, words: Sequence[str]) -> list[str]:
     """The names of those features that are not its words."""
-    names = [kind, f"length {min(6, len(text) // 40)}", f"opens {words[0]}" if words else "no words"]
-    if words and words[0] in _QUESTION_WORDS:
-        names.append("asks")
-    if is_question(text):
-        names.append("question")
-    if text[0] in _QUOTES:
-        names.append("quoted")
-    if _DIGIT.search(text, 0, MAX_WORD_CHARACTERS):
-        names.append("digits")
-    if len(text) > MIN_VALUE and " " not in text:
-        names.append("no space")
-    if _CITED.match(text):
-        names.append("cited")
-    return names
+    first = words[0] if words else ""
+    forms = {
+        "asks": first in WORDS["questions"],
+        "question": is_question(text),
+        "quoted": text[0] in _QUOTES,
+        "digits": _DIGIT.search(text, 0, MAX_WORD_CHARACTERS),
+        "no space": len(text) > MIN_VALUE and " " not in text,
+        "cited": _CITED.match(text),
+    }
+    names = [kind, f"length {min(6, len(text) // 40)}", f"opens {first}" if words else "no words"]
+    return names + [name for name, holds in forms.items() if holds]
 
 
 def is_question(text: str) -> bool:
@@ -307,7 +273,8 @@ def place_features(units: Sequence[Unit]) -> list[list[str]]:
     question_elsewhere = "question elsewhere" if any(is_question(unit.text) for unit in units) else "no question"
     openings = [word for unit in units[:3] for word in first_words(unit.text, 1)[:1] or [""]]
     afters = [
-        [f"after {word}" for word in dict.fromkeys(openings[:count]) if word in _TRANSFORMATIONS] for count in range(4)
+        [f"after {word}" for word in dict.fromkeys(openings[:count]) if word in WORDS["transformations"]]
+        for count in range(4)
     ]
     first_paragraph, last_paragraph = units[0].paragraph, units[-1].paragraph
     lengths = dict.fromkeys((unit.paragraph for unit in units), 0)
@@ -322,34 +289,30 @@ def place_features(units: Sequence[Unit]) -> list[list[str]]:
     shape = "only" if count == 1 else "one paragraph" if len(lengths) == 1 else "paragraphs"
     result = []
     for index, unit in enumerate(units):
-        names = [shape, f"paragraph {min(8, lengths[unit.paragraph] // 100)}"]
+        names = [shape, f"paragraph {min(8, lengths[unit.paragraph] // 100)}", question_elsewhere]
         if stems[index]:
             names += [f"tag {stem}" for stem in unit.tags]
             names += [f"heading {stem}" for stem in unit.heading]
             names += [f"{'near' if unit.near else 'far'} label {stem}" for stem in unit.label]
-            names.append("labelled")
-        names += afters[index] if index < 3 else afters[-1]
+        names += afters[min(index, 3)]
         names.append("first" if index == 0 else "second" if index == 1 else "later")
-        if index >= count - 2:
-            names.append("last" if index == count - 1 else "last but one")
-        if unit.paragraph == first_paragraph:
-            names.append("first paragraph")
-        if unit.paragraph == last_paragraph:
-            names.append("last paragraph")
         names.append("asked" if asked[index] else "asked elsewhere" if has_asked else "nothing asked")
-        names.append(question_elsewhere)
-        if (same := sections.get(unit.label)) is not None:
-            if same[-1] > unit.section:
-                names.append("label again")
-            elif same[0] < unit.section:
-                names.append("label before")
         names.append(parts[unit.paragraph, unit.section])
         if last_question is not None:
             names.append(f"{('at', 'after', 'before')[(index > last_question) - (index < last_question)]} question")
-        if count <= 3:
-            names.append("few")
-        if index and units[index - 1].text.endswith(":"):
-            names.append("after colon")
+        same = sections.get(unit.label, (unit.section,))
+        places = {
+            "labelled": stems[index],
+            "last": index == count - 1,
+            "last but one": index == count - 2,
+            "first paragraph": unit.paragraph == first_paragraph,
+            "last paragraph": unit.paragraph == last_paragraph,
+            "label again": same[-1] > unit.section,
+            "label before": same[0] < unit.section >= same[-1],
+            "few": count <= 3,
+            "after colon": index and units[index - 1].text.endswith(":"),
+        }
+        names += [name for name, holds in places.items() if holds]
         result.append(names)
     return result
 

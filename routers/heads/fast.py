@@ -36,10 +36,6 @@ accuracy (docs/experiments/router-training.md)."""
 
 def softmax(logits: Floats) -> Floats:
     """Softmax over the last axis."""
-    if logits.ndim == 1:  # one request, in half the time
-        exponentials: Floats = np.exp(logits - logits[logits.argmax()])
-        exponentials /= np.add.reduce(exponentials)
-        return exponentials
     largest: Floats = np.maximum.reduce(logits, axis=-1, keepdims=True)
     shifted = np.exp(logits - largest)
     total: Floats = np.add.reduce(shifted, axis=-1, keepdims=True)
@@ -144,7 +140,7 @@ class FastHeads:
         self._terms = np.column_stack((lexical.weights, lexical.idf, lexical.known)).astype(np.float16)
         self._dimensions = static.tokens.shape[1]
         self._tokens = np.column_stack((static.tokens, lexical.features.function_words.astype(np.int8)))
-        self._token_weights = np.column_stack((static.scales, np.ones_like(static.scales)))
+        self._static = static
         self._directions = np.concatenate((linear.weights.T, centroids.centroids))
         self._static_bias = linear.bias
         self._lexical_bias = lexical.bias
@@ -178,45 +174,35 @@ class FastHeads:
         if not text.isascii():
             writing_systems = self._features.writing_systems(text)
             bias = self._lexical_bias + writing_systems @ self._writing_system_weights
-        if self._tables is None:
-            return self._by_numpy(np.frombuffer(ids, dtype=np.int64), writing_systems, bias)
         classes = self._classes
-        outputs = np.empty(2 * classes + self._dimensions, dtype=np.float32)
-        nearest, known, foreign_words, english_words = self._tables.compute(ids, bias, outputs)
+        if self._tables is None:
+            outputs, shares = self._by_numpy(np.frombuffer(ids, dtype=np.int64), bias)
+        else:
+            outputs = np.empty(2 * classes + self._dimensions, dtype=np.float32)
+            shares = self._tables.compute(ids, bias, outputs)
+        nearest, known, foreign_words, english_words = shares
         lexical, static, vector = outputs[:classes], outputs[classes : 2 * classes], outputs[2 * classes :]
         foreign = is_foreign(writing_systems, foreign_words, english_words)
         other_script = foreign and other_script_share(writing_systems) > MIN_OTHER_SCRIPT
         return FastFeatures(lexical, static, vector, (nearest, known), foreign, other_script)
 
-    def _by_numpy(self, ids: NDArray[np.int64], writing_systems: Floats | None, bias: Floats) -> FastFeatures:
-        tokens = self._tokens.take(ids, axis=0).astype(np.float32)
-        weighted, counted = self._token_weights.take(ids, axis=0).T @ tokens  # one product for sums and counts
-        vector, function_words = weighted[: self._dimensions], counted[self._dimensions :] / max(1, len(ids))
-        length = float(vector.dot(vector)) ** 0.5
-        if length:
-            vector /= length
+    def _by_numpy(self, ids: NDArray[np.int64], bias: Floats) -> tuple[Floats, tuple[float, float, float, float]]:
+        """Compute what KernelTables.compute does: the outputs, and the four numbers that it returns."""
+        vector = self._static.vector(ids)
         along = self._directions @ vector
         static, cosines = along[: self._classes] + self._static_bias, along[self._classes :]
-        nearest = float(cosines[cosines.argmax()])
-        lexical, known_share = self._lexical(ids, bias, function_words)
-        foreign = is_foreign(writing_systems, *function_words.tolist())
-        other_script = foreign and other_script_share(writing_systems) > MIN_OTHER_SCRIPT
-        return FastFeatures(lexical, static, vector, (nearest, known_share), foreign, other_script)
-
-    def _lexical(self, ids: NDArray[np.int64], bias: Floats, function_words: Floats) -> tuple[Floats, float]:
-        """Return the lexical head's logits and the share of known terms (0 to 1, by squared TF-IDF weight)."""
-        if not len(ids):
-            return bias, 0.0
-        rows, counts = np.unique(np.concatenate((ids, self._tokenizer.bigrams(ids))), return_counts=True)
-        terms = self._terms.take(rows, axis=0).astype(np.float32)
-        tfidf: Floats = self._log_counts.take(counts - 1, mode="clip") * terms[:, -2]
-        squares = tfidf * tfidf
-        norm = float(np.add.reduce(squares))
-        weighted = tfidf @ terms[:, :-2]
-        weighted /= norm**0.5
-        weighted += bias
-        weighted += function_words @ self._function_word_weights
-        return weighted, float(squares.dot(terms[:, -1])) / norm
+        words = self._features.function_words[ids].sum(axis=0) / max(1, len(ids))
+        lexical, known = bias + words @ self._function_word_weights, 0.0
+        if len(ids):
+            rows, counts = self._features.terms(ids)
+            terms = self._terms.take(rows, axis=0).astype(np.float32)
+            tfidf = counts * terms[:, -2]
+            squares = tfidf * tfidf
+            norm = float(squares.sum())
+            lexical = lexical + tfidf @ terms[:, :-2] / norm**0.5
+            known = float(squares @ terms[:, -1]) / norm
+        foreign, english = words.tolist()
+        return np.concatenate((lexical, static, vector)), (float(cosines.max()), known, foreign, english)
 
 
 MAX_FOREIGN_SCRIPT, MAX_UNEXPLAINED_SCRIPT = 0.25, 0.05
@@ -261,7 +247,7 @@ MAX_CENTROIDS = 512
 """Centroids of static vectors, shared evenly among the categories; more would slow `predict_fast`."""
 
 
-def fit_centroids(vectors: Floats, labels: NDArray[np.int64], *, seed: int) -> tuple[Floats, NDArray[np.int64]]:
+def fit_centroids(vectors: Floats, labels: NDArray[np.int64]) -> tuple[Floats, NDArray[np.int64]]:
     """Return unit k-means centroids (n_centroids, dimensions) of every category, and their labels (n_centroids,)."""
     from sklearn.cluster import MiniBatchKMeans
 
@@ -270,6 +256,6 @@ def fit_centroids(vectors: Floats, labels: NDArray[np.int64], *, seed: int) -> t
     for name in names:
         own = vectors[labels == name]
         count = max(1, min(MAX_CENTROIDS // len(names), len(own) // 2))
-        means = MiniBatchKMeans(count, n_init=1, batch_size=1024, random_state=seed).fit(own).cluster_centers_
+        means = MiniBatchKMeans(count, n_init=1, batch_size=1024, random_state=0).fit(own).cluster_centers_
         found.append(means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-9))
     return np.concatenate(found).astype(np.float32), np.repeat(names, [len(means) for means in found])

@@ -7,8 +7,10 @@ an English encoder does not see.
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from typing import Any, Self
 
 import numpy as np
@@ -17,41 +19,8 @@ from numpy.typing import NDArray
 from routers.files import Arrays
 from routers.tokens import HASH_BUCKETS, WordCachedTokenizer
 
-_RANGES = {  # first and last code point, https://www.unicode.org/charts/
-    "ascii": [(0x41, 0x5A), (0x61, 0x7A)],
-    "latin": [(0xC0, 0xD6), (0xD8, 0xF6), (0xF8, 0x24F), (0x300, 0x36F), (0x1E00, 0x1EFF)],
-    "greek": [(0x370, 0x3FF), (0x1F00, 0x1FFF)],
-    "cyrillic": [(0x400, 0x52F)],
-    "hebrew": [(0x590, 0x5FF)],
-    "arabic": [(0x600, 0x6FF), (0x750, 0x77F), (0x8A0, 0x8FF), (0xFB50, 0xFDFF), (0xFE70, 0xFEFF)],
-    "indic": [(0x900, 0xDFF)],
-    "thai": [(0xE00, 0xEFF)],
-    "hangul": [(0x1100, 0x11FF), (0x3130, 0x318F), (0xAC00, 0xD7AF)],
-    "cjk": [(0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF)],
-    "kana": [(0x3040, 0x30FF)],
-    "other": [(0x530, 0x58F), (0xF00, 0x10FF), (0x1200, 0x139F), (0x1780, 0x17FF)],
-}
-WRITING_SYSTEM_NAMES = tuple(_RANGES)
-
-FOREIGN_WORDS = """
-    el la los las del una que por para como es en un se su mas pero qué más cómo
-    le les des du et est une dans pour qui sur avec pas ce cette je vous nous au aux quel
-    der das und ist ein eine nicht mit von zu dem des für auf wie ich sie wir im zum zur
-    il lo gli della di che non sono nel alla è os um uma não nao em da na
-    het een niet voor ik je wat hoe och att det som är jag inte på med
-    bir ve bu için icin ne mi nasıl ile si nu cu din este pe un în sau
-    cuál quién cuándo dónde puedo está muy tiene quem qual quais onde minha você isso são
-    quel quelle quels pourquoi sont wer warum welche welcher kann mein meine einen einem oder bei mir habe
-    quale dove hoe welke mijn wordt hai kya ke ka ko nahi kaise bhai apa bagaimana saya ano paano
-    ang ng mga sa yang dan itu dengan untuk apa jest nie że się jak
-"""
-"""Function words of Spanish, French, German, Italian, Portuguese, Dutch, Swedish, Turkish, Romanian, Hindi in Latin
-letters and others, without those that are common in English too."""
-
-ENGLISH_WORDS = """
-    the of and to in is that it for was on are with as at be by this from or what which how who when where why
-    a an i you my me can do does did if there their have has will would not please your its
-"""
+_LANGUAGES = tomllib.loads(files("routers.heads").joinpath("languages.toml").read_text(encoding="utf-8"))
+WRITING_SYSTEM_NAMES = tuple(_LANGUAGES["writing_systems"])
 WEIGHT_STEP = 1 / 64
 """Written weights are multiples of this, so that they compress to two thirds; no prediction of 4,686 public prompts
 changes (docs/experiments/router-training.md)."""
@@ -60,7 +29,7 @@ changes (docs/experiments/router-training.md)."""
 def _table() -> NDArray[np.int8]:
     table = np.full(0x10000, -1, dtype=np.int8)
     for index, name in enumerate(WRITING_SYSTEM_NAMES):
-        for first, last in _RANGES[name]:
+        for first, last in _LANGUAGES["writing_systems"][name]:
             table[first : last + 1] = index
     return table
 
@@ -97,8 +66,8 @@ class LexicalFeatures:
         self.rows = tokenizer.vocabulary_size + HASH_BUCKETS
         self.writing_systems = WritingSystems()
         self.function_words = np.zeros((tokenizer.vocabulary_size, 2), dtype=np.float32)
-        self.function_words[tokenizer.vocabulary_ids(FOREIGN_WORDS.split()), 0] = 1.0
-        self.function_words[tokenizer.vocabulary_ids(ENGLISH_WORDS.split()), 1] = 1.0
+        self.function_words[tokenizer.vocabulary_ids(_LANGUAGES["foreign"].split()), 0] = 1.0
+        self.function_words[tokenizer.vocabulary_ids(_LANGUAGES["english"].split()), 1] = 1.0
 
     def terms(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Return the distinct rows of tokens and bigrams in `ids`, and 1 + log(count) of each."""

@@ -13,8 +13,6 @@ from typing import Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
-_log = logging.getLogger("routers")
-
 
 class KernelTables(Protocol):
     """The tables of the fast heads, opened by the kernel; they stay in the memory of their arrays."""
@@ -60,7 +58,7 @@ def _load() -> Kernel | None:
     except ModuleNotFoundError:
         return None
     except ImportError as error:
-        _log.warning("the compiled kernel cannot be loaded: %s", error)
+        logging.getLogger("routers").warning("the compiled kernel cannot be loaded: %s", error)
         return None
 
 

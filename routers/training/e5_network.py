@@ -11,8 +11,6 @@ from routers.e5 import DIMENSIONS, LAYERS, Product, products
 OPSET = 23
 """The first ONNX opset with an Attention operator."""
 IR_VERSION = 10
-NETWORK_VERSION = 1
-"""Identifies this network's vectors in the cache of embeddings."""
 HEADS = 12
 EPSILON = 1e-12
 MICROSOFT = "com.microsoft"

@@ -1,8 +1,8 @@
-"""Export a sentence-transformers model to ONNX, in fp32 or int8, with lean attention.
+"""Export a sentence-transformers model to ONNX in int8, with lean attention.
 
 The exported graph is rewritten for latency. Attention splits its heads itself in place of eight reshapes and transposes
-a layer (a tenth of the latency of a line of text); one projection replaces those of queries, keys and values; masks
-that hide no token are removed (another tenth; docs/experiments/cascade-and-encoders.md). Outputs stay the same."""
+a layer (a tenth of the latency of a line of text); masks that hide no token are removed (another tenth;
+docs/experiments/cascade-and-encoders.md). Outputs stay the same."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from onnxscript.rewriter import pattern, rewrite
 
 from coe import pinned_weights
 from coe.errors import DataError
+from routers.cascade import NETWORK, TOKENIZER
 from routers.encoders import OnnxEncoder
 
 OPSET = 23
@@ -28,8 +29,6 @@ OPSET = 23
 INNER_LAYER_DEPTHS = (2 / 3, 1 / 3)
 """Relative depths of the inner layers that become outputs. Middle layers separate topics better than the last one,
 which is trained for similarity (docs/experiments/cascade-and-encoders.md; Skean et al. 2025, arXiv 2502.02013)."""
-EXPORT_VERSION = f"{OPSET}-{'-'.join(f'{depth:.2f}' for depth in INNER_LAYER_DEPTHS)}-lean"
-"""Identifies this module's output in the cache of exports."""
 PROBE_TEXTS = ["how do magnets work", "Prove that there are infinitely many primes, please.", "1 + 1"]
 """Texts of different lengths: the export is traced with the first and verified on all."""
 MAX_MASK_TEST_TOKENS = 256
@@ -89,7 +88,7 @@ def export_encoder(encoder: str, *, network: Path, tokenizer: Path) -> None:
             opset_version=OPSET,
             verbose=False,
         )
-        program.model = fuse_projections(fuse_head_transposes(program.model))
+        program.model = fuse_head_transposes(program.model)
         program.save(str(network))
         expected = np.concatenate([torch.cat(module(text), dim=1).detach().numpy() for text in texts])
     if np.abs(OnnxEncoder(network, tokenizer).features(PROBE_TEXTS) - expected).max() > 1e-3:
@@ -158,6 +157,18 @@ def inner_layers(layers: int) -> list[int]:
     return sorted({round(depth * layers) for depth in INNER_LAYER_DEPTHS} & set(range(1, layers)), reverse=True)
 
 
+def export_quantised(encoder: str, *, out: Path, threads: int) -> OnnxEncoder:
+    """Export `encoder` to NETWORK and TOKENIZER in the folder `out`, in int8, and open it. Raises as `locate_encoder`
+    and `export_encoder`."""
+    source = locate_encoder(encoder)
+    out.mkdir(parents=True, exist_ok=True)
+    exported, network, tokenizer = out / "encoder.fp32.onnx", out / NETWORK, out / TOKENIZER
+    export_encoder(source, network=exported, tokenizer=tokenizer)
+    quantise(exported, out=network)
+    exported.unlink()
+    return OnnxEncoder(network, tokenizer, threads=threads)
+
+
 def quantise(network: Path, *, out: Path) -> None:
     """Write `network` with int8 weights and dynamic quantisation of activations.
 
@@ -215,11 +226,6 @@ def fuse_head_transposes(model: Any) -> Any:
     return rewrite(model, [pattern.RewriteRule(_transposed_attention, _attention_with_heads, _has_constant_heads)])
 
 
-def fuse_projections(model: Any) -> Any:
-    """Compute the queries, keys and values of a text with one matrix product."""
-    return rewrite(model, [pattern.RewriteRule(_three_projections, _one_projection, _has_constant_weights)])
-
-
 def remove_masks(model: Any) -> Any:
     """Remove the masks of all Attention operators. Only correct if no mask hides a token of a single text."""
     for node in model.graph:
@@ -257,34 +263,3 @@ def _attention_with_heads(
     original = attention.producer()
     inputs = (queries, keys, values, *original.inputs[MASK_INPUT:])
     return op.Attention(*inputs, **original.attributes, q_num_heads=query_heads, kv_num_heads=key_heads)
-
-
-def _three_projections(op: Any, text: Any, wq: Any, bq: Any, wk: Any, bk: Any, wv: Any, bv: Any) -> Any:
-    projected = [op.Add(op.MatMul(text, weights), bias) for weights, bias in ((wq, bq), (wk, bk), (wv, bv))]
-    return op.Attention(*projected, _allow_other_inputs=True, _outputs=["attention"])
-
-
-def _has_constant_weights(_: Any, text: Any, attention: Any, **tables: Any) -> bool:
-    """True if `text` has three dimensions, Attention splits the heads, and weights (two dimensions) and biases
-    (one dimension, named b...) are constants."""
-    if text.shape is None or len(text.shape) != 3 or "q_num_heads" not in attention.producer().attributes:
-        return False
-    constants = {name: table.const_value for name, table in tables.items()}
-    return all(
-        table is not None and len(table.shape) == (1 if name[0] == "b" else 2) for name, table in constants.items()
-    )
-
-
-def _one_projection(op: Any, text: Any, attention: Any, **tables: Any) -> Any:
-    weights, biases = ([tables[kind + which].const_value.numpy() for which in ("q", "k", "v")] for kind in ("w", "b"))
-    constants = {
-        "weights": np.concatenate(weights, axis=1),
-        "biases": np.concatenate(biases),
-        "sizes": np.array([bias.size for bias in biases]),
-    }
-    weight, bias, sizes = (
-        op.initializer(ir.tensor(table), f"{attention.name}.{kind}") for kind, table in constants.items()
-    )
-    projected = op.Split(op.Add(op.MatMul(text, weight), bias), sizes, axis=2, _outputs=3)
-    original = attention.producer()
-    return op.Attention(*projected, *original.inputs[MASK_INPUT:], **original.attributes)

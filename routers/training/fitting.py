@@ -38,8 +38,8 @@ MAX_EXEMPLARS = 6000
 """Exemplars of the kNN head, shared evenly among the categories."""
 REGULARIZATION_GRID = (1.0, 3.0, 10.0, 30.0, 100.0)
 """Values of scikit-learn's C (inverse regularization) to choose from."""
-COMPARISON_C = 3.0
-"""C of the linear heads that only compare two encoders."""
+SEED = 0
+"""Seed of all random divisions, so that the same texts give the same router."""
 KNN_BATCH_TEXTS = 1000
 """Texts scored against the exemplars at a time, which limits the matrix of cosines."""
 EXCLUDED_LOGIT = -1e4
@@ -108,16 +108,16 @@ class HeldOutScores:
     out_of_scope: HeadScores
 
 
-def folds(labels: Labels, *, seed: int) -> list[tuple[Labels, Labels]]:
+def folds(labels: Labels) -> list[tuple[Labels, Labels]]:
     """Return stratified folds as (rest, held) indices. A class of two or more is present in every rest."""
-    shuffled = np.random.default_rng(seed).permutation(len(labels))
+    shuffled = np.random.default_rng(SEED).permutation(len(labels))
     by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
     fold = np.empty(len(labels), dtype=np.int64)
     fold[by_class] = np.arange(len(labels)) % FOLDS
     return [(np.flatnonzero(fold != f), np.flatnonzero(fold == f)) for f in range(min(FOLDS, len(labels)))]
 
 
-def topic_folds(vectors: Floats, labels: Labels, *, seed: int) -> list[tuple[Labels, Labels]]:
+def topic_folds(vectors: Floats, labels: Labels) -> list[tuple[Labels, Labels]]:
     """Return folds as (rest, held) indices, each of which holds one topic of every class.
 
     The topics of a class are FOLDS k-means clusters of its `vectors` (n_texts, dimensions). A class of too few distinct
@@ -130,26 +130,24 @@ def topic_folds(vectors: Floats, labels: Labels, *, seed: int) -> list[tuple[Lab
         own = np.flatnonzero(labels == label)
         count = min(FOLDS, len(np.unique(vectors[own], axis=0)))
         topics = (
-            KMeans(count, n_init=1, random_state=seed).fit(vectors[own]).labels_ if count > 1 else np.arange(len(own))
+            KMeans(count, n_init=1, random_state=SEED).fit(vectors[own]).labels_ if count > 1 else np.arange(len(own))
         )
         fold[own] = topics % FOLDS
     return [(np.flatnonzero(fold != f), np.flatnonzero(fold == f)) for f in np.unique(fold)]
 
 
-def choose_regularization(data: TrainingData, *, seed: int) -> Regularization:
+def choose_regularization(data: TrainingData) -> Regularization:
     """Return the C of each head with the lowest log loss (temperature fitted) on one fold."""
-    fold = folds(data.labels, seed=seed)[0]
-    trials = [(head, c) for head in TRAINED_HEADS for c in REGULARIZATION_GRID]
-    losses = np.array([_trial_loss(data, fold, trial) for trial in trials])
-    best = losses.reshape(len(TRAINED_HEADS), len(REGULARIZATION_GRID)).argmin(axis=1)
-    return Regularization(*(REGULARIZATION_GRID[index] for index in best))
+    rest, held = folds(data.labels)[0]
+    labels = data.labels[held]
 
+    def loss(head: str, c: float) -> float:
+        logits = _trained_logits(head, data, rest, held, c)
+        return log_loss(logits / np.float32(fit_temperature(logits, labels)), labels)
 
-def _trial_loss(data: TrainingData, fold: tuple[Labels, Labels], trial: tuple[str, float]) -> float:
-    """Return the log loss of one head with one C."""
-    (rest, held), (head, c) = fold, trial
-    logits, labels = _trained_logits(head, data, rest, held, c), data.labels[held]
-    return log_loss(logits / np.float32(fit_temperature(logits, labels)), labels)
+    return Regularization(
+        *(min(REGULARIZATION_GRID, key=lambda c, head=head: loss(head, c)) for head in TRAINED_HEADS)  # type: ignore[misc]
+    )
 
 
 def _trained_logits(head: str, data: TrainingData, rest: Labels, held: Labels, c: float) -> Floats:
@@ -167,13 +165,12 @@ def cross_fit(
     regularization: Regularization,
     parts: Sequence[tuple[Labels, Labels]],
     *,
-    seed: int,
     report: Callable[[float], None],
 ) -> HeldOutScores:
     """Score every text by heads that were fitted on the other folds of `parts`."""
     scores = list[HeldOutScores]()
     for fold in parts:
-        scores.append(_score_fold(data, regularization, seed, fold))
+        scores.append(_score_fold(data, regularization, fold))
         report(len(scores) / len(parts))
     order = np.argsort(np.concatenate([held for _, held in parts]))
     return HeldOutScores(
@@ -182,20 +179,16 @@ def cross_fit(
     )
 
 
-def _score_fold(
-    data: TrainingData, regularization: Regularization, seed: int, fold: tuple[Labels, Labels]
-) -> HeldOutScores:
+def _score_fold(data: TrainingData, regularization: Regularization, fold: tuple[Labels, Labels]) -> HeldOutScores:
     """Return the scores of the held texts, by heads that were fitted on the rest."""
     rest, held = fold
     own = np.arange(len(held)), data.labels[held]
     inside = {head: _trained_logits(head, data, rest, held, getattr(regularization, head)) for head in TRAINED_HEADS}
     outside = {head: logits.copy() for head, logits in inside.items()}
-    inside["knn"], similarity, outside["knn"], other_similarity = _score_knn(
-        data, _fit_knn(data, rest, seed=seed), held
-    )
+    inside["knn"], similarity, outside["knn"], other_similarity = _score_knn(data, _fit_knn(data, rest), held)
     for logits in outside.values():
         logits[own] = EXCLUDED_LOGIT
-    fast, other_fast = _fast_similarity(data, rest, held, seed=seed)
+    fast, other_fast = _fast_similarity(data, rest, held)
     return HeldOutScores(
         in_scope=HeadScores(**inside, fast_similarity=fast, similarity=similarity),
         out_of_scope=HeadScores(**outside, fast_similarity=other_fast, similarity=other_similarity),
@@ -219,10 +212,10 @@ def _knn_scores(knn: KnnHead, vectors: Floats) -> tuple[Floats, Floats]:
     return np.concatenate(votes), np.concatenate(similarity)
 
 
-def _fast_similarity(data: TrainingData, rest: Labels, held: Labels, *, seed: int) -> tuple[Floats, Floats]:
+def _fast_similarity(data: TrainingData, rest: Labels, held: Labels) -> tuple[Floats, Floats]:
     """Return the fast stage's similarities (n_held, 2) of the held texts, and those without each own category."""
     inside, outside = np.zeros((2, len(held), 2), dtype=np.float32)
-    centroids, labels = fit_centroids(data.static[rest], data.labels[rest], seed=seed)
+    centroids, labels = fit_centroids(data.static[rest], data.labels[rest])
     cosines = data.static[held] @ centroids.T
     inside[:, 0] = cosines.max(axis=1)
     cosines[data.labels[held][:, None] == labels] = -1
@@ -236,35 +229,25 @@ def _fast_similarity(data: TrainingData, rest: Labels, held: Labels, *, seed: in
     return inside, outside
 
 
-def write_heads(data: TrainingData, regularization: Regularization, *, out: Path, seed: int) -> None:
+def write_heads(data: TrainingData, regularization: Regularization, *, out: Path) -> None:
     """Fit every head on all texts and write its table."""
     rows = np.arange(len(data.labels))
     linear = _fit_linear(data.embeddings, data, rows, regularization.linear)
     static = _fit_linear(data.static, data, rows, regularization.static)
     write_arrays(out / LEXICAL, _fit_lexical(data, rows, regularization.lexical).arrays())
-    centroids, _ = fit_centroids(data.static, data.labels, seed=seed)
+    centroids, _ = fit_centroids(data.static, data.labels)
     means = class_means(data.static, data.labels, classes=data.classes)
     write_arrays(out / STATIC, {**data.tokens.arrays(), **static.arrays(), "centroids": centroids, "means": means})
-    exemplars = exemplar_rows(data, rows, seed=seed)
+    exemplars = exemplar_rows(data, rows)
     encoder_means = CategoryMeans.of(data.vectors[exemplars], data.labels[exemplars], classes=data.classes)
-    knn = _fit_knn(data, rows, seed=seed)
+    knn = _fit_knn(data, rows)
     write_arrays(out / SEMANTIC, {**linear.arrays(), **knn.arrays(), **encoder_means.arrays()})
 
 
-def exemplar_rows(data: TrainingData, rows: Labels, *, seed: int) -> Labels:
+def exemplar_rows(data: TrainingData, rows: Labels) -> Labels:
     """Return the rows that the kNN head keeps as exemplars, in its order."""
     each = max(1, MAX_EXEMPLARS // data.classes)
-    return rows[sample_exemplars(data.labels[rows], each=each, rng=np.random.default_rng(seed))]
-
-
-def held_out_correct(embeddings: Floats, labels: Labels, *, seed: int) -> NDArray[np.bool_]:
-    """Return which texts a linear head on `embeddings` classifies correctly out of fold."""
-    names, labels = np.unique(labels, return_inverse=True)
-    correct = np.zeros(len(labels), dtype=bool)
-    for rest, held in folds(labels, seed=seed):
-        head = fit_linear(embeddings[rest], labels[rest], c=COMPARISON_C, classes=len(names))
-        correct[held] = head.logits(embeddings[held]).argmax(axis=1) == labels[held]
-    return correct
+    return rows[sample_exemplars(data.labels[rows], each=each, rng=np.random.default_rng(SEED))]
 
 
 def _fit_lexical(data: TrainingData, rows: Labels, c: float) -> LexicalHead:
@@ -276,6 +259,6 @@ def _fit_linear(vectors: Floats, data: TrainingData, rows: Labels, c: float) -> 
     return fit_linear(vectors[rows], data.labels[rows], c=c, classes=data.classes)
 
 
-def _fit_knn(data: TrainingData, rows: Labels, *, seed: int) -> KnnHead:
-    exemplars = exemplar_rows(data, rows, seed=seed)
+def _fit_knn(data: TrainingData, rows: Labels) -> KnnHead:
+    exemplars = exemplar_rows(data, rows)
     return fit_knn(data.vectors[exemplars], data.labels[exemplars], classes=data.classes)

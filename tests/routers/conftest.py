@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 import routers
 from routers.heads.lexical import LexicalHead
-from routers.training.embedding_cache import export_with_cache
+from routers.training.export import export_encoder
 
 WORDS = {
     "cooking": (
@@ -170,19 +170,24 @@ def _build(base: Path, encoder: Path) -> None:
         out=base / "router",
         progress=lambda stage, share: progress_calls.append((stage, share)),
         threads=1,
-        cache=base / "cache",
     )
     (base / "report.json").write_text(json.dumps([metrics, progress_calls]))
 
 
 @pytest.fixture
-def exported(built: tuple[Path, dict[str, Any], list[Any]], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trainings on the tiny encoder copy its export from the cache of `built`: each saves 9 s of processor time."""
-    cache = built[0].parent / "cache"
-    monkeypatch.setattr(
-        "routers.training.build.export_with_cache",
-        lambda source, **files: export_with_cache(source, **files | {"cache": cache}),
-    )
+def exported(tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainings copy one export of the tiny encoder: each saves 9 s of processor time."""
+
+    def make(base: Path) -> None:
+        export_encoder(str(tiny_encoder), network=base / "network", tokenizer=base / "tokenizer")
+
+    made = made_once(tmp_path_factory, "exported", make)
+
+    def copied(encoder: str, *, network: Path, tokenizer: Path) -> None:
+        shutil.copyfile(made / "network", network)
+        shutil.copyfile(made / "tokenizer", tokenizer)
+
+    monkeypatch.setattr("routers.training.export.export_encoder", copied)
 
 
 @pytest.fixture

@@ -58,12 +58,6 @@ def test_a_dropped_category_does_not_compete_with_a_new_one_of_the_same_kind(bui
     assert share(router, "soccer", sentences("football", count=30, seed=13)) > 0.6
 
 
-def test_the_version_is_the_one_that_the_router_is_published_under(built: Built) -> None:
-    assert adapted(built).version == routers.load(built[0]).version
-    declared: dict[str, Sequence[str]] = {"cooking": (), "chess": CHESS, "general": ()}
-    assert routers.load(built[0], declared=declared, version="published").version == "published"
-
-
 @pytest.mark.parametrize("text", ["", "\ud800", "日本の首都"])
 def test_odd_example_texts_are_harmless(built: Built, text: str) -> None:
     router = adapted(built, chess=(text, "\x00"))

@@ -328,9 +328,7 @@ def test_topics_learned_in_english_hold_in_another_language(built: Built) -> Non
         training_set,
         foreign,
         tokenizer=tokenizer,
-        seed=0,
         threads=2,
-        cache=None,
         report=lambda share: None,
         encode=encode,
     )
@@ -353,9 +351,7 @@ def test_a_training_set_without_english_texts_is_trained(built: Built) -> None:
         training_set,
         np.ones(len(german), dtype=bool),
         tokenizer=built[0] / "tokenizer.json",
-        seed=0,
         threads=2,
-        cache=None,
         report=lambda share: None,
         encode=encode,
     )

@@ -34,7 +34,6 @@ def measured(accuracy: float) -> dict[str, object]:
         "accuracy_by_category": dict.fromkeys(CATEGORIES, accuracy),
         "escalated": 0.3,
         "ece": 0.02,
-        "ece_before": 0.2,
         "out_of_scope_auroc": 0.8,
         "confidence_threshold": 0.45,
         "rejected": 0.05,

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
@@ -89,14 +88,11 @@ def run_rounds(
     Raises JobError where another job holds the lock, or the error of a damaged state.
     """
     now = time.time()
-    with (
-        open_job(settings, since=now - window, now=now, dry_run=dry_run) as job,
-        TemporaryDirectory(prefix="coe-vectors-") as cache,
-    ):
+    with open_job(settings, since=now - window, now=now, dry_run=dry_run) as job:
         plan = plan_round.judge(job, probes, benchmark)
         outcomes = [conclude(ASSIGNMENT, plan, job)]
         if isinstance(plan, Candidate):  # else there is nothing to learn from
-            outcomes.append(conclude(ROUTER, router_round.judge(job, cache=Path(cache)), job))
+            outcomes.append(conclude(ROUTER, router_round.judge(job), job))
         return [outcome for outcome in outcomes if outcome is not None]
 
 

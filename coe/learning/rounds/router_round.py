@@ -187,8 +187,8 @@ BASE, CORRECTIONS = "base", "corrections"
 set."""
 
 
-def judge(job: Job, *, cache: Path) -> Candidate | str | None:
-    """Judge a router trained with corrected categories. The trainings share embeddings in the folder `cache`."""
+def judge(job: Job) -> Candidate | str | None:
+    """Judge a router trained with corrected categories."""
     if not np.any(job.loaded.experience.corrected != NONE):
         return None
     data = _training_set(job)
@@ -198,7 +198,7 @@ def judge(job: Job, *, cache: Path) -> Candidate | str | None:
     tests = job.tests_so_far(ROUTER, in_use=str(version), inputs=inputs)
     if tests is None:
         return "no correction is new"
-    build = partial(build_router, encoder=job.registry.router.encoder, cache=cache)
+    build = partial(build_router, encoder=job.registry.router.encoder)
     judgement = judge_router(data, build, round_=tests + 1)
     report = {
         **judgement.to_json(),

@@ -49,8 +49,6 @@ const FIGURES = [
   ["Accuracy", "accuracy", share, 1, "of held-out prompts"],
   ["Accuracy, new topics", "accuracy_on_new_topics", share, 1, "of prompts whose topic was left out of training"],
   ["Calibration error, new topics", "ece", three, -1, "gap between confidence and accuracy; 0 is perfect"],
-  ["Calibration error, uncalibrated", "ece_before", three, 0, "the same, for the plain mean of the heads"],
-  ["Calibration error, known topics", "ece_on_known_topics", three, -1, "of held-out prompts like those of training"],
   ["Out-of-scope AUROC", "out_of_scope_auroc", three, 1, "of confidence, on texts of no category; 0.5 is chance"],
   ["Escalation rate", "escalated", share, -1, "prompts sent to the encoder"],
   ["Confidence threshold", "confidence_threshold", three, 0, "suggested by training"],
