@@ -27,7 +27,7 @@ _log = logging.getLogger("gateway")
 
 
 MAX_CONNECTIONS = 16_384
-"""Client connections of one worker process; further ones wait to be accepted."""
+"""Client connections of one worker process; further ones are refused."""
 Build = Callable[[int], Starlette]
 """Builds the application of the worker of that number."""
 

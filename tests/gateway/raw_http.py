@@ -60,13 +60,11 @@ class RunningServer(Server):
 
 
 @asynccontextmanager
-async def served(
-    app: ASGIApp, *, max_connections: int = 100, **options: Any
-) -> AsyncIterator[tuple[RunningServer, int]]:
-    """A running server and its port; `options` as for `Server`."""
+async def served(app: ASGIApp, *, max_connections: int = 100) -> AsyncIterator[tuple[RunningServer, int]]:
+    """A running server and its port."""
     listener = open_listener("127.0.0.1", 0, stalled_after=60)
     port, started = listener.getsockname()[1], asyncio.Event()
-    server = RunningServer(app, max_connections=max_connections, on_start=started.set, **options)
+    server = RunningServer(app, max_connections=max_connections, on_start=started.set)
     server.task = asyncio.create_task(server.serve([listener]))
     await started.wait()
     try:
