@@ -1,7 +1,7 @@
-"""Observers of finished requests: metrics, traces, the access log, the routing log, implicit feedback.
+"""Observers of finished requests: Recorder writes the records that `record_of` makes of traces, and `find_record` reads
+one back; ImplicitSignals detects implicit feedback.
 
-`open_observability` opens the first three. Recorder writes the records that `record_of` makes of traces, and
-`find_record` reads one back. ImplicitSignals detects implicit feedback. `gateway.main` opens the observers.
+The others are metrics, traces and the access log. `gateway.main` opens all of them.
 """
 
 from __future__ import annotations
@@ -12,11 +12,9 @@ import logging
 import re
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from concurrent.futures import Executor
-from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Self, cast
 
 import numpy as np
@@ -29,43 +27,7 @@ from coe.records.record import RecipeCall, RoutingLog, RoutingRecord
 from coe.registry import MAX_MODEL_CHARACTERS
 from coe.routing.composition import NO_RETRIEVAL, Composition
 from coe.routing.eligibility import excluded_experts
-from coe.settings import Settings
-from gateway.observability.logs import log_request
-from gateway.observability.metric_workers import share_metrics
-from gateway.observability.metrics import Metrics
-from gateway.observability.tracing import Tracing, open_tracing
 from gateway.request.trace import Trace
-
-
-@dataclass(frozen=True, slots=True)
-class Observability:
-    """The metrics, the tracing and the other observers of a worker.
-
-    `observers` are called with every finished request. `tracing` also prepares requests; None if no collector is
-    declared.
-    """
-
-    metrics: Metrics
-    tracing: Tracing | None
-    observers: tuple[Callable[[Trace], None], ...]
-
-
-@asynccontextmanager
-async def open_observability(settings: Settings, workers: Path | None) -> AsyncIterator[Observability]:
-    """`workers` names this worker's files in the folder that several processes share, None for one process. Raises
-    ConfigError if traces cannot be sent."""
-    async with AsyncExitStack() as stack:
-        metrics = Metrics()
-        if workers is not None:
-            await stack.enter_async_context(share_metrics(workers, metrics))
-        tracing = await stack.enter_async_context(open_tracing(settings))
-        observers: list[Callable[[Trace], None]] = [metrics.observe]
-        if tracing is not None:
-            observers.append(tracing.observe)
-        if settings.access_log:
-            observers.append(log_request)
-        yield Observability(metrics, tracing, tuple(observers))
-
 
 _log = logging.getLogger("gateway")
 

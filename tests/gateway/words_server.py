@@ -22,7 +22,7 @@ from gateway.access import limits
 from gateway.app import create_app
 from gateway.cache import step as cache_step
 from gateway.endpoints.admin import mapping
-from gateway.main import open_worker, workers_folder
+from gateway.main import open_services, workers_folder
 from gateway.observability import metric_workers, tracing
 from gateway.process import processes
 from gateway.server import open_listener
@@ -63,7 +63,7 @@ def build(settings: Settings, workers: Path | None, number: int) -> Starlette:
     metric_workers.SIBLING_TIMEOUT_SECONDS = tracing.FLUSH_TIMEOUT_SECONDS = 20.0
     mapping.SOLVE_SECONDS = 100.0
     own = workers / str(number) if workers else None
-    return create_app(partial(open_worker, settings, workers=own, read=read))
+    return create_app(partial(open_services, settings, workers=own, read=read))
 
 
 if __name__ == "__main__":

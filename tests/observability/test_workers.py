@@ -58,7 +58,7 @@ async def test_every_worker_shows_sums_and_maxima_at_once(folder: Path) -> None:
     async with share_metrics(folder / "0", one), share_metrics(folder / "1", two):
         assert await shown(one) == await shown(two) == (5, 2)
         assert value(await one.page(), "most") == 7
-        two.record_refusal("x")
+        two.count("coe_refused_total", "x")
         assert await shown(one) == (6, 2)
         (folder / "2.sock").touch()  # no snapshot
         assert await shown(one) == (6, 2)

@@ -15,7 +15,7 @@ def counted(count: int) -> Metrics:
     metrics = Metrics()
     metrics.gauge("busy", "B.", lambda: 1.0)
     for _ in range(count):
-        metrics.record_refusal("x")
+        metrics.count("coe_refused_total", "x")
     return metrics
 
 

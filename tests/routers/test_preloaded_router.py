@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 import urllib.request
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -25,7 +24,6 @@ from coe.artifacts.kinds import ROUTER
 from coe.artifacts.store import ArtifactStore
 from coe.fleet.specs import free_port
 from coe.settings import Settings
-from gateway.main import PreloadedRouter
 from tests.routers.conftest import WORDS
 
 TEXTS = ["bake the stew", "a star that a telescope sees", "ledger and dividend", "none of these words"]
@@ -73,23 +71,6 @@ def test_a_worker_uses_it_only_while_its_artifact_and_categories_are_in_use(sett
     promoted = load_active_state(settings, preloaded=preloaded)
     assert promoted.router is not preloaded.router
     assert load_active_state(settings, promoted, preloaded=preloaded).router is promoted.router
-
-
-def test_parent_and_worker_release_it_when_another_one_is_promoted(settings: Settings, built: Built) -> None:
-    parent, worker = PreloadedRouter(settings), PreloadedRouter(settings)
-    parent.release_if_replaced()
-    assert parent.loaded is not None
-    assert worker.loaded is not None
-    started = worker.read(settings, None)
-    assert started.router is worker.loaded.router
-    references = [weakref.ref(parent.loaded.router), weakref.ref(worker.loaded.router)]
-    publish(settings, built, "another version")
-    parent.release_if_replaced()
-    promoted = worker.read(settings, started)
-    assert promoted.router is not started.router
-    del started
-    assert [reference() for reference in references] == [None, None]
-    assert worker.read(settings, promoted).router is promoted.router
 
 
 @contextmanager

@@ -18,20 +18,13 @@ from coe.registry import Registry
 from gateway.endpoints.admin.reports import SharedResult
 from gateway.endpoints.handler import json_response
 from gateway.observability.metrics import MetricFamily
-from gateway.observability.state_metrics import ARTIFACT_INFO, BREAKER_STATES, CHANGING, TIER_VALUES
+from gateway.observability.state_metrics import ARTIFACT_INFO, BREAKER_STATES, CHANGING, DEGRADED, TIER_VALUES
 from gateway.services import Services
 
 _STATES = {number: word for word, number in BREAKER_STATES.items()}
 _TIERS = {number: word for word, number in TIER_VALUES.items()} | {CHANGING: "switching"}
 _NOT_FAILURES = ("ok", "aborted")
 """Outcomes of requests that were answered, or that the client cancelled."""
-_WARNINGS = {
-    "reload_failed": "coe_reload_failed",
-    "log_failing": "coe_log_failing",
-    "limits_degraded": "coe_limits_degraded",
-    "issued_keys_degraded": "coe_issued_keys_degraded",
-    "artifacts_behind": "coe_artifacts_behind",
-}
 
 
 class Counts:
@@ -102,11 +95,8 @@ def stats_of(counts: Counts, registry: Registry) -> dict[str, Any]:
             "backlog": int(counts.total("coe_log_backlog")),
             "dropped": int(counts.total("coe_log_dropped")),
         },
-        "warnings": [warning for warning, name in _WARNINGS.items() if counts.total(name)],
-        "serving": [
-            {"router": router, "config": config} for (router, config), _ in counts.cells("coe_router_info")
-        ],
-        "artifacts": {  # workers that serve each version; an empty one means none
+        "warnings": [part for part, fails in counts.by_label(DEGRADED).items() if fails],
+        "artifacts": {  # workers that serve each version, and each declaration (config); an empty one means none
             kind: _integers(versions) for kind, versions in counts.by_two_labels(ARTIFACT_INFO, 0, 1).items()
         },
         "workers": [

@@ -78,7 +78,5 @@ export function gatewayFacts(snapshot, period) {
       ([kind, used]) => html`<dt>${kind[0].toUpperCase() + kind.slice(1)}</dt>
         <dd class="code">${Object.keys(used).map((version) => version || "none").join(", ")}</dd>`,
     )}
-    <dt>Configuration</dt>
-    <dd class="code">${[...new Set(snapshot.serving.map(({ config }) => config))].join(", ")}</dd>
   </dl>`;
 }
