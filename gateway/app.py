@@ -7,7 +7,6 @@ API (`gateway.chat`). Starlette routes everything else. `gateway.main` calls `cr
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
@@ -34,8 +33,6 @@ from gateway.ui import page_routes
 
 SIGNIFICANT_SLASH_PREFIXES = ("/ui/", "/v1/documents/")
 """Path prefixes under which a trailing slash is significant. Elsewhere it is ignored."""
-DEPLOYMENTS = "/openai/deployments/"
-"""Beginning of the paths that name the model, as Azure OpenAI's clients build them."""
 ALLOWED_METHODS = ("GET", "POST", "DELETE")
 PREFLIGHT_CACHE_SECONDS = 600
 """Seconds that browsers cache the response to a preflight request."""
@@ -119,16 +116,12 @@ class _App(Starlette):
     middleware: CrossOriginMiddleware
     chats: Mapping[str, ChatEndpoint] = {}
     """Chat request handlers by path, for paths without parameters."""
-    deployments: Sequence[tuple[re.Pattern[str], ChatEndpoint]] = ()
-    """Chat request handlers of Azure paths, which contain the model, with the pattern of the path."""
     paths: frozenset[str] = frozenset()
     """Paths of all endpoints."""
 
     def serve(self, routes: Sequence[Route]) -> None:
         """Serve these endpoints, and the page."""
-        chats = [(route, route.endpoint) for route in routes if isinstance(route.endpoint, ChatEndpoint)]
-        self.chats = {route.path: endpoint for route, endpoint in chats if not route.param_convertors}
-        self.deployments = [(route.path_regex, endpoint) for route, endpoint in chats if route.param_convertors]
+        self.chats = {route.path: route.endpoint for route in routes if isinstance(route.endpoint, ChatEndpoint)}
         self.paths = frozenset(route.path for route in routes)
         self.router.redirect_slashes = False
         self.router.routes[:] = [*routes, *page_routes()]
@@ -145,13 +138,8 @@ class _App(Starlette):
             (bare := path.rstrip("/") or "/") in self.paths or not path.startswith(SIGNIFICANT_SLASH_PREFIXES)
         ):
             scope["path"] = path = bare
-        if scope["method"] == "POST":
-            if (endpoint := self.chats.get(path)) is not None:
-                return endpoint(scope, receive, send)
-            for pattern, endpoint in self.deployments if path.startswith(DEPLOYMENTS) else ():
-                if match := pattern.match(path):
-                    scope["path_params"] = match.groupdict()
-                    return endpoint(scope, receive, send)
+        if scope["method"] == "POST" and (endpoint := self.chats.get(path)) is not None:
+            return endpoint(scope, receive, send)
         return super().__call__(scope, receive, send)
 
 

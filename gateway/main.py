@@ -11,9 +11,9 @@ import gc
 import logging
 import socket
 import time
-from collections.abc import AsyncIterator, Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -34,8 +34,6 @@ from coe.errors import ConfigError
 from coe.experts import endpoints_of, reading_queues
 from coe.experts.http.client import Client
 from coe.records import LogWriter, open_log_and_feedback
-from coe.records.feedback import FeedbackLog
-from coe.records.record import RoutingLog
 from coe.registry import Registry
 from coe.settings import Settings
 from gateway.access import (
@@ -80,12 +78,12 @@ def serve(settings: Settings) -> None:
         _log.warning(created)
     registry = prepare(settings)
     log_uncaught()
-    with open_port(settings, registry) as listener, workers_folder(settings.workers) as workers:
+    with open_port(settings, registry) as listener, TemporaryDirectory(prefix="coe-") as workers:
         router = None
         if settings.workers > 1 and processes.SHARES_MEMORY:
             router = preload_router(settings)  # its pages exist once, as no process writes them
             gc.freeze()  # collections in the workers leave the objects of this process alone
-        processes.serve(partial(build_app, settings, workers, router), settings, listener=listener)
+        processes.serve(partial(build_app, settings, Path(workers), router), settings, listener=listener)
 
 
 def prepare(settings: Settings) -> Registry:
@@ -115,23 +113,11 @@ def open_port(settings: Settings, registry: Registry) -> socket.socket:
         raise ConfigError(f"cannot listen on {where}: {error.strerror or error}; set COE_HOST and COE_PORT") from None
 
 
-@contextmanager
-def workers_folder(count: int) -> Iterator[Path | None]:
-    """A folder for the sockets through which workers exchange metrics; None for a single worker."""
-    if count == 1:
-        yield None
-    else:
-        with TemporaryDirectory(prefix="coe-") as folder:  # short, because paths of sockets must be
-            yield Path(folder)
-
-
-def build_app(
-    settings: Settings, workers: Path | None = None, router: LoadedRouter | None = None, number: int = 0
-) -> Starlette:
+def build_app(settings: Settings, workers: Path, router: LoadedRouter | None, number: int) -> Starlette:
     """The application of the worker process of that number, which uses `router` while it is in use. `workers` is the
-    folder of `workers_folder`."""
-    own, read = workers / str(number) if workers else None, partial(load_active_state, preloaded=router)
-    return create_app(partial(open_services, settings, workers=own, read=read))
+    folder of the sockets through which workers exchange metrics; its path is short, because theirs must be."""
+    read = partial(load_active_state, preloaded=router)
+    return create_app(partial(open_services, settings, workers=workers / str(number), read=read))
 
 
 @asynccontextmanager
@@ -149,7 +135,7 @@ async def open_services(
     states = file_states(watched_files(settings))
     in_use = read(settings, None)
     registry, metrics = in_use.registry, Metrics()
-    failed, degraded = metrics.task_failed, metrics.degraded
+    failed = metrics.task_failed
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
         threads = stack.enter_context(ThreadPoolExecutor(ENCODER_THREADS, thread_name_prefix="encoder"))
@@ -157,16 +143,47 @@ async def open_services(
             await enter(share_metrics(workers, metrics))
         tracing = await enter(open_tracing(settings))
         session = await enter(Client())
-        log, feedback, writer = await _open_logs(stack, settings, registry, metrics)
+
+        url, counters = registry.log.url, registry.access.counters
+        retention, days = registry.log.keep_records, registry.log.keep_days
+        log, feedback = open_log_and_feedback(url, base=settings.home, retention=retention, days=days)
+        stack.push_async_callback(log.aclose)
+        stack.push_async_callback(feedback.aclose)
+        spool = None if url.startswith("sqlite:") else settings.home / SPOOL  # a log on the same disk needs none
+        count = partial(metrics.count, "coe_feedback_total")
+        writer = await enter(LogWriter(log, feedback, spool=spool, count=count, task_failed=failed))
+        add_log_metrics(metrics, writer)
         encoder = routers.load_encoder(in_use.folder) if registry.log.store_embeddings else None
-        recorder = await enter(Recorder(writer, encoder=encoder, threads=threads))
-        builder = await _open_builder(stack, settings, registry, session, threads, metrics)
-        degraded["artifacts"] = await enter(sync_artifacts(settings, registry.artifacts, task_failed=failed))
+        recorder = Recorder(writer, encoder=encoder, threads=threads)
+        stack.push_async_callback(recorder.aclose)
+
+        limiter = await enter(open_limiter(counters, home=settings.home, task_failed=failed))
+        issued = await enter(watching_issued_keys(open_key_store(counters, home=settings.home), task_failed=failed))
+        check_issued(registry, issued.keys, now=time.time())
+        residency = await enter(open_residency(settings, metrics))
+        affinity = await enter(open_affinity(counters, task_failed=failed))
+        builder = SnapshotBuilder(
+            settings=settings,
+            session=session,
+            threads=threads,
+            limiter=limiter,
+            affinity=affinity,
+            issued=issued,
+            residency=residency,
+        )
+        stack.push_async_callback(builder.aclose)
+        behind = await enter(sync_artifacts(settings, registry.artifacts, task_failed=failed))
         cache = await enter(open_cache(registry.cache, task_failed=failed))
         count = partial(metrics.count, "coe_responses_not_stored_total")
         stored = await enter(open_stored_step(registry.stored_responses, settings.home, count=count))
-        degraded["cache"] = lambda: cache is not None and cache.answers.outage.active
-        degraded["stored_responses"] = lambda: stored is not None and stored.degraded
+        metrics.degraded |= {
+            "limits": lambda: limiter.outage.active,
+            "issued_keys": lambda: issued.outage.active,
+            "artifacts": behind,
+            "cache": lambda: cache is not None and cache.answers.outage.active,
+            "stored_responses": lambda: stored is not None and stored.degraded,
+        }
+
         observers = [recorder.observe, ImplicitSignals(writer.put).observe, metrics.observe]
         observers += [tracing.observe] if tracing is not None else []
         observers += [log_request] if settings.access_log else []
@@ -179,67 +196,20 @@ async def open_services(
             writer=writer,
             settings=settings,
             jobs=await enter(Jobs(settings)),
-            solver=await enter(Jobs(settings)),
             tracing=tracing,
             cache=cache,
             stored=stored,
-            residency=builder.residency,
-            issued=builder.issued,
+            residency=residency,
+            issued=issued,
             session=session,
         )
-        builder.issued.on_change = lambda: services.replace(builder.with_issued(services.snapshot))
+        issued.on_change = lambda: services.replace(builder.with_issued(services.snapshot))
         await services.snapshot.composition.warm()
         add_traffic_metrics(metrics, settings.artifacts / TRAFFIC_REPORT_FILE, services)
         await enter(reading_queues(lambda: builder.experts.values(), session=session, task_failed=failed))
         if metrics.worker == 0:
             _log.info("router %s: the fast heads use %s", in_use.router.version, IMPLEMENTATION)
-        services.reload = reload = Reload(services, settings=settings, in_use=in_use, builder=builder, read=read)
+        services.reload = reload = Reload(services, in_use=in_use, builder=builder, read=read)
         del in_use  # this frame would keep the first router in memory for the life of the process
         await enter(reload.watching(since=states, task_failed=failed))
         yield services
-
-
-async def _open_logs(
-    stack: AsyncExitStack, settings: Settings, registry: Registry, metrics: Metrics
-) -> tuple[RoutingLog, FeedbackLog, LogWriter]:
-    """Open the routing log and the feedback log at the declared address, and their writer, with a spool unless the log
-    is a file on the same disk."""
-    url, retention, days = registry.log.url, registry.log.keep_records, registry.log.keep_days
-    log, feedback = open_log_and_feedback(url, base=settings.home, retention=retention, days=days)
-    stack.push_async_callback(log.aclose)
-    stack.push_async_callback(feedback.aclose)
-    spool = None if url.startswith("sqlite:") else settings.home / SPOOL
-    count = partial(metrics.count, "coe_feedback_total")
-    writer = LogWriter(log, feedback, spool=spool, count=count, task_failed=metrics.task_failed)
-    await stack.enter_async_context(writer)
-    add_log_metrics(metrics, writer)
-    return log, feedback, writer
-
-
-async def _open_builder(
-    stack: AsyncExitStack,
-    settings: Settings,
-    registry: Registry,
-    session: Client,
-    threads: Executor,
-    metrics: Metrics,
-) -> SnapshotBuilder:
-    """Open what all snapshots share: limits, issued keys, the residency client, affinity."""
-    counters, failed = registry.access.counters, metrics.task_failed
-    limiter = await stack.enter_async_context(open_limiter(counters, home=settings.home, task_failed=failed))
-    metrics.degraded["limits"] = lambda: limiter.outage.active
-    store = open_key_store(counters, home=settings.home)
-    issued = await stack.enter_async_context(watching_issued_keys(store, task_failed=failed))
-    check_issued(registry, issued.keys, now=time.time())
-    metrics.degraded["issued_keys"] = lambda: issued.outage.active
-    builder = SnapshotBuilder(
-        settings,
-        session=session,
-        threads=threads,
-        limiter=limiter,
-        issued=issued,
-        residency=await stack.enter_async_context(open_residency(settings, metrics)),
-        affinity=await stack.enter_async_context(open_affinity(counters, task_failed=failed)),
-    )
-    stack.push_async_callback(builder.aclose)
-    return builder

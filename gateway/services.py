@@ -34,9 +34,6 @@ Observer = Callable[[Trace], None]
 class Reloading(Protocol):
     """Applies changes of experts.yaml and of promoted artifacts (`gateway.process.reload`)."""
 
-    def serves(self, config: bytes) -> bool:
-        """True if the snapshot was read from this content of experts.yaml."""
-
     def request(self) -> None:
         """Reload now, even if no file changed."""
 
@@ -60,7 +57,6 @@ class Services:
     writer: LogWriter
     settings: Settings
     jobs: Jobs
-    solver: Jobs
     tracing: Tracing | None = None
     cache: AnswerCache | None = None
     stored: StoredStep | None = None

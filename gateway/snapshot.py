@@ -52,51 +52,41 @@ class Snapshot:
         object.__setattr__(self, "plan", self.versions.get(ASSIGNMENT) or "")
 
 
+@dataclass(slots=True, eq=False, kw_only=True)
 class SnapshotBuilder:
     """Builds the snapshots of a process, which share HTTP client, threads, issued API keys, usage of keys, and
     conversation affinity."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        *,
-        session: Client,
-        threads: Executor,
-        limiter: Limiter,
-        affinity: Affinity,
-        issued: IssuedKeyWatch,
-        residency: ExpertLoader | None = None,
-    ) -> None:
-        self._settings = settings
-        self._session = session
-        self._threads = threads
-        self._limiter = limiter
-        self._affinity = affinity
-        self.issued = issued
-        self.residency = residency
-        self.experts: dict[str, ReplicatedExpert] = {}
-        """The experts of the latest snapshot."""
-        self._request_timeout = 0.0
-        self._index: DocumentIndex | None = None
-        self._retired: list[tuple[float, ReplicatedExpert | DocumentStore]] = []
+    settings: Settings
+    session: Client
+    threads: Executor
+    limiter: Limiter
+    affinity: Affinity
+    issued: IssuedKeyWatch
+    residency: ExpertLoader | None = None
+    experts: dict[str, ReplicatedExpert] = field(default_factory=dict)
+    """The experts of the latest snapshot."""
+    _request_timeout: float = 0.0
+    _index: DocumentIndex | None = None
+    _retired: list[tuple[float, ReplicatedExpert | DocumentStore]] = field(default_factory=list)
 
     def build(self, in_use: ActiveState) -> Snapshot:
         """Build a snapshot. Raises ConfigError for a local expert that is not running, ArtifactError for a damaged
         gate."""
         registry = in_use.registry
         experts = build_experts(
-            registry, self._settings.served(), session=self._session, previous=self.experts, residency=self.residency
+            registry, self.settings.served(), session=self.session, previous=self.experts, residency=self.residency
         )
-        gate = ArtifactStore(self._settings.artifacts, GATE).in_use()
-        retrieval = retrieval_in_use(self._settings, in_use, threads=self._threads)
+        gate = ArtifactStore(self.settings.artifacts, GATE).in_use()
+        retrieval = retrieval_in_use(self.settings, in_use, threads=self.threads)
         composition = Composition(
             registry,
             router=in_use.router,
             assignment=in_use.assignment,
             experts=experts,
-            threads=self._threads,
+            threads=self.threads,
             confidence_threshold=in_use.confidence_threshold,
-            affinity=self._affinity,
+            affinity=self.affinity,
             retrieval=retrieval,
             recipes=build_recipes(
                 registry, experts, categories=len(in_use.router.categories), policies=in_use.policies.by_arm
@@ -127,10 +117,10 @@ class SnapshotBuilder:
         self.issued.report_conflicts(composition.registry)
         return access_of(
             composition.registry,
-            self._limiter,
+            self.limiter,
             issued=self.issued.keys,
             routed=composition.routed_arms,
-            host=self._settings.host,
+            host=self.settings.host,
         )
 
     async def close_retired(self) -> None:

@@ -293,7 +293,6 @@ async def gateway_of(
     versions: Mapping[str, str | None] = MappingProxyType({}),
     assignment: Assignment | None = None,
     jobs: Any = None,
-    solver: Any = None,
     spool: Path | None = None,
     stored: Path | None = None,
     real_experts: Mapping[str, Expert] = MappingProxyType({}),
@@ -301,7 +300,7 @@ async def gateway_of(
     **scripts: Any,
 ) -> AsyncIterator[Gateway]:
     """The real app, started, with scripted experts: `gateway_of(coder=ExpertUnavailable(...))`. `versions` is what it
-    says it was made of, by kind of artifact; `jobs` and `solver` stand in for the processes beside it. `spool` is the
+    says it was made of, by kind of artifact; `jobs` stands in for the processes beside it. `spool` is the
     file where feedback waits while the log fails, `stored` the folder of stored responses; `real_experts` replace
     scripted ones."""
     registry = registry or registry_of()
@@ -328,7 +327,6 @@ async def gateway_of(
                 if stored is None
                 else open_stored_step(registry.stored_responses, stored, count=not_stored) as step,
                 Jobs(where) as own_jobs,
-                Jobs(where) as own_solver,
             ):
                 signals = ImplicitSignals(writer.put)
                 services = Services(
@@ -340,7 +338,6 @@ async def gateway_of(
                     writer=writer,
                     settings=where,
                     jobs=jobs or own_jobs,
-                    solver=solver or own_solver,
                     tracing=tracing,
                     cache=cache,
                     stored=step,

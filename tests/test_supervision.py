@@ -130,7 +130,6 @@ def expert_watch(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: 
 def reload(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) -> Opened:
     patch.setattr(gateway.process.reload.Reload, "_run", work)
     found = object.__new__(gateway.process.reload.Reload)
-    found._warming = None
     return found.watching(since=(), task_failed=failed)
 
 

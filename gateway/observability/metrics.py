@@ -206,7 +206,7 @@ class Metrics:
             found.append(replace(family, cells={labels: [float(value)] for labels, value in by_label.items()}))
         for metric in self._process.collect():
             name = f"{metric.name}_total" if metric.type == "counter" else metric.name
-            cells = {(str(self.worker),): [float(metric.samples[0].value)]}
+            cells: Cells = {(str(self.worker),): [float(metric.samples[0].value)]}
             found.append(MetricFamily(name, metric.documentation, ("worker",), cells=cells))
         return {family.name: family for family in found}
 

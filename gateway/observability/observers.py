@@ -15,7 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
-from typing import Any, Self, cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,10 +45,8 @@ class Recorder:
         self._threads = threads
         self._pending: set[asyncio.Future[None]] = set()
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
+    async def aclose(self) -> None:
+        """Wait for the embeddings that are being computed."""
         await asyncio.gather(*self._pending, return_exceptions=True)
 
     def observe(self, trace: Trace) -> None:

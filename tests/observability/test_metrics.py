@@ -68,10 +68,15 @@ async def test_what_runs_now_is_shown_while_it_runs() -> None:
     assert value(busy, "coe_tasks") > value(idle, "coe_tasks")
 
 
-async def test_what_is_in_use_is_named() -> None:
+async def test_what_is_in_use_and_what_fails_is_named() -> None:
     registry = registry_of()
-    async with gateway_of(registry) as gateway:
-        assert value(await page(gateway), "coe_router_info", version="words", config=registry.digest) == 1
+    async with gateway_of(registry, versions={"router": "words"}) as gateway:
+        text = await page(gateway)
+        assert value(text, "coe_artifact_info", kind="router", version="words") == 1
+        assert value(text, "coe_artifact_info", kind="config", version=registry.digest) == 1
+        assert value(text, "coe_degraded", part="reload") == 0
+        gateway.services.reload_error = "invalid"
+        assert value(await page(gateway), "coe_degraded", part="reload") == 1
 
 
 async def test_nothing_that_a_client_writes_becomes_a_label() -> None:

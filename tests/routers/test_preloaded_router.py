@@ -48,7 +48,7 @@ def settings(tmp_path: Path, built: Built) -> Settings:
 def declare(folder: Path, more: str = "") -> Settings:
     names = "".join(f"{{name: {name}, description: d}}, " for name in WORDS)
     (folder / "experts.yaml").write_text(DECLARED % (names + more))
-    return replace(Settings.read({"COE_CHECK_EXPERTS": "0"}, config=folder / "experts.yaml"), workers=2)
+    return replace(Settings.read({}, config=folder / "experts.yaml"), workers=2)
 
 
 def publish(settings: Settings, built: Built, note: str = "") -> None:
@@ -76,7 +76,7 @@ def test_a_worker_uses_it_only_while_its_artifact_and_categories_are_in_use(sett
 @contextmanager
 def serving(settings: Settings, log: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     port = free_port()
-    environ = os.environ | {"COE_WORKERS": "2", "COE_CHECK_EXPERTS": "0", "COE_PORT": str(port)}
+    environ = os.environ | {"COE_WORKERS": "2", "COE_PORT": str(port)}
     command = [sys.executable, "-m", "coe.cli", "serve", str(settings.config)]
     with log.open("wb") as file:
         process = subprocess.Popen(command, env=environ, stdout=file, stderr=subprocess.STDOUT)

@@ -61,7 +61,7 @@ async def test_pausing_by_button_or_space_stops_it_until_it_is_resumed(browser: 
 async def test_tiers_breakers_and_troubles_are_shown_where_there_are_any(browser: Browser, served: Served) -> None:
     async with served.client.get(f"{served.url}/v1/stats") as response:
         look = await response.json()
-    look["warnings"] = ["log_failing", "reload_failed"]
+    look["warnings"] = ["log", "reload"]
     turns = {"tier": "asleep", "waiting": 4, "switches": 7}
     look["experts"][0] |= turns | {"replicas": {"a:1": "open", "b:1": "closed", "c:1": "open"}}
     look["experts"][1] |= turns | {"tier": "switching", "replicas": {"a:1": "open"}}

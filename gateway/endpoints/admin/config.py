@@ -57,7 +57,7 @@ class Config:
             "object": "config",
             "file": self._settings.config.name,
             "text": shown_text(content),
-            "in_force": self._reload is None or self._reload.serves(content),
+            "in_force": self._services.reload_error is None,
             "reload_error": self._services.reload_error,
         }
         return json_response(body, headers=NO_STORE)

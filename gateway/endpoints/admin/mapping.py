@@ -49,7 +49,7 @@ class Map:
     """The assignment that this worker serves, and the stored data of its plan, read once per version."""
 
     def __init__(self, services: Services) -> None:
-        self._services, self._solver = services, services.solver
+        self._services, self._jobs = services, services.jobs
         self._store = ArtifactStore(services.settings.artifacts, ASSIGNMENT)
         self._stored: tuple[str, Plan] | None = None
 
@@ -69,7 +69,7 @@ class Map:
         if version is None or (await asyncio.to_thread(self._read, version))[0] is None:
             raise NothingMeasured("no scores are stored for this plan: run `coe score`, then `coe plan`")
         line = orjson.dumps(budget.model_dump()) + b"\n"
-        answer = await self._solver.run("solve", version, seconds=SOLVE_SECONDS, needs=("scipy",), sent=line)
+        answer = await self._jobs.run("solve", version, seconds=SOLVE_SECONDS, needs=("scipy",), sent=line)
         if "error" in answer:
             raise InvalidRequest(answer["error"], param="budget", code="budget_impossible")
         return json_response({"object": "plan", "version": version, **answer["plan"]})
