@@ -102,10 +102,7 @@ def create_app(open_services: Callable[[], AbstractAsyncContextManager[Services]
             add_state_metrics(services.metrics, services)
             count = partial(services.metrics.count, "coe_refused_total")
             app.middleware = CrossOriginMiddleware(app.dispatch, services, count=count)
-            try:
-                yield
-            finally:
-                services.leaving = True
+            yield
 
     return _App(lifespan=lifespan, exception_handlers={HTTPException: _http_error, Exception: _internal_error})
 

@@ -275,11 +275,10 @@ class Protocol(HttpToolsProtocol):
 class Server(uvicorn.Server):
     """Serves an application on a listening socket (`serve([listener])`) until `stop` is called.
 
-    Clients above `max_connections` are refused; above twice as many their connections are closed at once. `on_start`
-    is called once the server accepts connections.
+    Clients above `max_connections` are refused; above twice as many their connections are closed at once.
     """
 
-    def __init__(self, app: ASGIApp, *, max_connections: int, on_start: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, app: ASGIApp, *, max_connections: int) -> None:
         config = uvicorn.Config(
             app,
             http=lambda **_: Protocol(self),  # type: ignore[arg-type]
@@ -294,7 +293,7 @@ class Server(uvicorn.Server):
             timeout_graceful_shutdown=FINISH_SECONDS,
         )
         super().__init__(config)
-        self.max_connections, self._on_start = max_connections, on_start
+        self.max_connections = max_connections
 
     def stop(self) -> None:
         """Close the listener, and the connections once their responses are sent; then `serve` returns."""
@@ -302,10 +301,6 @@ class Server(uvicorn.Server):
 
     def capture_signals(self) -> AbstractContextManager[None]:  # type: ignore[override]
         return nullcontext()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self._on_start()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         for listener in sockets or ():  # its waiting clients may have sent a request already

@@ -2,8 +2,8 @@
 
 `SnapshotBuilder` builds a `Snapshot` from the `ActiveState` (declaration and artifacts in use), at the start and for
 every reload, and holds the connections, threads and limits that all snapshots share. Experts that a reload does not
-change keep their connections, breakers and measured latencies. Replaced experts and stores are closed after the timeout
-of the last request that may use them.
+change keep their breakers and measured latencies. A replaced document store is closed after the timeout of the last
+request that may use it.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class SnapshotBuilder:
     """The experts of the latest snapshot."""
     _request_timeout: float = 0.0
     _index: DocumentIndex | None = None
-    _retired: list[tuple[float, ReplicatedExpert | DocumentStore]] = field(default_factory=list)
+    _replaced: list[tuple[float, DocumentStore]] = field(default_factory=list)
 
     def build(self, in_use: ActiveState) -> Snapshot:
         """Build a snapshot. Raises ConfigError for a local expert that is not running, ArtifactError for a damaged
@@ -100,11 +100,8 @@ class SnapshotBuilder:
             frozenset({GATE} if gate and not (retrieval and retrieval.gate) else ()),
             in_use.consequences,
         )
-        # what the new snapshot does not use is closed once the requests in progress have reached their timeout
-        due, in_service = time.monotonic() + self._request_timeout, set(experts.values())
-        self._retired += [(due, expert) for expert in self.experts.values() if expert not in in_service]
-        if self._index is not None and self._index is not in_use.index:
-            self._retired.append((due, self._index.store))
+        if self._index is not None and self._index is not in_use.index:  # until the last request that searches it
+            self._replaced.append((time.monotonic() + self._request_timeout, self._index.store))
         self.experts, self._index = experts, in_use.index
         self._request_timeout = registry.policy.timeout
         return snapshot
@@ -123,16 +120,14 @@ class SnapshotBuilder:
             host=self.settings.host,
         )
 
-    async def close_retired(self) -> None:
-        """Close the experts and stores that no request can use any more."""
-        now = time.monotonic()
-        due = [part for when, part in self._retired if when <= now]
-        self._retired = [(when, part) for when, part in self._retired if when > now]
-        for part in due:
-            await part.aclose()
+    async def close_replaced(self) -> None:
+        """Close the document stores that no request can use any more."""
+        while self._replaced and self._replaced[0][0] <= time.monotonic():
+            await self._replaced.pop(0)[1].aclose()
 
     async def aclose(self) -> None:
-        """Close every expert and store. No request may be in progress."""
-        index = () if self._index is None else (self._index.store,)
-        for part in (*self.experts.values(), *index, *(part for _, part in self._retired)):
-            await part.aclose()
+        """Close every document store. No request may be in progress."""
+        if self._index is not None:
+            await self._index.store.aclose()
+        for _, store in self._replaced:
+            await store.aclose()

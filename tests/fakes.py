@@ -163,8 +163,6 @@ class ScriptedExpert:
         sent.usage = reply.usage
         return reply
 
-    async def aclose(self) -> None: ...
-
 
 @dataclass
 class Response:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect_left
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal, cast
 from uuid import uuid4
@@ -30,8 +32,6 @@ Snapshot = dict[str, list[tuple[list[str], list[float]]]]
 """The cells of each metric of a process, by name, as JSON writes them."""
 Gauged = float | Mapping[Labels, float]
 """The values of a gauge by label values, or its one value."""
-Siblings = Callable[[], Awaitable[list[tuple[Snapshot, bool]]]]
-"""The snapshots of every other worker, and whether it runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +132,8 @@ class Metrics:
         """The number of this process among its siblings, and how often its predecessors crashed."""
         self.gateway = uuid4().hex[:8]
         """Identifies all workers together, and changes when the counts restart."""
-        self.siblings: Siblings | None = None
-        """Set if there are several workers."""
+        self.siblings: Callable[[], list[tuple[Snapshot, bool]]] = list
+        """The snapshots of every other worker, and whether it runs."""
         self.degraded: dict[str, Callable[[], bool]] = {}
         """Parts that can fail while the gateway serves on, and whether each fails now."""
         self._lasting = {name: MetricFamily(name, text, labels, bounds) for name, text, labels, bounds in _LASTING}
@@ -141,11 +141,8 @@ class Metrics:
         self._process = ProcessCollector(registry=None)
         crashes = "Unexpected exits of a worker process since the gateway started."
         self.gauge("coe_worker_crashes", crashes, lambda: {(str(self.worker),): self.crashes}, ("worker",))
-        degraded = "1 while a part of the gateway fails or cannot be reached; the gateway serves on without it."
-        self.gauge("coe_degraded", degraded, self._degraded, ("part",), largest=True)
-
-    def _degraded(self) -> Gauged:
-        return {(part,): fails() for part, fails in self.degraded.items()}
+        text, parts = "1 while a part fails or cannot be reached; the gateway serves on without it.", self.degraded
+        self.gauge("coe_degraded", text, lambda: {(part,): parts[part]() for part in parts}, ("part",), largest=True)
 
     def observe(self, trace: Trace) -> None:
         """Counts one finished request."""
@@ -214,17 +211,17 @@ class Metrics:
         """The cells of all families as JSON, for another process."""
         return orjson.dumps({name: list(family.cells.items()) for name, family in self.own_families().items()})
 
-    def resume(self, snapshot: bytes) -> None:
-        """Adds the counts of an ended process to this one's."""
-        before: Snapshot = orjson.loads(snapshot)
-        for family in self._lasting.values():
-            family.merge(before.get(family.name, []))
+    def resume(self, stored: Path) -> None:
+        """Adds the counts of an ended process, which stored a snapshot, to this one's."""
+        with suppress(OSError, ValueError):
+            before: Snapshot = orjson.loads(stored.read_bytes())
+            for family in self._lasting.values():
+                family.merge(before.get(family.name, []))
 
     async def families(self) -> dict[str, MetricFamily]:
         """The families of all workers, by name."""
-        snapshots = await self.siblings() if self.siblings else []
         total = self.own_families()
-        for snapshot, runs in snapshots:
+        for snapshot, runs in self.siblings():
             for name, rows in snapshot.items():
                 if (family := total.get(name)) is not None and (runs or family.kind != "gauge"):
                     family.merge(rows)

@@ -36,10 +36,8 @@ def add_state_metrics(metrics: Metrics, services: Services) -> None:
             yield from ((name, replica) for replica in getattr(expert, "replicas", ()))
 
     def in_flight() -> Cells:
-        cells: Cells = dict.fromkeys(((name,) for name in services.snapshot.composition.experts), 0.0)
-        for name, replica in replicas():
-            cells[(name,)] += replica.in_flight
-        return cells
+        experts = services.snapshot.composition.experts.items()
+        return {(name,): sum(one.in_flight for one in getattr(expert, "replicas", ())) for name, expert in experts}
 
     def failing() -> Cells:
         experts = services.snapshot.composition.experts.items()

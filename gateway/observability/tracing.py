@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from coe.core import PASS_THROUGH_APIS, PATHS, Api, RequestOptions
 from coe.errors import ConfigError, pip_install
@@ -73,14 +72,11 @@ def call_attributes(trace: Trace) -> Attributes:
     """Attributes of the client span of the call to the expert."""
     registry = trace.snapshot.registry
     spec = registry.expert(first_expert(registry.arm(trace.expert)))
-    host, port = _server(spec)
     return _attributes(
         trace,
         {
             "gen_ai.provider.name": _provider(spec),
             "gen_ai.request.model": spec.model,
-            "server.address": host,
-            "server.port": port,
             "error.type": None if trace.reply else trace.outcome,
         },
     )
@@ -108,14 +104,6 @@ def _provider(spec: ExpertSpec) -> str:
     if spec.runtime == "external":
         return "openai"
     return spec.model.partition("/")[0] if spec.runtime == "litellm" else spec.runtime
-
-
-def _server(spec: ExpertSpec) -> tuple[str | None, int | None]:
-    """Host and port of an expert with one address; None otherwise."""
-    if len(spec.addresses) != 1:
-        return None, None
-    address = urlsplit(spec.addresses[0])
-    return address.hostname, address.port or (443 if address.scheme == "https" else 80)
 
 
 FLUSH_TIMEOUT_SECONDS = 3.0

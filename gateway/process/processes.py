@@ -64,7 +64,7 @@ class _Parent:
         self._time_to_end = settings.drain + FINISH_SECONDS + FLUSH_SECONDS
         self._ready = RawValue(c_bool)
         """True once any worker has served."""
-        self._target = partial(run_worker, build, settings, listener=listener, ready=self._ready, parent=self._pid)
+        self._target = partial(run_worker, build, settings, listener=listener, ready=self._ready)
         self._workers: dict[int, BaseProcess] = {}
         self._started: dict[int, float] = {}
         self._due = dict.fromkeys(range(settings.workers), 0.0)

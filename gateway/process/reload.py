@@ -83,7 +83,7 @@ class Reload:
             with suppress(TimeoutError):
                 async with asyncio.timeout(POLL_SECONDS):
                     await self._requested.wait()
-            await self._builder.close_retired()
+            await self._builder.close_replaced()
 
     async def _apply(self) -> None:
         """Read the files and serve their state."""

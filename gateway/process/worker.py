@@ -10,6 +10,7 @@ import asyncio
 import gc
 import logging
 import logging.config
+import multiprocessing
 import os
 import resource
 import signal
@@ -47,7 +48,6 @@ def run_worker(
     *,
     listener: socket.socket,
     ready: c_bool,
-    parent: int,
     number: int,
     crashes: int,
 ) -> None:
@@ -59,22 +59,12 @@ def run_worker(
     logging.config.dictConfig(logging_config(settings))  # a process that is not a fork inherits none
     log_uncaught()
     threadpool_limits(1, user_api="blas")  # OpenBLAS's own threads busy-wait for milliseconds after a product
-    is_serving = False
-
-    def started() -> None:
-        nonlocal is_serving
-        is_serving = ready.value = True
-
     try:
-        app = build(number)
+        serving = serve_application(build(number), listener, lame_duck=settings.drain, crashes=crashes, ready=ready)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(
-                serve_application(
-                    app, listener, lame_duck=settings.drain, parent=parent, crashes=crashes, started=started
-                )
-            )
+            runner.run(serving)
     except Exception:
-        _log.critical("a worker failed" if is_serving else "a worker cannot start", exc_info=True)
+        _log.critical("a worker failed, or cannot start", exc_info=True)
         raise SystemExit(1) from None
 
 
@@ -83,14 +73,13 @@ async def serve_application(
     listener: socket.socket,
     *,
     lame_duck: float = 0,
-    parent: int | None = None,
     crashes: int = 0,
-    started: Callable[[], None] = lambda: None,
+    ready: c_bool | None = None,
 ) -> None:
-    """Serve the application until SIGTERM or the end of the process `parent`. `started` is called once it is ready."""
+    """Serve the application until SIGTERM or the end of the parent process. `ready` is set once it has started."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)  # a request needs one or two more for its expert
     limit = MAX_CONNECTIONS if soft == resource.RLIM_INFINITY else min(soft // 3, MAX_CONNECTIONS)
-    server = Server(app, max_connections=limit, on_start=started)
+    server = Server(app, max_connections=limit)
     async with app.router.lifespan_context(app):
         services: Services = app.state.services
         services.metrics.crashes = crashes
@@ -98,9 +87,11 @@ async def serve_application(
         loop.add_signal_handler(signal.SIGTERM, lambda: drain(services, server.stop, lame_duck=lame_duck))
         if services.reload is not None:
             loop.add_signal_handler(signal.SIGHUP, services.reload.request)
-        watch = asyncio.create_task(_end_with(parent or os.getppid(), services, server), name="coe-parent")
+        watch = asyncio.create_task(_end_with_parent(services, server), name="coe-parent")
         gc.freeze()  # full collections would visit all loaded objects while every request waits
         gc.set_threshold(20_000)  # at the default of 700 collections take some 3 % of the processor time
+        if ready is not None:
+            ready.value = True
         try:
             await server.serve([listener])
         finally:
@@ -128,9 +119,10 @@ def abort(services: Services) -> None:
         request.cancel(Draining("this gateway ended before the answer was complete; try again", retry_after=1.0))
 
 
-async def _end_with(parent: int, services: Services, server: Server) -> None:
+async def _end_with_parent(services: Services, server: Server) -> None:
     """When the parent dies, close the listener, finish responses and write records, all within a few seconds."""
-    while os.getppid() == parent:  # noqa: ASYNC110  no event tells
+    parent = multiprocessing.parent_process()
+    while parent is None or os.getppid() == parent.pid:  # noqa: ASYNC110  no event tells
         await asyncio.sleep(PARENT_CHECK_SECONDS)
     services.leaving = True
     server.stop()

@@ -10,6 +10,7 @@ import orjson
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.server import Protocol, Server, open_listener
+from tests.waiting import wait_until
 
 GET = b"GET /%b HTTP/1.1\r\nhost: localhost\r\n\r\n"
 CLOSING = b"GET /%b HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
@@ -62,10 +63,9 @@ class RunningServer(Server):
 async def served(app: ASGIApp, *, max_connections: int = 100) -> AsyncIterator[tuple[RunningServer, int]]:
     """A running server and its port."""
     listener = open_listener("127.0.0.1", 0, stalled_after=60)
-    port, started = listener.getsockname()[1], asyncio.Event()
-    server = RunningServer(app, max_connections=max_connections, on_start=started.set)
+    server, port = RunningServer(app, max_connections=max_connections), listener.getsockname()[1]
     server.task = asyncio.create_task(server.serve([listener]))
-    await started.wait()
+    await wait_until(lambda: server.started)
     try:
         yield server, port
     finally:

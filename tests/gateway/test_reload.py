@@ -137,9 +137,9 @@ def reload_of(settings: Settings, texts: list[str]) -> tuple[Reload, Any]:
         raise ConfigError("not read further")
 
     services: Any = SimpleNamespace(snapshot=SimpleNamespace(versions={}), reload_error=None, settings=settings)
-    builder: Any = SimpleNamespace(close_retired=AsyncMock())
+    builder: Any = SimpleNamespace(close_replaced=AsyncMock())
     in_use: Any = SimpleNamespace(registry=registry_of())
-    return Reload(services, in_use=in_use, builder=builder, read=read), builder.close_retired
+    return Reload(services, in_use=in_use, builder=builder, read=read), builder.close_replaced
 
 
 async def test_a_change_during_the_start_is_read(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from gateway.app import create_app
 from gateway.cache import step as cache_step
 from gateway.endpoints.admin import mapping
 from gateway.main import open_services
-from gateway.observability import metric_workers, tracing
+from gateway.observability import tracing
 from gateway.process import processes
 from gateway.server import open_listener
 from tests.fakes import WordRouter
@@ -59,9 +59,9 @@ def read(
 
 
 def build(settings: Settings, workers: Path, number: int) -> Starlette:
-    # However busy the machine is, a Redis, a worker and a collector that are there reply in time.
+    # However busy the machine is, a Redis and a collector that are there reply in time.
     limits.REFRESH_SECONDS = cache_step.LOOKUP_SECONDS = 5.0
-    metric_workers.SIBLING_TIMEOUT_SECONDS = tracing.FLUSH_TIMEOUT_SECONDS = 20.0
+    tracing.FLUSH_TIMEOUT_SECONDS = 20.0
     mapping.SOLVE_SECONDS = 100.0
     return create_app(partial(open_services, settings, workers=workers / str(number), read=read))
 

@@ -21,6 +21,7 @@ def counted(count: int) -> Metrics:
 
 async def main(own: Path, count: int) -> None:
     async with share_metrics(own, counted(count)):
+        await asyncio.sleep(0)  # which stores them
         print("ready", flush=True)  # noqa: T201
         await asyncio.Event().wait()
 
