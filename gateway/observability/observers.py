@@ -84,7 +84,8 @@ def record_of(trace: Trace) -> RoutingRecord:
     """The request's record in the routing log. Fields of features that it did not use have their defaults."""
     decision, prediction, options, routed = trace.decision or NO_DECISION, trace.prediction, trace.options, trace.routed
     composition, registry, first_token_ms = trace.snapshot.composition, trace.snapshot.registry, trace.first_token_ms
-    fields: dict[str, Any] = {name: getattr(trace, name) for name in _OF_TRACE}
+    fields: dict[str, Any] = {"probabilities": {}, "stage": "", "stream": False}
+    fields |= {name: getattr(trace, name) for name in _OF_TRACE}
     fields |= {name: getattr(decision, name) for name in _OF_DECISION}
     if (usage := trace.usage) is not None:
         fields |= {name: getattr(usage, name) for name in _OF_USAGE}
