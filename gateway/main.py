@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import gc
 import logging
+import os
 import socket
 import time
 from collections.abc import AsyncIterator
@@ -78,7 +79,8 @@ def serve(settings: Settings) -> None:
         _log.warning(created)
     registry = prepare(settings)
     log_uncaught()
-    with open_port(settings, registry) as listener, TemporaryDirectory(prefix="coe-") as workers:
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108  metrics need no disk
+    with open_port(settings, registry) as listener, TemporaryDirectory(prefix="coe-", dir=memory) as workers:
         router = None
         if settings.workers > 1 and processes.SHARES_MEMORY:
             router = preload_router(settings)  # its pages exist once, as no process writes them
@@ -115,7 +117,7 @@ def open_port(settings: Settings, registry: Registry) -> socket.socket:
 
 def build_app(settings: Settings, workers: Path, router: LoadedRouter | None, number: int) -> Starlette:
     """The application of the worker process of that number, which uses `router` while it is in use. `workers` is the
-    folder of the sockets through which workers exchange metrics; its path is short, because theirs must be."""
+    folder in which the workers share their metrics."""
     read = partial(load_active_state, preloaded=router)
     return create_app(partial(open_services, settings, workers=workers / str(number), read=read))
 
