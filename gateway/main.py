@@ -28,6 +28,7 @@ from coe.artifacts.active_state import (
     load_active_state,
     preload_router,
 )
+from coe.artifacts.api_keys import create_admin_key
 from coe.artifacts.artifact_sync import sync_artifacts, sync_once
 from coe.artifacts.consequences import consequences_of, log_consequences
 from coe.artifacts.traffic_report import TRAFFIC_REPORT_FILE
@@ -37,16 +38,10 @@ from coe.experts.http.client import Client
 from coe.records import LogWriter, open_log_and_feedback
 from coe.registry import Registry
 from coe.settings import Settings
-from gateway.access import (
-    check_counters,
-    check_exposure,
-    create_admin_key,
-    open_affinity,
-    open_limiter,
-    watching_issued_keys,
-)
-from gateway.access.issued_keys import check_issued
-from gateway.access.key_store import open_key_store
+from gateway.access.access import open_affinity
+from gateway.access.browsers import check_exposure
+from gateway.access.issued_keys import KEYS_FILE, IssuedKeyWatch, check_issued, open_key_store
+from gateway.access.limits import Limiter
 from gateway.app import create_app
 from gateway.cache.step import cache_store, open_cache
 from gateway.observability.logs import log_request, log_uncaught
@@ -57,11 +52,11 @@ from gateway.observability.state_metrics import add_log_metrics, add_traffic_met
 from gateway.observability.tracing import check_tracing, open_tracing
 from gateway.process.jobs import Jobs
 from gateway.process.reload import Reader, Reload, file_states, watched_files
-from gateway.request.stored_step import open_stored_step
+from gateway.request.stored_step import open_stored_step, response_store
 from gateway.server import open_listener
 from gateway.services import Services
+from gateway.shared_store import open_store
 from gateway.snapshot import SnapshotBuilder
-from gateway.stored_responses.store import response_store
 from routers.kernel import IMPLEMENTATION
 
 _log = logging.getLogger("gateway")
@@ -93,7 +88,7 @@ def prepare(settings: Settings) -> Registry:
     sync_once(settings)
     registry, _ = check_active_state(settings)
     check_exposure(settings, registry.access)
-    check_counters(registry.access.counters)
+    open_key_store(registry.access.counters, home=settings.home)
     if registry.cache is not None:
         cache_store(registry.cache)
     response_store(registry.stored_responses, settings.home)
@@ -159,11 +154,12 @@ async def open_services(
         recorder = Recorder(writer, encoder=encoder, threads=threads)
         stack.push_async_callback(recorder.aclose)
 
-        limiter = await enter(open_limiter(counters, home=settings.home, task_failed=failed))
-        issued = await enter(watching_issued_keys(open_key_store(counters, home=settings.home), task_failed=failed))
+        counts = open_store(counters, "use", file=settings.home / KEYS_FILE, setting="access.counters")
+        limiter = await enter(Limiter(counts, task_failed=failed))
+        issued = await enter(IssuedKeyWatch(open_key_store(counters, home=settings.home), task_failed=failed))
         check_issued(registry, issued.keys, now=time.time())
         residency = await enter(open_residency(settings, metrics))
-        affinity = await enter(open_affinity(counters, task_failed=failed))
+        affinity = await enter(open_affinity(counters))
         builder = SnapshotBuilder(
             settings=settings,
             session=session,
@@ -175,7 +171,7 @@ async def open_services(
         )
         stack.push_async_callback(builder.aclose)
         behind = await enter(sync_artifacts(settings, registry.artifacts, task_failed=failed))
-        cache = await enter(open_cache(registry.cache, task_failed=failed))
+        cache = await enter(open_cache(registry.cache))
         count = partial(metrics.count, "coe_responses_not_stored_total")
         stored = await enter(open_stored_step(registry.stored_responses, settings.home, count=count))
         metrics.degraded |= {
@@ -183,7 +179,7 @@ async def open_services(
             "issued_keys": lambda: issued.outage.active,
             "artifacts": behind,
             "cache": lambda: cache is not None and cache.answers.outage.active,
-            "stored_responses": lambda: stored is not None and stored.degraded,
+            "stored_responses": lambda: stored is not None and stored.outage.active,
         }
 
         observers = [recorder.observe, ImplicitSignals(writer.put).observe, metrics.observe]

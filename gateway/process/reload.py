@@ -1,7 +1,7 @@
 """Applies changes of experts.yaml and of promoted artifacts while the gateway serves.
 
 A new state is read, checked and built completely before it replaces the old one. On any error the old one stays, the
-log gives the cause once, and `coe_reload_failed` and /health/ready show it. The files are then read again every
+log gives the cause once, and `coe_degraded` and /health/ready show it. The files are then read again every
 RETRY_SECONDS, since a damaged one may have been repaired. Running requests keep the state that they began with.
 """
 
@@ -27,7 +27,7 @@ from coe.registry.runtimes import LOCAL_RUNTIMES
 from coe.registry.yaml_source import read_text
 from coe.settings import Settings
 from coe.supervision import TaskFailed, ignore_failure, supervised
-from gateway.access import check_exposure
+from gateway.access.browsers import check_exposure
 from gateway.access.issued_keys import check_issued
 from gateway.services import Services
 from gateway.snapshot import SnapshotBuilder
