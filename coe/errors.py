@@ -155,10 +155,6 @@ class ResponseNotFound(InvalidRequest, code="response_not_found", status=404):
     """No answer of this id is stored for the tenant or API key."""
 
 
-class NotClassified(InvalidRequest, code="not_classified", status=409):
-    """The request ended before classification, so its decision cannot be replayed."""
-
-
 class DocumentNotFound(InvalidRequest, code="document_not_found", status=404):
     """The document store holds no such document, or none is declared."""
 
@@ -175,20 +171,12 @@ class ArtifactRefused(InvalidRequest, code="artifact_refused", status=409):
     """The version is damaged or does not match experts.yaml, or there is no version to roll back to."""
 
 
-class ConfigRefused(InvalidRequest, code="config_refused", status=409):
-    """experts.yaml cannot be shown; the message has the reason."""
-
-
 class KeyNotFound(InvalidRequest, code="key_not_found", status=404):
     """No API key of that name was issued."""
 
 
 class KeyRefused(InvalidRequest, code="key_refused", status=409):
     """An API key cannot be issued or revoked; the message has the reason and the remedy."""
-
-
-class NothingMeasured(InvalidRequest, code="nothing_measured", status=409):
-    """The assignment in use was declared, not planned from scores, or the record of its scores is missing."""
 
 
 class InvalidHttp(InvalidRequest, code="invalid_http"):

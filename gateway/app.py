@@ -23,10 +23,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from coe.core import PATHS
 from coe.errors import RequestError
 from gateway.chat import ChatEndpoint, respond
+from gateway.dialects import error_body, headers_of
 from gateway.dialects.chat import CHAT
 from gateway.dialects.messages import MESSAGES, refusal
 from gateway.endpoints.routes import document, endpoint_routes
-from gateway.errors import error_body, headers_of
 from gateway.observability.state_metrics import add_state_metrics
 from gateway.services import Services
 from gateway.ui import page_routes
@@ -112,7 +112,7 @@ class _App(Starlette):
 
     middleware: CrossOriginMiddleware
     chats: Mapping[str, ChatEndpoint] = {}
-    """Chat request handlers by path, for paths without parameters."""
+    """Chat request handlers by path."""
     paths: frozenset[str] = frozenset()
     """Paths of all endpoints."""
 

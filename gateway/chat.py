@@ -22,15 +22,13 @@ from coe.core import PASS_THROUGH_APIS, TRANSLATED_APIS, Reply
 from coe.core import Scope as Permission
 from coe.errors import RequestError
 from coe.experts.http.sse import EVENT_STREAM
-from gateway.dialects import Dialect
-from gateway.errors import Headers, headers_of
+from gateway.dialects import Dialect, Headers, headers_of
 from gateway.request.admission import ActiveRequest
 from gateway.request.body import ClientLeftError, read_head
 from gateway.request.citations import cited
-from gateway.request.head import read_options, resolve_model, with_rules
 from gateway.request.keep_alive import KeepAlive, stream_head
 from gateway.request.stored_step import check_owned
-from gateway.request.trace import Trace
+from gateway.request.trace import Trace, read_options, resolve_model, with_rules
 from gateway.services import Services
 
 _log = logging.getLogger("gateway")
@@ -40,8 +38,6 @@ ERROR_EVENT_TIMEOUT = 1.0
 
 PIECE_BYTES = 2**18
 """Bytes of an answer that are sent at a time."""
-DEPLOYMENT = "model"
-"""Parameter of a path that names the model in place of the body."""
 JSON = "application/json"
 _NO_KEEP_ALIVE = nullcontext()
 
@@ -94,7 +90,7 @@ class ChatEndpoint:
         await self._take_turns()
         trace.step("parse")  # 2
         size = len(body)
-        await parse(trace, active, self._dialect, body, scope)
+        await parse(trace, active, self._dialect, body)
         del body  # the parsed chat replaces it in memory
         if self._stored is not None:
             await self._stored.load_history(trace, active, body_bytes=size)
@@ -103,7 +99,8 @@ class ChatEndpoint:
         reply: Reply | None = None
         if self._cache is not None:
             reply = await self._cache.lookup(trace, body_bytes=size)
-        stream = self._keep_alive(trace, send) if trace.chat.stream else None
+        interval, event = trace.snapshot.registry.policy.keep_alive_interval, self._dialect.keep_alive
+        stream = KeepAlive(trace, send, event=event, interval=interval) if trace.chat.stream else None
         with stream or _NO_KEEP_ALIVE:
             if reply is None:
                 assert trace.allowance is not None
@@ -144,15 +141,11 @@ class ChatEndpoint:
         if len(self._services.admission.active) > 1:
             await asyncio.sleep(0)
 
-    def _keep_alive(self, trace: Trace, send: Send) -> KeepAlive:
-        interval = trace.snapshot.registry.policy.keep_alive_interval
-        return KeepAlive(trace, send, event=self._dialect.keep_alive, interval=interval)
-
     def _chunks(self, reply: Reply, trace: Trace) -> Any:
         """The chunks as the client gets them: with citations of passages, and stored if the request may refer to it."""
         chunks: Any = reply.chunks()
-        if passages := trace.retrieval_result.passages:
-            chunks = cited(chunks, passages, trace.api, media_type=reply.media_type)
+        if trace.api == "chat" and (passages := trace.retrieval_result.passages):
+            chunks = cited(chunks, passages, media_type=reply.media_type)
         if self._stored is not None and trace.stored is not None:
             chunks = self._stored.keep(chunks, trace.stored, media_type=reply.media_type)
         return chunks
@@ -208,7 +201,7 @@ class DryRun:
                 trace.allowance = access.request_allowance(trace.caller)
                 async with trace.allowance:
                     body = await active.admit(trace.head, receive)
-                    await parse(trace, active, self._dialect, body, scope)
+                    await parse(trace, active, self._dialect, body)
                     answer = await self._answer(trace)
             status, content, headers = 200, orjson.dumps(answer), list[tuple[bytes, bytes]]()
         except RequestError as error:
@@ -230,10 +223,9 @@ def identify(trace: Trace, permission: Permission) -> None:
         trace.options = replace(trace.options, purpose=None)  # an ordinary key cannot hide its requests from reports
 
 
-async def parse(trace: Trace, active: ActiveRequest, dialect: Dialect, body: bytes | bytearray, scope: Scope) -> None:
+async def parse(trace: Trace, active: ActiveRequest, dialect: Dialect, body: bytes | bytearray) -> None:
     """Step 2: set the chat with its resolved model, and the rules that match. Raises InvalidRequest."""
-    deployment = scope["path_params"].get(DEPLOYMENT, "") if "path_params" in scope else ""
-    trace.chat = await active.process(partial(dialect.parse, body, deployment), size=len(body))
+    trace.chat = await active.process(partial(dialect.parse, body), size=len(body))
     trace.requested_model = trace.chat.model
     trace.chat, trace.options = resolve_model(trace.chat, trace.options, trace.snapshot.registry, trace.head)
     if (rules := trace.snapshot.composition.rules) is not None:

@@ -199,7 +199,6 @@ async def open_services(
             stored=stored,
             residency=residency,
             issued=issued,
-            session=session,
         )
         issued.on_change = lambda: services.replace(builder.with_issued(services.snapshot))
         await services.snapshot.composition.warm()

@@ -20,7 +20,7 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from coe.errors import HeadersTooLarge, InvalidHttp, Overloaded, RequestError
-from gateway.errors import body_of, headers_of
+from gateway.dialects import body_of, headers_of
 
 IDLE_SECONDS = 75
 """Time limit for a connection to wait for its next request, and then for the head of this request. It exceeds

@@ -10,19 +10,16 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from coe.experts import ExpertLoader
-from coe.experts.http.client import Client
 from coe.records import LogWriter
 from coe.records.feedback import FeedbackLog
 from coe.records.record import RoutingLog
-from coe.registry import Registry
 from coe.settings import Settings
 from gateway.access.issued_keys import IssuedKeyWatch
 from gateway.cache.step import AnswerCache
 from gateway.observability.metrics import Metrics
 from gateway.observability.tracing import Tracing
 from gateway.process.jobs import Jobs
-from gateway.request.admission import Admission
-from gateway.request.answers import AnswerPool
+from gateway.request.admission import Admission, AnswerPool
 from gateway.request.stored_step import StoredStep
 from gateway.request.trace import Trace
 from gateway.snapshot import Snapshot
@@ -37,15 +34,12 @@ class Reloading(Protocol):
     def request(self) -> None:
         """Reload now, even if no file changed."""
 
-    def check(self, registry: Registry) -> None:
-        """Raises ConfigError for a declaration that this process cannot take over."""
-
 
 @dataclass(slots=True, eq=False)
 class Services:
     """The services of one process. New requests use `snapshot`; each request reads it once.
 
-    `tracing` is None without a collector, `cache` and `stored` if none is declared, `reload` and `session` in tests
+    `tracing` is None without a collector, `cache` and `stored` if none is declared, `reload` in tests
     without them, `residency` if no experts share a device.
     """
 
@@ -62,7 +56,6 @@ class Services:
     cache: AnswerCache | None = None
     stored: StoredStep | None = None
     residency: ExpertLoader | None = None
-    session: Client | None = None
     reload: Reloading | None = None
     admission: Admission = field(init=False)
     answers: AnswerPool = field(default_factory=AnswerPool)

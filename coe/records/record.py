@@ -90,8 +90,7 @@ class RoutingRecord:
     """One routed request's record, schema version 1. Times are Unix seconds, durations milliseconds.
 
     To add a field, add its type, a default and its meaning, and fill it in `record_of` of
-    `gateway.observability.observers`. Never change a default, as stored records leave it out. A record holds enough to
-    decide the request again offline (`coe.routing.replay`).
+    `gateway.observability.observers`. Never change a default, as stored records leave it out.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = CONFIG

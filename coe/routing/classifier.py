@@ -78,10 +78,6 @@ class Classifier:
             fast = await self._refined(fast, routed.text, chat, rule)
         return routed, matching.apply(rules, fast) if matching else fast
 
-    async def classify_text(self, text: str, chat: Chat, *, rule: ExpertRule | None = None) -> Prediction:
-        """Classify a text that `read_request` made from the chat."""
-        return await self._refined(self._predict_fast(text), text, chat, rule)
-
     def _predict_fast(self, text: str) -> Prediction:
         """Return the fast prediction, of stage FAST_UNCERTAIN if it is uncertain.
 

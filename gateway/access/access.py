@@ -34,8 +34,8 @@ from gateway.shared_store import RedisStore
 AFFINITY_LOOKUP_SECONDS = 0.005
 """Time limit of a request that waits for its conversation's expert."""
 _BEARER = b"bearer "
-_KEY_HEADERS = (b"x-api-key", b"api-key")
-"""Headers of Anthropic's and Azure's clients."""
+_KEY_HEADER = b"x-api-key"
+"""Header of Anthropic's clients."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +63,10 @@ def _sent_key(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
         if name == b"authorization" and value[:7].lower() == _BEARER:
             key = value[7:].strip()
             break
-        if name in _KEY_HEADERS:
+        if name == _KEY_HEADER:
             key = value
     if not key:
-        raise Unauthorized(
-            "an API key is needed: send it as 'authorization: Bearer KEY', 'x-api-key: KEY' or 'api-key: KEY'"
-        )
+        raise Unauthorized("an API key is needed: send it as 'authorization: Bearer KEY' or 'x-api-key: KEY'")
     if len(key) > MAX_KEY_BYTES:
         raise Unauthorized(f"this API key is not known; none is longer than {MAX_KEY_BYTES} bytes")
     return key

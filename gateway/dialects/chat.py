@@ -1,7 +1,8 @@
 """Parses requests of OpenAI's Chat Completions API into a `Chat`, the routing view, and writes the API's errors.
 
-It does the same for two APIs with the same errors: legacy Completions, and Embeddings. It has what all dialects share:
-the JSON object of a body, its model, counts, messages and content parts. `gateway.chat` uses the `Dialect` of each API.
+It does the same for APIs with the same errors: legacy Completions, Embeddings, and those that pass through to an
+expert. It has what all dialects share: the JSON object of a body, its model, counts, messages and content parts.
+`gateway.chat` uses the `Dialect` of each API.
 
 Only fields that routing reads, and counts that multiply the cost, are validated; the expert's server validates the
 rest. Every error is an InvalidRequest that names the field.
@@ -10,16 +11,18 @@ rest. Every error is an InvalidRequest that names the field.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import orjson
 
-from coe.core import Api, Capability, Chat, Message
+from coe.core import PASS_THROUGH_APIS, Api, Capability, Chat, Message, PassThroughApi
 from coe.errors import InvalidRequest, RequestError
 from coe.experts.api_formats import LENGTH_FIELDS, MAX_TOKEN_COUNT
 from coe.experts.http import sse
-from gateway.dialects import Dialect
-from gateway.errors import body_of
+from coe.experts.http.form import FormBody
+from coe.registry import AUTO
+from gateway.dialects import Dialect, body_of
 
 Needs = set[Capability]
 
@@ -38,11 +41,13 @@ TOOL_ROLES = frozenset(("tool", "function"))
 ANSWER_COUNTS = ("n", "best_of")
 """Fields that multiply the number of answers."""
 _CHECKED_FIELDS = (*LENGTH_FIELDS, *ANSWER_COUNTS, "stream_options")
-_NEEDING_FIELDS = frozenset(
-    ("tools", "functions", "response_format", *ANSWER_COUNTS, "logprobs", "top_logprobs", "echo")
-)
+_NEEDING_FIELDS = frozenset((*ANSWER_COUNTS, "logprobs", "top_logprobs", "echo"))
 """Fields that may require a capability of the expert."""
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+FORM_APIS: frozenset[PassThroughApi] = frozenset(
+    ("audio/transcriptions", "audio/translations", "images/edits", "images/variations")
+)
+"""APIs whose requests may be forms, because they carry files."""
 
 
 def parse_object(body: bytes | bytearray) -> dict[str, Any]:
@@ -62,56 +67,48 @@ def chat_of(
     needs: Needs,
     *,
     api: Api,
-    model: str,
+    output_format: Any = None,
     characters: int | None = None,
 ) -> Chat:
-    """The routing view of a parsed body. `characters` defaults to those of all messages."""
-    _check_counts(fields)
+    """The routing view of a parsed body. `output_format` may require a capability: JSON that matches a schema, or any
+    JSON. `characters` defaults to those of all messages."""
+    model, stream = fields.get("model"), fields.get("stream")
+    if not isinstance(model, str) or not model:
+        raise InvalidRequest("model is missing: write 'auto' or the name of an expert", param="model")
+    if stream is not None and not isinstance(stream, bool):
+        raise InvalidRequest("stream must be true or false", param="stream")
+    if not fields.keys().isdisjoint(_CHECKED_FIELDS):
+        _check_counts(fields)
     messages = tuple(messages)
-    if "tools" not in needs and not TOOL_ROLES.isdisjoint([message.role for message in messages]):
-        needs.add("tools")  # results of tools in a request without `tools`, such as one for a summary
+    if fields.get("tools") or not TOOL_ROLES.isdisjoint([message.role for message in messages]):
+        needs.add("tools")  # also for results of tools in a request without `tools`, such as one for a summary
+    if isinstance(output_format, dict) and (kind := output_format.get("type")) in ("json_schema", "json_object"):
+        needs.add(kind)
     if characters is None:
         characters = sum([len(message.text) for message in messages])
-    return Chat(model, messages, stream_of(fields), frozenset(needs), characters, fields, api)
+    return Chat(model, messages, bool(stream), frozenset(needs), characters, fields, api)
 
 
 def _check_counts(fields: dict[str, Any]) -> None:
     """Raises InvalidRequest for a count that is not a number. Counts multiply the cost; some servers accept "64"."""
-    if fields.keys().isdisjoint(_CHECKED_FIELDS):
-        return
-    for name in LENGTH_FIELDS:
-        if (value := fields.get(name)) is not None:
-            _check_count(value, name, minimum=0)
-    for name in ANSWER_COUNTS:
-        if (value := fields.get(name)) is not None:
-            _check_count(value, name, minimum=1)
-    options = fields.get("stream_options")
-    if options is not None and not isinstance(options, dict):
+    for names, minimum in ((LENGTH_FIELDS, 0), (ANSWER_COUNTS, 1)):
+        for name in names:
+            if (value := fields.get(name)) is None:
+                continue
+            whole = type(value) is int or (type(value) is float and value.is_integer())
+            if not whole or not minimum <= value <= MAX_TOKEN_COUNT:
+                message = f"{name} must be a whole number from {minimum} to {MAX_TOKEN_COUNT}"
+                raise InvalidRequest(message, param=name)
+    if not isinstance(fields.get("stream_options"), dict | None):
         raise InvalidRequest("stream_options must be an object", param="stream_options")
 
 
-def _check_count(value: Any, name: str, *, minimum: int) -> None:
-    whole = type(value) is int or (type(value) is float and value.is_integer())
-    if not whole or not minimum <= value <= MAX_TOKEN_COUNT:
-        raise InvalidRequest(f"{name} must be a whole number from {minimum} to {MAX_TOKEN_COUNT}", param=name)
-
-
-def model_of(fields: dict[str, Any]) -> str:
-    """The model: `auto`, or a name that may be an expert's."""
-    model = fields.get("model")
-    if not isinstance(model, str) or not model:
-        raise InvalidRequest("model is missing: write 'auto' or the name of an expert", param="model")
-    return model
-
-
-def stream_of(fields: dict[str, Any]) -> bool:
-    """Returns whether the client wants the answer as a stream."""
-    stream = fields.get("stream")
-    if stream is None:
-        return False
-    if not isinstance(stream, bool):
-        raise InvalidRequest("stream must be true or false", param="stream")
-    return stream
+def items_of(fields: dict[str, Any], name: str) -> list[Any]:
+    """The messages of a body."""
+    items = fields.get(name)
+    if not isinstance(items, list) or not items:
+        raise InvalidRequest(f"{name} must be a list of at least one message", param=name)
+    return items
 
 
 def parse_message(
@@ -144,13 +141,8 @@ def text_of(content: Any, path: str, needs: Needs) -> str:
         return content or ""
     if not isinstance(content, list):
         raise InvalidRequest(f"{path} must be text, a list of parts, or null", param=path)
-    return "\n".join(parse_parts(content, path, needs))
-
-
-def parse_parts(parts: list[Any], path: str, needs: Needs) -> list[str]:
-    """The texts among typed parts."""
     texts = []
-    for index, part in enumerate(parts):
+    for index, part in enumerate(content):
         part_type = type_of(part, path, index)
         if part_type in TEXT_PARTS:
             if not isinstance(part.get("text"), str):
@@ -158,7 +150,7 @@ def parse_parts(parts: list[Any], path: str, needs: Needs) -> list[str]:
             texts.append(part["text"])
         elif (need := _PART_NEEDS.get(part_type)) is not None and not _is_text_document(part):
             needs.add(need)
-    return texts
+    return "\n".join(texts)
 
 
 def _is_text_document(part: dict[str, Any]) -> bool:
@@ -175,13 +167,7 @@ def type_of(part: Any, path: str, index: int) -> str:
     return part_type
 
 
-def add_format_need(output_format: Any, needs: Needs) -> None:
-    """Add the capability that an output format requires: JSON that matches a schema, or any JSON."""
-    if isinstance(output_format, dict) and (kind := output_format.get("type")) in ("json_schema", "json_object"):
-        needs.add(kind)
-
-
-def add_field_needs(fields: dict[str, Any], needs: Needs) -> None:
+def _add_field_needs(fields: dict[str, Any], needs: Needs) -> None:
     """Add the capabilities that fields of OpenAI's APIs require: several answers, log probabilities, and the prompt
     repeated in the answer."""
     if fields.keys().isdisjoint(_NEEDING_FIELDS):
@@ -208,47 +194,56 @@ def prompts_of(value: Any, name: str) -> list[str | list[Any]]:
     raise InvalidRequest(f"{name} must be text, a list of texts, or tokens", param=name)
 
 
-def parse(body: bytes | bytearray, model: str = "") -> Chat:
+def parse(body: bytes | bytearray) -> Chat:
     """The routing view of a chat. Raises InvalidRequest that names the field."""
     fields = parse_object(body)
-    model = model or model_of(fields)
     needs: Needs = set()
-    if not fields.keys().isdisjoint(_NEEDING_FIELDS):
-        if fields.get("tools") or fields.get("functions"):
-            needs.add("tools")
-        add_format_need(fields.get("response_format"), needs)
-        add_field_needs(fields, needs)
-    messages = fields.get("messages")
-    if not isinstance(messages, list) or not messages:
-        raise InvalidRequest("messages must be a list of at least one message", param="messages")
+    if fields.get("functions"):
+        needs.add("tools")
+    _add_field_needs(fields, needs)
     parsed = [
         parse_message(message, "messages", index, ROLES, needs, "tool_call_id")
-        for index, message in enumerate(messages)
+        for index, message in enumerate(items_of(fields, "messages"))
     ]
-    return chat_of(fields, parsed, needs, api="chat", model=model)
+    return chat_of(fields, parsed, needs, api="chat", output_format=fields.get("response_format"))
 
 
-def _parse_completion(body: bytes | bytearray, model: str = "") -> Chat:
+def _parse_completion(body: bytes | bytearray) -> Chat:
     """All prompts as one user message."""
     fields = parse_object(body)
-    model = model or model_of(fields)
     prompts = prompts_of(fields.get("prompt"), "prompt")
     text = "\n".join([prompt for prompt in prompts if isinstance(prompt, str)])
     longest = max(map(len, prompts))  # each prompt gets its own answer
     needs: Needs = set()
-    add_field_needs(fields, needs)
-    return chat_of(fields, (Message("user", text),), needs, api="completions", model=model, characters=longest)
+    _add_field_needs(fields, needs)
+    return chat_of(fields, (Message("user", text),), needs, api="completions", characters=longest)
 
 
-def _parse_embeddings(body: bytes | bytearray, model: str = "") -> Chat:
+def _parse_embeddings(body: bytes | bytearray) -> Chat:
     """A chat without messages, as long as its longest input. The input does not influence routing: vectors of different
     models do not mix."""
     fields = parse_object(body)
-    model = model or model_of(fields)
     if fields.get("stream"):
         raise InvalidRequest("embeddings do not stream: leave stream out", param="stream")
     longest = max(map(len, prompts_of(fields.get("input"), "input")))  # each input gets its own vector
-    return chat_of(fields, (), set(), api="embeddings", model=model, characters=longest)
+    return chat_of(fields, (), set(), api="embeddings", characters=longest)
+
+
+def _parse_pass_through(body: bytes | bytearray, *, api: PassThroughApi) -> Chat:
+    """A chat without messages, of which only `model` is read; one without a model is for `auto`."""
+    if api in FORM_APIS and body[:2] == b"--":
+        try:
+            fields: Any = FormBody(body)
+        except ValueError as error:
+            raise InvalidRequest(f"the body is not a multipart form: {error}", code="invalid_form") from None
+    else:
+        fields = parse_object(body)
+    name: Any = fields.get("model")
+    if name is None:
+        name = AUTO
+    if not isinstance(name, str) or not name:
+        raise InvalidRequest("model must be text: 'auto' or the name of an expert", param="model")
+    return Chat(name, (), False, frozenset(), 0, fields, api)
 
 
 def error_event(error: RequestError) -> bytes:
@@ -259,3 +254,7 @@ def error_event(error: RequestError) -> bytes:
 CHAT = Dialect("chat", parse, body_of, error_event)
 COMPLETIONS = Dialect("completions", _parse_completion, body_of, error_event)
 EMBEDDINGS = Dialect("embeddings", _parse_embeddings, body_of, error_event)
+PASS_THROUGH: dict[PassThroughApi, Dialect] = {
+    api: Dialect(api, partial(_parse_pass_through, api=api), body_of, error_event, forms=api in FORM_APIS)
+    for api in sorted(PASS_THROUGH_APIS)
+}

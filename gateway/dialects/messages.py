@@ -10,14 +10,13 @@ from typing import Any
 import orjson
 
 from coe.core import Chat, Message
-from coe.errors import InvalidRequest, RequestError, ThreadUnsupported
+from coe.errors import RequestError, ThreadUnsupported
 from gateway.dialects import Dialect
 from gateway.dialects.chat import (
     Needs,
-    add_format_need,
     call_id_of,
     chat_of,
-    model_of,
+    items_of,
     parse_message,
     parse_object,
     text_of,
@@ -36,24 +35,18 @@ _ERROR_TYPES = {
 }
 
 
-def _parse(body: bytes | bytearray, model: str = "") -> Chat:
+def _parse(body: bytes | bytearray) -> Chat:
     """Return the routing view of a body. Raises InvalidRequest, which names the field."""
     fields = parse_object(body)
-    model = model or model_of(fields)
     needs: Needs = set()
-    if fields.get("tools"):
-        needs.add("tools")
-    config = fields.get("output_config")
-    add_format_need(config.get("format") if isinstance(config, dict) else fields.get("output_format"), needs)
     parsed = []
     if (system := fields.get("system")) is not None:
         parsed.append(Message("system", text_of(system, "system", needs)))
-    messages = fields.get("messages")
-    if not isinstance(messages, list) or not messages:
-        raise InvalidRequest("messages must be a list of at least one message", param="messages")
-    for index, message in enumerate(messages):
+    for index, message in enumerate(items_of(fields, "messages")):
         parsed += _messages(message, index, needs)
-    return chat_of(fields, parsed, needs, api="messages", model=model)
+    config = fields.get("output_config")
+    output_format = config.get("format") if isinstance(config, dict) else fields.get("output_format")
+    return chat_of(fields, parsed, needs, api="messages", output_format=output_format)
 
 
 def error_body(error: RequestError) -> bytes:

@@ -11,19 +11,16 @@ import orjson
 
 from coe.core import Chat, Message
 from coe.errors import InvalidRequest, RequestError
-from gateway.dialects import Dialect
+from gateway.dialects import Dialect, body_of
 from gateway.dialects.chat import (
     Needs,
-    add_format_need,
     call_id_of,
     chat_of,
-    model_of,
     parse_message,
     parse_object,
     text_of,
     type_of,
 )
-from gateway.errors import body_of
 
 ROLES = ("system", "developer", "user", "assistant")
 LOGPROBS_ITEM = "message.output_text.logprobs"
@@ -31,26 +28,22 @@ LOGPROBS_ITEM = "message.output_text.logprobs"
 TOOL_OUTPUTS = ("function_call_output", "custom_tool_call_output")
 
 
-def _parse(body: bytes | bytearray, model: str = "") -> Chat:
+def _parse(body: bytes | bytearray) -> Chat:
     """The routing view of a body. Raises InvalidRequest that names the field."""
-    return read(parse_object(body), model=model)
+    return read(parse_object(body))
 
 
-def read(fields: dict[str, Any], model: str = "") -> Chat:
+def read(fields: dict[str, Any]) -> Chat:
     """The routing view of a parsed body. Raises InvalidRequest that names the field."""
-    model = model or model_of(fields)
     if fields.get("background"):
         raise InvalidRequest("background answers could not be fetched later: leave background out", param="background")
     needs: Needs = set()
-    if fields.get("tools"):
-        needs.add("tools")
-    text = fields.get("text")
-    if isinstance(text, dict):
-        add_format_need(text.get("format"), needs)
     include = fields.get("include")
     if fields.get("top_logprobs") or (isinstance(include, list) and LOGPROBS_ITEM in include):
         needs.add("logprobs")
-    return chat_of(fields, _messages(fields, needs), needs, api="responses", model=model)
+    text = fields.get("text")
+    output_format = text.get("format") if isinstance(text, dict) else None
+    return chat_of(fields, _messages(fields, needs), needs, api="responses", output_format=output_format)
 
 
 def _error_event(error: RequestError) -> bytes:

@@ -42,6 +42,8 @@ MAX_QUERY_CHARACTERS = 8_000
 MAX_BODY_BYTES = 4 * 2**20
 SECONDS = 300.0
 """Time limit of a request. What a cancelled upload wrote stays; the same upload completes it."""
+MAX_CONCURRENT = 8
+"""Requests at a time; others wait. Uploads among them are indexed one after the other."""
 RETRY_AFTER = 5.0
 
 _Name = Annotated[str, Field(pattern=NAME)]
@@ -104,6 +106,7 @@ class Documents:
     def __init__(self, services: Services) -> None:
         self._services = services
         self._writing = asyncio.Lock()
+        self._slots = asyncio.Semaphore(MAX_CONCURRENT)
 
     async def list(self, request: Request) -> Response:
         """List collections, or the documents of one."""
@@ -156,7 +159,7 @@ class Documents:
         if index is None:
             raise DocumentNotFound("no document store is declared (retrieval.store in experts.yaml)")
         try:
-            async with asyncio.timeout(SECONDS):
+            async with asyncio.timeout(SECONDS), self._slots:
                 yield index
         except (RetrievalError, ConfigError) as error:
             _log.warning("documents: %s", error)

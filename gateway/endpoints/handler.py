@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Literal
 
@@ -12,8 +13,16 @@ from starlette.responses import Response
 from coe.core import Scope
 from coe.errors import RequestError
 from gateway.access.access import Caller
-from gateway.errors import body_of, headers_of
-from gateway.request.body import Body, ClientLeftError, read_body, validated
+from gateway.dialects import body_of, headers_of
+from gateway.request.body import (
+    BODY_TIMEOUT,
+    Body,
+    ClientLeftError,
+    body_too_slow,
+    read_head,
+    read_json_body,
+    validated,
+)
 from gateway.services import Services
 
 JSON = "application/json"
@@ -69,4 +78,9 @@ def query_of(request: Request, model: type[Body]) -> Body:
 
 async def json_of(request: Request, model: type[Body], *, limit: int) -> Body:
     """The body, at most `limit` bytes, as a value of `model`. Raises InvalidRequest, or ClientLeftError."""
-    return validated(model, await read_body(request, limit=limit))
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT):
+            body = await read_json_body(read_head(request.scope), request.receive, limit=limit)
+    except TimeoutError:
+        raise body_too_slow() from None
+    return validated(model, body)

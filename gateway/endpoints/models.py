@@ -12,30 +12,27 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from coe.core import ExpertRule
-from coe.registry import AUTO, Registry
+from coe.registry import AUTO
 from coe.routing.eligibility import exclusion, permits_model, permitted_models
+from gateway.dialects import error_body
 from gateway.dialects.messages import refusal
 from gateway.endpoints.handler import caller_of, json_response
-from gateway.errors import error_body
 from gateway.services import Services
 
 
 async def list_models(services: Services, request: Request) -> Response:
     """`auto`, operating points, experts, recipes, and the aliases that are not patterns."""
-    registry, created = services.snapshot.registry, _created(services)
     rule = caller_of(request).rule
-    names = permitted_models(registry, rule)
-    models = [_model(name, registry, created, rule) for name in names]
+    names = permitted_models(services.snapshot.registry, rule)
     page = {"has_more": False, "first_id": names[0], "last_id": names[-1]}
-    return json_response({"object": "list", "data": models, **page})
+    return json_response({"object": "list", "data": [_model(services, name, rule) for name in names], **page})
 
 
 async def get_model(services: Services, request: Request) -> Response:
     """One model. A name that an alias with `*` matches is one too."""
-    name, registry = request.path_params["model"], services.snapshot.registry
-    rule = caller_of(request).rule
+    name, registry, rule = request.path_params["model"], services.snapshot.registry, caller_of(request).rule
     if permits_model(registry, rule, name):
-        return json_response(_model(name, registry, _created(services), rule))
+        return json_response(_model(services, name, rule))
     message = f"the model {name!r} does not exist here; known: {', '.join(permitted_models(registry, rule))}"
     if "anthropic-version" in request.headers:
         return json_response(refusal(404, message), status=404)
@@ -43,17 +40,22 @@ async def get_model(services: Services, request: Request) -> Response:
     return json_response(body, status=404)
 
 
-def _created(services: Services) -> int:
-    """Time of the last change of experts.yaml, in Unix seconds; 0 if unknown."""
-    try:
-        return int(services.settings.config.stat().st_mtime)
-    except OSError:
-        return 0
-
-
-def _model(name: str, registry: Registry, created: int, rule: ExpertRule | None) -> dict[str, Any]:
+def _model(services: Services, name: str, rule: ExpertRule | None) -> dict[str, Any]:
+    """A model, created at the last change of experts.yaml."""
+    registry = services.snapshot.registry
     found = registry.models.resolve(name)
     assert found is not None
+    shown = "automatic routing" if found.model == AUTO else found.model
+    display_name = name if name in registry.model_names else f"{name} ({shown})"  # several names may mean one model
+    if found.model == AUTO:  # routing selects an expert with enough context
+        permitted = [arm for arm in registry.experts if rule is None or not exclusion(rule, arm)]
+        context_length = max((arm.context_length for arm in permitted), default=0)
+    else:
+        context_length = registry.arm(found.model).context_length
+    try:
+        created = int(services.settings.config.stat().st_mtime)
+    except OSError:
+        created = 0
     return {
         "id": name,
         "object": "model",
@@ -61,24 +63,7 @@ def _model(name: str, registry: Registry, created: int, rule: ExpertRule | None)
         "created": created,
         "created_at": datetime.fromtimestamp(created, UTC).isoformat().replace("+00:00", "Z"),
         "owned_by": "coe",
-        "display_name": _display_name(name, found.model, registry),
+        "display_name": "Automatic routing" if name == AUTO else display_name,
         "root": found.model,
-        "context_length": _context_length(found.model, registry, rule),
+        "context_length": context_length,
     }
-
-
-def _display_name(name: str, model: str, registry: Registry) -> str:
-    """Return the display name. An alias is shown with its target, since several aliases may have the same target."""
-    if name == AUTO:
-        return "Automatic routing"
-    if name in registry.model_names:
-        return name
-    return f"{name} (automatic routing)" if model == AUTO else f"{name} ({model})"
-
-
-def _context_length(model: str, registry: Registry, rule: ExpertRule | None) -> int:
-    """Tokens that fit. Routing selects an expert with enough context, so the largest permitted one counts."""
-    if model != AUTO:
-        return registry.arm(model).context_length
-    permitted = [arm for arm in registry.experts if rule is None or not exclusion(rule, arm)]
-    return max((arm.context_length for arm in permitted), default=0)

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import asdict
-from functools import partial
+from functools import cache
 from typing import Any
 
 import routers
 from coe.planning import nearest_measured
-from coe.registry import Registry
 from coe.routing.composition import Composition
 from coe.routing.eligibility import excluded_experts
 from coe.routing.request_text import REASONS
@@ -45,74 +44,66 @@ async def _token_count(trace: Trace) -> dict[str, Any]:
 
 def route_endpoint(services: Services) -> DryRun:
     """`POST /v1/route`."""
-    return DryRun(services, dialect=CHAT, permission="route", answer=_Decisions().answer, explains=True)
+    return DryRun(services, dialect=CHAT, permission="route", answer=_decision, explains=True)
 
 
-class _Decisions:
-    """Decides, and explains to administrators.
+async def _decision(trace: Trace) -> dict[str, Any]:
+    """Decide, and explain to administrators."""
+    composition, chat, options = trace.snapshot.composition, trace.chat, trace.options
+    routed, prediction = await composition.classifier.classify(chat, options.rule, options.rules)
+    trace.routed, trace.prediction = routed, prediction
+    await composition.assign(trace)
+    decision = trace.decision
+    assert decision is not None
+    probabilities = zip(composition.router.categories, prediction.probabilities.tolist(), strict=True)
+    answer = {
+        "model": chat.model,
+        "cost_weight": options.cost_weight,
+        "expert": decision.expert,
+        "category": decision.category,
+        "confidence": round(decision.confidence, 4),
+        "reason": decision.reason,
+        "rule": decision.rule,
+        "fallback_from": decision.fallback_from,
+        "cause": decision.cause,
+        "candidates": decision.candidates,
+        "probabilities": {name: round(p, 4) for name, p in probabilities},
+        "stage": prediction.stage,
+        "language": prediction.language,
+        "router": composition.router.version,
+    }
+    if not options.explain:
+        return answer
+    health_by_expert = {name: expert.health for name, expert in composition.experts.items()}
+    return answer | {
+        "in_distribution": round(prediction.in_distribution, 4),
+        "utility": [round(utility, 4) for utility in decision.utility],
+        "price": [round(price, 4) for price in decision.price],
+        "health": {name: {"up": one.up, "load": one.load} for name, one in health_by_expert.items()},
+        "neighbours": await asyncio.to_thread(_neighbours, composition, routed.text),
+        "measured": nearest_measured(composition.assignment, prediction, decision.candidates),
+        "text": routed.text,
+        "left_out": [asdict(part) | {"what": REASONS[part.kind]} for part in routed.left_out],
+        "excluded": excluded_experts(composition.registry, options.rule),
+    }
 
-    Neighbours are searched in a thread, one request at a time, so that chats come first. Texts are returned only for
-    examples that ship with this package or are declared in experts.yaml, and of measured prompts. A router may have
-    learned others, such as corrected prompts, which are a user's data: it stores their digests alone.
-    """
 
-    def __init__(self) -> None:
-        self._lock = asyncio.Lock()
-        self._texts: tuple[str, Mapping[str, str]] = ("", {})
+def _neighbours(composition: Composition, text: str) -> list[dict[str, Any]]:
+    """The nearest training examples. Texts are returned only for examples that ship with this package or are declared
+    in experts.yaml. A router may have learned others, such as corrected prompts, which are a user's data: it stores
+    their digests alone."""
+    declared = (text for one in composition.registry.categories for text in (one.description, *one.examples))
+    texts = _starter_texts() | _by_digest(declared)
+    return [
+        {"category": one.category, "similarity": round(one.similarity, 4), "text": texts.get(one.digest)}
+        for one in composition.router.neighbours(text, limit=MAX_NEIGHBOURS)
+    ]
 
-    async def answer(self, trace: Trace) -> dict[str, Any]:
-        composition, chat, options = trace.snapshot.composition, trace.chat, trace.options
-        routed, prediction = await composition.classifier.classify(chat, options.rule, options.rules)
-        trace.routed, trace.prediction = routed, prediction
-        await composition.assign(trace)
-        decision = trace.decision
-        assert decision is not None
-        probabilities = zip(composition.router.categories, prediction.probabilities.tolist(), strict=True)
-        answer = {
-            "model": chat.model,
-            "cost_weight": options.cost_weight,
-            "expert": decision.expert,
-            "category": decision.category,
-            "confidence": round(decision.confidence, 4),
-            "reason": decision.reason,
-            "rule": decision.rule,
-            "fallback_from": decision.fallback_from,
-            "cause": decision.cause,
-            "candidates": decision.candidates,
-            "probabilities": {name: round(p, 4) for name, p in probabilities},
-            "stage": prediction.stage,
-            "language": prediction.language,
-            "router": composition.router.version,
-        }
-        if not options.explain:
-            return answer
-        health_by_expert = {name: expert.health for name, expert in composition.experts.items()}
-        return answer | {
-            "in_distribution": round(prediction.in_distribution, 4),
-            "utility": [round(utility, 4) for utility in decision.utility],
-            "price": [round(price, 4) for price in decision.price],
-            "health": {name: {"up": one.up, "load": one.load} for name, one in health_by_expert.items()},
-            "neighbours": await self._neighbours(composition, routed.text),
-            "measured": nearest_measured(composition.assignment, prediction, decision.candidates),
-            "text": routed.text,
-            "left_out": [asdict(part) | {"what": REASONS[part.kind]} for part in routed.left_out],
-            "excluded": excluded_experts(composition.registry, options.rule),
-        }
 
-    async def _neighbours(self, composition: Composition, text: str) -> list[dict[str, Any]]:
-        async with self._lock:
-            found = await asyncio.to_thread(partial(composition.router.neighbours, text, limit=MAX_NEIGHBOURS))
-            texts = await asyncio.to_thread(self._public_texts, composition.registry)
-        return [
-            {"category": one.category, "similarity": round(one.similarity, 4), "text": texts.get(one.digest)}
-            for one in found
-        ]
+@cache
+def _starter_texts() -> dict[str, str]:
+    return _by_digest(one.prompt for one in routers.starter_examples())
 
-    def _public_texts(self, registry: Registry) -> Mapping[str, str]:
-        """Texts by digest; built at the first use, and again after experts.yaml has changed."""
-        if self._texts[0] != registry.digest:
-            declared = [text for one in registry.categories for text in (one.description, *one.examples)]
-            texts = [*(one.prompt for one in routers.starter_examples()), *declared]
-            by_digest = {routers.prompt_digest(text): text[:MAX_NEIGHBOUR_CHARACTERS] for text in texts}
-            self._texts = registry.digest, by_digest
-        return self._texts[1]
+
+def _by_digest(texts: Iterable[str]) -> dict[str, str]:
+    return {routers.prompt_digest(text): text[:MAX_NEIGHBOUR_CHARACTERS] for text in texts}

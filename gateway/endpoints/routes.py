@@ -14,34 +14,28 @@ from starlette.routing import Route
 
 from coe import __version__
 from coe.core import PATHS, Api
-from gateway.chat import DEPLOYMENT, ChatEndpoint
-from gateway.dialects.chat import CHAT, COMPLETIONS, EMBEDDINGS
+from gateway.chat import ChatEndpoint
+from gateway.dialects.chat import CHAT, COMPLETIONS, EMBEDDINGS, PASS_THROUGH
 from gateway.dialects.messages import MESSAGES
-from gateway.dialects.pass_through import PASS_THROUGH
 from gateway.dialects.responses import RESPONSES
 from gateway.endpoints import health, models, stored_responses
 from gateway.endpoints.admin import experts, keys
 from gateway.endpoints.admin.artifacts import Artifacts
-from gateway.endpoints.admin.config import Config
-from gateway.endpoints.admin.mapping import Map
+from gateway.endpoints.admin.mapping import read_map
 from gateway.endpoints.admin.records import Records
 from gateway.endpoints.admin.reports import Reports
-from gateway.endpoints.admin.stats import Stats
 from gateway.endpoints.documents import Documents
 from gateway.endpoints.feedback import FeedbackEndpoint
 from gateway.endpoints.handler import Authorization, Handler, guarded, json_response
 from gateway.endpoints.route import count_tokens_endpoint, route_endpoint
 from gateway.services import Services
 
-_PREFIXES = ("/v1", "/openai/v1", "/openai")
-"""OpenAI's and Azure OpenAI's."""
 _OTHER_PATHS: Mapping[Api, tuple[str, ...]] = {
-    "responses": ("/openai/v1/responses", "/openai/responses"),
-    "messages": (),
     "rerank": ("/rerank", "/v2/rerank"),
     "score": ("/score",),
     "tokenize": ("/v1/tokenize",),
 }
+"""Paths of servers and clients that leave out the version, or have another."""
 _Row = tuple[str, Authorization, Handler]
 
 
@@ -59,8 +53,8 @@ async def _openapi(_: Request) -> Response:
 
 def _rows(services: Services) -> Iterator[_Row]:
     """Method and path, what the key needs, and the handler."""
-    documents, records, artifacts, stats = Documents(services), Records(services), Artifacts(services), Stats(services)
-    plan, config, reports = Map(services), Config(services), Reports(services)
+    documents, records, artifacts = Documents(services), Records(services), Artifacts(services)
+    reports = Reports(services)
     yield from (
         ("GET /", "public", health.root),
         ("GET /health", "public", partial(health.health, services)),
@@ -73,32 +67,25 @@ def _rows(services: Services) -> Iterator[_Row]:
         ("POST /v1/documents", "admin", documents.upload),
         ("POST /v1/documents/search", "admin", documents.search),
         ("DELETE /v1/documents/{id:path}", "admin", documents.delete),
-        ("GET /v1/stats", "admin", stats.get),
         ("GET /v1/report", "admin", reports.report),
         ("GET /v1/residency", "admin", reports.residency),
         ("GET /v1/records", "admin", records.list),
         ("GET /v1/records/{id}", "admin", records.get),
-        ("POST /v1/records/{id}/decision", "admin", records.replay),
-        ("GET /v1/map", "admin", plan.get),
-        ("POST /v1/map/solve", "admin", plan.solve),
+        ("GET /v1/map", "admin", partial(read_map, services)),
         ("GET /v1/artifacts", "admin", artifacts.list),
         ("GET /v1/artifacts/{kind}/{version}", "admin", artifacts.get),
         ("POST /v1/artifacts/{kind}/promote", "admin", artifacts.promote),
         ("POST /v1/artifacts/{kind}/rollback", "admin", artifacts.roll_back),
         ("GET /v1/recipes", "admin", partial(experts.list_recipes, services)),
         ("GET /v1/experts", "admin", partial(experts.list_experts, services)),
-        ("POST /v1/experts/{id}/test", "admin", partial(experts.test_expert, services)),
+        ("GET /v1/models", "any_key", partial(models.list_models, services)),
+        ("GET /v1/models/{model:path}", "any_key", partial(models.get_model, services)),
+        ("GET /v1/responses/{id}", "chat", partial(stored_responses.get, services)),
+        ("DELETE /v1/responses/{id}", "chat", partial(stored_responses.delete, services)),
         ("GET /v1/keys", "admin", partial(keys.list_keys, services)),
         ("POST /v1/keys", "admin", partial(keys.issue_key, services)),
         ("DELETE /v1/keys/{name}", "admin", partial(keys.revoke_key, services)),
-        ("GET /v1/config", "admin", config.get),
-        ("POST /v1/config/check", "admin", config.check),
     )
-    for prefix in _PREFIXES:
-        yield f"GET {prefix}/models", "any_key", partial(models.list_models, services)
-        yield f"GET {prefix}/models/{{model:path}}", "any_key", partial(models.get_model, services)
-        yield f"GET {prefix}/responses/{{id}}", "chat", partial(stored_responses.get, services)
-        yield f"DELETE {prefix}/responses/{{id}}", "chat", partial(stored_responses.delete, services)
 
 
 def endpoint_routes(services: Services) -> list[Route]:
@@ -126,7 +113,6 @@ def _chat_endpoints(services: Services) -> Iterator[tuple[str, Callable[..., Any
     yield "/v1/route", route_endpoint(services)
     yield "/v1/messages/count_tokens", count_tokens_endpoint(services)
     for dialect in (CHAT, COMPLETIONS, RESPONSES, MESSAGES, EMBEDDINGS, *PASS_THROUGH.values()):
-        name, endpoint = PATHS[dialect.api].removeprefix("/v1/"), ChatEndpoint(services, dialect)
-        azure = (f"/openai/v1/{name}", f"/openai/deployments/{{{DEPLOYMENT}:path}}/{name}")
-        for path in (PATHS[dialect.api], *_OTHER_PATHS.get(dialect.api, azure)):
+        endpoint = ChatEndpoint(services, dialect)
+        for path in (PATHS[dialect.api], *_OTHER_PATHS.get(dialect.api, ())):
             yield path, endpoint

@@ -17,7 +17,7 @@ import orjson
 from coe.supervision import supervised
 from gateway.observability.metrics import Metrics, Snapshot
 
-STORE_SECONDS = 2.0
+STORE_SECONDS = 1.0
 """Interval in which a worker stores its metrics: what it counted since is missing on the pages of the others."""
 FRESH_SECONDS = 10.0
 """Age from which a worker counts as ended or frozen, so that its gauges are left out."""
@@ -26,7 +26,7 @@ FRESH_SECONDS = 10.0
 @asynccontextmanager
 async def share_metrics(own: Path, metrics: Metrics) -> AsyncIterator[None]:
     """Joins the workers whose files are in the same folder as `own`, which is named by the number of this worker."""
-    metrics.worker, metrics.gateway = int(own.name), own.parent.name
+    metrics.worker = int(own.name)
     metrics.resume(own)
 
     def store() -> None:

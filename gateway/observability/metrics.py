@@ -15,7 +15,6 @@ from itertools import accumulate
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal, cast
-from uuid import uuid4
 
 import orjson
 from prometheus_client import generate_latest
@@ -130,8 +129,6 @@ class Metrics:
     def __init__(self) -> None:
         self.worker = self.crashes = 0
         """The number of this process among its siblings, and how often its predecessors crashed."""
-        self.gateway = uuid4().hex[:8]
-        """Identifies all workers together, and changes when the counts restart."""
         self.siblings: Callable[[], list[tuple[Snapshot, bool]]] = list
         """The snapshots of every other worker, and whether it runs."""
         self.degraded: dict[str, Callable[[], bool]] = {}

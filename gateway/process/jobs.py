@@ -40,8 +40,8 @@ class Jobs:
             if process.returncode is None:
                 process.kill()
 
-    async def run(self, *arguments: str, seconds: float, needs: tuple[str, ...], sent: bytes = b"") -> Any:
-        """The JSON that `coe ARGUMENTS` prints, with `sent` as its standard input.
+    async def run(self, *arguments: str, seconds: float, needs: tuple[str, ...]) -> Any:
+        """The JSON that `coe ARGUMENTS` prints.
 
         `needs` are packages that it requires. Raises NotInstalled, or JobUnavailable if it fails, takes longer than
         `seconds`, or too many requests wait.
@@ -57,7 +57,7 @@ class Jobs:
         self._waiting += 1
         try:
             async with self._places:
-                return orjson.loads(await self._output(arguments, seconds, sent))
+                return orjson.loads(await self._output(arguments, seconds))
         except TimeoutError:
             cause = f"{verb} took more than {seconds:g} s and was stopped; run it on the command line"
         except ChildProcessError as error:
@@ -68,13 +68,15 @@ class Jobs:
             self._waiting -= 1
         raise JobUnavailable(cause, retry_after=RETRY_AFTER_SECONDS)
 
-    async def _output(self, arguments: tuple[str, ...], seconds: float, sent: bytes) -> bytes:
+    async def _output(self, arguments: tuple[str, ...], seconds: float) -> bytes:
         """Return the output of the command, with the gateway's declaration and state, at low priority. Raises
         TimeoutError, or ChildProcessError with the end of its error output."""
-        pipe, config = asyncio.subprocess.PIPE, str(self._settings.config)
+        pipe, null, config = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL, str(self._settings.config)
         command = (sys.executable, "-P", "-m", "coe.cli", *arguments, "--config", config)
         environ = {**os.environ, "COE_HOME": str(self._settings.home)}
-        process = await asyncio.create_subprocess_exec(*command, env=environ, stdin=pipe, stdout=pipe, stderr=pipe)
+        process = await asyncio.create_subprocess_exec(
+            *command, env=environ, stdin=null, stdout=pipe, stderr=pipe
+        )
         self._processes.add(process)
         try:
             with suppress(ProcessLookupError):  # it may have ended already
@@ -82,7 +84,7 @@ class Jobs:
             if self._is_closed:  # while the process started
                 process.kill()
             async with asyncio.timeout(seconds):
-                output, errors = await process.communicate(sent)
+                output, errors = await process.communicate()
         finally:  # also if the client leaves
             self._processes.discard(process)
             if process.returncode is None:

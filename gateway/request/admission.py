@@ -3,6 +3,7 @@
 `Admission` holds the counts and the queue of one process. `ActiveRequest` is one request in progress: a context
 manager that holds its place, permit, body memory, deadline and cancellation, and returns all of them at its end.
 A request first arrives (its body is read), then holds a permit to its last byte or waits in the queue for one.
+`AnswerPool` bounds the memory of answers.
 """
 
 from __future__ import annotations
@@ -10,15 +11,18 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable
+from threading import Lock
 from types import TracebackType
 from typing import Self, TypeVar
 
 from starlette.types import Receive
 
-from coe.errors import DeadlineExceeded, Draining, Overloaded, RequestError
+from coe.errors import AnswerMemoryFull, DeadlineExceeded, Draining, Overloaded, RequestError
+from coe.experts.http.replies import MAX_ANSWER_BYTES
 from coe.registry import Limits
 from gateway.request.body import (
     BODY_TIMEOUT,
+    RETRY_SECONDS,
     SMALL_BODY,
     ClientLeftError,
     FairShares,
@@ -32,10 +36,12 @@ T = TypeVar("T")
 MIN_RETRY_SECONDS, MAX_RETRY_SECONDS = 1.0, 60.0
 """Bounds of the Retry-After of a refused request."""
 WATCH_DELAY = 0.05
-"""Seconds after which a request watches for its client to leave, and sets a timer for its deadline. The task that
-watches costs a twentieth of the processor time of a short request."""
+"""Seconds after which a request watches for its client to leave. The task that watches costs a twentieth of the
+processor time of a short request."""
 RESERVE_DIVISOR = 16
 """The reserve is this part of all permits and of all places in the queue, and at least one."""
+MIN_MEMORY_IN_ANSWERS = 2
+"""Minimum memory, as a multiple of the largest answer: one caller gets half of it, so 2 admits any single answer."""
 _Queue = OrderedDict["ActiveRequest", None]
 
 
@@ -59,7 +65,6 @@ class Admission:
         self.active: set[ActiveRequest] = set()
         """Requests that arrive, wait or run, for the end of the process to cancel."""
         self.large_bodies = LargeBodies()
-        self.watch = _WatchTimer()
         self._permits = FairShares()
         self._arriving = FairShares()
         self._waiting = FairShares()
@@ -170,24 +175,6 @@ class ActiveRequest:
     raises the reason in place of CancelledError. Leaving returns everything that the request holds.
     """
 
-    __slots__ = (
-        "_admission",
-        "_loop",
-        "_reason",
-        "_receive",
-        "_slow",
-        "_started",
-        "_task",
-        "_timeout",
-        "_timer",
-        "_watcher",
-        "arriving",
-        "caller",
-        "deadline",
-        "granted",
-        "memory",
-    )
-
     def __init__(self, admission: Admission, caller: str | None, timeout: float) -> None:
         self.caller = caller
         self.arriving = True
@@ -213,11 +200,7 @@ class ActiveRequest:
         self._started = self._loop.time()
         self.deadline = self._started + min(self._timeout, BODY_TIMEOUT)
         """Deadline by the event loop's clock; at first that of the body. May only be moved to later."""
-        self._timer: asyncio.TimerHandle | None = None
-        if self._timeout > WATCH_DELAY:
-            self._admission.watch.add(self, self._loop, self._started + WATCH_DELAY)
-        else:
-            self._timer = self._loop.call_at(self.deadline, self._on_timer)
+        self._timer = self._loop.call_at(min(self._started + WATCH_DELAY, self.deadline), self._on_timer)
         self._admission.active.add(self)
         return self
 
@@ -237,7 +220,10 @@ class ActiveRequest:
         if self._reason is not None:
             self._task.uncancel()
             if kind is asyncio.CancelledError:
-                raise self._take_reason() from None
+                try:
+                    raise self._reason from None
+                finally:
+                    self._reason = None  # its frames refer to this request: the cycle would keep both in memory
 
     async def admit(self, head: Head, receive: Receive, *, forms: bool = False) -> bytes | bytearray:
         """Read the body, which may be a form with `forms`, then wait for a permit. In this order, because a body that
@@ -285,10 +271,7 @@ class ActiveRequest:
     def complete(self) -> None:
         """Mark the answer as sent: from now on nothing cancels the request, not even a client that leaves."""
         self._admission.active.discard(self)
-        self._admission.watch.discard(self)
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._timer.cancel()
         self._receive = None
         if self._watcher is not None:
             self._watcher.cancel()
@@ -300,31 +283,22 @@ class ActiveRequest:
             self._reason = reason
             self._task.cancel()
 
-    def _take_reason(self) -> RequestError | ClientLeftError:
-        """Return the reason and drop the reference to it."""
-        reason, self._reason = self._reason, None
-        assert reason is not None
-        return reason
-
-    def become_slow(self) -> None:
-        """Notice from now on that the client leaves, and the deadline."""
-        self._slow = True
-        self._watch_client()
-        self._timer = self._loop.call_at(self.deadline, self._on_timer)
-
     def _watch_client(self) -> None:
         """Start to wait for the client to leave, if the body has arrived."""
+
+        async def watch(receive: Receive) -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            self.cancel(ClientLeftError())
+
         if self._receive is not None:
-            self._watcher = self._loop.create_task(self._watch(self._receive))
+            self._watcher = self._loop.create_task(watch(self._receive))
             self._receive = None
 
-    async def _watch(self, receive: Receive) -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        self.cancel(ClientLeftError())
-
     def _on_timer(self) -> None:
-        if self._loop.time() < self.deadline:  # it was moved to later
+        if self._loop.time() < self.deadline:  # WATCH_DELAY has passed, or the deadline was moved to later
+            self._slow = True
+            self._watch_client()
             self._timer = self._loop.call_at(self.deadline, self._on_timer)
         elif self.arriving and self._timeout > BODY_TIMEOUT:
             self.cancel(body_too_slow())
@@ -333,33 +307,34 @@ class ActiveRequest:
             self.cancel(DeadlineExceeded(message))
 
 
-class _WatchTimer:
-    """Calls `become_slow` of each request that is still active after WATCH_DELAY. Most requests end before; one shared
-    timer costs them less than a timer each."""
+class AnswerPool:
+    """The memory for answers that one process holds whole, which callers share fairly.
 
-    __slots__ = ("_armed", "_due")
+    It bounds answers without a stream from their first byte until the client has the last one, long events, and what
+    recipes and translated streams collect. `limits.body_memory_mb` is its size, as that of the memory for large bodies.
+    """
 
     def __init__(self) -> None:
-        self._due: dict[ActiveRequest, float] = {}
-        """Times of the event loop, in order."""
-        self._armed = False
+        self._shares = FairShares()
+        self._lock = Lock()  # litellm reads its answers in another thread
 
-    def add(self, request: ActiveRequest, loop: asyncio.AbstractEventLoop, due: float) -> None:
-        self._due[request] = due
-        if not self._armed:
-            self._armed = True
-            loop.call_at(due, self._on_timer, loop)
+    @property
+    def held(self) -> int:
+        """Bytes held."""
+        return self._shares.held
 
-    def discard(self, request: ActiveRequest) -> None:
-        self._due.pop(request, None)
-
-    def _on_timer(self, loop: asyncio.AbstractEventLoop) -> None:
-        now = loop.time()
-        try:
-            while self._due and (due := next(iter(self._due.items())))[1] <= now:
-                del self._due[due[0]]
-                due[0].become_slow()
-        finally:  # an error of one request must not end the watch over the others
-            self._armed = bool(self._due)
-            if self._due:
-                loop.call_at(next(iter(self._due.values())), self._on_timer, loop)
+    def grow(self, caller: str | None, limits: Limits, count: int) -> None:
+        """Hold so many more bytes for this caller, fewer if the number is negative. Raises AnswerMemoryFull."""
+        with self._lock:
+            if count < 0:
+                self._shares.release(caller, count=-count)
+                return
+            capacity = max(limits.body_memory_mb * 2**20, MIN_MEMORY_IN_ANSWERS * MAX_ANSWER_BYTES)
+            if self._shares.acquire(caller, capacity=capacity, count=count):
+                return
+            own = self._shares.of(caller) / 2**20
+        used = f"{self.held / 2**20:.0f} of {capacity / 2**20:.0f} MiB, {own:.0f} of this caller"
+        message = f"answers that are held whole take {used}: ask for a stream, or again (limits.body_memory_mb)"
+        error = AnswerMemoryFull(message, expert="")
+        error.retry_after = RETRY_SECONDS
+        raise error

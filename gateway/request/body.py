@@ -1,7 +1,7 @@
 """Reads the JSON body of a request under limits of size, number of values, memory and time, and validates it.
 
-Chat requests call `read_json_body`; their dialect parses the bytes. Endpoints with a declared schema call `read_body`
-and `validated`. A body is large above `SMALL_BODY` bytes; permits and the queue bound the small ones. `JsonScan` counts
+Chat requests call `read_json_body`; their dialect parses the bytes. Endpoints with a declared schema call it and
+`validated`. A body is large above `SMALL_BODY` bytes; permits and the queue bound the small ones. `JsonScan` counts
 the values of a large body while its bytes arrive; `LargeBodies` bounds all large bodies of a process together.
 `FairShares` shares a fixed capacity among callers: bodies that arrive, memory of large bodies, feedback in progress.
 """
@@ -16,8 +16,7 @@ from functools import partial
 from typing import Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
-from starlette.requests import Request
-from starlette.types import Message, Receive, Scope
+from starlette.types import Receive, Scope
 
 from coe.errors import BodyMemoryFull, BodyTooLarge, BodyTooSlow, InvalidRequest, WrongMediaType
 from coe.registry import Limits
@@ -42,8 +41,7 @@ CONTAINER_WEIGHT = 10
 VALUE_BYTES = 24
 """Approximate bytes of memory of one counted value."""
 SCAN_WINDOW = 2**18
-"""Bytes scanned at a time, which bounds the memory of a scan. One read of a connection is not longer, so it is scanned
-without a copy."""
+"""Bytes scanned at a time, which bounds the memory of a scan."""
 _NOT_COUNTED = bytes(set(range(256)) - set(b"[{,"))
 
 
@@ -74,10 +72,9 @@ class FairShares:
 
     def acquire(self, caller: str | None, *, capacity: int, count: int = 1, reserve: int | None = None) -> bool:
         """Give the caller `count` more units of `capacity`, or return False if that exceeds its share."""
-        own = self._held_by.get(caller, 0)
-        if capacity - self.held - count < (own if reserve is None else min(own, reserve)):
+        if not self.allows(caller, capacity=capacity, count=count, reserve=reserve):
             return False
-        self._held_by[caller] = own + count
+        self._held_by[caller] = self._held_by.get(caller, 0) + count
         self.held += count
         return True
 
@@ -179,15 +176,10 @@ class JsonScan:
         copies = 6 if self.is_wide else 2  # Python caches the UTF-8 form of a string beyond ASCII
         return self.size * copies + self.values * VALUE_BYTES
 
-    def read(self, body: bytearray) -> None:
-        """Count the values of a body that has grown since the last call. Raises InvalidRequest as `feed` does."""
-        with memoryview(body) as view, view[self.size :] as added:
-            self.feed(added)
-
-    def feed(self, data: bytes | bytearray | memoryview) -> None:
+    def feed(self, data: bytes) -> None:
         """Scan the next bytes of the body. Raises InvalidRequest as soon as there are more values than allowed."""
         for at in range(0, len(data), SCAN_WINDOW):
-            self._scan(bytes(data[at : at + SCAN_WINDOW]))
+            self._scan(data[at : at + SCAN_WINDOW])
             if self.values > self._max_values:
                 raise InvalidRequest(
                     f"the body holds more than {self._max_values} JSON values, where an object or array counts as "
@@ -204,24 +196,13 @@ class JsonScan:
         # An odd number of backslashes at the end escapes the first character of the next window.
         trailing = len(window) - len(window.rstrip(b"\\")) if escapes else 0
         self._escaped = trailing % 2 == 1
-        if b'"' not in window:
-            if not self._in_string:
-                self._count(window)
-            return
         if escapes:
-            if b'\\\\"' in window:  # else a backslash before a quote escapes it
-                window = window.replace(b"\\\\", b"")
-            window = window.replace(b'\\"', b"")
+            window = window.replace(b"\\\\", b"").replace(b'\\"', b"")
         chunks = window.split(b'"')  # every second chunk is outside of strings
-        self._count(b"".join(chunks[self._in_string :: 2]))
-        quotes = len(chunks) - 1
-        self.values += quotes // 2
+        structure = b"".join(chunks[self._in_string :: 2]).translate(None, _NOT_COUNTED)
+        commas, quotes = structure.count(b","), len(chunks) - 1
+        self.values += commas + CONTAINER_WEIGHT * (len(structure) - commas) + quotes // 2
         self._in_string ^= bool(quotes % 2)
-
-    def _count(self, outside: bytes) -> None:
-        structure = outside.translate(None, _NOT_COUNTED)
-        commas = structure.count(b",")
-        self.values += commas + CONTAINER_WEIGHT * (len(structure) - commas)
 
 
 FORM = b"multipart/form-data"
@@ -295,44 +276,32 @@ async def read_json_body(
         sent = repr(media_type.decode("latin-1")[:64]) if media_type else "a body without a media type"
         raise WrongMediaType(f"send the header content-type: application/json, not {sent}")
     if declared > limit:
-        raise _too_large(limit)
+        raise _too_large(limit, is_chat=reservation is not None)
     if reservation and declared > SMALL_BODY:
         reservation.reserve_memory(INITIAL_COPIES * declared)
-    first = await receive()
-    if first["type"] == "http.disconnect":
-        raise ClientLeftError
-    chunk: bytes = first.get("body", b"")
-    if declared <= SMALL_BODY and len(chunk) <= SMALL_BODY and not first.get("more_body", False):
-        if len(chunk) > limit:
-            raise _too_large(limit)
-        return chunk
     scan = None if is_form else JsonScan(max_values=max_values)
-    return await _read(first, receive, limit=limit, scan=scan, reservation=reservation)
-
-
-async def _read(
-    message: Message, receive: Receive, *, limit: int, scan: JsonScan | None, reservation: BodyReservation | None
-) -> bytes | bytearray:
-    """Read the body that begins with `message` into one buffer; joining a list of chunks would hold it twice."""
-    body = bytearray()
+    body = bytearray()  # one buffer; joining a list of chunks would hold the body twice
     while True:
-        chunk: bytes = message.get("body", b"")
-        if len(body) + len(chunk) > limit:
-            raise _too_large(limit)
-        body += chunk
-        if reservation is None or len(body) <= SMALL_BODY:
-            if scan is not None:
-                scan.read(body)
-        elif scan is None:
-            reservation.reserve_memory(INITIAL_COPIES * len(body))
-        else:
-            await reservation.process(partial(scan.read, body), size=len(body))
-            reservation.reserve_memory(scan.memory)
-        if not message.get("more_body", False):
-            return body
         message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientLeftError
+        chunk: bytes = message.get("body", b"")
+        if len(body) + len(chunk) > limit:
+            raise _too_large(limit, is_chat=reservation is not None)
+        is_last = not message.get("more_body", False)
+        if is_last and not body and max(declared, len(chunk)) <= SMALL_BODY:
+            return chunk
+        body += chunk
+        if reservation is None or len(body) <= SMALL_BODY:
+            if scan is not None:
+                scan.feed(chunk)
+        elif scan is None:
+            reservation.reserve_memory(INITIAL_COPIES * len(body))
+        else:
+            await reservation.process(partial(scan.feed, chunk), size=len(body))
+            reservation.reserve_memory(scan.memory)
+        if is_last:
+            return body
 
 
 def body_too_slow() -> BodyTooSlow:
@@ -340,18 +309,9 @@ def body_too_slow() -> BodyTooSlow:
     return BodyTooSlow(f"the body did not arrive within {BODY_TIMEOUT:g} s")
 
 
-def _too_large(limit: int) -> BodyTooLarge:
+def _too_large(limit: int, *, is_chat: bool) -> BodyTooLarge:
     size = f"{limit / 2**20:g} MiB" if limit >= 2**20 else f"{limit / 2**10:g} KiB"
-    return BodyTooLarge(f"the body is larger than {size}, which is the limit here")
-
-
-async def read_body(request: Request, *, limit: int) -> bytes | bytearray:
-    """Read the body, at most `limit` bytes of JSON. Raises an InvalidRequest, or ClientLeftError."""
-    try:
-        async with asyncio.timeout(BODY_TIMEOUT):
-            return await read_json_body(read_head(request.scope), request.receive, limit=limit)
-    except TimeoutError:
-        raise body_too_slow() from None
+    return BodyTooLarge(f"the body is larger than {size}" + " (limits.max_body_mb in experts.yaml)" * is_chat)
 
 
 def validated(model: type[Body], data: bytes | bytearray) -> Body:

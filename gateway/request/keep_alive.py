@@ -12,7 +12,7 @@ from typing import Self
 from starlette.types import Message, Send
 
 from coe.experts.http.sse import EVENT_STREAM
-from gateway.errors import Headers
+from gateway.dialects import Headers
 from gateway.request.trace import Trace
 
 RECHECK_INTERVAL = 0.5

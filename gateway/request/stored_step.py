@@ -109,9 +109,8 @@ class StoredStep:
         if wanted := references(items):
             items = await loading.resolve(items, wanted)
         if previous_id is not None or wanted:
-            fields["input"] = items
-            read = partial(responses.read, fields, model=chat.model)
-            trace.chat = await active.process(read, size=loading.size)
+            fields["input"], fields["model"] = items, chat.model
+            trace.chat = await active.process(partial(responses.read, fields), size=loading.size)
         if fields.get("store") is not False:
             use.part = await active.process(partial(request_part, sent, use.previous, use.rule), size=body_bytes)
             if not use.part:

@@ -1,28 +1,49 @@
-"""The state of one request: its steps with their times, decision, reply and outcome.
+"""The state of one request: its options, its steps with their times, decision, reply and outcome.
 
 `gateway.chat` and the steps of `coe.routing.composition` fill in a `Trace`. The response headers, metrics,
 OpenTelemetry spans, access log and routing record are derived from it. It executes no step itself.
+
+`read_options` reads the head into options: without a header, the value declared in experts.yaml applies.
+`resolve_model` adds what an alias or operating point in `model` stands for, `with_rules` the rules that match.
+`gateway/endpoints/openapi.json` describes each header. A header that is repeated counts as one whose values are
+separated by commas, so most are then refused.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from time import perf_counter
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from coe.core import PASS_THROUGH_APIS, TRANSLATED_APIS, Api, Reply
-from coe.errors import ExpertError, RequestError
+from coe.core import (
+    NO_RECIPE,
+    PASS_THROUGH_APIS,
+    TRANSLATED_APIS,
+    Api,
+    Chat,
+    Purpose,
+    Reply,
+    RequestOptions,
+    RetrievalMode,
+)
+from coe.errors import ExpertError, InvalidRequest, RequestError
 from coe.experts.http.sse import EVENT_STREAM
 from coe.experts.translation.expert import dropped_parts, is_translated
-from coe.registry import ExpertSpec
+from coe.registry import AUTO, ExpertSpec, Policy, Registry
+from coe.registry.aliases import ResolvedModel
 from coe.routing.composition import RoutedRequest
 from coe.routing.decision import with_fallback
+from coe.routing.eligibility import check_model, check_recipe, only_local
 from coe.routing.request_text import read_request
+from coe.routing.rules import RequestFacts, Rules
 from coe.usage import MemberCall, RecipeLog, RecipeUsage, SentCall, Usage
 from gateway.access.access import Caller
 from gateway.access.allowance import Allowance
+from gateway.access.estimate import input_tokens
 from gateway.cache.answer import CachedAnswer, CacheUse
 from gateway.request.body import Head
 from gateway.snapshot import Snapshot
@@ -74,7 +95,8 @@ class Trace(RoutedRequest):
 
     def __post_init__(self) -> None:
         self.began = {"admit": self.start}
-        self.request_id = new_request_id(self.time)
+        # milliseconds since 1970, so that an index of the log grows at its end, and 80 random bits
+        self.request_id = f"req_{int(self.time * 1000):012x}{os.urandom(10).hex()}"
 
     def step(self, name: StepName) -> None:
         """Begin a step, which ends the one before. `admit` began when the request arrived."""
@@ -178,39 +200,30 @@ class Trace(RoutedRequest):
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         """The response headers known so far. Names are ASCII by declaration; none holds text of the prompt."""
-        headers = [(b"x-request-id", self.request_id.encode())]
-        if (decision := self.decision) is not None:
-            headers += (
-                (b"x-coe-expert", self.expert.encode()),
-                (b"x-coe-category", decision.category.encode()),
-                (b"x-coe-confidence", b"%.3f" % decision.confidence),
-                (b"x-coe-reason", decision.reason.encode()),
-                (b"x-coe-router", self.snapshot.composition.router.version.encode()),
-                (b"x-coe-attempts", b"%d" % self.attempts.count),
-                (b"x-coe-overhead-ms", b"%.3f" % self.routing_ms),
-            )
-            for name, text in (
-                (b"x-coe-language", self.prediction.language if self.prediction is not None else ""),
-                (b"x-coe-rule", decision.rule),
-                (b"x-coe-fallback-from", decision.fallback_from),
-                (b"x-coe-cause", decision.cause),
-            ):
-                if text:
-                    headers.append((name, text.encode()))
-            if (log := self.recipe_log) is not None:
-                headers += (
-                    (b"x-coe-recipe", log.recipe.encode()),
-                    (b"x-coe-steps", b"%d" % log.steps),
-                    (b"x-coe-calls", b"%d" % len(log.calls)),
-                )
-        if self.dropped:
-            headers.append((b"x-coe-dropped", ", ".join(self.dropped).encode()))
-        if self.cache is not None:
-            headers.append((b"x-coe-cache", self.cache.result.encode()))
+        decision, log, result = self.decision, self.recipe_log, self.retrieval_result
+        texts: dict[str, str | None] = {"x-request-id": self.request_id}
+        if decision is not None:
+            texts |= {
+                "x-coe-expert": self.expert,
+                "x-coe-category": decision.category,
+                "x-coe-confidence": f"{decision.confidence:.3f}",
+                "x-coe-reason": decision.reason,
+                "x-coe-router": self.snapshot.composition.router.version,
+                "x-coe-attempts": str(self.attempts.count),
+                "x-coe-overhead-ms": f"{self.routing_ms:.3f}",
+                "x-coe-language": (self.prediction is not None and self.prediction.language) or None,
+                "x-coe-rule": decision.rule or None,
+                "x-coe-fallback-from": decision.fallback_from or None,
+                "x-coe-cause": decision.cause or None,
+            }
+        if decision is not None and log is not None:
+            texts |= {"x-coe-recipe": log.recipe, "x-coe-steps": str(log.steps), "x-coe-calls": str(len(log.calls))}
+        texts["x-coe-dropped"] = ", ".join(self.dropped) or None
+        texts["x-coe-cache"] = None if self.cache is None else self.cache.result
         if "retrieve" in self.ended:
-            result = self.retrieval_result
             used = f"; passages={len(result.passages)}; tokens={result.tokens}" if result.status == "used" else ""
-            headers.append((b"x-coe-retrieval", f"{result.status}{used}".encode()))
+            texts["x-coe-retrieval"] = f"{result.status}{used}"
+        headers = [(name.encode(), text.encode()) for name, text in texts.items() if text is not None]
         if self.allowance is not None:
             headers += self.allowance.headers()
         if self.options.explain:  # the header Server-Timing (W3C): the milliseconds of each completed step
@@ -269,16 +282,106 @@ class Trace(RoutedRequest):
         return prices.cost(usage.input_tokens, output_tokens, usage.cached_tokens or 0)
 
 
-RANDOM_PARTS = 64
-"""Random parts of request ids that one system call provides. Each call releases the interpreter lock, and may have to
-wait for it."""
-_random_parts: list[str] = []
-os.register_at_fork(after_in_child=_random_parts.clear)
+MAX_SESSION_CHARACTERS = 128
+MAX_RECIPE_CHARACTERS = 80
+"""Characters of the name of a recipe or arm."""
+MAX_VERSION_CHARACTERS = 2048
+"""Characters of each header that names versions."""
+SESSION, COST_WEIGHT = b"x-session-id", b"x-coe-cost-weight"
+TIMEOUT, RECIPE, ONLY_LOCAL = b"x-coe-timeout", b"x-coe-recipe", b"x-coe-only-local"
+_TRACE_HEADERS = (b"traceparent", b"tracestate")
+_VERSIONS = (b"anthropic-version", b"anthropic-beta")
+"""Headers of a Messages request that its expert's server receives too. No other client header reaches a server."""
+_CHOICES: Mapping[bytes, tuple[str, Mapping[bytes, Any]]] = {
+    b"x-coe-retrieval": ("retrieval", {word.encode(): word for word in get_args(RetrievalMode)}),
+    b"x-coe-explain": ("explain", {b"0": False, b"1": True}),
+    b"x-coe-cache": ("cache", {b"on": True, b"off": False}),
+    ONLY_LOCAL: ("only_local", {b"true": True, b"false": False}),
+    b"x-coe-purpose": ("purpose", {word.encode(): word for word in get_args(Purpose)}),
+}
+"""The option that each header sets, and its values."""
+_HEADERS = frozenset((*_CHOICES, SESSION, COST_WEIGHT, TIMEOUT, RECIPE, *_TRACE_HEADERS))
 
 
-def new_request_id(now: float) -> str:
-    """A unique id: milliseconds since 1970, so that an index of the log grows at its end, and 80 random bits."""
-    if not _random_parts:
-        digits = os.urandom(10 * RANDOM_PARTS).hex()
-        _random_parts.extend(digits[start : start + 20] for start in range(0, len(digits), 20))
-    return f"req_{int(now * 1000):012x}{_random_parts.pop()}"
+def read_options(head: Head, policy: Policy, *, caller: Caller, api: Api = "chat") -> RequestOptions:
+    """Read x-session-id, the x-coe-* headers, the trace context and, for the Messages API, Anthropic's versions. The
+    rule of the caller's API key can only become stricter.
+
+    Raises InvalidRequest for an unknown choice, a number outside the declared limits, or an invalid version.
+    """
+    chosen: dict[str, Any] = {"cost_weight": policy.cost_weight, "timeout": policy.timeout, "rule": caller.rule}
+    if not head.keys().isdisjoint(_HEADERS):
+        for name, (option, values) in _CHOICES.items():
+            if name in head:
+                if head[name] not in values:
+                    text = name.decode()
+                    raise InvalidRequest(f"{text} must be one of {b', '.join(values).decode()}", param=text)
+                chosen[option] = values[head[name]]
+        if 0 < len(session := head.get(SESSION, b"")) <= MAX_SESSION_CHARACTERS:
+            chosen["session"] = session.decode("latin-1")
+        if COST_WEIGHT in head:
+            chosen["cost_weight"] = _number(head, COST_WEIGHT, *policy.cost_weight_limits)
+        if TIMEOUT in head:
+            chosen["timeout"] = min(_number(head, TIMEOUT, 0.001, 86400.0), policy.timeout)
+        if RECIPE in head:
+            chosen["recipe"] = _ascii(head, RECIPE, MAX_RECIPE_CHARACTERS, what="the name of a recipe or off, ")
+        if chosen.pop("only_local", False):
+            chosen["rule"] = only_local(caller.rule)
+        trace = {name.decode(): head[name] for name in _TRACE_HEADERS if name in head}
+        # the standard demands ASCII, and HTTP clients fail on more
+        chosen["trace_headers"] = {name: value.decode() for name, value in trace.items() if value.isascii()}
+    if api == "messages":
+        chosen["version_headers"] = {
+            name.decode(): _ascii(head, name, MAX_VERSION_CHARACTERS) for name in _VERSIONS if head.get(name)
+        }
+    return RequestOptions(tenant=caller.tenant, **chosen)
+
+
+def resolve_model(chat: Chat, options: RequestOptions, registry: Registry, head: Head) -> tuple[Chat, RequestOptions]:
+    """Replace an alias or operating point by the model that it stands for, and set the point's cost weight unless the
+    request has a header for it.
+
+    Raises ModelNotFound for a model or recipe that does not exist for the caller. Names are checked here
+    before anything else, so that no other error, price or cached answer reveals an excluded model.
+    """
+    if chat.model == AUTO and not options.recipe:  # the usual case; no alias has this name
+        return chat, options
+    model = registry.models.resolve(chat.model) or ResolvedModel(chat.model)
+    check_model(model.model, registry, options.rule, sent=chat.model)
+    if options.recipe not in ("", NO_RECIPE, model.model):
+        check_recipe(options.recipe, registry, options.rule)
+    if model.cost_weight is not None and COST_WEIGHT not in head:
+        options = replace(options, cost_weight=model.cost_weight)
+    return chat if model.model == chat.model else replace(chat, model=model.model), options
+
+
+def with_rules(
+    chat: Chat, options: RequestOptions, rules: Rules, head: Head, *, caller: Caller, model: str
+) -> RequestOptions:
+    """Add the rules of experts.yaml that match, and limit the request to local experts if one says so. `model` is the
+    client's value."""
+    client = head.get(b"user-agent", b"").decode("latin-1")
+    routed = chat.model == AUTO and options.recipe in ("", NO_RECIPE)
+    key, tenant = caller.key or "", caller.tenant or ""
+    names = rules.matching(RequestFacts(chat, model, input_tokens, client, key, tenant, routed))
+    rule = only_local(options.rule) if rules.only_local(names) else options.rule
+    return replace(options, rules=names, rule=rule) if names else options
+
+
+def _ascii(head: Head, name: bytes, longest: int, *, what: str = "") -> str:
+    text = head[name].decode("latin-1")
+    if len(text) > longest or not (text.isascii() and text.isprintable()):
+        message = f"{name.decode()} must be {what}at most {longest} printable ASCII characters"
+        raise InvalidRequest(message, param=name.decode())
+    return text
+
+
+def _number(head: Head, name: bytes, low: float, high: float) -> float:
+    try:
+        number = float(head[name])
+    except ValueError:
+        number = math.nan
+    if not low <= number <= high:
+        text = name.decode()
+        raise InvalidRequest(f"{text} must be a number from {low:g} to {high:g}", param=text)
+    return number

@@ -22,8 +22,8 @@ The gateway serves the endpoints below. `GET /openapi.json` returns the same as 
 clients can be generated. Bodies are JSON and need `content-type: application/json`. Fields that the gateway does not
 know reach the expert unchanged. [Headers](headers.md) and [errors](errors.md) have pages of their own.
 
-If `access.keys` declares API keys, send one as `authorization: Bearer KEY`, `x-api-key: KEY` or
-`api-key: KEY`. A slash at the end of a path makes no difference.
+If `access.keys` declares API keys, send one as `authorization: Bearer KEY` or
+`x-api-key: KEY`. A slash at the end of a path makes no difference.
 
 ## Common statuses
 

@@ -28,9 +28,9 @@ from coe.records.record import COLUMNS
 from coe.registry import load, schema
 from coe.settings import Settings
 from gateway.app import create_app
+from gateway.dialects import body_of
 from gateway.endpoints.admin.records import LIST_FIELDS
 from gateway.endpoints.routes import document
-from gateway.errors import body_of
 from gateway.main import open_services
 from gateway.services import Services
 

@@ -97,7 +97,7 @@ class ScriptedJobs:
         self.go = asyncio.Event()
         self.go.set()
 
-    async def run(self, *words: str, seconds: float, needs: tuple[str, ...], sent: bytes = b"") -> Any:
+    async def run(self, *words: str, seconds: float, needs: tuple[str, ...]) -> Any:
         self.asked.append(words)
         await self.go.wait()
         if isinstance(self.answer, Exception):

@@ -6,15 +6,9 @@ from typing import Any
 
 import pytest
 
-from coe.errors import ExpertUnavailable
-from tests.fakes import Gateway, gateway_of, registry_of
+from tests.fakes import gateway_of, registry_of
 
 pytestmark = pytest.mark.anyio
-
-
-async def listed(gateway: Gateway) -> dict[str, Any]:
-    answer = await gateway.post("/v1/experts", method="GET")
-    return {expert["id"]: expert for expert in answer.json["data"]}
 
 
 async def test_recipes_are_listed_with_their_members() -> None:
@@ -30,15 +24,11 @@ async def test_recipes_are_listed_with_their_members() -> None:
         assert (await gateway.post("/v1/recipes", method="GET")).json["data"] == []
 
 
-async def test_each_expert_has_its_numbers_and_assigned_categories() -> None:
-    async with gateway_of(painter=ExpertUnavailable("gone", expert="painter")) as gateway:
-        await gateway.chat("code")
-        await gateway.chat("art")
-        await gateway.chat("art", model="painter")
-        found = await listed(gateway)
+async def test_each_expert_has_its_state_and_assigned_categories() -> None:
+    async with gateway_of() as gateway:
+        answer = await gateway.post("/v1/experts", method="GET")
+        found = {expert["id"]: expert for expert in answer.json["data"]}
     assert list(found) == ["coder", "painter", "generalist"]
-    assert (found["coder"]["requests"], found["coder"]["failed"]) == (1, 0)
-    assert (found["painter"]["requests"], found["painter"]["failed"], found["painter"]["fallbacks"]) == (1, 1, 1)
     assert [row["category"] for row in found["coder"]["assigned_categories"]] == ["code"]
-    assert found["coder"]["system_prompt"] is False
+    assert (found["coder"]["up"], found["coder"]["system_prompt"]) == (True, False)
     assert "api_key" not in found["coder"]

@@ -1,14 +1,12 @@
-"""`/v1/records`: the list, one record, and the replay of its decision."""
+"""`/v1/records`: the list, and one record."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import orjson
 import pytest
 
-from coe.core import Health
 from coe.errors import StoreError
 from gateway.endpoints.admin import records
 from tests.access.samples import key_of
@@ -16,15 +14,9 @@ from tests.fakes import Gateway, Response, gateway_of, registry_of
 
 pytestmark = pytest.mark.anyio
 
-PROMPTS = {"log": {"url": "sqlite:///log.sqlite", "store_prompts": True}}
-
 
 async def read(gateway: Gateway, path: str = "/v1/records", query: str = "", **headers: str) -> Response:
     return await gateway.post(path, method="GET", query=query, headers=headers)
-
-
-async def replay(gateway: Gateway, request_id: str) -> Response:
-    return await gateway.post(f"/v1/records/{request_id}/decision")
 
 
 async def sent(gateway: Gateway, text: str, **fields: Any) -> str:
@@ -111,47 +103,3 @@ async def test_records_are_for_administrators_who_see_all_tenants() -> None:
             assert (await read(gateway, path)).status == 401
         found = (await read(gateway, f"/v1/records/{request_id}", **{"x-api-key": "boss"})).json
     assert [(event["key"], event["tenant"]) for event in found["feedback"]] == [("alice", "a")]
-
-
-async def test_without_changes_the_replay_decides_the_same() -> None:
-    async with gateway_of() as gateway:
-        for text in ("code", "art", "hello", "code and art"):
-            found = (await replay(gateway, await sent(gateway, text))).json
-            recorded, replayed = found["recorded"], found["replayed"]
-            assert found["source"] == "posterior"
-            assert replayed["probabilities"] == pytest.approx(recorded["probabilities"], abs=1e-4)
-            assert replayed["utility"] == pytest.approx(recorded["utility"], abs=1e-3)
-            for name in ("expert", "category", "reason", "candidates", "router", "config", "assignment"):
-                assert replayed[name] == recorded[name]
-
-
-async def test_a_replay_uses_the_current_health_of_experts() -> None:
-    async with gateway_of() as gateway:
-        request_id = await sent(gateway, "code")
-        gateway.experts["coder"].health = Health(up=False)
-        found = (await replay(gateway, request_id)).json
-    assert found["recorded"]["expert"] == "coder"
-    assert found["replayed"]["expert"] != "coder"
-    assert found["replayed"]["candidates"][-1] == "coder"
-
-
-async def test_a_stored_prompt_is_classified_again() -> None:
-    async with gateway_of(registry_of(**PROMPTS)) as gateway:
-        request_id = await sent(gateway, "art")
-        gateway.records[0] = replace(gateway.records[0], probabilities={"code": 1.0, "art": 0.0, "general": 0.0})
-        kept = (await replay(gateway, request_id)).json
-        gateway.records[0] = replace(gateway.records[0], prompt=None)
-        lost = (await replay(gateway, request_id)).json
-    assert (kept["source"], kept["replayed"]["expert"]) == ("prompt", "painter")
-    assert (lost["source"], lost["replayed"]["expert"]) == ("posterior", "coder")
-
-
-async def test_pinned_and_sticky_requests_stay_so_in_a_replay() -> None:
-    async with gateway_of() as gateway:
-        pinned = (await replay(gateway, await sent(gateway, "code", model="painter"))).json
-        request_id = await sent(gateway, "code and art")
-        first = gateway.records[-1]
-        gateway.records[-1] = replace(first, reason="sticky", candidates=("painter", "coder"), expert="painter")
-        sticky = (await replay(gateway, request_id)).json
-    assert (pinned["replayed"]["expert"], pinned["replayed"]["reason"]) == ("painter", "pinned")
-    assert (sticky["replayed"]["expert"], sticky["replayed"]["reason"]) == ("painter", "sticky")

@@ -14,7 +14,7 @@ from coe.experts.http.expert import HttpExpert
 from coe.experts.http.replies import ModelNameRewriter
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
-from gateway.errors import body_of
+from gateway.dialects import body_of
 from tests.experts.faulty_server import FaultyServer
 
 pytestmark = pytest.mark.anyio

@@ -61,7 +61,6 @@ async def test_more_permits_let_in_who_waits_and_fewer_come_to_count_as_requests
 
 
 async def test_requests_notice_that_their_client_left_whenever_they_began(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One timer serves all young requests: those that begin while it waits, end before it, or begin after it."""
     monkeypatch.setattr(admissions, "WATCH_DELAY", 0.05)
     admission, left = admission_of(permits=100), asyncio.Event()
     head = {b"content-type": b"application/json"}

@@ -13,7 +13,7 @@ from coe.errors import InvalidRequest
 from coe.registry import Policy
 from gateway.access.access import Caller
 from gateway.request.body import read_head
-from gateway.request.head import read_options
+from gateway.request.trace import read_options
 from tests.access.samples import key_of
 from tests.fakes import Gateway, gateway_of
 from tests.gateway.test_only_local import CHAT, EXPERTS, declared, headers_of, send_chat

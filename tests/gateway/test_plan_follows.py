@@ -56,7 +56,6 @@ async def test_experts_come_and_go_under_a_plan_without_a_failed_reload_or_start
         served.declare(**fewer | {"experts": gone})
         third = await mapped(served, "coder", "generalist")
         assert {row["category"]: row["expert"] for row in third["assignment"]}["art"] == "generalist"
-        assert third["measured"]["planned"]["quality"] < first["measured"]["planned"]["quality"]
         assert (await served.ready())["reload_error"] is False
         await served.kill()
         await served.start()

@@ -16,6 +16,7 @@ from coe.artifacts.kinds import ASSIGNMENT
 from coe.artifacts.store import ArtifactStore
 from coe.errors import ConfigError
 from coe.registry import Registry
+from coe.registry.hints import without_values
 from coe.settings import Settings
 from gateway.main import open_services
 from gateway.process import reload as reload_module
@@ -212,3 +213,10 @@ def test_a_local_server_cannot_change_and_how_it_is_used_can() -> None:
             check_reloadable(local(), local(**change))
     check_reloadable(local(), registry_of())
     check_reloadable(registry_of(cache={}), registry_of(cache={"ttl": 60, "when": "always"}))
+
+
+def test_values_of_variables_are_removed_where_a_cause_quotes_or_shortens_them() -> None:
+    environ = {"LONG": "l" * 90 + "end", "QUOTES": "it's \\ \n a secret", "OTHER": "stays", "PART": "llll"}
+    text = "${LONG} os.environ/QUOTES ${PART}"
+    problem = f"not {environ['LONG'][:64]!r}, {environ['LONG']}, {environ['QUOTES']!r} or 'stays'"
+    assert without_values(problem, text, environ) == "not '${LONG}', ${LONG}, \"${QUOTES}\" or 'stays'"

@@ -149,24 +149,6 @@ async def test_a_stream_begins_with_a_chunk_that_names_the_sources() -> None:
     assert len(rest) == 1
 
 
-async def test_a_stream_of_the_responses_api_has_annotations_in_its_last_event() -> None:
-    text, place = "In 1889 [1].", {"item_id": "m1", "output_index": 0, "content_index": 0}
-    item = {"id": "m1", "type": "message", "content": [{"type": "output_text", "text": text, "annotations": []}]}
-    reported = [
-        {"type": "response.output_text.done", "text": text, **place},
-        {"type": "response.completed", "response": {"id": "r1", "output": [item]}},
-    ]
-    script = [b"event: %b\ndata: %b\n\n" % (one["type"].encode(), orjson.dumps(one)) for one in reported]
-    scripted = ScriptedRetrieval(passage(TOWER, source="https://example.org/tower"), gate=gate_of(3.0))
-    async with gateway_of(retrieval=scripted.retrieval, generalist=script) as gateway:
-        body = {"model": "auto", "input": "general when?", "stream": True}
-        response = await gateway.post("/v1/responses", orjson.dumps(body))
-    assert response.body.startswith(script[0] + b"event: response.completed\ndata: {")
-    cited = {"type": "url_citation", "url": "https://example.org/tower", "title": "Notes"}
-    cited |= {"start_index": 8, "end_index": 11}
-    assert events(response.body)[1]["response"]["output"][0]["content"][0]["annotations"] == [cited]
-
-
 def events(body: bytes) -> list[Any]:
     lines: Sequence[bytes] = body.splitlines()
     return [orjson.loads(line[6:]) for line in lines if line.startswith(b"data: {")]

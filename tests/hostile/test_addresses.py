@@ -71,7 +71,7 @@ async def test_no_page_and_no_line_of_the_log_shows_them_and_requests_carry_them
         async with served.send_chat("broken") as answer:
             assert answer.status == 503
             pages.append(await answer.text() + str(dict(answer.headers)))
-        paths = ("/v1/experts", "/metrics", "/v1/report", "/v1/map", "/openapi.json", "/v1/stats")
+        paths = ("/v1/experts", "/metrics", "/v1/report", "/v1/map", "/openapi.json")
         pages += [await text_of(served, path) for path in paths]
         declared = orjson.loads(await text_of(served, "/v1/experts"))["data"]
         addresses = [one["address"] for expert in declared for one in expert["replicas"]]

@@ -15,8 +15,8 @@ from coe.errors import DeadlineExceeded
 from coe.experts import ReplicatedExpert
 from coe.experts.held_answer import SMALL_ANSWER
 from gateway.chat import PIECE_BYTES
-from gateway.request import answers
-from gateway.request.answers import AnswerPool
+from gateway.request import admission
+from gateway.request.admission import AnswerPool
 from gateway.server import Protocol
 from tests.fakes import Gateway, Response
 from tests.gateway.gateway_over import gateway_over
@@ -98,7 +98,7 @@ def expert_of(one: Gateway) -> ReplicatedExpert:
 async def test_endless_answers_of_one_key_end_with_503_and_leave_memory_for_the_answers_of_others(
     stream: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(answers, "MAX_ANSWER_BYTES", MB)  # so that 2 MiB are the memory, and a key has half of it
+    monkeypatch.setattr(admission, "MAX_ANSWER_BYTES", MB)  # so that 2 MiB are the memory, and a key has half of it
     held = list[int]()
     grow = AnswerPool.grow
 

@@ -133,7 +133,7 @@ def held(gateway: Gateway, server: RunningServer, session: Client) -> dict[str, 
     found: dict[str, Any] = {
         "admission": [admission.in_use, admission.queued, admission.arriving, admission.body_memory],
         "answers": state.answers.held,
-        "active": [*admission.active, *admission.watch._due],
+        "active": [*admission.active],
         "server": [*server.server_state.tasks, *server.connections],
         "open": [one for one in session._open if one._idle_in is None],
     }

@@ -129,7 +129,6 @@ async def test_a_foreign_page_neither_rolls_back_the_router_nor_spends_at_an_exp
     attacks: list[tuple[str, str, str | None]] = [
         ("/v1/artifacts/router/rollback", "POST", '{"why": "harm"}'),
         ("/v1/chat/completions", "POST", CHAT),
-        ("/v1/records/req_0/decision", "POST", None),
         ("/metrics", "GET", None),
     ]
     async with visiting(browser, scene.evil) as page:

@@ -23,8 +23,6 @@ from coe.records.codec import RECORD
 from coe.registry import KeySpec
 from gateway.endpoints.admin import records
 from gateway.endpoints.admin.artifacts import PromoteRequest, RollbackRequest
-from gateway.endpoints.admin.config import ConfigText
-from gateway.endpoints.admin.mapping import BudgetRequest
 from gateway.endpoints.admin.records import RecordQuery
 from gateway.endpoints.admin.reports import ReportQuery
 from gateway.endpoints.documents import DocumentLocation, DocumentPage, PassageQuery, Upload
@@ -56,8 +54,6 @@ machine, so that only a request without an answer in a minute fails."""
 
 
 BODIES: dict[str, type[BaseModel]] = {
-    "BudgetRequest": BudgetRequest,
-    "ConfigText": ConfigText,
     "FeedbackRequest": FeedbackRequest,
     "KeySpec": KeySpec,
     "PassageQuery": PassageQuery,

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
 
 import anyio
 import pytest
 from axe_playwright_python.async_playwright import Axe
-from playwright.async_api import Browser, BrowserContext, ConsoleMessage, Page, Request, Route, async_playwright, expect
+from playwright.async_api import Browser, BrowserContext, ConsoleMessage, Page, Request, async_playwright, expect
 
 CHROMIUM = shutil.which("chromium")
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
@@ -73,27 +71,6 @@ def quiet(page: Page, *, host: str) -> Iterator[None]:
     page.on("request", asked)
     yield
     assert not found, found
-
-
-@dataclass(frozen=True)
-class HeldRequests:
-    """`arrived` is set once the page has sent one of the requests; `released`, set by the test, sends them on."""
-
-    arrived: asyncio.Event = field(default_factory=asyncio.Event)
-    released: asyncio.Event = field(default_factory=asyncio.Event)
-
-
-async def hold_requests(page: Page, url: str) -> HeldRequests:
-    """Hold all requests of the page to `url`, a glob pattern, until the test releases them."""
-    held = HeldRequests()
-
-    async def send_later(route: Route) -> None:
-        held.arrived.set()
-        await held.released.wait()
-        await route.continue_()
-
-    await page.route(url, send_later)
-    return held
 
 
 async def wait_until(page: Page, script: str, argument: object = None) -> None:

@@ -59,14 +59,19 @@ async def test_pausing_by_button_or_space_stops_it_until_it_is_resumed(browser: 
 
 
 async def test_tiers_breakers_and_troubles_are_shown_where_there_are_any(browser: Browser, served: Served) -> None:
-    async with served.client.get(f"{served.url}/v1/stats") as response:
-        look = await response.json()
-    look["warnings"] = ["log", "reload"]
-    turns = {"tier": "asleep", "waiting": 4, "switches": 7}
-    look["experts"][0] |= turns | {"replicas": {"a:1": "open", "b:1": "closed", "c:1": "open"}}
-    look["experts"][1] |= turns | {"tier": "switching", "replicas": {"a:1": "open"}}
-    later = look | {"time": look["time"] + 1}
-    snapshots = [look, later]
+    async with served.client.get(f"{served.url}/metrics") as response:
+        plain = await response.text()
+    lines = [line for line in plain.splitlines() if not line.startswith("coe_breaker_state")]
+    states = {"good": {"a:1": 3, "b:1": 0, "c:1": 3}, "silent": {"a:1": 3}}
+    lines += [
+        f'coe_breaker_state{{expert="{name}",replica="{replica}"}} {state}'
+        for name, replicas in states.items()
+        for replica, state in replicas.items()
+    ]
+    for name, tier in (("good", 1), ("silent", 2)):
+        numbers = {"tier": tier, "waiting": 4, "switches": 7}
+        lines += [f'coe_expert_{key}{{expert="{name}"}} {value}' for key, value in numbers.items()]
+    pages = ["\n".join([*lines, 'coe_degraded{part="log"} 1.0', 'coe_degraded{part="reload"} 1.0'])]
     waits = {"tier": "stopped", "waiting": 4, "oldest_wait_s": 12.5, "reason": "waits for its turn"}
     server = waits | {
         "experts": ["good"],
@@ -77,9 +82,7 @@ async def test_tiers_breakers_and_troubles_are_shown_where_there_are_any(browser
     }
     device = {"device": "gpu0", "memory_gb": 76, "occupied_gb": 40, "host_memory_gb": 0}
     async with visiting(browser, f"{served.url}/ui/#/experts") as page:
-        await page.route(
-            "**/v1/stats", lambda route: route.fulfill(json=snapshots.pop(0) if len(snapshots) > 1 else snapshots[0])
-        )
+        await page.route("**/metrics", lambda route: route.fulfill(body=pages[-1]))
         await page.route(
             "**/v1/residency", lambda route: route.fulfill(json={"devices": [device | {"servers": [server]}]})
         )
@@ -94,8 +97,7 @@ async def test_tiers_breakers_and_troubles_are_shown_where_there_are_any(browser
         await expect(waiting).to_contain_text("12.5 s")
         await expect(waiting).to_contain_text("waits for its turn")
         await check_accessible(page)
-        alone = [one | {"tier": None} for one in look["experts"]]  # a reload has ended the sharing
-        snapshots.append(later | {"time": look["time"] + 2, "experts": alone})
+        pages.append(plain)  # a reload has ended the sharing
         await expect(page.get_by_role("region", name="Device gpu0")).to_be_hidden()
 
 
@@ -169,22 +171,6 @@ async def test_a_card_shows_requests_of_all_processes_and_links_to_the_records(
         await expect(card).to_contain_text("Failed100 %")
         await card.get_by_role("link", name="Records of status-500").click()
         await expect(page.locator("table.records tbody tr")).to_have_count(2)
-
-
-async def test_an_expert_is_tested_from_its_card(browser: Browser, served: Served) -> None:
-    async with visiting(browser, f"{served.url}/ui/#/experts") as page:
-        requests = len(served.upstream.seen)
-        good = page.get_by_role("region", name="good", exact=True).get_by_role("status")
-        await good.get_by_role("button", name="Test good").click()
-        await expect(good).to_contain_text("answers")
-        assert len(served.upstream.seen) == requests + 1
-        failing = page.get_by_role("region", name="status-500").get_by_role("status")
-        await failing.get_by_role("button", name="Test status-500").click()
-        await expect(failing).to_contain_text("server_error")
-        await expect(failing).to_contain_text("read the server's own log")
-        async with served.client.post(f"{served.url}/v1/experts/nobody/test") as response:
-            assert response.status == 404
-        await check_accessible(page)
 
 
 async def test_an_address_leads_to_its_card_however_far_down(browser: Browser, served: Served) -> None:

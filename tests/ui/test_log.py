@@ -1,4 +1,4 @@
-"""The log's view: the list by its filters, a record's page, the replay of its decision, and labels."""
+"""The log's view: the list by its filters, a record's page, and labels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from coe.records import open_log_and_feedback
 from coe.records.record import RecipeCall, RoutingRecord
 from tests.gateway.served import SQLITE, Served, serving
 from tests.records.samples import record
-from tests.ui.browsing import check_accessible, check_no_sideways_scroll, needs_browser, visiting
+from tests.ui.browsing import check_no_sideways_scroll, needs_browser, visiting
 
 pytestmark = [pytest.mark.anyio, needs_browser]
 
@@ -150,22 +150,6 @@ async def test_a_row_leads_to_its_record_with_all_fields(browser: Browser, shop:
         assert await considered.nth(0).inner_text() == "good\t0.810\t0.010\t0.800"
         assert await considered.nth(2).inner_text() == "silent\t–\t0.000\t–"
         await expect(considered.nth(1)).to_contain_text("(chosen)")
-
-
-async def test_a_replayed_decision_is_shown_beside_the_recorded_one(browser: Browser, shop: Shop) -> None:
-    async with visiting(browser, shop.url(f"/{shop.records[10].request_id}")) as page:
-        await page.get_by_role("button", name="Replay decision").click()
-        await expect(page.get_by_text("the current router classified it again")).to_be_visible()
-        table = page.get_by_role("table", name="Decision recorded and replayed")
-        await expect(table.get_by_role("row", name="Expert")).to_have_text("Expert drips good")
-        await expect(table.get_by_role("row", name="Router")).to_contain_text("words")
-        await check_accessible(page)
-        await page.goto(shop.url(f"/{shop.records[0].request_id}"))
-        await expect(page.get_by_role("heading", level=1)).to_have_text(shop.records[0].request_id)
-        await page.get_by_role("button", name="Replay decision").click()
-        await expect(page.get_by_text("The log stores no text")).to_be_visible()
-        await page.goto(shop.url(f"/{shop.records[13].request_id}"))
-        await expect(page.get_by_role("button", name="Replay decision")).to_be_disabled()
 
 
 async def test_labels_are_stored_and_shown(browser: Browser, shop: Shop) -> None:

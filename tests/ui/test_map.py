@@ -1,4 +1,4 @@
-"""The map's view: without scores, with a plan, and solved again under another budget."""
+"""The map's view of a plan."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from playwright.async_api import Browser, Page, expect
 
-from coe.artifacts.store import ArtifactStore
 from coe.registry import Registry, load
 from coe.settings import Settings
 from tests.admin.samples import measured_registry, planned
@@ -60,7 +59,6 @@ async def taken_over(served: Served, version: str) -> None:
 
 async def shown(page: Page) -> None:
     await expect(page.get_by_role("heading", name="Value of each expert")).to_be_visible()
-    await expect(page.get_by_role("slider")).to_be_visible()
 
 
 async def test_cells_are_described_in_words_and_reached_by_arrow_keys(browser: Browser, service: Planned) -> None:
@@ -93,21 +91,3 @@ async def test_differences_of_experts_yaml_from_the_plan_are_listed(browser: Bro
         await page.get_by_role("link", name="Map").click()
         await expect(page.get_by_role("heading", name="experts.yaml differs from the plan")).to_be_visible()
         await expect(page.get_by_text(sentence)).to_be_visible()
-
-
-async def test_the_slider_solves_again_and_promotes_nothing(browser: Browser, service: Planned) -> None:
-    async with visiting(browser, service.url) as page:
-        await shown(page)
-        slider = page.get_by_role("slider")
-        await slider.focus()
-        await page.keyboard.press("Home")
-        await expect(page.get_by_text("2 of 3 categories change.")).to_be_visible()
-        await expect(slider).to_have_attribute("aria-valuetext", "2 B")
-        await expect(page.locator(".changes li")).to_have_text(
-            ["code: coder → generalist", "art: painter → generalist"]
-        )
-        await expect(page.locator(".copyable pre")).to_have_text("budget:\n  mean_active_b: 2")
-        await expect(slider).to_be_focused()
-        await page.get_by_role("combobox").select_option("Cost")
-        await expect(page.get_by_text("Move the slider")).to_be_visible()
-    assert ArtifactStore(service.settings.artifacts, "assignment").in_use() == service.version

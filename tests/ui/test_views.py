@@ -40,7 +40,7 @@ async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Serv
 
 
 TEXTS = dict.fromkeys(("playground", "live", "log", "map", "experts"), NAMES["coder"])
-TEXTS |= {"router": "on probes", "config": "experts.yaml", "keys": "Issue a key"}
+TEXTS |= {"router": "on probes", "keys": "Issue a key"}
 
 
 @pytest.mark.parametrize("view", TEXTS)

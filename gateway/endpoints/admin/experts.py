@@ -1,21 +1,15 @@
-"""`/v1/experts`: each expert with its state, and a test of its servers; `/v1/recipes`."""
+"""`/v1/experts`: each expert with its state; `/v1/recipes`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from coe.errors import InvalidRequest, ModelNotFound
-from coe.experts import ReplicatedExpert
-from coe.experts.live_check import check_experts
 from coe.experts.outcomes import Incidents
 from coe.registry import ExpertSpec
-from gateway.endpoints.admin.stats import Counts, expert_stats, failed
-from gateway.endpoints.handler import json_response, list_response
+from gateway.endpoints.handler import list_response
 from gateway.services import Services
 from gateway.snapshot import Snapshot
 
@@ -23,23 +17,13 @@ _DECLARED_FIELDS = (
     *("model", "runtime", "adapter", "context_length", "parameters", "active_parameters_b", "memory_gb", "latency_ms"),
     "concurrent_requests",
 )
-_STATS_FIELDS = ("in_flight", "outcomes", "fallbacks", "tokens", "cost", "first_byte")
 
 
 async def list_experts(services: Services, _: Request) -> Response:
-    """The experts with their state, which is read at each request, so that a reload shows at once.
-
-    Counts are over all workers since the start. Breaker states are the worst of all workers; the state of a replica's
-    server is this worker's view.
-    """
-    counts, snapshot = Counts(await services.metrics.families()), services.snapshot
-    stats, bounds = expert_stats(counts, snapshot.registry), counts.bounds("coe_first_byte_seconds")
-    return list_response(
-        [
-            _declared(spec) | _state(snapshot, spec.name, stats[spec.name]) | {"first_byte_bounds": bounds}
-            for spec in snapshot.registry.experts
-        ]
-    )
+    """The experts with their state as this worker sees it, which is read at each request, so that a reload shows at
+    once. `/metrics` has the counts of all workers."""
+    snapshot = services.snapshot
+    return list_response([_declared(spec) | _state(snapshot, spec.name) for spec in snapshot.registry.experts])
 
 
 async def list_recipes(services: Services, _: Request) -> Response:
@@ -50,21 +34,6 @@ async def list_recipes(services: Services, _: Request) -> Response:
             for one in services.snapshot.registry.declared_recipes
         ]
     )
-
-
-async def test_expert(services: Services, request: Request) -> Response:
-    """Request a few tokens from each server of an expert, past breakers, limits and the log."""
-    name, snapshot = request.path_params["id"], services.snapshot
-    expert = snapshot.composition.experts.get(name)
-    if name not in snapshot.registry.expert_names or not isinstance(expert, ReplicatedExpert):
-        raise ModelNotFound(f"no expert {name[:64]!r} is declared", param="id")
-    spec = snapshot.registry.expert(name)
-    if snapshot.registry.residency is not None and spec.is_local and not spec.addresses:
-        raise InvalidRequest(f"{name!r} shares a device, so a test would switch models; use the playground instead")
-    assert services.session is not None
-    results = await check_experts([expert], session=services.session)
-    data = [asdict(one) | {"ok": one.ok} for one in results]
-    return json_response({"object": "expert.test", "id": name, "data": data})
 
 
 def _declared(spec: ExpertSpec) -> dict[str, Any]:
@@ -80,7 +49,7 @@ def _declared(spec: ExpertSpec) -> dict[str, Any]:
     }
 
 
-def _state(snapshot: Snapshot, name: str, stats: Mapping[str, Any]) -> dict[str, Any]:
+def _state(snapshot: Snapshot, name: str) -> dict[str, Any]:
     expert, assignment = snapshot.composition.experts[name], snapshot.composition.assignment
     rows = zip(assignment.categories, assignment.choice, assignment.runners_up, strict=True)
     assigned = [
@@ -90,7 +59,7 @@ def _state(snapshot: Snapshot, name: str, stats: Mapping[str, Any]) -> dict[str,
     ]
     incidents: Incidents | None = getattr(expert, "incidents", None)
     failing = () if incidents is None else incidents.active.values()
-    health, states = expert.health, stats["replicas"]
+    health = expert.health
     return {
         "up": health.up,
         "load": health.load,
@@ -98,14 +67,11 @@ def _state(snapshot: Snapshot, name: str, stats: Mapping[str, Any]) -> dict[str,
         "replicas": [
             {
                 "address": replica.address,
-                "state": states.get(replica.address, replica.state),
+                "state": replica.state,
                 "in_flight": replica.in_flight,
                 "waiting": replica.queue_length,
             }
             for replica in getattr(expert, "replicas", ())
         ],
-        "requests": sum(stats["outcomes"].values()),
-        "failed": failed(stats["outcomes"]),
         "assigned_categories": sorted(assigned, key=lambda row: -(row["margin"] or 0.0)),
-        **{key: stats[key] for key in _STATS_FIELDS if key in stats},
     }

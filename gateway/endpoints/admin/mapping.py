@@ -1,162 +1,96 @@
-"""`/v1/map`: the assignment in service with the scores it was solved from, and plans under other budgets."""
+"""`GET /v1/map`: the assignment in service with the scores it was solved from."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
-from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
 from coe.artifacts.kinds import ASSIGNMENT
-from coe.artifacts.store import ArtifactStore, Promotion
-from coe.errors import ArtifactError, InvalidRequest, NothingMeasured
-from coe.planning import Plan, planned_quality, planned_use, present_problem
+from coe.artifacts.store import ArtifactStore
+from coe.errors import ArtifactError
+from coe.planning import Assignment, Plan, present_problem
 from coe.planning.grid import align, select
 from coe.planning.problem import USE_OF_ROW
-from gateway.endpoints.handler import json_of, json_response
-from gateway.request.body import RequestModel
+from coe.registry import Registry
+from gateway.endpoints.handler import json_response
 from gateway.services import Services
-from gateway.snapshot import Snapshot
-
-MAX_BODY_BYTES = 4 * 1024
-SOLVE_SECONDS = 30.0
-"""Time limit of `coe solve`, which runs in a process of its own."""
-_Limit = Annotated[float, Field(gt=0, le=1e15, allow_inf_nan=False)]
 
 
-class BudgetRequest(RequestModel):
-    """The budget to solve under; a row that is missing or null sets no limit."""
-
-    memory_gb: _Limit | None = None
-    """Memory of all hosted experts together."""
-    mean_active_b: _Limit | None = None
-    """Mean active parameters per request, in billions."""
-    mean_cost: _Limit | None = None
-    """Mean cost per thousand requests, in US dollars."""
-    mean_latency_ms: _Limit | None = None
-    max_share: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Largest share of the requests that one expert may get."""
+async def read_map(services: Services, _: Request) -> Response:
+    """The assignment of categories to experts, with the scores behind it."""
+    return json_response(await asyncio.to_thread(_map_of, services))
 
 
-class Map:
-    """The assignment that this worker serves, and the stored data of its plan, read once per version."""
-
-    def __init__(self, services: Services) -> None:
-        self._services, self._jobs = services, services.jobs
-        self._store = ArtifactStore(services.settings.artifacts, ASSIGNMENT)
-        self._stored: tuple[str, Plan] | None = None
-
-    async def get(self, _: Request) -> Response:
-        """The assignment of categories to experts, with the scores behind it."""
-        snapshot = self._services.snapshot
-        version = snapshot.versions.get(ASSIGNMENT)
-        stored, move = await asyncio.to_thread(self._read, version)
-        served = await asyncio.to_thread(_served_map, snapshot, stored)
-        body = {"object": "map", "version": version, "promotion": move and asdict(move), **served}
-        return json_response(body)
-
-    async def solve(self, request: Request) -> Response:
-        """Solve a plan under another budget; nothing is promoted."""
-        budget = await json_of(request, BudgetRequest, limit=MAX_BODY_BYTES)
-        version = self._services.snapshot.versions.get(ASSIGNMENT)
-        if version is None or (await asyncio.to_thread(self._read, version))[0] is None:
-            raise NothingMeasured("no scores are stored for this plan: run `coe score`, then `coe plan`")
-        line = orjson.dumps(budget.model_dump()) + b"\n"
-        answer = await self._jobs.run("solve", version, seconds=SOLVE_SECONDS, needs=("scipy",), sent=line)
-        if "error" in answer:
-            raise InvalidRequest(answer["error"], param="budget", code="budget_impossible")
-        return json_response({"object": "plan", "version": version, **answer["plan"]})
-
-    def _read(self, version: str | None) -> tuple[Plan | None, Promotion | None]:
-        """The plan, None without one, and its promotion."""
-        if version is None:
-            return None, None
-        try:
-            if self._stored is None or self._stored[0] != version:
-                self._stored = version, Plan.read(self._store.published(version).folder)
-            move = self._store.last_move()
-        except ArtifactError:  # damaged since it was loaded: the loaded state stays in service
-            return None, None
-        return self._stored[1], move if move and move.version == version else None
-
-
-def _served_map(snapshot: Snapshot, plan: Plan | None) -> dict[str, Any]:
-    """Categories and experts in the order of experts.yaml, followed by those in service that it no longer declares."""
-    assignment = snapshot.composition.assignment.over(
-        _ordered(snapshot.composition.assignment.categories, snapshot.registry.category_names)
+def _map_of(services: Services) -> dict[str, Any]:
+    snapshot = services.snapshot
+    registry, assignment, version = (
+        snapshot.registry,
+        snapshot.composition.assignment,
+        snapshot.versions.get(ASSIGNMENT),
     )
-    categories, experts = assignment.categories, _ordered(assignment.experts, snapshot.registry.expert_names)
-    columns = [assignment.experts.index(name) for name in experts]
-    quality, price = assignment.quality[:, columns], assignment.price[:, columns]
-    weights = _weights(plan, categories)
-    rows = zip(categories, assignment.choice, assignment.runners_up, strict=True)
+    plan = promotion = None
+    if version is not None:
+        store = ArtifactStore(services.settings.artifacts, ASSIGNMENT)
+        try:
+            plan, promotion = Plan.read(store.published(version).folder), store.last_move()
+        except ArtifactError:  # damaged since it was loaded: the loaded state stays in service
+            plan = promotion = None
+    weights = np.ones(len(assignment.categories))
+    if plan is not None:
+        weights = select(plan.problem.weights, plan.problem.categories, assignment.categories, missing=0.0)
+    weights = weights / (weights.sum() or 1.0)
+    rows = zip(assignment.categories, assignment.choice, assignment.runners_up, strict=True)
     return {
-        "categories": categories,
-        "experts": experts,
-        "general": assignment.general_expert,
-        "pinned": dict(snapshot.registry.assignment),
+        "object": "map",
+        "version": version,
+        "promotion": asdict(promotion) if promotion is not None and promotion.version == version else None,
+        "categories": assignment.categories,
+        "experts": assignment.experts,
+        "pinned": dict(registry.assignment),
         "assignment": [
             {"category": category, "expert": expert, "runner_up": second, "margin": margin}
             for category, expert, (second, margin) in rows
         ],
-        "quality_lower_bound": _cells(quality),
-        "hosted": [name for name in experts if name in assignment.hosted],
-        "prices": dict(zip(experts, (weights @ price).tolist(), strict=True)),
-        "price_by_category": price.tolist(),
-        "duals": dict(assignment.duals),
+        "quality_lower_bound": _cells(assignment.quality),
+        "hosted": [name for name in assignment.experts if name in assignment.hosted],
+        "prices": dict(zip(assignment.experts, (weights @ assignment.price).tolist(), strict=True)),
         "consequences": [asdict(one) for one in snapshot.consequences],
-        "measured": None if plan is None else _measured(plan, snapshot, categories, experts),
+        "measured": None if plan is None else _measured(plan, registry, assignment, weights),
     }
 
 
-def _weights(plan: Plan | None, categories: Sequence[str]) -> NDArray[np.float64]:
-    """The shares of the categories in the plan; equal ones where they are unknown."""
-    known = {} if plan is None else dict(zip(plan.problem.categories, plan.problem.weights.tolist(), strict=True))
-    weights = np.array([known.get(name, 0.0) for name in categories])
-    return weights / weights.sum() if weights.any() else np.full(len(categories), 1 / len(categories))
-
-
-def _measured(plan: Plan, snapshot: Snapshot, categories: Sequence[str], experts: Sequence[str]) -> dict[str, Any]:
+def _measured(plan: Plan, registry: Registry, assignment: Assignment, weights: NDArray[np.float64]) -> dict[str, Any]:
     """The scores that the plan was solved from, null where it has none. Uses are those declared now: means over the
     plan's categories, and by category; unknown ones are null."""
-    planned, assignment = plan.problem, snapshot.composition.assignment
-    known, names = (planned.categories, planned.experts), (categories, experts)
+    problem, names = present_problem(plan, registry), (assignment.categories, assignment.experts)
+    by_category = {use: problem.use(row) for row, use in USE_OF_ROW.items()}
+    memory = select(by_category.pop("memory_gb"), problem.experts, assignment.experts)
+    uses = {name: align(use, (problem.categories, problem.experts), names) for name, use in by_category.items()}
     tables = {
         "mean": plan.table.mean,
         "count": plan.table.count,
         "estimate": plan.estimate,
         "error": plan.table.error(pseudo_count=plan.pseudo_count),
-        "quality": np.where(np.isfinite(planned.quality), planned.quality, np.nan),
     }
-    problem = present_problem(plan, snapshot.registry)
-    weights, declared = _weights(plan, categories), {use: problem.use(row) for row, use in USE_OF_ROW.items()}
-    memory = select(declared.pop("memory_gb"), problem.experts, experts)
-    uses = {name: align(use, (problem.categories, problem.experts), names) for name, use in declared.items()}
+    known = plan.problem.categories, plan.problem.experts
     return {
         "source": plan.source,
         "deviations": plan.deviations,
-        "budget": dict(planned.budget),
         "value_of_expert": dict(plan.value_of_expert),
-        "weights": [dict(zip(known[0], planned.weights.tolist(), strict=True)).get(name, 0.0) for name in categories],
+        "weights": weights.tolist(),
         "uses": {"memory_gb": _cells(memory)} | {name: _cells(weights @ use) for name, use in uses.items()},
         "uses_by_category": {name: _cells(use) for name, use in uses.items()},
-        "planned": {"quality": planned_quality(problem, assignment), "used": planned_use(problem, assignment)},
     } | {name: _cells(align(table, known, names)) for name, table in tables.items()}
 
 
 def _cells(values: NDArray[np.float64]) -> Any:
     """Nested lists, null where a value is not finite."""
-    found = values.astype(object)
-    found[~np.isfinite(values)] = None
-    return found.tolist()
-
-
-def _ordered(names: Sequence[str], declared: Sequence[str]) -> tuple[str, ...]:
-    return tuple(sorted(names, key=lambda name: declared.index(name) if name in declared else len(declared)))
+    cells = values.astype(object)
+    cells[~np.isfinite(values)] = None
+    return cells.tolist()

@@ -1,4 +1,4 @@
-"""`/v1/records`: the routing log, one record with its feedback, and the replay of its decision.
+"""`/v1/records`: the routing log, and one record with its feedback.
 
 A list has the fields LIST_FIELDS of each record; a single record has all but its embedding.
 """
@@ -8,10 +8,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import Annotated, Any, get_args
 
 from pydantic import Field
@@ -33,20 +32,16 @@ from coe.errors import (
 from coe.records.feedback import Feedback
 from coe.records.record import LogPage, LogQuery, RoutingRecord
 from coe.registry import Registry
-from coe.routing.replay import ReplayedDecision, replay
 from gateway.endpoints.handler import json_response, query_of
 from gateway.observability.observers import find_record
 from gateway.request.body import RequestModel
 from gateway.services import Services
-from gateway.snapshot import Snapshot
 
 MAX_RECORDS = 200
 MAX_VALUE_CHARACTERS = 128
 MAX_TIME = 32_503_680_000.0  # the year 3000
 LOG_SECONDS = 5.0
 """Time limit of a request to the log."""
-PAGE_SECONDS = 0.5
-"""Time for which a list that is not full searches on; its cursor continues from there."""
 MAX_CONCURRENT = 8
 RETRY_AFTER = 1.0
 _log = logging.getLogger("gateway")
@@ -98,17 +93,14 @@ class RecordQuery(RequestModel):
 
 def list_body(page: LogPage, registry: Registry) -> dict[str, Any]:
     """A page of the log. `cursor` continues it; `retention` states how long and what the log stores."""
+    log = registry.log
     return {
         "object": "list",
         "data": [{name: getattr(record, name) for name in LIST_FIELDS} for record in page.records],
         "cursor": page.cursor,
         "damaged": page.damaged,
         "choices": choices(registry),
-        "retention": {
-            "records": registry.log.keep_records,
-            "days": registry.log.keep_days,
-            "prompts": registry.log.store_prompts,
-        },
+        "retention": {"records": log.keep_records, "days": log.keep_days, "prompts": log.store_prompts},
     }
 
 
@@ -118,38 +110,6 @@ def record_body(record: RoutingRecord, feedback: Sequence[Feedback], registry: R
     names = ("kind", "value", "time", "tenant", "key")
     events = [{name: getattr(event, name) for name in names} for event in feedback]
     return {"object": "record", **fields, "feedback": events, "choices": choices(registry)}
-
-
-def replay_body(record: RoutingRecord, replayed: ReplayedDecision, snapshot: Snapshot) -> dict[str, Any]:
-    """The recorded and the replayed decision. A utility of null is that of an expert that the plan does not rate for
-    the category."""
-    composition, decision, prediction = snapshot.composition, replayed.decision, replayed.prediction
-    probabilities = zip(composition.router.categories, prediction.probabilities.tolist(), strict=True)
-    now = {
-        "expert": decision.expert,
-        "category": decision.category,
-        "confidence": round(decision.confidence, 5),
-        "reason": decision.reason,
-        "rule": decision.rule,
-        "candidates": decision.candidates,
-        "utility": decision.utility,
-        "price": decision.price,
-        "probabilities": {name: round(probability, 5) for name, probability in probabilities},
-        "in_distribution": prediction.in_distribution,
-        "stage": prediction.stage,
-        "router": composition.router.version,
-        "config": composition.registry.digest,
-        "plan": snapshot.plan,
-        "assignment": composition.assignment_digest,
-    }
-    return {
-        "object": "decision",
-        "request_id": record.request_id,
-        "source": replayed.source,
-        "needs_known": record.needs is not None,
-        "recorded": {name: getattr(record, name) for name in now},
-        "replayed": now,
-    }
 
 
 def choices(registry: Registry) -> dict[str, list[str]]:
@@ -173,7 +133,7 @@ class Records:
         """List the routing log, newest first; `cursor` as `before` gets older records and is empty at the end."""
         query = query_of(request, RecordQuery).log_query()
         async with self._log_access():
-            page = await self._page(query)
+            page = await self._services.log.back(query)
         return json_response(list_body(page, self._services.snapshot.registry))
 
     async def get(self, request: Request) -> Response:
@@ -182,29 +142,6 @@ class Records:
             record = await self._record(request)
             feedback = await self._services.feedback.for_request(record.request_id, keys=self._keys(record))
         return json_response(record_body(record, feedback, self._services.snapshot.registry))
-
-    async def replay(self, request: Request) -> Response:
-        """Replay the decision on a recorded request.
-
-        Decides with what this process serves and its view of the experts.
-        """
-        async with self._log_access():
-            record = await self._record(request)
-        snapshot = self._services.snapshot
-        return json_response(replay_body(record, await replay(snapshot.composition, record), snapshot))
-
-    async def _page(self, query: LogQuery) -> LogPage:
-        """A full page, or what is found within PAGE_SECONDS; the cursor continues from there."""
-        deadline = time.monotonic() + PAGE_SECONDS
-        found: tuple[RoutingRecord, ...] = ()
-        damaged = 0
-        while True:
-            page = await self._services.log.back(replace(query, limit=query.limit - len(found)))
-            found += page.records
-            damaged += page.damaged
-            if not page.cursor or len(found) == query.limit or time.monotonic() > deadline:
-                return LogPage(found, page.cursor, damaged)
-            query = replace(query, before=page.cursor)
 
     async def _record(self, request: Request) -> RoutingRecord:
         request_id = request.path_params["id"]

@@ -2,7 +2,6 @@
 
 import { html, nothing, render } from "./vendor/lit-html.js";
 import { api } from "./api.js";
-import * as config from "./views/config.js";
 import * as experts from "./views/experts.js";
 import * as keys from "./views/keys.js";
 import * as live from "./views/live.js";
@@ -11,7 +10,7 @@ import * as map from "./views/map.js";
 import * as playground from "./views/playground.js";
 import * as router from "./views/router.js";
 
-const VIEWS = [playground, live, log, map, router, experts, config, keys];
+const VIEWS = [playground, live, log, map, router, experts, keys];
 const root = document.getElementById("app");
 
 let open = null; // { name, view }: the current view and its state

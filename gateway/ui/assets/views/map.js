@@ -1,11 +1,10 @@
-// Map: the assignment of categories to experts and recipes, the scores behind it, and plans under other budgets.
+// Map: the assignment of categories to experts and recipes, and the scores behind it.
 
 import { html, nothing } from "../vendor/lit-html.js";
 import { api, resource } from "../api.js";
 import { badge, moment, shown } from "../parts.js";
 import { heat, heatmap, scale, spot } from "../heat.js";
 import { stepsText } from "../recipes.js";
-import { openBudget } from "./map/budget.js";
 import { assignment, utility } from "./map/assignment.js";
 import { costOf, recipeTable, recipesByName } from "./map/recipes.js";
 import { ROWS, points } from "./map/rows.js";
@@ -16,18 +15,13 @@ export const title = "Map";
 export function open({ draw }) {
   const map = resource(loadMap, draw);
   const at = spot(draw);
-  let budget = null;
-  const budgetOf = (found) => {
-    if (budget?.map !== found) budget = openBudget(found, draw);
-    return budget;
-  };
   return {
     template: () => html`
       <div class="row">
         <h1>Map</h1>
         <button class="quiet" @click=${() => map.load()}>Refresh</button>
       </div>
-      ${shown(map, (found) => whole(found, at, found.measured ? budgetOf(found) : null))}
+      ${shown(map, (found) => whole(found, at))}
     `,
   };
 }
@@ -38,12 +32,11 @@ async function loadMap() {
   return { ...map, recipes: recipes.data };
 }
 
-function whole(map, at, budget) {
+function whole(map, at) {
   return html`
     <p class="whence">${origin(map)}</p>
     ${consequences(map)}
     ${map.measured ? html`<section class="card"><h2>Expected quality</h2>${qualities(map, at)}</section>` : unmeasured(map)}
-    ${budget?.template()}
     <section class="card wide-names">
       <h2>Assignment</h2>
       ${assignment(map)}
@@ -76,7 +69,7 @@ function unmeasured({ version }) {
     <h2>${version ? "No data stored for this plan" : "No scores yet"}</h2>
     <p>
       ${version
-        ? html`Run <code>coe plan</code> again to see expected quality, its bounds and other budgets here.`
+        ? html`Run <code>coe plan</code> again to see expected quality, and its bounds here.`
         : html`<code>coe tune</code> scores the experts on probes, solves a plan that assigns categories to experts, and
             puts it into use. Pins under <code>assignment</code> in experts.yaml are kept; leave out the categories that
             the plan may decide.`}

@@ -2,22 +2,22 @@
 
 import { html, nothing } from "../../vendor/lit-html.js";
 import { badge, dollars, milliseconds, number, percent } from "../../parts.js";
-import { quantile } from "../live/counters.js";
+import { failures, quantile, sum } from "../live/counters.js";
 import { breakers, tier } from "../live/tables.js";
 
 const STATES = { closed: "closed", open: "open", half_open: "half-open", rate_limited: "rate limited" };
 
-/** `result` is the resource of its last `test`. */
-export function card(expert, { result, test, chosen }) {
+export function card(expert, { chosen }) {
+  const [requests, failed] = [sum(expert.outcomes), failures(expert.outcomes)];
   return html`<section class="card expert ${chosen ? "chosen" : ""}" id="card-${expert.id}" aria-labelledby="expert-${expert.id}">
     <div class="row">
       <h2 id="expert-${expert.id}">${expert.id}</h2>
       ${expert.tier ? tier(expert.tier) : nothing}
-      ${breakers(Object.fromEntries(expert.replicas.map((one) => [one.address, one.state])))}
+      ${breakers(expert.breakers)}
     </div>
     <dl class="doing">
-      ${keyFigure("Requests", expert.requests.toLocaleString("en"))}
-      ${keyFigure("Failed", expert.requests ? percent(expert.failed / expert.requests) : "–", expert.failed ? "bad" : "")}
+      ${keyFigure("Requests", requests.toLocaleString("en"))}
+      ${keyFigure("Failed", requests ? percent(failed / requests) : "–", failed ? "bad" : "")}
       ${keyFigure("First byte p95", milliseconds(quantile(expert.first_byte_bounds, expert.first_byte, 0.95)))}
       ${keyFigure("In flight", busy(expert))}
     </dl>
@@ -43,11 +43,7 @@ export function card(expert, { result, test, chosen }) {
       ${expert.tier ? html`<dt>Residency</dt><dd>${number(expert.waiting)} waiting, loaded ${number(expert.switches)} times</dd>` : nothing}
       ${declaredParameters(expert)}
     </dl>
-    ${servers(expert.replicas)}
-    <div class="test" role="status">
-      <button class="quiet" @click=${test} ?disabled=${result?.state === "loading"}>Test<span class="unseen"> ${expert.id}</span></button>
-      ${result ? tested(result) : nothing}
-    </div>
+    ${servers(expert)}
     ${assignedCategories(expert.assigned_categories)}
     <p><a href="#/log?expert=${encodeURIComponent(expert.id)}">Records<span class="unseen"> of ${expert.id}</span></a></p>
   </section>`;
@@ -76,29 +72,18 @@ function declaredParameters({ parameters, system_prompt: prompt }) {
   return facts.length ? html`<dt>Parameters</dt><dd>${facts.join(", ")}</dd>` : nothing;
 }
 
-function servers(replicas) {
+function servers({ replicas, breakers: states }) {
   return html`<h3>${replicas.length > 1 ? `${replicas.length} servers` : "Server"}</h3>
     <ul class="bare">
       ${replicas.map(
         ({ address, state, waiting }) => html`<li>
           <code>${address}</code>
           <span class="faint">
-            ${state === "closed" ? nothing : html`<span class="warn">breaker ${STATES[state]}</span>`}${waiting ? ` ${number(waiting)} in its queue` : ""}
+            ${(states[address] ?? state) === "closed" ? nothing : html`<span class="warn">breaker ${STATES[states[address] ?? state]}</span>`}${waiting ? ` ${number(waiting)} in its queue` : ""}
           </span>
         </li>`,
       )}
     </ul>`;
-}
-
-/** The result of a test: a few tokens from each server. */
-function tested({ state, value, error }) {
-  if (state === "loading") return html`<span class="faint">Waiting for the answer…</span>`;
-  if (state === "failed") return html`<span class="bad">${error.message}</span>`;
-  return value.data.map(({ address, ok, ms, cause, problem, remedy }) =>
-    ok
-      ? html`<p>${badge("answers", "good")} <code>${address}</code> after ${milliseconds(ms)}</p>`
-      : html`<p>${badge(cause, "bad")} <code>${address}</code> ${problem}; ${remedy}</p>`,
-  );
 }
 
 function assignedCategories(rows) {

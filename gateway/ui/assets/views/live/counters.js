@@ -4,7 +4,7 @@
 export function difference(snapshot, base) {
   const began = Math.min(...snapshot.workers.map(({ started }) => started));
   return {
-    over: Math.max(0.001, snapshot.time - (base?.time ?? began)),
+    over: Math.max(0.001, snapshot.time - (base?.time ?? began + snapshot.skew)),
     total: snapshot.requests.total - (base?.requests.total ?? 0),
     outcomes: increments(snapshot.requests.outcomes, base?.requests.outcomes),
     reasons: increments(snapshot.requests.reasons, base?.requests.reasons),
@@ -12,7 +12,6 @@ export function difference(snapshot, base) {
       Object.entries(snapshot.requests.flows).map(([category, row]) => [category, increments(row, base?.requests.flows[category])]),
     ),
     routing: bucketIncrements(snapshot.routing.counts, base?.routing.counts),
-    request: bucketIncrements(snapshot.request.counts, base?.request.counts),
     retrieval: increments(snapshot.retrieval, base?.retrieval),
     feedback: increments(snapshot.feedback, base?.feedback),
     experts: snapshot.experts.map((expert) => ofExpert(expert, base?.experts.find(({ id }) => id === expert.id))),

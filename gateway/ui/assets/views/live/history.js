@@ -9,16 +9,15 @@ const MAX_GAP_SECONDS = 4; // between two snapshots beyond which the rate is unk
 export class History {
   snapshots = [];
   rates = []; // { time, all, failed } per second; null where unknown
-  #gateway = "";
 
   /** Add a snapshot. After a restart, or for another gateway, the history begins again. */
   add(snapshot) {
     const last = this.snapshots.at(-1);
-    if (snapshot.gateway.id !== this.#gateway || (last && snapshot.requests.total < last.requests.total)) {
-      this.#gateway = snapshot.gateway.id;
+    const continues = last?.workers.some(({ started }) => snapshot.workers.some((worker) => worker.started === started));
+    if (!continues || snapshot.requests.total < last.requests.total) {
       this.snapshots = [];
       this.#rate(snapshot.time, null, null);
-    } else if (last) {
+    } else {
       this.#since(last, snapshot);
     }
     this.snapshots.push(snapshot);

@@ -1,6 +1,6 @@
 // Snapshots of the gateway every second: pauses on request and in a hidden tab, and retries after a failure.
 
-import { api } from "../../api.js";
+import { readSnapshot } from "./metrics.js";
 
 const INTERVAL_MS = 1000;
 const TIMEOUT_MS = 10_000;
@@ -64,7 +64,7 @@ export class Polling {
     let wait = INTERVAL_MS;
     while (!signal.aborted) {
       try {
-        const snapshot = await api.get("v1/stats", { signal: AbortSignal.any([signal, AbortSignal.timeout(TIMEOUT_MS)]) });
+        const snapshot = await readSnapshot({ signal: AbortSignal.any([signal, AbortSignal.timeout(TIMEOUT_MS)]) });
         if (signal.aborted) return;
         wait = INTERVAL_MS;
         this.#setState("live");

@@ -8,8 +8,8 @@ const TIERS = { awake: "good", asleep: "plain", stopped: "plain", switching: "wa
 const STATES = { closed: "closed", open: "open", half_open: "half-open", rate_limited: "rate limited" };
 
 /** The worst state of an expert's circuit breakers, and how many are in it. */
-export function breakers(replicas) {
-  const states = Object.values(replicas);
+export function breakers(byReplica) {
+  const states = Object.values(byReplica);
   const worst = ["open", "half_open", "rate_limited"].find((state) => states.includes(state));
   if (!worst) return badge(STATES.closed, "good");
   const many = states.length > 1 ? ` ${states.filter((state) => state === worst).length} of ${states.length}` : "";
@@ -27,7 +27,7 @@ export function expertTable(snapshot, period) {
   const first = (share) => (row) => milliseconds(quantile(snapshot.first_byte_bounds, row.period.first, share));
   const columns = [
     { title: "Expert", cell: ({ id }) => html`<a href="#/experts/${encodeURIComponent(id)}">${id}</a>` },
-    { title: "Breaker", cell: ({ replicas }) => breakers(replicas) },
+    { title: "Breaker", cell: (row) => breakers(row.breakers) },
     residency ? { title: "Tier", cell: (row) => (row.tier ? tier(row.tier) : "–") } : null,
     residency ? { title: "Waiting", number: true, cell: (row) => number(row.waiting) } : null,
     residency ? { title: "Loaded", number: true, cell: (row) => number(row.switches) } : null,
@@ -61,10 +61,7 @@ export function sharesOf(title, counts) {
 export function gatewayFacts(snapshot, period) {
   const memory = snapshot.workers.reduce((all, worker) => all + worker.memory_bytes, 0);
   const cost = period.experts.reduce((all, expert) => all + expert.cost, 0);
-  const versions = Object.entries(snapshot.artifacts).filter(([, used]) => Object.keys(used).some(Boolean));
   return html`<dl class="pairs">
-    <dt>Host</dt>
-    <dd class="code">${snapshot.gateway.host}</dd>
     <dt>Workers</dt>
     <dd>${snapshot.workers.length}</dd>
     <dt>CPU</dt>
@@ -74,9 +71,9 @@ export function gatewayFacts(snapshot, period) {
     <dt>Log</dt>
     <dd>${number(snapshot.log.backlog)} waiting${snapshot.log.dropped ? html`, <span class="bad">${number(snapshot.log.dropped)} lost</span>` : nothing}</dd>
     ${cost > 0 ? html`<dt>Cost</dt><dd>${dollars((3600 * cost) / period.over)} an hour</dd>` : nothing}
-    ${versions.map(
+    ${Object.entries(snapshot.artifacts).map(
       ([kind, used]) => html`<dt>${kind[0].toUpperCase() + kind.slice(1)}</dt>
-        <dd class="code">${Object.keys(used).map((version) => version || "none").join(", ")}</dd>`,
+        <dd class="code">${used.map(({ version }) => version).join(", ")}</dd>`,
     )}
   </dl>`;
 }

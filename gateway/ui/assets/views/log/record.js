@@ -1,30 +1,28 @@
-// The page of one record: its fields, feedback, and the replay of its decision.
+// The page of one record: its fields and feedback.
 
 import { html, nothing } from "../../vendor/lit-html.js";
 import { api, resource } from "../../api.js";
 import { dollars, figure, milliseconds, moment, number, percent, shown } from "../../parts.js";
 import { candidateTable, retrievalDetails, outcome, posterior, sentence, speed, timeline, unanswered } from "../../explained.js";
 import { recipeCalls } from "../../recipes.js";
-import { openReplay } from "./replay.js";
 import { openLabels } from "./labels.js";
 
 export function openRecord(id, draw) {
   const at = `v1/records/${encodeURIComponent(id)}`;
   const record = resource(() => api.get(at), draw);
-  const replay = openReplay(`${at}/decision`, draw);
   const labels = openLabels(id, draw, () => record.load());
   return {
     template: () => html`
       <p class="crumb"><a href="#/log">Log</a></p>
       <article class="record">
         <h1 class="code">${id}</h1>
-        ${shown(record, (found) => whole(found, replay, labels))}
+        ${shown(record, (found) => whole(found, labels))}
       </article>
     `,
   };
 }
 
-function whole(record, replay, labels) {
+function whole(record, labels) {
   return html`
     <p class="lead">${outcome(record.outcome)} ${sentence(record)}</p>
     <dl class="figures">
@@ -43,7 +41,7 @@ function whole(record, replay, labels) {
       </div>
       <div>
         ${card("Request", request(record))} ${record.prompt == null ? nothing : card("Text", storedText(record.prompt))}
-        ${replay.template(record)} ${labels.template(record)}
+        ${labels.template(record)}
       </div>
     </div>
   `;

@@ -52,7 +52,7 @@ export function utility(map) {
   const most = Math.max(...experts.map((name) => measured.value_of_expert[name] ?? 0), 1e-9);
   const known = (name) => measured.estimate.some((row) => row[experts.indexOf(name)] !== null);
   const place = (name) => (!known(name) ? badge("not in the plan") : hosted.includes(name) ? nothing : badge("not hosted"));
-  const uses = Object.values(ROWS).filter(({ use }) => use && measured.uses[use]?.some((value) => value));
+  const uses = Object.values(ROWS).filter(({ use }) => measured.uses[use]?.some((value) => value));
   const columns = [
     { title: "Expert", cell: (name) => html`<strong>${name}</strong> ${place(name)}` },
     { title: "Value (quality lost without it)", number: true, cell: (name) => (known(name) ? lost(measured.value_of_expert[name], most) : "–") },
