@@ -74,9 +74,7 @@ class Jobs:
         pipe, null, config = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL, str(self._settings.config)
         command = (sys.executable, "-P", "-m", "coe.cli", *arguments, "--config", config)
         environ = {**os.environ, "COE_HOME": str(self._settings.home)}
-        process = await asyncio.create_subprocess_exec(
-            *command, env=environ, stdin=null, stdout=pipe, stderr=pipe
-        )
+        process = await asyncio.create_subprocess_exec(*command, env=environ, stdin=null, stdout=pipe, stderr=pipe)
         self._processes.add(process)
         try:
             with suppress(ProcessLookupError):  # it may have ended already
