@@ -178,7 +178,7 @@ def main() -> None:
         config = Path(folder) / "experts.yaml"
         declared = re.sub(r"(?m)^access:\n", ACCESS, declared)
         config.write_text(declared.replace("runtime: transformers", f"runtime: external\n    base_url: {url}"))
-        environ = {"COE_HOME": folder, "COE_CHECK_EXPERTS": "0"}
+        environ = {"COE_HOME": folder}
         uvloop.run(run(Settings.read(environ, config=config), options.repeat))
 
 

@@ -220,7 +220,8 @@ class _Temporary(RequestError):
 
 
 class Overloaded(_Temporary, code="overloaded", status=429):
-    """No permit became free in time, the queue for permits is full, or too many bodies are still arriving."""
+    """No permit became free in time, the queue for permits is full, or too many connections or arriving bodies are
+    open."""
 
 
 class BodyMemoryFull(_Temporary, code="body_memory_full", status=503):

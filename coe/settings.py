@@ -38,7 +38,7 @@ class Settings:
     | COE_API_KEY | API key that CoE commands send to the gateway | none |
     | COE_LOG_FORMAT | `text`, or `json` (one object per line) | text |
     | COE_ACCESS_LOG | 1: log a line for each request, without its text | 0 |
-    | COE_CHECK_EXPERTS | 1: request a few tokens from each expert at start and log the result | 1 |
+    | COE_CHECK_EXPERTS | 1: `coe up` requests a few tokens from each expert at its start | 1 |
     | OTEL_EXPORTER_OTLP_ENDPOINT | OpenTelemetry collector for traces | none |
     | OTEL_EXPORTER_OTLP_TRACES_ENDPOINT | the same, including the path | none |
     | COE_ENDPOINTS | servers of local experts, set by `coe up`: JSON {expert: {base_url, model}}, a list for several

@@ -27,7 +27,7 @@ from gateway.dialects import error_body, headers_of
 from gateway.dialects.chat import CHAT
 from gateway.dialects.messages import MESSAGES, refusal
 from gateway.endpoints.routes import document, endpoint_routes
-from gateway.observability.state_metrics import RELOAD_FAILED, add_state_metrics
+from gateway.observability.state_metrics import add_state_metrics
 from gateway.services import Services
 from gateway.ui import page_routes
 
@@ -97,21 +97,12 @@ def create_app(open_services: Callable[[], AbstractAsyncContextManager[Services]
     @asynccontextmanager
     async def lifespan(app: _App) -> AsyncIterator[None]:
         async with open_services() as services:
-            routes = endpoint_routes(services)
-            app.serve(routes)
-            metrics = services.metrics
-            add_state_metrics(metrics, services)
-            failed = "1 while what is declared or promoted could not be loaded."
-            metrics.gauge(RELOAD_FAILED, failed, lambda: services.reload_error is not None, largest=True)
-            crashes = getattr(app.state, "worker_crashes", dict)  # counted by the parent process, if there is one
-            text = "Unexpected exits of a worker process since the gateway started."
-            metrics.gauges("coe_worker_crashes", text, ("worker",), crashes, largest=True)
-            app.middleware = CrossOriginMiddleware(app.dispatch, services, count=metrics.record_refusal)
-            app.state.task_failed = metrics.task_failed
-            try:
-                yield
-            finally:
-                services.leaving = True
+            app.state.services = services
+            app.serve(endpoint_routes(services))
+            add_state_metrics(services.metrics, services)
+            count = partial(services.metrics.count, "coe_refused_total")
+            app.middleware = CrossOriginMiddleware(app.dispatch, services, count=count)
+            yield
 
     return _App(lifespan=lifespan, exception_handlers={HTTPException: _http_error, Exception: _internal_error})
 

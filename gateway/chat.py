@@ -73,7 +73,7 @@ class ChatEndpoint:
             trace.outcome, trace.client_left = "aborted", True
         except Exception:
             complete, trace.outcome = trace.outcome == "ok", "internal_error"
-            _log.exception("a request failed", extra={"request_id": trace.request_id})
+            _log.exception("a request failed", extra={"fields": {"request_id": trace.request_id}})
             if not complete:
                 message = "internal error; the gateway's own log names it under this request id"
                 await self._refuse(RequestError(message), trace, send)
@@ -156,7 +156,7 @@ class ChatEndpoint:
             try:
                 observe(trace)
             except Exception:
-                _log.exception("an observer failed", extra={"request_id": trace.request_id})
+                _log.exception("an observer failed", extra={"fields": {"request_id": trace.request_id}})
 
     async def _refuse(self, error: RequestError, trace: Trace, send: Send) -> None:
         """Send the error: as the response, or as an event of the stream whose headers are sent."""

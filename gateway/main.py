@@ -6,15 +6,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import gc
 import logging
+import os
 import socket
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,7 +23,6 @@ from starlette.applications import Starlette
 
 import routers
 from coe.artifacts.active_state import (
-    ActiveState,
     LoadedRouter,
     check_active_state,
     load_active_state,
@@ -32,16 +31,11 @@ from coe.artifacts.active_state import (
 from coe.artifacts.api_keys import create_admin_key
 from coe.artifacts.artifact_sync import sync_artifacts, sync_once
 from coe.artifacts.consequences import consequences_of, log_consequences
-from coe.artifacts.kinds import ROUTER
-from coe.artifacts.store import ArtifactStore
 from coe.artifacts.traffic_report import TRAFFIC_REPORT_FILE
-from coe.errors import CoEError, ConfigError
-from coe.experts import ReplicatedExpert, endpoints_of, reading_queues
+from coe.errors import ConfigError
+from coe.experts import endpoints_of, reading_queues
 from coe.experts.http.client import Client
-from coe.experts.live_check import check_experts, log_findings
 from coe.records import LogWriter, open_log_and_feedback
-from coe.records.feedback import FeedbackLog
-from coe.records.record import RoutingLog
 from coe.registry import Registry
 from coe.settings import Settings
 from gateway.access.access import open_affinity
@@ -50,14 +44,14 @@ from gateway.access.issued_keys import KEYS_FILE, IssuedKeyWatch, check_issued, 
 from gateway.access.limits import Limiter
 from gateway.app import create_app
 from gateway.cache.step import cache_store, open_cache
-from gateway.observability.logs import log_uncaught
+from gateway.observability.logs import log_request, log_uncaught
+from gateway.observability.metric_workers import share_metrics
 from gateway.observability.metrics import Metrics
-from gateway.observability.observers import ImplicitSignals, Recorder, open_observability
+from gateway.observability.observers import ImplicitSignals, Recorder
 from gateway.observability.state_metrics import add_log_metrics, add_traffic_metrics, open_residency
-from gateway.observability.tracing import check_tracing
+from gateway.observability.tracing import check_tracing, open_tracing
 from gateway.process.jobs import Jobs
 from gateway.process.reload import Reader, Reload, file_states, watched_files
-from gateway.process.signals import Drain, handle_signals
 from gateway.request.stored_step import open_stored_step, response_store
 from gateway.server import open_listener
 from gateway.services import Services
@@ -70,11 +64,6 @@ _log = logging.getLogger("gateway")
 SPOOL = "spool.jsonl"
 ENCODER_THREADS = 2
 """Threads for sentence encoder passes, each on one core; more would compete with the experts for the cores."""
-CACHE_DEGRADED = "1 while the store of the cache is away and nothing is answered from it."
-STORED_DEGRADED = "1 while answers of the Responses API cannot be stored or read."
-LIMITS_DEGRADED = "1 while Redis or the file of counts is away and this gateway counts limits for itself."
-ISSUED_KEYS_DEGRADED = "1 while issued API keys cannot be read; they are refused after 5 minutes."
-ARTIFACTS_BEHIND = "1 while this gateway cannot load the shared artifacts in use."
 
 
 def serve(settings: Settings) -> None:
@@ -85,54 +74,13 @@ def serve(settings: Settings) -> None:
         _log.warning(created)
     registry = prepare(settings)
     log_uncaught()
-    with (
-        open_port(settings, registry) as listener,  # before anything is loaded: a port in use is reported at once
-        workers_folder(settings.workers) as workers,
-    ):
-        router = PreloadedRouter(settings) if workers_share_memory(settings) else None
-        build = partial(build_app, settings, workers, router)
-        at_intervals = router.release_if_replaced if router else None
-        processes.serve(build, settings, listener=listener, at_intervals=at_intervals)
-
-
-def workers_share_memory(settings: Settings) -> bool:
-    """True if several workers are forked, so that pages which no process writes exist once."""
-    from gateway.process.processes import SHARES_MEMORY
-
-    return settings.workers > 1 and SHARES_MEMORY
-
-
-class PreloadedRouter:
-    """The router that the parent process loads for its workers before it forks them.
-
-    Each process releases its copy when another router or declaration is in use. The memory is free once all have.
-    """
-
-    def __init__(self, settings: Settings) -> None:
-        """Raises ConfigError or ArtifactError with the remedy."""
-        self._settings = settings
-        self._artifacts = ArtifactStore(settings.artifacts, ROUTER)
-        self._config = settings.config
-        self._source = self._current_source()
-        self.loaded: LoadedRouter | None = preload_router(settings)
-        gc.freeze()  # collections in the workers leave the objects of this process alone, so their pages stay shared
-
-    def read(self, settings: Settings, previous: ActiveState | None) -> ActiveState:
-        """A Reader for a worker process, which uses the router while it is in use."""
-        state = load_active_state(settings, previous, preloaded=self.loaded)
-        if self.loaded is not None and state.router is not self.loaded.router:
-            self.loaded = None
-        return state
-
-    def release_if_replaced(self) -> None:
-        """Release it in the parent process, which reads no state."""
-        with suppress(OSError, CoEError):  # also a file that is being replaced: the next check decides
-            if self.loaded is not None and self._current_source() != self._source:
-                self.loaded = None
-
-    def _current_source(self) -> tuple[str | None, int]:
-        """The version in use, and the time of the declaration, to whose categories the router is adapted."""
-        return self._artifacts.in_use(), self._config.stat().st_mtime_ns
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108  metrics need no disk
+    with open_port(settings, registry) as listener, TemporaryDirectory(prefix="coe-", dir=memory) as workers:
+        router = None
+        if settings.workers > 1 and processes.SHARES_MEMORY:
+            router = preload_router(settings)  # its pages exist once, as no process writes them
+            gc.freeze()  # collections in the workers leave the objects of this process alone
+        processes.serve(partial(build_app, settings, Path(workers), router), settings, listener=listener)
 
 
 def prepare(settings: Settings) -> Registry:
@@ -162,44 +110,11 @@ def open_port(settings: Settings, registry: Registry) -> socket.socket:
         raise ConfigError(f"cannot listen on {where}: {error.strerror or error}; set COE_HOST and COE_PORT") from None
 
 
-@contextmanager
-def workers_folder(count: int) -> Iterator[Path | None]:
-    """A folder for the sockets through which workers exchange metrics; None for a single worker."""
-    if count == 1:
-        yield None
-    else:
-        with TemporaryDirectory(prefix="coe-") as folder:  # short, because paths of sockets must be
-            yield Path(folder)
-
-
-def build_app(
-    settings: Settings, workers: Path | None = None, router: PreloadedRouter | None = None, number: int = 0
-) -> Starlette:
-    """The application of the worker process of that number. `workers` is the folder of `workers_folder`."""
-    read, own = router.read if router else load_active_state, workers / str(number) if workers else None
-    return create_app(partial(open_worker, settings, workers=own, read=read, check=settings.check_experts))
-
-
-@asynccontextmanager
-async def open_worker(
-    settings: Settings,
-    *,
-    workers: Path | None = None,
-    read: Reader = load_active_state,
-    check: bool = False,
-) -> AsyncIterator[Services]:
-    """The services of a worker process, which handles its parent's signals, and computes matrix products in the calling
-    thread."""
-    from threadpoolctl import threadpool_limits
-
-    with threadpool_limits(1, user_api="blas"):  # OpenBLAS's own threads busy-wait for milliseconds after a product
-        async with open_services(settings, workers=workers, read=read, check=check) as services:
-            assert services.reload is not None
-            drain = Drain(services, lame_duck=settings.drain)
-            async with handle_signals(drain=drain.begin, reload=services.reload.request, abort=drain.abort):
-                gc.freeze()  # full collections would visit all loaded objects while every request waits
-                gc.set_threshold(20_000)  # at the default of 700 collections take some 3 % of the processor time
-                yield services
+def build_app(settings: Settings, workers: Path, router: LoadedRouter | None, number: int) -> Starlette:
+    """The application of the worker process of that number, which uses `router` while it is in use. `workers` is the
+    folder in which the workers share their metrics."""
+    read = partial(load_active_state, preloaded=router)
+    return create_app(partial(open_services, settings, workers=workers / str(number), read=read))
 
 
 @asynccontextmanager
@@ -208,127 +123,90 @@ async def open_services(
     *,
     workers: Path | None = None,
     read: Reader = load_active_state,
-    check: bool = False,
 ) -> AsyncIterator[Services]:
     """Open the services of a process and close them in reverse order. `read` returns what is in use, now and for every
-    reload. With `check`, the first worker checks the experts in the background.
+    reload; `workers` names the files of this process in the folder that several share.
 
     Raises ConfigError or ArtifactError.
     """
     states = file_states(watched_files(settings))
     in_use = read(settings, None)
-    registry = in_use.registry
+    registry, metrics = in_use.registry, Metrics()
+    failed = metrics.task_failed
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
         threads = stack.enter_context(ThreadPoolExecutor(ENCODER_THREADS, thread_name_prefix="encoder"))
-        observation = await enter(open_observability(settings, workers))
-        metrics, failed = observation.metrics, observation.metrics.task_failed
+        if workers is not None:
+            await enter(share_metrics(workers, metrics))
+        tracing = await enter(open_tracing(settings))
         session = await enter(Client())
-        log, feedback, writer = await _open_logs(stack, settings, registry, metrics)
+
+        url, counters = registry.log.url, registry.access.counters
+        retention, days = registry.log.keep_records, registry.log.keep_days
+        log, feedback = open_log_and_feedback(url, base=settings.home, retention=retention, days=days)
+        stack.push_async_callback(log.aclose)
+        stack.push_async_callback(feedback.aclose)
+        spool = None if url.startswith("sqlite:") else settings.home / SPOOL  # a log on the same disk needs none
+        count = partial(metrics.count, "coe_feedback_total")
+        writer = await enter(LogWriter(log, feedback, spool=spool, count=count, task_failed=failed))
+        add_log_metrics(metrics, writer)
         encoder = routers.load_encoder(in_use.folder) if registry.log.store_embeddings else None
-        recorder = await enter(Recorder(writer, encoder=encoder, threads=threads))
-        builder = await _open_builder(stack, settings, registry, session, threads, metrics)
+        recorder = Recorder(writer, encoder=encoder, threads=threads)
+        stack.push_async_callback(recorder.aclose)
+
+        counts = open_store(counters, "use", file=settings.home / KEYS_FILE, setting="access.counters")
+        limiter = await enter(Limiter(counts, task_failed=failed))
+        issued = await enter(IssuedKeyWatch(open_key_store(counters, home=settings.home), task_failed=failed))
+        check_issued(registry, issued.keys, now=time.time())
+        residency = await enter(open_residency(settings, metrics))
+        affinity = await enter(open_affinity(counters))
+        builder = SnapshotBuilder(
+            settings=settings,
+            session=session,
+            threads=threads,
+            limiter=limiter,
+            affinity=affinity,
+            issued=issued,
+            residency=residency,
+        )
+        stack.push_async_callback(builder.aclose)
         behind = await enter(sync_artifacts(settings, registry.artifacts, task_failed=failed))
         cache = await enter(open_cache(registry.cache))
-        stored = await enter(open_stored_step(registry.stored_responses, settings.home, count=metrics.record_unstored))
-        for name, text, is_degraded in (
-            ("coe_artifacts_behind", ARTIFACTS_BEHIND, behind),
-            ("coe_cache_degraded", CACHE_DEGRADED, lambda: cache is not None and cache.answers.outage.active),
-            ("coe_stored_responses_degraded", STORED_DEGRADED, lambda: stored is not None and stored.outage.active),
-        ):
-            metrics.gauge(name, text, is_degraded, largest=True)
-        signals = ImplicitSignals(writer.put)
+        count = partial(metrics.count, "coe_responses_not_stored_total")
+        stored = await enter(open_stored_step(registry.stored_responses, settings.home, count=count))
+        metrics.degraded |= {
+            "limits": lambda: limiter.outage.active,
+            "issued_keys": lambda: issued.outage.active,
+            "artifacts": behind,
+            "cache": lambda: cache is not None and cache.answers.outage.active,
+            "stored_responses": lambda: stored is not None and stored.outage.active,
+        }
+
+        observers = [recorder.observe, ImplicitSignals(writer.put).observe, metrics.observe]
+        observers += [tracing.observe] if tracing is not None else []
+        observers += [log_request] if settings.access_log else []
         services = Services(
             builder.build(in_use),
-            observers=(recorder.observe, signals.observe, *observation.observers),
+            observers=observers,
             metrics=metrics,
             log=log,
             feedback=feedback,
             writer=writer,
             settings=settings,
             jobs=await enter(Jobs(settings)),
-            tracing=observation.tracing,
+            tracing=tracing,
             cache=cache,
             stored=stored,
-            residency=builder.residency,
-            issued=builder.issued,
+            residency=residency,
+            issued=issued,
         )
-        builder.issued.on_change = lambda: services.replace(builder.with_issued(services.snapshot))
+        issued.on_change = lambda: services.replace(builder.with_issued(services.snapshot))
         await services.snapshot.composition.warm()
         add_traffic_metrics(metrics, settings.artifacts / TRAFFIC_REPORT_FILE, services)
         await enter(reading_queues(lambda: builder.experts.values(), session=session, task_failed=failed))
         if metrics.worker == 0:
             _log.info("router %s: the fast heads use %s", in_use.router.version, IMPLEMENTATION)
-            if check:
-                await enter(checking(builder.experts.values(), registry, session=session))
-        services.reload = reload = Reload(services, settings=settings, in_use=in_use, builder=builder, read=read)
+        services.reload = reload = Reload(services, in_use=in_use, builder=builder, read=read)
         del in_use  # this frame would keep the first router in memory for the life of the process
         await enter(reload.watching(since=states, task_failed=failed))
         yield services
-
-
-async def _open_logs(
-    stack: AsyncExitStack, settings: Settings, registry: Registry, metrics: Metrics
-) -> tuple[RoutingLog, FeedbackLog, LogWriter]:
-    """Open the routing log and the feedback log at the declared address, and their writer, with a spool unless the log
-    is a file on the same disk."""
-    url, retention, days = registry.log.url, registry.log.keep_records, registry.log.keep_days
-    log, feedback = open_log_and_feedback(url, base=settings.home, retention=retention, days=days)
-    stack.push_async_callback(log.aclose)
-    stack.push_async_callback(feedback.aclose)
-    spool = None if url.startswith("sqlite:") else settings.home / SPOOL
-    writer = LogWriter(log, feedback, spool=spool, count=metrics.record_feedback, task_failed=metrics.task_failed)
-    await stack.enter_async_context(writer)
-    add_log_metrics(metrics, writer)
-    return log, feedback, writer
-
-
-async def _open_builder(
-    stack: AsyncExitStack,
-    settings: Settings,
-    registry: Registry,
-    session: Client,
-    threads: Executor,
-    metrics: Metrics,
-) -> SnapshotBuilder:
-    """Open what all snapshots share: limits, issued keys, the residency client, affinity."""
-    counters, failed = registry.access.counters, metrics.task_failed
-    counts = open_store(counters, "use", file=settings.home / KEYS_FILE, setting="access.counters")
-    limiter = await stack.enter_async_context(Limiter(counts, task_failed=failed))
-    metrics.gauge("coe_limits_degraded", LIMITS_DEGRADED, lambda: limiter.outage.active, largest=True)
-    keys = open_key_store(counters, home=settings.home)
-    issued = await stack.enter_async_context(IssuedKeyWatch(keys, task_failed=failed))
-    check_issued(registry, issued.keys, now=time.time())
-    metrics.gauge("coe_issued_keys_degraded", ISSUED_KEYS_DEGRADED, lambda: issued.outage.active, largest=True)
-    builder = SnapshotBuilder(
-        settings,
-        session=session,
-        threads=threads,
-        limiter=limiter,
-        issued=issued,
-        residency=await stack.enter_async_context(open_residency(settings, metrics)),
-        affinity=await stack.enter_async_context(open_affinity(counters)),
-    )
-    stack.push_async_callback(builder.aclose)
-    return builder
-
-
-@asynccontextmanager
-async def checking(experts: Iterable[ReplicatedExpert], registry: Registry, *, session: Client) -> AsyncIterator[None]:
-    """Request a few tokens from every expert in the background and log the results. Experts that share a device are
-    left out: a check would swap their models."""
-    local_experts_swap = registry.residency is not None
-    chosen = [one for one in experts if one.spec.addresses or one.spec.runtime == "litellm" or not local_experts_swap]
-
-    async def check() -> None:
-        try:
-            log_findings(await check_experts(chosen, session=session))
-        except Exception:
-            _log.exception("the check of the experts at the start failed")
-
-    task = asyncio.create_task(check(), name="check of the experts")
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)

@@ -1,8 +1,7 @@
 """Serves HTTP/1.1 in one worker process: uvicorn, with the bounds and the strict framing that it lacks.
 
 llhttp (httptools) parses. `Protocol` bounds what a client may send and hold, and refuses heads that a proxy may read
-otherwise. `Cycle` is one request and its response. `Server` accepts connections up to a limit and closes them at the
-end.
+otherwise. `Cycle` is one request and its response. `Server` bounds the connections and closes them at the end.
 """
 
 from __future__ import annotations
@@ -11,9 +10,8 @@ import asyncio
 import math
 import socket
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
-from functools import partial
 from typing import Any, Literal
 
 import uvicorn
@@ -21,9 +19,8 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from coe.errors import HeadersTooLarge, InvalidHttp, RequestError
-from coe.supervision import TaskFailed, ignore_failure, supervised
-from gateway.dialects import body_of
+from coe.errors import HeadersTooLarge, InvalidHttp, Overloaded, RequestError
+from gateway.dialects import body_of, headers_of
 
 IDLE_SECONDS = 75
 """Time limit for a connection to wait for its next request, and then for the head of this request. It exceeds
@@ -43,8 +40,8 @@ it."""
 MAX_PIPELINED = 16
 """Requests of one connection that wait for earlier responses. At this number no more are read, and the connection
 closes after the last response."""
-ACCEPT_PAUSE_SECONDS = 0.05
-"""Pause after a failed accept, and at the limit of connections."""
+RETRY_SECONDS = 1.0
+"""Time after which a client should try again that was refused at the limit of connections."""
 _FRAMING = (b"content-length", b"transfer-encoding")
 
 
@@ -106,6 +103,11 @@ class Protocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(_Transport(transport, self._close))  # type: ignore[arg-type]
         self._restart_timer()
+        count, limit = len(self.connections), self._server.max_connections
+        if count > 2 * limit:  # the other descriptors are for experts
+            transport.abort()
+        elif count > limit:
+            self._refuse(Overloaded(f"this process serves {limit} connections already", retry_after=RETRY_SECONDS))
 
     def connection_lost(self, exc: Exception | None) -> None:
         for cycle in self._due():
@@ -228,8 +230,8 @@ class Protocol(HttpToolsProtocol):
         else:
             body = body_of(error)
             head = b"content-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % len(body)
-            date = [b"%b: %b\r\n" % header for header in self.server_state.default_headers]
-            self.transport.write(b"".join((STATUS_LINE[error.status], *date, head, body)))
+            headers = [b"%b: %b\r\n" % header for header in (*self.server_state.default_headers, *headers_of(error))]
+            self.transport.write(b"".join((STATUS_LINE[error.status], *headers, head, body)))
             self.transport.close()
 
     # --------------------------------------------------------------------------------------- closing
@@ -273,20 +275,13 @@ class Protocol(HttpToolsProtocol):
 class Server(uvicorn.Server):
     """Serves an application on a listening socket (`serve([listener])`) until `stop` is called.
 
-    Above `max_connections`, clients wait to be accepted. `on_start` is called once the server accepts connections.
+    Clients above `max_connections` are refused; above twice as many their connections are closed at once.
     """
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        *,
-        max_connections: int,
-        on_start: Callable[[], None] = lambda: None,
-        task_failed: TaskFailed = ignore_failure,
-    ) -> None:
+    def __init__(self, app: ASGIApp, *, max_connections: int) -> None:
         config = uvicorn.Config(
             app,
-            http=Protocol,
+            http=lambda **_: Protocol(self),  # type: ignore[arg-type]
             ws="none",
             interface="asgi3",
             lifespan="off",
@@ -298,7 +293,7 @@ class Server(uvicorn.Server):
             timeout_graceful_shutdown=FINISH_SECONDS,
         )
         super().__init__(config)
-        self._max_connections, self._on_start, self._task_failed = max_connections, on_start, task_failed
+        self.max_connections = max_connections
 
     def stop(self) -> None:
         """Close the listener, and the connections once their responses are sent; then `serve` returns."""
@@ -307,54 +302,13 @@ class Server(uvicorn.Server):
     def capture_signals(self) -> AbstractContextManager[None]:  # type: ignore[override]
         return nullcontext()
 
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        self.servers, (self._listener,) = [], sockets or []
-        self._opening: asyncio.Future[Any] = asyncio.gather()
-        self._accepting = supervised(self._accept, "accept", task_failed=self._task_failed)
-        self.started = True
-        self._on_start()
-
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._accepting.cancel()
-        await asyncio.gather(self._accepting, self._opening, return_exceptions=True)
-        waiting = [*self._waiting(self._free_places)]  # their clients may have sent a request already
-        self._listener.close()  # now, or later ones would wait for nothing
-        await self._open(waiting)
-        await super().shutdown()
-
-    @property
-    def _free_places(self) -> int:
-        return self._max_connections - len(self.server_state.connections)
-
-    async def _accept(self) -> None:
-        """Accept connections, all that wait together: each takes several iterations of the event loop."""
-        while True:
-            try:
-                if self._free_places > 0:
-                    first, _ = await asyncio.get_running_loop().sock_accept(self._listener)
-                    await self._open((first, *self._waiting(self._free_places // 2)))
-                    continue
-            except OSError:  # the client left before the accept, or no file descriptor is free
-                pass
-            await asyncio.sleep(ACCEPT_PAUSE_SECONDS)
-
-    def _waiting(self, limit: int) -> Iterator[socket.socket]:
-        """Accept up to `limit` connections that wait."""
-        with suppress(OSError):  # none waits, or the next accept reports the error
-            for _ in range(limit):
-                client, _ = self._listener.accept()
-                client.setblocking(False)
-                yield client
-
-    async def _open(self, clients: Iterable[socket.socket]) -> None:
-        """Create the connections of accepted sockets. They are completed even if this task is cancelled: uvloop would
-        close the sockets without a call of `connection_lost`."""
-
-        async def open_one(client: socket.socket) -> None:
-            await asyncio.get_running_loop().connect_accepted_socket(partial(Protocol, self), client)
-
-        self._opening = asyncio.gather(*map(open_one, clients), return_exceptions=True)
-        await asyncio.shield(self._opening)
+        for listener in sockets or ():  # its waiting clients may have sent a request already
+            with suppress(OSError):
+                while True:
+                    client, _ = listener.accept()
+                    await asyncio.get_running_loop().connect_accepted_socket(lambda: Protocol(self), client)
+        await super().shutdown(sockets)
 
 
 def open_listener(host: str, port: int, *, stalled_after: float) -> socket.socket:

@@ -32,9 +32,6 @@ Observer = Callable[[Trace], None]
 class Reloading(Protocol):
     """Applies changes of experts.yaml and of promoted artifacts (`gateway.process.reload`)."""
 
-    def serves(self, config: bytes) -> bool:
-        """True if the snapshot was read from this content of experts.yaml."""
-
     def request(self) -> None:
         """Reload now, even if no file changed."""
 

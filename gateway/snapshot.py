@@ -2,8 +2,8 @@
 
 `SnapshotBuilder` builds a `Snapshot` from the `ActiveState` (declaration and artifacts in use), at the start and for
 every reload, and holds the connections, threads and limits that all snapshots share. Experts that a reload does not
-change keep their connections, breakers and measured latencies. Replaced experts and stores are closed after the timeout
-of the last request that may use them.
+change keep their breakers and measured latencies. A replaced document store is closed after the timeout of the last
+request that may use it.
 """
 
 from __future__ import annotations
@@ -54,51 +54,41 @@ class Snapshot:
         object.__setattr__(self, "plan", self.versions.get(ASSIGNMENT) or "")
 
 
+@dataclass(slots=True, eq=False, kw_only=True)
 class SnapshotBuilder:
     """Builds the snapshots of a process, which share HTTP client, threads, issued API keys, usage of keys, and
     conversation affinity."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        *,
-        session: Client,
-        threads: Executor,
-        limiter: Limiter,
-        affinity: Affinity,
-        issued: IssuedKeyWatch,
-        residency: ExpertLoader | None = None,
-    ) -> None:
-        self._settings = settings
-        self._session = session
-        self._threads = threads
-        self._limiter = limiter
-        self._affinity = affinity
-        self.issued = issued
-        self.residency = residency
-        self.experts: dict[str, ReplicatedExpert] = {}
-        """The experts of the latest snapshot."""
-        self._request_timeout = 0.0
-        self._index: DocumentIndex | None = None
-        self._retired: list[tuple[float, ReplicatedExpert | DocumentStore]] = []
+    settings: Settings
+    session: Client
+    threads: Executor
+    limiter: Limiter
+    affinity: Affinity
+    issued: IssuedKeyWatch
+    residency: ExpertLoader | None = None
+    experts: dict[str, ReplicatedExpert] = field(default_factory=dict)
+    """The experts of the latest snapshot."""
+    _request_timeout: float = 0.0
+    _index: DocumentIndex | None = None
+    _replaced: list[tuple[float, DocumentStore]] = field(default_factory=list)
 
     def build(self, in_use: ActiveState) -> Snapshot:
         """Build a snapshot. Raises ConfigError for a local expert that is not running, ArtifactError for a damaged
         gate."""
         registry = in_use.registry
         experts = build_experts(
-            registry, self._settings.served(), session=self._session, previous=self.experts, residency=self.residency
+            registry, self.settings.served(), session=self.session, previous=self.experts, residency=self.residency
         )
-        gate = ArtifactStore(self._settings.artifacts, GATE).in_use()
-        retrieval = retrieval_in_use(self._settings, in_use, threads=self._threads)
+        gate = ArtifactStore(self.settings.artifacts, GATE).in_use()
+        retrieval = retrieval_in_use(self.settings, in_use, threads=self.threads)
         composition = Composition(
             registry,
             router=in_use.router,
             assignment=in_use.assignment,
             experts=experts,
-            threads=self._threads,
+            threads=self.threads,
             confidence_threshold=in_use.confidence_threshold,
-            affinity=self._affinity,
+            affinity=self.affinity,
             retrieval=retrieval,
             recipes=build_recipes(
                 registry, experts, categories=len(in_use.router.categories), policies=in_use.policies.by_arm
@@ -112,11 +102,8 @@ class SnapshotBuilder:
             frozenset({GATE} if gate and not (retrieval and retrieval.gate) else ()),
             in_use.consequences,
         )
-        # what the new snapshot does not use is closed once the requests in progress have reached their timeout
-        due, in_service = time.monotonic() + self._request_timeout, set(experts.values())
-        self._retired += [(due, expert) for expert in self.experts.values() if expert not in in_service]
-        if self._index is not None and self._index is not in_use.index:
-            self._retired.append((due, self._index.store))
+        if self._index is not None and self._index is not in_use.index:  # until the last request that searches it
+            self._replaced.append((time.monotonic() + self._request_timeout, self._index.store))
         self.experts, self._index = experts, in_use.index
         self._request_timeout = registry.policy.timeout
         return snapshot
@@ -128,22 +115,20 @@ class SnapshotBuilder:
     def _access(self, composition: Composition) -> Access:
         return Access(
             composition.registry,
-            self._limiter,
+            self.limiter,
             issued=self.issued.keys,
             routed=composition.routed_arms,
-            host=self._settings.host,
+            host=self.settings.host,
         )
 
-    async def close_retired(self) -> None:
-        """Close the experts and stores that no request can use any more."""
-        now = time.monotonic()
-        due = [part for when, part in self._retired if when <= now]
-        self._retired = [(when, part) for when, part in self._retired if when > now]
-        for part in due:
-            await part.aclose()
+    async def close_replaced(self) -> None:
+        """Close the document stores that no request can use any more."""
+        while self._replaced and self._replaced[0][0] <= time.monotonic():
+            await self._replaced.pop(0)[1].aclose()
 
     async def aclose(self) -> None:
-        """Close every expert and store. No request may be in progress."""
-        index = () if self._index is None else (self._index.store,)
-        for part in (*self.experts.values(), *index, *(part for _, part in self._retired)):
-            await part.aclose()
+        """Close every document store. No request may be in progress."""
+        if self._index is not None:
+            await self._index.store.aclose()
+        for _, store in self._replaced:
+            await store.aclose()

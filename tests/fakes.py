@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -162,8 +163,6 @@ class ScriptedExpert:
         sent.usage = reply.usage
         return reply
 
-    async def aclose(self) -> None: ...
-
 
 @dataclass
 class Response:
@@ -317,12 +316,14 @@ async def gateway_of(
             limiter = Limiter(clock=ManualClock())  # no minute ends while a busy machine pauses
             access = Access(registry, limiter, routed=composition.routed_arms)
             metrics = Metrics()
+            stored_feedback = partial(metrics.count, "coe_feedback_total")
+            not_stored = partial(metrics.count, "coe_responses_not_stored_total")
             async with (
-                LogWriter(log, log, spool=spool, count=metrics.record_feedback, **QUICKLY) as writer,
+                LogWriter(log, log, spool=spool, count=stored_feedback, **QUICKLY) as writer,
                 open_cache(registry.cache) as cache,
                 nullcontext()
                 if stored is None
-                else open_stored_step(registry.stored_responses, stored, count=metrics.record_unstored) as step,
+                else open_stored_step(registry.stored_responses, stored, count=not_stored) as step,
                 Jobs(where) as own_jobs,
             ):
                 signals = ImplicitSignals(writer.put)

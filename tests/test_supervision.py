@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from starlette.applications import Starlette
 
 import coe.artifacts.artifact_sync
 import coe.experts.queues
@@ -25,8 +24,6 @@ from coe.supervision import next_pause, supervised
 from gateway.access.limits import Limiter
 from gateway.observability.logs import TextFormatter
 from gateway.observability.metrics import Metrics
-from gateway.server import Server
-from tests.gateway.raw_http import served
 
 pytestmark = pytest.mark.anyio
 
@@ -124,15 +121,9 @@ def expert_watch(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: 
     return coe.experts.queues.reading_queues(list, session=Client(), task_failed=failed)
 
 
-def connections(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) -> Opened:
-    patch.setattr(Server, "_accept", work)
-    return served(Starlette(), task_failed=failed)
-
-
 def reload(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) -> Opened:
     patch.setattr(gateway.process.reload.Reload, "_run", work)
     found = object.__new__(gateway.process.reload.Reload)
-    found._warming = None
     return found.watching(since=(), task_failed=failed)
 
 
@@ -143,7 +134,7 @@ def artifact_sync(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder:
     return sync_artifacts(Settings.read({"COE_HOME": str(folder)}), URL, task_failed=metrics.task_failed)
 
 
-OPENED = [records, limits, turns, expert_watch, connections, reload, artifact_sync]
+OPENED = [records, limits, turns, expert_watch, reload, artifact_sync]
 
 
 @pytest.mark.parametrize("opened", OPENED)

@@ -154,8 +154,4 @@ async def check_live(declared: Registry, settings: Settings) -> list[Finding]:
             checked.append(spec)
     async with Client() as session:
         experts = build_experts(declared.model_copy(update={"experts": tuple(checked)}), served, session=session)
-        try:
-            return [*await check_experts(experts.values(), session=session), *missing]
-        finally:
-            for expert in experts.values():
-                await expert.aclose()
+        return [*await check_experts(experts.values(), session=session), *missing]

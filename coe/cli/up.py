@@ -232,7 +232,6 @@ def _gateway(settings: Settings, socket: Path | None = None) -> ServerSpec:
         env={
             "COE_ENDPOINTS": str(settings.home / ENDPOINTS_FILE),
             "COE_RESIDENCY_SOCKET": str(socket or ""),
-            "COE_CHECK_EXPERTS": "0",  # `coe up` checks them itself and prints the result
         },
         model=None,
         log=settings.logs / "gateway.log",

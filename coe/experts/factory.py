@@ -109,6 +109,3 @@ class ResidentExpert:
         except BaseException:
             release()
             raise
-
-    async def aclose(self) -> None:
-        await self._expert.aclose()

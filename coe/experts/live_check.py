@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from coe.core import Api, Call
@@ -63,15 +63,6 @@ async def check_experts(experts: Iterable[ReplicatedExpert], *, session: Client)
     """Requests a few tokens from every server of the experts. Returns findings in their order. Raises nothing."""
     checks = [_check(expert, index, session) for expert in experts for index in range(len(expert.replicas))]
     return await asyncio.gather(*checks)
-
-
-def log_findings(findings: Sequence[Finding]) -> None:
-    """Logs one line for each server that did not answer, and a summary."""
-    for finding in findings:
-        if not finding.ok:
-            _log.warning("check at start: %s", finding.sentence)
-    answered = sum(finding.ok for finding in findings)
-    _log.info("check at start: %d of %d expert servers answer", answered, len(findings))
 
 
 async def _check(expert: ReplicatedExpert, index: int, session: Client) -> Finding:

@@ -78,9 +78,6 @@ class Replica:
         breaker.answered(generation)
         return TrackedReply(reply, partial(self._reply_ended, generation))
 
-    async def aclose(self) -> None:
-        await self.expert.aclose()
-
     def _reply_ended(self, generation: int, error: BaseException | None, complete: bool) -> None:
         """Records the end of a reply: broken off by `error`, `complete`, or abandoned by its reader."""
         self.in_flight -= 1
@@ -201,11 +198,6 @@ class ReplicatedExpert:
         """The replicas that a request may use now."""
         now = self._clock()
         return [replica for replica in self.replicas if replica not in exclude and replica.breaker.ready(now)]
-
-    async def aclose(self) -> None:
-        """Closes what the replicas opened for themselves."""
-        for replica in self.replicas:
-            await replica.aclose()
 
     def _load(self, ready: Sequence[Replica]) -> float:
         if self._limit is not None:

@@ -68,9 +68,6 @@ class RecipeExpert:
         )
         return await calls.returning(_Run(self, call, calls).reply, first=len(self._first))
 
-    async def aclose(self) -> None:
-        """Does nothing: the caller closes the members."""
-
 
 class _Run:
     """One request of a recipe."""

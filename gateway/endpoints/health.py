@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from coe import __version__
 from gateway.endpoints.handler import json_response
-from gateway.observability.metrics import EXPOSITION_TYPE
 from gateway.services import Services
 
 _LINKS = {"models": "/v1/models", "page": "/ui/", "health": "/health", "openapi": "/openapi.json"}
@@ -58,4 +58,4 @@ async def root(request: Request) -> Response:
 
 async def metrics(services: Services, _: Request) -> Response:
     """Metrics of all workers, in Prometheus's text format."""
-    return Response(await services.metrics.page(), media_type=EXPOSITION_TYPE)
+    return Response(await services.metrics.page(), media_type=CONTENT_TYPE_PLAIN_0_0_4)

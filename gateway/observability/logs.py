@@ -32,10 +32,6 @@ MAX_FRAMES = 32
 """Innermost frames of each that are logged."""
 MAX_MESSAGE_CHARACTERS = 2000
 """Characters of an error's message that are logged."""
-ACCESS_FIELDS = (
-    "request_id", "api", "key", "tenant", "expert", "category", "reason", "fallback_from", "cause", "outcome", "status",
-    "ms", "input_tokens", "output_tokens", "cached_tokens",
-)  # fmt: skip
 
 
 def logging_config(settings: Settings) -> dict[str, Any]:
@@ -77,24 +73,14 @@ def describe_error(error: BaseException) -> str:
 def log_request(trace: Trace) -> None:
     """Writes one access line for a finished request."""
     decision, usage = trace.decision, trace.usage
-    values = (
-        trace.request_id,
-        trace.api,
-        trace.caller.key,
-        trace.caller.tenant,
-        decision.expert if decision else None,
-        decision.category if decision else None,
-        decision.reason if decision else None,
-        (decision.fallback_from or None) if decision else None,
-        (decision.cause or None) if decision else None,
-        trace.outcome,
-        trace.status,
-        round(trace.elapsed_ms(), 3),
-        usage.input_tokens if usage else None,
-        usage.output_tokens if usage else None,
-        usage.cached_tokens if usage else None,
-    )
-    _access.info("request", extra=dict(zip(ACCESS_FIELDS, values, strict=True)))
+    fields: dict[str, Any] = {"request_id": trace.request_id, "api": trace.api}
+    fields |= {"key": trace.caller.key, "tenant": trace.caller.tenant}
+    for name in ("expert", "category", "reason", "fallback_from", "cause"):
+        fields[name] = getattr(decision, name, None) or None
+    fields |= {"outcome": trace.outcome, "status": trace.status, "ms": round(trace.elapsed_ms(), 3)}
+    for name in ("input_tokens", "output_tokens", "cached_tokens"):
+        fields[name] = getattr(usage, name, None)
+    _access.info("request", extra={"fields": fields})
 
 
 class TextFormatter(PrintableFormatter):
@@ -105,7 +91,8 @@ class TextFormatter(PrintableFormatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
         record.message = _message(record)
-        fields = [f"{name}={value}" for name, value in _fields(record).items() if value is not None]
+        found = getattr(record, "fields", {})
+        fields = [f"{name}={value}" for name, value in found.items() if value is not None]
         return " ".join([super().formatMessage(record), *fields])
 
     def formatException(self, ei: Any) -> str:  # noqa: N802
@@ -121,7 +108,7 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": _message(record),
-            **_fields(record),
+            **getattr(record, "fields", {}),
         }
         if record.exc_info and record.exc_info[1]:
             line["exception"] = _format_error(record.exc_info[1])
@@ -132,10 +119,6 @@ def _message(record: logging.LogRecord) -> str:
     """The message; of the event loop only the first line, as the rest repeats an exception's message."""
     message = record.getMessage()
     return message.partition("\n")[0] if record.name.startswith("asyncio") else message
-
-
-def _fields(record: logging.LogRecord) -> dict[str, Any]:
-    return {name: value for name in ACCESS_FIELDS if (value := record.__dict__.get(name, ...)) is not ...}
 
 
 def _format_error(error: BaseException | None) -> str:

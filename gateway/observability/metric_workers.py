@@ -1,74 +1,58 @@
-"""Shares metrics between the worker processes of one gateway, so that any worker can serve
-`/metrics` for all workers.
+"""Shares metrics between the worker processes of one gateway, so that any worker can serve `/metrics` for all workers.
 
-Each worker serves snapshots of its metrics on a Unix socket in a shared folder. Its last snapshot stays there as a
-file, written whenever any worker shows it. A worker that replaces an ended one continues from that file, so totals
-never fall; a killed worker loses what it counted since its last snapshot.
+Each worker stores its metrics in a file of a shared folder every few seconds, and when it shows them. A worker that
+replaces an ended one continues from that file, so totals never fall; a killed worker loses what it counted since.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import orjson
 
+from coe.supervision import supervised
 from gateway.observability.metrics import Metrics, Snapshot
 
-SIBLING_TIMEOUT_SECONDS = 1.0
-"""Time limit of a sibling's reply; after that its last snapshot counts."""
+STORE_SECONDS = 1.0
+"""Interval in which a worker stores its metrics: what it counted since is missing on the pages of the others."""
+FRESH_SECONDS = 10.0
+"""Age from which a worker counts as ended or frozen, so that its gauges are left out."""
 
 
 @asynccontextmanager
 async def share_metrics(own: Path, metrics: Metrics) -> AsyncIterator[None]:
     """Joins the workers whose files are in the same folder as `own`, which is named by the number of this worker."""
-    folder = own.parent
     metrics.worker = int(own.name)
-    with suppress(OSError, ValueError):
-        metrics.resume(own.with_suffix(".json").read_bytes())
+    metrics.resume(own)
 
-    def store() -> bytes:
-        """Make a snapshot, and store it unless the disk is full."""
-        snapshot, draft = metrics.snapshot(), own.with_suffix(".draft")
-        with suppress(OSError):
-            draft.write_bytes(snapshot)
-            draft.replace(own.with_suffix(".json"))
-        return snapshot
+    def store() -> None:
+        draft = own.with_suffix(".draft")
+        with suppress(OSError):  # the disk is full
+            draft.write_bytes(metrics.snapshot())
+            draft.replace(own)
 
-    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(OSError):
-            writer.write(store())
-            await writer.drain()
-        writer.close()
+    def read_siblings() -> list[tuple[Snapshot, bool]]:
+        store()  # what this worker is about to show
+        siblings = []
+        for path in own.parent.iterdir():
+            if path.name.isdecimal() and path != own:
+                is_fresh = time.time() - path.stat().st_mtime < FRESH_SECONDS
+                siblings.append((orjson.loads(path.read_bytes()), is_fresh))
+        return siblings
 
-    async def read_siblings() -> list[tuple[Snapshot, bool]]:
-        others = {path.with_suffix("") for path in folder.iterdir()} - {own}
-        found = await asyncio.gather(*map(_read, sorted(others)))
-        store()  # last, so that it holds all that this worker is about to show
-        return found
+    async def run() -> None:
+        while True:
+            store()
+            await asyncio.sleep(STORE_SECONDS)
 
-    own.with_suffix(".sock").unlink(missing_ok=True)
-    server = await asyncio.start_unix_server(answer, own.with_suffix(".sock"))
     metrics.siblings = read_siblings
+    task = supervised(run, "metrics", task_failed=metrics.task_failed)
     try:
         yield
     finally:
-        server.close()
+        task.cancel()
         store()
-
-
-async def _read(worker: Path) -> tuple[Snapshot, bool]:
-    """The snapshot of a worker, and whether it runs. If it does not reply, its last one."""
-    try:
-        async with asyncio.timeout(SIBLING_TIMEOUT_SECONDS):
-            reader, writer = await asyncio.open_unix_connection(worker.with_suffix(".sock"))
-            try:
-                return orjson.loads(await reader.read()), True
-            finally:
-                writer.close()
-    except (OSError, TimeoutError, ValueError):  # ended, busy, or killed in mid-answer
-        with suppress(OSError, ValueError):
-            return orjson.loads(worker.with_suffix(".json").read_bytes()), False
-        return {}, False

@@ -1,7 +1,7 @@
-"""Observers of finished requests: metrics, traces, the access log, the routing log, implicit feedback.
+"""Observers of finished requests: Recorder writes the records that `record_of` makes of traces, and `find_record` reads
+one back; ImplicitSignals detects implicit feedback.
 
-`open_observability` opens the first three. Recorder writes the records that `record_of` makes of traces, and
-`find_record` reads one back. ImplicitSignals detects implicit feedback. `gateway.main` opens the observers.
+The others are metrics, traces and the access log. `gateway.main` opens all of them.
 """
 
 from __future__ import annotations
@@ -9,15 +9,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import math
 import re
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from concurrent.futures import Executor
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Self, cast
+from dataclasses import replace
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,43 +28,7 @@ from coe.records.record import RecipeCall, RoutingLog, RoutingRecord
 from coe.registry import MAX_MODEL_CHARACTERS
 from coe.routing.composition import NO_RETRIEVAL, Composition
 from coe.routing.eligibility import excluded_experts
-from coe.settings import Settings
-from gateway.observability.logs import log_request
-from gateway.observability.metric_workers import share_metrics
-from gateway.observability.metrics import Metrics
-from gateway.observability.tracing import Tracing, open_tracing
 from gateway.request.trace import Trace
-
-
-@dataclass(frozen=True, slots=True)
-class Observability:
-    """The metrics, the tracing and the other observers of a worker.
-
-    `observers` are called with every finished request. `tracing` also prepares requests; None if no collector is
-    declared.
-    """
-
-    metrics: Metrics
-    tracing: Tracing | None
-    observers: tuple[Callable[[Trace], None], ...]
-
-
-@asynccontextmanager
-async def open_observability(settings: Settings, workers: Path | None) -> AsyncIterator[Observability]:
-    """`workers` names this worker's files in the folder that several processes share, None for one process. Raises
-    ConfigError if traces cannot be sent."""
-    async with AsyncExitStack() as stack:
-        metrics = Metrics()
-        if workers is not None:
-            await stack.enter_async_context(share_metrics(workers, metrics))
-        tracing = await stack.enter_async_context(open_tracing(settings))
-        observers: list[Callable[[Trace], None]] = [metrics.observe]
-        if tracing is not None:
-            observers.append(tracing.observe)
-        if settings.access_log:
-            observers.append(log_request)
-        yield Observability(metrics, tracing, tuple(observers))
-
 
 _log = logging.getLogger("gateway")
 
@@ -83,10 +46,8 @@ class Recorder:
         self._threads = threads
         self._pending: set[asyncio.Future[None]] = set()
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
+    async def aclose(self) -> None:
+        """Wait for the embeddings that are being computed."""
         await asyncio.gather(*self._pending, return_exceptions=True)
 
     def observe(self, trace: Trace) -> None:
@@ -113,72 +74,39 @@ class Recorder:
 
 NO_DECISION = Decision(expert="", category="", confidence=0.0, reason=cast(Reason, ""), candidates=())
 """Fields of the record of a request that was not routed."""
+_OF_TRACE = ("request_id", "time", "outcome", "api", "cost", "unpriced", "dropped")
+_OF_DECISION = ("category", "confidence", "expert", "reason", "fallback_from", "cause", "propensity", "rule")
+_OF_USAGE = ("input_tokens", "output_tokens", "cached_tokens")
+"""Fields of the record that have the same name there."""
 
 
 def record_of(trace: Trace) -> RoutingRecord:
     """The request's record in the routing log. Fields of features that it did not use have their defaults."""
-    decision, prediction, usage, options = trace.decision or NO_DECISION, trace.prediction, trace.usage, trace.options
-    chat, routed, composition, registry = trace.chat, trace.routed, trace.snapshot.composition, trace.snapshot.registry
-    exploration, first_token_ms = registry.policy.exploration, trace.first_token_ms
-    record = RoutingRecord(
-        request_id=trace.request_id,
-        time=trace.time,
-        category=decision.category,
-        confidence=decision.confidence,
-        expert=decision.expert,
-        reason=decision.reason,
-        fallback_from=decision.fallback_from,
-        cause=decision.cause,
-        propensity=decision.propensity,
-        candidates=decision.candidates,
-        probabilities=_named(composition, prediction.probabilities) if prediction is not None else {},
-        stage=prediction.stage if prediction is not None else "",
-        router=composition.router.version,
-        config=registry.digest,
-        digest=hashlib.sha256(text.encode("utf-8", "replace")).hexdigest() if (text := routed.text) else "",
-        outcome=trace.outcome,
-        attempts=trace.attempts.count,
-        stream=chat.stream if chat else False,
-        routing_ms=round(trace.routing_ms, 3),
-        first_token_ms=round(first_token_ms, 3) if first_token_ms is not None else None,
-        total_ms=round(trace.elapsed_ms(), 3),
-        in_distribution=prediction.in_distribution if prediction is not None else 1.0,
-        cost_weight=options.cost_weight if options else 0.0,
-        input_tokens=usage.input_tokens if usage else None,
-        output_tokens=usage.output_tokens if usage else None,
-        cached_tokens=usage.cached_tokens if usage else None,
-        session=options.session if options else None,
-        api=trace.api,
-        tenant=trace.caller.tenant,
-        key=trace.caller.key,
-        cost=trace.cost,
-        unpriced=trace.unpriced,
-        dropped=trace.dropped,
-        cache=trace.cache.result if trace.cache is not None else "",
-        plan=trace.snapshot.plan,
-        rule=decision.rule,
-        assignment=composition.assignment_digest,
-        utility=tuple([round(utility, 4) for utility in decision.utility]),
-        price=tuple([round(price, 4) for price in decision.price]),
-        exploration=(exploration.rate, exploration.max_quality_loss) if exploration.rate else None,
-        needs=tuple(sorted(chat.needs)) if chat else None,
-        language=prediction.language if prediction is not None else "",
-        purpose=(options.purpose or "") if options else "",
-        model=trace.requested_model[:MAX_MODEL_CHARACTERS],
-        resolved_model=chat.model[:MAX_MODEL_CHARACTERS] if chat else "",
-    )
-    return replace(record, **fields) if (fields := _fields_of_features(trace)) else record
-
-
-def _fields_of_features(trace: Trace) -> dict[str, Any]:
-    """The fields of the features that a request used: a key's rule, stored texts, recipes, retrieval, rules."""
-    fields: dict[str, Any] = {}
-    registry, prediction = trace.snapshot.registry, trace.prediction
-    if trace.options is not None and (rule := trace.options.rule) is not None:
-        excluded = tuple(excluded_experts(registry, rule))
-        fields |= {"only_local": rule.only_local, "limited": True, "excluded": excluded}
+    decision, prediction, options, routed = trace.decision or NO_DECISION, trace.prediction, trace.options, trace.routed
+    composition, registry, first_token_ms = trace.snapshot.composition, trace.snapshot.registry, trace.first_token_ms
+    fields: dict[str, Any] = {"probabilities": {}, "stage": "", "stream": False}
+    fields |= {name: getattr(trace, name) for name in _OF_TRACE}
+    fields |= {name: getattr(decision, name) for name in _OF_DECISION}
+    if (usage := trace.usage) is not None:
+        fields |= {name: getattr(usage, name) for name in _OF_USAGE}
+    if prediction is not None:
+        fields["probabilities"] = _named(composition, prediction.probabilities)
+        fields |= {"stage": prediction.stage, "language": prediction.language}
+        fields["in_distribution"] = prediction.in_distribution
+        if (posterior := prediction.router_probabilities) is not None:
+            fields["router_probabilities"] = _named(composition, posterior)
+    if options is not None:
+        fields |= {"cost_weight": options.cost_weight, "session": options.session, "purpose": options.purpose or ""}
+        if (rule := options.rule) is not None:
+            excluded = tuple(excluded_experts(registry, rule))
+            fields |= {"only_local": rule.only_local, "limited": True, "excluded": excluded}
+    if (chat := trace.chat) is not None:
+        fields |= {"stream": chat.stream, "needs": tuple(sorted(chat.needs))}
+        fields["resolved_model"] = chat.model[:MAX_MODEL_CHARACTERS]
+    if (exploration := registry.policy.exploration).rate:
+        fields["exploration"] = exploration.rate, exploration.max_quality_loss
     if registry.log.store_prompts and not trace.only_local:
-        fields |= {"prompt": trace.routed.text or None, "left_out": tuple(map(str, trace.routed.left_out))}
+        fields |= {"prompt": routed.text or None, "left_out": tuple(map(str, routed.left_out))}
     if (log := trace.recipe_log) is not None:
         steps = tuple(map(RecipeCall.of, log.calls))
         fields |= {"recipe": log.recipe, "recipe_stop": log.stop, "steps": steps}
@@ -186,9 +114,25 @@ def _fields_of_features(trace: Trace) -> dict[str, Any]:
         fields |= {"retrieval": result.status, "gate": result.probability, "gain": result.gain}
         fields |= {"passages": tuple([passage.id for passage in result.passages]), "passage_tokens": result.tokens}
         fields["retrieval_ms"] = round(result.ms, 3)
-    if prediction is not None and (posterior := prediction.router_probabilities) is not None:
-        fields["router_probabilities"] = _named(trace.snapshot.composition, posterior)
-    return fields
+    return RoutingRecord(
+        candidates=decision.candidates,
+        router=composition.router.version,
+        config=registry.digest,
+        digest=hashlib.sha256(text.encode("utf-8", "replace")).hexdigest() if (text := routed.text) else "",
+        attempts=trace.attempts.count,
+        routing_ms=round(trace.routing_ms, 3),
+        first_token_ms=round(first_token_ms, 3) if first_token_ms is not None else None,
+        total_ms=round(trace.elapsed_ms(), 3),
+        tenant=trace.caller.tenant,
+        key=trace.caller.key,
+        cache=trace.cache.result if trace.cache is not None else "",
+        plan=trace.snapshot.plan,
+        assignment=composition.assignment_digest,
+        utility=tuple([round(utility, 4) for utility in decision.utility]),
+        price=tuple([round(price, 4) for price in decision.price]),
+        model=trace.requested_model[:MAX_MODEL_CHARACTERS],
+        **fields,
+    )
 
 
 def _named(composition: Composition, posterior: NDArray[np.float32]) -> dict[str, float]:
@@ -228,15 +172,6 @@ MAX_CONVERSATIONS = 10_000
 """Latest conversations that are remembered, about 300 bytes each."""
 
 
-@dataclass(frozen=True, slots=True)
-class _LastAnswer:
-    """The last answer to a conversation: its request, its time in Unix seconds, and the number of retries before it."""
-
-    request_id: str
-    time: float
-    retries: int
-
-
 class ImplicitSignals:
     """Detects implicit feedback in finished requests: a regenerated answer, and an abandoned stream.
 
@@ -246,7 +181,8 @@ class ImplicitSignals:
     """
 
     def __init__(self, store: Callable[[Pending], None]) -> None:
-        self._answers: OrderedDict[int, _LastAnswer] = OrderedDict()
+        self._answers: OrderedDict[int, tuple[str, float, int]] = OrderedDict()
+        """By conversation: the last request, the time of its answer, and the number of regenerations before it."""
         self._store = store
 
     def observe(self, trace: Trace) -> None:
@@ -258,22 +194,19 @@ class ImplicitSignals:
         if trace.client_left and trace.reply is not None and trace.chat is not None and trace.chat.stream:
             self._report("abandoned", trace.request_id, trace, now=now)
         if (key := _conversation_key(trace)) is not None:
-            previous, retries = self._answers.get(key), 0
-            if previous and MIN_REGENERATION_SECONDS <= trace.time - previous.time <= MAX_REGENERATION_SECONDS:
-                retries = previous.retries + 1
-                if retries <= MAX_REGENERATIONS:
-                    self._report("regenerated", previous.request_id, trace, now=now)
-            self._remember(key, _LastAnswer(trace.request_id, now, retries))
+            previous, answered, count = self._answers.get(key, ("", -math.inf, 0))
+            if not MIN_REGENERATION_SECONDS <= trace.time - answered <= MAX_REGENERATION_SECONDS:
+                count = -1
+            elif count < MAX_REGENERATIONS:
+                self._report("regenerated", previous, trace, now=now)
+            self._answers[key] = trace.request_id, now, count + 1
+            self._answers.move_to_end(key)
+            if len(self._answers) > MAX_CONVERSATIONS:
+                self._answers.popitem(last=False)
 
     def _report(self, kind: FeedbackKind, request_id: str, trace: Trace, *, now: float) -> None:
         caller, event_id = trace.caller, f"{kind}:{trace.request_id}"
         self._store(Pending(Feedback(event_id, request_id, now, kind, tenant=caller.tenant, key=caller.key)))
-
-    def _remember(self, key: int, answered: _LastAnswer) -> None:
-        self._answers[key] = answered
-        self._answers.move_to_end(key)
-        if len(self._answers) > MAX_CONVERSATIONS:
-            self._answers.popitem(last=False)
 
 
 def _conversation_key(trace: Trace) -> int | None:

@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from coe.core import PASS_THROUGH_APIS, PATHS, Api, RequestOptions
 from coe.errors import ConfigError, pip_install
@@ -34,24 +33,24 @@ _OPERATIONS: dict[Api, str] = {
     **{api: api for api in PASS_THROUGH_APIS},
 }
 """All others are `chat`."""
+_DECIDED = ("category", "reason", "fallback_from", "cause")
+"""Fields of the decision that the server span shows."""
 
 
 def request_attributes(trace: Trace) -> Attributes:
     """Attributes of the server span."""
     registry, decision, prediction = trace.snapshot.registry, trace.decision, trace.prediction
     is_known = registry.models.resolve(trace.requested_model) is not None
-    return _without_none(
+    return _attributes(
+        trace,
         {
             "http.request.method": "POST",
             "url.path": PATHS[trace.api],
             "http.response.status_code": trace.status,
             "error.type": None if trace.outcome == "ok" else trace.outcome,
-            "gen_ai.operation.name": _OPERATIONS.get(trace.api, "chat"),
             "gen_ai.provider.name": "coe",
             "gen_ai.request.model": trace.requested_model if is_known else None,
-            "gen_ai.request.stream": trace.chat.stream if trace.chat else None,
             "gen_ai.conversation.id": trace.options.session if trace.options else None,
-            **_answer_attributes(trace),
             "gen_ai.response.model": trace.expert if decision and trace.reply else None,
             "coe.request_id": trace.request_id,
             "coe.key": trace.caller.key,
@@ -59,52 +58,45 @@ def request_attributes(trace: Trace) -> Attributes:
             "coe.router": trace.snapshot.composition.router.version,
             "coe.config": registry.digest,
             "coe.stage": prediction.stage if prediction else None,
-            "coe.expert": decision.expert if decision else None,
-            "coe.category": decision.category if decision else None,
             "coe.confidence": round(decision.confidence, 4) if decision else None,
-            "coe.reason": decision.reason if decision else None,
             "coe.cache": trace.cache.result if trace.cache else None,
-            "coe.fallback_from": (decision.fallback_from or None) if decision else None,
-            "coe.cause": (decision.cause or None) if decision else None,
             "coe.retrieval": trace.retrieval_result.status,
             "coe.passages": len(trace.retrieval_result.passages) or None,
-            "coe.attempts": trace.attempts.count or None,
             "coe.cost": trace.cost,
-        }
+            **{f"coe.{name}": getattr(decision, name, None) or None for name in _DECIDED},
+        },
     )
 
 
 def call_attributes(trace: Trace) -> Attributes:
     """Attributes of the client span of the call to the expert."""
-    assert trace.decision is not None
     registry = trace.snapshot.registry
     spec = registry.expert(first_expert(registry.arm(trace.expert)))
-    host, port = _server(spec)
-    return _without_none(
+    return _attributes(
+        trace,
         {
-            "gen_ai.operation.name": _OPERATIONS.get(trace.api, "chat"),
             "gen_ai.provider.name": _provider(spec),
             "gen_ai.request.model": spec.model,
-            "gen_ai.request.stream": trace.chat.stream if trace.chat else None,
-            **_answer_attributes(trace),
-            "server.address": host,
-            "server.port": port,
             "error.type": None if trace.reply else trace.outcome,
-            "coe.expert": trace.decision.expert,
-            "coe.attempts": trace.attempts.count or None,
-        }
+        },
     )
 
 
-def _answer_attributes(trace: Trace) -> Attributes:
+def _attributes(trace: Trace, attributes: Attributes) -> Attributes:
+    """The attributes that are known, with those that both spans have."""
     usage, first = trace.usage, trace.first_token_ms
-    streamed = trace.chat is not None and trace.chat.stream
-    return {
+    streamed = trace.chat.stream if trace.chat else None
+    attributes |= {
+        "gen_ai.operation.name": _OPERATIONS.get(trace.api, "chat"),
+        "gen_ai.request.stream": streamed,
         "gen_ai.usage.input_tokens": usage.input_tokens if usage else None,
         "gen_ai.usage.output_tokens": usage.output_tokens if usage else None,
         "gen_ai.usage.cache_read.input_tokens": usage.cached_tokens if usage else None,
         "gen_ai.response.time_to_first_chunk": round(first / 1000, 6) if first is not None and streamed else None,
+        "coe.expert": trace.decision.expert if trace.decision else None,
+        "coe.attempts": trace.attempts.count or None,
     }
+    return {name: value for name, value in attributes.items() if value is not None}
 
 
 def _provider(spec: ExpertSpec) -> str:
@@ -112,18 +104,6 @@ def _provider(spec: ExpertSpec) -> str:
     if spec.runtime == "external":
         return "openai"
     return spec.model.partition("/")[0] if spec.runtime == "litellm" else spec.runtime
-
-
-def _server(spec: ExpertSpec) -> tuple[str | None, int | None]:
-    """Host and port of an expert with one address; None otherwise."""
-    if len(spec.addresses) != 1:
-        return None, None
-    address = urlsplit(spec.addresses[0])
-    return address.hostname, address.port or (443 if address.scheme == "https" else 80)
-
-
-def _without_none(attributes: Attributes) -> Attributes:
-    return {name: value for name, value in attributes.items() if value is not None}
 
 
 FLUSH_TIMEOUT_SECONDS = 3.0

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
-import subprocess
 import sys
+from contextlib import suppress
 from importlib.util import find_spec
 from typing import Any, Self
 
@@ -17,19 +16,19 @@ from coe.settings import Settings
 
 RETRY_AFTER_SECONDS = 5.0
 MAX_WAITING = 8
-"""Requests for a job at once, including the running one."""
+"""Requests for a job at once, including those that run."""
 MAX_ERROR_CHARACTERS = 500
 """Characters of a failed job's error output that are passed on."""
 
 
 class Jobs:
-    """Runs one job at a time, each with its own time limit. Leaving the context kills the running one."""
+    """Runs jobs, each with its own time limit; a third one waits. Leaving the context kills those that run."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._lock = asyncio.Lock()
+        self._places = asyncio.Semaphore(2)
         self._waiting = 0
-        self._process: subprocess.Popen[bytes] | None = None
+        self._processes: set[asyncio.subprocess.Process] = set()
         self._is_closed = False
 
     async def __aenter__(self) -> Self:
@@ -37,8 +36,9 @@ class Jobs:
 
     async def __aexit__(self, *_: object) -> None:
         self._is_closed = True
-        if self._process is not None:
-            self._process.kill()
+        for process in self._processes:
+            if process.returncode is None:
+                process.kill()
 
     async def run(self, *arguments: str, seconds: float, needs: tuple[str, ...]) -> Any:
         """The JSON that `coe ARGUMENTS` prints.
@@ -56,39 +56,39 @@ class Jobs:
             raise JobUnavailable(f"{MAX_WAITING} requests wait for a job already", retry_after=RETRY_AFTER_SECONDS)
         self._waiting += 1
         try:
-            async with self._lock:
-                output = await asyncio.to_thread(self._output, arguments, seconds)
+            async with self._places:
+                return orjson.loads(await self._output(arguments, seconds))
+        except TimeoutError:
+            cause = f"{verb} took more than {seconds:g} s and was stopped; run it on the command line"
+        except ChildProcessError as error:
+            cause = f"{verb} failed: {error}"
+        except orjson.JSONDecodeError:
+            cause = f"{verb} failed: it printed no JSON"
         finally:
             self._waiting -= 1
-        try:
-            return orjson.loads(output)
-        except orjson.JSONDecodeError:
-            raise JobUnavailable(f"{verb} failed: it printed no JSON", retry_after=RETRY_AFTER_SECONDS) from None
+        raise JobUnavailable(cause, retry_after=RETRY_AFTER_SECONDS)
 
-    def _output(self, arguments: tuple[str, ...], seconds: float) -> bytes:
-        """Return the output of the command, with the gateway's declaration and state, at low priority. Blocks."""
-        verb = f"`coe {arguments[0]}`"
-        nice = ("nice", "-n", "10") if shutil.which("nice") else ()
-        with subprocess.Popen(  # noqa: S603  commands and existing versions only
-            [*nice, sys.executable, "-P", "-m", "coe.cli", *arguments, "--config", str(self._settings.config)],
-            env={**os.environ, "COE_HOME": str(self._settings.home)},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        ) as process:
-            self._process = process
+    async def _output(self, arguments: tuple[str, ...], seconds: float) -> bytes:
+        """Return the output of the command, with the gateway's declaration and state, at low priority. Raises
+        TimeoutError, or ChildProcessError with the end of its error output."""
+        pipe, null, config = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL, str(self._settings.config)
+        command = (sys.executable, "-P", "-m", "coe.cli", *arguments, "--config", config)
+        environ = {**os.environ, "COE_HOME": str(self._settings.home)}
+        process = await asyncio.create_subprocess_exec(*command, env=environ, stdin=null, stdout=pipe, stderr=pipe)
+        self._processes.add(process)
+        try:
+            with suppress(ProcessLookupError):  # it may have ended already
+                os.setpriority(os.PRIO_PROCESS, process.pid, 10)
             if self._is_closed:  # while the process started
                 process.kill()
-            try:
-                output, errors = process.communicate(timeout=seconds)
-            except subprocess.TimeoutExpired:
-                message = f"{verb} took more than {seconds:g} s and was stopped; run it on the command line"
-                raise JobUnavailable(message, retry_after=RETRY_AFTER_SECONDS) from None
-            finally:
+            async with asyncio.timeout(seconds):
+                output, errors = await process.communicate()
+        finally:  # also if the client leaves
+            self._processes.discard(process)
+            if process.returncode is None:
                 process.kill()
-                self._process = None
-        if process.returncode == 0:
-            return output
-        lines = errors.decode(errors="replace").strip().splitlines()
-        why = " ".join(lines[-3:])[-MAX_ERROR_CHARACTERS:] or "it printed no error"
-        raise JobUnavailable(f"{verb} failed: {why}", retry_after=RETRY_AFTER_SECONDS)
+                await process.wait()
+        if process.returncode:
+            lines = errors.decode(errors="replace").strip().splitlines()
+            raise ChildProcessError(" ".join(lines[-3:])[-MAX_ERROR_CHARACTERS:] or "it printed no error")
+        return output

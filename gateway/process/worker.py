@@ -1,54 +1,45 @@
-"""A worker process: builds the application, serves it until SIGTERM, and reports its start to the parent."""
+"""A worker process: builds the application and serves it until SIGTERM, which drains it.
+
+SIGHUP reloads. When the parent process has died, even by SIGKILL, the worker ends soon, so that the port is free for
+the next start.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import logging.config
+import multiprocessing
+import os
 import resource
 import signal
 import socket
-import threading
 from collections.abc import Callable
-from ctypes import c_uint64
-from multiprocessing.sharedctypes import RawArray
+from ctypes import c_bool
 
 import uvloop
 from starlette.applications import Starlette
+from threadpoolctl import threadpool_limits
 
+from coe.errors import Draining
 from coe.settings import Settings
-from coe.supervision import ignore_failure
 from gateway.observability.logs import log_uncaught, logging_config
-from gateway.process.signals import DRAIN_SIGNAL, RELOAD_SIGNAL, end_with_parent
 from gateway.server import Server
+from gateway.services import Services
 
-BEAT_SECONDS = 5.0
-_log = logging.getLogger("gateway")
-
-
+FINISH_SECONDS = 30.0
+"""Time for running requests to end, after the lame duck period."""
+PARENT_CHECK_SECONDS = 0.2
+"""Interval of checks of the parent."""
+AFTER_PARENT_SECONDS, WRITE_SECONDS = 5, 10
+"""Time for running requests to end after the parent's death, and then to write the records."""
 MAX_CONNECTIONS = 16_384
-"""Client connections of one worker process; further ones wait to be accepted."""
+"""Client connections of one worker process; further ones are refused."""
 Build = Callable[[int], Starlette]
 """Builds the application of the worker of that number."""
 
-
-class SharedState:
-    """Messages between parent and workers in shared memory, by the number of the worker. No lock is needed: a
-    worker writes while it runs, and the parent after it has ended."""
-
-    def __init__(self, workers: int) -> None:
-        self.beats = RawArray(c_uint64, workers)
-        """Counts that grow while an event loop runs; 0 before the worker serves requests."""
-        self.crashes = RawArray(c_uint64, workers)
-
-    def beat(self, worker: int) -> None:
-        """Count now and every BEAT_SECONDS. Call it in the event loop of the worker, once."""
-        self.beats[worker] += 1
-        asyncio.get_running_loop().call_later(BEAT_SECONDS, self.beat, worker)
-
-    def counted_crashes(self) -> dict[tuple[str, ...], float]:
-        """Crashes since the parent started, by worker."""
-        return {(str(worker),): float(crashes) for worker, crashes in enumerate(self.crashes)}
+_log = logging.getLogger("gateway")
 
 
 def run_worker(
@@ -56,47 +47,84 @@ def run_worker(
     settings: Settings,
     *,
     listener: socket.socket,
-    shared: SharedState,
-    parent: int,
+    ready: c_bool,
     number: int,
+    crashes: int,
 ) -> None:
-    """Run worker `number`, from 0, until SIGTERM. Exits with code 1 if the application cannot start or fails."""
-    for ignored in (DRAIN_SIGNAL, RELOAD_SIGNAL):  # until the application handles them
-        signal.signal(ignored, signal.SIG_IGN)
+    """Run worker `number`, from 0, which crashed so many times before. Exits with code 1 if the application cannot
+    start or fails. `ready` is shared with the parent, and set once requests are served."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # until the application handles it
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is for the parent
     logging.config.dictConfig(logging_config(settings))  # a process that is not a fork inherits none
     log_uncaught()
-    serving = threading.Event()
-    end_with_parent(parent, serving)
-
-    def started() -> None:
-        serving.set()
-        shared.beat(number)
-
+    threadpool_limits(1, user_api="blas")  # OpenBLAS's own threads busy-wait for milliseconds after a product
     try:
-        app = build(number)
-        app.state.worker_crashes = shared.counted_crashes
+        serving = serve_application(build(number), listener, lame_duck=settings.drain, crashes=crashes, ready=ready)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(serve_application(app, listener, started=started))
+            runner.run(serving)
     except Exception:
-        _log.critical("a worker failed" if serving.is_set() else "a worker cannot start", exc_info=True)
+        _log.critical("a worker failed, or cannot start", exc_info=True)
         raise SystemExit(1) from None
 
 
 async def serve_application(
-    app: Starlette, listener: socket.socket, *, started: Callable[[], None] = lambda: None
+    app: Starlette,
+    listener: socket.socket,
+    *,
+    lame_duck: float = 0,
+    crashes: int = 0,
+    ready: c_bool | None = None,
 ) -> None:
-    """Serve the application until SIGTERM, then end as `Server` does. `started` is called once it is ready."""
-
-    def count_failure(name: str) -> None:
-        getattr(app.state, "task_failed", ignore_failure)(name)
-
-    server = Server(app, max_connections=_max_connections(), on_start=started, task_failed=count_failure)
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, server.stop)
+    """Serve the application until SIGTERM or the end of the parent process. `ready` is set once it has started."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)  # a request needs one or two more for its expert
+    limit = MAX_CONNECTIONS if soft == resource.RLIM_INFINITY else min(soft // 3, MAX_CONNECTIONS)
+    server = Server(app, max_connections=limit)
     async with app.router.lifespan_context(app):
-        await server.serve([listener])
+        services: Services = app.state.services
+        services.metrics.crashes = crashes
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, lambda: drain(services, server.stop, lame_duck=lame_duck))
+        if services.reload is not None:
+            loop.add_signal_handler(signal.SIGHUP, services.reload.request)
+        watch = asyncio.create_task(_end_with_parent(services, server), name="coe-parent")
+        gc.freeze()  # full collections would visit all loaded objects while every request waits
+        gc.set_threshold(20_000)  # at the default of 700 collections take some 3 % of the processor time
+        if ready is not None:
+            ready.value = True
+        try:
+            await server.serve([listener])
+        finally:
+            watch.cancel()
 
 
-def _max_connections() -> int:
-    """MAX_CONNECTIONS, at most a third of the open files: a request needs one or two more for its expert."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return MAX_CONNECTIONS if soft == resource.RLIM_INFINITY else min(soft // 3, MAX_CONNECTIONS)
+def drain(services: Services, stop: Callable[[], None], *, lame_duck: float, finish: float = FINISH_SECONDS) -> None:
+    """End a worker gracefully. Further calls have no effect.
+
+    For `lame_duck` seconds, readiness is off but connections are accepted, so that a load balancer can stop sending
+    requests. Then `stop` closes the listener and idle connections; a request on another connection is still served.
+    After `finish` seconds more, the requests that still run are aborted.
+    """
+    if not services.leaving:
+        services.leaving = True
+        loop = asyncio.get_running_loop()
+        loop.call_later(lame_duck, stop)
+        loop.call_later(lame_duck + finish, abort, services)
+
+
+def abort(services: Services) -> None:
+    """Refuse new requests, and end every running one with an error."""
+    services.admission.closed = True
+    for request in tuple(services.admission.active):
+        request.cancel(Draining("this gateway ended before the answer was complete; try again", retry_after=1.0))
+
+
+async def _end_with_parent(services: Services, server: Server) -> None:
+    """When the parent dies, close the listener, finish responses and write records, all within a few seconds."""
+    parent = multiprocessing.parent_process()
+    while parent is None or os.getppid() == parent.pid:  # noqa: ASYNC110  no event tells
+        await asyncio.sleep(PARENT_CHECK_SECONDS)
+    services.leaving = True
+    server.stop()
+    asyncio.get_running_loop().call_later(AFTER_PARENT_SECONDS, abort, services)
+    signal.alarm(AFTER_PARENT_SECONDS + WRITE_SECONDS)  # which ends the process

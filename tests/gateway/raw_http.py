@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
-from typing import Any
 
 import orjson
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.server import Protocol, Server, open_listener
+from tests.waiting import wait_until
 
 GET = b"GET /%b HTTP/1.1\r\nhost: localhost\r\n\r\n"
 CLOSING = b"GET /%b HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
@@ -60,15 +60,12 @@ class RunningServer(Server):
 
 
 @asynccontextmanager
-async def served(
-    app: ASGIApp, *, max_connections: int = 100, **options: Any
-) -> AsyncIterator[tuple[RunningServer, int]]:
-    """A running server and its port; `options` as for `Server`."""
+async def served(app: ASGIApp, *, max_connections: int = 100) -> AsyncIterator[tuple[RunningServer, int]]:
+    """A running server and its port."""
     listener = open_listener("127.0.0.1", 0, stalled_after=60)
-    port, started = listener.getsockname()[1], asyncio.Event()
-    server = RunningServer(app, max_connections=max_connections, on_start=started.set, **options)
+    server, port = RunningServer(app, max_connections=max_connections), listener.getsockname()[1]
     server.task = asyncio.create_task(server.serve([listener]))
-    await started.wait()
+    await wait_until(lambda: server.started)
     try:
         yield server, port
     finally:

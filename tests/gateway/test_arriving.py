@@ -5,7 +5,7 @@ from collections.abc import Awaitable
 
 import pytest
 
-from gateway.process.signals import Drain
+from gateway.process.worker import drain
 from tests.fakes import Gateway, Response, gateway_of
 from tests.gateway.two_keys import BODY, CHAT, ROUTE, bearer, keyed
 from tests.waiting import wait_until
@@ -66,7 +66,7 @@ async def test_a_body_that_arrives_for_longer_than_a_drain_may_take_is_cut_off()
     async with gateway_of(keyed()) as gateway:
         slow = Sent(gateway)
         await slow.arriving()
-        Drain(gateway.services, lame_duck=0, finish=0.01).begin()
+        drain(gateway.services, lambda: None, lame_duck=0, finish=0.01)
         (answer,) = await slow.answers()
         assert gateway.services.admission.arriving == 0
     assert (answer.status, answer.error["code"]) == (503, "draining")

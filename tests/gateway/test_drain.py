@@ -8,7 +8,7 @@ import aiohttp
 import orjson
 import pytest
 
-from gateway.process.signals import Drain
+from gateway.process.worker import abort, drain
 from tests.fakes import gateway_of
 from tests.gateway.served import Served, serving
 
@@ -94,10 +94,9 @@ async def test_during_the_lame_duck_period_readiness_is_off_and_requests_are_ser
 
 async def test_new_work_after_the_end_of_the_drain_is_refused_with_503_and_a_closed_connection() -> None:
     async with gateway_of() as gateway:
-        drain = Drain(gateway.services, lame_duck=0)
-        drain.begin()
+        drain(gateway.services, lambda: None, lame_duck=0)
         assert (await gateway.chat("code")).status == 200
-        drain.abort()
+        abort(gateway.services)
         refused, undecided = await gateway.chat("code"), await gateway.post("/v1/route", b"{}")
     assert undecided.status == refused.status == 503
     assert refused.error["code"] == "draining"
@@ -109,7 +108,7 @@ async def test_new_work_after_the_end_of_the_drain_is_refused_with_503_and_a_clo
 async def test_a_stream_that_does_not_end_in_time_ends_with_an_error_event() -> None:
     event = b'data: {"choices":[{"delta":{"content":"hi"}}]}\n\n'
     async with gateway_of(coder=[event, asyncio.Event()], painter=asyncio.Event()) as gateway:
-        Drain(gateway.services, lame_duck=0, finish=0.01).begin()
+        drain(gateway.services, lambda: None, lame_duck=0, finish=0.01)
         begun, waiting = await asyncio.gather(gateway.chat("code", stream=True), gateway.chat("art"))
     assert orjson.loads(begun.chunks[-1].removeprefix(b"data: "))["error"]["code"] == "draining"
     assert waiting.status == 503

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import closing
+from contextlib import closing, suppress
 
 import orjson
 import pytest
@@ -193,12 +193,22 @@ async def test_a_connection_without_a_whole_head_in_time_is_closed(
         assert await answers(port, sent) == b""
 
 
-async def test_connections_above_the_limit_wait_until_others_close() -> None:
-    async with served(echo, max_connections=2) as (server, port):
-        opened = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
+async def test_connections_above_the_limit_are_refused_until_others_close() -> None:
+    async with served(echo, max_connections=1) as (server, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        await wait_until(lambda: server.connections)
+        status, headers, body = split(await answers(port, CLOSING % b"x"))
+        assert status == b"HTTP/1.1 429 Too Many Requests"
+        assert (headers[b"connection"], headers[b"retry-after"]) == (b"close", b"1")
+        assert orjson.loads(body)["error"]["code"] == "overloaded"
+        await wait_until(lambda: len(server.connections) == 1)
+        refused = await asyncio.open_connection("127.0.0.1", port)
         await wait_until(lambda: len(server.connections) == 2)
-        for _, writer in opened:
-            writer.write(CLOSING % b"x")
-        for reader, writer in opened:
-            assert (await reader.read()).startswith(b"HTTP/1.1 200 OK")
-            writer.close()
+        with suppress(ConnectionResetError):
+            assert await answers(port, CLOSING % b"x") == b""
+        writer.write(CLOSING % b"x")
+        assert (await reader.read()).startswith(b"HTTP/1.1 200 OK")
+        for client in (writer, refused[1]):
+            client.close()
+        await wait_until(lambda: not server.connections)
+        assert (await answers(port, CLOSING % b"x")).startswith(b"HTTP/1.1 200 OK")

@@ -93,8 +93,6 @@ class FaultyExpert:
             raise self._chance.choice(errors)("injected", expert=self.name)
         return ScriptedReply(answer(self._chance.choice("XY")), stream=call.stream)
 
-    async def aclose(self) -> None: ...
-
 
 def request_of(number: int, chance: random.Random) -> tuple[Chat, RequestOptions]:
     """A random request of a conversation of several turns: marked as local in one of the possible ways, or public."""

@@ -88,7 +88,8 @@ async def test_health_sums_up_liveness_readiness_and_the_experts() -> None:
         gateway.experts["coder"].health = Health(up=False)
         found = await gateway.post("/health", method="GET", headers={})
         ready = await gateway.post("/health/ready", method="GET", headers={})
-    left = await gateway.post("/health/", method="GET", headers={})
+        gateway.services.leaving = True
+        left = await gateway.post("/health/", method="GET", headers={})
     assert found.status == 200
     assert found.json == {**ready.json, "live": True, "ready": True, "experts": 3, "experts_up": 2}
     assert (left.status, left.json["ready"], left.json["live"]) == (503, False, True)

@@ -92,7 +92,7 @@ async def test_requests_go_on_while_the_declaration_turns_valid_and_invalid_and_
                     await asyncio.sleep(0.02)
             served.declare("version: 1\nexperts: [")
             await wait_until_status(served, reload_error=True, config=second, http=200)
-            assert await served.metric("coe_reload_failed") == 1
+            assert await served.metric("coe_degraded") == 1
             served.declare(policy={"max_attempts": 1})
             await wait_until_status(served, reload_error=False, config=first)
             (tmp_path / "experts.yaml").unlink()
@@ -105,7 +105,7 @@ async def test_requests_go_on_while_the_declaration_turns_valid_and_invalid_and_
             await wait_until_status(served, router="another")
             assert await requests.of_the_next(20) == {"another"}
         assert not requests.failed
-        assert await served.metric("coe_reload_failed") == 0
+        assert await served.metric("coe_degraded") == 0
 
 
 async def test_a_file_that_is_repaired_in_place_ends_the_failure_although_nothing_else_changed(
@@ -136,10 +136,10 @@ def reload_of(settings: Settings, texts: list[str]) -> tuple[Reload, Any]:
         texts.append(settings.config.read_text())
         raise ConfigError("not read further")
 
-    services: Any = SimpleNamespace(snapshot=SimpleNamespace(versions={}), reload_error=None)
-    builder: Any = SimpleNamespace(close_retired=AsyncMock())
+    services: Any = SimpleNamespace(snapshot=SimpleNamespace(versions={}), reload_error=None, settings=settings)
+    builder: Any = SimpleNamespace(close_replaced=AsyncMock())
     in_use: Any = SimpleNamespace(registry=registry_of())
-    return Reload(services, settings=settings, in_use=in_use, builder=builder, read=read), builder.close_retired
+    return Reload(services, in_use=in_use, builder=builder, read=read), builder.close_replaced
 
 
 async def test_a_change_during_the_start_is_read(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ async def test_a_plain_chat_runs_through_no_feature_that_is_not_declared(tmp_pat
         experts=[{"name": name, **expert} for name in ("coder", "painter", "generalist")],
     )
     (tmp_path / "experts.yaml").write_bytes(orjson.dumps(registry.model_dump(mode="json", exclude_none=True)))
-    settings = Settings.read({"COE_CHECK_EXPERTS": "0"}, config=tmp_path / "experts.yaml")
+    settings = Settings.read({}, config=tmp_path / "experts.yaml")
     files = set[str]()
 
     def called(frame: FrameType, event: str, _: Any) -> None:

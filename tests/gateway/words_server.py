@@ -7,6 +7,7 @@ import multiprocessing
 import os
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from starlette.applications import Starlette
 
@@ -22,8 +23,8 @@ from gateway.access import limits
 from gateway.app import create_app
 from gateway.cache import step as cache_step
 from gateway.endpoints.admin import mapping
-from gateway.main import open_worker, workers_folder
-from gateway.observability import metric_workers, tracing
+from gateway.main import open_services
+from gateway.observability import tracing
 from gateway.process import processes
 from gateway.server import open_listener
 from tests.fakes import WordRouter
@@ -57,13 +58,12 @@ def read(
     )
 
 
-def build(settings: Settings, workers: Path | None, number: int) -> Starlette:
-    # However busy the machine is, a Redis, a worker and a collector that are there reply in time.
+def build(settings: Settings, workers: Path, number: int) -> Starlette:
+    # However busy the machine is, a Redis and a collector that are there reply in time.
     limits.REFRESH_SECONDS = cache_step.LOOKUP_SECONDS = 5.0
-    metric_workers.SIBLING_TIMEOUT_SECONDS = tracing.FLUSH_TIMEOUT_SECONDS = 20.0
+    tracing.FLUSH_TIMEOUT_SECONDS = 20.0
     mapping.SOLVE_SECONDS = 100.0
-    own = workers / str(number) if workers else None
-    return create_app(partial(open_worker, settings, workers=own, read=read))
+    return create_app(partial(open_services, settings, workers=workers / str(number), read=read))
 
 
 if __name__ == "__main__":
@@ -72,5 +72,5 @@ if __name__ == "__main__":
     listener = open_listener(settings.host, settings.port, stalled_after=stalled_after)
     if "SPAWN" in os.environ:  # as on macOS
         processes._CONTEXT = multiprocessing.get_context("spawn")
-    with workers_folder(settings.workers) as workers:
-        processes.serve(partial(build, settings, workers), settings, listener=listener)
+    with TemporaryDirectory(prefix="coe-") as workers:
+        processes.serve(partial(build, settings, Path(workers)), settings, listener=listener)

@@ -24,6 +24,7 @@ pytestmark = [
 ]
 TIMEOUT = 120
 CHATS = 30
+LOG, SPOOL = (f'degraded{{part="{part}"}}' for part in ("log", "spool"))
 
 
 def limit_files(served: Served, size: int | None) -> None:
@@ -41,7 +42,7 @@ async def answered(served: Served, count: int) -> None:
             await response.read()
 
 
-async def until(served: Served, **wanted: int) -> None:
+async def until(served: Served, wanted: dict[str, int]) -> None:
     """Wait until these metrics have these values."""
     async with asyncio.timeout(TIMEOUT):
         while {name: await served.metric(f"coe_{name}") for name in wanted} != wanted:
@@ -70,10 +71,10 @@ async def test_while_the_disk_is_full_chats_are_answered_and_afterwards_every_re
             limit_files(served, 0)
             await replaced_worker(served)
             await answered(served, CHATS)
-            await until(served, log_failing=1, log_spool_failing=1, log_dropped=0)
+            await until(served, {LOG: 1, SPOOL: 1, "log_dropped": 0})
             await answered(served, CHATS)
             limit_files(served, None)
-            await until(served, log_failing=0, log_spool_failing=0, log_backlog=0, log_dropped=0)
+            await until(served, {LOG: 0, SPOOL: 0, "log_backlog": 0, "log_dropped": 0})
             assert len({record.request_id for record in await served.records(3 * CHATS)}) == 3 * CHATS
         stderr.close()
         lines = output.read().decode().splitlines()

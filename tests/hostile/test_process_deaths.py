@@ -3,18 +3,16 @@
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import aiohttp
-import orjson
 import psutil
 import pytest
 
 from coe.fleet.specs import free_port
 from tests import forked
-from tests.gateway.served import ROOT, Served, declared_for, serving, until_ready
+from tests.gateway.served import ROOT, Served, serving
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
@@ -84,47 +82,15 @@ async def test_sigterm_to_the_whole_process_group_and_twice_ends_the_gateway_in_
         assert [record.outcome for record in await served.records(1)] == ["aborted"]
 
 
-async def start(folder: Path, **environ: str) -> tuple[asyncio.subprocess.Process, int]:
-    port = free_port()
-    config = folder / "experts.yaml"
-    config.write_bytes(orjson.dumps(declared_for("http://127.0.0.1:9/v1")))
-    settings = {"COE_CONFIG": str(config), "COE_PORT": str(port), "MARKER": str(folder / "marker"), **environ}
-    command = forked.python("tests.hostile.failing_server")
-    started = await asyncio.create_subprocess_exec(
-        *command, cwd=ROOT, env=os.environ | settings, stderr=asyncio.subprocess.PIPE
-    )
-    return started, port
-
-
-@asynccontextmanager
-async def started(folder: Path, **environ: str) -> AsyncIterator[Served]:
-    """A gateway of `failing_server` that is ready; it ends well after the block."""
-    process, port = await start(folder, **environ)
-    try:
-        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as client:
-            served = Served(port, None, client, process, folder, {})  # type: ignore[arg-type]  # it asks no expert
-            await until_ready(served)
-            yield served
-    finally:
-        process.terminate()
-        await process.communicate()
-    assert process.returncode == 0
-
-
 async def test_workers_that_cannot_start_end_the_gateway_with_the_cause(tmp_path: Path) -> None:
-    process, _ = await start(tmp_path, FAILS="lifespan", COE_WORKERS="2")
+    environ = os.environ | {"COE_CONFIG": str(tmp_path / "experts.yaml"), "COE_PORT": str(free_port())}
+    command = forked.python("tests.hostile.failing_server")
+    process = await asyncio.create_subprocess_exec(
+        *command, cwd=ROOT, env=environ | {"COE_WORKERS": "2"}, stderr=asyncio.subprocess.PIPE
+    )
     _, said = await asyncio.wait_for(process.communicate(), DEADLINE)
     assert process.returncode == 1
     last = said.decode().strip().splitlines()[-1]
     assert "the gateway stops, because no worker could start: worker " in last
     assert "exited with code 1; see the log above" in last
     assert "the disk is away" in said.decode()
-
-
-async def test_a_worker_that_hangs_is_replaced(tmp_path: Path) -> None:
-    async with started(tmp_path, FAILS="never") as served:
-        (victim,) = served.workers
-        victim.suspend()
-        await wait_until(lambda: served.workers not in ([], [victim]), pause=0.02)
-        await until_ready(served)
-        assert await served.metric("coe_worker_crashes") == 1

@@ -62,4 +62,4 @@ async def test_what_was_never_routed_is_counted_and_not_recorded(caplog: pytest.
     for (outcome, status), count in EXPECTED.items():
         labels = {"api": "chat", "category": "", "expert": "", "reason": "", "outcome": outcome, "status": status}
         assert value(page, "coe_requests_total", **labels) == count, outcome
-        assert any(getattr(line, "outcome", None) == outcome for line in caplog.records), outcome
+        assert any(getattr(line, "fields", {}).get("outcome") == outcome for line in caplog.records), outcome

@@ -61,7 +61,6 @@ def test_an_entry_for_experts_yaml_is_one_that_the_registry_reads() -> None:
 REPORT: dict[str, Any] = {
     "alarms": [{"kind": "starvation", "expert": "painter"}, {"kind": "starvation", "expert": "nobody"}],
     "drift": {"findings": [{"aspect": "confidence", "alarm": True}, {"aspect": "category mix", "alarm": False}]},
-    "proposed_categories": [{}],
 }
 
 
@@ -79,7 +78,6 @@ async def test_the_gateway_shows_the_last_traffic_report_and_nothing_before_it(t
         assert value(found, "coe_drift", kind="confidence") == 1
         assert value(found, "coe_drift", kind="category mix") == 0
         assert b"embeddings" not in found
-        assert value(found, "coe_proposed_categories") == 1
         assert value(found, "coe_traffic_report_timestamp_seconds") == 7
         replace_file(tmp_path / TRAFFIC_REPORT_FILE, TrafficReport(8.0).to_json())
         assert value(shown(), "coe_traffic_report_timestamp_seconds") == 8
@@ -168,7 +166,6 @@ def test_status_finds_a_shift_a_new_kind_of_request_and_an_expert_that_gets_all_
     assert published is not None
     assert published.alarms["collapse"] == ("coder",)
     assert published.drift["embeddings"]
-    assert published.proposed == 2
     assert published.time == pytest.approx(now, abs=60)
 
 

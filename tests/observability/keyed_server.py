@@ -56,6 +56,7 @@ class Served(Starlette):
             others = {"traffic": {}, "plan": None, "drift": {}, "alarms": [], "proposed_categories": [], "learning": {}}
             jobs = ScriptedJobs({"days": 7, "spend": spend.report()} | others)
             async with gateway_of(self._registry, index=DocumentIndex(store, encoder), jobs=jobs) as self._gateway:
+                self.state.services = self._gateway.services
                 yield
             await store.aclose()
 

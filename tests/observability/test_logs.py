@@ -41,7 +41,7 @@ def written(form: str) -> Iterator[Lines]:
 
 @pytest.mark.parametrize("name", ["gateway", "coe.records"])
 def test_every_logger_writes_a_line_of_the_same_form(written: Lines, form: str, name: str) -> None:
-    logging.getLogger(name).warning("the log\nis %s", "full", extra={"request_id": "req_1"})
+    logging.getLogger(name).warning("the log\nis %s", "full", extra={"fields": {"request_id": "req_1"}})
     if form == "json":
         (line,) = written()
         assert line.pop("time").endswith("+00:00")

@@ -42,18 +42,6 @@ async def test_requests_are_counted_by_what_was_decided_and_how_they_ended() -> 
     assert value(text, "coe_upstream_seconds_count", expert="coder") == 1
 
 
-async def test_tokens_and_money_are_counted_by_expert() -> None:
-    local = {"model": "m", "runtime": "external", "base_url": "http://127.0.0.1:9/v1"}
-    experts = [{"name": "generalist", "prices": {"input": 10, "output": 100}, **local}]
-    async with gateway_of(registry_of(experts=experts, assignment={"general": "generalist"})) as gateway:
-        for _ in range(2):
-            await gateway.chat()
-        text = await page(gateway)
-    assert value(text, "coe_tokens_total", expert="generalist", kind="input") == 6
-    assert value(text, "coe_tokens_total", expert="generalist", kind="output") == 10
-    assert value(text, "coe_cost_dollars_total", expert="generalist") == pytest.approx((6 * 10 + 10 * 100) / 1e6)
-
-
 async def test_what_runs_now_is_shown_while_it_runs() -> None:
     async with gateway_of(coder=asyncio.Event()) as gateway:
         asked = asyncio.ensure_future(gateway.chat("code"))
@@ -68,10 +56,15 @@ async def test_what_runs_now_is_shown_while_it_runs() -> None:
     assert value(busy, "coe_tasks") > value(idle, "coe_tasks")
 
 
-async def test_what_is_in_use_is_named() -> None:
+async def test_what_is_in_use_and_what_fails_is_named() -> None:
     registry = registry_of()
-    async with gateway_of(registry) as gateway:
-        assert value(await page(gateway), "coe_router_info", version="words", config=registry.digest) == 1
+    async with gateway_of(registry, versions={"router": "words"}) as gateway:
+        text = await page(gateway)
+        assert value(text, "coe_artifact_info", kind="router", version="words") == 1
+        assert value(text, "coe_artifact_info", kind="config", version=registry.digest) == 1
+        assert value(text, "coe_degraded", part="reload") == 0
+        gateway.services.reload_error = "invalid"
+        assert value(await page(gateway), "coe_degraded", part="reload") == 1
 
 
 async def test_nothing_that_a_client_writes_becomes_a_label() -> None:

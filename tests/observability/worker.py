@@ -15,12 +15,13 @@ def counted(count: int) -> Metrics:
     metrics = Metrics()
     metrics.gauge("busy", "B.", lambda: 1.0)
     for _ in range(count):
-        metrics.record_refusal("x")
+        metrics.count("coe_refused_total", "x")
     return metrics
 
 
 async def main(own: Path, count: int) -> None:
     async with share_metrics(own, counted(count)):
+        await asyncio.sleep(0)  # which stores them
         print("ready", flush=True)  # noqa: T201
         await asyncio.Event().wait()
 

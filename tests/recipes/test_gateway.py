@@ -182,7 +182,7 @@ async def test_a_failed_recipe_and_the_expert_that_answers_for_it_are_both_charg
         assert record.cost == pytest.approx((2 * coder + painter) / 1e6)
         metrics = (await gateway.post("/metrics", method="GET", headers=headers)).body.decode()
         assert 'coe_tokens_total{expert="coder",kind="output"} 10' in metrics
-        assert f'coe_key_cost_dollars_total{{key="k"}} {(2 * coder + painter) / 1e6:g}' in metrics
+        assert f'coe_cost_dollars_total{{expert="painter"}} {painter / 1e6:g}' in metrics
         after = await send_chat(gateway, model="coder", max_tokens=1, headers=headers)
         assert 10_000 - 24 - 30 < int(after.headers["x-ratelimit-remaining-tokens"]) <= 10_000 - 24
 

@@ -55,8 +55,7 @@ async def test_a_pinned_request_waits_until_its_expert_is_awake_and_a_stand_in_a
         assert residency.tiers()["b"]["switches"] == 2
         assert await served.metric("coe_expert_switches") == 3
         assert await served.metric("coe_expert_tier") == 3
-        assert await served.metric("coe_expert_wait_seconds_count") == 3
-        assert await served.metric('coe_residency_wait_seconds_count{outcome="granted",tier="stopped"}') == 3
+        assert await served.metric("coe_residency_wait_seconds_count") == 3
         async with served.client.get(f"{served.url}/v1/residency") as response:
             (device,) = (await response.json())["devices"]
         assert [one["tier"] for one in device["servers"]] == ["stopped", "awake"]

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 import urllib.request
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -25,7 +24,6 @@ from coe.artifacts.kinds import ROUTER
 from coe.artifacts.store import ArtifactStore
 from coe.fleet.specs import free_port
 from coe.settings import Settings
-from gateway.main import PreloadedRouter
 from tests.routers.conftest import WORDS
 
 TEXTS = ["bake the stew", "a star that a telescope sees", "ledger and dividend", "none of these words"]
@@ -50,7 +48,7 @@ def settings(tmp_path: Path, built: Built) -> Settings:
 def declare(folder: Path, more: str = "") -> Settings:
     names = "".join(f"{{name: {name}, description: d}}, " for name in WORDS)
     (folder / "experts.yaml").write_text(DECLARED % (names + more))
-    return replace(Settings.read({"COE_CHECK_EXPERTS": "0"}, config=folder / "experts.yaml"), workers=2)
+    return replace(Settings.read({}, config=folder / "experts.yaml"), workers=2)
 
 
 def publish(settings: Settings, built: Built, note: str = "") -> None:
@@ -75,27 +73,10 @@ def test_a_worker_uses_it_only_while_its_artifact_and_categories_are_in_use(sett
     assert load_active_state(settings, promoted, preloaded=preloaded).router is promoted.router
 
 
-def test_parent_and_worker_release_it_when_another_one_is_promoted(settings: Settings, built: Built) -> None:
-    parent, worker = PreloadedRouter(settings), PreloadedRouter(settings)
-    parent.release_if_replaced()
-    assert parent.loaded is not None
-    assert worker.loaded is not None
-    started = worker.read(settings, None)
-    assert started.router is worker.loaded.router
-    references = [weakref.ref(parent.loaded.router), weakref.ref(worker.loaded.router)]
-    publish(settings, built, "another version")
-    parent.release_if_replaced()
-    promoted = worker.read(settings, started)
-    assert promoted.router is not started.router
-    del started
-    assert [reference() for reference in references] == [None, None]
-    assert worker.read(settings, promoted).router is promoted.router
-
-
 @contextmanager
 def serving(settings: Settings, log: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     port = free_port()
-    environ = os.environ | {"COE_WORKERS": "2", "COE_CHECK_EXPERTS": "0", "COE_PORT": str(port)}
+    environ = os.environ | {"COE_WORKERS": "2", "COE_PORT": str(port)}
     command = [sys.executable, "-m", "coe.cli", "serve", str(settings.config)]
     with log.open("wb") as file:
         process = subprocess.Popen(command, env=environ, stdout=file, stderr=subprocess.STDOUT)

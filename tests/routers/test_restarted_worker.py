@@ -53,7 +53,9 @@ def test_a_worker_that_crashes_while_the_declaration_is_invalid_names_the_mistak
         wait_for(lambda: ready(url).get("reload_error"))
         for worker in parent.children():
             worker.kill()
-        wait_for(lambda: "ConfigError: experts.yaml:2: " in log.read_text().partition("a worker cannot start")[2])
+        wait_for(
+            lambda: "ConfigError: experts.yaml:2: " in log.read_text().partition("a worker failed, or cannot start")[2]
+        )
         declare(tmp_path)
         wait_for(lambda: ready(url).get("reload_error") is False)
         process.terminate()

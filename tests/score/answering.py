@@ -62,8 +62,6 @@ class AnsweringExpert:
             raise answer
         return ScriptedReply([orjson.dumps(completion(answer, finish=self._finish))], stream=False)
 
-    async def aclose(self) -> None: ...
-
 
 class AnsweringServer:
     """Stands for external servers and for the gateway: answers each model by its function, or with an HTTP status.

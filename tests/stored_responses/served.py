@@ -49,8 +49,6 @@ class NativeExpert:
         }
         return _Native(answer, stream=call.stream)
 
-    async def aclose(self) -> None: ...
-
 
 class _Native:
     def __init__(self, answer: dict[str, Any], *, stream: bool) -> None:

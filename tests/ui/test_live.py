@@ -71,7 +71,7 @@ async def test_tiers_breakers_and_troubles_are_shown_where_there_are_any(browser
     for name, tier in (("good", 1), ("silent", 2)):
         numbers = {"tier": tier, "waiting": 4, "switches": 7}
         lines += [f'coe_expert_{key}{{expert="{name}"}} {value}' for key, value in numbers.items()]
-    pages = ["\n".join([*lines, "coe_log_failing 1.0", "coe_reload_failed 1.0"])]
+    pages = ["\n".join([*lines, 'coe_degraded{part="log"} 1.0', 'coe_degraded{part="reload"} 1.0'])]
     waits = {"tier": "stopped", "waiting": 4, "oldest_wait_s": 12.5, "reason": "waits for its turn"}
     server = waits | {
         "experts": ["good"],

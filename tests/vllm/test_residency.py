@@ -53,9 +53,9 @@ def tiers(service: Service) -> dict[str, str]:
     return {name: one["tier"] for one in device["servers"] for name in one["experts"]}
 
 
-def metric(service: Service, name: str, expert: str) -> float:
-    """Of the gateway."""
-    wanted = f'{name}{{expert="{expert}"}} '
+def metric(service: Service, name: str, expert: str, more: str = "") -> float:
+    """Of the gateway; `more` are further labels."""
+    wanted = f'{name}{{expert="{expert}"{more}}} '
     lines = service.client.get("/metrics").text.splitlines()
     return next((float(line.removeprefix(wanted)) for line in lines if line.startswith(wanted)), 0.0)
 
@@ -69,7 +69,7 @@ def test_a_requested_server_is_loaded_and_the_other_unloaded(service: Service) -
     assert all(text_of(answer) for answer in answers)
     assert tiers(service) == {"sleeper": ASLEEP, "stopper": AWAKE}
     assert metric(service, "coe_expert_switches", "stopper") == 1
-    assert metric(service, "coe_expert_wait_seconds_count", "stopper") == 3
+    assert metric(service, "coe_residency_wait_seconds_count", "stopper", ',outcome="granted",tier="stopped"') == 3
     assert text_of(service.send_chat("sleeper"))
     assert tiers(service) == {"sleeper": AWAKE, "stopper": STOPPED}
     assert metric(service, "coe_expert_switches", "sleeper") == 1

@@ -156,9 +156,6 @@ class HttpExpert:
                     return self._errors.server_error("answered with an error", answer)
         return self._errors.invalid_response(f"{response.media_type} where an event stream was requested")
 
-    async def aclose(self) -> None:
-        """Does nothing: the session belongs to its opener."""
-
     def _target(self, api: Api) -> Target:
         if (target := self._targets.get(api)) is None:
             path = API_FORMATS[api].path

@@ -118,9 +118,6 @@ class LitellmExpert:
         except Exception as error:  # its traceback may hold the prompt
             raise self.expert_error(error, api) from None
 
-    async def aclose(self) -> None:
-        """Does nothing: litellm owns its connections."""
-
     def expert_error(self, error: Exception, api: Api) -> ExpertError:
         """Converts litellm's exception."""
         if isinstance(error, ExpertError):

@@ -66,9 +66,6 @@ class TranslatedExpert:
             return _StreamedReply(reply, builder, self._errors, opening=opening, held=HeldAnswer(call.memory))
         return await self._whole(reply, builder, HeldAnswer(call.memory))
 
-    async def aclose(self) -> None:
-        await self._expert.aclose()
-
     async def _whole(self, reply: Reply, builder: Builder, held: HeldAnswer) -> Reply:
         try:
             async with aclosing(reply.chunks()) as chunks:

@@ -165,9 +165,6 @@ class MeteredExpert:
                 "run"
             )
 
-    async def aclose(self) -> None:
-        await self._expert.aclose()
-
 
 class _MeteredReply:
     """A reply that settles its reservation once, when it is closed."""

@@ -57,9 +57,6 @@ class WritingExpert:
         run = _Run(self, call, calls, returns_drafts=returns_drafts)
         return await calls.returning(run.reply, first=len(self._first))
 
-    async def aclose(self) -> None:
-        """Does nothing: the caller closes the members."""
-
 
 class _Run:
     """One request of a chain or fuse."""

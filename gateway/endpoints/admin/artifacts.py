@@ -23,7 +23,7 @@ from coe.artifacts.versions import VersionCatalog, VersionChange
 from coe.errors import ArtifactError, ArtifactNotFound, ArtifactRefused, ConfigError, JobUnavailable
 from coe.settings import Settings
 from gateway.endpoints.handler import json_of, json_response
-from gateway.observability.state_metrics import ARTIFACT_INFO, RELOAD_FAILED
+from gateway.observability.state_metrics import ARTIFACT_INFO, DEGRADED
 from gateway.request.body import RequestModel
 from gateway.services import Services
 
@@ -70,7 +70,7 @@ class Artifacts:
         for (kind, version), (workers,) in families[ARTIFACT_INFO].cells.items():
             by_kind.get(kind, {})[version] = round(workers)
         error = self._services.reload_error
-        if error is None and any(failed for (failed,) in families[RELOAD_FAILED].cells.values()):
+        if error is None and families[DEGRADED].cells.get(("reload",), [0.0])[0]:
             error = "another worker could not load what is in use; see the log of this gateway"
         return json_response({"object": "list", "reload_error": error, "data": data})
 

@@ -57,7 +57,6 @@ class Config:
             "object": "config",
             "file": self._settings.config.name,
             "text": shown_text(content),
-            "in_force": self._reload is None or self._reload.serves(content),
             "reload_error": self._services.reload_error,
         }
         return json_response(body, headers=NO_STORE)

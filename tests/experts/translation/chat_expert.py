@@ -73,9 +73,6 @@ class ChatExpert:
         self.replies.append(reply)
         return reply
 
-    async def aclose(self) -> None:
-        """Does nothing."""
-
 
 def merged(deltas: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The message that the deltas of a stream add up to."""

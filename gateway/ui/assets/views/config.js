@@ -40,7 +40,7 @@ export function open({ draw }) {
         ${file.value ? serving(file.value) : nothing}
       </div>
       ${shown(file, (value) => html`
-        ${!value.in_force && value.reload_error
+        ${value.reload_error
           ? html`<p class="card bad" role="alert">The gateway serves an earlier text: ${value.reload_error}</p>`
           : nothing}
         <section class="card">
@@ -59,8 +59,7 @@ export function open({ draw }) {
   };
 }
 
-const serving = ({ in_force: inForce, reload_error: error }) =>
-  inForce ? badge("in use", "good") : badge(error ? "not loaded" : "being loaded", error ? "bad" : "warn");
+const serving = ({ reload_error: error }) => (error ? badge("not loaded", "bad") : badge("in use", "good"));
 
 function verdict({ ok, problems: found, consequences, diff }) {
   if (!ok) return html`<p>${badge("invalid", "bad")}</p>${problems(found)}`;

@@ -17,11 +17,14 @@ export const title = "Live";
 const SPANS = { 10: "last 10 seconds", 60: "last minute", 300: "last 5 minutes", all: "since start" };
 const FLOW_INTERVAL_MS = 2000; // between two renderings of the flow, the most expensive chart
 const WARNINGS = {
-  reload_failed: "The current declaration or promoted artifacts could not be loaded; the last good state stays in service.",
-  log_failing: "The routing log cannot be written; records are waiting.",
-  limits_degraded: "Redis unavailable: limits are counted per gateway.",
-  issued_keys_degraded: "Issued API keys cannot be read; after 5 minutes they are refused.",
-  artifacts_behind: "This gateway could not load the artifacts that are in use.",
+  reload: "The current declaration or promoted artifacts could not be loaded; the last good state stays in service.",
+  log: "The routing log cannot be written; records are waiting.",
+  limits: "Redis unavailable: limits are counted per gateway.",
+  issued_keys: "Issued API keys cannot be read; after 5 minutes they are refused.",
+  artifacts: "This gateway could not load the artifacts that are in use.",
+  spool: "The spool, or a log without one, cannot be written; what the log does not accept waits in memory.",
+  cache: "The store of the answer cache is away; nothing is answered from it.",
+  stored_responses: "Answers of the Responses API cannot be stored or read.",
 };
 const STATE_LABELS = {
   connecting: ["Connecting…", "plain"],

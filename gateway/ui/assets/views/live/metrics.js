@@ -6,7 +6,6 @@ const SAMPLE = /^([a-zA-Z_:][\w:]*)(?:\{(.*)\})? (\S+)$/;
 const LABEL = /(\w+)="((?:[^"\\]|\\.)*)"/g;
 const BREAKERS = ["closed", "rate_limited", "half_open", "open"];
 const TIERS = ["stopped", "asleep", "switching", "awake"];
-const WARNINGS = ["reload_failed", "log_failing", "limits_degraded", "issued_keys_degraded", "artifacts_behind"];
 
 /** The snapshot of now. `skew` is the visitor's clock minus the gateway's, in seconds. */
 export async function readSnapshot(options) {
@@ -73,8 +72,7 @@ function snapshotOf(samples) {
     retrieval: by("result", "coe_retrieval_total"),
     feedback: by("kind", "coe_feedback_total"),
     log: { backlog: total("coe_log_backlog"), dropped: total("coe_log_dropped") },
-    warnings: WARNINGS.filter((warning) => total(`coe_${warning}`)),
-    configs: Object.keys(by("config", "coe_router_info")),
+    warnings: of("coe_degraded").filter(({ value }) => value).map(({ labels }) => labels.part),
     artifacts: Object.groupBy(of("coe_artifact_info").map(({ labels }) => labels).filter(({ version }) => version), ({ kind }) => kind),
     workers: of("process_start_time_seconds").map(({ labels, value }) => ({
       worker: labels.worker,

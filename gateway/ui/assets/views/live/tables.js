@@ -75,7 +75,5 @@ export function gatewayFacts(snapshot, period) {
       ([kind, used]) => html`<dt>${kind[0].toUpperCase() + kind.slice(1)}</dt>
         <dd class="code">${used.map(({ version }) => version).join(", ")}</dd>`,
     )}
-    <dt>Configuration</dt>
-    <dd class="code">${snapshot.configs.join(", ")}</dd>
   </dl>`;
 }
