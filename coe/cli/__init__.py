@@ -79,7 +79,7 @@ def _printable_errors() -> Iterator[None]:
 EXAMPLES: Mapping[str, Sequence[str]] = {
     "init": (
         "coe init",
-        "coe init --endpoint http://gpu-1:8000/v1 --provider openai --model 'gpt-5*' --model 'Qwen/*'",
+        "coe init --model 'gpt-5*' --model 'anthropic/*'",
         "coe init --endpoint https://llm.example.com/v1 --key-env EXAMPLE_API_KEY",
     ),
     "check": ("coe check", "coe check draft.yaml", "coe check --live"),
