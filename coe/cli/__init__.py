@@ -83,7 +83,7 @@ EXAMPLES: Mapping[str, Sequence[str]] = {
         "coe init --endpoint https://llm.example.com/v1 --key-env EXAMPLE_API_KEY",
     ),
     "check": ("coe check", "coe check draft.yaml", "coe check --live"),
-    "key": ("coe key shop --tenant retail", "coe key shop --issue --limit dollars_per_day=25", "coe key shop --revoke"),
+    "key": ("coe key shop --tenant retail", "coe key shop --limit dollars_per_day=25"),
     "up": ("coe up", "coe up draft.yaml --port 9000"),
     "chat": ("coe chat 'What is 17 * 23?'", "coe chat --model coder 'Write a test for this function'"),
     "route": ("coe route 'Prove that 17 is prime'", "coe route --input prompts.jsonl --output decisions.jsonl"),

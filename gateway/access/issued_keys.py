@@ -40,23 +40,23 @@ def is_over(key: KeySpec, now: float) -> bool:
 
 
 def issue(
-    registry: Registry, issued: IssuedKeys, spec: KeySpec, *, sha256: str, by: ApiKey | None, by_name: str, now: float
+    registry: Registry, issued: IssuedKeys, spec: KeySpec, *, sha256: str, by: ApiKey, now: float
 ) -> tuple[IssuedKey, IssuedKeys]:
-    """Return a new key and the list with it. `by` is the key that issues it, None on the gateway's own machine."""
+    """Return a new key and the list with it. `by` is the key that issues it."""
     check_in_use(by, issued, now=now)
     if not _has_admin(registry):
         raise KeyRefused(
             "no declared key has the scope admin, which issued keys need; make one with `coe key NAME --scope admin` "
             "and add its entry to access.keys in experts.yaml"
         )
-    key = IssuedKey(**spec.model_dump(), sha256=sha256, created=now, created_by=by_name)
-    problem = (rights_problem(by, spec) if by is not None else "") or _new_problem(registry, issued, key, now)
+    key = IssuedKey(**spec.model_dump(), sha256=sha256, created=now, created_by=by.name)
+    problem = rights_problem(by, spec) or _new_problem(registry, issued, key, now)
     if problem:
         raise KeyRefused(problem)
     return key, (*_with_room(issued, now), key)
 
 
-def check_in_use(by: ApiKey | None, issued: IssuedKeys, *, now: float) -> None:
+def check_in_use(by: ApiKey, issued: IssuedKeys, *, now: float) -> None:
     """Raise KeyRefused if `by` was issued and is over in the stored list, which is newer than the caller's."""
     if isinstance(by, IssuedKey) and not any(key.sha256 == by.sha256 and not is_over(key, now) for key in issued):
         raise KeyRefused(f"the key {by.name!r} is not in use any more, so it changes no keys; use another key")
@@ -153,8 +153,7 @@ def conflicts(registry: Registry, issued: Sequence[IssuedKey], *, now: float) ->
     for key in _sharing(registry.access.keys, used):
         reasons.setdefault(key.name, _SHARED.format(key.tenant or key.name))
     return [
-        f"the issued key {name!r} is not accepted: {reason}; revoke it (`coe key {name} --revoke`), or change the "
-        "declared key"
+        f"the issued key {name!r} is not accepted: {reason}; revoke it, or change the declared key"
         for name, reason in reasons.items()
     ]
 
@@ -166,7 +165,7 @@ def check_issued(registry: Registry, issued: Sequence[IssuedKey], *, now: float)
     if used and not _has_admin(registry):
         raise ConfigError(
             "access.keys: issued API keys are in use, and no declared key has the scope admin; declare one (`coe key "
-            "NAME --scope admin` makes it), or revoke the issued ones (`coe key NAME --revoke`)"
+            "NAME --scope admin` makes it), which may then revoke the issued ones"
         )
 
 
