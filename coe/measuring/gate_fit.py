@@ -149,13 +149,10 @@ def gate_estimates(gate: Gate, examples: GateExamples, *, evidence: bool = False
 def gate_decisions(gate: Gate, examples: GateExamples, price: RetrievalPrice) -> NDArray[np.bool_]:
     """The questions and experts (n, k) for which passages are added, decided as `Retrieval` decides it."""
     thresholds = GateThresholds.of(gate.cost, price)
-    fast = _fast_gains(gate, examples)
-    promises = np.array(
-        [[gate.expected_improvement(g, k, thresholds.search) for k, g in enumerate(row)] for row in fast]
-    )
+    is_promising = _fast_gains(gate, examples) + gate.spread > thresholds.search
     before, after = gate_estimates(gate, examples), gate_estimates(gate, examples, evidence=True)
     found = np.isfinite(examples.cosine)[:, None]
-    return (promises > thresholds.encode) & (before.gain > thresholds.search) & found & (after.gain > thresholds.insert)
+    return is_promising & (before.gain > thresholds.search) & found & (after.gain > thresholds.insert)
 
 
 def _fast_gains(gate: Gate, examples: GateExamples) -> Array:

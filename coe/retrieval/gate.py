@@ -10,7 +10,6 @@ alone (about 10 µs), `encoder` also uses the sentence vector of the question. G
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import erf, exp, pi, sqrt
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -21,10 +20,6 @@ from numpy.typing import NDArray
 from coe.errors import ArtifactError
 from coe.registry.sections import RetrievalPrice
 
-MIN_IMPROVEMENT_SHARE = 0.2
-"""The encoder model runs if its expected improvement exceeds this share of the price of a search. It costs a few
-milliseconds, for the vector."""
-MIN_SPREAD = 1e-9
 GATE_FILE = "gate.npz"
 FORMAT = 7
 Array = NDArray[np.float64]
@@ -58,19 +53,17 @@ class RetrievalCost:
 class GateThresholds:
     """Thresholds of the gate's steps, in quality.
 
-    `encode`: expected improvement above which the encoder model runs. `search`: gain above which the store is searched.
-    `insert`: gain above which found passages are inserted, once the search is paid for.
+    `search`: gain above which the store is searched. `insert`: gain above which found passages are inserted, once the
+    search is paid for.
     """
 
-    encode: float
     search: float
     insert: float
 
     @classmethod
     def of(cls, cost: RetrievalCost, price: RetrievalPrice) -> GateThresholds:
         insert = price.per_thousand_tokens * cost.tokens / 1000
-        search = insert + price.per_second * cost.seconds
-        return cls(MIN_IMPROVEMENT_SHARE * search, search, insert)
+        return cls(insert + price.per_second * cost.seconds, insert)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -124,7 +117,8 @@ class Gate:
 
     Separate models estimate the probability that passages help and that they harm: a question that an expert cannot
     answer alone has nothing to lose. `measured` (k,) is 0 for an expert without measurements, whose gain is always 0.
-    `spread` (k,) is the root mean square difference between the gains of the encoder and the fast model.
+    `spread` (k,) is the root mean square difference between the gains of the encoder and the fast model: the encoder
+    model runs if the fast gain and the spread together exceed the price of a search.
     """
 
     categories: tuple[str, ...]
@@ -156,17 +150,6 @@ class Gate:
         features = np.concatenate((posterior_features(soft), vector))
         helps, harms = (model.encoder_probabilities(soft, features, cosine) for model in (self.helps, self.harms))
         return self._estimate(helps, harms)
-
-    def expected_improvement(self, fast_gain: float, expert: int, threshold: float) -> float:
-        """Return the expected amount by which the encoder model's gain exceeds `threshold`, given the fast model's.
-
-        The standard expected improvement, with a normal distribution of width `spread` around `fast_gain`.
-        """
-        spread = self.spread[expert]
-        if spread < MIN_SPREAD:
-            return max(fast_gain - threshold, 0.0)
-        z = (fast_gain - threshold) / spread
-        return float(spread * (exp(-z * z / 2) / sqrt(2 * pi) + z * (1 + erf(z / sqrt(2))) / 2))
 
     def _estimate(self, helps: Array, harms: Array) -> GateEstimate:
         return GateEstimate(helps * self.measured, (helps - harms) * self.measured)

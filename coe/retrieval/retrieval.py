@@ -214,8 +214,7 @@ class Retrieval:
             return self._declared.default_similarity < 1
         if request.expert is None or estimate.gain is None:
             return False
-        improvement = self.gate.expected_improvement(estimate.gain, request.expert, self._thresholds.search)
-        return improvement > self._thresholds.encode
+        return bool(estimate.gain + self.gate.spread[request.expert] > self._thresholds.search)
 
 
 def _free_context(request: RetrievalRequest) -> int:
