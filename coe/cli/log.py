@@ -147,15 +147,16 @@ def import_file(file: InputFile, config: Config = None) -> None:
 async def _show(routing_log: RoutingLog, query: LogQuery, *, follow: bool, json: bool) -> int:
     """Print the records and, with `follow`, new ones without end. Returns the number of records."""
     try:
-        page = await routing_log.tail(query)
-        _print(page, json=json, with_head=True)
+        newest = await routing_log.back(query)
+        _print(replace(newest, records=newest.records[::-1]), json=json, with_head=True)
+        cursor = newest.end
         while follow:
-            query = replace(query, after=page.cursor)
-            page = await routing_log.read(query)
+            page = await routing_log.read(replace(query, after=cursor))
             _print(page, json=json, with_head=False)
-            if page.cursor == query.after:  # nothing new; a page of records that do not match moves the cursor
+            if page.cursor == cursor:  # nothing new; a page of records that do not match moves the cursor
                 await asyncio.sleep(POLL_SECONDS)
-        return len(page.records)
+            cursor = page.cursor
+        return len(newest.records)
     finally:
         await routing_log.aclose()
 

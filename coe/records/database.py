@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -22,7 +21,6 @@ T = TypeVar("T")
 
 BUSY_SECONDS = 5.0
 """Seconds that one statement waits for another process that writes to the same file."""
-WAL_RETRY_SECONDS = 0.005
 _DAMAGED = "the file is damaged, or not one of SQLite's: restore a backup, or move it away with its -wal and -shm files"
 _REMEDIES = {
     sqlite3.SQLITE_BUSY: f"another process has held the file for {BUSY_SECONDS:g} s: end its transaction",
@@ -36,8 +34,8 @@ class Database:
     """Runs transactions on a SQLite file in one thread. A new file is created with the SQL statements `tables`.
 
     Each kind of file has its own `version`, stored as user_version; files of other versions are refused. The file is
-    opened at the first call, and again after a failure or if it was deleted or replaced. Unless `durable`, a power cut
-    may lose the latest writes. With `private`, only its owner can read a new file.
+    opened at the first call, and again after a failure. Unless `durable`, a power cut may lose the latest writes. With
+    `private`, only its owner can read a new file.
     """
 
     def __init__(
@@ -50,8 +48,6 @@ class Database:
         self._version = version
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"sqlite-{path.name}")
         self._connection: sqlite3.Connection | None = None
-        self._opened: tuple[int, int] | None = None
-        """Device and inode of the open file; None if it was just created. The next call then opens it again."""
         self._closed = False
 
     async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
@@ -69,7 +65,7 @@ class Database:
     def exists(self) -> bool:
         """Return True if the file exists. Raises StoreError if its folder may not be searched."""
         try:
-            return _file_at(self.path) is not None
+            return self.path.exists()
         except OSError as error:
             raise _store_error(self.path, error) from error
 
@@ -87,9 +83,6 @@ class Database:
 
     def _transact(self, work: Callable[[sqlite3.Connection], T], begin: str) -> T:
         try:
-            if (file := _file_at(self.path)) is None or file != self._opened:
-                self._close()
-                self._opened = file
             connection = self._connection or self._open()
             self._connection = connection
             connection.execute(begin)
@@ -106,7 +99,8 @@ class Database:
                 os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         connection = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None)
         try:
-            _enable_wal(connection)
+            with suppress(sqlite3.OperationalError):  # busy: another process, which created the file, switches now
+                connection.execute("PRAGMA journal_mode = WAL")
             connection.execute(f"PRAGMA synchronous = {self._synchronous}")  # FULL: one fsync a batch
             self._create_tables(connection)
         except BaseException:
@@ -146,27 +140,5 @@ def _store_error(path: Path, error: Exception) -> StoreError:
     return StoreError(f"{path}: {problem}; {remedy}")
 
 
-def _file_at(path: Path) -> tuple[int, int] | None:
-    try:
-        found = path.stat()
-    except FileNotFoundError:
-        return None
-    return found.st_dev, found.st_ino
-
-
 def _version(connection: sqlite3.Connection) -> int:
     return int(connection.execute("PRAGMA user_version").fetchone()[0])
-
-
-def _enable_wal(connection: sqlite3.Connection) -> None:
-    """Switch to write-ahead logging. Retries, because SQLite's busy timeout does not cover this switch."""
-    deadline = time.monotonic() + BUSY_SECONDS
-    while True:
-        try:
-            connection.execute("PRAGMA journal_mode = WAL")
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
-                raise
-            time.sleep(WAL_RETRY_SECONDS)
-        else:
-            return

@@ -25,7 +25,6 @@ def coe(*words: str | bytes | Path, **variables: str) -> tuple[int, str]:
         ("benchmark", "data", "--json"),
         ("benchmark", "data", "--plot"),
         ("plan", "data", "--sweep", "memory_gb=1", "--plot"),
-        ("route", "--input", "data", "--output"),
     ],
 )
 @pytest.mark.parametrize(
