@@ -13,11 +13,10 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import orjson
 import typer
@@ -25,7 +24,7 @@ import typer
 from coe.artifacts.atomic_files import replace_file
 from coe.artifacts.store import ArtifactStore
 from coe.cli.check import ENDPOINTS_FILE, check_live
-from coe.cli.common import Config, ConfigFile, settings_for
+from coe.cli.common import Config, settings_for
 from coe.errors import CoEError, FleetError
 from coe.file_lock import file_lock
 from coe.registry import Registry, load
@@ -45,37 +44,30 @@ Host = Annotated[str | None, typer.Option("--host", help="[default: COE_HOST or 
 Port = Annotated[int | None, typer.Option("--port", min=1, max=65535, help="[default: COE_PORT or 8080]")]
 
 
-class Executor(StrEnum):
-    """The place where the servers of local experts run."""
-
-    LOCAL = "local"
-    RAY = "ray"
-
-
 ServerExecutor = Annotated[
-    Executor, typer.Option("--executor", help="Where expert servers run: on this machine, or on a Ray cluster.")
+    Literal["local", "ray"],
+    typer.Option("--executor", help="Where expert servers run: on this machine, or on a Ray cluster."),
 ]
 
 
-def serve(file: ConfigFile = None, host: Host = None, port: Port = None, config: Config = None) -> None:
+def serve(host: Host = None, port: Port = None, config: Config = None) -> None:
     """Run the gateway alone, for experts that run elsewhere."""
     from gateway.main import serve as run
 
-    run(_with_address(settings_for(config, file), host, port))
+    run(_with_address(settings_for(config), host, port))
 
 
 def up(
-    file: ConfigFile = None,
     host: Host = None,
     port: Port = None,
     config: Config = None,
-    executor: ServerExecutor = Executor.LOCAL,
+    executor: ServerExecutor = "local",
 ) -> None:
     """Start the local experts and the gateway, and keep them running until Ctrl-C or SIGTERM."""
-    settings = _with_address(settings_for(config, file), host, port)
+    settings = _with_address(settings_for(config), host, port)
     with contextlib.ExitStack() as stack:
         ray = None
-        if executor is Executor.RAY:
+        if executor == "ray":
             from coe.fleet.ray.fleet import ray_cluster
 
             ray = stack.enter_context(ray_cluster())  # before our signal handlers, which it would replace

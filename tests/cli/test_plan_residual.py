@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from coe.artifacts.active_state import load_active_state
+from coe.planning import apply_residual, nearest_measured
 from coe.planning.residual import Evidence
 from tests.cli.logged_service import LoggedService
 from tests.routers.conftest import COMMON, WORDS
@@ -57,6 +58,12 @@ def test_texts_of_one_category_get_the_expert_that_measured_prompts_like_them_sh
     share = {name: sum(one["expert"] == "chef" for one in found) / len(found) for name, found in routed.items()}
     assert share["chef"] > 0.8, share
     assert share["generalist"] < 0.2, share
+    in_use = load_active_state(service.settings)
+    (prediction,) = in_use.router.predict([new["chef"][0]], encode=True)
+    nearest = nearest_measured(in_use.assignment, apply_residual(in_use.assignment, prediction), ("chef", "generalist"))
+    assert nearest[0]["prompt_id"].startswith(BAKING[0])
+    assert nearest[0]["scores"] == {"chef": 1.0, "generalist": 0.0}
+    assert nearest[0]["text"] in texts(BAKING, 100)
     monkeypatch.setattr("coe.artifacts.active_state.encoder_digest", lambda router: "of another router")
     assert load_active_state(service.settings).assignment.residual is None
 

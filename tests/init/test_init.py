@@ -85,7 +85,7 @@ def test_an_existing_file_is_kept_without_force(folder: Path) -> None:
         assert (status, "--force" in output, file.read_text()) == (1, True, "mine")
         status, output = run("--endpoint", root, "--output", "own.yaml", "--force")
     assert (status, loaded(file).expert_names) == (0, ("Qwen2.5-Coder-7B-Instruct",))
-    assert "coe up own.yaml" in output
+    assert "coe up --config own.yaml" in output
     assert [path.name for path in folder.iterdir()] == ["own.yaml"]
 
 
@@ -146,15 +146,6 @@ def test_patterns_select_models_and_a_pattern_without_any_is_an_error(folder: Pa
         assert "300 models are selected" in run("--endpoint", root, "--model", "*")[1]
         assert run("--endpoint", root, "--model", "*-29?", "--offline")[0] == 0
     assert len(loaded(folder / "experts.yaml").experts) == 10
-
-
-def test_a_demo_that_cannot_run_writes_nothing_and_names_what_to_install(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(init_verb, "DEMO_MODULES", ("os", "not_installed"))
-    status, output = run("--demo")
-    assert (status, [*folder.iterdir()]) == (1, [])
-    assert "needs not_installed; run `pip install 'composition-of-experts[local]'` and `pip install" in output
 
 
 def test_the_demo_needs_no_server(folder: Path) -> None:

