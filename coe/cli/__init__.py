@@ -6,7 +6,6 @@ names and answers may hold control characters.
 
 from __future__ import annotations
 
-import errno
 import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -151,9 +150,6 @@ def _add_verbs() -> None:
 
 _add_verbs()
 
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-"""Errors of a full or read-only disk, which may come without a file name."""
-
 
 def main() -> None:
     """Run the command; CoE's errors, and those of files and disks, print their message without a traceback."""
@@ -174,7 +170,5 @@ def main() -> None:
         print_error(message)
         sys.exit(1)
     except OSError as error:
-        if error.filename is None and error.errno not in DISK_ERRORS:
-            raise
-        print_error(f"{f'{error.filename}: ' if error.filename else ''}{error.strerror}")
+        print_error(f"{f'{error.filename}: ' if error.filename else ''}{error.strerror or error}")
         sys.exit(1)
