@@ -25,7 +25,6 @@ from coe.retrieval.gate import (
     Array,
     Gate,
     GateEstimate,
-    GateThresholds,
     LogOddsModel,
     RetrievalCost,
     posterior_features,
@@ -148,11 +147,11 @@ def gate_estimates(gate: Gate, examples: GateExamples, *, evidence: bool = False
 
 def gate_decisions(gate: Gate, examples: GateExamples, price: RetrievalPrice) -> NDArray[np.bool_]:
     """The questions and experts (n, k) for which passages are added, decided as `Retrieval` decides it."""
-    thresholds = GateThresholds.of(gate.cost, price)
-    is_promising = _fast_gains(gate, examples) + gate.spread > thresholds.search
+    search_price, insert_price = gate.prices(price)
+    is_promising = _fast_gains(gate, examples) + gate.spread > search_price
     before, after = gate_estimates(gate, examples), gate_estimates(gate, examples, evidence=True)
     found = np.isfinite(examples.cosine)[:, None]
-    return is_promising & (before.gain > thresholds.search) & found & (after.gain > thresholds.insert)
+    return is_promising & (before.gain > search_price) & found & (after.gain > insert_price)
 
 
 def _fast_gains(gate: Gate, examples: GateExamples) -> Array:

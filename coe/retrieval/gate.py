@@ -49,23 +49,6 @@ class RetrievalCost:
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class GateThresholds:
-    """Thresholds of the gate's steps, in quality.
-
-    `search`: gain above which the store is searched. `insert`: gain above which found passages are inserted, once the
-    search is paid for.
-    """
-
-    search: float
-    insert: float
-
-    @classmethod
-    def of(cls, cost: RetrievalCost, price: RetrievalPrice) -> GateThresholds:
-        insert = price.per_thousand_tokens * cost.tokens / 1000
-        return cls(insert + price.per_second * cost.seconds, insert)
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class LogOddsModel:
     """Log-odds that passages change the response of each expert; m categories, k experts.
@@ -133,6 +116,12 @@ class Gate:
     def dimensions(self) -> int:
         """Dimensions of the sentence vectors."""
         return len(self.helps.encoder) - len(self.helps.fast)
+
+    def prices(self, price: RetrievalPrice) -> tuple[float, float]:
+        """Return the gain above which the store is searched, and the one above which found passages are inserted, once
+        the search is paid for; both in quality."""
+        insert = price.per_thousand_tokens * self.cost.tokens / 1000
+        return insert + price.per_second * self.cost.seconds, insert
 
     def estimate_fast(self, posterior: NDArray[np.floating]) -> GateEstimate:
         """Estimate from the router's posterior (m,) of any stage alone."""

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from coe.core import Chat, Encoder, Prediction, RetrievalMode, Router
 from coe.registry.sections import RetrievalSpec
-from coe.retrieval.gate import Array, Gate, GateThresholds, RetrievalCost
+from coe.retrieval.gate import Array, Gate
 from coe.retrieval.insertion import (
     estimate_tokens,
     format_passages,
@@ -103,7 +103,7 @@ class Retrieval:
         self._threads = threads
         self._clock = clock
         self._backoff_until = -1.0
-        self._thresholds = GateThresholds.of(gate.cost if gate else RetrievalCost(0.0, 0.0), declared.price)
+        self._search_price, self._insert_price = gate.prices(declared.price) if gate else (0.0, 0.0)
 
     def net_gain(self, prediction: Prediction, mode: RetrievalMode) -> Array | None:
         """Return the expected gain of passages minus their price for each expert, shape (k,), in about 10 µs.
@@ -113,7 +113,7 @@ class Retrieval:
         gate = self.gate
         if gate is None or mode == "off" or self._clock() < self._backoff_until:
             return None
-        net = gate.estimate_fast(prediction.probabilities).gain - self._thresholds.search
+        net = gate.estimate_fast(prediction.probabilities).gain - self._search_price
         if mode == "on":
             return net
         return np.maximum(net, 0.0) if net.max() > 0 else None
@@ -163,7 +163,7 @@ class Retrieval:
         loop = asyncio.get_running_loop()
         vector, posterior = await loop.run_in_executor(self._threads, self._encode, request)
         estimate = self._estimate(request, posterior, vector)
-        if not always and (estimate.gain is None or estimate.gain <= self._thresholds.search):
+        if not always and (estimate.gain is None or estimate.gain <= self._search_price):
             return request.chat, replace(estimate, status="skipped")
         found = await self._retriever.search(
             request.text,
@@ -181,7 +181,7 @@ class Retrieval:
         if block is None:
             return request.chat, replace(estimate, status="empty")
         estimate = self._estimate(request, posterior, vector, nearest)
-        if not always and (estimate.gain is None or estimate.gain <= self._thresholds.insert):
+        if not always and (estimate.gain is None or estimate.gain <= self._insert_price):
             return request.chat, replace(estimate, status="skipped")
         used = replace(estimate, status="used", passages=block.passages, tokens=block.tokens)
         fields = insert_block(request.chat.fields, request.chat.api, block.text)
@@ -214,7 +214,7 @@ class Retrieval:
             return self._declared.default_similarity < 1
         if request.expert is None or estimate.gain is None:
             return False
-        return bool(estimate.gain + self.gate.spread[request.expert] > self._thresholds.search)
+        return bool(estimate.gain + self.gate.spread[request.expert] > self._search_price)
 
 
 def _free_context(request: RetrievalRequest) -> int:

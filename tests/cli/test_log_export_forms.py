@@ -5,26 +5,13 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import time
-from dataclasses import replace
 from pathlib import Path
 
-import orjson
 from typer.testing import CliRunner, Result
 
 from coe.cli import app
 from tests import forked
 from tests.cli.test_cli import logged, record_of, run
-from tests.records.test_every_field import RECORD
-
-
-def test_a_redacted_export_has_no_text_of_the_user(config: Path, tmp_path: Path) -> None:
-    logged(config, replace(RECORD, time=time.time()))
-    file = tmp_path / "log.jsonl"
-    run("log", "export", file, "--redact", "--config", config)
-    exported = orjson.loads(file.read_bytes())
-    assert (exported["prompt"], exported["embedding"], exported["digest"]) == (None, None, "")
-    assert exported["request_id"] == RECORD.request_id
 
 
 def tried(*words: object) -> Result:
