@@ -35,6 +35,7 @@ def route(text: Text = None, source: Input = None, config: Config = None, json: 
         rows += [(f"{probability:10.1%}", name) for name, probability in probabilities]
         print_result(decision, table(("", ""), rows), json=json)
         return
+    assert source is not None
     for number, row in numbered_rows(source):
         try:
             fields = {"messages": row.get("messages") or [{"role": "user", "content": row["prompt"]}]}

@@ -64,7 +64,9 @@ def insert_block(fields: Fields, api: Api, block: str) -> Fields | None:
     found = fields.get(name)
     if isinstance(found, str):
         return {**fields, name: block + found}
-    last = found[-1] if isinstance(found, list) and found else None
+    if not isinstance(found, list) or not found:
+        return None
+    last = found[-1]
     if not isinstance(last, dict) or last.get("role") != "user":
         return None
     content = last.get("content")

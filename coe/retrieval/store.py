@@ -164,7 +164,7 @@ class DocumentStore:
                 vectors = await asyncio.to_thread(embed, *columns)
                 table = await self._create(rows.with_vectors(stored, vectors, self._encoder))
                 await self._update_indexes(table, closing=True)
-                return stored["position"].to_pylist().count(0)
+                return sum(position == 0 for position in stored["position"].to_pylist())
 
     async def aclose(self) -> None:
         """Index and compact everything that was written, and close the connection."""
