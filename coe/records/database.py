@@ -34,8 +34,8 @@ class Database:
     """Runs transactions on a SQLite file in one thread. A new file is created with the SQL statements `tables`.
 
     Each kind of file has its own `version`, stored as user_version; files of other versions are refused. The file is
-    opened at the first call, and again after a failure. Unless `durable`, a power cut may lose the latest writes. With
-    `private`, only its owner can read a new file.
+    opened at the first call, and again after a failure or if it was deleted or replaced. Unless `durable`, a power cut
+    may lose the latest writes. With `private`, only its owner can read a new file.
     """
 
     def __init__(
@@ -48,6 +48,8 @@ class Database:
         self._version = version
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"sqlite-{path.name}")
         self._connection: sqlite3.Connection | None = None
+        self._opened: tuple[int, int] | None = None
+        """Device and inode of the open file; None if it was just created. The next call then opens it again."""
         self._closed = False
 
     async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
@@ -65,7 +67,7 @@ class Database:
     def exists(self) -> bool:
         """Return True if the file exists. Raises StoreError if its folder may not be searched."""
         try:
-            return self.path.exists()
+            return _file_at(self.path) is not None
         except OSError as error:
             raise _store_error(self.path, error) from error
 
@@ -83,6 +85,9 @@ class Database:
 
     def _transact(self, work: Callable[[sqlite3.Connection], T], begin: str) -> T:
         try:
+            if (file := _file_at(self.path)) is None or file != self._opened:
+                self._close()
+                self._opened = file
             connection = self._connection or self._open()
             self._connection = connection
             connection.execute(begin)
@@ -138,6 +143,14 @@ def _store_error(path: Path, error: Exception) -> StoreError:
     remedy = _REMEDIES.get(code, "check that the disk has room and that the file may be written")
     problem = (error.strerror or error) if isinstance(error, OSError) else error  # str(error) would repeat the path
     return StoreError(f"{path}: {problem}; {remedy}")
+
+
+def _file_at(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _version(connection: sqlite3.Connection) -> int:

@@ -227,8 +227,9 @@ class DocumentStore:
         import pyarrow as pa
         from lancedb.index import FTS, Bitmap
 
+        mode = "create" if self._opened is None else "overwrite"
         given = {"schema": content} if isinstance(content, pa.Schema) else {"data": content, "schema": content.schema}
-        self._opened = table = await (await self._connect()).create_table(TABLE, mode="overwrite", **given)
+        self._opened = table = await (await self._connect()).create_table(TABLE, mode=mode, **given)
         await table.create_index("text", config=FTS(base_tokenizer="icu/split"))
         for column in ("collection", "tenant"):
             await table.create_index(column, config=Bitmap())
