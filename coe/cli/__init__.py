@@ -60,7 +60,7 @@ EXAMPLES: Mapping[str, Sequence[str]] = {
     "key": ("coe key shop --tenant retail", "coe key shop --limit dollars_per_day=25"),
     "up": ("coe up", "coe up --config draft.yaml --port 9000"),
     "chat": ("coe chat 'What is 17 * 23?'", "coe chat --model coder 'Write a test for this function'"),
-    "route": ("coe route 'Prove that 17 is prime'", "coe route --input prompts.jsonl"),
+    "route": ("coe route 'Prove that 17 is prime'", "coe route --input prompts.jsonl --output decisions.jsonl"),
     "report": ("coe report", "coe report --days 30 --json"),
     "log": ("coe log --follow", "coe log --since 1h --outcome expert_timeout", "coe log export log.parquet --since 7d"),
     "tune": ("coe tune --budget 2.00", "coe tune my-probes.jsonl --minutes 10 --yes"),

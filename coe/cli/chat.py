@@ -3,64 +3,84 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import orjson
 import typer
 
-from coe.cli.common import Config, Json, print_result, settings_for, table
+from coe.cli.common import Config, Json, print_result, settings_for, table, writable_file
 from coe.core import GENERAL, Prediction
 from coe.errors import CoEError, DataError, ExpertUnavailable
 from coe.measuring.tables import numbered_rows
-from coe.terminal import print_json, print_line, print_part
+from coe.terminal import print_line, print_part
 
 Text = Annotated[str | None, typer.Argument(help="The user's message.")]
 Input = Annotated[Path | None, typer.Option("--input", help="JSONL or parquet with prompt, or messages and tools.")]
+Output = Annotated[
+    Path | None, typer.Option("--output", callback=writable_file, help="File for the rows, each with its `decision`.")
+]
+Explain = Annotated[
+    bool, typer.Option("--explain", help="Also show the text that is routed, and what it leaves out of the messages.")
+]
+Key = Annotated[str, typer.Option("--key", help="Name of an API key, whose rules for experts apply.")]
+Client = Annotated[str, typer.Option("--client", help="Value of the header user-agent, for rules.")]
 Model = Annotated[str, typer.Option("--model", help="auto, or the name of an expert.")]
 
 
-def route(text: Text = None, source: Input = None, config: Config = None, json: Json = False) -> None:
-    """Show which expert a request would go to, and why. With --input, each row is printed with its `decision`."""
+def route(
+    text: Text = None,
+    source: Input = None,
+    output: Output = None,
+    config: Config = None,
+    json: Json = False,
+    explain: Explain = False,
+    key: Key = "",
+    client: Client = "",
+) -> None:
+    """Show which expert a request would go to, and why."""
     if (text is None) == (source is None):
         raise typer.BadParameter("give either a TEXT or --input FILE")
-    decide = _open_router(config)
+    route_request = _open_router(config, key, client, explain=explain)
     if text is not None:
-        decision = decide({"messages": [{"role": "user", "content": text}]})
-        others = ", ".join(decision["candidates"][1:]) or "none"
-        rows = [("expert", f"{decision['expert']}  ({decision['reason']}; then {others})")]
-        rows += [("rule", decision["rule"])] if decision["rule"] else []
-        probabilities = sorted(decision["probabilities"].items(), key=lambda item: -item[1])[:3]
-        rows += [(f"{probability:10.1%}", name) for name, probability in probabilities]
-        print_result(decision, table(("", ""), rows), json=json)
+        decision = route_request({"messages": [{"role": "user", "content": text}]})
+        print_result(decision, _lines(decision), json=json)
         return
     assert source is not None
-    for number, row in numbered_rows(source):
-        try:
-            fields = {"messages": row.get("messages") or [{"role": "user", "content": row["prompt"]}]}
-            decision = decide(fields | ({"tools": row["tools"]} if row.get("tools") else {}))
-            print_json({**row, "decision": decision})
-        except (AttributeError, KeyError, TypeError) as error:
-            raise DataError(f"{source}:{number}: expected JSON with prompt or messages ({error!r})") from None
-        except CoEError as error:
-            raise DataError(f"{source}:{number}: {error}") from None
+    lines = _route_file(source, route_request)
+    if output is None:
+        print_part("".join(lines))
+    else:
+        output.write_text("".join(lines), encoding="utf-8")
 
 
-def _open_router(config: Path | None) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """Return a function that decides the fields of a request, and returns the decision as JSON has it."""
+RouteRequest = Callable[[dict[str, Any]], dict[str, Any]]
+"""Decides the fields of a request, and returns the decision as JSON has it."""
+
+
+def _open_router(config: Path | None, key: str, client: str, *, explain: bool) -> RouteRequest:
     from coe.artifacts.active_state import load_active_state
-    from coe.planning import apply_residual
+    from coe.artifacts.api_keys import rule_of
+    from coe.planning import apply_residual, nearest_measured
     from coe.planning.problem import relative_cost
     from coe.routing.classifier import read_topic
     from coe.routing.decision import decide
-    from coe.routing.eligibility import only_local
+    from coe.routing.eligibility import excluded_experts, only_local
+    from coe.routing.request_text import REASONS
     from coe.routing.rules import RequestFacts, Rules
     from gateway.access.estimate import input_tokens
     from gateway.dialects.chat import parse
 
     in_use = load_active_state(settings_for(config))
     registry, router = in_use.registry, in_use.router
+    declared = next((one for one in registry.access.keys if one.name == key), None)
+    if key and declared is None:
+        known = ", ".join(one.name for one in registry.access.keys) or "none"
+        raise typer.BadParameter(f"no such key in access.keys; known: {known}", param_hint="--key")
+    key_rule = None if declared is None else rule_of(declared)
+    tenant = "" if declared is None else declared.tenant or key
     rules = Rules(registry, router.categories)
     charge = registry.policy.cost_weight * relative_cost(registry, in_use.assignment.experts)
     general = router.categories.index(GENERAL)
@@ -73,7 +93,8 @@ def _open_router(config: Path | None) -> Callable[[dict[str, Any]], dict[str, An
     def route_request(fields: dict[str, Any]) -> dict[str, Any]:
         chat = parse(orjson.dumps({"model": "auto", **fields}))
         text, _ = read_topic(chat, predict_fast, general=general)
-        matching = rules.matching(RequestFacts(chat, chat.model, input_tokens))
+        matching = rules.matching(RequestFacts(chat, chat.model, input_tokens, client, key, tenant))
+        rule = only_local(key_rule) if rules.only_local(matching) else key_rule
         (prediction,) = router.predict([text.text], encode=in_use.assignment.residual is not None)
         prediction = rules.apply(matching, apply_residual(in_use.assignment, prediction))
         decision = decide(
@@ -83,11 +104,11 @@ def _open_router(config: Path | None) -> Callable[[dict[str, Any]], dict[str, An
             assignment=in_use.assignment,
             confidence_threshold=in_use.confidence_threshold,
             extra_price=charge,
-            rule=only_local(None) if rules.only_local(matching) else None,
+            rule=rule,
             named=rules.arms.get(prediction.rule, ""),
         )
         probabilities = zip(router.categories, prediction.probabilities.tolist(), strict=True)
-        return {
+        answer = {
             "expert": decision.expert,
             "category": decision.category,
             "confidence": round(decision.confidence, 4),
@@ -96,8 +117,54 @@ def _open_router(config: Path | None) -> Callable[[dict[str, Any]], dict[str, An
             "candidates": decision.candidates,
             "probabilities": {name: round(probability, 4) for name, probability in probabilities},
         }
+        if not explain:
+            return answer
+        return answer | {
+            "text": text.text,
+            "left_out": [asdict(part) | {"what": f"{part} ({REASONS[part.kind]})"} for part in text.left_out],
+            "excluded": dict(excluded_experts(registry, rule)),
+            "measured": nearest_measured(in_use.assignment, prediction, decision.candidates),
+        }
 
     return route_request
+
+
+def _route_file(path: Path, route_request: RouteRequest) -> list[str]:
+    """The rows of the file, each with its decision under one key: a row may have fields of the same names."""
+    lines = []
+    for number, row in numbered_rows(path):
+        try:
+            messages = row.get("messages") or [{"role": "user", "content": row["prompt"]}]
+            more = {"tools": row["tools"]} if row.get("tools") else {}
+            decision = route_request({"messages": messages, **more})
+            lines.append(orjson.dumps({**row, "decision": decision}).decode() + "\n")
+        except (AttributeError, KeyError, TypeError) as error:
+            raise DataError(f"{path}:{number}: expected JSON with prompt or messages ({error!r})") from None
+        except CoEError as error:
+            raise DataError(f"{path}:{number}: {error}") from None
+    return lines
+
+
+_EXCLUDED = {"key": "not in the list of the key", "not_local": "does not run locally"}
+
+
+def _lines(decision: Mapping[str, Any]) -> Iterator[str]:
+    others = ", ".join(decision["candidates"][1:]) or "none"
+    rows = [("expert", f"{decision['expert']}  ({decision['reason']}; then {others})")]
+    if decision["rule"]:
+        rows.append(("rule", decision["rule"]))
+    probabilities = sorted(decision["probabilities"].items(), key=lambda item: -item[1])[:3]
+    rows += [(f"{probability:10.1%}", name) for name, probability in probabilities]
+    if "text" in decision:
+        rows.append(("text", decision["text"]))
+        rows += [("not routed", part["what"]) for part in decision["left_out"]]
+        rows += [("excluded", f"{name} ({_EXCLUDED[why]})") for name, why in decision["excluded"].items()]
+        for one in decision["measured"]:
+            scores = ", ".join(f"{name} {score:.2f}" for name, score in one["scores"].items())
+            where = f"{one['category'] or 'rated request'}, similarity {one['similarity']:.2f}"
+            rows.append(("measured", f"{one['prompt_id']} ({where}, weight {one['weight']:.1%}): {scores}"))
+            rows += [("", one["text"])] if one["text"] else []
+    yield table(("", ""), rows)
 
 
 def chat(text: Text = None, model: Model = "auto", config: Config = None) -> None:

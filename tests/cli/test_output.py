@@ -25,6 +25,7 @@ def coe(*words: str | Path, **variables: str) -> tuple[int, str]:
         ("benchmark", "data", "--json"),
         ("benchmark", "data", "--plot"),
         ("plan", "data", "--sweep", "memory_gb=1", "--plot"),
+        ("route", "--input", "data", "--output"),
     ],
 )
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from coe.artifacts.active_state import load_active_state
-from coe.planning import apply_residual, nearest_measured
 from coe.planning.residual import Evidence
 from tests.cli.logged_service import LoggedService
 from tests.routers.conftest import COMMON, WORDS
@@ -43,7 +42,7 @@ def scored(folder: Path, *, hidden: bool) -> Path:
 
 
 def route(service: LoggedService, text: str) -> dict[str, Any]:
-    return service.report("route", text)
+    return service.report("route", text, "--explain")
 
 
 def test_texts_of_one_category_get_the_expert_that_measured_prompts_like_them_show(
@@ -58,12 +57,14 @@ def test_texts_of_one_category_get_the_expert_that_measured_prompts_like_them_sh
     share = {name: sum(one["expert"] == "chef" for one in found) / len(found) for name, found in routed.items()}
     assert share["chef"] > 0.8, share
     assert share["generalist"] < 0.2, share
-    in_use = load_active_state(service.settings)
-    (prediction,) = in_use.router.predict([new["chef"][0]], encode=True)
-    nearest = nearest_measured(in_use.assignment, apply_residual(in_use.assignment, prediction), ("chef", "generalist"))
-    assert nearest[0]["prompt_id"].startswith(BAKING[0])
-    assert nearest[0]["scores"] == {"chef": 1.0, "generalist": 0.0}
-    assert nearest[0]["text"] in texts(BAKING, 100)
+    baked = routed["chef"][0]
+    nearest = baked["measured"][0]
+    assert nearest["prompt_id"].startswith(BAKING[0])
+    assert nearest["scores"] == {"chef": 1.0, "generalist": 0.0}
+    assert nearest["text"] in texts(BAKING, 100)
+    printed = service.run("route", new["chef"][0], "--explain")
+    assert "measured    bake" in printed
+    assert nearest["text"] in printed
     monkeypatch.setattr("coe.artifacts.active_state.encoder_digest", lambda router: "of another router")
     assert load_active_state(service.settings).assignment.residual is None
 
@@ -103,8 +104,11 @@ def test_ratings_give_a_plan_the_residual_that_its_probes_alone_did_not(
     assert plan.choice == before.choice
     assert len(plan.residual.prompt_ids) > len(plan.residual.texts) == 400
     new = {name: texts(words, 1215)[1200:] for name, words in (("chef", BAKING), ("generalist", STEWING))}
-    routed = [route(service, text)["expert"] == name for name, of in new.items() for text in of]
-    assert np.mean(routed) > 0.8
+    routed = [(name, route(service, text)) for name, of in new.items() for text in of]
+    assert np.mean([one["expert"] == name for name, one in routed]) > 0.8
+    rated = [near for _, one in routed for near in one["measured"] if near["text"] is None]
+    assert rated
+    assert all(near["prompt_id"].startswith("req_") and len(near["scores"]) == 1 for near in rated)
     folder = service.store().published(str(service.store().in_use())).folder
     logged = set(texts(STEWING, 1200)) - set(texts(STEWING, 100))
     assert not any(text.encode() in (folder / "residual.npz").read_bytes() for text in logged)

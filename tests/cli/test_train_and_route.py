@@ -27,7 +27,7 @@ router: {training_data: prompts.jsonl, encoder: %s}
 """
 RULES = """\
 rules:
-  - {name: agents, when: {tools: [Bash]}, category: general}
+  - {name: agents, when: {tools: [Bash], client: "claude-*"}, category: general}
   - {name: poets, when: {system: a poet}, expert: generalist}
 """
 CHAT = ", ".join(f"hello there {word}" for word in WORDS["cooking"])
@@ -55,15 +55,21 @@ def test_declared_examples_train_a_router_that_routes(config: Path) -> None:
     assert (decision["expert"], decision["category"]) == ("chef", "cooking")
     assert "chef" in run("route", "how do i bake the bread dough", "--config", config)
     wrapped = "Answer the question.\n\nQuestion: how do i bake the bread dough\n\nAnswer:"
-    assert json.loads(run("route", wrapped, "--config", config, "--json")) == decision
+    explained = run("route", wrapped, "--explain", "--config", config)
+    assert "text        how do i bake the bread dough\n" in explained
+    assert "message 0: frame left out, 38 characters" in explained
+    assert (
+        json.loads(run("route", wrapped, "--explain", "--json", "--config", config))["left_out"][0]["kind"] == "frame"
+    )
 
     lines = [
         {"id": 7, "prompt": "explain the comet orbit", "category": "own", "expert": "own"},
         {"messages": [{"role": "user", "content": "roast the onion"}]},
     ]
-    source = config.with_name("in.jsonl")
+    source, target = config.with_name("in.jsonl"), config.with_name("out.jsonl")
     source.write_text("\n \n\n".join(map(json.dumps, lines)) + "\n\n")
-    first, second = map(json.loads, run("route", "--input", source, "--config", config).splitlines())
+    run("route", "--input", source, "--output", target, "--config", config)
+    first, second = map(json.loads, target.read_text().splitlines())
     assert (first.pop("decision")["category"], second.pop("decision")["expert"]) == ("astronomy", "chef")
     assert [first, second] == lines
 
@@ -105,7 +111,7 @@ def test_a_plan_takes_effect_and_is_dropped_and_rules_are_tried(config: Path) ->
             row["tools"] = [{"type": "function", "function": {"name": tool}}]
         source = config.with_name("request.jsonl")
         source.write_text(json.dumps(row))
-        found = json.loads(run("route", "--input", source, "--config", config))["decision"]
+        found = json.loads(run("route", "--input", source, "--client", "claude-cli", "--config", config))["decision"]
         return [found[name] for name in ("expert", "reason", "rule")]
 
     poet = {"role": "system", "content": "You are a poet"}
