@@ -293,14 +293,16 @@ async def gateway_of(
     assignment: Assignment | None = None,
     jobs: Any = None,
     solver: Any = None,
+    spool: Path | None = None,
     stored: Path | None = None,
     real_experts: Mapping[str, Expert] = MappingProxyType({}),
     affinity: Affinity | None = None,
     **scripts: Any,
 ) -> AsyncIterator[Gateway]:
     """The real app, started, with scripted experts: `gateway_of(coder=ExpertUnavailable(...))`. `versions` is what it
-    says it was made of, by kind of artifact; `jobs` and `solver` stand in for the processes beside it. `stored` is
-    the folder of stored responses; `real_experts` replace scripted ones."""
+    says it was made of, by kind of artifact; `jobs` and `solver` stand in for the processes beside it. `spool` is the
+    file where feedback waits while the log fails, `stored` the folder of stored responses; `real_experts` replace
+    scripted ones."""
     registry = registry or registry_of()
     experts: dict[str, Expert] = {**scripted_experts(registry, scripts), **real_experts}
     log = ListLog([])
@@ -317,7 +319,7 @@ async def gateway_of(
             access = Access(registry, limiter, routed=composition.routed_arms)
             metrics = Metrics()
             async with (
-                LogWriter(log, log, spool=None, count=metrics.record_feedback, **QUICKLY) as writer,
+                LogWriter(log, log, spool=spool, count=metrics.record_feedback, **QUICKLY) as writer,
                 open_cache(registry.cache) as cache,
                 nullcontext()
                 if stored is None

@@ -15,7 +15,7 @@ import typer
 from coe import registry
 from coe.artifacts.kinds import ROUTER
 from coe.artifacts.store import ArtifactStore
-from coe.cli.common import Config, Json, settings_for
+from coe.cli.common import Config, File, Json, settings_for
 from coe.errors import ArtifactError, ConfigError, DataError
 from coe.experts import build_experts
 from coe.experts.http.client import Client
@@ -33,11 +33,13 @@ Schema = Annotated[bool, typer.Option("--schema", help="Print the JSON schema of
 Live = Annotated[bool, typer.Option("--live", help="Request a few tokens from every expert, and report what is wrong.")]
 
 
-def check(config: Config = None, json: Json = False, schema: Schema = False, live: Live = False) -> None:
+def check(
+    file: File = None, config: Config = None, json: Json = False, schema: Schema = False, live: Live = False
+) -> None:
     """Check experts.yaml: every mistake with its line, what is wrong, and the nearest valid name.
 
     Then it lists what a start or reload with this file will do with the plan and the router in use, and when `coe plan`
-    should be run again. The file may be a draft next to the one in use. With `--live` it also requests a few tokens
+    should be run again. FILE may be a draft next to the file in use. With `--live` it also requests a few tokens
     from every expert, and exits with 1 where one does not answer.
     """
     if schema:
@@ -45,7 +47,7 @@ def check(config: Config = None, json: Json = False, schema: Schema = False, liv
         return
     from coe.artifacts.consequences import consequences_of
 
-    settings = settings_for(config)
+    settings = settings_for(config or file)
     try:
         declared = registry.load(settings.config, environ=settings.environ)
         check_local_experts(declared, settings)

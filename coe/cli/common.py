@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 Config = Annotated[
     Path | None, typer.Option("--config", help="The configuration [default: COE_CONFIG or experts.yaml].")
 ]
+File = Annotated[Path | None, typer.Argument(metavar="FILE", help="The configuration, as --config.")]
 Benchmark = Annotated[str | None, typer.Option("--benchmark", help="Benchmark to use, if the folder holds several.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Judge and report, but change nothing.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]

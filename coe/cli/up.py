@@ -24,7 +24,7 @@ import typer
 from coe.artifacts.atomic_files import replace_file
 from coe.artifacts.store import ArtifactStore
 from coe.cli.check import ENDPOINTS_FILE, check_live
-from coe.cli.common import Config, settings_for
+from coe.cli.common import Config, File, settings_for
 from coe.errors import CoEError, FleetError
 from coe.file_lock import file_lock
 from coe.registry import Registry, load
@@ -50,21 +50,22 @@ ServerExecutor = Annotated[
 ]
 
 
-def serve(host: Host = None, port: Port = None, config: Config = None) -> None:
+def serve(file: File = None, host: Host = None, port: Port = None, config: Config = None) -> None:
     """Run the gateway alone, for experts that run elsewhere."""
     from gateway.main import serve as run
 
-    run(_with_address(settings_for(config), host, port))
+    run(_with_address(settings_for(config or file), host, port))
 
 
 def up(
+    file: File = None,
     host: Host = None,
     port: Port = None,
     config: Config = None,
     executor: ServerExecutor = "local",
 ) -> None:
     """Start the local experts and the gateway, and keep them running until Ctrl-C or SIGTERM."""
-    settings = _with_address(settings_for(config), host, port)
+    settings = _with_address(settings_for(config or file), host, port)
     with contextlib.ExitStack() as stack:
         ray = None
         if executor == "ray":

@@ -11,11 +11,11 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from coe.errors import ConfigError, DataError
-from coe.records.feedback import FeedbackLog
+from coe.records.feedback import FeedbackLog, Pending
 from coe.records.record import RoutingLog
 from coe.records.writer import LogWriter
 
-__all__ = ["RETENTION", "LogWriter", "missing_file", "open_log_and_feedback", "require_log"]
+__all__ = ["RETENTION", "LogWriter", "Pending", "missing_file", "open_log_and_feedback", "require_log"]
 
 RETENTION = 500_000
 """Default number of records that a log keeps; older ones are deleted. About 2 kB each, so a gigabyte."""

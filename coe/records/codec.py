@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError
 
 from coe.errors import DamagedEntry, InvalidRequest, StoreError
-from coe.records.feedback import Feedback, FeedbackPage
+from coe.records.feedback import Feedback, FeedbackPage, Pending
 from coe.records.record import RoutingRecord
 
 T = TypeVar("T")
@@ -58,7 +58,7 @@ class Codec(Generic[T]):
 
 RECORD = Codec(TypeAdapter(RoutingRecord))
 FEEDBACK = Codec(TypeAdapter(Feedback))
-ENTRY: Codec[RoutingRecord | Feedback] = Codec(TypeAdapter(RoutingRecord | Feedback))
+ENTRY: Codec[RoutingRecord | Pending] = Codec(TypeAdapter(RoutingRecord | Pending))
 """The lines of the spool."""
 
 

@@ -77,6 +77,19 @@ _VALUES: Mapping[FeedbackKind, tuple[str, Callable[[object], bool]]] = {
 
 
 @dataclass(frozen=True, slots=True)
+class Pending:
+    """An event on its way to the log.
+
+    `checked`: the request is known and the event has its tenant. An unchecked event is compared with the record once
+    the log can be read; with `is_admin` it may be about any tenant's request.
+    """
+
+    event: Feedback
+    checked: bool = True
+    is_admin: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class FeedbackPage:
     """Some events in storage order, the cursor after the last of them, and the number of damaged entries that were
     skipped."""

@@ -1,4 +1,4 @@
-"""Writes records and implicit feedback in the background: a bounded queue, a task that appends batches, and a spool."""
+"""Writes records and feedback in the background: a bounded queue, a task that appends batches, and a spool on disk."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Self
@@ -15,7 +16,7 @@ from typing import Any, Self
 from coe.errors import DamagedEntry, StoreError
 from coe.outage import Outage
 from coe.records.codec import ENTRY
-from coe.records.feedback import Feedback, FeedbackKind, FeedbackLog
+from coe.records.feedback import Feedback, FeedbackKind, FeedbackLog, Pending
 from coe.records.record import RoutingLog, RoutingRecord
 from coe.records.spool import Spool
 from coe.supervision import TaskFailed, ignore_failure, supervised
@@ -29,17 +30,17 @@ IDLE_SECONDS = 0.5
 APPEND_SECONDS = 10.0
 """Time limit of the log for one batch."""
 SPOOL_AFTER_SECONDS = 1.0
-"""Time limit of the log for one new batch that can go to a spool instead."""
+"""Time limit of the log for one new batch that can go to a spool instead, as clients wait for one of the two."""
 
 
-Entry = RoutingRecord | Feedback
+Entry = RoutingRecord | Pending
 
 
 class LogWriter:
     """Writes records to `log` and feedback to `feedback`, which the caller closes.
 
-    `put` never waits and never fails. A batch that the log refuses goes to the spool, and from there to the log once it
-    works again: no entry is lost or written twice. If the spool fails too,
+    `put` never waits and never fails, and `keep` returns once an event is on disk. A batch that the log refuses goes to
+    the spool, and from there to the log once it works again: no entry is lost or written twice. If the spool fails too,
     or there is none, entries wait in the queue, and a full queue drops new ones. A killed process loses the entries of
     its last `interval` seconds, or those of an append that did not return.
 
@@ -65,14 +66,15 @@ class LogWriter:
         max_retry: float = 30.0,
         task_failed: TaskFailed = ignore_failure,
     ) -> None:
-        self.dropped = self.spooled = 0
-        """Entries lost, and put into the spool."""
+        self.dropped = self.spooled = self.rejected = 0
+        """Entries lost, put into the spool, and events rejected as their request was another tenant's."""
         self._log, self._feedback, self._count, self._task_failed = log, feedback, count, task_failed
         self._log_outage = Outage("routing log", counts=self._counts, first=first_retry, longest=max_retry)
         waits = f"; up to {capacity} entries wait in memory, no more are taken"
         self._spool_outage = Outage("routing log: spool", waits, counts=self._counts)
         self._spool = Spool(spool) if spool else None
         self._queue: deque[Entry] = deque()
+        self._waiters: dict[int, asyncio.Future[None]] = {}
         self._capacity, self._batch, self._interval, self._close_timeout = capacity, batch, interval, close_timeout
         self._append_timeout = append_timeout or (SPOOL_AFTER_SECONDS if spool else APPEND_SECONDS)
         self._next_poll = 0.0
@@ -93,6 +95,11 @@ class LogWriter:
         """The cause of the spool's failure, or of the log's if there is no spool; None while it works."""
         return (self._spool_outage if self._spool else self._log_outage).cause
 
+    @property
+    def stuck(self) -> bool:
+        """True while the log pauses after a failure and no spool works."""
+        return self._log_outage.pausing and self.spool_error is not None
+
     def put(self, entry: Entry) -> None:
         """Queue one entry. A full queue drops it and counts it."""
         if self._closing.is_set() or len(self._queue) >= self._capacity:
@@ -103,6 +110,18 @@ class LogWriter:
             return
         self._queue.append(entry)
         self._arrived.set()
+
+    async def keep(self, pending: Pending) -> None:
+        """Store one event, and return once it is in the log or the spool. Raises StoreError if neither accepts it."""
+        if self.stuck or self._closing.is_set() or len(self._queue) >= self._capacity:
+            closing = "the process is shutting down" if self._closing.is_set() else "too many entries wait for the log"
+            raise StoreError(self.last_error or closing)
+        waiter = self._waiters[id(pending)] = asyncio.get_running_loop().create_future()
+        try:
+            self.put(pending)
+            await waiter
+        finally:
+            del self._waiters[id(pending)]
 
     async def __aenter__(self) -> Self:
         self._task = supervised(self._run, "records", task_failed=self._task_failed, may_return=True)
@@ -118,6 +137,7 @@ class LogWriter:
         if self._spool is not None:
             self._spool.close()
         if self._queue:
+            self._refuse_waiters()
             self.dropped += len(self._queue)
             self._queue.clear()
             cause = self.last_error or f"the log and the spool did not answer within {2 * self._close_timeout:g} s"
@@ -145,12 +165,13 @@ class LogWriter:
 
     async def _write_once(self) -> bool:
         """Write one batch from the queue and one from the spool. Returns True if there is more to do at once."""
-        if self._log_outage.pausing and self.spool_error is not None:
+        if self.stuck:
             return False
         if batch := list(islice(self._queue, self._batch)):
             if await self._append(batch, self._append_timeout):
                 self._finish(batch)
             elif not await self._to_spool(batch):
+                self._refuse_waiters()
                 return False
         if self._closing.is_set():  # spooled entries are safe on disk, so closing does not deliver them
             return bool(self._queue)
@@ -163,14 +184,26 @@ class LogWriter:
             async with asyncio.timeout(seconds):
                 if records := [entry for entry in entries if isinstance(entry, RoutingRecord)]:
                     await self._log.append(records)
-                if events := [entry for entry in entries if isinstance(entry, Feedback)]:
-                    await self._feedback.append(events)
+                if pending := [entry for entry in entries if isinstance(entry, Pending)]:
+                    events = await asyncio.gather(*map(self._with_tenant, pending))
+                    await self._feedback.append([event for event in events if event is not None])
         except Exception as error:  # the entries are kept and the task continues
             silent = isinstance(error, TimeoutError)
             self._log_outage.began(f"the log did not answer within {seconds:g} s" if silent else str(error))
             return False
         self._log_outage.ended()
         return True
+
+    async def _with_tenant(self, pending: Pending) -> Feedback | None:
+        """The event with its request's tenant; None if the request belongs to another tenant. The record of an unknown
+        request may still arrive, so learning compares the tenants again."""
+        event = pending.event
+        if pending.checked or (record := await self._log.find(event.request_id)) is None:
+            return event
+        if pending.is_admin or record.tenant == event.tenant:
+            return replace(event, tenant=record.tenant)
+        self.rejected += 1
+        return None
 
     async def _to_spool(self, batch: list[Entry]) -> bool:
         """Move the first entries of the queue to the spool; those that cannot be encoded are dropped."""
@@ -227,8 +260,15 @@ class LogWriter:
         """Take the entries, which are in the log or the spool now, from the queue."""
         for entry in batch:
             self._queue.popleft()
-            if isinstance(entry, Feedback):
-                self._count(entry.kind)
+            if isinstance(entry, Pending):
+                self._count(entry.event.kind)
+            if (waiter := self._waiters.get(id(entry))) is not None and not waiter.done():
+                waiter.set_result(None)
+
+    def _refuse_waiters(self) -> None:
+        for waiter in self._waiters.values():
+            if not waiter.done():
+                waiter.set_exception(StoreError(self.last_error or "neither the log nor the spool accepts it"))
 
     def _counts(self) -> str:
         return f"{self.spooled} entries spooled, {self.dropped} dropped, {self.backlog} waiting"

@@ -10,8 +10,8 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
@@ -29,6 +29,7 @@ from coe.errors import (
     StoreError,
     UnknownRequest,
 )
+from coe.records import Pending
 from coe.records.feedback import MAX_NAME_CHARACTERS, Feedback, FeedbackKind
 from coe.registry import Registry
 from coe.routing.eligibility import permits_model
@@ -40,9 +41,9 @@ from gateway.services import Services
 
 MAX_BODY_BYTES = 64 * 1024
 LOG_SECONDS = 2.0
-"""Time limit of the lookup in the routing log."""
+"""Time limit of the lookup in the routing log; after it the feedback is stored unchecked."""
 STORE_SECONDS = 10.0
-"""Time limit for storing feedback in the log."""
+"""Time limit for storing feedback in the log or, where that fails, in the spool."""
 MAX_CONCURRENT = 128
 """Requests that are read and stored at a time; a key alone may have half of them. They need no permit of admission,
 since they call no expert."""
@@ -85,7 +86,7 @@ class FeedbackRequest(RequestModel):
 
 
 class FeedbackEndpoint:
-    """Stores feedback durably in the log before it answers; while the log is unavailable, clients send it again.
+    """Stores feedback durably before it answers: in the log, or in the spool while the log is slow or unavailable.
 
     Another tenant's request gets the same 404, with the same latency, as a nonexistent one. Administrators can rate
     every request.
@@ -101,12 +102,11 @@ class FeedbackEndpoint:
         caller = caller_of(request)
         with self._slot(caller.key):
             event = (await json_of(request, FeedbackRequest, limit=MAX_BODY_BYTES)).event(caller, now=time.time())
-            event = await self._with_tenant(event, is_admin=access.is_admin(request.scope["headers"]))
+            pending = await self._checked(event, is_admin=access.is_admin(request.scope["headers"]))
             _check_name(event, registry, caller.rule)
-            async with _available(STORE_SECONDS):
-                await self._services.feedback.append([event])
-        self._services.metrics.record_feedback(event.kind)
-        return json_response({"id": event.event_id, "request_id": event.request_id, "stored": True})
+            await self._store(pending)
+        stored = {"id": event.event_id, "request_id": event.request_id, "stored": True, "checked": pending.checked}
+        return json_response(stored, status=200 if pending.checked else 202)
 
     @contextmanager
     def _slot(self, key: str | None) -> Iterator[None]:
@@ -121,34 +121,37 @@ class FeedbackEndpoint:
         finally:
             self._active.release(key)
 
-    async def _with_tenant(self, event: Feedback, *, is_admin: bool) -> Feedback:
-        """The event with its request's tenant.
+    async def _checked(self, event: Feedback, *, is_admin: bool) -> Pending:
+        """The event with its request's tenant; unchecked where the log does not answer within LOG_SECONDS.
 
         An administrator's feedback on a tenant's request counts as that tenant's, with the same weight and bounds, and
-        keeps the administrator's key. Raises UnknownRequest, or LogUnavailable.
+        keeps the administrator's key. Raises UnknownRequest.
         """
-        async with _available(LOG_SECONDS):
-            record = await find_record(
-                self._services.log, event.request_id, counts=lambda one: is_admin or one.tenant == event.tenant
-            )
+        try:
+            async with asyncio.timeout(LOG_SECONDS):
+                record = await find_record(
+                    self._services.log, event.request_id, counts=lambda one: is_admin or one.tenant == event.tenant
+                )
+        except (StoreError, TimeoutError) as error:
+            why = str(error) or f"no answer within {LOG_SECONDS:g} s"
+            _log.warning("feedback is stored unchecked until the routing log can be read: %s", why)
+            return Pending(event, checked=False, is_admin=is_admin)
         if record is None:
             raise UnknownRequest(
                 f"no request {event.request_id!r} is in the routing log: send the response header x-request-id, from a "
                 "second after the end of the response until its record expires",
                 param="request_id",
             )
-        return replace(event, tenant=record.tenant)
+        return Pending(replace(event, tenant=record.tenant))
 
-
-@asynccontextmanager
-async def _available(seconds: float) -> AsyncIterator[None]:
-    """Raises LogUnavailable where the log fails or does not answer within that time."""
-    try:
-        async with asyncio.timeout(seconds):
-            yield
-    except (StoreError, TimeoutError) as error:
-        _log.warning("feedback is not stored: %s", str(error) or f"no answer within {seconds:g} s")
-        raise LogUnavailable("feedback cannot be stored now; send it again", retry_after=RETRY_AFTER) from error
+    async def _store(self, pending: Pending) -> None:
+        """Raises LogUnavailable where neither the log nor the spool stores it within STORE_SECONDS."""
+        try:
+            async with asyncio.timeout(STORE_SECONDS):
+                await self._services.writer.keep(pending)
+        except (StoreError, TimeoutError) as error:
+            _log.warning("feedback is not stored: %s", str(error) or f"not stored within {STORE_SECONDS:g} s")
+            raise LogUnavailable("feedback cannot be stored now; send it again", retry_after=RETRY_AFTER) from error
 
 
 def _check_name(event: Feedback, registry: Registry, rule: ExpertRule | None) -> None:

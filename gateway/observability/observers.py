@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.core import Decision, Encoder, Reason
-from coe.records import LogWriter
+from coe.records import LogWriter, Pending
 from coe.records.feedback import Feedback, FeedbackKind
 from coe.records.record import RecipeCall, RoutingLog, RoutingRecord
 from coe.registry import MAX_MODEL_CHARACTERS
@@ -245,7 +245,7 @@ class ImplicitSignals:
     own. `store` receives the feedback.
     """
 
-    def __init__(self, store: Callable[[Feedback], None]) -> None:
+    def __init__(self, store: Callable[[Pending], None]) -> None:
         self._answers: OrderedDict[int, _LastAnswer] = OrderedDict()
         self._store = store
 
@@ -267,7 +267,7 @@ class ImplicitSignals:
 
     def _report(self, kind: FeedbackKind, request_id: str, trace: Trace, *, now: float) -> None:
         caller, event_id = trace.caller, f"{kind}:{trace.request_id}"
-        self._store(Feedback(event_id, request_id, now, kind, tenant=caller.tenant, key=caller.key))
+        self._store(Pending(Feedback(event_id, request_id, now, kind, tenant=caller.tenant, key=caller.key)))
 
     def _remember(self, key: int, answered: _LastAnswer) -> None:
         self._answers[key] = answered

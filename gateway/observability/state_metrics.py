@@ -79,14 +79,16 @@ def _incidents(expert: object) -> Incidents | None:
 
 
 def add_log_metrics(metrics: Metrics, writer: LogWriter) -> None:
-    """Adds the gauges of the writer of records and implicit signals."""
-    metrics.gauge("coe_log_backlog", "Records and implicit signals that wait to be written.", lambda: writer.backlog)
+    """Adds the gauges of the writer of records and feedback."""
+    metrics.gauge("coe_log_backlog", "Records and feedback that wait to be written.", lambda: writer.backlog)
     dropped = "Records and implicit signals lost: neither log nor spool accepted them."
     metrics.gauge("coe_log_dropped", dropped, lambda: writer.dropped)
-    failing = "1 while the routing log cannot be written."
+    failing = "1 while the routing log and the feedback beside it cannot be written."
     metrics.gauge("coe_log_failing", failing, lambda: writer.last_error is not None, largest=True)
     spool = "1 while the spool, or a log without one, cannot be written: what the log does not accept waits in memory."
     metrics.gauge("coe_log_spool_failing", spool, lambda: writer.spool_error is not None, largest=True)
+    rejected = "Events of feedback rejected after their response, because the request was another tenant's."
+    metrics.gauge("coe_feedback_rejected", rejected, lambda: writer.rejected)
 
 
 def add_traffic_metrics(metrics: Metrics, path: Path, services: Services) -> None:

@@ -53,7 +53,7 @@ async def test_every_kind_of_feedback_is_stored(said: dict[str, Any], kind: str,
         response = await say(gateway, request_id=request_id, event_id="e1", **said)
         page = (await gateway.post("/metrics", method="GET")).body
     assert response.status == 200
-    assert response.json == {"id": "e1", "request_id": request_id, "stored": True}
+    assert response.json == {"id": "e1", "request_id": request_id, "stored": True, "checked": True}
     (event,) = gateway.log.events
     assert event == Feedback("e1", request_id, event.time, kind, kept)  # type: ignore[arg-type]
     assert value(page, "coe_feedback_total", kind=kind) == 1
@@ -183,7 +183,7 @@ async def test_an_administrator_speaks_for_any_tenant_under_its_own_name() -> No
     assert dict(seen.left_out) == {}
 
 
-async def test_a_log_that_takes_nothing_or_does_not_answer_is_unavailable(
+async def test_without_a_spool_a_log_that_takes_nothing_or_does_not_answer_is_unavailable(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(endpoint, "STORE_SECONDS", 0.05)
@@ -223,19 +223,28 @@ async def kept(served: Served) -> list[Feedback]:
     return [replace(event, time=0.0) for event in page.events]
 
 
+async def wait_until_kept(served: Served, event: Feedback) -> None:
+    """Wait until the log has only this event. It comes from the spool if the log was slow."""
+    async with asyncio.timeout(60):
+        while await kept(served) != [event]:
+            await asyncio.sleep(0.05)
+
+
 async def check(served: Served) -> None:
     """Feedback immediately after the answer, repeated, and changed."""
     request_id = await send_chat(served)
     status, body = await post(served, request_id=request_id, thumb="up")
     assert (status, body["stored"]) == (200, True)
     assert await post(served, request_id=request_id, thumb="up") == (status, body)
-    assert await kept(served) == [Feedback(body["id"], request_id, 0.0, "thumb", 1)]
+    await wait_until_kept(served, Feedback(body["id"], request_id, 0.0, "thumb", 1))
     _, changed = await post(served, request_id=request_id, thumb="down")
-    assert await kept(served) == [Feedback(changed["id"], request_id, 0.0, "thumb", -1)]
-    assert (await post(served, request_id=UNKNOWN_ID, thumb="up"))[0] == 404
+    await wait_until_kept(served, Feedback(changed["id"], request_id, 0.0, "thumb", -1))
+    while (status := (await post(served, request_id=UNKNOWN_ID, thumb="up"))[0]) == 202:
+        pass  # a busy machine did not read the log in time
+    assert status == 404
 
 
-async def test_feedback_reaches_redis_and_is_refused_while_redis_hangs(
+async def test_feedback_reaches_redis_and_a_hanging_redis_delays_it_only_briefly(
     tmp_path: Path, redis_server: RedisServer
 ) -> None:
     async with serving(tmp_path, log={"url": redis_server.url}) as served:
@@ -248,8 +257,12 @@ async def test_feedback_reaches_redis_and_is_refused_while_redis_hangs(
                 status, body = await post(served, request_id=request_id, score=1)
         finally:
             redis_server.signal(signal.SIGCONT)
-        assert (status, body["error"]["code"]) == (503, "log_unavailable")
+        assert (status, body["stored"], body["checked"]) == (202, True, False)
+        assert (await post(served, request_id=request_id, thumb="up"))[0] in (200, 202)
         async with asyncio.timeout(60):
-            while (await post(served, request_id=request_id, score=1))[0] != 200:
+            while len(found := await kept(served)) < 3:
                 await asyncio.sleep(0.05)
-        assert [event.value for event in await kept(served) if event.request_id == request_id] == [1.0]
+    assert [(event.kind, event.value) for event in found if event.request_id == request_id] == [
+        ("score", 1.0),
+        ("thumb", 1),
+    ]

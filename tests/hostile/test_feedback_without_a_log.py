@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from pathlib import Path
+
 import orjson
 import pytest
 
@@ -19,17 +22,29 @@ async def say(gateway: Gateway, request_id: str, key: str) -> Response:
     return await gateway.post("/v1/feedback", body, headers={"content-type": "application/json", "x-api-key": key})
 
 
-async def test_while_the_log_is_away_another_tenants_request_looks_like_none(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_while_the_log_is_away_another_tenants_request_looks_like_none_and_is_rejected_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     keys = [key_of(name).model_dump(mode="json") for name in ("alice", "bob")]
-    async with gateway_of(registry_of(access={"keys": keys})) as gateway:
+    async with gateway_of(registry_of(access={"keys": keys}), spool=tmp_path / "spool.db") as gateway:
         body = orjson.dumps({"model": "auto", "messages": [{"role": "user", "content": "code"}]})
         headers = {"content-type": "application/json", "x-api-key": "alice"}
         asked = await gateway.post("/v1/chat/completions", body, headers=headers)
         request_id = asked.headers["x-request-id"]
-        monkeypatch.setattr(gateway.log, "find", unreadable)
-        answers = [await say(gateway, *asked) for asked in ((request_id, "bob"), (UNKNOWN_ID, "bob"))]
-    assert [answer.status for answer in answers] == [503, 503]
-    assert answers[0].body == answers[1].body
+        with monkeypatch.context() as away:
+            away.setattr(gateway.log, "find", unreadable)
+            gateway.log.fails = StoreError("away")
+            own = await say(gateway, request_id, "alice")
+            foreign, unknown = await say(gateway, request_id, "bob"), await say(gateway, UNKNOWN_ID, "bob")
+        gateway.log.fails = None
+        async with asyncio.timeout(60):
+            while len(gateway.log.events) < 2:
+                await asyncio.sleep(0.01)
+    for answer in (own, foreign, unknown):
+        assert (answer.status, answer.json["checked"]) == (202, False)
+        assert {*answer.json} == {*own.json}
+    found = {(event.request_id, event.key) for event in gateway.log.events}
+    assert found == {(request_id, "alice"), (UNKNOWN_ID, "bob")}, "learning leaves out what is about no request"
 
 
 async def unreadable(_: str) -> None:
