@@ -1,16 +1,14 @@
 """The `coe` command: one module for each verb or group of verbs, which parses, calls a job and prints.
 
-Exits with 0, with 1 when something failed, and with 2 for bad usage. All output is made printable, since file names and
-answers may hold control characters.
+Exits with 0, with 1 when something failed, and with 2 for bad usage. Results and errors are made printable, since file
+names and answers may hold control characters.
 """
 
 from __future__ import annotations
 
-import errno
 import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -33,22 +31,11 @@ from coe.cli import (
 )
 from coe.cli.learning import promote, retrain, train, tune
 from coe.errors import CoEError, missing_package
-from coe.terminal import PrintableFormatter, print_error, print_line, printable
+from coe.terminal import PrintableFormatter, print_error, print_line
 
 
-class PrintableGroup(TyperGroup):
-    """A group of commands whose usage errors are printable; they repeat words of the command line.
-
-    Help lists the commands by panel, as plain text: rich's markup would remove `[default: ...]`.
-    """
-
-    def make_context(self, *args: Any, **more: Any) -> Any:
-        with _printable_errors():
-            return super().make_context(*args, **more)
-
-    def invoke(self, ctx: Any) -> Any:
-        with _printable_errors():
-            return super().invoke(ctx)
+class PanelGroup(TyperGroup):
+    """Commands whose help lists them by panel, as plain text: rich's markup would remove `[default: ...]`."""
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write a section for each panel, in the order of the first command of each."""
@@ -63,27 +50,14 @@ class PrintableGroup(TyperGroup):
                 formatter.write_dl(rows)
 
 
-_UsageError: Any = typer.BadParameter.__base__
-"""The base of usage errors in the copy of click that Typer ships, which Typer does not export."""
-
-
-@contextmanager
-def _printable_errors() -> Iterator[None]:
-    try:
-        yield
-    except _UsageError as error:
-        error.message = printable(error.message)
-        raise
-
-
 EXAMPLES: Mapping[str, Sequence[str]] = {
     "init": (
         "coe init",
-        "coe init --endpoint http://gpu-1:8000/v1 --provider openai --model 'gpt-5*' --model 'Qwen/*'",
+        "coe init --model 'gpt-5*' --model 'anthropic/*'",
         "coe init --endpoint https://llm.example.com/v1 --key-env EXAMPLE_API_KEY",
     ),
     "check": ("coe check", "coe check draft.yaml", "coe check --live"),
-    "key": ("coe key shop --tenant retail", "coe key shop --issue --limit dollars_per_day=25", "coe key shop --revoke"),
+    "key": ("coe key shop --tenant retail", "coe key shop --limit dollars_per_day=25"),
     "up": ("coe up", "coe up draft.yaml --port 9000"),
     "chat": ("coe chat 'What is 17 * 23?'", "coe chat --model coder 'Write a test for this function'"),
     "route": ("coe route 'Prove that 17 is prime'", "coe route --input prompts.jsonl --output decisions.jsonl"),
@@ -111,7 +85,7 @@ def _epilog(verb: str) -> str | None:
 
 
 app = typer.Typer(
-    cls=PrintableGroup,
+    cls=PanelGroup,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -176,9 +150,6 @@ def _add_verbs() -> None:
 
 _add_verbs()
 
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-"""Errors of a full or read-only disk, which may come without a file name."""
-
 
 def main() -> None:
     """Run the command; CoE's errors, and those of files and disks, print their message without a traceback."""
@@ -199,7 +170,5 @@ def main() -> None:
         print_error(message)
         sys.exit(1)
     except OSError as error:
-        if error.filename is None and error.errno not in DISK_ERRORS:
-            raise
-        print_error(f"{f'{error.filename}: ' if error.filename else ''}{error.strerror}")
+        print_error(f"{f'{error.filename}: ' if error.filename else ''}{error.strerror or error}")
         sys.exit(1)

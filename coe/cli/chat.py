@@ -17,17 +17,7 @@ from coe.errors import CoEError, DataError, ExpertUnavailable
 from coe.measuring.tables import numbered_rows
 from coe.terminal import print_line, print_part
 
-
-def utf8_text(text: str | None) -> str | None:
-    """Check text from a terminal. Raises BadParameter where it is not UTF-8."""
-    try:
-        (text or "").encode()
-    except UnicodeEncodeError:
-        raise typer.BadParameter("the text is not UTF-8") from None
-    return text
-
-
-Text = Annotated[str | None, typer.Argument(callback=utf8_text, help="The user's message.")]
+Text = Annotated[str | None, typer.Argument(help="The user's message.")]
 Input = Annotated[Path | None, typer.Option("--input", help="JSONL or parquet with prompt, or messages and tools.")]
 Output = Annotated[
     Path | None, typer.Option("--output", callback=writable_file, help="File for the rows, each with its `decision`.")

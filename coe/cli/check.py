@@ -15,7 +15,7 @@ import typer
 from coe import registry
 from coe.artifacts.kinds import ROUTER
 from coe.artifacts.store import ArtifactStore
-from coe.cli.common import Config, ConfigFile, Json, settings_for
+from coe.cli.common import Config, File, Json, settings_for
 from coe.errors import ArtifactError, ConfigError, DataError
 from coe.experts import build_experts
 from coe.experts.http.client import Client
@@ -34,7 +34,7 @@ Live = Annotated[bool, typer.Option("--live", help="Request a few tokens from ev
 
 
 def check(
-    file: ConfigFile = None, config: Config = None, json: Json = False, schema: Schema = False, live: Live = False
+    file: File = None, config: Config = None, json: Json = False, schema: Schema = False, live: Live = False
 ) -> None:
     """Check experts.yaml: every mistake with its line, what is wrong, and the nearest valid name.
 
@@ -47,7 +47,7 @@ def check(
         return
     from coe.artifacts.consequences import consequences_of
 
-    settings = settings_for(config, file)
+    settings = settings_for(config or file)
     try:
         declared = registry.load(settings.config, environ=settings.environ)
         check_local_experts(declared, settings)

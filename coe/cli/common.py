@@ -21,20 +21,7 @@ if TYPE_CHECKING:
 Config = Annotated[
     Path | None, typer.Option("--config", help="The configuration [default: COE_CONFIG or experts.yaml].")
 ]
-_DATA_SUFFIXES = (".jsonl", ".parquet", ".csv")
-
-
-def _declaration(path: Path | None) -> Path | None:
-    """Refuse a file of data in the place of the configuration. Raises BadParameter."""
-    if path is not None and path.suffix in _DATA_SUFFIXES:
-        raise typer.BadParameter(f"{path} is a data file, not a configuration; pass it with its own option, see --help")
-    return path
-
-
-ConfigFile = Annotated[
-    Path | None, typer.Argument(metavar="FILE", callback=_declaration, help="The configuration, as --config.")
-]
-"""For verbs without other arguments; verbs with arguments have only --config."""
+File = Annotated[Path | None, typer.Argument(metavar="FILE", help="The configuration, as --config.")]
 Benchmark = Annotated[str | None, typer.Option("--benchmark", help="Benchmark to use, if the folder holds several.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Judge and report, but change nothing.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -42,18 +29,16 @@ IMAGE_SUFFIXES = (".png", ".svg", ".pdf")
 _UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
-def settings_for(config: Path | None, file: Path | None = None) -> Settings:
-    """The process's settings, with the configuration given as --config or as an argument. Raises BadParameter."""
-    if config is not None and file is not None and config != file:
-        raise typer.BadParameter(f"{file} and --config {config} are two configurations; leave out one")
-    return Settings.read(config=config or file)
+def settings_for(config: Path | None) -> Settings:
+    """The process's settings, with the configuration given as --config."""
+    return Settings.read(config=config)
 
 
-def declaration_for(config: Path | None, file: Path | None = None) -> tuple[Settings, Registry]:
-    """The process's settings as `settings_for` reads them, and the declaration. Raises BadParameter or ConfigError."""
+def declaration_for(config: Path | None) -> tuple[Settings, Registry]:
+    """The process's settings, and the declaration. Raises ConfigError."""
     from coe.registry import load
 
-    settings = settings_for(config, file)
+    settings = settings_for(config)
     return settings, load(settings.config, environ=settings.environ)
 
 

@@ -1,4 +1,4 @@
-"""`coe log`: lists records of the routing log, and exports and imports them as files."""
+"""`coe log`: lists records of the routing log, and exports them to a file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import typer
 from coe.cli.common import Config, Json, declaration_for, duration_seconds, writable_file
 from coe.foreground import exit_on_sigterm
 from coe.learning.log_frame import Ratings, open_logs
-from coe.learning.record_files import SUFFIXES, import_rows, write_rows
+from coe.learning.record_files import SUFFIXES, write_rows
 from coe.measuring.tables import require_parquet
 from coe.records import missing_file, open_log_and_feedback, require_log
 from coe.records.codec import RECORD
@@ -37,33 +37,23 @@ Tenant = Annotated[str, typer.Option("--tenant")]
 Id = Annotated[str, typer.Option("--id", help="The beginning of the request's id.")]
 
 
-def _record_file(file: Path) -> Path:
-    """Check the format of a file of records. Raises BadParameter, and ConfigError where pyarrow is missing."""
+def _output_file(file: Path) -> Path | None:
+    """Check the file of an export. Raises BadParameter, and ConfigError where pyarrow is missing."""
     if file.suffix not in SUFFIXES:
         raise typer.BadParameter(f"{file} must end in {' or '.join(SUFFIXES)}")
     if file.exists() and not file.is_file():
         raise typer.BadParameter(f"{file} is not a regular file")
     if file.suffix == ".parquet":
         require_parquet()
-    return file
-
-
-def _output_file(file: Path) -> Path | None:
-    return writable_file(_record_file(file))
+    return writable_file(file)
 
 
 OutputFile = Annotated[
     Path, typer.Argument(metavar="FILE", callback=_output_file, help="The file to write, .jsonl or .parquet.")
 ]
-InputFile = Annotated[
-    Path,
-    typer.Argument(
-        metavar="FILE", callback=_record_file, help="A file that `coe log export` wrote.", exists=True, dir_okay=False
-    ),
-]
 Redact = Annotated[bool, typer.Option("--redact", help="Leave out prompts, embeddings and text digests.")]
 
-app = typer.Typer(invoke_without_command=True, help="List the newest records of the routing log, or export and import.")
+app = typer.Typer(invoke_without_command=True, help="List the newest records of the routing log, or export them.")
 
 
 @app.callback()
@@ -83,7 +73,7 @@ def log(
     config: Config = None,
     json: Json = False,
 ) -> None:
-    """List the newest records of the routing log, oldest first; `export` and `import` copy them to a file and back."""
+    """List the newest records of the routing log, oldest first; `export` copies them to a file."""
     if context.invoked_subcommand:
         return
     settings, registry = declaration_for(config)
@@ -134,28 +124,19 @@ def export_file(
     _note_damage(logs.damaged)
 
 
-@app.command("import")
-def import_file(file: InputFile, config: Config = None) -> None:
-    """Add the records of a file and their feedback to the routing log; existing records stay."""
-    settings, registry = declaration_for(config)
-    count, old = asyncio.run(import_rows(file, registry.log, base=settings.home))
-    print_line(f"{file}: {count} records are in the log now, new or already there")
-    if old:
-        print_line(f"{old} records are older than log.keep_days and left out")
-
-
 async def _show(routing_log: RoutingLog, query: LogQuery, *, follow: bool, json: bool) -> int:
     """Print the records and, with `follow`, new ones without end. Returns the number of records."""
     try:
-        page = await routing_log.tail(query)
-        _print(page, json=json, with_head=True)
+        newest = await routing_log.back(query)
+        _print(replace(newest, records=newest.records[::-1]), json=json, with_head=True)
+        cursor = newest.end
         while follow:
-            query = replace(query, after=page.cursor)
-            page = await routing_log.read(query)
+            page = await routing_log.read(replace(query, after=cursor))
             _print(page, json=json, with_head=False)
-            if page.cursor == query.after:  # nothing new; a page of records that do not match moves the cursor
+            if page.cursor == cursor:  # nothing new; a page of records that do not match moves the cursor
                 await asyncio.sleep(POLL_SECONDS)
-        return len(page.records)
+            cursor = page.cursor
+        return len(newest.records)
     finally:
         await routing_log.aclose()
 

@@ -12,7 +12,7 @@ import typer
 
 from coe.artifacts.kinds import ARTIFACT_KINDS
 from coe.artifacts.traffic_report import publish_traffic_report
-from coe.cli.common import Config, ConfigFile, Json, print_result, settings_for, table
+from coe.cli.common import Config, Json, print_result, settings_for, table
 from coe.cli.plan import against_table
 from coe.reports.report import report as build_report
 from coe.reports.report import status_report
@@ -26,23 +26,21 @@ MAX_ROWS = 10
 """Rows of a dimension that are shown; JSON has all."""
 
 
-def status(file: ConfigFile = None, config: Config = None, json: Json = False) -> None:
+def status(config: Config = None, json: Json = False) -> None:
     """Show if the gateway is up, which versions are in use, and what is wrong."""
     from coe.artifacts.artifact_sync import sync_once
 
-    settings = settings_for(config, file)
+    settings = settings_for(config)
     sync_once(settings)
     found = status_report(settings)
     print_result(found, table(("", ""), _status_rows(found)), json=json)
 
 
-def report(
-    file: ConfigFile = None, days: Days = 7, publish: Publish = False, config: Config = None, json: Json = False
-) -> None:
+def report(days: Days = 7, publish: Publish = False, config: Config = None, json: Json = False) -> None:
     """Show traffic, spend, drift, alarms, and what the plan in use is worth, from the routing log."""
     from coe.artifacts.artifact_sync import sync_once
 
-    settings = settings_for(config, file)
+    settings = settings_for(config)
     sync_once(settings)
     found = build_report(settings, now=time.time(), days=days)
     if publish:

@@ -13,11 +13,10 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import orjson
 import typer
@@ -25,7 +24,7 @@ import typer
 from coe.artifacts.atomic_files import replace_file
 from coe.artifacts.store import ArtifactStore
 from coe.cli.check import ENDPOINTS_FILE, check_live
-from coe.cli.common import Config, ConfigFile, settings_for
+from coe.cli.common import Config, File, settings_for
 from coe.errors import CoEError, FleetError
 from coe.file_lock import file_lock
 from coe.registry import Registry, load
@@ -45,37 +44,31 @@ Host = Annotated[str | None, typer.Option("--host", help="[default: COE_HOST or 
 Port = Annotated[int | None, typer.Option("--port", min=1, max=65535, help="[default: COE_PORT or 8080]")]
 
 
-class Executor(StrEnum):
-    """The place where the servers of local experts run."""
-
-    LOCAL = "local"
-    RAY = "ray"
-
-
 ServerExecutor = Annotated[
-    Executor, typer.Option("--executor", help="Where expert servers run: on this machine, or on a Ray cluster.")
+    Literal["local", "ray"],
+    typer.Option("--executor", help="Where expert servers run: on this machine, or on a Ray cluster."),
 ]
 
 
-def serve(file: ConfigFile = None, host: Host = None, port: Port = None, config: Config = None) -> None:
+def serve(file: File = None, host: Host = None, port: Port = None, config: Config = None) -> None:
     """Run the gateway alone, for experts that run elsewhere."""
     from gateway.main import serve as run
 
-    run(_with_address(settings_for(config, file), host, port))
+    run(_with_address(settings_for(config or file), host, port))
 
 
 def up(
-    file: ConfigFile = None,
+    file: File = None,
     host: Host = None,
     port: Port = None,
     config: Config = None,
-    executor: ServerExecutor = Executor.LOCAL,
+    executor: ServerExecutor = "local",
 ) -> None:
     """Start the local experts and the gateway, and keep them running until Ctrl-C or SIGTERM."""
-    settings = _with_address(settings_for(config, file), host, port)
+    settings = _with_address(settings_for(config or file), host, port)
     with contextlib.ExitStack() as stack:
         ray = None
-        if executor is Executor.RAY:
+        if executor == "ray":
             from coe.fleet.ray.fleet import ray_cluster
 
             ray = stack.enter_context(ray_cluster())  # before our signal handlers, which it would replace
@@ -113,18 +106,20 @@ async def _up(settings: Settings, ray: Any = None) -> None:
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(file_lock(settings.home / LOCK_FILE, held=held))
         await _ensure_router(settings, registry)
+        socket = None
         if ray is None:
-            await _run_on_this_machine(stack, settings, registry)
-            return
-        from coe.fleet.ray.fleet import running_cluster
+            socket = await _start_servers(stack, settings, registry)
+        else:
+            from coe.fleet.ray.fleet import running_cluster
 
-        cluster = running_cluster(settings, registry, ray=ray, publish=partial(_write_endpoints, settings))
-        await stack.enter_async_context(cluster)
-        await _serve(stack, settings, registry)
+            cluster = running_cluster(settings, registry, ray=ray, publish=partial(_write_endpoints, settings))
+            await stack.enter_async_context(cluster)
+        await _serve(stack, settings, registry, socket)
         await asyncio.Event().wait()
 
 
-async def _run_on_this_machine(stack: contextlib.AsyncExitStack, settings: Settings, registry: Registry) -> None:
+async def _start_servers(stack: contextlib.AsyncExitStack, settings: Settings, registry: Registry) -> Path | None:
+    """Run the servers of local experts until the stack closes. Returns the socket of residency if it is declared."""
     from coe.fleet.fleet import Fleet
     from coe.fleet.planning import local_servers
 
@@ -140,16 +135,12 @@ async def _run_on_this_machine(stack: contextlib.AsyncExitStack, settings: Setti
         print_line(f"starting {len(servers)} expert server{'s' if len(servers) > 1 else ''} for {', '.join(endpoints)}")
     _write_endpoints(settings, {name: (endpoint,) for name, endpoint in endpoints.items()})
     if registry.residency is not None:
-        await _serve(stack, settings, registry, await _start_residency(stack, settings, registry, servers))
-        await asyncio.Event().wait()
+        return await _start_residency(stack, settings, registry, servers)
     await stack.enter_async_context(Fleet(servers, report=print_line))
-    await _serve(stack, settings, registry)
-    await asyncio.Event().wait()
+    return None
 
 
-async def _serve(
-    stack: contextlib.AsyncExitStack, settings: Settings, registry: Registry, socket: Path | None = None
-) -> None:
+async def _serve(stack: contextlib.AsyncExitStack, settings: Settings, registry: Registry, socket: Path | None) -> None:
     """Start the gateway in front of running servers; it runs until the stack closes."""
     from coe.fleet.fleet import Fleet
     from coe.fleet.specs import Timeouts
@@ -187,11 +178,18 @@ def _write_endpoints(settings: Settings, endpoints: Mapping[str, Sequence[Endpoi
 async def _ensure_router(settings: Settings, registry: Registry) -> None:
     """Train the router on first start unless the packaged one fits, in a child process: serving does not need what
     training imports."""
+    from coe.artifacts.active_state import check_fit, packaged_router
     from coe.artifacts.artifact_sync import sync_once
 
     sync_once(settings)
-    if ArtifactStore(settings.artifacts, "router").current() is not None or _packaged_router_fits(registry):
+    if ArtifactStore(settings.artifacts, "router").current() is not None:
         return
+    try:
+        if (packaged := packaged_router(registry)) is not None:
+            check_fit(registry, packaged)
+            return
+    except CoEError as error:
+        print_line(f"note: {error}")
     print_line("training the category router (first start only, one to two minutes)")
     command = (sys.executable, "-P", "-m", "coe.cli", "train", "--config", str(settings.config))
     process = await asyncio.create_subprocess_exec(*command, start_new_session=True)
@@ -206,21 +204,7 @@ async def _ensure_router(settings: Settings, registry: Registry) -> None:
         raise FleetError("the router could not be trained; see the error above")
 
 
-def _packaged_router_fits(registry: Registry) -> bool:
-    """Return whether the gateway will put the packaged router into use; print why not."""
-    from coe.artifacts.active_state import check_fit, packaged_router
-
-    try:
-        if (shipped := packaged_router(registry)) is None:
-            return False
-        check_fit(registry, shipped)
-    except CoEError as error:
-        print_line(f"note: {error}")
-        return False
-    return True
-
-
-def _gateway(settings: Settings, socket: Path | None = None) -> ServerSpec:
+def _gateway(settings: Settings, socket: Path | None) -> ServerSpec:
     from coe.fleet.specs import ServerSpec
 
     listen = ("--host", settings.host, "--port", str(settings.port), "--config", str(settings.config))

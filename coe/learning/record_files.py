@@ -1,63 +1,28 @@
-"""Writes and reads routing records with their feedback as files: JSON Lines (`.jsonl`) or parquet (`.parquet`).
+"""Writes routing records with their feedback to a file for `coe log export`: JSON Lines (`.jsonl`) or parquet.
 
-Both formats have the same columns: the fields of a record, and those of its rating. `coe log export` and `import` use
-this; files are written in one step and read in pages.
+Both formats have the same columns: the fields of a record, and those of its rating.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import orjson
-from pydantic import ValidationError
 
-from coe.errors import DataError, InvalidRequest
-from coe.learning.log_frame import RATING, Row, frame_schema, to_table
-from coe.measuring.tables import numbered_rows
-from coe.records import open_log_and_feedback
-from coe.records.codec import RECORD, is_newer
-from coe.records.feedback import MAX_NAME_CHARACTERS, Feedback, FeedbackKind
-from coe.records.record import DAY
-from coe.registry.sections import LogSpec
+from coe.errors import DataError
+from coe.learning.log_frame import Row, frame_schema, to_table
+from coe.records.codec import RECORD
 
 SUFFIXES = (".jsonl", ".parquet")
 ROW_GROUP_SIZE = 10_000
 """Rows of a parquet row group, which is held in memory: about 40 MB without prompts and embeddings."""
-IMPORT_PAGE_SIZE = 2_000
-"""Rows in memory during an import."""
-
-
-MAPS = ("probabilities", "router_probabilities")
-"""Fields that parquet has as lists of pairs."""
 REDACTED: dict[str, Any] = {"digest": "", "prompt": None, "left_out": (), "embedding": None}
 """Values in place of the fields that hold or reveal the user's text."""
-
-
-async def import_rows(file: Path, declared: LogSpec, *, base: Path) -> tuple[int, int]:
-    """Add the rows of a file to the declared log.
-
-    Returns the number of records added or already there, and of those older than its retention.
-    """
-    options: dict[str, Any] = {"base": base, "retention": declared.keep_records, "days": declared.keep_days}
-    log, feedback = open_log_and_feedback(declared.url, **options)
-    oldest, count, old = time.time() - declared.keep_days * DAY, 0, 0
-    rows = read_rows(file)
-    try:
-        while page := list(islice(rows, IMPORT_PAGE_SIZE)):
-            kept = [row for row in page if row[0].time >= oldest]
-            count, old = count + len(kept), old + len(page) - len(kept)
-            await log.append([record for record, _ in kept])
-            await feedback.append([event for row in kept for event in events_of(row)])
-    finally:
-        await feedback.aclose()
-        await log.aclose()
-    return count, old
 
 
 def write_rows(path: Path, rows: Iterable[Row], *, redact: bool = False) -> int:
@@ -78,43 +43,6 @@ def write_rows(path: Path, rows: Iterable[Row], *, redact: bool = False) -> int:
         with suppress(OSError):
             draft.unlink()
     return count
-
-
-def read_rows(path: Path) -> Iterator[Row]:
-    """Read the rows that `write_rows` wrote. Raises DataError, which names the row, for anything else."""
-    for number, values in numbered_rows(path):
-        place = f"{path}:{number}"
-        if not isinstance(values, dict):
-            raise DataError(f"{place}: not a row of a routing log")
-        values |= {name: dict(values[name]) for name in MAPS if isinstance(values.get(name), list)}
-        try:
-            record = RECORD.adapter.validate_python(values, strict=False)
-            yield record, RATING.validate_python(values, strict=False)
-        except ValidationError as error:
-            raise DataError(f"{place}: {_problem(error)}") from None
-
-
-def _problem(error: ValidationError) -> str:
-    if is_newer(error):
-        return "a record of a newer schema; upgrade the CoE that reads it"
-    problems = error.errors(include_input=False)
-    if missing := sorted(str(one["loc"][0]) for one in problems if one["type"] == "missing"):
-        return f"not a row of a routing log, it lacks {', '.join(missing)}"
-    return f"{'.'.join(map(str, problems[0]['loc']))}: {problems[0]['msg']}"
-
-
-def events_of(row: Row) -> Iterator[Feedback]:
-    """The row's feedback, as events with stable ids, so that a repeated import adds nothing. Raises DataError."""
-    record, rating = row
-    rated = rating.feedback_preferred if rating.feedback_kind == "preferred" else rating.feedback_value
-    corrected = rating.feedback_category
-    for kind, value in ((rating.feedback_kind, rated), ("category" if corrected is not None else None, corrected)):
-        if kind is not None:
-            event_id, when = f"{record.request_id}:{kind}"[:MAX_NAME_CHARACTERS], rating.feedback_time or 0.0
-            try:
-                yield Feedback(event_id, record.request_id, when, cast("FeedbackKind", kind), value, record.tenant)
-            except InvalidRequest as error:
-                raise DataError(f"request {record.request_id}: not feedback of an export ({error})") from error
 
 
 def _write_jsonl(path: Path, rows: Iterable[Row]) -> int:

@@ -22,22 +22,19 @@ from coe.errors import DataError
 from coe.measuring.quality import column_means
 from coe.registry.sections import RetrievalPrice
 from coe.retrieval.gate import (
-    CUES,
     Array,
     Gate,
     GateEstimate,
-    GateThresholds,
     LogOddsModel,
     RetrievalCost,
-    cues,
     posterior_features,
     temper,
 )
 
 FOLDS = 5
 PENALTIES = (10.0, 30.0, 100.0, 300.0)
-FEATURE_SCALES = (0.15, 0.2, 0.05)
-"""Scales of the posterior, its entropy and the cues, each brought to unit spread, next to a unit vector."""
+FEATURE_SCALES = (0.15, 0.2)
+"""Scales of the posterior and its entropy, each brought to unit spread, next to a unit vector."""
 PAIR_SCALE, CATEGORY_SCALE = 0.03, 0.1
 """Scales of the offsets of pairs and of categories; the scale of experts is 1."""
 MIN_QUESTIONS = 50
@@ -120,8 +117,7 @@ def _fit_odds(examples: GateExamples, label: Array, seed: int) -> LogOddsModel:
     known, means = np.isfinite(label), column_means(label, 0.0)
     target = np.where(known, label - means, 0.0).sum(axis=1) / np.maximum(known.sum(axis=1), 1)
     fast, full = temper(examples.posterior), temper(examples.full)
-    text_cues = np.stack([cues(text) for text in examples.texts])
-    features = np.hstack([posterior_features(full), text_cues, examples.vectors]).astype(np.float64)
+    features = np.hstack([posterior_features(full), examples.vectors]).astype(np.float64)
     parts = []
     for inputs, posterior in ((posterior_features(fast), fast), (features, full)):
         weights, constant, held_out = _ridge(inputs, len(examples.categories), target, seed)
@@ -141,24 +137,21 @@ def cross_fitted_gates(examples: GateExamples) -> Iterator[tuple[NDArray[np.int6
 def gate_estimates(gate: Gate, examples: GateExamples, *, evidence: bool = False) -> GateEstimate:
     """The gate's estimates for all examples (n, k), with an encoder pass; with `evidence` the best passage's cosine
     counts."""
-    rows = zip(examples.full, examples.texts, examples.vectors, examples.cosine, strict=True)
+    rows = zip(examples.full, examples.vectors, examples.cosine, strict=True)
     found = [
-        gate.estimate(p, text, vector, cosine=float(cosine) if evidence and np.isfinite(cosine) else None)
-        for p, text, vector, cosine in rows
+        gate.estimate(p, vector, cosine=float(cosine) if evidence and np.isfinite(cosine) else None)
+        for p, vector, cosine in rows
     ]
     return GateEstimate(np.stack([one.helps for one in found]), np.stack([one.gain for one in found]))
 
 
 def gate_decisions(gate: Gate, examples: GateExamples, price: RetrievalPrice) -> NDArray[np.bool_]:
     """The questions and experts (n, k) for which passages are added, decided as `Retrieval` decides it."""
-    thresholds = GateThresholds.of(gate.cost, price)
-    fast = _fast_gains(gate, examples)
-    promises = np.array(
-        [[gate.expected_improvement(g, k, thresholds.search) for k, g in enumerate(row)] for row in fast]
-    )
+    search_price, insert_price = gate.prices(price)
+    is_promising = _fast_gains(gate, examples) + gate.spread > search_price
     before, after = gate_estimates(gate, examples), gate_estimates(gate, examples, evidence=True)
     found = np.isfinite(examples.cosine)[:, None]
-    return (promises > thresholds.encode) & (before.gain > thresholds.search) & found & (after.gain > thresholds.insert)
+    return is_promising & (before.gain > search_price) & found & (after.gain > insert_price)
 
 
 def _fast_gains(gate: Gate, examples: GateExamples) -> Array:
@@ -180,8 +173,7 @@ def _ridge(inputs: Array, categories: int, target: Array, seed: int) -> tuple[Ar
     from sklearn.linear_model import Ridge, RidgeCV
     from sklearn.model_selection import cross_val_predict
 
-    sizes = (categories, 1, CUES)[: 3 if inputs.shape[1] > categories + 1 else 2]
-    wanted = np.repeat(FEATURE_SCALES[: len(sizes)], sizes)
+    wanted = np.repeat(FEATURE_SCALES, (categories, 1))
     spread = inputs[:, : len(wanted)].std(axis=0)
     scale = np.ones(inputs.shape[1])
     scale[: len(wanted)] = np.divide(wanted, spread, out=np.zeros_like(wanted), where=spread > 1e-6)

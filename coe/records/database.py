@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -22,7 +21,6 @@ T = TypeVar("T")
 
 BUSY_SECONDS = 5.0
 """Seconds that one statement waits for another process that writes to the same file."""
-WAL_RETRY_SECONDS = 0.005
 _DAMAGED = "the file is damaged, or not one of SQLite's: restore a backup, or move it away with its -wal and -shm files"
 _REMEDIES = {
     sqlite3.SQLITE_BUSY: f"another process has held the file for {BUSY_SECONDS:g} s: end its transaction",
@@ -106,7 +104,8 @@ class Database:
                 os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         connection = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None)
         try:
-            _enable_wal(connection)
+            with suppress(sqlite3.OperationalError):  # busy: another process, which created the file, switches now
+                connection.execute("PRAGMA journal_mode = WAL")
             connection.execute(f"PRAGMA synchronous = {self._synchronous}")  # FULL: one fsync a batch
             self._create_tables(connection)
         except BaseException:
@@ -156,17 +155,3 @@ def _file_at(path: Path) -> tuple[int, int] | None:
 
 def _version(connection: sqlite3.Connection) -> int:
     return int(connection.execute("PRAGMA user_version").fetchone()[0])
-
-
-def _enable_wal(connection: sqlite3.Connection) -> None:
-    """Switch to write-ahead logging. Retries, because SQLite's busy timeout does not cover this switch."""
-    deadline = time.monotonic() + BUSY_SECONDS
-    while True:
-        try:
-            connection.execute("PRAGMA journal_mode = WAL")
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
-                raise
-            time.sleep(WAL_RETRY_SECONDS)
-        else:
-            return

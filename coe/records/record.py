@@ -268,11 +268,13 @@ class LogQuery:
 @dataclass(frozen=True, slots=True)
 class LogPage:
     """Some records in the order they were appended (`back`: newest first), the cursor after the last entry read, and
-    the number of damaged entries that were skipped."""
+    the number of damaged entries that were skipped. `end` of a page of `back` is the cursor from which `read` returns
+    what is appended later."""
 
     records: tuple[RoutingRecord, ...]
     cursor: str
     damaged: int = 0
+    end: str = ""
 
 
 def page_size(limit: int) -> int:
@@ -295,7 +297,7 @@ def retention_start(days: float | None) -> float:
 class RoutingLog(Protocol):
     """Stores records. Appending the same request_id twice keeps one. Raises StoreError when the store cannot be used.
 
-    `tail` returns the newest `limit` matching records, oldest of them first. `read` goes forward from a cursor, and
+    `read` goes forward from a cursor, and
     returns an empty page with the same cursor when nothing is new. `back` goes backward from a cursor, newest first,
     and returns an empty cursor when nothing older is left; it scans a bounded number of entries a call, and may return
     few or no records with a cursor to continue from. `find` returns one record, None if it does not exist or was
@@ -305,8 +307,6 @@ class RoutingLog(Protocol):
     async def append(self, records: Sequence[RoutingRecord]) -> None: ...
 
     async def read(self, query: LogQuery) -> LogPage: ...
-
-    async def tail(self, query: LogQuery) -> LogPage: ...
 
     async def back(self, query: LogQuery) -> LogPage: ...
 

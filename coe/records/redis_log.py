@@ -28,7 +28,7 @@ MAX_TRIMMED_EVENTS = 1_000
 SCAN_CHUNK = 200
 """Entries that one command reads."""
 MAX_SCANNED = 10_000
-"""Entries that one call of `read`, `tail` or `back` scans. Callers continue with further calls, and can stop between
+"""Entries that one call of `read` or `back` scans. Callers continue with further calls, and can stop between
 them."""
 CLOCK_SKEW_MS = 3_600_000
 """Largest difference between the clocks of the gateways and the server."""
@@ -110,8 +110,8 @@ class _RedisStore:
 class RedisLog(_RedisStore):
     """A RoutingLog whose cursor is the stream id.
 
-    A call scans MAX_SCANNED entries at most. So `read` may return few records or none with a cursor that moved (read
-    again from it), and `tail` finds only records that are that near to the end.
+    A call scans MAX_SCANNED entries at most. So it may return few records or none with a cursor that moved (continue
+    from it).
     """
 
     script = APPEND
@@ -129,13 +129,9 @@ class RedisLog(_RedisStore):
         page, _, last, _ = await self._scan(query, newest_first=False)
         return LogPage(page.records, last or query.after, page.damaged)
 
-    async def tail(self, query: LogQuery) -> LogPage:
-        page, first, _, _ = await self._scan(query, newest_first=True)
-        return LogPage(page.records[::-1], first or query.after, page.damaged)
-
     async def back(self, query: LogQuery) -> LogPage:
-        page, _, last, ended = await self._scan(query, newest_first=True)
-        return LogPage(page.records, "" if ended else last or query.before, page.damaged)
+        page, first, last, ended = await self._scan(query, newest_first=True)
+        return LogPage(page.records, "" if ended else last or query.before, page.damaged, end=first)
 
     async def find(self, request_id: str) -> RoutingRecord | None:
         score = await self._redis.run(self._redis.client.zscore(IDS, request_id))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import sqlite3
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from operator import attrgetter
 from typing import Literal
 
@@ -105,15 +106,12 @@ class SqliteLog(_Table):
         end = (rows[-1][0] if size else 0) if len(rows) == size else last
         return _page(rows, max(self._number(query.after), end))
 
-    async def tail(self, query: LogQuery) -> LogPage:
-        rows, (_, last), _ = await self._scan(query, "DESC", page_size(query.limit))
-        return _page(rows[::-1], max(self._number(query.after), last))
-
     async def back(self, query: LogQuery) -> LogPage:
-        rows, (first, _), oldest = await self._scan(query, "DESC", (size := page_size(query.limit)) + 1)
+        rows, (first, last), oldest = await self._scan(query, "DESC", (size := page_size(query.limit)) + 1)
+        cursor = first if first > oldest else 0
         if len(rows) > size:
-            return _page(rows[:size], rows[size - 1][0] if size else self._number(query.before))
-        return _page(rows, first if first > oldest else 0)
+            cursor = rows[size - 1][0] if size else self._number(query.before)
+        return replace(_page(rows[:size], cursor), end=str(last))
 
     async def _scan(
         self, query: LogQuery, order: Literal["ASC", "DESC"], size: int

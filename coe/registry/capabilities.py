@@ -59,7 +59,7 @@ class KnownModel:
     """The entry of a model in litellm's table, without what it leaves open.
 
     `mode` is the kind of API, such as chat or embedding; empty if unknown. `context_length` counts input tokens. Prices
-    are in US dollars per million tokens. `retired` is the date of its deprecation, YYYY-MM-DD; empty without one.
+    are in US dollars per million tokens.
     """
 
     mode: str
@@ -68,7 +68,6 @@ class KnownModel:
     input_price: float | None
     output_price: float | None
     cached_input_price: float | None
-    retired: str
 
 
 def known_model(table: Mapping[str, Any], names: Iterable[str]) -> KnownModel | None:
@@ -84,7 +83,6 @@ def known_model(table: Mapping[str, Any], names: Iterable[str]) -> KnownModel | 
         input_price=_per_million(entry.get("input_cost_per_token")),
         output_price=_per_million(entry.get("output_cost_per_token")),
         cached_input_price=_per_million(entry.get("cache_read_input_token_cost")),
-        retired=str(entry.get("deprecation_date") or ""),
     )
 
 

@@ -3,15 +3,13 @@
 After ExpertRAG (arXiv 2504.08744), retrieval and the choice of expert are decided together: gains are in the unit of
 `decide()`. One set of weights, shared by all experts, models how much a question needs documents; experts and
 categories differ by offsets, which are shrunk to zero. The gate has two models: `fast` uses the router's posterior
-alone (about 10 µs), `encoder` also uses the sentence vector and lexical cues of the question. Gates are fitted by
+alone (about 10 µs), `encoder` also uses the sentence vector of the question. Gates are fitted by
 `coe.measuring.gate_fit`.
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
-from math import erf, exp, pi, sqrt
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -22,51 +20,9 @@ from numpy.typing import NDArray
 from coe.errors import ArtifactError
 from coe.registry.sections import RetrievalPrice
 
-CUE_CHARACTERS = 512
-"""Characters of a question that `cues` reads."""
-_CUE_WORDS = (
-    "who",
-    "when",
-    "where",
-    "what",
-    "which",
-    "how many|how much|how long|how old",
-    "how|why",
-    "is|are|was|were|does|did|do|can|has|have",
-    "song|sang|sings|sing|album|band|movie|film|show|season|episode|series|cast|plays|played|actor|voice",
-    "first|last|most|largest|biggest|highest|oldest|longest",
-    "new|next|current|currently|latest|now|today|recent",
-    "name|called|term|mean|meaning|definition|known",
-    "book|author|wrote|written",
-    "world|country|state|city|capital|located|river|island",
-    "won|win|cup|nba|nfl|game|team|super bowl|final|championship",
-    "amendment|constitution|president|law|court|war|act|treaty|king|queen",
-    "cell|cells|dna|body|blood|muscle|bone|protein|water|energy|patient|patients|disease",
-    "write|explain|list|create|solve|translate|summarise|summarize|function|code",
-)
-_PATTERNS = tuple(re.compile(rf"\b(?:{words})\b") for words in _CUE_WORDS)
-_YEAR = re.compile(r"\b(?:1[5-9]|20)\d\d\b")
-CUES = len(_PATTERNS) + 5
-
-MIN_IMPROVEMENT_SHARE = 0.2
-"""The encoder model runs if its expected improvement exceeds this share of the price of a search. It costs a few
-milliseconds, for the vector."""
-MIN_SPREAD = 1e-9
 GATE_FILE = "gate.npz"
-FORMAT = 6
+FORMAT = 7
 Array = NDArray[np.float64]
-
-
-def cues(text: str) -> NDArray[np.float32]:
-    """Return lexical features of a question that hint at whether a document would help, shape (CUES,), 0 to 1."""
-    head = text[:CUE_CHARACTERS]
-    lower = head.lower()
-    words = lower.split()
-    count = max(1, len(words))
-    found = [float(pattern.search(lower) is not None) for pattern in _PATTERNS]
-    found += [min(count, 40) / 40, min(len(lower) / count, 20) / 20]
-    found += [float(any(map(str.isdigit, lower))), float(_YEAR.search(lower) is not None), float("?" in lower)]
-    return np.array(found, dtype=np.float32)
 
 
 def temper(posterior: NDArray[np.floating]) -> Array:
@@ -93,31 +49,12 @@ class RetrievalCost:
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class GateThresholds:
-    """Thresholds of the gate's steps, in quality.
-
-    `encode`: expected improvement above which the encoder model runs. `search`: gain above which the store is searched.
-    `insert`: gain above which found passages are inserted, once the search is paid for.
-    """
-
-    encode: float
-    search: float
-    insert: float
-
-    @classmethod
-    def of(cls, cost: RetrievalCost, price: RetrievalPrice) -> GateThresholds:
-        insert = price.per_thousand_tokens * cost.tokens / 1000
-        search = insert + price.per_second * cost.seconds
-        return cls(MIN_IMPROVEMENT_SHARE * search, search, insert)
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class LogOddsModel:
     """Log-odds that passages change the response of each expert; m categories, k experts.
 
-    Weights: `fast` (m + 1,) for the tempered posterior and its entropy, `encoder` (m + 1 + CUES + dimensions,) for
-    these, the cues and the sentence vector. `offset` (2, m, k) is averaged under the posterior, [0] for fast and [1]
+    Weights: `fast` (m + 1,) for the tempered posterior and its entropy, `encoder` (m + 1 + dimensions,) for these and
+    the sentence vector. `offset` (2, m, k) is averaged under the posterior, [0] for fast and [1]
     for encoder. `evidence` (3,) weighs the log-odds, the cosine of the best passage and a constant, once that is known.
     """
 
@@ -163,7 +100,8 @@ class Gate:
 
     Separate models estimate the probability that passages help and that they harm: a question that an expert cannot
     answer alone has nothing to lose. `measured` (k,) is 0 for an expert without measurements, whose gain is always 0.
-    `spread` (k,) is the root mean square difference between the gains of the encoder and the fast model.
+    `spread` (k,) is the root mean square difference between the gains of the encoder and the fast model: the encoder
+    model runs if the fast gain and the spread together exceed the price of a search.
     """
 
     categories: tuple[str, ...]
@@ -177,7 +115,13 @@ class Gate:
     @property
     def dimensions(self) -> int:
         """Dimensions of the sentence vectors."""
-        return len(self.helps.encoder) - len(self.helps.fast) - CUES
+        return len(self.helps.encoder) - len(self.helps.fast)
+
+    def prices(self, price: RetrievalPrice) -> tuple[float, float]:
+        """Return the gain above which the store is searched, and the one above which found passages are inserted, once
+        the search is paid for; both in quality."""
+        insert = price.per_thousand_tokens * self.cost.tokens / 1000
+        return insert + price.per_second * self.cost.seconds, insert
 
     def estimate_fast(self, posterior: NDArray[np.floating]) -> GateEstimate:
         """Estimate from the router's posterior (m,) of any stage alone."""
@@ -187,25 +131,14 @@ class Gate:
         return self._estimate(helps, harms)
 
     def estimate(
-        self, posterior: NDArray[np.floating], text: str, vector: NDArray[np.floating], *, cosine: float | None = None
+        self, posterior: NDArray[np.floating], vector: NDArray[np.floating], *, cosine: float | None = None
     ) -> GateEstimate:
-        """Estimate from the question, its vector and the router's posterior given that vector; after a search also
-        from the cosine of the best passage."""
+        """Estimate from the question's vector and the router's posterior given that vector; after a search also from
+        the cosine of the best passage."""
         soft = temper(posterior)
-        features = np.concatenate((posterior_features(soft), cues(text), vector))
+        features = np.concatenate((posterior_features(soft), vector))
         helps, harms = (model.encoder_probabilities(soft, features, cosine) for model in (self.helps, self.harms))
         return self._estimate(helps, harms)
-
-    def expected_improvement(self, fast_gain: float, expert: int, threshold: float) -> float:
-        """Return the expected amount by which the encoder model's gain exceeds `threshold`, given the fast model's.
-
-        The standard expected improvement, with a normal distribution of width `spread` around `fast_gain`.
-        """
-        spread = self.spread[expert]
-        if spread < MIN_SPREAD:
-            return max(fast_gain - threshold, 0.0)
-        z = (fast_gain - threshold) / spread
-        return float(spread * (exp(-z * z / 2) / sqrt(2 * pi) + z * (1 + erf(z / sqrt(2))) / 2))
 
     def _estimate(self, helps: Array, harms: Array) -> GateEstimate:
         return GateEstimate(helps * self.measured, (helps - harms) * self.measured)

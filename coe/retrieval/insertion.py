@@ -23,6 +23,12 @@ MIN_TRUNCATED_TOKENS = 24
 """A passage that would be truncated to fewer tokens is left out."""
 MAX_LABEL_CHARACTERS = 120
 """Characters of a title or source in a passage's label."""
+_TEXT_FIELDS: Mapping[Api, str] = {
+    "chat": "messages",
+    "messages": "messages",
+    "responses": "input",
+    "completions": "prompt",
+}
 _TEXT_PARTS = ("text", "input_text")
 _RESPONSE_LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 _HEADER = (
@@ -54,47 +60,34 @@ def insert_block(fields: Fields, api: Api, block: str) -> Fields | None:
 
     None if the body does not end with text of the user: a tool result, an image alone, token ids in place of text.
     """
-    if api in ("chat", "messages"):
-        return _insert_in_messages(fields, "messages", block)
-    if api == "responses":
-        return _insert_in_text(fields, "input", block) or _insert_in_messages(fields, "input", block)
-    if api == "completions":
-        return _insert_in_text(fields, "prompt", block)
-    return None
+    name = _TEXT_FIELDS.get(api, "")
+    found = fields.get(name)
+    if isinstance(found, str):
+        return {**fields, name: block + found}
+    if not isinstance(found, list) or not found:
+        return None
+    last = found[-1]
+    if not isinstance(last, dict) or last.get("role") != "user":
+        return None
+    content = last.get("content")
+    if isinstance(content, str):
+        content = block + content
+    elif isinstance(content, list):
+        # Before the first text part, so that tool results stay first, as Anthropic's API requires.
+        texts = (at for at, part in enumerate(content) if isinstance(part, dict) and part.get("type") in _TEXT_PARTS)
+        at = next((at for at in texts if isinstance(content[at].get("text"), str)), None)
+        if at is None:
+            return None
+        content = [*content[:at], {**content[at], "text": block + content[at]["text"]}, *content[at + 1 :]]
+    else:
+        return None
+    return {**fields, name: [*found[:-1], {**last, "content": content}]}
 
 
 def max_response_tokens(fields: Fields) -> int | None:
     """Return the body's limit for the response in tokens; None without one."""
     found = (fields.get(name) for name in _RESPONSE_LIMITS)
     return next((limit for limit in found if isinstance(limit, int)), None)
-
-
-def _insert_in_text(fields: Fields, name: str, block: str) -> Fields | None:
-    text = fields.get(name)
-    return {**fields, name: block + text} if isinstance(text, str) else None
-
-
-def _insert_in_messages(fields: Fields, name: str, block: str) -> Fields | None:
-    messages = fields.get(name)
-    if not isinstance(messages, list) or not messages:
-        return None
-    last = messages[-1]
-    if not isinstance(last, dict) or last.get("role") != "user":
-        return None
-    content = _insert_in_content(last.get("content"), block)
-    return None if content is None else {**fields, name: [*messages[:-1], {**last, "content": content}]}
-
-
-def _insert_in_content(content: Any, block: str) -> Any:
-    """Insert before the first text part, so that tool results stay first, as Anthropic's API requires."""
-    if isinstance(content, str):
-        return block + content
-    if not isinstance(content, list):
-        return None
-    for index, part in enumerate(content):
-        if isinstance(part, dict) and part.get("type") in _TEXT_PARTS and isinstance(part.get("text"), str):
-            return [*content[:index], {**part, "text": block + part["text"]}, *content[index + 1 :]]
-    return None
 
 
 def estimate_tokens(text: str) -> int:

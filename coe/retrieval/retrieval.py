@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from coe.core import Chat, Encoder, Prediction, RetrievalMode, Router
 from coe.registry.sections import RetrievalSpec
-from coe.retrieval.gate import Array, Gate, GateThresholds, RetrievalCost
+from coe.retrieval.gate import Array, Gate
 from coe.retrieval.insertion import (
     estimate_tokens,
     format_passages,
@@ -103,7 +103,7 @@ class Retrieval:
         self._threads = threads
         self._clock = clock
         self._backoff_until = -1.0
-        self._thresholds = GateThresholds.of(gate.cost if gate else RetrievalCost(0.0, 0.0), declared.price)
+        self._search_price, self._insert_price = gate.prices(declared.price) if gate else (0.0, 0.0)
 
     def net_gain(self, prediction: Prediction, mode: RetrievalMode) -> Array | None:
         """Return the expected gain of passages minus their price for each expert, shape (k,), in about 10 µs.
@@ -113,7 +113,7 @@ class Retrieval:
         gate = self.gate
         if gate is None or mode == "off" or self._clock() < self._backoff_until:
             return None
-        net = gate.estimate_fast(prediction.probabilities).gain - self._thresholds.search
+        net = gate.estimate_fast(prediction.probabilities).gain - self._search_price
         if mode == "on":
             return net
         return np.maximum(net, 0.0) if net.max() > 0 else None
@@ -127,10 +127,8 @@ class Retrieval:
                 (vector,) = await loop.run_in_executor(self._threads, self._encoder.encode, [WARM_TEXT])
                 collections = self._declared.collections
                 await self._retriever.search(WARM_TEXT, vector, collections=collections, limit=1)
-        except TimeoutError:
-            _log.warning("the document store did not answer a first search within %g s", WARM_SECONDS)
         except Exception as error:  # a store may raise anything
-            _log.warning("the document store failed the first search: %s", error)
+            _log.warning("the document store failed the first search: %r", error)
 
     async def retrieve(self, request: RetrievalRequest) -> tuple[Chat, RetrievalResult]:
         """Return the chat and the outcome. The chat includes passages if they are worth their price and are found
@@ -139,13 +137,13 @@ class Retrieval:
             return request.chat, RetrievalResult("off")
         estimate = self._estimate(request, request.prediction.probabilities)
         if request.mode == "auto" and not self._is_promising(request, estimate):
-            return request.chat, _result("skipped" if estimate else "none", estimate)
+            return request.chat, replace(estimate, status="none" if estimate.gain is None else "skipped")
         if insert_block(request.chat.fields, request.chat.api, "") is None:
-            return request.chat, _result("none", estimate)
+            return request.chat, replace(estimate, status="none")
         if self._clock() < self._backoff_until:
-            return request.chat, _result("failed", estimate)
+            return request.chat, replace(estimate, status="failed")
         began = time.perf_counter()
-        chat, result = request.chat, _result("failed", estimate)
+        chat, result = request.chat, replace(estimate, status="failed")
         try:
             async with asyncio.timeout(self._declared.timeout):
                 chat, result = await self._search_and_insert(request)
@@ -165,8 +163,8 @@ class Retrieval:
         loop = asyncio.get_running_loop()
         vector, posterior = await loop.run_in_executor(self._threads, self._encode, request)
         estimate = self._estimate(request, posterior, vector)
-        if not always and not (estimate and estimate.gain > self._thresholds.search):
-            return request.chat, _result("skipped", estimate)
+        if not always and (estimate.gain is None or estimate.gain <= self._search_price):
+            return request.chat, replace(estimate, status="skipped")
         found = await self._retriever.search(
             request.text,
             vector,
@@ -177,15 +175,15 @@ class Retrieval:
         similar = [passage for passage in found if passage.score >= declared.min_similarity]
         nearest = max((passage.score for passage in similar), default=-1.0)
         if self.gate is None and request.mode == "auto" and nearest < declared.default_similarity:
-            return request.chat, _result("skipped" if similar else "empty", estimate)
+            return request.chat, replace(estimate, status="skipped" if similar else "empty")
         budget = min(declared.max_tokens, _free_context(request))
         block = format_passages(similar, budget=budget) if similar else None
         if block is None:
-            return request.chat, _result("empty", estimate)
+            return request.chat, replace(estimate, status="empty")
         estimate = self._estimate(request, posterior, vector, nearest)
-        if not always and not (estimate and estimate.gain > self._thresholds.insert):
-            return request.chat, _result("skipped", estimate)
-        used = replace(_result("used", estimate), passages=block.passages, tokens=block.tokens)
+        if not always and (estimate.gain is None or estimate.gain <= self._insert_price):
+            return request.chat, replace(estimate, status="skipped")
+        used = replace(estimate, status="used", passages=block.passages, tokens=block.tokens)
         fields = insert_block(request.chat.fields, request.chat.api, block.text)
         assert fields is not None, "checked before the search"
         return replace(request.chat, fields=fields), used
@@ -202,36 +200,21 @@ class Retrieval:
         posterior: NDArray[np.float32],
         vector: Vector | None = None,
         cosine: float | None = None,
-    ) -> _ExpertEstimate | None:
-        """Return the gate's estimate for the chosen expert, by the fast model without a `vector`."""
+    ) -> RetrievalResult:
+        """Return a result with the gate's estimate for the chosen expert if there is one, by the fast model without a
+        `vector`."""
         gate, expert = self.gate, request.expert
         if gate is None or expert is None:
-            return None
-        if vector is None:
-            found = gate.estimate_fast(posterior)
-        else:
-            found = gate.estimate(posterior, request.text, vector, cosine=cosine)
-        return _ExpertEstimate(float(found.helps[expert]), float(found.gain[expert]))
+            return RetrievalResult()
+        found = gate.estimate_fast(posterior) if vector is None else gate.estimate(posterior, vector, cosine=cosine)
+        return RetrievalResult(probability=float(found.helps[expert]), gain=float(found.gain[expert]))
 
-    def _is_promising(self, request: RetrievalRequest, estimate: _ExpertEstimate | None) -> bool:
+    def _is_promising(self, request: RetrievalRequest, estimate: RetrievalResult) -> bool:
         if self.gate is None:
             return self._declared.default_similarity < 1
-        if request.expert is None or estimate is None:
+        if request.expert is None or estimate.gain is None:
             return False
-        improvement = self.gate.expected_improvement(estimate.gain, request.expert, self._thresholds.search)
-        return improvement > self._thresholds.encode
-
-
-@dataclass(frozen=True, slots=True)
-class _ExpertEstimate:
-    """The gate's estimate for the chosen expert."""
-
-    probability: float
-    gain: float
-
-
-def _result(status: Status, estimate: _ExpertEstimate | None) -> RetrievalResult:
-    return RetrievalResult(status, estimate.probability, estimate.gain) if estimate else RetrievalResult(status)
+        return bool(estimate.gain + self.gate.spread[request.expert] > self._search_price)
 
 
 def _free_context(request: RetrievalRequest) -> int:

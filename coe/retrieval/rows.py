@@ -1,25 +1,19 @@
-"""Rows of a LanceDB table, one for each chunk: conversion from and to documents, and filter conditions."""
+"""Rows of a LanceDB table, one for each chunk: conversion from documents, and filter conditions."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.retrieval.passages import Chunk, Document, DocumentKey, EncoderId, Passage
+from coe.retrieval.passages import Document, DocumentKey, EncoderId
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-
-Row = dict[str, Any]
-
-KEYS = ["document", "collection", "tenant"]
-DIGESTS = ["document", "digest"]
-STORED = [*KEYS, "id", "text", "source", "title", "digest", "position"]
 SHARED_TENANT = ""
 """Tenant column of shared documents."""
 
@@ -64,25 +58,13 @@ def table(documents: Sequence[Document], vectors: NDArray[np.float32], shape: pa
     return pa.Table.from_pylist(rows, shape)
 
 
-def passage(row: Row, score: float) -> Passage:
-    """Convert a row that a search returned."""
-    return Passage(row["id"], row["text"], row["source"], row["title"], row["collection"], score)
+def with_vectors(stored: pa.Table, vectors: NDArray[np.float32], encoder: EncoderId) -> pa.Table:
+    """Return stored rows without vectors with these, of another encoder."""
+    import pyarrow as pa
 
-
-def document(rows: list[Row]) -> Document:
-    """Convert all rows of one document, in order."""
-    first = rows[0]
-    chunks = tuple(Chunk(row["id"], row["text"]) for row in rows)
-    return Document(key(first), first["source"], first["title"], first["digest"], chunks)
-
-
-def key(row: Row) -> DocumentKey:
-    return DocumentKey(row["document"], row["collection"], row["tenant"] or None)
-
-
-def sort_key(row: Row) -> tuple[str, str, str, int]:
-    """Sort rows by document and position."""
-    return row["collection"], row["tenant"], row["document"], row["position"]
+    shape = schema(encoder)
+    column = pa.FixedSizeListArray.from_arrays(vectors.ravel(), encoder.dimensions)
+    return pa.table([*(stored[name] for name in shape.names[:-1]), column], schema=shape)
 
 
 # ---------------------------------------------------------------------------------------------------------- conditions

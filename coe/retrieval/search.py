@@ -55,7 +55,7 @@ async def search_table(
     found = []
     for row, cosine in zip(fetched.drop_columns("vector").to_pylist(), (vectors @ vector).tolist(), strict=True):
         score = cosine + BM25_WEIGHT * bm25.get(row[_ROW_ID], lowest)
-        found.append((score, rows.passage(row, cosine)))
+        found.append((score, Passage(row["id"], row["text"], row["source"], row["title"], row["collection"], cosine)))
     found.sort(key=lambda pair: -pair[0])
     return list({passage.id: passage for _, passage in found}.values())[:limit]
 

@@ -58,11 +58,11 @@ def is_over(key: KeySpec, now: float) -> bool:
 
 
 def issue(
-    registry: Registry, issued: IssuedKeys, spec: KeySpec, *, sha256: str, by: ApiKey | None, by_name: str, now: float
+    registry: Registry, issued: IssuedKeys, spec: KeySpec, *, sha256: str, by: ApiKey, now: float
 ) -> tuple[IssuedKey, IssuedKeys]:
-    """Return a new key and the list with it, without expired keys. `by` is the key that issues it, None on the
-    gateway's own machine. Raises KeyRefused with the remedy."""
-    key = IssuedKey(**spec.model_dump(), sha256=sha256, created=now, created_by=by_name)
+    """Return a new key and the list with it, without expired keys. `by` is the key that issues it. Raises KeyRefused
+    with the remedy."""
+    key = IssuedKey(**spec.model_dump(), sha256=sha256, created=now, created_by=by.name)
     in_use = tuple(one for one in issued if not is_over(one, now))
     known = (*registry.access.keys, *in_use)
     before = set(key_problems(_with_keys(registry, known)))
@@ -71,11 +71,11 @@ def issue(
             "no declared key has the scope admin, which issued keys need; make one with `coe key NAME --scope admin` "
             "and add its entry to access.keys in experts.yaml"
         )
-    elif by is not None and (by.limits != KeyLimits() or by.experts is not None or by.only_local):
+    elif by.limits != KeyLimits() or by.experts is not None or by.only_local:
         problem = f"the key {by.name!r} is restricted (limits, experts or only_local), so it cannot issue keys"
-    elif by is not None and (beyond := sorted(spec.scopes - by.scopes)):
+    elif beyond := sorted(spec.scopes - by.scopes):
         problem = f"the key {by.name!r} lacks the scope {beyond[0]!r}, so it cannot issue a key with it"
-    elif by is not None and by.expires is not None and (spec.expires is None or spec.expires > by.expires):
+    elif by.expires is not None and (spec.expires is None or spec.expires > by.expires):
         problem = f"the key {by.name!r} expires on {date_of(by.expires)}; set `expires` to that or earlier"
     elif any(one.name == key.name for one in known):
         problem = f"the name {key.name!r} is taken by another key; choose another name"
@@ -131,7 +131,7 @@ def check_issued(registry: Registry, issued: Sequence[IssuedKey], *, now: float)
     if not _has_admin(registry) and any(not is_over(key, now) and key.name not in declared for key in issued):
         raise ConfigError(
             "access.keys: issued API keys are in use, and no declared key has the scope admin; declare one (`coe key "
-            "NAME --scope admin` makes it), or revoke the issued ones (`coe key NAME --revoke`)"
+            "NAME --scope admin` makes it), which may then revoke the issued ones"
         )
 
 

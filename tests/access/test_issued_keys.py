@@ -49,10 +49,10 @@ REGISTRY = registry_with(ROOT)
 
 
 def issued(
-    spec: dict[str, Any], *, before: IssuedKeys = (), by: ApiKey | None = ROOT, registry: Registry = REGISTRY
+    spec: dict[str, Any], *, before: IssuedKeys = (), by: ApiKey = ROOT, registry: Registry = REGISTRY
 ) -> IssuedKeys:
     sha256 = digest_of(f"secret of {spec['name']}")
-    return issue(registry, before, KeySpec(**spec), sha256=sha256, by=by, by_name="root", now=NOW)[1]
+    return issue(registry, before, KeySpec(**spec), sha256=sha256, by=by, now=NOW)[1]
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_issued_keys_without_a_declared_administrator_are_refused_and_never_open
         with pytest.raises(ConfigError, match="no declared key has the scope admin"):
             check_issued(registry, keys, now=NOW)
         with pytest.raises(KeyRefused, match="coe key NAME --scope admin"):
-            issue(registry, (), KeySpec(name="b"), sha256="0" * 64, by=None, by_name="", now=NOW)
+            issue(registry, (), KeySpec(name="b"), sha256="0" * 64, by=ROOT, now=NOW)
     access = Access(REGISTRY, Limiter(), issued=())
     with pytest.raises(Unauthorized):
         access.identify([], "chat")

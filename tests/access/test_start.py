@@ -76,7 +76,9 @@ def test_coe_key_prints_a_key_and_the_entry_that_declares_it(tmp_path: Path) -> 
     assert key not in text
 
 
-@pytest.mark.parametrize("words", [("bad name",), ("ci", "--scope", "root"), ("ci", "--tenant", "a b"), ("--issue",)])
+@pytest.mark.parametrize(
+    "words", [("bad name",), ("ci", "--scope", "root"), ("ci", "--tenant", "a b"), ("ci", "--limit", "x")]
+)
 def test_coe_key_refuses_what_experts_yaml_would(words: tuple[str, ...]) -> None:
     run(*words, code=2)
 
@@ -96,8 +98,8 @@ async def test_a_start_and_a_reload_know_the_issued_keys_of_the_store(tmp_path: 
     root = key_of("root", scopes={"admin", "chat"})
     settings = settings_with(root)
     store = open_key_store("file", home=settings.home)
-    spec = KeySpec(name="shop", limits=KeyLimits(requests_per_minute=1))
-    make = partial(issue, load(settings.config, environ={}), spec=spec, sha256="0" * 64, by=None, by_name="", now=0.0)
+    spec = KeySpec(name="shop", scopes=frozenset({"chat"}), limits=KeyLimits(requests_per_minute=1))
+    make = partial(issue, load(settings.config, environ={}), spec=spec, sha256="0" * 64, by=root, now=0.0)
     await store.change(lambda issued: make(issued=issued))
     await store.aclose()
     await refused(settings_with(key_of("app")), "no declared key has the scope admin")

@@ -1,16 +1,14 @@
-"""Version, completion, grouped help with examples, and the configuration as an argument."""
+"""Version, and grouped help with examples."""
 
 from __future__ import annotations
 
 import shlex
-from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from coe import __version__
 from coe.cli import EXAMPLES, app
-from tests.cli.conftest import DECLARED
 from tests.docs.command_line import mistakes
 
 
@@ -38,18 +36,3 @@ def test_the_examples_of_a_verb_are_in_its_help_and_are_valid(verb: str) -> None
     for example in EXAMPLES[verb]:
         assert f"    {example}\n" in text
         assert [*mistakes(shlex.split(example)[1:])] == []
-
-
-def test_the_configuration_may_be_an_argument(config: Path) -> None:
-    draft = config.with_name("draft.yaml")
-    draft.write_text(DECLARED)
-    assert "draft.yaml: good" in run("check", str(draft))[1]
-    assert run("check", str(draft), "--config", str(draft))[0] == 0
-    status, text = run("check", str(draft), "--config", str(config))
-    assert (status, "leave out one" in " ".join(text.split())) == (2, True)
-
-
-@pytest.mark.parametrize("verb", ["check", "up", "serve", "status", "report", "train", "retrain"])
-def test_data_in_the_place_of_the_configuration_are_refused(verb: str) -> None:
-    status, text = run(verb, "prompts.jsonl")
-    assert (status, "not a configuration" in " ".join(text.split())) == (2, True)

@@ -1,30 +1,17 @@
-"""`coe log export` and `import` refuse what they cannot do, and leave nothing half done."""
+"""`coe log export` refuses what it cannot do, and leaves nothing half done."""
 
 from __future__ import annotations
 
 import signal
 import subprocess
 import sys
-import time
-from dataclasses import replace
 from pathlib import Path
 
-import orjson
 from typer.testing import CliRunner, Result
 
 from coe.cli import app
 from tests import forked
 from tests.cli.test_cli import logged, record_of, run
-from tests.records.test_every_field import RECORD
-
-
-def test_a_redacted_export_has_no_text_of_the_user(config: Path, tmp_path: Path) -> None:
-    logged(config, replace(RECORD, time=time.time()))
-    file = tmp_path / "log.jsonl"
-    run("log", "export", file, "--redact", "--config", config)
-    exported = orjson.loads(file.read_bytes())
-    assert (exported["prompt"], exported["embedding"], exported["digest"]) == (None, None, "")
-    assert exported["request_id"] == RECORD.request_id
 
 
 def tried(*words: object) -> Result:
@@ -33,15 +20,12 @@ def tried(*words: object) -> Result:
 
 def test_a_file_of_another_kind_or_in_no_folder_is_bad_usage(config: Path, tmp_path: Path) -> None:
     logged(config, record_of(1))
-    for verb in ("export", "import"):
-        (tmp_path / "log.csv").touch()
-        result = tried("log", verb, tmp_path / "log.csv", "--config", config)
-        assert result.exit_code == 2
-        assert "must end in .jsonl or .parquet" in result.output
+    result = tried("log", "export", tmp_path / "log.csv", "--config", config)
+    assert result.exit_code == 2
+    assert "must end in .jsonl or .parquet" in result.output
     result = tried("log", "export", tmp_path / "nowhere" / "log.jsonl", "--config", config)
     assert result.exit_code == 2
     assert "does not exist; create it first" in result.output
-    assert tried("log", "import", tmp_path / "none.jsonl", "--config", config).exit_code == 2
 
 
 def test_where_there_is_no_log_nothing_is_exported_and_nothing_created(config: Path, tmp_path: Path) -> None:

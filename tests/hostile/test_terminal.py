@@ -106,7 +106,6 @@ def coe(*words: str, cwd: Path) -> tuple[str, str]:
     "words",
     [
         ("check", "--config", "{harm}.yaml"),
-        ("{harm}",),
         ("train", "--data", "{harm}"),
     ],
 )

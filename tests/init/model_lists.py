@@ -26,15 +26,6 @@ LM_STUDIO = [
     {"id": "qwen3-30b-a3b", "object": "model", "owned_by": "organization_owner"},
     {"id": "text-embedding-nomic-embed-text-v1.5", "object": "model", "owned_by": "organization_owner"},
 ]
-OPENROUTER = [
-    {
-        "id": "qwen/qwen3-8b",
-        "created": 1745000000,
-        "context_length": 40960,
-        "pricing": {"prompt": "0.000000035", "completion": "0.000000138", "image": "0"},
-    },
-    {"id": "openrouter/auto", "created": 1699000000, "pricing": {"prompt": "-1", "completion": "-1"}},
-]
 ANTHROPIC = [{"type": "model", "id": "claude-haiku-4-5-20251001", "created_at": "2025-10-15T00:00:00Z"}]
 
 

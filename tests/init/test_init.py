@@ -59,16 +59,16 @@ def loaded(path: Path, **environ: str) -> Registry:
     return load(path, environ=environ)
 
 
-def test_two_servers_become_a_declaration_that_checks_and_loads(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_becomes_a_declaration_that_checks_and_loads(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_KEY", KEY)
-    with running(FAST, STRONG) as (fast, strong):
-        status, output = run("--endpoint", fast, "--endpoint", strong, "--key-env", f"{strong}/v1=MY_KEY")
+    with running(STRONG) as (strong,):
+        status, output = run("--endpoint", strong, "--key-env", "MY_KEY")
         checked = CliRunner().invoke(app, ["check", "--live"])
     assert (status, checked.exit_code) == (0, 0), output + checked.output
-    assert output.count(" answers at ") == checked.output.count(" answers at ") == 2
-    assert "good (14 categories, 2 experts" in checked.output
-    mini, coder = loaded(folder / "experts.yaml", MY_KEY=KEY).experts
-    assert (coder.name, coder.base_url, coder.context_length) == ("Qwen2.5-Coder-7B-Instruct", f"{fast}/v1", 32768)
+    assert output.count(" answers at ") == checked.output.count(" answers at ") == 1
+    assert "good (14 categories, 1 experts" in checked.output
+    (mini,) = loaded(folder / "experts.yaml", MY_KEY=KEY).experts
+    assert (mini.name, mini.base_url) == ("gpt-5-mini", f"{strong}/v1")
     assert mini.prices.output == 0  # a server of the user's own
     assert mini.api_key is not None
     text = (folder / "experts.yaml").read_text()
@@ -100,7 +100,7 @@ def test_what_runs_here_and_the_keys_that_are_set_are_found(folder: Path, monkey
     assert status == 0, output
     assert "openai (OPENAI_API_KEY) at" in output
     assert "vllm" not in output
-    assert loaded(folder / "experts.yaml", OPENAI_API_KEY=KEY).expert_names == ("gpt-5-mini", "llama3.2-3b")
+    assert set(loaded(folder / "experts.yaml", OPENAI_API_KEY=KEY).expert_names) == {"gpt-5-mini", "llama3.2-3b"}
 
 
 def test_a_source_that_fails_is_reported_and_the_others_are_written(folder: Path) -> None:
@@ -115,11 +115,10 @@ def test_a_source_that_fails_is_reported_and_the_others_are_written(folder: Path
     ("words", "why"),
     [
         ((), "`coe init --demo` needs none of these"),
-        (("--endpoint", "http://127.0.0.1:9"), "Nothing was written"),
+        (("--endpoint", "http://127.0.0.1:9"), "connection_refused"),
         (("--endpoint", "ftp://h"), "write http://HOST"),
-        (("--provider", "openai"), "OPENAI_API_KEY is not set"),
-        (("--provider", "opnai"), "known: openai, anthropic"),
         (("--endpoint", "http://h", "--key-env", KEY), "not the key itself"),
+        (("--endpoint", "http://h", "--endpoint", "http://i", "--key-env", "HOME"), "and one --endpoint"),
         (("--demo", "--endpoint", "http://h"), "cannot be combined with"),
     ],
 )
@@ -147,15 +146,6 @@ def test_patterns_select_models_and_a_pattern_without_any_is_an_error(folder: Pa
         assert "300 models are selected" in run("--endpoint", root, "--model", "*")[1]
         assert run("--endpoint", root, "--model", "*-29?", "--offline")[0] == 0
     assert len(loaded(folder / "experts.yaml").experts) == 10
-
-
-def test_a_demo_that_cannot_run_writes_nothing_and_names_what_to_install(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(init_verb, "DEMO_MODULES", ("os", "not_installed"))
-    status, output = run("--demo")
-    assert (status, [*folder.iterdir()]) == (1, [])
-    assert "needs not_installed; run `pip install 'composition-of-experts[local]'` and `pip install" in output
 
 
 def test_the_demo_needs_no_server(folder: Path) -> None:

@@ -75,7 +75,7 @@ def test_a_gate_is_the_same_after_saving_and_in_another_order_of_categories_and_
     read = Gate.load(tmp_path / "gate.npz")
     assert np.array_equal(gate_estimates(read, trials).gain, gate_estimates(gate, trials).gain)
     turned = read.align(("general", "code", "law"), ("new", "large", "small"))
-    other = turned.estimate(trials.posterior[0][[2, 0, 1]], trials.texts[0], trials.vectors[0])
+    other = turned.estimate(trials.posterior[0][[2, 0, 1]], trials.vectors[0])
     assert other.helps[[2, 1]] == pytest.approx(gate_estimates(gate, trials).helps[0])
     assert (other.helps[0], other.gain[0]) == (0, 0)
 
@@ -89,7 +89,7 @@ def test_a_damaged_file_names_itself_and_the_remedy(tmp_path: Path, content: byt
     with np.load(tmp_path / "gate.npz") as file:
         arrays = dict(file)
     np.savez(tmp_path / "gate.npz", **arrays | {"format": np.array(1)})
-    with pytest.raises(ArtifactError, match=r"not a gate.*format 1, not 6.*fit it again"):
+    with pytest.raises(ArtifactError, match=r"not a gate.*format 1, not 7.*fit it again"):
         Gate.load(tmp_path / "gate.npz")
 
 

@@ -111,9 +111,6 @@ class WatchedLog:
     async def read(self, query: LogQuery) -> LogPage:
         raise StoreError("only written to in these tests")
 
-    async def tail(self, query: LogQuery) -> LogPage:
-        raise StoreError("only written to in these tests")
-
     async def back(self, query: LogQuery) -> LogPage:
         raise StoreError("only written to in these tests")
 

@@ -55,7 +55,7 @@ async def test_relative_paths_start_at_the_base_and_absolute_ones_at_the_root(tm
 
 async def test_a_redis_that_is_away_shows_at_the_first_use_as_one_clear_error(tmp_path: Path) -> None:
     log = open_log_and_feedback("redis://user:secret@127.0.0.1:1/0", base=tmp_path)[0]
-    for use in (log.append([record()]), log.read(LogQuery()), log.tail(LogQuery())):
+    for use in (log.append([record()]), log.read(LogQuery()), log.back(LogQuery())):
         with pytest.raises(StoreError, match=r"127\.0\.0\.1:1.*check that it runs") as caught:
             await use
         assert "secret" not in str(caught.value)

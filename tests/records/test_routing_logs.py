@@ -36,15 +36,6 @@ async def test_pages_follow_one_another_in_the_order_of_appending(log: RoutingLo
     assert ids(await everything(log, LogQuery(limit=7))) == expected
 
 
-async def test_at_the_end_the_page_is_empty_and_the_cursor_stays(log: RoutingLog) -> None:
-    await log.append(records(3))
-    end = (await log.read(LogQuery())).cursor
-    again = await log.read(LogQuery(after=end))
-    assert (again.records, again.cursor) == ((), end)
-    await log.append([record(3)])
-    assert ids((await log.read(LogQuery(after=end))).records) == [record(3).request_id]
-
-
 @pytest.mark.parametrize(
     ("query", "expected"),
     [
@@ -76,7 +67,6 @@ async def test_a_filter_lets_through_what_it_names(log: RoutingLog, query: LogQu
     await log.append([record(number, **changes.get(number, {})) for number in range(5)])
     wanted = [record(number).request_id for number in expected]
     assert ids((await log.read(query)).records) == wanted
-    assert ids((await log.tail(query)).records) == wanted
     assert ids((await log.back(query)).records) == wanted[::-1]
 
 
@@ -93,7 +83,6 @@ async def test_a_time_span_lets_through_what_lies_in_it(log: RoutingLog) -> None
     ):
         wanted = [record(number).request_id for number in expected]
         assert ids((await log.read(query)).records) == wanted
-        assert ids((await log.tail(query)).records) == wanted
         assert ids((await log.back(query)).records) == wanted[::-1]
 
 
@@ -135,27 +124,19 @@ async def test_walking_back_for_what_is_met_nowhere_takes_steps_of_a_bounded_len
     assert [ids(page.records) for page in pages] == [[], [], [old.request_id]]
 
 
-async def test_the_tail_is_the_newest_matches_oldest_first(log: RoutingLog) -> None:
-    await log.append([record(number, expert="large" if number % 2 else "small") for number in range(20)])
-    assert ids((await log.tail(LogQuery(limit=3))).records) == ids(records(3, start=17))
-    page = await log.tail(LogQuery(limit=2, expert="small"))
-    assert ids(page.records) == [record(16).request_id, record(18).request_id]
-    assert len((await log.tail(LogQuery(limit=1_000))).records) == 20
-
-
-async def test_reading_goes_on_where_the_tail_ended_even_if_the_last_record_did_not_match(log: RoutingLog) -> None:
+async def test_reading_goes_on_after_the_newest_page_even_if_the_last_record_did_not_match(log: RoutingLog) -> None:
     await log.append([record(0), record(1, category="law")])
-    end = (await log.tail(LogQuery(category="code"))).cursor
-    assert (await log.read(LogQuery(after=end))).records == ()
+    end = (await log.back(LogQuery(category="code", limit=1))).end
+    again = await log.read(LogQuery(after=end))
+    assert (again.records, again.cursor) == ((), end)
     await log.append([record(2)])
     assert ids((await log.read(LogQuery(after=end))).records) == [record(2).request_id]
-    assert ids((await log.tail(LogQuery(after=end))).records) == [record(2).request_id]
 
 
 @pytest.mark.parametrize("cursor", ["yesterday", "-1", "1-2-3", "1; DROP TABLE records", "٣"])
 async def test_a_cursor_from_elsewhere_is_refused_by_name(log: RoutingLog, cursor: str) -> None:
     await log.append(records(1))
-    for method in (log.read, log.tail, log.back):
+    for method in (log.read, log.back):
         with pytest.raises(StoreError, match="not a cursor of this log"):
             await method(LogQuery(after=cursor))
         with pytest.raises(StoreError, match="not a cursor of this log"):

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.registry.sections import RetrievalSpec
-from coe.retrieval.gate import CUES, Gate, LogOddsModel, RetrievalCost
+from coe.retrieval.gate import Gate, LogOddsModel, RetrievalCost
 from coe.retrieval.passages import Passage, Vector
 from coe.retrieval.retrieval import Retrieval
 from tests.fakes import WordRouter
@@ -26,7 +26,7 @@ def gate_of(log_odds: dict[tuple[str, str], float] | float, *, tokens: float = 5
     for (category, expert), value in ({} if isinstance(log_odds, float) else log_odds).items():
         offset[CATEGORIES.index(category), EXPERTS.index(expert)] = value
     helps, never = (
-        LogOddsModel(np.zeros(4), np.zeros(4 + CUES + WIDTH), np.stack([own, own]), np.array([1.0, 0.0, 0.0]))
+        LogOddsModel(np.zeros(4), np.zeros(4 + WIDTH), np.stack([own, own]), np.array([1.0, 0.0, 0.0]))
         for own in (offset, np.full((3, 3), -30.0))
     )
     return Gate(CATEGORIES, EXPERTS, helps, never, np.full(3, up), np.zeros(3), RetrievalCost(tokens, 0.01))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coe.retrieval.ingest.chunking import MAX_TOKEN_CHARACTERS, Chunker, ChunkSize, lines, normalize_text, sentences
+from coe.retrieval.ingest.chunking import MAX_TOKEN_CHARACTERS, Chunker, normalize_text, sentences
 from coe.retrieval.passages import DocumentKey
 from tests.retrieval.samples import WordEncoder
 
@@ -14,7 +14,7 @@ KEY = DocumentKey("a", "b")
 
 
 def chunks(text: str, *, tokens: int = 12, overlap: int = 4) -> list[str]:
-    chunker = Chunker(ENCODER, ChunkSize(tokens, overlap))
+    chunker = Chunker(ENCODER, tokens=tokens, overlap=overlap)
     return [chunk.text for chunk in chunker.document(KEY, text, source="", title="").chunks]
 
 
@@ -41,9 +41,8 @@ def test_sentence_boundaries() -> None:
 
 
 @given(st.text(alphabet=st.sampled_from("ab .!?。\n\t\"'(1é"), max_size=200) | st.text(max_size=100))
-def test_sentences_and_lines_are_the_whole_text(text: str) -> None:
+def test_sentences_are_the_whole_text(text: str) -> None:
     assert "".join(texts_of_sentences(text)) == text
-    assert "".join(text[start:end] for start, end in lines(text, (0, len(text)))) == text
 
 
 def test_chunks_are_whole_sentences_and_overlap() -> None:
@@ -69,7 +68,7 @@ def test_a_sentence_longer_than_a_chunk_is_split_between_lines_then_words() -> N
 
 
 def test_ids_are_derived_from_the_content() -> None:
-    chunker = Chunker(ENCODER, ChunkSize(12, 0))
+    chunker = Chunker(ENCODER, tokens=12, overlap=0)
     text = "One two three four five six. " * 4
     first = chunker.document(KEY, text, source="s", title="t")
     assert first == chunker.document(KEY, text, source="s", title="t")

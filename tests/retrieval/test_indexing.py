@@ -6,11 +6,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from coe.errors import IndexMismatch
 from coe.retrieval.ingest.indexing import Indexer, IndexingCounts, SourceText
-from coe.retrieval.passages import Collection, DocumentKey, EncoderId
+from coe.retrieval.passages import Collection, DocumentKey
 from coe.retrieval.store import DocumentStore
-from tests.retrieval.conftest import Opened
 from tests.retrieval.samples import WordEncoder
 
 pytestmark = pytest.mark.anyio
@@ -51,18 +49,3 @@ async def test_many_texts_are_written_in_batches_with_progress(store: DocumentSt
     counts = await Indexer(store, WordEncoder()).add(given(*many), progress=progress.append)
     assert (counts.added, progress[-1], len(progress)) == (600, 600, 600)
     assert list(await store.collections()) == [Collection("books", None, 600, 600)]
-
-
-async def test_a_rebuilt_index_holds_the_same_for_the_new_encoder(opened: Opened) -> None:
-    await Indexer(opened(), WordEncoder()).add(given(text("a", "Ants march."), text("b", "Bees fly.", tenant="acme")))
-    other = WordEncoder(32, "other")
-    store = opened(EncoderId("other", 32))
-    indexer = Indexer(store, other)
-    with pytest.raises(IndexMismatch):
-        await indexer.add(given(text("c", "Crabs.")))
-    before = [one async for one in store.documents()]
-    assert await indexer.rebuild() == 2
-    assert [one async for one in store.documents()] == before
-    found = await store.search("bees", other.encode(["bees"])[0], tenant="acme", limit=1)
-    assert found[0].text == "Bees fly."
-    assert (await indexer.add(given(text("a", "Ants march.")))).unchanged == 1

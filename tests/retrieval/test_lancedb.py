@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from coe.retrieval.store import MAX_INDEX_SEGMENTS, DocumentStore
+from coe.retrieval.store import MAX_INDEX_SEGMENTS, TABLE, DocumentStore
 from tests.retrieval.conftest import WORDS
 from tests.retrieval.samples import document
 from tests.retrieval.test_store import put, search_text
@@ -19,7 +19,7 @@ async def index_state(folder: Path) -> tuple[int, int, int]:
     import lancedb
 
     connection = await lancedb.connect_async(folder)
-    table = await connection.open_table((folder / "current").read_text().strip())
+    table = await connection.open_table(TABLE)
     stats = await table.index_stats("vector_idx")
     assert stats is not None
     count = (await table.stats())["fragment_stats"]["num_fragments"]
@@ -35,7 +35,7 @@ async def test_many_writes_end_in_one_fragment_and_one_index(tmp_path: Path, mon
         number += 80
     await store.aclose()
     seen = []
-    for _ in range(3):
+    for _ in range(5):
         seen.append(await index_state(tmp_path))
         store = DocumentStore(tmp_path, WORDS)
         await put(store, *(document(f"Word{n} alone.", f"d{n}") for n in range(number, number + 5)))

@@ -1,7 +1,7 @@
 """Writes the text of experts.yaml for selected models. Pure: the same selection gives the same text.
 
 Categories and optional sections are those of `template.yaml`, the declaration of the demo, with its comments. Keys are
-written as `${VARIABLE}`. Names that servers report are quoted where YAML would read them as something else.
+written as `${VARIABLE}`. Names that servers report are quoted, as YAML would read some of them as something else.
 """
 
 from __future__ import annotations
@@ -12,21 +12,15 @@ from importlib.resources import files
 
 import orjson
 
-from coe.cli.init.selection import Candidate
-from coe.cli.init.sources import PROVIDERS
+from coe.cli.init.sources import PROVIDERS, Model
 from coe.registry import AUTO
 
 MAX_NAME = 48
 """Characters of an expert's name before a suffix makes it unique."""
-DEFAULT_CONTEXT_LENGTH = 8192
-_SECTION = re.compile(r"^# -{20,} (\w+)\n", re.MULTILINE)
-_PLAIN = re.compile(r"[A-Za-z](?:[A-Za-z0-9._/+:-]*[A-Za-z0-9])?")
-_YAML_WORDS = frozenset({"null", "true", "false", "yes", "no", "on", "off", "y", "n"})
-_CODERS = re.compile(r"cod(?:er|e|estral)\b|devstral|starcoder", re.IGNORECASE)
+DEFAULT_CONTEXT_LENGTH = 4096
+"""Context length of a server that does not report it: the default of Ollama and LM Studio."""
 _ORDER = ("tools", "json_schema", "images", "audio", "files")
 """Order of capabilities in the text."""
-_SERVER_DEFAULTS = {"ollama": (4096, "Ollama (OLLAMA_CONTEXT_LENGTH)"), "lmstudio": (4096, "LM Studio")}
-"""Context lengths of servers that do not report theirs."""
 _HEAD = """\
 # Written by `coe init`. Declares the service: categories (kinds of requests), experts (models that answer them), and
 # the assignment from categories to experts. Edit it and run `coe check`, which reports each mistake with its line and
@@ -34,10 +28,16 @@ _HEAD = """\
 version: 1
 
 """
+_EXPERTS = """\
+# One entry for each model. Clients may send its `name` as `model` to pin it, and logs show it. Prices may
+# have changed since; costs, limits and `coe plan` use them.
+experts:
+"""
 _ASSIGNMENT = """\
 # Maps categories to experts, whatever the scores say. `coe tune` measures the experts and assigns every category that
 # is left out here, `general` too. Until then the first expert above answers all of these, as `general` goes to it.
 assignment:
+
 """
 
 
@@ -51,110 +51,67 @@ def demo() -> str:
     return _HEAD + template().partition("\nversion: 1\n\n")[2]
 
 
-def named(chosen: Sequence[Candidate]) -> dict[str, Candidate]:
-    """Return the candidates by the names of their experts, which are unique and valid."""
-    experts: dict[str, Candidate] = {}
+def named(chosen: Sequence[Model]) -> dict[str, Model]:
+    """Return the models by the names of their experts, which are unique and valid.
+
+    The first one, which answers until a plan decides, is the dearest or, among free ones, the largest.
+    """
+    experts: dict[str, Model] = {}
     for one in chosen:
-        last = one.listed.id.rpartition("/")[2].removesuffix(".gguf")  # llama.cpp reports the file
-        base = re.sub(r"[^A-Za-z0-9._-]+", "-", last).strip("-._")[:MAX_NAME].rstrip("-._") or "model"
-        names = [base, f"{base}-{one.source.name}"[:60]]
-        names += [f"{base}-{number}" for number in range(2, len(chosen) + 3)]
-        experts[next(name for name in names if name not in (*experts, AUTO))] = one
-    return experts
+        last = one.id.rpartition("/")[2].removesuffix(".gguf")  # llama.cpp reports the file
+        base = re.sub(r"[^A-Za-z0-9._-]+", "-", last).strip("-._")[:MAX_NAME].rstrip("-._")
+        base = "model" if base in ("", AUTO) else base
+        names = [base, *(f"{base}-{number}" for number in range(2, len(chosen) + 3))]
+        experts[next(name for name in names if name not in experts)] = one
+
+    def strength(name: str) -> tuple[float, float]:
+        return (experts[name].prices or (0.0, 0.0))[1], experts[name].active_parameters_b or 0.0
+
+    first = max(experts, key=strength)
+    return {first: experts[first], **experts}
 
 
-def strongest(experts: Mapping[str, Candidate]) -> str:
-    """Return the expert with the highest price or, among free ones, the largest size; a model for code comes last."""
-    return max(experts, key=lambda name: (_CODERS.search(name) is None, *experts[name].strength))
+def declaration(experts: Mapping[str, Model]) -> str:
+    """Return the text of experts.yaml."""
+    _, categories, demo_experts, demo_assignment, optional = re.split(r"(?m)^(?=# -{20,} \w+\n)", template())
+    titles = [part.partition("\n")[0] + "\n" for part in (demo_experts, demo_assignment)]
+    entries = [f"{line}\n" for name, one in experts.items() for line in _expert(name, one)]
+    return "".join([_HEAD, categories, titles[0], _EXPERTS, *entries, "\n", titles[1], _ASSIGNMENT, optional])
 
 
-def declaration(experts: Mapping[str, Candidate], *, general: str) -> str:
-    """Return the text of experts.yaml. The expert `general` is the first one, which answers until a plan decides."""
-    first = experts[general].base_url
-    experts = dict(sorted(experts.items(), key=lambda one: (one[0] != general, one[1].base_url != first)))
-    text = template()
-    titles = [*_SECTION.finditer(text)]
-    ends = [*(title.start() for title in titles[1:]), len(text)]
-    parts = {title[1]: title[0] + text[title.end() : end] for title, end in zip(titles, ends, strict=True)}
-    title_of = {title[1]: title[0] for title in titles}
-    written = [title_of["experts"], *(f"{line}\n" for line in _experts(experts)), "\n"]
-    written += [title_of["assignment"], _ASSIGNMENT, "\n"]
-    return "".join([_HEAD, parts["categories"], *written, parts["optional"]])
-
-
-def _experts(experts: Mapping[str, Candidate]) -> Iterator[str]:
-    yield "# One entry for each model. Clients may send its `name` as `model` to pin it, and logs show it. Prices may"
-    yield "# have changed since; costs, limits and `coe plan` use them."
-    yield "experts:"
-    place = ""
-    for name, one in experts.items():
-        if one.source.name != place:
-            place = one.source.name
-            yield f"  # {place}"
-        yield from _expert(name, one)
-
-
-def _expert(name: str, one: Candidate) -> Iterator[str]:
-    yield f"  - name: {scalar(name)}"
-    if one.source.runtime == "litellm":
-        yield f"    model: {scalar(one.source.prefix + one.listed.id)}"
-        yield "    runtime: litellm"
-        if one.base_url not in {address for known in PROVIDERS for address in known.base_urls}:
-            yield f"    base_url: {scalar(one.base_url.removesuffix('/v1'))}"  # litellm adds it
+def _expert(name: str, one: Model) -> Iterator[str]:
+    source, known = one.source, one.known
+    model = f"{source.prefix}{one.id}" if source.runtime == "litellm" else one.id
+    yield f"  - name: {_quoted(name)}   # {source.name}"
+    yield f"    model: {_quoted(model)}"
+    yield f"    runtime: {source.runtime}"
+    if source.runtime != "litellm":
+        yield f"    base_url: {_quoted(source.base_url)}"
+    elif source not in PROVIDERS:
+        yield f"    base_url: {_quoted(source.base_url.removesuffix('/v1'))}"  # litellm adds it
+    if source.key_env:
+        yield f"    api_key: ${{{source.key_env}}}"
+    length, origin = DEFAULT_CONTEXT_LENGTH, "unknown; correct it, longer conversations go elsewhere"
+    if one.context_length is not None:
+        length, origin = one.context_length, "tokens, as its server reports"
+    elif known is not None and known.context_length is not None and source.kind == "provider":
+        length, origin = known.context_length, "tokens, from litellm's table"
+    yield f"    context_length: {length}   # {origin}"
+    if known is None:
+        yield "    capabilities: auto   # unknown: requests with tools or a JSON schema are tried"
     else:
-        yield f"    model: {scalar(one.listed.id)}"
-        yield "    runtime: external"
-        yield f"    base_url: {scalar(one.base_url)}"
-    if one.source.key_env:
-        yield f"    api_key: ${{{one.source.key_env}}}"
-    yield _context_length(one)
-    yield _capabilities(one)
+        yield f"    capabilities: [{', '.join(name for name in _ORDER if name in known.capabilities)}]"
     if (size := one.active_parameters_b) is not None:
         yield f"    active_parameters_b: {size:g}   # billions, from its name"
-    yield from _prices(one)
-    if not one.is_hosted:
-        # A proxy at this address may pass requests on, so the user decides.
+    if known is not None and one.prices is not None:
+        fields = {"input": one.prices[0], "output": one.prices[1], "cached_input": known.cached_input_price}
+        written = ", ".join(f"{field}: {price:.6g}" for field, price in fields.items() if price is not None)
+        yield f"    prices: {{{written}}}   # dollars per million tokens, from litellm's table; check it"
+    elif source.key_env:
+        yield "    # prices: {input: 0, output: 0}   # unknown: dollars per million tokens; without them it is free"
+    else:  # a proxy at this address may pass requests on, so the user decides
         yield "    # local: true   # it is your own: it may receive requests that only local experts may receive"
 
 
-def _context_length(one: Candidate) -> str:
-    known = one.known.context_length if one.known is not None and one.source.kind == "provider" else None
-    default, server = _SERVER_DEFAULTS.get(one.source.name, (None, ""))
-    length, remark = DEFAULT_CONTEXT_LENGTH, "unknown; correct it, longer conversations go elsewhere"
-    if one.listed.context_length is not None:
-        length, remark = one.listed.context_length, "tokens, as its server reports"
-    elif default is not None:
-        length, remark = default, f"tokens, the default of {server}; correct it if it is set to more"
-    elif known is not None:
-        length, remark = known, "tokens, from litellm's table"
-    return f"    context_length: {length}   # {remark}"
-
-
-def _capabilities(one: Candidate) -> str:
-    if one.known is None:
-        return "    capabilities: auto   # unknown: requests with tools or a JSON schema are tried"
-    found = [name for name in _ORDER if name in one.known.capabilities]
-    return f"    capabilities: [{', '.join(found)}]"
-
-
-def _prices(one: Candidate) -> Iterator[str]:
-    """Yield the line of the prices: a comment if they are unknown, and nothing for local models without."""
-    if one.prices is None:
-        if one.is_hosted:
-            yield "    # prices: {input: 0, output: 0}   # unknown: dollars per million tokens; without them it is free"
-        return
-    fields = {"input": one.prices[0], "output": one.prices[1]}
-    origin = "as its server reports"
-    if one.known is not None and one.listed.prices is None:
-        origin, cached = "from litellm's table; check it", one.known.cached_input_price
-        if cached is not None and cached <= fields["input"]:
-            fields["cached_input"] = cached
-    written = ", ".join(f"{field}: {price:.6g}" for field, price in fields.items())
-    yield f"    prices: {{{written}}}   # dollars per million tokens, {origin}"
-
-
-def scalar(text: str) -> str:
-    """Return a YAML scalar: plain if it can only be read as this string, else in double quotes."""
-    if _PLAIN.fullmatch(text) and text.lower() not in _YAML_WORDS:
-        return text
+def _quoted(text: str) -> str:
     return orjson.dumps(text).decode()

@@ -23,7 +23,6 @@ from coe.artifacts.traffic_report import publish_traffic_report
 from coe.cli.common import (
     Benchmark,
     Config,
-    ConfigFile,
     DryRun,
     Json,
     duration_seconds,
@@ -48,7 +47,6 @@ Every = Annotated[str, typer.Option("--every", help="Repeat at this interval, fo
 
 
 def retrain(
-    file: ConfigFile = None,
     probes: Probes = None,
     benchmark: Benchmark = None,
     since: Since = "30d",
@@ -61,7 +59,7 @@ def retrain(
     if benchmark is not None and probes is None:
         raise typer.BadParameter("needs the folder of measured quality: give --probes too", param_hint="--benchmark")
     keep_stdout_clean()
-    settings, window = settings_for(config, file), duration_seconds(since, option="--since")
+    settings, window = settings_for(config), duration_seconds(since, option="--since")
     run = partial(run_rounds, settings, probes=probes, benchmark=benchmark, window=window, dry_run=dry_run)
 
     def run_once() -> None:

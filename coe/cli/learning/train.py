@@ -11,7 +11,7 @@ import typer
 from coe.artifacts.artifact_sync import synced_store
 from coe.artifacts.manifest import MANIFEST, Artifact
 from coe.artifacts.store import ArtifactStore
-from coe.cli.common import Config, ConfigFile, Json, declaration_for, print_result
+from coe.cli.common import Config, Json, declaration_for, print_result
 from coe.foreground import exit_on_sigterm
 from coe.learning.training_data import build_router, training_pairs
 from coe.measuring.tables import pairs_digest
@@ -25,7 +25,6 @@ Encoder = Annotated[str | None, typer.Option("--encoder", help="A folder, an ins
 
 
 def train(
-    file: ConfigFile = None,
     data: Data = None,
     add: Add = None,
     out: Out = None,
@@ -39,7 +38,7 @@ def train(
     keeps them and adds your own. `coe retrain` learns only from declared prompts: declare the file as
     `router.extra_training_data` to add it every time.
     """
-    settings, registry = declaration_for(config, file)
+    settings, registry = declaration_for(config)
     pairs = training_pairs(registry, base=settings.config.parent, data=data, extra=add)
     store = ArtifactStore(out.absolute(), "router") if out else synced_store(settings, "router")
     with store.draft() as draft, exit_on_sigterm():

@@ -1,6 +1,6 @@
 """Find files to index and convert them to text: text and Markdown in this process, HTML and PDF in a sandboxed child.
 
-`find_files` resolves links and rejects one that leaves the given folder. The child process has limits for memory, CPU
+`find_files` follows no links. The child process has limits for memory, CPU
 and wall-clock time, cannot write files, start processes or gain privileges, and has an empty environment. It can still
 read what the user may read, and use the network: convert documents from untrusted people in a virtual machine.
 """
@@ -12,7 +12,6 @@ import contextlib
 import importlib.util
 import os
 import signal
-import stat
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -118,17 +117,22 @@ async def _run_converter(file: Path, file_format: str, *, max_seconds: float) ->
 def find_files(paths: Sequence[str]) -> dict[Path, str]:
     """Return the resolved files of files and folders, in order, each with the reason why it is refused, empty if none.
 
-    Folders give files of known formats only; hidden files are skipped in folders, and links to folders are not
-    followed. Raises DataError for a path that does not exist.
+    Folders give files of known formats only; hidden files and links are skipped in folders. Raises DataError for a path
+    that does not exist.
     """
     found: dict[Path, str] = {}
     for path in map(Path, paths):
         if not os.path.lexists(path):
             raise DataError(f"{path}: there is no such file or folder")
-        is_folder = path.is_dir()
-        for file in _files_in(path) if is_folder else (path,):
-            resolved, reason = _check(file, root=path if is_folder else path.parent)
-            found.setdefault(resolved, reason)
+        for file in _files_in(path) if path.is_dir() else (path,):
+            reason = ""
+            if file.is_symlink():
+                reason = "it is a link; name what it points to"
+            elif not file.is_file():
+                reason = "not a file"
+            elif file.suffix.lower() not in FORMAT_BY_SUFFIX:
+                reason = f"not a kind of file that is read ({' '.join(FORMAT_BY_SUFFIX)})"
+            found.setdefault(file.absolute() if reason else file.resolve(), reason)
     return dict(sorted(found.items()))
 
 
@@ -136,18 +140,4 @@ def _files_in(root: Path) -> Iterator[Path]:
     for folder, subfolders, names in os.walk(root):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         files = (Path(folder, name) for name in sorted(names) if not name.startswith("."))
-        yield from (file for file in files if file.suffix.lower() in FORMAT_BY_SUFFIX)
-
-
-def _check(file: Path, *, root: Path) -> tuple[Path, str]:
-    """Return the file that a path stands for, or the path if it is refused, and why it is refused."""
-    try:
-        resolved = file.resolve(strict=True)
-        mode = resolved.stat().st_mode
-    except (OSError, RuntimeError) as error:
-        return file, f"it cannot be read: {getattr(error, 'strerror', None) or error}"
-    if not resolved.is_relative_to(root.resolve()):
-        return file, f"it is a link that leaves {root}; name what it points to"
-    if resolved.suffix.lower() not in FORMAT_BY_SUFFIX:
-        return file, f"not a kind of file that is read ({' '.join(FORMAT_BY_SUFFIX)})"
-    return (resolved, "") if stat.S_ISREG(mode) else (file, "not a file")
+        yield from (file for file in files if file.suffix.lower() in FORMAT_BY_SUFFIX and not file.is_symlink())

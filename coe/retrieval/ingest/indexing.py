@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -17,6 +17,8 @@ from coe.retrieval.store import DocumentStore
 
 WRITE_BATCH_CHUNKS = 256
 """Chunks in one write, or a few more: the chunks of a document are written together."""
+EMBEDDED_AT_ONCE = 4096
+"""Chunks that the encoder gets at once, which bounds its memory."""
 EMBEDDED_TITLE_CHARACTERS = 100
 """Characters of its document's title that each chunk is embedded with."""
 
@@ -70,27 +72,17 @@ class Indexer:
                 digests[part] = dict(await self._store.digests(*part))
             if document := await self._document(text, digests[part], counts):
                 batch[text.key] = document
-            if _is_full(batch.values()):
-                await self._write(self._store, [*batch.values()])
+            if sum(len(one.chunks) for one in batch.values()) >= WRITE_BATCH_CHUNKS:
+                await self._write([*batch.values()])
                 batch = {}
             if progress:
                 progress(done)
-        await self._write(self._store, [*batch.values()])
+        await self._write([*batch.values()])
         return counts
 
     async def rebuild(self) -> int:
-        """Embed all stored documents again, in a new version of the index, and return their number."""
-        done = 0
-        batch: list[Document] = []
-        async with self._store.rebuilding() as draft:
-            async for document in self._store.documents():
-                done += 1
-                batch.append(document)
-                if _is_full(batch):
-                    await self._write(draft, batch)
-                    batch = []
-            await self._write(draft, batch)
-        return done
+        """Embed all stored documents again, and return their number. Raises RetrievalError."""
+        return await self._store.rebuild(self._embed)
 
     async def _document(self, text: SourceText, digests: dict[str, str], counts: IndexingCounts) -> Document | None:
         """Return the document to write, None if it is unchanged or empty. Deletes one that became empty."""
@@ -113,19 +105,19 @@ class Indexer:
         counts.chunks += len(document.chunks)
         return document
 
-    async def _write(self, store: DocumentStore, batch: Sequence[Document]) -> None:
+    async def _write(self, batch: Sequence[Document]) -> None:
         if batch:
-            await store.upsert(batch, await asyncio.to_thread(self._embed, batch))
+            chunks = [(document.title, chunk.text) for document in batch for chunk in document.chunks]
+            titles, texts = map(list, zip(*chunks, strict=True))
+            await self._store.upsert(batch, await asyncio.to_thread(self._embed, titles, texts))
 
-    def _embed(self, batch: Sequence[Document]) -> NDArray[np.float32]:
+    def _embed(self, titles: list[str], texts: list[str]) -> NDArray[np.float32]:
         titled = [
-            (document.title[:EMBEDDED_TITLE_CHARACTERS], chunk.text) for document in batch for chunk in document.chunks
+            f"{title[:EMBEDDED_TITLE_CHARACTERS]}\n{text}" if title else text
+            for title, text in zip(titles, texts, strict=True)
         ]
-        return self._encoder.encode([f"{title}\n{text}" if title else text for title, text in titled])
-
-
-def _is_full(batch: Iterable[Document]) -> bool:
-    return sum(len(one.chunks) for one in batch) >= WRITE_BATCH_CHUNKS
+        parts = (titled[start : start + EMBEDDED_AT_ONCE] for start in range(0, len(titled), EMBEDDED_AT_ONCE))
+        return np.concatenate([self._encoder.encode(part) for part in parts])
 
 
 def encoder_id(encoder: TokenizingEncoder) -> EncoderId:

@@ -44,7 +44,7 @@ async def issue_key(services: Services, request: Request) -> Response:
 
     def decide(issued: IssuedKeys) -> tuple[IssuedKey, IssuedKeys]:
         sha256, now = digest_of(secret), time.time()
-        return issue(registry, issued, spec, sha256=sha256, by=creator, by_name=creator.name, now=now)
+        return issue(registry, issued, spec, sha256=sha256, by=creator, now=now)
 
     async def change() -> IssuedKey:
         key = await watch.change(decide)
