@@ -1,4 +1,4 @@
-"""Recipes fitted on recorded answers: weights, stopping rules, proposals, the bound on the loss, gains at a budget."""
+"""Recipes fitted on recorded answers: weights, stopping rules, proposals, gains at a budget."""
 
 from typing import Any
 
@@ -9,9 +9,8 @@ from coe.recipes.agreement import best_answer
 from coe.recipes.fitting.answers import Answers
 from coe.recipes.fitting.benchmark import compare, recipe_report
 from coe.recipes.fitting.fit import RecipeFit, fit_weights, replayed
-from coe.recipes.fitting.max_loss import LEVEL, loss_p_value
 from coe.recipes.fitting.search import propose_arms
-from tests.recipes.recorded import halves, recorded_answers
+from tests.recipes.recorded import halves, recorded_answers, rows_of
 
 THREE = recorded_answers({"a": (0.6, 0.5), "b": (0.6, 0.5), "c": (0.6, 0.5)}, {"a": 1.0, "b": 1.0, "c": 1.0})
 CASCADE = recorded_answers({"a": (0.6, 0.4), "b": (0.6, 0.4), "large": (0.9, 0.8)}, {"a": 1.0, "b": 1.0, "large": 20.0})
@@ -54,7 +53,7 @@ def test_a_policy_earns_on_new_prompts_what_it_was_estimated_to_earn() -> None:
     found = replayed(arm.policy, test)
     assert found.scores.mean() == pytest.approx(arm.scores.mean(), abs=0.035)
     assert found.costs.mean() == pytest.approx(arm.costs.mean(), rel=0.1)
-    alone = [replayed(arm.policy, test.rows(np.array([row]))) for row in range(20)]
+    alone = [replayed(arm.policy, rows_of(test, np.array([row]))) for row in range(20)]
     assert [one.called[0].tolist() for one in alone] == found.called[:20].tolist()
     assert [one.scores[0] for one in alone] == found.scores[:20].tolist()
 
@@ -69,28 +68,6 @@ def test_proposed_recipes_hold_cheap_experts_before_a_large_one_and_no_two_have_
     assert any(names[-1] == "large" and len(names) > 2 for names in sequences)
     assert max(len(names) for names in sequences) <= 4
     assert len({frozenset(names) for names in sequences}) == len(sequences) > 1
-
-
-# -------------------------------------------------------------------------------------------- the bound on the loss
-
-
-def losses(rate: float, *, prompts: int, seed: int) -> np.ndarray:
-    """Losses of a recipe that disagrees on a tenth of the prompts, with this mean."""
-    random = np.random.default_rng(seed)
-    differs = random.random(prompts) < 0.1
-    return np.where(differs, np.where(random.random(prompts) < 0.5 + 5 * rate, 1.0, -1.0), 0.0)
-
-
-def test_a_recipe_that_breaks_the_bound_is_accepted_in_at_most_one_of_twenty_calibrations() -> None:
-    accepted = sum(loss_p_value(losses(0.02, prompts=800, seed=seed), 0.02) <= LEVEL for seed in range(400))
-    assert accepted <= 0.05 * 400
-
-
-@pytest.mark.parametrize(("prompts", "max_loss", "shown"), [(1500, 0.01, True), (100, 0.01, False), (0, 0.5, False)])
-def test_a_recipe_that_loses_nothing_is_accepted_with_enough_prompts(
-    prompts: int, max_loss: float, shown: bool
-) -> None:
-    assert (loss_p_value(np.zeros(prompts), max_loss) <= LEVEL) == shown
 
 
 # ------------------------------------------------------------------------------------------------ gain at a budget

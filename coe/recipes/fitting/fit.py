@@ -8,7 +8,7 @@ uses weights that were fitted on other prompts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -27,7 +27,6 @@ from coe.recipes.agreement import (
     support,
 )
 from coe.recipes.fitting.answers import FOLDS, Answers
-from coe.recipes.fitting.judged import Judgements, fit_logistic
 from coe.recipes.judge import GradeRule, graded_features
 from coe.recipes.policy import RecipePolicy, Step
 
@@ -221,6 +220,40 @@ class Arm:
     costs: Array
 
 
+SLOPE_PENALTY = 0.1
+"""Ridge penalty of the slope of the logistic from grades to the probability of being right."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Judgements:
+    """The grades of one judge for an `Answers`, (n_prompts, n_experts), NaN without one.
+
+    `cost` is the mean cost of a judgement, in the unit of the answers' costs; `uses` are those of the plan.
+    """
+
+    judge: str
+    grades: Array
+    cost: float
+    uses: Mapping[str, float]
+
+
+def fit_logistic(grades: Array, scores: Array) -> tuple[float, float]:
+    """Return intercept and slope of the probability of being right, from grades, NaN without one, and the scores in
+    [0, 1] of the graded answers."""
+    from scipy.optimize import minimize
+
+    known = np.isfinite(grades)
+    centred, right = grades[known] - 5.0, scores[known]
+
+    def loss(values: Array) -> float:
+        logits = values[0] + values[1] * centred
+        penalty = 0.5 * (1e-3 * values[0] ** 2 + SLOPE_PENALTY * values[1] ** 2)
+        return float((np.logaddexp(0.0, logits) - right * logits).sum() + penalty)
+
+    intercept, slope = minimize(loss, np.zeros(2)).x.tolist()
+    return intercept - 5.0 * slope, slope
+
+
 class RecipeFit:
     """The fitted weights of one recipe, from which an arm follows for each price.
 
@@ -337,12 +370,3 @@ def replayed(
         live = live[must_continue]
     scores = answers.scores[np.arange(len(chosen)), np.array(columns)[chosen]]
     return ReplayedAnswers(scores, (answers.costs * called).sum(axis=1), called)
-
-
-def loss_of_stopping(policy: RecipePolicy, answers: Answers, grades: Array | None = None) -> Array:
-    """Return the loss of each prompt, -1 to 1, by stopping before the last step, on recorded answers: (n_prompts,).
-
-    `grades` (n_prompts, n_experts) are those of the policy's judge.
-    """
-    last, early = replayed(policy.never_stopping(), answers), replayed(policy, answers, grades=grades)
-    return last.scores - early.scores
