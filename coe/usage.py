@@ -67,12 +67,12 @@ class MemberCall:
 
 
 RecipeStop = Literal[
-    "", "accepted", "last_step", "stream_hold", "held_bytes", "deadline", "unavailable", "failed", "cancelled"
+    "", "accepted", "last_step", "stream_hold", "deadline", "unavailable", "failed", "cancelled"
 ]
 """The reason why a recipe stopped; empty while it runs. `accepted`: its policy accepted an answer before the last step;
-`last_step`: all steps were called, and compared or written. The next four return an unverified answer: the stream was
-held as long as allowed, the held answers reached the memory limit, the deadline was near, or no member of the last step
-answered. `failed`: no member answered."""
+`last_step`: all steps were called, and compared or written. The next three return an unverified answer: the stream was
+held as long as allowed, the deadline was near, or no member of the last step answered. `failed`: no member answered, or
+not the last one of a chain or fuse."""
 
 
 @dataclass(slots=True, eq=False)

@@ -11,9 +11,9 @@ import math
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 
-from coe.core import Call, Expert
+from coe.core import Call, Expert, Health
 from coe.errors import ExpertError, ExpertUnavailable, InvalidRequest
-from coe.recipes.draft import MAX_HELD_BYTES, Draft, FinalAnswer, HeldBytes
+from coe.recipes.draft import Draft, FinalAnswer, HeldBytes
 from coe.registry import Policy
 from coe.usage import MemberCall, RecipeLog, RecipeStop, RecipeUsage, Usage
 
@@ -49,18 +49,18 @@ class MemberCalls:
         self._max_calls = limits.max_calls
         self._max_hold = max_hold
         self._running: list[tuple[Draft, asyncio.Task[None]]] = []
-        self._held = HeldBytes(MAX_HELD_BYTES, call.memory)
+        self._held = HeldBytes(call.memory)
         self._clock = asyncio.get_running_loop().time
         left = call.deadline - self._clock()
         self._stop_at = call.deadline - min(DEADLINE_MARGIN_SECONDS, DEADLINE_MARGIN_SHARE * left)
 
-    async def returning(self, reply: Callable[[], Awaitable[RecipeReply]], *, first: int) -> RecipeReply:
-        """Return the result of `reply`, whose first step has `first` calls. If it raises, cancel all calls.
+    async def returning(self, reply: Callable[[], Awaitable[RecipeReply]], *, needed: int) -> RecipeReply:
+        """Return the result of `reply`, which makes `needed` calls or more. If it raises, cancel all calls.
 
         Raises ExpertUnavailable if earlier attempts have used up the calls of the request.
         """
         try:
-            if self.exceeds_limit(first):
+            if self.exceeds_limit(needed):
                 message = f"recipe {self.log.recipe!r} has made all {self._max_calls} calls it may"
                 used_up = ExpertUnavailable(message, expert=self.log.recipe)
                 used_up.request_sent = False
@@ -71,10 +71,9 @@ class MemberCalls:
             await self.aclose()
             raise
 
-    def start(self, name: str, number: int, call: Call, *, drafts: int = 0) -> Draft:
-        """Call a member in step `number`. Its request has `drafts` earlier answers."""
+    def start(self, name: str, number: int, call: Call) -> Draft:
+        """Call a member in step `number`."""
         draft = self.start_beside(self._members[name], number, call, final_answer=self._final_answer)
-        draft.log.drafts = drafts
         self.drafts.append(draft)
         return draft
 
@@ -82,8 +81,8 @@ class MemberCalls:
         """Call an expert whose answer is not returned, such as a judge."""
         log = MemberCall(expert.name, number)
         self.log.calls.append(log)
-        draft = Draft(expert, call, log, held=self._held, final_answer=final_answer)
-        self._running.append((draft, asyncio.create_task(draft.read())))
+        draft = Draft(expert, log, held=self._held, final_answer=final_answer)
+        self._running.append((draft, asyncio.create_task(draft.read(call))))
         return draft
 
     async def settle(self, drafts: Sequence[Draft]) -> RecipeStop:
@@ -109,8 +108,6 @@ class MemberCalls:
         begun = [draft.began for draft in self.drafts if draft.usable and draft.began is not None]
         if not begun:
             return math.inf, "deadline"
-        if self._held.full:
-            return -math.inf, "held_bytes"
         held_until = min(begun) + self._max_hold
         return (held_until, "stream_hold") if held_until < self._stop_at else (self._stop_at, "deadline")
 
@@ -159,6 +156,15 @@ class MemberCalls:
         await asyncio.gather(*(task for _, task in self._running), return_exceptions=True)
         for draft, _ in self._running:
             draft.discard()
+
+
+def health_of(first: Sequence[Expert], *needed: Expert) -> Health:
+    """Return the health of a recipe: up while one of its `first` members and all `needed` ones are; its load is the
+    largest of theirs."""
+    some, every = [one.health for one in first], [one.health for one in needed]
+    failed = [one for one in every if not one.up] or ([] if any(one.up for one in some) else some)
+    load = max(one.load for one in (*some, *every))
+    return Health(not failed, load, cause=failed[0].cause if failed else "")
 
 
 class RecipeReply:

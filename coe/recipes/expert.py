@@ -2,8 +2,8 @@
 
 After each step a `RecipePolicy` compares the final answers and decides whether to continue. A member that fails counts
 as no answer. The recipe stops early and returns its best answer so far, unverified, when a stream was held as long as
-allowed, too many bytes are held, or the deadline is near. Members are the experts that single requests use, so their
-breakers, health and residency apply.
+allowed, or the deadline is near. Members are the experts that single requests use, so their breakers, health and
+residency apply.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 
 from coe.core import Call, Expert, Health, Reply
 from coe.recipes.agreement import NO_ANSWER, answer_classes
-from coe.recipes.calls import MemberCalls, RecipeReply
+from coe.recipes.calls import MemberCalls, RecipeReply, health_of
 from coe.recipes.draft import Draft, FinalAnswer
 from coe.recipes.final_answers.answers import final_answer, json_form, without_reasoning
 from coe.recipes.judge import grade_in, grading_fields
@@ -52,9 +52,7 @@ class RecipeExpert:
     @property
     def health(self) -> Health:
         """Up while a member of the first step is up; its load is the largest of theirs."""
-        first = [member.health for member in self._first]
-        up = any(one.up for one in first)
-        return Health(up, max(one.load for one in first), cause="" if up else first[0].cause)
+        return health_of(self._first)
 
     async def stream(self, call: Call) -> Reply:
         """Call the members until an answer is accepted. Raises the last member's error if none of them answered."""
@@ -66,7 +64,7 @@ class RecipeExpert:
             limits=self.limits,
             max_hold=self.limits.max_stream_hold if call.stream else math.inf,
         )
-        return await calls.returning(_Run(self, call, calls).reply, first=len(self._first))
+        return await calls.returning(_Run(self, call, calls).reply, needed=len(self._first))
 
     async def aclose(self) -> None:
         """Does nothing: the caller closes the members."""
@@ -77,8 +75,7 @@ class _Run:
 
     def __init__(self, recipe: RecipeExpert, call: Call, calls: MemberCalls) -> None:
         self._recipe = recipe
-        self._call: Call | None = replace(call, stand_in="", posterior=None, recipe_log=None)
-        """The call that the members get; None once no further member is called, as its body may be large."""
+        self._call = replace(call, stand_in="", posterior=None, recipe_log=None)
         posterior = recipe.uniform if call.posterior is None else call.posterior.astype(np.float64)
         self._posterior = posterior[np.newaxis]
         self._calls = calls
@@ -87,7 +84,6 @@ class _Run:
     async def reply(self) -> RecipeReply:
         """Call the members and return the best answer. Raises the last error if no member answered."""
         stop = await self._call_steps()
-        self._call = None
         return self._calls.reply(self._best(finished_only=stop == "deadline"), stop)
 
     async def _call_steps(self) -> RecipeStop:
@@ -96,7 +92,6 @@ class _Run:
         for number, step in enumerate(steps):
             if number and (stop := self._calls.stop_before(len(step.members))):
                 return stop
-            assert self._call is not None
             latest = [self._calls.start(name, number, self._call) for name in step.members]
             stop = await self._calls.settle(latest)
             continues = self._compare(number)
@@ -117,7 +112,6 @@ class _Run:
         Without a grade, agreement has decided whether it `continues`.
         """
         calls, call = self._calls, self._call
-        assert call is not None
         if not any(draft.complete for draft in self._drafts):
             return continues, ""
         text = without_reasoning(self._best(finished_only=True).text() or "")

@@ -214,9 +214,8 @@ class _Probes:
         uses = _uses_of(specs, given, written, data.uses.get("latency_ms", unknown)[cells])
         sizes = uses["active_b"] if np.isfinite(uses["active_b"]).all() else 1.0
         costs = uses["cost"] if uses["cost"].any() else tokens / 1000 * sizes
-        labels, count = data.labels(prompts, self.categories), len(self.categories)
-        classes, scores = recorded.classes[cells], data.scores[cells]
-        answers = Answers(tuple(self.experts), classes, scores, costs, tokens, labels, count)
+        classes, scores, labels = recorded.classes[cells], data.scores[cells], data.labels(prompts, self.categories)
+        answers = Answers(tuple(self.experts), classes, scores, costs, tokens, labels, len(self.categories))
         return _AnswerTable(answers, prompts, cells, uses)
 
     def judgements(self, recipe: RecipeSpec, table: _AnswerTable) -> Judgements:
