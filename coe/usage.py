@@ -44,8 +44,8 @@ class MemberCall:
 
     - `step`: number of the step, from 0.
     - `outcome`: `answered`, `unreadable` (a complete answer without a final answer that can be compared), `unverified`
-      (returned without complete comparison), `cancelled`, or the cause of the failure. Of a judge: `graded`, `ungraded`
-      (its reply has no grade), or `skipped` (not called, as no call was left).
+      (returned without complete comparison), `cancelled`, or the cause of the failure. Of a judge: `graded` or
+      `ungraded` (its reply has no grade).
     - `usage`: None until the member has begun to answer.
     - `ms`: duration in milliseconds.
     - `answer_class`: index of the first call with the same final answer; None without one.

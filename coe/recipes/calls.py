@@ -54,14 +54,16 @@ class MemberCalls:
         left = call.deadline - self._clock()
         self._stop_at = call.deadline - min(DEADLINE_MARGIN_SECONDS, DEADLINE_MARGIN_SHARE * left)
 
-    async def returning(self, reply: Callable[[], Awaitable[RecipeReply]], *, needed: int) -> RecipeReply:
-        """Return the result of `reply`, which makes `needed` calls or more. If it raises, cancel all calls.
+    async def returning(self, reply: Callable[[], Awaitable[RecipeReply]], *, most: int) -> RecipeReply:
+        """Return the result of `reply`, which makes `most` calls at most. If it raises, cancel all calls.
 
-        Raises ExpertUnavailable if earlier attempts have used up the calls of the request.
+        Raises ExpertUnavailable if so many more than those of earlier attempts exceed `policy.max_calls`.
         """
         try:
-            if self.exceeds_limit(needed):
-                message = f"recipe {self.log.recipe!r} has made all {self._max_calls} calls it may"
+            if len(self.log.calls) + most > self._max_calls:
+                message = (
+                    f"recipe {self.log.recipe!r} has no {most} of the {self._max_calls} calls left that it may make"
+                )
                 used_up = ExpertUnavailable(message, expert=self.log.recipe)
                 used_up.request_sent = False
                 raise used_up
@@ -111,16 +113,10 @@ class MemberCalls:
         held_until = min(begun) + self._max_hold
         return (held_until, "stream_hold") if held_until < self._stop_at else (self._stop_at, "deadline")
 
-    def stop_before(self, calls: int) -> RecipeStop:
-        """Return the reason not to begin a step of `calls` calls; empty if it may begin."""
-        if self.exceeds_limit(calls):
-            return "unavailable"
+    def due_stop(self) -> RecipeStop:
+        """Return the reason not to make a further call; empty if there is none."""
         at, stop = self._limit()
         return stop if self._clock() >= at else ""
-
-    def exceeds_limit(self, calls: int) -> bool:
-        """True if `calls` further calls exceed `policy.max_calls`."""
-        return len(self.log.calls) + calls > self._max_calls
 
     def raise_defect(self) -> None:
         """Raise a draft's error if it is a bug, not a failure of its expert."""

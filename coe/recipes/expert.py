@@ -64,7 +64,9 @@ class RecipeExpert:
             limits=self.limits,
             max_hold=self.limits.max_stream_hold if call.stream else math.inf,
         )
-        return await calls.returning(_Run(self, call, calls).reply, needed=len(self._first))
+        judgements = 0 if self.judge is None else len(self.policy.steps) - 1
+        most = len(self.policy.members) + judgements
+        return await calls.returning(_Run(self, call, calls).reply, most=most)
 
     async def aclose(self) -> None:
         """Does nothing: the caller closes the members."""
@@ -90,7 +92,7 @@ class _Run:
         """Call step after step until an answer is accepted or a limit is reached. Return why it stopped."""
         steps = self._recipe.policy.steps
         for number, step in enumerate(steps):
-            if number and (stop := self._calls.stop_before(len(step.members))):
+            if number and (stop := self._calls.due_stop()):
                 return stop
             latest = [self._calls.start(name, number, self._call) for name in step.members]
             stop = await self._calls.settle(latest)
@@ -117,11 +119,8 @@ class _Run:
         text = without_reasoning(self._best(finished_only=True).text() or "")
         if not text:  # cut off or refused
             return continues, ""
-        if stop := calls.stop_before(1):
-            log = MemberCall(judge.name, number)
-            log.outcome = "skipped"
-            calls.log.calls.append(log)
-            return continues, "" if stop == "unavailable" else stop
+        if stop := calls.due_stop():
+            return continues, stop
         timeout = self._recipe.limits.response_timeout
         fields = grading_fields(call.fields, text)
         optional = frozenset(("max_tokens",))

@@ -46,7 +46,7 @@ class WritingExpert:
             final_answer=_draft_text,
             limits=self.limits,
         )
-        return await calls.returning(lambda: self._reply(call, calls), needed=len(self.recipe.members))
+        return await calls.returning(lambda: self._reply(call, calls), most=len(self.recipe.members))
 
     async def aclose(self) -> None:
         """Does nothing: the caller closes the members."""
