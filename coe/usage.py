@@ -66,9 +66,7 @@ class MemberCall:
     drafts: int = 0
 
 
-RecipeStop = Literal[
-    "", "accepted", "last_step", "stream_hold", "deadline", "unavailable", "failed", "cancelled"
-]
+RecipeStop = Literal["", "accepted", "last_step", "stream_hold", "deadline", "unavailable", "failed", "cancelled"]
 """The reason why a recipe stopped; empty while it runs. `accepted`: its policy accepted an answer before the last step;
 `last_step`: all steps were called, and compared or written. The next three return an unverified answer: the stream was
 held as long as allowed, the deadline was near, or no member of the last step answered. `failed`: no member answered, or

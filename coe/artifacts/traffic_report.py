@@ -24,13 +24,11 @@ ASPECTS: tuple[Aspect, ...] = get_args(Aspect)
 
 @dataclass(frozen=True, slots=True)
 class TrafficReport:
-    """At `time` (Unix seconds): experts by kind of alarm, whether each tested aspect has shifted, and proposed
-    categories."""
+    """At `time` (Unix seconds): experts by kind of alarm, and whether each tested aspect has shifted."""
 
     time: float
     alarms: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     drift: Mapping[str, bool] = field(default_factory=dict)
-    proposed: int = 0
 
     @classmethod
     def of(cls, report: Mapping[str, Any], *, now: float) -> TrafficReport:
@@ -39,7 +37,7 @@ class TrafficReport:
         for alarm in report["alarms"]:
             alarms[alarm["kind"]] = (*alarms.get(alarm["kind"], ()), alarm["expert"])
         drift = {finding["aspect"]: bool(finding["alarm"]) for finding in report["drift"]["findings"]}
-        return cls(now, alarms, drift, len(report["proposed_categories"]))
+        return cls(now, alarms, drift)
 
     def to_json(self) -> bytes:
         return orjson.dumps(asdict(self))
@@ -53,7 +51,7 @@ def read_traffic_report(path: Path) -> TrafficReport | None:
         drift: dict[str, bool] = {
             aspect: bool(found["drift"][aspect]) for aspect in ASPECTS if aspect in found["drift"]
         }
-        return TrafficReport(float(found["time"]), alarms, drift, int(found["proposed"]))
+        return TrafficReport(float(found["time"]), alarms, drift)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
 

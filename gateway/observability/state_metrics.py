@@ -121,9 +121,6 @@ def add_traffic_metrics(metrics: Metrics, path: Path, services: Services) -> Non
     def drift() -> Cells:
         return {} if (now := report()) is None else {(aspect,): float(one) for aspect, one in now.drift.items()}
 
-    def proposed() -> Cells:
-        return {} if (now := report()) is None else {(): float(now.proposed)}
-
     def timestamp() -> Cells:
         return {} if (now := report()) is None else {(): now.time}
 
@@ -132,8 +129,6 @@ def add_traffic_metrics(metrics: Metrics, path: Path, services: Services) -> Non
     gauges("coe_alarm", kinds, ("kind", "expert"), alarms, largest=True)
     shifts = "1 if traffic has shifted against the router's first traffic, by the last traffic report."
     gauges("coe_drift", shifts, ("kind",), drift, largest=True)
-    groups = "Groups of requests that may deserve a category, by the last traffic report."
-    gauges("coe_proposed_categories", groups, (), proposed, largest=True)
     stamp = "Unix time of the last traffic report."
     gauges("coe_traffic_report_timestamp_seconds", stamp, (), timestamp, largest=True)
 
