@@ -21,7 +21,6 @@ from tempfile import TemporaryDirectory
 
 from starlette.applications import Starlette
 
-import routers
 from coe.artifacts.active_state import (
     ActiveState,
     LoadedRouter,
@@ -230,8 +229,7 @@ async def open_services(
         metrics, failed = observation.metrics, observation.metrics.task_failed
         session = await enter(Client())
         log, feedback, writer = await _open_logs(stack, settings, registry, metrics)
-        encoder = routers.load_encoder(in_use.folder) if registry.log.store_embeddings else None
-        recorder = await enter(Recorder(writer, encoder=encoder, threads=threads))
+        recorder = Recorder(writer)
         builder = await _open_builder(stack, settings, registry, session, threads, metrics)
         behind = await enter(sync_artifacts(settings, registry.artifacts, task_failed=failed))
         cache = await enter(open_cache(registry.cache, task_failed=failed))

@@ -18,7 +18,7 @@ from coe.settings import Settings
 TRAFFIC_REPORT_FILE = "traffic-report.json"
 AlarmKind = Literal["collapse", "starvation", "degradation", "failing"]
 ALARMS: tuple[AlarmKind, ...] = get_args(AlarmKind)
-Aspect = Literal["category mix", "confidence", "embeddings"]
+Aspect = Literal["category mix", "confidence"]
 ASPECTS: tuple[Aspect, ...] = get_args(Aspect)
 
 

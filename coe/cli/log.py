@@ -61,7 +61,7 @@ InputFile = Annotated[
         metavar="FILE", callback=_record_file, help="A file that `coe log export` wrote.", exists=True, dir_okay=False
     ),
 ]
-Redact = Annotated[bool, typer.Option("--redact", help="Leave out prompts, embeddings and text digests.")]
+Redact = Annotated[bool, typer.Option("--redact", help="Leave out prompts and text digests.")]
 
 app = typer.Typer(invoke_without_command=True, help="List the newest records of the routing log, or export and import.")
 

@@ -121,7 +121,6 @@ def frame_schema(names: Collection[str] | None = None) -> Schema:
         bool: pyarrow.bool_(),
         int: pyarrow.int64(),
         float: number,
-        bytes: pyarrow.binary(),
         tuple[str, ...]: pyarrow.list_(text),
         tuple[float, ...]: pyarrow.list_(number),
         tuple[float, float]: pyarrow.list_(number),

@@ -35,7 +35,7 @@ IMPORT_PAGE_SIZE = 2_000
 
 MAPS = ("probabilities", "router_probabilities")
 """Fields that parquet has as lists of pairs."""
-REDACTED: dict[str, Any] = {"digest": "", "prompt": None, "left_out": (), "embedding": None}
+REDACTED: dict[str, Any] = {"digest": "", "prompt": None, "left_out": ()}
 """Values in place of the fields that hold or reveal the user's text."""
 
 

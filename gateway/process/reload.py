@@ -202,7 +202,6 @@ def check_reloadable(old: Registry, new: Registry) -> None:
             ("log.url", old.log.url, new.log.url),
             ("log.keep_records", old.log.keep_records, new.log.keep_records),
             ("log.keep_days", old.log.keep_days, new.log.keep_days),
-            ("log.store_embeddings", old.log.store_embeddings, new.log.store_embeddings),
             ("artifacts", old.artifacts, new.artifacts),
             ("access.counters", old.access.counters, new.access.counters),
             ("cache.store", old.cache and old.cache.store, new.cache and new.cache.store),

@@ -48,7 +48,7 @@ def page() -> str:
     """The page, in Markdown."""
     yes, fields = {True: "yes", False: ""}, []
     for name, row in _rows(RECORD_SCHEMA).items():
-        api = "none" if name == "embedding" else "list" if name in LISTED else "record"
+        api = "list" if name in LISTED else "record"
         fields.append((*row, api, yes[name in INDEXED], yes[name in PRIVATE]))
     calls = _rows(RECORD_SCHEMA["$defs"]["RecipeCall"]).values()
     feedback = _rows(RATING_SCHEMA).values()

@@ -23,7 +23,7 @@ def test_a_redacted_export_has_no_text_of_the_user(config: Path, tmp_path: Path)
     file = tmp_path / "log.jsonl"
     run("log", "export", file, "--redact", "--config", config)
     exported = orjson.loads(file.read_bytes())
-    assert (exported["prompt"], exported["embedding"], exported["digest"]) == (None, None, "")
+    assert (exported["prompt"], exported["digest"]) == (None, "")
     assert exported["request_id"] == RECORD.request_id
 
 

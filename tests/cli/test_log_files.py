@@ -38,7 +38,6 @@ def test_a_log_is_copied_unchanged_from_redis_to_a_file_and_into_sqlite(service:
         "req_odd",
         time=now,
         prompt="né 日本語 🦜",
-        embedding=b"\x00\x3c" * 8,
         utility=(0.5, float("-inf")),
         exploration=(0.05, 0.1),
         first_token_ms=None,

@@ -11,7 +11,6 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import orjson
 import pytest
 
@@ -38,10 +37,6 @@ from tests.learning.samples import record
 from tests.observability.pages import names, value
 
 URL = "sqlite:///routing-log.sqlite"
-TIDES = ("when is high tide at the harbour", "tide tables of the harbour for may", "how high is the spring tide")
-KNOTS = ("how is a bowline knot tied", "which knot holds a boat", "undo a wet knot of rope")
-OTHERS = ("write a poem about may", "what is a tensor", "how high is the tower", "code a parser", "sum two numbers")
-
 
 REPORT: dict[str, Any] = {
     "alarms": [{"kind": "starvation", "expert": "painter"}, {"kind": "starvation", "expert": "nobody"}],
@@ -62,7 +57,6 @@ async def test_the_gateway_shows_the_last_traffic_report_and_nothing_before_it(t
         assert b"nobody" not in found
         assert value(found, "coe_drift", kind="confidence") == 1
         assert value(found, "coe_drift", kind="category mix") == 0
-        assert b"embeddings" not in found
         assert value(found, "coe_traffic_report_timestamp_seconds") == 7
         replace_file(tmp_path / TRAFFIC_REPORT_FILE, TrafficReport(8.0).to_json())
         assert value(shown(), "coe_traffic_report_timestamp_seconds") == 8
@@ -98,14 +92,11 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
 
 
 def traffic(count: int, *, start: float, expert: str, uncertain_share: float = 0.0) -> list[RoutingRecord]:
-    """Requests of all three categories to one expert, a share of them unsure: about tides, or about knots."""
-    random = np.random.default_rng(count)
-    centres = random.normal(size=(2, 16))
+    """Requests of all three categories to one expert, a share of them unsure."""
     made = []
     for number in range(count):
         category = ("code", "art", "general")[number % 3]
         odd = number < uncertain_share * count
-        vector = random.normal(size=16) * (0.1 if odd else 1.0) + (centres[number % 2] if odd else 0.0)
         made.append(
             record(
                 f"{start}-{number}",
@@ -116,14 +107,12 @@ def traffic(count: int, *, start: float, expert: str, uncertain_share: float = 0
                 candidates=("coder", "painter", "generalist"),
                 probabilities={name: 0.9 if name == category else 0.05 for name in ("code", "art", "general")},
                 router="words",
-                prompt=(TIDES, KNOTS)[number % 2][number % 3] if odd else OTHERS[number % 5],
-                embedding=(vector / np.linalg.norm(vector)).astype(np.float16).tobytes(),
             )
         )
     return made
 
 
-def test_status_finds_a_shift_a_new_kind_of_request_and_an_expert_that_gets_all_traffic(settings: Settings) -> None:
+def test_a_report_finds_a_shift_and_an_expert_that_gets_all_traffic(settings: Settings) -> None:
     now = time.time()
     logged(settings, traffic(600, start=now - 3 * 86_400, expert="coder"))
     logged(settings, traffic(600, start=now - 7_200, expert="coder", uncertain_share=0.4))
@@ -134,7 +123,7 @@ def test_status_finds_a_shift_a_new_kind_of_request_and_an_expert_that_gets_all_
         ("starvation", "generalist"),
     }
     shifted = {one["aspect"] for one in found["drift"]["findings"] if one["alarm"]}
-    assert shifted == {"category mix", "confidence", "embeddings"}
+    assert shifted == {"category mix", "confidence"}
     both = found["drift"]["compared"]
     assert both["requests"] == {"before": 600, "now": 600}
     assert both["categories"]["before"] == pytest.approx(dict.fromkeys(("code", "art", "general"), 1 / 3), abs=1e-4)
@@ -144,7 +133,7 @@ def test_status_finds_a_shift_a_new_kind_of_request_and_an_expert_that_gets_all_
     published = read_traffic_report(settings.artifacts / TRAFFIC_REPORT_FILE)
     assert published is not None
     assert published.alarms["collapse"] == ("coder",)
-    assert published.drift["embeddings"]
+    assert published.drift["confidence"]
     assert published.time == pytest.approx(now, abs=60)
 
 
