@@ -15,8 +15,7 @@ import typer
 from coe.cli.common import Config, Json, declaration_for, duration_seconds, writable_file
 from coe.foreground import exit_on_sigterm
 from coe.learning.log_frame import Ratings, open_logs
-from coe.learning.record_files import SUFFIXES, import_rows, write_rows
-from coe.measuring.tables import require_parquet
+from coe.learning.record_files import import_rows, write_rows
 from coe.records import missing_file, open_log_and_feedback, require_log
 from coe.records.codec import RECORD
 from coe.records.record import LogPage, LogQuery, RoutingLog, RoutingRecord
@@ -38,13 +37,11 @@ Id = Annotated[str, typer.Option("--id", help="The beginning of the request's id
 
 
 def _record_file(file: Path) -> Path:
-    """Check the format of a file of records. Raises BadParameter, and ConfigError where pyarrow is missing."""
-    if file.suffix not in SUFFIXES:
-        raise typer.BadParameter(f"{file} must end in {' or '.join(SUFFIXES)}")
+    """Check that a file of records is one of JSON Lines. Raises BadParameter."""
+    if file.suffix != ".jsonl":
+        raise typer.BadParameter(f"{file} must end in .jsonl")
     if file.exists() and not file.is_file():
         raise typer.BadParameter(f"{file} is not a regular file")
-    if file.suffix == ".parquet":
-        require_parquet()
     return file
 
 
@@ -52,9 +49,7 @@ def _output_file(file: Path) -> Path | None:
     return writable_file(_record_file(file))
 
 
-OutputFile = Annotated[
-    Path, typer.Argument(metavar="FILE", callback=_output_file, help="The file to write, .jsonl or .parquet.")
-]
+OutputFile = Annotated[Path, typer.Argument(metavar="FILE", callback=_output_file, help="The file to write, .jsonl.")]
 InputFile = Annotated[
     Path,
     typer.Argument(
@@ -120,7 +115,7 @@ def export_file(
     redact: Redact = False,
     config: Config = None,
 ) -> None:
-    """Write the routing log to a file, JSON Lines or parquet, each record with its feedback."""
+    """Write the routing log to a file of JSON Lines, each record with its feedback."""
     settings, registry = declaration_for(config)
     url, now = registry.log.url, time.time()
     require_log(url, base=settings.home)

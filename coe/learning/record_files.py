@@ -1,7 +1,6 @@
-"""Writes and reads routing records with their feedback as files: JSON Lines (`.jsonl`) or parquet (`.parquet`).
+"""Writes and reads routing records with their feedback as files of JSON Lines, for `coe log export` and `import`.
 
-Both formats have the same columns: the fields of a record, and those of its rating. `coe log export` and `import` use
-this; files are written in one step and read in pages.
+A line has the fields of a record, and those of its rating. Files are written in one step and read in pages.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import orjson
 from pydantic import ValidationError
 
 from coe.errors import DataError, InvalidRequest
-from coe.learning.log_frame import RATING, Row, frame_schema, to_table
+from coe.learning.log_frame import RATING, Row
 from coe.measuring.tables import numbered_rows
 from coe.records import open_log_and_feedback
 from coe.records.codec import RECORD, is_newer
@@ -26,15 +25,8 @@ from coe.records.feedback import MAX_NAME_CHARACTERS, Feedback, FeedbackKind
 from coe.records.record import DAY
 from coe.registry.sections import LogSpec
 
-SUFFIXES = (".jsonl", ".parquet")
-ROW_GROUP_SIZE = 10_000
-"""Rows of a parquet row group, which is held in memory: about 40 MB without prompts and embeddings."""
 IMPORT_PAGE_SIZE = 2_000
 """Rows in memory during an import."""
-
-
-MAPS = ("probabilities", "router_probabilities")
-"""Fields that parquet has as lists of pairs."""
 REDACTED: dict[str, Any] = {"digest": "", "prompt": None, "left_out": ()}
 """Values in place of the fields that hold or reveal the user's text."""
 
@@ -70,7 +62,12 @@ def write_rows(path: Path, rows: Iterable[Row], *, redact: bool = False) -> int:
     path = path.resolve()  # a link stays a link
     draft = path.with_name(f".{path.name}.draft")  # the next run overwrites the draft of a killed one
     try:
-        count = _write_parquet(draft, rows) if path.suffix == ".parquet" else _write_jsonl(draft, rows)
+        count = 0
+        with draft.open("wb") as file:
+            for record, rating in rows:
+                fields = RECORD.adapter.dump_python(record, mode="json", warnings=False) | asdict(rating)
+                file.write(orjson.dumps(fields) + b"\n")
+                count += 1
         draft.replace(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error}); check its folder and the free disk space") from error
@@ -86,7 +83,6 @@ def read_rows(path: Path) -> Iterator[Row]:
         place = f"{path}:{number}"
         if not isinstance(values, dict):
             raise DataError(f"{place}: not a row of a routing log")
-        values |= {name: dict(values[name]) for name in MAPS if isinstance(values.get(name), list)}
         try:
             record = RECORD.adapter.validate_python(values, strict=False)
             yield record, RATING.validate_python(values, strict=False)
@@ -115,25 +111,3 @@ def events_of(row: Row) -> Iterator[Feedback]:
                 yield Feedback(event_id, record.request_id, when, cast("FeedbackKind", kind), value, record.tenant)
             except InvalidRequest as error:
                 raise DataError(f"request {record.request_id}: not feedback of an export ({error})") from error
-
-
-def _write_jsonl(path: Path, rows: Iterable[Row]) -> int:
-    count = 0
-    with path.open("wb") as file:
-        for record, rating in rows:
-            file.write(
-                orjson.dumps(RECORD.adapter.dump_python(record, mode="json", warnings=False) | asdict(rating)) + b"\n"
-            )
-            count += 1
-    return count
-
-
-def _write_parquet(path: Path, rows: Iterable[Row]) -> int:
-    from pyarrow import parquet
-
-    schema, rows, count = frame_schema(), iter(rows), 0
-    with parquet.ParquetWriter(path, schema, compression="zstd") as writer:
-        while group := list(islice(rows, ROW_GROUP_SIZE)):
-            writer.write_table(to_table(group, schema))
-            count += len(group)
-    return count

@@ -1,4 +1,4 @@
-"""`coe log export` and `import`: a log goes to parquet and into another log, nothing lost, nothing twice."""
+"""`coe log export` and `import`: a log goes to a file and into another log, nothing lost, nothing twice."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def plain(events: list[Feedback]) -> list[tuple[Any, ...]]:
 
 @pytest.fixture
 def file(service: LoggedService) -> Path:
-    return service.config.with_name("log.parquet")
+    return service.config.with_name("log.jsonl")
 
 
 def test_a_log_is_copied_unchanged_from_redis_to_a_file_and_into_sqlite(service: LoggedService, file: Path) -> None:
