@@ -120,4 +120,4 @@ def _lines(outcomes: Iterable[Outcome]) -> Iterator[str]:
         if outcome.version:
             yield f"  version {outcome.version} is in use; gateways apply it within a second or two"
         if outcome.folder:
-            yield f"  report: {outcome.folder}/report.md"
+            yield f"  report: {outcome.folder}/report.json"

@@ -24,7 +24,7 @@ from coe.learning import promotion
 from coe.learning.experience import NONE, LoadedExperience
 from coe.learning.probe_split import is_held_out
 from coe.learning.promotion import Judgement, held_out_evidence
-from coe.learning.rounds.round import Candidate, Job, ManifestFields, RoundState
+from coe.learning.rounds.round import Candidate, Job, ManifestFields, RoundState, read_round_states
 from coe.learning.training_data import build_router, training_pairs
 from coe.measuring.tables import pairs_digest
 
@@ -195,11 +195,13 @@ def judge(job: Job, *, cache: Path) -> Candidate | str | None:
     if isinstance(data, str):
         return data
     version, inputs = job.store(ROUTER).in_use(), pairs_digest(data.added)
-    tests = job.tests_so_far(ROUTER, in_use=str(version), inputs=inputs)
-    if tests is None:
+    last = read_round_states(job.settings.artifacts).get(ROUTER)
+    if last is not None and last.in_use != str(version):  # tests of another router do not count
+        last = None
+    if last is not None and last.inputs == inputs:
         return "no correction is new"
     build = partial(build_router, encoder=job.registry.router.encoder, cache=cache)
-    judgement = judge_router(data, build, round_=tests + 1)
+    judgement = judge_router(data, build, round_=1 if last is None else last.judged + 1)
     report = {
         **judgement.to_json(),
         "base": len(data.base),
@@ -215,7 +217,9 @@ def judge(job: Job, *, cache: Path) -> Candidate | str | None:
         return {"categories": job.registry.category_names, "data": pairs_digest(data.pairs), "metrics": metrics}
 
     return Candidate(
-        RoundState.of(judgement, in_use=str(version), inputs=inputs, time=job.now),
+        RoundState(
+            str(version), judgement.round_, inputs, "", job.now, judgement.promote, judgement.sentence, report=""
+        ),
         replaces=version,
         report=report,
         save=save,
