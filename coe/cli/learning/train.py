@@ -17,9 +17,6 @@ from coe.learning.training_data import build_router, training_pairs
 from coe.measuring.tables import pairs_digest
 
 Data = Annotated[Path | None, typer.Option("--data", help="JSONL or parquet with prompt and category.")]
-Add = Annotated[
-    Path | None, typer.Option("--add", help="Further prompts of that form, added to --data or the starter prompts.")
-]
 Out = Annotated[Path | None, typer.Option("--out", help="Artifact folder [default: in the state folder].")]
 Encoder = Annotated[str | None, typer.Option("--encoder", help="A folder, an installed package, or a hub name.")]
 
@@ -27,7 +24,6 @@ Encoder = Annotated[str | None, typer.Option("--encoder", help="A folder, an ins
 def train(
     file: ConfigFile = None,
     data: Data = None,
-    add: Add = None,
     out: Out = None,
     encoder: Encoder = None,
     config: Config = None,
@@ -35,12 +31,11 @@ def train(
 ) -> None:
     """Train the category router and put it into use.
 
-    Without --data, the prompts are those of `router.training_data`, or the starter prompts that ship with CoE; --add
-    keeps them and adds your own. `coe retrain` learns only from declared prompts: declare the file as
-    `router.extra_training_data` to add it every time.
+    Without --data, the prompts are those of `router.training_data`, or the starter prompts that ship with CoE.
+    `router.extra_training_data` adds your own. `coe retrain` learns only from declared prompts.
     """
     settings, registry = declaration_for(config, file)
-    pairs = training_pairs(registry, base=settings.config.parent, data=data, extra=add)
+    pairs = training_pairs(registry, base=settings.config.parent, data=data)
     store = ArtifactStore(out.absolute(), "router") if out else synced_store(settings, "router")
     with store.draft() as draft, exit_on_sigterm():
         metrics = build_router(pairs, draft, encoder=encoder or registry.router.encoder)
