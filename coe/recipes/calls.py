@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing, suppress
 
 from coe.core import Call, Expert, Health
@@ -28,7 +28,7 @@ VERIFIED: tuple[RecipeStop, ...] = ("accepted", "last_step")
 class MemberCalls:
     """The drafts of one request of a recipe, in the order of the calls.
 
-    `members` are the experts by name. A stream is held back for at most `max_hold` seconds after the first token.
+    A stream is held back for at most `max_hold` seconds after the first token.
     """
 
     def __init__(
@@ -36,7 +36,6 @@ class MemberCalls:
         recipe: str,
         call: Call,
         *,
-        members: Mapping[str, Expert],
         final_answer: FinalAnswer,
         limits: Policy,
         max_hold: float = math.inf,
@@ -44,7 +43,6 @@ class MemberCalls:
         self.log = call.recipe_log or RecipeLog()
         self.log.recipe, self.log.stop = recipe, ""
         self.drafts: list[Draft] = []
-        self._members = members
         self._final_answer = final_answer
         self._max_calls = limits.max_calls
         self._max_hold = max_hold
@@ -73,17 +71,13 @@ class MemberCalls:
             await self.aclose()
             raise
 
-    def start(self, name: str, number: int, call: Call) -> Draft:
-        """Call a member in step `number`."""
-        draft = self.start_beside(self._members[name], number, call, final_answer=self._final_answer)
-        self.drafts.append(draft)
-        return draft
-
-    def start_beside(self, expert: Expert, number: int, call: Call, *, final_answer: FinalAnswer) -> Draft:
-        """Call an expert whose answer is not returned, such as a judge."""
+    def start(self, expert: Expert, number: int, call: Call, *, reader: FinalAnswer | None = None) -> Draft:
+        """Call an expert in step `number`. An answer with a `reader` of its own is not returned, such as a judge's."""
         log = MemberCall(expert.name, number)
         self.log.calls.append(log)
-        draft = Draft(expert, log, held=self._held, final_answer=final_answer)
+        draft = Draft(expert, log, held=self._held, final_answer=reader or self._final_answer)
+        if reader is None:
+            self.drafts.append(draft)
         self._running.append((draft, asyncio.create_task(draft.read(call))))
         return draft
 
@@ -93,17 +87,19 @@ class MemberCalls:
         return await self.wait(lambda: all(draft.settled for draft in drafts))
 
     async def wait(self, done: Callable[[], bool]) -> RecipeStop:
-        """Wait until `done`. Return why to stop before that, empty if it is."""
+        """Wait until `done`. Return why to stop before that, empty if it is. Raises the error of a draft that is a bug,
+        not a failure of its expert."""
         changed = self._held.changed
-        while not done():
-            at, stop = self._limit()
-            if self._clock() >= at:
-                return stop
+        while not (is_done := done()) and not self.due_stop():
+            at, _ = self._limit()
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(at if math.isfinite(at) else None):
                     await changed.wait()
             changed.clear()
-        return ""
+        for draft, _ in self._running:
+            if draft.error is not None and not isinstance(draft.error, ExpertError | InvalidRequest):
+                raise draft.error
+        return "" if is_done else self.due_stop()
 
     def _limit(self) -> tuple[float, RecipeStop]:
         """Return the time (event loop clock) and reason to stop. Infinity while there is no answer to return."""
@@ -117,12 +113,6 @@ class MemberCalls:
         """Return the reason not to make a further call; empty if there is none."""
         at, stop = self._limit()
         return stop if self._clock() >= at else ""
-
-    def raise_defect(self) -> None:
-        """Raise a draft's error if it is a bug, not a failure of its expert."""
-        for draft, _ in self._running:
-            if draft.error is not None and not isinstance(draft.error, ExpertError | InvalidRequest):
-                raise draft.error
 
     def last_error(self) -> Exception:
         """Return the error of the last call that failed, as an error of this recipe."""

@@ -59,7 +59,6 @@ class RecipeExpert:
         calls = MemberCalls(
             self.name,
             call,
-            members=self.members,
             final_answer=_reader(call.fields),
             limits=self.limits,
             max_hold=self.limits.max_stream_hold if call.stream else math.inf,
@@ -94,57 +93,48 @@ class _Run:
         for number, step in enumerate(steps):
             if number and (stop := self._calls.due_stop()):
                 return stop
-            latest = [self._calls.start(name, number, self._call) for name in step.members]
+            latest = [self._calls.start(self._recipe.members[name], number, self._call) for name in step.members]
             stop = await self._calls.settle(latest)
             continues = self._compare(number)
             if stop:
                 return stop
-            is_last = number + 1 == len(steps)
-            if not is_last and self._recipe.judge is not None:
-                continues, stop = await self._judged(number, continues, self._recipe.judge)
-                if stop:
-                    return stop
-            if not is_last and not continues and any(draft.usable for draft in self._drafts):
+            if number + 1 == len(steps):
+                break
+            if self._recipe.judge is not None:
+                continues = await self._judged(number, continues, self._recipe.judge)
+            if not continues and any(draft.usable for draft in self._drafts):
                 return "accepted"
         return "last_step" if any(draft.complete for draft in latest) else "unavailable"
 
-    async def _judged(self, number: int, continues: bool, judge: Expert) -> tuple[bool, RecipeStop]:
-        """Have the best answer after step `number` graded. Return whether to continue, and why to stop before that.
+    async def _judged(self, number: int, continues: bool, judge: Expert) -> bool:
+        """Have the best answer after step `number` graded, and return whether to continue.
 
         Without a grade, agreement has decided whether it `continues`.
         """
         calls, call = self._calls, self._call
-        if not any(draft.complete for draft in self._drafts):
-            return continues, ""
-        text = without_reasoning(self._best(finished_only=True).text() or "")
-        if not text:  # cut off or refused
-            return continues, ""
-        if stop := calls.due_stop():
-            return continues, stop
-        timeout = self._recipe.limits.response_timeout
+        is_complete = any(draft.complete for draft in self._drafts)
+        text = without_reasoning(self._best(finished_only=True).text() or "") if is_complete else ""
+        if not text or calls.due_stop():  # there is no answer, or it was cut off or refused
+            return continues
+        timeout, optional = self._recipe.limits.response_timeout, frozenset(("max_tokens",))
         fields = grading_fields(call.fields, text)
-        optional = frozenset(("max_tokens",))
         plain = replace(call, fields=fields, optional=optional, stream=False, first_token_timeout=timeout)
-        grading = calls.start_beside(judge, number, plain, final_answer=grade_in)
-        stop = await calls.settle([grading])
-        if stop or grading.answer is None:
-            calls.raise_defect()
-            if grading.complete:
-                grading.log.outcome = "ungraded"
-            return continues, stop
-        grade = float(grading.answer)
-        rule = self._recipe.policy.steps[number].graded
+        grading = calls.start(judge, number, plain, reader=grade_in)
+        await calls.settle([grading])
+        if grading.answer is None:
+            grading.log.outcome = "ungraded" if grading.complete else grading.log.outcome
+            return continues
+        grade, rule = float(grading.answer), self._recipe.policy.steps[number].graded
         grading.log.outcome = "graded"
         if rule is not None:
             grading.log.confidence = round(float(rule.probability(np.array(grade))), 4)
-        return self._compare(number, grade), ""
+        return self._compare(number, grade)
 
     def _compare(self, number: int, grade: float = math.nan) -> bool:
         """Rate all answers after step `number` and return whether to continue; `grade` is a judge's of the best one.
 
         An answer that has begun and is not complete counts as different from all others.
         """
-        self._calls.raise_defect()
         unfinished = [draft.usable and not draft.complete for draft in self._drafts]
         answers = [
             f"\0{index}" if is_unfinished else draft.answer

@@ -42,7 +42,6 @@ class WritingExpert:
         calls = MemberCalls(
             self.name,
             replace(call, deadline=math.inf),  # the last member has it
-            members=self.members,
             final_answer=_draft_text,
             limits=self.limits,
         )
@@ -58,11 +57,9 @@ class WritingExpert:
         for number, names in enumerate(inner):
             drafts = [self._start(call, calls, name, number, answers) for name in names]
             await calls.settle(drafts)
-            calls.raise_defect()
             answers = [draft.answer for draft in drafts if draft.answer is not None] or answers
         written = self._start(call, calls, last, len(inner), answers)
         await calls.wait(lambda: written.usable or written.settled)
-        calls.raise_defect()
         if not written.usable:
             raise calls.last_error()
         if written.complete:
@@ -82,7 +79,7 @@ class WritingExpert:
         asked = replace(call, fields=fields, stand_in="", posterior=None, recipe_log=None)
         if not is_last:
             asked = replace(asked, stream=False, first_token_timeout=self.limits.response_timeout)
-        draft = calls.start(name, number, asked)
+        draft = calls.start(self.members[name], number, asked)
         draft.log.drafts = count
         return draft
 
