@@ -1,4 +1,4 @@
-"""`coe log`: lists records of the routing log, and exports and imports them as files."""
+"""`coe log`: lists records of the routing log, and exports them to a file."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ import typer
 
 from coe.cli.common import Config, Json, declaration_for, duration_seconds, writable_file
 from coe.foreground import exit_on_sigterm
-from coe.learning.log_frame import Ratings, open_logs
-from coe.learning.record_files import import_rows, write_rows
+from coe.learning.log_frame import Ratings, open_logs, write_rows
 from coe.records import missing_file, open_log_and_feedback, require_log
 from coe.records.codec import RECORD
 from coe.records.record import LogPage, LogQuery, RoutingLog, RoutingRecord
@@ -36,29 +35,19 @@ Tenant = Annotated[str, typer.Option("--tenant")]
 Id = Annotated[str, typer.Option("--id", help="The beginning of the request's id.")]
 
 
-def _record_file(file: Path) -> Path:
-    """Check that a file of records is one of JSON Lines. Raises BadParameter."""
+def _output_file(file: Path) -> Path | None:
+    """Check that the file can be one of JSON Lines. Raises BadParameter."""
     if file.suffix != ".jsonl":
         raise typer.BadParameter(f"{file} must end in .jsonl")
     if file.exists() and not file.is_file():
         raise typer.BadParameter(f"{file} is not a regular file")
-    return file
-
-
-def _output_file(file: Path) -> Path | None:
-    return writable_file(_record_file(file))
+    return writable_file(file)
 
 
 OutputFile = Annotated[Path, typer.Argument(metavar="FILE", callback=_output_file, help="The file to write, .jsonl.")]
-InputFile = Annotated[
-    Path,
-    typer.Argument(
-        metavar="FILE", callback=_record_file, help="A file that `coe log export` wrote.", exists=True, dir_okay=False
-    ),
-]
 Redact = Annotated[bool, typer.Option("--redact", help="Leave out prompts and text digests.")]
 
-app = typer.Typer(invoke_without_command=True, help="List the newest records of the routing log, or export and import.")
+app = typer.Typer(invoke_without_command=True, help="List the newest records of the routing log, or export them.")
 
 
 @app.callback()
@@ -78,7 +67,7 @@ def log(
     config: Config = None,
     json: Json = False,
 ) -> None:
-    """List the newest records of the routing log, oldest first; `export` and `import` copy them to a file and back."""
+    """List the newest records of the routing log, oldest first; `export` writes them to a file."""
     if context.invoked_subcommand:
         return
     settings, registry = declaration_for(config)
@@ -127,16 +116,6 @@ def export_file(
         count = write_rows(file, rows, redact=redact)
     print_line(f"{file}: {count} records")
     _note_damage(logs.damaged)
-
-
-@app.command("import")
-def import_file(file: InputFile, config: Config = None) -> None:
-    """Add the records of a file and their feedback to the routing log; existing records stay."""
-    settings, registry = declaration_for(config)
-    count, old = asyncio.run(import_rows(file, registry.log, base=settings.home))
-    print_line(f"{file}: {count} records are in the log now, new or already there")
-    if old:
-        print_line(f"{old} records are older than log.keep_days and left out")
 
 
 async def _show(routing_log: RoutingLog, query: LogQuery, *, follow: bool, json: bool) -> int:

@@ -41,7 +41,9 @@ class Codec(Generic[T]):
         try:
             return self.adapter.validate_json(line)
         except (ValidationError, InvalidRequest) as error:
-            if isinstance(error, ValidationError) and is_newer(error):
+            if isinstance(error, ValidationError) and any(
+                one["loc"][-1:] == ("schema",) and one["type"] == "less_than_equal" for one in error.errors()
+            ):
                 raise StoreError(
                     "a record has a newer schema than this CoE reads; upgrade the CoE that reads"
                 ) from None
@@ -59,11 +61,6 @@ RECORD = Codec(TypeAdapter(RoutingRecord))
 FEEDBACK = Codec(TypeAdapter(Feedback))
 ENTRY: Codec[RoutingRecord | Pending] = Codec(TypeAdapter(RoutingRecord | Pending))
 """The lines of the spool."""
-
-
-def is_newer(error: ValidationError) -> bool:
-    """True if a newer CoE wrote the record that `error` is about."""
-    return any(one["loc"][-1:] == ("schema",) and one["type"] == "less_than_equal" for one in error.errors())
 
 
 def events_in_order(lines: Iterable[bytes | None]) -> tuple[Feedback, ...]:
