@@ -124,7 +124,7 @@ def merge_corrections(
 def _within_quota(candidates: list[tuple[str, str]], *, most: int) -> list[str]:
     """At most `most` prompts within the tenants' quotas, those with the smallest digests."""
     by_tenant: dict[str, list[str]] = defaultdict(list)
-    for prompt, tenant in sorted(candidates, key=lambda pair: _order_key(pair[0])):
+    for prompt, tenant in sorted(candidates, key=lambda pair: prompt_digest(pair[0])):
         by_tenant[tenant].append(prompt)
     others = {tenant: len(candidates) - len(prompts) for tenant, prompts in by_tenant.items()}
     bound = {
@@ -132,11 +132,7 @@ def _within_quota(candidates: list[tuple[str, str]], *, most: int) -> list[str]:
         for tenant, rest in others.items()
     }
     kept = [prompt for tenant, prompts in by_tenant.items() for prompt in prompts[: bound[tenant]]]
-    return sorted(kept, key=_order_key)[:most]
-
-
-def _order_key(prompt: str) -> bytes:
-    return hashlib.blake2b(prompt.encode("utf-8", "replace")).digest()
+    return sorted(kept, key=prompt_digest)[:most]
 
 
 HELD_OUT_SHARE = 0.2

@@ -53,7 +53,10 @@ def fit_weights(classes: NDArray[np.int64], scores: Array, labels: NDArray[np.in
     kinds = agreement_kinds(classes)
     cells = labels * (kinds.max(initial=0) + 1) + kinds  # all that matters of a prompt
     _, chosen, of_prompt, count = np.unique(cells, return_index=True, return_inverse=True, return_counts=True)
-    target = np.stack([np.bincount(of_prompt, column, len(chosen)) for column in _targets(classes, scores).T], axis=1)
+    earned = np.where(support(classes)[1], scores, 0.0)
+    total = earned.sum(axis=1, keepdims=True)
+    right = np.column_stack((earned / np.maximum(total, 1.0), 1.0 - np.minimum(total, 1.0)))  # the last is "none"
+    target = np.stack([np.bincount(of_prompt, column, len(chosen)) for column in right.T], axis=1)
     same, first = support(classes[chosen])
     inputs = design(np.eye(max(categories, 1))[labels[chosen]], 1 + categories)
     shape = (classes.shape[1] + 1, 1 + categories)
@@ -83,13 +86,6 @@ def agreement_kinds(classes: NDArray[np.int64]) -> NDArray[np.int64]:
     agree = (classes[:, :, None] == classes[:, None, :]) & (classes[:, :, None] != NO_ANSWER)
     leader = np.where(classes == NO_ANSWER, number + 1, agree.argmax(axis=2))  # of number + 2 possible values
     return np.asarray(leader @ np.concatenate(([1], np.cumprod(number[:-1] + 2))))
-
-
-def _targets(classes: NDArray[np.int64], scores: Array) -> Array:
-    """Return the share of each answer class, and of "none", in being right, shape (n_prompts, n_members + 1)."""
-    earned = np.where(support(classes)[1], scores, 0.0)
-    total = earned.sum(axis=1, keepdims=True)
-    return np.column_stack((earned / np.maximum(total, 1.0), 1.0 - np.minimum(total, 1.0)))
 
 
 class Regressions:
