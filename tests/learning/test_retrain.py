@@ -78,7 +78,7 @@ def poisoned(log: Experience) -> Experience:
     return replace(log, tenant=owner, reward=np.where(owner == 0, 1.0 - log.reward, log.reward))
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_inverted_feedback_of_one_tenant_neither_trains_nor_judges(seed: int) -> None:
     log = poisoned(rated_experience(1800, seed=seed, tenants=TENANTS))
     found = judge_plan(log, current(TRUTH), now=900.0, solve_plan=plan)
