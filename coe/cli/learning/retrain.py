@@ -105,7 +105,7 @@ def _repeat(run_once: Callable[[], None], every: str) -> None:
         try:
             run_once()
         except CoEError as error:  # for example an unreachable Redis, which the next round may reach
-            print_error(f"{error}; next try in {every}")
+            print_error(f"{error}; next try in about {every}")
         stopped.wait(interval)
 
 
