@@ -40,7 +40,7 @@ class RecipeCall:
     """Number of the step, from 0."""
     outcome: str
     """`answered`, `unreadable`, `unverified`, `cancelled`, or the cause of the failure; of a judge `graded` or
-    `skipped`."""
+    `ungraded`."""
     input_tokens: int | None = None
     """Input tokens, as the member counted them."""
     output_tokens: int | None = None
