@@ -51,7 +51,7 @@ from benchmarks.harness import processor_seconds
 from benchmarks.streaming import HEAD, chunk, event, read_request
 from coe.artifacts.api_keys import digest_of
 from coe.registry import load
-from gateway.access.key_store import KEYS_FILE
+from gateway.access.issued_keys import KEYS_FILE
 from tests.gateway.nginx import balancing
 
 EXPERT_PORT = 18099

@@ -102,7 +102,7 @@ class ChatEndpoint:
             check_owned(trace.chat)
         reply: Reply | None = None
         if self._cache is not None:
-            reply = await self._cache.lookup(trace, path=scope["path"], body_bytes=size)
+            reply = await self._cache.lookup(trace, body_bytes=size)
         stream = self._keep_alive(trace, send) if trace.chat.stream else None
         with stream or _NO_KEEP_ALIVE:
             if reply is None:

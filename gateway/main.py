@@ -28,6 +28,7 @@ from coe.artifacts.active_state import (
     load_active_state,
     preload_router,
 )
+from coe.artifacts.api_keys import create_admin_key
 from coe.artifacts.artifact_sync import sync_artifacts, sync_once
 from coe.artifacts.consequences import consequences_of, log_consequences
 from coe.artifacts.kinds import ROUTER
@@ -42,16 +43,10 @@ from coe.records.feedback import FeedbackLog
 from coe.records.record import RoutingLog
 from coe.registry import Registry
 from coe.settings import Settings
-from gateway.access import (
-    check_counters,
-    check_exposure,
-    create_admin_key,
-    open_affinity,
-    open_limiter,
-    watching_issued_keys,
-)
-from gateway.access.issued_keys import check_issued
-from gateway.access.key_store import open_key_store
+from gateway.access.access import open_affinity
+from gateway.access.browsers import check_exposure
+from gateway.access.issued_keys import KEYS_FILE, IssuedKeyWatch, check_issued, open_key_store
+from gateway.access.limits import Limiter
 from gateway.app import create_app
 from gateway.cache.step import cache_store, open_cache
 from gateway.observability.logs import log_uncaught
@@ -62,11 +57,11 @@ from gateway.observability.tracing import check_tracing
 from gateway.process.jobs import Jobs
 from gateway.process.reload import Reader, Reload, file_states, watched_files
 from gateway.process.signals import Drain, handle_signals
-from gateway.request.stored_step import open_stored_step
+from gateway.request.stored_step import open_stored_step, response_store
 from gateway.server import open_listener
 from gateway.services import Services
+from gateway.shared_store import open_store
 from gateway.snapshot import SnapshotBuilder
-from gateway.stored_responses.store import response_store
 from routers.kernel import IMPLEMENTATION
 
 _log = logging.getLogger("gateway")
@@ -144,7 +139,7 @@ def prepare(settings: Settings) -> Registry:
     sync_once(settings)
     registry, _ = check_active_state(settings)
     check_exposure(settings, registry.access)
-    check_counters(registry.access.counters)
+    open_key_store(registry.access.counters, home=settings.home)
     if registry.cache is not None:
         cache_store(registry.cache)
     response_store(registry.stored_responses, settings.home)
@@ -232,12 +227,12 @@ async def open_services(
         recorder = Recorder(writer)
         builder = await _open_builder(stack, settings, registry, session, threads, metrics)
         behind = await enter(sync_artifacts(settings, registry.artifacts, task_failed=failed))
-        cache = await enter(open_cache(registry.cache, task_failed=failed))
+        cache = await enter(open_cache(registry.cache))
         stored = await enter(open_stored_step(registry.stored_responses, settings.home, count=metrics.record_unstored))
         for name, text, is_degraded in (
             ("coe_artifacts_behind", ARTIFACTS_BEHIND, behind),
             ("coe_cache_degraded", CACHE_DEGRADED, lambda: cache is not None and cache.answers.outage.active),
-            ("coe_stored_responses_degraded", STORED_DEGRADED, lambda: stored is not None and stored.degraded),
+            ("coe_stored_responses_degraded", STORED_DEGRADED, lambda: stored is not None and stored.outage.active),
         ):
             metrics.gauge(name, text, is_degraded, largest=True)
         signals = ImplicitSignals(writer.put)
@@ -298,10 +293,11 @@ async def _open_builder(
 ) -> SnapshotBuilder:
     """Open what all snapshots share: limits, issued keys, the residency client, affinity."""
     counters, failed = registry.access.counters, metrics.task_failed
-    limiter = await stack.enter_async_context(open_limiter(counters, home=settings.home, task_failed=failed))
+    counts = open_store(counters, "use", file=settings.home / KEYS_FILE, setting="access.counters")
+    limiter = await stack.enter_async_context(Limiter(counts, task_failed=failed))
     metrics.gauge("coe_limits_degraded", LIMITS_DEGRADED, lambda: limiter.outage.active, largest=True)
-    store = open_key_store(counters, home=settings.home)
-    issued = await stack.enter_async_context(watching_issued_keys(store, task_failed=failed))
+    keys = open_key_store(counters, home=settings.home)
+    issued = await stack.enter_async_context(IssuedKeyWatch(keys, task_failed=failed))
     check_issued(registry, issued.keys, now=time.time())
     metrics.gauge("coe_issued_keys_degraded", ISSUED_KEYS_DEGRADED, lambda: issued.outage.active, largest=True)
     builder = SnapshotBuilder(
@@ -311,7 +307,7 @@ async def _open_builder(
         limiter=limiter,
         issued=issued,
         residency=await stack.enter_async_context(open_residency(settings, metrics)),
-        affinity=await stack.enter_async_context(open_affinity(counters, task_failed=failed)),
+        affinity=await stack.enter_async_context(open_affinity(counters)),
     )
     stack.push_async_callback(builder.aclose)
     return builder

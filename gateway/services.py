@@ -16,7 +16,7 @@ from coe.records.feedback import FeedbackLog
 from coe.records.record import RoutingLog
 from coe.registry import Registry
 from coe.settings import Settings
-from gateway.access import IssuedKeyWatch
+from gateway.access.issued_keys import IssuedKeyWatch
 from gateway.cache.step import AnswerCache
 from gateway.observability.metrics import Metrics
 from gateway.observability.tracing import Tracing
@@ -48,8 +48,8 @@ class Reloading(Protocol):
 class Services:
     """The services of one process. New requests use `snapshot`; each request reads it once.
 
-    `tracing` is None without a collector, `cache` and `stored` if none is declared, `reload`, `issued` and `session` in
-    tests without them, `residency` if no experts share a device.
+    `tracing` is None without a collector, `cache` and `stored` if none is declared, `reload` and `session` in tests
+    without them, `residency` if no experts share a device.
     """
 
     snapshot: Snapshot
@@ -61,11 +61,11 @@ class Services:
     settings: Settings
     jobs: Jobs
     solver: Jobs
+    issued: IssuedKeyWatch
     tracing: Tracing | None = None
     cache: AnswerCache | None = None
     stored: StoredStep | None = None
     residency: ExpertLoader | None = None
-    issued: IssuedKeyWatch | None = None
     session: Client | None = None
     reload: Reloading | None = None
     admission: Admission = field(init=False)

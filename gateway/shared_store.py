@@ -1,7 +1,7 @@
-"""`SharedStore`: small values and counters that processes share, in memory, in SQLite or in Redis 6.2 or newer.
+"""`SharedStore`: small values and counters that processes share, in SQLite or in Redis 6.2 or newer.
 
 Limits, issued keys, affinity, the answer cache and stored responses each open one. Whoever opens a store decides what
-its failure means; see `coe.outage`.
+its failure means; see `coe.outage`. The values of `MemoryStore` are those of one process.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import hashlib
 import math
 import sqlite3
 import time
-from collections import OrderedDict, defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -27,123 +26,76 @@ ENTRY_OVERHEAD_BYTES = 256
 """Bytes that an entry counts in addition to its value."""
 MAX_EXPIRED = 1_000
 """Expired entries that one call deletes."""
-RENEWED_SHARE = 0.05
-"""Share of a lifetime after which SQLite renews an entry: a renewal writes the whole entry."""
 
 
 class Change(NamedTuple):
-    """A change of a counter by `amount`. The counter loses `leak` a second down to 0, and is forgotten `ttl` seconds
-    after its last change."""
+    """A change of a counter by `amount`. The counter is forgotten `ttl` seconds after its last change."""
 
     amount: float
     ttl: float
-    leak: float = 0.0
 
 
-class SharedStore(Protocol):
-    """Values by group and name, and counters by name. All methods raise StoreError.
+class ValueStore(Protocol):
+    """Values by group and name. All methods raise StoreError.
 
-    The values of a group have at most `max_bytes` together, with ENTRY_OVERHEAD_BYTES each; the least recently used are
-    deleted first. Memory and Redis count every read as a use, SQLite those that renew.
+    The values of a group have at most `max_bytes` together, with ENTRY_OVERHEAD_BYTES each; the oldest are deleted
+    first.
     """
 
-    place: str
-    """Address or path of the store, for errors."""
-
-    async def get(self, names: Sequence[str], *, group: str = "", renew: float = 0.0) -> list[bytes | None]:
-        """Return the values, None for missing ones. With `renew`, those found live at least that many seconds."""
-
-    async def sizes(self, names: Sequence[str], *, group: str = "") -> list[int]:
-        """Return the bytes of each value, 0 for missing ones. This is no use."""
+    async def get(self, names: Sequence[str], *, group: str = "") -> list[bytes | None]:
+        """Return the values, None for missing ones."""
 
     async def put(self, values: Mapping[str, bytes], *, ttl: float, group: str = "") -> None:
         """Store the values for `ttl` seconds."""
 
-    async def delete(self, names: Sequence[str], *, group: str = "") -> int:
-        """Delete the values. Return how many there were."""
+    async def aclose(self) -> None: ...
+
+
+class SharedStore(ValueStore, Protocol):
+    """Values that processes share, and counters by name."""
+
+    place: str
+    """Address or path of the store, for errors."""
+
+    async def sizes(self, names: Sequence[str], *, group: str = "") -> list[int]:
+        """Return the bytes of each value, 0 for missing ones."""
+
+    async def delete(self, names: Sequence[str], *, group: str = "") -> None:
+        """Delete the values."""
 
     async def replace(self, name: str, old: bytes, new: bytes) -> bool:
         """Store `new` without expiry if the value is `old`, empty for none. Return whether the value is `new` now."""
 
     async def add(self, changes: Mapping[str, Change]) -> dict[str, float]:
-        """Change the counters in one step. Return their values, which are never negative. It reaches the store also
-        without changes."""
-
-    async def aclose(self) -> None: ...
-
-
-def leaked(used: float, seconds: float, change: Change) -> float:
-    """Return the value of a counter `seconds` after it was `used`, with the change."""
-    return max(0.0, max(0.0, used - max(0.0, seconds) * change.leak) + change.amount)
+        """Change the counters in one step, and return their values. It reaches the store also without changes."""
 
 
 class MemoryStore:
-    """A SharedStore of one process."""
-
-    place = "memory"
+    """A ValueStore of one process, with one group."""
 
     def __init__(self, *, max_bytes: float = math.inf, clock: Callable[[], float] = time.time) -> None:
         self._max_bytes = max_bytes
         self._clock = clock
-        self._groups = defaultdict[str, OrderedDict[str, tuple[float, bytes]]](OrderedDict)
-        """Expiry and value by name, the least recently used first."""
-        self._sizes = defaultdict[str, int](int)
-        self._counters: dict[str, tuple[float, float, float]] = {}
-        """Value, time of the last change and expiry."""
+        self._entries: dict[str, tuple[float, bytes]] = {}
+        """Expiry and value by name, the oldest first."""
+        self._size = 0
 
-    async def get(self, names: Sequence[str], *, group: str = "", renew: float = 0.0) -> list[bytes | None]:
-        now, entries = self._clock(), self._groups[group]
-        found: list[bytes | None] = []
-        for name in names:
-            expires, value = entries.get(name, (0.0, b""))
-            if expires > now:
-                entries[name] = (max(expires, now + renew), value)
-                entries.move_to_end(name)
-                found.append(value)
-            else:
-                self._drop(group, name)
-                found.append(None)
-        return found
-
-    async def sizes(self, names: Sequence[str], *, group: str = "") -> list[int]:
-        now, entries = self._clock(), self._groups[group]
-        return [len(value) if expires > now else 0 for expires, value in (entries.get(n, (0.0, b"")) for n in names)]
+    async def get(self, names: Sequence[str], *, group: str = "") -> list[bytes | None]:
+        now = self._clock()
+        entries = (self._entries.get(name, (0.0, b"")) for name in names)
+        return [value if expires > now else None for expires, value in entries]
 
     async def put(self, values: Mapping[str, bytes], *, ttl: float, group: str = "") -> None:
-        entries = self._groups[group]
         for name, value in values.items():
-            self._drop(group, name)
-            entries[name] = (self._clock() + ttl, value)
-            self._sizes[group] += len(value) + ENTRY_OVERHEAD_BYTES
-        while self._sizes[group] > self._max_bytes:
-            self._drop(group, next(iter(entries)))
+            self._drop(name)
+            self._entries[name] = (self._clock() + ttl, value)
+            self._size += len(value) + ENTRY_OVERHEAD_BYTES
+        while self._size > self._max_bytes:
+            self._drop(next(iter(self._entries)))
 
-    async def delete(self, names: Sequence[str], *, group: str = "") -> int:
-        found = await self.get(names, group=group)
-        for name in names:
-            self._drop(group, name)
-        return len(found) - found.count(None)
-
-    def _drop(self, group: str, name: str) -> None:
-        if (entry := self._groups[group].pop(name, None)) is not None:
-            self._sizes[group] -= len(entry[1]) + ENTRY_OVERHEAD_BYTES
-
-    async def replace(self, name: str, old: bytes, new: bytes) -> bool:
-        (found,) = await self.get([name])
-        if (found or b"") not in (old, new):
-            return False
-        await self.put({name: new}, ttl=math.inf)
-        return True
-
-    async def add(self, changes: Mapping[str, Change]) -> dict[str, float]:
-        now, found = self._clock(), {}
-        self._counters = {name: one for name, one in self._counters.items() if one[2] > now}
-        for name, change in changes.items():
-            used, at, _ = self._counters.get(name, (0.0, now, now))
-            found[name] = leaked(used, now - at, change)
-            if change.amount:
-                self._counters[name] = (found[name], now, now + change.ttl)
-        return found
+    def _drop(self, name: str) -> None:
+        if (entry := self._entries.pop(name, None)) is not None:
+            self._size -= len(entry[1]) + ENTRY_OVERHEAD_BYTES
 
     async def aclose(self) -> None: ...
 
@@ -159,13 +111,10 @@ _TABLES = (
     )""",
     "CREATE INDEX entries_oldest ON entries (owner, expires, size)",
     "CREATE INDEX entries_expired ON entries (expires)",
-    """CREATE TABLE counters (
-        name TEXT PRIMARY KEY,
-        used REAL NOT NULL,
-        at REAL NOT NULL,
-        expires REAL NOT NULL
-    ) WITHOUT ROWID""",
+    "CREATE TABLE counters (name TEXT PRIMARY KEY, used REAL NOT NULL, expires REAL NOT NULL) WITHOUT ROWID",
 )
+_ADD = """INSERT INTO counters VALUES (?, ?, ?)
+    ON CONFLICT (name) DO UPDATE SET used = used + excluded.used, expires = excluded.expires"""
 
 
 class SqliteStore:
@@ -185,31 +134,25 @@ class SqliteStore:
         self.place = str(path)
         self._max_bytes = max_bytes
         self._clock = clock
-        self._database = Database(path, tables=_TABLES, version=1, durable=durable, private=True)
+        self._database = Database(path, tables=_TABLES, version=2, durable=durable, private=True)
 
-    async def get(self, names: Sequence[str], *, group: str = "", renew: float = 0.0) -> list[bytes | None]:
-        now = self._clock()
-        rows = await self._select("value, expires", names, group)
-        recent = now + (1 - RENEWED_SHARE) * renew
-        old = [name for name, row in zip(names, rows, strict=True) if row is not None and row[1] <= recent]
-        if renew and old:
-            changes = [(now + renew, group, name) for name in old]
-            statement = "UPDATE entries SET expires = ? WHERE owner = ? AND name = ?"
-            await self._database.write(lambda connection: connection.executemany(statement, changes) and None)
-        return [None if row is None else row[0] for row in rows]
+    async def get(self, names: Sequence[str], *, group: str = "") -> list[bytes | None]:
+        return await self._select("value", names, group, default=None)
 
     async def sizes(self, names: Sequence[str], *, group: str = "") -> list[int]:
-        rows = await self._select("length(value)", names, group)
-        return [0 if row is None else row[0] for row in rows]
+        return await self._select("length(value)", names, group, default=0)
 
-    async def _select(self, columns: str, names: Sequence[str], group: str) -> list[Any]:
+    async def _select(self, column: str, names: Sequence[str], group: str, *, default: Any) -> list[Any]:
         if not self._database.exists():
-            return [None] * len(names)
-        query = f"SELECT {columns} FROM entries WHERE owner = ? AND name = ? AND expires > ?"  # noqa: S608 (constants)
+            return [default] * len(names)
+        query = f"SELECT {column} FROM entries WHERE owner = ? AND name = ? AND expires > ?"  # noqa: S608 (constants)
         now = self._clock()
-        return await self._database.read(
-            lambda connection: [connection.execute(query, (group, name, now)).fetchone() for name in names]
-        )
+
+        def read(connection: sqlite3.Connection) -> list[Any]:
+            rows = (connection.execute(query, (group, name, now)).fetchone() for name in names)
+            return [default if row is None else row[0] for row in rows]
+
+        return await self._database.read(read)
 
     async def put(self, values: Mapping[str, bytes], *, ttl: float, group: str = "") -> None:
         now = self._clock()
@@ -219,28 +162,24 @@ class SqliteStore:
             connection.execute(expired, (now, MAX_EXPIRED))
             rows = [(group, name, now + ttl, len(one) + ENTRY_OVERHEAD_BYTES, one) for name, one in values.items()]
             connection.executemany("INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?, ?)", rows)
-            self._make_room(connection, group)
+            (total,) = connection.execute("SELECT total(size) FROM entries WHERE owner = ?", (group,)).fetchone()
+            oldest = "SELECT rowid, size FROM entries WHERE owner = ? ORDER BY expires, rowid"
+            too_old = []
+            for rowid, size in connection.execute(oldest, (group,)) if total > self._max_bytes else ():
+                too_old.append((rowid,))
+                if (total := total - size) <= self._max_bytes:
+                    break
+            connection.executemany("DELETE FROM entries WHERE rowid = ?", too_old)
 
         await self._database.write(write)
 
-    def _make_room(self, connection: sqlite3.Connection, group: str) -> None:
-        (total,) = connection.execute("SELECT total(size) FROM entries WHERE owner = ?", (group,)).fetchone()
-        oldest = "SELECT rowid, size FROM entries WHERE owner = ? ORDER BY expires, rowid"
-        rows = []
-        for rowid, size in connection.execute(oldest, (group,)) if total > self._max_bytes else ():
-            rows.append((rowid,))
-            if (total := total - size) <= self._max_bytes:
-                break
-        connection.executemany("DELETE FROM entries WHERE rowid = ?", rows)
+    async def delete(self, names: Sequence[str], *, group: str = "") -> None:
+        rows = [(group, name) for name in names]
 
-    async def delete(self, names: Sequence[str], *, group: str = "") -> int:
-        if not self._database.exists():
-            return 0
-        now = self._clock()
-        statement = "DELETE FROM entries WHERE owner = ? AND name = ? AND expires > ?"
-        return await self._database.write(
-            lambda connection: sum(connection.execute(statement, (group, name, now)).rowcount for name in names)
-        )
+        def write(connection: sqlite3.Connection) -> None:
+            connection.executemany("DELETE FROM entries WHERE owner = ? AND name = ?", rows)
+
+        await self._database.write(write)
 
     async def replace(self, name: str, old: bytes, new: bytes) -> bool:
         def write(connection: sqlite3.Connection) -> bool:
@@ -255,22 +194,16 @@ class SqliteStore:
 
     async def add(self, changes: Mapping[str, Change]) -> dict[str, float]:
         now = self._clock()
-        has_changes = any(change.amount for change in changes.values())
+        rows = [(name, change.amount, now + change.ttl) for name, change in changes.items() if change.amount]
 
         def work(connection: sqlite3.Connection) -> dict[str, float]:
-            found, rows = {}, []
-            if has_changes:
+            if rows:
                 connection.execute("DELETE FROM counters WHERE expires <= ?", (now,))
-            for name, change in changes.items():
-                query = "SELECT used, at FROM counters WHERE name = ? AND expires > ?"
-                used, at = connection.execute(query, (name, now)).fetchone() or (0.0, now)
-                found[name] = leaked(used, now - at, change)
-                if change.amount:
-                    rows.append((name, found[name], now, now + change.ttl))
-            connection.executemany("INSERT OR REPLACE INTO counters VALUES (?, ?, ?, ?)", rows)
-            return found
+                connection.executemany(_ADD, rows)
+            query = "SELECT used FROM counters WHERE name = ? AND expires > ?"
+            return {name: (connection.execute(query, (name, now)).fetchone() or (0.0,))[0] for name in changes}
 
-        if has_changes:
+        if rows:
             return await self._database.write(work)
         return await self._database.read(work) if self._database.exists() else dict.fromkeys(changes, 0.0)
 
@@ -278,50 +211,39 @@ class SqliteStore:
         await self._database.aclose()
 
 
-# Deletes values, and with a lifetime stores others in their place. KEYS: the index of uses, the sizes. ARGV: the time
-# and the lifetime in milliseconds (0: delete), the bound in bytes (0: none), the prefix of entries, the overhead; then
-# name and value of each entry. Returns how many there were. Entries unused for a lifetime have expired: at most 100 of
-# them leave the index at a time.
-_WRITE = """
-local index, sizes = KEYS[1], KEYS[2]
-local now, ttl, bound = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
-local function drop(name)
-  local size = redis.call('HGET', sizes, name)
-  if size then
-    redis.call('ZREM', index, name)
-    redis.call('HDEL', sizes, name)
-    redis.call('HINCRBY', sizes, '', -tonumber(size))
-  end
-  return redis.call('DEL', ARGV[4] .. name)
+# Stores values and deletes the oldest beyond the bound. KEYS: the list of the group's entries, the oldest first, and
+# their bytes together. ARGV: the lifetime in milliseconds, the bound in bytes, the prefix of entries, the overhead;
+# then name and value of each entry. An entry that was deleted or replaced counts until it would have expired. At most
+# 100 expired entries leave the list at a time.
+_PUT = """
+local ttl, bound, time = tonumber(ARGV[1]), tonumber(ARGV[2]), redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local total = 0
+for i = 5, #ARGV, 2 do
+  local size = #ARGV[i + 1] + ARGV[4]
+  redis.call('SET', ARGV[3] .. ARGV[i], ARGV[i + 1], 'PX', ttl)  -- a full Redis refuses it before anything has changed
+  redis.call('RPUSH', KEYS[1], string.format('%.0f %d %s', now + ttl, size, ARGV[i]))
+  total = redis.call('INCRBY', KEYS[2], size)
 end
-if redis.call('EXISTS', index) == 0 and redis.call('EXISTS', sizes) == 1 then redis.call('DEL', sizes) end
-local existed = 0
-for i = 6, #ARGV, 2 do
-  local name, value = ARGV[i], ARGV[i + 1]
-  if ttl == 0 then
-    existed = existed + drop(name)
-  else  -- first of all a command that a full Redis refuses: it refuses none after another change
-    redis.call('SET', ARGV[4] .. name, value, 'PX', ttl)
+local expired = 0
+while true do
+  local oldest = redis.call('LINDEX', KEYS[1], 0)
+  if not oldest then
+    redis.call('DEL', KEYS[2])
+    break
   end
-  if ttl > 0 and bound > 0 then
-    local size = #value + ARGV[5]
-    redis.call('HINCRBY', sizes, '', size - (redis.call('HGET', sizes, name) or 0))
-    redis.call('HSET', sizes, name, size)
-    redis.call('ZADD', index, now, name)
+  local expires, size, name = string.match(oldest, '(%d+) (%d+) (.*)')
+  if tonumber(expires) <= now and expired < 100 then
+    expired = expired + 1
+  elseif total <= bound then
+    break
+  elseif redis.call('PTTL', ARGV[3] .. name) <= expires - now + 1 then  -- it was not replaced since
+    redis.call('DEL', ARGV[3] .. name)
   end
+  redis.call('LPOP', KEYS[1])
+  total = redis.call('DECRBY', KEYS[2], size)
 end
-if ttl > 0 and bound > 0 then
-  for _, name in ipairs(redis.call('ZRANGEBYSCORE', index, '-inf', now - ttl, 'LIMIT', 0, 100)) do drop(name) end
-  while tonumber(redis.call('HGET', sizes, '') or 0) > bound do
-    local oldest = redis.call('ZRANGE', index, 0, 0)[1]
-    if not oldest then break end
-    drop(oldest)
-  end
-  for _, key in ipairs(KEYS) do
-    if redis.call('PTTL', key) < ttl then redis.call('PEXPIRE', key, ttl) end
-  end
-end
-return existed
+for _, key in ipairs(KEYS) do redis.call('PEXPIRE', key, ttl) end
 """
 # KEYS: the entry. ARGV: the old and the new value.
 _REPLACE = """
@@ -329,21 +251,6 @@ local value = redis.call('GET', KEYS[1]) or ''
 if value ~= ARGV[1] and value ~= ARGV[2] then return 0 end
 redis.call('SET', KEYS[1], ARGV[2])
 return 1
-"""
-# KEYS: the counters. ARGV: amount, lifetime in seconds and leak of each. Counters leak by the clock of Redis, so that
-# its clients need not agree on the time. Numbers are returned as text, since Redis truncates them to integers.
-_ADD = """
-local time = redis.call('TIME')
-local now = time[1] + time[2] / 1e6
-local found = {}
-for i, key in ipairs(KEYS) do
-  local amount, ttl, leak = tonumber(ARGV[3 * i - 2]), ARGV[3 * i - 1], tonumber(ARGV[3 * i])
-  local used, at = string.match(redis.call('GET', key) or '0 0', '(%S+) (%S+)')
-  local value = math.max(0, math.max(0, used - math.max(0, now - at) * leak) + amount)
-  if amount ~= 0 then redis.call('SET', key, string.format('%.17g %.17g', value, now), 'EX', ttl) end
-  found[i] = string.format('%.17g', value)
-end
-return found
 """
 
 
@@ -360,30 +267,16 @@ class RedisStore:
         self.place = self._redis.place
         self._space = space
         self._max_bytes = max_bytes
-        client = self._redis.client
-        self._write, self._replace, self._add = map(client.register_script, (_WRITE, _REPLACE, _ADD))
+        self._put, self._replace = map(self._redis.client.register_script, (_PUT, _REPLACE))
 
-    async def get(self, names: Sequence[str], *, group: str = "", renew: float = 0.0) -> list[bytes | None]:
-        if not names:
-            return []
-        prefix, milliseconds = self._prefix(group), round(renew * 1000)
-        pipeline = self._redis.client.pipeline(transaction=False)
-        for name in names:
-            if renew:
-                pipeline.getex(prefix + name, px=milliseconds)
-            else:
-                pipeline.get(prefix + name)
-        if self._max_bytes:
-            index, sizes = _index_keys(prefix)
-            pipeline.zadd(index, dict.fromkeys(names, _now()), xx=True)
-            for key in (index, sizes) if renew else ():
-                pipeline.pexpire(key, milliseconds)
-        found: list[bytes | None] = await self._run(pipeline.execute())
+    async def get(self, names: Sequence[str], *, group: str = "") -> list[bytes | None]:
+        prefix = self._prefix(group)
+        found: list[bytes | None] = await self._run(
+            self._redis.client.mget([prefix + one for one in names] or [prefix])
+        )
         return found[: len(names)]
 
     async def sizes(self, names: Sequence[str], *, group: str = "") -> list[int]:
-        if not names:
-            return []
         pipeline = self._redis.client.pipeline(transaction=False)
         for name in names:
             pipeline.strlen(self._prefix(group) + name)
@@ -391,25 +284,31 @@ class RedisStore:
         return found
 
     async def put(self, values: Mapping[str, bytes], *, ttl: float, group: str = "") -> None:
-        await self._change(values, group, milliseconds=max(1, round(ttl * 1000)))
+        prefix, milliseconds = self._prefix(group), max(1, round(ttl * 1000))
+        if self._max_bytes:
+            head = (milliseconds, self._max_bytes, prefix, ENTRY_OVERHEAD_BYTES)
+            arguments = [*head, *(part for entry in values.items() for part in entry)]
+            await self._run(self._put(keys=[f"{prefix}entries", f"{prefix}bytes"], args=arguments))
+            return
+        pipeline = self._redis.client.pipeline(transaction=False)
+        for name, value in values.items():
+            pipeline.set(prefix + name, value, px=milliseconds)
+        await self._run(pipeline.execute())
 
-    async def delete(self, names: Sequence[str], *, group: str = "") -> int:
-        return await self._change(dict.fromkeys(names, b""), group, milliseconds=0)
-
-    async def _change(self, values: Mapping[str, bytes], group: str, *, milliseconds: int) -> int:
-        prefix = self._prefix(group)
-        head = (_now(), milliseconds, self._max_bytes, prefix, ENTRY_OVERHEAD_BYTES)
-        arguments = [*head, *(part for entry in values.items() for part in entry)]
-        return int(await self._run(self._write(keys=_index_keys(prefix), args=arguments)))
+    async def delete(self, names: Sequence[str], *, group: str = "") -> None:
+        await self._run(self._redis.client.delete(*(self._prefix(group) + name for name in names)))
 
     async def replace(self, name: str, old: bytes, new: bytes) -> bool:
         return bool(await self._run(self._replace(keys=[self._prefix("") + name], args=[old, new])))
 
     async def add(self, changes: Mapping[str, Change]) -> dict[str, float]:
         prefix = self._prefix("")
-        arguments = [part for amount, ttl, leak in changes.values() for part in (amount, math.ceil(ttl), leak)]
-        totals = await self._run(self._add(keys=[prefix + name for name in changes], args=arguments))
-        return dict(zip(changes, map(float, totals), strict=True))
+        pipeline = self._redis.client.pipeline()
+        pipeline.ping()
+        for name, change in changes.items():
+            pipeline.incrbyfloat(prefix + name, change.amount)
+            pipeline.expire(prefix + name, math.ceil(change.ttl))
+        return dict(zip(changes, (await self._run(pipeline.execute()))[1::2], strict=True))
 
     async def aclose(self) -> None:
         await self._redis.aclose()
@@ -429,9 +328,11 @@ class RedisStore:
         return f"coe:{{{self._space}{hashlib.sha256(group.encode()).hexdigest()[:32] if group else ''}}}:1:"
 
 
-def _index_keys(prefix: str) -> list[str]:
-    return [f"{prefix}used", f"{prefix}sizes"]
-
-
-def _now() -> int:
-    return round(time.time() * 1000)
+def open_store(
+    address: str, space: str, *, file: Path, setting: str, max_bytes: int = 0, durable: bool = True
+) -> SharedStore:
+    """The store at the address of a Redis, or else in `file`. `max_bytes` bounds each group; 0 is no bound. Raises
+    ConfigError for an invalid address."""
+    if address.startswith("redis"):
+        return RedisStore(address, space, setting=setting, max_bytes=max_bytes)
+    return SqliteStore(file, max_bytes=max_bytes or math.inf, durable=durable)

@@ -25,7 +25,9 @@ from coe.retrieval.store import DocumentStore
 from coe.routing.composition import Composition
 from coe.routing.conversation import Affinity
 from coe.settings import Settings
-from gateway.access import Access, IssuedKeyWatch, Limiter, access_of
+from gateway.access.access import Access
+from gateway.access.issued_keys import IssuedKeyWatch
+from gateway.access.limits import Limiter
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +126,7 @@ class SnapshotBuilder:
         return replace(snapshot, access=self._access(snapshot.composition))
 
     def _access(self, composition: Composition) -> Access:
-        self.issued.report_conflicts(composition.registry)
-        return access_of(
+        return Access(
             composition.registry,
             self._limiter,
             issued=self.issued.keys,

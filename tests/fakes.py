@@ -29,8 +29,8 @@ from coe.routing.composition import Composition
 from coe.routing.conversation import Affinity
 from coe.settings import Settings
 from coe.usage import SentCall, Usage
-from gateway.access import IssuedKeyWatch, access_of
-from gateway.access.key_store import KeyStore
+from gateway.access.access import Access
+from gateway.access.issued_keys import KEYS_FILE, IssuedKeyWatch, KeyStore
 from gateway.access.limits import Limiter
 from gateway.app import create_app
 from gateway.cache.step import open_cache
@@ -40,7 +40,7 @@ from gateway.observability.tracing import Tracing
 from gateway.process.jobs import Jobs
 from gateway.request.stored_step import open_stored_step
 from gateway.services import Observer, Services
-from gateway.shared_store import MemoryStore
+from gateway.shared_store import SqliteStore
 from gateway.snapshot import Snapshot
 from routers import prompt_digest
 from tests.list_log import ListLog
@@ -315,8 +315,8 @@ async def gateway_of(
             composition = _composition_of(
                 registry, experts, threads, assignment, affinity=affinity, retrieval=retrieval
             )
-            limiter = Limiter(clock=ManualClock())  # nothing refills while a busy machine pauses
-            access = access_of(registry, limiter, routed=composition.routed_arms)
+            limiter = Limiter(clock=ManualClock())  # no minute ends while a busy machine pauses
+            access = Access(registry, limiter, routed=composition.routed_arms)
             metrics = Metrics()
             async with (
                 LogWriter(log, log, spool=spool, count=metrics.record_feedback, **QUICKLY) as writer,
@@ -341,7 +341,7 @@ async def gateway_of(
                     tracing=tracing,
                     cache=cache,
                     stored=step,
-                    issued=IssuedKeyWatch(KeyStore(MemoryStore())),
+                    issued=IssuedKeyWatch(KeyStore(SqliteStore(where.home / KEYS_FILE))),
                 )
                 opened.append(services)
                 yield services

@@ -19,7 +19,7 @@ from coe.routing.agents import MAX_TOOLS
 from coe.routing.decision import Previous, decide
 from coe.routing.eligibility import exclusion
 from coe.routing.rules import RequestFacts, Rules
-from gateway.access import Caller
+from gateway.access.access import Caller
 from gateway.request.head import with_rules
 from tests.access.samples import key_of
 from tests.fakes import WordRouter, registry_of

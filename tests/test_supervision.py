@@ -22,11 +22,10 @@ from coe.fleet.residency.client import ResidencyClient, connected_client
 from coe.records import LogWriter
 from coe.settings import Settings
 from coe.supervision import next_pause, supervised
-from gateway.access import Limiter, open_affinity
+from gateway.access.limits import Limiter
 from gateway.observability.logs import TextFormatter
 from gateway.observability.metrics import Metrics
 from gateway.server import Server
-from gateway.shared_cache import SharedCache
 from tests.gateway.raw_http import served
 
 pytestmark = pytest.mark.anyio
@@ -115,11 +114,6 @@ def limits(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) 
     return Limiter(task_failed=failed)
 
 
-def conversations(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) -> Opened:
-    patch.setattr(SharedCache, "_run", work)
-    return open_affinity(URL, task_failed=failed)
-
-
 def turns(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) -> Opened:
     patch.setattr(ResidencyClient, "run", work)
     return connected_client(folder / "socket", task_failed=failed)
@@ -149,7 +143,7 @@ def artifact_sync(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder:
     return sync_artifacts(Settings.read({"COE_HOME": str(folder)}), URL, task_failed=metrics.task_failed)
 
 
-OPENED = [records, limits, conversations, turns, expert_watch, connections, reload, artifact_sync]
+OPENED = [records, limits, turns, expert_watch, connections, reload, artifact_sync]
 
 
 @pytest.mark.parametrize("opened", OPENED)

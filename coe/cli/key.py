@@ -63,7 +63,7 @@ def key(
         from gateway.access.issued_keys import revoke as revoke_key
 
         registry, changed = _open_keys(config)
-        revoked = changed(lambda issued: revoke_key(registry, issued, name, by_name=BY, now=time.time()))
+        revoked = changed(lambda issued: revoke_key(registry, issued, name))
         line = f"{name}: revoked; running gateways refuse it within a second"
         print_result({"revoked": _shown(revoked)}, line, json=json)
     else:
@@ -121,7 +121,7 @@ def _open_keys(config: Path | None) -> tuple[Registry, Callable[[Callable[[Any],
     """The declaration with the administrator's key, and a function that changes the stored keys."""
     from coe.artifacts.api_keys import with_admin_key
     from coe.errors import RequestError
-    from gateway.access.key_store import change, open_key_store
+    from gateway.access.issued_keys import open_key_store
 
     settings, registry = declaration_for(config)
     declared = with_admin_key(registry, settings)
@@ -129,7 +129,7 @@ def _open_keys(config: Path | None) -> tuple[Registry, Callable[[Callable[[Any],
     async def run(decide: Callable[[Any], tuple[T, Any]]) -> T:
         store = open_key_store(declared.access.counters, home=settings.home)
         try:
-            return (await change(store, decide))[0]
+            return (await store.change(decide))[0]
         finally:
             await store.aclose()
 

@@ -90,7 +90,8 @@ def _with_address(settings: Settings, host: str | None, port: int | None) -> Set
 
 
 async def _up(settings: Settings, ray: Any = None) -> None:
-    from gateway.access import check_exposure, create_admin_key, with_admin_key
+    from coe.artifacts.api_keys import create_admin_key, with_admin_key
+    from gateway.access.browsers import check_exposure
     from gateway.main import open_port
 
     task = asyncio.current_task()

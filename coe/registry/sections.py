@@ -276,7 +276,7 @@ class CacheSpec(StrictModel):
     """Store of the answers: `memory` (each gateway process separately) or redis://HOST:PORT/DB (all gateways
     together)."""
     max_bytes: Annotated[int, Field(ge=2**20, le=2**40)] = 64 * 2**20
-    """Largest size of all answers together, in bytes. The least recently used answers are deleted first."""
+    """Largest size of all answers together, in bytes. The oldest answers are deleted first."""
     when: Literal["deterministic", "always"] = "deterministic"
     """Requests that use the cache. `deterministic`: those with `temperature: 0` or a `seed`. `always`: all."""
 
@@ -289,11 +289,10 @@ class StoredResponsesSpec(StrictModel):
     store: Annotated[str, Field(pattern=r"^(sqlite|none|rediss?://.+)$")] = "sqlite"
     """Store of the answers: `sqlite` (a file in the state folder, for all gateway processes of one machine),
     redis://HOST:PORT/DB (all gateways together), or `none`."""
-    lifetime: Annotated[float, Field(gt=0, le=365 * 86400)] = 86400.0
-    """Seconds for which an answer is stored after its last use."""
+    lifetime: Annotated[float, Field(gt=0, le=365 * 86400)] = 7 * 86400.0
+    """Seconds for which an answer is stored."""
     max_bytes: Annotated[int, Field(ge=2**20, le=2**40)] = 64 * 2**20
-    """Largest size of the answers of one tenant or API key together, in bytes. The least recently used answers are
-    deleted first."""
+    """Largest size of the answers of one tenant or API key together, in bytes. The oldest answers are deleted first."""
 
 
 class LogSpec(StrictModel):

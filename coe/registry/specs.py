@@ -94,7 +94,7 @@ class Registry(StrictModel):
     cache: sections.CacheSpec | None = None
     """Cache of answers to identical requests. Default: off."""
     stored_responses: sections.StoredResponsesSpec = sections.StoredResponsesSpec()
-    """Answers of the Responses API that clients may refer to. Default: one day, in a file."""
+    """Answers of the Responses API that clients may refer to. Default: a week, in a file."""
     log: sections.LogSpec = sections.LogSpec()
     """Settings of the routing log."""
     artifacts: Annotated[str, Field(pattern=r"^(folder|rediss?://.+)$")] = "folder"

@@ -1,39 +1,38 @@
 """The `access` section of experts.yaml in use: identifies callers, and gives requests their allowances.
 
-`open_limiter` opens the counters that the section names, and `open_affinity` the experts of conversations beside them.
-`check_counters` validates their address, and `access_of` builds an Access over the counters.
+An Access identifies the callers of one declaration. `open_affinity` opens the experts of conversations beside the
+counters that the section names.
 """
 
 from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 
 from coe.artifacts.api_keys import MAX_KEY_BYTES, rule_of
 from coe.core import ExpertRule, Scope
 from coe.errors import Forbidden, RequestError, Unauthorized
 from coe.outage import Outage
-from coe.registry import AccessSpec, ApiKey, Prices, RecipeSpec, Registry
+from coe.registry import ApiKey, Registry
 from coe.registry.sections import FILE
 from coe.routing.conversation import Affinity
 from coe.routing.eligibility import exclusion
-from coe.supervision import TaskFailed, ignore_failure
 from coe.usage import SentCall
-from gateway.access.allowance import UNLIMITED, Allowance, RequestAllowance, TokenAllowance
+from gateway.access.allowance import UNLIMITED, Allowance, LimitedAllowance
 from gateway.access.browsers import BrowserPolicy
 from gateway.access.estimate import Pricing
 from gateway.access.issued_keys import IssuedKeys, access_with, date_of
-from gateway.access.key_store import KEYS_FILE
 from gateway.access.limits import Amounts, Limiter
 from gateway.shared_cache import SharedCache
-from gateway.shared_store import RedisStore, SharedStore, SqliteStore
+from gateway.shared_store import RedisStore
 
+AFFINITY_LOOKUP_SECONDS = 0.005
+"""Time limit of a request that waits for its conversation's expert."""
 _BEARER = b"bearer "
 _KEY_HEADERS = (b"x-api-key", b"api-key")
 """Headers of Anthropic's and Azure's clients."""
@@ -76,38 +75,38 @@ def _sent_key(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
 
 
 class Access:
-    """Immutable: a reload makes a new one over the same limiter, which keeps the counts.
+    """The keys of a declaration, with the issued ones in force. Immutable: a reload makes a new one over the same
+    limiter, which keeps the counts.
 
-    `prices` are the experts' prices by name. Money is reserved by the price of the expert that a request pins, or by
-    the highest prices for a routed request; for a recipe, by those of all its members. `recipes` has the
-    declaration by recipe and arm, `routed` the arms that routing may select. `permitted` returns the experts and arms
-    of a key's rule; it runs at the key's first request, since keys may be many. `host` is the address that the gateway
-    listens on. `keys` are those that count, declared and issued. `clock` returns Unix seconds.
+    Money is reserved by the price of the expert that a request pins, or by the highest prices for a routed request; for
+    a recipe, by those of all its members. `routed` are the arms of recipes that routing may select. `host` is the
+    address that the gateway listens on. `clock` returns Unix seconds.
     """
 
     def __init__(
         self,
-        spec: AccessSpec,
-        limiter: Limiter | None = None,
+        registry: Registry,
+        limiter: Limiter,
         *,
-        prices: Mapping[str, Prices] | None = None,
-        recipes: Mapping[str, RecipeSpec] | None = None,
+        issued: IssuedKeys = (),
         routed: Collection[str] = (),
-        permitted: Callable[[ExpertRule], Collection[str]] | None = None,
         host: str = "127.0.0.1",
         clock: Callable[[], float] = time.time,
     ) -> None:
+        spec = access_with(registry, issued)
+        prices = {expert.name: expert.prices for expert in registry.experts}
+        recipes = {recipe.name: recipe for recipe in registry.declared_recipes}
         self.browsers = BrowserPolicy(spec.allowed_origins, spec.allowed_hosts, host=host)
         self.keys = spec.keys
         self._clock = clock
         self._known = {bytes.fromhex(key.sha256): (key.scopes, _caller_of(key)) for key in spec.keys}
         self._default_caller = None if spec.keys else Caller()
-        self._accounts = (limiter or Limiter()).accounts(spec.keys)
-        self._pricing_of = partial(Pricing.of, prices or {}, recipes or {}, routed)
-        self._pricing = self._pricing_of()
-        self._permitted = permitted
-        self._pricing_by_key = dict[str, Pricing]()
-        self._minimum = Amounts(1, 1, min((one.input for one in (prices or {}).values()), default=0.0) / 1e6)
+        self._accounts = limiter.accounts(spec.keys)
+        self._arms = registry.arms
+        self._pricing_of = partial(Pricing.of, prices, recipes, routed)
+        self._pricing = dict[str, Pricing]()
+        """The pricing of each key with limits that has sent a request."""
+        self._minimum = Amounts(1, 1, min(one.input for one in prices.values()) / 1e6)
 
     def identify(self, headers: Iterable[tuple[bytes, bytes]], scope: Scope | None) -> Caller:
         """The caller, whose key must have `scope` (None: any known key); without any keys, every caller may do
@@ -138,83 +137,26 @@ class Access:
         Enter it before the body is read: it raises LimitReached where nothing remains."""
         if caller.key is None or (account := self._accounts.get(caller.key)) is None:
             return UNLIMITED
-        pricing = self._pricing_for(caller.key, caller.rule)
-        return TokenAllowance(account, caller.key, sent, minimum=self._minimum, pricing=pricing)
-
-    def _pricing_for(self, key: str, rule: ExpertRule | None) -> Pricing:
-        if rule is None or self._permitted is None:
-            return self._pricing
-        if (found := self._pricing_by_key.get(key)) is None:
-            found = self._pricing_by_key[key] = self._pricing_of(self._permitted(rule))
-        return found
+        if (pricing := self._pricing.get(caller.key)) is None:
+            rule = caller.rule
+            permitted = None if rule is None else [arm.name for arm in self._arms if not exclusion(rule, arm)]
+            pricing = self._pricing[caller.key] = self._pricing_of(permitted)
+        return LimitedAllowance(account, pricing, sent=sent, minimum=self._minimum)
 
     def request_allowance(self, caller: Caller) -> Allowance:
         """The allowance of a request that calls no expert: it counts as one request without tokens and money."""
         account = self._accounts.get(caller.key) if caller.key is not None else None
-        return UNLIMITED if account is None else RequestAllowance(account)
-
-
-def access_of(
-    registry: Registry,
-    limiter: Limiter,
-    *,
-    issued: IssuedKeys = (),
-    routed: Collection[str] = (),
-    host: str = "127.0.0.1",
-) -> Access:
-    """The Access of a declaration and the issued keys over `limiter`. `routed` are the arms of recipes that routing may
-    select."""
-    spec = access_with(registry, issued)
-    prices = {expert.name: expert.prices for expert in registry.experts}
-    recipes = {recipe.name: recipe for recipe in registry.declared_recipes}
-
-    def permitted(rule: ExpertRule) -> Collection[str]:
-        return [arm.name for arm in registry.arms if not exclusion(rule, arm)]
-
-    return Access(spec, limiter, prices=prices, recipes=recipes, routed=routed, permitted=permitted, host=host)
+        return UNLIMITED if account is None else LimitedAllowance(account, Pricing())
 
 
 @asynccontextmanager
-async def open_limiter(
-    counters: str, *, home: Path, task_failed: TaskFailed = ignore_failure
-) -> AsyncIterator[Limiter]:
-    """Opens the limiter over the counts that `access.counters` names; `file` is a file in the state folder `home`.
-    Raises ConfigError for an invalid address."""
-    store: SharedStore
-    store = SqliteStore(home / KEYS_FILE) if counters == FILE else _redis_store(counters, "use")
-    async with Limiter(store, task_failed=task_failed) as limiter:
-        yield limiter
-
-
-def check_counters(counters: str) -> None:
-    """Raises ConfigError for an invalid address."""
-    if counters != FILE:
-        _redis_store(counters, "")
-
-
-def _redis_store(counters: str, space: str) -> RedisStore:
-    return RedisStore(counters, space, setting="access.counters")
-
-
-AFFINITY_LOOKUP_SECONDS = 0.005
-"""Time limit of a request that waits for its conversation's expert."""
-AFFINITY_DELAY_SECONDS = 0.05
-"""Delay until an answer that began here is known to the other gateways."""
-
-
-@asynccontextmanager
-async def open_affinity(counters: str, *, task_failed: TaskFailed = ignore_failure) -> AsyncIterator[Affinity]:
+async def open_affinity(counters: str) -> AsyncIterator[Affinity]:
     """The experts of conversations, shared with other gateways where `access.counters` names a Redis. Raises
     ConfigError for an invalid address."""
     if counters == FILE:
         yield Affinity()
         return
-    async with SharedCache(
-        _redis_store(counters, "with"),
-        Outage("conversations", "; until Redis is back each gateway uses its own memory"),
-        task="conversations",
-        wait=AFFINITY_LOOKUP_SECONDS,
-        delay=AFFINITY_DELAY_SECONDS,
-        task_failed=task_failed,
-    ) as shared:
+    store = RedisStore(counters, "with", setting="access.counters")
+    outage = Outage("conversations", "; until Redis is back each gateway uses its own memory")
+    async with SharedCache(store, outage, wait=AFFINITY_LOOKUP_SECONDS) as shared:
         yield Affinity(shared=shared)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import ipaddress
 import socket
 from collections.abc import Sequence
-from functools import lru_cache
 
 from starlette.types import Scope
 
@@ -39,23 +38,19 @@ def on_loopback(host: str) -> bool:
     return all((getattr(address, "ipv4_mapped", None) or address).is_loopback for address in addresses)
 
 
-MAX_CACHED_HOSTS = 256
-"""Host header values whose check is cached."""
 MAX_HOST_BYTES = 260
 """Bytes of a Host header value: a DNS name has at most 253, and a port follows."""
 MAX_QUOTED_CHARACTERS = 100
 """Characters of a header value that an error message quotes."""
 _HTTP_VERSIONS_WITHOUT_HOST = ("1.0", "1")
 """HTTP versions, as servers write them, in which the Host header is optional. No browser uses them."""
-_CROSS_ORIGIN_SITES = (b"cross-site", b"same-site")
 
 BrowserCheck = tuple[RequestError | None, bool]
 """The error if the request is refused, and whether it comes from an allowed other origin."""
-_ACCEPTED: BrowserCheck = (None, False)
 
 
 class BrowserPolicy:
-    """The allowed origins and host names. Immutable; programs other than browsers pay almost nothing.
+    """The allowed origins and host names. Immutable.
 
     A gateway whose `host` is on loopback accepts requests that address it as localhost, by an IP address, by that
     `host`, or by one of `hosts`. Elsewhere it accepts every name unless `hosts` are declared. IP addresses need no
@@ -67,43 +62,36 @@ class BrowserPolicy:
         self._names = frozenset(("localhost", host.lower(), *hosts))
         self._suffixes = (".localhost", *(host[1:] for host in hosts if host.startswith("*.")))
         self._checks_hosts = bool(hosts) or on_loopback(host)
-        self._is_trusted_cached = lru_cache(MAX_CACHED_HOSTS)(self._is_trusted)
 
     def check(self, scope: Scope) -> BrowserCheck:
-        """Checks one request."""
-        host = origin = fetch_site = b""
-        hosts = 0
+        """Checks one request. The server adds an empty Host header where none was sent."""
+        hosts = [value for name, value in scope["headers"] if name == b"host"]
+        origin = fetch_site = b""
         for name, value in scope["headers"]:
-            if name == b"host":
-                host = value
-                hosts += 1
-            elif name == b"origin":
+            if name == b"origin":
                 origin = value
             elif name == b"sec-fetch-site":
                 fetch_site = value
-        allowed = origin in self._origins
-        if (error := self._host_error(scope, host, hosts)) is not None:
-            return error, allowed
-        if not origin and not fetch_site:
-            return _ACCEPTED
-        if allowed:
-            return None, True
-        if _is_cross_origin(host, origin, fetch_site) and not _is_ui_navigation(scope):
-            return _cross_origin_error(origin, fetch_site), False
-        return _ACCEPTED
-
-    def _host_error(self, scope: Scope, host: bytes, count: int) -> RequestError | None:
-        """The error in the last of `count` Host headers. The server adds an empty one where none was sent."""
-        if count == 1 and host:
-            trusted = not self._checks_hosts or (len(host) <= MAX_HOST_BYTES and self._is_trusted_cached(host))
-            return None if trusted else _untrusted_host_error(host)
-        if count <= 1 and scope["http_version"] in _HTTP_VERSIONS_WITHOUT_HOST:
-            return None
-        headers = "several" if count > 1 else "none"
-        return InvalidHost(f"the request must have one Host header (RFC 9112, section 3.2), not {headers}")
+        allowed, host = origin in self._origins, b"".join(hosts)
+        if len(hosts) > 1 or (not host and scope["http_version"] not in _HTTP_VERSIONS_WITHOUT_HOST):
+            sent = "several" if host else "none"
+            problem = f"the request must have one Host header (RFC 9112, section 3.2), not {sent}"
+            return InvalidHost(problem), allowed
+        if host and self._checks_hosts and not self._is_trusted(host):
+            problem = (
+                f"this gateway does not answer under the host name {_quoted(host)}: add the name, without its port"
+            )
+            return UntrustedHost(f"{problem}, to access.allowed_hosts in experts.yaml"), allowed
+        if allowed or not _is_cross_origin(host, origin, fetch_site) or _is_ui_navigation(scope):
+            return None, allowed
+        sender = f"the origin {_quoted(origin)}" if origin else f"another site (sec-fetch-site: {_quoted(fetch_site)})"
+        problem = f"a web page of {sender} sent this request, and it is not allowed: add the page's origin to"
+        return CrossOriginRequest(f"{problem} access.allowed_origins in experts.yaml if its scripts may use it"), False
 
     def _is_trusted(self, host: bytes) -> bool:
         """Returns whether a Host header value is an address or an accepted name."""
+        if len(host) > MAX_HOST_BYTES:
+            return False
         text = host.decode("latin-1").lower()
         name, colon, port = text.rpartition(":")
         if not colon or text.endswith("]"):
@@ -111,7 +99,13 @@ class BrowserPolicy:
         elif not port.isdecimal():
             return False
         name = name.removesuffix(".")
-        return name in self._names or name.endswith(self._suffixes) or _is_address(name)
+        if name in self._names or name.endswith(self._suffixes):
+            return True
+        try:
+            ipaddress.ip_address(name[1:-1] if name.startswith("[") and name.endswith("]") else name)
+        except ValueError:
+            return False
+        return True
 
 
 def _is_cross_origin(host: bytes, origin: bytes, fetch_site: bytes) -> bool:
@@ -120,10 +114,8 @@ def _is_cross_origin(host: bytes, origin: bytes, fetch_site: bytes) -> bool:
     Browsers set Sec-Fetch-Site themselves, so same-origin is trusted even where a proxy changed the Host header.
     Without it, as over plain HTTP, Origin is compared.
     """
-    if fetch_site == b"same-origin":
-        return False
-    if fetch_site in _CROSS_ORIGIN_SITES:
-        return True
+    if fetch_site in (b"same-origin", b"cross-site", b"same-site"):
+        return fetch_site != b"same-origin"
     return bool(origin) and origin.partition(b"://")[2] != host
 
 
@@ -135,29 +127,6 @@ def _is_ui_navigation(scope: Scope) -> bool:
         return False
     headers = dict(scope["headers"])
     return headers.get(b"sec-fetch-mode") == b"navigate" and headers.get(b"sec-fetch-dest") == b"document"
-
-
-def _is_address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name[1:-1] if name.startswith("[") and name.endswith("]") else name)
-    except ValueError:
-        return False
-    return True
-
-
-def _cross_origin_error(origin: bytes, fetch_site: bytes) -> CrossOriginRequest:
-    sender = f"the origin {_quoted(origin)}" if origin else f"another site (sec-fetch-site: {_quoted(fetch_site)})"
-    return CrossOriginRequest(
-        f"a web page of {sender} sent this request, and it is not allowed: add the page's origin to "
-        "access.allowed_origins in experts.yaml if its scripts may use this gateway"
-    )
-
-
-def _untrusted_host_error(host: bytes) -> UntrustedHost:
-    return UntrustedHost(
-        f"this gateway does not answer under the host name {_quoted(host)}: add the name, without its port, to "
-        "access.allowed_hosts in experts.yaml"
-    )
 
 
 def _quoted(value: bytes) -> str:

@@ -2,19 +2,17 @@
 
 Experts have different tokenizers, so the count is approximate. Text counts a quarter of its characters; tools, tool
 calls and other JSON for the model a quarter of the JSON. Images, files and audio count what providers charge. `Pricing`
-computes the most that a key reserves: one call to an expert, or all calls of a recipe. This upper bound is linear in
-the tokens of the conversation and of one answer, so a few coefficients per recipe suffice (`WorstCase`).
+computes the most that a key reserves: one call to an expert, or all calls of a recipe.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
-import orjson
-
+from coe import json_text
 from coe.core import NO_RECIPE, PASS_THROUGH_APIS, TEXT_APIS, Api, Chat
 from coe.errors import InvalidRequest
 from coe.experts.api_formats import CHAT_LENGTH_FIELDS, LENGTH_FIELDS, MAX_TOKEN_COUNT
@@ -24,7 +22,7 @@ from coe.recipes.writing.request import ENVELOPE_TOKENS
 from coe.registry import AUTO, Prices, RecipeSpec
 from coe.routing.eligibility import single_expert_reason
 from gateway.access.limits import Amounts
-from gateway.dialects.chat import ANSWER_COUNTS, TEXT_PARTS, prompts_of
+from gateway.dialects.chat import ANSWER_COUNTS, prompts_of
 
 CHARACTERS_PER_TOKEN = 4
 """Characters of text per token, approximately."""
@@ -43,41 +41,35 @@ AUDIO_CHARACTERS_PER_TOKEN = 2000
 AUDIO_BYTES_PER_TOKEN = 1500
 """Bytes of an audio file per token; base64 adds a third."""
 
-_PROMPT_NAMES: Mapping[Api, str] = {"completions": "prompt", "embeddings": "input"}
-_PROMPT_FIELDS: Mapping[Api, tuple[str, ...]] = {
-    "chat": ("tools", "functions", "response_format", "prediction"),
-    "responses": ("tools", "text"),
-    "messages": ("tools", "output_config", "output_format", "mcp_servers"),
-}
-"""Fields besides the conversation that the model reads."""
+_READ_FIELDS = (
+    *("messages", "input", "prompt", "suffix", "system", "instructions", "tools", "functions", "mcp_servers"),
+    *("response_format", "output_config", "output_format", "text", "prediction"),
+)
+"""Fields of a request that the model reads."""
 _LENGTH_NAMES: Mapping[Api, tuple[str, ...]] = {"responses": ("max_output_tokens",)}
 """The limits of an answer's length that an API has; the others have those of Chat Completions."""
-_ITEM_NAMES: Mapping[Api, str] = {"chat": "messages", "responses": "input", "messages": "messages"}
-_IGNORED_FIELDS = frozenset(("role", "content", "name", "type", "id", "status", "signature", "cache_control"))
-"""Fields of a message or item that are counted elsewhere, or that no model reads."""
+_CONTENT_FIELDS = ("content", "output", "text")
+"""Fields of a message, item or part that hold text or parts."""
+_IGNORED_FIELDS = frozenset(("role", "name", "type", "id", "status", "signature", "cache_control"))
+"""Fields of a message, item or part that no model reads."""
 _FILE_SOURCES = ("base64", "url", "file")
 _IMAGE_TYPES = frozenset(("image", "image_url", "input_image", "computer_screenshot", "image_generation_call"))
-_FILE_TYPES = frozenset(("file", "input_file", "document", "video_url", "input_video", "video"))
 _AUDIO_TYPES = frozenset(("input_audio", "audio", "audio_url"))
+_FILE_TYPES = frozenset(("file", "input_file", "document", "video_url", "input_video", "video"))
+_FILE_TYPES |= _IMAGE_TYPES | _AUDIO_TYPES
 
 
 def input_tokens(chat: Chat) -> float:
     """Tokens of the whole input. Raises InvalidRequest for a body that is nested too deeply to be sent on."""
-    if chat.api in PASS_THROUGH_APIS:
-        return _passed_tokens(chat.fields)
-    prompts = _prompts(chat)
-    if prompts:  # `chat.characters` are those of the longest, which the context bounds
-        suffix = chat.fields.get("suffix")
-        texts = sum(len(one) / CHARACTERS_PER_TOKEN if isinstance(one, str) else len(one) for one in prompts)
-        return texts + (len(suffix) / CHARACTERS_PER_TOKEN if isinstance(suffix, str) else 0)
     fields = chat.fields
-    other_fields = sum([_json_tokens(fields[name]) for name in _PROMPT_FIELDS.get(chat.api, ()) if fields.get(name)])
-    items = fields.get(_ITEM_NAMES.get(chat.api, ""))
-    return (
-        chat.characters / CHARACTERS_PER_TOKEN
-        + other_fields
-        + (sum(map(_item_tokens, items)) if isinstance(items, list) else 0.0)
-    )
+    if isinstance(fields, FormBody):
+        return fields.size / AUDIO_BYTES_PER_TOKEN
+    try:
+        if chat.api in PASS_THROUGH_APIS:
+            return _json_tokens(dict(fields))
+        return sum(_part_tokens(fields.get(name)) for name in _READ_FIELDS)
+    except RecursionError as error:
+        raise InvalidRequest("the body is nested too deeply", code="invalid_json") from error
 
 
 def output_tokens(chat: Chat) -> float:
@@ -85,7 +77,7 @@ def output_tokens(chat: Chat) -> float:
     if chat.api not in TEXT_APIS:
         return 0
     fields = chat.fields
-    prompts = len(_prompts(chat)) or 1
+    prompts = len(prompts_of(fields.get("prompt"), "prompt")) if chat.api == "completions" else 1
     if fields.keys().isdisjoint(_COUNTS):
         return min(DEFAULT_OUTPUT_TOKENS * prompts, MAX_TOKEN_COUNT)
     limits: list[float] = [value for name in LENGTH_FIELDS if (value := fields.get(name)) is not None]
@@ -96,123 +88,80 @@ def output_tokens(chat: Chat) -> float:
     return min(longest * answers * prompts, MAX_TOKEN_COUNT)
 
 
-def _passed_tokens(fields: Mapping[str, Any]) -> float:
-    """Tokens of a request that passes through: of a form, those of its files as audio."""
-    return fields.size / AUDIO_BYTES_PER_TOKEN if isinstance(fields, FormBody) else _json_tokens(dict(fields))
+def _part_tokens(part: Any) -> float:
+    """Tokens of a text, a token, a message, an item or a part of one, or of a list of these."""
+    if isinstance(part, str):
+        return len(part) / CHARACTERS_PER_TOKEN
+    if isinstance(part, list):
+        return sum(map(_part_tokens, part))
+    if not isinstance(part, dict):
+        return 0 if part is None else 1
+    kind, source = part.get("type"), part.get("source")
+    is_text = isinstance(source, dict) and source.get("type") not in _FILE_SOURCES
+    content = sum(_part_tokens(part.get(name)) for name in _CONTENT_FIELDS)
+    if isinstance(kind, str) and kind in _FILE_TYPES and not is_text:
+        return content + _file_tokens(part, kind)
+    others = {name: one for name, one in part.items() if name not in _IGNORED_FIELDS and name not in _CONTENT_FIELDS}
+    return content + (_json_tokens(others) if others else 0)
 
 
-def _prompts(chat: Chat) -> list[str | list[Any]]:
-    """The texts, or lists of tokens, of one request; empty for a conversation."""
-    name = _PROMPT_NAMES.get(chat.api)
-    return prompts_of(chat.fields.get(name), name) if name else []
-
-
-def _item_tokens(item: Any) -> float:
-    """Tokens of one message or item, without its text."""
-    if not isinstance(item, dict):
-        return 0
-    if item.get("type") in _IMAGE_TYPES:
-        return TOKENS_PER_FILE
-    content = item.get("content", item.get("output"))
-    if isinstance(content, dict):
-        content = [content]
-    found = sum(map(_block_tokens, _content_blocks(content))) if isinstance(content, list) else 0.0
-    if item.keys() <= _IGNORED_FIELDS:
-        return found
-    more = {name: value for name, value in item.items() if name not in _IGNORED_FIELDS and name != "output"}
-    return found + _json_tokens(more)
-
-
-def _content_blocks(content: Iterable[Any]) -> Iterator[dict[str, Any]]:
-    """The blocks of a message, with those inside a tool's results in their place."""
-    for block in content:
-        if not isinstance(block, dict):
-            continue
-        if block.get("type") != "tool_result":
-            yield block
-        elif isinstance(inner := block.get("content"), list):
-            yield from (one for one in inner if isinstance(one, dict))
-
-
-def _block_tokens(block: dict[str, Any]) -> float:
-    """Tokens of one part of a message that is not text."""
-    kind = block.get("type")
-    if kind in TEXT_PARTS:
-        return 0
-    source = block.get("source")
-    if kind in _IMAGE_TYPES:
+def _file_tokens(part: dict[str, Any], kind: str) -> float:
+    """Tokens of an image, a document, a video or audio."""
+    inner = [value for one in part.values() if isinstance(one, dict) for value in one.values()]
+    size = max([len(value) for value in (*part.values(), *inner) if isinstance(value, str)], default=0)
+    if kind in _IMAGE_TYPES or size <= MAX_REFERENCE_CHARACTERS:
         return TOKENS_PER_FILE
     if kind in _AUDIO_TYPES:
-        size = _longest_text(block)
-        return size / AUDIO_CHARACTERS_PER_TOKEN if size > MAX_REFERENCE_CHARACTERS else TOKENS_PER_FILE
-    if kind in _FILE_TYPES and not (isinstance(source, dict) and source.get("type") not in _FILE_SOURCES):
-        return TOKENS_PER_FILE * max(1, math.ceil(_longest_text(block) / CHARACTERS_PER_PAGE))
-    return _json_tokens({name: value for name, value in block.items() if name not in ("signature", "cache_control")})
-
-
-def _longest_text(block: dict[str, Any]) -> int:
-    """Characters of what is probably the data: the longest text in a block or in an object of it."""
-    inner = [value for part in block.values() if isinstance(part, dict) for value in part.values()]
-    return max([len(value) for value in (*block.values(), *inner) if isinstance(value, str)], default=0)
+        return size / AUDIO_CHARACTERS_PER_TOKEN
+    return TOKENS_PER_FILE * math.ceil(size / CHARACTERS_PER_PAGE)
 
 
 def _json_tokens(value: Any) -> float:
     """Tokens of a value as JSON."""
-    try:
-        return len(orjson.dumps(value).decode()) / CHARACTERS_PER_TOKEN if value else 0
-    except orjson.JSONEncodeError as error:  # orjson reads deeper nesting than it writes
-        raise InvalidRequest("the body is nested too deeply", code="invalid_json") from error
+    return len(json_text.dumps(value).decode()) / CHARACTERS_PER_TOKEN
 
 
-class WorstCase(NamedTuple):
-    """The most that a request may use: `conversation` times its input tokens, plus `answer` times the tokens of an
-    answer, plus `fixed` tokens. The fields `*_price` are the same coefficients for US dollars per million tokens."""
+@dataclass(frozen=True, slots=True)
+class PlannedCall:
+    """A call that a request may take. It reads the conversation, `drafts` answers and `instruction` tokens, and writes
+    an answer, or `written` tokens."""
 
-    conversation: float = 1.0
-    answer: float = 1.0
-    fixed: float = 0.0
-    conversation_price: float = 0.0
-    answer_price: float = 0.0
-    fixed_price: float = 0.0
-
-    def amounts(self, input_tokens: float, output_tokens: float) -> Amounts:
-        """Return the use of one request with these numbers of tokens in its conversation and in its answer."""
-        dollars = input_tokens * self.conversation_price + output_tokens * self.answer_price + self.fixed_price
-        tokens = input_tokens * self.conversation + output_tokens * self.answer + self.fixed
-        return Amounts(1, tokens, dollars / 1e6)
+    prices: Prices
+    drafts: int = 0
+    instruction: float = 0.0
+    written: float | None = None
 
 
-ONE_CALL = WorstCase()
+def largest_use(calls: Iterable[PlannedCall], input_tokens: float, output_tokens: float) -> Amounts:
+    """Return the use of all calls, with these numbers of tokens in the conversation and in an answer."""
+    tokens = dollars = 0.0
+    for call in calls:
+        given = input_tokens + call.drafts * output_tokens + call.instruction
+        written = output_tokens if call.written is None else call.written
+        tokens, dollars = tokens + given + written, dollars + call.prices.cost(given, written)
+    return Amounts(1, tokens, dollars)
 
 
-def worst_of_recipe(recipe: RecipeSpec, prices: Mapping[str, Prices]) -> WorstCase:
-    """The worst case of all calls of a recipe: a later step of a chain or fuse also reads the answers of the step
-    before, and a judge reads one answer."""
-    calls: list[WorstCase] = []
+def calls_of(recipe: RecipeSpec, prices: Mapping[str, Prices]) -> list[PlannedCall]:
+    """Return all calls of a recipe: a later step of a chain or fuse also reads the answers of the step before, and a
+    judge reads one answer."""
+    calls: list[PlannedCall] = []
     for number, step in enumerate(recipe.steps):
         drafts = len(recipe.steps[number - 1]) if number and recipe.writes else 0
         instruction = ENVELOPE_TOKENS + len(recipe.written_instruction) / CHARACTERS_PER_TOKEN if drafts else 0.0
-        for one in (prices[member] for member in step):
-            answer = one.output + drafts * one.input
-            calls.append(WorstCase(1.0, 1.0 + drafts, instruction, one.input, answer, instruction * one.input))
-    for one in (prices[name] for name in recipe.called[len(recipe.members) :]):
-        graded = PROMPT_TOKENS * one.input + GRADE_TOKENS * one.output
-        calls.append(WorstCase(1.0, 1.0, PROMPT_TOKENS + GRADE_TOKENS, one.input, one.input, graded))
-    return WorstCase(*map(sum, zip(*calls, strict=True)))
+        calls += [PlannedCall(prices[member], drafts, instruction) for member in step]
+    judges = recipe.called[len(recipe.members) :]
+    return [*calls, *(PlannedCall(prices[name], 1, PROMPT_TOKENS, GRADE_TOKENS) for name in judges)]
 
 
 @dataclass(frozen=True, slots=True)
 class Pricing:
-    """Prices of experts by name, and the worst case of a request.
-
-    `worst_of` holds those by pinned name: an expert, a recipe or an arm. `highest` is that of a routed request to
-    single experts, `routed` of a request that routing may give to a recipe; None if no recipe is routed.
-    """
+    """Prices of experts by name, and the calls that a request may take: by pinned name (an expert, a recipe or an arm),
+    and those that a routed request may take. The first of these is one call at the highest prices."""
 
     experts: Mapping[str, Prices] = field(default_factory=dict)
-    worst_of: Mapping[str, WorstCase] = field(default_factory=dict)
-    highest: WorstCase = ONE_CALL
-    routed: WorstCase | None = None
+    pinned: Mapping[str, Sequence[PlannedCall]] = field(default_factory=dict)
+    routed: Sequence[Sequence[PlannedCall]] = ()
 
     @classmethod
     def of(
@@ -224,21 +173,23 @@ class Pricing:
     ) -> Pricing:
         """Return the pricing for `recipes` by recipe and arm. `routed` are the arms that routing may select;
         `permitted` the experts and arms that the key may use, None for all."""
-        worst = {
-            name: WorstCase(conversation_price=prices.input, answer_price=prices.output)
-            for name, prices in experts.items()
-        } | {name: worst_of_recipe(recipe, experts) for name, recipe in recipes.items()}
-
-        def largest(names: Iterable[str]) -> WorstCase:
-            possible = [worst[name] for name in names if permitted is None or name in permitted]
-            return WorstCase(*map(max, zip(*(possible or [ONE_CALL]), strict=True)))
-
-        return cls(experts, worst, largest(experts), largest([*experts, *routed]) if routed else None)
+        pinned = {name: [PlannedCall(prices)] for name, prices in experts.items()}
+        pinned |= {name: calls_of(recipe, experts) for name, recipe in recipes.items()}
+        possible = [prices for name, prices in experts.items() if permitted is None or name in permitted]
+        highest = Prices(
+            input=max((one.input for one in possible), default=0.0),
+            output=max((one.output for one in possible), default=0.0),
+        )
+        arms = [pinned[name] for name in routed if permitted is None or name in permitted]
+        return cls(experts, pinned, [[PlannedCall(highest)], *arms])
 
     def amounts(self, chat: Chat, recipe: str, *, input_tokens: float, output_tokens: float) -> Amounts:
         """Return the most that a request uses, with these numbers of tokens in its conversation and in an answer."""
-        worst = self.worst_of.get(recipe if chat.model == AUTO and recipe else chat.model)
-        if worst is None:
-            alone = self.routed is None or recipe == NO_RECIPE or single_expert_reason(chat)
-            worst = self.highest if alone or self.routed is None else self.routed
-        return worst.amounts(input_tokens, output_tokens)
+        calls = self.pinned.get(recipe if chat.model == AUTO and recipe else chat.model)
+        if calls is not None:
+            return largest_use(calls, input_tokens, output_tokens)
+        is_single = recipe == NO_RECIPE or single_expert_reason(chat)
+        uses = [
+            largest_use(one, input_tokens, output_tokens) for one in (self.routed[:1] if is_single else self.routed)
+        ]
+        return Amounts(*map(max, zip(*uses, strict=True)))

@@ -1,169 +1,134 @@
 """Issued API keys: made and revoked while the gateway runs, in addition to those that experts.yaml declares.
 
-All functions are pure: they return the new list of issued keys, or raise KeyRefused or KeyNotFound with the remedy.
-`key_store` stores the list. Issued keys are in force only next to a declared key with the scope `admin`, so that a lost
-or emptied store never opens a gateway.
+`KeyStore` keeps their list where `access.counters` keeps the usage of keys: in a file of the state folder, or in Redis.
+`issue` and `revoke` are pure. An `IssuedKeyWatch` holds the keys of one process. Issued keys are in force only next to
+a declared key with the scope `admin`, so that a lost or emptied store never opens a gateway.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import Self, TypeVar
 
-from coe.core import Scope
-from coe.errors import ConfigError, KeyNotFound, KeyRefused
+import orjson
+from pydantic import TypeAdapter, ValidationError
+
+from coe.errors import ConfigError, KeyNotFound, KeyRefused, KeysUnavailable, StoreError
+from coe.outage import Outage
 from coe.registry import AccessSpec, ApiKey, KeyLimits, KeySpec, Registry
 from coe.registry.access import key_problems
+from coe.supervision import TaskFailed, ignore_failure, supervised
+from gateway.shared_store import SharedStore, open_store
+
+T = TypeVar("T")
 
 MAX_ISSUED = 1000
-"""Issued keys that are stored, with the revoked and expired ones, which make room for new ones."""
-ADMIN: Scope = "admin"
+"""Issued keys in use at a time."""
+KEYS_FILE = "api-keys.sqlite"
+"""Name in the state folder of the file with issued API keys and with the usage of all."""
+MAX_CONFLICTS = 10
+"""Other changes of the list at the same time, after which a change fails."""
+RETRY_AFTER = 1.0
+POLL_SECONDS = 0.5
+MAX_STALE_SECONDS = 300.0
+_NAME = "issued"
+_log = logging.getLogger("gateway")
 
 
 class IssuedKey(ApiKey):
-    """An issued key with its history. Times are Unix seconds; `revoked` is None for a key in use."""
+    """An issued key, with the Unix time at which it was made and the name of the key that made it."""
 
     created: float
     created_by: str
-    revoked: float | None = None
-    revoked_by: str | None = None
 
 
 IssuedKeys = tuple[IssuedKey, ...]
 """Issued keys, oldest first."""
+_KEYS: TypeAdapter[IssuedKeys] = TypeAdapter(IssuedKeys)
 
 
 def is_over(key: KeySpec, now: float) -> bool:
-    """Return whether a key is revoked or expired at the Unix time `now`."""
-    revoked = isinstance(key, IssuedKey) and key.revoked is not None
-    return revoked or (key.expires is not None and key.expires.timestamp() <= now)
+    """Return whether a key is expired at the Unix time `now`."""
+    return key.expires is not None and key.expires.timestamp() <= now
 
 
 def issue(
     registry: Registry, issued: IssuedKeys, spec: KeySpec, *, sha256: str, by: ApiKey | None, by_name: str, now: float
 ) -> tuple[IssuedKey, IssuedKeys]:
-    """Return a new key and the list with it. `by` is the key that issues it, None on the gateway's own machine."""
-    check_in_use(by, issued, now=now)
+    """Return a new key and the list with it, without expired keys. `by` is the key that issues it, None on the
+    gateway's own machine. Raises KeyRefused with the remedy."""
+    key = IssuedKey(**spec.model_dump(), sha256=sha256, created=now, created_by=by_name)
+    in_use = tuple(one for one in issued if not is_over(one, now))
+    known = (*registry.access.keys, *in_use)
+    before = set(key_problems(_with_keys(registry, known)))
     if not _has_admin(registry):
-        raise KeyRefused(
+        problem = (
             "no declared key has the scope admin, which issued keys need; make one with `coe key NAME --scope admin` "
             "and add its entry to access.keys in experts.yaml"
         )
-    key = IssuedKey(**spec.model_dump(), sha256=sha256, created=now, created_by=by_name)
-    problem = (rights_problem(by, spec) if by is not None else "") or _new_problem(registry, issued, key, now)
+    elif by is not None and (by.limits != KeyLimits() or by.experts is not None or by.only_local):
+        problem = f"the key {by.name!r} is restricted (limits, experts or only_local), so it cannot issue keys"
+    elif by is not None and (beyond := sorted(spec.scopes - by.scopes)):
+        problem = f"the key {by.name!r} lacks the scope {beyond[0]!r}, so it cannot issue a key with it"
+    elif by is not None and by.expires is not None and (spec.expires is None or spec.expires > by.expires):
+        problem = f"the key {by.name!r} expires on {date_of(by.expires)}; set `expires` to that or earlier"
+    elif any(one.name == key.name for one in known):
+        problem = f"the name {key.name!r} is taken by another key; choose another name"
+    elif is_over(key, now):
+        problem = "expires: is in the past"
+    elif len(in_use) >= MAX_ISSUED:
+        problem = f"{MAX_ISSUED} issued keys are in use; revoke one first"
+    else:
+        found = key_problems(_with_keys(registry, (*known, key)))
+        problem = next((text for place, text in found if (place, text) not in before), "")
     if problem:
         raise KeyRefused(problem)
-    return key, (*_with_room(issued, now), key)
+    return key, (*in_use, key)
 
 
-def check_in_use(by: ApiKey | None, issued: IssuedKeys, *, now: float) -> None:
-    """Raise KeyRefused if `by` was issued and is over in the stored list, which is newer than the caller's."""
-    if isinstance(by, IssuedKey) and not any(key.sha256 == by.sha256 and not is_over(key, now) for key in issued):
-        raise KeyRefused(f"the key {by.name!r} is not in use any more, so it changes no keys; use another key")
-
-
-def revoke(
-    registry: Registry, issued: IssuedKeys, name: str, *, by_name: str, now: float
-) -> tuple[IssuedKey, IssuedKeys]:
-    """Return the revoked key and the list with it. A key that is revoked already stays as it is."""
-    found = next((key for key in issued if key.name == name), None)
-    if found is None:
-        if any(key.name == name for key in registry.access.keys):
-            raise KeyRefused(f"the key {name!r} is declared in experts.yaml or COE_ADMIN_KEY_FILE; remove it there")
-        raise KeyNotFound(f"no key {name[:64]!r} was issued", param="name")
-    if found.revoked is not None:
-        return found, issued
-    revoked = found.model_copy(update={"revoked": now, "revoked_by": by_name})
-    return revoked, tuple(revoked if key is found else key for key in issued)
-
-
-def rights_problem(creator: ApiKey, new: KeySpec) -> str:
-    """Return why `creator` may not issue a key, empty if it may. No key issues one with more rights than its own."""
-    if creator.limits != KeyLimits() or creator.experts is not None or creator.only_local:
-        return f"the key {creator.name!r} is restricted (limits, experts or only_local), so it cannot issue keys"
-    if beyond := sorted(new.scopes - creator.scopes):
-        return f"the key {creator.name!r} lacks the scope {beyond[0]!r}, so it cannot issue a key with it"
-    if creator.expires is not None and (new.expires is None or new.expires > creator.expires):
-        return f"the key {creator.name!r} expires on {date_of(creator.expires)}; set `expires` to that or earlier"
-    return ""
-
-
-def _new_problem(registry: Registry, issued: IssuedKeys, key: IssuedKey, now: float) -> str:
-    """Return why a new key conflicts with the known ones or with the experts; empty if it does not."""
-    known = (*registry.access.keys, *issued)
-    if any(one.name == key.name for one in known):
-        return f"the name {key.name!r} is taken by another key, perhaps a revoked one; choose another name"
-    tenants = known if key.tenant is None else [one for one in known if not is_over(one, now)]
-    if _sharing(tenants, (key,)):
-        shared = _SHARED.format(key.tenant or key.name)
-        return f"the key {key.name!r} cannot be issued: {shared}; choose another tenant, or declare the tenant of both"
-    if is_over(key, now):
-        return "expires: is in the past"
-    if sum(not is_over(one, now) for one in issued) >= MAX_ISSUED:
-        return f"{MAX_ISSUED} issued keys are in use; revoke one first"
-    access = registry.access.model_copy(update={"keys": (key,)})
-    found = key_problems(registry.model_copy(update={"access": access}))
-    return next((problem for _, problem in found), "")
-
-
-_SHARED = (
-    "it would share the tenant {!r} with another key, and one of the two has it only because a key's name is its "
-    "default tenant"
-)
-
-
-def _sharing(known: Iterable[KeySpec], issued: Iterable[IssuedKey]) -> list[IssuedKey]:
-    """Return the issued keys that would have the tenant of a known key of another name, by default on either side."""
-    known = tuple(known)
-    defaults = {key.name for key in known if key.tenant is None}
-    declared = {key.tenant for key in known if key.tenant is not None}
-    return [key for key in issued if (key.name in declared if key.tenant is None else key.tenant in defaults)]
-
-
-def _with_room(issued: IssuedKeys, now: float) -> IssuedKeys:
-    """Return the list with room for one more: the oldest revoked or expired keys are forgotten."""
-    over = [key.name for key in issued if is_over(key, now)]
-    forgotten = set(over[: max(0, len(issued) + 1 - MAX_ISSUED)])
-    return tuple(key for key in issued if key.name not in forgotten)
+def revoke(registry: Registry, issued: IssuedKeys, name: str) -> tuple[IssuedKey, IssuedKeys]:
+    """Return the key of this name and the list without it. Raises KeyRefused for a declared one, and KeyNotFound."""
+    for key in issued:
+        if key.name == name:
+            return key, tuple(one for one in issued if one is not key)
+    if any(key.name == name for key in registry.access.keys):
+        raise KeyRefused(f"the key {name!r} is declared in experts.yaml or COE_ADMIN_KEY_FILE; remove it there")
+    raise KeyNotFound(f"no key {name[:64]!r} was issued", param="name")
 
 
 def in_force(registry: Registry, issued: IssuedKeys) -> tuple[ApiKey, ...]:
-    """Return the issued keys that are accepted besides the declared ones: not revoked, without a declared name, and
-    without the tenant that a declared key has by default or the other way around.
+    """Return the issued keys that are accepted besides the declared ones: without a declared name or secret, and
+    without the tenant that a declared key has by its name alone, or the other way around.
 
     An expired key stays among them, so that its error can say so.
     """
     if not _has_admin(registry):
         return ()
-    names = {key.name for key in registry.access.keys} | {key.sha256 for key in registry.access.keys}
-    names |= {key.name for key in _sharing(registry.access.keys, issued)}
-    return tuple(key for key in issued if key.revoked is None and key.name not in names and key.sha256 not in names)
+    declared = registry.access.keys
+    taken = {key.name for key in declared} | {key.sha256 for key in declared}
+    tenants, default_tenants = {key.tenant for key in declared}, {key.name for key in declared if key.tenant is None}
+    return tuple(
+        key
+        for key in issued
+        if taken.isdisjoint((key.name, key.sha256))
+        and (key.name not in tenants if key.tenant is None else key.tenant not in default_tenants)
+    )
 
 
 def access_with(registry: Registry, issued: IssuedKeys) -> AccessSpec:
     """Return the section `access` with the issued keys that are in force."""
-    return registry.access.model_copy(update={"keys": (*registry.access.keys, *in_force(registry, issued))})
-
-
-def conflicts(registry: Registry, issued: Sequence[IssuedKey], *, now: float) -> list[str]:
-    """Return why issued keys in use are not accepted next to the declared ones, with the remedy."""
-    declared = {key.name: key.sha256 for key in registry.access.keys}
-    used = [key for key in issued if not is_over(key, now) and key.sha256 not in declared.values()]
-    reasons = {key.name: "a declared key has its name" for key in used if key.name in declared}
-    for key in _sharing(registry.access.keys, used):
-        reasons.setdefault(key.name, _SHARED.format(key.tenant or key.name))
-    return [
-        f"the issued key {name!r} is not accepted: {reason}; revoke it (`coe key {name} --revoke`), or change the "
-        "declared key"
-        for name, reason in reasons.items()
-    ]
+    return _with_keys(registry, (*registry.access.keys, *in_force(registry, issued))).access
 
 
 def check_issued(registry: Registry, issued: Sequence[IssuedKey], *, now: float) -> None:
     """Raise ConfigError for issued keys in use without a declared key that has the scope admin."""
     declared = {key.name for key in registry.access.keys}
-    used = [key for key in issued if not is_over(key, now) and key.name not in declared]
-    if used and not _has_admin(registry):
+    if not _has_admin(registry) and any(not is_over(key, now) and key.name not in declared for key in issued):
         raise ConfigError(
             "access.keys: issued API keys are in use, and no declared key has the scope admin; declare one (`coe key "
             "NAME --scope admin` makes it), or revoke the issued ones (`coe key NAME --revoke`)"
@@ -175,5 +140,123 @@ def date_of(moment: datetime) -> str:
     return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
 
 
+def _with_keys(registry: Registry, keys: Sequence[ApiKey]) -> Registry:
+    return registry.model_copy(update={"access": registry.access.model_copy(update={"keys": tuple(keys)})})
+
+
 def _has_admin(registry: Registry) -> bool:
-    return any(ADMIN in key.scopes for key in registry.access.keys)
+    return any("admin" in key.scopes for key in registry.access.keys)
+
+
+class KeyStore:
+    """The stored list of issued keys, as one document. Only digests of keys are stored."""
+
+    def __init__(self, store: SharedStore) -> None:
+        self._store = store
+        self._document = b""
+        self._keys: IssuedKeys = ()
+
+    async def read(self) -> IssuedKeys:
+        """Return the list; the same one while it does not change. Raises StoreError."""
+        document = (await self._store.get([_NAME]))[0] or b""
+        if document != self._document:
+            try:
+                self._keys = _KEYS.validate_json(document or b"[]")
+            except ValidationError:
+                problem = "the issued API keys are damaged; restore them, or delete them and issue new ones"
+                raise StoreError(f"{self._store.place}: {problem}") from None
+            self._document = document
+        return self._keys
+
+    async def change(self, decide: Callable[[IssuedKeys], tuple[T, IssuedKeys]]) -> tuple[T, IssuedKeys]:
+        """Replace the list with the one that `decide` returns, and return its result and the new list. `decide` runs
+        again if another process changed the list in the meantime, so two administrators lose nothing. Raises
+        KeysUnavailable, and whatever `decide` raises."""
+        try:
+            for _ in range(MAX_CONFLICTS):
+                result, keys = decide(await self.read())
+                known, document = self._document, orjson.dumps([key.model_dump(mode="json") for key in keys])
+                try:
+                    is_stored = await self._store.replace(_NAME, known, document)
+                except StoreError:  # it may be stored, and then the caller must learn so: a new key is shown only once
+                    is_stored = await self._store.replace(_NAME, known, document)
+                if is_stored:
+                    return result, keys
+        except StoreError as error:
+            raise KeysUnavailable(f"issued API keys cannot be changed now: {error}", retry_after=RETRY_AFTER) from error
+        raise KeysUnavailable("other changes of API keys are in progress; try again", retry_after=RETRY_AFTER)
+
+    async def aclose(self) -> None:
+        await self._store.aclose()
+
+
+def open_key_store(counters: str, *, home: Path) -> KeyStore:
+    """The store that belongs to `access.counters`. Raises ConfigError for an invalid address."""
+    return KeyStore(open_store(counters, "keys", file=home / KEYS_FILE, setting="access.counters"))
+
+
+class IssuedKeyWatch:
+    """The issued keys as one process knows them: read again every POLL_SECONDS, changed through the store.
+
+    A revoked key is refused after at most POLL_SECONDS and one read. A process that cannot read the store keeps the
+    keys for MAX_STALE_SECONDS, then refuses all issued keys: one of them may have been revoked in the meantime.
+    `on_change` is called after a change. As an async context it reads in the background, and closes the store.
+    """
+
+    def __init__(
+        self,
+        store: KeyStore,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        task_failed: TaskFailed = ignore_failure,
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._task_failed = task_failed
+        self._last_read = clock()
+        self._lock = asyncio.Lock()
+        self.keys: IssuedKeys = ()
+        self.outage = Outage("issued API keys", f"; the known ones are accepted for {MAX_STALE_SECONDS:g} s")
+        self.on_change: Callable[[], None] = lambda: None
+
+    async def __aenter__(self) -> Self:
+        await self.refresh()
+        self._task = supervised(self._run, "issued-keys", task_failed=self._task_failed)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        await self._store.aclose()
+
+    async def refresh(self) -> None:
+        """Read the keys again if they changed. Does not fail."""
+        async with self._lock:  # a read that began before a change must not undo it here
+            try:
+                keys = await self._store.read()
+            except StoreError as error:
+                self.outage.began(str(error))
+                if self.keys and self._clock() - self._last_read > MAX_STALE_SECONDS:
+                    _log.error("issued API keys could not be read for %g s, and are refused now", MAX_STALE_SECONDS)
+                    self._apply(())
+                return
+            self.outage.ended()
+            self._last_read = self._clock()
+            self._apply(keys)
+
+    async def change(self, decide: Callable[[IssuedKeys], tuple[T, IssuedKeys]]) -> T:
+        """Change the stored keys. The change applies in this process at once."""
+        async with self._lock:
+            result, keys = await self._store.change(decide)
+            self._apply(keys)
+            return result
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(POLL_SECONDS)
+            await self.refresh()
+
+    def _apply(self, keys: IssuedKeys) -> None:
+        if keys != self.keys:
+            self.keys = keys
+            self.on_change()

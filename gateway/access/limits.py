@@ -1,8 +1,9 @@
-"""Limits of API keys: amounts, meters, counters, and the accounts from which requests reserve.
+"""Limits of API keys: amounts, counters, and the accounts from which requests reserve.
 
-A Meter is one declared limit of a key. The Limiter has an Account for every key with limits. Each process counts by
-itself, and exchanges changes with the others a few times a second through a SharedStore. So the processes together may
-exceed a limit by what the others admit between two exchanges; see `EXCHANGE_SECONDS`. Times are Unix seconds.
+A Counter is one declared limit of a key with its use. The Limiter has an Account for every key with limits. Each
+process counts by itself, and exchanges changes with the others a few times a second through a SharedStore. So the
+processes together may exceed a limit by what the others admit between two exchanges; see `EXCHANGE_SECONDS`. Times are
+Unix seconds.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Literal, NamedTuple, Self
+from typing import NamedTuple, Self
 
 from coe.errors import InvalidRequest, LimitReached, RequestError, StoreError
 from coe.outage import Outage
@@ -22,16 +23,14 @@ from coe.supervision import TaskFailed, ignore_failure, supervised
 from coe.terminal import dollars
 from gateway.shared_store import Change, SharedStore
 
-MeterName = Literal[
-    "concurrent_requests", "requests_per_minute", "tokens_per_minute", "dollars_per_day", "dollars_per_month"
-]
-_UNITS: dict[MeterName, int] = {
+_UNITS = {
     "concurrent_requests": 0,
     "requests_per_minute": 0,
     "tokens_per_minute": 1,
     "dollars_per_day": 2,
     "dollars_per_month": 2,
 }
+"""The index in Amounts of what a limit counts, in the order in which limits are checked."""
 
 
 class Amounts(NamedTuple):
@@ -42,35 +41,9 @@ class Amounts(NamedTuple):
     dollars: float
 
 
-@dataclass(frozen=True, slots=True)
-class Meter:
-    """One declared limit of one key. `unit` is the index in Amounts of what it counts."""
-
-    name: MeterName
-    limit: float
-    unit: int
-
-
-def meters_of(limits: KeyLimits) -> tuple[Meter, ...]:
-    """The declared meters, in the order in which they are checked."""
-    declared = ((name, unit, getattr(limits, name)) for name, unit in _UNITS.items())
-    return tuple(Meter(name, float(limit), unit) for name, unit, limit in declared if limit is not None)
-
-
-def limit_error(key: str, meter: Meter, amount: float, *, wait: float) -> RequestError:
-    """The error for a meter that lacks `amount` for `wait` seconds, or always."""
-    most = dollars(meter.limit) if meter.unit == 2 else f"{meter.limit:g}"
-    limit = f"{meter.name} of the API key {key!r} ({most})"
-    if amount > meter.limit:
-        use = dollars(amount) if meter.unit == 2 else f"{amount:,.0f}"
-        message = f"this request may use {use}, more than the {limit} ever allows; lower max_tokens"
-        return InvalidRequest(message, param="max_tokens", code="request_exceeds_limit")
-    seconds = f"{wait:,.0f}" if wait >= 100 else f"{max(wait, 0.001):.3g}"
-    message = f"the {limit} is used up; try again in {seconds} s"
-    return LimitReached(message, retry_after=wait)
-
-
 MINUTE, DAY = 60.0, 86400.0
+GRACE_SECONDS = 3600.0
+"""Seconds for which the store keeps the use of a window that is over, for processes whose clocks are behind."""
 SLOT_RETRY_SECONDS = 1.0
 """Retry-After for a key whose concurrent requests are all in use: one of them may have ended by then."""
 ROUNDING_ERROR = 1e-9
@@ -82,7 +55,6 @@ ACTIVE_SECONDS = 10.0
 """Seconds after its last request for which an account is exchanged. Later, a request waits for one exchange first."""
 REFRESH_SECONDS = 0.25
 """Time limit of a request that waits for an exchange."""
-BUCKET_TTL_SECONDS = 3600.0
 EPOCH_SECONDS = 5.0
 """Concurrent requests are shared by epoch: each process adds its own to the current and to the next one. Those of a
 process that crashed are free again after two epochs at most."""
@@ -91,110 +63,76 @@ SharedChange = tuple[str, Change]
 """The part of a counter's name after the key and the meter, and its change."""
 
 
-class TokenBucket:
-    """A limit per minute: full at first, refilled continuously. The other counters have the same methods.
+class Counter:
+    """One limit of a key, and its use in the window that contains the time of the last call: a minute, day or month in
+    UTC. `unit` is the index in Amounts of what it counts.
 
-    In the store it is the used amount, which leaks as the bucket refills.
+    In the store it is the use of the window by all processes.
     """
 
-    window = 0
-    """The number of the calendar window that amounts belong to; 0 for counters without windows."""
-
-    def __init__(self, limit: float) -> None:
+    def __init__(self, name: str, limit: float) -> None:
+        self.name = name
         self.limit = limit
-        self._tokens = limit
-        self._updated = 0.0
-        self._unsent = 0.0
+        self.unit = _UNITS[name]
+        self.begins = self.ends = 0.0
+        self._shared = self._unsent = 0.0
+
+    def limit_error(self, key: str, amount: float, *, wait: float) -> RequestError:
+        """The error for a key that lacks `amount` for `wait` seconds, or always."""
+        most = dollars(self.limit) if self.unit == 2 else f"{self.limit:g}"
+        limit = f"{self.name} of the API key {key!r} ({most})"
+        if amount > self.limit:
+            use = dollars(amount) if self.unit == 2 else f"{amount:,.0f}"
+            message = f"this request may use {use}, more than the {limit} ever allows; lower max_tokens"
+            return InvalidRequest(message, param="max_tokens", code="request_exceeds_limit")
+        seconds = f"{wait:,.0f}" if wait >= 100 else f"{max(wait, 0.001):.3g}"
+        return LimitReached(f"the {limit} is used up; try again in {seconds} s", retry_after=wait)
 
     def remaining(self, now: float) -> float:
-        """Updates the counter to `now`, and returns the remaining amount; negative if more was used than allowed."""
-        if now > self._updated:
-            self._tokens = min(self.limit, self._tokens + (now - self._updated) * self.limit / MINUTE)
-        self._updated = now  # a clock that was set back starts from here
-        return self._tokens
+        """Begins the window that contains `now`, and returns the remaining amount; negative if more was used than
+        allowed."""
+        if not self.begins <= now < self.ends:
+            self.begins, self.ends = _window_at(self.name, now)
+            self._shared = self._unsent = 0.0
+        return self.limit - max(0.0, self._shared + self._unsent)
 
     def consume(self, amount: float) -> None:
         """Subtracts an amount. Call `remaining` before."""
-        self._tokens -= amount
         self._unsent += amount
 
-    def settle(self, reserved: float, used: float, window: int) -> None:
-        """Releases the unused part of a reservation, or charges the use beyond it. Call `remaining` before."""
-        self._tokens = min(self.limit, self._tokens + reserved - used)
-        self._unsent += used - reserved
+    def settle(self, reserved: float, used: float, at: float) -> None:
+        """Charges the use beyond an amount that was reserved at the time `at`, or releases the rest if that was in this
+        window. Call `remaining` before."""
+        if used > reserved or at >= self.begins:
+            self._unsent += used - reserved
 
-    def retry_after(self, amount: float, now: float) -> float:
-        """Seconds until `amount` is available if nothing else is consumed."""
-        return max(0.0, amount - self.remaining(now)) * MINUTE / self.limit
+    def retry_after(self, now: float) -> float:
+        """Seconds until the limit is available again."""
+        return self.ends - now
 
     def changes(self, now: float) -> tuple[SharedChange, ...]:
         """Changes to send to the store; the first counter is the one to read."""
-        return (("", Change(self._unsent, BUCKET_TTL_SECONDS, self.limit / MINUTE)),)
+        self.remaining(now)
+        return ((f"/{self.begins:.0f}", Change(self._unsent, self.ends - now + GRACE_SECONDS)),)
 
     def apply(self, sent: Sequence[SharedChange], total: float, now: float) -> None:
         """The store has received the changes; the counter has this value there."""
-        self._unsent -= sent[0][1].amount
-        self._tokens, self._updated = min(self.limit, self.limit - total - self._unsent), now
+        self.remaining(now)
+        ((name, change),) = sent
+        if name == f"/{self.begins:.0f}":
+            self._shared, self._unsent = total, self._unsent - change.amount
 
-    def fail(self, now: float) -> None:
-        """The store has not replied. What has been refilled since is not sent later."""
-        self._unsent = min(self._unsent, max(0.0, self.limit - self.remaining(now)))
-
+    @property
     def is_busy(self) -> bool:
         """True if it must be exchanged although its key has no new request."""
         return self._unsent != 0
 
 
-class CalendarWindow:
-    """A limit per calendar day or month in UTC. In the store it is the used amount of the window."""
-
-    def __init__(self, limit: float, *, monthly: bool) -> None:
-        self.limit = limit
-        self.window = 0
-        self._monthly = monthly
-        self._ends = 0.0
-        self._shared = self._unsent = 0.0
-
-    def remaining(self, now: float) -> float:
-        if now >= self._ends:
-            self.window, self._ends = _window_at(now, monthly=self._monthly)
-            self._shared = self._unsent = 0.0
-        return self.limit - max(0.0, self._shared + self._unsent)
-
-    def consume(self, amount: float) -> None:
-        self._unsent += amount
-
-    def settle(self, reserved: float, used: float, window: int) -> None:
-        if window == self.window:  # an amount of yesterday's window no longer counts
-            self._unsent += used - reserved
-
-    def retry_after(self, amount: float, now: float) -> float:
-        return 0.0 if amount <= self.remaining(now) else self._ends - now
-
-    def changes(self, now: float) -> tuple[SharedChange, ...]:
-        self.remaining(now)
-        return ((f"/{self.window}", Change(self._unsent, self._ends - now + DAY)),)
-
-    def apply(self, sent: Sequence[SharedChange], total: float, now: float) -> None:
-        self.remaining(now)
-        ((name, change),) = sent
-        if name == f"/{self.window}":
-            self._shared, self._unsent = total, self._unsent - change.amount
-
-    def fail(self, now: float) -> None:
-        """Nothing is lost."""
-
-    def is_busy(self) -> bool:
-        return self._unsent != 0
-
-
-class ConcurrencySlots:
+class ConcurrencySlots(Counter):
     """A limit on requests at the same time. In the store it is the sum of the processes, by epoch."""
 
-    window = 0
-
-    def __init__(self, limit: float) -> None:
-        self.limit = limit
+    def __init__(self, name: str, limit: float) -> None:
+        super().__init__(name, limit)
         self._used = self._others = 0.0
         self._others_until = 0.0
         self._sent: dict[int, float] = {}
@@ -206,10 +144,10 @@ class ConcurrencySlots:
     def consume(self, amount: float) -> None:
         self._used += amount
 
-    def settle(self, reserved: float, used: float, window: int) -> None:
+    def settle(self, reserved: float, used: float, at: float) -> None:
         self._used -= reserved
 
-    def retry_after(self, amount: float, now: float) -> float:
+    def retry_after(self, now: float) -> float:
         return SLOT_RETRY_SECONDS
 
     def changes(self, now: float) -> tuple[SharedChange, ...]:
@@ -224,50 +162,30 @@ class ConcurrencySlots:
         self._others = max(0.0, total - next(iter(self._sent.values())))
         self._others_until = now + 2 * EPOCH_SECONDS
 
-    def fail(self, now: float) -> None:
-        """The next epoch has the right number."""
-
+    @property
     def is_busy(self) -> bool:
         return self._used != 0 or any(self._sent.values())
 
 
-Counter = TokenBucket | CalendarWindow | ConcurrencySlots
+def _window_at(name: str, now: float) -> tuple[float, float]:
+    """Begin and end of the minute, day or month that contains `now`."""
+    if name == "dollars_per_month":
+        date = datetime.fromtimestamp(now, UTC)
+        month = date.year * 12 + date.month - 1
+        begins, ends = (datetime(one // 12, one % 12 + 1, 1, tzinfo=UTC).timestamp() for one in (month, month + 1))
+        return begins, ends
+    length = DAY if name == "dollars_per_day" else MINUTE
+    begins = now // length * length
+    return begins, begins + length
 
 
-def new_counter(meter: Meter) -> Counter:
-    """A full counter for a meter."""
-    if meter.name == "concurrent_requests":
-        return ConcurrencySlots(meter.limit)
-    if meter.unit == 2:
-        return CalendarWindow(meter.limit, monthly=meter.name == "dollars_per_month")
-    return TokenBucket(meter.limit)
-
-
-def is_available(remaining: float, amount: float, limit: float) -> bool:
-    """Returns whether `amount` may be consumed, up to rounding errors. A zero amount always may."""
-    return amount <= 0 or amount <= remaining + ROUNDING_ERROR * limit
-
-
-def _window_at(now: float, *, monthly: bool) -> tuple[int, float]:
-    """Number and end of the day or month that contains `now`; numbers grow."""
-    if not monthly:
-        day = int(now // DAY)
-        return day, (day + 1) * DAY
-    date = datetime.fromtimestamp(now, UTC)
-    month = date.year * 12 + date.month - 1
-    end = datetime((month + 1) // 12, (month + 1) % 12 + 1, 1, tzinfo=UTC)
-    return month, end.timestamp()
-
-
+@dataclass(slots=True, eq=False)
 class Reservation:
-    """The counters of one reservation; by their position, the amount that is reserved and the window that it is of."""
+    """What one request has reserved, and the time of its last reservation."""
 
-    __slots__ = ("amounts", "counters", "windows")
-
-    def __init__(self, counters: Sequence[tuple[Meter, Counter]]) -> None:
-        self.counters = counters
-        self.amounts = [0.0] * len(counters)
-        self.windows = [0] * len(counters)
+    counters: Sequence[Counter]
+    amounts: Amounts
+    at: float = 0.0
 
 
 class Account:
@@ -275,66 +193,61 @@ class Account:
 
     def __init__(self, key: str, limiter: Limiter) -> None:
         self.key = key
-        self.meters: tuple[Meter, ...] = ()
-        self.counters: tuple[tuple[Meter, Counter], ...] = ()
+        self.counters: tuple[Counter, ...] = ()
         self.used_at = self.exchanged_at = -math.inf
         self._limiter = limiter
         self._refresh: asyncio.Task[None] | None = None
 
-    def declare(self, meters: tuple[Meter, ...]) -> None:
-        """Replaces the meters. Counts of meters that stay are kept."""
-        known = {meter.name: counter for meter, counter in self.counters}
-        self.counters = tuple((meter, known.get(meter.name) or new_counter(meter)) for meter in meters)
-        for meter, counter in self.counters:
-            counter.limit = meter.limit
-        if not known.keys() >= {meter.name for meter in meters}:
-            self.exchanged_at = -math.inf
-        self.meters = meters
+    def declare(self, limits: KeyLimits) -> None:
+        """Replaces the limits. Counts of limits that stay are kept."""
+        known, self.counters = {counter.name: counter for counter in self.counters}, ()
+        for name in _UNITS:
+            if (limit := getattr(limits, name)) is not None:
+                if (counter := known.get(name)) is None:
+                    counter = (ConcurrencySlots if name == "concurrent_requests" else Counter)(name, limit)
+                    self.exchanged_at = -math.inf
+                counter.limit = float(limit)
+                self.counters += (counter,)
 
     async def reserve(self, amounts: Amounts) -> Reservation:
         """Reserves all of `amounts` or nothing. Returns the argument for `settle`. Raises LimitReached, or
         InvalidRequest for more than a limit ever allows."""
         if self._limiter.shares and self._limiter.now() - self.exchanged_at > ACTIVE_SECONDS:
             await self._wait_for_exchange()
-        reservation = Reservation(self.counters)
+        reservation = Reservation(self.counters, Amounts(0, 0, 0))
         self.extend(reservation, amounts)
         return reservation
 
     def extend(self, reservation: Reservation, amounts: Amounts) -> None:
         """Reserves the difference between `amounts` and the reserved ones, or nothing. Raises as `reserve` does."""
         self._limiter.mark_active(self)
-        now, reserved, windows = self._limiter.now(), reservation.amounts, reservation.windows
-        missing: list[tuple[int, Counter, float]] = []
-        for index, (meter, counter) in enumerate(reservation.counters):
-            if amount := amounts[meter.unit] - reserved[index]:
-                remaining = counter.remaining(now)
-                if amount > remaining and not is_available(remaining, amount, counter.limit):
-                    raise limit_error(self.key, meter, amount, wait=counter.retry_after(amount, now))
-                missing.append((index, counter, amount))
-        for index, counter, amount in missing:
+        now = self._limiter.now()
+        missing: list[tuple[Counter, float]] = []
+        for counter in reservation.counters:
+            amount = amounts[counter.unit] - reservation.amounts[counter.unit]
+            remaining = counter.remaining(now)
+            if amount > 0 and amount > remaining + ROUNDING_ERROR * counter.limit:
+                raise counter.limit_error(self.key, amount, wait=counter.retry_after(now))
+            missing.append((counter, amount))
+        for counter, amount in missing:
             counter.consume(amount)
-            reserved[index] = reserved[index] + amount if windows[index] == counter.window else amount
-            windows[index] = counter.window
+        reservation.amounts, reservation.at = amounts, now
 
     def settle(self, reservation: Reservation, used: Amounts) -> None:
         """Replaces a reservation by what was `used`: returns the rest, or charges more. Releases the concurrent
         request. Call it once per reservation."""
         self._limiter.mark_active(self)
         now = self._limiter.now()
-        for index, (meter, counter) in enumerate(reservation.counters):
-            before, after = reservation.amounts[index], used[meter.unit]
-            if before != after or isinstance(counter, ConcurrencySlots):
-                counter.remaining(now)
-                counter.settle(before, after, reservation.windows[index] if before else counter.window)
+        for counter in reservation.counters:
+            counter.remaining(now)
+            counter.settle(reservation.amounts[counter.unit], used[counter.unit], reservation.at)
 
-    def remaining(self) -> list[float]:
-        """The remainder of each meter; negative if more was used than estimated."""
+    def state(self) -> list[tuple[Counter, float, float]]:
+        """The remainder of each limit, negative if more was used than estimated, and the seconds until all of it is
+        available again."""
         now = self._limiter.now()
-        return [counter.remaining(now) for _, counter in self.counters]
-
-    def is_busy(self) -> bool:
-        """True if it must be exchanged although it has no new request."""
-        return any(counter.is_busy() for _, counter in self.counters)
+        found = [(counter, counter.remaining(now), counter.retry_after(now)) for counter in self.counters]
+        return [(counter, remaining, wait if remaining < counter.limit else 0.0) for counter, remaining, wait in found]
 
     async def _wait_for_exchange(self) -> None:
         """A client that disconnects does not stop the exchange."""
@@ -363,7 +276,6 @@ class Limiter:
         self._task_failed = task_failed
         self._accounts: dict[str, Account] = {}
         self._active: set[Account] = set()
-        self._wake = asyncio.Event()
         self._lock = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
@@ -391,9 +303,9 @@ class Limiter:
         counts of others are dropped."""
         known, self._accounts = self._accounts, {}
         for key in keys:
-            if meters := meters_of(key.limits):
+            if key.limits != KeyLimits():
                 account = known.get(key.name) or Account(key.name, self)
-                account.declare(meters)
+                account.declare(key.limits)
                 self._accounts[key.name] = account
         return self._accounts
 
@@ -401,8 +313,6 @@ class Limiter:
         """The account has a request, or one that ends."""
         account.used_at = self.now()
         self._active.add(account)
-        if not self._wake.is_set():
-            self._wake.set()
 
     async def exchange(self, accounts: Collection[Account]) -> None:
         """Sends the changes of these accounts, and reads what all processes have used. Does not fail."""
@@ -411,17 +321,15 @@ class Limiter:
                 return
             now = self.now()
             sent = [
-                (f"{account.key}/{meter.name}", counter, counter.changes(now))
+                (f"{account.key}/{counter.name}", counter, counter.changes(now))
                 for account in accounts
-                for meter, counter in account.counters
+                for counter in account.counters
             ]
             changes = {name + suffix: change for name, _, parts in sent for suffix, change in parts}
             try:
                 totals = await self._store.add(changes)
             except StoreError as error:
                 self.outage.began(str(error))
-                for _, counter, _ in sent:
-                    counter.fail(now)
                 return
             self.outage.ended()
             now = self.now()
@@ -430,16 +338,13 @@ class Limiter:
             for account in accounts:
                 account.exchanged_at = now
 
-    # --------------------------------------------------------------------------------------------- in the background
-
     async def _run(self) -> None:
         await self.exchange(())  # connects now
         while True:
-            if not self.outage.active:
-                await self._wake.wait()
             await asyncio.sleep(EXCHANGE_SECONDS)
-            await self.exchange(tuple(self._active))
-            since = self.now() - ACTIVE_SECONDS
-            self._active = {one for one in self._active if one.used_at > since or one.is_busy()}
-            if not self._active:
-                self._wake.clear()
+            if self._active or self.outage.active:
+                await self.exchange(tuple(self._active))
+                since = self.now() - ACTIVE_SECONDS
+                self._active = {
+                    one for one in self._active if one.used_at > since or any(each.is_busy for each in one.counters)
+                }

@@ -3,32 +3,31 @@
 `AnswerCache.lookup` runs between the steps parse and classify. A miss goes on; its answer is held while it is relayed,
 and `observe` stores it with the record, after the last byte.
 
-A key is the SHA-256 digest of everything that the answer depends on: tenant, path, body, headers, and the state that
-the request is served with. A request uses the cache only if nothing else can change its answer: no tools, no state on a
-server, and only text.
+A key is the SHA-256 digest of everything that the answer depends on: tenant, body, headers, and the state that the
+request is served with. A request of Chat Completions uses the cache if nothing else can change its answer: no tools, no
+state on a server, and only text.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import orjson
 
-from coe.core import FAST_UNCERTAIN, TEXT_APIS, Chat, Reason, Reply, RequestOptions
+from coe.core import FAST_UNCERTAIN, Chat, Reason, Reply, RequestOptions
 from coe.experts.held_answer import HeldAnswer, WholeReply
 from coe.outage import Outage
 from coe.recipes.calls import VERIFIED
 from coe.registry import CacheSpec
-from coe.supervision import TaskFailed, ignore_failure
 from coe.usage import Usage
 from gateway.cache.answer import CachedAnswer, CacheUse, is_complete
 from gateway.dialects.chat import TEXT_PARTS
 from gateway.request.trace import Trace
 from gateway.shared_cache import SharedCache
-from gateway.shared_store import MemoryStore, RedisStore, SharedStore
+from gateway.shared_store import MemoryStore, RedisStore, ValueStore
 from gateway.snapshot import Snapshot
 
 MEMORY = "memory"
@@ -46,24 +45,22 @@ _STORED_OUTCOMES = ("answered", "unreadable", "graded")
 
 MAX_BODY_BYTES = 2**20
 """Bytes of a request body; the digest of a larger one would hold up the event loop."""
-_IGNORED_FIELDS = frozenset(("store", "prompt_cache_retention"))
+_IGNORED_FIELDS = frozenset(
+    ("store", "prompt_cache_retention", "user", "metadata", "safety_identifier", "prompt_cache_key")
+)
 """Fields that do not change the answer."""
-_ECHOED_FIELDS = frozenset(("user", "metadata", "safety_identifier", "prompt_cache_key"))
-"""Fields that an answer of the Responses API repeats, and that do not change the answers of other APIs."""
 _EXCLUDING_FIELDS = (
-    *("tools", "functions", "web_search_options", "search_parameters", "plugins", "mcp_servers", "container"),
-    *("store", "previous_response_id", "conversation", "background", "audio"),
+    *("tools", "functions", "web_search_options", "search_parameters", "plugins", "mcp_servers"),
+    *("store", "audio"),
 )
 """Fields with which a request never uses the cache: tools, state on a server, and audio."""
-_TEXT_NEEDS = frozenset(("json_schema", "json_object", "n", "logprobs", "echo"))
-"""Capabilities whose requests and answers are texts."""
-_TEXT_ONLY = (None, ["text"])
-"""Values of `modalities` for an answer that is a text."""
+_TEXT_NEEDS = frozenset(("json_schema", "json_object", "logprobs"))
+"""Capabilities whose requests and answers are one text."""
 _TEXT_ROLES = ("system", "developer", "user", "assistant")
 _MESSAGE_EXCLUDING_FIELDS = ("tool_calls", "function_call", "audio")
 
 
-def cache_store(spec: CacheSpec) -> SharedStore:
+def cache_store(spec: CacheSpec) -> ValueStore:
     """The declared store. Raises ConfigError for an invalid address."""
     if spec.store == MEMORY:
         return MemoryStore(max_bytes=spec.max_bytes)
@@ -71,17 +68,13 @@ def cache_store(spec: CacheSpec) -> SharedStore:
 
 
 @asynccontextmanager
-async def open_cache(
-    spec: CacheSpec | None, *, task_failed: TaskFailed = ignore_failure
-) -> AsyncIterator[AnswerCache | None]:
+async def open_cache(spec: CacheSpec | None) -> AsyncIterator[AnswerCache | None]:
     """The cache that is declared, None without one. Raises ConfigError for an invalid address."""
     if spec is None:
         yield None
         return
     outage = Outage("cache", "; until the store is back nothing is answered from the cache")
-    async with SharedCache(
-        cache_store(spec), outage, task="answer-cache", wait=LOOKUP_SECONDS, task_failed=task_failed
-    ) as answers:
+    async with SharedCache(cache_store(spec), outage, wait=LOOKUP_SECONDS) as answers:
         yield AnswerCache(answers)
 
 
@@ -92,23 +85,26 @@ class AnswerCache:
         self.answers = answers
         self._state: tuple[Snapshot | None, bytes] = (None, b"")
 
-    async def lookup(self, trace: Trace, *, path: str, body_bytes: int) -> Reply | None:
+    async def lookup(self, trace: Trace, *, body_bytes: int) -> Reply | None:
         """Return the cached answer of a parsed request and record it in the trace; None for a miss, or if the request
         does not use the cache."""
         chat, options, spec = trace.chat, trace.options, trace.snapshot.registry.cache
         if spec is None or body_bytes > MAX_BODY_BYTES or not trace.caller.cache:
             return None
-        if (trace.stored is not None and trace.stored.stateful) or not is_cacheable(chat, options, spec):
+        if not is_cacheable(chat, options, spec):
             return None
         trace.step("cache")
-        key = cache_key(self._state_of(trace.snapshot), chat, options, path=path, tenant=trace.caller.tenant)
+        key = cache_key(self._state_of(trace.snapshot), chat, options, tenant=trace.caller.tenant)
         if key is None:
             return None
-        (stored,) = await self.answers.get([key.hex()])
-        answer = _answer_of(stored, categories=len(trace.snapshot.composition.router.categories))
+        (stored,) = await self.answers.get([key])
+        answer = None
+        with suppress(ValueError):  # a damaged entry is a miss
+            answer = None if stored is None else CachedAnswer.from_bytes(stored)
+        if answer is not None and len(answer.probabilities) != len(trace.snapshot.composition.router.categories):
+            answer = None
         memory = trace.attempts.memory
-        choices = int(chat.fields.get("n") or 1)
-        trace.cache = use = CacheUse(key, answer, choices=choices, memory=memory)
+        trace.cache = use = CacheUse(key, answer, memory=memory)
         if answer is None:
             trace.taps += (use.keep,)
             return None
@@ -121,40 +117,35 @@ class AnswerCache:
 
     def observe(self, trace: Trace) -> None:
         """Store the answer of a finished request that missed, if it is complete and holds for an equal request."""
-        if trace.cache is not None:
+        if (use := trace.cache) is not None:
             try:
-                self._store(trace)
+                if use.answer is None and trace.outcome == "ok" and _is_storable(trace):
+                    self._store(trace, use)
             finally:
-                trace.cache.release()
+                use.release()
 
-    def _store(self, trace: Trace) -> None:
-        use, chat, decision, prediction, spec = (
-            trace.cache,
-            trace.chat,
-            trace.decision,
-            trace.prediction,
-            trace.snapshot.registry.cache,
-        )
-        if use is None or use.answer is not None or trace.outcome != "ok" or spec is None:
+    def _store(self, trace: Trace, use: CacheUse) -> None:
+        decision, prediction, reply, spec = trace.decision, trace.prediction, trace.reply, trace.snapshot.registry.cache
+        if decision is None or prediction is None or reply is None or spec is None or (body := use.body) is None:
             return
-        if decision is None or prediction is None or trace.reply is None or not _is_storable(trace):
-            return
-        body, media_type = use.body, trace.reply.media_type
-        if body is None or not is_complete(body, api=chat.api, media_type=media_type, choices=use.choices):
-            return
-        usage = trace.reply.usage
-        answer = CachedAnswer(
-            media_type,
-            body,
-            decision.expert,
-            trace.expert,
-            decision.category,
-            decision.confidence,
-            prediction,
-            usage.input_tokens,
-            usage.output_tokens,
-        )
-        self.answers.put(use.key.hex(), answer.to_bytes(), ttl=spec.ttl)
+        if is_complete(body, media_type=reply.media_type):
+            before_rule = prediction.router_probabilities
+            answer = CachedAnswer(
+                media_type=reply.media_type,
+                expert=decision.expert,
+                answered_by=trace.expert,
+                category=decision.category,
+                confidence=decision.confidence,
+                input_tokens=reply.usage.input_tokens,
+                output_tokens=reply.usage.output_tokens,
+                probabilities=prediction.probabilities.tolist(),
+                stage=prediction.stage,
+                in_distribution=prediction.in_distribution,
+                language=prediction.language,
+                router_probabilities=None if before_rule is None else before_rule.tolist(),
+                body=body,
+            )
+            self.answers.put(use.key, answer.to_bytes(), ttl=spec.ttl)
 
     def _state_of(self, snapshot: Snapshot) -> bytes:
         """The digest of what a decision depends on, computed once for each state."""
@@ -174,24 +165,13 @@ class AnswerCache:
         return self._state[1]
 
 
-def _answer_of(stored: bytes | None, *, categories: int) -> CachedAnswer | None:
-    """The stored answer; None without one, or for an entry that is damaged."""
-    if stored is None:
-        return None
-    try:
-        answer = CachedAnswer.from_bytes(stored)
-    except ValueError:
-        return None
-    return answer if answer.prediction.probabilities.shape == (categories,) else None
-
-
 def _is_storable(trace: Trace) -> bool:
     """Return True if an equal request would get the same decision and answer, so that the answer may be stored."""
     decision, prediction, retrieval, log = trace.decision, trace.prediction, trace.retrieval_result, trace.recipe_log
-    assert decision is not None
-    assert prediction is not None
     return (
-        decision.reason in _STORED_REASONS
+        decision is not None
+        and decision.reason in _STORED_REASONS
+        and prediction is not None
         and prediction.stage != FAST_UNCERTAIN
         and retrieval.status in _STORED_RETRIEVAL
         and not retrieval.ms  # otherwise the store was searched, and the answer depends on its documents
@@ -201,13 +181,19 @@ def _is_storable(trace: Trace) -> bool:
 
 def is_cacheable(chat: Chat, options: RequestOptions, spec: CacheSpec) -> bool:
     """Return whether the request uses the cache. It parses nothing and reads each message once."""
-    if not options.cache or options.session is not None or options.purpose is not None:
-        return False
-    if chat.api not in TEXT_APIS or chat.needs - _TEXT_NEEDS or chat.fields.get("modalities") not in _TEXT_ONLY:
-        return False
-    if spec.when == "deterministic" and not is_deterministic(chat):
-        return False
-    return not any(chat.fields.get(name) for name in _EXCLUDING_FIELDS) and _has_only_text(chat)
+    fields, messages = chat.fields, chat.fields.get("messages")
+    return (
+        chat.api == "chat"
+        and options.cache
+        and options.session is None
+        and options.purpose is None
+        and not chat.needs - _TEXT_NEEDS
+        and fields.get("modalities") in (None, ["text"])
+        and (spec.when == "always" or is_deterministic(chat))
+        and not any(fields.get(name) for name in _EXCLUDING_FIELDS)
+        and isinstance(messages, list)
+        and all(map(_is_text_message, messages))
+    )
 
 
 def is_deterministic(chat: Chat) -> bool:
@@ -216,51 +202,31 @@ def is_deterministic(chat: Chat) -> bool:
     return (type(temperature) in (int, float) and temperature == 0) or chat.fields.get("seed") is not None
 
 
-def cache_key(state: bytes, chat: Chat, options: RequestOptions, *, path: str, tenant: str | None) -> bytes | None:
-    """Return the key of the answer: 32 bytes, or None for a body that is nested too deeply.
+def cache_key(state: bytes, chat: Chat, options: RequestOptions, *, tenant: str | None) -> str | None:
+    """Return the key of the answer, or None for a body that is nested too deeply.
 
     `model` counts as what it stands for, so that aliases share answers. `state` is the digest of declaration, plan,
     router and the other artifacts in use.
     """
-    ignored = _IGNORED_FIELDS if chat.api == "responses" else _IGNORED_FIELDS | _ECHOED_FIELDS
-    body = {name: value for name, value in chat.fields.items() if name not in ignored}
+    body = {name: value for name, value in chat.fields.items() if name not in _IGNORED_FIELDS}
     body["stream"], body["model"] = chat.stream, chat.model
     headers = [options.recipe, options.cost_weight, options.retrieval, sorted(options.version_headers.items())]
     if (rule := options.rule) is not None:  # a request must not get the answer of an expert that its rule excludes
         headers.append([rule.experts, rule.only_local])
     headers.append(options.rules)
     try:
-        identity = orjson.dumps([tenant, chat.api, path, headers, body], option=orjson.OPT_SORT_KEYS)
+        identity = orjson.dumps([tenant, headers, body], option=orjson.OPT_SORT_KEYS)
     except TypeError:  # orjson reads deeper nesting than it writes
         return None
-    return hashlib.sha256(state + identity).digest()
-
-
-def _has_only_text(chat: Chat) -> bool:
-    fields = chat.fields
-    prompt = fields.get("prompt")
-    if chat.api == "completions":
-        return isinstance(prompt, str)
-    if prompt is not None or not _is_text(fields.get("system")) or not _is_text(fields.get("instructions")):
-        return False  # `prompt` of the Responses API names a template on the server
-    items = fields.get("input" if chat.api == "responses" else "messages")
-    return isinstance(items, str) or (isinstance(items, list) and all(map(_is_text_message, items)))
+    return hashlib.sha256(state + identity).hexdigest()
 
 
 def _is_text_message(item: Any) -> bool:
-    return (
-        isinstance(item, dict)
-        and item.get("type", "message") == "message"
-        and item.get("role") in _TEXT_ROLES
-        and not any(item.get(name) for name in _MESSAGE_EXCLUDING_FIELDS)
-        and _is_text(item.get("content"))
-    )
-
-
-def _is_text(content: Any) -> bool:
-    """Return whether a content is a text, text parts, or absent."""
-    if content is None or isinstance(content, str):
-        return True
-    return isinstance(content, list) and all(
+    if not isinstance(item, dict) or item.get("role") not in _TEXT_ROLES:
+        return False
+    content = item.get("content")
+    is_text = content is None or isinstance(content, str)
+    has_texts = isinstance(content, list) and all(
         isinstance(part, dict) and part.get("type") in TEXT_PARTS for part in content
     )
+    return (is_text or has_texts) and not any(item.get(name) for name in _MESSAGE_EXCLUDING_FIELDS)

@@ -19,20 +19,17 @@ from starlette.responses import Response
 
 from coe.artifacts.active_state import DocumentIndex
 from coe.errors import (
-    BodyTooLarge,
     ConfigError,
     DocumentNotFound,
     DocumentsConflict,
     DocumentsUnavailable,
-    Draining,
-    Overloaded,
     RetrievalError,
 )
 from coe.retrieval.ingest.chunking import normalize_text
 from coe.retrieval.ingest.indexing import Indexer, SourceText
 from coe.retrieval.passages import MAX_PASSAGES, DocumentKey
 from gateway.endpoints.handler import json_of, json_response, list_response, query_of
-from gateway.request.body import Body, RequestModel
+from gateway.request.body import RequestModel
 from gateway.services import Services
 
 DEFAULT_COLLECTION = "documents"
@@ -45,8 +42,6 @@ MAX_QUERY_CHARACTERS = 8_000
 MAX_BODY_BYTES = 4 * 2**20
 SECONDS = 300.0
 """Time limit of a request. What a cancelled upload wrote stays; the same upload completes it."""
-MAX_CONCURRENT = 8
-"""Requests at a time; uploads among them are indexed one after the other."""
 RETRY_AFTER = 5.0
 
 _Name = Annotated[str, Field(pattern=NAME)]
@@ -108,7 +103,6 @@ class Documents:
 
     def __init__(self, services: Services) -> None:
         self._services = services
-        self._active = 0
         self._writing = asyncio.Lock()
 
     async def list(self, request: Request) -> Response:
@@ -126,7 +120,7 @@ class Documents:
     async def upload(self, request: Request) -> Response:
         """Add or replace documents."""
         async with self._index() as index:
-            upload = await _body(request, Upload)
+            upload = await json_of(request, Upload, limit=MAX_BODY_BYTES)
             ids = [document.id for document in upload.documents]
             if repeated := sorted({one for one in ids if ids.count(one) > 1}):
                 raise DocumentsConflict(f"documents: the id {repeated[0]!r} comes twice", param="documents")
@@ -137,7 +131,7 @@ class Documents:
     async def search(self, request: Request) -> Response:
         """Search passages."""
         async with self._index() as index:
-            search = await _body(request, PassageQuery)
+            search = await json_of(request, PassageQuery, limit=MAX_BODY_BYTES)
             vector = (await asyncio.to_thread(index.encoder.encode, [search.query]))[0]
             found = await index.store.search(
                 search.query, vector, collections=search.collections, tenant=search.tenant, limit=search.limit
@@ -157,15 +151,10 @@ class Documents:
 
     @asynccontextmanager
     async def _index(self) -> AsyncIterator[DocumentIndex]:
-        """The index, for one request within the limits of number and time. Raises a RequestError."""
+        """The index, for one request within the time limit. Raises a RequestError."""
         index = self._services.snapshot.index
         if index is None:
             raise DocumentNotFound("no document store is declared (retrieval.store in experts.yaml)")
-        if self._services.admission.closed:
-            raise Draining("this gateway is shutting down; send the request again", retry_after=RETRY_AFTER)
-        if self._active >= MAX_CONCURRENT:
-            raise Overloaded(f"{MAX_CONCURRENT} other document requests are in progress", retry_after=RETRY_AFTER)
-        self._active += 1
         try:
             async with asyncio.timeout(SECONDS):
                 yield index
@@ -175,15 +164,6 @@ class Documents:
         except TimeoutError:
             why = f"the request was not completed within {SECONDS:g} s; send fewer documents at a time"
             raise DocumentsUnavailable(why, retry_after=RETRY_AFTER) from None
-        finally:
-            self._active -= 1
-
-
-async def _body(request: Request, model: type[Body]) -> Body:
-    try:
-        return await json_of(request, model, limit=MAX_BODY_BYTES)
-    except BodyTooLarge:
-        raise BodyTooLarge(f"the body is larger than the {MAX_BODY_BYTES // 2**20} MiB that documents may be") from None
 
 
 async def _texts(upload: Upload) -> AsyncIterator[SourceText]:

@@ -22,8 +22,6 @@ from starlette.responses import Response
 
 from coe.core import ExpertRule
 from coe.errors import (
-    BodyTooLarge,
-    BodyTooSlow,
     Draining,
     InvalidRequest,
     LogUnavailable,
@@ -35,14 +33,13 @@ from coe.records import Pending
 from coe.records.feedback import MAX_NAME_CHARACTERS, Feedback, FeedbackKind
 from coe.registry import Registry
 from coe.routing.eligibility import permits_model
-from gateway.access import Caller
-from gateway.endpoints.handler import caller_of, json_response
+from gateway.access.access import Caller
+from gateway.endpoints.handler import caller_of, json_of, json_response
 from gateway.observability.observers import find_record
-from gateway.request.body import FairShares, RequestModel, read_head, read_json_body, validated
+from gateway.request.body import FairShares, RequestModel
 from gateway.services import Services
 
 MAX_BODY_BYTES = 64 * 1024
-BODY_SECONDS = 5.0
 LOG_SECONDS = 2.0
 """Time limit of the lookup in the routing log; after it the feedback is stored unchecked."""
 STORE_SECONDS = 10.0
@@ -104,7 +101,7 @@ class FeedbackEndpoint:
         access, registry = self._services.snapshot.access, self._services.snapshot.registry
         caller = caller_of(request)
         with self._slot(caller.key):
-            event = validated(FeedbackRequest, await _body(request)).event(caller, now=time.time())
+            event = (await json_of(request, FeedbackRequest, limit=MAX_BODY_BYTES)).event(caller, now=time.time())
             pending = await self._checked(event, is_admin=access.is_admin(request.scope["headers"]))
             _check_name(event, registry, caller.rule)
             await self._store(pending)
@@ -155,16 +152,6 @@ class FeedbackEndpoint:
         except (StoreError, TimeoutError) as error:
             _log.warning("feedback is not stored: %s", str(error) or f"not stored within {STORE_SECONDS:g} s")
             raise LogUnavailable("feedback cannot be stored now; send it again", retry_after=RETRY_AFTER) from error
-
-
-async def _body(request: Request) -> bytes | bytearray:
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            return await read_json_body(read_head(request.scope), request.receive, limit=MAX_BODY_BYTES)
-    except TimeoutError:
-        raise BodyTooSlow(f"the body did not arrive within {BODY_SECONDS:g} s") from None
-    except BodyTooLarge:
-        raise BodyTooLarge(f"the body is larger than the {MAX_BODY_BYTES // 1024} KiB that feedback may be") from None
 
 
 def _check_name(event: Feedback, registry: Registry, rule: ExpertRule | None) -> None:

@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from coe.core import Scope
 from coe.errors import RequestError
-from gateway.access import Caller
+from gateway.access.access import Caller
 from gateway.errors import body_of, headers_of
 from gateway.request.body import Body, ClientLeftError, read_body, validated
 from gateway.services import Services

@@ -17,7 +17,7 @@ async def get(services: Services, request: Request) -> Response:
     if request.query_params.get("stream") == "true":
         raise InvalidRequest("earlier answers are not streamed: leave stream out", param="stream")
     found = await _stored(services).response(caller_of(request), request.path_params["id"])
-    return json_response(json_text.dumps(found.response))
+    return json_response(json_text.dumps(found))
 
 
 async def delete(services: Services, request: Request) -> Response:

@@ -28,7 +28,7 @@ from coe.registry.runtimes import LOCAL_RUNTIMES
 from coe.registry.yaml_source import read_text
 from coe.settings import Settings
 from coe.supervision import TaskFailed, ignore_failure, log_failure, supervised
-from gateway.access import check_exposure
+from gateway.access.browsers import check_exposure
 from gateway.access.issued_keys import check_issued
 from gateway.services import Services
 from gateway.snapshot import Snapshot, SnapshotBuilder

@@ -341,7 +341,8 @@ def body_too_slow() -> BodyTooSlow:
 
 
 def _too_large(limit: int) -> BodyTooLarge:
-    return BodyTooLarge(f"the body is larger than {limit / 2**20:g} MiB (limits.max_body_mb in experts.yaml)")
+    size = f"{limit / 2**20:g} MiB" if limit >= 2**20 else f"{limit / 2**10:g} KiB"
+    return BodyTooLarge(f"the body is larger than {size}, which is the limit here")
 
 
 async def read_body(request: Request, *, limit: int) -> bytes | bytearray:

@@ -20,7 +20,7 @@ from coe.registry import AUTO, Policy, Registry
 from coe.registry.aliases import ResolvedModel
 from coe.routing.eligibility import check_model, check_recipe, only_local
 from coe.routing.rules import RequestFacts, Rules
-from gateway.access import Caller
+from gateway.access.access import Caller
 from gateway.access.estimate import input_tokens
 from gateway.request.body import Head
 

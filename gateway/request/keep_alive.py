@@ -1,15 +1,12 @@
 """Keeps a silent stream alive: proxies and clients close connections that carry no bytes for a while.
 
-`gateway.chat` wraps the `send` of every streamed request in a `KeepAlive`. It costs a stream without
-silence one clock reading per event.
+`gateway.chat` wraps the `send` of every streamed request in a `KeepAlive`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 from contextlib import suppress
-from types import TracebackType
 from typing import Self
 
 from starlette.types import Message, Send
@@ -17,8 +14,6 @@ from starlette.types import Message, Send
 from coe.experts.http.sse import EVENT_STREAM
 from gateway.errors import Headers
 from gateway.request.trace import Trace
-
-_log = logging.getLogger("gateway")
 
 RECHECK_INTERVAL = 0.5
 """Largest pause in seconds between two checks whether the status of a silent stream is final."""
@@ -44,56 +39,48 @@ class KeepAlive:
         self._send = send
         self._message: Message = {"type": "http.response.body", "body": event, "more_body": True}
         self._interval = interval
-        self._loop = asyncio.get_running_loop()
-        self._latest = self._loop.time()
+        self._clock = asyncio.get_running_loop().time
+        self._latest = self._clock() - trace.elapsed_ms() / 1000
         """Time of the latest byte, by the event loop's clock; at first that of the request's arrival."""
-        self._sending = False
+        self._sending = asyncio.Lock()
         self._head_sent = False
         self._task: asyncio.Task[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
 
     def __enter__(self) -> Self:
-        self._latest -= self._trace.elapsed_ms() / 1000
-        self._timer = self._loop.call_at(self._latest + self._interval, self._check)
+        self._task = asyncio.create_task(self._watch())
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+    def __exit__(self, *_: object) -> None:
         if self._task is not None:
             self._task.cancel()
-        self._timer = self._task = None
+            self._task = None  # no cycle of references
 
     async def send(self, message: Message) -> None:
         """Send a message of the answer. The headers are left out if they are sent already."""
-        if self._task is not None:
-            await self._task
-        if message["type"] == "http.response.start":
-            if self._head_sent:
-                return
-            self._head_sent = True
-        self._sending = True  # stays true if the client leaves
-        await self._send(message)
-        self._sending = False
-        self._latest = self._loop.time()
+        async with self._sending:
+            if message["type"] == "http.response.start":
+                if self._head_sent:
+                    return
+                self._head_sent = True
+            await self._send(message)
+            self._latest = self._clock()
 
-    def _check(self) -> None:
-        now, due = self._loop.time(), self._latest + self._interval
-        if self._sending or now < due:
-            self._timer = self._loop.call_at(max(due, now + min(self._interval, RECHECK_INTERVAL)), self._check)
-        elif not self._head_sent and not self._trace.attempts.sole_expert:
-            self._timer = self._loop.call_later(min(self._interval, RECHECK_INTERVAL), self._check)
-        else:
-            self._task = self._loop.create_task(self._emit())
+    async def _watch(self) -> None:
+        """Sends an event whenever the stream was silent for the interval."""
+        with suppress(OSError):  # the client has left, which ends the request
+            while True:
+                if (pause := self._latest + self._interval - self._clock()) > 0:
+                    await asyncio.sleep(pause)
+                elif not self._head_sent and not self._trace.attempts.sole_expert:
+                    await asyncio.sleep(min(self._interval, RECHECK_INTERVAL))
+                else:
+                    async with self._sending:
+                        if self._latest + self._interval <= self._clock():
+                            await self._emit()
 
     async def _emit(self) -> None:
-        with suppress(OSError):  # the client has left, which ends the request
-            if not self._head_sent:
-                await self._send(stream_head(self._trace.early_headers()))
-                self._head_sent, self._trace.status = True, 200
-            await self._send(self._message)
-        self._latest, self._task = self._loop.time(), None
-        if self._timer is not None:
-            self._timer = self._loop.call_later(self._interval, self._check)
+        if not self._head_sent:
+            self._head_sent, self._trace.status = True, 200
+            await self._send(stream_head(self._trace.early_headers()))
+        await self._send(self._message)
+        self._latest = self._clock()

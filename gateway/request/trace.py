@@ -21,11 +21,12 @@ from coe.routing.composition import RoutedRequest
 from coe.routing.decision import with_fallback
 from coe.routing.request_text import read_request
 from coe.usage import MemberCall, RecipeLog, RecipeUsage, SentCall, Usage
-from gateway.access import Allowance, Caller
+from gateway.access.access import Caller
+from gateway.access.allowance import Allowance
 from gateway.cache.answer import CachedAnswer, CacheUse
 from gateway.request.body import Head
 from gateway.snapshot import Snapshot
-from gateway.stored_responses.conversation import StoredUse
+from gateway.stored_responses import StoredUse
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span

@@ -9,7 +9,7 @@ import pytest
 
 from gateway import shared_store
 from gateway.access import limits
-from gateway.access.key_store import KEYS_FILE
+from gateway.access.issued_keys import KEYS_FILE
 from gateway.access.limits import Limiter
 from gateway.shared_store import RedisStore, SqliteStore
 from tests.access.samples import Clock
@@ -24,7 +24,7 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(stands=True)
 
 
 def redis_limiter(url: str, **options: Callable[[], float]) -> Limiter:

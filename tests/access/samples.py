@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from coe.artifacts.api_keys import digest_of
@@ -13,13 +11,15 @@ from gateway.access.limits import Account, Amounts, Limiter
 
 
 class Clock:
-    """The real time, moved `ahead` seconds."""
+    """The real time, moved `ahead` seconds. It stands at the beginning of a minute while `stands`, so that no minute
+    ends in a test."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, stands: bool = False) -> None:
         self.ahead = 0.0
+        self._began = time.time() // 60 * 60 if stands else None
 
     def __call__(self) -> float:
-        return time.time() + self.ahead
+        return (time.time() if self._began is None else self._began) + self.ahead
 
 
 def key_of(
@@ -34,11 +34,9 @@ def account_of(limiter: Limiter, **limits: float) -> Account:
     return limiter.accounts([key_of(limits=limits)])["alice"]
 
 
-@contextmanager
-def refilling(a_minute: float) -> Iterator[Callable[[], float]]:
-    """Yields what a bucket has refilled since the block began: a busy machine takes seconds for a few requests."""
-    began = time.monotonic()
-    yield lambda: (time.monotonic() - began) * a_minute / 60
+def remaining_of(account: Account) -> list[float]:
+    """What is left of each limit."""
+    return [remaining for _, remaining, _ in account.state()]
 
 
 ONE = Amounts(1, 0, 0)

@@ -31,7 +31,7 @@ async def test_a_request_that_asks_no_expert_counts_as_one_without_tokens_or_mon
     assert first.headers["x-ratelimit-remaining-requests"] == "2"
     assert first.headers["x-ratelimit-remaining-tokens"] == "1000"
     assert refused.status == 429
-    assert 1 <= int(refused.headers["retry-after"]) <= 20
+    assert 1 <= int(refused.headers["retry-after"]) <= 60
     assert refused.headers["x-ratelimit-remaining-requests"] == "0"
     assert refused.error["type"] == "rate_limit_error"
     assert "requests_per_minute of the API key 'alice'" in refused.error["message"]

@@ -13,9 +13,8 @@ from coe.cli import app
 from coe.errors import ConfigError
 from coe.registry import AccessSpec, ApiKey, KeyLimits, KeySpec, load
 from coe.settings import Settings
-from gateway.access import check_counters, check_exposure
-from gateway.access.issued_keys import issue
-from gateway.access.key_store import change, open_key_store
+from gateway.access.browsers import check_exposure
+from gateway.access.issued_keys import issue, open_key_store
 from gateway.main import open_services
 from tests.access.samples import key_of
 from tests.fakes import registry_of
@@ -47,7 +46,7 @@ def test_beyond_loopback_without_keys_is_refused_with_both_remedies(host: str) -
 
 def test_a_wrong_address_of_redis_is_refused_without_its_password() -> None:
     with pytest.raises(ConfigError, match=r"access\.counters: not a Redis address") as refused:
-        check_counters("redis://:se/cret@localhost:6379/0")
+        open_key_store("redis://:se/cret@localhost:6379/0", home=Path())
     assert "cret" not in str(refused.value)
 
 
@@ -99,7 +98,7 @@ async def test_a_start_and_a_reload_know_the_issued_keys_of_the_store(tmp_path: 
     store = open_key_store("file", home=settings.home)
     spec = KeySpec(name="shop", limits=KeyLimits(requests_per_minute=1))
     make = partial(issue, load(settings.config, environ={}), spec=spec, sha256="0" * 64, by=None, by_name="", now=0.0)
-    await change(store, lambda issued: make(issued=issued))
+    await store.change(lambda issued: make(issued=issued))
     await store.aclose()
     await refused(settings_with(key_of("app")), "no declared key has the scope admin")
     async with open_services(settings_with(root), read=words_server.read) as parts:

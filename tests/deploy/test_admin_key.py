@@ -14,12 +14,13 @@ import aiohttp
 import pytest
 from ruamel.yaml import YAML
 
+from coe.artifacts.api_keys import create_admin_key, with_admin_key
 from coe.artifacts.store import ArtifactStore
 from coe.errors import ConfigError
 from coe.fleet.specs import free_port
 from coe.registry import ApiKey
 from coe.settings import Settings
-from gateway.access import access_of, create_admin_key, with_admin_key
+from gateway.access.access import Access
 from gateway.access.limits import Limiter
 from tests import forked
 from tests.access.samples import key_of
@@ -50,7 +51,7 @@ def test_the_key_has_all_scopes_beside_those_that_are_declared(tmp_path: Path) -
     key = (tmp_path / FILE).read_text().strip()
     registry = registry_of(access={"keys": [key_of().model_dump()]})
     found = with_admin_key(registry, settings(tmp_path))
-    access = access_of(found, Limiter())
+    access = Access(found, Limiter())
     for scope in ("chat", "route", "feedback", "admin", None):
         assert access.identify([(b"x-api-key", key.encode())], scope).key == "admin"
     assert access.identify([(b"x-api-key", b"alice")], "chat").key == "alice"

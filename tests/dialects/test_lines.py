@@ -9,7 +9,7 @@ import pytest
 
 from coe.errors import ExpertUnavailable, InvalidRequest
 from coe.registry import Registry
-from gateway.access import Caller
+from gateway.access.access import Caller
 from gateway.request.body import read_head
 from gateway.request.head import MAX_VERSION_CHARACTERS, read_options
 from tests.fakes import gateway_of, registry_of

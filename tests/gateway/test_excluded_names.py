@@ -11,7 +11,7 @@ import pytest
 
 from coe.errors import InvalidRequest
 from coe.registry import Policy
-from gateway.access import Caller
+from gateway.access.access import Caller
 from gateway.request.body import read_head
 from gateway.request.head import read_options
 from tests.access.samples import key_of

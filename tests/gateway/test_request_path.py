@@ -35,7 +35,7 @@ UNDECLARED = (
     "gateway/request/citations.py",
     "gateway/request/keep_alive.py",
     "gateway/request/stored_step.py",
-    "gateway/stored_responses",
+    "gateway/stored_responses.py",
 )
 _in_request: ContextVar[bool] = ContextVar("in_request", default=False)
 

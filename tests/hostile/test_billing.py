@@ -11,6 +11,7 @@ from aiohttp import web
 
 from coe.experts import build_experts
 from coe.experts.http.client import Client
+from tests.access.samples import remaining_of
 from tests.experts.faulty_server import LAST, FaultyServer
 from tests.fakes import gateway_of
 from tests.gateway.raw_http import served
@@ -82,7 +83,7 @@ async def test_a_key_is_charged_at_least_what_is_billed(upstream: BillingServer)
             await asyncio.gather(*(ending(port, random.Random(rng.random())) for _ in range(CONNECTIONS)))
             await wait_until(lambda: not held(gateway, server, session))
             accounts = gateway.services.snapshot.access._accounts.values()
-            charged = sum(LIMIT - remaining for account in accounts for remaining in account.remaining())
+            charged = sum(LIMIT - remaining for account in accounts for remaining in remaining_of(account))
             marked = sum(record.unpriced for record in gateway.records)
     assert charged * 1e6 >= upstream.tokens - 1e-3
     assert upstream.unreported > 10  # or the run has tested nothing

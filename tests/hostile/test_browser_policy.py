@@ -8,8 +8,9 @@ import orjson
 import pytest
 from starlette.routing import Route
 
-from gateway.access import Limiter, access_of
+from gateway.access.access import Access
 from gateway.access.browsers import BrowserPolicy
+from gateway.access.limits import Limiter
 from tests.fakes import Gateway, Response, gateway_of, registry_of
 
 pytestmark = pytest.mark.anyio
@@ -242,7 +243,7 @@ def test_beyond_loopback_keys_protect_and_every_name_is_accepted_until_some_are_
 async def test_a_reload_changes_which_origins_are_allowed() -> None:
     async with gateway_of() as gateway:
         assert (await sent(gateway, {"origin": APP})).status == 403
-        access = access_of(ALLOWED, Limiter())
+        access = Access(ALLOWED, Limiter())
         gateway.services.replace(replace(gateway.services.snapshot, access=access))
         assert (await sent(gateway, {"origin": APP})).status == 200
 

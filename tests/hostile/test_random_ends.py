@@ -141,8 +141,8 @@ def held(gateway: Gateway, server: RunningServer, session: Client) -> dict[str, 
         assert isinstance(one, ReplicatedExpert)
         found[one.name] = [replica.in_flight for replica in one.replicas]
     for name, account in state.snapshot.access._accounts.items():
-        slots = zip(account.meters, account.remaining(), strict=True)
-        found[name] = [meter.limit - left for meter, left in slots if meter.name == "concurrent_requests"]
+        state = account.state()
+        found[name] = [counter.limit - left for counter, left, _ in state if counter.name == "concurrent_requests"]
     return {name: value for name, value in found.items() if (any(value) if isinstance(value, list) else value)}
 
 

@@ -12,7 +12,7 @@ from coe.errors import ExpertUnavailable
 from coe.recipes.judge import GRADE_TOKENS, PROMPT_TOKENS
 from coe.recipes.writing.request import ENVELOPE_TOKENS
 from coe.registry import Prices, RecipeSpec, Registry
-from gateway.access.estimate import worst_of_recipe
+from gateway.access.estimate import calls_of, largest_use
 from gateway.access.limits import Amounts, Limiter
 from tests.fakes import Gateway, Response, gateway_of, registry_of
 from tests.recipes.members import answer, plan_with
@@ -191,16 +191,16 @@ async def test_a_key_reserves_the_drafts_that_a_later_step_reads() -> None:
     prices = {"coder": Prices(input=1, output=2), "painter": Prices(input=3, output=4), "large": Prices(input=10)}
     spec = RecipeSpec(name="council", fuse=("coder", "painter"), by="large", instruction="x" * 400)
     told = ENVELOPE_TOKENS + 100
-    assert worst_of_recipe(spec, prices).amounts(1000, 100) == Amounts(
+    assert largest_use(calls_of(spec, prices), 1000, 100) == Amounts(
         1,
         (1000 + 100) + (1000 + 100) + (1000 + 2 * 100 + told + 100),
         pytest.approx((1000 + 200 + 3000 + 400 + (1000 + 2 * 100 + told) * 10) / 1e6),
     )
     judged = RecipeSpec(name="j", cascade=(("coder",), ("painter",)), signal="judge", judge="large")
-    assert worst_of_recipe(judged, prices).amounts(1000, 100) == Amounts(
+    assert largest_use(calls_of(judged, prices), 1000, 100) == Amounts(
         1,
         3 * (1000 + 100) + PROMPT_TOKENS + GRADE_TOKENS,
         pytest.approx((1000 + 200 + 3000 + 400 + (1000 + 100 + PROMPT_TOKENS) * 10) / 1e6),
     )
     chain = RecipeSpec(name="polished", chain=("coder", "painter", "coder"))
-    assert worst_of_recipe(chain, prices).amounts(0, 100).tokens > 5 * 100
+    assert largest_use(calls_of(chain, prices), 0, 100).tokens > 5 * 100

@@ -13,7 +13,7 @@ import pytest
 
 from coe.core import Call, Reply
 from gateway.request import admission, stored_step
-from gateway.stored_responses.store import ResponseStore
+from gateway.shared_store import SqliteStore
 from tests.access.samples import key_of
 from tests.experts.translation.chat_expert import ChatExpert, ChatReply
 from tests.stored_responses.served import declared, served
@@ -76,20 +76,6 @@ async def test_an_answer_with_store_false_is_not_stored(tmp_path: Path) -> None:
         assert (hidden.store, len(one.sent)) == (False, 3)
         with pytest.raises(openai.NotFoundError):
             await one.client.responses.retrieve(hidden.id)
-
-
-@pytest.mark.parametrize("stream", [False, True])
-async def test_a_conversation_moves_between_servers(tmp_path: Path, stream: bool) -> None:
-    async with served(tmp_path) as one:
-        body = {"model": "coder", "input": "code", "stream": stream}
-        assert (await one.gateway.post("/v1/responses", orjson.dumps(body))).status == 200
-        other = await one.client.responses.create(model="generalist", input="general", previous_response_id="resp_1")
-        assert one.sent == [("user", "code"), ("assistant", "answer 1"), ("user", "general")]
-        back = await one.client.responses.create(model="coder", input="code", previous_response_id=other.id)
-        fields = one.native.calls[-1].fields
-        assert "previous_response_id" not in fields
-        assert [item.get("role") for item in fields["input"]] == ["user", "assistant", "user", "assistant", "user"]
-        assert back.previous_response_id == other.id
 
 
 async def test_keys_and_tenants_are_separate(tmp_path: Path) -> None:
@@ -160,11 +146,11 @@ async def test_repeated_references_and_long_histories_are_refused_before_they_ar
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fetched: list[str] = []
-    fetch = ResponseStore.get
+    fetch = SqliteStore.get
 
-    async def get(store: ResponseStore, owner: str, names: Sequence[str]) -> list[bytes | None]:
+    async def get(store: SqliteStore, names: Sequence[str], *, group: str = "") -> list[bytes | None]:
         fetched.extend(names)
-        return await fetch(store, owner, names)
+        return await fetch(store, names, group=group)
 
     registry = declared(limits={"max_body_mb": 0.05})
     async with served(tmp_path, registry, {"content": "x" * 9_000}) as one:
@@ -172,7 +158,7 @@ async def test_repeated_references_and_long_histories_are_refused_before_they_ar
         last = first
         for _ in range(3):
             last = await one.client.responses.create(model="generalist", input="hi", previous_response_id=last.id)
-        monkeypatch.setattr(ResponseStore, "get", get)
+        monkeypatch.setattr(SqliteStore, "get", get)
         reference: Any = {"type": "item_reference", "id": first.output[0].id}
         assert (await one.client.responses.create(model="generalist", input=[reference] * 4)).output_text
         assert [text for _, text in one.sent] == ["x" * 9_000] * 4
@@ -229,24 +215,6 @@ async def test_a_stored_conversation_takes_the_memory_of_large_bodies_until_the_
         assert held[0] > 20_000
         assert held[1] < 200  # only the input, which waits for its storage
         assert state.admission.body_memory == 0
-
-
-async def test_stored_answers_and_those_that_continue_them_are_left_out_of_the_answer_cache(tmp_path: Path) -> None:
-    async with served(tmp_path, declared(cache={"when": "always"})) as one:
-
-        async def sent(**fields: Any) -> tuple[str, str | None]:
-            body = {"model": "generalist", "input": [{"role": "user", "content": "hi"}], **fields}
-            response = await one.gateway.post("/v1/responses", orjson.dumps(body))
-            assert response.status == 200
-            return response.json["id"], response.headers.get("x-coe-cache")
-
-        (first, unused), (second, again) = await sent(), await sent()
-        assert (first != second, unused, again) == (True, None, None)
-        await one.client.responses.delete(second)
-        item = (await one.client.responses.retrieve(first)).output[0].id
-        assert [(await sent(store=False))[1] for _ in range(2)] == ["miss", "hit"]
-        assert (await sent(store=False, previous_response_id=first))[1] is None
-        assert (await sent(store=False, input=[{"type": "item_reference", "id": item}]))[1] is None
 
 
 async def test_lone_surrogates_are_stored_continued_read_and_deleted_at_azures_paths(tmp_path: Path) -> None:

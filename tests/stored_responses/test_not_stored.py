@@ -9,7 +9,7 @@ import openai
 import orjson
 import pytest
 
-from gateway.stored_responses import conversation
+from gateway import stored_responses
 from tests.access.samples import key_of
 from tests.gateway.two_keys import bearer
 from tests.stored_responses.served import Served, declared, served
@@ -32,7 +32,7 @@ async def metric(one: Served, name: str) -> str:
 async def test_what_is_too_long_to_be_stored_is_counted(
     tmp_path: Path, long: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(conversation, "MAX_ENTRY_BYTES", 2_000)
+    monkeypatch.setattr(stored_responses, "MAX_ENTRY_BYTES", 2_000)
     async with served(tmp_path, with_keys(), {"content": "x" * (2_000 if long != "input" else 2)}) as one:
         alice = one.client.with_options(api_key="alice")
         text = "x" * 2_000 if long == "input" else "x"

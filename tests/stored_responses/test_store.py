@@ -11,23 +11,15 @@ import pytest
 from coe import outage
 from coe.errors import ResponsesUnavailable
 from coe.registry import StoredResponsesSpec
+from gateway import shared_store
 from gateway.request.stored_step import open_stored_step
-from gateway.stored_responses import store
-from gateway.stored_responses.store import ResponseStore, response_store
 from tests.records.redis_server import RedisServer
 
 pytestmark = pytest.mark.anyio
 
 
-def store_of(spec: str, home: Path) -> ResponseStore:
-    found = response_store(StoredResponsesSpec(store=spec), home)
-    assert found is not None
-    return found
-
-
-@pytest.mark.parametrize("was_there", [False, True])
 async def test_a_folder_that_cannot_be_used_stops_no_start_and_the_file_follows(
-    tmp_path: Path, was_there: bool, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(outage, "RETRY_SECONDS", 0.0)
     home = tmp_path / "home"
@@ -36,34 +28,31 @@ async def test_a_folder_that_cannot_be_used_stops_no_start_and_the_file_follows(
     async with open_stored_step(spec, home, count=[].append) as step:
         assert step is not None
         with pytest.raises(ResponsesUnavailable, match=r"stored-responses\.sqlite.*check that the disk has room"):
-            await step.store.put("a", {"1": b"1"})
-        assert step.degraded
+            await step.call(step.store.put, {"1": b"1"}, ttl=60.0)
+        assert step.outage.active
         home.unlink()
-        if was_there:
-            home.mkdir()
-        await step.store.put("a", {"1": b"1"})
-        assert not step.degraded
+        await step.call(step.store.put, {"1": b"1"}, ttl=60.0)
+        assert not step.outage.active
 
 
 async def test_redis_that_hangs_is_asked_again_after_a_pause(
     redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shared = store_of(redis_server.url, tmp_path)
-    await shared.put("a", {"1": b"1"})
-    assert (await shared.get("a", ["1"]), await shared.sizes("a", ["1", "2"])) == ([b"1"], [1, 0])
-    assert await shared.delete("b", ["1"]) == 0
-    monkeypatch.setattr(store, "TIMEOUT_SECONDS", 0.05)
-    redis_server.signal(signal.SIGSTOP)
-    try:
-        with pytest.raises(ResponsesUnavailable):
-            await shared.get("a", ["1"])
-        monkeypatch.setattr(store, "TIMEOUT_SECONDS", 60.0)
-        async with asyncio.timeout(30):
-            with pytest.raises(ResponsesUnavailable, match="failed less than"):
-                await shared.get("a", ["1"])
-    finally:
-        redis_server.signal(signal.SIGCONT)
-    shared.outage.retry_now()
-    assert await shared.get("a", ["1"]) == [b"1"]
-    assert not shared.outage.active
-    await shared.aclose()
+    monkeypatch.setattr(shared_store, "REDIS_TIMEOUT_SECONDS", 60.0)
+    async with open_stored_step(StoredResponsesSpec(store=redis_server.url), tmp_path, count=[].append) as step:
+        assert step is not None
+        await step.call(step.store.put, {"1": b"1"}, ttl=60.0)
+        monkeypatch.setattr(shared_store, "REDIS_TIMEOUT_SECONDS", 0.05)
+        redis_server.signal(signal.SIGSTOP)
+        try:
+            with pytest.raises(ResponsesUnavailable):
+                await step.call(step.store.get, ["1"])
+            monkeypatch.setattr(shared_store, "REDIS_TIMEOUT_SECONDS", 60.0)
+            async with asyncio.timeout(30):
+                with pytest.raises(ResponsesUnavailable, match="failed less than"):
+                    await step.call(step.store.get, ["1"])
+        finally:
+            redis_server.signal(signal.SIGCONT)
+        step.outage.retry_now()
+        assert await step.call(step.store.get, ["1"]) == [b"1"]
+        assert not step.outage.active

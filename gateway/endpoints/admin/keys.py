@@ -15,24 +15,22 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from coe.artifacts.api_keys import digest_of, new_key
-from coe.errors import KeyRefused, NotInstalled
+from coe.errors import KeyRefused
 from coe.registry import ApiKey, KeySpec
-from gateway.access import IssuedKeyWatch
-from gateway.access.issued_keys import IssuedKey, IssuedKeys, check_in_use, is_over, issue, revoke
+from gateway.access.issued_keys import IssuedKey, IssuedKeys, is_over, issue, revoke
 from gateway.endpoints.handler import NO_STORE, caller_of, json_of, json_response, list_response
 from gateway.services import Services
 
 MAX_BODY_BYTES = 16 * 1024
 _log = logging.getLogger("gateway")
 
-_HISTORY = ("created", "created_by", "revoked", "revoked_by")
+_HISTORY = ("created", "created_by")
 
 
 async def list_keys(services: Services, _: Request) -> Response:
     """API keys without the keys themselves, declared ones first."""
-    if services.issued is not None:
-        await services.issued.refresh()  # includes what another worker has just changed
-    snapshot, issued = services.snapshot, () if services.issued is None else services.issued.keys
+    await services.issued.refresh()  # includes what another worker has just changed
+    snapshot, issued = services.snapshot, services.issued.keys
     accepted, now = {key.sha256 for key in snapshot.access.keys}, time.time()
     keys = (*snapshot.registry.access.keys, *reversed(issued))
     return list_response([_shown(key) | {"in_use": key.sha256 in accepted and not is_over(key, now)} for key in keys])
@@ -40,7 +38,7 @@ async def list_keys(services: Services, _: Request) -> Response:
 
 async def issue_key(services: Services, request: Request) -> Response:
     """Issue an API key, whose rights are at most those of the key that issues it."""
-    watch = _watch(services)
+    watch = services.issued
     spec = await json_of(request, KeySpec, limit=MAX_BODY_BYTES)
     registry, creator, secret = services.snapshot.registry, _caller(services, request), new_key()
 
@@ -61,22 +59,12 @@ async def issue_key(services: Services, request: Request) -> Response:
 
 async def revoke_key(services: Services, request: Request) -> Response:
     """Revoke an issued API key."""
-    watch, registry, name = _watch(services), services.snapshot.registry, request.path_params["name"]
+    watch, registry, name = services.issued, services.snapshot.registry, request.path_params["name"]
     creator = _caller(services, request)
 
-    def decide(issued: IssuedKeys) -> tuple[IssuedKey, IssuedKeys]:
-        check_in_use(creator, issued, now=time.time())
-        return revoke(registry, issued, name, by_name=creator.name, now=time.time())
-
-    key = await asyncio.shield(watch.change(decide))
+    key = await asyncio.shield(watch.change(lambda issued: revoke(registry, issued, name)))
     _log.warning("API key %s revoked by %s", key.name, creator.name)
     return json_response(_shown(key))
-
-
-def _watch(services: Services) -> IssuedKeyWatch:
-    if services.issued is None:
-        raise NotInstalled("this gateway has no store of issued keys")
-    return services.issued
 
 
 def _caller(services: Services, request: Request) -> ApiKey:

@@ -100,7 +100,7 @@ const keys = (data, ask) => html`<section class="card">
       {
         title: "Change",
         cell: (key) =>
-          key.declared || key.revoked
+          key.declared
             ? nothing
             : html`<button class="danger" @click=${() => ask(key)}>Revoke<span class="unseen"> ${key.name}</span></button>`,
       },
@@ -113,8 +113,8 @@ const keys = (data, ask) => html`<section class="card">
   )}
 </section>`;
 
-function state({ declared, in_use: used, revoked, expires }) {
-  if (!used) return badge(revoked ? "revoked" : Date.parse(expires) <= Date.now() ? "expired" : "replaced by a declared key", "bad");
+function state({ declared, in_use: used, expires }) {
+  if (!used) return badge(Date.parse(expires) <= Date.now() ? "expired" : "replaced by a declared key", "bad");
   return badge(declared ? "declared" : "issued", declared ? "plain" : "good");
 }
 
@@ -129,7 +129,7 @@ function restrictions({ experts, only_local: local, limits, cache, expires }) {
   return facts.length || expires ? html`<ul class="bare">${facts.map((fact) => html`<li>${fact}</li>`)}${until}</ul>` : "none";
 }
 
-function origin({ declared, created, created_by: by, revoked, revoked_by: ended }) {
+function origin({ declared, created, created_by: by }) {
   if (declared) return html`<span class="faint">experts.yaml or the administrator's file</span>`;
-  return html`${moment(created)} by ${by}${revoked ? html`<br />revoked ${moment(revoked)} by ${ended}` : nothing}`;
+  return html`${moment(created)} by ${by}`;
 }
