@@ -41,6 +41,7 @@ Kind = Literal[
     "expert_use_changed",
     "recipe_added",
     "recipe_removed",
+    "recipe_bound_changed",
     "category_added",
     "category_removed",
     "category_reassigned",
@@ -265,13 +266,20 @@ def _removed(
 def _recipes(plan: Plan, registry: Registry, moved: Mapping[str, tuple[str, str]]) -> Iterator[Consequence]:
     arms = plan.arms(registry)
     for recipe in registry.declared_recipes:
-        if (name := recipe.name) not in arms:
+        name, bound = recipe.name, recipe.max_loss
+        if name not in arms:
             command = f"coe score --recipe {name}" if recipe.writes else "coe score"
             sentence = (
                 f"recipe {name!r} is not in the plan as it is declared: clients can request it by name, and nothing is "
                 f"routed to it. For more, run `{command}` and `coe plan`"
             )
             yield Consequence("recipe_added", name, sentence, replan=True)
+        elif bound is not None:
+            tested = plan.policies.by_arm[name].max_loss
+            if tested is None or tested > bound:
+                then = "without a bound" if tested is None else f"for max_loss {tested:g}"
+                sentence = f"recipe {name!r} has max_loss {bound:g}, and it was planned {then}. Run `coe plan` again"
+                yield Consequence("recipe_bound_changed", name, sentence, replan=True)
     for name in plan.assignment.experts:
         if name in plan.policies.steps and name not in arms:
             what = f"recipe {name!r} of the plan is no longer declared with the same members"

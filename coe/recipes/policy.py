@@ -6,7 +6,7 @@ another answer is not worth its cost.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,10 +40,12 @@ class Step:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RecipePolicy:
-    """One arm of a recipe. `judge` is the expert that grades, empty without one."""
+    """One arm of a recipe. `judge` is the expert that grades, empty without one; `max_loss` is the bound that the arm
+    was tested for, None without one."""
 
     steps: tuple[Step, ...]
     judge: str = ""
+    max_loss: float | None = None
 
     @property
     def members(self) -> tuple[str, ...]:
@@ -54,6 +56,12 @@ class RecipePolicy:
     def called(self) -> tuple[str, ...]:
         """Return the members, and the judge if there is one."""
         return (*self.members, self.judge) if self.judge else self.members
+
+    def never_stopping(self) -> RecipePolicy:
+        """Return the policy that calls every step: the expected gain of continuing is always 1, and no judge grades."""
+        always = (None if step.gain is None else np.eye(1, len(step.gain))[0] for step in self.steps)
+        steps = tuple(replace(step, gain=gain, graded=None) for step, gain in zip(self.steps, always, strict=True))
+        return replace(self, steps=steps, judge="")
 
     def evaluate(
         self,

@@ -181,8 +181,8 @@ def _expert_problems(expert: ExpertSpec) -> Problems:
 
 
 _RECIPE_KEYS: Mapping[str, tuple[str, ...]] = {
-    "cascade": ("signal", "judge"),
-    "vote": ("ask",),
+    "cascade": ("signal", "judge", "max_loss"),
+    "vote": ("ask", "max_loss"),
     "chain": ("instruction",),
     "fuse": ("by", "instruction"),
 }
@@ -211,8 +211,9 @@ def _recipe_problems(recipe: RecipeSpec, registry: Registry) -> Problems:
         yield ("fuse",), f"{name!r} needs `by`: the expert that writes the answer from those of the others"
     if recipe.cascade and (recipe.judge is None) == (recipe.signal == "judge"):
         yield ("signal",), f"{name!r} needs `signal: judge` and `judge`, the expert that grades the answers, or neither"
-    if recipe.judge and len(recipe.steps) == 1:
-        yield ("judge",), f"{name!r} has one step, so `judge` has no effect; remove it"
+    for key in ("judge", "max_loss"):
+        if getattr(recipe, key) and len(recipe.steps) == 1:
+            yield (key,), f"{name!r} has one step, so `{key}` has no effect; remove it"
     yield from _member_problems(recipe, kinds[0], registry)
 
 

@@ -17,7 +17,7 @@ from pydantic_core import PydanticCustomError
 
 from coe.core import Api, Capability
 from coe.registry.experts import ExpertSpec, Prices
-from coe.registry.sections import Name, StrictModel, one_as_list
+from coe.registry.sections import Name, Probability, StrictModel, one_as_list
 
 PROPOSED_PREFIX = "auto-"
 """Beginning of the names of recipes that `coe plan` proposes; a number follows."""
@@ -68,6 +68,9 @@ class RecipeSpec(StrictModel):
     that a judge gives to the best answer after each step but the last."""
     judge: Name | None = None
     """With `signal: judge`: the expert that grades. It is not a member."""
+    max_loss: Probability | None = None
+    """Largest loss of quality (0 to 1) from not calling the later steps. `coe plan` uses the recipe only if calibration
+    probes show with 95 % confidence that the loss is smaller."""
 
     @property
     def steps(self) -> tuple[tuple[str, ...], ...]:

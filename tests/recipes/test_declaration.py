@@ -64,6 +64,7 @@ def load(tmp_path: Path, recipes: str) -> registry.Registry:
             "{name: x, vote: [a, b, c, d]}",
             "recipe 'x' makes up to 4 calls and policy.max_calls allows 3; remove members",
         ),
+        ("{name: x, vote: [a, b], max_loss: 0.5}", "'x' has one step, so `max_loss` has no effect"),
         ("{name: x, cascad: [a, b]}", "unknown key 'cascad'; did you mean 'cascade'?"),
         ("{name: x, cascade: [a, b], vote: [a, b]}", "recipe 'x' needs one of `cascade`, `vote`, `chain` and `fuse`"),
         ("{name: x, vote: [a]}", "recipe 'x' needs two members; add one, or pin the expert"),
@@ -91,7 +92,7 @@ def test_a_mistake_is_reported_with_its_line_and_remedy(tmp_path: Path, recipe: 
 def test_a_cascade_has_steps_of_one_or_several_members_and_a_vote_asks_at_once_or_in_turn(tmp_path: Path) -> None:
     cascade, all_at_once, in_turn = load(
         tmp_path,
-        "  - {name: x, cascade: [[a, b], c]}\n  - {name: y, vote: [a, b]}\n"
+        "  - {name: x, cascade: [[a, b], c], max_loss: 0.01}\n  - {name: y, vote: [a, b]}\n"
         "  - {name: z, vote: [a, b], ask: until_agreed}",
     ).declared_recipes
     assert cascade.steps == (("a", "b"), ("c",))

@@ -1,4 +1,4 @@
-"""Recipes fitted on recorded answers: weights, stopping rules, proposals, gains at a budget."""
+"""Recipes fitted on recorded answers: weights, stopping rules, proposals, the bound on the loss, gains at a budget."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ import pytest
 from coe.recipes.agreement import best_answer
 from coe.recipes.fitting.answers import Answers
 from coe.recipes.fitting.benchmark import compare, recipe_report
-from coe.recipes.fitting.fit import RecipeFit, fit_weights, replayed
+from coe.recipes.fitting.fit import LEVEL, RecipeFit, fit_weights, loss_p_value, replayed
 from coe.recipes.fitting.search import propose_arms
 from tests.recipes.recorded import halves, recorded_answers, rows_of
 
@@ -68,6 +68,28 @@ def test_proposed_recipes_hold_cheap_experts_before_a_large_one_and_no_two_have_
     assert any(names[-1] == "large" and len(names) > 2 for names in sequences)
     assert max(len(names) for names in sequences) <= 4
     assert len({frozenset(names) for names in sequences}) == len(sequences) > 1
+
+
+# -------------------------------------------------------------------------------------------- the bound on the loss
+
+
+def losses(rate: float, *, prompts: int, seed: int) -> np.ndarray:
+    """Losses of a recipe that disagrees on a tenth of the prompts, with this mean."""
+    random = np.random.default_rng(seed)
+    differs = random.random(prompts) < 0.1
+    return np.where(differs, np.where(random.random(prompts) < 0.5 + 5 * rate, 1.0, -1.0), 0.0)
+
+
+def test_a_recipe_that_breaks_the_bound_is_accepted_in_at_most_one_of_twenty_calibrations() -> None:
+    accepted = sum(loss_p_value(losses(0.02, prompts=800, seed=seed), 0.02) <= LEVEL for seed in range(400))
+    assert accepted <= 0.05 * 400
+
+
+@pytest.mark.parametrize(("prompts", "max_loss", "shown"), [(1500, 0.01, True), (100, 0.01, False), (0, 0.5, False)])
+def test_a_recipe_that_loses_nothing_is_accepted_with_enough_prompts(
+    prompts: int, max_loss: float, shown: bool
+) -> None:
+    assert (loss_p_value(np.zeros(prompts), max_loss) <= LEVEL) == shown
 
 
 # ------------------------------------------------------------------------------------------------ gain at a budget

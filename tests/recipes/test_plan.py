@@ -79,15 +79,27 @@ def test_auto_proposes_recipes_that_are_served_without_being_declared(config: Pa
     assert found.declaration(declaration(config)) == declaration(config)
 
 
-def test_without_recorded_answers_recipes_are_left_out_with_their_line_and_the_plan_stands(config: Path) -> None:
+def test_a_bound_that_the_probes_do_not_show_leaves_the_recipe_out_with_its_line_and_the_remedy(config: Path) -> None:
+    text = DECLARED.replace("mean_cost: 10", "mean_cost: 40")
+    config.write_text(f"{text}{PANEL}  - {{name: careful, cascade: [[a, b], large], max_loss: 0.0001}}\n")
+    line = len(text.splitlines()) + 3
+    report = plan(config)
+    told = f"experts.yaml:{line}: the 1200 probes do not show a loss below max_loss 0.0001"
+    assert report["left_out"]["recipes"]["careful"].startswith(told)
+    assert set(report["recipes"]) == {"panel"}
+    result = CliRunner().invoke(app, ["plan", str(config.parent), "--config", str(config), "--dry-run"])
+    assert f"note: experts.yaml:{line}: recipe 'careful' is not planned: the 1200 probes" in result.stderr
+    assert "score more probes, or raise max_loss" in result.stderr
+
+
+@pytest.mark.parametrize("bound", ["", ", max_loss: 0.1"])
+def test_without_recorded_answers_recipes_are_left_out_and_the_plan_stands(config: Path, bound: str) -> None:
     (config.parent / "answers.jsonl").unlink()
     text = DECLARED.replace("mean_cost: 10", "mean_cost: 40")
-    config.write_text(text + CAREFUL)
+    config.write_text(text + CAREFUL.replace("}]", f"{bound}}}]"))
     told = f"experts.yaml:{len(text.splitlines()) + 1}: the scores have no recorded answers; run `coe score` again"
     assert plan(config)["left_out"]["recipes"]["careful"] == told
     assert not (published(config) / RECIPES_FILE).exists()
-    result = CliRunner().invoke(app, ["plan", str(config.parent), "--config", str(config), "--dry-run"])
-    assert f"note: {told.split(': ')[0]}: recipe 'careful' is not planned: the scores have no" in result.stderr
 
 
 # ---------------------------------------------------------------------------------------------- recipes that write

@@ -200,7 +200,7 @@ def _measured_arms(job: Job, folder: Path, data: Quality) -> dict[str, Array]:
     arms = [name for name in job.columns if name not in job.registry.expert_names]
     if not arms:
         return {}
-    recipes = [one for one in job.registry.declared_recipes if one.name in arms]
+    recipes = [one.model_copy(update={"max_loss": None}) for one in job.registry.declared_recipes if one.name in arms]
     rows = [row for row, category in enumerate(data.categories) if category in job.registry.category_names]
     found = recipe_columns(
         folder,

@@ -41,6 +41,7 @@ from coe.planning.job.basis import Basis, compare_with_single_experts, plan_basi
 from coe.planning.job.residual import with_residual
 from coe.recipes.policy_file import ArmPolicies
 from coe.registry import Registry, yaml_source
+from coe.registry.yaml_source import KeyPath
 from coe.retrieval.gate import GATE_FILE
 from coe.settings import Settings
 from coe.terminal import print_error
@@ -159,7 +160,8 @@ def _unplanned(settings: Settings, registry: Registry, left_out: Mapping[str, st
     source = yaml_source.read(settings.config)
     found = {}
     for name, reason in left_out.items():
-        line = source.at(("recipes", number[name]) if name in number else ("recipes",))
+        path: KeyPath = ("recipes", number[name]) if name in number else ("recipes",)
+        line = source.at((*path, *(("max_loss",) if "max_loss" in reason else ())))
         print_error(f"note: {line}: recipe {name!r} is not planned: {reason}")
         found[name] = f"{line}: {reason}"
     return found

@@ -1,8 +1,8 @@
 """Builds the columns of a plan for recipes: the scores, uses and calls of each arm, from the records of `coe score`.
 
-Cascades and votes are replayed from recorded answers: declared ones are fitted with their declared steps, and `recipes:
-auto` adds proposed ones. Chains and fuses generate new answers, so they cannot be replayed. They are left out unless
-`coe score --recipe` has measured them.
+Cascades and votes are replayed from recorded answers: declared ones are fitted with their declared steps and tested for
+their `max_loss`, and `recipes: auto` adds proposed ones. Chains and fuses generate new answers, so they cannot be
+replayed. They are left out unless `coe score --recipe` has measured them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from coe.planning.uses import ASSUMED_INPUT_TOKENS, ASSUMED_OUTPUT_TOKENS
 from coe.recipes.agreement import NO_ANSWER, Array
 from coe.recipes.fitting.answers import Answers
 from coe.recipes.fitting.arms import cost_by_category, expected_quality, relative_use
-from coe.recipes.fitting.fit import Arm, Judgements, RecipeFit, replayed
+from coe.recipes.fitting.fit import Arm, Judgements, RecipeFit, bounded_arm, replayed
 from coe.recipes.fitting.search import propose_arms
 from coe.recipes.judge import GRADE_TOKENS
 from coe.recipes.policy import RecipePolicy
@@ -32,6 +32,8 @@ MIN_PROMPTS = 60
 """Smallest number of prompts with recorded answers of all experts. With fewer, no recipes are fitted."""
 DECLARED_PRICE = 0.016
 """Price of a declared recipe, like SEARCHED_PRICES."""
+SAFER_PRICE = 0.004
+"""Price of a declared recipe whose `max_loss` the probes do not show at DECLARED_PRICE."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -143,7 +145,19 @@ def recipe_columns(
                     left_out[recipe.name] = str(error)
                     continue
                 steps = [[table.answers.experts.index(name) for name in step] for step in recipe.steps]
-                arm = RecipeFit(table.answers, steps, judgements).arm(DECLARED_PRICE / table.answers.typical_cost)
+                fit, unit = RecipeFit(table.answers, steps, judgements), 1 / table.answers.typical_cost
+                if recipe.max_loss is None:
+                    arm = fit.arm(DECLARED_PRICE * unit)
+                elif (
+                    bounded := bounded_arm(fit, (SAFER_PRICE * unit, DECLARED_PRICE * unit), recipe.max_loss)
+                ) is None:
+                    left_out[recipe.name] = (
+                        f"the {len(table.prompts)} probes do not show a loss below max_loss {recipe.max_loss:g} with "
+                        "95 % confidence; score more probes, or raise max_loss"
+                    )
+                    continue
+                else:
+                    arm = bounded
                 policies[recipe.name], replays[recipe.name] = arm.policy, table.replay(arm, judgements)
             if proposes:
                 for name, arm in propose_arms(table.answers, max_calls=registry.policy.max_calls).items():

@@ -286,6 +286,10 @@ class RecipeFit:
             found[rows] = weights.probabilities(answers.classes[rows][:, columns], answers.posterior[rows])
         return found
 
+    def losses(self, arm: Arm) -> Array:
+        """Return what an arm loses on each prompt by stopping before the last step, -1 to 1: (n_prompts,)."""
+        return replayed(arm.policy.never_stopping(), self._answers).scores - arm.scores
+
     def arm(self, price: float) -> Arm:
         """Return the arm at a price per unit of cost."""
         answers = self._answers
@@ -366,3 +370,37 @@ def replayed(
         live = live[must_continue]
     scores = answers.scores[np.arange(len(chosen)), np.array(columns)[chosen]]
     return ReplayedAnswers(scores, (answers.costs * called).sum(axis=1), called)
+
+
+LEVEL = 0.05
+"""Largest probability that an accepted arm breaks its bound."""
+MAX_BET = 0.75
+"""Largest share of the capital of the test that one prompt can lose."""
+
+
+def bounded_arm(fit: RecipeFit, prices: Sequence[float], max_loss: float) -> Arm | None:
+    """Return the arm at the last of ascending `prices` up to which each is shown to lose less than `max_loss`; None
+    without one. Since the first failure ends the sequence, an arm that breaks the bound is accepted in at most LEVEL of
+    cases (Angelopoulos et al. 2021, Learn then Test)."""
+    accepted = None
+    for price in prices:
+        arm = fit.arm(price)
+        if loss_p_value(fit.losses(arm), max_loss) > LEVEL:
+            break
+        accepted = replace(arm, policy=replace(arm.policy, max_loss=max_loss))
+    return accepted
+
+
+def loss_p_value(losses: Array, max_loss: float) -> float:
+    """Return a p-value of "the mean loss is at least `max_loss`"; losses (n_prompts,) lie in [-1, 1].
+
+    A betting test, valid for any number of prompts (Waudby-Smith and Ramdas 2024): each prompt multiplies the capital
+    by 1 + bet * (max_loss - loss), with a bet that depends on earlier prompts only and approximately maximises the
+    expected logarithm. Under the hypothesis the mean capital is at most 1 at any time.
+    """
+    gain = max_loss - np.random.default_rng(0).permutation(losses)
+    count = np.arange(2, len(gain) + 1)
+    mean = np.concatenate(([0.0], (np.cumsum(gain)[:-1] + 0.5 * max_loss) / count))[: len(gain)]
+    spread = np.concatenate(([0.25], (np.cumsum((gain - mean) ** 2)[:-1] + 0.25) / count))[: len(gain)]
+    bets = np.clip(mean / (spread + mean**2), 0.0, MAX_BET / (1.0 - max_loss))
+    return float(np.exp(-max(0.0, np.log1p(bets * gain).sum())))
