@@ -44,8 +44,8 @@ class MemberCall:
 
     - `step`: number of the step, from 0.
     - `outcome`: `answered`, `unreadable` (a complete answer without a final answer that can be compared), `unverified`
-      (returned without complete comparison), `cancelled`, or the cause of the failure. Of a judge: `graded`, `ungraded`
-      (its reply has no grade), or `skipped` (not called, as no call was left).
+      (returned without complete comparison), `cancelled`, or the cause of the failure. Of a judge: `graded` or
+      `ungraded` (its reply has no grade).
     - `usage`: None until the member has begun to answer.
     - `ms`: duration in milliseconds.
     - `answer_class`: index of the first call with the same final answer; None without one.
@@ -66,13 +66,11 @@ class MemberCall:
     drafts: int = 0
 
 
-RecipeStop = Literal[
-    "", "accepted", "last_step", "stream_hold", "held_bytes", "deadline", "unavailable", "failed", "cancelled"
-]
+RecipeStop = Literal["", "accepted", "last_step", "stream_hold", "deadline", "unavailable", "failed", "cancelled"]
 """The reason why a recipe stopped; empty while it runs. `accepted`: its policy accepted an answer before the last step;
-`last_step`: all steps were called, and compared or written. The next four return an unverified answer: the stream was
-held as long as allowed, the held answers reached the memory limit, the deadline was near, or no member of the last step
-answered. `failed`: no member answered."""
+`last_step`: all steps were called, and compared or written. The next three return an unverified answer: the stream was
+held as long as allowed, the deadline was near, or no member of the last step answered. `failed`: no member answered, or
+not the last one of a chain or fuse."""
 
 
 @dataclass(slots=True, eq=False)

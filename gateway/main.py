@@ -21,7 +21,6 @@ from tempfile import TemporaryDirectory
 
 from starlette.applications import Starlette
 
-import routers
 from coe.artifacts.active_state import (
     LoadedRouter,
     check_active_state,
@@ -150,9 +149,7 @@ async def open_services(
         count = partial(metrics.count, "coe_feedback_total")
         writer = await enter(LogWriter(log, feedback, spool=spool, count=count, task_failed=failed))
         add_log_metrics(metrics, writer)
-        encoder = routers.load_encoder(in_use.folder) if registry.log.store_embeddings else None
-        recorder = Recorder(writer, encoder=encoder, threads=threads)
-        stack.push_async_callback(recorder.aclose)
+        recorder = Recorder(writer)
 
         counts = open_store(counters, "use", file=settings.home / KEYS_FILE, setting="access.counters")
         limiter = await enter(Limiter(counts, task_failed=failed))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -18,7 +19,7 @@ from coe.settings import Settings
 TRAFFIC_REPORT_FILE = "traffic-report.json"
 AlarmKind = Literal["collapse", "starvation", "degradation", "failing"]
 ALARMS: tuple[AlarmKind, ...] = get_args(AlarmKind)
-Aspect = Literal["category mix", "confidence", "embeddings"]
+Aspect = Literal["category mix", "confidence"]
 ASPECTS: tuple[Aspect, ...] = get_args(Aspect)
 
 
@@ -63,5 +64,6 @@ def publish_traffic_report(settings: Settings, report: Mapping[str, Any]) -> Non
     settings.artifacts.mkdir(parents=True, exist_ok=True)
     share = open_shared(load(settings.config, environ=settings.environ).artifacts)
     if share is not None:
-        share.put_file(TRAFFIC_REPORT_FILE, content)  # first, or a gateway here could put the former one back
+        with closing(share):
+            share.put_file(TRAFFIC_REPORT_FILE, content)  # first, or a gateway here could put the former one back
     replace_file(settings.artifacts / TRAFFIC_REPORT_FILE, content)

@@ -121,7 +121,6 @@ def _difference(found: Mapping[str, Any] | None) -> str | None:
 def recipe_lines(found: Mapping[str, Any]) -> Iterator[str]:
     """Yield the gains of recipes at each budget."""
     rows = {"none": found["no_budget"]}
-    rows |= {f"{k} x one expert without a budget": v for k, v in found.get("at_multiples_of_one_expert", {}).items()}
     rows |= {f"{k} x the best single model": v for k, v in found.get("at_shares_of_best_single", {}).items()}
     fields = ("single", "recipes", "gain", "standard_error")
     yield table(

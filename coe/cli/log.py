@@ -14,9 +14,7 @@ import typer
 
 from coe.cli.common import Config, Json, declaration_for, duration_seconds, writable_file
 from coe.foreground import exit_on_sigterm
-from coe.learning.log_frame import Ratings, open_logs
-from coe.learning.record_files import SUFFIXES, write_rows
-from coe.measuring.tables import require_parquet
+from coe.learning.log_frame import Ratings, open_logs, write_rows
 from coe.records import missing_file, open_log_and_feedback, require_log
 from coe.records.codec import RECORD
 from coe.records.record import LogPage, LogQuery, RoutingLog, RoutingRecord
@@ -38,20 +36,16 @@ Id = Annotated[str, typer.Option("--id", help="The beginning of the request's id
 
 
 def _output_file(file: Path) -> Path | None:
-    """Check the file of an export. Raises BadParameter, and ConfigError where pyarrow is missing."""
-    if file.suffix not in SUFFIXES:
-        raise typer.BadParameter(f"{file} must end in {' or '.join(SUFFIXES)}")
+    """Check that the file can be one of JSON Lines. Raises BadParameter."""
+    if file.suffix != ".jsonl":
+        raise typer.BadParameter(f"{file} must end in .jsonl")
     if file.exists() and not file.is_file():
         raise typer.BadParameter(f"{file} is not a regular file")
-    if file.suffix == ".parquet":
-        require_parquet()
     return writable_file(file)
 
 
-OutputFile = Annotated[
-    Path, typer.Argument(metavar="FILE", callback=_output_file, help="The file to write, .jsonl or .parquet.")
-]
-Redact = Annotated[bool, typer.Option("--redact", help="Leave out prompts, embeddings and text digests.")]
+OutputFile = Annotated[Path, typer.Argument(metavar="FILE", callback=_output_file, help="The file to write, .jsonl.")]
+Redact = Annotated[bool, typer.Option("--redact", help="Leave out prompts and text digests.")]
 
 app = typer.Typer(invoke_without_command=True, help="List the newest records of the routing log, or export them.")
 
@@ -73,7 +67,7 @@ def log(
     config: Config = None,
     json: Json = False,
 ) -> None:
-    """List the newest records of the routing log, oldest first; `export` copies them to a file."""
+    """List the newest records of the routing log, oldest first; `export` writes them to a file."""
     if context.invoked_subcommand:
         return
     settings, registry = declaration_for(config)
@@ -110,7 +104,7 @@ def export_file(
     redact: Redact = False,
     config: Config = None,
 ) -> None:
-    """Write the routing log to a file, JSON Lines or parquet, each record with its feedback."""
+    """Write the routing log to a file of JSON Lines, each record with its feedback."""
     settings, registry = declaration_for(config)
     url, now = registry.log.url, time.time()
     require_log(url, base=settings.home)

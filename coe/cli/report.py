@@ -96,14 +96,10 @@ def _report_lines(found: Mapping[str, Any]) -> Iterator[str]:
     rows.append(("drift", drift["reference"]))
     rows += [("", one["sentence"]) for one in drift["findings"]]
     rows.append(("alarms", "; ".join(one["sentence"] for one in found["alarms"]) or "none"))
-    rows += [("new category?", one["sentence"]) for one in found["proposed_categories"]]
     rows += [
         (f"learning: {name}", f"{_time(one['time'])}: {one['sentence']}") for name, one in found["learning"].items()
     ]
     yield table(("", ""), rows)
-    for one in found["proposed_categories"]:
-        if one["entry"]:
-            yield f"\n# for experts.yaml, under categories:\n{one['entry']}"
     yield from _spend_lines(found["spend"], days=found["days"])
     if found["plan"] is None:
         yield "\nthe plan is worth: unknown, as none that was made from scores is in use; run coe score and coe plan"

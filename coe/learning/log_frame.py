@@ -1,24 +1,28 @@
 """The routing log as one frame: a pyarrow table with a row for each request and the feedback on it, read once a job.
 
 `Logs` reads both logs synchronously, for jobs without an event loop. Estimates and fits are queries on the frame. Its
-columns are those of a file of `coe log export`; names are dictionary-encoded, so that a request takes some 400 bytes.
+columns are fields of records and of ratings; names are dictionary-encoded, so that a request takes some 400 bytes.
+`write_rows` writes both to a file of JSON Lines, for `coe log export`.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, get_args, get_type_hints
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 from pydantic import ConfigDict, TypeAdapter
 
+from coe.errors import DataError
 from coe.records import open_log_and_feedback
+from coe.records.codec import RECORD
 from coe.records.feedback import FEEDBACK_KINDS, Feedback, FeedbackLog, FeedbackPage
 from coe.records.record import CONFIG, LogQuery, RecipeCall, RoutingLog, RoutingRecord
 
@@ -107,41 +111,31 @@ Row = tuple[RoutingRecord, Rating]
 # ------------------------------------------------------------------------------------------------------------- columns
 
 
-def frame_schema(names: Collection[str] | None = None) -> Schema:
-    """The pyarrow schema of records with their ratings, as their annotations give it.
-
-    With `names` of these columns alone, and with dictionaries in place of repeated text.
-    """
+def _frame_schema() -> Schema:
+    """The pyarrow schema of COLUMNS, as the annotations give it, with dictionaries in place of repeated text."""
     import pyarrow
 
-    number = pyarrow.float64()
-    text = pyarrow.string() if names is None else pyarrow.dictionary(pyarrow.int32(), pyarrow.string())
+    text, number = pyarrow.dictionary(pyarrow.int32(), pyarrow.string()), pyarrow.float64()
     types: dict[Any, DataType] = {
         str: text,
         bool: pyarrow.bool_(),
         int: pyarrow.int64(),
         float: number,
-        bytes: pyarrow.binary(),
         tuple[str, ...]: pyarrow.list_(text),
-        tuple[float, ...]: pyarrow.list_(number),
         tuple[float, float]: pyarrow.list_(number),
-        Mapping[str, float]: pyarrow.map_(text, number if names is None else pyarrow.float32()),
+        Mapping[str, float]: pyarrow.map_(text, pyarrow.float32()),
     }
 
     def columns(declared: type) -> dict[str, DataType]:
-        hints = get_type_hints(declared)
-        options = {field.name: (hints[field.name], *get_args(hints[field.name])) for field in fields(declared)}
-        return {name: types[next(hint for hint in known if hint in types)] for name, known in options.items()}
+        hints = {name: (hint, *get_args(hint)) for name, hint in get_type_hints(declared).items()}
+        names = [field.name for field in fields(declared) if declared is RecipeCall or field.name in COLUMNS]
+        return {name: types[next(hint for hint in hints[name] if hint in types)] for name in names}
 
     types[tuple[RecipeCall, ...]] = pyarrow.list_(pyarrow.struct(columns(RecipeCall)))
-    declared = columns(RoutingRecord) | columns(Rating)
-    if names is not None:
-        declared = {name: kind for name, kind in declared.items() if name in names} | {"request_id": pyarrow.string()}
-    return pyarrow.schema(declared)
+    return pyarrow.schema(columns(RoutingRecord) | columns(Rating) | {"request_id": pyarrow.string()})
 
 
-def to_table(rows: Sequence[Row], schema: Schema) -> Table:
-    """The rows as a table of this schema."""
+def _to_table(rows: Sequence[Row], schema: Schema) -> Table:
     import pyarrow
 
     ratings = {field.name for field in fields(Rating)}
@@ -167,6 +161,37 @@ def indices(column: Any, names: Sequence[str]) -> NDArray[np.int64]:
 def numbers(column: Any) -> NDArray[np.float64]:
     """A column of numbers or truth values, shape (n,), NaN for nothing."""
     return np.asarray(column.cast("float64").to_numpy(zero_copy_only=False), dtype=np.float64)
+
+
+# ---------------------------------------------------------------------------------------------------------------- file
+
+REDACTED: dict[str, Any] = {"digest": "", "prompt": None, "left_out": ()}
+"""Values in place of the fields that hold or reveal the user's text."""
+
+
+def write_rows(path: Path, rows: Iterable[Row], *, redact: bool = False) -> int:
+    """Write the rows to `path` in one step and return their number; with `redact` without the fields of REDACTED.
+
+    An error or an interruption leaves no partial file. Raises DataError where the file cannot be written.
+    """
+    if redact:
+        rows = ((replace(record, **REDACTED), rating) for record, rating in rows)
+    path = path.resolve()  # a link stays a link
+    draft = path.with_name(f".{path.name}.draft")  # the next run overwrites the draft of a killed one
+    try:
+        count = 0
+        with draft.open("wb") as file:
+            for record, rating in rows:
+                fields = RECORD.adapter.dump_python(record, mode="json", warnings=False) | asdict(rating)
+                file.write(orjson.dumps(fields) + b"\n")
+                count += 1
+        draft.replace(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error}); check its folder and the free disk space") from error
+    finally:
+        with suppress(OSError):
+            draft.unlink()
+    return count
 
 
 # --------------------------------------------------------------------------------------------------------------- frame
@@ -198,14 +223,14 @@ def frame_of(
     """
     import pyarrow
 
-    ratings, schema = Ratings(event for events in feedback for event in events), frame_schema(COLUMNS)
+    ratings, schema = Ratings(event for events in feedback for event in events), _frame_schema()
     tables, count, rated = deque[Any](), 0, 0
     texts: deque[tuple[str, str]] = deque(maxlen=MAX_TEXTS)
     for page in pages:
         rows = [(record, ratings.of(record)) for record in page if not record.purpose]
         with_feedback = [record for record, rating in rows if rating is not NO_RATING]
         texts.extend((record.request_id, record.prompt) for record, rating in rows if record.prompt and rating.is_given)
-        tables.append(to_table(rows, schema))
+        tables.append(_to_table(rows, schema))
         count, rated = count + len(rows), rated + len(with_feedback)
         while count - len(tables[0]) >= limit:
             count -= len(tables.popleft())

@@ -19,6 +19,7 @@ from coe.learning.promotion import (
     FIRST_SOURCE_SHARE,
     HELD_OUT,
     LOGGED,
+    MAX_LOSS_ELSEWHERE,
     SIGNIFICANCE,
     Contrast,
     estimated_contrast,
@@ -35,8 +36,6 @@ MIN_RATED = 10
 """Rated requests that an expert needs in a category before the log can show a move to it."""
 MAX_UNSUPPORTED = 0.2
 """Largest share of a move's traffic that the log could not have sent to the new expert."""
-MAX_LOSS_ELSEWHERE = 0.01
-"""Loss of mean quality in one source above which a move that another source shows is rejected."""
 MIN_LEAD = 0.01
 """Minimum quality by which an expert without evidence stays behind the chosen one."""
 

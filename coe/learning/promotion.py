@@ -36,6 +36,8 @@ SIGNIFICANCE = 0.05
 """Error probability of a series of rounds, and the level of the tests for a loss."""
 FIRST_SOURCE_SHARE = 0.8
 """The first of two sources' share of a round's significance level."""
+MAX_LOSS_ELSEWHERE = 0.01
+"""Loss of mean quality in one source above which a gain that another source shows is rejected."""
 RANDOMIZATIONS = 20_000
 """Random changes of sign in a test of paired differences."""
 MIN_GUARDED_REQUESTS = 20
@@ -123,10 +125,10 @@ def logged_evidence(
     )
 
 
-def judge(evidence: Sequence[Evidence], *, round_: int, margin: float = 0.01) -> Judgement:
+def judge(evidence: Sequence[Evidence], *, round_: int) -> Judgement:
     """Promote where one source shows a gain, no other shows a loss, and no guarded category falls.
 
-    A loss counts if it is above `margin` (0 to 1) and significant. `round_` counts the tests since the last promotion.
+    A loss counts if it is above MAX_LOSS_ELSEWHERE and significant. `round_` counts the tests since the last promotion.
     The first of two sources gets FIRST_SOURCE_SHARE of the round's level, so name a held-out set first.
     """
     parts = (FIRST_SOURCE_SHARE, 1.0 - FIRST_SOURCE_SHARE) if len(evidence) > 1 else (1.0,)
@@ -139,7 +141,7 @@ def judge(evidence: Sequence[Evidence], *, round_: int, margin: float = 0.01) ->
     shown = "; ".join(f"{_summary(one)}, level {level:.2g}" for one, level in zip(evidence, levels, strict=True))
     if not any(one.overall.above < level for one, level in zip(evidence, levels, strict=True)):
         return verdict("not better", f"kept: not shown to be better ({shown})")
-    if any(one.overall.value < -margin and one.overall.below < SIGNIFICANCE for one in evidence):
+    if any(one.overall.value < -MAX_LOSS_ELSEWHERE and one.overall.below < SIGNIFICANCE for one in evidence):
         return verdict("worse elsewhere", f"kept: better by one source and worse by another ({shown})")
     return verdict("better", f"promoted: {shown}")
 

@@ -249,10 +249,6 @@ class Refit:
         """Shrunk quality by category and expert, shape (m, k)."""
         return self.table.shrunk(pseudo_count=self.weighting.pseudo_count)
 
-    def lower(self, *, deviations: float) -> Array:
-        """Lower confidence bounds of the quality."""
-        return self.table.lower(deviations=deviations, pseudo_count=self.weighting.pseudo_count)
-
 
 def trust_of(experience: Experience, found: tuple[Agreement, ...]) -> Array:
     """Return the trust in each request's tenant, shape (n,); 1 for a tenant that is not in `found`."""

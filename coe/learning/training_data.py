@@ -17,40 +17,36 @@ MIN_PROMPTS = 2
 """Prompts that training needs of each category."""
 
 
-def training_pairs(
-    registry: Registry, *, base: Path, data: Path | None, extra: Path | None = None
-) -> list[tuple[str, str]]:
+def training_pairs(registry: Registry, *, base: Path, data: Path | None) -> list[tuple[str, str]]:
     """(prompt, category) pairs of the declared categories: a file's or the shipped ones, extra and declared examples.
 
-    The file is `data`, or router.training_data relative to `base`. The extra ones are those of the file `extra` and of
-    router.extra_training_data. Raises DataError for a category in a file that
-    experts.yaml does not declare, and ConfigError for a category with too few prompts.
+    The file is `data`, or router.training_data relative to `base`; the extra ones are those of
+    router.extra_training_data. Raises DataError for a category in a file that experts.yaml does not declare, and
+    ConfigError for a category with too few prompts.
     """
-    pairs = _pairs(registry, base=base, data=data, extra=extra)
-    if without := [registry.categories[index].name for index in _too_few(registry, pairs)]:
-        raise ConfigError(f"too few training prompts for: {', '.join(without)}; add examples to them in experts.yaml")
+    pairs = _pairs(registry, base=base, data=data)
+    if problems := _problems(registry, pairs):
+        raise ConfigError(*problems.values())
     return pairs
 
 
 def training_problems(registry: Registry, *, base: Path) -> dict[int, str]:
     """Return the index of each category that training would refuse, and why. Raises DataError as `training_pairs`."""
-    pairs = _pairs(registry, base=base, data=None, extra=None)
+    return _problems(registry, _pairs(registry, base=base, data=None))
+
+
+def _problems(registry: Registry, pairs: Sequence[tuple[str, str]]) -> dict[int, str]:
+    counts = Counter(category for _, category in set(pairs))
     file = registry.router.training_data or "a file of `router.training_data`"
     return {
-        index: f"category {registry.categories[index].name!r} has {count} training prompts and needs {MIN_PROMPTS}; "
+        index: f"category {name!r} has {counts[name]} training prompts and needs {MIN_PROMPTS}; "
         f"add `examples` to it, or prompts to {file}"
-        for index, count in _too_few(registry, pairs).items()
+        for index, name in enumerate(registry.category_names)
+        if counts[name] < MIN_PROMPTS
     }
 
 
-def _too_few(registry: Registry, pairs: Sequence[tuple[str, str]]) -> dict[int, int]:
-    """Return the number of different prompts of each category that has too few, by its index."""
-    counts = Counter(category for _, category in set(pairs))
-    found = {index: counts[name] for index, name in enumerate(registry.category_names)}
-    return {index: count for index, count in found.items() if count < MIN_PROMPTS}
-
-
-def _pairs(registry: Registry, *, base: Path, data: Path | None, extra: Path | None) -> list[tuple[str, str]]:
+def _pairs(registry: Registry, *, base: Path, data: Path | None) -> list[tuple[str, str]]:
     import routers
 
     if data is None and registry.router.training_data:
@@ -63,10 +59,8 @@ def _pairs(registry: Registry, *, base: Path, data: Path | None, extra: Path | N
         pairs = [
             (one.prompt, one.category) for one in routers.starter_examples() if one.category in registry.category_names
         ]
-    declared = registry.router.extra_training_data
-    for path in (base / declared if declared else None, extra):
-        if path is not None:
-            pairs = add_prompts(pairs, path, categories=registry.category_names)
+    if extra := registry.router.extra_training_data:
+        pairs = add_prompts(pairs, base / extra, categories=registry.category_names)
     return pairs + [(example, category.name) for category in registry.categories for example in category.examples]
 
 

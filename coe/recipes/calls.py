@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing, suppress
 
-from coe.core import Call, Expert
+from coe.core import Call, Expert, Health
 from coe.errors import ExpertError, ExpertUnavailable, InvalidRequest
-from coe.recipes.draft import MAX_HELD_BYTES, Draft, FinalAnswer, HeldBytes
+from coe.recipes.draft import Draft, FinalAnswer, HeldBytes
 from coe.registry import Policy
 from coe.usage import MemberCall, RecipeLog, RecipeStop, RecipeUsage, Usage
 
@@ -28,7 +28,7 @@ VERIFIED: tuple[RecipeStop, ...] = ("accepted", "last_step")
 class MemberCalls:
     """The drafts of one request of a recipe, in the order of the calls.
 
-    `members` are the experts by name. A stream is held back for at most `max_hold` seconds after the first token.
+    A stream is held back for at most `max_hold` seconds after the first token.
     """
 
     def __init__(
@@ -36,7 +36,6 @@ class MemberCalls:
         recipe: str,
         call: Call,
         *,
-        members: Mapping[str, Expert],
         final_answer: FinalAnswer,
         limits: Policy,
         max_hold: float = math.inf,
@@ -44,24 +43,25 @@ class MemberCalls:
         self.log = call.recipe_log or RecipeLog()
         self.log.recipe, self.log.stop = recipe, ""
         self.drafts: list[Draft] = []
-        self._members = members
         self._final_answer = final_answer
         self._max_calls = limits.max_calls
         self._max_hold = max_hold
         self._running: list[tuple[Draft, asyncio.Task[None]]] = []
-        self._held = HeldBytes(MAX_HELD_BYTES, call.memory)
+        self._held = HeldBytes(call.memory)
         self._clock = asyncio.get_running_loop().time
         left = call.deadline - self._clock()
         self._stop_at = call.deadline - min(DEADLINE_MARGIN_SECONDS, DEADLINE_MARGIN_SHARE * left)
 
-    async def returning(self, reply: Callable[[], Awaitable[RecipeReply]], *, first: int) -> RecipeReply:
-        """Return the result of `reply`, whose first step has `first` calls. If it raises, cancel all calls.
+    async def returning(self, reply: Callable[[], Awaitable[RecipeReply]], *, most: int) -> RecipeReply:
+        """Return the result of `reply`, which makes `most` calls at most. If it raises, cancel all calls.
 
-        Raises ExpertUnavailable if earlier attempts have used up the calls of the request.
+        Raises ExpertUnavailable if so many more than those of earlier attempts exceed `policy.max_calls`.
         """
         try:
-            if self.exceeds_limit(first):
-                message = f"recipe {self.log.recipe!r} has made all {self._max_calls} calls it may"
+            if len(self.log.calls) + most > self._max_calls:
+                message = (
+                    f"recipe {self.log.recipe!r} has no {most} of the {self._max_calls} calls left that it may make"
+                )
                 used_up = ExpertUnavailable(message, expert=self.log.recipe)
                 used_up.request_sent = False
                 raise used_up
@@ -71,19 +71,14 @@ class MemberCalls:
             await self.aclose()
             raise
 
-    def start(self, name: str, number: int, call: Call, *, drafts: int = 0) -> Draft:
-        """Call a member in step `number`. Its request has `drafts` earlier answers."""
-        draft = self.start_beside(self._members[name], number, call, final_answer=self._final_answer)
-        draft.log.drafts = drafts
-        self.drafts.append(draft)
-        return draft
-
-    def start_beside(self, expert: Expert, number: int, call: Call, *, final_answer: FinalAnswer) -> Draft:
-        """Call an expert whose answer is not returned, such as a judge."""
+    def start(self, expert: Expert, number: int, call: Call, *, reader: FinalAnswer | None = None) -> Draft:
+        """Call an expert in step `number`. An answer with a `reader` of its own is not returned, such as a judge's."""
         log = MemberCall(expert.name, number)
         self.log.calls.append(log)
-        draft = Draft(expert, call, log, held=self._held, final_answer=final_answer)
-        self._running.append((draft, asyncio.create_task(draft.read())))
+        draft = Draft(expert, log, held=self._held, final_answer=reader or self._final_answer)
+        if reader is None:
+            self.drafts.append(draft)
+        self._running.append((draft, asyncio.create_task(draft.read(call))))
         return draft
 
     async def settle(self, drafts: Sequence[Draft]) -> RecipeStop:
@@ -92,44 +87,32 @@ class MemberCalls:
         return await self.wait(lambda: all(draft.settled for draft in drafts))
 
     async def wait(self, done: Callable[[], bool]) -> RecipeStop:
-        """Wait until `done`. Return why to stop before that, empty if it is."""
+        """Wait until `done`. Return why to stop before that, empty if it is. Raises the error of a draft that is a bug,
+        not a failure of its expert."""
         changed = self._held.changed
-        while not done():
-            at, stop = self._limit()
-            if self._clock() >= at:
-                return stop
+        while not (is_done := done()) and not self.due_stop():
+            at, _ = self._limit()
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(at if math.isfinite(at) else None):
                     await changed.wait()
             changed.clear()
-        return ""
+        for draft, _ in self._running:
+            if draft.error is not None and not isinstance(draft.error, ExpertError | InvalidRequest):
+                raise draft.error
+        return "" if is_done else self.due_stop()
 
     def _limit(self) -> tuple[float, RecipeStop]:
         """Return the time (event loop clock) and reason to stop. Infinity while there is no answer to return."""
         begun = [draft.began for draft in self.drafts if draft.usable and draft.began is not None]
         if not begun:
             return math.inf, "deadline"
-        if self._held.full:
-            return -math.inf, "held_bytes"
         held_until = min(begun) + self._max_hold
         return (held_until, "stream_hold") if held_until < self._stop_at else (self._stop_at, "deadline")
 
-    def stop_before(self, calls: int) -> RecipeStop:
-        """Return the reason not to begin a step of `calls` calls; empty if it may begin."""
-        if self.exceeds_limit(calls):
-            return "unavailable"
+    def due_stop(self) -> RecipeStop:
+        """Return the reason not to make a further call; empty if there is none."""
         at, stop = self._limit()
         return stop if self._clock() >= at else ""
-
-    def exceeds_limit(self, calls: int) -> bool:
-        """True if `calls` further calls exceed `policy.max_calls`."""
-        return len(self.log.calls) + calls > self._max_calls
-
-    def raise_defect(self) -> None:
-        """Raise a draft's error if it is a bug, not a failure of its expert."""
-        for draft, _ in self._running:
-            if draft.error is not None and not isinstance(draft.error, ExpertError | InvalidRequest):
-                raise draft.error
 
     def last_error(self) -> Exception:
         """Return the error of the last call that failed, as an error of this recipe."""
@@ -159,6 +142,15 @@ class MemberCalls:
         await asyncio.gather(*(task for _, task in self._running), return_exceptions=True)
         for draft, _ in self._running:
             draft.discard()
+
+
+def health_of(first: Sequence[Expert], *needed: Expert) -> Health:
+    """Return the health of a recipe: up while one of its `first` members and all `needed` ones are; its load is the
+    largest of theirs."""
+    some, every = [one.health for one in first], [one.health for one in needed]
+    failed = [one for one in every if not one.up] or ([] if any(one.up for one in some) else some)
+    load = max(one.load for one in (*some, *every))
+    return Health(not failed, load, cause=failed[0].cause if failed else "")
 
 
 class RecipeReply:

@@ -6,8 +6,6 @@ from typing import Any
 
 from coe import json_text
 
-MALFORMED = (ValueError, TypeError, KeyError, AttributeError, LookupError)
-"""Errors of reading an answer that does not have the form of Chat Completions."""
 _INCOMPLETE_REASONS = ("length", "max_tokens", "model_length", "content_filter", "tool_calls", "function_call")
 """Finish reasons of an answer whose text is not a complete answer, as various servers write them."""
 
@@ -30,7 +28,7 @@ def answer_text(body: bytes, *, stream: bool) -> str | None:
                         return None
                     parts.append(delta.get("content") or "")
         return "".join(parts)
-    except MALFORMED:
+    except (ValueError, TypeError, AttributeError, LookupError):  # not of Chat Completions
         return None
 
 

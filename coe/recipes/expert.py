@@ -2,8 +2,8 @@
 
 After each step a `RecipePolicy` compares the final answers and decides whether to continue. A member that fails counts
 as no answer. The recipe stops early and returns its best answer so far, unverified, when a stream was held as long as
-allowed, too many bytes are held, or the deadline is near. Members are the experts that single requests use, so their
-breakers, health and residency apply.
+allowed, or the deadline is near. Members are the experts that single requests use, so their breakers, health and
+residency apply.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 
 from coe.core import Call, Expert, Health, Reply
 from coe.recipes.agreement import NO_ANSWER, answer_classes
-from coe.recipes.calls import MemberCalls, RecipeReply
+from coe.recipes.calls import MemberCalls, RecipeReply, health_of
 from coe.recipes.draft import Draft, FinalAnswer
 from coe.recipes.final_answers.answers import final_answer, json_form, without_reasoning
 from coe.recipes.judge import grade_in, grading_fields
@@ -52,21 +52,20 @@ class RecipeExpert:
     @property
     def health(self) -> Health:
         """Up while a member of the first step is up; its load is the largest of theirs."""
-        first = [member.health for member in self._first]
-        up = any(one.up for one in first)
-        return Health(up, max(one.load for one in first), cause="" if up else first[0].cause)
+        return health_of(self._first)
 
     async def stream(self, call: Call) -> Reply:
         """Call the members until an answer is accepted. Raises the last member's error if none of them answered."""
         calls = MemberCalls(
             self.name,
             call,
-            members=self.members,
             final_answer=_reader(call.fields),
             limits=self.limits,
             max_hold=self.limits.max_stream_hold if call.stream else math.inf,
         )
-        return await calls.returning(_Run(self, call, calls).reply, first=len(self._first))
+        judgements = 0 if self.judge is None else len(self.policy.steps) - 1
+        most = len(self.policy.members) + judgements
+        return await calls.returning(_Run(self, call, calls).reply, most=most)
 
 
 class _Run:
@@ -74,8 +73,7 @@ class _Run:
 
     def __init__(self, recipe: RecipeExpert, call: Call, calls: MemberCalls) -> None:
         self._recipe = recipe
-        self._call: Call | None = replace(call, stand_in="", posterior=None, recipe_log=None)
-        """The call that the members get; None once no further member is called, as its body may be large."""
+        self._call = replace(call, stand_in="", posterior=None, recipe_log=None)
         posterior = recipe.uniform if call.posterior is None else call.posterior.astype(np.float64)
         self._posterior = posterior[np.newaxis]
         self._calls = calls
@@ -84,71 +82,56 @@ class _Run:
     async def reply(self) -> RecipeReply:
         """Call the members and return the best answer. Raises the last error if no member answered."""
         stop = await self._call_steps()
-        self._call = None
         return self._calls.reply(self._best(finished_only=stop == "deadline"), stop)
 
     async def _call_steps(self) -> RecipeStop:
         """Call step after step until an answer is accepted or a limit is reached. Return why it stopped."""
         steps = self._recipe.policy.steps
         for number, step in enumerate(steps):
-            if number and (stop := self._calls.stop_before(len(step.members))):
+            if number and (stop := self._calls.due_stop()):
                 return stop
-            assert self._call is not None
-            latest = [self._calls.start(name, number, self._call) for name in step.members]
+            latest = [self._calls.start(self._recipe.members[name], number, self._call) for name in step.members]
             stop = await self._calls.settle(latest)
             continues = self._compare(number)
             if stop:
                 return stop
-            is_last = number + 1 == len(steps)
-            if not is_last and self._recipe.judge is not None:
-                continues, stop = await self._judged(number, continues, self._recipe.judge)
-                if stop:
-                    return stop
-            if not is_last and not continues and any(draft.usable for draft in self._drafts):
+            if number + 1 == len(steps):
+                break
+            if self._recipe.judge is not None:
+                continues = await self._judged(number, continues, self._recipe.judge)
+            if not continues and any(draft.usable for draft in self._drafts):
                 return "accepted"
         return "last_step" if any(draft.complete for draft in latest) else "unavailable"
 
-    async def _judged(self, number: int, continues: bool, judge: Expert) -> tuple[bool, RecipeStop]:
-        """Have the best answer after step `number` graded. Return whether to continue, and why to stop before that.
+    async def _judged(self, number: int, continues: bool, judge: Expert) -> bool:
+        """Have the best answer after step `number` graded, and return whether to continue.
 
         Without a grade, agreement has decided whether it `continues`.
         """
         calls, call = self._calls, self._call
-        assert call is not None
-        if not any(draft.complete for draft in self._drafts):
-            return continues, ""
-        text = without_reasoning(self._best(finished_only=True).text() or "")
-        if not text:  # cut off or refused
-            return continues, ""
-        if stop := calls.stop_before(1):
-            log = MemberCall(judge.name, number)
-            log.outcome = "skipped"
-            calls.log.calls.append(log)
-            return continues, "" if stop == "unavailable" else stop
-        timeout = self._recipe.limits.response_timeout
+        is_complete = any(draft.complete for draft in self._drafts)
+        text = without_reasoning(self._best(finished_only=True).text() or "") if is_complete else ""
+        if not text or calls.due_stop():  # there is no answer, or it was cut off or refused
+            return continues
+        timeout, optional = self._recipe.limits.response_timeout, frozenset(("max_tokens",))
         fields = grading_fields(call.fields, text)
-        optional = frozenset(("max_tokens",))
         plain = replace(call, fields=fields, optional=optional, stream=False, first_token_timeout=timeout)
-        grading = calls.start_beside(judge, number, plain, final_answer=grade_in)
-        stop = await calls.settle([grading])
-        if stop or grading.answer is None:
-            calls.raise_defect()
-            if grading.complete:
-                grading.log.outcome = "ungraded"
-            return continues, stop
-        grade = float(grading.answer)
-        rule = self._recipe.policy.steps[number].graded
+        grading = calls.start(judge, number, plain, reader=grade_in)
+        await calls.settle([grading])
+        if grading.answer is None:
+            grading.log.outcome = "ungraded" if grading.complete else grading.log.outcome
+            return continues
+        grade, rule = float(grading.answer), self._recipe.policy.steps[number].graded
         grading.log.outcome = "graded"
         if rule is not None:
             grading.log.confidence = round(float(rule.probability(np.array(grade))), 4)
-        return self._compare(number, grade), ""
+        return self._compare(number, grade)
 
     def _compare(self, number: int, grade: float = math.nan) -> bool:
         """Rate all answers after step `number` and return whether to continue; `grade` is a judge's of the best one.
 
         An answer that has begun and is not complete counts as different from all others.
         """
-        self._calls.raise_defect()
         unfinished = [draft.usable and not draft.complete for draft in self._drafts]
         answers = [
             f"\0{index}" if is_unfinished else draft.answer

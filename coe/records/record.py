@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import math
 import time
-from base64 import b64decode, b64encode
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, ClassVar, Protocol
 
-from pydantic import BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
+from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from coe.errors import UnknownCursor
 from coe.usage import MemberCall
@@ -27,13 +26,6 @@ Utility = Annotated[
     WithJsonSchema({"type": ["number", "null"]}),
 ]
 """A number that may be -inf, for which JSON has null."""
-Base64 = Annotated[
-    bytes,
-    BeforeValidator(lambda value: b64decode(value, validate=True) if isinstance(value, str) else value),
-    PlainSerializer(lambda value: b64encode(value).decode(), return_type=str, when_used="json"),
-    WithJsonSchema({"type": "string", "contentEncoding": "base64"}),
-]
-"""Bytes, which JSON has in base64."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +40,7 @@ class RecipeCall:
     """Number of the step, from 0."""
     outcome: str
     """`answered`, `unreadable`, `unverified`, `cancelled`, or the cause of the failure; of a judge `graded` or
-    `skipped`."""
+    `ungraded`."""
     input_tokens: int | None = None
     """Input tokens, as the member counted them."""
     output_tokens: int | None = None
@@ -159,8 +151,6 @@ class RoutingRecord:
     """Parts of the messages that were not routed; stored only with the routed text."""
     dropped: tuple[str, ...] = ()
     """Types of tools and items, and names of fields, that were left out (`x-coe-dropped`)."""
-    embedding: Base64 | None = field(default=None, repr=False)
-    """Float16 vector of the text; stored only if `log.store_embeddings` is set."""
     assignment: str = ""
     """Digest of the assignment in effect over the router's categories."""
     utility: tuple[Utility, ...] = ()

@@ -306,8 +306,6 @@ class LogSpec(StrictModel):
     """Days after which records and feedback are deleted."""
     store_prompts: bool = False
     """Store the routed text; otherwise only its SHA-256 digest."""
-    store_embeddings: bool = False
-    """Store the encoder's vector of the routed text, computed after the response."""
 
 
 class RetrievalPrice(StrictModel):

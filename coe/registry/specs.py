@@ -54,7 +54,7 @@ class RouterSpec(StrictModel):
     file. Default: the shipped starter prompts."""
     extra_training_data: str | None = None
     """Training data that is added to training_data or the starter prompts: a file of the same form, relative to this
-    file. `coe train --add` adds a file once."""
+    file."""
     encoder_timeout: Annotated[float, Field(ge=0)] | None = None
     """Seconds for the sentence encoder on an uncertain conversation. After that the fast prediction decides. 0 disables
     the encoder. Default: no limit."""

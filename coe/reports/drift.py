@@ -1,7 +1,7 @@
 """Detects drift: tests whether traffic has moved away from what the router and the plan were made for.
 
-Three tests compare a recent sample with a reference: the category mix (G-test), the confidence (Kolmogorov-Smirnov) and
-the embeddings (maximum mean discrepancy). An alarm needs a significant shift that is also large enough to matter.
+Two tests compare a recent sample with a reference: the category mix (G-test) and the confidence (Kolmogorov-Smirnov).
+An alarm needs a significant shift that is also large enough to matter.
 """
 
 from __future__ import annotations
@@ -18,27 +18,18 @@ from coe.learning.promotion import significance_level
 
 Array = NDArray[np.float64]
 
-MIN_EFFECT = {"category mix": 0.05, "confidence": 0.05, "embeddings": 0.05}
-"""Smallest effect of an alarm: the share of traffic that changes category (total variation); the largest gap of the two
-distributions (Kolmogorov-Smirnov statistic); and the accuracy, above one half, of a classifier of the two samples along
-the direction in which they differ most."""
-MAX_EMBEDDINGS = 1000
-"""Requests of each side whose embeddings are compared."""
-RANDOM_FEATURES, PERMUTATIONS = 256, 1000
+MIN_EFFECT = 0.05
+"""Smallest effect of an alarm: the share of traffic that changes category (total variation), or the largest gap of the
+two distributions (Kolmogorov-Smirnov statistic)."""
 FALSE_DISCOVERY_RATE = 0.05
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrafficSample:
-    """Traffic of one period.
-
-    `category` (n,) are indices of the likeliest categories, `confidence` has shape (n,), and `embeddings` (n_embedded,
-    dimensions) are unit-length vectors of some or none of the requests.
-    """
+    """Traffic of one period: the indices of the likeliest categories and the confidence, each of shape (n,)."""
 
     category: NDArray[np.int64]
     confidence: Array
-    embeddings: NDArray[np.floating]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +55,10 @@ def detect_drift(
     if not len(reference.category) or not len(recent.category):
         raise DataError("drift: a sample is empty; wait for traffic")
     tests = [_category_mix_test(reference.category, recent.category, categories), _confidence_test(reference, recent)]
-    if len(reference.embeddings) and len(recent.embeddings):
-        tests.append(_embedding_test(reference.embeddings, recent.embeddings))
     adjusted = holm([chance for _, _, chance, _ in tests])
     found = []
     for (aspect, effect, chance, detail), adjusted_chance in zip(tests, adjusted, strict=True):
-        alarm = adjusted_chance < significance_level(test) and effect >= MIN_EFFECT[aspect]
+        alarm = adjusted_chance < significance_level(test) and effect >= MIN_EFFECT
         sentence = f"{aspect} {'has shifted' if alarm else 'is as before'}: {detail} (p = {chance:.2g})"
         found.append(DriftFinding(aspect, effect, chance, alarm, sentence))
     return tuple(found)
@@ -107,61 +96,6 @@ def _confidence_test(reference: TrafficSample, recent: TrafficSample) -> _TestRe
     found = ks_2samp(reference.confidence, recent.confidence, method="asymp")
     medians = np.median(reference.confidence), np.median(recent.confidence)
     return "confidence", float(found.statistic), float(found.pvalue), f"median {medians[0]:.2f} to {medians[1]:.2f}"
-
-
-def _embedding_test(before: NDArray[np.floating], after: NDArray[np.floating]) -> _TestResult:
-    """Maximum mean discrepancy (Gretton et al. 2012) of a Gaussian kernel in random features (Rahimi and Recht 2007).
-
-    The p-value comes from permutations of which sample a vector belongs to.
-    """
-    random = np.random.default_rng(0)
-    sides = [side[random.permutation(len(side))[:MAX_EMBEDDINGS]].astype(np.float64) for side in (before, after)]
-    both, first = np.concatenate(sides), len(sides[0])
-    pairs = random.integers(0, len(both), (2, 2000))
-    width = float(np.median(np.linalg.norm(both[pairs[0]] - both[pairs[1]], axis=1))) or 1.0
-    angles = both @ random.normal(0.0, 1.0 / width, (both.shape[1], RANDOM_FEATURES)) + random.uniform(
-        0, 2 * np.pi, RANDOM_FEATURES
-    )
-    features = np.sqrt(2.0 / RANDOM_FEATURES) * np.cos(angles)
-    sign = np.where(np.arange(len(both)) < first, -1.0 / first, 1.0 / (len(both) - first))
-    direction = sign @ features
-    shuffled = random.permuted(np.tile(sign, (PERMUTATIONS, 1)), axis=1) @ features
-    distances = (shuffled**2).sum(axis=1)
-    own = float(direction @ direction)
-    chance = _tail_probability(own, distances)
-    return (
-        "embeddings",
-        _separability(features, first),
-        chance,
-        f"distance {own**0.5:.3f}, {distances.mean() ** 0.5:.3f} by chance",
-    )
-
-
-def _tail_probability(own: float, shuffled: Array) -> float:
-    """The share of permuted distances at least as large; beyond what permutations resolve, a gamma tail of the same
-    moments."""
-    from scipy.stats import gamma
-
-    larger = int((shuffled >= own).sum())
-    if larger >= 10:
-        return (larger + 1) / (len(shuffled) + 1)
-    mean, variance = float(shuffled.mean()), float(shuffled.var())
-    return float(gamma.sf(own, mean**2 / variance, scale=variance / mean))
-
-
-def _separability(features: Array, first: int) -> float:
-    """Held-out accuracy above one half of classifying the samples by projection on the difference of their means."""
-    before, after = features[:first], features[first:]
-    accuracy = []
-    for held in (0, 1):
-        means = before[held::2].mean(axis=0), after[held::2].mean(axis=0)
-        tested = before[1 - held :: 2], after[1 - held :: 2]
-        direction, middle = means[1] - means[0], (means[0] + means[1]) / 2
-        hits = [
-            float(((side - middle) @ direction * sign > 0).mean()) for side, sign in zip(tested, (-1, 1), strict=True)
-        ]
-        accuracy.append(sum(hits) / 2)
-    return max(0.0, float(np.mean(accuracy)) - 0.5)
 
 
 def holm(chances: Sequence[float]) -> list[float]:

@@ -15,8 +15,6 @@ from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from coe.artifacts.kinds import ARTIFACT_KINDS, ASSIGNMENT, ROUTER
 from coe.artifacts.manifest import noting
 from coe.artifacts.store import ArtifactStore
@@ -36,9 +34,8 @@ from coe.reports.alarms import (
     share_alarms,
 )
 from coe.reports.drift import detect_drift
-from coe.reports.novelty import CategoryProposal, category_entry, propose_categories
 from coe.reports.spend import Spend
-from coe.reports.traffic import Traffic, comparison, embeddings, traffic_sample
+from coe.reports.traffic import Traffic, comparison, traffic_sample
 from coe.settings import Settings
 
 if TYPE_CHECKING:
@@ -98,7 +95,6 @@ def report(settings: Settings, *, now: float, days: int = 7) -> dict[str, Any]:
         "plan": _worth(settings),
         "drift": _drift(traffic, test=int((now - (promoted or now)) // DAY_SECONDS) + 1),
         "alarms": [asdict(alarm) for alarm in alarms],
-        "proposed_categories": _proposals(traffic, in_use),
         "learning": {
             kind: {name: getattr(state, name) for name in _ROUND_FIELDS}
             for kind, state in read_round_states(settings.artifacts).items()
@@ -203,29 +199,3 @@ def _drift(traffic: Traffic, *, test: int) -> dict[str, Any]:
     found = detect_drift(traffic_sample(first), traffic_sample(latest), categories=traffic.categories, test=test)
     reference = f"the first {len(first)} requests of this router in the log's period"
     return {"reference": reference, "findings": [asdict(one) for one in found], "compared": both}
-
-
-def _proposals(traffic: Traffic, in_use: ActiveState) -> list[dict[str, Any]]:
-    """Proposed categories: exemplars by request id, and an entry for experts.yaml where the log keeps prompts."""
-    latest = list(traffic.latest)
-    vectors, rows = embeddings(latest)
-    declared = in_use.registry.policy.confidence_threshold
-    proposals = propose_categories(
-        vectors,
-        np.array([latest[row].confidence for row in rows]),
-        np.array([latest[row].category for row in rows], dtype=np.int64),
-        categories=traffic.categories,
-        below=in_use.confidence_threshold if declared is None else declared,
-    )
-    prompts = [one.prompt for one in latest]
-
-    def to_json(proposal: CategoryProposal) -> dict[str, Any]:
-        exemplars = [latest[rows[index]] for index in proposal.exemplars]
-        shown = [one.prompt for one in exemplars if one.prompt]
-        return {
-            **proposal.to_json(),
-            "exemplars": [one.request_id for one in exemplars],
-            "entry": category_entry(shown, prompts) if shown else None,
-        }
-
-    return [to_json(one) for one in proposals]

@@ -50,8 +50,7 @@ class Spend:
         self._prices = {arm.name: arm.prices for arm in registry.experts}
         self._total = Amounts()
         self._rows: dict[Dimension, dict[str, Amounts]] = {dimension: {} for dimension in DIMENSIONS}
-        self._without_price = frozenset(arm.name for arm in registry.experts if not arm.has_known_price)
-        self._not_compared = [spec.name for spec in registry.experts if not spec.has_known_price]
+        self._without_price = [spec.name for spec in registry.experts if not spec.has_known_price]
         self._always = {spec.name: 0.0 for spec in registry.experts if spec.has_known_price}
         self._compared, self._compared_dollars = 0, 0.0
 
@@ -60,7 +59,7 @@ class Spend:
         is_cached, calls = record.cache == "hit", _calls(record)
         answered = record.first_token_ms is not None or bool(calls)  # without an answer, members may have answered
         called = [call.expert for call in calls] or [record.expert]
-        is_known = record.cost is not None and not record.unpriced and self._without_price.isdisjoint(called)
+        is_known = record.cost is not None and not record.unpriced and not set(called).intersection(self._without_price)
         unpriced = record.unpriced > 0 or (answered and not is_cached and not is_known)
         used = (0, 0) if is_cached else (record.input_tokens or 0, record.output_tokens or 0)
         dollars = 0.0 if is_cached else record.cost
@@ -132,7 +131,7 @@ class Spend:
             "total": asdict(self._total),
             "rows": {dimension: _sorted(rows) for dimension, rows in self._rows.items()},
             "always": {"requests": self._compared, "dollars": self._compared_dollars, "experts": experts}
-            | {"unknown": self._not_compared},
+            | {"unknown": self._without_price},
             "note": SAME_TOKENS,
         }
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from coe.core import PASS_THROUGH_APIS
 from coe.errors import Cause
@@ -26,14 +25,10 @@ _CAUSES_WITHOUT_FAULT: frozenset[Cause] = frozenset({"rejected", "unsupported", 
 
 
 class SampledRequest(NamedTuple):
-    """The part of a request that drift tests and category proposals read; `category` is an index, `prompt` may be
-    empty."""
+    """The part of a request that drift tests read; `category` is an index."""
 
     category: int
     confidence: float
-    embedding: bytes | None
-    prompt: str
-    request_id: str
 
 
 @dataclass(slots=True)
@@ -81,8 +76,7 @@ class Traffic:
         request = None
         if record.category in self.categories and record.api not in PASS_THROUGH_APIS:
             category, confidence = _router_decision(record)
-            index = self.categories.index(category)
-            request = SampledRequest(index, confidence, record.embedding, record.prompt or "", record.request_id)
+            request = SampledRequest(self.categories.index(category), confidence)
         if record.time < self.day:
             of_router = record.router == self.router and record.probabilities.keys() == set(self.categories)
             if request and of_router and len(self.first) < MAX_SAMPLE:
@@ -138,11 +132,10 @@ def _router_decision(record: RoutingRecord) -> tuple[str, float]:
 
 
 def traffic_sample(requests: Sequence[SampledRequest]) -> TrafficSample:
-    """The sample for `detect_drift`; embeddings of another length than the latest one are left out."""
+    """The sample for `detect_drift`."""
     return TrafficSample(
         np.array([one.category for one in requests], dtype=np.int64),
         np.array([one.confidence for one in requests], dtype=np.float64),
-        embeddings(requests)[0],
     )
 
 
@@ -169,17 +162,6 @@ def comparison(traffic: Traffic) -> Mapping[str, object] | None:
 def _histogram(values: Sequence[int], count: int) -> list[float]:
     shares: list[float] = (np.bincount(values, minlength=count) / len(values)).round(5).tolist()
     return shares
-
-
-def embeddings(requests: Sequence[SampledRequest]) -> tuple[NDArray[np.float32], list[int]]:
-    """The vectors (n_embedded, dimensions) that the log keeps, and the indices of their requests."""
-    kept = [(row, one.embedding) for row, one in enumerate(requests) if one.embedding]
-    if not kept:
-        return np.empty((0, 0), dtype=np.float32), []
-    size = len(kept[-1][1])
-    kept = [(row, vector) for row, vector in kept if len(vector) == size]
-    vectors = np.stack([np.frombuffer(vector, dtype=np.float16) for _, vector in kept]).astype(np.float32)
-    return vectors, [row for row, _ in kept]
 
 
 def _shares(counts: Counter[str]) -> dict[str, float]:

@@ -14,14 +14,12 @@ import re
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import Executor
-from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.core import Decision, Encoder, Reason
+from coe.core import Decision, Reason
 from coe.records import LogWriter, Pending
 from coe.records.feedback import Feedback, FeedbackKind
 from coe.records.record import RecipeCall, RoutingLog, RoutingRecord
@@ -32,44 +30,18 @@ from gateway.request.trace import Trace
 
 _log = logging.getLogger("gateway")
 
-MAX_PENDING_EMBEDDINGS = 256
-"""Embeddings being computed at a time; further records are written without one."""
-
 
 class Recorder:
-    """Hands the record of each finished request to the log's writer. It never waits and never raises; embeddings are
-    computed after the answer, in a thread."""
+    """Hands the record of each finished request to the log's writer. It never waits and never raises."""
 
-    def __init__(self, writer: LogWriter, *, encoder: Encoder | None, threads: Executor) -> None:
+    def __init__(self, writer: LogWriter) -> None:
         self._writer = writer
-        self._encoder = encoder
-        self._threads = threads
-        self._pending: set[asyncio.Future[None]] = set()
-
-    async def aclose(self) -> None:
-        """Wait for the embeddings that are being computed."""
-        await asyncio.gather(*self._pending, return_exceptions=True)
 
     def observe(self, trace: Trace) -> None:
         """Queues the record of a routed request. A request that failed before routing has no record, only metrics and
         an access line: otherwise strangers could push real records out of the log."""
-        if trace.decision is None:
-            return
-        record, text = record_of(trace), trace.routed.text
-        if self._encoder is None or not text or trace.only_local or len(self._pending) >= MAX_PENDING_EMBEDDINGS:
-            self._writer.put(record)
-            return
-        task = asyncio.ensure_future(self._embed(self._encoder, record, text))
-        self._pending.add(task)
-        task.add_done_callback(self._pending.discard)
-
-    async def _embed(self, encoder: Encoder, record: RoutingRecord, text: str) -> None:
-        try:
-            vectors = await asyncio.get_running_loop().run_in_executor(self._threads, encoder.encode, [text])
-            record = replace(record, embedding=vectors[0].astype(np.float16).tobytes())
-        except Exception:  # a record without its embedding is still useful
-            _log.exception("record %s is stored without its embedding", record.request_id)
-        self._writer.put(record)
+        if trace.decision is not None:
+            self._writer.put(record_of(trace))
 
 
 NO_DECISION = Decision(expert="", category="", confidence=0.0, reason=cast(Reason, ""), candidates=())

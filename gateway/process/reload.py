@@ -147,7 +147,7 @@ def file_states(files: tuple[Path, ...]) -> FileStates:
 
 
 _FIXED = (
-    *("log.url", "log.keep_records", "log.keep_days", "log.store_embeddings", "artifacts", "access.counters"),
+    *("log.url", "log.keep_records", "log.keep_days", "artifacts", "access.counters"),
     *("cache.store", "cache.max_bytes", "stored_responses"),
     *("residency.devices", "residency.sleep_memory_gb", "residency.max_wait"),
 )

@@ -15,8 +15,7 @@ _PAGE = """\
 # Routing records
 
 The routing log holds one record for each routed request. `coe log --json` and `coe log export FILE.jsonl` write a
-record as one JSON object. `coe log export FILE.parquet` writes it as one row of a table. `GET /v1/records/{{id}}`
-returns it. All of them use these names.
+record as one JSON object, and `GET /v1/records/{{id}}` returns it. All of them use these names.
 
 - **API**: `list` fields are in `GET /v1/records` and in `GET /v1/records/{{id}}`. `record` fields are in the latter
   only.
@@ -48,7 +47,7 @@ def page() -> str:
     """The page, in Markdown."""
     yes, fields = {True: "yes", False: ""}, []
     for name, row in _rows(RECORD_SCHEMA).items():
-        api = "none" if name == "embedding" else "list" if name in LISTED else "record"
+        api = "list" if name in LISTED else "record"
         fields.append((*row, api, yes[name in INDEXED], yes[name in PRIVATE]))
     calls = _rows(RECORD_SCHEMA["$defs"]["RecipeCall"]).values()
     feedback = _rows(RATING_SCHEMA).values()

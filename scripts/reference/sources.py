@@ -20,8 +20,7 @@ from coe.artifacts.active_state import ActiveState
 from coe.cli import app as command_line
 from coe.core import Reason
 from coe.errors import REMEDIES
-from coe.learning.log_frame import RATING
-from coe.learning.record_files import REDACTED
+from coe.learning.log_frame import RATING, REDACTED
 from coe.planning.problem import declared_assignment
 from coe.records.codec import RECORD
 from coe.records.record import COLUMNS

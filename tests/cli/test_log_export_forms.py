@@ -22,7 +22,7 @@ def test_a_file_of_another_kind_or_in_no_folder_is_bad_usage(config: Path, tmp_p
     logged(config, record_of(1))
     result = tried("log", "export", tmp_path / "log.csv", "--config", config)
     assert result.exit_code == 2
-    assert "must end in .jsonl or .parquet" in result.output
+    assert "must end in .jsonl" in result.output
     result = tried("log", "export", tmp_path / "nowhere" / "log.jsonl", "--config", config)
     assert result.exit_code == 2
     assert "does not exist; create it first" in result.output
@@ -68,7 +68,7 @@ main()
 
 def test_an_interrupted_export_leaves_the_former_file_and_no_draft(config: Path, tmp_path: Path) -> None:
     logged(config, record_of(1))
-    file = tmp_path / "log.parquet"
+    file = tmp_path / "log.jsonl"
     run("log", "export", file, "--config", config)
     before, names = file.read_bytes(), sorted(one.name for one in tmp_path.iterdir())
     words = [sys.executable, "-c", ENDLESS, "log", "export", str(file), "--config", str(config)]

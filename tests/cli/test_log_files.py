@@ -1,4 +1,4 @@
-"""`coe log export`: the records of a log with their feedback in a file."""
+"""`coe log export` writes each record with its feedback, and selects by time and category."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 import orjson
 import pytest
 
+from coe.records.codec import RECORD
 from coe.records.feedback import Feedback
 from tests.cli.logged_service import LoggedService
 from tests.learning.samples import record
@@ -17,20 +18,27 @@ def file(service: LoggedService) -> Path:
     return service.config.with_name("log.jsonl")
 
 
-def test_an_export_has_every_record_with_the_feedback_that_learning_uses(service: LoggedService, file: Path) -> None:
+def test_an_export_has_every_record_with_its_surest_rating_and_its_correction(
+    service: LoggedService, file: Path
+) -> None:
     service.serve(40)
     now = service.began
+    odd = record("req_odd", time=now, prompt="né 日本語 🦜", utility=(0.5, float("-inf")), exploration=(0.05, 0.1))
+    bare = record("req_bare", time=now, candidates=(), probabilities={}, tenant=None)
     feedback = [
-        Feedback("f1", "req_odd", now + 1, "thumb", -1),
-        Feedback("f2", "req_odd", now + 2, "category", "cooking"),
-        Feedback("f3", "req_odd", now + 2, "preferred", "chef"),  # a thumb is surer
+        Feedback("f1", "req_odd", now + 1, "thumb", -1, tenant="a"),
+        Feedback("f2", "req_odd", now + 2, "category", "cooking", tenant="a"),
+        Feedback("f3", "req_odd", now + 2, "preferred", "chef", tenant="a"),  # a thumb is surer
     ]
-    service.append([record("req_odd", time=now, tenant=None, prompt="né 🦜", utility=(0.5, float("-inf")))], feedback)
-    assert "41 records" in service.run("log", "export", file)
-    rows = {one["request_id"]: one for one in map(orjson.loads, file.read_bytes().splitlines())}
-    odd = rows["req_odd"]
-    assert (len(rows), odd["prompt"], odd["utility"]) == (41, "né 🦜", [0.5, None])
-    assert (odd["feedback_kind"], odd["feedback_value"], odd["feedback_category"]) == ("thumb", -1.0, "cooking")
+    service.append([odd, bare], feedback)
+    assert "42 records" in service.run("log", "export", file)
+    lines = {RECORD.decode(line).request_id: line for line in file.read_bytes().splitlines()}
+    assert len(lines) == 42
+    assert [RECORD.decode(lines[one.request_id]) for one in (odd, bare)] == [odd, bare]
+    found = orjson.loads(lines["req_odd"])
+    assert (found["feedback_kind"], found["feedback_value"], found["feedback_category"]) == ("thumb", -1, "cooking")
+    assert found["feedback_preferred"] is None
+    assert orjson.loads(lines["req_bare"])["feedback_kind"] is None
 
 
 def test_an_export_selects_by_time_and_category(service: LoggedService, file: Path) -> None:

@@ -103,7 +103,7 @@ def test_corrections_of_many_tenants_train_the_router_and_are_recorded(training_
     assert found["promoted"], found["sentence"]
     assert training_service.store("router").in_use() == found["version"] != before
     folder = Path(found["folder"])
-    assert (folder / "report.md").read_text().startswith("# Router, round 1: promoted")
+    assert json.loads((folder / "report.json").read_text())["promoted"]
     correct(training_service, ["knight to general"], "cooking")
     assert "corrections are new, and a round takes 20" in training_service.report("retrain")["router"]["sentence"]
     assert training_service.report("rollback", "router")["in_use"] == before

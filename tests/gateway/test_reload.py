@@ -180,7 +180,6 @@ def local(**changes: Any) -> Registry:
     ("new", "named"),
     [
         (registry_of(log={"url": "sqlite:///other.sqlite"}), r"^log\.url: "),
-        (registry_of(log={"store_embeddings": True}), r"^log\.store_embeddings: "),
         (registry_of(access={"counters": "redis://h:1/0"}), r"^access\.counters: "),
         (registry_of(cache={"max_bytes": 2**21}), r"^cache\.store, cache\.max_bytes: "),
     ],

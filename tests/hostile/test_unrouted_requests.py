@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
@@ -42,7 +41,7 @@ async def test_what_was_never_routed_is_counted_and_not_recorded(caplog: pytest.
     key = key_of("known", scopes=("chat", "admin"), limits={"requests_per_minute": 10}).model_dump(mode="json")
     registry = registry_of(access={"keys": [key]}, limits={"max_body_mb": 0.01})
     recorded: Any = SimpleNamespace(put=Mock())
-    recorder = Recorder(recorded, encoder=None, threads=ThreadPoolExecutor(1))
+    recorder = Recorder(recorded)
     async with gateway_of(registry, observers=(log_request, recorder.observe)) as gateway:
         assert (await gateway.post(CHAT, HI, headers=bearer("known"))).status == 200
         for _ in range(20):

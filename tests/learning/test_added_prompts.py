@@ -1,4 +1,4 @@
-"""Prompts that `coe train --add` adds to a training set: duplicates, conflicts and mistakes, by line."""
+"""Prompts that `router.extra_training_data` adds to a training set: duplicates, conflicts and mistakes, by line."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_category_that_is_not_declared_is_refused_with_its_line(tmp_path: Path
 
 
 def test_the_starter_prompts_stay_and_the_declared_file_is_always_added(tmp_path: Path) -> None:
-    path = file_of(tmp_path, ("What do you charge for the blue one?", "law"))
+    file_of(tmp_path, ("What do you charge for the blue one?", "law"))
     declared = (
         "version: 1\ncategories: [{name: law, description: l}, {name: general, description: g}]\n"
         "experts: [{name: a, model: m, runtime: external, base_url: 'http://127.0.0.1:9/v1'}]\n"
@@ -59,5 +59,3 @@ def test_the_starter_prompts_stay_and_the_declared_file_is_always_added(tmp_path
     pairs = training_pairs(registry, base=tmp_path, data=None)
     assert len(pairs) > 100
     assert pairs[-1] == ("What do you charge for the blue one?", "law")
-    once = training_pairs(registry, base=tmp_path, data=None, extra=path)
-    assert once == pairs

@@ -1,4 +1,4 @@
-"""Drift, proposed categories and alarms about experts: detected if present, with few false alarms."""
+"""Drift and alarms about experts: detected if present, with few false alarms."""
 
 from __future__ import annotations
 
@@ -12,23 +12,14 @@ from coe.planning import Assignment, Problem, solve
 from coe.planning.score_table import tabulate_softly
 from coe.reports.alarms import degradation_alarms, share_alarms
 from coe.reports.drift import DriftFinding, TrafficSample, detect_drift
-from coe.reports.novelty import propose_categories
 from tests.learning.samples import CATEGORIES, EXPERTS, TRUTH, Experience, rated_experience
 
 MIX = (0.5, 0.3, 0.2)
 
 
-def traffic(
-    seed: int, *, count: int = 800, mix: tuple[float, ...] = MIX, confidence: float = 8.0, turn: float = 0.0
-) -> TrafficSample:
+def traffic(seed: int, *, count: int = 800, mix: tuple[float, ...] = MIX, confidence: float = 8.0) -> TrafficSample:
     random = np.random.default_rng(seed)
-    vectors = random.normal(size=(min(count, 300), 16))
-    vectors[:, 0] += turn
-    return TrafficSample(
-        random.choice(3, count, p=mix),
-        random.beta(confidence, 2.0, count),
-        vectors / np.linalg.norm(vectors, axis=1, keepdims=True),
-    )
+    return TrafficSample(random.choice(3, count, p=mix), random.beta(confidence, 2.0, count))
 
 
 def detected(recent: TrafficSample, number: int = 1) -> dict[str, DriftFinding]:
@@ -36,11 +27,7 @@ def detected(recent: TrafficSample, number: int = 1) -> dict[str, DriftFinding]:
 
 
 def test_each_shift_is_found_in_its_aspect_alone() -> None:
-    shifts = {
-        "category mix": traffic(1, mix=(0.3, 0.3, 0.4)),
-        "confidence": traffic(1, confidence=4.0),
-        "embeddings": traffic(1, turn=1.0),
-    }
+    shifts = {"category mix": traffic(1, mix=(0.3, 0.3, 0.4)), "confidence": traffic(1, confidence=4.0)}
     for aspect, recent in shifts.items():
         assert [name for name, found in detected(recent).items() if found.alarm] == [aspect]
 
@@ -58,42 +45,11 @@ def test_repeated_tests_of_the_same_traffic_rarely_raise_an_alarm() -> None:
 
 
 def test_a_significant_but_tiny_shift_is_no_alarm() -> None:
-    many = TrafficSample(np.repeat([0, 1, 2], (500_000, 300_000, 200_000)), np.linspace(0, 1, 1000), np.empty((0, 16)))
+    many = TrafficSample(np.repeat([0, 1, 2], (500_000, 300_000, 200_000)), np.linspace(0, 1, 1000))
     shifted = replace(many, category=np.repeat([0, 1, 2], (490_000, 310_000, 200_000)))
     found = detect_drift(many, shifted, categories=CATEGORIES, test=1)[0]
     assert found.chance < 1e-12
     assert not found.alarm
-
-
-# ---------------------------------------------------------------------------------------------------- new categories
-
-
-def uncertain_requests(*, clusters: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """200 sure requests, and 150 unsure ones: `clusters` tight groups of 40 and a cloud around them."""
-    random = np.random.default_rng(0)
-    centres = random.normal(size=(max(clusters, 1), 32)) * 3
-    groups = np.repeat(np.arange(clusters), 40)
-    vectors = np.concatenate(
-        (
-            random.normal(size=(200, 32)),
-            centres[groups] + random.normal(size=(40 * clusters, 32)) * 0.4,
-            random.normal(size=(70, 32)),
-        )
-    )
-    of = np.concatenate((np.full(200, -1), groups, np.full(70, -2)))
-    confidence = np.where(of == -1, 0.9, 0.2)
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True), confidence, np.full(len(of), 1), of
-
-
-def test_clusters_of_uncertain_requests_are_proposed_with_their_exemplars() -> None:
-    vectors, confidence, category, of = uncertain_requests(clusters=2)
-    found = propose_categories(vectors, confidence, category, categories=CATEGORIES, below=0.5)
-    assert len(found) == 2
-    assert {int(of[proposal.exemplars[0]]) for proposal in found} == {0, 1}
-    for proposal in found:
-        assert len({int(of[row]) for row in proposal.exemplars}) == 1
-        assert proposal.nearest == "general"
-        assert "consider a separate category" in proposal.sentence
 
 
 # ------------------------------------------------------------------------------------------------------------ experts

@@ -51,12 +51,6 @@ def test_a_corrected_category_is_no_reward() -> None:
     assert KIND_WEIGHT["category"] == 0.0
 
 
-def test_implicit_feedback_weighs_less_than_explicit_feedback() -> None:
-    assert max(KIND_WEIGHT["regenerated"], KIND_WEIGHT["abandoned"]) < min(
-        KIND_WEIGHT[kind] for kind in ("score", "thumb", "preferred")
-    )
-
-
 @pytest.mark.parametrize(
     ("kind", "value"),
     [

@@ -55,18 +55,6 @@ def test_estimates_are_centred_on_the_truth() -> None:
     assert abs(errors.mean()) < 3 * errors.std() / 30**0.5
 
 
-def test_arms_of_recipes_in_the_assignment_do_not_change_the_utility_of_experts() -> None:
-    log, plain = rated_experience(50, seed=0, quality=RIGHT), assignment(RIGHT)
-    column = np.full((3, 1), 0.9)
-    with_arm = replace(
-        plain,
-        experts=(*plain.experts, "careful"),
-        quality=np.hstack((plain.quality, column)),
-        price=np.hstack((plain.price, 0 * column)),
-    )
-    assert np.array_equal(utility(log, with_arm), utility(log, plain))
-
-
 def test_unsupported_choices_are_reported_and_widen_the_interval() -> None:
     log = rated_experience(1000, seed=2, quality=RIGHT, rate=0.0)
     supported = exploration_policy(log, assignment(RIGHT), rate=0.0, loss=1.0) > 0

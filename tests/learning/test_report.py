@@ -1,4 +1,4 @@
-"""The reports of `coe status` and `coe report`, the traffic report in the metrics, and proposed categories."""
+"""The reports of `coe status` and `coe report`, and the traffic report in the metrics."""
 
 from __future__ import annotations
 
@@ -11,10 +11,8 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import orjson
 import pytest
-from ruamel.yaml import YAML
 
 from coe.artifacts.atomic_files import replace_file
 from coe.artifacts.store import ArtifactStore
@@ -27,8 +25,6 @@ from coe.artifacts.traffic_report import (
 from coe.cli.report import _status_rows
 from coe.records import open_log_and_feedback
 from coe.records.record import RoutingRecord
-from coe.registry import Registry
-from coe.reports.novelty import category_entry
 from coe.reports.report import report, status_report
 from coe.settings import Settings
 from gateway.observability.metrics import Metrics, exposition
@@ -41,22 +37,6 @@ from tests.learning.samples import record
 from tests.observability.pages import names, value
 
 URL = "sqlite:///routing-log.sqlite"
-TIDES = ("when is high tide at the harbour", "tide tables of the harbour for may", "how high is the spring tide")
-KNOTS = ("how is a bowline knot tied", "which knot holds a boat", "undo a wet knot of rope")
-OTHERS = ("write a poem about may", "what is a tensor", "how high is the tower", "code a parser", "sum two numbers")
-
-
-def test_an_entry_for_experts_yaml_is_one_that_the_registry_reads() -> None:
-    exemplars = (*TIDES, 'what does "neap: tide" # mean\n in my harbour')
-    entry = category_entry(exemplars, OTHERS)
-    (category,) = YAML(typ="safe").load(entry)
-    assert category["name"] == "tide-harbour"
-    assert category["description"].startswith("Requests about tide, harbour")
-    assert category["examples"] == list(exemplars)
-    declared = registry_of().model_dump(mode="json", exclude_none=True)
-    read = Registry.model_validate({**declared, "categories": [*declared["categories"], category]})
-    assert read.category_names[-1] == "tide-harbour"
-
 
 REPORT: dict[str, Any] = {
     "alarms": [{"kind": "starvation", "expert": "painter"}, {"kind": "starvation", "expert": "nobody"}],
@@ -77,7 +57,6 @@ async def test_the_gateway_shows_the_last_traffic_report_and_nothing_before_it(t
         assert b"nobody" not in found
         assert value(found, "coe_drift", kind="confidence") == 1
         assert value(found, "coe_drift", kind="category mix") == 0
-        assert b"embeddings" not in found
         assert value(found, "coe_traffic_report_timestamp_seconds") == 7
         replace_file(tmp_path / TRAFFIC_REPORT_FILE, TrafficReport(8.0).to_json())
         assert value(shown(), "coe_traffic_report_timestamp_seconds") == 8
@@ -113,14 +92,11 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
 
 
 def traffic(count: int, *, start: float, expert: str, uncertain_share: float = 0.0) -> list[RoutingRecord]:
-    """Requests of all three categories to one expert, a share of them unsure: about tides, or about knots."""
-    random = np.random.default_rng(count)
-    centres = random.normal(size=(2, 16))
+    """Requests of all three categories to one expert, a share of them unsure."""
     made = []
     for number in range(count):
         category = ("code", "art", "general")[number % 3]
         odd = number < uncertain_share * count
-        vector = random.normal(size=16) * (0.1 if odd else 1.0) + (centres[number % 2] if odd else 0.0)
         made.append(
             record(
                 f"{start}-{number}",
@@ -131,14 +107,12 @@ def traffic(count: int, *, start: float, expert: str, uncertain_share: float = 0
                 candidates=("coder", "painter", "generalist"),
                 probabilities={name: 0.9 if name == category else 0.05 for name in ("code", "art", "general")},
                 router="words",
-                prompt=(TIDES, KNOTS)[number % 2][number % 3] if odd else OTHERS[number % 5],
-                embedding=(vector / np.linalg.norm(vector)).astype(np.float16).tobytes(),
             )
         )
     return made
 
 
-def test_status_finds_a_shift_a_new_kind_of_request_and_an_expert_that_gets_all_traffic(settings: Settings) -> None:
+def test_a_report_finds_a_shift_and_an_expert_that_gets_all_traffic(settings: Settings) -> None:
     now = time.time()
     logged(settings, traffic(600, start=now - 3 * 86_400, expert="coder"))
     logged(settings, traffic(600, start=now - 7_200, expert="coder", uncertain_share=0.4))
@@ -149,29 +123,23 @@ def test_status_finds_a_shift_a_new_kind_of_request_and_an_expert_that_gets_all_
         ("starvation", "generalist"),
     }
     shifted = {one["aspect"] for one in found["drift"]["findings"] if one["alarm"]}
-    assert shifted == {"category mix", "confidence", "embeddings"}
+    assert shifted == {"category mix", "confidence"}
     both = found["drift"]["compared"]
     assert both["requests"] == {"before": 600, "now": 600}
     assert both["categories"]["before"] == pytest.approx(dict.fromkeys(("code", "art", "general"), 1 / 3), abs=1e-4)
     assert both["categories"]["now"]["general"] == pytest.approx(0.4 + 0.6 / 3, abs=1e-4)
     assert both["confidence"]["now"] == [0, 0, 0, 0.4, 0, 0, 0, 0, 0, 0.6]
-    proposed = found["proposed_categories"]
-    for one in proposed:
-        assert one["nearest"] == "general"
-        assert one["entry"].startswith("- name: ")
-        assert len(one["exemplars"]) == 5
-    assert sorted("tide" in one["entry"] for one in proposed) == [False, True]
     publish_traffic_report(settings, found)
     published = read_traffic_report(settings.artifacts / TRAFFIC_REPORT_FILE)
     assert published is not None
     assert published.alarms["collapse"] == ("coder",)
-    assert published.drift["embeddings"]
+    assert published.drift["confidence"]
     assert published.time == pytest.approx(now, abs=60)
 
 
 def test_a_service_without_traffic_has_nothing_to_report(settings: Settings) -> None:
     found = report(settings, now=time.time())
-    assert (found["alarms"], found["proposed_categories"], found["drift"]["findings"]) == ([], [], [])
+    assert (found["alarms"], found["drift"]["findings"]) == ([], [])
     assert found["drift"]["compared"] is None
     assert TrafficReport.of(found, now=1.0) == TrafficReport(1.0)
 

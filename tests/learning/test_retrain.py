@@ -13,7 +13,6 @@ from coe.learning.moves import HeldOutProbes, shares
 from coe.learning.off_policy import greedy_policy
 from coe.learning.plan_candidate import CurrentPlan, judge_plan
 from coe.learning.rounds.plan_round import plan_report
-from coe.learning.rounds.round import report_page
 from coe.planning import Assignment, Problem, solve
 from coe.planning.score_table import ScoreTable
 from tests.learning.samples import CATEGORIES, EXPERTS, TRUTH, experience, rated_experience
@@ -79,7 +78,7 @@ def poisoned(log: Experience) -> Experience:
     return replace(log, tenant=owner, reward=np.where(owner == 0, 1.0 - log.reward, log.reward))
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_inverted_feedback_of_one_tenant_neither_trains_nor_judges(seed: int) -> None:
     log = poisoned(rated_experience(1800, seed=seed, tenants=TENANTS))
     found = judge_plan(log, current(TRUTH), now=900.0, solve_plan=plan)
@@ -195,11 +194,8 @@ def test_the_report_has_changes_evidence_and_distrusted_tenants() -> None:
         "law": ("coder", "lawyer"),
     }
     assert set(made["estimates"]) == {"current", "candidate"}
-    page = report_page("assignment", made)
-    assert page.startswith("# Assignment, round 1: promoted\n\nPromoted: code lawyer -> coder (+0.")
-    assert "- category code, from lawyer, to coder" in page
-    assert "candidate value 0." in page
-    assert "- code: lawyer -> coder: better; +0." in page
+    assert made["sentence"].startswith("promoted: code lawyer -> coder (+0.")
+    assert made["moves"][0]["sentence"].startswith("code: lawyer -> coder: better; +0.")
     assert {move["category"] for move in made["moves"]} == {"code", "law"}
-    assert "Left out: failed 3." in page
-    assert "- tenant 'a': agreement -" in page
+    assert made["left_out"] == {"failed": 3}
+    assert made["tenants"][0]["sentence"].startswith("tenant 'a': agreement -")

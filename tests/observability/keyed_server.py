@@ -53,7 +53,7 @@ class Served(Starlette):
             store = DocumentStore(Path(folder), encoder_id(encoder := WordEncoder()))
             spend = Spend(self._registry)
             spend.add(record(expert="all", cost=0.5))
-            others = {"traffic": {}, "plan": None, "drift": {}, "alarms": [], "proposed_categories": [], "learning": {}}
+            others = {"traffic": {}, "plan": None, "drift": {}, "alarms": [], "learning": {}}
             jobs = ScriptedJobs({"days": 7, "spend": spend.report()} | others)
             async with gateway_of(self._registry, index=DocumentIndex(store, encoder), jobs=jobs) as self._gateway:
                 self.state.services = self._gateway.services

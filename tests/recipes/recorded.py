@@ -1,6 +1,9 @@
 """Recorded answers of made-up experts, for tests of recipes."""
 
+from dataclasses import replace
+
 import numpy as np
+from numpy.typing import NDArray
 
 from coe.recipes.fitting.answers import Answers
 
@@ -30,4 +33,10 @@ def recorded_answers(
 def halves(answers: Answers) -> tuple[Answers, Answers]:
     """Two halves of the prompts."""
     numbers = np.arange(len(answers.labels))
-    return answers.rows(numbers[::2]), answers.rows(numbers[1::2])
+    return rows_of(answers, numbers[::2]), rows_of(answers, numbers[1::2])
+
+
+def rows_of(answers: Answers, rows: NDArray[np.int64]) -> Answers:
+    """The answers to some prompts."""
+    columns = {name: getattr(answers, name)[rows] for name in ("classes", "scores", "costs", "tokens", "labels")}
+    return replace(answers, **columns)

@@ -85,6 +85,3 @@ async def test_a_member_that_is_killed_mid_run_causes_no_error(tmp_path: Path) -
         assert stops == {"last_step", "unavailable"}
         unverified = [record for record in records if record.recipe_stop == "unavailable"]
         assert all("unverified" in [call.outcome for call in record.steps] for record in unverified)
-
-
-# ---------------------------------------------------------------------------------------------- recipes that write

@@ -8,10 +8,9 @@ import pytest
 from coe.recipes.agreement import best_answer
 from coe.recipes.fitting.answers import Answers
 from coe.recipes.fitting.benchmark import compare, recipe_report
-from coe.recipes.fitting.fit import RecipeFit, fit_weights, replayed
-from coe.recipes.fitting.max_loss import LEVEL, loss_p_value
+from coe.recipes.fitting.fit import LEVEL, RecipeFit, fit_weights, loss_p_value, replayed
 from coe.recipes.fitting.search import propose_arms
-from tests.recipes.recorded import halves, recorded_answers
+from tests.recipes.recorded import halves, recorded_answers, rows_of
 
 THREE = recorded_answers({"a": (0.6, 0.5), "b": (0.6, 0.5), "c": (0.6, 0.5)}, {"a": 1.0, "b": 1.0, "c": 1.0})
 CASCADE = recorded_answers({"a": (0.6, 0.4), "b": (0.6, 0.4), "large": (0.9, 0.8)}, {"a": 1.0, "b": 1.0, "large": 20.0})
@@ -54,7 +53,7 @@ def test_a_policy_earns_on_new_prompts_what_it_was_estimated_to_earn() -> None:
     found = replayed(arm.policy, test)
     assert found.scores.mean() == pytest.approx(arm.scores.mean(), abs=0.035)
     assert found.costs.mean() == pytest.approx(arm.costs.mean(), rel=0.1)
-    alone = [replayed(arm.policy, test.rows(np.array([row]))) for row in range(20)]
+    alone = [replayed(arm.policy, rows_of(test, np.array([row]))) for row in range(20)]
     assert [one.called[0].tolist() for one in alone] == found.called[:20].tolist()
     assert [one.scores[0] for one in alone] == found.scores[:20].tolist()
 

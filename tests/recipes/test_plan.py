@@ -84,11 +84,11 @@ def test_a_bound_that_the_probes_do_not_show_leaves_the_recipe_out_with_its_line
     config.write_text(f"{text}{PANEL}  - {{name: careful, cascade: [[a, b], large], max_loss: 0.0001}}\n")
     line = len(text.splitlines()) + 3
     report = plan(config)
-    told = f"experts.yaml:{line}: the 400 held-out probes (a third of 1200) do not show a loss below max_loss 0.0001"
+    told = f"experts.yaml:{line}: the 1200 probes do not show a loss below max_loss 0.0001"
     assert report["left_out"]["recipes"]["careful"].startswith(told)
     assert set(report["recipes"]) == {"panel"}
     result = CliRunner().invoke(app, ["plan", str(config.parent), "--config", str(config), "--dry-run"])
-    assert f"note: experts.yaml:{line}: recipe 'careful' is not planned: the 400 held-out probes" in result.stderr
+    assert f"note: experts.yaml:{line}: recipe 'careful' is not planned: the 1200 probes" in result.stderr
     assert "score more probes, or raise max_loss" in result.stderr
 
 

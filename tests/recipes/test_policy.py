@@ -11,8 +11,7 @@ import pytest
 
 from coe.errors import ArtifactError
 from coe.recipes.agreement import answer_classes, best_answer
-from coe.recipes.fitting.fit import RecipeFit, replayed
-from coe.recipes.fitting.judged import Judgements
+from coe.recipes.fitting.fit import Judgements, RecipeFit, replayed
 from coe.recipes.policy import RecipePolicy, default_policy
 from coe.recipes.policy_file import ArmPolicies
 from coe.registry import RecipeSpec
@@ -93,10 +92,6 @@ def test_a_policy_decides_the_same_after_it_is_read_back_and_over_other_categori
     ("damage", "message"),
     [
         (lambda file: file["by_arm"]["careful"]["steps"][0].pop("typical"), "required"),
-        (lambda file: file["by_arm"]["careful"]["steps"][0]["weights"]["member"].pop(), "step 1"),
-        (lambda file: file["by_arm"]["graded"]["steps"][0]["graded"]["gain"].pop(), "step 1"),
-        (lambda file: file["by_arm"]["careful"]["steps"].pop(), "last step"),
-        (lambda file: file["by_arm"]["careful"]["steps"][0]["gain"].__setitem__(0, None), "finite"),
         (lambda file: file["by_arm"]["careful"]["steps"][0].__setitem__("typical", {}), "dict"),
         (lambda file: file.__setitem__("version", 1), "should be 5"),
         (lambda file: file.clear(), "required"),

@@ -6,12 +6,10 @@ import asyncio
 from dataclasses import replace
 from typing import Any
 
-import orjson
 import pytest
 
 from coe.core import Call
 from coe.errors import ExpertTimeout
-from coe.recipes import calls as recipe_calls
 from coe.recipes.writing.expert import WritingExpert
 from coe.registry import ExpertSpec, Policy, RecipeSpec
 from coe.registry.recipes import CHAIN_INSTRUCTION, FUSE_INSTRUCTION
@@ -132,48 +130,11 @@ async def test_drafts_are_cut_in_the_middle_to_the_context_of_the_next_member(le
 # --------------------------------------------------------------------------------------------------------- failures
 
 
-async def test_if_the_last_step_fails_the_latest_draft_goes_out_unverified() -> None:
-    a, b, c = members(a=answer("X"), b=answer("Y"), c=ExpertTimeout("too slow", expert="c"))
+async def test_if_the_last_step_fails_the_recipe_fails_like_an_expert() -> None:
+    a, b, c = members(a=unavailable("a"), b=answer("Y"), c=ExpertTimeout("too slow", expert="c"))
     log = RecipeLog()
-    reply = await writing(a, b, c, chain=["a", "b", "c"]).stream(requesting(log))
-    assert await bytes_of(reply) == answer("Y")[0]
-    assert calls_of(log) == [("a", 0, "answered", False), ("b", 1, "unverified", True), ("c", 2, "timeout", False)]
-    assert log.stop == "unavailable"
-
-
-@pytest.mark.parametrize("shows_usage", [True, False])
-async def test_a_draft_is_replayed_to_a_client_that_wants_a_stream(shows_usage: bool) -> None:
-    a, b = members(a=answer("X"), b=unavailable("b"))
-    log = RecipeLog()
-    options = {"stream_options": {"include_usage": shows_usage}}
-    reply = await writing(a, b, **CHAIN).stream(requesting(log, streamed=True, **options))
-    assert reply.media_type == "text/event-stream"
-    events = [line[6:] for line in (await bytes_of(reply)).decode().splitlines() if line]
-    assert events.pop() == "[DONE]"
-    chunks = [orjson.loads(one) for one in events]
-    if shows_usage:
-        assert chunks.pop()["usage"]["completion_tokens"] == 5
-    (text,), (end,) = (chunk["choices"] for chunk in chunks)
-    assert (text["delta"], text["finish_reason"]) == ({"role": "assistant", "content": "X"}, None)
-    assert (end["delta"], end["finish_reason"]) == ({}, "stop")
-    assert (log.stop, log.accepted) == ("unavailable", log.calls[0])
-
-
-# ------------------------------------------------------------------------------------------------ time and the client
-
-
-@pytest.mark.parametrize("streamed", [True, False])
-@pytest.mark.parametrize("slow", ["b", "c"])
-async def test_near_the_deadline_the_latest_draft_goes_out(
-    monkeypatch: pytest.MonkeyPatch, streamed: bool, slow: str
-) -> None:
-    monkeypatch.setattr(recipe_calls, "DEADLINE_MARGIN_SHARE", 0.5)
-    scripts: dict[str, object] = {"a": answer("X"), "b": answer("Y"), "c": answer("Z"), slow: asyncio.Event()}
-    a, b, c = members(**scripts)
-    log = RecipeLog()
-    reply = await writing(a, b, c, chain=["a", "b", "c"]).stream(requesting(log, streamed=streamed, seconds=0.8))
-    body = await bytes_of(reply)
-    assert (b'"X"' if slow == "b" else b'"Y"') in body
-    assert (log.stop, log.calls[-1].outcome) == ("deadline", "cancelled")
-    assert {"b": b, "c": c}[slow].cancelled
-    assert len(c.calls) == (slow == "c")
+    with pytest.raises(ExpertTimeout) as raised:
+        await writing(a, b, c, chain=["a", "b", "c"]).stream(requesting(log))
+    assert raised.value.expert == "council"
+    assert calls_of(log) == [("a", 0, "error", False), ("b", 1, "answered", False), ("c", 2, "timeout", False)]
+    assert ([call.drafts for call in log.calls], log.stop) == ([0, 0, 1], "failed")

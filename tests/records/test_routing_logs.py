@@ -17,7 +17,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def test_a_record_comes_back_as_it_was_put(log: RoutingLog) -> None:
-    full = record(1, prompt="né 日本語 🦜\n\0'\";", embedding=bytes(range(256)), session="s-1", category="médecine")
+    full = record(1, prompt="né 日本語 🦜\n\0'\";", session="s-1", category="médecine")
     bare = record(2, first_token_ms=None, input_tokens=None, output_tokens=None, candidates=(), probabilities={})
     await log.append([full, bare])
     assert (await log.read(LogQuery())).records == (full, bare)

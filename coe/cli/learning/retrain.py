@@ -6,7 +6,6 @@ The candidates are a plan and a router; each has its own round in `coe/learning/
 
 from __future__ import annotations
 
-import random
 import signal
 import threading
 import time
@@ -37,9 +36,6 @@ from coe.learning.rounds.round import Candidate, Outcome, conclude, open_job
 from coe.reports.report import report
 from coe.settings import Settings
 from coe.terminal import print_error
-
-JITTER = 0.1
-"""Largest deviation of a pause from the interval, as a share of it, so that jobs on several machines do not collide."""
 
 Probes = Annotated[Path | None, typer.Option("--probes", help="Folder of measured quality, as `coe score` writes it.")]
 Since = Annotated[str, typer.Option("--since", help="Learn from requests not older than this, for example 12h or 30d.")]
@@ -104,7 +100,7 @@ def _repeat(run_once: Callable[[], None], every: str) -> None:
             run_once()
         except CoEError as error:  # for example an unreachable Redis, which the next round may reach
             print_error(f"{error}; next try in about {every}")
-        stopped.wait(interval * random.uniform(1 - JITTER, 1 + JITTER))  # noqa: S311 (no secret depends on it)
+        stopped.wait(interval)
 
 
 def _lines(outcomes: Iterable[Outcome]) -> Iterator[str]:
@@ -114,4 +110,4 @@ def _lines(outcomes: Iterable[Outcome]) -> Iterator[str]:
         if outcome.version:
             yield f"  version {outcome.version} is in use; gateways apply it within a second or two"
         if outcome.folder:
-            yield f"  report: {outcome.folder}/report.md"
+            yield f"  report: {outcome.folder}/report.json"

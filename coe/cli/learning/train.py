@@ -17,16 +17,12 @@ from coe.learning.training_data import build_router, training_pairs
 from coe.measuring.tables import pairs_digest
 
 Data = Annotated[Path | None, typer.Option("--data", help="JSONL or parquet with prompt and category.")]
-Add = Annotated[
-    Path | None, typer.Option("--add", help="Further prompts of that form, added to --data or the starter prompts.")
-]
 Out = Annotated[Path | None, typer.Option("--out", help="Artifact folder [default: in the state folder].")]
 Encoder = Annotated[str | None, typer.Option("--encoder", help="A folder, an installed package, or a hub name.")]
 
 
 def train(
     data: Data = None,
-    add: Add = None,
     out: Out = None,
     encoder: Encoder = None,
     config: Config = None,
@@ -34,12 +30,11 @@ def train(
 ) -> None:
     """Train the category router and put it into use.
 
-    Without --data, the prompts are those of `router.training_data`, or the starter prompts that ship with CoE; --add
-    keeps them and adds your own. `coe retrain` learns only from declared prompts: declare the file as
-    `router.extra_training_data` to add it every time.
+    Without --data, the prompts are those of `router.training_data`, or the starter prompts that ship with CoE.
+    `router.extra_training_data` adds your own. `coe retrain` learns only from declared prompts.
     """
     settings, registry = declaration_for(config)
-    pairs = training_pairs(registry, base=settings.config.parent, data=data, extra=add)
+    pairs = training_pairs(registry, base=settings.config.parent, data=data)
     store = ArtifactStore(out.absolute(), "router") if out else synced_store(settings, "router")
     with store.draft() as draft, exit_on_sigterm():
         metrics = build_router(pairs, draft, encoder=encoder or registry.router.encoder)

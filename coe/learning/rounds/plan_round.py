@@ -93,8 +93,13 @@ def _judge(
     plan = None if version is None else Plan.read(job.store(ASSIGNMENT).published(version).folder)
     unused, refit, tested = _refitted_residual(job, plan, loaded)
     residual = current.assignment.residual if refit is None else refit
-    uses = MeasuredUses.nothing() if plan is None else plan.measured_uses
-    solver = BudgetSolver(job.registry, experience, uses, _planned_arms(job, plan), residual)
+    uses, recipes = MeasuredUses.nothing(), RecipeColumns()
+    if plan is not None:
+        planned, policies = plan.problem, plan.policies.only(arms := plan.arms(job.registry))
+        names = job.in_use.router.categories, arms
+        of_arms = planned.uses.of_arms((planned.categories, planned.experts), names)
+        uses, recipes = plan.measured_uses, RecipeColumns(policies.by_arm, policies.written, uses=of_arms)
+    solver = BudgetSolver(job.registry, experience, uses, recipes, residual)
     base = measured.table
     if base is None and plan is not None and plan.measured is not None:
         base = plan.measured.over(job.in_use.router.categories, job.columns)
@@ -155,16 +160,6 @@ def _residual_sentence(tested: Evidence) -> str:
     return (
         f"the residual with rated requests {f'is not used: {tested.refused}' if tested.refused else 'is used'} ({gain})"
     )
-
-
-def _planned_arms(job: Job, plan: Plan | None) -> RecipeColumns:
-    """The arms of the plan in use, with the uses that it planned."""
-    if plan is None:
-        return RecipeColumns()
-    planned, policies = plan.problem, plan.policies.only(arms := plan.arms(job.registry))
-    names = job.in_use.router.categories, arms
-    uses = planned.uses.of_arms((planned.categories, planned.experts), names)
-    return RecipeColumns(policies=policies.by_arm, written=policies.written, uses=uses)
 
 
 @dataclass(frozen=True, slots=True)

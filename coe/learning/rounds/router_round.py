@@ -24,7 +24,7 @@ from coe.learning import promotion
 from coe.learning.experience import NONE, LoadedExperience
 from coe.learning.probe_split import is_held_out
 from coe.learning.promotion import Judgement, held_out_evidence
-from coe.learning.rounds.round import Candidate, Job, ManifestFields, RoundState
+from coe.learning.rounds.round import Candidate, Job, ManifestFields, RoundState, read_round_states
 from coe.learning.training_data import build_router, training_pairs
 from coe.measuring.tables import pairs_digest
 
@@ -124,7 +124,7 @@ def merge_corrections(
 def _within_quota(candidates: list[tuple[str, str]], *, most: int) -> list[str]:
     """At most `most` prompts within the tenants' quotas, those with the smallest digests."""
     by_tenant: dict[str, list[str]] = defaultdict(list)
-    for prompt, tenant in sorted(candidates, key=lambda pair: _order_key(pair[0])):
+    for prompt, tenant in sorted(candidates, key=lambda pair: prompt_digest(pair[0])):
         by_tenant[tenant].append(prompt)
     others = {tenant: len(candidates) - len(prompts) for tenant, prompts in by_tenant.items()}
     bound = {
@@ -132,11 +132,7 @@ def _within_quota(candidates: list[tuple[str, str]], *, most: int) -> list[str]:
         for tenant, rest in others.items()
     }
     kept = [prompt for tenant, prompts in by_tenant.items() for prompt in prompts[: bound[tenant]]]
-    return sorted(kept, key=_order_key)[:most]
-
-
-def _order_key(prompt: str) -> bytes:
-    return hashlib.blake2b(prompt.encode("utf-8", "replace")).digest()
+    return sorted(kept, key=prompt_digest)[:most]
 
 
 HELD_OUT_SHARE = 0.2
@@ -195,11 +191,13 @@ def judge(job: Job) -> Candidate | str | None:
     if isinstance(data, str):
         return data
     version, inputs = job.store(ROUTER).in_use(), pairs_digest(data.added)
-    tests = job.tests_so_far(ROUTER, in_use=str(version), inputs=inputs)
-    if tests is None:
+    last = read_round_states(job.settings.artifacts).get(ROUTER)
+    if last is not None and last.in_use != str(version):  # tests of another router do not count
+        last = None
+    if last is not None and last.inputs == inputs:
         return "no correction is new"
     build = partial(build_router, encoder=job.registry.router.encoder)
-    judgement = judge_router(data, build, round_=tests + 1)
+    judgement = judge_router(data, build, round_=1 if last is None else last.judged + 1)
     report = {
         **judgement.to_json(),
         "base": len(data.base),
@@ -215,7 +213,9 @@ def judge(job: Job) -> Candidate | str | None:
         return {"categories": job.registry.category_names, "data": pairs_digest(data.pairs), "metrics": metrics}
 
     return Candidate(
-        RoundState.of(judgement, in_use=str(version), inputs=inputs, time=job.now),
+        RoundState(
+            str(version), judgement.round_, inputs, "", job.now, judgement.promote, judgement.sentence, report=""
+        ),
         replaces=version,
         report=report,
         save=save,

@@ -15,9 +15,9 @@ import orjson
 
 from coe.recipes.final_answers.choices import (
     EASTERN_ANSWER,
+    LABEL,
     WESTERN_ANSWER,
     labelled_letter,
-    labels,
     stated_letters,
 )
 from coe.recipes.final_answers.numbers import BOXED, concluded_number, number_form
@@ -191,7 +191,7 @@ def _concluded(text: str) -> str | None:
     """Return the answer that the first or the last line of a longer text gives, None for free text."""
     lines = [line for line in (line.strip() for line in text.splitlines()) if line]
     first, last = lines[0][:MAX_REMARK_CHARACTERS], lines[-1][-MAX_REMARK_CHARACTERS:]
-    is_single = len(labels(text)) <= 1 and len(last) <= MAX_SHORT_CHARACTERS
+    is_single = len(set(LABEL.findall(text))) <= 1 and len(last) <= MAX_SHORT_CHARACTERS
     if is_single and (letter := labelled_letter(last) or labelled_letter(first)) is not None:
         return letter
     if len(text) <= MAX_REMARK_CHARACTERS and (decided := _YES_OR_NO.match(text)):

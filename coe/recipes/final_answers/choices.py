@@ -81,7 +81,8 @@ def _negated(text: str, place: int) -> bool:
 _LABELLED = re.compile(  # (B) Paris, B. Paris, but not J. K. Rowling
     rf"\W{{0,9}}(?:(?i:option|choice|answer)\s)?[(\[]?([A-J])[)\].:、][*_]{{0,3}}(?=\s|{UNSPACED})(?!\s{{1,3}}[A-Z]\.)"
 )
-_LABEL = re.compile(r"^[ \t>#*-]{0,9}\(?([A-J])[).:、](?=[\s*])", re.MULTILINE)
+LABEL = re.compile(r"^[ \t>#*-]{0,9}\(?([A-J])[).:、](?=[\s*])", re.MULTILINE)
+"""The letter at the start of a line, as in a list of options."""
 _EMPHASISED = re.compile(r"\W{0,9}(?:(?i:option|choice)\s)?\W{0,4}([A-J])\W{0,9}")
 _SETTLES = re.compile(
     r"(?i:\b(?:must\s{1,3}be|choose|chose|pick|select|go\s{1,3}with|thus|therefore|hence|so\s{1,3}(?:it|i|we|the))\b)|[选選]"
@@ -113,8 +114,3 @@ def labelled_letter(line: str) -> str | None:
         return settled
     found = _EMPHASISED.fullmatch(line) or _LABELLED.match(line)
     return found[1] if found and not _negated(line, found.start(1)) else None
-
-
-def labels(text: str) -> set[str]:
-    """Return the letters that start lines, as in a list of options."""
-    return set(_LABEL.findall(text))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -50,14 +50,3 @@ class Answers:
     def folds(self) -> NDArray[np.int64]:
         """Return a fixed random fold of each prompt."""
         return np.random.default_rng(0).permutation(len(self.labels)) % FOLDS
-
-    def rows(self, chosen: NDArray[np.int64]) -> Answers:
-        """Return the answers to some prompts."""
-        return replace(
-            self,
-            classes=self.classes[chosen],
-            scores=self.scores[chosen],
-            costs=self.costs[chosen],
-            tokens=self.tokens[chosen],
-            labels=self.labels[chosen],
-        )

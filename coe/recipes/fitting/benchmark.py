@@ -23,8 +23,6 @@ from coe.recipes.fitting.search import propose_arms
 PRICES = (0.0, *(float(price) for price in np.geomspace(3e-4, 3.0, 120)))
 """Lagrange multipliers of the budget at which both plans are compared: the gain in quality that is required for an
 additional cost of one typical answer."""
-MULTIPLES = (0.5, 1.0, 1.6, 2.0, 4.0)
-"""Budgets as multiples of the cost of the unlimited plan with single experts."""
 SHARES = (0.1, 0.25, 0.5, 0.75, 1.0)
 """Budgets as shares of the cost of the best single model."""
 MAX_CALLS = 6
@@ -142,7 +140,6 @@ def recipe_report(splits: Sequence[SplitComparison], prompts: Sequence[NDArray[n
     swept = [at(free, float(share)) for share in np.geomspace(0.05, 4.0, 40)]
     reach = [split.recipes.cost_to_reach(split.best_score) / split.best_cost for split in splits]
     return found | {
-        "at_multiples_of_one_expert": {f"{share:g}": at(free, share) for share in MULTIPLES},
         "at_shares_of_best_single": {f"{share:g}": at(best, share) for share in SHARES},
         "cost_share_for_best_single_quality": float(np.median(reach)),
         "worst_gain": min(unlimited["gain"], *(one["gain"] for one in swept)),

@@ -1,14 +1,14 @@
 """Builds the columns of a plan for recipes: the scores, uses and calls of each arm, from the records of `coe score`.
 
-Cascades and votes are replayed from recorded answers. Declared ones are fitted with their declared steps, and tested
-against their `max_loss`; `recipes: auto` adds proposed ones. Chains and fuses generate new answers, so they cannot be
+Cascades and votes are replayed from recorded answers: declared ones are fitted with their declared steps and tested for
+their `max_loss`, and `recipes: auto` adds proposed ones. Chains and fuses generate new answers, so they cannot be
 replayed. They are left out unless `coe score --recipe` has measured them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -16,18 +16,17 @@ from numpy.typing import NDArray
 
 from coe.measuring.quality import Quality, filled
 from coe.measuring.recorded_answers import MeasuredArm, read_answers, read_grades, read_recipe_answers
-from coe.planning import MeasuredUses, Uses, declared_uses
+from coe.planning import MEASURES, MeasuredUses, Uses, declared_uses
 from coe.planning.uses import ASSUMED_INPUT_TOKENS, ASSUMED_OUTPUT_TOKENS
 from coe.recipes.agreement import NO_ANSWER, Array
 from coe.recipes.fitting.answers import Answers
 from coe.recipes.fitting.arms import cost_by_category, expected_quality, relative_use
-from coe.recipes.fitting.fit import Arm, RecipeFit, loss_of_stopping, replayed
-from coe.recipes.fitting.judged import Judgements
-from coe.recipes.fitting.max_loss import accepted_thresholds
+from coe.recipes.fitting.fit import Arm, Judgements, RecipeFit, bounded_arm, replayed
 from coe.recipes.fitting.search import propose_arms
+from coe.recipes.judge import GRADE_TOKENS
 from coe.recipes.policy import RecipePolicy
 from coe.recipes.policy_file import WrittenArm
-from coe.registry import ArmSpec, RecipeSpec, Registry
+from coe.registry import ArmSpec, ExpertSpec, RecipeSpec, Registry
 
 MIN_PROMPTS = 60
 """Smallest number of prompts with recorded answers of all experts. With fewer, no recipes are fitted."""
@@ -124,6 +123,7 @@ def recipe_columns(
     declared and the proposed ones. `probed` are the uses of experts that these scores measured; with the `expected`
     uses of requests, those of the arms are scaled to requests.
     """
+    probes = _Probes(folder, data, registry, rows, experts, categories)
     wanted = registry.declared_recipes if only is None else only
     left_out = {
         recipe.name: f"no scores of {', '.join(absent)}; run `coe score` for them"
@@ -133,20 +133,32 @@ def recipe_columns(
     known = [recipe for recipe in wanted if recipe.name not in left_out]
     compared = [recipe for recipe in known if not recipe.writes]
     proposes = registry.proposes_recipes and only is None
-    policies: dict[str, RecipePolicy] = {}
-    written: dict[str, WrittenArm] = {}
-    replays: dict[str, _Replay] = {}
+    policies, written = dict[str, RecipePolicy](), dict[str, WrittenArm]()
+    replays = dict[str, _Replay]()
     try:
         if compared or proposes:
-            table = _AnswerTable.of(folder, data, registry, rows, experts, categories)
+            table = probes.answer_table()
             for recipe in compared:
                 try:
-                    judgements = None if recipe.judge is None else _judgements(folder, data, registry, recipe, table)
-                    arm = table.declared(recipe, judgements)
+                    judgements = None if recipe.judge is None else probes.judgements(recipe, table)
                 except _NotPlannedError as error:
                     left_out[recipe.name] = str(error)
+                    continue
+                steps = [[table.answers.experts.index(name) for name in step] for step in recipe.steps]
+                fit, unit = RecipeFit(table.answers, steps, judgements), 1 / table.answers.typical_cost
+                if recipe.max_loss is None:
+                    arm = fit.arm(DECLARED_PRICE * unit)
+                elif (
+                    bounded := bounded_arm(fit, (SAFER_PRICE * unit, DECLARED_PRICE * unit), recipe.max_loss)
+                ) is None:
+                    left_out[recipe.name] = (
+                        f"the {len(table.prompts)} probes do not show a loss below max_loss {recipe.max_loss:g} with "
+                        "95 % confidence; score more probes, or raise max_loss"
+                    )
+                    continue
                 else:
-                    policies[recipe.name], replays[recipe.name] = arm.policy, table.replay(arm, judgements)
+                    arm = bounded
+                policies[recipe.name], replays[recipe.name] = arm.policy, table.replay(arm, judgements)
             if proposes:
                 for name, arm in propose_arms(table.answers, max_calls=registry.policy.max_calls).items():
                     policies[name], replays[name] = arm.policy, table.replay(arm, None)
@@ -163,7 +175,7 @@ def recipe_columns(
             left_out[spec.name] = f"{count}; {command}"
         else:
             written[spec.name] = WrittenArm(spec.steps, spec.writing_digest)
-            replays[spec.name] = _written_replay(spec, measured[spec.name], data, here, experts, categories)
+            replays[spec.name] = probes.written_replay(spec, measured[spec.name], here)
     if not replays:
         return RecipeColumns(left_out=left_out)
     scores = np.full((len(data.prompts), len(replays)), np.nan)
@@ -185,7 +197,79 @@ def recipe_columns(
     )
 
 
-# ---------------------------------------------------------------------------------------------- cascades and votes
+@dataclass(frozen=True, slots=True, eq=False)
+class _Probes:
+    """What recipes are measured on: the prompts `rows` of the quality data of a folder, over experts and categories."""
+
+    folder: Path
+    data: Quality
+    registry: Registry
+    rows: Sequence[int]
+    experts: Sequence[str]
+    categories: Sequence[str]
+
+    def answer_table(self) -> _AnswerTable:
+        """Return the table of the prompts with an answer of every expert."""
+        recorded, data = read_answers(self.folder, self.data), self.data
+        if recorded is None:
+            raise _NotPlannedError("the scores have no recorded answers; run `coe score` again")
+        is_complete = recorded.recorded[data.grid(self.rows, self.experts)].all(axis=1)
+        prompts: list[int] = np.asarray(self.rows)[is_complete].tolist()
+        if len(prompts) < MIN_PROMPTS:
+            count = f"answers of all experts are recorded for {len(prompts)} probes"
+            raise _NotPlannedError(f"{count}, and {MIN_PROMPTS} are needed")
+        specs = [self.registry.expert(name) for name in self.experts]
+        cells = data.grid(prompts, self.experts)
+        tokens, unknown = recorded.tokens[cells], np.full(data.scores.shape, np.nan)
+        given = data.uses.get("input_tokens", unknown)[cells]
+        # as `coe.planning.uses.declared_uses` has it, an expert whose input was not counted has the assumed tokens
+        assumed = tokens / np.maximum(tokens.mean(axis=0), 1.0) * ASSUMED_OUTPUT_TOKENS
+        written = np.where(np.isfinite(given).any(axis=0), tokens, assumed)
+        uses = _uses_of(specs, given, written, data.uses.get("latency_ms", unknown)[cells])
+        sizes = uses["active_b"] if np.isfinite(uses["active_b"]).all() else 1.0
+        costs = uses["cost"] if uses["cost"].any() else tokens / 1000 * sizes
+        classes, scores, labels = recorded.classes[cells], data.scores[cells], data.labels(prompts, self.categories)
+        answers = Answers(tuple(self.experts), classes, scores, costs, tokens, labels, len(self.categories))
+        return _AnswerTable(answers, prompts, cells, uses)
+
+    def judgements(self, recipe: RecipeSpec, table: _AnswerTable) -> Judgements:
+        """Return the judgements of a cascade with a judge."""
+        assert recipe.judge is not None
+        judge = self.registry.expert(recipe.judge)
+        grades = read_grades(self.folder, self.data, [judge.name]).get(judge.name)
+        cells = self.data.grid(table.prompts, recipe.graded_members)
+        command = f"`coe score PROBES --out FOLDER --recipe {recipe.name}` collects them"
+        if grades is None:
+            raise _NotPlannedError(f"no grades of its judge {judge.name!r}; {command}")
+        known = grades.recorded[cells].all(axis=1)
+        if not known.all():
+            count = f"recorded for {known.sum()} of {len(table.prompts)} probes"
+            raise _NotPlannedError(f"grades of its judge {judge.name!r} are {count}; {command}")
+        if not np.isfinite(grades.grades[cells]).any():
+            raise _NotPlannedError(f"its judge {judge.name!r} gave no grade; a stronger one may")
+        given, written, latency = (np.array([[grades.uses[name]]]) for name in MEASURES)
+        written = filled(written, GRADE_TOKENS)
+        uses = {name: float(use[0, 0]) for name, use in _uses_of([judge], given, written, latency).items()}
+        size = uses["active_b"] if np.isfinite(uses["active_b"]) else 1.0
+        cost = uses["cost"] if table.uses["cost"].any() else float(written[0, 0]) / 1000 * size
+        return Judgements(judge.name, grades.grades[table.cells], cost, uses)
+
+    def written_replay(self, arm: ArmSpec, measured: MeasuredArm, prompts: Sequence[int]) -> _Replay:
+        """Return what was measured of a chain or fuse; tokens that were not counted are assumed."""
+        scores, labels = (
+            self.data.scores[self.data.grid(prompts, self.experts)],
+            self.data.labels(prompts, self.categories),
+        )
+        nothing, classes = np.zeros(scores.shape), np.full(scores.shape, NO_ANSWER, dtype=np.int64)
+        answers = Answers(tuple(self.experts), classes, scores, nothing, nothing, labels, len(self.categories))
+        given, written, latency = (measured.uses[name][list(prompts)] for name in MEASURES)
+        of_each = _uses_of(arm.members, given, filled(written, ASSUMED_OUTPUT_TOKENS), latency)
+        members = tuple(dict.fromkeys(one.name for one in arm.members))
+        calls = np.array([[one.name == name for one in arm.members] for name in members], dtype=np.float64).sum(axis=1)
+        steps = [len(names) for names in arm.steps]
+        uses = {use: _of_calls(steps, values, use) for use, values in of_each.items()}
+        all_calls = np.tile(calls, (len(prompts), 1))
+        return _Replay(answers, prompts, measured.scores[list(prompts)], members, all_calls, uses)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -198,88 +282,14 @@ class _AnswerTable:
     cells: tuple[NDArray[np.int64], ...]
     uses: Mapping[str, Array]
 
-    @classmethod
-    def of(
-        cls,
-        folder: Path,
-        data: Quality,
-        registry: Registry,
-        rows: Sequence[int],
-        experts: Sequence[str],
-        categories: Sequence[str],
-    ) -> _AnswerTable:
-        """Return the table of the `rows` with an answer of every expert."""
-        recorded = read_answers(folder, data)
-        if recorded is None:
-            raise _NotPlannedError("the scores have no recorded answers; run `coe score` again")
-        prompts: list[int] = np.asarray(rows)[recorded.recorded[data.grid(rows, experts)].all(axis=1)].tolist()
-        if len(prompts) < MIN_PROMPTS:
-            count = f"answers of all experts are recorded for {len(prompts)} probes"
-            raise _NotPlannedError(f"{count}, and {MIN_PROMPTS} are needed")
-        specs = [registry.expert(name) for name in experts]
-        cells = data.grid(prompts, experts)
-        tokens = recorded.tokens[cells]
-        unknown = np.full(data.scores.shape, np.nan)
-        given = data.uses.get("input_tokens", unknown)[cells]
-        # as `coe.planning.uses.declared_uses` has it, an expert whose input was not counted has the assumed tokens
-        assumed = tokens / np.maximum(tokens.mean(axis=0), 1.0) * ASSUMED_OUTPUT_TOKENS
-        written = np.where(np.isfinite(given).any(axis=0), tokens, assumed)
-        prices = np.array([(spec.prices.input, spec.prices.output) for spec in specs]).T
-        dollars = (filled(given, ASSUMED_INPUT_TOKENS) * prices[0] + written * prices[1]) / 1000
-        sizes = np.array([spec.active_parameters_b for spec in specs], dtype=np.float64)  # NaN for None
-        declared = np.array([spec.latency_ms for spec in specs], dtype=np.float64)
-        answers = Answers(
-            tuple(experts),
-            recorded.classes[cells],
-            data.scores[cells],
-            dollars if dollars.any() else tokens / 1000 * (sizes if np.isfinite(sizes).all() else 1.0),
-            tokens,
-            data.labels(prompts, categories),
-            len(categories),
-        )
-        uses = {
-            "active_b": np.broadcast_to(sizes, tokens.shape),
-            "cost": dollars,
-            "latency_ms": filled(data.uses.get("latency_ms", unknown)[cells], declared),
-        }
-        return cls(answers, prompts, cells, uses)
-
-    def declared(self, recipe: RecipeSpec, judgements: Judgements | None) -> Arm:
-        """Return the arm of a declared recipe, whose loss against the last step is at most its `max_loss`.
-
-        The bound needs policies that are fixed before they are tested, so these are fitted on two thirds of the prompts
-        and tested on the rest. The cheapest one within the bound is used.
-        """
-        answers, max_loss = self.answers, recipe.max_loss
-        steps = [[answers.experts.index(name) for name in step] for step in recipe.steps]
-        if max_loss is None:
-            return RecipeFit(answers, steps, judgements).arm(DECLARED_PRICE / answers.typical_cost)
-        fitted, held_out = np.flatnonzero(answers.folds != 0), np.flatnonzero(answers.folds == 0)
-        training, tested = answers.rows(fitted), answers.rows(held_out)
-        fixed = RecipeFit(training, steps, None if judgements is None else judgements.rows(fitted))
-        policies = [fixed.arm(price / training.typical_cost).policy for price in (SAFER_PRICE, DECLARED_PRICE)]
-        grades = None if judgements is None else judgements.grades[held_out]
-        losses = [loss_of_stopping(policy, tested, grades) for policy in policies]
-        accepted = accepted_thresholds(losses, max_loss)
-        if not accepted:
-            raise _NotPlannedError(
-                f"the {len(held_out)} held-out probes (a third of {len(self.prompts)}) do not show a loss below "
-                f"max_loss {max_loss:g} with 95 % confidence; score more probes, or raise max_loss"
-            )
-        price = (SAFER_PRICE, DECLARED_PRICE)[accepted - 1]
-        arm = RecipeFit(answers, steps, judgements).arm(price / answers.typical_cost)
-        return replace(arm, policy=replace(policies[accepted - 1], max_loss=max_loss))
-
     def replay(self, arm: Arm, judgements: Judgements | None) -> _Replay:
         """Return the scores of an arm by rules that were fitted on other prompts, and the calls of its policy."""
         policy, answers = arm.policy, self.answers
-        columns, sizes = (
-            [answers.experts.index(name) for name in policy.members],
-            [len(step.members) for step in policy.steps],
-        )
+        columns = [answers.experts.index(name) for name in policy.members]
+        sizes = [len(step.members) for step in policy.steps]
         grades = None if judgements is None else judgements.grades
         called = replayed(policy, answers, grades=grades).called[:, columns]
-        uses = {use: of_calls(sizes, np.where(called, each[:, columns], 0.0), use) for use, each in self.uses.items()}
+        uses = {use: _of_calls(sizes, np.where(called, each[:, columns], 0.0), use) for use, each in self.uses.items()}
         calls = called.astype(np.float64)
         if judgements is not None:
             judged = called[:, np.cumsum([0, *sizes[:-2]])].sum(axis=1)  # after each step but the last
@@ -288,25 +298,21 @@ class _AnswerTable:
         return _Replay(answers, self.prompts, arm.scores, policy.called, calls, uses)
 
 
-def _judgements(folder: Path, data: Quality, registry: Registry, recipe: RecipeSpec, table: _AnswerTable) -> Judgements:
-    """Return the judgements of a cascade with a judge."""
-    assert recipe.judge is not None
-    grades = read_grades(folder, data, [recipe.judge]).get(recipe.judge)
-    cells = data.grid(table.prompts, recipe.graded_members)
-    command = f"`coe score PROBES --out FOLDER --recipe {recipe.name}` collects them"
-    if grades is None:
-        raise _NotPlannedError(f"no grades of its judge {recipe.judge!r}; {command}")
-    known = grades.recorded[cells].all(axis=1)
-    if not known.all():
-        count = f"recorded for {known.sum()} of {len(table.prompts)} probes"
-        raise _NotPlannedError(f"grades of its judge {recipe.judge!r} are {count}; {command}")
-    if not np.isfinite(grades.grades[cells]).any():
-        raise _NotPlannedError(f"its judge {recipe.judge!r} gave no grade; a stronger one may")
-    judge = registry.expert(recipe.judge)
-    return Judgements.of(judge, grades, table.cells, by_dollars=bool(table.uses["cost"].any()))
+def _uses_of(experts: Sequence[ExpertSpec], given: Array, written: Array, latency: Array) -> dict[str, Array]:
+    """Return what calls used, (n_prompts, n_calls), by the names of `Uses`, from their tokens, their latency and the
+    declarations of the experts. NaN is unknown; costs are in US dollars per thousand requests."""
+    sizes, times, input_prices, output_prices = np.array(
+        [(one.active_parameters_b, one.latency_ms, one.prices.input, one.prices.output) for one in experts],
+        dtype=np.float64,  # NaN for None
+    ).T
+    return {
+        "active_b": np.broadcast_to(sizes, written.shape),
+        "cost": (filled(given, ASSUMED_INPUT_TOKENS) * input_prices + written * output_prices) / 1000,
+        "latency_ms": filled(latency, times),
+    }
 
 
-def of_calls(steps: Sequence[int], each: Array, use: str) -> Array:
+def _of_calls(steps: Sequence[int], each: Array, use: str) -> Array:
     """Return the use of an arm on each prompt from its calls `each`, (n_prompts, n_calls).
 
     `steps` are the numbers of members. The use is the sum over calls, but a step waits for its slowest member only.
@@ -314,43 +320,3 @@ def of_calls(steps: Sequence[int], each: Array, use: str) -> Array:
     if use != "latency_ms":
         return np.asarray(each.sum(axis=1))
     return np.asarray(sum(part.max(axis=1) for part in np.split(each, np.cumsum(steps)[:-1], axis=1)))
-
-
-# ------------------------------------------------------------------------------------------------ chains and fuses
-
-
-def _written_replay(
-    arm: ArmSpec,
-    measured: MeasuredArm,
-    data: Quality,
-    prompts: Sequence[int],
-    experts: Sequence[str],
-    categories: Sequence[str],
-) -> _Replay:
-    """Return what was measured of a chain or fuse; tokens that were not counted are assumed."""
-    scores = data.scores[data.grid(prompts, experts)]
-    nothing, classes = np.zeros(scores.shape), np.full(scores.shape, NO_ANSWER, dtype=np.int64)
-    labels = data.labels(prompts, categories)
-    answers = Answers(tuple(experts), classes, scores, nothing, nothing, labels, len(categories))
-    each = {name: values[list(prompts)] for name, values in measured.uses.items()}
-    sizes, times, given, written = np.array(
-        [(one.active_parameters_b, one.latency_ms, one.prices.input, one.prices.output) for one in arm.members],
-        dtype=np.float64,  # NaN for None
-    ).T
-    tokens = filled(each["input_tokens"], ASSUMED_INPUT_TOKENS), filled(each["output_tokens"], ASSUMED_OUTPUT_TOKENS)
-    of_each = {
-        "active_b": np.broadcast_to(sizes, tokens[0].shape),
-        "cost": (tokens[0] * given + tokens[1] * written) / 1000,
-        "latency_ms": filled(each["latency_ms"], times),
-    }
-    members = tuple(dict.fromkeys(one.name for one in arm.members))
-    calls = np.array([[one.name == name for one in arm.members] for name in members], dtype=np.float64).sum(axis=1)
-    steps = [len(names) for names in arm.steps]
-    return _Replay(
-        answers,
-        prompts,
-        measured.scores[list(prompts)],
-        members,
-        np.tile(calls, (len(prompts), 1)),
-        {use: of_calls(steps, values, use) for use, values in of_each.items()},
-    )

@@ -8,7 +8,7 @@ uses weights that were fitted on other prompts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -27,7 +27,6 @@ from coe.recipes.agreement import (
     support,
 )
 from coe.recipes.fitting.answers import FOLDS, Answers
-from coe.recipes.fitting.judged import Judgements, fit_logistic
 from coe.recipes.judge import GradeRule, graded_features
 from coe.recipes.policy import RecipePolicy, Step
 
@@ -54,7 +53,10 @@ def fit_weights(classes: NDArray[np.int64], scores: Array, labels: NDArray[np.in
     kinds = agreement_kinds(classes)
     cells = labels * (kinds.max(initial=0) + 1) + kinds  # all that matters of a prompt
     _, chosen, of_prompt, count = np.unique(cells, return_index=True, return_inverse=True, return_counts=True)
-    target = np.stack([np.bincount(of_prompt, column, len(chosen)) for column in _targets(classes, scores).T], axis=1)
+    earned = np.where(support(classes)[1], scores, 0.0)
+    total = earned.sum(axis=1, keepdims=True)
+    right = np.column_stack((earned / np.maximum(total, 1.0), 1.0 - np.minimum(total, 1.0)))  # the last is "none"
+    target = np.stack([np.bincount(of_prompt, column, len(chosen)) for column in right.T], axis=1)
     same, first = support(classes[chosen])
     inputs = design(np.eye(max(categories, 1))[labels[chosen]], 1 + categories)
     shape = (classes.shape[1] + 1, 1 + categories)
@@ -84,13 +86,6 @@ def agreement_kinds(classes: NDArray[np.int64]) -> NDArray[np.int64]:
     agree = (classes[:, :, None] == classes[:, None, :]) & (classes[:, :, None] != NO_ANSWER)
     leader = np.where(classes == NO_ANSWER, number + 1, agree.argmax(axis=2))  # of number + 2 possible values
     return np.asarray(leader @ np.concatenate(([1], np.cumprod(number[:-1] + 2))))
-
-
-def _targets(classes: NDArray[np.int64], scores: Array) -> Array:
-    """Return the share of each answer class, and of "none", in being right, shape (n_prompts, n_members + 1)."""
-    earned = np.where(support(classes)[1], scores, 0.0)
-    total = earned.sum(axis=1, keepdims=True)
-    return np.column_stack((earned / np.maximum(total, 1.0), 1.0 - np.minimum(total, 1.0)))
 
 
 class Regressions:
@@ -221,6 +216,40 @@ class Arm:
     costs: Array
 
 
+SLOPE_PENALTY = 0.1
+"""Ridge penalty of the slope of the logistic from grades to the probability of being right."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Judgements:
+    """The grades of one judge for an `Answers`, (n_prompts, n_experts), NaN without one.
+
+    `cost` is the mean cost of a judgement, in the unit of the answers' costs; `uses` are those of the plan.
+    """
+
+    judge: str
+    grades: Array
+    cost: float
+    uses: Mapping[str, float]
+
+
+def fit_logistic(grades: Array, scores: Array) -> tuple[float, float]:
+    """Return intercept and slope of the probability of being right, from grades, NaN without one, and the scores in
+    [0, 1] of the graded answers."""
+    from scipy.optimize import minimize
+
+    known = np.isfinite(grades)
+    centred, right = grades[known] - 5.0, scores[known]
+
+    def loss(values: Array) -> float:
+        logits = values[0] + values[1] * centred
+        penalty = 0.5 * (1e-3 * values[0] ** 2 + SLOPE_PENALTY * values[1] ** 2)
+        return float((np.logaddexp(0.0, logits) - right * logits).sum() + penalty)
+
+    intercept, slope = minimize(loss, np.zeros(2)).x.tolist()
+    return intercept - 5.0 * slope, slope
+
+
 class RecipeFit:
     """The fitted weights of one recipe, from which an arm follows for each price.
 
@@ -256,6 +285,10 @@ class RecipeFit:
             weights = self._fit(columns, ~rows)
             found[rows] = weights.probabilities(answers.classes[rows][:, columns], answers.posterior[rows])
         return found
+
+    def losses(self, arm: Arm) -> Array:
+        """Return what an arm loses on each prompt by stopping before the last step, -1 to 1: (n_prompts,)."""
+        return replayed(arm.policy.never_stopping(), self._answers).scores - arm.scores
 
     def arm(self, price: float) -> Arm:
         """Return the arm at a price per unit of cost."""
@@ -339,10 +372,35 @@ def replayed(
     return ReplayedAnswers(scores, (answers.costs * called).sum(axis=1), called)
 
 
-def loss_of_stopping(policy: RecipePolicy, answers: Answers, grades: Array | None = None) -> Array:
-    """Return the loss of each prompt, -1 to 1, by stopping before the last step, on recorded answers: (n_prompts,).
+LEVEL = 0.05
+"""Largest probability that an accepted arm breaks its bound."""
+MAX_BET = 0.75
+"""Largest share of the capital of the test that one prompt can lose."""
 
-    `grades` (n_prompts, n_experts) are those of the policy's judge.
+
+def bounded_arm(fit: RecipeFit, prices: Sequence[float], max_loss: float) -> Arm | None:
+    """Return the arm at the last of ascending `prices` up to which each is shown to lose less than `max_loss`; None
+    without one. Since the first failure ends the sequence, an arm that breaks the bound is accepted in at most LEVEL of
+    cases (Angelopoulos et al. 2021, Learn then Test)."""
+    accepted = None
+    for price in prices:
+        arm = fit.arm(price)
+        if loss_p_value(fit.losses(arm), max_loss) > LEVEL:
+            break
+        accepted = replace(arm, policy=replace(arm.policy, max_loss=max_loss))
+    return accepted
+
+
+def loss_p_value(losses: Array, max_loss: float) -> float:
+    """Return a p-value of "the mean loss is at least `max_loss`"; losses (n_prompts,) lie in [-1, 1].
+
+    A betting test, valid for any number of prompts (Waudby-Smith and Ramdas 2024): each prompt multiplies the capital
+    by 1 + bet * (max_loss - loss), with a bet that depends on earlier prompts only and approximately maximises the
+    expected logarithm. Under the hypothesis the mean capital is at most 1 at any time.
     """
-    last, early = replayed(policy.never_stopping(), answers), replayed(policy, answers, grades=grades)
-    return last.scores - early.scores
+    gain = max_loss - np.random.default_rng(0).permutation(losses)
+    count = np.arange(2, len(gain) + 1)
+    mean = np.concatenate(([0.0], (np.cumsum(gain)[:-1] + 0.5 * max_loss) / count))[: len(gain)]
+    spread = np.concatenate(([0.25], (np.cumsum((gain - mean) ** 2)[:-1] + 0.25) / count))[: len(gain)]
+    bets = np.clip(mean / (spread + mean**2), 0.0, MAX_BET / (1.0 - max_loss))
+    return float(np.exp(-max(0.0, np.log1p(bets * gain).sum())))

@@ -42,12 +42,6 @@ _ABOUT = (
 Fields = Mapping[str, Any]
 
 
-def constrains_format(fields: Fields) -> bool:
-    """Return True if the request constrains the format of its answer, which drafts do not follow."""
-    plain = fields.get("response_format") == {"type": "text"}
-    return any(fields.get(name) for name in FORMAT_FIELDS if not (plain and name == "response_format"))
-
-
 def inner_fields(fields: Fields) -> dict[str, Any]:
     """Return the fields of a request whose answer is only an input of the next step: plain text, not streamed."""
     kept = {name: value for name, value in fields.items() if name not in (*FORMAT_FIELDS, "stream_options")}

@@ -1,6 +1,6 @@
 """`/v1/records`: the routing log, and one record with its feedback.
 
-A list has the fields LIST_FIELDS of each record; a single record has all but its embedding.
+A list has the fields LIST_FIELDS of each record; a single record has all.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ LIST_FIELDS = (
     "only_local", "unpriced", "rule",
 )  # fmt: skip
 """Fields of each record in a list."""
-RECORD_FIELDS = tuple(field.name for field in fields(RoutingRecord) if field.name != "embedding")
+RECORD_FIELDS = tuple(field.name for field in fields(RoutingRecord))
 """Fields of a single record."""
 
 
@@ -105,7 +105,7 @@ def list_body(page: LogPage, registry: Registry) -> dict[str, Any]:
 
 
 def record_body(record: RoutingRecord, feedback: Sequence[Feedback], registry: Registry) -> dict[str, Any]:
-    """The record without its embedding, its feedback, and the values that feedback may have."""
+    """The record, its feedback, and the values that feedback may have."""
     fields = {name: getattr(record, name) for name in RECORD_FIELDS}
     names = ("kind", "value", "time", "tenant", "key")
     events = [{name: getattr(event, name) for name in names} for event in feedback]

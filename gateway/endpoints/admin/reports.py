@@ -67,12 +67,11 @@ class Reports:
         self._devices = SharedResult(self._read_devices, seconds=RESIDENCY_CACHE_SECONDS)
 
     async def report(self, request: Request) -> Response:
-        """Report on the last days: traffic, spend, drift, alarms, proposed categories, retraining rounds, and what the
-        plan is worth."""
+        """Report on the last days: traffic, spend, drift, alarms, retraining rounds, and what the plan is worth."""
         days = query_of(request, ReportQuery).days
 
         async def compute() -> bytes:
-            words, needs = ("report", "--days", str(days), "--json"), ("pyarrow", "scipy", "sklearn")
+            words, needs = ("report", "--days", str(days), "--json"), ("pyarrow", "scipy")
             report = await self._jobs.run(*words, seconds=REPORT_TIMEOUT_SECONDS, needs=needs)
             return orjson.dumps({"object": "report", "time": time.time(), "report": report})
 

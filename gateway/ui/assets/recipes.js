@@ -13,10 +13,9 @@ const STOPS = {
   accepted: "An answer was accepted before the last step.",
   last_step: "All steps were called.",
   stream_hold: "The stream was held as long as allowed; the answer is unverified.",
-  held_bytes: "The held answers reached the memory limit; the answer is unverified.",
   deadline: "The deadline was near; the answer is unverified.",
   unavailable: "No member of the last step answered; the answer is unverified.",
-  failed: "No member answered.",
+  failed: "No member answered, or not the one that writes.",
   cancelled: "The request ended first.",
 };
 

@@ -1,20 +1,20 @@
-// The traffic report: drift, alarms, proposed categories, and the latest retraining rounds.
+// The traffic report: drift, alarms, and the latest retraining rounds.
 
 import { html, nothing } from "../../vendor/lit-html.js";
 import { chart } from "../../charts.js";
-import { badge, copyable, figure, moment, number, percent } from "../../parts.js";
+import { badge, figure, moment, number, percent } from "../../parts.js";
 import { KINDS } from "./kinds.js";
 
 const cache = new WeakMap(); // chart configurations by their data
 
 export function traffic({ time, report }) {
-  const { traffic: day, drift, alarms, proposed_categories: proposed, learning } = report;
+  const { traffic: day, drift, alarms, learning } = report;
   return html`
     <p class="faint">Report of ${moment(time)}, cached for one minute.</p>
     <dl class="figures">
       ${figure("Requests of the last day", number(day.last_day), `${number(day.last_hour)} in the last hour`)}
       ${figure("Failed", percent(day.error_rate))} ${figure("Aborted by clients", percent(day.aborted_rate))}
-      ${figure("Alarms", alarms.length)} ${figure("Proposed categories", proposed.length)}
+      ${figure("Alarms", alarms.length)}
     </dl>
     ${alarms.length
       ? html`<h3>Alarms</h3>
@@ -25,7 +25,7 @@ export function traffic({ time, report }) {
     <ul class="findings">
       ${drift.findings.map(({ alarm, sentence }) => html`<li>${alarm ? badge("drift", "warn") : badge("stable", "good")} ${sentence}</li>`)}
     </ul>
-    ${drift.compared ? compared(drift.compared) : nothing} ${proposed.length ? proposals(proposed) : nothing}
+    ${drift.compared ? compared(drift.compared) : nothing}
     <h3>Retraining</h3>
     ${rounds(learning)}
   `;
@@ -85,20 +85,6 @@ function grouped(labels, before, now, title, axis) {
       plugins: { tooltip: { callbacks: { label: ({ dataset, raw }) => `${dataset.label}: ${percent(raw)}` } } },
     },
   });
-}
-
-function proposals(proposed) {
-  return html`<h3>Proposed categories</h3>
-    <ul class="findings proposals">
-      ${proposed.map(
-        ({ sentence, entry }) => html`<li>
-          <p>${sentence}.</p>
-          ${entry
-            ? copyable(entry)
-            : html`<p class="faint">Set <code>log.store_prompts</code> to get an entry for experts.yaml, which needs prompts.</p>`}
-        </li>`,
-      )}
-    </ul>`;
 }
 
 function rounds(learning) {
