@@ -101,18 +101,16 @@ def read_quality(
     *,
     benchmark: str | None = None,
     max_active_b: float | None = None,
-    open_only: bool = False,
     only: Sequence[str] = (),
     partly: bool = False,
-    coarse: bool = False,
 ) -> Quality:
     """Read `prompts`, `scores`, `answers` and `models` (.parquet, .jsonl or .csv each) of one benchmark.
 
-    `answers` and `models` may be absent. `max_active_b` keeps models with at most that many billion active parameters,
-    `open_only` those of known size, `only` those named. Models without scores are left out. While no prompt has scores
+    `answers` and `models` may be absent. `max_active_b` keeps models of known size with at most that many billion
+    active parameters, `only` those named. Models without scores are left out. While no prompt has scores
     of all models, the model with the fewest scores is left out too. With `partly`, prompts that lack scores are kept.
-    The category of a prompt is its `label`, or its `category` where there is no label or with `coarse`. Raises
-    DataError with the file, the problem and its count.
+    The category of a prompt is its `label`, or its `category` where there is no label. Raises DataError with the file,
+    the problem and its count.
     """
     prompts = needed_table(folder, "prompts", needed=("prompt_id", "prompt"))
     scores = needed_table(folder, "scores", needed=("prompt_id", "model", "score"))
@@ -123,7 +121,7 @@ def read_quality(
     if twice := [one for one, times in Counter(ids).items() if times > 1]:
         raise DataError(f"{prompts.path}: {len(twice)} prompt_id occur more than once, {twice[0]!r} for one")
     active_b = _sizes(folder, name if several else None)
-    pool = _pool(folder, scores, only, active_b, max_active_b, open_only)
+    pool = _pool(folder, scores, only, active_b, max_active_b)
     matrix = _matrix(scores, "score", ids, pool, most=1.0)
     if not np.isfinite(matrix).any():
         raise DataError(f"{scores.path}: no score belongs to one of the prompts; compare the prompt_id of both files")
@@ -134,7 +132,10 @@ def read_quality(
         pool, matrix = pool[:fewest] + pool[fewest + 1 :], np.delete(matrix, fewest, axis=1)
     whole = np.asarray(np.isfinite(matrix).all(axis=1)) | partly
     kept = np.flatnonzero(whole).tolist()
-    texts, categories, wider = prompts.texts("prompt"), _categories(prompts, coarse=coarse), prompts.texts("category")
+    texts, wider = prompts.texts("prompt"), prompts.texts("category")
+    categories = [label or category for label, category in zip(prompts.texts("label"), wider, strict=True)]
+    if empty := categories.count(""):
+        raise DataError(f"{prompts.path}: {empty} of {len(ids)} prompts have neither label nor category")
     answers = optional_table(folder, "answers", needed=("prompt_id", "model"), benchmark=name)
     has_uses = answers is not None and set(MEASURES) <= set(answers.columns)
     return Quality(
@@ -162,16 +163,6 @@ def _benchmark(prompts: Table, wanted: str | None) -> str:
     raise DataError(f"{prompts.path}: {found}; choose one of {', '.join(names)}")
 
 
-def _categories(prompts: Table, *, coarse: bool) -> list[str]:
-    labels, found = prompts.texts("label"), prompts.texts("category")
-    if not coarse:
-        found = [label or category for label, category in zip(labels, found, strict=True)]
-    if empty := found.count(""):
-        missing = "no category" if coarse else "neither label nor category"
-        raise DataError(f"{prompts.path}: {empty} of {len(found)} prompts have {missing}")
-    return found
-
-
 def _sizes(folder: Path, benchmark: str | None) -> dict[str, float]:
     """Active parameters in billions of the models of known size; of all rows where no benchmark is given."""
     if (path := find_table(folder, "models")) is None:
@@ -191,7 +182,6 @@ def _pool(
     only: Sequence[str],
     active_b: Mapping[str, float],
     max_active_b: float | None,
-    open_only: bool,
 ) -> list[str]:
     """The models with scores, of those named by `only` if it names any, and within the limits of size."""
     scored = set(scores.texts("model"))
@@ -201,9 +191,8 @@ def _pool(
             f"{folder}: no scores of {', '.join(absent)}; run `coe score` for them (a plan takes two experts)"
         )
     models = named = sorted(scored & set(only or scored))
-    if open_only or max_active_b is not None:
-        largest = np.inf if max_active_b is None else max_active_b
-        models = [model for model in named if model in active_b and active_b[model] <= largest]
+    if max_active_b is not None:
+        models = [model for model in named if active_b.get(model, np.inf) <= max_active_b]
         if not active_b:
             raise DataError(f"{folder}: no model's size is known; add models.csv with the columns model, active_b")
     if len(models) < 2:

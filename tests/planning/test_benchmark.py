@@ -16,10 +16,8 @@ from coe.cli.benchmark import _lines
 from coe.core import Neighbour, Prediction
 from coe.errors import DataError
 from coe.measuring.benchmark.benchmark import benchmark
-from coe.measuring.plots import plot_benchmark, plot_sweep
 from coe.measuring.quality import Quality
 from coe.measuring.recorded_answers import RecordedAnswers
-from coe.planning import ParetoRow
 from coe.planning.paired_scores import (
     Difference,
     clustered_mean,
@@ -273,14 +271,3 @@ def test_a_prompt_of_several_splits_counts_once_in_the_gains_of_recipes(
     assert rows[0] == pytest.approx(rows[1])
     assert rows[0]["standard_error"] > 0
     assert "0.5 x the best single model" in "\n".join(_lines(twice))
-
-
-def test_plots_are_written_in_the_format_of_the_ending(report: dict[str, Any], tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
-    plot_benchmark(report, tmp_path / "benchmark.png")
-    plot_benchmark({**report, "frontier": []}, tmp_path / "bars.svg")
-    rows = [ParetoRow(limit, 0.1 * limit, {}, (), efficient) for limit, efficient in ((1, True), (2, False))]
-    plot_sweep(rows, row="memory_gb", path=tmp_path / "sweep.png")
-    assert (tmp_path / "benchmark.png").read_bytes().startswith(b"\x89PNG")
-    assert b"<svg" in (tmp_path / "bars.svg").read_bytes()
-    assert (tmp_path / "sweep.png").stat().st_size > 1000

@@ -69,14 +69,14 @@ def test_every_format_reads_the_same(tmp_path: Path, ending: str) -> None:
     np.testing.assert_allclose(data.active_b, [np.nan, 70.5, 7])
 
 
-def test_the_pool_can_be_cut_by_size_and_to_known_sizes(tmp_path: Path) -> None:
+def test_the_pool_can_be_cut_to_models_of_known_size(tmp_path: Path) -> None:
     folder = folder_of(tmp_path)
-    assert read_quality(folder, open_only=True).models == ("large", "small")
+    assert read_quality(folder, max_active_b=1000).models == ("large", "small")
     with pytest.raises(DataError, match="1 model"):
         read_quality(folder, max_active_b=10)
     (folder / "models.jsonl").unlink()
     with pytest.raises(DataError, match=r"no model's size is known; add models\.csv"):
-        read_quality(folder, open_only=True)
+        read_quality(folder, max_active_b=1000)
 
 
 def test_models_that_were_not_requested_exclude_no_prompt(tmp_path: Path) -> None:
@@ -126,14 +126,6 @@ def test_a_prompt_of_any_length_is_read_from_csv(tmp_path: Path) -> None:
     long = "word " * 40_000
     data = read_quality(folder_of(tmp_path, prompts=[{**PROMPTS[0], "prompt": long}, *PROMPTS[1:]], ending="csv"))
     assert data.prompts[0] == long
-
-
-def test_coarse_categories_take_the_place_of_labels(tmp_path: Path) -> None:
-    assert read_quality(folder_of(tmp_path)).categories == ("c", "l", "c", "l")
-    assert read_quality(folder_of(tmp_path), coarse=True).categories == ("c",) * 4
-    write(tmp_path, "prompts", [{**row, "category": ""} for row in PROMPTS], "jsonl")
-    with pytest.raises(DataError, match="4 of 4 prompts have no category"):
-        read_quality(tmp_path, coarse=True)
 
 
 @pytest.mark.parametrize(
