@@ -147,7 +147,7 @@ _PANELS: Mapping[str, Mapping[str, Callable[..., Any] | typer.Typer]] = {
     },
     "Measure and plan": {
         "tune": tune.tune,
-        "probes": probes.app,
+        "probes": probes.probes,
         "score": score.score,
         "plan": plan.plan,
         "solve": plan.solve_lines,
