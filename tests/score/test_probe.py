@@ -36,12 +36,17 @@ def test_every_kind_of_probe_is_read(tmp_path: Path) -> None:
     assert len({probe.prompt_id for probe in probes}) == len({probe.digest for probe in probes}) == 6
 
 
-def test_parquet_reads_as_json_lines_do(tmp_path: Path) -> None:
+def test_tables_read_as_json_lines_do(tmp_path: Path) -> None:
     rows = [GOOD, {"messages": [{"role": "user", "content": "x"}], "category": "general", "checker": "judge"}]
     columns = {"tests": None, "messages": None, "id": None, "tolerance": None}
     parquet.write_table(pyarrow.Table.from_pylist([columns | rows[0], rows[1]]), tmp_path / "probes.parquet")
     from_parquet = read_probes(tmp_path / "probes.parquet", categories=CATEGORIES)
     assert from_parquet == read_probes(written(tmp_path, *rows), categories=CATEGORIES)
+    table = 'category,checker,reference,tests,tolerance,prompt\nmath,numeric,4,,0.1,2 + 2?\nmath,judge,,,,"Why, so?"\n'
+    (tmp_path / "probes.csv").write_text(table)
+    rows = [GOOD | {"tolerance": 0.1}, CHAT | {"prompt": "Why, so?"}]
+    from_csv = read_probes(tmp_path / "probes.csv", categories=CATEGORIES)
+    assert from_csv == read_probes(written(tmp_path, *rows), categories=CATEGORIES)
 
 
 def test_a_conversation_is_sent_whole_and_stored_as_its_routing_text(tmp_path: Path) -> None:

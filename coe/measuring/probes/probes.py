@@ -129,7 +129,7 @@ class _Row(BaseModel, strict=True):
         NonBlank | None, BeforeValidator(lambda given: f"{given}" if type(given) in (int, float) else given)
     ] = None
     tests: NonBlank | None = None
-    tolerance: float = Field(default=checkers.TOLERANCE, ge=0, lt=1)
+    tolerance: float = Field(default=checkers.TOLERANCE, ge=0, lt=1, strict=False)  # text in CSV
     constraints: dict[str, Any] | None = None
     difficulty: Difficulty | Literal[""] = ""
 
