@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from coe.cli.common import Config, Json, declaration_for, print_result, table
-from coe.foreground import progress_bar
-from coe.measuring.passage_gain import GAINS_FILE
-from coe.measuring.probes.probes import DIFFICULTIES, SHIPPED, Probe, default_probes, own_file, read_probes
+from coe.measuring.probes.probes import SHIPPED, Probe, default_probes, own_file, read_probes
 from coe.measuring.sandbox import installed
-from coe.measuring.scoring import Report, Scoring, open_journal, probes_with_passages, run_scoring
+from coe.measuring.scoring import Scoring, open_journal, probes_with_passages, run_scoring
 from coe.measuring.tables import require_parquet
 from coe.registry import ExpertSpec, RecipeSpec, Registry
 from coe.terminal import print_error
@@ -79,7 +75,7 @@ def score(
     scoring = Scoring(registry, read, passages, experts, judging, concurrency, recipes)
     with open_journal(out) as journal:
         benchmark = probes.stem if probes else SHIPPED
-        report = run_scoring(scoring, settings, journal, out, benchmark=benchmark, progress=_progress)
+        report = run_scoring(scoring, settings, journal, out, benchmark=benchmark)
     print_result(report, _lines(report), json=json)
     if report["missing"]:
         raise typer.Exit(1)
@@ -130,27 +126,17 @@ def _scored_recipe(registry: Registry, name: str) -> RecipeSpec:
     return found
 
 
-@contextmanager
-def _progress(missing: Mapping[str, int]) -> Iterator[tuple[Report, Report]]:
-    """Yield a function that counts an answer of an expert in a progress bar, and one that prints a line."""
-    total, done = max(1, sum(missing.values())), itertools.count(1)
-    with progress_bar("scoring") as show:
-        yield (lambda name: show(name, next(done) / total) if show else None), print_error
-
-
 def _lines(report: Mapping[str, Any]) -> Iterator[str]:
     experts = report["experts"]
-    levels = [one for one in DIFFICULTIES if any(one in column["difficulties"] for column in experts.values())]
 
     def digits(value: float | None, count: int = 3) -> str | None:
         return None if value is None else f"{value:.{count}f}"
 
     yield table(
-        ("expert", *(f">{one}" for one in ("scored", "missing", "mean", *levels, "p50 ms", "tokens out", "cut"))),
+        ("expert", *(f">{one}" for one in ("scored", "missing", "mean", "p50 ms", "tokens out", "cut"))),
         [
             (
                 *(name, column["scored"], column["missing"], digits(column["mean"])),
-                *(digits(column["difficulties"].get(one, {}).get("mean")) for one in levels),
                 *(digits(column["latency_ms_p50"], 0), column["output_tokens"], column["cut"]),
             )
             for name, column in experts.items()
@@ -160,10 +146,6 @@ def _lines(report: Mapping[str, Any]) -> Iterator[str]:
         if column["missing"]:
             errors = ", ".join(f"{count} x {code}" for code, count in column["errors"].items()) or "not requested yet"
             yield f"{name}: {column['missing']} scores are missing ({errors}): {column['first_error'] or 'run again'}"
-    for name, means in report.get("retrieval", {}).items():
-        yield f"{name}: {means['without']:.3f} without passages, {means['with']:.3f} with; pairs in {GAINS_FILE}"
-    for name, counts in report.get("grades", {}).items():
-        yield f"{name}: {counts['graded']} grades, {counts['ungraded']} without one, {counts['missing']} missing"
     state = "run again to fill gaps" if report["missing"] else "complete"
     if report["stopped"]:
         state = "stopped; run again to continue"

@@ -21,8 +21,6 @@ _HEADERS = {"x-coe-retrieval": "off", "x-coe-purpose": "score", "x-coe-cache": "
 _ANSWERED = ("answered", "unreadable", "unverified")
 _FINAL = ("rejected", "unsupported")
 """Outcomes of a member that a retry cannot change."""
-CUT_REASON = "length"
-"""The `finish_reason` of an answer that ran out of tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +43,6 @@ class ProbeAnswer:
     latency_ms: float
     finish_reason: str | None
     calls: tuple[RecipeCall, ...] = ()
-
-    @property
-    def cut(self) -> bool:
-        """True if the answer ran out of tokens."""
-        return self.finish_reason == CUT_REASON
 
 
 async def request_answer(

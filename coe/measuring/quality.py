@@ -1,4 +1,4 @@
-"""Reads and writes quality data in a folder: prompts, each model's scores and uses on them, and the models' sizes.
+"""Reads quality data in a folder: prompts, each model's scores and uses on them, and the models' sizes.
 
 `coe score` writes prompts.parquet, scores.parquet and models.csv. Reading takes parquet, JSON Lines or
 CSV, and keeps the prompts that all models of the pool have a score on.
@@ -6,9 +6,7 @@ CSV, and keeps the prompts that all models of the pool have a score on.
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,12 +16,9 @@ import numpy as np
 import orjson
 from numpy.typing import ArrayLike, NDArray
 
-from coe.artifacts.atomic_files import replace_file
 from coe.errors import DataError
-from coe.measuring.probes.probes import Probe
-from coe.measuring.tables import Table, find_table, needed_table, optional_table, read_table, write_parquet
+from coe.measuring.tables import Table, find_table, needed_table, optional_table, read_table
 from coe.planning import MEASURES
-from coe.registry import ExpertSpec
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -219,27 +214,3 @@ def _matrix(
     np.add.at(total, tuple(places), values[rows])
     np.add.at(count, tuple(places), 1)
     return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
-
-
-Score = tuple[str, str, float]
-"""Prompt id, expert, score in [0, 1]."""
-
-
-def write_quality(
-    folder: Path, *, benchmark: str, probes: Sequence[Probe], scores: Iterable[Score], experts: Sequence[ExpertSpec]
-) -> None:
-    """Write the three files. `benchmark` names the probe set in each; missing scores have no row."""
-    columns = dict.fromkeys(("benchmark", "prompt_id", "prompt", "category"), "string")
-    prompts = (
-        {"benchmark": benchmark, "prompt_id": one.prompt_id, "prompt": one.prompt, "category": one.category}
-        for one in probes
-    )
-    write_parquet(folder / "prompts.parquet", columns, prompts)
-    columns = dict.fromkeys(("benchmark", "prompt_id", "model"), "string") | {"score": "float32"}
-    cells = ({"benchmark": benchmark, "prompt_id": one, "model": name, "score": score} for one, name, score in scores)
-    write_parquet(folder / "scores.parquet", columns, cells)
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(("benchmark", "model", "active_b"))
-    table.writerows((benchmark, one.name, one.active_parameters_b or "") for one in experts)
-    replace_file(folder / "models.csv", text.getvalue().encode())

@@ -1,13 +1,15 @@
-"""Reads and writes recorded calls next to the scores: answers of experts, calls of recipes, and grades of judges.
+"""Writes quality data, and reads its recorded calls: answers of experts, calls of recipes, and grades of judges.
 
-`coe score` writes a parquet file for each, and `coe plan` prices and fits recipes on them at the declared prices.
+`coe score` writes a parquet file for each table, and `coe plan` prices and fits recipes at the declared prices.
 Public data may have answers with output_chars in place of output_tokens. Answers are equal when their normalized forms
 are equal: such as numbers by value.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import csv
+import io
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from coe.artifacts.atomic_files import replace_file
 from coe.errors import DataError
 from coe.measuring.quality import Quality, column_means, filled
 from coe.measuring.tables import optional_table, write_parquet
@@ -23,13 +26,15 @@ from coe.recipes.agreement import answer_classes
 from coe.recipes.final_answers.answers import final_answer
 from coe.recipes.final_answers.wording import MAX_READ_CHARACTERS, MAX_SHORT_WORDS
 from coe.recipes.judge import MAX_GRADE
-from coe.registry import ArmSpec
+from coe.registry import ArmSpec, ExpertSpec
 
 CHARACTERS_PER_TOKEN = 4.0
 """Converts `output_chars` into tokens."""
-ANSWERS, CALLS, GRADES = "answers", "recipe_calls", "grades"
+PROMPTS, SCORES, ANSWERS, CALLS, GRADES = "prompts", "scores", "answers", "recipe_calls", "grades"
 _USES = {"input_tokens": "int64", "output_tokens": "int64", "latency_ms": "float64", "cost": "float64"}
 _COLUMNS: Mapping[str, Mapping[str, str]] = {
+    PROMPTS: dict.fromkeys(("benchmark", "prompt_id", "prompt", "category"), "string"),
+    SCORES: dict.fromkeys(("benchmark", "prompt_id", "model"), "string") | {"score": "float32"},
     ANSWERS: dict.fromkeys(("benchmark", "prompt_id", "model", "answer"), "string") | {"output_chars": "int64"} | _USES,
     CALLS: dict.fromkeys(("benchmark", "prompt_id", "arm", "writing", "member"), "string")
     | {"score": "float32", "step": "int64"}
@@ -38,16 +43,25 @@ _COLUMNS: Mapping[str, Mapping[str, str]] = {
 }
 
 
-def write_calls(folder: Path, name: str, rows: Iterable[Mapping[str, Any]], *, benchmark: str) -> None:
-    """Write the table ANSWERS, CALLS or GRADES, `cost` in US dollars; without rows, remove it.
+def write_table(folder: Path, name: str, rows: Sequence[Mapping[str, Any]], *, benchmark: str) -> None:
+    """Write a table, `cost` in US dollars; without rows, remove it unless it is one of PROMPTS or SCORES.
 
     `benchmark` names the probe set.
     """
-    path, full = folder / f"{name}.parquet", [{"benchmark": benchmark, **row} for row in rows]
-    if full:
-        write_parquet(path, _COLUMNS[name], full)
+    path = folder / f"{name}.parquet"
+    if rows or name in (PROMPTS, SCORES):
+        write_parquet(path, _COLUMNS[name], ({"benchmark": benchmark, **row} for row in rows))
     else:
         path.unlink(missing_ok=True)
+
+
+def write_sizes(folder: Path, experts: Sequence[ExpertSpec], *, benchmark: str) -> None:
+    """Write models.csv: the active parameters of the experts in billions, empty where they are not declared."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(("benchmark", "model", "active_b"))
+    table.writerows((benchmark, one.name, one.active_parameters_b or "") for one in experts)
+    replace_file(folder / "models.csv", text.getvalue().encode())
 
 
 # ------------------------------------------------------------------------------------------------------------- answers

@@ -7,12 +7,11 @@ the next run. The journal has one JSON line per probe and expert, so that a stop
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any
 
 import orjson
@@ -20,8 +19,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from coe.core import Expert
 from coe.errors import DataError, ExpertError, ExpertInvalidResponse, InvalidRequest, RequestError
+from coe.file_lock import file_lock
 from coe.measuring import checkers
-from coe.measuring.answers import CUT_REASON, RetryLimits, request_answer
+from coe.measuring.answers import RetryLimits, request_answer
 from coe.measuring.probes.constraints import meets
 from coe.measuring.probes.probes import Probe
 from coe.measuring.sandbox import Sandbox
@@ -62,7 +62,7 @@ class Cell:
     @property
     def cut(self) -> bool:
         """True if the answer ran out of tokens."""
-        return self.finish_reason == CUT_REASON
+        return self.finish_reason == "length"
 
 
 _CELL = TypeAdapter(Cell)
@@ -79,24 +79,19 @@ class Journal:
         self.scored: dict[str, Cell] = {}
         self.failed: dict[str, Cell] = {}
         self._file: IO[bytes] | None = None
+        self._open = ExitStack()
 
     def __enter__(self) -> Journal:
-        self._file = self._path.open("ab")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        held = f"{self._path}: another run is writing here; wait for its end, or choose another folder"
+        with ExitStack() as stack:
+            stack.enter_context(file_lock(self._path.with_suffix(".lock"), held=lambda _: DataError(held)))
+            self._file = stack.enter_context(self._path.open("ab"))
             self._file.truncate(self._read())
-        except BlockingIOError:
-            self._file.close()
-            message = f"{self._path}: another run is writing here; wait for its end, or choose another folder"
-            raise DataError(message) from None
-        except BaseException:
-            self._file.close()
-            raise
+            self._open = stack.pop_all()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if self._file:
-            self._file.close()
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
 
     def append(self, cell: Cell) -> None:
         """Add a cell and flush it, so that it survives the end of this process."""
@@ -261,13 +256,16 @@ async def _score(probe: Probe, expert: Expert, blank: Cell, run: ScoringRun) -> 
         latency_ms=answer.latency_ms,
         output_chars=len(answer.text),
         finish_reason=answer.finish_reason,
-        answer=None if answer.cut else final_answer(answer.text),
         calls=answer.calls,
-        text=cut(without_reasoning(answer.text), MAX_GRADED_CHARACTERS) if expert.name in run.kept else None,
     )
     if probe.checker == "grade":
-        grade = None if answer.cut else grade_in(answer.text)
+        grade = None if cell.cut else grade_in(answer.text)
         return replace(cell, answer=grade, score=0.0 if grade is None else int(grade) / MAX_GRADE)
+    cell = replace(
+        cell,
+        answer=None if cell.cut else final_answer(answer.text),
+        text=cut(without_reasoning(answer.text), MAX_GRADED_CHARACTERS) if expert.name in run.kept else None,
+    )
     if probe.checker == "code":
         assert probe.tests is not None
         verdict = await run.sandbox.run(program_of(answer.text), probe.tests)

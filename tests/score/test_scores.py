@@ -262,9 +262,9 @@ def test_the_report_counts_scores_gaps_and_reasons(tmp_path: Path) -> None:
         journal.append(Cell(one, "x", name, score=1.0, output_tokens=5, latency_ms=10.0, finish_reason="length"))
         journal.append(Cell(two, "y", name, score=0.5, latency_ms=20.0))
         journal.append(Cell(three, "z", name, code="expert_timeout", error="too slow"))
-        report = score_report(scoring, journal, reused={name: 1})
+        report = score_report(scoring, journal)
     column = report["experts"][name]
-    assert (report["missing"], column["scored"], column["missing"], column["reused"]) == (1, 2, 1, 1)
+    assert (report["missing"], column["scored"], column["missing"]) == (1, 2, 1)
     assert column["categories"] == {"code": {"n": 1, "mean": 0.5}, "general": {"n": 1, "mean": 1.0}}
     assert (column["mean"], column["latency_ms_p50"], column["output_tokens"], column["cut"]) == (0.75, 15.0, 5, 1)
     assert (column["errors"], column["first_error"]) == ({"expert_timeout": 1}, "too slow")
