@@ -35,14 +35,13 @@ def benchmark(
 ) -> None:
     """Train and plan on one part of the data and route the other as in service, on five random 70/30 splits."""
     import routers
-    from coe.measuring.benchmark.benchmark import benchmark as run
+    from coe.measuring.benchmark import benchmark as run
     from coe.measuring.quality import read_quality
     from coe.measuring.recorded_answers import read_answers
-    from routers.examples import normalize_prompt as prepare
 
     data = read_quality(folder, benchmark=name, max_active_b=max_active_b)
-    if data.note:
-        print_error(f"note: {data.note}")
+    if data.left_out:
+        print_error(f"note: {data.left_out} prompts are left out, since not every expert has a score there")
     recorded = read_answers(folder, data) if recipes else None
     if recipes and recorded is None:
         raise DataError(f"{folder}: --recipes needs a table of answers (answers.parquet, .jsonl or .csv)")
@@ -59,7 +58,6 @@ def benchmark(
         report = run(
             data,
             train_router=train,
-            prepare=prepare,
             encoder=exported,
             work=work,
             recorded=recorded,

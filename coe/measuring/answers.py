@@ -25,12 +25,11 @@ _FINAL = ("rejected", "unsupported")
 
 @dataclass(frozen=True, slots=True)
 class RetryLimits:
-    """Timeout of a whole answer and number of attempts; the pause between attempts doubles up to its maximum."""
+    """Timeout of a whole answer, number of attempts, and the first pause between them, which doubles."""
 
     answer_seconds: float = 600.0
     attempts: int = 4
     pause_seconds: float = 0.5
-    max_pause_seconds: float = 8.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +59,7 @@ async def request_answer(
         except ExpertError as error:
             if not error.retryable or attempt == limits.attempts:
                 raise
-        await asyncio.sleep(min(limits.pause_seconds * 2 ** (attempt - 1), limits.max_pause_seconds))
+        await asyncio.sleep(limits.pause_seconds * 2 ** (attempt - 1))
     raise AssertionError("RetryLimits allow at least one attempt")
 
 

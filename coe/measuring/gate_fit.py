@@ -232,23 +232,21 @@ def gate_report(examples: GateExamples, price: RetrievalPrice) -> dict[str, Any]
     is_open = np.zeros(examples.delta.shape, dtype=bool)
     for rows, gate in cross_fitted_gates(examples):
         is_open[rows] = gate_decisions(gate, examples.part(rows), price)
-    experts = {name: _policies(examples, is_open, [column]) for column, name in enumerate(examples.experts)}
-    everyone = list(range(len(examples.experts)))
-    return {"questions": len(examples), "all": _policies(examples, is_open, everyone), "experts": experts}
-
-
-def _policies(examples: GateExamples, is_open: NDArray[np.bool_], columns: list[int]) -> dict[str, float]:
-    known = np.isfinite(examples.delta[:, columns])
-    without, with_ = examples.without[:, columns][known], examples.with_[:, columns][known]
-    tokens = np.broadcast_to(examples.tokens[:, None], known.shape)[known]
-    chosen = is_open[:, columns][known]
-    always, paid = float(tokens.sum()), float(tokens[chosen].sum())
-    return {
-        "never": float(without.mean()),
-        "always": float(with_.mean()),
-        "gated": float(np.where(chosen, with_, without).mean()),
-        "opened": float(chosen.mean()),
-        "tokens_always": always / len(tokens),
-        "tokens_gated": paid / len(tokens),
-        "saved": 1 - paid / always if always else 0.0,
+    delta, tokens = examples.delta, np.broadcast_to(examples.tokens[:, None], is_open.shape)
+    policies = {
+        "never": examples.without,
+        "always": examples.with_,
+        "gated": np.where(is_open, examples.with_, examples.without),
+        "opened": is_open,
+        "tokens_always": tokens,
+        "tokens_gated": np.where(is_open, tokens, 0.0),
     }
+
+    def means(columns: Any) -> dict[str, float]:
+        known = np.isfinite(delta[:, columns])
+        found = {name: float(values[:, columns][known].mean()) for name, values in policies.items()}
+        always = found["tokens_always"]
+        return found | {"saved": 1 - found["tokens_gated"] / always if always else 0.0}
+
+    experts = {name: means([column]) for column, name in enumerate(examples.experts)}
+    return {"questions": len(examples), "all": means(slice(None)), "experts": experts}

@@ -1,14 +1,14 @@
 """Reads quality data in a folder: prompts, each model's scores and uses on them, and the models' sizes.
 
-`coe score` writes prompts.parquet, scores.parquet and models.csv. Reading takes parquet, JSON Lines or
-CSV, and keeps the prompts that all models of the pool have a score on.
+The tables are those of `coe score` or others, in parquet, JSON Lines or CSV. The prompts that all models of the pool
+have a score on are kept.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import orjson
 from numpy.typing import ArrayLike, NDArray
 
 from coe.errors import DataError
-from coe.measuring.tables import Table, find_table, needed_table, optional_table, read_table
+from coe.measuring.tables import Table, needed_table, optional_table
 from coe.planning import MEASURES
 
 
@@ -45,16 +45,6 @@ class Quality:
     prompt_ids: tuple[str, ...] = ()
     uses: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
 
-    @property
-    def note(self) -> str:
-        """The left-out prompts in a sentence; empty without any."""
-        why = "since not every expert has a score there"
-        return f"{self.left_out} prompts are left out, {why}" if self.left_out else ""
-
-    def cells(self, table: Table) -> NDArray[np.int64]:
-        """The row, prompt and model, by index, of each row of a table that belongs to both, shape (3, n_rows)."""
-        return _cells(table, self.prompt_ids, self.models)
-
     def grid(self, rows: Sequence[int], models: Sequence[str]) -> tuple[NDArray[np.int64], ...]:
         """The index of some prompts and models in arrays of the shape of `scores`."""
         return np.ix_(rows, [self.models.index(name) for name in models])
@@ -68,14 +58,6 @@ class Quality:
     def digest(self) -> str:
         """SHA-256 of the prompts in order."""
         return hashlib.sha256(orjson.dumps(self.prompts)).hexdigest()
-
-
-def _cells(table: Table, prompt_ids: Iterable[str], models: Sequence[str]) -> NDArray[np.int64]:
-    number = {prompt_id: row for row, prompt_id in enumerate(prompt_ids)}
-    column = {model: index for index, model in enumerate(models)}
-    names = zip(table.texts("prompt_id"), table.texts("model"), strict=True)
-    cells = [(row, number[p], column[m]) for row, (p, m) in enumerate(names) if p in number and m in column]
-    return np.array(cells, dtype=np.int64).reshape(-1, 3).T
 
 
 def column_means(values: NDArray[np.float64], otherwise: ArrayLike) -> NDArray[np.float64]:
@@ -110,12 +92,11 @@ def read_quality(
     prompts = needed_table(folder, "prompts", needed=("prompt_id", "prompt"))
     scores = needed_table(folder, "scores", needed=("prompt_id", "model", "score"))
     name = _benchmark(prompts, benchmark)
-    if several := "benchmark" in prompts.columns:
-        prompts, scores = prompts.where("benchmark", name), scores.where("benchmark", name)
+    prompts, scores = prompts.where("benchmark", name), scores.where("benchmark", name)
     ids = prompts.texts("prompt_id")
     if twice := [one for one, times in Counter(ids).items() if times > 1]:
         raise DataError(f"{prompts.path}: {len(twice)} prompt_id occur more than once, {twice[0]!r} for one")
-    active_b = _sizes(folder, name if several else None)
+    active_b = _sizes(folder, name)
     pool = _pool(folder, scores, only, active_b, max_active_b)
     matrix = _matrix(scores, "score", ids, pool, most=1.0)
     if not np.isfinite(matrix).any():
@@ -158,17 +139,13 @@ def _benchmark(prompts: Table, wanted: str | None) -> str:
     raise DataError(f"{prompts.path}: {found}; choose one of {', '.join(names)}")
 
 
-def _sizes(folder: Path, benchmark: str | None) -> dict[str, float]:
-    """Active parameters in billions of the models of known size; of all rows where no benchmark is given."""
-    if (path := find_table(folder, "models")) is None:
+def _sizes(folder: Path, benchmark: str) -> dict[str, float]:
+    """Active parameters in billions of the models of known size."""
+    table = optional_table(folder, "models", needed=("model", "active_b"), benchmark=benchmark)
+    if table is None:
         return {}
-    table = read_table(path, needed=("model", "active_b"))
-    if benchmark is not None:
-        table = table.where("benchmark", benchmark)
-    found = list(zip(table.texts("model"), table.numbers("active_b"), strict=True))
-    if wrong := [f"{size:g} of {model}" for model, size in found if size < 0]:
-        raise DataError(f"{path}: active_b is {wrong[0]}, and must not be below 0; leave it empty where it is unknown")
-    return {model: size for model, size in found if np.isfinite(size)}
+    sizes = zip(table.texts("model"), table.numbers("active_b"), strict=True)
+    return {model: size for model, size in sizes if np.isfinite(size)}
 
 
 def _pool(
@@ -189,7 +166,7 @@ def _pool(
     if max_active_b is not None:
         models = [model for model in named if active_b.get(model, np.inf) <= max_active_b]
         if not active_b:
-            raise DataError(f"{folder}: no model's size is known; add models.csv with the columns model, active_b")
+            raise DataError(f"{folder}: no model's size is known; add a table models with the columns model, active_b")
     if len(models) < 2:
         raise DataError(f"{scores.path}: {len(models)} model(s) left of {len(named)}; routing needs two")
     return models
@@ -208,7 +185,7 @@ def _matrix(
             f"{scores.path}: {outside.size} {'scores' if name == 'score' else name} are {limits}, {values[first]:g} of "
             f"{scores.texts('model')[first]} on prompt {scores.texts('prompt_id')[first]} for one; {remedy}"
         )
-    cells = _cells(scores, ids, models)
+    cells = scores.cells(ids, models)
     rows, *places = cells[:, np.isfinite(values[cells[0]])]
     total, count = np.zeros((2, len(ids), len(models)))
     np.add.at(total, tuple(places), values[rows])

@@ -27,7 +27,7 @@ from coe.foreground import progress_bar
 from coe.measuring.answers import RetryLimits
 from coe.measuring.passage_gain import Gain, ProbeWithPassages, add_passages, write_gains
 from coe.measuring.probes.probes import Probe
-from coe.measuring.recorded_answers import ANSWERS, CALLS, GRADES, PROMPTS, SCORES, write_sizes, write_table
+from coe.measuring.recorded_answers import ANSWERS, CALLS, GRADES
 from coe.measuring.sandbox import Sandbox
 from coe.measuring.scoring_run import (
     Cell,
@@ -39,7 +39,7 @@ from coe.measuring.scoring_run import (
     recipe_keys,
     score_columns,
 )
-from coe.measuring.tables import find_table
+from coe.measuring.tables import find_table, write_parquet
 from coe.registry import ExpertSpec, RecipeSpec, Registry
 from coe.settings import Endpoint, Settings
 from coe.terminal import print_error
@@ -131,19 +131,15 @@ class Scoring:
         found: list[Gain] = []
         for name, keys in self.passage_keys.items():
             for one, without, with_ in zip(self.with_passages, self.keys[name], keys, strict=True):
-                scores = [cell.score for key in (without, with_) if (cell := journal.scored.get(key)) is not None]
-                if len(scores) == 2 and scores[0] is not None and scores[1] is not None:
-                    found.append((one, name, scores[0], scores[1]))
+                if without in journal.scored and with_ in journal.scored:
+                    found.append((one, name, journal.scored[without].score, journal.scored[with_].score))
         return found
 
 
 def open_journal(folder: Path) -> Journal:
     """The journal in a folder. Raises DataError for a folder with other quality data, which a run would replace."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be the folder for the quality data: {error.strerror}") from None
-    tables = (find_table(folder, name) for name in (PROMPTS, SCORES, "models", ANSWERS, CALLS, GRADES))
+    folder.mkdir(parents=True, exist_ok=True)
+    tables = (find_table(folder, name) for name in ("prompts", "scores", "models", ANSWERS, CALLS, GRADES))
     if any(tables) and not (folder / JOURNAL_FILE).exists():
         raise DataError(f"{folder}: holds quality data that `coe score` did not write; choose another folder for --out")
     return Journal(folder / JOURNAL_FILE)
@@ -247,7 +243,8 @@ async def called_experts(
 
 def write_tables(scoring: Scoring, journal: Journal, out: Path, *, benchmark: str) -> None:
     """Write all scores and answers that the journal has for these probes, those of experts outside this run too."""
-    registry, tables = scoring.registry, {name: list[dict[str, Any]]() for name in (SCORES, ANSWERS, CALLS)}
+    registry = scoring.registry
+    scores, answers, calls = (list[dict[str, Any]]() for _ in range(3))
     writing = {recipe.name: recipe.writing_digest for recipe in registry.declared_recipes if recipe.writes}
 
     def use(expert: str, given: int | None, written: int | None, latency: float | None) -> dict[str, Any]:
@@ -259,13 +256,13 @@ def write_tables(scoring: Scoring, journal: Journal, out: Path, *, benchmark: st
             continue
         row: dict[str, Any] = {"prompt_id": probe.prompt_id, "model": name}
         if name not in writing:
-            tables[SCORES].append(row | {"score": cell.score})
+            scores.append(row | {"score": cell.score})
             answer = {"answer": cell.answer, "output_chars": cell.output_chars}
-            tables[ANSWERS].append(row | answer | use(name, cell.input_tokens, cell.output_tokens, cell.latency_ms))
+            answers.append(row | answer | use(name, cell.input_tokens, cell.output_tokens, cell.latency_ms))
         for call in cell.calls:
             arm = {"prompt_id": probe.prompt_id, "arm": name, "writing": writing[name], "score": cell.score}
             used = use(call.expert, call.input_tokens, call.output_tokens, call.ms)
-            tables[CALLS].append(arm | {"step": call.step, "member": call.expert} | used)
+            calls.append(arm | {"step": call.step, "member": call.expert} | used)
     grades = {}
     for recipe in registry.declared_recipes:
         for prompt_id, name, asked in scoring.gradings(recipe, journal):
@@ -276,10 +273,12 @@ def write_tables(scoring: Scoring, journal: Journal, out: Path, *, benchmark: st
                 used = use(recipe.judge, graded.input_tokens, graded.output_tokens, graded.latency_ms)
                 grades[prompt_id, name, recipe.judge] = row | used
     prompts = [{"prompt_id": one.prompt_id, "prompt": one.prompt, "category": one.category} for one in scoring.probes]
-    for table, rows in {PROMPTS: prompts, **tables, GRADES: list(grades.values())}.items():
-        write_table(out, table, rows, benchmark=benchmark)
-    scored = {row["model"] for row in tables[SCORES]}
-    write_sizes(out, [spec for spec in registry.experts if spec.name in scored], benchmark=benchmark)
+    sizes = {spec.name: spec.active_parameters_b for spec in registry.experts}
+    models = [{"model": name, "active_b": sizes[name]} for name in dict.fromkeys(row["model"] for row in scores)]
+    tables = {"prompts": prompts, "scores": scores, "models": models}
+    tables |= {ANSWERS: answers, CALLS: calls, GRADES: list(grades.values())}
+    for table, rows in tables.items():
+        write_parquet(out / f"{table}.parquet", [{"benchmark": benchmark, **row} for row in rows])
     if scoring.with_passages:
         write_gains(out, scoring.gains(journal))
 

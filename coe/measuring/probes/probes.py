@@ -148,7 +148,13 @@ class _Row(BaseModel, strict=True):
         if self.checker == "constraints":
             return problem_in(self.constraints)
         if self.checker == "code":
-            return _problem_in_tests(self.tests)
+            if self.tests is None:
+                return "checker 'code' needs `tests`: Python asserts to run after the answer's code"
+            try:
+                ast.parse(self.tests)
+            except (SyntaxError, RecursionError, MemoryError) as error:
+                return f"`tests` are not Python: {error}"
+            return None
         if self.checker == "judge":
             return None
         if self.reference is None:
@@ -207,19 +213,6 @@ def _text(messages: tuple[dict[str, Any], ...]) -> str:
     turns = tuple(Message(turn["role"], turn["content"]) for turn in messages)
     length = sum(len(turn.text) for turn in turns)
     return routing_text(Chat("auto", turns, stream=False, needs=frozenset(), characters=length, fields={}))
-
-
-def _problem_in_tests(tests: str | None) -> str | None:
-    if tests is None:
-        return "checker 'code' needs `tests`: Python asserts to run after the answer's code"
-    try:
-        tree = ast.parse(tests)
-    except SyntaxError as error:
-        return f"`tests` are not Python: {error.msg} (line {error.lineno} of the tests)"
-    except (RecursionError, MemoryError):
-        return "`tests` are nested too deeply"
-    checks = any(isinstance(node, (ast.Assert, ast.Call, ast.Raise)) for node in ast.walk(tree))
-    return None if checks else "`tests` check nothing; write asserts"
 
 
 def _digest(value: Any) -> str:

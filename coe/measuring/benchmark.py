@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,17 @@ from numpy.typing import NDArray
 
 from coe.core import FAST_UNCERTAIN, GENERAL, Encoder, Prediction, Router
 from coe.errors import DataError
-from coe.measuring.benchmark.report import SplitResult, benchmark_report, trace
 from coe.measuring.quality import Quality
 from coe.measuring.recorded_answers import RecordedAnswers
 from coe.planning import Assignment, Problem, apply_residual, expected_utility, residual_gain, solve
+from coe.planning.paired_scores import clustered_mean, paired_difference
 from coe.planning.residual import Residual
 from coe.planning.score_table import fit_pseudo_count, tabulate_prompts
 from coe.recipes.fitting.answers import Answers
-from coe.recipes.fitting.benchmark import compare, recipe_report
+from coe.recipes.fitting.benchmark import SplitComparison, compare, recipe_report
 from coe.routing.classifier import MIN_RESIDUAL_GAIN
 from coe.routing.request_text import prompt_text
+from routers.examples import normalize_prompt
 
 Floats = NDArray[np.floating]
 KNN_GRID = (5, 10, 20, 50, 100, 200)
@@ -68,8 +69,6 @@ MIN_TRAINING_PROMPTS = 8
 
 TrainRouter = Callable[[Sequence[tuple[str, str]], Path], Router]
 """Maps (prompt, category) pairs and an empty folder to a router as it is served."""
-PrepareText = Callable[[str], str]
-"""Returns the part of a prompt that a router is trained on, may be empty; prompts with equal parts are one."""
 Progress = Callable[[str, float], None]
 
 
@@ -77,7 +76,6 @@ def benchmark(
     data: Quality,
     *,
     train_router: TrainRouter,
-    prepare: PrepareText,
     encoder: Encoder,
     work: Path,
     seeds: Sequence[int] = SEEDS,
@@ -88,12 +86,12 @@ def benchmark(
 
     Routers are trained into folders of `work`. Returns a JSON-able report. It has each method's mean with its standard
     error, and its paired differences from the best single model and from CoE. Of CoE it also has the closed share of
-    the gap between best single model and oracle, and the frontier. With the `recorded` answers it also compares single
-    experts with recipes (`coe.recipes.fitting.benchmark`). Sizes and frontier are null or empty where a model's size is
-    not known. Raises DataError when the data cannot be split, or has fewer than two categories.
+    the gap between best single model and oracle. With the `recorded` answers it also compares single experts with
+    recipes (`coe.recipes.fitting.benchmark`). Sizes are null where a model's size is not known. Raises DataError when
+    the data cannot be split, or has fewer than two categories.
     """
     report = progress or (lambda stage, share: None)
-    texts, splits = [prepare(prompt) for prompt in data.prompts], []
+    texts, splits = [normalize_prompt(prompt) for prompt in data.prompts], []
     if len(set(texts) - {""}) < 2 * MIN_TRAINING_PROMPTS:
         raise DataError(f"{data.benchmark}: fewer than {2 * MIN_TRAINING_PROMPTS} different prompts; score more")
     report("embed", 0.0)
@@ -102,7 +100,7 @@ def benchmark(
         report(f"split {number + 1} of {len(seeds)}", number / len(seeds))
         rows = np.random.default_rng(seed).permutation(len(data.prompts))
         parts = np.split(rows, [round(TRAIN_SHARE * len(rows))])
-        folder = work / f"router-{data.digest[:16]}-{seed}"
+        folder = work / f"router-{number}"
         folder.mkdir(parents=True, exist_ok=True)
         trained = _train(data, texts, parts[0], train_router, folder)
         splits.append(_run_split(data, embeddings, recorded, parts, trained, encoder=encoder, seed=seed))
@@ -110,6 +108,23 @@ def benchmark(
     found = benchmark_report(data, splits, seeds)
     compared = [split.recipes for split in splits if split.recipes is not None]
     return found | ({"recipes": recipe_report(compared, [split.prompts for split in splits])} if compared else {})
+
+
+@dataclass(frozen=True, slots=True)
+class SplitResult:
+    """The result of one seed.
+
+    `prompts` (n_held_out,) are the indices of the held-out prompts, and `score` has each method's scores on them, of
+    the same shape. `size` is each method's mean active parameters in billions. `residual` tells whether one is used.
+    `encoded` are the shares of prompts that the encoder reads, with the residual and without.
+    """
+
+    prompts: NDArray[np.int64]
+    score: dict[str, NDArray[np.float64]]
+    size: dict[str, float]
+    residual: bool
+    encoded: tuple[float, float]
+    recipes: SplitComparison | None = None
 
 
 def _run_split(
@@ -151,7 +166,6 @@ def _run_split(
         prompts=test,
         score={"random": scores.mean(axis=1)} | {name: scores[everyone, chosen] for name, chosen in choice.items()},
         size={"random": float(data.active_b.mean())} | {n: float(data.active_b[c].mean()) for n, c in choice.items()},
-        frontier=trace(value["coe"], scores, data.active_b) if np.isfinite(data.active_b).all() else None,
         residual=assignment.residual is not None,
         encoded=(encoded, encoded_without),
         recipes=recipes,
@@ -240,20 +254,11 @@ def _merge_rare_labels(texts: Sequence[str], labels: Sequence[str], coarse: Sequ
     rare."""
     found, general = list(labels), [GENERAL] * len(labels)
     for wider in ([name or GENERAL for name in coarse] or general, general, [""] * len(labels)):
-        count = _distinct_prompts(texts, found)
+        count = Counter(label for _, label in {pair for pair in zip(texts, found, strict=True) if pair[0]})
         found = [
             label if count[label] >= MIN_TRAINING_PROMPTS else other for label, other in zip(found, wider, strict=True)
         ]
     return found
-
-
-def _distinct_prompts(texts: Sequence[str], labels: Sequence[str]) -> Counter[str]:
-    """The number of distinct prompts of each label; a prompt with two labels counts for neither."""
-    known: dict[str, set[str]] = {}
-    for text, label in zip(texts, labels, strict=True):
-        if text:
-            known.setdefault(text, set()).add(label)
-    return Counter(label for found in known.values() if len(found) == 1 for label in found)
 
 
 def _bounds(data: Quality, train: NDArray[np.int64], test: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
@@ -270,4 +275,51 @@ def _bounds(data: Quality, train: NDArray[np.int64], test: NDArray[np.int64]) ->
         "best_single": np.full(len(test), int(data.scores[train].mean(axis=0).argmax())),
         "class_map_on_test": total.argmax(axis=1)[rows],
         "oracle": smallest_first[scores[:, smallest_first].argmax(axis=1)],
+    }
+
+
+METHODS = ("random", "best_single", "knn", "ridge", "coe_hard", "coe_categories", "coe", "class_map_on_test", "oracle")
+"""`coe` is what is served. `coe_categories` is the same without the residual, `coe_hard` by the likeliest category."""
+
+
+def benchmark_report(data: Quality, splits: Sequence[SplitResult], seeds: Sequence[int]) -> dict[str, Any]:
+    """The JSON-able report of the splits by `seeds`, without the comparison of recipes."""
+    methods = {name: _summary(splits, name) for name in METHODS}
+    mean = {name: float(found["mean"] or 0.0) for name, found in methods.items()}
+    gap = mean["oracle"] - mean["best_single"]
+    return {
+        "benchmark": data.benchmark,
+        "categories": len(set(data.categories)),
+        "prompts": len(data.prompts),
+        "left_out": data.left_out,
+        "models": len(data.models),
+        "splits": len(splits),
+        "seeds": list(seeds),
+        "methods": methods,
+        "gap_closed": (mean["coe"] - mean["best_single"]) / gap if gap > 0 else None,
+        "residual": {
+            "used": sum(split.residual for split in splits),
+            "encoded": float(np.mean([split.encoded[0] for split in splits])),
+            "encoded_without": float(np.mean([split.encoded[1] for split in splits])),
+        },
+    }
+
+
+RIVALS = ("best_single", "coe")
+"""Methods that every method is compared with, on the same prompts."""
+
+
+def _summary(splits: Sequence[SplitResult], name: str) -> dict[str, Any]:
+    """Mean, standard error and size of a method, and its paired differences from RIVALS."""
+    prompts, scores = [one.prompts for one in splits], [one.score[name] for one in splits]
+    size, mean = float(np.mean([one.size[name] for one in splits])), clustered_mean(scores, prompts)
+    return {
+        "mean": mean.value,
+        "standard_error": mean.error if np.isfinite(mean.error) else None,
+        "mean_active_b": size if np.isfinite(size) else None,
+        "against": {
+            rival: paired_difference(scores, [one.score[rival] for one in splits], prompts).to_json()
+            for rival in RIVALS
+            if rival != name
+        },
     }
