@@ -7,7 +7,7 @@ on embeddings, tuned on folds; the bounds are the best single model, the best ma
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -132,7 +132,7 @@ def _run_split(
     embeddings: NDArray[np.float32],
     recorded: RecordedAnswers | None,
     parts: Sequence[NDArray[np.int64]],
-    trained: tuple[Router, Assignment, dict[int, int]],
+    trained: tuple[Router, Assignment, NDArray[np.int64], NDArray[np.int64]],
     *,
     encoder: Encoder,
     seed: int,
@@ -141,11 +141,21 @@ def _run_split(
 
     `embeddings` are those of all prompts by the `encoder`.
     """
-    (train, test), (router, assignment, labelled) = parts, trained
+    (train, test), (router, assignment, labelled, labels) = parts, trained
     routed = [prompt_text(data.prompts[i]) for i in test]
     categorized, encoded_without = _served(router, assignment, routed)
     posteriors = np.stack([one.probabilities for one in categorized])
-    assignment = _with_residual(data, assignment, labelled, embeddings, encoder)
+    certain = np.eye(len(assignment.categories))
+    residual = Residual.of(
+        lambda some: (embeddings[labelled[some]], certain[labels[some]]),
+        labels,
+        data.scores[labelled],
+        dimensions=encoder.dimensions,
+        categories=assignment.categories,
+        experts=assignment.experts,
+        prompts=[(str(row), "") for row in labelled],
+    )
+    assignment = replace(assignment, residual=residual.fitted(assignment.price)[0])
     served, encoded = _served(router, assignment, routed)
     vectors = embeddings[:, : encoder.dimensions]
     value = {
@@ -158,8 +168,7 @@ def _run_split(
     scores, everyone = data.scores[test], np.arange(len(test))
     recipes = None
     if recorded is not None:
-        rows, categories = np.array(list(labelled)), np.array(list(labelled.values()))
-        training = _answers(data, recorded, rows, categories, router)
+        training = _answers(data, recorded, labelled, labels, router)
         testing = _answers(data, recorded, test, np.zeros(len(test), dtype=np.int64), router)
         recipes = compare(training, testing, posteriors.astype(np.float64), quality=assignment.quality)
     return SplitResult(
@@ -188,28 +197,6 @@ def _served(router: Router, assignment: Assignment, texts: Sequence[str]) -> tup
     return served, float(np.mean(is_read))
 
 
-def _with_residual(
-    data: Quality,
-    assignment: Assignment,
-    labelled: Mapping[int, int],
-    embeddings: NDArray[np.float32],
-    encoder: Encoder,
-) -> Assignment:
-    """The assignment with the residual of the `labelled` training prompts, whose category is given by index."""
-    rows, labels = np.array(list(labelled)), np.array(list(labelled.values()))
-    certain = np.eye(len(assignment.categories))
-    measured = Residual.of(
-        lambda some: (embeddings[rows[some]], certain[labels[some]]),
-        labels,
-        data.scores[rows],
-        dimensions=encoder.dimensions,
-        categories=assignment.categories,
-        experts=assignment.experts,
-        prompts=[(str(row), "") for row in rows],
-    )
-    return replace(assignment, residual=measured.fitted(assignment.price)[0])
-
-
 def _answers(
     data: Quality, recorded: RecordedAnswers, rows: NDArray[np.int64], labels: NDArray[np.int64], router: Router
 ) -> Answers:
@@ -227,8 +214,8 @@ def _train(
     train: NDArray[np.int64],
     train_router: TrainRouter,
     folder: Path,
-) -> tuple[Router, Assignment, dict[int, int]]:
-    """A router and an assignment for the training part, and the category of each prompt that they were measured on.
+) -> tuple[Router, Assignment, NDArray[np.int64], NDArray[np.int64]]:
+    """A router and an assignment for the training part, the prompts that they were measured on, and their categories.
 
     They are made as by `coe train` and `coe plan`.
     """
@@ -244,9 +231,8 @@ def _train(
     there = [number for number, label in enumerate(labels) if label in router.categories]
     known, scores = [labels[number] for number in there], data.scores[train[there]]
     table = tabulate_prompts(known, data.models, scores, categories=router.categories)
-    hyperparameter = fit_pseudo_count(known, scores)
-    rows = {int(train[number]): router.categories.index(labels[number]) for number in there}
-    return router, solve(Problem.of(table, quality=table.shrunk(pseudo_count=hyperparameter))), rows
+    assignment = solve(Problem.of(table, quality=table.shrunk(pseudo_count=fit_pseudo_count(known, scores))))
+    return router, assignment, train[there], np.array([router.categories.index(label) for label in known])
 
 
 def _merge_rare_labels(texts: Sequence[str], labels: Sequence[str], coarse: Sequence[str]) -> list[str]:
@@ -282,11 +268,30 @@ METHODS = ("random", "best_single", "knn", "ridge", "coe_hard", "coe_categories"
 """`coe` is what is served. `coe_categories` is the same without the residual, `coe_hard` by the likeliest category."""
 
 
+RIVALS = ("best_single", "coe")
+"""Methods that every method is compared with, on the same prompts."""
+
+
 def benchmark_report(data: Quality, splits: Sequence[SplitResult], seeds: Sequence[int]) -> dict[str, Any]:
-    """The JSON-able report of the splits by `seeds`, without the comparison of recipes."""
-    methods = {name: _summary(splits, name) for name in METHODS}
-    mean = {name: float(found["mean"] or 0.0) for name, found in methods.items()}
-    gap = mean["oracle"] - mean["best_single"]
+    """The JSON-able report of the splits by `seeds`, without the comparison of recipes.
+
+    It has the mean, the standard error and the size of each method, and its paired differences from RIVALS.
+    """
+    prompts, methods = [one.prompts for one in splits], dict[str, dict[str, Any]]()
+    for name in METHODS:
+        scores, size = [one.score[name] for one in splits], float(np.mean([one.size[name] for one in splits]))
+        mean = clustered_mean(scores, prompts)
+        methods[name] = {
+            "mean": mean.value,
+            "standard_error": mean.error if np.isfinite(mean.error) else None,
+            "mean_active_b": size if np.isfinite(size) else None,
+            "against": {
+                rival: paired_difference(scores, [one.score[rival] for one in splits], prompts).to_json()
+                for rival in RIVALS
+                if rival != name
+            },
+        }
+    best, coe, oracle = (methods[name]["mean"] for name in ("best_single", "coe", "oracle"))
     return {
         "benchmark": data.benchmark,
         "categories": len(set(data.categories)),
@@ -296,30 +301,10 @@ def benchmark_report(data: Quality, splits: Sequence[SplitResult], seeds: Sequen
         "splits": len(splits),
         "seeds": list(seeds),
         "methods": methods,
-        "gap_closed": (mean["coe"] - mean["best_single"]) / gap if gap > 0 else None,
+        "gap_closed": (coe - best) / (oracle - best) if oracle > best else None,
         "residual": {
             "used": sum(split.residual for split in splits),
             "encoded": float(np.mean([split.encoded[0] for split in splits])),
             "encoded_without": float(np.mean([split.encoded[1] for split in splits])),
-        },
-    }
-
-
-RIVALS = ("best_single", "coe")
-"""Methods that every method is compared with, on the same prompts."""
-
-
-def _summary(splits: Sequence[SplitResult], name: str) -> dict[str, Any]:
-    """Mean, standard error and size of a method, and its paired differences from RIVALS."""
-    prompts, scores = [one.prompts for one in splits], [one.score[name] for one in splits]
-    size, mean = float(np.mean([one.size[name] for one in splits])), clustered_mean(scores, prompts)
-    return {
-        "mean": mean.value,
-        "standard_error": mean.error if np.isfinite(mean.error) else None,
-        "mean_active_b": size if np.isfinite(size) else None,
-        "against": {
-            rival: paired_difference(scores, [one.score[rival] for one in splits], prompts).to_json()
-            for rival in RIVALS
-            if rival != name
         },
     }

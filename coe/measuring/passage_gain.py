@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -14,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import orjson
 
 from coe.core import Encoder, Router
 from coe.errors import DataError
 from coe.measuring.gate_fit import GateExamples
-from coe.measuring.probes.probes import Probe
+from coe.measuring.probes.probes import Probe, json_digest
 from coe.measuring.tables import read_table, write_parquet
 from coe.registry.sections import RetrievalSpec
 from coe.retrieval.insertion import format_passages, insert_block
@@ -64,7 +62,7 @@ async def add_passages(
             continue
         fields = insert_block({"messages": list(probe.messages)}, "chat", block.text)
         assert fields is not None, "a probe ends with the user's words"
-        digest = hashlib.sha256(orjson.dumps([probe.digest, block.text])).hexdigest()
+        digest = json_digest([probe.digest, block.text])
         given = replace(probe, messages=tuple(fields["messages"]), digest=digest)
         found.append(ProbeWithPassages(given, max(passage.score for passage in similar), block.tokens, seconds))
     return found

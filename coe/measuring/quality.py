@@ -96,9 +96,11 @@ def read_quality(
     ids = prompts.texts("prompt_id")
     if twice := [one for one, times in Counter(ids).items() if times > 1]:
         raise DataError(f"{prompts.path}: {len(twice)} prompt_id occur more than once, {twice[0]!r} for one")
-    active_b = _sizes(folder, name)
+    models = optional_table(folder, "models", needed=("model", "active_b"), benchmark=name)
+    sizes = zip(models.texts("model"), models.numbers("active_b"), strict=True) if models else ()
+    active_b = {model: size for model, size in sizes if np.isfinite(size)}
     pool = _pool(folder, scores, only, active_b, max_active_b)
-    matrix = _matrix(scores, "score", ids, pool, most=1.0)
+    matrix = _matrix(scores, "score", ids, pool)
     if not np.isfinite(matrix).any():
         raise DataError(f"{scores.path}: no score belongs to one of the prompts; compare the prompt_id of both files")
     while not np.isfinite(matrix).all(axis=1).any():
@@ -131,21 +133,11 @@ def read_quality(
 
 def _benchmark(prompts: Table, wanted: str | None) -> str:
     names = sorted(set(prompts.texts("benchmark")))
-    if wanted is None and len(names) == 1:
-        return names[0]
-    if wanted in names:
-        return str(wanted)
+    name = names[0] if wanted is None and len(names) == 1 else wanted
+    if name in names:
+        return str(name)
     found = "no benchmark was named" if wanted is None else f"there is no benchmark {wanted!r}"
     raise DataError(f"{prompts.path}: {found}; choose one of {', '.join(names)}")
-
-
-def _sizes(folder: Path, benchmark: str) -> dict[str, float]:
-    """Active parameters in billions of the models of known size."""
-    table = optional_table(folder, "models", needed=("model", "active_b"), benchmark=benchmark)
-    if table is None:
-        return {}
-    sizes = zip(table.texts("model"), table.numbers("active_b"), strict=True)
-    return {model: size for model, size in sizes if np.isfinite(size)}
 
 
 def _pool(
@@ -172,18 +164,14 @@ def _pool(
     return models
 
 
-def _matrix(
-    scores: Table, name: str, ids: Sequence[str], models: Sequence[str], *, most: float = np.inf
-) -> NDArray[np.float64]:
-    """Values of a column from 0 to `most`, shape (n_prompts, n_models), NaN where missing; repeated ones are
-    averaged."""
+def _matrix(scores: Table, name: str, ids: Sequence[str], models: Sequence[str]) -> NDArray[np.float64]:
+    """Values of a column, shape (n_prompts, n_models), NaN where missing; repeated ones are averaged."""
     values = np.array(scores.numbers(name))
-    if (outside := np.flatnonzero((values < 0) | (values > most))).size:
+    if name == "score" and (outside := np.flatnonzero((values < 0) | (values > 1))).size:
         first = int(outside[0])
-        limits, remedy = ("outside 0 to 1", "scale them") if most == 1.0 else ("below 0", "leave them empty")
         raise DataError(
-            f"{scores.path}: {outside.size} {'scores' if name == 'score' else name} are {limits}, {values[first]:g} of "
-            f"{scores.texts('model')[first]} on prompt {scores.texts('prompt_id')[first]} for one; {remedy}"
+            f"{scores.path}: {outside.size} scores are outside 0 to 1, {values[first]:g} of "
+            f"{scores.texts('model')[first]} on prompt {scores.texts('prompt_id')[first]} for one; scale them"
         )
     cells = scores.cells(ids, models)
     rows, *places = cells[:, np.isfinite(values[cells[0]])]

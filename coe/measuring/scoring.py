@@ -128,12 +128,13 @@ class Scoring:
 
     def gains(self, journal: Journal) -> list[Gain]:
         """The pairs of scores, without and with passages, of every probe and expert that has both."""
-        found: list[Gain] = []
-        for name, keys in self.passage_keys.items():
-            for one, without, with_ in zip(self.with_passages, self.keys[name], keys, strict=True):
-                if without in journal.scored and with_ in journal.scored:
-                    found.append((one, name, journal.scored[without].score, journal.scored[with_].score))
-        return found
+        scored = journal.scored
+        return [
+            (one, name, scored[without].score, scored[with_].score)
+            for name, keys in self.passage_keys.items()
+            for one, without, with_ in zip(self.with_passages, self.keys[name], keys, strict=True)
+            if without in scored and with_ in scored
+        ]
 
 
 def open_journal(folder: Path) -> Journal:

@@ -7,7 +7,6 @@ the next run. The journal has one JSON line per probe and expert, so that a stop
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
@@ -23,7 +22,7 @@ from coe.file_lock import file_lock
 from coe.measuring import checkers
 from coe.measuring.answers import RetryLimits, request_answer
 from coe.measuring.probes.constraints import meets
-from coe.measuring.probes.probes import Probe
+from coe.measuring.probes.probes import Probe, json_digest
 from coe.measuring.sandbox import Sandbox
 from coe.planning import ANSWER_FIELDS
 from coe.recipes.final_answers.answers import final_answer, without_reasoning
@@ -146,16 +145,12 @@ def recipe_keys(
 def _keys(probes: Iterable[Probe], answering: Any, judge: ExpertSpec | None) -> list[str]:
     judging = declared_fields(judge) if judge else ""
     parts = [[probe.digest, answering, judging if probe.checker == "judge" else ""] for probe in probes]
-    return [_digest(part) for part in parts]
+    return [json_digest(part) for part in parts]
 
 
 def declared_fields(spec: ExpertSpec) -> str:
     """Return the settings of an expert that its answers depend on, as JSON."""
     return orjson.dumps(spec.model_dump(mode="json", include=_SCORE_FIELDS), option=orjson.OPT_SORT_KEYS).decode()
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(orjson.dumps(value)).hexdigest()[:32]
 
 
 def judge_messages(probe: Probe, answer: str) -> list[dict[str, Any]]:
@@ -173,7 +168,7 @@ def grading_probe(probe: Probe, answer: Cell, judge: ExpertSpec) -> Probe | None
     if answer.cut or not answer.text:
         return None
     messages = tuple(grading_fields({"messages": probe.messages}, answer.text)["messages"])
-    digest = _digest([messages, declared_fields(judge), GRADE_TOKENS])
+    digest = json_digest([messages, declared_fields(judge), GRADE_TOKENS])
     return replace(probe, messages=messages, checker="grade", reference=None, tests=None, digest=digest)
 
 

@@ -80,10 +80,6 @@ def _sentences(text: str) -> list[str]:
     return [*sentences, text[start:]] if _WORD.search(text, start) else sentences
 
 
-def _paragraphs(text: str) -> int:
-    return len([part for part in re.split(r"\n[ \t]*\n", text) if part.strip()])
-
-
 def _within(count: int, wanted: int | Sequence[int]) -> bool:
     return count == wanted if isinstance(wanted, int) else wanted[0] <= count <= wanted[1]
 
@@ -159,7 +155,7 @@ _CONSTRAINTS: Mapping[str, tuple[Callable[[str, Any], bool], Any]] = {
     "words": (lambda text, wanted: _within(_words(text), wanted), _Count),
     "sentences": (lambda text, wanted: _within(len(_sentences(text)), wanted), _Count),
     "lines": (lambda text, wanted: _within(len(_lines(text)), wanted), _Count),
-    "paragraphs": (lambda text, wanted: _within(_paragraphs(text), wanted), _Count),
+    "paragraphs": (lambda text, wanted: _within(len(re.split(r"\n[ \t]*\n\s*", text)), wanted), _Count),
     "line_words": (lambda text, wanted: all(_within(_words(line), wanted) for line in _lines(text)), _Count),
     "words_by_line": (lambda text, wanted: [_words(line) for line in _lines(text)] == wanted, _Counts),
     "words_by_sentence": (lambda text, wanted: [_words(one) for one in _sentences(text)] == wanted, _Counts),

@@ -193,7 +193,7 @@ def probe_of(row: Any, categories: Collection[str]) -> Probe:
     constraints = given.constraints if given.checker == "constraints" else None
     judged = [CHECKER_VERSION, messages, given.checker, given.reference, tests, tolerance, constraints]
     return Probe(
-        prompt_id=_digest(messages)[:12] if given.id is None else str(given.id),
+        prompt_id=json_digest(messages)[:12] if given.id is None else str(given.id),
         messages=messages,
         prompt=_text(messages),
         category=given.category,
@@ -201,7 +201,7 @@ def probe_of(row: Any, categories: Collection[str]) -> Probe:
         reference=given.reference,
         tests=tests,
         tolerance=tolerance,
-        digest=_digest(judged),
+        digest=json_digest(judged),
         difficulty=given.difficulty,
         constraints=constraints,
     )
@@ -215,5 +215,6 @@ def _text(messages: tuple[dict[str, Any], ...]) -> str:
     return routing_text(Chat("auto", turns, stream=False, needs=frozenset(), characters=length, fields={}))
 
 
-def _digest(value: Any) -> str:
+def json_digest(value: Any) -> str:
+    """SHA-256 of a value as JSON."""
     return hashlib.sha256(orjson.dumps(value)).hexdigest()
