@@ -19,7 +19,9 @@ from coe.terminal import print_error
 
 Probes = Annotated[
     Path | None,
-    typer.Argument(help="JSONL or parquet, one probe a line [default: shipped probes, and probes.jsonl if it exists]."),
+    typer.Argument(
+        help="JSONL, CSV or parquet, one probe a row [default: shipped probes, and probes.jsonl if it exists]."
+    ),
 ]
 Out = Annotated[Path, typer.Option("--out", help="Folder for the quality data and the journal of the run.")]
 Experts = Annotated[list[str] | None, typer.Option("--expert", help="Score this expert only; may be repeated.")]

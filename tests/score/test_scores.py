@@ -169,25 +169,6 @@ async def test_an_empty_answer_is_an_answer_and_a_cut_one_is_marked_and_has_no_f
     assert (journal.scored["b/p0"].score, journal.scored["b/p0"].cut) == (0.0, False)
 
 
-@pytest.mark.parametrize(
-    ("checker", "text", "form"),
-    [
-        ("choice", "Many words. (A) is wrong. The answer is (B).", "B"),
-        ("numeric", "7 apples, then more pears. The answer is 1,000.50", "1000.5"),
-        ("exact", "The answer is Paris.", "paris"),
-        ("exact", "I'm sorry, I can't help with that.", None),
-        ("contains", "It is Paris, " * 40, None),
-    ],
-)
-async def test_an_answer_is_kept_in_the_form_that_serving_compares(
-    runner: Runner, checker: str, text: str, form: str | None
-) -> None:
-    references = {"choice": "B", "numeric": "1"}
-    probe = probe_of("x", checker=checker, reference=references.get(checker, "Paris"))
-    journal = await runner.score([probe], AnsweringExpert("a", always(text)))
-    assert journal.scored["a/x"].answer == form
-
-
 # ------------------------------------------------------------------------------------------------------------- journal
 
 
