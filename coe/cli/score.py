@@ -20,7 +20,7 @@ from coe.terminal import print_error
 Probes = Annotated[
     Path | None,
     typer.Argument(
-        help="JSONL, CSV or parquet, one probe a row [default: shipped probes, and probes.jsonl if it exists]."
+        help="JSONL, CSV or parquet, one probe a row [default: shipped ones, and probes.jsonl if it exists]."
     ),
 ]
 Out = Annotated[Path, typer.Option("--out", help="Folder for the quality data and the journal of the run.")]

@@ -165,13 +165,14 @@ def _pool(
 
 
 def _matrix(scores: Table, name: str, ids: Sequence[str], models: Sequence[str]) -> NDArray[np.float64]:
-    """Values of a column, shape (n_prompts, n_models), NaN where missing; repeated ones are averaged."""
+    """Values of a column, scores from 0 to 1 and uses from 0, shape (n_prompts, n_models), NaN where missing; repeated
+    ones are averaged."""
     values = np.array(scores.numbers(name))
-    if name == "score" and (outside := np.flatnonzero((values < 0) | (values > 1))).size:
+    if (outside := np.flatnonzero((values < 0) | ((values > 1) & (name == "score")))).size:
         first = int(outside[0])
         raise DataError(
-            f"{scores.path}: {outside.size} scores are outside 0 to 1, {values[first]:g} of "
-            f"{scores.texts('model')[first]} on prompt {scores.texts('prompt_id')[first]} for one; scale them"
+            f"{scores.path}: {outside.size} values of {name} are {'outside 0 to 1' if name == 'score' else 'below 0'}, "
+            f"{values[first]:g} of {scores.texts('model')[first]} on prompt {scores.texts('prompt_id')[first]} for one"
         )
     cells = scores.cells(ids, models)
     rows, *places = cells[:, np.isfinite(values[cells[0]])]

@@ -131,7 +131,7 @@ def test_a_prompt_of_any_length_is_read_from_csv(tmp_path: Path) -> None:
     [
         (
             {"scores": [*SCORES, {**SCORES[0], "score": 1.5}]},
-            r"1 scores are outside 0 to 1, 1\.5 of small on prompt p0",
+            r"1 values of score are outside 0 to 1, 1\.5 of small on prompt p0",
         ),
         ({"scores": [{**SCORES[0], "score": "good"}, *SCORES]}, r"row 1: score is 'good', not a number"),
         ({"scores": [{**row, "prompt_id": "q"} for row in SCORES]}, "no score belongs to one of the prompts"),
