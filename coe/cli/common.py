@@ -25,7 +25,6 @@ File = Annotated[Path | None, typer.Argument(metavar="FILE", help="The configura
 Benchmark = Annotated[str | None, typer.Option("--benchmark", help="Benchmark to use, if the folder holds several.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Judge and report, but change nothing.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-IMAGE_SUFFIXES = (".png", ".svg", ".pdf")
 _UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -53,13 +52,6 @@ def writable_file(path: Path | None) -> Path | None:
     if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
         raise typer.BadParameter(f"{path} may not be written")
     return path
-
-
-def image_file(path: Path | None) -> Path | None:
-    """Check an output file that is an image. Raises BadParameter."""
-    if path is not None and path.suffix not in IMAGE_SUFFIXES:
-        raise typer.BadParameter(f"{path} must end in {', '.join(IMAGE_SUFFIXES)}")
-    return writable_file(path)
 
 
 def keep_stdout_clean() -> None:

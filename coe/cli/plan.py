@@ -24,7 +24,6 @@ from coe.cli.common import (
     DryRun,
     Json,
     duration_seconds,
-    image_file,
     keep_stdout_clean,
     print_result,
     settings_for,
@@ -45,7 +44,6 @@ Deviations = Annotated[
     float, typer.Option("--deviations", min=0, help="Plan by quality this many standard errors below the mean.")
 ]
 Sweep = Annotated[str | None, typer.Option("--sweep", help="ROW=LIMIT,LIMIT,...: also plan under these limits.")]
-Plot = Annotated[Path | None, typer.Option("--plot", callback=image_file, help="Image of the sweep (.png or .svg).")]
 Forget = Annotated[bool, typer.Option("--forget", help="Return to the assignment declared in experts.yaml.")]
 DropFeedback = Annotated[
     bool, typer.Option("--drop-feedback", help="Plan on the scores alone, without what `coe retrain` learned.")
@@ -60,7 +58,6 @@ def plan(
     benchmark: Benchmark = None,
     deviations: Deviations = 1.0,
     sweep: Sweep = None,
-    plot: Plot = None,
     dry_run: DryRun = False,
     forget: Forget = False,
     drop_feedback: DropFeedback = False,
@@ -83,12 +80,10 @@ def plan(
         return
     if scores is None:
         raise typer.BadParameter("give the folder of scores, or --forget")
-    if plot is not None and sweep is None:
-        raise typer.BadParameter("draws a sweep: give --sweep too", param_hint="--plot")
     row, limits = _limits(sweep) if sweep else ("", [])
     registry = load(settings.config, environ=settings.environ)
     seconds = 0 if log_since == "0" else duration_seconds(log_since, option="--log-since")
-    options = PlanOptions(benchmark, deviations, row, limits, plot, drop_feedback, dry_run, seconds)
+    options = PlanOptions(benchmark, deviations, row, limits, drop_feedback, dry_run, seconds)
     report = make_plan(settings, registry, store, scores, options)
     print_result(report, plan_lines(report, scores, is_dry_run=dry_run), json=json)
 

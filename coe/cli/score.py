@@ -3,31 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from coe.cli.common import Config, Json, declaration_for, print_result, table
-from coe.foreground import progress_bar
-from coe.measuring.passage_gain import GAINS_FILE
-from coe.measuring.probes.probes import DIFFICULTIES, Probe, read_probes
-from coe.measuring.probes.shipped import SHIPPED, default_probes, folder_seed, own_file, write_seed
+from coe.measuring.probes.probes import SHIPPED, Probe, default_probes, own_file, read_probes
 from coe.measuring.sandbox import installed
-from coe.measuring.scoring import Report, Scoring, open_journal, probes_with_passages, run_scoring
+from coe.measuring.scoring import Scoring, open_journal, probes_with_passages, run_scoring
 from coe.measuring.tables import require_parquet
 from coe.registry import ExpertSpec, RecipeSpec, Registry
 from coe.terminal import print_error
 
 Probes = Annotated[
     Path | None,
-    typer.Argument(help="JSONL or parquet, one probe a line [default: shipped probes, and probes.jsonl if it exists]."),
-]
-Seed = Annotated[
-    int | None, typer.Option("--seed", min=0, help="Seed of templates [default: random, fixed for each folder].")
+    typer.Argument(
+        help="JSONL, CSV or parquet, one probe a row [default: shipped ones, and probes.jsonl if it exists]."
+    ),
 ]
 Out = Annotated[Path, typer.Option("--out", help="Folder for the quality data and the journal of the run.")]
 Experts = Annotated[list[str] | None, typer.Option("--expert", help="Score this expert only; may be repeated.")]
@@ -51,7 +45,6 @@ def score(
     concurrency: Concurrency = 8,
     judge: Judge = None,
     retrieval: Passages = "off",
-    seed: Seed = None,
     config: Config = None,
     json: Json = False,
 ) -> None:
@@ -61,7 +54,7 @@ def score(
     directly. Exit 1 if scores are missing at the end; a failed request is missing, not a zero.
 
     Without PROBES, the probes that ship with CoE are used, and those of probes.jsonl next to experts.yaml (`coe
-    probes`). A part of them are templates with fresh numbers for each new folder.
+    probes`).
 
     A probe has `prompt` or `messages`, `category`, optionally `id` and `difficulty`, and `checker`: exact, choice,
     numeric, contains or json with `reference`; constraints with `constraints`; code with `tests` (Python asserts, run
@@ -79,21 +72,19 @@ def score(
     names = expert or (() if recipes else registry.expert_names)
     experts = [declared_expert(registry, name, "--expert") for name in dict.fromkeys(names)]
     judging = declared_expert(registry, judge, "--judge") if judge else None
-    seed = folder_seed(out) if seed is None else seed
-    read = requested_probes(probes, registry, settings.config, seed, runs_code=installed(), judge=judging)
+    read = requested_probes(probes, registry, settings.config, runs_code=installed(), judge=judging)
     passages = asyncio.run(probes_with_passages(settings, registry, read)) if retrieval == "both" else ()
     scoring = Scoring(registry, read, passages, experts, judging, concurrency, recipes)
     with open_journal(out) as journal:
-        write_seed(out, seed)
         benchmark = probes.stem if probes else SHIPPED
-        report = run_scoring(scoring, settings, journal, out, benchmark=benchmark, progress=_progress)
+        report = run_scoring(scoring, settings, journal, out, benchmark=benchmark)
     print_result(report, _lines(report), json=json)
     if report["missing"]:
         raise typer.Exit(1)
 
 
 def requested_probes(
-    path: Path | None, registry: Registry, config: Path, seed: int, *, runs_code: bool, judge: ExpertSpec | None
+    path: Path | None, registry: Registry, config: Path, *, runs_code: bool, judge: ExpertSpec | None
 ) -> list[Probe]:
     """Return the probes of a file; without one the shipped and the own ones.
 
@@ -101,9 +92,9 @@ def requested_probes(
     probes that need a `judge` where there is none.
     """
     if path is not None:
-        found = read_probes(path, categories=registry.category_names, seed=seed)
+        found = read_probes(path, categories=registry.category_names)
     else:
-        found = default_probes(own_file(config), registry.category_names, seed)
+        found = default_probes(own_file(config), registry.category_names)
         if not runs_code and any(probe.checker == "code" for probe in found):
             found = [probe for probe in found if probe.checker != "code"]
             print_error(
@@ -137,27 +128,17 @@ def _scored_recipe(registry: Registry, name: str) -> RecipeSpec:
     return found
 
 
-@contextmanager
-def _progress(missing: Mapping[str, int]) -> Iterator[tuple[Report, Report]]:
-    """Yield a function that counts an answer of an expert in a progress bar, and one that prints a line."""
-    total, done = max(1, sum(missing.values())), itertools.count(1)
-    with progress_bar("scoring") as show:
-        yield (lambda name: show(name, next(done) / total) if show else None), print_error
-
-
 def _lines(report: Mapping[str, Any]) -> Iterator[str]:
     experts = report["experts"]
-    levels = [one for one in DIFFICULTIES if any(one in column["difficulties"] for column in experts.values())]
 
     def digits(value: float | None, count: int = 3) -> str | None:
         return None if value is None else f"{value:.{count}f}"
 
     yield table(
-        ("expert", *(f">{one}" for one in ("scored", "missing", "mean", *levels, "p50 ms", "tokens out", "cut"))),
+        ("expert", *(f">{one}" for one in ("scored", "missing", "mean", "p50 ms", "tokens out", "cut"))),
         [
             (
                 *(name, column["scored"], column["missing"], digits(column["mean"])),
-                *(digits(column["difficulties"].get(one, {}).get("mean")) for one in levels),
                 *(digits(column["latency_ms_p50"], 0), column["output_tokens"], column["cut"]),
             )
             for name, column in experts.items()
@@ -167,10 +148,6 @@ def _lines(report: Mapping[str, Any]) -> Iterator[str]:
         if column["missing"]:
             errors = ", ".join(f"{count} x {code}" for code, count in column["errors"].items()) or "not requested yet"
             yield f"{name}: {column['missing']} scores are missing ({errors}): {column['first_error'] or 'run again'}"
-    for name, means in report.get("retrieval", {}).items():
-        yield f"{name}: {means['without']:.3f} without passages, {means['with']:.3f} with; pairs in {GAINS_FILE}"
-    for name, counts in report.get("grades", {}).items():
-        yield f"{name}: {counts['graded']} grades, {counts['ungraded']} without one, {counts['missing']} missing"
     state = "run again to fill gaps" if report["missing"] else "complete"
     if report["stopped"]:
         state = "stopped; run again to continue"

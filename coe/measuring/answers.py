@@ -21,18 +21,15 @@ _HEADERS = {"x-coe-retrieval": "off", "x-coe-purpose": "score", "x-coe-cache": "
 _ANSWERED = ("answered", "unreadable", "unverified")
 _FINAL = ("rejected", "unsupported")
 """Outcomes of a member that a retry cannot change."""
-CUT_REASON = "length"
-"""The `finish_reason` of an answer that ran out of tokens."""
 
 
 @dataclass(frozen=True, slots=True)
 class RetryLimits:
-    """Timeout of a whole answer and number of attempts; the pause between attempts doubles up to its maximum."""
+    """Timeout of a whole answer, number of attempts, and the first pause between them, which doubles."""
 
     answer_seconds: float = 600.0
     attempts: int = 4
     pause_seconds: float = 0.5
-    max_pause_seconds: float = 8.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +42,6 @@ class ProbeAnswer:
     latency_ms: float
     finish_reason: str | None
     calls: tuple[RecipeCall, ...] = ()
-
-    @property
-    def cut(self) -> bool:
-        """True if the answer ran out of tokens."""
-        return self.finish_reason == CUT_REASON
 
 
 async def request_answer(
@@ -67,7 +59,7 @@ async def request_answer(
         except ExpertError as error:
             if not error.retryable or attempt == limits.attempts:
                 raise
-        await asyncio.sleep(min(limits.pause_seconds * 2 ** (attempt - 1), limits.max_pause_seconds))
+        await asyncio.sleep(limits.pause_seconds * 2 ** (attempt - 1))
     raise AssertionError("RetryLimits allow at least one attempt")
 
 

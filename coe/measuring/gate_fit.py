@@ -91,7 +91,7 @@ class GateExamples:
         return replace(self, texts=tuple(self.texts[row] for row in rows), **arrays)
 
 
-def fit_gate(examples: GateExamples, *, seed: int = 0) -> Gate:
+def fit_gate(examples: GateExamples) -> Gate:
     """Fit a gate. Raises DataError where too few questions have both scores, or passages never or always helped."""
     delta = examples.delta
     known = np.isfinite(delta)
@@ -102,8 +102,8 @@ def fit_gate(examples: GateExamples, *, seed: int = 0) -> Gate:
     gate = Gate(
         categories=examples.categories,
         experts=examples.experts,
-        helps=_fit_odds(examples, np.where(known, np.maximum(delta, 0.0), np.nan), seed),
-        harms=_fit_odds(examples, np.where(known, np.maximum(-delta, 0.0), np.nan), seed),
+        helps=_fit_odds(examples, np.where(known, np.maximum(delta, 0.0), np.nan)),
+        harms=_fit_odds(examples, np.where(known, np.maximum(-delta, 0.0), np.nan)),
         measured=np.asarray(known.any(axis=0), dtype=np.float64),
         spread=np.zeros(len(examples.experts)),
         cost=RetrievalCost(*(float(column_means(one, 0.0)) for one in (examples.tokens, examples.seconds))),
@@ -112,7 +112,7 @@ def fit_gate(examples: GateExamples, *, seed: int = 0) -> Gate:
     return replace(gate, spread=np.sqrt(np.mean(gap**2, axis=0)))
 
 
-def _fit_odds(examples: GateExamples, label: Array, seed: int) -> LogOddsModel:
+def _fit_odds(examples: GateExamples, label: Array) -> LogOddsModel:
     """Fit the log-odds of a label (n, k), 0 to 1, NaN where it is unknown."""
     known, means = np.isfinite(label), column_means(label, 0.0)
     target = np.where(known, label - means, 0.0).sum(axis=1) / np.maximum(known.sum(axis=1), 1)
@@ -120,7 +120,7 @@ def _fit_odds(examples: GateExamples, label: Array, seed: int) -> LogOddsModel:
     features = np.hstack([posterior_features(full), examples.vectors]).astype(np.float64)
     parts = []
     for inputs, posterior in ((posterior_features(fast), fast), (features, full)):
-        weights, constant, held_out = _ridge(inputs, len(examples.categories), target, seed)
+        weights, constant, held_out = _ridge(inputs, len(examples.categories), target)
         slope, offset = _fit_offsets(held_out, posterior, label)
         parts.append((weights * slope, offset + slope * constant, slope * held_out[:, None] + posterior @ offset))
     (fast_weights, fast_offset, _), (full_weights, full_offset, odds) = parts
@@ -130,7 +130,7 @@ def _fit_odds(examples: GateExamples, label: Array, seed: int) -> LogOddsModel:
 
 def cross_fitted_gates(examples: GateExamples) -> Iterator[tuple[NDArray[np.int64], Gate]]:
     """Each fold's rows, and a gate that was fitted without them."""
-    for rest, fold in _folds(0).split(examples.texts):
+    for rest, fold in _folds().split(examples.texts):
         yield fold, fit_gate(examples.part(rest))
 
 
@@ -159,13 +159,13 @@ def _fast_gains(gate: Gate, examples: GateExamples) -> Array:
     return np.stack([gate.estimate_fast(row).gain for row in examples.posterior])
 
 
-def _folds(seed: int) -> Any:
+def _folds() -> Any:
     from sklearn.model_selection import KFold
 
-    return KFold(FOLDS, shuffle=True, random_state=seed)
+    return KFold(FOLDS, shuffle=True, random_state=0)
 
 
-def _ridge(inputs: Array, categories: int, target: Array, seed: int) -> tuple[Array, float, Array]:
+def _ridge(inputs: Array, categories: int, target: Array) -> tuple[Array, float, Array]:
     """Weights of the columns, the constant, and predictions that are held out by fold.
 
     The columns but those of vectors are scaled to the spread of their group before the common penalty.
@@ -178,7 +178,7 @@ def _ridge(inputs: Array, categories: int, target: Array, seed: int) -> tuple[Ar
     scale = np.ones(inputs.shape[1])
     scale[: len(wanted)] = np.divide(wanted, spread, out=np.zeros_like(wanted), where=spread > 1e-6)
     model = RidgeCV(PENALTIES).fit(inputs * scale, target)
-    held_out = cross_val_predict(Ridge(model.alpha_), inputs * scale, target, cv=_folds(seed))
+    held_out = cross_val_predict(Ridge(model.alpha_), inputs * scale, target, cv=_folds())
     return scale * model.coef_, float(model.intercept_), held_out
 
 
@@ -224,23 +224,21 @@ def gate_report(examples: GateExamples, price: RetrievalPrice) -> dict[str, Any]
     is_open = np.zeros(examples.delta.shape, dtype=bool)
     for rows, gate in cross_fitted_gates(examples):
         is_open[rows] = gate_decisions(gate, examples.part(rows), price)
-    experts = {name: _policies(examples, is_open, [column]) for column, name in enumerate(examples.experts)}
-    everyone = list(range(len(examples.experts)))
-    return {"questions": len(examples), "all": _policies(examples, is_open, everyone), "experts": experts}
-
-
-def _policies(examples: GateExamples, is_open: NDArray[np.bool_], columns: list[int]) -> dict[str, float]:
-    known = np.isfinite(examples.delta[:, columns])
-    without, with_ = examples.without[:, columns][known], examples.with_[:, columns][known]
-    tokens = np.broadcast_to(examples.tokens[:, None], known.shape)[known]
-    chosen = is_open[:, columns][known]
-    always, paid = float(tokens.sum()), float(tokens[chosen].sum())
-    return {
-        "never": float(without.mean()),
-        "always": float(with_.mean()),
-        "gated": float(np.where(chosen, with_, without).mean()),
-        "opened": float(chosen.mean()),
-        "tokens_always": always / len(tokens),
-        "tokens_gated": paid / len(tokens),
-        "saved": 1 - paid / always if always else 0.0,
+    delta, tokens = examples.delta, np.broadcast_to(examples.tokens[:, None], is_open.shape)
+    policies = {
+        "never": examples.without,
+        "always": examples.with_,
+        "gated": np.where(is_open, examples.with_, examples.without),
+        "opened": is_open,
+        "tokens_always": tokens,
+        "tokens_gated": np.where(is_open, tokens, 0.0),
     }
+
+    def means(columns: Any) -> dict[str, float]:
+        known = np.isfinite(delta[:, columns])
+        found = {name: float(values[:, columns][known].mean()) for name, values in policies.items()}
+        always = found["tokens_always"]
+        return found | {"saved": 1 - found["tokens_gated"] / always if always else 0.0}
+
+    experts = {name: means([column]) for column, name in enumerate(examples.experts)}
+    return {"questions": len(examples), "all": means(slice(None)), "experts": experts}

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -14,21 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import orjson
 
 from coe.core import Encoder, Router
 from coe.errors import DataError
 from coe.measuring.gate_fit import GateExamples
-from coe.measuring.probes.probes import Probe
+from coe.measuring.probes.probes import Probe, json_digest
 from coe.measuring.tables import read_table, write_parquet
 from coe.registry.sections import RetrievalSpec
 from coe.retrieval.insertion import format_passages, insert_block
 from coe.retrieval.passages import Retriever
 
 GAINS_FILE = "gains.parquet"
-_COLUMNS = dict.fromkeys(("prompt_id", "prompt", "model"), "string") | dict.fromkeys(
-    ("without", "with", "cosine", "tokens", "seconds"), "float64"
-)
+_COLUMNS = ("prompt_id", "prompt", "model", "without", "with", "cosine", "tokens", "seconds")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +62,13 @@ async def add_passages(
             continue
         fields = insert_block({"messages": list(probe.messages)}, "chat", block.text)
         assert fields is not None, "a probe ends with the user's words"
-        digest = hashlib.sha256(orjson.dumps([probe.digest, block.text])).hexdigest()
+        digest = json_digest([probe.digest, block.text])
         given = replace(probe, messages=tuple(fields["messages"]), digest=digest)
         found.append(ProbeWithPassages(given, max(passage.score for passage in similar), block.tokens, seconds))
     return found
 
 
-Gain = tuple[ProbeWithPassages, str, float, float]
+Gain = tuple[ProbeWithPassages, str, float | None, float | None]
 """The probe, the expert, and its scores without and with passages."""
 
 
@@ -82,7 +78,7 @@ def write_gains(folder: Path, gains: Iterable[Gain]) -> None:
         (one.probe.prompt_id, one.probe.prompt, expert, without, with_, one.cosine, one.tokens, one.seconds)
         for one, expert, without, with_ in gains
     )
-    write_parquet(folder / GAINS_FILE, _COLUMNS, (dict(zip(_COLUMNS, row, strict=True)) for row in rows))
+    write_parquet(folder / GAINS_FILE, [dict(zip(_COLUMNS, row, strict=True)) for row in rows])
 
 
 def read_gains(folder: Path, experts: Sequence[str]) -> Callable[[Router, Encoder], GateExamples] | None:
@@ -93,21 +89,16 @@ def read_gains(folder: Path, experts: Sequence[str]) -> Callable[[Router, Encode
     path = folder / GAINS_FILE
     if not path.is_file():
         return None
-    table = read_table(path, needed=tuple(_COLUMNS))
-    names, ids = table.texts("model"), table.texts("prompt_id")
-    rows = [row for row, name in enumerate(names) if name in experts]
-    if not rows:
+    table = read_table(path, needed=_COLUMNS)
+    pairs = list(zip(table.texts("prompt_id"), table.texts("model"), strict=True))
+    ids = list(dict.fromkeys(prompt_id for prompt_id, name in pairs if name in experts))
+    if not ids:
         raise DataError(f"{path}: holds no scores of the declared experts; score again")
-    known = tuple(name for name in experts if name in names)
-    first: dict[str, int] = {}
-    for row in rows:
-        first.setdefault(ids[row], row)
-    index = {prompt_id: number for number, prompt_id in enumerate(first)}
-    cells = np.array([(index[ids[row]], known.index(names[row])) for row in rows]).T
-    scores = np.full((2, len(first), len(known)), np.nan)
-    scores[:, cells[0], cells[1]] = [np.array(table.numbers(name))[rows] for name in ("without", "with")]
-    prompts = list(first.values())
-    columns: dict[str, Any] = {name: np.array(table.numbers(name))[prompts] for name in ("cosine", "tokens", "seconds")}
-    texts = table.texts("prompt")
-    asked = tuple(texts[row] for row in prompts)
-    return partial(GateExamples.from_texts, asked, experts=known, without=scores[0], with_=scores[1], **columns)
+    known = tuple(name for name in experts if name in {name for _, name in pairs})
+    rows, prompts, models = table.cells(ids, known)
+    scores = np.full((2, len(ids), len(known)), np.nan)
+    scores[:, prompts, models] = [np.array(table.numbers(name))[rows] for name in ("without", "with")]
+    first = rows[np.unique(prompts, return_index=True)[1]]
+    columns: dict[str, Any] = {name: np.array(table.numbers(name))[first] for name in ("cosine", "tokens", "seconds")}
+    texts = tuple(np.array(table.texts("prompt"), dtype=object)[first])
+    return partial(GateExamples.from_texts, texts, experts=known, without=scores[0], with_=scores[1], **columns)

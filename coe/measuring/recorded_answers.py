@@ -1,4 +1,4 @@
-"""Reads and writes recorded calls next to the scores: answers of experts, calls of recipes, and grades of judges.
+"""Reads recorded calls next to the scores: answers of experts, calls of recipes, and grades of judges.
 
 `coe score` writes a parquet file for each, and `coe plan` prices and fits recipes on them at the declared prices.
 Public data may have answers with output_chars in place of output_tokens. Answers are equal when their normalized forms
@@ -7,48 +7,25 @@ are equal: such as numbers by value.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from coe.errors import DataError
 from coe.measuring.quality import Quality, column_means, filled
-from coe.measuring.tables import optional_table, write_parquet
+from coe.measuring.tables import optional_table
 from coe.planning import MEASURES
 from coe.recipes.agreement import answer_classes
 from coe.recipes.final_answers.answers import final_answer
 from coe.recipes.final_answers.wording import MAX_READ_CHARACTERS, MAX_SHORT_WORDS
-from coe.recipes.judge import MAX_GRADE
 from coe.registry import ArmSpec
 
 CHARACTERS_PER_TOKEN = 4.0
 """Converts `output_chars` into tokens."""
 ANSWERS, CALLS, GRADES = "answers", "recipe_calls", "grades"
-_USES = {"input_tokens": "int64", "output_tokens": "int64", "latency_ms": "float64", "cost": "float64"}
-_COLUMNS: Mapping[str, Mapping[str, str]] = {
-    ANSWERS: dict.fromkeys(("benchmark", "prompt_id", "model", "answer"), "string") | {"output_chars": "int64"} | _USES,
-    CALLS: dict.fromkeys(("benchmark", "prompt_id", "arm", "writing", "member"), "string")
-    | {"score": "float32", "step": "int64"}
-    | _USES,
-    GRADES: dict.fromkeys(("benchmark", "prompt_id", "model", "judge"), "string") | {"grade": "float64"} | _USES,
-}
-
-
-def write_calls(folder: Path, name: str, rows: Iterable[Mapping[str, Any]], *, benchmark: str) -> None:
-    """Write the table ANSWERS, CALLS or GRADES, `cost` in US dollars; without rows, remove it.
-
-    `benchmark` names the probe set.
-    """
-    path, full = folder / f"{name}.parquet", [{"benchmark": benchmark, **row} for row in rows]
-    if full:
-        write_parquet(path, _COLUMNS[name], full)
-    else:
-        path.unlink(missing_ok=True)
-
 
 # ------------------------------------------------------------------------------------------------------------- answers
 
@@ -75,7 +52,7 @@ def read_answers(folder: Path, quality: Quality) -> RecordedAnswers | None:
     table = optional_table(folder, ANSWERS, needed=("prompt_id", "model", "answer"), benchmark=quality.benchmark)
     if table is None:
         return None
-    rows, *cells = quality.cells(table)
+    rows, *cells = table.cells(quality.prompt_ids, quality.models)
     prompts, models = cells
     answers = table.texts("answer")
     tokens, characters = (np.array(table.numbers(name)) for name in ("output_tokens", "output_chars"))
@@ -119,15 +96,13 @@ def read_recipe_answers(folder: Path, quality: Quality, arms: Sequence[ArmSpec])
     """Read `recipe_calls` (.parquet, .jsonl or .csv), aligned with `quality`; empty without such a file.
 
     Answers by other members, in other steps or by another instruction than those of `arms` are ignored. Raises
-    DataError for a missing column and for scores outside 0 to 1.
+    DataError for a missing column.
     """
     needed = ("prompt_id", "arm", "writing", "score", "step", "member")
     table = optional_table(folder, CALLS, needed=needed, benchmark=quality.benchmark) if arms else None
     if table is None:
         return {}
     scores = np.array(table.numbers("score"))
-    if wrong := int((~((scores >= 0) & (scores <= 1))).sum()):
-        raise DataError(f"{table.path}: {wrong} scores are not in 0 to 1; scale them")
     measures = np.column_stack([table.numbers(name) for name in MEASURES])
     steps, members = table.numbers("step"), table.texts("member")
     rows_of: dict[tuple[str, str, str], list[int]] = {}
@@ -165,17 +140,15 @@ class Grades:
 def read_grades(folder: Path, quality: Quality, judges: Sequence[str]) -> dict[str, Grades]:
     """Read `grades` (.parquet, .jsonl or .csv) by judge, aligned with `quality`; empty without such a file.
 
-    Raises DataError for a missing column and for grades outside 0 to 10.
+    Raises DataError for a missing column.
     """
     needed = ("prompt_id", "model", "judge", "grade")
     table = optional_table(folder, GRADES, needed=needed, benchmark=quality.benchmark) if judges else None
     if table is None:
         return {}
     grades = np.array(table.numbers("grade"))
-    if wrong := int(((grades < 0) | (grades > MAX_GRADE)).sum()):
-        raise DataError(f"{table.path}: {wrong} grades are not in 0 to {MAX_GRADE}")
     uses = {name: np.array(table.numbers(name)) for name in MEASURES}
-    owners, covered = np.array(table.texts("judge"), dtype=object), quality.cells(table)
+    owners, covered = np.array(table.texts("judge"), dtype=object), table.cells(quality.prompt_ids, quality.models)
     found = {}
     for judge in judges:
         rows, prompts, models = covered[:, owners[covered[0]] == judge]

@@ -7,12 +7,10 @@ the next run. The journal has one JSON line per probe and expert, so that a stop
 from __future__ import annotations
 
 import asyncio
-import fcntl
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any
 
 import orjson
@@ -20,10 +18,11 @@ from pydantic import TypeAdapter, ValidationError
 
 from coe.core import Expert
 from coe.errors import DataError, ExpertError, ExpertInvalidResponse, InvalidRequest, RequestError
+from coe.file_lock import file_lock
 from coe.measuring import checkers
-from coe.measuring.answers import CUT_REASON, RetryLimits, request_answer
+from coe.measuring.answers import RetryLimits, request_answer
 from coe.measuring.probes.constraints import meets
-from coe.measuring.probes.probes import Probe
+from coe.measuring.probes.probes import Probe, json_digest
 from coe.measuring.sandbox import Sandbox
 from coe.planning import ANSWER_FIELDS
 from coe.recipes.final_answers.answers import final_answer, without_reasoning
@@ -62,7 +61,7 @@ class Cell:
     @property
     def cut(self) -> bool:
         """True if the answer ran out of tokens."""
-        return self.finish_reason == CUT_REASON
+        return self.finish_reason == "length"
 
 
 _CELL = TypeAdapter(Cell)
@@ -79,24 +78,19 @@ class Journal:
         self.scored: dict[str, Cell] = {}
         self.failed: dict[str, Cell] = {}
         self._file: IO[bytes] | None = None
+        self._open = ExitStack()
 
     def __enter__(self) -> Journal:
-        self._file = self._path.open("ab")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        held = f"{self._path}: another run is writing here; wait for its end, or choose another folder"
+        with ExitStack() as stack:
+            stack.enter_context(file_lock(self._path.with_suffix(".lock"), held=lambda _: DataError(held)))
+            self._file = stack.enter_context(self._path.open("ab"))
             self._file.truncate(self._read())
-        except BlockingIOError:
-            self._file.close()
-            message = f"{self._path}: another run is writing here; wait for its end, or choose another folder"
-            raise DataError(message) from None
-        except BaseException:
-            self._file.close()
-            raise
+            self._open = stack.pop_all()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if self._file:
-            self._file.close()
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
 
     def append(self, cell: Cell) -> None:
         """Add a cell and flush it, so that it survives the end of this process."""
@@ -151,16 +145,12 @@ def recipe_keys(
 def _keys(probes: Iterable[Probe], answering: Any, judge: ExpertSpec | None) -> list[str]:
     judging = declared_fields(judge) if judge else ""
     parts = [[probe.digest, answering, judging if probe.checker == "judge" else ""] for probe in probes]
-    return [_digest(part) for part in parts]
+    return [json_digest(part) for part in parts]
 
 
 def declared_fields(spec: ExpertSpec) -> str:
     """Return the settings of an expert that its answers depend on, as JSON."""
     return orjson.dumps(spec.model_dump(mode="json", include=_SCORE_FIELDS), option=orjson.OPT_SORT_KEYS).decode()
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(orjson.dumps(value)).hexdigest()[:32]
 
 
 def judge_messages(probe: Probe, answer: str) -> list[dict[str, Any]]:
@@ -178,7 +168,7 @@ def grading_probe(probe: Probe, answer: Cell, judge: ExpertSpec) -> Probe | None
     if answer.cut or not answer.text:
         return None
     messages = tuple(grading_fields({"messages": probe.messages}, answer.text)["messages"])
-    digest = _digest([messages, declared_fields(judge), GRADE_TOKENS])
+    digest = json_digest([messages, declared_fields(judge), GRADE_TOKENS])
     return replace(probe, messages=messages, checker="grade", reference=None, tests=None, digest=digest)
 
 
@@ -261,13 +251,16 @@ async def _score(probe: Probe, expert: Expert, blank: Cell, run: ScoringRun) -> 
         latency_ms=answer.latency_ms,
         output_chars=len(answer.text),
         finish_reason=answer.finish_reason,
-        answer=None if answer.cut else final_answer(answer.text),
         calls=answer.calls,
-        text=cut(without_reasoning(answer.text), MAX_GRADED_CHARACTERS) if expert.name in run.kept else None,
     )
     if probe.checker == "grade":
-        grade = None if answer.cut else grade_in(answer.text)
+        grade = None if cell.cut else grade_in(answer.text)
         return replace(cell, answer=grade, score=0.0 if grade is None else int(grade) / MAX_GRADE)
+    cell = replace(
+        cell,
+        answer=None if cell.cut else final_answer(answer.text),
+        text=cut(without_reasoning(answer.text), MAX_GRADED_CHARACTERS) if expert.name in run.kept else None,
+    )
     if probe.checker == "code":
         assert probe.tests is not None
         verdict = await run.sandbox.run(program_of(answer.text), probe.tests)

@@ -14,7 +14,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
+from numpy.typing import NDArray
 
 from coe.artifacts.atomic_files import replace_file
 from coe.errors import ConfigError, DataError, pip_install
@@ -38,7 +40,13 @@ class Table:
 
     def numbers(self, name: str) -> list[float]:
         """A column as numbers, NaN where empty. Raises DataError on anything else."""
-        return [self._number(name, row, value) for row, value in enumerate(self._column(name), start=1)]
+        found = []
+        for row, value in enumerate(self._column(name), start=1):
+            try:
+                found.append(float("nan") if value is None or value == "" else float(value))
+            except (TypeError, ValueError):
+                raise DataError(f"{self.path}: row {row}: {name} is {value!r}, not a number") from None
+        return found
 
     def where(self, name: str, value: str) -> Table:
         """The rows whose `name` is `value`; all rows where the file has no such column."""
@@ -47,16 +55,16 @@ class Table:
         kept = [row for row, found in enumerate(self.texts(name)) if found == value]
         return Table(self.path, {key: [column[i] for i in kept] for key, column in self.columns.items()}, len(kept))
 
+    def cells(self, prompt_ids: Iterable[str], models: Iterable[str]) -> NDArray[np.int64]:
+        """The row, prompt and model, by index, of each row of one of these prompts and models, shape (3, n_rows)."""
+        number = {prompt_id: row for row, prompt_id in enumerate(prompt_ids)}
+        column = {model: index for index, model in enumerate(models)}
+        names = zip(self.texts("prompt_id"), self.texts("model"), strict=True)
+        cells = [(row, number[p], column[m]) for row, (p, m) in enumerate(names) if p in number and m in column]
+        return np.array(cells, dtype=np.int64).reshape(-1, 3).T
+
     def _column(self, name: str) -> Sequence[Any]:
         return self.columns.get(name) or [None] * self.length
-
-    def _number(self, name: str, row: int, value: Any) -> float:
-        if value is None or value == "":
-            return float("nan")
-        try:
-            return float(value)
-        except (TypeError, ValueError):
-            raise DataError(f"{self.path}: row {row}: {name} is {value!r}, not a number") from None
 
 
 def find_table(folder: Path, name: str) -> Path | None:
@@ -80,42 +88,32 @@ def optional_table(folder: Path, name: str, *, needed: Sequence[str], benchmark:
 
 def read_table(path: Path, *, needed: Sequence[str]) -> Table:
     """All rows of a file. Raises DataError when it cannot be read, is empty or lacks a column of `needed`."""
-    if path.suffix == ".parquet":
-        from pyarrow import ArrowException, parquet
-
-        try:
-            columns = parquet.read_table(path).to_pydict()
-        except (ArrowException, OSError) as error:
-            raise DataError(f"{path}: cannot be read as parquet: {error}") from error
-    else:
-        rows = [row for _, row in numbered_rows(path)]
-        if wrong := [row for row in rows if not isinstance(row, dict)]:
-            raise DataError(f"{path}: cannot be read: {wrong[0]!r} is not an object")
-        columns = {name: [row.get(name) for row in rows] for name in {name for row in rows for name in row}}
-    length = len(next(iter(columns.values()), ()))
-    if not length:
+    rows = [row for _, row in numbered_rows(path)]
+    if wrong := [row for row in rows if not isinstance(row, dict)]:
+        raise DataError(f"{path}: cannot be read: {wrong[0]!r} is not an object")
+    if not rows:
         raise DataError(f"{path}: holds no rows")
+    columns = {name: [row.get(name) for row in rows] for name in {name for row in rows for name in row}}
     if missing := [name for name in needed if name not in columns]:
         raise DataError(f"{path}: lacks the column {', '.join(missing)}; it has {', '.join(sorted(columns))}")
-    return Table(path, columns, length)
+    return Table(path, columns, len(rows))
 
 
 PARQUET_BATCH_ROWS = 2_000
 """Parquet rows in memory at a time."""
 
 
-def numbered_rows(path: Path, *, columns: Sequence[str] | None = None) -> Iterator[tuple[int, Any]]:
-    """(number from 1, row) pairs in file order; of parquet only `columns` are read. Raises DataError.
+def numbered_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    """(number from 1, row) pairs in file order. Raises DataError.
 
     Rows of JSON Lines are any JSON; the caller checks them. Rows of CSV have text alone, numbered by line.
     """
     if not path.is_file():
         raise DataError(f"{path}: no such file")
-    rows = {".parquet": _parquet_rows, ".csv": _csv_rows}.get(path.suffix, _json_rows)
-    yield from rows(path, columns)
+    yield from {".parquet": _parquet_rows, ".csv": _csv_rows}.get(path.suffix, _json_rows)(path)
 
 
-def _json_rows(path: Path, _: Sequence[str] | None) -> Iterator[tuple[int, Any]]:
+def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
@@ -125,7 +123,7 @@ def _json_rows(path: Path, _: Sequence[str] | None) -> Iterator[tuple[int, Any]]
                     raise DataError(f"{path}:{number}: not JSON: {error}") from None
 
 
-def _csv_rows(path: Path, _: Sequence[str] | None) -> Iterator[tuple[int, dict[str, str]]]:
+def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     csv.field_size_limit(MAX_CSV_FIELD_CHARACTERS)
     try:
         reader = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig")), strict=True)
@@ -135,15 +133,13 @@ def _csv_rows(path: Path, _: Sequence[str] | None) -> Iterator[tuple[int, dict[s
         raise DataError(f"{path}: cannot be read as CSV: {error}") from None
 
 
-def _parquet_rows(path: Path, columns: Sequence[str] | None) -> Iterator[tuple[int, Any]]:
+def _parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:
     from pyarrow import ArrowException, parquet
 
     number = 0
     try:
         with parquet.ParquetFile(path) as file:
-            if missing := set(columns or ()) - set(file.schema_arrow.names):
-                raise DataError(f"{path}: it lacks the columns {', '.join(sorted(missing))}")
-            for batch in file.iter_batches(batch_size=PARQUET_BATCH_ROWS, columns=columns):
+            for batch in file.iter_batches(batch_size=PARQUET_BATCH_ROWS):
                 yield from enumerate(batch.to_pylist(), start=number + 1)
                 number += len(batch)
     except (ArrowException, OSError) as error:
@@ -156,21 +152,23 @@ def require_parquet() -> None:
         raise ConfigError(f"parquet files need pyarrow; run: {pip_install('train')}")
 
 
-def write_parquet(path: Path, columns: Mapping[str, str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write rows in one step; `columns` maps their names to pyarrow types, such as string or float64."""
+def write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows with the same columns in one step; without rows, remove the file."""
     import pyarrow
     from pyarrow import parquet
 
-    schema = pyarrow.schema([(name, pyarrow.type_for_alias(alias)) for name, alias in columns.items()])
+    if not rows:
+        path.unlink(missing_ok=True)
+        return
     buffer = io.BytesIO()
-    parquet.write_table(pyarrow.Table.from_pylist(list(rows), schema=schema), buffer, compression="zstd")
+    parquet.write_table(pyarrow.Table.from_pylist(rows), buffer, compression="zstd")
     replace_file(path, buffer.getvalue())
 
 
 def numbered_prompts(path: Path) -> list[tuple[int, str, str]]:
     """All (line, prompt, category) rows in file order. Raises DataError with the file, the line and the problem."""
     found = []
-    for number, row in numbered_rows(path, columns=("prompt", "category")):
+    for number, row in numbered_rows(path):
         if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("prompt", "category")):
             raise DataError(f"{path}:{number}: expected text under the keys prompt and category")
         found.append((number, row["prompt"], row["category"]))

@@ -98,7 +98,7 @@ def test_costs_at_assumed_tokens_are_reported_until_tokens_are_measured(config: 
     assert report["used"]["mean_latency_ms"] == pytest.approx(900)
     assert "assumed" not in plan(config)
     (config.parent / "answers.jsonl").write_text(json.dumps(scores[0] | measured | {"output_tokens": -1}))
-    with pytest.raises(DataError, match=r"1 output_tokens are below 0, -1 of small on prompt code0"):
+    with pytest.raises(DataError, match=r"1 values of output_tokens are below 0, -1 of small on prompt code0"):
         plan(config)
 
 

@@ -15,17 +15,14 @@ from numpy.typing import NDArray
 from coe.cli.benchmark import _lines
 from coe.core import Neighbour, Prediction
 from coe.errors import DataError
-from coe.measuring.benchmark.benchmark import benchmark
-from coe.measuring.plots import plot_benchmark, plot_sweep
+from coe.measuring.benchmark import benchmark
 from coe.measuring.quality import Quality
 from coe.measuring.recorded_answers import RecordedAnswers
-from coe.planning import ParetoRow
 from coe.planning.paired_scores import (
     Difference,
     clustered_mean,
     paired_difference,
 )
-from routers.examples import normalize_prompt
 
 
 class FirstWord:
@@ -87,7 +84,7 @@ class CodeOrNot:
 
 def run(data: Quality, work: Path, **options: Any) -> dict[str, Any]:
     given: dict[str, Any] = {"train_router": lambda pairs, folder: FirstWord(pairs), "encoder": CodeOrNot()} | options
-    return benchmark(data, prepare=normalize_prompt, work=work, **given)
+    return benchmark(data, work=work, **given)
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +103,6 @@ def test_the_report_has_the_documented_shape_and_is_json(report: dict[str, Any])
     for name, found in report["methods"].items():
         assert set(found) == {"mean", "standard_error", "mean_active_b", "against"}
         assert set(found["against"]) == {"best_single", "coe"} - {name}
-    assert all(set(point) == {"price", "mean", "mean_active_b"} for point in report["frontier"])
 
 
 def test_routing_by_category_earns_what_the_right_experts_earn(report: dict[str, Any]) -> None:
@@ -118,15 +114,12 @@ def test_routing_by_category_earns_what_the_right_experts_earn(report: dict[str,
         (mean["coe"] - mean["best_single"]) / (mean["oracle"] - mean["best_single"])
     )
     assert report["methods"]["coe"]["mean_active_b"] == pytest.approx(38.5, abs=3)
-    assert report["frontier"][0]["mean"] == pytest.approx(mean["coe"])
-    assert report["frontier"][-1]["mean_active_b"] == 7.0  # it ends at the smallest model
 
 
 def test_nothing_about_size_is_invented_where_a_size_is_not_known(tmp_path: Path) -> None:
     data = made_up()
     data.active_b[2] = np.nan
     report = run(data, tmp_path)
-    assert report["frontier"] == []
     assert report["methods"]["random"]["mean_active_b"] is None
     assert report["methods"]["coe"]["mean_active_b"] == pytest.approx(38.5, abs=3)
     assert json.dumps(report, allow_nan=False)
@@ -273,14 +266,3 @@ def test_a_prompt_of_several_splits_counts_once_in_the_gains_of_recipes(
     assert rows[0] == pytest.approx(rows[1])
     assert rows[0]["standard_error"] > 0
     assert "0.5 x the best single model" in "\n".join(_lines(twice))
-
-
-def test_plots_are_written_in_the_format_of_the_ending(report: dict[str, Any], tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
-    plot_benchmark(report, tmp_path / "benchmark.png")
-    plot_benchmark({**report, "frontier": []}, tmp_path / "bars.svg")
-    rows = [ParetoRow(limit, 0.1 * limit, {}, (), efficient) for limit, efficient in ((1, True), (2, False))]
-    plot_sweep(rows, row="memory_gb", path=tmp_path / "sweep.png")
-    assert (tmp_path / "benchmark.png").read_bytes().startswith(b"\x89PNG")
-    assert b"<svg" in (tmp_path / "bars.svg").read_bytes()
-    assert (tmp_path / "sweep.png").stat().st_size > 1000

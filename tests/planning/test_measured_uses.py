@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,7 +108,7 @@ def replay(tmp_path_factory: pytest.TempPathFactory) -> Replay:
                 journal.append(Cell(key, one.prompt_id, name, score, *tokens))
         known, held_out = probes[: len(probes) // 2], probes[len(probes) // 2 :]
         scoring = Scoring(registry, known, (), registry.experts, None, 1)
-        run_scoring(scoring, settings, journal, folder, benchmark="own", progress=lambda _: nullcontext((print, print)))
+        run_scoring(scoring, settings, journal, folder, benchmark="own")
         cells = {(cell.prompt_id, cell.expert): cell for cell in journal.scored.values()}
     return Replay(folder, settings, registry, held_out, cells)
 

@@ -69,14 +69,14 @@ def test_every_format_reads_the_same(tmp_path: Path, ending: str) -> None:
     np.testing.assert_allclose(data.active_b, [np.nan, 70.5, 7])
 
 
-def test_the_pool_can_be_cut_by_size_and_to_known_sizes(tmp_path: Path) -> None:
+def test_the_pool_can_be_cut_to_models_of_known_size(tmp_path: Path) -> None:
     folder = folder_of(tmp_path)
-    assert read_quality(folder, open_only=True).models == ("large", "small")
+    assert read_quality(folder, max_active_b=1000).models == ("large", "small")
     with pytest.raises(DataError, match="1 model"):
         read_quality(folder, max_active_b=10)
     (folder / "models.jsonl").unlink()
-    with pytest.raises(DataError, match=r"no model's size is known; add models\.csv"):
-        read_quality(folder, open_only=True)
+    with pytest.raises(DataError, match=r"no model's size is known; add a table models"):
+        read_quality(folder, max_active_b=1000)
 
 
 def test_models_that_were_not_requested_exclude_no_prompt(tmp_path: Path) -> None:
@@ -111,13 +111,11 @@ def test_of_several_benchmarks_one_must_be_named(tmp_path: Path) -> None:
     assert len(read_quality(folder, benchmark="b").prompts) == 4
 
 
-@pytest.mark.parametrize("whose", ["none", "scores", "models"])
-def test_a_benchmark_column_that_the_prompts_lack_parts_nothing(tmp_path: Path, whose: str) -> None:
-    def bare(name: str, rows: Rows) -> Rows:
-        return [{key: value for key, value in row.items() if key != "benchmark" or name == whose} for row in rows]
+def test_a_benchmark_column_may_be_absent(tmp_path: Path) -> None:
+    def bare(rows: Rows) -> Rows:
+        return [{key: value for key, value in row.items() if key != "benchmark"} for row in rows]
 
-    tables = {"prompts": PROMPTS, "scores": SCORES, "models": MODELS}
-    data = read_quality(folder_of(tmp_path, **{name: bare(name, rows) for name, rows in tables.items()}))
+    data = read_quality(folder_of(tmp_path, prompts=bare(PROMPTS), scores=bare(SCORES), models=bare(MODELS)))
     np.testing.assert_allclose(data.active_b, [np.nan, 70.5, 7])
     assert data.scores.shape == (4, 3)
 
@@ -128,29 +126,17 @@ def test_a_prompt_of_any_length_is_read_from_csv(tmp_path: Path) -> None:
     assert data.prompts[0] == long
 
 
-def test_coarse_categories_take_the_place_of_labels(tmp_path: Path) -> None:
-    assert read_quality(folder_of(tmp_path)).categories == ("c", "l", "c", "l")
-    assert read_quality(folder_of(tmp_path), coarse=True).categories == ("c",) * 4
-    write(tmp_path, "prompts", [{**row, "category": ""} for row in PROMPTS], "jsonl")
-    with pytest.raises(DataError, match="4 of 4 prompts have no category"):
-        read_quality(tmp_path, coarse=True)
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (
             {"scores": [*SCORES, {**SCORES[0], "score": 1.5}]},
-            r"1 scores are outside 0 to 1, 1\.5 of small on prompt p0",
+            r"1 values of score are outside 0 to 1, 1\.5 of small on prompt p0",
         ),
         ({"scores": [{**SCORES[0], "score": "good"}, *SCORES]}, r"row 1: score is 'good', not a number"),
         ({"scores": [{**row, "prompt_id": "q"} for row in SCORES]}, "no score belongs to one of the prompts"),
         ({"scores": [SCORES[0], SCORES[4], SCORES[8]]}, "no prompt has a score of every model"),
         ({"scores": [{"prompt_id": "p0", "score": 1}]}, "lacks the column model"),
-        (
-            {"models": [{**MODELS[0], "active_b": -7}]},
-            r"models\.jsonl: active_b is -7 of small, and must not be below 0",
-        ),
         ({"prompts": [*PROMPTS, PROMPTS[0]]}, "1 prompt_id occur more than once, 'p0'"),
         ({"prompts": [{**row, "label": "", "category": ""} for row in PROMPTS]}, "4 of 4 prompts have neither"),
     ],

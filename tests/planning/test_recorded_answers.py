@@ -9,7 +9,8 @@ import pytest
 
 from coe.errors import DataError
 from coe.measuring.quality import Quality, read_quality
-from coe.measuring.recorded_answers import ANSWERS, read_answers, write_calls
+from coe.measuring.recorded_answers import read_answers
+from coe.measuring.tables import write_parquet
 from tests.planning.test_quality import SCORES, Rows, folder_of, write
 
 TEXTS = [["1,000.50", "1000.5", "7"], ["B", "(B)", ""], ["Paris", "paris.", "London"], ["50 %", "0.5", "1/2"]]
@@ -82,7 +83,7 @@ def test_written_answers_are_read_back(tmp_path: Path) -> None:
         for number, row in enumerate(texts)
         for model, text in zip(MODEL_NAMES, row, strict=True)
     ]
-    write_calls(folder, ANSWERS, rows, benchmark="b")
+    write_parquet(folder / "answers.parquet", rows)
     found = read_answers(folder, read_quality(folder))
     assert found is not None
     assert found.classes.tolist() == [[0, 0, -1], [0, 1, 0], [0, 1, 0], [0, -1, 0]]

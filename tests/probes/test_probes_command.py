@@ -10,8 +10,6 @@ from pyarrow import parquet
 from typer.testing import CliRunner, Result
 
 from coe.cli import app
-from coe.measuring.probes.probes import read_probes
-from coe.measuring.probes.shipped import default_probes, shipped_probes
 from tests.score.answering import AnsweringServer
 
 CATEGORIES = ("math", "humanities", "general", "cooking")
@@ -43,31 +41,12 @@ def own(home: Path) -> Path:
 def test_probes_are_counted_and_listed_and_an_own_probe_replaces_the_shipped_one_of_its_id(home: Path) -> None:
     row = {"id": "humanities-01", "prompt": "Mine?", "category": "humanities", "checker": "exact", "reference": "x"}
     own(home).write_text(f"{json.dumps(row)}\n")
-    counts = run("list").output.splitlines()
+    counts = run().output.splitlines()
     assert counts[1].split() == ["math", "40", "13", "14", "13"]
     assert counts[4].split() == ["cooking", "0", "0", "0", "0"]
-    assert len(run("list", "--category", "humanities").output.splitlines()) == 41
-    listed = {one["prompt_id"]: one for one in json.loads(run("list", "--seed", "7", "--json").output)["probes"]}
+    assert len(run("--category", "humanities").output.splitlines()) == 41
+    listed = {one["prompt_id"]: one for one in json.loads(run("--json").output)["probes"]}
     assert listed["humanities-01"]["prompt"] == "Mine?"
-    expected = next(probe for probe in shipped_probes(["math"], 7) if probe.prompt_id == "math-21-7")
-    assert (listed["math-21-7"]["prompt"], listed["math-21-7"]["reference"]) == (expected.prompt, expected.reference)
-
-
-def test_an_import_reports_what_it_leaves_out_and_repeats_nothing(home: Path) -> None:
-    (home / "cases.csv").write_text("prompt,reference,category\na?,1,math\nb?,x,sport\nc?,2,\na?,3,math\n")
-    found = json.loads(run("import", "cases.csv", "--category", "cooking", "--json").output)
-    assert (found["imported"], len(found["left_out"])) == (2, 2)
-    assert "cases.csv:3: `category` must be one that experts.yaml declares" in found["left_out"][0]
-    assert "cases.csv:5: a probe with this id or prompt is there already" in found["left_out"][1]
-    assert [probe.category for probe in read_probes(own(home), categories=CATEGORIES)] == ["math", "cooking"]
-    before = own(home).read_bytes()
-    assert run("import", "cases.csv", "--category", "cooking").exit_code == 1
-    assert own(home).read_bytes() == before
-    (home / "more.jsonl").write_text('{"prompt": "d?", "reference": "yes"}\n3\n')
-    found = json.loads(run("import", "more.jsonl", "--category", "cooking", "--json").output)
-    assert (found["imported"], len(found["left_out"])) == (1, 1)
-    assert "more.jsonl:2: expected an object" in found["left_out"][0]
-    assert run("import", "cases.txt").exit_code == 2
 
 
 @pytest.fixture
@@ -88,9 +67,7 @@ def asked(server: AnsweringServer) -> list[str]:
 
 
 @pytest.mark.anyio
-async def test_score_uses_shipped_and_own_probes_and_keeps_the_numbers_of_a_folder(
-    home: Path, server: AnsweringServer
-) -> None:
+async def test_score_uses_shipped_and_own_probes(home: Path, server: AnsweringServer) -> None:
     declare(home, server.port)
     row = {"prompt": "How long does an egg boil?", "category": "cooking", "checker": "numeric", "reference": "10"}
     own(home).write_text(json.dumps(row | {"difficulty": "easy"}))
@@ -101,17 +78,11 @@ async def test_score_uses_shipped_and_own_probes_and_keeps_the_numbers_of_a_fold
     assert report["probes"] == 121
     column = report["experts"]["one"]
     assert column["categories"]["cooking"] == {"n": 1, "mean": 1.0}
-    assert [column["difficulties"][level]["n"] for level in ("easy", "medium", "hard")] == [40, 42, 39]
     assert len(asked(server)) == 121
     prompts = parquet.read_table("quality/prompts.parquet").to_pydict()
     assert set(prompts["benchmark"]) == {"shipped"}
     assert (await score()).exit_code == 0
-    assert asked(server) == []  # the same numbers, all scored
-    seed = int((home / "quality" / "seed").read_text())
-    await score("--seed", str(seed + 1))
-    fresh = {probe.prompt for probe in default_probes(own(home), CATEGORIES, seed + 1)} - set(prompts["prompt"])
-    assert sorted(asked(server)) == sorted(fresh)  # now and then a template draws the same numbers again
-    assert fresh
+    assert asked(server) == []
 
 
 @pytest.mark.anyio

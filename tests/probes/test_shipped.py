@@ -1,16 +1,13 @@
 """Every shipped probe: its checker accepts right answers in several wordings, and rejects plausible wrong ones."""
 
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
 
-from coe.measuring.probes.probes import DIFFICULTIES, probe_of
-from coe.measuring.probes.shipped import shipped_probes, shipped_rows
-from coe.measuring.probes.templates import drawn
+from coe.measuring.probes.probes import DIFFICULTIES, probe_of, shipped_rows
 from coe.measuring.sandbox import Sandbox
 from coe.measuring.scoring_run import checked
 from coe.recipes.final_answers.programs import program_of
@@ -19,7 +16,6 @@ from tests.score.bubblewrap import needs_bubblewrap
 
 ROWS = list(shipped_rows())
 CATEGORIES = sorted({row["category"] for row in ROWS})
-SEEDS = (0, 1, 2)
 
 
 def answers() -> dict[str, dict[str, Any]]:
@@ -28,21 +24,6 @@ def answers() -> dict[str, dict[str, Any]]:
 
 
 ANSWERS = answers()
-
-
-def with_answers(row: dict[str, Any]) -> Iterator[tuple[dict[str, Any], list[str], list[str]]]:
-    """The row, its right and its wrong answers; of a template as drawn with several seeds."""
-    right, wrong = (ANSWERS[row["id"]][key] for key in ("right", "wrong"))
-    if "draw" not in row:
-        yield row, right, wrong
-        return
-    for seed in SEEDS:
-        one = drawn(row | {"right": right, "wrong": wrong}, seed)
-        if row["checker"] == "numeric":
-            value = float(one["reference"])
-            one["right"] += [one["reference"], f"First 17, then 4.\nAnswer: **{one['reference']}**"]
-            one["wrong"] += [f"{value * 1.1 + 1:.6f}", f"{one['reference']} or rather {value * 0.9 - 1:.6f}", "unknown"]
-        yield one, one["right"], one["wrong"]
 
 
 def test_each_category_of_the_shipped_configuration_has_forty_probes_of_three_difficulties() -> None:
@@ -56,37 +37,25 @@ def test_each_category_of_the_shipped_configuration_has_forty_probes_of_three_di
     assert len({row["id"] for row in ROWS}) == len({row["prompt"] for row in ROWS}) == len(ROWS) == len(ANSWERS)
 
 
-def test_half_of_the_probes_of_math_and_a_part_of_others_have_fresh_numbers_for_every_seed() -> None:
-    one, other = (shipped_probes(CATEGORIES, seed) for seed in SEEDS[:2])
-    changed = Counter(a.category for a, b in zip(one, other, strict=True) if a.prompt != b.prompt)
-    fixed = [a for a, b in zip(one, other, strict=True) if a.prompt_id == b.prompt_id]
-    assert changed["math"] >= 19
-    least = {"business_finance": 17, "everyday": 14, "natural_science": 13, "logic_reasoning": 12, "code": 9}
-    assert all(changed[category] >= count for category, count in least.items())
-    assert fixed == [b for b in other if b.prompt_id in {probe.prompt_id for probe in fixed}]
-
-
 @pytest.mark.parametrize("category", CATEGORIES)
 def test_a_checker_accepts_right_answers_and_rejects_wrong_ones(category: str) -> None:
     for row in (row for row in ROWS if row["category"] == category and row["checker"] != "code"):
-        for one, right, wrong in with_answers(row):
-            probe = probe_of(one, CATEGORIES)
-            assert right, row["id"]
-            assert wrong, row["id"]
-            assert [answer for answer in right if not checked(probe, answer)] == [], row["id"]
-            assert [answer for answer in wrong if checked(probe, answer)] == [], row["id"]
+        probe, known = probe_of(row, CATEGORIES), ANSWERS[row["id"]]
+        assert known["right"], row["id"]
+        assert known["wrong"], row["id"]
+        assert [answer for answer in known["right"] if not checked(probe, answer)] == [], row["id"]
+        assert [answer for answer in known["wrong"] if checked(probe, answer)] == [], row["id"]
 
 
 DECIMALS = {"to one decimal": 1, "to two decimals": 2, "to the nearest": 0}
 
 
-def test_a_number_that_is_rounded_as_the_prompt_says_is_right_for_any_draw() -> None:
+def test_a_number_that_is_rounded_as_the_prompt_says_is_right() -> None:
     rows = [(row, places) for row in ROWS for words, places in DECIMALS.items() if words in row["prompt"]]
     assert len(rows) > 20
     for row, places in rows:
-        for seed in range(100):
-            probe = probe_of(row, CATEGORIES, seed)
-            assert checked(probe, f"{float(probe.reference or ''):.{places}f}"), (row["id"], probe.reference)
+        probe = probe_of(row, CATEGORIES)
+        assert checked(probe, f"{float(probe.reference or ''):.{places}f}"), (row["id"], probe.reference)
 
 
 def test_the_letters_of_choices_are_spread() -> None:
@@ -101,19 +70,17 @@ CODE = [pytest.param(row, id=row["id"]) for row in ROWS if row["checker"] == "co
 @pytest.mark.parametrize("row", CODE)
 def test_the_tests_of_a_code_probe_pass_for_a_right_program_and_fail_for_a_wrong_one(row: dict[str, Any]) -> None:
     """In this process: the programs are this project's own, and the sandbox would take half a minute."""
-    for one, right, wrong in with_answers(row):
-        for program in right:
-            exec(f"{program_of(program)}\n{one['tests']}", {})
-        for program in wrong:
-            with pytest.raises(Exception, match=r".*"):
-                exec(f"{program_of(program)}\n{one['tests']}", {})
+    for program in ANSWERS[row["id"]]["right"]:
+        exec(f"{program_of(program)}\n{row['tests']}", {})
+    for program in ANSWERS[row["id"]]["wrong"]:
+        with pytest.raises(Exception, match=r".*"):
+            exec(f"{program_of(program)}\n{row['tests']}", {})
 
 
 @needs_bubblewrap
 @pytest.mark.anyio
 async def test_the_sandbox_can_run_the_longest_code_probe() -> None:
     row = max((row for row in ROWS if row["checker"] == "code"), key=lambda row: len(row["tests"]))
-    sandbox = Sandbox()
-    one, right, wrong = next(with_answers(row))
-    assert (await sandbox.run(right[0], one["tests"])).passed
-    assert not (await sandbox.run(wrong[0], one["tests"])).passed
+    sandbox, known = Sandbox(), ANSWERS[row["id"]]
+    assert (await sandbox.run(known["right"][0], row["tests"])).passed
+    assert not (await sandbox.run(known["wrong"][0], row["tests"])).passed

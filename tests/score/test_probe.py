@@ -36,12 +36,17 @@ def test_every_kind_of_probe_is_read(tmp_path: Path) -> None:
     assert len({probe.prompt_id for probe in probes}) == len({probe.digest for probe in probes}) == 6
 
 
-def test_parquet_reads_as_json_lines_do(tmp_path: Path) -> None:
+def test_tables_read_as_json_lines_do(tmp_path: Path) -> None:
     rows = [GOOD, {"messages": [{"role": "user", "content": "x"}], "category": "general", "checker": "judge"}]
     columns = {"tests": None, "messages": None, "id": None, "tolerance": None}
     parquet.write_table(pyarrow.Table.from_pylist([columns | rows[0], rows[1]]), tmp_path / "probes.parquet")
     from_parquet = read_probes(tmp_path / "probes.parquet", categories=CATEGORIES)
     assert from_parquet == read_probes(written(tmp_path, *rows), categories=CATEGORIES)
+    table = 'category,checker,reference,tests,tolerance,prompt\nmath,numeric,4,,0.1,2 + 2?\nmath,judge,,,,"Why, so?"\n'
+    (tmp_path / "probes.csv").write_text(table)
+    rows = [GOOD | {"tolerance": 0.1}, CHAT | {"prompt": "Why, so?"}]
+    from_csv = read_probes(tmp_path / "probes.csv", categories=CATEGORIES)
+    assert from_csv == read_probes(written(tmp_path, *rows), categories=CATEGORIES)
 
 
 def test_a_conversation_is_sent_whole_and_stored_as_its_routing_text(tmp_path: Path) -> None:
@@ -85,8 +90,7 @@ def test_the_digest_covers_what_the_score_depends_on_and_nothing_else(tmp_path: 
         (GOOD | {"checker": "exact", "reference": "..."}, "more than punctuation"),
         (GOOD | {"checker": "code"}, "needs `tests`"),
         (GOOD | {"checker": "code", "tests": "assert f(:"}, "not Python"),
-        (GOOD | {"checker": "code", "tests": "x = 1"}, "check nothing"),
-        (GOOD | {"checker": "code", "tests": "assert " + "-" * 100_000 + "1"}, "nested too deeply"),
+        (GOOD | {"checker": "code", "tests": "assert " + "-" * 100_000 + "1"}, "not Python"),
         (GOOD | {"tolerance": -1}, "`tolerance`: Input should be greater"),
         (GOOD | {"id": []}, "`id."),
     ],

@@ -97,12 +97,11 @@ def test_the_experts_of_a_block_answer_the_same_probes() -> None:
 
 def test_every_part_of_the_order_has_the_difficulties_in_proportion() -> None:
     names = ["easy"] * 14 + ["medium"] * 13 + ["hard"] * 13
-    order = stratified(names, seed=3)
+    order = stratified(names)
     assert sorted(order) == list(range(40))
     for size in (3, 6, 9, 30):
         counts = [sum(names[row] == name for row in order[:size]) for name in ("easy", "medium", "hard")]
         assert max(counts) - min(counts) <= 1
-    assert order != stratified(names, seed=4)
 
 
 def test_an_expert_gains_nothing_from_easier_prompts() -> None:

@@ -16,7 +16,7 @@ from coe.cli.common import Config, Json, declaration_for, keep_stdout_clean
 from coe.cli.plan import comparison
 from coe.cli.score import Concurrency, Judge, Probes, declared_expert, requested_probes
 from coe.errors import DataError, ExpertUnavailable
-from coe.measuring.probes.shipped import SHIPPED, folder_seed, write_seed
+from coe.measuring.probes.probes import SHIPPED
 from coe.measuring.recorded_answers import ANSWERS
 from coe.measuring.sandbox import installed
 from coe.measuring.scoring import Scoring, open_journal, write_tables
@@ -76,16 +76,14 @@ def tune(
         message = "there is no terminal to ask on; give it to measure and to put the plan into use"
         raise typer.BadParameter(message, param_hint="--yes")
     folder = settings.home / "quality" if out is None else out
-    seed = folder_seed(folder)
     judging = declared_expert(registry, judge, "--judge") if judge else None
-    read = requested_probes(probes, registry, settings.config, seed, runs_code=installed(), judge=judging)
+    read = requested_probes(probes, registry, settings.config, runs_code=installed(), judge=judging)
     limits = Limits(budget, None if minutes is None else 60 * minutes)
     spent = price_of_check(registry, limits)
     _check_experts(registry, settings)
     scoring = Scoring(registry, read, (), registry.experts, judging, concurrency)
     with open_journal(folder) as journal:
-        write_seed(folder, seed)
-        tuning = Tuning.of(scoring, journal, settings, limits=limits, goal=Goal(), seed=seed, spent=spent)
+        tuning = Tuning.of(scoring, journal, settings, limits=limits, goal=Goal(), spent=spent)
         if not confirmed(tuning, yes=yes):
             raise typer.Exit(1)
         reason = _measure(tuning, settings)
@@ -166,7 +164,7 @@ def _planned(
     if reason == "stopped":
         return report
     store = synced_store(settings, "assignment")
-    options = PlanOptions(benchmark, PLAN_DEVIATIONS, "", (), None, False, True, LOG_SECONDS)
+    options = PlanOptions(benchmark, PLAN_DEVIATIONS, "", (), False, True, LOG_SECONDS)
     plan = make_plan(settings, scoring.registry, store, folder, options)
     if not json:
         for text in comparison(plan):

@@ -1,1 +1,1 @@
-"""Probes besides those that users write: shipped ones, templates, constraints on the form of an answer, and imports."""
+"""Probes of users and shipped ones, and constraints on the form of an answer."""

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from difflib import get_close_matches
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import orjson
+from pydantic import AfterValidator, ConfigDict, Field, ValidationError, create_model
 
 from coe.measuring.checkers import contains
 from coe.recipes.final_answers.answers import without_reasoning
@@ -42,17 +42,14 @@ def meets(answer: str, constraints: Mapping[str, Any]) -> float:
 
 
 def problem_in(constraints: Any) -> str | None:
-    """Return the problem of the `constraints` of a probe, and the remedy; None for valid ones."""
-    if not isinstance(constraints, dict) or not constraints:
+    """Return the problem of the `constraints` of a probe; None for valid ones."""
+    if not constraints:
         return f"checker 'constraints' needs `constraints`: an object with some of {', '.join(_CONSTRAINTS)}"
-    for name, wanted in constraints.items():
-        if name not in _CONSTRAINTS:
-            close = get_close_matches(str(name), _CONSTRAINTS, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(_CONSTRAINTS)}"
-            return f"`constraints` has the unknown key {name!r}{hint}"
-        is_valid, form = _CONSTRAINTS[name][1]
-        if not is_valid(wanted):
-            return f"`constraints.{name}` must be {form}"
+    try:
+        _MODEL.model_validate(constraints)
+    except ValidationError as error:
+        first = error.errors()[0]
+        return f"`constraints.{first['loc'][0]}`: {first['msg']}"
     return None
 
 
@@ -83,10 +80,6 @@ def _sentences(text: str) -> list[str]:
     return [*sentences, text[start:]] if _WORD.search(text, start) else sentences
 
 
-def _paragraphs(text: str) -> int:
-    return len([part for part in re.split(r"\n[ \t]*\n", text) if part.strip()])
-
-
 def _within(count: int, wanted: int | Sequence[int]) -> bool:
     return count == wanted if isinstance(wanted, int) else wanted[0] <= count <= wanted[1]
 
@@ -99,7 +92,7 @@ def _has_word(text: str, forms: str | Sequence[str]) -> bool:
     return any(contains(text, form.translate(_STRAIGHT)) for form in each)
 
 
-def _in_order(text: str, wanted: Sequence[str]) -> bool:
+def _occur_in_order(text: str, wanted: Sequence[str]) -> bool:
     folded, place = " ".join(text.casefold().split()), 0
     for one in wanted:
         if (start := folded.find(one.casefold(), place)) < 0:
@@ -137,64 +130,47 @@ def _has_keys(text: str, wanted: Sequence[str]) -> bool:
 # ------------------------------------------------------------------------------------------------- how they are given
 
 
-def _is_count(wanted: Any) -> bool:
-    if type(wanted) is int:
-        return wanted >= 0
-    return _is_counts(wanted) and len(wanted) == 2 and wanted[0] <= wanted[1]
+def _in_order(limits: list[int]) -> list[int]:
+    if limits[0] > limits[1]:
+        raise ValueError("must be [least, most]")
+    return limits
 
 
-def _is_counts(wanted: Any) -> bool:
-    return isinstance(wanted, list) and bool(wanted) and all(type(one) is int and one >= 0 for one in wanted)
+def _with_words(text: str) -> str:
+    if not normalised(text):
+        raise ValueError("must not be only punctuation")
+    return text
 
 
-def _is_text(wanted: Any) -> bool:
-    return isinstance(wanted, str) and bool(normalised(wanted))
+_Natural = Annotated[int, Field(ge=0)]
+_Count = _Natural | Annotated[list[_Natural], Field(min_length=2, max_length=2), AfterValidator(_in_order)]
+_Counts = Annotated[list[_Natural], Field(min_length=1)]
+_Text = Annotated[str, AfterValidator(_with_words)]
+_Texts = Annotated[list[Annotated[str, Field(pattern=r"\S")]], Field(min_length=1)]
+_Words = Annotated[list[_Text], Field(min_length=1)]
+_Forms = Annotated[list[_Text | _Words], Field(min_length=1)]
+_Case = Literal["lower", "upper"]
 
-
-def _is_texts(wanted: Any) -> bool:
-    return isinstance(wanted, list) and bool(wanted) and all(isinstance(one, str) and one.strip() for one in wanted)
-
-
-def _is_words(wanted: Any) -> bool:
-    return _is_texts(wanted) and all(map(_is_text, wanted))
-
-
-def _is_forms(wanted: Any) -> bool:
-    return isinstance(wanted, list) and bool(wanted) and all(_is_text(one) or _is_words(one) for one in wanted)
-
-
-_Form = tuple[Callable[[Any], bool], str]
-_COUNT: _Form = (_is_count, "a whole number, or [least, most]")
-_COUNTS: _Form = (_is_counts, "a list of whole numbers")
-_TEXT: _Form = (_is_text, "text that is not only punctuation")
-_TEXTS: _Form = (_is_texts, "a list of texts")
-_WORDS: _Form = (_is_words, "a list of texts that are not only punctuation")
-_FORMS: _Form = (_is_forms, "a list of texts, each of which may be a list of equivalent ones")
-_BY_WORD: _Form = (
-    lambda wanted: isinstance(wanted, dict) and bool(wanted) and all(map(_is_count, wanted.values())),
-    "an object of words and their counts, each a whole number or [least, most]",
-)
-_LAYOUT: _Form = (lambda wanted: wanted in ("bullets", "numbered"), "bullets or numbered")
-_CASE: _Form = (lambda wanted: wanted in ("lower", "upper"), "lower or upper")
-
-_CONSTRAINTS: Mapping[str, tuple[Callable[[str, Any], bool], _Form]] = {
-    "words": (lambda text, wanted: _within(_words(text), wanted), _COUNT),
-    "sentences": (lambda text, wanted: _within(len(_sentences(text)), wanted), _COUNT),
-    "lines": (lambda text, wanted: _within(len(_lines(text)), wanted), _COUNT),
-    "paragraphs": (lambda text, wanted: _within(_paragraphs(text), wanted), _COUNT),
-    "line_words": (lambda text, wanted: all(_within(_words(line), wanted) for line in _lines(text)), _COUNT),
-    "words_by_line": (lambda text, wanted: [_words(line) for line in _lines(text)] == wanted, _COUNTS),
-    "words_by_sentence": (lambda text, wanted: [_words(one) for one in _sentences(text)] == wanted, _COUNTS),
-    "includes": (lambda text, wanted: all(_has_word(text, forms) for forms in wanted), _FORMS),
-    "excludes": (lambda text, wanted: not _has_word(text, wanted), _WORDS),
-    "without": (lambda text, wanted: not any(one.casefold() in text.casefold() for one in wanted), _TEXTS),
-    "order": (_in_order, _TEXTS),
-    "occurrences": (_occurs, _BY_WORD),
-    "initials": (_has_initials, _TEXT),
-    "starts_with": (lambda text, wanted: normalised(text).startswith(normalised(wanted)), _TEXT),
-    "ends_with": (lambda text, wanted: normalised(text).endswith(normalised(wanted)), _TEXT),
-    "format": (_is_list_of, _LAYOUT),
-    "keys": (_has_keys, _TEXTS),
-    "case": (lambda text, wanted: text == (text.lower() if wanted == "lower" else text.upper()), _CASE),
+_CONSTRAINTS: Mapping[str, tuple[Callable[[str, Any], bool], Any]] = {
+    "words": (lambda text, wanted: _within(_words(text), wanted), _Count),
+    "sentences": (lambda text, wanted: _within(len(_sentences(text)), wanted), _Count),
+    "lines": (lambda text, wanted: _within(len(_lines(text)), wanted), _Count),
+    "paragraphs": (lambda text, wanted: _within(len(re.split(r"\n[ \t]*\n\s*", text)), wanted), _Count),
+    "line_words": (lambda text, wanted: all(_within(_words(line), wanted) for line in _lines(text)), _Count),
+    "words_by_line": (lambda text, wanted: [_words(line) for line in _lines(text)] == wanted, _Counts),
+    "words_by_sentence": (lambda text, wanted: [_words(one) for one in _sentences(text)] == wanted, _Counts),
+    "includes": (lambda text, wanted: all(_has_word(text, forms) for forms in wanted), _Forms),
+    "excludes": (lambda text, wanted: not _has_word(text, wanted), _Words),
+    "without": (lambda text, wanted: not any(one.casefold() in text.casefold() for one in wanted), _Texts),
+    "order": (_occur_in_order, _Texts),
+    "occurrences": (_occurs, Annotated[dict[str, _Count], Field(min_length=1)]),
+    "initials": (_has_initials, _Text),
+    "starts_with": (lambda text, wanted: normalised(text).startswith(normalised(wanted)), _Text),
+    "ends_with": (lambda text, wanted: normalised(text).endswith(normalised(wanted)), _Text),
+    "format": (_is_list_of, Literal["bullets", "numbered"]),
+    "keys": (_has_keys, _Texts),
+    "case": (lambda text, wanted: text == (text.lower() if wanted == "lower" else text.upper()), _Case),
 }
-"""By key of `constraints`: whether a text meets it, and the form of its value."""
+"""By key of `constraints`: whether a text meets it, and the type of its value."""
+_FIELDS: dict[str, Any] = {name: (form | None, None) for name, (_, form) in _CONSTRAINTS.items()}
+_MODEL = create_model("Constraints", __config__=ConfigDict(extra="forbid", strict=True), **_FIELDS)

@@ -1,13 +1,14 @@
 """Reads probes: prompts with a category and a checker that scores an answer.
 
-A probe with `draw` is a template: it is drawn again for every seed.
+40 for each category of the shipped experts.yaml ship with this package.
 """
 
 from __future__ import annotations
 
 import ast
 import hashlib
-from collections.abc import Collection, Mapping
+import importlib.resources
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -19,7 +20,6 @@ from coe.core import Chat, Message
 from coe.errors import DataError
 from coe.measuring import checkers
 from coe.measuring.probes.constraints import problem_in
-from coe.measuring.probes.templates import drawn
 from coe.measuring.tables import numbered_rows
 from coe.recipes.final_answers.answers import json_form
 from coe.recipes.final_answers.choices import chosen
@@ -34,6 +34,8 @@ CHECKER_VERSION = 8
 """Part of every probe's digest; raise it when a checker's verdicts change, so that old scores are not reused."""
 MAX_PROBLEMS = 20
 """Bad lines that one error names."""
+SHIPPED = "shipped"
+"""Name of the probes of this package and of the user's own file, as the benchmark of quality data."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,18 +62,17 @@ class Probe:
     constraints: Mapping[str, Any] | None = field(default=None, repr=False)
 
 
-def read_probes(path: Path, *, categories: Collection[str], seed: int = 0) -> list[Probe]:
+def read_probes(path: Path, *, categories: Collection[str]) -> list[Probe]:
     """All probes of a file, in order. Raises DataError with one line `file:line: problem` for each mistake.
 
-    `categories` are the declared ones; a probe of any other category could never be routed. Templates are drawn with
-    `seed`.
+    `categories` are the declared ones; a probe of any other category could never be routed.
     """
     probes: list[Probe] = []
     problems: list[str] = []
     seen: dict[str, int] = {}
     for number, row in numbered_rows(path):
         try:
-            probe = probe_of(row, categories, seed)
+            probe = probe_of(row, categories)
             if (earlier := seen.setdefault(probe.prompt_id, number)) != number:
                 raise ValueError(f"the same id or prompt as line {earlier}; give each probe its own `id`")
             probes.append(probe)
@@ -85,6 +86,27 @@ def read_probes(path: Path, *, categories: Collection[str], seed: int = 0) -> li
     if not probes:
         raise DataError(f"{path}: holds no probes")
     return probes
+
+
+def own_file(config: Path) -> Path:
+    """The file of the user's own probes: probes.jsonl next to experts.yaml."""
+    return config.parent / "probes.jsonl"
+
+
+def shipped_rows() -> Iterator[dict[str, Any]]:
+    """The rows of all shipped probes."""
+    folder = importlib.resources.files("coe.measuring.probes") / "categories"
+    for file in sorted(folder.iterdir(), key=lambda one: one.name):
+        if file.name.endswith(".jsonl"):
+            yield from map(orjson.loads, file.read_bytes().splitlines())
+
+
+def default_probes(own: Path, categories: Collection[str]) -> list[Probe]:
+    """The shipped probes of `categories` and those of the file `own`, if it exists, which replace shipped ones of the
+    same id. Raises DataError for mistakes in the file."""
+    shipped = [probe_of(row, categories) for row in shipped_rows() if row["category"] in categories]
+    mine = read_probes(own, categories=categories) if own.is_file() else []
+    return list({probe.prompt_id: probe for probe in (*shipped, *mine)}.values())
 
 
 NonBlank = Annotated[str, StringConstraints(pattern=r"\S")]
@@ -107,7 +129,7 @@ class _Row(BaseModel, strict=True):
         NonBlank | None, BeforeValidator(lambda given: f"{given}" if type(given) in (int, float) else given)
     ] = None
     tests: NonBlank | None = None
-    tolerance: float = Field(default=checkers.TOLERANCE, ge=0, lt=1)
+    tolerance: float = Field(default=checkers.TOLERANCE, ge=0, lt=1, strict=False)  # text in CSV
     constraints: dict[str, Any] | None = None
     difficulty: Difficulty | Literal[""] = ""
 
@@ -126,7 +148,13 @@ class _Row(BaseModel, strict=True):
         if self.checker == "constraints":
             return problem_in(self.constraints)
         if self.checker == "code":
-            return _problem_in_tests(self.tests)
+            if self.tests is None:
+                return "checker 'code' needs `tests`: Python asserts to run after the answer's code"
+            try:
+                ast.parse(self.tests)
+            except (SyntaxError, RecursionError, MemoryError) as error:
+                return f"`tests` are not Python: {error}"
+            return None
         if self.checker == "judge":
             return None
         if self.reference is None:
@@ -142,13 +170,11 @@ class _Row(BaseModel, strict=True):
         return None if form(self.reference) else f"`reference` of a probe {self.checker!r} must be {needed}"
 
 
-def probe_of(row: Any, categories: Collection[str], seed: int = 0) -> Probe:
+def probe_of(row: Any, categories: Collection[str]) -> Probe:
     """Return the probe of a row. Raises ValueError that names the mistake in the row and the remedy."""
     if not isinstance(row, dict):
         raise ValueError("expected an object with prompt, category, checker and reference or tests")
-    row = {key: value for key, value in row.items() if value is not None}  # parquet has every column in every row
-    if "draw" in row:
-        row = drawn(row, seed)
+    row = {key: value for key, value in row.items() if value not in (None, "")}  # tables have every column in every row
     if isinstance(row.get("constraints"), dict):
         row["constraints"] = {name: wanted for name, wanted in row["constraints"].items() if wanted is not None}
     try:
@@ -167,7 +193,7 @@ def probe_of(row: Any, categories: Collection[str], seed: int = 0) -> Probe:
     constraints = given.constraints if given.checker == "constraints" else None
     judged = [CHECKER_VERSION, messages, given.checker, given.reference, tests, tolerance, constraints]
     return Probe(
-        prompt_id=_digest(messages)[:12] if given.id is None else str(given.id),
+        prompt_id=json_digest(messages)[:12] if given.id is None else str(given.id),
         messages=messages,
         prompt=_text(messages),
         category=given.category,
@@ -175,7 +201,7 @@ def probe_of(row: Any, categories: Collection[str], seed: int = 0) -> Probe:
         reference=given.reference,
         tests=tests,
         tolerance=tolerance,
-        digest=_digest(judged),
+        digest=json_digest(judged),
         difficulty=given.difficulty,
         constraints=constraints,
     )
@@ -189,18 +215,6 @@ def _text(messages: tuple[dict[str, Any], ...]) -> str:
     return routing_text(Chat("auto", turns, stream=False, needs=frozenset(), characters=length, fields={}))
 
 
-def _problem_in_tests(tests: str | None) -> str | None:
-    if tests is None:
-        return "checker 'code' needs `tests`: Python asserts to run after the answer's code"
-    try:
-        tree = ast.parse(tests)
-    except SyntaxError as error:
-        return f"`tests` are not Python: {error.msg} (line {error.lineno} of the tests)"
-    except (RecursionError, MemoryError):
-        return "`tests` are nested too deeply"
-    checks = any(isinstance(node, (ast.Assert, ast.Call, ast.Raise)) for node in ast.walk(tree))
-    return None if checks else "`tests` check nothing; write asserts"
-
-
-def _digest(value: Any) -> str:
+def json_digest(value: Any) -> str:
+    """SHA-256 of a value as JSON."""
     return hashlib.sha256(orjson.dumps(value)).hexdigest()

@@ -49,13 +49,13 @@ class Grid:
     member: Array
 
     @classmethod
-    def of(cls, registry: Registry, probes: Sequence[Probe], experts: Sequence[str], *, seed: int) -> Grid:
+    def of(cls, registry: Registry, probes: Sequence[Probe], experts: Sequence[str]) -> Grid:
         """Order the probes of the categories that `experts` may serve. A pin on another expert excludes a category."""
         names = [one for one in registry.category_names if registry.assignment.get(one, experts[0]) in experts]
         ordered: list[Probe] = []
         for name in names:
             found = sorted((one for one in probes if one.category == name), key=lambda one: one.prompt_id)
-            ordered += [found[place] for place in stratified([one.difficulty for one in found], seed=seed)]
+            ordered += [found[place] for place in stratified([one.difficulty for one in found])]
         member = np.array([[one.category == name for name in names] for one in ordered], dtype=np.float64)
         return cls(registry, tuple(ordered), tuple(experts), tuple(names), member.reshape(len(ordered), len(names)))
 

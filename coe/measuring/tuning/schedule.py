@@ -170,7 +170,7 @@ def next_blocks(found: Assessment, cost: Array, left: NDArray[np.int64]) -> list
     return []
 
 
-def stratified(difficulties: Sequence[str], *, seed: int) -> list[int]:
+def stratified(difficulties: Sequence[str]) -> list[int]:
     """Return an order of a category's probes: shuffled within each difficulty, and each difficulty evenly spread.
 
     Any first part of it is thus a random sample with the difficulties in their proportions.
@@ -179,6 +179,6 @@ def stratified(difficulties: Sequence[str], *, seed: int) -> list[int]:
     place = np.empty(len(names))
     for name in sorted(set(difficulties)):
         rows = np.flatnonzero(names == name)
-        place[np.random.default_rng([seed, len(rows)]).permutation(rows)] = (np.arange(len(rows)) + 0.5) / len(rows)
+        place[np.random.default_rng([0, len(rows)]).permutation(rows)] = (np.arange(len(rows)) + 0.5) / len(rows)
     order: list[int] = np.lexsort((names.astype(str), place)).tolist()
     return order

@@ -103,16 +103,15 @@ class Tuning:
         *,
         limits: Limits,
         goal: Goal,
-        seed: int,
         spent: float = 0.0,
     ) -> Tuning:
         """Prepare a run that has already `spent` some US dollars.
 
         Raises DataError where no category can be planned.
         """
-        grid = Grid.of(scoring.registry, scoring.probes, [spec.name for spec in scoring.experts], seed=seed)
+        grid = Grid.of(scoring.registry, scoring.probes, [spec.name for spec in scoring.experts])
         if not grid.probes:
-            raise DataError("tune: no probe is of a category that these experts may serve; add some with `coe probes`")
+            raise DataError("tune: no probe is of a category that these experts may serve; add some to probes.jsonl")
         tuning = cls(scoring, journal, grid, goal, limits, _mix(settings, scoring.registry, grid.categories))
         tuning.spending.spent = spent
         return tuning

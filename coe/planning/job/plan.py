@@ -23,7 +23,6 @@ from coe.learning.log_frame import frame_of, open_logs
 from coe.learning.logged_uses import LoggedUses, uses_report
 from coe.measuring.gate_fit import GateExamples, fit_gate, gate_report
 from coe.measuring.passage_gain import GAINS_FILE, read_gains
-from coe.measuring.plots import plot_sweep
 from coe.planning import (
     Assignment,
     Plan,
@@ -56,15 +55,14 @@ class PlanOptions:
     """Options of a plan.
 
     Quality is `deviations` standard errors below the mean. `sweep_row` is a budget row to sweep over `sweep_limits`,
-    empty for none; `plot` is the image of the sweep. With `drop_feedback` the plan rests on the scores alone. Uses are
-    also measured in the routing log of the last `log_seconds`; 0 for none.
+    empty for none. With `drop_feedback` the plan rests on the scores alone. Uses are also measured in the routing log
+    of the last `log_seconds`; 0 for none.
     """
 
     benchmark: str | None
     deviations: float
     sweep_row: str
     sweep_limits: Sequence[float]
-    plot: Path | None
     drop_feedback: bool
     dry_run: bool
     log_seconds: float = 0.0
@@ -96,8 +94,6 @@ def make_plan(
         assignment, unused, evidence = with_residual(settings, registry, basis, assignment)
     with note_if_slow("the sweep"):
         rows = sweep(problem, options.sweep_row, options.sweep_limits) if options.sweep_row else []
-    if options.plot is not None:
-        plot_sweep(rows, row=options.sweep_row, path=options.plot)
     with note_if_slow("finding each expert's marginal value"):
         values = marginal_values(problem, assignment)
     recipes = basis.recipes

@@ -7,8 +7,8 @@ on embeddings, tuned on folds; the bounds are the best single model, the best ma
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,17 @@ from numpy.typing import NDArray
 
 from coe.core import FAST_UNCERTAIN, GENERAL, Encoder, Prediction, Router
 from coe.errors import DataError
-from coe.measuring.benchmark.report import SplitResult, benchmark_report, trace
 from coe.measuring.quality import Quality
 from coe.measuring.recorded_answers import RecordedAnswers
 from coe.planning import Assignment, Problem, apply_residual, expected_utility, residual_gain, solve
+from coe.planning.paired_scores import clustered_mean, paired_difference
 from coe.planning.residual import Residual
 from coe.planning.score_table import fit_pseudo_count, tabulate_prompts
 from coe.recipes.fitting.answers import Answers
-from coe.recipes.fitting.benchmark import compare, recipe_report
+from coe.recipes.fitting.benchmark import SplitComparison, compare, recipe_report
 from coe.routing.classifier import MIN_RESIDUAL_GAIN
 from coe.routing.request_text import prompt_text
+from routers.examples import normalize_prompt
 
 Floats = NDArray[np.floating]
 KNN_GRID = (5, 10, 20, 50, 100, 200)
@@ -68,8 +69,6 @@ MIN_TRAINING_PROMPTS = 8
 
 TrainRouter = Callable[[Sequence[tuple[str, str]], Path], Router]
 """Maps (prompt, category) pairs and an empty folder to a router as it is served."""
-PrepareText = Callable[[str], str]
-"""Returns the part of a prompt that a router is trained on, may be empty; prompts with equal parts are one."""
 Progress = Callable[[str, float], None]
 
 
@@ -77,7 +76,6 @@ def benchmark(
     data: Quality,
     *,
     train_router: TrainRouter,
-    prepare: PrepareText,
     encoder: Encoder,
     work: Path,
     seeds: Sequence[int] = SEEDS,
@@ -88,12 +86,12 @@ def benchmark(
 
     Routers are trained into folders of `work`. Returns a JSON-able report. It has each method's mean with its standard
     error, and its paired differences from the best single model and from CoE. Of CoE it also has the closed share of
-    the gap between best single model and oracle, and the frontier. With the `recorded` answers it also compares single
-    experts with recipes (`coe.recipes.fitting.benchmark`). Sizes and frontier are null or empty where a model's size is
-    not known. Raises DataError when the data cannot be split, or has fewer than two categories.
+    the gap between best single model and oracle. With the `recorded` answers it also compares single experts with
+    recipes (`coe.recipes.fitting.benchmark`). Sizes are null where a model's size is not known. Raises DataError when
+    the data cannot be split, or has fewer than two categories.
     """
     report = progress or (lambda stage, share: None)
-    texts, splits = [prepare(prompt) for prompt in data.prompts], []
+    texts, splits = [normalize_prompt(prompt) for prompt in data.prompts], []
     if len(set(texts) - {""}) < 2 * MIN_TRAINING_PROMPTS:
         raise DataError(f"{data.benchmark}: fewer than {2 * MIN_TRAINING_PROMPTS} different prompts; score more")
     report("embed", 0.0)
@@ -102,7 +100,7 @@ def benchmark(
         report(f"split {number + 1} of {len(seeds)}", number / len(seeds))
         rows = np.random.default_rng(seed).permutation(len(data.prompts))
         parts = np.split(rows, [round(TRAIN_SHARE * len(rows))])
-        folder = work / f"router-{data.digest[:16]}-{seed}"
+        folder = work / f"router-{number}"
         folder.mkdir(parents=True, exist_ok=True)
         trained = _train(data, texts, parts[0], train_router, folder)
         splits.append(_run_split(data, embeddings, recorded, parts, trained, encoder=encoder, seed=seed))
@@ -112,12 +110,29 @@ def benchmark(
     return found | ({"recipes": recipe_report(compared, [split.prompts for split in splits])} if compared else {})
 
 
+@dataclass(frozen=True, slots=True)
+class SplitResult:
+    """The result of one seed.
+
+    `prompts` (n_held_out,) are the indices of the held-out prompts, and `score` has each method's scores on them, of
+    the same shape. `size` is each method's mean active parameters in billions. `residual` tells whether one is used.
+    `encoded` are the shares of prompts that the encoder reads, with the residual and without.
+    """
+
+    prompts: NDArray[np.int64]
+    score: dict[str, NDArray[np.float64]]
+    size: dict[str, float]
+    residual: bool
+    encoded: tuple[float, float]
+    recipes: SplitComparison | None = None
+
+
 def _run_split(
     data: Quality,
     embeddings: NDArray[np.float32],
     recorded: RecordedAnswers | None,
     parts: Sequence[NDArray[np.int64]],
-    trained: tuple[Router, Assignment, dict[int, int]],
+    trained: tuple[Router, Assignment, NDArray[np.int64], NDArray[np.int64]],
     *,
     encoder: Encoder,
     seed: int,
@@ -126,11 +141,21 @@ def _run_split(
 
     `embeddings` are those of all prompts by the `encoder`.
     """
-    (train, test), (router, assignment, labelled) = parts, trained
+    (train, test), (router, assignment, labelled, labels) = parts, trained
     routed = [prompt_text(data.prompts[i]) for i in test]
     categorized, encoded_without = _served(router, assignment, routed)
     posteriors = np.stack([one.probabilities for one in categorized])
-    assignment = _with_residual(data, assignment, labelled, embeddings, encoder)
+    certain = np.eye(len(assignment.categories))
+    residual = Residual.of(
+        lambda some: (embeddings[labelled[some]], certain[labels[some]]),
+        labels,
+        data.scores[labelled],
+        dimensions=encoder.dimensions,
+        categories=assignment.categories,
+        experts=assignment.experts,
+        prompts=[(str(row), "") for row in labelled],
+    )
+    assignment = replace(assignment, residual=residual.fitted(assignment.price)[0])
     served, encoded = _served(router, assignment, routed)
     vectors = embeddings[:, : encoder.dimensions]
     value = {
@@ -143,15 +168,13 @@ def _run_split(
     scores, everyone = data.scores[test], np.arange(len(test))
     recipes = None
     if recorded is not None:
-        rows, categories = np.array(list(labelled)), np.array(list(labelled.values()))
-        training = _answers(data, recorded, rows, categories, router)
+        training = _answers(data, recorded, labelled, labels, router)
         testing = _answers(data, recorded, test, np.zeros(len(test), dtype=np.int64), router)
         recipes = compare(training, testing, posteriors.astype(np.float64), quality=assignment.quality)
     return SplitResult(
         prompts=test,
         score={"random": scores.mean(axis=1)} | {name: scores[everyone, chosen] for name, chosen in choice.items()},
         size={"random": float(data.active_b.mean())} | {n: float(data.active_b[c].mean()) for n, c in choice.items()},
-        frontier=trace(value["coe"], scores, data.active_b) if np.isfinite(data.active_b).all() else None,
         residual=assignment.residual is not None,
         encoded=(encoded, encoded_without),
         recipes=recipes,
@@ -174,28 +197,6 @@ def _served(router: Router, assignment: Assignment, texts: Sequence[str]) -> tup
     return served, float(np.mean(is_read))
 
 
-def _with_residual(
-    data: Quality,
-    assignment: Assignment,
-    labelled: Mapping[int, int],
-    embeddings: NDArray[np.float32],
-    encoder: Encoder,
-) -> Assignment:
-    """The assignment with the residual of the `labelled` training prompts, whose category is given by index."""
-    rows, labels = np.array(list(labelled)), np.array(list(labelled.values()))
-    certain = np.eye(len(assignment.categories))
-    measured = Residual.of(
-        lambda some: (embeddings[rows[some]], certain[labels[some]]),
-        labels,
-        data.scores[rows],
-        dimensions=encoder.dimensions,
-        categories=assignment.categories,
-        experts=assignment.experts,
-        prompts=[(str(row), "") for row in rows],
-    )
-    return replace(assignment, residual=measured.fitted(assignment.price)[0])
-
-
 def _answers(
     data: Quality, recorded: RecordedAnswers, rows: NDArray[np.int64], labels: NDArray[np.int64], router: Router
 ) -> Answers:
@@ -213,8 +214,8 @@ def _train(
     train: NDArray[np.int64],
     train_router: TrainRouter,
     folder: Path,
-) -> tuple[Router, Assignment, dict[int, int]]:
-    """A router and an assignment for the training part, and the category of each prompt that they were measured on.
+) -> tuple[Router, Assignment, NDArray[np.int64], NDArray[np.int64]]:
+    """A router and an assignment for the training part, the prompts that they were measured on, and their categories.
 
     They are made as by `coe train` and `coe plan`.
     """
@@ -230,9 +231,8 @@ def _train(
     there = [number for number, label in enumerate(labels) if label in router.categories]
     known, scores = [labels[number] for number in there], data.scores[train[there]]
     table = tabulate_prompts(known, data.models, scores, categories=router.categories)
-    hyperparameter = fit_pseudo_count(known, scores)
-    rows = {int(train[number]): router.categories.index(labels[number]) for number in there}
-    return router, solve(Problem.of(table, quality=table.shrunk(pseudo_count=hyperparameter))), rows
+    assignment = solve(Problem.of(table, quality=table.shrunk(pseudo_count=fit_pseudo_count(known, scores))))
+    return router, assignment, train[there], np.array([router.categories.index(label) for label in known])
 
 
 def _merge_rare_labels(texts: Sequence[str], labels: Sequence[str], coarse: Sequence[str]) -> list[str]:
@@ -240,20 +240,11 @@ def _merge_rare_labels(texts: Sequence[str], labels: Sequence[str], coarse: Sequ
     rare."""
     found, general = list(labels), [GENERAL] * len(labels)
     for wider in ([name or GENERAL for name in coarse] or general, general, [""] * len(labels)):
-        count = _distinct_prompts(texts, found)
+        count = Counter(label for _, label in {pair for pair in zip(texts, found, strict=True) if pair[0]})
         found = [
             label if count[label] >= MIN_TRAINING_PROMPTS else other for label, other in zip(found, wider, strict=True)
         ]
     return found
-
-
-def _distinct_prompts(texts: Sequence[str], labels: Sequence[str]) -> Counter[str]:
-    """The number of distinct prompts of each label; a prompt with two labels counts for neither."""
-    known: dict[str, set[str]] = {}
-    for text, label in zip(texts, labels, strict=True):
-        if text:
-            known.setdefault(text, set()).add(label)
-    return Counter(label for found in known.values() if len(found) == 1 for label in found)
 
 
 def _bounds(data: Quality, train: NDArray[np.int64], test: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
@@ -270,4 +261,50 @@ def _bounds(data: Quality, train: NDArray[np.int64], test: NDArray[np.int64]) ->
         "best_single": np.full(len(test), int(data.scores[train].mean(axis=0).argmax())),
         "class_map_on_test": total.argmax(axis=1)[rows],
         "oracle": smallest_first[scores[:, smallest_first].argmax(axis=1)],
+    }
+
+
+METHODS = ("random", "best_single", "knn", "ridge", "coe_hard", "coe_categories", "coe", "class_map_on_test", "oracle")
+"""`coe` is what is served. `coe_categories` is the same without the residual, `coe_hard` by the likeliest category."""
+
+
+RIVALS = ("best_single", "coe")
+"""Methods that every method is compared with, on the same prompts."""
+
+
+def benchmark_report(data: Quality, splits: Sequence[SplitResult], seeds: Sequence[int]) -> dict[str, Any]:
+    """The JSON-able report of the splits by `seeds`, without the comparison of recipes.
+
+    It has the mean, the standard error and the size of each method, and its paired differences from RIVALS.
+    """
+    prompts, methods = [one.prompts for one in splits], dict[str, dict[str, Any]]()
+    for name in METHODS:
+        scores, size = [one.score[name] for one in splits], float(np.mean([one.size[name] for one in splits]))
+        mean = clustered_mean(scores, prompts)
+        methods[name] = {
+            "mean": mean.value,
+            "standard_error": mean.error if np.isfinite(mean.error) else None,
+            "mean_active_b": size if np.isfinite(size) else None,
+            "against": {
+                rival: paired_difference(scores, [one.score[rival] for one in splits], prompts).to_json()
+                for rival in RIVALS
+                if rival != name
+            },
+        }
+    best, coe, oracle = (methods[name]["mean"] for name in ("best_single", "coe", "oracle"))
+    return {
+        "benchmark": data.benchmark,
+        "categories": len(set(data.categories)),
+        "prompts": len(data.prompts),
+        "left_out": data.left_out,
+        "models": len(data.models),
+        "splits": len(splits),
+        "seeds": list(seeds),
+        "methods": methods,
+        "gap_closed": (coe - best) / (oracle - best) if oracle > best else None,
+        "residual": {
+            "used": sum(split.residual for split in splits),
+            "encoded": float(np.mean([split.encoded[0] for split in splits])),
+            "encoded_without": float(np.mean([split.encoded[1] for split in splits])),
+        },
     }

@@ -1,1 +1,0 @@
-"""Replays routing on recorded answers of public benchmarks (`coe benchmark`)."""
