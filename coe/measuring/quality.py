@@ -80,14 +80,15 @@ def read_quality(
     max_active_b: float | None = None,
     only: Sequence[str] = (),
     partly: bool = False,
+    coarse: bool = False,
 ) -> Quality:
     """Read `prompts`, `scores`, `answers` and `models` (.parquet, .jsonl or .csv each) of one benchmark.
 
     `answers` and `models` may be absent. `max_active_b` keeps models of known size with at most that many billion
     active parameters, `only` those named. Models without scores are left out. While no prompt has scores
     of all models, the model with the fewest scores is left out too. With `partly`, prompts that lack scores are kept.
-    The category of a prompt is its `label`, or its `category` where there is no label. Raises DataError with the file,
-    the problem and its count.
+    The category of a prompt is its `label`, or its `category` where there is no label or with `coarse`. Raises
+    DataError with the file, the problem and its count.
     """
     prompts = needed_table(folder, "prompts", needed=("prompt_id", "prompt"))
     scores = needed_table(folder, "scores", needed=("prompt_id", "model", "score"))
@@ -111,7 +112,8 @@ def read_quality(
     whole = np.asarray(np.isfinite(matrix).all(axis=1)) | partly
     kept = np.flatnonzero(whole).tolist()
     texts, wider = prompts.texts("prompt"), prompts.texts("category")
-    categories = [label or category for label, category in zip(prompts.texts("label"), wider, strict=True)]
+    labels = [""] * len(ids) if coarse else prompts.texts("label")
+    categories = [label or category for label, category in zip(labels, wider, strict=True)]
     if empty := categories.count(""):
         raise DataError(f"{prompts.path}: {empty} of {len(ids)} prompts have neither label nor category")
     answers = optional_table(folder, "answers", needed=("prompt_id", "model"), benchmark=name)
