@@ -1,9 +1,9 @@
 """The gateway's processes: a parent, and workers that share its listening socket.
 
 On SIGTERM or SIGINT the parent makes the workers drain (`gateway/process/worker.py`) and waits until they have written
-their records. A second signal kills all processes at once. On SIGHUP the workers reload. A worker that crashes starts
-again after a delay of its own; the other workers continue. If no worker ever became ready and all have ended, the
-gateway stops with the cause. Workers end when the parent dies.
+their records. A second signal kills all processes at once. On SIGHUP the workers reload. A worker that crashes, or
+hangs and is killed, starts again after a delay of its own; the other workers continue. If no worker ever became ready
+and all have ended, the gateway stops with the cause. Workers end when the parent dies.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import sys
 import time
 from collections import Counter
 from contextlib import suppress
-from ctypes import c_bool
+from ctypes import c_uint64
 from functools import partial
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
-from multiprocessing.sharedctypes import RawValue
+from multiprocessing.sharedctypes import RawArray
 from types import FrameType
 
 from coe.errors import WorkerError
@@ -39,6 +39,8 @@ FLUSH_SECONDS = 20
 """Time for a worker to write its records after its requests have ended."""
 TICK_SECONDS = 0.1
 """Interval in which the parent looks at signals, and at workers that are due to start."""
+HANG_SECONDS = 40.0
+"""Time without a turn of its event loop after which a worker is killed."""
 FIRST_DELAY_SECONDS, MAX_DELAY_SECONDS = 0.5, 30.0
 """Delay from a worker's first crash to its next start, and the longest; each further crash doubles it."""
 
@@ -62,9 +64,12 @@ class _Parent:
     def __init__(self, build: Build, settings: Settings, listener: socket.socket) -> None:
         self._pid, self._listener, self._is_stopping = os.getpid(), listener, False
         self._time_to_end = settings.drain + FINISH_SECONDS + FLUSH_SECONDS
-        self._ready = RawValue(c_bool)
-        """True once any worker has served."""
-        self._target = partial(run_worker, build, settings, listener=listener, ready=self._ready)
+        self._beats = RawArray(c_uint64, settings.workers)
+        """What each worker counts while its event loop runs; 0 until it serves."""
+        self._silence = dict.fromkeys(range(settings.workers), (0, 0))
+        """The latest number of beats of each worker, and for how many checks it has not grown."""
+        self._has_served = False
+        self._target = partial(run_worker, build, settings, listener=listener, beats=self._beats)
         self._workers: dict[int, BaseProcess] = {}
         self._started: dict[int, float] = {}
         self._due = dict.fromkeys(range(settings.workers), 0.0)
@@ -81,12 +86,16 @@ class _Parent:
         try:
             while not self._is_stopping:
                 for number, due in tuple(self._due.items()):
-                    if due <= time.monotonic() and (self._ready.value or not self._delays[number]):
+                    if due <= time.monotonic() and (self._has_served or not self._delays[number]):
                         self._start(number)
                 wait([worker.sentinel for worker in self._workers.values()], TICK_SECONDS)
+                self._has_served |= any(self._beats)
                 for number, worker in tuple(self._workers.items()):
                     if worker.exitcode is not None and not self._is_stopping:
                         self._restart_later(number)
+                    elif self._is_hung(number):
+                        _log.error("%s hangs for %d s and is killed", _name(number, worker), HANG_SECONDS)
+                        worker.kill()
         finally:
             self._listener.close()  # otherwise new connections would wait in its queue
             self._stop_workers()
@@ -107,8 +116,15 @@ class _Parent:
                 with suppress(ProcessLookupError):
                     os.kill(worker.pid, signal.SIGHUP)
 
+    def _is_hung(self, number: int) -> bool:
+        """Check the beats of a worker. Checks count and not seconds, so that workers can beat after a pause of all."""
+        beats, (before, silent) = self._beats[number], self._silence[number]
+        self._silence[number] = beats, silent + 1 if 0 < beats == before else 0
+        return self._silence[number][1] * TICK_SECONDS >= HANG_SECONDS
+
     def _start(self, number: int) -> None:
         del self._due[number]
+        self._beats[number] = 0
         self._started[number] = time.monotonic()
         arguments = {"number": number, "crashes": self._crashes[number]}
         worker = _CONTEXT.Process(target=self._target, kwargs=arguments, daemon=True)
@@ -124,7 +140,7 @@ class _Parent:
         uptime = time.monotonic() - self._started[number]
         delay = next_pause(self._delays[number], ran=uptime, first=FIRST_DELAY_SECONDS, longest=MAX_DELAY_SECONDS)
         self._delays[number], self._due[number] = delay, time.monotonic() + delay
-        if not (self._ready.value or self._workers):
+        if not (self._has_served or self._workers):
             cause = f"{name} {why}; see the log above"
             raise WorkerError(f"the gateway stops, because no worker could start: {cause}")
         _log.error("%s %s; the others serve on, and it starts again in %g s", name, why, delay)

@@ -16,7 +16,7 @@ import resource
 import signal
 import socket
 from collections.abc import Callable
-from ctypes import c_bool
+from ctypes import Array, c_uint64
 
 import uvloop
 from starlette.applications import Starlette
@@ -47,20 +47,24 @@ def run_worker(
     settings: Settings,
     *,
     listener: socket.socket,
-    ready: c_bool,
+    beats: Array[c_uint64],
     number: int,
     crashes: int,
 ) -> None:
     """Run worker `number`, from 0, which crashed so many times before. Exits with code 1 if the application cannot
-    start or fails. `ready` is shared with the parent, and set once requests are served."""
+    start or fails. It counts up its place of `beats`, which the parent sees, from when it serves."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # until the application handles it
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is for the parent
     logging.config.dictConfig(logging_config(settings))  # a process that is not a fork inherits none
     log_uncaught()
     threadpool_limits(1, user_api="blas")  # OpenBLAS's own threads busy-wait for milliseconds after a product
+
+    def beat() -> None:
+        beats[number] += 1
+
     try:
-        serving = serve_application(build(number), listener, lame_duck=settings.drain, crashes=crashes, ready=ready)
+        serving = serve_application(build(number), listener, lame_duck=settings.drain, crashes=crashes, beat=beat)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serving)
     except Exception:
@@ -74,9 +78,10 @@ async def serve_application(
     *,
     lame_duck: float = 0,
     crashes: int = 0,
-    ready: c_bool | None = None,
+    beat: Callable[[], None] = lambda: None,
 ) -> None:
-    """Serve the application until SIGTERM or the end of the parent process. `ready` is set once it has started."""
+    """Serve the application until SIGTERM or the end of the parent process. `beat` is called all the time
+    from when it serves."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)  # a request needs one or two more for its expert
     limit = MAX_CONNECTIONS if soft == resource.RLIM_INFINITY else min(soft // 3, MAX_CONNECTIONS)
     server = Server(app, max_connections=limit)
@@ -87,11 +92,9 @@ async def serve_application(
         loop.add_signal_handler(signal.SIGTERM, lambda: drain(services, server.stop, lame_duck=lame_duck))
         if services.reload is not None:
             loop.add_signal_handler(signal.SIGHUP, services.reload.request)
-        watch = asyncio.create_task(_end_with_parent(services, server), name="coe-parent")
+        watch = asyncio.create_task(_end_with_parent(services, server, beat), name="coe-parent")
         gc.freeze()  # full collections would visit all loaded objects while every request waits
         gc.set_threshold(20_000)  # at the default of 700 collections take some 3 % of the processor time
-        if ready is not None:
-            ready.value = True
         try:
             await server.serve([listener])
         finally:
@@ -119,10 +122,12 @@ def abort(services: Services) -> None:
         request.cancel(Draining("this gateway ended before the answer was complete; try again", retry_after=1.0))
 
 
-async def _end_with_parent(services: Services, server: Server) -> None:
-    """When the parent dies, close the listener, finish responses and write records, all within a few seconds."""
+async def _end_with_parent(services: Services, server: Server, beat: Callable[[], None]) -> None:
+    """Call `beat` while the parent lives. When it dies, close the listener, finish responses and write records, all
+    within a few seconds."""
     parent = multiprocessing.parent_process()
-    while parent is None or os.getppid() == parent.pid:  # noqa: ASYNC110  no event tells
+    while parent is None or os.getppid() == parent.pid:  # no event tells
+        beat()
         await asyncio.sleep(PARENT_CHECK_SECONDS)
     services.leaving = True
     server.stop()

@@ -22,7 +22,6 @@ from coe.settings import Settings
 from gateway.access import limits
 from gateway.app import create_app
 from gateway.cache import step as cache_step
-from gateway.endpoints.admin import mapping
 from gateway.main import open_services
 from gateway.observability import tracing
 from gateway.process import processes
@@ -62,7 +61,6 @@ def build(settings: Settings, workers: Path, number: int) -> Starlette:
     # However busy the machine is, a Redis and a collector that are there reply in time.
     limits.REFRESH_SECONDS = cache_step.LOOKUP_SECONDS = 5.0
     tracing.FLUSH_TIMEOUT_SECONDS = 20.0
-    mapping.SOLVE_SECONDS = 100.0
     return create_app(partial(open_services, settings, workers=workers / str(number), read=read))
 
 
@@ -70,6 +68,7 @@ if __name__ == "__main__":
     settings = Settings.read()
     stalled_after = load(settings.config, environ=settings.environ).policy.stream_idle_timeout
     listener = open_listener(settings.host, settings.port, stalled_after=stalled_after)
+    processes.HANG_SECONDS = float(os.environ.get("HANG_SECONDS", processes.HANG_SECONDS))
     if "SPAWN" in os.environ:  # as on macOS
         processes._CONTEXT = multiprocessing.get_context("spawn")
     with TemporaryDirectory(prefix="coe-") as workers:

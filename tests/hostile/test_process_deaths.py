@@ -94,3 +94,13 @@ async def test_workers_that_cannot_start_end_the_gateway_with_the_cause(tmp_path
     assert "the gateway stops, because no worker could start: worker " in last
     assert "exited with code 1; see the log above" in last
     assert "the disk is away" in said.decode()
+
+
+async def test_a_worker_that_hangs_is_replaced(tmp_path: Path) -> None:
+    async with serving(tmp_path, environ={"COE_WORKERS": "1", "HANG_SECONDS": "3"}) as served:
+        await wait_until(lambda: len(served.workers) == 1, pause=0.02)
+        (victim,) = served.workers
+        await answered(served)
+        victim.suspend()
+        await wait_until(lambda: served.workers not in ([], [victim]), pause=0.02)
+        await answered(served)
