@@ -18,7 +18,7 @@ from starlette.applications import Starlette
 
 from coe.artifacts.active_state import DocumentIndex
 from coe.core import Call, Expert, Health, Neighbour, Prediction
-from coe.planning import Assignment, Plan, Problem, Uses, answer_digests, declared_uses
+from coe.planning import Assignment, Plan, Problem, Uses, declared_digests, declared_uses
 from coe.planning.problem import declared_assignment
 from coe.planning.score_table import ScoreTable
 from coe.recipes.factory import build_recipes
@@ -76,7 +76,7 @@ def plan_of(assignment: Assignment, registry: Registry | None = None) -> Plan:
         return Plan(assignment, problem, table, "a test")
     arms = len(assignment.experts) - len(registry.experts)
     uses = declared_uses(registry, assignment.categories).joined(Uses(), arms)
-    made_for = {"pins": registry.assignment, "answers": answer_digests(registry)}
+    made_for = {"pins": registry.assignment, "declared": declared_digests(registry)}
     return Plan(assignment, replace(problem, uses=uses), table, "a test", **made_for)
 
 

@@ -241,7 +241,7 @@ def read_plan(registry: Registry, artifact: Artifact) -> EffectivePlan:
     """A published plan under the declaration. Raises ArtifactError, with the remedy, if nothing of it is declared any
     more."""
     plan = Plan.read(artifact.folder)
-    return effective_plan(plan, plan.declaration(registry))
+    return effective_plan(plan, registry.with_proposed(plan.policies.steps))
 
 
 def encoder_digest(router: Artifact) -> str:

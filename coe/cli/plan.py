@@ -31,8 +31,7 @@ from coe.cli.common import (
     table,
 )
 from coe.errors import ArtifactError, CoEError, DataError
-from coe.planning import Plan, Problem, present_problem, solve
-from coe.planning.grid import select
+from coe.planning import Plan, Problem, solve
 from coe.planning.job.plan import PlanOptions, make_plan, plan_to_json
 from coe.planning.paired_scores import Difference
 from coe.planning.problem import BUDGET_ROWS
@@ -222,11 +221,8 @@ def solve_lines(version: Version = None, config: Config = None) -> None:
     version = version or store.in_use()
     if version is None:
         raise ArtifactError("solve: no plan was made from scores yet; run `coe plan`")
-    plan, registry = Plan.read(store.published(version).folder), load(settings.config, environ=settings.environ)
-    problem, traffic = present_problem(plan, plan.declaration(registry)), plan.traffic
-    if traffic is not None:
-        traffic = select(traffic, plan.problem.categories, problem.categories, missing=0.0)
-    for answer in answers(iter(lambda: sys.stdin.readline(MAX_LINE_CHARACTERS), ""), problem, traffic):
+    plan = Plan.read(store.published(version).folder)
+    for answer in answers(iter(lambda: sys.stdin.readline(MAX_LINE_CHARACTERS), ""), plan.problem, plan.traffic):
         print_json(answer)
 
 

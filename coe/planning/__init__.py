@@ -10,8 +10,8 @@ from coe.planning.assignment import (
     residual_gain,
     routing_gain,
 )
-from coe.planning.effective_plan import Consequence, EffectivePlan, effective_plan, present_problem
-from coe.planning.plan import ANSWER_FIELDS, Plan, answer_digests, round_traffic
+from coe.planning.effective_plan import Consequence, EffectivePlan, effective_plan
+from coe.planning.plan import ANSWER_FIELDS, Plan, declared_digests, round_traffic
 from coe.planning.problem import Problem
 from coe.planning.program import smallest_limit
 from coe.planning.solver import (
@@ -38,7 +38,7 @@ __all__ = [
     "Plan",
     "Problem",
     "Uses",
-    "answer_digests",
+    "declared_digests",
     "apply_residual",
     "best_choice",
     "declared_uses",
@@ -50,7 +50,6 @@ __all__ = [
     "nearest_measured",
     "planned_quality",
     "planned_use",
-    "present_problem",
     "residual_gain",
     "round_traffic",
     "routed_use",

@@ -68,7 +68,7 @@ def test_an_unscored_expert_is_left_out_with_the_command_that_scores_it(tmp_path
     current = ArtifactStore(tmp_path / ".coe" / "artifacts", "assignment").current()
     assert current is not None
     effect = effective_plan(Plan.read(current.folder), load(config, environ={}))
-    assert [one.kind for one in effect.consequences] == ["expert_added", "learning"]
+    assert [one.kind for one in effect.consequences] == ["expert_added"]
 
 
 def test_a_category_pinned_to_an_unscored_expert_is_left_to_its_pin(tmp_path: Path) -> None:

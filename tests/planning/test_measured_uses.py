@@ -20,10 +20,7 @@ from coe.planning import (
     MEASURES,
     Assignment,
     MeasuredUses,
-    Plan,
-    answer_digests,
     declared_uses,
-    effective_plan,
     expected_utility,
     solve,
 )
@@ -149,24 +146,6 @@ def test_a_plan_keeps_its_mean_cost_on_held_out_traffic(replay: Replay, limit: f
     known = [probe(number, category) for number in range(600) for category in CATEGORIES]
     plan = solve(problem, traffic=posteriors(known, problem.categories))
     assert 0.9 * limit < routed_cost(replay, plan) <= 1.05 * limit
-
-
-def test_a_plan_at_measured_uses_follows_an_edit_of_prices_in_measured_dollars(replay: Replay, tmp_path: Path) -> None:
-    limited = {"assignment": {"general": "small"}, "budget": {"mean_cost": 3.0}}
-    registry = declared(**limited)
-    basis = replay.basis(registry)
-    problem, made_for = basis.problem, {"pins": registry.assignment, "answers": answer_digests(registry)}
-    Plan(solve(problem), problem, basis.table, "", measured_uses=basis.measured_uses, **made_for).save(tmp_path)
-    plan = Plan.read(tmp_path)
-    same = effective_plan(plan, registry)
-    assert same.consequences == ()
-    assert same.assignment.digest == plan.assignment.digest
-    experts = registry.model_dump(mode="json", exclude_none=True)["experts"]
-    experts[2]["prices"] = {"input": 6.0, "output": 30.0}
-    dearer = effective_plan(plan, declared(experts=experts, **limited))
-    before = problem.weights @ problem.use("mean_cost")[:, 2]
-    assert f"cost {before:.4g} -> {2 * before:.4g}" in dearer.consequences[0].sentence
-    np.testing.assert_allclose(dearer.assignment.price[:, 2], 2 * plan.assignment.price[:, 2])
 
 
 def measured(values: Sequence[Sequence[float]], categories: Sequence[int], *, names: int) -> MeasuredUses:

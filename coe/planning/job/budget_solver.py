@@ -18,7 +18,7 @@ from coe.planning import (
     MeasuredUses,
     Plan,
     Problem,
-    answer_digests,
+    declared_digests,
     declared_uses,
     marginal_values,
     round_traffic,
@@ -100,7 +100,7 @@ class BudgetSolver:
             reassigned=reassigned,
             measured_uses=self.measured_uses,
             pins=self.registry.assignment,
-            answers=answer_digests(self.registry),
+            declared=declared_digests(self.registry),
             value_of_expert=marginal_values(problem, candidate),
             traffic=self._traffic(problem),
         )

@@ -17,7 +17,7 @@ from starlette.responses import Response
 from coe.artifacts.kinds import ASSIGNMENT
 from coe.artifacts.store import ArtifactStore, Promotion
 from coe.errors import ArtifactError, InvalidRequest, NothingMeasured
-from coe.planning import Plan, planned_quality, planned_use, present_problem
+from coe.planning import Plan, planned_quality, planned_use
 from coe.planning.grid import align, select
 from coe.planning.problem import USE_OF_ROW
 from gateway.endpoints.handler import json_of, json_response
@@ -112,7 +112,7 @@ def _served_map(snapshot: Snapshot, plan: Plan | None) -> dict[str, Any]:
         "price_by_category": price.tolist(),
         "duals": dict(assignment.duals),
         "consequences": [asdict(one) for one in snapshot.consequences],
-        "measured": None if plan is None else _measured(plan, snapshot, categories, experts),
+        "measured": None if plan is None else _measured(plan, categories, experts),
     }
 
 
@@ -123,10 +123,10 @@ def _weights(plan: Plan | None, categories: Sequence[str]) -> NDArray[np.float64
     return weights / weights.sum() if weights.any() else np.full(len(categories), 1 / len(categories))
 
 
-def _measured(plan: Plan, snapshot: Snapshot, categories: Sequence[str], experts: Sequence[str]) -> dict[str, Any]:
-    """The scores that the plan was solved from, null where it has none. Uses are those declared now: means over the
-    plan's categories, and by category; unknown ones are null."""
-    planned, assignment = plan.problem, snapshot.composition.assignment
+def _measured(plan: Plan, categories: Sequence[str], experts: Sequence[str]) -> dict[str, Any]:
+    """The scores that the plan was solved from, null where it has none. Uses are means over the plan's categories, and
+    by category; unknown ones are null."""
+    planned = plan.problem
     known, names = (planned.categories, planned.experts), (categories, experts)
     tables = {
         "mean": plan.table.mean,
@@ -135,19 +135,20 @@ def _measured(plan: Plan, snapshot: Snapshot, categories: Sequence[str], experts
         "error": plan.table.error(pseudo_count=plan.pseudo_count),
         "quality": np.where(np.isfinite(planned.quality), planned.quality, np.nan),
     }
-    problem = present_problem(plan, snapshot.registry)
-    weights, declared = _weights(plan, categories), {use: problem.use(row) for row, use in USE_OF_ROW.items()}
-    memory = select(declared.pop("memory_gb"), problem.experts, experts)
-    uses = {name: align(use, (problem.categories, problem.experts), names) for name, use in declared.items()}
+    uses = {name: planned.use(row) for row, name in USE_OF_ROW.items() if row != "memory_gb"}
+    means = {"memory_gb": planned.use("memory_gb")} | {name: planned.weights @ use for name, use in uses.items()}
     return {
         "source": plan.source,
         "deviations": plan.deviations,
         "budget": dict(planned.budget),
         "value_of_expert": dict(plan.value_of_expert),
         "weights": [dict(zip(known[0], planned.weights.tolist(), strict=True)).get(name, 0.0) for name in categories],
-        "uses": {"memory_gb": _cells(memory)} | {name: _cells(weights @ use) for name, use in uses.items()},
-        "uses_by_category": {name: _cells(use) for name, use in uses.items()},
-        "planned": {"quality": planned_quality(problem, assignment), "used": planned_use(problem, assignment)},
+        "uses": {name: _cells(select(use, known[1], experts)) for name, use in means.items()},
+        "uses_by_category": {name: _cells(align(use, known, names)) for name, use in uses.items()},
+        "planned": {
+            "quality": planned_quality(planned, plan.assignment),
+            "used": planned_use(planned, plan.assignment),
+        },
     } | {name: _cells(align(table, known, names)) for name, table in tables.items()}
 
 
