@@ -1,7 +1,7 @@
-"""A plan under the current experts.yaml: what of it still serves, and what an edit means until `coe plan` is run again.
+"""A plan under the current experts.yaml: what of it still serves, and what an edit means until the next `coe plan`.
 
-`coe.artifacts.active_state` computes this for the gateway and for jobs. The module is pure: it reads no file. Qualities,
-uses and prices stay those of the plan. Only names follow the declaration:
+`coe.artifacts.active_state` computes this for the gateway and for jobs. The module is pure: it reads no file.
+Qualities, uses and prices stay those of the plan. Only names follow the declaration:
 
 - The categories of an expert that is no longer declared go to the best remaining expert.
 - A declared expert that is not in the plan serves no category until it is planned, except by pins and exploration.

@@ -27,8 +27,7 @@ from coe.planning.uses import MeasuredUses
 from coe.recipes.policy_file import NO_POLICIES, RECIPES_FILE, ArmPolicies
 from coe.registry import Registry
 
-PLAN_FILE, TRAFFIC_FILE = "plan.json", "traffic.npy"
-RESIDUAL_FILE, MEASURED_FILE = "residual.npz", "measured.npz"
+PLAN_FILE, TRAFFIC_FILE, RESIDUAL_FILE = "plan.json", "traffic.npy", "residual.npz"
 FORMAT = 1
 ANSWER_FIELDS = ("model", "runtime", "base_url", "base_urls", "adapter", "system_prompt", "parameters", "options")
 """Fields of an expert that affect its answers, and so its measured quality."""
@@ -51,7 +50,6 @@ class Plan:
     - `value_of_expert`: see `marginal_values`. `against` compares the plan with single experts, for `coe report`.
     - `traffic`: the sample of posteriors that the prices are fitted to, shape (n_requests, n_categories); None for
       prices of pure categories.
-    - `unused`: the measured prompts as a residual that is not used, which retraining may fit again.
     - `policies`: the arms of recipes among the columns.
     """
 
@@ -71,7 +69,6 @@ class Plan:
     against: tuple[dict[str, Any], ...] = ()
     format: int = FORMAT
     traffic: Array | None = field(default=None, metadata=OWN_FILE)
-    unused: InstanceOf[Residual] | None = field(default=None, metadata=OWN_FILE)
     policies: InstanceOf[ArmPolicies] = field(default=NO_POLICIES, metadata=OWN_FILE)
 
     def __post_init__(self) -> None:
@@ -108,9 +105,8 @@ class Plan:
     def save(self, folder: Path) -> None:
         """Write the files into an existing folder."""
         (folder / PLAN_FILE).write_bytes(to_json(self))
-        for name, residual in ((RESIDUAL_FILE, self.assignment.residual), (MEASURED_FILE, self.unused)):
-            if residual is not None:
-                (folder / name).write_bytes(residual.to_bytes())
+        if self.assignment.residual is not None:
+            (folder / RESIDUAL_FILE).write_bytes(self.assignment.residual.to_bytes())
         if self.traffic is not None:
             np.save(folder / TRAFFIC_FILE, self.traffic.astype(np.float16))
         if self.policies.steps:
@@ -119,7 +115,7 @@ class Plan:
     @classmethod
     def read(cls, folder: Path) -> Plan:
         """Read the files that `save` writes. Raises ArtifactError."""
-        traffic, recipes = folder / TRAFFIC_FILE, folder / RECIPES_FILE
+        traffic, recipes, vectors = (folder / name for name in (TRAFFIC_FILE, RECIPES_FILE, RESIDUAL_FILE))
         try:
             content = orjson.loads((folder / PLAN_FILE).read_bytes())
             if content["format"] != FORMAT:
@@ -129,13 +125,9 @@ class Plan:
         except (OSError, KeyError, TypeError, ValueError, DataError) as error:  # pydantic's error is a ValueError
             remedy = "make it again with `coe plan`"
             raise ArtifactError(f"{folder / PLAN_FILE}: cannot be read ({error}); {remedy}") from None
-        residual, unused = (_residual(folder / name) for name in (RESIDUAL_FILE, MEASURED_FILE))
+        residual = Residual.from_bytes(vectors.read_bytes()) if vectors.exists() else None
         policies = ArmPolicies.from_json(recipes.read_bytes()) if recipes.exists() else NO_POLICIES
-        return replace(plan, assignment=replace(plan.assignment, residual=residual), unused=unused, policies=policies)
-
-
-def _residual(path: Path) -> Residual | None:
-    return Residual.from_bytes(path.read_bytes()) if path.exists() else None
+        return replace(plan, assignment=replace(plan.assignment, residual=residual), policies=policies)
 
 
 def round_traffic(traffic: NDArray[np.floating]) -> Array:

@@ -113,14 +113,14 @@ CASES = {
         {},
         [("expert_changed", "coder")],
         True,
-        "expert 'coder': model, base_url changed; what was planned stays in use. Run `coe score` and `coe plan` again",
+        "expert 'coder': model, base_url changed; the plan stays as it is. Run `coe score` and `coe plan` again",
     ),
     "a price": Case(
         {"experts": with_changed("painter", prices={"input": 100, "output": 100}, active_parameters_b=70)},
         {},
         [("expert_changed", "painter")],
         True,
-        "expert 'painter': prices, active_parameters_b changed; what was planned stays in use. Run `coe plan` again",
+        "expert 'painter': prices, active_parameters_b changed; the plan stays as it is. Run `coe plan` again",
     ),
     "a new category": Case(
         {"categories": categories(*CATEGORIES, "travel")},

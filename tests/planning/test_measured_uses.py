@@ -20,11 +20,12 @@ from coe.planning import (
     MEASURES,
     Assignment,
     MeasuredUses,
+    Problem,
     declared_uses,
     expected_utility,
     solve,
 )
-from coe.planning.job.basis import Basis, plan_basis
+from coe.planning.job.basis import plan_basis
 from coe.planning.uses import ASSUMED_INPUT_TOKENS, ASSUMED_OUTPUT_TOKENS
 from coe.registry import Registry
 from coe.settings import Settings
@@ -74,8 +75,8 @@ class Replay:
     held_out: Sequence[Probe]
     cells: dict[tuple[str, str], Cell]
 
-    def basis(self, registry: Registry | None = None) -> Basis:
-        return plan_basis(self.settings, registry or self.registry, self.folder, deviations=0.0)
+    def problem(self, registry: Registry | None = None) -> Problem:
+        return plan_basis(self.settings, registry or self.registry, self.folder, deviations=0.0).plan.problem
 
     def billed(self, one: Probe, expert: str) -> float:
         """US dollars of a thousand requests like this one."""
@@ -112,7 +113,7 @@ def replay(tmp_path_factory: pytest.TempPathFactory) -> Replay:
 
 
 def test_the_predicted_cost_of_each_cell_is_within_a_tenth_of_what_held_out_answers_are_billed(replay: Replay) -> None:
-    problem = replay.basis().problem
+    problem = replay.problem()
     for row, category in enumerate(problem.categories):
         own = [one for one in replay.held_out if one.category == category]
         for column, expert in enumerate(problem.experts):
@@ -142,7 +143,7 @@ def routed_cost(replay: Replay, plan: Assignment) -> float:
 
 @pytest.mark.parametrize("limit", [1.5, 3.0, 6.0])
 def test_a_plan_keeps_its_mean_cost_on_held_out_traffic(replay: Replay, limit: float) -> None:
-    problem = replay.basis(declared(assignment={"general": "small"}, budget={"mean_cost": limit})).problem
+    problem = replay.problem(declared(assignment={"general": "small"}, budget={"mean_cost": limit}))
     known = [probe(number, category) for number in range(600) for category in CATEGORIES]
     plan = solve(problem, traffic=posteriors(known, problem.categories))
     assert 0.9 * limit < routed_cost(replay, plan) <= 1.05 * limit

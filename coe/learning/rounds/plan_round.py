@@ -21,7 +21,7 @@ from coe.errors import DataError
 from coe.learning.experience import Experience, LoadedExperience
 from coe.learning.log_frame import indices, numbers
 from coe.learning.moves import HeldOutProbes
-from coe.learning.plan_candidate import CurrentPlan, JudgedPlan, judge_plan, with_residual_alone
+from coe.learning.plan_candidate import CurrentPlan, JudgedPlan, judge_plan
 from coe.learning.probe_split import split_probes
 from coe.learning.refit import MAX_PSEUDO_COUNT, Weighting
 from coe.learning.rounds.round import Candidate, Job, ManifestFields, RoundState, read_round_states
@@ -30,9 +30,7 @@ from coe.planning import MeasuredUses, Plan
 from coe.planning.grid import Array
 from coe.planning.job.basis import compare_with_single_experts
 from coe.planning.job.budget_solver import BudgetSolver
-from coe.planning.job.residual import refitted
 from coe.planning.problem import relative_cost
-from coe.planning.residual import Evidence, Residual
 from coe.planning.score_table import ScoreTable, fit_pseudo_count
 from coe.recipes.fitting.columns import RecipeColumns, recipe_columns
 from coe.records.feedback import FEEDBACK_KINDS
@@ -91,10 +89,8 @@ def _judge(
 ) -> Candidate:
     experience, version = loaded.experience, job.store(ASSIGNMENT).in_use()
     plan = None if version is None else Plan.read(job.store(ASSIGNMENT).published(version).folder)
-    unused, refit, tested = _refitted_residual(job, plan, loaded)
-    residual = current.assignment.residual if refit is None else refit
     uses = MeasuredUses.nothing() if plan is None else plan.measured_uses
-    solver = BudgetSolver(job.registry, experience, uses, _planned_arms(job, plan), residual)
+    solver = BudgetSolver(job.registry, experience, uses, _planned_arms(job, plan), current.assignment.residual)
     base = measured.table
     if base is None and plan is not None and plan.measured is not None:
         base = plan.measured.over(job.in_use.router.categories, job.columns)
@@ -108,8 +104,6 @@ def _judge(
         weighting=measured.weighting,
         guarded=job.registry.category_names,
     )
-    if refit and tested and judged.tested and not judged.judgement.promote:
-        judged = with_residual_alone(judged, current, solve_plan=solver, gain=_residual_sentence(tested))
     judgement = judged.judgement
     state = replace(state, promoted=judgement.promote, sentence=judgement.sentence)
     if judgement.evidence and judged.tested:
@@ -117,14 +111,11 @@ def _judge(
     before = [] if plan is None else [name for name in plan.reassigned if name in job.registry.category_names]
     reassigned = tuple(sorted({*before, *(move.category for move in judged.moves if move.accepted)}))
     report = plan_report(judged, current, experience=experience, left_out=loaded.left_out)
-    report["residual"] = None if tested is None else {**tested._asdict(), "sentence": _residual_sentence(tested)}
 
     def save(folder: Path) -> ManifestFields:
         found = solver.plan(judged.candidate, judged.refit, measured=base, reassigned=reassigned)
         policies = found.policies if plan is None else plan.policies
-        unused_now = unused if residual is None else None
-        found = replace(found, against=compare_with_single_experts(found), policies=policies, unused=unused_now)
-        found.save(folder)
+        replace(found, against=compare_with_single_experts(found), policies=policies).save(folder)
         return {"categories": judged.candidate.categories, "data": job.registry.digest, "metrics": {}}
 
     return Candidate(
@@ -134,26 +125,6 @@ def _judge(
         save=save,
         digest=judged.candidate.digest,
         restarts_tests=any(move.verdict == "better" for move in judged.moves),  # exploring continues the series
-    )
-
-
-def _refitted_residual(
-    job: Job, plan: Plan | None, loaded: LoadedExperience
-) -> tuple[Residual | None, Residual | None, Evidence | None]:
-    """The residual that the plan in use does not use; the one to use instead, fitted with rated requests, if it
-    improves decisions; and the evidence. None of each that there is not."""
-    assignment, unused = job.in_use.assignment, None
-    if (residual := assignment.residual) is None and plan is not None and plan.unused is not None:
-        residual = unused = plan.unused.over(assignment.categories, assignment.experts)
-    if residual is None:
-        return None, None, None
-    return unused, *refitted(residual, job.settings, assignment, loaded)
-
-
-def _residual_sentence(tested: Evidence) -> str:
-    gain = f"{tested.gain:+.4f} ± {tested.error:.4f} on the measured prompts"
-    return (
-        f"the residual with rated requests {f'is not used: {tested.refused}' if tested.refused else 'is used'} ({gain})"
     )
 
 

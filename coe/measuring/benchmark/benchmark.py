@@ -21,7 +21,7 @@ from coe.measuring.benchmark.report import SplitResult, benchmark_report, trace
 from coe.measuring.quality import Quality
 from coe.measuring.recorded_answers import RecordedAnswers
 from coe.planning import Assignment, Problem, apply_residual, expected_utility, residual_gain, solve
-from coe.planning.residual import Residual
+from coe.planning.residual import fit_residual
 from coe.planning.score_table import fit_pseudo_count, tabulate_prompts
 from coe.recipes.fitting.answers import Answers
 from coe.recipes.fitting.benchmark import compare, recipe_report
@@ -184,16 +184,16 @@ def _with_residual(
     """The assignment with the residual of the `labelled` training prompts, whose category is given by index."""
     rows, labels = np.array(list(labelled)), np.array(list(labelled.values()))
     certain = np.eye(len(assignment.categories))
-    measured = Residual.of(
+    residual, _ = fit_residual(
         lambda some: (embeddings[rows[some]], certain[labels[some]]),
         labels,
         data.scores[rows],
+        assignment.price,
         dimensions=encoder.dimensions,
         categories=assignment.categories,
         experts=assignment.experts,
-        prompts=[(str(row), "") for row in rows],
     )
-    return replace(assignment, residual=measured.fitted(assignment.price)[0])
+    return replace(assignment, residual=residual)
 
 
 def _answers(

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from coe.artifacts.artifact_sync import synced_store
 from coe.artifacts.kinds import GATE
 from coe.artifacts.store import ArtifactStore
-from coe.errors import ArtifactError, ConfigError, DataError, StoreError
+from coe.errors import ArtifactError, DataError, StoreError
 from coe.foreground import note_if_slow
 from coe.learning.log_frame import frame_of, open_logs
 from coe.learning.logged_uses import LoggedUses, uses_report
@@ -28,7 +29,6 @@ from coe.planning import (
     Assignment,
     Plan,
     Problem,
-    declared_digests,
     marginal_values,
     planned_quality,
     planned_use,
@@ -37,12 +37,12 @@ from coe.planning import (
     sweep,
 )
 from coe.planning.grid import Array
-from coe.planning.job.basis import Basis, compare_with_single_experts, plan_basis
-from coe.planning.job.residual import with_residual
-from coe.recipes.policy_file import ArmPolicies
+from coe.planning.job.basis import Basis, compare_with_single_experts, paired_error, plan_basis
+from coe.planning.residual import Evidence, fit_residual
 from coe.registry import Registry, yaml_source
 from coe.registry.yaml_source import KeyPath
 from coe.retrieval.gate import GATE_FILE
+from coe.routing.request_text import prompt_text
 from coe.settings import Settings
 from coe.terminal import print_error
 
@@ -88,38 +88,18 @@ def make_plan(
         before=None if options.drop_feedback else before,
         logged=logged,
     )
-    unplanned = _unplanned(settings, registry, basis.recipes.left_out)
-    problem = basis.problem
-    with note_if_slow("solving the plan"):
-        assignment = _solve(settings, basis)
+    unplanned = _unplanned(settings, registry, basis.unplanned)
     with note_if_slow("testing the residual"):
-        assignment, unused, evidence = with_residual(settings, registry, basis, assignment)
+        assignment, evidence = _with_residual(settings, registry, basis)
+    problem = basis.plan.problem
     with note_if_slow("the sweep"):
         rows = sweep(problem, options.sweep_row, options.sweep_limits) if options.sweep_row else []
     if options.plot is not None:
         plot_sweep(rows, row=options.sweep_row, path=options.plot)
     with note_if_slow("finding each expert's marginal value"):
         values = marginal_values(problem, assignment)
-    recipes = basis.recipes
-    plan = Plan(
-        assignment,
-        problem,
-        basis.table,
-        basis.source,
-        basis.deviations,
-        basis.pseudo_count,
-        measured=basis.table,
-        feedback=basis.feedback,
-        reassigned=basis.reassigned,
-        measured_uses=basis.measured_uses,
-        pins=registry.assignment,
-        declared=declared_digests(registry),
-        value_of_expert=values,
-        traffic=basis.traffic,
-        unused=unused,
-        policies=ArmPolicies(problem.categories, recipes.policies, recipes.written),
-    )
-    errors = basis.paired_error(assignment.choice)
+    plan = replace(basis.plan, assignment=assignment, value_of_expert=values)
+    errors = paired_error(plan, basis.labels, basis.scores)
     plan = replace(plan, against=compare_with_single_experts(plan, errors))
     if not options.dry_run:
         with store.draft() as draft:
@@ -139,11 +119,11 @@ def make_plan(
         "against": plan.against,
         "sweep": [asdict(row) for row in rows],
         "sweep_impossible": sorted(set(options.sweep_limits) - {row.limit for row in rows}),
-        "left_out": asdict(basis.left_out) | {"recipes": unplanned},
+        "left_out": {**basis.left_out, "recipes": unplanned},
         "recipes": plan.policies.steps,
         "feedback": {
-            "kept": basis.reassigned,
-            "dropped": sorted(set(before.reassigned if before else ()) - set(basis.reassigned)),
+            "kept": plan.reassigned,
+            "dropped": sorted(set(before.reassigned if before else ()) - set(plan.reassigned)),
         },
         "residual": evidence._asdict(),
         "sample": _sample_use(plan),
@@ -167,13 +147,40 @@ def _unplanned(settings: Settings, registry: Registry, left_out: Mapping[str, st
     return found
 
 
-def _solve(settings: Settings, basis: Basis) -> Assignment:
-    """Solve the plan. Raises ConfigError with the line of the budget if no plan keeps it."""
+def _with_residual(settings: Settings, registry: Registry, basis: Basis) -> tuple[Assignment, Evidence]:
+    """Return the assignment with its residual and the prices for it, if that improves decisions; and the evidence. The
+    residual is fitted with the encoder of the router in use."""
+    import routers
+    from coe.artifacts.active_state import check_router, encoder_digest, load_router
+
+    assignment, traffic = basis.plan.assignment, basis.plan.traffic
     try:
-        return solve(basis.problem, traffic=basis.traffic)
-    except ConfigError as error:
-        line = yaml_source.read(settings.config).at(("budget",))
-        raise ConfigError(*(f"{line}: {problem}" for problem in error.problems)) from error
+        artifact = check_router(settings)[1]
+        encoder, router = routers.load_encoder(artifact.folder), load_router(registry, artifact)
+    except ArtifactError:
+        return assignment, Evidence(0.0, 0.0, "it needs the encoder of a router; run `coe train`")
+    columns = [router.categories.index(name) for name in assignment.categories]
+
+    def read(rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        texts = [prompt_text(basis.texts[row]) for row in rows.tolist()]
+        with note_if_slow("encoding the measured prompts"):
+            features = encoder.features(texts)
+        predictions = router.predict(texts, embeddings=features)
+        return features, np.stack([one.probabilities[columns] for one in predictions])
+
+    residual, evidence = fit_residual(
+        read,
+        basis.labels,
+        basis.scores,
+        np.where(np.isfinite(assignment.quality), assignment.price, np.inf),
+        dimensions=encoder.dimensions,
+        categories=assignment.categories,
+        experts=assignment.experts,
+        encoder=encoder_digest(artifact),
+    )
+    if residual is None:
+        return assignment, evidence
+    return solve(basis.plan.problem, traffic=traffic, residual=residual), evidence
 
 
 def _add_margin_errors(rows: Sequence[dict[str, Any]], registry: Registry, problem: Problem, errors: Array) -> None:
