@@ -24,7 +24,6 @@ from coe.cli.common import (
     DryRun,
     Json,
     duration_seconds,
-    image_file,
     keep_stdout_clean,
     print_result,
     settings_for,
@@ -43,8 +42,6 @@ Scores = Annotated[Path | None, typer.Argument(help="Folder with prompts, scores
 Deviations = Annotated[
     float, typer.Option("--deviations", min=0, help="Plan by quality this many standard errors below the mean.")
 ]
-Sweep = Annotated[str | None, typer.Option("--sweep", help="ROW=LIMIT,LIMIT,...: also plan under these limits.")]
-Plot = Annotated[Path | None, typer.Option("--plot", callback=image_file, help="Image of the sweep (.png or .svg).")]
 Forget = Annotated[bool, typer.Option("--forget", help="Return to the assignment declared in experts.yaml.")]
 DropFeedback = Annotated[
     bool, typer.Option("--drop-feedback", help="Plan on the scores alone, without what `coe retrain` learned.")
@@ -58,8 +55,6 @@ def plan(
     scores: Scores = None,
     benchmark: Benchmark = None,
     deviations: Deviations = 1.0,
-    sweep: Sweep = None,
-    plot: Plot = None,
     dry_run: DryRun = False,
     forget: Forget = False,
     drop_feedback: DropFeedback = False,
@@ -82,27 +77,11 @@ def plan(
         return
     if scores is None:
         raise typer.BadParameter("give the folder of scores, or --forget")
-    if plot is not None and sweep is None:
-        raise typer.BadParameter("draws a sweep: give --sweep too", param_hint="--plot")
-    row, limits = _limits(sweep) if sweep else ("", [])
     registry = load(settings.config, environ=settings.environ)
     seconds = 0 if log_since == "0" else duration_seconds(log_since, option="--log-since")
-    options = PlanOptions(benchmark, deviations, row, limits, plot, drop_feedback, dry_run, seconds)
+    options = PlanOptions(benchmark, deviations, drop_feedback, dry_run, seconds)
     report = make_plan(settings, registry, store, scores, options)
     print_result(report, plan_lines(report, scores, is_dry_run=dry_run), json=json)
-
-
-def _limits(text: str) -> tuple[str, list[float]]:
-    """The budget row and the limits of --sweep."""
-    row, _, limits = text.partition("=")
-    if row not in BUDGET_ROWS:
-        raise typer.BadParameter(f"unknown row {row!r}; known: {', '.join(BUDGET_ROWS)}", param_hint="--sweep")
-    try:
-        return row, [float(limit) for limit in limits.split(",")]
-    except ValueError:
-        raise typer.BadParameter(
-            "write ROW=LIMIT,LIMIT,... such as mean_active_b=2,4,8", param_hint="--sweep"
-        ) from None
 
 
 def plan_lines(report: Mapping[str, Any], scores: Path, *, is_dry_run: bool) -> Iterator[str]:
@@ -125,14 +104,6 @@ def plan_lines(report: Mapping[str, Any], scores: Path, *, is_dry_run: bool) -> 
     residual = report["residual"]
     gain = f" ({residual['gain']:+.4f} ± {residual['error']:.4f})" if residual["error"] else ""
     yield f"\nresidual: {'not used: ' + residual['refused'] if residual['refused'] else 'used'}{gain}"
-    if report["sweep"]:
-        rows = [
-            (f"{row['limit']:.4g}", f"{row['quality']:.4f}", "*" * row["efficient"], ", ".join(row["hosted"]))
-            for row in report["sweep"]
-        ]
-        yield "\n" + table((">limit", ">quality", "efficient", "hosted"), rows)
-    if infeasible := report["sweep_impossible"]:
-        yield f"{', '.join(f'{limit:g}' for limit in infeasible)} cannot be kept"
     if "gate" in report:
         policies, shares = ("never", "always", "gated"), ("opened", "saved")
         gated = {**report["gate"]["experts"], "all": report["gate"]["all"]}

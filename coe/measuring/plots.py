@@ -1,17 +1,16 @@
-"""Draws images of a benchmark and of a budget sweep; the file suffix gives the format.
+"""Draws images of a benchmark; the file suffix gives the format.
 
 All drawing is without pyplot, so that no display and no global state is needed. Raises CoEError without matplotlib.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from coe.errors import CoEError
-from coe.planning import ParetoRow
 
 
 def plot_benchmark(report: Mapping[str, Any], path: Path) -> None:
@@ -33,19 +32,6 @@ def plot_benchmark(report: Mapping[str, Any], path: Path) -> None:
         axes.barh(list(methods), [found["mean"] for found in methods.values()])
         axes.set_xlabel("mean score")
     axes.set_title(f"{report['benchmark']}: {report['models']} models, {report['prompts']} prompts")
-    figure.savefig(path)
-
-
-def plot_sweep(rows: Sequence[ParetoRow], *, row: str, path: Path) -> None:
-    """Draw planned quality against the limit of the swept budget row; efficient plans are joined."""
-    figure, axes = _figure()
-    best = [point for point in rows if point.efficient]
-    axes.plot([p.limit for p in best], [p.quality for p in best], marker="o", label="efficient")
-    rest = [point for point in rows if not point.efficient]
-    axes.plot([p.limit for p in rest], [p.quality for p in rest], linestyle="", marker="x", label="no better")
-    axes.set_xlabel(row)
-    axes.set_ylabel("planned quality")
-    axes.legend(fontsize="small")
     figure.savefig(path)
 
 

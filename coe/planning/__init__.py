@@ -14,14 +14,11 @@ from coe.planning.plan import ANSWER_FIELDS, Plan, declared_digests, round_traff
 from coe.planning.problem import Problem
 from coe.planning.program import smallest_limit
 from coe.planning.solver import (
-    ParetoRow,
     best_choice,
     marginal_values,
     planned_quality,
     planned_use,
-    routed_use,
     solve,
-    sweep,
 )
 from coe.planning.uses import LOGGED_MEASURES, MEASURES, MeasuredUses, Uses, declared_uses
 
@@ -33,7 +30,6 @@ __all__ = [
     "Consequence",
     "EffectivePlan",
     "MeasuredUses",
-    "ParetoRow",
     "Plan",
     "Problem",
     "Uses",
@@ -50,9 +46,7 @@ __all__ = [
     "planned_use",
     "residual_gain",
     "round_traffic",
-    "routed_use",
     "routing_gain",
     "smallest_limit",
     "solve",
-    "sweep",
 ]

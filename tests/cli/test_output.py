@@ -24,7 +24,6 @@ def coe(*words: str | bytes | Path, **variables: str) -> tuple[int, str]:
     [
         ("benchmark", "data", "--json"),
         ("benchmark", "data", "--plot"),
-        ("plan", "data", "--sweep", "memory_gb=1", "--plot"),
         ("route", "--input", "data", "--output"),
     ],
 )
@@ -43,10 +42,6 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(
     result = CliRunner().invoke(app, [*verb, place], env={"COLUMNS": "200"})
     assert result.exit_code == 2
     assert output in result.output
-
-
-def test_a_plot_without_a_sweep_is_bad_usage() -> None:
-    assert "give --sweep too" in CliRunner().invoke(app, ["plan", "data", "--plot", "a.png"]).output
 
 
 def test_a_path_that_is_no_file_no_folder_or_no_text_is_reported_in_one_line(config: Path, tmp_path: Path) -> None:

@@ -16,10 +16,9 @@ from coe.cli.benchmark import _lines
 from coe.core import Neighbour, Prediction
 from coe.errors import DataError
 from coe.measuring.benchmark.benchmark import benchmark
-from coe.measuring.plots import plot_benchmark, plot_sweep
+from coe.measuring.plots import plot_benchmark
 from coe.measuring.quality import Quality
 from coe.measuring.recorded_answers import RecordedAnswers
-from coe.planning import ParetoRow
 from coe.planning.paired_scores import (
     Difference,
     clustered_mean,
@@ -279,8 +278,5 @@ def test_plots_are_written_in_the_format_of_the_ending(report: dict[str, Any], t
     pytest.importorskip("matplotlib")
     plot_benchmark(report, tmp_path / "benchmark.png")
     plot_benchmark({**report, "frontier": []}, tmp_path / "bars.svg")
-    rows = [ParetoRow(limit, 0.1 * limit, {}, (), efficient) for limit, efficient in ((1, True), (2, False))]
-    plot_sweep(rows, row="memory_gb", path=tmp_path / "sweep.png")
     assert (tmp_path / "benchmark.png").read_bytes().startswith(b"\x89PNG")
     assert b"<svg" in (tmp_path / "bars.svg").read_bytes()
-    assert (tmp_path / "sweep.png").stat().st_size > 1000

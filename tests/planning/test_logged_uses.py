@@ -28,7 +28,6 @@ from coe.planning import (
     declared_uses,
     expected_utility,
     round_traffic,
-    routed_use,
     solve,
 )
 from coe.planning.job.basis import _logged_tables, plan_basis
@@ -39,6 +38,7 @@ from tests.admin.samples import router_published
 from tests.cli.command import run
 from tests.fakes import registry_of
 from tests.learning.samples import record
+from tests.planning.test_plan import routed_use
 
 CATEGORIES = ("code", "law", "general")
 

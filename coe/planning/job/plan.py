@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ from coe.learning.log_frame import frame_of, open_logs
 from coe.learning.logged_uses import LoggedUses, uses_report
 from coe.measuring.gate_fit import GateExamples, fit_gate, gate_report
 from coe.measuring.passage_gain import GAINS_FILE, read_gains
-from coe.measuring.plots import plot_sweep
 from coe.planning import (
     Assignment,
     Plan,
@@ -32,9 +31,7 @@ from coe.planning import (
     marginal_values,
     planned_quality,
     planned_use,
-    routed_use,
     solve,
-    sweep,
 )
 from coe.planning.grid import Array
 from coe.planning.job.basis import Basis, compare_with_single_experts, paired_error, plan_basis
@@ -46,25 +43,17 @@ from coe.routing.request_text import prompt_text
 from coe.settings import Settings
 from coe.terminal import print_error
 
-MAX_OVERUSE = 1.05
-"""Use over limit above which a note says that the sample of traffic breaks the limit. Prices keep the use within about
-a hundredth of the limit where they can."""
-
 
 @dataclass(frozen=True, slots=True)
 class PlanOptions:
     """Options of a plan.
 
-    Quality is `deviations` standard errors below the mean. `sweep_row` is a budget row to sweep over `sweep_limits`,
-    empty for none; `plot` is the image of the sweep. With `drop_feedback` the plan rests on the scores alone. Uses are
-    also measured in the routing log of the last `log_seconds`; 0 for none.
+    Quality is `deviations` standard errors below the mean. With `drop_feedback` the plan rests on the scores alone.
+    Uses are also measured in the routing log of the last `log_seconds`; 0 for none.
     """
 
     benchmark: str | None
     deviations: float
-    sweep_row: str
-    sweep_limits: Sequence[float]
-    plot: Path | None
     drop_feedback: bool
     dry_run: bool
     log_seconds: float = 0.0
@@ -92,10 +81,6 @@ def make_plan(
     with note_if_slow("testing the residual"):
         assignment, evidence = _with_residual(settings, registry, basis)
     problem = basis.plan.problem
-    with note_if_slow("the sweep"):
-        rows = sweep(problem, options.sweep_row, options.sweep_limits) if options.sweep_row else []
-    if options.plot is not None:
-        plot_sweep(rows, row=options.sweep_row, path=options.plot)
     with note_if_slow("finding each expert's marginal value"):
         values = marginal_values(problem, assignment)
     plan = replace(basis.plan, assignment=assignment, value_of_expert=values)
@@ -117,8 +102,6 @@ def make_plan(
         "uses": uses_report(plan, logged),
         "value_of_expert": values,
         "against": plan.against,
-        "sweep": [asdict(row) for row in rows],
-        "sweep_impossible": sorted(set(options.sweep_limits) - {row.limit for row in rows}),
         "left_out": {**basis.left_out, "recipes": unplanned},
         "recipes": plan.policies.steps,
         "feedback": {
@@ -126,7 +109,6 @@ def make_plan(
             "dropped": sorted(set(before.reassigned if before else ()) - set(plan.reassigned)),
         },
         "residual": evidence._asdict(),
-        "sample": _sample_use(plan),
     }
     _add_margin_errors(report["assignment"], registry, problem, errors)
     return report | ({"gate": gate} if gate else {})
@@ -202,19 +184,6 @@ def _plan_in_use(store: ArtifactStore) -> Plan | None:
     except ArtifactError as error:
         print_error(f"note: the feedback in the plan in use cannot be kept: {error}")
         return None
-
-
-def _sample_use(plan: Plan) -> dict[str, dict[str, float]]:
-    """Return, for each limited budget row, the limit and the use of the traffic sample routed at the plan's prices."""
-    used = {} if plan.traffic is None else routed_use(plan.problem, plan.assignment, plan.traffic)
-    found = {row: {"used": value, "limit": plan.problem.budget[row]} for row, value in used.items()}
-    for row, one in found.items():
-        if one["used"] > MAX_OVERUSE * one["limit"]:
-            print_error(
-                f"note: routed at the plan's prices the sample of traffic comes to {row} {one['used']:.4g}, above the "
-                f"limit of {one['limit']:g}: prices cannot divide requests to which the router gives the same posterior"
-            )
-    return found
 
 
 def plan_to_json(problem: Problem, assignment: Assignment) -> dict[str, Any]:
