@@ -237,11 +237,11 @@ def category_texts(registry: Registry) -> dict[str, tuple[str, ...]]:
     }
 
 
-def read_plan(registry: Registry, artifact: Artifact) -> EffectivePlan:
-    """A published plan under the declaration. Raises ArtifactError, with the remedy, if nothing of it is declared any
-    more."""
+def read_plan(registry: Registry, artifact: Artifact, categories: tuple[str, ...] = ()) -> EffectivePlan:
+    """A published plan under the declaration, over `categories` in their order. Raises ArtifactError, with the remedy, if
+    nothing of it is declared any more."""
     plan = Plan.read(artifact.folder)
-    return effective_plan(plan, registry.with_proposed(plan.policies.steps))
+    return effective_plan(plan, registry.with_proposed(plan.policies.steps), categories)
 
 
 def encoder_digest(router: Artifact) -> str:
@@ -264,7 +264,7 @@ def assignment_in_use(settings: Settings, registry: Registry, categories: tuple[
     artifact = ArtifactStore(settings.artifacts, ASSIGNMENT).current()
     if artifact is None:
         return EffectivePlan(declared_assignment(registry, categories))
-    return read_plan(registry, artifact).over(categories)
+    return read_plan(registry, artifact, categories)
 
 
 def retrieval_in_use(settings: Settings, in_use: ActiveState, *, threads: Executor) -> Retrieval | None:

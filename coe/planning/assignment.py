@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import compress
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,11 +75,6 @@ class Assignment:
         return None if allowed.all() else np.where(allowed, 0.0, -np.inf)
 
     @cached_property
-    def _unmeasured_names(self) -> tuple[frozenset[str], ...]:
-        rows = np.zeros(self.quality.shape) if self.unmeasured is None else self.unmeasured
-        return tuple(frozenset(name for name, one in zip(self.experts, row, strict=True) if one) for row in rows)
-
-    @cached_property
     def runners_up(self) -> tuple[tuple[str | None, float], ...]:
         """By category the best expert besides the chosen one, by utility, and the margin, which is its distance.
 
@@ -101,7 +97,8 @@ class Assignment:
 
     def unmeasured_experts(self, category: int) -> frozenset[str]:
         """Return the experts that may serve the category of this index and were never scored."""
-        return self._unmeasured_names[category]
+        unmeasured = () if self.unmeasured is None else self.unmeasured[category]
+        return frozenset(compress(self.experts, unmeasured))
 
     @classmethod
     def declared(
@@ -118,19 +115,6 @@ class Assignment:
         for row, expert in enumerate(choice):
             quality[row, experts.index(expert)] = 1.0
         return cls(categories, experts, quality, np.zeros(quality.shape), choice, hosted=experts, duals={})
-
-    def over(self, categories: tuple[str, ...]) -> Assignment:
-        """Return the assignment with its categories in this order."""
-        order = [self.categories.index(name) for name in categories]
-        return replace(
-            self,
-            categories=categories,
-            quality=self.quality[order],
-            price=self.price[order],
-            choice=tuple(self.choice[row] for row in order),
-            unmeasured=None if self.unmeasured is None else self.unmeasured[order],
-            residual=None if self.residual is None else self.residual.over(categories, self.experts),
-        )
 
     @property
     def digest(self) -> str:

@@ -15,8 +15,7 @@ returns them.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -29,29 +28,16 @@ from coe.planning.problem import BUDGET_ROWS
 from coe.recipes.policy_file import NO_POLICIES, ArmPolicies
 from coe.registry import Registry
 
-Kind = Literal[
-    "expert_added",
-    "expert_removed",
-    "expert_changed",
-    "recipe_added",
-    "recipe_removed",
-    "category_added",
-    "category_removed",
-    "pin_changed",
-    "budget_changed",
-    "router",
-    "gate",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class Consequence:
     """One difference, about the expert, category or budget row `name`.
 
+    `kind` is such as `expert_added` or `budget_changed`; of the router and the gate, `router` and `gate`.
     `sentence` describes the difference and its consequence. `replan`: `coe plan` should be run again.
     """
 
-    kind: Kind
+    kind: str
     name: str
     sentence: str
     replan: bool = False
@@ -68,14 +54,11 @@ class EffectivePlan:
     consequences: tuple[Consequence, ...] = ()
     policies: ArmPolicies = NO_POLICIES
 
-    def over(self, categories: tuple[str, ...]) -> EffectivePlan:
-        """Return the plan with its categories in this order."""
-        return replace(self, assignment=self.assignment.over(categories), policies=self.policies.over(categories))
 
-
-def effective_plan(plan: Plan, registry: Registry) -> EffectivePlan:
+def effective_plan(plan: Plan, registry: Registry, categories: tuple[str, ...] = ()) -> EffectivePlan:
     """Apply a plan to a declaration. Without differences the assignment is the planned one.
 
+    `categories` are the declared ones in another order, as those of a router.
     Raises ArtifactError, with the remedy, if none of the plan's categories or experts is declared any more.
     """
     for kind, known, names in (
@@ -87,17 +70,18 @@ def effective_plan(plan: Plan, registry: Registry) -> EffectivePlan:
                 f"the plan knows none of the {kind} in experts.yaml (it knows {', '.join(known)}); "
                 "run `coe score` and `coe plan` again, or `coe plan --forget` to go back to the declared assignment"
             )
-    assignment = _assignment(plan, registry)
-    policies = plan.policies.only(plan.arms(registry)).over(registry.category_names)
+    assignment = _assignment(plan, registry, categories or registry.category_names)
+    policies = plan.policies.only(plan.arms(registry)).over(assignment.categories)
     return EffectivePlan(assignment, tuple(_consequences(plan, registry, assignment)), policies)
 
 
-def _assignment(plan: Plan, registry: Registry) -> Assignment:
+def _assignment(plan: Plan, registry: Registry, categories: tuple[str, ...]) -> Assignment:
     """Return the assignment in effect. Where none of a category's hosted experts is left, those of the problem serve;
     the chosen one is the planned one, unless it may not serve any more."""
     planned, chosen = plan.assignment, dict(zip(plan.assignment.categories, plan.assignment.choice, strict=True))
     known = planned.categories, planned.experts
-    categories, experts = names = registry.category_names, (*registry.expert_names, *plan.arms(registry))
+    experts = (*registry.expert_names, *plan.arms(registry))
+    names = categories, experts
 
     def over(values: Array, missing: float) -> Array:
         return align(values, known, names, missing=missing)
@@ -162,7 +146,7 @@ def _consequences(plan: Plan, registry: Registry, effective: Assignment) -> Iter
         if name not in effective.experts:
             moves = [f"{category} goes to {now[category]!r}" for category in now if then.get(category) == name]
             consequence = f": {', '.join(moves)}. Run `coe plan` again" if moves else "; it served no declared category"
-            kind: Kind = "recipe_removed" if name in plan.policies.steps else "expert_removed"
+            kind = "recipe_removed" if name in plan.policies.steps else "expert_removed"
             what = "as it was planned" if kind == "recipe_removed" else "any more"
             sentence = f"{kind.removesuffix('_removed')} {name!r} is not declared {what}{consequence}"
             yield Consequence(kind, name, sentence, replan=bool(moves))

@@ -81,11 +81,6 @@ class Plan:
         """The estimated qualities, by category and expert."""
         return self.table.shrunk(pseudo_count=self.pseudo_count)
 
-    @property
-    def bounds(self) -> Array:
-        """The lower confidence bounds of all cells, also of those that a pin excludes."""
-        return self.table.lower(deviations=self.deviations, pseudo_count=self.pseudo_count)
-
     def arms(self, registry: Registry) -> tuple[str, ...]:
         """Return the arms of recipes that are declared as the plan has them: with the same steps, and no smaller bound.
 

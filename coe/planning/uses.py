@@ -51,15 +51,11 @@ class Uses:
         """
         found = {name: getattr(self, name) for name in BY_CATEGORY}
         uses = {name: None if use is None else align(use, known, names, spread=True) for name, use in found.items()}
-        calls = {arm: self.calls[arm] for arm in names[1] if arm in self.calls}
-        columns = {arm: [str(column) for column in range(each.shape[1])] for arm, each in calls.items()}
-        return Uses(
-            **uses,
-            calls={
-                arm: align(each, (known[0], columns[arm]), (names[0], columns[arm]), spread=True)
-                for arm, each in calls.items()
-            },
-        )
+        calls = dict[str, Array]()
+        for arm in set(names[1]) & set(self.calls):
+            members = [str(column) for column in range(self.calls[arm].shape[1])]
+            calls[arm] = align(self.calls[arm], (known[0], members), (names[0], members), spread=True)
+        return Uses(**uses, calls=calls)
 
     def joined(self, arms: Uses, count: int) -> Uses:
         """Return the uses with the columns of `count` recipe arms behind them, which need no memory of their own."""

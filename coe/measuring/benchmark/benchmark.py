@@ -22,7 +22,7 @@ from coe.measuring.quality import Quality
 from coe.measuring.recorded_answers import RecordedAnswers
 from coe.planning import Assignment, Problem, apply_residual, expected_utility, residual_gain, solve
 from coe.planning.residual import fit_residual
-from coe.planning.score_table import fit_pseudo_count, tabulate_prompts
+from coe.planning.score_table import fit_pseudo_count, tabulate_softly
 from coe.recipes.fitting.answers import Answers
 from coe.recipes.fitting.benchmark import compare, recipe_report
 from coe.routing.classifier import MIN_RESIDUAL_GAIN
@@ -229,7 +229,8 @@ def _train(
     router = train_router([pair for pair in pairs if pair[1]], folder)
     there = [number for number, label in enumerate(labels) if label in router.categories]
     known, scores = [labels[number] for number in there], data.scores[train[there]]
-    table = tabulate_prompts(known, data.models, scores, categories=router.categories)
+    member = np.array(known)[:, None] == np.array(router.categories)
+    table = tabulate_softly(router.categories, data.models, member, scores)
     hyperparameter = fit_pseudo_count(known, scores)
     rows = {int(train[number]): router.categories.index(labels[number]) for number in there}
     return router, solve(Problem.of(table, quality=table.shrunk(pseudo_count=hyperparameter))), rows

@@ -234,7 +234,10 @@ def compare_with_single_experts(plan: Plan, errors: Array | None = None) -> tupl
     }
     unknown = np.full(problem.quality.shape, np.nan)
     error = np.sqrt(weights**2 @ (unknown if errors is None else errors) ** 2)
-    tables = plan.bounds, plan.estimate, problem.use("mean_cost"), problem.use("mean_latency_ms")
+    bounds = plan.table.lower(
+        deviations=plan.deviations, pseudo_count=plan.pseudo_count
+    )  # also where a pin excludes it
+    tables = bounds, plan.estimate, problem.use("mean_cost"), problem.use("mean_latency_ms")
     rows = zip(problem.experts, *((weights @ table).tolist() for table in tables), error.tolist(), strict=True)
     return own, *(
         {

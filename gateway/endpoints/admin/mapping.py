@@ -89,14 +89,13 @@ class Map:
 
 def _served_map(snapshot: Snapshot, plan: Plan | None) -> dict[str, Any]:
     """Categories and experts in the order of experts.yaml, followed by those in service that it no longer declares."""
-    assignment = snapshot.composition.assignment.over(
-        _ordered(snapshot.composition.assignment.categories, snapshot.registry.category_names)
-    )
-    categories, experts = assignment.categories, _ordered(assignment.experts, snapshot.registry.expert_names)
-    columns = [assignment.experts.index(name) for name in experts]
-    quality, price = assignment.quality[:, columns], assignment.price[:, columns]
+    assignment = snapshot.composition.assignment
+    categories = _ordered(assignment.categories, snapshot.registry.category_names)
+    experts = _ordered(assignment.experts, snapshot.registry.expert_names)
+    names = (assignment.categories, assignment.experts), (categories, experts)
+    quality, price = (align(values, *names) for values in (assignment.quality, assignment.price))
     weights = _weights(plan, categories)
-    rows = zip(categories, assignment.choice, assignment.runners_up, strict=True)
+    chosen = zip(assignment.categories, assignment.choice, assignment.runners_up, strict=True)
     return {
         "categories": categories,
         "experts": experts,
@@ -104,7 +103,7 @@ def _served_map(snapshot: Snapshot, plan: Plan | None) -> dict[str, Any]:
         "pinned": dict(snapshot.registry.assignment),
         "assignment": [
             {"category": category, "expert": expert, "runner_up": second, "margin": margin}
-            for category, expert, (second, margin) in rows
+            for category, expert, (second, margin) in sorted(chosen, key=lambda row: categories.index(row[0]))
         ],
         "quality_lower_bound": _cells(quality),
         "hosted": [name for name in experts if name in assignment.hosted],
