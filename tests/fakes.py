@@ -18,9 +18,11 @@ from starlette.applications import Starlette
 
 from coe.artifacts.active_state import DocumentIndex
 from coe.core import Call, Expert, Health, Neighbour, Prediction
-from coe.planning import Assignment, Plan, Problem, Uses, declared_digests, declared_uses
-from coe.planning.problem import declared_assignment
+from coe.planning.assignment import Assignment
+from coe.planning.plan import Plan, declared_digests
+from coe.planning.problem import Problem, declared_assignment
 from coe.planning.score_table import ScoreTable
+from coe.planning.uses import Uses, declared_uses
 from coe.recipes.factory import build_recipes
 from coe.records import LogWriter
 from coe.registry import Registry

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from coe.core import Chat, ExpertRule, RequestOptions
-from coe.planning import Assignment, routing_gain
+from coe.planning.assignment import Assignment, routing_gain
 from coe.planning.residual import Projection, Residual
 from coe.routing import classifier
 from tests.decisions import chat_of

@@ -73,7 +73,7 @@ RouteRequest = Callable[[dict[str, Any]], dict[str, Any]]
 def _open_router(config: Path | None, key: str, client: str, *, explain: bool) -> RouteRequest:
     from coe.artifacts.active_state import load_active_state
     from coe.artifacts.api_keys import rule_of
-    from coe.planning import apply_residual
+    from coe.planning.assignment import apply_residual
     from coe.planning.problem import relative_cost
     from coe.routing.classifier import read_topic
     from coe.routing.decision import decide

@@ -30,10 +30,11 @@ from coe.cli.common import (
     table,
 )
 from coe.errors import ArtifactError, CoEError, DataError
-from coe.planning import Plan, Problem, solve
 from coe.planning.job.plan import PlanOptions, make_plan, plan_to_json
 from coe.planning.paired_scores import Difference
-from coe.planning.problem import BUDGET_ROWS
+from coe.planning.plan import Plan
+from coe.planning.problem import BUDGET_ROWS, Problem
+from coe.planning.solver import solve
 from coe.planning.uses import ASSUMED_INPUT_TOKENS, ASSUMED_OUTPUT_TOKENS
 from coe.registry import load
 from coe.terminal import print_json

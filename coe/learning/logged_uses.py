@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from coe.core import TEXT_APIS
 from coe.learning.experience import posteriors
 from coe.learning.log_frame import LogFrame, indices, numbers
-from coe.planning import LOGGED_MEASURES, Plan
+from coe.planning.plan import Plan
 from coe.planning.score_table import ScoreTable
+from coe.planning.uses import LOGGED_MEASURES
 
 Array = NDArray[np.float64]
 MIN_TRAFFIC_REQUESTS = 1_000

@@ -22,7 +22,7 @@ from coe.artifacts.atomic_files import replace_file
 from coe.errors import DataError
 from coe.measuring.probes.probes import Probe
 from coe.measuring.tables import Table, find_table, needed_table, optional_table, read_table, write_parquet
-from coe.planning import MEASURES
+from coe.planning.uses import MEASURES
 from coe.registry import ExpertSpec
 
 

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import compress
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import InstanceOf
+from pydantic import Field, InstanceOf, TypeAdapter
 
 from coe.core import GENERAL, Prediction
-from coe.planning.grid import OWN_FILE, Array, Mask, to_json
+from coe.planning.grid import Array, Mask
 from coe.planning.residual import Residual
 
 
@@ -43,7 +44,7 @@ class Assignment:
     hosted: tuple[str, ...]
     duals: Mapping[str, float]
     unmeasured: Mask | None = None
-    residual: InstanceOf[Residual] | None = field(default=None, metadata=OWN_FILE)
+    residual: Annotated[InstanceOf[Residual] | None, Field(exclude=True)] = None
 
     def __post_init__(self) -> None:
         shape = len(self.categories), len(self.experts)
@@ -120,7 +121,10 @@ class Assignment:
     def digest(self) -> str:
         """SHA-256 of the assignment as JSON and of its residual, hexadecimal."""
         residual = b"" if self.residual is None else self.residual.to_bytes()
-        return hashlib.sha256(to_json(self) + residual).hexdigest()
+        return hashlib.sha256(_JSON.dump_json(self) + residual).hexdigest()
+
+
+_JSON = TypeAdapter(Assignment)
 
 
 def expected_utility(

@@ -119,28 +119,25 @@ def _assignment(plan: Plan, registry: Registry, categories: tuple[str, ...]) -> 
 
 def _consequences(plan: Plan, registry: Registry, effective: Assignment) -> Iterator[Consequence]:
     planned, now = plan.assignment, dict(zip(effective.categories, effective.choice, strict=True))
-    rate = registry.policy.exploration.rate
-    for name, fields in declared_digests(registry).items():
-        if name not in planned.experts:
+    explores = registry.policy.exploration.rate > 0
+    scoring = dict.fromkeys(registry.expert_names, "coe score")
+    for recipe in registry.declared_recipes:
+        scoring[recipe.name] = f"coe score --recipe {recipe.name}" if recipe.writes else "coe score"
+    for name, command in scoring.items():
+        is_expert = name in registry.expert_names
+        if name not in planned.experts or name not in effective.experts:
             categories = ", ".join(category for category, expert in now.items() if expert == name)
             routed = f"it answers {categories}, as experts.yaml declares" if categories else "nothing is routed to it"
-            explored = f", and exploration selects it (rate {rate:g})" if rate else ""
-            sentence = f"expert {name!r} is not in the plan: clients can request it by name, {routed}{explored}"
-            yield Consequence("expert_added", name, f"{sentence}. For more, run `coe score` and `coe plan`", True)
-        elif changed := [one for one in fields if plan.declared.get(name, fields).get(one) != fields[one]]:
+            routed += " except by exploration" if is_expert and explores and not categories else ""
+            what, declared = ("expert", "") if is_expert else ("recipe", " as it is declared")
+            sentence = f"{what} {name!r} is not in the plan{declared}: clients can request it by name, and {routed}"
+            yield Consequence(f"{what}_added", name, f"{sentence}. For more, run `{command}` and `coe plan`", True)
+    for name, fields in declared_digests(registry).items():
+        then_fields = plan.declared.get(name, fields)
+        if name in planned.experts and (changed := [one for one in fields if then_fields.get(one) != fields[one]]):
             remedy = "`coe score` and `coe plan`" if set(changed) & set(ANSWER_FIELDS) else "`coe plan`"
-            sentence = (
-                f"expert {name!r}: {', '.join(changed)} changed; what was planned stays in use. Run {remedy} again"
-            )
+            sentence = f"expert {name!r}: {', '.join(changed)} changed; the plan stays as it is. Run {remedy} again"
             yield Consequence("expert_changed", name, sentence, replan=True)
-    for recipe in registry.declared_recipes:
-        if recipe.name not in effective.experts:
-            command = f"coe score --recipe {recipe.name}" if recipe.writes else "coe score"
-            sentence = (
-                f"recipe {recipe.name!r} is not in the plan as it is declared: clients can request it by name, and "
-                f"nothing is routed to it. For more, run `{command}` and `coe plan`"
-            )
-            yield Consequence("recipe_added", recipe.name, sentence, replan=True)
     then = dict(zip(planned.categories, planned.choice, strict=True))
     for name in planned.experts:
         if name not in effective.experts:

@@ -10,16 +10,16 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
-from pydantic import InstanceOf, TypeAdapter
+from pydantic import Field, InstanceOf, TypeAdapter
 
 from coe.errors import ArtifactError, DataError
 from coe.planning.assignment import Assignment
-from coe.planning.grid import OWN_FILE, Array, to_json
+from coe.planning.grid import Array
 from coe.planning.problem import Problem
 from coe.planning.residual import Residual
 from coe.planning.score_table import PSEUDO_COUNT, ScoreTable
@@ -28,7 +28,6 @@ from coe.recipes.policy_file import NO_POLICIES, RECIPES_FILE, ArmPolicies
 from coe.registry import Registry
 
 PLAN_FILE, TRAFFIC_FILE, RESIDUAL_FILE = "plan.json", "traffic.npy", "residual.npz"
-FORMAT = 1
 ANSWER_FIELDS = ("model", "runtime", "base_url", "base_urls", "adapter", "system_prompt", "parameters", "options")
 """Fields of an expert that affect its answers, and so its measured quality."""
 PLANNED_FIELDS = (*ANSWER_FIELDS, "prices", "active_parameters_b", "latency_ms", "memory_gb")
@@ -67,9 +66,9 @@ class Plan:
     declared: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     value_of_expert: Mapping[str, float | None] = field(default_factory=dict)
     against: tuple[dict[str, Any], ...] = ()
-    format: int = FORMAT
-    traffic: Array | None = field(default=None, metadata=OWN_FILE)
-    policies: InstanceOf[ArmPolicies] = field(default=NO_POLICIES, metadata=OWN_FILE)
+    traffic: Annotated[Array | None, Field(exclude=True)] = None
+    policies: Annotated[InstanceOf[ArmPolicies], Field(exclude=True)] = NO_POLICIES
+    format: Literal[1] = 1
 
     def __post_init__(self) -> None:
         shape = self.problem.quality.shape
@@ -99,7 +98,7 @@ class Plan:
 
     def save(self, folder: Path) -> None:
         """Write the files into an existing folder."""
-        (folder / PLAN_FILE).write_bytes(to_json(self))
+        (folder / PLAN_FILE).write_bytes(_JSON.dump_json(self))
         if self.assignment.residual is not None:
             (folder / RESIDUAL_FILE).write_bytes(self.assignment.residual.to_bytes())
         if self.traffic is not None:
@@ -112,17 +111,17 @@ class Plan:
         """Read the files that `save` writes. Raises ArtifactError."""
         traffic, recipes, vectors = (folder / name for name in (TRAFFIC_FILE, RECIPES_FILE, RESIDUAL_FILE))
         try:
-            content = orjson.loads((folder / PLAN_FILE).read_bytes())
-            if content["format"] != FORMAT:
-                raise ValueError(f"format {content['format']}, not {FORMAT}")
-            plan = TypeAdapter(cls).validate_python(content)
+            plan = _JSON.validate_json((folder / PLAN_FILE).read_bytes())
             plan = replace(plan, traffic=np.load(traffic).astype(np.float64) if traffic.exists() else None)
-        except (OSError, KeyError, TypeError, ValueError, DataError) as error:  # pydantic's error is a ValueError
+        except (OSError, TypeError, ValueError, DataError) as error:  # pydantic's error is a ValueError
             remedy = "make it again with `coe plan`"
             raise ArtifactError(f"{folder / PLAN_FILE}: cannot be read ({error}); {remedy}") from None
         residual = Residual.from_bytes(vectors.read_bytes()) if vectors.exists() else None
         policies = ArmPolicies.from_json(recipes.read_bytes()) if recipes.exists() else NO_POLICIES
         return replace(plan, assignment=replace(plan.assignment, residual=residual), policies=policies)
+
+
+_JSON = TypeAdapter(Plan)
 
 
 def round_traffic(traffic: NDArray[np.floating]) -> Array:

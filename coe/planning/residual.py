@@ -39,14 +39,8 @@ TEMPERATURE = 0.02
 may flip with the next price; the test counts it by its probability, which varies less than counting flips."""
 LEVEL_ERRORS = 2.0
 """Standard errors by which decisions must improve."""
-_TYPES = {
-    "labels": np.int16,
-    "posteriors": np.float16,
-    "left_out": np.float16,
-    "errors": np.float32,
-    "known": np.bool_,
-    "vectors": np.float16,
-}
+_TYPES: dict[str, Any] = {"labels": np.int16, "errors": np.float32, "known": np.bool_}
+_TYPES |= dict.fromkeys(("posteriors", "left_out", "vectors"), np.float16)
 """Types of the arrays of `Residual` in its file."""
 
 Read = Callable[[NDArray[np.int64]], tuple[Array, Array]]
@@ -219,19 +213,9 @@ def fit_residual(
     if evidence.refused:
         return None, evidence
     known, errors = centred_errors(scores, posteriors @ _quality(labels, scores, len(categories)))
-    residual = Residual(
-        tuple(categories),
-        tuple(experts),
-        encoder,
-        labels,
-        posteriors,
-        left_out,
-        projection,
-        vectors,
-        errors.astype(np.float32),
-        known.astype(np.float32),
-    )
-    return residual, evidence
+    errors, known = errors.astype(np.float32), known.astype(np.float32)
+    names = tuple(categories), tuple(experts), encoder
+    return Residual(*names, labels, posteriors, left_out, projection, vectors, errors, known), evidence
 
 
 def centred_errors(scores: Array, expected: Array) -> tuple[Array, Array]:

@@ -52,28 +52,25 @@ class Uses:
         found = {name: getattr(self, name) for name in BY_CATEGORY}
         uses = {name: None if use is None else align(use, known, names, spread=True) for name, use in found.items()}
         calls = dict[str, Array]()
-        for arm in set(names[1]) & set(self.calls):
+        for arm in (name for name in names[1] if name in self.calls):
             members = [str(column) for column in range(self.calls[arm].shape[1])]
             calls[arm] = align(self.calls[arm], (known[0], members), (names[0], members), spread=True)
         return Uses(**uses, calls=calls)
 
     def joined(self, arms: Uses, count: int) -> Uses:
         """Return the uses with the columns of `count` recipe arms behind them, which need no memory of their own."""
-        uses = {name: (getattr(self, name), getattr(arms, name)) for name in BY_CATEGORY}
-        joined = {
-            name: None if use is None else np.hstack((use, _unknown(use, count) if added is None else added))
-            for name, (use, added) in uses.items()
-        }
+        joined = dict[str, Array | None]()
+        for name in BY_CATEGORY:
+            use, added = getattr(self, name), getattr(arms, name)
+            if use is not None and added is None:
+                added = np.full((len(use), count), np.nan)
+            joined[name] = None if use is None else np.hstack((use, added))
         memory = None if self.memory_gb is None else np.append(self.memory_gb, np.zeros(count))
         return Uses(memory, **joined, calls={**self.calls, **arms.calls})
 
 
 BY_CATEGORY = ("active_b", "cost", "latency_ms")
 """The uses that have a value for each category."""
-
-
-def _unknown(use: Array, count: int) -> Array:
-    return np.full((len(use), count), np.nan)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -27,7 +27,7 @@ from coe.core import (
     Reason,
 )
 from coe.errors import Cause
-from coe.planning import Assignment, expected_price, expected_utility
+from coe.planning.assignment import Assignment, expected_price, expected_utility
 from coe.registry import Policy, Registry
 from coe.routing.eligibility import eligible_arms, pinned_arm
 

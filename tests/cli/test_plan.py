@@ -12,7 +12,7 @@ from coe import foreground
 from coe.artifacts.store import ArtifactStore
 from coe.cli import app
 from coe.errors import DataError
-from coe.planning import Plan
+from coe.planning.plan import Plan
 
 DECLARED = """\
 version: 1

@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 from coe.artifacts.store import ArtifactStore
 from coe.cli import app
-from coe.planning import Plan, effective_plan
+from coe.planning.effective_plan import effective_plan
+from coe.planning.plan import Plan
 from coe.registry import load
 
 DECLARED = """\

@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 
 from coe.errors import ArtifactError
-from coe.planning import Assignment, Plan, declared_digests, effective_plan, round_traffic, solve
+from coe.planning.assignment import Assignment
+from coe.planning.effective_plan import effective_plan
 from coe.planning.job.budget_solver import declared_problem
+from coe.planning.plan import Plan, declared_digests, round_traffic
 from coe.planning.score_table import tabulate_softly
+from coe.planning.solver import solve
 from tests.fakes import registry_of
 
 CATEGORIES = ("code", "art", "law", "general")
@@ -89,7 +92,7 @@ CASES = {
         {},
         [("expert_added", "newcomer")],
         True,
-        "nothing is routed to it, and exploration selects it (rate 0.1). For more, run `coe score` and `coe plan`",
+        "and nothing is routed to it except by exploration. For more, run `coe score` and `coe plan`",
     ),
     "a new expert that a category is pinned to": Case(
         {

@@ -21,16 +21,12 @@ from coe.learning.logged_uses import (
     MIN_TRAFFIC_REQUESTS,
     LoggedUses,
 )
-from coe.planning import (
-    LOGGED_MEASURES,
-    MeasuredUses,
-    Problem,
-    declared_uses,
-    expected_utility,
-    round_traffic,
-    solve,
-)
+from coe.planning.assignment import expected_utility
 from coe.planning.job.basis import _logged_tables, plan_basis
+from coe.planning.plan import round_traffic
+from coe.planning.problem import Problem
+from coe.planning.solver import solve
+from coe.planning.uses import LOGGED_MEASURES, MeasuredUses, declared_uses
 from coe.records import open_log_and_feedback
 from coe.records.record import RecipeCall, RoutingRecord
 from coe.registry import load

@@ -15,18 +15,18 @@ import pytest
 from coe.measuring.probes.probes import Probe
 from coe.measuring.scoring import Scoring, run_scoring
 from coe.measuring.scoring_run import Cell, Journal
-from coe.planning import (
+from coe.planning.assignment import Assignment, expected_utility
+from coe.planning.job.basis import plan_basis
+from coe.planning.problem import Problem
+from coe.planning.solver import solve
+from coe.planning.uses import (
+    ASSUMED_INPUT_TOKENS,
+    ASSUMED_OUTPUT_TOKENS,
     LOGGED_MEASURES,
     MEASURES,
-    Assignment,
     MeasuredUses,
-    Problem,
     declared_uses,
-    expected_utility,
-    solve,
 )
-from coe.planning.job.basis import plan_basis
-from coe.planning.uses import ASSUMED_INPUT_TOKENS, ASSUMED_OUTPUT_TOKENS
 from coe.registry import Registry
 from coe.settings import Settings
 from tests.fakes import registry_of

@@ -10,19 +10,12 @@ import numpy as np
 import pytest
 
 from coe.errors import CoEError, ConfigError, DataError
-from coe.planning import (
-    Assignment,
-    Problem,
-    Uses,
-    expected_price,
-    expected_utility,
-    marginal_values,
-    planned_quality,
-    planned_use,
-    program,
-    smallest_limit,
-    solve,
-)
+from coe.planning import program
+from coe.planning.assignment import Assignment, expected_price, expected_utility
+from coe.planning.problem import Problem
+from coe.planning.program import smallest_limit
+from coe.planning.solver import marginal_values, planned_quality, planned_use, solve
+from coe.planning.uses import Uses
 
 ARMS = {"r1": ("a", "b"), "r2": ("b", "c", "d")}
 BOTH = {"memory_gb": 150, "mean_active_b": 20, "mean_latency_ms": 90, "max_share": 0.6}

@@ -10,9 +10,11 @@ import pytest
 
 from coe.cli.plan import answers
 from coe.errors import ArtifactError
-from coe.planning import Plan, Problem, marginal_values, round_traffic, solve
 from coe.planning.job.basis import paired_error
+from coe.planning.plan import Plan, round_traffic
+from coe.planning.problem import Problem
 from coe.planning.score_table import ScoreTable, tabulate_softly
+from coe.planning.solver import marginal_values, solve
 from tests.planning.test_plan import make, posteriors, with_arms
 
 

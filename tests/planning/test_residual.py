@@ -10,8 +10,11 @@ import pytest
 from numpy.typing import NDArray
 
 from coe.errors import ArtifactError
-from coe.planning import Problem, Uses, expected_utility, solve
+from coe.planning.assignment import expected_utility
+from coe.planning.problem import Problem
 from coe.planning.residual import Evidence, Residual, fit_residual
+from coe.planning.solver import solve
+from coe.planning.uses import Uses
 
 DIMENSIONS, CATEGORIES, EXPERTS = 8, ("code", "general"), ("a", "b", "c")
 Scores = NDArray[np.float64]

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from coe.planning import Plan, effective_plan
+from coe.planning.effective_plan import effective_plan
+from coe.planning.plan import Plan
 from coe.recipes.agreement import AnswerWeights
 from coe.recipes.policy import default_policy
 from coe.recipes.policy_file import ArmPolicies

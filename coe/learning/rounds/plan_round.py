@@ -26,12 +26,13 @@ from coe.learning.probe_split import split_probes
 from coe.learning.refit import MAX_PSEUDO_COUNT, Weighting
 from coe.learning.rounds.round import Candidate, Job, ManifestFields, RoundState, read_round_states
 from coe.measuring.quality import Quality, read_quality
-from coe.planning import MeasuredUses, Plan
 from coe.planning.grid import Array
 from coe.planning.job.basis import compare_with_single_experts
 from coe.planning.job.budget_solver import BudgetSolver
+from coe.planning.plan import Plan
 from coe.planning.problem import relative_cost
 from coe.planning.score_table import ScoreTable, fit_pseudo_count
+from coe.planning.uses import MeasuredUses
 from coe.recipes.fitting.columns import RecipeColumns, recipe_columns
 from coe.records.feedback import FEEDBACK_KINDS
 

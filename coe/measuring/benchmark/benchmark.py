@@ -20,9 +20,11 @@ from coe.errors import DataError
 from coe.measuring.benchmark.report import SplitResult, benchmark_report, trace
 from coe.measuring.quality import Quality
 from coe.measuring.recorded_answers import RecordedAnswers
-from coe.planning import Assignment, Problem, apply_residual, expected_utility, residual_gain, solve
+from coe.planning.assignment import Assignment, apply_residual, expected_utility, residual_gain
+from coe.planning.problem import Problem
 from coe.planning.residual import fit_residual
 from coe.planning.score_table import fit_pseudo_count, tabulate_softly
+from coe.planning.solver import solve
 from coe.recipes.fitting.answers import Answers
 from coe.recipes.fitting.benchmark import compare, recipe_report
 from coe.routing.classifier import MIN_RESIDUAL_GAIN

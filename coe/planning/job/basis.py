@@ -22,20 +22,14 @@ from coe.foreground import note_if_slow
 from coe.learning.logged_uses import LoggedUses
 from coe.learning.refit import MAX_PSEUDO_COUNT, merged
 from coe.measuring.quality import read_quality
-from coe.planning import (
-    MeasuredUses,
-    Plan,
-    Problem,
-    declared_digests,
-    planned_quality,
-    planned_use,
-    round_traffic,
-    solve,
-)
 from coe.planning.grid import Array
 from coe.planning.job.budget_solver import PRICE_SAMPLE_SIZE, declared_problem
 from coe.planning.paired_scores import Difference
+from coe.planning.plan import Plan, declared_digests, round_traffic
+from coe.planning.problem import Problem
 from coe.planning.score_table import ScoreTable, fit_pseudo_count, tabulate_partly
+from coe.planning.solver import planned_quality, planned_use, solve
+from coe.planning.uses import MeasuredUses
 from coe.recipes.fitting.columns import recipe_columns
 from coe.recipes.policy_file import ArmPolicies
 from coe.registry import Registry, yaml_source
@@ -225,28 +219,24 @@ def compare_with_single_experts(plan: Plan, errors: Array | None = None) -> tupl
     problem, weights = plan.problem, plan.problem.weights
     chosen = [problem.experts.index(name) for name in plan.assignment.choice]
     used, quality = planned_use(problem, plan.assignment), planned_quality(problem, plan.assignment)
-    own: dict[str, Any] = {
-        "expert": None,
-        "quality": quality,
-        "estimate": float(weights @ plan.estimate[np.arange(len(chosen)), chosen]),
-        "cost": used.get("mean_cost"),
-        "latency_ms": used.get("mean_latency_ms"),
-    }
-    unknown = np.full(problem.quality.shape, np.nan)
-    error = np.sqrt(weights**2 @ (unknown if errors is None else errors) ** 2)
+    estimate = float(weights @ plan.estimate[np.arange(len(chosen)), chosen])
+
+    def row(expert: str | None, bound: float, mean: float, cost: float | None, latency: float | None) -> dict[str, Any]:
+        known = latency if latency is not None and np.isfinite(latency) else None
+        return {"expert": expert, "quality": bound, "estimate": mean, "cost": cost, "latency_ms": known}
+
     bounds = plan.table.lower(
         deviations=plan.deviations, pseudo_count=plan.pseudo_count
     )  # also where a pin excludes it
     tables = bounds, plan.estimate, problem.use("mean_cost"), problem.use("mean_latency_ms")
-    rows = zip(problem.experts, *((weights @ table).tolist() for table in tables), error.tolist(), strict=True)
-    return own, *(
-        {
-            "expert": name,
-            "quality": bound,
-            "estimate": estimate,
-            "cost": cost,
-            "latency_ms": latency if np.isfinite(latency) else None,
-            "less_plan": Difference(bound - quality, error).to_json(),
-        }
-        for name, bound, estimate, cost, latency, error in rows
+    unknown = np.full(problem.quality.shape, np.nan)
+    error = np.sqrt(weights**2 @ (unknown if errors is None else errors) ** 2)
+    rows = zip(problem.experts, *((weights @ table).tolist() for table in tables), strict=True)
+    less = [
+        Difference(bound - quality, one).to_json()
+        for bound, one in zip((weights @ bounds).tolist(), error.tolist(), strict=True)
+    ]
+    return (
+        row(None, quality, estimate, used.get("mean_cost"), used.get("mean_latency_ms")),
+        *(row(*single) | {"less_plan": difference} for single, difference in zip(rows, less, strict=True)),
     )

@@ -13,20 +13,14 @@ import numpy as np
 
 from coe.learning.experience import Experience
 from coe.learning.refit import Refit
-from coe.planning import (
-    Assignment,
-    MeasuredUses,
-    Plan,
-    Problem,
-    declared_digests,
-    declared_uses,
-    marginal_values,
-    round_traffic,
-    solve,
-)
+from coe.planning.assignment import Assignment
 from coe.planning.grid import Array
+from coe.planning.plan import Plan, declared_digests, round_traffic
+from coe.planning.problem import Problem
 from coe.planning.residual import Residual
 from coe.planning.score_table import ScoreTable
+from coe.planning.solver import marginal_values, solve
+from coe.planning.uses import MeasuredUses, declared_uses
 from coe.recipes.fitting.columns import RecipeColumns
 from coe.registry import Registry
 

@@ -24,18 +24,13 @@ from coe.learning.log_frame import frame_of, open_logs
 from coe.learning.logged_uses import LoggedUses, uses_report
 from coe.measuring.gate_fit import GateExamples, fit_gate, gate_report
 from coe.measuring.passage_gain import GAINS_FILE, read_gains
-from coe.planning import (
-    Assignment,
-    Plan,
-    Problem,
-    marginal_values,
-    planned_quality,
-    planned_use,
-    solve,
-)
+from coe.planning.assignment import Assignment
 from coe.planning.grid import Array
 from coe.planning.job.basis import Basis, compare_with_single_experts, paired_error, plan_basis
+from coe.planning.plan import Plan
+from coe.planning.problem import Problem
 from coe.planning.residual import Evidence, fit_residual
+from coe.planning.solver import marginal_values, planned_quality, planned_use, solve
 from coe.registry import Registry, yaml_source
 from coe.registry.yaml_source import KeyPath
 from coe.retrieval.gate import GATE_FILE

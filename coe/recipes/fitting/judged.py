@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.measuring.recorded_answers import Grades
-from coe.planning import MEASURES
-from coe.planning.uses import ASSUMED_INPUT_TOKENS
+from coe.planning.uses import ASSUMED_INPUT_TOKENS, MEASURES
 from coe.recipes.agreement import Array
 from coe.recipes.judge import GRADE_TOKENS
 from coe.registry import ExpertSpec

@@ -17,9 +17,10 @@ from starlette.responses import Response
 from coe.artifacts.kinds import ASSIGNMENT
 from coe.artifacts.store import ArtifactStore, Promotion
 from coe.errors import ArtifactError, InvalidRequest, NothingMeasured
-from coe.planning import Plan, planned_quality, planned_use
 from coe.planning.grid import align, select
+from coe.planning.plan import Plan
 from coe.planning.problem import USE_OF_ROW
+from coe.planning.solver import planned_quality, planned_use
 from gateway.endpoints.handler import json_of, json_response
 from gateway.request.body import RequestModel
 from gateway.services import Services
