@@ -93,10 +93,6 @@ class Problem:
         share = mass / mass.sum()
         return cls(table.categories, table.experts, quality, share, uses or Uses(), budget, members)
 
-    def within(self, **limits: float) -> Problem:
-        """Return the problem with some limits of the budget changed."""
-        return replace(self, budget={**self.budget, **limits})
-
     def without(self, expert: str) -> Problem:
         """Return the problem without `expert` and the arms that it is a member of.
 

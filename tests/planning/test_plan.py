@@ -115,9 +115,9 @@ def test_an_impossible_budget_names_the_row_and_a_limit_that_does(row: str, limi
     with pytest.raises(ConfigError, match=rf"{row} {limit} cannot be kept; the smallest feasible limit is") as caught:
         solve(problem)
     smallest = float(caught.value.problems[0].split()[-1])
-    solve(problem.within(**{row: smallest}))
+    solve(replace(problem, budget={row: smallest}))
     with pytest.raises(ConfigError):
-        solve(problem.within(**{row: smallest * 0.99}))
+        solve(replace(problem, budget={row: smallest * 0.99}))
 
 
 def test_rows_that_are_impossible_together_are_all_named() -> None:
@@ -149,7 +149,7 @@ def test_an_expert_that_may_not_serve_a_category_does_not_get_it() -> None:
 
 def test_runner_up_and_margin_are_those_of_the_hosted_experts() -> None:
     problem = small([[0.9, 0.7, 0.8]], "a", "b", "huge", uses=Uses(memory_gb=np.array([1.0, 1.0, 9.0])))
-    free, tight = solve(problem), solve(problem.within(memory_gb=1))
+    free, tight = solve(problem), solve(replace(problem, budget={"memory_gb": 1}))
     assert free.runners_up == (("huge", pytest.approx(0.1)),)
     assert tight.hosted == ("a",)
     assert tight.runners_up == ((None, pytest.approx(0.9)),)
@@ -249,7 +249,7 @@ def test_a_crowd_of_equal_requests_breaks_the_budget_only_where_no_price_parts_i
     uses = Uses(active_b=np.tile([70.0, 8.0], (2, 1)))
     problem = replace(small([[0.9, 0.5], [0.8, 0.5]], "large", "small", uses=uses), weights=np.array([0.6, 0.4]))
     traffic = np.eye(2)[[0] * 600 + [1] * 400]
-    limited = problem.within(mean_active_b=20)
+    limited = replace(problem, budget={"mean_active_b": 20})
     assert routed_use(limited, solve(limited, traffic=traffic), traffic)["mean_active_b"] <= 20
     shared = small([[0.9, 0.5], [0.2, 0.8]], "a", "b", budget={"max_share": 0.5})
     plan = solve(shared, traffic=traffic)
