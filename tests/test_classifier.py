@@ -66,16 +66,17 @@ async def test_a_rule_that_decides_alone_needs_no_encoder(action: dict[str, Any]
 
 def residual_of(left_out: Sequence[float], label: int) -> Residual:
     """The residual of two measured prompts of a category, whose features are like those of no text and of `art`."""
-    errors = np.array([[0.0, 0.0, 0.0], [-0.5, -0.5, 0.5]])
+    scores = np.array([[0.5, 0.5, 0.5], [0.0, 0.0, 1.0]])
     vectors = np.array([[-1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
     return Residual(
         categories=WordRouter.categories,
         experts=EXPERTS,
         encoder="e",
+        prompts=(("p0", "none"), ("p1", "art")),
         labels=np.array([label, label]),
         posteriors=np.eye(3)[[label, label]],
-        errors=errors - errors.mean(axis=1, keepdims=True),
-        known=np.ones((2, 3)),
+        scores=scores,
+        errors=scores - scores.mean(axis=1, keepdims=True),
         left_out=np.array([[0.0, 0.0, 0.0], left_out]),
         projection=Projection(np.zeros((1, 3)), np.eye(3)),
         vectors=vectors,
@@ -104,3 +105,13 @@ async def test_the_residual_changes_the_choice_of_an_encoded_text_alone() -> Non
         assert composition.decide(SURE, prediction, RequestOptions()).expert == "generalist"
         without = replace(prediction, residual=None)
         assert composition.decide(SURE, without, RequestOptions()).expert == "painter"
+        explain = {"content-type": "application/json", "x-coe-explain": "1"}
+        bodies = (
+            b'{"model": "%s", "messages": [{"role": "user", "content": "art"}]}' % name
+            for name in (b"auto", b"painter")
+        )
+        routed, pinned = [(await gateway.post("/v1/route", body, headers=explain)).json for body in bodies]
+    (nearest, _) = routed["measured"]
+    assert (nearest["prompt_id"], nearest["text"], nearest["category"]) == ("p1", "art", "art")
+    assert nearest["scores"] == {"coder": 0.0, "painter": 0.0, "generalist": 1.0}
+    assert pinned["measured"] == []

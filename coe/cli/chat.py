@@ -73,7 +73,7 @@ RouteRequest = Callable[[dict[str, Any]], dict[str, Any]]
 def _open_router(config: Path | None, key: str, client: str, *, explain: bool) -> RouteRequest:
     from coe.artifacts.active_state import load_active_state
     from coe.artifacts.api_keys import rule_of
-    from coe.planning.assignment import apply_residual
+    from coe.planning.assignment import apply_residual, nearest_measured
     from coe.planning.problem import relative_cost
     from coe.routing.classifier import read_topic
     from coe.routing.decision import decide
@@ -133,6 +133,7 @@ def _open_router(config: Path | None, key: str, client: str, *, explain: bool) -
             "text": text.text,
             "left_out": [asdict(part) | {"what": f"{part} ({REASONS[part.kind]})"} for part in text.left_out],
             "excluded": dict(excluded_experts(registry, rule)),
+            "measured": nearest_measured(in_use.assignment, prediction, decision.candidates),
         }
 
     return route_request
@@ -168,6 +169,11 @@ def _lines(decision: Mapping[str, Any]) -> Iterator[str]:
         rows.append(("text", decision["text"]))
         rows += [("not routed", part["what"]) for part in decision["left_out"]]
         rows += [("excluded", f"{name} ({_EXCLUDED[why]})") for name, why in decision["excluded"].items()]
+        for one in decision["measured"]:
+            scores = ", ".join(f"{name} {score:.2f}" for name, score in one["scores"].items())
+            near = f"similarity {one['similarity']:.2f}, weight {one['weight']:.1%}"
+            rows.append(("measured", f"{one['prompt_id']} ({near}): {scores}"))
+            rows.append(("", "rated request" if one["text"] is None else f"{one['category']}: {one['text']}"))
     yield table(("", ""), rows)
 
 

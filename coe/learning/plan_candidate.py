@@ -211,6 +211,18 @@ def judge_plan(
     return JudgedPlan(candidate, fitted, judgement, found, moves, is_due, rated, rated_until)
 
 
+def with_residual_alone(judged: JudgedPlan, current: CurrentPlan, *, solve_plan: SolvePlan, gain: str) -> JudgedPlan:
+    """Return a plan with the residual of `solve_plan` and no move, promoted for its `gain`; `judged` itself where the
+    budget would then send a category to another expert."""
+    before = current.assignment
+    candidate = PlanBuilder(current, before.quality, solve_plan, judged.refit.table).solved(())
+    if candidate.choice != before.choice:
+        return judged
+    judgement = replace(judged.judgement, reason="better", sentence=f"promoted: {gain}")
+    kept = tuple(move for move in judged.moves if not move.accepted)
+    return replace(judged, candidate=candidate, judgement=judgement, moves=kept)
+
+
 def _judge_moves(
     experience: Experience,
     current: CurrentPlan,

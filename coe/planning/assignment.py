@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import compress
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -186,6 +186,13 @@ def residual_gain(assignment: Assignment, eligible: Sequence[int]) -> NDArray[np
     if assignment.residual is None:
         return np.zeros(len(assignment.categories))
     return assignment.residual.gain(assignment.value, eligible)
+
+
+def nearest_measured(assignment: Assignment, prediction: Prediction, experts: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the measured prompts nearest to a text, with scores of `experts`; none if no residual counts for it."""
+    if assignment.residual is None or prediction.residual is None or prediction.features is None:
+        return []
+    return assignment.residual.nearest(prediction.features, experts)
 
 
 def apply_residual(assignment: Assignment, prediction: Prediction) -> Prediction:

@@ -27,7 +27,8 @@ from coe.planning.uses import MeasuredUses
 from coe.recipes.policy_file import NO_POLICIES, RECIPES_FILE, ArmPolicies
 from coe.registry import Registry
 
-PLAN_FILE, TRAFFIC_FILE, RESIDUAL_FILE = "plan.json", "traffic.npy", "residual.npz"
+PLAN_FILE, TRAFFIC_FILE = "plan.json", "traffic.npy"
+RESIDUAL_FILE, MEASURED_FILE = "residual.npz", "measured.npz"
 ANSWER_FIELDS = ("model", "runtime", "base_url", "base_urls", "adapter", "system_prompt", "parameters", "options")
 """Fields of an expert that affect its answers, and so its measured quality."""
 PLANNED_FIELDS = (*ANSWER_FIELDS, "prices", "active_parameters_b", "latency_ms", "memory_gb")
@@ -49,6 +50,7 @@ class Plan:
     - `value_of_expert`: see `marginal_values`. `against` compares the plan with single experts, for `coe report`.
     - `traffic`: the sample of posteriors that the prices are fitted to, shape (n_requests, n_categories); None for
       prices of pure categories.
+    - `unused`: the measured prompts as a residual that is not used, which retraining may fit again.
     - `policies`: the arms of recipes among the columns.
     """
 
@@ -67,6 +69,7 @@ class Plan:
     value_of_expert: Mapping[str, float | None] = field(default_factory=dict)
     against: tuple[dict[str, Any], ...] = ()
     traffic: Annotated[Array | None, Field(exclude=True)] = None
+    unused: Annotated[InstanceOf[Residual] | None, Field(exclude=True)] = None
     policies: Annotated[InstanceOf[ArmPolicies], Field(exclude=True)] = NO_POLICIES
     format: Literal[1] = 1
 
@@ -99,8 +102,9 @@ class Plan:
     def save(self, folder: Path) -> None:
         """Write the files into an existing folder."""
         (folder / PLAN_FILE).write_bytes(_JSON.dump_json(self))
-        if self.assignment.residual is not None:
-            (folder / RESIDUAL_FILE).write_bytes(self.assignment.residual.to_bytes())
+        for name, residual in ((RESIDUAL_FILE, self.assignment.residual), (MEASURED_FILE, self.unused)):
+            if residual is not None:
+                (folder / name).write_bytes(residual.to_bytes())
         if self.traffic is not None:
             np.save(folder / TRAFFIC_FILE, self.traffic.astype(np.float16))
         if self.policies.steps:
@@ -109,16 +113,17 @@ class Plan:
     @classmethod
     def read(cls, folder: Path) -> Plan:
         """Read the files that `save` writes. Raises ArtifactError."""
-        traffic, recipes, vectors = (folder / name for name in (TRAFFIC_FILE, RECIPES_FILE, RESIDUAL_FILE))
+        traffic, recipes = folder / TRAFFIC_FILE, folder / RECIPES_FILE
         try:
             plan = _JSON.validate_json((folder / PLAN_FILE).read_bytes())
             plan = replace(plan, traffic=np.load(traffic).astype(np.float64) if traffic.exists() else None)
         except (OSError, TypeError, ValueError, DataError) as error:  # pydantic's error is a ValueError
             remedy = "make it again with `coe plan`"
             raise ArtifactError(f"{folder / PLAN_FILE}: cannot be read ({error}); {remedy}") from None
-        residual = Residual.from_bytes(vectors.read_bytes()) if vectors.exists() else None
+        files = folder / RESIDUAL_FILE, folder / MEASURED_FILE
+        residual, unused = (Residual.from_bytes(one.read_bytes()) if one.exists() else None for one in files)
         policies = ArmPolicies.from_json(recipes.read_bytes()) if recipes.exists() else NO_POLICIES
-        return replace(plan, assignment=replace(plan.assignment, residual=residual), policies=policies)
+        return replace(plan, assignment=replace(plan.assignment, residual=residual), unused=unused, policies=policies)
 
 
 _JSON = TypeAdapter(Plan)

@@ -5,6 +5,8 @@ PSEUDO_COUNT), with w_i = exp(SHARPNESS * (cosine_i - 1)). e_i are the prompt's 
 expects under its posterior, centred over the experts, because only differences between experts decide. The cosine is
 that of the encoder's layers, each centred and of unit length.
 
+Rated requests join it as further prompts, each with the rating of the expert that answered (`Residual.with_ratings`).
+
 A residual is used only if it improves decisions on measured prompts that it was not fitted to (`fit_residual`).
 """
 
@@ -17,11 +19,12 @@ from typing import Any, NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
 from coe.errors import ArtifactError
 from coe.planning.grid import select
-from coe.planning.score_table import fit_pseudo_count, tabulate_partly
+from coe.planning.score_table import fit_pseudo_count, tabulate_partly, tabulate_softly
 
 Array = NDArray[Any]
 
@@ -32,16 +35,20 @@ MAX_AXES = 256
 """Principal axes of the encoder's layers that are kept."""
 MIN_PROMPTS = 100
 MAX_PROMPTS = 4096
-"""Measured prompts that a residual needs, and prompts that it keeps; of more, a random sample."""
+"""Measured prompts that a residual needs, and prompts that it keeps; of more measured ones, a random sample."""
+MAX_ID_CHARACTERS = 64
+MAX_TEXT_CHARACTERS = 120
+MAX_NEAREST = 3
+"""Prompts that an explanation shows, and the length of their ids and beginnings."""
 FOLDS = 10
 TEMPERATURE = 0.02
 """Scale of the noise on utilities under which decisions are tested. A decision between experts of nearly equal utility
 may flip with the next price; the test counts it by its probability, which varies less than counting flips."""
 LEVEL_ERRORS = 2.0
 """Standard errors by which decisions must improve."""
-_TYPES: dict[str, Any] = {"labels": np.int16, "errors": np.float32, "known": np.bool_}
-_TYPES |= dict.fromkeys(("posteriors", "left_out", "vectors"), np.float16)
-"""Types of the arrays of `Residual` in its file."""
+_NAMES = ("categories", "experts", "encoder", "prompts")
+_ROWS = ("labels", "posteriors", "vectors", "scores", "errors", "left_out")
+"""Fields of `Residual` in its file: names, and arrays with a row for each prompt."""
 
 Read = Callable[[NDArray[np.int64]], tuple[Array, Array]]
 """Maps rows of prompts to the encoder's features (n_rows, width), whose sentence vectors come first, and the router's
@@ -85,30 +92,97 @@ class Projection:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Residual:
-    """The measured prompts of `coe score` and what they say about a text.
+    """The measured prompts of `coe score`, then rated requests, and what they say about a text.
 
     - `encoder`: the digest of the encoder whose features `projection` maps to `vectors` (n_prompts, n_axes).
-    - `labels` (n_prompts,): the index of each prompt's category, -1 if it is not among `categories`.
+    - `prompts` (n_prompts,): ids, and beginnings of the measured texts; None for those of requests.
+    - `labels` (n_prompts,): the index of each measured prompt's category; -1 if it is not among `categories`, and for
+      rated requests.
     - `posteriors` (n_prompts, n_categories): the router's. The prices of budgets are fitted to them too.
-    - `errors` (n_prompts, n_experts): scores less what table and posterior expect; 0 where not `known`.
-    - `left_out` (n_prompts, n_experts): the residual of each prompt by the others.
+    - `scores` (n_prompts, n_experts), NaN where missing.
+    - `errors` (n_prompts, n_experts): scores less what table and posterior expect; 0 where missing.
+    - `left_out` (n_prompts, n_experts): the residual of each measured prompt by the others.
     """
 
     categories: tuple[str, ...]
     experts: tuple[str, ...]
     encoder: str
+    prompts: tuple[tuple[str, str | None], ...]
     labels: NDArray[np.int64]
     posteriors: Array
-    left_out: Array
     projection: Projection
     vectors: Array
+    scores: Array
     errors: Array
-    known: Array
+    left_out: Array
+
+    @classmethod
+    def of(
+        cls,
+        read: Read,
+        labels: NDArray[np.int64],
+        scores: Array,
+        *,
+        dimensions: int,
+        categories: Sequence[str],
+        experts: Sequence[str],
+        prompts: Sequence[tuple[str, str]],
+        encoder: str = "",
+    ) -> Residual:
+        """Return measured prompts, not fitted yet: they expect nothing of a text beyond its category.
+
+        `dimensions` is the width of a sentence vector. `scores` (n_prompts, n_experts) are NaN where missing. `prompts`
+        are their ids and texts.
+        """
+        rows = np.random.default_rng(0).permutation(len(labels))[:MAX_PROMPTS]
+        features, posteriors = read(rows)
+        features = features.astype(np.float32)
+        projection, nothing = Projection.of(features, dimensions), np.zeros(scores[rows].shape)
+        chosen = [prompts[row] for row in rows.tolist()]
+        beginnings = tuple((i[:MAX_ID_CHARACTERS], " ".join(text.split())[:MAX_TEXT_CHARACTERS]) for i, text in chosen)
+        arrays = labels[rows], posteriors, projection, projection(features), scores[rows], nothing, nothing
+        return cls(tuple(categories), tuple(experts), encoder, beginnings, *arrays)
+
+    def with_ratings(self, ids: Sequence[str], vectors: Array, posteriors: Array, scores: Array) -> Residual:
+        """Return the measured prompts of known categories with the newest rated requests that MAX_PROMPTS allow, in
+        place of earlier ones; not fitted to them yet.
+
+        Requests are given oldest first, with `vectors` (n_rated, n_axes), `posteriors` (n_rated, n_categories) and
+        `scores` (n_rated, n_experts), NaN but for the expert that answered.
+        """
+        measured = np.flatnonzero(self.labels >= 0)
+        newest = np.arange(len(ids))[max(len(ids) - MAX_PROMPTS + len(measured), 0) :]
+        nothing = np.zeros(scores.shape)
+        rated = zip(_ROWS, (np.full(len(ids), -1), posteriors, vectors, scores, nothing, nothing), strict=True)
+        rows: dict[str, Any] = {
+            name: np.concatenate((getattr(self, name)[measured], one[newest])) for name, one in rated
+        }
+        rows["prompts"] = (*(self.prompts[row] for row in measured), *((ids[row], None) for row in newest))
+        return replace(self, **rows)
 
     def __call__(self, features: Array) -> Array:
         """Return the expected score of each expert beyond its category, shape (n_experts,), for features (width,)."""
         similarity = self.vectors @ self.projection(features[None])[0]
-        return np.asarray(smoothed(similarity[None], self.errors, self.known)[0])
+        return np.asarray(smoothed(similarity[None], self.errors, np.isfinite(self.scores))[0])
+
+    def nearest(self, features: Array, experts: Sequence[str]) -> list[dict[str, Any]]:
+        """Return the prompts nearest to features (width,), nearest first: id, category, beginning of the text,
+        similarity, share of all weights, and the known scores of `experts`. A rated request has the id alone."""
+        similarity = self.vectors @ self.projection(features[None])[0]
+        weights = np.exp(SHARPNESS * (similarity - 1.0))
+        columns = [(name, self.experts.index(name)) for name in experts if name in self.experts]
+        known = np.isfinite(self.scores)
+        return [
+            {
+                "prompt_id": self.prompts[row][0],
+                "category": (*self.categories, "")[self.labels[row]],
+                "text": self.prompts[row][1],
+                "similarity": round(float(similarity[row]), 4),
+                "weight": round(float(weights[row] / (weights.sum() + PSEUDO_COUNT)), 4),
+                "scores": {name: float(self.scores[row, one]) for name, one in columns if known[row, one]},
+            }
+            for row in np.argsort(-similarity)[:MAX_NEAREST].tolist()
+        ]
 
     def gain(self, utility: Array, eligible: Sequence[int]) -> Array:
         """Return by category, shape (n_categories,), what the residual of a text is expected to gain in utility.
@@ -133,8 +207,8 @@ class Residual:
         """Return the residual over other names. Experts that it lacks have no scores."""
         row = [categories.index(name) if name in categories else -1 for name in self.categories]
         columns: dict[str, Any] = {
-            name: select(getattr(self, name), self.experts, experts, missing=0.0)
-            for name in ("left_out", "errors", "known")
+            name: select(getattr(self, name), self.experts, experts, missing=np.nan if name == "scores" else 0.0)
+            for name in ("scores", "errors", "left_out")
         }
         return replace(
             self,
@@ -146,12 +220,12 @@ class Residual:
         )
 
     def to_bytes(self) -> bytes:
-        """Serialize to a file of numpy."""
-        file, projection = io.BytesIO(), self.projection
-        arrays: dict[str, Any] = {name: getattr(self, name).astype(kind) for name, kind in _TYPES.items()}
-        arrays |= {name: np.array(getattr(self, name)) for name in ("categories", "experts", "encoder")}
-        centre, axes = projection.centre.astype(np.float16), projection.axes.astype(np.float16)
-        np.savez(file, **arrays, centre=centre, axes=axes)
+        """Serialize to a file of numpy; numbers have half precision."""
+        file, names = io.BytesIO(), orjson.dumps([getattr(self, name) for name in _NAMES])
+        arrays = {name: getattr(self, name) for name in _ROWS}
+        arrays |= {"centre": self.projection.centre, "axes": self.projection.axes}
+        numbers = {name: array.astype(np.int16 if name == "labels" else np.float16) for name, array in arrays.items()}
+        np.savez(file, names=np.frombuffer(names, dtype=np.uint8), **numbers)
         return file.getvalue()
 
     @classmethod
@@ -159,63 +233,70 @@ class Residual:
         """Parse the result of `to_bytes`. Raises ArtifactError."""
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as file:
-                arrays: dict[str, Any] = {name: file[name].astype(np.float32) for name in (*_TYPES, "centre", "axes")}
-                categories, experts, encoder = (file[name].tolist() for name in ("categories", "experts", "encoder"))
+                arrays: dict[str, Any] = {name: file[name].astype(np.float32) for name in (*_ROWS, "centre", "axes")}
+                categories, experts, encoder, prompts = orjson.loads(file["names"].tobytes())
             arrays["labels"] = arrays["labels"].astype(np.int64)
+            arrays |= {"encoder": encoder, "prompts": tuple((name, text) for name, text in prompts)}
             projection = Projection(arrays.pop("centre"), arrays.pop("axes"))
-            return cls(tuple(categories), tuple(experts), encoder, projection=projection, **arrays)
+            return cls(tuple(categories), tuple(experts), projection=projection, **arrays)
         except (KeyError, TypeError, ValueError, OSError, EOFError, AttributeError, BadZipFile) as error:
             raise ArtifactError(f"residual: cannot be read ({error!r}); make it again with `coe plan`") from error
 
 
-def fit_residual(
-    read: Read,
-    labels: NDArray[np.int64],
-    scores: Array,
-    charge: Array,
-    *,
-    dimensions: int,
-    categories: Sequence[str],
-    experts: Sequence[str],
-    encoder: str = "",
-) -> tuple[Residual | None, Evidence]:
-    """Fit a residual to measured prompts. Returns None, with the reason, unless decisions on prompts that it was not
-    fitted to improve by two standard errors.
+def fit_residual(prompts: Residual, charge: Array) -> tuple[Residual | None, Evidence]:
+    """Fit a residual to its prompts. Returns None, with the reason, unless decisions on measured prompts that it was
+    not fitted to improve by two standard errors over those with the residual before (`left_out`).
 
-    `dimensions` is the width of a sentence vector. `scores` (n_prompts, n_experts) are NaN where missing. `charge`
-    (n_categories, n_experts) is the plan's price, infinite where an expert may not serve a category.
+    `charge` (n_categories, n_experts) is the plan's price, infinite where an expert may not serve a category.
 
-    On each fold, table and residual are those of the other folds. Every pair of prompts tests each other, so that the
-    variance of their gains is twice that of independent ones: without this factor the test would accept three times as
-    many residuals of pools where nothing but the category matters.
+    On each fold of the measured prompts, table and residual are those of the other folds and of all rated requests.
+    Every pair of prompts tests each other, so that the variance of their gains is twice that of independent ones:
+    without this factor the test would accept three times as many residuals of pools where nothing but the category
+    matters.
     """
-    rows = np.random.default_rng(0).permutation(len(labels))[:MAX_PROMPTS]
-    labels, scores, count = labels[rows], scores[rows], len(rows)
-    if count < MIN_PROMPTS:
-        return None, Evidence(0.0, 0.0, f"{count} prompts are measured; it needs {MIN_PROMPTS}")
-    features, posteriors = read(rows)
-    features = features.astype(np.float32)
-    projection = Projection.of(features, dimensions)
-    vectors = projection(features)
-    similarity = (vectors @ vectors.T).astype(np.float64)
-    fold = np.random.default_rng(0).permutation(count) % FOLDS
+    posteriors, measured = prompts.posteriors, np.flatnonzero(prompts.labels >= 0)
+    if len(measured) < MIN_PROMPTS:
+        return None, Evidence(0.0, 0.0, f"{len(measured)} prompts are measured; it needs {MIN_PROMPTS}")
+    similarity = (prompts.vectors @ prompts.vectors.T).astype(np.float64)
+    known, fold = np.isfinite(prompts.scores), np.full(len(prompts.labels), -1)
+    fold[measured] = np.random.default_rng(0).permutation(len(measured)) % FOLDS
     price = np.where(np.isfinite(charge), charge, 0.0)
     before = np.where(np.isfinite(charge), 0.0, -np.inf)[posteriors.argmax(axis=1)] - posteriors @ price
-    left_out = np.zeros(scores.shape)
+    left_out = np.zeros(known.shape)
     for held in range(FOLDS):
         tested, others = np.flatnonzero(fold == held), np.flatnonzero(fold != held)
-        quality = _quality(labels[others], scores[others], len(categories))
-        known, errors = centred_errors(scores[others], posteriors[others] @ quality)
-        left_out[tested] = smoothed(similarity[np.ix_(tested, others)], errors, known)
+        quality, errors = _errors(prompts, others, similarity)
+        left_out[tested] = smoothed(similarity[np.ix_(tested, others)], errors, known[others])
         before[tested] += posteriors[tested] @ quality
-    may = np.isfinite(charge).any(axis=0)
-    evidence = _evidence(before[:, may], (before + left_out)[:, may], scores[:, may])
+    cells = np.ix_(measured, np.isfinite(charge).any(axis=0))
+    evidence = _evidence((before + prompts.left_out)[cells], (before + left_out)[cells], prompts.scores[cells])
     if evidence.refused:
         return None, evidence
-    known, errors = centred_errors(scores, posteriors @ _quality(labels, scores, len(categories)))
-    errors, known = errors.astype(np.float32), known.astype(np.float32)
-    names = tuple(categories), tuple(experts), encoder
-    return Residual(*names, labels, posteriors, left_out, projection, vectors, errors, known), evidence
+    errors = _errors(prompts, np.arange(len(known)), similarity)[1]
+    return replace(prompts, errors=errors.astype(np.float32), left_out=left_out), evidence
+
+
+def _errors(prompts: Residual, rows: NDArray[np.int64], similarity: Array) -> tuple[Array, Array]:
+    """Return the quality that the measured prompts in `rows` show (n_categories, n_experts), and the errors of all
+    prompts in `rows`, of which the rated ones come last.
+
+    What the measured prompts do not explain of the ratings is compared with its mean by category and expert, since
+    ratings have their own level. Then the mean of the other ratings near it is subtracted, whichever expert they are
+    of, because only differences between experts decide.
+    """
+    categories, experts, is_own = prompts.categories, prompts.experts, prompts.labels[rows] >= 0
+    own, rated = rows[is_own], rows[~is_own]
+    labels, scores = prompts.labels[own], prompts.scores[own]
+    table = tabulate_partly(categories, experts, np.eye(len(categories))[labels], scores)
+    quality = table.shrunk(pseudo_count=fit_pseudo_count([categories[label] for label in labels], scores))
+    known, errors = centred_errors(scores, prompts.posteriors[own] @ quality)
+    posteriors, ratings = prompts.posteriors[rated], prompts.scores[rated]
+    rest = ratings - smoothed(similarity[np.ix_(rated, own)], errors, known)
+    level = posteriors @ tabulate_softly(categories, experts, posteriors, rest).shrunk()
+    answered, near = np.isfinite(ratings), similarity[np.ix_(rated, rated)]
+    error = (ratings - level)[answered][:, None]
+    np.fill_diagonal(near, -np.inf)
+    return quality, np.vstack((errors, np.where(answered, error - smoothed(near, error, np.ones_like(error)), 0.0)))
 
 
 def centred_errors(scores: Array, expected: Array) -> tuple[Array, Array]:
@@ -230,12 +311,6 @@ def smoothed(similarity: Array, errors: Array, known: Array) -> Array:
     """Return the mean errors (n_texts, n_experts), weighted by similarity (n_texts, n_prompts)."""
     weights = np.exp(SHARPNESS * (similarity - 1.0))
     return np.asarray((weights @ errors) / (weights @ known + PSEUDO_COUNT))
-
-
-def _quality(labels: NDArray[np.int64], scores: Array, categories: int) -> Array:
-    names, experts = ([str(number) for number in range(count)] for count in (categories, scores.shape[1]))
-    table = tabulate_partly(names, experts, np.eye(categories)[labels], scores)
-    return table.shrunk(pseudo_count=fit_pseudo_count([names[label] for label in labels], scores))
 
 
 def _evidence(before: Array, after: Array, scores: Array) -> Evidence:

@@ -1,8 +1,8 @@
 """Decisions and token counts for a chat, without a call to any expert.
 
 `POST /v1/route` takes a Chat Completions body and returns the expert that would answer it, and why. With the header
-x-coe-explain, administrators also get the routed text, what it leaves out, the nearest training examples, and the state
-of each expert.
+x-coe-explain, administrators also get the routed text, what it leaves out, the nearest training examples, the nearest
+measured prompts if the plan's residual counted, and the state of each expert.
 `POST /v1/messages/count_tokens` takes a Messages body and estimates its input tokens. Neither is logged.
 """
 
@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any
 
 import routers
+from coe.planning.assignment import nearest_measured
 from coe.registry import Registry
 from coe.routing.composition import Composition
 from coe.routing.eligibility import excluded_experts
@@ -51,7 +52,7 @@ class _Decisions:
     """Decides, and explains to administrators.
 
     Neighbours are searched in a thread, one request at a time, so that chats come first. Texts are returned only for
-    examples that ship with this package or are declared in experts.yaml. A router may have
+    examples that ship with this package or are declared in experts.yaml, and of measured prompts. A router may have
     learned others, such as corrected prompts, which are a user's data: it stores their digests alone.
     """
 
@@ -92,6 +93,7 @@ class _Decisions:
             "price": [round(price, 4) for price in decision.price],
             "health": {name: {"up": one.up, "load": one.load} for name, one in health_by_expert.items()},
             "neighbours": await self._neighbours(composition, routed.text),
+            "measured": nearest_measured(composition.assignment, prediction, decision.candidates),
             "text": routed.text,
             "left_out": [asdict(part) | {"what": REASONS[part.kind]} for part in routed.left_out],
             "excluded": excluded_experts(composition.registry, options.rule),

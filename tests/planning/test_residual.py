@@ -1,9 +1,13 @@
-"""The residual: accepted where texts tell more than their categories, refused where they do not, served as saved."""
+"""The residual: accepted where texts tell more than their categories, refused where they do not, served as saved.
+
+Rated requests are played by experts of known quality: they make the residual better, or change nothing.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -12,7 +16,7 @@ from numpy.typing import NDArray
 from coe.errors import ArtifactError
 from coe.planning.assignment import expected_utility
 from coe.planning.problem import Problem
-from coe.planning.residual import Evidence, Residual, fit_residual
+from coe.planning.residual import Evidence, Residual, fit_residual, smoothed
 from coe.planning.solver import solve
 from coe.planning.uses import Uses
 
@@ -58,16 +62,17 @@ def drawn(pool: Pool, count: int, *, seed: int) -> tuple[NDArray[np.float64], ND
 
 def fitted(pool: Pool, count: int = 400, *, seed: int = 0, **given: Any) -> tuple[Residual | None, Evidence]:
     features, labels, scores = drawn(pool, count, seed=seed)
-    return fit_residual(
+    measured = Residual.of(
         lambda rows: (features[rows], np.eye(2)[labels[rows]]),
         labels,
         given.get("scores", scores),
-        given.get("charge", np.zeros((2, 3))),
         dimensions=DIMENSIONS,
         categories=CATEGORIES,
         experts=EXPERTS,
+        prompts=[(f"p{row}", f"text \n {row} " + "long " * 100) for row in range(count)],
         encoder="e",
     )
+    return fit_residual(measured, given.get("charge", np.zeros((2, 3))))
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +100,7 @@ def test_a_prompt_does_not_vouch_for_itself(residual: Residual) -> None:
     scores[5] = 1 - scores[5]
     other, _ = fitted(hidden, scores=scores)
     assert other is not None
-    row = np.random.default_rng(0).permutation(400).tolist().index(5)
+    row = [name for name, _ in other.prompts].index("p5")
     np.testing.assert_allclose(other.left_out[row], residual.left_out[row], atol=1e-12)
 
 
@@ -122,7 +127,8 @@ def test_what_is_saved_predicts_the_same(residual: Residual) -> None:
     assert again.to_bytes() == residual.to_bytes()
     features = drawn(hidden, 1, seed=9)[0][0]
     np.testing.assert_allclose(again(features), residual(features), atol=2e-3)
-    assert (again.categories, again.experts, again.encoder) == (CATEGORIES, EXPERTS, "e")
+    assert (again.prompts, again.encoder) == (residual.prompts, "e")
+    assert (again.categories, again.experts) == (CATEGORIES, EXPERTS)
 
 
 def test_a_damaged_file_is_refused_with_the_remedy(residual: Residual) -> None:
@@ -131,11 +137,19 @@ def test_a_damaged_file_is_refused_with_the_remedy(residual: Residual) -> None:
             Residual.from_bytes(data)
 
 
-def test_of_many_prompts_a_bounded_sample_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("coe.planning.residual.MAX_PROMPTS", 250)
-    found, _ = fitted(hidden)
-    assert found is not None
-    assert len(found.labels) == len(found.errors) == 250
+def test_a_file_has_a_bounded_number_of_prompts_and_ratings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("coe.planning.residual.MAX_PROMPTS", 150)
+    monkeypatch.setattr("coe.planning.residual._evidence", lambda *_: Evidence(0.0, 0.0, ""))
+    texts = np.random.default_rng(0).normal(size=(200, DIMENSIONS))
+    measured = measured_prompts(texts, np.zeros(200, dtype=np.int64), np.eye(2)[[0, 1] * 100])
+    few = replace(measured, labels=np.where(np.arange(150) < 120, 0, -1))
+    ratings = ratings_of(measured, texts, np.zeros(200, dtype=np.int64), texts[:, 0] > 0)
+    for one, known in ((measured, 150), (few, 120)):
+        found, _ = fit_residual(one.with_ratings(*ratings), np.zeros((1, 2)))
+        assert found is not None
+        assert (sum(text is not None for _, text in found.prompts), len(found.prompts)) == (known, 150)
+        assert found.prompts[known:] == tuple((f"req_{row}", None) for row in range(200 - (150 - known), 200))
+        assert len(found.with_ratings(*ratings).prompts) == 150
 
 
 def test_over_other_names_known_experts_keep_what_is_known(residual: Residual) -> None:
@@ -153,6 +167,21 @@ def test_the_expected_gain_is_where_texts_decide(residual: Residual) -> None:
     assert (residual.gain(level + np.array([2.0, 0.0, 0.0]), [0, 1, 2]) < 1e-6).all()
 
 
+def test_the_nearest_prompts_come_with_their_scores(residual: Residual) -> None:
+    features, labels, scores = drawn(hidden, 400, seed=0)
+    nearest = residual.nearest(features[17], ("c", "a", "new"))
+    assert nearest[0] == {
+        "prompt_id": "p17",
+        "category": CATEGORIES[labels[17]],
+        "text": ("text 17 " + "long " * 100)[:120],
+        "similarity": pytest.approx(1.0, abs=1e-4),
+        "weight": nearest[0]["weight"],
+        "scores": {"c": scores[17, 2], "a": scores[17, 0]},
+    }
+    assert 1 > nearest[0]["weight"] > nearest[1]["weight"] > nearest[2]["weight"] > 0
+    assert len(nearest) == 3
+
+
 def test_prices_of_a_budget_are_those_of_decisions_with_the_residual() -> None:
     """Without it, no price parts the requests of one category; with it, the budget is spent where it helps."""
     cost = np.array([[1.0, 9.0, 1.0]])
@@ -161,15 +190,16 @@ def test_prices_of_a_budget_are_those_of_decisions_with_the_residual() -> None:
     )
     plan = solve(problem, traffic=np.ones((400, 1)))
     features, _, scores = drawn(hidden, 2000, seed=3)
-    found, _ = fit_residual(
+    measured = Residual.of(
         lambda rows: (features[rows], np.ones((len(rows), 1))),
         np.zeros(2000, dtype=np.int64),
         scores,
-        plan.price,
         dimensions=DIMENSIONS,
         categories=("general",),
         experts=EXPERTS,
+        prompts=[("p", "")] * 2000,
     )
+    found, _ = fit_residual(measured, plan.price)
     assert found is not None
     priced = solve(problem, traffic=np.ones((400, 1)), residual=found)
     chosen = np.array([expected_utility(priced, np.ones(1), row).argmax() for row in found.left_out])
@@ -178,3 +208,92 @@ def test_prices_of_a_budget_are_those_of_decisions_with_the_residual() -> None:
     chosen = np.array([expected_utility(priced, np.ones(1), found(row)).argmax() for row in unseen])
     assert cost[0, chosen].mean() == pytest.approx(3.0, rel=0.15)
     assert cost[0, [expected_utility(plan, np.ones(1)).argmax()]].mean() == 1.0
+
+
+WIDE = 24
+"""Dimensions in which a few hundred probes are far from most texts."""
+
+
+class Played(NamedTuple):
+    """Mean quality of the choices on other texts without and with ratings, and whether each residual was accepted."""
+
+    without: float
+    with_ratings: float
+    accepted: tuple[bool, bool]
+
+
+def played(share: float, *, seed: int) -> Played:
+    """Play one category with two hidden topics, in each of which one expert is better than 0.55 by `share`.
+
+    300 probes are measured. Then the plan decides 1,500 requests, a tenth of them against its choice, and all are rated
+    on another level than the probes.
+    """
+    rng = np.random.default_rng(seed)
+    probes, requests, others = (rng.normal(size=(count, WIDE)) for count in (300, 1500, 2000))
+
+    def quality(texts: NDArray[np.float64]) -> Scores:
+        return 0.55 + share * np.outer(np.sign(texts[:, 0]), (1.0, -1.0))
+
+    scores = (rng.random((300, 2)) < quality(probes)).astype(np.float64)
+    measured = measured_prompts(probes, np.zeros(300, dtype=np.int64), scores)
+    first, _ = fit_residual(measured, np.zeros((1, 2)))
+
+    def choices(plan: Residual | None, texts: NDArray[np.float64]) -> NDArray[np.int64]:
+        mean = np.tile(scores.mean(axis=0), (len(texts), 1))
+        if plan is not None:
+            mean = mean + smoothed(plan.projection(texts) @ plan.vectors.T, plan.errors, np.isfinite(plan.scores))
+        return np.asarray(mean.argmax(axis=1))
+
+    expert = np.where(rng.random(1500) < 0.2, rng.integers(0, 2, 1500), choices(first, requests))
+    chance = (quality(requests) + np.array([0.25, 0.1]))[np.arange(1500), expert]
+    ratings = ratings_of(measured, requests, expert, rng.random(1500) < chance)
+    second, _ = fit_residual((first or measured).with_ratings(*ratings), np.zeros((1, 2)))
+    found = [quality(others)[np.arange(2000), choices(plan, others)].mean() for plan in (first, second or first)]
+    return Played(found[0], found[1], (first is not None, second is not None))
+
+
+def measured_prompts(texts: NDArray[np.float64], labels: NDArray[np.int64], scores: Scores) -> Residual:
+    """Probes of one category, scored by two experts."""
+    return Residual.of(
+        lambda rows: (texts[rows], np.ones((len(rows), 1))),
+        labels,
+        scores,
+        dimensions=texts.shape[1],
+        categories=("general",),
+        experts=("a", "b"),
+        prompts=[(f"p{row}", "") for row in range(len(texts))],
+    )
+
+
+def ratings_of(
+    measured: Residual, texts: NDArray[np.float64], expert: NDArray[np.int64], good: NDArray[np.bool_]
+) -> tuple[list[str], Scores, Scores, Scores]:
+    """The arguments of `with_ratings`."""
+    scores = np.where(np.eye(2, dtype=np.bool_)[expert], good.astype(np.float64)[:, None], np.nan)
+    return [f"req_{row}" for row in range(len(texts))], measured.projection(texts), np.ones((len(texts), 1)), scores
+
+
+def test_ratings_show_topics_that_probes_show_weakly() -> None:
+    found = [played(0.17, seed=seed) for seed in range(7)]
+    assert any(one.accepted == (False, True) for one in found)  # a plan without a residual gets one
+    assert np.mean([one.accepted[1] for one in found]) >= 0.5
+    assert np.mean([one.with_ratings - one.without for one in found]) > 0.02
+    assert min(one.with_ratings - one.without for one in found) > -0.005
+
+
+def test_ratings_of_level_experts_change_nothing() -> None:
+    assert sum(any(played(0.0, seed=seed).accepted) for seed in range(8)) == 0
+
+
+def test_the_expert_that_answers_the_harder_texts_is_not_blamed_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("coe.planning.residual._evidence", lambda *_: Evidence(0.0, 0.0, ""))
+    rng = np.random.default_rng(0)
+    probes, requests = rng.normal(size=(200, DIMENSIONS)), rng.normal(size=(1500, DIMENSIONS))
+    measured = measured_prompts(probes, np.zeros(200, dtype=np.int64), np.full((200, 2), 0.5))
+    hard = requests[:, 0] > 0
+    expert = np.where(hard, 0, rng.integers(0, 2, 1500))  # the texts that are hard go to one expert
+    ratings = ratings_of(measured, requests, expert, rng.random(1500) < 0.9 - 0.4 * hard)
+    found, _ = fit_residual(measured.with_ratings(*ratings), np.zeros((1, 2)))
+    assert found is not None
+    beyond = np.array([found(text) for text in 2.0 * np.eye(DIMENSIONS)[:1]])
+    assert abs(beyond[0, 0] - beyond[0, 1]) < 0.03, beyond

@@ -21,9 +21,10 @@ from coe.errors import DataError
 from coe.learning.experience import Experience, LoadedExperience
 from coe.learning.log_frame import indices, numbers
 from coe.learning.moves import HeldOutProbes
-from coe.learning.plan_candidate import CurrentPlan, JudgedPlan, judge_plan
+from coe.learning.plan_candidate import CurrentPlan, JudgedPlan, judge_plan, with_residual_alone
 from coe.learning.probe_split import split_probes
 from coe.learning.refit import MAX_PSEUDO_COUNT, Weighting
+from coe.learning.rounds.rated_residual import fit_rated
 from coe.learning.rounds.round import Candidate, Job, ManifestFields, RoundState, read_round_states
 from coe.measuring.quality import Quality, read_quality
 from coe.planning.grid import Array
@@ -31,6 +32,7 @@ from coe.planning.job.basis import compare_with_single_experts
 from coe.planning.job.budget_solver import BudgetSolver
 from coe.planning.plan import Plan
 from coe.planning.problem import relative_cost
+from coe.planning.residual import Evidence
 from coe.planning.score_table import ScoreTable, fit_pseudo_count
 from coe.planning.uses import MeasuredUses
 from coe.recipes.fitting.columns import RecipeColumns, recipe_columns
@@ -90,8 +92,12 @@ def _judge(
 ) -> Candidate:
     experience, version = loaded.experience, job.store(ASSIGNMENT).in_use()
     plan = None if version is None else Plan.read(job.store(ASSIGNMENT).published(version).folder)
+    residual = current.assignment.residual
+    unused = None if plan is None or residual else plan.unused
+    rated, tested = fit_rated(residual or unused, job)
+    residual = rated or residual
     uses = MeasuredUses.nothing() if plan is None else plan.measured_uses
-    solver = BudgetSolver(job.registry, experience, uses, _planned_arms(job, plan), current.assignment.residual)
+    solver = BudgetSolver(job.registry, experience, uses, _planned_arms(job, plan), residual)
     base = measured.table
     if base is None and plan is not None and plan.measured is not None:
         base = plan.measured.over(job.in_use.router.categories, job.columns)
@@ -105,6 +111,8 @@ def _judge(
         weighting=measured.weighting,
         guarded=job.registry.category_names,
     )
+    if rated and tested and judged.tested and not judged.judgement.promote:
+        judged = with_residual_alone(judged, current, solve_plan=solver, gain=_residual_sentence(tested))
     judgement = judged.judgement
     state = replace(state, promoted=judgement.promote, sentence=judgement.sentence)
     if judgement.evidence and judged.tested:
@@ -112,11 +120,13 @@ def _judge(
     before = [] if plan is None else [name for name in plan.reassigned if name in job.registry.category_names]
     reassigned = tuple(sorted({*before, *(move.category for move in judged.moves if move.accepted)}))
     report = plan_report(judged, current, experience=experience, left_out=loaded.left_out)
+    report["residual"] = None if tested is None else {**tested._asdict(), "sentence": _residual_sentence(tested)}
 
     def save(folder: Path) -> ManifestFields:
         found = solver.plan(judged.candidate, judged.refit, measured=base, reassigned=reassigned)
         policies = found.policies if plan is None else plan.policies
-        replace(found, against=compare_with_single_experts(found), policies=policies).save(folder)
+        rest = None if residual else unused
+        replace(found, against=compare_with_single_experts(found), policies=policies, unused=rest).save(folder)
         return {"categories": judged.candidate.categories, "data": job.registry.digest, "metrics": {}}
 
     return Candidate(
@@ -127,6 +137,12 @@ def _judge(
         digest=judged.candidate.digest,
         restarts_tests=any(move.verdict == "better" for move in judged.moves),  # exploring continues the series
     )
+
+
+def _residual_sentence(tested: Evidence) -> str:
+    used = f"is not used: {tested.refused}" if tested.refused else "is used"
+    gain = f"{tested.gain:+.4f} ± {tested.error:.4f} on the measured prompts"
+    return f"the residual with rated requests {used} ({gain})"
 
 
 def _planned_arms(job: Job, plan: Plan | None) -> RecipeColumns:

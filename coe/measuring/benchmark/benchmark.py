@@ -22,7 +22,7 @@ from coe.measuring.quality import Quality
 from coe.measuring.recorded_answers import RecordedAnswers
 from coe.planning.assignment import Assignment, apply_residual, expected_utility, residual_gain
 from coe.planning.problem import Problem
-from coe.planning.residual import fit_residual
+from coe.planning.residual import Residual, fit_residual
 from coe.planning.score_table import fit_pseudo_count, tabulate_softly
 from coe.planning.solver import solve
 from coe.recipes.fitting.answers import Answers
@@ -186,16 +186,16 @@ def _with_residual(
     """The assignment with the residual of the `labelled` training prompts, whose category is given by index."""
     rows, labels = np.array(list(labelled)), np.array(list(labelled.values()))
     certain = np.eye(len(assignment.categories))
-    residual, _ = fit_residual(
+    measured = Residual.of(
         lambda some: (embeddings[rows[some]], certain[labels[some]]),
         labels,
         data.scores[rows],
-        assignment.price,
         dimensions=encoder.dimensions,
         categories=assignment.categories,
         experts=assignment.experts,
+        prompts=[(str(row), "") for row in rows],
     )
-    return replace(assignment, residual=residual)
+    return replace(assignment, residual=fit_residual(measured, assignment.price)[0])
 
 
 def _answers(

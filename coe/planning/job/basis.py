@@ -44,15 +44,15 @@ MIN_PAIRED = 10
 class Basis:
     """A solved plan with what it was measured on.
 
-    The measured prompts have `texts`, `labels` (n_prompts,), the index of the category, and `scores` (n_prompts,
-    n_experts), NaN where missing. `left_out` are the parts of the declaration that the plan leaves out: `experts`
-    without usable scores; `categories` pinned to one of these, which answers them; the number of prompts by category
-    that is `undeclared`; `unprobed` categories, whose quality is estimated from the others. `unplanned` has the reason
-    for each recipe that is left out.
+    The measured prompts have `prompts` (id and text), `labels` (n_prompts,), the index of the category, and `scores`
+    (n_prompts, n_experts), NaN where missing. `left_out` are the parts of the declaration that the plan leaves out:
+    `experts` without usable scores; `categories` pinned to one of these, which answers them; the number of prompts by
+    category that is `undeclared`; `unprobed` categories, whose quality is estimated from the others. `unplanned` has
+    the reason for each recipe that is left out.
     """
 
     plan: Plan
-    texts: Sequence[str]
+    prompts: Sequence[tuple[str, str]]
     labels: NDArray[np.int64]
     scores: Array
     left_out: Mapping[str, Any]
@@ -177,7 +177,8 @@ def plan_basis(
         "undeclared": Counter(name for name in data.categories if name not in registry.category_names),
         "unprobed": [name for name, count in zip(categories, table.count.max(axis=1), strict=True) if not count],
     }
-    return Basis(plan, texts, labels, all_scores, left_out, recipes.left_out)
+    prompts = list(zip([data.prompt_ids[row] for row in rows], texts, strict=True))
+    return Basis(plan, prompts, labels, all_scores, left_out, recipes.left_out)
 
 
 def _logged_tables(logged: LoggedUses, scored: MeasuredUses, registry: Registry) -> dict[str, ScoreTable]:

@@ -64,7 +64,7 @@ PRICE_SAMPLE_SIZE = 4000
 class BudgetSolver:
     """Solves plans for the requests of `experience` under the budget that `registry` declares.
 
-    `measured_uses` are those of the plan in use, `recipes` its arms, and `residual` its residual, which stays.
+    `measured_uses` are those of the plan in use, `recipes` its arms, and `residual` the one to plan with.
     """
 
     registry: Registry

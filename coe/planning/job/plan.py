@@ -29,7 +29,7 @@ from coe.planning.grid import Array
 from coe.planning.job.basis import Basis, compare_with_single_experts, paired_error, plan_basis
 from coe.planning.plan import Plan
 from coe.planning.problem import Problem
-from coe.planning.residual import Evidence, fit_residual
+from coe.planning.residual import Evidence, Residual, fit_residual
 from coe.planning.solver import marginal_values, planned_quality, planned_use, solve
 from coe.registry import Registry, yaml_source
 from coe.registry.yaml_source import KeyPath
@@ -74,11 +74,11 @@ def make_plan(
     )
     unplanned = _unplanned(settings, registry, basis.unplanned)
     with note_if_slow("testing the residual"):
-        assignment, evidence = _with_residual(settings, registry, basis)
+        assignment, unused, evidence = _with_residual(settings, registry, basis)
     problem = basis.plan.problem
     with note_if_slow("finding each expert's marginal value"):
         values = marginal_values(problem, assignment)
-    plan = replace(basis.plan, assignment=assignment, value_of_expert=values)
+    plan = replace(basis.plan, assignment=assignment, value_of_expert=values, unused=unused)
     errors = paired_error(plan, basis.labels, basis.scores)
     plan = replace(plan, against=compare_with_single_experts(plan, errors))
     if not options.dry_run:
@@ -124,9 +124,11 @@ def _unplanned(settings: Settings, registry: Registry, left_out: Mapping[str, st
     return found
 
 
-def _with_residual(settings: Settings, registry: Registry, basis: Basis) -> tuple[Assignment, Evidence]:
-    """Return the assignment with its residual and the prices for it, if that improves decisions; and the evidence. The
-    residual is fitted with the encoder of the router in use."""
+def _with_residual(
+    settings: Settings, registry: Registry, basis: Basis
+) -> tuple[Assignment, Residual | None, Evidence]:
+    """Return the assignment with its residual and the prices for it, if that improves decisions; else the measured
+    prompts as a residual that is not used; and the evidence. It is fitted with the encoder of the router in use."""
     import routers
     from coe.artifacts.active_state import check_router, encoder_digest, load_router
 
@@ -135,29 +137,30 @@ def _with_residual(settings: Settings, registry: Registry, basis: Basis) -> tupl
         artifact = check_router(settings)[1]
         encoder, router = routers.load_encoder(artifact.folder), load_router(registry, artifact)
     except ArtifactError:
-        return assignment, Evidence(0.0, 0.0, "it needs the encoder of a router; run `coe train`")
+        return assignment, None, Evidence(0.0, 0.0, "it needs the encoder of a router; run `coe train`")
     columns = [router.categories.index(name) for name in assignment.categories]
 
     def read(rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        texts = [prompt_text(basis.texts[row]) for row in rows.tolist()]
+        texts = [prompt_text(basis.prompts[row][1]) for row in rows.tolist()]
         with note_if_slow("encoding the measured prompts"):
             features = encoder.features(texts)
         predictions = router.predict(texts, embeddings=features)
         return features, np.stack([one.probabilities[columns] for one in predictions])
 
-    residual, evidence = fit_residual(
+    measured = Residual.of(
         read,
         basis.labels,
         basis.scores,
-        np.where(np.isfinite(assignment.quality), assignment.price, np.inf),
         dimensions=encoder.dimensions,
         categories=assignment.categories,
         experts=assignment.experts,
+        prompts=basis.prompts,
         encoder=encoder_digest(artifact),
     )
+    residual, evidence = fit_residual(measured, np.where(np.isfinite(assignment.quality), assignment.price, np.inf))
     if residual is None:
-        return assignment, evidence
-    return solve(basis.plan.problem, traffic=traffic, residual=residual), evidence
+        return assignment, measured, evidence
+    return solve(basis.plan.problem, traffic=traffic, residual=residual), None, evidence
 
 
 def _add_margin_errors(rows: Sequence[dict[str, Any]], registry: Registry, problem: Problem, errors: Array) -> None:

@@ -1,7 +1,7 @@
 // The explanation of one answer: posterior, nearest examples, candidates, retrieval, and the time of each step.
 
 import { html, nothing } from "../../vendor/lit-html.js";
-import { bar, dollars, milliseconds, number } from "../../parts.js";
+import { bar, dollars, milliseconds, number, percent } from "../../parts.js";
 import { recipeCalls } from "../../recipes.js";
 import { candidateTable, retrievalDetails, posterior, sentence, speed, timeline } from "../../explained.js";
 
@@ -15,6 +15,7 @@ export function why(answer) {
     ${decision.recipe ? part("Recipe", recipeCalls(decision)) : nothing}
     ${part("Category", posterior(decision))}
     ${part("Nearest examples", neighbours(answer.explanation))}
+    ${answer.explanation?.measured?.length ? part("Nearest measured prompts", measured(answer.explanation)) : nothing}
     ${part("Candidates", candidateTable(decision, answer.explanation?.health))}
     ${part("Retrieval", decision.retrieval ? retrievalDetails(decision) : html`<p class="faint">${noRetrieval(answer)}</p>`)}
     ${part("Time", timeline("Steps of the request", steps(answer, decision)))}
@@ -80,6 +81,21 @@ function neighbours(explanation) {
         <span class="near">
           <span>${category}</span>${bar(similarity, 8)}<span class="number">${similarity.toFixed(2)}<span class="unseen"> cosine similarity</span></span>
         </span>
+      </li>`,
+    )}
+  </ol>`;
+}
+
+/** The prompts behind the residual, with the scores of the candidates; a rated request has no text. */
+function measured({ measured: prompts }) {
+  return html`<ol class="neighbours">
+    ${prompts.map(
+      ({ prompt_id: id, category, text, similarity, weight, scores }) => html`<li>
+        ${text == null ? html`<a href="#/log/${id}">Rated request</a>` : html`<span class="text" dir="auto">${text}</span>`}
+        <span class="near">
+          <span>${category}</span>${bar(similarity, 8)}<span class="number">${similarity.toFixed(2)}<span class="unseen"> cosine similarity</span></span>
+        </span>
+        <span class="faint">${Object.entries(scores).map(([name, score]) => `${name} ${number(score)}`).join(", ")}; weight ${percent(weight)}</span>
       </li>`,
     )}
   </ol>`;
