@@ -26,8 +26,10 @@ from coe.learning.moves import HeldOutProbes
 from coe.learning.off_policy import BanditLog, policy_value
 from coe.learning.plan_candidate import CurrentPlan, judge_plan
 from coe.measuring.quality import read_quality
-from coe.planning import Assignment, Problem, solve
+from coe.planning.assignment import Assignment
+from coe.planning.problem import Problem
 from coe.planning.score_table import ScoreTable, tabulate_softly
+from coe.planning.solver import solve
 from coe.routing.decision import propensities
 
 UNTOUCHED, PROBES, REQUESTS_PER_ROUND = 0.3, 700, 500

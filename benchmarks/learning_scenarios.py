@@ -35,8 +35,10 @@ from coe.learning.plan_candidate import CurrentPlan, judge_plan, served_requests
 from coe.learning.promotion import significance_level
 from coe.learning.refit import refit
 from coe.measuring.quality import read_quality
-from coe.planning import Assignment, Problem, solve
+from coe.planning.assignment import Assignment
+from coe.planning.problem import Problem
 from coe.planning.score_table import ScoreTable, tabulate_softly
+from coe.planning.solver import solve
 from coe.routing.decision import propensities
 
 Array = NDArray[np.float64]

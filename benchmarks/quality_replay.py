@@ -17,8 +17,10 @@ from coe.learning.log_frame import frame_of
 from coe.learning.off_policy import greedy_policy
 from coe.measuring.quality import Quality
 from coe.measuring.tables import numbered_prompts
-from coe.planning import Assignment, Problem, expected_utility, solve
+from coe.planning.assignment import Assignment, expected_utility
+from coe.planning.problem import Problem
 from coe.planning.score_table import ScoreTable
+from coe.planning.solver import solve
 from coe.records.feedback import Feedback
 from coe.records.record import RoutingRecord
 from coe.routing.decision import choose

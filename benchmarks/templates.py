@@ -37,7 +37,7 @@ from ruamel.yaml import YAML
 import routers
 from benchmarks.category import plain_category, read, sample
 from coe.core import GENERAL, Chat, Router
-from coe.planning import Assignment
+from coe.planning.assignment import Assignment
 from coe.registry import AUTO
 from coe.routing.classifier import Classifier
 from gateway.dialects.chat import CHAT

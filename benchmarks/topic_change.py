@@ -33,7 +33,7 @@ from typing import Any
 
 import routers
 from coe.core import GENERAL, Chat, Message, RequestOptions, Router
-from coe.planning import Assignment
+from coe.planning.assignment import Assignment
 from coe.registry import Registry
 from coe.routing.composition import Composition
 from coe.routing.decision import Previous

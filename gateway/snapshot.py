@@ -18,7 +18,7 @@ from coe.artifacts.kinds import ASSIGNMENT, GATE
 from coe.artifacts.store import ArtifactStore
 from coe.experts import ExpertLoader, ReplicatedExpert, build_experts
 from coe.experts.http.client import Client
-from coe.planning import Consequence
+from coe.planning.effective_plan import Consequence
 from coe.recipes.factory import build_recipes
 from coe.registry import Registry
 from coe.retrieval.store import DocumentStore

@@ -19,9 +19,11 @@ from starlette.applications import Starlette
 
 from coe.artifacts.active_state import DocumentIndex
 from coe.core import Call, Expert, Health, Neighbour, Prediction
-from coe.planning import Assignment, Plan, Problem, Uses, answer_digests, declared_uses
-from coe.planning.problem import declared_assignment
+from coe.planning.assignment import Assignment
+from coe.planning.plan import Plan, declared_digests
+from coe.planning.problem import Problem, declared_assignment
 from coe.planning.score_table import ScoreTable
+from coe.planning.uses import Uses, declared_uses
 from coe.recipes.factory import build_recipes
 from coe.records import LogWriter
 from coe.registry import Registry
@@ -77,7 +79,7 @@ def plan_of(assignment: Assignment, registry: Registry | None = None) -> Plan:
         return Plan(assignment, problem, table, "a test")
     arms = len(assignment.experts) - len(registry.experts)
     uses = declared_uses(registry, assignment.categories).joined(Uses(), arms)
-    made_for = {"pins": registry.assignment, "answers": answer_digests(registry)}
+    made_for = {"pins": registry.assignment, "declared": declared_digests(registry)}
     return Plan(assignment, replace(problem, uses=uses), table, "a test", **made_for)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from coe.core import Chat, ExpertRule, RequestOptions
-from coe.planning import Assignment, routing_gain
+from coe.planning.assignment import Assignment, routing_gain
 from coe.planning.residual import Projection, Residual
 from coe.routing import classifier
 from tests.decisions import chat_of
@@ -72,12 +72,11 @@ def residual_of(left_out: Sequence[float], label: int) -> Residual:
         categories=WordRouter.categories,
         experts=EXPERTS,
         encoder="e",
-        prompt_ids=("p0", "p1"),
-        texts=("none", "art"),
+        prompts=(("p0", "none"), ("p1", "art")),
         labels=np.array([label, label]),
         posteriors=np.eye(3)[[label, label]],
         scores=scores,
-        expected=np.full((2, 3), 0.5),
+        errors=scores - scores.mean(axis=1, keepdims=True),
         left_out=np.array([[0.0, 0.0, 0.0], left_out]),
         projection=Projection(np.zeros((1, 3)), np.eye(3)),
         vectors=vectors,

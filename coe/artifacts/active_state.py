@@ -19,7 +19,9 @@ from coe.artifacts.manifest import MANIFEST, Artifact, noting, read_manifest
 from coe.artifacts.store import ArtifactStore
 from coe.core import GENERAL, Router
 from coe.errors import ArtifactError, ConfigError
-from coe.planning import Assignment, Consequence, EffectivePlan, Plan, effective_plan
+from coe.planning.assignment import Assignment
+from coe.planning.effective_plan import Consequence, EffectivePlan, effective_plan
+from coe.planning.plan import Plan
 from coe.planning.problem import declared_assignment
 from coe.recipes.policy_file import NO_POLICIES, ArmPolicies
 from coe.registry import Category, Registry, load
@@ -237,11 +239,11 @@ def category_texts(registry: Registry) -> dict[str, tuple[str, ...]]:
     }
 
 
-def read_plan(registry: Registry, artifact: Artifact) -> EffectivePlan:
-    """A published plan under the declaration. Raises ArtifactError, with the remedy, if nothing of it is declared any
-    more."""
+def read_plan(registry: Registry, artifact: Artifact, categories: tuple[str, ...] = ()) -> EffectivePlan:
+    """A published plan under the declaration, over `categories` in their order. Raises ArtifactError, with the remedy,
+    if nothing of it is declared any more."""
     plan = Plan.read(artifact.folder)
-    return effective_plan(plan, plan.declaration(registry))
+    return effective_plan(plan, registry.with_proposed(plan.policies.steps), categories)
 
 
 def encoder_digest(router: Artifact) -> str:
@@ -264,7 +266,7 @@ def assignment_in_use(settings: Settings, registry: Registry, categories: tuple[
     artifact = ArtifactStore(settings.artifacts, ASSIGNMENT).current()
     if artifact is None:
         return EffectivePlan(declared_assignment(registry, categories))
-    return read_plan(registry, artifact).over(categories)
+    return read_plan(registry, artifact, categories)
 
 
 def retrieval_in_use(settings: Settings, in_use: ActiveState, *, threads: Executor) -> Retrieval | None:

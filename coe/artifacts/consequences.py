@@ -10,7 +10,7 @@ from coe.artifacts.kinds import ASSIGNMENT, GATE, ROUTER
 from coe.artifacts.manifest import Artifact, noting
 from coe.artifacts.store import ArtifactStore
 from coe.core import GENERAL
-from coe.planning import Consequence
+from coe.planning.effective_plan import Consequence
 from coe.registry import Registry
 from coe.settings import Settings
 

@@ -18,7 +18,8 @@ from coe.artifacts.kinds import ASSIGNMENT, ROUTER
 from coe.artifacts.manifest import Artifact, Manifest
 from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError, ArtifactNotFound
-from coe.planning import Plan, planned_quality
+from coe.planning.plan import Plan
+from coe.planning.solver import planned_quality
 from coe.registry import load
 from coe.retrieval.gate import GATE_FILE, Gate
 from coe.settings import Settings

@@ -65,7 +65,7 @@ EXAMPLES: Mapping[str, Sequence[str]] = {
     "log": ("coe log --follow", "coe log --since 1h --outcome expert_timeout", "coe log export log.jsonl --since 7d"),
     "tune": ("coe tune --budget 2.00", "coe tune my-probes.jsonl --minutes 10 --yes"),
     "score": ("coe score --out scores", "coe score my-probes.jsonl --out scores --expert coder --judge writer"),
-    "plan": ("coe plan scores", "coe plan scores --dry-run --sweep mean_cost=0.5,1,2"),
+    "plan": ("coe plan scores", "coe plan scores --dry-run"),
     "train": ("coe train", "coe train --data prompts.jsonl"),
     "retrain": ("coe retrain --dry-run", "coe retrain --probes scores --every 6h"),
     "promote": ("coe promote router", "coe promote assignment --why 'new prices'"),

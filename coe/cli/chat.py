@@ -63,7 +63,7 @@ RouteRequest = Callable[[dict[str, Any]], dict[str, Any]]
 def _open_router(config: Path | None, key: str, client: str, *, explain: bool) -> RouteRequest:
     from coe.artifacts.active_state import load_active_state
     from coe.artifacts.api_keys import rule_of
-    from coe.planning import apply_residual, nearest_measured
+    from coe.planning.assignment import apply_residual, nearest_measured
     from coe.planning.problem import relative_cost
     from coe.routing.classifier import read_topic
     from coe.routing.decision import decide
@@ -161,9 +161,9 @@ def _lines(decision: Mapping[str, Any]) -> Iterator[str]:
         rows += [("excluded", f"{name} ({_EXCLUDED[why]})") for name, why in decision["excluded"].items()]
         for one in decision["measured"]:
             scores = ", ".join(f"{name} {score:.2f}" for name, score in one["scores"].items())
-            where = f"{one['category'] or 'rated request'}, similarity {one['similarity']:.2f}"
-            rows.append(("measured", f"{one['prompt_id']} ({where}, weight {one['weight']:.1%}): {scores}"))
-            rows += [("", one["text"])] if one["text"] else []
+            near = f"similarity {one['similarity']:.2f}, weight {one['weight']:.1%}"
+            rows.append(("measured", f"{one['prompt_id']} ({near}): {scores}"))
+            rows.append(("", "rated request" if one["text"] is None else f"{one['category']}: {one['text']}"))
     yield table(("", ""), rows)
 
 

@@ -30,11 +30,11 @@ from coe.cli.common import (
     table,
 )
 from coe.errors import ArtifactError, CoEError, DataError
-from coe.planning import Plan, Problem, present_problem, solve
-from coe.planning.grid import select
 from coe.planning.job.plan import PlanOptions, make_plan, plan_to_json
 from coe.planning.paired_scores import Difference
-from coe.planning.problem import BUDGET_ROWS
+from coe.planning.plan import Plan
+from coe.planning.problem import BUDGET_ROWS, Problem
+from coe.planning.solver import solve
 from coe.planning.uses import ASSUMED_INPUT_TOKENS, ASSUMED_OUTPUT_TOKENS
 from coe.registry import load
 from coe.terminal import print_json
@@ -43,7 +43,6 @@ Scores = Annotated[Path | None, typer.Argument(help="Folder with prompts, scores
 Deviations = Annotated[
     float, typer.Option("--deviations", min=0, help="Plan by quality this many standard errors below the mean.")
 ]
-Sweep = Annotated[str | None, typer.Option("--sweep", help="ROW=LIMIT,LIMIT,...: also plan under these limits.")]
 Forget = Annotated[bool, typer.Option("--forget", help="Return to the assignment declared in experts.yaml.")]
 DropFeedback = Annotated[
     bool, typer.Option("--drop-feedback", help="Plan on the scores alone, without what `coe retrain` learned.")
@@ -57,7 +56,6 @@ def plan(
     scores: Scores = None,
     benchmark: Benchmark = None,
     deviations: Deviations = 1.0,
-    sweep: Sweep = None,
     dry_run: DryRun = False,
     forget: Forget = False,
     drop_feedback: DropFeedback = False,
@@ -80,25 +78,11 @@ def plan(
         return
     if scores is None:
         raise typer.BadParameter("give the folder of scores, or --forget")
-    row, limits = _limits(sweep) if sweep else ("", [])
     registry = load(settings.config, environ=settings.environ)
     seconds = 0 if log_since == "0" else duration_seconds(log_since, option="--log-since")
-    options = PlanOptions(benchmark, deviations, row, limits, drop_feedback, dry_run, seconds)
+    options = PlanOptions(benchmark, deviations, drop_feedback, dry_run, seconds)
     report = make_plan(settings, registry, store, scores, options)
     print_result(report, plan_lines(report, scores, is_dry_run=dry_run), json=json)
-
-
-def _limits(text: str) -> tuple[str, list[float]]:
-    """The budget row and the limits of --sweep."""
-    row, _, limits = text.partition("=")
-    if row not in BUDGET_ROWS:
-        raise typer.BadParameter(f"unknown row {row!r}; known: {', '.join(BUDGET_ROWS)}", param_hint="--sweep")
-    try:
-        return row, [float(limit) for limit in limits.split(",")]
-    except ValueError:
-        raise typer.BadParameter(
-            "write ROW=LIMIT,LIMIT,... such as mean_active_b=2,4,8", param_hint="--sweep"
-        ) from None
 
 
 def plan_lines(report: Mapping[str, Any], scores: Path, *, is_dry_run: bool) -> Iterator[str]:
@@ -121,14 +105,6 @@ def plan_lines(report: Mapping[str, Any], scores: Path, *, is_dry_run: bool) -> 
     residual = report["residual"]
     gain = f" ({residual['gain']:+.4f} ± {residual['error']:.4f})" if residual["error"] else ""
     yield f"\nresidual: {'not used: ' + residual['refused'] if residual['refused'] else 'used'}{gain}"
-    if report["sweep"]:
-        rows = [
-            (f"{row['limit']:.4g}", f"{row['quality']:.4f}", "*" * row["efficient"], ", ".join(row["hosted"]))
-            for row in report["sweep"]
-        ]
-        yield "\n" + table((">limit", ">quality", "efficient", "hosted"), rows)
-    if infeasible := report["sweep_impossible"]:
-        yield f"{', '.join(f'{limit:g}' for limit in infeasible)} cannot be kept"
     if "gate" in report:
         policies, shares = ("never", "always", "gated"), ("opened", "saved")
         gated = {**report["gate"]["experts"], "all": report["gate"]["all"]}
@@ -217,11 +193,8 @@ def solve_lines(version: Version = None, config: Config = None) -> None:
     version = version or store.in_use()
     if version is None:
         raise ArtifactError("solve: no plan was made from scores yet; run `coe plan`")
-    plan, registry = Plan.read(store.published(version).folder), load(settings.config, environ=settings.environ)
-    problem, traffic = present_problem(plan, plan.declaration(registry)), plan.traffic
-    if traffic is not None:
-        traffic = select(traffic, plan.problem.categories, problem.categories, missing=0.0)
-    for answer in answers(iter(lambda: sys.stdin.readline(MAX_LINE_CHARACTERS), ""), problem, traffic):
+    plan = Plan.read(store.published(version).folder)
+    for answer in answers(iter(lambda: sys.stdin.readline(MAX_LINE_CHARACTERS), ""), plan.problem, plan.traffic):
         print_json(answer)
 
 

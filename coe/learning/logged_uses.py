@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from coe.core import TEXT_APIS
 from coe.learning.experience import posteriors
 from coe.learning.log_frame import LogFrame, indices, numbers
-from coe.planning import LOGGED_MEASURES, Plan
+from coe.planning.plan import Plan
 from coe.planning.score_table import ScoreTable
+from coe.planning.uses import LOGGED_MEASURES
 
 Array = NDArray[np.float64]
 MIN_TRAFFIC_REQUESTS = 1_000
@@ -128,14 +129,13 @@ def _observations(table: Any, categories: Sequence[str]) -> tuple[Any, NDArray[n
     steps = table["steps"].combine_chunks()
     request, calls = np.repeat(np.arange(len(table)), np.diff(steps.offsets)), steps.values
     after_recipe = (np.diff(steps.offsets) > 0) & (indices(table["fallback_from"], ("",)) < 0)
-    single, stream = numbers(table["attempts"]) == 1, numbers(table["stream"]) > 0
+    single = numbers(table["attempts"]) == 1
     given, written = numbers(table["input_tokens"]), numbers(table["output_tokens"])
     known = np.isfinite(given) & np.isfinite(written) & ~after_recipe
     whole = {
         "input_tokens": np.where(known, given, np.nan),
         "output_tokens": np.where(known, written, np.nan),
         "cached_tokens": np.where(known, np.nan_to_num(numbers(table["cached_tokens"])), np.nan),
-        "first_token_ms": np.where(single & stream, numbers(table["first_token_ms"]), np.nan),
         "latency_ms": np.where(single, numbers(table["total_ms"]), np.nan),
         BILLED: np.where(after_recipe, np.nan, numbers(table["cost"])),
     }

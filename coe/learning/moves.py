@@ -25,7 +25,7 @@ from coe.learning.promotion import (
     estimated_contrast,
     paired_contrast,
 )
-from coe.planning import Assignment
+from coe.planning.assignment import Assignment
 
 Array = NDArray[np.float64]
 Verdict = Literal[

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.learning.experience import Experience
-from coe.planning import Assignment
+from coe.planning.assignment import Assignment
 from coe.planning.score_table import tabulate_softly
 from coe.routing.decision import propensities
 

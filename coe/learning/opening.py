@@ -15,7 +15,7 @@ from coe.learning.experience import Experience
 from coe.learning.moves import MIN_RATED, Move, Served, shares, with_rows
 from coe.learning.off_policy import greedy_policy, utility
 from coe.learning.promotion import Contrast
-from coe.planning import Assignment
+from coe.planning.assignment import Assignment
 from coe.planning.score_table import ScoreTable
 
 Array = NDArray[np.float64]

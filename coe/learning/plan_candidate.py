@@ -49,7 +49,7 @@ from coe.learning.promotion import (
     significance_level,
 )
 from coe.learning.refit import Refit, Weighting, agreements, refit, trust_of
-from coe.planning import Assignment
+from coe.planning.assignment import Assignment
 from coe.planning.score_table import ScoreTable
 
 Array = NDArray[np.float64]

@@ -14,7 +14,7 @@ from coe.errors import DataError
 from coe.learning.experience import Experience
 from coe.learning.moves import HeldOutProbes
 from coe.measuring.quality import Quality
-from coe.planning.score_table import ScoreTable, tabulate_prompts
+from coe.planning.score_table import ScoreTable, tabulate_softly
 
 HELD_OUT_SHARE = 0.3
 """Share of the prompts in the held-out part."""
@@ -50,7 +50,8 @@ def split_probes(
     if not (is_held & is_complete).any():
         raise DataError("probes: no held-out prompt has recorded answers of all experts; run `coe score` again")
     labels = np.array(data.categories, dtype=object)
-    table = tabulate_prompts(labels[~is_held].tolist(), columns, scores[~is_held], categories=categories)
+    member = labels[:, None] == np.array(categories, dtype=object)
+    table = tabulate_softly(categories, columns, member[~is_held], scores[~is_held])
     is_held &= is_complete
     texts = [prompt for prompt, judges in zip(data.prompts, is_held, strict=True) if judges]
     seen = replace(Experience.blank(categories, columns, len(texts)), posterior=posteriors(texts))

@@ -19,10 +19,12 @@ from coe.core import FAST_UNCERTAIN, GENERAL, Encoder, Prediction, Router
 from coe.errors import DataError
 from coe.measuring.quality import Quality
 from coe.measuring.recorded_answers import RecordedAnswers
-from coe.planning import Assignment, Problem, apply_residual, expected_utility, residual_gain, solve
+from coe.planning.assignment import Assignment, apply_residual, expected_utility, residual_gain
 from coe.planning.paired_scores import clustered_mean, paired_difference
-from coe.planning.residual import Residual
-from coe.planning.score_table import fit_pseudo_count, tabulate_prompts
+from coe.planning.problem import Problem
+from coe.planning.residual import Residual, fit_residual
+from coe.planning.score_table import fit_pseudo_count, tabulate_softly
+from coe.planning.solver import solve
 from coe.recipes.fitting.answers import Answers
 from coe.recipes.fitting.benchmark import SplitComparison, compare, recipe_report
 from coe.routing.classifier import MIN_RESIDUAL_GAIN
@@ -155,7 +157,7 @@ def _run_split(
         experts=assignment.experts,
         prompts=[(str(row), "") for row in labelled],
     )
-    assignment = replace(assignment, residual=residual.fitted(assignment.price)[0])
+    assignment = replace(assignment, residual=fit_residual(residual, assignment.price)[0])
     served, encoded = _served(router, assignment, routed)
     vectors = embeddings[:, : encoder.dimensions]
     value = {
@@ -230,7 +232,8 @@ def _train(
     router = train_router([pair for pair in pairs if pair[1]], folder)
     there = [number for number, label in enumerate(labels) if label in router.categories]
     known, scores = [labels[number] for number in there], data.scores[train[there]]
-    table = tabulate_prompts(known, data.models, scores, categories=router.categories)
+    member = np.array(known)[:, np.newaxis] == np.array(router.categories)
+    table = tabulate_softly(router.categories, data.models, member, scores)
     assignment = solve(Problem.of(table, quality=table.shrunk(pseudo_count=fit_pseudo_count(known, scores))))
     return router, assignment, train[there], np.array([router.categories.index(label) for label in known])
 

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from coe.errors import DataError
 from coe.measuring.tables import Table, needed_table, optional_table
-from coe.planning import MEASURES
+from coe.planning.uses import MEASURES
 
 
 @dataclass(frozen=True, slots=True, eq=False)

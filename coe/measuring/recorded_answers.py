@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from coe.errors import DataError
 from coe.measuring.quality import Quality, column_means, filled
 from coe.measuring.tables import optional_table
-from coe.planning import MEASURES
+from coe.planning.uses import MEASURES
 from coe.recipes.agreement import answer_classes
 from coe.recipes.final_answers.answers import final_answer
 from coe.recipes.final_answers.wording import MAX_READ_CHARACTERS, MAX_SHORT_WORDS

@@ -24,7 +24,7 @@ from coe.measuring.answers import RetryLimits, request_answer
 from coe.measuring.probes.constraints import meets
 from coe.measuring.probes.probes import Probe, json_digest
 from coe.measuring.sandbox import Sandbox
-from coe.planning import ANSWER_FIELDS
+from coe.planning.plan import ANSWER_FIELDS
 from coe.recipes.final_answers.answers import final_answer, without_reasoning
 from coe.recipes.final_answers.programs import program_of
 from coe.recipes.judge import GRADE_TOKENS, MAX_GRADE, MAX_GRADED_CHARACTERS, grade_in, grading_fields

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from itertools import compress
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import InstanceOf
+from pydantic import Field, InstanceOf, TypeAdapter
 
 from coe.core import GENERAL, Prediction
-from coe.planning.grid import OWN_FILE, Array, Mask, to_json
+from coe.planning.grid import Array, Mask
 from coe.planning.residual import Residual
 
 
@@ -43,7 +44,7 @@ class Assignment:
     hosted: tuple[str, ...]
     duals: Mapping[str, float]
     unmeasured: Mask | None = None
-    residual: InstanceOf[Residual] | None = field(default=None, metadata=OWN_FILE)
+    residual: Annotated[InstanceOf[Residual] | None, Field(exclude=True)] = None
 
     def __post_init__(self) -> None:
         shape = len(self.categories), len(self.experts)
@@ -75,11 +76,6 @@ class Assignment:
         return None if allowed.all() else np.where(allowed, 0.0, -np.inf)
 
     @cached_property
-    def _unmeasured_names(self) -> tuple[frozenset[str], ...]:
-        rows = np.zeros(self.quality.shape) if self.unmeasured is None else self.unmeasured
-        return tuple(frozenset(name for name, one in zip(self.experts, row, strict=True) if one) for row in rows)
-
-    @cached_property
     def runners_up(self) -> tuple[tuple[str | None, float], ...]:
         """By category the best expert besides the chosen one, by utility, and the margin, which is its distance.
 
@@ -102,7 +98,8 @@ class Assignment:
 
     def unmeasured_experts(self, category: int) -> frozenset[str]:
         """Return the experts that may serve the category of this index and were never scored."""
-        return self._unmeasured_names[category]
+        unmeasured = () if self.unmeasured is None else self.unmeasured[category]
+        return frozenset(compress(self.experts, unmeasured))
 
     @classmethod
     def declared(
@@ -120,24 +117,14 @@ class Assignment:
             quality[row, experts.index(expert)] = 1.0
         return cls(categories, experts, quality, np.zeros(quality.shape), choice, hosted=experts, duals={})
 
-    def over(self, categories: tuple[str, ...]) -> Assignment:
-        """Return the assignment with its categories in this order."""
-        order = [self.categories.index(name) for name in categories]
-        return replace(
-            self,
-            categories=categories,
-            quality=self.quality[order],
-            price=self.price[order],
-            choice=tuple(self.choice[row] for row in order),
-            unmeasured=None if self.unmeasured is None else self.unmeasured[order],
-            residual=None if self.residual is None else self.residual.over(categories, self.experts),
-        )
-
     @property
     def digest(self) -> str:
         """SHA-256 of the assignment as JSON and of its residual, hexadecimal."""
         residual = b"" if self.residual is None else self.residual.to_bytes()
-        return hashlib.sha256(to_json(self) + residual).hexdigest()
+        return hashlib.sha256(_JSON.dump_json(self) + residual).hexdigest()
+
+
+_JSON = TypeAdapter(Assignment)
 
 
 def expected_utility(

@@ -7,9 +7,8 @@ from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
-from pydantic import PlainValidator
+from pydantic import PlainSerializer, PlainValidator
 
 
 def _numbers(values: Any) -> NDArray[np.float64]:
@@ -22,30 +21,9 @@ def _booleans(values: Any) -> NDArray[np.bool_]:
     return _numbers(values) > 0
 
 
-Array = Annotated[NDArray[np.float64], PlainValidator(_numbers)]
-Mask = Annotated[NDArray[np.bool_], PlainValidator(_booleans)]
-"""Arrays that pydantic reads from nested lists; null is NaN."""
-OWN_FILE = {"own_file": True}
-"""Metadata of a dataclass field that is stored in a file of its own."""
-
-
-def to_json(value: Any) -> bytes:
-    """Serialize dataclasses, mappings and arrays; equal values give equal bytes. A number that is not finite is null.
-
-    Fields with OWN_FILE are left out.
-    """
-
-    def plain(one: Any) -> Any:
-        if isinstance(one, np.ndarray):  # not contiguous, which orjson leaves to us
-            return one.tolist()
-        if isinstance(one, Mapping):
-            return dict(one)
-        return {field.name: getattr(one, field.name) for field in fields(one) if not field.metadata.get("own_file")}
-
-    options = orjson.OPT_SORT_KEYS | orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_PASSTHROUGH_DATACLASS
-    return orjson.dumps(value, default=plain, option=options)
-
-
+Array = Annotated[NDArray[np.float64], PlainValidator(_numbers), PlainSerializer(np.ndarray.tolist)]
+Mask = Annotated[NDArray[np.bool_], PlainValidator(_booleans), PlainSerializer(np.ndarray.tolist)]
+"""Arrays that are nested lists in JSON. A number that is not finite is written as null, which is read as NaN."""
 Names = tuple[Sequence[str], Sequence[str]]
 """Names of categories and of experts."""
 

@@ -10,28 +10,29 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
-from pydantic import InstanceOf, TypeAdapter
+from pydantic import Field, InstanceOf, TypeAdapter
 
 from coe.errors import ArtifactError, DataError
 from coe.planning.assignment import Assignment
-from coe.planning.grid import OWN_FILE, Array, to_json
+from coe.planning.grid import Array
 from coe.planning.problem import Problem
 from coe.planning.residual import Residual
 from coe.planning.score_table import PSEUDO_COUNT, ScoreTable
 from coe.planning.uses import MeasuredUses
 from coe.recipes.policy_file import NO_POLICIES, RECIPES_FILE, ArmPolicies
-from coe.registry import ExpertSpec, Registry
+from coe.registry import Registry
 
 PLAN_FILE, TRAFFIC_FILE = "plan.json", "traffic.npy"
 RESIDUAL_FILE, MEASURED_FILE = "residual.npz", "measured.npz"
-FORMAT = 1
 ANSWER_FIELDS = ("model", "runtime", "base_url", "base_urls", "adapter", "system_prompt", "parameters", "options")
 """Fields of an expert that affect its answers, and so its measured quality."""
+PLANNED_FIELDS = (*ANSWER_FIELDS, "prices", "active_parameters_b", "latency_ms", "memory_gb")
+"""Fields of an expert that a plan depends on."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,7 +46,7 @@ class Plan:
     - `measured`, `feedback`: the parts of the table from scores and from feedback.
     - `reassigned`: categories whose expert feedback has changed since the scores were measured.
     - `measured_uses`: tokens and latencies behind the problem's uses.
-    - `pins`, `answers`: the pins and the `answer_digests` of the declaration that the plan was made for.
+    - `pins`, `declared`: the pins and the `declared_digests` of the declaration that the plan was made for.
     - `value_of_expert`: see `marginal_values`. `against` compares the plan with single experts, for `coe report`.
     - `traffic`: the sample of posteriors that the prices are fitted to, shape (n_requests, n_categories); None for
       prices of pure categories.
@@ -64,13 +65,13 @@ class Plan:
     reassigned: tuple[str, ...] = ()
     measured_uses: MeasuredUses = field(default_factory=MeasuredUses.nothing)
     pins: Mapping[str, str] = field(default_factory=dict)
-    answers: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    declared: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     value_of_expert: Mapping[str, float | None] = field(default_factory=dict)
     against: tuple[dict[str, Any], ...] = ()
-    format: int = FORMAT
-    traffic: Array | None = field(default=None, metadata=OWN_FILE)
-    unused: InstanceOf[Residual] | None = field(default=None, metadata=OWN_FILE)
-    policies: InstanceOf[ArmPolicies] = field(default=NO_POLICIES, metadata=OWN_FILE)
+    traffic: Annotated[Array | None, Field(exclude=True)] = None
+    unused: Annotated[InstanceOf[Residual] | None, Field(exclude=True)] = None
+    policies: Annotated[InstanceOf[ArmPolicies], Field(exclude=True)] = NO_POLICIES
+    format: Literal[1] = 1
 
     def __post_init__(self) -> None:
         shape = self.problem.quality.shape
@@ -82,27 +83,25 @@ class Plan:
         """The estimated qualities, by category and expert."""
         return self.table.shrunk(pseudo_count=self.pseudo_count)
 
-    @property
-    def bounds(self) -> Array:
-        """The lower confidence bounds of all cells, also of those that a pin excludes."""
-        return self.table.lower(deviations=self.deviations, pseudo_count=self.pseudo_count)
-
-    def declaration(self, registry: Registry) -> Registry:
-        """Return the declaration with the recipes that this plan proposed."""
-        return registry.with_proposed(self.policies.steps)
-
     def arms(self, registry: Registry) -> tuple[str, ...]:
-        """Return the arms of declared recipes that the plan has a column for, with the same steps.
+        """Return the arms of recipes that are declared as the plan has them: with the same steps, and no smaller bound.
 
         The columns of chains and fuses follow the others, as in the columns of a plan.
         """
         columns, policies = self.assignment.experts, self.policies
-        found = [arm.name for arm in registry.recipe_arms if arm.name in columns and policies.has(arm)]
+        bounds = {recipe.name: recipe.max_loss for recipe in registry.declared_recipes}
+        found = list[str]()
+        for arm in registry.recipe_arms:
+            if arm.name in columns and policies.has(arm):
+                bound, fitted = bounds[arm.name], policies.by_arm.get(arm.name)
+                tested = None if fitted is None else fitted.max_loss
+                if bound is None or (tested is not None and tested <= bound):
+                    found.append(arm.name)
         return tuple(sorted(found, key=lambda name: name in policies.written))
 
     def save(self, folder: Path) -> None:
         """Write the files into an existing folder."""
-        (folder / PLAN_FILE).write_bytes(to_json(self))
+        (folder / PLAN_FILE).write_bytes(_JSON.dump_json(self))
         for name, residual in ((RESIDUAL_FILE, self.assignment.residual), (MEASURED_FILE, self.unused)):
             if residual is not None:
                 (folder / name).write_bytes(residual.to_bytes())
@@ -116,21 +115,18 @@ class Plan:
         """Read the files that `save` writes. Raises ArtifactError."""
         traffic, recipes = folder / TRAFFIC_FILE, folder / RECIPES_FILE
         try:
-            content = orjson.loads((folder / PLAN_FILE).read_bytes())
-            if content["format"] != FORMAT:
-                raise ValueError(f"format {content['format']}, not {FORMAT}")
-            plan = TypeAdapter(cls).validate_python(content)
+            plan = _JSON.validate_json((folder / PLAN_FILE).read_bytes())
             plan = replace(plan, traffic=np.load(traffic).astype(np.float64) if traffic.exists() else None)
-        except (OSError, KeyError, TypeError, ValueError, DataError) as error:  # pydantic's error is a ValueError
+        except (OSError, TypeError, ValueError, DataError) as error:  # pydantic's error is a ValueError
             remedy = "make it again with `coe plan`"
             raise ArtifactError(f"{folder / PLAN_FILE}: cannot be read ({error}); {remedy}") from None
-        residual, unused = (_residual(folder / name) for name in (RESIDUAL_FILE, MEASURED_FILE))
+        files = folder / RESIDUAL_FILE, folder / MEASURED_FILE
+        residual, unused = (Residual.from_bytes(one.read_bytes()) if one.exists() else None for one in files)
         policies = ArmPolicies.from_json(recipes.read_bytes()) if recipes.exists() else NO_POLICIES
         return replace(plan, assignment=replace(plan.assignment, residual=residual), unused=unused, policies=policies)
 
 
-def _residual(path: Path) -> Residual | None:
-    return Residual.from_bytes(path.read_bytes()) if path.exists() else None
+_JSON = TypeAdapter(Plan)
 
 
 def round_traffic(traffic: NDArray[np.floating]) -> Array:
@@ -138,12 +134,13 @@ def round_traffic(traffic: NDArray[np.floating]) -> Array:
     return traffic.astype(np.float16).astype(np.float64)
 
 
-def answer_digests(registry: Registry) -> dict[str, dict[str, str]]:
-    """Return by expert digests of its ANSWER_FIELDS, so that no secret is stored."""
-    return {expert.name: _digests(expert) for expert in registry.experts}
-
-
-def _digests(expert: ExpertSpec) -> dict[str, str]:
-    values = expert.model_dump(mode="json", include=set(ANSWER_FIELDS))
-    options = orjson.OPT_SORT_KEYS
-    return {name: hashlib.sha256(orjson.dumps(values[name], option=options)).hexdigest()[:12] for name in ANSWER_FIELDS}
+def declared_digests(registry: Registry) -> dict[str, dict[str, str]]:
+    """Return by expert digests of its PLANNED_FIELDS, so that no secret is stored."""
+    values = {spec.name: spec.model_dump(mode="json", include=set(PLANNED_FIELDS)) for spec in registry.experts}
+    return {
+        expert: {
+            name: hashlib.sha256(orjson.dumps(fields[name], option=orjson.OPT_SORT_KEYS)).hexdigest()[:12]
+            for name in PLANNED_FIELDS
+        }
+        for expert, fields in values.items()
+    }

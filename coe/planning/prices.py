@@ -107,19 +107,14 @@ def prices(
     if traffic is None:
         gain, mass, posteriors = quality, problem.weights, np.eye(len(problem.categories))
     else:
-        may, posteriors = np.isfinite(quality), normalized(traffic)
+        may, posteriors = np.isfinite(quality), traffic.astype(np.float64)
+        posteriors /= np.maximum(posteriors.sum(axis=1, keepdims=True), 1e-9)  # categories may be left out
         gain = np.where(may[posteriors.argmax(axis=1)], posteriors @ np.where(may, quality, 0.0), -np.inf)
         mass = np.full(len(traffic), 1.0 / len(traffic))
     if residual is not None:
         gain, mass = gain + residual.left_out, residual.mass(problem.weights)
     duals = _raise_prices(gain, mass, posteriors, rows, lagrangian_duals(gain, mass, posteriors, rows))
     return np.where(hosted[None, :], rows.price(duals), 0.0), dict(zip(rows.names, duals.tolist(), strict=True))
-
-
-def normalized(traffic: NDArray[np.floating]) -> Array:
-    """Return posteriors that sum to 1, also where categories were left out or numbers were rounded."""
-    posteriors = traffic.astype(np.float64)
-    return np.asarray(posteriors / np.maximum(posteriors.sum(axis=1, keepdims=True), 1e-9))
 
 
 def _raise_prices(gain: Array, mass: Array, traffic: Array, rows: MeanRows, duals: Array) -> Array:

@@ -65,7 +65,15 @@ class Problem:
         if unserved := [c for c, row in zip(self.categories, self.quality, strict=True) if not np.isfinite(row).any()]:
             raise DataError(f"no expert may serve {', '.join(unserved)}; give one of them the needed capability")
         for row, limit in self.budget.items():
-            self._check_limit(row, limit)
+            if not limit > 0:
+                raise ConfigError(f"budget: {row} is {limit:g}, and must be above 0")
+            use = self.use(row) if row in USE_OF_ROW else np.zeros(shape)
+            is_known = np.asarray((np.atleast_2d(use) >= 0).all(axis=0)).tolist()
+            if unknown := [name for name, known in zip(self.experts, is_known, strict=True) if not known]:
+                raise DataError(
+                    f"budget: {row} needs {USE_OF_ROW[row]} of every expert, which is unknown or negative for "
+                    f"{', '.join(unknown)}; declare it, leave these experts out, or drop the row"
+                )
 
     @classmethod
     def of(
@@ -84,10 +92,6 @@ class Problem:
             raise DataError("weights: must be finite, not negative, and not all 0")
         share = mass / mass.sum()
         return cls(table.categories, table.experts, quality, share, uses or Uses(), budget, members)
-
-    def within(self, **limits: float) -> Problem:
-        """Return the problem with some limits of the budget changed."""
-        return replace(self, budget={**self.budget, **limits})
 
     def without(self, expert: str) -> Problem:
         """Return the problem without `expert` and the arms that it is a member of.
@@ -137,18 +141,6 @@ class Problem:
             column = self.experts.index(arm)
             found += [(self.experts.index(name), column, calls[:, one]) for one, name in enumerate(members)]
         return found
-
-    def _check_limit(self, row: str, limit: float) -> None:
-        if not limit > 0:
-            raise ConfigError(f"budget: {row} is {limit:g}, and must be above 0")
-        if row not in USE_OF_ROW:
-            return
-        is_known = np.asarray((np.atleast_2d(self.use(row)) >= 0).all(axis=0)).tolist()
-        if unknown := [name for name, known in zip(self.experts, is_known, strict=True) if not known]:
-            raise DataError(
-                f"budget: {row} needs {USE_OF_ROW[row]} of every expert, which is unknown or negative for "
-                f"{', '.join(unknown)}; declare it, leave these experts out, or drop the row"
-            )
 
 
 def relative_cost(registry: Registry, arms: Sequence[str] | None = None) -> Array:

@@ -5,16 +5,16 @@ PSEUDO_COUNT), with w_i = exp(SHARPNESS * (cosine_i - 1)). e_i are the prompt's 
 expects under its posterior, centred over the experts, because only differences between experts decide. The cosine is
 that of the encoder's layers, each centred and of unit length.
 
-Rated requests join it as further prompts, each with the reward of the expert that answered (`Ratings`).
+Rated requests join it as further prompts, each with the rating of the expert that answered (`Residual.with_ratings`).
 
-A residual is used only if it improves decisions on measured prompts that it was not fitted to (`Residual.fitted`).
+A residual is used only if it improves decisions on measured prompts that it was not fitted to (`fit_residual`).
 """
 
 from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 from zipfile import BadZipFile
 
@@ -28,8 +28,6 @@ from coe.planning.score_table import fit_pseudo_count, tabulate_partly, tabulate
 
 Array = NDArray[Any]
 
-VERSION = 1
-"""Version of the file that `Residual.to_bytes` makes."""
 SHARPNESS = 8.0
 PSEUDO_COUNT = 1.0
 """Both are fixed: the gain hardly depends on them (docs/experiments/plans.md)."""
@@ -41,33 +39,20 @@ MAX_PROMPTS = 4096
 MAX_ID_CHARACTERS = 64
 MAX_TEXT_CHARACTERS = 120
 MAX_NEAREST = 3
-"""Prompts that an explanation shows, and the length of their beginnings."""
+"""Prompts that an explanation shows, and the length of their ids and beginnings."""
 FOLDS = 10
 TEMPERATURE = 0.02
 """Scale of the noise on utilities under which decisions are tested. A decision between experts of nearly equal utility
 may flip with the next price; the test counts it by its probability, which varies less than counting flips."""
 LEVEL_ERRORS = 2.0
 """Standard errors by which decisions must improve."""
-_NAMES = ("categories", "experts", "encoder", "prompt_ids", "texts")
-_MEASURED = ("labels", "posteriors", "left_out")
-_ALL = ("scores", "expected", "vectors")
-"""Fields of `Residual` in its file: names, arrays with a row for each measured prompt, and for every prompt."""
-
+_NAMES = ("categories", "experts", "encoder", "prompts")
+_ROWS = ("labels", "posteriors", "vectors", "scores", "errors", "left_out")
+"""Fields of `Residual` in its file: names, and arrays with a row for each prompt."""
 
 Read = Callable[[NDArray[np.int64]], tuple[Array, Array]]
 """Maps rows of prompts to the encoder's features (n_rows, width), whose sentence vectors come first, and the router's
 posteriors (n_rows, n_categories)."""
-
-
-class Ratings(NamedTuple):
-    """Rated requests, oldest first: their ids, the `vectors` (n_rated, n_axes) of their texts, the router's
-    `posteriors` (n_rated, n_categories), the index of the expert that answered, and its `reward`, 0 to 1."""
-
-    request_ids: tuple[str, ...]
-    vectors: Array
-    posteriors: Array
-    expert: NDArray[np.int64]
-    reward: Array
 
 
 class Evidence(NamedTuple):
@@ -107,38 +92,29 @@ class Projection:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Residual:
-    """The n_measured prompts of `coe score`, then rated requests, n_prompts together, and what they say about a text.
+    """The measured prompts of `coe score`, then rated requests, and what they say about a text.
 
     - `encoder`: the digest of the encoder whose features `projection` maps to `vectors` (n_prompts, n_axes).
-    - `prompt_ids` (n_prompts,); `texts` (n_measured,): beginnings of the measured prompts. Those of requests are not
-      kept.
-    - `labels` (n_measured,): the index of each prompt's category, -1 if it is not among `categories`.
-    - `posteriors` (n_measured, n_categories): the router's. The prices of budgets are fitted to them too.
-    - `scores` (n_prompts, n_experts), NaN where missing, and `expected`, of the same shape, by table and posterior.
-    - `left_out` (n_measured, n_experts): the residual of each measured prompt by the others.
+    - `prompts` (n_prompts,): ids, and beginnings of the measured texts; None for those of requests.
+    - `labels` (n_prompts,): the index of each measured prompt's category; -1 if it is not among `categories`, and for
+      rated requests.
+    - `posteriors` (n_prompts, n_categories): the router's. The prices of budgets are fitted to them too.
+    - `scores` (n_prompts, n_experts), NaN where missing.
+    - `errors` (n_prompts, n_experts): scores less what table and posterior expect; 0 where missing.
+    - `left_out` (n_prompts, n_experts): the residual of each measured prompt by the others.
     """
 
     categories: tuple[str, ...]
     experts: tuple[str, ...]
     encoder: str
-    prompt_ids: tuple[str, ...]
-    texts: tuple[str, ...]
+    prompts: tuple[tuple[str, str | None], ...]
     labels: NDArray[np.int64]
     posteriors: Array
-    scores: Array
-    expected: Array
-    left_out: Array
     projection: Projection
     vectors: Array
-    _known: Array = field(init=False, repr=False)
-    _errors: Array = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        count, known = len(self.labels), np.isfinite(self.scores)
-        rated = np.where(known, self.scores - self.expected, 0.0)[count:]  # one score each, so there is no mean
-        errors = np.vstack((centred_errors(self.scores[:count], self.expected[:count])[1], rated))
-        object.__setattr__(self, "_known", known.astype(np.float32))
-        object.__setattr__(self, "_errors", errors.astype(np.float32))
+    scores: Array
+    errors: Array
+    left_out: Array
 
     @classmethod
     def of(
@@ -160,98 +136,53 @@ class Residual:
         """
         rows = np.random.default_rng(0).permutation(len(labels))[:MAX_PROMPTS]
         features, posteriors = read(rows)
-        features, scores = features.astype(np.float32), scores[rows]
-        projection = Projection.of(features, dimensions)
-        return cls(
-            tuple(categories),
-            tuple(experts),
-            encoder,
-            tuple(prompts[row][0][:MAX_ID_CHARACTERS] for row in rows.tolist()),
-            tuple(_beginning(prompts[row][1]) for row in rows.tolist()),
-            labels[rows],
-            posteriors,
-            scores,
-            np.nan_to_num(scores),
-            np.zeros(scores.shape),
-            projection,
-            projection(features),
-        )
+        features = features.astype(np.float32)
+        projection, nothing = Projection.of(features, dimensions), np.zeros(scores[rows].shape)
+        chosen = [prompts[row] for row in rows.tolist()]
+        beginnings = tuple((i[:MAX_ID_CHARACTERS], " ".join(text.split())[:MAX_TEXT_CHARACTERS]) for i, text in chosen)
+        arrays = labels[rows], posteriors, projection, projection(features), scores[rows], nothing, nothing
+        return cls(tuple(categories), tuple(experts), encoder, beginnings, *arrays)
 
-    def fitted(self, charge: Array, ratings: Ratings | None = None) -> tuple[Residual | None, Evidence]:
-        """Fit to the measured prompts and to the newest of `ratings` that MAX_PROMPTS allow, in place of earlier ones.
+    def with_ratings(self, ids: Sequence[str], vectors: Array, posteriors: Array, scores: Array) -> Residual:
+        """Return the measured prompts of known categories with the newest rated requests that MAX_PROMPTS allow, in
+        place of earlier ones; not fitted to them yet.
 
-        `charge` (n_categories, n_experts) is the plan's price, infinite where an expert may not serve a category.
-        Returns None, with the reason, unless decisions on measured prompts improve by two standard errors over those
-        with the residual before (`left_out`).
-
-        On each fold, table and residual are those of the other folds. Every pair of prompts tests each other, so that
-        the variance of their gains is twice that of independent ones: without this factor the test would accept three
-        times as many residuals of pools where nothing but the category matters.
+        Requests are given oldest first, with `vectors` (n_rated, n_axes), `posteriors` (n_rated, n_categories) and
+        `scores` (n_rated, n_experts), NaN but for the expert that answered.
         """
-        base = self._measured()
-        labels, posteriors, scores, count = base.labels, base.posteriors, base.scores, len(base.labels)
-        if count < MIN_PROMPTS:
-            return None, Evidence(0.0, 0.0, f"{count} prompts are measured; it needs {MIN_PROMPTS}")
-        rated = _Rated(base, ratings)
-        similarity = np.hstack((base.vectors @ base.vectors.T, rated.nearby.T))
-        fold = np.random.default_rng(0).permutation(count) % FOLDS
-        price = np.where(np.isfinite(charge), charge, 0.0)
-        before = np.where(np.isfinite(charge), 0.0, -np.inf)[posteriors.argmax(axis=1)] - posteriors @ price
-        left_out = np.zeros(scores.shape)
-        for held in range(FOLDS):
-            tested, others = np.flatnonzero(fold == held), np.flatnonzero(fold != held)
-            quality = _quality(labels[others], scores[others], len(base.categories))
-            known, errors = rated.joined(others, *centred_errors(scores[others], posteriors[others] @ quality))
-            left_out[tested] = smoothed(np.delete(similarity[tested], tested, axis=1), errors, known)
-            before[tested] += posteriors[tested] @ quality
-        may = np.isfinite(charge).any(axis=0)
-        utility = before[:, may] + base.left_out[:, may], before[:, may] + left_out[:, may]
-        evidence = _evidence(*utility, scores[:, may])
-        expected = posteriors @ _quality(labels, scores, len(base.categories))
-        _, errors = rated.joined(np.arange(count), *centred_errors(scores, expected))
-        rewards = np.where(rated.answered, rated.ratings.reward[:, None], np.nan)
-        fitted = replace(
-            base,
-            prompt_ids=(*base.prompt_ids, *(one[:MAX_ID_CHARACTERS] for one in rated.ratings.request_ids)),
-            scores=np.vstack((scores, rewards)),
-            expected=np.vstack((expected, np.nan_to_num(rewards) - errors[count:])),
-            left_out=left_out,
-            vectors=np.vstack((base.vectors, rated.ratings.vectors)),
-        )
-        return (None if evidence.refused else fitted), evidence
-
-    def _measured(self) -> Residual:
-        """Return the measured prompts of known categories alone."""
-        rows = np.flatnonzero(self.labels >= 0)
-        found: dict[str, Any] = {name: getattr(self, name)[rows] for name in (*_MEASURED, *_ALL)}
-        for name in ("prompt_ids", "texts"):
-            found[name] = tuple(getattr(self, name)[row] for row in rows.tolist())
-        return replace(self, **found)
+        measured = np.flatnonzero(self.labels >= 0)
+        newest = np.arange(len(ids))[max(len(ids) - MAX_PROMPTS + len(measured), 0) :]
+        nothing = np.zeros(scores.shape)
+        rated = zip(_ROWS, (np.full(len(ids), -1), posteriors, vectors, scores, nothing, nothing), strict=True)
+        rows: dict[str, Any] = {
+            name: np.concatenate((getattr(self, name)[measured], one[newest])) for name, one in rated
+        }
+        rows["prompts"] = (*(self.prompts[row] for row in measured), *((ids[row], None) for row in newest))
+        return replace(self, **rows)
 
     def __call__(self, features: Array) -> Array:
         """Return the expected score of each expert beyond its category, shape (n_experts,), for features (width,)."""
-        return np.asarray(smoothed(self._similarity(features)[None], self._errors, self._known)[0])
+        similarity = self.vectors @ self.projection(features[None])[0]
+        return np.asarray(smoothed(similarity[None], self.errors, np.isfinite(self.scores))[0])
 
     def nearest(self, features: Array, experts: Sequence[str]) -> list[dict[str, Any]]:
         """Return the prompts nearest to features (width,), nearest first: id, category, beginning of the text,
         similarity, share of all weights, and the known scores of `experts`. A rated request has the id alone."""
-        similarity, count = self._similarity(features), len(self.labels)
+        similarity = self.vectors @ self.projection(features[None])[0]
         weights = np.exp(SHARPNESS * (similarity - 1.0))
         columns = [(name, self.experts.index(name)) for name in experts if name in self.experts]
+        known = np.isfinite(self.scores)
         return [
             {
-                "prompt_id": self.prompt_ids[row],
-                "category": (*self.categories, "")[self.labels[row]] if row < count else "",
-                "text": self.texts[row] if row < count else None,
+                "prompt_id": self.prompts[row][0],
+                "category": (*self.categories, "")[self.labels[row]],
+                "text": self.prompts[row][1],
                 "similarity": round(float(similarity[row]), 4),
                 "weight": round(float(weights[row] / (weights.sum() + PSEUDO_COUNT)), 4),
-                "scores": {name: float(self.scores[row, one]) for name, one in columns if self._known[row, one]},
+                "scores": {name: float(self.scores[row, one]) for name, one in columns if known[row, one]},
             }
             for row in np.argsort(-similarity)[:MAX_NEAREST].tolist()
         ]
-
-    def _similarity(self, features: Array) -> Array:
-        return np.asarray(self.vectors @ self.projection(features[None])[0])
 
     def gain(self, utility: Array, eligible: Sequence[int]) -> Array:
         """Return by category, shape (n_categories,), what the residual of a text is expected to gain in utility.
@@ -275,9 +206,9 @@ class Residual:
     def over(self, categories: Sequence[str], experts: Sequence[str]) -> Residual:
         """Return the residual over other names. Experts that it lacks have no scores."""
         row = [categories.index(name) if name in categories else -1 for name in self.categories]
-        missing = {"scores": np.nan, "expected": 0.0, "left_out": 0.0}
         columns: dict[str, Any] = {
-            name: select(getattr(self, name), self.experts, experts, missing=one) for name, one in missing.items()
+            name: select(getattr(self, name), self.experts, experts, missing=np.nan if name == "scores" else 0.0)
+            for name in ("scores", "errors", "left_out")
         }
         return replace(
             self,
@@ -290,15 +221,11 @@ class Residual:
 
     def to_bytes(self) -> bytes:
         """Serialize to a file of numpy; numbers have half precision."""
-        names = {name: getattr(self, name) for name in _NAMES}
-        arrays = {name: getattr(self, name) for name in (*_MEASURED, *_ALL)}
+        file, names = io.BytesIO(), orjson.dumps([getattr(self, name) for name in _NAMES])
+        arrays = {name: getattr(self, name) for name in _ROWS}
         arrays |= {"centre": self.projection.centre, "axes": self.projection.axes}
-        file = io.BytesIO()
-        np.savez(
-            file,
-            names=np.frombuffer(orjson.dumps({"version": VERSION, **names}), dtype=np.uint8),
-            **{name: array.astype(np.int16 if name == "labels" else np.float16) for name, array in arrays.items()},
-        )
+        numbers = {name: array.astype(np.int16 if name == "labels" else np.float16) for name, array in arrays.items()}
+        np.savez(file, names=np.frombuffer(names, dtype=np.uint8), **numbers)
         return file.getvalue()
 
     @classmethod
@@ -306,15 +233,70 @@ class Residual:
         """Parse the result of `to_bytes`. Raises ArtifactError."""
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as file:
-                names = orjson.loads(file["names"].tobytes())
-                arrays = {name: file[name].astype(np.float32) for name in (*_MEASURED, *_ALL, "centre", "axes")}
-            if names["version"] != VERSION:
-                raise ValueError(f"not of version {VERSION}")
+                arrays: dict[str, Any] = {name: file[name].astype(np.float32) for name in (*_ROWS, "centre", "axes")}
+                categories, experts, encoder, prompts = orjson.loads(file["names"].tobytes())
+            arrays["labels"] = arrays["labels"].astype(np.int64)
+            arrays |= {"encoder": encoder, "prompts": tuple((name, text) for name, text in prompts)}
             projection = Projection(arrays.pop("centre"), arrays.pop("axes"))
-            fields: dict[str, Any] = {name: tuple(names[name]) for name in _NAMES} | {"encoder": str(names["encoder"])}
-            return cls(**fields, **arrays | {"labels": arrays["labels"].astype(np.int64)}, projection=projection)
+            return cls(tuple(categories), tuple(experts), projection=projection, **arrays)
         except (KeyError, TypeError, ValueError, OSError, EOFError, AttributeError, BadZipFile) as error:
             raise ArtifactError(f"residual: cannot be read ({error!r}); make it again with `coe plan`") from error
+
+
+def fit_residual(prompts: Residual, charge: Array) -> tuple[Residual | None, Evidence]:
+    """Fit a residual to its prompts. Returns None, with the reason, unless decisions on measured prompts that it was
+    not fitted to improve by two standard errors over those with the residual before (`left_out`).
+
+    `charge` (n_categories, n_experts) is the plan's price, infinite where an expert may not serve a category.
+
+    On each fold of the measured prompts, table and residual are those of the other folds and of all rated requests.
+    Every pair of prompts tests each other, so that the variance of their gains is twice that of independent ones:
+    without this factor the test would accept three times as many residuals of pools where nothing but the category
+    matters.
+    """
+    posteriors, measured = prompts.posteriors, np.flatnonzero(prompts.labels >= 0)
+    if len(measured) < MIN_PROMPTS:
+        return None, Evidence(0.0, 0.0, f"{len(measured)} prompts are measured; it needs {MIN_PROMPTS}")
+    similarity = (prompts.vectors @ prompts.vectors.T).astype(np.float64)
+    known, fold = np.isfinite(prompts.scores), np.full(len(prompts.labels), -1)
+    fold[measured] = np.random.default_rng(0).permutation(len(measured)) % FOLDS
+    price = np.where(np.isfinite(charge), charge, 0.0)
+    before = np.where(np.isfinite(charge), 0.0, -np.inf)[posteriors.argmax(axis=1)] - posteriors @ price
+    left_out = np.zeros(known.shape)
+    for held in range(FOLDS):
+        tested, others = np.flatnonzero(fold == held), np.flatnonzero(fold != held)
+        quality, errors = _errors(prompts, others, similarity)
+        left_out[tested] = smoothed(similarity[np.ix_(tested, others)], errors, known[others])
+        before[tested] += posteriors[tested] @ quality
+    cells = np.ix_(measured, np.isfinite(charge).any(axis=0))
+    evidence = _evidence((before + prompts.left_out)[cells], (before + left_out)[cells], prompts.scores[cells])
+    if evidence.refused:
+        return None, evidence
+    errors = _errors(prompts, np.arange(len(known)), similarity)[1]
+    return replace(prompts, errors=errors.astype(np.float32), left_out=left_out), evidence
+
+
+def _errors(prompts: Residual, rows: NDArray[np.int64], similarity: Array) -> tuple[Array, Array]:
+    """Return the quality that the measured prompts in `rows` show (n_categories, n_experts), and the errors of all
+    prompts in `rows`, of which the rated ones come last.
+
+    What the measured prompts do not explain of the ratings is compared with its mean by category and expert, since
+    ratings have their own level. Then the mean of the other ratings near it is subtracted, whichever expert they are
+    of, because only differences between experts decide.
+    """
+    categories, experts, is_own = prompts.categories, prompts.experts, prompts.labels[rows] >= 0
+    own, rated = rows[is_own], rows[~is_own]
+    labels, scores = prompts.labels[own], prompts.scores[own]
+    table = tabulate_partly(categories, experts, np.eye(len(categories))[labels], scores)
+    quality = table.shrunk(pseudo_count=fit_pseudo_count([categories[label] for label in labels], scores))
+    known, errors = centred_errors(scores, prompts.posteriors[own] @ quality)
+    posteriors, ratings = prompts.posteriors[rated], prompts.scores[rated]
+    rest = ratings - smoothed(similarity[np.ix_(rated, own)], errors, known)
+    level = posteriors @ tabulate_softly(categories, experts, posteriors, rest).shrunk()
+    answered, near = np.isfinite(ratings), similarity[np.ix_(rated, rated)]
+    error = (ratings - level)[answered][:, None]
+    np.fill_diagonal(near, -np.inf)
+    return quality, np.vstack((errors, np.where(answered, error - smoothed(near, error, np.ones_like(error)), 0.0)))
 
 
 def centred_errors(scores: Array, expected: Array) -> tuple[Array, Array]:
@@ -329,52 +311,6 @@ def smoothed(similarity: Array, errors: Array, known: Array) -> Array:
     """Return the mean errors (n_texts, n_experts), weighted by similarity (n_texts, n_prompts)."""
     weights = np.exp(SHARPNESS * (similarity - 1.0))
     return np.asarray((weights @ errors) / (weights @ known + PSEUDO_COUNT))
-
-
-def _beginning(text: str) -> str:
-    return " ".join(text[: 4 * MAX_TEXT_CHARACTERS].split())[:MAX_TEXT_CHARACTERS]
-
-
-class _Rated:
-    """The newest ratings as rows beside measured prompts. `answered` (n_rated, n_experts) marks the expert that
-    answered, and `nearby` (n_rated, n_measured) is their similarity."""
-
-    def __init__(self, measured: Residual, ratings: Ratings | None) -> None:
-        axes, count = measured.vectors.shape[1], len(measured.categories)
-        found = ratings or Ratings((), np.zeros((0, axes)), np.zeros((0, count)), np.zeros(0, np.int64), np.zeros(0))
-        newest = slice(max(len(found.reward) - (MAX_PROMPTS - len(measured.labels)), 0), None)
-        self.ratings = Ratings(*(values[newest] for values in tuple[Any, ...](found)))
-        self.answered = np.eye(len(measured.experts), dtype=np.bool_)[self.ratings.expert]
-        self.nearby = self.ratings.vectors @ measured.vectors.T
-        self._weights = np.exp(SHARPNESS * (self.ratings.vectors @ self.ratings.vectors.T - 1.0))
-        np.fill_diagonal(self._weights, 0.0)
-
-    def joined(self, rows: NDArray[np.int64], known: Array, errors: Array) -> tuple[Array, Array]:
-        """Return the known scores and the errors of the measured prompts in `rows`, followed by those of the ratings.
-
-        What the measured prompts do not explain of the rewards is compared with its mean by category and expert, since
-        ratings have their own level. Then the mean of the other ratings near it is subtracted, whichever expert they
-        are of, because only differences between experts decide.
-        """
-        posteriors, reward = self.ratings.posteriors, self.ratings.reward
-        if not len(reward):
-            return known, errors
-        rest = np.where(self.answered, reward[:, None] - smoothed(self.nearby[:, rows], errors, known), np.nan)
-        names = _numbered(posteriors.shape[1]), _numbered(self.answered.shape[1])
-        error = reward - (posteriors @ tabulate_softly(*names, posteriors, rest).shrunk())[self.answered]
-        error -= self._weights @ error / (self._weights.sum(axis=1) + PSEUDO_COUNT)
-        own = np.where(self.answered, error[:, None], 0.0)
-        return np.vstack((known, self.answered)), np.vstack((errors, own))
-
-
-def _numbered(count: int) -> list[str]:
-    return [str(number) for number in range(count)]
-
-
-def _quality(labels: NDArray[np.int64], scores: Array, categories: int) -> Array:
-    names = _numbered(categories)
-    table = tabulate_partly(names, _numbered(scores.shape[1]), np.eye(categories)[labels], scores)
-    return table.shrunk(pseudo_count=fit_pseudo_count([names[label] for label in labels], scores))
 
 
 def _evidence(before: Array, after: Array, scores: Array) -> Evidence:

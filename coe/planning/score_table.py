@@ -76,23 +76,6 @@ class ScoreTable(Grid):
         return np.asarray(np.sqrt((seen + pseudo_count * common) / total / total))
 
 
-def tabulate_prompts(
-    labels: Sequence[str],
-    experts: Sequence[str],
-    scores: NDArray[np.floating],
-    *,
-    categories: Sequence[str] | None = None,
-) -> ScoreTable:
-    """Build the table from prompts: prompt i has the category `labels[i]` and the scores `scores[i]`.
-
-    `scores` has shape (n_prompts, n_experts), NaN where a score is missing. `categories` sets the order and must hold
-    every label; by default the labels are sorted.
-    """
-    names = sorted(set(labels)) if categories is None else list(categories)
-    row = {name: number for number, name in enumerate(names)}
-    return tabulate_softly(names, experts, np.eye(len(names))[[row[label] for label in labels]], scores)
-
-
 def tabulate_softly(
     categories: Sequence[str], experts: Sequence[str], posterior: NDArray[np.floating], scores: NDArray[np.floating]
 ) -> ScoreTable:

@@ -1,18 +1,16 @@
-"""Solve a planning problem: the assignment, the marginal value of each expert, and sweeps of a budget row."""
+"""Solve a planning problem: the assignment, its quality and uses, and the marginal value of each expert."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from coe.errors import CoEError, DataError
-from coe.planning.assignment import Assignment, expected_utility
-from coe.planning.prices import mean_rows, normalized, prices, share_rows
+from coe.planning.assignment import Assignment
+from coe.planning.prices import prices, share_rows
 from coe.planning.problem import MEAN_ROWS, Problem
 from coe.planning.program import find_solution, require_solution
 from coe.planning.residual import Residual
@@ -66,25 +64,15 @@ def planned_quality(problem: Problem, assignment: Assignment) -> float:
 
 def planned_use(problem: Problem, assignment: Assignment) -> dict[str, float]:
     """Return the plan's use of each budget row, `max_share` included, if known of all experts in the plan."""
-    return _use(problem, _columns(problem, assignment), [problem.experts.index(name) for name in assignment.hosted])
-
-
-def routed_use(problem: Problem, assignment: Assignment, traffic: NDArray[np.floating]) -> dict[str, float]:
-    """Return the use of each limited row but memory if every request goes to its expert of highest utility.
-
-    `traffic` is a sample of posteriors, shape (n_requests, n_categories). With a residual, it is its prompts instead.
-    """
-    rows, residual = mean_rows(problem), assignment.residual
-    posteriors = normalized(traffic if residual is None else residual.posteriors)
-    utility = np.array([expected_utility(assignment, posterior) for posterior in posteriors])
-    mass = np.ones(len(posteriors))
-    if residual is not None:
-        utility, mass = utility + residual.left_out, residual.mass(problem.weights)
-    found = rows.mean_uses(posteriors, mass, utility.argmax(axis=1)) / mass.sum()
-    used = {row: float(value) for row, value in zip(rows.names, found, strict=True) if row in MEAN_ROWS}
-    if "max_share" in problem.budget:
-        used["max_share"] = float(found[len(used) :].max())
-    return used
+    columns = _columns(problem, assignment)
+    cells = np.arange(len(columns)), columns
+    mass = np.zeros(problem.quality.shape)
+    mass[cells] = problem.weights
+    used = {row: float(problem.weights @ problem.use(row)[cells]) for row in MEAN_ROWS}
+    hosted = [problem.experts.index(name) for name in assignment.hosted]
+    used["memory_gb"] = float(problem.use("memory_gb")[hosted].sum())
+    used["max_share"] = float((share_rows(problem) @ mass.ravel()).max())
+    return {row: value for row, value in used.items() if np.isfinite(value)}
 
 
 def _columns(problem: Problem, assignment: Assignment) -> NDArray[np.int64]:
@@ -97,24 +85,14 @@ def _quality(problem: Problem, columns: NDArray[np.int64]) -> float:
     return float(problem.weights @ problem.quality[np.arange(len(columns)), columns])
 
 
-def _use(problem: Problem, columns: NDArray[np.int64], hosted: Sequence[int]) -> dict[str, float]:
-    cells = np.arange(len(columns)), columns
-    mass = np.zeros(problem.quality.shape)
-    mass[cells] = problem.weights
-    used = {row: float(problem.weights @ problem.use(row)[cells]) for row in MEAN_ROWS}
-    used["memory_gb"] = float(problem.use("memory_gb")[hosted].sum())
-    used["max_share"] = float((share_rows(problem) @ mass.ravel()).max())
-    return {row: value for row, value in used.items() if np.isfinite(value)}
-
-
-def marginal_values(problem: Problem, plan: Assignment) -> dict[str, float | None]:
+def marginal_values(problem: Problem, assignment: Assignment) -> dict[str, float | None]:
     """Return the loss of planned quality without each expert: 0 if it is not in the optimal plan, None if it is
     indispensable.
 
     Without an expert, the arms that it is a member of are unavailable too. Experts whose value is not found in
     MARGINAL_VALUES_SECONDS are left out.
     """
-    end, choice = time.monotonic() + MARGINAL_VALUES_SECONDS, _columns(problem, plan)
+    end, choice = time.monotonic() + MARGINAL_VALUES_SECONDS, _columns(problem, assignment)
     best = _quality(problem, choice)
     needed = np.asarray(problem.requirements()[choice].any(axis=0))  # experts that must be hosted
     needed[choice] = True
@@ -123,40 +101,11 @@ def marginal_values(problem: Problem, plan: Assignment) -> dict[str, float | Non
         if not is_needed:
             lost[name] = 0.0
         elif time.monotonic() < end:
-            with suppress(CoEError):  # the solver found no plan in time
-                lost[name] = _lost(problem, name, best)
+            try:
+                plan = find_solution(rest := problem.without(name))
+                lost[name] = None if plan is None else max(0.0, best - _quality(rest, plan.choice))
+            except DataError:
+                lost[name] = None
+            except CoEError:  # the solver found no plan in time
+                continue
     return lost
-
-
-def _lost(problem: Problem, name: str, best: float) -> float | None:
-    try:
-        plan = find_solution(rest := problem.without(name))
-    except DataError:
-        return None
-    return None if plan is None else max(0.0, best - _quality(rest, plan.choice))
-
-
-@dataclass(frozen=True, slots=True)
-class ParetoRow:
-    """The plan at one limit of a budget row. `efficient`: no smaller limit gives the same quality."""
-
-    limit: float
-    quality: float
-    used: Mapping[str, float]
-    hosted: tuple[str, ...]
-    efficient: bool
-
-
-def sweep(problem: Problem, row: str, limits: Iterable[float]) -> list[ParetoRow]:
-    """Return a plan for each limit of the budget row `row`, smallest limit first; infeasible limits are left out."""
-    rows: list[ParetoRow] = []
-    best = -np.inf
-    for limit in sorted(limits):
-        tried = problem.within(**{row: limit})
-        if (plan := find_solution(tried)) is None:
-            continue
-        quality, hosted = _quality(tried, plan.choice), np.flatnonzero(plan.hosted).tolist()
-        names = tuple(tried.experts[column] for column in hosted)
-        rows.append(ParetoRow(limit, quality, _use(tried, plan.choice, hosted), names, quality > best + 1e-9))
-        best = max(best, quality)
-    return rows

@@ -25,8 +25,8 @@ ASSUMED_INPUT_TOKENS, ASSUMED_OUTPUT_TOKENS = 500, 300
 """Tokens of a request to an expert whose tokens were not measured."""
 MEASURES = ("input_tokens", "output_tokens", "latency_ms")
 """Measures of an answer by `coe score`."""
-LOGGED_MEASURES = (*MEASURES, "cached_tokens", "first_token_ms")
-"""Measures of an answer in the routing log. `coe score` sends each probe once, so it does not measure these."""
+LOGGED_MEASURES = (*MEASURES, "cached_tokens")
+"""Measures of an answer in the routing log. `coe score` sends each probe once, so it measures no cached tokens."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,23 +51,20 @@ class Uses:
         """
         found = {name: getattr(self, name) for name in BY_CATEGORY}
         uses = {name: None if use is None else align(use, known, names, spread=True) for name, use in found.items()}
-        calls = {arm: self.calls[arm] for arm in names[1] if arm in self.calls}
-        columns = {arm: [str(column) for column in range(each.shape[1])] for arm, each in calls.items()}
-        return Uses(
-            **uses,
-            calls={
-                arm: align(each, (known[0], columns[arm]), (names[0], columns[arm]), spread=True)
-                for arm, each in calls.items()
-            },
-        )
+        calls = dict[str, Array]()
+        for arm in (name for name in names[1] if name in self.calls):
+            members = [str(column) for column in range(self.calls[arm].shape[1])]
+            calls[arm] = align(self.calls[arm], (known[0], members), (names[0], members), spread=True)
+        return Uses(**uses, calls=calls)
 
     def joined(self, arms: Uses, count: int) -> Uses:
         """Return the uses with the columns of `count` recipe arms behind them, which need no memory of their own."""
-        uses = {name: (getattr(self, name), getattr(arms, name)) for name in BY_CATEGORY}
-        joined = {
-            name: None if use is None else np.hstack((use, _unknown(use, count) if added is None else added))
-            for name, (use, added) in uses.items()
-        }
+        joined = dict[str, Array | None]()
+        for name in BY_CATEGORY:
+            use, added = getattr(self, name), getattr(arms, name)
+            if use is not None and added is None:
+                added = np.full((len(use), count), np.nan)
+            joined[name] = None if use is None else np.hstack((use, added))
         memory = None if self.memory_gb is None else np.append(self.memory_gb, np.zeros(count))
         return Uses(memory, **joined, calls={**self.calls, **arms.calls})
 
@@ -76,23 +73,18 @@ BY_CATEGORY = ("active_b", "cost", "latency_ms")
 """The uses that have a value for each category."""
 
 
-def _unknown(use: Array, count: int) -> Array:
-    return np.full((len(use), count), np.nan)
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class MeasuredUses(Grid):
     """Mean tokens and latency of an answer by category and expert.
 
     The column of an expert is NaN in all rows if nothing was measured. `cached_tokens` is a part of `input_tokens`.
-    `cached_tokens` and `first_token_ms` are NaN if only scores, and no log, measured the expert.
+    It is NaN if only scores, and no log, measured the expert.
     """
 
     input_tokens: Array
     output_tokens: Array
     latency_ms: Array
     cached_tokens: Array
-    first_token_ms: Array
 
     spreads: ClassVar[bool] = True
 
@@ -126,16 +118,13 @@ class MeasuredUses(Grid):
 
         A cell of the log is shrunk towards the mean from scores times the expert's ratio of log to scores; the ratio is
         shrunk towards 1. A cell without scores is shrunk towards the expert's mean. The cached share of the input is
-        shrunk towards the cached share of all requests to the expert.
+        that of all requests to the expert.
         """
-        found = {
-            name: shrunk_mean(logged[name], prior=getattr(self, name)) for name in LOGGED_MEASURES if name != _CACHED
-        }
-        share = _shrunk_share(logged[_CACHED], logged["input_tokens"])
+        found = {name: shrunk_mean(logged[name], prior=getattr(self, name)) for name in MEASURES}
+        tables = logged["cached_tokens"], logged["input_tokens"]
+        cached, given = (np.nansum(table.mean * table.count, axis=0) for table in tables)
+        share = np.divide(cached, given, out=np.full(given.shape, np.nan), where=given > 0)
         return MeasuredUses(self.categories, self.experts, **found, cached_tokens=share * found["input_tokens"])
-
-
-_CACHED = "cached_tokens"
 
 
 def shrunk_mean(table: ScoreTable, *, prior: Array | None = None) -> Array:
@@ -156,39 +145,13 @@ def shrunk_mean(table: ScoreTable, *, prior: Array | None = None) -> Array:
     if prior is not None:
         is_known = np.isfinite(prior).all(axis=0)
         scaled = np.maximum(np.where(is_known, prior, 1.0), 1.0)
-        factor = _column_factors(known, count, scaled, variance, is_known & (total > 0))
+        actual, expected = (count * known).sum(axis=0), (count * scaled).sum(axis=0)
+        ratio = np.divide(actual, expected, out=np.ones_like(total), where=is_known & (total > 0))
+        factor = ratio ** (total / (total + MIN_LOG_STRENGTH))
         base, least = np.where(is_known, scaled * factor, base), MIN_LOG_STRENGTH
     distance = np.where(count > 0, np.log(known) - np.log(base), 0.0)
     strength = np.maximum(_pseudo_counts(count, distance, variance), least)
     return np.asarray(base * np.exp(distance * count / (count + strength)))
-
-
-def _column_factors(known: Array, count: Array, prior: Array, variance: Array, measured: NDArray[np.bool_]) -> Array:
-    """Return the ratio of the `known` means to the `prior` of each column, shrunk towards 1; shape (n_columns,).
-
-    The strength is the variance of one value over the variance of the ratios of the `measured` columns, both of the
-    logarithm, and at least MIN_LOG_STRENGTH.
-    """
-    total = np.maximum(count.sum(axis=0), 1e-12)
-    actual, expected = (count * known).sum(axis=0), (count * prior).sum(axis=0)
-    ratio = np.where(measured, np.log(np.where(measured, actual, 1.0) / np.where(measured, expected, 1.0)), 0.0)
-    within = (count * variance).sum(axis=0) / total
-    columns = max(int(measured.sum()), 1)
-    between = ((ratio**2 - within / total) * measured).sum() / columns
-    strength = np.maximum(within / max(between, 1e-12), MIN_LOG_STRENGTH)
-    return np.asarray(np.exp(ratio * total / (total + strength)))
-
-
-def _shrunk_share(part: ScoreTable, whole: ScoreTable) -> Array:
-    """Return the share of the summed `part` in the summed `whole` by cell, 0 to 1; NaN for a column without values.
-
-    A cell is shrunk towards the share of its column, as if that were MIN_LOG_STRENGTH further values.
-    """
-    found, whole_sum = (np.nan_to_num(table.mean) * table.count for table in (part, whole))
-    count, total = part.count, whole_sum.sum(axis=0)
-    column = np.divide(found.sum(axis=0), total, out=np.full(total.shape, np.nan), where=total > 0)
-    cell = np.divide(found, whole_sum, out=np.broadcast_to(column, found.shape).copy(), where=whole_sum > 0)
-    return np.asarray(np.clip((count * cell + MIN_LOG_STRENGTH * column) / (count + MIN_LOG_STRENGTH), 0.0, 1.0))
 
 
 def _pseudo_counts(count: Array, distance: Array, variance: Array) -> Array:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from coe.artifacts.traffic_report import AlarmKind
 from coe.learning.experience import Experience
 from coe.learning.off_policy import greedy_policy
-from coe.planning import Assignment
+from coe.planning.assignment import Assignment
 from coe.reports.drift import holm
 from coe.reports.traffic import Traffic, Unanswered
 

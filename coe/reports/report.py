@@ -24,7 +24,8 @@ from coe.fleet.residency.client import fetch_report
 from coe.learning.experience import load_experience
 from coe.learning.log_frame import frame_of, open_logs
 from coe.learning.rounds.round import read_round_states
-from coe.planning import Assignment, Plan
+from coe.planning.assignment import Assignment
+from coe.planning.plan import Plan
 from coe.records.record import RoutingRecord
 from coe.registry import load
 from coe.reports.alarms import (

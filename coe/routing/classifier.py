@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import lru_cache, partial
 
 from coe.core import FAST_UNCERTAIN, GENERAL, UNDETERMINED, Chat, ExpertRule, Prediction, Router
-from coe.planning import Assignment, apply_residual, information_value, residual_gain, routing_gain
+from coe.planning.assignment import Assignment, apply_residual, information_value, residual_gain, routing_gain
 from coe.registry import AUTO, ArmSpec, ExpertSpec
 from coe.routing.eligibility import exclusion, ineligibility
 from coe.routing.encoder_passes import SHORT_CIRCUIT, EncoderPasses

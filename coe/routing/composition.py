@@ -28,7 +28,7 @@ from coe.core import (
     RequestOptions,
     Router,
 )
-from coe.planning import Assignment
+from coe.planning.assignment import Assignment
 from coe.planning.problem import relative_cost
 from coe.registry import ArmSpec, ExpertSpec, Registry
 from coe.retrieval.retrieval import Retrieval, RetrievalRequest, RetrievalResult

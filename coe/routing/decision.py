@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from coe.core import Chat, Decision, ExpertRule, Health, Prediction, Reason
 from coe.errors import Cause
-from coe.planning import Assignment, expected_price, expected_utility
+from coe.planning.assignment import Assignment, expected_price, expected_utility
 from coe.registry import Policy, Registry
 from coe.routing.eligibility import eligible_arms, pinned_arm
 

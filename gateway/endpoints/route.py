@@ -16,7 +16,7 @@ from functools import cache
 from typing import Any
 
 import routers
-from coe.planning import nearest_measured
+from coe.planning.assignment import nearest_measured
 from coe.routing.composition import Composition
 from coe.routing.eligibility import excluded_experts
 from coe.routing.request_text import REASONS

@@ -13,10 +13,12 @@ import orjson
 
 from coe.artifacts.kinds import ASSIGNMENT, ROUTER
 from coe.artifacts.store import ArtifactStore
-from coe.planning import Assignment, Plan, answer_digests, marginal_values, round_traffic, solve
+from coe.planning.assignment import Assignment
 from coe.planning.job.basis import compare_with_single_experts
 from coe.planning.job.budget_solver import declared_problem
+from coe.planning.plan import Plan, declared_digests, round_traffic
 from coe.planning.score_table import tabulate_softly
+from coe.planning.solver import marginal_values, solve
 from coe.registry import Registry
 from coe.settings import Settings
 from routers.cascade import CONFIG, FORMAT
@@ -64,7 +66,7 @@ def planned(settings: Settings, registry: Registry, *, deviations: float = 1.0) 
         "132 prompts of probes",
         deviations,
         pins=registry.assignment,
-        answers=answer_digests(registry),
+        declared=declared_digests(registry),
         value_of_expert=marginal_values(problem, assignment),
         traffic=traffic,
     )

@@ -15,7 +15,7 @@ import numpy as np
 from coe.artifacts.active_state import load_active_state
 from coe.artifacts.store import ArtifactStore
 from coe.measuring.tables import pairs_digest
-from coe.planning import expected_utility
+from coe.planning.assignment import expected_utility
 from coe.records import open_log_and_feedback
 from coe.records.feedback import Feedback
 from coe.records.record import RoutingRecord

@@ -65,7 +65,7 @@ def test_a_new_expert_is_a_consequence_with_the_advice_to_plan(settings: Setting
     edited = measured_registry(experts=[*known, {**known[0], "name": "newcomer"}])
     assert report(settings, edited)["replan"]
     output = check(settings, edited).stdout
-    assert "  - expert 'newcomer' is not in the plan: clients can request it by name, nothing is routed to it" in output
+    assert "  - expert 'newcomer' is not in the plan: clients can request it by name, and nothing is routed" in output
     assert output.endswith("the service starts and reloads with it; then run `coe plan` again\n")
 
 

@@ -12,7 +12,7 @@ from coe import foreground
 from coe.artifacts.store import ArtifactStore
 from coe.cli import app
 from coe.errors import DataError
-from coe.planning import Plan
+from coe.planning.plan import Plan
 
 DECLARED = """\
 version: 1
@@ -119,16 +119,6 @@ def test_the_plan_is_put_into_use_unless_it_is_a_dry_run_and_solved_again_under_
     assert [row["expert"] for row in frugal["assignment"]] == ["small"] * 3
     assert free["assignment"][0]["expert"] == "large"
     assert store.history()[-1].version == current.manifest.version
-
-
-def test_a_sweep_shows_what_each_limit_gives_and_which_cannot_be_kept(config: Path) -> None:
-    report = json.loads(plan(config, "--json", "--sweep", "mean_active_b=1,4.2,10,0.2,0.1"))
-    assert [row["limit"] for row in report["sweep"]] == [1, 4.2, 10]
-    assert report["sweep"][0]["quality"] < report["sweep"][1]["quality"]
-    assert report["sweep_impossible"] == [0.1, 0.2]
-    assert "0.1, 0.2 cannot be kept\n" in plan(config, "--sweep", "mean_active_b=0.2,0.1")
-    unknown = CliRunner().invoke(app, ["plan", str(config.parent), "--config", str(config), "--sweep", "speed=1"])
-    assert unknown.exit_code == 2
 
 
 def test_slow_work_is_reported_while_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:

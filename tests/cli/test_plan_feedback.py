@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from coe.artifacts.active_state import load_active_state
-from coe.planning import Plan
+from coe.planning.plan import Plan
 from tests.cli.logged_service import TRUTH, LoggedService
 from tests.routers.conftest import examples
 

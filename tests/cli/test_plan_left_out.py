@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 from coe.artifacts.store import ArtifactStore
 from coe.cli import app
-from coe.planning import Plan, effective_plan
+from coe.planning.effective_plan import effective_plan
+from coe.planning.plan import Plan
 from coe.registry import load
 
 DECLARED = """\
@@ -68,7 +69,7 @@ def test_an_unscored_expert_is_left_out_with_the_command_that_scores_it(tmp_path
     current = ArtifactStore(tmp_path / ".coe" / "artifacts", "assignment").current()
     assert current is not None
     effect = effective_plan(Plan.read(current.folder), load(config, environ={}))
-    assert [one.kind for one in effect.consequences] == ["expert_added", "learning"]
+    assert [one.kind for one in effect.consequences] == ["expert_added"]
 
 
 def test_a_category_pinned_to_an_unscored_expert_is_left_to_its_pin(tmp_path: Path) -> None:

@@ -69,8 +69,8 @@ def test_texts_of_one_category_get_the_expert_that_measured_prompts_like_them_sh
     assert load_active_state(service.settings).assignment.residual is None
 
 
-def log_rated(service: LoggedService, count: int, *, hidden: bool, keeps_text: bool = True) -> None:
-    """Rated requests of two categories. If something is `hidden`, the chef bakes well and the generalist stews well."""
+def log_rated(service: LoggedService, count: int) -> None:
+    """Rated requests of two categories. In one of them, the chef bakes well and the generalist stews well."""
     rng, topics = random.Random(0), (texts(BAKING, count), texts(STEWING, count))
     records, events = [], []
     for number, (record, event) in enumerate(service._requests(count, (), {})):
@@ -78,9 +78,8 @@ def log_rated(service: LoggedService, count: int, *, hidden: bool, keeps_text: b
             continue
         topic = rng.randrange(2)
         if record.category == "cooking":
-            if keeps_text:
-                object.__setattr__(record, "prompt", topics[topic][number])
-            chance = (0.9 if (topic == 0) == (record.expert == "chef") else 0.2) if hidden else 0.6
+            object.__setattr__(record, "prompt", topics[topic][number])
+            chance = 0.9 if (topic == 0) == (record.expert == "chef") else 0.2
             event = replace(event, value=float(rng.random() < chance))
         records.append(record)
         events.append(event)
@@ -95,14 +94,15 @@ def test_ratings_give_a_plan_the_residual_that_its_probes_alone_did_not(
         service.run("plan", scored(tmp_path / "scores", hidden=True))
     before = load_active_state(service.settings).assignment
     assert before.residual is None
-    log_rated(service, 1200, hidden=True)
+    log_rated(service, 1200)
     found = service.retrain()
     assert found["promoted"], found["report"]["residual"]
     assert "the residual with rated requests is used" in found["sentence"]
     plan = load_active_state(service.settings).assignment
     assert plan.residual is not None
     assert plan.choice == before.choice
-    assert len(plan.residual.prompt_ids) > len(plan.residual.texts) == 400
+    measured = [text for _, text in plan.residual.prompts if text is not None]
+    assert len(plan.residual.prompts) > len(measured) == 400
     new = {name: texts(words, 1215)[1200:] for name, words in (("chef", BAKING), ("generalist", STEWING))}
     routed = [(name, route(service, text)) for name, of in new.items() for text in of]
     assert np.mean([one["expert"] == name for name, one in routed]) > 0.8

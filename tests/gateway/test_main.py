@@ -12,7 +12,7 @@ from coe.artifacts.active_state import check_active_state
 from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError, ConfigError
 from coe.fleet.specs import free_port
-from coe.planning import Assignment
+from coe.planning.assignment import Assignment
 from coe.registry.loader import load
 from coe.settings import Settings
 from gateway.main import open_port, prepare

@@ -21,7 +21,7 @@ from coe.errors import (
     ExpertUnavailable,
     RequestError,
 )
-from coe.planning import Assignment
+from coe.planning.assignment import Assignment
 from coe.planning.problem import declared_assignment
 from coe.recipes.factory import build_recipes
 from coe.registry import Registry

@@ -47,7 +47,7 @@ async def test_experts_come_and_go_under_a_plan_without_a_failed_reload_or_start
         served.declare(**declared(served.upstream.url, "newcomer"))
         second = await mapped(served, "coder", "painter", "generalist", "newcomer")
         assert second["version"] == version
-        assert [one["kind"] for one in second["consequences"]] == ["expert_added", "learning"]
+        assert [one["kind"] for one in second["consequences"]] == ["expert_added"]
         assert [row[3] for row in second["measured"]["estimate"]] == [None, None, None]
         async with served.send_chat("newcomer") as response:
             assert (response.status, response.headers["x-coe-expert"]) == (200, "newcomer")

@@ -11,7 +11,7 @@ import pytest
 from coe.learning.experience import load_experience
 from coe.learning.log_frame import frame_of
 from coe.learning.off_policy import utility
-from coe.planning import expected_utility
+from coe.planning.assignment import expected_utility
 from coe.planning.problem import declared_assignment, relative_cost
 from coe.records.codec import RECORD
 from coe.routing.decision import propensities

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from coe.artifacts.store import ArtifactStore
 from coe.cli import app
-from coe.planning import Assignment
+from coe.planning.assignment import Assignment
 from coe.registry import load
 from tests.access.samples import key_of
 from tests.experts.faulty_server import FaultyServer

@@ -15,7 +15,7 @@ from coe.artifacts.active_state import ActiveState, assignment_in_use
 from coe.artifacts.kinds import ASSIGNMENT, ROUTER
 from coe.artifacts.manifest import noting
 from coe.artifacts.store import POINTER, ArtifactStore
-from coe.planning import EffectivePlan
+from coe.planning.effective_plan import EffectivePlan
 from coe.planning.problem import declared_assignment
 from coe.registry import load
 from coe.settings import Settings

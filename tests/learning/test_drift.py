@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from coe.learning.off_policy import greedy_policy
-from coe.planning import Assignment, Problem, solve
+from coe.planning.assignment import Assignment
+from coe.planning.problem import Problem
 from coe.planning.score_table import tabulate_softly
+from coe.planning.solver import solve
 from coe.reports.alarms import degradation_alarms, share_alarms
 from coe.reports.drift import DriftFinding, TrafficSample, detect_drift
 from tests.learning.samples import CATEGORIES, EXPERTS, TRUTH, Experience, rated_experience

@@ -15,8 +15,10 @@ from coe.learning.off_policy import (
     policy_value,
     utility,
 )
-from coe.planning import Assignment, Problem, expected_utility, solve
+from coe.planning.assignment import Assignment, expected_utility
+from coe.planning.problem import Problem
 from coe.planning.score_table import tabulate_softly
+from coe.planning.solver import solve
 from tests.learning.samples import CATEGORIES, EXPERTS, TRUTH, experience, rated_experience
 
 RIGHT = np.array([[1.0, 0.5, 0.0], [0.0, 1.0, 0.0], [0.0, 0.5, 1.0]])

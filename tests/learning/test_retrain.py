@@ -13,8 +13,10 @@ from coe.learning.moves import HeldOutProbes, shares
 from coe.learning.off_policy import greedy_policy
 from coe.learning.plan_candidate import CurrentPlan, judge_plan
 from coe.learning.rounds.plan_round import plan_report
-from coe.planning import Assignment, Problem, solve
+from coe.planning.assignment import Assignment
+from coe.planning.problem import Problem
 from coe.planning.score_table import ScoreTable
+from coe.planning.solver import solve
 from tests.learning.samples import CATEGORIES, EXPERTS, TRUTH, experience, rated_experience
 
 TENANTS = tuple("abcdefg")

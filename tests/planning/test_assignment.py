@@ -7,7 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from coe.planning import Assignment, Problem, expected_utility, information_value, routing_gain, solve
+from coe.planning.assignment import Assignment, expected_utility, information_value, routing_gain
+from coe.planning.problem import Problem
+from coe.planning.solver import solve
 
 DECLARED = Assignment.declared(("code", "law", "general"), ("coder", "jurist", "big"), {"code": "coder"}, "big")
 

@@ -21,17 +21,12 @@ from coe.learning.logged_uses import (
     MIN_TRAFFIC_REQUESTS,
     LoggedUses,
 )
-from coe.planning import (
-    LOGGED_MEASURES,
-    MeasuredUses,
-    Problem,
-    declared_uses,
-    expected_utility,
-    round_traffic,
-    routed_use,
-    solve,
-)
+from coe.planning.assignment import expected_utility
 from coe.planning.job.basis import _logged_tables, plan_basis
+from coe.planning.plan import round_traffic
+from coe.planning.problem import Problem
+from coe.planning.solver import solve
+from coe.planning.uses import LOGGED_MEASURES, MeasuredUses, declared_uses
 from coe.records import open_log_and_feedback
 from coe.records.record import RecipeCall, RoutingRecord
 from coe.registry import load
@@ -39,12 +34,13 @@ from tests.admin.samples import router_published
 from tests.cli.command import run
 from tests.fakes import registry_of
 from tests.learning.samples import record
+from tests.planning.test_plan import routed_use
 
 CATEGORIES = ("code", "law", "general")
 
 
 def answered(number: int = 0, **fields: Any) -> RoutingRecord:
-    usual = {"input_tokens": 100, "output_tokens": 50, "total_ms": 500.0, "first_token_ms": 20.0, "cost": 0.01}
+    usual = {"input_tokens": 100, "output_tokens": 50, "total_ms": 500.0, "cost": 0.01}
     return record(f"r{number}", **usual | {"stream": True} | fields)
 
 
@@ -89,7 +85,6 @@ def test_records_that_do_not_show_what_an_answer_uses_are_left_out(fields: dict[
 def test_times_that_include_a_failed_call_do_not_count_but_tokens_do() -> None:
     found = uses_of([answered(1), answered(2, attempts=2, total_ms=9000.0), answered(3, stream=False)])
     assert found.table("latency_ms", ["coder"]).mean[0, 0] == 500.0
-    assert found.table("first_token_ms", ["coder"]).count[0, 0] == 1
     assert found.table("input_tokens", ["coder"]).count[0, 0] == 3
 
 
@@ -308,7 +303,6 @@ def test_a_plan_measures_uses_in_the_log_beside_the_scores(config: Path) -> None
     assert cell["output_tokens"] == pytest.approx(400, rel=0.02)
     assert cell["dollars"] == pytest.approx(0.004, rel=0.02)
     assert cell["active_b_tokens"] == pytest.approx(2 * 410, rel=0.02)
-    assert cell["first_token_ms"] == pytest.approx(20, rel=0.02)
     assert report["uses"]["by_category"]["code"]["small"]["output_tokens"] == 100
     assert "also come from 1200 requests in the routing log" in plan(config)
 
@@ -324,8 +318,8 @@ def test_the_weights_of_a_plan_are_the_mix_of_the_router_in_use(config: Path) ->
     )
 
     def weights() -> list[float]:
-        basis = plan_basis(settings, registry, config.parent, deviations=1.0, logged=logged)
-        return [round(float(weight), 6) for weight in basis.problem.weights]
+        plan = plan_basis(settings, registry, config.parent, deviations=1.0, logged=logged).plan
+        return [round(float(weight), 6) for weight in plan.problem.weights]
 
     assert weights() == [round(1 / 3, 6)] * 3  # no router is in use: those of the probes
     ArtifactStore(settings.artifacts, ROUTER).promote(version)

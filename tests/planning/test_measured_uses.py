@@ -14,20 +14,18 @@ import pytest
 from coe.measuring.probes.probes import Probe
 from coe.measuring.scoring import Scoring, run_scoring
 from coe.measuring.scoring_run import Cell, Journal
-from coe.planning import (
+from coe.planning.assignment import Assignment, expected_utility
+from coe.planning.job.basis import plan_basis
+from coe.planning.problem import Problem
+from coe.planning.solver import solve
+from coe.planning.uses import (
+    ASSUMED_INPUT_TOKENS,
+    ASSUMED_OUTPUT_TOKENS,
     LOGGED_MEASURES,
     MEASURES,
-    Assignment,
     MeasuredUses,
-    Plan,
-    answer_digests,
     declared_uses,
-    effective_plan,
-    expected_utility,
-    solve,
 )
-from coe.planning.job.basis import Basis, plan_basis
-from coe.planning.uses import ASSUMED_INPUT_TOKENS, ASSUMED_OUTPUT_TOKENS
 from coe.registry import Registry
 from coe.settings import Settings
 from tests.fakes import registry_of
@@ -76,8 +74,8 @@ class Replay:
     held_out: Sequence[Probe]
     cells: dict[tuple[str, str], Cell]
 
-    def basis(self, registry: Registry | None = None) -> Basis:
-        return plan_basis(self.settings, registry or self.registry, self.folder, deviations=0.0)
+    def problem(self, registry: Registry | None = None) -> Problem:
+        return plan_basis(self.settings, registry or self.registry, self.folder, deviations=0.0).plan.problem
 
     def billed(self, one: Probe, expert: str) -> float:
         """US dollars of a thousand requests like this one."""
@@ -114,7 +112,7 @@ def replay(tmp_path_factory: pytest.TempPathFactory) -> Replay:
 
 
 def test_the_predicted_cost_of_each_cell_is_within_a_tenth_of_what_held_out_answers_are_billed(replay: Replay) -> None:
-    problem = replay.basis().problem
+    problem = replay.problem()
     for row, category in enumerate(problem.categories):
         own = [one for one in replay.held_out if one.category == category]
         for column, expert in enumerate(problem.experts):
@@ -144,28 +142,10 @@ def routed_cost(replay: Replay, plan: Assignment) -> float:
 
 @pytest.mark.parametrize("limit", [1.5, 3.0, 6.0])
 def test_a_plan_keeps_its_mean_cost_on_held_out_traffic(replay: Replay, limit: float) -> None:
-    problem = replay.basis(declared(assignment={"general": "small"}, budget={"mean_cost": limit})).problem
+    problem = replay.problem(declared(assignment={"general": "small"}, budget={"mean_cost": limit}))
     known = [probe(number, category) for number in range(600) for category in CATEGORIES]
     plan = solve(problem, traffic=posteriors(known, problem.categories))
     assert 0.9 * limit < routed_cost(replay, plan) <= 1.05 * limit
-
-
-def test_a_plan_at_measured_uses_follows_an_edit_of_prices_in_measured_dollars(replay: Replay, tmp_path: Path) -> None:
-    limited = {"assignment": {"general": "small"}, "budget": {"mean_cost": 3.0}}
-    registry = declared(**limited)
-    basis = replay.basis(registry)
-    problem, made_for = basis.problem, {"pins": registry.assignment, "answers": answer_digests(registry)}
-    Plan(solve(problem), problem, basis.table, "", measured_uses=basis.measured_uses, **made_for).save(tmp_path)
-    plan = Plan.read(tmp_path)
-    same = effective_plan(plan, registry)
-    assert same.consequences == ()
-    assert same.assignment.digest == plan.assignment.digest
-    experts = registry.model_dump(mode="json", exclude_none=True)["experts"]
-    experts[2]["prices"] = {"input": 6.0, "output": 30.0}
-    dearer = effective_plan(plan, declared(experts=experts, **limited))
-    before = problem.weights @ problem.use("mean_cost")[:, 2]
-    assert f"cost {before:.4g} -> {2 * before:.4g}" in dearer.consequences[0].sentence
-    np.testing.assert_allclose(dearer.assignment.price[:, 2], 2 * plan.assignment.price[:, 2])
 
 
 def measured(values: Sequence[Sequence[float]], categories: Sequence[int], *, names: int) -> MeasuredUses:

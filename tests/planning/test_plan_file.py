@@ -10,11 +10,11 @@ import pytest
 
 from coe.cli.plan import answers
 from coe.errors import ArtifactError
-from coe.planning import Plan, Problem, marginal_values, round_traffic, solve
-from coe.planning.job.basis import Basis, LeftOut
+from coe.planning.job.basis import paired_error
+from coe.planning.plan import Plan, round_traffic
+from coe.planning.problem import Problem
 from coe.planning.score_table import ScoreTable, tabulate_softly
-from coe.planning.uses import MeasuredUses
-from coe.recipes.fitting.columns import RecipeColumns
+from coe.planning.solver import marginal_values, solve
 from tests.planning.test_plan import make, posteriors, with_arms
 
 
@@ -46,7 +46,6 @@ def test_a_plan_comes_back_and_is_solved_again_to_the_last_digit(source: type, t
         assert isinstance(one, ScoreTable)
         np.testing.assert_array_equal(one.mean, plan.table.mean)
         assert np.isnan(one.mean[-1]).all()
-    np.testing.assert_array_equal(found.bounds, plan.bounds)
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]", '{"format": 0}', '{"format": 1}'])
@@ -78,14 +77,11 @@ def test_each_line_is_answered_by_a_plan_or_by_why_there_is_none() -> None:
     assert all("with keys from memory_gb" in answer["error"] for answer in found[4:])
 
 
-def paired_error(labels: np.ndarray, scores: np.ndarray, choice: tuple[str, ...]) -> np.ndarray:
+def errors_of(labels: np.ndarray, scores: np.ndarray, choice: tuple[str, ...]) -> np.ndarray:
     names, experts = tuple(f"c{row}" for row in range(len(choice))), tuple("abcd"[: scores.shape[1]])
     table = tabulate_softly(names, experts, np.eye(len(names))[labels], scores)
-    problem, nothing = Problem.of(table, quality=table.mean), LeftOut((), {}, {}, ())
-    uses, recipes = MeasuredUses.nothing(), RecipeColumns()
-    return Basis(
-        problem, table, "", 0.0, 10.0, None, (), uses, None, [], labels, scores, recipes, nothing
-    ).paired_error(choice)
+    problem = Problem.of(table, quality=np.nan_to_num(table.mean))
+    return paired_error(Plan(replace(solve(problem), choice=choice), problem, table, ""), labels, scores)
 
 
 def test_errors_of_differences_are_those_of_paired_prompts() -> None:
@@ -93,7 +89,7 @@ def test_errors_of_differences_are_those_of_paired_prompts() -> None:
     easy = random.random(500)
     scores = np.column_stack([easy, easy + random.normal(0.1, 0.02, 500), random.random(500)])
     scores[:50, 2] = np.nan
-    (found,) = paired_error(np.zeros(500, dtype=np.int64), scores, ("b",))
+    (found,) = errors_of(np.zeros(500, dtype=np.int64), scores, ("b",))
     assert found[1] == 0
     assert found[0] == pytest.approx(0.02 / np.sqrt(500), rel=0.2)  # far below that of unpaired scores
     assert found[2] == pytest.approx(np.nanstd(scores[:, 2] - scores[:, 1], ddof=1) / np.sqrt(450), rel=0.01)
@@ -105,7 +101,7 @@ def test_paired_errors_of_few_or_equal_scores_are_not_zero() -> None:
     scores[20:, 1] = np.tile([0.0, 1.0], 20)
     scores[:, 3] = np.nan
     scores[18:22, 3] = 0.0
-    found = paired_error(np.repeat([0, 1], (20, 40)), scores, ("a", "a"))
+    found = errors_of(np.repeat([0, 1], (20, 40)), scores, ("a", "a"))
     assert found[:, 0].tolist() == [0, 0]
     assert 0.01 < found[0, 1] < found[1, 1] == pytest.approx(0.5 / np.sqrt(40), rel=0.05)
     assert np.isnan(found[:, 2:]).all()  # the unpaired error holds

@@ -14,8 +14,11 @@ import pytest
 from numpy.typing import NDArray
 
 from coe.errors import ArtifactError
-from coe.planning import Problem, Uses, expected_utility, routed_use, solve
-from coe.planning.residual import Evidence, Ratings, Residual, smoothed
+from coe.planning.assignment import expected_utility
+from coe.planning.problem import Problem
+from coe.planning.residual import Evidence, Residual, fit_residual, smoothed
+from coe.planning.solver import solve
+from coe.planning.uses import Uses
 
 DIMENSIONS, CATEGORIES, EXPERTS = 8, ("code", "general"), ("a", "b", "c")
 Scores = NDArray[np.float64]
@@ -69,7 +72,7 @@ def fitted(pool: Pool, count: int = 400, *, seed: int = 0, **given: Any) -> tupl
         prompts=[(f"p{row}", f"text \n {row} " + "long " * 100) for row in range(count)],
         encoder="e",
     )
-    return measured.fitted(given.get("charge", np.zeros((2, 3))))
+    return fit_residual(measured, given.get("charge", np.zeros((2, 3))))
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +100,7 @@ def test_a_prompt_does_not_vouch_for_itself(residual: Residual) -> None:
     scores[5] = 1 - scores[5]
     other, _ = fitted(hidden, scores=scores)
     assert other is not None
-    row = other.prompt_ids.index("p5")
+    row = [name for name, _ in other.prompts].index("p5")
     np.testing.assert_allclose(other.left_out[row], residual.left_out[row], atol=1e-12)
 
 
@@ -124,7 +127,8 @@ def test_what_is_saved_predicts_the_same(residual: Residual) -> None:
     assert again.to_bytes() == residual.to_bytes()
     features = drawn(hidden, 1, seed=9)[0][0]
     np.testing.assert_allclose(again(features), residual(features), atol=2e-3)
-    assert (again.prompt_ids, again.encoder) == (residual.prompt_ids, "e")
+    assert (again.prompts, again.encoder) == (residual.prompts, "e")
+    assert (again.categories, again.experts) == (CATEGORIES, EXPERTS)
 
 
 def test_a_damaged_file_is_refused_with_the_remedy(residual: Residual) -> None:
@@ -141,9 +145,11 @@ def test_a_file_has_a_bounded_number_of_prompts_and_ratings(monkeypatch: pytest.
     few = replace(measured, labels=np.where(np.arange(150) < 120, 0, -1))
     ratings = ratings_of(measured, texts, np.zeros(200, dtype=np.int64), texts[:, 0] > 0)
     for one, known in ((measured, 150), (few, 120)):
-        found, _ = one.fitted(np.zeros((1, 2)), ratings)
+        found, _ = fit_residual(one.with_ratings(*ratings), np.zeros((1, 2)))
         assert found is not None
-        assert (len(found.texts), len(found.prompt_ids)) == (known, 150)
+        assert (sum(text is not None for _, text in found.prompts), len(found.prompts)) == (known, 150)
+        assert found.prompts[known:] == tuple((f"req_{row}", None) for row in range(200 - (150 - known), 200))
+        assert len(found.with_ratings(*ratings).prompts) == 150
 
 
 def test_over_other_names_known_experts_keep_what_is_known(residual: Residual) -> None:
@@ -193,10 +199,11 @@ def test_prices_of_a_budget_are_those_of_decisions_with_the_residual() -> None:
         experts=EXPERTS,
         prompts=[("p", "")] * 2000,
     )
-    found, _ = measured.fitted(plan.price)
+    found, _ = fit_residual(measured, plan.price)
     assert found is not None
     priced = solve(problem, traffic=np.ones((400, 1)), residual=found)
-    assert routed_use(problem, priced, np.ones((400, 1)))["mean_cost"] == pytest.approx(3.0, rel=0.02)
+    chosen = np.array([expected_utility(priced, np.ones(1), row).argmax() for row in found.left_out])
+    assert cost[0, chosen].mean() == pytest.approx(3.0, rel=0.02)
     unseen = drawn(hidden, 2000, seed=4)[0]
     chosen = np.array([expected_utility(priced, np.ones(1), found(row)).argmax() for row in unseen])
     assert cost[0, chosen].mean() == pytest.approx(3.0, rel=0.15)
@@ -229,19 +236,18 @@ def played(share: float, *, seed: int) -> Played:
 
     scores = (rng.random((300, 2)) < quality(probes)).astype(np.float64)
     measured = measured_prompts(probes, np.zeros(300, dtype=np.int64), scores)
-    first, _ = measured.fitted(np.zeros((1, 2)))
+    first, _ = fit_residual(measured, np.zeros((1, 2)))
 
     def choices(plan: Residual | None, texts: NDArray[np.float64]) -> NDArray[np.int64]:
         mean = np.tile(scores.mean(axis=0), (len(texts), 1))
         if plan is not None:
-            mean = mean + smoothed(plan.projection(texts) @ plan.vectors.T, plan._errors, plan._known)
+            mean = mean + smoothed(plan.projection(texts) @ plan.vectors.T, plan.errors, np.isfinite(plan.scores))
         return np.asarray(mean.argmax(axis=1))
 
     expert = np.where(rng.random(1500) < 0.2, rng.integers(0, 2, 1500), choices(first, requests))
     chance = (quality(requests) + np.array([0.25, 0.1]))[np.arange(1500), expert]
-    second, _ = (first or measured).fitted(
-        np.zeros((1, 2)), ratings_of(measured, requests, expert, rng.random(1500) < chance)
-    )
+    ratings = ratings_of(measured, requests, expert, rng.random(1500) < chance)
+    second, _ = fit_residual((first or measured).with_ratings(*ratings), np.zeros((1, 2)))
     found = [quality(others)[np.arange(2000), choices(plan, others)].mean() for plan in (first, second or first)]
     return Played(found[0], found[1], (first is not None, second is not None))
 
@@ -261,9 +267,10 @@ def measured_prompts(texts: NDArray[np.float64], labels: NDArray[np.int64], scor
 
 def ratings_of(
     measured: Residual, texts: NDArray[np.float64], expert: NDArray[np.int64], good: NDArray[np.bool_]
-) -> Ratings:
-    ids = tuple(f"req_{row}" for row in range(len(texts)))
-    return Ratings(ids, measured.projection(texts), np.ones((len(texts), 1)), expert, good.astype(np.float64))
+) -> tuple[list[str], Scores, Scores, Scores]:
+    """The arguments of `with_ratings`."""
+    scores = np.where(np.eye(2, dtype=np.bool_)[expert], good.astype(np.float64)[:, None], np.nan)
+    return [f"req_{row}" for row in range(len(texts))], measured.projection(texts), np.ones((len(texts), 1)), scores
 
 
 def test_ratings_show_topics_that_probes_show_weakly() -> None:
@@ -285,9 +292,8 @@ def test_the_expert_that_answers_the_harder_texts_is_not_blamed_for_them(monkeyp
     measured = measured_prompts(probes, np.zeros(200, dtype=np.int64), np.full((200, 2), 0.5))
     hard = requests[:, 0] > 0
     expert = np.where(hard, 0, rng.integers(0, 2, 1500))  # the texts that are hard go to one expert
-    found, _ = measured.fitted(
-        np.zeros((1, 2)), ratings_of(measured, requests, expert, rng.random(1500) < 0.9 - 0.4 * hard)
-    )
+    ratings = ratings_of(measured, requests, expert, rng.random(1500) < 0.9 - 0.4 * hard)
+    found, _ = fit_residual(measured.with_ratings(*ratings), np.zeros((1, 2)))
     assert found is not None
     beyond = np.array([found(text) for text in 2.0 * np.eye(DIMENSIONS)[:1]])
     assert abs(beyond[0, 0] - beyond[0, 1]) < 0.03, beyond

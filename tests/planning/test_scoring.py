@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from coe.planning.score_table import ScoreTable, fit_pseudo_count, tabulate_prompts, tabulate_softly
+from coe.planning.score_table import ScoreTable, fit_pseudo_count, tabulate_softly
 
 
 def tabulate(categories: list[str], models: list[str], scores: list[float]) -> ScoreTable:
@@ -13,7 +13,8 @@ def tabulate(categories: list[str], models: list[str], scores: list[float]) -> S
     experts = sorted(set(models))
     rows = np.full((len(scores), len(experts)), np.nan)
     rows[np.arange(len(scores)), [experts.index(model) for model in models]] = scores
-    return tabulate_prompts(categories, experts, rows)
+    names = sorted(set(categories))
+    return tabulate_softly(names, experts, np.array(categories)[:, None] == np.array(names), rows)
 
 
 def test_long_scores_add_up_by_category_and_model() -> None:
@@ -23,14 +24,6 @@ def test_long_scores_add_up_by_category_and_model() -> None:
     np.testing.assert_allclose(table.mean, [[0.5, 0.25], [1.0, np.nan]])
     np.testing.assert_allclose(table.count, [[2, 1], [1, 0]])
     np.testing.assert_allclose(table.variance, [[0.25, 0.0], [0.0, np.nan]])
-
-
-def test_prompts_scored_by_every_expert_are_tabulated_in_the_requested_order() -> None:
-    scores = np.array([[1.0, 0.5], [0.0, 0.25]])
-    table = tabulate_prompts(["x", "y"], ("a", "b"), scores, categories=("y", "z", "x"))
-    assert table.categories == ("y", "z", "x")
-    np.testing.assert_allclose(table.mean, [[0.0, 0.25], [np.nan, np.nan], [1.0, 0.5]])
-    assert tabulate_prompts(["y", "x"], ("a", "b"), scores).categories == ("x", "y")
 
 
 def test_a_missing_cell_is_named_and_estimated_from_its_category_and_its_expert() -> None:

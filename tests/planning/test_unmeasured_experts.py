@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from coe.core import Decision, Prediction
-from coe.planning import Assignment
+from coe.planning.assignment import Assignment
 from coe.planning.problem import declared_assignment
 from coe.routing.decision import decide
 from tests.decisions import CATEGORIES, FULL, chat_of

@@ -11,7 +11,7 @@ import orjson
 
 from coe.core import Call, Chunks, Expert, Reply
 from coe.errors import ExpertUnavailable
-from coe.planning import Assignment
+from coe.planning.assignment import Assignment
 from coe.planning.problem import declared_assignment
 from coe.recipes.expert import RecipeExpert
 from coe.recipes.policy import default_policy

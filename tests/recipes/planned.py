@@ -10,7 +10,7 @@ from coe.artifacts.kinds import ASSIGNMENT
 from coe.artifacts.store import ArtifactStore
 from coe.cli import app
 from coe.measuring.quality import read_quality
-from coe.planning import MeasuredUses
+from coe.planning.uses import MeasuredUses
 from coe.recipes.fitting.columns import RecipeColumns, recipe_columns
 from coe.registry import load
 from tests.recipes.recorded import recorded_answers

@@ -8,7 +8,8 @@ import pytest
 from typer.testing import CliRunner
 
 from coe.cli import app
-from coe.planning import Plan, effective_plan
+from coe.planning.effective_plan import effective_plan
+from coe.planning.plan import Plan
 from coe.recipes.policy_file import RECIPES_FILE, ArmPolicies
 from coe.registry import RecipeSpec, Registry, load
 from tests.recipes.planned import (
@@ -71,12 +72,12 @@ def test_auto_proposes_recipes_that_are_served_without_being_declared(config: Pa
     report = plan(config)
     assert "auto-1" in report["recipes"]
     found = Plan.read(published(config))
-    extended = found.declaration(declaration(config))
+    extended = declaration(config).with_proposed(found.policies.steps)
     assert "auto-1" in effective_plan(found, extended).assignment.experts
     assert extended.digest == declaration(config).digest
     assert extended.arm("auto-1").context_length == 8192
     config.write_text(DECLARED)
-    assert found.declaration(declaration(config)) == declaration(config)
+    assert declaration(config).with_proposed(found.policies.steps) == declaration(config)
 
 
 def test_a_bound_that_the_probes_do_not_show_leaves_the_recipe_out_with_its_line_and_the_remedy(config: Path) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from coe.planning import Plan, effective_plan
+from coe.planning.effective_plan import effective_plan
+from coe.planning.plan import Plan
 from coe.recipes.agreement import AnswerWeights
 from coe.recipes.policy import default_policy
 from coe.recipes.policy_file import ArmPolicies
@@ -59,5 +60,5 @@ def test_an_arm_is_dropped_if_its_recipe_is_gone_or_has_other_members() -> None:
         assert found.assignment.choice[0] != "panel"
         assert found.policies.by_arm == {}
         (removed,) = (one for one in found.consequences if one.kind == "recipe_removed")
-        assert removed.sentence.startswith("recipe 'panel' of the plan is no longer declared with the same members: ")
+        assert removed.sentence.startswith("recipe 'panel' is not declared as it was planned: ")
         assert removed.replan

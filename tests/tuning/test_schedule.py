@@ -19,8 +19,9 @@ from coe.measuring.tuning.schedule import (
     stratified,
     without_prompts,
 )
-from coe.planning import Problem, Uses
+from coe.planning.problem import Problem
 from coe.planning.score_table import ScoreTable, fit_pseudo_count, tabulate_partly, tabulate_softly
+from coe.planning.uses import Uses
 
 EXPERTS = ("a", "b", "c")
 GOAL = Goal()

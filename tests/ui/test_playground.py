@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from playwright.async_api import Browser, Locator, Page, expect
+from playwright.async_api import Browser, Locator, Page, Route, expect
 
 from coe.records import open_log_and_feedback
 from tests.gateway.served import SQLITE
@@ -50,6 +50,31 @@ async def test_an_answer_streams_and_the_panel_explains_the_decision(browser: Br
         await expect(page.get_by_role("heading", name="Candidates")).to_be_visible()
         await page.go_back()
         await expect(answers(page)).to_contain_text("code, please")
+
+
+async def test_why_shows_the_nearest_measured_prompts_and_their_scores(
+    browser: Browser, playground: Playground
+) -> None:
+    near = {"category": "code", "similarity": 0.914, "weight": 0.2}
+    measured = [
+        {**near, "prompt_id": "p1", "text": "sort a list", "scores": {"coder": 1.0, "painter": 0.0}},
+        {**near, "prompt_id": "req_1", "category": "", "text": None, "scores": {"coder": 0.75}},
+    ]
+
+    async def add_measured(route: Route) -> None:
+        response = await route.fetch()
+        await route.fulfill(response=response, json=await response.json() | {"measured": measured})
+
+    async with visiting(browser, playground.url) as page:
+        await page.route("**/v1/route", add_measured)
+        await send_prompt(page, "code, please")
+        heading = page.get_by_role("heading", name="Nearest measured prompts")
+        shown = page.locator("section").filter(has=heading).locator(".neighbours li")
+        await expect(shown).to_have_count(2)
+        for said in ("sort a list", "code", "0.91", "coder 1", "painter 0", "weight 20"):
+            await expect(shown.first).to_contain_text(said)
+        await expect(shown.last).to_contain_text("coder 0.75")
+        await expect(shown.last.get_by_role("link", name="Rated request")).to_have_attribute("href", "#/log/req_1")
 
 
 async def test_settings_go_with_each_request_and_the_conversation_too(browser: Browser, playground: Playground) -> None:

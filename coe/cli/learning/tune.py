@@ -164,7 +164,7 @@ def _planned(
     if reason == "stopped":
         return report
     store = synced_store(settings, "assignment")
-    options = PlanOptions(benchmark, PLAN_DEVIATIONS, "", (), False, True, LOG_SECONDS)
+    options = PlanOptions(benchmark, PLAN_DEVIATIONS, drop_feedback=False, dry_run=True, log_seconds=LOG_SECONDS)
     plan = make_plan(settings, scoring.registry, store, folder, options)
     if not json:
         for text in comparison(plan):

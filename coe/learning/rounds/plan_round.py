@@ -24,17 +24,18 @@ from coe.learning.moves import HeldOutProbes
 from coe.learning.plan_candidate import CurrentPlan, JudgedPlan, judge_plan, with_residual_alone
 from coe.learning.probe_split import split_probes
 from coe.learning.refit import MAX_PSEUDO_COUNT, Weighting
+from coe.learning.rounds.rated_residual import fit_rated
 from coe.learning.rounds.round import Candidate, Job, ManifestFields, RoundState, read_round_states
 from coe.measuring.quality import Quality, read_quality
-from coe.planning import MeasuredUses, Plan
 from coe.planning.grid import Array
 from coe.planning.job.basis import compare_with_single_experts
 from coe.planning.job.budget_solver import BudgetSolver
-from coe.planning.job.residual import refitted
+from coe.planning.plan import Plan
 from coe.planning.problem import relative_cost
-from coe.planning.residual import Evidence, Residual
+from coe.planning.residual import Evidence
 from coe.planning.score_table import ScoreTable, fit_pseudo_count
-from coe.recipes.fitting.columns import RecipeColumns, recipe_columns
+from coe.planning.uses import MeasuredUses
+from coe.recipes.fitting.columns import recipe_columns
 from coe.records.feedback import FEEDBACK_KINDS
 
 
@@ -91,8 +92,10 @@ def _judge(
 ) -> Candidate:
     experience, version = loaded.experience, job.store(ASSIGNMENT).in_use()
     plan = None if version is None else Plan.read(job.store(ASSIGNMENT).published(version).folder)
-    unused, refit, tested = _refitted_residual(job, plan, loaded)
-    residual = current.assignment.residual if refit is None else refit
+    residual = current.assignment.residual
+    unused = None if plan is None or residual else plan.unused
+    rated, tested = fit_rated(residual or unused, job)
+    residual = rated or residual
     uses, recipes = MeasuredUses.nothing(), RecipeColumns()
     if plan is not None:
         planned, policies = plan.problem, plan.policies.only(arms := plan.arms(job.registry))
@@ -113,7 +116,7 @@ def _judge(
         weighting=measured.weighting,
         guarded=job.registry.category_names,
     )
-    if refit and tested and judged.tested and not judged.judgement.promote:
+    if rated and tested and judged.tested and not judged.judgement.promote:
         judged = with_residual_alone(judged, current, solve_plan=solver, gain=_residual_sentence(tested))
     judgement = judged.judgement
     state = replace(state, promoted=judgement.promote, sentence=judgement.sentence)
@@ -127,9 +130,8 @@ def _judge(
     def save(folder: Path) -> ManifestFields:
         found = solver.plan(judged.candidate, judged.refit, measured=base, reassigned=reassigned)
         policies = found.policies if plan is None else plan.policies
-        unused_now = unused if residual is None else None
-        found = replace(found, against=compare_with_single_experts(found), policies=policies, unused=unused_now)
-        found.save(folder)
+        rest = None if residual else unused
+        replace(found, against=compare_with_single_experts(found), policies=policies, unused=rest).save(folder)
         return {"categories": judged.candidate.categories, "data": job.registry.digest, "metrics": {}}
 
     return Candidate(
@@ -142,24 +144,10 @@ def _judge(
     )
 
 
-def _refitted_residual(
-    job: Job, plan: Plan | None, loaded: LoadedExperience
-) -> tuple[Residual | None, Residual | None, Evidence | None]:
-    """The residual that the plan in use does not use; the one to use instead, fitted with rated requests, if it
-    improves decisions; and the evidence. None of each that there is not."""
-    assignment, unused = job.in_use.assignment, None
-    if (residual := assignment.residual) is None and plan is not None and plan.unused is not None:
-        residual = unused = plan.unused.over(assignment.categories, assignment.experts)
-    if residual is None:
-        return None, None, None
-    return unused, *refitted(residual, job.settings, assignment, loaded)
-
-
 def _residual_sentence(tested: Evidence) -> str:
+    used = f"is not used: {tested.refused}" if tested.refused else "is used"
     gain = f"{tested.gain:+.4f} ± {tested.error:.4f} on the measured prompts"
-    return (
-        f"the residual with rated requests {f'is not used: {tested.refused}' if tested.refused else 'is used'} ({gain})"
-    )
+    return f"the residual with rated requests {used} ({gain})"
 
 
 @dataclass(frozen=True, slots=True)

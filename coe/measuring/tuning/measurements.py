@@ -14,10 +14,10 @@ from coe.measuring.quality import column_means
 from coe.measuring.scoring_run import Cell
 from coe.measuring.tuning.schedule import Assessment, Goal, assess, stratified, without_prompts
 from coe.measuring.tuning.spending import max_output_tokens
-from coe.planning import MEASURES, MeasuredUses, Problem
 from coe.planning.job.budget_solver import declared_problem
+from coe.planning.problem import Problem
 from coe.planning.score_table import ScoreTable, fit_pseudo_count, tabulate_partly
-from coe.planning.uses import ASSUMED_OUTPUT_TOKENS
+from coe.planning.uses import ASSUMED_OUTPUT_TOKENS, MEASURES, MeasuredUses
 from coe.registry import Registry
 
 Array = NDArray[np.float64]

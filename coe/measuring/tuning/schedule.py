@@ -15,8 +15,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.planning import Problem, best_choice
+from coe.planning.problem import Problem
 from coe.planning.score_table import ScoreTable
+from coe.planning.solver import best_choice
 
 Array = NDArray[np.float64]
 BLOCK_PROBES = 3

@@ -1,4 +1,4 @@
-"""Builds the problem of a plan from measured scores, the declaration and the feedback in the plan in use.
+"""Solves a plan from measured scores, the declaration and the feedback in the plan in use.
 
 Quality is a lower confidence bound on the measured scores. In categories that `coe retrain` has reassigned, feedback is
 merged with the scores. Experts without scores, and categories pinned to them, are left out and reported.
@@ -17,18 +17,22 @@ from numpy.typing import NDArray
 
 from coe.artifacts.kinds import ROUTER
 from coe.artifacts.store import ArtifactStore
-from coe.errors import ArtifactError, DataError
+from coe.errors import ArtifactError, ConfigError, DataError
 from coe.foreground import note_if_slow
 from coe.learning.logged_uses import LoggedUses
 from coe.learning.refit import MAX_PSEUDO_COUNT, merged
-from coe.measuring.quality import Quality, read_quality
-from coe.planning import MeasuredUses, Plan, Problem, planned_quality, planned_use, round_traffic
+from coe.measuring.quality import read_quality
 from coe.planning.grid import Array
 from coe.planning.job.budget_solver import PRICE_SAMPLE_SIZE, declared_problem
 from coe.planning.paired_scores import Difference
+from coe.planning.plan import Plan, declared_digests, round_traffic
+from coe.planning.problem import Problem
 from coe.planning.score_table import ScoreTable, fit_pseudo_count, tabulate_partly
-from coe.recipes.fitting.columns import RecipeColumns, recipe_columns
-from coe.registry import Registry
+from coe.planning.solver import planned_quality, planned_use, solve
+from coe.planning.uses import MeasuredUses
+from coe.recipes.fitting.columns import recipe_columns
+from coe.recipes.policy_file import ArmPolicies
+from coe.registry import Registry, yaml_source
 from coe.settings import Settings
 from coe.terminal import print_error
 
@@ -36,77 +40,48 @@ MIN_PAIRED = 10
 """Prompts that a paired error needs."""
 
 
-@dataclass(frozen=True, slots=True)
-class LeftOut:
-    """The parts of a declaration that a plan leaves out.
-
-    `experts` have no usable scores. `categories` are pinned to one of these, which
-    answers them without the plan. `undeclared` counts prompts of categories that experts.yaml does not declare.
-    `unprobed` are planned categories without a prompt, whose quality is estimated from the other categories.
-    """
-
-    experts: tuple[str, ...]
-    categories: Mapping[str, str]
-    undeclared: Mapping[str, int]
-    unprobed: tuple[str, ...]
-
-    @classmethod
-    def of(cls, registry: Registry, data: Quality, table: ScoreTable) -> LeftOut:
-        """Compare a declaration, its scores and the table that is planned on."""
-        pinned = {name: registry.assignment[name] for name in registry.category_names if name not in table.categories}
-        undeclared = Counter(name for name in data.categories if name not in registry.category_names)
-        counts = zip(table.categories, table.count.max(axis=1).tolist(), strict=True)
-        without_expert = [name for name in data.models if name not in table.experts]
-        unprobed = tuple(name for name, count in counts if not count)
-        return cls((*data.unscored, *without_expert), pinned, dict(undeclared), unprobed)
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Basis:
-    """The evidence and the problem of a measured plan; see `Plan` for the names that both have.
+    """A solved plan with what it was measured on.
 
     The measured prompts have `prompts` (id and text), `labels` (n_prompts,), the index of the category, and `scores`
-    (n_prompts, n_experts), NaN where missing. `recipes` are the last columns of the problem.
+    (n_prompts, n_experts), NaN where missing. `left_out` are the parts of the declaration that the plan leaves out:
+    `experts` without usable scores; `categories` pinned to one of these, which answers them; the number of prompts by
+    category that is `undeclared`; `unprobed` categories, whose quality is estimated from the others. `unplanned` has
+    the reason for each recipe that is left out.
     """
 
-    problem: Problem
-    table: ScoreTable
-    source: str
-    deviations: float
-    pseudo_count: float
-    feedback: ScoreTable | None
-    reassigned: tuple[str, ...]
-    measured_uses: MeasuredUses
-    traffic: Array | None
+    plan: Plan
     prompts: Sequence[tuple[str, str]]
     labels: NDArray[np.int64]
     scores: Array
-    recipes: RecipeColumns
-    left_out: LeftOut
+    left_out: Mapping[str, Any]
+    unplanned: Mapping[str, str]
 
-    def paired_error(self, choice: Sequence[str]) -> Array:
-        """Standard error, by category and expert, of its mean score less that of the chosen expert, on the prompts that
-        both answered; NaN if they are too few.
 
-        It is that of the plain means; the estimates of the plan are shrunk, so their difference varies less. A cell's
-        variance is shrunk towards that of the expert's differences in all categories, as `pseudo_count` prompts. NaN
-        too where no score differs in any category: the prompts do not show that the experts are equal.
-        """
-        chosen = np.array([self.problem.experts.index(name) for name in choice])
-        shape = self.problem.quality.shape
-        own = np.arange(shape[1]) == chosen[:, None]
-        squares, count = np.zeros(shape), np.zeros(shape)
-        for row, column in enumerate(chosen):
-            cell = self.scores[self.labels == row]
-            differences = cell - cell[:, [column]]
-            count[row] = np.isfinite(differences).sum(axis=0)
-            mean = np.nansum(differences, axis=0) / np.maximum(count[row], 1)
-            squares[row] = np.nansum((differences - mean) ** 2, axis=0)
-        free = np.where(own, 0.0, np.maximum(count - 1, 0.0)).sum(axis=0)
-        pooled, size = squares.sum(axis=0) / np.maximum(free, 1.0), np.maximum(count, 1.0)
-        variance = (squares + pooled * self.pseudo_count) / (size + self.pseudo_count) / size
-        known = (count >= MIN_PAIRED) & (pooled > 0)
-        return np.where(own, 0.0, np.where(known, np.sqrt(variance), np.nan))
+def paired_error(plan: Plan, labels: NDArray[np.int64], scores: Array) -> Array:
+    """Standard error, by category and expert, of its mean score less that of the chosen expert, on the prompts that
+    both answered; NaN if they are too few.
+
+    It is that of the plain means; the estimates of the plan are shrunk, so their difference varies less. A cell's
+    variance is shrunk towards that of the expert's differences in all categories, as `pseudo_count` prompts. NaN too
+    where no score differs in any category: the prompts do not show that the experts are equal.
+    """
+    chosen = np.array([plan.problem.experts.index(name) for name in plan.assignment.choice])
+    shape = plan.problem.quality.shape
+    own = np.arange(shape[1]) == chosen[:, None]
+    squares, count = np.zeros(shape), np.zeros(shape)
+    for row, column in enumerate(chosen):
+        cell = scores[labels == row]
+        differences = cell - cell[:, [column]]
+        count[row] = np.isfinite(differences).sum(axis=0)
+        mean = np.nansum(differences, axis=0) / np.maximum(count[row], 1)
+        squares[row] = np.nansum((differences - mean) ** 2, axis=0)
+    free = np.where(own, 0.0, np.maximum(count - 1, 0.0)).sum(axis=0)
+    pooled, size = squares.sum(axis=0) / np.maximum(free, 1.0), np.maximum(count, 1.0)
+    variance = (squares + pooled * plan.pseudo_count) / (size + plan.pseudo_count) / size
+    known = (count >= MIN_PAIRED) & (pooled > 0)
+    return np.where(own, 0.0, np.where(known, np.sqrt(variance), np.nan))
 
 
 def plan_basis(
@@ -119,11 +94,12 @@ def plan_basis(
     before: Plan | None = None,
     logged: LoggedUses | None = None,
 ) -> Basis:
-    """Return what the plan is solved from: the scored experts and the categories that they may serve.
+    """Solve a plan of the scored experts and the categories that they may serve.
 
     The feedback in the plan `before` is merged with the scores of the categories that it reassigned, and the usage
     measured by `coe score` with the `logged` usage. Enough logged requests of the router in use also give the weights
-    of categories and the sample of traffic, in place of the probes. Raises DataError where no category can be planned.
+    of categories and the sample of traffic, in place of the probes. Raises DataError where no category can be planned,
+    and ConfigError with the line of the budget if no plan keeps it.
     """
     data = read_quality(folder, benchmark=benchmark, only=registry.expert_names, partly=True)
     experts = tuple(name for name in registry.expert_names if name in data.models)
@@ -172,22 +148,37 @@ def plan_basis(
     weights = np.maximum(member.sum(axis=0), 1.0) if mix is None else mix[0]
     problem = declared_problem(registry, table, quality=quality, weights=weights, measured_uses=uses, recipes=recipes)
     texts = [data.prompts[row] for row in rows]
-    return Basis(
-        problem=problem,
-        table=table,
-        source=f"{len(rows)} prompts of {folder.name}",
-        deviations=deviations,
-        pseudo_count=pseudo_count,
+    traffic = _traffic(settings, problem, texts, None if mix is None else mix[1])
+    try:
+        with note_if_slow("solving the plan"):
+            assignment = solve(problem, traffic=traffic)
+    except ConfigError as error:
+        line = yaml_source.read(settings.config).at(("budget",))
+        raise ConfigError(*(f"{line}: {problem}" for problem in error.problems)) from error
+    plan = Plan(
+        assignment,
+        problem,
+        table,
+        f"{len(rows)} prompts of {folder.name}",
+        deviations,
+        pseudo_count,
+        measured=table,
         feedback=feedback,
         reassigned=reassigned,
         measured_uses=uses,
-        traffic=_traffic(settings, problem, texts, None if mix is None else mix[1]),
-        prompts=list(zip([data.prompt_ids[row] for row in rows], texts, strict=True)),
-        labels=labels,
-        scores=all_scores,
-        recipes=recipes,
-        left_out=LeftOut.of(registry, data, table),
+        pins=pins,
+        declared=declared_digests(registry),
+        traffic=traffic,
+        policies=ArmPolicies(categories, recipes.policies, recipes.written),
     )
+    left_out = {
+        "experts": (*data.unscored, *(name for name in data.models if name not in experts)),
+        "categories": {name: pins[name] for name in registry.category_names if name not in categories},
+        "undeclared": Counter(name for name in data.categories if name not in registry.category_names),
+        "unprobed": [name for name, count in zip(categories, table.count.max(axis=1), strict=True) if not count],
+    }
+    prompts = list(zip([data.prompt_ids[row] for row in rows], texts, strict=True))
+    return Basis(plan, prompts, labels, all_scores, left_out, recipes.left_out)
 
 
 def _logged_tables(logged: LoggedUses, scored: MeasuredUses, registry: Registry) -> dict[str, ScoreTable]:
@@ -195,8 +186,8 @@ def _logged_tables(logged: LoggedUses, scored: MeasuredUses, registry: Registry)
     plan then in use."""
     shared = np.array([registry.device_of(registry.expert(name)) is not None for name in scored.experts])
     tables = {name: one.over(scored.categories, scored.experts) for name, one in logged.tables(scored.experts).items()}
-    times = {name: tables[name] for name in ("latency_ms", "first_token_ms")}
-    return tables | {name: replace(one, count=np.where(shared, 0.0, one.count)) for name, one in times.items()}
+    times = tables["latency_ms"]
+    return tables | {"latency_ms": replace(times, count=np.where(shared, 0.0, times.count))}
 
 
 def _traffic(settings: Settings, problem: Problem, prompts: Sequence[str], logged: Array | None) -> Array | None:
@@ -224,30 +215,29 @@ def compare_with_single_experts(plan: Plan, errors: Array | None = None) -> tupl
     `quality` is the lower confidence bound that the plan optimizes, and `estimate` the mean. `cost` is in US dollars
     per thousand requests. `latency_ms` is null if it is unknown. Pins and limits are ignored for single experts.
     `less_plan` is the expert's quality minus the plan's; its standard error is that of paired means by category
-    (`errors`, see `Basis.paired_error`), null if a category has too few prompts.
+    (`errors`, see `paired_error`), null if a category has too few prompts.
     """
     problem, weights = plan.problem, plan.problem.weights
     chosen = [problem.experts.index(name) for name in plan.assignment.choice]
     used, quality = planned_use(problem, plan.assignment), planned_quality(problem, plan.assignment)
-    own: dict[str, Any] = {
-        "expert": None,
-        "quality": quality,
-        "estimate": float(weights @ plan.estimate[np.arange(len(chosen)), chosen]),
-        "cost": used.get("mean_cost"),
-        "latency_ms": used.get("mean_latency_ms"),
-    }
+    estimate = float(weights @ plan.estimate[np.arange(len(chosen)), chosen])
+
+    def row(expert: str | None, bound: float, mean: float, cost: float | None, latency: float | None) -> dict[str, Any]:
+        known = latency if latency is not None and np.isfinite(latency) else None
+        return {"expert": expert, "quality": bound, "estimate": mean, "cost": cost, "latency_ms": known}
+
+    bounds = plan.table.lower(
+        deviations=plan.deviations, pseudo_count=plan.pseudo_count
+    )  # also where a pin excludes it
+    tables = bounds, plan.estimate, problem.use("mean_cost"), problem.use("mean_latency_ms")
     unknown = np.full(problem.quality.shape, np.nan)
     error = np.sqrt(weights**2 @ (unknown if errors is None else errors) ** 2)
-    tables = plan.bounds, plan.estimate, problem.use("mean_cost"), problem.use("mean_latency_ms")
-    rows = zip(problem.experts, *((weights @ table).tolist() for table in tables), error.tolist(), strict=True)
-    return own, *(
-        {
-            "expert": name,
-            "quality": bound,
-            "estimate": estimate,
-            "cost": cost,
-            "latency_ms": latency if np.isfinite(latency) else None,
-            "less_plan": Difference(bound - quality, error).to_json(),
-        }
-        for name, bound, estimate, cost, latency, error in rows
+    rows = zip(problem.experts, *((weights @ table).tolist() for table in tables), strict=True)
+    less = [
+        Difference(bound - quality, one).to_json()
+        for bound, one in zip((weights @ bounds).tolist(), error.tolist(), strict=True)
+    ]
+    return (
+        row(None, quality, estimate, used.get("mean_cost"), used.get("mean_latency_ms")),
+        *(row(*single) | {"less_plan": difference} for single, difference in zip(rows, less, strict=True)),
     )

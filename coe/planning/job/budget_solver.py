@@ -13,20 +13,14 @@ import numpy as np
 
 from coe.learning.experience import Experience
 from coe.learning.refit import Refit
-from coe.planning import (
-    Assignment,
-    MeasuredUses,
-    Plan,
-    Problem,
-    answer_digests,
-    declared_uses,
-    marginal_values,
-    round_traffic,
-    solve,
-)
+from coe.planning.assignment import Assignment
 from coe.planning.grid import Array
+from coe.planning.plan import Plan, declared_digests, round_traffic
+from coe.planning.problem import Problem
 from coe.planning.residual import Residual
 from coe.planning.score_table import ScoreTable
+from coe.planning.solver import marginal_values, solve
+from coe.planning.uses import MeasuredUses, declared_uses
 from coe.recipes.fitting.columns import RecipeColumns
 from coe.registry import Registry
 
@@ -70,7 +64,7 @@ PRICE_SAMPLE_SIZE = 4000
 class BudgetSolver:
     """Solves plans for the requests of `experience` under the budget that `registry` declares.
 
-    `measured_uses` are those of the plan in use, `recipes` its arms, and `residual` its residual, which stays.
+    `measured_uses` are those of the plan in use, `recipes` its arms, and `residual` the one to plan with.
     """
 
     registry: Registry
@@ -100,7 +94,7 @@ class BudgetSolver:
             reassigned=reassigned,
             measured_uses=self.measured_uses,
             pins=self.registry.assignment,
-            answers=answer_digests(self.registry),
+            declared=declared_digests(self.registry),
             value_of_expert=marginal_values(problem, candidate),
             traffic=self._traffic(problem),
         )

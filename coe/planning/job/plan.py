@@ -8,61 +8,47 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from coe.artifacts.artifact_sync import synced_store
 from coe.artifacts.kinds import GATE
 from coe.artifacts.store import ArtifactStore
-from coe.errors import ArtifactError, ConfigError, DataError, StoreError
+from coe.errors import ArtifactError, DataError, StoreError
 from coe.foreground import note_if_slow
 from coe.learning.log_frame import frame_of, open_logs
 from coe.learning.logged_uses import LoggedUses, uses_report
 from coe.measuring.gate_fit import GateExamples, fit_gate, gate_report
 from coe.measuring.passage_gain import GAINS_FILE, read_gains
-from coe.planning import (
-    Assignment,
-    Plan,
-    Problem,
-    answer_digests,
-    marginal_values,
-    planned_quality,
-    planned_use,
-    routed_use,
-    solve,
-    sweep,
-)
+from coe.planning.assignment import Assignment
 from coe.planning.grid import Array
-from coe.planning.job.basis import Basis, compare_with_single_experts, plan_basis
-from coe.planning.job.residual import with_residual
-from coe.recipes.policy_file import ArmPolicies
+from coe.planning.job.basis import Basis, compare_with_single_experts, paired_error, plan_basis
+from coe.planning.plan import Plan
+from coe.planning.problem import Problem
+from coe.planning.residual import Evidence, Residual, fit_residual
+from coe.planning.solver import marginal_values, planned_quality, planned_use, solve
 from coe.registry import Registry, yaml_source
 from coe.registry.yaml_source import KeyPath
 from coe.retrieval.gate import GATE_FILE
+from coe.routing.request_text import prompt_text
 from coe.settings import Settings
 from coe.terminal import print_error
-
-MAX_OVERUSE = 1.05
-"""Use over limit above which a note says that the sample of traffic breaks the limit. Prices keep the use within about
-a hundredth of the limit where they can."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlanOptions:
     """Options of a plan.
 
-    Quality is `deviations` standard errors below the mean. `sweep_row` is a budget row to sweep over `sweep_limits`,
-    empty for none. With `drop_feedback` the plan rests on the scores alone. Uses are also measured in the routing log
-    of the last `log_seconds`; 0 for none.
+    Quality is `deviations` standard errors below the mean. With `drop_feedback` the plan rests on the scores alone.
+    Uses are also measured in the routing log of the last `log_seconds`; 0 for none.
     """
 
     benchmark: str | None
     deviations: float
-    sweep_row: str
-    sweep_limits: Sequence[float]
     drop_feedback: bool
     dry_run: bool
     log_seconds: float = 0.0
@@ -86,36 +72,14 @@ def make_plan(
         before=None if options.drop_feedback else before,
         logged=logged,
     )
-    unplanned = _unplanned(settings, registry, basis.recipes.left_out)
-    problem = basis.problem
-    with note_if_slow("solving the plan"):
-        assignment = _solve(settings, basis)
+    unplanned = _unplanned(settings, registry, basis.unplanned)
     with note_if_slow("testing the residual"):
-        assignment, unused, evidence = with_residual(settings, registry, basis, assignment)
-    with note_if_slow("the sweep"):
-        rows = sweep(problem, options.sweep_row, options.sweep_limits) if options.sweep_row else []
+        assignment, unused, evidence = _with_residual(settings, registry, basis)
+    problem = basis.plan.problem
     with note_if_slow("finding each expert's marginal value"):
         values = marginal_values(problem, assignment)
-    recipes = basis.recipes
-    plan = Plan(
-        assignment,
-        problem,
-        basis.table,
-        basis.source,
-        basis.deviations,
-        basis.pseudo_count,
-        measured=basis.table,
-        feedback=basis.feedback,
-        reassigned=basis.reassigned,
-        measured_uses=basis.measured_uses,
-        pins=registry.assignment,
-        answers=answer_digests(registry),
-        value_of_expert=values,
-        traffic=basis.traffic,
-        unused=unused,
-        policies=ArmPolicies(problem.categories, recipes.policies, recipes.written),
-    )
-    errors = basis.paired_error(assignment.choice)
+    plan = replace(basis.plan, assignment=assignment, value_of_expert=values, unused=unused)
+    errors = paired_error(plan, basis.labels, basis.scores)
     plan = replace(plan, against=compare_with_single_experts(plan, errors))
     if not options.dry_run:
         with store.draft() as draft:
@@ -133,16 +97,13 @@ def make_plan(
         "uses": uses_report(plan, logged),
         "value_of_expert": values,
         "against": plan.against,
-        "sweep": [asdict(row) for row in rows],
-        "sweep_impossible": sorted(set(options.sweep_limits) - {row.limit for row in rows}),
-        "left_out": asdict(basis.left_out) | {"recipes": unplanned},
+        "left_out": {**basis.left_out, "recipes": unplanned},
         "recipes": plan.policies.steps,
         "feedback": {
-            "kept": basis.reassigned,
-            "dropped": sorted(set(before.reassigned if before else ()) - set(basis.reassigned)),
+            "kept": plan.reassigned,
+            "dropped": sorted(set(before.reassigned if before else ()) - set(plan.reassigned)),
         },
         "residual": evidence._asdict(),
-        "sample": _sample_use(plan),
     }
     _add_margin_errors(report["assignment"], registry, problem, errors)
     return report | ({"gate": gate} if gate else {})
@@ -163,13 +124,43 @@ def _unplanned(settings: Settings, registry: Registry, left_out: Mapping[str, st
     return found
 
 
-def _solve(settings: Settings, basis: Basis) -> Assignment:
-    """Solve the plan. Raises ConfigError with the line of the budget if no plan keeps it."""
+def _with_residual(
+    settings: Settings, registry: Registry, basis: Basis
+) -> tuple[Assignment, Residual | None, Evidence]:
+    """Return the assignment with its residual and the prices for it, if that improves decisions; else the measured
+    prompts as a residual that is not used; and the evidence. It is fitted with the encoder of the router in use."""
+    import routers
+    from coe.artifacts.active_state import check_router, encoder_digest, load_router
+
+    assignment, traffic = basis.plan.assignment, basis.plan.traffic
     try:
-        return solve(basis.problem, traffic=basis.traffic)
-    except ConfigError as error:
-        line = yaml_source.read(settings.config).at(("budget",))
-        raise ConfigError(*(f"{line}: {problem}" for problem in error.problems)) from error
+        artifact = check_router(settings)[1]
+        encoder, router = routers.load_encoder(artifact.folder), load_router(registry, artifact)
+    except ArtifactError:
+        return assignment, None, Evidence(0.0, 0.0, "it needs the encoder of a router; run `coe train`")
+    columns = [router.categories.index(name) for name in assignment.categories]
+
+    def read(rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        texts = [prompt_text(basis.prompts[row][1]) for row in rows.tolist()]
+        with note_if_slow("encoding the measured prompts"):
+            features = encoder.features(texts)
+        predictions = router.predict(texts, embeddings=features)
+        return features, np.stack([one.probabilities[columns] for one in predictions])
+
+    measured = Residual.of(
+        read,
+        basis.labels,
+        basis.scores,
+        dimensions=encoder.dimensions,
+        categories=assignment.categories,
+        experts=assignment.experts,
+        prompts=basis.prompts,
+        encoder=encoder_digest(artifact),
+    )
+    residual, evidence = fit_residual(measured, np.where(np.isfinite(assignment.quality), assignment.price, np.inf))
+    if residual is None:
+        return assignment, measured, evidence
+    return solve(basis.plan.problem, traffic=traffic, residual=residual), None, evidence
 
 
 def _add_margin_errors(rows: Sequence[dict[str, Any]], registry: Registry, problem: Problem, errors: Array) -> None:
@@ -191,19 +182,6 @@ def _plan_in_use(store: ArtifactStore) -> Plan | None:
     except ArtifactError as error:
         print_error(f"note: the feedback in the plan in use cannot be kept: {error}")
         return None
-
-
-def _sample_use(plan: Plan) -> dict[str, dict[str, float]]:
-    """Return, for each limited budget row, the limit and the use of the traffic sample routed at the plan's prices."""
-    used = {} if plan.traffic is None else routed_use(plan.problem, plan.assignment, plan.traffic)
-    found = {row: {"used": value, "limit": plan.problem.budget[row]} for row, value in used.items()}
-    for row, one in found.items():
-        if one["used"] > MAX_OVERUSE * one["limit"]:
-            print_error(
-                f"note: routed at the plan's prices the sample of traffic comes to {row} {one['used']:.4g}, above the "
-                f"limit of {one['limit']:g}: prices cannot divide requests to which the router gives the same posterior"
-            )
-    return found
 
 
 def plan_to_json(problem: Problem, assignment: Assignment) -> dict[str, Any]:

@@ -16,8 +16,14 @@ from numpy.typing import NDArray
 
 from coe.measuring.quality import Quality, filled
 from coe.measuring.recorded_answers import MeasuredArm, read_answers, read_grades, read_recipe_answers
-from coe.planning import MEASURES, MeasuredUses, Uses, declared_uses
-from coe.planning.uses import ASSUMED_INPUT_TOKENS, ASSUMED_OUTPUT_TOKENS
+from coe.planning.uses import (
+    ASSUMED_INPUT_TOKENS,
+    ASSUMED_OUTPUT_TOKENS,
+    MEASURES,
+    MeasuredUses,
+    Uses,
+    declared_uses,
+)
 from coe.recipes.agreement import NO_ANSWER, Array
 from coe.recipes.fitting.answers import Answers
 from coe.recipes.fitting.arms import cost_by_category, expected_quality, relative_use

@@ -14,10 +14,10 @@ from starlette.responses import Response
 from coe.artifacts.kinds import ASSIGNMENT
 from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError
-from coe.planning import Assignment, Plan, present_problem
+from coe.planning.assignment import Assignment
 from coe.planning.grid import align, select
+from coe.planning.plan import Plan
 from coe.planning.problem import USE_OF_ROW
-from coe.registry import Registry
 from gateway.endpoints.handler import json_response
 from gateway.services import Services
 
@@ -61,14 +61,14 @@ def _map_of(services: Services) -> dict[str, Any]:
         "hosted": [name for name in assignment.experts if name in assignment.hosted],
         "prices": dict(zip(assignment.experts, (weights @ assignment.price).tolist(), strict=True)),
         "consequences": [asdict(one) for one in snapshot.consequences],
-        "measured": None if plan is None else _measured(plan, registry, assignment, weights),
+        "measured": None if plan is None else _measured(plan, assignment, weights),
     }
 
 
-def _measured(plan: Plan, registry: Registry, assignment: Assignment, weights: NDArray[np.float64]) -> dict[str, Any]:
-    """The scores that the plan was solved from, null where it has none. Uses are those declared now: means over the
+def _measured(plan: Plan, assignment: Assignment, weights: NDArray[np.float64]) -> dict[str, Any]:
+    """The scores that the plan was solved from, null where it has none. Uses are the planned ones: means over the
     plan's categories, and by category; unknown ones are null."""
-    problem, names = present_problem(plan, registry), (assignment.categories, assignment.experts)
+    problem, names = plan.problem, (assignment.categories, assignment.experts)
     by_category = {use: problem.use(row) for row, use in USE_OF_ROW.items()}
     memory = select(by_category.pop("memory_gb"), problem.experts, assignment.experts)
     uses = {name: align(use, (problem.categories, problem.experts), names) for name, use in by_category.items()}

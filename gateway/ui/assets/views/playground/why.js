@@ -91,9 +91,7 @@ function measured({ measured: prompts }) {
   return html`<ol class="neighbours">
     ${prompts.map(
       ({ prompt_id: id, category, text, similarity, weight, scores }) => html`<li>
-        ${text == null
-          ? html`<a href="#/log/${id}">Rated request</a>`
-          : html`<span class="text" dir="auto">${text}</span>`}
+        ${text == null ? html`<a href="#/log/${id}">Rated request</a>` : html`<span class="text" dir="auto">${text}</span>`}
         <span class="near">
           <span>${category}</span>${bar(similarity, 8)}<span class="number">${similarity.toFixed(2)}<span class="unseen"> cosine similarity</span></span>
         </span>
