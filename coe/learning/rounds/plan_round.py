@@ -35,7 +35,7 @@ from coe.planning.problem import relative_cost
 from coe.planning.residual import Evidence
 from coe.planning.score_table import ScoreTable, fit_pseudo_count
 from coe.planning.uses import MeasuredUses
-from coe.recipes.fitting.columns import recipe_columns
+from coe.recipes.fitting.columns import RecipeColumns, recipe_columns
 from coe.records.feedback import FEEDBACK_KINDS
 
 
