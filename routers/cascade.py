@@ -246,7 +246,8 @@ def read_config(folder: Path) -> RouterConfig:
     try:
         return TypeAdapter(RouterConfig).validate_python(config)
     except ValidationError as error:
-        raise ArtifactError(f"{folder / CONFIG}: incomplete ({error}); train the router again") from error
+        where = ".".join(map(str, error.errors()[0]["loc"]))
+        raise ArtifactError(f"{folder / CONFIG}: {where} is missing or damaged; train the router again") from error
 
 
 def load_cascade(folder: Path, *, threads: int, version: str | None = None) -> CascadeRouter:

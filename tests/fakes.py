@@ -46,6 +46,7 @@ from gateway.services import Observer, Services
 from gateway.shared_store import SqliteStore
 from gateway.snapshot import Snapshot
 from routers import prompt_digest
+from routers.cascade import FORMAT
 from tests.list_log import ListLog
 from tests.waiting import ManualClock
 
@@ -81,6 +82,20 @@ def plan_of(assignment: Assignment, registry: Registry | None = None) -> Plan:
     uses = declared_uses(registry, assignment.categories).joined(Uses(), arms)
     made_for = {"pins": registry.assignment, "declared": declared_digests(registry)}
     return Plan(assignment, replace(problem, uses=uses), table, "a test", **made_for)
+
+
+def router_json(categories: Sequence[str] = ("code", "general"), **changes: Any) -> bytes:
+    """A valid router.json, of a folder without the router's tables."""
+    model = {"weights": [1.0], "bias": 0.0}
+    config = {
+        "format": FORMAT,
+        "categories": categories,
+        "tokens": 256,
+        "multilingual": False,
+        "ensemble": {"fast": [0.5, 0.5], "encoder": [0.25] * 4, "threshold": 0.5},
+        "in_distribution": {"fast": model, "encoder": model},
+    }
+    return orjson.dumps(config | changes)
 
 
 class WordRouter:

@@ -21,8 +21,8 @@ from coe.planning.score_table import tabulate_softly
 from coe.planning.solver import marginal_values, solve
 from coe.registry import Registry
 from coe.settings import Settings
-from routers.cascade import CONFIG, FORMAT
-from tests.fakes import registry_of
+from routers.cascade import CONFIG
+from tests.fakes import registry_of, router_json
 
 CATEGORIES = ("code", "art", "general")
 SIZES = {"coder": 7.0, "painter": 30.0, "generalist": 2.0}
@@ -84,8 +84,7 @@ def router_published(
     """A folder that passes the checks before loading, but is no router."""
     store = ArtifactStore(settings.artifacts, ROUTER)
     with store.draft() as draft:
-        config = {"format": FORMAT, "kind": "cascade", "categories": list(categories), "mark": mark}
-        (draft / CONFIG).write_bytes(orjson.dumps(config))
+        (draft / CONFIG).write_bytes(router_json(categories, mark=mark))
         artifact = store.publish(draft, categories=categories, data=mark, metrics=metrics or {})
     return artifact.manifest.version
 

@@ -17,7 +17,7 @@ from coe.registry.loader import load
 from coe.settings import Settings
 from gateway.main import open_port, prepare
 from routers.cascade import FORMAT
-from tests.fakes import plan_of
+from tests.fakes import plan_of, router_json
 
 DECLARED = """\
 version: 1
@@ -34,7 +34,7 @@ def settings_of(tmp_path: Path, runtime: str = EXTERNAL, *, form: int = FORMAT) 
     settings = Settings.read({}, config=tmp_path / "experts.yaml")
     store = ArtifactStore(settings.artifacts, "router")
     with store.draft() as draft:
-        (draft / "router.json").write_text(f'{{"format": {form}}}')
+        (draft / "router.json").write_bytes(router_json(format=form))
         artifact = store.publish(draft, categories=("code", "general"), data="", metrics={})
     store.promote(artifact.manifest.version)
     return settings

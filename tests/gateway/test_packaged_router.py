@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import orjson
 import pytest
 
 from coe.artifacts import active_state
@@ -16,6 +15,7 @@ from coe.registry import load
 from coe.settings import Settings
 from gateway.main import prepare
 from routers.cascade import CONFIG, FORMAT
+from tests.fakes import router_json
 
 DECLARED = """\
 version: 1
@@ -35,7 +35,7 @@ def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def ship(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, router_format: int) -> str:
     store = ArtifactStore(tmp_path / "site-packages", "router")
     with store.draft() as draft:
-        (draft / CONFIG).write_bytes(orjson.dumps({"format": router_format}))
+        (draft / CONFIG).write_bytes(router_json(format=router_format))
         artifact = store.publish(draft, categories=["code", "general", "law"], data="", metrics={"accuracy": 0.8})
     monkeypatch.setattr(active_state, "PACKAGED_ROUTER", artifact.folder)
     return artifact.manifest.version

@@ -85,7 +85,7 @@ def test_an_existing_file_is_kept_without_force(folder: Path) -> None:
         assert (status, "--force" in output, file.read_text()) == (1, True, "mine")
         status, output = run("--endpoint", root, "--output", "own.yaml", "--force")
     assert (status, loaded(file).expert_names) == (0, ("Qwen2.5-Coder-7B-Instruct",))
-    assert "coe up own.yaml" in output
+    assert "coe up --config own.yaml" in output
     assert [path.name for path in folder.iterdir()] == ["own.yaml"]
 
 

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from coe.cli import up
-from coe.cli.up import Executor
 from coe.fleet.specs import ServerSpec
 from coe.settings import Settings
 
@@ -26,4 +25,4 @@ async def no_training(*_: object) -> None:
 
 if __name__ == "__main__":
     up._gateway, up._ensure_router = gateway, no_training
-    up.up(port=int(sys.argv[2]), config=Path(sys.argv[1]), executor=Executor((sys.argv[3:] or ["local"])[0]))
+    up.up(port=int(sys.argv[2]), config=Path(sys.argv[1]), executor="ray" if sys.argv[3:] == ["ray"] else "local")
