@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 import routers
 from routers.calibration import auroc, expected_calibration_error, logarithmic_pool
 from routers.cascade import CascadeRouter, load_cascade
-from routers.heads.fast import softmax
+from routers.heads import softmax
 from routers.training.fitting import folds
 
 Row = dict[str, str]

@@ -23,7 +23,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from coe.measuring.probes.probes import probe_of, shipped_rows
+from coe.measuring.probes import probe_of, shipped_rows
 from scripts.try_wheel import gateway, install, run
 
 ROOT = Path(__file__).parent.parent

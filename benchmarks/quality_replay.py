@@ -21,8 +21,7 @@ from coe.planning.assignment import Assignment, expected_utility
 from coe.planning.problem import Problem
 from coe.planning.score_table import ScoreTable
 from coe.planning.solver import solve
-from coe.records.feedback import Feedback
-from coe.records.record import RoutingRecord
+from coe.records.record import Feedback, RoutingRecord
 from coe.routing.decision import choose
 
 RATE, LOSS = 0.1, 0.1

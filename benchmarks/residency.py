@@ -27,9 +27,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from coe.fleet.residency.policy import plan
-from coe.fleet.residency.scheduler import Scheduler
-from coe.fleet.residency.state import Action, DeviceState, Schedule, ServerProfile
+from coe.fleet.residency.policy import Action, DeviceState, Schedule, Scheduler, ServerProfile, plan
 
 MEMORY, HOST_MEMORY = 80.0, 2048.0
 """GB of the device, and of the host's RAM for experts asleep: enough."""

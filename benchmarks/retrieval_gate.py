@@ -26,15 +26,14 @@ import pyarrow.parquet as pq
 
 import routers
 from coe.core import Prediction
-from coe.fleet.fleet import Fleet
-from coe.fleet.planning import local_servers
+from coe.fleet.engines import local_servers
+from coe.fleet.server import Fleet
 from coe.measuring.checkers import contains
 from coe.measuring.gate_fit import GateExamples, fit_gate, gate_decisions, gate_estimates
 from coe.registry import ExpertSpec
 from coe.registry.sections import RetrievalPrice, RetrievalSpec
-from coe.retrieval.ingest.indexing import Indexer, SourceText, encoder_id
-from coe.retrieval.insertion import format_passages
-from coe.retrieval.passages import DocumentKey, Retriever
+from coe.retrieval.indexing import Indexer, SourceText, encoder_id
+from coe.retrieval.insertion import DocumentKey, Retriever, format_passages
 from coe.retrieval.retrieval import Retrieval
 from coe.retrieval.store import open_store
 from routers.calibration import auroc, expected_calibration_error

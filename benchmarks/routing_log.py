@@ -22,8 +22,7 @@ from typing import Any
 import numpy as np
 
 from coe.records import LogWriter, open_log_and_feedback
-from coe.records.codec import RECORD
-from coe.records.record import LogPage, LogQuery, RoutingLog, RoutingRecord
+from coe.records.record import RECORD, LogPage, LogQuery, RoutingLog, RoutingRecord
 
 BATCH = 500
 TURNS = 5

@@ -287,7 +287,7 @@ class Call:
     An expert adds to `sent` each request whose bytes it writes to a server, and removes one that the server refuses:
     what remains may be billed.
 
-    Whatever holds more of the answer than its next part reports it to `memory` (`coe.experts.held_answer`); None for no
+    Whatever holds more of the answer than its next part reports it to `memory` (`coe.experts.outcomes`); None for no
     bound.
     """
 

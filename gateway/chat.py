@@ -25,9 +25,8 @@ from coe.experts.http.sse import EVENT_STREAM
 from gateway.dialects import Dialect, Headers, headers_of
 from gateway.request.admission import ActiveRequest
 from gateway.request.body import ClientLeftError, read_head
-from gateway.request.citations import cited
-from gateway.request.keep_alive import KeepAlive, stream_head
 from gateway.request.stored_step import check_owned
+from gateway.request.streams import KeepAlive, cited, stream_head
 from gateway.request.trace import Trace, read_options, resolve_model, with_rules
 from gateway.services import Services
 

@@ -29,8 +29,8 @@ from coe.artifacts.active_state import (
 )
 from coe.artifacts.api_keys import create_admin_key
 from coe.artifacts.artifact_sync import sync_artifacts, sync_once
-from coe.artifacts.consequences import consequences_of, log_consequences
-from coe.artifacts.traffic_report import TRAFFIC_REPORT_FILE
+from coe.artifacts.redis import TRAFFIC_REPORT_FILE
+from coe.artifacts.versions import consequences_of, log_consequences
 from coe.errors import ConfigError
 from coe.experts import endpoints_of, reading_queues
 from coe.experts.http.client import Client
@@ -42,10 +42,9 @@ from gateway.access.browsers import check_exposure
 from gateway.access.issued_keys import KEYS_FILE, IssuedKeyWatch, check_issued, open_key_store
 from gateway.access.limits import Limiter
 from gateway.app import create_app
-from gateway.cache.step import cache_store, open_cache
+from gateway.cache import cache_store, open_cache
 from gateway.observability.logs import log_request, log_uncaught
-from gateway.observability.metric_workers import share_metrics
-from gateway.observability.metrics import Metrics
+from gateway.observability.metrics import Metrics, share_metrics
 from gateway.observability.observers import ImplicitSignals, Recorder
 from gateway.observability.state_metrics import add_log_metrics, add_traffic_metrics, open_residency
 from gateway.observability.tracing import check_tracing, open_tracing

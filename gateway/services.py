@@ -11,12 +11,11 @@ from typing import Protocol
 
 from coe.experts import ExpertLoader
 from coe.records import LogWriter
-from coe.records.feedback import FeedbackLog
-from coe.records.record import RoutingLog
+from coe.records.record import FeedbackLog, RoutingLog
 from coe.registry import Registry
 from coe.settings import Settings
 from gateway.access.issued_keys import IssuedKeyWatch
-from gateway.cache.step import AnswerCache
+from gateway.cache import AnswerCache
 from gateway.observability.metrics import Metrics
 from gateway.observability.tracing import Tracing
 from gateway.process.jobs import Jobs

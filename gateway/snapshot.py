@@ -14,12 +14,12 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 
 from coe.artifacts.active_state import ActiveState, DocumentIndex, retrieval_in_use
-from coe.artifacts.kinds import ASSIGNMENT, GATE
+from coe.artifacts.manifest import ASSIGNMENT, GATE
 from coe.artifacts.store import ArtifactStore
 from coe.experts import ExpertLoader, ReplicatedExpert, build_experts
 from coe.experts.http.client import Client
-from coe.planning.effective_plan import Consequence
-from coe.recipes.factory import build_recipes
+from coe.planning.plan import Consequence
+from coe.recipes.expert import build_recipes
 from coe.registry import Registry
 from coe.retrieval.store import DocumentStore
 from coe.routing.composition import Composition

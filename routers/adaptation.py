@@ -18,8 +18,7 @@ from coe.core import FAST_UNCERTAIN, GENERAL, Neighbour, Prediction, Router
 from routers.calibration import Floats
 from routers.cascade import CascadeRouter, HeadOutputs
 from routers.examples import prompt_digest
-from routers.heads.fast import FastFeatures
-from routers.heads.semantic import unit, unit_mean
+from routers.heads import FastFeatures, unit, unit_mean
 
 STATIC_WEIGHT, STATIC_BIAS = 17.6, -0.4
 MEAN_WEIGHT, NEAREST_WEIGHT, BIAS = 14.0, 7.7, 0.7

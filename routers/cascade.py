@@ -21,10 +21,20 @@ from pydantic import TypeAdapter, ValidationError
 from coe.core import ENGLISH, FAST_UNCERTAIN, UNDETERMINED, Encoder, Neighbour, Prediction
 from coe.errors import ArtifactError
 from routers.calibration import Floats, logarithmic_pool
-from routers.files import Arrays, content_version, read_arrays, read_json
-from routers.heads.fast import FastFeatures, FastHeads, StaticCentroids, StaticVectors, softmax
-from routers.heads.lexical import LexicalFeatures, LexicalHead
-from routers.heads.semantic import CategoryMeans, KnnHead, LinearHead, unit
+from routers.examples import Arrays, content_version, read_arrays, read_json
+from routers.heads import (
+    CategoryMeans,
+    FastFeatures,
+    FastHeads,
+    KnnHead,
+    LexicalFeatures,
+    LexicalHead,
+    LinearHead,
+    StaticCentroids,
+    StaticVectors,
+    softmax,
+    unit,
+)
 from routers.multilingual import MultilingualHead, MultilingualStage, is_installed
 from routers.tokens import WordCachedTokenizer, load_tokenizer
 

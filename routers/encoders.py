@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.errors import ArtifactError
-from routers.files import content_version
+from routers.examples import content_version
 from routers.tokens import load_tokenizer, replace_surrogates, truncate_middle
 
 if TYPE_CHECKING:

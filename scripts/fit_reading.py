@@ -28,10 +28,19 @@ from ruamel.yaml import YAML
 from scipy.sparse import csr_matrix
 
 from benchmarks.boilerplate_wrappers import WRAPPERS
-from coe.routing import reading
+from coe.routing import units
 from coe.routing.message_parts import MessageParts, take_blocks
-from coe.routing.reading import relation, topical_feature
-from coe.routing.units import NAME_PREFIX, WORD_PREFIX, Unit, first_words, form_features, place_features, units_of
+from coe.routing.units import (
+    NAME_PREFIX,
+    WORD_PREFIX,
+    Unit,
+    first_words,
+    form_features,
+    place_features,
+    relation,
+    topical_feature,
+    units_of,
+)
 
 REQUEST, MATERIAL, FRAME = range(3)
 Piece = tuple[str, int]
@@ -345,7 +354,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--messages", type=int, default=50_000)
-    parser.add_argument("--out", type=Path, default=Path(reading.__file__).with_name(reading.MODEL))
+    parser.add_argument("--out", type=Path, default=Path(units.__file__).with_name(units.MODEL))
     options = parser.parse_args()
     starter = (HERE.parent / "routers" / "starter" / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
     requests = [json.loads(line)["prompt"] for line in starter]

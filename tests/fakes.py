@@ -24,7 +24,7 @@ from coe.planning.plan import Plan, declared_digests
 from coe.planning.problem import Problem, declared_assignment
 from coe.planning.score_table import ScoreTable
 from coe.planning.uses import Uses, declared_uses
-from coe.recipes.factory import build_recipes
+from coe.recipes.expert import build_recipes
 from coe.records import LogWriter
 from coe.registry import Registry
 from coe.retrieval.retrieval import Retrieval
@@ -36,7 +36,7 @@ from gateway.access.access import Access
 from gateway.access.issued_keys import KEYS_FILE, IssuedKeyWatch, KeyStore
 from gateway.access.limits import Limiter
 from gateway.app import create_app
-from gateway.cache.step import open_cache
+from gateway.cache import open_cache
 from gateway.observability.metrics import Metrics
 from gateway.observability.observers import ImplicitSignals
 from gateway.observability.tracing import Tracing

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Sequence
 
-from coe.records.feedback import Feedback
-from coe.records.record import LogPage, LogQuery, RoutingRecord
+from coe.records.record import Feedback, LogPage, LogQuery, RoutingRecord
 from gateway.observability.observers import record_of
 from gateway.request.trace import Trace
 

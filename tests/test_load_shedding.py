@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from coe.core import Prediction
-from coe.routing import encoder_passes
-from coe.routing.encoder_passes import (
+from coe.routing import classifier
+from coe.routing.classifier import (
     BUSY_RATIO,
     ENCODER_BACKOFF_FACTOR,
     MAX_ENCODER_PASSES,
@@ -61,8 +61,8 @@ def test_a_long_pass_is_slow_only_if_it_mostly_waited(waited: float, has_capacit
 async def test_results_of_the_latest_encoder_passes_are_kept_whatever_the_white_space_around_the_text(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(encoder_passes, "MAX_CACHED_RESULTS", 2)
-    monkeypatch.setattr(encoder_passes, "LoadShedding", partial(LoadShedding, clock=ManualClock()))
+    monkeypatch.setattr(classifier, "MAX_CACHED_RESULTS", 2)
+    monkeypatch.setattr(classifier, "LoadShedding", partial(LoadShedding, clock=ManualClock()))
     passes: list[str] = []
 
     class CountingRouter(WordRouter):

@@ -13,10 +13,9 @@ import pytest
 from coe import pinned_weights
 from coe.errors import CoEError, DataError, FleetError
 from coe.fleet import weights
-from coe.fleet.engines.engine import ServerPlace
-from coe.fleet.planning import ENGINES
+from coe.fleet.engines import ENGINES, ServerPlace
 from coe.registry import ExpertSpec
-from routers.e5 import MODEL_FILE, Model
+from routers.multilingual import MODEL_FILE, Model
 from routers.training.export import locate_encoder
 
 ROOT = Path(__file__).parent.parent

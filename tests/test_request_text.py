@@ -9,10 +9,9 @@ import pytest
 
 from benchmarks.boilerplate import chat_of
 from benchmarks.boilerplate_wrappers import CONTRACT, LEAFLET, WRAPPERS, Messages, user
-from coe.routing.agents import CODING_AGENT
-from coe.routing.message_parts import MAX_MESSAGE_CHARACTERS, split_message
-from coe.routing.phrases import opens_topic
+from coe.routing.message_parts import CODING_AGENT, MAX_MESSAGE_CHARACTERS, split_message
 from coe.routing.request_text import MAX_LEFT_OUT, read_request, routing_text
+from coe.routing.units import opens_topic
 
 HAIKU = "Write a haiku about rain."
 LONG = "Compare the tax treatment of two ways to sell a small family business, with the risks of each of them."

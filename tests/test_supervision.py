@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import coe.artifacts.artifact_sync
-import coe.experts.queues
+import coe.experts.live_check
 import coe.records.writer
 import gateway.process.reload
 from coe import supervision
@@ -117,8 +117,8 @@ def turns(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) -
 
 
 def expert_watch(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) -> Opened:
-    patch.setattr(coe.experts.queues, "read_queues", work)
-    return coe.experts.queues.reading_queues(list, session=Client(), task_failed=failed)
+    patch.setattr(coe.experts.live_check, "read_queues", work)
+    return coe.experts.live_check.reading_queues(list, session=Client(), task_failed=failed)
 
 
 def reload(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) -> Opened:

@@ -14,20 +14,18 @@ from pathlib import Path
 
 import routers
 from coe.artifacts.api_keys import with_admin_key
-from coe.artifacts.kinds import ASSIGNMENT, GATE, ROUTER
-from coe.artifacts.manifest import MANIFEST, Artifact, noting, read_manifest
+from coe.artifacts.manifest import ASSIGNMENT, GATE, MANIFEST, ROUTER, Artifact, noting, read_manifest
 from coe.artifacts.store import ArtifactStore
 from coe.core import GENERAL, Router
 from coe.errors import ArtifactError, ConfigError
 from coe.planning.assignment import Assignment
-from coe.planning.effective_plan import Consequence, EffectivePlan, effective_plan
-from coe.planning.plan import Plan
+from coe.planning.plan import Consequence, EffectivePlan, Plan, effective_plan
 from coe.planning.problem import declared_assignment
-from coe.recipes.policy_file import NO_POLICIES, ArmPolicies
+from coe.recipes.policy import NO_POLICIES, ArmPolicies
 from coe.registry import Category, Registry, load
 from coe.retrieval.gate import GATE_FILE, Gate
-from coe.retrieval.ingest.indexing import TokenizingEncoder, encoder_id
-from coe.retrieval.passages import EncoderId
+from coe.retrieval.indexing import TokenizingEncoder, encoder_id
+from coe.retrieval.insertion import EncoderId
 from coe.retrieval.retrieval import Retrieval
 from coe.retrieval.store import DocumentStore, open_store
 from coe.settings import Settings

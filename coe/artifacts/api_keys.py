@@ -11,7 +11,7 @@ import secrets
 from pathlib import Path
 from typing import get_args
 
-from coe.artifacts.atomic_files import sync
+from coe.artifacts.manifest import sync
 from coe.core import ExpertRule, Scope
 from coe.errors import ConfigError
 from coe.registry import ApiKey, Registry

@@ -10,10 +10,9 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 
-from coe.artifacts.kinds import ARTIFACT_KINDS
-from coe.artifacts.redis import RedisArtifacts, open_shared
+from coe.artifacts.manifest import ARTIFACT_KINDS
+from coe.artifacts.redis import TRAFFIC_REPORT_FILE, RedisArtifacts, open_shared
 from coe.artifacts.store import ArtifactStore, mirror
-from coe.artifacts.traffic_report import TRAFFIC_REPORT_FILE
 from coe.errors import ArtifactError, CoEError
 from coe.outage import Outage
 from coe.registry import load

@@ -1,23 +1,116 @@
 """The manifest of an artifact folder: lists its files with their digests, and verifies them.
 
 A version is the digest of the file hashes, the data and the categories, so equal contents have equal versions.
+
+Writes files atomically and durably: after a power cut, a file has its old or its new content, never a part of it.
+
+`replace_file` writes a draft, flushes it to disk and renames it over the file. It holds the content in memory, so it is
+for small files. `sync_and_hash` flushes a file that already exists.
+
+The kinds of artifacts that a gateway serves with: one table for the stores, `coe promote` and `/v1/artifacts`.
+
+`coe/artifacts/versions.py` checks a version before it comes into use.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from coe.artifacts.atomic_files import sha256
-from coe.artifacts.kinds import ARTIFACT_KINDS
 from coe.errors import ArtifactError
+
+
+def replace_file(path: Path, content: bytes, *, mode: int | None = None) -> None:
+    """Replaces a small file atomically: readers see the old or the new content. The new one is on disk on return, with
+    the permissions `mode`, by default those of a new file. An error, such as a full disk, leaves no draft behind."""
+    draft = path.with_name(f".{path.name}-{os.getpid()}")
+    try:
+        with draft.open("wb") as file:
+            if mode is not None:
+                os.fchmod(file.fileno(), mode)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            draft.unlink()
+        raise
+    sync(path.parent)
+
+
+def sync_and_hash(path: Path) -> str:
+    """Flushes a file to disk and returns its SHA-256. After a power cut, a manifest therefore names no half-written
+    file."""
+    sync(path)
+    return sha256(path)
+
+
+def sync(path: Path) -> None:
+    """Flushes a file or folder to disk."""
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
+def sha256(path: Path) -> str:
+    """The file's SHA-256 in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+ROUTER, ASSIGNMENT, GATE = "router", "assignment", "gate"
+
+
+@dataclass(frozen=True, slots=True)
+class ArtifactKind:
+    """One kind of artifact.
+
+    `remade_by` is the command that makes a damaged version again. `quality` describes the number that versions are
+    compared by, `check` what is verified before a promotion, and `default` what serves where no version is in use.
+    """
+
+    name: str
+    remade_by: str
+    quality: str
+    check: str
+    default: str = "none"
+
+
+_KINDS = (
+    ArtifactKind(
+        ROUTER,
+        remade_by="coe train",
+        quality="accuracy on held-out prompts",
+        check="its categories are those of experts.yaml, and its files are complete",
+    ),
+    ArtifactKind(
+        ASSIGNMENT,
+        remade_by="coe plan",
+        quality="planned quality, a lower confidence bound",
+        check="its categories and experts are declared in experts.yaml",
+        default="as declared in experts.yaml",
+    ),
+    ArtifactKind(
+        GATE,
+        remade_by="coe plan",
+        quality="quality with the gate on held-out questions",
+        check="its categories are those of experts.yaml",
+    ),
+)
+ARTIFACT_KINDS: Mapping[str, ArtifactKind] = {kind.name: kind for kind in _KINDS}
+"""By name, in the order in which a gateway reads them."""
+
 
 MANIFEST = "manifest.json"
 MAX_FILES = 64

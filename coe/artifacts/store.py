@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import orjson
 
-from coe.artifacts.atomic_files import replace_file, sync, sync_and_hash
 from coe.artifacts.manifest import (
     MANIFEST,
     Artifact,
@@ -33,6 +32,9 @@ from coe.artifacts.manifest import (
     is_version,
     read_artifact,
     read_manifest,
+    replace_file,
+    sync,
+    sync_and_hash,
     version_of,
 )
 from coe.errors import ArtifactError

@@ -24,12 +24,14 @@ from coe.cli import (
     key,
     log,
     plan,
-    probes,
+    promote,
     report,
+    retrain,
     score,
+    train,
+    tune,
     up,
 )
-from coe.cli.learning import promote, retrain, train, tune
 from coe.errors import CoEError, missing_package
 from coe.terminal import PrintableFormatter, print_error, print_line
 
@@ -121,7 +123,7 @@ _PANELS: Mapping[str, Mapping[str, Callable[..., Any] | typer.Typer]] = {
     },
     "Measure and plan": {
         "tune": tune.tune,
-        "probes": probes.probes,
+        "probes": score.probes,
         "score": score.score,
         "plan": plan.plan,
         "solve": plan.solve_lines,

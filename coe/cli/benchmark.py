@@ -12,8 +12,7 @@ import typer
 
 from coe.cli.common import Benchmark, print_result, table, writable_file
 from coe.errors import DataError
-from coe.foreground import exit_on_sigterm, progress_bar
-from coe.terminal import print_error
+from coe.terminal import exit_on_sigterm, print_error, progress_bar
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="prompts, scores and models (.parquet, .jsonl or .csv).")]
 MaxActive = Annotated[

@@ -13,7 +13,7 @@ import orjson
 import typer
 
 from coe import registry
-from coe.artifacts.kinds import ROUTER
+from coe.artifacts.manifest import ROUTER
 from coe.artifacts.store import ArtifactStore
 from coe.cli.common import Config, File, Json, settings_for
 from coe.errors import ArtifactError, ConfigError, DataError
@@ -45,7 +45,7 @@ def check(
     if schema:
         print_line(orjson.dumps(registry.schema(), option=orjson.OPT_INDENT_2).decode())
         return
-    from coe.artifacts.consequences import consequences_of
+    from coe.artifacts.versions import consequences_of
 
     settings = settings_for(config or file)
     try:
@@ -91,7 +91,7 @@ def check(
 
 def check_local_experts(declared: Registry, settings: Settings) -> None:
     """Check what local experts need of this machine; raises ConfigError. A gateway alone does not need it."""
-    from coe.fleet.planning import find_problems
+    from coe.fleet.engines import find_problems
 
     source = yaml_source.read(settings.config)
     problems = [
@@ -108,7 +108,7 @@ def _check_categories(declared: Registry, settings: Settings) -> None:
     Raises ConfigError with the lines, or DataError.
     """
     from coe.artifacts.active_state import untrained_categories
-    from coe.learning.training_data import training_problems
+    from coe.learning.router_round import training_problems
 
     if declared.artifacts != "folder":
         return

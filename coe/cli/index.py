@@ -15,12 +15,10 @@ import typer
 from coe.artifacts.active_state import check_router, open_index
 from coe.cli.common import Config, Json, print_result, settings_for, table
 from coe.errors import DocumentError
-from coe.foreground import progress_bar
-from coe.retrieval.ingest.conversion import convert, find_files
-from coe.retrieval.ingest.indexing import Indexer, IndexingCounts, SourceText, TokenizingEncoder
-from coe.retrieval.passages import MAX_PASSAGES, DocumentKey
+from coe.retrieval.indexing import Indexer, IndexingCounts, SourceText, TokenizingEncoder, convert, find_files
+from coe.retrieval.insertion import MAX_PASSAGES, DocumentKey
 from coe.retrieval.store import DocumentStore
-from coe.terminal import print_error
+from coe.terminal import print_error, progress_bar
 
 T = TypeVar("T")
 DEFAULT_COLLECTION = "documents"

@@ -13,12 +13,10 @@ from typing import Annotated
 import typer
 
 from coe.cli.common import Config, Json, declaration_for, duration_seconds, writable_file
-from coe.foreground import exit_on_sigterm
 from coe.learning.log_frame import Ratings, open_logs, write_rows
 from coe.records import missing_file, open_log_and_feedback, require_log
-from coe.records.codec import RECORD
-from coe.records.record import LogPage, LogQuery, RoutingLog, RoutingRecord
-from coe.terminal import print_error, print_line
+from coe.records.record import RECORD, LogPage, LogQuery, RoutingLog, RoutingRecord
+from coe.terminal import exit_on_sigterm, print_error, print_line
 
 POLL_SECONDS = 0.5
 

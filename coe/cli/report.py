@@ -10,8 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from coe.artifacts.kinds import ARTIFACT_KINDS
-from coe.artifacts.traffic_report import publish_traffic_report
+from coe.artifacts.manifest import ARTIFACT_KINDS
+from coe.artifacts.redis import publish_traffic_report
 from coe.cli.common import Config, Json, print_result, settings_for, table
 from coe.cli.plan import against_table
 from coe.reports.report import report as build_report

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import orjson
 import typer
 
-from coe.artifacts.atomic_files import replace_file
+from coe.artifacts.manifest import replace_file
 from coe.artifacts.store import ArtifactStore
 from coe.cli.check import ENDPOINTS_FILE, check_live
 from coe.cli.common import Config, File, settings_for
@@ -69,7 +69,7 @@ def up(
     with contextlib.ExitStack() as stack:
         ray = None
         if executor == "ray":
-            from coe.fleet.ray.fleet import ray_cluster
+            from coe.fleet.ray_servers import ray_cluster
 
             ray = stack.enter_context(ray_cluster())  # before our signal handlers, which it would replace
         try:
@@ -110,7 +110,7 @@ async def _up(settings: Settings, ray: Any = None) -> None:
         if ray is None:
             socket = await _start_servers(stack, settings, registry)
         else:
-            from coe.fleet.ray.fleet import running_cluster
+            from coe.fleet.ray_servers import running_cluster
 
             cluster = running_cluster(settings, registry, ray=ray, publish=partial(_write_endpoints, settings))
             await stack.enter_async_context(cluster)
@@ -120,8 +120,8 @@ async def _up(settings: Settings, ray: Any = None) -> None:
 
 async def _start_servers(stack: contextlib.AsyncExitStack, settings: Settings, registry: Registry) -> Path | None:
     """Run the servers of local experts until the stack closes. Returns the socket of residency if it is declared."""
-    from coe.fleet.fleet import Fleet
-    from coe.fleet.planning import local_servers
+    from coe.fleet.engines import local_servers
+    from coe.fleet.server import Fleet
 
     servers, endpoints = local_servers(
         registry.hosted_experts,
@@ -142,7 +142,7 @@ async def _start_servers(stack: contextlib.AsyncExitStack, settings: Settings, r
 
 async def _serve(stack: contextlib.AsyncExitStack, settings: Settings, registry: Registry, socket: Path | None) -> None:
     """Start the gateway in front of running servers; it runs until the stack closes."""
-    from coe.fleet.fleet import Fleet
+    from coe.fleet.server import Fleet
     from coe.fleet.specs import Timeouts
 
     await stack.enter_async_context(
@@ -245,7 +245,7 @@ async def _start_residency(
     stack: contextlib.AsyncExitStack, settings: Settings, registry: Registry, servers: Sequence[ServerSpec]
 ) -> Path:
     """Run the residency scheduler until the stack closes. Returns its socket. Raises FleetError for a failed start."""
-    from coe.fleet.residency.devices import plan_devices
+    from coe.fleet.residency.managed_server import plan_devices
     from coe.fleet.residency.residency import Residency
     from coe.fleet.residency.socket_server import serve_residency
 

@@ -1,7 +1,7 @@
 """Experts: the LLM servers that answer requests, each behind replicas with circuit breakers and known queues."""
 
 from coe.experts.factory import ExpertLoader, build_experts, endpoints_of
-from coe.experts.queues import reading_queues
+from coe.experts.live_check import reading_queues
 from coe.experts.replicas import Replica, ReplicatedExpert
 
 __all__ = [

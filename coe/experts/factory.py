@@ -62,7 +62,7 @@ def _build(
     def replica(endpoint: Endpoint | None) -> Replica:
         expert: Expert
         if spec.runtime == "litellm":
-            from coe.experts.litellm.expert import LitellmExpert
+            from coe.experts.litellm import LitellmExpert
 
             expert = LitellmExpert(spec, endpoint)
         else:

@@ -1,6 +1,6 @@
 """Probes expert servers: readiness by a real small request, liveness by the health page.
 
-Such a probe is not one of the evaluation prompts that `coe score` measures with (`coe.measuring.probes.probes`).
+Such a probe is not one of the evaluation prompts that `coe score` measures with (`coe.measuring.probes`).
 
 The modules that run servers use it, on one machine (`coe.fleet.server`), on shared devices and on Ray.
 """

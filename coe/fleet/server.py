@@ -2,6 +2,12 @@
 
 The functions at the top read and bound its log file. `first_error` finds the line that explains a failure. It is not
 the last one: a server of several processes (vLLM) ends with a hundred lines of errors that follow from the first.
+
+One server process under its supervisor: started without waiting, stopped with all its descendants.
+
+The supervisor ends its server even if `coe up` dies by SIGKILL.
+
+Runs all local expert servers of one service: starts them together, restarts failed ones, stops all of them.
 """
 
 from __future__ import annotations
@@ -10,18 +16,96 @@ import asyncio
 import os
 import re
 import shlex
+import signal
+import subprocess
+import sys
 import time
-from collections.abc import Awaitable, Callable
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Never
+from types import TracebackType
+from typing import Any, Never, Self
 
 import aiohttp
 
 from coe.errors import FleetError
-from coe.fleet import probe
-from coe.fleet.process import ServerProcess, describe_exit
-from coe.fleet.specs import ServerSpec, Timeouts
+from coe.fleet import probe, supervisor
+from coe.fleet.specs import ServerSpec, Timeouts, is_free
+from coe.supervision import supervised
+
+_POLL_INTERVAL = 0.05
+"""Seconds between two checks of a child process."""
+_KILL_TIMEOUT = 5.0
+"""Seconds for the supervisor's SIGKILLs after its grace period."""
+
+
+class ServerProcess:
+    """A started server. Await `stop()` to its end; until then the server may still run.
+
+    Nothing awaits between the fork and the return of the object, so no cancellation can lose a started process.
+    """
+
+    def __init__(self, spec: ServerSpec, *, grace: float, keep_log: bool = False) -> None:
+        """Starts it, with an empty log unless `keep_log`. Raises FleetError if the port is taken or the start fails."""
+        if not is_free(spec.port, host=spec.host):
+            raise FleetError(
+                f"server {spec.key!r}: port {spec.port} of {spec.host} is in use; "
+                "stop the process that listens there, or start again so that another port is chosen"
+            )
+        self._key, self._grace = spec.key, grace
+        command = [sys.executable, "-P", supervisor.__file__, str(os.getpid()), str(grace), *spec.argv]
+        try:
+            spec.log.parent.mkdir(parents=True, exist_ok=True)
+            if not keep_log:
+                spec.log.write_bytes(b"")
+            with spec.log.open("ab") as log:  # appending, so that truncate_log works under the writer
+                self._supervisor = subprocess.Popen(  # noqa: S603  the declared command line
+                    command,
+                    env=os.environ | dict(spec.env),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,  # Ctrl-C reaches only this process, which stops the servers
+                )
+        except OSError as error:
+            raise FleetError(f"server {spec.key!r} cannot be started: {error}") from error
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs; 128 + N after signal N."""
+        code = self._supervisor.poll()
+        return code if code is None or code >= 0 else 128 - code
+
+    async def exited_within(self, seconds: float) -> int | None:
+        """The exit code once the server and all its processes have ended; None if it still runs after `seconds`."""
+        deadline = time.monotonic() + seconds
+        # Polled: asyncio's child watchers depend on the loop, on threads and on other reapers.
+        while (code := self.exit_code) is None and time.monotonic() < deadline:  # noqa: ASYNC110
+            await asyncio.sleep(_POLL_INTERVAL)
+        return code
+
+    async def stop(self) -> None:
+        """Ends it and all its descendants: SIGTERM, and SIGKILL after the grace period. Call it again if it was
+        cancelled.
+
+        Raises FleetError if even SIGKILL does not end them (a process stuck in the kernel).
+        """
+        self._supervisor.terminate()
+        if await self.exited_within(self._grace + _KILL_TIMEOUT) is None:
+            raise FleetError(
+                f"server {self._key!r} cannot be ended (process {self._supervisor.pid}); restart the machine"
+            )
+
+
+def describe_exit(code: int) -> str:
+    """Describes an exit code in words."""
+    if code == 128 + signal.SIGKILL:
+        return "was killed by SIGKILL, perhaps because memory ran out"
+    if code > 128 and code - 128 in set(signal.Signals):
+        return f"was killed by {signal.Signals(code - 128).name}"
+    return f"exited with code {code}"
+
 
 MAX_LOG_BYTES = 10 * 2**20
 """Size at which a log is truncated."""
@@ -201,3 +285,97 @@ class Server:
         if self._process is not None:
             await self._process.stop()
             self._process = None
+
+
+class RunningServers(ABC):
+    """Servers that run for the length of an `async with` block.
+
+    Leaving, a failure or a cancellation ends every process that they started before control returns.
+    """
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._open()
+        except BaseException:
+            await run_to_completion(self._close())
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await run_to_completion(self._close())
+
+    @abstractmethod
+    async def _open(self) -> None:
+        """Start the servers. Raises FleetError."""
+
+    @abstractmethod
+    async def _close(self) -> None:
+        """End the servers, also those of an `_open` that failed."""
+
+
+class Fleet(RunningServers):
+    """`async with Fleet(specs, report=print):` runs the servers for the length of the block.
+
+    Entering starts all servers in parallel and returns once each has answered with a token, or raises FleetError with
+    the end of the failed server's log. Inside, a server that dies or stops answering is restarted on the same port;
+    `report` receives one line for each event. Leaving, a failure or a cancellation ends every process that the servers
+    started, however deep and in whatever session, before control returns; a cancellation during this time waits (at
+    most the grace period of `timeouts` and a few seconds). `supervisor.py` covers the case that this process is killed.
+    Enter it in a thread that lives as long as the block.
+    """
+
+    def __init__(
+        self, specs: Sequence[ServerSpec], *, report: Callable[[str], None], timeouts: Timeouts | None = None
+    ) -> None:
+        self._specs = specs
+        self._report = report
+        self._timeouts = timeouts or Timeouts()
+        self._watchers: list[asyncio.Task[Any]] = []
+        self._servers: list[Server] = []
+
+    async def _open(self) -> None:
+        self._session = probe.open_probe_session()
+        self._servers = [
+            Server(spec, session=self._session, report=self._report, timeouts=self._timeouts) for spec in self._specs
+        ]
+        await run_together(server.start() for server in self._servers)
+        self._watchers = [supervised(server.watch, f"watch-{server.spec.key}") for server in self._servers]
+
+    def server(self, key: str) -> Server:
+        return next(server for server in self._servers if server.spec.key == key)
+
+    async def _close(self) -> None:
+        for watcher in self._watchers:
+            watcher.cancel()
+        outcomes = await asyncio.gather(*self._watchers, return_exceptions=True)
+        outcomes += await asyncio.gather(*(server.stop() for server in self._servers), return_exceptions=True)
+        await self._session.close()
+        for outcome in outcomes:  # raised last, once all are stopped
+            if isinstance(outcome, Exception):
+                raise outcome
+
+
+async def run_together(works: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Runs all at once. The first failure cancels the others and is raised."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            for work in works:
+                group.create_task(work)
+    except ExceptionGroup as failures:
+        raise failures.exceptions[0] from None
+
+
+async def run_to_completion(work: Coroutine[Any, Any, None]) -> None:
+    """Finishes `work` even if cancelled; raises the cancellation afterwards."""
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as error:
+            cancelled = error
+    task.result()
+    if cancelled:
+        raise cancelled

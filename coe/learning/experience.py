@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from coe.core import GENERAL, PASS_THROUGH_APIS
 from coe.errors import DataError
 from coe.learning.log_frame import LogFrame, indices, numbers
-from coe.records.feedback import FEEDBACK_KINDS, FeedbackKind
+from coe.records.record import FEEDBACK_KINDS, FeedbackKind
 
 RATING_KINDS: tuple[FeedbackKind, ...] = ("score", "thumb", "preferred")
 """Explicit ratings of an answer."""

@@ -22,9 +22,18 @@ from pydantic import ConfigDict, TypeAdapter
 
 from coe.errors import DataError
 from coe.records import open_log_and_feedback
-from coe.records.codec import RECORD
-from coe.records.feedback import FEEDBACK_KINDS, Feedback, FeedbackLog, FeedbackPage
-from coe.records.record import CONFIG, LogQuery, RecipeCall, RoutingLog, RoutingRecord
+from coe.records.record import (
+    CONFIG,
+    FEEDBACK_KINDS,
+    RECORD,
+    Feedback,
+    FeedbackLog,
+    FeedbackPage,
+    LogQuery,
+    RecipeCall,
+    RoutingLog,
+    RoutingRecord,
+)
 
 if TYPE_CHECKING:
     from pyarrow import DataType, Schema, Table

@@ -2,7 +2,7 @@
 
 It is pure: it computes a candidate and its judgement from experience and the current plan. `moves` tests each move of a
 category. This module splits the round's significance level and replaces the quality rows of the moved categories. It
-then solves the candidate under the declared budget, and judges it as a whole. `coe.learning.rounds.plan_round` uses it.
+then solves the candidate under the declared budget, and judges it as a whole. `coe.learning.plan_round` uses it.
 Arrays have n requests, m categories and k experts.
 """
 
@@ -20,6 +20,7 @@ from coe.learning.moves import (
     HeldOutProbes,
     Move,
     Served,
+    explored_moves,
     judged_moves,
     moved_categories,
     proposed_rows,
@@ -37,7 +38,6 @@ from coe.learning.off_policy import (
     greedy_policy,
     policy_value,
 )
-from coe.learning.opening import explored_moves
 from coe.learning.promotion import (
     Evidence,
     Judgement,

@@ -23,11 +23,9 @@ from pydantic import SecretStr
 
 from coe.core import Expert
 from coe.errors import DataError, ExpertUnavailable
-from coe.foreground import progress_bar
-from coe.measuring.answers import RetryLimits
-from coe.measuring.passage_gain import Gain, ProbeWithPassages, add_passages, write_gains
-from coe.measuring.probes.probes import Probe
-from coe.measuring.recorded_answers import ANSWERS, CALLS, GRADES
+from coe.measuring.gate_fit import Gain, ProbeWithPassages, add_passages, write_gains
+from coe.measuring.probes import Probe
+from coe.measuring.recorded_answers import ANSWERS, CALLS, GRADES, RetryLimits
 from coe.measuring.sandbox import Sandbox
 from coe.measuring.scoring_run import (
     Cell,
@@ -42,7 +40,7 @@ from coe.measuring.scoring_run import (
 from coe.measuring.tables import find_table, write_parquet
 from coe.registry import ExpertSpec, RecipeSpec, Registry
 from coe.settings import Endpoint, Settings
-from coe.terminal import print_error
+from coe.terminal import print_error, progress_bar
 
 JOURNAL_FILE = "journal.jsonl"
 
@@ -171,7 +169,7 @@ def run_scoring(scoring: Scoring, settings: Settings, journal: Journal, out: Pat
 
 
 async def _score_missing(scoring: Scoring, settings: Settings, journal: Journal) -> None:
-    from coe.recipes.factory import writing_expert
+    from coe.recipes.expert import writing_expert
 
     missing = {name: scoring.missing(name, journal) for name in scoring.columns}
     probes = [probe for column in missing.values() for probe in column.values()]

@@ -20,15 +20,14 @@ from coe.core import Expert
 from coe.errors import DataError, ExpertError, ExpertInvalidResponse, InvalidRequest, RequestError
 from coe.file_lock import file_lock
 from coe.measuring import checkers
-from coe.measuring.answers import RetryLimits, request_answer
-from coe.measuring.probes.constraints import meets
-from coe.measuring.probes.probes import Probe, json_digest
+from coe.measuring.checkers import meets
+from coe.measuring.probes import Probe, json_digest
+from coe.measuring.recorded_answers import RetryLimits, request_answer
 from coe.measuring.sandbox import Sandbox
 from coe.planning.plan import ANSWER_FIELDS
-from coe.recipes.final_answers.answers import final_answer, without_reasoning
-from coe.recipes.final_answers.programs import program_of
-from coe.recipes.judge import GRADE_TOKENS, MAX_GRADE, MAX_GRADED_CHARACTERS, grade_in, grading_fields
-from coe.recipes.writing.request import cut
+from coe.recipes.agreement import GRADE_TOKENS, MAX_GRADE, MAX_GRADED_CHARACTERS, grade_in, grading_fields
+from coe.recipes.final_answers import final_answer, program_of, without_reasoning
+from coe.recipes.writing import cut
 from coe.records.record import RecipeCall
 from coe.registry import ExpertSpec, RecipeSpec
 

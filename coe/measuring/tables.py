@@ -18,7 +18,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from coe.artifacts.atomic_files import replace_file
+from coe.artifacts.manifest import replace_file
 from coe.errors import ConfigError, DataError, pip_install
 
 SUFFIXES = (".parquet", ".jsonl", ".csv")

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from pydantic import Field, InstanceOf, TypeAdapter
 
 from coe.core import GENERAL, Prediction
-from coe.planning.grid import Array, Mask
 from coe.planning.residual import Residual
+from coe.planning.score_table import Array, Mask
 
 
 @dataclass(frozen=True, eq=False)

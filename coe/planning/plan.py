@@ -2,12 +2,25 @@
 
 It is read whole: to route by it, to show it, to solve it again under another budget, and to compare it with the current
 declaration.
+
+A plan under the current experts.yaml: what of it still serves, and what an edit means until the next `coe plan`.
+
+`coe.artifacts.active_state` computes this for the gateway and for jobs. The module is pure: it reads no file.
+Qualities, uses and prices stay those of the plan. Only names follow the declaration:
+
+- The categories of an expert that is no longer declared go to the best remaining expert.
+- A declared expert that is not in the plan serves no category until it is planned, except by pins and exploration.
+- A recipe serves while it is declared as it was planned; else it is selected by name only.
+- A pin applies at once. A category that is not in the plan goes to the expert of `general`.
+
+The gateway logs the consequences at start and on reload, `coe check` and `coe status` print them, and the admin API
+returns them.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,14 +30,14 @@ import orjson
 from numpy.typing import NDArray
 from pydantic import Field, InstanceOf, TypeAdapter
 
+from coe.core import GENERAL
 from coe.errors import ArtifactError, DataError
 from coe.planning.assignment import Assignment
-from coe.planning.grid import Array
-from coe.planning.problem import Problem
+from coe.planning.problem import BUDGET_ROWS, Problem
 from coe.planning.residual import Residual
-from coe.planning.score_table import PSEUDO_COUNT, ScoreTable
+from coe.planning.score_table import PSEUDO_COUNT, Array, ScoreTable, align
 from coe.planning.uses import MeasuredUses
-from coe.recipes.policy_file import NO_POLICIES, RECIPES_FILE, ArmPolicies
+from coe.recipes.policy import NO_POLICIES, RECIPES_FILE, ArmPolicies
 from coe.registry import Registry
 
 PLAN_FILE, TRAFFIC_FILE = "plan.json", "traffic.npy"
@@ -144,3 +157,142 @@ def declared_digests(registry: Registry) -> dict[str, dict[str, str]]:
         }
         for expert, fields in values.items()
     }
+
+
+@dataclass(frozen=True, slots=True)
+class Consequence:
+    """One difference, about the expert, category or budget row `name`.
+
+    `kind` is such as `expert_added` or `budget_changed`; of the router and the gate, `router` and `gate`.
+    `sentence` describes the difference and its consequence. `replan`: `coe plan` should be run again.
+    """
+
+    kind: str
+    name: str
+    sentence: str
+    replan: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EffectivePlan:
+    """The assignment over the declared categories and experts, and the consequences of differences from the plan.
+
+    Arms of recipes that the plan measured are further columns; `policies` are their policies over the same categories.
+    """
+
+    assignment: Assignment
+    consequences: tuple[Consequence, ...] = ()
+    policies: ArmPolicies = NO_POLICIES
+
+
+def effective_plan(plan: Plan, registry: Registry, categories: tuple[str, ...] = ()) -> EffectivePlan:
+    """Apply a plan to a declaration. Without differences the assignment is the planned one.
+
+    `categories` are the declared ones in another order, as those of a router.
+    Raises ArtifactError, with the remedy, if none of the plan's categories or experts is declared any more.
+    """
+    for kind, known, names in (
+        ("categories", plan.problem.categories, registry.category_names),
+        ("experts", plan.problem.experts, registry.expert_names),
+    ):
+        if not set(known) & set(names):
+            raise ArtifactError(
+                f"the plan knows none of the {kind} in experts.yaml (it knows {', '.join(known)}); "
+                "run `coe score` and `coe plan` again, or `coe plan --forget` to go back to the declared assignment"
+            )
+    assignment = _assignment(plan, registry, categories or registry.category_names)
+    policies = plan.policies.only(plan.arms(registry)).over(assignment.categories)
+    return EffectivePlan(assignment, tuple(_consequences(plan, registry, assignment)), policies)
+
+
+def _assignment(plan: Plan, registry: Registry, categories: tuple[str, ...]) -> Assignment:
+    """Return the assignment in effect. Where none of a category's hosted experts is left, those of the problem serve;
+    the chosen one is the planned one, unless it may not serve any more."""
+    planned, chosen = plan.assignment, dict(zip(plan.assignment.categories, plan.assignment.choice, strict=True))
+    known = planned.categories, planned.experts
+    experts = (*registry.expert_names, *plan.arms(registry))
+    names = categories, experts
+
+    def over(values: Array, missing: float) -> Array:
+        return align(values, known, names, missing=missing)
+
+    quality, measured = over(planned.quality, -np.inf), over(plan.problem.quality, -np.inf)
+    quality = np.where(np.isfinite(quality).any(axis=1, keepdims=True), quality, measured)
+    level = float(np.mean(measured[np.isfinite(measured)])) if np.isfinite(measured).any() else 1.0
+    general = chosen.get(GENERAL)
+    if general not in registry.expert_names or GENERAL in registry.assignment:
+        general = registry.general_expert
+    price, choice = over(planned.price, 0.0), []
+    for row, category in enumerate(categories):
+        pin, is_served = registry.assignment.get(category), np.isfinite(quality[row]).any()
+        pin = pin or (None if is_served else general)
+        if pin is not None and not (is_served and pin == plan.pins.get(category)):
+            own = measured[row, experts.index(pin)]  # an expert without a score counts as one of mean quality
+            quality[row] = np.where(np.array(experts) == pin, own if np.isfinite(own) else level, -np.inf)
+        best, expert = experts[int((quality[row] - price[row]).argmax())], chosen.get(category)
+        choice.append(expert if expert in experts and np.isfinite(quality[row, experts.index(expert)]) else best)
+    before = np.zeros(planned.quality.shape) if planned.unmeasured is None else planned.unmeasured.astype(np.float64)
+    untried = (over(before, 1.0) > 0) & ~np.isfinite(quality)
+    untried[:, len(registry.expert_names) :] = False  # recipes are never explored
+    untried[[name not in known[0] or name in registry.assignment for name in categories]] = False
+    return Assignment(
+        *names,
+        quality,
+        price,
+        tuple(choice),
+        tuple(name for name in experts if name in planned.hosted or name in choice),
+        planned.duals,
+        untried if untried.any() else None,
+        None if planned.residual is None else planned.residual.over(*names),
+    )
+
+
+def _consequences(plan: Plan, registry: Registry, effective: Assignment) -> Iterator[Consequence]:
+    planned, now = plan.assignment, dict(zip(effective.categories, effective.choice, strict=True))
+    explores = registry.policy.exploration.rate > 0
+    scoring = dict.fromkeys(registry.expert_names, "coe score")
+    for recipe in registry.declared_recipes:
+        scoring[recipe.name] = f"coe score --recipe {recipe.name}" if recipe.writes else "coe score"
+    for name, command in scoring.items():
+        is_expert = name in registry.expert_names
+        if name not in planned.experts or name not in effective.experts:
+            categories = ", ".join(category for category, expert in now.items() if expert == name)
+            routed = f"it answers {categories}, as experts.yaml declares" if categories else "nothing is routed to it"
+            routed += " except by exploration" if is_expert and explores and not categories else ""
+            what, declared = ("expert", "") if is_expert else ("recipe", " as it is declared")
+            sentence = f"{what} {name!r} is not in the plan{declared}: clients can request it by name, and {routed}"
+            yield Consequence(f"{what}_added", name, f"{sentence}. For more, run `{command}` and `coe plan`", True)
+    for name, fields in declared_digests(registry).items():
+        then_fields = plan.declared.get(name, fields)
+        if name in planned.experts and (changed := [one for one in fields if then_fields.get(one) != fields[one]]):
+            remedy = "`coe score` and `coe plan`" if set(changed) & set(ANSWER_FIELDS) else "`coe plan`"
+            sentence = f"expert {name!r}: {', '.join(changed)} changed; the plan stays as it is. Run {remedy} again"
+            yield Consequence("expert_changed", name, sentence, replan=True)
+    then = dict(zip(planned.categories, planned.choice, strict=True))
+    for name in planned.experts:
+        if name not in effective.experts:
+            moves = [f"{category} goes to {now[category]!r}" for category in now if then.get(category) == name]
+            consequence = f": {', '.join(moves)}. Run `coe plan` again" if moves else "; it served no declared category"
+            kind = "recipe_removed" if name in plan.policies.steps else "expert_removed"
+            what = "as it was planned" if kind == "recipe_removed" else "any more"
+            sentence = f"{kind.removesuffix('_removed')} {name!r} is not declared {what}{consequence}"
+            yield Consequence(kind, name, sentence, replan=bool(moves))
+    for name in registry.category_names:
+        before, pin = plan.pins.get(name), registry.assignment.get(name)
+        if name not in then:
+            sentence = f"category {name!r} is not in the plan: {now[name]!r} answers it"
+            remedy = "Run `coe score` with probes of it, and `coe plan`"
+            yield Consequence("category_added", name, f"{sentence}. {remedy}", replan=True)
+        elif before != pin:
+            pinned = f"is no longer pinned to {before!r}" if pin is None else f"is pinned to {pin!r} now"
+            sentence = f"category {name!r} {pinned}; {now[name]!r} answers it. Run `coe plan` again"
+            yield Consequence("pin_changed", name, sentence, replan=True)
+    for name in then:
+        if name not in registry.category_names:
+            sentence = f"category {name!r} is no longer declared; its part of the plan is unused"
+            yield Consequence("category_removed", name, sentence)
+    limits = registry.budget.model_dump(exclude_none=True)
+    for row in BUDGET_ROWS:
+        if (old := plan.problem.budget.get(row)) != (new := limits.get(row)):
+            sentence = f"budget: {row} {old} -> {new}: the plan keeps the former limit. Run `coe plan` again"
+            yield Consequence("budget_changed", row, sentence, replan=True)

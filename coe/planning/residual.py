@@ -23,8 +23,7 @@ import orjson
 from numpy.typing import NDArray
 
 from coe.errors import ArtifactError
-from coe.planning.grid import select
-from coe.planning.score_table import fit_pseudo_count, tabulate_partly, tabulate_softly
+from coe.planning.score_table import fit_pseudo_count, select, tabulate_partly, tabulate_softly
 
 Array = NDArray[Any]
 

@@ -15,8 +15,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.planning.grid import Array, Grid, Names, align
-from coe.planning.score_table import PSEUDO_COUNT, ScoreTable, tabulate_softly
+from coe.planning.score_table import PSEUDO_COUNT, Array, Grid, Names, ScoreTable, align, tabulate_softly
 from coe.registry import Registry
 
 MIN_LOG_STRENGTH = 30.0

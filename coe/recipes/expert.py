@@ -4,6 +4,8 @@ After each step a `RecipePolicy` compares the final answers and decides whether 
 as no answer. The recipe stops early and returns its best answer so far, unverified, when a stream was held as long as
 allowed, or the deadline is near. Members are the experts that single requests use, so their breakers, health and
 residency apply.
+
+Builds the arms of the declared recipes over the experts.
 """
 
 from __future__ import annotations
@@ -16,13 +18,14 @@ from typing import Any
 import numpy as np
 
 from coe.core import Call, Expert, Health, Reply
-from coe.recipes.agreement import NO_ANSWER, answer_classes
+from coe.recipes.agreement import NO_ANSWER, answer_classes, grade_in, grading_fields
 from coe.recipes.calls import MemberCalls, RecipeReply, health_of
 from coe.recipes.draft import Draft, FinalAnswer
-from coe.recipes.final_answers.answers import final_answer, json_form, without_reasoning
-from coe.recipes.judge import grade_in, grading_fields
-from coe.recipes.policy import RecipePolicy
-from coe.registry import Policy
+from coe.recipes.final_answers import final_answer, json_form, without_reasoning
+from coe.recipes.policy import RecipePolicy, default_policy
+from coe.recipes.writing import WritingExpert
+from coe.registry import Policy, Registry
+from coe.registry.recipes import RecipeSpec
 from coe.usage import MemberCall, RecipeStop
 
 
@@ -186,3 +189,37 @@ def _output_tokens(call: MemberCall) -> float | None:
     if usage is None:
         return None
     return float(usage.output_tokens or usage.events) or None
+
+
+def build_recipes(
+    registry: Registry,
+    experts: Mapping[str, Expert],
+    *,
+    categories: int,
+    policies: Mapping[str, RecipePolicy] | None = None,
+) -> dict[str, RecipeExpert | WritingExpert]:
+    """Return every arm of the declared recipes by name, over `experts`.
+
+    `policies` are the fitted policies by arm, over posteriors of `categories` categories; an arm without one gets the
+    default policy of its recipe.
+    """
+    fitted = policies or {}
+    arms: dict[str, RecipeExpert | WritingExpert] = {}
+    for recipe in registry.declared_recipes:
+        if recipe.writes:
+            arms[recipe.name] = writing_expert(registry, recipe, experts)
+            continue
+        arms[recipe.name] = RecipeExpert(
+            recipe.name,
+            experts,
+            policy=fitted.get(recipe.name) or default_policy(recipe, categories=categories),
+            categories=categories,
+            limits=registry.policy,
+        )
+    return arms
+
+
+def writing_expert(registry: Registry, recipe: RecipeSpec, experts: Mapping[str, Expert]) -> WritingExpert:
+    """Return the arm of a chain or fuse over `experts`, which has at least its members."""
+    declared = {name: registry.expert(name) for name in recipe.members}
+    return WritingExpert(recipe, experts, declared=declared, limits=registry.policy)

@@ -11,8 +11,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from coe.errors import ConfigError, DataError
-from coe.records.feedback import FeedbackLog, Pending
-from coe.records.record import RoutingLog
+from coe.records.record import FeedbackLog, Pending, RoutingLog
 from coe.records.writer import LogWriter
 
 __all__ = ["RETENTION", "LogWriter", "Pending", "missing_file", "open_log_and_feedback", "require_log"]
@@ -35,9 +34,9 @@ def open_log_and_feedback(
     """
     options: dict[str, Any] = {"retention": retention, "days": days}
     if path := _sqlite_path(url, base):
-        from coe.records import database, sqlite
+        from coe.records import sqlite
 
-        file = database.Database(path, tables=sqlite.TABLES, version=sqlite.VERSION)
+        file = sqlite.Database(path, tables=sqlite.TABLES, version=sqlite.VERSION)
         return sqlite.SqliteLog(file, **options), sqlite.SqliteFeedback(file, **options)
     from coe.records import redis_log
 

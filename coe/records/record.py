@@ -1,20 +1,32 @@
 """One request's record in the routing log, and the protocol of the log.
 
 RoutingRecord is the only list of fields: pydantic derives every stored and documented form from its annotations and
-the texts below them (`coe.records.codec`).
+the texts below them (`coe.records.record`).
+
+Feedback on answers: the event, and the protocol of the log that keeps it until learning reads it.
+
+The dedup key of an event names the request, kind and API key: a log keeps one event per dedup key.
+
+The stored form of records and feedback: lines of JSON, which pydantic writes and reads.
+
+Every log, the spool and `coe log export` store them. Unknown keys are ignored and missing optional keys take their
+defaults; a record of a newer schema is refused.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Protocol
+from typing import Annotated, ClassVar, Generic, Literal, Protocol, TypeVar, get_args
 
-from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema
+import orjson
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, WithJsonSchema
+from pydantic_core import PydanticSerializationError
 
-from coe.errors import UnknownCursor
+from coe.errors import DamagedEntry, InvalidRequest, StoreError, UnknownCursor
 from coe.usage import MemberCall
 
 CONFIG = ConfigDict(use_attribute_docstrings=True, hide_input_in_errors=True, strict=True)
@@ -303,3 +315,173 @@ class RoutingLog(Protocol):
     async def find(self, request_id: str) -> RoutingRecord | None: ...
 
     async def aclose(self) -> None: ...
+
+
+FeedbackKind = Literal["score", "thumb", "preferred", "category", "regenerated", "abandoned"]
+FEEDBACK_KINDS: tuple[FeedbackKind, ...] = get_args(FeedbackKind)
+"""The most reliable kind of rating first; of several on one request the first kind counts."""
+MAX_NAME_CHARACTERS = 128
+"""Characters of an id or a name in feedback."""
+
+
+@dataclass(frozen=True, slots=True)
+class Feedback:
+    """One event about one request. The same `event_id` is the same event, however often it arrives.
+
+    `value` depends on `kind`: a number from 0 to 1 (score), 1 up or -1 down (thumb), the name of the expert that should
+    have answered (preferred), the category that the request belongs to (category), None for the implicit signals
+    regenerated and abandoned. `time` is in Unix seconds; `tenant` and `key` name the sender. Raises InvalidRequest for
+    any other value.
+    """
+
+    event_id: str
+    request_id: str
+    time: float
+    kind: FeedbackKind
+    value: float | str | None = None
+    tenant: str | None = None
+    key: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in FEEDBACK_KINDS:
+            raise InvalidRequest(f"kind: {self.kind!r} is not one of {', '.join(FEEDBACK_KINDS)}", param="kind")
+        for name in ("event_id", "request_id"):
+            if not 0 < len(getattr(self, name)) <= MAX_NAME_CHARACTERS:
+                raise InvalidRequest(f"{name}: must have 1 to {MAX_NAME_CHARACTERS} characters", param=name)
+        if not math.isfinite(self.time):
+            raise InvalidRequest(f"time: {self.time} is not a finite number", param="time")
+        rule, fits = _VALUES[self.kind]
+        if not fits(self.value):
+            raise InvalidRequest(f"value: {self.value!r} does not fit {self.kind}, which needs {rule}", param="value")
+
+    @property
+    def dedup_key(self) -> bytes:
+        """Digest of request, kind and API key, which the event shares with those that it replaces."""
+        return dedup_keys(self.request_id, (self.key,), (self.kind,))[0]
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= MAX_NAME_CHARACTERS
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+_VALUES: Mapping[FeedbackKind, tuple[str, Callable[[object], bool]]] = {
+    "score": ("a number from 0 to 1", lambda value: _is_number(value) and 0 <= value <= 1),  # type: ignore[operator]
+    "thumb": ("1 or -1", lambda value: _is_number(value) and value in (1, -1)),
+    "preferred": ("the name of an expert", _is_name),
+    "category": ("the name of a category", _is_name),
+    "regenerated": ("no value", lambda value: value is None),
+    "abandoned": ("no value", lambda value: value is None),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """An event on its way to the log.
+
+    `checked`: the request is known and the event has its tenant. An unchecked event is compared with the record once
+    the log can be read; with `is_admin` it may be about any tenant's request.
+    """
+
+    event: Feedback
+    checked: bool = True
+    is_admin: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class FeedbackPage:
+    """Some events in storage order, the cursor after the last of them, and the number of damaged entries that were
+    skipped."""
+
+    events: tuple[Feedback, ...]
+    cursor: str
+    damaged: int = 0
+
+
+class FeedbackLog(Protocol):
+    """Keeps feedback for learning, as long as the routing log keeps records. Methods raise StoreError.
+
+    There is one event per request, kind and API key: the latest by `time`, then by `event_id`. An event that is stored
+    already (same `event_id`), or that is older than the stored one, changes nothing. So neither repetition nor the
+    order of arrival matters, and a client that changes its mind does not fill the log. A replacement moves to the end:
+    a reader that continues from a cursor gets it.
+
+    `read` returns at most `limit` events after the cursor `after`, oldest first, and an empty page with the same cursor
+    when nothing is new. `for_request` returns the events of one request from the API keys of those names (None: no
+    key), oldest first by `time`.
+    """
+
+    async def append(self, events: Sequence[Feedback]) -> None: ...
+
+    async def read(self, *, after: str = "", limit: int = 1_000) -> FeedbackPage: ...
+
+    async def for_request(self, request_id: str, *, keys: Iterable[str | None]) -> tuple[Feedback, ...]: ...
+
+    async def aclose(self) -> None: ...
+
+
+def dedup_keys(request_id: str, keys: Iterable[str | None], kinds: Iterable[str] = FEEDBACK_KINDS) -> list[bytes]:
+    """The dedup keys of events of these kinds about one request, if they come from those API keys: 16 bytes each."""
+    names = (orjson.dumps((request_id, kind, key)) for key in keys for kind in kinds)
+    return [hashlib.blake2b(name, digest_size=16).digest() for name in names]
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Codec(Generic[T]):
+    """Writes and reads values of one type as lines of JSON; `adapter` has their JSON schema."""
+
+    adapter: TypeAdapter[T]
+
+    def encode(self, value: T) -> bytes:
+        """UTF-8 JSON without line breaks, and without the fields that have their defaults. Raises StoreError for a
+        value that JSON cannot represent."""
+        try:
+            return self.adapter.dump_json(value, exclude_defaults=True, warnings=False)
+        except PydanticSerializationError as error:
+            where = f" of {value.request_id!r}" if isinstance(value, RoutingRecord | Feedback) else ""
+            raise StoreError(f"{type(value).__name__}{where} cannot be written as JSON: {error}") from None
+
+    def decode(self, line: bytes | str) -> T:
+        """The value in a line, without unknown keys. Raises StoreError for a record of a newer schema, DamagedEntry for
+        invalid JSON or fields."""
+        try:
+            return self.adapter.validate_json(line)
+        except (ValidationError, InvalidRequest) as error:
+            problems = error.errors() if isinstance(error, ValidationError) else []
+            if any(one["loc"][-1:] == ("schema",) and one["type"] == "less_than_equal" for one in problems):
+                raise StoreError(
+                    "a record has a newer schema than this CoE reads; upgrade the CoE that reads"
+                ) from None
+            raise DamagedEntry(f"a damaged entry ({error}); remove it from the log") from None
+
+    def decode_or_none(self, line: bytes | str) -> T | None:
+        """Like `decode`, but None for a damaged line, so that one foreign entry does not make a log unreadable."""
+        try:
+            return self.decode(line)
+        except DamagedEntry:
+            return None
+
+
+RECORD = Codec(TypeAdapter(RoutingRecord))
+FEEDBACK = Codec(TypeAdapter(Feedback))
+ENTRY: Codec[RoutingRecord | Pending] = Codec(TypeAdapter(RoutingRecord | Pending))
+"""The lines of the spool."""
+
+
+def events_in_order(lines: Iterable[bytes | None]) -> tuple[Feedback, ...]:
+    """The events in these lines, oldest first."""
+    events = [event for line in lines if line is not None and (event := FEEDBACK.decode_or_none(line)) is not None]
+    return tuple(sorted(events, key=lambda event: (event.time, event.event_id)))
+
+
+def feedback_page(lines: Iterable[bytes | None], *, cursor: str) -> FeedbackPage:
+    """The page of these lines, ending at `cursor`."""
+    found = [FEEDBACK.decode_or_none(line) for line in lines if line is not None]
+    events = tuple(event for event in found if event is not None)
+    return FeedbackPage(events, cursor, len(found) - len(events))

@@ -12,9 +12,22 @@ import re
 from collections.abc import Iterable, Sequence
 
 from coe.errors import StoreError, UnknownCursor
-from coe.records.codec import FEEDBACK, RECORD, events_in_order, feedback_page
-from coe.records.feedback import Feedback, FeedbackPage, dedup_keys
-from coe.records.record import DAY, LogPage, LogQuery, RoutingRecord, page_size, parse_cursor, retention_start
+from coe.records.record import (
+    DAY,
+    FEEDBACK,
+    RECORD,
+    Feedback,
+    FeedbackPage,
+    LogPage,
+    LogQuery,
+    RoutingRecord,
+    dedup_keys,
+    events_in_order,
+    feedback_page,
+    page_size,
+    parse_cursor,
+    retention_start,
+)
 from coe.redis import RedisClient
 
 # The braces put the keys of one script into one slot of a Redis cluster.

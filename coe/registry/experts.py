@@ -10,8 +10,7 @@ from pydantic import AfterValidator, Field, SecretStr, ValidationInfo, field_val
 from pydantic_core import PydanticCustomError
 
 from coe.core import Api, Capability
-from coe.registry.capabilities import AUTO, ModelTable, lookup
-from coe.registry.runtimes import LOCAL_RUNTIMES, RUNTIMES, RuntimeName
+from coe.registry.runtimes import AUTO, LOCAL_RUNTIMES, RUNTIMES, ModelTable, RuntimeName, lookup
 from coe.registry.sections import Count, Flag, Name, Positive, StrictModel, Url
 
 _CODES = """

@@ -13,10 +13,9 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from coe.core import PATHS, Api
-from coe.registry.aliases import AUTO, ModelNames, matches
 from coe.registry.experts import Language
-from coe.registry.hints import nearest
-from coe.registry.sections import Count, Name, StrictModel, one_as_list
+from coe.registry.sections import AUTO, Count, ModelNames, Name, StrictModel, matches, one_as_list
+from coe.registry.yaml_source import nearest
 
 MAX_RULES = 100
 MAX_ALTERNATIVES = 32

@@ -17,12 +17,20 @@ from pydantic import Field
 
 from coe.core import GENERAL
 from coe.registry import sections
-from coe.registry.aliases import AUTO, MAX_ALIASES, POINT_PREFIX, AliasName, ModelNames, OperatingPoint
 from coe.registry.experts import ExpertSpec
 from coe.registry.recipes import PROPOSED_PREFIX, ArmSpec, RecipeItems, RecipeSpec
 from coe.registry.rules import MAX_RULES, RuleSpec
 from coe.registry.runtimes import LOCAL_RUNTIMES, RUNTIMES
-from coe.registry.sections import Name, StrictModel
+from coe.registry.sections import (
+    AUTO,
+    MAX_ALIASES,
+    POINT_PREFIX,
+    AliasName,
+    ModelNames,
+    Name,
+    OperatingPoint,
+    StrictModel,
+)
 
 
 class Category(StrictModel):

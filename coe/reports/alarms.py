@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.artifacts.traffic_report import AlarmKind
+from coe.artifacts.redis import AlarmKind
 from coe.learning.experience import Experience
 from coe.learning.off_policy import greedy_policy
 from coe.planning.assignment import Assignment

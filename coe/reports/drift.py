@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.artifacts.traffic_report import Aspect
+from coe.artifacts.redis import Aspect
 from coe.errors import DataError
 from coe.learning.promotion import significance_level
 

@@ -15,15 +15,14 @@ from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
 from typing import TYPE_CHECKING, Any
 
-from coe.artifacts.kinds import ARTIFACT_KINDS, ASSIGNMENT, ROUTER
-from coe.artifacts.manifest import noting
+from coe.artifacts.manifest import ARTIFACT_KINDS, ASSIGNMENT, ROUTER, noting
+from coe.artifacts.redis import TRAFFIC_REPORT_FILE, read_traffic_report
 from coe.artifacts.store import ArtifactStore
-from coe.artifacts.traffic_report import TRAFFIC_REPORT_FILE, read_traffic_report
 from coe.errors import ArtifactError, DataError
 from coe.fleet.residency.client import fetch_report
 from coe.learning.experience import load_experience
 from coe.learning.log_frame import frame_of, open_logs
-from coe.learning.rounds.round import read_round_states
+from coe.learning.round import read_round_states
 from coe.planning.assignment import Assignment
 from coe.planning.plan import Plan
 from coe.records.record import RoutingRecord
@@ -58,7 +57,7 @@ def status_report(settings: Settings) -> dict[str, Any]:
     `damaged` has the problem of each damaged artifact in use, and `alarms` the experts by kind of alarm, and the
     shifted aspects of the traffic, as the last traffic report found them (None without one). Raises ConfigError.
     """
-    from coe.artifacts.consequences import consequences_of
+    from coe.artifacts.versions import consequences_of
 
     damaged = dict[str, str]()
     registry = load(settings.config, environ=settings.environ)

@@ -22,12 +22,14 @@ from coe.core import Chat, Encoder, Prediction, RetrievalMode, Router
 from coe.registry.sections import RetrievalSpec
 from coe.retrieval.gate import Array, Gate
 from coe.retrieval.insertion import (
+    Passage,
+    Retriever,
+    Vector,
     estimate_tokens,
     format_passages,
     insert_block,
     max_response_tokens,
 )
-from coe.retrieval.passages import Passage, Retriever, Vector
 
 _log = logging.getLogger("gateway")
 

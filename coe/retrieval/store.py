@@ -2,6 +2,14 @@
 
 Any number of processes may search; writers take a lock. New rows are compared one by one until they are indexed. Writes
 therefore update the indexes when too many rows are unindexed, and closing a writer indexes all rows.
+
+Rows of a LanceDB table, one for each chunk: conversion from documents, and filter conditions.
+
+Hybrid search in a LanceDB table: one ranking by vector and BM25.
+
+Both searches return row ids and scores only; the candidates are read afterwards. Scores are added (cosine +
+BM25_WEIGHT * BM25). Reciprocal rank fusion gave a lower recall
+(docs/experiments/retrieval.md).
 """
 
 from __future__ import annotations
@@ -15,6 +23,7 @@ from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from datetime import timedelta
 from importlib import import_module
 from importlib.util import find_spec
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
@@ -24,14 +33,143 @@ from numpy.typing import NDArray
 
 from coe.errors import ConfigError, IndexMismatch, RetrievalError, pip_install
 from coe.file_lock import file_lock
-from coe.retrieval import rows
-from coe.retrieval.passages import Collection, Document, DocumentKey, EncoderId, Passage, Vector
-from coe.retrieval.search import search_table
+from coe.retrieval.insertion import Collection, Document, DocumentKey, EncoderId, Passage, Vector
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from lancedb import AsyncConnection
     from lancedb.table import AsyncTable
+
+
+SHARED_TENANT = ""
+"""Tenant column of shared documents."""
+
+
+def schema(encoder: EncoderId) -> pa.Schema:
+    """Return the schema for vectors of `encoder`, whose digest is stored in the metadata."""
+    import pyarrow as pa
+
+    texts = ("id", "text", "document", "collection", "tenant", "source", "title", "digest")
+    fields = [pa.field(name, pa.string(), nullable=False) for name in texts]
+    fields.append(pa.field("position", pa.int32(), nullable=False))
+    fields.append(pa.field("vector", pa.list_(pa.float32(), encoder.dimensions), nullable=False))
+    return pa.schema(fields, metadata={"encoder": encoder.digest})
+
+
+def table_encoder(table: pa.Schema) -> EncoderId:
+    """Return the encoder of a table."""
+    digest = (table.metadata or {}).get(b"encoder", b"unknown").decode()
+    return EncoderId(digest, table.field("vector").type.list_size)
+
+
+def table(documents: Sequence[Document], vectors: NDArray[np.float32], shape: pa.Schema) -> pa.Table:
+    """Convert documents, with the vectors (n_chunks, dimensions) of all their chunks."""
+    import pyarrow as pa
+
+    chunks = [(document, position, chunk) for document in documents for position, chunk in enumerate(document.chunks)]
+    rows = [
+        {
+            "id": chunk.id,
+            "text": chunk.text,
+            "document": document.key.id,
+            "collection": document.key.collection,
+            "tenant": document.key.tenant or SHARED_TENANT,
+            "source": document.source,
+            "title": document.title,
+            "digest": document.digest,
+            "position": position,
+            "vector": vector,
+        }
+        for (document, position, chunk), vector in zip(chunks, vectors, strict=True)
+    ]
+    return pa.Table.from_pylist(rows, shape)
+
+
+def with_vectors(stored: pa.Table, vectors: NDArray[np.float32], encoder: EncoderId) -> pa.Table:
+    """Return stored rows without vectors with these, of another encoder."""
+    import pyarrow as pa
+
+    shape = schema(encoder)
+    column = pa.FixedSizeListArray.from_arrays(vectors.ravel(), encoder.dimensions)
+    return pa.table([*(stored[name] for name in shape.names[:-1]), column], schema=shape)
+
+
+# ---------------------------------------------------------------------------------------------------------- conditions
+
+
+def visible(collections: Sequence[str], tenant: str | None) -> str:
+    """SQL condition for the rows of these collections (empty: all) that a tenant may see."""
+    own = _one_of("tenant", [SHARED_TENANT] if tenant is None else [SHARED_TENANT, tenant])
+    return f"{own} AND {_one_of('collection', collections)}" if collections else own
+
+
+def owned(collection: str, tenant: str | None) -> str:
+    """SQL condition for one tenant's part of a collection."""
+    return f"collection = {_quoted(collection)} AND tenant = {_quoted(tenant or SHARED_TENANT)}"
+
+
+def any_of(keys: Sequence[DocumentKey]) -> str:
+    """SQL condition for the rows of these documents."""
+    ordered = sorted((one.collection, one.tenant or SHARED_TENANT, one.id) for one in keys)
+    parts = []
+    for (collection, tenant), group in groupby(ordered, key=lambda one: one[:2]):
+        parts.append(f"({owned(collection, tenant)} AND {_one_of('document', [name for *_, name in group])})")
+    return " OR ".join(parts) or "false"
+
+
+def _one_of(column: str, values: Sequence[str]) -> str:
+    return f"{column} IN ({', '.join(map(_quoted, values))})"
+
+
+def _quoted(value: str) -> str:
+    escaped = value.replace("'", "''")
+    return f"'{escaped}'"
+
+
+MIN_CANDIDATES = 50
+"""Candidates from each of the two searches; more if more passages are requested."""
+BM25_WEIGHT = 0.025
+"""Recall is nearly the same for values from .02 to .05."""
+NPROBES = 48
+"""Partitions of the vector index that a search reads; the index has as many as the square root of its chunks. With
+100,000 chunks it finds 99.6 % of the nearest ten."""
+MAX_QUERY_CHARACTERS = 2_000
+"""Characters of a question for full-text search, where every word costs time."""
+_ROW_ID = "_rowid"
+_FOUND = ["id", "text", "source", "title", "collection"]
+
+
+async def search_table(
+    table: AsyncTable, text: str, vector: Vector, *, collections: Sequence[str], tenant: str | None, limit: int
+) -> Sequence[Passage]:
+    """Search a table as `Retriever.search` does.
+
+    Row ids are never reused, so a concurrent delete only removes candidates. The vector index is quantised; the
+    returned scores are exact.
+    """
+    count, where = max(MIN_CANDIDATES, 2 * limit), visible(collections, tenant)
+    nearest = table.vector_search(vector).distance_type("cosine").nprobes(NPROBES).where(where)
+    matching = table.query().nearest_to_text(text[:MAX_QUERY_CHARACTERS], columns=["text"]).where(where)
+    distances, bm25 = await asyncio.gather(_scores(nearest, "_distance", count), _scores(matching, "_score", count))
+    candidates = list(distances | bm25)
+    if not candidates:
+        return ()
+    fetched = await table.take_row_ids(candidates).with_row_id().select([*_FOUND, "vector"]).to_arrow()
+    vectors: NDArray[np.float32] = fetched["vector"].combine_chunks().flatten().to_numpy().reshape(-1, len(vector))
+    lowest = min(bm25.values()) if len(bm25) >= count else 0.0  # of a text that was not among the best, at most this
+    found = []
+    for row, cosine in zip(fetched.drop_columns("vector").to_pylist(), (vectors @ vector).tolist(), strict=True):
+        score = cosine + BM25_WEIGHT * bm25.get(row[_ROW_ID], lowest)
+        found.append((score, Passage(row["id"], row["text"], row["source"], row["title"], row["collection"], cosine)))
+    found.sort(key=lambda pair: -pair[0])
+    return list({passage.id: passage for _, passage in found}.values())[:limit]
+
+
+async def _scores(query: Any, column: str, limit: int) -> dict[int, float]:
+    """Return row id -> score of the first rows of a query."""
+    found: pa.Table = await query.with_row_id().select([column]).limit(limit).to_arrow()
+    return dict(zip(found[_ROW_ID].to_pylist(), found[column].to_pylist(), strict=True))
+
 
 TABLE = "documents"
 READ_CONSISTENCY_INTERVAL = timedelta(seconds=1)
@@ -102,7 +240,7 @@ class DocumentStore:
 
     async def digests(self, collection: str, tenant: str | None = None) -> Mapping[str, str]:
         """Return document id -> digest of one tenant's part of a collection."""
-        found = await self._rows(["document", "digest"], f"position = 0 AND {rows.owned(collection, tenant)}")
+        found = await self._rows(["document", "digest"], f"position = 0 AND {owned(collection, tenant)}")
         return {row["document"]: row["digest"] for row in found}
 
     async def _rows(self, columns: list[str], where: str | None = None) -> list[dict[str, Any]]:
@@ -124,9 +262,9 @@ class DocumentStore:
         """
         with self._mapped_errors():
             async with self._writing():
-                table = await self._checked_table() or await self._create(rows.schema(self._encoder))
-                replaced = rows.any_of([document.key for document in documents])
-                data = rows.table(documents, vectors, await table.schema())
+                table = await self._checked_table() or await self._create(schema(self._encoder))
+                replaced = any_of([document.key for document in documents])
+                data = table(documents, vectors, await table.schema())
                 if await table.count_rows(replaced):
                     merge = table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
                     await merge.when_not_matched_by_source_delete(replaced).execute(data)
@@ -142,7 +280,7 @@ class DocumentStore:
                 table = await self._table()
                 if table is None:
                     return 0
-                deleted = rows.any_of(keys)
+                deleted = any_of(keys)
                 count: int = await table.count_rows(f"position = 0 AND ({deleted})")
                 if count:
                     await table.delete(deleted)
@@ -162,7 +300,7 @@ class DocumentStore:
                 stored = (await table.query().to_arrow()).drop_columns("vector")
                 columns = stored["title"].to_pylist(), stored["text"].to_pylist()
                 vectors = await asyncio.to_thread(embed, *columns)
-                table = await self._create(rows.with_vectors(stored, vectors, self._encoder))
+                table = await self._create(with_vectors(stored, vectors, self._encoder))
                 await self._update_indexes(table, closing=True)
                 return sum(position == 0 for position in stored["position"].to_pylist())
 
@@ -208,7 +346,7 @@ class DocumentStore:
     async def _checked_table(self) -> AsyncTable | None:
         """Return the table, made by this store's encoder; None before the first write. Raises IndexMismatch."""
         table = await self._table()
-        if table is not None and (indexed := rows.table_encoder(await table.schema())) != self._encoder:
+        if table is not None and (indexed := table_encoder(await table.schema())) != self._encoder:
             raise IndexMismatch(
                 f"{self._folder}: its vectors are of encoder {indexed.digest} ({indexed.dimensions} dimensions), the "
                 f"router in use has {self._encoder.digest} ({self._encoder.dimensions}); run `coe index rebuild`, "

@@ -24,7 +24,7 @@ from coe.core import (
 )
 from coe.errors import Forbidden, InvalidRequest, ModelNotFound, ThreadUnsupported
 from coe.registry import AUTO, ArmSpec, ExpertSpec, Registry
-from coe.registry.aliases import matches
+from coe.registry.sections import matches
 
 MAX_CHARACTERS_PER_TOKEN = 8
 """No tokenizer exceeds this on real text, so a longer chat certainly does not fit into the context."""

@@ -10,10 +10,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from coe.core import Chat, Message
-from coe.routing.agents import CODING_AGENT, is_coding_agent
 from coe.routing.conversation import MAX_TURN_CHARACTERS, newest_turn
-from coe.routing.message_parts import MAX_MESSAGE_CHARACTERS, MessageParts, OmittedPart, split_message
-from coe.routing.phrases import has_topic, instruction, is_nudge, refers_to_context
+from coe.routing.message_parts import (
+    CODING_AGENT,
+    MAX_MESSAGE_CHARACTERS,
+    MessageParts,
+    OmittedPart,
+    is_coding_agent,
+    split_message,
+)
+from coe.routing.units import has_topic, instruction, is_nudge, refers_to_context
 
 MAX_LAST_TURN_CHARACTERS = 3000
 """Length of the last request. A longer one keeps its head and its tail, where the request usually is."""

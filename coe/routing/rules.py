@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from coe.core import Chat, Prediction
 from coe.registry import Registry
-from coe.registry.aliases import matches
 from coe.registry.rules import Conditions, RuleSpec, apis_of
-from coe.routing.agents import tool_names
+from coe.registry.sections import matches
+from coe.routing.message_parts import tool_names
 
 MAX_NAME_CHARACTERS = 256
 """Characters of a tool's name, of `model` and of the user agent. A longer text matches no pattern."""

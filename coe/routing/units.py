@@ -3,16 +3,118 @@
 Only structure and wording are features, no topics: whether a line is a label or an option, under which label, heading
 or tag a unit stands, its place, its length, and its words. `reading` weighs them. No search backtracks over an
 unbounded run.
+
+Classifies the wording of a request: it has its own topic, only asks to continue, or starts with an instruction.
+
+The functions use the word lists of words.toml and read a bounded number of characters.
+
+Decides which units of a message are the request, which the material that it is about, and which its frame.
+
+A small trained model (`reading.json`, by `scripts/fit_reading.py`): logistic regression on the features of each unit,
+and a chain over the classes of consecutive units. The frame is what is the same around any request: instructions about
+the answer, labels, courtesies, examples of a format.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterator, Sequence
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, lru_cache
+from importlib.resources import files
+from itertools import chain, pairwise
+from math import exp
 from typing import Literal, TypeVar
 
-from coe.routing.phrases import WORDS
+import orjson
+
+MAX_CHARACTERS = 600
+"""Characters that these functions read. A longer text is not a nudge."""
+MIN_TOPIC_WORDS = 2
+"""Smallest number of content words with which a request is understood without its context."""
+MIN_UNSPACED_CHARACTERS = 5
+"""Shortest run of Chinese, Japanese or Thai characters that counts as several words."""
+UNSPACED_WORD_CHARACTERS = 3
+"""Characters of such a run that count as one word."""
+MAX_OWN_WORDS = 4
+"""Largest number of content words that count towards a new topic."""
+TOPIC_SCORE = 5.17
+"""Score above which a request opens a topic: a probability of 0.7."""
+MAX_COURTESY_CHARACTERS = 80
+MIN_LONG_NUDGE_WORDS = 12
+MAX_FOREIGN_SHARE = 0.12
+"""Largest share of words outside the lists with which a longer message is still a nudge."""
+
+_WORD = re.compile(r"[^\W\d_]+")
+_FORMULA = re.compile(r"\w\s{0,2}[=+*/^]\s{0,2}\d|\d\s{0,2}[-+*/^=]\s{0,2}\w")
+_NAME = re.compile(r"\d|(?<=[a-z,;:] )[A-Z][a-z]+|(?<=[a-z] )[A-Z]{2,}")
+"""A number, or a word with a capital letter within a sentence."""
+_UNSPACED = re.compile(rf"[\u0e00-\u0e7f\u3040-\u30ff\u4e00-\u9fff]{{{MIN_UNSPACED_CHARACTERS}}}")
+
+
+WORDS: Mapping[str, frozenset[str]] = {
+    name: frozenset(text.split())
+    for name, text in tomllib.loads(files("coe.routing").joinpath("words.toml").read_text(encoding="utf-8")).items()
+}
+"""The lists of words.toml."""
+_NUDGING = WORDS["function"] | WORDS["handling"] | WORDS["process"]
+"""Words of requests without a topic, and of those to continue."""
+_CONTEXTUAL = _NUDGING | WORDS["answer"]
+_REFERENCES = WORDS["pointers"] | WORDS["references"]
+
+
+def has_topic(text: str) -> bool:
+    """True if a request is understood without its context: two content words, a formula, or a translation."""
+    if instruction(text) in WORDS["translations"]:
+        return True
+    text = text[:MAX_CHARACTERS].lower()
+    own = set(_WORD.findall(text)) - _NUDGING
+    return len(own) >= MIN_TOPIC_WORDS or any(found.search(text) for found in (_FORMULA, _UNSPACED))
+
+
+def opens_topic(text: str, general: float) -> bool:
+    """True if the newest request of a conversation has its own topic, so that its context does not matter.
+
+    `general` is the probability of the category `general` for the request alone. The weights are those of a logistic
+    regression on conversations whose topic changed or did not (docs/experiments/routed-text.md).
+    """
+    text = text[:MAX_CHARACTERS]
+    said = set(_WORD.findall(text.lower()))
+    if not said:
+        return False
+    own = sum(
+        max(1, len(word) // UNSPACED_WORD_CHARACTERS) if _UNSPACED.match(word) else 1 for word in said - _CONTEXTUAL
+    )
+    has_name = any(found[0].lower() not in _CONTEXTUAL for found in _NAME.finditer(text))
+    references = len(said & _REFERENCES) / len(said)
+    bounded = min(max(general, 0.001), 0.999)
+    score = 2.05 * min(own, MAX_OWN_WORDS) + 2.75 * has_name - 5.3 * references
+    return score - 0.17 * math.log(bounded / (1 - bounded)) > TOPIC_SCORE
+
+
+def refers_to_context(text: str) -> bool:
+    """True if a short request is about something that it does not name, as in "clean up the imports"."""
+    said = set(_WORD.findall(text[:MAX_CHARACTERS].lower()))
+    return not said.isdisjoint(WORDS["pointers"]) or ("the" in said and instruction(text) != "")
+
+
+def is_nudge(text: str) -> bool:
+    """True if a message only asks to continue the task at hand."""
+    if len(text) > MAX_CHARACTERS:
+        return False
+    said = _WORD.findall(text.lower())
+    foreign = sum(word not in _NUDGING for word in said)
+    return foreign == 0 or (len(said) >= MIN_LONG_NUDGE_WORDS and foreign <= MAX_FOREIGN_SHARE * len(said))
+
+
+def instruction(text: str) -> str:
+    """Return the first word of a text, after courtesies, if it is an instruction; or else an empty text."""
+    said = _WORD.findall(text[:MAX_COURTESY_CHARACTERS].lower())
+    first = next((word for word in said if word not in WORDS["courtesies"]), "")
+    return first if first in WORDS["instructions"] and said[0] != "to" else ""
+
 
 UnitKind = Literal["sentence", "label", "heading", "intro", "option", "bullet", "fence", "quote", "literal", "long"]
 
@@ -335,3 +437,117 @@ def _parts(units: Sequence[Unit]) -> dict[tuple[int, int], str]:
         f"{', longest' if length == longest else ''}, {min(3, counts[key])}"
         for key, length in lengths.items()
     }
+
+
+UnitClass = Literal["request", "material", "frame"]
+CLASSES: tuple[UnitClass, ...] = ("request", "material", "frame")
+MODEL = "reading.json"
+CERTAIN = 0.9
+"""Probability of the class request above which no neighbours are asked, if it holds for all units."""
+MAX_CACHED_CHARACTERS = 200
+"""Longest unit whose logits are cached, which bounds the memory for them to about 2 MB."""
+TINY = 1e-12
+"""Smallest probability of a class."""
+Scores = tuple[float, float, float]
+"""One number for each of CLASSES."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadingModel:
+    """`weights` of features and the `bias` are logits; `transitions`[relation][class
+    before][class] are factors. Frames consist of the words of `known`."""
+
+    weights: dict[str, Scores]
+    known: frozenset[str]
+    bias: Scores
+    transitions: list[list[list[float]]]
+
+
+@cache
+def reading_model() -> ReadingModel:
+    """The model of the package."""
+    file = orjson.loads(files("coe.routing").joinpath(MODEL).read_bytes())
+    prefixes = (WORD_PREFIX, NAME_PREFIX)
+    known = frozenset(name.partition(" ")[2] for name in file["weights"] if name.startswith(prefixes))
+    return ReadingModel(file["weights"], known, file["bias"], file["transitions"])
+
+
+def has_topical_word(text: str) -> bool:
+    """True if one of the first words is none that frames consist of; with no word at all, too."""
+    words = first_words(text)
+    return not words or not reading_model().known.issuperset(words)
+
+
+def relation(before: Unit, unit: Unit) -> int:
+    """Relation of a unit to the one before: 0 same paragraph, 1 same label, 2 same section, 3 new section."""
+    if before.section != unit.section:
+        return 3
+    if before.paragraph == unit.paragraph:
+        return 0
+    return 1 if unit.label else 2
+
+
+def class_probabilities(units: Sequence[Unit]) -> list[Scores]:
+    """The probabilities of CLASSES for every unit. Labels and headings are no part of the chain."""
+    model = reading_model()
+    places = place_features(units)
+    result = [_probabilities(unit, names, model) for unit, names in zip(units, places, strict=True)]
+    if all(own[0] > CERTAIN for own in result):
+        return result
+    linked = [index for index, unit in enumerate(units) if not unit.is_name]
+    steps = [model.transitions[relation(units[index], units[following])] for index, following in pairwise(linked)]
+    after: list[Scores] = [(1.0, 1.0, 1.0)]  # what the following units say of each one, from the last to the first
+    for index, step in zip(reversed(linked[1:]), reversed(steps), strict=True):
+        r, m, f = _product(result[index], after[-1])
+        after.append(_normalized(*(row[0] * r + row[1] * m + row[2] * f for row in step)))
+    before: Scores = (1.0, 1.0, 1.0)
+    for place, index in enumerate(linked):
+        r, m, f = forward = _product(result[index], before)
+        result[index] = _product(forward, after[-1 - place])
+        if place < len(steps):
+            rows = steps[place]
+            before = _normalized(*(r * rows[0][k] + m * rows[1][k] + f * rows[2][k] for k in range(3)))
+    return result
+
+
+def _probabilities(unit: Unit, names: Sequence[str], model: ReadingModel) -> Scores:
+    own = _cached_logits if len(unit.text) <= MAX_CACHED_CHARACTERS else _own_logits
+    r, m, f = _sum(map(model.weights.get, names), *own(unit.text, unit.kind))
+    largest = max(r, m, f)
+    return _normalized(exp(r - largest), exp(m - largest), exp(f - largest))
+
+
+def _own_logits(text: str, kind: UnitKind) -> Scores:
+    """The logits of a unit by itself."""
+    model, words, is_name = reading_model(), first_words(text), kind in NAMING_KINDS
+    prefix = NAME_PREFIX if is_name else WORD_PREFIX
+    weights = [model.weights.get(prefix + word) for word in dict.fromkeys(words)]
+    names = (*form_features(text, kind, words), topical_feature(0 if is_name else weights.count(None)))
+    return _sum(chain(map(model.weights.get, names), weights), *model.bias)
+
+
+_cached_logits = lru_cache(maxsize=4096)(_own_logits)
+"""The units of frames are short, and the same in many messages."""
+
+
+def topical_feature(words: int) -> str:
+    """The name of the feature that counts the words that frames do not consist of."""
+    return f"topical words {min(4, words)}"
+
+
+def _sum(weights: Iterable[Scores | None], r: float, m: float, f: float) -> Scores:
+    for weight in weights:
+        if weight is not None:
+            r += weight[0]
+            m += weight[1]
+            f += weight[2]
+    return r, m, f
+
+
+def _product(one: Scores, other: Scores) -> Scores:
+    return _normalized(one[0] * other[0], one[1] * other[1], one[2] * other[2])
+
+
+def _normalized(r: float, m: float, f: float) -> Scores:
+    total = r + m + f + 3 * TINY
+    return (r + TINY) / total, (m + TINY) / total, (f + TINY) / total

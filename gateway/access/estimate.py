@@ -16,9 +16,9 @@ from coe import json_text
 from coe.core import NO_RECIPE, PASS_THROUGH_APIS, TEXT_APIS, Api, Chat
 from coe.errors import InvalidRequest
 from coe.experts.api_formats import CHAT_LENGTH_FIELDS, LENGTH_FIELDS, MAX_TOKEN_COUNT
-from coe.experts.http.form import FormBody
-from coe.recipes.judge import GRADE_TOKENS, PROMPT_TOKENS
-from coe.recipes.writing.request import ENVELOPE_TOKENS
+from coe.experts.http.expert import FormBody
+from coe.recipes.agreement import GRADE_TOKENS, PROMPT_TOKENS
+from coe.recipes.writing import ENVELOPE_TOKENS
 from coe.registry import AUTO, Prices, RecipeSpec
 from coe.routing.eligibility import single_expert_reason
 from gateway.access.limits import Amounts

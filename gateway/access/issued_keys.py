@@ -21,7 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 from coe.errors import ConfigError, KeyNotFound, KeyRefused, KeysUnavailable, StoreError
 from coe.outage import Outage
 from coe.registry import AccessSpec, ApiKey, KeyLimits, KeySpec, Registry
-from coe.registry.access import key_problems
+from coe.registry.loader import key_problems
 from coe.supervision import TaskFailed, ignore_failure, supervised
 from gateway.shared_store import SharedStore, open_store
 

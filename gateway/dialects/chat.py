@@ -20,7 +20,7 @@ from coe.core import PASS_THROUGH_APIS, Api, Capability, Chat, Message, PassThro
 from coe.errors import InvalidRequest, RequestError
 from coe.experts.api_formats import LENGTH_FIELDS, MAX_TOKEN_COUNT
 from coe.experts.http import sse
-from coe.experts.http.form import FormBody
+from coe.experts.http.expert import FormBody
 from coe.registry import AUTO
 from gateway.dialects import Dialect, body_of
 

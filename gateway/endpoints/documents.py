@@ -25,9 +25,8 @@ from coe.errors import (
     DocumentsUnavailable,
     RetrievalError,
 )
-from coe.retrieval.ingest.chunking import normalize_text
-from coe.retrieval.ingest.indexing import Indexer, SourceText
-from coe.retrieval.passages import MAX_PASSAGES, DocumentKey
+from coe.retrieval.indexing import Indexer, SourceText, normalize_text
+from coe.retrieval.insertion import MAX_PASSAGES, DocumentKey
 from gateway.endpoints.handler import json_of, json_response, list_response, query_of
 from gateway.request.body import RequestModel
 from gateway.services import Services

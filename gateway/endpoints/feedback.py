@@ -30,7 +30,7 @@ from coe.errors import (
     UnknownRequest,
 )
 from coe.records import Pending
-from coe.records.feedback import MAX_NAME_CHARACTERS, Feedback, FeedbackKind
+from coe.records.record import MAX_NAME_CHARACTERS, Feedback, FeedbackKind
 from coe.registry import Registry
 from coe.routing.eligibility import permits_model
 from gateway.access.access import Caller

@@ -22,9 +22,8 @@ from gateway.endpoints import health, models, stored_responses
 from gateway.endpoints.admin import experts, keys
 from gateway.endpoints.admin.artifacts import Artifacts
 from gateway.endpoints.admin.config import Config
-from gateway.endpoints.admin.mapping import read_map
-from gateway.endpoints.admin.records import Records
-from gateway.endpoints.admin.reports import Reports
+from gateway.endpoints.admin.experts import read_map
+from gateway.endpoints.admin.records import Records, Reports
 from gateway.endpoints.documents import Documents
 from gateway.endpoints.feedback import FeedbackEndpoint
 from gateway.endpoints.handler import Authorization, Handler, guarded, json_response

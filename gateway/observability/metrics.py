@@ -2,14 +2,20 @@
 
 A finished request adds to plain dictionaries of this process; gauges are read when the page is requested. A snapshot
 carries all of them to another process (`metric_workers.py`), and prometheus_client writes the page.
+
+Shares metrics between the worker processes of one gateway, so that any worker can serve `/metrics` for all workers.
+
+Each worker stores its metrics in a file of a shared folder every few seconds, and when it shows them. A worker that
+replaces an ended one continues from that file, so totals never fall; a killed worker loses what it counted since.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from bisect import bisect_left
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from pathlib import Path
@@ -21,6 +27,7 @@ from prometheus_client import generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.process_collector import ProcessCollector
 
+from coe.supervision import supervised
 from gateway.request.trace import Trace
 
 Labels = tuple[str, ...]
@@ -228,3 +235,44 @@ class Metrics:
     async def page(self) -> bytes:
         """The families of all workers in Prometheus's text format."""
         return await asyncio.to_thread(exposition, await self.families())
+
+
+STORE_SECONDS = 1.0
+"""Interval in which a worker stores its metrics: what it counted since is missing on the pages of the others."""
+FRESH_SECONDS = 10.0
+"""Age from which a worker counts as ended or frozen, so that its gauges are left out."""
+
+
+@asynccontextmanager
+async def share_metrics(own: Path, metrics: Metrics) -> AsyncIterator[None]:
+    """Joins the workers whose files are in the same folder as `own`, which is named by the number of this worker."""
+    metrics.worker = int(own.name)
+    metrics.resume(own)
+
+    def store() -> None:
+        draft = own.with_suffix(".draft")
+        with suppress(OSError):  # the disk is full
+            draft.write_bytes(metrics.snapshot())
+            draft.replace(own)
+
+    def read_siblings() -> list[tuple[Snapshot, bool]]:
+        store()  # what this worker is about to show
+        siblings = []
+        for path in own.parent.iterdir():
+            if path.name.isdecimal() and path != own:
+                is_fresh = time.time() - path.stat().st_mtime < FRESH_SECONDS
+                siblings.append((orjson.loads(path.read_bytes()), is_fresh))
+        return siblings
+
+    async def run() -> None:
+        while True:
+            store()
+            await asyncio.sleep(STORE_SECONDS)
+
+    metrics.siblings = read_siblings
+    task = supervised(run, "metrics", task_failed=metrics.task_failed)
+    try:
+        yield
+    finally:
+        task.cancel()
+        store()

@@ -21,8 +21,7 @@ from numpy.typing import NDArray
 
 from coe.core import Decision, Reason
 from coe.records import LogWriter, Pending
-from coe.records.feedback import Feedback, FeedbackKind
-from coe.records.record import RecipeCall, RoutingLog, RoutingRecord
+from coe.records.record import Feedback, FeedbackKind, RecipeCall, RoutingLog, RoutingRecord
 from coe.registry import MAX_MODEL_CHARACTERS
 from coe.routing.composition import NO_RETRIEVAL, Composition
 from coe.routing.eligibility import excluded_experts

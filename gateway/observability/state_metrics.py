@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from coe.artifacts.traffic_report import ALARMS, read_traffic_report
+from coe.artifacts.redis import ALARMS, read_traffic_report
 from coe.experts.outcomes import Incidents
 from coe.fleet.residency.client import ResidencyClient, connected_client
 from coe.records import LogWriter

@@ -17,14 +17,13 @@ from functools import partial
 from pathlib import Path
 
 from coe.artifacts.active_state import ActiveState
-from coe.artifacts.consequences import log_consequences
-from coe.artifacts.kinds import ASSIGNMENT, GATE, ROUTER
+from coe.artifacts.manifest import ASSIGNMENT, GATE, ROUTER
 from coe.artifacts.store import POINTER
+from coe.artifacts.versions import log_consequences
 from coe.errors import CoEError, ConfigError
 from coe.registry import ExpertSpec, Registry
-from coe.registry.hints import without_values
 from coe.registry.runtimes import LOCAL_RUNTIMES
-from coe.registry.yaml_source import read_text
+from coe.registry.yaml_source import read_text, without_values
 from coe.settings import Settings
 from coe.supervision import TaskFailed, ignore_failure, supervised
 from gateway.access.browsers import check_exposure

@@ -34,18 +34,17 @@ from coe.errors import ExpertError, InvalidRequest, RequestError
 from coe.experts.http.sse import EVENT_STREAM
 from coe.experts.translation.expert import dropped_parts, is_translated
 from coe.registry import AUTO, ExpertSpec, Policy, Registry
-from coe.registry.aliases import ResolvedModel
+from coe.registry.sections import ResolvedModel
 from coe.routing.composition import RoutedRequest
 from coe.routing.decision import with_fallback
 from coe.routing.eligibility import check_model, check_recipe, only_local
 from coe.routing.request_text import read_request
 from coe.routing.rules import RequestFacts, Rules
 from coe.usage import MemberCall, RecipeLog, RecipeUsage, SentCall, Usage
-from gateway.access.access import Caller
-from gateway.access.allowance import Allowance
+from gateway.access.access import Allowance, Caller
 from gateway.access.estimate import input_tokens
-from gateway.cache.answer import CachedAnswer, CacheUse
 from gateway.request.body import Head
+from gateway.request.cached_answer import CachedAnswer, CacheUse
 from gateway.snapshot import Snapshot
 from gateway.stored_responses import StoredUse
 

@@ -18,10 +18,8 @@ import numpy as np
 from routers.calibration import Floats
 from routers.cascade import CONFIG, EXEMPLARS, MULTILINGUAL_HEAD, TOKENIZER, RouterConfig
 from routers.encoders import ROUTING_TOKENS, OnnxEncoder
-from routers.examples import Example, TrainingSet, build_training_set, prompt_digest
-from routers.files import write_arrays, write_json
-from routers.heads.fast import distil
-from routers.heads.lexical import LexicalFeatures, lexical_matrix
+from routers.examples import Example, TrainingSet, build_training_set, prompt_digest, write_arrays, write_json
+from routers.heads import LexicalFeatures, distil, lexical_matrix
 from routers.multilingual import is_installed
 from routers.tokens import FAST_CHARACTERS, WordCachedTokenizer, load_tokenizer, truncate_middle
 from routers.training.export import export_quantised
@@ -32,10 +30,11 @@ from routers.training.fitting import (
     exemplar_rows,
     folds,
     topic_folds,
+    training_metrics,
+    tune,
     write_heads,
 )
 from routers.training.multilingual import english_part, foreign_texts, train_multilingual
-from routers.training.tuning import training_metrics, tune
 
 Progress = Callable[[str, float], None]
 

@@ -1,8 +1,9 @@
-"""Train the head for texts that are not English, on a sample of the English texts and all others.
+"""Trains the head for texts that are not English, and builds the graph of its encoder.
 
-Topics learned from English prompts hold in other languages once the direction that separates languages is projected
-out. The direction comes from the training texts and the foreign prompts that ship with this package, so that a training
-set in English is enough.
+It learns from a sample of the English texts and all others. Topics learned from English prompts hold in other languages
+once the direction that separates languages is projected out. The direction comes from the training texts and the
+foreign prompts that ship with this package, so that a training set in English is enough. The ONNX graph of
+multilingual-e5-small has no weights: `routers.multilingual` attaches them when it is loaded.
 """
 
 from __future__ import annotations
@@ -18,15 +19,103 @@ from numpy.typing import NDArray
 
 from coe.errors import ArtifactError, DataError
 from routers.calibration import Floats, fit_temperature, log_loss
-from routers.e5 import E5Encoder
 from routers.examples import TrainingSet, prompt_digest, starter_examples
-from routers.heads.fast import is_foreign
-from routers.heads.lexical import LexicalFeatures
-from routers.heads.semantic import LinearHead, fit_linear
-from routers.multilingual import PROBE_TEXT, MultilingualHead, SentenceEncoder, without_direction
+from routers.heads import LexicalFeatures, LinearHead, fit_linear, is_foreign
+from routers.multilingual import (
+    DIMENSIONS,
+    LAYERS,
+    PROBE_TEXT,
+    E5Encoder,
+    MultilingualHead,
+    Product,
+    SentenceEncoder,
+    products,
+    without_direction,
+)
 from routers.tokens import FAST_CHARACTERS, WordCachedTokenizer, load_tokenizer, truncate_middle
-from routers.training.e5_network import build_network
 from routers.training.fitting import folds
+
+OPSET = 23
+"""The first ONNX opset with an Attention operator."""
+IR_VERSION = 10
+HEADS = 12
+EPSILON = 1e-12
+MICROSOFT = "com.microsoft"
+
+
+class Graph:
+    """Collects the nodes of a graph and the tensors that are attached later."""
+
+    def __init__(self) -> None:
+        self.nodes: list[Any] = []
+        self.tensors: list[Any] = []
+
+    def add(self, operator: str, *inputs: str, domain: str = "", outputs: int = 1, **attributes: Any) -> list[str]:
+        """Append a node and return the names of its outputs."""
+        from onnx import helper
+
+        names = [f"{operator}.{len(self.nodes)}.{index}" for index in range(outputs)]
+        self.nodes.append(helper.make_node(operator, inputs, names, domain=domain, **attributes))
+        return names
+
+    def attached(self, name: str, shape: tuple[int, ...], kind: int) -> str:
+        """Declare a tensor without data."""
+        from onnx import TensorProto
+
+        tensor = TensorProto(name=name, dims=shape, data_type=kind, data_location=TensorProto.EXTERNAL)
+        tensor.external_data.add(key="location", value="attached")
+        self.tensors.append(tensor)
+        return name
+
+    def product(self, text: str, product: Product) -> str:
+        """Quantise the activations, multiply and add the bias."""
+        from onnx import TensorProto
+
+        name, outputs = product.name, product.outputs * len(product.tensors)
+        weights = self.attached(f"{name}.w", (product.inputs, outputs), TensorProto.INT8)
+        scales = self.attached(f"{name}.s", (outputs,), TensorProto.FLOAT)
+        bias = self.attached(f"{name}.b", (outputs,), TensorProto.FLOAT)
+        return self.add("DynamicQuantizeMatMul", text, weights, scales, "", bias, domain=MICROSOFT)[0]
+
+    def norm(self, text: str, name: str) -> str:
+        from onnx import TensorProto
+
+        scale, bias = (self.attached(f"{name}.{which}", (DIMENSIONS,), TensorProto.FLOAT) for which in "wb")
+        return self.add("LayerNormalization", text, scale, bias, axis=-1, epsilon=EPSILON)[0]
+
+
+def build_network() -> bytes:
+    """Return the graph from `rows`, the sums of word, position and type vectors (1, tokens, dimensions), to the `mean`
+    (1, dimensions) of the last layer."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    graph = Graph()
+    graph.tensors += [
+        numpy_helper.from_array(np.array([DIMENSIONS] * 3, dtype=np.int64), "sizes"),
+        numpy_helper.from_array(np.array([1], dtype=np.int64), "tokens"),
+    ]
+    linear = {product.name: product for product in products()}
+    text = graph.norm("rows", "emb.ln")
+    for layer in range(LAYERS):
+        qkv, out, widen, narrow = (linear[f"l{layer}.{which}"] for which in ("qkv", "ao", "fi", "fo"))
+        parts = graph.add("Split", graph.product(text, qkv), "sizes", outputs=3, axis=2)
+        (attended,) = graph.add("Attention", *parts, q_num_heads=HEADS, kv_num_heads=HEADS)
+        (summed,) = graph.add("Add", text, graph.product(attended, out))
+        text = graph.norm(summed, f"l{layer}.aln")
+        (active,) = graph.add("Gelu", graph.product(text, widen))
+        (summed,) = graph.add("Add", text, graph.product(active, narrow))
+        text = graph.norm(summed, f"l{layer}.oln")
+    graph.nodes.append(helper.make_node("ReduceMean", [text, "tokens"], ["mean"], keepdims=0))
+    rows = helper.make_tensor_value_info("rows", TensorProto.FLOAT, [1, "length", DIMENSIONS])
+    mean = helper.make_tensor_value_info("mean", TensorProto.FLOAT, [1, DIMENSIONS])
+    model = helper.make_model(
+        helper.make_graph(graph.nodes, "multilingual-e5-small", [rows], [mean], graph.tensors),
+        opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)],
+        ir_version=IR_VERSION,
+    )
+    network: bytes = model.SerializeToString()
+    return network
+
 
 MAX_ENGLISH_EACH = 60
 """English texts of a category. With 60 to all 260, accuracy in other languages is the same

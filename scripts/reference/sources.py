@@ -22,8 +22,7 @@ from coe.core import Reason
 from coe.errors import REMEDIES
 from coe.learning.log_frame import RATING, REDACTED
 from coe.planning.problem import declared_assignment
-from coe.records.codec import RECORD
-from coe.records.record import COLUMNS
+from coe.records.record import COLUMNS, RECORD
 from coe.registry import load, schema
 from coe.settings import Settings
 from gateway.app import create_app

@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 import orjson
 
-from coe.artifacts.kinds import ASSIGNMENT, ROUTER
+from coe.artifacts.manifest import ASSIGNMENT, ROUTER
 from coe.artifacts.store import ArtifactStore
 from coe.planning.assignment import Assignment
-from coe.planning.job.basis import compare_with_single_experts
-from coe.planning.job.budget_solver import declared_problem
+from coe.planning.job.basis import compare_with_single_experts, declared_problem
 from coe.planning.plan import Plan, declared_digests, round_traffic
 from coe.planning.score_table import tabulate_softly
 from coe.planning.solver import marginal_values, solve

@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 import pytest
 
-from coe.artifacts.kinds import ROUTER
+from coe.artifacts.manifest import ROUTER
 from coe.artifacts.store import ArtifactStore
 from coe.registry import Registry
 from coe.settings import Settings

@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 import pytest
 
-from coe.registry.hints import without_values
+from coe.registry.yaml_source import without_values
 from gateway.endpoints.admin.config import MAX_TEXT_BYTES, shown_text
 from tests.access.test_issued_keys import DECLARED, SECRET, requesting
 from tests.gateway.served import Served, serving

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from coe.artifacts.kinds import ASSIGNMENT
+from coe.artifacts.manifest import ASSIGNMENT
 from coe.registry import Registry
 from coe.settings import Settings
 from tests.admin.samples import CATEGORIES, measured_registry, planned, settings_in

@@ -6,8 +6,8 @@ import orjson
 import pytest
 from pydantic import ValidationError
 
-from coe.experts.held_answer import SMALL_ANSWER
-from gateway.cache.answer import CachedAnswer, CacheUse
+from coe.experts.outcomes import SMALL_ANSWER
+from gateway.request.cached_answer import CachedAnswer, CacheUse
 from tests.experts.answer_memory import Memory
 
 ENTRY = CachedAnswer(

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from coe.artifacts.kinds import GATE
+from coe.artifacts.manifest import GATE
 from coe.errors import ExpertUnavailable
 from coe.learning.experience import load_experience
 from coe.learning.log_frame import frame_of
-from coe.records.feedback import Feedback
-from gateway.cache import step as cache_step
+from coe.records.record import Feedback
+from gateway import cache as cache_step
 from tests.access.samples import key_of
 from tests.cache.requests import cached, send_chat, uses
 from tests.fakes import gateway_of

@@ -8,8 +8,8 @@ import orjson
 import pytest
 
 from coe.errors import ExpertError
-from gateway.cache.answer import MAX_ANSWER_BYTES
-from gateway.cache.step import MAX_BODY_BYTES
+from gateway.cache import MAX_BODY_BYTES
+from gateway.request.cached_answer import MAX_ANSWER_BYTES
 from tests.cache.requests import LONG, cached, uses
 from tests.fakes import gateway_of
 from tests.recipes.members import DONE, answer, event, stream

@@ -17,8 +17,7 @@ from coe.artifacts.store import ArtifactStore
 from coe.measuring.tables import pairs_digest
 from coe.planning.assignment import expected_utility
 from coe.records import open_log_and_feedback
-from coe.records.feedback import Feedback
-from coe.records.record import RoutingRecord
+from coe.records.record import Feedback, RoutingRecord
 from coe.routing.decision import choose
 from coe.settings import Settings
 from tests.cli.command import run

@@ -7,8 +7,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from coe.records.codec import RECORD
-from coe.records.feedback import Feedback
+from coe.records.record import RECORD, Feedback
 from tests.cli.logged_service import LoggedService
 from tests.learning.samples import record
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from coe import foreground
+from coe import terminal
 from coe.artifacts.store import ArtifactStore
 from coe.cli import app
 from coe.errors import DataError
@@ -123,9 +123,9 @@ def test_the_plan_is_put_into_use_unless_it_is_a_dry_run_and_solved_again_under_
 
 def test_slow_work_is_reported_while_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     notes = queue.SimpleQueue[str]()
-    monkeypatch.setattr(foreground, "print_error", notes.put)
-    with foreground.note_if_slow("quick work"):
+    monkeypatch.setattr(terminal, "print_error", notes.put)
+    with terminal.note_if_slow("quick work"):
         pass
-    monkeypatch.setattr(foreground, "NOTE_AFTER_SECONDS", 0.0)
-    with foreground.note_if_slow("solving"):
+    monkeypatch.setattr(terminal, "NOTE_AFTER_SECONDS", 0.0)
+    with terminal.note_if_slow("solving"):
         assert notes.get(timeout=240) == "note: solving takes a while"

@@ -11,8 +11,7 @@ from typer.testing import CliRunner
 
 from coe.artifacts.store import ArtifactStore
 from coe.cli import app
-from coe.planning.effective_plan import effective_plan
-from coe.planning.plan import Plan
+from coe.planning.plan import Plan, effective_plan
 from coe.registry import load
 
 DECLARED = """\

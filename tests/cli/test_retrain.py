@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from coe.cli import app
-from coe.cli.learning import retrain
+from coe.cli import app, retrain
 from coe.errors import ArtifactError, DataError, JobError, StoreError
-from coe.learning.job_lock import job_lock
+from coe.learning.round import job_lock
 from tests.cli.logged_service import LoggedService
 
 RETRAINED_CHOICES = {"cooking": "chef", "astronomy": "generalist", "football": "chef", "general": "generalist"}

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 import routers
 from coe.core import Neighbour, Prediction
-from coe.learning.rounds import router_round
-from coe.learning.rounds.router_round import Pair
-from coe.records.feedback import Feedback
+from coe.learning import router_round
+from coe.learning.router_round import Pair
+from coe.records.record import Feedback
 from tests.cli.logged_service import PROMPTS, LoggedService
 from tests.learning.samples import record
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from coe.artifacts.kinds import ROUTER
+from coe.artifacts.manifest import ROUTER
 from coe.artifacts.store import ArtifactStore
 from coe.cli import app
 from coe.registry import load

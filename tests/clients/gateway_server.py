@@ -21,7 +21,7 @@ from coe.registry import Registry
 from coe.settings import Settings
 from gateway.app import create_app
 from gateway.main import open_services
-from gateway.process.worker import serve_application
+from gateway.process.processes import serve_application
 from gateway.server import open_listener
 from gateway.services import Services
 from tests.fakes import WordRouter, registry_of

@@ -8,7 +8,7 @@ import openai
 import pytest
 import requests
 
-from coe.experts.http.form import FormBody
+from coe.experts.http.expert import FormBody
 
 pytestmark = pytest.mark.anyio
 

@@ -16,8 +16,8 @@ from coe.errors import (
     ExpertError,
     ExpertRejected,
 )
-from coe.experts.litellm import expert as litellm
-from coe.experts.litellm.expert import LitellmExpert
+from coe.experts import litellm as litellm
+from coe.experts.litellm import LitellmExpert
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
 from tests.clients.model_server import REPLY, ModelServer

@@ -10,7 +10,7 @@ from coe.core import Expert
 from coe.experts import Replica, ReplicatedExpert
 from coe.experts.http.client import Client
 from coe.experts.http.expert import HttpExpert
-from coe.experts.litellm.expert import LitellmExpert
+from coe.experts.litellm import LitellmExpert
 from coe.experts.translation.expert import TranslatedExpert
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint

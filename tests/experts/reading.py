@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any, cast
 
-from coe.experts.http.connection import Connection
+from coe.experts.http.client import Connection
 
 
 class _Transport(asyncio.Transport):

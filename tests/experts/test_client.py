@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from coe.experts.http.client import Client, Target, Unreachable
-from coe.experts.http.connection import MAX_UNREAD_BYTES
+from coe.experts.http.client import MAX_UNREAD_BYTES, Client, Target, Unreachable
 from tests.experts.fault_servers import self_signed
 
 pytestmark = pytest.mark.anyio

@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coe.recipes.final_answers.answers import final_answer
-from coe.recipes.final_answers.wording import MAX_READ_CHARACTERS
+from coe.recipes.final_answers import MAX_READ_CHARACTERS, final_answer
 
 SAME = {
     "B": [

@@ -13,10 +13,10 @@ from aiohttp import web
 
 from coe.core import Api, Call, Expert, Reply
 from coe.errors import AnswerMemoryFull
-from coe.experts.held_answer import SMALL_ANSWER
 from coe.experts.http.client import Client
 from coe.experts.http.expert import HttpExpert
-from coe.experts.litellm.expert import LitellmExpert
+from coe.experts.litellm import LitellmExpert
+from coe.experts.outcomes import SMALL_ANSWER
 from coe.experts.translation.expert import TranslatedExpert
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coe.experts.http.connection import MAX_HEAD_BYTES, ProtocolError
+from coe.experts.http.client import MAX_HEAD_BYTES, ProtocolError
 from tests.experts.reading import Reading
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from coe.fleet.engines.vllm import VllmClient
+from coe.fleet.engines import VllmClient
 from coe.fleet.specs import ServerSpec, Timeouts, free_port
 
 FAKE_SERVER = Path(__file__).with_name("fake_server.py")

@@ -15,9 +15,8 @@ import pytest
 import ray
 
 from coe.errors import ClusterError, FleetError
-from coe.fleet.ray import server_supervisor
-from coe.fleet.ray.fleet import ClusterFleet, ray_cluster
-from coe.fleet.ray.server_actor import ServerRequest, server_requests
+from coe.fleet import ray_servers
+from coe.fleet.ray_servers import ClusterFleet, ServerRequest, ray_cluster, server_requests
 from coe.fleet.specs import free_port
 from coe.registry import ExpertSpec
 from tests.fleet.cluster import Nodes, cluster
@@ -39,7 +38,7 @@ ONE = BASE.model_copy(update={"replicas": 1})
 PARENT = """
 import asyncio, sys
 from pathlib import Path
-from coe.fleet.ray.fleet import ClusterFleet, ray_cluster
+from coe.fleet.ray_servers import ClusterFleet, ray_cluster
 from tests.fleet.fake_fleet import QUICK
 from tests.fleet.test_cluster import ONE, requests_for
 
@@ -119,7 +118,7 @@ async def test_replicas_are_spread_over_the_nodes_and_one_that_dies_is_restarted
 
 
 async def test_missing_resources_are_reported_in_time(fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_supervisor, "PLACEMENT_NOTICE", 0.0)
+    monkeypatch.setattr(ray_servers, "PLACEMENT_NOTICE", 0.0)
     expire_when(monkeypatch, lambda: actors().count("ALIVE") == 2 and not ray.available_resources().get("CPU"))
     three = BASE.model_copy(update={"replicas": 3})
     with pytest.raises(FleetError) as caught:

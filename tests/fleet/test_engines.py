@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from coe.errors import FleetError
-from coe.fleet.planning import ENGINES, find_problems, local_servers
+from coe.fleet.engines import ENGINES, find_problems, local_servers
 from coe.fleet.probe import is_alive, is_ready, open_probe_session
 from coe.fleet.server import Server
 from coe.fleet.specs import ServerSpec

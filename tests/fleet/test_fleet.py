@@ -19,8 +19,8 @@ from aiohttp import web
 
 from coe.core import Api
 from coe.errors import FleetError
-from coe.fleet.fleet import Fleet
 from coe.fleet.probe import is_ready
+from coe.fleet.server import Fleet
 from tests.fleet.fake_fleet import DEADLINE, QUICK, Fakes, send_chat
 from tests.fleet.fake_server import FAMILY_SIZE
 
@@ -30,7 +30,7 @@ PARENT = """
 import asyncio, sys
 from tests.fleet.fake_fleet import Fakes, QUICK
 from pathlib import Path
-from coe.fleet.fleet import Fleet
+from coe.fleet.server import Fleet
 
 async def main():
     fakes = Fakes(Path(sys.argv[1]))

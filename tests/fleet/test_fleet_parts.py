@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from coe.fleet import server
-from coe.fleet.process import describe_exit
+from coe.fleet.server import describe_exit
 from coe.fleet.specs import Timeouts
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from coe.fleet.fleet import Fleet
-from coe.fleet.planning import local_servers
+from coe.fleet.engines import local_servers
+from coe.fleet.server import Fleet
 from coe.registry import ExpertSpec
 from tests import forked
 

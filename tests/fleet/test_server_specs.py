@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 from coe.cli import app
 from coe.errors import ConfigError, FleetError
-from coe.fleet.engines import transformers
-from coe.fleet.planning import find_problems, local_servers
+from coe.fleet import engines
+from coe.fleet.engines import find_problems, local_servers
 from coe.fleet.specs import ServerSpec
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
@@ -30,7 +30,7 @@ def python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("python", "transformers", "vllm"):
         (folder / name).touch()
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(transformers, "cpu_flags", lambda: frozenset({"avx2", "avx512_bf16"}))
+    monkeypatch.setattr(engines, "cpu_flags", lambda: frozenset({"avx2", "avx512_bf16"}))
     return folder / "python"
 
 
@@ -64,7 +64,7 @@ def test_a_transformers_expert_is_served_under_its_model_on_the_cpu(python: Path
 def test_a_processor_without_bfloat16_computes_in_float32(
     options: dict[str, Any], flags: tuple[str, ...], dtype: str | None, python: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transformers, "cpu_flags", lambda: frozenset(flags))
+    monkeypatch.setattr(engines, "cpu_flags", lambda: frozenset(flags))
     [spec], _ = plan(declared("small", runtime="transformers", options=options), python=python)
     assert dict(zip(spec.argv[7::2], spec.argv[8::2], strict=True)).get("--dtype") == dtype
 

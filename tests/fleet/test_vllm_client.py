@@ -8,7 +8,7 @@ import pytest
 from aiohttp import web
 
 from coe.errors import FleetError
-from coe.fleet.engines.vllm import VllmClient
+from coe.fleet.engines import VllmClient
 from coe.fleet.probe import open_probe_session
 from coe.fleet.specs import free_port
 
@@ -26,7 +26,7 @@ async def test_a_server_that_does_not_fall_asleep_in_time_is_woken_and_reported(
             await asyncio.sleep(60)
         return web.json_response({})
 
-    monkeypatch.setattr("coe.fleet.engines.vllm.SLEEP_TIMEOUT", 0.2)
+    monkeypatch.setattr("coe.fleet.engines.SLEEP_TIMEOUT", 0.2)
     app, port = web.Application(), free_port()
     app.router.add_route("*", "/{path}", answer)
     runner = web.AppRunner(app, shutdown_timeout=0.1)  # one of its answers never comes

@@ -5,7 +5,7 @@ from collections.abc import Awaitable
 
 import pytest
 
-from gateway.process.worker import drain
+from gateway.process.processes import drain
 from tests.fakes import Gateway, Response, gateway_of
 from tests.gateway.two_keys import BODY, CHAT, ROUTE, bearer, keyed
 from tests.waiting import wait_until

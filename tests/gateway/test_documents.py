@@ -12,7 +12,7 @@ import pytest
 
 from coe.artifacts.active_state import DocumentIndex
 from coe.registry import Registry
-from coe.retrieval.ingest.indexing import encoder_id
+from coe.retrieval.indexing import encoder_id
 from coe.retrieval.store import DocumentStore
 from gateway.endpoints.documents import MAX_BODY_BYTES
 from tests.fakes import Gateway, Response, gateway_of, registry_of

@@ -8,7 +8,7 @@ import aiohttp
 import orjson
 import pytest
 
-from gateway.process.worker import abort, drain
+from gateway.process.processes import abort, drain
 from tests.fakes import gateway_of
 from tests.gateway.served import Served, serving
 

@@ -9,7 +9,7 @@ import pytest
 
 from coe.core import Health
 from coe.errors import ExpertBusy, ExpertError, ExpertRejected, ExpertUnavailable, InvalidRequest
-from coe.records.codec import RECORD
+from coe.records.record import RECORD
 from gateway.observability.metrics import Metrics
 from gateway.observability.metrics import exposition as written
 from gateway.observability.state_metrics import add_traffic_metrics

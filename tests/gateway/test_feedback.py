@@ -15,7 +15,7 @@ from coe.errors import StoreError
 from coe.learning.experience import load_experience
 from coe.learning.log_frame import frame_of
 from coe.records import open_log_and_feedback
-from coe.records.feedback import Feedback
+from coe.records.record import Feedback
 from gateway.endpoints import feedback as endpoint
 from gateway.observability import observers as lookup
 from tests.access.samples import key_of

@@ -23,7 +23,7 @@ from coe.errors import (
 )
 from coe.planning.assignment import Assignment
 from coe.planning.problem import declared_assignment
-from coe.recipes.factory import build_recipes
+from coe.recipes.expert import build_recipes
 from coe.registry import Registry
 from coe.routing import attempts
 from coe.routing.composition import Composition, RoutedRequest

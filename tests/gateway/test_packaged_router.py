@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from coe.artifacts import active_state
-from coe.artifacts.consequences import consequences_of
 from coe.artifacts.store import ArtifactStore
-from coe.artifacts.versions import VersionCatalog
+from coe.artifacts.versions import VersionCatalog, consequences_of
 from coe.errors import ArtifactError
 from coe.registry import load
 from coe.settings import Settings

@@ -13,7 +13,7 @@ from coe.learning.log_frame import frame_of
 from coe.learning.off_policy import utility
 from coe.planning.assignment import expected_utility
 from coe.planning.problem import declared_assignment, relative_cost
-from coe.records.codec import RECORD
+from coe.records.record import RECORD
 from coe.routing.decision import propensities
 from tests.fakes import gateway_of, registry_of
 

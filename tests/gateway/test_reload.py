@@ -12,7 +12,7 @@ import orjson
 import pytest
 
 from coe.artifacts.active_state import ActiveState
-from coe.artifacts.kinds import ASSIGNMENT
+from coe.artifacts.manifest import ASSIGNMENT
 from coe.artifacts.store import ArtifactStore
 from coe.errors import ConfigError
 from coe.registry import Registry

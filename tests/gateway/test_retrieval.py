@@ -12,7 +12,7 @@ import pytest
 
 from coe.errors import ExpertUnavailable, RetrievalError
 from coe.registry.sections import RetrievalSpec
-from gateway.request.citations import MAX_MENTIONS
+from gateway.request.streams import MAX_MENTIONS
 from tests.access.samples import key_of
 from tests.fakes import Gateway, Response, gateway_of, registry_of
 from tests.retrieval.gates import ScriptedRetrieval, gate_of, passage

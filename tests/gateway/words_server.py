@@ -12,16 +12,15 @@ from tempfile import TemporaryDirectory
 from starlette.applications import Starlette
 
 from coe.artifacts.active_state import ActiveState, assignment_in_use
-from coe.artifacts.kinds import ASSIGNMENT, ROUTER
-from coe.artifacts.manifest import noting
+from coe.artifacts.manifest import ASSIGNMENT, ROUTER, noting
 from coe.artifacts.store import POINTER, ArtifactStore
-from coe.planning.effective_plan import EffectivePlan
+from coe.planning.plan import EffectivePlan
 from coe.planning.problem import declared_assignment
 from coe.registry import load
 from coe.settings import Settings
+from gateway import cache as cache_step
 from gateway.access import limits
 from gateway.app import create_app
-from gateway.cache import step as cache_step
 from gateway.main import open_services
 from gateway.observability import tracing
 from gateway.process import processes

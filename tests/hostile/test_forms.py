@@ -16,7 +16,7 @@ from starlette.formparsers import MultiPartParser
 from werkzeug.formparser import FormDataParser
 from werkzeug.http import parse_options_header
 
-from coe.experts.http.form import FormBody
+from coe.experts.http.expert import FormBody
 
 Form = list[tuple[str, str]]
 """Name and value of each part; the value of a file is empty."""

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from coe.core import Api
-from coe.experts.http.client import Client, Target
-from coe.experts.http.connection import ProtocolError
+from coe.experts.http.client import Client, ProtocolError, Target
 from tests.experts.faulty_server import CHUNK, DONE, LAST
 from tests.experts.reading import Reading
 from tests.experts.test_client import request_of, serving, whole

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import coe
-from coe.fleet.process import ServerProcess
+from coe.fleet.server import ServerProcess
 from tests.fleet.fake_fleet import Fakes
 
 NETWORK = """

@@ -9,8 +9,19 @@ from typing import Any
 import orjson
 import pytest
 
-from coe.cli.init.declaration import declaration, demo, named, template
-from coe.cli.init.sources import PROVIDERS, Model, Source, default_models, endpoint, in_environment, read_models
+from coe.cli.init import (
+    PROVIDERS,
+    Model,
+    Source,
+    declaration,
+    default_models,
+    demo_declaration,
+    endpoint,
+    in_environment,
+    named,
+    read_models,
+    template,
+)
 from coe.errors import ConfigError
 from coe.registry import Registry, load, yaml_source
 from tests.init import model_lists
@@ -183,6 +194,6 @@ def test_experts_of_equal_names_stay_apart(tmp_path: Path) -> None:
 
 def test_the_demo_is_the_declaration_of_the_repository(tmp_path: Path) -> None:
     assert template() == (ROOT / "experts.yaml").read_text()
-    assert loaded(demo(), tmp_path).expert_names == ("coder", "analyst", "writer", "generalist")
-    assert "$schema" not in demo()
-    assert "docs/" not in demo()
+    assert loaded(demo_declaration(), tmp_path).expert_names == ("coder", "analyst", "writer", "generalist")
+    assert "$schema" not in demo_declaration()
+    assert "docs/" not in demo_declaration()

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from coe.cli import app
 from coe.cli import init as init_verb
-from coe.cli.init.sources import endpoint
+from coe.cli.init import endpoint
 from coe.errors import CoEError
 from coe.registry import Registry, load
 from tests.experts.fault_servers import Answer, closed_port, servers

@@ -9,8 +9,8 @@ import orjson
 import pytest
 from aiohttp import web
 
-from coe.cli.init import sources as sources_module
-from coe.cli.init.sources import Model, NoModels, Source, endpoint, find_models, read_models
+from coe.cli import init as sources_module
+from coe.cli.init import Model, NoModels, Source, endpoint, find_models, read_models
 from tests.experts.fault_servers import Answer, closed_port, hanging_up, refusing, server, servers, silent
 from tests.init import model_lists
 from tests.init.model_lists import listing

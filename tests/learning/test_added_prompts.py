@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from coe.errors import DataError
-from coe.learning.training_data import add_prompts, training_pairs
+from coe.learning.router_round import add_prompts, training_pairs
 from coe.registry import load
 
 BASE = [("What is a lien?", "law"), ("Add 2 and 3", "math"), ("Hi", "general")]

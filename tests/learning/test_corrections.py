@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from coe.learning import log_frame
 from coe.learning.experience import load_experience
 from coe.learning.log_frame import frame_of
-from coe.learning.rounds.router_round import MIN_QUOTA, Correction, corrections, merge_corrections
-from coe.records.feedback import Feedback
+from coe.learning.router_round import MIN_QUOTA, Correction, corrections, merge_corrections
+from coe.records.record import Feedback
 from tests.learning.samples import CATEGORIES, EXPERTS, record
 
 BASE = [(f"code prompt {i}", "code") for i in range(60)] + [(f"law prompt {i}", "law") for i in range(10)]

@@ -13,7 +13,7 @@ from coe.errors import DataError
 from coe.learning.experience import LoadedExperience, load_experience
 from coe.learning.log_frame import frame_of
 from coe.learning.refit import refit
-from coe.records.feedback import FEEDBACK_KINDS, Feedback, FeedbackKind
+from coe.records.record import FEEDBACK_KINDS, Feedback, FeedbackKind
 from tests.learning.samples import CATEGORIES, EXPERTS, record
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from coe.artifacts.traffic_report import TrafficReport
+from coe.artifacts.redis import TrafficReport
 from coe.reports.report import report
 from coe.settings import Settings
 from tests.learning.samples import record

@@ -11,7 +11,7 @@ import pytest
 from coe.errors import InvalidRequest
 from coe.learning.experience import KIND_WEIGHT, load_experience
 from coe.learning.log_frame import frame_of
-from coe.records.feedback import Feedback, FeedbackKind
+from coe.records.record import Feedback, FeedbackKind
 from tests.learning.samples import CATEGORIES, EXPERTS, record
 
 

@@ -12,9 +12,17 @@ from typer.testing import CliRunner
 from coe.artifacts.store import ArtifactStore
 from coe.cli import app
 from coe.errors import ArtifactError, DataError
-from coe.measuring.gate_fit import GateExamples, cross_fitted_gates, fit_gate, gate_estimates
-from coe.measuring.passage_gain import GAINS_FILE, add_passages, read_gains, write_gains
-from coe.measuring.probes.probes import Probe
+from coe.measuring.gate_fit import (
+    GAINS_FILE,
+    GateExamples,
+    add_passages,
+    cross_fitted_gates,
+    fit_gate,
+    gate_estimates,
+    read_gains,
+    write_gains,
+)
+from coe.measuring.probes import Probe
 from coe.planning.job import plan as gate_job
 from coe.registry.sections import RetrievalSpec
 from coe.retrieval.gate import Gate

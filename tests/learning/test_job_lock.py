@@ -13,7 +13,7 @@ import pytest
 from redis import Redis
 
 from coe.errors import JobError
-from coe.learning.job_lock import LOCK_KEY, job_lock
+from coe.learning.round import LOCK_KEY, job_lock
 
 SOON = 60.0
 """Time limit of every wait, in seconds."""
@@ -21,7 +21,7 @@ LEASE = 60.0
 HOLDING = """
 import pathlib, sys
 sys.path.insert(0, sys.argv[1])
-from coe.learning.job_lock import job_lock
+from coe.learning.round import job_lock
 with job_lock(sys.argv[2], home=pathlib.Path(sys.argv[3]), lease=float(sys.argv[4])):
     print("held", flush=True)
     sys.stdin.read()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from coe.errors import DataError
-from coe.learning.probe_split import split_probes
+from coe.learning.moves import split_probes
 from coe.measuring.quality import Quality
 
 PROMPTS = tuple(f"prompt {number}" for number in range(200))

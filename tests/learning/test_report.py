@@ -14,14 +14,14 @@ from typing import Any
 import orjson
 import pytest
 
-from coe.artifacts.atomic_files import replace_file
-from coe.artifacts.store import ArtifactStore
-from coe.artifacts.traffic_report import (
+from coe.artifacts.manifest import replace_file
+from coe.artifacts.redis import (
     TRAFFIC_REPORT_FILE,
     TrafficReport,
     publish_traffic_report,
     read_traffic_report,
 )
+from coe.artifacts.store import ArtifactStore
 from coe.cli.report import _status_rows
 from coe.records import open_log_and_feedback
 from coe.records.record import RoutingRecord

@@ -12,7 +12,7 @@ from coe.learning.experience import Experience
 from coe.learning.moves import HeldOutProbes, shares
 from coe.learning.off_policy import greedy_policy
 from coe.learning.plan_candidate import CurrentPlan, judge_plan
-from coe.learning.rounds.plan_round import plan_report
+from coe.learning.plan_round import plan_report
 from coe.planning.assignment import Assignment
 from coe.planning.problem import Problem
 from coe.planning.score_table import ScoreTable

@@ -18,9 +18,9 @@ from coe.artifacts.active_state import DocumentIndex
 from coe.core import PASS_THROUGH_APIS
 from coe.registry import Registry
 from coe.reports.spend import Spend
-from coe.retrieval.ingest.indexing import encoder_id
+from coe.retrieval.indexing import encoder_id
 from coe.retrieval.store import DocumentStore
-from gateway.process.worker import serve_application
+from gateway.process.processes import serve_application
 from gateway.server import open_listener
 from tests.admin.samples import ScriptedJobs
 from tests.fakes import Gateway, gateway_of, registry_of

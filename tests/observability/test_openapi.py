@@ -19,13 +19,12 @@ from starlette.routing import Route
 from coe.core import Purpose, RetrievalMode
 from coe.errors import CAUSES
 from coe.fleet.specs import free_port
-from coe.records.codec import RECORD
+from coe.records.record import RECORD
 from coe.registry import KeySpec
 from gateway.endpoints.admin import records
 from gateway.endpoints.admin.artifacts import PromoteRequest, RollbackRequest
 from gateway.endpoints.admin.config import ConfigText
-from gateway.endpoints.admin.records import RecordQuery
-from gateway.endpoints.admin.reports import ReportQuery
+from gateway.endpoints.admin.records import RecordQuery, ReportQuery
 from gateway.endpoints.documents import DocumentLocation, DocumentPage, PassageQuery, Upload
 from gateway.endpoints.feedback import FeedbackRequest
 from gateway.endpoints.routes import document

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.observability import metric_workers
-from gateway.observability.metric_workers import share_metrics
-from gateway.observability.metrics import Metrics
+from gateway.observability import metrics
+from gateway.observability.metrics import Metrics, share_metrics
 from tests import forked
 from tests.observability.pages import value
 from tests.observability.worker import counted
@@ -60,7 +59,7 @@ async def test_a_killed_worker_takes_its_gauges_along_and_leaves_its_counts_to_i
             killed.send_signal(signal.SIGKILL)
             await killed.wait()
             with monkeypatch.context() as patch:
-                patch.setattr(metric_workers, "FRESH_SECONDS", 0.0)
+                patch.setattr(metrics, "FRESH_SECONDS", 0.0)
                 assert await shown(own) == (11, 1)
         async with process(tmp_path / "1", 100):
             assert await shown(own) == (111, 2)

@@ -6,8 +6,7 @@ import asyncio
 import sys
 from pathlib import Path
 
-from gateway.observability.metric_workers import share_metrics
-from gateway.observability.metrics import Metrics
+from gateway.observability.metrics import Metrics, share_metrics
 
 
 def counted(count: int) -> Metrics:

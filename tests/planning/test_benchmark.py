@@ -18,7 +18,7 @@ from coe.errors import DataError
 from coe.measuring.benchmark import benchmark
 from coe.measuring.quality import Quality
 from coe.measuring.recorded_answers import RecordedAnswers
-from coe.planning.paired_scores import (
+from coe.planning.score_table import (
     Difference,
     clustered_mean,
     paired_difference,

@@ -11,9 +11,8 @@ import pytest
 
 from coe.errors import ArtifactError
 from coe.planning.assignment import Assignment
-from coe.planning.effective_plan import effective_plan
-from coe.planning.job.budget_solver import declared_problem
-from coe.planning.plan import Plan, declared_digests, round_traffic
+from coe.planning.job.basis import declared_problem
+from coe.planning.plan import Plan, declared_digests, effective_plan, round_traffic
 from coe.planning.score_table import tabulate_softly
 from coe.planning.solver import solve
 from tests.fakes import registry_of

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from coe.artifacts.kinds import ROUTER
+from coe.artifacts.manifest import ROUTER
 from coe.artifacts.store import ArtifactStore
 from coe.cli.common import settings_for
 from coe.learning.log_frame import frame_of

@@ -11,7 +11,7 @@ import numpy as np
 import orjson
 import pytest
 
-from coe.measuring.probes.probes import Probe
+from coe.measuring.probes import Probe
 from coe.measuring.scoring import Scoring, run_scoring
 from coe.measuring.scoring_run import Cell, Journal
 from coe.planning.assignment import Assignment, expected_utility

@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 
 from coe.errors import CoEError, ConfigError, DataError
-from coe.planning import program
+from coe.planning import solver
 from coe.planning.assignment import Assignment, expected_price, expected_utility
 from coe.planning.problem import Problem
-from coe.planning.program import smallest_limit
-from coe.planning.solver import marginal_values, planned_quality, planned_use, solve
+from coe.planning.solver import marginal_values, planned_quality, planned_use, smallest_limit, solve
 from coe.planning.uses import Uses
 
 ARMS = {"r1": ("a", "b"), "r2": ("b", "c", "d")}
@@ -170,7 +169,7 @@ def test_leaving_an_expert_out_costs_what_the_next_best_loses(monkeypatch: pytes
 
 
 def test_a_plan_that_is_far_from_the_optimum_when_the_time_is_over_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(program, "MAX_SOLVER_SECONDS", 0.01)
+    monkeypatch.setattr(solver, "MAX_SOLVER_SECONDS", 0.01)
     with pytest.raises(CoEError, match="found no good plan in"):
         solve(make(categories=60, experts=30, memory_gb=100, mean_cost=1))
 

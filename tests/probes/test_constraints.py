@@ -4,8 +4,7 @@ from typing import Any
 
 import pytest
 
-from coe.measuring.checkers import same_json
-from coe.measuring.probes.constraints import meets, problem_in
+from coe.measuring.checkers import meets, problem_in, same_json
 
 POEM = "Rain on the roof\nOver the hill\nSun comes again\nEvening is still"
 

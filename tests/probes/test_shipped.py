@@ -7,10 +7,10 @@ from typing import Any
 import orjson
 import pytest
 
-from coe.measuring.probes.probes import DIFFICULTIES, probe_of, shipped_rows
+from coe.measuring.probes import DIFFICULTIES, probe_of, shipped_rows
 from coe.measuring.sandbox import Sandbox
 from coe.measuring.scoring_run import checked
-from coe.recipes.final_answers.programs import program_of
+from coe.recipes.final_answers import program_of
 from coe.registry import load
 from tests.score.bubblewrap import needs_bubblewrap
 

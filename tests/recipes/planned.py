@@ -6,7 +6,7 @@ from typing import Any
 
 from typer.testing import CliRunner
 
-from coe.artifacts.kinds import ASSIGNMENT
+from coe.artifacts.manifest import ASSIGNMENT
 from coe.artifacts.store import ArtifactStore
 from coe.cli import app
 from coe.measuring.quality import read_quality

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.recipes.fitting.answers import Answers
+from coe.recipes.fitting.fit import Answers
 
 CHOICES = 10
 

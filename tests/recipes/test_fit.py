@@ -6,10 +6,8 @@ import numpy as np
 import pytest
 
 from coe.recipes.agreement import best_answer
-from coe.recipes.fitting.answers import Answers
 from coe.recipes.fitting.benchmark import compare, recipe_report
-from coe.recipes.fitting.fit import LEVEL, RecipeFit, fit_weights, loss_p_value, replayed
-from coe.recipes.fitting.search import propose_arms
+from coe.recipes.fitting.fit import LEVEL, Answers, RecipeFit, fit_weights, loss_p_value, propose_arms, replayed
 from tests.recipes.recorded import halves, recorded_answers, rows_of
 
 THREE = recorded_answers({"a": (0.6, 0.5), "b": (0.6, 0.5), "c": (0.6, 0.5)}, {"a": 1.0, "b": 1.0, "c": 1.0})

@@ -9,8 +9,8 @@ import orjson
 import pytest
 
 from coe.errors import ExpertUnavailable
-from coe.recipes.judge import GRADE_TOKENS, PROMPT_TOKENS
-from coe.recipes.writing.request import ENVELOPE_TOKENS
+from coe.recipes.agreement import GRADE_TOKENS, PROMPT_TOKENS
+from coe.recipes.writing import ENVELOPE_TOKENS
 from coe.registry import Prices, RecipeSpec, Registry
 from gateway.access.estimate import calls_of, largest_use
 from gateway.access.limits import Amounts, Limiter

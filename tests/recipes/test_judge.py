@@ -9,10 +9,8 @@ import numpy as np
 import pytest
 
 from coe.errors import ExpertTimeout
-from coe.recipes.agreement import NO_ANSWER
-from coe.recipes.fitting.answers import Answers
-from coe.recipes.fitting.fit import replayed
-from coe.recipes.judge import MAX_GRADED_CHARACTERS, grade_in
+from coe.recipes.agreement import MAX_GRADED_CHARACTERS, NO_ANSWER, grade_in
+from coe.recipes.fitting.fit import Answers, replayed
 from coe.usage import RecipeLog
 from tests.recipes.members import CATEGORIES, ESSAY, answer, bytes_of, call_of, calls_of, members, recipe_of
 

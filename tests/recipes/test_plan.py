@@ -8,9 +8,8 @@ import pytest
 from typer.testing import CliRunner
 
 from coe.cli import app
-from coe.planning.effective_plan import effective_plan
-from coe.planning.plan import Plan
-from coe.recipes.policy_file import RECIPES_FILE, ArmPolicies
+from coe.planning.plan import Plan, effective_plan
+from coe.recipes.policy import RECIPES_FILE, ArmPolicies
 from coe.registry import RecipeSpec, Registry, load
 from tests.recipes.planned import (
     ANSWERS,

@@ -8,11 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from coe.planning.effective_plan import effective_plan
-from coe.planning.plan import Plan
+from coe.planning.plan import Plan, effective_plan
 from coe.recipes.agreement import AnswerWeights
-from coe.recipes.policy import default_policy
-from coe.recipes.policy_file import ArmPolicies
+from coe.recipes.policy import ArmPolicies, default_policy
 from coe.registry import Registry
 from tests.fakes import plan_of, registry_of
 from tests.recipes.members import plan_with

@@ -12,8 +12,7 @@ import pytest
 from coe.errors import ArtifactError
 from coe.recipes.agreement import answer_classes, best_answer
 from coe.recipes.fitting.fit import Judgements, RecipeFit, replayed
-from coe.recipes.policy import RecipePolicy, default_policy
-from coe.recipes.policy_file import ArmPolicies
+from coe.recipes.policy import ArmPolicies, RecipePolicy, default_policy
 from coe.registry import RecipeSpec
 from tests.recipes.recorded import recorded_answers
 

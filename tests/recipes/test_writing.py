@@ -10,7 +10,7 @@ import pytest
 
 from coe.core import Call
 from coe.errors import ExpertTimeout
-from coe.recipes.writing.expert import WritingExpert
+from coe.recipes.writing import WritingExpert
 from coe.registry import ExpertSpec, Policy, RecipeSpec
 from coe.registry.recipes import CHAIN_INSTRUCTION, FUSE_INSTRUCTION
 from coe.usage import RecipeLog

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from coe.records import open_log_and_feedback
-from coe.records.feedback import FeedbackLog
-from coe.records.record import RoutingLog
+from coe.records.record import FeedbackLog, RoutingLog
 
 
 @pytest.fixture(params=["sqlite", "redis"])

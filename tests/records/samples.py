@@ -10,8 +10,7 @@ from typing import Any
 
 from coe.errors import StoreError
 from coe.records import LogWriter
-from coe.records.codec import ENTRY
-from coe.records.record import LogPage, LogQuery, RoutingLog, RoutingRecord
+from coe.records.record import ENTRY, LogPage, LogQuery, RoutingLog, RoutingRecord
 
 
 def record(number: int = 0, **changes: Any) -> RoutingRecord:

@@ -9,7 +9,7 @@ import pytest
 from redis.asyncio import Redis
 
 from coe.records import open_log_and_feedback
-from coe.records.codec import RECORD
+from coe.records.record import RECORD
 from coe.records.redis_log import EPOCH_MS, IDS, PER_MS, STREAM
 from tests.records.samples import everything, record
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from coe.errors import StoreError
-from coe.records import database as database_module
-from coe.records.database import Database
+from coe.records import sqlite as database_module
+from coe.records.sqlite import Database
 from tests.records.samples import ids, records
 
 pytestmark = pytest.mark.anyio

@@ -13,7 +13,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from coe.learning.log_frame import Rating, write_rows
-from coe.records.codec import RECORD as CODEC
+from coe.records.record import RECORD as CODEC
 from coe.records.record import LogPage, LogQuery, RecipeCall, RoutingLog, RoutingRecord
 from gateway.endpoints.admin import records
 from gateway.endpoints.routes import document

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from coe.errors import StoreError
-from coe.records.feedback import Feedback, FeedbackLog
+from coe.records.record import Feedback, FeedbackLog
 from tests.records.samples import record
 
 pytestmark = pytest.mark.anyio

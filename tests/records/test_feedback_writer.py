@@ -11,10 +11,9 @@ import pytest
 
 from coe.errors import StoreError
 from coe.records import LogWriter, Pending
-from coe.records import spool as spool_module
-from coe.records.codec import ENTRY
-from coe.records.feedback import Feedback
-from coe.records.spool import Spool
+from coe.records import writer as spool_module
+from coe.records.record import ENTRY, Feedback
+from coe.records.writer import Spool
 from tests.list_log import ListLog
 from tests.records.samples import in_spool, record
 from tests.waiting import wait_until

@@ -8,8 +8,7 @@ import orjson
 import pytest
 
 from coe.errors import StoreError
-from coe.records.codec import RECORD
-from coe.records.record import RoutingRecord
+from coe.records.record import RECORD, RoutingRecord
 from tests.records.samples import record
 
 encode, decode = RECORD.encode, RECORD.decode

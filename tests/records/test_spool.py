@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from coe.errors import StoreError
-from coe.records import spool as spool_module
-from coe.records.spool import Spool
+from coe.records import writer as spool_module
+from coe.records.writer import Spool
 
 
 @pytest.fixture

@@ -13,9 +13,8 @@ from typing import TypeVar
 import pytest
 
 from coe.records import open_log_and_feedback, sqlite
-from coe.records.database import Database
 from coe.records.record import LogQuery, RoutingLog, RoutingRecord
-from coe.records.sqlite import TABLES, VERSION, SqliteLog
+from coe.records.sqlite import TABLES, VERSION, Database, SqliteLog
 from tests.records.samples import everything, record, records
 from tests.records.test_feedback_logs import event
 

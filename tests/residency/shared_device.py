@@ -7,10 +7,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from coe.fleet.residency.client import ResidencyClient, connected_client
-from coe.fleet.residency.devices import Device, ScheduledServer
+from coe.fleet.residency.managed_server import Device, ScheduledServer
+from coe.fleet.residency.policy import ServerProfile
 from coe.fleet.residency.residency import Residency
 from coe.fleet.residency.socket_server import serve_residency
-from coe.fleet.residency.state import ServerProfile
 from coe.fleet.specs import Timeouts
 from coe.settings import Endpoint
 from tests.fleet.fake_fleet import QUICK, Fakes

@@ -6,8 +6,7 @@ import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from coe.fleet.residency.scheduler import Scheduler
-from coe.fleet.residency.state import Action, ServerProfile
+from coe.fleet.residency.policy import Action, Scheduler, ServerProfile
 
 LOAD_SECONDS, UNLOAD_SECONDS = 2.0, 0.5
 

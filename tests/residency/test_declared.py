@@ -9,8 +9,8 @@ import pytest
 from ruamel.yaml import YAML
 
 from coe.errors import ConfigError
-from coe.fleet.planning import local_servers
-from coe.fleet.residency.devices import plan_devices
+from coe.fleet.engines import local_servers
+from coe.fleet.residency.managed_server import plan_devices
 from coe.registry import Registry, load
 
 

@@ -8,8 +8,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coe.fleet.residency.policy import plan
-from coe.fleet.residency.state import DeviceState, ServerProfile, ServerState, Tier
+from coe.fleet.residency.policy import DeviceState, ServerProfile, ServerState, Tier, plan
 from tests.residency.simulation import LOAD_SECONDS, UNLOAD_SECONDS, Simulation, scheduler_of
 
 A, B, C, D = (ServerProfile(key, 10.0) for key in "abcd")

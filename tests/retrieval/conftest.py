@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from coe.retrieval.passages import EncoderId
+from coe.retrieval.insertion import EncoderId
 from coe.retrieval.store import DocumentStore, open_store
 from tests.retrieval.samples import DIMENSIONS
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from coe.registry.sections import RetrievalSpec
 from coe.retrieval.gate import Gate, LogOddsModel, RetrievalCost
-from coe.retrieval.passages import Passage, Vector
+from coe.retrieval.insertion import Passage, Vector
 from coe.retrieval.retrieval import Retrieval
 from tests.fakes import WordRouter
 

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.retrieval.ingest.chunking import Chunker
-from coe.retrieval.passages import Document, DocumentKey
+from coe.retrieval.indexing import Chunker
+from coe.retrieval.insertion import Document, DocumentKey
 
 DIMENSIONS = 64
 

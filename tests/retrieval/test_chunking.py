@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coe.retrieval.ingest.chunking import MAX_TOKEN_CHARACTERS, Chunker, normalize_text, sentences
-from coe.retrieval.passages import DocumentKey
+from coe.retrieval.indexing import MAX_TOKEN_CHARACTERS, Chunker, normalize_text, sentences
+from coe.retrieval.insertion import DocumentKey
 from tests.retrieval.samples import WordEncoder
 
 ENCODER = WordEncoder()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from coe.errors import DataError, DocumentError
-from coe.retrieval.ingest.conversion import MAX_FILE_BYTES, ConvertedText, convert, find_files
+from coe.retrieval.indexing import MAX_FILE_BYTES, ConvertedText, convert, find_files
 from tests.retrieval.pdf_files import encrypted, pdf
 
 pytestmark = pytest.mark.anyio

@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from coe.retrieval.ingest.indexing import Indexer, IndexingCounts, SourceText
-from coe.retrieval.passages import Collection, DocumentKey
+from coe.retrieval.indexing import Indexer, IndexingCounts, SourceText
+from coe.retrieval.insertion import Collection, DocumentKey
 from coe.retrieval.store import DocumentStore
 from tests.retrieval.samples import WordEncoder
 

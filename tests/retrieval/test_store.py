@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from coe.errors import ConfigError, IndexMismatch, RetrievalError
-from coe.retrieval.passages import Collection, Document, DocumentKey, EncoderId, Passage
+from coe.retrieval.insertion import Collection, Document, DocumentKey, EncoderId, Passage
 from coe.retrieval.store import DocumentStore, open_store
 from tests.retrieval.conftest import Opened
 from tests.retrieval.samples import WordEncoder, document

@@ -19,7 +19,7 @@ import pytest
 from numpy.typing import NDArray
 
 import routers
-from routers.heads.lexical import LexicalHead
+from routers.heads import LexicalHead
 from routers.training.export import export_encoder
 
 WORDS = {

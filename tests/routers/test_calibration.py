@@ -13,8 +13,7 @@ from routers.calibration import (
     fit_pool_weights,
     fit_temperature,
 )
-from routers.training.fitting import FOLDS, HeadScores, HeldOutScores, topic_folds
-from routers.training.tuning import pool_weights, simulate_cascade, tune
+from routers.training.fitting import FOLDS, HeadScores, HeldOutScores, pool_weights, simulate_cascade, topic_folds, tune
 
 YES, NO = True, False
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-import routers.e5
-from routers.e5 import MAX_TOKENS, PREFIX, E5Encoder, model_file
-from routers.training.e5_network import build_network
+import routers.multilingual
+from routers.multilingual import MAX_TOKENS, PREFIX, E5Encoder, model_file
+from routers.training.multilingual import build_network
 
 TEXTS = (
     "",
@@ -56,6 +56,6 @@ def test_no_text_has_more_tokens_than_the_network_reads(encoder: E5Encoder, text
 
 
 def test_a_missing_package_is_an_import_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(routers.e5, "PACKAGE", "no_such_package")
+    monkeypatch.setattr(routers.multilingual, "PACKAGE", "no_such_package")
     with pytest.raises(ImportError, match="no_such_package"):
         model_file()

@@ -13,10 +13,8 @@ import pytest
 import routers
 from routers import tokens
 from routers.cascade import LEXICAL, STATIC
-from routers.files import read_arrays
-from routers.heads.fast import FastHeads, StaticCentroids, StaticVectors
-from routers.heads.lexical import LexicalFeatures, LexicalHead
-from routers.heads.semantic import LinearHead
+from routers.examples import read_arrays
+from routers.heads import FastHeads, LexicalFeatures, LexicalHead, LinearHead, StaticCentroids, StaticVectors
 from routers.kernel import KERNEL, Kernel
 from routers.tokens import WordCachedTokenizer, load_tokenizer, truncate_middle
 from tests.routers.conftest import WORDS, lexical_score, sentences

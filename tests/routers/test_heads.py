@@ -8,8 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from routers.heads.lexical import WRITING_SYSTEM_NAMES, LexicalFeatures, WritingSystems, fit_lexical, lexical_matrix
-from routers.heads.semantic import KnnHead, fit_knn, fit_linear
+from routers.heads import (
+    WRITING_SYSTEM_NAMES,
+    KnnHead,
+    LexicalFeatures,
+    WritingSystems,
+    fit_knn,
+    fit_lexical,
+    fit_linear,
+    lexical_matrix,
+)
 from routers.tokens import WordCachedTokenizer, load_tokenizer, replace_surrogates, truncate_middle
 from routers.training.fitting import folds
 from tests.routers.conftest import WORDS, lexical_score, sentences

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from routers.heads.fast import MAX_CENTROIDS, fit_centroids
-from routers.training.tuning import OUT_OF_SCOPE_SHARE, fit_in_distribution_model
+from routers.heads import MAX_CENTROIDS, fit_centroids
+from routers.training.fitting import OUT_OF_SCOPE_SHARE, fit_in_distribution_model
 
 
 def test_uninformative_similarity_gives_the_assumed_share_of_in_scope_requests() -> None:

@@ -20,12 +20,16 @@ from coe.registry.experts import LANGUAGES
 from routers import cascade
 from routers.calibration import Floats
 from routers.cascade import MULTILINGUAL_HEAD, CascadeRouter, load_cascade
-from routers.e5 import MAX_BYTES, truncate_bytes
-from routers.examples import build_training_set
-from routers.files import write_arrays
-from routers.heads.fast import is_foreign
-from routers.heads.lexical import WritingSystems
-from routers.multilingual import PROBE_TEXT, LanguageIdentifier, MultilingualHead, MultilingualStage
+from routers.examples import build_training_set, write_arrays
+from routers.heads import WritingSystems, is_foreign
+from routers.multilingual import (
+    MAX_BYTES,
+    PROBE_TEXT,
+    LanguageIdentifier,
+    MultilingualHead,
+    MultilingualStage,
+    truncate_bytes,
+)
 from routers.training.multilingual import (
     english_part,
     foreign_texts,
@@ -68,7 +72,7 @@ def head_over_topics(categories: Sequence[str]) -> MultilingualHead:
 
 
 def routers_linear(weights: Floats) -> Any:
-    from routers.heads.semantic import LinearHead
+    from routers.heads import LinearHead
 
     return LinearHead(weights, np.zeros(weights.shape[1], dtype=np.float32))
 

@@ -20,7 +20,7 @@ import psutil
 import pytest
 
 from coe.artifacts.active_state import load_active_state, preload_router
-from coe.artifacts.kinds import ROUTER
+from coe.artifacts.manifest import ROUTER
 from coe.artifacts.store import ArtifactStore
 from coe.fleet.specs import free_port
 from coe.settings import Settings

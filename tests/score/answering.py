@@ -11,7 +11,7 @@ import orjson
 from aiohttp import web
 
 from coe.core import Call
-from coe.measuring.probes.probes import Probe
+from coe.measuring.probes import Probe
 from tests.fakes import ScriptedReply
 
 AnswerFunction = Callable[[str], str | Exception]

@@ -3,8 +3,7 @@
 import pytest
 
 from coe.measuring.checkers import choice, contains, exact, numeric
-from coe.recipes.final_answers.choices import chosen
-from coe.recipes.final_answers.numbers import last_number, unclear
+from coe.recipes.final_answers import chosen, last_number, unclear
 
 
 @pytest.mark.parametrize("answer", [" paris.\n", "**Paris**", '"PARIS"', "- Paris", "Ｐａｒｉｓ"])

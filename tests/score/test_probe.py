@@ -8,7 +8,7 @@ import pytest
 from pyarrow import parquet
 
 from coe.errors import DataError
-from coe.measuring.probes.probes import read_probes
+from coe.measuring.probes import read_probes
 
 GOOD = {"prompt": "2 + 2?", "category": "math", "checker": "numeric", "reference": "4"}
 CHAT = {"category": "math", "checker": "judge"}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from coe.recipes.final_answers.programs import program_of
+from coe.recipes.final_answers import program_of
 
 DEFINITION = "def f(x):\n    return x + 1\n"
 

@@ -16,11 +16,10 @@ from typer.testing import CliRunner
 
 from coe.cli import app
 from coe.errors import ExpertRejected, ExpertUnavailable
-from coe.measuring.answers import RetryLimits, request_answer
 from coe.measuring.quality import read_quality
-from coe.measuring.recorded_answers import read_grades, read_recipe_answers
+from coe.measuring.recorded_answers import RetryLimits, read_grades, read_recipe_answers, request_answer
 from coe.measuring.scoring_run import recipe_keys
-from coe.recipes.factory import writing_expert
+from coe.recipes.expert import writing_expert
 from coe.registry import Registry, load
 from tests.fakes import registry_of
 from tests.score.answering import AnsweringExpert, AnsweringServer, probe_of

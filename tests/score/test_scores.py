@@ -10,8 +10,8 @@ import pytest
 
 from coe.core import Expert
 from coe.errors import DataError, ExpertRejected, ExpertUnavailable
-from coe.measuring.answers import RetryLimits
-from coe.measuring.probes.probes import Probe
+from coe.measuring.probes import Probe
+from coe.measuring.recorded_answers import RetryLimits
 from coe.measuring.sandbox import Sandbox
 from coe.measuring.scoring import Scoring, score_report
 from coe.measuring.scoring_run import (

@@ -10,8 +10,7 @@ from redis import Redis
 
 from coe import outage
 from coe.outage import Outage
-from gateway.shared_cache import MAX_PENDING_BYTES, SharedCache
-from gateway.shared_store import MemoryStore, RedisStore
+from gateway.shared_store import MAX_PENDING_BYTES, MemoryStore, RedisStore, SharedCache
 from tests.records.redis_server import RedisServer
 from tests.waiting import wait_until
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from coe.measuring.tuning.schedule import (
+from coe.measuring.tune import (
     BLOCK_PROBES,
     Assessment,
     Block,

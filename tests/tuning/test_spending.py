@@ -11,7 +11,7 @@ import pytest
 from coe.core import Call
 from coe.errors import ExpertBusy, ExpertTimeout
 from coe.measuring.scoring_run import StopScoring
-from coe.measuring.tuning.spending import MeteredExpert, Spending, worst_price
+from coe.measuring.spending import MeteredExpert, Spending, worst_price
 from coe.registry import ExpertSpec
 from tests.fakes import ScriptedReply
 from tests.score.answering import AnsweringExpert, completion

@@ -16,13 +16,12 @@ import pytest
 from typer.testing import CliRunner
 
 from coe.cli import app
-from coe.cli.learning.tune import confirmed
+from coe.cli.tune import confirmed
 from coe.errors import DataError
-from coe.measuring.probes.probes import read_probes
+from coe.measuring.probes import read_probes
 from coe.measuring.scoring import Scoring, open_journal
 from coe.measuring.scoring_run import Journal
-from coe.measuring.tuning.schedule import Goal
-from coe.measuring.tuning.tune import Limits, Tuning
+from coe.measuring.tune import Goal, Limits, Tuning
 from coe.registry import load
 from coe.settings import Settings
 from tests import forked
@@ -192,7 +191,7 @@ async def test_a_small_budget_is_spent_on_all_experts_alike(place: Place, monkey
 async def test_a_plan_that_is_not_settled_is_not_put_into_use_unasked(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("coe.cli.learning.tune.Goal", lambda: Goal(confidence=2.0, min_gain=-1.0))  # out of reach
+    monkeypatch.setattr("coe.cli.tune.Goal", lambda: Goal(confidence=2.0, min_gain=-1.0))  # out of reach
     monkeypatch.setattr("tests.score.answering.completion", lambda text: completion(text, written=50))
     result = await place.invoke("--yes", "--budget", "0.007", "--json")  # 13 calls; 18 come before the first plan
     report = json.loads(result.stdout)
@@ -206,7 +205,7 @@ async def test_an_answer_starts_only_if_its_grade_fits_into_the_budget_too(
 ) -> None:
     place.judged()
     monkeypatch.setattr("tests.score.answering.completion", lambda text: completion(text, written=100))
-    monkeypatch.setattr("coe.measuring.tuning.tune.MAX_GRADED_CHARACTERS", 20)
+    monkeypatch.setattr("coe.measuring.tune.MAX_GRADED_CHARACTERS", 20)
     place.server.models["weak"] = lambda text: "1" if "An assistant answered" in text else "42"
     reason, tuning, _ = await place.tuned(Limits(dollars=0.03))
     grades = sum("An assistant answered" in body["messages"][-1]["content"] for body in place.server.bodies)

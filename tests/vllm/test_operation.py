@@ -9,7 +9,7 @@ import aiohttp
 import httpx
 import pytest
 
-from coe.fleet.engines.vllm import VllmClient
+from coe.fleet.engines import VllmClient
 from coe.fleet.probe import open_probe_session
 from tests.vllm.adapter_answers import ADAPTER_ANSWERS
 from tests.vllm.service import SPARE, Service, lines_of, text_of

@@ -16,9 +16,9 @@ from coe import json_text
 from coe.core import Call
 from coe.experts.api_formats import ApiFormat, record_usage
 from coe.experts.error_mapping import ErrorMapping
-from coe.experts.held_answer import HeldAnswer, WholeReply
 from coe.experts.http import sse
 from coe.experts.http.client import Response
+from coe.experts.outcomes import HeldAnswer, WholeReply
 from coe.usage import Usage
 
 MAX_ANSWER_BYTES = 64 * 2**20

@@ -14,14 +14,14 @@ from typing import Any, TypeAlias
 from coe import json_text
 from coe.core import TRANSLATED_APIS, Api, Call, Expert, Health, Reply
 from coe.errors import InvalidRequest
+from coe.experts.api_formats import reported_types
 from coe.experts.error_mapping import ErrorMapping
-from coe.experts.held_answer import HeldAnswer, WholeReply
 from coe.experts.http import sse
-from coe.experts.left_out import reported_types
-from coe.experts.translation import messages_request, responses_request
-from coe.experts.translation.chat_answer import ChatReader, Event
-from coe.experts.translation.messages_answer import MessageBuilder
-from coe.experts.translation.responses_answer import ResponseBuilder
+from coe.experts.outcomes import HeldAnswer, WholeReply
+from coe.experts.translation import messages_api, responses_api
+from coe.experts.translation.chat import ChatReader, Event
+from coe.experts.translation.messages_api import MessageBuilder
+from coe.experts.translation.responses_api import ResponseBuilder
 from coe.registry import ExpertSpec
 
 Builder: TypeAlias = ResponseBuilder | MessageBuilder
@@ -51,11 +51,11 @@ class TranslatedExpert:
         try:
             if call.api == "responses":
                 body, builder = (
-                    responses_request.chat_fields(call.fields),
+                    responses_api.chat_fields(call.fields),
                     ResponseBuilder(call.fields, model=self.name),
                 )
             else:
-                body, builder = messages_request.chat_fields(call.fields), MessageBuilder(model=self.name)
+                body, builder = messages_api.chat_fields(call.fields), MessageBuilder(model=self.name)
             opening = b"".join(map(_event, builder.begin())) if call.stream else b""
         except WRONG_TYPE:
             raise InvalidRequest("the request has a field of a wrong type, or is nested too deeply") from None
@@ -89,7 +89,7 @@ def dropped_parts(api: Api, fields: Mapping[str, Any]) -> tuple[str, ...]:
     if api not in TRANSLATED_APIS:
         return ()
     try:
-        return reported_types((responses_request if api == "responses" else messages_request).dropped_parts(fields))
+        return reported_types((responses_api if api == "responses" else messages_api).dropped_parts(fields))
     except (InvalidRequest, *WRONG_TYPE):
         return ()
 

@@ -8,7 +8,7 @@ breaks. `coe status` uses `fetch_report`. Messages between a gateway process and
                         {"report": 8}       what happens on the devices, and why
     coe up -> gateway   {"granted": 7, "tier": "asleep"}            with the expert's tier when the request arrived
                         {"refused": 7, "reason": "...", "retry_after": 12.5, "tier": "asleep"}    no tier: did not wait
-                        {"report": 8, "devices": [...]}             see `coe.fleet.residency.report`
+                        {"report": 8, "devices": [...]}             see `coe.fleet.residency.residency`
                         {"tiers": {"law": {"tier": "awake", "waiting": 0, "switches": 3, "device": "gpu0"}}}
 
 Tiers come at the beginning and at every change. When a connection ends, its requests end too. Only the owner may enter

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from coe.fleet.residency.client import MAX_LINE_BYTES, encode, read_messages
+from coe.fleet.residency.policy import Ticket, Tier
 from coe.fleet.residency.residency import Residency
-from coe.fleet.residency.state import Ticket, Tier
 
 PUBLISH_INTERVAL = 0.2
 """Seconds between two messages about waiting requests, at least."""

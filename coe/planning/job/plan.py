@@ -16,27 +16,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.artifacts.artifact_sync import synced_store
-from coe.artifacts.kinds import GATE
+from coe.artifacts.manifest import GATE
 from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError, DataError, StoreError
-from coe.foreground import note_if_slow
 from coe.learning.log_frame import frame_of, open_logs
 from coe.learning.logged_uses import LoggedUses, uses_report
-from coe.measuring.gate_fit import GateExamples, fit_gate, gate_report
-from coe.measuring.passage_gain import GAINS_FILE, read_gains
+from coe.measuring.gate_fit import GAINS_FILE, GateExamples, fit_gate, gate_report, read_gains
 from coe.planning.assignment import Assignment
-from coe.planning.grid import Array
 from coe.planning.job.basis import Basis, compare_with_single_experts, paired_error, plan_basis
 from coe.planning.plan import Plan
 from coe.planning.problem import Problem
 from coe.planning.residual import Evidence, Residual, fit_residual
+from coe.planning.score_table import Array
 from coe.planning.solver import marginal_values, planned_quality, planned_use, solve
 from coe.registry import Registry, yaml_source
 from coe.registry.yaml_source import KeyPath
 from coe.retrieval.gate import GATE_FILE
 from coe.routing.request_text import prompt_text
 from coe.settings import Settings
-from coe.terminal import print_error
+from coe.terminal import note_if_slow, print_error
 
 
 @dataclass(frozen=True, slots=True)

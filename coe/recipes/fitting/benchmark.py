@@ -13,12 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.planning.paired_scores import paired_difference
+from coe.planning.score_table import paired_difference
 from coe.recipes.agreement import Array
-from coe.recipes.fitting.answers import Answers
-from coe.recipes.fitting.arms import cost_by_category, expected_quality, relative_use
-from coe.recipes.fitting.fit import replayed
-from coe.recipes.fitting.search import propose_arms
+from coe.recipes.fitting.columns import cost_by_category, expected_quality, relative_use
+from coe.recipes.fitting.fit import Answers, propose_arms, replayed
 
 PRICES = (0.0, *(float(price) for price in np.geomspace(3e-4, 3.0, 120)))
 """Lagrange multipliers of the budget at which both plans are compared: the gain in quality that is required for an

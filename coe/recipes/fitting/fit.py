@@ -4,12 +4,21 @@ Weights maximise the penalised likelihood of a conditional logit. Stopping rules
 last step to the first, the realised gain of continuing, net of its cost, is regressed on the state of the answers. The
 method follows least-squares Monte Carlo for optimal stopping (Longstaff and Schwartz 2001). Every estimate of quality
 uses weights that were fitted on other prompts.
+
+`Answers`: the recorded answers that recipes are fitted on.
+
+Proposes cascades and votes from recorded answers: which members, in which order, at which price.
+
+A price is the quality that one unit of cost must add. For each price, a beam search inserts the member that raises mean
+quality net of cost most, at any position, up to the largest number of calls. Then single members of its sequence are
+moved or dropped. The search ignores categories; fitted policies do not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,16 +28,59 @@ from coe.recipes.agreement import (
     STATE_FEATURES,
     AnswerWeights,
     Array,
+    GradeRule,
     best_answer,
     design,
+    graded_features,
     relative_length,
     softmax,
     stop_features,
     support,
 )
-from coe.recipes.fitting.answers import FOLDS, Answers
-from coe.recipes.judge import GradeRule, graded_features
 from coe.recipes.policy import RecipePolicy, Step
+from coe.registry.recipes import PROPOSED_PREFIX
+
+FOLDS = 3
+"""Folds of the prompts, so that estimates of quality use rules that were fitted on other prompts."""
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """Recorded answers of all experts to the same prompts.
+
+    `classes` (n_prompts, n_experts): equal numbers in a row are equal answers, NO_ANSWER where there is none. `scores`
+    (n_prompts, n_experts) in [0, 1], `costs` (n_prompts, n_experts) of each answer in one unit, `tokens` (n_prompts,
+    n_experts) of output, `labels` (n_prompts,) the index of the category, below `n_categories`.
+    """
+
+    experts: tuple[str, ...]
+    classes: NDArray[np.int64]
+    scores: Array
+    costs: Array
+    tokens: Array
+    labels: NDArray[np.int64]
+    n_categories: int
+
+    @cached_property
+    def posterior(self) -> Array:
+        """Return the true category of each prompt as a posterior, shape (n_prompts, n_categories)."""
+        return np.eye(self.n_categories)[self.labels]
+
+    @cached_property
+    def typical(self) -> Array:
+        """Return the mean of log(1 + output tokens) of each expert, shape (n_experts,)."""
+        return np.asarray(np.log1p(self.tokens).mean(axis=0))
+
+    @cached_property
+    def typical_cost(self) -> float:
+        """Return the median over experts of the mean cost of an answer; 1 if nothing costs anything."""
+        return float(np.median(self.costs.mean(axis=0))) or 1.0
+
+    @cached_property
+    def folds(self) -> NDArray[np.int64]:
+        """Return a fixed random fold of each prompt."""
+        return np.random.default_rng(0).permutation(len(self.labels)) % FOLDS
+
 
 MEMBER_PENALTY = 0.5
 """Ridge penalty of a member's weight."""
@@ -404,3 +456,107 @@ def loss_p_value(losses: Array, max_loss: float) -> float:
     spread = np.concatenate(([0.25], (np.cumsum((gain - mean) ** 2)[:-1] + 0.25) / count))[: len(gain)]
     bets = np.clip(mean / (spread + mean**2), 0.0, MAX_BET / (1.0 - max_loss))
     return float(np.exp(-max(0.0, np.log1p(bets * gain).sum())))
+
+
+SEARCHED_PRICES = (0.2, 0.1, 0.05, 0.035, 0.025, 0.016, 0.01, 0.004, 0.001)
+"""Prices at which recipes are proposed: the quality that a call of median cost must add."""
+MAX_CANDIDATES = 16
+"""Experts that the search considers: the best ones by quality net of cost at the price, and the cheapest ones."""
+BEAM_WIDTH = 3
+"""Sequences that the search extends at the same time."""
+MemberOrder = tuple[int, ...]
+"""Columns of the answers in the order of their members' calls."""
+
+
+def propose_arms(answers: Answers, *, max_calls: int) -> dict[str, Arm]:
+    """Return the arms of the recipes that pay, auto-1, auto-2, ... from the cheapest on; empty if single experts are
+    best at every price.
+
+    No two have the same members, so that a recipe that fails is not replaced by one that calls them again.
+    """
+    search = RecipeSearch(answers, max_calls=max_calls)
+    proposed: dict[frozenset[int], Arm] = {}
+    for price in (searched / answers.typical_cost for searched in SEARCHED_PRICES):
+        sequence = search.best_sequence(price)
+        if len(sequence) > 1 and frozenset(sequence) not in proposed:
+            proposed[frozenset(sequence)] = RecipeFit(answers, [[member] for member in sequence]).arm(price)
+    return {f"{PROPOSED_PREFIX}{number}": arm for number, arm in enumerate(proposed.values(), start=1)}
+
+
+class RecipeSearch:
+    """Searches member sequences on one table of answers.
+
+    What follows from the answers of a set of members does not depend on their order. So it is estimated once for all
+    sequences and prices.
+    """
+
+    def __init__(self, answers: Answers, *, max_calls: int) -> None:
+        self._answers, self._max_calls = answers, max_calls
+        self._sets: dict[frozenset[int], AnsweredSet] = {}
+
+    def best_sequence(self, price: float) -> MemberOrder:
+        """Return the best sequence at a price per unit of cost; it has one member if no recipe pays."""
+        candidates = self._candidates(price)
+        beam: list[MemberOrder] = [()]
+        best: MemberOrder = ()
+        value = -np.inf
+        for _ in range(min(self._max_calls, len(candidates))):
+            values = self._values({grown for started in beam for grown in _insertions(started, candidates)}, price)
+            beam = sorted(values, key=lambda sequence: -values[sequence])[:BEAM_WIDTH]
+            if values[beam[0]] > value:
+                best, value = beam[0], values[beam[0]]
+        while values := self._values(_moves(best), price):
+            better = max(values, key=lambda sequence: values[sequence])
+            if values[better] <= value:
+                break
+            best, value = better, values[better]
+        return best
+
+    def _candidates(self, price: float) -> list[int]:
+        """Return the experts of highest mean quality net of cost at several prices up to this one."""
+        scores, costs = self._answers.scores.mean(axis=0), self._answers.costs.mean(axis=0)
+        ranks = [np.argsort(-(scores - factor * price * costs)) for factor in (1.0, 0.0, 3.0)]
+        found = dict.fromkeys(int(column) for column in np.column_stack(ranks).ravel())
+        return list(found)[:MAX_CANDIDATES]
+
+    def _values(self, sequences: Iterable[MemberOrder], price: float) -> dict[MemberOrder, float]:
+        """Return the mean quality net of cost of each sequence."""
+        answers, values = self._answers, {}
+        for sequence in sequences:
+            states = [
+                self._answered(frozenset(sequence[: length + 1])).latest(answers.scores[:, column])
+                for length, column in enumerate(sequence)
+            ]
+            outcome = fit_stops(states, [answers.costs[:, column] for column in sequence], price=price)
+            values[sequence] = float((outcome.scores - price * outcome.costs).mean())
+        return values
+
+    def _answered(self, members: frozenset[int]) -> AnsweredSet:
+        if members not in self._sets:
+            answers, columns = self._answers, sorted(members)
+            classes = answers.classes[:, columns]
+            weights = fit_weights(classes, answers.scores[:, columns], answers.labels, 0)
+            probabilities = weights.probabilities(classes, answers.posterior)
+            self._sets[members] = AnsweredSet.of(answers, columns, probabilities)
+        return self._sets[members]
+
+
+def _insertions(sequence: MemberOrder, candidates: list[int]) -> set[MemberOrder]:
+    """Return the sequences with one more member at any position."""
+    return {
+        (*sequence[:position], column, *sequence[position:])
+        for column in candidates
+        if column not in sequence
+        for position in range(len(sequence) + 1)
+    }
+
+
+def _moves(sequence: MemberOrder) -> set[MemberOrder]:
+    """Return the sequences with one member moved or dropped."""
+    found: set[MemberOrder] = set()
+    for position, column in enumerate(sequence):
+        rest = sequence[:position] + sequence[position + 1 :]
+        found |= {(*rest[:other], column, *rest[other:]) for other in range(len(sequence))}
+        if rest:
+            found.add(rest)
+    return found - {sequence}

@@ -17,7 +17,7 @@ from starlette.responses import Response
 
 from coe.artifacts import versions
 from coe.artifacts.artifact_sync import open_declared
-from coe.artifacts.kinds import ARTIFACT_KINDS
+from coe.artifacts.manifest import ARTIFACT_KINDS
 from coe.artifacts.store import ArtifactStore, mirror
 from coe.artifacts.versions import VersionCatalog, VersionChange
 from coe.errors import ArtifactError, ArtifactNotFound, ArtifactRefused, ConfigError, JobUnavailable

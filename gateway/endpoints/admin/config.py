@@ -14,14 +14,14 @@ from starlette.responses import Response
 
 from coe.artifacts.active_state import untrained_categories
 from coe.artifacts.api_keys import with_admin_key
-from coe.artifacts.consequences import consequences_of
-from coe.artifacts.kinds import ROUTER
+from coe.artifacts.manifest import ROUTER
 from coe.artifacts.store import ArtifactStore
+from coe.artifacts.versions import consequences_of
 from coe.errors import ArtifactError, ConfigError, ConfigRefused, DataError
 from coe.experts import endpoints_of
-from coe.fleet.planning import find_problems
+from coe.fleet.engines import find_problems
 from coe.registry import Registry, load_text, yaml_source
-from coe.registry.hints import without_values
+from coe.registry.yaml_source import without_values
 from gateway.endpoints.handler import NO_STORE, json_of, json_response
 from gateway.request.body import RequestModel
 from gateway.services import Services

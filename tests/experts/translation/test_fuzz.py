@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coe.errors import InvalidRequest
-from coe.experts.translation import messages_request, responses_request
-from coe.experts.translation.chat_answer import ChatReader
+from coe.experts.translation import messages_api, responses_api
+from coe.experts.translation.chat import ChatReader
 from coe.experts.translation.expert import WRONG_TYPE, dropped_parts
-from coe.experts.translation.messages_answer import MessageBuilder
-from coe.experts.translation.responses_answer import ResponseBuilder
+from coe.experts.translation.messages_api import MessageBuilder
+from coe.experts.translation.responses_api import ResponseBuilder
 from coe.usage import Usage
 from gateway.dialects.messages import MESSAGES
 from gateway.dialects.responses import RESPONSES
@@ -61,7 +61,7 @@ def test_any_messages_request_is_translated_or_refused(fields: dict[str, Any], g
     with suppress(*REFUSED):
         chat = MESSAGES.parse(body)
         dropped_parts("messages", chat.fields)
-        messages_request.chat_fields(chat.fields)
+        messages_api.chat_fields(chat.fields)
 
 
 @settings(max_examples=40)
@@ -71,7 +71,7 @@ def test_any_responses_request_is_translated_or_refused(fields: dict[str, Any], 
     with suppress(*REFUSED):
         chat = RESPONSES.parse(body)
         dropped_parts("responses", chat.fields)
-        orjson.dumps(responses_request.chat_fields(chat.fields))
+        orjson.dumps(responses_api.chat_fields(chat.fields))
         ResponseBuilder(chat.fields, model="m")
 
 

@@ -1,1 +1,0 @@
-"""Experts behind litellm: every provider that has no OpenAI-compatible or Anthropic API."""

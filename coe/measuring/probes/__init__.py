@@ -1,1 +1,0 @@
-"""Probes of users and shipped ones, and constraints on the form of an answer."""

@@ -1,0 +1,600 @@
+"""Measures experts until more scores would not change the plan, within a budget of dollars and time (`coe tune`).
+
+Probes are selected in rounds. Every score goes to the journal of `coe score`, so a stopped run continues. An expert
+that answers no probe of a round gets no more in this run.
+
+Every expert first answers a few probes of each category. Then `assess` draws quality tables from the posterior of the
+scores and solves the plan of each. The loss of the current plan in a draw is what the draw's own plan gains over it.
+The plan is settled when the loss is within a tolerance in most draws. Until then, `next_blocks` selects the categories
+with the largest expected loss per unit of cost, and there the experts that enough draws choose. These are the expected
+opportunity cost of Chick and Inoue (2001, doi:10.1287/opre.49.5.732.10615) and successive elimination.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import chain
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coe.artifacts.manifest import ROUTER
+from coe.artifacts.store import ArtifactStore
+from coe.errors import DataError
+from coe.measuring.probes import Probe
+from coe.measuring.quality import column_means
+from coe.measuring.recorded_answers import RetryLimits
+from coe.measuring.scoring import Scoring, called_experts, checked_sandbox
+from coe.measuring.scoring_run import Cell, ExpertColumn, Journal, ScoringRun, judge_messages, score_columns
+from coe.measuring.spending import MeteredExpert, Spending, check_price, max_output_tokens, worst_price
+from coe.planning.job.basis import declared_problem
+from coe.planning.job.plan import logged_uses
+from coe.planning.problem import Problem
+from coe.planning.score_table import ScoreTable, fit_pseudo_count, tabulate_partly
+from coe.planning.solver import best_choice
+from coe.planning.uses import ASSUMED_OUTPUT_TOKENS, MEASURES, MeasuredUses
+from coe.recipes.agreement import MAX_GRADED_CHARACTERS
+from coe.registry import Registry
+from coe.settings import Settings
+from coe.terminal import dollars
+
+Array = NDArray[np.float64]
+BLOCK_PROBES = 3
+"""Probes of a category at a time: one of each difficulty, where they are marked."""
+MAX_BLOCKS = 4
+"""Categories that get probes in one round."""
+MIN_CHOSEN = (0.05, 0.01)
+"""Share of the draws that must choose an expert in a category, for it to get more probes there. The second share
+applies once all experts above the first have answered all probes."""
+DRAWS, MAX_SOLVED_DRAWS, MIN_SOLVED_DRAWS, SOLVED_CELLS = 1000, 60, 20, 30_000
+"""Draws from the posterior. If a budget is declared, a program is solved for each draw. The number of draws is then
+SOLVED_CELLS by the number of cells (category x expert), within the two limits."""
+PSEUDO_COUNTS = (4.0, 10.0)
+"""Least and most pseudo-scores of the posterior. The strength that is fitted to few scores may be extreme; the
+posterior would then be too narrow, and the plan settled too early."""
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """A plan is settled when its loss is at most `tolerance` (quality, 0 to 1) with the probability `confidence`.
+
+    Scoring also stops when all remaining probes together are expected to gain at most `min_gain`.
+    """
+
+    tolerance: float = 0.015
+    confidence: float = 0.9
+    min_gain: float = 0.001
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Assessment:
+    """The plan of the current scores, its possible loss, and the possible gain of the remaining probes.
+
+    `choice`, shape (n_categories,), is the index of the expert. `certainty` is the probability that the loss is within
+    the tolerance. `gain`, shape (n_categories,), is the quality that the remaining probes are expected to gain in each
+    category, and `chosen`, shape (n_categories, n_experts), the probability that they choose the expert.
+    """
+
+    choice: NDArray[np.int64]
+    certainty: float
+    gain: Array
+    chosen: Array
+
+    def reaches(self, goal: Goal) -> bool:
+        """Return True if more probes would not change the plan enough."""
+        return self.certainty >= goal.confidence or float(self.gain.sum()) <= goal.min_gain
+
+    def contenders(self, category: int, least: float) -> list[int]:
+        """Return the experts that may be chosen for a category with a probability of `least`, and the chosen one."""
+        found = self.chosen[category] >= least
+        found[self.choice[category]] = True
+        return np.flatnonzero(found).tolist()
+
+
+def assess(
+    problem: Problem, table: ScoreTable, left: NDArray[np.int64], goal: Goal, *, pseudo_count: float
+) -> Assessment:
+    """Return the plan of `problem`, whose quality is the one that plans trust, and its loss under the posterior.
+
+    The posterior of each cell is normal around the shrunk mean of `table`, whose variances are those of comparisons
+    (`without_prompts`). `left`, shape (n_categories, n_experts), counts the remaining probes. Equal inputs give equal
+    results. Raises ConfigError for an impossible budget.
+    """
+    strength = float(np.clip(pseudo_count, *PSEUDO_COUNTS))
+    mean = np.where(np.isfinite(problem.quality), table.shrunk(pseudo_count=strength), -np.inf)
+    error = table.error(pseudo_count=strength)
+    choice = best_choice(problem, problem.quality)
+    lost, _ = _losses(problem, choice, mean, error)
+    known_then = error * np.sqrt(left / (table.count + left + strength))  # of the mean after the remaining probes
+    gained, best = _losses(problem, choice, mean, known_then)
+    chosen = (best[:, :, None] == np.arange(mean.shape[1])).mean(axis=0)
+    certainty = float((lost.sum(axis=1) <= goal.tolerance).mean())
+    return Assessment(choice, certainty, gained.mean(axis=0), chosen)
+
+
+def _losses(problem: Problem, choice: NDArray[np.int64], mean: Array, error: Array) -> tuple[Array, NDArray[np.int64]]:
+    """Return the quality that `choice` loses to the best plan of each draw around `mean`, and the choices of that plan.
+
+    Shapes (n_draws, n_categories); the losses of a draw sum to that of the plan, which is not negative.
+    """
+    draws = DRAWS
+    if problem.budget:
+        draws = int(np.clip(SOLVED_CELLS // mean.size, MIN_SOLVED_DRAWS, MAX_SOLVED_DRAWS))
+    drawn = mean + error * np.random.default_rng(0).standard_normal((draws, *mean.shape))
+    best = best_choice(problem, drawn)
+    rows = np.arange(len(choice))
+    return problem.weights * (np.take_along_axis(drawn, best[:, :, None], 2)[:, :, 0] - drawn[:, rows, choice]), best
+
+
+def without_prompts(table: ScoreTable, member: Array, scores: Array) -> ScoreTable:
+    """Return the table with the variances that remain when each prompt's mean over the experts is removed.
+
+    `member` and `scores` are those of the table, NaN where a score is missing. A hard prompt lowers the scores of all
+    experts, which changes no choice between them. Prompts with one score do not count.
+    """
+    known = np.isfinite(scores)
+    count = known.sum(axis=1, keepdims=True)
+    used = known & (count > 1)
+    level = np.where(known, scores, 0.0).sum(axis=1, keepdims=True) / np.maximum(count, 1)
+    rest = np.where(used, (scores - level) ** 2 * count / np.maximum(count - 1, 1), 0.0)
+    offset = np.where(used, scores - level, 0.0)
+    size = np.maximum(member.T @ used, 1.0)
+    variance = (member.T @ rest) / size - ((member.T @ offset) / size) ** 2
+    return replace(table, variance=np.maximum(variance, 0.0))
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """The next probes of one category, for some experts, by index."""
+
+    category: int
+    experts: tuple[int, ...]
+
+
+Cells = list[tuple[int, int]]
+"""Indices of probe and expert."""
+
+
+def first_cells(member: Array, open_cells: NDArray[np.bool_]) -> Cells:
+    """Return the open cells of the first BLOCK_PROBES probes of each category, one probe of every category first.
+
+    `member`, shape (n_probes, n_categories), has a 1 for the category of each probe; the probes are in the order in
+    which they are scored. `open_cells`, shape (n_probes, n_experts), are those that can still be scored.
+    """
+    place = np.where(member > 0, (member > 0).cumsum(axis=0), 0).max(axis=1)  # in the category, from 1
+    rows = [row for number in range(1, BLOCK_PROBES + 1) for row in np.flatnonzero(place == number).tolist()]
+    return [(row, column) for row in rows for column in np.flatnonzero(open_cells[row]).tolist()]
+
+
+def cells_of(block: Block, member: Array, open_cells: NDArray[np.bool_]) -> Cells:
+    """Return the open cells of the next BLOCK_PROBES probes of a block that have any. So experts answer the same."""
+    columns, rows = np.array(block.experts), np.flatnonzero(member[:, block.category])
+    rows = rows[open_cells[np.ix_(rows, columns)].any(axis=1)][:BLOCK_PROBES]
+    return [(row, column) for row in rows.tolist() for column in block.experts if open_cells[row, column]]
+
+
+def next_blocks(found: Assessment, cost: Array, left: NDArray[np.int64]) -> list[Block]:
+    """Return the blocks of the next round, those of the largest expected gain per cost first; none if there is none.
+
+    `cost` and `left`, shape (n_categories, n_experts), are the cost of a probe in any unit and the remaining probes.
+    """
+    for least in MIN_CHOSEN:
+        ranked = []
+        for row, gain in enumerate(found.gain.tolist()):
+            contenders = found.contenders(row, least)
+            experts = [one for one in contenders if left[row, one] > 0]
+            if len(contenders) > 1 and experts:
+                ranked.append((-gain / max(float(cost[row, experts].sum()), 1e-12), row, tuple(experts)))
+        if ranked:
+            return [Block(row, experts) for _, row, experts in sorted(ranked)[:MAX_BLOCKS]]
+    return []
+
+
+def stratified(difficulties: Sequence[str]) -> list[int]:
+    """Return an order of a category's probes: shuffled within each difficulty, and each difficulty evenly spread.
+
+    Any first part of it is thus a random sample with the difficulties in their proportions.
+    """
+    names = np.array(difficulties, dtype=object)
+    place = np.empty(len(names))
+    for name in sorted(set(difficulties)):
+        rows = np.flatnonzero(names == name)
+        place[np.random.default_rng([0, len(rows)]).permutation(rows)] = (np.arange(len(rows)) + 0.5) / len(rows)
+    order: list[int] = np.lexsort((names.astype(str), place)).tolist()
+    return order
+
+
+ASSUMED_SECONDS = 5.0
+"""Time of an answer of an expert that was not measured and declares no latency."""
+CHARACTERS_PER_TOKEN = 4.0
+"""Estimates the input tokens of probes that were not answered yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class CallUse:
+    """The expected price in US dollars and the expected seconds of one answer."""
+
+    dollars: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Grid:
+    """Probes in the order in which each category scores them, and the experts and categories of a plan.
+
+    `member`, shape (n_probes, n_categories), has a 1 for the category of each probe.
+    """
+
+    registry: Registry
+    probes: tuple[Probe, ...]
+    experts: tuple[str, ...]
+    categories: tuple[str, ...]
+    member: Array
+
+    @classmethod
+    def of(cls, registry: Registry, probes: Sequence[Probe], experts: Sequence[str]) -> Grid:
+        """Order the probes of the categories that `experts` may serve. A pin on another expert excludes a category."""
+        names = [one for one in registry.category_names if registry.assignment.get(one, experts[0]) in experts]
+        ordered: list[Probe] = []
+        for name in names:
+            found = sorted((one for one in probes if one.category == name), key=lambda one: one.prompt_id)
+            ordered += [found[place] for place in stratified([one.difficulty for one in found])]
+        member = np.array([[one.category == name for name in names] for one in ordered], dtype=np.float64)
+        return cls(registry, tuple(ordered), tuple(experts), tuple(names), member.reshape(len(ordered), len(names)))
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """Measurements of a grid: `scores`, shape (n_probes, n_experts), NaN where missing, and `uses` of that shape by
+    measure. `weights`, shape (n_categories,), is the mix of traffic; None for that of the probes."""
+
+    grid: Grid
+    scores: Array
+    uses: Mapping[str, Array]
+    weights: Array | None = None
+
+    @classmethod
+    def of(cls, grid: Grid, cells: Mapping[tuple[int, int], Cell], *, weights: Array | None = None) -> Measurements:
+        """Collect the scored cells, by the indices of probe and expert."""
+        shape = len(grid.probes), len(grid.experts)
+        scores, uses = np.full(shape, np.nan), {name: np.full(shape, np.nan) for name in MEASURES}
+        for place, cell in cells.items():
+            scores[place] = np.nan if cell.score is None else cell.score
+            for name, values in uses.items():
+                found = getattr(cell, name)
+                values[place] = np.nan if found is None else found
+        return cls(grid, scores, uses, weights)
+
+    @cached_property
+    def table(self) -> ScoreTable:
+        return tabulate_partly(self.grid.categories, self.grid.experts, self.grid.member, self.scores)
+
+    def assess(self, open_cells: NDArray[np.bool_], goal: Goal, *, deviations: float) -> Assessment:
+        """Return the plan of these scores, as `coe plan` makes it, and what it may lose. Raises ConfigError."""
+        labels = [probe.category for probe in self.grid.probes]
+        strength = fit_pseudo_count(labels, self.scores)
+        paired = without_prompts(self.table, self.grid.member, self.scores)
+        problem = self._problem(self.table.lower(deviations=deviations, pseudo_count=strength))
+        return assess(problem, paired, self.left(open_cells), goal, pseudo_count=strength)
+
+    def left(self, open_cells: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """Return the number of probes that can still be scored, shape (n_categories, n_experts)."""
+        return (self.grid.member.T @ open_cells).astype(np.int64)
+
+    def _problem(self, quality: Array) -> Problem:
+        grid = self.grid
+        weights = np.maximum(grid.member.sum(axis=0), 1.0) if self.weights is None else self.weights
+        measured = MeasuredUses.of(grid.categories, grid.experts, grid.member, self.uses)
+        return declared_problem(grid.registry, self.table, quality=quality, weights=weights, measured_uses=measured)
+
+    def call_use(self, expert: int) -> CallUse:
+        """Return the expected use of one more answer of an expert, by index: its mean so far, or the declared one."""
+        spec = self.grid.registry.expert(self.grid.experts[expert])
+        given, written, latency = (float(column_means(self.uses[name][:, expert], np.nan)) for name in MEASURES)
+        if np.isnan(given):
+            given = sum(len(one.prompt) for one in self.grid.probes) / len(self.grid.probes) / CHARACTERS_PER_TOKEN
+        if np.isnan(written):
+            written = min(ASSUMED_OUTPUT_TOKENS, max_output_tokens(spec))
+        dollars = spec.prices.cost(given, written)
+        declared = ASSUMED_SECONDS if spec.latency_ms is None else spec.latency_ms / 1000
+        return CallUse(dollars, declared if np.isnan(latency) else latency / 1000)
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """The expected calls, US dollars and seconds of a part of a run."""
+
+    calls: int
+    dollars: float
+    seconds: float
+
+    @classmethod
+    def of(cls, counts: Sequence[int], uses: Sequence[CallUse], *, concurrency: int) -> Estimate:
+        """Estimate calls by expert; all experts run at once, with `concurrency` calls each."""
+        pairs = list(zip(counts, uses, strict=True))
+        seconds = max((count * use.seconds / concurrency for count, use in pairs), default=0.0)
+        return cls(sum(counts), sum(count * use.dollars for count, use in pairs), seconds)
+
+
+GRACE_SECONDS = 30.0
+"""Time after the deadline after which missing answers are cancelled."""
+PLAN_DEVIATIONS = 1.0
+"""Standard errors below the mean of the quality that plans trust, as by default in `coe plan`."""
+LOG_SECONDS = 30 * 86_400
+"""Length of the routing log from which the mix of categories is estimated, as by default in `coe plan`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Limits of a run in US dollars and seconds; None for none."""
+
+    dollars: float | None = None
+    seconds: float | None = None
+
+    def cost(self, dollars: NDArray[np.float64], seconds: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the cost of calls as shares of the limits; without limits in dollars, or in seconds if all is free."""
+        if self.dollars is None and self.seconds is None:
+            return dollars if dollars.any() else seconds
+        parts = ((dollars, self.dollars), (seconds, self.seconds))
+        return np.asarray(np.sum([use / max(limit, 1e-9) for use, limit in parts if limit is not None], axis=0))
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """The state of a run: all scores, those of this run, the US dollars and seconds of this run, and the probability
+    that the plan is good enough (None before the first plan)."""
+
+    known: int
+    cells: int
+    scored: int
+    spent: float
+    seconds: float
+    certainty: float | None
+
+
+@dataclass(slots=True)
+class Tuning:
+    """One run over the probes and experts of `scoring`. `weights` is the mix of categories in the routing log."""
+
+    scoring: Scoring
+    journal: Journal
+    grid: Grid
+    goal: Goal
+    limits: Limits
+    weights: NDArray[np.float64] | None = None
+    spending: Spending = field(default_factory=Spending)
+    certainty: float | None = None
+    _keys: list[list[str]] = field(init=False)
+    _began: float = field(init=False)
+    _known_before: int = field(init=False)
+    _failed: set[tuple[int, int]] = field(init=False, default_factory=set)
+    _dropped: set[int] = field(init=False, default_factory=set)
+    _judge: MeteredExpert | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        place = {probe.prompt_id: number for number, probe in enumerate(self.scoring.probes)}
+        rows = [place[probe.prompt_id] for probe in self.grid.probes]
+        self._keys = [[self.scoring.keys[name][row] for name in self.grid.experts] for row in rows]
+        self._began, self._known_before = time.monotonic(), len(self._scored())
+
+    @classmethod
+    def of(
+        cls,
+        scoring: Scoring,
+        journal: Journal,
+        settings: Settings,
+        *,
+        limits: Limits,
+        goal: Goal,
+        spent: float = 0.0,
+    ) -> Tuning:
+        """Prepare a run that has already `spent` some US dollars.
+
+        Raises DataError where no category can be planned.
+        """
+        grid = Grid.of(scoring.registry, scoring.probes, [spec.name for spec in scoring.experts])
+        if not grid.probes:
+            raise DataError("tune: no probe is of a category that these experts may serve; add some to probes.jsonl")
+        tuning = cls(scoring, journal, grid, goal, limits, _mix(settings, scoring.registry, grid.categories))
+        tuning.spending.spent = spent
+        return tuning
+
+    @property
+    def unpriced(self) -> list[str]:
+        """The experts that the run may call and whose price is unknown."""
+        called = {spec.name: spec for spec in self.scoring.experts}
+        if self.scoring.judge is not None and any(probe.checker == "judge" for probe in self.grid.probes):
+            called[self.scoring.judge.name] = self.scoring.judge
+        return [name for name, one in called.items() if not one.has_known_price]
+
+    def estimates(self) -> tuple[Estimate, Estimate]:
+        """The expected use of the first probes of every category, and of all that are missing."""
+        found, open_cells = self._measurements(), self._open()
+        uses = [found.call_use(column) for column in range(len(self.grid.experts))]
+        everything: Cells = [(int(row), int(column)) for row, column in np.argwhere(open_cells)]
+
+        def estimate(cells: Cells) -> Estimate:
+            calls = Counter(column for _, column in cells)
+            if self.scoring.judge is not None:
+                judged = sum(self.grid.probes[row].checker == "judge" for row, _ in cells)
+                calls[self.grid.experts.index(self.scoring.judge.name)] += judged
+            return Estimate.of([calls[at] for at in range(len(uses))], uses, concurrency=self.scoring.concurrency)
+
+        return estimate(first_cells(self.grid.member, open_cells)), estimate(everything)
+
+    def status(self) -> Status:
+        known, cells = len(self._scored()), len(self.grid.probes) * len(self.grid.experts)
+        seconds = time.monotonic() - self._began
+        return Status(known, cells, known - self._known_before, self.spending.spent, seconds, self.certainty)
+
+    async def run(self, settings: Settings, report: Callable[[str], None]) -> str:
+        """Score until the plan is settled or a limit is reached; returns the reason for the end."""
+        sandbox = await checked_sandbox(self.grid.probes)
+        self._began, concurrency, limits = time.monotonic(), self.scoring.concurrency, RetryLimits()
+        self.spending.dollars = self.limits.dollars
+        self.spending.deadline = None if self.limits.seconds is None else self._began + self.limits.seconds
+        self.journal.failed.clear()  # what failed in an earlier run is requested again
+        metered = self.limits.dollars is not None
+        async with called_experts(self.scoring, settings, sends_once=metered) as called:
+            experts = {
+                name: MeteredExpert(one, self.scoring.registry.expert(name), self.spending, report=report)
+                for name, one in called.items()
+            }
+            judge = None
+            if (asked := self.scoring.judge) is not None:
+                self._judge = judge = MeteredExpert(called[asked.name], asked, self.spending, report=report)
+            run = ScoringRun(self.journal, sandbox, judge, limits, concurrency, report, lambda _: None)
+            return await self._rounds(experts, run)
+
+    async def _rounds(self, experts: Mapping[str, MeteredExpert], run: ScoringRun) -> str:
+        while True:
+            cells = first_cells(self.grid.member, self._open())
+            assessment = await asyncio.to_thread(self._assess)
+            if len(self._dropped) == len(self.grid.experts):
+                return "no expert answers"
+            if assessment is not None and not cells:
+                if assessment.certainty >= self.goal.confidence:
+                    return "settled"
+                if assessment.reaches(self.goal):
+                    return "little to gain"
+                cells = self._next(assessment)
+            if not cells:
+                return "all scored"
+            progressed = await self._score(cells, experts, run)
+            if self.spending.is_over:
+                await asyncio.to_thread(self._assess)
+                return "time"
+            if not progressed and (self.spending.is_short or (self._judge and self._judge.is_stopped)):
+                return "budget"
+
+    def _grade_price(self, probe: Probe) -> float:
+        """Return the highest price of the judge's grade of an answer; 0 where it gives none."""
+        judge = self.scoring.judge
+        if judge is None or probe.checker != "judge":
+            return 0.0
+        return worst_price(judge, judge_messages(probe, "\U0010ffff" * MAX_GRADED_CHARACTERS))
+
+    async def _score(self, cells: Cells, experts: Mapping[str, MeteredExpert], run: ScoringRun) -> bool:
+        """Score some cells; returns False if none got a score. Notes the failed cells and the experts to drop."""
+        names, self.spending.is_short = self.grid.experts, False
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._seconds_left()):
+                for batch in self._batches(cells, experts):
+                    columns = [ExpertColumn(experts[names[one]], found) for one, found in self._by_column(batch)]
+                    await score_columns(columns, run)
+        for column, found in self._by_column(cells):
+            failed = {(row, one) for row, one in cells if one == column and self._keys[row][one] in self.journal.failed}
+            self._failed |= failed
+            if experts[names[column]].is_stopped:
+                self._dropped.add(column)
+            elif failed and not any(key in self.journal.scored for key in found):
+                self._dropped.add(column)
+                run.report(f"{names[column]}: answered no probe of a round; the rest are left for the next run")
+        return any(self._keys[row][column] in self.journal.scored for row, column in cells)
+
+    def _by_column(self, cells: Cells) -> list[tuple[int, dict[str, Probe]]]:
+        """Return the probes of some cells by column, and by the key of their cell."""
+        found: dict[int, dict[str, Probe]] = {}
+        for row, column in cells:
+            found.setdefault(column, {})[self._keys[row][column]] = self.grid.probes[row]
+        return list(found.items())
+
+    def _batches(self, cells: Cells, experts: Mapping[str, MeteredExpert]) -> Iterator[Cells]:
+        """Split cells into parts that run at once: as many probes as the budget allows for all of their experts.
+
+        So a small budget is spent on all experts alike. What remains in the end goes to those with the fewest scores.
+        """
+
+        def price(row: int, column: int) -> float:
+            probe = self.grid.probes[row]
+            return experts[self.grid.experts[column]].worst_price(probe.messages) + self._grade_price(probe)
+
+        groups = [[cell for cell in cells if cell[0] == row] for row in dict.fromkeys(row for row, _ in cells)]
+        while groups:
+            batch, rest, available = list[tuple[int, int]](), list[Cells](), self.spending.available
+            for group in groups:
+                if (needed := sum(price(*cell) for cell in group)) <= available:
+                    batch += group
+                    available -= needed
+                else:
+                    rest.append(group)
+            if batch:
+                yield batch
+            elif all(len(group) == 1 for group in rest):
+                self.spending.is_short = True
+                return
+            else:
+                scores = Counter(column for _, column in self._scored())
+                rest = [[cell] for cell in sorted(chain.from_iterable(rest), key=lambda cell: scores[cell[1]])]
+            groups = rest
+
+    def _seconds_left(self) -> float | None:
+        """Seconds until answers are given up; None without a limit."""
+        deadline = self.spending.deadline
+        return None if deadline is None else max(deadline - time.monotonic(), 0.0) + GRACE_SECONDS
+
+    def _assess(self) -> Assessment | None:
+        """Assess the scores so far; None as long as an expert has none."""
+        found, open_cells = self._measurements(), self._open()
+        measured = np.asarray(np.isfinite(found.scores).any(axis=0))
+        measured[sorted(self._dropped)] = True
+        if not measured.all():
+            return None
+        try:
+            assessment = found.assess(open_cells, self.goal, deviations=PLAN_DEVIATIONS)
+        except DataError:  # the budget limits a use that is unknown of an expert that does not answer
+            return None
+        self.certainty = assessment.certainty
+        return assessment
+
+    def _next(self, assessment: Assessment) -> Cells:
+        found, open_cells = self._measurements(), self._open()
+        uses = [found.call_use(column) for column in range(len(self.grid.experts))]
+        cost = self.limits.cost(np.array([use.dollars for use in uses]), np.array([use.seconds for use in uses]))
+        left = found.left(open_cells)
+        blocks = next_blocks(assessment, np.broadcast_to(cost, left.shape), left)
+        return [cell for block in blocks for cell in cells_of(block, self.grid.member, open_cells)]
+
+    def _scored(self) -> dict[tuple[int, int], Cell]:
+        scored = self.journal.scored
+        return {
+            (row, column): scored[key]
+            for row, keys in enumerate(self._keys)
+            for column, key in enumerate(keys)
+            if key in scored
+        }
+
+    def _open(self) -> NDArray[np.bool_]:
+        """The cells that can still be scored in this run, shape (n_probes, n_experts)."""
+        found = np.ones((len(self.grid.probes), len(self.grid.experts)), dtype=np.bool_)
+        for cell in (*self._scored(), *self._failed):
+            found[cell] = False
+        found[:, sorted(self._dropped)] = False
+        return found
+
+    def _measurements(self) -> Measurements:
+        return Measurements.of(self.grid, self._scored(), weights=self.weights)
+
+
+def price_of_check(registry: Registry, limits: Limits) -> float:
+    """Return the highest price of the live check of all experts. Raises DataError if it is above the limit."""
+    price = sum(check_price(spec) for spec in registry.experts)
+    if limits.dollars is not None and price > limits.dollars:
+        raise DataError(
+            f"tune: --budget {limits.dollars:g} is too small: checking the experts may cost {dollars(price)}; raise it"
+        )
+    return price
+
+
+def _mix(settings: Settings, registry: Registry, categories: tuple[str, ...]) -> NDArray[np.float64] | None:
+    """The mix of categories in the routing log, as `coe plan` uses it; None where the log has too few requests."""
+    logged = logged_uses(settings, registry, LOG_SECONDS)
+    router = ArtifactStore(settings.artifacts, ROUTER).in_use() or ""
+    mix = None if logged is None else logged.mix(categories, router=router)
+    return None if mix is None else mix[0]

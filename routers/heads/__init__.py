@@ -1,1 +1,0 @@
-"""Classification heads of the router: lexical, static, linear and nearest-neighbour."""
