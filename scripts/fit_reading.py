@@ -28,19 +28,9 @@ from ruamel.yaml import YAML
 from scipy.sparse import csr_matrix
 
 from benchmarks.boilerplate_wrappers import WRAPPERS
-from coe.routing import units
+from coe.routing import units as reading
 from coe.routing.message_parts import MessageParts, take_blocks
-from coe.routing.units import (
-    NAME_PREFIX,
-    WORD_PREFIX,
-    Unit,
-    first_words,
-    form_features,
-    place_features,
-    relation,
-    topical_feature,
-    units_of,
-)
+from coe.routing.units import NAME_PREFIX, WORD_PREFIX, Unit
 
 REQUEST, MATERIAL, FRAME = range(3)
 Piece = tuple[str, int]
@@ -266,7 +256,7 @@ class Writer:
 
 def labelled_units(pieces: Sequence[Piece]) -> tuple[list[Unit], list[int]]:
     """The units of a message and their classes: of the piece that holds the unit, or its beginning or end."""
-    units = units_of(take_blocks("".join(text for text, _ in pieces), MessageParts("")))
+    units = reading.units_of(take_blocks("".join(text for text, _ in pieces), MessageParts("")))
     classes = []
     for unit in units:
         ends = (unit.text,) if len(unit.text) <= 15 else (unit.text, unit.text[:15], unit.text[-15:])
@@ -291,20 +281,20 @@ def fit(messages: Iterator[Sequence[Piece]], count: int) -> dict[str, Any]:
     texts: dict[str, set[str]] = {}
     for _ in range(count):
         units, found = labelled_units(next(messages))
-        for unit, place in zip(units, place_features(units) if units else (), strict=True):
-            own, prefix = [*dict.fromkeys(first_words(unit.text))], NAME_PREFIX if unit.is_name else WORD_PREFIX
-            rows.append([*form_features(unit.text, unit.kind, own), *place, *(prefix + one for one in own)])
+        for unit, place in zip(units, reading.place_features(units) if units else (), strict=True):
+            own, prefix = [*dict.fromkeys(reading.first_words(unit.text))], NAME_PREFIX if unit.is_name else WORD_PREFIX
+            rows.append([*reading.form_features(unit.text, unit.kind, own), *place, *(prefix + one for one in own)])
         classes += found
         weights += [max(1, len(units)) ** -0.5] * len(units)
         for unit, kind in zip(units, found, strict=True):
-            for word in first_words(unit.text) if kind == FRAME else ():
+            for word in reading.first_words(unit.text) if kind == FRAME else ():
                 texts.setdefault(word, set()).add(unit.text)
         chain = [(unit, kind) for unit, kind in zip(units, found, strict=True) if not unit.is_name]
         for (unit, kind), (following, next_kind) in pairwise(chain):
-            steps[relation(unit, following), kind, next_kind] += 1
+            steps[reading.relation(unit, following), kind, next_kind] += 1
     known = chosen_features(rows, classes, texts, messages=count)
     for row in rows:
-        row.append(topical_feature(sum(name.startswith(WORD_PREFIX) and name not in known for name in row)))
+        row.append(reading.topical_feature(sum(name.startswith(WORD_PREFIX) and name not in known for name in row)))
     names = sorted({*known, *(row[-1] for row in rows)})
     index = {name: column for column, name in enumerate(names)}
     cells = [(row, index[name]) for row, own in enumerate(rows) for name in own if name in index]
@@ -354,7 +344,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--messages", type=int, default=50_000)
-    parser.add_argument("--out", type=Path, default=Path(units.__file__).with_name(units.MODEL))
+    parser.add_argument("--out", type=Path, default=Path(reading.__file__).with_name(reading.MODEL))
     options = parser.parse_args()
     starter = (HERE.parent / "routers" / "starter" / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
     requests = [json.loads(line)["prompt"] for line in starter]

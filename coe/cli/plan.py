@@ -30,10 +30,10 @@ from coe.cli.common import (
     table,
 )
 from coe.errors import ArtifactError, CoEError, DataError
+from coe.measuring.quality import Difference
 from coe.planning.job.plan import PlanOptions, make_plan, plan_to_json
 from coe.planning.plan import Plan
 from coe.planning.problem import BUDGET_ROWS, Problem
-from coe.planning.score_table import Difference
 from coe.planning.solver import solve
 from coe.planning.uses import ASSUMED_INPUT_TOKENS, ASSUMED_OUTPUT_TOKENS
 from coe.registry import load

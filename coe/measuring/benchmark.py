@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 
 from coe.core import FAST_UNCERTAIN, GENERAL, Encoder, Prediction, Router
 from coe.errors import DataError
-from coe.measuring.quality import Quality
+from coe.measuring.quality import Quality, clustered_mean, paired_difference
 from coe.measuring.recorded_answers import RecordedAnswers
 from coe.planning.assignment import Assignment, apply_residual, expected_utility, residual_gain
 from coe.planning.problem import Problem
 from coe.planning.residual import Residual, fit_residual
-from coe.planning.score_table import clustered_mean, fit_pseudo_count, paired_difference, tabulate_softly
+from coe.planning.score_table import fit_pseudo_count, tabulate_softly
 from coe.planning.solver import solve
 from coe.recipes.fitting.benchmark import SplitComparison, compare, recipe_report
 from coe.recipes.fitting.fit import Answers

@@ -16,13 +16,8 @@ from coe.cli.benchmark import _lines
 from coe.core import Neighbour, Prediction
 from coe.errors import DataError
 from coe.measuring.benchmark import benchmark
-from coe.measuring.quality import Quality
+from coe.measuring.quality import Difference, Quality, clustered_mean, paired_difference
 from coe.measuring.recorded_answers import RecordedAnswers
-from coe.planning.score_table import (
-    Difference,
-    clustered_mean,
-    paired_difference,
-)
 
 
 class FirstWord:

@@ -27,12 +27,12 @@ from coe.errors import ArtifactError, ConfigError, DataError
 from coe.learning.experience import Experience
 from coe.learning.logged_uses import LoggedUses
 from coe.learning.refit import MAX_PSEUDO_COUNT, Refit, merged
-from coe.measuring.quality import read_quality
+from coe.measuring.quality import Difference, read_quality
 from coe.planning.assignment import Assignment
 from coe.planning.plan import Plan, declared_digests, round_traffic
 from coe.planning.problem import Problem
 from coe.planning.residual import Residual
-from coe.planning.score_table import Array, Difference, ScoreTable, fit_pseudo_count, tabulate_partly
+from coe.planning.score_table import Array, ScoreTable, fit_pseudo_count, tabulate_partly
 from coe.planning.solver import marginal_values, planned_quality, planned_use, solve
 from coe.planning.uses import MeasuredUses, declared_uses
 from coe.recipes.fitting.columns import RecipeColumns, recipe_columns

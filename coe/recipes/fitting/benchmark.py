@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.planning.score_table import paired_difference
+from coe.measuring.quality import paired_difference
 from coe.recipes.agreement import Array
 from coe.recipes.fitting.columns import cost_by_category, expected_quality, relative_use
 from coe.recipes.fitting.fit import Answers, propose_arms, replayed
