@@ -62,7 +62,7 @@ def table_encoder(table: pa.Schema) -> EncoderId:
     return EncoderId(digest, table.field("vector").type.list_size)
 
 
-def table(documents: Sequence[Document], vectors: NDArray[np.float32], shape: pa.Schema) -> pa.Table:
+def arrow_table(documents: Sequence[Document], vectors: NDArray[np.float32], shape: pa.Schema) -> pa.Table:
     """Convert documents, with the vectors (n_chunks, dimensions) of all their chunks."""
     import pyarrow as pa
 
@@ -264,7 +264,7 @@ class DocumentStore:
             async with self._writing():
                 table = await self._checked_table() or await self._create(schema(self._encoder))
                 replaced = any_of([document.key for document in documents])
-                data = table(documents, vectors, await table.schema())
+                data = arrow_table(documents, vectors, await table.schema())
                 if await table.count_rows(replaced):
                     merge = table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
                     await merge.when_not_matched_by_source_delete(replaced).execute(data)

@@ -133,7 +133,7 @@ def test_bad_input_writes_nothing_and_names_the_remedy(folder: Path, words: Sequ
 def test_a_text_that_the_loader_refuses_leaves_the_old_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = folder / "experts.yaml"
     file.write_text("mine")
-    monkeypatch.setattr(init_verb.declaration, "declaration", lambda *_, **__: "version: 2")
+    monkeypatch.setattr(init_verb, "declaration", lambda *_, **__: "version: 2")
     with running(FAST) as (root,):
         assert run("--endpoint", root, "--force")[0] == 1
     assert ([*folder.iterdir()], file.read_text()) == ([file], "mine")

@@ -82,7 +82,7 @@ APPEND = """
 import asyncio, pathlib, sys
 sys.path.insert(0, sys.argv[1])
 from tests.records.samples import records
-from coe.records import database as database_module
+from coe.records import sqlite as database_module
 from coe.records import open_log_and_feedback
 
 async def main():
