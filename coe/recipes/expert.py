@@ -19,8 +19,7 @@ import numpy as np
 
 from coe.core import Call, Expert, Health, Reply
 from coe.recipes.agreement import NO_ANSWER, answer_classes, grade_in, grading_fields
-from coe.recipes.calls import MemberCalls, RecipeReply, health_of
-from coe.recipes.draft import Draft, FinalAnswer
+from coe.recipes.calls import Draft, FinalAnswer, MemberCalls, RecipeReply, health_of
 from coe.recipes.final_answers import final_answer, json_form, without_reasoning
 from coe.recipes.policy import RecipePolicy, default_policy
 from coe.recipes.writing import WritingExpert

@@ -19,8 +19,7 @@ from typing import Any
 
 from coe.core import Call, Expert, Health, Reply
 from coe.experts.api_formats import applicable_defaults
-from coe.recipes.calls import MemberCalls, RecipeReply, health_of
-from coe.recipes.draft import Draft
+from coe.recipes.calls import Draft, MemberCalls, RecipeReply, health_of
 from coe.recipes.final_answers import without_reasoning
 from coe.registry import ExpertSpec, Policy
 from coe.registry.recipes import DRAFTS_CONTEXT_SHARE, RecipeSpec

@@ -144,7 +144,7 @@ async def test_near_the_deadline_the_held_answer_goes_out_unverified(monkeypatch
 
 
 async def test_a_stream_that_is_relayed_is_read_no_faster_than_its_client(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("coe.recipes.draft.MAX_RELAY_BYTES", 500)
+    monkeypatch.setattr("coe.recipes.calls.MAX_RELAY_BYTES", 500)
     go, texts = asyncio.Event(), ["x" * 100] * 50
     a, b = members(a=stream("it", go, *texts), b=asyncio.Event())
     recipe = recipe_of(a, b, vote=["a", "b"], limits={"max_stream_hold": 0.05})
