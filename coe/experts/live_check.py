@@ -1,6 +1,6 @@
 """Checks experts live: requests a short answer from each server, and reports cause and remedy of each failure.
 
-`coe check --live`, `coe up` and the gateway's start use it. The request bypasses breakers and incidents, so a check
+`coe check --live` and `coe up` use it. The request bypasses breakers and incidents, so a check
 does not affect traffic.
 
 Reads the queue lengths of inference servers in the background, for load-aware selection.

@@ -1,1 +1,0 @@
-"""Verbs that train, tune, retrain and promote, and those that suggest categories."""

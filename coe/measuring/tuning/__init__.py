@@ -1,1 +1,0 @@
-"""Chooses the probes that `coe tune` scores next, and when to stop; pure functions of the scores so far."""

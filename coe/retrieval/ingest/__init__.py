@@ -1,1 +1,0 @@
-"""Ingestion: files and texts become chunks in a document store."""
