@@ -1,6 +1,6 @@
 """`coe retrain`: learns from the routing log, and promotes each candidate that a test shows to be better.
 
-The candidates are a plan and a router; each has its own round in `coe/learning/rounds`. With
+The candidates are a plan and a router; each has its own round in `coe/learning`. With
 `--every` the command repeats until SIGTERM. After each run it publishes the traffic report for the gateways' metrics.
 """
 
