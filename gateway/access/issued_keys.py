@@ -49,6 +49,8 @@ class IssuedKey(ApiKey):
 
 IssuedKeys = tuple[IssuedKey, ...]
 """Issued keys, oldest first."""
+MAX_DOCUMENT_BYTES = 3 * 2**20
+"""Bytes of the stored list, which every process reads twice a second."""
 _KEYS: TypeAdapter[IssuedKeys] = TypeAdapter(IssuedKeys)
 
 
@@ -57,11 +59,18 @@ def is_over(key: KeySpec, now: float) -> bool:
     return key.expires is not None and key.expires.timestamp() <= now
 
 
+def check_in_use(by: ApiKey, issued: IssuedKeys, now: float) -> None:
+    """Raises KeyRefused if `by` was issued and is over in the stored list, which is newer than the caller's."""
+    if isinstance(by, IssuedKey) and not any(key.sha256 == by.sha256 and not is_over(key, now) for key in issued):
+        raise KeyRefused(f"the key {by.name!r} is not in use any more, so it changes no keys; use another key")
+
+
 def issue(
     registry: Registry, issued: IssuedKeys, spec: KeySpec, *, sha256: str, by: ApiKey, now: float
 ) -> tuple[IssuedKey, IssuedKeys]:
     """Return a new key and the list with it, without expired keys. `by` is the key that issues it. Raises KeyRefused
     with the remedy."""
+    check_in_use(by, issued, now)
     key = IssuedKey(**spec.model_dump(), sha256=sha256, created=now, created_by=by.name)
     in_use = tuple(one for one in issued if not is_over(one, now))
     known = (*registry.access.keys, *in_use)
@@ -176,6 +185,8 @@ class KeyStore:
             for _ in range(MAX_CONFLICTS):
                 result, keys = decide(await self.read())
                 known, document = self._document, orjson.dumps([key.model_dump(mode="json") for key in keys])
+                if len(document) > max(MAX_DOCUMENT_BYTES, len(known)):
+                    raise KeyRefused("the issued keys take too much space; shorten their lists of experts")
                 try:
                     is_stored = await self._store.replace(_NAME, known, document)
                 except StoreError:  # it may be stored, and then the caller must learn so: a new key is shown only once

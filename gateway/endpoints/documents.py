@@ -23,6 +23,7 @@ from coe.errors import (
     DocumentNotFound,
     DocumentsConflict,
     DocumentsUnavailable,
+    Draining,
     RetrievalError,
 )
 from coe.retrieval.indexing import Indexer, SourceText, normalize_text
@@ -157,6 +158,8 @@ class Documents:
         index = self._services.snapshot.index
         if index is None:
             raise DocumentNotFound("no document store is declared (retrieval.store in experts.yaml)")
+        if self._services.admission.closed:
+            raise Draining("this gateway is shutting down; send the request again", retry_after=RETRY_AFTER)
         try:
             async with asyncio.timeout(SECONDS), self._slots:
                 yield index

@@ -40,6 +40,8 @@ from gateway.request.body import FairShares, RequestModel
 from gateway.services import Services
 
 MAX_BODY_BYTES = 64 * 1024
+BODY_SECONDS = 5.0
+"""Time limit of a body, since it holds one of the places."""
 LOG_SECONDS = 2.0
 """Time limit of the lookup in the routing log; after it the feedback is stored unchecked."""
 STORE_SECONDS = 10.0
@@ -101,7 +103,9 @@ class FeedbackEndpoint:
         access, registry = self._services.snapshot.access, self._services.snapshot.registry
         caller = caller_of(request)
         with self._slot(caller.key):
-            event = (await json_of(request, FeedbackRequest, limit=MAX_BODY_BYTES)).event(caller, now=time.time())
+            event = (await json_of(request, FeedbackRequest, limit=MAX_BODY_BYTES, seconds=BODY_SECONDS)).event(
+                caller, now=time.time()
+            )
             pending = await self._checked(event, is_admin=access.is_admin(request.scope["headers"]))
             _check_name(event, registry, caller.rule)
             await self._store(pending)

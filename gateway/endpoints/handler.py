@@ -76,11 +76,12 @@ def query_of(request: Request, model: type[Body]) -> Body:
     return validated(model, orjson.dumps(dict(request.query_params)))
 
 
-async def json_of(request: Request, model: type[Body], *, limit: int) -> Body:
-    """The body, at most `limit` bytes, as a value of `model`. Raises InvalidRequest, or ClientLeftError."""
+async def json_of(request: Request, model: type[Body], *, limit: int, seconds: float = BODY_TIMEOUT) -> Body:
+    """The body, at most `limit` bytes within `seconds`, as a value of `model`. Raises InvalidRequest, BodyTooSlow, or
+    ClientLeftError."""
     try:
-        async with asyncio.timeout(BODY_TIMEOUT):
+        async with asyncio.timeout(seconds):
             body = await read_json_body(read_head(request.scope), request.receive, limit=limit)
     except TimeoutError:
-        raise body_too_slow() from None
+        raise body_too_slow(seconds) from None
     return validated(model, body)

@@ -19,6 +19,7 @@ import resource
 import signal
 import socket
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -71,6 +72,7 @@ def run_worker(
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is for the parent
     logging.config.dictConfig(logging_config(settings))  # a process that is not a fork inherits none
     log_uncaught()
+    threading.Thread(target=_exit_after_parent, name="coe-parent", daemon=True).start()
     threadpool_limits(1, user_api="blas")  # OpenBLAS's own threads busy-wait for milliseconds after a product
 
     def beat() -> None:
@@ -135,6 +137,16 @@ def abort(services: Services) -> None:
         request.cancel(Draining("this gateway ended before the answer was complete; try again", retry_after=1.0))
 
 
+def _exit_after_parent() -> None:
+    """End this process some time after its parent, even if its event loop hangs or has not begun."""
+    if (parent := multiprocessing.parent_process()) is None:
+        return
+    while os.getppid() == parent.pid:
+        time.sleep(PARENT_CHECK_SECONDS)
+    time.sleep(AFTER_PARENT_SECONDS + WRITE_SECONDS)
+    os._exit(1)
+
+
 async def _end_with_parent(services: Services, server: Server, beat: Callable[[], None]) -> None:
     """Call `beat` while the parent lives. When it dies, close the listener, finish responses and write records, all
     within a few seconds."""
@@ -145,7 +157,6 @@ async def _end_with_parent(services: Services, server: Server, beat: Callable[[]
     services.leaving = True
     server.stop()
     asyncio.get_running_loop().call_later(AFTER_PARENT_SECONDS, abort, services)
-    signal.alarm(AFTER_PARENT_SECONDS + WRITE_SECONDS)  # which ends the process
 
 
 SHARES_MEMORY = sys.platform == "linux"

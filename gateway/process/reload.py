@@ -53,6 +53,7 @@ class Reload:
         self._builder, self._read = builder, read
         self._files = watched_files(services.settings)
         self._requested = asyncio.Event()
+        self._warming: asyncio.Task[None] | None = None
 
     def request(self) -> None:
         """Reload now, even if no file changed."""
@@ -65,8 +66,10 @@ class Reload:
         try:
             yield
         finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            tasks = [one for one in (task, self._warming) if one is not None]
+            for one in tasks:
+                one.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _run(self, read: FileStates) -> None:
         previous, retry_at = read, math.inf
@@ -95,10 +98,11 @@ class Reload:
             return
         if in_use.consequences != self._in_use.consequences:
             log_consequences(in_use.consequences)
-        if in_use.index is not self._in_use.index:
-            await snapshot.composition.warm()
+        is_indexed_anew = in_use.index is not self._in_use.index
         self._in_use = in_use
-        self._services.replace(snapshot)
+        self._services.replace(snapshot)  # at once: a key that is revoked after `build` must not come back
+        if is_indexed_anew:  # in the background, since a slow store must not delay the next reload
+            self._warming = asyncio.create_task(snapshot.composition.warm(), name="coe-warm")
         self._services.reload_error = None
         router, plan = snapshot.composition.router.version, snapshot.plan or "as declared"
         _log.warning("reloaded: config %s, router %s, plan %s", snapshot.registry.digest, router, plan)

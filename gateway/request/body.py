@@ -304,9 +304,9 @@ async def read_json_body(
             return body
 
 
-def body_too_slow() -> BodyTooSlow:
-    """The error of a body that did not arrive within BODY_TIMEOUT."""
-    return BodyTooSlow(f"the body did not arrive within {BODY_TIMEOUT:g} s")
+def body_too_slow(seconds: float = BODY_TIMEOUT) -> BodyTooSlow:
+    """The error of a body that did not arrive in time."""
+    return BodyTooSlow(f"the body did not arrive within {seconds:g} s")
 
 
 def _too_large(limit: int, *, is_chat: bool) -> BodyTooLarge:

@@ -7,6 +7,7 @@ can refer to it at once.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
@@ -87,6 +88,10 @@ async def open_stored_step(
         await store.aclose()
 
 
+STORE_SECONDS = 2.0
+"""Time limit of one call of the store: an answer is held until it is stored."""
+
+
 class StoredStep:
     """The stored responses of a process. After a failure of the store, all calls fail at once until the pause of
     `outage` is over."""
@@ -163,11 +168,12 @@ class StoredStep:
         problem = f"it failed less than {RETRY_SECONDS:g} s ago"
         if not self.outage.pausing:
             try:
-                result = await method(*args, **options)
+                async with asyncio.timeout(STORE_SECONDS):
+                    result = await method(*args, **options)
                 self.outage.ended()
                 return result
-            except StoreError as error:
-                problem = str(error)
+            except (StoreError, TimeoutError) as error:
+                problem = str(error) or f"no answer within {STORE_SECONDS:g} s"
                 self.outage.began(problem)
         remedy = "try again, or send the conversation in `input`"
         message = f"the store of earlier answers is unavailable ({problem}); {remedy}"

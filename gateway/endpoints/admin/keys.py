@@ -17,7 +17,7 @@ from starlette.responses import Response
 from coe.artifacts.api_keys import digest_of, new_key
 from coe.errors import KeyRefused
 from coe.registry import ApiKey, KeySpec
-from gateway.access.issued_keys import IssuedKey, IssuedKeys, is_over, issue, revoke
+from gateway.access.issued_keys import IssuedKey, IssuedKeys, check_in_use, is_over, issue, revoke
 from gateway.endpoints.handler import NO_STORE, caller_of, json_of, json_response, list_response
 from gateway.services import Services
 
@@ -62,7 +62,11 @@ async def revoke_key(services: Services, request: Request) -> Response:
     watch, registry, name = services.issued, services.snapshot.registry, request.path_params["name"]
     creator = _caller(services, request)
 
-    key = await asyncio.shield(watch.change(lambda issued: revoke(registry, issued, name)))
+    def decide(issued: IssuedKeys) -> tuple[IssuedKey, IssuedKeys]:
+        check_in_use(creator, issued, time.time())
+        return revoke(registry, issued, name)
+
+    key = await asyncio.shield(watch.change(decide))
     _log.warning("API key %s revoked by %s", key.name, creator.name)
     return json_response(_shown(key))
 
