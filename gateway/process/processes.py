@@ -192,8 +192,9 @@ class _Parent:
         self._time_to_end = settings.drain + FINISH_SECONDS + FLUSH_SECONDS
         self._beats = RawArray(c_uint64, settings.workers)
         """What each worker counts while its event loop runs; 0 until it serves."""
-        self._silence = dict.fromkeys(range(settings.workers), (0, 0))
-        """The latest number of beats of each worker, and for how many checks it has not grown."""
+        self._silence = dict.fromkeys(range(settings.workers), (0, 0.0))
+        """The latest number of beats of each worker, and for how many seconds it has not grown."""
+        self._checked = time.monotonic()
         self._has_served = False
         self._target = partial(run_worker, build, settings, listener=listener, beats=self._beats)
         self._workers: dict[int, BaseProcess] = {}
@@ -216,12 +217,14 @@ class _Parent:
                         self._start(number)
                 wait([worker.sentinel for worker in self._workers.values()], TICK_SECONDS)
                 self._has_served |= any(self._beats)
+                passed, self._checked = time.monotonic() - self._checked, time.monotonic()
                 for number, worker in tuple(self._workers.items()):
                     if worker.exitcode is not None and not self._is_stopping:
                         self._restart_later(number)
-                    elif self._is_hung(number):
+                    elif self._is_hung(number, passed):
                         _log.error("%s hangs for %d s and is killed", _name(number, worker), HANG_SECONDS)
                         worker.kill()
+                        self._silence[number] = 0, 0.0
         finally:
             self._listener.close()  # otherwise new connections would wait in its queue
             self._stop_workers()
@@ -242,11 +245,12 @@ class _Parent:
                 with suppress(ProcessLookupError):
                     os.kill(worker.pid, signal.SIGHUP)
 
-    def _is_hung(self, number: int) -> bool:
-        """Check the beats of a worker. Checks count and not seconds, so that workers can beat after a pause of all."""
+    def _is_hung(self, number: int, passed: float) -> bool:
+        """Check the beats of a worker after `passed` seconds, of which few count, so that workers can beat after a
+        pause of all processes."""
         beats, (before, silent) = self._beats[number], self._silence[number]
-        self._silence[number] = beats, silent + 1 if 0 < beats == before else 0
-        return self._silence[number][1] * TICK_SECONDS >= HANG_SECONDS
+        self._silence[number] = beats, silent + min(passed, 2 * TICK_SECONDS) if 0 < beats == before else 0.0
+        return self._silence[number][1] >= HANG_SECONDS
 
     def _start(self, number: int) -> None:
         del self._due[number]
