@@ -47,13 +47,14 @@ _log = logging.getLogger("gateway")
 class Reload:
     """Watches the files and applies changes while the block of `watching` runs."""
 
+    _warming: asyncio.Task[None] | None = None
+
     def __init__(self, services: Services, *, in_use: ActiveState, builder: SnapshotBuilder, read: Reader) -> None:
         self._services, self._settings = services, services.settings
         self._in_use, self._started_with = in_use, in_use.registry
         self._builder, self._read = builder, read
         self._files = watched_files(services.settings)
         self._requested = asyncio.Event()
-        self._warming: asyncio.Task[None] | None = None
 
     def request(self) -> None:
         """Reload now, even if no file changed."""

@@ -120,5 +120,5 @@ def test_two_workers_classify_with_it_and_end_without_an_error(settings: Setting
             assert {text: category_of(url, text) for text in TEXTS} == expected
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
-    (line,) = log.read_text().splitlines()
-    assert "the fast heads use" in line
+    lines = log.read_text().splitlines()  # none from a worker that was stopped while it started
+    assert [line for line in lines if "the fast heads use" not in line] == []
