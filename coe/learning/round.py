@@ -4,7 +4,7 @@
 does the steps that all kinds share: publish and promote an accepted candidate, keep the report of a rejected one, and
 store the state that the next round starts from. `open_job` takes the job lock and opens what every round reads.
 
-The lock lets one learning job run at a time: a lease in the log's Redis, else a file lock. A thread extends the lease
+One learning job runs at a time: its lock is a lease in the log's Redis, else a file lock. A thread extends the lease
 while the job runs, so that a long fit does not lose it. Before a job changes anything it checks that it still holds the
 lock.
 """

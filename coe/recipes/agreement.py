@@ -1,4 +1,4 @@
-"""What speaks for an answer of a recipe's members: the members that agree with it, and the grade of a judge.
+"""Evidence for an answer of a recipe: the members that agree with it, and the grade of a judge.
 
 Members that give the same normalized answer support one answer class. A conditional logit over the answer classes and
 the outcome "no answer is right" turns the support into probabilities (McFadden 1974). Its weights are fitted by

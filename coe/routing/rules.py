@@ -119,7 +119,7 @@ _VALUES: Mapping[str, Callable[[RequestFacts], Sequence[str]]] = {
     "client": lambda facts: (facts.client.lower(),),
     "tools": lambda facts: facts.tools,
 }
-"""What the patterns of a condition are about: one of the values must match."""
+"""The values that the patterns of a condition are compared with; one of them must match."""
 
 
 def _tests_of(when: Conditions) -> list[Callable[[RequestFacts], bool]]:

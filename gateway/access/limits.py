@@ -181,7 +181,7 @@ def _window_at(name: str, now: float) -> tuple[float, float]:
 
 @dataclass(slots=True, eq=False)
 class Reservation:
-    """What one request has reserved, and the time of its last reservation."""
+    """The amounts that one request has reserved, and the time of its last reservation."""
 
     counters: Sequence[Counter]
     amounts: Amounts

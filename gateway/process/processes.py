@@ -95,8 +95,8 @@ async def serve_application(
     crashes: int = 0,
     beat: Callable[[], None] = lambda: None,
 ) -> None:
-    """Serve the application until SIGTERM or the end of the parent process. `beat` is called all the time
-    from when it serves."""
+    """Serve the application until SIGTERM or the end of the parent process. `beat` is called several times a
+    second from when it serves."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)  # a request needs one or two more for its expert
     limit = MAX_CONNECTIONS if soft == resource.RLIM_INFINITY else min(soft // 3, MAX_CONNECTIONS)
     server = Server(app, max_connections=limit)
@@ -191,7 +191,7 @@ class _Parent:
         self._pid, self._listener, self._is_stopping = os.getpid(), listener, False
         self._time_to_end = settings.drain + FINISH_SECONDS + FLUSH_SECONDS
         self._beats = RawArray(c_uint64, settings.workers)
-        """What each worker counts while its event loop runs; 0 until it serves."""
+        """A count for each worker, which grows while its event loop runs; 0 until it serves."""
         self._silence = dict.fromkeys(range(settings.workers), (0, 0.0))
         """The latest number of beats of each worker, and for how many seconds it has not grown."""
         self._checked = time.monotonic()

@@ -250,7 +250,7 @@ def recipe_columns(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Probes:
-    """What recipes are measured on: the prompts `rows` of the quality data of a folder, over experts and categories."""
+    """The probes of recipes: the prompts `rows` of the quality data of a folder, over experts and categories."""
 
     folder: Path
     data: Quality
