@@ -67,7 +67,7 @@ def input_tokens(chat: Chat) -> float:
     try:
         if chat.api in PASS_THROUGH_APIS:
             return _json_tokens(dict(fields))
-        return sum(_part_tokens(fields.get(name)) for name in _READ_FIELDS)
+        return sum([_part_tokens(fields[name]) for name in _READ_FIELDS if name in fields])
     except RecursionError as error:
         raise InvalidRequest("the body is nested too deeply", code="invalid_json") from error
 
@@ -98,7 +98,7 @@ def _part_tokens(part: Any) -> float:
         return 0 if part is None else 1
     kind, source = part.get("type"), part.get("source")
     is_text = isinstance(source, dict) and source.get("type") not in _FILE_SOURCES
-    content = sum(_part_tokens(part.get(name)) for name in _CONTENT_FIELDS)
+    content = sum([_part_tokens(part[name]) for name in _CONTENT_FIELDS if name in part])
     if isinstance(kind, str) and kind in _FILE_TYPES and not is_text:
         return content + _file_tokens(part, kind)
     others = {name: one for name, one in part.items() if name not in _IGNORED_FIELDS and name not in _CONTENT_FIELDS}
