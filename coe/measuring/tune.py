@@ -35,8 +35,9 @@ from coe.measuring.scoring_run import Cell, ExpertColumn, Journal, ScoringRun, j
 from coe.measuring.spending import MeteredExpert, Spending, check_price, max_output_tokens, worst_price
 from coe.planning.job.basis import declared_problem
 from coe.planning.job.plan import logged_uses
+from coe.planning.posterior import Posterior, noise_of, posterior_of
 from coe.planning.problem import Problem
-from coe.planning.score_table import ScoreTable, fit_pseudo_count, tabulate_partly
+from coe.planning.score_table import ScoreTable, tabulate_partly
 from coe.planning.solver import best_choice
 from coe.planning.uses import ASSUMED_OUTPUT_TOKENS, MEASURES, MeasuredUses
 from coe.recipes.agreement import MAX_GRADED_CHARACTERS
@@ -45,116 +46,79 @@ from coe.settings import Settings
 from coe.terminal import dollars
 
 Array = NDArray[np.float64]
-BLOCK_PROBES = 3
-"""Probes of a category at a time: one of each difficulty, where they are marked."""
-MAX_BLOCKS = 4
-"""Categories that get probes in one round."""
-MIN_CHOSEN = (0.05, 0.01)
-"""Share of the draws that must choose an expert in a category, for it to get more probes there. The second share
-applies once all experts above the first have answered all probes."""
+FIRST_PROBES, BLOCK_PROBES = 2, 3
+"""Probes of each category that every expert answers first, and probes of a cell (category x expert) at a time."""
+ROUND_CELLS = 8
+"""Cells that get probes in one round."""
 DRAWS, MAX_SOLVED_DRAWS, MIN_SOLVED_DRAWS, SOLVED_CELLS = 1000, 60, 20, 30_000
 """Draws from the posterior. If a budget is declared, a program is solved for each draw. The number of draws is then
-SOLVED_CELLS by the number of cells (category x expert), within the two limits."""
-PSEUDO_COUNTS = (4.0, 10.0)
-"""Least and most pseudo-scores of the posterior. The strength that is fitted to few scores may be extreme; the
-posterior would then be too narrow, and the plan settled too early."""
+SOLVED_CELLS by the number of cells, within the two limits."""
 
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """A plan is settled when its loss is at most `tolerance` (quality, 0 to 1) with the probability `confidence`.
+    """A plan is settled when its expected loss is at most `tolerance` (quality, 0 to 1).
 
     Scoring also stops when all remaining probes together are expected to gain at most `min_gain`.
     """
 
-    tolerance: float = 0.015
-    confidence: float = 0.9
+    tolerance: float = 0.006
     min_gain: float = 0.001
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Assessment:
-    """The plan of the current scores, its possible loss, and the possible gain of the remaining probes.
+    """The plan of the current scores, and what it may lose.
 
-    `choice`, shape (n_categories,), is the index of the expert. `certainty` is the probability that the loss is within
-    the tolerance. `gain`, shape (n_categories,), is the quality that the remaining probes are expected to gain in each
-    category, and `chosen`, shape (n_categories, n_experts), the probability that they choose the expert.
+    `choice`, shape (n_categories,), is the index of the expert. `loss` is the quality that the plan is expected to lose
+    to the best one, and `gain` the part of it that the remaining probes are expected to gain. `value`, shape
+    (n_categories, n_experts), is the part that the next BLOCK_PROBES probes of a cell are expected to gain.
     """
 
     choice: NDArray[np.int64]
-    certainty: float
-    gain: Array
-    chosen: Array
-
-    def reaches(self, goal: Goal) -> bool:
-        """Return True if more probes would not change the plan enough."""
-        return self.certainty >= goal.confidence or float(self.gain.sum()) <= goal.min_gain
-
-    def contenders(self, category: int, least: float) -> list[int]:
-        """Return the experts that may be chosen for a category with a probability of `least`, and the chosen one."""
-        found = self.chosen[category] >= least
-        found[self.choice[category]] = True
-        return np.flatnonzero(found).tolist()
+    loss: float
+    gain: float
+    value: Array
 
 
-def assess(
-    problem: Problem, table: ScoreTable, left: NDArray[np.int64], goal: Goal, *, pseudo_count: float
-) -> Assessment:
-    """Return the plan of `problem`, whose quality is the one that plans trust, and its loss under the posterior.
+def assess(problem: Problem, posterior: Posterior, spread: Array, left: NDArray[np.int64]) -> Assessment:
+    """Return the plan of `problem` and its expected loss under the posterior.
 
-    The posterior of each cell is normal around the shrunk mean of `table`, whose variances are those of comparisons
-    (`without_prompts`). `left`, shape (n_categories, n_experts), counts the remaining probes. Equal inputs give equal
+    `spread` is the variance of one more score, and `left` counts the remaining probes, by cell. Equal inputs give equal
     results. Raises ConfigError for an impossible budget.
-    """
-    strength = float(np.clip(pseudo_count, *PSEUDO_COUNTS))
-    mean = np.where(np.isfinite(problem.quality), table.shrunk(pseudo_count=strength), -np.inf)
-    error = table.error(pseudo_count=strength)
-    choice = best_choice(problem, problem.quality)
-    lost, _ = _losses(problem, choice, mean, error)
-    known_then = error * np.sqrt(left / (table.count + left + strength))  # of the mean after the remaining probes
-    gained, best = _losses(problem, choice, mean, known_then)
-    chosen = (best[:, :, None] == np.arange(mean.shape[1])).mean(axis=0)
-    certainty = float((lost.sum(axis=1) <= goal.tolerance).mean())
-    return Assessment(choice, certainty, gained.mean(axis=0), chosen)
-
-
-def _losses(problem: Problem, choice: NDArray[np.int64], mean: Array, error: Array) -> tuple[Array, NDArray[np.int64]]:
-    """Return the quality that `choice` loses to the best plan of each draw around `mean`, and the choices of that plan.
-
-    Shapes (n_draws, n_categories); the losses of a draw sum to that of the plan, which is not negative.
     """
     draws = DRAWS
     if problem.budget:
-        draws = int(np.clip(SOLVED_CELLS // mean.size, MIN_SOLVED_DRAWS, MAX_SOLVED_DRAWS))
-    drawn = mean + error * np.random.default_rng(0).standard_normal((draws, *mean.shape))
-    best = best_choice(problem, drawn)
-    rows = np.arange(len(choice))
-    return problem.weights * (np.take_along_axis(drawn, best[:, :, None], 2)[:, :, 0] - drawn[:, rows, choice]), best
+        draws = int(np.clip(SOLVED_CELLS // left.size, MIN_SOLVED_DRAWS, MAX_SOLVED_DRAWS))
+    mean, variance = posterior.mean, posterior.variance
+    choice, drawn = best_choice(problem, problem.quality), posterior.draw(draws)
+    loss, best = _losses(problem, choice, drawn)
+    known_then = _known(variance, spread, left)  # by the remaining probes
+    gain, _ = _losses(problem, choice, mean + np.sqrt(known_then) * (drawn - mean))
+    value, rows = np.zeros(left.shape), np.arange(len(choice))
+    for row, own in zip(rows.tolist(), choice.tolist(), strict=True):
+        rival = np.bincount(best[:, row], loss[:, row], minlength=left.shape[1]) / draws
+        both = variance[row] + variance[row, own]
+        value[row] = rival * variance[row] / both
+        value[row, own] = float((rival * variance[row, own] / both).sum() - rival[own])
+    value *= _known(variance, spread, np.minimum(left, BLOCK_PROBES))
+    return Assessment(choice, float(loss.sum(axis=1).mean()), float(gain.sum(axis=1).mean()), value)
 
 
-def without_prompts(table: ScoreTable, member: Array, scores: Array) -> ScoreTable:
-    """Return the table with the variances that remain when each prompt's mean over the experts is removed.
+def _known(variance: Array, spread: Array, probes: NDArray[np.int64]) -> Array:
+    """Return the share of a cell's variance that some more probes are expected to remove."""
+    return np.asarray(variance * probes / np.maximum(variance * probes + spread, 1e-12))
 
-    `member` and `scores` are those of the table, NaN where a score is missing. A hard prompt lowers the scores of all
-    experts, which changes no choice between them. Prompts with one score do not count.
+
+def _losses(problem: Problem, choice: NDArray[np.int64], drawn: Array) -> tuple[Array, NDArray[np.int64]]:
+    """Return the quality that `choice` loses to the best plan of each draw, and the choices of that plan.
+
+    Shapes (n_draws, n_categories); the losses of a draw sum to that of the plan, which is not negative.
     """
-    known = np.isfinite(scores)
-    count = known.sum(axis=1, keepdims=True)
-    used = known & (count > 1)
-    level = np.where(known, scores, 0.0).sum(axis=1, keepdims=True) / np.maximum(count, 1)
-    rest = np.where(used, (scores - level) ** 2 * count / np.maximum(count - 1, 1), 0.0)
-    offset = np.where(used, scores - level, 0.0)
-    size = np.maximum(member.T @ used, 1.0)
-    variance = (member.T @ rest) / size - ((member.T @ offset) / size) ** 2
-    return replace(table, variance=np.maximum(variance, 0.0))
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """The next probes of one category, for some experts, by index."""
-
-    category: int
-    experts: tuple[int, ...]
+    allowed = np.where(np.isfinite(problem.quality), drawn, -np.inf)
+    best = best_choice(problem, allowed)
+    own = drawn[:, np.arange(len(choice)), choice]
+    return problem.weights * (np.take_along_axis(drawn, best[:, :, None], 2)[:, :, 0] - own), best
 
 
 Cells = list[tuple[int, int]]
@@ -162,38 +126,30 @@ Cells = list[tuple[int, int]]
 
 
 def first_cells(member: Array, open_cells: NDArray[np.bool_]) -> Cells:
-    """Return the open cells of the first BLOCK_PROBES probes of each category, one probe of every category first.
+    """Return the open cells of the first FIRST_PROBES probes of each category, one probe of every category first.
 
     `member`, shape (n_probes, n_categories), has a 1 for the category of each probe; the probes are in the order in
     which they are scored. `open_cells`, shape (n_probes, n_experts), are those that can still be scored.
     """
     place = np.where(member > 0, (member > 0).cumsum(axis=0), 0).max(axis=1)  # in the category, from 1
-    rows = [row for number in range(1, BLOCK_PROBES + 1) for row in np.flatnonzero(place == number).tolist()]
+    rows = [row for number in range(1, FIRST_PROBES + 1) for row in np.flatnonzero(place == number).tolist()]
     return [(row, column) for row in rows for column in np.flatnonzero(open_cells[row]).tolist()]
 
 
-def cells_of(block: Block, member: Array, open_cells: NDArray[np.bool_]) -> Cells:
-    """Return the open cells of the next BLOCK_PROBES probes of a block that have any. So experts answer the same."""
-    columns, rows = np.array(block.experts), np.flatnonzero(member[:, block.category])
-    rows = rows[open_cells[np.ix_(rows, columns)].any(axis=1)][:BLOCK_PROBES]
-    return [(row, column) for row in rows.tolist() for column in block.experts if open_cells[row, column]]
+def next_cells(found: Assessment, cost: Array, member: Array, open_cells: NDArray[np.bool_]) -> Cells:
+    """Return the open probes of the next round: BLOCK_PROBES of each of the cells of the largest value per cost.
 
-
-def next_blocks(found: Assessment, cost: Array, left: NDArray[np.int64]) -> list[Block]:
-    """Return the blocks of the next round, those of the largest expected gain per cost first; none if there is none.
-
-    `cost` and `left`, shape (n_categories, n_experts), are the cost of a probe in any unit and the remaining probes.
+    `cost`, shape (n_experts,), is that of a probe in any unit. Experts get the probes of a category in one order, so
+    that they mostly answer the same ones.
     """
-    for least in MIN_CHOSEN:
-        ranked = []
-        for row, gain in enumerate(found.gain.tolist()):
-            contenders = found.contenders(row, least)
-            experts = [one for one in contenders if left[row, one] > 0]
-            if len(contenders) > 1 and experts:
-                ranked.append((-gain / max(float(cost[row, experts].sum()), 1e-12), row, tuple(experts)))
-        if ranked:
-            return [Block(row, experts) for _, row, experts in sorted(ranked)[:MAX_BLOCKS]]
-    return []
+    worth = found.value / np.maximum(cost, 1e-12)
+    cells: Cells = []
+    for place in np.argsort(-worth, axis=None, kind="stable")[:ROUND_CELLS].tolist():
+        row, column = divmod(place, worth.shape[1])
+        if worth[row, column] > 0:
+            rows = np.flatnonzero((member[:, row] > 0) & open_cells[:, column])[:BLOCK_PROBES]
+            cells += [(probe, column) for probe in rows.tolist()]
+    return sorted(cells)
 
 
 def stratified(difficulties: Sequence[str]) -> list[int]:
@@ -275,23 +231,19 @@ class Measurements:
     def table(self) -> ScoreTable:
         return tabulate_partly(self.grid.categories, self.grid.experts, self.grid.member, self.scores)
 
-    def assess(self, open_cells: NDArray[np.bool_], goal: Goal, *, deviations: float) -> Assessment:
+    def assess(self, open_cells: NDArray[np.bool_]) -> Assessment:
         """Return the plan of these scores, as `coe plan` makes it, and what it may lose. Raises ConfigError."""
-        labels = [probe.category for probe in self.grid.probes]
-        strength = fit_pseudo_count(labels, self.scores)
-        paired = without_prompts(self.table, self.grid.member, self.scores)
-        problem = self._problem(self.table.lower(deviations=deviations, pseudo_count=strength))
-        return assess(problem, paired, self.left(open_cells), goal, pseudo_count=strength)
+        noise = noise_of(self.grid.member, self.scores)
+        posterior = posterior_of(self.table, noise)
+        mean = posterior.mean
+        left = (self.grid.member.T @ open_cells).astype(np.int64)
+        return assess(self._problem(posterior), posterior, mean * (1 - mean) * noise[0] * noise[1], left)
 
-    def left(self, open_cells: NDArray[np.bool_]) -> NDArray[np.int64]:
-        """Return the number of probes that can still be scored, shape (n_categories, n_experts)."""
-        return (self.grid.member.T @ open_cells).astype(np.int64)
-
-    def _problem(self, quality: Array) -> Problem:
+    def _problem(self, posterior: Posterior) -> Problem:
         grid = self.grid
         weights = np.maximum(grid.member.sum(axis=0), 1.0) if self.weights is None else self.weights
         measured = MeasuredUses.of(grid.categories, grid.experts, grid.member, self.uses)
-        return declared_problem(grid.registry, self.table, quality=quality, weights=weights, measured_uses=measured)
+        return declared_problem(grid.registry, self.table, posterior=posterior, weights=weights, measured_uses=measured)
 
     def call_use(self, expert: int) -> CallUse:
         """Return the expected use of one more answer of an expert, by index: its mean so far, or the declared one."""

@@ -90,8 +90,6 @@ def align(
 PSEUDO_COUNT = 10.0
 """Default strength of shrinkage towards the additive estimate, in prompts; `fit_pseudo_count` fits it to scores."""
 BACKFITTING_ITERATIONS = 30
-PROMPT_SHRINKAGE = 0.25
-"""Variance of a score within its prompt and expert over the variance between prompts, where scores are filled in."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -177,18 +175,20 @@ def tabulate_partly(
     table = tabulate_softly(categories, experts, member, scores)
     if np.isfinite(scores).all():
         return table
+    paired = noise_of(member, scores)[1]
+    shrinkage = paired / max(1 - paired, 1e-3)
     mean = table.mean.copy()
     for row in range(len(table.categories)):
         known = np.isfinite(cell := scores[member[:, row] > 0])
         cell, known = cell[known.any(axis=1)], known[known.any(axis=1)]
         if len(cell):
-            prompt, expert = _effects(cell, known, shrinkage=PROMPT_SHRINKAGE)
+            prompt, expert = prompt_effects(cell, known, shrinkage=shrinkage)
             filled = np.where(known, cell, prompt[:, None] + expert).mean(axis=0)
             mean[row] = np.where(table.count[row] > 0, np.clip(filled, 0.0, 1.0), np.nan)
     return replace(table, mean=mean)
 
 
-def _effects(scores: Array, known: NDArray[np.bool_], *, shrinkage: float) -> tuple[Array, Array]:
+def prompt_effects(scores: Array, known: NDArray[np.bool_], *, shrinkage: float) -> tuple[Array, Array]:
     """Return an effect of each prompt and one of each expert, whose sum approximates the `known` scores.
 
     The effects of prompts are around 0 and shrunk towards it, as if each prompt had `shrinkage` more scores of 0. One
@@ -200,6 +200,35 @@ def _effects(scores: Array, known: NDArray[np.bool_], *, shrinkage: float) -> tu
         expert = (values - known * prompt[:, None]).sum(axis=0) / columns
         prompt = (values - known * expert).sum(axis=1) / (known.sum(axis=1) + shrinkage)
     return prompt, expert
+
+
+PRIOR_FREEDOM = 30.0
+
+
+def noise_of(member: Array, scores: Array) -> tuple[float, float]:
+    """Return the variance of scores within a cell over that of right and wrong, and the part of it that remains when
+    each prompt's difficulty is removed."""
+    whole, rest, bernoulli, free, free_rest = 0.0, 0.0, 0.0, 0.0, 0.0
+    for row in range(member.shape[1]):
+        cell = scores[member[:, row] > 0]
+        known = np.isfinite(cell)
+        cell, known = cell[known.sum(axis=1) > 1], known[known.sum(axis=1) > 1]
+        if not len(cell):
+            continue
+        used = known.sum(axis=0)
+        mean = np.where(known, cell, 0.0).sum(axis=0) / np.maximum(used, 1)
+        prompt, expert = prompt_effects(cell, known, shrinkage=0.0)
+        whole += float((np.where(known, cell - mean, 0.0) ** 2).sum())
+        rest += float((np.where(known, cell - prompt[:, None] - expert, 0.0) ** 2).sum())
+        bernoulli += float((used * mean * (1 - mean)).sum())
+        free += float(used.sum() - (used > 0).sum())
+        free_rest += float(used.sum() - (used > 0).sum() - len(cell) + 1)
+    if free <= 0 or whole <= 0:
+        return 1.0, 1.0
+    spread = whole / free
+    total = whole / bernoulli if bernoulli else 1.0
+    paired = (rest + PRIOR_FREEDOM * spread) / (max(free_rest, 0.0) + PRIOR_FREEDOM) / spread
+    return float(np.clip(total, 0.05, 1.0)), float(np.clip(paired, 0.2, 1.0))
 
 
 def fit_pseudo_count(categories: Sequence[str], scores: NDArray[np.floating]) -> float:
@@ -217,7 +246,7 @@ def fit_pseudo_count(categories: Sequence[str], scores: NDArray[np.floating]) ->
     free = int(known[used].sum() - used.sum() - (experts - 1)) - cells
     if cells < 1 or free < 1:
         return PSEUDO_COUNT
-    prompt, expert = _effects(scores[used], known[used], shrinkage=0.0)
+    prompt, expert = prompt_effects(scores[used], known[used], shrinkage=0.0)
     rest = np.where(known[used], scores[used] - prompt[:, None] - expert, 0.0)
     total, count = np.zeros((len(names), experts)), np.zeros((len(names), experts))
     np.add.at(total, rows[used], rest)
