@@ -55,7 +55,7 @@ LogSince = Annotated[
 def plan(
     scores: Scores = None,
     benchmark: Benchmark = None,
-    deviations: Deviations = 1.0,
+    deviations: Deviations = 0.0,
     dry_run: DryRun = False,
     forget: Forget = False,
     drop_feedback: DropFeedback = False,
@@ -120,9 +120,16 @@ def plan_lines(report: Mapping[str, Any], scores: Path, *, is_dry_run: bool) -> 
 
 def comparison(report: Mapping[str, Any]) -> tuple[str, str]:
     """Return two tables: the expert of each category, and the plan next to each single expert."""
-    columns = ("category", "expert", "runner-up", "margin")
-    rows = [(row["category"], row["expert"], row["runner_up"], _margin(row)) for row in report["assignment"]]
+    columns = ("category", "expert", ">quality", ">probes", "runner-up", "margin")
+    rows = [
+        (row["category"], row["expert"], _interval(row), f"{row['probes']:.0f}", row["runner_up"], _margin(row))
+        for row in report["assignment"]
+    ]
     return table(columns, rows), against_table(report["against"])
+
+
+def _interval(row: Mapping[str, Any]) -> str:
+    return f"{row['quality']:.3f} ± {row['error']:.3f}"
 
 
 def _margin(row: Mapping[str, Any]) -> str:

@@ -3,11 +3,12 @@
 Probes are selected in rounds. Every score goes to the journal of `coe score`, so a stopped run continues. An expert
 that answers no probe of a round gets no more in this run.
 
-Every expert first answers a few probes of each category. Then `assess` draws quality tables from the posterior of the
-scores and solves the plan of each. The loss of the current plan in a draw is what the draw's own plan gains over it.
-The plan is settled when the loss is within a tolerance in most draws. Until then, `next_blocks` selects the categories
-with the largest expected loss per unit of cost, and there the experts that enough draws choose. These are the expected
-opportunity cost of Chick and Inoue (2001, doi:10.1287/opre.49.5.732.10615) and successive elimination.
+Every expert first answers a few probes of each category. Then `assess` draws qualities from the posterior of the scores
+and solves the plan of each draw. The loss of the current plan in a draw is what the draw's own plan gains over it. The
+plan is settled when its expected loss is within a tolerance. Until then, `next_cells` selects the cells (category x
+expert) whose next probes are expected to reduce this loss most per unit of cost. This is the expected opportunity cost
+of Chick and Inoue (2001, doi:10.1287/opre.49.5.732.10615). Scores of earlier runs count, so a new expert is measured
+beside the others by the same rule.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
 
@@ -35,9 +36,9 @@ from coe.measuring.scoring_run import Cell, ExpertColumn, Journal, ScoringRun, j
 from coe.measuring.spending import MeteredExpert, Spending, check_price, max_output_tokens, worst_price
 from coe.planning.job.basis import declared_problem
 from coe.planning.job.plan import logged_uses
-from coe.planning.posterior import Posterior, noise_of, posterior_of
+from coe.planning.posterior import Posterior, posterior_of
 from coe.planning.problem import Problem
-from coe.planning.score_table import ScoreTable, tabulate_partly
+from coe.planning.score_table import ScoreTable, noise_of, tabulate_partly
 from coe.planning.solver import best_choice
 from coe.planning.uses import ASSUMED_OUTPUT_TOKENS, MEASURES, MeasuredUses
 from coe.recipes.agreement import MAX_GRADED_CHARACTERS
@@ -235,15 +236,22 @@ class Measurements:
         """Return the plan of these scores, as `coe plan` makes it, and what it may lose. Raises ConfigError."""
         noise = noise_of(self.grid.member, self.scores)
         posterior = posterior_of(self.table, noise)
-        mean = posterior.mean
+        spread = posterior.mean * (1 - posterior.mean) * noise[0] * noise[1]
         left = (self.grid.member.T @ open_cells).astype(np.int64)
-        return assess(self._problem(posterior), posterior, mean * (1 - mean) * noise[0] * noise[1], left)
+        return assess(self._problem(posterior), posterior, spread, left)
 
     def _problem(self, posterior: Posterior) -> Problem:
         grid = self.grid
         weights = np.maximum(grid.member.sum(axis=0), 1.0) if self.weights is None else self.weights
         measured = MeasuredUses.of(grid.categories, grid.experts, grid.member, self.uses)
-        return declared_problem(grid.registry, self.table, posterior=posterior, weights=weights, measured_uses=measured)
+        return declared_problem(
+            grid.registry,
+            self.table,
+            quality=posterior.mean,
+            variance=posterior.variance,
+            weights=weights,
+            measured_uses=measured,
+        )
 
     def call_use(self, expert: int) -> CallUse:
         """Return the expected use of one more answer of an expert, by index: its mean so far, or the declared one."""
@@ -276,8 +284,6 @@ class Estimate:
 
 GRACE_SECONDS = 30.0
 """Time after the deadline after which missing answers are cancelled."""
-PLAN_DEVIATIONS = 1.0
-"""Standard errors below the mean of the quality that plans trust, as by default in `coe plan`."""
 LOG_SECONDS = 30 * 86_400
 """Length of the routing log from which the mix of categories is estimated, as by default in `coe plan`."""
 
@@ -290,24 +296,25 @@ class Limits:
     seconds: float | None = None
 
     def cost(self, dollars: NDArray[np.float64], seconds: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the cost of calls as shares of the limits; without limits in dollars, or in seconds if all is free."""
-        if self.dollars is None and self.seconds is None:
-            return dollars if dollars.any() else seconds
-        parts = ((dollars, self.dollars), (seconds, self.seconds))
-        return np.asarray(np.sum([use / max(limit, 1e-9) for use, limit in parts if limit is not None], axis=0))
+        """Return the cost of calls: 1, which is that of any call, plus its uses, each as a share of the mean expert's.
+
+        Of the uses, the limited ones count; without limits, the dollars.
+        """
+        uses = [use for use, limit in ((dollars, self.dollars), (seconds, self.seconds)) if limit is not None]
+        return np.asarray(1.0 + sum(use / max(float(use.mean()), 1e-12) for use in uses or [dollars]))
 
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """The state of a run: all scores, those of this run, the US dollars and seconds of this run, and the probability
-    that the plan is good enough (None before the first plan)."""
+    """The state of a run: all scores, those of this run, the US dollars and seconds of this run, and the quality
+    that the plan is expected to lose to the best one (None before the first plan)."""
 
     known: int
     cells: int
     scored: int
     spent: float
     seconds: float
-    certainty: float | None
+    loss: float | None
 
 
 @dataclass(slots=True)
@@ -321,7 +328,7 @@ class Tuning:
     limits: Limits
     weights: NDArray[np.float64] | None = None
     spending: Spending = field(default_factory=Spending)
-    certainty: float | None = None
+    loss: float | None = None
     _keys: list[list[str]] = field(init=False)
     _began: float = field(init=False)
     _known_before: int = field(init=False)
@@ -383,7 +390,7 @@ class Tuning:
     def status(self) -> Status:
         known, cells = len(self._scored()), len(self.grid.probes) * len(self.grid.experts)
         seconds = time.monotonic() - self._began
-        return Status(known, cells, known - self._known_before, self.spending.spent, seconds, self.certainty)
+        return Status(known, cells, known - self._known_before, self.spending.spent, seconds, self.loss)
 
     async def run(self, settings: Settings, report: Callable[[str], None]) -> str:
         """Score until the plan is settled or a limit is reached; returns the reason for the end."""
@@ -411,9 +418,9 @@ class Tuning:
             if len(self._dropped) == len(self.grid.experts):
                 return "no expert answers"
             if assessment is not None and not cells:
-                if assessment.certainty >= self.goal.confidence:
+                if assessment.loss <= self.goal.tolerance:
                     return "settled"
-                if assessment.reaches(self.goal):
+                if assessment.gain <= self.goal.min_gain:
                     return "little to gain"
                 cells = self._next(assessment)
             if not cells:
@@ -499,19 +506,17 @@ class Tuning:
         if not measured.all():
             return None
         try:
-            assessment = found.assess(open_cells, self.goal, deviations=PLAN_DEVIATIONS)
+            assessment = found.assess(open_cells)
         except DataError:  # the budget limits a use that is unknown of an expert that does not answer
             return None
-        self.certainty = assessment.certainty
+        self.loss = assessment.loss
         return assessment
 
     def _next(self, assessment: Assessment) -> Cells:
         found, open_cells = self._measurements(), self._open()
         uses = [found.call_use(column) for column in range(len(self.grid.experts))]
         cost = self.limits.cost(np.array([use.dollars for use in uses]), np.array([use.seconds for use in uses]))
-        left = found.left(open_cells)
-        blocks = next_blocks(assessment, np.broadcast_to(cost, left.shape), left)
-        return [cell for block in blocks for cell in cells_of(block, self.grid.member, open_cells)]
+        return next_cells(assessment, cost, self.grid.member, open_cells)
 
     def _scored(self) -> dict[tuple[int, int], Cell]:
         scored = self.journal.scored

@@ -54,8 +54,9 @@ class Plan:
 
     - `problem`: the planning problem, and `table`: the scores behind its qualities, over the same names.
     - `source`: origin of the scores.
-    - `deviations`: number of standard errors by which the problem's qualities are below the estimates, which are shrunk
-      by `pseudo_count`.
+    - `deviations`: number of standard errors by which the problem's qualities are below the estimates.
+    - `posterior_mean`, `posterior_error`: the estimates of a plan of measured scores, and their standard errors. A plan
+      that feedback changed has none; it shrinks the table by `pseudo_count`.
     - `measured`, `feedback`: the parts of the table from scores and from feedback.
     - `reassigned`: categories whose expert feedback has changed since the scores were measured.
     - `measured_uses`: tokens and latencies behind the problem's uses.
@@ -73,6 +74,8 @@ class Plan:
     source: str
     deviations: float = 0.0
     pseudo_count: float = PSEUDO_COUNT
+    posterior_mean: Array | None = None
+    posterior_error: Array | None = None
     measured: ScoreTable | None = None
     feedback: ScoreTable | None = None
     reassigned: tuple[str, ...] = ()
@@ -94,7 +97,14 @@ class Plan:
     @property
     def estimate(self) -> Array:
         """The estimated qualities, by category and expert."""
-        return self.table.shrunk(pseudo_count=self.pseudo_count)
+        known = self.posterior_mean
+        return self.table.shrunk(pseudo_count=self.pseudo_count) if known is None else known
+
+    @property
+    def error(self) -> Array:
+        """Standard errors of the estimates."""
+        known = self.posterior_error
+        return self.table.error(pseudo_count=self.pseudo_count) if known is None else known
 
     def arms(self, registry: Registry) -> tuple[str, ...]:
         """Return the arms of recipes that are declared as the plan has them: with the same steps, and no smaller bound.

@@ -1,4 +1,4 @@
-"""Quality by category and expert from single scores: means, counts, shrinkage and lower confidence bounds.
+"""Quality by category and expert from single scores: means, counts, and shrinkage.
 
 `Grid` is the base of arrays over categories and experts, found by name, and their form as JSON.
 """
@@ -137,11 +137,6 @@ class ScoreTable(Grid):
         seen = self.count * np.nan_to_num(self.mean)
         return np.asarray((seen + pseudo_count * self.additive()) / (self.count + pseudo_count))
 
-    def lower(self, *, deviations: float, pseudo_count: float = PSEUDO_COUNT) -> NDArray[np.float64]:
-        """Return lower confidence bounds: `shrunk` minus `deviations` standard errors, at least 0."""
-        bound = self.shrunk(pseudo_count=pseudo_count) - deviations * self.error(pseudo_count=pseudo_count)
-        return np.asarray(np.maximum(bound, 0.0))
-
     def error(self, *, pseudo_count: float = PSEUDO_COUNT) -> NDArray[np.float64]:
         """Return the standard errors of `shrunk`. A cell's variance is shrunk towards that of all scores."""
         seen = self.count * np.nan_to_num(self.variance)
@@ -203,32 +198,33 @@ def prompt_effects(scores: Array, known: NDArray[np.bool_], *, shrinkage: float)
 
 
 PRIOR_FREEDOM = 30.0
+"""Scores that are assumed to show no difficulty of prompts, beside the measured ones."""
 
 
-def noise_of(member: Array, scores: Array) -> tuple[float, float]:
-    """Return the variance of scores within a cell over that of right and wrong, and the part of it that remains when
-    each prompt's difficulty is removed."""
-    whole, rest, bernoulli, free, free_rest = 0.0, 0.0, 0.0, 0.0, 0.0
+def noise_of(member: NDArray[np.float64], scores: NDArray[np.floating]) -> tuple[float, float]:
+    """Return the variance of scores within a cell over that of right and wrong answers, and the part of it that remains
+    when the difficulty of each prompt is removed, which lowers the scores of all experts.
+
+    `member` and `scores` are those of `tabulate_partly`; prompts with one score do not count.
+    """
+    whole = rest = expected = free = paired_free = 0.0
     for row in range(member.shape[1]):
         cell = scores[member[:, row] > 0]
+        cell = cell[np.isfinite(cell).sum(axis=1) > 1]
         known = np.isfinite(cell)
-        cell, known = cell[known.sum(axis=1) > 1], known[known.sum(axis=1) > 1]
-        if not len(cell):
-            continue
-        used = known.sum(axis=0)
-        mean = np.where(known, cell, 0.0).sum(axis=0) / np.maximum(used, 1)
+        count = known.sum(axis=0)
         prompt, expert = prompt_effects(cell, known, shrinkage=0.0)
+        mean = np.where(known, cell, 0.0).sum(axis=0) / np.maximum(count, 1)
         whole += float((np.where(known, cell - mean, 0.0) ** 2).sum())
         rest += float((np.where(known, cell - prompt[:, None] - expert, 0.0) ** 2).sum())
-        bernoulli += float((used * mean * (1 - mean)).sum())
-        free += float(used.sum() - (used > 0).sum())
-        free_rest += float(used.sum() - (used > 0).sum() - len(cell) + 1)
+        expected += float((count * mean * (1 - mean)).sum())
+        free += float(count.sum() - (count > 0).sum())
+        paired_free += max(float(count.sum() - (count > 0).sum() - len(cell) + 1), 0.0)
     if free <= 0 or whole <= 0:
         return 1.0, 1.0
-    spread = whole / free
-    total = whole / bernoulli if bernoulli else 1.0
-    paired = (rest + PRIOR_FREEDOM * spread) / (max(free_rest, 0.0) + PRIOR_FREEDOM) / spread
-    return float(np.clip(total, 0.05, 1.0)), float(np.clip(paired, 0.2, 1.0))
+    variance = whole / free
+    paired = (rest + PRIOR_FREEDOM * variance) / (paired_free + PRIOR_FREEDOM) / variance
+    return float(np.clip(whole / expected, 0.05, 1.0)), float(np.clip(paired, 0.2, 1.0))
 
 
 def fit_pseudo_count(categories: Sequence[str], scores: NDArray[np.floating]) -> float:

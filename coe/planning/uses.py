@@ -134,7 +134,8 @@ def shrunk_mean(table: ScoreTable, *, prior: Array | None = None) -> Array:
     cells, both of the logarithm (empirical Bayes, as in `fit_pseudo_count`). A column without values is NaN.
 
     With a `prior` of the table's shape (NaN where unknown), cells are shrunk towards the prior times a factor of the
-    column, by a strength of at least MIN_LOG_STRENGTH values; a column without values is the prior.
+    column, by a strength of at least MIN_LOG_STRENGTH values. The factor of a column is shrunk towards that of all
+    columns, which a column without values has, so that columns stay comparable.
     """
     known, count = np.maximum(np.nan_to_num(table.mean), 1.0), table.count  # at least one token or millisecond
     total = count.sum(axis=0)
@@ -145,8 +146,10 @@ def shrunk_mean(table: ScoreTable, *, prior: Array | None = None) -> Array:
         is_known = np.isfinite(prior).all(axis=0)
         scaled = np.maximum(np.where(is_known, prior, 1.0), 1.0)
         actual, expected = (count * known).sum(axis=0), (count * scaled).sum(axis=0)
-        ratio = np.divide(actual, expected, out=np.ones_like(total), where=is_known & (total > 0))
-        factor = ratio ** (total / (total + MIN_LOG_STRENGTH))
+        seen = is_known & (total > 0)
+        usual = max(float(actual[seen].sum()), 1.0) / max(float(expected[seen].sum()), 1.0)  # also without requests
+        ratio = np.divide(actual, expected, out=np.full_like(total, usual), where=seen)
+        factor = usual * (ratio / usual) ** (total / (total + MIN_LOG_STRENGTH))
         base, least = np.where(is_known, scaled * factor, base), MIN_LOG_STRENGTH
     distance = np.where(count > 0, np.log(known) - np.log(base), 0.0)
     strength = np.maximum(_pseudo_counts(count, distance, variance), least)
@@ -177,7 +180,7 @@ def declared_uses(
     """Return the uses of `experts` in their order (default: all declared experts) in each category.
 
     Memory, active parameters and prices are the declared ones. Tokens and latency are the `measured` ones, where there
-    are any.
+    are any. An expert whose tokens are unknown has the mean tokens of the others, so that costs are comparable.
     """
     specs = registry.experts if experts is None else [registry.expert(name) for name in experts]
     names = [spec.name for spec in specs]
@@ -186,11 +189,15 @@ def declared_uses(
     declared = [(spec.prices.input, spec.prices.output, spec.prices.cached) for spec in specs]
     input_price, output_price, cached_price = np.array(declared).T
     cached = np.where(known, np.nan_to_num(found.cached_tokens), 0.0)
-    cost = (
-        (np.where(known, found.input_tokens, ASSUMED_INPUT_TOKENS) - cached) * input_price
-        + cached * cached_price
-        + np.where(known, found.output_tokens, ASSUMED_OUTPUT_TOKENS) * output_price
-    ) / 1000
+    given, written = (
+        np.where(known, tokens, np.where(known.any(axis=1), row_means, assumed)[:, None])
+        for tokens, assumed in (
+            (found.input_tokens, ASSUMED_INPUT_TOKENS),
+            (found.output_tokens, ASSUMED_OUTPUT_TOKENS),
+        )
+        for row_means in [np.where(known, tokens, 0.0).sum(axis=1) / np.maximum(known.sum(axis=1), 1)]
+    )
+    cost = ((given - cached) * input_price + cached * cached_price + written * output_price) / 1000
 
     def array(values: Sequence[float | None]) -> Array:
         return np.array(values, dtype=np.float64)  # NaN for None

@@ -1,13 +1,11 @@
 """Solves a plan from measured scores, the declaration and the feedback in the plan in use.
 
-Quality is a lower confidence bound on the measured scores. In categories that `coe retrain` has reassigned, feedback is
+Quality is the posterior mean of the measured scores. In categories that `coe retrain` has reassigned, feedback is
 merged with the scores. Experts without scores, and categories pinned to them, are left out and reported.
 
 Solves plans under the declared budget, for the mix of requests in an experience.
 
-experts.yaml gives what each expert uses, the budget and the pinned categories. Learned plans use shrunk means, and
-measured plans lower confidence bounds. By a lower bound, an expert with few ratings would lose its categories and its
-exploration, and would get no more ratings.
+experts.yaml gives what each expert uses, the budget and the pinned categories.
 """
 
 from __future__ import annotations
@@ -26,13 +24,14 @@ from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError, ConfigError, DataError
 from coe.learning.experience import Experience
 from coe.learning.logged_uses import LoggedUses
-from coe.learning.refit import MAX_PSEUDO_COUNT, Refit, merged
+from coe.learning.refit import Refit, merged
 from coe.measuring.quality import Difference, read_quality
 from coe.planning.assignment import Assignment
 from coe.planning.plan import Plan, declared_digests, round_traffic
+from coe.planning.posterior import credited, posterior_of
 from coe.planning.problem import Problem
 from coe.planning.residual import Residual
-from coe.planning.score_table import Array, ScoreTable, fit_pseudo_count, tabulate_partly
+from coe.planning.score_table import Array, ScoreTable, noise_of, tabulate_partly
 from coe.planning.solver import marginal_values, planned_quality, planned_use, solve
 from coe.planning.uses import MeasuredUses, declared_uses
 from coe.recipes.fitting.columns import RecipeColumns, recipe_columns
@@ -48,6 +47,7 @@ def declared_problem(
     *,
     quality: Array,
     weights: Array,
+    variance: Array | None = None,
     measured_uses: MeasuredUses | None = None,
     recipes: RecipeColumns | None = None,
 ) -> Problem:
@@ -55,7 +55,7 @@ def declared_problem(
 
     `table` is over the declared categories (in any order) and experts; `weights` (m,) is the share of each category.
     Tokens and latency are the measured ones, where there are any. The last columns of the table are the arms of
-    `recipes`.
+    `recipes`. With the `variance` of the quality, of level experts the cheapest serves (`credited`).
     """
     pinned, recipes = quality.copy(), recipes or RecipeColumns()
     for row, category in enumerate(table.categories):
@@ -63,10 +63,13 @@ def declared_problem(
             pinned[row, np.array(table.experts) != expert] = -np.inf
     experts = table.experts[: len(table.experts) - len(recipes.arms)]
     uses = declared_uses(registry, table.categories, experts, measured=measured_uses)
+    joined = uses.joined(recipes.uses, len(recipes.arms))
+    if variance is not None and joined.cost is not None:
+        pinned = credited(pinned, variance, joined.cost)
     return Problem.of(
         table,
         quality=pinned,
-        uses=uses.joined(recipes.uses, len(recipes.arms)),
+        uses=joined,
         budget=registry.budget.model_dump(exclude_none=True),
         weights=weights,
         members=recipes.members,
@@ -232,20 +235,24 @@ def plan_basis(
     if recipes.arms:
         all_scores[whole, len(experts) :] = recipes.scores
     table = tabulate_partly(categories, columns, member, all_scores)
-    pseudo_count = fit_pseudo_count([categories[label] for label in labels], scores)
+    noise = noise_of(member, scores)
+    posterior = posterior_of(table, noise)
     reassigned = tuple(name for name in before.reassigned if name in categories) if before else ()
     feedback = before.feedback.over(categories, columns) if before and before.feedback and reassigned else None
-    quality = table.lower(deviations=deviations, pseudo_count=pseudo_count)
+    quality, variance, errors = posterior.mean, posterior.variance, posterior.error
     if recipes.arms:  # the quality that replay gave
-        error = table.error(pseudo_count=pseudo_count)[:, len(experts) :]
-        quality[:, len(experts) :] = np.maximum(recipes.quality - deviations * error, 0.0)
+        quality[:, len(experts) :] = recipes.quality
     if feedback is not None:
-        both = merged(table, feedback).lower(deviations=deviations, pseudo_count=min(pseudo_count, MAX_PSEUDO_COUNT))
-        quality = np.where(np.isin(categories, reassigned)[:, None], both, quality)
+        both, moved = posterior_of(merged(table, feedback), noise), np.isin(categories, reassigned)[:, None]
+        pairs = (both.mean, quality), (both.variance, variance), (both.error, errors)
+        quality, variance, errors = (np.where(moved, new, old) for new, old in pairs)
+    trusted = np.maximum(quality - deviations * np.sqrt(variance), 0.0)
     router = ArtifactStore(settings.artifacts, ROUTER).in_use() or ""
     mix = None if logged is None else logged.mix(categories, router=router)
     weights = np.maximum(member.sum(axis=0), 1.0) if mix is None else mix[0]
-    problem = declared_problem(registry, table, quality=quality, weights=weights, measured_uses=uses, recipes=recipes)
+    problem = declared_problem(
+        registry, table, quality=trusted, weights=weights, variance=variance, measured_uses=uses, recipes=recipes
+    )
     texts = [data.prompts[row] for row in rows]
     traffic = _traffic(settings, problem, texts, None if mix is None else mix[1])
     try:
@@ -260,7 +267,9 @@ def plan_basis(
         table,
         f"{len(rows)} prompts of {folder.name}",
         deviations,
-        pseudo_count,
+        posterior.strength,
+        quality,
+        errors,
         measured=table,
         feedback=feedback,
         reassigned=reassigned,
@@ -311,7 +320,7 @@ def _traffic(settings: Settings, problem: Problem, prompts: Sequence[str], logge
 def compare_with_single_experts(plan: Plan, errors: Array | None = None) -> tuple[dict[str, Any], ...]:
     """Return rows that compare the plan (first row) with each single expert serving all planned categories.
 
-    `quality` is the lower confidence bound that the plan optimizes, and `estimate` the mean. `cost` is in US dollars
+    `quality` is what the plan optimizes, and `estimate` the mean. `cost` is in US dollars
     per thousand requests. `latency_ms` is null if it is unknown. Pins and limits are ignored for single experts.
     `less_plan` is the expert's quality minus the plan's; its standard error is that of paired means by category
     (`errors`, see `paired_error`), null if a category has too few prompts.
@@ -325,9 +334,7 @@ def compare_with_single_experts(plan: Plan, errors: Array | None = None) -> tupl
         known = latency if latency is not None and np.isfinite(latency) else None
         return {"expert": expert, "quality": bound, "estimate": mean, "cost": cost, "latency_ms": known}
 
-    bounds = plan.table.lower(
-        deviations=plan.deviations, pseudo_count=plan.pseudo_count
-    )  # also where a pin excludes it
+    bounds = np.maximum(plan.estimate - plan.deviations * plan.error, 0.0)  # also where a pin excludes it
     tables = bounds, plan.estimate, problem.use("mean_cost"), problem.use("mean_latency_ms")
     unknown = np.full(problem.quality.shape, np.nan)
     error = np.sqrt(weights**2 @ (unknown if errors is None else errors) ** 2)

@@ -103,7 +103,7 @@ def make_plan(
         },
         "residual": evidence._asdict(),
     }
-    _add_margin_errors(report["assignment"], registry, problem, errors)
+    _add_evidence(report["assignment"], registry, plan, errors)
     return report | ({"gate": gate} if gate else {})
 
 
@@ -161,14 +161,19 @@ def _with_residual(
     return solve(basis.plan.problem, traffic=traffic, residual=residual), None, evidence
 
 
-def _add_margin_errors(rows: Sequence[dict[str, Any]], registry: Registry, problem: Problem, errors: Array) -> None:
-    """Add the standard error of each category's margin. The margin of a pinned category is removed: it had no
-    choice."""
-    for row, error in zip(rows, errors, strict=True):
+def _add_evidence(rows: Sequence[dict[str, Any]], registry: Registry, plan: Plan, errors: Array) -> None:
+    """Add quality, standard error and number of probes of each category's expert, and the standard error of its margin.
+
+    The margin of a pinned category is removed: it had no choice.
+    """
+    tables = {"quality": plan.estimate, "error": plan.error, "probes": plan.table.count}
+    experts = plan.problem.experts
+    for number, (row, error) in enumerate(zip(rows, errors, strict=True)):
+        row |= {name: float(values[number, experts.index(row["expert"])]) for name, values in tables.items()}
         row["pinned"] = row["category"] in registry.assignment
         row["margin"] = None if row["pinned"] else row["margin"]
         second = row["runner_up"]
-        known = float(error[problem.experts.index(second)]) if second else float("nan")
+        known = float(error[experts.index(second)]) if second else float("nan")
         row["margin_error"] = known if np.isfinite(known) else None
 
 

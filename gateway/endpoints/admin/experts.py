@@ -82,7 +82,7 @@ def _measured(plan: Plan, assignment: Assignment, weights: NDArray[np.float64]) 
         "mean": plan.table.mean,
         "count": plan.table.count,
         "estimate": plan.estimate,
-        "error": plan.table.error(pseudo_count=plan.pseudo_count),
+        "error": plan.error,
     }
     known = plan.problem.categories, plan.problem.experts
     return {
