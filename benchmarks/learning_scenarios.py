@@ -37,6 +37,7 @@ from coe.learning.refit import refit
 from coe.measuring.quality import read_quality
 from coe.planning.assignment import Assignment
 from coe.planning.problem import Problem
+from coe.planning.posterior import posterior_of
 from coe.planning.score_table import ScoreTable, tabulate_softly
 from coe.planning.solver import solve
 from coe.routing.decision import propensities
@@ -153,7 +154,7 @@ def _measured_plan(
     table = tabulate_softly(
         scored_prompts.categories, scored_prompts.experts, scored_prompts.posterior[used], scored_prompts.scores[used]
     )
-    return _plan(table, table.lower(deviations=0.0 if everything else 1.0)), table, rest
+    return _plan(table, posterior_of(table).mean), table, rest
 
 
 def _truth(

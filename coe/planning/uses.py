@@ -2,8 +2,8 @@
 
 `coe score` measures the tokens and the latency of every answer, and the routing log those of users' requests.
 `MeasuredUses` holds their means by category and expert, from which `declared_uses` calculates costs at the declared
-prices. Where nothing was measured, a request has ASSUMED_INPUT_TOKENS and ASSUMED_OUTPUT_TOKENS, and the declared
-latency. A plan's budget limits these uses.
+prices. Where nothing was measured, a request has the tokens of the other experts, or ASSUMED_INPUT_TOKENS and
+ASSUMED_OUTPUT_TOKENS, and the declared latency. A plan's budget limits these uses.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from coe.registry import Registry
 MIN_LOG_STRENGTH = 30.0
 """Records that a prior counts for at least, so that a few records with heavy-tailed lengths change little."""
 ASSUMED_INPUT_TOKENS, ASSUMED_OUTPUT_TOKENS = 500, 300
-"""Tokens of a request to an expert whose tokens were not measured."""
+"""Tokens of a request where those of no expert were measured."""
 MEASURES = ("input_tokens", "output_tokens", "latency_ms")
 """Measures of an answer by `coe score`."""
 LOGGED_MEASURES = (*MEASURES, "cached_tokens")
@@ -147,7 +147,10 @@ def shrunk_mean(table: ScoreTable, *, prior: Array | None = None) -> Array:
         scaled = np.maximum(np.where(is_known, prior, 1.0), 1.0)
         actual, expected = (count * known).sum(axis=0), (count * scaled).sum(axis=0)
         seen = is_known & (total > 0)
-        usual = max(float(actual[seen].sum()), 1.0) / max(float(expected[seen].sum()), 1.0)  # also without requests
+        size = float(total[seen].sum())
+        usual = (max(float(actual[seen].sum()), 1.0) / max(float(expected[seen].sum()), 1.0)) ** (
+            size / (size + MIN_LOG_STRENGTH)
+        )
         ratio = np.divide(actual, expected, out=np.full_like(total, usual), where=seen)
         factor = usual * (ratio / usual) ** (total / (total + MIN_LOG_STRENGTH))
         base, least = np.where(is_known, scaled * factor, base), MIN_LOG_STRENGTH

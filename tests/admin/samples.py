@@ -55,7 +55,7 @@ def planned(settings: Settings, registry: Registry, *, deviations: float = 1.0) 
     scores = (rng.random(means.shape) < means).astype(np.float64)
     table = tabulate_softly(CATEGORIES, registry.expert_names, np.eye(3)[labels], scores)
     weights = table.count.max(axis=1)
-    problem = declared_problem(registry, table, quality=table.shrunk(), weights=weights)
+    problem = declared_problem(registry, table, quality=table.shrunk() - deviations * table.error(), weights=weights)
     traffic = round_traffic(np.eye(3)[labels] * 0.9 + 0.1 / 3)
     assignment = solve(problem, traffic=traffic)
     plan = Plan(
