@@ -36,8 +36,8 @@ from coe.learning.promotion import significance_level
 from coe.learning.refit import refit
 from coe.measuring.quality import read_quality
 from coe.planning.assignment import Assignment
-from coe.planning.problem import Problem
 from coe.planning.posterior import posterior_of
+from coe.planning.problem import Problem
 from coe.planning.score_table import ScoreTable, tabulate_softly
 from coe.planning.solver import solve
 from coe.routing.decision import propensities

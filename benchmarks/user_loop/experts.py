@@ -14,7 +14,8 @@ from typing import Any
 
 from typer.testing import CliRunner
 
-from benchmarks.new_user import CATEGORIES, Provider, known_answers
+from benchmarks.new_user import CATEGORIES as CATEGORIES
+from benchmarks.new_user import Provider, known_answers
 from coe.cli import app
 
 
@@ -49,7 +50,13 @@ class Experts(Provider):
 @contextmanager
 def serving(skills: Mapping[str, Skill]) -> Iterator[type[Experts]]:
     """Run the server; yields its class, whose `seed` and `skills` may be set, and whose `url` is its base URL."""
-    experts = type("Serving", (Experts,), {"answers": dict(known_answers()), "skills": skills, "delay": 0.0})
+
+    class Serving(Experts):
+        answers = dict(known_answers())
+        delay = 0.0
+
+    Serving.skills = skills
+    experts: type[Experts] = Serving
     server = ThreadingHTTPServer(("127.0.0.1", 0), experts)
     experts.url = f"http://127.0.0.1:{server.server_port}/v1"
     threading.Thread(target=server.serve_forever, daemon=True).start()

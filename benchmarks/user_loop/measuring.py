@@ -70,7 +70,7 @@ def tuned(folder: Path, experts: type[Experts], names: list[str]) -> Outcome:
     return outcome({name: experts.skills[name] for name in names}, report["plan"], report["status"]["scored"])
 
 
-def run(seeds: int) -> None:
+def run(seeds: int, _: Path | None) -> None:
     """Print a line for each case."""
     cases: dict[str, list[Outcome]] = {}
     with serving(SPECIALISTS | LEVEL | {"newstar": NEWSTAR}) as experts:

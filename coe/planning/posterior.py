@@ -118,7 +118,7 @@ def _centre(mean: Array, size: Array) -> tuple[Array, Array]:
     return np.clip(centre, LEAST_CENTRE, 1 - LEAST_CENTRE), sizes[1] + ridge[1]
 
 
-LEVEL = 0.01
+LEVEL = 0.02
 """Expected quality that a cheaper expert may lack where the scores do not show that the other is better."""
 
 

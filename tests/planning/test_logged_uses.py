@@ -303,7 +303,9 @@ def test_a_plan_measures_uses_in_the_log_beside_the_scores(config: Path) -> None
     assert cell["output_tokens"] == pytest.approx(400, rel=0.02)
     assert cell["dollars"] == pytest.approx(0.004, rel=0.02)
     assert cell["active_b_tokens"] == pytest.approx(2 * 410, rel=0.02)
-    assert report["uses"]["by_category"]["code"]["small"]["output_tokens"] == pytest.approx(400, rel=0.1)  # as the log of large
+    assert report["uses"]["by_category"]["code"]["small"]["output_tokens"] == pytest.approx(
+        400, rel=0.1
+    )  # as the log of large
     assert "also come from 1200 requests in the routing log" in plan(config)
 
 
