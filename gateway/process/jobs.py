@@ -50,7 +50,7 @@ class Jobs:
         if missing := [name for name in needs if find_spec(name) is None]:
             raise NotInstalled(
                 f"{verb} needs {', '.join(missing)}, which is not installed where this gateway runs; "
-                f"{pip_install('train')} there, or run it elsewhere"
+                f"{pip_install('plan')} there, or run it elsewhere"
             )
         if self._waiting >= MAX_WAITING:
             raise JobUnavailable(f"{MAX_WAITING} requests wait for a job already", retry_after=RETRY_AFTER_SECONDS)
