@@ -26,7 +26,7 @@ from gateway.dialects import Dialect, Headers, headers_of
 from gateway.request.admission import ActiveRequest
 from gateway.request.body import ClientLeftError, read_head
 from gateway.request.stored_step import check_owned
-from gateway.request.streams import KeepAlive, cited, stream_head
+from gateway.request.streams import KeepAlive, cited, stream_head, with_cost
 from gateway.request.trace import Trace, read_options, resolve_model, with_rules
 from gateway.services import Services
 
@@ -242,14 +242,18 @@ async def relay(reply: Reply, chunks: AsyncGenerator[bytes, None], send: Send, t
         body = b"".join([chunk async for chunk in chunks])
         for tap in trace.taps:
             tap(body)
+        headers = trace.headers()
+        if (cost := trace.cost) is not None:
+            headers.append((b"x-coe-cost", orjson.dumps(round(cost, 10))))
         trace.in_part = True
-        await respond(send, status=200, body=body, headers=trace.headers())
+        await respond(send, status=200, body=body, headers=headers)
         return
     await send(stream_head(trace.headers(), media_type=reply.media_type))
     async with aclosing(chunks):
         async for chunk in chunks:
             for tap in trace.taps:
                 tap(chunk)
+            chunk = with_cost(chunk, trace)
             if len(chunk) > PIECE_BYTES:
                 trace.in_part = True
                 await _send_pieces(send, chunk, more=True)
