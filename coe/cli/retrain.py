@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -28,16 +28,20 @@ from coe.cli.common import (
     keep_stdout_clean,
     print_result,
     settings_for,
+    table,
 )
-from coe.errors import CoEError
+from coe.errors import CoEError, DataError
 from coe.learning import plan_round, router_round
-from coe.learning.round import Candidate, Outcome, conclude, open_job
+from coe.learning.log_frame import open_logs
+from coe.learning.round import Outcome, conclude, open_job
+from coe.records import require_log
 from coe.reports.report import report
 from coe.settings import Settings
 from coe.terminal import exit_on_sigterm, print_error
 
 Probes = Annotated[Path | None, typer.Option("--probes", help="Folder of measured quality, as `coe score` writes it.")]
 Since = Annotated[str, typer.Option("--since", help="Learn from requests not older than this, for example 12h or 30d.")]
+Remove = Annotated[list[str] | None, typer.Option("--remove", metavar="ID", help="Withdraw it; may be repeated.")]
 Every = Annotated[str, typer.Option("--every", help="Repeat at this interval, for example 6h, until SIGTERM.")]
 
 
@@ -73,6 +77,41 @@ def retrain(
             run_once()
 
 
+def corrections(remove: Remove = None, config: Config = None, json: Json = False) -> None:
+    """List the corrected prompts in the routing log, and which of them the router in use has as exemplars."""
+    from coe.artifacts.active_state import check_router
+    from routers.corrections import Corrections
+
+    settings, now = settings_for(config), time.time()
+    registry, artifact = check_router(settings)
+    require_log(registry.log.url, base=settings.home)
+    with open_logs(registry.log.url, base=settings.home) as logs:
+        found = router_round.read_corrections(logs)
+    if remove:
+        removed = [one for one in found if one.digest.startswith(tuple(remove))]
+        if not removed:
+            raise DataError(f"no correction {', '.join(remove)}; `coe corrections` lists them")
+        with open_job(settings, since=now, now=now, dry_run=False) as job:
+            router_round.withdraw(job.logs, removed, now=now)
+            outcome = conclude(ROUTER, router_round.judge(job), job)
+        print_result(
+            {"removed": len(removed)}, [f"{len(removed)} removed", *_lines([outcome] if outcome else [])], json=json
+        )
+        return
+    exemplars = Corrections.read(artifact.folder)
+    in_use = set() if exemplars is None else set(exemplars.digests.tolist())
+    rows: list[dict[str, Any]] = [
+        {"id": one.digest, "category": one.category, "was": one.was, "in_use": one.digest in in_use}
+        | {"key": one.event.key, "time": one.event.time, "prompt": one.prompt}
+        for one in found
+    ]
+    columns = ("id", "category", "was", "in use", "key", "prompt")
+    shown = (
+        (r["id"][:12], r["category"], r["was"], "yes" if r["in_use"] else "", r["key"], r["prompt"][:80]) for r in rows
+    )
+    print_result({"corrections": rows}, table(columns, shown), json=json)
+
+
 def run_rounds(
     settings: Settings, *, probes: Path | None, benchmark: str | None, window: float, dry_run: bool
 ) -> list[Outcome]:
@@ -82,10 +121,8 @@ def run_rounds(
     """
     now = time.time()
     with open_job(settings, since=now - window, now=now, dry_run=dry_run) as job:
-        plan = plan_round.judge(job, probes, benchmark)
-        outcomes = [conclude(ASSIGNMENT, plan, job)]
-        if isinstance(plan, Candidate):  # else there is nothing to learn from
-            outcomes.append(conclude(ROUTER, router_round.judge(job), job))
+        outcomes = [conclude(ASSIGNMENT, plan_round.judge(job, probes, benchmark), job)]
+        outcomes.append(conclude(ROUTER, router_round.judge(job), job))
         return [outcome for outcome in outcomes if outcome is not None]
 
 

@@ -226,8 +226,9 @@ class Classifier:
     def _needs_encoder(self, chat: Chat, prediction: Prediction, rule: ExpertRule | None) -> bool:
         """True if a better posterior, or the plan's residual, may select an expert that is better by enough.
 
-        With documents, always True of an uncertain text. No encoder helps a text that is sure and not English: without
-        the extra `multilingual`, the router counts a text mostly in another script as sure.
+        With documents or near a corrected prompt, always True of an uncertain text. No encoder helps a text that is
+        sure and not English: without the extra `multilingual`, the router counts a text mostly in another script as
+        sure.
         """
         is_uncertain = prediction.stage == FAST_UNCERTAIN
         if not is_uncertain and (self._assignment.residual is None or prediction.language == UNDETERMINED):
@@ -243,7 +244,7 @@ class Classifier:
         ]
         if len(eligible) < 2:
             return False
-        if prediction.language == UNDETERMINED:  # the fast heads know English
+        if prediction.language == UNDETERMINED or prediction.correction:  # the fast heads know English, and words
             return True
         if prediction.probabilities @ self._residual_gain(tuple(eligible)) > MIN_RESIDUAL_GAIN:
             return True
