@@ -211,19 +211,18 @@ class Encoder(Protocol):
 class Router(Protocol):
     """A category router: text to a posterior over `categories`. Implementations must be thread-safe.
 
-    `predict_fast` takes about 0.1 ms, so it may run on the event loop. It returns None for an uncertain text, for which
-    the slower `predict` (milliseconds per text, uses the sentence encoder) is more accurate; with `force` it returns
-    its uncertain prediction with the stage FAST_UNCERTAIN instead. If `predict_fast` returns a prediction, `predict`
-    returns the same one, unless `encode` requests an encoder pass for every text, and its features. Given `embeddings`,
-    the `features` of the router's own encoder, `predict` uses them for every text and does not run the encoder.
-    `neighbours` returns the nearest training texts, nearest first, as far as the router stores any; it takes as long as
-    `predict`.
+    `predict_fast` takes about 0.1 ms, so it may run on the event loop. Its prediction of an uncertain text has the
+    stage FAST_UNCERTAIN; there the slower `predict` (milliseconds per text, uses the sentence encoder) is more
+    accurate. Otherwise `predict` returns the same one, unless `encode` requests an encoder pass for every text, and its
+    features. Given `embeddings`, the `features` of the router's own encoder, `predict` uses them for every text and
+    does not run the encoder. `neighbours` returns the nearest training texts, nearest first, as far as the router
+    stores any; it takes as long as `predict`.
     """
 
     categories: tuple[str, ...]
     version: str
 
-    def predict_fast(self, text: str, *, force: bool = False) -> Prediction | None: ...
+    def predict_fast(self, text: str) -> Prediction: ...
 
     def predict(
         self, texts: Sequence[str], *, embeddings: NDArray[np.float32] | None = None, encode: bool = False

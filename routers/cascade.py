@@ -154,11 +154,10 @@ class CascadeRouter:
     multilingual: MultilingualStage | None
     corrections: Corrections | None = None
 
-    def predict_fast(self, text: str, *, force: bool = False) -> Prediction | None:
-        """As Router.predict_fast: None for an uncertain text, or with `force` a prediction of stage FAST_UNCERTAIN."""
+    def predict_fast(self, text: str) -> Prediction:
+        """As Router.predict_fast."""
         features = self.fast_heads(text)
-        prediction = self._follow_by_words(self.fast_prediction(features), features)
-        return prediction if force or prediction.stage != FAST_UNCERTAIN else None
+        return self._follow_by_words(self.fast_prediction(features), features)
 
     def predict(
         self, texts: Sequence[str], *, embeddings: Floats | None = None, encode: bool = False

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -30,11 +30,9 @@ from coe.cli.common import (
     settings_for,
     table,
 )
-from coe.errors import CoEError, DataError
+from coe.errors import CoEError
 from coe.learning import plan_round, router_round
-from coe.learning.log_frame import open_logs
 from coe.learning.round import Outcome, conclude, open_job
-from coe.records import require_log
 from coe.reports.report import report
 from coe.settings import Settings
 from coe.terminal import exit_on_sigterm, print_error
@@ -78,38 +76,28 @@ def retrain(
 
 
 def corrections(remove: Remove = None, config: Config = None, json: Json = False) -> None:
-    """List the corrected prompts in the routing log, and which of them the router in use has as exemplars."""
-    from coe.artifacts.active_state import check_router
+    """List corrected prompts, and which of them the router in use has as exemplars; --remove withdraws them at once."""
     from routers.corrections import Corrections
 
     settings, now = settings_for(config), time.time()
-    registry, artifact = check_router(settings)
-    require_log(registry.log.url, base=settings.home)
-    with open_logs(registry.log.url, base=settings.home) as logs:
-        found = router_round.read_corrections(logs)
-    if remove:
-        removed = [one for one in found if one.digest.startswith(tuple(remove))]
-        if not removed:
-            raise DataError(f"no correction {', '.join(remove)}; `coe corrections` lists them")
-        with open_job(settings, since=now, now=now, dry_run=False) as job:
-            router_round.withdraw(job.logs, removed, now=now)
-            outcome = conclude(ROUTER, router_round.judge(job), job)
-        print_result(
-            {"removed": len(removed)}, [f"{len(removed)} removed", *_lines([outcome] if outcome else [])], json=json
-        )
-        return
-    exemplars = Corrections.read(artifact.folder)
-    in_use = set() if exemplars is None else set(exemplars.digests.tolist())
-    rows: list[dict[str, Any]] = [
-        {"id": one.digest, "category": one.category, "was": one.was, "in_use": one.digest in in_use}
-        | {"key": one.event.key, "time": one.event.time, "prompt": one.prompt}
+    with open_job(settings, since=now, now=now, dry_run=not remove) as job:
+        exemplars = Corrections.read(job.in_use.folder)
+        found = [
+            one for one in router_round.read_corrections(job.logs) if one.digest.startswith(tuple(remove or ("",)))
+        ]
+        if remove:
+            router_round.withdraw(job.logs, found, now=now)
+            conclude(ROUTER, router_round.judge(job), job)
+    used = [] if exemplars is None else exemplars.digests.tolist()
+    columns = ("id", "category", "was", "exemplar", "key", "request", "prompt")
+    rows = [
+        (one.digest, one.category, one.was, one.digest in used, one.event.key, one.event.request_id, one.prompt[:80])
         for one in found
     ]
-    columns = ("id", "category", "was", "in use", "key", "prompt")
-    shown = (
-        (r["id"][:12], r["category"], r["was"], "yes" if r["in_use"] else "", r["key"], r["prompt"][:80]) for r in rows
+    title = "withdrawn" if remove else "corrections"
+    print_result(
+        {title: [dict(zip(columns, row, strict=True)) for row in rows]}, [title, table(columns, rows)], json=json
     )
-    print_result({"corrections": rows}, table(columns, shown), json=json)
 
 
 def run_rounds(

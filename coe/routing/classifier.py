@@ -198,7 +198,7 @@ class Classifier:
 
         The newest request of a conversation is routed alone if it opens a topic, which the fast heads help to decide.
         """
-        routed, fast = read_topic(chat, self._predict_fast, general=self._general)
+        routed, fast = read_topic(chat, self._router.predict_fast, general=self._general)
         matching = self._rules if rules else None
         if matching is not None and matching.needs_no_encoder(rules):
             if fast.stage == FAST_UNCERTAIN:
@@ -206,15 +206,6 @@ class Classifier:
         else:
             fast = await self._refined(fast, routed.text, chat, rule)
         return routed, matching.apply(rules, fast) if matching else fast
-
-    def _predict_fast(self, text: str) -> Prediction:
-        """Return the fast prediction, of stage FAST_UNCERTAIN if it is uncertain.
-
-        Runs on the event loop, in about 0.1 ms.
-        """
-        fast = self._router.predict_fast(text, force=True)
-        assert fast is not None
-        return fast
 
     async def _refined(self, fast: Prediction, text: str, chat: Chat, rule: ExpertRule | None) -> Prediction:
         """Use the encoder if it might change the choice between the experts that the `rule` permits."""
