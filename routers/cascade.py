@@ -179,12 +179,9 @@ class CascadeRouter:
                 predictions[index] = self._follow_by_words(prediction, features[index])
                 done.add(index)
         every = encode or embeddings is not None
-        rows = [i for i, one in enumerate(predictions) if every or one.stage == FAST_UNCERTAIN]
-        if rows := [index for index in rows if index not in done]:
+        if rows := [i for i, one in enumerate(predictions) if i not in done and (every or one.stage == FAST_UNCERTAIN)]:
             known = None if embeddings is None else embeddings[rows]
-            outputs = self.head_outputs(
-                [texts[i] for i in rows], features=[features[i] for i in rows], embeddings=known
-            )
+            outputs = self.head_outputs([texts[i] for i in rows], [features[i] for i in rows], known)
             for row, (index, prediction) in enumerate(zip(rows, self.encoder_predictions(outputs), strict=True)):
                 language = languages.get(index, ENGLISH)
                 predictions[index] = prediction = replace(
@@ -193,7 +190,7 @@ class CascadeRouter:
                     language=language,
                     features=outputs.features[row] if encode else None,
                 )
-                near = self.corrections and self.corrections.by_meaning(outputs.vectors[row])
+                near = self.corrections and self.corrections.nearest(self.corrections.vectors @ outputs.vectors[row])
                 if near and near.similarity > outputs.similarity[row]:  # nearer than the training data
                     predictions[index] = follow(prediction, near, ENCODER_RANGE, self.categories)
         return predictions
@@ -248,7 +245,7 @@ class CascadeRouter:
         return [Prediction(row, ENCODER, float(p)) for row, p in zip(posteriors, in_distribution, strict=True)]
 
     def head_outputs(
-        self, texts: Sequence[str], *, features: Sequence[FastFeatures] | None = None, embeddings: Floats | None = None
+        self, texts: Sequence[str], features: Sequence[FastFeatures] | None = None, embeddings: Floats | None = None
     ) -> HeadOutputs:
         """Run all heads on one or more texts. Fast `features` and `embeddings` that are given are not recomputed."""
         features = features or [self.fast_heads(text) for text in texts]

@@ -49,13 +49,10 @@ class Corrections:
     def by_words(self, vector: Floats) -> Neighbour:
         """Return the correction nearest to a text by its static vector."""
         centred = vector - self.centre
-        return self._nearest(self.static @ centred, max(float(centred @ centred) ** 0.5, 1e-9))
+        return self.nearest(self.static @ centred, max(float(centred @ centred) ** 0.5, 1e-9))
 
-    def by_meaning(self, vector: Floats) -> Neighbour:
-        """Return the correction nearest to a text by its encoder's vector."""
-        return self._nearest(self.vectors @ vector, 1.0)
-
-    def _nearest(self, products: Floats, length: float) -> Neighbour:
+    def nearest(self, products: Floats, length: float = 1.0) -> Neighbour:
+        """Return the correction with the largest of `products` (n,), its similarity divided by `length`."""
         index = int(products.argmax())
         return Neighbour(str(self.names[index]), float(products[index]) / length, str(self.digests[index]))
 

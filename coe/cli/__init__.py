@@ -88,11 +88,7 @@ def _epilog(verb: str) -> str | None:
 
 
 app = typer.Typer(
-    cls=PanelGroup,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    epilog=FIRST_STEPS,
+    cls=PanelGroup, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, epilog=FIRST_STEPS
 )
 
 
