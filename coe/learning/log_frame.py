@@ -102,7 +102,7 @@ class Ratings:
             feedback_kind=rating.kind if rating else None,
             feedback_value=float(value) if isinstance(value, int | float) else None,
             feedback_preferred=value if isinstance(value, str) else None,
-            feedback_category=str(corrected.value) if corrected else None,
+            feedback_category=(str(corrected.value) or None) if corrected else None,
             feedback_time=max(one.time for one in known.values()),
         )
 
@@ -291,6 +291,14 @@ class Logs:
                 return
             after = page.cursor
             yield page
+
+    def find(self, request_id: str) -> RoutingRecord | None:
+        """The record of a request; None if the log does not have it."""
+        return self._runner.run(self._records.find(request_id))
+
+    def append(self, events: Sequence[Feedback]) -> None:
+        """Store feedback."""
+        self._runner.run(self._feedback.append(events))
 
     def feedback(self, *, since: float = 0.0) -> Iterator[tuple[Feedback, ...]]:
         """Pages of the events since a time; requests since then cannot have older feedback."""

@@ -64,6 +64,7 @@ def record_of(trace: Trace) -> RoutingRecord:
         fields["probabilities"] = _named(composition, prediction.probabilities)
         fields |= {"stage": prediction.stage, "language": prediction.language}
         fields["in_distribution"] = prediction.in_distribution
+        fields["correction"] = prediction.correction.digest if prediction.correction else ""
         if (posterior := prediction.router_probabilities) is not None:
             fields["router_probabilities"] = _named(composition, posterior)
     if options is not None:
