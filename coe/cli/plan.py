@@ -37,6 +37,7 @@ from coe.planning.problem import BUDGET_ROWS, Problem
 from coe.planning.solver import solve
 from coe.planning.uses import ASSUMED_INPUT_TOKENS, ASSUMED_OUTPUT_TOKENS
 from coe.registry import load
+from coe.reports.report import ages
 from coe.terminal import print_json
 
 Scores = Annotated[Path | None, typer.Argument(help="Folder with prompts, scores and models, from `coe score`.")]
@@ -90,6 +91,7 @@ def plan_lines(report: Mapping[str, Any], scores: Path, *, is_dry_run: bool) -> 
     assignment, against = comparison(report)
     yield assignment
     yield from _notes(report, scores)
+    yield ages(report["measured_at"])
     used = ", ".join(f"{name} {value:.4g}" for name, value in report["used"].items())
     yield f"\nplanned quality {report['quality']:.4f}; {used}\n"
     losses = {name: "no plan without it" if lost is None else lost for name, lost in report["value_of_expert"].items()}

@@ -11,16 +11,16 @@ from typing import Annotated, Any
 import typer
 
 from coe.artifacts.manifest import ARTIFACT_KINDS
-from coe.artifacts.redis import publish_traffic_report
 from coe.cli.common import Config, Json, print_result, settings_for, table
 from coe.cli.plan import against_table
+from coe.reports.report import ages, status_report
 from coe.reports.report import report as build_report
-from coe.reports.report import status_report
+from coe.reports.response import publish as publish_report
 from coe.reports.spend import DIMENSIONS
 from coe.terminal import dollars
 
 Days = Annotated[int, typer.Option("--days", min=1, max=3650, help="Report on the last days of the routing log.")]
-Publish = Annotated[bool, typer.Option("--publish", help="Also publish the alarms in the gateways' /metrics.")]
+Publish = Annotated[bool, typer.Option("--publish", help="Also act on the alarms: metrics, webhook, demotion.")]
 _COUNTS = ("requests", "input_tokens", "output_tokens")
 MAX_ROWS = 10
 """Rows of a dimension that are shown; JSON has all."""
@@ -44,7 +44,7 @@ def report(days: Days = 7, publish: Publish = False, config: Config = None, json
     sync_once(settings)
     found = build_report(settings, now=time.time(), days=days)
     if publish:
-        publish_traffic_report(settings, found)
+        publish_report(settings, found)
     print_result(found, _report_lines(found), json=json)
 
 
@@ -57,6 +57,7 @@ def _status_rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         since = f", since {_time(in_use[kind]['since'])} by {in_use[kind]['by']}" if in_use[kind]["since"] else ""
         yield kind, f"{in_use[kind]['version'] or 'none, or as declared'}{since}"
     yield from ((f"damaged {kind}", problem) for kind, problem in found["damaged"].items())
+    yield "scores", ages(found["measured_at"])
     yield from (("experts.yaml", one["sentence"]) for one in found["consequences"])
     for device in found["residency"]:
         yield from _residency_rows(device)
@@ -66,6 +67,7 @@ def _status_rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     named = [f"{kind} ({', '.join(experts)})" for kind, experts in last["alarms"].items() if experts]
     named += [f"drift ({aspect})" for aspect, shifted in last["drift"].items() if shifted]
     yield "alarms", f"{', '.join(named) or 'none'}, as of {_time(last['time'])}; coe report has more"
+    yield from (("", sentence) for sentence in last["sentences"])
 
 
 def _residency_rows(device: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

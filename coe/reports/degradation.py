@@ -61,7 +61,7 @@ class Baseline:
 
 
 def degradations(experience: Experience, baseline: Baseline) -> tuple[Degradation, ...]:
-    """The experts that got worse, from the ratings since they were measured; those of untrusted tenants do not count."""
+    """The experts that got worse, from the ratings since they were measured; untrusted tenants do not count."""
     rated = experience.part(experience.rated & (trust_of(experience, agreements(experience)) == 1.0))
     found = []
     for column, expert in enumerate(rated.experts):
@@ -87,7 +87,6 @@ def _degradation(expert: str, own: Experience, quality: Array, count: Array) -> 
             value = _cell(reward[mine], expected, day[mine] >= start, probes)
             if value is not None:
                 tests[-1].append((value[0], Drop(own.categories[row], *value[1:])))
-        logs = np.array([value for value, _ in tests[-1]])
         total.append(_combined(np.array([value for value, _ in tests[-1]]), names))
     evidence = float(np.logaddexp.reduce(total)) - np.log(len(own.experts))
     if evidence < np.log(FALSE_ALARM_DAYS):
@@ -105,7 +104,7 @@ def _combined(logs: Array, cells: int) -> float:
     shares = np.array([[1 / cells], [0.5]])
     with np.errstate(divide="ignore"):  # a single cell
         each = np.logaddexp(np.log1p(-shares), logs + np.log(shares)).sum(axis=1)
-    return float(np.logaddexp.reduce(each)) - np.log(2)
+    return float(np.logaddexp.reduce(each) - np.log(2))
 
 
 def _cell(

@@ -265,6 +265,7 @@ def plan_basis(
         feedback=feedback,
         reassigned=reassigned,
         measured_uses=uses,
+        measured_at=data.measured_at,
         pins=pins,
         declared=declared_digests(registry),
         traffic=traffic,
