@@ -28,20 +28,13 @@ MAX_ROWS = 10
 
 def status(config: Config = None, json: Json = False) -> None:
     """Show if the gateway is up, which versions are in use, and what is wrong."""
-    from coe.artifacts.artifact_sync import sync_once
-
-    settings = settings_for(config)
-    sync_once(settings)
-    found = status_report(settings)
+    found = status_report(settings_for(config))
     print_result(found, table(("", ""), _status_rows(found)), json=json)
 
 
 def report(days: Days = 7, publish: Publish = False, config: Config = None, json: Json = False) -> None:
     """Show traffic, spend, drift, alarms, and what the plan in use is worth, from the routing log."""
-    from coe.artifacts.artifact_sync import sync_once
-
     settings = settings_for(config)
-    sync_once(settings)
     found = build_report(settings, now=time.time(), days=days)
     if publish:
         publish_report(settings, found)
@@ -50,8 +43,8 @@ def report(days: Days = 7, publish: Publish = False, config: Config = None, json
 
 def _status_rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield the report as rows of a name and a value."""
-    gateway, in_use = found["gateway"], found["in_use"]
-    yield "gateway", f"{gateway['state']} at {gateway['address']}"
+    in_use = found["in_use"]
+    yield "gateway", f"{found['gateway']['state']} at {found['gateway']['address']}"
     yield "config", in_use["config"]
     for kind in ARTIFACT_KINDS:
         since = f", since {_time(in_use[kind]['since'])} by {in_use[kind]['by']}" if in_use[kind]["since"] else ""
@@ -95,8 +88,7 @@ def _report_lines(found: Mapping[str, Any]) -> Iterator[str]:
     ]
     if traffic["confidence"]:
         rows.append(("confidence", "quartiles " + ", ".join(f"{value:.2f}" for value in traffic["confidence"])))
-    rows.append(("drift", drift["reference"]))
-    rows += [("", one["sentence"]) for one in drift["findings"]]
+    rows += [("drift", drift["reference"]), *(("", one["sentence"]) for one in drift["findings"])]
     rows.append(("alarms", "; ".join(one["sentence"] for one in found["alarms"]) or "none"))
     rows += [
         (f"learning: {name}", f"{_time(one['time'])}: {one['sentence']}") for name, one in found["learning"].items()

@@ -155,8 +155,7 @@ def _lines(report: Mapping[str, Any]) -> Iterator[str]:
             errors = ", ".join(f"{count} x {code}" for code, count in column["errors"].items()) or "not requested yet"
             yield f"{name}: {column['missing']} scores are missing ({errors}): {column['first_error'] or 'run again'}"
     state = "run again to fill gaps" if report["missing"] else "complete"
-    if report["stopped"]:
-        state = "stopped; run again to continue"
+    state = "stopped; run again to continue" if report["stopped"] else state
     yield f"{report['probes']} probes, quality data in {report['out']} ({state})"
 
 

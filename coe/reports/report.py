@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from coe.artifacts.artifact_sync import sync_once
 from coe.artifacts.manifest import ARTIFACT_KINDS, ASSIGNMENT, ROUTER, noting
 from coe.artifacts.redis import TRAFFIC_REPORT_FILE, read_traffic_report
 from coe.artifacts.store import ArtifactStore
@@ -64,6 +65,7 @@ def status_report(settings: Settings) -> dict[str, Any]:
     """
     from coe.artifacts.versions import consequences_of
 
+    sync_once(settings)
     damaged = dict[str, str]()
     registry = load(settings.config, environ=settings.environ)
     used = {kind: _in_use(settings, kind, damaged) for kind in ARTIFACT_KINDS}
@@ -88,6 +90,7 @@ def report(settings: Settings, *, now: float, days: int = 7) -> dict[str, Any]:
     """
     from coe.artifacts.active_state import load_active_state
 
+    sync_once(settings)
     damaged = dict[str, str]()
     in_use = load_active_state(settings, damaged=damaged)
     traffic = Traffic(in_use.router.categories, in_use.router.version, day=now - DAY_SECONDS, hour=now - HOUR_SECONDS)
