@@ -99,7 +99,9 @@ def degradation_alarms(found: Sequence[Degradation], assignment: Assignment, *, 
             for one in worse.drops
         )
         command = f"coe score --again {worse.expert} --out {scores}, then coe plan {scores}"
-        sentence = f"{worse.expert} got worse since {since}: {drops}; p < {worse.chance:.1g}. To measure it: {command}"
+        sentence = (
+            f"{worse.expert} got worse since about {since}: {drops}; p < {worse.chance:.1g}. To measure it: {command}"
+        )
         largest = max(one.expected - one.found for one in worse.drops)
         alarms.append(Alarm("degradation", worse.expert, largest, sentence, worse.drops, command))
     return tuple(alarms)

@@ -93,7 +93,7 @@ def demoted(settings: Settings, registry: Registry, alarms: Sequence[Mapping[str
         after.save(draft)
         artifact = store.publish(draft, categories=plan.assignment.categories, data=registry.digest, metrics={})
     store.promote(artifact.manifest.version, by="alarm", why=f"demoted: {why}")
-    note = f" Demoted: {why}; `coe plan` ends it, `coe rollback assignment` undoes it"
+    note = f". Demoted: {why}; `coe plan` ends it, `coe rollback assignment` undoes it"
     return [{**alarm, "sentence": alarm["sentence"] + note} if alarm.get("drops") else alarm for alarm in alarms]
 
 
