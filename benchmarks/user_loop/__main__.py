@@ -1,4 +1,7 @@
-"""The loop of a user: python -m benchmarks.user_loop [CASE...] [--data DIR] [--home DIR]."""
+"""The loop of a user with experts of known skill: python -m benchmarks.user_loop [CASE...] [--seeds N].
+
+The case `corrections` needs a state folder with the starter router (--home), and tests prompts of public data (--data).
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,18 @@ import argparse
 from pathlib import Path
 
 from benchmarks.harness import ROOT
-from benchmarks.user_loop import corrections
+from benchmarks.user_loop import corrections, worse
 
-CASES = {"corrections": lambda given: corrections.run(given.data, given.home)}
+CASES = {
+    "corrections": lambda given: corrections.run(given.data, given.home),
+    "worse": lambda given: worse.run(given.seeds),
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("cases", nargs="*", choices=[*CASES, []], default=list(CASES))
+    parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--data", type=Path, help="folder of public routing data, for prompts that must not change")
     parser.add_argument("--home", type=Path, default=ROOT / ".coe", help="state folder with the starter router")
     given = parser.parse_args()

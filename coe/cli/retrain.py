@@ -18,7 +18,6 @@ from typing import Annotated
 import typer
 
 from coe.artifacts.manifest import ASSIGNMENT, ROUTER
-from coe.artifacts.redis import publish_traffic_report
 from coe.cli.common import (
     Benchmark,
     Config,
@@ -34,6 +33,7 @@ from coe.errors import CoEError
 from coe.learning import plan_round, router_round
 from coe.learning.round import Outcome, conclude, open_job
 from coe.reports.report import report
+from coe.reports.response import publish
 from coe.settings import Settings
 from coe.terminal import exit_on_sigterm, print_error
 
@@ -64,7 +64,7 @@ def retrain(
         print_result({outcome.kind: asdict(outcome) for outcome in outcomes}, _lines(outcomes), json=json)
         if not dry_run:
             try:
-                publish_traffic_report(settings, report(settings, now=time.time()))
+                publish(settings, report(settings, now=time.time()))
             except CoEError as error:  # the rounds' results stand
                 print_error(f"the traffic report was not updated: {error}")
 

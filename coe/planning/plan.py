@@ -59,6 +59,7 @@ class Plan:
     - `measured`, `feedback`: the parts of the table from scores and from feedback.
     - `reassigned`: categories whose expert feedback has changed since the scores were measured.
     - `measured_uses`: tokens and latencies behind the problem's uses.
+    - `measured_at`: the time of each expert's oldest score (Unix seconds), where it is known.
     - `pins`, `declared`: the pins and the `declared_digests` of the declaration that the plan was made for.
     - `value_of_expert`: see `marginal_values`. `against` compares the plan with single experts, for `coe report`.
     - `traffic`: the sample of posteriors that the prices are fitted to, shape (n_requests, n_categories); None for
@@ -77,6 +78,7 @@ class Plan:
     feedback: ScoreTable | None = None
     reassigned: tuple[str, ...] = ()
     measured_uses: MeasuredUses = field(default_factory=MeasuredUses.nothing)
+    measured_at: Mapping[str, float] = field(default_factory=dict)
     pins: Mapping[str, str] = field(default_factory=dict)
     declared: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     value_of_expert: Mapping[str, float | None] = field(default_factory=dict)

@@ -118,13 +118,9 @@ class BudgetSolver:
 
     def _problem(self, table: ScoreTable, quality: Array) -> Problem:
         weights = np.maximum(self.experience.posterior.sum(axis=0, dtype=np.float64), 1.0)
+        uses, recipes = self.measured_uses, self.recipes
         return declared_problem(
-            self.registry,
-            table,
-            quality=quality,
-            weights=weights,
-            measured_uses=self.measured_uses,
-            recipes=self.recipes,
+            self.registry, table, quality=quality, weights=weights, measured_uses=uses, recipes=recipes
         )
 
     def _traffic(self, problem: Problem) -> Array | None:
@@ -265,6 +261,7 @@ def plan_basis(
         feedback=feedback,
         reassigned=reassigned,
         measured_uses=uses,
+        measured_at=data.measured_at,
         pins=pins,
         declared=declared_digests(registry),
         traffic=traffic,

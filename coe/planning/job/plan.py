@@ -91,6 +91,7 @@ def make_plan(
         print_error(f"note: the retrieval gate is not fitted: {error}")
     report = plan_to_json(problem, assignment) | {
         "price_by_category": assignment.price.tolist(),
+        "measured_at": plan.measured_at,
         "assumed_tokens": _assumed_tokens(registry, plan),
         "uses": uses_report(plan, logged),
         "value_of_expert": values,

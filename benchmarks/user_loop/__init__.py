@@ -1,0 +1,1 @@
+"""The loop of a user with experts of known skill."""
