@@ -321,8 +321,8 @@ class AlarmsSpec(StrictModel):
     """What happens when a report raises an alarm about an expert."""
 
     webhook: Url | None = None
-    """URL that new alarms are posted to as JSON, with their text in `text`, as Slack reads it. Write ${NAME} for a secret
-    part of it."""
+    """URL that new alarms are posted to as JSON, with their text in `text`, as Slack reads it. Write ${NAME} for a
+    secret part of it."""
     secret: SecretStr | None = None
     """Secret that signs the webhook's requests (Standard Webhooks, HMAC-SHA256). Write ${NAME}."""
     demote: bool = False
