@@ -370,11 +370,10 @@ accuracy (docs/experiments/router-training.md)."""
 
 def softmax(logits: Floats) -> Floats:
     """Softmax over the last axis."""
-    if logits.ndim == 1:  # one request, in half the time
-        exponentials: Floats = np.exp(logits - logits[logits.argmax()])
-        return np.divide(exponentials, np.add.reduce(exponentials), out=exponentials)
-    shifted: Floats = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return np.divide(shifted, shifted.sum(axis=-1, keepdims=True), out=shifted)
+    one = logits.ndim == 1  # a request; then half the time
+    exponentials: Floats = np.exp(logits - (logits[logits.argmax()] if one else logits.max(-1, keepdims=True)))
+    exponentials /= np.add.reduce(exponentials, axis=-1, keepdims=True)
+    return exponentials
 
 
 @dataclass(frozen=True, slots=True)
