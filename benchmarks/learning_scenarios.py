@@ -112,9 +112,8 @@ def run(scored_prompts: ScoredPrompts, scenario: Scenario, seed: int) -> Series:
     losses = []
     for count in (number for number in ROUNDS if number <= scenario.requests):
         log.serve(count, current.assignment)
-        found = judge_plan(
-            log.experience(), current, now=float(count), solve_plan=plan, base=measured, guarded=scored_prompts.categories
-        )
+        names, now = scored_prompts.categories, float(count)
+        found = judge_plan(log.experience(), current, now=now, solve_plan=plan, base=measured, guarded=names)
         if found.judgement.reason == "better":
             scores = truth.scores(log.progress)
             old, new = (_value(scored_prompts, truth, one, scores) for one in (current.assignment, found.candidate))

@@ -49,12 +49,15 @@ def series(seed: int, truth: NDArray[np.float64], *, rated: float, ends: Sequenc
 
 
 def run(seeds: int) -> None:
-    for rated, limit, step, rounds in ((0.6, 3000, 500, 20), (0.05, 25_000, 2500, 20)):
+    for rated, limit, step, rounds in ((0.6, 3000, 250, 40), (0.05, 25_000, 1250, 40)):
         ends = [step * number for number in range(1, rounds + 1)]
         found = [series(seed, TRUE, rated=rated, ends=ends) for seed in range(seeds)]
         in_time = sum(max(one.get(name, [10**9])[0] for name in CATEGORIES[:2]) <= limit for one in found) / seeds
         others = sum(len(set(one) - set(CATEGORIES[:2])) > 0 for one in found)
         at = {name: np.median([one.get(name, [10**9])[0] for one in found]) for name in CATEGORIES[:2]}
-        print(f"learning, {rated:.0%} rated: both by {limit}: {in_time:.0%}; medians {at}; other moves: {others}", flush=True)
+        print(
+            f"learning, {rated:.0%} rated: both by {limit}: {in_time:.0%}; medians {at}; other moves: {others}",
+            flush=True,
+        )
     null = [series(seed, MEASURED, rated=0.6, ends=range(400, 20_001, 400)) for seed in range(seeds)]
     print(f"learning, as measured, 50 rounds: {sum(map(bool, null)) / seeds:.1%} of series have a move")

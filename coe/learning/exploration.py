@@ -15,7 +15,7 @@ from coe.planning.assignment import Assignment
 
 Array = NDArray[np.float64]
 
-KEPT = 0.25
+KEPT = 0.15
 """Part of the declared rate that every category keeps."""
 MAX_RATE = 0.4
 """Largest share of a category's requests that explore, where the declared rate is smaller."""

@@ -50,8 +50,9 @@ class Move:
     """One category's move from the expert `current` to `target`.
 
     The verdict `better` accepts it. `contrasts` holds the gain in mean quality over all requests, by source of
-    evidence; `chance` is the p-value of both together, valid however often the log is read. `rated` counts the rated requests of
-    the category that `target` answered, and `decided` is the time (Unix seconds) of the request that showed the move.
+    evidence; `chance` is the p-value of both together, valid however often the log is read. `rated` counts the rated
+    requests of the category that `target` answered, and `decided` is the time (Unix seconds) of the request that showed
+    the move.
     """
 
     category: str
@@ -120,7 +121,8 @@ class _Pair:
     """The comparison of `target` with the `expert` (a policy, (k,)) of a category, by probes and then by requests.
 
     `wealth` is the logarithm of the evidence after the probes and after each request of `rows`; -inf where it does not
-    count, because the log could hardly have sent the category there. `probes` and `logged` are the differences.
+    count: the log could hardly have sent the category there, or probes or requests alone show a loss until then.
+    `probes` and `logged` are the differences.
     """
 
     expert: Array
@@ -145,7 +147,7 @@ class _Category:
         """Compare by the requests from index `start` on for which any of these experts could have been chosen."""
         contrast = np.eye(len(expert))[target] - expert
         charge = float(contrast @ self.price)
-        supported = (self.requests.propensities[:, contrast != 0] > 0).all(axis=1)
+        supported = np.asarray((self.requests.propensities[:, np.flatnonzero(contrast)] > 0).all(axis=1))
         rows = start + np.flatnonzero(supported[start:])
         part = self.requests.part(rows)
         observed = part.chosen, part.reward.astype(np.float64), part.propensities.astype(np.float64)
@@ -158,8 +160,11 @@ class _Category:
             rated, reached = np.cumsum(part.chosen == target), np.arange(1, len(rows) + 1) / (rows - rows[0] + 1)
             wealth[1:][(rated < MIN_RATED) | (reached < 1.0 - MAX_UNSUPPORTED)] = -np.inf
         losses, bounds = weighted_differences(*observed, -contrast)
-        lost = log_evidence(losses + charge, bounds - max(-charge, 0.0))[-1:].max(initial=0.0)
-        loses = float(lost) > -np.log(SIGNIFICANCE) or paired_contrast(probes).below < SIGNIFICANCE
+        lost = log_evidence(losses + charge, bounds - max(-charge, 0.0)) > -np.log(SIGNIFICANCE)
+        wealth[1:][lost] = -np.inf
+        if paired_contrast(probes).below < SIGNIFICANCE:
+            wealth[:] = -np.inf
+        loses = bool(lost[-1:].any()) or not np.isfinite(wealth[0])
         return _Pair(expert, target, rows, wealth, probes, logged - charge, loses)
 
     def shown(self, expert: Array, challengers: Sequence[int], needed: float) -> tuple[_Pair, int] | None:
@@ -171,7 +176,7 @@ class _Category:
             for target in (one for one in challengers if expert[one] < 1.0):
                 pair = self.pair(expert, target, start)
                 crossed = np.flatnonzero(pair.wealth >= needed)
-                if len(crossed) and not pair.loses:
+                if len(crossed):
                     place = int(pair.rows[crossed[0] - 1]) + 1 if crossed[0] else start
                     shown.append((place, -float(pair.wealth[crossed[0]]), pair))
             if not shown:

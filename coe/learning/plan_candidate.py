@@ -176,7 +176,8 @@ def judge_plan(
         if changed := newly_explored(candidate, weights, mix):
             candidate = replace(candidate, exploration=weights)
             if not judgement.promote:
-                judgement = replace(judgement, reason="explored", sentence=f"promoted: exploration goes mostly to {changed}")
+                sentence = f"promoted: exploration goes to {changed}; {judgement.sentence.removeprefix('kept: ')}"
+                judgement = replace(judgement, reason="explored", sentence=sentence)
     return JudgedPlan(candidate, fitted, judgement, estimates, moves)
 
 

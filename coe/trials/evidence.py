@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-BETS = (0.8, 0.4, 0.2, 0.1, 0.05, 0.025)
-"""Shares of its wealth that the bettor may lose in one bet; the wealth is divided evenly between them at the start."""
+BETS = {0.8: 0.35, 0.4: 0.25, 0.2: 0.18, 0.1: 0.13, 0.05: 0.09}
+"""Strategies by the share of their wealth that they may lose in one bet, with the part of the units that each gets."""
 
 
 def weighted_differences(
@@ -47,8 +47,8 @@ def log_evidence(difference: Array, least: Array) -> Array:
     count = len(difference)
     begins = -np.log(np.arange(1.0, count + 1)) - np.log(np.arange(2.0, count + 2))  # 1 / (s (s + 1)), which sum to 1
     wealth = np.full(count, -np.inf)
-    for bet in BETS:
+    for bet, part in BETS.items():
         grown = np.cumsum(np.log1p(bet * difference / -least))
         start = begins - np.concatenate(([0.0], grown[:-1]))
-        wealth = np.logaddexp(wealth, grown + np.logaddexp.accumulate(start))
-    return np.asarray(wealth - np.log(len(BETS)))
+        wealth = np.logaddexp(wealth, np.log(part) + grown + np.logaddexp.accumulate(start))
+    return wealth
