@@ -46,7 +46,7 @@ def exploration_weights(assignment: Assignment, refit: Refit, mix: Array, *, rat
     for _ in range(len(mix)):  # what a full category cannot take goes to the others
         open_to = improvement * (weights.sum(axis=1, keepdims=True) < most - 1e-9)
         left, total = 1.0 - float(mix @ weights.sum(axis=1)), float(mix @ open_to.sum(axis=1))
-        if left <= 1e-9 or total <= 0:
+        if left <= 1e-9 or total <= 1e-12:
             break
         extra = open_to * (left / total)
         room = most - weights.sum(axis=1, keepdims=True)

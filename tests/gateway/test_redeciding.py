@@ -46,10 +46,11 @@ async def test_posterior_worth_price_and_propensity_are_those_of_the_decision(ch
         paid = dict(zip(assignment.experts, charge, strict=True))
         assert record.price == pytest.approx([paid[name] for name in record.candidates] if charge.any() else [])
         if record.reason in ("routed", "explored"):
-            exploration = registry.policy.exploration
-            chances = propensities(np.array(record.utility), rate=exploration.rate, loss=exploration.max_quality_loss)
+            chances = [1.0]
+            if rate := registry.policy.exploration.rate:
+                chances = propensities(np.array(record.utility), rate=rate, loss=1.0).tolist()
             assert record.propensity == pytest.approx(chances[0])
-            assert record.propensities == pytest.approx(chances.tolist() if exploration.rate else [])
+            assert record.propensities == pytest.approx(chances if rate else [])
     seen = load_experience(frame_of([records], []), categories=categories, experts=assignment.experts).experience
     again = utility(seen, charged)
     for row, record in zip(again, records, strict=True):

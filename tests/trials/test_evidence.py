@@ -9,7 +9,7 @@ from coe.trials.evidence import log_evidence, weighted_differences
 
 
 def largest(new: float, old: float, *, share: float, count: int, seed: int) -> np.ndarray:
-    """The largest wealth so far, as a logarithm, after each of `count` requests of which a share goes to the new one."""
+    """The largest wealth so far, a logarithm, after each of `count` requests; a share goes to the new expert."""
     random = np.random.default_rng(seed)
     chosen = (random.random(count) < share).astype(int)
     reward = (random.random(count) < np.where(chosen == 1, new, old)).astype(float)
