@@ -9,10 +9,11 @@ import argparse
 from pathlib import Path
 
 from benchmarks.harness import ROOT
-from benchmarks.user_loop import corrections, worse
+from benchmarks.user_loop import corrections, learning, worse
 
 CASES = {
     "corrections": lambda given: corrections.run(given.data, given.home),
+    "learning": lambda given: learning.run(given.seeds),
     "worse": lambda given: worse.run(given.seeds),
 }
 

@@ -44,7 +44,7 @@ MAX_TEXTS = 50_000
 """Newest rated or corrected requests whose text a frame keeps."""
 COLUMNS = frozenset(
     """request_id time category expert reason propensity candidates probabilities router outcome api tenant attempts
-    stream first_token_ms total_ms input_tokens output_tokens cached_tokens cost assignment exploration retrieval gain
+    stream first_token_ms total_ms input_tokens output_tokens cached_tokens cost propensities retrieval gain
     fallback_from steps feedback_kind feedback_value feedback_preferred feedback_category""".split()  # noqa: SIM905
 )
 """Columns of a frame."""
@@ -131,7 +131,7 @@ def _frame_schema() -> Schema:
         int: pyarrow.int64(),
         float: number,
         tuple[str, ...]: pyarrow.list_(text),
-        tuple[float, float]: pyarrow.list_(number),
+        tuple[float, ...]: pyarrow.list_(pyarrow.float32()),
         Mapping[str, float]: pyarrow.map_(text, pyarrow.float32()),
     }
 

@@ -170,8 +170,8 @@ class RoutingRecord:
     measured."""
     price: tuple[Utility, ...] = ()
     """Price subtracted for each candidate, to four digits; empty if all are free."""
-    exploration: tuple[float, float] | None = None
-    """Exploration rate and largest quality loss; null if it was off."""
+    propensities: tuple[float, ...] = ()
+    """Probability with which each candidate could have been chosen; empty if exploration did not choose."""
     router_probabilities: Mapping[str, float] | None = None
     """The router's own probabilities, before a rule."""
     retrieval: str = "none"

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 HOUR_SECONDS, DAY_SECONDS = 3_600.0, 86_400.0
 MAX_ALARM_REQUESTS = 100_000
 """Newest requests that alarms are computed from."""
-_ROUND_FIELDS = ("time", "promoted", "sentence", "report", "judged", "tested")
+_ROUND_FIELDS = ("time", "promoted", "sentence", "report", "judged")
 MIN_COMPARED = 200
 """Requests of each side that a drift test needs."""
 ANY_HOST = ("", "0.0.0.0", "::")  # noqa: S104  the addresses that stand for all of this machine's

@@ -99,8 +99,8 @@ def make_plan(
         "left_out": {**basis.left_out, "recipes": unplanned},
         "recipes": plan.policies.steps,
         "feedback": {
-            "kept": plan.reassigned,
-            "dropped": sorted(set(before.reassigned if before else ()) - set(plan.reassigned)),
+            "kept": tuple(plan.reassigned),
+            "dropped": sorted(set(before.reassigned if before else {}) - set(plan.reassigned)),
         },
         "residual": evidence._asdict(),
     }
