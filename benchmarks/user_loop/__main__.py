@@ -1,24 +1,35 @@
-"""The loop of a user with experts of known skill: python -m benchmarks.user_loop [CASE...] [--seeds N] [--data DIR]."""
+"""The loop of a user with experts of known skill: python -m benchmarks.user_loop [CASE...] [--seeds N].
+
+The case `corrections` needs a state folder with the starter router (--home), and tests prompts of public data (--data).
+The case `pools` reads the quality data of --data.
+"""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.user_loop import measuring, pools
+from benchmarks.harness import ROOT
+from benchmarks.user_loop import corrections, learning, measuring, pools, worse
 
-CASES: dict[str, Callable[[int, Path | None], None]] = {"measuring": measuring.run, "pools": pools.run}
+CASES = {
+    "corrections": lambda given: corrections.run(given.data, given.home),
+    "learning": lambda given: learning.run(given.seeds),
+    "measuring": lambda given: measuring.run(given.seeds),
+    "pools": lambda given: pools.run(given.seeds, given.data),
+    "worse": lambda given: worse.run(given.seeds),
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("cases", nargs="*", choices=[*CASES, []], default=list(CASES))
     parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--data", type=Path, help="quality data, for the case `pools`")
+    parser.add_argument("--data", type=Path, help="folder of public routing data, for prompts that must not change")
+    parser.add_argument("--home", type=Path, default=ROOT / ".coe", help="state folder with the starter router")
     given = parser.parse_args()
-    for name in given.cases or CASES:
-        CASES[name](given.seeds, given.data)
+    for name in given.cases:
+        CASES[name](given)
 
 
 if __name__ == "__main__":

@@ -51,12 +51,8 @@ class Experts(Provider):
 def serving(skills: Mapping[str, Skill]) -> Iterator[type[Experts]]:
     """Run the server; yields its class, whose `seed` and `skills` may be set, and whose `url` is its base URL."""
 
-    class Serving(Experts):
-        answers = dict(known_answers())
-        delay = 0.0
-
-    Serving.skills = skills
-    experts: type[Experts] = Serving
+    experts = type("Serving", (Experts,), {"answers": dict(known_answers()), "delay": 0.0, "skills": skills})
+    assert issubclass(experts, Experts)
     server = ThreadingHTTPServer(("127.0.0.1", 0), experts)
     experts.url = f"http://127.0.0.1:{server.server_port}/v1"
     threading.Thread(target=server.serve_forever, daemon=True).start()

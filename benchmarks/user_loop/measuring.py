@@ -59,7 +59,7 @@ def outcome(skills: Mapping[str, Skill], report: Mapping[str, Any], scored: int)
     true = truth[np.arange(len(truth)), chosen]
     best = truth.max(axis=1)
     cheapest = np.where(truth == best[:, None], prices, np.inf).argmin(axis=1)
-    stated = next(row["estimate"] for row in report["against"] if row["expert"] is None)
+    stated = next(row["quality"] for row in report["against"] if row["expert"] is None)
     return Outcome(float((best - true).mean()), scored, stated, float(true.mean()), float((chosen == cheapest).mean()))
 
 
@@ -70,7 +70,7 @@ def tuned(folder: Path, experts: type[Experts], names: list[str]) -> Outcome:
     return outcome({name: experts.skills[name] for name in names}, report["plan"], report["status"]["scored"])
 
 
-def run(seeds: int, _: Path | None) -> None:
+def run(seeds: int) -> None:
     """Print a line for each case."""
     cases: dict[str, list[Outcome]] = {}
     with serving(SPECIALISTS | LEVEL | {"newstar": NEWSTAR}) as experts:

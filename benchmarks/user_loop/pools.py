@@ -1,4 +1,4 @@
-"""The rule of `coe tune` on recorded outcomes (`--data DIR` as that of `coe benchmark`) and on three mock experts.
+"""The rule of `coe tune` on recorded outcomes (DIR/quality of `--data DIR`) and on three mock experts.
 
 Each run draws 40 probes of each category with 60 prompts or more and lets the rule read their scores. The true quality
 of a plan is that on the other prompts; every category has equal weight, and every call costs the same.
@@ -65,8 +65,9 @@ def tune(scores: Array, member: Array, *, everything: bool) -> tuple[NDArray[np.
             return assessment.choice, int(np.isfinite(known).sum())
 
 
-def run(seeds: int, folder: Path | None) -> None:
+def run(seeds: int, data: Path | None) -> None:
     """Print a line for each pool."""
+    folder = None if data is None else data / "quality"
     for name, (benchmark, models) in POOLS.items():
         if benchmark and folder is None:
             print(f"{name}: needs --data")

@@ -70,6 +70,7 @@ EXAMPLES: Mapping[str, Sequence[str]] = {
     "plan": ("coe plan scores", "coe plan scores --dry-run"),
     "train": ("coe train", "coe train --data prompts.jsonl"),
     "retrain": ("coe retrain --dry-run", "coe retrain --probes scores --every 6h"),
+    "corrections": ("coe corrections", "coe corrections --remove 3993bd4fc955"),
     "promote": ("coe promote router", "coe promote assignment --why 'new prices'"),
     "index": ("coe index add docs/ handbook.pdf", "coe index search 'refund policy'"),
 }
@@ -87,11 +88,7 @@ def _epilog(verb: str) -> str | None:
 
 
 app = typer.Typer(
-    cls=PanelGroup,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    epilog=FIRST_STEPS,
+    cls=PanelGroup, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, epilog=FIRST_STEPS
 )
 
 
@@ -132,6 +129,7 @@ _PANELS: Mapping[str, Mapping[str, Callable[..., Any] | typer.Typer]] = {
     "Learn": {
         "train": train.train,
         "retrain": retrain.retrain,
+        "corrections": retrain.corrections,
         "promote": promote.promote,
         "rollback": promote.rollback,
         "versions": promote.versions,

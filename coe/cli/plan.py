@@ -37,12 +37,10 @@ from coe.planning.problem import BUDGET_ROWS, Problem
 from coe.planning.solver import solve
 from coe.planning.uses import ASSUMED_INPUT_TOKENS, ASSUMED_OUTPUT_TOKENS
 from coe.registry import load
+from coe.reports.report import ages
 from coe.terminal import print_json
 
 Scores = Annotated[Path | None, typer.Argument(help="Folder with prompts, scores and models, from `coe score`.")]
-Deviations = Annotated[
-    float, typer.Option("--deviations", min=0, help="Plan by quality this many standard errors below the mean.")
-]
 Forget = Annotated[bool, typer.Option("--forget", help="Return to the assignment declared in experts.yaml.")]
 DropFeedback = Annotated[
     bool, typer.Option("--drop-feedback", help="Plan on the scores alone, without what `coe retrain` learned.")
@@ -55,7 +53,6 @@ LogSince = Annotated[
 def plan(
     scores: Scores = None,
     benchmark: Benchmark = None,
-    deviations: Deviations = 0.0,
     dry_run: DryRun = False,
     forget: Forget = False,
     drop_feedback: DropFeedback = False,
@@ -80,7 +77,7 @@ def plan(
         raise typer.BadParameter("give the folder of scores, or --forget")
     registry = load(settings.config, environ=settings.environ)
     seconds = 0 if log_since == "0" else duration_seconds(log_since, option="--log-since")
-    options = PlanOptions(benchmark, deviations, drop_feedback, dry_run, seconds)
+    options = PlanOptions(benchmark, drop_feedback, dry_run, seconds)
     report = make_plan(settings, registry, store, scores, options)
     print_result(report, plan_lines(report, scores, is_dry_run=dry_run), json=json)
 
@@ -90,6 +87,7 @@ def plan_lines(report: Mapping[str, Any], scores: Path, *, is_dry_run: bool) -> 
     assignment, against = comparison(report)
     yield assignment
     yield from _notes(report, scores)
+    yield ages(report["measured_at"])
     used = ", ".join(f"{name} {value:.4g}" for name, value in report["used"].items())
     yield f"\nplanned quality {report['quality']:.4f}; {used}\n"
     losses = {name: "no plan without it" if lost is None else lost for name, lost in report["value_of_expert"].items()}
@@ -147,8 +145,8 @@ def against_table(rows: Sequence[Mapping[str, Any]]) -> str:
     cells = []
     for row in rows:
         less = row["less_plan"] if row["expert"] else {"standard_error": None}
-        is_known = less["standard_error"] is not None
-        compared = f"{less['difference']:+.4f} ± {less['standard_error']:.4f} {less['verdict']}" if is_known else ""
+        error = less["standard_error"]
+        compared = "" if error is None else f"{less['difference']:+.4f} ± {error:.4f} {less['verdict']}"
         cost = "unknown" if row["cost"] is None else f"{row['cost']:.4g}"
         latency = None if row.get("latency_ms") is None else f"{row['latency_ms'] / 1000:.1f} s"
         cells.append((row["expert"] or "this plan", f"{row['quality']:.4f}", cost, latency, compared))

@@ -12,7 +12,7 @@ from coe.artifacts.artifact_sync import synced_store
 from coe.artifacts.manifest import MANIFEST, Artifact
 from coe.artifacts.store import ArtifactStore
 from coe.cli.common import Config, Json, declaration_for, print_result
-from coe.learning.router_round import build_router, training_pairs
+from coe.learning.router_round import build_router, logged_corrections, training_pairs
 from coe.measuring.tables import pairs_digest
 from coe.terminal import exit_on_sigterm
 
@@ -31,13 +31,15 @@ def train(
     """Train the category router and put it into use.
 
     Without --data, the prompts are those of `router.training_data`, or the starter prompts that ship with CoE.
-    `router.extra_training_data` adds your own. `coe retrain` learns only from declared prompts.
+    `router.extra_training_data` adds your own, and the routing log the prompts whose category was corrected.
     """
     settings, registry = declaration_for(config)
     pairs = training_pairs(registry, base=settings.config.parent, data=data)
+    corrected = logged_corrections(settings, registry)
     store = ArtifactStore(out.absolute(), "router") if out else synced_store(settings, "router")
     with store.draft() as draft, exit_on_sigterm():
-        metrics = build_router(pairs, draft, encoder=encoder or registry.router.encoder)
+        encoder = encoder or registry.router.encoder
+        metrics = build_router(pairs, draft, encoder=encoder, corrected=corrected, registry=registry)
         artifact = store.publish(draft, categories=registry.category_names, data=pairs_digest(pairs), metrics=metrics)
     store.promote(artifact.manifest.version, by="train", why=f"trained on {len(pairs)} prompts")
     manifest = artifact.manifest

@@ -163,7 +163,7 @@ def _planned(
     if reason == "stopped":
         return report
     store = synced_store(settings, "assignment")
-    options = PlanOptions(benchmark, 0.0, drop_feedback=False, dry_run=True, log_seconds=LOG_SECONDS)
+    options = PlanOptions(benchmark, drop_feedback=False, dry_run=True, log_seconds=LOG_SECONDS)
     plan = make_plan(settings, scoring.registry, store, folder, options)
     if not json:
         for text in comparison(plan):

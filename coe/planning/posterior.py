@@ -23,6 +23,8 @@ RARE = 1.0
 """Cells that each strength is assumed to have beside those of the table, so that none is ruled out."""
 FITS, STEPS = 3, 30
 """Fits of centre and weights in turn, and the steps of each: of backfitting, and of expectation maximisation."""
+MAX_RIDGE = 30.0
+"""Most scores that shrink an effect."""
 LEAST_CENTRE = 0.02
 """Distance of a centre from 0 and 1."""
 
@@ -96,26 +98,21 @@ def posterior_of(table: ScoreTable, noise: tuple[float, float] = (1.0, 1.0)) -> 
 def _centre(mean: Array, size: Array) -> tuple[Array, Array]:
     """Return the additive estimate of each cell, and the size of each expert's part, shape (n_experts,).
 
-    `size` is that of each cell. The effects are shrunk by their own variances, which are estimated by moments.
+    `size` is that of each cell. Backfitting shrinks the effects, by the more scores the smaller they are.
     """
     level = float((size * mean).sum() / max(size.sum(), 1e-12))
-    noise = level * (1 - level)
-    effects = [np.zeros(length) for length in mean.shape]
-    ridge = [1.0, 1.0]
-    sizes = [size.sum(axis=1), size.sum(axis=0)]
+    noise, ridge = level * (1 - level), [1.0, 1.0]
+    effects = [np.zeros((len(mean), 1)), np.zeros((1, mean.shape[1]))]
+    sizes = [size.sum(axis=1, keepdims=True), size.sum(axis=0, keepdims=True)]
     for step in range(2 * STEPS):
-        axis = 1 - step % 2  # experts first
-        other = effects[1 - axis][None, :] if axis == 0 else effects[0][:, None]
-        effects[axis] = (size * (mean - level - other)).sum(axis=1 - axis) / (sizes[axis] + ridge[axis])
-        used = sizes[axis] > 0
-        between = (
-            float((effects[axis][used] ** 2).mean() - (noise / np.maximum(sizes[axis][used], 1)).mean())
-            if used.any()
-            else 0.0
-        )
-        ridge[axis] = min(noise / max(between, 1e-3), 30.0)
-    centre = level + effects[0][:, None] + effects[1][None, :]
-    return np.clip(centre, LEAST_CENTRE, 1 - LEAST_CENTRE), sizes[1] + ridge[1]
+        own = 1 - step % 2  # experts first
+        total = (size * (mean - level - effects[1 - own])).sum(axis=1 - own, keepdims=True)
+        effects[own] = total / (sizes[own] + ridge[own])
+        used = sizes[own] > 0
+        between = (effects[own][used] ** 2 - noise / np.maximum(sizes[own][used], 1)).mean() if used.any() else 0.0
+        ridge[own] = min(noise / max(float(between), 1e-3), MAX_RIDGE)
+    centre = level + effects[0] + effects[1]
+    return np.clip(centre, LEAST_CENTRE, 1 - LEAST_CENTRE), sizes[1][0] + ridge[1]
 
 
 LEVEL = 0.02

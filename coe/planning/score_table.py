@@ -88,7 +88,7 @@ def align(
 
 
 PSEUDO_COUNT = 10.0
-"""Default strength of shrinkage towards the additive estimate, in prompts; `fit_pseudo_count` fits it to scores."""
+"""Default strength of shrinkage towards the additive estimate, in prompts."""
 BACKFITTING_ITERATIONS = 30
 
 
@@ -225,32 +225,3 @@ def noise_of(member: NDArray[np.float64], scores: NDArray[np.floating]) -> tuple
     variance = whole / free
     paired = (rest + PRIOR_FREEDOM * variance) / (paired_free + PRIOR_FREEDOM) / variance
     return float(np.clip(whole / expected, 0.05, 1.0)), float(np.clip(paired, 0.2, 1.0))
-
-
-def fit_pseudo_count(categories: Sequence[str], scores: NDArray[np.floating]) -> float:
-    """Fit the strength of shrinkage: the variance of one score within a cell over the variance between cells.
-
-    Empirical Bayes by moments (analysis of variance) on scores of shape (n_prompts, n_experts), NaN where missing. The
-    effects of prompts and experts are removed first, because the difficulty of a prompt does not affect the choice of
-    expert. If categories do not distinguish experts, the result is very large, so that every category gets the best
-    expert overall.
-    """
-    names, rows = np.unique(np.asarray(categories, dtype=object).astype(str), return_inverse=True)
-    known, experts = np.isfinite(scores), scores.shape[1]
-    used = known.sum(axis=1) > 1
-    cells = (len(names) - 1) * (experts - 1)
-    free = int(known[used].sum() - used.sum() - (experts - 1)) - cells
-    if cells < 1 or free < 1:
-        return PSEUDO_COUNT
-    prompt, expert = prompt_effects(scores[used], known[used], shrinkage=0.0)
-    rest = np.where(known[used], scores[used] - prompt[:, None] - expert, 0.0)
-    total, count = np.zeros((len(names), experts)), np.zeros((len(names), experts))
-    np.add.at(total, rows[used], rest)
-    seen = known[used].sum(axis=1, keepdims=True)
-    np.add.at(count, rows[used], known[used] * (1 - 1 / seen) * experts / (experts - 1))  # what centring leaves
-    explained = float(np.divide(total**2, count, out=np.zeros_like(total), where=count > 0).sum())
-    within = (float((rest**2).sum()) - explained) / free
-    size = np.maximum(count.sum(axis=0), 1.0)
-    typical = float((size - (count**2).sum(axis=0) / size).mean()) / (len(names) - 1)
-    between = (explained / cells - within) / max(typical, 1e-12)
-    return float(np.clip(within / max(between, 1e-12), 1e-3, 1e6))

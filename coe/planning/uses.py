@@ -131,7 +131,7 @@ def shrunk_mean(table: ScoreTable, *, prior: Array | None = None) -> Array:
 
     Tokens and latencies vary in proportion to their mean, so the logarithm of a cell is shrunk. The column's mean
     counts as a number of additional values (pseudo-count): the variance within cells divided by the variance between
-    cells, both of the logarithm (empirical Bayes, as in `fit_pseudo_count`). A column without values is NaN.
+    cells, both of the logarithm (empirical Bayes). A column without values is NaN.
 
     With a `prior` of the table's shape (NaN where unknown), cells are shrunk towards the prior times a factor of the
     column, by a strength of at least MIN_LOG_STRENGTH values. The factor of a column is shrunk towards that of all

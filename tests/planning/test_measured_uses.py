@@ -75,7 +75,7 @@ class Replay:
     cells: dict[tuple[str, str], Cell]
 
     def problem(self, registry: Registry | None = None) -> Problem:
-        return plan_basis(self.settings, registry or self.registry, self.folder, deviations=0.0).plan.problem
+        return plan_basis(self.settings, registry or self.registry, self.folder).plan.problem
 
     def billed(self, one: Probe, expert: str) -> float:
         """US dollars of a thousand requests like this one."""

@@ -10,7 +10,7 @@ import pytest
 from coe.measuring.tune import BLOCK_PROBES, FIRST_PROBES, Assessment, assess, first_cells, next_cells, stratified
 from coe.planning.posterior import posterior_of
 from coe.planning.problem import Problem
-from coe.planning.score_table import ScoreTable, fit_pseudo_count, tabulate_partly, tabulate_softly
+from coe.planning.score_table import ScoreTable, tabulate_partly, tabulate_softly
 from coe.planning.uses import Uses
 
 EXPERTS = ("a", "b", "c")
@@ -94,13 +94,3 @@ def test_an_expert_gains_nothing_from_easier_prompts() -> None:
     assert plain.mean[0, 1] - plain.mean[0, 0] > 0.25
     assert abs(partly.mean[0, 1] - partly.mean[0, 0]) < 0.15
     assert partly.count.tolist() == [[80, 50]]
-
-
-def test_the_strength_of_shrinkage_is_fitted_to_partial_scores() -> None:
-    rng = np.random.default_rng(0)
-    labels = [f"c{row % 6}" for row in range(600)]
-    skill = rng.normal(size=(6, 4))
-    scores = skill[[row % 6 for row in range(600)]] + rng.normal(size=(600, 4)) + rng.normal(size=(600, 1))
-    whole = fit_pseudo_count(labels, scores)
-    scores[rng.random(scores.shape) < 0.4] = np.nan
-    assert fit_pseudo_count(labels, scores) == pytest.approx(whole, rel=0.35)

@@ -99,7 +99,7 @@ class BudgetSolver:
         return solve(problem, traffic=self._traffic(problem), residual=self.residual)
 
     def plan(
-        self, candidate: Assignment, refit: Refit, *, measured: ScoreTable | None, reassigned: tuple[str, ...] = ()
+        self, candidate: Assignment, refit: Refit, *, measured: ScoreTable | None, reassigned: Mapping[str, float]
     ) -> Plan:
         """The plan of a candidate, with the evidence behind it."""
         problem = self._problem(refit.table, candidate.quality)
@@ -121,13 +121,9 @@ class BudgetSolver:
 
     def _problem(self, table: ScoreTable, quality: Array) -> Problem:
         weights = np.maximum(self.experience.posterior.sum(axis=0, dtype=np.float64), 1.0)
+        uses, recipes = self.measured_uses, self.recipes
         return declared_problem(
-            self.registry,
-            table,
-            quality=quality,
-            weights=weights,
-            measured_uses=self.measured_uses,
-            recipes=self.recipes,
+            self.registry, table, quality=quality, weights=weights, measured_uses=uses, recipes=recipes
         )
 
     def _traffic(self, problem: Problem) -> Array | None:
@@ -138,52 +134,32 @@ class BudgetSolver:
         return round_traffic(self.experience.posterior[sample])
 
 
-MIN_PAIRED = 10
-"""Prompts that a paired error needs."""
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Basis:
     """A solved plan with what it was measured on.
 
     The measured prompts have `prompts` (id and text), `labels` (n_prompts,), the index of the category, and `scores`
-    (n_prompts, n_experts), NaN where missing. `left_out` are the parts of the declaration that the plan leaves out:
-    `experts` without usable scores; `categories` pinned to one of these, which answers them; the number of prompts by
-    category that is `undeclared`; `unprobed` categories, whose quality is estimated from the others. `unplanned` has
-    the reason for each recipe that is left out.
+    (n_prompts, n_experts), NaN where missing. `variance` is that of each cell in a comparison of experts. `left_out` are
+    the parts of the declaration that the plan leaves out: `experts` without usable scores; `categories` pinned to one
+    of these, which answers them; the number of prompts by category that is `undeclared`; `unprobed` categories, whose
+    quality is estimated from the others. `unplanned` has the reason for each recipe that is left out.
     """
 
     plan: Plan
     prompts: Sequence[tuple[str, str]]
     labels: NDArray[np.int64]
     scores: Array
+    variance: Array
     left_out: Mapping[str, Any]
     unplanned: Mapping[str, str]
 
 
-def paired_error(plan: Plan, labels: NDArray[np.int64], scores: Array) -> Array:
-    """Standard error, by category and expert, of its mean score less that of the chosen expert, on the prompts that
-    both answered; NaN if they are too few.
-
-    It is that of the plain means; the estimates of the plan are shrunk, so their difference varies less. A cell's
-    variance is shrunk towards that of the expert's differences in all categories, as `pseudo_count` prompts. NaN too
-    where no score differs in any category: the prompts do not show that the experts are equal.
-    """
-    chosen = np.array([plan.problem.experts.index(name) for name in plan.assignment.choice])
-    shape = plan.problem.quality.shape
-    own = np.arange(shape[1]) == chosen[:, None]
-    squares, count = np.zeros(shape), np.zeros(shape)
-    for row, column in enumerate(chosen):
-        cell = scores[labels == row]
-        differences = cell - cell[:, [column]]
-        count[row] = np.isfinite(differences).sum(axis=0)
-        mean = np.nansum(differences, axis=0) / np.maximum(count[row], 1)
-        squares[row] = np.nansum((differences - mean) ** 2, axis=0)
-    free = np.where(own, 0.0, np.maximum(count - 1, 0.0)).sum(axis=0)
-    pooled, size = squares.sum(axis=0) / np.maximum(free, 1.0), np.maximum(count, 1.0)
-    variance = (squares + pooled * plan.pseudo_count) / (size + plan.pseudo_count) / size
-    known = (count >= MIN_PAIRED) & (pooled > 0)
-    return np.where(own, 0.0, np.where(known, np.sqrt(variance), np.nan))
+def difference_errors(variance: Array, chosen: NDArray[np.int64]) -> Array:
+    """Standard error, by category and expert, of its quality less that of the chosen expert."""
+    rows = np.arange(len(chosen))
+    error = np.sqrt(variance + variance[rows, chosen][:, None])
+    error[rows, chosen] = 0.0
+    return error
 
 
 def plan_basis(
@@ -192,7 +168,6 @@ def plan_basis(
     folder: Path,
     *,
     benchmark: str | None = None,
-    deviations: float,
     before: Plan | None = None,
     logged: LoggedUses | None = None,
 ) -> Basis:
@@ -237,21 +212,20 @@ def plan_basis(
     table = tabulate_partly(categories, columns, member, all_scores)
     noise = noise_of(member, scores)
     posterior = posterior_of(table, noise)
-    reassigned = tuple(name for name in before.reassigned if name in categories) if before else ()
+    reassigned = {name: time for name, time in before.reassigned.items() if name in categories} if before else {}
     feedback = before.feedback.over(categories, columns) if before and before.feedback and reassigned else None
     quality, variance, errors = posterior.mean, posterior.variance, posterior.error
     if recipes.arms:  # the quality that replay gave
         quality[:, len(experts) :] = recipes.quality
     if feedback is not None:
-        both, moved = posterior_of(merged(table, feedback), noise), np.isin(categories, reassigned)[:, None]
+        both, moved = posterior_of(merged(table, feedback), noise), np.isin(categories, list(reassigned))[:, None]
         pairs = (both.mean, quality), (both.variance, variance), (both.error, errors)
         quality, variance, errors = (np.where(moved, new, old) for new, old in pairs)
-    trusted = np.maximum(quality - deviations * np.sqrt(variance), 0.0)
     router = ArtifactStore(settings.artifacts, ROUTER).in_use() or ""
     mix = None if logged is None else logged.mix(categories, router=router)
     weights = np.maximum(member.sum(axis=0), 1.0) if mix is None else mix[0]
     problem = declared_problem(
-        registry, table, quality=trusted, weights=weights, variance=variance, measured_uses=uses, recipes=recipes
+        registry, table, quality=quality, weights=weights, variance=variance, measured_uses=uses, recipes=recipes
     )
     texts = [data.prompts[row] for row in rows]
     traffic = _traffic(settings, problem, texts, None if mix is None else mix[1])
@@ -266,7 +240,6 @@ def plan_basis(
         problem,
         table,
         f"{len(rows)} prompts of {folder.name}",
-        deviations,
         posterior.strength,
         quality,
         errors,
@@ -274,6 +247,7 @@ def plan_basis(
         feedback=feedback,
         reassigned=reassigned,
         measured_uses=uses,
+        measured_at=data.measured_at,
         pins=pins,
         declared=declared_digests(registry),
         traffic=traffic,
@@ -286,7 +260,7 @@ def plan_basis(
         "unprobed": [name for name, count in zip(categories, table.count.max(axis=1), strict=True) if not count],
     }
     prompts = list(zip([data.prompt_ids[row] for row in rows], texts, strict=True))
-    return Basis(plan, prompts, labels, all_scores, left_out, recipes.left_out)
+    return Basis(plan, prompts, labels, all_scores, variance, left_out, recipes.left_out)
 
 
 def _logged_tables(logged: LoggedUses, scored: MeasuredUses, registry: Registry) -> dict[str, ScoreTable]:
@@ -320,30 +294,25 @@ def _traffic(settings: Settings, problem: Problem, prompts: Sequence[str], logge
 def compare_with_single_experts(plan: Plan, errors: Array | None = None) -> tuple[dict[str, Any], ...]:
     """Return rows that compare the plan (first row) with each single expert serving all planned categories.
 
-    `quality` is what the plan optimizes, and `estimate` the mean. `cost` is in US dollars
-    per thousand requests. `latency_ms` is null if it is unknown. Pins and limits are ignored for single experts.
-    `less_plan` is the expert's quality minus the plan's; its standard error is that of paired means by category
-    (`errors`, see `paired_error`), null if a category has too few prompts.
+    `cost` is in US dollars per thousand requests. `latency_ms` is null if it is unknown. Pins and limits are ignored
+    for single experts. `less_plan` is the expert's quality minus the plan's; its standard error is that of `errors` by
+    category (`difference_errors`), null without them.
     """
     problem, weights = plan.problem, plan.problem.weights
-    chosen = [problem.experts.index(name) for name in plan.assignment.choice]
     used, quality = planned_use(problem, plan.assignment), planned_quality(problem, plan.assignment)
-    estimate = float(weights @ plan.estimate[np.arange(len(chosen)), chosen])
 
-    def row(expert: str | None, bound: float, mean: float, cost: float | None, latency: float | None) -> dict[str, Any]:
+    def row(expert: str | None, mean: float, cost: float | None, latency: float | None) -> dict[str, Any]:
         known = latency if latency is not None and np.isfinite(latency) else None
-        return {"expert": expert, "quality": bound, "estimate": mean, "cost": cost, "latency_ms": known}
+        return {"expert": expert, "quality": mean, "cost": cost, "latency_ms": known}
 
-    bounds = np.maximum(plan.estimate - plan.deviations * plan.error, 0.0)  # also where a pin excludes it
-    tables = bounds, plan.estimate, problem.use("mean_cost"), problem.use("mean_latency_ms")
+    tables = plan.estimate, problem.use("mean_cost"), problem.use("mean_latency_ms")
     unknown = np.full(problem.quality.shape, np.nan)
     error = np.sqrt(weights**2 @ (unknown if errors is None else errors) ** 2)
-    rows = zip(problem.experts, *((weights @ table).tolist() for table in tables), strict=True)
-    less = [
-        Difference(bound - quality, one).to_json()
-        for bound, one in zip((weights @ bounds).tolist(), error.tolist(), strict=True)
-    ]
+    singles = zip(problem.experts, *((weights @ table).tolist() for table in tables), strict=True)
     return (
-        row(None, quality, estimate, used.get("mean_cost"), used.get("mean_latency_ms")),
-        *(row(*single) | {"less_plan": difference} for single, difference in zip(rows, less, strict=True)),
+        row(None, quality, used.get("mean_cost"), used.get("mean_latency_ms")),
+        *(
+            row(*single) | {"less_plan": Difference(single[1] - quality, of_single).to_json()}
+            for single, of_single in zip(singles, error.tolist(), strict=True)
+        ),
     )

@@ -23,7 +23,7 @@ from coe.learning.log_frame import frame_of, open_logs
 from coe.learning.logged_uses import LoggedUses, uses_report
 from coe.measuring.gate_fit import GAINS_FILE, GateExamples, fit_gate, gate_report, read_gains
 from coe.planning.assignment import Assignment
-from coe.planning.job.basis import Basis, compare_with_single_experts, paired_error, plan_basis
+from coe.planning.job.basis import Basis, compare_with_single_experts, difference_errors, plan_basis
 from coe.planning.plan import Plan
 from coe.planning.problem import Problem
 from coe.planning.residual import Evidence, Residual, fit_residual
@@ -41,12 +41,11 @@ from coe.terminal import note_if_slow, print_error
 class PlanOptions:
     """Options of a plan.
 
-    Quality is `deviations` standard errors below the mean. With `drop_feedback` the plan rests on the scores alone.
+    With `drop_feedback` the plan rests on the scores alone.
     Uses are also measured in the routing log of the last `log_seconds`; 0 for none.
     """
 
     benchmark: str | None
-    deviations: float
     drop_feedback: bool
     dry_run: bool
     log_seconds: float = 0.0
@@ -66,7 +65,6 @@ def make_plan(
         registry,
         scores,
         benchmark=options.benchmark,
-        deviations=options.deviations,
         before=None if options.drop_feedback else before,
         logged=logged,
     )
@@ -77,7 +75,8 @@ def make_plan(
     with note_if_slow("finding each expert's marginal value"):
         values = marginal_values(problem, assignment)
     plan = replace(basis.plan, assignment=assignment, value_of_expert=values, unused=unused)
-    errors = paired_error(plan, basis.labels, basis.scores)
+    chosen = [plan.problem.experts.index(name) for name in assignment.choice]
+    errors = difference_errors(basis.variance, np.array(chosen))
     plan = replace(plan, against=compare_with_single_experts(plan, errors))
     if not options.dry_run:
         with store.draft() as draft:
@@ -91,6 +90,7 @@ def make_plan(
         print_error(f"note: the retrieval gate is not fitted: {error}")
     report = plan_to_json(problem, assignment) | {
         "price_by_category": assignment.price.tolist(),
+        "measured_at": plan.measured_at,
         "assumed_tokens": _assumed_tokens(registry, plan),
         "uses": uses_report(plan, logged),
         "value_of_expert": values,
@@ -98,8 +98,8 @@ def make_plan(
         "left_out": {**basis.left_out, "recipes": unplanned},
         "recipes": plan.policies.steps,
         "feedback": {
-            "kept": plan.reassigned,
-            "dropped": sorted(set(before.reassigned if before else ()) - set(plan.reassigned)),
+            "kept": tuple(plan.reassigned),
+            "dropped": sorted(set(before.reassigned if before else {}) - set(plan.reassigned)),
         },
         "residual": evidence._asdict(),
     }
