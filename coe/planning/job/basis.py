@@ -175,8 +175,7 @@ def paired_error(plan: Plan, labels: NDArray[np.int64], scores: Array) -> Array:
     free = np.where(own, 0.0, np.maximum(count - 1, 0.0)).sum(axis=0)
     pooled, size = squares.sum(axis=0) / np.maximum(free, 1.0), np.maximum(count, 1.0)
     variance = (squares + pooled * plan.pseudo_count) / (size + plan.pseudo_count) / size
-    known = (count >= MIN_PAIRED) & (pooled > 0)
-    return np.where(own, 0.0, np.where(known, np.sqrt(variance), np.nan))
+    return np.where(own, 0.0, np.where((count >= MIN_PAIRED) & (pooled > 0), np.sqrt(variance), np.nan))
 
 
 def plan_basis(
@@ -223,8 +222,7 @@ def plan_basis(
             expected=uses,
         )
     columns = (*experts, *recipes.arms)
-    all_scores = np.full((len(rows), len(columns)), np.nan)
-    all_scores[:, : len(experts)] = scores
+    all_scores = np.hstack((scores, np.full((len(rows), len(recipes.arms)), np.nan)))
     if recipes.arms:
         all_scores[whole, len(experts) :] = recipes.scores
     table = tabulate_partly(categories, columns, member, all_scores)
@@ -322,17 +320,13 @@ def compare_with_single_experts(plan: Plan, errors: Array | None = None) -> tupl
         known = latency if latency is not None and np.isfinite(latency) else None
         return {"expert": expert, "quality": bound, "estimate": mean, "cost": cost, "latency_ms": known}
 
-    bounds = plan.table.lower(
-        deviations=plan.deviations, pseudo_count=plan.pseudo_count
-    )  # also where a pin excludes it
+    # also where a pin excludes the expert
+    bounds = plan.table.lower(deviations=plan.deviations, pseudo_count=plan.pseudo_count)
     tables = bounds, plan.estimate, problem.use("mean_cost"), problem.use("mean_latency_ms")
-    unknown = np.full(problem.quality.shape, np.nan)
-    error = np.sqrt(weights**2 @ (unknown if errors is None else errors) ** 2)
+    error = np.sqrt(weights**2 @ (np.full(problem.quality.shape, np.nan) if errors is None else errors) ** 2)
     rows = zip(problem.experts, *((weights @ table).tolist() for table in tables), strict=True)
-    less = [
-        Difference(bound - quality, one).to_json()
-        for bound, one in zip((weights @ bounds).tolist(), error.tolist(), strict=True)
-    ]
+    pairs = zip((weights @ bounds - quality).tolist(), error.tolist(), strict=True)
+    less = [Difference(difference, standard_error).to_json() for difference, standard_error in pairs]
     return (
         row(None, quality, estimate, used.get("mean_cost"), used.get("mean_latency_ms")),
         *(row(*single) | {"less_plan": difference} for single, difference in zip(rows, less, strict=True)),
