@@ -240,9 +240,9 @@ class Decision:
 
     `candidates` is the fallback order and starts with the selected expert. `category` and `confidence` come from the
     prediction. `propensity` is the probability with which the policy selects the first candidate (1.0 without
-    exploration), `propensities` that of each candidate (empty without exploration). `utility` is the expected quality
-    minus price of each candidate, `price` the amount subtracted. Both are empty for a pinned expert; `price` is also
-    empty if every price is 0.
+    exploration), `propensities` that of each candidate (empty if no other could have been chosen). `utility` is the
+    expected quality minus price of each candidate, `price` the amount subtracted. Both are empty for a pinned expert;
+    `price` is also empty if every price is 0.
 
     After a fallback, `fallback_from` is the first choice and `cause` the reason why it did not answer. A failed request
     has a `cause` too. Otherwise both are empty. `rule` is that of the prediction.

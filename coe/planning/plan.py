@@ -112,16 +112,15 @@ class Plan:
 
         The columns of chains and fuses follow the others, as in the columns of a plan.
         """
-        columns, policies = self.assignment.experts, self.policies
         bounds = {recipe.name: recipe.max_loss for recipe in registry.declared_recipes}
         found = list[str]()
         for arm in registry.recipe_arms:
-            if arm.name in columns and policies.has(arm):
-                bound, fitted = bounds[arm.name], policies.by_arm.get(arm.name)
+            if arm.name in self.assignment.experts and self.policies.has(arm):
+                bound, fitted = bounds[arm.name], self.policies.by_arm.get(arm.name)
                 tested = None if fitted is None else fitted.max_loss
                 if bound is None or (tested is not None and tested <= bound):
                     found.append(arm.name)
-        return tuple(sorted(found, key=lambda name: name in policies.written))
+        return tuple(sorted(found, key=lambda name: name in self.policies.written))
 
     def save(self, folder: Path) -> None:
         """Write the files into an existing folder."""
@@ -248,8 +247,7 @@ def _assignment(plan: Plan, registry: Registry, categories: tuple[str, ...]) -> 
     untried[[name not in known[0] or name in registry.assignment for name in categories]] = False
     explored = planned.exploration
     if explored is not None:
-        explored = over(explored, 0.0) * (np.isfinite(quality) | untried)
-        explored = np.where(untried, np.maximum(explored, 1.0 / len(experts)), explored)
+        explored = np.maximum(over(explored, 0.0) * (np.isfinite(quality) | untried), untried / len(experts))
     return Assignment(
         *names,
         quality,

@@ -205,8 +205,7 @@ def plan_basis(
             expected=uses,
         )
     columns = (*experts, *recipes.arms)
-    all_scores = np.full((len(rows), len(columns)), np.nan)
-    all_scores[:, : len(experts)] = scores
+    all_scores = np.hstack((scores, np.full((len(rows), len(recipes.arms)), np.nan)))
     if recipes.arms:
         all_scores[whole, len(experts) :] = recipes.scores
     table = tabulate_partly(categories, columns, member, all_scores)
