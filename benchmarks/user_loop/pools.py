@@ -15,7 +15,7 @@ from coe.measuring.quality import read_quality
 from coe.measuring.tune import Goal, assess, first_cells, next_cells
 from coe.planning.posterior import posterior_of
 from coe.planning.problem import Problem
-from coe.planning.score_table import noise_of, tabulate_partly
+from coe.planning.score_table import tabulate_partly
 
 Array = NDArray[np.float64]
 PROBES, MIN_PROMPTS = 40, 60
@@ -55,11 +55,10 @@ def tune(scores: Array, member: Array, *, everything: bool) -> tuple[NDArray[np.
     while True:
         for cell in cells:
             known[cell] = scores[cell]
-        noise, table = noise_of(member, known), tabulate_partly(names, experts, member, known)
-        posterior, left = posterior_of(table, noise), (member.T @ np.isnan(known)).astype(np.int64)
-        spread = posterior.mean * (1 - posterior.mean) * noise[0] * noise[1]
+        table = tabulate_partly(names, experts, member, known)
+        posterior, left = posterior_of(table), (member.T @ np.isnan(known)).astype(np.int64)
         problem = Problem.of(table, quality=posterior.mean, weights=np.ones(len(names)))
-        assessment = assess(problem, posterior, spread, left)
+        assessment = assess(problem, posterior, left)
         cells = next_cells(assessment, np.ones(len(experts)), member, np.isnan(known))
         if assessment.loss <= goal.tolerance or assessment.gain <= goal.min_gain or not cells:
             return assessment.choice, int(np.isfinite(known).sum())

@@ -28,7 +28,7 @@ from coe.planning.plan import Plan
 from coe.planning.posterior import posterior_of
 from coe.planning.problem import relative_cost
 from coe.planning.residual import MAX_PROMPTS, Evidence, Residual, fit_residual
-from coe.planning.score_table import Array, ScoreTable, noise_of, tabulate_partly
+from coe.planning.score_table import Array, ScoreTable, tabulate_partly
 from coe.planning.uses import MeasuredUses
 from coe.recipes.fitting.columns import RecipeColumns, recipe_columns
 from coe.records.record import FEEDBACK_KINDS
@@ -179,7 +179,7 @@ def _measure(job: Job, folder: Path | None, benchmark: str | None) -> _Measured:
     names = sorted(set(data.categories))
     member, scores = np.eye(len(names))[data.labels(range(len(data.prompts)), names)], data.scores[:, columns]
     measured = tabulate_partly(names, job.registry.expert_names, member, scores)
-    fitted = posterior_of(measured, noise_of(member, scores)).strength
+    fitted = posterior_of(measured).strength
     weighting = Weighting(pseudo_count=min(fitted, MAX_PSEUDO_COUNT))
     return _Measured(hashlib.sha256(contents).hexdigest(), table, probes, weighting)
 

@@ -23,7 +23,7 @@ from coe.planning.assignment import Assignment, apply_residual, expected_utility
 from coe.planning.posterior import posterior_of
 from coe.planning.problem import Problem
 from coe.planning.residual import Residual, fit_residual
-from coe.planning.score_table import noise_of, tabulate_softly
+from coe.planning.score_table import tabulate_softly
 from coe.planning.solver import solve
 from coe.recipes.fitting.benchmark import SplitComparison, compare, recipe_report
 from coe.recipes.fitting.fit import Answers
@@ -234,7 +234,7 @@ def _train(
     known, scores = [labels[number] for number in there], data.scores[train[there]]
     member = np.array(known)[:, np.newaxis] == np.array(router.categories)
     table = tabulate_softly(router.categories, data.models, member, scores)
-    assignment = solve(Problem.of(table, quality=posterior_of(table, noise_of(member, scores)).mean))
+    assignment = solve(Problem.of(table, quality=posterior_of(table).mean))
     return router, assignment, train[there], np.array([router.categories.index(label) for label in known])
 
 

@@ -3,12 +3,11 @@
 Probes are selected in rounds. Every score goes to the journal of `coe score`, so a stopped run continues. An expert
 that answers no probe of a round gets no more in this run.
 
-Every expert first answers a few probes of each category. Then `assess` draws qualities from the posterior of the scores
-and solves the plan of each draw. The loss of the current plan in a draw is what the draw's own plan gains over it. The
-plan is settled when its expected loss is within a tolerance. Until then, `next_cells` selects the cells (category x
-expert) whose next probes are expected to reduce this loss most per unit of cost. This is the expected opportunity cost
-of Chick and Inoue (2001, doi:10.1287/opre.49.5.732.10615). Scores of earlier runs count, so a new expert is measured
-beside the others by the same rule.
+Every expert first answers a few probes of each category. Then `assess` states what the plan of the scores so far is
+expected to lose to the best one, under the posterior of the qualities. The plan is settled when that is within a
+tolerance. Until then, `next_cells` selects the cells (category x expert) whose next probes are expected to improve the
+plan most per unit of cost. Scores of earlier runs count, so a new expert is measured beside the others by the same
+rule.
 """
 
 from __future__ import annotations
@@ -38,8 +37,8 @@ from coe.planning.job.basis import declared_problem
 from coe.planning.job.plan import logged_uses
 from coe.planning.posterior import Posterior, posterior_of
 from coe.planning.problem import Problem
-from coe.planning.score_table import ScoreTable, noise_of, tabulate_partly
-from coe.planning.solver import best_choice
+from coe.planning.score_table import ScoreTable, tabulate_partly
+from coe.planning.solver import solve
 from coe.planning.uses import ASSUMED_OUTPUT_TOKENS, MEASURES, MeasuredUses
 from coe.recipes.agreement import MAX_GRADED_CHARACTERS
 from coe.registry import Registry
@@ -47,13 +46,16 @@ from coe.settings import Settings
 from coe.terminal import dollars
 
 Array = NDArray[np.float64]
-FIRST_PROBES, BLOCK_PROBES = 2, 3
-"""Probes of each category that every expert answers first, and probes of a cell (category x expert) at a time."""
-ROUND_CELLS = 8
-"""Cells that get probes in one round."""
-DRAWS, MAX_SOLVED_DRAWS, MIN_SOLVED_DRAWS, SOLVED_CELLS = 1000, 60, 20, 30_000
-"""Draws from the posterior. If a budget is declared, a program is solved for each draw. The number of draws is then
-SOLVED_CELLS by the number of cells, within the two limits."""
+FIRST_PROBES = 2
+"""Probes of each category that every expert answers first."""
+BLOCKS = (1, 2, 4, 8, 16)
+"""Numbers of probes of a cell (category x expert) whose gain is compared: one alone may change no choice."""
+ROUND_CELLS, ROUND_PROBES = 8, 4
+"""Cells that get probes in one round, and the most probes of each."""
+DRAWS = 1000
+"""Draws from the posterior."""
+EXCLUDED = -1e9
+"""Worth of an expert that may not serve a category."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,7 @@ class Goal:
     Scoring also stops when all remaining probes together are expected to gain at most `min_gain`.
     """
 
-    tolerance: float = 0.006
+    tolerance: float = 0.008
     min_gain: float = 0.001
 
 
@@ -73,53 +75,61 @@ class Assessment:
 
     `choice`, shape (n_categories,), is the index of the expert. `loss` is the quality that the plan is expected to lose
     to the best one, and `gain` the part of it that the remaining probes are expected to gain. `value`, shape
-    (n_categories, n_experts), is the part that the next BLOCK_PROBES probes of a cell are expected to gain.
+    (n_categories, n_experts), is the quality that each of the next `probes` of a cell is expected to gain.
     """
 
     choice: NDArray[np.int64]
     loss: float
     gain: float
     value: Array
+    probes: NDArray[np.int64]
 
 
-def assess(problem: Problem, posterior: Posterior, spread: Array, left: NDArray[np.int64]) -> Assessment:
-    """Return the plan of `problem` and its expected loss under the posterior.
+def assess(problem: Problem, posterior: Posterior, left: NDArray[np.int64]) -> Assessment:
+    """Return the plan of `problem` and its expected loss under the posterior; `left` counts the remaining probes.
 
-    `spread` is the variance of one more score, and `left` counts the remaining probes, by cell. Equal inputs give equal
-    results. Raises ConfigError for an impossible budget.
+    A budget counts by its prices: what an expert is worth is its quality less its price in the plan. The expected loss
+    is then an upper bound. Equal inputs give equal results. Raises ConfigError for an impossible budget.
     """
-    draws = DRAWS
-    if problem.budget:
-        draws = int(np.clip(SOLVED_CELLS // left.size, MIN_SOLVED_DRAWS, MAX_SOLVED_DRAWS))
-    mean, variance = posterior.mean, posterior.variance
-    choice, drawn = best_choice(problem, problem.quality), posterior.draw(draws)
-    loss, best = _losses(problem, choice, drawn)
-    known_then = _known(variance, spread, left)  # by the remaining probes
-    gain, _ = _losses(problem, choice, mean + np.sqrt(known_then) * (drawn - mean))
-    value, rows = np.zeros(left.shape), np.arange(len(choice))
-    for row, own in zip(rows.tolist(), choice.tolist(), strict=True):
-        rival = np.bincount(best[:, row], loss[:, row], minlength=left.shape[1]) / draws
-        both = variance[row] + variance[row, own]
-        value[row] = rival * variance[row] / both
-        value[row, own] = float((rival * variance[row, own] / both).sum() - rival[own])
-    value *= _known(variance, spread, np.minimum(left, BLOCK_PROBES))
-    return Assessment(choice, float(loss.sum(axis=1).mean()), float(gain.sum(axis=1).mean()), value)
+    plan = solve(problem)
+    choice, is_allowed = np.array([problem.experts.index(name) for name in plan.choice]), np.isfinite(problem.quality)
+    worth = np.where(is_allowed, posterior.mean - plan.price, EXCLUDED)
+    drawn = np.where(is_allowed, posterior.draw(DRAWS) - plan.price, EXCLUDED)
+    weights, rows = problem.weights / problem.weights.sum(), np.arange(len(choice))
+
+    def loss(values: Array) -> float:
+        return float((values.max(axis=2) - values[:, rows, choice]).mean(axis=0) @ weights)
+
+    variance, spread = posterior.variance, posterior.mean * (1 - posterior.mean)
+    known_then = variance * left / np.maximum(variance * left + spread, 1e-12)  # share that the remaining probes remove
+    value, probes = _value(worth, posterior.covariance, weights, spread, left)
+    return Assessment(choice, loss(drawn), loss(worth + np.sqrt(known_then) * (drawn - worth)), value, probes)
 
 
-def _known(variance: Array, spread: Array, probes: NDArray[np.int64]) -> Array:
-    """Return the share of a cell's variance that some more probes are expected to remove."""
-    return np.asarray(variance * probes / np.maximum(variance * probes + spread, 1e-12))
+def _value(
+    worth: Array, covariance: Array, weights: Array, spread: Array, left: NDArray[np.int64]
+) -> tuple[Array, NDArray[np.int64]]:
+    """Return what each further probe of a cell is expected to gain, for the number of probes that makes it largest.
 
-
-def _losses(problem: Problem, choice: NDArray[np.int64], drawn: Array) -> tuple[Array, NDArray[np.int64]]:
-    """Return the quality that `choice` loses to the best plan of each draw, and the choices of that plan.
-
-    Shapes (n_draws, n_categories); the losses of a draw sum to that of the plan, which is not negative.
+    Scores of a cell move the estimates of all categories of its expert (`covariance`), and gain where this changes the
+    best expert: knowledge gradient for correlated beliefs, Frazier and others 2009, doi:10.1287/ijoc.1080.0314.
+    `spread` is the variance of one score.
     """
-    allowed = np.where(np.isfinite(problem.quality), drawn, -np.inf)
-    best = best_choice(problem, allowed)
-    own = drawn[:, np.arange(len(choice)), choice]
-    return problem.weights * (np.take_along_axis(drawn, best[:, :, None], 2)[:, :, 0] - own), best
+    from scipy.stats import norm
+
+    ranked = np.sort(np.column_stack([np.full(len(worth), EXCLUDED), worth]), axis=1)
+    best, second = ranked[:, -1:], ranked[:, -2:-1]
+    gap = np.minimum(np.where(worth >= best, worth - second, best - worth), 10.0)
+    value, probes = np.zeros(worth.shape), np.ones(worth.shape, dtype=np.int64)
+    for count in BLOCKS:
+        deviation = np.sqrt(np.diagonal(covariance, axis1=1, axis2=2) + spread.T / count)
+        change = np.abs(covariance) / deviation[:, None, :] + 1e-12
+        distance = gap.T[:, :, None] / change
+        gain = change * (norm.pdf(distance) - distance * norm.sf(distance))
+        each = np.where(left >= count, np.einsum("i,kij->jk", weights, gain) / count, 0.0)
+        probes = np.where(each > value, count, probes)
+        value = np.maximum(each, value)
+    return value, probes
 
 
 Cells = list[tuple[int, int]]
@@ -137,19 +147,19 @@ def first_cells(member: Array, open_cells: NDArray[np.bool_]) -> Cells:
     return [(row, column) for row in rows for column in np.flatnonzero(open_cells[row]).tolist()]
 
 
-def next_cells(found: Assessment, cost: Array, member: Array, open_cells: NDArray[np.bool_]) -> Cells:
-    """Return the open probes of the next round: BLOCK_PROBES of each of the cells of the largest value per cost.
+def next_cells(assessment: Assessment, cost: Array, member: Array, open_cells: NDArray[np.bool_]) -> Cells:
+    """Return the open probes of the next round: some of each of the cells of the largest value per cost.
 
     `cost`, shape (n_experts,), is that of a probe in any unit. Experts get the probes of a category in one order, so
     that they mostly answer the same ones.
     """
-    worth = found.value / np.maximum(cost, 1e-12)
+    worth = assessment.value / np.maximum(cost, 1e-12)
     cells: Cells = []
     for place in np.argsort(-worth, axis=None, kind="stable")[:ROUND_CELLS].tolist():
         row, column = divmod(place, worth.shape[1])
         if worth[row, column] > 0:
-            rows = np.flatnonzero((member[:, row] > 0) & open_cells[:, column])[:BLOCK_PROBES]
-            cells += [(probe, column) for probe in rows.tolist()]
+            rows = np.flatnonzero((member[:, row] > 0) & open_cells[:, column])
+            cells += [(probe, column) for probe in rows[: min(assessment.probes[row, column], ROUND_PROBES)].tolist()]
     return sorted(cells)
 
 
@@ -234,11 +244,9 @@ class Measurements:
 
     def assess(self, open_cells: NDArray[np.bool_]) -> Assessment:
         """Return the plan of these scores, as `coe plan` makes it, and what it may lose. Raises ConfigError."""
-        noise = noise_of(self.grid.member, self.scores)
-        posterior = posterior_of(self.table, noise)
-        spread = posterior.mean * (1 - posterior.mean) * noise[0] * noise[1]
+        posterior = posterior_of(self.table)
         left = (self.grid.member.T @ open_cells).astype(np.int64)
-        return assess(self._problem(posterior), posterior, spread, left)
+        return assess(self._problem(posterior), posterior, left)
 
     def _problem(self, posterior: Posterior) -> Problem:
         grid = self.grid

@@ -1,9 +1,10 @@
 """Posterior of the quality of each category and expert, from few or many scores (empirical Bayes).
 
-A cell of a score table is a category and an expert. Its prior is centred on an effect of the expert plus one of the
-category, and is a mixture of Beta distributions of fixed strengths, from "any quality" to "no difference". The weights
-of the strengths are fitted to the table: they say how much experts differ by category, and how many specialists there
-are. So a few scores cannot rank a weak expert above a strong one, and yet a specialist keeps a chance.
+A cell of a score table is a category and an expert. An expert has a usual quality, from which a category departs alike
+for all experts. The prior of a cell is a mixture: Beta distributions about the usual quality, from "departs much" to
+"not at all", and one for specialists, about the quality of the category's best expert. The usual quality is integrated
+over a grid and the shares of the mixture are fitted to the table. So the scores of a category inform about the expert's
+other categories, a few scores cannot rank a weak expert above a strong one, and yet a specialist keeps a chance.
 Adaptive shrinkage: Stephens 2017, doi:10.1093/biostatistics/kxw041.
 """
 
@@ -17,102 +18,117 @@ from numpy.typing import NDArray
 from coe.planning.score_table import ScoreTable
 
 Array = NDArray[np.float64]
-STRENGTHS = np.array([2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 1e6])
-"""Strengths of the prior, in scores: the variance of a cell's quality q around its centre c is c (1 - c) / strength."""
-RARE = 1.0
-"""Cells that each strength is assumed to have beside those of the table, so that none is ruled out."""
-FITS, STEPS = 3, 30
-"""Fits of centre and weights in turn, and the steps of each: of backfitting, and of expectation maximisation."""
-MAX_RIDGE = 30.0
-"""Most scores that shrink an effect."""
-LEAST_CENTRE = 0.02
-"""Distance of a centre from 0 and 1."""
+LEAST = 0.02
+"""Distance of a prior's quality from 0 and 1."""
+GRID = np.linspace(LEAST, 1 - LEAST, 25)
+"""Usual qualities of an expert."""
+STRENGTHS = np.array([8.0, 64.0, 1e6, 5.0])
+"""Strength of each part of the mixture, in scores; the last is that of specialists. The variance of a cell's quality q
+about the prior's quality c is c (1 - c) / (strength + 1)."""
+ASSUMED_CELLS = 30.0 * np.array([0.17, 0.34, 0.34, 0.15])
+"""Cells of each part that count beside those of the table, by which the shares of the mixture are shrunk."""
+FITS, STEPS = 3, 8
+"""Fits of the categories' departures and the mixture in turn, and steps of expectation maximisation in each."""
+DEPARTURE_STRENGTH, MAX_RIDGE = 30.0, 60.0
+"""Scores after which more of a cell say little about its category, and most scores that shrink a departure."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Posterior:
-    """Mixtures of Beta distributions, shape (n_categories, n_experts, n_strengths), and the fitted `strength`.
+    """Qualities by category and expert: for each usual quality on the grid, a mixture of Beta distributions.
 
-    `level_variance`, shape (n_categories, n_experts), is that of what all experts of a category share, which no choice
-    between them depends on.
+    `usual`, shape (n_grid, n_experts), is the probability of each usual quality. `share`, `right` and `wrong` are those
+    of the mixtures, shape (n_grid, n_categories, n_experts, n_parts). `mean` has shape (n_categories, n_experts),
+    `covariance` of the categories of an expert (n_experts, n_categories, n_categories). `strength` is that of the
+    fitted prior.
     """
 
-    weight: Array
+    usual: Array
+    share: Array
     right: Array
     wrong: Array
-    level_variance: Array
+    mean: Array
+    covariance: Array
     strength: float
 
     @property
-    def mean(self) -> Array:
-        return np.asarray((self.weight * self.right / (self.right + self.wrong)).sum(axis=2))
-
-    @property
     def variance(self) -> Array:
-        """Variance that matters for a choice between experts."""
-        total = self.right + self.wrong
-        mean = self.right / total
-        square = mean * (1 - mean) / (total + 1) + mean**2
-        return np.asarray(np.maximum((self.weight * square).sum(axis=2) - self.mean**2, 0.0))
-
-    @property
-    def error(self) -> Array:
-        """Standard error of the quality itself."""
-        return np.asarray(np.sqrt(self.variance + self.level_variance))
+        return np.asarray(np.diagonal(self.covariance, axis1=1, axis2=2).T)
 
     def draw(self, count: int) -> Array:
         """Draw qualities, shape (count, n_categories, n_experts); equal calls give equal draws."""
         rng = np.random.default_rng(0)
-        place = (rng.random((count, *self.weight.shape[:2], 1)) > self.weight.cumsum(axis=2)[..., :-1]).sum(axis=3)
-        right, wrong = (np.take_along_axis(one[None], place[..., None], 3)[..., 0] for one in (self.right, self.wrong))
-        return np.asarray(rng.beta(right, wrong))
+        drawn = np.empty((count, *self.mean.shape))
+        for expert in range(drawn.shape[2]):
+            row = rng.choice(len(self.usual), size=count, p=self.usual[:, expert])
+            share, right, wrong = (values[row, :, expert] for values in (self.share, self.right, self.wrong))
+            part = (rng.random((*share.shape[:2], 1)) > share.cumsum(axis=2)[..., :-1]).sum(axis=2, keepdims=True)
+            drawn[..., expert] = rng.beta(*(np.take_along_axis(values, part, 2)[..., 0] for values in (right, wrong)))
+        return drawn
 
 
-def posterior_of(table: ScoreTable, noise: tuple[float, float] = (1.0, 1.0)) -> Posterior:
-    """Return the posterior of a table's cells; `noise` is that of its scores (`noise_of`)."""
+def posterior_of(table: ScoreTable) -> Posterior:
+    """Return the posterior of a table's cells."""
     from scipy.special import betaln
 
-    total, paired = noise
-    count = table.count / (total * paired)
-    seen = count * np.nan_to_num(table.mean)
-    weights = np.full(len(STRENGTHS), 1 / len(STRENGTHS))
-    share = np.broadcast_to(weights, (*count.shape, len(weights)))
+    mean, is_scored = np.nan_to_num(table.mean), table.count > 0
+    count = table.count / _noise(table)
+    seen, missed = count * mean, count * (1 - mean)
+    share_of_part = ASSUMED_CELLS / ASSUMED_CELLS.sum()
+    usual_mean = (seen.sum(axis=0) + 1) / (count.sum(axis=0) + 2)
+    size, best = count / (1 + count / DEPARTURE_STRENGTH), np.full(len(mean), usual_mean.max())
+    is_usual = np.ones(count.shape)
     for _ in range(FITS):
-        size = (share * count[..., None] / (1 + count[..., None] / STRENGTHS)).sum(axis=2)
-        centre, known = _centre(np.nan_to_num(table.mean), size)
-        prior = 1 / (1 / STRENGTHS + 1 / known[None, :, None])
-        right, wrong = prior * centre[..., None], prior * (1 - centre[..., None])
-        fit = betaln(right + seen[..., None], wrong + (count - seen)[..., None]) - betaln(right, wrong)
-        fit = np.exp(fit - fit.max(axis=2, keepdims=True))
+        departure = _departures(mean - usual_mean, size * is_usual, usual_mean)
+        centre = np.clip(GRID[:, None] + departure, LEAST, 1 - LEAST)
+        centres = np.stack([*[centre] * (len(STRENGTHS) - 1), np.broadcast_to(best, centre.shape)], axis=2)
+        right, wrong = (STRENGTHS * values[:, :, None] for values in (centres, 1 - centres))
+        fit = betaln(right + seen[..., None], wrong + missed[..., None]) - betaln(right, wrong)
         for _ in range(STEPS):
-            share = weights * fit
-            share /= share.sum(axis=2, keepdims=True)
-            weights = RARE + share[table.count > 0].sum(axis=0)
-            weights /= weights.sum()
-        strength = float(1 / (weights / STRENGTHS).sum())
-    mean = np.nan_to_num(table.mean)
-    level = np.divide(total * (1 - paired) * mean * (1 - mean), table.count, out=np.zeros_like(mean), where=count > 0)
-    return Posterior(share, right + seen[..., None], wrong + (count - seen)[..., None], level, strength)
+            share = fit + np.log(share_of_part)
+            largest = share.max(axis=3)
+            share = np.exp(share - largest[..., None])
+            evidence = (np.log(share.sum(axis=3)) + largest).sum(axis=1)
+            usual = np.exp(evidence - evidence.max(axis=0))
+            usual /= usual.sum(axis=0)
+            share /= share.sum(axis=3, keepdims=True)
+            parts = np.einsum("gk,gmkp->mkp", usual, share)
+            share_of_part = ASSUMED_CELLS + parts[is_scored].sum(axis=0)
+            share_of_part /= share_of_part.sum()
+        is_usual, usual_mean = 1 - parts[..., -1], GRID @ usual
+        best = np.clip((usual_mean + departure[:, None]).max(axis=1), LEAST, 1 - LEAST)
+    right, wrong = right + seen[..., None], wrong + missed[..., None]
+    of_part = right / (right + wrong)
+    of_grid = (share * of_part).sum(axis=3)
+    square = (share * (of_part * (1 - of_part) / (right + wrong + 1) + of_part**2)).sum(axis=3)
+    estimate = np.einsum("gk,gmk->mk", usual, of_grid)
+    off = of_grid - estimate
+    covariance = np.einsum("gk,gik,gjk->kij", usual, off, off)
+    own = np.arange(len(mean))
+    covariance[:, own, own] = (np.einsum("gk,gmk->mk", usual, square) - estimate**2).T
+    strength = float(1 / (share_of_part / STRENGTHS).sum())
+    return Posterior(usual, share, right, wrong, estimate, covariance, strength)
 
 
-def _centre(mean: Array, size: Array) -> tuple[Array, Array]:
-    """Return the additive estimate of each cell, and the size of each expert's part, shape (n_experts,).
+def _noise(table: ScoreTable) -> float:
+    """Return the variance of single scores over that of right and wrong answers; partial scores vary less."""
+    many = table.count > 1
+    mean, count = np.where(many, np.nan_to_num(table.mean), 0.0), np.where(many, table.count, 0.0)
+    expected = float(((count - many) * mean * (1 - mean)).sum())
+    actual = float((count * np.where(many, np.nan_to_num(table.variance), 0.0)).sum())
+    return float(np.clip(actual / expected, 0.05, 1.0)) if expected > 0 and actual > 0 else 1.0
 
-    `size` is that of each cell. Backfitting shrinks the effects, by the more scores the smaller they are.
+
+def _departures(distance: Array, size: Array, usual: Array) -> Array:
+    """Return by how much each category departs from the usual qualities of all experts, shrunk to 0.
+
+    `distance`, shape (n_categories, n_experts), is that of the scores' means, and `size` what each of them counts.
     """
-    level = float((size * mean).sum() / max(size.sum(), 1e-12))
-    noise, ridge = level * (1 - level), [1.0, 1.0]
-    effects = [np.zeros((len(mean), 1)), np.zeros((1, mean.shape[1]))]
-    sizes = [size.sum(axis=1, keepdims=True), size.sum(axis=0, keepdims=True)]
-    for step in range(2 * STEPS):
-        own = 1 - step % 2  # experts first
-        total = (size * (mean - level - effects[1 - own])).sum(axis=1 - own, keepdims=True)
-        effects[own] = total / (sizes[own] + ridge[own])
-        used = sizes[own] > 0
-        between = (effects[own][used] ** 2 - noise / np.maximum(sizes[own][used], 1)).mean() if used.any() else 0.0
-        ridge[own] = min(noise / max(float(between), 1e-3), MAX_RIDGE)
-    centre = level + effects[0] + effects[1]
-    return np.clip(centre, LEAST_CENTRE, 1 - LEAST_CENTRE), sizes[1][0] + ridge[1]
+    total, noise = size.sum(axis=1), float((usual * (1 - usual)).mean())
+    departure = (size * distance).sum(axis=1)
+    between = float(((departure / np.maximum(total, 1e-9)) ** 2 - noise / np.maximum(total, 1)).mean())
+    departure /= total + min(noise / max(between, 1e-3), MAX_RIDGE)
+    return np.asarray(departure - departure.mean())
 
 
 LEVEL = 0.02

@@ -90,6 +90,8 @@ def align(
 PSEUDO_COUNT = 10.0
 """Default strength of shrinkage towards the additive estimate, in prompts."""
 BACKFITTING_ITERATIONS = 30
+PROMPT_SHRINKAGE = 0.25
+"""Variance of a score within its prompt and expert over the variance between prompts, where scores are filled in."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -170,20 +172,18 @@ def tabulate_partly(
     table = tabulate_softly(categories, experts, member, scores)
     if np.isfinite(scores).all():
         return table
-    paired = noise_of(member, scores)[1]
-    shrinkage = paired / max(1 - paired, 1e-3)
     mean = table.mean.copy()
     for row in range(len(table.categories)):
         known = np.isfinite(cell := scores[member[:, row] > 0])
         cell, known = cell[known.any(axis=1)], known[known.any(axis=1)]
         if len(cell):
-            prompt, expert = prompt_effects(cell, known, shrinkage=shrinkage)
+            prompt, expert = _effects(cell, known, shrinkage=PROMPT_SHRINKAGE)
             filled = np.where(known, cell, prompt[:, None] + expert).mean(axis=0)
             mean[row] = np.where(table.count[row] > 0, np.clip(filled, 0.0, 1.0), np.nan)
     return replace(table, mean=mean)
 
 
-def prompt_effects(scores: Array, known: NDArray[np.bool_], *, shrinkage: float) -> tuple[Array, Array]:
+def _effects(scores: Array, known: NDArray[np.bool_], *, shrinkage: float) -> tuple[Array, Array]:
     """Return an effect of each prompt and one of each expert, whose sum approximates the `known` scores.
 
     The effects of prompts are around 0 and shrunk towards it, as if each prompt had `shrinkage` more scores of 0. One
@@ -195,33 +195,3 @@ def prompt_effects(scores: Array, known: NDArray[np.bool_], *, shrinkage: float)
         expert = (values - known * prompt[:, None]).sum(axis=0) / columns
         prompt = (values - known * expert).sum(axis=1) / (known.sum(axis=1) + shrinkage)
     return prompt, expert
-
-
-PRIOR_FREEDOM = 30.0
-"""Scores that are assumed to show no difficulty of prompts, beside the measured ones."""
-
-
-def noise_of(member: NDArray[np.float64], scores: NDArray[np.floating]) -> tuple[float, float]:
-    """Return the variance of scores within a cell over that of right and wrong answers, and the part of it that remains
-    when the difficulty of each prompt is removed, which lowers the scores of all experts.
-
-    `member` and `scores` are those of `tabulate_partly`; prompts with one score do not count.
-    """
-    whole = rest = expected = free = paired_free = 0.0
-    for row in range(member.shape[1]):
-        cell = scores[member[:, row] > 0]
-        cell = cell[np.isfinite(cell).sum(axis=1) > 1]
-        known = np.isfinite(cell)
-        count = known.sum(axis=0)
-        prompt, expert = prompt_effects(cell, known, shrinkage=0.0)
-        mean = np.where(known, cell, 0.0).sum(axis=0) / np.maximum(count, 1)
-        whole += float((np.where(known, cell - mean, 0.0) ** 2).sum())
-        rest += float((np.where(known, cell - prompt[:, None] - expert, 0.0) ** 2).sum())
-        expected += float((count * mean * (1 - mean)).sum())
-        free += float(count.sum() - (count > 0).sum())
-        paired_free += max(float(count.sum() - (count > 0).sum() - len(cell) + 1), 0.0)
-    if free <= 0 or whole <= 0:
-        return 1.0, 1.0
-    variance = whole / free
-    paired = (rest + PRIOR_FREEDOM * variance) / (paired_free + PRIOR_FREEDOM) / variance
-    return float(np.clip(whole / expected, 0.05, 1.0)), float(np.clip(paired, 0.2, 1.0))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from coe.planning.posterior import credited, posterior_of
-from coe.planning.score_table import ScoreTable, noise_of, tabulate_softly
+from coe.planning.score_table import ScoreTable, tabulate_softly
 
 
 def tabulate(categories: list[str], models: list[str], scores: list[float]) -> ScoreTable:
@@ -66,8 +66,8 @@ def test_errors_cover_the_truth_and_fall_with_more_scores() -> None:
     for count in (4, 40):
         truth = np.clip(np.array([0.8, 0.7, 0.6, 0.5]) + 0.12 * rng.standard_normal((40, 4)), 0.02, 0.98)
         posterior = posterior_of(table_of(rng.binomial(count, truth).tolist(), count))
-        misses.append((np.abs(posterior.mean - truth) > 2 * posterior.error).mean())
-        errors.append(posterior.error.min())
+        misses.append((np.abs(posterior.mean - truth) > 2 * np.sqrt(posterior.variance)).mean())
+        errors.append(np.sqrt(posterior.variance.min()))
         drawn = posterior.draw(400)
         np.testing.assert_allclose(drawn.mean(axis=0), posterior.mean, atol=0.05)
         np.testing.assert_allclose(drawn.std(axis=0), np.sqrt(posterior.variance), atol=0.05)
@@ -82,19 +82,25 @@ def test_of_level_experts_the_cheapest_serves() -> None:
     assert credited(quality, np.full((2, 3), 1e-9), cost).argmax(axis=1).tolist() == [0, 0]
 
 
-def test_the_part_of_the_noise_that_prompts_share_is_measured() -> None:
-    rng = np.random.default_rng(2)
-    member, hard = np.repeat(np.eye(4), 50, axis=0), rng.uniform(size=(200, 1))
-    alone, shared = (rng.uniform(size=(200, 5)) < 0.5), (np.tile(hard, (1, 5)) < 0.5)
-    total, paired = noise_of(member, alone.astype(float))
-    assert total == pytest.approx(1.0)
-    assert paired > 0.9
-    assert noise_of(member, shared.astype(float))[1] < 0.3
+def test_partial_scores_say_more_than_right_and_wrong_ones() -> None:
+    mean, count = np.array([[0.6, 0.5], [0.6, 0.5]]), np.full((2, 2), 20.0)
+    graded, judged = (
+        posterior_of(ScoreTable(("x", "y"), ("a", "b"), mean, factor * mean * (1 - mean), count)).variance
+        for factor in (0.2, 1.0)
+    )
+    assert (graded < 0.5 * judged).all()
+
+
+def test_a_score_informs_about_the_other_categories_of_its_expert() -> None:
+    few = posterior_of(table_of([[3, 2, 1]] * 6, 4))
+    own = np.diagonal(few.covariance, axis1=1, axis2=2)
+    assert ((few.covariance[:, 0, 1] > 0) & (few.covariance[:, 0, 1] < own[:, 0])).all()
 
 
 def test_the_data_ask_for_strong_shrinkage_only_where_categories_say_nothing() -> None:
     rng = np.random.default_rng(1)
-    strength = []
-    for truth in (np.tile([0.8, 0.6, 0.5], (8, 1)), rng.uniform(0.2, 0.9, (8, 3))):
-        strength.append(posterior_of(table_of(rng.binomial(300, truth).tolist(), 300)).strength)
+    strength = [
+        posterior_of(table_of(rng.binomial(300, truth).tolist(), 300)).strength
+        for truth in (np.tile([0.8, 0.6, 0.5], (8, 1)), rng.uniform(0.2, 0.9, (8, 3)))
+    ]
     assert strength[0] > 2 * strength[1]

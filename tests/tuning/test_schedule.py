@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from coe.measuring.tune import BLOCK_PROBES, FIRST_PROBES, Assessment, assess, first_cells, next_cells, stratified
+from coe.measuring.tune import FIRST_PROBES, Assessment, assess, first_cells, next_cells, stratified
 from coe.planning.posterior import posterior_of
 from coe.planning.problem import Problem
 from coe.planning.score_table import ScoreTable, tabulate_partly, tabulate_softly
@@ -23,7 +23,7 @@ def assessed(mean: list[list[float]], count: float, left: int, **limits: Any) ->
     table = ScoreTable(names, EXPERTS[: values.shape[1]], values, spread, np.full(values.shape, float(count)))
     posterior = posterior_of(table)
     problem = Problem.of(table, quality=posterior.mean, **limits)
-    return assess(problem, posterior, spread, np.full(values.shape, left))
+    return assess(problem, posterior, np.full(values.shape, left))
 
 
 def test_a_plan_of_few_scores_may_lose_and_one_of_many_does_not() -> None:
@@ -50,14 +50,14 @@ def test_probes_go_to_the_open_category_and_leave_out_the_hopeless_expert() -> N
 def test_of_equal_gains_the_cheaper_one_is_asked_first() -> None:
     member, open_cells = np.repeat(np.eye(2), 5, axis=0), np.ones((10, 2), dtype=bool)
     open_cells[5:7, 1] = False
-    found = Assessment(np.array([0, 0]), 0.1, 0.1, np.array([[0.01, 0.0], [0.01, 0.02]]))
+    found = Assessment(np.array([0, 0]), 0.1, 0.1, np.array([[0.01, 0.0], [0.01, 0.02]]), np.array([[3, 1], [3, 3]]))
     assert next_cells(found, np.array([1.0, 1.0]), member, open_cells) == sorted(
         [(row, 0) for row in (0, 1, 2, 5, 6, 7)] + [(row, 1) for row in (7, 8, 9)]
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("coe.measuring.tune.ROUND_CELLS", 1)
         dear = next_cells(found, np.array([1.0, 3.0]), member, open_cells)
-    assert dear == [(row, 0) for row in range(BLOCK_PROBES)]
+    assert dear == [(row, 0) for row in range(3)]
 
 
 def test_a_budget_that_leaves_no_choice_settles_the_plan() -> None:

@@ -31,7 +31,7 @@ from coe.planning.plan import Plan, declared_digests, round_traffic
 from coe.planning.posterior import credited, posterior_of
 from coe.planning.problem import Problem
 from coe.planning.residual import Residual
-from coe.planning.score_table import Array, ScoreTable, noise_of, tabulate_partly
+from coe.planning.score_table import Array, ScoreTable, tabulate_partly
 from coe.planning.solver import marginal_values, planned_quality, planned_use, solve
 from coe.planning.uses import MeasuredUses, declared_uses
 from coe.recipes.fitting.columns import RecipeColumns, recipe_columns
@@ -139,7 +139,7 @@ class Basis:
     """A solved plan with what it was measured on.
 
     The measured prompts have `prompts` (id and text), `labels` (n_prompts,), the index of the category, and `scores`
-    (n_prompts, n_experts), NaN where missing. `variance` is that of each cell in a comparison of experts. `left_out` are
+    (n_prompts, n_experts), NaN where missing. `variance` is that of each estimated quality. `left_out` are
     the parts of the declaration that the plan leaves out: `experts` without usable scores; `categories` pinned to one
     of these, which answers them; the number of prompts by category that is `undeclared`; `unprobed` categories, whose
     quality is estimated from the others. `unplanned` has the reason for each recipe that is left out.
@@ -209,17 +209,15 @@ def plan_basis(
     if recipes.arms:
         all_scores[whole, len(experts) :] = recipes.scores
     table = tabulate_partly(categories, columns, member, all_scores)
-    noise = noise_of(member, scores)
-    posterior = posterior_of(table, noise)
+    posterior = posterior_of(table)
     reassigned = {name: time for name, time in before.reassigned.items() if name in categories} if before else {}
     feedback = before.feedback.over(categories, columns) if before and before.feedback and reassigned else None
-    quality, variance, errors = posterior.mean, posterior.variance, posterior.error
+    quality, variance = posterior.mean, posterior.variance
     if recipes.arms:  # the quality that replay gave
         quality[:, len(experts) :] = recipes.quality
     if feedback is not None:
-        both, moved = posterior_of(merged(table, feedback), noise), np.isin(categories, list(reassigned))[:, None]
-        pairs = (both.mean, quality), (both.variance, variance), (both.error, errors)
-        quality, variance, errors = (np.where(moved, new, old) for new, old in pairs)
+        both, moved = posterior_of(merged(table, feedback)), np.isin(categories, list(reassigned))[:, None]
+        quality, variance = np.where(moved, both.mean, quality), np.where(moved, both.variance, variance)
     router = ArtifactStore(settings.artifacts, ROUTER).in_use() or ""
     mix = None if logged is None else logged.mix(categories, router=router)
     weights = np.maximum(member.sum(axis=0), 1.0) if mix is None else mix[0]
@@ -241,7 +239,7 @@ def plan_basis(
         f"{len(rows)} prompts of {folder.name}",
         posterior.strength,
         quality,
-        errors,
+        np.sqrt(variance),
         measured=table,
         feedback=feedback,
         reassigned=reassigned,
