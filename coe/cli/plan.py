@@ -91,7 +91,7 @@ def plan_lines(report: Mapping[str, Any], scores: Path, *, is_dry_run: bool) -> 
     assignment, against = comparison(report)
     yield assignment
     yield from _notes(report, scores)
-    yield ages(report["measured_at"])
+    yield ages(report["measured_at"], report["demoted"])
     used = ", ".join(f"{name} {value:.4g}" for name, value in report["used"].items())
     yield f"\nplanned quality {report['quality']:.4f}; {used}\n"
     losses = {name: "no plan without it" if lost is None else lost for name, lost in report["value_of_expert"].items()}

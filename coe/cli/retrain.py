@@ -17,6 +17,7 @@ from typing import Annotated
 
 import typer
 
+from coe.artifacts.artifact_sync import sync_once
 from coe.artifacts.manifest import ASSIGNMENT, ROUTER
 from coe.cli.common import (
     Benchmark,
@@ -77,17 +78,18 @@ def retrain(
 
 def corrections(remove: Remove = None, config: Config = None, json: Json = False) -> None:
     """List corrected prompts, and which of them the router in use has as exemplars; --remove withdraws them at once."""
+    from coe.artifacts.active_state import check_router
     from routers.corrections import Corrections
 
     settings, now = settings_for(config), time.time()
-    with open_job(settings, since=now, now=now, dry_run=not remove) as job:
-        exemplars = Corrections.read(job.in_use.folder)
-        found = [
-            one for one in router_round.read_corrections(job.logs) if one.digest.startswith(tuple(remove or ("",)))
-        ]
-        if remove:
-            router_round.withdraw(job.logs, found, now=now)
-            conclude(ROUTER, router_round.judge(job), job)
+    sync_once(settings)
+    registry, artifact = check_router(settings)
+    exemplars = Corrections.read(artifact.folder)
+    if remove:
+        with open_job(settings, since=now, now=now, dry_run=False) as job:
+            found = router_round.withdraw(job, remove)
+    else:
+        found = router_round.all_corrections(settings, registry)
     used = [] if exemplars is None else exemplars.digests.tolist()
     columns = ("id", "category", "was", "exemplar", "key", "request", "prompt")
     rows = [

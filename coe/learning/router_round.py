@@ -21,7 +21,7 @@ from coe.artifacts.manifest import ROUTER
 from coe.artifacts.versions import REPORT
 from coe.errors import ConfigError, DataError
 from coe.learning.log_frame import Logs, open_logs
-from coe.learning.round import Candidate, Job, ManifestFields, RoundState, read_round_states
+from coe.learning.round import Candidate, Job, ManifestFields, RoundState, conclude, read_round_states
 from coe.measuring.tables import numbered_prompts, pairs_digest
 from coe.records import missing_file
 from coe.records.record import Feedback
@@ -172,18 +172,37 @@ def read_corrections(logs: Logs) -> list[Correction]:
     ]
 
 
-def logged_corrections(settings: Settings, registry: Registry) -> list[Correction]:
-    """The corrections that count in the log of a service; none before its first request. Raises StoreError."""
+def all_corrections(settings: Settings, registry: Registry) -> list[Correction]:
+    """The corrections in the log of a service; none before its first request. Raises StoreError."""
     if missing_file(registry.log.url, base=settings.home):
         return []
     with open_logs(registry.log.url, base=settings.home) as logs:
-        return choose_corrections(read_corrections(logs), with_admin_key(registry, settings))[0]
+        return read_corrections(logs)
 
 
-def withdraw(logs: Logs, corrected: Sequence[Correction], *, now: float) -> None:
-    """Store that the corrections do not count any more. Raises StoreError."""
-    events = [one.event for one in corrected]
-    logs.append([replace(one, event_id=f"withdrawn_{one.dedup_key.hex()}", time=now, value="") for one in events])
+def logged_corrections(settings: Settings, registry: Registry) -> list[Correction]:
+    """The corrections that count in the log of a service. Raises StoreError."""
+    return choose_corrections(all_corrections(settings, registry), with_admin_key(registry, settings))[0]
+
+
+def withdraw(job: Job, identifiers: Sequence[str]) -> list[Correction]:
+    """Store that corrections do not count any more, and take them from the router; returns them.
+
+    An identifier is the digest of a corrected prompt, or its beginning. Raises DataError, and withdraws none, for one
+    that names no correction or several; or StoreError.
+    """
+    known, chosen = read_corrections(job.logs), list[Correction]()
+    for identifier in identifiers:
+        named = [one for one in known if one.digest.startswith(identifier)]
+        if (count := len({one.digest for one in named})) != 1:
+            problem = f"{count or 'no'} corrections in {job.registry.log.url} have an ID that begins so"
+            raise DataError(f"--remove {identifier}: {problem}; `coe corrections` lists the IDs")
+        chosen += [one for one in named if one not in chosen]
+    events = [one.event for one in chosen]
+    withdrawn = [replace(one, event_id=f"withdrawn_{one.dedup_key.hex()}", time=job.now, value="") for one in events]
+    job.logs.append(withdrawn)
+    conclude(ROUTER, judge(job), job)
+    return chosen
 
 
 def choose_corrections(

@@ -326,7 +326,7 @@ class AlarmsSpec(StrictModel):
     secret: SecretStr | None = None
     """Secret that signs the webhook's requests (Standard Webhooks, HMAC-SHA256). Write ${NAME}."""
     demote: bool = False
-    """Send the categories in which an expert got worse to the next best expert, until the next plan from scores."""
+    """Send the categories in which an expert got worse to the next best expert, until it is measured again."""
 
 
 class RetrievalPrice(StrictModel):

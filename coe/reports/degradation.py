@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from coe.learning.experience import Experience
 from coe.learning.refit import agreements, trust_of
+from coe.planning.plan import Drop
 from coe.planning.score_table import Array
 from coe.trials.evidence import log_evidence
 
@@ -28,16 +29,6 @@ MAX_PROBES, ERRORS = 20.0, 1.5
 by which the expected rating is lowered."""
 NAMED_ERROR = 0.05
 """Expected share of the named categories of an alarm that are unchanged (e-BH, Wang and Ramdas 2022)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Drop:
-    """The mean rating of an expert in a category: expected, and found in a number of `ratings`."""
-
-    category: str
-    expected: float
-    found: float
-    ratings: int
 
 
 @dataclass(frozen=True, slots=True)
