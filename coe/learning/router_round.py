@@ -194,9 +194,9 @@ def withdraw(job: Job, identifiers: Sequence[str]) -> list[Correction]:
     known, chosen = read_corrections(job.logs), list[Correction]()
     for identifier in identifiers:
         named = [one for one in known if one.digest.startswith(identifier)]
-        if (count := len({one.digest for one in named})) != 1:
-            problem = f"{count or 'no'} corrections in {job.registry.log.url} have an ID that begins so"
-            raise DataError(f"--remove {identifier}: {problem}; `coe corrections` lists the IDs")
+        if not identifier or (count := len({one.digest for one in named})) != 1:
+            problem = f"{count if identifier else len(known)} corrections in the routing log have an ID that begins so"
+            raise DataError(f"--remove {identifier!r}: {problem}; `coe corrections` lists the IDs")
         chosen += [one for one in named if one not in chosen]
     events = [one.event for one in chosen]
     withdrawn = [replace(one, event_id=f"withdrawn_{one.dedup_key.hex()}", time=job.now, value="") for one in events]
