@@ -46,7 +46,8 @@ Deviations = Annotated[
 ]
 Forget = Annotated[bool, typer.Option("--forget", help="Return to the assignment declared in experts.yaml.")]
 DropFeedback = Annotated[
-    bool, typer.Option("--drop-feedback", help="Plan on the scores alone, without what `coe retrain` learned.")
+    bool,
+    typer.Option("--drop-feedback", help="Plan on the scores alone, without the ratings."),
 ]
 LogSince = Annotated[
     str, typer.Option("--log-since", help="Also measure uses in the routing log since then (30d, 12h); 0 for none.")

@@ -318,7 +318,7 @@ class LogSpec(StrictModel):
 
 
 class AlarmsSpec(StrictModel):
-    """What happens when a report raises an alarm about an expert."""
+    """Reactions to the alarms about experts that a report raises."""
 
     webhook: Url | None = None
     """URL that new alarms are posted to as JSON, with their text in `text`, as Slack reads it. Write ${NAME} for a

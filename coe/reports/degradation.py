@@ -33,7 +33,7 @@ NAMED_ERROR = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Degradation:
-    """An expert that got worse: since which day (Unix seconds), in which categories, and with which p-value at most."""
+    """An expert that got worse: the day it began (Unix seconds), a bound of the p-value, and its drops."""
 
     expert: str
     since: float
@@ -43,8 +43,8 @@ class Degradation:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Baseline:
-    """What is known of each cell before its ratings: `quality` and the number of scores `count`, both (m, k), and when
-    the scores of an expert were measured (Unix seconds). Without scores the count is 0."""
+    """Prior knowledge of each cell: `quality` and the number of scores `count`, both (m, k), which is 0 without scores;
+    and the time at which the scores of each expert were measured (Unix seconds)."""
 
     quality: Array
     count: Array
@@ -63,6 +63,7 @@ def degradations(experience: Experience, baseline: Baseline) -> tuple[Degradatio
 
 
 def _degradation(expert: str, own: Experience, quality: Array, count: Array) -> Degradation | None:
+    """Test the ratings of an expert against its `quality` by `count` scores, both (m,). None if it is not worse."""
     order = np.argsort(own.time, kind="stable")
     category, day = own.posterior.argmax(axis=1)[order], np.floor(own.time[order] / DAY_SECONDS)
     reward = own.reward[order].astype(np.float64)
