@@ -17,7 +17,6 @@ from typing import Annotated
 
 import typer
 
-from coe.artifacts.artifact_sync import sync_once
 from coe.artifacts.manifest import ASSIGNMENT, ROUTER
 from coe.cli.common import (
     Benchmark,
@@ -78,19 +77,9 @@ def retrain(
 
 def corrections(remove: Remove = None, config: Config = None, json: Json = False) -> None:
     """List corrected prompts, and which of them the router in use has as exemplars; --remove withdraws them at once."""
-    from coe.artifacts.active_state import check_router
-    from routers.corrections import Corrections
-
-    settings, now = settings_for(config), time.time()
-    sync_once(settings)
-    registry, artifact = check_router(settings)
-    exemplars = Corrections.read(artifact.folder)
-    if remove:
-        with open_job(settings, since=now, now=now, dry_run=False) as job:
-            found = router_round.withdraw(job, remove)
-    else:
-        found = router_round.all_corrections(settings, registry)
-    used = [] if exemplars is None else exemplars.digests.tolist()
+    settings = settings_for(config)
+    registry, used = router_round.exemplars_in_use(settings)
+    found = router_round.withdraw(settings, remove) if remove else router_round.all_corrections(settings, registry)
     columns = ("id", "category", "was", "exemplar", "key", "request", "prompt")
     rows = [
         (one.digest, one.category, one.was, one.digest in used, one.event.key, one.event.request_id, one.prompt[:80])
