@@ -71,7 +71,7 @@ def job_lock(url: str, *, home: Path, lease: float = LEASE_SECONDS, wait: float 
                 if time.monotonic() >= deadline:
                     raise
                 if wait:
-                    print_error(f"note: {error}; waiting up to {wait:.0f} s")
+                    print_error(f"note: waiting for up to {wait:.0f} s: {error}")
                     wait = 0.0
             time.sleep(POLL_SECONDS)
         yield check
@@ -126,7 +126,7 @@ def _redis_lock(url: str, lease: float) -> Iterator[CheckLock]:
 
 
 def _held_error(holder: str) -> JobError:
-    return JobError(f"retrain: another job is running ({holder or 'it has just begun'}); wait for it or stop it")
+    return JobError(f"another job is running ({holder or 'it has just begun'}); wait for it or stop it")
 
 
 STATE_FILE = "rounds.json"

@@ -63,9 +63,7 @@ def test_a_round_makes_corrections_exemplars_of_a_version_and_each_can_be_withdr
 
     with job_lock(storing.url, home=storing.settings.home):  # a list needs no lock
         listed = {one["prompt"]: one for one in storing.report("corrections")["corrections"]}
-    with pytest.raises(
-        DataError, match="--remove '0000': it is the beginning of 0 IDs .*; `coe corrections` lists them"
-    ):
+    with pytest.raises(DataError, match=r"'0000': it is the beginning of 0 IDs .*; `coe corrections` lists them"):
         storing.run("corrections", "--remove", "0000")
     assert (listed[KNIGHT]["exemplar"], listed[DOUGH]["exemplar"]) == (True, False)
     removed = storing.report("corrections", "--remove", listed[KNIGHT]["id"][:12])["withdrawn"]
