@@ -35,7 +35,6 @@ from coe.learning.plan_candidate import CurrentPlan, JudgedPlan, judge_plan
 from coe.learning.promotion import SIGNIFICANCE
 from coe.measuring.quality import read_quality
 from coe.planning.assignment import Assignment
-from coe.planning.posterior import posterior_of
 from coe.planning.problem import Problem
 from coe.planning.score_table import ScoreTable, tabulate_softly
 from coe.planning.solver import solve
@@ -149,7 +148,7 @@ def _measured_plan(
     table = tabulate_softly(
         scored_prompts.categories, scored_prompts.experts, scored_prompts.posterior[used], scored_prompts.scores[used]
     )
-    return plan(table, posterior_of(table).mean), table, rest
+    return plan(table, table.posterior().mean), table, rest
 
 
 def _truth(

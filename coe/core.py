@@ -46,7 +46,7 @@ OPTIONAL_CAPABILITIES: frozenset[Capability] = frozenset(("files", "json_object"
 """Capabilities that restrict routing only if an expert declares them. Other servers usually ignore the field."""
 Reason = Literal["routed", "explored", "uncertain", "sticky", "pinned", "rule", "spilled", "fallback", "cached"]
 RetrievalMode = Literal["auto", "on", "off"]
-"""When passages are retrieved for a request: if the gate expects a gain, always, or never."""
+"""Condition for retrieving passages for a request: that the gate expects a gain, always, or never."""
 Purpose = Literal["score", "chat"]
 """CoE command that sent a request. Reports and learning ignore the records of such requests."""
 Scope = Literal["chat", "route", "feedback", "admin"]

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from coe.measuring.quality import read_quality
 from coe.measuring.tune import Goal, assess, first_cells, next_cells
-from coe.planning.posterior import posterior_of
 from coe.planning.problem import Problem
 from coe.planning.score_table import tabulate_partly
 
@@ -56,7 +55,7 @@ def tune(scores: Array, member: Array, *, everything: bool) -> tuple[NDArray[np.
         for cell in cells:
             known[cell] = scores[cell]
         table = tabulate_partly(names, experts, member, known)
-        posterior, left = posterior_of(table), (member.T @ np.isnan(known)).astype(np.int64)
+        posterior, left = table.posterior(), (member.T @ np.isnan(known)).astype(np.int64)
         problem = Problem.of(table, quality=posterior.mean, weights=np.ones(len(names)))
         assessment = assess(problem, posterior, left)
         cells = next_cells(assessment, np.ones(len(experts)), member, np.isnan(known))

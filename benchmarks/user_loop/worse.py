@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from coe.learning.experience import Experience
 from coe.planning.assignment import Assignment
-from coe.planning.posterior import posterior_of
 from coe.planning.problem import Problem
 from coe.planning.score_table import tabulate_softly
 from coe.planning.solver import solve
@@ -31,7 +30,7 @@ def planned(seed: int) -> tuple[Assignment, Baseline, Problem]:
     member = np.repeat(np.eye(len(CATEGORIES)), PROBES, axis=0)
     scores = (random.random((len(member), len(EXPERTS))) < np.repeat(TRUE, PROBES, axis=0)).astype(np.float64)
     table = tabulate_softly(CATEGORIES, EXPERTS, member, scores)
-    quality = posterior_of(table).mean
+    quality = table.posterior().mean
     problem = Problem.of(table, quality=quality)
     return solve(problem), Baseline(quality, table.count, {}), problem
 

@@ -136,7 +136,7 @@ class _Pair:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Category:
-    """What judges the moves of one category: its rated requests in their order, and the scores (n, k) of its probes."""
+    """Evidence on the moves of one category: its rated requests in their order, and the scores (n, k) of its probes."""
 
     index: int
     requests: Experience

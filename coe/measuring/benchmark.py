@@ -20,7 +20,6 @@ from coe.errors import DataError
 from coe.measuring.quality import Quality, clustered_mean, paired_difference
 from coe.measuring.recorded_answers import RecordedAnswers
 from coe.planning.assignment import Assignment, apply_residual, expected_utility, residual_gain
-from coe.planning.posterior import posterior_of
 from coe.planning.problem import Problem
 from coe.planning.residual import Residual, fit_residual
 from coe.planning.score_table import tabulate_softly
@@ -234,7 +233,7 @@ def _train(
     known, scores = [labels[number] for number in there], data.scores[train[there]]
     member = np.array(known)[:, np.newaxis] == np.array(router.categories)
     table = tabulate_softly(router.categories, data.models, member, scores)
-    assignment = solve(Problem.of(table, quality=posterior_of(table).mean))
+    assignment = solve(Problem.of(table, quality=table.posterior().mean))
     return router, assignment, train[there], np.array([router.categories.index(label) for label in known])
 
 

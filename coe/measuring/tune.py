@@ -17,7 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
 
@@ -35,15 +35,15 @@ from coe.measuring.scoring_run import Cell, ExpertColumn, Journal, ScoringRun, j
 from coe.measuring.spending import MeteredExpert, Spending, check_price, max_output_tokens, worst_price
 from coe.planning.job.basis import declared_problem
 from coe.planning.job.plan import logged_uses
-from coe.planning.posterior import Posterior, posterior_of
 from coe.planning.problem import Problem
 from coe.planning.score_table import ScoreTable, tabulate_partly
-from coe.planning.solver import solve
+from coe.planning.solver import require_solution, solve
 from coe.planning.uses import ASSUMED_OUTPUT_TOKENS, MEASURES, MeasuredUses
 from coe.recipes.agreement import MAX_GRADED_CHARACTERS
 from coe.registry import Registry
 from coe.settings import Settings
 from coe.terminal import dollars
+from coe.trials.posterior import Posterior
 
 Array = NDArray[np.float64]
 FIRST_PROBES = 2
@@ -52,10 +52,10 @@ BLOCKS = (1, 2, 4, 8, 16)
 """Numbers of probes of a cell (category x expert) whose gain is compared: one alone may change no choice."""
 ROUND_CELLS, ROUND_PROBES = 8, 4
 """Cells that get probes in one round, and the most probes of each."""
-DRAWS = 1000
-"""Draws from the posterior."""
+DRAWS, SOLVED_DRAWS = 1000, 40
+"""Draws from the posterior; fewer if a budget is declared, since a program is solved for each."""
 EXCLUDED = -1e9
-"""Worth of an expert that may not serve a category."""
+"""Quality of an expert that may not serve a category."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,22 +88,27 @@ class Assessment:
 def assess(problem: Problem, posterior: Posterior, left: NDArray[np.int64]) -> Assessment:
     """Return the plan of `problem` and its expected loss under the posterior; `left` counts the remaining probes.
 
-    A budget counts by its prices: what an expert is worth is its quality less its price in the plan. The expected loss
-    is then an upper bound. Equal inputs give equal results. Raises ConfigError for an impossible budget.
+    The loss in a draw is what the draw's own plan gains over this one. Equal inputs give equal results. Raises
+    ConfigError for an impossible budget.
     """
     plan = solve(problem)
     choice, is_allowed = np.array([problem.experts.index(name) for name in plan.choice]), np.isfinite(problem.quality)
-    worth = np.where(is_allowed, posterior.mean - plan.price, EXCLUDED)
-    drawn = np.where(is_allowed, posterior.draw(DRAWS) - plan.price, EXCLUDED)
-    weights, rows = problem.weights / problem.weights.sum(), np.arange(len(choice))
+    mean = np.where(is_allowed, posterior.mean, EXCLUDED)
+    drawn = np.where(is_allowed, posterior.draw(SOLVED_DRAWS if problem.budget else DRAWS), EXCLUDED)
+    rows = np.arange(len(choice))
 
     def loss(values: Array) -> float:
-        return float((values.max(axis=2) - values[:, rows, choice]).mean(axis=0) @ weights)
+        best = values.argmax(axis=2)
+        if problem.budget:
+            tables = np.where(is_allowed, values, -np.inf)
+            best = np.array([require_solution(replace(problem, quality=quality)).choice for quality in tables])
+        gain = np.take_along_axis(values, best[:, :, None], 2)[:, :, 0] - values[:, rows, choice]
+        return float(gain.mean(axis=0) @ problem.weights)
 
     variance, spread = posterior.variance, posterior.mean * (1 - posterior.mean)
     known_then = variance * left / np.maximum(variance * left + spread, 1e-12)  # share that the remaining probes remove
-    value, probes = _value(worth, posterior.covariance, weights, spread, left)
-    return Assessment(choice, loss(drawn), loss(worth + np.sqrt(known_then) * (drawn - worth)), value, probes)
+    value, probes = _value(mean - plan.price, posterior.covariance, problem.weights, spread, left)
+    return Assessment(choice, loss(drawn), loss(mean + np.sqrt(known_then) * (drawn - mean)), value, probes)
 
 
 def _value(
@@ -113,7 +118,7 @@ def _value(
 
     Scores of a cell move the estimates of all categories of its expert (`covariance`), and gain where this changes the
     best expert: knowledge gradient for correlated beliefs, Frazier and others 2009, doi:10.1287/ijoc.1080.0314.
-    `spread` is the variance of one score.
+    `worth` is the quality less the price in the plan, `spread` the variance of one score.
     """
     from scipy.stats import norm
 
@@ -244,7 +249,7 @@ class Measurements:
 
     def assess(self, open_cells: NDArray[np.bool_]) -> Assessment:
         """Return the plan of these scores, as `coe plan` makes it, and what it may lose. Raises ConfigError."""
-        posterior = posterior_of(self.table)
+        posterior = self.table.posterior()
         left = (self.grid.member.T @ open_cells).astype(np.int64)
         return assess(self._problem(posterior), posterior, left)
 

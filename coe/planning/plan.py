@@ -35,7 +35,7 @@ from coe.errors import ArtifactError, DataError
 from coe.planning.assignment import Assignment
 from coe.planning.problem import BUDGET_ROWS, Problem
 from coe.planning.residual import Residual
-from coe.planning.score_table import PSEUDO_COUNT, Array, ScoreTable, align
+from coe.planning.score_table import Array, ScoreTable, align
 from coe.planning.uses import MeasuredUses
 from coe.recipes.policy import NO_POLICIES, RECIPES_FILE, ArmPolicies
 from coe.registry import Registry
@@ -48,17 +48,31 @@ PLANNED_FIELDS = (*ANSWER_FIELDS, "prices", "active_parameters_b", "latency_ms",
 """Fields of an expert that a plan depends on."""
 
 
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Mean rating of an expert in a category: the expected one, and the one found in a number of `ratings`."""
+
+    category: str
+    expected: float
+    found: float
+    ratings: int
+
+
+Demoted = Mapping[str, tuple[Drop, ...]]
+"""Drops by expert whose found ratings stand in place of the scores, until the expert is measured again."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Plan:
     """An assignment and its origin.
 
     - `problem`: the planning problem, and `table`: the scores behind its qualities, over the same names.
     - `source`: origin of the scores.
-    - `posterior_mean`, `posterior_error`: the estimates of a plan of measured scores, and their standard errors. A plan
-      that feedback changed has none; it shrinks the table by `pseudo_count`.
+    - `estimate`, `error`: the estimated qualities by category and expert, and their standard errors.
     - `measured`, `feedback`: the parts of the table from scores and from feedback.
     - `reassigned`: categories whose expert feedback has changed since the scores were measured, with the time (Unix
       seconds) of the request that showed it.
+    - `demoted`: experts that got worse, by an alarm.
     - `measured_uses`: tokens and latencies behind the problem's uses.
     - `measured_at`: the time of each expert's oldest score (Unix seconds), where it is known.
     - `pins`, `declared`: the pins and the `declared_digests` of the declaration that the plan was made for.
@@ -73,12 +87,12 @@ class Plan:
     problem: Problem
     table: ScoreTable
     source: str
-    pseudo_count: float = PSEUDO_COUNT
-    posterior_mean: Array | None = None
-    posterior_error: Array | None = None
+    estimate: Array
+    error: Array
     measured: ScoreTable | None = None
     feedback: ScoreTable | None = None
     reassigned: Mapping[str, float] = field(default_factory=dict)
+    demoted: Demoted = field(default_factory=dict)
     measured_uses: MeasuredUses = field(default_factory=MeasuredUses.nothing)
     measured_at: Mapping[str, float] = field(default_factory=dict)
     pins: Mapping[str, str] = field(default_factory=dict)
@@ -94,18 +108,6 @@ class Plan:
         shape = self.problem.quality.shape
         if not self.table.count.shape == self.assignment.quality.shape == shape:
             raise DataError(f"scores of shape {self.table.count.shape}, not {shape}")
-
-    @property
-    def estimate(self) -> Array:
-        """The estimated qualities, by category and expert."""
-        known = self.posterior_mean
-        return self.table.shrunk(pseudo_count=self.pseudo_count) if known is None else known
-
-    @property
-    def error(self) -> Array:
-        """Standard errors of the estimates."""
-        known = self.posterior_error
-        return self.table.error(pseudo_count=self.pseudo_count) if known is None else known
 
     def arms(self, registry: Registry) -> tuple[str, ...]:
         """Return the arms of recipes that are declared as the plan has them: with the same steps, and no smaller bound.

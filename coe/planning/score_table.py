@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import PlainSerializer, PlainValidator
 
+from coe.trials.posterior import Posterior, posterior_of
+
 
 def _numbers(values: Any) -> NDArray[np.float64]:
     if not isinstance(values, list | np.ndarray):
@@ -138,6 +140,10 @@ class ScoreTable(Grid):
         """
         seen = self.count * np.nan_to_num(self.mean)
         return np.asarray((seen + pseudo_count * self.additive()) / (self.count + pseudo_count))
+
+    def posterior(self) -> Posterior:
+        """Return the posterior of the qualities."""
+        return posterior_of(self.mean, self.variance, self.count)
 
     def error(self, *, pseudo_count: float = PSEUDO_COUNT) -> NDArray[np.float64]:
         """Return the standard errors of `shrunk`. A cell's variance is shrunk towards that of all scores."""

@@ -47,9 +47,9 @@ def settings_in(folder: Path, registry: Registry) -> Settings:
     return Settings.read({}, config=folder / "experts.yaml")
 
 
-def planned(settings: Settings, registry: Registry) -> tuple[str, Assignment]:
+def planned(settings: Settings, registry: Registry, *, seed: int = 0) -> tuple[str, Assignment]:
     """A plan on synthetic scores, published and promoted."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     labels = np.repeat(np.arange(3), (80, 40, 12))
     means = np.array([SCORES[name] for name in registry.expert_names]).T[labels]
     scores = (rng.random(means.shape) < means).astype(np.float64)
@@ -63,6 +63,8 @@ def planned(settings: Settings, registry: Registry) -> tuple[str, Assignment]:
         problem,
         table,
         "132 prompts of probes",
+        table.shrunk(),
+        table.error(),
         pins=registry.assignment,
         declared=declared_digests(registry),
         value_of_expert=marginal_values(problem, assignment),

@@ -10,6 +10,8 @@ import pytest
 
 from coe.artifacts.active_state import load_active_state
 from coe.planning.plan import Plan
+from coe.registry import load
+from coe.reports.response import demoted
 from tests.cli.logged_service import TRUTH, LoggedService
 from tests.routers.conftest import examples
 
@@ -67,6 +69,25 @@ def test_a_new_plan_keeps_the_feedback_of_moved_categories_unless_it_is_dropped(
     assert {name: service.choices()[name] for name in MEASURED} == MEASURED
 
 
+def test_a_demotion_lasts_until_the_expert_is_measured_again(service: LoggedService, scores: Path) -> None:
+    service.report("plan", scores)
+    drop = {"category": "cooking", "expected": 0.8, "found": 0.1, "ratings": 20}
+    registry = load(service.config, environ={})
+    demoted(service.settings, registry, [{"expert": "generalist", "drops": [drop], "sentence": ""}])
+    after = MEASURED | {"cooking": "chef"}
+    for command in (("plan", scores), ("status",)):
+        assert "ratings count in cooking until coe score --again generalist" in service.run(*command)
+        assert {name: service.choices()[name] for name in MEASURED} == after
+    service.serve(200)
+    service.retrain("--probes", scores)
+    assert service.choices()["cooking"] == "chef"
+    rows = [json.loads(line) for line in (scores / "scores.jsonl").read_text().splitlines()]
+    rows = [row | ({"time": 1.0} if row["model"] == "generalist" else {}) for row in rows]
+    (scores / "scores.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert "ratings count" not in service.run("plan", scores)
+    assert {name: service.choices()[name] for name in MEASURED} == MEASURED
+
+
 @pytest.fixture
 def panel(service: LoggedService, scores: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A plan with a recipe, whose answers users like less than the chef's for football; the folder of its scores."""
@@ -116,4 +137,4 @@ def test_a_damaged_plan_in_use_does_not_stop_a_new_one(service: LoggedService, s
     assert version is not None
     (service.store().published(version).folder / "plan.json").write_text("{")
     service.run("plan", scores)
-    assert service.store().in_use() not in (None, version)
+    assert set(plan_in_use(service).assignment.choice) == set(service.choices().values())

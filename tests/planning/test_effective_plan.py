@@ -48,7 +48,16 @@ def published(**changes: Any) -> Plan:
     problem = declared_problem(registry, table, quality=table.shrunk(), weights=table.count.max(axis=1))
     traffic = round_traffic(member * 0.9 + 0.1 / 4) if problem.budget else None
     made_for = {"pins": registry.assignment, "declared": declared_digests(registry)}
-    return Plan(solve(problem, traffic=traffic), problem, table, "100 prompts", **made_for, traffic=traffic)
+    return Plan(
+        solve(problem, traffic=traffic),
+        problem,
+        table,
+        "100 prompts",
+        problem.quality,
+        problem.quality,
+        **made_for,
+        traffic=traffic,
+    )
 
 
 def serves(found: Assignment) -> Mapping[str, str]:

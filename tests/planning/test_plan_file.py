@@ -27,7 +27,17 @@ def plan_for(problem: Problem, *, priced: bool = True) -> Plan:
     traffic = round_traffic(posteriors(problem, count=300, seed=2, sharpness=2.0)) if priced else None
     assignment = solve(problem, traffic=traffic)
     values = marginal_values(problem, assignment)
-    return Plan(assignment, problem, table, "60 prompts", value_of_expert=values, measured=table, traffic=traffic)
+    return Plan(
+        assignment,
+        problem,
+        table,
+        "60 prompts",
+        problem.quality,
+        problem.quality,
+        value_of_expert=values,
+        measured=table,
+        traffic=traffic,
+    )
 
 
 @pytest.mark.parametrize("priced", [False, True])

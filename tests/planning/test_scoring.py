@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from coe.planning.posterior import credited, posterior_of
+from coe.planning.job.basis import credited
 from coe.planning.score_table import ScoreTable, tabulate_softly
 
 
@@ -54,7 +54,7 @@ def test_a_specialist_keeps_a_chance_after_a_few_scores_and_is_believed_after_ma
     for count, least in ((3, 0.6), (40, 0.85)):
         right = rng.binomial(count, np.tile([0.85, 0.7, 0.5], (12, 1)))
         right[0, 2] = count
-        posterior = posterior_of(table_of(right.tolist(), count))
+        posterior = table_of(right.tolist(), count).posterior()
         assert least < posterior.mean[0, 2] < 1.0
         assert (posterior.mean[1:, 2] < 0.75).all()
     assert posterior.mean[0].argmax() == 2
@@ -65,7 +65,7 @@ def test_errors_cover_the_truth_and_fall_with_more_scores() -> None:
     misses, errors = [], []
     for count in (4, 40):
         truth = np.clip(np.array([0.8, 0.7, 0.6, 0.5]) + 0.12 * rng.standard_normal((40, 4)), 0.02, 0.98)
-        posterior = posterior_of(table_of(rng.binomial(count, truth).tolist(), count))
+        posterior = table_of(rng.binomial(count, truth).tolist(), count).posterior()
         misses.append((np.abs(posterior.mean - truth) > 2 * np.sqrt(posterior.variance)).mean())
         errors.append(np.sqrt(posterior.variance.min()))
         drawn = posterior.draw(400)
@@ -85,14 +85,14 @@ def test_of_level_experts_the_cheapest_serves() -> None:
 def test_partial_scores_say_more_than_right_and_wrong_ones() -> None:
     mean, count = np.array([[0.6, 0.5], [0.6, 0.5]]), np.full((2, 2), 20.0)
     graded, judged = (
-        posterior_of(ScoreTable(("x", "y"), ("a", "b"), mean, factor * mean * (1 - mean), count)).variance
+        ScoreTable(("x", "y"), ("a", "b"), mean, factor * mean * (1 - mean), count).posterior().variance
         for factor in (0.2, 1.0)
     )
     assert (graded < 0.5 * judged).all()
 
 
 def test_a_score_informs_about_the_other_categories_of_its_expert() -> None:
-    few = posterior_of(table_of([[3, 2, 1]] * 6, 4))
+    few = table_of([[3, 2, 1]] * 6, 4).posterior()
     own = np.diagonal(few.covariance, axis1=1, axis2=2)
     assert ((few.covariance[:, 0, 1] > 0) & (few.covariance[:, 0, 1] < own[:, 0])).all()
 
@@ -100,7 +100,7 @@ def test_a_score_informs_about_the_other_categories_of_its_expert() -> None:
 def test_the_data_ask_for_strong_shrinkage_only_where_categories_say_nothing() -> None:
     rng = np.random.default_rng(1)
     strength = [
-        posterior_of(table_of(rng.binomial(300, truth).tolist(), 300)).strength
+        table_of(rng.binomial(300, truth).tolist(), 300).posterior().strength
         for truth in (np.tile([0.8, 0.6, 0.5], (8, 1)), rng.uniform(0.2, 0.9, (8, 3)))
     ]
     assert strength[0] > 2 * strength[1]

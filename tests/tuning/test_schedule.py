@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from coe.measuring.tune import FIRST_PROBES, Assessment, assess, first_cells, next_cells, stratified
-from coe.planning.posterior import posterior_of
 from coe.planning.problem import Problem
 from coe.planning.score_table import ScoreTable, tabulate_partly, tabulate_softly
 from coe.planning.uses import Uses
@@ -21,7 +20,7 @@ def assessed(mean: list[list[float]], count: float, left: int, **limits: Any) ->
     names = tuple(f"c{row}" for row in range(len(values)))
     spread = values * (1 - values)
     table = ScoreTable(names, EXPERTS[: values.shape[1]], values, spread, np.full(values.shape, float(count)))
-    posterior = posterior_of(table)
+    posterior = table.posterior()
     problem = Problem.of(table, quality=posterior.mean, **limits)
     return assess(problem, posterior, np.full(values.shape, left))
 

@@ -24,11 +24,10 @@ from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError, ConfigError, DataError
 from coe.learning.experience import Experience
 from coe.learning.logged_uses import LoggedUses
-from coe.learning.refit import Refit, merged
+from coe.learning.refit import Refit, demoted_cells, merged, still_demoted, with_demoted
 from coe.measuring.quality import Difference, read_quality
 from coe.planning.assignment import Assignment
 from coe.planning.plan import Plan, declared_digests, round_traffic
-from coe.planning.posterior import credited, posterior_of
 from coe.planning.problem import Problem
 from coe.planning.residual import Residual
 from coe.planning.score_table import Array, ScoreTable, tabulate_partly
@@ -39,6 +38,25 @@ from coe.recipes.policy import ArmPolicies
 from coe.registry import Registry, yaml_source
 from coe.settings import Settings
 from coe.terminal import note_if_slow, print_error
+
+LEVEL = 0.02
+"""Expected quality that a cheaper expert may lack where the scores do not show that the other is better."""
+
+
+def credited(quality: Array, variance: Array, cost: Array) -> Array:
+    """Return the quality that a plan credits: its mean, but for a dear expert less than that of a cheaper level one.
+
+    An expert is level with the best one of its category if it is within LEVEL of it, and within one standard error of
+    the difference. So of level experts the cheapest serves. All arrays have shape (n_categories, n_experts); quality is
+    -inf where an expert may not serve.
+    """
+    rows = np.arange(len(quality))
+    best = quality.argmax(axis=1)
+    gap = quality[rows, best][:, None] - quality
+    level = (gap <= LEVEL) & (gap**2 <= variance + variance[rows, best][:, None])
+    cheapest = np.where(level, np.nan_to_num(cost, nan=np.inf), np.inf).argmin(axis=1)
+    is_dearer = cost > cost[rows, cheapest][:, None]
+    return np.where(is_dearer, np.minimum(quality, quality[rows, cheapest][:, None] - 1e-6), quality)
 
 
 def declared_problem(
@@ -108,7 +126,8 @@ class BudgetSolver:
             problem,
             refit.table,
             f"the feedback on {int(self.experience.rated.sum())} requests",
-            pseudo_count=refit.weighting.pseudo_count,
+            refit.quality,
+            refit.table.error(pseudo_count=refit.weighting.pseudo_count),
             measured=measured,
             feedback=refit.feedback,
             reassigned=reassigned,
@@ -139,27 +158,24 @@ class Basis:
     """A solved plan with what it was measured on.
 
     The measured prompts have `prompts` (id and text), `labels` (n_prompts,), the index of the category, and `scores`
-    (n_prompts, n_experts), NaN where missing. `variance` is that of each estimated quality. `left_out` are
-    the parts of the declaration that the plan leaves out: `experts` without usable scores; `categories` pinned to one
-    of these, which answers them; the number of prompts by category that is `undeclared`; `unprobed` categories, whose
-    quality is estimated from the others. `unplanned` has the reason for each recipe that is left out.
+    (n_prompts, n_experts), NaN where missing. `left_out` are the parts of the declaration that the plan leaves out:
+    `experts` without usable scores; `categories` pinned to one of these, which answers them; the number of prompts by
+    category that is `undeclared`; `unprobed` categories, whose quality is estimated from the others. `unplanned` has
+    the reason for each recipe that is left out.
     """
 
     plan: Plan
     prompts: Sequence[tuple[str, str]]
     labels: NDArray[np.int64]
     scores: Array
-    variance: Array
     left_out: Mapping[str, Any]
     unplanned: Mapping[str, str]
 
 
-def difference_errors(variance: Array, chosen: NDArray[np.int64]) -> Array:
+def difference_errors(plan: Plan) -> Array:
     """Standard error, by category and expert, of its quality less that of the chosen expert."""
-    rows = np.arange(len(chosen))
-    error = np.sqrt(variance + variance[rows, chosen][:, None])
-    error[rows, chosen] = 0.0
-    return error
+    chosen = np.array(plan.problem.experts) == np.array(plan.assignment.choice)[:, None]
+    return np.where(chosen, 0.0, np.hypot(plan.error, plan.error[chosen][:, None]))
 
 
 def plan_basis(
@@ -173,10 +189,11 @@ def plan_basis(
 ) -> Basis:
     """Solve a plan of the scored experts and the categories that they may serve.
 
-    The feedback in the plan `before` is merged with the scores of the categories that it reassigned, and the usage
-    measured by `coe score` with the `logged` usage. Enough logged requests of the router in use also give the weights
-    of categories and the sample of traffic, in place of the probes. Raises DataError where no category can be planned,
-    and ConfigError with the line of the budget if no plan keeps it.
+    The feedback in the plan `before` is merged with the scores of the categories that it reassigned; experts that it
+    demoted stay so until their scores are newer. The usage measured by `coe score` is merged with the `logged` usage.
+    Enough logged requests of the router in use also give the weights of categories and the sample of traffic, in place
+    of the probes. Raises DataError where no category can be planned, and ConfigError with the line of the budget if no
+    plan keeps it.
     """
     data = read_quality(folder, benchmark=benchmark, only=registry.expert_names, partly=True)
     experts = tuple(name for name in registry.expert_names if name in data.models)
@@ -208,16 +225,19 @@ def plan_basis(
     all_scores = np.hstack((scores, np.full((len(rows), len(recipes.arms)), np.nan)))
     if recipes.arms:
         all_scores[whole, len(experts) :] = recipes.scores
-    table = tabulate_partly(categories, columns, member, all_scores)
-    posterior = posterior_of(table)
+    demoted = still_demoted(before, data.measured_at) if before else {}
+    table = with_demoted(tabulate_partly(categories, columns, member, all_scores), demoted)
+    posterior = table.posterior()
     reassigned = {name: time for name, time in before.reassigned.items() if name in categories} if before else {}
     feedback = before.feedback.over(categories, columns) if before and before.feedback and reassigned else None
     quality, variance = posterior.mean, posterior.variance
     if recipes.arms:  # the quality that replay gave
         quality[:, len(experts) :] = recipes.quality
     if feedback is not None:
-        both, moved = posterior_of(merged(table, feedback)), np.isin(categories, list(reassigned))[:, None]
+        both, moved = merged(table, feedback).posterior(), np.isin(categories, list(reassigned))[:, None]
         quality, variance = np.where(moved, both.mean, quality), np.where(moved, both.variance, variance)
+    for cell, drop in demoted_cells(demoted, categories, columns):
+        quality[cell] = min(quality[cell], drop.found)
     router = ArtifactStore(settings.artifacts, ROUTER).in_use() or ""
     mix = None if logged is None else logged.mix(categories, router=router)
     weights = np.maximum(member.sum(axis=0), 1.0) if mix is None else mix[0]
@@ -237,12 +257,12 @@ def plan_basis(
         problem,
         table,
         f"{len(rows)} prompts of {folder.name}",
-        posterior.strength,
         quality,
         np.sqrt(variance),
         measured=table,
         feedback=feedback,
         reassigned=reassigned,
+        demoted=demoted,
         measured_uses=uses,
         measured_at=data.measured_at,
         pins=pins,
@@ -257,7 +277,7 @@ def plan_basis(
         "unprobed": [name for name, count in zip(categories, table.count.max(axis=1), strict=True) if not count],
     }
     prompts = list(zip([data.prompt_ids[row] for row in rows], texts, strict=True))
-    return Basis(plan, prompts, labels, all_scores, variance, left_out, recipes.left_out)
+    return Basis(plan, prompts, labels, all_scores, left_out, recipes.left_out)
 
 
 def _logged_tables(logged: LoggedUses, scored: MeasuredUses, registry: Registry) -> dict[str, ScoreTable]:
@@ -288,12 +308,11 @@ def _traffic(settings: Settings, problem: Problem, prompts: Sequence[str], logge
     return round_traffic(posteriors[:, [router.categories.index(name) for name in problem.categories]])
 
 
-def compare_with_single_experts(plan: Plan, errors: Array | None = None) -> tuple[dict[str, Any], ...]:
+def compare_with_single_experts(plan: Plan) -> tuple[dict[str, Any], ...]:
     """Return rows that compare the plan (first row) with each single expert serving all planned categories.
 
     `cost` is in US dollars per thousand requests. `latency_ms` is null if it is unknown. Pins and limits are ignored
-    for single experts. `less_plan` is the expert's quality minus the plan's; its standard error is that of `errors` by
-    category (`difference_errors`), null without them.
+    for single experts. `less_plan` is the expert's quality minus the plan's.
     """
     problem, weights = plan.problem, plan.problem.weights
     used, quality = planned_use(problem, plan.assignment), planned_quality(problem, plan.assignment)
@@ -303,8 +322,7 @@ def compare_with_single_experts(plan: Plan, errors: Array | None = None) -> tupl
         return {"expert": expert, "quality": mean, "cost": cost, "latency_ms": known}
 
     tables = plan.estimate, problem.use("mean_cost"), problem.use("mean_latency_ms")
-    unknown = np.full(problem.quality.shape, np.nan)
-    error = np.sqrt(weights**2 @ (unknown if errors is None else errors) ** 2)
+    error = np.sqrt(weights**2 @ difference_errors(plan) ** 2)
     singles = zip(problem.experts, *((weights @ table).tolist() for table in tables), strict=True)
     return (
         row(None, quality, used.get("mean_cost"), used.get("mean_latency_ms")),

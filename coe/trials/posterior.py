@@ -15,8 +15,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.planning.score_table import ScoreTable
-
 Array = NDArray[np.float64]
 LEAST = 0.02
 """Distance of a prior's quality from 0 and 1."""
@@ -67,12 +65,12 @@ class Posterior:
         return drawn
 
 
-def posterior_of(table: ScoreTable) -> Posterior:
-    """Return the posterior of a table's cells."""
+def posterior_of(mean: Array, variance: Array, count: Array) -> Posterior:
+    """Return the posterior of a table of scores: their mean (NaN without any), variance and number in each cell."""
     from scipy.special import betaln
 
-    mean, is_scored = np.nan_to_num(table.mean), table.count > 0
-    count = table.count / _noise(table)
+    mean, is_scored = np.nan_to_num(mean), count > 0
+    count = count / _noise(mean, np.nan_to_num(variance), count)
     seen, missed = count * mean, count * (1 - mean)
     share_of_part = ASSUMED_CELLS / ASSUMED_CELLS.sum()
     usual_mean = (seen.sum(axis=0) + 1) / (count.sum(axis=0) + 2)
@@ -110,12 +108,9 @@ def posterior_of(table: ScoreTable) -> Posterior:
     return Posterior(usual, share, right, wrong, estimate, covariance, strength)
 
 
-def _noise(table: ScoreTable) -> float:
+def _noise(mean: Array, variance: Array, count: Array) -> float:
     """Return the variance of single scores over that of right and wrong answers; partial scores vary less."""
-    many = table.count > 1
-    mean, count = np.where(many, np.nan_to_num(table.mean), 0.0), np.where(many, table.count, 0.0)
-    expected = float(((count - many) * mean * (1 - mean)).sum())
-    actual = float((count * np.where(many, np.nan_to_num(table.variance), 0.0)).sum())
+    expected, actual = float((np.maximum(count - 1, 0.0) * mean * (1 - mean)).sum()), float((count * variance).sum())
     return float(np.clip(actual / expected, 0.05, 1.0)) if expected > 0 and actual > 0 else 1.0
 
 
@@ -129,23 +124,3 @@ def _departures(distance: Array, size: Array, usual: Array) -> Array:
     between = float(((departure / np.maximum(total, 1e-9)) ** 2 - noise / np.maximum(total, 1)).mean())
     departure /= total + min(noise / max(between, 1e-3), MAX_RIDGE)
     return np.asarray(departure - departure.mean())
-
-
-LEVEL = 0.02
-"""Expected quality that a cheaper expert may lack where the scores do not show that the other is better."""
-
-
-def credited(quality: Array, variance: Array, cost: Array) -> Array:
-    """Return the quality that a plan credits: its mean, but for a dear expert less than that of a cheaper level one.
-
-    An expert is level with the best one of its category if it is within LEVEL of it, and within one standard error of
-    the difference. So of level experts the cheapest serves. All arrays have shape (n_categories, n_experts); quality is
-    -inf where an expert may not serve.
-    """
-    rows = np.arange(len(quality))
-    best = quality.argmax(axis=1)
-    gap = quality[rows, best][:, None] - quality
-    level = (gap <= LEVEL) & (gap**2 <= variance + variance[rows, best][:, None])
-    cheapest = np.where(level, np.nan_to_num(cost, nan=np.inf), np.inf).argmin(axis=1)
-    is_dearer = cost > cost[rows, cheapest][:, None]
-    return np.where(is_dearer, np.minimum(quality, quality[rows, cheapest][:, None] - 1e-6), quality)
