@@ -62,7 +62,7 @@ def tune(
     """Measure the experts, plan, compare the plan with each single expert, and put it into use.
 
     Checks that every expert answers, estimates cost and time, and asks. Then it scores the probes that are expected to
-    improve the plan most per call and dollar. It stops when the plan is expected to lose at most 0.006 to the best one,
+    improve the plan most per call and dollar. It stops when the plan is expected to lose at most 0.008 to the best one,
     or when the remaining probes are expected to gain almost nothing. No call starts that could cost more than --budget
     leaves. A stopped run continues where it stopped.
 
