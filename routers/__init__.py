@@ -72,9 +72,18 @@ def export_encoder(encoder: str, *, out: Path, threads: int = 1) -> OnnxEncoder:
     return export_quantised(encoder, out=out, threads=threads)
 
 
+def held_out(folder: Path) -> dict[str, str]:
+    """Return the held-out predictions of the router in `folder`, by the `prompt_digest` of its training prompts."""
+    from routers.cascade import HELD_OUT
+    from routers.examples import read_json
+
+    return read_json(Path(folder) / HELD_OUT)
+
+
 def build(
     examples: Sequence[Example],
     *,
+    descriptions: Mapping[str, str] | None = None,
     encoder: str = DEFAULT_ENCODER,
     out: Path,
     progress: Callable[[str, float], None] | None = None,
@@ -82,13 +91,21 @@ def build(
 ) -> dict[str, Any]:
     """Train a router on `examples`, write it to the folder `out` and return its held-out metrics (JSON-serializable).
 
+    `descriptions` by category help categories that have few examples, and so do prompts that ship with this package.
     `encoder` is a folder, an installed package that contains one, or a hub name. `progress` is called with the name of
     the current stage and its completed share (0 to 1). Raises DataError if the examples are not sufficient for a
     router.
     """
     from routers.training.build import train
 
-    return train(examples, encoder=encoder, out=Path(out), progress=progress, threads=threads)
+    return train(
+        examples,
+        descriptions=descriptions or {},
+        encoder=encoder,
+        out=Path(out),
+        progress=progress,
+        threads=threads,
+    )
 
 
 __all__ = [

@@ -49,6 +49,8 @@ MULTILINGUAL_HEAD = "multilingual.npz"
 """Absent if the extra `multilingual` was not installed in training."""
 EXEMPLARS = "exemplars.json"
 """Digests of the texts behind the exemplars of SEMANTIC, used in explanations only."""
+HELD_OUT = "held_out.json"
+"""The category that was predicted for each training text, by heads that were not fitted on it; by the text's digest."""
 VERSIONED_FILES = (CONFIG, TOKENIZER, NETWORK, LEXICAL, STATIC, SEMANTIC)
 
 FAST, ENCODER, MULTILINGUAL = "fast", "encoder", "multilingual"

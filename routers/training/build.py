@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 
+from coe.errors import DataError, pip_install
 from routers.calibration import Floats
-from routers.cascade import CONFIG, EXEMPLARS, MULTILINGUAL_HEAD, TOKENIZER, RouterConfig
+from routers.cascade import CONFIG, EXEMPLARS, HELD_OUT, MULTILINGUAL_HEAD, TOKENIZER, RouterConfig
 from routers.encoders import ROUTING_TOKENS, OnnxEncoder
 from routers.examples import Example, TrainingSet, build_training_set, prompt_digest, write_arrays, write_json
 from routers.heads import LexicalFeatures, distil, lexical_matrix
-from routers.multilingual import is_installed
+from routers.multilingual import IS_AVAILABLE, is_installed
 from routers.tokens import FAST_CHARACTERS, WordCachedTokenizer, load_tokenizer, truncate_middle
 from routers.training.export import export_quantised
 from routers.training.fitting import (
@@ -29,12 +30,14 @@ from routers.training.fitting import (
     cross_fit,
     exemplar_rows,
     folds,
+    simulate_cascade,
     topic_folds,
     training_metrics,
     tune,
     write_heads,
 )
 from routers.training.multilingual import english_part, foreign_texts, train_multilingual
+from routers.training.support import with_support
 
 Progress = Callable[[str, float], None]
 
@@ -65,7 +68,13 @@ def single_blas_thread() -> Iterator[None]:
 
 
 def train(
-    examples: Sequence[Example], *, encoder: str, out: Path, progress: Progress | None, threads: int
+    examples: Sequence[Example],
+    *,
+    descriptions: Mapping[str, str],
+    encoder: str,
+    out: Path,
+    progress: Progress | None,
+    threads: int,
 ) -> dict[str, Any]:
     """Train a router. Parameters and errors as in `routers.build`."""
     timer = StageTimer(progress)
@@ -74,7 +83,12 @@ def train(
     (out / CONFIG).unlink(missing_ok=True)  # written last: a folder without it is not a router
     with timer.stage("export"):
         network = export_quantised(encoder, out=out, threads=threads)
-    training_set, multilingual = write_multilingual_head(training_set, out=out, threads=threads, timer=timer)
+    with timer.stage("support") as report, single_blas_thread():
+        training_set = with_support(training_set, descriptions, lambda texts: network.features(texts, report))
+    added = len(training_set.texts) - count
+    training_set, multilingual, held_out_foreign = write_multilingual_head(
+        training_set, out=out, threads=threads, timer=timer
+    )
     with timer.stage("embed") as report:
         embeddings = network.features(training_set.texts, report)
     with timer.stage("distil") as report:
@@ -86,20 +100,27 @@ def train(
         topics = topic_folds(data.vectors, data.labels)
         new_topics = fit(topics, report=lambda share: report((1 + share) / 2)).in_scope
         ensemble, in_distribution = tune(held_out, new_topics, data.labels)
+        declared = np.flatnonzero(training_set.declared)
+        held_out, new_topics = held_out.part(declared), new_topics.part(declared)
     with timer.stage("fit"), single_blas_thread():
         write_heads(data, regularization, out=out)
         rows = exemplar_rows(data, np.arange(len(data.labels)))
         write_json(out / EXEMPLARS, {"digests": [prompt_digest(training_set.texts[row]) for row in rows]})
     categories, has_head = training_set.categories, multilingual is not None
     config = RouterConfig(categories, ROUTING_TOKENS, has_head, ensemble, in_distribution)
+    predicted = simulate_cascade(held_out.in_scope, ensemble, in_distribution).posterior.argmax(axis=1)
+    texts = [training_set.texts[row] for row in declared]
+    found = {**held_out_foreign, **dict(zip(texts, predicted.tolist(), strict=True))}
+    write_json(out / HELD_OUT, {prompt_digest(text): categories[label] for text, label in found.items()})
     write_json(out / CONFIG, asdict(config))
     return {
         "examples": count,
+        "support": added,
         "dropped": training_set.dropped,
         "encoder": {"dimensions": data.dimensions, "width": data.embeddings.shape[1]},
         "regularization": asdict(regularization),
         "multilingual": multilingual,
-        **training_metrics(held_out, new_topics, data.labels, categories, ensemble, in_distribution),
+        **training_metrics(held_out, new_topics, data.labels[declared], categories, ensemble, in_distribution),
         "bytes": {path.name: path.stat().st_size for path in sorted(out.iterdir())},
         "seconds": timer.seconds,
     }
@@ -107,22 +128,28 @@ def train(
 
 def write_multilingual_head(
     training_set: TrainingSet, *, out: Path, threads: int, timer: StageTimer
-) -> tuple[TrainingSet, dict[str, Any] | None]:
-    """Train the head for texts that are not English, if the extra `multilingual` can be used here.
+) -> tuple[TrainingSet, dict[str, Any] | None, dict[str, int]]:
+    """Train the head for texts that are not English, where the packages of the extra `multilingual` exist.
 
-    Returns the texts for the English heads, and the held-out metrics of the written head; all texts and None without
-    one.
+    Returns the texts for the English heads, the held-out metrics of the written head, and its held-out predictions; all
+    texts, None and no prediction on other platforms. Raises DataError if the extra is missing.
     """
     (out / MULTILINGUAL_HEAD).unlink(missing_ok=True)
     if not is_installed():
-        return training_set, None
+        if IS_AVAILABLE:
+            raise DataError(
+                f"training needs the extra `multilingual`: without it, other languages are routed worse; run `{pip_install('multilingual')}`"
+            )
+        return training_set, None, {}
     foreign = foreign_texts(training_set.texts, out / TOKENIZER)
     with timer.stage("multilingual") as report, single_blas_thread():
-        head, metrics = train_multilingual(
+        head, metrics, held_out = train_multilingual(
             training_set, foreign, tokenizer=out / TOKENIZER, threads=threads, report=report
         )
         write_arrays(out / MULTILINGUAL_HEAD, head.arrays())
-    return english_part(training_set, foreign) or training_set, metrics
+    own = set(np.array(training_set.texts, dtype=object)[training_set.declared])
+    held_out = {text: label for text, label in held_out.items() if text in own}
+    return english_part(training_set, foreign) or training_set, metrics, held_out
 
 
 def compute_training_data(

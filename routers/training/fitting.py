@@ -122,6 +122,9 @@ class HeadScores:
         """Return the scores of all parts' texts in this order."""
         return cls(**{f.name: np.concatenate([getattr(part, f.name) for part in parts])[order] for f in fields(cls)})
 
+    def part(self, rows: Labels) -> HeadScores:
+        return self.joined([self], rows)
+
 
 @dataclass(frozen=True, slots=True)
 class HeldOutScores:
@@ -130,6 +133,9 @@ class HeldOutScores:
 
     in_scope: HeadScores
     out_of_scope: HeadScores
+
+    def part(self, rows: Labels) -> HeldOutScores:
+        return HeldOutScores(self.in_scope.part(rows), self.out_of_scope.part(rows))
 
 
 def folds(labels: Labels) -> list[tuple[Labels, Labels]]:

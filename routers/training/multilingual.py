@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -151,7 +152,8 @@ def english_part(training_set: TrainingSet, foreign: Mask) -> TrainingSet | None
     if counts.min() < 2:
         return None
     texts = tuple(text for text, is_other in zip(training_set.texts, foreign, strict=True) if not is_other)
-    return TrainingSet(texts, training_set.labels[~foreign], training_set.categories, training_set.dropped)
+    kept = {"labels": training_set.labels[~foreign], "declared": training_set.declared[~foreign]}
+    return replace(training_set, texts=texts, **kept)
 
 
 def train_multilingual(
@@ -162,10 +164,10 @@ def train_multilingual(
     threads: int,
     report: Callable[[float], None],
     encode: SentenceEncoder | None = None,
-) -> tuple[MultilingualHead, dict[str, Any]]:
+) -> tuple[MultilingualHead, dict[str, Any], dict[str, int]]:
     """Fit the head. `foreign` (n_texts,) marks the texts that are not English; see `routers.build` for the others.
 
-    Returns the head and its held-out metrics. `encode` is E5Encoder by default. Raises DataError if that fails to load.
+    Returns the head, its held-out metrics, and the label predicted for each held-out foreign text. `encode` is E5Encoder by default. Raises DataError if that fails to load.
     """
     network = build_network()
     try:
@@ -189,11 +191,10 @@ def train_multilingual(
     others = np.concatenate((foreign[rows], background_foreign))
     direction = language_direction(vectors[others], vectors[~others])
     own = without_direction(vectors[: len(rows)], direction)
-    linear, metrics = _fit(own, training_set.labels[rows], foreign[rows], len(training_set.categories))
-    return MultilingualHead(linear, direction, probe, np.frombuffer(network, dtype=np.uint8)), {
-        "texts": len(rows),
-        **metrics,
-    }
+    linear, metrics, predicted = _fit(own, training_set.labels[rows], foreign[rows], len(training_set.categories))
+    head = MultilingualHead(linear, direction, probe, np.frombuffer(network, dtype=np.uint8))
+    held_out = {training_set.texts[rows[row]]: label for row, label in predicted.items() if foreign[rows[row]]}
+    return head, {"texts": len(rows), **metrics}, held_out
 
 
 def _sample(training_set: TrainingSet, foreign: Mask) -> NDArray[np.int64]:
@@ -228,8 +229,10 @@ def language_direction(foreign: Floats, english: Floats) -> Floats:
     return direction
 
 
-def _fit(vectors: Floats, labels: NDArray[np.int64], foreign: Mask, classes: int) -> tuple[LinearHead, dict[str, Any]]:
-    """Return the calibrated head and its accuracy on held-out texts.
+def _fit(
+    vectors: Floats, labels: NDArray[np.int64], foreign: Mask, classes: int
+) -> tuple[LinearHead, dict[str, Any], dict[int, int]]:
+    """Return the calibrated head, its accuracy on held-out texts, and the predicted label by held-out row.
 
     It is the mean of heads of several C, each calibrated as it is used: on foreign texts, by a head that saw English
     ones only. The C that is best on training texts is too large for other requests (docs/experiments/languages.md).
@@ -247,10 +250,11 @@ def _fit(vectors: Floats, labels: NDArray[np.int64], foreign: Mask, classes: int
         logits += scale * held_out
         head = fit(vectors, labels)
         weights, bias = weights + scale * head.weights, bias + scale * head.bias
+    predicted = logits.argmax(axis=1)
     metrics = {
         "foreign": int(foreign.sum()),
         "judged": len(judged),
-        "accuracy": float((logits.argmax(axis=1) == labels[judged]).mean()),
+        "accuracy": float((predicted == labels[judged]).mean()),
         "log_loss": log_loss(logits, labels[judged]),
     }
-    return LinearHead(weights, bias), metrics
+    return LinearHead(weights, bias), metrics, dict(zip(judged.tolist(), predicted.tolist(), strict=True))
