@@ -70,7 +70,7 @@ def cached_encoder() -> Iterator[CachingEncoder]:
 
     with (
         mock.patch("routers.training.build.export_quantised", export),
-        mock.patch("routers.training.build.is_installed", lambda: False),  # the prompts are English
+        mock.patch("routers.training.build.is_installed", return_value=False),  # the prompts are English
         mock.patch("routers.training.build.IS_AVAILABLE", False),
     ):
         yield encoder

@@ -1,34 +1,38 @@
-"""`coe train`: trains the router on prompts with categories and puts it into use."""
+"""`coe train`: trains the router on prompts with categories, and puts it into use unless it is worse."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from coe.artifacts.active_state import packaged_router
 from coe.artifacts.artifact_sync import synced_store
-from coe.artifacts.manifest import MANIFEST, Artifact
+from coe.artifacts.manifest import MANIFEST
 from coe.artifacts.store import ArtifactStore
 from coe.cli.common import Config, Json, declaration_for, print_result
 from coe.learning.router_round import build_router, training_pairs
 from coe.measuring.tables import pairs_digest
+from coe.reports.training import judge, training_report
 from coe.terminal import exit_on_sigterm
 
 Data = Annotated[Path | None, typer.Option("--data", help="JSONL or parquet with prompt and category.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Artifact folder [default: in the state folder].")]
 Encoder = Annotated[str | None, typer.Option("--encoder", help="A folder, an installed package, or a hub name.")]
+Force = Annotated[bool, typer.Option("--force", help="Put the router into use even if it is worse.")]
 
 
 def train(
     data: Data = None,
     out: Out = None,
     encoder: Encoder = None,
+    force: Force = False,
     config: Config = None,
     json: Json = False,
 ) -> None:
-    """Train the category router and put it into use.
+    """Train the category router and put it into use, unless it is worse than the one in use.
 
     Without --data, the prompts are those of `router.training_data`, or the starter prompts that ship with CoE.
     `router.extra_training_data` adds your own. `coe retrain` learns only from declared prompts.
@@ -37,19 +41,22 @@ def train(
     pairs = training_pairs(registry, base=settings.config.parent, data=data)
     store = ArtifactStore(out.absolute(), "router") if out else synced_store(settings, "router")
     with store.draft() as draft, exit_on_sigterm():
-        metrics = build_router(pairs, draft, encoder=encoder or registry.router.encoder)
+        metrics = build_router(pairs, draft, registry=registry, encoder=encoder)
         artifact = store.publish(draft, categories=registry.category_names, data=pairs_digest(pairs), metrics=metrics)
-    store.promote(artifact.manifest.version, by="train", why=f"trained on {len(pairs)} prompts")
+        judged = judge(artifact, store, None if out else packaged_router(registry), registry, pairs)
     manifest = artifact.manifest
+    if in_use := force or not judged.is_loss:
+        store.promote(manifest.version, by="train", why=f"trained on {len(pairs)} prompts; {judged.sentence}")
     summary = {"version": manifest.version, "folder": str(artifact.folder), "metrics": manifest.metrics}
-    print_result(summary, _lines(artifact), json=json)
+    report = {"in_use": in_use, **training_report(manifest.metrics, judged)}
+    print_result(summary | report, _lines(summary | report), json=json)
 
 
-def _lines(artifact: Artifact) -> Iterator[str]:
-    manifest = artifact.manifest
-    accuracy = manifest.metrics.get("accuracy")
-    held_out = f", {accuracy:.1%} right on held-out prompts" if isinstance(accuracy, float) else ""
-    yield f"router {manifest.version} is in use ({len(manifest.categories)} categories{held_out})"
-    if dropped := {why: count for why, count in manifest.metrics.get("dropped", {}).items() if count}:
+def _lines(report: dict[str, Any]) -> Iterator[str]:
+    state = "in use" if report["in_use"] else "NOT in use: it is worse (--force puts it into use all the same)"
+    yield f"router {report['version']} is {state}; {report['headline']}"
+    yield f"compared with the router in use: {report['comparison']}"
+    yield from report["weakest"]
+    if dropped := {why: count for why, count in report["metrics"].get("dropped", {}).items() if count}:
         yield "prompts left out: " + ", ".join(f"{count} {why}" for why, count in dropped.items())
-    yield f"held-out figures are in {artifact.folder / MANIFEST}"
+    yield f"held-out figures are in {Path(report['folder']) / MANIFEST}"

@@ -106,13 +106,17 @@ def add_prompts(pairs: Sequence[tuple[str, str]], path: Path, *, categories: Col
     return [*kept, *((prompt, category) for prompt, category in added.items() if before.get(prompt) != category)]
 
 
-def build_router(pairs: Sequence[tuple[str, str]], out: Path, *, encoder: str) -> Mapping[str, Any]:
+def build_router(
+    pairs: Sequence[tuple[str, str]], out: Path, *, registry: Registry, encoder: str | None = None
+) -> Mapping[str, Any]:
     """Train a router on (prompt, category) pairs into the folder `out`. Returns its metrics."""
     import routers
 
     examples = [routers.Example(prompt, category) for prompt, category in pairs]
     with progress_bar("training") as progress:
-        return routers.build(examples, encoder=encoder, out=out, progress=progress)
+        described = {category.name: category.description for category in registry.categories}
+        encoder = encoder or registry.router.encoder
+        return routers.build(examples, descriptions=described, encoder=encoder, out=out, progress=progress)
 
 
 Pair = tuple[str, str]
@@ -283,7 +287,7 @@ def judge(job: Job) -> Candidate | str | None:
         last = None
     if last is not None and last.inputs == inputs:
         return "no correction is new"
-    build = partial(build_router, encoder=job.registry.router.encoder)
+    build = partial(build_router, registry=job.registry)
     judgement = judge_router(data, build, round_=1 if last is None else last.judged + 1)
     report = {
         **judgement.to_json(),

@@ -14,7 +14,9 @@ import numpy as np
 import routers
 from coe.artifacts.active_state import MIN_EXAMPLES, category_texts
 from coe.artifacts.manifest import Artifact
+from coe.artifacts.store import ArtifactStore
 from coe.core import GENERAL
+from coe.errors import ArtifactError
 from coe.learning.promotion import SIGNIFICANCE, falling_categories, held_out_evidence
 from coe.registry import Registry
 
@@ -46,12 +48,6 @@ class WeakCategory:
         return f"{self.name}: {self.recall:.0%} of {self.prompts} prompts right{confusion}; {self.advice}"
 
 
-def headline(metrics: Mapping[str, Any]) -> str:
-    """Macro recall on held-out prompts, with its 95 % interval."""
-    value, error = macro_recall(metrics["confusion"])
-    return f"macro recall {value:.1%} ± {1.96 * error:.1%} on held-out prompts"
-
-
 def macro_recall(confusion: Mapping[str, Any]) -> tuple[float, float]:
     """The mean recall of the categories and its standard error, each recall as that of a Beta(1, 1) prior.
 
@@ -60,9 +56,8 @@ def macro_recall(confusion: Mapping[str, Any]) -> tuple[float, float]:
     counts = np.array(confusion["counts"], dtype=np.float64)
     right, total = counts.diagonal(), counts.sum(axis=1)
     smooth = (right + 1) / (total + 2)
-    return float((right / np.maximum(total, 1)).mean()), float(
-        (smooth * (1 - smooth) / (total + 3)).sum() ** 0.5
-    ) / len(total)
+    error = float((smooth * (1 - smooth) / (total + 3)).sum() ** 0.5) / len(total)
+    return float((right / np.maximum(total, 1)).mean()), error
 
 
 def weakest(confusion: Mapping[str, Any]) -> list[WeakCategory]:
@@ -97,16 +92,20 @@ class Comparison:
     error: float
     prompts: int
     is_loss: bool
-    falls: str
+    falls: str = ""
+    note: str = ""
+    """Why nothing was compared; empty otherwise."""
 
     @property
     def sentence(self) -> str:
+        if self.note:
+            return self.note
         falls = f"; {self.falls}" if self.falls else ""
         return f"macro recall {self.gain:+.3f} ± {self.error:.3f} on the same {self.prompts} held-out prompts{falls}"
 
 
-def compare(new: Path, in_use: Artifact, registry: Registry, pairs: Sequence[tuple[str, str]]) -> Comparison | None:
-    """Compare the router in the folder `new` with the one in use, paired; None if nothing of `pairs` was held out.
+def compare(new: Path, in_use: Artifact, registry: Registry, pairs: Sequence[tuple[str, str]]) -> Comparison:
+    """Compare the router in the folder `new` with the one in use, paired.
 
     Both predictions of a prompt are of heads that were not fitted on it. For prompts that the router in use was not
     trained on, it is adapted to the declared categories without these prompts. Each category counts the same.
@@ -115,11 +114,10 @@ def compare(new: Path, in_use: Artifact, registry: Registry, pairs: Sequence[tup
     prompts = {routers.prompt_digest(prompt): (prompt, category) for prompt, category in pairs}
     tested = {digest: pair for digest, pair in prompts.items() if digest in candidate}
     if not tested:
-        return None
+        return Comparison(0.0, 0.0, 0, False, note="no prompt was held out")
     current = {digest: known[digest] for digest in tested if digest in known}
-    current |= _adapted_predictions(
-        registry, in_use, {d: prompt for d, (prompt, _) in tested.items() if d not in known}
-    )
+    unseen = {digest: prompt for digest, (prompt, _) in tested.items() if digest not in known}
+    current |= _adapted_predictions(registry, in_use, unseen)
     names = [category for _, category in tested.values()]
     sizes = Counter(names)
     weight = np.array([len(names) / (len(sizes) * sizes[name]) for name in names])
@@ -131,9 +129,43 @@ def compare(new: Path, in_use: Artifact, registry: Registry, pairs: Sequence[tup
 
     evidence = held_out_evidence(scores(current), scores(candidate), names, guarded=sorted(sizes))
     found = evidence.overall
-    return Comparison(
-        found.value, found.error, found.requests, found.below < SIGNIFICANCE, falling_categories([evidence])
-    )
+    falls = falling_categories([evidence])
+    return Comparison(found.value, found.error, found.requests, found.below < SIGNIFICANCE, falls)
+
+
+NOTHING_IN_USE = "none is in use"
+
+
+def judge(
+    new: Artifact,
+    store: ArtifactStore,
+    packaged: Artifact | None,
+    registry: Registry,
+    pairs: Sequence[tuple[str, str]],
+) -> Comparison:
+    """Compare a new router with the one in use, or with the `packaged` one if none was put into use. Where there is
+    none, or it is damaged, there is no loss."""
+    try:
+        in_use = store.current() or packaged
+        if in_use is None or in_use.manifest.version == new.manifest.version:
+            return Comparison(0.0, 0.0, 0, False, note=NOTHING_IN_USE if in_use is None else "it is the same router")
+        return compare(new.folder, in_use, registry, pairs)
+    except ArtifactError as error:
+        return Comparison(0.0, 0.0, 0, False, note=f"that one cannot be read ({error})")
+
+
+def training_report(metrics: Mapping[str, Any], judged: Comparison) -> dict[str, Any]:
+    """What `coe train` prints, JSON-able."""
+    if "confusion" not in metrics:
+        return {"headline": "no held-out figures", "weakest": [], "comparison": judged.sentence}
+    value, error = macro_recall(metrics["confusion"])
+    return {
+        "macro_recall": value,
+        "error": error,
+        "headline": f"macro recall {value:.1%} ± {1.96 * error:.1%} on held-out prompts",
+        "weakest": [category.sentence for category in weakest(metrics["confusion"])],
+        "comparison": judged.sentence,
+    }
 
 
 def _adapted_predictions(registry: Registry, in_use: Artifact, prompts: Mapping[str, str]) -> dict[str, str]:

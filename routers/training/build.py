@@ -137,9 +137,8 @@ def write_multilingual_head(
     (out / MULTILINGUAL_HEAD).unlink(missing_ok=True)
     if not is_installed():
         if IS_AVAILABLE:
-            raise DataError(
-                f"training needs the extra `multilingual`: without it, other languages are routed worse; run `{pip_install('multilingual')}`"
-            )
+            remedy = f"run `{pip_install('multilingual')}`"
+            raise DataError(f"training needs the extra `multilingual`, for prompts in other languages; {remedy}")
         return training_set, None, {}
     foreign = foreign_texts(training_set.texts, out / TOKENIZER)
     with timer.stage("multilingual") as report, single_blas_thread():

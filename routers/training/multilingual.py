@@ -152,8 +152,8 @@ def english_part(training_set: TrainingSet, foreign: Mask) -> TrainingSet | None
     if counts.min() < 2:
         return None
     texts = tuple(text for text, is_other in zip(training_set.texts, foreign, strict=True) if not is_other)
-    kept = {"labels": training_set.labels[~foreign], "declared": training_set.declared[~foreign]}
-    return replace(training_set, texts=texts, **kept)
+    labels, declared = training_set.labels[~foreign], training_set.declared[~foreign]
+    return replace(training_set, texts=texts, labels=labels, declared=declared)
 
 
 def train_multilingual(
@@ -167,7 +167,8 @@ def train_multilingual(
 ) -> tuple[MultilingualHead, dict[str, Any], dict[str, int]]:
     """Fit the head. `foreign` (n_texts,) marks the texts that are not English; see `routers.build` for the others.
 
-    Returns the head, its held-out metrics, and the label predicted for each held-out foreign text. `encode` is E5Encoder by default. Raises DataError if that fails to load.
+    Returns the head, its held-out metrics, and the label predicted for each held-out foreign text. `encode` is
+    E5Encoder by default. Raises DataError if that fails to load.
     """
     network = build_network()
     try:

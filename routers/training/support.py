@@ -66,5 +66,5 @@ def _choose(
         rows = np.flatnonzero(topical & (best == label) & (posterior[:, label] > MIN_PROBABILITY))
         rows = rows[np.argsort(-posterior[rows, label], kind="stable")][: MAX_LIKE * given[label]]
         found += [(int(row), label) for row in rows]
-    others = sorted(np.flatnonzero(best == general), key=lambda row: prompt_digest(shipped[row].prompt))
-    return found + [(int(row), general) for row in others[: MAX_BACKGROUND * int(given[few].sum())]]
+    others = sorted(np.flatnonzero(best == general).tolist(), key=lambda row: prompt_digest(shipped[row].prompt))
+    return found + [(row, general) for row in others[: MAX_BACKGROUND * int(given[few].sum())]]
