@@ -34,7 +34,7 @@ from routers.encoders import OnnxEncoder
 SETS: Mapping[str, Mapping[str, Any]] = yaml.safe_load(Path(__file__).with_name("training_sets.yaml").read_text())
 WRITTEN = ("shop", "clinic", "office")
 """Sets with examples that we wrote; those of the others are drawn from the data."""
-OTHER_TOPICS = ("clinc150/oos", "clinc150/small_talk/*", "clinc150/utility/*")
+OTHER_TOPICS = ("clinc150/oos", "clinc150/small_talk/*", "clinc150/utility/[cdmrsw]*")
 """Prompts of `general`: no set declares these topics."""
 EXAMPLES, TESTED = (12, 30), 60
 CACHE = Path(tempfile.gettempdir()) / "coe-user-loop"

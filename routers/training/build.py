@@ -25,6 +25,7 @@ from routers.multilingual import IS_AVAILABLE, is_installed
 from routers.tokens import FAST_CHARACTERS, WordCachedTokenizer, load_tokenizer, truncate_middle
 from routers.training.export import export_quantised
 from routers.training.fitting import (
+    Labels,
     TrainingData,
     choose_regularization,
     cross_fit,
@@ -99,8 +100,9 @@ def train(
         held_out = fit(folds(data.labels), report=lambda share: report(share / 2))
         topics = topic_folds(data.vectors, data.labels)
         new_topics = fit(topics, report=lambda share: report((1 + share) / 2)).in_scope
-        ensemble, in_distribution = tune(held_out, new_topics, data.labels)
         declared = np.flatnonzero(training_set.declared)
+        rows = declared if len(declared) == len(data.labels) else balanced_rows(declared, data.labels)
+        ensemble, in_distribution = tune(held_out.part(rows), new_topics.part(rows), data.labels[rows])
         held_out, new_topics = held_out.part(declared), new_topics.part(declared)
     with timer.stage("fit"), single_blas_thread():
         write_heads(data, regularization, out=out)
@@ -149,6 +151,12 @@ def write_multilingual_head(
     own = set(np.array(training_set.texts, dtype=object)[training_set.declared])
     held_out = {text: label for text, label in held_out.items() if text in own}
     return english_part(training_set, foreign) or training_set, metrics, held_out
+
+
+def balanced_rows(rows: Labels, labels: Labels) -> Labels:
+    """Repeat the rows of small categories, so that each category has as many as the largest one."""
+    parts = [rows[labels[rows] == label] for label in np.unique(labels[rows])]
+    return np.concatenate([np.resize(part, max(map(len, parts))) for part in parts])
 
 
 def compute_training_data(
