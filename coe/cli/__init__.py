@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 from coe import __version__
 from coe.cli import (
     benchmark,
+    categories,
     chat,
     check,
     index,
@@ -69,6 +70,7 @@ EXAMPLES: Mapping[str, Sequence[str]] = {
     "score": ("coe score --out scores", "coe score my-probes.jsonl --out scores --expert coder --judge writer"),
     "plan": ("coe plan scores", "coe plan scores --dry-run"),
     "train": ("coe train", "coe train --data prompts.jsonl"),
+    "categories": ("coe categories suggest prompts.jsonl",),
     "retrain": ("coe retrain --dry-run", "coe retrain --probes scores --every 6h"),
     "promote": ("coe promote router", "coe promote assignment --why 'new prices'"),
     "index": ("coe index add docs/ handbook.pdf", "coe index search 'refund policy'"),
@@ -131,6 +133,7 @@ _PANELS: Mapping[str, Mapping[str, Callable[..., Any] | typer.Typer]] = {
     },
     "Learn": {
         "train": train.train,
+        "categories": categories.app,
         "retrain": retrain.retrain,
         "promote": promote.promote,
         "rollback": promote.rollback,

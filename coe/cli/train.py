@@ -41,7 +41,7 @@ def train(
     pairs = training_pairs(registry, base=settings.config.parent, data=data)
     store = ArtifactStore(out.absolute(), "router") if out else synced_store(settings, "router")
     with store.draft() as draft, exit_on_sigterm():
-        metrics = build_router(pairs, draft, registry=registry, encoder=encoder)
+        metrics = build_router(pairs, draft, registry=registry, encoder=encoder or "")
         artifact = store.publish(draft, categories=registry.category_names, data=pairs_digest(pairs), metrics=metrics)
         judged = judge(artifact, store, None if out else packaged_router(registry), registry, pairs)
     manifest = artifact.manifest

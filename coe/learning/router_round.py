@@ -106,17 +106,15 @@ def add_prompts(pairs: Sequence[tuple[str, str]], path: Path, *, categories: Col
     return [*kept, *((prompt, category) for prompt, category in added.items() if before.get(prompt) != category)]
 
 
-def build_router(
-    pairs: Sequence[tuple[str, str]], out: Path, *, registry: Registry, encoder: str | None = None
-) -> Mapping[str, Any]:
+def build_router(pairs: Sequence[Pair], out: Path, *, registry: Registry, encoder: str = "") -> Mapping[str, Any]:
     """Train a router on (prompt, category) pairs into the folder `out`. Returns its metrics."""
-    import routers
+    from routers import Example, build
 
-    examples = [routers.Example(prompt, category) for prompt, category in pairs]
+    described = {category.name: category.description for category in registry.categories}
+    encoder = encoder or registry.router.encoder
     with progress_bar("training") as progress:
-        described = {category.name: category.description for category in registry.categories}
-        encoder = encoder or registry.router.encoder
-        return routers.build(examples, descriptions=described, encoder=encoder, out=out, progress=progress)
+        examples = [Example(*pair) for pair in pairs]
+        return build(examples, descriptions=described, encoder=encoder, out=out, progress=progress)
 
 
 Pair = tuple[str, str]

@@ -8,9 +8,10 @@ for the gateways' metrics.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from datetime import UTC, datetime
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
 from typing import TYPE_CHECKING, Any
@@ -199,3 +200,39 @@ def _drift(traffic: Traffic, *, test: int) -> dict[str, Any]:
     found = detect_drift(traffic_sample(first), traffic_sample(latest), categories=traffic.categories, test=test)
     reference = f"the first {len(first)} requests of this router in the log's period"
     return {"reference": reference, "findings": [asdict(one) for one in found], "compared": both}
+
+
+def status_rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the report as rows of a name and a value."""
+    gateway, in_use = found["gateway"], found["in_use"]
+    yield "gateway", f"{gateway['state']} at {gateway['address']}"
+    yield "config", in_use["config"]
+    for kind in ARTIFACT_KINDS:
+        since = f", since {time_text(in_use[kind]['since'])} by {in_use[kind]['by']}" if in_use[kind]["since"] else ""
+        yield kind, f"{in_use[kind]['version'] or 'none, or as declared'}{since}"
+    yield from ((f"damaged {kind}", problem) for kind, problem in found["damaged"].items())
+    yield from (("experts.yaml", one["sentence"]) for one in found["consequences"])
+    for device in found["residency"]:
+        yield from _residency_rows(device)
+    if (last := found["alarms"]) is None:
+        yield "alarms", "unknown: no traffic report yet; run coe report --publish, or coe retrain"
+        return
+    named = [f"{kind} ({', '.join(experts)})" for kind, experts in last["alarms"].items() if experts]
+    named += [f"drift ({aspect})" for aspect, shifted in last["drift"].items() if shifted]
+    yield "alarms", f"{', '.join(named) or 'none'}, as of {time_text(last['time'])}; coe report has more"
+
+
+def _residency_rows(device: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield a device that experts share: its memory, and each server with who waits and why."""
+    yield f"device {device['device']}", f"{device['occupied_gb']:g} of {device['memory_gb']:g} GB in use"
+    for one in device["servers"]:
+        text = f"{one['tier']}, loaded {one['switches']} times"
+        if one["load_s"] is not None:
+            text += f", a load took {one['load_s']:.1f} s"
+        if one["waiting"]:
+            text += f", {one['waiting']} waiting, the oldest for {one['oldest_wait_s']:.1f} s"
+        yield f"expert {', '.join(one['experts'])}", text + (f": {one['reason']}" if one["reason"] else "")
+
+
+def time_text(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
