@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import routers
+from coe.core import FAST_UNCERTAIN
 from routers.calibration import auroc, expected_calibration_error, logarithmic_pool
 from routers.cascade import CascadeRouter, load_cascade
 from routers.heads import softmax
@@ -139,7 +140,8 @@ def timings(router: CascadeRouter, texts: Sequence[str]) -> dict[str, float]:
         "peek_100k_characters": median(router.predict_fast, ["word " * 20_000] * 50),
         "predict_median": median(lambda text: router.predict([text]), some),
         "predict_escalated_median": median(
-            lambda text: router.predict([text]), [text for text in some if router.predict_fast(text) is None]
+            lambda text: router.predict([text]),
+            [text for text in some if router.predict_fast(text).stage == FAST_UNCERTAIN],
         ),
     }
 

@@ -48,7 +48,6 @@ import uvloop
 
 from benchmarks import harness
 from benchmarks.harness import processor_seconds
-from benchmarks.streaming import HEAD, chunk, event, read_request
 from coe.artifacts.api_keys import digest_of
 from coe.registry import load
 from gateway.access.issued_keys import KEYS_FILE
@@ -62,6 +61,27 @@ PRICE = 20.0  # dollars per million tokens of an answer
 KEY, HOSTILE_KEY = "sk-everyday", "sk-hostile"
 MEMBERS = ["member-1", "member-2", "member-3"]
 PLAIN = b"HTTP/1.1 %d X\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b"
+HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+
+
+def event() -> bytes:
+    """One piece of an answer, as large as vLLM's."""
+    fields = {"id": "chatcmpl-0123456789abcdef", "object": "chat.completion.chunk", "created": 1, "model": "m"}
+    choice = {"index": 0, "delta": {"content": f"{time.perf_counter():.6f} "}, "finish_reason": None}
+    return b"data: %b\n\n" % orjson.dumps(fields | {"choices": [choice]})
+
+
+def chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+async def read_request(reader: asyncio.StreamReader) -> dict[str, Any]:
+    """The fields of a request's body; empty without one."""
+    headers = (await reader.readuntil(b"\r\n\r\n")).lower()
+    length = int(headers.partition(b"content-length: ")[2].split(b"\r\n")[0] or 0)
+    return dict(orjson.loads(await reader.readexactly(length))) if length else {}
+
+
 ENDLESS = {  # by model: the start of an answer, data that follow it without end, and seconds between them
     "slow": (HEAD, chunk(event()), 0.5),
     "endless": (HEAD.replace(b"text/event-stream", b"application/json"), chunk(b"x" * PIECE), PIECE / 4e6),

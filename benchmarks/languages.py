@@ -125,7 +125,7 @@ def times(folder: Path, texts: Sequence[str]) -> dict[str, float]:
         for _ in range(2)
     )
     english = [milliseconds(lambda: router.encoder.encode([ENGLISH_PROMPT])) for _ in range(200)]
-    fast = [milliseconds(lambda i=i: router.predict_fast(f"{ENGLISH_PROMPT} {i}", force=True)) for i in range(500)]  # type: ignore[misc]
+    fast = [milliseconds(lambda i=i: router.predict_fast(f"{ENGLISH_PROMPT} {i}")) for i in range(500)]  # type: ignore[misc]
     medians = {
         "foreign": foreign,
         "foreign_repeated": repeated,

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from benchmarks.learning_scenarios import following, plan
 from benchmarks.quality_replay import LOSS, RATE, Array, ScoredPrompts, Traffic, flat, scored_prompts_of
 from coe.learning.moves import HeldOutProbes
 from coe.learning.off_policy import BanditLog, policy_value
@@ -28,7 +29,7 @@ from coe.learning.plan_candidate import CurrentPlan, judge_plan
 from coe.measuring.quality import read_quality
 from coe.planning.assignment import Assignment
 from coe.planning.problem import Problem
-from coe.planning.score_table import ScoreTable, tabulate_softly
+from coe.planning.score_table import tabulate_softly
 from coe.planning.solver import solve
 from coe.routing.decision import propensities
 
@@ -57,10 +58,6 @@ class Run:
     def drop(self) -> float:
         """The largest distance of the router in use below the best one promoted before."""
         return float(max(np.maximum.accumulate(self.curve) - self.curve))
-
-
-def plan(table: ScoreTable, quality: Array) -> Assignment:
-    return solve(Problem.of(table, quality=quality, weights=np.ones(len(table.categories))))
 
 
 # -------------------------------------------------------------------------------------------------------- the loop
@@ -92,7 +89,7 @@ def learn(
     held = HeldOutProbes(scored_prompts.experience(probes), scored_prompts.scores[probes], ("all",) * len(probes))
     traffic, current = (
         Traffic(scored_prompts, order, seed=seed, poisoner=poisoner),
-        CurrentPlan(start or flat(scored_prompts), 0.0, 0, RATE, LOSS),
+        CurrentPlan(start or flat(scored_prompts), RATE, LOSS),
     )
     curve, promoted = [], []
     for number in range(rounds(order)):
@@ -100,11 +97,9 @@ def learn(
         traffic.serve(REQUESTS_PER_ROUND, current.assignment, flipped=flipped)
         now = float(len(traffic.rewards))
         found = judge_plan(traffic.experience(), current, now=now, solve_plan=plan, probes=held)
-        if found.judgement.promote:
+        if found.judgement.reason == "better":
             promoted.append(number)
-            current = replace(current, assignment=found.candidate, since=now, rounds=0, tested=0, tested_at=0.0)
-        elif found.tested:
-            current = replace(current, rounds=current.rounds + 1, tested=found.rated, tested_at=found.rated_until)
+        current = following(current, found)
         curve.append(scored_prompts.mean(untouched, current.assignment))
     return Run(tuple(curve), float(np.mean(traffic.rewards)), tuple(promoted), traffic.explored / len(traffic.rewards))
 

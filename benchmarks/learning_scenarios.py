@@ -10,7 +10,7 @@ requests are drawn from the prompts that are not probes, with every expert's sco
 Reported for each scenario: series, promotions, the largest loss of true quality by any promotion, series with a
 promotion that lost quality, and how many of the gains above .02, and above .005, that the log can
 show were found; a gain is that of one category in the mean quality over all requests. The log can show a
-gain where the test of the true best move has a power of 95 %, and exploration reached the traffic that would move.
+gain where a test of the true best move, made once at the end, has a power of 95 %.
 """
 
 from __future__ import annotations
@@ -25,15 +25,14 @@ from typing import Any, Literal
 import numpy as np
 import orjson
 from numpy.typing import NDArray
-from scipy.stats import t
+from scipy.stats import norm
 
 from benchmarks.quality_replay import ScoredPrompts, scored_prompts_of
 from coe.learning.experience import Experience
-from coe.learning.moves import MAX_UNSUPPORTED, Served, shares
-from coe.learning.off_policy import greedy_policy, policy_difference
-from coe.learning.plan_candidate import CurrentPlan, judge_plan, served_requests
-from coe.learning.promotion import significance_level
-from coe.learning.refit import refit
+from coe.learning.moves import MIN_RATED, shares
+from coe.learning.off_policy import greedy_policy
+from coe.learning.plan_candidate import CurrentPlan, JudgedPlan, judge_plan
+from coe.learning.promotion import SIGNIFICANCE
 from coe.measuring.quality import read_quality
 from coe.planning.assignment import Assignment
 from coe.planning.problem import Problem
@@ -108,35 +107,31 @@ def run(scored_prompts: ScoredPrompts, scenario: Scenario, seed: int) -> Series:
     random = np.random.default_rng((seed, sum(map(ord, scenario.name))))
     assignment, measured, rest = _measured_plan(scored_prompts, random, everything=not scenario.categories)
     truth = _truth(scored_prompts, rest, assignment, scenario, random)
-    current = CurrentPlan(assignment, 0.0, 0, scenario.rate, scenario.loss)
-    log = _Log(scored_prompts, truth, scenario, random)
-    losses, last = [], None
+    current = CurrentPlan(assignment, scenario.rate, scenario.loss)
+    log = SimulatedLog(scored_prompts, truth, scenario, random)
+    losses = []
     for count in (number for number in ROUNDS if number <= scenario.requests):
         log.serve(count, current.assignment)
-        experience = log.experience()
-        found = judge_plan(
-            experience, current, now=float(count), solve_plan=_plan, base=measured, guarded=scored_prompts.categories
-        )
-        if found.tested:
-            last = (experience, current, log.progress)
-        if found.judgement.promote:
+        names, now = scored_prompts.categories, float(count)
+        found = judge_plan(log.experience(), current, now=now, solve_plan=plan, base=measured, guarded=names)
+        if found.judgement.reason == "better":
             scores = truth.scores(log.progress)
             old, new = (_value(scored_prompts, truth, one, scores) for one in (current.assignment, found.candidate))
             losses.append(old - new)
-            current = replace(
-                current, assignment=found.candidate, since=float(count), rounds=0, tested=0, tested_at=0.0
-            )
-        elif found.tested:
-            current = replace(current, rounds=current.rounds + 1, tested=found.rated, tested_at=found.rated_until)
-    assert last is not None
-    tested, plan, progress = last
-    shown = truth.scores((plan.since / scenario.requests + progress) / 2)  # the mean over that plan's requests
-    hits, missed = _gains(scored_prompts, replace(truth, after=shown), assignment, plan, current, tested, measured)
+        current = following(current, found)
+    shown = replace(truth, after=truth.scores(0.5))  # the mean over all requests
+    hits, missed = _gains(scored_prompts, shown, assignment, current.assignment, log.experience())
     ends = (_value(scored_prompts, truth, one, truth.after) for one in (assignment, current.assignment))
     return Series(tuple(losses), hits, missed, *ends)
 
 
-def _plan(table: ScoreTable, quality: Array) -> Assignment:
+def following(current: CurrentPlan, judged: JudgedPlan) -> CurrentPlan:
+    """The plan that serves after a round."""
+    since = {move.category: move.decided for move in judged.moves if move.accepted and judged.judgement.promote}
+    return replace(current, assignment=judged.candidate, since={**current.since, **since})
+
+
+def plan(table: ScoreTable, quality: Array) -> Assignment:
     return solve(Problem.of(table, quality=quality, weights=np.ones(len(table.categories))))
 
 
@@ -153,7 +148,7 @@ def _measured_plan(
     table = tabulate_softly(
         scored_prompts.categories, scored_prompts.experts, scored_prompts.posterior[used], scored_prompts.scores[used]
     )
-    return _plan(table, table.lower(deviations=0.0 if everything else 1.0)), table, rest
+    return plan(table, table.lower(deviations=0.0 if everything else 1.0)), table, rest
 
 
 def _truth(
@@ -187,7 +182,7 @@ def _truth(
     return Truth(posterior, before if scenario.gradual else after, after)
 
 
-class _Log:
+class SimulatedLog:
     """Requests as the gateway logs them, in arrays."""
 
     def __init__(
@@ -207,7 +202,8 @@ class _Log:
         rows = random.integers(0, len(self._truth.posterior), count)
         posterior = self._truth.posterior[rows]
         utility = posterior @ (assignment.quality - assignment.price)
-        chances = propensities(utility, rate=scenario.rate, loss=scenario.loss)
+        weights = None if assignment.exploration is None else assignment.exploration[posterior.argmax(axis=1)]
+        chances = propensities(utility, rate=scenario.rate, loss=scenario.loss, weights=weights)
         chosen = np.minimum((random.random((count, 1)) > np.cumsum(chances, axis=1)).sum(axis=1), chances.shape[1] - 1)
         progress = (self._count + np.arange(count)) / scenario.requests
         start, end = self._truth.before[rows, chosen], self._truth.after[rows, chosen]
@@ -219,6 +215,7 @@ class _Log:
                 "posterior": posterior.astype(np.float32),
                 "chosen": chosen.astype(np.int16),
                 "propensity": chances[np.arange(count), chosen].astype(np.float32),
+                "propensities": chances.astype(np.float32),
                 "reward": reward.astype(np.float32),
                 "kind": np.where(rated, 0, -1).astype(np.int8),
                 "tenant": random.integers(0, TENANTS, count).astype(np.int32),
@@ -251,51 +248,36 @@ def _value(scored_prompts: ScoredPrompts, truth: Truth, assignment: Assignment, 
 
 
 def _gains(
-    scored_prompts: ScoredPrompts,
-    truth: Truth,
-    first: Assignment,
-    judged: CurrentPlan,
-    final: CurrentPlan,
-    experience: Experience,
-    measured: ScoreTable,
+    scored_prompts: ScoredPrompts, truth: Truth, first: Assignment, final: Assignment, log: Experience
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Counts gains above each of WORTHWHILE: those found, and those that the last test could show but missed."""
+    """Counts gains above each of WORTHWHILE: those found, and those that the log could show but were missed."""
     seen = _population(scored_prompts, truth)
     likeliest = seen.posterior.argmax(axis=1)
-    old, new = ((greedy_policy(seen, one) * truth.after).sum(axis=1) for one in (first, final.assignment))
-    now = float(len(experience))
-    served = served_requests(
-        experience.part(experience.usable_off_policy), judged, lambda part: refit(part, now=now, base=measured)
-    )
+    old, new = ((greedy_policy(seen, one) * truth.after).sum(axis=1) for one in (first, final))
     found, missed = [], []
     for category in range(len(scored_prompts.categories)):
         own = likeliest == category
         best = float(truth.after[own].mean(axis=0).max() * own.mean() - (old * own).mean()) if own.any() else 0.0
         if ((new - old) * own).mean() >= best / 2 > 0:
             found.append(best)
-        elif served is not None and best > 0:
-            missed.append(_shown_gain(served, truth, judged, category, own))
+        elif best > 0:
+            missed.append(_shown_gain(truth.after[own].mean(axis=0), log, first, category) * float(own.mean()))
     return tuple(tuple(sum(gain > limit for gain in gains) for limit in WORTHWHILE) for gains in (found, missed))
 
 
-def _shown_gain(served: Served, truth: Truth, current: CurrentPlan, category: int, own: NDArray[np.bool_]) -> float:
-    """The gain of the best move that the log can show; 0 where its test has less power than POWER in this log."""
-    if not own.any():
+def _shown_gain(mean: Array, log: Experience, first: Assignment, category: int) -> float:
+    """The gain in the category by the best move that a test of two shares, at one look, shows with a power of POWER in
+    this log; 0 for none. The tests of all categories share the level."""
+    rated = log.part((log.posterior.argmax(axis=1) == category) & log.rated)
+    counts = np.bincount(rated.chosen, minlength=len(mean)).astype(float)
+    target = int(np.where(counts >= MIN_RATED, mean, -1.0).argmax())
+    chosen = int(shares(first)[category].argmax())
+    gain, pair = float(mean[target] - mean[chosen]), [target, chosen]
+    if gain <= 0 or counts[pair].min() < MIN_RATED:
         return 0.0
-    mean = truth.after[own].mean(axis=0)
-    target = int(np.where(served.shown[category], mean, -1.0).argmax())
-    gain = float((mean[target] - mean[int(shares(current.assignment)[category].argmax())]) * own.mean())
-    policy = np.where(
-        (served.experience.posterior.argmax(axis=1) == category)[:, None], np.eye(len(mean))[target], served.old
-    )
-    estimate = policy_difference(served.log, policy, served.old)
-    gained = np.maximum(policy - served.old, 0.0)
-    unsupported = float((gained * ~served.log.supported).sum() / max(float(gained.sum()), 1e-12))
-    if gain <= 0 or estimate.error == 0.0 or unsupported > MAX_UNSUPPORTED:
-        return 0.0
-    chance = significance_level(current.rounds + 1) / max(served.family, 1)
-    enough = t.isf(chance, estimate.degrees) + t.ppf(POWER, estimate.degrees)
-    return gain if gain / estimate.error >= enough else 0.0
+    level = float(counts[pair] @ mean[pair] / counts[pair].sum())
+    error = (level * (1 - level) * (1 / counts[pair]).sum()) ** 0.5
+    return gain if gain / error >= norm.isf(SIGNIFICANCE / len(log.categories)) + norm.ppf(POWER) else 0.0
 
 
 def summary(scenario: Scenario, series: list[Series]) -> dict[str, Any]:

@@ -48,8 +48,10 @@ def main() -> None:
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        with timed("install the wheel with its extra `train`"):
-            coe = install(wheel, folder / "venv", extra="train")
+        with timed("install the wheel with its extra `plan`"):
+            coe = install(wheel, folder / "venv", extra="plan")
+        size = sum(file.stat().st_size for file in (folder / "venv").rglob("*") if not file.is_symlink())
+        print(f"{size / 1e6:.0f} MB")
         with providers(answers) as urls:
             with timed("coe init"):
                 run(coe, "init", *(word for url in urls for word in ("--endpoint", url)), cwd=folder)
@@ -61,6 +63,8 @@ def main() -> None:
             with timed("coe serve, two chats and their feedback"), gateway(coe, folder) as url:
                 for question in ("Write a Python function that reverses a list", "May my landlord raise the rent?"):
                     send_feedback(url, chat(url, question))
+            with timed("install its extra `train`"):
+                install(wheel, folder / "venv", extra="train")
             with timed("coe retrain"):
                 print(run(coe, "retrain", "--probes", "scores", cwd=folder), end="")
     report(tuned, time.monotonic() - began)

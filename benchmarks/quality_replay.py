@@ -22,7 +22,7 @@ from coe.planning.problem import Problem
 from coe.planning.score_table import ScoreTable
 from coe.planning.solver import solve
 from coe.records.record import Feedback, RoutingRecord
-from coe.routing.decision import choose
+from coe.routing.decision import choose, propensities
 
 RATE, LOSS = 0.1, 0.1
 TENANTS = 8
@@ -44,18 +44,10 @@ class ScoredPrompts:
     def experience(self, rows: NDArray[np.int64], **columns: Any) -> Experience:
         """These prompts as experience without feedback; `columns` replaces some of it."""
         count = len(rows)
-        plain = Experience(
-            categories=self.categories,
-            experts=self.experts,
-            tenants=("",),
+        plain = replace(
+            Experience.blank(self.categories, self.experts, count),
             posterior=self.posterior[rows].astype(np.float32),
-            chosen=np.zeros(count, dtype=np.int16),
-            allowed=np.ones((count, len(self.experts)), dtype=np.bool_),
             propensity=np.ones(count, dtype=np.float32),
-            reward=np.full(count, np.nan, dtype=np.float32),
-            kind=np.full(count, -1, dtype=np.int8),
-            corrected=np.full(count, -1, dtype=np.int16),
-            tenant=np.zeros(count, dtype=np.int32),
             time=np.arange(count, dtype=np.float64),
         )
         return replace(plain, **columns)
@@ -109,16 +101,19 @@ class Traffic:
         """The next `count` requests by an assignment; feedback of the poisoner is turned round where `flipped`."""
         for number in range(len(self.rewards), min(len(self.rewards) + count, len(self.order))):
             row, tenant = self.order[number], f"t{self._tenants[number]}"
-            utility = expected_utility(assignment, self.scored_prompts.posterior[row]).tolist()
-            chosen, propensity = choose(utility, rate=RATE, loss=LOSS, uniform=float(self._random.random()))
+            posterior = self.scored_prompts.posterior[row]
+            utility, weights = expected_utility(assignment, posterior), assignment.exploration
+            weights = None if weights is None else weights[posterior.argmax()]
+            chances = propensities(utility, rate=RATE, loss=LOSS, weights=weights).tolist()
+            chosen = choose(chances, float(self._random.random()))
             self.explored += utility[chosen] < max(utility)
             reward = float(self.scored_prompts.scores[row, chosen])
             self.rewards.append(reward)
-            self.records.append(self._record(number, row, chosen, propensity, tenant))
+            self.records.append(self._record(number, row, chosen, chances, tenant))
             said = 1.0 - reward if flipped and tenant == POISONER else reward
             self.feedback.append(Feedback(f"f{number}", f"r{number}", float(number), "score", said, tenant=tenant))
 
-    def _record(self, number: int, row: int, chosen: int, propensity: float, tenant: str) -> RoutingRecord:
+    def _record(self, number: int, row: int, chosen: int, chances: list[float], tenant: str) -> RoutingRecord:
         posterior = self.scored_prompts.posterior[row]
         return RoutingRecord(
             request_id=f"r{number}",
@@ -127,7 +122,8 @@ class Traffic:
             confidence=float(posterior.max()),
             expert=self.scored_prompts.experts[chosen],
             reason="routed",
-            propensity=propensity,
+            propensity=chances[chosen],
+            propensities=tuple(chances),
             candidates=self.scored_prompts.experts,
             probabilities=dict(zip(self.scored_prompts.categories, posterior.tolist(), strict=True)),
             stage="encoder",

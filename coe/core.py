@@ -149,6 +149,16 @@ class RequestOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class Neighbour:
+    """A training text or corrected prompt near a given text: its category, the cosine similarity, and the text's digest
+    (`routers.prompt_digest`), which is empty if the router does not store digests."""
+
+    category: str
+    similarity: float
+    digest: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Prediction:
     """Category posterior of one text.
 
@@ -159,7 +169,8 @@ class Prediction:
     changed it. `language` is the ISO 639 code of the text's language, UNDETERMINED if
     it is not English and not identified, or empty if the router does not distinguish languages. `features` (width,)
     are those of the router's encoder, None unless they were requested, and `residual` (n_experts,) is what the plan
-    expects of the text beyond its categories, None if it is not known.
+    expects of the text beyond its categories, None if it is not known. `correction` is the corrected prompt nearest to
+    the text, if it counted.
     """
 
     probabilities: NDArray[np.float32] = field(repr=False)
@@ -170,6 +181,7 @@ class Prediction:
     rule: str = ""
     features: NDArray[np.float32] | None = field(default=None, repr=False)
     residual: NDArray[np.float32] | None = field(default=None, repr=False)
+    correction: Neighbour | None = None
     best: int = field(init=False)
     """Index of the most likely category."""
     confidence: float = field(init=False)
@@ -196,32 +208,21 @@ class Encoder(Protocol):
     def features(self, texts: Sequence[str]) -> NDArray[np.float32]: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Neighbour:
-    """A training text near a given text: its category, the cosine similarity, and the text's digest
-    (`routers.prompt_digest`), which is empty if the router does not store digests."""
-
-    category: str
-    similarity: float
-    digest: str = ""
-
-
 class Router(Protocol):
     """A category router: text to a posterior over `categories`. Implementations must be thread-safe.
 
-    `predict_fast` takes about 0.1 ms, so it may run on the event loop. It returns None for an uncertain text, for which
-    the slower `predict` (milliseconds per text, uses the sentence encoder) is more accurate; with `force` it returns
-    its uncertain prediction with the stage FAST_UNCERTAIN instead. If `predict_fast` returns a prediction, `predict`
-    returns the same one, unless `encode` requests an encoder pass for every text, and its features. Given `embeddings`,
-    the `features` of the router's own encoder, `predict` uses them for every text and does not run the encoder.
-    `neighbours` returns the nearest training texts, nearest first, as far as the router stores any; it takes as long as
-    `predict`.
+    `predict_fast` takes about 0.1 ms, so it may run on the event loop. Its prediction of an uncertain text has the
+    stage FAST_UNCERTAIN; there the slower `predict` (milliseconds per text, uses the sentence encoder) is more
+    accurate. Otherwise `predict` returns the same one, unless `encode` requests an encoder pass for every text, and its
+    features. Given `embeddings`, the `features` of the router's own encoder, `predict` uses them for every text and
+    does not run the encoder. `neighbours` returns the nearest training texts, nearest first, as far as the router
+    stores any; it takes as long as `predict`.
     """
 
     categories: tuple[str, ...]
     version: str
 
-    def predict_fast(self, text: str, *, force: bool = False) -> Prediction | None: ...
+    def predict_fast(self, text: str) -> Prediction: ...
 
     def predict(
         self, texts: Sequence[str], *, embeddings: NDArray[np.float32] | None = None, encode: bool = False
@@ -239,8 +240,9 @@ class Decision:
 
     `candidates` is the fallback order and starts with the selected expert. `category` and `confidence` come from the
     prediction. `propensity` is the probability with which the policy selects the first candidate (1.0 without
-    exploration). `utility` is the expected quality minus price of each candidate, `price` the amount subtracted. Both
-    are empty for a pinned expert; `price` is also empty if every price is 0.
+    exploration), `propensities` that of each candidate (empty without exploration). `utility` is the expected quality
+    minus price of each candidate, `price` the amount subtracted. Both are empty for a pinned expert; `price` is also
+    empty if every price is 0.
 
     After a fallback, `fallback_from` is the first choice and `cause` the reason why it did not answer. A failed request
     has a `cause` too. Otherwise both are empty. `rule` is that of the prediction.
@@ -252,6 +254,7 @@ class Decision:
     reason: Reason
     candidates: tuple[str, ...]
     propensity: float = 1.0
+    propensities: tuple[float, ...] = ()
     utility: tuple[float, ...] = ()
     price: tuple[float, ...] = ()
     fallback_from: str = ""

@@ -22,13 +22,14 @@ def pip_install(extra: str) -> str:
     return f"pip install '{DISTRIBUTION}[{extra}]'"
 
 
-_TRAINING_MODULES = "onnx onnx_ir onnxscript pyarrow scipy sentence_transformers sklearn torch"
+_EXTRAS = dict.fromkeys(("onnx", "onnx_ir", "onnxscript", "sentence_transformers", "sklearn", "torch"), "train")
+_EXTRAS |= dict.fromkeys(("pyarrow", "scipy"), "plan")
 
 
 def missing_package(error: ModuleNotFoundError) -> str | None:
-    """Return the message for a missing package of the extra `train`; None for another one, which is a defect."""
+    """Return the message for a missing package of the extras `plan` and `train`; None for another one, a defect."""
     name = (error.name or "").partition(".")[0]
-    return f"this needs {name}; run `{pip_install('train')}`" if name in _TRAINING_MODULES.split() else None
+    return f"this needs {name}; run `{pip_install(_EXTRAS[name])}`" if name in _EXTRAS else None
 
 
 class CoEError(Exception):

@@ -37,6 +37,7 @@ from coe.experts.http.client import Client
 from coe.records import LogWriter, open_log_and_feedback
 from coe.registry import Registry
 from coe.settings import Settings
+from coe.supervision import supervised
 from gateway.access.access import open_affinity
 from gateway.access.browsers import check_exposure
 from gateway.access.issued_keys import KEYS_FILE, IssuedKeyWatch, check_issued, open_key_store
@@ -48,7 +49,7 @@ from gateway.observability.metrics import Metrics, share_metrics
 from gateway.observability.observers import ImplicitSignals, Recorder
 from gateway.observability.state_metrics import add_log_metrics, add_traffic_metrics, open_residency
 from gateway.observability.tracing import check_tracing, open_tracing
-from gateway.process.jobs import Jobs
+from gateway.process.jobs import Jobs, watch_experts
 from gateway.process.reload import Reader, Reload, file_states, watched_files
 from gateway.request.stored_step import open_stored_step, response_store
 from gateway.server import open_listener
@@ -201,6 +202,8 @@ async def open_services(
         add_traffic_metrics(metrics, settings.artifacts / TRAFFIC_REPORT_FILE, services)
         await enter(reading_queues(lambda: builder.experts.values(), session=session, task_failed=failed))
         if metrics.worker == 0:
+            watch = partial(watch_experts, services.jobs, settings.artifacts / TRAFFIC_REPORT_FILE)
+            stack.callback(supervised(watch, "alarms", task_failed=failed, may_return=True).cancel)
             _log.info("router %s: the fast heads use %s", in_use.router.version, IMPLEMENTATION)
         services.reload = reload = Reload(services, in_use=in_use, builder=builder, read=read)
         del in_use  # this frame would keep the first router in memory for the life of the process

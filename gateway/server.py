@@ -42,6 +42,9 @@ MAX_PIPELINED = 16
 closes after the last response."""
 RETRY_SECONDS = 1.0
 """Time after which a client should try again that was refused at the limit of connections."""
+_USUAL = [b"content-type", b"content-length"]
+_CONTROLS = bytes((*range(9), *range(10, 32), 127))
+"""Bytes that no header may have."""
 _FRAMING = (b"content-length", b"transfer-encoding")
 
 
@@ -72,9 +75,26 @@ class Cycle(RequestResponseCycle):
                 self.keep_alive = False  # it is unknown whether the client sends the body or the next request
             if self.scope["http_version"] == "1.0" and b"content-length" not in dict(message.get("headers", ())):
                 self.until_close, self.chunked_encoding = True, False
+            if self._write_head(message):
+                return
         elif self.until_close:
             self.expected_content_length = len(message.get("body", b""))
         await super().send(message)
+
+    def _write_head(self, message: Any) -> bool:
+        """Write the head of a chat's whole answer, whose headers begin with type and length and do not mention the
+        connection, in a third of uvicorn's time. Return False for any other, which uvicorn writes or refuses."""
+        headers = message["headers"]
+        is_usual = message["status"] == 200 and [name for name, _ in headers[:2]] == _USUAL and self.keep_alive
+        if not is_usual or self.disconnected or self.flow.write_paused or self.response_started:
+            return False
+        head = b"".join([b"%b: %b\r\n" % header for header in (*self.default_headers, *headers)])
+        if len(head.translate(None, _CONTROLS)) != len(head) - 2 * len(self.default_headers) - 2 * len(headers):
+            return False
+        self.response_started, self.waiting_for_100_continue = True, False
+        self.expected_content_length, self.chunked_encoding = int(headers[1][1]), False
+        self.transport.write(b"%b%b\r\n" % (STATUS_LINE[200], head))
+        return True
 
 
 class Protocol(HttpToolsProtocol):

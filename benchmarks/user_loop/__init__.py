@@ -1,1 +1,1 @@
-"""The loop in a user's hands: measure, plan, train, correct, learn; fake experts of known quality."""
+"""The loop of a user with experts of known skill."""

@@ -1,23 +1,33 @@
-"""Run the cases: python -m benchmarks.user_loop [CASE...] [--seeds N] [--data DIR]."""
+"""The loop of a user with experts of known skill: python -m benchmarks.user_loop [CASE...] [--seeds N].
+
+The case `corrections` needs a state folder with the starter router (--home), and tests prompts of public data (--data).
+"""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from benchmarks.user_loop import training
+from benchmarks.harness import ROOT
+from benchmarks.user_loop import corrections, learning, training, worse
 
-CASES = {"training": training.run}
+CASES = {
+    "corrections": lambda given: corrections.run(given.data, given.home),
+    "learning": lambda given: learning.run(given.seeds),
+    "training": lambda given: training.run(given.data, seeds=given.seeds),
+    "worse": lambda given: worse.run(given.seeds),
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("cases", nargs="*", default=list(CASES), choices=list(CASES))
-    parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--data", type=Path, required=True, help="Folder with public routing data.")
-    options = parser.parse_args()
-    for name in options.cases:
-        CASES[name](options.data, seeds=options.seeds)
+    parser.add_argument("cases", nargs="*", choices=[*CASES, []], default=list(CASES))
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--data", type=Path, help="folder of public routing data, for prompts that must not change")
+    parser.add_argument("--home", type=Path, default=ROOT / ".coe", help="state folder with the starter router")
+    given = parser.parse_args()
+    for name in given.cases:
+        CASES[name](given)
 
 
 if __name__ == "__main__":

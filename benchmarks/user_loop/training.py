@@ -18,6 +18,7 @@ import tempfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -27,6 +28,7 @@ import yaml
 
 import routers
 from coe.core import GENERAL
+from coe.learning.support import with_support
 from coe.reports.training import macro_recall
 from routers.cascade import NETWORK, TOKENIZER
 from routers.encoders import OnnxEncoder
@@ -114,7 +116,8 @@ def train_and_test(
     with tempfile.TemporaryDirectory() as folder:
         examples = [routers.Example(*pair) for pair in pairs]
         described = {category: declared["description"] for category, declared in SETS[name].items()}
-        metrics = routers.build(examples, descriptions=described, out=Path(folder))
+        support = partial(with_support, descriptions=described)
+        metrics = routers.build(examples, support=support, out=Path(folder))
         router: Any = routers.load(Path(folder))
     router.encoder = encoder
     routed = {c: [router.categories[one.best] for one in router.predict(tested)] for c, (_, tested) in parts.items()}

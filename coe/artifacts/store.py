@@ -58,7 +58,7 @@ MIN_AGE_SECONDS = 86_400.0
 
 MAX_HISTORY_LINES = 1000
 """Newest lines that are kept."""
-PromotedBy = Literal["train", "plan", "retrain", "packaged", "hand", "rollback"]
+PromotedBy = Literal["train", "plan", "retrain", "packaged", "hand", "rollback", "alarm"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -140,8 +140,6 @@ MAX_LISTED = 100
 """Newest versions and moves of a kind that are listed."""
 ORIGINS = ("train", "plan", "retrain", "packaged")
 """Moves that bring a new version; the other ones put an existing version into use."""
-CORRECTION_DIGESTS = "corrections"
-"""A router's metric: digests of all prompts that it learned from traffic, shown as their number."""
 REPORT = "report.json"
 """Report of the learning round, stored in the folder of the promoted version."""
 
@@ -191,7 +189,7 @@ class VersionCatalog:
         found = self._summary(version)
         try:
             artifact = self._store.published(version)
-            found |= {"metrics": _metrics(artifact.manifest)} | _contents(self.kind, artifact)
+            found |= {"metrics": dict(artifact.manifest.metrics)} | _contents(self.kind, artifact)
         except (ArtifactError, OSError) as error:
             found["damaged"] = str(error)
         return {"object": "artifact", "kind": self.kind, **found}
@@ -244,13 +242,6 @@ def _measured_quality(kind: str, folder: Path, manifest: Manifest) -> float | No
         plan = Plan.read(folder)
         return planned_quality(plan.problem, plan.assignment)
     return manifest.metric("all", "gated")
-
-
-def _metrics(manifest: Manifest) -> dict[str, Any]:
-    found = dict(manifest.metrics)
-    if isinstance(digests := found.get(CORRECTION_DIGESTS), list):
-        found[CORRECTION_DIGESTS] = len(digests)
-    return found
 
 
 def _contents(kind: str, artifact: Artifact) -> dict[str, Any]:

@@ -72,6 +72,7 @@ EXAMPLES: Mapping[str, Sequence[str]] = {
     "train": ("coe train", "coe train --data prompts.jsonl"),
     "categories": ("coe categories suggest prompts.jsonl",),
     "retrain": ("coe retrain --dry-run", "coe retrain --probes scores --every 6h"),
+    "corrections": ("coe corrections", "coe corrections --remove 3993bd4fc955"),
     "promote": ("coe promote router", "coe promote assignment --why 'new prices'"),
     "index": ("coe index add docs/ handbook.pdf", "coe index search 'refund policy'"),
 }
@@ -89,11 +90,7 @@ def _epilog(verb: str) -> str | None:
 
 
 app = typer.Typer(
-    cls=PanelGroup,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    epilog=FIRST_STEPS,
+    cls=PanelGroup, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, epilog=FIRST_STEPS
 )
 
 
@@ -135,6 +132,7 @@ _PANELS: Mapping[str, Mapping[str, Callable[..., Any] | typer.Typer]] = {
         "train": train.train,
         "categories": categories.app,
         "retrain": retrain.retrain,
+        "corrections": retrain.corrections,
         "promote": promote.promote,
         "rollback": promote.rollback,
         "versions": promote.versions,

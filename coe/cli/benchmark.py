@@ -55,14 +55,8 @@ def benchmark(
             return routers.load(out)
 
         exported = routers.export_encoder(encoder, out=work / "encoder", threads=2)
-        report = run(
-            data,
-            train_router=train,
-            encoder=exported,
-            work=work,
-            recorded=recorded,
-            progress=progress,
-        )
+        options: dict[str, Any] = {"encoder": exported, "work": work, "recorded": recorded, "progress": progress}
+        report = run(data, train_router=train, **options)
     if json is not None:
         json.write_bytes(orjson.dumps(report, option=orjson.OPT_INDENT_2))
     print_result(report, _lines(report), json=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -13,7 +12,7 @@ import typer
 from coe.cli.common import Config, Json, print_result, settings_for
 from coe.errors import DataError
 from coe.measuring.tables import numbered_rows
-from coe.reports.novelty import Proposal, propose_categories
+from coe.reports.novelty import proposal_lines, propose_categories
 
 app = typer.Typer(no_args_is_help=True, help="Propose categories for prompts that the declared ones do not explain.")
 Prompts = Annotated[Path, typer.Argument(help="JSONL or parquet with prompt, such as `coe log export` writes.")]
@@ -34,21 +33,12 @@ def suggest(prompts: Prompts, limit: Limit = 5000, config: Config = None, json: 
     rows = islice(numbered_rows(prompts), limit)
     texts = list(dict.fromkeys(_prompt(row, f"{prompts}:{number}") for number, row in rows))
     unexplained, proposals = propose_categories(registry, artifact, texts)
-    report = {"prompts": len(texts), "unexplained": unexplained}
     found = [asdict(one) | {"entry": one.entry} for one in proposals]
-    print_result(report | {"suggestions": found}, _lines(report, proposals), json=json)
+    report = {"prompts": len(texts), "unexplained": unexplained, "suggestions": found}
+    print_result(report, proposal_lines(len(texts), unexplained, proposals), json=json)
 
 
 def _prompt(row: object, where: str) -> str:
     if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
         raise DataError(f"{where}: expected an object with `prompt` (text)")
     return str(row["prompt"])
-
-
-def _lines(report: dict[str, int], proposals: Sequence[Proposal]) -> Iterator[str]:
-    yield f"# {report['unexplained']} of {report['prompts']} different prompts are unexplained"
-    for one in proposals:
-        routed = ", ".join(f"{name} {share:.0%}" for name, share in one.routed.items())
-        yield f"\n# {one.prompts} prompts, routed now to {routed}\n{one.entry}"
-    if not proposals:
-        yield "# no kind of prompts is distinct enough for its own category"

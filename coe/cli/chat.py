@@ -12,7 +12,7 @@ import orjson
 import typer
 
 from coe.cli.common import Config, Json, print_result, settings_for, table, writable_file
-from coe.core import GENERAL, Prediction
+from coe.core import GENERAL
 from coe.errors import CoEError, DataError, ExpertUnavailable
 from coe.measuring.tables import numbered_rows
 from coe.terminal import print_line, print_part
@@ -85,14 +85,9 @@ def _open_router(config: Path | None, key: str, client: str, *, explain: bool) -
     charge = registry.policy.cost_weight * relative_cost(registry, in_use.assignment.experts)
     general = router.categories.index(GENERAL)
 
-    def predict_fast(text: str) -> Prediction:
-        fast = router.predict_fast(text, force=True)
-        assert fast is not None
-        return fast
-
     def route_request(fields: dict[str, Any]) -> dict[str, Any]:
         chat = parse(orjson.dumps({"model": "auto", **fields}))
-        text, _ = read_topic(chat, predict_fast, general=general)
+        text, _ = read_topic(chat, router.predict_fast, general=general)
         matching = rules.matching(RequestFacts(chat, chat.model, input_tokens, client, key, tenant))
         rule = only_local(key_rule) if rules.only_local(matching) else key_rule
         (prediction,) = router.predict([text.text], encode=in_use.assignment.residual is not None)
@@ -123,6 +118,7 @@ def _open_router(config: Path | None, key: str, client: str, *, explain: bool) -
             "text": text.text,
             "left_out": [asdict(part) | {"what": f"{part} ({REASONS[part.kind]})"} for part in text.left_out],
             "excluded": dict(excluded_experts(registry, rule)),
+            "correction": asdict(prediction.correction) if prediction.correction else None,
             "measured": nearest_measured(in_use.assignment, prediction, decision.candidates),
         }
 
@@ -159,6 +155,10 @@ def _lines(decision: Mapping[str, Any]) -> Iterator[str]:
         rows.append(("text", decision["text"]))
         rows += [("not routed", part["what"]) for part in decision["left_out"]]
         rows += [("excluded", f"{name} ({_EXCLUDED[why]})") for name, why in decision["excluded"].items()]
+        if near := decision["correction"]:
+            rows.append(
+                ("corrected", f"{near['digest'][:12]}: {near['category']}, similarity {near['similarity']:.2f}")
+            )
         for one in decision["measured"]:
             scores = ", ".join(f"{name} {score:.2f}" for name, score in one["scores"].items())
             near = f"similarity {one['similarity']:.2f}, weight {one['weight']:.1%}"

@@ -69,18 +69,9 @@ def log(
     if context.invoked_subcommand:
         return
     settings, registry = declaration_for(config)
-    query = LogQuery(
-        since=_ago(since, option="--since", default=0.0),
-        until=_ago(until, option="--until", default=math.inf),
-        category=category,
-        expert=expert,
-        outcome=outcome,
-        reason=reason,
-        session=session,
-        tenant=tenant,
-        request_id=id,
-        limit=limit,
-    )
+    first, last = _ago(since, option="--since", default=0.0), _ago(until, option="--until", default=math.inf)
+    exact = {"category": category, "expert": expert, "outcome": outcome, "reason": reason, "session": session}
+    query = LogQuery(since=first, until=last, tenant=tenant, request_id=id, limit=limit, **exact)
     if not follow and (missing := missing_file(registry.log.url, base=settings.home)):
         print_error(f"{missing}: there is no routing log yet; the gateway creates it with the first request")
         return

@@ -37,6 +37,7 @@ from coe.planning.problem import BUDGET_ROWS, Problem
 from coe.planning.solver import solve
 from coe.planning.uses import ASSUMED_INPUT_TOKENS, ASSUMED_OUTPUT_TOKENS
 from coe.registry import load
+from coe.reports.report import ages
 from coe.terminal import print_json
 
 Scores = Annotated[Path | None, typer.Argument(help="Folder with prompts, scores and models, from `coe score`.")]
@@ -90,6 +91,7 @@ def plan_lines(report: Mapping[str, Any], scores: Path, *, is_dry_run: bool) -> 
     assignment, against = comparison(report)
     yield assignment
     yield from _notes(report, scores)
+    yield ages(report["measured_at"])
     used = ", ".join(f"{name} {value:.4g}" for name, value in report["used"].items())
     yield f"\nplanned quality {report['quality']:.4f}; {used}\n"
     losses = {name: "no plan without it" if lost is None else lost for name, lost in report["value_of_expert"].items()}
@@ -120,9 +122,8 @@ def plan_lines(report: Mapping[str, Any], scores: Path, *, is_dry_run: bool) -> 
 
 def comparison(report: Mapping[str, Any]) -> tuple[str, str]:
     """Return two tables: the expert of each category, and the plan next to each single expert."""
-    columns = ("category", "expert", "runner-up", "margin")
     rows = [(row["category"], row["expert"], row["runner_up"], _margin(row)) for row in report["assignment"]]
-    return table(columns, rows), against_table(report["against"])
+    return table(("category", "expert", "runner-up", "margin"), rows), against_table(report["against"])
 
 
 def _margin(row: Mapping[str, Any]) -> str:
@@ -140,8 +141,8 @@ def against_table(rows: Sequence[Mapping[str, Any]]) -> str:
     cells = []
     for row in rows:
         less = row["less_plan"] if row["expert"] else {"standard_error": None}
-        is_known = less["standard_error"] is not None
-        compared = f"{less['difference']:+.4f} ± {less['standard_error']:.4f} {less['verdict']}" if is_known else ""
+        error = less["standard_error"]
+        compared = "" if error is None else f"{less['difference']:+.4f} ± {error:.4f} {less['verdict']}"
         cost = "unknown" if row["cost"] is None else f"{row['cost']:.4g}"
         latency = None if row.get("latency_ms") is None else f"{row['latency_ms'] / 1000:.1f} s"
         cells.append((row["expert"] or "this plan", f"{row['quality']:.4f}", cost, latency, compared))

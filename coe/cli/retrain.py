@@ -18,7 +18,6 @@ from typing import Annotated
 import typer
 
 from coe.artifacts.manifest import ASSIGNMENT, ROUTER
-from coe.artifacts.redis import publish_traffic_report
 from coe.cli.common import (
     Benchmark,
     Config,
@@ -28,16 +27,19 @@ from coe.cli.common import (
     keep_stdout_clean,
     print_result,
     settings_for,
+    table,
 )
 from coe.errors import CoEError
 from coe.learning import plan_round, router_round
-from coe.learning.round import Candidate, Outcome, conclude, open_job
+from coe.learning.round import Outcome, conclude, open_job
 from coe.reports.report import report
+from coe.reports.response import publish
 from coe.settings import Settings
 from coe.terminal import exit_on_sigterm, print_error
 
 Probes = Annotated[Path | None, typer.Option("--probes", help="Folder of measured quality, as `coe score` writes it.")]
 Since = Annotated[str, typer.Option("--since", help="Learn from requests not older than this, for example 12h or 30d.")]
+Remove = Annotated[list[str] | None, typer.Option("--remove", metavar="ID", help="Withdraw it; may be repeated.")]
 Every = Annotated[str, typer.Option("--every", help="Repeat at this interval, for example 6h, until SIGTERM.")]
 
 
@@ -62,7 +64,7 @@ def retrain(
         print_result({outcome.kind: asdict(outcome) for outcome in outcomes}, _lines(outcomes), json=json)
         if not dry_run:
             try:
-                publish_traffic_report(settings, report(settings, now=time.time()))
+                publish(settings, report(settings, now=time.time()))
             except CoEError as error:  # the rounds' results stand
                 print_error(f"the traffic report was not updated: {error}")
 
@@ -71,6 +73,31 @@ def retrain(
     else:
         with exit_on_sigterm():
             run_once()
+
+
+def corrections(remove: Remove = None, config: Config = None, json: Json = False) -> None:
+    """List corrected prompts, and which of them the router in use has as exemplars; --remove withdraws them at once."""
+    from routers.corrections import Corrections
+
+    settings, now = settings_for(config), time.time()
+    with open_job(settings, since=now, now=now, dry_run=not remove) as job:
+        exemplars = Corrections.read(job.in_use.folder)
+        found = [
+            one for one in router_round.read_corrections(job.logs) if one.digest.startswith(tuple(remove or ("",)))
+        ]
+        if remove:
+            router_round.withdraw(job.logs, found, now=now)
+            conclude(ROUTER, router_round.judge(job), job)
+    used = [] if exemplars is None else exemplars.digests.tolist()
+    columns = ("id", "category", "was", "exemplar", "key", "request", "prompt")
+    rows = [
+        (one.digest, one.category, one.was, one.digest in used, one.event.key, one.event.request_id, one.prompt[:80])
+        for one in found
+    ]
+    title = "withdrawn" if remove else "corrections"
+    print_result(
+        {title: [dict(zip(columns, row, strict=True)) for row in rows]}, [title, table(columns, rows)], json=json
+    )
 
 
 def run_rounds(
@@ -82,10 +109,8 @@ def run_rounds(
     """
     now = time.time()
     with open_job(settings, since=now - window, now=now, dry_run=dry_run) as job:
-        plan = plan_round.judge(job, probes, benchmark)
-        outcomes = [conclude(ASSIGNMENT, plan, job)]
-        if isinstance(plan, Candidate):  # else there is nothing to learn from
-            outcomes.append(conclude(ROUTER, router_round.judge(job), job))
+        outcomes = [conclude(ASSIGNMENT, plan_round.judge(job, probes, benchmark), job)]
+        outcomes.append(conclude(ROUTER, router_round.judge(job), job))
         return [outcome for outcome in outcomes if outcome is not None]
 
 

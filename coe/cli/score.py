@@ -29,6 +29,7 @@ Probes = Annotated[
 ]
 Out = Annotated[Path, typer.Option("--out", help="Folder for the quality data and the journal of the run.")]
 Experts = Annotated[list[str] | None, typer.Option("--expert", help="Score this expert only; may be repeated.")]
+Again = Annotated[list[str] | None, typer.Option("--again", help="Replace the scores of this expert; may be repeated.")]
 Recipes = Annotated[
     list[str] | None,
     typer.Option("--recipe", help="Score this chain or fuse, or have this cascade's judge grade; may be repeated."),
@@ -45,6 +46,7 @@ def score(
     out: Out,
     probes: Probes = None,
     expert: Experts = None,
+    again: Again = None,
     recipe: Recipes = None,
     concurrency: Concurrency = 8,
     judge: Judge = None,
@@ -73,12 +75,12 @@ def score(
     require_parquet()
     settings, registry = declaration_for(config)
     recipes = [_scored_recipe(registry, name) for name in dict.fromkeys(recipe or ())]
-    names = expert or (() if recipes else registry.expert_names)
+    names = [*(expert or ()), *(again or ())] or (() if recipes else registry.expert_names)
     experts = [declared_expert(registry, name, "--expert") for name in dict.fromkeys(names)]
     judging = declared_expert(registry, judge, "--judge") if judge else None
     read = requested_probes(probes, registry, settings.config, runs_code=installed(), judge=judging)
     passages = asyncio.run(probes_with_passages(settings, registry, read)) if retrieval == "both" else ()
-    scoring = Scoring(registry, read, passages, experts, judging, concurrency, recipes)
+    scoring = Scoring(registry, read, passages, experts, judging, concurrency, recipes, again or ())
     with open_journal(out) as journal:
         benchmark = probes.stem if probes else SHIPPED
         report = run_scoring(scoring, settings, journal, out, benchmark=benchmark)
@@ -153,8 +155,7 @@ def _lines(report: Mapping[str, Any]) -> Iterator[str]:
             errors = ", ".join(f"{count} x {code}" for code, count in column["errors"].items()) or "not requested yet"
             yield f"{name}: {column['missing']} scores are missing ({errors}): {column['first_error'] or 'run again'}"
     state = "run again to fill gaps" if report["missing"] else "complete"
-    if report["stopped"]:
-        state = "stopped; run again to continue"
+    state = "stopped; run again to continue" if report["stopped"] else state
     yield f"{report['probes']} probes, quality data in {report['out']} ({state})"
 
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from coe.artifacts.active_state import packaged_router
 from coe.artifacts.artifact_sync import synced_store
-from coe.artifacts.manifest import MANIFEST
 from coe.artifacts.store import ArtifactStore
 from coe.cli.common import Config, Json, declaration_for, print_result
-from coe.learning.router_round import build_router, training_pairs
+from coe.learning.router_round import build_router, logged_corrections, training_pairs
 from coe.measuring.tables import pairs_digest
-from coe.reports.training import judge, training_report
+from coe.reports.training import judge, training_lines, training_report
 from coe.terminal import exit_on_sigterm
 
 Data = Annotated[Path | None, typer.Option("--data", help="JSONL or parquet with prompt and category.")]
@@ -35,28 +33,20 @@ def train(
     """Train the category router and put it into use, unless it is worse than the one in use.
 
     Without --data, the prompts are those of `router.training_data`, or the starter prompts that ship with CoE.
-    `router.extra_training_data` adds your own. `coe retrain` learns only from declared prompts.
+    `router.extra_training_data` adds your own, and the routing log the prompts whose category was corrected.
     """
     settings, registry = declaration_for(config)
     pairs = training_pairs(registry, base=settings.config.parent, data=data)
+    corrected = logged_corrections(settings, registry)
     store = ArtifactStore(out.absolute(), "router") if out else synced_store(settings, "router")
     with store.draft() as draft, exit_on_sigterm():
-        metrics = build_router(pairs, draft, registry=registry, encoder=encoder or "")
+        encoder = encoder or registry.router.encoder
+        metrics = build_router(pairs, draft, encoder=encoder, corrected=corrected, registry=registry)
         artifact = store.publish(draft, categories=registry.category_names, data=pairs_digest(pairs), metrics=metrics)
         judged = judge(artifact, store, None if out else packaged_router(registry), registry, pairs)
     manifest = artifact.manifest
     if in_use := force or not judged.is_loss:
         store.promote(manifest.version, by="train", why=f"trained on {len(pairs)} prompts; {judged.sentence}")
-    summary = {"version": manifest.version, "folder": str(artifact.folder), "metrics": manifest.metrics}
-    report = {"in_use": in_use, **training_report(manifest.metrics, judged)}
-    print_result(summary | report, _lines(summary | report), json=json)
-
-
-def _lines(report: dict[str, Any]) -> Iterator[str]:
-    state = "in use" if report["in_use"] else "NOT in use: it is worse (--force puts it into use all the same)"
-    yield f"router {report['version']} is {state}; {report['headline']}"
-    yield f"compared with the router in use: {report['comparison']}"
-    yield from report["weakest"]
-    if dropped := {why: count for why, count in report["metrics"].get("dropped", {}).items() if count}:
-        yield "prompts left out: " + ", ".join(f"{count} {why}" for why, count in dropped.items())
-    yield f"held-out figures are in {Path(report['folder']) / MANIFEST}"
+    summary = {"version": manifest.version, "folder": str(artifact.folder), "in_use": in_use}
+    summary |= {"metrics": manifest.metrics, **training_report(manifest.metrics, judged)}
+    print_result(summary, training_lines(summary), json=json)

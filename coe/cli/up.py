@@ -58,11 +58,7 @@ def serve(file: File = None, host: Host = None, port: Port = None, config: Confi
 
 
 def up(
-    file: File = None,
-    host: Host = None,
-    port: Port = None,
-    config: Config = None,
-    executor: ServerExecutor = "local",
+    file: File = None, host: Host = None, port: Port = None, config: Config = None, executor: ServerExecutor = "local"
 ) -> None:
     """Start the local experts and the gateway, and keep them running until Ctrl-C or SIGTERM."""
     settings = _with_address(settings_for(config or file), host, port)
@@ -213,10 +209,7 @@ def _gateway(settings: Settings, socket: Path | None) -> ServerSpec:
         argv=(sys.executable, "-P", "-m", "coe.cli", "serve", *listen),
         host=_reachable(settings),
         port=settings.port,
-        env={
-            "COE_ENDPOINTS": str(settings.home / ENDPOINTS_FILE),
-            "COE_RESIDENCY_SOCKET": str(socket or ""),
-        },
+        env={"COE_ENDPOINTS": str(settings.home / ENDPOINTS_FILE), "COE_RESIDENCY_SOCKET": str(socket or "")},
         model=None,
         log=settings.logs / "gateway.log",
         ready_timeout=60.0,

@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from hashlib import blake2b
 from operator import attrgetter
 from typing import Literal
@@ -134,6 +134,10 @@ class TrackedReply:
             ended(error, complete)
 
 
+_health = lru_cache(maxsize=256)(Health)
+"""Every request needs the health of every expert, which is usually the same."""
+
+
 class ReplicatedExpert:
     """Sends each call to the most suitable replica; the only Expert that the layers above see.
 
@@ -166,7 +170,7 @@ class ReplicatedExpert:
         """Computed from the ready replicas. Without a declared `concurrent_requests`, an expert is overloaded if each
         of them has a queue."""
         ready = self._ready()
-        return Health(bool(ready), self._load(ready), len(ready), "" if ready else self._cause())
+        return _health(bool(ready), self._load(ready), len(ready), "" if ready else self._cause())
 
     def _cause(self) -> Cause:
         """The reason why no replica is ready."""

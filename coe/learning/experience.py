@@ -46,7 +46,8 @@ class Experience:
 
     `posterior` (n, m) is float32; `chosen` (n,) is the expert that answered, `allowed` (n, k) are those that could
     have. `propensity` (n,) is the probability with which it was chosen, NaN where expected quality did not decide
-    (pinned, rule, sticky, uncertain, spilled, fallback): fits use such requests, off-policy estimates cannot. `reward`
+    (pinned, rule, sticky, uncertain, spilled, fallback): fits use such requests, off-policy estimates cannot.
+    `propensities` (n, k) are those of all experts, 0 for one that could not have been chosen. `reward`
     (n,) is 0 to 1, NaN without feedback; `kind` (n,) is the index into KINDS of its feedback; `corrected` (n,) is the
     corrected category; `tenant` has shape (n,); `time` (n,) is in Unix seconds. Indices are NONE for nothing.
     """
@@ -58,6 +59,7 @@ class Experience:
     chosen: NDArray[np.int16]
     allowed: NDArray[np.bool_]
     propensity: NDArray[np.float32]
+    propensities: NDArray[np.float32]
     reward: NDArray[np.float32]
     kind: NDArray[np.int8]
     corrected: NDArray[np.int16]
@@ -75,6 +77,7 @@ class Experience:
             chosen=np.zeros(count, dtype=np.int16),
             allowed=np.ones((count, len(experts)), dtype=np.bool_),
             propensity=np.full(count, np.nan, dtype=np.float32),
+            propensities=np.zeros((count, len(experts)), dtype=np.float32),
             reward=np.full(count, np.nan, dtype=np.float32),
             kind=np.full(count, NONE, dtype=np.int8),
             corrected=np.full(count, NONE, dtype=np.int16),
@@ -168,6 +171,13 @@ def load_experience(frame: LogFrame, *, categories: Sequence[str], experts: Sequ
     allowed[rows, chosen] = True
     tenants = table["tenant"].cast("string").fill_null("").combine_chunks().dictionary_encode()
     decided = indices(table["reason"], REASONS_WITH_PROPENSITY) >= 0
+    propensity = np.where(decided, numbers(table["propensity"]), np.nan).astype(np.float32)
+    logged, propensities = table["propensities"].combine_chunks(), np.zeros(allowed.shape, dtype=np.float32)
+    owners = np.repeat(rows, np.diff(logged.offsets))
+    places = np.arange(len(owners)) - np.repeat(logged.offsets.to_numpy()[:-1], np.diff(logged.offsets))
+    named = indices(candidates.values, experts)[candidates.offsets.to_numpy()[owners] + places]
+    propensities[owners, named] = numbers(logged.values)
+    propensities[rows, chosen] = np.nan_to_num(propensity)
     kind, value = indices(table["feedback_kind"], FEEDBACK_KINDS), numbers(table["feedback_value"])
     preferred = indices(table["feedback_preferred"], experts) == chosen
     rewards = {"score": value, "thumb": value == 1.0, "preferred": preferred}
@@ -179,7 +189,8 @@ def load_experience(frame: LogFrame, *, categories: Sequence[str], experts: Sequ
         posterior=posteriors(table, categories).astype(np.float32),
         chosen=chosen.astype(np.int16),
         allowed=allowed[:, :-1],
-        propensity=np.where(decided, numbers(table["propensity"]), np.nan).astype(np.float32),
+        propensity=propensity,
+        propensities=propensities[:, :-1],
         reward=np.where(kind == NONE, np.nan, reward).astype(np.float32),
         kind=kind.astype(np.int8),
         corrected=corrected.astype(np.int16),

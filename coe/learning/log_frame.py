@@ -44,7 +44,7 @@ MAX_TEXTS = 50_000
 """Newest rated or corrected requests whose text a frame keeps."""
 COLUMNS = frozenset(
     """request_id time category expert reason propensity candidates probabilities router outcome api tenant attempts
-    stream first_token_ms total_ms input_tokens output_tokens cached_tokens cost assignment exploration retrieval gain
+    stream first_token_ms total_ms input_tokens output_tokens cached_tokens cost propensities retrieval gain
     fallback_from steps feedback_kind feedback_value feedback_preferred feedback_category""".split()  # noqa: SIM905
 )
 """Columns of a frame."""
@@ -102,7 +102,7 @@ class Ratings:
             feedback_kind=rating.kind if rating else None,
             feedback_value=float(value) if isinstance(value, int | float) else None,
             feedback_preferred=value if isinstance(value, str) else None,
-            feedback_category=str(corrected.value) if corrected else None,
+            feedback_category=(str(corrected.value) or None) if corrected else None,
             feedback_time=max(one.time for one in known.values()),
         )
 
@@ -131,7 +131,7 @@ def _frame_schema() -> Schema:
         int: pyarrow.int64(),
         float: number,
         tuple[str, ...]: pyarrow.list_(text),
-        tuple[float, float]: pyarrow.list_(number),
+        tuple[float, ...]: pyarrow.list_(pyarrow.float32()),
         Mapping[str, float]: pyarrow.map_(text, pyarrow.float32()),
     }
 
@@ -291,6 +291,14 @@ class Logs:
                 return
             after = page.cursor
             yield page
+
+    def find(self, request_id: str) -> RoutingRecord | None:
+        """The record of a request; None if the log does not have it."""
+        return self._runner.run(self._records.find(request_id))
+
+    def append(self, events: Sequence[Feedback]) -> None:
+        """Store feedback."""
+        self._runner.run(self._feedback.append(events))
 
     def feedback(self, *, since: float = 0.0) -> Iterator[tuple[Feedback, ...]]:
         """Pages of the events since a time; requests since then cannot have older feedback."""

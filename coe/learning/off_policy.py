@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from coe.learning.experience import Experience
 from coe.planning.assignment import Assignment
 from coe.planning.score_table import tabulate_softly
-from coe.routing.decision import propensities
 
 Array = NDArray[np.float64]
 FOLDS = 5
@@ -58,18 +57,14 @@ class BanditLog:
     supported: NDArray[np.bool_]
 
     @classmethod
-    def of(cls, usable: Experience, *, supported: NDArray[np.bool_] | None = None) -> BanditLog:
-        """Prepare requests that are usable off-policy. The model is the shrunk table over posteriors, cross-fitted.
-
-        Without `supported`, every allowed expert counts as one that could have been chosen, which is true only if
-        exploration has an unlimited loss.
-        """
+    def of(cls, usable: Experience) -> BanditLog:
+        """Prepare requests that are usable off-policy. The model is the shrunk table over posteriors, cross-fitted."""
         return cls(
             usable.chosen.astype(np.int64),
             usable.propensity.astype(np.float64),
             usable.reward.astype(np.float64),
             _cross_fitted(usable),
-            usable.allowed if supported is None else supported,
+            usable.propensities > 0,
         )
 
     def __len__(self) -> int:
@@ -183,12 +178,3 @@ def greedy_policy(experience: Experience, assignment: Assignment) -> Array:
     values = utility(experience, assignment)
     best = values == values.max(axis=1, keepdims=True)
     return np.asarray(best / best.sum(axis=1, keepdims=True))
-
-
-def exploration_policy(experience: Experience, assignment: Assignment, *, rate: float, loss: float) -> Array:
-    """The policy (n, k) that `exploration.choose` followed; an unmeasured expert counts as just within `loss`."""
-    values = utility(experience, assignment)
-    if assignment.unmeasured is not None:
-        untried = assignment.unmeasured[experience.posterior.argmax(axis=1)] & experience.allowed
-        values = np.where(untried, values.max(axis=1, keepdims=True) - loss, values)
-    return propensities(values, rate=rate, loss=loss)

@@ -1,52 +1,39 @@
 """Builds and judges a candidate plan: refits quality from experience and accepts the moves that have evidence.
 
 It is pure: it computes a candidate and its judgement from experience and the current plan. `moves` tests each move of a
-category. This module splits the round's significance level and replaces the quality rows of the moved categories. It
-then solves the candidate under the declared budget, and judges it as a whole. `coe.learning.plan_round` uses it.
+category. This module replaces the quality rows of the moved categories, solves the candidate under the declared budget,
+guards the declared categories, and sends exploration where it can change the plan. `coe.learning.plan_round` uses it.
 Arrays have n requests, m categories and k experts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from coe.learning.experience import Experience
+from coe.learning.exploration import exploration_weights, newly_explored
 from coe.learning.moves import (
+    MIN_LEAD,
     HeldOutProbes,
     Move,
-    Served,
-    explored_moves,
     judged_moves,
-    moved_categories,
-    proposed_rows,
+    open_cells,
     shares,
-    shown_cells,
     summary,
     with_rows,
 )
-from coe.learning.off_policy import (
-    FOLDS,
-    BanditLog,
-    Estimate,
-    exploration_policy,
-    fold_indices,
-    greedy_policy,
-    policy_value,
-)
+from coe.learning.off_policy import BanditLog, Estimate, greedy_policy, policy_value
 from coe.learning.promotion import (
     Evidence,
     Judgement,
     Reason,
     falling_categories,
     held_out_evidence,
-    judge,
     logged_evidence,
-    significance_level,
 )
 from coe.learning.refit import Refit, Weighting, agreements, refit, trust_of
 from coe.planning.assignment import Assignment
@@ -59,21 +46,17 @@ SolvePlan = Callable[[ScoreTable, Array], Assignment]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CurrentPlan:
-    """The assignment in use and how it served.
+    """The assignment in use.
 
-    It has decided all requests since `since` (Unix seconds), exploring at `rate` within `loss`. `rounds` counts the
-    candidates judged since it was promoted. `charge` is what the declared cost_weight adds to an assignment's prices,
-    for each expert or for all. The last test, at `tested_at` (Unix seconds), used `tested` ratings.
+    It explores at `rate` within `loss`. `charge` is what the declared cost_weight adds to an assignment's prices, for
+    each expert or for all. `since` is the time (Unix seconds) by category of the request that showed its last move.
     """
 
     assignment: Assignment
-    since: float
-    rounds: int
     rate: float
     loss: float
     charge: Array | float = 0.0
-    tested: int = 0
-    tested_at: float = 0.0
+    since: Mapping[str, float] = field(default_factory=dict)
 
     def charged(self, assignment: Assignment) -> Assignment:
         """The assignment with the prices that requests are decided by."""
@@ -85,13 +68,14 @@ class PlanBuilder:
     """Builds the assignment with the rows of some categories replaced, under the declared budget."""
 
     current: CurrentPlan
-    rows: Array
+    rows: Mapping[int, Array]
     solve_plan: SolvePlan
     table: ScoreTable
 
     def solved(self, categories: Collection[int]) -> Assignment:
         before = self.current.assignment
         found = self.solve_plan(self.table, with_rows(before, self.rows, categories).quality)
+        found = replace(found, exploration=before.exploration)
         if before.unmeasured is None:
             return found
         unmeasured = before.unmeasured & ~np.isfinite(found.quality)
@@ -100,7 +84,7 @@ class PlanBuilder:
     def within_budget(self, moves: Sequence[Move]) -> tuple[Move, ...]:
         """The moves; one is rejected if the budget would make its plan send it, or another category, to another
         expert."""
-        ordered = sorted((move for move in moves if move.accepted), key=smallest_p)
+        ordered = sorted((move for move in moves if move.accepted), key=lambda move: move.chance)
         if self._holds(ordered):
             return tuple(moves)
         kept: list[Move] = []
@@ -118,36 +102,21 @@ class PlanBuilder:
         categories = [before.categories.index(move.category) for move in moves]
         expected = shares(before)
         for category, move in zip(categories, moves, strict=True):
-            if move.verdict == "better":
-                expected[category] = shares(with_rows(before, self.rows, (category,)))[category]
+            expected[category] = np.array(before.experts) == move.target
         after = shares(self.current.charged(self.solved(categories)))
         return bool(np.array_equal(after, expected))
 
 
-def smallest_p(move: Move) -> float:
-    return min(one.above for one in move.contrasts.values())
-
-
 MIN_SERVED = 100
-"""Rated requests of the current assignment that logged traffic needs to count as evidence."""
-RATINGS_GROWTH = 1.5
-"""Growth of the rated requests since the last test that the next one needs, so that tests stay few as a log grows."""
-OPENING_SHARE = 0.1
-"""Share of a round's significance level for opening categories for exploration."""
-SIDE_EFFECT_SAMPLE = 20_000
-"""Newest requests on which the side effects of opening a category are measured."""
-LOSS_TOLERANCE = 1e-4
-"""Quality by which the five digits of logged posteriors may move an expert across the limit of exploration."""
+"""Rated requests that the estimates of a plan on logged traffic need."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class JudgedPlan:
     """The result of a round.
 
-    `candidate` is the assignment with the accepted moves, or with all proposed ones where none is accepted. `tested` is
-    False where too few ratings are new for a test. `rated` counts the ratings of the current assignment's own requests,
-    the latest of which came at `rated_until` (Unix seconds). `estimates` has the off-policy estimates of both
-    assignments; it is empty where the current assignment has too few requests.
+    `candidate` is the assignment with the accepted moves and where exploration goes now. `estimates` has the off-policy
+    estimates of both assignments; it is empty where too few requests are rated.
     """
 
     candidate: Assignment
@@ -155,9 +124,6 @@ class JudgedPlan:
     judgement: Judgement
     estimates: Mapping[str, Estimate]
     moves: tuple[Move, ...]
-    tested: bool
-    rated: int
-    rated_until: float
 
 
 def judge_plan(
@@ -171,51 +137,55 @@ def judge_plan(
     guarded: Sequence[str] = (),
     weighting: Weighting | None = None,
 ) -> JudgedPlan:
-    """Refit quality, propose a move for each category, and accept the moves that have evidence.
+    """Accept the moves that the trusted, rated requests and the probes show, and refit the quality of their categories.
 
-    Evidence comes from the probes, and from the trusted, rated requests that the current assignment has served itself,
-    each judged by a refit without it. A category without evidence keeps its row. `base` is the measured quality that
-    feedback is added to; only fresh measurements (`probes` given) also judge tenants. `now` is in Unix seconds.
+    A category without a move keeps its row. `base` is the measured quality that feedback is added to; only fresh
+    measurements (`probes` given) also judge tenants. `now` is in Unix seconds.
     """
     tenants = agreements(experience, base=base if probes else None)
-
-    def fit(part: Experience) -> Refit:
-        return refit(part, now=now, base=base, weighting=weighting, found=tenants)
-
-    fitted, present = fit(experience), current.charged(current.assignment)
+    fitted = refit(experience, now=now, base=base, weighting=weighting, found=tenants)
+    present = current.charged(current.assignment)
     trusted = experience.part(experience.usable_off_policy & (trust_of(experience, tenants) == 1.0))
-    served = served_requests(trusted, current, fit, all_shown=probes is not None)
-    is_due, shown = True, np.full(present.quality.shape, probes is not None)
-    if probes is None and served is not None:  # a test needs enough new ratings since the last one, or a shorter log
-        new = int((served.experience.time > current.tested_at).sum())
-        is_due, shown = new >= (RATINGS_GROWTH - 1.0) * min(current.tested, len(served.log)), served.shown
-    rows = proposed_rows(present, fitted.quality, shown=shown, loss=current.loss)
-    level = significance_level(current.rounds + 1) if is_due else 0.0
-    moves, rows = _judge_moves(experience, current, fitted, rows, served=served, probes=probes, base=base, level=level)
+    moves = judged_moves(present, fitted.quality, trusted, probes=probes, since=current.since)
+    rows = {
+        present.categories.index(move.category): _moved_row(present, fitted.quality, move, loss=current.loss)
+        for move in moves
+        if move.accepted
+    }
     builder = PlanBuilder(current, rows, solve_plan, fitted.table)
     moves = builder.within_budget(moves)
-    accepted = _indices(present, moves, ("better", "explored"))
-    judged = _indices(present, moves, ("better",)) if accepted else moved_categories(present, rows)
-    candidate = builder.solved(accepted or judged) if accepted or judged else current.assignment
-    evidence, found = list[Evidence](), dict[str, Estimate]()
+    moved = [present.categories.index(move.category) for move in moves if move.accepted]
+    candidate = builder.solved(moved) if moved else current.assignment
+    evidence, estimates = list[Evidence](), dict[str, Estimate]()
     if probes is not None:
-        old, new_scores = (probes.policy_scores(current.charged(one)) for one in (current.assignment, candidate))
-        evidence.append(held_out_evidence(old, new_scores, probes.categories, guarded=guarded))
-    if served is not None:
-        policy = served.policy(current.charged(candidate), judged)
-        likeliest = tuple(served.experience.categories[row] for row in served.experience.posterior.argmax(axis=1))
-        evidence.append(logged_evidence(served.log, served.old, policy, likeliest, guarded=guarded))
-        found = {"current": policy_value(served.log, served.old), "candidate": policy_value(served.log, policy)}
-    judgement = _judgement(moves, evidence, round_=current.rounds + 1, is_due=is_due)
-    rated, rated_until = (len(served.log), float(served.experience.time.max())) if served else (0, 0.0)
-    return JudgedPlan(candidate, fitted, judgement, found, moves, is_due, rated, rated_until)
+        old, new = (probes.policy_scores(current.charged(one)) for one in (current.assignment, candidate))
+        evidence.append(held_out_evidence(old, new, probes.categories, guarded=guarded))
+    if len(trusted) >= MIN_SERVED:
+        log = BanditLog.of(trusted)
+        old, new = (greedy_policy(trusted, current.charged(one)) for one in (current.assignment, candidate))
+        likeliest = tuple(trusted.categories[row] for row in trusted.posterior.argmax(axis=1))
+        evidence.append(logged_evidence(log, old, new, likeliest, guarded=guarded))
+        estimates = {"current": policy_value(log, old), "candidate": policy_value(log, new)}
+    judgement = _judgement(moves, evidence)
+    if not judgement.promote:
+        candidate = current.assignment
+    if current.rate > 0 and evidence:
+        mix = np.bincount(experience.posterior.argmax(axis=1), minlength=len(experience.categories)) / len(experience)
+        charged = current.charged(candidate)
+        weights = exploration_weights(charged, fitted, mix, rate=current.rate, loss=current.loss)
+        if changed := newly_explored(candidate, weights, mix):
+            candidate = replace(candidate, exploration=weights)
+            if not judgement.promote:
+                sentence = f"promoted: exploration goes to {changed}; {judgement.sentence.removeprefix('kept: ')}"
+                judgement = replace(judgement, reason="explored", sentence=sentence)
+    return JudgedPlan(candidate, fitted, judgement, estimates, moves)
 
 
 def with_residual_alone(judged: JudgedPlan, current: CurrentPlan, *, solve_plan: SolvePlan, gain: str) -> JudgedPlan:
     """Return a plan with the residual of `solve_plan` and no move, promoted for its `gain`; `judged` itself where the
     budget would then send a category to another expert."""
     before = current.assignment
-    candidate = PlanBuilder(current, before.quality, solve_plan, judged.refit.table).solved(())
+    candidate = PlanBuilder(current, {}, solve_plan, judged.refit.table).solved(())
     if candidate.choice != before.choice:
         return judged
     judgement = replace(judged.judgement, reason="better", sentence=f"promoted: {gain}")
@@ -223,75 +193,27 @@ def with_residual_alone(judged: JudgedPlan, current: CurrentPlan, *, solve_plan:
     return replace(judged, candidate=candidate, judgement=judgement, moves=kept)
 
 
-def _judge_moves(
-    experience: Experience,
-    current: CurrentPlan,
-    fitted: Refit,
-    rows: Array,
-    *,
-    served: Served | None,
-    probes: HeldOutProbes | None,
-    base: ScoreTable | None,
-    level: float,
-) -> tuple[tuple[Move, ...], Array]:
-    """The judged moves, with the categories to open for exploration, and the quality rows (m, k) that make them."""
-    present, may_open = current.charged(current.assignment), base is not None and probes is None
-    opening = OPENING_SHARE * level if may_open else 0.0
-    moves = judged_moves(present, rows, served=served, probes=probes, level=level - opening)
-    if served is None or base is None or not may_open:
-        return moves, rows
-    opened, rows = explored_moves(
-        present,
-        rows,
-        served,
-        base,
-        traffic=experience.part(np.arange(len(experience))[-SIDE_EFFECT_SAMPLE:]),
-        rating_level=fitted.level,
-        loss=current.loss,
-        excluded=[move.category for move in moves if move.accepted],
-        level=opening,
-    )
-    replaced = {move.category for move in opened}
-    return (*(move for move in moves if move.category not in replaced), *opened), rows
+def _moved_row(current: Assignment, quality: Array, move: Move, *, loss: float) -> Array:
+    """The refitted row (k,) of a moved category. The others stay behind the new expert, half of exploration's `loss`,
+    as only that one was shown better; experts that were never scored stay so until they are."""
+    category, target = current.categories.index(move.category), current.experts.index(move.target)
+    value = quality[category] - current.price[category]
+    lead = max(loss / 2, MIN_LEAD)
+    behind = np.where(np.arange(len(value)) == target, value, np.minimum(value, value[target] - lead))
+    is_open = np.isfinite(current.quality[category]) | (np.arange(len(value)) == target)
+    return np.where(is_open & open_cells(current)[category], behind + current.price[category], -np.inf)
 
 
-def _indices(assignment: Assignment, moves: Sequence[Move], verdicts: Collection[str]) -> tuple[int, ...]:
-    return tuple(assignment.categories.index(move.category) for move in moves if move.verdict in verdicts)
-
-
-def served_requests(
-    trusted: Experience, current: CurrentPlan, fit: Callable[[Experience], Refit], *, all_shown: bool = False
-) -> Served | None:
-    """The requests that the current assignment served, with a refit for each fold; None where there are too few."""
-    own = trusted.time >= current.since
-    if own.sum() < MIN_SERVED:
-        return None
-    experience, present = trusted.part(own), current.charged(current.assignment)
-    supported = exploration_policy(experience, present, rate=current.rate, loss=current.loss + LOSS_TOLERANCE) > 0
-    shown, rated = shown_cells(experience, supported)
-    usable = np.ones_like(shown) if all_shown else shown
-    folds = fold_indices(len(trusted))
-    rows = [
-        proposed_rows(present, fit(trusted.part(folds != held)).quality, shown=usable, loss=current.loss)
-        for held in range(FOLDS)
-    ]
-    log = BanditLog.of(experience, supported=supported)
-    return Served(experience, log, greedy_policy(experience, present), folds[own], np.stack(rows), shown, rated)
-
-
-def _judgement(moves: Sequence[Move], evidence: Sequence[Evidence], *, round_: int, is_due: bool) -> Judgement:
-    if not evidence:
-        return judge(evidence, round_=round_)
-    verdict = partial(Judgement, round_=round_, evidence=tuple(evidence))
-    if not is_due:
-        return verdict("too little is new", "kept: too few requests were rated since the last test")
+def _judgement(moves: Sequence[Move], evidence: Sequence[Evidence]) -> Judgement:
     accepted = [move for move in moves if move.accepted]
+
+    def verdict(reason: Reason, sentence: str) -> Judgement:
+        return Judgement(reason, sentence, tuple(evidence))
+
+    if not evidence:
+        return verdict("nothing to judge by", "kept: there is neither a held-out set nor rated traffic to judge by")
     if accepted and (fall := falling_categories(evidence)):
         return verdict("guarded category falls", f"kept: {fall}")
-    better = any(move.verdict == "better" for move in moves)
-    if worse := [one for one in evidence if better and one.overall.value < 0]:
-        loss = f"{worse[0].overall.value:+.4f} on the {worse[0].source}"
-        return verdict("worse elsewhere", f"kept: the moves together lose {loss} ({summary(accepted)})")
     if accepted:
         return verdict("better", f"promoted: {summary(accepted)}")
     thin = [move.category for move in moves if move.verdict == "thin support"]
@@ -300,7 +222,7 @@ def _judgement(moves: Sequence[Move], evidence: Sequence[Evidence], *, round_: i
     if other := [move for move in moves if move.verdict in ("worse elsewhere", "breaks the budget")]:
         reason: Reason = "worse elsewhere" if other[0].verdict == "worse elsewhere" else "breaks the budget"
         return verdict(reason, f"kept: {other[0].sentence}")
-    if not (judged := [move for move in moves if move.contrasts]):
+    if not moves:
         return verdict("not better", "kept: no category would go to another expert")
-    closest = min(judged, key=smallest_p).sentence
+    closest = min(moves, key=lambda move: move.chance).sentence
     return verdict("not better", f"kept: no move is shown to be better; the closest is {closest}")

@@ -1,14 +1,12 @@
 """The learning round of the plan: refits quality from rated traffic and judges moves of categories between experts.
 
-`coe.learning.plan_candidate` refits and tests; this module loads what it needs and writes the report. Only
-requests that the assignment in use decided itself count as its traffic, since `policy_start`. The residual is fitted
-again to the measured prompts and to the rated requests whose text the log keeps.
+`coe.learning.plan_candidate` refits and tests; this module loads what it needs and writes the report. The residual is
+fitted again to the measured prompts and to the rated requests whose text the log keeps.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -20,7 +18,6 @@ import orjson
 from coe.artifacts.manifest import ASSIGNMENT
 from coe.errors import DataError
 from coe.learning.experience import Experience, LoadedExperience
-from coe.learning.log_frame import indices, numbers
 from coe.learning.moves import HeldOutProbes, split_probes
 from coe.learning.plan_candidate import CurrentPlan, JudgedPlan, judge_plan, with_residual_alone
 from coe.learning.refit import MAX_PSEUDO_COUNT, Weighting, agreements, trust_of
@@ -69,30 +66,12 @@ def fit_rated(measured: Residual | None, job: Job) -> tuple[Residual | None, Evi
     return fit_residual(prompts, np.where(np.isfinite(assignment.quality), assignment.price, np.inf))
 
 
-def policy_start(table: Any, digest: str, *, exploration: tuple[float, float] | None) -> float:
-    """The time (Unix seconds) since which one assignment has decided all requests of a frame's table, exploring as
-    declared. `digest` is that of the assignment; requests hold the beginning of it.
-
-    Read from the log, not from promotion times: clocks differ, and gateways apply a promotion a little later.
-    """
-    from pyarrow import compute
-
-    known = [name for name in table["assignment"].unique().to_pylist() if name and digest.startswith(name)]
-    rate, loss = (numbers(compute.list_element(table["exploration"], place)) for place in (0, 1))
-    explores = np.isnan(rate) if exploration is None else (rate == exploration[0]) & (loss == exploration[1])
-    decided = (indices(table["assignment"], known) >= 0) & explores
-    others = numbers(table["time"])[(indices(table["category"], ("",)) < 0) & ~decided]
-    return math.nextafter(float(others.max()), math.inf) if len(others) else 0.0
-
-
 def judge(job: Job, probes: Path | None, benchmark: str | None = None) -> Candidate | str:
     """Judge a plan. Needs new feedback, or measured quality in the folder `probes` (of `benchmark`, if it holds
     several)."""
     measured = _measure(job, probes, benchmark)
     last, digest = read_round_states(job.settings.artifacts).get(ASSIGNMENT), job.in_use.assignment.digest
     state = RoundState(digest, 0, measured.digest, last.feedback if last else "", job.now, False, "", "")
-    if last is not None and last.in_use == digest:  # tests of another assignment do not count
-        state = replace(state, judged=last.judged, tested=last.tested, tested_at=last.tested_at)
     is_new = probes is not None if last is None else (last.inputs, last.in_use) != (state.inputs, digest)
     for page in job.logs.pages(after=state.feedback):
         is_new, state = is_new or bool(page.events), replace(state, feedback=page.cursor)
@@ -102,26 +81,20 @@ def judge(job: Job, probes: Path | None, benchmark: str | None = None) -> Candid
         loaded = job.loaded
     except DataError as error:
         return str(error)
-    policy, exploration = job.registry.policy, job.registry.policy.exploration
-    declared = (exploration.rate, exploration.max_quality_loss) if exploration.rate else None
-    current = CurrentPlan(
-        job.in_use.assignment,
-        since=policy_start(job.frame.table, digest, exploration=declared),
-        rounds=state.judged,
-        rate=exploration.rate,
-        loss=exploration.max_quality_loss,
-        charge=policy.cost_weight * relative_cost(job.registry, job.columns),
-        tested=state.tested,
-        tested_at=state.tested_at,
-    )
-    return _judge(job, loaded, current, measured, state)
+    return _judge(job, loaded, measured, state)
 
 
-def _judge(
-    job: Job, loaded: LoadedExperience, current: CurrentPlan, measured: _Measured, state: RoundState
-) -> Candidate:
+def _judge(job: Job, loaded: LoadedExperience, measured: _Measured, state: RoundState) -> Candidate:
     experience, version = loaded.experience, job.store(ASSIGNMENT).in_use()
     plan = None if version is None else Plan.read(job.store(ASSIGNMENT).published(version).folder)
+    reassigned, policy = {} if plan is None else dict(plan.reassigned), job.registry.policy
+    current = CurrentPlan(
+        job.in_use.assignment,
+        rate=policy.exploration.rate,
+        loss=policy.exploration.max_quality_loss,
+        charge=policy.cost_weight * relative_cost(job.registry, job.columns),
+        since=reassigned,
+    )
     residual = current.assignment.residual
     unused = None if plan is None or residual else plan.unused
     rated, tested = fit_rated(residual or unused, job)
@@ -146,14 +119,11 @@ def _judge(
         weighting=measured.weighting,
         guarded=job.registry.category_names,
     )
-    if rated and tested and judged.tested and not judged.judgement.promote:
+    if rated and tested and not any(move.accepted for move in judged.moves):
         judged = with_residual_alone(judged, current, solve_plan=solver, gain=_residual_sentence(tested))
     judgement = judged.judgement
     state = replace(state, promoted=judgement.promote, sentence=judgement.sentence)
-    if judgement.evidence and judged.tested:
-        state = replace(state, judged=judgement.round_, tested=judged.rated, tested_at=judged.rated_until)
-    before = [] if plan is None else [name for name in plan.reassigned if name in job.registry.category_names]
-    reassigned = tuple(sorted({*before, *(move.category for move in judged.moves if move.accepted)}))
+    reassigned |= {move.category: move.decided for move in judged.moves if move.accepted}
     report = plan_report(judged, current, experience=experience, left_out=loaded.left_out)
     report["residual"] = None if tested is None else {**tested._asdict(), "sentence": _residual_sentence(tested)}
 
@@ -161,7 +131,9 @@ def _judge(
         found = solver.plan(judged.candidate, judged.refit, measured=base, reassigned=reassigned)
         policies = found.policies if plan is None else plan.policies
         rest = None if residual else unused
-        replace(found, against=compare_with_single_experts(found), policies=policies, unused=rest).save(folder)
+        measured_at = {} if plan is None else plan.measured_at
+        against = compare_with_single_experts(found)
+        replace(found, against=against, policies=policies, unused=rest, measured_at=measured_at).save(folder)
         return {"categories": judged.candidate.categories, "data": job.registry.digest, "metrics": {}}
 
     return Candidate(
@@ -170,7 +142,6 @@ def _judge(
         report=report,
         save=save,
         digest=judged.candidate.digest,
-        restarts_tests=any(move.verdict == "better" for move in judged.moves),  # exploring continues the series
     )
 
 

@@ -123,8 +123,7 @@ class RoundState:
 
     `in_use` is the digest or version that the round judged against, and `judged` counts the candidates judged against
     it. `inputs` is the digest of the round's other inputs, `feedback` the cursor behind the feedback that it read.
-    `time` (Unix seconds), `promoted`, `sentence` and `report` (a folder, or empty) are the outcome. `tested` counts the
-    ratings of the last test, the latest at `tested_at`.
+    `time` (Unix seconds), `promoted`, `sentence` and `report` (a folder, or empty) are the outcome.
     """
 
     in_use: str
@@ -135,8 +134,6 @@ class RoundState:
     promoted: bool
     sentence: str
     report: str
-    tested: int = 0
-    tested_at: float = 0.0
 
 
 def read_round_states(artifacts: Path) -> Mapping[str, RoundState]:
@@ -181,8 +178,8 @@ class Candidate:
 
     `state` is stored for the next round; its `promoted` and `sentence` are the verdict. `replaces` is the version that
     was in use when the round began, None for none. `report` is JSON-able. `save` writes the artifact's files into a
-    folder. After promotion `state.in_use` is `digest`, or the version where `digest` is None, and with `restarts_tests`
-    the next candidates are judged from the first test on.
+    folder. After promotion `state.in_use` is `digest`, or the version where `digest` is None, and the next candidates
+    are judged from the first test on.
     """
 
     state: RoundState
@@ -190,7 +187,6 @@ class Candidate:
     report: Mapping[str, Any]
     save: Callable[[Path], ManifestFields]
     digest: str | None = None
-    restarts_tests: bool = True
 
 
 @dataclass(frozen=True)
@@ -281,9 +277,7 @@ def conclude(kind: str, judged: Candidate | str | None, job: Job) -> Outcome | N
             raise ArtifactError(f"retrain: {kind} or experts.yaml was changed in the meantime; nothing is promoted")
         job.check_lock()
         store.promote(version, by="retrain", why=state.sentence)
-        state = replace(state, in_use=judged.digest or version)
-        if judged.restarts_tests:
-            state = replace(state, judged=0, tested=0, tested_at=0.0)
+        state = replace(state, in_use=judged.digest or version, judged=0)
     else:
         reports = artifacts / REPORTS
         folder = reports / f"{datetime.fromtimestamp(job.now, UTC):%Y%m%dT%H%M%S.%fZ}-{kind}"

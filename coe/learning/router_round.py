@@ -1,35 +1,40 @@
-"""The learning round of the router: trains a candidate with corrected categories and tests it on held-out prompts.
+"""The learning round of the router: gives the router in use the corrected prompts as exemplars, without training it.
 
-The training set is the labelled base and the corrections that may join it. Quotas by tenant and category prevent one
-tenant, or many corrections at once, from redefining a category. A promoted router is trained on all prompts, the
-held-out ones too. `coe train` trains with the functions at the top.
+The routing log is the truth: a round writes what it holds (`routers.corrections`), and `coe train` adds the same
+corrections to its prompts. A quota by API key prevents one caller from redefining categories. A correction that the
+router follows anyway, such as one that it was trained on, needs no exemplar; one that changes too many other prompts
+is left out. `coe train` trains with the functions at the top.
 """
 
 from __future__ import annotations
 
-import hashlib
+import shutil
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from coe.artifacts.active_state import packaged_router
+from coe.artifacts.active_state import category_texts, check_router
+from coe.artifacts.api_keys import with_admin_key
 from coe.artifacts.manifest import ROUTER
+from coe.artifacts.versions import REPORT
 from coe.errors import ConfigError, DataError
-from coe.learning import promotion
-from coe.learning.experience import NONE, LoadedExperience
-from coe.learning.moves import is_held_out
-from coe.learning.promotion import Judgement, held_out_evidence
+from coe.learning.log_frame import Logs, open_logs
 from coe.learning.round import Candidate, Job, ManifestFields, RoundState, read_round_states
+from coe.learning.support import with_support
 from coe.measuring.tables import numbered_prompts, pairs_digest
+from coe.records import missing_file
+from coe.records.record import Feedback
 from coe.registry import Registry
+from coe.settings import Settings
 from coe.terminal import print_error, progress_bar
 
+if TYPE_CHECKING:
+    from routers.corrections import Corrections
+
+Pair = tuple[str, str]
 MIN_PROMPTS = 2
 """Prompts that training needs of each category."""
 
@@ -99,233 +104,210 @@ def add_prompts(pairs: Sequence[tuple[str, str]], path: Path, *, categories: Col
     added = {prompt: next(iter(names)) for prompt, names in found.items() if len(names) == 1}
     if several := len(found) - len(added):
         print_error(f"note: {path}: {several} prompts have several categories and are left out")
+    return _with_categories(pairs, added)
+
+
+def _with_categories(pairs: Sequence[Pair], added: Mapping[str, str]) -> list[Pair]:
+    """Add prompts by their category; they replace the same prompts of other categories."""
+    from routers.examples import normalize_prompt
+
     kept = [
         (prompt, category) for prompt, category in pairs if added.get(normalize_prompt(prompt), category) == category
     ]
-    before = {normalize_prompt(prompt): category for prompt, category in pairs}
-    return [*kept, *((prompt, category) for prompt, category in added.items() if before.get(prompt) != category)]
+    before = {normalize_prompt(prompt) for prompt, _ in kept}
+    return [*kept, *((prompt, category) for prompt, category in added.items() if prompt not in before)]
 
 
-def build_router(pairs: Sequence[Pair], out: Path, *, registry: Registry, encoder: str = "") -> Mapping[str, Any]:
-    """Train a router on (prompt, category) pairs into the folder `out`. Returns its metrics."""
-    from routers import Example, build
+def build_router(
+    pairs: Sequence[Pair], out: Path, *, encoder: str, corrected: Sequence[Correction] = (), registry: Registry
+) -> Mapping[str, Any]:
+    """Train a router on (prompt, category) pairs and the corrections into the folder `out`, and give it those that it
+    still does not follow as exemplars. Returns its metrics."""
+    import routers
 
-    described = {category.name: category.description for category in registry.categories}
-    encoder = encoder or registry.router.encoder
+    added = {routers.normalize_prompt(one.prompt): one.category for one in corrected}
+    examples = [routers.Example(*pair) for pair in _with_categories(pairs, added)]
     with progress_bar("training") as progress:
-        examples = [Example(*pair) for pair in pairs]
-        return build(examples, descriptions=described, encoder=encoder, out=out, progress=progress)
+        support = partial(with_support, descriptions={one.name: one.description for one in registry.categories})
+        metrics = routers.build(examples, support=support, encoder=encoder, out=out, progress=progress)
+    exemplars, report = fit_corrections(out, corrected, pairs, registry)
+    if exemplars is not None:
+        exemplars.write(out)
+    return metrics | {"corrections": report["corrections"]}
 
 
-Pair = tuple[str, str]
-
-MAX_TENANT_SHARE = 0.5
-"""Largest share of one tenant in the corrections into a category."""
-MAX_CORRECTION_RATIO = 1.0
-"""Largest number of corrections into a category, as a multiple of its prompts in the base."""
+MAX_CORRECTIONS = 1_000
+"""Newest corrected prompts that count; the fast stage compares a text with all of them in 50 µs."""
 MIN_QUOTA = 20
-"""Corrections that are always allowed, into a category and from a tenant."""
+"""Corrections that an API key may always bring; more of them may be at most as many as those of all other keys. Keys
+with the scope admin, and a gateway without keys, have no quota."""
 
 
 @dataclass(frozen=True, slots=True)
 class Correction:
-    """A corrected request: its prompt, the corrected category and the tenant."""
+    """A corrected request: its prompt (empty if the log does not keep it), the category that it had, and the feedback
+    with the category that it should have."""
 
     prompt: str
-    category: str
-    tenant: str
-
-
-@dataclass(frozen=True, slots=True)
-class RouterTrainingSet:
-    """(prompt, category) pairs to train on: the labelled base, and the corrections `added` to it.
-
-    `left_out` counts the other corrections by reason. `known` are the digests of those that the router in use was
-    trained on.
-    """
-
-    base: tuple[Pair, ...]
-    added: tuple[Pair, ...]
-    left_out: Mapping[str, int]
-    known: frozenset[str]
+    was: str
+    event: Feedback
 
     @property
-    def pairs(self) -> tuple[Pair, ...]:
-        return self.base + self.added
+    def category(self) -> str:
+        return str(self.event.value)
 
     @property
-    def new(self) -> int:
-        """The number of corrections that the router in use was not trained on."""
-        return sum(prompt_digest(prompt) not in self.known for prompt, _ in self.added)
+    def digest(self) -> str:
+        """The digest by which the router and records name the prompt."""
+        from routers import prompt_digest
+
+        return prompt_digest(self.prompt)
 
 
-def prompt_digest(prompt: str) -> str:
-    """The digest by which an artifact records a training prompt without holding its text."""
-    return hashlib.blake2b(prompt.encode("utf-8", "replace"), digest_size=12).hexdigest()
+def read_corrections(logs: Logs) -> list[Correction]:
+    """The corrections in the log, oldest first, without those that were withdrawn. Raises StoreError."""
+    events = [event for page in logs.feedback() for event in page if event.kind == "category" and event.value]
+    pairs = [(logs.find(event.request_id), event) for event in sorted(events, key=lambda event: event.time)]
+    return [
+        Correction(record.prompt or "", record.category, event)
+        for record, event in pairs
+        if record is not None and record.tenant == event.tenant
+    ]
 
 
-def corrections(loaded: LoadedExperience) -> tuple[Correction, ...]:
-    """The corrections whose prompt the log keeps (`log.store_prompts`)."""
-    experience, texts = loaded.experience, loaded.frame.texts
-    rows = np.flatnonzero(experience.corrected != NONE)
-    ids = loaded.frame.table["request_id"].take(rows).to_pylist()
-    return tuple(
-        Correction(
-            texts[name], experience.categories[experience.corrected[row]], experience.tenants[experience.tenant[row]]
-        )
-        for name, row in zip(ids, rows, strict=True)
-        if name in texts
-    )
+def logged_corrections(settings: Settings, registry: Registry) -> list[Correction]:
+    """The corrections that count in the log of a service; none before its first request. Raises StoreError."""
+    if missing_file(registry.log.url, base=settings.home):
+        return []
+    with open_logs(registry.log.url, base=settings.home) as logs:
+        return choose_corrections(read_corrections(logs), with_admin_key(registry, settings))[0]
 
 
-def merge_corrections(
-    base: Sequence[Pair], corrected: Sequence[Correction], *, known: frozenset[str] = frozenset()
-) -> RouterTrainingSet:
-    """The base and the corrections that may join it; the order of corrections does not matter.
+def withdraw(logs: Logs, corrected: Sequence[Correction], *, now: float) -> None:
+    """Store that the corrections do not count any more. Raises StoreError."""
+    events = [one.event for one in corrected]
+    logs.append([replace(one, event_id=f"withdrawn_{one.dedup_key.hex()}", time=now, value="") for one in events])
 
-    A prompt gets the category that most tenants gave it; a tie leaves the prompt out. A prompt of the base keeps its
-    category. Corrections into a category number at most MAX_CORRECTION_RATIO times its prompts in the base, and at most
-    MAX_TENANT_SHARE of them come from one tenant. The prompts with the smallest digests are kept, so that every round
-    keeps the same ones.
+
+def choose_corrections(
+    corrected: Sequence[Correction], registry: Registry
+) -> tuple[list[Correction], Mapping[str, int]]:
+    """The corrections that count, newest first, one for each prompt; and the number of others by reason.
+
+    Each key has one vote for a prompt, its latest; most votes win, and a tie leaves the prompt out. Every key is within
+    its quota.
     """
-    in_base, sizes = dict(base), Counter(category for _, category in base)
     left_out: Counter[str] = Counter()
-    votes: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    votes: dict[str, dict[str | None, Correction]] = defaultdict(dict)
     for one in corrected:
-        votes[one.prompt][one.category].add(one.tenant)
-    chosen: dict[str, list[tuple[str, str]]] = defaultdict(list)
-    for prompt, tenants_by_category in votes.items():
-        ranked = sorted(((len(tenants), category) for category, tenants in tenants_by_category.items()), reverse=True)
-        if prompt in in_base:
-            left_out["the base knows the prompt"] += 1
-        elif len(ranked) > 1 and ranked[0][0] == ranked[1][0]:
-            left_out["tenants contradict each other"] += 1
+        if not one.prompt:
+            left_out["without a prompt in the log (log.store_prompts)"] += 1
+        elif one.category not in registry.category_names:
+            left_out["of a category that is not declared"] += 1
         else:
-            chosen[ranked[0][1]].append((prompt, min(tenants_by_category[ranked[0][1]])))
-    added: list[Pair] = []
-    for category in sorted(chosen):
-        kept = _within_quota(chosen[category], most=max(MIN_QUOTA, int(MAX_CORRECTION_RATIO * sizes[category])))
-        left_out["more than the category or the tenant may bring"] += len(chosen[category]) - len(kept)
-        added += [(prompt, category) for prompt in kept]
-    return RouterTrainingSet(tuple(base), tuple(added), {why: count for why, count in left_out.items() if count}, known)
+            votes[one.prompt][one.event.key] = one
+    chosen = list[Correction]()
+    for by_key in votes.values():
+        ranked = Counter(vote.category for vote in by_key.values()).most_common(2)
+        if len(ranked) > 1 and ranked[0][1] == ranked[1][1]:
+            left_out["keys contradict each other"] += 1
+        else:
+            winners = [vote for vote in by_key.values() if vote.category == ranked[0][0]]
+            chosen.append(max(winners, key=lambda vote: vote.event.time))
+    chosen.sort(key=lambda one: (-one.event.time, one.event.event_id))
+    trusted = {None, *(key.name for key in registry.access.keys if "admin" in key.scopes)}
+    sizes, used, kept = Counter(one.event.key for one in chosen), Counter[str | None](), list[Correction]()
+    for one in chosen[:MAX_CORRECTIONS]:
+        key = one.event.key
+        if key in trusted or used[key] < max(MIN_QUOTA, len(chosen) - sizes[key]):
+            used[key] += 1
+            kept.append(one)
+    left_out["more than a key, or all of them, may bring"] = len(chosen) - len(kept)
+    return kept, {why: count for why, count in left_out.items() if count}
 
 
-def _within_quota(candidates: list[tuple[str, str]], *, most: int) -> list[str]:
-    """At most `most` prompts within the tenants' quotas, those with the smallest digests."""
-    by_tenant: dict[str, list[str]] = defaultdict(list)
-    for prompt, tenant in sorted(candidates, key=lambda pair: prompt_digest(pair[0])):
-        by_tenant[tenant].append(prompt)
-    others = {tenant: len(candidates) - len(prompts) for tenant, prompts in by_tenant.items()}
-    bound = {
-        tenant: max(MIN_QUOTA, int(MAX_TENANT_SHARE / (1.0 - MAX_TENANT_SHARE) * rest))
-        for tenant, rest in others.items()
-    }
-    kept = [prompt for tenant, prompts in by_tenant.items() for prompt in prompts[: bound[tenant]]]
-    return sorted(kept, key=prompt_digest)[:most]
+MAX_CHANGED_SHARE = 0.005
+"""Largest share of other prompts whose category corrections may change."""
+MAX_OTHERS = 1_000
+"""Training prompts on which that is tested, those with the smallest digests."""
 
 
-HELD_OUT_SHARE = 0.2
-"""Share of all prompts, base and corrections, that is held out for the test."""
-MIN_NEW_CORRECTIONS = 20
-"""New corrections that a round needs; also the prompts that a category needs to have a held-out part."""
+def fit_corrections(
+    folder: Path, corrected: Sequence[Correction], base: Sequence[Pair], registry: Registry
+) -> tuple[Corrections | None, dict[str, Any]]:
+    """The exemplars of the corrections that the router in `folder` does not follow by itself, and a report.
 
-Build = Callable[[Sequence[Pair], Path], Mapping[str, Any]]
-"""Trains a router on (prompt, category) pairs into a folder and returns its metrics."""
-
-
-def judge_router(data: RouterTrainingSet, build: Build, *, round_: int) -> Judgement:
-    """Train one router with and one without the new corrections, and compare both on the held-out prompts.
-
-    Neither sees the held-out prompts. The router in use cannot be tested because it was trained on them. A loss in any
-    category prevents the promotion.
+    If they change the category of more than MAX_CHANGED_SHARE of the prompts of `base`, those that change most are left
+    out.
     """
-    sizes, base = Counter(category for _, category in data.base), set(data.base)
-    tested: list[Pair] = []
-    trained: list[Pair] = []
-    for prompt, category in data.pairs:
-        is_tested = sizes[category] >= MIN_NEW_CORRECTIONS and is_held_out(prompt, share=HELD_OUT_SHARE)
-        (tested if is_tested else trained).append((prompt, category))
-    before = [pair for pair in trained if pair in base or prompt_digest(pair[0]) in data.known]
-    if not tested:
-        return promotion.judge([], round_=round_)
-    old, new = (_train_and_score(build, part, tested) for part in (before, trained))
-    categories = [category for _, category in tested]
-    evidence = held_out_evidence(old, new, categories, guarded=sorted(sizes))
-    return promotion.judge([evidence], round_=round_)
-
-
-def _train_and_score(
-    build: Build, pairs: Sequence[Pair], tested: Sequence[Pair]
-) -> np.ndarray[Any, np.dtype[np.float64]]:
     import routers
 
-    with TemporaryDirectory(prefix="coe-router-") as folder:
-        build(pairs, Path(folder))
-        router = routers.load(Path(folder))
-        found = router.predict([prompt for prompt, _ in tested])
-        names = [router.categories[prediction.best] for prediction in found]
-    return np.array([name == category for name, (_, category) in zip(names, tested, strict=True)], dtype=np.float64)
-
-
-BASE, CORRECTIONS = "base", "corrections"
-"""Metrics in the manifest of a router: the digest of its labelled base, and those of the corrections in its training
-set."""
+    router = routers.load(folder, declared=category_texts(registry))
+    router.corrections = None
+    predicted = router.predict([one.prompt for one in corrected])
+    added = {
+        one.digest: (one.prompt, one.category)
+        for one, prediction in zip(corrected, predicted, strict=True)
+        if router.categories[prediction.best] != one.category
+    }
+    left_out, changed = Counter({"followed without an exemplar": len(corrected) - len(added)}), Counter[str]()
+    if added:
+        others = sorted({prompt for prompt, _ in base} - {prompt for prompt, _ in added.values()})
+        others = sorted(others, key=routers.prompt_digest)[:MAX_OTHERS]
+        before = router.predict(others)
+        router.correct(list(added.values()))
+        after = zip(before, router.predict(others), strict=True)
+        changed.update(new.correction.digest for old, new in after if new.correction and new.best != old.best)
+        for digest, _ in changed.most_common():
+            if changed.total() > MAX_CHANGED_SHARE * len(others):
+                del added[digest], changed[digest]
+                left_out["would change other prompts"] += 1
+        router.corrections = None
+    if added:
+        router.correct(list(added.values()))
+    return router.corrections, {
+        "corrections": len(added),
+        "by_category": dict(Counter(category for _, category in added.values())),
+        "changed_others": changed.total(),
+        "left_out": dict(+left_out),
+    }
 
 
 def judge(job: Job) -> Candidate | str | None:
-    """Judge a router trained with corrected categories."""
-    if not np.any(job.loaded.experience.corrected != NONE):
-        return None
-    data = _training_set(job)
-    if isinstance(data, str):
-        return data
-    version, inputs = job.store(ROUTER).in_use(), pairs_digest(data.added)
+    """Give the router in use the corrections in the log; a string says why nothing changes."""
+    from routers.corrections import CORRECTIONS
+
+    artifact = check_router(job.settings)[1]  # in a dry run, the packaged router is not in use
+    corrected, left_out = choose_corrections(read_corrections(job.logs), job.registry)
+    has_exemplars = CORRECTIONS in artifact.manifest.files
+    if not corrected and not has_exemplars:
+        return _count(left_out) if left_out else None
+    version = job.store(ROUTER).in_use()
+    inputs = pairs_digest(sorted((one.prompt, one.category) for one in corrected))
     last = read_round_states(job.settings.artifacts).get(ROUTER)
-    if last is not None and last.in_use != str(version):  # tests of another router do not count
-        last = None
-    if last is not None and last.inputs == inputs:
+    if last is not None and (last.in_use, last.inputs) == (str(version), inputs):
         return "no correction is new"
-    build = partial(build_router, registry=job.registry)
-    judgement = judge_router(data, build, round_=1 if last is None else last.judged + 1)
-    report = {
-        **judgement.to_json(),
-        "base": len(data.base),
-        "corrections": len(data.added),
-        "new": data.new,
-        "by_category": dict(Counter(category for _, category in data.added)),
-        "left_out": dict(data.left_out),
-    }
+    base = _pairs(job.registry, base=job.settings.config.parent, data=None)
+    exemplars, report = fit_corrections(artifact.folder, corrected, base, job.registry)
+    report["left_out"] |= left_out
+    if exemplars is None and not has_exemplars:
+        return _count(report["left_out"])
+    sentence = f"promoted: {report['corrections']} corrected prompts are exemplars"
+    if report["left_out"]:
+        sentence += f"; not {_count(report['left_out'])}"
 
     def save(folder: Path) -> ManifestFields:
-        metrics = dict(build(data.pairs, folder))
-        metrics |= {BASE: pairs_digest(data.base), CORRECTIONS: [prompt_digest(prompt) for prompt, _ in data.added]}
-        return {"categories": job.registry.category_names, "data": pairs_digest(data.pairs), "metrics": metrics}
+        for name in artifact.manifest.files.keys() - {CORRECTIONS, REPORT}:
+            shutil.copyfile(artifact.folder / name, folder / name)
+        if exemplars is not None:
+            exemplars.write(folder)
+        manifest = artifact.manifest
+        metrics = {**manifest.metrics, "corrections": report["corrections"]}
+        return {"categories": manifest.categories, "data": manifest.data, "metrics": metrics}
 
-    return Candidate(
-        RoundState(
-            str(version), judgement.round_, inputs, "", job.now, judgement.promote, judgement.sentence, report=""
-        ),
-        replaces=version,
-        report=report,
-        save=save,
-    )
+    state = RoundState(str(version), 0, inputs, "", job.now, True, sentence, report="")
+    return Candidate(state, replaces=version, report={"promoted": True, **report}, save=save)
 
 
-def _training_set(job: Job) -> RouterTrainingSet | str:
-    """The labelled base and the corrections that may join it, or why there is nothing to learn."""
-    base = training_pairs(job.registry, base=job.settings.config.parent, data=None)
-    artifact = job.store(ROUTER).current() or packaged_router(job.registry)  # in a dry run none may be in use
-    assert artifact is not None
-    metrics = artifact.manifest.metrics
-    if metrics.get(BASE, artifact.manifest.data) != pairs_digest(base):
-        if job.store(ROUTER).may_adopt_packaged():
-            return "the packaged router is in use, which was trained for other categories; run `coe train` once"
-        remedy = "name them as router.training_data or router.extra_training_data and train"
-        return f"the router was trained on other prompts than are declared; {remedy}"
-    corrected = corrections(job.loaded)
-    if not corrected:
-        return "the log keeps no prompts of the corrected requests; set log.store_prompts"
-    data = merge_corrections(base, corrected, known=frozenset(metrics.get(CORRECTIONS, ())))
-    if data.new < MIN_NEW_CORRECTIONS:
-        return f"{data.new} corrections are new, and a round takes {MIN_NEW_CORRECTIONS}"
-    return data
+def _count(left_out: Mapping[str, int]) -> str:
+    return "; ".join(f"{count} {why}" for why, count in left_out.items())

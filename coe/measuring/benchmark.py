@@ -187,7 +187,7 @@ def _served(router: Router, assignment: Assignment, texts: Sequence[str]) -> tup
 
     It reads those of which the fast heads are unsure, and those for which the plan's residual may change the choice.
     """
-    served = [one for text in texts if (one := router.predict_fast(text, force=True)) is not None]
+    served = list(map(router.predict_fast, texts))
     gain = residual_gain(assignment, range(len(assignment.experts)))
     is_read = [one.stage == FAST_UNCERTAIN or float(one.probabilities @ gain) > MIN_RESIDUAL_GAIN for one in served]
     rows = np.flatnonzero(is_read).tolist()

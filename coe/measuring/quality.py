@@ -34,7 +34,8 @@ class Quality:
     of some model and are not among the prompts. `coarse` are the wider categories of prompts with a label, "" where a
     prompt has none, () where all have none. `unscored` names the requested models without usable scores. `prompt_ids`
     identify the prompts in the other files. `uses` maps each of MEASURES to values of the shape of `scores`, NaN where
-    unknown; it is empty where nothing was measured.
+    unknown; it is empty where nothing was measured. `measured_at` is the time of a model's oldest score (Unix seconds),
+    where it is known.
     """
 
     benchmark: str
@@ -48,6 +49,7 @@ class Quality:
     unscored: tuple[str, ...] = ()
     prompt_ids: tuple[str, ...] = ()
     uses: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    measured_at: Mapping[str, float] = field(default_factory=dict)
 
     def grid(self, rows: Sequence[int], models: Sequence[str]) -> tuple[NDArray[np.int64], ...]:
         """The index of some prompts and models in arrays of the shape of `scores`."""
@@ -120,6 +122,7 @@ def read_quality(
     categories = [label or category for label, category in zip(labels, wider, strict=True)]
     if empty := categories.count(""):
         raise DataError(f"{prompts.path}: {empty} of {len(ids)} prompts have neither label nor category")
+    times = sorted(zip(scores.numbers("time"), scores.texts("model"), strict=True), reverse=True)  # the oldest is last
     answers = optional_table(folder, "answers", needed=("prompt_id", "model"), benchmark=name)
     has_uses = answers is not None and set(MEASURES) <= set(answers.columns)
     return Quality(
@@ -133,6 +136,7 @@ def read_quality(
         coarse=tuple(wider[i] for i in kept),
         unscored=tuple(model for model in only if model not in pool),
         prompt_ids=tuple(ids[i] for i in kept),
+        measured_at={model: time for time, model in times if np.isfinite(time)},
         uses={use: _matrix(answers, use, ids, pool)[whole] for use in MEASURES} if answers and has_uses else {},
     )
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from statistics import mean, median
@@ -49,7 +50,8 @@ JOURNAL_FILE = "journal.jsonl"
 class Scoring:
     """A run: what to score, and on which experts, chains and fuses.
 
-    Of a cascade with a judge, the members of all steps but the last are scored, and their answers graded.
+    Of a cascade with a judge, the members of all steps but the last are scored, and their answers graded. Scores of the
+    experts `again` that are older than the run, which `began` at that time (Unix seconds), are replaced.
     """
 
     registry: Registry
@@ -59,6 +61,8 @@ class Scoring:
     judge: ExpertSpec | None
     concurrency: int
     recipes: Sequence[RecipeSpec] = ()
+    again: Collection[str] = ()
+    began: float = field(default_factory=time.time)
 
     @cached_property
     def keys(self) -> Mapping[str, Sequence[str]]:
@@ -100,7 +104,12 @@ class Scoring:
         keyed = dict(zip(self.keys[name], self.probes, strict=True))
         keyed |= zip(self.passage_keys.get(name, ()), (one.probe for one in self.with_passages), strict=False)
         kept, scored = name in self.graded, journal.scored
-        return {key: probe for key, probe in keyed.items() if key not in scored or (kept and scored[key].text is None)}
+        since = self.began if name in self.again else 0.0
+        return {
+            key: probe
+            for key, probe in keyed.items()
+            if (cell := scored.get(key)) is None or cell.time < since or (kept and cell.text is None)
+        }
 
     def gradings(self, recipe: RecipeSpec, journal: Journal) -> list[tuple[str, str, Probe | None]]:
         """The prompt, the member and the judge's request for every scored answer that a cascade has graded; without a
@@ -255,7 +264,7 @@ def write_tables(scoring: Scoring, journal: Journal, out: Path, *, benchmark: st
             continue
         row: dict[str, Any] = {"prompt_id": probe.prompt_id, "model": name}
         if name not in writing:
-            scores.append(row | {"score": cell.score})
+            scores.append(row | {"score": cell.score, "time": cell.time or None})
             answer = {"answer": cell.answer, "output_chars": cell.output_chars}
             answers.append(row | answer | use(name, cell.input_tokens, cell.output_tokens, cell.latency_ms))
         for call in cell.calls:

@@ -7,6 +7,7 @@ the next run. The journal has one JSON line per probe and expert, so that a stop
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
@@ -38,7 +39,8 @@ class Cell:
 
     `answer` is the normalized form of the answer, as serving compares it (`final_answer`; None if it was cut off) and
     `note` why code failed its tests. `code` is the error's machine-readable code. For the arm of a recipe, tokens are
-    the sum over its `calls`. `text` is kept for answers that a judge of a cascade grades, cut as the judge gets it.
+    the sum over its `calls`. `time` is when it was scored
+    (Unix seconds). `text` is kept for answers that a judge of a cascade grades, cut as the judge gets it.
     """
 
     key: str
@@ -56,6 +58,7 @@ class Cell:
     error: str = ""
     calls: tuple[RecipeCall, ...] = ()
     text: str | None = None
+    time: float = 0.0
 
     @property
     def cut(self) -> bool:
@@ -220,7 +223,7 @@ async def _score_queue(column: ExpertColumn, queue: Iterator[tuple[str, Probe]],
     name = column.expert.name
     while column.failures < MAX_CONSECUTIVE_FAILURES and (item := next(queue, None)) is not None:
         key, probe = item
-        blank = Cell(key, probe.prompt_id, name)
+        blank = Cell(key, probe.prompt_id, name, time=time.time())
         try:
             cell = await _score(probe, column.expert, blank, run)
             column.failures = 0

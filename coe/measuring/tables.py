@@ -149,7 +149,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:
 def require_parquet() -> None:
     """Raises ConfigError where pyarrow is missing; call it before work whose result is a parquet file."""
     if find_spec("pyarrow") is None:
-        raise ConfigError(f"parquet files need pyarrow; run: {pip_install('train')}")
+        raise ConfigError(f"parquet files need pyarrow; run: {pip_install('plan')}")
 
 
 def write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -33,6 +33,8 @@ class Assignment:
     - `hosted`: the experts that the plan keeps running.
     - `unmeasured`, shape (n_categories, n_experts), None if empty: experts that may serve the category and were never
       scored. Their quality is -inf, so that only exploration selects them.
+    - `exploration`, shape (n_categories, n_experts), None for evenly within the declared loss: the multiple of the
+      declared rate at which each expert besides the chosen one is explored (`coe.learning.exploration`).
     - `residual`: what a text says beyond its category, over the same names; None if it does not improve decisions.
     """
 
@@ -44,6 +46,7 @@ class Assignment:
     hosted: tuple[str, ...]
     duals: Mapping[str, float]
     unmeasured: Mask | None = None
+    exploration: Array | None = None
     residual: Annotated[InstanceOf[Residual] | None, Field(exclude=True)] = None
 
     def __post_init__(self) -> None:
@@ -100,6 +103,12 @@ class Assignment:
         """Return the experts that may serve the category of this index and were never scored."""
         unmeasured = () if self.unmeasured is None else self.unmeasured[category]
         return frozenset(compress(self.experts, unmeasured))
+
+    def exploration_weights(self, category: int, experts: Sequence[str]) -> NDArray[np.float64] | None:
+        """Return the multiples of the exploration rate of some experts; None for evenly within the declared loss."""
+        if self.exploration is None:
+            return None
+        return self.exploration[category, [self.experts.index(name) for name in experts]]
 
     @classmethod
     def declared(

@@ -57,8 +57,10 @@ class Plan:
     - `deviations`: number of standard errors by which the problem's qualities are below the estimates, which are shrunk
       by `pseudo_count`.
     - `measured`, `feedback`: the parts of the table from scores and from feedback.
-    - `reassigned`: categories whose expert feedback has changed since the scores were measured.
+    - `reassigned`: categories whose expert feedback has changed since the scores were measured, with the time (Unix
+      seconds) of the request that showed it.
     - `measured_uses`: tokens and latencies behind the problem's uses.
+    - `measured_at`: the time of each expert's oldest score (Unix seconds), where it is known.
     - `pins`, `declared`: the pins and the `declared_digests` of the declaration that the plan was made for.
     - `value_of_expert`: see `marginal_values`. `against` compares the plan with single experts, for `coe report`.
     - `traffic`: the sample of posteriors that the prices are fitted to, shape (n_requests, n_categories); None for
@@ -75,8 +77,9 @@ class Plan:
     pseudo_count: float = PSEUDO_COUNT
     measured: ScoreTable | None = None
     feedback: ScoreTable | None = None
-    reassigned: tuple[str, ...] = ()
+    reassigned: Mapping[str, float] = field(default_factory=dict)
     measured_uses: MeasuredUses = field(default_factory=MeasuredUses.nothing)
+    measured_at: Mapping[str, float] = field(default_factory=dict)
     pins: Mapping[str, str] = field(default_factory=dict)
     declared: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     value_of_expert: Mapping[str, float | None] = field(default_factory=dict)
@@ -235,6 +238,10 @@ def _assignment(plan: Plan, registry: Registry, categories: tuple[str, ...]) -> 
     untried = (over(before, 1.0) > 0) & ~np.isfinite(quality)
     untried[:, len(registry.expert_names) :] = False  # recipes are never explored
     untried[[name not in known[0] or name in registry.assignment for name in categories]] = False
+    explored = planned.exploration
+    if explored is not None:
+        explored = over(explored, 0.0) * (np.isfinite(quality) | untried)
+        explored = np.where(untried, np.maximum(explored, 1.0 / len(experts)), explored)
     return Assignment(
         *names,
         quality,
@@ -243,6 +250,7 @@ def _assignment(plan: Plan, registry: Registry, categories: tuple[str, ...]) -> 
         tuple(name for name in experts if name in planned.hosted or name in choice),
         planned.duals,
         untried if untried.any() else None,
+        explored,
         None if planned.residual is None else planned.residual.over(*names),
     )
 

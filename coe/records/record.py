@@ -170,8 +170,8 @@ class RoutingRecord:
     measured."""
     price: tuple[Utility, ...] = ()
     """Price subtracted for each candidate, to four digits; empty if all are free."""
-    exploration: tuple[float, float] | None = None
-    """Exploration rate and largest quality loss; null if it was off."""
+    propensities: tuple[float, ...] = ()
+    """Probability with which each candidate could have been chosen; empty if exploration did not choose."""
     router_probabilities: Mapping[str, float] | None = None
     """The router's own probabilities, before a rule."""
     retrieval: str = "none"
@@ -221,6 +221,8 @@ class RoutingRecord:
     abandoned. They are not part of `cost`; a key's limits charge their estimate."""
     rule: str = ""
     """Rule of experts.yaml that applied; empty if none did."""
+    correction: str = ""
+    """Digest of the corrected prompt near which the request is, as in `coe corrections`; empty if none counted."""
     schema: Annotated[int, Field(le=1)] = 1
     """Version of this list of fields."""
 
@@ -329,9 +331,9 @@ class Feedback:
     """One event about one request. The same `event_id` is the same event, however often it arrives.
 
     `value` depends on `kind`: a number from 0 to 1 (score), 1 up or -1 down (thumb), the name of the expert that should
-    have answered (preferred), the category that the request belongs to (category), None for the implicit signals
-    regenerated and abandoned. `time` is in Unix seconds; `tenant` and `key` name the sender. Raises InvalidRequest for
-    any other value.
+    have answered (preferred), the category that the request belongs to (category; empty if withdrawn), None for the
+    implicit signals regenerated and abandoned. `time` is in Unix seconds; `tenant` and `key` name the sender. Raises
+    InvalidRequest for any other value.
     """
 
     event_id: str
@@ -372,7 +374,7 @@ _VALUES: Mapping[FeedbackKind, tuple[str, Callable[[object], bool]]] = {
     "score": ("a number from 0 to 1", lambda value: _is_number(value) and 0 <= value <= 1),  # type: ignore[operator]
     "thumb": ("1 or -1", lambda value: _is_number(value) and value in (1, -1)),
     "preferred": ("the name of an expert", _is_name),
-    "category": ("the name of a category", _is_name),
+    "category": ("the name of a category, or an empty text", lambda value: value == "" or _is_name(value)),
     "regenerated": ("no value", lambda value: value is None),
     "abandoned": ("no value", lambda value: value is None),
 }

@@ -203,7 +203,11 @@ MAX_SCANNED = 200_000
 MAX_TRIM_ROWS = 1_000
 """Rows between two deletions beyond the retention, at most a hundredth of it. Together they change far fewer pages."""
 
-INSERT = f"INSERT OR IGNORE INTO records ({', '.join(COLUMNS)}, record) VALUES (?{', ?' * len(COLUMNS)})"  # noqa: S608
+INSERT = f"INSERT OR IGNORE INTO records ({', '.join(COLUMNS)}, record) VALUES "  # noqa: S608
+ROW = f"(?{', ?' * len(COLUMNS)})"
+MAX_INSERT_ROWS = 32
+"""Rows of one INSERT. Every statement hands the interpreter's lock over, for which the thread waits up to 5 ms while
+requests are served: one statement a row would write some hundred rows a second."""
 # A replacement is a new row, so that it comes at the end again.
 PUT = """INSERT OR REPLACE INTO feedback (dedup_key, event_id, time, event)
 SELECT ?1, ?2, ?3, ?4 WHERE NOT EXISTS (
@@ -223,14 +227,14 @@ class _Table:
         self._database, self._retention, self._days = database, retention, days
         self._untrimmed = self._trim_every = max(1, min(MAX_TRIM_ROWS, retention // 100))
 
-    async def _append(self, statement: str, rows: Iterable[tuple[object, ...]], count: int) -> None:
+    async def _append(self, insert: Callable[[sqlite3.Connection], object], count: int) -> None:
         """Inserts all `count` rows or none, and deletes old ones: those beyond the retention at the first call and then
         at intervals, and those older than `days` each time. Raises StoreError."""
         self._untrimmed += count
         is_due = self._untrimmed >= self._trim_every
 
         def work(connection: sqlite3.Connection) -> None:
-            connection.executemany(statement, rows)
+            insert(connection)
             if is_due:
                 connection.execute(TRIM.format(self.name), (self._retention,))
             if self._days is not None:
@@ -254,7 +258,13 @@ class SqliteLog(_Table):
     name = "records"
 
     async def append(self, records: Sequence[RoutingRecord]) -> None:
-        await self._append(INSERT, ((*_columns(one), RECORD.encode(one)) for one in records), len(records))
+        def insert(connection: sqlite3.Connection) -> None:
+            for start in range(0, len(records), MAX_INSERT_ROWS):
+                part = records[start : start + MAX_INSERT_ROWS]
+                values = [value for record in part for value in (*_columns(record), RECORD.encode(record))]
+                connection.execute(INSERT + ", ".join([ROW] * len(part)), values)
+
+        await self._append(insert, len(records))
 
     async def read(self, query: LogQuery) -> LogPage:
         rows, (_, last), _ = await self._scan(query, "ASC", size := page_size(query.limit))
@@ -304,8 +314,8 @@ class SqliteFeedback(_Table):
     name = "feedback"
 
     async def append(self, events: Sequence[Feedback]) -> None:
-        rows = ((one.dedup_key, one.event_id, one.time, FEEDBACK.encode(one)) for one in events)
-        await self._append(PUT, rows, len(events))
+        rows = [(one.dedup_key, one.event_id, one.time, FEEDBACK.encode(one)) for one in events]
+        await self._append(lambda connection: connection.executemany(PUT, rows), len(events))
 
     async def read(self, *, after: str = "", limit: int = 1_000) -> FeedbackPage:
         statement = "SELECT seq, event FROM feedback WHERE seq > ? ORDER BY seq LIMIT ?"

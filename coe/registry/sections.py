@@ -17,7 +17,7 @@ from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
 from pydantic_core import PydanticCustomError
 
 from coe.core import Scope
@@ -315,6 +315,18 @@ class LogSpec(StrictModel):
     """Days after which records and feedback are deleted."""
     store_prompts: bool = False
     """Store the routed text; otherwise only its SHA-256 digest."""
+
+
+class AlarmsSpec(StrictModel):
+    """What happens when a report raises an alarm about an expert."""
+
+    webhook: Url | None = None
+    """URL that new alarms are posted to as JSON, with their text in `text`, as Slack reads it. Write ${NAME} for a
+    secret part of it."""
+    secret: SecretStr | None = None
+    """Secret that signs the webhook's requests (Standard Webhooks, HMAC-SHA256). Write ${NAME}."""
+    demote: bool = False
+    """Send the categories in which an expert got worse to the next best expert, until the next plan from scores."""
 
 
 class RetrievalPrice(StrictModel):

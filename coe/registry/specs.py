@@ -105,6 +105,8 @@ class Registry(StrictModel):
     """Answers of the Responses API that clients may refer to. Default: a week, in a file."""
     log: sections.LogSpec = sections.LogSpec()
     """Settings of the routing log."""
+    alarms: sections.AlarmsSpec = sections.AlarmsSpec()
+    """Webhook and consequences of alarms about experts."""
     artifacts: Annotated[str, Field(pattern=r"^(folder|rediss?://.+)$")] = "folder"
     """Source of router and plan for gateways: `folder` (the state folder) or redis://HOST:PORT/DB. With
     Redis, gateways on several machines follow each promotion."""

@@ -3,18 +3,17 @@ answer."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import numpy as np
-from numpy.typing import NDArray
 
 from coe.artifacts.redis import AlarmKind
 from coe.learning.experience import Experience
 from coe.learning.off_policy import greedy_policy
 from coe.planning.assignment import Assignment
-from coe.reports.drift import holm
+from coe.reports.degradation import Degradation, Drop
 from coe.reports.traffic import Traffic, Unanswered
 
 MIN_REQUESTS = 200
@@ -25,11 +24,7 @@ MAX_PLANNED_SHARE = 0.8
 STARVED_FRACTION = 0.2
 """Fraction of its planned share below which an expert starves."""
 MIN_RATED = 30
-"""Ratings before and after that a comparison of an expert with itself needs."""
-MIN_REWARD_DROP = 0.05
-"""Smallest drop of the mean reward that is an alarm if it is significant."""
-SIGNIFICANCE = 0.01
-"""Probability of a false degradation alarm in one report, over all experts."""
+"""Requests that the plan gives an expert, from which on it can starve."""
 MIN_UNANSWERED = 5
 """Unanswered requests of the last hour that an alarm needs."""
 MIN_UNANSWERED_SHARE = 0.1
@@ -41,13 +36,16 @@ class Alarm:
     """An alarm about an expert.
 
     `value` depends on the kind, 0 to 1: the share of the requests, the unanswered share of the first-choice requests,
-    or the drop of the mean reward.
+    or the largest drop of the mean rating. Of an expert that got worse, `drops` has the categories, and `command` is
+    the next step.
     """
 
     kind: AlarmKind
     expert: str
     value: float
     sentence: str
+    drops: tuple[Drop, ...] = ()
+    command: str = ""
 
 
 def share_alarms(recent: Experience, assignment: Assignment) -> tuple[Alarm, ...]:
@@ -88,29 +86,29 @@ def failing_alarms(traffic: Traffic, experts: Collection[str]) -> tuple[Alarm, .
     return tuple(found)
 
 
-def degradation_alarms(before: Experience, recent: Experience, *, assignment: Assignment) -> tuple[Alarm, ...]:
-    """Experts whose ratings dropped, corrected for the mix of categories by the assignment's expected quality.
+def degradation_alarms(found: Sequence[Degradation], assignment: Assignment, *, scores: str) -> tuple[Alarm, ...]:
+    """The alarms about experts that got worse. `scores` is the folder that the plan was made from."""
+    alarms = []
+    choice = dict(zip(assignment.categories, assignment.choice, strict=True))
+    seconds = dict(zip(assignment.categories, (name for name, _ in assignment.runners_up), strict=True))
+    for worse in found:
+        since = datetime.fromtimestamp(worse.since, UTC).strftime("%Y-%m-%d")
+        drops = ", ".join(
+            f"{one.category} {one.expected:.2f} to {one.found:.2f} ({one.ratings} ratings"
+            f"{_place(one, worse, choice, seconds)})"
+            for one in worse.drops
+        )
+        command = f"coe score --again {worse.expert} --out {scores}, then coe plan {scores}"
+        sentence = (
+            f"{worse.expert} got worse since about {since}: {drops}; p < {worse.chance:.1g}. To measure it: {command}"
+        )
+        largest = max(one.expected - one.found for one in worse.drops)
+        alarms.append(Alarm("degradation", worse.expert, largest, sentence, worse.drops, command))
+    return tuple(alarms)
 
-    Welch's test of the ratings less the expected quality, adjusted for the number of experts.
-    """
-    from scipy.stats import ttest_ind
 
-    (old, old_residual), (new, new_residual) = (_residuals(part, assignment) for part in (before, recent))
-    pairs = [(name, old_residual[old == i], new_residual[new == i]) for i, name in enumerate(before.experts)]
-    tested = [(name, a, b) for name, a, b in pairs if min(len(a), len(b)) >= MIN_RATED and np.ptp(np.append(a, b)) > 0]
-    chances = [float(ttest_ind(b, a, equal_var=False, alternative="less").pvalue) for _, a, b in tested]
-    found = []
-    for (name, a, b), chance in zip(tested, holm(chances), strict=True):
-        fall = float(a.mean() - b.mean())
-        if chance < SIGNIFICANCE and fall >= MIN_REWARD_DROP:
-            counts = f"{len(b)} ratings against {len(a)}, p = {chance:.2g}"
-            found.append(Alarm("degradation", name, fall, f"{name} is rated {fall:.2f} lower than before ({counts})"))
-    return tuple(found)
-
-
-def _residuals(experience: Experience, assignment: Assignment) -> tuple[NDArray[np.int16], NDArray[np.float64]]:
-    """The expert of each rated request, and its reward less the expected one."""
-    rated = experience.part(experience.rated)
-    quality = np.where(np.isfinite(assignment.quality), assignment.quality, 0.0)
-    expects = (rated.posterior.astype(np.float64) @ quality)[np.arange(len(rated)), rated.chosen]
-    return rated.chosen, rated.reward - expects
+def _place(drop: Drop, worse: Degradation, choice: Mapping[str, str], seconds: Mapping[str, str | None]) -> str:
+    """Who answers the category, or would."""
+    if (expert := choice[drop.category]) != worse.expert:
+        return f"; {expert} answers it now"
+    return f"; next best is {second}" if (second := seconds[drop.category]) else ""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -82,6 +82,16 @@ def propose_categories(registry: Registry, artifact: Artifact, texts: Sequence[s
         examples = tuple(texts[row] for row in members[:EXAMPLES].tolist())
         proposals.append(Proposal(name, tuple(terms), len(members), shares, examples))
     return len(rows), sorted(proposals, key=lambda proposal: -proposal.prompts)
+
+
+def proposal_lines(prompts: int, unexplained: int, proposals: Sequence[Proposal]) -> Iterator[str]:
+    """Yield the proposals as YAML with comments."""
+    yield f"# {unexplained} of {prompts} different prompts are unexplained"
+    for one in proposals:
+        routed = ", ".join(f"{name} {share:.0%}" for name, share in one.routed.items())
+        yield f"\n# {one.prompts} prompts, routed now to {routed}\n{one.entry}"
+    if not proposals:
+        yield "# no shipped category that is not declared has enough of them"
 
 
 def _distinctive_terms(texts: Sequence[str], groups: Sequence[NDArray[np.int64]]) -> list[list[str]]:

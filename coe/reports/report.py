@@ -8,14 +8,17 @@ for the gateways' metrics.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
-from datetime import UTC, datetime
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from coe.artifacts.artifact_sync import sync_once
 from coe.artifacts.manifest import ARTIFACT_KINDS, ASSIGNMENT, ROUTER, noting
 from coe.artifacts.redis import TRAFFIC_REPORT_FILE, read_traffic_report
 from coe.artifacts.store import ArtifactStore
@@ -34,6 +37,7 @@ from coe.reports.alarms import (
     failing_alarms,
     share_alarms,
 )
+from coe.reports.degradation import Baseline, degradations
 from coe.reports.drift import detect_drift
 from coe.reports.spend import Spend
 from coe.reports.traffic import Traffic, comparison, traffic_sample
@@ -45,7 +49,7 @@ if TYPE_CHECKING:
 HOUR_SECONDS, DAY_SECONDS = 3_600.0, 86_400.0
 MAX_ALARM_REQUESTS = 100_000
 """Newest requests that alarms are computed from."""
-_ROUND_FIELDS = ("time", "promoted", "sentence", "report", "judged", "tested")
+_ROUND_FIELDS = ("time", "promoted", "sentence", "report", "judged")
 MIN_COMPARED = 200
 """Requests of each side that a drift test needs."""
 ANY_HOST = ("", "0.0.0.0", "::")  # noqa: S104  the addresses that stand for all of this machine's
@@ -56,10 +60,12 @@ def status_report(settings: Settings) -> dict[str, Any]:
     """The report of `coe status`, JSON-able; times are in Unix seconds.
 
     `damaged` has the problem of each damaged artifact in use, and `alarms` the experts by kind of alarm, and the
-    shifted aspects of the traffic, as the last traffic report found them (None without one). Raises ConfigError.
+    shifted aspects of the traffic, as the last traffic report found them (None without one). `measured_at` is the time
+    of each expert's oldest score in the plan. Raises ConfigError.
     """
     from coe.artifacts.versions import consequences_of
 
+    sync_once(settings)
     damaged = dict[str, str]()
     registry = load(settings.config, environ=settings.environ)
     used = {kind: _in_use(settings, kind, damaged) for kind in ARTIFACT_KINDS}
@@ -71,6 +77,7 @@ def status_report(settings: Settings) -> dict[str, Any]:
         "damaged": damaged,
         "consequences": [asdict(one) for one in consequences_of(settings, registry, damaged=damaged)] if known else [],
         "alarms": None if found is None else asdict(found),
+        "measured_at": {} if (plan := _plan(settings)) is None else plan.measured_at,
         "residency": _residency(settings),
     }
 
@@ -83,6 +90,7 @@ def report(settings: Settings, *, now: float, days: int = 7) -> dict[str, Any]:
     """
     from coe.artifacts.active_state import load_active_state
 
+    sync_once(settings)
     damaged = dict[str, str]()
     in_use = load_active_state(settings, damaged=damaged)
     traffic = Traffic(in_use.router.categories, in_use.router.version, day=now - DAY_SECONDS, hour=now - HOUR_SECONDS)
@@ -101,6 +109,13 @@ def report(settings: Settings, *, now: float, days: int = 7) -> dict[str, Any]:
             for kind, state in read_round_states(settings.artifacts).items()
         },
     }
+
+
+def ages(measured_at: Mapping[str, float]) -> str:
+    """Return the ages of the scores of a plan as text, the oldest first."""
+    oldest = sorted((when, name) for name, when in measured_at.items())
+    days = ((name, f"{(time.time() - when) / DAY_SECONDS:.0f}") for when, name in oldest)
+    return "age of the scores in days: " + (", ".join(f"{name} {age}" for name, age in days) or "unknown")
 
 
 def _gateway(settings: Settings) -> dict[str, str]:
@@ -141,12 +156,26 @@ def _residency(settings: Settings) -> list[dict[str, Any]]:
 def _worth(settings: Settings) -> dict[str, Any] | None:
     """Return the plan in use against always calling one expert, as `coe plan` or `coe retrain` compared them when they
     made it; None without a plan that was made from scores."""
+    plan, version = _plan(settings), ArtifactStore(settings.artifacts, ASSIGNMENT).in_use()
+    return {"version": version, "against": plan.against} if plan is not None and plan.against else None
+
+
+def _plan(settings: Settings) -> Plan | None:
+    """Return the plan in use; None without one that was made from scores, or if it is damaged (`coe status` names
+    it)."""
     store = ArtifactStore(settings.artifacts, ASSIGNMENT)
-    with suppress(ArtifactError):  # `coe status` names it
+    with suppress(ArtifactError):
         if (version := store.in_use()) is not None:
-            against = Plan.read(store.published(version).folder).against
-            return {"version": version, "against": against} if against else None
+            return Plan.read(store.published(version).folder)
     return None
+
+
+def _baseline(plan: Plan | None, assignment: Assignment) -> Baseline:
+    """Return what the plan knows of each cell of the assignment in effect."""
+    names = assignment.categories, assignment.experts
+    measured = None if plan is None or plan.measured is None else plan.measured.over(*names)
+    count = np.zeros(assignment.quality.shape) if measured is None else measured.count
+    return Baseline(assignment.quality, count, {} if plan is None else plan.measured_at)
 
 
 def _alarms(
@@ -179,12 +208,19 @@ def _alarms(
             return failing_alarms(traffic, experts)
     if planned is None:
         return failing_alarms(traffic, experts)
-    recent, before = found.part(found.time >= now - DAY_SECONDS), found.part(found.time < now - DAY_SECONDS)
+    worse = degradations(found, _baseline(_plan(settings), planned))
     return (
         *failing_alarms(traffic, experts),
-        *share_alarms(recent, planned),
-        *degradation_alarms(before, recent, assignment=planned),
+        *share_alarms(found.part(found.time >= now - DAY_SECONDS), planned),
+        *degradation_alarms(worse, planned, scores=_scores_folder(settings)),
     )
+
+
+def _scores_folder(settings: Settings) -> str:
+    """Return the folder that the last plan was made from, as its promotion names it."""
+    moves, planned_on = ArtifactStore(settings.artifacts, ASSIGNMENT).history(), "planned on "
+    folders = (move.why.removeprefix(planned_on) for move in reversed(moves) if move.why.startswith(planned_on))
+    return next(folders, "SCORES")
 
 
 def _drift(traffic: Traffic, *, test: int) -> dict[str, Any]:
@@ -200,39 +236,3 @@ def _drift(traffic: Traffic, *, test: int) -> dict[str, Any]:
     found = detect_drift(traffic_sample(first), traffic_sample(latest), categories=traffic.categories, test=test)
     reference = f"the first {len(first)} requests of this router in the log's period"
     return {"reference": reference, "findings": [asdict(one) for one in found], "compared": both}
-
-
-def status_rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield the report as rows of a name and a value."""
-    gateway, in_use = found["gateway"], found["in_use"]
-    yield "gateway", f"{gateway['state']} at {gateway['address']}"
-    yield "config", in_use["config"]
-    for kind in ARTIFACT_KINDS:
-        since = f", since {time_text(in_use[kind]['since'])} by {in_use[kind]['by']}" if in_use[kind]["since"] else ""
-        yield kind, f"{in_use[kind]['version'] or 'none, or as declared'}{since}"
-    yield from ((f"damaged {kind}", problem) for kind, problem in found["damaged"].items())
-    yield from (("experts.yaml", one["sentence"]) for one in found["consequences"])
-    for device in found["residency"]:
-        yield from _residency_rows(device)
-    if (last := found["alarms"]) is None:
-        yield "alarms", "unknown: no traffic report yet; run coe report --publish, or coe retrain"
-        return
-    named = [f"{kind} ({', '.join(experts)})" for kind, experts in last["alarms"].items() if experts]
-    named += [f"drift ({aspect})" for aspect, shifted in last["drift"].items() if shifted]
-    yield "alarms", f"{', '.join(named) or 'none'}, as of {time_text(last['time'])}; coe report has more"
-
-
-def _residency_rows(device: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield a device that experts share: its memory, and each server with who waits and why."""
-    yield f"device {device['device']}", f"{device['occupied_gb']:g} of {device['memory_gb']:g} GB in use"
-    for one in device["servers"]:
-        text = f"{one['tier']}, loaded {one['switches']} times"
-        if one["load_s"] is not None:
-            text += f", a load took {one['load_s']:.1f} s"
-        if one["waiting"]:
-            text += f", {one['waiting']} waiting, the oldest for {one['oldest_wait_s']:.1f} s"
-        yield f"expert {', '.join(one['experts'])}", text + (f": {one['reason']}" if one["reason"] else "")
-
-
-def time_text(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")

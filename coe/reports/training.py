@@ -4,7 +4,7 @@ better on the same held-out prompts."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 
 import routers
 from coe.artifacts.active_state import MIN_EXAMPLES, category_texts
-from coe.artifacts.manifest import Artifact
+from coe.artifacts.manifest import MANIFEST, Artifact
 from coe.artifacts.store import ArtifactStore
 from coe.core import GENERAL
 from coe.errors import ArtifactError
@@ -166,6 +166,17 @@ def training_report(metrics: Mapping[str, Any], judged: Comparison) -> dict[str,
         "weakest": [category.sentence for category in weakest(metrics["confusion"])],
         "comparison": judged.sentence,
     }
+
+
+def training_lines(report: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the report of a training run, which `coe train` prints."""
+    state = "in use" if report["in_use"] else "NOT in use: it is worse (--force puts it into use all the same)"
+    yield f"router {report['version']} is {state}; {report['headline']}"
+    yield f"compared with the router in use: {report['comparison']}"
+    yield from report["weakest"]
+    if dropped := {why: count for why, count in report["metrics"].get("dropped", {}).items() if count}:
+        yield "prompts left out: " + ", ".join(f"{count} {why}" for why, count in dropped.items())
+    yield f"held-out figures are in {Path(report['folder']) / MANIFEST}"
 
 
 def _adapted_predictions(registry: Registry, in_use: Artifact, prompts: Mapping[str, str]) -> dict[str, str]:

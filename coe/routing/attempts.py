@@ -99,8 +99,10 @@ async def call_experts(
         remaining -= 1
         attempts.count += 1
         try:
-            conversation = b"" if is_retry else call.conversation
-            return expert.name, await expert.stream(replace(call, conversation=conversation, exclude=excluded))
+            if is_retry or excluded:
+                conversation = b"" if is_retry else call.conversation
+                return expert.name, await expert.stream(replace(call, conversation=conversation, exclude=excluded))
+            return expert.name, await expert.stream(call)
         except InvalidRequest as error:
             attempts.causes.setdefault(expert.name, "unsupported")
             error.drop_frames()

@@ -198,7 +198,7 @@ class Classifier:
 
         The newest request of a conversation is routed alone if it opens a topic, which the fast heads help to decide.
         """
-        routed, fast = read_topic(chat, self._predict_fast, general=self._general)
+        routed, fast = read_topic(chat, self._router.predict_fast, general=self._general)
         matching = self._rules if rules else None
         if matching is not None and matching.needs_no_encoder(rules):
             if fast.stage == FAST_UNCERTAIN:
@@ -206,15 +206,6 @@ class Classifier:
         else:
             fast = await self._refined(fast, routed.text, chat, rule)
         return routed, matching.apply(rules, fast) if matching else fast
-
-    def _predict_fast(self, text: str) -> Prediction:
-        """Return the fast prediction, of stage FAST_UNCERTAIN if it is uncertain.
-
-        Runs on the event loop, in about 0.1 ms.
-        """
-        fast = self._router.predict_fast(text, force=True)
-        assert fast is not None
-        return fast
 
     async def _refined(self, fast: Prediction, text: str, chat: Chat, rule: ExpertRule | None) -> Prediction:
         """Use the encoder if it might change the choice between the experts that the `rule` permits."""
@@ -226,8 +217,9 @@ class Classifier:
     def _needs_encoder(self, chat: Chat, prediction: Prediction, rule: ExpertRule | None) -> bool:
         """True if a better posterior, or the plan's residual, may select an expert that is better by enough.
 
-        With documents, always True of an uncertain text. No encoder helps a text that is sure and not English: without
-        the extra `multilingual`, the router counts a text mostly in another script as sure.
+        With documents or near a corrected prompt, always True of an uncertain text. No encoder helps a text that is
+        sure and not English: without the extra `multilingual`, the router counts a text mostly in another script as
+        sure.
         """
         is_uncertain = prediction.stage == FAST_UNCERTAIN
         if not is_uncertain and (self._assignment.residual is None or prediction.language == UNDETERMINED):
@@ -243,7 +235,7 @@ class Classifier:
         ]
         if len(eligible) < 2:
             return False
-        if prediction.language == UNDETERMINED:  # the fast heads know English
+        if prediction.language == UNDETERMINED or prediction.correction:  # the fast heads know English, and words
             return True
         if prediction.probabilities @ self._residual_gain(tuple(eligible)) > MIN_RESIDUAL_GAIN:
             return True

@@ -104,7 +104,7 @@ def decide(
         and not (previous.in_loop and reason == "sticky")
     ):
         expert, reason = free[0], "spilled"
-    propensity = 1.0
+    propensity, chances = 1.0, dict[str, float]()
     if avoided:
         reason = "fallback"
     elif reason == "sticky" and expert == named:
@@ -113,9 +113,13 @@ def decide(
         options = list(dict.fromkeys((expert, *free)))
         rate, loss = policy.exploration.rate, policy.exploration.max_quality_loss
         unmeasured = assignment.unmeasured_experts(prediction.best)  # each counts as worse by exactly the largest loss
-        values = [utility[expert] - loss if name in unmeasured else utility[name] for name in options]
-        index, propensity = choose(values, rate=rate, loss=loss, uniform=uniform)
-        expert, reason = options[index], "explored" if index else "routed"
+        values = np.array([utility[expert] - loss if name in unmeasured else utility[name] for name in options])
+        weights = assignment.exploration_weights(prediction.best, options)
+        found = propensities(values, rate=rate, loss=loss, weights=weights).tolist()
+        index = choose(found, uniform)
+        if rate:
+            chances = dict(zip(options, found, strict=True))
+        expert, propensity, reason = options[index], found[index], "explored" if index else "routed"
 
     stand_in = None if registry.residency is None else registry.arm(expert).stand_in
     ranked.sort(key=lambda name: (name != expert, name != stand_in))
@@ -126,6 +130,7 @@ def decide(
         reason,
         tuple(ranked),
         propensity,
+        tuple([chances.get(name, 0.0) for name in ranked]) if chances else (),
         utility=tuple([utility[name] for name in ranked]),
         price=tuple([prices.get(name, 0.0) for name in ranked]) if any(prices.values()) else (),
         fallback_from=avoided,
@@ -172,29 +177,29 @@ def with_fallback(decision: Decision, expert: str, *, cause: Cause) -> Decision:
     return replace(decision, expert=expert, reason="fallback", fallback_from=first, cause=why)
 
 
-def choose(utility: Sequence[float], *, rate: float, loss: float, uniform: float) -> tuple[int, float]:
-    """Return the index of the selected expert and its propensity; `uniform` is drawn from [0, 1)."""
-    probabilities = propensities(np.array(utility), rate=rate, loss=loss).tolist()
+def choose(probabilities: Sequence[float], uniform: float) -> int:
+    """Return the index of the selected expert; `uniform` is drawn from [0, 1)."""
     bounds = list(accumulate(probabilities))
-    index = bisect_right(bounds, uniform * bounds[-1])
-    return index, probabilities[index]
+    return bisect_right(bounds, uniform * bounds[-1])
 
 
-def propensities(utility: NDArray[np.floating], *, rate: float, loss: float) -> NDArray[np.float64]:
+def propensities(
+    utility: NDArray[np.floating], *, rate: float, loss: float, weights: NDArray[np.float64] | None = None
+) -> NDArray[np.float64]:
     """Return the selection probability of each expert, shape (n_experts,), or (n, n_experts) for n requests.
 
-    `utility` is expected quality minus price, -inf for an expert that may not answer. With probability `rate`, one of
-    the other experts within `loss` of the best is selected uniformly; otherwise the best one, or uniformly one of
-    several equal best ones. Off-policy estimates use these probabilities as exact weights. Raises ValueError if no
-    expert may answer.
+    `utility` is expected quality minus price, -inf for an expert that may not answer. Each other expert is explored
+    with probability `rate` times its weight; without `weights`, those within `loss` of the best share the rate evenly.
+    Otherwise the best one is selected, or uniformly one of several equal best ones. Off-policy estimates use these
+    probabilities as exact weights. Raises ValueError if no expert may answer.
     """
     best = utility.max(axis=-1, keepdims=True)
     if np.isneginf(best).any():
         raise ValueError("no expert may answer")
     is_best = utility == best
-    explored = (utility >= best - loss) & np.isfinite(utility) & ~is_best
-    count = explored.sum(axis=-1, keepdims=True)
-    explored_mass = np.where(count > 0, rate, 0.0)
-    best_probability = (1.0 - explored_mass) / is_best.sum(axis=-1, keepdims=True)
-    other_probability = np.where(explored, explored_mass / np.maximum(count, 1), 0.0)
-    return np.asarray(np.where(is_best, best_probability, other_probability))
+    if weights is None:
+        within = (utility >= best - loss) & np.isfinite(utility) & ~is_best
+        weights = within / np.maximum(within.sum(axis=-1, keepdims=True), 1)
+    explored = np.where(is_best, 0.0, rate * weights)
+    best_probability = (1.0 - explored.sum(axis=-1, keepdims=True)) / is_best.sum(axis=-1, keepdims=True)
+    return np.asarray(np.where(is_best, best_probability, explored))

@@ -79,6 +79,7 @@ async def _decision(trace: Trace) -> dict[str, Any]:
         "in_distribution": round(prediction.in_distribution, 4),
         "utility": [round(utility, 4) for utility in decision.utility],
         "price": [round(price, 4) for price in decision.price],
+        "correction": asdict(prediction.correction) if prediction.correction else None,
         "health": {name: {"up": one.up, "load": one.load} for name, one in health_by_expert.items()},
         "neighbours": await asyncio.to_thread(_neighbours, composition, routed.text),
         "measured": nearest_measured(composition.assignment, prediction, decision.candidates),

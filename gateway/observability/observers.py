@@ -46,7 +46,10 @@ class Recorder:
 NO_DECISION = Decision(expert="", category="", confidence=0.0, reason=cast(Reason, ""), candidates=())
 """Fields of the record of a request that was not routed."""
 _OF_TRACE = ("request_id", "time", "outcome", "api", "cost", "unpriced", "dropped")
-_OF_DECISION = ("category", "confidence", "expert", "reason", "fallback_from", "cause", "propensity", "rule")
+_OF_DECISION = (
+    *("category", "confidence", "expert", "reason", "fallback_from", "cause"),
+    *("propensity", "propensities", "rule"),
+)
 _OF_USAGE = ("input_tokens", "output_tokens", "cached_tokens")
 """Fields of the record that have the same name there."""
 
@@ -64,6 +67,7 @@ def record_of(trace: Trace) -> RoutingRecord:
         fields["probabilities"] = _named(composition, prediction.probabilities)
         fields |= {"stage": prediction.stage, "language": prediction.language}
         fields["in_distribution"] = prediction.in_distribution
+        fields["correction"] = prediction.correction.digest if prediction.correction else ""
         if (posterior := prediction.router_probabilities) is not None:
             fields["router_probabilities"] = _named(composition, posterior)
     if options is not None:
@@ -74,8 +78,6 @@ def record_of(trace: Trace) -> RoutingRecord:
     if (chat := trace.chat) is not None:
         fields |= {"stream": chat.stream, "needs": tuple(sorted(chat.needs))}
         fields["resolved_model"] = chat.model[:MAX_MODEL_CHARACTERS]
-    if (exploration := registry.policy.exploration).rate:
-        fields["exploration"] = exploration.rate, exploration.max_quality_loss
     if registry.log.store_prompts and not trace.only_local:
         fields |= {"prompt": routed.text or None, "left_out": tuple(map(str, routed.left_out))}
     if (log := trace.recipe_log) is not None:

@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import sys
+import time
 from contextlib import suppress
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Self
 
 import orjson
 
+from coe.artifacts.redis import read_traffic_report
 from coe.errors import JobUnavailable, NotInstalled, pip_install
 from coe.settings import Settings
 
+REPORT_INTERVAL_SECONDS, CHECK_SECONDS = 6 * 3600.0, 900.0
+"""Age of the last traffic report at which the gateway makes one, and the time between two checks of the age."""
+REPORT_SECONDS = 600.0
 RETRY_AFTER_SECONDS = 5.0
 MAX_WAITING = 8
 """Requests for a job at once, including those that run."""
 MAX_ERROR_CHARACTERS = 500
 """Characters of a failed job's error output that are passed on."""
+
+
+_log = logging.getLogger("gateway")
 
 
 class Jobs:
@@ -50,7 +60,7 @@ class Jobs:
         if missing := [name for name in needs if find_spec(name) is None]:
             raise NotInstalled(
                 f"{verb} needs {', '.join(missing)}, which is not installed where this gateway runs; "
-                f"{pip_install('train')} there, or run it elsewhere"
+                f"{pip_install('plan')} there, or run it elsewhere"
             )
         if self._waiting >= MAX_WAITING:
             raise JobUnavailable(f"{MAX_WAITING} requests wait for a job already", retry_after=RETRY_AFTER_SECONDS)
@@ -92,3 +102,20 @@ class Jobs:
             lines = errors.decode(errors="replace").strip().splitlines()
             raise ChildProcessError(" ".join(lines[-3:])[-MAX_ERROR_CHARACTERS:] or "it printed no error")
         return output
+
+
+async def watch_experts(jobs: Jobs, report_file: Path) -> None:
+    """Make a traffic report, which acts on alarms, whenever the last one is old: that of `coe retrain --every` counts
+    too. It ends where the packages for reports are not installed."""
+    while True:
+        await asyncio.sleep(CHECK_SECONDS)
+        last = read_traffic_report(report_file)
+        if last is not None and time.time() - last.time < REPORT_INTERVAL_SECONDS:
+            continue
+        try:
+            await jobs.run("report", "--publish", "--json", seconds=REPORT_SECONDS, needs=("pyarrow", "scipy"))
+        except NotInstalled as error:
+            _log.info("experts that get worse are found by `coe retrain --every` alone: %s", error)
+            return
+        except JobUnavailable as error:
+            _log.warning("no traffic report: %s", error)

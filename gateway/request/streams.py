@@ -2,7 +2,9 @@
 
 `gateway.chat` wraps the `send` of every streamed request in a `KeepAlive`.
 
-Adds citations of retrieved passages to an answer of the Chat Completions API, as OpenAI writes them: annotations.
+Adds what a request cost to the token counts at the end of a stream of the Chat Completions API, as OpenRouter does.
+
+Adds citations of retrieved passages to answers of this API, as OpenAI writes them: annotations.
 
 Each mention such as [1] gets an annotation; a source without a mention gets one at the end of the text. A stream
 announces its sources in one chunk at the beginning, because the positions of mentions are not known yet. An answer in
@@ -97,6 +99,20 @@ class KeepAlive:
             await self._send(stream_head(self._trace.early_headers()))
         await self._send(self._message)
         self._latest = self._clock()
+
+
+_USAGE = re.compile(rb'"usage"\s*:\s*\{(\s*\})?')
+"""The beginning of token counts. In text that a model wrote, the quotes are escaped."""
+
+
+def with_cost(chunk: bytes, trace: Trace) -> bytes:
+    """The chunk with `usage.cost` in US dollars, if it has token counts and all of them are known."""
+    if trace.api != "chat" or b'"usage"' not in chunk or (found := _USAGE.search(chunk)) is None:
+        return chunk
+    if (cost := trace.cost) is None:
+        return chunk
+    key = b'"usage":{"cost":%b%b' % (orjson.dumps(round(cost, 10)), b"}" if found[1] else b",")
+    return b"%b%b%b" % (chunk[: found.start()], key, chunk[found.end() :])
 
 
 MAX_MENTIONS = 1_000

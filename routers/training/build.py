@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -19,7 +19,7 @@ from coe.errors import DataError, pip_install
 from routers.calibration import Floats
 from routers.cascade import CONFIG, EXEMPLARS, HELD_OUT, MULTILINGUAL_HEAD, TOKENIZER, RouterConfig
 from routers.encoders import ROUTING_TOKENS, OnnxEncoder
-from routers.examples import Example, TrainingSet, build_training_set, prompt_digest, write_arrays, write_json
+from routers.examples import Example, Support, TrainingSet, build_training_set, prompt_digest, write_arrays, write_json
 from routers.heads import LexicalFeatures, distil, lexical_matrix
 from routers.multilingual import IS_AVAILABLE, is_installed
 from routers.tokens import FAST_CHARACTERS, WordCachedTokenizer, load_tokenizer, truncate_middle
@@ -38,7 +38,6 @@ from routers.training.fitting import (
     write_heads,
 )
 from routers.training.multilingual import english_part, foreign_texts, train_multilingual
-from routers.training.support import with_support
 
 Progress = Callable[[str, float], None]
 
@@ -71,7 +70,7 @@ def single_blas_thread() -> Iterator[None]:
 def train(
     examples: Sequence[Example],
     *,
-    descriptions: Mapping[str, str],
+    support: Support | None,
     encoder: str,
     out: Path,
     progress: Progress | None,
@@ -85,7 +84,8 @@ def train(
     with timer.stage("export"):
         network = export_quantised(encoder, out=out, threads=threads)
     with timer.stage("support") as report, single_blas_thread():
-        training_set = with_support(training_set, descriptions, lambda texts: network.features(texts, report))
+        if support is not None:
+            training_set = support(training_set, lambda texts: network.features(texts, report))
     added = len(training_set.texts) - count
     training_set, multilingual, held_out_foreign = write_multilingual_head(
         training_set, out=out, threads=threads, timer=timer

@@ -18,7 +18,7 @@ from coe.measuring.tables import pairs_digest
 from coe.planning.assignment import expected_utility
 from coe.records import open_log_and_feedback
 from coe.records.record import Feedback, RoutingRecord
-from coe.routing.decision import choose
+from coe.routing.decision import choose, propensities
 from coe.settings import Settings
 from tests.cli.command import run
 from tests.routers.conftest import examples
@@ -108,8 +108,11 @@ class LoggedService:
             category, tenant = int(random.integers(len(names))), TENANTS[int(random.integers(len(TENANTS)))]
             posterior = np.full(len(names), 0.03)
             posterior[category] = 1.0 - 0.03 * (len(names) - 1)
-            utility = expected_utility(assignment, posterior).tolist()
-            index, propensity = choose(utility, rate=RATE, loss=LOSS, uniform=float(random.random()))
+            utility = expected_utility(assignment, posterior)
+            weights = assignment.exploration_weights(category, assignment.experts)
+            chances = propensities(utility, rate=RATE, loss=LOSS, weights=weights).tolist()
+            index = choose(chances, float(random.random()))
+            order = [index, *(other for other in range(len(chances)) if other != index)]
             expert, when = assignment.experts[index], self.began + number / 10
             chance = TRUTH[expert].get(names[category], 0.2)
             good = float(random.random() < chance)
@@ -120,8 +123,9 @@ class LoggedService:
                 confidence=float(posterior.max()),
                 expert=expert,
                 reason="routed" if utility[index] == max(utility) else "explored",
-                propensity=propensity,
-                candidates=(expert, *(name for name in assignment.experts if name != expert)),
+                propensity=chances[index],
+                propensities=tuple(chances[place] for place in order),
+                candidates=tuple(assignment.experts[place] for place in order),
                 probabilities=dict(zip(names, posterior.tolist(), strict=True)),
                 stage="predict_fast",
                 router=in_use.router.version,
@@ -135,7 +139,6 @@ class LoggedService:
                 total_ms=2.0,
                 tenant=tenant,
                 assignment=assignment.digest[:16],
-                exploration=(RATE, LOSS),
             )
             score = 1.0 - good if tenant in flipped else good
             for name, value in fields.items():

@@ -64,16 +64,17 @@ def test_check_prints_every_problem_and_fails(
     assert "experts.yaml:2: unknown key 'x'" in capsys.readouterr().err
 
 
-def test_a_package_that_training_lacks_is_named_with_its_extra_and_another_one_is_a_defect(
+def test_a_missing_package_is_named_with_its_extra_and_one_of_the_core_is_a_defect(
     config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sys.argv", ["coe", "check", "--config", str(config)])
-    for module, shown in (("sklearn.svm", "pip install 'composition-of-experts[train]'"), ("starlette", None)):
+    extras = {"sklearn.svm": "train", "scipy.stats": "plan", "starlette": None}
+    for module, extra in extras.items():
         error = ModuleNotFoundError(f"No module named {module!r}", name=module)
         monkeypatch.setattr("coe.cli.check.registry.load", raising(error))
-        with pytest.raises(SystemExit if shown else ModuleNotFoundError):
+        with pytest.raises(SystemExit if extra else ModuleNotFoundError):
             main()
-        assert shown is None or f"this needs sklearn; run `{shown}`" in capsys.readouterr().err
+        assert extra is None or f"run `pip install 'composition-of-experts[{extra}]'`" in capsys.readouterr().err
 
 
 def raising(error: Exception) -> Callable[..., None]:

@@ -22,7 +22,7 @@ def test_an_export_has_every_record_with_its_surest_rating_and_its_correction(
 ) -> None:
     service.serve(40)
     now = service.began
-    odd = record("req_odd", time=now, prompt="né 日本語 🦜", utility=(0.5, float("-inf")), exploration=(0.05, 0.1))
+    odd = record("req_odd", time=now, prompt="né 日本語 🦜", utility=(0.5, float("-inf")), propensities=(0.95, 0.05))
     bare = record("req_bare", time=now, candidates=(), probabilities={}, tenant=None)
     feedback = [
         Feedback("f1", "req_odd", now + 1, "thumb", -1, tenant="a"),

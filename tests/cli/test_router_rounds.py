@@ -1,124 +1,95 @@
-"""Corrected categories make a better router, and only where that is shown. Training itself is a dictionary here."""
+"""Corrected categories from the log to the router in use: the round, the list, the withdrawal and full training."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 import routers
-from coe.core import Neighbour, Prediction
 from coe.learning import router_round
-from coe.learning.router_round import Pair
 from coe.records.record import Feedback
 from tests.cli.logged_service import PROMPTS, LoggedService
 from tests.learning.samples import record
 
-TENANTS = ("a", "b", "c")
-CATEGORIES = ("cooking", "astronomy", "football", "general")
-
-
-class WordVotes:
-    """A router that predicts the category of the training prompts with the same words."""
-
-    categories = CATEGORIES
-    version = "word-votes"
-
-    def __init__(self, pairs: Sequence[Pair]) -> None:
-        self._votes: dict[str, list[int]] = {}
-        for prompt, category in pairs:
-            for word in prompt.split():
-                self._votes.setdefault(word, [0] * len(CATEGORIES))[CATEGORIES.index(category)] += 1
-
-    def predict_fast(self, text: str, *, force: bool = False) -> Prediction:
-        votes = np.array([np.array(self._votes[w]) / sum(self._votes[w]) for w in text.split() if w in self._votes])
-        scores = votes.sum(axis=0) + 0.01 if len(votes) else np.ones(len(CATEGORIES))
-        return Prediction((scores / scores.sum()).astype(np.float32), "words")
-
-    def predict(
-        self, texts: Sequence[str], *, embeddings: NDArray[np.float32] | None = None, encode: bool = False
-    ) -> list[Prediction]:
-        return [self.predict_fast(text) for text in texts]
-
-    def neighbours(self, text: str, *, limit: int) -> list[Neighbour]:
-        return []
+KNIGHT, DOUGH = "pawn takes knight", "bake the bread dough"
 
 
 @pytest.fixture
-def training_service(
-    service: LoggedService, built: tuple[Path, dict[str, Any], list[Any]], monkeypatch: pytest.MonkeyPatch
-) -> LoggedService:
-    """A service that stores prompts. Training is replaced by a function that writes the files of a tiny router."""
+def storing(service: LoggedService) -> LoggedService:
+    """A service that stores prompts."""
     lines = [json.dumps({"prompt": prompt, "category": category}) for prompt, category in PROMPTS]
     service.config.with_name("prompts.jsonl").write_text("\n".join(lines))
     service.declare(router={"training_data": "prompts.jsonl"}, log={"url": service.url, "store_prompts": True})
-
-    trained: dict[Path, Sequence[Pair]] = {}
-    load = routers.load
-
-    def build(pairs: Sequence[Pair], out: Path, **_: object) -> Mapping[str, Any]:
-        shutil.copytree(built[0], out, dirs_exist_ok=True)
-        trained[out] = pairs
-        return {}
-
-    def load_trained(out: Path, **options: Any) -> Any:
-        return WordVotes(trained[out]) if out in trained else load(out, **options)
-
-    monkeypatch.setattr(router_round, "build_router", build)
-    monkeypatch.setattr(routers, "load", load_trained)
     return service
 
 
 def correct(service: LoggedService, texts: Sequence[str], category: str) -> None:
     records = [
-        record(
-            f"req_{category}_{number}",
-            time=service.began + number,
-            prompt=text,
-            category="football",
-            expert="chef",
-            candidates=("chef", "generalist"),
-            probabilities={"football": 0.6, "general": 0.4},
-            tenant=TENANTS[number % 3],
-        )
-        for number, text in enumerate(texts)
+        record(f"req {text}", time=service.began, prompt=text, category="general", expert="generalist", tenant="a")
+        for text in texts
     ]
-    events = [
-        Feedback(f"c_{category}_{number}", one.request_id, one.time, "category", category, tenant=one.tenant)
-        for number, one in enumerate(records)
-    ]
-    service.append(records, events)
+    feedback = [Feedback(f"c {text}", f"req {text}", service.began, "category", category, tenant="a") for text in texts]
+    service.append(records, feedback)
 
 
-def test_corrections_of_many_tenants_train_the_router_and_are_recorded(training_service: LoggedService) -> None:
-    before = training_service.store("router").in_use()
-    correct(training_service, [f"pawn takes rook on field{n}" for n in range(60)], "astronomy")
-    found = training_service.report("retrain")["router"]
-    assert found["promoted"], found["sentence"]
-    assert training_service.store("router").in_use() == found["version"] != before
-    folder = Path(found["folder"])
-    assert json.loads((folder / "report.json").read_text())["promoted"]
-    correct(training_service, ["knight to general"], "cooking")
-    assert "corrections are new, and a round takes 20" in training_service.report("retrain")["router"]["sentence"]
-    assert training_service.report("rollback", "router")["in_use"] == before
+def routed(service: LoggedService, text: str) -> dict[str, Any]:
+    return service.report("route", text, "--explain")
 
 
-def test_corrections_that_do_not_help_are_kept_out_with_a_report(training_service: LoggedService) -> None:
-    correct(training_service, [f"bake the dough number {n}" for n in range(40)], "astronomy")
-    found = training_service.report("retrain")["router"]
-    assert not found["promoted"]
-    assert found["sentence"].startswith("kept: ")
-    assert "no correction is new" in next_round(training_service)
+def test_a_round_makes_corrections_exemplars_of_a_version_and_each_can_be_withdrawn(
+    storing: LoggedService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(router_round, "MAX_CHANGED_SHARE", 1.0)  # the tiny encoder finds much alike
+    before, was = storing.store("router").in_use(), routed(storing, KNIGHT)
+    wanted = next(name for name in ("astronomy", "football") if name != was["category"])
+    assert was["correction"] is None
+    correct(storing, [KNIGHT], wanted)
+    correct(storing, [DOUGH], "cooking")
+    found = storing.report("retrain")["router"]
+    assert found["sentence"].startswith("promoted: ")
+    assert found["report"]["left_out"]["followed without an exemplar"] >= 1
+    assert storing.store("router").in_use() == found["version"] != before
+    now = routed(storing, KNIGHT)
+    assert (now["category"], now["correction"]["digest"]) == (wanted, routers.prompt_digest(KNIGHT))
+    assert f"corrected   {routers.prompt_digest(KNIGHT)[:12]}: {wanted}" in storing.run("route", KNIGHT, "--explain")
+    assert "no correction is new" in storing.report("retrain")["router"]["sentence"]
+
+    listed = {one["prompt"]: one for one in storing.report("corrections")["corrections"]}
+    assert (listed[KNIGHT]["exemplar"], listed[DOUGH]["exemplar"]) == (True, False)
+    removed = storing.report("corrections", "--remove", listed[KNIGHT]["id"][:12])["withdrawn"]
+    assert removed == [listed[KNIGHT]]
+    assert routed(storing, KNIGHT)["category"] == was["category"]
+    assert KNIGHT not in storing.run("corrections")
+    assert storing.report("rollback", "router")["in_use"] == found["version"]
+    assert routed(storing, KNIGHT)["category"] == wanted
 
 
-def next_round(service: LoggedService) -> str:
-    """The sentence of a round whose only new feedback is a rating."""
-    service.serve(1)
-    sentence: str = service.report("retrain")["router"]["sentence"]
-    return sentence
+def test_corrections_that_change_other_prompts_are_left_out(
+    storing: LoggedService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(router_round, "MAX_CHANGED_SHARE", 0.0)
+    correct(storing, [prompt for prompt, category in PROMPTS if category == "cooking"][:3], "football")
+    assert "would change other prompts" in storing.report("retrain")["router"]["sentence"]
+
+
+def test_full_training_takes_the_corrections_as_prompts(
+    storing: LoggedService, built: tuple[Path, dict[str, Any], list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = list[routers.Example]()
+
+    def build(examples: Sequence[routers.Example], *, out: Path, **_: object) -> dict[str, Any]:
+        trained.extend(examples)
+        shutil.copytree(built[0], out, dirs_exist_ok=True)
+        return {}
+
+    monkeypatch.setattr(routers, "build", build)
+    known, category = PROMPTS[0]
+    correct(storing, [KNIGHT, known], "football")
+    assert storing.report("train")["metrics"]["corrections"] <= 2
+    assert routers.Example(KNIGHT, "football") in trained
+    assert [one.category for one in trained if one.prompt == known] == ["football"] != [category]

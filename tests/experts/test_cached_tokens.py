@@ -16,7 +16,7 @@ from coe.experts.http.client import Client
 from coe.registry import Prices
 from coe.usage import Usage
 from tests.access.samples import key_of
-from tests.fakes import Gateway, gateway_of, registry_of
+from tests.fakes import Gateway, Response, gateway_of, registry_of
 
 pytestmark = pytest.mark.anyio
 
@@ -70,6 +70,11 @@ async def caching_server() -> AsyncIterator[str]:
 
     async def respond(request: web.Request) -> web.StreamResponse:
         api = next(api for api, path in PATHS.items() if request.path == path)
+        if (await request.json()).get("stream"):
+            events = [{"choices": [{"index": 0, "delta": {"content": 'Not "usage": {}'}, "finish_reason": "stop"}]}]
+            events.append({"choices": [], "usage": OPENAI})
+            text = "".join(f"data: {orjson.dumps(event).decode()}\n\n" for event in events)
+            return web.Response(text=f"{text}data: [DONE]\n\n", content_type="text/event-stream")
         return web.json_response(ANSWERS[api])
 
     app = web.Application()
@@ -82,13 +87,14 @@ async def caching_server() -> AsyncIterator[str]:
     await runner.cleanup()
 
 
-async def send_chat(gateway: Gateway, api: Api) -> None:
-    body: dict[str, Any] = {"model": "auto", "max_tokens": 16}
+async def send_chat(gateway: Gateway, api: Api, **fields: Any) -> Response:
+    body: dict[str, Any] = {"model": "auto", "max_tokens": 16, **fields}
     name = "input" if api == "responses" else "messages"
     body[name] = [{"role": "user", "content": "hello"}]
     headers = {"content-type": "application/json", "authorization": "Bearer alice"}
     response = await gateway.post(PATHS[api], orjson.dumps(body), headers=headers)
     assert response.status == 200, response.body
+    return response
 
 
 @pytest.mark.parametrize("api", PATHS)
@@ -104,10 +110,16 @@ async def test_records_metrics_and_limits_use_the_price_of_cached_tokens(api: Ap
             access={"keys": [key.model_dump()]},
         )
         async with gateway_of(registry, real_experts=build_experts(registry, {}, session=session)) as gateway:
-            await send_chat(gateway, api)
+            response = await send_chat(gateway, api)
             (record,) = gateway.records
             assert (record.input_tokens, record.cached_tokens, record.output_tokens) == (100, 80, 10)
             assert record.cost == pytest.approx(dollars)
             page = (await gateway.post("/metrics", method="GET", headers={"authorization": "Bearer alice"})).body
             assert b'coe_cached_tokens_total{expert="only"} 80' in page
             assert b'coe_tokens_total{expert="only",kind="input"} 100' in page
+            assert float(response.headers["x-coe-cost"]) == pytest.approx(dollars)
+            if api == "chat":
+                stream = await send_chat(gateway, api, stream=True, stream_options={"include_usage": True})
+                events = [orjson.loads(line[6:]) for line in stream.body.splitlines() if line.startswith(b"data: {")]
+                assert events[-1]["usage"]["cost"] == pytest.approx(dollars)
+                assert events[0]["choices"][0]["delta"]["content"] == 'Not "usage": {}'

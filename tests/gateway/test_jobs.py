@@ -66,5 +66,5 @@ async def test_a_second_job_is_refused_and_the_gateways_end_ends_the_first(
 
 async def test_a_missing_package_is_named_before_anything_is_started(settings: Settings) -> None:
     async with Jobs(settings) as jobs:
-        with pytest.raises(NotInstalled, match=r"`coe report` needs no_such_package.*pip install '.*\[train\]'"):
+        with pytest.raises(NotInstalled, match=r"`coe report` needs no_such_package.*pip install '.*\[plan\]'"):
             await jobs.run("report", seconds=240, needs=("orjson", "no_such_package"))

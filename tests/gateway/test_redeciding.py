@@ -46,11 +46,11 @@ async def test_posterior_worth_price_and_propensity_are_those_of_the_decision(ch
         paid = dict(zip(assignment.experts, charge, strict=True))
         assert record.price == pytest.approx([paid[name] for name in record.candidates] if charge.any() else [])
         if record.reason in ("routed", "explored"):
-            chance = 1.0
-            if record.exploration:
-                rate, loss = record.exploration
-                chance = propensities(np.array(record.utility), rate=rate, loss=loss)[0]
-            assert record.propensity == pytest.approx(chance)
+            chances = [1.0]
+            if rate := registry.policy.exploration.rate:
+                chances = propensities(np.array(record.utility), rate=rate, loss=1.0).tolist()
+            assert record.propensity == pytest.approx(chances[0])
+            assert record.propensities == pytest.approx(chances if rate else [])
     seen = load_experience(frame_of([records], []), categories=categories, experts=assignment.experts).experience
     again = utility(seen, charged)
     for row, record in zip(again, records, strict=True):

@@ -27,6 +27,7 @@ def experience(count: int, **columns: Any) -> Experience:
         "tenants": ("a",),
         "posterior": posterior,
         "propensity": np.ones(count, dtype=np.float32),
+        "propensities": np.full((count, len(EXPERTS)), 1 / len(EXPERTS), dtype=np.float32),
         "time": np.arange(count, dtype=np.float64),
     }
     return replace(Experience.blank(CATEGORIES, EXPERTS, count), **(usual | columns))
@@ -56,6 +57,7 @@ def rated_experience(
         posterior=posterior.astype(np.float32),
         chosen=chosen.astype(np.int16),
         propensity=chances[np.arange(count), chosen].astype(np.float32),
+        propensities=chances.astype(np.float32),
         reward=(random.random(count) < truth[category, chosen]).astype(np.float32),
         kind=np.zeros(count, dtype=np.int8),
         tenant=random.integers(0, len(tenants), count).astype(np.int32),

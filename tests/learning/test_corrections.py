@@ -1,32 +1,88 @@
-"""Corrections: which ones join the router's training set, and how many of each tenant."""
+"""Corrections: which ones count, and how many of each API key."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from coe.learning import log_frame
-from coe.learning.experience import load_experience
 from coe.learning.log_frame import frame_of
-from coe.learning.router_round import MIN_QUOTA, Correction, corrections, merge_corrections
+from coe.learning.router_round import MIN_QUOTA, Correction, choose_corrections
 from coe.records.record import Feedback
-from tests.learning.samples import CATEGORIES, EXPERTS, record
+from coe.registry import Registry
+from tests.learning.samples import record
 
-BASE = [(f"code prompt {i}", "code") for i in range(60)] + [(f"law prompt {i}", "law") for i in range(10)]
-
-
-def many(count: int, category: str, tenant: str) -> list[Correction]:
-    return [Correction(f"{tenant} {category} {i}", category, tenant) for i in range(count)]
+KEYS = [{"name": name, "sha256": f"{number:064x}"} for number, name in enumerate(("a", "b", "c"))]
 
 
-def test_a_corrected_request_with_a_stored_prompt_becomes_a_training_prompt() -> None:
-    records = [record("r1", prompt="is this contract void?"), record("r2"), record("r3", prompt="never corrected")]
-    corrected = [Feedback(f"e{r}", r, 1.0, "category", "law", tenant="a") for r in ("r1", "r2")]
-    found = load_experience(frame_of([records], [corrected]), categories=CATEGORIES, experts=EXPERTS)
-    made = corrections(found)
-    assert made == (Correction("is this contract void?", "law", "a"),)
-    assert merge_corrections(BASE, made).pairs == (*BASE, ("is this contract void?", "law"))
+def registry() -> Registry:
+    keys: list[dict[str, Any]] = [*KEYS, {"name": "operator", "sha256": "9" * 64, "scopes": ["chat", "admin"]}]
+    return Registry.model_validate(
+        {
+            "version": 1,
+            "categories": [{"name": name, "description": name} for name in ("code", "general", "law")],
+            "experts": [{"name": "small", "model": "m", "runtime": "external", "base_url": "http://127.0.0.1:9/v1"}],
+            "assignment": {"general": "small"},
+            "access": {"keys": keys},
+        }
+    )
+
+
+def correction(prompt: str, category: str, key: str | None, *, time: float = 0.0) -> Correction:
+    event = Feedback(f"{prompt} {category} {key} {time}", "r", time, "category", category, key=key)
+    return Correction(prompt, "general", event)
+
+
+def chosen(*corrected: Correction) -> tuple[set[tuple[str, str]], dict[str, int]]:
+    found, left_out = choose_corrections(corrected, registry())
+    return {(one.prompt, one.category) for one in found}, dict(left_out)
+
+
+def many(count: int, key: str | None) -> list[Correction]:
+    return [correction(f"{key} {number}", "law", key, time=number) for number in range(count)]
+
+
+def test_each_key_has_one_vote_for_a_prompt_and_a_tie_decides_nothing() -> None:
+    votes = [correction("x", "code", "c", time=number) for number in range(5)]
+    votes += [correction("x", "law", "a", time=5), correction("x", "law", "b", time=6)]
+    votes += [correction("y", "law", "a"), correction("y", "code", "b"), correction("z", "code", "a")]
+    votes += [correction("z", "law", "a", time=1), correction("", "law", "a"), correction("v", "gone", "a")]
+    found, left_out = chosen(*votes)
+    assert found == {("x", "law"), ("z", "law")}
+    assert left_out == {
+        "keys contradict each other": 1,
+        "without a prompt in the log (log.store_prompts)": 1,
+        "of a category that is not declared": 1,
+    }
+
+
+@pytest.mark.parametrize(("others", "kept"), [(0, MIN_QUOTA), (30, 30)])
+def test_one_key_brings_its_newest_and_at_most_as_many_as_all_others(others: int, kept: int) -> None:
+    found, left_out = chosen(*many(50, "a"), *many(others // 2, "b"), *many(others // 2, "c"))
+    assert {prompt for prompt, _ in found if prompt.startswith("a")} == {f"a {n}" for n in range(50 - kept, 50)}
+    assert left_out == {"more than a key, or all of them, may bring": 50 - kept}
+
+
+@pytest.mark.parametrize("key", ["operator", None])
+def test_operators_and_a_gateway_without_keys_have_no_quota(key: str | None) -> None:
+    assert len(chosen(*many(50, key))[0]) == 50
+
+
+@given(st.permutations([*many(25, "a"), *many(3, "b"), correction("b 1", "code", "c")]))
+def test_the_order_of_corrections_does_not_matter(corrected: list[Correction]) -> None:
+    assert chosen(*corrected) == chosen(*sorted(corrected, key=lambda one: one.prompt))
+
+
+def test_a_withdrawn_correction_is_none() -> None:
+    events = [
+        Feedback("e", "r0", 1.0, "category", "law", tenant="a"),
+        Feedback("f", "r0", 2.0, "category", "", tenant="a"),
+    ]
+    (found,) = frame_of([[record("r0", prompt="x")]], [events]).table["feedback_category"].to_pylist()
+    assert found is None
 
 
 def test_what_the_gateway_notes_by_itself_takes_no_place_of_a_correction(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,41 +90,4 @@ def test_what_the_gateway_notes_by_itself_takes_no_place_of_a_correction(monkeyp
     records = [record(f"r{number}", prompt=f"prompt {number}") for number in range(9)]
     events = [Feedback("e", "r0", 1.0, "category", "law", tenant="a")]
     events += [Feedback(f"e{one.request_id}", one.request_id, 1.0, "regenerated", tenant="a") for one in records[1:]]
-    found = load_experience(frame_of([records], [events]), categories=CATEGORIES, experts=EXPERTS)
-    assert corrections(found) == (Correction("prompt 0", "law", "a"),)
-
-
-def test_most_tenants_decide_and_a_tie_decides_nothing() -> None:
-    corrected = [
-        Correction("x", "law", "a"),
-        Correction("x", "law", "b"),
-        Correction("x", "code", "c"),
-        Correction("y", "law", "a"),
-        Correction("y", "code", "b"),
-    ]
-    found = merge_corrections(BASE, corrected)
-    assert found.pairs[len(BASE) :] == (("x", "law"),)
-    assert found.left_out == {"tenants contradict each other": 1}
-
-
-def test_the_base_is_never_contradicted() -> None:
-    found = merge_corrections(BASE, [Correction("code prompt 3", "law", "a")])
-    assert found.pairs == tuple(BASE)
-    assert found.left_out == {"the base knows the prompt": 1}
-
-
-def test_corrections_do_not_outnumber_the_base_of_a_category() -> None:
-    corrected = [one for tenant in "abcd" for one in many(30, "code", tenant)]
-    assert len(merge_corrections(BASE, corrected).added) == 60
-    assert len(merge_corrections(BASE, [one for t in "abcd" for one in many(30, "law", t)]).added) == MIN_QUOTA
-
-
-def test_one_tenant_adds_at_most_as_many_corrections_as_all_others() -> None:
-    found = merge_corrections(BASE, many(55, "code", "loud") + many(25, "code", "quiet"))
-    assert sum(prompt.startswith("loud") for prompt, _ in found.pairs) == 25
-    assert found.left_out == {"more than the category or the tenant may bring": 30}
-
-
-@given(st.permutations([*many(6, "code", "a"), *many(6, "law", "b"), Correction("x", "law", "a")]))
-def test_the_order_of_corrections_does_not_matter(corrected: list[Correction]) -> None:
-    assert merge_corrections(BASE, corrected) == merge_corrections(BASE, sorted(corrected, key=lambda one: one.prompt))
+    assert frame_of([records], [events]).texts == {"r0": "prompt 0"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -12,7 +12,8 @@ from coe.planning.assignment import Assignment
 from coe.planning.problem import Problem
 from coe.planning.score_table import tabulate_softly
 from coe.planning.solver import solve
-from coe.reports.alarms import degradation_alarms, share_alarms
+from coe.reports.alarms import share_alarms
+from coe.reports.degradation import DAY_SECONDS, Baseline, Degradation, degradations
 from coe.reports.drift import DriftFinding, TrafficSample, detect_drift
 from tests.learning.samples import CATEGORIES, EXPERTS, TRUTH, Experience, rated_experience
 
@@ -78,17 +79,45 @@ def test_an_expert_that_gets_all_traffic_and_starved_ones_are_named() -> None:
     assert found == {("collapse", "coder"), ("starvation", "generalist"), ("starvation", "lawyer")}
 
 
-def test_an_expert_that_got_worse_is_found_and_the_others_are_not() -> None:
+def days(log: Experience, first: int, count: int) -> Experience:
+    return replace(log, time=(first + np.arange(len(log)) / len(log) * count) * DAY_SECONDS)
+
+
+def found_in(before: Experience, recent: Experience) -> tuple[Degradation, ...]:
+    parts = days(before, 0, 3), days(recent, 3, 1)
+    arrays = [name for name, value in vars_of(before).items() if isinstance(value, np.ndarray)]
+    log = replace(before, **{name: np.concatenate([getattr(one, name) for one in parts]) for name in arrays})
+    return degradations(log, Baseline(TRUTH, np.full(TRUTH.shape, 30.0), {}))
+
+
+def vars_of(log: Experience) -> dict[str, object]:
+    return {one.name: getattr(log, one.name) for one in fields(log)}
+
+
+def test_an_expert_that_got_worse_is_found_with_its_category_and_the_others_are_not() -> None:
     worse = TRUTH.copy()
-    worse[:, 2] -= 0.2
+    worse[2, 2] = 0.3
     before = rated_experience(900, seed=1)
-    (alarm,) = degradation_alarms(before, rated_experience(900, seed=2, truth=worse), assignment=plan(TRUTH))
-    assert (alarm.kind, alarm.expert) == ("degradation", "lawyer")
-    assert alarm.value == pytest.approx(0.2, abs=0.1)
-    assert "lawyer is rated 0." in alarm.sentence
+    (found,) = found_in(before, rated_experience(900, seed=2, truth=worse))
+    assert found.expert == "lawyer"
+    assert found.since >= 2 * DAY_SECONDS
+    (drop,) = found.drops
+    assert (drop.category, drop.expected, drop.found) == (
+        "law",
+        pytest.approx(0.8, abs=0.1),
+        pytest.approx(0.3, abs=0.2),
+    )
+    assert found_in(before, rated_experience(900, seed=2)) == ()
 
 
 def test_harder_categories_do_not_make_an_expert_look_worse() -> None:
     easy, hard = rated_experience(900, seed=3), rated_experience(900, seed=4)
     before = easy.part(easy.posterior.argmax(axis=1) != 2)
-    assert degradation_alarms(before, hard.part(hard.posterior.argmax(axis=1) != 0), assignment=plan(TRUTH)) == ()
+    assert found_in(before, hard.part(hard.posterior.argmax(axis=1) != 0)) == ()
+
+
+def test_ratings_from_before_an_expert_was_measured_do_not_count() -> None:
+    log = days(rated_experience(600, seed=5, truth=TRUTH * 0.2), 0, 2)
+    count = np.full(TRUTH.shape, 30.0)
+    assert degradations(log, Baseline(TRUTH, count, {}))
+    assert degradations(log, Baseline(TRUTH, count, dict.fromkeys(EXPERTS, 2 * DAY_SECONDS))) == ()

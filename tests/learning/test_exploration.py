@@ -35,12 +35,13 @@ _UTILITIES = st.lists(st.one_of(st.sampled_from((0.2, 0.5, 0.5, 0.52)), st.just(
     rate=st.floats(0, 1),
     uniform=st.floats(0, 1, exclude_max=True),
 )
-def test_a_choice_always_has_the_propensity_it_is_reported_with(
-    utility: list[float], rate: float, uniform: float
-) -> None:
+def test_a_choice_always_has_a_propensity(utility: list[float], rate: float, uniform: float) -> None:
     values = np.array(utility)
     chances = propensities(values, rate=rate, loss=0.1)
-    index, propensity = choose(utility, rate=rate, loss=0.1, uniform=uniform)
     assert chances.sum() == pytest.approx(1.0)
-    assert propensity == chances[index]
-    assert propensity > 0.0
+    assert chances[choose(chances.tolist(), uniform)] > 0.0
+
+
+def test_weights_say_who_is_explored_whatever_the_loss() -> None:
+    weights = np.array([0.0, 1.0, 2.5, 0.0, 0.0])
+    np.testing.assert_allclose(propensities(UTILITY, rate=0.1, loss=0.01, weights=weights), [0, 0.75, 0.25, 0, 0])

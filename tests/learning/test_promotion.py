@@ -23,27 +23,6 @@ def evidence(value: float, *, above: float, below: float = 0.9, **guarded: Contr
     return Evidence("held-out set", contrast(value, above=above, below=below), guarded)
 
 
-BETTER = evidence(0.05, above=1e-4)
-
-
-def test_a_candidate_shown_better_by_one_source_and_by_none_worse_is_promoted() -> None:
-    for others in ([], [evidence(0.0, above=0.5)], [evidence(-0.02, above=0.8, below=0.2)]):
-        assert judge([BETTER, *others], round_=1).promote
-        assert judge([*others, BETTER], round_=1).promote
-
-
-def test_a_candidate_that_another_source_shows_worse_is_rejected_and_both_are_reported() -> None:
-    found = judge([BETTER, evidence(-0.05, above=0.99, below=0.001)], round_=1)
-    assert (found.promote, found.reason) == (False, "worse elsewhere")
-    assert "+0.0500" in found.sentence
-    assert "-0.0500" in found.sentence
-
-
-def test_a_loss_within_the_margin_is_no_loss() -> None:
-    near = evidence(-0.009, above=0.99, below=0.001)
-    assert judge([BETTER, near], round_=1).promote
-
-
 def test_a_falling_guarded_category_rejects_a_better_candidate() -> None:
     falling = evidence(0.05, above=1e-4, law=contrast(-0.2, above=1.0, below=1e-4))
     found = judge([falling], round_=1)
@@ -77,14 +56,10 @@ def test_only_guarded_categories_with_enough_requests_are_tested() -> None:
     assert found.guarded["law"].below < 0.001
 
 
-@pytest.mark.parametrize("sources", [1, 2])
-def test_a_series_of_candidates_no_better_than_the_current_one_is_rarely_promoted(sources: int) -> None:
+def test_a_series_of_candidates_no_better_than_the_current_one_is_rarely_promoted() -> None:
     series, rounds, promoted = 300, 12, 0
     random = np.random.default_rng(0)
     for _ in range(series):
-        luck = random.random((rounds, sources))
-        found = (
-            judge([evidence(0.0, above=p, below=1 - p) for p in luck[r]], round_=r + 1).promote for r in range(rounds)
-        )
-        promoted += any(found)
+        luck = enumerate(random.random(rounds), start=1)
+        promoted += any(judge([evidence(0.0, above=p, below=1 - p)], round_=number).promote for number, p in luck)
     assert promoted / series < 0.08  # 5 % and twice the simulation's error

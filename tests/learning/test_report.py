@@ -22,9 +22,10 @@ from coe.artifacts.redis import (
     read_traffic_report,
 )
 from coe.artifacts.store import ArtifactStore
+from coe.cli.report import _status_rows
 from coe.records import open_log_and_feedback
 from coe.records.record import RoutingRecord
-from coe.reports.report import report, status_report, status_rows
+from coe.reports.report import report, status_report
 from coe.settings import Settings
 from gateway.observability.metrics import Metrics, exposition
 from gateway.observability.state_metrics import add_traffic_metrics
@@ -161,7 +162,7 @@ def test_a_damaged_plan_is_named_with_its_remedy_and_the_rest_is_reported(settin
     assert status["in_use"]["assignment"]["version"] == version
     assert found["traffic"]["last_day"] == 600
     assert found["alarms"] == []  # the shares of the plan, which gateways still serve, are unknown
-    assert ("damaged assignment", problem) in status_rows(status)
+    assert ("damaged assignment", problem) in _status_rows(status)
 
 
 def test_status_names_damage_of_every_artifact_in_use_and_of_a_history(settings: Settings) -> None:
@@ -179,7 +180,7 @@ def test_status_names_damage_of_every_artifact_in_use_and_of_a_history(settings:
 
 def test_status_says_if_the_gateway_is_up_and_which_alarms_the_last_report_raised(settings: Settings) -> None:
     def lines() -> dict[str, str]:
-        return dict(status_rows(status_report(replace(settings, port=server.server_address[1]))))
+        return dict(_status_rows(status_report(replace(settings, port=server.server_address[1]))))
 
     class Ready(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

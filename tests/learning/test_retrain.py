@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -27,9 +28,9 @@ def plan(table: ScoreTable, quality: np.ndarray) -> Assignment:
     return solve(Problem.of(table, quality=quality, weights=np.ones(3)))
 
 
-def current(quality: np.ndarray, *, rounds: int = 0) -> CurrentPlan:
+def current(quality: np.ndarray) -> CurrentPlan:
     table = ScoreTable(CATEGORIES, EXPERTS, quality, quality * 0, np.ones((3, 3)))
-    return CurrentPlan(solve(Problem.of(table, quality=quality)), since=0.0, rounds=rounds, rate=0.3, loss=1.0)
+    return CurrentPlan(solve(Problem.of(table, quality=quality)), rate=0.3, loss=1.0)
 
 
 def probes(count: int, *, seed: int = 99) -> HeldOutProbes:
@@ -68,12 +69,6 @@ def test_a_round_judges_requests_with_the_declared_cost_weight() -> None:
     assert found.estimates["current"].value == pytest.approx(found.estimates["candidate"].value)
 
 
-def test_only_requests_that_the_current_plan_served_count_as_its_traffic() -> None:
-    log = rated_experience(900, seed=2)
-    late = replace(current(np.zeros((3, 3))), since=850.0)
-    assert judge_plan(log, late, now=900.0, solve_plan=plan).judgement.reason == "nothing to judge by"
-
-
 def poisoned(log: Experience) -> Experience:
     """A tenant with a third of the requests says the opposite."""
     owner = np.where(np.arange(len(log)) % 3 == 0, 0, log.tenant)
@@ -85,17 +80,17 @@ def test_inverted_feedback_of_one_tenant_neither_trains_nor_judges(seed: int) ->
     log = poisoned(rated_experience(1800, seed=seed, tenants=TENANTS))
     found = judge_plan(log, current(TRUTH), now=900.0, solve_plan=plan)
     assert choices(found.candidate) == BEST
-    assert not found.judgement.promote
+    assert found.judgement.reason != "better"
     assert [one.tenant for one in found.refit.agreements if one.trust < 1.0] == ["a"]
 
 
 def test_a_move_that_probes_show_to_lose_is_rejected_and_the_others_are_accepted() -> None:
     harmed = np.array([[0.8, 0.5, 0.2], [0.4, 0.6, 0.4], [0.9, 0.5, 0.1]])  # ratings that like the coder for law
-    log = rated_experience(900, seed=3, truth=harmed)
+    log = rated_experience(1500, seed=3, truth=harmed)
     wrong = TRUTH.copy()
     wrong[0] = [0.2, 0.5, 0.8]
     found = judge_plan(log, current(wrong), now=900.0, solve_plan=plan, probes=probes(600), guarded=CATEGORIES)
-    assert {move.category: move.verdict for move in found.moves} == {"code": "better", "law": "worse elsewhere"}
+    assert [(move.category, move.target) for move in found.moves if move.accepted] == [("code", "coder")]
     assert choices(found.candidate) == BEST
     assert found.judgement.promote
 
@@ -124,30 +119,30 @@ def test_a_cell_that_the_log_cannot_show_never_takes_a_category() -> None:
     assert choices(found.candidate)[0] != 2
 
 
-def test_an_expert_whose_ratings_drop_keeps_its_category_and_opens_it_for_a_better_measured_one() -> None:
+def test_an_expert_whose_ratings_drop_keeps_its_category_and_a_better_measured_one_is_explored() -> None:
     changed = TRUTH.copy()
     changed[0] = [0.1, 0.5, 0.2]
     measured = ScoreTable(CATEGORIES, EXPERTS, TRUTH, TRUTH * (1 - TRUTH), np.full((3, 3), 40.0))
     before = replace(current(TRUTH), loss=0.1)  # the generalist is .3 behind at code: never explored
     log = rated_experience(1200, seed=6, quality=TRUTH, truth=changed, loss=0.1)
     found = judge_plan(log, before, now=1200.0, solve_plan=plan, base=measured)
-    assert [(move.category, move.target, move.verdict) for move in found.moves] == [("code", "generalist", "explored")]
-    assert found.judgement.promote
-    np.testing.assert_array_equal(shares(found.candidate), shares(before.assignment))
-    np.testing.assert_array_equal(greedy_policy(log, found.candidate), greedy_policy(log, before.assignment))
-    gap = found.candidate.quality[0, 0] - found.candidate.quality[0, 1]
-    assert 0 < gap <= 0.1
-    assert found.judgement.sentence.startswith("promoted: code explores generalist (coder fell by 0.")
+    assert found.judgement.reason == "explored"
+    assert "generalist in code" in found.judgement.sentence
+    np.testing.assert_array_equal(found.candidate.quality, before.assignment.quality)
+    assert found.candidate.exploration is not None
+    assert found.candidate.exploration[0, 1] > 0 == found.candidate.exploration[0, 0]
+    again = replace(before, assignment=found.candidate)
+    assert judge_plan(log, again, now=1200.0, solve_plan=plan, base=measured).judgement.reason != "explored"
 
 
 def test_a_move_with_thin_support_is_reported_and_not_promoted() -> None:
     log = rated_experience(400, seed=7, quality=TRUTH[::-1], rate=0.02)
     found = judge_plan(log, current(TRUTH[::-1]), now=400.0, solve_plan=plan)
-    assert not found.judgement.promote
+    assert found.judgement.reason != "better"
     assert {move.verdict for move in found.moves} <= {"thin support", "not better"}
     before = replace(current(np.array([[0.5, 0.4, 0.4]] * 3)), loss=0.0)
     few = rated_experience(300, seed=8, quality=np.array([[0.5, 0.4, 0.4]] * 3), loss=0.0)
-    assert not judge_plan(few, before, now=300.0, solve_plan=plan).judgement.promote
+    assert judge_plan(few, before, now=300.0, solve_plan=plan).judgement.reason != "better"
 
 
 def test_a_move_that_the_solved_prices_would_turn_to_another_expert_is_rejected() -> None:
@@ -158,30 +153,36 @@ def test_a_move_that_the_solved_prices_would_turn_to_another_expert_is_rejected(
     log = rated_experience(2000, seed=4, quality=quality - assignment.price, truth=changed, loss=0.35)
     found = judge_plan(log, before, now=2000.0, solve_plan=plan)  # which has no prices
     assert {move.verdict for move in found.moves if move.category == "code"} == {"breaks the budget"}
-    assert not found.judgement.promote
+    assert found.judgement.reason != "better"
 
 
-def test_a_gain_that_is_not_recent_moves_nothing() -> None:
-    """The lawyer was better at code for most of the time and is worse now."""
-    early, late = TRUTH.copy(), TRUTH.copy()
-    early[0], late[0] = [0.3, 0.2, 0.9], [0.6, 0.2, 0.1]
-    parts = [
-        rated_experience(1500, seed=9, quality=TRUTH, truth=early),
-        rated_experience(700, seed=10, quality=TRUTH, truth=late),
-    ]
-    names = ("posterior", "chosen", "propensity", "reward", "kind", "tenant")
+def joined(*parts: Experience) -> Experience:
+    names = ("posterior", "chosen", "propensity", "propensities", "reward", "kind", "tenant")
     columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
-    found = judge_plan(experience(2200, **columns), current(TRUTH), now=2200.0, solve_plan=plan)
-    assert {move.category: move.verdict for move in found.moves} == {"code": "not recent"}
-    assert not found.judgement.promote
+    return experience(sum(map(len, parts)), **columns)
 
 
-def test_no_test_is_spent_until_enough_ratings_are_new() -> None:
-    log = rated_experience(600, seed=0, quality=TRUTH[::-1])
-    tested = replace(current(TRUTH[::-1], rounds=2), tested=500, tested_at=500.0)
-    found = judge_plan(log, tested, now=600.0, solve_plan=plan)
-    assert (found.tested, found.judgement.promote, found.judgement.reason) == (False, False, "too little is new")
-    assert judge_plan(log, replace(tested, tested=150), now=600.0, solve_plan=plan).judgement.promote
+def moved(log: Experience, ends: Sequence[int]) -> tuple[str, ...]:
+    """The experts of the final plan, of rounds that read the log up to each end."""
+    plan_in_use = current(TRUTH[::-1])
+    for end in ends:
+        part = log.part(np.arange(len(log)) < end)
+        found = judge_plan(part, plan_in_use, now=float(end), solve_plan=plan)
+        since = {move.category: move.decided for move in found.moves if move.accepted}
+        plan_in_use = replace(plan_in_use, assignment=found.candidate, since={**plan_in_use.since, **since})
+    best = shares(plan_in_use.assignment).argmax(axis=1)
+    return tuple(EXPERTS[expert] for expert in best)
+
+
+@pytest.mark.parametrize("late", [TRUTH, TRUTH[[1, 2, 0]]])
+def test_the_same_log_gives_the_same_plan_whether_it_is_read_in_one_round_or_in_twenty(late: np.ndarray) -> None:
+    """Also where experts change while the log is written, so that a category moves twice."""
+    for seed in range(3):
+        parts = [rated_experience(1000, seed=seed, quality=TRUTH[::-1], truth=truth) for truth in (TRUTH, late)]
+        log = joined(*parts)
+        assert moved(log, [2000]) == moved(log, range(100, 2001, 100))
+        if late is TRUTH:
+            assert moved(log, [2000]) == tuple(EXPERTS[expert] for expert in BEST)
 
 
 def test_the_report_has_changes_evidence_and_distrusted_tenants() -> None:

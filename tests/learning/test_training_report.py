@@ -12,10 +12,10 @@ import numpy as np
 
 import routers
 from coe.core import Prediction
+from coe.learning.support import with_support
 from coe.reports import novelty
 from coe.reports.training import compare, macro_recall, weakest
 from routers.examples import build_training_set
-from routers.training.support import with_support
 from tests.fakes import registry_of
 
 CONFUSION = {"categories": ["billing", "coding", "shipping", "general"], "counts": [
@@ -69,7 +69,7 @@ def test_a_category_with_few_prompts_gets_its_description_and_shipped_prompts_of
     own = [routers.Example(f"python function {n}", "programs") for n in range(8)]
     rest = [one for one in routers.starter_examples() if one.category == "general"][:80]
     given = build_training_set([*own, *rest])
-    grown = with_support(given, {"programs": "Python code"}, embed)
+    grown = with_support(given, embed, descriptions={"programs": "Python code"})
     assert grown.declared.sum() == len(given.texts)
     assert "programs: Python code" in grown.texts
     joined = {
@@ -78,7 +78,7 @@ def test_a_category_with_few_prompts_gets_its_description_and_shipped_prompts_of
     shipped = {one.prompt for one in routers.starter_examples() if one.category == "code"}
     assert len(joined & shipped) > 100
     many = build_training_set([routers.Example(f"python function {n}", "programs") for n in range(60)] + rest)
-    assert with_support(many, {}, embed) is many
+    assert with_support(many, embed, descriptions={}) is many
 
 
 def test_prompts_of_a_shipped_category_that_is_not_declared_become_a_proposal(monkeypatch: Any) -> None:

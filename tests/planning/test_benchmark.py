@@ -28,7 +28,7 @@ class FirstWord:
     def __init__(self, pairs: Sequence[tuple[str, str]]) -> None:
         self.categories = tuple(sorted({category for _, category in pairs}))
 
-    def predict_fast(self, text: str, *, force: bool = False) -> Prediction | None:
+    def predict_fast(self, text: str) -> Prediction:
         return self.predict([text])[0]
 
     def predict(

@@ -14,7 +14,7 @@ from jsonschema import Draft202012Validator
 
 from coe.learning.log_frame import Rating, write_rows
 from coe.records.record import RECORD as CODEC
-from coe.records.record import LogPage, LogQuery, RecipeCall, RoutingLog, RoutingRecord
+from coe.records.record import LogPage, LogQuery, RecipeCall, RoutingLog, RoutingRecord, Utility
 from gateway.endpoints.admin import records
 from gateway.endpoints.routes import document
 from tests.fakes import registry_of
@@ -26,8 +26,8 @@ SAMPLES: dict[Any, Any] = {
     int: 2**40,
     bool: True,
     tuple[str, ...]: ("a", "", "ß"),
-    tuple[float, ...]: (0.25, float("-inf"), 1e-300),
-    tuple[float, float]: (0.05, 0.1),
+    tuple[Utility, ...]: (0.25, float("-inf"), 1e-300),
+    tuple[float, ...]: (0.75, 0.25),
     Mapping[str, float]: {"code": 0.75, "": 0.25},
     tuple[RecipeCall, ...]: (
         RecipeCall("small", 0, "answered", 3, 2**40, 0.1 + 0.2, 0, 0.75, True),
@@ -39,7 +39,7 @@ SAMPLES: dict[Any, Any] = {
 
 def filled(declared: type) -> dict[str, Any]:
     """A value for every field, by its type. A field of another type fails here until it has a sample and a Kind."""
-    hints = get_type_hints(declared)
+    hints = get_type_hints(declared, include_extras=True)
     return {one.name: SAMPLES[_plain(hints[one.name])] for one in fields(declared)}
 
 

@@ -44,7 +44,7 @@ def test_a_newer_schema_is_refused_with_the_remedy() -> None:
         b'{"schema": 1}',
         encode(record()).replace(b'["small","large"]', b"5"),
         encode(record()).replace(b'"confidence":0.75', b'"confidence":null'),
-        encode(record()).replace(b'"stream":', b'"exploration":[1],"stream":'),
+        encode(record()).replace(b'"stream":', b'"propensities":1,"stream":'),
         b"\xff\xfe",
     ],
 )

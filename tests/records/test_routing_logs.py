@@ -169,8 +169,8 @@ async def test_a_record_is_found_by_its_id_until_it_makes_room(opened: Callable[
     log = opened(retention=200)
     assert await log.find(record(0).request_id) is None
     await log.append(records(1_200))
-    await log.append([record(1_100, outcome="again"), record(1_200, utility=(0.5, 0.25), exploration=(0.05, 0.1))])
+    await log.append([record(1_100, outcome="again"), record(1_200, utility=(0.5, 0.25), propensities=(0.95, 0.05))])
     assert await log.find(record(1_100).request_id) == record(1_100)
-    assert await log.find(record(1_200).request_id) == record(1_200, utility=(0.5, 0.25), exploration=(0.05, 0.1))
+    assert await log.find(record(1_200).request_id) == record(1_200, utility=(0.5, 0.25), propensities=(0.95, 0.05))
     for unknown in (record(0).request_id, "", "nobody\0's", "' OR 1=1 --"):
         assert await log.find(unknown) is None

@@ -43,7 +43,7 @@ class TwoStageRouter:
     categories = CATEGORIES
     version = "two-stage"
 
-    def predict_fast(self, text: str, *, force: bool = False) -> Prediction:
+    def predict_fast(self, text: str) -> Prediction:
         return self.predict([text])[0]
 
     def predict(

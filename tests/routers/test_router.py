@@ -71,8 +71,8 @@ def test_predict_equals_a_confident_fast_prediction(router: Router) -> None:
     texts = [text for name in WORDS for text in sentences(name, count=10, seed=1)]
     for text, prediction in zip(texts, router.predict(texts), strict=True):
         fast = router.predict_fast(text)
-        assert (fast is None) == (prediction.stage != "fast")
-        if fast is not None:
+        assert (fast.stage == "fast") == (prediction.stage == "fast")
+        if fast.stage == "fast":
             np.testing.assert_array_equal(fast.probabilities, prediction.probabilities)
             assert fast.confidence == prediction.confidence
 

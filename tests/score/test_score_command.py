@@ -83,8 +83,10 @@ class ScoreCommand:
         said = f"{found.stderr}{found.exception or ''}"
         return found.exit_code, json.loads(found.stdout or "{}"), said
 
-    def files(self, out: str = "out") -> dict[str, bytes]:
-        return {name: (self.folder / out / name).read_bytes() for name in FILES}
+    def files(self, out: str = "out") -> dict[str, list[dict[str, Any]]]:
+        """The rows of the files, without the times of the scores."""
+        tables = {name: parquet.read_table(self.folder / out / name).to_pylist() for name in FILES}
+        return {name: [{**row, "time": None} for row in rows] for name, rows in tables.items()}
 
     def noted(self) -> int:
         """Lines of the journal."""
@@ -214,6 +216,12 @@ async def test_an_expert_scored_later_joins_the_earlier_ones_and_a_changed_one_i
     await command.run()
     assert len(command.server.bodies) == COUNT
     assert command.server.bodies[0]["messages"][0] == {"role": "system", "content": "Add well."}
+    command.server.bodies.clear()
+    before = read_quality(command.folder / "out").measured_at
+    await command.run("--again", "small")
+    after = read_quality(command.folder / "out").measured_at
+    assert len(command.server.bodies) == COUNT
+    assert (after["small"] > before["small"], after["large"]) == (True, before["large"])
 
 
 async def test_a_missing_gateway_is_reported_before_any_request(command: ScoreCommand) -> None:

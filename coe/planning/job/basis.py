@@ -96,7 +96,7 @@ class BudgetSolver:
         return solve(problem, traffic=self._traffic(problem), residual=self.residual)
 
     def plan(
-        self, candidate: Assignment, refit: Refit, *, measured: ScoreTable | None, reassigned: tuple[str, ...] = ()
+        self, candidate: Assignment, refit: Refit, *, measured: ScoreTable | None, reassigned: Mapping[str, float]
     ) -> Plan:
         """The plan of a candidate, with the evidence behind it."""
         problem = self._problem(refit.table, candidate.quality)
@@ -118,13 +118,9 @@ class BudgetSolver:
 
     def _problem(self, table: ScoreTable, quality: Array) -> Problem:
         weights = np.maximum(self.experience.posterior.sum(axis=0, dtype=np.float64), 1.0)
+        uses, recipes = self.measured_uses, self.recipes
         return declared_problem(
-            self.registry,
-            table,
-            quality=quality,
-            weights=weights,
-            measured_uses=self.measured_uses,
-            recipes=self.recipes,
+            self.registry, table, quality=quality, weights=weights, measured_uses=uses, recipes=recipes
         )
 
     def _traffic(self, problem: Problem) -> Array | None:
@@ -233,7 +229,7 @@ def plan_basis(
         all_scores[whole, len(experts) :] = recipes.scores
     table = tabulate_partly(categories, columns, member, all_scores)
     pseudo_count = fit_pseudo_count([categories[label] for label in labels], scores)
-    reassigned = tuple(name for name in before.reassigned if name in categories) if before else ()
+    reassigned = {name: time for name, time in before.reassigned.items() if name in categories} if before else {}
     feedback = before.feedback.over(categories, columns) if before and before.feedback and reassigned else None
     quality = table.lower(deviations=deviations, pseudo_count=pseudo_count)
     if recipes.arms:  # the quality that replay gave
@@ -241,7 +237,7 @@ def plan_basis(
         quality[:, len(experts) :] = np.maximum(recipes.quality - deviations * error, 0.0)
     if feedback is not None:
         both = merged(table, feedback).lower(deviations=deviations, pseudo_count=min(pseudo_count, MAX_PSEUDO_COUNT))
-        quality = np.where(np.isin(categories, reassigned)[:, None], both, quality)
+        quality = np.where(np.isin(categories, list(reassigned))[:, None], both, quality)
     router = ArtifactStore(settings.artifacts, ROUTER).in_use() or ""
     mix = None if logged is None else logged.mix(categories, router=router)
     weights = np.maximum(member.sum(axis=0), 1.0) if mix is None else mix[0]
@@ -265,6 +261,7 @@ def plan_basis(
         feedback=feedback,
         reassigned=reassigned,
         measured_uses=uses,
+        measured_at=data.measured_at,
         pins=pins,
         declared=declared_digests(registry),
         traffic=traffic,

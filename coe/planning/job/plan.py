@@ -91,6 +91,7 @@ def make_plan(
         print_error(f"note: the retrieval gate is not fitted: {error}")
     report = plan_to_json(problem, assignment) | {
         "price_by_category": assignment.price.tolist(),
+        "measured_at": plan.measured_at,
         "assumed_tokens": _assumed_tokens(registry, plan),
         "uses": uses_report(plan, logged),
         "value_of_expert": values,
@@ -98,8 +99,8 @@ def make_plan(
         "left_out": {**basis.left_out, "recipes": unplanned},
         "recipes": plan.policies.steps,
         "feedback": {
-            "kept": plan.reassigned,
-            "dropped": sorted(set(before.reassigned if before else ()) - set(plan.reassigned)),
+            "kept": tuple(plan.reassigned),
+            "dropped": sorted(set(before.reassigned if before else {}) - set(plan.reassigned)),
         },
         "residual": evidence._asdict(),
     }

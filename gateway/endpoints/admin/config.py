@@ -31,8 +31,8 @@ MAX_TEXT_BYTES = 128 * 1024
 MAX_BODY_BYTES = 7 * MAX_TEXT_BYTES
 """JSON may write a character as six bytes."""
 MAX_DIFF_CHARACTERS = 64 * 1024
-_API_KEY = re.compile(r"(\bapi_key[\"']?\s*:\s*[\"']?)(?!\$\{|os\.environ/)[^\s\"',}#]+")
-"""A literal `api_key`. Other secrets are shown as they are written."""
+_API_KEY = re.compile(r"(\b(?:api_key|secret|webhook)[\"']?\s*:\s*[\"']?)(?!\$\{|os\.environ/)[^\s\"',}#]+")
+"""A literal `api_key`, or webhook and secret of `alarms`. Other secrets are shown as they are written."""
 _PROBLEM = re.compile(r"(?s)([^\n]*?):(\d+): (.*)")
 T = TypeVar("T")
 
@@ -51,7 +51,7 @@ class Config:
         self._running = asyncio.Lock()
 
     async def get(self, _: Request) -> Response:
-        """Read experts.yaml. The `api_key` of an expert is hidden."""
+        """Read experts.yaml. The `api_key` of an expert is hidden, and so are webhook and secret of `alarms`."""
         content = await self._in_thread(self._content)
         body = {
             "object": "config",
@@ -136,7 +136,7 @@ def parsed_problems(found: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def shown_text(content: bytes) -> str:
-    """The text, with `***` in place of each literal `api_key`."""
+    """The text, with `***` in place of each literal secret."""
     return _API_KEY.sub(r"\1***", content.decode(errors="replace"))
 
 

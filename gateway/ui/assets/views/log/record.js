@@ -98,7 +98,7 @@ function request(record) {
     <dt>Attempts</dt><dd>${record.attempts}</dd>
     ${record.cache ? html`<dt>Answer cache</dt><dd>${record.cache}</dd>` : nothing}
     <dt>Cost weight</dt><dd>${number(record.cost_weight)}</dd>
-    ${record.exploration ? html`<dt>Exploration</dt><dd>rate ${percent(record.exploration[0])}, max quality loss ${number(record.exploration[1])}, propensity ${percent(record.propensity)}</dd>` : nothing}
+    ${record.propensities?.length ? html`<dt>Exploration</dt><dd>${record.candidates.map((name, place) => `${name} ${percent(record.propensities[place])}`).join(", ")}</dd>` : nothing}
   </dl>`;
 }
 

@@ -32,7 +32,7 @@ MAX_LIKE, MAX_BACKGROUND = 50, 3
 
 
 def with_support(
-    training_set: TrainingSet, descriptions: Mapping[str, str], embed: Callable[[Sequence[str]], Floats]
+    training_set: TrainingSet, embed: Callable[[Sequence[str]], Floats], *, descriptions: Mapping[str, str]
 ) -> TrainingSet:
     """Add texts for the categories with few prompts; the given prompts stay the `declared` ones.
 

@@ -1,0 +1,161 @@
+"""Acts on the alarms of a report: demotes experts that got worse, tells the webhook, and stores them for gateways.
+
+`coe report --publish` and `coe retrain` call `publish` under the lock of learning jobs. The webhook gets every alarm
+once; one that it does not accept is sent again with the next report.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from http.client import HTTPException
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import HTTPRedirectHandler, Request, build_opener
+from uuid import uuid4
+
+import numpy as np
+import orjson
+
+from coe.artifacts.artifact_sync import synced_store
+from coe.artifacts.manifest import ASSIGNMENT
+from coe.artifacts.redis import TRAFFIC_REPORT_FILE, publish_traffic_report, read_traffic_report
+from coe.errors import ConfigError
+from coe.learning.round import job_lock
+from coe.planning.job.basis import compare_with_single_experts
+from coe.planning.plan import Plan
+from coe.planning.score_table import ScoreTable
+from coe.planning.solver import marginal_values, solve
+from coe.registry import Registry, load
+from coe.registry.sections import AlarmsSpec
+from coe.settings import Settings
+from coe.terminal import print_error
+
+ATTEMPTS, PAUSE_SECONDS, TIMEOUT_SECONDS = 3, 1.0, 5.0
+"""Requests to the webhook for one report, the pause after the first, which doubles, and the time limit of each."""
+MAX_ALARMS = 50
+"""Alarms of one request to the webhook."""
+
+
+def publish(settings: Settings, found: Mapping[str, Any]) -> None:
+    """Act on the alarms of a report. Raises JobError while another job runs."""
+    registry = load(settings.config, environ=settings.environ)
+    with job_lock(registry.log.url, home=settings.home) as check_lock:
+        before = read_traffic_report(settings.artifacts / TRAFFIC_REPORT_FILE)
+        alarms = found["alarms"]
+        if registry.alarms.demote:
+            check_lock()
+            alarms = demoted(settings, registry, alarms)
+        by_key = {_key(alarm): alarm for alarm in alarms}
+        told = [key for key in by_key if before is not None and key in before.told]
+        new = [key for key in by_key if key not in told][:MAX_ALARMS]
+        if new and registry.alarms.webhook and send(registry.alarms, [by_key[key] for key in new]):
+            told += new
+        publish_traffic_report(settings, {**found, "alarms": alarms}, told)
+
+
+def _key(alarm: Mapping[str, Any]) -> str:
+    categories = ", ".join(sorted(drop["category"] for drop in alarm.get("drops", ())))
+    return f"{alarm['kind']} {alarm['expert']} {categories}"
+
+
+def demoted(settings: Settings, registry: Registry, alarms: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Promote the plan in which the quality of each category that an expert got worse in is its mean rating.
+
+    Returns the alarms, whose sentences name the new experts. A version that a person promoted or rolled back to stays.
+    """
+    store = synced_store(settings, ASSIGNMENT)
+    version, move = store.in_use(), store.last_move()
+    cells = [(alarm["expert"], drop) for alarm in alarms for drop in alarm.get("drops", ())]
+    if version is None or not cells or (move is not None and move.by in ("hand", "rollback")):
+        return list(alarms)
+    plan = Plan.read(store.published(version).folder)
+    before = dict(zip(plan.assignment.categories, plan.assignment.choice, strict=True))
+    lost = {drop["category"]: drop for expert, drop in cells if before.get(drop["category"]) == expert}
+    lost = {name: drop for name, drop in lost.items() if name not in registry.assignment}
+    if not lost:
+        return list(alarms)
+    try:
+        after = _lowered(plan, lost)
+    except ConfigError as error:
+        print_error(f"no expert is demoted: no plan without it keeps the budget ({error})")
+        return list(alarms)
+    now = dict(zip(after.assignment.categories, after.assignment.choice, strict=True))
+    moved = {name: now[name] for name in now if now[name] != before[name]}
+    if not moved:
+        return list(alarms)
+    why = ", ".join(f"{name} from {before[name]} to {expert}" for name, expert in moved.items())
+    with store.draft() as draft:
+        after.save(draft)
+        artifact = store.publish(draft, categories=plan.assignment.categories, data=registry.digest, metrics={})
+    store.promote(artifact.manifest.version, by="alarm", why=f"demoted: {why}")
+    note = f". Demoted: {why}; `coe plan` ends it, `coe rollback assignment` undoes it"
+    return [{**alarm, "sentence": alarm["sentence"] + note} if alarm.get("drops") else alarm for alarm in alarms]
+
+
+def _lowered(plan: Plan, lost: Mapping[str, Mapping[str, Any]]) -> Plan:
+    """Return the plan solved again with the mean ratings in place of the scores of the chosen experts."""
+    problem, quality = plan.problem, plan.problem.quality.copy()
+    rows = [problem.categories.index(name) for name in lost]
+    columns = [problem.experts.index(plan.assignment.choice[plan.assignment.categories.index(name)]) for name in lost]
+    mean = np.array([drop["found"] for drop in lost.values()])
+    count = np.array([float(drop["ratings"]) for drop in lost.values()])
+    quality[rows, columns] = mean
+
+    def rated(table: ScoreTable) -> ScoreTable:
+        cells = {"mean": mean, "variance": mean * (1 - mean), "count": count}
+        arrays = {name: getattr(table, name).copy() for name in cells}
+        for name, values in cells.items():
+            arrays[name][rows, columns] = values
+        return replace(table, **arrays)
+
+    problem = replace(problem, quality=quality)
+    assignment = solve(problem, traffic=plan.traffic, residual=plan.assignment.residual)
+    measured = None if plan.measured is None else rated(plan.measured.over(problem.categories, problem.experts))
+    changed = replace(plan, assignment=assignment, problem=problem, table=rated(plan.table), measured=measured)
+    changed = replace(changed, value_of_expert=marginal_values(problem, assignment))
+    return replace(changed, against=compare_with_single_experts(changed))
+
+
+class _NoRedirect(HTTPRedirectHandler):
+    """Makes a redirect an error: another address would get the alarms unasked."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+def send(spec: AlarmsSpec, alarms: Sequence[Mapping[str, Any]]) -> bool:
+    """Post alarms to the webhook; returns whether it accepted them."""
+    url, secret = spec.webhook or "", spec.secret.get_secret_value() if spec.secret else ""
+    body: dict[str, Any] = {"text": "\n".join(f"CoE: {alarm['sentence']}" for alarm in alarms)}
+    if urlsplit(url).hostname != "hooks.slack.com":
+        body |= {"type": "coe.alarms", "alarms": alarms}
+    content, identifier, problem = orjson.dumps(body), f"msg_{uuid4().hex}", ""
+    for attempt in range(ATTEMPTS):
+        moment = str(int(time.time()))
+        headers = {"content-type": "application/json", "webhook-id": identifier, "webhook-timestamp": moment}
+        if secret:
+            headers["webhook-signature"] = signature(secret, identifier, moment, content)
+        try:
+            request = Request(url, content, headers)  # noqa: S310  the registry accepts http and https alone
+            with build_opener(_NoRedirect).open(request, timeout=TIMEOUT_SECONDS):
+                return True
+        except (OSError, HTTPException) as error:  # an HTTP status of 300 and above is an OSError
+            problem = str(error)
+        if attempt < ATTEMPTS - 1:
+            time.sleep(PAUSE_SECONDS * 2**attempt)
+    refused = f"the webhook at {urlsplit(url).hostname} did not accept the alarms: {problem}"
+    print_error(f"{refused}; the next report sends them")
+    return False
+
+
+def signature(secret: str, identifier: str, moment: str, content: bytes) -> str:
+    """The header of the Standard Webhooks: HMAC-SHA256 of `ID.TIMESTAMP.BODY`. A secret `whsec_...` is base64."""
+    prefix = "whsec_"
+    key = base64.b64decode(secret.removeprefix(prefix)) if secret.startswith(prefix) else secret.encode()
+    signed = f"{identifier}.{moment}.".encode() + content
+    return "v1," + base64.b64encode(hmac.new(key, signed, hashlib.sha256).digest()).decode()

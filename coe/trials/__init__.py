@@ -1,0 +1,1 @@
+"""Evidence from live traffic that may be read at any time."""

@@ -1,0 +1,43 @@
+"""Evidence that is read after every request: it rarely errs, and finds what a single test of a fixed size would."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from coe.trials.evidence import log_evidence, weighted_differences
+
+
+def largest(new: float, old: float, *, share: float, count: int, seed: int) -> np.ndarray:
+    """The largest wealth so far, a logarithm, after each of `count` requests; a share goes to the new expert."""
+    random = np.random.default_rng(seed)
+    chosen = (random.random(count) < share).astype(int)
+    reward = (random.random(count) < np.where(chosen == 1, new, old)).astype(float)
+    chances = np.tile([1 - share, share], (count, 1))
+    return np.maximum.accumulate(log_evidence(*weighted_differences(chosen, reward, chances, np.array([-1.0, 1.0]))))
+
+
+@pytest.mark.parametrize(("quality", "share"), [(0.78, 0.1), (0.95, 0.05), (0.3, 0.3), (0.5, 0.0125)])
+def test_an_expert_that_is_no_better_is_rarely_shown_better_at_any_of_its_looks(quality: float, share: float) -> None:
+    wealth = [largest(quality, quality, share=share, count=2000, seed=seed)[-1] for seed in range(300)]
+    assert np.mean(np.array(wealth) >= np.log(20)) <= 0.05
+
+
+def test_a_better_expert_is_found_soon_and_a_later_change_too() -> None:
+    found = [largest(0.95, 0.78, share=0.25, count=400, seed=seed)[-1] for seed in range(100)]
+    assert np.mean(np.array(found) >= np.log(20)) > 0.85
+    random = np.random.default_rng(0)
+    differences = np.where(random.random(3000) < np.repeat([0.4, 0.7], [2000, 1000]), 1.0, -1.0)
+    assert (log_evidence(differences, np.full(3000, -1.0)) >= np.log(1000)).argmax() > 2000
+
+
+def test_differences_are_unbiased_by_propensities_and_never_below_their_bound() -> None:
+    random = np.random.default_rng(0)
+    chances = random.dirichlet([2.0, 1.0, 1.0], 40_000)
+    chosen = (random.random((40_000, 1)) > chances.cumsum(axis=1)).sum(axis=1)
+    reward = (random.random(40_000) < np.array([0.4, 0.6, 0.9])[chosen]).astype(float)
+    keep = chances.min(axis=1) > 0.05
+    found, least = weighted_differences(chosen[keep], reward[keep], chances[keep], np.array([-1.0, 1.0, 0.0]))
+    assert found.mean() == pytest.approx(0.2, abs=4 * found.std() / len(found) ** 0.5)
+    assert (found >= least).all()
+    assert (least < 0).all()
