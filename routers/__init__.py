@@ -76,14 +76,6 @@ def export_encoder(encoder: str, *, out: Path, threads: int = 1) -> OnnxEncoder:
     return export_quantised(encoder, out=out, threads=threads)
 
 
-def held_out(folder: Path) -> dict[str, str]:
-    """Return the held-out predictions of the router in `folder`, by the `prompt_digest` of its training prompts."""
-    from routers.cascade import HELD_OUT
-    from routers.examples import read_json
-
-    return read_json(Path(folder) / HELD_OUT)
-
-
 def build(
     examples: Sequence[Example],
     *,
@@ -102,4 +94,4 @@ def build(
     """
     from routers.training.build import train
 
-    return train(examples, support=support, encoder=encoder, out=Path(out), progress=progress, threads=threads)
+    return train(examples, support, encoder=encoder, out=Path(out), progress=progress, threads=threads)

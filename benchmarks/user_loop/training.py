@@ -24,18 +24,41 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
-import yaml
+from ruamel.yaml import YAML
 
 import routers
+from benchmarks.harness import ROOT
+from coe.artifacts.store import ArtifactStore
 from coe.core import GENERAL
 from coe.learning.support import with_support
+from coe.registry import load
+from coe.reports.novelty import propose_categories
 from coe.reports.training import macro_recall
 from routers.cascade import NETWORK, TOKENIZER
 from routers.encoders import OnnxEncoder
 
-SETS: Mapping[str, Mapping[str, Any]] = yaml.safe_load(Path(__file__).with_name("training_sets.yaml").read_text())
+SETS: Mapping[str, Mapping[str, Any]] = YAML(typ="safe").load(
+    Path(__file__).with_name("training_sets.yaml").read_text()
+)
 WRITTEN = ("shop", "clinic", "office")
 """Sets with examples that we wrote; those of the others are drawn from the data."""
+UNDECLARED: Mapping[str, Sequence[str]] = {
+    "law": ("mmlu/professional_law", "mmlu/jurisprudence", "mmlu_pro/law", "legalbench/*"),
+    "medicine": ("pubmedqa/*", "mmlu/clinical*", "mmlu/college_medicine", "mmlu_pro/health"),
+    "everyday": ("clinc150/home/*", "clinc150/kitchen*", "clinc150/travel/*", "clinc150/banking/*"),
+}
+DECLARED = (
+    ("llmrouter/mbpp", "arena_hard_v2/coding"),
+    ("llmrouter/math", "llmrouter/gsm8k"),
+    ("mmlu/*physics", "mmlu/*chemistry", "llmrouter/arc*"),
+    ("mmlu_pro/business", "mmlu/*accounting", "mmlu/marketing"),
+    ("mmlu/philosophy", "mmlu/prehistory", "mmlu/world_religions"),
+    ("mmlu/*psychology", "mmlu/sociology"),
+    ("arena_hard_v2/creative_writing",),
+    ("clinc150/small_talk/*",),
+    ("bbh/*",),
+)
+"""The kinds of the 600 prompts of `suggest`, 50 of each."""
 OTHER_TOPICS = ("clinc150/oos", "clinc150/small_talk/*", "clinc150/utility/[cdmrsw]*")
 """Prompts of `general`: no set declares these topics."""
 EXAMPLES, TESTED = (12, 30), 60
@@ -134,9 +157,10 @@ def train_and_test(
     }
 
 
-def run(data: Path, *, seeds: int) -> None:
-    """Print the figures of every set."""
+def run(data: Path, home: Path, *, seeds: int) -> None:
+    """Print the figures of every set, and the proposals."""
     rows = public_prompts(data)
+    suggest(rows, home)
     with cached_encoder() as encoder:
         for given in EXAMPLES:
             print(f"{given} examples: macro lowest general precision reported escalated")
@@ -146,3 +170,19 @@ def run(data: Path, *, seeds: int) -> None:
                 means.append(np.mean([list(one.values()) for one in runs], axis=0))
                 print(f"  {name:12}", *(f"{value:.3f}" for value in means[-1]), flush=True)
             print(f"  {'mean':12}", *(f"{value:.3f}" for value in np.mean(means, axis=0)), flush=True)
+
+
+def suggest(rows: Sequence[tuple[str, str]], home: Path) -> None:
+    """Print what is proposed for 600 prompts by the router in use under `home`, with three categories undeclared."""
+    artifact = ArtifactStore(home / "artifacts", "router").current()
+    assert artifact is not None, f"no router is in use under {home}"
+    shipped = load(ROOT / "experts.yaml", environ={})
+    kept = tuple(category for category in shipped.categories if category.name not in UNDECLARED)
+    random, kind_of = np.random.default_rng(0), dict[str, str]()
+    for name, patterns in [*UNDECLARED.items(), *(("declared", patterns) for patterns in DECLARED)]:
+        own = sorted({text for label, text in rows if any(fnmatch.fnmatch(label, pattern) for pattern in patterns)})
+        kind_of |= dict.fromkeys((str(text) for text in random.permutation(own)[:50]), name)
+    unexplained, found = propose_categories(shipped.model_copy(update={"categories": kept}), artifact, list(kind_of))
+    print(f"suggest: {unexplained} of {len(kind_of)} prompts unexplained")
+    for one in found:
+        print(f"  {one.name}: {one.prompts} prompts, terms {', '.join(one.terms)}")

@@ -11,9 +11,10 @@ from coe.artifacts.active_state import packaged_router
 from coe.artifacts.artifact_sync import synced_store
 from coe.artifacts.store import ArtifactStore
 from coe.cli.common import Config, Json, declaration_for, print_result
+from coe.learning.router_comparison import judge
 from coe.learning.router_round import build_router, logged_corrections, training_pairs
 from coe.measuring.tables import pairs_digest
-from coe.reports.training import judge, training_lines, training_report
+from coe.reports.training import training_lines, training_report
 from coe.terminal import exit_on_sigterm
 
 Data = Annotated[Path | None, typer.Option("--data", help="JSONL or parquet with prompt and category.")]

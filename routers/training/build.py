@@ -39,13 +39,13 @@ from routers.training.fitting import (
 )
 from routers.training.multilingual import english_part, foreign_texts, train_multilingual
 
-Progress = Callable[[str, float], None]
+Progress = Callable[[str, float], None] | None
 
 
 class StageTimer:
     """Measures the stages of a run in seconds and reports them to `progress`."""
 
-    def __init__(self, progress: Progress | None) -> None:
+    def __init__(self, progress: Progress) -> None:
         self._progress = progress or (lambda stage, share: None)
         self.seconds: dict[str, float] = {}
 
@@ -68,13 +68,7 @@ def single_blas_thread() -> Iterator[None]:
 
 
 def train(
-    examples: Sequence[Example],
-    *,
-    support: Support | None,
-    encoder: str,
-    out: Path,
-    progress: Progress | None,
-    threads: int,
+    examples: Sequence[Example], support: Support | None, *, encoder: str, out: Path, progress: Progress, threads: int
 ) -> dict[str, Any]:
     """Train a router. Parameters and errors as in `routers.build`."""
     timer = StageTimer(progress)

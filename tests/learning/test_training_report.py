@@ -12,9 +12,10 @@ import numpy as np
 
 import routers
 from coe.core import Prediction
+from coe.learning.router_comparison import compare
 from coe.learning.support import with_support
 from coe.reports import novelty
-from coe.reports.training import compare, macro_recall, weakest
+from coe.reports.training import macro_recall, weakest
 from routers.examples import build_training_set
 from tests.fakes import registry_of
 
