@@ -79,7 +79,7 @@ def export_encoder(encoder: str, *, out: Path, threads: int = 1) -> OnnxEncoder:
 def build(
     examples: Sequence[Example],
     *,
-    support: Support | None = None,
+    support: Support = lambda given, embed: given,
     encoder: str = DEFAULT_ENCODER,
     out: Path,
     progress: Callable[[str, float], None] | None = None,

@@ -52,7 +52,7 @@ MULTILINGUAL_HEAD = "multilingual.npz"
 EXEMPLARS = "exemplars.json"
 """Digests of the texts behind the exemplars of SEMANTIC, used in explanations only."""
 HELD_OUT = "held_out.json"
-"""The category that was predicted for each training text, by heads that were not fitted on it; by the text's digest."""
+"""The category predicted for each given text of the English heads, by heads not fitted on it; by the text's digest."""
 VERSIONED_FILES = (CONFIG, TOKENIZER, NETWORK, LEXICAL, STATIC, SEMANTIC)
 
 FAST, ENCODER, MULTILINGUAL = "fast", "encoder", "multilingual"

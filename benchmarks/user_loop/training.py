@@ -11,7 +11,6 @@ Embeddings are kept in a folder of the temporary directory, so that a later run 
 from __future__ import annotations
 
 import fnmatch
-import json
 import pickle
 import shutil
 import tempfile
@@ -37,11 +36,17 @@ from coe.reports.training import macro_recall
 from routers.cascade import NETWORK, TOKENIZER
 from routers.encoders import OnnxEncoder
 
-SETS: Mapping[str, Mapping[str, Any]] = YAML(typ="safe").load(
-    Path(__file__).with_name("training_sets.yaml").read_text()
-)
-WRITTEN = ("shop", "clinic", "office")
+
+def _read(name: str) -> Any:
+    return YAML(typ="safe").load(Path(__file__).with_name(name).read_text())
+
+
+SETS: Mapping[str, Mapping[str, Any]] = _read("training_sets.yaml")
+FRESH = ("speaker", "fintech", "school")
+"""Sets that no rule was chosen on."""
+WRITTEN = ("shop", "clinic", "office", *FRESH)
 """Sets with examples that we wrote; those of the others are drawn from the data."""
+PROMPTS: Mapping[str, Sequence[str]] = _read("training_prompts.yaml")
 UNDECLARED: Mapping[str, Sequence[str]] = {
     "law": ("mmlu/professional_law", "mmlu/jurisprudence", "mmlu_pro/law", "legalbench/*"),
     "medicine": ("pubmedqa/*", "mmlu/clinical*", "mmlu/college_medicine", "mmlu_pro/health"),
@@ -115,15 +120,13 @@ def split(name: str, rows: Sequence[tuple[str, str]], seed: int) -> dict[str, tu
     """By category of the set: prompts to declare, and others to test."""
     random, used, parts = np.random.default_rng([seed, zlib.crc32(name.encode())]), set[str](), {}
     wanted = {category: declared["prompts"] for category, declared in SETS[name].items()} | {GENERAL: OTHER_TOPICS}
-    written = map(json.loads, Path(__file__).with_name("training_prompts.jsonl").read_text().splitlines())
-    examples = [(row["category"], row["prompt"]) for row in written if name in WRITTEN]
     for category, patterns in wanted.items():
         own = {text for label, text in rows if any(fnmatch.fnmatch(label, pattern) for pattern in patterns)}
         prompts = sorted(own - used)
         used |= own
         random.shuffle(prompts)
         given = 0 if category == GENERAL else max(EXAMPLES)
-        own_examples = [text for label, text in examples if label == category] or prompts[:given]
+        own_examples = list(PROMPTS.get(category, ())) if name in WRITTEN else prompts[:given]
         random.shuffle(own_examples)
         parts[category] = own_examples, prompts[given : given + (TESTED if given else 2 * TESTED)]
     return parts

@@ -17,7 +17,6 @@ from typer.core import TyperGroup
 from coe import __version__
 from coe.cli import (
     benchmark,
-    categories,
     chat,
     check,
     index,
@@ -130,7 +129,7 @@ _PANELS: Mapping[str, Mapping[str, Callable[..., Any] | typer.Typer]] = {
     },
     "Learn": {
         "train": train.train,
-        "categories": categories.app,
+        "categories": train.categories,
         "retrain": retrain.retrain,
         "corrections": retrain.corrections,
         "promote": promote.promote,
@@ -142,16 +141,12 @@ _PANELS: Mapping[str, Mapping[str, Callable[..., Any] | typer.Typer]] = {
 """The verbs by panel of the help."""
 
 
-def _add_verbs() -> None:
-    for panel, verbs in _PANELS.items():
-        for name, verb in verbs.items():
-            if isinstance(verb, typer.Typer):
-                app.add_typer(verb, name=name, rich_help_panel=panel, epilog=_epilog(name))
-            else:
-                app.command(name, rich_help_panel=panel, epilog=_epilog(name))(verb)
-
-
-_add_verbs()
+for _panel, _verbs in _PANELS.items():
+    for _name, _verb in _verbs.items():
+        if isinstance(_verb, typer.Typer):
+            app.add_typer(_verb, name=_name, rich_help_panel=_panel, epilog=_epilog(_name))
+        else:
+            app.command(_name, rich_help_panel=_panel, epilog=_epilog(_name))(_verb)
 
 
 def main() -> None:

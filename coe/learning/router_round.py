@@ -119,7 +119,7 @@ def _with_categories(pairs: Sequence[Pair], added: Mapping[str, str]) -> list[Pa
 
 
 def build_router(
-    pairs: Sequence[Pair], out: Path, *, encoder: str, corrected: Sequence[Correction] = (), registry: Registry
+    pairs: Sequence[Pair], out: Path, *, corrected: Sequence[Correction], registry: Registry
 ) -> Mapping[str, Any]:
     """Train a router on (prompt, category) pairs and the corrections into the folder `out`, and give it those that it
     still does not follow as exemplars. Returns its metrics."""
@@ -129,7 +129,7 @@ def build_router(
     examples = [routers.Example(*pair) for pair in _with_categories(pairs, added)]
     with progress_bar("training") as progress:
         support = partial(with_support, descriptions={one.name: one.description for one in registry.categories})
-        metrics = routers.build(examples, support=support, encoder=encoder, out=out, progress=progress)
+        metrics = routers.build(examples, support=support, encoder=registry.router.encoder, out=out, progress=progress)
     exemplars, report = fit_corrections(out, corrected, pairs, registry)
     if exemplars is not None:
         exemplars.write(out)

@@ -29,7 +29,6 @@ from routers.training.fitting import (
     TrainingData,
     choose_regularization,
     cross_fit,
-    exemplar_rows,
     folds,
     simulate_cascade,
     topic_folds,
@@ -68,7 +67,7 @@ def single_blas_thread() -> Iterator[None]:
 
 
 def train(
-    examples: Sequence[Example], support: Support | None, *, encoder: str, out: Path, progress: Progress, threads: int
+    examples: Sequence[Example], support: Support, *, encoder: str, out: Path, progress: Progress, threads: int
 ) -> dict[str, Any]:
     """Train a router. Parameters and errors as in `routers.build`."""
     timer = StageTimer(progress)
@@ -78,12 +77,8 @@ def train(
     with timer.stage("export"):
         network = export_quantised(encoder, out=out, threads=threads)
     with timer.stage("support") as report, single_blas_thread():
-        if support is not None:
-            training_set = support(training_set, lambda texts: network.features(texts, report))
-    added = len(training_set.texts) - count
-    training_set, multilingual, held_out_foreign = write_multilingual_head(
-        training_set, out=out, threads=threads, timer=timer
-    )
+        training_set = support(training_set, partial(network.features, progress=report))
+    training_set, multilingual = write_multilingual_head(training_set, out=out, threads=threads, timer=timer)
     with timer.stage("embed") as report:
         embeddings = network.features(training_set.texts, report)
     with timer.stage("distil") as report:
@@ -99,22 +94,19 @@ def train(
         ensemble, in_distribution = tune(held_out.part(rows), new_topics.part(rows), data.labels[rows])
         held_out, new_topics = held_out.part(declared), new_topics.part(declared)
     with timer.stage("fit"), single_blas_thread():
-        write_heads(data, regularization, out=out)
-        rows = exemplar_rows(data, np.arange(len(data.labels)))
-        write_json(out / EXEMPLARS, {"digests": [prompt_digest(training_set.texts[row]) for row in rows]})
+        exemplars = write_heads(data, regularization, out=out)
     categories, has_head = training_set.categories, multilingual is not None
     config = RouterConfig(categories, ROUTING_TOKENS, has_head, ensemble, in_distribution)
-    predicted = simulate_cascade(held_out.in_scope, ensemble, in_distribution).posterior.argmax(axis=1)
-    texts = [training_set.texts[row] for row in declared]
-    found = {**held_out_foreign, **dict(zip(texts, predicted.tolist(), strict=True))}
-    write_json(out / HELD_OUT, {prompt_digest(text): categories[label] for text, label in found.items()})
+    digests = list(map(prompt_digest, training_set.texts))
+    best = simulate_cascade(held_out.in_scope, ensemble, in_distribution).best
+    write_json(out / EXEMPLARS, {"digests": [digests[row] for row in exemplars]})
+    write_json(out / HELD_OUT, {digests[row]: categories[i] for row, i in zip(declared, best, strict=True)})
     write_json(out / CONFIG, asdict(config))
     return {
         "examples": count,
-        "support": added,
         "dropped": training_set.dropped,
         "encoder": {"dimensions": data.dimensions, "width": data.embeddings.shape[1]},
-        "regularization": asdict(regularization),
+        "regularization": regularization,
         "multilingual": multilingual,
         **training_metrics(held_out, new_topics, data.labels[declared], categories, ensemble, in_distribution),
         "bytes": {path.name: path.stat().st_size for path in sorted(out.iterdir())},
@@ -124,27 +116,25 @@ def train(
 
 def write_multilingual_head(
     training_set: TrainingSet, *, out: Path, threads: int, timer: StageTimer
-) -> tuple[TrainingSet, dict[str, Any] | None, dict[str, int]]:
+) -> tuple[TrainingSet, dict[str, Any] | None]:
     """Train the head for texts that are not English, where the packages of the extra `multilingual` exist.
 
-    Returns the texts for the English heads, the held-out metrics of the written head, and its held-out predictions; all
-    texts, None and no prediction on other platforms. Raises DataError if the extra is missing.
+    Returns the texts for the English heads, and the held-out metrics of the written head; all texts and None on other
+    platforms. Raises DataError if the extra is missing.
     """
     (out / MULTILINGUAL_HEAD).unlink(missing_ok=True)
     if not is_installed():
         if IS_AVAILABLE:
             remedy = f"run `{pip_install('multilingual')}`"
             raise DataError(f"training needs the extra `multilingual`, for prompts in other languages; {remedy}")
-        return training_set, None, {}
+        return training_set, None
     foreign = foreign_texts(training_set.texts, out / TOKENIZER)
     with timer.stage("multilingual") as report, single_blas_thread():
-        head, metrics, held_out = train_multilingual(
+        head, metrics = train_multilingual(
             training_set, foreign, tokenizer=out / TOKENIZER, threads=threads, report=report
         )
         write_arrays(out / MULTILINGUAL_HEAD, head.arrays())
-    own = set(np.array(training_set.texts, dtype=object)[training_set.declared])
-    held_out = {text: label for text, label in held_out.items() if text in own}
-    return english_part(training_set, foreign) or training_set, metrics, held_out
+    return english_part(training_set, foreign) or training_set, metrics
 
 
 def balanced_rows(rows: Labels, labels: Labels) -> Labels:

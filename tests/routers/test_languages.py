@@ -326,7 +326,7 @@ def test_topics_learned_in_english_hold_in_another_language(built: Built) -> Non
     assert set(english.texts).isdisjoint(GERMAN.values())
 
     encode = TopicEncoder()
-    head, metrics, _ = train_multilingual(
+    head, metrics = train_multilingual(
         training_set,
         foreign,
         tokenizer=tokenizer,
@@ -349,7 +349,7 @@ def test_a_training_set_without_english_texts_is_trained(built: Built) -> None:
         vectors = np.array([[*row, 1.0] for row in rows], dtype=np.float32)
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
-    head, metrics, _ = train_multilingual(
+    head, metrics = train_multilingual(
         training_set,
         np.ones(len(german), dtype=bool),
         tokenizer=built[0] / "tokenizer.json",
