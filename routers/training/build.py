@@ -18,8 +18,8 @@ import numpy as np
 from coe.errors import DataError, pip_install
 from routers.calibration import Floats
 from routers.cascade import CONFIG, EXEMPLARS, HELD_OUT, MULTILINGUAL_HEAD, TOKENIZER, RouterConfig
-from routers.encoders import ROUTING_TOKENS, OnnxEncoder
-from routers.examples import Example, Support, TrainingSet, build_training_set, prompt_digest, write_arrays, write_json
+from routers.encoders import ROUTING_TOKENS, OnnxEncoder, Support
+from routers.examples import Example, TrainingSet, build_training_set, prompt_digest, write_arrays, write_json
 from routers.heads import LexicalFeatures, distil, lexical_matrix
 from routers.multilingual import IS_AVAILABLE, is_installed
 from routers.tokens import FAST_CHARACTERS, WordCachedTokenizer, load_tokenizer, truncate_middle
@@ -76,8 +76,8 @@ def train(
     (out / CONFIG).unlink(missing_ok=True)  # written last: a folder without it is not a router
     with timer.stage("export"):
         network = export_quantised(encoder, out=out, threads=threads)
-    with timer.stage("support") as report, single_blas_thread():
-        training_set = support(training_set, partial(network.features, progress=report))
+    with timer.stage("support"), single_blas_thread():
+        training_set = support(training_set, network)
     training_set, multilingual = write_multilingual_head(training_set, out=out, threads=threads, timer=timer)
     with timer.stage("embed") as report:
         embeddings = network.features(training_set.texts, report)

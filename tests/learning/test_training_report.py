@@ -66,11 +66,14 @@ def embed(texts: Any) -> Any:
     return np.column_stack((about, 1 - about)) + noise
 
 
+ENCODER: Any = SimpleNamespace(features=lambda texts, progress=None: embed(texts), dimensions=2)
+
+
 def test_a_category_with_few_prompts_gets_its_description_and_shipped_prompts_of_its_topic() -> None:
     own = [routers.Example(f"python function {n}", "programs") for n in range(8)]
     rest = [one for one in routers.starter_examples() if one.category == "general"][:80]
     given = build_training_set([*own, *rest])
-    grown = with_support(given, embed, descriptions={"programs": "Python code"})
+    grown = with_support(given, ENCODER, descriptions={"programs": "Python code"})
     assert grown.declared.sum() == len(given.texts)
     assert "programs: Python code" in grown.texts
     joined = {
@@ -79,7 +82,7 @@ def test_a_category_with_few_prompts_gets_its_description_and_shipped_prompts_of
     shipped = {one.prompt for one in routers.starter_examples() if one.category == "code"}
     assert len(joined & shipped) > 100
     many = build_training_set([routers.Example(f"python function {n}", "programs") for n in range(60)] + rest)
-    assert with_support(many, embed, descriptions={}) is many
+    assert with_support(many, ENCODER, descriptions={}) is many
 
 
 def test_prompts_of_a_shipped_category_that_is_not_declared_become_a_proposal(monkeypatch: Any) -> None:
@@ -95,9 +98,8 @@ def test_prompts_of_a_shipped_category_that_is_not_declared_become_a_proposal(mo
         def predict(self, texts: Any) -> list[Prediction]:
             return [Prediction(np.array([0.01, 0.99], dtype=np.float32), "fast") for _ in texts]
 
-    encoder = SimpleNamespace(features=lambda texts, progress=None: embed(texts))
     monkeypatch.setattr(routers, "starter_examples", lambda: shipped)
-    monkeypatch.setattr(routers, "load_encoder", lambda *_, **__: encoder)
+    monkeypatch.setattr(routers, "load_encoder", lambda *_, **__: ENCODER)
     monkeypatch.setattr(novelty, "load_router", lambda *_: General())
     texts = [f"sql query {n}" for n in range(20)] + [f"good morning {n}" for n in range(20)]
     artifact: Any = SimpleNamespace(folder=Path())
