@@ -185,7 +185,8 @@ def suggest(rows: Sequence[tuple[str, str]], home: Path) -> None:
     for name, patterns in [*UNDECLARED.items(), *(("declared", patterns) for patterns in DECLARED)]:
         own = sorted({text for label, text in rows if any(fnmatch.fnmatch(label, pattern) for pattern in patterns)})
         kind_of |= dict.fromkeys((str(text) for text in random.permutation(own)[:50]), name)
-    unexplained, found = propose_categories(shipped.model_copy(update={"categories": kept}), artifact, list(kind_of))
+    declared = type(shipped).model_construct(**{**dict(shipped), "categories": kept})  # a copy would keep cached names
+    unexplained, found = propose_categories(declared, artifact, list(kind_of))
     print(f"suggest: {unexplained} of {len(kind_of)} prompts unexplained")
     for one in found:
         print(f"  {one.name}: {one.prompts} prompts, terms {', '.join(one.terms)}")

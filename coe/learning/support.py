@@ -28,11 +28,13 @@ C = 3.0
 """scikit-learn's inverse regularization of the two classifiers that compare topics."""
 MIN_SHARE = 0.5
 """Share of the given prompts of a category that fall into the shipped category whose topic it shares."""
-MIN_COVERED, MIN_BACK = 0.55, 0.15
+MIN_COVERED, MIN_BACK = 0.5, 0.15
 """A shipped category is covered if given prompts are near its prompts, on a scale from 0 (as near as prompts of other
 topics) to 1 (as near as its own), or if this share of them falls into one given category. Where topics are the same,
 coverage is .55 to 1.3, but as low as 0.3 for code; where the given categories are a small part, it is at most .4
 (docs/experiments/router-training.md)."""
+COMPARED = 13
+"""Texts of a category that its coverage is measured with; with more, coverage falls."""
 MAX_LIKE, MAX_BACKGROUND = 50, 3
 """Shipped prompts of a category, and of `general`, as multiples of the prompts given for the category, and for all."""
 
@@ -80,8 +82,8 @@ def _choose(
             continue
         inside = topic == index
         is_free &= ~inside
-        near = sentences[: len(given)][np.isin(given, sharing)]
-        if _coverage(sentences[len(given) :], inside, near) < MIN_COVERED:
+        near = np.concatenate([np.flatnonzero(given == label)[:COMPARED] for label in sharing])
+        if _coverage(sentences[len(given) :], inside, sentences[near]) < MIN_COVERED:
             sharing = [label for label in sharing if (best[inside] == label).mean() >= MIN_BACK]
         joins = inside & np.isin(best, [*sharing, general])
         for column, label in enumerate(sharing):

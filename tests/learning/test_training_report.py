@@ -12,6 +12,7 @@ import numpy as np
 
 import routers
 from coe.core import Prediction
+from coe.learning import support
 from coe.learning.router_comparison import compare
 from coe.learning.support import with_support
 from coe.reports import novelty
@@ -83,6 +84,28 @@ def test_a_category_with_few_prompts_gets_its_description_and_shipped_prompts_of
     assert len(joined & shipped) > 100
     many = build_training_set([routers.Example(f"python function {n}", "programs") for n in range(60)] + rest)
     assert with_support(many, ENCODER, descriptions={}) is many
+
+
+def test_categories_that_share_a_shipped_topic_divide_its_prompts(monkeypatch: Any) -> None:
+    axes = {"atom": (1, 1, 0, 0, 0), "cell": (1, 0, 1, 0, 0), "court": (0, 0, 0, 1, 0), "hello": (0, 0, 0, 0, 1)}
+    axes |= {"physics:": axes["atom"], "life:": axes["cell"]}  # the names with their descriptions
+
+    def features(texts: Any) -> Any:
+        noise = np.random.default_rng(0).normal(scale=0.05, size=(len(texts), 5))
+        return np.array([axes[text.split()[0]] for text in texts]) + noise
+
+    topics = (("atom", "science"), ("cell", "science"), ("court", "law"))
+    shipped = [routers.Example(f"{word} {n}", name) for word, name in topics for n in range(40)]
+    monkeypatch.setattr(support, "starter_examples", lambda: shipped)
+    own = (("atom", "physics", 8), ("cell", "life", 8), ("hello", "general", 60))
+    given = build_training_set(
+        [routers.Example(f"{word} of mine {n}", name) for word, name, count in own for n in range(count)]
+    )
+    encoder: Any = SimpleNamespace(features=features, dimensions=5)
+    grown = with_support(given, encoder, descriptions={})
+    joined = {text: grown.categories[label] for text, label in zip(grown.texts, grown.labels, strict=True)}
+    assert {joined[f"atom {n}"] for n in range(40)} == {"physics"}
+    assert {joined[f"cell {n}"] for n in range(40)} == {"life"}
 
 
 def test_prompts_of_a_shipped_category_that_is_not_declared_become_a_proposal(monkeypatch: Any) -> None:
