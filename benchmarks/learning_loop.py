@@ -185,6 +185,7 @@ def coverage(scored_prompts: ScoredPrompts, *, logs: int = LOG_COUNT) -> dict[st
             rows,
             chosen=chosen.astype(np.int16),
             propensity=chances[rows, chosen].astype(np.float32),
+            propensities=chances[rows].astype(np.float32),
             reward=scored_prompts.scores[rows, chosen].astype(np.float32),
             kind=np.zeros(LOG_REQUESTS, dtype=np.int8),
         )

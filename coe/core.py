@@ -46,7 +46,7 @@ OPTIONAL_CAPABILITIES: frozenset[Capability] = frozenset(("files", "json_object"
 """Capabilities that restrict routing only if an expert declares them. Other servers usually ignore the field."""
 Reason = Literal["routed", "explored", "uncertain", "sticky", "pinned", "rule", "spilled", "fallback", "cached"]
 RetrievalMode = Literal["auto", "on", "off"]
-"""When passages are retrieved for a request: if the gate expects a gain, always, or never."""
+"""Condition for retrieving passages for a request: that the gate expects a gain, always, or never."""
 Purpose = Literal["score", "chat"]
 """CoE command that sent a request. Reports and learning ignore the records of such requests."""
 Scope = Literal["chat", "route", "feedback", "admin"]
@@ -240,9 +240,9 @@ class Decision:
 
     `candidates` is the fallback order and starts with the selected expert. `category` and `confidence` come from the
     prediction. `propensity` is the probability with which the policy selects the first candidate (1.0 without
-    exploration), `propensities` that of each candidate (empty without exploration). `utility` is the expected quality
-    minus price of each candidate, `price` the amount subtracted. Both are empty for a pinned expert; `price` is also
-    empty if every price is 0.
+    exploration), `propensities` that of each candidate (empty if no other could have been chosen). `utility` is the
+    expected quality minus price of each candidate, `price` the amount subtracted. Both are empty for a pinned expert;
+    `price` is also empty if every price is 0.
 
     After a fallback, `fallback_from` is the first choice and `cause` the reason why it did not answer. A failed request
     has a `cause` too. Otherwise both are empty. `rule` is that of the prediction.

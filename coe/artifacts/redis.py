@@ -238,22 +238,22 @@ ASPECTS: tuple[Aspect, ...] = get_args(Aspect)
 class TrafficReport:
     """At `time` (Unix seconds): experts by kind of alarm, and whether each tested aspect has shifted.
 
-    `sentences` describe the alarms; `told` are those that the webhook has accepted."""
+    `sentences` describe the alarms; `notified` are those that the webhook has accepted."""
 
     time: float
     alarms: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     drift: Mapping[str, bool] = field(default_factory=dict)
     sentences: tuple[str, ...] = ()
-    told: tuple[str, ...] = ()
+    notified: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, report: Mapping[str, Any], *, now: float, told: Sequence[str] = ()) -> TrafficReport:
+    def of(cls, report: Mapping[str, Any], *, now: float, notified: Sequence[str] = ()) -> TrafficReport:
         """The part of a `coe report` that metrics show."""
         alarms: dict[str, tuple[str, ...]] = {}
         for alarm in report["alarms"]:
             alarms[alarm["kind"]] = (*alarms.get(alarm["kind"], ()), alarm["expert"])
         drift = {finding["aspect"]: bool(finding["alarm"]) for finding in report["drift"]["findings"]}
-        return cls(now, alarms, drift, tuple(alarm.get("sentence", "") for alarm in report["alarms"]), tuple(told))
+        return cls(now, alarms, drift, tuple(alarm.get("sentence", "") for alarm in report["alarms"]), tuple(notified))
 
     def to_json(self) -> bytes:
         return orjson.dumps(asdict(self))
@@ -267,16 +267,16 @@ def read_traffic_report(path: Path) -> TrafficReport | None:
         drift: dict[str, bool] = {
             aspect: bool(found["drift"][aspect]) for aspect in ASPECTS if aspect in found["drift"]
         }
-        sentences, told = (tuple(map(str, found[name])) for name in ("sentences", "told"))
-        return TrafficReport(float(found["time"]), alarms, drift, sentences, told)
+        sentences, notified = (tuple(map(str, found[name])) for name in ("sentences", "notified"))
+        return TrafficReport(float(found["time"]), alarms, drift, sentences, notified)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
 
 
-def publish_traffic_report(settings: Settings, report: Mapping[str, Any], told: Sequence[str] = ()) -> None:
+def publish_traffic_report(settings: Settings, report: Mapping[str, Any], notified: Sequence[str] = ()) -> None:
     """Store the report of `coe report` for this machine's gateways, and for other machines where artifacts are
     shared."""
-    content = TrafficReport.of(report, now=time.time(), told=told).to_json()
+    content = TrafficReport.of(report, now=time.time(), notified=notified).to_json()
     settings.artifacts.mkdir(parents=True, exist_ok=True)
     share = open_shared(load(settings.config, environ=settings.environ).artifacts)
     if share is not None:

@@ -46,7 +46,8 @@ Deviations = Annotated[
 ]
 Forget = Annotated[bool, typer.Option("--forget", help="Return to the assignment declared in experts.yaml.")]
 DropFeedback = Annotated[
-    bool, typer.Option("--drop-feedback", help="Plan on the scores alone, without what `coe retrain` learned.")
+    bool,
+    typer.Option("--drop-feedback", help="Plan on the scores alone, without the ratings."),
 ]
 LogSince = Annotated[
     str, typer.Option("--log-since", help="Also measure uses in the routing log since then (30d, 12h); 0 for none.")
@@ -91,7 +92,7 @@ def plan_lines(report: Mapping[str, Any], scores: Path, *, is_dry_run: bool) -> 
     assignment, against = comparison(report)
     yield assignment
     yield from _notes(report, scores)
-    yield ages(report["measured_at"])
+    yield ages(report["measured_at"], report["demoted"])
     used = ", ".join(f"{name} {value:.4g}" for name, value in report["used"].items())
     yield f"\nplanned quality {report['quality']:.4f}; {used}\n"
     losses = {name: "no plan without it" if lost is None else lost for name, lost in report["value_of_expert"].items()}

@@ -37,7 +37,7 @@ def report(days: Days = 7, publish: Publish = False, config: Config = None, json
     settings = settings_for(config)
     found = build_report(settings, now=time.time(), days=days)
     if publish:
-        publish_report(settings, found)
+        found = publish_report(settings, found)
     print_result(found, _report_lines(found), json=json)
 
 
@@ -50,7 +50,7 @@ def _status_rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         since = f", since {_time(in_use[kind]['since'])} by {in_use[kind]['by']}" if in_use[kind]["since"] else ""
         yield kind, f"{in_use[kind]['version'] or 'none, or as declared'}{since}"
     yield from ((f"damaged {kind}", problem) for kind, problem in found["damaged"].items())
-    yield "scores", ages(found["measured_at"])
+    yield "scores", ages(found["measured_at"], found["demoted"])
     yield from (("experts.yaml", one["sentence"]) for one in found["consequences"])
     for device in found["residency"]:
         yield from _residency_rows(device)

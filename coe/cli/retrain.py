@@ -77,18 +77,9 @@ def retrain(
 
 def corrections(remove: Remove = None, config: Config = None, json: Json = False) -> None:
     """List corrected prompts, and which of them the router in use has as exemplars; --remove withdraws them at once."""
-    from routers.corrections import Corrections
-
-    settings, now = settings_for(config), time.time()
-    with open_job(settings, since=now, now=now, dry_run=not remove) as job:
-        exemplars = Corrections.read(job.in_use.folder)
-        found = [
-            one for one in router_round.read_corrections(job.logs) if one.digest.startswith(tuple(remove or ("",)))
-        ]
-        if remove:
-            router_round.withdraw(job.logs, found, now=now)
-            conclude(ROUTER, router_round.judge(job), job)
-    used = [] if exemplars is None else exemplars.digests.tolist()
+    settings = settings_for(config)
+    registry, used = router_round.exemplars_in_use(settings)
+    found = router_round.withdraw(settings, remove) if remove else router_round.all_corrections(settings, registry)
     columns = ("id", "category", "was", "exemplar", "key", "request", "prompt")
     rows = [
         (one.digest, one.category, one.was, one.digest in used, one.event.key, one.event.request_id, one.prompt[:80])

@@ -1,8 +1,9 @@
 """Sends exploration where it can change the plan: to experts that may be better than the chosen one.
 
 The declared rate is the share of all requests that explore. Experts within the declared loss keep a part of it, so that
-the log still shows one that changes. What that leaves goes to cells by expected improvement: how much better than the
-chosen expert they are expected to be where they are better. Arrays have m categories and k experts.
+the log still shows one that changes. What that leaves goes, in each category, to the one expert with the largest
+expected improvement: how much better than the chosen expert it is expected to be where it is better. Evidence needs
+many answers of one expert, so a second one waits. Arrays have m categories and k experts.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ KEPT = 0.15
 """Part of the declared rate that every category keeps."""
 MAX_RATE = 0.4
 """Largest share of a category's requests that explore, where the declared rate is smaller."""
+PRIOR_SCORES, DEVIATION = 10.0, 0.42
+"""Ratings that the plan's own quality counts for, few because it is what may have changed, and the deviation of one."""
 MIN_MOVED = 0.25
 """Share of the exploration that has to go elsewhere before a plan is promoted for it."""
 
@@ -31,16 +34,23 @@ def exploration_weights(assignment: Assignment, refit: Refit, mix: Array, *, rat
     """
     from scipy.stats import norm
 
-    is_measured, value = np.isfinite(assignment.quality), refit.quality - assignment.price
-    error = refit.table.error(pseudo_count=refit.weighting.pseudo_count)
     chosen = np.array([assignment.experts.index(name) for name in assignment.choice])[:, None]
-    lead = value - np.take_along_axis(value, chosen, axis=1)
-    explored = is_measured & (lead >= -loss)
+
+    def lead(values: Array) -> Array:
+        return values - np.take_along_axis(values, chosen, axis=1)
+
+    is_measured, count = np.isfinite(assignment.quality), refit.feedback.count
+    explored = is_measured & (lead(refit.quality - assignment.price) >= -loss)
     if assignment.unmeasured is not None:
         explored |= assignment.unmeasured
     np.put_along_axis(explored, chosen, False, axis=1)
-    spread = np.hypot(error, np.take_along_axis(error, chosen, axis=1)) + 1e-9
-    improvement = np.where(explored, lead * norm.cdf(lead / spread) + spread * norm.pdf(lead / spread), 0.0)
+    believed = np.where(is_measured, assignment.quality + refit.level, refit.quality)
+    rated = np.nan_to_num(refit.feedback.mean) * count
+    gain = lead((rated + PRIOR_SCORES * believed) / (count + PRIOR_SCORES) - assignment.price)
+    variance = DEVIATION**2 / (count + PRIOR_SCORES)
+    spread = np.sqrt(variance + np.take_along_axis(variance, chosen, axis=1))
+    improvement = np.where(explored, gain * norm.cdf(gain / spread) + spread * norm.pdf(gain / spread), 0.0)
+    improvement *= improvement == improvement.max(axis=1, keepdims=True)
     weights = explored * (KEPT / np.maximum(explored.sum(axis=1, keepdims=True), 1))
     most = max(MAX_RATE / rate, 1.0)
     for _ in range(len(mix)):  # what a full category cannot take goes to the others

@@ -182,13 +182,14 @@ def judge_plan(
 
 
 def with_residual_alone(judged: JudgedPlan, current: CurrentPlan, *, solve_plan: SolvePlan, gain: str) -> JudgedPlan:
-    """Return a plan with the residual of `solve_plan` and no move, promoted for its `gain`; `judged` itself where the
-    budget would then send a category to another expert."""
-    before = current.assignment
+    """Return a plan with the residual of `solve_plan`, no move and the exploration of `judged`, promoted for its
+    `gain`; `judged` itself where the budget would then send a category to another expert."""
     candidate = PlanBuilder(current, {}, solve_plan, judged.refit.table).solved(())
-    if candidate.choice != before.choice:
+    if candidate.choice != current.assignment.choice:
         return judged
-    judgement = replace(judged.judgement, reason="better", sentence=f"promoted: {gain}")
+    candidate = replace(candidate, exploration=judged.candidate.exploration)
+    sentence = judged.judgement.sentence.removeprefix("promoted: ").removeprefix("kept: ")
+    judgement = replace(judged.judgement, reason="better", sentence=f"promoted: {gain}; {sentence}")
     kept = tuple(move for move in judged.moves if not move.accepted)
     return replace(judged, candidate=candidate, judgement=judgement, moves=kept)
 

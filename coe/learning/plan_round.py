@@ -20,7 +20,7 @@ from coe.errors import DataError
 from coe.learning.experience import Experience, LoadedExperience
 from coe.learning.moves import HeldOutProbes, split_probes
 from coe.learning.plan_candidate import CurrentPlan, JudgedPlan, judge_plan, with_residual_alone
-from coe.learning.refit import MAX_PSEUDO_COUNT, Weighting, agreements, trust_of
+from coe.learning.refit import MAX_PSEUDO_COUNT, Weighting, agreements, still_demoted, trust_of, with_demoted
 from coe.learning.round import Candidate, Job, ManifestFields, RoundState, read_round_states
 from coe.measuring.quality import Quality, read_quality
 from coe.planning.job.basis import BudgetSolver, compare_with_single_experts
@@ -109,6 +109,9 @@ def _judge(job: Job, loaded: LoadedExperience, measured: _Measured, state: Round
     base = measured.table
     if base is None and plan is not None and plan.measured is not None:
         base = plan.measured.over(job.in_use.router.categories, job.columns)
+    measured_at = measured.measured_at or ({} if plan is None else plan.measured_at)
+    demoted = {} if plan is None else still_demoted(plan, measured_at)
+    base = None if base is None else with_demoted(base, demoted)
     judged = judge_plan(
         experience,
         current,
@@ -131,9 +134,20 @@ def _judge(job: Job, loaded: LoadedExperience, measured: _Measured, state: Round
         found = solver.plan(judged.candidate, judged.refit, measured=base, reassigned=reassigned)
         policies = found.policies if plan is None else plan.policies
         rest = None if residual else unused
-        measured_at = {} if plan is None else plan.measured_at
-        against = compare_with_single_experts(found)
-        replace(found, against=against, policies=policies, unused=rest, measured_at=measured_at).save(folder)
+        moved = {move.category for move in judged.moves if move.accepted}
+        found = replace(
+            found,
+            against=compare_with_single_experts(found),
+            policies=policies,
+            unused=rest,
+            measured_at=measured_at,
+            demoted={
+                name: kept
+                for name, drops in demoted.items()
+                if (kept := tuple(drop for drop in drops if drop.category not in moved))
+            },
+        )
+        found.save(folder)
         return {"categories": judged.candidate.categories, "data": job.registry.digest, "metrics": {}}
 
     return Candidate(
@@ -159,6 +173,7 @@ class _Measured:
     table: ScoreTable | None = None
     probes: HeldOutProbes | None = None
     weighting: Weighting = field(default_factory=Weighting)
+    measured_at: Mapping[str, float] = field(default_factory=dict)
 
 
 def _measure(job: Job, folder: Path | None, benchmark: str | None) -> _Measured:
@@ -177,7 +192,7 @@ def _measure(job: Job, folder: Path | None, benchmark: str | None) -> _Measured:
     columns = [data.models.index(name) for name in job.registry.expert_names]
     fitted = fit_pseudo_count(data.categories, data.scores[:, columns])
     weighting = Weighting(pseudo_count=min(fitted, MAX_PSEUDO_COUNT))
-    return _Measured(hashlib.sha256(contents).hexdigest(), table, probes, weighting)
+    return _Measured(hashlib.sha256(contents).hexdigest(), table, probes, weighting, data.measured_at)
 
 
 def _measured_arms(job: Job, folder: Path, data: Quality) -> dict[str, Array]:

@@ -2,11 +2,13 @@
 
 `refit` estimates the quality of each expert in each category from feedback and measured scores together. Bounds keep a
 single tenant, or requests that probably belong to another category, from dominating a cell. Feedback counts less if it
-systematically contradicts the prediction from other tenants' feedback (`agreements`).
+systematically contradicts the prediction from other tenants' feedback (`agreements`). The ratings of an expert that an
+alarm demoted stand in place of its scores until it is measured again.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import NormalDist
 
@@ -14,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.learning.experience import Experience
+from coe.planning.plan import Demoted, Drop, Plan
 from coe.planning.score_table import PSEUDO_COUNT, ScoreTable
 
 Array = NDArray[np.float64]
@@ -112,6 +115,43 @@ def _weighted_median(values: Array, weights: Array) -> float:
     value, weight = value[weight > 0], weight[weight > 0]
     middle = (np.cumsum(weight) - weight / 2) / weight.sum()
     return float(np.interp(0.5, middle, value))
+
+
+# --------------------------------------------------------------------------------------------------- demoted experts
+
+
+def demoted_cells(
+    demoted: Demoted, categories: Sequence[str], experts: Sequence[str]
+) -> Iterator[tuple[tuple[int, int], Drop]]:
+    """Yield the row and column of each drop, where both names are known."""
+    for expert, drops in demoted.items():
+        for drop in drops:
+            if expert in experts and drop.category in categories:
+                yield (categories.index(drop.category), experts.index(expert)), drop
+
+
+def with_demoted(table: ScoreTable, demoted: Demoted) -> ScoreTable:
+    """Return the table with the found ratings in place of the scores."""
+    mean, variance, count = table.mean.copy(), table.variance.copy(), table.count.copy()
+    for cell, drop in demoted_cells(demoted, table.categories, table.experts):
+        mean[cell], variance[cell], count[cell] = drop.found, drop.found * (1 - drop.found), drop.ratings
+    return replace(table, mean=mean, variance=variance, count=count)
+
+
+def demoted_categories(demoted: Demoted) -> dict[str, list[str]]:
+    """Return the categories of each demoted expert."""
+    return {name: [drop.category for drop in drops] for name, drops in demoted.items()}
+
+
+def still_demoted(plan: Plan, measured_at: Mapping[str, float]) -> Demoted:
+    """Return the demoted experts whose scores, of the times `measured_at`, are not newer than the plan's. A recipe is
+    measured with the experts."""
+    now, then = (max(times.values(), default=0.0) for times in (measured_at, plan.measured_at))
+    return {
+        name: drops
+        for name, drops in plan.demoted.items()
+        if measured_at.get(name, now) <= plan.measured_at.get(name, then)
+    }
 
 
 # ---------------------------------------------------------------------------------------------------- trust in tenants

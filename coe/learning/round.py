@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -35,6 +36,7 @@ from coe.learning.log_frame import LogFrame, Logs, open_logs
 from coe.redis import BlockingRedisClient
 from coe.registry import Registry, load
 from coe.settings import Settings
+from coe.terminal import print_error
 
 if TYPE_CHECKING:
     from coe.artifacts.active_state import ActiveState
@@ -46,20 +48,33 @@ LEASE_SECONDS = 30.0
 EXTENSION_SECONDS = 10.0
 """Time between two extensions of the lease."""
 REDIS_TIMEOUT_SECONDS = 5.0
+POLL_SECONDS = 1.0
 
 CheckLock = Callable[[], None]
 """Raises JobError unless this job still holds the lock."""
 
 
-def job_lock(url: str, *, home: Path, lease: float = LEASE_SECONDS) -> AbstractContextManager[CheckLock]:
+@contextmanager
+def job_lock(url: str, *, home: Path, lease: float = LEASE_SECONDS, wait: float = 0.0) -> Iterator[CheckLock]:
     """A context that one job at a time enters, of all that share the Redis at `url` or the state folder `home`.
 
-    Yields a check to call before anything is changed. Raises JobError, which names the holder, where another job runs,
-    and StoreError where Redis does not answer.
+    Yields a check to call before anything is changed. Raises JobError, which names the holder, where another job still
+    runs after `wait` seconds, and StoreError where Redis does not answer.
     """
-    if url.startswith(("redis://", "rediss://")):
-        return _redis_lock(url, lease)
-    return _file_lock(home / "retrain.lock")
+    is_redis, deadline = url.startswith(("redis://", "rediss://")), time.monotonic() + wait
+    with ExitStack() as stack:
+        while True:
+            try:
+                check = stack.enter_context(_redis_lock(url, lease) if is_redis else _file_lock(home / "retrain.lock"))
+                break
+            except JobError as error:
+                if time.monotonic() >= deadline:
+                    raise
+                if wait:
+                    print_error(f"note: waiting for up to {wait:.0f} s: {error}")
+                    wait = 0.0
+            time.sleep(POLL_SECONDS)
+        yield check
 
 
 @contextmanager
@@ -111,7 +126,7 @@ def _redis_lock(url: str, lease: float) -> Iterator[CheckLock]:
 
 
 def _held_error(holder: str) -> JobError:
-    return JobError(f"retrain: another job is running ({holder or 'it has just begun'}); wait for it or stop it")
+    return JobError(f"another job is running ({holder or 'it has just begun'}); wait for it or stop it")
 
 
 STATE_FILE = "rounds.json"

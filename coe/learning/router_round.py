@@ -9,6 +9,7 @@ is left out. `coe train` trains with the functions at the top.
 from __future__ import annotations
 
 import shutil
+import time
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,11 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 from coe.artifacts.active_state import category_texts, check_router
 from coe.artifacts.api_keys import with_admin_key
+from coe.artifacts.artifact_sync import sync_once
 from coe.artifacts.manifest import ROUTER
 from coe.artifacts.versions import REPORT
 from coe.errors import ConfigError, DataError
 from coe.learning.log_frame import Logs, open_logs
-from coe.learning.round import Candidate, Job, ManifestFields, RoundState, read_round_states
+from coe.learning.round import Candidate, Job, ManifestFields, RoundState, conclude, open_job, read_round_states
 from coe.learning.support import with_support
 from coe.measuring.tables import numbered_prompts, pairs_digest
 from coe.records import missing_file
@@ -175,18 +177,48 @@ def read_corrections(logs: Logs) -> list[Correction]:
     ]
 
 
-def logged_corrections(settings: Settings, registry: Registry) -> list[Correction]:
-    """The corrections that count in the log of a service; none before its first request. Raises StoreError."""
+def all_corrections(settings: Settings, registry: Registry) -> list[Correction]:
+    """The corrections in the log of a service; none before its first request. Raises StoreError."""
     if missing_file(registry.log.url, base=settings.home):
         return []
     with open_logs(registry.log.url, base=settings.home) as logs:
-        return choose_corrections(read_corrections(logs), with_admin_key(registry, settings))[0]
+        return read_corrections(logs)
 
 
-def withdraw(logs: Logs, corrected: Sequence[Correction], *, now: float) -> None:
-    """Store that the corrections do not count any more. Raises StoreError."""
-    events = [one.event for one in corrected]
-    logs.append([replace(one, event_id=f"withdrawn_{one.dedup_key.hex()}", time=now, value="") for one in events])
+def logged_corrections(settings: Settings, registry: Registry) -> list[Correction]:
+    """The corrections that count in the log of a service. Raises StoreError."""
+    return choose_corrections(all_corrections(settings, registry), with_admin_key(registry, settings))[0]
+
+
+def exemplars_in_use(settings: Settings) -> tuple[Registry, Collection[str]]:
+    """The declaration, and the digests of the corrections that the router in use has as exemplars."""
+    from routers.corrections import Corrections
+
+    sync_once(settings)
+    registry, artifact = check_router(settings)
+    exemplars = Corrections.read(artifact.folder)
+    return registry, () if exemplars is None else exemplars.digests.tolist()
+
+
+def withdraw(settings: Settings, identifiers: Sequence[str]) -> list[Correction]:
+    """Store that corrections do not count any more, and take them from the router; returns them.
+
+    An identifier is the digest of a corrected prompt, or its beginning. Raises DataError, and withdraws none, for one
+    that names no correction or several; JobError while another job runs; or StoreError.
+    """
+    now, chosen = time.time(), list[Correction]()
+    with open_job(settings, since=now, now=now, dry_run=False) as job:
+        known = read_corrections(job.logs)
+        for identifier in identifiers:
+            named = [one for one in known if identifier and one.digest.startswith(identifier)]
+            if (count := len({one.digest for one in named})) != 1:
+                problem = f"it is the beginning of {count} IDs of corrections in the routing log"
+                raise DataError(f"--remove {identifier!r}: {problem}; `coe corrections` lists them")
+            chosen += [one for one in named if one not in chosen]
+        for event in (one.event for one in chosen):
+            job.logs.append([replace(event, event_id=f"withdrawn_{event.dedup_key.hex()}", time=now, value="")])
+        conclude(ROUTER, judge(job), job)
+    return chosen
 
 
 def choose_corrections(

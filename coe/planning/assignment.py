@@ -106,9 +106,8 @@ class Assignment:
 
     def exploration_weights(self, category: int, experts: Sequence[str]) -> NDArray[np.float64] | None:
         """Return the multiples of the exploration rate of some experts; None for evenly within the declared loss."""
-        if self.exploration is None:
-            return None
-        return self.exploration[category, [self.experts.index(name) for name in experts]]
+        columns = [self.experts.index(name) for name in experts]
+        return None if self.exploration is None else self.exploration[category, columns]
 
     @classmethod
     def declared(

@@ -48,6 +48,20 @@ PLANNED_FIELDS = (*ANSWER_FIELDS, "prices", "active_parameters_b", "latency_ms",
 """Fields of an expert that a plan depends on."""
 
 
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Mean rating of an expert in a category: the expected one, and the one found in a number of `ratings`."""
+
+    category: str
+    expected: float
+    found: float
+    ratings: int
+
+
+Demoted = Mapping[str, tuple[Drop, ...]]
+"""Drops by expert whose found ratings stand in place of the scores, until the expert is measured again."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Plan:
     """An assignment and its origin.
@@ -59,6 +73,7 @@ class Plan:
     - `measured`, `feedback`: the parts of the table from scores and from feedback.
     - `reassigned`: categories whose expert feedback has changed since the scores were measured, with the time (Unix
       seconds) of the request that showed it.
+    - `demoted`: experts that got worse, by an alarm.
     - `measured_uses`: tokens and latencies behind the problem's uses.
     - `measured_at`: the time of each expert's oldest score (Unix seconds), where it is known.
     - `pins`, `declared`: the pins and the `declared_digests` of the declaration that the plan was made for.
@@ -78,6 +93,7 @@ class Plan:
     measured: ScoreTable | None = None
     feedback: ScoreTable | None = None
     reassigned: Mapping[str, float] = field(default_factory=dict)
+    demoted: Demoted = field(default_factory=dict)
     measured_uses: MeasuredUses = field(default_factory=MeasuredUses.nothing)
     measured_at: Mapping[str, float] = field(default_factory=dict)
     pins: Mapping[str, str] = field(default_factory=dict)
@@ -104,16 +120,15 @@ class Plan:
 
         The columns of chains and fuses follow the others, as in the columns of a plan.
         """
-        columns, policies = self.assignment.experts, self.policies
         bounds = {recipe.name: recipe.max_loss for recipe in registry.declared_recipes}
         found = list[str]()
         for arm in registry.recipe_arms:
-            if arm.name in columns and policies.has(arm):
-                bound, fitted = bounds[arm.name], policies.by_arm.get(arm.name)
+            if arm.name in self.assignment.experts and self.policies.has(arm):
+                bound, fitted = bounds[arm.name], self.policies.by_arm.get(arm.name)
                 tested = None if fitted is None else fitted.max_loss
                 if bound is None or (tested is not None and tested <= bound):
                     found.append(arm.name)
-        return tuple(sorted(found, key=lambda name: name in policies.written))
+        return tuple(sorted(found, key=lambda name: name in self.policies.written))
 
     def save(self, folder: Path) -> None:
         """Write the files into an existing folder."""
@@ -240,8 +255,7 @@ def _assignment(plan: Plan, registry: Registry, categories: tuple[str, ...]) -> 
     untried[[name not in known[0] or name in registry.assignment for name in categories]] = False
     explored = planned.exploration
     if explored is not None:
-        explored = over(explored, 0.0) * (np.isfinite(quality) | untried)
-        explored = np.where(untried, np.maximum(explored, 1.0 / len(experts)), explored)
+        explored = np.maximum(over(explored, 0.0) * (np.isfinite(quality) | untried), untried / len(experts))
     return Assignment(
         *names,
         quality,

@@ -164,7 +164,7 @@ def _text(content: Any) -> str:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GradeRule:
-    """When an answer with a grade is accepted.
+    """Rule that accepts an answer by its grade.
 
     `intercept` and `slope` are of the logistic from grade to probability. `gain`, shape (STATE_FEATURES +
     n_categories,), are the coefficients of the expected gain of continuing, net of its cost, over `graded_features`.

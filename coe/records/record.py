@@ -171,7 +171,7 @@ class RoutingRecord:
     price: tuple[Utility, ...] = ()
     """Price subtracted for each candidate, to four digits; empty if all are free."""
     propensities: tuple[float, ...] = ()
-    """Probability with which each candidate could have been chosen; empty if exploration did not choose."""
+    """Probability with which each candidate could have been chosen; empty if no other could have been chosen."""
     router_probabilities: Mapping[str, float] | None = None
     """The router's own probabilities, before a rule."""
     retrieval: str = "none"

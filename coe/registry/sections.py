@@ -318,7 +318,7 @@ class LogSpec(StrictModel):
 
 
 class AlarmsSpec(StrictModel):
-    """What happens when a report raises an alarm about an expert."""
+    """Reactions to the alarms about experts that a report raises."""
 
     webhook: Url | None = None
     """URL that new alarms are posted to as JSON, with their text in `text`, as Slack reads it. Write ${NAME} for a
@@ -326,7 +326,7 @@ class AlarmsSpec(StrictModel):
     secret: SecretStr | None = None
     """Secret that signs the webhook's requests (Standard Webhooks, HMAC-SHA256). Write ${NAME}."""
     demote: bool = False
-    """Send the categories in which an expert got worse to the next best expert, until the next plan from scores."""
+    """Send the categories in which an expert got worse to the next best expert, until it is measured again."""
 
 
 class RetrievalPrice(StrictModel):

@@ -3,7 +3,7 @@ answer."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -13,7 +13,8 @@ from coe.artifacts.redis import AlarmKind
 from coe.learning.experience import Experience
 from coe.learning.off_policy import greedy_policy
 from coe.planning.assignment import Assignment
-from coe.reports.degradation import Degradation, Drop
+from coe.planning.plan import Demoted, Drop
+from coe.reports.degradation import Degradation
 from coe.reports.traffic import Traffic, Unanswered
 
 MIN_REQUESTS = 200
@@ -86,29 +87,28 @@ def failing_alarms(traffic: Traffic, experts: Collection[str]) -> tuple[Alarm, .
     return tuple(found)
 
 
-def degradation_alarms(found: Sequence[Degradation], assignment: Assignment, *, scores: str) -> tuple[Alarm, ...]:
-    """The alarms about experts that got worse. `scores` is the folder that the plan was made from."""
+def degradation_alarms(
+    found: Sequence[Degradation], demoted: Demoted, assignment: Assignment, *, scores: str
+) -> tuple[Alarm, ...]:
+    """The alarms about experts that got worse, and about those that are `demoted` for it, whose ratings do not tell any
+    more. `scores` is the folder that the plan was made from."""
     alarms = []
     choice = dict(zip(assignment.categories, assignment.choice, strict=True))
     seconds = dict(zip(assignment.categories, (name for name, _ in assignment.runners_up), strict=True))
-    for worse in found:
-        since = datetime.fromtimestamp(worse.since, UTC).strftime("%Y-%m-%d")
-        drops = ", ".join(
-            f"{one.category} {one.expected:.2f} to {one.found:.2f} ({one.ratings} ratings"
-            f"{_place(one, worse, choice, seconds)})"
-            for one in worse.drops
-        )
-        command = f"coe score --again {worse.expert} --out {scores}, then coe plan {scores}"
-        sentence = (
-            f"{worse.expert} got worse since about {since}: {drops}; p < {worse.chance:.1g}. To measure it: {command}"
-        )
-        largest = max(one.expected - one.found for one in worse.drops)
-        alarms.append(Alarm("degradation", worse.expert, largest, sentence, worse.drops, command))
+    by_expert = {one.expert: one for one in found}
+    for name in {**by_expert, **demoted}:
+        since, chance, drops = "", "", list(demoted.get(name, ()))
+        if (worse := by_expert.get(name)) is not None:
+            since = f" since about {datetime.fromtimestamp(worse.since, UTC):%Y-%m-%d}"
+            chance = f"; p < {worse.chance:.1g}"
+            drops = [*worse.drops, *(one for one in drops if one.category not in {new.category for new in worse.drops})]
+        parts = []
+        for drop in drops:
+            expert, second = choice.get(drop.category), seconds.get(drop.category)
+            instead = f"; {expert} answers it now" if expert != name else f"; next best is {second}" if second else ""
+            parts.append(f"{drop.category} {drop.expected:.2f} to {drop.found:.2f} ({drop.ratings} ratings{instead})")
+        command = f"coe score --again {name} --out {scores}, then coe plan {scores}"
+        sentence = f"{name} got worse{since}: {', '.join(parts)}{chance}. To measure it: {command}"
+        largest = max(drop.expected - drop.found for drop in drops)
+        alarms.append(Alarm("degradation", name, largest, sentence, tuple(drops), command))
     return tuple(alarms)
-
-
-def _place(drop: Drop, worse: Degradation, choice: Mapping[str, str], seconds: Mapping[str, str | None]) -> str:
-    """Who answers the category, or would."""
-    if (expert := choice[drop.category]) != worse.expert:
-        return f"; {expert} answers it now"
-    return f"; next best is {second}" if (second := seconds[drop.category]) else ""

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from coe.learning.experience import Experience
 from coe.learning.refit import agreements, trust_of
+from coe.planning.plan import Drop
 from coe.planning.score_table import Array
 from coe.trials.evidence import log_evidence
 
@@ -31,18 +32,8 @@ NAMED_ERROR = 0.05
 
 
 @dataclass(frozen=True, slots=True)
-class Drop:
-    """The mean rating of an expert in a category: expected, and found in a number of `ratings`."""
-
-    category: str
-    expected: float
-    found: float
-    ratings: int
-
-
-@dataclass(frozen=True, slots=True)
 class Degradation:
-    """An expert that got worse: since which day (Unix seconds), in which categories, and with which p-value at most."""
+    """An expert that got worse: the day it began (Unix seconds), a bound of the p-value, and its drops."""
 
     expert: str
     since: float
@@ -52,8 +43,8 @@ class Degradation:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Baseline:
-    """What is known of each cell before its ratings: `quality` and the number of scores `count`, both (m, k), and when
-    the scores of an expert were measured (Unix seconds). Without scores the count is 0."""
+    """Prior knowledge of each cell: `quality` and the number of scores `count`, both (m, k), which is 0 without scores;
+    and the time at which the scores of each expert were measured (Unix seconds)."""
 
     quality: Array
     count: Array
@@ -72,6 +63,7 @@ def degradations(experience: Experience, baseline: Baseline) -> tuple[Degradatio
 
 
 def _degradation(expert: str, own: Experience, quality: Array, count: Array) -> Degradation | None:
+    """Test the ratings of an expert against its `quality` by `count` scores, both (m,). None if it is not worse."""
     order = np.argsort(own.time, kind="stable")
     category, day = own.posterior.argmax(axis=1)[order], np.floor(own.time[order] / DAY_SECONDS)
     reward = own.reward[order].astype(np.float64)

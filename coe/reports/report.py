@@ -26,6 +26,7 @@ from coe.errors import ArtifactError, DataError
 from coe.fleet.residency.client import fetch_report
 from coe.learning.experience import load_experience
 from coe.learning.log_frame import frame_of, open_logs
+from coe.learning.refit import demoted_categories
 from coe.learning.round import read_round_states
 from coe.planning.assignment import Assignment
 from coe.planning.plan import Plan
@@ -61,7 +62,8 @@ def status_report(settings: Settings) -> dict[str, Any]:
 
     `damaged` has the problem of each damaged artifact in use, and `alarms` the experts by kind of alarm, and the
     shifted aspects of the traffic, as the last traffic report found them (None without one). `measured_at` is the time
-    of each expert's oldest score in the plan. Raises ConfigError.
+    of each expert's oldest score in the plan, and `demoted` has the categories of each expert that got worse. Raises
+    ConfigError.
     """
     from coe.artifacts.versions import consequences_of
 
@@ -70,14 +72,15 @@ def status_report(settings: Settings) -> dict[str, Any]:
     registry = load(settings.config, environ=settings.environ)
     used = {kind: _in_use(settings, kind, damaged) for kind in ARTIFACT_KINDS}
     known = ROUTER not in damaged
-    found = read_traffic_report(settings.artifacts / TRAFFIC_REPORT_FILE)
+    found, plan = read_traffic_report(settings.artifacts / TRAFFIC_REPORT_FILE), _plan(settings)
     return {
         "gateway": _gateway(settings),
         "in_use": {"config": registry.digest, **used},
         "damaged": damaged,
         "consequences": [asdict(one) for one in consequences_of(settings, registry, damaged=damaged)] if known else [],
         "alarms": None if found is None else asdict(found),
-        "measured_at": {} if (plan := _plan(settings)) is None else plan.measured_at,
+        "measured_at": {} if plan is None else plan.measured_at,
+        "demoted": {} if plan is None else demoted_categories(plan.demoted),
         "residency": _residency(settings),
     }
 
@@ -111,11 +114,14 @@ def report(settings: Settings, *, now: float, days: int = 7) -> dict[str, Any]:
     }
 
 
-def ages(measured_at: Mapping[str, float]) -> str:
-    """Return the ages of the scores of a plan as text, the oldest first."""
+def ages(measured_at: Mapping[str, float], demoted: Mapping[str, Sequence[str]]) -> str:
+    """Return the ages of the scores of a plan as text, the oldest first, and which do not count since the expert is
+    demoted."""
     oldest = sorted((when, name) for name, when in measured_at.items())
     days = ((name, f"{(time.time() - when) / DAY_SECONDS:.0f}") for when, name in oldest)
-    return "age of the scores in days: " + (", ".join(f"{name} {age}" for name, age in days) or "unknown")
+    text = "age of the scores in days: " + (", ".join(f"{name} {age}" for name, age in days) or "unknown")
+    until = (f"; ratings count in {', '.join(found)} until coe score --again {name}" for name, found in demoted.items())
+    return text + "".join(until)
 
 
 def _gateway(settings: Settings) -> dict[str, str]:
@@ -208,11 +214,12 @@ def _alarms(
             return failing_alarms(traffic, experts)
     if planned is None:
         return failing_alarms(traffic, experts)
-    worse = degradations(found, _baseline(_plan(settings), planned))
+    plan = _plan(settings)
+    worse, demoted = degradations(found, _baseline(plan, planned)), {} if plan is None else plan.demoted
     return (
         *failing_alarms(traffic, experts),
         *share_alarms(found.part(found.time >= now - DAY_SECONDS), planned),
-        *degradation_alarms(worse, planned, scores=_scores_folder(settings)),
+        *degradation_alarms(worse, demoted, planned, scores=_scores_folder(settings)),
     )
 
 

@@ -1,4 +1,4 @@
-"""Acts on the alarms of a report: demotes experts that got worse, tells the webhook, and stores them for gateways.
+"""Acts on the alarms of a report: demotes experts that got worse, notifies the webhook, and stores them for gateways.
 
 `coe report --publish` and `coe retrain` call `publish` under the lock of learning jobs. The webhook gets every alarm
 once; one that it does not accept is sent again with the next report.
@@ -18,17 +18,16 @@ from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 from uuid import uuid4
 
-import numpy as np
 import orjson
 
 from coe.artifacts.artifact_sync import synced_store
 from coe.artifacts.manifest import ASSIGNMENT
 from coe.artifacts.redis import TRAFFIC_REPORT_FILE, publish_traffic_report, read_traffic_report
 from coe.errors import ConfigError
+from coe.learning.refit import demoted_cells, with_demoted
 from coe.learning.round import job_lock
 from coe.planning.job.basis import compare_with_single_experts
-from coe.planning.plan import Plan
-from coe.planning.score_table import ScoreTable
+from coe.planning.plan import Demoted, Drop, Plan
 from coe.planning.solver import marginal_values, solve
 from coe.registry import Registry, load
 from coe.registry.sections import AlarmsSpec
@@ -37,50 +36,59 @@ from coe.terminal import print_error
 
 ATTEMPTS, PAUSE_SECONDS, TIMEOUT_SECONDS = 3, 1.0, 5.0
 """Requests to the webhook for one report, the pause after the first, which doubles, and the time limit of each."""
+WAIT_SECONDS = 300.0
+"""Time that a report waits for another job, such as `coe retrain`, to end."""
 MAX_ALARMS = 50
 """Alarms of one request to the webhook."""
 
 
-def publish(settings: Settings, found: Mapping[str, Any]) -> None:
-    """Act on the alarms of a report. Raises JobError while another job runs."""
+def publish(settings: Settings, found: Mapping[str, Any]) -> dict[str, Any]:
+    """Act on the alarms of a report; returns it with what was done. Waits while another job runs; raises JobError
+    if that takes too long."""
     registry = load(settings.config, environ=settings.environ)
-    with job_lock(registry.log.url, home=settings.home) as check_lock:
+    with job_lock(registry.log.url, home=settings.home, wait=WAIT_SECONDS) as check_lock:
         before = read_traffic_report(settings.artifacts / TRAFFIC_REPORT_FILE)
         alarms = found["alarms"]
         if registry.alarms.demote:
             check_lock()
             alarms = demoted(settings, registry, alarms)
-        by_key = {_key(alarm): alarm for alarm in alarms}
-        told = [key for key in by_key if before is not None and key in before.told]
-        new = [key for key in by_key if key not in told][:MAX_ALARMS]
-        if new and registry.alarms.webhook and send(registry.alarms, [by_key[key] for key in new]):
-            told += new
-        publish_traffic_report(settings, {**found, "alarms": alarms}, told)
+        topics = [_topics(alarm) for alarm in alarms]
+        notified = set().union(*topics).intersection(() if before is None else before.notified)
+        new = [index for index, names in enumerate(topics) if not names <= notified][:MAX_ALARMS]
+        if new and registry.alarms.webhook and send(registry.alarms, [alarms[index] for index in new]):
+            notified = notified.union(*(topics[index] for index in new))
+        acted = {**found, "alarms": alarms}
+        publish_traffic_report(settings, acted, sorted(notified))
+    return acted
 
 
-def _key(alarm: Mapping[str, Any]) -> str:
-    categories = ", ".join(sorted(drop["category"] for drop in alarm.get("drops", ())))
-    return f"{alarm['kind']} {alarm['expert']} {categories}"
+def _topics(alarm: Mapping[str, Any]) -> set[str]:
+    """Return what an alarm is about: its expert, and each category that it names."""
+    categories = [drop["category"] for drop in alarm.get("drops", ())] or [""]
+    return {f"{alarm['kind']} {alarm['expert']} {category}".strip() for category in categories}
 
 
 def demoted(settings: Settings, registry: Registry, alarms: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Promote the plan in which the quality of each category that an expert got worse in is its mean rating.
+    """Promote the plan in which the quality of each category that an expert got worse in is its mean rating, which
+    lasts until the expert is measured again.
 
     Returns the alarms, whose sentences name the new experts. A version that a person promoted or rolled back to stays.
     """
     store = synced_store(settings, ASSIGNMENT)
     version, move = store.in_use(), store.last_move()
-    cells = [(alarm["expert"], drop) for alarm in alarms for drop in alarm.get("drops", ())]
+    cells = [(alarm["expert"], Drop(**drop)) for alarm in alarms for drop in alarm.get("drops", ())]
     if version is None or not cells or (move is not None and move.by in ("hand", "rollback")):
         return list(alarms)
     plan = Plan.read(store.published(version).folder)
     before = dict(zip(plan.assignment.categories, plan.assignment.choice, strict=True))
-    lost = {drop["category"]: drop for expert, drop in cells if before.get(drop["category"]) == expert}
-    lost = {name: drop for name, drop in lost.items() if name not in registry.assignment}
-    if not lost:
+    demoted: dict[str, tuple[Drop, ...]] = {}
+    for expert, drop in cells:
+        if before.get(drop.category) == expert and drop.category not in registry.assignment:
+            demoted[expert] = (*demoted.get(expert, ()), drop)
+    if not demoted:
         return list(alarms)
     try:
-        after = _lowered(plan, lost)
+        after = _solved_again(plan, demoted)
     except ConfigError as error:
         print_error(f"no expert is demoted: no plan without it keeps the budget ({error})")
         return list(alarms)
@@ -93,31 +101,26 @@ def demoted(settings: Settings, registry: Registry, alarms: Sequence[Mapping[str
         after.save(draft)
         artifact = store.publish(draft, categories=plan.assignment.categories, data=registry.digest, metrics={})
     store.promote(artifact.manifest.version, by="alarm", why=f"demoted: {why}")
-    note = f". Demoted: {why}; `coe plan` ends it, `coe rollback assignment` undoes it"
+    note = f". Until then demoted: {why}; `coe rollback assignment` undoes it"
     return [{**alarm, "sentence": alarm["sentence"] + note} if alarm.get("drops") else alarm for alarm in alarms]
 
 
-def _lowered(plan: Plan, lost: Mapping[str, Mapping[str, Any]]) -> Plan:
-    """Return the plan solved again with the mean ratings in place of the scores of the chosen experts."""
+def _solved_again(plan: Plan, demoted: Demoted) -> Plan:
+    """Return the plan with the ratings of experts that are `demoted` now in place of their scores."""
     problem, quality = plan.problem, plan.problem.quality.copy()
-    rows = [problem.categories.index(name) for name in lost]
-    columns = [problem.experts.index(plan.assignment.choice[plan.assignment.categories.index(name)]) for name in lost]
-    mean = np.array([drop["found"] for drop in lost.values()])
-    count = np.array([float(drop["ratings"]) for drop in lost.values()])
-    quality[rows, columns] = mean
-
-    def rated(table: ScoreTable) -> ScoreTable:
-        cells = {"mean": mean, "variance": mean * (1 - mean), "count": count}
-        arrays = {name: getattr(table, name).copy() for name in cells}
-        for name, values in cells.items():
-            arrays[name][rows, columns] = values
-        return replace(table, **arrays)
-
+    for cell, drop in demoted_cells(demoted, problem.categories, problem.experts):
+        quality[cell] = drop.found
     problem = replace(problem, quality=quality)
     assignment = solve(problem, traffic=plan.traffic, residual=plan.assignment.residual)
-    measured = None if plan.measured is None else rated(plan.measured.over(problem.categories, problem.experts))
-    changed = replace(plan, assignment=assignment, problem=problem, table=rated(plan.table), measured=measured)
-    changed = replace(changed, value_of_expert=marginal_values(problem, assignment))
+    changed = replace(
+        plan,
+        assignment=assignment,
+        problem=problem,
+        table=with_demoted(plan.table, demoted),
+        measured=None if plan.measured is None else with_demoted(plan.measured, demoted),
+        demoted={name: (*plan.demoted.get(name, ()), *demoted.get(name, ())) for name in {**plan.demoted, **demoted}},
+        value_of_expert=marginal_values(problem, assignment),
+    )
     return replace(changed, against=compare_with_single_experts(changed))
 
 

@@ -104,7 +104,7 @@ def decide(
         and not (previous.in_loop and reason == "sticky")
     ):
         expert, reason = free[0], "spilled"
-    propensity, chances = 1.0, dict[str, float]()
+    chances = dict[str, float]()
     if avoided:
         reason = "fallback"
     elif reason == "sticky" and expert == named:
@@ -115,11 +115,9 @@ def decide(
         unmeasured = assignment.unmeasured_experts(prediction.best)  # each counts as worse by exactly the largest loss
         values = np.array([utility[expert] - loss if name in unmeasured else utility[name] for name in options])
         weights = assignment.exploration_weights(prediction.best, options)
-        found = propensities(values, rate=rate, loss=loss, weights=weights).tolist()
-        index = choose(found, uniform)
-        if rate:
-            chances = dict(zip(options, found, strict=True))
-        expert, propensity, reason = options[index], found[index], "explored" if index else "routed"
+        chances = dict(zip(options, propensities(values, rate=rate, loss=loss, weights=weights).tolist(), strict=True))
+        index = choose(list(chances.values()), uniform)
+        expert, reason = options[index], "explored" if index else "routed"
 
     stand_in = None if registry.residency is None else registry.arm(expert).stand_in
     ranked.sort(key=lambda name: (name != expert, name != stand_in))
@@ -129,8 +127,8 @@ def decide(
         confidence,
         reason,
         tuple(ranked),
-        propensity,
-        tuple([chances.get(name, 0.0) for name in ranked]) if chances else (),
+        chances.get(expert, 1.0),
+        tuple([chances.get(name, 0.0) for name in ranked]) if chances.get(expert, 1.0) < 1.0 else (),
         utility=tuple([utility[name] for name in ranked]),
         price=tuple([prices.get(name, 0.0) for name in ranked]) if any(prices.values()) else (),
         fallback_from=avoided,
@@ -140,12 +138,7 @@ def decide(
 
 
 def _prefer(
-    ranked: Sequence[str],
-    utility: Mapping[str, float],
-    policy: Policy,
-    *,
-    previous: Previous,
-    general: str | None,
+    ranked: Sequence[str], utility: Mapping[str, float], policy: Policy, *, previous: Previous, general: str | None
 ) -> tuple[str, Reason]:
     """Return the preferred expert among `ranked`, regardless of its load, and the reason. `general` is None unless the
     request is uncertain."""

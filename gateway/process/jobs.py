@@ -106,7 +106,8 @@ class Jobs:
 
 async def watch_experts(jobs: Jobs, report_file: Path) -> None:
     """Make a traffic report, which acts on alarms, whenever the last one is old: that of `coe retrain --every` counts
-    too. It ends where the packages for reports are not installed."""
+    too. The reason of a failure is logged once. It ends where the packages for reports are not installed."""
+    logged = ""
     while True:
         await asyncio.sleep(CHECK_SECONDS)
         last = read_traffic_report(report_file)
@@ -114,8 +115,11 @@ async def watch_experts(jobs: Jobs, report_file: Path) -> None:
             continue
         try:
             await jobs.run("report", "--publish", "--json", seconds=REPORT_SECONDS, needs=("pyarrow", "scipy"))
+            logged = ""
         except NotInstalled as error:
             _log.info("experts that get worse are found by `coe retrain --every` alone: %s", error)
             return
         except JobUnavailable as error:
-            _log.warning("no traffic report: %s", error)
+            if str(error) != logged:
+                _log.warning("no traffic report: %s", error)
+            logged = str(error)

@@ -72,9 +72,9 @@ class Trace(RoutedRequest):
     start: float = field(default_factory=perf_counter)
     request_id: str = field(init=False)
     began: dict[StepName, float] = field(init=False)
-    """When each step began, in order, by `time.perf_counter`."""
+    """Start of each step, in order, by `time.perf_counter`."""
     ended: dict[StepName, float] = field(default_factory=dict)
-    """When each step ended. Only the last may be missing: it is not complete, or it failed."""
+    """End of each step. Only the last may be missing: it is not complete, or it failed."""
     step_name: StepName = "admit"
     """The step that began last."""
     outcome: str = "aborted"

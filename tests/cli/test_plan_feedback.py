@@ -10,6 +10,8 @@ import pytest
 
 from coe.artifacts.active_state import load_active_state
 from coe.planning.plan import Plan
+from coe.registry import load
+from coe.reports.response import demoted
 from tests.cli.logged_service import TRUTH, LoggedService
 from tests.routers.conftest import examples
 
@@ -64,6 +66,25 @@ def test_a_new_plan_keeps_the_feedback_of_moved_categories_unless_it_is_dropped(
 
     dropped = service.run("plan", scores, "--drop-feedback")
     assert "dropped: the feedback on cooking, which coe retrain had moved" in dropped
+    assert {name: service.choices()[name] for name in MEASURED} == MEASURED
+
+
+def test_a_demotion_lasts_until_the_expert_is_measured_again(service: LoggedService, scores: Path) -> None:
+    service.report("plan", scores)
+    drop = {"category": "cooking", "expected": 0.8, "found": 0.1, "ratings": 20}
+    registry = load(service.config, environ={})
+    demoted(service.settings, registry, [{"expert": "generalist", "drops": [drop], "sentence": ""}])
+    after = MEASURED | {"cooking": "chef"}
+    for command in (("plan", scores), ("status",)):
+        assert "ratings count in cooking until coe score --again generalist" in service.run(*command)
+        assert {name: service.choices()[name] for name in MEASURED} == after
+    service.serve(200)
+    service.retrain("--probes", scores)
+    assert service.choices()["cooking"] == "chef"
+    rows = [json.loads(line) for line in (scores / "scores.jsonl").read_text().splitlines()]
+    rows = [row | ({"time": 1.0} if row["model"] == "generalist" else {}) for row in rows]
+    (scores / "scores.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert "ratings count" not in service.run("plan", scores)
     assert {name: service.choices()[name] for name in MEASURED} == MEASURED
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from coe.artifacts.active_state import load_active_state
 from coe.cli import app, retrain
 from coe.errors import ArtifactError, DataError, JobError, StoreError
 from coe.learning.round import job_lock
@@ -44,6 +45,17 @@ def test_ratings_change_the_plan_in_use_and_the_change_can_be_rolled_back(servic
         service.run("rollback", "assignment")
     service.run("promote", "assignment", "--why", "it was right")
     assert service.choices() == RETRAINED_CHOICES
+
+
+def test_ratings_in_a_sqlite_log_change_the_plan_and_where_it_explores(
+    service: LoggedService,
+) -> None:
+    service.url = f"sqlite:///{service.config.with_name('log.db')}"
+    service.declare()
+    service.serve(500)
+    assert "promoted: " in service.run("retrain")
+    assert service.choices() == RETRAINED_CHOICES
+    assert load_active_state(service.settings).assignment.exploration is not None
 
 
 def test_another_machine_continues_from_the_learned_plan(service: LoggedService, tmp_path: Path) -> None:

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 import routers
+from coe.errors import DataError
 from coe.learning import router_round
+from coe.learning.round import job_lock
 from coe.records.record import Feedback
 from tests.cli.logged_service import PROMPTS, LoggedService
 from tests.learning.samples import record
@@ -59,7 +61,10 @@ def test_a_round_makes_corrections_exemplars_of_a_version_and_each_can_be_withdr
     assert f"corrected   {routers.prompt_digest(KNIGHT)[:12]}: {wanted}" in storing.run("route", KNIGHT, "--explain")
     assert "no correction is new" in storing.report("retrain")["router"]["sentence"]
 
-    listed = {one["prompt"]: one for one in storing.report("corrections")["corrections"]}
+    with job_lock(storing.url, home=storing.settings.home):  # a list needs no lock
+        listed = {one["prompt"]: one for one in storing.report("corrections")["corrections"]}
+    with pytest.raises(DataError, match=r"'0000': it is the beginning of 0 IDs .*; `coe corrections` lists them"):
+        storing.run("corrections", "--remove", "0000")
     assert (listed[KNIGHT]["exemplar"], listed[DOUGH]["exemplar"]) == (True, False)
     removed = storing.report("corrections", "--remove", listed[KNIGHT]["id"][:12])["withdrawn"]
     assert removed == [listed[KNIGHT]]

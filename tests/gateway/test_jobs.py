@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from coe.errors import JobUnavailable, NotInstalled
 from coe.settings import Settings
+from gateway.main import open_services
 from gateway.process import jobs as jobs_module
-from gateway.process.jobs import Jobs
+from gateway.process.jobs import Jobs, watch_experts
 from tests.admin.samples import measured_registry, settings_in
+from tests.gateway import words_server
 
 pytestmark = pytest.mark.anyio
 
@@ -68,3 +72,39 @@ async def test_a_missing_package_is_named_before_anything_is_started(settings: S
     async with Jobs(settings) as jobs:
         with pytest.raises(NotInstalled, match=r"`coe report` needs no_such_package.*pip install '.*\[plan\]'"):
             await jobs.run("report", seconds=240, needs=("orjson", "no_such_package"))
+
+
+class Looks(Jobs):
+    """Jobs that fail with the next reason, and succeed where it is empty."""
+
+    def __init__(self, settings: Settings, *reasons: str) -> None:
+        super().__init__(settings)
+        self.commands, self.reasons = list[tuple[str, ...]](), list(reasons)
+
+    async def run(self, *arguments: str, **_: Any) -> None:
+        self.commands.append(arguments)
+        if not self.reasons:
+            raise NotInstalled("no pyarrow")  # ends the watch
+        if reason := self.reasons.pop(0):
+            raise JobUnavailable(reason, retry_after=1.0)
+
+
+async def test_the_watch_makes_reports_and_goes_on_after_failures_whose_reason_it_logs_once(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(jobs_module, "CHECK_SECONDS", 0.0)
+    looks = Looks(settings, "a", "a", "b", "", "b")
+    with caplog.at_level(logging.INFO, "gateway"):
+        await watch_experts(looks, settings.artifacts / "traffic-report.json")
+    assert looks.commands == [("report", "--publish", "--json")] * 6
+    messages = [one.getMessage().removeprefix("no traffic report: ") for one in caplog.records]
+    assert messages[:3] == ["a", "b", "b"]
+    assert messages[3].endswith("`coe retrain --every` alone: no pyarrow")
+
+
+@pytest.mark.parametrize("number", [0, 1])
+async def test_the_first_worker_alone_watches_the_experts(settings: Settings, tmp_path: Path, number: int) -> None:
+    (tmp_path / "workers").mkdir()
+    async with open_services(settings, workers=tmp_path / "workers" / str(number), read=words_server.read):
+        names = {task.get_name() for task in asyncio.all_tasks()}
+    assert ("coe-alarms" in names) == (number == 0)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Timer
 
 import pytest
 from redis import Redis
@@ -54,6 +55,16 @@ def test_a_job_that_holds_the_lock_is_named_and_the_next_one_begins_when_it_ends
         assert other.returncode == 0
     with job_lock(url, home=tmp_path) as assure:
         assure()
+
+
+def test_a_job_that_may_wait_says_so_and_begins_when_the_other_one_ends(
+    url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with another_process(url, tmp_path) as other:
+        Timer(0.5, other.stdin.close).start()  # type: ignore[union-attr]
+        with job_lock(url, home=tmp_path, wait=SOON) as assure:
+            assure()
+    assert f"another job is running (process {other.pid} on " in capsys.readouterr().err
 
 
 def test_the_lock_of_a_killed_job_is_free_when_its_lease_expires(url: str, tmp_path: Path) -> None:

@@ -49,6 +49,7 @@ SPECIAL = {
         "attempts": 2,
         "prompt": "a picture of code",
         "fallback_from": "good",
+        "correction": "3993bd4fc955" * 2,
         "cause": "connection_refused",
     },
     11: {"session": HARM[:100], "tenant": "retail", "prompt": HARM, "outcome": "expert_timeout"},
@@ -139,6 +140,7 @@ async def test_a_row_leads_to_its_record_with_all_fields(browser: Browser, shop:
         await expect(page.get_by_role("heading", level=1)).to_have_text(shop.records[10].request_id)
         for text in (
             "good did not answer: nothing listens at its address, so drips answered",
+            "near the correction 3993bd4fc955;",
             "good: connection_refused",
             "No document store is declared",
             "a picture of code",

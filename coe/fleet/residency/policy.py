@@ -90,7 +90,7 @@ class ServerState:
 
     @property
     def arrivals(self) -> list[float]:
-        """When the requests that ask for a load arrived, oldest first."""
+        """Arrival times of the requests that ask for a load, oldest first."""
         redirected = [] if self.redirected is None else [self.redirected]
         return sorted([*redirected, *self.waiting.values()]) if redirected else list(self.waiting.values())
 

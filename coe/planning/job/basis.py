@@ -26,7 +26,7 @@ from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError, ConfigError, DataError
 from coe.learning.experience import Experience
 from coe.learning.logged_uses import LoggedUses
-from coe.learning.refit import MAX_PSEUDO_COUNT, Refit, merged
+from coe.learning.refit import MAX_PSEUDO_COUNT, Refit, demoted_cells, merged, still_demoted, with_demoted
 from coe.measuring.quality import Difference, read_quality
 from coe.planning.assignment import Assignment
 from coe.planning.plan import Plan, declared_digests, round_traffic
@@ -175,8 +175,7 @@ def paired_error(plan: Plan, labels: NDArray[np.int64], scores: Array) -> Array:
     free = np.where(own, 0.0, np.maximum(count - 1, 0.0)).sum(axis=0)
     pooled, size = squares.sum(axis=0) / np.maximum(free, 1.0), np.maximum(count, 1.0)
     variance = (squares + pooled * plan.pseudo_count) / (size + plan.pseudo_count) / size
-    known = (count >= MIN_PAIRED) & (pooled > 0)
-    return np.where(own, 0.0, np.where(known, np.sqrt(variance), np.nan))
+    return np.where(own, 0.0, np.where((count >= MIN_PAIRED) & (pooled > 0), np.sqrt(variance), np.nan))
 
 
 def plan_basis(
@@ -191,10 +190,11 @@ def plan_basis(
 ) -> Basis:
     """Solve a plan of the scored experts and the categories that they may serve.
 
-    The feedback in the plan `before` is merged with the scores of the categories that it reassigned, and the usage
-    measured by `coe score` with the `logged` usage. Enough logged requests of the router in use also give the weights
-    of categories and the sample of traffic, in place of the probes. Raises DataError where no category can be planned,
-    and ConfigError with the line of the budget if no plan keeps it.
+    The feedback in the plan `before` is merged with the scores of the categories that it reassigned; experts that it
+    demoted stay so until their scores are newer. The usage measured by `coe score` is merged with the `logged` usage.
+    Enough logged requests of the router in use also give the weights of categories and the sample of traffic, in place
+    of the probes. Raises DataError where no category can be planned, and ConfigError with the line of the budget if no
+    plan keeps it.
     """
     data = read_quality(folder, benchmark=benchmark, only=registry.expert_names, partly=True)
     experts = tuple(name for name in registry.expert_names if name in data.models)
@@ -223,11 +223,11 @@ def plan_basis(
             expected=uses,
         )
     columns = (*experts, *recipes.arms)
-    all_scores = np.full((len(rows), len(columns)), np.nan)
-    all_scores[:, : len(experts)] = scores
+    all_scores = np.hstack((scores, np.full((len(rows), len(recipes.arms)), np.nan)))
     if recipes.arms:
         all_scores[whole, len(experts) :] = recipes.scores
-    table = tabulate_partly(categories, columns, member, all_scores)
+    demoted = still_demoted(before, data.measured_at) if before else {}
+    table = with_demoted(tabulate_partly(categories, columns, member, all_scores), demoted)
     pseudo_count = fit_pseudo_count([categories[label] for label in labels], scores)
     reassigned = {name: time for name, time in before.reassigned.items() if name in categories} if before else {}
     feedback = before.feedback.over(categories, columns) if before and before.feedback and reassigned else None
@@ -238,6 +238,8 @@ def plan_basis(
     if feedback is not None:
         both = merged(table, feedback).lower(deviations=deviations, pseudo_count=min(pseudo_count, MAX_PSEUDO_COUNT))
         quality = np.where(np.isin(categories, list(reassigned))[:, None], both, quality)
+    for cell, drop in demoted_cells(demoted, categories, columns):
+        quality[cell] = min(quality[cell], drop.found)
     router = ArtifactStore(settings.artifacts, ROUTER).in_use() or ""
     mix = None if logged is None else logged.mix(categories, router=router)
     weights = np.maximum(member.sum(axis=0), 1.0) if mix is None else mix[0]
@@ -260,6 +262,7 @@ def plan_basis(
         measured=table,
         feedback=feedback,
         reassigned=reassigned,
+        demoted=demoted,
         measured_uses=uses,
         measured_at=data.measured_at,
         pins=pins,
@@ -322,17 +325,13 @@ def compare_with_single_experts(plan: Plan, errors: Array | None = None) -> tupl
         known = latency if latency is not None and np.isfinite(latency) else None
         return {"expert": expert, "quality": bound, "estimate": mean, "cost": cost, "latency_ms": known}
 
-    bounds = plan.table.lower(
-        deviations=plan.deviations, pseudo_count=plan.pseudo_count
-    )  # also where a pin excludes it
+    # also where a pin excludes the expert
+    bounds = plan.table.lower(deviations=plan.deviations, pseudo_count=plan.pseudo_count)
     tables = bounds, plan.estimate, problem.use("mean_cost"), problem.use("mean_latency_ms")
-    unknown = np.full(problem.quality.shape, np.nan)
-    error = np.sqrt(weights**2 @ (unknown if errors is None else errors) ** 2)
+    error = np.sqrt(weights**2 @ (np.full(problem.quality.shape, np.nan) if errors is None else errors) ** 2)
     rows = zip(problem.experts, *((weights @ table).tolist() for table in tables), strict=True)
-    less = [
-        Difference(bound - quality, one).to_json()
-        for bound, one in zip((weights @ bounds).tolist(), error.tolist(), strict=True)
-    ]
+    pairs = zip((weights @ bounds - quality).tolist(), error.tolist(), strict=True)
+    less = [Difference(difference, standard_error).to_json() for difference, standard_error in pairs]
     return (
         row(None, quality, estimate, used.get("mean_cost"), used.get("mean_latency_ms")),
         *(row(*single) | {"less_plan": difference} for single, difference in zip(rows, less, strict=True)),

@@ -21,6 +21,7 @@ from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError, DataError, StoreError
 from coe.learning.log_frame import frame_of, open_logs
 from coe.learning.logged_uses import LoggedUses, uses_report
+from coe.learning.refit import demoted_categories
 from coe.measuring.gate_fit import GAINS_FILE, GateExamples, fit_gate, gate_report, read_gains
 from coe.planning.assignment import Assignment
 from coe.planning.job.basis import Basis, compare_with_single_experts, paired_error, plan_basis
@@ -92,6 +93,7 @@ def make_plan(
     report = plan_to_json(problem, assignment) | {
         "price_by_category": assignment.price.tolist(),
         "measured_at": plan.measured_at,
+        "demoted": demoted_categories(plan.demoted),
         "assumed_tokens": _assumed_tokens(registry, plan),
         "uses": uses_report(plan, logged),
         "value_of_expert": values,

@@ -11,9 +11,10 @@ export const outcome = (word) => badge(word, KINDS[word] ?? "bad");
 
 /** Why the expert was chosen, as a sentence. */
 export function sentence(decision) {
-  const { reason, expert, category, confidence, candidates, attempts, propensity, utility, price, rule } = decision;
+  const { reason, expert, category, confidence, candidates, attempts, propensity, utility, price, rule, correction } = decision;
   if (!expert) return "Ended before routing.";
-  const prediction = `${category}, confidence ${percent(confidence)}${rule ? `; rule ${rule}` : ""}`;
+  const near = correction ? `; near the correction ${(correction.digest ?? correction).slice(0, 12)}` : "";
+  const prediction = `${category}, confidence ${percent(confidence)}${near}${rule ? `; rule ${rule}` : ""}`;
   switch (reason) {
     case "routed":
       return `${expert} is expected to answer best (${prediction}).${cheaper({ expert, candidates, utility, price })}`;
