@@ -1,6 +1,7 @@
 """The loop of a user with experts of known skill: python -m benchmarks.user_loop [CASE...] [--seeds N].
 
-The case `corrections` needs a state folder with the starter router (--home), and tests prompts of public data (--data).
+The cases `corrections` and `training` need a state folder with the starter router (--home), and prompts of public data
+(--data).
 """
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ import argparse
 from pathlib import Path
 
 from benchmarks.harness import ROOT
-from benchmarks.user_loop import corrections, learning, worse
+from benchmarks.user_loop import corrections, learning, training, worse
 
 CASES = {
     "corrections": lambda given: corrections.run(given.data, given.home),
     "learning": lambda given: learning.run(given.seeds),
+    "training": lambda given: training.run(given.data, given.home, seeds=given.seeds),
     "worse": lambda given: worse.run(given.seeds),
 }
 
