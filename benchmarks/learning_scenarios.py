@@ -32,13 +32,13 @@ from coe.learning.experience import Experience
 from coe.learning.moves import MIN_RATED, shares
 from coe.learning.off_policy import greedy_policy
 from coe.learning.plan_candidate import CurrentPlan, JudgedPlan, judge_plan
-from coe.learning.promotion import SIGNIFICANCE
 from coe.measuring.quality import read_quality
 from coe.planning.assignment import Assignment
 from coe.planning.problem import Problem
 from coe.planning.score_table import ScoreTable, tabulate_softly
 from coe.planning.solver import solve
 from coe.routing.decision import propensities
+from coe.trials.contrasts import SIGNIFICANCE
 
 Array = NDArray[np.float64]
 

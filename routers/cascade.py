@@ -51,6 +51,8 @@ MULTILINGUAL_HEAD = "multilingual.npz"
 """Absent if the extra `multilingual` was not installed in training."""
 EXEMPLARS = "exemplars.json"
 """Digests of the texts behind the exemplars of SEMANTIC, used in explanations only."""
+HELD_OUT = "held_out.json"
+"""The category predicted for each given text of the English heads, by heads not fitted on it; by the text's digest."""
 VERSIONED_FILES = (CONFIG, TOKENIZER, NETWORK, LEXICAL, STATIC, SEMANTIC)
 
 FAST, ENCODER, MULTILINGUAL = "fast", "encoder", "multilingual"

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.errors import ArtifactError
-from routers.examples import content_version
+from routers.examples import TrainingSet, content_version
 from routers.tokens import load_tokenizer, replace_surrogates, truncate_middle
 
 if TYPE_CHECKING:
@@ -99,6 +99,10 @@ class OnnxEncoder:
         if not ids:
             return np.zeros((1, self.width), dtype=np.float32)
         return np.concatenate(self._session.run(None, {"input_ids": np.array([ids], dtype=np.int64)}), axis=1)
+
+
+Support = Callable[[TrainingSet, OnnxEncoder], TrainingSet]
+"""Adds texts to a training set, whose given ones stay `declared`."""
 
 
 def open_session(network: Path | bytes, tensors: Mapping[str, NDArray[Any]] | None = None) -> Any:

@@ -89,12 +89,13 @@ class Example:
 @dataclass(frozen=True, slots=True)
 class TrainingSet:
     """Clean data: `texts`, `labels` (n_texts,) as indices of the sorted `categories`, and the counts of `dropped`
-    rows by reason."""
+    rows by reason. `declared` (n_texts,) marks the texts that were given; training may add others."""
 
     texts: tuple[str, ...]
     labels: NDArray[np.int64]
     categories: tuple[str, ...]
     dropped: dict[str, int]
+    declared: NDArray[np.bool_]
 
 
 def normalize_prompt(prompt: str) -> str:
@@ -150,4 +151,5 @@ def build_training_set(examples: Sequence[Example]) -> TrainingSet:
         labels=np.array([index[category] for category in unique.values()], dtype=np.int64),
         categories=categories,
         dropped=dropped,
+        declared=np.ones(len(unique), dtype=bool),
     )

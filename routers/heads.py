@@ -42,14 +42,6 @@ WEIGHT_STEP = 1 / 64
 changes (docs/experiments/router-training.md)."""
 
 
-def _table() -> NDArray[np.int8]:
-    table = np.full(0x10000, -1, dtype=np.int8)
-    for index, name in enumerate(WRITING_SYSTEM_NAMES):
-        for first, last in _LANGUAGES["writing_systems"][name]:
-            table[first : last + 1] = index
-    return table
-
-
 class WritingSystems:
     """Computes the shares of a text's letters by writing system, float32 (len(WRITING_SYSTEM_NAMES),).
 
@@ -57,7 +49,10 @@ class WritingSystems:
     """
 
     def __init__(self) -> None:
-        self._table = _table()
+        self._table = np.full(0x10000, -1, dtype=np.int8)
+        for index, name in enumerate(WRITING_SYSTEM_NAMES):
+            for first, last in _LANGUAGES["writing_systems"][name]:
+                self._table[first : last + 1] = index
         self._ascii = np.zeros(len(WRITING_SYSTEM_NAMES), dtype=np.float32)
         self._ascii[0] = 1.0
 
@@ -101,8 +96,6 @@ class LexicalHead:
     """Maps lexical features to logits by a linear model.
 
     `weights` (rows, n_categories), `idf` (rows,), `dense` weights (N_DENSE, n_categories), `bias` (n_categories,).
-
-    `known` (rows,) marks the terms seen in training; the weights of other terms are zero.
     """
 
     features: LexicalFeatures
@@ -110,7 +103,11 @@ class LexicalHead:
     idf: NDArray[np.float32]
     dense: NDArray[np.float32]
     bias: NDArray[np.float32]
-    known: NDArray[np.bool_]
+
+    @property
+    def known(self) -> NDArray[np.bool_]:
+        """The terms seen in training (rows,); the weights of others are zero."""
+        return np.asarray(self.weights.any(axis=1))
 
     def arrays(self) -> Arrays:
         """Return the tables to write, with `weights` rounded to multiples of WEIGHT_STEP."""
@@ -120,8 +117,7 @@ class LexicalHead:
 
     @classmethod
     def from_arrays(cls, arrays: Arrays, features: LexicalFeatures) -> Self:
-        tables = {n: arrays[n] for n in ("weights", "idf", "dense", "bias")}
-        return cls(features=features, known=np.asarray(tables["weights"].any(axis=1)), **tables)
+        return cls(features, *(arrays[name] for name in ("weights", "idf", "dense", "bias")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,8 +166,7 @@ def fit_lexical(
     """
     from sklearn.linear_model import LogisticRegression
 
-    known = np.bincount(data.matrix.indices, minlength=data.matrix.shape[1]) > 1
-    used = np.flatnonzero(known)
+    used = np.flatnonzero(np.bincount(data.matrix.indices, minlength=data.matrix.shape[1]) > 1)
     matrix = data.matrix[:, used]
     weights = np.zeros((data.matrix.shape[1], classes), dtype=np.float32)
     bias = np.zeros(classes, dtype=np.float32)
@@ -182,9 +177,7 @@ def fit_lexical(
         model.fit(matrix, labels == index)
         weights[used, index], bias[index] = model.coef_[0], model.intercept_[0]
     rows = features.rows
-    return LexicalHead(
-        features=features, weights=weights[:rows], idf=data.idf, dense=weights[rows:], bias=bias, known=known[:rows]
-    )
+    return LexicalHead(features, weights[:rows], idf=data.idf, dense=weights[rows:], bias=bias)
 
 
 NEIGHBOURS = 20
@@ -271,12 +264,6 @@ def fit_knn(vectors: NDArray[np.float32], labels: NDArray[np.int64], *, classes:
     axes = np.ascontiguousarray(principal[:kept].T / singular[:kept] ** WHITENING_EXPONENT, dtype=np.float32)
     head = KnnHead(axes, vectors, labels, classes)
     return replace(head, vectors=unit(head.project(vectors)))
-
-
-def sample_exemplars(labels: NDArray[np.int64], *, each: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Return the sorted indices of at most `each` random examples of every label."""
-    chosen = [rng.permutation(np.flatnonzero(labels == label))[:each] for label in np.unique(labels)]
-    return np.sort(np.concatenate(chosen))
 
 
 ABSENT_CATEGORY_LOGIT = -100.0
@@ -481,17 +468,18 @@ class FastHeads:
         self._writing_system_weights, self._function_word_weights = lexical.dense[:-2], lexical.dense[-2:]
         self._log_counts = (1 + np.log(np.arange(1, FAST_CHARACTERS + 2))).astype(np.float32)
         self._last: tuple[str, FastFeatures] | None = None
-        self._tables = None if kernel is None else self._open_tables(kernel, static.scales)
-
-    def _open_tables(self, kernel: Kernel, scales: Floats) -> KernelTables:
-        return kernel.Tables(
-            tokens=np.ascontiguousarray(self._tokens),
-            scales=np.ascontiguousarray(scales, dtype=np.float32),
-            directions=np.ascontiguousarray(self._directions, dtype=np.float32),
-            static_bias=np.ascontiguousarray(self._static_bias, dtype=np.float32),
-            terms=np.ascontiguousarray(self._terms).view(np.uint16),
-            function_words=np.ascontiguousarray(self._function_word_weights, dtype=np.float32),
-            log_counts=self._log_counts,
+        self._tables: KernelTables | None = (
+            None
+            if kernel is None
+            else kernel.Tables(
+                tokens=np.ascontiguousarray(self._tokens),
+                scales=np.ascontiguousarray(static.scales, dtype=np.float32),
+                directions=np.ascontiguousarray(self._directions, dtype=np.float32),
+                static_bias=np.ascontiguousarray(self._static_bias, dtype=np.float32),
+                terms=np.ascontiguousarray(self._terms).view(np.uint16),
+                function_words=np.ascontiguousarray(self._function_word_weights, dtype=np.float32),
+                log_counts=self._log_counts,
+            )
         )
 
     def __call__(self, text: str) -> FastFeatures:

@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import platform
 import re
 import struct
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -281,6 +283,10 @@ class SentenceEncoder(Protocol):
     """Maps texts to unit vectors, float32 (n_texts, dimensions). Thread-safe."""
 
     def __call__(self, texts: Sequence[str]) -> Floats: ...
+
+
+IS_AVAILABLE = sys.platform == "linux" and platform.machine() == "x86_64"
+"""Whether the package of the encoder exists for this machine."""
 
 
 def is_installed() -> bool:

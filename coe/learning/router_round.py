@@ -13,6 +13,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from coe.artifacts.versions import REPORT
 from coe.errors import ConfigError, DataError
 from coe.learning.log_frame import Logs, open_logs
 from coe.learning.round import Candidate, Job, ManifestFields, RoundState, conclude, open_job, read_round_states
+from coe.learning.support import with_support
 from coe.measuring.tables import numbered_prompts, pairs_digest
 from coe.records import missing_file
 from coe.records.record import Feedback
@@ -119,7 +121,7 @@ def _with_categories(pairs: Sequence[Pair], added: Mapping[str, str]) -> list[Pa
 
 
 def build_router(
-    pairs: Sequence[Pair], out: Path, *, encoder: str, corrected: Sequence[Correction] = (), registry: Registry
+    pairs: Sequence[Pair], out: Path, *, corrected: Sequence[Correction], registry: Registry
 ) -> Mapping[str, Any]:
     """Train a router on (prompt, category) pairs and the corrections into the folder `out`, and give it those that it
     still does not follow as exemplars. Returns its metrics."""
@@ -128,7 +130,8 @@ def build_router(
     added = {routers.normalize_prompt(one.prompt): one.category for one in corrected}
     examples = [routers.Example(*pair) for pair in _with_categories(pairs, added)]
     with progress_bar("training") as progress:
-        metrics = routers.build(examples, encoder=encoder, out=out, progress=progress)
+        support = partial(with_support, descriptions={one.name: one.description for one in registry.categories})
+        metrics = routers.build(examples, support=support, encoder=registry.router.encoder, out=out, progress=progress)
     exemplars, report = fit_corrections(out, corrected, pairs, registry)
     if exemplars is not None:
         exemplars.write(out)

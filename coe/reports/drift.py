@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from coe.artifacts.redis import Aspect
 from coe.errors import DataError
-from coe.learning.promotion import significance_level
+from coe.trials.contrasts import significance_level
 
 Array = NDArray[np.float64]
 
@@ -49,7 +49,7 @@ def detect_drift(
     """The findings of the `test`-th test (from 1) against the same reference.
 
     All tests against a reference together raise a false alarm with a probability of at most 5 %
-    (`promotion.significance_level`; within a test, Holm 1979). A new reference, as after a promotion, starts over.
+    (`contrasts.significance_level`; within a test, Holm 1979). A new reference, as after a promotion, starts over.
     Requests are assumed to be independent. Raises DataError on an empty sample.
     """
     if not len(reference.category) or not len(recent.category):

@@ -152,8 +152,7 @@ def send(spec: AlarmsSpec, alarms: Sequence[Mapping[str, Any]]) -> bool:
             problem = str(error)
         if attempt < ATTEMPTS - 1:
             time.sleep(PAUSE_SECONDS * 2**attempt)
-    refused = f"the webhook at {urlsplit(url).hostname} did not accept the alarms: {problem}"
-    print_error(f"{refused}; the next report sends them")
+    print_error(f"the webhook did not accept the alarms: {problem}; the next report sends them")
     return False
 
 

@@ -15,20 +15,22 @@ from typing import Any
 
 import numpy as np
 
+from coe.errors import DataError, pip_install
 from routers.calibration import Floats
-from routers.cascade import CONFIG, EXEMPLARS, MULTILINGUAL_HEAD, TOKENIZER, RouterConfig
-from routers.encoders import ROUTING_TOKENS, OnnxEncoder
+from routers.cascade import CONFIG, EXEMPLARS, HELD_OUT, MULTILINGUAL_HEAD, TOKENIZER, RouterConfig
+from routers.encoders import ROUTING_TOKENS, OnnxEncoder, Support
 from routers.examples import Example, TrainingSet, build_training_set, prompt_digest, write_arrays, write_json
 from routers.heads import LexicalFeatures, distil, lexical_matrix
-from routers.multilingual import is_installed
+from routers.multilingual import IS_AVAILABLE, is_installed
 from routers.tokens import FAST_CHARACTERS, WordCachedTokenizer, load_tokenizer, truncate_middle
 from routers.training.export import export_quantised
 from routers.training.fitting import (
+    Labels,
     TrainingData,
     choose_regularization,
     cross_fit,
-    exemplar_rows,
     folds,
+    simulate_cascade,
     topic_folds,
     training_metrics,
     tune,
@@ -36,13 +38,13 @@ from routers.training.fitting import (
 )
 from routers.training.multilingual import english_part, foreign_texts, train_multilingual
 
-Progress = Callable[[str, float], None]
+Progress = Callable[[str, float], None] | None
 
 
 class StageTimer:
     """Measures the stages of a run in seconds and reports them to `progress`."""
 
-    def __init__(self, progress: Progress | None) -> None:
+    def __init__(self, progress: Progress) -> None:
         self._progress = progress or (lambda stage, share: None)
         self.seconds: dict[str, float] = {}
 
@@ -65,7 +67,7 @@ def single_blas_thread() -> Iterator[None]:
 
 
 def train(
-    examples: Sequence[Example], *, encoder: str, out: Path, progress: Progress | None, threads: int
+    examples: Sequence[Example], support: Support, *, encoder: str, out: Path, progress: Progress, threads: int
 ) -> dict[str, Any]:
     """Train a router. Parameters and errors as in `routers.build`."""
     timer = StageTimer(progress)
@@ -74,6 +76,8 @@ def train(
     (out / CONFIG).unlink(missing_ok=True)  # written last: a folder without it is not a router
     with timer.stage("export"):
         network = export_quantised(encoder, out=out, threads=threads)
+    with timer.stage("support"), single_blas_thread():
+        training_set = support(training_set, network)
     training_set, multilingual = write_multilingual_head(training_set, out=out, threads=threads, timer=timer)
     with timer.stage("embed") as report:
         embeddings = network.features(training_set.texts, report)
@@ -85,21 +89,26 @@ def train(
         held_out = fit(folds(data.labels), report=lambda share: report(share / 2))
         topics = topic_folds(data.vectors, data.labels)
         new_topics = fit(topics, report=lambda share: report((1 + share) / 2)).in_scope
-        ensemble, in_distribution = tune(held_out, new_topics, data.labels)
+        declared = np.flatnonzero(training_set.declared)
+        rows = declared if len(declared) == len(data.labels) else balanced_rows(declared, data.labels)
+        ensemble, in_distribution = tune(held_out.part(rows), new_topics.part(rows), data.labels[rows])
+        held_out, new_topics = held_out.part(declared), new_topics.part(declared)
     with timer.stage("fit"), single_blas_thread():
-        write_heads(data, regularization, out=out)
-        rows = exemplar_rows(data, np.arange(len(data.labels)))
-        write_json(out / EXEMPLARS, {"digests": [prompt_digest(training_set.texts[row]) for row in rows]})
+        exemplars = write_heads(data, regularization, out=out)
     categories, has_head = training_set.categories, multilingual is not None
     config = RouterConfig(categories, ROUTING_TOKENS, has_head, ensemble, in_distribution)
+    digests = list(map(prompt_digest, training_set.texts))
+    best = simulate_cascade(held_out.in_scope, ensemble, in_distribution).best
+    write_json(out / EXEMPLARS, {"digests": [digests[row] for row in exemplars]})
+    write_json(out / HELD_OUT, {digests[row]: categories[i] for row, i in zip(declared, best, strict=True)})
     write_json(out / CONFIG, asdict(config))
     return {
         "examples": count,
         "dropped": training_set.dropped,
         "encoder": {"dimensions": data.dimensions, "width": data.embeddings.shape[1]},
-        "regularization": asdict(regularization),
+        "regularization": regularization,
         "multilingual": multilingual,
-        **training_metrics(held_out, new_topics, data.labels, categories, ensemble, in_distribution),
+        **training_metrics(held_out, new_topics, data.labels[declared], categories, ensemble, in_distribution),
         "bytes": {path.name: path.stat().st_size for path in sorted(out.iterdir())},
         "seconds": timer.seconds,
     }
@@ -108,13 +117,16 @@ def train(
 def write_multilingual_head(
     training_set: TrainingSet, *, out: Path, threads: int, timer: StageTimer
 ) -> tuple[TrainingSet, dict[str, Any] | None]:
-    """Train the head for texts that are not English, if the extra `multilingual` can be used here.
+    """Train the head for texts that are not English, where the packages of the extra `multilingual` exist.
 
-    Returns the texts for the English heads, and the held-out metrics of the written head; all texts and None without
-    one.
+    Returns the texts for the English heads, and the held-out metrics of the written head; all texts and None on other
+    platforms. Raises DataError if the extra is missing.
     """
     (out / MULTILINGUAL_HEAD).unlink(missing_ok=True)
     if not is_installed():
+        if IS_AVAILABLE:
+            remedy = f"run `{pip_install('multilingual')}`"
+            raise DataError(f"training needs the extra `multilingual`, for prompts in other languages; {remedy}")
         return training_set, None
     foreign = foreign_texts(training_set.texts, out / TOKENIZER)
     with timer.stage("multilingual") as report, single_blas_thread():
@@ -123,6 +135,12 @@ def write_multilingual_head(
         )
         write_arrays(out / MULTILINGUAL_HEAD, head.arrays())
     return english_part(training_set, foreign) or training_set, metrics
+
+
+def balanced_rows(rows: Labels, labels: Labels) -> Labels:
+    """Repeat the rows of small categories, so that each category has as many as the largest one."""
+    parts = [rows[labels[rows] == label] for label in np.unique(labels[rows])]
+    return np.concatenate([np.resize(part, max(map(len, parts))) for part in parts])
 
 
 def compute_training_data(

@@ -72,10 +72,8 @@ def export_encoder(encoder: str, *, network: Path, tokenizer: Path) -> None:
     if fast is None:
         raise DataError(f"encoder {encoder!r}: has no fast tokenizer (tokenizer.json); choose another encoder")
     fast.save(str(tokenizer))
-    module, texts = (
-        _as_module(model),
-        [model.tokenizer(probe, return_tensors="pt")["input_ids"] for probe in PROBE_TEXTS],
-    )
+    module = _as_module(model)
+    texts = [model.tokenizer(probe, return_tensors="pt")["input_ids"] for probe in PROBE_TEXTS]
     with warnings.catch_warnings(), _quiet("torch.onnx"):  # it warns about its own internals
         warnings.simplefilter("ignore")
         program = torch.onnx.export(

@@ -14,8 +14,9 @@ whole topics, because real traffic differs from the training texts, and heads ar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +52,11 @@ from routers.heads import (
     fit_knn,
     fit_lexical,
     fit_linear,
-    sample_exemplars,
 )
 
 Labels = NDArray[np.int64]
+Regularization = Mapping[str, float]
+"""scikit-learn's C (inverse regularization) of each trained head."""
 TRAINED_HEADS = ("lexical", "static", "linear")
 """The heads, as in Regularization and HeadScores."""
 FOLDS = 5
@@ -90,15 +92,6 @@ class TrainingData:
 
 
 @dataclass(frozen=True, slots=True)
-class Regularization:
-    """scikit-learn's C (inverse regularization) of each trained head."""
-
-    lexical: float
-    static: float
-    linear: float
-
-
-@dataclass(frozen=True, slots=True)
 class HeadScores:
     """Logits (n_texts, n_categories) of every head on some texts, and the texts' similarity to the training data.
 
@@ -122,6 +115,9 @@ class HeadScores:
         """Return the scores of all parts' texts in this order."""
         return cls(**{f.name: np.concatenate([getattr(part, f.name) for part in parts])[order] for f in fields(cls)})
 
+    def part(self, rows: Labels) -> HeadScores:
+        return self.joined([self], rows)
+
 
 @dataclass(frozen=True, slots=True)
 class HeldOutScores:
@@ -130,6 +126,9 @@ class HeldOutScores:
 
     in_scope: HeadScores
     out_of_scope: HeadScores
+
+    def part(self, rows: Labels) -> HeldOutScores:
+        return HeldOutScores(self.in_scope.part(rows), self.out_of_scope.part(rows))
 
 
 def folds(labels: Labels) -> list[tuple[Labels, Labels]]:
@@ -161,7 +160,7 @@ def topic_folds(vectors: Floats, labels: Labels) -> list[tuple[Labels, Labels]]:
 
 
 def choose_regularization(data: TrainingData) -> Regularization:
-    """Return the C of each head with the lowest log loss (temperature fitted) on one fold."""
+    """Return the C of each trained head with the lowest log loss (temperature fitted) on one fold."""
     rest, held = folds(data.labels)[0]
     labels = data.labels[held]
 
@@ -169,9 +168,7 @@ def choose_regularization(data: TrainingData) -> Regularization:
         logits = _trained_logits(head, data, rest, held, c)
         return log_loss(logits / np.float32(fit_temperature(logits, labels)), labels)
 
-    return Regularization(
-        *(min(REGULARIZATION_GRID, key=lambda c, head=head: loss(head, c)) for head in TRAINED_HEADS)  # type: ignore[misc]
-    )
+    return {head: min(REGULARIZATION_GRID, key=partial(loss, head)) for head in TRAINED_HEADS}
 
 
 def _trained_logits(head: str, data: TrainingData, rest: Labels, held: Labels, c: float) -> Floats:
@@ -207,7 +204,7 @@ def _score_fold(data: TrainingData, regularization: Regularization, fold: tuple[
     """Return the scores of the held texts, by heads that were fitted on the rest."""
     rest, held = fold
     own = np.arange(len(held)), data.labels[held]
-    inside = {head: _trained_logits(head, data, rest, held, getattr(regularization, head)) for head in TRAINED_HEADS}
+    inside = {head: _trained_logits(head, data, rest, held, regularization[head]) for head in TRAINED_HEADS}
     outside = {head: logits.copy() for head, logits in inside.items()}
     inside["knn"], similarity, outside["knn"], other_similarity = _score_knn(data, _fit_knn(data, rest), held)
     for logits in outside.values():
@@ -253,25 +250,28 @@ def _fast_similarity(data: TrainingData, rest: Labels, held: Labels) -> tuple[Fl
     return inside, outside
 
 
-def write_heads(data: TrainingData, regularization: Regularization, *, out: Path) -> None:
-    """Fit every head on all texts and write its table."""
+def write_heads(data: TrainingData, regularization: Regularization, *, out: Path) -> Labels:
+    """Fit every head on all texts and write its table. Returns the rows that the kNN head keeps as exemplars."""
     rows = np.arange(len(data.labels))
-    linear = _fit_linear(data.embeddings, data, rows, regularization.linear)
-    static = _fit_linear(data.static, data, rows, regularization.static)
-    write_arrays(out / LEXICAL, _fit_lexical(data, rows, regularization.lexical).arrays())
+    linear = _fit_linear(data.embeddings, data, rows, regularization["linear"])
+    static = _fit_linear(data.static, data, rows, regularization["static"])
+    write_arrays(out / LEXICAL, _fit_lexical(data, rows, regularization["lexical"]).arrays())
     centroids, _ = fit_centroids(data.static, data.labels)
     means = class_means(data.static, data.labels, classes=data.classes)
     write_arrays(out / STATIC, {**data.tokens.arrays(), **static.arrays(), "centroids": centroids, "means": means})
-    exemplars = exemplar_rows(data, rows)
+    exemplars = _exemplar_rows(data, rows)
     encoder_means = CategoryMeans.of(data.vectors[exemplars], data.labels[exemplars], classes=data.classes)
     knn = _fit_knn(data, rows)
     write_arrays(out / SEMANTIC, {**linear.arrays(), **knn.arrays(), **encoder_means.arrays()})
+    return exemplars
 
 
-def exemplar_rows(data: TrainingData, rows: Labels) -> Labels:
-    """Return the rows that the kNN head keeps as exemplars, in its order."""
-    each = max(1, MAX_EXEMPLARS // data.classes)
-    return rows[sample_exemplars(data.labels[rows], each=each, rng=np.random.default_rng(SEED))]
+def _exemplar_rows(data: TrainingData, rows: Labels) -> Labels:
+    """Return the `rows` that the kNN head keeps as exemplars, in its order: as many of each category, at random."""
+    labels, each, random = data.labels[rows], max(1, MAX_EXEMPLARS // data.classes), np.random.default_rng(SEED)
+    chosen = [random.permutation(np.flatnonzero(labels == label))[:each] for label in np.unique(labels)]
+    order: Labels = np.sort(np.concatenate(chosen))
+    return rows[order]
 
 
 def _fit_lexical(data: TrainingData, rows: Labels, c: float) -> LexicalHead:
@@ -284,7 +284,7 @@ def _fit_linear(vectors: Floats, data: TrainingData, rows: Labels, c: float) -> 
 
 
 def _fit_knn(data: TrainingData, rows: Labels) -> KnnHead:
-    exemplars = exemplar_rows(data, rows)
+    exemplars = _exemplar_rows(data, rows)
     return fit_knn(data.vectors[exemplars], data.labels[exemplars], classes=data.classes)
 
 
@@ -308,9 +308,10 @@ class CascadeOutputs:
     confidence: Floats
     escalated: NDArray[np.bool_]
 
-    def correct(self, labels: Labels) -> NDArray[np.bool_]:
-        found: NDArray[np.bool_] = self.posterior.argmax(axis=1) == labels
-        return found
+    @property
+    def best(self) -> Labels:
+        best: Labels = self.posterior.argmax(axis=1)
+        return best
 
 
 def fit_in_distribution_model(in_scope: Floats, out_of_scope: Floats) -> InDistributionModel:
@@ -355,8 +356,7 @@ def simulate_cascade(
     scores: HeadScores, ensemble: EnsembleWeights, in_distribution: InDistributionModels
 ) -> CascadeOutputs:
     """Predict as CascadeRouter does for texts with these `scores`."""
-    fast, fast_confidence = _fast(scores, ensemble, in_distribution)
-    encoder, encoder_confidence = _encoder(scores, ensemble, in_distribution)
+    fast, fast_confidence, encoder, encoder_confidence = _stages(scores, ensemble, in_distribution)
     escalated = fast_confidence < ensemble.threshold
     return CascadeOutputs(
         posterior=np.where(escalated[:, None], encoder, fast),
@@ -365,20 +365,14 @@ def simulate_cascade(
     )
 
 
-def _fast(
+def _stages(
     scores: HeadScores, ensemble: EnsembleWeights, in_distribution: InDistributionModels
-) -> tuple[Floats, Floats]:
-    """Return posterior and confidence of the fast stage."""
-    posterior = ensemble.fast_posterior(scores.lexical, scores.static)
-    return posterior, posterior.max(axis=1) * in_distribution.fast(scores.fast_similarity)
-
-
-def _encoder(
-    scores: HeadScores, ensemble: EnsembleWeights, in_distribution: InDistributionModels
-) -> tuple[Floats, Floats]:
-    """Return posterior and confidence of the encoder stage."""
-    posterior = ensemble.encoder_posterior(scores.heads)
-    return posterior, posterior.max(axis=1) * in_distribution.encoder(scores.similarity[:, None])
+) -> tuple[Floats, Floats, Floats, Floats]:
+    """Return posterior and confidence of the fast stage, then those of the encoder stage."""
+    fast, encoder = ensemble.fast_posterior(scores.lexical, scores.static), ensemble.encoder_posterior(scores.heads)
+    fast_confidence = fast.max(axis=1) * in_distribution.fast(scores.fast_similarity)
+    encoder_confidence = encoder.max(axis=1) * in_distribution.encoder(scores.similarity[:, None])
+    return fast, fast_confidence, encoder, encoder_confidence
 
 
 def _escalation_threshold(
@@ -386,8 +380,8 @@ def _escalation_threshold(
 ) -> float:
     """Return the lowest confidence at which the fast prediction is kept, so that neither accuracy nor the separation
     of out-of-scope texts suffers."""
-    fast, fast_confidence = _fast(held_out.in_scope, ensemble, in_distribution)
-    encoder, encoder_confidence = _encoder(held_out.in_scope, ensemble, in_distribution)
+    fast, fast_confidence, encoder, encoder_confidence = _stages(held_out.in_scope, ensemble, in_distribution)
+    _, outside_fast, _, outside_encoder = _stages(held_out.out_of_scope, ensemble, in_distribution)
     for_accuracy = choose_escalation_threshold(
         fast_confidence,
         fast.argmax(axis=1) == labels,
@@ -395,9 +389,6 @@ def _escalation_threshold(
         max_escalated=MAX_ESCALATED_SHARE,
         max_loss=MAX_ACCURACY_LOSS,
     )
-    outside = held_out.out_of_scope
-    outside_fast = _fast(outside, ensemble, in_distribution)[1]
-    outside_encoder = _encoder(outside, ensemble, in_distribution)[1]
     if fast.shape[1] == 2:  # without its own category, a text has one left, of probability 1
         outside_fast *= fast.max(axis=1).mean()
         outside_encoder *= encoder.max(axis=1).mean()
@@ -429,14 +420,16 @@ def training_metrics(
     inside, outside = (
         simulate_cascade(scores, ensemble, in_distribution) for scores in (held_out.in_scope, held_out.out_of_scope)
     )
-    correct = inside.correct(labels)
+    correct = inside.best == labels
     confidence = np.concatenate((inside.confidence, outside.confidence))
     in_scope = np.repeat([True, False], len(labels))
     confidence_threshold = choose_confidence_threshold(
         confidence, np.concatenate((correct, np.zeros_like(correct))), in_scope, max_rejected=MAX_REJECTED_SHARE
     )
+    confusion = np.zeros((len(categories), len(categories)), dtype=int)  # by true (row) and predicted category
+    np.add.at(confusion, (labels, inside.best), 1)
     new = simulate_cascade(new_topics, ensemble, in_distribution)
-    new_correct = new.correct(labels)
+    new_correct = new.best == labels
     return {
         "accuracy_on_new_topics": float(new_correct.mean()),
         "ece": expected_calibration_error(new.confidence, new_correct),
@@ -445,30 +438,10 @@ def training_metrics(
         "accuracy_by_category": {name: float(correct[labels == i].mean()) for i, name in enumerate(categories)},
         "escalated": float(inside.escalated.mean()),
         "threshold": ensemble.threshold,
-        "risk_coverage": _risk_coverage_points(inside.confidence, correct),
-        "confusion": {"categories": list(categories), "counts": _confusion(inside.posterior, labels)},
+        "risk_coverage": risk_coverage(inside.confidence, correct),
+        "confusion": {"categories": list(categories), "counts": confusion.tolist()},
         "out_of_scope_auroc": auroc(confidence, in_scope),
         "confidence_threshold": confidence_threshold,
         "rejected": float((inside.confidence < confidence_threshold).mean()),
         "rejected_out_of_scope": float((outside.confidence < confidence_threshold).mean()),
     }
-
-
-def _risk_coverage_points(confidence: Floats, correct: NDArray[np.bool_]) -> list[dict[str, float]]:
-    """Return risk at 20 coverages, with the lowest confidence accepted at each."""
-    coverage, risk = risk_coverage(confidence, correct)
-    sorted_confidence = np.sort(confidence)[::-1]
-    at = np.unique(np.linspace(0, len(risk) - 1, 21).astype(int)[1:])
-    return [
-        {"coverage": float(coverage[i]), "risk": float(risk[i]), "confidence": float(sorted_confidence[i])} for i in at
-    ]
-
-
-def _confusion(posterior: Floats, labels: Labels) -> list[list[int]]:
-    """Return the counts of texts by true category (row) and predicted category (column)."""
-    from sklearn.metrics import confusion_matrix
-
-    found: list[list[int]] = confusion_matrix(
-        labels, posterior.argmax(axis=1), labels=range(posterior.shape[1])
-    ).tolist()
-    return found

