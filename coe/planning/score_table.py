@@ -54,8 +54,9 @@ class Grid:
                 raise ValueError(f"{name}: shape {values.shape}, not {shape}")
 
     def arrays(self) -> dict[str, NDArray[np.float64]]:
-        """Return the arrays by field."""
-        return {field.name: getattr(self, field.name) for field in fields(self)[2:]}
+        """Return the arrays by field, without those that are None."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)[2:]}
+        return {name: array for name, array in values.items() if array is not None}
 
     def over(self, categories: Sequence[str], experts: Sequence[str]) -> Self:
         """Return the grid over other names, in their order."""
@@ -101,14 +102,17 @@ class ScoreTable(Grid):
     """Measured scores by category and expert.
 
     `mean` is the mean score (0 to 1, NaN without scores), and `variance` the variance of single scores in the cell.
-    `count` is the number of scores, or the sum of weights if prompts belong to several categories.
+    `count` is the number of scores, or the sum of weights if prompts belong to several categories. `noise` is the
+    variance of a score in comparisons of experts, over that of a score alone (None for 1): on the same prompts it is
+    smaller.
     """
 
     mean: Array
     variance: Array
     count: Array
+    noise: Array | None = None
 
-    missing: ClassVar[Mapping[str, float]] = {"count": 0.0}
+    missing: ClassVar[Mapping[str, float]] = {"count": 0.0, "noise": 1.0}
 
     @classmethod
     def of_sums(
@@ -143,7 +147,7 @@ class ScoreTable(Grid):
 
     def posterior(self) -> Posterior:
         """Return the posterior of the qualities."""
-        return posterior_of(self.mean, self.variance, self.count)
+        return posterior_of(self.mean, self.variance, self.count, 1.0 if self.noise is None else self.noise)
 
     def error(self, *, pseudo_count: float = PSEUDO_COUNT) -> NDArray[np.float64]:
         """Return the standard errors of `shrunk`. A cell's variance is shrunk towards that of all scores."""
@@ -173,9 +177,9 @@ def tabulate_partly(
 
     `member`, shape (n_prompts, n_categories), has a 1 for the category of each prompt. An expert's mean is that over
     all prompts of the category, its missing scores filled in, so that one that got the easy prompts gains nothing.
-    Counts and variances are those of the measured scores. Of complete scores, the table is that of `tabulate_softly`.
+    Counts and variances are those of the measured scores. Of complete scores, they are those of `tabulate_softly`.
     """
-    table = tabulate_softly(categories, experts, member, scores)
+    table = replace(tabulate_softly(categories, experts, member, scores), noise=_noise_in_comparisons(member, scores))
     if np.isfinite(scores).all():
         return table
     mean = table.mean.copy()
@@ -187,6 +191,36 @@ def tabulate_partly(
             filled = np.where(known, cell, prompt[:, None] + expert).mean(axis=0)
             mean[row] = np.where(table.count[row] > 0, np.clip(filled, 0.0, 1.0), np.nan)
     return replace(table, mean=mean)
+
+
+PRIOR_FREEDOM = 30.0
+"""Scores that are assumed to show no difficulty of prompts, beside the measured ones."""
+
+
+def _noise_in_comparisons(member: NDArray[np.float64], scores: NDArray[np.floating]) -> Array:
+    """Return the `noise` of a table of these scores.
+
+    A hard prompt lowers the scores of all experts, which says nothing about which one is better. The more experts
+    answered a prompt, the better is its difficulty known.
+    """
+    is_scored, whole, rest, free, paired_free = np.isfinite(scores), 0.0, 0.0, 0.0, 0.0
+    for row in range(member.shape[1]):
+        cell = scores[(member[:, row] > 0) & (is_scored.sum(axis=1) > 1)]
+        known = np.isfinite(cell)
+        prompt, expert = _effects(cell, known, shrinkage=0.0)
+        mean = np.where(known, cell, 0.0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
+        whole += float((np.where(known, cell - mean, 0.0) ** 2).sum())
+        rest += float((np.where(known, cell - prompt[:, None] - expert, 0.0) ** 2).sum())
+        within = float(known.sum() - known.any(axis=0).sum())
+        free, paired_free = free + within, paired_free + max(within - len(cell) + 1, 0.0)
+    if free <= 0 or whole <= 0:
+        return np.ones((member.shape[1], scores.shape[1]))
+    alone = whole / free
+    paired = float(np.clip((rest + PRIOR_FREEDOM * alone) / (paired_free + PRIOR_FREEDOM) / alone, 0.2, 1.0))
+    others = is_scored.sum(axis=1, keepdims=True) - is_scored
+    noise = paired + (1 - paired) * paired / (paired + others * (1 - paired))
+    count = member.T.astype(np.float64) @ is_scored
+    return np.asarray(np.divide(member.T @ (is_scored * noise), count, out=np.ones(count.shape), where=count > 0))
 
 
 def _effects(scores: Array, known: NDArray[np.bool_], *, shrinkage: float) -> tuple[Array, Array]:

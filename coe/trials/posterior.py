@@ -20,11 +20,11 @@ LEAST = 0.02
 """Distance of a prior's quality from 0 and 1."""
 GRID = np.linspace(LEAST, 1 - LEAST, 25)
 """Usual qualities of an expert."""
-STRENGTHS = np.array([8.0, 64.0, 1e6, 5.0])
+STRENGTHS = np.array([4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 1e6, 5.0])
 """Strength of each part of the mixture, in scores; the last is that of specialists. The variance of a cell's quality q
 about the prior's quality c is c (1 - c) / (strength + 1)."""
-ASSUMED_CELLS = 30.0 * np.array([0.17, 0.34, 0.34, 0.15])
-"""Cells of each part that count beside those of the table, by which the shares of the mixture are shrunk."""
+ASSUMED_CELLS = np.ones(len(STRENGTHS))
+"""Cells of each part that count beside those of the table, so that no part is ruled out."""
 FITS, STEPS = 3, 8
 """Fits of the categories' departures and the mixture in turn, and steps of expectation maximisation in each."""
 DEPARTURE_STRENGTH, MAX_RIDGE = 30.0, 60.0
@@ -65,12 +65,15 @@ class Posterior:
         return drawn
 
 
-def posterior_of(mean: Array, variance: Array, count: Array) -> Posterior:
-    """Return the posterior of a table of scores: their mean (NaN without any), variance and number in each cell."""
+def posterior_of(mean: Array, variance: Array, count: Array, noise: Array | float = 1.0) -> Posterior:
+    """Return the posterior of a table of scores: their mean (NaN without any), variance and number in each cell.
+
+    `noise` is the variance of a score in comparisons of experts, over that of a score alone.
+    """
     from scipy.special import betaln
 
     mean, is_scored = np.nan_to_num(mean), count > 0
-    count = count / _noise(mean, np.nan_to_num(variance), count)
+    count = count / (noise * _noise(mean, np.nan_to_num(variance), count))
     seen, missed = count * mean, count * (1 - mean)
     share_of_part = ASSUMED_CELLS / ASSUMED_CELLS.sum()
     usual_mean = (seen.sum(axis=0) + 1) / (count.sum(axis=0) + 2)
