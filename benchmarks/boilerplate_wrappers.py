@@ -1,11 +1,12 @@
-"""Chats as clients send them: a prompt among the boilerplate of coding agents, editors and agent frameworks.
-
-The structure follows the clients; the wording is this project's own. Each wrapper turns a prompt into messages.
-"""
+"""Chats as clients send them: a prompt among the boilerplate of clients, from boilerplate_wrappers.yaml."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+from ruamel.yaml import YAML
 
 Messages = list[dict[str, str]]
 Wrapper = Callable[[str], Messages]
@@ -27,195 +28,38 @@ LEAFLET = "\n".join(
     ["Do not take these tablets with other anticoagulants.", "Common side effects: nausea, dizziness, rash."] * 20
 )
 MODULE = "\n".join(f"export function step{n}(state: State): State {{ return reduce(state, {n}); }}" for n in range(40))
+CONTRACT = (
+    "The tenant shall pay the rent on the first working day of each month. If the tenant is in default for more than "
+    "thirty days, the landlord may terminate this agreement in writing. The parties submit to the courts of Kent. "
+) * 3
+TEXTS = {
+    "system": CODING_SYSTEM,
+    "project": PROJECT,
+    "verses": VERSES,
+    "leaflet": LEAFLET,
+    "module": MODULE,
+    "module_head": MODULE[:800],
+    "contract": CONTRACT,
+}
 
 
 def user(text: str) -> dict[str, str]:
     return {"role": "user", "content": text}
 
 
-def system(text: str) -> dict[str, str]:
-    return {"role": "system", "content": text}
+def filled(turns: list[dict[str, str]], prompt: str = "") -> Messages:
+    """The messages of turns (role and text), with the texts and the prompt in place of their names."""
+    messages: Messages = []
+    for role, text in (pair for turn in turns for pair in turn.items()):
+        for name, value in (*TEXTS.items(), ("prompt", prompt)):
+            text = text.replace(f"{{{name}}}", value)
+        messages.append({"role": role, "content": text})
+    return messages
 
 
-def assistant(text: str) -> dict[str, str]:
-    return {"role": "assistant", "content": text}
-
-
-def tool(text: str) -> dict[str, str]:
-    return {"role": "tool", "content": text}
-
-
-def reminder(text: str) -> str:
-    return f"<system-reminder>\n{text}\n</system-reminder>"
-
-
-def claude_code(prompt: str) -> Messages:
-    context = reminder(f"Context for this session follows.\n# projectDoc\n{PROJECT}\n# date\nToday is 2026-11-20.")
-    return [system(CODING_SYSTEM), user(f"{context}\n{prompt}")]
-
-
-def claude_code_after(prompt: str) -> Messages:
-    todo = reminder("The todo list is empty. Use the todo tool if the work has several steps.")
-    return [system(CODING_SYSTEM), user(f"{reminder(PROJECT)}\n{prompt}\n{todo}")]
-
-
-def claude_code_loop(prompt: str) -> Messages:
-    steps = [assistant("I will look at the files."), tool(LEAFLET), user(reminder("The todo list was not updated."))]
-    return [*claude_code(prompt), *steps, *steps]
-
-
-def codex(prompt: str) -> Messages:
-    agents = f"# AGENTS.md instructions for /home/dev/ledger\n\n<INSTRUCTIONS>\n{PROJECT}\n</INSTRUCTIONS>"
-    environment = (
-        "<environment_context>\n  <cwd>/home/dev/ledger</cwd>\n  <sandbox_mode>workspace-write</sandbox_mode>\n"
-        "  <network_access>restricted</network_access>\n  <shell>bash</shell>\n</environment_context>"
-    )
-    permissions = "<permissions instructions>\nAsk before commands that write outside the folder.\n</permissions>"
-    return [system(CODING_SYSTEM), system(permissions), user(agents), user(environment), user(prompt)]
-
-
-def opencode(prompt: str) -> Messages:
-    return [system(CODING_SYSTEM), user(prompt)]
-
-
-def aider(prompt: str) -> Messages:
-    files = f"These files are in the chat now, so you may edit them.\n\npoems/harbour.txt\n```\n{VERSES}\n```\n"
-    return [system(CODING_SYSTEM), user(files), assistant("Ok, I will edit only these."), user(prompt)]
-
-
-def openhands(prompt: str) -> Messages:
-    nudge = (
-        "Please go on with the task in whatever way you think is suitable.\nIf you think that it is solved, call the "
-        "finish tool.\nIMPORTANT: never ask for human help."
-    )
-    result = f"EXECUTION RESULT of [run_shell]:\n{MODULE[:800]}\n[exit code 0]"
-    return [
-        system(CODING_SYSTEM),
-        user(prompt),
-        assistant("Running it."),
-        user(result),
-        assistant("Done?"),
-        user(nudge),
-    ]
-
-
-def editor(prompt: str) -> Messages:
-    return [system(CODING_SYSTEM), user(f"```ts src/steps.ts\n{MODULE}\n```\n\n{prompt}")]
-
-
-def editor_blocks(prompt: str) -> Messages:
-    parts = f'<attached_files>\n<file path="src/steps.ts">\n{MODULE}\n</file>\n</attached_files>'
-    state = "<environment_details>\n# Open tabs\nsrc/steps.ts\n# Current time\n11:04\n</environment_details>"
-    return [system(CODING_SYSTEM), user(f"{parts}\n<user_query>\n{prompt}\n</user_query>\n{state}")]
-
-
-def smolagents(prompt: str) -> Messages:
-    steps = [assistant("Calling tools: search"), user(f"Observation:\n{LEAFLET}")]
-    return [system(CODING_SYSTEM), user(f"New task:\n{prompt}"), *steps, *steps]
-
-
-def react(prompt: str) -> Messages:
-    text = (
-        "Use the tools below to find the answer.\n\nsearch: looks up web pages\npython: runs a program\n\nKeep to this "
-        "form:\n\nQuestion: what you were asked\nThought: what to do next\nAction: one of search, python\n"
-        "Action Input: what the tool gets\nObservation: what the tool returned\n(repeat as often as needed)\n"
-        f"Final Answer: the answer\n\nBegin!\n\nQuestion: {prompt}\nThought: "
-    )
-    return [user(text)]
-
-
-def react_later(prompt: str) -> Messages:
-    (first,) = react(prompt)
-    more = f"I should search.\nAction: search\nAction Input: leaflet\nObservation: {LEAFLET}\nThought: "
-    return [user(first["content"] + more)]
-
-
-def project_document(prompt: str) -> Messages:
-    return [user(f"Contents of CLAUDE.md:\n\n{PROJECT * 3}\n{prompt}")]
-
-
-def retrieved(prompt: str) -> Messages:
-    return [user(f"<context>\n{LEAFLET}\n</context>\n\n{prompt}")]
-
-
-def quoted_history(prompt: str) -> Messages:
-    return [user(f"Conversation so far:\nUser: my build is broken\nAssistant: Run make clean.\nUser: {prompt}")]
-
-
-def environment_lines(prompt: str) -> Messages:
-    lines = "Current working directory: /home/dev/ledger\nOperating system: Linux\nCurrent date: 2026-11-20"
-    status = "Git branch: main\n M api/routes.py\n?? notes.txt"
-    return [system(CODING_SYSTEM), user(f"# Environment\n{lines}\n{status}\n\n{prompt}")]
-
-
-def go_on(prompt: str) -> Messages:
-    turns = [assistant("Here is the first part."), user("continue"), assistant("More of it."), user("go on, please")]
-    return [system(CODING_SYSTEM), user(prompt), *turns]
-
-
-WRAPPERS: Mapping[str, Wrapper] = {
-    wrap.__name__: wrap
-    for wrap in (
-        claude_code,
-        claude_code_after,
-        claude_code_loop,
-        codex,
-        opencode,
-        aider,
-        openhands,
-        editor,
-        editor_blocks,
-        smolagents,
-        react,
-        react_later,
-        project_document,
-        retrieved,
-        quoted_history,
-        environment_lines,
-        go_on,
-    )
-}
-
-SHORT_REQUESTS = (
-    "fix it",
-    "rename the handler",
-    "now the tests",
-    "make it faster",
-    "undo that",
-    "why does it fail?",
-    "run the linter",
-    "add logging",
-    "bump the version",
-    "split this function",
-    "try again without the cache",
-    "clean up the imports",
-    "is this thread safe?",
-    "add a flag for it",
-    "use a set instead",
-    "remove the dead branch",
-    "make the output shorter",
-    "check the return value",
-    "move it to its own module",
-    "write a test for it",
-)
+_FILE = YAML(typ="safe").load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+WRAPPERS: Mapping[str, Wrapper] = {name: partial(filled, turns) for name, turns in _FILE["wrappers"].items()}
+SHORT_REQUESTS: tuple[str, ...] = tuple(_FILE["short_requests"])
 """Requests to a coding agent that depend on its system prompt."""
-
-CONTRACT = (
-    "The tenant shall pay the rent on the first working day of each month. If the tenant is in default for more than "
-    "thirty days, the landlord may terminate this agreement in writing. The parties submit to the courts of Kent. "
-) * 3
-CASES: tuple[tuple[str, str, Messages], ...] = (
-    ("translation of a contract", "multilingual", [user(f"Translate to German: {CONTRACT}")]),
-    ("translation of a contract, lines", "multilingual", [user(f"Translate to German:\n\n{CONTRACT}")]),
-    ("translation of a leaflet", "multilingual", [user(f"Translate the text below into Spanish.\n\n{LEAFLET}")]),
-    ("translation asked at the end", "multilingual", [user(f"{CONTRACT}\n\nTranslate this into Italian, please.")]),
-    ("a recipe", "everyday", [user("Write a recipe for carbonara")]),
-    ("a recipe of an agent", "everyday", claude_code("Write a recipe for carbonara")),
-    ("a story behind a document", "creative_writing", project_document("Write a story about a lost robot.")),
-    ("a bug behind verses", "code", aider("Fix the off-by-one bug in the pagination of the list endpoint.")),
-    ("a vague request of an agent", "code", opencode("fix it")),
-    ("a short request of an agent", "code", opencode("rename the handler")),
-    ("what a contract means", "law", [user(f"Explain this to me:\n\n{CONTRACT}")]),
-    ("side effects in a loop", "code", smolagents("Refactor the leaflet parser into two functions.")),
-)
+CASES = tuple((case["name"], case["category"], filled(case["messages"])) for case in _FILE["cases"])
 """Name, category and messages of single cases."""

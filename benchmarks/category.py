@@ -1,6 +1,6 @@
 """Category routing: accuracy of each head and of the cascade, out-of-scope detection, and the starter prompts.
 
-    python -m benchmarks.category --data DIR [--starter FILE [--without STYLE]...] [--json FILE]
+    python -m benchmarks.category --data DIR [--starter FILE [--without STYLE]...]
 
 DIR holds train.parquet (source, prompt, category, label, split). Part 1 trains on four fifths of a balanced sample and
 tests on the rest; part 2 trains on all in-scope CLINC and banking rows and separates CLINC's out-of-scope rows from its
@@ -44,7 +44,6 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--starter", type=Path)
     parser.add_argument("--without", action="append", default=[], metavar="STYLE")
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     rows = read(options.data / "train.parquet")
     parts: dict[str, Callable[[], dict[str, Any]]] = {
@@ -53,12 +52,8 @@ def main() -> None:
     }
     if options.starter:
         parts["starter"] = lambda: starter(rows, options.starter, without=options.without)
-    report = {}
     for name, part in parts.items():
-        report[name] = part()
-        print(json.dumps({name: report[name]}, indent=1), flush=True)
-    if options.json:
-        options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        print(json.dumps({name: part()}, indent=1), flush=True)
 
 
 def read(path: Path) -> list[Row]:

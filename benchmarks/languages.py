@@ -1,6 +1,6 @@
 """Topics and languages of prompts that are not English: accuracy, latency and memory.
 
-    python -m benchmarks.languages --router FOLDER --data DIR/category [--json FILE]
+    python -m benchmarks.languages --router FOLDER --data DIR/category
 
 FOLDER is the artifact of a router trained on the starter prompts with the extra `multilingual`. The own prompts are
 `benchmarks/language_prompts.jsonl`: 20 each of 12 topics in nine languages, none of them a starter prompt; the fresh
@@ -41,7 +41,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--router", type=Path, required=True)
     parser.add_argument("--data", type=Path)
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     router = load_cascade(options.router, threads=1)
     own, fresh, third = (
@@ -61,12 +60,8 @@ def main() -> None:
         parts["arena_hard_v2_foreign"] = lambda: topics(router, foreign)
         parts["arena_hard_v2_foreign_without_the_extra"] = lambda: topics(without_stage(options.router), foreign)
         parts["arena_hard_v2_english"] = lambda: topics(router, english)
-    report = {}
     for name, part in parts.items():
-        report[name] = part()
-        print(json.dumps({name: report[name]}, indent=1, ensure_ascii=False), flush=True)
-    if options.json:
-        options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        print(json.dumps({name: part()}, indent=1, ensure_ascii=False), flush=True)
 
 
 def without_stage(folder: Path) -> CascadeRouter:

@@ -148,7 +148,7 @@ def _measured_plan(
     table = tabulate_softly(
         scored_prompts.categories, scored_prompts.experts, scored_prompts.posterior[used], scored_prompts.scores[used]
     )
-    return plan(table, table.lower(deviations=0.0 if everything else 1.0)), table, rest
+    return plan(table, table.posterior().mean), table, rest
 
 
 def _truth(

@@ -99,7 +99,8 @@ def providers(answers: Mapping[str, tuple[str, str, str]]) -> Iterator[list[str]
 class Provider(BaseHTTPRequestHandler):
     """A model server that answers known prompts right or wrong, by its skill in their category."""
 
-    name = ""
+    name = model = ""
+    delay = LATENCY
     answers: Mapping[str, tuple[str, str, str]] = {}
     protocol_version = "HTTP/1.1"
 
@@ -108,12 +109,12 @@ class Provider(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        time.sleep(LATENCY)
-        prompt = body["messages"][-1]["content"]
+        time.sleep(self.delay)
+        self.model, prompt = body["model"], body["messages"][-1]["content"]
         text = self._answer(prompt)
         usage = {"prompt_tokens": len(prompt) // 4, "completion_tokens": len(text) // 4 + 1}
         usage["total_tokens"] = sum(usage.values())
-        head: dict[str, Any] = {"id": "a", "created": 0, "model": self.name}
+        head: dict[str, Any] = {"id": "a", "created": 0, "model": self.model}
         message = {"role": "assistant", "content": text}
         if not body.get("stream"):
             choice = {"index": 0, "message": message, "finish_reason": "stop"}

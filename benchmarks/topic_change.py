@@ -2,7 +2,7 @@
 
     python -m benchmarks.topic_change --split DIR
     coe train --data DIR/training.jsonl --out DIR/router
-    python -m benchmarks.topic_change --router DIR/router/router/VERSION --held-out DIR/held_out.jsonl [--json FILE]
+    python -m benchmarks.topic_change --router DIR/router/router/VERSION --held-out DIR/held_out.jsonl
 
 The first command splits the starter prompts, so that conversations have prompts that the router was not trained on.
 They are put together from those that the router classifies right alone:
@@ -73,7 +73,6 @@ def main() -> None:
     parser.add_argument("--split", type=Path)
     parser.add_argument("--router", type=Path)
     parser.add_argument("--held-out", type=Path)
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     if options.split:
         write_split(options.split)
@@ -81,10 +80,7 @@ def main() -> None:
     if not (options.router and options.held_out):
         parser.error("write --router and --held-out, or --split")
     rows = [json.loads(line) for line in options.held_out.read_text(encoding="utf-8").splitlines()]
-    text = json.dumps(asyncio.run(topic_changes(routers.load(options.router), rows)), indent=1)
-    print(text)
-    if options.json:
-        options.json.write_text(text, encoding="utf-8")
+    print(json.dumps(asyncio.run(topic_changes(routers.load(options.router), rows)), indent=1))
 
 
 def write_split(folder: Path) -> None:

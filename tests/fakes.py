@@ -77,11 +77,11 @@ def plan_of(assignment: Assignment, registry: Registry | None = None) -> Plan:
     table = ScoreTable(*names, np.where(known, quality, 0.0), np.zeros(quality.shape), np.where(known, 1e9, 0.0))
     problem = Problem(*names, quality, np.full(len(quality), 1 / len(quality)))
     if registry is None:
-        return Plan(assignment, problem, table, "a test")
+        return Plan(assignment, problem, table, "a test", table.mean, table.mean)
     arms = len(assignment.experts) - len(registry.experts)
     uses = declared_uses(registry, assignment.categories).joined(Uses(), arms)
     made_for = {"pins": registry.assignment, "declared": declared_digests(registry)}
-    return Plan(assignment, replace(problem, uses=uses), table, "a test", **made_for)
+    return Plan(assignment, replace(problem, uses=uses), table, "a test", table.mean, table.mean, **made_for)
 
 
 def router_json(categories: Sequence[str] = ("code", "general"), **changes: Any) -> bytes:

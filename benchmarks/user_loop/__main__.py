@@ -1,7 +1,7 @@
 """The loop of a user with experts of known skill: python -m benchmarks.user_loop [CASE...] [--seeds N].
 
 The cases `corrections` and `training` need a state folder with the starter router (--home), and prompts of public data
-(--data).
+(--data); the case `pools` reads its quality data.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ import argparse
 from pathlib import Path
 
 from benchmarks.harness import ROOT
-from benchmarks.user_loop import corrections, learning, training, worse
+from benchmarks.user_loop import corrections, learning, measuring, pools, training, worse
 
 CASES = {
     "corrections": lambda given: corrections.run(given.data, given.home),
     "learning": lambda given: learning.run(given.seeds),
+    "measuring": lambda given: measuring.run(given.seeds),
+    "pools": lambda given: pools.run(given.seeds, given.data),
     "training": lambda given: training.run(given.data, given.home, seeds=given.seeds),
     "worse": lambda given: worse.run(given.seeds),
 }

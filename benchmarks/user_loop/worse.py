@@ -30,7 +30,7 @@ def planned(seed: int) -> tuple[Assignment, Baseline, Problem]:
     member = np.repeat(np.eye(len(CATEGORIES)), PROBES, axis=0)
     scores = (random.random((len(member), len(EXPERTS))) < np.repeat(TRUE, PROBES, axis=0)).astype(np.float64)
     table = tabulate_softly(CATEGORIES, EXPERTS, member, scores)
-    quality = table.lower(deviations=1.0)
+    quality = table.posterior().mean
     problem = Problem.of(table, quality=quality)
     return solve(problem), Baseline(quality, table.count, {}), problem
 

@@ -41,9 +41,6 @@ from coe.reports.report import ages
 from coe.terminal import print_json
 
 Scores = Annotated[Path | None, typer.Argument(help="Folder with prompts, scores and models, from `coe score`.")]
-Deviations = Annotated[
-    float, typer.Option("--deviations", min=0, help="Plan by quality this many standard errors below the mean.")
-]
 Forget = Annotated[bool, typer.Option("--forget", help="Return to the assignment declared in experts.yaml.")]
 DropFeedback = Annotated[
     bool,
@@ -57,7 +54,6 @@ LogSince = Annotated[
 def plan(
     scores: Scores = None,
     benchmark: Benchmark = None,
-    deviations: Deviations = 1.0,
     dry_run: DryRun = False,
     forget: Forget = False,
     drop_feedback: DropFeedback = False,
@@ -82,7 +78,7 @@ def plan(
         raise typer.BadParameter("give the folder of scores, or --forget")
     registry = load(settings.config, environ=settings.environ)
     seconds = 0 if log_since == "0" else duration_seconds(log_since, option="--log-since")
-    options = PlanOptions(benchmark, deviations, drop_feedback, dry_run, seconds)
+    options = PlanOptions(benchmark, drop_feedback, dry_run, seconds)
     report = make_plan(settings, registry, store, scores, options)
     print_result(report, plan_lines(report, scores, is_dry_run=dry_run), json=json)
 
@@ -123,8 +119,16 @@ def plan_lines(report: Mapping[str, Any], scores: Path, *, is_dry_run: bool) -> 
 
 def comparison(report: Mapping[str, Any]) -> tuple[str, str]:
     """Return two tables: the expert of each category, and the plan next to each single expert."""
-    rows = [(row["category"], row["expert"], row["runner_up"], _margin(row)) for row in report["assignment"]]
-    return table(("category", "expert", "runner-up", "margin"), rows), against_table(report["against"])
+    columns = ("category", "expert", ">quality", ">probes", "runner-up", "margin")
+    rows = [
+        (row["category"], row["expert"], _interval(row), f"{row['probes']:.0f}", row["runner_up"], _margin(row))
+        for row in report["assignment"]
+    ]
+    return table(columns, rows), against_table(report["against"])
+
+
+def _interval(row: Mapping[str, Any]) -> str:
+    return f"{row['quality']:.3f} ± {row['error']:.3f}"
 
 
 def _margin(row: Mapping[str, Any]) -> str:

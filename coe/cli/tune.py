@@ -21,7 +21,7 @@ from coe.measuring.recorded_answers import ANSWERS
 from coe.measuring.sandbox import installed
 from coe.measuring.scoring import Scoring, open_journal, write_tables
 from coe.measuring.tables import require_parquet
-from coe.measuring.tune import LOG_SECONDS, PLAN_DEVIATIONS, Estimate, Goal, Limits, Status, Tuning, price_of_check
+from coe.measuring.tune import LOG_SECONDS, Estimate, Goal, Limits, Status, Tuning, price_of_check
 from coe.planning.job.plan import PlanOptions, make_plan
 from coe.registry import Registry
 from coe.settings import Settings
@@ -30,7 +30,7 @@ from coe.terminal import print_error, print_json, print_line
 LINE_SECONDS = 10.0
 """Time between two lines of progress."""
 _REASONS = {
-    "settled": "the plan is settled: more scores would hardly change it",
+    "settled": "the plan is settled: it is hardly expected to lose to the best one",
     "little to gain": "the remaining probes are expected to gain almost nothing",
     "all scored": "every probe that could change the plan is scored",
     "no expert answers": "no expert answers any more",
@@ -61,9 +61,10 @@ def tune(
 ) -> None:
     """Measure the experts, plan, compare the plan with each single expert, and put it into use.
 
-    Checks that every expert answers, estimates cost and time, and asks. Then it scores the probes that could change the
-    plan most, and stops when more would not: with a probability of 90 %, the plan is within 0.015 of the best one. No
-    call starts that could cost more than --budget leaves. A stopped run continues where it stopped.
+    Checks that every expert answers, estimates cost and time, and asks. Then it scores the probes that are expected to
+    improve the plan most per call and dollar. It stops when the plan is expected to lose at most 0.008 to the best one,
+    or when the remaining probes are expected to gain almost nothing. No call starts that could cost more than --budget
+    leaves. A stopped run continues where it stopped.
 
     Local experts must be running (`coe up` in another terminal).
     """
@@ -162,7 +163,7 @@ def _planned(
     if reason == "stopped":
         return report
     store = synced_store(settings, "assignment")
-    options = PlanOptions(benchmark, PLAN_DEVIATIONS, drop_feedback=False, dry_run=True, log_seconds=LOG_SECONDS)
+    options = PlanOptions(benchmark, drop_feedback=False, dry_run=True, log_seconds=LOG_SECONDS)
     plan = make_plan(settings, scoring.registry, store, folder, options)
     if not json:
         for text in comparison(plan):
@@ -170,7 +171,7 @@ def _planned(
     is_right = any((cell.score or 0.0) > 0 for cell in tuning.journal.scored.values())
     if not is_right:
         print_error(f"note: no expert answered a probe correctly; {folder / ANSWERS}.parquet has what they answered")
-    is_sure = is_right and (reason in _FINISHED or (status.certainty or 0.0) >= tuning.goal.confidence)
+    is_sure = is_right and (reason in _FINISHED or (status.loss is not None and status.loss <= tuning.goal.tolerance))
     accepted = is_sure if yes else typer.confirm("Put this plan into use?", err=True)
     if accepted:
         plan = make_plan(settings, scoring.registry, store, folder, replace(options, dry_run=False))
@@ -189,6 +190,6 @@ def status_line(status: Status, limits: Limits) -> str:
     minutes = f"{status.seconds // 60:.0f}:{status.seconds % 60:02.0f}"
     if limits.seconds is not None:
         minutes += f" of {limits.seconds // 60:.0f}:{limits.seconds % 60:02.0f}"
-    certainty = "first probes" if status.certainty is None else f"certainty of the plan {status.certainty:.0%}"
+    loss = "first probes" if status.loss is None else f"expected loss of the plan {status.loss:.4f}"
     scores = f"{status.known} of {status.cells} scores ({status.scored} new)"
-    return f"{scores}, ${status.spent:.2f}{dollars}, {minutes} min, {certainty}"
+    return f"{scores}, ${status.spent:.2f}{dollars}, {minutes} min, {loss}"

@@ -65,7 +65,7 @@ def exploration_weights(assignment: Assignment, refit: Refit, mix: Array, *, rat
 
 
 def newly_explored(assignment: Assignment, weights: Array, mix: Array) -> str:
-    """Where exploration goes by the weights, as text; empty where little of it would go elsewhere than now."""
+    """Return the cells that the weights explore most, as text; empty where little of it would move."""
     if not weights.any():
         return ""
     if assignment.exploration is not None:

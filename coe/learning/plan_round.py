@@ -27,7 +27,7 @@ from coe.planning.job.basis import BudgetSolver, compare_with_single_experts
 from coe.planning.plan import Plan
 from coe.planning.problem import relative_cost
 from coe.planning.residual import MAX_PROMPTS, Evidence, Residual, fit_residual
-from coe.planning.score_table import Array, ScoreTable, fit_pseudo_count
+from coe.planning.score_table import Array, ScoreTable, tabulate_partly
 from coe.planning.uses import MeasuredUses
 from coe.recipes.fitting.columns import RecipeColumns, recipe_columns
 from coe.records.record import FEEDBACK_KINDS
@@ -190,7 +190,10 @@ def _measure(job: Job, folder: Path | None, benchmark: str | None) -> _Measured:
     )
     contents = orjson.dumps((declared, data.digest, hashlib.sha256(data.scores.tobytes()).hexdigest()))
     columns = [data.models.index(name) for name in job.registry.expert_names]
-    fitted = fit_pseudo_count(data.categories, data.scores[:, columns])
+    names = sorted(set(data.categories))
+    member, scores = np.eye(len(names))[data.labels(range(len(data.prompts)), names)], data.scores[:, columns]
+    measured = tabulate_partly(names, job.registry.expert_names, member, scores)
+    fitted = measured.posterior().strength
     weighting = Weighting(pseudo_count=min(fitted, MAX_PSEUDO_COUNT))
     return _Measured(hashlib.sha256(contents).hexdigest(), table, probes, weighting, data.measured_at)
 

@@ -22,7 +22,7 @@ from coe.measuring.recorded_answers import RecordedAnswers
 from coe.planning.assignment import Assignment, apply_residual, expected_utility, residual_gain
 from coe.planning.problem import Problem
 from coe.planning.residual import Residual, fit_residual
-from coe.planning.score_table import fit_pseudo_count, tabulate_softly
+from coe.planning.score_table import tabulate_partly
 from coe.planning.solver import solve
 from coe.recipes.fitting.benchmark import SplitComparison, compare, recipe_report
 from coe.recipes.fitting.fit import Answers
@@ -232,8 +232,8 @@ def _train(
     there = [number for number, label in enumerate(labels) if label in router.categories]
     known, scores = [labels[number] for number in there], data.scores[train[there]]
     member = np.array(known)[:, np.newaxis] == np.array(router.categories)
-    table = tabulate_softly(router.categories, data.models, member, scores)
-    assignment = solve(Problem.of(table, quality=table.shrunk(pseudo_count=fit_pseudo_count(known, scores))))
+    table = tabulate_partly(router.categories, data.models, member, scores)
+    assignment = solve(Problem.of(table, quality=table.posterior().mean))
     return router, assignment, train[there], np.array([router.categories.index(label) for label in known])
 
 

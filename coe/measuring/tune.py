@@ -3,11 +3,11 @@
 Probes are selected in rounds. Every score goes to the journal of `coe score`, so a stopped run continues. An expert
 that answers no probe of a round gets no more in this run.
 
-Every expert first answers a few probes of each category. Then `assess` draws quality tables from the posterior of the
-scores and solves the plan of each. The loss of the current plan in a draw is what the draw's own plan gains over it.
-The plan is settled when the loss is within a tolerance in most draws. Until then, `next_blocks` selects the categories
-with the largest expected loss per unit of cost, and there the experts that enough draws choose. These are the expected
-opportunity cost of Chick and Inoue (2001, doi:10.1287/opre.49.5.732.10615) and successive elimination.
+Every expert first answers a few probes of each category. Then `assess` states what the plan of the scores so far is
+expected to lose to the best one, under the posterior of the qualities. The plan is settled when that is within a
+tolerance. Until then, `next_cells` selects the cells (category x expert) whose next probes are expected to improve the
+plan most per unit of cost. Scores of earlier runs count, so a new expert is measured beside the others by the same
+rule.
 """
 
 from __future__ import annotations
@@ -36,125 +36,105 @@ from coe.measuring.spending import MeteredExpert, Spending, check_price, max_out
 from coe.planning.job.basis import declared_problem
 from coe.planning.job.plan import logged_uses
 from coe.planning.problem import Problem
-from coe.planning.score_table import ScoreTable, fit_pseudo_count, tabulate_partly
-from coe.planning.solver import best_choice
+from coe.planning.score_table import ScoreTable, tabulate_partly
+from coe.planning.solver import require_solution, solve
 from coe.planning.uses import ASSUMED_OUTPUT_TOKENS, MEASURES, MeasuredUses
 from coe.recipes.agreement import MAX_GRADED_CHARACTERS
 from coe.registry import Registry
 from coe.settings import Settings
 from coe.terminal import dollars
+from coe.trials.posterior import Posterior
 
 Array = NDArray[np.float64]
-BLOCK_PROBES = 3
-"""Probes of a category at a time: one of each difficulty, where they are marked."""
-MAX_BLOCKS = 4
-"""Categories that get probes in one round."""
-MIN_CHOSEN = (0.05, 0.01)
-"""Share of the draws that must choose an expert in a category, for it to get more probes there. The second share
-applies once all experts above the first have answered all probes."""
-DRAWS, MAX_SOLVED_DRAWS, MIN_SOLVED_DRAWS, SOLVED_CELLS = 1000, 60, 20, 30_000
-"""Draws from the posterior. If a budget is declared, a program is solved for each draw. The number of draws is then
-SOLVED_CELLS by the number of cells (category x expert), within the two limits."""
-PSEUDO_COUNTS = (4.0, 10.0)
-"""Least and most pseudo-scores of the posterior. The strength that is fitted to few scores may be extreme; the
-posterior would then be too narrow, and the plan settled too early."""
+FIRST_PROBES = 2
+"""Probes of each category that every expert answers first."""
+BLOCKS = (1, 2, 4, 8, 16)
+"""Numbers of probes of a cell (category x expert) whose gain is compared: one alone may change no choice."""
+ROUND_CELLS, ROUND_PROBES = 8, 4
+"""Cells that get probes in one round, and the most probes of each."""
+DRAWS, SOLVED_DRAWS = 1000, 40
+"""Draws from the posterior; fewer if a budget is declared, since a program is solved for each."""
+EXCLUDED = -1e9
+"""Quality of an expert that may not serve a category."""
 
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """A plan is settled when its loss is at most `tolerance` (quality, 0 to 1) with the probability `confidence`.
+    """A plan is settled when its expected loss is at most `tolerance` (quality, 0 to 1).
 
     Scoring also stops when all remaining probes together are expected to gain at most `min_gain`.
     """
 
-    tolerance: float = 0.015
-    confidence: float = 0.9
+    tolerance: float = 0.008
     min_gain: float = 0.001
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Assessment:
-    """The plan of the current scores, its possible loss, and the possible gain of the remaining probes.
+    """The plan of the current scores, and what it may lose.
 
-    `choice`, shape (n_categories,), is the index of the expert. `certainty` is the probability that the loss is within
-    the tolerance. `gain`, shape (n_categories,), is the quality that the remaining probes are expected to gain in each
-    category, and `chosen`, shape (n_categories, n_experts), the probability that they choose the expert.
+    `choice`, shape (n_categories,), is the index of the expert. `loss` is the quality that the plan is expected to lose
+    to the best one, and `gain` the part of it that the remaining probes are expected to gain. `value`, shape
+    (n_categories, n_experts), is the quality that each of the next `probes` of a cell is expected to gain.
     """
 
     choice: NDArray[np.int64]
-    certainty: float
-    gain: Array
-    chosen: Array
-
-    def reaches(self, goal: Goal) -> bool:
-        """Return True if more probes would not change the plan enough."""
-        return self.certainty >= goal.confidence or float(self.gain.sum()) <= goal.min_gain
-
-    def contenders(self, category: int, least: float) -> list[int]:
-        """Return the experts that may be chosen for a category with a probability of `least`, and the chosen one."""
-        found = self.chosen[category] >= least
-        found[self.choice[category]] = True
-        return np.flatnonzero(found).tolist()
+    loss: float
+    gain: float
+    value: Array
+    probes: NDArray[np.int64]
 
 
-def assess(
-    problem: Problem, table: ScoreTable, left: NDArray[np.int64], goal: Goal, *, pseudo_count: float
-) -> Assessment:
-    """Return the plan of `problem`, whose quality is the one that plans trust, and its loss under the posterior.
+def assess(problem: Problem, posterior: Posterior, left: NDArray[np.int64]) -> Assessment:
+    """Return the plan of `problem` and its expected loss under the posterior; `left` counts the remaining probes.
 
-    The posterior of each cell is normal around the shrunk mean of `table`, whose variances are those of comparisons
-    (`without_prompts`). `left`, shape (n_categories, n_experts), counts the remaining probes. Equal inputs give equal
-    results. Raises ConfigError for an impossible budget.
+    The loss in a draw is what the draw's own plan gains over this one. Equal inputs give equal results. Raises
+    ConfigError for an impossible budget.
     """
-    strength = float(np.clip(pseudo_count, *PSEUDO_COUNTS))
-    mean = np.where(np.isfinite(problem.quality), table.shrunk(pseudo_count=strength), -np.inf)
-    error = table.error(pseudo_count=strength)
-    choice = best_choice(problem, problem.quality)
-    lost, _ = _losses(problem, choice, mean, error)
-    known_then = error * np.sqrt(left / (table.count + left + strength))  # of the mean after the remaining probes
-    gained, best = _losses(problem, choice, mean, known_then)
-    chosen = (best[:, :, None] == np.arange(mean.shape[1])).mean(axis=0)
-    certainty = float((lost.sum(axis=1) <= goal.tolerance).mean())
-    return Assessment(choice, certainty, gained.mean(axis=0), chosen)
-
-
-def _losses(problem: Problem, choice: NDArray[np.int64], mean: Array, error: Array) -> tuple[Array, NDArray[np.int64]]:
-    """Return the quality that `choice` loses to the best plan of each draw around `mean`, and the choices of that plan.
-
-    Shapes (n_draws, n_categories); the losses of a draw sum to that of the plan, which is not negative.
-    """
-    draws = DRAWS
-    if problem.budget:
-        draws = int(np.clip(SOLVED_CELLS // mean.size, MIN_SOLVED_DRAWS, MAX_SOLVED_DRAWS))
-    drawn = mean + error * np.random.default_rng(0).standard_normal((draws, *mean.shape))
-    best = best_choice(problem, drawn)
+    plan = solve(problem)
+    choice, is_allowed = np.array([problem.experts.index(name) for name in plan.choice]), np.isfinite(problem.quality)
+    mean = np.where(is_allowed, posterior.mean, EXCLUDED)
+    drawn = np.where(is_allowed, posterior.draw(SOLVED_DRAWS if problem.budget else DRAWS), EXCLUDED)
     rows = np.arange(len(choice))
-    return problem.weights * (np.take_along_axis(drawn, best[:, :, None], 2)[:, :, 0] - drawn[:, rows, choice]), best
+
+    def loss(values: Array) -> float:
+        best = values.argmax(axis=2)
+        if problem.budget:
+            tables = np.where(is_allowed, values, -np.inf)
+            best = np.array([require_solution(replace(problem, quality=quality)).choice for quality in tables])
+        gain = np.take_along_axis(values, best[:, :, None], 2)[:, :, 0] - values[:, rows, choice]
+        return float(gain.mean(axis=0) @ problem.weights)
+
+    variance, spread = posterior.variance, posterior.mean * (1 - posterior.mean)
+    known_then = variance * left / np.maximum(variance * left + spread, 1e-12)  # share that the remaining probes remove
+    value, probes = _value(mean - plan.price, posterior.covariance, problem.weights, spread, left)
+    return Assessment(choice, loss(drawn), loss(mean + np.sqrt(known_then) * (drawn - mean)), value, probes)
 
 
-def without_prompts(table: ScoreTable, member: Array, scores: Array) -> ScoreTable:
-    """Return the table with the variances that remain when each prompt's mean over the experts is removed.
+def _value(
+    worth: Array, covariance: Array, weights: Array, spread: Array, left: NDArray[np.int64]
+) -> tuple[Array, NDArray[np.int64]]:
+    """Return what each further probe of a cell is expected to gain, for the number of probes that makes it largest.
 
-    `member` and `scores` are those of the table, NaN where a score is missing. A hard prompt lowers the scores of all
-    experts, which changes no choice between them. Prompts with one score do not count.
+    Scores of a cell move the estimates of all categories of its expert (`covariance`), and gain where this changes the
+    best expert: knowledge gradient for correlated beliefs, Frazier and others 2009, doi:10.1287/ijoc.1080.0314.
+    `worth` is the quality less the price in the plan, `spread` the variance of one score.
     """
-    known = np.isfinite(scores)
-    count = known.sum(axis=1, keepdims=True)
-    used = known & (count > 1)
-    level = np.where(known, scores, 0.0).sum(axis=1, keepdims=True) / np.maximum(count, 1)
-    rest = np.where(used, (scores - level) ** 2 * count / np.maximum(count - 1, 1), 0.0)
-    offset = np.where(used, scores - level, 0.0)
-    size = np.maximum(member.T @ used, 1.0)
-    variance = (member.T @ rest) / size - ((member.T @ offset) / size) ** 2
-    return replace(table, variance=np.maximum(variance, 0.0))
+    from scipy.stats import norm
 
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """The next probes of one category, for some experts, by index."""
-
-    category: int
-    experts: tuple[int, ...]
+    ranked = np.sort(np.column_stack([np.full(len(worth), EXCLUDED), worth]), axis=1)
+    best, second = ranked[:, -1:], ranked[:, -2:-1]
+    gap = np.minimum(np.where(worth >= best, worth - second, best - worth), 10.0)
+    value, probes = np.zeros(worth.shape), np.ones(worth.shape, dtype=np.int64)
+    for count in BLOCKS:
+        deviation = np.sqrt(np.diagonal(covariance, axis1=1, axis2=2) + spread.T / count)
+        change = np.abs(covariance) / deviation[:, None, :] + 1e-12
+        distance = gap.T[:, :, None] / change
+        gain = change * (norm.pdf(distance) - distance * norm.sf(distance))
+        each = np.where(left >= count, np.einsum("i,kij->jk", weights, gain) / count, 0.0)
+        probes = np.where(each > value, count, probes)
+        value = np.maximum(each, value)
+    return value, probes
 
 
 Cells = list[tuple[int, int]]
@@ -162,38 +142,30 @@ Cells = list[tuple[int, int]]
 
 
 def first_cells(member: Array, open_cells: NDArray[np.bool_]) -> Cells:
-    """Return the open cells of the first BLOCK_PROBES probes of each category, one probe of every category first.
+    """Return the open cells of the first FIRST_PROBES probes of each category, one probe of every category first.
 
     `member`, shape (n_probes, n_categories), has a 1 for the category of each probe; the probes are in the order in
     which they are scored. `open_cells`, shape (n_probes, n_experts), are those that can still be scored.
     """
     place = np.where(member > 0, (member > 0).cumsum(axis=0), 0).max(axis=1)  # in the category, from 1
-    rows = [row for number in range(1, BLOCK_PROBES + 1) for row in np.flatnonzero(place == number).tolist()]
+    rows = [row for number in range(1, FIRST_PROBES + 1) for row in np.flatnonzero(place == number).tolist()]
     return [(row, column) for row in rows for column in np.flatnonzero(open_cells[row]).tolist()]
 
 
-def cells_of(block: Block, member: Array, open_cells: NDArray[np.bool_]) -> Cells:
-    """Return the open cells of the next BLOCK_PROBES probes of a block that have any. So experts answer the same."""
-    columns, rows = np.array(block.experts), np.flatnonzero(member[:, block.category])
-    rows = rows[open_cells[np.ix_(rows, columns)].any(axis=1)][:BLOCK_PROBES]
-    return [(row, column) for row in rows.tolist() for column in block.experts if open_cells[row, column]]
+def next_cells(assessment: Assessment, cost: Array, member: Array, open_cells: NDArray[np.bool_]) -> Cells:
+    """Return the open probes of the next round: some of each of the cells of the largest value per cost.
 
-
-def next_blocks(found: Assessment, cost: Array, left: NDArray[np.int64]) -> list[Block]:
-    """Return the blocks of the next round, those of the largest expected gain per cost first; none if there is none.
-
-    `cost` and `left`, shape (n_categories, n_experts), are the cost of a probe in any unit and the remaining probes.
+    `cost`, shape (n_experts,), is that of a probe in any unit. Experts get the probes of a category in one order, so
+    that they mostly answer the same ones.
     """
-    for least in MIN_CHOSEN:
-        ranked = []
-        for row, gain in enumerate(found.gain.tolist()):
-            contenders = found.contenders(row, least)
-            experts = [one for one in contenders if left[row, one] > 0]
-            if len(contenders) > 1 and experts:
-                ranked.append((-gain / max(float(cost[row, experts].sum()), 1e-12), row, tuple(experts)))
-        if ranked:
-            return [Block(row, experts) for _, row, experts in sorted(ranked)[:MAX_BLOCKS]]
-    return []
+    worth = assessment.value / np.maximum(cost, 1e-12)
+    cells: Cells = []
+    for place in np.argsort(-worth, axis=None, kind="stable")[:ROUND_CELLS].tolist():
+        row, column = divmod(place, worth.shape[1])
+        if worth[row, column] > 0:
+            rows = np.flatnonzero((member[:, row] > 0) & open_cells[:, column])
+            cells += [(probe, column) for probe in rows[: min(assessment.probes[row, column], ROUND_PROBES)].tolist()]
+    return sorted(cells)
 
 
 def stratified(difficulties: Sequence[str]) -> list[int]:
@@ -275,23 +247,24 @@ class Measurements:
     def table(self) -> ScoreTable:
         return tabulate_partly(self.grid.categories, self.grid.experts, self.grid.member, self.scores)
 
-    def assess(self, open_cells: NDArray[np.bool_], goal: Goal, *, deviations: float) -> Assessment:
+    def assess(self, open_cells: NDArray[np.bool_]) -> Assessment:
         """Return the plan of these scores, as `coe plan` makes it, and what it may lose. Raises ConfigError."""
-        labels = [probe.category for probe in self.grid.probes]
-        strength = fit_pseudo_count(labels, self.scores)
-        paired = without_prompts(self.table, self.grid.member, self.scores)
-        problem = self._problem(self.table.lower(deviations=deviations, pseudo_count=strength))
-        return assess(problem, paired, self.left(open_cells), goal, pseudo_count=strength)
+        posterior = self.table.posterior()
+        left = (self.grid.member.T @ open_cells).astype(np.int64)
+        return assess(self._problem(posterior), posterior, left)
 
-    def left(self, open_cells: NDArray[np.bool_]) -> NDArray[np.int64]:
-        """Return the number of probes that can still be scored, shape (n_categories, n_experts)."""
-        return (self.grid.member.T @ open_cells).astype(np.int64)
-
-    def _problem(self, quality: Array) -> Problem:
+    def _problem(self, posterior: Posterior) -> Problem:
         grid = self.grid
         weights = np.maximum(grid.member.sum(axis=0), 1.0) if self.weights is None else self.weights
         measured = MeasuredUses.of(grid.categories, grid.experts, grid.member, self.uses)
-        return declared_problem(grid.registry, self.table, quality=quality, weights=weights, measured_uses=measured)
+        return declared_problem(
+            grid.registry,
+            self.table,
+            quality=posterior.mean,
+            variance=posterior.variance,
+            weights=weights,
+            measured_uses=measured,
+        )
 
     def call_use(self, expert: int) -> CallUse:
         """Return the expected use of one more answer of an expert, by index: its mean so far, or the declared one."""
@@ -324,8 +297,6 @@ class Estimate:
 
 GRACE_SECONDS = 30.0
 """Time after the deadline after which missing answers are cancelled."""
-PLAN_DEVIATIONS = 1.0
-"""Standard errors below the mean of the quality that plans trust, as by default in `coe plan`."""
 LOG_SECONDS = 30 * 86_400
 """Length of the routing log from which the mix of categories is estimated, as by default in `coe plan`."""
 
@@ -338,24 +309,25 @@ class Limits:
     seconds: float | None = None
 
     def cost(self, dollars: NDArray[np.float64], seconds: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the cost of calls as shares of the limits; without limits in dollars, or in seconds if all is free."""
-        if self.dollars is None and self.seconds is None:
-            return dollars if dollars.any() else seconds
-        parts = ((dollars, self.dollars), (seconds, self.seconds))
-        return np.asarray(np.sum([use / max(limit, 1e-9) for use, limit in parts if limit is not None], axis=0))
+        """Return the cost of calls: 1, which is that of any call, plus its uses, each as a share of the mean expert's.
+
+        Of the uses, the limited ones count; without limits, the dollars.
+        """
+        uses = [use for use, limit in ((dollars, self.dollars), (seconds, self.seconds)) if limit is not None]
+        return np.asarray(1.0 + sum(use / max(float(use.mean()), 1e-12) for use in uses or [dollars]))
 
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """The state of a run: all scores, those of this run, the US dollars and seconds of this run, and the probability
-    that the plan is good enough (None before the first plan)."""
+    """The state of a run: all scores, those of this run, the US dollars and seconds of this run, and the quality
+    that the plan is expected to lose to the best one (None before the first plan)."""
 
     known: int
     cells: int
     scored: int
     spent: float
     seconds: float
-    certainty: float | None
+    loss: float | None
 
 
 @dataclass(slots=True)
@@ -369,7 +341,7 @@ class Tuning:
     limits: Limits
     weights: NDArray[np.float64] | None = None
     spending: Spending = field(default_factory=Spending)
-    certainty: float | None = None
+    loss: float | None = None
     _keys: list[list[str]] = field(init=False)
     _began: float = field(init=False)
     _known_before: int = field(init=False)
@@ -431,7 +403,7 @@ class Tuning:
     def status(self) -> Status:
         known, cells = len(self._scored()), len(self.grid.probes) * len(self.grid.experts)
         seconds = time.monotonic() - self._began
-        return Status(known, cells, known - self._known_before, self.spending.spent, seconds, self.certainty)
+        return Status(known, cells, known - self._known_before, self.spending.spent, seconds, self.loss)
 
     async def run(self, settings: Settings, report: Callable[[str], None]) -> str:
         """Score until the plan is settled or a limit is reached; returns the reason for the end."""
@@ -459,9 +431,9 @@ class Tuning:
             if len(self._dropped) == len(self.grid.experts):
                 return "no expert answers"
             if assessment is not None and not cells:
-                if assessment.certainty >= self.goal.confidence:
+                if assessment.loss <= self.goal.tolerance:
                     return "settled"
-                if assessment.reaches(self.goal):
+                if assessment.gain <= self.goal.min_gain:
                     return "little to gain"
                 cells = self._next(assessment)
             if not cells:
@@ -547,19 +519,17 @@ class Tuning:
         if not measured.all():
             return None
         try:
-            assessment = found.assess(open_cells, self.goal, deviations=PLAN_DEVIATIONS)
+            assessment = found.assess(open_cells)
         except DataError:  # the budget limits a use that is unknown of an expert that does not answer
             return None
-        self.certainty = assessment.certainty
+        self.loss = assessment.loss
         return assessment
 
     def _next(self, assessment: Assessment) -> Cells:
         found, open_cells = self._measurements(), self._open()
         uses = [found.call_use(column) for column in range(len(self.grid.experts))]
         cost = self.limits.cost(np.array([use.dollars for use in uses]), np.array([use.seconds for use in uses]))
-        left = found.left(open_cells)
-        blocks = next_blocks(assessment, np.broadcast_to(cost, left.shape), left)
-        return [cell for block in blocks for cell in cells_of(block, self.grid.member, open_cells)]
+        return next_cells(assessment, cost, self.grid.member, open_cells)
 
     def _scored(self) -> dict[tuple[int, int], Cell]:
         scored = self.journal.scored

@@ -35,7 +35,7 @@ from coe.errors import ArtifactError, DataError
 from coe.planning.assignment import Assignment
 from coe.planning.problem import BUDGET_ROWS, Problem
 from coe.planning.residual import Residual
-from coe.planning.score_table import PSEUDO_COUNT, Array, ScoreTable, align
+from coe.planning.score_table import Array, ScoreTable, align
 from coe.planning.uses import MeasuredUses
 from coe.recipes.policy import NO_POLICIES, RECIPES_FILE, ArmPolicies
 from coe.registry import Registry
@@ -68,8 +68,7 @@ class Plan:
 
     - `problem`: the planning problem, and `table`: the scores behind its qualities, over the same names.
     - `source`: origin of the scores.
-    - `deviations`: number of standard errors by which the problem's qualities are below the estimates, which are shrunk
-      by `pseudo_count`.
+    - `estimate`, `error`: the estimated qualities by category and expert, and their standard errors.
     - `measured`, `feedback`: the parts of the table from scores and from feedback.
     - `reassigned`: categories whose expert feedback has changed since the scores were measured, with the time (Unix
       seconds) of the request that showed it.
@@ -88,8 +87,8 @@ class Plan:
     problem: Problem
     table: ScoreTable
     source: str
-    deviations: float = 0.0
-    pseudo_count: float = PSEUDO_COUNT
+    estimate: Array
+    error: Array
     measured: ScoreTable | None = None
     feedback: ScoreTable | None = None
     reassigned: Mapping[str, float] = field(default_factory=dict)
@@ -109,11 +108,6 @@ class Plan:
         shape = self.problem.quality.shape
         if not self.table.count.shape == self.assignment.quality.shape == shape:
             raise DataError(f"scores of shape {self.table.count.shape}, not {shape}")
-
-    @property
-    def estimate(self) -> Array:
-        """The estimated qualities, by category and expert."""
-        return self.table.shrunk(pseudo_count=self.pseudo_count)
 
     def arms(self, registry: Registry) -> tuple[str, ...]:
         """Return the arms of recipes that are declared as the plan has them: with the same steps, and no smaller bound.

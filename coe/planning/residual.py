@@ -23,7 +23,7 @@ import orjson
 from numpy.typing import NDArray
 
 from coe.errors import ArtifactError
-from coe.planning.score_table import fit_pseudo_count, select, tabulate_partly, tabulate_softly
+from coe.planning.score_table import select, tabulate_partly, tabulate_softly
 
 Array = NDArray[Any]
 
@@ -287,7 +287,7 @@ def _errors(prompts: Residual, rows: NDArray[np.int64], similarity: Array) -> tu
     own, rated = rows[is_own], rows[~is_own]
     labels, scores = prompts.labels[own], prompts.scores[own]
     table = tabulate_partly(categories, experts, np.eye(len(categories))[labels], scores)
-    quality = table.shrunk(pseudo_count=fit_pseudo_count([categories[label] for label in labels], scores))
+    quality = table.posterior().mean
     known, errors = centred_errors(scores, prompts.posteriors[own] @ quality)
     posteriors, ratings = prompts.posteriors[rated], prompts.scores[rated]
     rest = ratings - smoothed(similarity[np.ix_(rated, own)], errors, known)

@@ -1,4 +1,4 @@
-"""Quality by category and expert from single scores: means, counts, shrinkage and lower confidence bounds.
+"""Quality by category and expert from single scores: means, counts, and shrinkage.
 
 `Grid` is the base of arrays over categories and experts, found by name, and their form as JSON.
 """
@@ -12,6 +12,8 @@ from typing import Annotated, Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import PlainSerializer, PlainValidator
+
+from coe.trials.posterior import Posterior, posterior_of
 
 
 def _numbers(values: Any) -> NDArray[np.float64]:
@@ -52,8 +54,9 @@ class Grid:
                 raise ValueError(f"{name}: shape {values.shape}, not {shape}")
 
     def arrays(self) -> dict[str, NDArray[np.float64]]:
-        """Return the arrays by field."""
-        return {field.name: getattr(self, field.name) for field in fields(self)[2:]}
+        """Return the arrays by field, without those that are None."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)[2:]}
+        return {name: array for name, array in values.items() if array is not None}
 
     def over(self, categories: Sequence[str], experts: Sequence[str]) -> Self:
         """Return the grid over other names, in their order."""
@@ -88,7 +91,7 @@ def align(
 
 
 PSEUDO_COUNT = 10.0
-"""Default strength of shrinkage towards the additive estimate, in prompts; `fit_pseudo_count` fits it to scores."""
+"""Default strength of shrinkage towards the additive estimate, in prompts."""
 BACKFITTING_ITERATIONS = 30
 PROMPT_SHRINKAGE = 0.25
 """Variance of a score within its prompt and expert over the variance between prompts, where scores are filled in."""
@@ -99,14 +102,17 @@ class ScoreTable(Grid):
     """Measured scores by category and expert.
 
     `mean` is the mean score (0 to 1, NaN without scores), and `variance` the variance of single scores in the cell.
-    `count` is the number of scores, or the sum of weights if prompts belong to several categories.
+    `count` is the number of scores, or the sum of weights if prompts belong to several categories. `noise` is the
+    variance of a score in comparisons of experts, over that of a score alone (None for 1): on the same prompts it is
+    smaller.
     """
 
     mean: Array
     variance: Array
     count: Array
+    noise: Array | None = None
 
-    missing: ClassVar[Mapping[str, float]] = {"count": 0.0}
+    missing: ClassVar[Mapping[str, float]] = {"count": 0.0, "noise": 1.0}
 
     @classmethod
     def of_sums(
@@ -139,10 +145,9 @@ class ScoreTable(Grid):
         seen = self.count * np.nan_to_num(self.mean)
         return np.asarray((seen + pseudo_count * self.additive()) / (self.count + pseudo_count))
 
-    def lower(self, *, deviations: float, pseudo_count: float = PSEUDO_COUNT) -> NDArray[np.float64]:
-        """Return lower confidence bounds: `shrunk` minus `deviations` standard errors, at least 0."""
-        bound = self.shrunk(pseudo_count=pseudo_count) - deviations * self.error(pseudo_count=pseudo_count)
-        return np.asarray(np.maximum(bound, 0.0))
+    def posterior(self) -> Posterior:
+        """Return the posterior of the qualities."""
+        return posterior_of(self.mean, self.variance, self.count, 1.0 if self.noise is None else self.noise)
 
     def error(self, *, pseudo_count: float = PSEUDO_COUNT) -> NDArray[np.float64]:
         """Return the standard errors of `shrunk`. A cell's variance is shrunk towards that of all scores."""
@@ -172,9 +177,9 @@ def tabulate_partly(
 
     `member`, shape (n_prompts, n_categories), has a 1 for the category of each prompt. An expert's mean is that over
     all prompts of the category, its missing scores filled in, so that one that got the easy prompts gains nothing.
-    Counts and variances are those of the measured scores. Of complete scores, the table is that of `tabulate_softly`.
+    Counts and variances are those of the measured scores. Of complete scores, they are those of `tabulate_softly`.
     """
-    table = tabulate_softly(categories, experts, member, scores)
+    table = replace(tabulate_softly(categories, experts, member, scores), noise=_noise_in_comparisons(member, scores))
     if np.isfinite(scores).all():
         return table
     mean = table.mean.copy()
@@ -186,6 +191,36 @@ def tabulate_partly(
             filled = np.where(known, cell, prompt[:, None] + expert).mean(axis=0)
             mean[row] = np.where(table.count[row] > 0, np.clip(filled, 0.0, 1.0), np.nan)
     return replace(table, mean=mean)
+
+
+PRIOR_FREEDOM = 30.0
+"""Scores that are assumed to show no difficulty of prompts, beside the measured ones."""
+
+
+def _noise_in_comparisons(member: NDArray[np.float64], scores: NDArray[np.floating]) -> Array:
+    """Return the `noise` of a table of these scores.
+
+    A hard prompt lowers the scores of all experts, which says nothing about which one is better. The more experts
+    answered a prompt, the better is its difficulty known.
+    """
+    is_scored, whole, rest, free, paired_free = np.isfinite(scores), 0.0, 0.0, 0.0, 0.0
+    for row in range(member.shape[1]):
+        cell = scores[(member[:, row] > 0) & (is_scored.sum(axis=1) > 1)]
+        known = np.isfinite(cell)
+        prompt, expert = _effects(cell, known, shrinkage=0.0)
+        mean = np.where(known, cell, 0.0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
+        whole += float((np.where(known, cell - mean, 0.0) ** 2).sum())
+        rest += float((np.where(known, cell - prompt[:, None] - expert, 0.0) ** 2).sum())
+        within = float(known.sum() - known.any(axis=0).sum())
+        free, paired_free = free + within, paired_free + max(within - len(cell) + 1, 0.0)
+    if free <= 0 or whole <= 0:
+        return np.ones((member.shape[1], scores.shape[1]))
+    alone = whole / free
+    paired = float(np.clip((rest + PRIOR_FREEDOM * alone) / (paired_free + PRIOR_FREEDOM) / alone, 0.2, 1.0))
+    others = is_scored.sum(axis=1, keepdims=True) - is_scored
+    noise = paired + (1 - paired) * paired / (paired + others * (1 - paired))
+    count = member.T.astype(np.float64) @ is_scored
+    return np.asarray(np.divide(member.T @ (is_scored * noise), count, out=np.ones(count.shape), where=count > 0))
 
 
 def _effects(scores: Array, known: NDArray[np.bool_], *, shrinkage: float) -> tuple[Array, Array]:
@@ -200,32 +235,3 @@ def _effects(scores: Array, known: NDArray[np.bool_], *, shrinkage: float) -> tu
         expert = (values - known * prompt[:, None]).sum(axis=0) / columns
         prompt = (values - known * expert).sum(axis=1) / (known.sum(axis=1) + shrinkage)
     return prompt, expert
-
-
-def fit_pseudo_count(categories: Sequence[str], scores: NDArray[np.floating]) -> float:
-    """Fit the strength of shrinkage: the variance of one score within a cell over the variance between cells.
-
-    Empirical Bayes by moments (analysis of variance) on scores of shape (n_prompts, n_experts), NaN where missing. The
-    effects of prompts and experts are removed first, because the difficulty of a prompt does not affect the choice of
-    expert. If categories do not distinguish experts, the result is very large, so that every category gets the best
-    expert overall.
-    """
-    names, rows = np.unique(np.asarray(categories, dtype=object).astype(str), return_inverse=True)
-    known, experts = np.isfinite(scores), scores.shape[1]
-    used = known.sum(axis=1) > 1
-    cells = (len(names) - 1) * (experts - 1)
-    free = int(known[used].sum() - used.sum() - (experts - 1)) - cells
-    if cells < 1 or free < 1:
-        return PSEUDO_COUNT
-    prompt, expert = _effects(scores[used], known[used], shrinkage=0.0)
-    rest = np.where(known[used], scores[used] - prompt[:, None] - expert, 0.0)
-    total, count = np.zeros((len(names), experts)), np.zeros((len(names), experts))
-    np.add.at(total, rows[used], rest)
-    seen = known[used].sum(axis=1, keepdims=True)
-    np.add.at(count, rows[used], known[used] * (1 - 1 / seen) * experts / (experts - 1))  # what centring leaves
-    explained = float(np.divide(total**2, count, out=np.zeros_like(total), where=count > 0).sum())
-    within = (float((rest**2).sum()) - explained) / free
-    size = np.maximum(count.sum(axis=0), 1.0)
-    typical = float((size - (count**2).sum(axis=0) / size).mean()) / (len(names) - 1)
-    between = (explained / cells - within) / max(typical, 1e-12)
-    return float(np.clip(within / max(between, 1e-12), 1e-3, 1e6))

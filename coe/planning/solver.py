@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -205,19 +205,6 @@ def solve(
         duals=duals,
         residual=residual,
     )
-
-
-def best_choice(problem: Problem, quality: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Return the expert's index of each category in the best plan of another `quality`.
-
-    `quality` has shape (..., n_categories, n_experts), the result one dimension less. Raises ConfigError if the budget
-    is infeasible.
-    """
-    if not problem.budget:
-        return np.asarray(quality.argmax(axis=-1))
-    tables = quality.reshape(-1, *quality.shape[-2:])
-    found = [require_solution(replace(problem, quality=table)).choice for table in tables]
-    return np.array(found).reshape(quality.shape[:-1])
 
 
 def planned_quality(problem: Problem, assignment: Assignment) -> float:

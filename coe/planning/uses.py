@@ -2,8 +2,8 @@
 
 `coe score` measures the tokens and the latency of every answer, and the routing log those of users' requests.
 `MeasuredUses` holds their means by category and expert, from which `declared_uses` calculates costs at the declared
-prices. Where nothing was measured, a request has ASSUMED_INPUT_TOKENS and ASSUMED_OUTPUT_TOKENS, and the declared
-latency. A plan's budget limits these uses.
+prices. Where nothing was measured, a request has the tokens of the other experts, or ASSUMED_INPUT_TOKENS and
+ASSUMED_OUTPUT_TOKENS, and the declared latency. A plan's budget limits these uses.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from coe.registry import Registry
 MIN_LOG_STRENGTH = 30.0
 """Records that a prior counts for at least, so that a few records with heavy-tailed lengths change little."""
 ASSUMED_INPUT_TOKENS, ASSUMED_OUTPUT_TOKENS = 500, 300
-"""Tokens of a request to an expert whose tokens were not measured."""
+"""Tokens of a request where those of no expert were measured."""
 MEASURES = ("input_tokens", "output_tokens", "latency_ms")
 """Measures of an answer by `coe score`."""
 LOGGED_MEASURES = (*MEASURES, "cached_tokens")
@@ -131,10 +131,11 @@ def shrunk_mean(table: ScoreTable, *, prior: Array | None = None) -> Array:
 
     Tokens and latencies vary in proportion to their mean, so the logarithm of a cell is shrunk. The column's mean
     counts as a number of additional values (pseudo-count): the variance within cells divided by the variance between
-    cells, both of the logarithm (empirical Bayes, as in `fit_pseudo_count`). A column without values is NaN.
+    cells, both of the logarithm (empirical Bayes). A column without values is NaN.
 
     With a `prior` of the table's shape (NaN where unknown), cells are shrunk towards the prior times a factor of the
-    column, by a strength of at least MIN_LOG_STRENGTH values; a column without values is the prior.
+    column, by a strength of at least MIN_LOG_STRENGTH values. The factor of a column is shrunk towards that of all
+    columns, which a column without values has, so that columns stay comparable.
     """
     known, count = np.maximum(np.nan_to_num(table.mean), 1.0), table.count  # at least one token or millisecond
     total = count.sum(axis=0)
@@ -145,8 +146,13 @@ def shrunk_mean(table: ScoreTable, *, prior: Array | None = None) -> Array:
         is_known = np.isfinite(prior).all(axis=0)
         scaled = np.maximum(np.where(is_known, prior, 1.0), 1.0)
         actual, expected = (count * known).sum(axis=0), (count * scaled).sum(axis=0)
-        ratio = np.divide(actual, expected, out=np.ones_like(total), where=is_known & (total > 0))
-        factor = ratio ** (total / (total + MIN_LOG_STRENGTH))
+        seen = is_known & (total > 0)
+        size = float(total[seen].sum())
+        usual = (max(float(actual[seen].sum()), 1.0) / max(float(expected[seen].sum()), 1.0)) ** (
+            size / (size + MIN_LOG_STRENGTH)
+        )
+        ratio = np.divide(actual, expected, out=np.full_like(total, usual), where=seen)
+        factor = usual * (ratio / usual) ** (total / (total + MIN_LOG_STRENGTH))
         base, least = np.where(is_known, scaled * factor, base), MIN_LOG_STRENGTH
     distance = np.where(count > 0, np.log(known) - np.log(base), 0.0)
     strength = np.maximum(_pseudo_counts(count, distance, variance), least)
@@ -177,7 +183,7 @@ def declared_uses(
     """Return the uses of `experts` in their order (default: all declared experts) in each category.
 
     Memory, active parameters and prices are the declared ones. Tokens and latency are the `measured` ones, where there
-    are any.
+    are any. An expert whose tokens are unknown has the mean tokens of the others, so that costs are comparable.
     """
     specs = registry.experts if experts is None else [registry.expert(name) for name in experts]
     names = [spec.name for spec in specs]
@@ -186,11 +192,15 @@ def declared_uses(
     declared = [(spec.prices.input, spec.prices.output, spec.prices.cached) for spec in specs]
     input_price, output_price, cached_price = np.array(declared).T
     cached = np.where(known, np.nan_to_num(found.cached_tokens), 0.0)
-    cost = (
-        (np.where(known, found.input_tokens, ASSUMED_INPUT_TOKENS) - cached) * input_price
-        + cached * cached_price
-        + np.where(known, found.output_tokens, ASSUMED_OUTPUT_TOKENS) * output_price
-    ) / 1000
+    given, written = (
+        np.where(known, tokens, np.where(known.any(axis=1), row_means, assumed)[:, None])
+        for tokens, assumed in (
+            (found.input_tokens, ASSUMED_INPUT_TOKENS),
+            (found.output_tokens, ASSUMED_OUTPUT_TOKENS),
+        )
+        for row_means in [np.where(known, tokens, 0.0).sum(axis=1) / np.maximum(known.sum(axis=1), 1)]
+    )
+    cost = ((given - cached) * input_price + cached * cached_price + written * output_price) / 1000
 
     def array(values: Sequence[float | None]) -> Array:
         return np.array(values, dtype=np.float64)  # NaN for None

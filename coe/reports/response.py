@@ -107,9 +107,9 @@ def demoted(settings: Settings, registry: Registry, alarms: Sequence[Mapping[str
 
 def _solved_again(plan: Plan, demoted: Demoted) -> Plan:
     """Return the plan with the ratings of experts that are `demoted` now in place of their scores."""
-    problem, quality = plan.problem, plan.problem.quality.copy()
+    problem, quality, estimate = plan.problem, plan.problem.quality.copy(), plan.estimate.copy()
     for cell, drop in demoted_cells(demoted, problem.categories, problem.experts):
-        quality[cell] = drop.found
+        quality[cell] = estimate[cell] = drop.found
     problem = replace(problem, quality=quality)
     assignment = solve(problem, traffic=plan.traffic, residual=plan.assignment.residual)
     changed = replace(
@@ -117,6 +117,7 @@ def _solved_again(plan: Plan, demoted: Demoted) -> Plan:
         assignment=assignment,
         problem=problem,
         table=with_demoted(plan.table, demoted),
+        estimate=estimate,
         measured=None if plan.measured is None else with_demoted(plan.measured, demoted),
         demoted={name: (*plan.demoted.get(name, ()), *demoted.get(name, ())) for name in {**plan.demoted, **demoted}},
         value_of_expert=marginal_values(problem, assignment),
@@ -151,8 +152,7 @@ def send(spec: AlarmsSpec, alarms: Sequence[Mapping[str, Any]]) -> bool:
             problem = str(error)
         if attempt < ATTEMPTS - 1:
             time.sleep(PAUSE_SECONDS * 2**attempt)
-    refused = f"the webhook at {urlsplit(url).hostname} did not accept the alarms: {problem}"
-    print_error(f"{refused}; the next report sends them")
+    print_error(f"the webhook did not accept the alarms: {problem}; the next report sends them")
     return False
 
 

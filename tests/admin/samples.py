@@ -47,15 +47,15 @@ def settings_in(folder: Path, registry: Registry) -> Settings:
     return Settings.read({}, config=folder / "experts.yaml")
 
 
-def planned(settings: Settings, registry: Registry, *, deviations: float = 1.0) -> tuple[str, Assignment]:
+def planned(settings: Settings, registry: Registry, *, seed: int = 0) -> tuple[str, Assignment]:
     """A plan on synthetic scores, published and promoted."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     labels = np.repeat(np.arange(3), (80, 40, 12))
     means = np.array([SCORES[name] for name in registry.expert_names]).T[labels]
     scores = (rng.random(means.shape) < means).astype(np.float64)
     table = tabulate_softly(CATEGORIES, registry.expert_names, np.eye(3)[labels], scores)
     weights = table.count.max(axis=1)
-    problem = declared_problem(registry, table, quality=table.lower(deviations=deviations), weights=weights)
+    problem = declared_problem(registry, table, quality=table.shrunk(), weights=weights)
     traffic = round_traffic(np.eye(3)[labels] * 0.9 + 0.1 / 3)
     assignment = solve(problem, traffic=traffic)
     plan = Plan(
@@ -63,7 +63,8 @@ def planned(settings: Settings, registry: Registry, *, deviations: float = 1.0) 
         problem,
         table,
         "132 prompts of probes",
-        deviations,
+        table.shrunk(),
+        table.error(),
         pins=registry.assignment,
         declared=declared_digests(registry),
         value_of_expert=marginal_values(problem, assignment),

@@ -136,5 +136,5 @@ def test_a_damaged_plan_in_use_does_not_stop_a_new_one(service: LoggedService, s
     version = service.report("plan", scores) and service.store().in_use()
     assert version is not None
     (service.store().published(version).folder / "plan.json").write_text("{")
-    service.run("plan", scores, "--deviations", "2")
-    assert service.store().in_use() not in (None, version)
+    service.run("plan", scores)
+    assert set(plan_in_use(service).assignment.choice) == set(service.choices().values())

@@ -45,10 +45,19 @@ def published(**changes: Any) -> Plan:
     noise = np.random.default_rng(0).uniform(-0.05, 0.05, size=(100, 3))
     scores = np.repeat(np.array([QUALITY[name] for name in registry.expert_names]).T, 25, axis=0) + noise
     table = tabulate_softly(CATEGORIES, registry.expert_names, member, scores)
-    problem = declared_problem(registry, table, quality=table.lower(deviations=1.0), weights=table.count.max(axis=1))
+    problem = declared_problem(registry, table, quality=table.shrunk(), weights=table.count.max(axis=1))
     traffic = round_traffic(member * 0.9 + 0.1 / 4) if problem.budget else None
     made_for = {"pins": registry.assignment, "declared": declared_digests(registry)}
-    return Plan(solve(problem, traffic=traffic), problem, table, "100 prompts", 1.0, **made_for, traffic=traffic)
+    return Plan(
+        solve(problem, traffic=traffic),
+        problem,
+        table,
+        "100 prompts",
+        problem.quality,
+        problem.quality,
+        **made_for,
+        traffic=traffic,
+    )
 
 
 def serves(found: Assignment) -> Mapping[str, str]:

@@ -136,7 +136,7 @@ def test_few_records_move_little_and_many_replace_the_scores() -> None:
         np.testing.assert_array_equal(getattr(none, name), getattr(before, name))
     assert 100 < few.output_tokens[0, 0] < 160
     np.testing.assert_allclose(many.output_tokens[:2, 0], 400, rtol=0.02)  # the ratio holds in other categories
-    np.testing.assert_allclose(many.output_tokens[:, 1], 100)  # another expert
+    np.testing.assert_allclose(many.output_tokens[:, 1], 400, rtol=0.02)  # so that costs compare
 
 
 def test_cached_tokens_lower_the_expected_cost_by_their_share() -> None:
@@ -303,7 +303,8 @@ def test_a_plan_measures_uses_in_the_log_beside_the_scores(config: Path) -> None
     assert cell["output_tokens"] == pytest.approx(400, rel=0.02)
     assert cell["dollars"] == pytest.approx(0.004, rel=0.02)
     assert cell["active_b_tokens"] == pytest.approx(2 * 410, rel=0.02)
-    assert report["uses"]["by_category"]["code"]["small"]["output_tokens"] == 100
+    small = report["uses"]["by_category"]["code"]["small"]
+    assert small["output_tokens"] == pytest.approx(400, rel=0.1)  # as the log of large
     assert "also come from 1200 requests in the routing log" in plan(config)
 
 
@@ -318,7 +319,7 @@ def test_the_weights_of_a_plan_are_the_mix_of_the_router_in_use(config: Path) ->
     )
 
     def weights() -> list[float]:
-        plan = plan_basis(settings, registry, config.parent, deviations=1.0, logged=logged).plan
+        plan = plan_basis(settings, registry, config.parent, logged=logged).plan
         return [round(float(weight), 6) for weight in plan.problem.weights]
 
     assert weights() == [round(1 / 3, 6)] * 3  # no router is in use: those of the probes

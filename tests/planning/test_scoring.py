@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from coe.planning.score_table import ScoreTable, fit_pseudo_count, tabulate_softly
+from coe.planning.job.basis import credited
+from coe.planning.score_table import ScoreTable, tabulate_softly
 
 
 def tabulate(categories: list[str], models: list[str], scores: list[float]) -> ScoreTable:
@@ -42,29 +43,64 @@ def test_shrinkage_vanishes_with_many_scores_and_rules_with_few() -> None:
     assert shrunk[1, 0] > shrunk[1, 1]  # two lucky scores do not overturn a thousand
 
 
-def test_lower_bounds_lie_below_and_come_closer_with_more_scores() -> None:
+def table_of(right: list[list[int]], count: int) -> ScoreTable:
+    mean = np.array(right) / count
+    names = tuple(f"c{row}" for row in range(len(mean)))
+    return ScoreTable(names, tuple("abcdef")[: mean.shape[1]], mean, mean * (1 - mean), np.full(mean.shape, count))
+
+
+def test_a_specialist_keeps_a_chance_after_a_few_scores_and_is_believed_after_many() -> None:
     rng = np.random.default_rng(0)
-    scores = rng.integers(0, 2, size=(1100, 2)).astype(float)
-    posterior = np.eye(2)[[0] * 1000 + [1] * 100]
-    table = tabulate_softly(("x", "y"), ("a", "b"), posterior, scores)
-    gap = table.shrunk() - table.lower(deviations=1.0)
-    assert (gap > 0).all()
-    assert (gap[0] < gap[1]).all()
-    assert (table.lower(deviations=100.0) == 0).all()
+    for count, least in ((3, 0.6), (40, 0.85)):
+        right = rng.binomial(count, np.tile([0.85, 0.7, 0.5], (12, 1)))
+        right[0, 2] = count
+        posterior = table_of(right.tolist(), count).posterior()
+        assert least < posterior.mean[0, 2] < 1.0
+        assert (posterior.mean[1:, 2] < 0.75).all()
+    assert posterior.mean[0].argmax() == 2
+
+
+def test_errors_cover_the_truth_and_fall_with_more_scores() -> None:
+    rng = np.random.default_rng(1)
+    misses, errors = [], []
+    for count in (4, 40):
+        truth = np.clip(np.array([0.8, 0.7, 0.6, 0.5]) + 0.12 * rng.standard_normal((40, 4)), 0.02, 0.98)
+        posterior = table_of(rng.binomial(count, truth).tolist(), count).posterior()
+        misses.append((np.abs(posterior.mean - truth) > 2 * np.sqrt(posterior.variance)).mean())
+        errors.append(np.sqrt(posterior.variance.min()))
+        drawn = posterior.draw(400)
+        np.testing.assert_allclose(drawn.mean(axis=0), posterior.mean, atol=0.05)
+        np.testing.assert_allclose(drawn.std(axis=0), np.sqrt(posterior.variance), atol=0.05)
+    assert max(misses) < 0.12
+    assert errors[0] > errors[1] > 0.01
+
+
+def test_of_level_experts_the_cheapest_serves() -> None:
+    quality = np.array([[0.804, 0.80, 0.5], [0.9, 0.8, 0.79]])
+    cost = np.tile([7.0, 1.0, 0.5], (2, 1))
+    assert credited(quality, np.full((2, 3), 0.002), cost).argmax(axis=1).tolist() == [1, 0]
+    assert credited(quality, np.full((2, 3), 1e-9), cost).argmax(axis=1).tolist() == [0, 0]
+
+
+def test_partial_scores_say_more_than_right_and_wrong_ones() -> None:
+    mean, count = np.array([[0.6, 0.5], [0.6, 0.5]]), np.full((2, 2), 20.0)
+    graded, judged = (
+        ScoreTable(("x", "y"), ("a", "b"), mean, factor * mean * (1 - mean), count).posterior().variance
+        for factor in (0.2, 1.0)
+    )
+    assert (graded < 0.5 * judged).all()
+
+
+def test_a_score_informs_about_the_other_categories_of_its_expert() -> None:
+    few = table_of([[3, 2, 1]] * 6, 4).posterior()
+    own = np.diagonal(few.covariance, axis1=1, axis2=2)
+    assert ((few.covariance[:, 0, 1] > 0) & (few.covariance[:, 0, 1] < own[:, 0])).all()
 
 
 def test_the_data_ask_for_strong_shrinkage_only_where_categories_say_nothing() -> None:
     rng = np.random.default_rng(1)
-    categories = [f"c{i % 5}" for i in range(2000)]
-    noise = rng.uniform(size=(2000, 4))
-    skill = np.array([[float(i % 5 == k) for k in range(4)] for i in range(2000)])
-    assert fit_pseudo_count(categories, noise) > 100
-    assert fit_pseudo_count(categories, noise + skill) < 2
-
-
-def test_shrinkage_is_not_misled_by_how_hard_the_prompts_of_a_category_are() -> None:
-    rng = np.random.default_rng(2)
-    categories = [f"c{i % 5}" for i in range(2000)]
-    noise = rng.uniform(size=(2000, 4))
-    hard = np.array([i % 5 for i in range(2000)])[:, None]
-    assert fit_pseudo_count(categories, noise + hard) == pytest.approx(fit_pseudo_count(categories, noise))
+    strength = [
+        table_of(rng.binomial(300, truth).tolist(), 300).posterior().strength
+        for truth in (np.tile([0.8, 0.6, 0.5], (8, 1)), rng.uniform(0.2, 0.9, (8, 3)))
+    ]
+    assert strength[0] > 2 * strength[1]

@@ -1,13 +1,11 @@
 """Solves a plan from measured scores, the declaration and the feedback in the plan in use.
 
-Quality is a lower confidence bound on the measured scores. In categories that `coe retrain` has reassigned, feedback is
+Quality is the posterior mean of the measured scores. In categories that `coe retrain` has reassigned, feedback is
 merged with the scores. Experts without scores, and categories pinned to them, are left out and reported.
 
 Solves plans under the declared budget, for the mix of requests in an experience.
 
-experts.yaml gives what each expert uses, the budget and the pinned categories. Learned plans use shrunk means, and
-measured plans lower confidence bounds. By a lower bound, an expert with few ratings would lose its categories and its
-exploration, and would get no more ratings.
+experts.yaml gives what each expert uses, the budget and the pinned categories.
 """
 
 from __future__ import annotations
@@ -26,13 +24,13 @@ from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError, ConfigError, DataError
 from coe.learning.experience import Experience
 from coe.learning.logged_uses import LoggedUses
-from coe.learning.refit import MAX_PSEUDO_COUNT, Refit, demoted_cells, merged, still_demoted, with_demoted
+from coe.learning.refit import Refit, demoted_cells, merged, still_demoted, with_demoted
 from coe.measuring.quality import Difference, read_quality
 from coe.planning.assignment import Assignment
 from coe.planning.plan import Plan, declared_digests, round_traffic
 from coe.planning.problem import Problem
 from coe.planning.residual import Residual
-from coe.planning.score_table import Array, ScoreTable, fit_pseudo_count, tabulate_partly
+from coe.planning.score_table import Array, ScoreTable, tabulate_partly
 from coe.planning.solver import marginal_values, planned_quality, planned_use, solve
 from coe.planning.uses import MeasuredUses, declared_uses
 from coe.recipes.fitting.columns import RecipeColumns, recipe_columns
@@ -41,6 +39,26 @@ from coe.registry import Registry, yaml_source
 from coe.settings import Settings
 from coe.terminal import note_if_slow, print_error
 
+LEVEL, MARGIN = 0.02, 0.001
+"""Expected quality that a cheaper expert may lack where the scores do not show that the other is better, and by how
+much the other then counts as worse: more than the tolerance of the solver."""
+
+
+def credited(quality: Array, variance: Array, cost: Array) -> Array:
+    """Return the quality that a plan credits: its mean, but for a dear expert less than that of a cheaper level one.
+
+    An expert is level with the best one of its category if it is within LEVEL of it, and within one standard error of
+    the difference. So of level experts the cheapest serves. All arrays have shape (n_categories, n_experts); quality is
+    -inf where an expert may not serve.
+    """
+    rows = np.arange(len(quality))
+    best = quality.argmax(axis=1)
+    gap = quality[rows, best][:, None] - quality
+    level = (gap <= LEVEL) & (gap**2 <= variance + variance[rows, best][:, None])
+    cheapest = np.where(level, np.nan_to_num(cost, nan=np.inf), np.inf).argmin(axis=1)
+    is_dearer = cost > cost[rows, cheapest][:, None]
+    return np.where(is_dearer, np.minimum(quality, quality[rows, cheapest][:, None] - MARGIN), quality)
+
 
 def declared_problem(
     registry: Registry,
@@ -48,6 +66,7 @@ def declared_problem(
     *,
     quality: Array,
     weights: Array,
+    variance: Array | None = None,
     measured_uses: MeasuredUses | None = None,
     recipes: RecipeColumns | None = None,
 ) -> Problem:
@@ -55,7 +74,7 @@ def declared_problem(
 
     `table` is over the declared categories (in any order) and experts; `weights` (m,) is the share of each category.
     Tokens and latency are the measured ones, where there are any. The last columns of the table are the arms of
-    `recipes`.
+    `recipes`. With the `variance` of the quality, of level experts the cheapest serves (`credited`).
     """
     pinned, recipes = quality.copy(), recipes or RecipeColumns()
     for row, category in enumerate(table.categories):
@@ -63,10 +82,13 @@ def declared_problem(
             pinned[row, np.array(table.experts) != expert] = -np.inf
     experts = table.experts[: len(table.experts) - len(recipes.arms)]
     uses = declared_uses(registry, table.categories, experts, measured=measured_uses)
+    joined = uses.joined(recipes.uses, len(recipes.arms))
+    if variance is not None and joined.cost is not None:
+        pinned = credited(pinned, variance, joined.cost)
     return Problem.of(
         table,
         quality=pinned,
-        uses=uses.joined(recipes.uses, len(recipes.arms)),
+        uses=joined,
         budget=registry.budget.model_dump(exclude_none=True),
         weights=weights,
         members=recipes.members,
@@ -105,7 +127,8 @@ class BudgetSolver:
             problem,
             refit.table,
             f"the feedback on {int(self.experience.rated.sum())} requests",
-            pseudo_count=refit.weighting.pseudo_count,
+            refit.quality,
+            refit.table.error(pseudo_count=refit.weighting.pseudo_count),
             measured=measured,
             feedback=refit.feedback,
             reassigned=reassigned,
@@ -131,10 +154,6 @@ class BudgetSolver:
         return round_traffic(self.experience.posterior[sample])
 
 
-MIN_PAIRED = 10
-"""Prompts that a paired error needs."""
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Basis:
     """A solved plan with what it was measured on.
@@ -154,28 +173,10 @@ class Basis:
     unplanned: Mapping[str, str]
 
 
-def paired_error(plan: Plan, labels: NDArray[np.int64], scores: Array) -> Array:
-    """Standard error, by category and expert, of its mean score less that of the chosen expert, on the prompts that
-    both answered; NaN if they are too few.
-
-    It is that of the plain means; the estimates of the plan are shrunk, so their difference varies less. A cell's
-    variance is shrunk towards that of the expert's differences in all categories, as `pseudo_count` prompts. NaN too
-    where no score differs in any category: the prompts do not show that the experts are equal.
-    """
-    chosen = np.array([plan.problem.experts.index(name) for name in plan.assignment.choice])
-    shape = plan.problem.quality.shape
-    own = np.arange(shape[1]) == chosen[:, None]
-    squares, count = np.zeros(shape), np.zeros(shape)
-    for row, column in enumerate(chosen):
-        cell = scores[labels == row]
-        differences = cell - cell[:, [column]]
-        count[row] = np.isfinite(differences).sum(axis=0)
-        mean = np.nansum(differences, axis=0) / np.maximum(count[row], 1)
-        squares[row] = np.nansum((differences - mean) ** 2, axis=0)
-    free = np.where(own, 0.0, np.maximum(count - 1, 0.0)).sum(axis=0)
-    pooled, size = squares.sum(axis=0) / np.maximum(free, 1.0), np.maximum(count, 1.0)
-    variance = (squares + pooled * plan.pseudo_count) / (size + plan.pseudo_count) / size
-    return np.where(own, 0.0, np.where((count >= MIN_PAIRED) & (pooled > 0), np.sqrt(variance), np.nan))
+def difference_errors(plan: Plan) -> Array:
+    """Standard error, by category and expert, of its quality less that of the chosen expert."""
+    chosen = np.array(plan.problem.experts) == np.array(plan.assignment.choice)[:, None]
+    return np.where(chosen, 0.0, np.hypot(plan.error, plan.error[chosen][:, None]))
 
 
 def plan_basis(
@@ -184,7 +185,6 @@ def plan_basis(
     folder: Path,
     *,
     benchmark: str | None = None,
-    deviations: float,
     before: Plan | None = None,
     logged: LoggedUses | None = None,
 ) -> Basis:
@@ -228,22 +228,23 @@ def plan_basis(
         all_scores[whole, len(experts) :] = recipes.scores
     demoted = still_demoted(before, data.measured_at) if before else {}
     table = with_demoted(tabulate_partly(categories, columns, member, all_scores), demoted)
-    pseudo_count = fit_pseudo_count([categories[label] for label in labels], scores)
+    posterior = table.posterior()
     reassigned = {name: time for name, time in before.reassigned.items() if name in categories} if before else {}
     feedback = before.feedback.over(categories, columns) if before and before.feedback and reassigned else None
-    quality = table.lower(deviations=deviations, pseudo_count=pseudo_count)
+    quality, variance = posterior.mean, posterior.variance
     if recipes.arms:  # the quality that replay gave
-        error = table.error(pseudo_count=pseudo_count)[:, len(experts) :]
-        quality[:, len(experts) :] = np.maximum(recipes.quality - deviations * error, 0.0)
+        quality[:, len(experts) :] = recipes.quality
     if feedback is not None:
-        both = merged(table, feedback).lower(deviations=deviations, pseudo_count=min(pseudo_count, MAX_PSEUDO_COUNT))
-        quality = np.where(np.isin(categories, list(reassigned))[:, None], both, quality)
+        both, moved = merged(table, feedback).posterior(), np.isin(categories, list(reassigned))[:, None]
+        quality, variance = np.where(moved, both.mean, quality), np.where(moved, both.variance, variance)
     for cell, drop in demoted_cells(demoted, categories, columns):
         quality[cell] = min(quality[cell], drop.found)
     router = ArtifactStore(settings.artifacts, ROUTER).in_use() or ""
     mix = None if logged is None else logged.mix(categories, router=router)
     weights = np.maximum(member.sum(axis=0), 1.0) if mix is None else mix[0]
-    problem = declared_problem(registry, table, quality=quality, weights=weights, measured_uses=uses, recipes=recipes)
+    problem = declared_problem(
+        registry, table, quality=quality, weights=weights, variance=variance, measured_uses=uses, recipes=recipes
+    )
     texts = [data.prompts[row] for row in rows]
     traffic = _traffic(settings, problem, texts, None if mix is None else mix[1])
     try:
@@ -257,8 +258,8 @@ def plan_basis(
         problem,
         table,
         f"{len(rows)} prompts of {folder.name}",
-        deviations,
-        pseudo_count,
+        quality,
+        np.sqrt(variance),
         measured=table,
         feedback=feedback,
         reassigned=reassigned,
@@ -308,31 +309,26 @@ def _traffic(settings: Settings, problem: Problem, prompts: Sequence[str], logge
     return round_traffic(posteriors[:, [router.categories.index(name) for name in problem.categories]])
 
 
-def compare_with_single_experts(plan: Plan, errors: Array | None = None) -> tuple[dict[str, Any], ...]:
+def compare_with_single_experts(plan: Plan) -> tuple[dict[str, Any], ...]:
     """Return rows that compare the plan (first row) with each single expert serving all planned categories.
 
-    `quality` is the lower confidence bound that the plan optimizes, and `estimate` the mean. `cost` is in US dollars
-    per thousand requests. `latency_ms` is null if it is unknown. Pins and limits are ignored for single experts.
-    `less_plan` is the expert's quality minus the plan's; its standard error is that of paired means by category
-    (`errors`, see `paired_error`), null if a category has too few prompts.
+    `cost` is in US dollars per thousand requests. `latency_ms` is null if it is unknown. Pins and limits are ignored
+    for single experts. `less_plan` is the expert's quality minus the plan's.
     """
     problem, weights = plan.problem, plan.problem.weights
-    chosen = [problem.experts.index(name) for name in plan.assignment.choice]
     used, quality = planned_use(problem, plan.assignment), planned_quality(problem, plan.assignment)
-    estimate = float(weights @ plan.estimate[np.arange(len(chosen)), chosen])
 
-    def row(expert: str | None, bound: float, mean: float, cost: float | None, latency: float | None) -> dict[str, Any]:
+    def row(expert: str | None, mean: float, cost: float | None, latency: float | None) -> dict[str, Any]:
         known = latency if latency is not None and np.isfinite(latency) else None
-        return {"expert": expert, "quality": bound, "estimate": mean, "cost": cost, "latency_ms": known}
+        return {"expert": expert, "quality": mean, "cost": cost, "latency_ms": known}
 
-    # also where a pin excludes the expert
-    bounds = plan.table.lower(deviations=plan.deviations, pseudo_count=plan.pseudo_count)
-    tables = bounds, plan.estimate, problem.use("mean_cost"), problem.use("mean_latency_ms")
-    error = np.sqrt(weights**2 @ (np.full(problem.quality.shape, np.nan) if errors is None else errors) ** 2)
-    rows = zip(problem.experts, *((weights @ table).tolist() for table in tables), strict=True)
-    pairs = zip((weights @ bounds - quality).tolist(), error.tolist(), strict=True)
-    less = [Difference(difference, standard_error).to_json() for difference, standard_error in pairs]
+    tables = plan.estimate, problem.use("mean_cost"), problem.use("mean_latency_ms")
+    error = np.sqrt(weights**2 @ difference_errors(plan) ** 2)
+    singles = zip(problem.experts, *((weights @ table).tolist() for table in tables), strict=True)
     return (
-        row(None, quality, estimate, used.get("mean_cost"), used.get("mean_latency_ms")),
-        *(row(*single) | {"less_plan": difference} for single, difference in zip(rows, less, strict=True)),
+        row(None, quality, used.get("mean_cost"), used.get("mean_latency_ms")),
+        *(
+            row(*single) | {"less_plan": Difference(single[1] - quality, of_single).to_json()}
+            for single, of_single in zip(singles, error.tolist(), strict=True)
+        ),
     )

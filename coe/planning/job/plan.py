@@ -24,11 +24,10 @@ from coe.learning.logged_uses import LoggedUses, uses_report
 from coe.learning.refit import demoted_categories
 from coe.measuring.gate_fit import GAINS_FILE, GateExamples, fit_gate, gate_report, read_gains
 from coe.planning.assignment import Assignment
-from coe.planning.job.basis import Basis, compare_with_single_experts, paired_error, plan_basis
+from coe.planning.job.basis import Basis, compare_with_single_experts, difference_errors, plan_basis
 from coe.planning.plan import Plan
 from coe.planning.problem import Problem
 from coe.planning.residual import Evidence, Residual, fit_residual
-from coe.planning.score_table import Array
 from coe.planning.solver import marginal_values, planned_quality, planned_use, solve
 from coe.registry import Registry, yaml_source
 from coe.registry.yaml_source import KeyPath
@@ -42,12 +41,11 @@ from coe.terminal import note_if_slow, print_error
 class PlanOptions:
     """Options of a plan.
 
-    Quality is `deviations` standard errors below the mean. With `drop_feedback` the plan rests on the scores alone.
+    With `drop_feedback` the plan rests on the scores alone.
     Uses are also measured in the routing log of the last `log_seconds`; 0 for none.
     """
 
     benchmark: str | None
-    deviations: float
     drop_feedback: bool
     dry_run: bool
     log_seconds: float = 0.0
@@ -67,7 +65,6 @@ def make_plan(
         registry,
         scores,
         benchmark=options.benchmark,
-        deviations=options.deviations,
         before=None if options.drop_feedback else before,
         logged=logged,
     )
@@ -78,8 +75,7 @@ def make_plan(
     with note_if_slow("finding each expert's marginal value"):
         values = marginal_values(problem, assignment)
     plan = replace(basis.plan, assignment=assignment, value_of_expert=values, unused=unused)
-    errors = paired_error(plan, basis.labels, basis.scores)
-    plan = replace(plan, against=compare_with_single_experts(plan, errors))
+    plan = replace(plan, against=compare_with_single_experts(plan))
     if not options.dry_run:
         with store.draft() as draft:
             plan.save(draft)
@@ -106,7 +102,7 @@ def make_plan(
         },
         "residual": evidence._asdict(),
     }
-    _add_margin_errors(report["assignment"], registry, problem, errors)
+    _add_evidence(report["assignment"], registry, plan)
     return report | ({"gate": gate} if gate else {})
 
 
@@ -164,15 +160,18 @@ def _with_residual(
     return solve(basis.plan.problem, traffic=traffic, residual=residual), None, evidence
 
 
-def _add_margin_errors(rows: Sequence[dict[str, Any]], registry: Registry, problem: Problem, errors: Array) -> None:
-    """Add the standard error of each category's margin. The margin of a pinned category is removed: it had no
-    choice."""
-    for row, error in zip(rows, errors, strict=True):
+def _add_evidence(rows: Sequence[dict[str, Any]], registry: Registry, plan: Plan) -> None:
+    """Add quality, standard error and number of probes of each category's expert, and the standard error of its margin.
+
+    The margin of a pinned category is removed: it had no choice.
+    """
+    tables = {"quality": plan.estimate, "error": plan.error, "probes": plan.table.count}
+    experts = plan.problem.experts
+    for number, (row, error) in enumerate(zip(rows, difference_errors(plan), strict=True)):
+        row |= {name: float(values[number, experts.index(row["expert"])]) for name, values in tables.items()}
         row["pinned"] = row["category"] in registry.assignment
         row["margin"] = None if row["pinned"] else row["margin"]
-        second = row["runner_up"]
-        known = float(error[problem.experts.index(second)]) if second else float("nan")
-        row["margin_error"] = known if np.isfinite(known) else None
+        row["margin_error"] = float(error[experts.index(row["runner_up"])]) if row["runner_up"] else None
 
 
 def _plan_in_use(store: ArtifactStore) -> Plan | None:

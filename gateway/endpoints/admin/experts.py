@@ -63,7 +63,7 @@ def _map_of(services: Services) -> dict[str, Any]:
             {"category": category, "expert": expert, "runner_up": second, "margin": margin}
             for category, expert, (second, margin) in rows
         ],
-        "quality_lower_bound": _cells(assignment.quality),
+        "quality_planned": _cells(assignment.quality),
         "hosted": [name for name in assignment.experts if name in assignment.hosted],
         "prices": dict(zip(assignment.experts, (weights @ assignment.price).tolist(), strict=True)),
         "consequences": [asdict(one) for one in snapshot.consequences],
@@ -82,12 +82,11 @@ def _measured(plan: Plan, assignment: Assignment, weights: NDArray[np.float64]) 
         "mean": plan.table.mean,
         "count": plan.table.count,
         "estimate": plan.estimate,
-        "error": plan.table.error(pseudo_count=plan.pseudo_count),
+        "error": plan.error,
     }
     known = plan.problem.categories, plan.problem.experts
     return {
         "source": plan.source,
-        "deviations": plan.deviations,
         "value_of_expert": dict(plan.value_of_expert),
         "weights": weights.tolist(),
         "uses": {"memory_gb": _cells(memory)} | {name: _cells(weights @ use) for name, use in uses.items()},

@@ -93,7 +93,7 @@ function qualities(map, at) {
     }
     const kinds = [heat((estimate - low) / (high - low || 1))];
     if (count === 0) kinds.push("guessed");
-    if (map.quality_lower_bound[y][x] === null) kinds.push("shut");
+    if (map.quality_planned[y][x] === null) kinds.push("shut");
     if (chosen[y][0] === x) kinds.push("first");
     if (chosen[y][1] === x) kinds.push("second");
     return { text: points(estimate), small: `± ${points(error)}`, kind: kinds.join(" "), description: describe(map, y, x, chosen[y], members(experts[x])) };
@@ -119,7 +119,7 @@ function qualities(map, at) {
 }
 
 function describe(map, y, x, [first, second], members) {
-  const { categories, experts, measured, quality_lower_bound: bounds, pinned } = map;
+  const { categories, experts, measured, quality_planned: bounds, pinned } = map;
   const scores = measured.count[y][x];
   const known = scores
     ? `mean ${points(measured.mean[y][x], 3)} of ${Math.round(scores).toLocaleString("en")} scores`
@@ -129,12 +129,10 @@ function describe(map, y, x, [first, second], members) {
     pinned[categories[y]] !== undefined && pinned[categories[y]] !== experts[x]
       ? ` experts.yaml pins the category to ${pinned[categories[y]]}.`
       : " Not hosted under this budget, or not eligible.";
-  const trust = bounds[y][x] === null ? shut : ` Used by the plan: ${points(bounds[y][x], 3)}${bound(measured.deviations)}.`;
+  const trust = bounds[y][x] === null ? shut : ` Used by the plan: ${points(bounds[y][x], 3)}.`;
   const cost = costOf(map, y, x);
   const price = cost === null ? "" : ` Cost ${ROWS.mean_cost.text(cost)} per thousand requests.`;
   const calls = members ? ` Members: ${members}.` : "";
   return `${categories[y]}, ${experts[x]}: ${points(measured.estimate[y][x], 3)} ± ${points(measured.error[y][x], 3)}, ${known}.${trust}${price}${part}${calls}`;
 }
 
-const bound = (deviations) =>
-  deviations ? `, ${deviations} standard error${deviations === 1 ? "" : "s"} below the estimate` : "";

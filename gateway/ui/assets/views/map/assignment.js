@@ -21,7 +21,7 @@ export function assignment(map) {
     measured && {
       title: "Quality",
       number: true,
-      cell: ({ category, expert }) => points(map.quality_lower_bound[row.get(category)][experts.indexOf(expert)]),
+      cell: ({ category, expert }) => points(map.quality_planned[row.get(category)][experts.indexOf(expert)]),
     },
     measured?.uses.cost && {
       title: "Cost",
