@@ -97,7 +97,7 @@ _KINDS = (
     ArtifactKind(
         ASSIGNMENT,
         remade_by="coe plan",
-        quality="planned quality, a lower confidence bound",
+        quality="planned quality",
         check="its categories and experts are declared in experts.yaml",
         default="as declared in experts.yaml",
     ),
