@@ -68,7 +68,7 @@ async def test_cells_are_described_in_words_and_reached_by_arrow_keys(browser: B
         await first.focus()
         description = page.locator(".heat-description")
         await expect(description).to_contain_text("of 80 scores")
-        await expect(description).to_contain_text("1 standard error below the estimate")
+        await expect(description).to_contain_text("Used by the plan: ")
         await page.keyboard.press("ArrowDown")
         await page.keyboard.press("ArrowRight")
         await expect(page.get_by_role("button", name="art, painter:")).to_be_focused()
