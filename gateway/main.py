@@ -38,8 +38,7 @@ from coe.records import LogWriter, open_log_and_feedback
 from coe.registry import Registry
 from coe.settings import Settings
 from coe.supervision import supervised
-from gateway.access.access import open_affinity
-from gateway.access.browsers import check_exposure
+from gateway.access.access import check_exposure, open_affinity
 from gateway.access.issued_keys import KEYS_FILE, IssuedKeyWatch, check_issued, open_key_store
 from gateway.access.limits import Limiter
 from gateway.app import create_app

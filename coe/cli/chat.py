@@ -70,7 +70,7 @@ def _open_router(config: Path | None, key: str, client: str, *, explain: bool) -
     from coe.routing.eligibility import excluded_experts, only_local
     from coe.routing.request_text import REASONS
     from coe.routing.rules import RequestFacts, Rules
-    from gateway.access.estimate import input_tokens
+    from gateway.access.allowance import input_tokens
     from gateway.dialects.chat import parse
 
     in_use = load_active_state(settings_for(config))

@@ -80,7 +80,7 @@ def _with_address(settings: Settings, host: str | None, port: int | None) -> Set
 
 async def _up(settings: Settings, ray: Any = None) -> None:
     from coe.artifacts.api_keys import create_admin_key, with_admin_key
-    from gateway.access.browsers import check_exposure
+    from gateway.access.access import check_exposure
     from gateway.main import open_port
 
     task = asyncio.current_task()

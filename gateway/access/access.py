@@ -1,16 +1,16 @@
-"""The `access` section of experts.yaml in use: identifies callers, and gives requests their allowances.
+"""Who may call: the `access` section of experts.yaml in use, and protection against web pages.
 
-An Access identifies the callers of one declaration. `open_affinity` opens the experts of conversations beside the
-counters that the section names.
-
-The allowance of one request of a key with limits: reserves an estimate before the call and charges the use after it.
-
-An Allowance is an async context around a request. It also writes the rate-limit headers.
+An `Access` identifies the callers of one declaration and opens the allowances of their requests. A web page may use a
+visitor's browser to send cross-origin requests (CSRF), or reach the gateway under the page's host name (DNS rebinding);
+`BrowserPolicy` checks Host, Origin and Sec-Fetch-Site. `check_exposure` makes sure that a gateway without API keys
+listens on loopback only. `open_affinity` opens the experts of conversations beside the counters that the section names.
 """
 
 from __future__ import annotations
 
 import hashlib
+import ipaddress
+import socket
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -18,114 +18,30 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 
+from starlette.types import Scope as HttpScope
+
 from coe.artifacts.api_keys import MAX_KEY_BYTES, rule_of
-from coe.core import Chat, ExpertRule, Scope
-from coe.errors import Forbidden, RequestError, Unauthorized
+from coe.core import ExpertRule, Scope
+from coe.errors import (
+    ConfigError,
+    CrossOriginRequest,
+    Forbidden,
+    InvalidHost,
+    RequestError,
+    Unauthorized,
+    UntrustedHost,
+)
 from coe.outage import Outage
-from coe.registry import ApiKey, Registry
+from coe.registry import AccessSpec, ApiKey, Registry
 from coe.registry.sections import FILE
 from coe.routing.conversation import Affinity
 from coe.routing.eligibility import exclusion
+from coe.settings import Settings
 from coe.usage import SentCall
-from gateway.access.browsers import BrowserPolicy
-from gateway.access.estimate import CHARACTERS_PER_TOKEN, Pricing, input_tokens, output_tokens
+from gateway.access.allowance import UNLIMITED, Allowance, LimitedAllowance, Pricing
 from gateway.access.issued_keys import IssuedKeys, access_with, date_of
-from gateway.access.limits import Account, Amounts, Limiter, Reservation
+from gateway.access.limits import Amounts, Limiter
 from gateway.shared_store import RedisStore, SharedCache
-
-ONE_REQUEST = Amounts(1, 0, 0)
-_HEADER_NAMES = {
-    f"{unit}_per_minute": tuple(f"x-ratelimit-{what}-{unit}".encode() for what in ("limit", "remaining", "reset"))
-    for unit in ("requests", "tokens")
-}
-"""The names of the headers about the limit, the remaining amount and the reset of each limit that has them."""
-
-
-class Allowance:
-    """Reserves the amounts that one request may use on entry, and charges the used ones on exit, as an async context.
-
-    This base class has no limits and does nothing. Entering a limited allowance may raise LimitReached.
-    """
-
-    __slots__ = ()
-
-    async def __aenter__(self) -> Allowance:
-        return self
-
-    async def __aexit__(self, *_: object) -> None: ...
-
-    async def reserve(self, chat: Chat, recipe: str = "", *, size: int = 0) -> None:
-        """Reserves what the answer to this chat of `size` bytes may use; `recipe` is that of RequestOptions. Raises
-        LimitReached, or InvalidRequest for more than a limit ever allows."""
-
-    def headers(self) -> list[tuple[bytes, bytes]]:
-        """The remaining amounts, as OpenAI's x-ratelimit headers."""
-        return []
-
-
-UNLIMITED = Allowance()
-
-
-class LimitedAllowance(Allowance):
-    """Counts the request of a key with limits, and the tokens and cost of the calls that reached an expert: `sent`,
-    which grows.
-
-    It reserves in two steps. Before the body is read it reserves the request and the `minimum` that any request uses,
-    so that a key without budget is refused early. `reserve` adds what the answer may use, once the body is parsed. At
-    the end the reservation is replaced by the use, in one step.
-    """
-
-    __slots__ = ("_account", "_input", "_minimum", "_output", "_pricing", "_reservation", "_sent", "_size")
-
-    def __init__(
-        self, account: Account, pricing: Pricing, *, sent: Sequence[SentCall] = (), minimum: Amounts = ONE_REQUEST
-    ) -> None:
-        self._account = account
-        self._pricing = pricing
-        self._sent = sent
-        self._minimum = minimum
-        self._reservation: Reservation
-        self._input = self._output = 0.0
-        self._size = 0
-
-    async def __aenter__(self) -> Allowance:
-        self._reservation = await self._account.reserve(self._minimum)
-        return self
-
-    async def reserve(self, chat: Chat, recipe: str = "", *, size: int = 0) -> None:
-        self._size = max(size, chat.characters)  # stored answers that the request continues are not part of its body
-        self._input, self._output = input_tokens(chat), output_tokens(chat)
-        amounts = self._pricing.amounts(chat, recipe, input_tokens=self._input, output_tokens=self._output)
-        for counter in self._account.counters:
-            if amounts[counter.unit] > counter.limit:
-                raise counter.limit_error(self._account.key, amounts[counter.unit], wait=0.0)
-        self._account.extend(self._reservation, amounts)
-
-    async def __aexit__(self, *_: object) -> None:
-        """Charges every call that reached an expert. What the server has not counted, because the client left or the
-        call failed, costs the estimate: all input with what CoE added to the body, and the most output, or a token per
-        event."""
-        tokens = cost = 0.0
-        for call in self._sent:
-            usage = call.usage
-            given: float | None = usage.input_tokens
-            if given is None:
-                given = self._input + max(0, call.size - self._size) / CHARACTERS_PER_TOKEN
-            written: float | None = usage.output_tokens
-            if written is None:
-                written = max(self._output, usage.events)
-            tokens += given + written
-            cost += self._pricing.experts[call.expert].cost(given, written, usage.cached_tokens or 0)
-        self._account.settle(self._reservation, Amounts(1, tokens, cost))
-
-    def headers(self) -> list[tuple[bytes, bytes]]:
-        found: list[tuple[bytes, bytes]] = []
-        for counter, remaining, reset in self._account.state():
-            if (names := _HEADER_NAMES.get(counter.name)) is not None:
-                values = b"%d" % counter.limit, b"%d" % max(0.0, remaining), b"%.3gs" % reset
-                found += zip(names, values, strict=True)
-        return found
-
 
 AFFINITY_LOOKUP_SECONDS = 0.005
 """Time limit of a request that waits for its conversation's expert."""
@@ -254,3 +170,118 @@ async def open_affinity(counters: str) -> AsyncIterator[Affinity]:
     outage = Outage("conversations", "; until Redis is back each gateway uses its own memory")
     async with SharedCache(store, outage, wait=AFFINITY_LOOKUP_SECONDS) as shared:
         yield Affinity(shared=shared)
+
+
+def check_exposure(settings: Settings, access: AccessSpec) -> None:
+    """Raises ConfigError for a host beyond loopback without API keys. A host that cannot be resolved passes."""
+    if access.keys or on_loopback(settings.host):
+        return
+    raise ConfigError(
+        f"{settings.host} can be reached from other machines and no API keys are declared: set COE_HOST=127.0.0.1, or "
+        "declare access.keys in experts.yaml (`coe key NAME` makes one)"
+    )
+
+
+def on_loopback(host: str) -> bool:
+    """Returns whether only this machine can reach a gateway that listens on `host`; True for an unknown name."""
+    try:
+        resolved = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        return True
+    addresses = [ipaddress.ip_address(str(one[4][0]).partition("%")[0]) for one in resolved]
+    return all((getattr(address, "ipv4_mapped", None) or address).is_loopback for address in addresses)
+
+
+MAX_HOST_BYTES = 260
+"""Bytes of a Host header value: a DNS name has at most 253, and a port follows."""
+MAX_QUOTED_CHARACTERS = 100
+"""Characters of a header value that an error message quotes."""
+_HTTP_VERSIONS_WITHOUT_HOST = ("1.0", "1")
+"""HTTP versions, as servers write them, in which the Host header is optional. No browser uses them."""
+
+BrowserCheck = tuple[RequestError | None, bool]
+"""The error if the request is refused, and whether it comes from an allowed other origin."""
+
+
+class BrowserPolicy:
+    """The allowed origins and host names. Immutable.
+
+    A gateway whose `host` is on loopback accepts requests that address it as localhost, by an IP address, by that
+    `host`, or by one of `hosts`. Elsewhere it accepts every name unless `hosts` are declared. IP addresses need no
+    declaration: a page can be loaded under a name of another site that resolves to one, not under the address itself.
+    """
+
+    def __init__(self, origins: Sequence[str] = (), hosts: Sequence[str] = (), *, host: str = "127.0.0.1") -> None:
+        self._origins = frozenset(origin.encode() for origin in origins)
+        self._names = frozenset(("localhost", host.lower(), *hosts))
+        self._suffixes = (".localhost", *(host[1:] for host in hosts if host.startswith("*.")))
+        self._checks_hosts = bool(hosts) or on_loopback(host)
+
+    def check(self, scope: HttpScope) -> BrowserCheck:
+        """Checks one request. The server adds an empty Host header where none was sent."""
+        hosts = [value for name, value in scope["headers"] if name == b"host"]
+        origin = fetch_site = b""
+        for name, value in scope["headers"]:
+            if name == b"origin":
+                origin = value
+            elif name == b"sec-fetch-site":
+                fetch_site = value
+        allowed, host = origin in self._origins, b"".join(hosts)
+        if len(hosts) > 1 or (not host and scope["http_version"] not in _HTTP_VERSIONS_WITHOUT_HOST):
+            sent = "several" if host else "none"
+            problem = f"the request must have one Host header (RFC 9112, section 3.2), not {sent}"
+            return InvalidHost(problem), allowed
+        if host and self._checks_hosts and not self._is_trusted(host):
+            problem = (
+                f"this gateway does not answer under the host name {_quoted(host)}: add the name, without its port"
+            )
+            return UntrustedHost(f"{problem}, to access.allowed_hosts in experts.yaml"), allowed
+        if allowed or not _is_cross_origin(host, origin, fetch_site) or _is_ui_navigation(scope):
+            return None, allowed
+        sender = f"the origin {_quoted(origin)}" if origin else f"another site (sec-fetch-site: {_quoted(fetch_site)})"
+        problem = f"a web page of {sender} sent this request, and it is not allowed: add the page's origin to"
+        return CrossOriginRequest(f"{problem} access.allowed_origins in experts.yaml if its scripts may use it"), False
+
+    def _is_trusted(self, host: bytes) -> bool:
+        """Returns whether a Host header value is an address or an accepted name."""
+        if len(host) > MAX_HOST_BYTES:
+            return False
+        text = host.decode("latin-1").lower()
+        name, colon, port = text.rpartition(":")
+        if not colon or text.endswith("]"):
+            name = text
+        elif not port.isdecimal():
+            return False
+        name = name.removesuffix(".")
+        if name in self._names or name.endswith(self._suffixes):
+            return True
+        try:
+            ipaddress.ip_address(name[1:-1] if name.startswith("[") and name.endswith("]") else name)
+        except ValueError:
+            return False
+        return True
+
+
+def _is_cross_origin(host: bytes, origin: bytes, fetch_site: bytes) -> bool:
+    """Returns whether a page of another origin sent the request.
+
+    Browsers set Sec-Fetch-Site themselves, so same-origin is trusted even where a proxy changed the Host header.
+    Without it, as over plain HTTP, Origin is compared.
+    """
+    if fetch_site in (b"same-origin", b"cross-site", b"same-site"):
+        return fetch_site != b"same-origin"
+    return bool(origin) and origin.partition(b"://")[2] != host
+
+
+def _is_ui_navigation(scope: HttpScope) -> bool:
+    """Returns whether the user followed a link to the dashboard, whose files hold no data, or to `/`, which leads to
+    it."""
+    path: str = scope["path"]
+    if scope["method"] != "GET" or not (path in ("/", "/ui") or path.startswith("/ui/")):
+        return False
+    headers = dict(scope["headers"])
+    return headers.get(b"sec-fetch-mode") == b"navigate" and headers.get(b"sec-fetch-dest") == b"document"
+
+
+def _quoted(value: bytes) -> str:
+    return repr(value.decode("latin-1")[:MAX_QUOTED_CHARACTERS])

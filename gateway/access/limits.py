@@ -296,7 +296,7 @@ class Limiter:
     @property
     def shares(self) -> bool:
         """True while counts are exchanged with other processes."""
-        return self._store is not None and not self.outage.active
+        return self._store is not None and self.outage.cause is None
 
     def accounts(self, keys: Iterable[ApiKey]) -> Mapping[str, Account]:
         """The account of each key that has limits, by the key's name. Keys that were passed before keep their counts;

@@ -20,7 +20,7 @@ from coe.planning.assignment import nearest_measured
 from coe.routing.composition import Composition
 from coe.routing.eligibility import excluded_experts
 from coe.routing.request_text import REASONS
-from gateway.access.estimate import input_tokens
+from gateway.access.allowance import input_tokens
 from gateway.chat import DryRun
 from gateway.dialects.chat import CHAT
 from gateway.dialects.messages import MESSAGES

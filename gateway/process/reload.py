@@ -26,7 +26,7 @@ from coe.registry.runtimes import LOCAL_RUNTIMES
 from coe.registry.yaml_source import read_text, without_values
 from coe.settings import Settings
 from coe.supervision import TaskFailed, ignore_failure, supervised
-from gateway.access.browsers import check_exposure
+from gateway.access.access import check_exposure
 from gateway.access.issued_keys import check_issued
 from gateway.services import Services
 from gateway.snapshot import SnapshotBuilder

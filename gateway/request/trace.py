@@ -41,8 +41,8 @@ from coe.routing.eligibility import check_model, check_recipe, only_local
 from coe.routing.request_text import read_request
 from coe.routing.rules import RequestFacts, Rules
 from coe.usage import MemberCall, RecipeLog, RecipeUsage, SentCall, Usage
-from gateway.access.access import Allowance, Caller
-from gateway.access.estimate import input_tokens
+from gateway.access.access import Caller
+from gateway.access.allowance import Allowance, input_tokens
 from gateway.request.body import Head
 from gateway.request.cached_answer import CachedAnswer, CacheUse
 from gateway.snapshot import Snapshot

@@ -13,7 +13,7 @@ from coe.cli import app
 from coe.errors import ConfigError
 from coe.registry import AccessSpec, ApiKey, KeyLimits, KeySpec, load
 from coe.settings import Settings
-from gateway.access.browsers import check_exposure
+from gateway.access.access import check_exposure
 from gateway.access.issued_keys import issue, open_key_store
 from gateway.main import open_services
 from tests.access.samples import key_of

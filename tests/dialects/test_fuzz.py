@@ -13,7 +13,7 @@ from coe.core import Chat
 from coe.errors import InvalidRequest
 from coe.experts.api_formats import API_FORMATS
 from coe.experts.http import sse
-from gateway.access.estimate import input_tokens, output_tokens
+from gateway.access.allowance import input_tokens, output_tokens
 from gateway.dialects.chat import CHAT, COMPLETIONS, EMBEDDINGS
 from gateway.dialects.messages import MESSAGES
 from gateway.dialects.responses import RESPONSES

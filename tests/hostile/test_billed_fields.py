@@ -5,7 +5,7 @@ from typing import Any
 import orjson
 import pytest
 
-from gateway.access.estimate import TOKENS_PER_FILE, input_tokens, output_tokens
+from gateway.access.allowance import TOKENS_PER_FILE, input_tokens, output_tokens
 from gateway.dialects import Dialect
 from gateway.dialects.chat import CHAT, COMPLETIONS, EMBEDDINGS
 from gateway.dialects.messages import MESSAGES

@@ -8,8 +8,7 @@ import orjson
 import pytest
 from starlette.routing import Route
 
-from gateway.access.access import Access
-from gateway.access.browsers import BrowserPolicy
+from gateway.access.access import Access, BrowserPolicy
 from gateway.access.limits import Limiter
 from tests.fakes import Gateway, Response, gateway_of, registry_of
 

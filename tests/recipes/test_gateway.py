@@ -12,7 +12,7 @@ from coe.errors import ExpertUnavailable
 from coe.recipes.agreement import GRADE_TOKENS, PROMPT_TOKENS
 from coe.recipes.writing import ENVELOPE_TOKENS
 from coe.registry import Prices, RecipeSpec, Registry
-from gateway.access.estimate import calls_of, largest_use
+from gateway.access.allowance import calls_of, largest_use
 from gateway.access.limits import Amounts, Limiter
 from tests.fakes import Gateway, Response, gateway_of, registry_of
 from tests.recipes.members import answer, plan_with
