@@ -20,7 +20,7 @@ from functools import lru_cache, partial
 from coe.core import FAST_UNCERTAIN, GENERAL, UNDETERMINED, Chat, ExpertRule, Prediction, Router
 from coe.planning.assignment import Assignment, apply_residual, information_value, residual_gain, routing_gain
 from coe.registry import AUTO, ArmSpec, ExpertSpec
-from coe.routing.eligibility import exclusion, ineligibility
+from coe.routing.decision import exclusion, ineligibility
 from coe.routing.request_text import RoutedText, read_request
 from coe.routing.rules import Rules
 from coe.routing.units import opens_topic, reading_model

@@ -1,28 +1,45 @@
-"""`decide()`: select the expert for a classified request. Pure: no clock, no randomness, no state.
+"""Which experts may answer a request, and `decide()`, which selects one. Pure: no clock, no randomness, no state.
 
 The rule is Jain et al. 2024 (arXiv 2412.01868) with the router's posterior in place of its most likely category: of the
 experts that can take the request, the one of highest utility, which is expected quality minus price. Pinned, sticky and
 uncertain requests and the health of experts modify it. Exploration selects another expert of nearly the same utility
 for a share of requests, with exact propensities.
+
+A request may pin an expert or recipe. All others go to the experts that support its API, have the capabilities that it
+needs and enough context, and speak its language. An `ExpertRule` (API key or header) excludes experts before all this:
+no expert that it excludes becomes a candidate, as a fallback, stand-in or member of a recipe either.
 """
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from types import MappingProxyType
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.core import Chat, Decision, ExpertRule, Health, Prediction, Reason
-from coe.errors import Cause
+from coe.core import (
+    NO_RECIPE,
+    OPTIONAL_CAPABILITIES,
+    TEXT_APIS,
+    TRANSLATED_APIS,
+    UNDETERMINED,
+    Chat,
+    Decision,
+    ExpertRule,
+    Health,
+    Prediction,
+    Reason,
+)
+from coe.errors import Cause, Forbidden, InvalidRequest, ModelNotFound, ThreadUnsupported
 from coe.planning.assignment import Assignment, expected_price, expected_utility
-from coe.registry import Policy, Registry
-from coe.routing.eligibility import eligible_arms, pinned_arm
+from coe.registry import AUTO, ArmSpec, ExpertSpec, Policy, Registry
+from coe.registry.sections import matches
 
 _HEALTHY = Health()
 
@@ -196,3 +213,245 @@ def propensities(
     explored = np.where(is_best, 0.0, rate * weights)
     best_probability = (1.0 - explored.sum(axis=-1, keepdims=True)) / is_best.sum(axis=-1, keepdims=True)
     return np.asarray(np.where(is_best, best_probability, explored))
+
+
+MAX_CHARACTERS_PER_TOKEN = 8
+"""No tokenizer exceeds this on real text, so a longer chat certainly does not fit into the context."""
+Exclusion = Literal["", "key", "not_local"]
+"""Reason why a rule excludes an expert: the API key does not permit it, or it is not local. Empty if none does."""
+
+
+def only_local(rule: ExpertRule | None) -> ExpertRule:
+    """Return a rule that permits the local experts of another rule, or all local experts."""
+    return replace(rule or ExpertRule(), only_local=True)
+
+
+def exclusion(rule: ExpertRule | None, arm: ExpertSpec | ArmSpec) -> Exclusion:
+    """Return why a rule excludes an expert or arm. A recipe is excluded if the rule excludes any expert that it calls,
+    its judge included."""
+    if rule is None:
+        return ""
+    called, names = arm.called if isinstance(arm, ArmSpec) else (arm,), rule.experts
+    if names is not None and not all(any(matches(name, one.name) for name in names) for one in called):
+        return "key"
+    return "not_local" if rule.only_local and not all(one.is_local for one in called) else ""
+
+
+def excluded_experts(registry: Registry, rule: ExpertRule | None) -> dict[str, Exclusion]:
+    """Return the experts that a rule excludes, and why."""
+    return {spec.name: why for spec in registry.experts if (why := exclusion(rule, spec))}
+
+
+def permitted_models(registry: Registry, rule: ExpertRule | None) -> tuple[str, ...]:
+    """Return the values of `model` that a list can show to a caller with this rule."""
+    return tuple(name for name in registry.listed_models if permits_model(registry, rule, name))
+
+
+def permits_model(registry: Registry, rule: ExpertRule | None, name: str) -> bool:
+    """Return whether a name is a known value of `model`, and a request with this rule may send it."""
+    found = registry.models.resolve(name)
+    return found is not None and (found.model == AUTO or not exclusion(rule, registry.arm(found.model)))
+
+
+def _local_remedy(rule: ExpertRule) -> str:
+    """Return the end of an error message about a request for local experts."""
+    source = f", or the API key {rule.key!r}" if rule.key else ""
+    return (
+        f"This is from the header x-coe-only-local, `rules` in experts.yaml{source}; a server of your own needs "
+        "`local: true` in experts.yaml"
+    )
+
+
+def pinned_arm(chat: Chat, registry: Registry, recipe: str, rule: ExpertRule | None = None) -> str:
+    """Return the expert or arm that the request demands, empty if it demands none.
+
+    Raises ModelNotFound, Forbidden or InvalidRequest if it is unknown, excluded by the rule, or cannot take the chat.
+    """
+    if chat.model == AUTO:
+        if recipe in ("", NO_RECIPE):
+            return ""
+        model = recipe
+        check_recipe(recipe, registry, rule)
+    else:
+        model = chat.model
+        check_model(model, registry, rule)
+        if recipe not in ("", model) and not (recipe == NO_RECIPE and model in registry.expert_names):
+            message = f"model {model!r} and x-coe-recipe {recipe!r} contradict each other: send model {AUTO!r}"
+            raise InvalidRequest(message, param="x-coe-recipe")
+    spec = registry.arm(model)
+    if rule is not None and exclusion(rule, spec):
+        permitted = ", ".join(permitted_models(registry, rule))
+        raise Forbidden(
+            f"{model!r} does not run locally, and only local experts may receive this request; request one of "
+            f"{permitted}. {_local_remedy(rule)}",
+            param="x-coe-recipe" if chat.model == AUTO else "model",
+            code="expert_not_local",
+        )
+    if reason := ineligibility(chat, spec):
+        raise InvalidRequest(f"{reason}{_remedy(chat, [spec])}", param="model", code="no_capable_expert")
+    if isinstance(spec, ExpertSpec) and chat.api not in spec.supported_apis:
+        check_thread(chat)  # the server of a translated expert stores none
+    return model
+
+
+def eligible_arms(
+    chat: Chat,
+    registry: Registry,
+    utilities: Mapping[str, float],
+    recipe: str,
+    *,
+    language: str,
+    rule: ExpertRule | None = None,
+    named: str = "",
+) -> Collection[str]:
+    """Return the names of the eligible experts and arms; the one that is `named` needs no measured quality. Raises
+    InvalidRequest if no expert can take the chat, Forbidden if the rule excludes all."""
+    eligible = _eligible_experts(chat, registry, rule, named)
+    if recipe != NO_RECIPE and registry.recipe_arms and not single_expert_reason(chat):
+        eligible += [
+            arm.name
+            for arm in registry.recipe_arms
+            if (arm.name == named or utilities.get(arm.name, -np.inf) > -np.inf)
+            and not exclusion(rule, arm)
+            and not ineligibility(chat, arm)
+        ]
+    for need in sorted(chat.needs & OPTIONAL_CAPABILITIES):
+        declaring = [name for name in eligible if need in registry.arm(name).capabilities]
+        if declaring and need == "json_object":  # a schema can do as much
+            declaring = [name for name in eligible if registry.arm(name).capabilities & {need, "json_schema"}]
+        eligible = declaring or eligible
+    if not registry.restricts_languages or language in ("", UNDETERMINED):
+        return eligible
+    spoken = {name: registry.arm(name).languages for name in eligible}
+    return [name for name, languages in spoken.items() if languages is None or language in languages] or eligible
+
+
+def _eligible_experts(chat: Chat, registry: Registry, rule: ExpertRule | None, named: str) -> list[str]:
+    """Return the names of the eligible experts; for embeddings only the `named` one. Raises InvalidRequest if none can
+    take the chat, Forbidden if the rule excludes all."""
+    permitted = [spec for spec in registry.experts if not exclusion(rule, spec)]
+    if rule is not None and not permitted:
+        if rule.only_local:
+            message = f"only local experts may receive this request, and it may use none. {_local_remedy(rule)}"
+            raise Forbidden(message, code="expert_not_local")
+        message = f"no declared expert is in the list of the API key {rule.key!r}; change access.keys.experts"
+        raise Forbidden(message, code="expert_not_permitted")
+    reasons = [ineligibility(chat, spec) for spec in permitted]
+    eligible = [spec.name for spec, reason in zip(permitted, reasons, strict=True) if not reason]
+    if not eligible:
+        experts = sorted(permitted, key=lambda expert: expert.name != registry.general_expert)
+        message = f"no expert can take this request: {'; '.join(reasons)}{_remedy(chat, experts)}"
+        raise InvalidRequest(message, code="no_capable_expert")
+    if chat.api == "embeddings" and len(eligible) > 1:
+        if named in eligible:
+            return [named]
+        message = f"vectors of different models are not comparable: set model to one of {', '.join(eligible)}"
+        raise InvalidRequest(message, param="model", code="ambiguous_model")
+    if chat.api in TRANSLATED_APIS:  # an earlier answer may have stored state on one server
+        for name in ("previous_response_id", "conversation"):
+            if chat.fields.get(name):
+                message = (
+                    f"{name} is known to one expert only: write its name as model (the model of the earlier answer)"
+                )
+                raise InvalidRequest(message, param="model")
+        check_thread(chat)
+    return eligible
+
+
+def _remedy(chat: Chat, specs: Sequence[ExpertSpec | ArmSpec]) -> str:
+    """Return the model that a recipe's request could name instead, or the line of experts.yaml with which an expert
+    could take a chat; empty if it lacks nothing that is declared."""
+    if isinstance(arm := specs[0], ArmSpec):
+        return f"; request {AUTO!r} or an expert, such as {arm.members[0].name!r}"
+    if chat.api not in TEXT_APIS and not any(chat.api in spec.supported_apis for spec in specs):
+        added = sorted(specs[0].supported_apis | {chat.api}) if len(specs) == 1 else [chat.api]
+        return f". If an expert's server supports it, say so in experts.yaml: `apis: [{', '.join(added)}]`"
+    for spec in specs:
+        if isinstance(spec, ExpertSpec) and chat.needs - spec.capabilities - OPTIONAL_CAPABILITIES:
+            needed = ", ".join(sorted(spec.capabilities | (chat.needs - OPTIONAL_CAPABILITIES)))
+            return (
+                f". If its model supports this, say so in experts.yaml: add `capabilities: [{needed}]` to the expert "
+                f"{spec.name!r}{'' if len(specs) == 1 else ' or another'}"
+            )
+    if not any(_fits(chat, spec) for spec in specs):
+        return ". Shorten the chat, or raise `context_length` of an expert in experts.yaml if its model takes more"
+    return ""
+
+
+def check_thread(chat: Chat) -> None:
+    """Raise ThreadUnsupported for a Messages request whose conversation a server would store.
+
+    Clients that know this error, Anthropic's SDKs among them, send the whole conversation instead.
+    """
+    if chat.api == "messages" and chat.fields.get("thread"):
+        message = "thread is known to one expert only: send the whole conversation without it, or pin an expert"
+        raise ThreadUnsupported(message, param="thread")
+
+
+def check_model(model: str, registry: Registry, rule: ExpertRule | None = None, *, sent: str = "") -> None:
+    """Raise ModelNotFound for a model that is not declared, or that the list of the API key excludes.
+
+    Both have the same error, so that a key cannot discover what it may not use. The message quotes the name as the
+    client `sent` it, such as an alias, and lists what the rule permits.
+    """
+    if model == AUTO or _exists(model, registry, rule):
+        return
+    what, known = f"the model {sent or model!r} does not exist here", ", ".join(permitted_models(registry, rule))
+    if rule is not None and rule.experts is not None:
+        message = f"{what}, or the API key {rule.key!r} may not use it; permitted: {known}"
+        raise ModelNotFound(f"{message}. The operator can add it to access.keys.experts", param="model")
+    raise ModelNotFound(
+        f"{what}; known: {known}. For clients with a fixed model name, declare an alias in experts.yaml, such as "
+        "aliases: {gpt-*: auto}",
+        param="model",
+    )
+
+
+def _exists(model: str, registry: Registry, rule: ExpertRule | None) -> bool:
+    """Return whether an expert or recipe is declared and not excluded by the list of the API key."""
+    return model in registry.model_names and exclusion(rule, registry.arm(model)) != "key"
+
+
+def check_recipe(recipe: str, registry: Registry, rule: ExpertRule | None = None) -> None:
+    """Raise ModelNotFound for a value of x-coe-recipe that names no recipe, or one that the list of the API key
+    excludes, with the same error. The message lists what the rule permits."""
+    names = [one.name for one in registry.declared_recipes]
+    if recipe not in names or not _exists(recipe, registry, rule):
+        known = ", ".join((NO_RECIPE, *(name for name in names if permits_model(registry, rule, name))))
+        raise ModelNotFound(f"the recipe {recipe!r} does not exist here; known: {known}", param="x-coe-recipe")
+
+
+def single_expert_reason(chat: Chat) -> str:
+    """Return why a chat goes to single experts only; empty if a recipe can take it."""
+    if chat.api != "chat":
+        return f"recipes do not support the {chat.api} API"
+    fields = chat.fields
+    if (choices := fields.get("n")) is not None and choices != 1:
+        return "recipes give one answer, not n"
+    if fields.get("logprobs") or fields.get("top_logprobs"):
+        return "recipes give no log probabilities"
+    modalities = fields.get("modalities")
+    if fields.get("audio") or (isinstance(modalities, list) and "audio" in modalities):
+        return "recipes give no audio"
+    return ""
+
+
+def ineligibility(chat: Chat, spec: ExpertSpec | ArmSpec) -> str:
+    """Return why an expert or arm cannot take a chat; empty if it can."""
+    if isinstance(spec, ArmSpec):
+        if reason := single_expert_reason(chat):
+            return f"{spec.name}: {reason}"
+    elif chat.api not in spec.supported_apis and not (chat.api in TRANSLATED_APIS and "chat" in spec.supported_apis):
+        return f"{spec.name} does not support the {chat.api} API"
+    if missing := chat.needs - spec.capabilities - OPTIONAL_CAPABILITIES:
+        return f"{spec.name} has no {', no '.join(sorted(missing))}"
+    if not _fits(chat, spec):
+        return (
+            f"{spec.name} has a context of {spec.context_length} tokens and the chat has {chat.characters} characters"
+        )
+    return ""
+
+
+def _fits(chat: Chat, spec: ExpertSpec | ArmSpec) -> bool:
+    """Return whether a chat may fit into the context of an expert or arm."""
+    return chat.characters <= spec.context_length * MAX_CHARACTERS_PER_TOKEN

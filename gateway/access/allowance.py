@@ -21,7 +21,7 @@ from coe.experts.http.expert import FormBody
 from coe.recipes.agreement import GRADE_TOKENS, PROMPT_TOKENS
 from coe.recipes.writing import ENVELOPE_TOKENS
 from coe.registry import AUTO, Prices, RecipeSpec
-from coe.routing.eligibility import single_expert_reason
+from coe.routing.decision import single_expert_reason
 from coe.usage import SentCall
 from gateway.access.limits import Account, Amounts, Reservation
 from gateway.dialects.chat import ANSWER_COUNTS, prompts_of

@@ -18,7 +18,7 @@ from typing import Any
 import routers
 from coe.planning.assignment import nearest_measured
 from coe.routing.composition import Composition
-from coe.routing.eligibility import excluded_experts
+from coe.routing.decision import excluded_experts
 from coe.routing.request_text import REASONS
 from gateway.access.allowance import input_tokens
 from gateway.chat import DryRun

@@ -24,7 +24,7 @@ from coe.records import LogWriter, Pending
 from coe.records.record import Feedback, FeedbackKind, RecipeCall, RoutingLog, RoutingRecord
 from coe.registry import MAX_MODEL_CHARACTERS
 from coe.routing.composition import NO_RETRIEVAL, Composition
-from coe.routing.eligibility import excluded_experts
+from coe.routing.decision import excluded_experts
 from gateway.request.trace import Trace
 
 _log = logging.getLogger("gateway")

@@ -23,7 +23,7 @@ from coe.experts.http import sse
 from coe.experts.http.sse import EVENT_STREAM
 from coe.outage import RETRY_SECONDS, Outage
 from coe.registry import Limits, StoredResponsesSpec
-from coe.routing.eligibility import check_thread
+from coe.routing.decision import check_thread
 from gateway.access.access import Caller
 from gateway.dialects import responses
 from gateway.request.admission import ActiveRequest

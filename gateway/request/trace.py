@@ -36,8 +36,7 @@ from coe.experts.translation.expert import dropped_parts, is_translated
 from coe.registry import AUTO, ExpertSpec, Policy, Registry
 from coe.registry.sections import ResolvedModel
 from coe.routing.composition import RoutedRequest
-from coe.routing.decision import with_fallback
-from coe.routing.eligibility import check_model, check_recipe, only_local
+from coe.routing.decision import check_model, check_recipe, only_local, with_fallback
 from coe.routing.request_text import read_request
 from coe.routing.rules import RequestFacts, Rules
 from coe.usage import MemberCall, RecipeLog, RecipeUsage, SentCall, Usage
