@@ -19,7 +19,7 @@ from coe.errors import (
 )
 from coe.experts.replicas import Replica, ReplicatedExpert
 from coe.registry import ExpertSpec
-from coe.routing.attempts import Attempts, call_experts
+from coe.routing.composition import Attempts, call_experts
 from coe.settings import Endpoint
 from tests.fakes import ScriptedExpert, ScriptedReply
 
@@ -72,7 +72,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     async def pause(seconds: float) -> None:
         made.append(seconds)
 
-    monkeypatch.setattr("coe.routing.attempts.asyncio.sleep", pause)
+    monkeypatch.setattr("coe.routing.composition.asyncio.sleep", pause)
     return made
 
 

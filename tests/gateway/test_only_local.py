@@ -13,6 +13,7 @@ import numpy as np
 import orjson
 import pytest
 
+import coe.routing.composition
 from coe.core import Call, Chat, ExpertRule, Health, Message, RequestOptions
 from coe.errors import (
     ExpertBusy,
@@ -25,7 +26,6 @@ from coe.planning.assignment import Assignment
 from coe.planning.problem import declared_assignment
 from coe.recipes.expert import build_recipes
 from coe.registry import Registry
-from coe.routing import attempts
 from coe.routing.composition import Composition, RoutedRequest
 from tests.access.samples import key_of
 from tests.fakes import Gateway, Response, ScriptedReply, WordRouter, gateway_of, registry_of
@@ -136,7 +136,7 @@ async def answered(composition: Composition, chat: Chat, options: RequestOptions
 
 
 async def test_of_thousands_of_marked_requests_none_leaves_the_local_experts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attempts, "FIRST_RETRY_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(coe.routing.composition, "FIRST_RETRY_PAUSE_SECONDS", 0.0)
     chance, registry = random.Random(22), declared(policy=POLICY)
     experts = {name: FaultyExpert(name, chance) for name in registry.expert_names}
     with ThreadPoolExecutor(1) as threads:
