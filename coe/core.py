@@ -290,8 +290,7 @@ class Call:
     An expert adds to `sent` each request whose bytes it writes to a server, and removes one that the server refuses:
     what remains may be billed.
 
-    Whatever holds more of the answer than its next part reports it to `memory` (`coe.experts.outcomes`); None for no
-    bound.
+    Whatever holds more of the answer than its next part reports it to `memory` (a `HeldAnswer`); None for no bound.
     """
 
     fields: Mapping[str, Any]

@@ -18,7 +18,7 @@ from typing import Any
 import orjson
 
 from coe.core import FAST_UNCERTAIN, Chat, Reason, Reply, RequestOptions
-from coe.experts.outcomes import HeldAnswer, WholeReply
+from coe.experts.http.replies import HeldAnswer, WholeReply
 from coe.outage import Outage
 from coe.recipes.calls import VERIFIED
 from coe.registry import CacheSpec

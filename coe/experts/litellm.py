@@ -27,8 +27,14 @@ from coe.core import Api, Call, Health, Reply
 from coe.errors import ConfigError, ExpertError, InvalidRequest, pip_install
 from coe.experts.api_formats import API_FORMATS, applicable_defaults, record_usage
 from coe.experts.error_mapping import ErrorMapping, connection_cause
-from coe.experts.http.replies import MAX_ANSWER_BYTES, ModelNameRewriter, StreamedReply, shows_usage
-from coe.experts.outcomes import HeldAnswer, WholeReply
+from coe.experts.http.replies import (
+    MAX_ANSWER_BYTES,
+    HeldAnswer,
+    ModelNameRewriter,
+    StreamedReply,
+    WholeReply,
+    shows_usage,
+)
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
 from coe.usage import SentCall, Usage

@@ -20,8 +20,8 @@ from typing import Any
 from coe import json_text
 from coe.core import AnswerMemory, Call, Expert, Health
 from coe.errors import ExpertError, ExpertUnavailable, InvalidRequest
+from coe.experts.http.replies import HeldAnswer
 from coe.experts.http.sse import EVENT_STREAM
-from coe.experts.outcomes import HeldAnswer
 from coe.registry import Policy
 from coe.usage import MemberCall, RecipeLog, RecipeStop, RecipeUsage, Usage
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from coe.artifacts.redis import ALARMS, read_traffic_report
-from coe.experts.outcomes import Incidents
+from coe.experts.replicas import Incidents
 from coe.fleet.residency.client import ResidencyClient, connected_client
 from coe.records import LogWriter
 from coe.settings import Settings

@@ -16,8 +16,8 @@ from coe import json_text
 from coe.core import AnswerMemory, Decision, Prediction
 from coe.errors import AnswerMemoryFull
 from coe.experts.http import sse
+from coe.experts.http.replies import HeldAnswer
 from coe.experts.http.sse import EVENT_STREAM
-from coe.experts.outcomes import HeldAnswer
 
 MAX_ANSWER_BYTES = 2**20
 """Bytes of an answer that is stored."""

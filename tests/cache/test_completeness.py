@@ -6,7 +6,7 @@ import orjson
 import pytest
 from pydantic import ValidationError
 
-from coe.experts.outcomes import SMALL_ANSWER
+from coe.experts.http.replies import SMALL_ANSWER
 from gateway.request.cached_answer import CachedAnswer, CacheUse
 from tests.experts.answer_memory import Memory
 

@@ -1,6 +1,6 @@
 """The circuit breaker: when it opens, how trials close it, and its invariants."""
 
-from coe.experts.outcomes import COOL_DOWN, MAX_FAILURES, MAX_THROTTLE, WINDOW_SIZE, Breaker
+from coe.experts.replicas import COOL_DOWN, MAX_FAILURES, MAX_THROTTLE, WINDOW_SIZE, Breaker
 from tests.waiting import ManualClock
 
 

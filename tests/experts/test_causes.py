@@ -14,7 +14,7 @@ from coe.errors import CAUSES, REMEDIES, ExpertError, ExpertUnavailable
 from coe.experts import build_experts
 from coe.experts.error_mapping import MAX_CHARACTERS, redacted
 from coe.experts.http.client import Client
-from coe.experts.outcomes import QUIET_PERIOD, Incidents
+from coe.experts.replicas import QUIET_PERIOD, Incidents
 from tests.experts.fault_servers import Answer, answering, closed_port, hanging_up, refusing, server, serving, silent
 from tests.fakes import registry_of
 from tests.waiting import ManualClock

@@ -15,8 +15,8 @@ from coe.core import Api, Call, Expert, Reply
 from coe.errors import AnswerMemoryFull
 from coe.experts.http.client import Client
 from coe.experts.http.expert import HttpExpert
+from coe.experts.http.replies import SMALL_ANSWER
 from coe.experts.litellm import LitellmExpert
-from coe.experts.outcomes import SMALL_ANSWER
 from coe.experts.translation.expert import TranslatedExpert
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint

@@ -9,8 +9,7 @@ from coe.errors import ExpertInvalidResponse, ExpertUnavailable
 from coe.experts.api_formats import API_FORMATS
 from coe.experts.error_mapping import ErrorMapping
 from coe.experts.http.client import Response
-from coe.experts.http.replies import ModelNameRewriter, StreamedReply, read_json
-from coe.experts.outcomes import HeldAnswer
+from coe.experts.http.replies import HeldAnswer, ModelNameRewriter, StreamedReply, read_json
 from coe.usage import Usage
 from tests.experts.faulty_server import CHUNK, DONE, LAST
 

@@ -7,7 +7,7 @@ import pytest
 from coe.experts import Replica, ReplicatedExpert
 from coe.experts.http.client import Client
 from coe.experts.live_check import queue_length, read_queues
-from coe.experts.outcomes import MAX_FAILURES
+from coe.experts.replicas import MAX_FAILURES
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
 from tests.experts.faulty_server import FaultyServer

@@ -17,8 +17,7 @@ from coe.errors import (
     ExpertUnavailable,
     ExpertUnreachable,
 )
-from coe.experts.outcomes import COOL_DOWN, MAX_FAILURES
-from coe.experts.replicas import LOAD_BOUND, Replica, ReplicatedExpert, preferred_replica
+from coe.experts.replicas import COOL_DOWN, LOAD_BOUND, MAX_FAILURES, Replica, ReplicatedExpert, preferred_replica
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
 from tests.fakes import ScriptedExpert

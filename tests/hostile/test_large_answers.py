@@ -13,7 +13,7 @@ from aiohttp import web
 
 from coe.errors import DeadlineExceeded
 from coe.experts import ReplicatedExpert
-from coe.experts.outcomes import SMALL_ANSWER
+from coe.experts.http.replies import SMALL_ANSWER
 from gateway.chat import PIECE_BYTES
 from gateway.request import admission
 from gateway.request.admission import AnswerPool

@@ -6,7 +6,7 @@ from typing import Any, get_args
 import pytest
 
 from coe.errors import ExpertUnavailable
-from coe.experts.outcomes import State
+from coe.experts.replicas import State
 from gateway.observability.state_metrics import BREAKER_STATES
 from tests.fakes import Gateway, gateway_of, registry_of
 from tests.observability.pages import samples, value

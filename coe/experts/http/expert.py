@@ -36,8 +36,15 @@ from coe.experts.api_formats import (
 from coe.experts.error_mapping import ErrorMapping
 from coe.experts.http import sse
 from coe.experts.http.client import Client, Response, Target, Unreachable
-from coe.experts.http.replies import ModelNameRewriter, RelayedReply, StreamedReply, read_json, shows_usage
-from coe.experts.outcomes import HeldAnswer, WholeReply
+from coe.experts.http.replies import (
+    HeldAnswer,
+    ModelNameRewriter,
+    RelayedReply,
+    StreamedReply,
+    WholeReply,
+    read_json,
+    shows_usage,
+)
 from coe.registry import ExpertSpec, SelectingField
 from coe.settings import Endpoint
 from coe.urls import join_path, remove_suffix

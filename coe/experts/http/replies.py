@@ -1,7 +1,12 @@
-"""Replies of HTTP experts: one JSON document, server-sent events (`StreamedReply`), or other bytes (`RelayedReply`).
+"""Replies of experts: one JSON document (`WholeReply`), server-sent events (`StreamedReply`) or other bytes
+(`RelayedReply`).
 
 `HttpExpert` creates them for a response with status 200. They detect errors under status 200, count tokens, replace the
 model name, and pass only complete events on.
+
+An answer without a stream is held from its first byte until the client has it, a long event until it is complete and
+sent. The holder of such bytes has a `HeldAnswer`, which reports to the memory of its call, so that all answers of a
+process have bounded memory.
 """
 
 from __future__ import annotations
@@ -13,12 +18,11 @@ from typing import Any, Protocol
 import orjson
 
 from coe import json_text
-from coe.core import Call
+from coe.core import AnswerMemory, Call
 from coe.experts.api_formats import ApiFormat, record_usage
 from coe.experts.error_mapping import ErrorMapping
 from coe.experts.http import sse
 from coe.experts.http.client import Response
-from coe.experts.outcomes import HeldAnswer, WholeReply
 from coe.usage import Usage
 
 MAX_ANSWER_BYTES = 64 * 2**20
@@ -27,6 +31,42 @@ MAX_PREAMBLE_BYTES = 2**20
 """Bytes of an event stream until the first event with content."""
 DRAIN_TIMEOUT = 0.05
 """Seconds to wait for the end of the HTTP body after the last event; otherwise the connection cannot be reused."""
+
+
+SMALL_ANSWER = 2**16
+"""Bytes of an answer that are not counted; the permits bound them."""
+
+
+class HeldAnswer:
+    """The bytes that one holder has."""
+
+    def __init__(self, memory: AnswerMemory | None) -> None:
+        self._memory = memory
+        self._counted = 0
+
+    def resize(self, size: int) -> None:
+        """Hold `size` bytes in all, of which up to SMALL_ANSWER are not counted. Raises AnswerMemoryFull."""
+        counted = size if size > SMALL_ANSWER else 0
+        if counted != self._counted and self._memory is not None:
+            self._memory(counted - self._counted)
+            self._counted = counted
+
+
+class WholeReply:
+    """A reply with one JSON document, which `held` counts until the reply is closed."""
+
+    media_type = "application/json"
+
+    def __init__(self, body: bytes, usage: Usage, held: HeldAnswer) -> None:
+        held.resize(len(body))
+        self.usage = usage
+        self._body, self._held = body, held
+
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        yield self._body
+
+    async def aclose(self) -> None:
+        self._held.resize(0)
 
 
 class ModelNameRewriter:

@@ -17,7 +17,7 @@ from coe.errors import InvalidRequest
 from coe.experts.api_formats import reported_types
 from coe.experts.error_mapping import ErrorMapping
 from coe.experts.http import sse
-from coe.experts.outcomes import HeldAnswer, WholeReply
+from coe.experts.http.replies import HeldAnswer, WholeReply
 from coe.experts.translation import messages_api, responses_api
 from coe.experts.translation.chat import ChatReader, Event
 from coe.experts.translation.messages_api import MessageBuilder

@@ -17,7 +17,7 @@ from starlette.responses import Response
 from coe.artifacts.manifest import ASSIGNMENT
 from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError
-from coe.experts.outcomes import Incidents
+from coe.experts.replicas import Incidents
 from coe.planning.assignment import Assignment
 from coe.planning.plan import Plan
 from coe.planning.problem import USE_OF_ROW
