@@ -68,6 +68,8 @@ class Cycle(RequestResponseCycle):
 
     until_close = False
     """True if the end of the connection ends the response: HTTP/1.0 knows no chunks."""
+    _head = b""
+    """Head of the response that has not been sent."""
 
     async def send(self, message: Any) -> None:
         if message["type"] == "http.response.start":
@@ -75,17 +77,22 @@ class Cycle(RequestResponseCycle):
                 self.keep_alive = False  # it is unknown whether the client sends the body or the next request
             if self.scope["http_version"] == "1.0" and b"content-length" not in dict(message.get("headers", ())):
                 self.until_close, self.chunked_encoding = True, False
-            if self._write_head(message):
+            if self._take_head(message):
                 return
         elif self.until_close:
             self.expected_content_length = len(message.get("body", b""))
+        elif self._head:
+            head, self._head = self._head, b""
+            self.expected_content_length += len(head)
+            message["body"] = head + message["body"]
         await super().send(message)
 
-    def _write_head(self, message: Any) -> bool:
-        """Write the head of a chat's whole answer, whose headers begin with type and length and do not mention the
-        connection, in a third of uvicorn's time. Return False for any other, which uvicorn writes or refuses."""
+    def _take_head(self, message: Any) -> bool:
+        """Keep the head of a chat's whole answer, to send it in one packet with the body. Its headers begin with type
+        and length and do not mention the connection. Return False for any other, which uvicorn writes or refuses."""
         headers = message["headers"]
-        is_usual = message["status"] == 200 and [name for name, _ in headers[:2]] == _USUAL and self.keep_alive
+        is_usual = message["status"] == 200 and self.scope["method"] == "POST" and self.keep_alive
+        is_usual = is_usual and [name for name, _ in headers[:2]] == _USUAL
         if not is_usual or self.disconnected or self.flow.write_paused or self.response_started:
             return False
         head = b"".join([b"%b: %b\r\n" % header for header in (*self.default_headers, *headers)])
@@ -93,7 +100,7 @@ class Cycle(RequestResponseCycle):
             return False
         self.response_started, self.waiting_for_100_continue = True, False
         self.expected_content_length, self.chunked_encoding = int(headers[1][1]), False
-        self.transport.write(b"%b%b\r\n" % (STATUS_LINE[200], head))
+        self._head = b"%b%b\r\n" % (STATUS_LINE[200], head)
         return True
 
 
