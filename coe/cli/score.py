@@ -29,7 +29,10 @@ Probes = Annotated[
 ]
 Out = Annotated[Path, typer.Option("--out", help="Folder for the quality data and the journal of the run.")]
 Experts = Annotated[list[str] | None, typer.Option("--expert", help="Score this expert only; may be repeated.")]
-Again = Annotated[list[str] | None, typer.Option("--again", help="Replace the scores of this expert; may be repeated.")]
+Again = Annotated[
+    list[str] | None,
+    typer.Option("--again", help="Replace the scores of this expert, or of a recipe and its members; may be repeated."),
+]
 Recipes = Annotated[
     list[str] | None,
     typer.Option("--recipe", help="Score this chain or fuse, or have this cascade's judge grade; may be repeated."),
@@ -74,13 +77,18 @@ def score(
     """
     require_parquet()
     settings, registry = declaration_for(config)
-    recipes = [_scored_recipe(registry, name) for name in dict.fromkeys(recipe or ())]
-    names = [*(expert or ()), *(again or ())] or (() if recipes else registry.expert_names)
+    declared, renewed = {one.name: one for one in registry.declared_recipes}, list(again or ())
+    asked = [name for name in renewed if name in declared]
+    renewed += (member for name in asked for member in declared[name].members)
+    called = (name for name in asked if declared[name].writes or declared[name].judge)
+    recipes = [_scored_recipe(registry, name) for name in dict.fromkeys((*(recipe or ()), *called))]
+    names = [*(expert or ()), *(name for name in renewed if name not in declared)]
+    names = names or list(() if recipes else registry.expert_names)
     experts = [declared_expert(registry, name, "--expert") for name in dict.fromkeys(names)]
     judging = declared_expert(registry, judge, "--judge") if judge else None
     read = requested_probes(probes, registry, settings.config, runs_code=installed(), judge=judging)
     passages = asyncio.run(probes_with_passages(settings, registry, read)) if retrieval == "both" else ()
-    scoring = Scoring(registry, read, passages, experts, judging, concurrency, recipes, again or ())
+    scoring = Scoring(registry, read, passages, experts, judging, concurrency, recipes, renewed)
     with open_journal(out) as journal:
         benchmark = probes.stem if probes else SHIPPED
         report = run_scoring(scoring, settings, journal, out, benchmark=benchmark)

@@ -19,8 +19,12 @@ from coe.errors import ExpertRejected, ExpertUnavailable
 from coe.measuring.quality import read_quality
 from coe.measuring.recorded_answers import RetryLimits, read_grades, read_recipe_answers, request_answer
 from coe.measuring.scoring_run import recipe_keys
+from coe.planning.assignment import Assignment
+from coe.planning.plan import Drop
 from coe.recipes.expert import writing_expert
 from coe.registry import Registry, load
+from coe.reports.alarms import degradation_alarms
+from coe.reports.degradation import Degradation
 from tests.fakes import registry_of
 from tests.score.answering import AnsweringExpert, AnsweringServer, probe_of
 
@@ -118,6 +122,22 @@ async def test_the_planner_reads_it_beside_the_scores_of_the_experts(scoring: Sc
     measured = read_recipe_answers(scoring.folder / "out", quality, arms)["council"]
     assert measured.scores.tolist() == [1.0] * COUNT
     assert measured.uses["output_tokens"].tolist() == [[5.0, 5.0, 5.0]] * COUNT
+
+
+@pytest.mark.parametrize(("recipe", "calls"), [("council", 5 * COUNT), ("v", 2 * COUNT)])
+async def test_a_recipe_that_an_alarm_names_is_scored_again_with_its_members(
+    scoring: Scoring, recipe: str, calls: int
+) -> None:
+    assert (await scoring.run("--recipe", "council", "--expert", "small", "--expert", "large"))[0] == 0
+    scoring.server.bodies.clear()
+    quality = np.array([[0.5, 0.9]])
+    plan = Assignment(("math",), ("small", recipe), quality, 0 * quality, (recipe,), ("small", recipe), {})
+    worse = Degradation(recipe, 0.0, 0.01, (Drop("math", 0.9, 0.4, 30),))
+    (alarm,) = degradation_alarms([worse], {}, plan, scores="out")
+    words = alarm.command.removesuffix(", then coe plan out").split()
+    assert words[:2] + words[-2:] == ["coe", "score", "--out", "out"]
+    code, report, _ = await scoring.run(*words[2:-2])
+    assert (code, report["missing"], len(scoring.server.bodies)) == (0, 0, calls)
 
 
 async def test_a_stopped_run_continues_and_a_changed_instruction_is_scored_again(scoring: Scoring) -> None:
