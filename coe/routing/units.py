@@ -21,14 +21,18 @@ import math
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 from importlib.resources import files
-from itertools import chain, pairwise
-from math import exp
-from typing import Literal, TypeVar
+from itertools import pairwise
+from typing import Literal, NamedTuple, TypeVar
 
+import numpy as np
 import orjson
+from numpy.typing import NDArray
+
+from routers.kernel import KERNEL, KernelReading
 
 MAX_CHARACTERS = 600
 """Characters that these functions read. A longer text is not a nudge."""
@@ -123,7 +127,7 @@ NAMING_KINDS = ("label", "heading")
 """Kinds of units that only name what follows."""
 MAX_UNITS = 150
 """Units that are read of a message; the head and the tail of a longer one, half each."""
-MAX_LINES = 2 * MAX_UNITS
+MAX_LINES = 200
 """Lines that are read of a message, as for units."""
 MAX_SENTENCES_LINE = 3000
 """Characters of the longest line that is cut into sentences."""
@@ -151,12 +155,15 @@ _BULLET = re.compile(r"\s*+(?:[-*•+]|\d{1,2}[.)])\s")
 _PAIR = re.compile(r'"([\w ]{1,30})"\s*+:\s*+"((?:[^"\\]|\\.)*+)"')
 _COMMENT = re.compile(r"\s*+(?://|--|\|)\s++")
 _LITERAL = re.compile(r"\s*+(?:[{}\"\]]|\[(?!\w))")
-_DIGIT = re.compile(r"\d")
-_CITED = re.compile(r"\[[\w ]{1,12}\]|\(\d\)")
-_SENTENCE_END = re.compile(
-    r"(?<=[^\W\d][.!?…])[\"'”)\]]*+\s++|(?<=[!?…)\"”][.!?…])[\"'”)\]]*+\s++|(?<=[。！？])"
-    r"|(?<=[;,\t|])(?=\")|(?<=:)\s++"
-)
+_DIGIT = re.compile(r"[0-9]")
+_CITED = re.compile(r"\[[\w ]{1,12}\]|\([0-9]\)", re.ASCII)
+_SENTENCE_END = re.compile(r"(?:[.!?…][\"'”)\]]*+|:)\s++|[。！？]|[;,\t|](?=\")")
+"""A mark, and what separates it from the next sentence. It consumes the mark: looking behind at every character takes
+six times as long."""
+_BEFORE_FULL_STOP = re.compile(r"[^\W\d]|[!?…)\"”]")
+"""The character before a mark that ends a sentence: that of "3. " does not."""
+_PROSE = re.compile(r"(?!\(?[A-Ja-j][.):]\s)[^\W\d_](?:[^<>|:{}`~/-]++|[/-](?![/-]))*+\Z")
+"""A line that can only be sentences; most are."""
 WORD_PREFIX, NAME_PREFIX = "word ", "name "
 """Prefixes in the names of features that are words: of ordinary units, and of labels and headings."""
 _QUOTES = "\"'“"
@@ -170,19 +177,18 @@ _MAX_INTRO_CHARACTERS = 140
 _REQUEST_LABELS = frozenset(word[:STEM] for word in WORDS["request_labels"])
 
 
-@dataclass(slots=True)
-class Unit:
+class Unit(NamedTuple):
     """One unit. `label`, `tags` and `heading` are the stems under which it stands; `near`: the label is in its
-    paragraph. A label, a heading, a tag or a ruled line begins a new section."""
+    paragraph. A label, a heading, a tag or a ruled line begins a new section. The kernel reads the fields by place."""
 
     text: str
     kind: UnitKind
     paragraph: int
     section: int
-    label: tuple[str, ...] = ()
-    near: bool = False
-    tags: tuple[str, ...] = ()
-    heading: tuple[str, ...] = ()
+    label: tuple[str, ...]
+    near: bool
+    tags: tuple[str, ...]
+    heading: tuple[str, ...]
 
     @property
     def is_name(self) -> bool:
@@ -247,6 +253,10 @@ class _Reader:
     def read(self, line: str) -> None:
         """Add the units of a line."""
         line = line.rstrip()
+        if not self._fence and len(line) <= MAX_SENTENCES_LINE and _PROSE.match(line):
+            for sentence in _sentences(line):
+                self._add(sentence, "sentence")
+            return
         fence = _FENCE.match(line) if "```" in line or "~~~" in line else None
         if self._fence:
             if fence is not None and fence[1] == self._fence:
@@ -304,7 +314,8 @@ class _Reader:
                 self._add_sentences(value)
             self._set_label(())
             return
-        line = _COMMENT.sub("", line)
+        if "|" in line or "--" in line or "//" in line:
+            line = _COMMENT.sub("", line)
         if not _LITERAL.match(line):
             line = self._without_label(line)
         self._add_sentences(line)
@@ -337,7 +348,7 @@ class _Reader:
             self._add(line, "long")
         else:
             kind: UnitKind = "bullet" if _BULLET.match(line) else "sentence"
-            for sentence in _SENTENCE_END.split(line):
+            for sentence in _sentences(line):
                 self._add(sentence, kind)
 
     def _add(self, text: str, kind: UnitKind) -> None:
@@ -345,6 +356,17 @@ class _Reader:
             tags = tuple(_stems(self._tags[-1], 3)) if self._tags else ()
             near = self._labelled == self._paragraph
             self.units.append(Unit(text, kind, self._paragraph, self._section, self._label, near, tags, self._heading))
+
+
+def _sentences(line: str) -> Iterator[str]:
+    """The sentences of a line, each with its mark."""
+    begin = 0
+    for separator in _SENTENCE_END.finditer(line):
+        mark = separator.start()
+        if line[mark] not in ".!?…" or (mark and _BEFORE_FULL_STOP.match(line[mark - 1])):
+            yield line[begin : mark + 1]
+            begin = separator.end()
+    yield line[begin:]
 
 
 def form_features(text: str, kind: UnitKind, words: Sequence[str]) -> list[str]:
@@ -444,8 +466,6 @@ CLASSES: tuple[UnitClass, ...] = ("request", "material", "frame")
 MODEL = "reading.json"
 CERTAIN = 0.9
 """Probability of the class request above which no neighbours are asked, if it holds for all units."""
-MAX_CACHED_CHARACTERS = 200
-"""Longest unit whose logits are cached, which bounds the memory for them to about 2 MB."""
 TINY = 1e-12
 """Smallest probability of a class."""
 Scores = tuple[float, float, float]
@@ -454,22 +474,42 @@ Scores = tuple[float, float, float]
 
 @dataclass(frozen=True, slots=True)
 class ReadingModel:
-    """`weights` of features and the `bias` are logits; `transitions`[relation][class
-    before][class] are factors. Frames consist of the words of `known`."""
+    """`weights` of features and the `bias` are logits; `transitions`[relation][class before][class] are factors. Frames
+    consist of the words of `known`. `kernel` is the same model, compiled."""
 
     weights: dict[str, Scores]
     known: frozenset[str]
     bias: Scores
     transitions: list[list[list[float]]]
+    kernel: KernelReading | None
 
 
 @cache
 def reading_model() -> ReadingModel:
     """The model of the package."""
     file = orjson.loads(files("coe.routing").joinpath(MODEL).read_bytes())
+    weights, bias, transitions = file["weights"], file["bias"], file["transitions"]
     prefixes = (WORD_PREFIX, NAME_PREFIX)
-    known = frozenset(name.partition(" ")[2] for name in file["weights"] if name.startswith(prefixes))
-    return ReadingModel(file["weights"], known, file["bias"], file["transitions"])
+    known = frozenset(name.partition(" ")[2] for name in weights if name.startswith(prefixes))
+    return ReadingModel(weights, known, bias, transitions, _open_kernel(weights, bias, transitions))
+
+
+def _open_kernel(
+    weights: Mapping[str, Scores], bias: Scores, transitions: list[list[list[float]]]
+) -> KernelReading | None:
+    if KERNEL is None:
+        return None
+    lists = {"questions": WORDS["questions"], "transformations": WORDS["transformations"]}
+    lists["request_labels"] = _REQUEST_LABELS
+    listed = [f"{name}: {word}" for name, words in lists.items() for word in words]
+    letters = np.zeros(0x10000, dtype=np.uint8)
+    letters[[found.start() for found in re.finditer(_WORD.pattern[:-2], "".join(map(chr, range(0x10000))))]] = 1
+    return KERNEL.Reading(
+        names=[*weights, *listed],
+        weights=np.array([*weights.values(), *[(0.0, 0.0, 0.0)] * len(listed)]),
+        bias=np.concatenate((bias, np.ravel(transitions))),
+        letters=np.packbits(letters, bitorder="little").tobytes(),
+    )
 
 
 def has_topical_word(text: str) -> bool:
@@ -487,47 +527,45 @@ def relation(before: Unit, unit: Unit) -> int:
     return 1 if unit.label else 2
 
 
-def class_probabilities(units: Sequence[Unit]) -> list[Scores]:
-    """The probabilities of CLASSES for every unit. Labels and headings are no part of the chain."""
+def class_probabilities(units: list[Unit]) -> list[Scores]:
+    """The probabilities of CLASSES for one or more units. Labels and headings are no part of the chain."""
+    model = reading_model()
+    if model.kernel is not None:
+        with suppress(UnicodeEncodeError):  # a lone surrogate
+            return model.kernel.probabilities(units)
+    return reference_probabilities(units)
+
+
+def reference_probabilities(units: Sequence[Unit]) -> list[Scores]:
+    """What the kernel computes, in NumPy."""
     model = reading_model()
     places = place_features(units)
-    result = [_probabilities(unit, names, model) for unit, names in zip(units, places, strict=True)]
-    if all(own[0] > CERTAIN for own in result):
-        return result
+    logits = np.array([_logits(unit, names, model) for unit, names in zip(units, places, strict=True)])
+    result = _normalized(np.exp(logits - logits.max(axis=1, keepdims=True)))
     linked = [index for index, unit in enumerate(units) if not unit.is_name]
-    steps = [model.transitions[relation(units[index], units[following])] for index, following in pairwise(linked)]
-    after: list[Scores] = [(1.0, 1.0, 1.0)]  # what the following units say of each one, from the last to the first
-    for index, step in zip(reversed(linked[1:]), reversed(steps), strict=True):
-        r, m, f = _product(result[index], after[-1])
-        after.append(_normalized(*(row[0] * r + row[1] * m + row[2] * f for row in step)))
-    before: Scores = (1.0, 1.0, 1.0)
-    for place, index in enumerate(linked):
-        r, m, f = forward = _product(result[index], before)
-        result[index] = _product(forward, after[-1 - place])
-        if place < len(steps):
-            rows = steps[place]
-            before = _normalized(*(r * rows[0][k] + m * rows[1][k] + f * rows[2][k] for k in range(3)))
-    return result
+    if (result[:, 0] <= CERTAIN).any():
+        steps = [np.array(model.transitions[relation(units[index], units[after])]) for index, after in pairwise(linked)]
+        after = np.ones((len(linked), len(CLASSES)))  # what the following units say of each one
+        for place in reversed(range(len(steps))):
+            after[place] = _normalized(steps[place] @ _normalized(result[linked[place + 1]] * after[place + 1]))
+        before = np.ones(len(CLASSES))
+        for place, index in enumerate(linked):
+            forward = _normalized(result[index] * before)
+            result[index] = _normalized(forward * after[place])
+            before = _normalized(forward @ steps[place]) if place < len(steps) else before
+    return [(request, material, frame) for request, material, frame in result.tolist()]
 
 
-def _probabilities(unit: Unit, names: Sequence[str], model: ReadingModel) -> Scores:
-    own = _cached_logits if len(unit.text) <= MAX_CACHED_CHARACTERS else _own_logits
-    r, m, f = _sum(map(model.weights.get, names), *own(unit.text, unit.kind))
-    largest = max(r, m, f)
-    return _normalized(exp(r - largest), exp(m - largest), exp(f - largest))
-
-
-def _own_logits(text: str, kind: UnitKind) -> Scores:
-    """The logits of a unit by itself."""
-    model, words, is_name = reading_model(), first_words(text), kind in NAMING_KINDS
-    prefix = NAME_PREFIX if is_name else WORD_PREFIX
-    weights = [model.weights.get(prefix + word) for word in dict.fromkeys(words)]
-    names = (*form_features(text, kind, words), topical_feature(0 if is_name else weights.count(None)))
-    return _sum(chain(map(model.weights.get, names), weights), *model.bias)
-
-
-_cached_logits = lru_cache(maxsize=4096)(_own_logits)
-"""The units of frames are short, and the same in many messages."""
+def _logits(unit: Unit, names: Iterable[str], model: ReadingModel) -> NDArray[np.float64]:
+    """The logits of a unit from its words, its form, and the names of the features of its place."""
+    words = first_words(unit.text)
+    prefix = NAME_PREFIX if unit.is_name else WORD_PREFIX
+    own = [prefix + word for word in dict.fromkeys(words)]
+    unknown = 0 if unit.is_name else sum(name not in model.weights for name in own)
+    every = (*names, *own, *form_features(unit.text, unit.kind, words), topical_feature(unknown))
+    rows = [model.weights[name] for name in every if name in model.weights]
+    logits: NDArray[np.float64] = np.array([model.bias, *rows]).sum(axis=0)
+    return logits
 
 
 def topical_feature(words: int) -> str:
@@ -535,19 +573,7 @@ def topical_feature(words: int) -> str:
     return f"topical words {min(4, words)}"
 
 
-def _sum(weights: Iterable[Scores | None], r: float, m: float, f: float) -> Scores:
-    for weight in weights:
-        if weight is not None:
-            r += weight[0]
-            m += weight[1]
-            f += weight[2]
-    return r, m, f
-
-
-def _product(one: Scores, other: Scores) -> Scores:
-    return _normalized(one[0] * other[0], one[1] * other[1], one[2] * other[2])
-
-
-def _normalized(r: float, m: float, f: float) -> Scores:
-    total = r + m + f + 3 * TINY
-    return (r + TINY) / total, (m + TINY) / total, (f + TINY) / total
+def _normalized(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The scores as probabilities, over the last axis, none of them zero."""
+    probabilities: NDArray[np.float64] = (scores + TINY) / (scores.sum(axis=-1, keepdims=True) + len(CLASSES) * TINY)
+    return probabilities
