@@ -11,7 +11,7 @@ import orjson
 import pytest
 from ruamel.yaml import YAML
 
-from coe.routing.message_parts import MessageParts, take_blocks
+from coe.routing.message_parts import MAX_REMEMBERED_BYTES, MessageParts, SplitMessages, split_message, take_blocks
 from coe.routing.units import class_probabilities, reading_model, reference_probabilities, units_of
 
 ROOT = Path(__file__).parent.parent
@@ -55,3 +55,11 @@ def test_the_kernel_equals_its_reference() -> None:
 def test_a_lone_surrogate_is_read_by_the_reference() -> None:
     units = units_of("Question: \ud800?\nAnswer:")
     assert class_probabilities(units) == reference_probabilities(units)
+
+
+def test_the_parts_of_earlier_messages_take_bounded_memory() -> None:
+    memory = SplitMessages()
+    for number in range(500):
+        for text in (f"{number} " * 4000, f"<document>{number * 'x' * 1000}</document>\nSummarise it"):
+            assert memory.split(text) == memory.split(text) == split_message(text)
+            assert memory.size <= MAX_REMEMBERED_BYTES

@@ -24,7 +24,7 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 from coe.core import Chat, Message, RequestOptions
-from coe.routing.message_parts import EARLIER_MESSAGES
+from coe.routing.message_parts import EARLIER_MESSAGES, MAX_MESSAGE_CHARACTERS
 
 MAX_TURNS = 5
 """Latest turns that identify an answer. A client may cut off older ones."""
@@ -32,6 +32,8 @@ MAX_ANSWERS = 3
 """Latest answers that a request may follow. Clients insert answers of their own, and split those with several calls."""
 MAX_MESSAGES = 100
 """Messages that are read from the end of a chat."""
+MAX_CHARACTERS = 60_000
+"""Characters of user messages that are read, of each one at most MAX_MESSAGE_CHARACTERS."""
 MAX_OPENING_MESSAGES = 10
 """Messages that are searched for the first request of a chat."""
 MAX_TURN_CHARACTERS = 2000
@@ -99,7 +101,7 @@ def _latest_turns(messages: Sequence[Message], requests: Mapping[int, str]) -> t
     """Return the latest turns with their indexes, as many as the keys need, and the index at which each of the latest
     answers begins, newest first."""
     end = _end(messages)
-    turns, answers, remaining = list[tuple[int, str]](), list[int](), MAX_TURNS
+    turns, answers, remaining, characters = list[tuple[int, str]](), list[int](), MAX_TURNS, 0
     for index in range(end - 1, max(-1, end - 1 - MAX_MESSAGES), -1):
         if messages[index].role == "assistant":
             if not index or messages[index - 1].role != "assistant":
@@ -107,7 +109,9 @@ def _latest_turns(messages: Sequence[Message], requests: Mapping[int, str]) -> t
         elif text := _turn(messages, index, requests):
             turns.append((index, text))
             remaining -= len(answers) >= MAX_ANSWERS
-        if not remaining:  # no key needs earlier turns
+        if messages[index].role == "user":
+            characters += min(len(messages[index].text), MAX_MESSAGE_CHARACTERS)
+        if not remaining or characters > MAX_CHARACTERS:  # no key needs earlier turns
             break
     return turns, answers[:MAX_ANSWERS]
 

@@ -100,7 +100,7 @@ MAX_PLAIN_CHARACTERS = 1000
 READ_HEAD_CHARACTERS, READ_TAIL_CHARACTERS = 8_000, 4_000
 """Characters outside blocks that are searched for the request, at the head and the tail of a message."""
 MAX_MESSAGE_CHARACTERS = READ_HEAD_CHARACTERS + READ_TAIL_CHARACTERS
-MAX_TAGS = 1000
+MAX_TAGS = 300
 """Opening tags of a message that are looked at, outside the blocks found."""
 MAX_BLOCK_CHARACTERS = 2_000_000
 SEARCHED_CHARACTERS = 50_000
@@ -193,13 +193,13 @@ def split_message(text: str) -> MessageParts:
 
 
 class SplitMessages:
-    """Splits messages, and remembers the parts of the last ones, about `limit` bytes. Callers only read the parts."""
+    """Splits messages, and remembers the parts of the last ones. Callers only read the parts."""
 
-    def __init__(self, *, limit: int = MAX_REMEMBERED_BYTES) -> None:
+    def __init__(self) -> None:
         self._parts: dict[tuple[int, int], tuple[MessageParts, int]] = {}
         """Parts and their size by length and hash of the message; the last used ones at the end."""
-        self._limit = limit
-        self._size = 0
+        self.size = 0
+        """Bytes of the parts, about; at most MAX_REMEMBERED_BYTES."""
 
     def split(self, text: str) -> MessageParts:
         """Return what `split_message` does."""
@@ -207,13 +207,13 @@ class SplitMessages:
         if (known := self._parts.pop(key, None)) is None:
             parts = split_message(text)
             size = getsizeof(parts.request) + sum(map(getsizeof, parts.material)) + 300 * (len(parts.cuts) + 2)
-            if size > self._limit // 100:  # one such message must not displace all others
+            if size > MAX_REMEMBERED_BYTES // 100:  # one such message must not displace all others
                 return parts
             known = parts, size
-            self._size += size
+            self.size += size
         self._parts[key] = known
-        while self._size > self._limit:
-            self._size -= self._parts.pop(next(iter(self._parts)))[1]
+        while self.size > MAX_REMEMBERED_BYTES:
+            self.size -= self._parts.pop(next(iter(self._parts)))[1]
         return known[0]
 
 

@@ -25,8 +25,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from itertools import pairwise
-from typing import Literal, NamedTuple, TypeVar
+from itertools import islice, pairwise
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import orjson
@@ -51,7 +51,7 @@ MIN_LONG_NUDGE_WORDS = 12
 MAX_FOREIGN_SHARE = 0.12
 """Largest share of words outside the lists with which a longer message is still a nudge."""
 
-_WORD = re.compile(r"[^\W\d_]+")
+_WORD = re.compile(r"[^\W\d_]++")
 _FORMULA = re.compile(r"\w\s{0,2}[=+*/^]\s{0,2}\d|\d\s{0,2}[-+*/^=]\s{0,2}\w")
 _NAME = re.compile(r"\d|(?<=[a-z,;:] )[A-Z][a-z]+|(?<=[a-z] )[A-Z]{2,}")
 """A number, or a word with a capital letter within a sentence."""
@@ -129,6 +129,8 @@ MAX_UNITS = 150
 """Units that are read of a message; the head and the tail of a longer one, half each."""
 MAX_LINES = 200
 """Lines that are read of a message, as for units."""
+MAX_STRUCTURES = 200
+"""Tags and pairs of a name and a value that are read of a message; further ones are text."""
 MAX_SENTENCES_LINE = 3000
 """Characters of the longest line that is cut into sentences."""
 MAX_UNIT_WORDS = 40
@@ -141,7 +143,6 @@ MIN_VALUE = 12
 STEM = 6
 """Characters of a label's words that are compared, so that `passage` and `passages` are one."""
 
-_WORD = re.compile(r"[^\W\d_]++")
 _FENCE = re.compile(r"\s{0,3}(```|~~~)")
 _TAG = re.compile(r"</?([A-Za-z][\w.:-]{0,40})(?:\s[^<>]{0,200})?/?>")
 _RULE = re.compile(r"\W*+\Z")
@@ -202,7 +203,7 @@ def first_words(text: str, limit: int = MAX_UNIT_WORDS) -> list[str]:
 
 
 def _stems(text: str, limit: int) -> tuple[str, ...]:
-    return tuple(word[:STEM] for word in first_words(text.replace("_", " ").replace("-", " "), limit))
+    return tuple([word[:STEM] for word in first_words(text, limit)])
 
 
 def units_of(text: str) -> list[Unit]:
@@ -249,13 +250,14 @@ class _Reader:
         self._tags: list[str] = []
         self._fence = ""
         self._fenced: list[str] = []
+        self._structures = 0
+        """Tags and pairs read so far."""
 
     def read(self, line: str) -> None:
         """Add the units of a line."""
         line = line.rstrip()
-        if not self._fence and len(line) <= MAX_SENTENCES_LINE and _PROSE.match(line):
-            for sentence in _sentences(line):
-                self._add(sentence, "sentence")
+        if not self._fence and _PROSE.match(line):
+            self._add_sentences(line)
             return
         fence = _FENCE.match(line) if "```" in line or "~~~" in line else None
         if self._fence:
@@ -265,7 +267,7 @@ class _Reader:
                 self._fenced.append(line)
         elif fence is not None:
             self._fence = fence[1]
-        elif "<" in line and _TAG.search(line):
+        elif "<" in line and self._structures < MAX_STRUCTURES and _TAG.search(line):
             self._read_tags(line)
         elif not line:
             if self.units and self.units[-1].paragraph == self._paragraph:
@@ -281,10 +283,12 @@ class _Reader:
 
     def _read_tags(self, line: str) -> None:
         position = 0
-        for tag in _TAG.finditer(line):
-            self._add_sentences(line[position : tag.start()])
+        for tag in islice(_TAG.finditer(line), MAX_STRUCTURES - self._structures):
+            if tag.start() > position:
+                self._add_sentences(line[position : tag.start()])
             position, name = tag.end(), tag[1]
             self._section += 1
+            self._structures += 1
             if tag[0].startswith("</"):
                 if name in self._tags:
                     del self._tags[self._tags.index(name) :]
@@ -308,10 +312,12 @@ class _Reader:
         if line.startswith(">"):
             self._add(line.lstrip("> "), "quote")
             return
-        if pairs := [pair for pair in _PAIR.findall(line) if len(pair[1]) >= MIN_VALUE] if '"' in line else ():
-            for name, value in pairs:
-                self._set_label(_stems(name, _MAX_LABEL_WORDS))
-                self._add_sentences(value)
+        pairs = list(islice(_PAIR.finditer(line), MAX_STRUCTURES - self._structures)) if '"' in line else []
+        self._structures += len(pairs)
+        if pairs := [pair for pair in pairs if len(pair[2]) >= MIN_VALUE]:
+            for pair in pairs:
+                self._set_label(_stems(pair[1], _MAX_LABEL_WORDS))
+                self._add_sentences(pair[2])
             self._set_label(())
             return
         if "|" in line or "--" in line or "//" in line:
@@ -323,7 +329,8 @@ class _Reader:
     def _without_label(self, line: str) -> str:
         """The text after a label, which it adds; an introduction, such as "Some passages that may help:", is one."""
         label = _LABEL.match(line)
-        if label is None or len(_WORD.findall(label[1])) > _MAX_LABEL_WORDS:
+        stems = _stems(label[1], _MAX_LABEL_WORDS + 1) if label else ()
+        if label is None or len(stems) > _MAX_LABEL_WORDS:
             alone = line.strip(" *_")
             if not alone.endswith(":") or len(alone) > _MAX_INTRO_CHARACTERS:
                 return line
@@ -332,7 +339,7 @@ class _Reader:
             return ""
         self._set_label(())
         self._add(label[0], "label")
-        self._set_label(_stems(label[1], _MAX_LABEL_WORDS))
+        self._set_label(stems)
         return line[label.end() :].strip(" *_")
 
     def _set_label(self, label: tuple[str, ...], *, paragraph: int | None = None) -> None:
@@ -340,14 +347,17 @@ class _Reader:
         self._section += 1
 
     def _add_sentences(self, line: str) -> None:
-        if _OPTION.match(line):
+        is_prose = _PROSE.match(line) is not None
+        if not is_prose and _OPTION.match(line):
             self._add(line, "option")
-        elif line.count("{") + line.count("}") + line.count('":') >= _MIN_BRACES or _LITERAL.match(line):
+        elif not is_prose and (
+            line.count("{") + line.count("}") + line.count('":') >= _MIN_BRACES or _LITERAL.match(line)
+        ):
             self._add(line, "literal")
         elif len(line) > MAX_SENTENCES_LINE:
             self._add(line, "long")
         else:
-            kind: UnitKind = "bullet" if _BULLET.match(line) else "sentence"
+            kind: UnitKind = "bullet" if not is_prose and _BULLET.match(line) else "sentence"
             for sentence in _sentences(line):
                 self._add(sentence, kind)
 
@@ -494,14 +504,11 @@ def reading_model() -> ReadingModel:
     return ReadingModel(weights, known, bias, transitions, _open_kernel(weights, bias, transitions))
 
 
-def _open_kernel(
-    weights: Mapping[str, Scores], bias: Scores, transitions: list[list[list[float]]]
-) -> KernelReading | None:
+def _open_kernel(weights: dict[str, Scores], bias: Scores, transitions: Any) -> KernelReading | None:
     if KERNEL is None:
         return None
-    lists = {"questions": WORDS["questions"], "transformations": WORDS["transformations"]}
-    lists["request_labels"] = _REQUEST_LABELS
-    listed = [f"{name}: {word}" for name, words in lists.items() for word in words]
+    lists = {**WORDS, "request_labels": _REQUEST_LABELS}.items()
+    listed = [f"{name}: {word}" for name, words in lists for word in words]
     letters = np.zeros(0x10000, dtype=np.uint8)
     letters[[found.start() for found in re.finditer(_WORD.pattern[:-2], "".join(map(chr, range(0x10000))))]] = 1
     return KERNEL.Reading(
