@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import accumulate
 from types import MappingProxyType
 from typing import Literal
@@ -35,6 +35,7 @@ from coe.core import (
     Health,
     Prediction,
     Reason,
+    frozen,
 )
 from coe.errors import Cause, Forbidden, InvalidRequest, ModelNotFound, ThreadUnsupported
 from coe.planning.assignment import Assignment, expected_price, expected_utility
@@ -44,7 +45,7 @@ from coe.registry.sections import matches
 _HEALTHY = Health()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Previous:
     """The expert of a conversation's last answer, empty if it is unknown or there is none.
 

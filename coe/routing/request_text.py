@@ -7,9 +7,9 @@ system prompt if the request says little, and bounds the length. `message_parts`
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
-from coe.core import Chat, Message
+from coe.core import Chat, Message, frozen
 from coe.routing.conversation import MAX_TURN_CHARACTERS, newest_turn
 from coe.routing.message_parts import (
     CODING_AGENT,
@@ -55,7 +55,7 @@ MAX_READ_CHARACTERS = 100_000
 """Characters of user messages that are searched for parts in a chat; its first one is searched in any case."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RoutedText:
     """The text for the router, about 5,000 characters at most, and what it leaves out.
 
