@@ -19,8 +19,8 @@ from functools import lru_cache, partial
 
 from coe.core import FAST_UNCERTAIN, GENERAL, UNDETERMINED, Chat, ExpertRule, Prediction, Router
 from coe.planning.assignment import Assignment, apply_residual, information_value, residual_gain, routing_gain
-from coe.registry import AUTO, ArmSpec, ExpertSpec
-from coe.routing.decision import exclusion, ineligibility
+from coe.registry import AUTO
+from coe.routing.decision import Capable
 from coe.routing.request_text import RoutedText, read_request
 from coe.routing.rules import Rules
 from coe.routing.units import opens_topic, reading_model
@@ -162,7 +162,7 @@ MAX_CACHED_GAINS = 128
 class Classifier:
     """Predicts fast on the event loop, and uses the encoder where it may change the decision of the assignment.
 
-    `specs` are the arms of the assignment in its order. With `retrieves`, documents are declared.
+    `capable` are the arms that can take a request. With `retrieves`, documents are declared.
     """
 
     def __init__(
@@ -170,7 +170,7 @@ class Classifier:
         router: Router,
         *,
         assignment: Assignment,
-        specs: Sequence[ExpertSpec | ArmSpec],
+        capable: Capable,
         confidence_threshold: float,
         encoder_timeout: float | None,
         threads: Executor,
@@ -179,7 +179,7 @@ class Classifier:
     ) -> None:
         self._router = router
         self._assignment = assignment
-        self._specs = specs
+        self._capable = capable
         # The gains depend on the plan, fixed here, and on which experts are eligible for a request; not on health.
         self._routing_gain = lru_cache(maxsize=MAX_CACHED_GAINS)(partial(routing_gain, assignment))
         self._residual_gain = lru_cache(maxsize=MAX_CACHED_GAINS)(partial(residual_gain, assignment))
@@ -228,11 +228,8 @@ class Classifier:
             return True
         if chat.model != AUTO:
             return False
-        eligible = [
-            index
-            for index, spec in enumerate(self._specs)
-            if not ineligibility(chat, spec) and not exclusion(rule, spec)
-        ]
+        capable = self._capable(chat, rule)
+        eligible = [index for index, name in enumerate(self._assignment.experts) if name in capable]
         if len(eligible) < 2:
             return False
         if prediction.language == UNDETERMINED or prediction.correction:  # the fast heads know English, and words

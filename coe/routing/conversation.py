@@ -19,11 +19,10 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Protocol
 
-from coe.core import Chat, Message, RequestOptions
+from coe.core import Chat, Message, RequestOptions, frozen
 from coe.routing.message_parts import EARLIER_MESSAGES, MAX_MESSAGE_CHARACTERS
 
 MAX_TURNS = 5
@@ -43,7 +42,7 @@ MAX_ID_CHARACTERS = 512
 _SEPARATING_FIELDS = ("prompt_cache_key", "safety_identifier", "user")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Conversation:
     """The keys of a request.
 

@@ -7,9 +7,9 @@ system prompt if the request says little, and bounds the length. `message_parts`
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
-from coe.core import Chat, Message
+from coe.core import Chat, Message, frozen
 from coe.routing.conversation import MAX_TURN_CHARACTERS, newest_turn
 from coe.routing.message_parts import (
     CODING_AGENT,
@@ -53,11 +53,10 @@ REASONS: Mapping[str, str] = {
 """The meaning of each kind of part."""
 
 MAX_READ_CHARACTERS = 40_000
-"""Characters of user messages that are searched for parts in a chat; its first one is searched in any case. Together
-with the turns that identify a conversation, reading takes 10 ms at most."""
+"""Characters of user messages that are searched for parts in a chat; its first one is searched in any case."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RoutedText:
     """The text for the router, about 5,000 characters at most, and what it leaves out.
 
