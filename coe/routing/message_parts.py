@@ -35,7 +35,7 @@ from coe.routing.units import (
 CODING_AGENT = "[coding agent]"
 """Last line of the routed text of a coding agent's request."""
 MAX_TOOLS = 256
-"""Tools of a request whose names are read."""
+"""Tools of a field of a request whose names are read."""
 MAX_SYSTEM_CHARACTERS = 6000
 MAX_TURNS, MAX_TURN_CHARACTERS = 8, 2000
 """The newest messages in which paths and diffs are searched, and characters of each."""
@@ -56,7 +56,7 @@ MAX_PATH_CHARACTERS = 80
 
 def is_coding_agent(chat: Chat) -> bool:
     """True if the request comes from an agent that works on code."""
-    signs = len({name.lower() for name in tool_names(chat)} & WORDS["agent_tools"])
+    signs = len({name.lower() for name in tool_names(chat) if name} & WORDS["agent_tools"])
     if signs >= MIN_SIGNS:
         return True
     system = "\n".join(one.text for one in chat.messages[:2] if one.role in ("system", "developer"))
@@ -81,15 +81,24 @@ def _count_words(system: str) -> int:
     return len({word.lower() for word in _WORDS.findall(system)})
 
 
-def tool_names(chat: Chat) -> Iterator[str]:
-    """The names of the first tools that a request declares; the type for a tool of the provider's own."""
-    declared = chat.fields.get("tools") or chat.fields.get("functions")
-    for tool in declared[:MAX_TOOLS] if isinstance(declared, list) else ():
-        if isinstance(tool, dict):
-            nested = tool.get(str(tool.get("type")))
-            name = tool.get("name") or (nested.get("name") if isinstance(nested, dict) else tool.get("type"))
-            if isinstance(name, str):
-                yield name
+def tool_names(chat: Chat) -> Iterator[str | None]:
+    """Yield the names of the tools that a request declares, in any API's form; the type of a provider's own tool.
+
+    None is what cannot be read: a name that is no text, the tools of a group or server, and those after MAX_TOOLS.
+    """
+    for declared in filter(None, map(chat.fields.get, ("tools", "functions"))):
+        tools = declared if isinstance(declared, list) else [declared]
+        for tool in tools[:MAX_TOOLS]:
+            parts = (
+                [part for part in (tool, *tool.values()) if isinstance(part, dict)] if isinstance(tool, dict) else []
+            )
+            names = [part["name"] for part in parts if part.get("name")] or [parts and tool.get("type")]
+            if parts and ("tools" in tool or str(tool.get("type")).startswith("mcp")):
+                names.append(None)
+            for name in names:
+                yield name if isinstance(name, str) else None
+        if len(tools) > MAX_TOOLS:
+            yield None
 
 
 CutKind = Literal["block", "tool result", "document", "material", "frame"]
