@@ -149,9 +149,8 @@ def _tests_of(when: Conditions, *, unread: bool) -> list[Callable[[RequestFacts]
         tests.append(lambda facts: any(part in facts.system[0] for part in parts) or (unread and not facts.system[1]))
     if when.tokens is not None:
         low, high = when.tokens.limits
-        tests.append(
-            lambda facts: facts.tokens <= high and (facts.tokens >= low or (unread and facts.refers_to_stored))
-        )
+        tests.append(lambda facts: facts.tokens <= high)
+        tests.append(lambda facts: facts.tokens >= low or (unread and facts.refers_to_stored))
     return tests
 
 
