@@ -1,7 +1,7 @@
 """Splits a user message into the request, the material that it is about, and the frame that a client put around both.
 
 Blocks between tags of known names go first, whatever their length. Of the rest, `reading` decides for each sentence.
-Every search is bounded or linear, so a hostile message takes some tens of milliseconds at most.
+Every search is bounded or linear, so a hostile message takes a few milliseconds.
 
 Detects that a coding agent sends a request, by its tools, its system prompt, and the paths and diffs in its turns.
 
