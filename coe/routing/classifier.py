@@ -200,19 +200,13 @@ class Classifier:
         """
         routed, fast = read_topic(chat, self._router.predict_fast, general=self._general)
         matching = self._rules if rules else None
-        if matching is not None and matching.needs_no_encoder(rules):
-            if fast.stage == FAST_UNCERTAIN:
-                fast = replace(fast, stage=SHORT_CIRCUIT)
-        else:
-            fast = await self._refined(fast, routed.text, chat, rule)
+        is_decided = matching is not None and matching.needs_no_encoder(rules)
+        if not is_decided and self._needs_encoder(chat, fast, rule):
+            is_foreign = fast.language == UNDETERMINED
+            fast = await self._encoder_passes.predict(routed.text, foreign=is_foreign) or fast
+        elif fast.stage == FAST_UNCERTAIN:
+            fast = replace(fast, stage=SHORT_CIRCUIT)
         return routed, matching.apply(rules, fast) if matching else fast
-
-    async def _refined(self, fast: Prediction, text: str, chat: Chat, rule: ExpertRule | None) -> Prediction:
-        """Use the encoder if it might change the choice between the experts that the `rule` permits."""
-        if not self._needs_encoder(chat, fast, rule):
-            return replace(fast, stage=SHORT_CIRCUIT) if fast.stage == FAST_UNCERTAIN else fast
-        refined = await self._encoder_passes.predict(text, foreign=fast.language == UNDETERMINED)
-        return fast if refined is None else refined
 
     def _needs_encoder(self, chat: Chat, prediction: Prediction, rule: ExpertRule | None) -> bool:
         """True if a better posterior, or the plan's residual, may select an expert that is better by enough.

@@ -177,7 +177,7 @@ class Composition:
             request.decision = self.decide(chat, prediction, options)
             return
         routed = request.routed
-        request.conversation = conversation = read_conversation(chat, options, routed.requests)
+        request.conversation = conversation = read_conversation(chat, options)
         expert = (await self.affinity.find(conversation) or "") if conversation.earlier else ""
         request.previous = Previous(expert if expert in self._arms else "", routed.continues, routed.in_loop)
         self._explore(request, options)
