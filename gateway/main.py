@@ -149,6 +149,7 @@ async def open_services(
         writer = await enter(LogWriter(log, feedback, spool=spool, count=count, task_failed=failed))
         add_log_metrics(metrics, writer)
         recorder = Recorder(writer)
+        stack.callback(recorder.flush)
 
         counts = open_store(counters, "use", file=settings.home / KEYS_FILE, setting="access.counters")
         limiter = await enter(Limiter(counts, task_failed=failed))

@@ -308,6 +308,8 @@ class TrackedReply:
 
 _health = lru_cache(maxsize=256)(Health)
 """Every request needs the health of every expert, which is usually the same."""
+_IDLE = Health()
+"""The health of an expert whose one server accepts requests and has no queue."""
 
 
 class ReplicatedExpert:
@@ -341,6 +343,10 @@ class ReplicatedExpert:
     def health(self) -> Health:
         """Computed from the ready replicas. Without a declared `concurrent_requests`, an expert is overloaded if each
         of them has a queue."""
+        if len(self.replicas) == 1 and self._limit is None:  # the usual case, at every request
+            sole = self.replicas[0]
+            if not sole.queue_length and sole.breaker.ready(self._clock()):
+                return _IDLE
         ready = self._ready()
         return _health(bool(ready), self._load(ready), len(ready), "" if ready else self._cause())
 

