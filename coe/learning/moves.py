@@ -22,12 +22,12 @@ from numpy.typing import NDArray
 from coe.errors import DataError
 from coe.learning.experience import Experience
 from coe.learning.off_policy import greedy_policy
-from coe.learning.promotion import HELD_OUT, LOGGED
 from coe.measuring.quality import Quality
 from coe.planning.assignment import Assignment
 from coe.planning.score_table import ScoreTable, tabulate_softly
 from coe.trials.contrasts import SIGNIFICANCE, Contrast, paired_contrast
 from coe.trials.evidence import log_evidence, weighted_differences
+from coe.trials.judgement import HELD_OUT, LOGGED
 
 Array = NDArray[np.float64]
 Verdict = Literal["better", "not better", "thin support", "worse elsewhere", "breaks the budget"]
