@@ -10,11 +10,8 @@ starter router is used as shipped, nothing is known of the experts at first, and
 
 from __future__ import annotations
 
-import argparse
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,10 +19,9 @@ import orjson
 from numpy.typing import NDArray
 
 from benchmarks.learning_scenarios import following, plan
-from benchmarks.quality_replay import LOSS, RATE, ScoredPrompts, Traffic, flat, scored_prompts_of
+from benchmarks.quality_replay import LOSS, RATE, ScoredPrompts, Traffic, flat, replayed
 from coe.learning.moves import HeldOutProbes
 from coe.learning.plan_candidate import CurrentPlan, judge_plan
-from coe.measuring.quality import read_quality
 from coe.planning.problem import Problem
 from coe.planning.score_table import tabulate_softly
 from coe.planning.solver import solve
@@ -63,11 +59,6 @@ def split(scored_prompts: ScoredPrompts, seed: int) -> tuple[NDArray[np.int64], 
     return untouched, rest[:PROBES], rest[PROBES:]
 
 
-def rounds(order: NDArray[np.int64]) -> int:
-    """Retrainings, the last after what is left."""
-    return -(-len(order) // REQUESTS_PER_ROUND)
-
-
 def learn(
     scored_prompts: ScoredPrompts,
     seed: int,
@@ -84,7 +75,7 @@ def learn(
         CurrentPlan(flat(scored_prompts), RATE, LOSS),
     )
     curve, promoted = [], []
-    for number in range(rounds(order)):
+    for number in range(-(-len(order) // REQUESTS_PER_ROUND)):
         flipped = flip_from is not None and number >= flip_from
         traffic.serve(REQUESTS_PER_ROUND, current.assignment, flipped=flipped)
         now = float(len(traffic.rewards))
@@ -100,7 +91,7 @@ def full_feedback(scored_prompts: ScoredPrompts, seed: int) -> Run:
     """The same where every expert's score comes back for every request, and every round is taken."""
     untouched, _, order = split(scored_prompts, seed)
     traffic, assignment, curve = Traffic(scored_prompts, order, seed=seed), flat(scored_prompts), []
-    for number in range(rounds(order)):
+    for number in range(-(-len(order) // REQUESTS_PER_ROUND)):
         traffic.serve(REQUESTS_PER_ROUND, assignment, flipped=False)
         seen = order[: (number + 1) * REQUESTS_PER_ROUND]
         table = tabulate_softly(
@@ -121,7 +112,6 @@ def summary(runs: Sequence[Run]) -> dict[str, Any]:
     final = [run.curve[-1] for run in runs]
     return {
         "final_mean": float(np.mean(final)),
-        "std": float(np.std(final)),
         "mean_reward": float(np.mean([run.reward for run in runs])),
         "curve": np.mean([run.curve for run in runs], axis=0).tolist(),
         "promotions": float(np.mean([len(run.promoted) for run in runs])),
@@ -137,7 +127,6 @@ def report(scored_prompts: ScoredPrompts, seeds: int) -> dict[str, Any]:
     first = runs(lambda seed: learn(scored_prompts, seed, poisoner=POISONER_SHARE, flip_from=0))
     late = runs(lambda seed: learn(scored_prompts, seed, poisoner=POISONER_SHARE, flip_from=POISON_START_ROUND))
     return {
-        "requests_a_round": REQUESTS_PER_ROUND,
         "learning": summary(runs(lambda seed: learn(scored_prompts, seed))),
         "oracle_feedback": summary(runs(lambda seed: full_feedback(scored_prompts, seed))),
         "poisoned": {
@@ -149,19 +138,8 @@ def report(scored_prompts: ScoredPrompts, seeds: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--benchmark", default="llmrouter9")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--work", type=Path)
-    parser.add_argument("--seeds", type=int, default=5)
-    given = parser.parse_args()
-    data = read_quality(given.data, benchmark=given.benchmark)
-    with tempfile.TemporaryDirectory() as fresh:
-        work = given.work or Path(fresh)
-        work.mkdir(parents=True, exist_ok=True)
-        found = report(scored_prompts_of(data, work), given.seeds)
-    text = orjson.dumps(found, option=orjson.OPT_INDENT_2)
+    scored_prompts, given = replayed(__doc__, seeds=5)
+    text = orjson.dumps(report(scored_prompts, given.seeds), option=orjson.OPT_INDENT_2)
     if given.json:
         given.json.write_bytes(text)
     print(text.decode())
