@@ -102,6 +102,11 @@ class Settings:
         return self.environ.get("COE_API_KEY") or None
 
     @property
+    def reachable_host(self) -> str:
+        """An address at which this machine reaches its gateway."""
+        return "127.0.0.1" if self.host in ("0.0.0.0", "::", "") else self.host  # noqa: S104
+
+    @property
     def artifacts(self) -> Path:
         return self.home / "artifacts"
 

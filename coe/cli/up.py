@@ -208,7 +208,7 @@ def _gateway(settings: Settings, socket: Path | None) -> ServerSpec:
     return ServerSpec(
         key="gateway",
         argv=(sys.executable, "-P", "-m", "coe.cli", "serve", *listen),
-        host=_reachable(settings),
+        host=settings.reachable_host,
         port=settings.port,
         env={"COE_ENDPOINTS": str(settings.home / ENDPOINTS_FILE), "COE_RESIDENCY_SOCKET": str(socket or "")},
         model=None,
@@ -218,7 +218,7 @@ def _gateway(settings: Settings, socket: Path | None) -> ServerSpec:
 
 
 def _welcome(settings: Settings, registry: Registry) -> str:
-    here = f"http://{_reachable(settings)}:{settings.port}"
+    here = f"http://{settings.reachable_host}:{settings.port}"
     url = f"{here}/v1"
     sent = " -H 'authorization: Bearer YOUR_KEY'" if registry.access.keys else ""
     return f"""
@@ -228,8 +228,3 @@ Open {here}/ui/ to watch and try it
   curl {url}/chat/completions -H 'content-type: application/json'{sent} \\
     -d '{{"model": "auto", "messages": [{{"role": "user", "content": "Write a haiku about rain"}}]}}'
 """
-
-
-def _reachable(settings: Settings) -> str:
-    """An address at which this machine reaches the gateway."""
-    return "127.0.0.1" if settings.host in ("0.0.0.0", "::", "") else settings.host  # noqa: S104

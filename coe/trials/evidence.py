@@ -73,6 +73,8 @@ def log_evidence(difference: Array, least: Array) -> Array:
 
 WORTH = 0.02
 """The difference that the intervals of a confidence sequence are made for: the fewest observations settle it."""
+LOGGED_WORTH = 0.05
+"""The same for what is estimated from a log, whose requests are too few and too noisy for less."""
 MULTIPLES = {0.8: 0.8, 4.0: 0.07, 16.0: 0.03, 0.25: 0.07, 0.06: 0.03}
 """Bets of a confidence sequence, as multiples of the best one for a difference of WORTH, with the part of each."""
 MAX_BET = 0.5
@@ -112,7 +114,7 @@ def policy_interval(
     Arguments are those of `doubly_robust`. A choice that the log could not have made may have any reward from 0 to 1.
     """
     scores, *bounds = (one[:, None] for one in doubly_robust(chosen, reward, propensities, modelled, policy))
-    low, high = (float(one[-1, 0]) for one in confidence_sequence(scores, *bounds, error=error))
+    low, high = (float(one[-1, 0]) for one in confidence_sequence(scores, *bounds, error=error, worth=LOGGED_WORTH))
     missing = policy * (propensities == 0)
     by_reward = -missing * modelled, missing * (1.0 - modelled)
     low += float(np.minimum(*by_reward).sum(axis=1).mean())

@@ -1,8 +1,9 @@
-"""`coe benchmark --decisions`: the worth of any router's decisions, estimated on a log of experts of known quality."""
+"""`coe benchmark --decisions` and `coe report`: what routing is worth, on a log of experts of known quality."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from coe.errors import DataError
-from tests.cli.logged_service import TRUTH, LoggedService
+from tests.cli.logged_service import DECLARED, TRUTH, LoggedService
 
 Router = Callable[[str], str]
 """Returns the expert of a category."""
@@ -52,7 +53,7 @@ def test_the_order_of_the_estimated_values_is_the_true_order_and_every_interval_
     assert found["right"]["the plan in use"]["gain"]["low"] > 0 > found["wrong"]["random"]["gain"]["high"]
     assert found["always one"]["always chef"]["gain"]["value"] == 0
     shown = service.run("benchmark", "--decisions", decided(service, routers["right"]))
-    assert "the plan in use  0." in shown
+    assert "the plan in use    0." in shown
 
 
 def test_what_the_log_cannot_support_is_refused_with_the_remedy(service: LoggedService) -> None:
@@ -70,3 +71,26 @@ def test_what_the_log_cannot_support_is_refused_with_the_remedy(service: LoggedS
         service.run("benchmark", "--decisions", file)
     with pytest.raises(AssertionError, match="give a folder DIR, or --decisions FILE"):
         service.run("benchmark")
+
+
+def test_the_report_tells_whoever_pays_what_routing_saved_and_what_quality_that_cost(service: LoggedService) -> None:
+    prices = {"chef": {"input": 10.0, "output": 10.0}, "generalist": {"input": 1.0, "output": 1.0}}
+    service.declare(experts=[one | {"prices": prices[one["name"]]} for one in DECLARED["experts"]])
+    used: dict[str, Any] = {"input_tokens": 1000, "output_tokens": 500, "cost": 0.004}
+    unknown = service.report("report", "--against", "chef")["value"]
+    assert unknown["verdict"].endswith("is not known, because the log has no answers in this time")
+    service.serve(1500, **used)
+    page = service.config.with_name("value.html")
+    value = service.report("report", "--against", "chef", "--html", page)["value"]
+    assert value["verdict"].startswith("routing saved $16.5 (73%; $16.5 to $16.5) against always calling chef; ")
+    quality = value["quality"]
+    assert quality["alone"]["low"] <= truth(lambda category: "chef") <= quality["alone"]["high"]
+    assert quality["gain"]["low"] <= 0.0 <= quality["gain"]["high"]  # both experts are good at two of four categories
+    assert "no difference in ratings is shown yet" in value["verdict"]
+    text = page.read_text()
+    assert json.loads(text.partition('id="report">')[2].partition("</script>")[0])["value"] == value
+    assert not re.search(r"(src|href)=|https?://(?!www.w3.org/2000/svg)", text)
+    lines = service.run("report", "--against", "chef").splitlines()
+    assert lines[0] == value["verdict"]
+    with pytest.raises(DataError, match=r"--against: experts\.yaml has no expert 'cook'; it has chef, generalist"):
+        service.run("report", "--against", "cook")
