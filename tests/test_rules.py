@@ -17,7 +17,7 @@ from coe.registry import Registry
 from coe.registry.rules import RuleSpec, rule_notes
 from coe.routing.decision import Previous, decide, exclusion
 from coe.routing.message_parts import MAX_TOOLS
-from coe.routing.rules import RequestFacts, Rules
+from coe.routing.rules import MAX_NAME_CHARACTERS, MAX_SYSTEM_CHARACTERS, RequestFacts, Rules
 from gateway.access.access import Caller
 from gateway.request.trace import with_rules
 from tests.access.samples import key_of
@@ -53,8 +53,8 @@ BASH = {"tools": [function("Bash")]}
         ({"tools": "*"}, facts_of(), False),
         ({"tools": "Edit"}, facts_of(fields={"tools": [{"name": "Edit", "input_schema": {}}]}, api="messages"), True),
         ({"tools": "web_search"}, facts_of(fields={"tools": [{"type": "web_search"}]}, api="responses"), True),
-        ({"tools": "a"}, facts_of(fields={"tools": [7, {}, {"type": []}, {"function": {"name": 7}}]}), False),
-        ({"tools": "last"}, facts_of(fields={"tools": [function("a")] * MAX_TOOLS + [function("last")]}), False),
+        ({"tools": "Bash"}, facts_of(fields={"tools": [function("a") | {"name": "Bash"}]}), True),
+        ({"tools": "Bash"}, facts_of(fields={"tools": [function("a")], "functions": [{"name": "Bash"}]}), True),
         ({"client": "Claude-*"}, facts_of(client="claude-CLI/2.0"), True),
         ({"client": "claude"}, facts_of(client="claude-cli/2.0"), False),
         ({"key": "alice"}, facts_of(key="alice", tenant="acme"), True),
@@ -76,6 +76,53 @@ def test_a_rule_matches_if_all_its_conditions_hold(when: dict[str, Any], facts: 
     keys = [key_of("alice", tenant="acme").model_dump(mode="json")]
     rules = rules_of({"when": when, "category": "code"}, aliases=aliases, access={"keys": keys})
     assert rules.matching(facts) == (("r0",) if matches else ())
+
+
+LONG = "x" * (MAX_NAME_CHARACTERS - 1)
+PADDED = "x" * (MAX_SYSTEM_CHARACTERS - 4)
+
+
+@pytest.mark.parametrize(
+    ("when", "within", "beyond"),
+    [
+        (
+            {"tools": "x*"},
+            [{"fields": {"tools": [function(LONG + "x")]}}],
+            [{"fields": {"tools": [function(LONG + "xx")]}}],
+        ),
+        (
+            {"tools": "x"},
+            [{"fields": {"tools": [function("a")] * (MAX_TOOLS - 1) + [function("x")]}}],
+            [
+                {"fields": {"tools": [function("a")] * MAX_TOOLS + [function("x")]}},
+                {"fields": {"functions": [{"name": "a"}] * MAX_TOOLS + [{"name": "x"}]}},
+                *({"fields": {"tools": one}} for one in ([7], [{}], [{"type": []}], [{"function": {"name": 7}}], "x")),
+                *({"fields": {"tools": [{"type": one, "tools": []}]}} for one in ("namespace", "mcp")),
+            ],
+        ),
+        ({"client": "*y"}, [{"client": LONG + "y"}], [{"client": LONG + "xy"}]),
+        ({"key": "*y"}, [{"key": LONG + "y"}, {"tenant": LONG + "y"}], [{"key": LONG + "xy"}, {"tenant": LONG + "xy"}]),
+        ({"model": "*y"}, [{"model": LONG + "y"}], [{"model": LONG + "xy"}]),
+        ({"system": "mark"}, [{"system": PADDED + "mark"}], [{"system": PADDED + "xmark"}]),
+        (
+            {"tokens": {"min": 101}},
+            [{"estimate": lambda chat: 101.0}],
+            [
+                {"fields": {"previous_response_id": "resp_1"}, "api": "responses"},
+                {"fields": {"input": [{"type": "item_reference", "id": "msg_1"}]}, "api": "responses"},
+            ],
+        ),
+        ({"path": "/v1/messages"}, [{"api": "messages"}], []),  # has no bound
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_value_beyond_its_bound_keeps_a_request_local_and_meets_no_other_rule(
+    when: dict[str, Any], within: list[dict[str, Any]], beyond: list[dict[str, Any]]
+) -> None:
+    by_action = [rules_of({"when": when, **action}) for action in ({"category": "code"}, {"only_local": True})]
+    rows = [*((one, [True, True]) for one in within), *((one, [False, True]) for one in beyond), ({}, [False, False])]
+    for facts, matches in rows:
+        assert [bool(rules.matching(facts_of(**facts))) for rules in by_action] == matches, facts
 
 
 def test_the_first_rule_wins_and_those_before_it_that_depend_on_the_language() -> None:

@@ -35,7 +35,7 @@ from coe.routing.units import (
 CODING_AGENT = "[coding agent]"
 """Last line of the routed text of a coding agent's request."""
 MAX_TOOLS = 256
-"""Tools of a request whose names are read."""
+"""Tools of a field of a request whose names are read."""
 MAX_SYSTEM_CHARACTERS = 6000
 MAX_TURNS, MAX_TURN_CHARACTERS = 8, 2000
 """The newest messages in which paths and diffs are searched, and characters of each."""
@@ -47,16 +47,14 @@ _WORDS = re.compile(
     r"|coding (?:agent|assistant)|terminal|command[ -]line)\b",
     re.IGNORECASE,
 )
-_FILE_TYPE = re.compile(
-    r"\.(?:py|tsx?|jsx?|go|rs|java|cs?|cpp|hp?p?|rb|php|kt|swift|sh|sql|css|vue|toml|ya?ml)\b",
-)
+_FILE_TYPE = re.compile(r"\.(?:py|tsx?|jsx?|go|rs|java|cs?|cpp|hp?p?|rb|php|kt|swift|sh|sql|css|vue|toml|ya?ml)\b")
 _DIFF_MARKS = ("\n@@ -", "\n<<<<<<< ", "\n+++ ", "\ndiff --git")
 MAX_PATH_CHARACTERS = 80
 
 
 def is_coding_agent(chat: Chat) -> bool:
     """True if the request comes from an agent that works on code."""
-    signs = len({name.lower() for name in tool_names(chat)} & WORDS["agent_tools"])
+    signs = len({name.lower() for name in tool_names(chat) if name} & WORDS["agent_tools"])
     if signs >= MIN_SIGNS:
         return True
     system = "\n".join(one.text for one in chat.messages[:2] if one.role in ("system", "developer"))
@@ -81,15 +79,23 @@ def _count_words(system: str) -> int:
     return len({word.lower() for word in _WORDS.findall(system)})
 
 
-def tool_names(chat: Chat) -> Iterator[str]:
-    """The names of the first tools that a request declares; the type for a tool of the provider's own."""
-    declared = chat.fields.get("tools") or chat.fields.get("functions")
-    for tool in declared[:MAX_TOOLS] if isinstance(declared, list) else ():
-        if isinstance(tool, dict):
-            nested = tool.get(str(tool.get("type")))
-            name = tool.get("name") or (nested.get("name") if isinstance(nested, dict) else tool.get("type"))
-            if isinstance(name, str):
-                yield name
+def tool_names(chat: Chat) -> Iterator[str | None]:
+    """Yield the names of the tools that a request declares, in any API's form; the type of a provider's own tool.
+
+    None is what cannot be read: a name that is no text, the tools of a group or server, and those after MAX_TOOLS.
+    """
+    for declared in filter(None, map(chat.fields.get, ("tools", "functions"))):
+        tools = declared if isinstance(declared, list) else [declared]
+        for tool in tools[:MAX_TOOLS]:
+            values = (tool, *tool.values()) if isinstance(tool, dict) else ()
+            parts = [part for part in values if isinstance(part, dict)]
+            names = [part["name"] for part in parts if part.get("name")] or [parts and tool.get("type")]
+            if parts and ("tools" in tool or str(tool.get("type")).startswith("mcp")):
+                names.append(None)
+            for name in names:
+                yield name if isinstance(name, str) else None
+        if len(tools) > MAX_TOOLS:
+            yield None
 
 
 CutKind = Literal["block", "tool result", "document", "material", "frame"]
@@ -201,24 +207,25 @@ class SplitMessages:
         self.size = 0
         """Bytes of the parts, about; at most MAX_REMEMBERED_BYTES."""
 
-    def split(self, text: str) -> MessageParts:
+    def split(self, text: str, *, anew: bool = False) -> MessageParts:
         """Return what `split_message` does."""
         key = len(text), hash(text)
-        if (known := self._parts.pop(key, None)) is None:
+        parts, size = self._parts.pop(key, (None, 0))
+        if parts is None or anew:
+            self.size -= size
             parts = split_message(text)
             size = getsizeof(parts.request) + sum(map(getsizeof, parts.material)) + 300 * (len(parts.cuts) + 2)
             if size > MAX_REMEMBERED_BYTES // 100:  # one such message must not displace all others
                 return parts
-            known = parts, size
             self.size += size
-        self._parts[key] = known
+        self._parts[key] = parts, size
         while self.size > MAX_REMEMBERED_BYTES:
             self.size -= self._parts.pop(next(iter(self._parts)))[1]
-        return known[0]
+        return parts
 
 
-EARLIER_MESSAGES = SplitMessages()
-"""For all but the newest message of a chat: a conversation sends these again at every turn."""
+SPLIT_MESSAGES = SplitMessages()
+"""For the messages of all chats, since a conversation sends its earlier messages again at every turn."""
 
 
 def _is_plain(text: str) -> bool:

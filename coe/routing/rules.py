@@ -3,6 +3,9 @@
 A rule without a language condition is known before classification. So `Rules.matching` returns the names of the rules
 that may apply: some that depend on the language, then at most one that does not. `Rules.apply` selects the first of
 them that holds for a prediction.
+
+A rule with `only_local` fails closed: a value that cannot be read whole, within the bounds below, meets its condition.
+It does not meet a condition of another rule.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from coe.registry.sections import matches
 from coe.routing.message_parts import tool_names
 
 MAX_NAME_CHARACTERS = 256
-"""Characters of a tool's name, of `model` and of the user agent. A longer text matches no pattern."""
+"""Characters of a tool's name, of `model` and of the user agent that are compared with patterns."""
 MAX_SYSTEM_CHARACTERS = 100_000
 """Characters of the system prompt that are searched."""
 RULE = "rule"
@@ -45,17 +48,28 @@ class RequestFacts:
     routed: bool = True
 
     @cached_property
-    def tools(self) -> list[str]:
+    def tools(self) -> list[str | None]:
         return list(tool_names(self.chat))
 
     @cached_property
-    def system(self) -> str:
+    def system(self) -> tuple[str, bool]:
+        """The read part of the system prompt in lower case, and whether it is all of it."""
         texts = [one.text for one in self.chat.messages if one.role in ("system", "developer")]
-        return "\n".join(texts)[:MAX_SYSTEM_CHARACTERS].lower()
+        text = "\n".join(texts)
+        return text[:MAX_SYSTEM_CHARACTERS].lower(), len(text) <= MAX_SYSTEM_CHARACTERS
 
     @cached_property
     def tokens(self) -> float:
         return self.estimate(self.chat)
+
+    @property
+    def refers_to_stored(self) -> bool:
+        """True if a part of the conversation is stored elsewhere, so that its tokens are unknown."""
+        fields, items = self.chat.fields, self.chat.fields.get("input")
+        return any(map(fields.get, ("previous_response_id", "conversation", "thread"))) or (
+            isinstance(items, list)
+            and any(isinstance(item, dict) and item.get("type") == "item_reference" for item in items)
+        )
 
 
 class Rules:
@@ -63,7 +77,7 @@ class Rules:
 
     def __init__(self, registry: Registry, categories: Sequence[str]) -> None:
         self._by_name = {rule.name: rule for rule in registry.rules}
-        self._tests = [(rule, _tests_of(rule.when)) for rule in registry.rules]
+        self._tests = [(rule, _tests_of(rule.when, unread=rule.only_local)) for rule in registry.rules]
         self.arms = {one.name: one.expert for one in registry.rules if one.expert is not None}
         """The arm of the expert or recipe that a rule names, by the name of the rule."""
         self._factors: dict[str, NDArray[np.float32]] = {}
@@ -113,35 +127,39 @@ class Rules:
         return replace(changed, rule=rule.name)
 
 
-_VALUES: Mapping[str, Callable[[RequestFacts], Sequence[str]]] = {
+_VALUES: Mapping[str, Callable[[RequestFacts], Sequence[str | None]]] = {
     "key": lambda facts: (facts.key, facts.tenant),
     "model": lambda facts: (facts.model,),
     "client": lambda facts: (facts.client.lower(),),
     "tools": lambda facts: facts.tools,
 }
-"""The values that the patterns of a condition are compared with; one of them must match."""
+"""The values that the patterns of a condition are compared with; one of them must match. None cannot be read."""
 
 
-def _tests_of(when: Conditions) -> list[Callable[[RequestFacts], bool]]:
-    """Return a test for each condition but the language, those that read most of the request last."""
+def _tests_of(when: Conditions, *, unread: bool) -> list[Callable[[RequestFacts], bool]]:
+    """Return a test for each condition but the language, those that read most of the request last. `unread` is the
+    result for a value that cannot be read whole."""
     tests: list[Callable[[RequestFacts], bool]] = []
     if when.path is not None:
         apis = apis_of(when.path)
         tests.append(lambda facts: facts.chat.api in apis)
-    tests += [_pattern_test(patterns, of) for name, of in _VALUES.items() if (patterns := getattr(when, name))]
+    tests += [_pattern_test(patterns, of, unread) for name, of in _VALUES.items() if (patterns := getattr(when, name))]
     if when.system is not None:
         parts = when.system
-        tests.append(lambda facts: any(part in facts.system for part in parts))
+        tests.append(lambda facts: any(part in facts.system[0] for part in parts) or (unread and not facts.system[1]))
     if when.tokens is not None:
         low, high = when.tokens.limits
-        tests.append(lambda facts: low <= facts.tokens <= high)
+        tests.append(lambda facts: facts.tokens <= high)
+        tests.append(lambda facts: facts.tokens >= low or (unread and facts.refers_to_stored))
     return tests
 
 
 def _pattern_test(
-    patterns: Sequence[str], values: Callable[[RequestFacts], Sequence[str]]
+    patterns: Sequence[str], values: Callable[[RequestFacts], Sequence[str | None]], unread: bool
 ) -> Callable[[RequestFacts], bool]:
     return lambda facts: any(
-        len(value) <= MAX_NAME_CHARACTERS and any(matches(pattern, value) for pattern in patterns)
+        unread
+        if value is None or len(value) > MAX_NAME_CHARACTERS
+        else any(matches(pattern, value) for pattern in patterns)
         for value in values(facts)
     )

@@ -30,6 +30,7 @@ from coe.routing.composition import Composition, RoutedRequest
 from tests.access.samples import key_of
 from tests.fakes import Gateway, Response, ScriptedReply, WordRouter, gateway_of, registry_of
 from tests.recipes.members import answer
+from tests.retrieval.gates import ScriptedRetrieval, gate_of, passage
 
 pytestmark = pytest.mark.anyio
 REQUESTS = 4_000
@@ -194,6 +195,24 @@ async def test_the_header_keeps_a_request_on_local_experts_and_its_text_out_of_t
         assert marked.excluded == ("painter", "generalist")
         assert (public.only_local, public.prompt, public.excluded) == (False, "hello general", ())
         assert (marked.limited, public.limited) == (True, False)
+
+
+@pytest.mark.parametrize("source", ["header", "key", "rule", "none"])
+async def test_no_length_lifts_the_mark_and_passages_of_documents_stay_with_the_request(source: str) -> None:
+    experts = [{**one, "capabilities": ["tools"], "context_length": 10**6} for one in EXPERTS if one["name"] != "tiny"]
+    rules = [{"name": "tools", "when": {"tools": "secret"}, "only_local": True}] if source == "rule" else []
+    registry = keyed(experts=experts, recipes=[], rules=rules)
+    scripted = ScriptedRetrieval(passage("The tower was built in 1889."), gate=gate_of(3.0))
+    headers = headers_of("bob" if source == "key" else "carol", **{"user-agent": "x" * 1000, "x-coe-retrieval": "on"})
+    headers |= {"x-coe-only-local": "true"} if source == "header" else {}
+    tools = [{"type": "function", "function": {"name": name}} for name in [*["x" * 1000] * 300, "secret"]]
+    async with gateway_of(registry, retrieval=scripted.retrieval) as gateway:
+        for messages in ([], [{"role": "system", "content": "x" * 200_000}]):
+            messages = [*messages, {"role": "user", "content": "art when?"}]  # the plan's expert is not local
+            response = await send_chat(gateway, headers=headers, messages=messages, tools=tools)
+            assert (response.status, response.headers["x-coe-retrieval"][:4]) == (200, "used"), response.body
+        expert = "painter" if source == "none" else "coder"
+        assert {name: len(one.calls) for name, one in gateway.experts.items() if one.calls} == {expert: 2}
 
 
 @pytest.mark.parametrize("model", REMOTE_MODELS)
