@@ -81,7 +81,7 @@ def streams(scores: Array, others: int, *, logged: bool, random: np.random.Gener
 def decisions(data: Quality, random: np.random.Generator) -> tuple[bool, float]:
     """Return if all intervals of a log hold, and the share of pairs .05 apart whose values are in the right order."""
     names, (count, experts) = sorted(set(data.categories)), data.scores.shape
-    member, each = np.eye(len(names))[data.labels(range(count), names)], np.eye(experts)
+    member = np.eye(len(names))[data.labels(range(count), names)]
     table = tabulate_softly(names, data.models, member, data.scores)
     served, other = (table.shrunk() + random.normal(0, spread, table.count.shape) for spread in (0.05, 0.15))
     plan, decided = solve(Problem.of(table, quality=served)), (member @ other).argmax(axis=1)
@@ -92,9 +92,8 @@ def decisions(data: Quality, random: np.random.Generator) -> tuple[bool, float]:
     found = {"propensity": chances[np.arange(4000), chosen], "reward": data.scores[rows, chosen]}
     rated = replace(whole.part(rows), chosen=chosen, propensities=chances, kind=np.zeros(4000, np.int8), **found)
     values = compare_decisions(rated, decided[rows], plan)
-    always = [np.tile(row, (count, 1)) for row in each]
-    policies = [each[decided], greedy_policy(whole, plan), np.full(data.scores.shape, 1 / experts), *always]
-    truth = np.array([(policy * data.scores).sum(axis=1).mean() for policy in policies])
+    policies = [np.eye(experts)[decided], greedy_policy(whole, plan), np.full(data.scores.shape, 1 / experts)]
+    truth = np.array([*((policy * data.scores).sum(axis=1).mean() for policy in policies), *data.scores.mean(axis=0)])
     shown = zip([*values, *(one["gain"] for one in values)], [*truth, *(truth[0] - truth)], strict=True)
     held = all(one["low"] - 1e-9 <= true <= one["high"] + 1e-9 for one, true in shown)
     pairs = np.triu_indices(len(truth), 1)

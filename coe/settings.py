@@ -115,11 +115,6 @@ class Settings:
         return self.home / "models"
 
     @property
-    def residency_link(self) -> Path:
-        """Symbolic link to the residency socket of the running `coe up`, for `coe status`."""
-        return self.home / "residency.sock"
-
-    @property
     def logs(self) -> Path:
         return self.home / "logs"
 

@@ -24,7 +24,7 @@ from coe.artifacts.redis import TRAFFIC_REPORT_FILE, read_traffic_report
 from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError, DataError
 from coe.fleet.probe import gateway_state
-from coe.fleet.residency.client import fetch_report
+from coe.fleet.residency.client import shared_devices
 from coe.learning.experience import Experience, load_experience
 from coe.learning.log_frame import frame_of, open_logs
 from coe.learning.refit import demoted_categories
@@ -76,7 +76,7 @@ def status_report(settings: Settings) -> dict[str, Any]:
         "alarms": None if found is None else asdict(found),
         "measured_at": {} if plan is None else plan.measured_at,
         "demoted": {} if plan is None else demoted_categories(plan.demoted),
-        "residency": _residency(settings),
+        "residency": asyncio.run(shared_devices(settings.home)),
     }
 
 
@@ -138,15 +138,6 @@ def _in_use(settings: Settings, kind: str, damaged: dict[str, str]) -> dict[str,
     with noting(damaged, f"{kind} history"):
         move = store.last_move()
     return {"version": version, "since": move.time if move else None, "by": move.by if move else None}
-
-
-def _residency(settings: Settings) -> list[dict[str, Any]]:
-    """Return the state of each shared device: which experts are awake, requested or loading, and the next decision;
-    empty if no `coe up` manages devices."""
-    try:
-        return asyncio.run(fetch_report(settings.residency_link.readlink()))
-    except OSError:  # no link, or no process behind it; TimeoutError is one
-        return []
 
 
 def _plan(settings: Settings) -> Plan | None:

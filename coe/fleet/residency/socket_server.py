@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from coe.fleet.residency.client import MAX_LINE_BYTES, encode, read_messages
+from coe.fleet.residency.client import LINK, MAX_LINE_BYTES, encode, read_messages
 from coe.fleet.residency.managed_server import plan_devices
 from coe.fleet.residency.policy import Ticket, Tier
 from coe.fleet.residency.residency import Residency
@@ -48,8 +48,8 @@ async def running_residency(
     with TemporaryDirectory(prefix="coe-") as folder:  # a short path
         address = Path(folder) / "residency.sock"
         async with residency, serve_residency(residency, address):
-            settings.residency_link.unlink(missing_ok=True)
-            settings.residency_link.symlink_to(address)
+            (settings.home / LINK).unlink(missing_ok=True)
+            (settings.home / LINK).symlink_to(address)
             yield address
 
 
