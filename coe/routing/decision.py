@@ -20,7 +20,6 @@ from dataclasses import replace
 from functools import lru_cache
 from itertools import accumulate
 from types import MappingProxyType
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,7 +43,7 @@ from coe.core import (
 from coe.errors import Cause, Forbidden, InvalidRequest, ModelNotFound, ThreadUnsupported
 from coe.planning.assignment import Assignment, expected_price, expected_utility
 from coe.registry import AUTO, ArmSpec, ExpertSpec, Policy, Registry
-from coe.registry.sections import matches
+from coe.registry.permission import exclusion, permits_model, permitted_models
 
 _HEALTHY = Health()
 
@@ -110,9 +109,7 @@ def decide(
         prices = dict(zip(assignment.experts, price.tolist(), strict=True))
     utility: dict[str, float] = dict(zip(assignment.experts, utilities.tolist(), strict=True))
     capable = capable or CapableArms(registry.arms)
-    eligible = eligible_arms(
-        chat, registry, utility, recipe, language=prediction.language, rule=rule, named=named, capable=capable
-    )
+    eligible = eligible_arms(chat, registry, utility, recipe, prediction.language, rule, named, capable)
     if named in eligible:
         previous = Previous(named, continues=True, in_loop=True)  # stays whatever its utility and load
         utility.setdefault(named, -math.inf)
@@ -222,40 +219,6 @@ def propensities(
 
 MAX_CHARACTERS_PER_TOKEN = 8
 """No tokenizer exceeds this on real text, so a longer chat certainly does not fit into the context."""
-Exclusion = Literal["", "key", "not_local"]
-"""Reason why a rule excludes an expert: the API key does not permit it, or it is not local. Empty if none does."""
-
-
-def only_local(rule: ExpertRule | None) -> ExpertRule:
-    """Return a rule that permits the local experts of another rule, or all local experts."""
-    return replace(rule or ExpertRule(), only_local=True)
-
-
-def exclusion(rule: ExpertRule | None, arm: ExpertSpec | ArmSpec) -> Exclusion:
-    """Return why a rule excludes an expert or arm. A recipe is excluded if the rule excludes any expert that it calls,
-    its judge included."""
-    if rule is None:
-        return ""
-    called, names = arm.called if isinstance(arm, ArmSpec) else (arm,), rule.experts
-    if names is not None and not all(any(matches(name, one.name) for name in names) for one in called):
-        return "key"
-    return "not_local" if rule.only_local and not all(one.is_local for one in called) else ""
-
-
-def excluded_experts(registry: Registry, rule: ExpertRule | None) -> dict[str, Exclusion]:
-    """Return the experts that a rule excludes, and why."""
-    return {spec.name: why for spec in registry.experts if (why := exclusion(rule, spec))}
-
-
-def permitted_models(registry: Registry, rule: ExpertRule | None) -> tuple[str, ...]:
-    """Return the values of `model` that a list can show to a caller with this rule."""
-    return tuple(name for name in registry.listed_models if permits_model(registry, rule, name))
-
-
-def permits_model(registry: Registry, rule: ExpertRule | None, name: str) -> bool:
-    """Return whether a name is a known value of `model`, and a request with this rule may send it."""
-    found = registry.models.resolve(name)
-    return found is not None and (found.model == AUTO or not exclusion(rule, registry.arm(found.model)))
 
 
 def _local_remedy(rule: ExpertRule) -> str:
@@ -304,7 +267,6 @@ def eligible_arms(
     registry: Registry,
     utilities: Mapping[str, float],
     recipe: str,
-    *,
     language: str,
     rule: ExpertRule | None,
     named: str,
@@ -330,9 +292,7 @@ def eligible_arms(
     return [name for name, languages in spoken.items() if languages is None or language in languages] or eligible
 
 
-def _check_experts(
-    chat: Chat, registry: Registry, rule: ExpertRule | None, named: str, eligible: list[str]
-) -> list[str]:
+def _check_experts(chat: Chat, registry: Registry, rule: ExpertRule | None, named: str, able: list[str]) -> list[str]:
     """Return the names of the eligible experts; for embeddings only the `named` one. Raises InvalidRequest if none can
     take the chat, Forbidden if the rule excludes all."""
     permitted = [spec for spec in registry.experts if not exclusion(rule, spec)]
@@ -342,15 +302,15 @@ def _check_experts(
             raise Forbidden(message, code="expert_not_local")
         message = f"no declared expert is in the list of the API key {rule.key!r}; change access.keys.experts"
         raise Forbidden(message, code="expert_not_permitted")
-    if not eligible:
+    if not able:
         reasons = "; ".join([ineligibility(chat, spec) for spec in permitted])
         experts = sorted(permitted, key=lambda expert: expert.name != registry.general_expert)
         message = f"no expert can take this request: {reasons}{_remedy(chat, experts)}"
         raise InvalidRequest(message, code="no_capable_expert")
-    if chat.api == "embeddings" and len(eligible) > 1:
-        if named in eligible:
+    if chat.api == "embeddings" and len(able) > 1:
+        if named in able:
             return [named]
-        message = f"vectors of different models are not comparable: set model to one of {', '.join(eligible)}"
+        message = f"vectors of different models are not comparable: set model to one of {', '.join(able)}"
         raise InvalidRequest(message, param="model", code="ambiguous_model")
     if chat.api in TRANSLATED_APIS:  # an earlier answer may have stored state on one server
         for name in ("previous_response_id", "conversation"):
@@ -360,7 +320,7 @@ def _check_experts(
                 )
                 raise InvalidRequest(message, param="model")
         check_thread(chat)
-    return eligible
+    return able
 
 
 def _remedy(chat: Chat, specs: Sequence[ExpertSpec | ArmSpec]) -> str:

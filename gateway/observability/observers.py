@@ -23,8 +23,8 @@ from coe.core import Decision, Reason
 from coe.records import LogWriter, Pending
 from coe.records.record import Feedback, FeedbackKind, RecipeCall, RoutingLog, RoutingRecord
 from coe.registry import MAX_MODEL_CHARACTERS
+from coe.registry.permission import excluded_experts
 from coe.routing.composition import NO_RETRIEVAL, Composition
-from coe.routing.decision import excluded_experts
 from coe.usage import Usage
 from gateway.request.trace import Trace
 

@@ -34,9 +34,10 @@ from coe.errors import ExpertError, InvalidRequest, RequestError
 from coe.experts.http.sse import EVENT_STREAM
 from coe.experts.translation.expert import dropped_parts, is_translated
 from coe.registry import AUTO, ExpertSpec, Policy, Registry
+from coe.registry.permission import only_local
 from coe.registry.sections import ResolvedModel
 from coe.routing.composition import RoutedRequest
-from coe.routing.decision import check_model, check_recipe, only_local, with_fallback
+from coe.routing.decision import check_model, check_recipe, with_fallback
 from coe.routing.request_text import read_request
 from coe.routing.rules import RequestFacts, Rules
 from coe.usage import MemberCall, RecipeLog, RecipeUsage, SentCall, Usage
