@@ -10,11 +10,8 @@ starter router is used as shipped, nothing is known of the experts at first, and
 
 from __future__ import annotations
 
-import argparse
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,26 +19,18 @@ import orjson
 from numpy.typing import NDArray
 
 from benchmarks.learning_scenarios import following, plan
-from benchmarks.quality_replay import LOSS, RATE, Array, ScoredPrompts, Traffic, flat, scored_prompts_of
+from benchmarks.quality_replay import LOSS, RATE, ScoredPrompts, Traffic, flat, replayed
 from coe.learning.moves import HeldOutProbes
-from coe.learning.off_policy import BanditLog, policy_value
 from coe.learning.plan_candidate import CurrentPlan, judge_plan
-from coe.measuring.quality import read_quality
-from coe.planning.assignment import Assignment
 from coe.planning.problem import Problem
 from coe.planning.score_table import tabulate_softly
 from coe.planning.solver import solve
-from coe.routing.decision import propensities
 
 UNTOUCHED, PROBES, REQUESTS_PER_ROUND = 0.3, 700, 500
 POISONER_SHARE = 0.3
 """Share of the traffic that the poisoning tenant has in the runs with one."""
 POISON_START_ROUND = 3
 """Rounds before the poisoning begins in the second kind of poisoned run."""
-CONVERGED_SERIES = 20
-"""Series of retrainings that start from a plan which cannot get better."""
-LOG_REQUESTS, LOG_COUNT = 3000, 20
-"""Requests of a log that the off-policy estimates read, and how many logs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,29 +59,23 @@ def split(scored_prompts: ScoredPrompts, seed: int) -> tuple[NDArray[np.int64], 
     return untouched, rest[:PROBES], rest[PROBES:]
 
 
-def rounds(order: NDArray[np.int64]) -> int:
-    """Retrainings, the last after what is left."""
-    return -(-len(order) // REQUESTS_PER_ROUND)
-
-
 def learn(
     scored_prompts: ScoredPrompts,
     seed: int,
     *,
     poisoner: float = 0.0,
     flip_from: int | None = None,
-    start: Assignment | None = None,
 ) -> Run:
-    """One seed, as `coe retrain` would go, from nothing known or from the assignment `start`; feedback of the poisoner
-    is flipped from round `flip_from` on."""
+    """One seed, as `coe retrain` would go, from nothing known; feedback of the poisoner is flipped from round
+    `flip_from` on."""
     untouched, probes, order = split(scored_prompts, seed)
     held = HeldOutProbes(scored_prompts.experience(probes), scored_prompts.scores[probes], ("all",) * len(probes))
     traffic, current = (
         Traffic(scored_prompts, order, seed=seed, poisoner=poisoner),
-        CurrentPlan(start or flat(scored_prompts), RATE, LOSS),
+        CurrentPlan(flat(scored_prompts), RATE, LOSS),
     )
     curve, promoted = [], []
-    for number in range(rounds(order)):
+    for number in range(-(-len(order) // REQUESTS_PER_ROUND)):
         flipped = flip_from is not None and number >= flip_from
         traffic.serve(REQUESTS_PER_ROUND, current.assignment, flipped=flipped)
         now = float(len(traffic.rewards))
@@ -104,21 +87,11 @@ def learn(
     return Run(tuple(curve), float(np.mean(traffic.rewards)), tuple(promoted), traffic.explored / len(traffic.rewards))
 
 
-def converged(scored_prompts: ScoredPrompts, seed: int) -> Run:
-    """From the plan that all scores of all prompts but the untouched ones give: what is promoted then is noise."""
-    _, probes, order = split(scored_prompts, seed)
-    known = np.concatenate((probes, order))
-    table = tabulate_softly(
-        scored_prompts.categories, scored_prompts.experts, scored_prompts.posterior[known], scored_prompts.scores[known]
-    )
-    return learn(scored_prompts, seed, start=solve(Problem.of(table, quality=table.shrunk())))
-
-
 def full_feedback(scored_prompts: ScoredPrompts, seed: int) -> Run:
     """The same where every expert's score comes back for every request, and every round is taken."""
     untouched, _, order = split(scored_prompts, seed)
     traffic, assignment, curve = Traffic(scored_prompts, order, seed=seed), flat(scored_prompts), []
-    for number in range(rounds(order)):
+    for number in range(-(-len(order) // REQUESTS_PER_ROUND)):
         traffic.serve(REQUESTS_PER_ROUND, assignment, flipped=False)
         seen = order[: (number + 1) * REQUESTS_PER_ROUND]
         table = tabulate_softly(
@@ -132,76 +105,6 @@ def full_feedback(scored_prompts: ScoredPrompts, seed: int) -> Run:
     return Run(tuple(curve), float(np.mean(traffic.rewards)), tuple(range(len(curve))), 0.0)
 
 
-def no_learning(scored_prompts: ScoredPrompts, seed: int) -> Run:
-    untouched, _, order = split(scored_prompts, seed)
-    traffic, assignment = Traffic(scored_prompts, order, seed=seed), flat(scored_prompts)
-    traffic.serve(len(order), assignment, flipped=False)
-    return Run((scored_prompts.mean(untouched, assignment),) * rounds(order), float(np.mean(traffic.rewards)), (), 0.0)
-
-
-# ----------------------------------------------------------------------------------------------- off-policy estimates
-
-
-def alternatives(scored_prompts: ScoredPrompts) -> dict[str, Array]:
-    """Policies near and far, twenty of them for nine experts: probabilities of shape (n, k)."""
-    random, count = np.random.default_rng(0), len(scored_prompts.experts)
-    shape = (len(scored_prompts.categories), count)
-    table = tabulate_softly(
-        scored_prompts.categories, scored_prompts.experts, scored_prompts.posterior, scored_prompts.scores
-    ).shrunk()
-    found = {
-        f"always {name}": np.tile(np.eye(count)[i], (len(scored_prompts.scores), 1))
-        for i, name in enumerate(scored_prompts.experts)
-    }
-    tables = {f"random table {i}": random.random(shape) for i in range(4)}
-    tables |= {f"noisy table {i}": table + random.normal(0.0, 0.08, shape) for i in range(4)}
-    found |= {
-        name: np.eye(count)[(scored_prompts.posterior @ quality).argmax(axis=1)] for name, quality in tables.items()
-    }
-    found["likeliest category"] = np.eye(count)[table[scored_prompts.posterior.argmax(axis=1)].argmax(axis=1)]
-    soft = np.exp(20.0 * scored_prompts.posterior @ table)
-    found["soft"] = soft / soft.sum(axis=1, keepdims=True)
-    found["even"] = np.full((len(scored_prompts.scores), count), 1.0 / count)
-    return found
-
-
-def coverage(scored_prompts: ScoredPrompts, *, logs: int = LOG_COUNT) -> dict[str, Any]:
-    """Share of 95 % intervals that contain the true value, which is known: the prompts are the population that logs are
-    drawn from, by a noisy table's choices with 10 % exploration among all experts."""
-    policies = alternatives(scored_prompts)
-    truth = {name: float((policy * scored_prompts.scores).sum(axis=1).mean()) for name, policy in policies.items()}
-    random = np.random.default_rng(1)
-    table = tabulate_softly(
-        scored_prompts.categories, scored_prompts.experts, scored_prompts.posterior, scored_prompts.scores
-    ).shrunk()
-    table = table + random.normal(0.0, 0.05, table.shape)
-    chances = propensities(scored_prompts.posterior @ table, rate=RATE, loss=1.0)
-    held, width = list[bool](), list[float]()
-    for _ in range(logs):
-        rows = random.integers(0, len(scored_prompts.scores), LOG_REQUESTS)
-        chosen = (random.random((LOG_REQUESTS, 1)) > np.cumsum(chances[rows], axis=1)).sum(axis=1)
-        chosen = np.minimum(chosen, len(scored_prompts.experts) - 1)
-        logged = scored_prompts.experience(
-            rows,
-            chosen=chosen.astype(np.int16),
-            propensity=chances[rows, chosen].astype(np.float32),
-            propensities=chances[rows].astype(np.float32),
-            reward=scored_prompts.scores[rows, chosen].astype(np.float32),
-            kind=np.zeros(LOG_REQUESTS, dtype=np.int8),
-        )
-        log = BanditLog.of(logged)
-        for name, policy in policies.items():
-            found = policy_value(log, policy[rows])
-            held.append(found.low <= truth[name] <= found.high)
-            width.append((found.high - found.low) / 2)
-    return {
-        "coverage": float(np.mean(held)),
-        "half_width": float(np.mean(width)),
-        "policies": len(policies),
-        "logs": logs,
-    }
-
-
 # ------------------------------------------------------------------------------------------------------- the report
 
 
@@ -209,7 +112,6 @@ def summary(runs: Sequence[Run]) -> dict[str, Any]:
     final = [run.curve[-1] for run in runs]
     return {
         "final_mean": float(np.mean(final)),
-        "std": float(np.std(final)),
         "mean_reward": float(np.mean([run.reward for run in runs])),
         "curve": np.mean([run.curve for run in runs], axis=0).tolist(),
         "promotions": float(np.mean([len(run.promoted) for run in runs])),
@@ -225,37 +127,19 @@ def report(scored_prompts: ScoredPrompts, seeds: int) -> dict[str, Any]:
     first = runs(lambda seed: learn(scored_prompts, seed, poisoner=POISONER_SHARE, flip_from=0))
     late = runs(lambda seed: learn(scored_prompts, seed, poisoner=POISONER_SHARE, flip_from=POISON_START_ROUND))
     return {
-        "requests_a_round": REQUESTS_PER_ROUND,
         "learning": summary(runs(lambda seed: learn(scored_prompts, seed))),
-        "no_learning": summary(runs(lambda seed: no_learning(scored_prompts, seed))),
         "oracle_feedback": summary(runs(lambda seed: full_feedback(scored_prompts, seed))),
         "poisoned": {
             "worst_drop": max(run.drop for run in (*first, *late)),
             "from_the_start": summary(first),
             "from_the_middle": summary(late),
         },
-        "converged": {
-            "series": CONVERGED_SERIES,
-            "promoted": sum(bool(converged(scored_prompts, s).promoted) for s in range(CONVERGED_SERIES)),
-        },
-        "ope": coverage(scored_prompts),
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--benchmark", default="llmrouter9")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--work", type=Path)
-    parser.add_argument("--seeds", type=int, default=5)
-    given = parser.parse_args()
-    data = read_quality(given.data, benchmark=given.benchmark)
-    with tempfile.TemporaryDirectory() as fresh:
-        work = given.work or Path(fresh)
-        work.mkdir(parents=True, exist_ok=True)
-        found = report(scored_prompts_of(data, work), given.seeds)
-    text = orjson.dumps(found, option=orjson.OPT_INDENT_2)
+    scored_prompts, given = replayed(__doc__, seeds=5)
+    text = orjson.dumps(report(scored_prompts, given.seeds), option=orjson.OPT_INDENT_2)
     if given.json:
         given.json.write_bytes(text)
     print(text.decode())

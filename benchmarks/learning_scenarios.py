@@ -15,11 +15,8 @@ gain where a test of the true best move, made once at the end, has a power of 95
 
 from __future__ import annotations
 
-import argparse
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -27,12 +24,11 @@ import orjson
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-from benchmarks.quality_replay import ScoredPrompts, scored_prompts_of
+from benchmarks.quality_replay import ScoredPrompts, replayed
 from coe.learning.experience import Experience
 from coe.learning.moves import MIN_RATED, shares
 from coe.learning.off_policy import greedy_policy
 from coe.learning.plan_candidate import CurrentPlan, JudgedPlan, judge_plan
-from coe.measuring.quality import read_quality
 from coe.planning.assignment import Assignment
 from coe.planning.problem import Problem
 from coe.planning.score_table import ScoreTable, tabulate_softly
@@ -291,9 +287,7 @@ def summary(scenario: Scenario, series: list[Series]) -> dict[str, Any]:
         "series": len(series),
         "promotions": len(losses),
         "largest_loss": max(losses, default=0.0),
-        "losses_above_005": sum(loss > 0.005 for loss in losses),
         "series_with_a_loss": sum(any(loss > 0 for loss in one.losses) for one in series) / len(series),
-        "series_with_a_promotion": sum(bool(one.losses) for one in series) / len(series),
         "gains": {
             f"above {limit}": {"found": hit, "missed": miss}
             for limit, hit, miss in zip(WORTHWHILE, found, missed, strict=True)
@@ -310,19 +304,7 @@ def report(scored_prompts: ScoredPrompts, seeds: int, only: str | None) -> Itera
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--benchmark", default="llmrouter9")
-    parser.add_argument("--seeds", type=int, default=200)
-    parser.add_argument("--only", help="scenarios whose name contains this")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--work", type=Path)
-    given = parser.parse_args()
-    data = read_quality(given.data, benchmark=given.benchmark)
-    with tempfile.TemporaryDirectory() as fresh:
-        work = given.work or Path(fresh)
-        work.mkdir(parents=True, exist_ok=True)
-        scored_prompts = scored_prompts_of(data, work)
+    scored_prompts, given = replayed(__doc__, seeds=200)
     found = []
     for one in report(scored_prompts, given.seeds, given.only):
         print(orjson.dumps(one).decode(), flush=True)

@@ -3,9 +3,11 @@ score."""
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import dataclass, replace
 from importlib.resources import as_file, files
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ import routers
 from coe.learning.experience import Experience, load_experience
 from coe.learning.log_frame import frame_of
 from coe.learning.off_policy import greedy_policy
-from coe.measuring.quality import Quality
+from coe.measuring.quality import Quality, read_quality
 from coe.measuring.tables import numbered_prompts
 from coe.planning.assignment import Assignment, expected_utility
 from coe.planning.problem import Problem
@@ -70,6 +72,21 @@ def scored_prompts_of(data: Quality, work: Path) -> ScoredPrompts:
     with np.load(cache, allow_pickle=False) as kept:
         names = tuple(map(str, kept["categories"]))
         return ScoredPrompts(names, data.models, kept["posterior"].astype(np.float64), data.scores)
+
+
+def replayed(description: str | None, *, seeds: int) -> tuple[ScoredPrompts, argparse.Namespace]:
+    """The prompts that the options of the command line name, and these options."""
+    parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
+    for name in ("--data", "--json", "--work"):
+        parser.add_argument(name, type=Path, required=name == "--data")
+    parser.add_argument("--benchmark", default="llmrouter9")
+    parser.add_argument("--seeds", type=int, default=seeds)
+    parser.add_argument("--only", help="scenarios whose name contains this")
+    given = parser.parse_args()
+    with TemporaryDirectory() as fresh:
+        work = given.work or Path(fresh)
+        work.mkdir(parents=True, exist_ok=True)
+        return scored_prompts_of(read_quality(given.data, benchmark=given.benchmark), work), given
 
 
 def flat(scored_prompts: ScoredPrompts) -> Assignment:

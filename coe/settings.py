@@ -102,17 +102,17 @@ class Settings:
         return self.environ.get("COE_API_KEY") or None
 
     @property
+    def reachable_host(self) -> str:
+        """An address at which this machine reaches its gateway."""
+        return "127.0.0.1" if self.host in ("0.0.0.0", "::", "") else self.host  # noqa: S104
+
+    @property
     def artifacts(self) -> Path:
         return self.home / "artifacts"
 
     @property
     def models(self) -> Path:
         return self.home / "models"
-
-    @property
-    def residency_link(self) -> Path:
-        """Symbolic link to the residency socket of the running `coe up`, for `coe status`."""
-        return self.home / "residency.sock"
 
     @property
     def logs(self) -> Path:

@@ -37,6 +37,7 @@ from coe.errors import ArtifactError
 from coe.redis import BlockingRedisClient
 from coe.registry import load
 from coe.settings import Settings
+from coe.trials.drift import ASPECTS
 
 if TYPE_CHECKING:
     from redis.client import Pipeline
@@ -230,8 +231,6 @@ def _archive_members(packed: bytes) -> Iterator[tuple[str, bytes]]:
 TRAFFIC_REPORT_FILE = "traffic-report.json"
 AlarmKind = Literal["collapse", "starvation", "degradation", "failing"]
 ALARMS: tuple[AlarmKind, ...] = get_args(AlarmKind)
-Aspect = Literal["category mix", "confidence"]
-ASPECTS: tuple[Aspect, ...] = get_args(Aspect)
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,7 +63,7 @@ EXAMPLES: Mapping[str, Sequence[str]] = {
     "up": ("coe up", "coe up draft.yaml --port 9000"),
     "chat": ("coe chat 'What is 17 * 23?'", "coe chat --model coder 'Write a test for this function'"),
     "route": ("coe route 'Prove that 17 is prime'", "coe route --input prompts.jsonl --output decisions.jsonl"),
-    "report": ("coe report", "coe report --days 30 --json"),
+    "report": ("coe report", "coe report --since 90d --against large --html value.html"),
     "log": ("coe log --follow", "coe log --since 1h --outcome expert_timeout", "coe log export log.jsonl --since 7d"),
     "tune": ("coe tune --budget 2.00", "coe tune my-probes.jsonl --minutes 10 --yes"),
     "score": ("coe score --out scores", "coe score my-probes.jsonl --out scores --expert coder --judge writer"),

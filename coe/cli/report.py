@@ -1,27 +1,32 @@
-"""`coe status` shows if the gateway is up, which versions are in use and what is wrong. `coe report` shows traffic,
-spend, drift, alarms and what the plan is worth."""
+"""`coe status` shows if the gateway is up, which versions are in use and what is wrong. `coe report` shows what routing
+is worth, spend, failures, drift and alarms, on the terminal or as one page."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from coe.artifacts.manifest import ARTIFACT_KINDS
-from coe.cli.common import Config, Json, print_result, settings_for, table
-from coe.cli.plan import against_table
-from coe.reports.report import ages, status_report
+from coe.cli.common import Config, Json, duration_seconds, print_result, settings_for, table, writable_file
+from coe.reports.report import ages, page, status_report
 from coe.reports.report import report as build_report
 from coe.reports.response import publish as publish_report
 from coe.reports.spend import DIMENSIONS
 from coe.terminal import dollars
 
-Days = Annotated[int, typer.Option("--days", min=1, max=3650, help="Report on the last days of the routing log.")]
+Since = Annotated[str, typer.Option("--since", help="Report on requests not older than this, for example 12h or 30d.")]
+Against = Annotated[
+    str | None, typer.Option("--against", metavar="EXPERT", help="Compare with it alone [default: the dearest].")
+]
+Html = Annotated[Path | None, typer.Option("--html", callback=writable_file, help="Write the report as one page.")]
 Publish = Annotated[bool, typer.Option("--publish", help="Also act on the alarms: metrics, webhook, demotion.")]
 _COUNTS = ("requests", "input_tokens", "output_tokens")
+ENDS = ("failed", "fallbacks")
 MAX_ROWS = 10
 """Rows of a dimension that are shown; JSON has all."""
 
@@ -32,12 +37,21 @@ def status(config: Config = None, json: Json = False) -> None:
     print_result(found, table(("", ""), _status_rows(found)), json=json)
 
 
-def report(days: Days = 7, publish: Publish = False, config: Config = None, json: Json = False) -> None:
-    """Show traffic, spend, drift, alarms, and what the plan in use is worth, from the routing log."""
-    settings = settings_for(config)
-    found = build_report(settings, now=time.time(), days=days)
+def report(
+    since: Since = "7d",
+    against: Against = None,
+    html: Html = None,
+    publish: Publish = False,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Show what routing is worth: dollars and ratings against always calling one expert, failures, drift and alarms."""
+    settings, seconds = settings_for(config), duration_seconds(since, option="--since")
+    found = build_report(settings, now=time.time(), seconds=seconds, against=against)
     if publish:
         found = publish_report(settings, found)
+    if html:
+        html.write_text(page(found), encoding="utf-8")
     print_result(found, _report_lines(found), json=json)
 
 
@@ -76,56 +90,47 @@ def _residency_rows(device: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _report_lines(found: Mapping[str, Any]) -> Iterator[str]:
-    drift, traffic = found["drift"], found["traffic"]
-    rows = [("requests", f"{traffic['last_hour']} in the last hour, {traffic['last_day']} in the last day")]
-    if traffic["own"]:
-        counts = ", ".join(f"coe {name} {count}" for name, count in traffic["own"].items())
-        rows.append(("not counted", f"{counts} in the last day: requests of CoE's own commands"))
-    rows.append(("rates", f"{traffic['error_rate']:.1%} failed, {traffic['aborted_rate']:.1%} aborted"))
-    rows += [
-        (name, ", ".join(f"{one} {share:.0%}" for one, share in traffic[name].items()) or "-")
-        for name in ("experts", "categories", "reasons")
-    ]
-    if traffic["confidence"]:
-        rows.append(("confidence", "quartiles " + ", ".join(f"{value:.2f}" for value in traffic["confidence"])))
+    drift, traffic, spend, quality = found["drift"], found["traffic"], found["spend"], found["value"]["quality"]
+    yield f"{found['value']['verdict']}\n"
+    if quality:
+        columns = "", "routed", f"always {found['value']['against']}", "difference"
+        rated = [f"{one['value']:.3f} ({one['low']:.3f} to {one['high']:.3f})" for one in quality.values()]
+        yield table(columns, [("mean rating, 95 %", *rated)]) + "\n"
+    rates = f"{traffic['error_rate']:.1%} failed, {traffic['aborted_rate']:.1%} aborted"
+    rows = [("last day", f"{traffic['last_day']} requests, {traffic['last_hour']} in the last hour; {rates}")]
+    rows += [(name, ", ".join(f"{one} {count:,}" for one, count in spend[name].items()) or "none") for name in ENDS]
     rows += [("drift", drift["reference"]), *(("", one["sentence"]) for one in drift["findings"])]
     rows.append(("alarms", "; ".join(one["sentence"] for one in found["alarms"]) or "none"))
-    rows += [
-        (f"learning: {name}", f"{_time(one['time'])}: {one['sentence']}") for name, one in found["learning"].items()
-    ]
+    rows += [(f"learning: {name}", one["sentence"]) for name, one in found["learning"].items()]
     yield table(("", ""), rows)
-    yield from _spend_lines(found["spend"], days=found["days"])
-    if found["plan"] is None:
-        yield "\nthe plan is worth: unknown, as none that was made from scores is in use; run coe score and coe plan"
-    else:
-        yield against_table(found["plan"]["against"])
+    yield from _spend_lines(spend, days=found["days"])
 
 
-def _spend_lines(found: Mapping[str, Any], *, days: int) -> Iterator[str]:
+def _spend_lines(found: Mapping[str, Any], *, days: float) -> Iterator[str]:
     """Yield a table of the dollars by dimension, unknown costs, and what each expert would have cost alone."""
-    total, always = found["total"], found["always"]
-    by_name = [("total", "", total)]
+    by_name = [("total", "", found["total"])]
     for dimension in DIMENSIONS:
         by_name += [(dimension, row["name"] or "-", row) for row in found["rows"][dimension][:MAX_ROWS]]
     rows = [
         (dimension, name, dollars(row["dollars"]), *(f"{row[field]:,}" for field in _COUNTS))
         for dimension, name, row in by_name
     ]
-    yield "\n" + table((f"spend, {days} days", "", ">dollars", ">requests", ">input", ">output"), rows)
-    if more := [name for name in DIMENSIONS if len(found["rows"][name]) > MAX_ROWS]:
-        yield f"{', '.join(more)}: the first {MAX_ROWS}; --json has all"
-    if total["unpriced"]:
-        yield f"{total['unpriced']:,} answered requests have no known cost"
+    yield f"\nspend of {days:g} days, the first {MAX_ROWS} of each kind"
+    yield table(("", "", ">dollars", ">requests", ">input", ">output"), rows)
+    if found["total"]["unpriced"]:
+        yield f"{found['total']['unpriced']:,} answered requests have no known cost"
+    always = found["always"]
     if always["unknown"]:
         yield f"without `prices` in experts.yaml, so of unknown cost: {', '.join(always['unknown'])}"
     if not any(one["dollars"] for one in always["experts"]):
         yield "nothing to compare: no request has known tokens and a known price"
         return
-    yield f"the {always['requests']:,} requests with known tokens cost {dollars(always['dollars'])}"
-    for one in always["experts"]:
-        saved = one["saved"]
-        less = f"{dollars(saved)} more" if saved >= 0 else f"{dollars(-saved)} less"
-        yield f"always {one['expert']} would have cost {dollars(one['dollars'])}, {less}"
+    alone = [
+        (one["expert"], *(dollars(one[field]) for field in ("dollars", "low", "high")), f"{one['measured']:.0%}")
+        for one in always["experts"]
+    ]
+    yield f"\nthe {always['requests']:,} requests with known tokens cost {dollars(always['dollars'])}"
+    yield table(("always", ">dollars", ">from", ">to", ">measured"), alone)
     yield f"note: {found['note']}"
 
 

@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import orjson
@@ -131,7 +130,9 @@ async def _start_servers(stack: contextlib.AsyncExitStack, settings: Settings, r
         print_line(f"starting {len(servers)} expert server{'s' if len(servers) > 1 else ''} for {', '.join(endpoints)}")
     _write_endpoints(settings, {name: (endpoint,) for name, endpoint in endpoints.items()})
     if registry.residency is not None:
-        return await _start_residency(stack, settings, registry, servers)
+        from coe.fleet.residency.socket_server import running_residency
+
+        return await stack.enter_async_context(running_residency(settings, registry, servers))
     await stack.enter_async_context(Fleet(servers, report=print_line))
     return None
 
@@ -207,7 +208,7 @@ def _gateway(settings: Settings, socket: Path | None) -> ServerSpec:
     return ServerSpec(
         key="gateway",
         argv=(sys.executable, "-P", "-m", "coe.cli", "serve", *listen),
-        host=_reachable(settings),
+        host=settings.reachable_host,
         port=settings.port,
         env={"COE_ENDPOINTS": str(settings.home / ENDPOINTS_FILE), "COE_RESIDENCY_SOCKET": str(socket or "")},
         model=None,
@@ -217,7 +218,7 @@ def _gateway(settings: Settings, socket: Path | None) -> ServerSpec:
 
 
 def _welcome(settings: Settings, registry: Registry) -> str:
-    here = f"http://{_reachable(settings)}:{settings.port}"
+    here = f"http://{settings.reachable_host}:{settings.port}"
     url = f"{here}/v1"
     sent = " -H 'authorization: Bearer YOUR_KEY'" if registry.access.keys else ""
     return f"""
@@ -227,31 +228,3 @@ Open {here}/ui/ to watch and try it
   curl {url}/chat/completions -H 'content-type: application/json'{sent} \\
     -d '{{"model": "auto", "messages": [{{"role": "user", "content": "Write a haiku about rain"}}]}}'
 """
-
-
-def _reachable(settings: Settings) -> str:
-    """An address at which this machine reaches the gateway."""
-    return "127.0.0.1" if settings.host in ("0.0.0.0", "::", "") else settings.host  # noqa: S104
-
-
-async def _start_residency(
-    stack: contextlib.AsyncExitStack, settings: Settings, registry: Registry, servers: Sequence[ServerSpec]
-) -> Path:
-    """Run the residency scheduler until the stack closes. Returns its socket. Raises FleetError for a failed start."""
-    from coe.fleet.residency.managed_server import plan_devices
-    from coe.fleet.residency.residency import Residency
-    from coe.fleet.residency.socket_server import serve_residency
-
-    assert registry.residency is not None
-    residency = Residency(
-        plan_devices(registry, servers),
-        first=[registry.general_expert, *registry.assignment.values()],
-        max_wait=registry.residency.max_wait,
-        report=print_line,
-    )
-    address = Path(stack.enter_context(TemporaryDirectory(prefix="coe-"))) / "residency.sock"  # a short path
-    await stack.enter_async_context(residency)
-    await stack.enter_async_context(serve_residency(residency, address))
-    settings.residency_link.unlink(missing_ok=True)
-    settings.residency_link.symlink_to(address)
-    return address

@@ -33,10 +33,10 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import psutil
 
-from coe.errors import FleetError, pip_install
+from coe.errors import ConfigError, FleetError, pip_install
 from coe.fleet import weights
 from coe.fleet.specs import HOST, EngineClient, ServerSpec, free_port
-from coe.registry import ExpertSpec
+from coe.registry import ExpertSpec, Registry, yaml_source
 from coe.registry.experts import ServerKey, full_ollama_name, normalized_options
 from coe.registry.runtimes import LOCAL_RUNTIMES, RUNTIMES
 from coe.registry.sections import Flag
@@ -537,6 +537,17 @@ def find_problems(experts: Sequence[ExpertSpec], *, base_folder: Path) -> Iterat
     for index, expert in enumerate(experts):
         for key, what in _expert_problems(expert, base_folder):
             yield index, key, what
+
+
+def check_local_experts(registry: Registry, config: Path) -> None:
+    """Check what local experts need of this machine. Raises ConfigError, with the lines of the file `config`."""
+    source = yaml_source.read(config)
+    problems = [
+        f"{source.at(('experts', index, key))}: {registry.experts[index].name!r}: {what}"
+        for index, key, what in find_problems(registry.hosted_experts, base_folder=config.parent)
+    ]
+    if problems:
+        raise ConfigError(*problems)
 
 
 def _expert_problems(expert: ExpertSpec, base_folder: Path) -> ExpertProblems:

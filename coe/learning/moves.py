@@ -22,12 +22,12 @@ from numpy.typing import NDArray
 from coe.errors import DataError
 from coe.learning.experience import Experience
 from coe.learning.off_policy import greedy_policy
-from coe.learning.promotion import HELD_OUT, LOGGED
 from coe.measuring.quality import Quality
 from coe.planning.assignment import Assignment
 from coe.planning.score_table import ScoreTable, tabulate_softly
 from coe.trials.contrasts import SIGNIFICANCE, Contrast, paired_contrast
 from coe.trials.evidence import log_evidence, weighted_differences
+from coe.trials.judgement import HELD_OUT, LOGGED
 
 Array = NDArray[np.float64]
 Verdict = Literal["better", "not better", "thin support", "worse elsewhere", "breaks the budget"]
@@ -146,7 +146,7 @@ class _Category:
         rows = start + np.flatnonzero(supported[start:])
         part = self.requests.part(rows)
         observed = part.chosen, part.reward.astype(np.float64), part.propensities.astype(np.float64)
-        logged, least = weighted_differences(*observed, contrast)
+        logged, least, _ = weighted_differences(*observed, contrast)
         probes = self.scores @ contrast - charge
         differences = np.concatenate((probes, logged - charge))
         bounds = np.concatenate((np.full(len(probes), -1.0), least)) - max(charge, 0.0)
@@ -154,7 +154,7 @@ class _Category:
         if len(rows):
             rated, reached = np.cumsum(part.chosen == target), np.arange(1, len(rows) + 1) / (rows - rows[0] + 1)
             wealth[1:][(rated < MIN_RATED) | (reached < 1.0 - MAX_UNSUPPORTED)] = -np.inf
-        losses, bounds = weighted_differences(*observed, -contrast)
+        losses, bounds, _ = weighted_differences(*observed, -contrast)
         lost = log_evidence(losses + charge, bounds - max(-charge, 0.0)) > -np.log(SIGNIFICANCE)
         wealth[1:][lost] = -np.inf
         if paired_contrast(probes).below < SIGNIFICANCE:

@@ -6,6 +6,7 @@ propensity is known. They come with t-intervals that stay honest on small sample
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -14,6 +15,8 @@ from numpy.typing import NDArray
 from coe.learning.experience import Experience
 from coe.planning.assignment import Assignment
 from coe.planning.score_table import tabulate_softly
+from coe.trials.contrasts import Contrast
+from coe.trials.judgement import LOGGED, MIN_GUARDED_REQUESTS, Evidence
 
 Array = NDArray[np.float64]
 FOLDS = 5
@@ -46,25 +49,23 @@ class Estimate:
 class BanditLog:
     """Logged bandit feedback, prepared for estimates: every array has n rows.
 
-    `propensity` and `reward` belong to the expert `chosen`; `modelled` (n, k) is each expert's expected reward by a
-    table that was fitted without the request's fold; `supported` (n, k) marks the experts that could have been chosen.
+    `reward` belongs to the expert `chosen`; `propensities` (n, k) are 0 for one that could not have been chosen;
+    `modelled` (n, k) is each expert's expected reward by a table that was fitted without the request's fold.
     """
 
     chosen: NDArray[np.int64]
-    propensity: Array
     reward: Array
+    propensities: Array
     modelled: Array
-    supported: NDArray[np.bool_]
 
     @classmethod
     def of(cls, usable: Experience) -> BanditLog:
         """Prepare requests that are usable off-policy. The model is the shrunk table over posteriors, cross-fitted."""
         return cls(
             usable.chosen.astype(np.int64),
-            usable.propensity.astype(np.float64),
             usable.reward.astype(np.float64),
+            usable.propensities.astype(np.float64),
             _cross_fitted(usable),
-            usable.propensities > 0,
         )
 
     def __len__(self) -> int:
@@ -115,7 +116,7 @@ def policy_difference(log: BanditLog, candidate: Array, current: Array) -> Estim
     so that a gain always rests on observed rewards.
     """
     present = (current * log.modelled).sum(axis=1, keepdims=True)
-    modelled = np.where(log.supported, log.modelled, np.minimum(log.modelled, present))
+    modelled = np.where(log.propensities > 0, log.modelled, np.minimum(log.modelled, present))
     change = candidate - current
     changed = float(np.abs(change).sum(axis=1).mean() / 2)
     return _doubly_robust(replace(log, modelled=modelled), change, changed=changed, choices=candidate)
@@ -133,12 +134,13 @@ def _doubly_robust(log: BanditLog, policy: Array, *, changed: float, choices: Ar
     """
     from scipy.stats import t
 
-    count, weight = len(log), log.of_chosen(policy) / log.propensity
+    count, propensity = len(log), log.of_chosen(log.propensities)
+    weight = log.of_chosen(policy) / propensity
     expected, modelled = (policy * log.modelled).sum(axis=1), log.of_chosen(log.modelled)
     residual = weight * (log.reward - modelled)
     possible = weight**2 * modelled * (1.0 - modelled)  # no reward in [0, 1] with this mean varies more
     noise = max(float((residual**2).mean()), float(possible.mean()))
-    heaviest = 1.0 / float(log.propensity.min())
+    heaviest = 1.0 / float(propensity.min())
     variance = (float(expected.var(ddof=1)) + noise) / count + changed * (heaviest / count) ** 2 / 4
     value, error = float((expected + residual).mean()), float(np.sqrt(variance))
     centred = np.append(weight, heaviest)
@@ -147,7 +149,7 @@ def _doubly_robust(log: BanditLog, policy: Array, *, changed: float, choices: Ar
     kurtosis = float((centred**4).mean()) / spread**2 if spread else 1.0
     degrees = float(np.clip(2 * (count + 1) / max(kurtosis - 1.0, 1e-9), 1.0, 1e9))
     half = float(t.ppf(0.975, degrees)) * error
-    square, unsupported = float((weight**2).sum()), float((choices * ~log.supported).sum(axis=1).mean())
+    square, unsupported = float((weight**2).sum()), float((choices * (log.propensities == 0)).sum(axis=1).mean())
     effective = float(np.abs(weight).sum()) ** 2 / square if square else 0.0
     thin = []
     if changed > 0 and effective < MIN_EFFECTIVE_REQUESTS:
@@ -156,6 +158,36 @@ def _doubly_robust(log: BanditLog, policy: Array, *, changed: float, choices: Ar
         thin.append(f"{unsupported:.0%} of its choices could not have been made in the log")
     warning = f"thin support: {'; '.join(thin)}; explore more or wait" if thin else ""
     return Estimate(value, error, degrees, value - half, value + half, effective, unsupported, warning)
+
+
+def logged_evidence(
+    log: BanditLog, current: Array, candidate: Array, categories: Sequence[str], *, guarded: Sequence[str] = ()
+) -> Evidence:
+    """Evidence from logged traffic, doubly robust: policies of shape (n, k), and each request's likeliest category.
+
+    A candidate seems better than it is on the requests that chose its moves, so it can show a loss but no gain.
+    """
+    names = np.asarray(categories)
+    rows = {name: names == name for name in guarded}
+    parts = {
+        name: (log.part(r), current[r], candidate[r]) for name, r in rows.items() if r.sum() >= MIN_GUARDED_REQUESTS
+    }
+    return Evidence(
+        LOGGED,
+        estimated_contrast(log, current, candidate),
+        {name: estimated_contrast(*part) for name, part in parts.items()},
+    )
+
+
+def estimated_contrast(log: BanditLog, current: Array, candidate: Array) -> Contrast:
+    """The doubly robust difference of two policies (n, k), tested by its t-interval."""
+    from scipy.stats import t
+
+    found = policy_difference(log, candidate, current)
+    if found.error == 0.0:
+        return Contrast(0.0, 0.0, 1.0, 1.0, len(log))
+    above = float(t.sf(found.value / found.error, found.degrees))
+    return Contrast(found.value, found.error, above, 1.0 - above, len(log))
 
 
 def utility(experience: Experience, assignment: Assignment) -> Array:

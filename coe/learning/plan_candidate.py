@@ -26,18 +26,17 @@ from coe.learning.moves import (
     summary,
     with_rows,
 )
-from coe.learning.off_policy import BanditLog, Estimate, greedy_policy, policy_value
-from coe.learning.promotion import (
+from coe.learning.off_policy import BanditLog, Estimate, greedy_policy, logged_evidence, policy_value
+from coe.learning.refit import Refit, Weighting, agreements, refit, trust_of
+from coe.planning.assignment import Assignment
+from coe.planning.score_table import ScoreTable
+from coe.trials.judgement import (
     Evidence,
     Judgement,
     Reason,
     falling_categories,
     held_out_evidence,
-    logged_evidence,
 )
-from coe.learning.refit import Refit, Weighting, agreements, refit, trust_of
-from coe.planning.assignment import Assignment
-from coe.planning.score_table import ScoreTable
 
 Array = NDArray[np.float64]
 SolvePlan = Callable[[ScoreTable, Array], Assignment]

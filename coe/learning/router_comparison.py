@@ -16,9 +16,9 @@ from coe.artifacts.manifest import Artifact
 from coe.artifacts.store import ArtifactStore
 from coe.core import GENERAL
 from coe.errors import ArtifactError
-from coe.learning.promotion import falling_categories, held_out_evidence
 from coe.registry import Registry
 from coe.trials.contrasts import SIGNIFICANCE
+from coe.trials.judgement import falling_categories, held_out_evidence
 from routers.cascade import HELD_OUT
 from routers.examples import read_json
 

@@ -227,6 +227,18 @@ class RoutingRecord:
     schema: Annotated[int, Field(le=1)] = 1
     """Version of this list of fields."""
 
+    @property
+    def measured_calls(self) -> tuple[RecipeCall, ...]:
+        """The calls of recipes with known tokens. If they failed and an expert answered in their place, its call is the
+        last one: it used the rest of the record's tokens."""
+        calls = tuple(call for call in self.steps if call.input_tokens is not None)
+        if not calls or not self.fallback_from or any(call.accepted for call in self.steps):
+            return calls
+        names = "input_tokens", "output_tokens", "cached_tokens"
+        used = {name: sum(getattr(call, name) or 0 for call in calls) for name in names}
+        rest = {name: max(0, (getattr(self, name) or 0) - used[name]) for name in names}
+        return *calls, RecipeCall(self.expert, len(calls), "answered", accepted=True, **rest)
+
 
 COLUMNS = ("request_id", "time", "category", "expert", "reason", "outcome", "session", "tenant")
 """Fields by which a LogQuery filters; the SQLite log has a column for each."""

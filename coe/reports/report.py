@@ -12,19 +12,20 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
-from http import HTTPStatus
-from http.client import HTTPConnection, HTTPException
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import orjson
 
 from coe.artifacts.artifact_sync import sync_once
 from coe.artifacts.manifest import ARTIFACT_KINDS, ASSIGNMENT, ROUTER, noting
 from coe.artifacts.redis import TRAFFIC_REPORT_FILE, read_traffic_report
 from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError, DataError
-from coe.fleet.residency.client import fetch_report
-from coe.learning.experience import load_experience
+from coe.fleet.probe import gateway_state
+from coe.fleet.residency.client import shared_devices
+from coe.learning.experience import Experience, load_experience
 from coe.learning.log_frame import frame_of, open_logs
 from coe.learning.refit import demoted_categories
 from coe.learning.round import read_round_states
@@ -32,17 +33,13 @@ from coe.planning.assignment import Assignment
 from coe.planning.plan import Plan
 from coe.records.record import RoutingRecord
 from coe.registry import load
-from coe.reports.alarms import (
-    Alarm,
-    degradation_alarms,
-    failing_alarms,
-    share_alarms,
-)
+from coe.reports.alarms import Alarm, degradation_alarms, failing_alarms, share_alarms
 from coe.reports.degradation import Baseline, degradations
-from coe.reports.drift import detect_drift
 from coe.reports.spend import Spend
-from coe.reports.traffic import Traffic, comparison, traffic_sample
+from coe.reports.traffic import Traffic, traffic_sample
+from coe.reports.value import value_of
 from coe.settings import Settings
+from coe.trials.drift import detect_drift
 
 if TYPE_CHECKING:
     from coe.artifacts.active_state import ActiveState
@@ -53,8 +50,6 @@ MAX_ALARM_REQUESTS = 100_000
 _ROUND_FIELDS = ("time", "promoted", "sentence", "report", "judged")
 MIN_COMPARED = 200
 """Requests of each side that a drift test needs."""
-ANY_HOST = ("", "0.0.0.0", "::")  # noqa: S104  the addresses that stand for all of this machine's
-GATEWAY_TIMEOUT_SECONDS = 2.0
 
 
 def status_report(settings: Settings) -> dict[str, Any]:
@@ -74,19 +69,21 @@ def status_report(settings: Settings) -> dict[str, Any]:
     known = ROUTER not in damaged
     found, plan = read_traffic_report(settings.artifacts / TRAFFIC_REPORT_FILE), _plan(settings)
     return {
-        "gateway": _gateway(settings),
+        "gateway": gateway_state(settings),
         "in_use": {"config": registry.digest, **used},
         "damaged": damaged,
         "consequences": [asdict(one) for one in consequences_of(settings, registry, damaged=damaged)] if known else [],
         "alarms": None if found is None else asdict(found),
         "measured_at": {} if plan is None else plan.measured_at,
         "demoted": {} if plan is None else demoted_categories(plan.demoted),
-        "residency": _residency(settings),
+        "residency": asyncio.run(shared_devices(settings.home)),
     }
 
 
-def report(settings: Settings, *, now: float, days: int = 7) -> dict[str, Any]:
-    """The report of `coe report` on the last `days`, JSON-able; times in Unix seconds, shares and rates from 0 to 1.
+def report(
+    settings: Settings, *, now: float, seconds: float = 7 * DAY_SECONDS, against: str | None = None
+) -> dict[str, Any]:
+    """The report of `coe report` on the last `seconds`, JSON-able; times in Unix seconds, shares and rates from 0 to 1.
 
     Without the plan in use, nothing is compared with its shares. Raises ArtifactError for a damaged router, ConfigError
     for an invalid declaration.
@@ -98,13 +95,14 @@ def report(settings: Settings, *, now: float, days: int = 7) -> dict[str, Any]:
     in_use = load_active_state(settings, damaged=damaged)
     traffic = Traffic(in_use.router.categories, in_use.router.version, day=now - DAY_SECONDS, hour=now - HOUR_SECONDS)
     spend, planned = Spend(in_use.registry), None if ASSIGNMENT in damaged else in_use.assignment
-    alarms = _alarms(settings, in_use, planned, traffic, spend, since=now - days * DAY_SECONDS, now=now)
+    alarms, found = _read(settings, in_use, planned, traffic, spend, since=now - seconds, now=now)
     promoted = _in_use(settings, ROUTER, damaged)["since"]
+    spent = spend.report()
     return {
-        "days": days,
+        "days": seconds / DAY_SECONDS,
+        "value": value_of(spent, found, in_use.registry, against=against),
         "traffic": traffic.summary(),
-        "spend": spend.report(),
-        "plan": _worth(settings),
+        "spend": spent,
         "drift": _drift(traffic, test=int((now - (promoted or now)) // DAY_SECONDS) + 1),
         "alarms": [asdict(alarm) for alarm in alarms],
         "learning": {
@@ -112,6 +110,12 @@ def report(settings: Settings, *, now: float, days: int = 7) -> dict[str, Any]:
             for kind, state in read_round_states(settings.artifacts).items()
         },
     }
+
+
+def page(report: Mapping[str, Any]) -> str:
+    """Return a report as one HTML file that needs no network (`report.html`); no text in it can end the script."""
+    data = orjson.dumps(report).decode().replace("<", "\\u003c")
+    return Path(__file__).with_name("report.html").read_text(encoding="utf-8").replace("__REPORT__", data)
 
 
 def ages(measured_at: Mapping[str, float], demoted: Mapping[str, Sequence[str]]) -> str:
@@ -124,20 +128,6 @@ def ages(measured_at: Mapping[str, float], demoted: Mapping[str, Sequence[str]])
     return text + "".join(until)
 
 
-def _gateway(settings: Settings) -> dict[str, str]:
-    """The address of this machine's gateway, and `ready`, `not ready` or `no answer`."""
-    host = "127.0.0.1" if settings.host in ANY_HOST else settings.host
-    connection = HTTPConnection(host, settings.port, timeout=GATEWAY_TIMEOUT_SECONDS)
-    try:
-        connection.request("GET", "/health/ready")
-        state = "ready" if connection.getresponse().status == HTTPStatus.OK else "not ready"
-    except (OSError, HTTPException):
-        state = "no answer"
-    finally:
-        connection.close()
-    return {"address": f"{host}:{settings.port}", "state": state}
-
-
 def _in_use(settings: Settings, kind: str, damaged: dict[str, str]) -> dict[str, Any]:
     """The version in use, None for what experts.yaml declares, and its last promotion where the history has one.
     Damage is put into `damaged`."""
@@ -148,22 +138,6 @@ def _in_use(settings: Settings, kind: str, damaged: dict[str, str]) -> dict[str,
     with noting(damaged, f"{kind} history"):
         move = store.last_move()
     return {"version": version, "since": move.time if move else None, "by": move.by if move else None}
-
-
-def _residency(settings: Settings) -> list[dict[str, Any]]:
-    """Return the state of each shared device: which experts are awake, requested or loading, and the next decision;
-    empty if no `coe up` manages devices."""
-    try:
-        return asyncio.run(fetch_report(settings.residency_link.readlink()))
-    except OSError:  # no link, or no process behind it; TimeoutError is one
-        return []
-
-
-def _worth(settings: Settings) -> dict[str, Any] | None:
-    """Return the plan in use against always calling one expert, as `coe plan` or `coe retrain` compared them when they
-    made it; None without a plan that was made from scores."""
-    plan, version = _plan(settings), ArtifactStore(settings.artifacts, ASSIGNMENT).in_use()
-    return {"version": version, "against": plan.against} if plan is not None and plan.against else None
 
 
 def _plan(settings: Settings) -> Plan | None:
@@ -184,7 +158,7 @@ def _baseline(plan: Plan | None, assignment: Assignment) -> Baseline:
     return Baseline(assignment.quality, count, {} if plan is None else plan.measured_at)
 
 
-def _alarms(
+def _read(
     settings: Settings,
     in_use: ActiveState,
     planned: Assignment | None,
@@ -193,9 +167,9 @@ def _alarms(
     *,
     since: float,
     now: float,
-) -> tuple[Alarm, ...]:
-    """Read the log once, for the alarms, for `traffic` and for `spend`, which also counts requests of CoE's commands.
-    `planned` is None if the plan that the gateways serve is unknown."""
+) -> tuple[tuple[Alarm, ...], Experience | None]:
+    """Read the log once, for the alarms, the experience, `traffic` and `spend`, which also counts requests of CoE's
+    commands. `planned` is None if the plan that the gateways serve is unknown."""
     experts = in_use.assignment.experts
 
     def counted(pages: Iterable[Sequence[RoutingRecord]]) -> Iterator[Sequence[RoutingRecord]]:
@@ -211,16 +185,17 @@ def _alarms(
             frame = frame_of(counted(records), logs.feedback(since=since), limit=MAX_ALARM_REQUESTS)
             found = load_experience(frame, categories=traffic.categories, experts=experts).experience
         except DataError:  # no request to learn from; if all failed, that is an alarm
-            return failing_alarms(traffic, experts)
+            return failing_alarms(traffic, experts), None
     if planned is None:
-        return failing_alarms(traffic, experts)
+        return failing_alarms(traffic, experts), found
     plan = _plan(settings)
     worse, demoted = degradations(found, _baseline(plan, planned)), {} if plan is None else plan.demoted
-    return (
+    alarms = (
         *failing_alarms(traffic, experts),
         *share_alarms(found.part(found.time >= now - DAY_SECONDS), planned),
         *degradation_alarms(worse, demoted, planned, scores=_scores_folder(settings)),
     )
+    return alarms, found
 
 
 def _scores_folder(settings: Settings) -> str:
@@ -235,11 +210,17 @@ def _drift(traffic: Traffic, *, test: int) -> dict[str, Any]:
 
     All reports of a day are one test, so that frequent reports neither raise false alarms nor weaken the tests.
     """
-    both, first, latest = comparison(traffic), traffic.first, list(traffic.latest)
-    if min(len(first), len(latest)) < MIN_COMPARED:
-        counts = f"{len(first)} earlier requests of this router and {len(latest)} of the day"
+    sides = {"before": traffic_sample(traffic.first), "now": traffic_sample(list(traffic.latest))}
+    sizes = {side: len(sample.category) for side, sample in sides.items()}
+    both: dict[str, Any] | None = None
+    if all(sizes.values()):
+        mixes, bins = zip(*(sample.shares(traffic.categories) for sample in sides.values()), strict=True)
+        both = {"requests": sizes, "categories": dict(zip(sides, mixes, strict=True))}
+        both["confidence"] = dict(zip(sides, bins, strict=True))
+    if min(sizes.values()) < MIN_COMPARED:
+        counts = f"{sizes['before']} earlier requests of this router and {sizes['now']} of the day"
         reference = f"too little to compare: {counts}, {MIN_COMPARED} of each are needed"
         return {"reference": reference, "findings": [], "compared": both}
-    found = detect_drift(traffic_sample(first), traffic_sample(latest), categories=traffic.categories, test=test)
-    reference = f"the first {len(first)} requests of this router in the log's period"
+    found = detect_drift(sides["before"], sides["now"], categories=traffic.categories, test=test)
+    reference = f"the first {sizes['before']} requests of this router in the log's period"
     return {"reference": reference, "findings": [asdict(one) for one in found], "compared": both}

@@ -15,11 +15,10 @@ import numpy as np
 from coe.core import PASS_THROUGH_APIS
 from coe.errors import Cause
 from coe.records.record import RoutingRecord
-from coe.reports.drift import TrafficSample
+from coe.trials.drift import TrafficSample
 
 MAX_SAMPLE = 5_000
 """Requests of each side that are kept for drift tests: the first of the reference, the latest of the last day."""
-CONFIDENCE_BINS = 10
 _CAUSES_WITHOUT_FAULT: frozenset[Cause] = frozenset({"rejected", "unsupported", "asleep", "gateway_limit"})
 """Causes that do not count against an expert."""
 
@@ -137,31 +136,6 @@ def traffic_sample(requests: Sequence[SampledRequest]) -> TrafficSample:
         np.array([one.category for one in requests], dtype=np.int64),
         np.array([one.confidence for one in requests], dtype=np.float64),
     )
-
-
-def comparison(traffic: Traffic) -> Mapping[str, object] | None:
-    """Both sides of the drift tests, as shares (0 to 1) by category and by confidence bin; None where one is empty.
-    JSON-able."""
-    sides = {"before": traffic.first, "now": list(traffic.latest)}
-    if not all(sides.values()):
-        return None
-    names = traffic.categories
-    mixes = {side: _histogram([one.category for one in requests], len(names)) for side, requests in sides.items()}
-    return {
-        "requests": {side: len(requests) for side, requests in sides.items()},
-        "categories": {side: dict(zip(names, mix, strict=True)) for side, mix in mixes.items()},
-        "confidence": {
-            side: _histogram(
-                [min(int(one.confidence * CONFIDENCE_BINS), CONFIDENCE_BINS - 1) for one in requests], CONFIDENCE_BINS
-            )
-            for side, requests in sides.items()
-        },
-    }
-
-
-def _histogram(values: Sequence[int], count: int) -> list[float]:
-    shares: list[float] = (np.bincount(values, minlength=count) / len(values)).round(5).tolist()
-    return shares
 
 
 def _shares(counts: Counter[str]) -> dict[str, float]:

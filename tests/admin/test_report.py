@@ -26,7 +26,7 @@ async def test_requests_within_a_minute_share_one_report() -> None:
         jobs.go.set()
         first, second = await both
         third = await report(gateway)
-    assert jobs.asked == [("report", "--days", "7", "--json")]
+    assert jobs.asked == [("report", "--since", "7d", "--json")]
     assert first.json["report"] == {"alarms": []}
     assert first.body == second.body == third.body
 
@@ -49,4 +49,4 @@ async def test_one_job_runs_for_each_period_and_others_are_refused() -> None:
     async with gateway_of(jobs=jobs) as gateway:
         for query, expected in (("", 200), ("", 200), ("days=30", 200), ("days=0", 400), ("since=7d", 400)):
             assert (await report(gateway, query)).status == expected
-    assert jobs.asked == [("report", "--days", "7", "--json"), ("report", "--days", "30", "--json")]
+    assert jobs.asked == [("report", "--since", "7d", "--json"), ("report", "--since", "30d", "--json")]

@@ -14,7 +14,7 @@ from coe.planning.score_table import tabulate_softly
 from coe.planning.solver import solve
 from coe.reports.alarms import share_alarms
 from coe.reports.degradation import DAY_SECONDS, Baseline, Degradation, degradations
-from coe.reports.drift import DriftFinding, TrafficSample, detect_drift
+from coe.trials.drift import DriftFinding, TrafficSample, detect_drift
 from tests.learning.samples import CATEGORIES, EXPERTS, TRUTH, Experience, rated_experience
 
 MIX = (0.5, 0.3, 0.2)

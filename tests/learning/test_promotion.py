@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from coe.learning.promotion import Evidence, falling_categories, held_out_evidence
 from coe.trials.contrasts import SIGNIFICANCE, Contrast, significance_level
+from coe.trials.judgement import Evidence, falling_categories, held_out_evidence
 
 
 def contrast(value: float, *, above: float, below: float = 0.9) -> Contrast:

@@ -30,7 +30,7 @@ from coe.settings import Settings
 from gateway.observability.metrics import Metrics, exposition
 from gateway.observability.state_metrics import add_traffic_metrics
 from gateway.services import Services
-from tests.admin.samples import measured_registry, planned
+from tests.admin.samples import planned
 from tests.fakes import gateway_of, registry_of
 from tests.gateway import words_server
 from tests.learning.samples import record
@@ -201,15 +201,3 @@ def test_status_says_if_the_gateway_is_up_and_which_alarms_the_last_report_raise
     found = lines()
     assert found["gateway"].startswith("no answer at 127.0.0.1:")
     assert found["alarms"].startswith("collapse (coder), starvation (painter, generalist), as of ")
-
-
-def test_the_report_says_what_the_plan_is_worth(settings: Settings) -> None:
-    assert report(settings, now=time.time())["plan"] is None
-    registry = measured_registry(log={"url": URL})
-    settings.config.write_bytes(orjson.dumps(registry.model_dump(mode="json", exclude_none=True)))
-    version, _ = planned(settings, registry)
-    found = report(settings, now=time.time())["plan"]
-    assert found["version"] == version
-    plan, *others = found["against"]
-    assert [row["expert"] for row in others] == list(registry.expert_names)
-    assert plan["quality"] >= max(row["quality"] for row in others)

@@ -18,6 +18,7 @@ from coe.artifacts.active_state import DocumentIndex
 from coe.core import PASS_THROUGH_APIS
 from coe.registry import Registry
 from coe.reports.spend import Spend
+from coe.reports.value import value_of
 from coe.retrieval.indexing import encoder_id
 from coe.retrieval.store import DocumentStore
 from gateway.process.processes import serve_application
@@ -53,8 +54,10 @@ class Served(Starlette):
             store = DocumentStore(Path(folder), encoder_id(encoder := WordEncoder()))
             spend = Spend(self._registry)
             spend.add(record(expert="all", cost=0.5))
-            others = {"traffic": {}, "plan": None, "drift": {}, "alarms": [], "learning": {}}
-            jobs = ScriptedJobs({"days": 7, "spend": spend.report()} | others)
+            spent = spend.report()
+            value = value_of(spent, None, self._registry, against=None)
+            others = {"traffic": {}, "value": value, "drift": {}, "alarms": [], "learning": {}}
+            jobs = ScriptedJobs({"days": 7, "spend": spent} | others)
             async with gateway_of(self._registry, index=DocumentIndex(store, encoder), jobs=jobs) as self._gateway:
                 self.state.services = self._gateway.services
                 yield

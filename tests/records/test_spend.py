@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio.to_thread
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -34,6 +35,11 @@ def spent(*records: Any) -> dict[str, Any]:
     for one in records:
         found.add(one)
     return found.report()
+
+
+def alone(expert: str, dollars: float, saved: float) -> dict[str, Any]:
+    """A row of what an expert would have cost with the lengths of the given answers."""
+    return {"expert": expert, "dollars": dollars, "low": dollars, "high": dollars, "saved": saved, "measured": 0.0}
 
 
 def test_dollars_are_summed_by_each_dimension_the_largest_first() -> None:
@@ -65,7 +71,7 @@ def test_an_expert_that_answered_for_a_failed_recipe_has_the_rest_of_the_tokens(
         ("generalist", 20.0, 2_000_000),
         ("coder", 1.0, 1_000_000),
     ]
-    assert found["always"]["experts"][0] == {"expert": "generalist", "dollars": 20.0, "saved": -1.0}
+    assert found["always"]["experts"][0] == alone("generalist", 20.0, -1.0)
     assert found["total"]["dollars"] == 21.0
 
 
@@ -77,13 +83,34 @@ def test_the_baseline_prices_the_same_tokens_of_the_same_requests() -> None:
         "requests": 2,
         "dollars": 11.0,
         "experts": [
-            {"expert": "generalist", "dollars": 20.0, "saved": 9.0},
-            {"expert": "coder", "dollars": 2.0, "saved": -9.0},
-            {"expert": "painter", "dollars": 2.0, "saved": -9.0},
+            alone("generalist", 20.0, 9.0),
+            alone("coder", 2.0, -9.0),
+            alone("painter", 2.0, -9.0),
         ],
         "unknown": [],
     }
     assert found["total"]["unpriced"] == 1
+
+
+def test_the_baseline_writes_as_much_as_its_own_answers_in_the_category_where_enough_are_logged() -> None:
+    random, held = np.random.default_rng(0), list[bool]()
+    prices = registry_of(experts=EXPERTS).expert("generalist").prices
+    for _ in range(50):
+        found, truth = Spend(registry_of(experts=EXPERTS)), 0.0
+        for n in range(500):
+            category = ("code", "art")[n % 2]
+            long, short = random.lognormal(7.0, 0.5), random.lognormal(6.0 + n % 2, 0.5)
+            is_large = random.random() < 0.2
+            truth += prices.cost(100, int(long))
+            expert, written = ("generalist", long) if is_large else ("coder", short)
+            found.add(
+                record(n, expert=expert, category=category, input_tokens=100, output_tokens=int(written), cost=1.0)
+            )
+        row = next(one for one in found.report()["always"]["experts"] if one["expert"] == "generalist")
+        assert row["measured"] == 1.0
+        assert row["high"] - row["low"] < 0.5 * truth
+        held.append(row["low"] <= truth <= row["high"])
+    assert np.mean(held) >= 0.9
 
 
 def test_a_recipe_is_shared_out_to_its_members_and_compared_by_its_accepted_answer() -> None:
@@ -96,7 +123,7 @@ def test_a_recipe_is_shared_out_to_its_members_and_compared_by_its_accepted_answ
                     cost=11.0)  # fmt: skip
     found = spent(recipe)
     assert [(row["name"], row["dollars"]) for row in found["rows"]["expert"]] == [("generalist", 10.0), ("coder", 1.0)]
-    assert found["always"]["experts"][0] == {"expert": "generalist", "dollars": 10.0, "saved": -1.0}
+    assert found["always"]["experts"][0] == alone("generalist", 10.0, -1.0)
     assert [row["dollars"] for row in found["rows"]["category"]] == [11.0]
 
 
@@ -112,14 +139,14 @@ def test_an_expert_without_prices_is_no_free_baseline_and_its_answers_are_unpric
         "requests": 1,
         "dollars": 10.0,
         "experts": [
-            {"expert": "generalist", "dollars": 10.0, "saved": 0.0},
-            {"expert": "painter", "dollars": 1.0, "saved": -9.0},
+            alone("generalist", 10.0, 0.0),
+            alone("painter", 1.0, -9.0),
         ],
         "unknown": ["coder"],
     }
-    lines = "\n".join(_spend_lines(report, days=7)).splitlines()
-    assert "without `prices` in experts.yaml, so of unknown cost: coder" in lines
-    assert not any(line.startswith("always coder") for line in lines)
+    spend, _, alone_by = "\n".join(_spend_lines(report, days=7)).partition("so of unknown cost: coder\n")
+    assert "coder" in spend
+    assert "coder" not in alone_by
 
 
 def test_a_log_with_endless_names_has_a_bounded_report() -> None:
@@ -143,7 +170,7 @@ async def test_the_command_reads_each_kind_of_log(
     def run(*arguments: str) -> Callable[[], Any]:
         return lambda: CliRunner().invoke(app, ["report", "--config", str(config), *arguments])
 
-    found = json.loads((await anyio.to_thread.run_sync(run("--days", "1", "--json"))).stdout)
+    found = json.loads((await anyio.to_thread.run_sync(run("--since", "1d", "--json"))).stdout)
     assert (found["days"], found["spend"]["total"]["requests"], found["traffic"]["last_day"]) == (1, 24, 24)
     assert [(row["name"], row["dollars"]) for row in found["spend"]["rows"]["key"]] == [("a", 24.0)]
-    assert (await anyio.to_thread.run_sync(run("--days", "0"))).exit_code == 2
+    assert (await anyio.to_thread.run_sync(run("--since", "0d"))).exit_code == 2

@@ -138,7 +138,11 @@ async def test_spend_is_read_on_request_and_summed_by_key_expert_and_category(br
     spend = {"total": total, "always": always, "rows": found, "note": "the same tokens"}
 
     async def reply(route: Route) -> None:
-        await route.fulfill(body=orjson.dumps({"object": "report", "report": {"spend": spend}}))
+        await route.fulfill(
+            body=orjson.dumps(
+                {"object": "report", "report": {"spend": spend, "value": {"verdict": "routing saved $4.50"}}}
+            )
+        )
 
     async with visiting(browser, f"{served.url}/ui/#/live") as page:
         await page.route("**/v1/report?days=30", reply)
@@ -153,6 +157,7 @@ async def test_spend_is_read_on_request_and_summed_by_key_expert_and_category(br
         await expect(baselines.first).to_have_text("large-11$3.5−$1")
         await expect(baselines).to_have_count(10)
         await expect(card).to_contain_text("2 more expensive")
+        await expect(card).to_contain_text("routing saved $4.50.")
         await expect(card).to_contain_text("of unknown cost: home")
         await check_accessible(page)
         await check_no_sideways_scroll(page)

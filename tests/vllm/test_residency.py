@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from coe.fleet.residency.client import fetch_report
+from coe.fleet.residency.client import shared_devices
 from coe.settings import Settings
 from tests.vllm.conftest import OPTIONS
 from tests.vllm.service import SPARE, Service, lines_of, text_of
@@ -49,7 +49,7 @@ def service(model: Path, python: Path, tmp_path_factory: pytest.TempPathFactory)
 def tiers(service: Service) -> dict[str, str]:
     """As `coe status` asks for them."""
     settings = Settings.read({}, config=service.folder / "experts.yaml")
-    (device,) = asyncio.run(fetch_report(settings.residency_link.readlink()))
+    (device,) = asyncio.run(shared_devices(settings.home))
     return {name: one["tier"] for one in device["servers"] for name in one["experts"]}
 
 

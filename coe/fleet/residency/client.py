@@ -1,7 +1,7 @@
 """The gateway's client of the residency socket: requests that an expert is loaded, and keeps the latest tiers.
 
 `ResidencyClient` implements `coe.experts.factory.ExpertLoader` over one connection that is opened again when it
-breaks. `coe status` uses `fetch_report`. Messages between a gateway process and `coe up` are one JSON object a line:
+breaks. `coe status` uses `shared_devices`. Messages between a gateway process and `coe up` are one JSON object a line:
 
     gateway -> coe up   {"acquire": 7, "expert": "law", "timeout": 60.0, "stand_in": ""}
                         {"end": 7}          the request ended, or no longer waits
@@ -30,6 +30,8 @@ import orjson
 from coe.errors import ExpertAsleep
 from coe.supervision import TaskFailed, ignore_failure, supervised
 
+LINK = "residency.sock"
+"""Symbolic link in the state folder to the socket of the running `coe up`."""
 MAX_LINE_BYTES = 2**20
 
 
@@ -190,6 +192,14 @@ async def fetch_report(address: Path) -> list[dict[str, Any]]:
         finally:
             writer.close()
     raise ConnectionResetError(f"{address}: the connection was closed without a report")
+
+
+async def shared_devices(home: Path) -> list[dict[str, Any]]:
+    """Return the report of the running `coe up` of a state folder; empty if it manages no devices."""
+    try:
+        return await fetch_report((home / LINK).readlink())
+    except OSError:  # no link, or no process behind it; TimeoutError is one
+        return []
 
 
 class _Refused(Exception):

@@ -8,20 +8,49 @@ gateway's side and describes the messages.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from coe.fleet.residency.client import MAX_LINE_BYTES, encode, read_messages
+from coe.fleet.residency.client import LINK, MAX_LINE_BYTES, encode, read_messages
+from coe.fleet.residency.managed_server import plan_devices
 from coe.fleet.residency.policy import Ticket, Tier
 from coe.fleet.residency.residency import Residency
+from coe.fleet.specs import ServerSpec
+from coe.registry import Registry
+from coe.settings import Settings
+from coe.terminal import print_line
 
 PUBLISH_INTERVAL = 0.2
 """Seconds between two messages about waiting requests, at least."""
 MAX_UNREAD_BYTES = 2**22
 """Bytes that a gateway process may leave unread. Beyond, it counts as hung: its connection and its requests end."""
+
+
+@asynccontextmanager
+async def running_residency(
+    settings: Settings, registry: Registry, servers: Sequence[ServerSpec]
+) -> AsyncIterator[Path]:
+    """Run the scheduler of shared devices for the length of the block.
+
+    Yields the address of its socket, to which a link in the state folder points. Raises FleetError for a failed start.
+    """
+    assert registry.residency is not None
+    residency = Residency(
+        plan_devices(registry, servers),
+        first=[registry.general_expert, *registry.assignment.values()],
+        max_wait=registry.residency.max_wait,
+        report=print_line,
+    )
+    with TemporaryDirectory(prefix="coe-") as folder:  # a short path
+        address = Path(folder) / "residency.sock"
+        async with residency, serve_residency(residency, address):
+            (settings.home / LINK).unlink(missing_ok=True)
+            (settings.home / LINK).symlink_to(address)
+            yield address
 
 
 @asynccontextmanager

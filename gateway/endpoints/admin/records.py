@@ -234,7 +234,7 @@ class Reports:
         days = query_of(request, ReportQuery).days
 
         async def compute() -> bytes:
-            words, needs = ("report", "--days", str(days), "--json"), ("pyarrow", "scipy")
+            words, needs = ("report", "--since", f"{days}d", "--json"), ("pyarrow", "scipy")
             report = await self._jobs.run(*words, seconds=REPORT_TIMEOUT_SECONDS, needs=needs)
             return orjson.dumps({"object": "report", "time": time.time(), "report": report})
 

@@ -13,7 +13,7 @@ export function openSpend(draw) {
   let period = "7";
   let found = null;
   const load = () => {
-    found = resource(async () => (await api.get(`v1/report?days=${period}`)).report.spend, draw);
+    found = resource(async () => (await api.get(`v1/report?days=${period}`)).report, draw);
     draw();
   };
   const select = (event) => {
@@ -33,11 +33,12 @@ export function openSpend(draw) {
   };
 }
 
-function report({ total, always, rows, note }) {
+function report({ spend: { total, always, rows, note }, value }) {
   if (!total.requests) return html`<p class="faint">No requests in this period.</p>`;
   const baselines = [...always.experts].reverse(); // the cheapest first
   const largest = always.experts[0];
   return html`
+    <p>${value.verdict}.</p>
     <dl class="figures">
       ${figure("Spent", dollars(total.dollars), `${number(total.requests)} requests, ${number(total.unpriced)} of unknown cost`)}
       ${largest?.dollars

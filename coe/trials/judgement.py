@@ -1,7 +1,7 @@
 """What a candidate must show to replace the version in use, and the contrasts that guard its categories.
 
 A plan's moves have evidence that no look spends (`coe.learning.moves`); a new router is compared with the one in use on
-prompts that both left out (`coe.learning.router_comparison`). No guarded category may fall.
+prompts that both left out (`coe.learning.router_comparison`). No guarded category may fall. Pure functions over NumPy.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.learning.off_policy import BanditLog, policy_difference
 from coe.trials.contrasts import SIGNIFICANCE, Contrast, paired_contrast
 
 Array = NDArray[np.float64]
@@ -70,25 +69,6 @@ def held_out_evidence(
     return Evidence(HELD_OUT, paired_contrast(gain), falls)
 
 
-def logged_evidence(
-    log: BanditLog, current: Array, candidate: Array, categories: Sequence[str], *, guarded: Sequence[str] = ()
-) -> Evidence:
-    """Evidence from logged traffic, doubly robust: policies of shape (n, k), and each request's likeliest category.
-
-    A candidate seems better than it is on the requests that chose its moves, so it can show a loss but no gain.
-    """
-    names = np.asarray(categories)
-    rows = {name: names == name for name in guarded}
-    parts = {
-        name: (log.part(r), current[r], candidate[r]) for name, r in rows.items() if r.sum() >= MIN_GUARDED_REQUESTS
-    }
-    return Evidence(
-        LOGGED,
-        estimated_contrast(log, current, candidate),
-        {name: estimated_contrast(*part) for name, part in parts.items()},
-    )
-
-
 def falling_categories(evidence: Sequence[Evidence]) -> str:
     """The guarded categories that fall significantly (Bonferroni over all of them), as text; empty where none does."""
     tests = sum(len(one.guarded) for one in evidence)
@@ -98,14 +78,3 @@ def falling_categories(evidence: Sequence[Evidence]) -> str:
         for name, contrast in one.guarded.items()
         if contrast.below < SIGNIFICANCE / tests
     )
-
-
-def estimated_contrast(log: BanditLog, current: Array, candidate: Array) -> Contrast:
-    """The doubly robust difference of two policies (n, k), tested by its t-interval."""
-    from scipy.stats import t
-
-    found = policy_difference(log, candidate, current)
-    if found.error == 0.0:
-        return Contrast(0.0, 0.0, 1.0, 1.0, len(log))
-    above = float(t.sf(found.value / found.error, found.degrees))
-    return Contrast(found.value, found.error, above, 1.0 - above, len(log))

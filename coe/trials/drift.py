@@ -8,20 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.artifacts.redis import Aspect
 from coe.errors import DataError
 from coe.trials.contrasts import significance_level
 
 Array = NDArray[np.float64]
+Aspect = Literal["category mix", "confidence"]
+"""What may shift."""
+ASPECTS: tuple[Aspect, ...] = get_args(Aspect)
 
 MIN_EFFECT = 0.05
 """Smallest effect of an alarm: the share of traffic that changes category (total variation), or the largest gap of the
 two distributions (Kolmogorov-Smirnov statistic)."""
 FALSE_DISCOVERY_RATE = 0.05
+CONFIDENCE_BINS = 10
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,6 +34,13 @@ class TrafficSample:
 
     category: NDArray[np.int64]
     confidence: Array
+
+    def shares(self, categories: Sequence[str]) -> tuple[dict[str, float], list[float]]:
+        """Return the shares of the categories, and those of CONFIDENCE_BINS equal ranges of the confidence."""
+        mix = np.bincount(self.category, minlength=len(categories)) / len(self.category)
+        bins = np.minimum((self.confidence * CONFIDENCE_BINS).astype(int), CONFIDENCE_BINS - 1)
+        found = np.bincount(bins, minlength=CONFIDENCE_BINS) / len(bins)
+        return dict(zip(categories, mix.round(5).tolist(), strict=True)), found.round(5).tolist()
 
 
 @dataclass(frozen=True, slots=True)
