@@ -13,9 +13,7 @@ from coe.cli.common import Benchmark, Config, Json, print_result, settings_for, 
 from coe.errors import DataError
 from coe.terminal import exit_on_sigterm, print_error, progress_bar
 
-Folder = Annotated[
-    Path | None, typer.Argument(metavar="DIR", help="prompts, scores and models (.parquet, .jsonl or .csv).")
-]
+Folder = Annotated[Path | None, typer.Argument(metavar="DIR", help="prompts, scores and models, parquet or JSONL.")]
 MaxActive = Annotated[
     float | None,
     typer.Option("--max-active-b", min=0, help="Only models of known size: at most so many billion active parameters."),
