@@ -3,7 +3,8 @@
 `coe check --live` and `coe up` use it. The request bypasses breakers and incidents, so a check
 does not affect traffic.
 
-Reads the queue lengths of inference servers in the background, for load-aware selection.
+Reads the queue lengths of inference servers in the background, for load-aware selection, and checks the health of
+servers whose breaker is open.
 
 The queue length is on a server's page of metrics, under the name that vLLM, SGLang or llama.cpp gives it.
 """
@@ -147,24 +148,32 @@ async def reading_queues(
 
 async def read_queues(experts: Iterable[ReplicatedExpert], without_queue: set[Replica], *, session: Client) -> None:
     """Reads the queue of each replica whose breaker is closed, except those `without_queue`. Adds a replica to these if
-    its server shows no queue. Takes a few seconds at most."""
+    its server shows no queue. Checks that the others answer at all. Takes a few seconds at most."""
 
-    async def read(replica: Replica) -> None:
-        status, page = 0, b""
+    async def get(replica: Replica, page: str) -> tuple[int, bytes]:
         with contextlib.suppress(OSError, ValueError):  # TimeoutError is an OSError; ValueError: no URL
             async with asyncio.timeout(PAGE_TIMEOUT):
-                status, page = await session.get(join_path(replica.root, "metrics"), max_bytes=MAX_PAGE_BYTES)
+                return await session.get(join_path(replica.root, page), max_bytes=MAX_PAGE_BYTES)
+        return 0, b""
+
+    async def read(replica: Replica) -> None:
+        status, page = await get(replica, "metrics")
         shows_queue = status == 200 and _WAITING.search(b"\n" + page) is not None
         replica.queue_length = queue_length(page) if shows_queue else None
         if not shows_queue and 0 < status < 500:
             without_queue.add(replica)
 
+    async def check(replica: Replica) -> None:
+        status, _ = await get(replica, "health")
+        replica.checked(0 < status < 500)  # a server without this page answers 404
+
     replicas = {replica for expert in experts for replica in expert.replicas if replica.root}
     without_queue &= replicas
-    for replica in replicas:
-        if replica.state in ("open", "half_open"):
-            replica.queue_length = None
-    await asyncio.gather(*(read(one) for one in replicas - without_queue if one.state in ("closed", "rate_limited")))
+    resting = {replica for replica in replicas if replica.breaker.is_open}
+    for replica in resting:
+        replica.queue_length = None
+    failing = [one for one in replicas if one in resting or any(own.is_open for own in one.by_caller.values())]
+    await asyncio.gather(*map(read, replicas - resting - without_queue), *map(check, failing))
 
 
 def queue_length(page: bytes) -> int:
