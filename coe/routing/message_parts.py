@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import chain, takewhile
+from sys import getsizeof
 from typing import Literal
 
 from coe.core import Chat
@@ -46,11 +47,11 @@ _WORDS = re.compile(
     r"|coding (?:agent|assistant)|terminal|command[ -]line)\b",
     re.IGNORECASE,
 )
-_CODE = re.compile(
-    r"(?<![\w./-])[\w./-]{2,80}\.(?:py|tsx?|jsx?|go|rs|java|cs?|cpp|hp?p?|rb|php|kt|swift|sh|sql|css|vue|toml|ya?ml)\b"
-    r"|^@@ -\d|^<{7} |^\+\+\+ |^diff --git",
-    re.MULTILINE,
+_FILE_TYPE = re.compile(
+    r"\.(?:py|tsx?|jsx?|go|rs|java|cs?|cpp|hp?p?|rb|php|kt|swift|sh|sql|css|vue|toml|ya?ml)\b",
 )
+_DIFF_MARKS = ("\n@@ -", "\n<<<<<<< ", "\n+++ ", "\ndiff --git")
+MAX_PATH_CHARACTERS = 80
 
 
 def is_coding_agent(chat: Chat) -> bool:
@@ -63,7 +64,16 @@ def is_coding_agent(chat: Chat) -> bool:
     if not signs or signs >= MIN_SIGNS:
         return signs >= MIN_SIGNS
     turns = (one.text[:MAX_TURN_CHARACTERS] for one in chat.messages[-MAX_TURNS:])
-    return signs + len(set(chain.from_iterable(map(_CODE.findall, turns)))) >= MIN_SIGNS
+    return signs + len(set(chain.from_iterable(map(_code_signs, turns)))) >= MIN_SIGNS
+
+
+def _code_signs(text: str) -> Iterator[str]:
+    """The paths of source files in a text, and the marks of a diff."""
+    for found in _FILE_TYPE.finditer(text):
+        path = text[max(0, found.start() - MAX_PATH_CHARACTERS) : found.end()].split()[-1]
+        if len(path) > len(found[0]) + 1:
+            yield path
+    yield from (mark for mark in _DIFF_MARKS if mark in f"\n{text}")
 
 
 @lru_cache(maxsize=256)  # a system prompt comes with every request of its application, and takes a millisecond
@@ -99,7 +109,7 @@ MAX_PLAIN_CHARACTERS = 1000
 READ_HEAD_CHARACTERS, READ_TAIL_CHARACTERS = 8_000, 4_000
 """Characters outside blocks that are searched for the request, at the head and the tail of a message."""
 MAX_MESSAGE_CHARACTERS = READ_HEAD_CHARACTERS + READ_TAIL_CHARACTERS
-MAX_TAGS = 1000
+MAX_TAGS = 300
 """Opening tags of a message that are looked at, outside the blocks found."""
 MAX_BLOCK_CHARACTERS = 2_000_000
 SEARCHED_CHARACTERS = 50_000
@@ -112,6 +122,7 @@ question has, but at least the minimum."""
 STATEMENT_WEIGHT = 0.6
 """Weight of a unit that is no question, when the question is searched."""
 REQUEST, FRAME = CLASSES.index("request"), CLASSES.index("frame")
+MAX_REMEMBERED_BYTES = 4_000_000
 MIN_REQUEST_PROBABILITY = 0.1
 """A message has a request if that of one of its units is at least this, even if no unit is more likely a request."""
 
@@ -181,13 +192,42 @@ def split_message(text: str) -> MessageParts:
     if label := _TOOL_RESULT.match(parts.request):
         parts.cut("tool result", label[0].strip(), parts.request)
         parts.request = ""
-    elif document := _DOCUMENT.match(parts.request):
+    elif ".md" in parts.request and (document := _DOCUMENT.match(parts.request)):
         _, _, closing = parts.request.rpartition("\n\n")
         parts.cut("document", document[1], parts.request)
         parts.request = "" if _LIST_OR_HEADING.match(closing) else closing
     if parts.request:
         _split_units(parts)
     return parts
+
+
+class SplitMessages:
+    """Splits messages, and remembers the parts of the last ones. Callers only read the parts."""
+
+    def __init__(self) -> None:
+        self._parts: dict[tuple[int, int], tuple[MessageParts, int]] = {}
+        """Parts and their size by length and hash of the message; the last used ones at the end."""
+        self.size = 0
+        """Bytes of the parts, about; at most MAX_REMEMBERED_BYTES."""
+
+    def split(self, text: str) -> MessageParts:
+        """Return what `split_message` does."""
+        key = len(text), hash(text)
+        if (known := self._parts.pop(key, None)) is None:
+            parts = split_message(text)
+            size = getsizeof(parts.request) + sum(map(getsizeof, parts.material)) + 300 * (len(parts.cuts) + 2)
+            if size > MAX_REMEMBERED_BYTES // 100:  # one such message must not displace all others
+                return parts
+            known = parts, size
+            self.size += size
+        self._parts[key] = known
+        while self.size > MAX_REMEMBERED_BYTES:
+            self.size -= self._parts.pop(next(iter(self._parts)))[1]
+        return known[0]
+
+
+EARLIER_MESSAGES = SplitMessages()
+"""For all but the newest message of a chat: a conversation sends these again at every turn."""
 
 
 def _is_plain(text: str) -> bool:

@@ -21,14 +21,18 @@ import math
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 from importlib.resources import files
-from itertools import chain, pairwise
-from math import exp
-from typing import Literal, TypeVar
+from itertools import islice, pairwise
+from typing import Any, Literal, NamedTuple, TypeVar
 
+import numpy as np
 import orjson
+from numpy.typing import NDArray
+
+from routers.kernel import KERNEL, KernelReading
 
 MAX_CHARACTERS = 600
 """Characters that these functions read. A longer text is not a nudge."""
@@ -47,7 +51,7 @@ MIN_LONG_NUDGE_WORDS = 12
 MAX_FOREIGN_SHARE = 0.12
 """Largest share of words outside the lists with which a longer message is still a nudge."""
 
-_WORD = re.compile(r"[^\W\d_]+")
+_WORD = re.compile(r"[^\W\d_]++")
 _FORMULA = re.compile(r"\w\s{0,2}[=+*/^]\s{0,2}\d|\d\s{0,2}[-+*/^=]\s{0,2}\w")
 _NAME = re.compile(r"\d|(?<=[a-z,;:] )[A-Z][a-z]+|(?<=[a-z] )[A-Z]{2,}")
 """A number, or a word with a capital letter within a sentence."""
@@ -123,8 +127,10 @@ NAMING_KINDS = ("label", "heading")
 """Kinds of units that only name what follows."""
 MAX_UNITS = 150
 """Units that are read of a message; the head and the tail of a longer one, half each."""
-MAX_LINES = 2 * MAX_UNITS
+MAX_LINES = 200
 """Lines that are read of a message, as for units."""
+MAX_STRUCTURES = 200
+"""Tags and pairs of a name and a value that are read of a message; further ones are text."""
 MAX_SENTENCES_LINE = 3000
 """Characters of the longest line that is cut into sentences."""
 MAX_UNIT_WORDS = 40
@@ -137,7 +143,6 @@ MIN_VALUE = 12
 STEM = 6
 """Characters of a label's words that are compared, so that `passage` and `passages` are one."""
 
-_WORD = re.compile(r"[^\W\d_]++")
 _FENCE = re.compile(r"\s{0,3}(```|~~~)")
 _TAG = re.compile(r"</?([A-Za-z][\w.:-]{0,40})(?:\s[^<>]{0,200})?/?>")
 _RULE = re.compile(r"\W*+\Z")
@@ -151,12 +156,15 @@ _BULLET = re.compile(r"\s*+(?:[-*•+]|\d{1,2}[.)])\s")
 _PAIR = re.compile(r'"([\w ]{1,30})"\s*+:\s*+"((?:[^"\\]|\\.)*+)"')
 _COMMENT = re.compile(r"\s*+(?://|--|\|)\s++")
 _LITERAL = re.compile(r"\s*+(?:[{}\"\]]|\[(?!\w))")
-_DIGIT = re.compile(r"\d")
-_CITED = re.compile(r"\[[\w ]{1,12}\]|\(\d\)")
-_SENTENCE_END = re.compile(
-    r"(?<=[^\W\d][.!?…])[\"'”)\]]*+\s++|(?<=[!?…)\"”][.!?…])[\"'”)\]]*+\s++|(?<=[。！？])"
-    r"|(?<=[;,\t|])(?=\")|(?<=:)\s++"
-)
+_DIGIT = re.compile(r"[0-9]")
+_CITED = re.compile(r"\[[\w ]{1,12}\]|\([0-9]\)", re.ASCII)
+_SENTENCE_END = re.compile(r"(?:[.!?…][\"'”)\]]*+|:)\s++|[。！？]|[;,\t|](?=\")")
+"""A mark, and what separates it from the next sentence. It consumes the mark: looking behind at every character takes
+six times as long."""
+_BEFORE_FULL_STOP = re.compile(r"[^\W\d]|[!?…)\"”]")
+"""The character before a mark that ends a sentence: that of "3. " does not."""
+_PROSE = re.compile(r"(?!\(?[A-Ja-j][.):]\s)[^\W\d_](?:[^<>|:{}`~/-]++|[/-](?![/-]))*+\Z")
+"""A line that can only be sentences; most are."""
 WORD_PREFIX, NAME_PREFIX = "word ", "name "
 """Prefixes in the names of features that are words: of ordinary units, and of labels and headings."""
 _QUOTES = "\"'“"
@@ -170,19 +178,18 @@ _MAX_INTRO_CHARACTERS = 140
 _REQUEST_LABELS = frozenset(word[:STEM] for word in WORDS["request_labels"])
 
 
-@dataclass(slots=True)
-class Unit:
+class Unit(NamedTuple):
     """One unit. `label`, `tags` and `heading` are the stems under which it stands; `near`: the label is in its
-    paragraph. A label, a heading, a tag or a ruled line begins a new section."""
+    paragraph. A label, a heading, a tag or a ruled line begins a new section. The kernel reads the fields by place."""
 
     text: str
     kind: UnitKind
     paragraph: int
     section: int
-    label: tuple[str, ...] = ()
-    near: bool = False
-    tags: tuple[str, ...] = ()
-    heading: tuple[str, ...] = ()
+    label: tuple[str, ...]
+    near: bool
+    tags: tuple[str, ...]
+    heading: tuple[str, ...]
 
     @property
     def is_name(self) -> bool:
@@ -196,7 +203,7 @@ def first_words(text: str, limit: int = MAX_UNIT_WORDS) -> list[str]:
 
 
 def _stems(text: str, limit: int) -> tuple[str, ...]:
-    return tuple(word[:STEM] for word in first_words(text.replace("_", " ").replace("-", " "), limit))
+    return tuple([word[:STEM] for word in first_words(text, limit)])
 
 
 def units_of(text: str) -> list[Unit]:
@@ -243,10 +250,15 @@ class _Reader:
         self._tags: list[str] = []
         self._fence = ""
         self._fenced: list[str] = []
+        self._structures = 0
+        """Tags and pairs read so far."""
 
     def read(self, line: str) -> None:
         """Add the units of a line."""
         line = line.rstrip()
+        if not self._fence and _PROSE.match(line):
+            self._add_sentences(line)
+            return
         fence = _FENCE.match(line) if "```" in line or "~~~" in line else None
         if self._fence:
             if fence is not None and fence[1] == self._fence:
@@ -255,7 +267,7 @@ class _Reader:
                 self._fenced.append(line)
         elif fence is not None:
             self._fence = fence[1]
-        elif "<" in line and _TAG.search(line):
+        elif "<" in line and self._structures < MAX_STRUCTURES and _TAG.search(line):
             self._read_tags(line)
         elif not line:
             if self.units and self.units[-1].paragraph == self._paragraph:
@@ -271,10 +283,12 @@ class _Reader:
 
     def _read_tags(self, line: str) -> None:
         position = 0
-        for tag in _TAG.finditer(line):
-            self._add_sentences(line[position : tag.start()])
+        for tag in islice(_TAG.finditer(line), MAX_STRUCTURES - self._structures):
+            if tag.start() > position:
+                self._add_sentences(line[position : tag.start()])
             position, name = tag.end(), tag[1]
             self._section += 1
+            self._structures += 1
             if tag[0].startswith("</"):
                 if name in self._tags:
                     del self._tags[self._tags.index(name) :]
@@ -298,13 +312,16 @@ class _Reader:
         if line.startswith(">"):
             self._add(line.lstrip("> "), "quote")
             return
-        if pairs := [pair for pair in _PAIR.findall(line) if len(pair[1]) >= MIN_VALUE] if '"' in line else ():
-            for name, value in pairs:
-                self._set_label(_stems(name, _MAX_LABEL_WORDS))
-                self._add_sentences(value)
+        pairs = list(islice(_PAIR.finditer(line), MAX_STRUCTURES - self._structures)) if '"' in line else []
+        self._structures += len(pairs)
+        if pairs := [pair for pair in pairs if len(pair[2]) >= MIN_VALUE]:
+            for pair in pairs:
+                self._set_label(_stems(pair[1], _MAX_LABEL_WORDS))
+                self._add_sentences(pair[2])
             self._set_label(())
             return
-        line = _COMMENT.sub("", line)
+        if "|" in line or "--" in line or "//" in line:
+            line = _COMMENT.sub("", line)
         if not _LITERAL.match(line):
             line = self._without_label(line)
         self._add_sentences(line)
@@ -312,7 +329,8 @@ class _Reader:
     def _without_label(self, line: str) -> str:
         """The text after a label, which it adds; an introduction, such as "Some passages that may help:", is one."""
         label = _LABEL.match(line)
-        if label is None or len(_WORD.findall(label[1])) > _MAX_LABEL_WORDS:
+        stems = _stems(label[1], _MAX_LABEL_WORDS + 1) if label else ()
+        if label is None or len(stems) > _MAX_LABEL_WORDS:
             alone = line.strip(" *_")
             if not alone.endswith(":") or len(alone) > _MAX_INTRO_CHARACTERS:
                 return line
@@ -321,7 +339,7 @@ class _Reader:
             return ""
         self._set_label(())
         self._add(label[0], "label")
-        self._set_label(_stems(label[1], _MAX_LABEL_WORDS))
+        self._set_label(stems)
         return line[label.end() :].strip(" *_")
 
     def _set_label(self, label: tuple[str, ...], *, paragraph: int | None = None) -> None:
@@ -329,15 +347,18 @@ class _Reader:
         self._section += 1
 
     def _add_sentences(self, line: str) -> None:
-        if _OPTION.match(line):
+        is_prose = _PROSE.match(line) is not None
+        if not is_prose and _OPTION.match(line):
             self._add(line, "option")
-        elif line.count("{") + line.count("}") + line.count('":') >= _MIN_BRACES or _LITERAL.match(line):
+        elif not is_prose and (
+            line.count("{") + line.count("}") + line.count('":') >= _MIN_BRACES or _LITERAL.match(line)
+        ):
             self._add(line, "literal")
         elif len(line) > MAX_SENTENCES_LINE:
             self._add(line, "long")
         else:
-            kind: UnitKind = "bullet" if _BULLET.match(line) else "sentence"
-            for sentence in _SENTENCE_END.split(line):
+            kind: UnitKind = "bullet" if not is_prose and _BULLET.match(line) else "sentence"
+            for sentence in _sentences(line):
                 self._add(sentence, kind)
 
     def _add(self, text: str, kind: UnitKind) -> None:
@@ -345,6 +366,17 @@ class _Reader:
             tags = tuple(_stems(self._tags[-1], 3)) if self._tags else ()
             near = self._labelled == self._paragraph
             self.units.append(Unit(text, kind, self._paragraph, self._section, self._label, near, tags, self._heading))
+
+
+def _sentences(line: str) -> Iterator[str]:
+    """The sentences of a line, each with its mark."""
+    begin = 0
+    for separator in _SENTENCE_END.finditer(line):
+        mark = separator.start()
+        if line[mark] not in ".!?…" or (mark and _BEFORE_FULL_STOP.match(line[mark - 1])):
+            yield line[begin : mark + 1]
+            begin = separator.end()
+    yield line[begin:]
 
 
 def form_features(text: str, kind: UnitKind, words: Sequence[str]) -> list[str]:
@@ -444,8 +476,6 @@ CLASSES: tuple[UnitClass, ...] = ("request", "material", "frame")
 MODEL = "reading.json"
 CERTAIN = 0.9
 """Probability of the class request above which no neighbours are asked, if it holds for all units."""
-MAX_CACHED_CHARACTERS = 200
-"""Longest unit whose logits are cached, which bounds the memory for them to about 2 MB."""
 TINY = 1e-12
 """Smallest probability of a class."""
 Scores = tuple[float, float, float]
@@ -454,22 +484,39 @@ Scores = tuple[float, float, float]
 
 @dataclass(frozen=True, slots=True)
 class ReadingModel:
-    """`weights` of features and the `bias` are logits; `transitions`[relation][class
-    before][class] are factors. Frames consist of the words of `known`."""
+    """`weights` of features and the `bias` are logits; `transitions`[relation][class before][class] are factors. Frames
+    consist of the words of `known`. `kernel` is the same model, compiled."""
 
     weights: dict[str, Scores]
     known: frozenset[str]
     bias: Scores
     transitions: list[list[list[float]]]
+    kernel: KernelReading | None
 
 
 @cache
 def reading_model() -> ReadingModel:
     """The model of the package."""
     file = orjson.loads(files("coe.routing").joinpath(MODEL).read_bytes())
+    weights, bias, transitions = file["weights"], file["bias"], file["transitions"]
     prefixes = (WORD_PREFIX, NAME_PREFIX)
-    known = frozenset(name.partition(" ")[2] for name in file["weights"] if name.startswith(prefixes))
-    return ReadingModel(file["weights"], known, file["bias"], file["transitions"])
+    known = frozenset(name.partition(" ")[2] for name in weights if name.startswith(prefixes))
+    return ReadingModel(weights, known, bias, transitions, _open_kernel(weights, bias, transitions))
+
+
+def _open_kernel(weights: dict[str, Scores], bias: Scores, transitions: Any) -> KernelReading | None:
+    if KERNEL is None:
+        return None
+    lists = {**WORDS, "request_labels": _REQUEST_LABELS}.items()
+    listed = [f"{name}: {word}" for name, words in lists for word in words]
+    letters = np.zeros(0x10000, dtype=np.uint8)
+    letters[[found.start() for found in re.finditer(_WORD.pattern[:-2], "".join(map(chr, range(0x10000))))]] = 1
+    return KERNEL.Reading(
+        names=[*weights, *listed],
+        weights=np.array([*weights.values(), *[(0.0, 0.0, 0.0)] * len(listed)]),
+        bias=np.concatenate((bias, np.ravel(transitions))),
+        letters=np.packbits(letters, bitorder="little").tobytes(),
+    )
 
 
 def has_topical_word(text: str) -> bool:
@@ -487,47 +534,45 @@ def relation(before: Unit, unit: Unit) -> int:
     return 1 if unit.label else 2
 
 
-def class_probabilities(units: Sequence[Unit]) -> list[Scores]:
-    """The probabilities of CLASSES for every unit. Labels and headings are no part of the chain."""
+def class_probabilities(units: list[Unit]) -> list[Scores]:
+    """The probabilities of CLASSES for one or more units. Labels and headings are no part of the chain."""
+    model = reading_model()
+    if model.kernel is not None:
+        with suppress(UnicodeEncodeError):  # a lone surrogate
+            return model.kernel.probabilities(units)
+    return reference_probabilities(units)
+
+
+def reference_probabilities(units: Sequence[Unit]) -> list[Scores]:
+    """What the kernel computes, in NumPy."""
     model = reading_model()
     places = place_features(units)
-    result = [_probabilities(unit, names, model) for unit, names in zip(units, places, strict=True)]
-    if all(own[0] > CERTAIN for own in result):
-        return result
+    logits = np.array([_logits(unit, names, model) for unit, names in zip(units, places, strict=True)])
+    result = _normalized(np.exp(logits - logits.max(axis=1, keepdims=True)))
     linked = [index for index, unit in enumerate(units) if not unit.is_name]
-    steps = [model.transitions[relation(units[index], units[following])] for index, following in pairwise(linked)]
-    after: list[Scores] = [(1.0, 1.0, 1.0)]  # what the following units say of each one, from the last to the first
-    for index, step in zip(reversed(linked[1:]), reversed(steps), strict=True):
-        r, m, f = _product(result[index], after[-1])
-        after.append(_normalized(*(row[0] * r + row[1] * m + row[2] * f for row in step)))
-    before: Scores = (1.0, 1.0, 1.0)
-    for place, index in enumerate(linked):
-        r, m, f = forward = _product(result[index], before)
-        result[index] = _product(forward, after[-1 - place])
-        if place < len(steps):
-            rows = steps[place]
-            before = _normalized(*(r * rows[0][k] + m * rows[1][k] + f * rows[2][k] for k in range(3)))
-    return result
+    if (result[:, 0] <= CERTAIN).any():
+        steps = [np.array(model.transitions[relation(units[index], units[after])]) for index, after in pairwise(linked)]
+        after = np.ones((len(linked), len(CLASSES)))  # what the following units say of each one
+        for place in reversed(range(len(steps))):
+            after[place] = _normalized(steps[place] @ _normalized(result[linked[place + 1]] * after[place + 1]))
+        before = np.ones(len(CLASSES))
+        for place, index in enumerate(linked):
+            forward = _normalized(result[index] * before)
+            result[index] = _normalized(forward * after[place])
+            before = _normalized(forward @ steps[place]) if place < len(steps) else before
+    return [(request, material, frame) for request, material, frame in result.tolist()]
 
 
-def _probabilities(unit: Unit, names: Sequence[str], model: ReadingModel) -> Scores:
-    own = _cached_logits if len(unit.text) <= MAX_CACHED_CHARACTERS else _own_logits
-    r, m, f = _sum(map(model.weights.get, names), *own(unit.text, unit.kind))
-    largest = max(r, m, f)
-    return _normalized(exp(r - largest), exp(m - largest), exp(f - largest))
-
-
-def _own_logits(text: str, kind: UnitKind) -> Scores:
-    """The logits of a unit by itself."""
-    model, words, is_name = reading_model(), first_words(text), kind in NAMING_KINDS
-    prefix = NAME_PREFIX if is_name else WORD_PREFIX
-    weights = [model.weights.get(prefix + word) for word in dict.fromkeys(words)]
-    names = (*form_features(text, kind, words), topical_feature(0 if is_name else weights.count(None)))
-    return _sum(chain(map(model.weights.get, names), weights), *model.bias)
-
-
-_cached_logits = lru_cache(maxsize=4096)(_own_logits)
-"""The units of frames are short, and the same in many messages."""
+def _logits(unit: Unit, names: Iterable[str], model: ReadingModel) -> NDArray[np.float64]:
+    """The logits of a unit from its words, its form, and the names of the features of its place."""
+    words = first_words(unit.text)
+    prefix = NAME_PREFIX if unit.is_name else WORD_PREFIX
+    own = [prefix + word for word in dict.fromkeys(words)]
+    unknown = 0 if unit.is_name else sum(name not in model.weights for name in own)
+    every = (*names, *own, *form_features(unit.text, unit.kind, words), topical_feature(unknown))
+    rows = [model.weights[name] for name in every if name in model.weights]
+    logits: NDArray[np.float64] = np.array([model.bias, *rows]).sum(axis=0)
+    return logits
 
 
 def topical_feature(words: int) -> str:
@@ -535,19 +580,7 @@ def topical_feature(words: int) -> str:
     return f"topical words {min(4, words)}"
 
 
-def _sum(weights: Iterable[Scores | None], r: float, m: float, f: float) -> Scores:
-    for weight in weights:
-        if weight is not None:
-            r += weight[0]
-            m += weight[1]
-            f += weight[2]
-    return r, m, f
-
-
-def _product(one: Scores, other: Scores) -> Scores:
-    return _normalized(one[0] * other[0], one[1] * other[1], one[2] * other[2])
-
-
-def _normalized(r: float, m: float, f: float) -> Scores:
-    total = r + m + f + 3 * TINY
-    return (r + TINY) / total, (m + TINY) / total, (f + TINY) / total
+def _normalized(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The scores as probabilities, over the last axis, none of them zero."""
+    probabilities: NDArray[np.float64] = (scores + TINY) / (scores.sum(axis=-1, keepdims=True) + len(CLASSES) * TINY)
+    return probabilities

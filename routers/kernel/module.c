@@ -1,4 +1,5 @@
-/* The Python module of the kernel: `Tables` computes the fast heads (heads.h), `word_ids` the token ids of a text.
+/* The Python module of the kernel: `Tables` computes the fast heads (heads.h), `word_ids` the token ids of a text, and
+ * `Reading` the classes of the units of a message (reading.h).
  *
  * Only the stable ABI of Python 3.11 is used, so that one build serves all later versions.
  */
@@ -8,6 +9,7 @@
 #include <Python.h>
 
 #include "heads.h"
+#include "reading.h"
 
 #define STACK_TOKENS 160  /* Texts with more tokens use the heap. */
 
@@ -266,7 +268,142 @@ static PyObject *word_ids(PyObject *module, PyObject *args)
     return result;
 }
 
+/* ------------------------------------------------------------------------------------------------------- reading */
+
+typedef struct {
+    PyObject_HEAD
+    Py_buffer buffers[3];  /* weights, bias, letters */
+    Reading model;
+} ReadingObject;
+
+/* Put the names, whose rows are their indexes, into the hash table; return 0, or -1 with an error. */
+static int open_reading(ReadingObject *self, PyObject *names)
+{
+    Reading *model = &self->model;
+    const Py_ssize_t n = PyList_Size(names);
+    for (model->capacity = 64; model->capacity < 4 * (uint64_t)n;)
+        model->capacity *= 2;
+    model->keys = PyMem_Calloc(model->capacity, sizeof(uint64_t) + sizeof(int32_t));
+    if (model->keys == NULL)
+        return PyErr_NoMemory(), -1;
+    model->rows = (int32_t *)(model->keys + model->capacity);
+    for (Py_ssize_t row = 0, size; row < n; row++) {
+        const char *name = PyUnicode_AsUTF8AndSize(PyList_GetItem(names, row), &size);
+        if (name == NULL)
+            return -1;
+        const uint64_t key = key_of_name(name, size), slot = slot_of(model, key);
+        model->keys[slot] = key;
+        model->rows[slot] = (int32_t)row;
+    }
+    model->weights = self->buffers[0].buf;
+    model->bias = self->buffers[1].buf;
+    model->letters = self->buffers[2].buf;
+    open_names(model);
+    return 0;
+}
+
+static PyObject *reading_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    static char *keywords[] = {"names", "weights", "bias", "letters", NULL};
+    PyObject *names, *s[3];
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!OOO:Reading", keywords, &PyList_Type, &names, &s[0], &s[1], &s[2]))
+        return NULL;
+    ReadingObject *self = (ReadingObject *)((allocfunc)PyType_GetSlot(type, Py_tp_alloc))(type, 0);
+    if (self && open_table(s[0], &self->buffers[0], sizeof(double), PyList_Size(names), 3) >= 0
+        && open_table(s[1], &self->buffers[1], sizeof(double), 13, 3) >= 0
+        && open_table(s[2], &self->buffers[2], 1, 0x10000 / 8, 1) >= 0 && open_reading(self, names) == 0)
+        return (PyObject *)self;
+    Py_XDECREF((PyObject *)self);
+    return NULL;
+}
+
+static void reading_dealloc(ReadingObject *self)
+{
+    PyTypeObject *type = Py_TYPE((PyObject *)self);
+    for (int i = 0; i < 3; i++)
+        if (self->buffers[i].obj)
+            PyBuffer_Release(&self->buffers[i]);
+    PyMem_Free(self->model.keys);
+    ((freefunc)PyType_GetSlot(type, Py_tp_free))(self);
+    Py_DECREF(type);
+}
+
+/* Add the hashes of stems, which are features with this prefix; return that of all, 0 without one or with an error. */
+static uint64_t add_stems(Unit *unit, PyObject *stems, int prefix)
+{
+    uint64_t all = 0;
+    for (Py_ssize_t i = 0, size; i < PyTuple_Size(stems) && unit->n_stems < MAX_STEMS; i++) {
+        const char *stem = PyUnicode_AsUTF8AndSize(PyTuple_GetItem(stems, i), &size);
+        if (stem == NULL)
+            return 0;
+        unit->prefixes[unit->n_stems] = (uint8_t)prefix;
+        unit->stems[unit->n_stems] = hash_of(stem, size);
+        all = key_of(all + 1, unit->stems[unit->n_stems++]);
+    }
+    return all;
+}
+
+/* Read a tuple as units.Unit; `lower` gets its first characters in lower case. Return 0, or -1 with an error. */
+static int read_unit(Unit *unit, PyObject *item, PyObject **lower)
+{
+    PyObject *text, *label, *tags, *heading, *head;
+    int near;
+    memset(unit, 0, sizeof *unit);
+    if (!PyArg_ParseTuple(item, "UsiiO!pO!O!", &text, &unit->kind, &unit->paragraph, &unit->section, &PyTuple_Type,
+                          &label, &near, &PyTuple_Type, &tags, &PyTuple_Type, &heading)
+        || (unit->text = PyUnicode_AsUTF8AndSize(text, &unit->size)) == NULL
+        || (head = PyUnicode_Substring(text, 0, MAX_WORD_CHARACTERS)) == NULL)
+        return -1;
+    *lower = PyObject_CallMethod(head, "lower", NULL);
+    Py_DECREF(head);
+    if (*lower == NULL || (unit->lower = PyUnicode_AsUTF8AndSize(*lower, &unit->lower_size)) == NULL)
+        return -1;
+    unit->length = PyUnicode_GetLength(text);
+    unit->is_name = strcmp(unit->kind, "label") == 0 || strcmp(unit->kind, "heading") == 0;
+    unit->label = add_stems(unit, label, near ? NEAR_LABEL : FAR_LABEL);
+    add_stems(unit, tags, OF_TAG);
+    add_stems(unit, heading, OF_HEADING);
+    return PyErr_Occurred() ? -1 : 0;
+}
+
+static PyObject *reading_probabilities(ReadingObject *self, PyObject *items)
+{
+    PyObject *lower[MAX_UNITS] = {NULL}, *result = NULL;
+    const Py_ssize_t n = PyList_Check(items) ? PyList_Size(items) : 0;
+    if (n < 1 || n > MAX_UNITS)
+        return PyErr_Format(PyExc_ValueError, "a list of 1 to %d units is needed", MAX_UNITS);
+    Unit *units = PyMem_Malloc((size_t)n * sizeof(Unit));
+    Py_ssize_t i = 0;
+    while (units && i < n && read_unit(&units[i], PyList_GetItem(items, i), &lower[i]) == 0)
+        i++;
+    if (i == n && (result = PyList_New(n)) != NULL) {
+        add_features(&self->model, units, (int)n);
+        compute_probabilities(&self->model, units, (int)n);
+        for (i = 0; i < n; i++)
+            PyList_SetItem(result, i, Py_BuildValue("(ddd)", units[i].scores[0], units[i].scores[1], units[i].scores[2]));
+    }
+    for (i = 0; i < n; i++)
+        Py_XDECREF(lower[i]);
+    PyMem_Free(units);
+    return units ? result : PyErr_NoMemory();
+}
+
 /* ------------------------------------------------------------------------------- the module; see kernel/__init__.py */
+
+static PyMethodDef reading_methods[] = {
+    {"probabilities", (PyCFunction)reading_probabilities, METH_O, "probabilities(units)\n--\n\n"},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot reading_slots[] = {
+    {Py_tp_new, reading_new},
+    {Py_tp_dealloc, reading_dealloc},
+    {Py_tp_methods, reading_methods},
+    {0, NULL},
+};
+
+static PyType_Spec reading_spec = {"routers.kernel._kernel.Reading", sizeof(ReadingObject), 0, Py_TPFLAGS_DEFAULT,
+                                   reading_slots};
 
 static PyMethodDef tables_methods[] = {
     {"compute", (PyCFunction)tables_compute, METH_VARARGS, "compute(ids, bias, outputs)\n--\n\n"},
@@ -284,12 +421,14 @@ static PyType_Spec tables_spec = {"routers.kernel._kernel.Tables", sizeof(Tables
 
 static int exec_module(PyObject *module)
 {
-    PyObject *type = PyType_FromModuleAndSpec(module, &tables_spec, NULL);
-    if (type == NULL)
-        return -1;
-    const int failed = PyModule_AddObjectRef(module, "Tables", type);
-    Py_DECREF(type);
-    return failed;
+    PyType_Spec *specs[] = {&tables_spec, &reading_spec};
+    for (int i = 0; i < 2; i++) {
+        PyObject *type = PyType_FromModuleAndSpec(module, specs[i], NULL);
+        if (type == NULL || PyModule_AddType(module, (PyTypeObject *)type) < 0)
+            return -1;
+        Py_DECREF(type);
+    }
+    return 0;
 }
 
 static PyMethodDef module_methods[] = {
