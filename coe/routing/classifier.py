@@ -228,11 +228,8 @@ class Classifier:
             return True
         if chat.model != AUTO:
             return False
-        eligible = [
-            index
-            for index, spec in enumerate(self._specs)
-            if not ineligibility(chat, spec) and not exclusion(rule, spec)
-        ]
+        specs = enumerate(self._specs)
+        eligible = [index for index, spec in specs if not (ineligibility(chat, spec) or exclusion(rule, spec))]
         if len(eligible) < 2:
             return False
         if prediction.language == UNDETERMINED or prediction.correction:  # the fast heads know English, and words
@@ -255,8 +252,7 @@ def read_topic(chat: Chat, predict_fast: Callable[[str], Prediction], *, general
     routed = read_request(chat)
     if routed.newest and chat.model == AUTO:
         alone = predict_fast(routed.newest)
-        opens = opens_topic(routed.newest, float(alone.probabilities[general]))
-        if opens:
+        if opens_topic(routed.newest, float(alone.probabilities[general])):
             return replace(routed, text=routed.newest), alone
         routed = replace(routed, continues=routed.has_task)
     return routed, predict_fast(routed.text)

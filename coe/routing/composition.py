@@ -408,9 +408,7 @@ def _next_retry(
 
 
 def _final_error(
-    errors: Sequence[ExpertError],
-    failures: Sequence[tuple[Expert, ExpertError]],
-    untranslatable: InvalidRequest | None,
+    errors: Sequence[ExpertError], failures: Sequence[tuple[Expert, ExpertError]], untranslatable: InvalidRequest | None
 ) -> ExpertError | InvalidRequest:
     """Return the most informative error; among equal ones the first, of the best candidate."""
     if not errors and untranslatable is not None:
@@ -421,6 +419,5 @@ def _final_error(
         return not error.request_sent, next(kinds, len(_REPORT_PRIORITY))
 
     error = min(errors, key=rank)
-    pauses = [error.retry_after for _, error in failures if error.retry_after is not None]
-    error.retry_after = min(pauses, default=None)
+    error.retry_after = min((one.retry_after for _, one in failures if one.retry_after is not None), default=None)
     return error
