@@ -401,7 +401,7 @@ class ReplicatedExpert:
             failure = ExpertUnreachable(f"expert {self.name!r} is at a server that cannot be reached", expert=self.name)
             failure.request_sent = False
             raise failure
-        while call.first_token_timeout > 0 and (ready := self._ready(call, tried)):
+        while call.first_token_timeout > 0 and (ready := self._ready(call.caller, tried, forced=call.forced)):
             replica = self._best(ready, call)
             began = self._clock()
             try:
@@ -413,12 +413,11 @@ class ReplicatedExpert:
             failure.unavailable_servers = frozenset(replica.address for replica in tried if replica.root)
         raise failure or self._none_ready(call)
 
-    def _ready(self, call: Call | None = None, exclude: Collection[Replica] = ()) -> list[Replica]:
-        """The replicas that a call may use now; for one that is forced, else those that rest."""
-        now, caller = self._clock(), call.caller if call else ""
-        others = [replica for replica in self.replicas if replica not in exclude]
-        ready = [replica for replica in others if replica.ready(now, caller)]
-        return ready or [one for one in others if call and call.forced and one.rests_for(caller)]
+    def _ready(self, caller: str = "", exclude: Collection[Replica] = (), *, forced: bool = False) -> list[Replica]:
+        """The replicas that a request of `caller` may use now; if it is forced, else those that rest."""
+        now = self._clock()
+        ready = [one for one in self.replicas if one.ready(now, caller) and one not in exclude]
+        return ready or [one for one in self.replicas if forced and one.rests_for(caller) and one not in exclude]
 
     def _load(self, ready: Sequence[Replica]) -> float:
         if self._limit is not None:
@@ -426,9 +425,10 @@ class ReplicatedExpert:
         return float(bool(ready) and all(replica.queue_length for replica in ready))
 
     def _best(self, ready: Sequence[Replica], call: Call) -> Replica:
+        if len(ready) == 1:
+            return ready[0]
         now = self._clock()
-        failed = [one for one in ready if any(breaker.failed_recently(now) for breaker in one.breakers(call.caller))]
-        ready = [replica for replica in ready if replica not in failed] or ready
+        ready = [one for one in ready if not any(b.failed_recently(now) for b in one.breakers(call.caller))] or ready
         if call.conversation:
             return preferred_replica(ready, call.conversation)
         self._rotation = (self._rotation + 1) % len(ready)  # round-robin among equally idle replicas
