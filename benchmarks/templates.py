@@ -40,6 +40,7 @@ from coe.core import GENERAL, Chat, Router
 from coe.planning.assignment import Assignment
 from coe.registry import AUTO
 from coe.routing.classifier import Classifier
+from coe.routing.decision import CapableArms
 from gateway.dialects.chat import CHAT
 from gateway.dialects.messages import MESSAGES
 from gateway.dialects.responses import RESPONSES
@@ -106,7 +107,7 @@ def served(router: Router) -> Classify:
     classifier = Classifier(
         router,
         assignment=Assignment.declared(names, names, {name: name for name in names}, general=GENERAL),
-        specs=(),
+        capable=CapableArms(()),
         confidence_threshold=0.0,
         encoder_timeout=None,
         threads=ThreadPoolExecutor(1),

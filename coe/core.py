@@ -11,13 +11,25 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, TypeVar, dataclass_transform, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from coe.errors import Cause
 from coe.usage import RecipeLog, SentCall, Usage
+
+T = TypeVar("T")
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(field,))
+def frozen(cls: type[T]) -> type[T]:
+    """Make a frozen dataclass of which every request makes instances.
+
+    The type checker keeps it frozen. A dataclass that is frozen at run time takes ten times as long to make.
+    """
+    return dataclass(slots=True, unsafe_hash=True)(cls)
+
 
 PassThroughApi = Literal[
     "rerank", "score", "tokenize", "moderations", "audio/speech", "audio/transcriptions", "audio/translations",
@@ -64,7 +76,7 @@ ENGLISH, UNDETERMINED = "en", "und"
 # ----------------------------------------------------------------------------------------------- request
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Message:
     """Role and text of one message; text parts are joined by newlines.
 
@@ -76,7 +88,7 @@ class Message:
     call_id: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Chat:
     """The part of a request body that routing reads. The raw body is kept unchanged as well.
 
@@ -112,7 +124,7 @@ class ExpertRule:
     only_local: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RequestOptions:
     """Options of a request from its headers and API key.
 
@@ -158,7 +170,7 @@ class Neighbour:
     digest: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Prediction:
     """Category posterior of one text.
 
@@ -234,7 +246,7 @@ class Router(Protocol):
 # ----------------------------------------------------------------------------------------------- decision and response
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Decision:
     """The selected expert and the reason.
 
@@ -267,7 +279,7 @@ AnswerMemory = Callable[[int], None]
 called in any thread."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Call:
     """One request to one expert: the client's parsed body and its timeouts in seconds.
 

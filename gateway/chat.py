@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Generator
 from contextlib import aclosing, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
@@ -42,17 +42,16 @@ _NO_KEEP_ALIVE = nullcontext()
 
 
 class _Turn(Awaitable[None]):
-    """Suspends its task `times` times, as `asyncio.sleep(0)` does once, in a third of the time."""
+    """Lets the other requests of this moment catch up. Requests that take the same step one after the other find its
+    code and data in the processor's caches: at 32 connections this is worth a fifth of the requests a second
+    (docs/experiments/gateway.md)."""
 
-    def __init__(self, times: int) -> None:
-        self._times = times
+    def __init__(self, active: Collection[ActiveRequest]) -> None:
+        self._active = active
 
     def __await__(self) -> Generator[None]:
-        for _ in range(self._times):
+        if len(self._active) > 1:
             yield
-
-
-_TURN, _NO_TURN = _Turn(1), _Turn(0)
 
 
 class ChatEndpoint:
@@ -64,6 +63,7 @@ class ChatEndpoint:
         self._tracing = services.tracing
         self._cache = services.cache
         self._stored = services.stored if dialect.api == "responses" else None
+        self._turn = _Turn(services.admission.active)
         self._observers = services.observers if self._cache is None else (*services.observers, self._cache.observe)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -94,7 +94,7 @@ class ChatEndpoint:
                 await self._refuse(RequestError(message), trace, send)
         finally:
             try:
-                await self._take_turns()
+                await self._turn
             finally:
                 self._record(trace)  # 8
 
@@ -102,7 +102,7 @@ class ChatEndpoint:
         """Steps 1 to 7. Requests that pass through skip 3 and 5; one that the cache answers skips 3 to 6."""
         composition, is_routed = trace.snapshot.composition, trace.api not in PASS_THROUGH_APIS
         body = await active.admit(trace.head, receive, forms=self._dialect.forms)  # 1
-        await self._take_turns()
+        await self._turn
         trace.step("parse")  # 2
         size = len(body)
         await parse(trace, active, self._dialect, body)
@@ -121,12 +121,12 @@ class ChatEndpoint:
                 assert trace.allowance is not None
                 await trace.allowance.reserve(trace.chat, trace.options.recipe, size=size)
                 if is_routed:
-                    await self._take_turns()
+                    await self._turn
                     trace.step("classify")  # 3
                     trace.routed, trace.prediction = await composition.classifier.classify(
                         trace.chat, trace.options.rule, trace.options.rules
                     )
-                await self._take_turns()
+                await self._turn
                 trace.step("assign")  # 4
                 await composition.assign(trace)
                 chat = trace.chat
@@ -148,12 +148,6 @@ class ChatEndpoint:
                 trace.complete()
             finally:
                 await reply.aclose()
-
-    def _take_turns(self) -> Awaitable[None]:
-        """Let the other requests of this moment catch up. Requests that take the same step one after the other find its
-        code and data in the processor's caches: at 32 connections this is worth a fifth of the requests a second
-        (docs/experiments/gateway.md)."""
-        return _TURN if len(self._services.admission.active) > 1 else _NO_TURN
 
     def _chunks(self, reply: Reply, trace: Trace) -> Any:
         """The chunks as the client gets them: with citations of passages, and stored if the request may refer to it."""

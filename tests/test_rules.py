@@ -14,8 +14,9 @@ from coe.core import Chat, ExpertRule, Health, Message, Prediction, RequestOptio
 from coe.errors import ConfigError, RequestError
 from coe.planning.problem import declared_assignment
 from coe.registry import Registry
+from coe.registry.permission import exclusion
 from coe.registry.rules import RuleSpec, rule_notes
-from coe.routing.decision import Previous, decide, exclusion
+from coe.routing.decision import Previous, decide
 from coe.routing.message_parts import MAX_TOOLS
 from coe.routing.rules import MAX_NAME_CHARACTERS, MAX_SYSTEM_CHARACTERS, RequestFacts, Rules
 from gateway.access.access import Caller

@@ -65,8 +65,9 @@ def _open_router(config: Path | None, key: str, client: str, *, explain: bool) -
     from coe.artifacts.api_keys import rule_of
     from coe.planning.assignment import apply_residual, nearest_measured
     from coe.planning.problem import relative_cost
+    from coe.registry.permission import excluded_experts, only_local
     from coe.routing.classifier import read_topic
-    from coe.routing.decision import decide, excluded_experts, only_local
+    from coe.routing.decision import decide
     from coe.routing.request_text import REASONS
     from coe.routing.rules import RequestFacts, Rules
     from gateway.access.allowance import input_range

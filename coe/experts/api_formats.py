@@ -74,7 +74,9 @@ def with_system_prompt(messages: list[dict[str, Any]], prompt: str) -> list[dict
 def applicable_defaults(defaults: Fields, fields: Fields) -> Fields:
     """Drops the declared output limit if the request has one, whatever its name: servers refuse two limits or obey the
     wrong one."""
-    if not defaults or all(fields.get(name) is None for name in LENGTH_FIELDS):
+    if not defaults or fields.keys().isdisjoint(LENGTH_FIELDS):
+        return defaults
+    if all(fields.get(name) is None for name in LENGTH_FIELDS):
         return defaults
     return {name: value for name, value in defaults.items() if name not in LENGTH_FIELDS}
 

@@ -13,15 +13,14 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from hashlib import blake2b
 from operator import attrgetter
-from typing import Literal
+from typing import Literal, Self
 
-from coe.core import Call, Expert, Health, Reply
+from coe.core import Call, Chunks, Expert, Health, Reply
 from coe.errors import REMEDIES, Cause, ExpertBusy, ExpertError, ExpertUnavailable, ExpertUnreachable
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
@@ -327,21 +326,36 @@ class TrackedReply:
         self.media_type = reply.media_type
         self.usage = reply.usage
         self._reply = reply
+        self._chunks: Chunks | None = None
+        self._closed = False
         self._ended: Callable[[BaseException | None, bool], None] | None = ended
 
-    async def chunks(self) -> AsyncGenerator[bytes, None]:
+    def chunks(self) -> Self:
+        self._chunks = self._reply.chunks()
+        return self
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
         try:
-            async with aclosing(self._reply.chunks()) as chunks:
-                async for chunk in chunks:
-                    yield chunk
+            assert self._chunks is not None
+            return await self._chunks.__anext__()
+        except StopAsyncIteration:
+            self._end(None, True)
+            raise
         except ExpertError as error:
             self._end(error, False)
             raise
-        self._end(None, True)
 
     async def aclose(self) -> None:
+        """Closes its chunks too, and once: the connection may then belong to another request."""
         self._end(None, False)
-        await self._reply.aclose()
+        if not self._closed:
+            self._closed = True
+            if self._chunks is not None:
+                await self._chunks.aclose()
+            await self._reply.aclose()
 
     def _end(self, error: BaseException | None, complete: bool) -> None:
         ended, self._ended = self._ended, None
@@ -396,7 +410,7 @@ class ReplicatedExpert:
         if self.spec.stream_idle_timeout is not None:
             call = replace(call, stream_idle_timeout=self.spec.stream_idle_timeout)
         failure: ExpertUnreachable | None = None
-        tried = tuple(replica for replica in self.replicas if replica.address in call.exclude)
+        tried = tuple([replica for replica in self.replicas if replica.address in call.exclude]) if call.exclude else ()
         if len(tried) == len(self.replicas):
             failure = ExpertUnreachable(f"expert {self.name!r} is at a server that cannot be reached", expert=self.name)
             failure.request_sent = False
@@ -422,7 +436,7 @@ class ReplicatedExpert:
     def _load(self, ready: Sequence[Replica]) -> float:
         if self._limit is not None:
             return sum(map(_outstanding, ready)) / (self._limit * len(ready)) if ready else 0.0
-        return float(bool(ready) and all(replica.queue_length for replica in ready))
+        return float(bool(ready) and 0 not in [replica.queue_length or 0 for replica in ready])
 
     def _best(self, ready: Sequence[Replica], call: Call) -> Replica:
         if len(ready) == 1:

@@ -26,6 +26,7 @@ import orjson
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, WithJsonSchema
 from pydantic_core import PydanticSerializationError
 
+from coe.core import frozen
 from coe.errors import DamagedEntry, InvalidRequest, StoreError, UnknownCursor
 from coe.usage import MemberCall
 
@@ -89,7 +90,7 @@ class RecipeCall:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RoutingRecord:
     """One routed request's record, schema version 1. Times are Unix seconds, durations milliseconds.
 

@@ -68,8 +68,8 @@ class Prices(StrictModel):
 
     def cost(self, input_tokens: float, output_tokens: float, cached_tokens: float = 0.0) -> float:
         """Return US dollars. The cached tokens are a part of the input tokens."""
-        full = (input_tokens - cached_tokens) * self.input
-        return (full + cached_tokens * self.cached + output_tokens * self.output) / 1e6
+        full = (input_tokens - cached_tokens) * self.input + output_tokens * self.output
+        return (full + cached_tokens * self.cached if cached_tokens else full) / 1e6
 
     def known_cost(self, input_tokens: float | None, output_tokens: float | None) -> float | None:
         """Return US dollars; None if a number of tokens is unknown."""

@@ -19,8 +19,8 @@ from functools import lru_cache, partial
 
 from coe.core import FAST_UNCERTAIN, GENERAL, UNDETERMINED, Chat, ExpertRule, Prediction, Router
 from coe.planning.assignment import Assignment, apply_residual, information_value, residual_gain, routing_gain
-from coe.registry import AUTO, ArmSpec, ExpertSpec
-from coe.routing.decision import exclusion, ineligibility
+from coe.registry import AUTO
+from coe.routing.decision import Capable
 from coe.routing.request_text import RoutedText, read_request
 from coe.routing.rules import Rules
 from coe.routing.units import opens_topic, reading_model
@@ -162,7 +162,7 @@ MAX_CACHED_GAINS = 128
 class Classifier:
     """Predicts fast on the event loop, and uses the encoder where it may change the decision of the assignment.
 
-    `specs` are the arms of the assignment in its order. With `retrieves`, documents are declared.
+    `capable` are the arms that can take a request. With `retrieves`, documents are declared.
     """
 
     def __init__(
@@ -170,7 +170,7 @@ class Classifier:
         router: Router,
         *,
         assignment: Assignment,
-        specs: Sequence[ExpertSpec | ArmSpec],
+        capable: Capable,
         confidence_threshold: float,
         encoder_timeout: float | None,
         threads: Executor,
@@ -179,7 +179,7 @@ class Classifier:
     ) -> None:
         self._router = router
         self._assignment = assignment
-        self._specs = specs
+        self._capable = capable
         # The gains depend on the plan, fixed here, and on which experts are eligible for a request; not on health.
         self._routing_gain = lru_cache(maxsize=MAX_CACHED_GAINS)(partial(routing_gain, assignment))
         self._residual_gain = lru_cache(maxsize=MAX_CACHED_GAINS)(partial(residual_gain, assignment))
@@ -200,19 +200,13 @@ class Classifier:
         """
         routed, fast = read_topic(chat, self._router.predict_fast, general=self._general)
         matching = self._rules if rules else None
-        if matching is not None and matching.needs_no_encoder(rules):
-            if fast.stage == FAST_UNCERTAIN:
-                fast = replace(fast, stage=SHORT_CIRCUIT)
-        else:
-            fast = await self._refined(fast, routed.text, chat, rule)
+        is_decided = matching is not None and matching.needs_no_encoder(rules)
+        if not is_decided and self._needs_encoder(chat, fast, rule):
+            is_foreign = fast.language == UNDETERMINED
+            fast = await self._encoder_passes.predict(routed.text, foreign=is_foreign) or fast
+        elif fast.stage == FAST_UNCERTAIN:
+            fast = replace(fast, stage=SHORT_CIRCUIT)
         return routed, matching.apply(rules, fast) if matching else fast
-
-    async def _refined(self, fast: Prediction, text: str, chat: Chat, rule: ExpertRule | None) -> Prediction:
-        """Use the encoder if it might change the choice between the experts that the `rule` permits."""
-        if not self._needs_encoder(chat, fast, rule):
-            return replace(fast, stage=SHORT_CIRCUIT) if fast.stage == FAST_UNCERTAIN else fast
-        refined = await self._encoder_passes.predict(text, foreign=fast.language == UNDETERMINED)
-        return fast if refined is None else refined
 
     def _needs_encoder(self, chat: Chat, prediction: Prediction, rule: ExpertRule | None) -> bool:
         """True if a better posterior, or the plan's residual, may select an expert that is better by enough.
@@ -228,8 +222,8 @@ class Classifier:
             return True
         if chat.model != AUTO:
             return False
-        specs = enumerate(self._specs)
-        eligible = [index for index, spec in specs if not (ineligibility(chat, spec) or exclusion(rule, spec))]
+        capable = self._capable(chat, rule)
+        eligible = [index for index, name in enumerate(self._assignment.experts) if name in capable]
         if len(eligible) < 2:
             return False
         if prediction.language == UNDETERMINED or prediction.correction:  # the fast heads know English, and words

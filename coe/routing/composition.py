@@ -49,7 +49,7 @@ from coe.registry import ArmSpec, ExpertSpec, Registry
 from coe.retrieval.retrieval import Retrieval, RetrievalRequest, RetrievalResult
 from coe.routing.classifier import Classifier
 from coe.routing.conversation import Affinity, Conversation, read_conversation
-from coe.routing.decision import NO_PREVIOUS, Previous, decide, with_fallback
+from coe.routing.decision import NO_PREVIOUS, CapableArms, Previous, decide, with_fallback
 from coe.routing.request_text import NO_TEXT, RoutedText
 from coe.routing.rules import Rules
 from coe.usage import RecipeLog, SentCall
@@ -129,8 +129,9 @@ class Composition:
         self.experts = experts
         self.recipes = recipes or {}
         self._arms: dict[str, Expert] = {**experts, **self.recipes}
-        specs = [registry.arm(name) for name in assignment.experts]
-        self._expert_columns = [registry.expert_names.index(first_expert(spec)) for spec in specs]
+        self._capable = CapableArms(registry.arms)
+        firsts = [first_expert(registry.arm(name)) for name in assignment.experts]
+        self._expert_columns = [registry.expert_names.index(name) for name in firsts]
         declared = registry.policy.confidence_threshold
         self._confidence_threshold = confidence_threshold if declared is None else declared
         self._relative_cost = relative_cost(registry, assignment.experts)
@@ -148,7 +149,7 @@ class Composition:
         self.classifier = Classifier(
             router,
             assignment=assignment,
-            specs=specs,
+            capable=self._capable,
             confidence_threshold=self._confidence_threshold,
             encoder_timeout=registry.router.encoder_timeout,
             threads=threads,
@@ -178,7 +179,7 @@ class Composition:
             request.decision = self.decide(chat, prediction, options)
             return
         routed = request.routed
-        request.conversation = conversation = read_conversation(chat, options, routed.requests)
+        request.conversation = conversation = read_conversation(chat, options)
         expert = (await self.affinity.find(conversation) or "") if conversation.earlier else ""
         request.previous = Previous(expert if expert in self._arms else "", routed.continues, routed.in_loop)
         self._explore(request, options)
@@ -214,6 +215,7 @@ class Composition:
             recipe=options.recipe,
             rule=options.rule,
             named=self.rules.arms.get(prediction.rule, "") if self.rules is not None else "",
+            capable=self._capable,
         )
 
     def _extra_price(self, prediction: Prediction, options: RequestOptions) -> NDArray[np.float64]:

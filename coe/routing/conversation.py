@@ -19,12 +19,10 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, Protocol
 
-from coe.core import Chat, Message, RequestOptions
-from coe.routing.message_parts import EARLIER_MESSAGES, MAX_MESSAGE_CHARACTERS
+from coe.core import Chat, Message, RequestOptions, frozen
+from coe.routing.message_parts import MAX_MESSAGE_CHARACTERS, SPLIT_MESSAGES
 
 MAX_TURNS = 5
 """Latest turns that identify an answer. A client may cut off older ones."""
@@ -43,7 +41,7 @@ MAX_ID_CHARACTERS = 512
 _SEPARATING_FIELDS = ("prompt_cache_key", "safety_identifier", "user")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Conversation:
     """The keys of a request.
 
@@ -57,10 +55,8 @@ class Conversation:
     prefix: bytes = b""
 
 
-def read_conversation(
-    chat: Chat, options: RequestOptions, requests: Mapping[int, str] = MappingProxyType({})
-) -> Conversation:
-    """Return the keys of a request. `requests` are those of some of its messages (`RoutedText.requests`)."""
+def read_conversation(chat: Chat, options: RequestOptions) -> Conversation:
+    """Return the keys of a request."""
     messages = chat.messages
     if not messages:
         return Conversation()
@@ -71,9 +67,9 @@ def read_conversation(
     user = _id(metadata, "user_id") if isinstance(metadata, dict) else ""
     ids = [session, user, *(_id(chat.fields, name) for name in _SEPARATING_FIELDS), ""]
     scope += "\0".join(ids).encode("utf-8", "replace")
-    turns, answers = _latest_turns(messages, requests)
+    turns, answers = _latest_turns(messages)
     answer = (_key(scope, ["turns", *[text for _, text in turns[:MAX_TURNS]]]),) if turns else ()
-    opening = by_session or (_key(scope, ["opening", _opening(messages, {**requests, **dict(turns)})]),)
+    opening = by_session or (_key(scope, ["opening", _opening(messages)]),)
     if not answers:
         return Conversation(answer + by_session, by_session, opening[0])
     before = [[text for index, text in turns if index < end][:MAX_TURNS] for end in answers]
@@ -97,7 +93,7 @@ def _end(messages: Sequence[Message]) -> int:
     return end
 
 
-def _latest_turns(messages: Sequence[Message], requests: Mapping[int, str]) -> tuple[list[tuple[int, str]], list[int]]:
+def _latest_turns(messages: Sequence[Message]) -> tuple[list[tuple[int, str]], list[int]]:
     """Return the latest turns with their indexes, as many as the keys need, and the index at which each of the latest
     answers begins, newest first."""
     end = _end(messages)
@@ -106,7 +102,7 @@ def _latest_turns(messages: Sequence[Message], requests: Mapping[int, str]) -> t
         if messages[index].role == "assistant":
             if not index or messages[index - 1].role != "assistant":
                 answers.append(index)
-        elif text := _turn(messages, index, requests):
+        elif text := _turn(messages[index]):
             turns.append((index, text))
             remaining -= len(answers) >= MAX_ANSWERS
         if messages[index].role == "user":
@@ -116,20 +112,17 @@ def _latest_turns(messages: Sequence[Message], requests: Mapping[int, str]) -> t
     return turns, answers[:MAX_ANSWERS]
 
 
-def _turn(messages: Sequence[Message], index: int, requests: Mapping[int, str]) -> str:
+def _turn(message: Message) -> str:
     """Return the text that identifies a turn; empty if nothing does."""
-    message = messages[index]
     if message.role == "user":
-        request = requests.get(index)
-        return (EARLIER_MESSAGES.split(message.text).request if request is None else request)[:MAX_TURN_CHARACTERS]
+        return SPLIT_MESSAGES.split(message.text).request[:MAX_TURN_CHARACTERS]
     return message.call_id[:MAX_ID_CHARACTERS]
 
 
-def _opening(messages: Sequence[Message], requests: Mapping[int, str]) -> str:
+def _opening(messages: Sequence[Message]) -> str:
     """Return the first request of a chat, or else its first text of the user."""
-    users = [index for index, one in enumerate(messages[:MAX_OPENING_MESSAGES]) if one.role == "user"]
-    found = (text for index in users if (text := _turn(messages, index, requests)))
-    return next(found, messages[users[0]].text[:MAX_TURN_CHARACTERS] if users else "")
+    users = [message for message in messages[:MAX_OPENING_MESSAGES] if message.role == "user"]
+    return next(filter(None, map(_turn, users)), users[0].text[:MAX_TURN_CHARACTERS] if users else "")
 
 
 def _id(fields: Mapping[str, Any], name: str) -> str:

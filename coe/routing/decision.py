@@ -13,12 +13,13 @@ no expert that it excludes becomes a candidate, as a fallback, stand-in or membe
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+import sys
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache
 from itertools import accumulate
 from types import MappingProxyType
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,22 +30,25 @@ from coe.core import (
     TEXT_APIS,
     TRANSLATED_APIS,
     UNDETERMINED,
+    Api,
+    Capability,
     Chat,
     Decision,
     ExpertRule,
     Health,
     Prediction,
     Reason,
+    frozen,
 )
 from coe.errors import Cause, Forbidden, InvalidRequest, ModelNotFound, ThreadUnsupported
 from coe.planning.assignment import Assignment, expected_price, expected_utility
 from coe.registry import AUTO, ArmSpec, ExpertSpec, Policy, Registry
-from coe.registry.sections import matches
+from coe.registry.permission import exclusion, permits_model, permitted_models
 
 _HEALTHY = Health()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Previous:
     """The expert of a conversation's last answer, empty if it is unknown or there is none.
 
@@ -74,6 +78,7 @@ def decide(
     recipe: str = "",
     rule: ExpertRule | None = None,
     named: str = "",
+    capable: Capable | None = None,
 ) -> Decision:
     """Select the expert and the fallback order.
 
@@ -88,15 +93,23 @@ def decide(
 
     `extra_price`, shape (n_experts,) in units of quality, is added to the plan's expected prices; it is negative where
     passages are expected to add quality. An expert that `health_by_expert` lacks is up and idle. `uniform`, drawn from
-    [0, 1), makes routed requests explore as declared; the decision then has the exact propensity.
+    [0, 1), makes routed requests explore as declared; the decision then has the exact propensity. `capable` are the
+    registry's `CapableArms`, if they are at hand.
 
     Raises ModelNotFound, Forbidden or InvalidRequest if no expert can take the request.
     """
     category, confidence = assignment.categories[prediction.best], prediction.confidence
     if pinned := pinned_arm(chat, registry, recipe, rule):
         return Decision(pinned, category, confidence, "pinned", (pinned,), rule=prediction.rule)
-    utility, prices = _utilities_and_prices(assignment, prediction, extra_price)
-    eligible = eligible_arms(chat, registry, utility, recipe, language=prediction.language, rule=rule, named=named)
+    utilities, prices = expected_utility(assignment, prediction.probabilities, prediction.residual), dict[str, float]()
+    if assignment.is_priced or extra_price is not None:
+        price = expected_price(assignment, prediction.probabilities)
+        if extra_price is not None:
+            utilities, price = utilities - extra_price, price + extra_price
+        prices = dict(zip(assignment.experts, price.tolist(), strict=True))
+    utility: dict[str, float] = dict(zip(assignment.experts, utilities.tolist(), strict=True))
+    capable = capable or CapableArms(registry.arms)
+    eligible = eligible_arms(chat, registry, utility, recipe, prediction.language, rule, named, capable)
     if named in eligible:
         previous = Previous(named, continues=True, in_loop=True)  # stays whatever its utility and load
         utility.setdefault(named, -math.inf)
@@ -105,10 +118,10 @@ def decide(
     general = assignment.general_expert if confidence < threshold else None
 
     health = {name: health_by_expert.get(name, _HEALTHY) for name in eligible}
-    by_utility = sorted([name for name in utility if name in eligible], key=utility.__getitem__, reverse=True)
+    by_utility = sorted([name for name in utility if name in health], key=utility.__getitem__, reverse=True)
     up = [name for name in by_utility if health[name].up]
     free = [name for name in up if health[name].load < 1]
-    ranked = [*up, *(name for name in by_utility if not health[name].up)]
+    ranked = up if len(up) == len(by_utility) else [*up, *(name for name in by_utility if not health[name].up)]
 
     expert, reason = _prefer(by_utility, utility, policy, previous=previous, general=general)
     avoided = expert if up and expert not in up else ""
@@ -137,7 +150,8 @@ def decide(
         expert, reason = options[index], "explored" if index else "routed"
 
     stand_in = None if registry.residency is None else registry.arm(expert).stand_in
-    ranked.sort(key=lambda name: (name != expert, name != stand_in))
+    if ranked[0] != expert or stand_in:
+        ranked = sorted(ranked, key=lambda name: (name != expert, name != stand_in))
     return Decision(
         expert,
         category,
@@ -167,18 +181,6 @@ def _prefer(
     if general is not None and general in ranked:
         return general, "uncertain"
     return best, "routed"
-
-
-def _utilities_and_prices(
-    assignment: Assignment, prediction: Prediction, extra_price: NDArray[np.float64] | None
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Return the expected utility and price of each column of the assignment by name."""
-    utility = expected_utility(assignment, prediction.probabilities, prediction.residual)
-    price = expected_price(assignment, prediction.probabilities) if assignment.is_priced else np.zeros(len(utility))
-    if extra_price is not None:
-        utility, price = utility - extra_price, price + extra_price
-    names = assignment.experts
-    return dict(zip(names, utility.tolist(), strict=True)), dict(zip(names, price.tolist(), strict=True))
 
 
 def with_fallback(decision: Decision, expert: str, *, cause: Cause) -> Decision:
@@ -217,40 +219,6 @@ def propensities(
 
 MAX_CHARACTERS_PER_TOKEN = 8
 """No tokenizer exceeds this on real text, so a longer chat certainly does not fit into the context."""
-Exclusion = Literal["", "key", "not_local"]
-"""Reason why a rule excludes an expert: the API key does not permit it, or it is not local. Empty if none does."""
-
-
-def only_local(rule: ExpertRule | None) -> ExpertRule:
-    """Return a rule that permits the local experts of another rule, or all local experts."""
-    return replace(rule or ExpertRule(), only_local=True)
-
-
-def exclusion(rule: ExpertRule | None, arm: ExpertSpec | ArmSpec) -> Exclusion:
-    """Return why a rule excludes an expert or arm. A recipe is excluded if the rule excludes any expert that it calls,
-    its judge included."""
-    if rule is None:
-        return ""
-    called, names = arm.called if isinstance(arm, ArmSpec) else (arm,), rule.experts
-    if names is not None and not all(any(matches(name, one.name) for name in names) for one in called):
-        return "key"
-    return "not_local" if rule.only_local and not all(one.is_local for one in called) else ""
-
-
-def excluded_experts(registry: Registry, rule: ExpertRule | None) -> dict[str, Exclusion]:
-    """Return the experts that a rule excludes, and why."""
-    return {spec.name: why for spec in registry.experts if (why := exclusion(rule, spec))}
-
-
-def permitted_models(registry: Registry, rule: ExpertRule | None) -> tuple[str, ...]:
-    """Return the values of `model` that a list can show to a caller with this rule."""
-    return tuple(name for name in registry.listed_models if permits_model(registry, rule, name))
-
-
-def permits_model(registry: Registry, rule: ExpertRule | None, name: str) -> bool:
-    """Return whether a name is a known value of `model`, and a request with this rule may send it."""
-    found = registry.models.resolve(name)
-    return found is not None and (found.model == AUTO or not exclusion(rule, registry.arm(found.model)))
 
 
 def _local_remedy(rule: ExpertRule) -> str:
@@ -299,22 +267,20 @@ def eligible_arms(
     registry: Registry,
     utilities: Mapping[str, float],
     recipe: str,
-    *,
     language: str,
-    rule: ExpertRule | None = None,
-    named: str = "",
+    rule: ExpertRule | None,
+    named: str,
+    capable: Capable,
 ) -> Collection[str]:
     """Return the names of the eligible experts and arms; the one that is `named` needs no measured quality. Raises
     InvalidRequest if no expert can take the chat, Forbidden if the rule excludes all."""
-    eligible = _eligible_experts(chat, registry, rule, named)
-    if recipe != NO_RECIPE and registry.recipe_arms and not single_expert_reason(chat):
-        eligible += [
-            arm.name
-            for arm in registry.recipe_arms
-            if (arm.name == named or utilities.get(arm.name, -np.inf) > -np.inf)
-            and not exclusion(rule, arm)
-            and not ineligibility(chat, arm)
-        ]
+    can_take = capable(chat, rule)
+    eligible = [name for name in registry.expert_names if name in can_take]
+    if not eligible or chat.api != "chat":
+        eligible = _check_experts(chat, registry, rule, named, eligible)
+    if recipe != NO_RECIPE:
+        names = [arm.name for arm in registry.recipe_arms if arm.name in can_take]
+        eligible += [name for name in names if name == named or utilities.get(name, -np.inf) > -np.inf]
     for need in sorted(chat.needs & OPTIONAL_CAPABILITIES):
         declaring = [name for name in eligible if need in registry.arm(name).capabilities]
         if declaring and need == "json_object":  # a schema can do as much
@@ -326,7 +292,7 @@ def eligible_arms(
     return [name for name, languages in spoken.items() if languages is None or language in languages] or eligible
 
 
-def _eligible_experts(chat: Chat, registry: Registry, rule: ExpertRule | None, named: str) -> list[str]:
+def _check_experts(chat: Chat, registry: Registry, rule: ExpertRule | None, named: str, able: list[str]) -> list[str]:
     """Return the names of the eligible experts; for embeddings only the `named` one. Raises InvalidRequest if none can
     take the chat, Forbidden if the rule excludes all."""
     permitted = [spec for spec in registry.experts if not exclusion(rule, spec)]
@@ -336,16 +302,15 @@ def _eligible_experts(chat: Chat, registry: Registry, rule: ExpertRule | None, n
             raise Forbidden(message, code="expert_not_local")
         message = f"no declared expert is in the list of the API key {rule.key!r}; change access.keys.experts"
         raise Forbidden(message, code="expert_not_permitted")
-    reasons = [ineligibility(chat, spec) for spec in permitted]
-    eligible = [spec.name for spec, reason in zip(permitted, reasons, strict=True) if not reason]
-    if not eligible:
+    if not able:
+        reasons = "; ".join([ineligibility(chat, spec) for spec in permitted])
         experts = sorted(permitted, key=lambda expert: expert.name != registry.general_expert)
-        message = f"no expert can take this request: {'; '.join(reasons)}{_remedy(chat, experts)}"
+        message = f"no expert can take this request: {reasons}{_remedy(chat, experts)}"
         raise InvalidRequest(message, code="no_capable_expert")
-    if chat.api == "embeddings" and len(eligible) > 1:
-        if named in eligible:
+    if chat.api == "embeddings" and len(able) > 1:
+        if named in able:
             return [named]
-        message = f"vectors of different models are not comparable: set model to one of {', '.join(eligible)}"
+        message = f"vectors of different models are not comparable: set model to one of {', '.join(able)}"
         raise InvalidRequest(message, param="model", code="ambiguous_model")
     if chat.api in TRANSLATED_APIS:  # an earlier answer may have stored state on one server
         for name in ("previous_response_id", "conversation"):
@@ -355,7 +320,7 @@ def _eligible_experts(chat: Chat, registry: Registry, rule: ExpertRule | None, n
                 )
                 raise InvalidRequest(message, param="model")
         check_thread(chat)
-    return eligible
+    return able
 
 
 def _remedy(chat: Chat, specs: Sequence[ExpertSpec | ArmSpec]) -> str:
@@ -448,6 +413,34 @@ def ineligibility(chat: Chat, spec: ExpertSpec | ArmSpec) -> str:
     if _fits(chat, spec):
         return ""
     return f"{spec.name} has a context of {spec.context_length} tokens and the chat has {chat.characters} characters"
+
+
+Capable = Callable[[Chat, ExpertRule | None], Collection[str]]
+"""Returns the names of the experts and arms that can take a chat and that the rule permits."""
+MAX_KINDS = 256
+"""Kinds of requests whose capable arms are remembered. Capabilities, lengths of contexts and keys' rules make few."""
+
+
+class CapableArms:
+    """The experts and arms that can take a chat and that its rule permits, remembered for each kind of request."""
+
+    def __init__(self, arms: Sequence[ExpertSpec | ArmSpec]) -> None:
+        self._arms = arms
+        self._lengths = [*sorted({arm.context_length * MAX_CHARACTERS_PER_TOKEN for arm in arms}), sys.maxsize]
+        self._has_recipes = any(isinstance(arm, ArmSpec) for arm in arms)
+        self._of_kind = lru_cache(maxsize=MAX_KINDS)(self._compute)
+
+    def __call__(self, chat: Chat, rule: ExpertRule | None) -> frozenset[str]:
+        longest = self._lengths[bisect_left(self._lengths, chat.characters)]  # chat of the same kind
+        is_single = self._has_recipes and bool(single_expert_reason(chat))
+        return self._of_kind(chat.api, chat.needs, longest, is_single, rule)
+
+    def _compute(
+        self, api: Api, needs: frozenset[Capability], characters: int, is_single: bool, rule: ExpertRule | None
+    ) -> frozenset[str]:
+        kind = Chat(AUTO, (), stream=False, needs=needs, characters=characters, fields={}, api=api)
+        arms = [arm for arm in self._arms if not (is_single and isinstance(arm, ArmSpec)) and not exclusion(rule, arm)]
+        return frozenset([arm.name for arm in arms if not ineligibility(kind, arm)])
 
 
 def _fits(chat: Chat, spec: ExpertSpec | ArmSpec) -> bool:

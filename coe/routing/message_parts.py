@@ -47,9 +47,7 @@ _WORDS = re.compile(
     r"|coding (?:agent|assistant)|terminal|command[ -]line)\b",
     re.IGNORECASE,
 )
-_FILE_TYPE = re.compile(
-    r"\.(?:py|tsx?|jsx?|go|rs|java|cs?|cpp|hp?p?|rb|php|kt|swift|sh|sql|css|vue|toml|ya?ml)\b",
-)
+_FILE_TYPE = re.compile(r"\.(?:py|tsx?|jsx?|go|rs|java|cs?|cpp|hp?p?|rb|php|kt|swift|sh|sql|css|vue|toml|ya?ml)\b")
 _DIFF_MARKS = ("\n@@ -", "\n<<<<<<< ", "\n+++ ", "\ndiff --git")
 MAX_PATH_CHARACTERS = 80
 
@@ -208,24 +206,25 @@ class SplitMessages:
         self.size = 0
         """Bytes of the parts, about; at most MAX_REMEMBERED_BYTES."""
 
-    def split(self, text: str) -> MessageParts:
+    def split(self, text: str, *, anew: bool = False) -> MessageParts:
         """Return what `split_message` does."""
         key = len(text), hash(text)
-        if (known := self._parts.pop(key, None)) is None:
+        parts, size = self._parts.pop(key, (None, 0))
+        if parts is None or anew:
+            self.size -= size
             parts = split_message(text)
             size = getsizeof(parts.request) + sum(map(getsizeof, parts.material)) + 300 * (len(parts.cuts) + 2)
             if size > MAX_REMEMBERED_BYTES // 100:  # one such message must not displace all others
                 return parts
-            known = parts, size
             self.size += size
-        self._parts[key] = known
+        self._parts[key] = parts, size
         while self.size > MAX_REMEMBERED_BYTES:
             self.size -= self._parts.pop(next(iter(self._parts)))[1]
-        return known[0]
+        return parts
 
 
-EARLIER_MESSAGES = SplitMessages()
-"""For all but the newest message of a chat: a conversation sends these again at every turn."""
+SPLIT_MESSAGES = SplitMessages()
+"""For the messages of all chats, since a conversation sends its earlier messages again at every turn."""
 
 
 def _is_plain(text: str) -> bool:

@@ -1,24 +1,24 @@
 """Extracts the text to classify from a chat: the user's request, without text that a client or agent harness added.
 
-`read_request` is pure. It takes the last user message with a request first, shortens older ones, adds the head of the
+`read_request` takes the last user message with a request first, shortens older ones, adds the head of the
 system prompt if the request says little, and bounds the length. `message_parts` splits each message.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from itertools import accumulate
 
-from coe.core import Chat, Message
-from coe.routing.conversation import MAX_TURN_CHARACTERS, newest_turn
+from coe.core import Chat, Message, frozen
+from coe.routing.conversation import newest_turn
 from coe.routing.message_parts import (
     CODING_AGENT,
-    EARLIER_MESSAGES,
     MAX_MESSAGE_CHARACTERS,
+    SPLIT_MESSAGES,
     MessageParts,
     OmittedPart,
     is_coding_agent,
-    split_message,
 )
 from coe.routing.units import has_topic, instruction, is_nudge, refers_to_context
 
@@ -53,19 +53,17 @@ REASONS: Mapping[str, str] = {
 """The meaning of each kind of part."""
 
 MAX_READ_CHARACTERS = 40_000
-"""Characters of user messages that are searched for parts in a chat; its first one is searched in any case. Together
-with the turns that identify a conversation, reading takes 10 ms at most."""
+"""Characters of user messages that are searched for parts in a chat; its first one is searched in any case."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RoutedText:
     """The text for the router, about 5,000 characters at most, and what it leaves out.
 
     `newest` are the requests since the last answer alone, with the material that they are about; empty if there is no
     answer or no request since. `continues` is true if the newest turn has no topic of its own, so that it continues the
     task of the last answer. `in_loop` is true if the turn has results of tools that the last answer called. `has_task`
-    is true if an earlier request has a topic: after a greeting, there is no task to continue. `requests` are the
-    beginnings of the requests that were read, by the index of their message.
+    is true if an earlier request has a topic: after a greeting, there is no task to continue.
     """
 
     text: str
@@ -74,7 +72,6 @@ class RoutedText:
     continues: bool = False
     in_loop: bool = False
     has_task: bool = False
-    requests: Mapping[int, str] = field(default_factory=dict, compare=False, repr=False)
 
 
 NO_TEXT = RoutedText("")
@@ -97,15 +94,12 @@ def read_request(chat: Chat) -> RoutedText:
     limit = next(limits)
     texts: list[str] = []
     left_out: list[OmittedPart] = []
-    requests: dict[int, str] = {}
     turns = _user_turns(chat)
     newest, end = newest_turn(chat.messages)
     count = 0
     has_material = False
     for index in turns:
-        is_newest = index == len(chat.messages) - 1
-        parts = (split_message if is_newest else EARLIER_MESSAGES.split)(chat.messages[index].text)
-        requests[index] = parts.request[:MAX_TURN_CHARACTERS]
+        parts = SPLIT_MESSAGES.split(chat.messages[index].text, anew=index == len(chat.messages) - 1)
         reason = _omission_kind(parts, is_older=bool(texts), is_only=len(turns) == 1)
         material = ""
         if parts.material and not texts and not reason:
@@ -139,7 +133,6 @@ def read_request(chat: Chat) -> RoutedText:
         in_loop or (newest > 0 and not count),
         in_loop,
         count > 0 and any(has_topic(chat.messages[index].text) for index in turns if index < newest),
-        requests,
     )
 
 
@@ -147,12 +140,8 @@ def _user_turns(chat: Chat) -> list[int]:
     """Return the indexes of the user messages to read, newest first."""
     messages = chat.messages
     turns = [n for n in range(len(messages) - 1, -1, -1) if messages[n].role == "user" and messages[n].text]
-    read, total = list[int](), 0
-    for index in turns[:MAX_TURNS]:
-        read.append(index)
-        total += min(len(messages[index].text), MAX_MESSAGE_CHARACTERS)
-        if total > MAX_READ_CHARACTERS:
-            break
+    totals = accumulate(min(len(messages[n].text), MAX_MESSAGE_CHARACTERS) for n in turns[: MAX_TURNS - 1])
+    read = turns[: 1 + sum(total <= MAX_READ_CHARACTERS for total in totals)]
     return read + turns[-1:] if len(read) < len(turns) else read
 
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -123,8 +124,6 @@ def instruction(text: str) -> str:
 UnitKind = Literal["sentence", "label", "heading", "intro", "option", "bullet", "fence", "quote", "literal", "long"]
 
 _T = TypeVar("_T")
-NAMING_KINDS = ("label", "heading")
-"""Kinds of units that only name what follows."""
 MAX_UNITS = 150
 """Units that are read of a message; the head and the tail of a longer one, half each."""
 MAX_LINES = 200
@@ -194,7 +193,7 @@ class Unit(NamedTuple):
     @property
     def is_name(self) -> bool:
         """True if it only names what follows."""
-        return self.kind in NAMING_KINDS
+        return self.kind in ("label", "heading")
 
 
 def first_words(text: str, limit: int = MAX_UNIT_WORDS) -> list[str]:
@@ -400,75 +399,54 @@ def is_question(text: str) -> bool:
 
 
 def place_features(units: Sequence[Unit]) -> list[list[str]]:
-    """The names of the features that each unit has by its place among the others."""
-    stems = [{*unit.label, *unit.tags, *unit.heading} for unit in units]
-    asked = [not stem.isdisjoint(_REQUEST_LABELS) for stem in stems]
+    """The names of the features that each unit has by its place among the others. A part of the message stands in one
+    paragraph and section."""
+    parts = [(unit.paragraph, unit.section) for unit in units]
+    asked = [not _REQUEST_LABELS.isdisjoint((*unit.label, *unit.tags, *unit.heading)) for unit in units]
     has_asked = any(hit and not unit.is_name for hit, unit in zip(asked, units, strict=True))
-    question_elsewhere = "question elsewhere" if any(is_question(unit.text) for unit in units) else "no question"
-    openings = [word for unit in units[:3] for word in first_words(unit.text, 1)[:1] or [""]]
-    afters = [
-        [f"after {word}" for word in dict.fromkeys(openings[:count]) if word in WORDS["transformations"]]
-        for count in range(4)
-    ]
-    first_paragraph, last_paragraph = units[0].paragraph, units[-1].paragraph
-    lengths = dict.fromkeys((unit.paragraph for unit in units), 0)
+    questions = [index for index, unit in enumerate(units) if is_question(unit.text)]
+    asking = {parts[index] for index in questions}
+    openings = [word for unit in units[:3] for word in first_words(unit.text, 1) or [""]]
+    paragraphs, counts, lengths = Counter[int](), Counter[tuple[int, int]](), dict.fromkeys(parts, 0)
     sections: dict[tuple[str, ...], list[int]] = {}
-    parts = _parts(units)
-    last_question = max((index for index, unit in enumerate(units) if is_question(unit.text)), default=None)
-    for unit in units:
-        lengths[unit.paragraph] += len(unit.text)
-        if unit.label and not unit.is_name:
+    for part, unit in zip(parts, units, strict=True):
+        paragraphs[unit.paragraph] += len(unit.text)
+        if not unit.is_name:
+            counts[part] += 1
+            lengths[part] += len(unit.text)
             sections.setdefault(unit.label, []).append(unit.section)
-    count = len(units)
-    shape = "only" if count == 1 else "one paragraph" if len(lengths) == 1 else "paragraphs"
+    longest = max(lengths.values())
     result = []
-    for index, unit in enumerate(units):
-        names = [shape, f"paragraph {min(8, lengths[unit.paragraph] // 100)}", question_elsewhere]
-        if stems[index]:
-            names += [f"tag {stem}" for stem in unit.tags]
-            names += [f"heading {stem}" for stem in unit.heading]
-            names += [f"{'near' if unit.near else 'far'} label {stem}" for stem in unit.label]
-        names += afters[min(index, 3)]
-        names.append("first" if index == 0 else "second" if index == 1 else "later")
-        names.append("asked" if asked[index] else "asked elsewhere" if has_asked else "nothing asked")
-        names.append(parts[unit.paragraph, unit.section])
-        if last_question is not None:
-            names.append(f"{('at', 'after', 'before')[(index > last_question) - (index < last_question)]} question")
-        same = sections.get(unit.label, (unit.section,))
+    for index, (part, unit) in enumerate(zip(parts, units, strict=True)):
+        names = [
+            "only" if len(units) == 1 else "one paragraph" if len(paragraphs) == 1 else "paragraphs",
+            f"paragraph {min(8, paragraphs[unit.paragraph] // 100)}",
+            *(f"tag {stem}" for stem in unit.tags),
+            *(f"heading {stem}" for stem in unit.heading),
+            *(f"{'near' if unit.near else 'far'} label {stem}" for stem in unit.label),
+            *(f"after {word}" for word in dict.fromkeys(openings[:index]) if word in WORDS["transformations"]),
+            ("first", "second", "later")[min(index, 2)],
+            "asked" if asked[index] else "asked elsewhere" if has_asked else "nothing asked",
+            f"part {'asks' if part in asking else 'beside question' if asking else 'of no question'}"
+            f"{', longest' if lengths[part] == longest else ''}, {min(3, counts[part])}",
+            "question elsewhere" if questions else "no question",
+        ]
+        if questions:
+            names.append(f"{('at', 'after', 'before')[(index > questions[-1]) - (index < questions[-1])]} question")
+        same = sections.get(unit.label, []) if unit.label else []
         places = {
-            "labelled": stems[index],
-            "last": index == count - 1,
-            "last but one": index == count - 2,
-            "first paragraph": unit.paragraph == first_paragraph,
-            "last paragraph": unit.paragraph == last_paragraph,
-            "label again": same[-1] > unit.section,
-            "label before": same[0] < unit.section >= same[-1],
-            "few": count <= 3,
+            "labelled": unit.label or unit.tags or unit.heading,
+            "last": index == len(units) - 1,
+            "last but one": index == len(units) - 2,
+            "first paragraph": unit.paragraph == units[0].paragraph,
+            "last paragraph": unit.paragraph == units[-1].paragraph,
+            "label again": same and same[-1] > unit.section,
+            "label before": same and same[0] < unit.section >= same[-1],
+            "few": len(units) <= 3,
             "after colon": index and units[index - 1].text.endswith(":"),
         }
-        names += [name for name, holds in places.items() if holds]
-        result.append(names)
+        result.append(names + [name for name, holds in places.items() if holds])
     return result
-
-
-def _parts(units: Sequence[Unit]) -> dict[tuple[int, int], str]:
-    """A feature for each part of the message that stands in one paragraph and section: whether it asks, or another part
-    does, whether it is the longest, and how many units it has."""
-    keys = [(unit.paragraph, unit.section) for unit in units]
-    lengths, counts = dict.fromkeys(keys, 0), dict.fromkeys(keys, 0)
-    asking = set()
-    for key, unit in zip(keys, units, strict=True):
-        if not unit.is_name:
-            lengths[key] += len(unit.text)
-            counts[key] += 1
-        if is_question(unit.text):
-            asking.add(key)
-    longest = max(lengths.values())
-    return {
-        key: f"part {'asks' if key in asking else 'beside question' if asking else 'of no question'}"
-        f"{', longest' if length == longest else ''}, {min(3, counts[key])}"
-        for key, length in lengths.items()
-    }
 
 
 UnitClass = Literal["request", "material", "frame"]

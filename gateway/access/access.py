@@ -33,9 +33,9 @@ from coe.errors import (
 )
 from coe.outage import Outage
 from coe.registry import AccessSpec, ApiKey, Registry
+from coe.registry.permission import exclusion
 from coe.registry.sections import FILE
 from coe.routing.conversation import Affinity
-from coe.routing.decision import exclusion
 from coe.settings import Settings
 from coe.usage import SentCall
 from gateway.access.allowance import UNLIMITED, Allowance, LimitedAllowance, Pricing

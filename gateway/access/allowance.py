@@ -107,6 +107,8 @@ def _part_tokens(part: Any) -> float:
         return sum(map(_part_tokens, part))
     if not isinstance(part, dict):
         return 0 if part is None else 1
+    if len(part) == 2 and "role" in part and isinstance(text := part.get("content"), str):
+        return len(text) / CHARACTERS_PER_TOKEN  # as most messages
     kind, source = part.get("type"), part.get("source")
     is_text = isinstance(source, dict) and source.get("type") not in _FILE_SOURCES
     content = sum([_part_tokens(part[name]) for name in _CONTENT_FIELDS if name in part])
@@ -199,11 +201,11 @@ class Pricing:
         calls = self.pinned.get(recipe if chat.model == AUTO and recipe else chat.model)
         if calls is not None:
             return largest_use(calls, input_tokens, output_tokens)
-        is_single = recipe == NO_RECIPE or single_expert_reason(chat)
-        uses = [
-            largest_use(one, input_tokens, output_tokens) for one in (self.routed[:1] if is_single else self.routed)
-        ]
-        return Amounts(*map(max, zip(*uses, strict=True)))
+        highest = largest_use(self.routed[0], input_tokens, output_tokens)
+        if len(self.routed) == 1 or recipe == NO_RECIPE or single_expert_reason(chat):
+            return highest
+        uses = [largest_use(one, input_tokens, output_tokens) for one in self.routed[1:]]
+        return Amounts(*map(max, zip(highest, *uses, strict=True)))
 
 
 ONE_REQUEST = Amounts(1, 0, 0)

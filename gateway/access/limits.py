@@ -220,24 +220,21 @@ class Account:
 
     def extend(self, reservation: Reservation, amounts: Amounts) -> None:
         """Reserves the difference between `amounts` and the reserved ones, or nothing. Raises as `reserve` does."""
-        self._limiter.mark_active(self)
-        now = self._limiter.now()
-        missing: list[tuple[Counter, float]] = []
+        now = self._limiter.mark_active(self)
+        missing = [after - before for after, before in zip(amounts, reservation.amounts, strict=True)]
         for counter in reservation.counters:
-            amount = amounts[counter.unit] - reservation.amounts[counter.unit]
-            remaining = counter.remaining(now)
+            amount, remaining = missing[counter.unit], counter.remaining(now)
             if amount > 0 and amount > remaining + ROUNDING_ERROR * counter.limit:
                 raise counter.limit_error(self.key, amount, wait=counter.retry_after(now))
-            missing.append((counter, amount))
-        for counter, amount in missing:
-            counter.consume(amount)
+        for counter in reservation.counters:
+            if amount := missing[counter.unit]:
+                counter.consume(amount)
         reservation.amounts, reservation.at = amounts, now
 
     def settle(self, reservation: Reservation, used: Amounts) -> None:
         """Replaces a reservation by what was `used`: returns the rest, or charges more. Releases the concurrent
         request. Call it once per reservation."""
-        self._limiter.mark_active(self)
-        now = self._limiter.now()
+        now = self._limiter.mark_active(self)
         for counter in reservation.counters:
             counter.remaining(now)
             counter.settle(reservation.amounts[counter.unit], used[counter.unit], reservation.at)
@@ -246,8 +243,8 @@ class Account:
         """The remainder of each limit, negative if more was used than estimated, and the seconds until all of it is
         available again."""
         now = self._limiter.now()
-        found = [(counter, counter.remaining(now), counter.retry_after(now)) for counter in self.counters]
-        return [(counter, remaining, wait if remaining < counter.limit else 0.0) for counter, remaining, wait in found]
+        found = [(counter, counter.remaining(now)) for counter in self.counters]
+        return [(each, left, each.retry_after(now) if left < each.limit else 0.0) for each, left in found]
 
     async def _wait_for_exchange(self) -> None:
         """A client that disconnects does not stop the exchange."""
@@ -309,10 +306,11 @@ class Limiter:
                 self._accounts[key.name] = account
         return self._accounts
 
-    def mark_active(self, account: Account) -> None:
-        """The account has a request, or one that ends."""
-        account.used_at = self.now()
+    def mark_active(self, account: Account) -> float:
+        """The account has a request, or one that ends. Returns the time."""
+        account.used_at = now = self.now()
         self._active.add(account)
+        return now
 
     async def exchange(self, accounts: Collection[Account]) -> None:
         """Sends the changes of these accounts, and reads what all processes have used. Does not fail."""

@@ -32,7 +32,7 @@ from coe.errors import (
 from coe.records import Pending
 from coe.records.record import MAX_NAME_CHARACTERS, Feedback, FeedbackKind
 from coe.registry import Registry
-from coe.routing.decision import permits_model
+from coe.registry.permission import permits_model
 from gateway.access.access import Caller
 from gateway.endpoints.handler import caller_of, json_of, json_response
 from gateway.observability.observers import find_record

@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from coe.core import ExpertRule
 from coe.registry import AUTO
-from coe.routing.decision import exclusion, permits_model, permitted_models
+from coe.registry.permission import exclusion, permits_model, permitted_models
 from gateway.dialects import error_body
 from gateway.dialects.messages import refusal
 from gateway.endpoints.handler import caller_of, json_response

@@ -17,8 +17,8 @@ from typing import Any
 
 import routers
 from coe.planning.assignment import nearest_measured
+from coe.registry.permission import excluded_experts
 from coe.routing.composition import Composition
-from coe.routing.decision import excluded_experts
 from coe.routing.request_text import REASONS
 from gateway.access.allowance import input_tokens
 from gateway.chat import DryRun

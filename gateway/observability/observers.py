@@ -23,8 +23,9 @@ from coe.core import Decision, Reason
 from coe.records import LogWriter, Pending
 from coe.records.record import Feedback, FeedbackKind, RecipeCall, RoutingLog, RoutingRecord
 from coe.registry import MAX_MODEL_CHARACTERS
+from coe.registry.permission import excluded_experts
 from coe.routing.composition import NO_RETRIEVAL, Composition
-from coe.routing.decision import excluded_experts
+from coe.usage import Usage
 from gateway.request.trace import Trace
 
 _log = logging.getLogger("gateway")
@@ -45,66 +46,80 @@ class Recorder:
 
 NO_DECISION = Decision(expert="", category="", confidence=0.0, reason=cast(Reason, ""), candidates=())
 """Fields of the record of a request that was not routed."""
-_OF_TRACE = ("request_id", "time", "outcome", "api", "cost", "unpriced", "dropped")
-_OF_DECISION = (
-    *("category", "confidence", "expert", "reason", "fallback_from", "cause"),
-    *("propensity", "propensities", "rule"),
-)
-_OF_USAGE = ("input_tokens", "output_tokens", "cached_tokens")
-"""Fields of the record that have the same name there."""
+_NO_USAGE = Usage()
 
 
 def record_of(trace: Trace) -> RoutingRecord:
     """The request's record in the routing log. Fields of features that it did not use have their defaults."""
     decision, prediction, options, routed = trace.decision or NO_DECISION, trace.prediction, trace.options, trace.routed
-    composition, registry, first_token_ms = trace.snapshot.composition, trace.snapshot.registry, trace.first_token_ms
-    fields: dict[str, Any] = {"probabilities": {}, "stage": "", "stream": False}
-    fields |= {name: getattr(trace, name) for name in _OF_TRACE}
-    fields |= {name: getattr(decision, name) for name in _OF_DECISION}
-    if (usage := trace.usage) is not None:
-        fields |= {name: getattr(usage, name) for name in _OF_USAGE}
+    chat, usage, attempts, snapshot = trace.chat, trace.usage or _NO_USAGE, trace.attempts, trace.snapshot
+    composition, registry, first_token_ms = snapshot.composition, snapshot.registry, trace.first_token_ms
+    extra: dict[str, Any] = {}
     if prediction is not None:
-        fields["probabilities"] = _named(composition, prediction.probabilities)
-        fields |= {"stage": prediction.stage, "language": prediction.language}
-        fields["in_distribution"] = prediction.in_distribution
-        fields["correction"] = prediction.correction.digest if prediction.correction else ""
+        extra = {"stage": prediction.stage, "language": prediction.language}
+        if prediction.correction is not None:
+            extra["correction"] = prediction.correction.digest
         if (posterior := prediction.router_probabilities) is not None:
-            fields["router_probabilities"] = _named(composition, posterior)
-    if options is not None:
-        fields |= {"cost_weight": options.cost_weight, "session": options.session, "purpose": options.purpose or ""}
-        if (rule := options.rule) is not None:
-            excluded = tuple(excluded_experts(registry, rule))
-            fields |= {"only_local": rule.only_local, "limited": True, "excluded": excluded}
-    if (chat := trace.chat) is not None:
-        fields |= {"stream": chat.stream, "needs": tuple(sorted(chat.needs))}
-        fields["resolved_model"] = chat.model[:MAX_MODEL_CHARACTERS]
+            extra["router_probabilities"] = _named(composition, posterior)
+    if (rule := options.rule) is not None:
+        excluded = tuple(excluded_experts(registry, rule))
+        extra |= {"only_local": rule.only_local, "limited": True, "excluded": excluded}
     if registry.log.store_prompts and not trace.only_local:
-        fields |= {"prompt": routed.text or None, "left_out": tuple(map(str, routed.left_out))}
+        extra |= {"prompt": routed.text or None, "left_out": tuple(map(str, routed.left_out))}
     if (log := trace.recipe_log) is not None:
         steps = tuple(map(RecipeCall.of, log.calls))
-        fields |= {"recipe": log.recipe, "recipe_stop": log.stop, "steps": steps}
+        extra |= {"recipe": log.recipe, "recipe_stop": log.stop, "steps": steps}
     if (result := trace.retrieval_result) is not NO_RETRIEVAL:
-        fields |= {"retrieval": result.status, "gate": result.probability, "gain": result.gain}
-        fields |= {"passages": tuple([passage.id for passage in result.passages]), "passage_tokens": result.tokens}
-        fields["retrieval_ms"] = round(result.ms, 3)
+        extra |= {"retrieval": result.status, "gate": result.probability, "gain": result.gain}
+        extra |= {"passages": tuple([passage.id for passage in result.passages]), "passage_tokens": result.tokens}
+        extra["retrieval_ms"] = round(result.ms, 3)
+    if trace.cache is not None:
+        extra["cache"] = trace.cache.result
     return RoutingRecord(
+        request_id=trace.request_id,
+        time=trace.time,
+        category=decision.category,
+        confidence=decision.confidence,
+        expert=decision.expert,
+        reason=decision.reason,
+        propensity=decision.propensity,
         candidates=decision.candidates,
+        probabilities={} if prediction is None else _named(composition, prediction.probabilities),
+        stage=extra.pop("stage", ""),
         router=composition.router.version,
         config=registry.digest,
         digest=hashlib.sha256(text.encode("utf-8", "replace")).hexdigest() if (text := routed.text) else "",
-        attempts=trace.attempts.count,
+        outcome=trace.outcome,
+        attempts=attempts.count,
+        stream=chat.stream,
         routing_ms=round(trace.routing_ms, 3),
-        first_token_ms=round(first_token_ms, 3) if first_token_ms is not None else None,
+        first_token_ms=None if first_token_ms is None else round(first_token_ms, 3),
         total_ms=round(trace.elapsed_ms(), 3),
+        in_distribution=1.0 if prediction is None else prediction.in_distribution,
+        cost_weight=options.cost_weight,
+        input_tokens=usage.input_tokens,
+        output_tokens=usage.output_tokens,
+        cached_tokens=usage.cached_tokens,
+        session=options.session,
+        api=trace.api,
         tenant=trace.caller.tenant,
         key=trace.caller.key,
-        cache=trace.cache.result if trace.cache is not None else "",
-        plan=trace.snapshot.plan,
+        cost=trace.cost,
+        dropped=trace.dropped,
         assignment=composition.assignment_digest,
         utility=tuple([round(utility, 4) for utility in decision.utility]),
         price=tuple([round(price, 4) for price in decision.price]),
+        propensities=decision.propensities,
+        needs=tuple(sorted(chat.needs)),
+        purpose=options.purpose or "",
+        fallback_from=decision.fallback_from,
+        cause=decision.cause,
         model=trace.requested_model[:MAX_MODEL_CHARACTERS],
-        **fields,
+        resolved_model=chat.model[:MAX_MODEL_CHARACTERS],
+        plan=snapshot.plan,
+        unpriced=trace.unpriced,
+        rule=decision.rule,
+        **extra,
     )
 
 

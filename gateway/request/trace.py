@@ -34,9 +34,10 @@ from coe.errors import ExpertError, InvalidRequest, RequestError
 from coe.experts.http.sse import EVENT_STREAM
 from coe.experts.translation.expert import dropped_parts, is_translated
 from coe.registry import AUTO, ExpertSpec, Policy, Registry
+from coe.registry.permission import only_local
 from coe.registry.sections import ResolvedModel
 from coe.routing.composition import RoutedRequest
-from coe.routing.decision import check_model, check_recipe, only_local, with_fallback
+from coe.routing.decision import check_model, check_recipe, with_fallback
 from coe.routing.request_text import read_request
 from coe.routing.rules import RequestFacts, Rules
 from coe.usage import MemberCall, RecipeLog, RecipeUsage, SentCall, Usage
@@ -207,29 +208,32 @@ class Trace(RoutedRequest):
     def headers(self) -> list[tuple[bytes, bytes]]:
         """The response headers known so far. Names are ASCII by declaration; none holds text of the prompt."""
         decision, log, result = self.decision, self.recipe_log, self.retrieval_result
-        texts: dict[str, str | None] = {"x-request-id": self.request_id}
+        headers = [(b"x-request-id", self.request_id.encode())]
         if decision is not None:
-            texts |= {
-                "x-coe-expert": self.expert,
-                "x-coe-category": decision.category,
-                "x-coe-confidence": f"{decision.confidence:.3f}",
-                "x-coe-reason": decision.reason,
-                "x-coe-router": self.snapshot.composition.router.version,
-                "x-coe-attempts": str(self.attempts.count),
-                "x-coe-overhead-ms": f"{self.routing_ms:.3f}",
-                "x-coe-language": (self.prediction is not None and self.prediction.language) or None,
-                "x-coe-rule": decision.rule or None,
-                "x-coe-fallback-from": decision.fallback_from or None,
-                "x-coe-cause": decision.cause or None,
-            }
-        if decision is not None and log is not None:
-            texts |= {"x-coe-recipe": log.recipe, "x-coe-steps": str(log.steps), "x-coe-calls": str(len(log.calls))}
-        texts["x-coe-dropped"] = ", ".join(self.dropped) or None
-        texts["x-coe-cache"] = None if self.cache is None else self.cache.result
+            headers += (
+                (b"x-coe-expert", self.expert.encode()),
+                (b"x-coe-category", decision.category.encode()),
+                (b"x-coe-confidence", b"%.3f" % decision.confidence),
+                (b"x-coe-reason", decision.reason.encode()),
+                (b"x-coe-router", self.snapshot.composition.router.version.encode()),
+                (b"x-coe-attempts", b"%d" % self.attempts.count),
+                (b"x-coe-overhead-ms", b"%.3f" % self.routing_ms),
+            )
+            if self.prediction is not None and (language := self.prediction.language):
+                headers.append((b"x-coe-language", language.encode()))
+            if decision.rule or decision.fallback_from or decision.cause:
+                texts = {"rule": decision.rule, "fallback-from": decision.fallback_from, "cause": decision.cause}
+                headers += [(b"x-coe-%b" % name.encode(), text.encode()) for name, text in texts.items() if text]
+            if log is not None:
+                counts = ((b"x-coe-steps", b"%d" % log.steps), (b"x-coe-calls", b"%d" % len(log.calls)))
+                headers += ((b"x-coe-recipe", log.recipe.encode()), *counts)
+        if self.dropped:
+            headers.append((b"x-coe-dropped", ", ".join(self.dropped).encode()))
+        if self.cache is not None:
+            headers.append((b"x-coe-cache", self.cache.result.encode()))
         if "retrieve" in self.ended:
             used = f"; passages={len(result.passages)}; tokens={result.tokens}" if result.status == "used" else ""
-            texts["x-coe-retrieval"] = f"{result.status}{used}"
-        headers = [(name.encode(), text.encode()) for name, text in texts.items() if text is not None]
+            headers.append((b"x-coe-retrieval", f"{result.status}{used}".encode()))
         if self.allowance is not None:
             headers += self.allowance.headers()
         if self.options.explain:  # the header Server-Timing (W3C): the milliseconds of each completed step

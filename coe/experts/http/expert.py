@@ -18,7 +18,7 @@ import re
 import secrets
 from collections.abc import Collection, Iterable
 from dataclasses import replace
-from typing import Any, get_args
+from typing import get_args
 
 import orjson
 
@@ -322,17 +322,21 @@ class HttpExpert:
         if call.api in PASS_THROUGH_APIS and not (whole := response.media_type == WholeReply.media_type):
             first = await response.chunk()
             return RelayedReply(response, first, errors=self._errors, stream_idle_timeout=call.stream_idle_timeout)
-        shared: dict[str, Any] = {
-            "api_format": API_FORMATS[call.api],
-            "errors": self._errors,
-            "rewriter": self._rewriter,
-            "usage": usage,
-            "held": held,
-        }
+        api_format, errors, rewriter = API_FORMATS[call.api], self._errors, self._rewriter
         if whole:
-            return await read_json(response, **shared)
+            return await read_json(
+                response, api_format=api_format, errors=errors, rewriter=rewriter, usage=usage, held=held
+            )
         if response.media_type != sse.EVENT_STREAM:
             raise await self._not_a_stream(response)
-        hides_usage = call.api in APIS_WITH_STREAM_OPTIONS and not shows_usage(call)
-        shared |= {"hides_usage": hides_usage, "has_one_choice": call.fields.get("n") in (None, 1)}
-        return StreamedReply(response, stream_idle_timeout=call.stream_idle_timeout, **shared)
+        return StreamedReply(
+            response,
+            api_format=api_format,
+            errors=errors,
+            rewriter=rewriter,
+            stream_idle_timeout=call.stream_idle_timeout,
+            usage=usage,
+            held=held,
+            hides_usage=call.api in APIS_WITH_STREAM_OPTIONS and not shows_usage(call),
+            has_one_choice=call.fields.get("n") in (None, 1),
+        )

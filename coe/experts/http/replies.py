@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncGenerator
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import orjson
 
@@ -63,11 +63,28 @@ class WholeReply:
         self.usage = usage
         self._body, self._held = body, held
 
-    async def chunks(self) -> AsyncGenerator[bytes, None]:
-        yield self._body
+    def chunks(self) -> OneChunk:
+        return OneChunk(self._body)
 
     async def aclose(self) -> None:
         self._held.resize(0)
+
+
+class OneChunk:
+    """The chunks of a whole answer. A generator would take longer, as the event loop keeps a set of those that run."""
+
+    def __init__(self, body: bytes) -> None:
+        self._rest = [body]
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if self._rest:
+            return self._rest.pop()
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None: ...
 
 
 class ModelNameRewriter:
