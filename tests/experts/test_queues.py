@@ -6,10 +6,10 @@ import pytest
 
 from coe.experts import Replica, ReplicatedExpert
 from coe.experts.http.client import Client
-from coe.experts.live_check import queue_length, read_queues
 from coe.experts.replicas import MAX_FAILURES
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
+from gateway.process.server_polls import queue_length, read_queues
 from tests.experts.faulty_server import FaultyServer
 from tests.fakes import ScriptedExpert
 from tests.waiting import ManualClock
